@@ -1,0 +1,1 @@
+"""Measuring a GPU or a live engine, and fitting profiles to the measurements."""

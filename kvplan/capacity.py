@@ -1,0 +1,1 @@
+"""Closed-form KV arithmetic: bytes, blocks and concurrency. Pure, broadcasting; start reading here."""

@@ -1,0 +1,1 @@
+"""What arrives: lengths, arrivals, strategies, traces. No clock, no engine."""
