@@ -36,7 +36,9 @@ def human_readable_int(text: str | int) -> int:
     if suffix in _DECIMAL:
         return round(float(number) * _DECIMAL[suffix])
     if "." in number:
-        raise KvplanError(f"{text!r}: decimals go with k, m, g, t (powers of 1,000), not with {suffix or 'none'}")
+        raise KvplanError(
+            f"{text!r}: decimals go with k, m, g, t (powers of 1,000), not with {suffix or 'none'}"
+        )
     return int(number) * _BINARY.get(suffix, 1)
 
 

@@ -64,6 +64,8 @@ def test_rooms_keep_to_themselves(name: str) -> None:
 def test_capacity_loads_nothing_heavy() -> None:
     """Asking whether a model fits needs neither torch nor simpy, pandas, streamlit."""
     code = "import kvplan.capacity, sys; print(*sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
     loaded = {m.split(".")[0] for m in out.stdout.split()}
     assert not loaded & {"torch", "streamlit", "simpy", "pandas", "altair", "ray", "joblib", "pyarrow"}

@@ -1,0 +1,207 @@
+"""What one engine step must move and multiply on one GPU: bytes and FLOPs from a model's shapes.
+
+Knows shapes and how parallelism cuts them. Does not know how fast anything is (`timing` does).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWork:
+    """Layers of one attention shape, on one rank. Bytes and FLOPs are per layer."""
+
+    num_layers: int
+    cap: int
+    """Context tokens a query sees at most: the window, the sparse top-k; 0 = all of them."""
+    kv_bytes_per_token: float
+    """Read by one decoding sequence for one token of its context."""
+    decode_flops_per_token: float
+    pair_flops: float
+    """Of one query-key pair in prefill."""
+    num_heads: int
+    num_kv_heads: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWork:
+    """Mixture-of-experts layers of one shape, on one rank."""
+
+    num_layers: int
+    num_experts: int
+    """On this rank."""
+    share: float
+    """Probability that a token visits a given expert (top-k over all experts)."""
+    expert_bytes: float
+    expert_flops: float
+    """Of one token in one expert."""
+    tokens_factor: float = 1.0
+    """Tokens that reach the experts per token of this rank (data-parallel ranks pool theirs)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """One rank's work in a step, as numbers per step, per token, per sequence and per context token."""
+
+    num_layers: int
+    dense_bytes: float
+    """Weights read once a step, whatever the batch: projections, dense MLPs, shared experts."""
+    dense_flops: float
+    """Of one token in those weights."""
+    head_bytes: float
+    """The output head, read once a step."""
+    head_flops: float
+    """Of one sampled row (a decode or a prompt's last chunk)."""
+    activation_bytes: float
+    """Residual-stream bytes of one token, summed over layers."""
+    attention: tuple[AttentionWork, ...]
+    experts: tuple[ExpertWork, ...] = ()
+    state_bytes: float = 0.0
+    """Recurrent state that one decoding sequence reads and writes in a step."""
+    num_ranks: int = 1
+    """Tensor-parallel ranks that reduce each layer's output."""
+    num_all_reduces: int = 0
+    all_reduce_bytes: float = 0.0
+    """Of one token in one reduction."""
+    pipeline_stages: int = 1
+
+
+def step_work(
+    model: ModelSpec,
+    *,
+    tensor_parallel_size: int = 1,
+    pipeline_parallel_size: int = 1,
+    data_parallel_size: int = 1,
+    enable_expert_parallel: bool = False,
+    weight_bytes: float = 2.0,
+    expert_weight_bytes: float | None = None,
+    kv_bytes: float = 2.0,
+) -> StepWork:
+    """Count one rank's work. Byte sizes are per parameter and per KV element (scales included by the caller).
+
+    Pipeline stages run in turn on a batch cut in `pipeline_parallel_size` parts, so a step of all parts reads
+    every weight once and every context on its own stage; `timing` divides accordingly.
+    """
+    tp = tensor_parallel_size
+    layers = Counter(model.layers)
+    hidden = model.hidden_size
+    dense = sum(n * _dense_params(layer, hidden, tp) for layer, n in layers.items())
+    head = hidden * -(-model.vocab_size // tp)
+    ep = tp * data_parallel_size if enable_expert_parallel else 1
+    cut = 1 if enable_expert_parallel else tp
+    per_weight = weight_bytes if expert_weight_bytes is None else expert_weight_bytes
+    experts = tuple(
+        _expert_work(layer.mlp, n, hidden, ep, cut, per_weight, data_parallel_size)
+        for layer, n in _by_mlp(layers).items()
+    )
+    reduces = sum(n * _num_reductions(layer) for layer, n in layers.items()) + 1 if tp > 1 else 0
+    return StepWork(
+        num_layers=len(model.layers),
+        dense_bytes=dense * weight_bytes,
+        dense_flops=2.0 * dense,
+        head_bytes=head * 2.0,
+        head_flops=2.0 * head,
+        activation_bytes=len(model.layers) * hidden * 2.0,
+        attention=_attention_work(layers, tp, kv_bytes),
+        experts=experts,
+        state_bytes=sum(n * _state_bytes(layer.attention) for layer, n in layers.items()) / tp,
+        num_ranks=tp,
+        num_all_reduces=reduces,
+        all_reduce_bytes=hidden * 2.0,
+        pipeline_stages=pipeline_parallel_size,
+    )
+
+
+def _by_mlp(layers: Counter[LayerSpec]) -> dict[LayerSpec, int]:
+    """One representative layer per mixture-of-experts shape, with the number of such layers."""
+    found: dict[MlpSpec, LayerSpec] = {}
+    counts: Counter[LayerSpec] = Counter()
+    for layer, n in layers.items():
+        if layer.mlp.num_experts:
+            counts[found.setdefault(layer.mlp, layer)] += n
+    return dict(counts)
+
+
+def _expert_work(
+    mlp: MlpSpec, num_layers: int, hidden: int, ep: int, cut: int, weight_bytes: float, pooled: int
+) -> ExpertWork:
+    params = mlp.num_matrices * hidden * mlp.intermediate_size / cut
+    return ExpertWork(
+        num_layers=num_layers,
+        num_experts=-(-mlp.num_experts // ep),
+        share=mlp.experts_per_token / mlp.num_experts,
+        expert_bytes=params * weight_bytes,
+        expert_flops=2.0 * params,
+        tokens_factor=float(pooled),
+    )
+
+
+def _dense_params(layer: LayerSpec, hidden: int, tp: int) -> float:
+    """Parameters of one layer that every token visits, on one rank."""
+    mlp = layer.mlp
+    if mlp.num_experts:
+        params = hidden * mlp.num_experts + mlp.num_matrices * hidden * mlp.shared_intermediate_size / tp
+    else:
+        params = mlp.num_matrices * hidden * mlp.intermediate_size / tp
+    return params + projection_params(layer.attention, hidden, tp)
+
+
+def projection_params(a: AttentionSpec, hidden: int, tp: int) -> float:
+    """Parameters of one layer's attention projections on one rank; KV heads are replicated when tp is larger."""
+    heads = a.num_heads / tp
+    if a.kind is AttentionKind.MLA:
+        qk, v = a.qk_nope_head_dim + a.qk_rope_head_dim, a.v_head_dim
+        query = a.q_lora_rank * (hidden + heads * qk) if a.q_lora_rank else hidden * heads * qk
+        latent = hidden * (a.kv_lora_rank + a.qk_rope_head_dim)
+        return query + latent + a.kv_lora_rank * heads * (a.qk_nope_head_dim + v) + heads * v * hidden
+    if a.kind is AttentionKind.STATE:
+        return (
+            4.0 * hidden * hidden / tp
+        )  # q, k or gate, v, out at the model's width: the usual order of size
+    v = a.v_head_dim or a.head_dim
+    kv_heads = max(1, a.num_kv_heads // tp) if a.num_kv_heads else 0
+    return hidden * (heads * a.head_dim + kv_heads * (a.head_dim + v) + heads * v)
+
+
+def _num_reductions(layer: LayerSpec) -> int:
+    """All-reduces of one layer: after attention, after the MLP."""
+    return int(layer.attention.kind is not AttentionKind.NONE) + int(layer.mlp.intermediate_size > 0)
+
+
+def _attention_work(layers: Counter[LayerSpec], tp: int, kv_bytes: float) -> tuple[AttentionWork, ...]:
+    counts: Counter[AttentionSpec] = Counter()
+    for layer, n in layers.items():
+        if layer.attention.kind not in (AttentionKind.NONE, AttentionKind.STATE):
+            counts[layer.attention] += n
+    return tuple(work for a, n in counts.items() for work in _kinds_of(a, n, tp, kv_bytes))
+
+
+def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[AttentionWork, ...]:
+    """The attention of `n` layers; a sparse one adds its indexer, which reads every token of the context."""
+    heads = max(1, a.num_heads // tp)
+    if a.kind is not AttentionKind.MLA:
+        v = a.v_head_dim or a.head_dim
+        kv = max(1, a.num_kv_heads // tp)
+        flops = 2.0 * heads * (a.head_dim + v)
+        return (AttentionWork(n, a.window, kv * (a.head_dim + v) * kv_bytes, flops, flops, heads, kv),)
+    latent = a.kv_lora_rank + a.qk_rope_head_dim
+    decode = 2.0 * heads * (latent + a.kv_lora_rank)
+    pair = 2.0 * heads * (a.qk_nope_head_dim + a.qk_rope_head_dim + a.v_head_dim)
+    main = AttentionWork(n, a.index_topk, latent * kv_bytes, decode, pair, heads, 1)
+    if not a.index_topk:
+        return (main,)
+    flops = 2.0 * a.index_num_heads * a.index_head_dim
+    return main, AttentionWork(n, 0, a.index_head_dim + 4.0, flops, flops, a.index_num_heads, 1)
+
+
+def _state_bytes(a: AttentionSpec) -> float:
+    """Read and written once a step; the facts' product is the state's element count at 2 bytes."""
+    if a.state is None:
+        return 0.0
+    facts = dict(a.state.facts)
+    size = facts.get("state_size", facts.get("head_k_dim", 0)) * facts.get("intermediate_size", 0)
+    return 2 * 2.0 * size

@@ -1,0 +1,90 @@
+"""Laws of step time: one physics, exact lines, sane scaling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from kvplan.timing import KernelCosts, ModelStepTime, StepShape, capture_sizes, roofline
+from kvplan.work import step_work
+
+
+def model(*attention: AttentionSpec, mlp: MlpSpec | None = None, layers: int = 32) -> ModelSpec:
+    """A Llama-3.1-8B-like model; several attentions alternate."""
+    kinds = attention or (AttentionSpec(AttentionKind.FULL, 32, 8, 128, 128),)
+    each = tuple(LayerSpec(kinds[i % len(kinds)], mlp or MlpSpec(14336)) for i in range(layers))
+    return ModelSpec("m", "A", each, 4096, 128256, 131072, "bfloat16", False)
+
+
+SLIDING = AttentionSpec(AttentionKind.SLIDING, 32, 8, 128, 128, window=1024)
+FULL = AttentionSpec(AttentionKind.FULL, 32, 8, 128, 128)
+COSTS = KernelCosts(3e12, 7e14, 3e12, 5e14, step_s=1e-4, layer_s=5e-6, sequence_s=1e-6)
+MODELS = {"dense": model(), "sliding": model(FULL, SLIDING), "moe": model(mlp=MlpSpec(768, 3, 128, 8))}
+HOSTS = {
+    "sync": COSTS,
+    "async": KernelCosts(
+        3e12,
+        7e14,
+        3e12,
+        5e14,
+        host_s=9e-3,
+        host_sequence_s=1e-5,
+        host_overlaps=True,
+        capture_sizes=capture_sizes(),
+    ),
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("name", MODELS)
+@given(batch=st.integers(1, 600), start=st.integers(1, 60_000), steps=st.integers(0, 10_000))
+def test_decode_line_is_ticks(name: str, host: str, batch: int, start: int, steps: int) -> None:
+    """The line equals `ticks` at its start and at any context before its limit."""
+    time = ModelStepTime(step_work(MODELS[name]), HOSTS[host])
+    context = batch * start
+    a, b, limit = time.decode_line(batch, context)
+    assert limit > context
+    for c in (context, min(context + steps * batch, limit - 1), limit - 1):
+        assert a + b * c == time.ticks(StepShape(batch, batch, c))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ticks_are_seconds(name: str) -> None:
+    """Integer ticks agree with the broadcasting physics to rounding, pure decode and mixed."""
+    time = ModelStepTime(step_work(MODELS[name]), HOSTS["async"])
+    shape = StepShape(
+        np.array([1, 64, 90, 600]), np.array([1, 64, 64, 88]), np.array([100, 640000, 9999, 176000]),
+        np.array([0, 0, 26, 512]), np.array([0, 0, 1, 2]), np.array([0.0, 0.0, 5000.0, 3e6]),
+    )  # fmt: skip
+    each = [time.ticks(StepShape(*(column[i].item() for column in shape))) for i in range(4)]
+    assert each == pytest.approx(time.seconds(shape) * 1e12, rel=1e-4)
+
+
+def test_roofline_reads_weights_and_context() -> None:
+    """Llama-3.1-8B at batch 1 on 3.35 TB/s: weights plus 131,072 B a context token, nothing else."""
+    time = roofline(step_work(model()), 3.35e12, 989e12)
+    weights = 32 * (4096 * (4096 + 2 * 1024 + 4096) + 3 * 4096 * 14336) * 2 + 4096 * 128256 * 2
+    assert time.seconds(StepShape(1, 1, 100_000)) == pytest.approx(
+        (weights + 131072 * 100_000) / 3.35e12, rel=1e-3
+    )
+
+
+def test_moe_wakes_experts_with_the_batch() -> None:
+    """One token reads top-k experts of a layer; a large batch reads them all."""
+    work = step_work(MODELS["moe"])
+    one, many = (roofline(work, 1e12, 1e30).seconds(StepShape(m, m, 0)) for m in (1, 4096))
+    expert = 32 * 3 * 4096 * 768 * 2 / 1e12
+    assert many - one == pytest.approx((128 - 8) * expert, rel=1e-6)
+
+
+@given(batch=st.integers(1, 512), context=st.integers(0, 10**7), chunk=st.integers(1, 8192))
+def test_more_work_takes_longer(batch: int, context: int, chunk: int) -> None:
+    """A longer context, one more sequence or a prompt chunk never makes a step shorter."""
+    time = ModelStepTime(step_work(MODELS["sliding"]), COSTS)
+    base = time.ticks(StepShape(batch, batch, context))
+    assert time.ticks(StepShape(batch, batch, context + 1)) >= base
+    assert time.ticks(StepShape(batch + 1, batch + 1, context)) >= base
+    assert time.ticks(StepShape(batch + chunk, batch, context, chunk, 1, chunk * chunk / 2)) >= base
