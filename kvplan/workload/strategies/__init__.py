@@ -1,0 +1,21 @@
+"""Reasoning strategies that branch, prune, vote, revise and stop: plain generators, no clock, no engine."""
+
+from kvplan.workload.strategies.protocol import ALL, RIGHT, Answer, Ask, Branch, Finished, Plan
+from kvplan.workload.strategies.session import Launch, Orders, Outcome, Problem, Sampler, Segment, Session
+
+__all__ = [
+    "ALL",
+    "RIGHT",
+    "Answer",
+    "Ask",
+    "Branch",
+    "Finished",
+    "Launch",
+    "Orders",
+    "Outcome",
+    "Plan",
+    "Problem",
+    "Sampler",
+    "Segment",
+    "Session",
+]

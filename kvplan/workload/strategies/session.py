@@ -1,0 +1,231 @@
+"""One problem in progress: drives a strategy's generator, keeps its branches, draws what each will do.
+
+How to drive it, from a simulator, a replay or a test:
+
+    session = Session(problem, strategy, sampler)
+    orders = session.begin()
+    loop:
+        abort every id in orders.cancel             # running or waiting; its blocks are free at once
+        after orders.pause_s: submit every launch in orders.start:
+            prompt = launch.prompt                  # segments (key, start, length): equal key = equal tokens
+            stop_at = launch.tokens                 # it ends by itself there, unless that is max_tokens
+            max_tokens = launch.branch.max_tokens   # what the scheduler is told
+        when a request reaches its end (and, if launch.branch.score, its verifier pass is done):
+            orders = session.finish(branch_id)
+        when the engine itself ended one at `tokens` generated tokens (pruned under pressure):
+            orders = session.prune(branch_id, tokens)
+    until orders.answer is not None                 # then nothing of this problem runs any more
+
+Keys are tuples that begin with the problem's id, or the shared prefix's name, so they never clash. `sampler`
+decides lengths, answers and scores when a branch is launched; the strategy learns them when it finishes.
+Knows neither seconds nor blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from kvplan.errors import KvplanError
+from kvplan.workload.strategies.protocol import Answer, Branch, Finished, Plan, Reason
+
+
+class Segment(NamedTuple):
+    """Tokens `start ... start + length` of the content named `key`: same key and range, same tokens."""
+
+    key: tuple[object, ...]
+    start: int
+    length: int
+
+
+class Outcome(NamedTuple):
+    """What a branch will do, drawn when it is launched."""
+
+    tokens: int
+    thinking_tokens: int
+    reason: Reason
+    answer: int | None
+    score: float
+
+
+class Sampler(Protocol):
+    """Draws outcomes. One object per problem, with a random stream of its own."""
+
+    def draw(self, branch: Branch, parent: Outcome | None) -> Outcome:
+        """Return what `branch` will do; called once per branch, in order of launch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One task of the workload: its prompt, and the key of a prefix that other problems share."""
+
+    id: int
+    prompt_tokens: int
+    shared_prefix_tokens: int = 0
+    """The first tokens of the prompt, equal in all problems with the same `shared_prefix`."""
+    shared_prefix: str = "system"
+
+    def segments(self) -> tuple[Segment, ...]:
+        """The prompt: shared part first, then the problem's own."""
+        own = self.prompt_tokens - self.shared_prefix_tokens
+        parts = (
+            Segment((self.shared_prefix,), 0, self.shared_prefix_tokens),
+            Segment((self.id, "prompt"), 0, own),
+        )
+        return tuple(s for s in parts if s.length)
+
+
+@dataclass(slots=True)
+class Launch:
+    """A branch with its prompt spelled out and its end decided."""
+
+    branch: Branch
+    prompt: tuple[Segment, ...]
+    outcome: Outcome
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return sum(s.length for s in self.prompt)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens it will generate."""
+        return self.outcome.tokens
+
+    @property
+    def thinking_tokens(self) -> int:
+        """How many of them, from the first on, are hidden."""
+        return self.outcome.thinking_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the driver has to do now."""
+
+    start: tuple[Launch, ...] = ()
+    cancel: tuple[int, ...] = ()
+    pause_s: float = 0.0
+    answer: Answer | None = None
+
+
+IDLE = Orders()
+
+
+def content(problem: int, launch: Launch, child: Branch) -> tuple[Segment, ...]:
+    """What `child` inherits from its finished parent `launch`: its prompt, then what it generated.
+
+    Generated token i of branch b is (problem, b, "out")[i]; a child that drops the thinking, or forks from
+    the middle, names a part of that range.
+    """
+    end = launch.tokens if child.parent_tokens is None else min(child.parent_tokens, launch.tokens)
+    begin = min(launch.thinking_tokens, end) if child.drop_thinking else 0
+    generated = Segment((problem, launch.branch.id, "out"), begin, end - begin)
+    return (*launch.prompt, generated) if generated.length else launch.prompt
+
+
+@dataclass(slots=True)
+class Session:
+    """One problem and its strategy (see the module's docstring for the protocol).
+
+    Raises KvplanError when a strategy names a branch twice or continues one that has not finished.
+    """
+
+    problem: Problem
+    plan: Plan
+    sampler: Sampler
+    launches: dict[int, Launch] = field(default_factory=dict)
+    """Every branch ever launched, by id."""
+    running: set[int] = field(default_factory=set)
+    ended: set[int] = field(default_factory=set)
+    """Branches that finished or were pruned; others may continue them. Cancelled ones are not among them."""
+    answer: Answer | None = None
+    _inbox: list[Finished] = field(default_factory=list)
+    _wait: int = 0
+    _root: tuple[Segment, ...] = ()
+
+    def begin(self) -> Orders:
+        """Start the strategy; return its first orders."""
+        self._root = self.problem.segments()
+        return self._advance(None)
+
+    def finish(self, branch_id: int) -> Orders:
+        """Branch `branch_id` reached its drawn end (and was scored): return what follows, often nothing.
+
+        A branch that was cancelled in the same instant is ignored.
+        """
+        launch = self.launches[branch_id]
+        return self._deliver(branch_id, Finished(launch.branch, *launch.outcome))
+
+    def prune(self, branch_id: int, tokens: int) -> Orders:
+        """The engine ended `branch_id` after `tokens` tokens, before it had an answer."""
+        launch = self.launches[branch_id]
+        old = launch.outcome
+        launch.outcome = Outcome(tokens, min(tokens, old.thinking_tokens), "pruned", None, old.score)
+        return self._deliver(branch_id, Finished(launch.branch, *launch.outcome))
+
+    def _deliver(self, branch_id: int, finished: Finished) -> Orders:
+        if branch_id not in self.running:
+            return IDLE
+        self.running.remove(branch_id)
+        self.ended.add(branch_id)
+        self._inbox.append(finished)
+        if self.running and len(self._inbox) < self._wait:
+            return IDLE
+        return self._resume()
+
+    def _resume(self) -> Orders:
+        inbox, self._inbox = self._inbox, []
+        return self._advance(inbox)
+
+    def _advance(self, inbox: list[Finished] | None) -> Orders:
+        """Let the generator run to its next `Ask` that waits for something, or to its end."""
+        start: dict[int, Launch] = {}
+        cancel: list[int] = []
+        pause_s = 0.0
+        while True:
+            try:
+                ask = next(self.plan) if inbox is None else self.plan.send(inbox)
+            except StopIteration as end:
+                self.answer = end.value
+                self._cancel(sorted(self.running), start, cancel)
+                return Orders((), tuple(cancel), 0.0, self.answer)
+            self._cancel(ask.cancel, start, cancel)
+            start |= {branch.id: self._launch(branch) for branch in ask.start}
+            pause_s += ask.pause_s
+            self._wait = ask.wait
+            if self.running and ask.wait > 0:
+                return Orders(tuple(start.values()), tuple(cancel), pause_s)
+            inbox = []
+
+    def _cancel(self, ids: Iterable[int], start: dict[int, Launch], cancel: list[int]) -> None:
+        """Stop what runs; what was never submitted is simply not started."""
+        for branch_id in ids:
+            if branch_id in self.running:
+                self.running.remove(branch_id)
+                if start.pop(branch_id, None) is None:
+                    cancel.append(branch_id)
+
+    def _launch(self, branch: Branch) -> Launch:
+        if branch.id in self.launches:
+            raise KvplanError(f"the strategy starts branch {branch.id} twice; an id is used once")
+        parent = None if branch.parent is None else self._parent(branch)
+        outcome = self.sampler.draw(branch, parent.outcome if parent else None)
+        launch = Launch(branch, self._prompt(branch, parent), outcome)
+        self.launches[branch.id] = launch
+        self.running.add(branch.id)
+        return launch
+
+    def _parent(self, branch: Branch) -> Launch:
+        assert branch.parent is not None
+        if branch.parent not in self.ended:
+            raise KvplanError(f"branch {branch.id} continues branch {branch.parent}, which has not finished")
+        return self.launches[branch.parent]
+
+    def _prompt(self, branch: Branch, parent: Launch | None) -> tuple[Segment, ...]:
+        inherited = self._root if parent is None else content(self.problem.id, parent, branch)
+        if not branch.extra_prompt:
+            return inherited
+        return (*inherited, Segment((self.problem.id, branch.id, "prompt"), 0, branch.extra_prompt))
