@@ -1,0 +1,193 @@
+"""The GPU table: what CUDA calls a card's total memory, its rates and its price. Facts only, a source per row.
+
+Rows live in `catalog/gpus.json`. Knows nothing of engines or models.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from kvplan.config import Config
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.resources import catalog_dir
+from kvplan.units import GiB
+
+
+class GpuSpec(Config):
+    """One GPU: usable memory, memory bandwidth, dense FLOP/s by dtype, links, price."""
+
+    name: str
+    """Short name, as `--gpu` takes it."""
+    product: str = ""
+    """The vendor's name."""
+    aliases: tuple[str, ...] = ()
+    """Other spellings `--gpu` takes."""
+    architecture: str = ""
+    """volta, turing, ampere, ada, hopper, blackwell."""
+    compute_capability: float = Field(ge=0)
+    """CUDA compute capability, e.g. 9.0."""
+    nominal_gb: float = Field(gt=0)
+    """The size on the box."""
+    usable_gib: float = Field(gt=0)
+    """What CUDA reports as total, GiB; engines take their share of this."""
+    usable_gib_range: tuple[float, float]
+    """Lowest and highest total seen across drivers and ECC settings, GiB."""
+    bandwidth_gb_s: float = Field(gt=0)
+    """Peak memory bandwidth, 10^9 bytes a second."""
+    dense_tflops: dict[str, float]
+    """Peak dense tensor rate by dtype, 10^12 a second (no sparsity, 32-bit accumulation)."""
+    interconnect: str = ""
+    """What joins the cards of a node."""
+    interconnect_gb_s: float = Field(gt=0)
+    """Bytes a GPU sends over it, one direction, 10^9 a second."""
+    pcie_gb_s: float = Field(gt=0)
+    """Bytes a GPU sends to the host, one direction, 10^9 a second."""
+    price_per_hour: float = Field(ge=0)
+    """US dollars an hour on demand; assumed, meant to be overridden."""
+    source: str
+    """Where the row comes from."""
+
+    @model_validator(mode="after")
+    def _range_holds_the_value(self) -> Self:
+        low, high = self.usable_gib_range
+        if not low <= self.usable_gib <= high:
+            raise ValueError(f"{self.name}: usable_gib {self.usable_gib} lies outside {low}..{high}")
+        return self
+
+    @property
+    def total_bytes(self) -> int:
+        """Usable memory in bytes, as CUDA's total."""
+        return int(self.usable_gib * GiB)
+
+    @property
+    def total_bytes_range(self) -> tuple[int, int]:
+        """Lowest and highest total seen, bytes."""
+        low, high = self.usable_gib_range
+        return int(low * GiB), int(high * GiB)
+
+    @property
+    def bandwidth(self) -> float:
+        """Peak memory bandwidth, bytes a second."""
+        return self.bandwidth_gb_s * 1e9
+
+    @property
+    def interconnect_bandwidth(self) -> float:
+        """Bytes a second one GPU sends to its peers, one direction."""
+        return self.interconnect_gb_s * 1e9
+
+    def flops(self, dtype: str = "bf16") -> float:
+        """Peak dense FLOP/s for `dtype` (bf16, fp16, fp8, fp4, int8, fp32); cards without it run 16-bit.
+
+        >>> get_gpu("h100").flops("fp8")
+        1978900000000000.0
+        >>> get_gpu("a100").flops("fp8") == get_gpu("a100").flops("bf16")
+        True
+        """
+        short = _SHORT.get(dtype, dtype)
+        rates = self.dense_tflops
+        tflops = rates.get(short) or rates.get("bf16") or rates.get("fp16") or max(rates.values())
+        return tflops * 1e12
+
+
+_SHORT = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "float32": "fp32",
+    "float8_e4m3fn": "fp8",
+    "nvfp4": "fp4",
+    "mxfp4": "fp4",
+}
+
+
+@cache
+def _rows() -> dict[str, dict[str, Any]]:
+    """Every row by its name, unparsed: only the row that is asked for is validated."""
+    table = json.loads((catalog_dir() / "gpus.json").read_text())
+    return {row["name"]: row for row in table["gpus"]}
+
+
+@cache
+def _by_alias() -> dict[str, str]:
+    return {_fold(a): name for name, row in _rows().items() for a in (name, row["product"], *row["aliases"])}
+
+
+def _fold(name: str) -> str:
+    """Spelling without case, vendor, blanks, dashes: "NVIDIA H100-80GB" -> "h10080gb"."""
+    kept = "".join(c for c in name.casefold() if c.isalnum())
+    for vendor in ("nvidia", "geforce", "tesla"):
+        kept = kept.replace(vendor, "")
+    return kept
+
+
+def gpu_names() -> list[str]:
+    """Names of all bundled cards, oldest architecture first."""
+    return list(_rows())
+
+
+def get_gpu(name: str) -> GpuSpec:
+    """Look up a card by name or alias; `local` asks the machine's first GPU through NVML.
+
+    Raises KvplanError with the closest names.
+
+    >>> get_gpu("H100").usable_gib, get_gpu("NVIDIA RTX PRO 6000 Blackwell").name
+    (79.18, 'rtx-pro-6000')
+    """
+    if name.casefold() == "local":
+        return local()
+    found = _by_alias().get(_fold(name))
+    if found is None:
+        names = [*gpu_names(), *(a for row in _rows().values() for a in row["aliases"])]
+        hint = did_you_mean(name, names) or f"; `kvplan gpus` lists all {len(_rows())}"
+        raise KvplanError(f"unknown GPU {name!r}{hint}")
+    return GpuSpec(**_rows()[found])
+
+
+def match_product(product: str, total_bytes: int) -> GpuSpec:
+    """The row whose product name is `product` as a driver prints it; of several, the nearest in size."""
+    folded = _fold(product)
+    rows = [GpuSpec(**row) for row in _rows().values()]
+    same = [
+        g
+        for g in rows
+        if any(_fold(n) in folded or folded in _fold(n) for n in (g.product, g.name, *g.aliases))
+    ]
+    near = [g for g in same if abs(g.total_bytes - total_bytes) < 0.15 * total_bytes]
+    if not near:
+        raise KvplanError(
+            f"the card calls itself {product!r}, which is not in the table; name a similar one with --gpu"
+        )
+    return min(near, key=lambda g: (abs(g.total_bytes - total_bytes), -len(g.product)))
+
+
+def local(index: int = 0) -> GpuSpec:
+    """The machine's own card: memory from NVML, rates from the table's row of the same product."""
+    try:
+        import pynvml
+    except ImportError:
+        raise KvplanError("--gpu local needs NVML: pip install 'kvplan[gpu]' (nvidia-ml-py)") from None
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        product = pynvml.nvmlDeviceGetName(handle)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+    except pynvml.NVMLError as error:
+        raise KvplanError(
+            f"--gpu local: NVML answers {error}; name a card instead, e.g. --gpu h100"
+        ) from None
+    product = product.decode() if isinstance(product, bytes) else product
+    usable = memory.total - memory.reserved
+    row = match_product(product, usable)
+    gib = usable / GiB
+    return row.model_copy(
+        update={
+            "name": "local",
+            "product": product,
+            "usable_gib": gib,
+            "usable_gib_range": (gib, gib),
+            "source": f"NVML of this machine (total less reserved); rates: {row.source}",
+        }
+    )

@@ -1,0 +1,126 @@
+"""The GPU table: every row sound, every spelling found, every miss helped."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from kvplan.errors import KvplanError
+from kvplan.gpu import get_gpu, gpu_names, match_product
+from kvplan.units import GiB
+
+WANTED = [
+    "t4",
+    "v100-16gb",
+    "v100-32gb",
+    "a10",
+    "a10g",
+    "a30",
+    "a40",
+    "l4",
+    "l40",
+    "l40s",
+    "a100-40gb",
+    "a100-80gb",
+    "a100-80gb-pcie",
+    "h100-sxm",
+    "h100-pcie",
+    "h100-nvl",
+    "h200",
+    "gh200-96gb",
+    "h20",
+    "b200",
+    "b300",
+    "gb200",
+    "gb300",
+    "rtx-3090",
+    "rtx-4090",
+    "rtx-5090",
+    "rtx-6000-ada",
+    "rtx-pro-6000",
+]
+
+
+def test_table_covers_t4_to_gb300() -> None:
+    """The cards people rent and own are there."""
+    assert set(WANTED) <= set(gpu_names())
+    assert len(gpu_names()) >= 25
+
+
+@pytest.mark.parametrize("name", gpu_names())
+def test_row_is_sound(name: str) -> None:
+    """CUDA shows less than the box says, fp8 never runs slower than bf16, each row names its source."""
+    gpu = get_gpu(name)
+    assert 0.85 * gpu.nominal_gb < gpu.usable_gib <= gpu.nominal_gb * (1.0 if gpu.nominal_gb < 100 else 0.995)
+    assert gpu.flops("fp8") >= gpu.flops("bf16") >= gpu.flops("fp32")
+    assert gpu.interconnect_gb_s >= gpu.pcie_gb_s or "unified" in gpu.product or gpu.interconnect == "PCIe"
+    assert gpu.source
+    assert gpu.compute_capability >= 7.0
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("h100", "h100-sxm"),
+        ("H100-80GB", "h100-sxm"),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm"),
+        ("a100", "a100-80gb"),
+        ("RTX 4090", "rtx-4090"),
+        ("GeForce RTX 4090", "rtx-4090"),
+        ("gb200", "gb200"),
+    ],
+)
+def test_spellings(spelling: str, name: str) -> None:
+    assert get_gpu(spelling).name == name
+
+
+def test_aliases_are_unambiguous() -> None:
+    """No two rows answer to one spelling."""
+    for name in gpu_names():
+        for spelling in (name, *get_gpu(name).aliases):
+            assert get_gpu(spelling).name == name
+
+
+def test_unknown_card_offers_the_closest() -> None:
+    with pytest.raises(KvplanError, match="did you mean h100"):
+        get_gpu("h10o")
+
+
+@pytest.mark.parametrize(
+    ("product", "gib", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 79.2, "a100-80gb"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "a100-40gb"),
+        ("NVIDIA H200", 139.8, "h200"),
+        ("NVIDIA L4", 22.0, "l4"),
+        ("NVIDIA L40S", 44.4, "l40s"),
+        ("NVIDIA GeForce RTX 5090", 31.4, "rtx-5090"),
+    ],
+)
+def test_product_names_as_drivers_print_them(product: str, gib: float, name: str) -> None:
+    assert match_product(product, int(gib * GiB)).name == name
+
+
+def test_local_reads_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--gpu local` takes memory from NVML and rates from the table."""
+    memory = SimpleNamespace(total=150 * GiB, reserved=10 * GiB)
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda i: i,
+        nvmlDeviceGetName=lambda h: "NVIDIA H200",
+        nvmlDeviceGetMemoryInfo=lambda h, version: memory,
+        nvmlMemory_v2=2,
+        NVMLError=RuntimeError,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    gpu = get_gpu("local")
+    assert gpu.total_bytes == 140 * GiB
+    assert gpu.bandwidth == get_gpu("h200").bandwidth
+
+
+def test_local_without_nvml_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(KvplanError, match="nvidia-ml-py"):
+        get_gpu("local")
