@@ -1,12 +1,20 @@
-"""A model as the planner sees it: layers by attention kind and MLP kind, read from a Hugging Face config.json.
+"""A model as the planner sees it: layers by attention and MLP kind, read from a Hugging Face config.json.
 
 Knows shapes. Does not know GPUs, engines, block sizes or bytes per rank (`layout`, `weights` do).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.hf_config import read_json
+from kvplan.resources import catalog_dir
 
 
 class AttentionKind(StrEnum):
@@ -21,19 +29,29 @@ class AttentionKind(StrEnum):
     MLA = "mla"
     """One latent vector per token: kv_lora_rank + qk_rope_head_dim (DeepSeek V2/V3, Kimi-K2)."""
     STATE = "state"
-    """A state of fixed size per sequence: Mamba 1/2, gated delta net, KDA, linear attention, short convolution."""
+    """A state of fixed size per sequence: Mamba 2, gated delta net, KDA, short convolution."""
     NONE = "none"
-    """A layer without memory (an MLP-only layer of Nemotron-H), or one that reads another layer's KV."""
+    """A layer without memory (an MLP-only layer of Nemotron-H)."""
 
 
 @dataclass(frozen=True, slots=True)
 class StateSpec:
-    """One state tensor of a STATE layer, for the whole model (before tensor parallelism)."""
+    """The state of a STATE layer, for the whole model (before tensor parallelism).
+
+    `facts` by family, named as the arguments of vLLM's state-shape formulas:
+
+    * mamba2: intermediate_size, n_groups, num_heads, head_dim, state_size, conv_kernel
+    * gdn_attention: num_k_heads, num_v_heads, head_k_dim, head_v_dim, conv_kernel_size
+    * kda: num_heads, head_dim, conv_kernel_size
+    * short_conv: intermediate_size, conv_kernel
+    """
 
     family: str
-    """vLLM's name: mamba1, mamba2, gdn_attention, linear_attention, short_conv, kda."""
+    """vLLM's name: mamba2, gdn_attention, kda, short_conv."""
     facts: tuple[tuple[str, int], ...]
-    """The config's sizes its shape formula needs, as sorted (name, value) pairs."""
+    """The config's sizes its shape formula needs, as (name, value) pairs."""
+    ssm_dtype: str = "auto"
+    """Dtype of the recurrent state under `--mamba-ssm-cache-dtype auto`; auto: as the convolution state."""
 
     def __getitem__(self, key: str) -> int:
         return dict(self.facts)[key]
@@ -41,14 +59,14 @@ class StateSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """The memory-relevant shape of one layer's attention, whole model."""
+    """The shape of one layer's attention, whole model."""
 
     kind: AttentionKind
     num_heads: int = 0
     num_kv_heads: int = 0
     head_dim: int = 0
     v_head_dim: int = 0
-    """Equal to `head_dim` except where a model has narrower values (MiMo)."""
+    """Equal to `head_dim` except where a model has narrower values (MiMo, MLA)."""
     window: int = 0
     """Tokens of the sliding window or of the local chunk; 0 for the other kinds."""
     kv_lora_rank: int = 0
@@ -56,25 +74,46 @@ class AttentionSpec:
     qk_nope_head_dim: int = 0
     q_lora_rank: int = 0
     index_head_dim: int = 0
-    """Width of the sparse-attention indexer's key (DeepSeek V3.2, GLM-5); 0 where there is none."""
+    """Width of the sparse-attention indexer's key (DeepSeek V3.2, GLM-5); 0 where a layer has no indexer."""
     index_num_heads: int = 0
     index_topk: int = 0
-    """Tokens that sparse attention really reads."""
+    """Tokens that sparse attention really reads; also set on layers that reuse another layer's indexer."""
     state: StateSpec | None = None
+    kv_shared_with: int | None = None
+    """Index of the layer whose KV this one reads instead of owning any (Gemma 4 small); None: owns."""
+    bias: bool = False
+    """Biases on the Q, K and V projections."""
+    out_bias: bool = False
+    qk_norm: Literal["", "head", "all"] = ""
+    """Norms of Q and K: none, one weight per head dimension, or one per projected element (MiniMax)."""
+    gated: bool = False
+    """The Q projection also yields an output gate (Qwen3-Next)."""
+    sinks: bool = False
+    """One learned sink per head (gpt-oss)."""
+    keys_are_values: bool = False
+    """The checkpoint has no V projection (Gemma 4's global layers)."""
 
 
 @dataclass(frozen=True, slots=True)
 class MlpSpec:
     """One layer's feed-forward part, whole model."""
 
-    intermediate_size: int
+    intermediate_size: int = 0
     """Width of the dense MLP, or of one expert when `num_experts` > 0; 0 for no MLP."""
     num_matrices: int = 3
     """3 for gated (gate, up, down), 2 for plain (up, down)."""
     num_experts: int = 0
     experts_per_token: int = 0
     shared_intermediate_size: int = 0
-    """Summed width of the experts that every token visits."""
+    """Summed width of the experts that every token visits, or of a dense MLP beside the experts."""
+    shared_gate: bool = False
+    """The shared expert has a gate of its own (Qwen)."""
+    bias: bool = False
+    """Biases on the MLP's or the experts' projections, and on the router."""
+    router_correction: bool = False
+    """One correction value per expert (DeepSeek V3's e_score_correction_bias)."""
+    latent_size: int = 0
+    """Width that experts work in, where a model projects down to it (Nemotron 3 Super); 0: hidden size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +122,32 @@ class LayerSpec:
 
     attention: AttentionSpec
     mlp: MlpSpec
+    beside: AttentionSpec | None = None
+    """A state mixer that runs beside the attention in the same layer (Falcon-H1)."""
+    norm_size: int = 0
+    """Elements of the layer's norms and scales, those inside attention and state mixers left out."""
+
+    @property
+    def mixers(self) -> tuple[AttentionSpec, ...]:
+        """All parts of the layer that remember, in vLLM's order."""
+        return (self.attention,) if self.beside is None else (self.attention, self.beside)
+
+
+@dataclass(frozen=True, slots=True)
+class VisionSpec:
+    """A vision tower that the engine loads with the model."""
+
+    family: str
+    """siglip, pixtral, llama4, qwen3_vl, gemma4 or moonvit."""
+    facts: tuple[tuple[str, int], ...]
+
+    def __getitem__(self, key: str) -> int:
+        return dict(self.facts)[key]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Everything kvplan knows of a model. Made by `load_model` or `from_config`; never by hand outside tests."""
+    """Everything kvplan knows of a model. Made by `load_model` or `from_config`, by hand only in tests."""
 
     name: str
     architecture: str
@@ -98,9 +158,136 @@ class ModelSpec:
     max_model_len: int
     """The longest context the config allows, as vLLM derives it (rope scaling counted)."""
     dtype: str
-    """bfloat16, float16 or float32."""
+    """bfloat16, float16 or float32, as the config says; vLLM loads float32 checkpoints in 16 bits."""
     tie_word_embeddings: bool
     mtp_layers: tuple[LayerSpec, ...] = ()
     """Multi-token-prediction layers; they cost memory only when speculation uses them."""
     source: str = ""
     """Where the config came from: bundled (with its source), a path, or a hub revision."""
+    score_head: tuple[int, ...] = ()
+    """Reward models: widths of the layers that replace the LM head, e.g. (3584, 2); empty for an LM."""
+    vision: VisionSpec | None = None
+    quantization: Mapping[str, object] | None = None
+    """The config's `quantization_config`, as it stands; `quantization.py` reads it."""
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether any layer has experts."""
+        return any(layer.mlp.num_experts for layer in self.layers)
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether any layer keeps a state of fixed size."""
+        return any(m.kind is AttentionKind.STATE for layer in self.layers for m in layer.mixers)
+
+
+def from_config(config: Mapping[str, object], name: str = "config.json", source: str = "") -> ModelSpec:
+    """Read a Hugging Face config (already parsed) into a `ModelSpec`.
+
+    Args:
+        config: the object of a config.json; nested multimodal configs (`text_config`) too.
+        name: how to call the model in answers and complaints.
+        source: where the config came from.
+
+    Raises:
+        KvplanError: an unknown architecture or attention kind, a missing or contradictory key.
+    """
+    from kvplan.architectures import build
+
+    return build(config, name, source)
+
+
+def load_model(name_or_path: str | Path, *, hub: bool = False) -> ModelSpec:
+    """Find a model by bundled name, config.json file, folder, or (with `hub`) Hugging Face repo id.
+
+    Bundled names ignore case and may leave out the organisation. The network is used only with `hub=True`.
+
+    Raises:
+        KvplanError: nothing found (the closest bundled names are offered), or the config is bad.
+    """
+    text = str(name_or_path)
+    bundled = find_bundled(text)
+    if bundled is not None:
+        config = read_json(bundled)
+        return from_config(
+            config, bundled.stem.replace("--", "/"), f"bundled: {config.get('_source', 'unknown')}"
+        )
+    path = Path(text).expanduser()
+    if _exists(path):
+        file = path / "config.json" if path.is_dir() else path
+        return from_config(_with_sidecar(file), path.name if path.is_dir() else _file_name(path), str(file))
+    if hub:
+        return from_config(*_download(text))
+    looks_local = text.endswith(".json") or text.startswith((".", "/", "~"))
+    what = "no such file or folder" if looks_local else "not a bundled model, a file or a folder"
+    raise KvplanError(f"{text[:120]!r}: {what}{did_you_mean(text[:120], _names_and_tails())}")
+
+
+def bundled_models() -> tuple[str, ...]:
+    """Names of the bundled models, `organisation/model`, sorted."""
+    return tuple(sorted(path.stem.replace("--", "/") for path in _bundled_files()))
+
+
+def find_bundled(name: str) -> Path | None:
+    """The bundled config of that name, or None. Ignores case and a missing organisation; knows aliases."""
+    wanted = name.casefold()
+    aliases = {k.casefold(): v for k, v in _aliases().items()} if _bundled_files() else {}
+    for candidate in (wanted, aliases.get(wanted, "").casefold()):
+        for path in _bundled_files():
+            full = path.stem.replace("--", "/").casefold()
+            if candidate and candidate in (full, full.rpartition("/")[2]):
+                return path
+    return None
+
+
+def _bundled_files() -> list[Path]:
+    return sorted((catalog_dir() / "models").glob("*--*.json"))
+
+
+@cache
+def _aliases() -> dict[str, str]:
+    file = catalog_dir() / "models" / "aliases.json"
+    return {k: str(v) for k, v in read_json(file).items()} if file.is_file() else {}
+
+
+def _names_and_tails() -> list[str]:
+    names = [*bundled_models(), *_aliases()]
+    return names + [name.rpartition("/")[2] for name in names]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL
+        return False
+
+
+def _file_name(path: Path) -> str:
+    return path.resolve().parent.name if path.name == "config.json" else path.stem
+
+
+def _with_sidecar(file: Path) -> dict[str, object]:
+    """The config, with ModelOpt's hf_quant_config.json folded in where it lies beside it, as vLLM does."""
+    if not file.is_file():
+        raise KvplanError(f"{file.parent}: this folder has no config.json")
+    config = read_json(file)
+    sidecar = file.parent / "hf_quant_config.json"
+    if "quantization_config" in config or not sidecar.is_file():
+        return config
+    return {**config, "quantization_config": {**read_json(sidecar), "quant_method": "modelopt"}}
+
+
+def _download(repo: str) -> tuple[dict[str, object], str, str]:
+    """Fetch a repo's config.json from the Hugging Face hub (the `hub` extra)."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError:
+        raise KvplanError("asking the hub needs huggingface_hub: pip install 'kvplan[hub]'") from None
+    try:
+        path = Path(hf_hub_download(repo, "config.json"))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise KvplanError(
+            f"{repo!r}: the hub gave no config.json ({str(error).splitlines()[0][:150]})"
+        ) from None
+    return read_json(path), repo, f"hub: {repo}@{path.parent.name[:12]}"

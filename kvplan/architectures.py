@@ -1,0 +1,209 @@
+"""Which architecture is read by which builder, and the parts of a config that all of them share.
+
+An architecture without a builder is refused by name. Knows no engine and no bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from kvplan.families import dense, hybrid, moe
+from kvplan.families.common import Body
+from kvplan.hf_config import Keys
+from kvplan.model import ModelSpec
+from kvplan.vision import vision_tower
+
+BUILDERS: dict[str, Callable[[Keys], Body]] = {
+    "LlamaForCausalLM": dense.llama,
+    "MistralForCausalLM": dense.mistral,
+    "Mistral3ForConditionalGeneration": dense.mistral,
+    "Phi3ForCausalLM": dense.mistral,
+    "GraniteForCausalLM": dense.llama,
+    "Qwen2ForCausalLM": dense.qwen2,
+    "Qwen3ForCausalLM": dense.qwen3,
+    "Qwen3VLForConditionalGeneration": dense.qwen3,
+    "MiMoForCausalLM": dense.mimo,
+    "GemmaForCausalLM": dense.gemma,
+    "Gemma2ForCausalLM": dense.gemma2,
+    "Gemma3ForCausalLM": dense.gemma3,
+    "Gemma3ForConditionalGeneration": dense.gemma3,
+    "Exaone4ForCausalLM": dense.exaone4,
+    "Glm4ForCausalLM": dense.glm4,
+    "MixtralForCausalLM": moe.mixtral,
+    "Qwen2MoeForCausalLM": moe.qwen2_moe,
+    "Qwen3MoeForCausalLM": moe.qwen3_moe,
+    "Qwen3VLMoeForConditionalGeneration": moe.qwen3_moe,
+    "Glm4MoeForCausalLM": moe.glm4_moe,
+    "MiniMaxM2ForCausalLM": moe.minimax_m2,
+    "GraniteMoeForCausalLM": moe.granite_moe,
+    "GraniteMoeSharedForCausalLM": moe.granite_moe,
+    "GptOssForCausalLM": moe.gpt_oss,
+    "Llama4ForCausalLM": moe.llama4,
+    "Llama4ForConditionalGeneration": moe.llama4,
+    "MiMoV2FlashForCausalLM": moe.mimo_v2,
+    "MiMoV2ForCausalLM": moe.mimo_v2,
+    "Gemma4ForCausalLM": moe.gemma4,
+    "Gemma4ForConditionalGeneration": moe.gemma4,
+    "DeepseekV2ForCausalLM": moe.deepseek,
+    "DeepseekV3ForCausalLM": moe.deepseek,
+    "KimiK25ForConditionalGeneration": moe.deepseek,
+    "DeepseekV32ForCausalLM": moe.deepseek_sparse,
+    "GlmMoeDsaForCausalLM": moe.deepseek_sparse,
+    "Qwen3NextForCausalLM": hybrid.qwen3_next,
+    "Qwen3_5ForCausalLM": hybrid.qwen3_next,
+    "Qwen3_5ForConditionalGeneration": hybrid.qwen3_next,
+    "Qwen3_5MoeForCausalLM": hybrid.qwen3_next,
+    "Qwen3_5MoeForConditionalGeneration": hybrid.qwen3_next,
+    "KimiLinearForCausalLM": hybrid.kimi_linear,
+    "FalconH1ForCausalLM": hybrid.falcon_h1,
+    "GraniteMoeHybridForCausalLM": hybrid.granite_hybrid,
+    "NemotronHForCausalLM": hybrid.nemotron_h,
+    "Lfm2ForCausalLM": hybrid.lfm2,
+    # reward models: the same body, another head
+    "Qwen2ForRewardModel": dense.qwen2,
+    "Qwen2ForProcessRewardModel": dense.qwen2,
+    "Qwen2ForSequenceClassification": dense.qwen2,
+    "Qwen3ForSequenceClassification": dense.qwen3,
+    "LlamaForSequenceClassification": dense.llama,
+    "Gemma2ForSequenceClassification": dense.gemma2,
+}
+"""vLLM's architecture names; what is not here is refused."""
+
+BY_MODEL_TYPE = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mistral3": "Mistral3ForConditionalGeneration",
+    "phi3": "Phi3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+    "falcon_h1": "FalconH1ForCausalLM",
+    "nemotron_h": "NemotronHForCausalLM",
+}
+"""For configs without `architectures`: the model type says as much."""
+
+TIED_BY_DEFAULT = ("Gemma", "Lfm2")
+"""Families whose config class ties the embeddings unless told otherwise (architecture prefixes)."""
+
+DTYPES = ("bfloat16", "float16", "float32")
+_MAX_LEN_KEYS = (
+    "max_position_embeddings",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "max_seq_length",
+)
+_ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
+
+
+def build(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """See `model.from_config`."""
+    outer = Keys(name, config)
+    text = Keys(name, {**config, **text_section(outer).raw})
+    architecture = find_architecture(outer)
+    try:
+        body = BUILDERS[architecture](text)
+    except (OverflowError, RecursionError):
+        raise outer.error("holds numbers or nesting beyond any model") from None
+    return ModelSpec(
+        name=name,
+        architecture=architecture,
+        layers=body.layers,
+        mtp_layers=body.mtp_layers,
+        hidden_size=text.count("hidden_size"),
+        vocab_size=text.count("vocab_size", high=1 << 28),
+        max_model_len=max_model_len(text, outer.text("model_type")),
+        dtype=dtype(outer, text),
+        tie_word_embeddings=text.flag("tie_word_embeddings", architecture.startswith(TIED_BY_DEFAULT)),
+        score_head=score_head(architecture, text),
+        vision=vision_tower(outer, architecture),
+        quantization=outer.section("quantization_config").raw
+        or text.section("quantization_config").raw
+        or None,
+        source=source,
+    )
+
+
+def text_section(outer: Keys) -> Keys:
+    """The language model's part of a multimodal config; the whole config where it is not nested."""
+    return outer.section("text_config") if "text_config" in outer else outer
+
+
+def find_architecture(k: Keys) -> str:
+    """The config's architecture, if kvplan knows it; else an error that names it."""
+    names = k.texts("architectures")
+    model_type = k.text("model_type")
+    if not names and not model_type:
+        raise k.error("architectures is missing")
+    if names:
+        architecture = names[0]
+    elif model_type in BY_MODEL_TYPE:
+        architecture = BY_MODEL_TYPE[model_type]
+    else:
+        raise k.error(f"architectures is missing and model_type {model_type[:60]!r} is not known")
+    if architecture not in BUILDERS:
+        raise k.error(f"architecture {architecture[:80]!r} is not supported: its attention is unknown")
+    return architecture
+
+
+def max_model_len(text: Keys, model_type: str) -> int:
+    """The longest context, as vLLM 0.32 derives it: the smallest length key times linear rope scaling."""
+    lengths = [text.count(key) for key in _MAX_LEN_KEYS if key in text]
+    longest = text.count("model_max_length") if "model_max_length" in text else min(lengths, default=2048)
+    if "gemma3" in model_type:
+        return longest
+    factors = list(_rope_factors(text))
+    return int(longest * (factors[-1] if factors else 1))
+
+
+def _rope_factors(text: Keys) -> Iterator[float]:
+    key, rope = text.first("rope_scaling", "rope_parameters")
+    if rope is None:
+        return
+    outer = text.section(key)
+    nested = [outer.section(name) for name, value in outer.raw.items() if isinstance(value, dict)]
+    for part in nested or [outer]:
+        kind = part.text("rope_type", "type", default="default")
+        factor = part.raw.get("factor")
+        if kind in _ALREADY_SCALED or factor is None:
+            continue
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 4096:
+            raise text.error(f"{key}: factor must be a number above 0 and at most 4096")
+        yield float(factor)
+
+
+def dtype(outer: Keys, text: Keys) -> str:
+    """The checkpoint's dtype; bfloat16 where the config does not say, as published checkpoints are."""
+    for k in (outer, text):
+        value = k.text("dtype", "torch_dtype").removeprefix("torch.")
+        if value in DTYPES:
+            return value
+        if value:
+            raise k.error(f"torch_dtype {value[:40]!r} is not one of {', '.join(DTYPES)}")
+    return "bfloat16"
+
+
+def score_head(architecture: str, k: Keys) -> tuple[int, ...]:
+    """Widths of the layers that stand where an LM head would (vLLM's reward and classification models)."""
+    if architecture == "Qwen2ForRewardModel":
+        return (k.count("hidden_size"), 1)
+    if architecture == "Qwen2ForProcessRewardModel":
+        return (k.count("hidden_size"), 2)
+    if architecture.endswith("SequenceClassification"):
+        return (k.count("num_labels", default=1, high=1 << 16),)
+    return ()

@@ -1,0 +1,1 @@
+"""Builders of layers, by family: what each architecture's config keys mean."""

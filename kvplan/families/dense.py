@@ -1,0 +1,102 @@
+"""Dense decoders: Llama, Mistral, Phi, Qwen, Gemma, EXAONE, GLM-4 and their relatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvplan.families.common import (
+    Body,
+    by_layer_type,
+    dense_mlp,
+    every_nth_full,
+    gqa,
+    mtp,
+    num_layers,
+    stack,
+    windowed,
+)
+from kvplan.hf_config import Keys
+
+
+def _dense(k: Keys, norms: int = 2, sliding: bool = False, **traits: Any) -> Body:
+    """Llama and its relatives. `sliding`: a bare `sliding_window` means all layers."""
+    n, attention, mlp = num_layers(k), gqa(k, **traits), dense_mlp(k)
+    types = k.per_layer("layer_types", n)
+    if types:
+        attentions = by_layer_type(k, attention, types)
+    elif sliding and k.count("sliding_window", default=0, low=0):
+        attentions = [windowed(k, attention)] * n
+    else:
+        attentions = [attention] * n
+    return Body(stack(k, attentions, [mlp] * n, norms))
+
+
+def llama(k: Keys) -> Body:
+    """Llama 2/3, Yi, Granite 3, R1 distills of Llama."""
+    return _dense(k, out_bias=k.flag("attention_bias"))
+
+
+def mistral(k: Keys) -> Body:
+    """Mistral, Nemo, Small, Phi-3, Phi-4: a bare `sliding_window` holds for all layers."""
+    return _dense(k, sliding=True)
+
+
+def qwen2(k: Keys) -> Body:
+    """Qwen2, Qwen2.5, QwQ, their R1 distills and reward models."""
+    return _dense(k, sliding=k.flag("use_sliding_window"), bias=True)
+
+
+def mimo(k: Keys) -> Body:
+    """MiMo-7B: Qwen2 with multi-token prediction."""
+    body = _dense(k, bias=k.flag("attention_bias", True))
+    return body._replace(mtp_layers=mtp(k, body.layers[-1]))
+
+
+def qwen3(k: Keys) -> Body:
+    """Qwen3 dense: RMS norms on Q and K."""
+    return _dense(k, sliding=k.flag("use_sliding_window"), qk_norm="head")
+
+
+def gemma(k: Keys) -> Body:
+    """Gemma 1."""
+    return _dense(k)
+
+
+def gemma2(k: Keys) -> Body:
+    """Gemma 2: windows on every other layer, four norms a layer."""
+    return _gemma(k, period=2, qk_norm="")
+
+
+def gemma3(k: Keys) -> Body:
+    """Gemma 3: five windows to one full layer, norms on Q and K."""
+    return _gemma(k, period=k.count("sliding_window_pattern", default=6), qk_norm="head")
+
+
+def _gemma(k: Keys, period: int, **traits: Any) -> Body:
+    n = num_layers(k)
+    types = k.per_layer("layer_types", n) or every_nth_full(n, period)
+    return Body(stack(k, by_layer_type(k, gqa(k, **traits), types), [dense_mlp(k)] * n, norms=4))
+
+
+def exaone4(k: Keys) -> Body:
+    """EXAONE 4: a letter pattern such as LLLG, or all full where `sliding_window` is null."""
+    n, attention = num_layers(k), gqa(k, qk_norm="head")
+    types = k.per_layer("layer_types", n)
+    if not types:
+        types = _exaone_types(k, n)
+    return Body(stack(k, by_layer_type(k, attention, types), [dense_mlp(k)] * n))
+
+
+def _exaone_types(k: Keys, n: int) -> tuple[str, ...]:
+    if "sliding_window" not in k:
+        return ("full_attention",) * n
+    pattern = k.raw.get("sliding_window_pattern", 4)
+    period = len(pattern) if isinstance(pattern, str) else k.count("sliding_window_pattern", default=4)
+    if not period:
+        raise k.error("sliding_window_pattern is empty")
+    return (*every_nth_full(n - 1, period), "full_attention")
+
+
+def glm4(k: Keys) -> Body:
+    """GLM-4 and GLM-Z1 (0414): four norms a layer."""
+    return _dense(k, norms=4)
