@@ -11,9 +11,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "kvplan"
 
+MEASURE = {f"calibrate/measure{part}.py" for part in ("", "_attention", "_memory", "_model", "_triton")}
+"""The files that touch a GPU."""
 ONLY_IN = {
     "simpy": {"simulate.py"},
-    "torch": {"calibrate/measure.py"},
+    "torch": MEASURE,
+    "triton": {"calibrate/measure_triton.py"},
     "altair": {"charts.py"},
     "streamlit": set(),
     "ray": {"search.py"},

@@ -1,0 +1,146 @@
+"""Which points are measured: a quick grid, the default, and a tiny one for a CPU. Plain data, no torch.
+
+The points are those that buy accuracy per minute: batch and context spread wide for decode, GEMMs at the token
+counts where weights stop and arithmetic starts to dominate, prompt chunks over a past, and mixed steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_KV_ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1}
+
+
+class AttentionShape(NamedTuple):
+    """One layer's attention on one rank."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    def kv_bytes(self, kv_dtype: str) -> int:
+        """Bytes of K and V per token and layer: 2 * kv_heads * head_dim * element size."""
+        return 2 * self.num_kv_heads * self.head_dim * _KV_ELEMENT_BYTES[kv_dtype]
+
+
+class StepModel(NamedTuple):
+    """A decoder with random weights whose whole steps are timed."""
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    attention: AttentionShape
+    num_experts: int = 0
+    experts_per_token: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Everything one calibration visits."""
+
+    name: str
+    kv_dtypes: tuple[str, ...]
+    attention: tuple[AttentionShape, ...]
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    skewed_batch: int
+    chunks: tuple[int, ...]
+    pasts: tuple[int, ...]
+    mixed_chunks: tuple[int, ...]
+    mixed_batches: tuple[int, ...]
+    mixed_contexts: tuple[int, ...]
+    gemm_tokens: tuple[int, ...]
+    models: tuple[StepModel, ...]
+    step_batches: tuple[int, ...]
+    step_contexts: tuple[int, ...]
+    copy_bytes: tuple[int, ...]
+    pool_shapes: tuple[tuple[int, int, int, int], ...]
+    """(layers, KV heads, head_dim, block size) of the pools whose bytes are counted."""
+    max_pool_bytes: int
+    l2_bytes: int
+    page: int = 16
+    rounds: int = 1
+
+
+LLAMA_8B = StepModel("llama-3.1-8b", 32, 4096, 14336, 128256, AttentionShape(32, 8, 128))
+QWEN_32B = StepModel("qwen3-32b", 64, 5120, 25600, 151936, AttentionShape(64, 8, 128))
+QWEN_30B_A3B = StepModel("qwen3-30b-a3b", 48, 2048, 768, 151936, AttentionShape(32, 4, 128), 128, 8)
+QWEN_14B = StepModel("qwen3-14b", 40, 5120, 17408, 151936, AttentionShape(40, 8, 128))
+"""Held out: measured, never fitted."""
+TINY = StepModel("tiny-4", 4, 256, 704, 2048, AttentionShape(8, 2, 32))
+TINY_DEEP = StepModel("tiny-8", 8, 256, 704, 2048, AttentionShape(8, 2, 32))
+TINY_MOE = StepModel("tiny-moe", 4, 256, 176, 2048, AttentionShape(8, 2, 32), 8, 2)
+
+HELD_OUT = frozenset({QWEN_14B.name})
+
+_GQA = tuple(AttentionShape(kv * group, kv, 128) for kv in (1, 2, 8) for group in (1, 4, 8))
+_POOLS = ((32, 8, 128, 16), (64, 8, 128, 16), (80, 1, 128, 16), (48, 4, 128, 32), (28, 2, 64, 16))
+
+DEFAULT = Grid(
+    name="default",
+    kv_dtypes=("bfloat16", "fp8"),
+    attention=(AttentionShape(32, 8, 128), *_GQA),
+    batches=(1, 16, 64, 128, 256),
+    contexts=(512, 2048, 8192, 32768, 65536),
+    skewed_batch=16,
+    chunks=(128, 512, 2048, 8192),
+    pasts=(0, 8192, 32768),
+    mixed_chunks=(16, 256, 2048),
+    mixed_batches=(16, 64, 128),
+    mixed_contexts=(1024, 8192, 32768),
+    gemm_tokens=(1, 16, 64, 128, 256, 512, 2048, 8192),
+    models=(LLAMA_8B, QWEN_32B, QWEN_30B_A3B, QWEN_14B),
+    step_batches=(1, 8, 16, 32, 64, 128, 256),
+    step_contexts=(512, 2048, 8192, 16384, 32768, 65536),
+    copy_bytes=(1 << 28, 1 << 31),
+    pool_shapes=_POOLS,
+    max_pool_bytes=24 << 30,
+    l2_bytes=96 << 20,
+    rounds=3,
+)
+QUICK = Grid(
+    name="quick",
+    kv_dtypes=("bfloat16",),
+    attention=(AttentionShape(32, 8, 128), AttentionShape(8, 1, 128)),
+    batches=(1, 16, 128),
+    contexts=(512, 8192, 32768),
+    skewed_batch=16,
+    chunks=(128, 2048),
+    pasts=(0, 8192),
+    mixed_chunks=(16, 512),
+    mixed_batches=(16, 64),
+    mixed_contexts=(1024, 8192),
+    gemm_tokens=(1, 64, 256, 2048),
+    models=(LLAMA_8B,),
+    step_batches=(1, 16, 128),
+    step_contexts=(512, 8192),
+    copy_bytes=(1 << 30,),
+    pool_shapes=_POOLS[:2],
+    max_pool_bytes=16 << 30,
+    l2_bytes=96 << 20,
+)
+CPU = Grid(
+    name="cpu",
+    kv_dtypes=("float32",),
+    attention=(AttentionShape(8, 2, 32),),
+    batches=(1, 4, 16),
+    contexts=(64, 256, 1024),
+    skewed_batch=4,
+    chunks=(32, 128),
+    pasts=(0, 256),
+    mixed_chunks=(16, 64),
+    mixed_batches=(4,),
+    mixed_contexts=(64, 256),
+    gemm_tokens=(1, 16, 64, 256),
+    models=(TINY, TINY_DEEP, TINY_MOE),
+    step_batches=(1, 4, 16),
+    step_contexts=(64, 256, 1024),
+    copy_bytes=(1 << 24, 1 << 26),
+    pool_shapes=((4, 2, 32, 16), (8, 1, 64, 16)),
+    max_pool_bytes=1 << 30,
+    l2_bytes=1 << 22,
+)
+GRIDS = {grid.name: grid for grid in (DEFAULT, QUICK, CPU)}

@@ -1,0 +1,280 @@
+"""Measuring a card: probes in, raw JSONL rows out. Honest timing, nothing already measured is ever lost.
+
+A probe says what it runs, where (its point) and the least it can cost (bytes and FLOPs); `run` times every
+probe that the file does not hold yet and appends a row. Knows torch and NVML, not models, fits or profiles.
+`measure_*.py` beside this file hold the probes themselves. The row format is `calibration/README.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+from kvplan.errors import KvplanError
+
+SCHEMA_VERSION = 1
+MIN_REPEATS = 5
+"""Fewest timed repetitions behind a median."""
+SPREAD_BOUND = 0.10
+"""Interquartile range over median beyond which a point is measured again, then marked `noisy`."""
+TARGET_S = 0.25
+"""Time spent repeating one probe, once it is warm."""
+
+Point = dict[str, int | float | str | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One thing to time."""
+
+    op: str
+    """gemm, copy, decode_attention, prefill_attention, mixed_attention, decode_step, ..."""
+    point: Point
+    """What tells this probe from others of its op; goes into the row as it is."""
+    prepare: Callable[[], Sequence[Callable[[], object]]]
+    """Allocate and return the callables to time in turn (several input sets, so that no cache serves them all)."""
+    floor_bytes: float = 0.0
+    floor_flops: float = 0.0
+
+    def key(self, round_: int) -> str:
+        """Identity within a file: the same probe is not measured twice in one round."""
+        return json.dumps([self.op, self.point, round_], sort_keys=True)
+
+
+class Timing(NamedTuple):
+    """Seconds of one call: the median, and how far the middle half of the repetitions lies apart, relative."""
+
+    time_s: float
+    spread: float
+    num_repeats: int
+
+
+@dataclass(slots=True)
+class Session:
+    """One file of measurements being written: what is in it already and the machine it belongs to."""
+
+    path: Path
+    device: torch.device
+    machine: dict[str, Any]
+    done: set[str] = field(default_factory=set)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one row and flush it to disk: an interrupted run keeps every finished point."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def open_session(path: Path, device: torch.device) -> Session:
+    """Open or continue a measurement file; a file of another machine is refused, a torn last line dropped."""
+    machine = machine_facts(device)
+    session = Session(path, device, machine)
+    rows = list(_rows(path)) if path.exists() else []
+    for row in rows:
+        if row["op"] == "machine" and row["machine"] != machine["machine"]:
+            raise KvplanError(
+                f"{path} holds measurements of {row['machine']!r}, this is {machine['machine']!r}; choose another file"
+            )
+        if "key" in row:
+            session.done.add(row["key"])
+    if not rows:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        session.append(machine)
+    return session
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a measurement file. Only the last line may be torn (a run that was killed while writing)."""
+    text = path.read_text()
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            if number < len(lines) or text.endswith("\n"):
+                raise KvplanError(f"{path}:{number}: not a JSON row ({error.msg})") from None
+            path.write_text("".join(f"{kept}\n" for kept in lines[:-1]))
+
+
+def time_calls(calls: Sequence[Callable[[], object]], device: torch.device) -> Timing:
+    """Time one call: warm up, repeat for about `TARGET_S`, take the median. CUDA events on a GPU."""
+    timed = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+    for call in calls[:2]:
+        call()
+    first = timed(calls, 3)
+    repeats = int(min(200, max(MIN_REPEATS, TARGET_S / max(median(first), 1e-7))))
+    times = sorted(timed(calls, repeats))
+    middle = median(times)
+    quarter = len(times) // 4
+    return Timing(middle, (times[-1 - quarter] - times[quarter]) / middle, repeats)
+
+
+def _cpu_seconds(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    times = []
+    for i in range(repeats):
+        call = calls[i % len(calls)]
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _cuda_seconds(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    events = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)
+    ]
+    for i, (start, end) in enumerate(events):
+        call = calls[i % len(calls)]
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in events]
+
+
+def measure(probe: Probe, session: Session) -> dict[str, Any]:
+    """Time one probe; a noisy point is measured again (twice at most) and the steadiest reading kept."""
+    calls = probe.prepare()
+    best = time_calls(calls, session.device)
+    for _ in range(2):
+        if best.spread <= SPREAD_BOUND:
+            break
+        best = min(best, time_calls(calls, session.device), key=lambda t: t.spread)
+    return {
+        "time_s": best.time_s,
+        "spread": round(best.spread, 4),
+        "num_repeats": best.num_repeats,
+        "noisy": best.spread > SPREAD_BOUND,
+        **clocks(session.device),
+    }
+
+
+def run(
+    probes: Iterable[Probe],
+    session: Session,
+    rounds: int = 1,
+    report: Callable[[str, int, int], None] = lambda op, done, total: None,
+) -> int:
+    """Measure every probe not in the file yet, `rounds` times on different minutes; return how many rows came.
+
+    A probe that runs out of memory is noted as skipped and the rest goes on.
+    """
+    todo = [(p, r) for r in range(rounds) for p in probes if p.key(r) not in session.done]
+    for number, (probe, round_) in enumerate(todo):
+        report(probe.op, number, len(todo))
+        row = {"op": probe.op, "machine": session.machine["machine"], "round": round_, **probe.point}
+        try:
+            row |= measure(probe, session)
+        except torch.OutOfMemoryError:
+            row |= {"skipped": "out of memory"}
+        row |= {"floor_bytes": probe.floor_bytes, "floor_flops": probe.floor_flops, "key": probe.key(round_)}
+        session.append(row)
+        session.done.add(probe.key(round_))
+        release(session.device)
+    report("", len(todo), len(todo))
+    return len(todo)
+
+
+def release(device: torch.device) -> None:
+    """Give cached memory back, so that a probe starts from the same state as the first one did."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+def machine_facts(device: torch.device) -> dict[str, Any]:
+    """The first row of a file: what was measured on, with which software."""
+    facts: dict[str, Any] = {
+        "op": "machine",
+        "schema_version": SCHEMA_VERSION,
+        "engine": "torch",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if device.type != "cuda":
+        name = f"cpu-{platform.machine()}-{torch.get_num_threads()}t"
+        return facts | {"machine": name, "gpu": "cpu", "threads": torch.get_num_threads()}
+    properties = torch.cuda.get_device_properties(device)
+    return facts | {
+        "machine": properties.name,
+        "gpu": properties.name,
+        "cuda": torch.version.cuda,
+        "driver": _nvml(lambda nvml, handle: nvml.nvmlSystemGetDriverVersion(), ""),
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "num_sms": properties.multi_processor_count,
+        "l2_bytes": getattr(properties, "L2_cache_size", 0),
+        "total_bytes": properties.total_memory,
+    }
+
+
+def clocks(device: torch.device) -> dict[str, Any]:
+    """SM and memory clock and power just after a probe; empty without NVML."""
+    if device.type != "cuda":
+        return {}
+
+    def read(nvml: Any, handle: Any) -> dict[str, Any]:
+        return {
+            "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "power_w": round(nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
+        }
+
+    return dict(_nvml(read, {}))
+
+
+def used_bytes(device: torch.device) -> int | None:
+    """Memory the card has given away, by NVML (context and libraries included); None without NVML."""
+    found = _nvml(lambda nvml, handle: nvml.nvmlDeviceGetMemoryInfo(handle).used, -1)
+    return None if found < 0 or device.type != "cuda" else int(found)
+
+
+def strangers(device: torch.device) -> list[int]:
+    """Process ids of other programs computing on this card; a measurement beside them is not one."""
+    if device.type != "cuda":
+        return []
+
+    def read(nvml: Any, handle: Any) -> list[int]:
+        return [p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid != os.getpid()]
+
+    return list(_nvml(read, []))
+
+
+def _nvml(read: Callable[[Any, Any], Any], otherwise: Any) -> Any:
+    """Ask NVML about the first card; `otherwise` where the library or the driver is not there or does not say."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(
+            torch.cuda.current_device() if torch.cuda.is_available() else 0
+        )
+        return read(pynvml, handle)
+    except ImportError:
+        return otherwise
+    except pynvml.NVMLError:
+        return otherwise
+
+
+def pick_device(name: str) -> torch.device:
+    """`cuda` or `cpu`; a card that is not there, or a torch that cannot use it, is one clear line."""
+    if name == "cpu":
+        return torch.device("cpu")
+    if torch.version.cuda is None:
+        raise KvplanError(
+            f"this torch ({torch.__version__}) is a CPU build; install a CUDA build, or use --device cpu"
+        )
+    if not torch.cuda.is_available():
+        raise KvplanError(
+            "torch sees no CUDA device: no card, or a driver older than this CUDA; try `nvidia-smi`"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
