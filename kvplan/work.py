@@ -68,6 +68,13 @@ class StepWork:
     all_reduce_bytes: float = 0.0
     """Of one token in one reduction."""
     pipeline_stages: int = 1
+    num_gemms: int = 0
+    """Matrix products of a step outside experts and head."""
+
+    @property
+    def num_attention_layers(self) -> int:
+        """Layers that read KV of past tokens."""
+        return sum(a.num_layers for a in self.attention)
 
 
 def step_work(
@@ -113,6 +120,7 @@ def step_work(
         num_all_reduces=reduces,
         all_reduce_bytes=hidden * 2.0,
         pipeline_stages=pipeline_parallel_size,
+        num_gemms=sum(n * _num_gemms(layer) for layer, n in layers.items()),
     )
 
 
@@ -170,6 +178,14 @@ def projection_params(a: AttentionSpec, hidden: int, tp: int) -> float:
 def _num_reductions(layer: LayerSpec) -> int:
     """All-reduces of one layer: after attention, after the MLP."""
     return int(layer.attention.kind is not AttentionKind.NONE) + int(layer.mlp.intermediate_size > 0)
+
+
+def _num_gemms(layer: LayerSpec) -> int:
+    """Products of one layer outside its experts: qkv and out; gate-up and down, or the router; MLA's factors."""
+    attention = {AttentionKind.NONE: 0, AttentionKind.MLA: 6}.get(layer.attention.kind, 2)
+    mlp = layer.mlp
+    shared = 2 * (mlp.shared_intermediate_size > 0)
+    return attention + (1 + shared if mlp.num_experts else 2 * (mlp.intermediate_size > 0))
 
 
 def _attention_work(layers: Counter[LayerSpec], tp: int, kv_bytes: float) -> tuple[AttentionWork, ...]:

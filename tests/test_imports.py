@@ -25,7 +25,7 @@ ONLY_IN = {
 }
 """Module -> the only files of the package that may import it (folders count as prefixes, ending in /)."""
 
-PURE = ("capacity.py", "timing.py", "quality.py", "engine/", "workload/")
+PURE = ("capacity.py", "costs.py", "timing.py", "work.py", "quality.py", "engine/", "workload/")
 PURE_MAY = {"numpy", "pydantic", "kvplan", "yaml"}
 STRANGERS = {  # room -> rooms it must not know
     "timing.py": {"kvplan.engine", "kvplan.simulate"},

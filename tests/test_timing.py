@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvplan.costs import AttentionCosts, GemmCosts, HostCosts, StepCosts, capture_sizes
 from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
-from kvplan.timing import KernelCosts, ModelStepTime, StepShape, capture_sizes, roofline
+from kvplan.timing import ModelStepTime, StepShape, roofline
 from kvplan.work import step_work
 
 
@@ -21,20 +24,13 @@ def model(*attention: AttentionSpec, mlp: MlpSpec | None = None, layers: int = 3
 
 SLIDING = AttentionSpec(AttentionKind.SLIDING, 32, 8, 128, 128, window=1024)
 FULL = AttentionSpec(AttentionKind.FULL, 32, 8, 128, 128)
-COSTS = KernelCosts(3e12, 7e14, 3e12, 5e14, step_s=1e-4, layer_s=5e-6, sequence_s=1e-6)
+GEMM = GemmCosts(3e12, 7e14, kernel_s=2e-6)
+ATTENTION = AttentionCosts(3e12, 5e14, 5e-6, 1e-7, mixed_factor=1.3, serial_bytes_per_s=2e10)
+COSTS = StepCosts(GEMM, GEMM, GEMM, ATTENTION, step_s=1e-4, layer_s=5e-6, row_s=1e-6)
 MODELS = {"dense": model(), "sliding": model(FULL, SLIDING), "moe": model(mlp=MlpSpec(768, 3, 128, 8))}
 HOSTS = {
     "sync": COSTS,
-    "async": KernelCosts(
-        3e12,
-        7e14,
-        3e12,
-        5e14,
-        host_s=9e-3,
-        host_sequence_s=1e-5,
-        host_overlaps=True,
-        capture_sizes=capture_sizes(),
-    ),
+    "async": replace(COSTS, host=HostCosts(9e-3, 1e-5, overlaps=True), capture_sizes=capture_sizes()),
 }
 
 

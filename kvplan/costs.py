@@ -1,0 +1,147 @@
+"""What a card and its kernels cost: rates, fixed times and the few formulas that turn work into seconds.
+
+Everything broadcasts over numpy arrays. Knows no model; `timing` adds up a step.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Number = Any
+"""A Python number or a numpy array; the formulas here take both."""
+
+
+@dataclass(frozen=True, slots=True)
+class GemmCosts:
+    """Matrix products of one weight format on one card."""
+
+    bytes_per_s: float
+    """Weights read."""
+    flops_per_s: float
+    p_norm: float = 3.0
+    """How softly reading and multiplying overlap: 1 they add, infinity the longer counts."""
+    kernel_s: float = 0.0
+    """Of each product, however small."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCosts:
+    """One attention implementation at one KV format."""
+
+    bytes_per_s: float
+    """KV read by decoding sequences."""
+    flops_per_s: float
+    """Prefill, and decode where it is bound by arithmetic (MLA)."""
+    kernel_s: float = 0.0
+    """Of each layer's call."""
+    sequence_s: float = 0.0
+    """Per layer and decoding sequence."""
+    mixed_factor: float = 1.0
+    """Decode attention's factor in a step that also holds a prompt chunk."""
+    mixed_factor_per_sequence: float = 0.0
+    """What each decoding sequence adds to that factor."""
+    serial_bytes_per_s: float = math.inf
+    """One KV head read by one thread block: the critical path of a kernel that does not split the context."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReduceCosts:
+    """Tensor-parallel all-reduce among one number of ranks."""
+
+    kernel_s: float = 0.0
+    bytes_per_s: float = math.inf
+    """Message bytes per second (the algorithm's bandwidth, not the link's)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostCosts:
+    """CPU time of a step: schedule, prepare inputs, update."""
+
+    step_s: float = 0.0
+    row_s: float = 0.0
+    """Per sequence in the step."""
+    overlaps: bool = False
+    """True: asynchronous scheduling hides it under the GPU's time; False: they add."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """All costs of one model's step on one rank: its formats picked from what a card offers."""
+
+    gemm: GemmCosts
+    """Projections, dense MLPs, shared experts."""
+    experts: GemmCosts
+    head: GemmCosts
+    attention: AttentionCosts
+    reduce: ReduceCosts = ReduceCosts()
+    host: HostCosts = HostCosts()
+    step_s: float = 0.0
+    """GPU time of every step, whatever it holds."""
+    layer_s: float = 0.0
+    """Per layer, beyond its products and attention: norms, rotary embedding, launches."""
+    row_s: float = 0.0
+    """Per sampled row: logits processing, sampler."""
+    activation_bytes_per_s: float = math.inf
+    """Residual-stream bytes per second through a layer's element-wise kernels."""
+    capture_sizes: tuple[int, ...] = ()
+    """CUDA-graph sizes that the token count is padded to; beyond the last, eager and unpadded."""
+
+
+def p_norm(a: Number, b: Number, p: float) -> Number:
+    """(a^p + b^p)^(1/p): near the larger of the two, softly above it where they meet.
+
+    >>> p_norm(3.0, 4.0, 2.0)
+    5.0
+    """
+    return (a**p + b**p) ** (1.0 / p)
+
+
+def gemm_s(costs: GemmCosts, num_bytes: Number, flops: Number) -> Number:
+    """Seconds of a matrix product: the p-norm of reading its weights and of multiplying, without `kernel_s`."""
+    return p_norm(num_bytes / costs.bytes_per_s, flops / costs.flops_per_s, costs.p_norm)
+
+
+def expected_experts(num_experts: Number, share: Number, num_tokens: Number) -> Number:
+    """Distinct experts that `num_tokens` tokens wake when each visits one with probability `share`.
+
+    E * (1 - (1 - share)^m), the mean of independent uniform choices.
+
+    >>> expected_experts(128, 8 / 128, 1), round(expected_experts(128, 8 / 128, 64), 1)
+    (8.0, 125.9)
+    """
+    return num_experts * (1.0 - (1.0 - share) ** num_tokens)
+
+
+def context_token_s(costs: AttentionCosts, kv_bytes: Number, flops: Number) -> Number:
+    """Seconds that one token of context adds to one decode in one layer: reading it or multiplying it."""
+    return p_norm(kv_bytes / costs.bytes_per_s, flops / costs.flops_per_s, 3.0)
+
+
+def padded(num_tokens: Number, sizes: tuple[int, ...]) -> Number:
+    """Tokens after CUDA-graph padding: the next captured size, or as they are beyond the largest.
+
+    >>> padded(5, (1, 2, 4, 8)), padded(9, (1, 2, 4, 8))
+    (8, 9)
+    """
+    if not sizes:
+        return num_tokens
+    if isinstance(num_tokens, int):
+        return sizes[bisect_left(sizes, num_tokens)] if num_tokens <= sizes[-1] else num_tokens
+    table = np.asarray(sizes)
+    index = np.minimum(np.searchsorted(table, num_tokens), len(sizes) - 1)
+    return np.where(np.asarray(num_tokens) <= sizes[-1], table[index], num_tokens)
+
+
+def capture_sizes(max_size: int = 512) -> tuple[int, ...]:
+    """The batch sizes that vLLM captures: 1, 2, 4, then every 8 up to 256, every 16 beyond.
+
+    >>> capture_sizes(32)
+    (1, 2, 4, 8, 16, 24, 32)
+    """
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, max_size + 1, 16)]
+    return tuple(s for s in sizes if s <= max_size)
