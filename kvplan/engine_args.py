@@ -1,42 +1,64 @@
 """The `vllm serve` flags that change memory or scheduling: vLLM's names, vLLM's defaults.
 
-`None` means "the engine decides", and `resolve` (in this file) decides as it would, by version, GPU and model.
-Knows nothing of GPUs' memory or of models' shapes beyond what resolving needs.
+`None` means "the engine decides", and `resolve` decides as it would, by version, GPU, entry point and
+model. Knows nothing of memory; block size and KV dtype of a model's layers are `layout`'s to choose.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field
 
 from kvplan.config import Config
+from kvplan.errors import KvplanError
+from kvplan.gpu import GpuSpec
+from kvplan.model import AttentionKind, ModelSpec
+from kvplan.units import GiB, human_readable_int
+
+Engine = Literal["vllm", "sglang", "tensorrt-llm"]
+EntryPoint = Literal["serve", "llm"]
+
+LATEST = {"vllm": (0, 32), "sglang": (0, 5), "tensorrt-llm": (1, 0)}
+"""The version mirrored when none is asked for."""
+
+
+def _count(value: Any) -> Any:
+    """Counts may be written as vLLM takes them: 32k, 32K, 1g."""
+    return human_readable_int(value) if isinstance(value, str) else value
+
+
+Degree = Annotated[int, Field(ge=1, le=4096)]
+Count = Annotated[int, BeforeValidator(_count), Field(ge=1, le=1 << 40)]
+Length = Annotated[int, BeforeValidator(_count), Field(ge=-1, le=1 << 32)]
 
 
 class EngineArgs(Config):
     """Flags of `vllm serve`, spelled with underscores; the CLI and scenario files are generated from this class."""
 
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: Degree = 1
     """Number of tensor-parallel ranks (-tp)."""
-    pipeline_parallel_size: int = 1
+    pipeline_parallel_size: Degree = 1
     """Number of pipeline stages (-pp)."""
-    data_parallel_size: int = 1
+    data_parallel_size: Degree = 1
     """Number of data-parallel replicas (-dp); with MoE models they run in lockstep."""
-    decode_context_parallel_size: int = 1
+    decode_context_parallel_size: Degree = 1
     """Ranks that split the tokens of MLA or replicated KV between them (-dcp)."""
     enable_expert_parallel: bool = False
     """Shard experts instead of splitting each one."""
-    max_model_len: int | None = None
+    max_model_len: Length | None = None
     """Longest sequence (prompt + output); None = the model's own, -1 = the longest that fits."""
-    max_num_seqs: int | None = None
+    max_num_seqs: Count | None = None
     """Most sequences in one step."""
-    max_num_batched_tokens: int | None = None
+    max_num_batched_tokens: Count | None = None
     """Most tokens in one step."""
-    gpu_memory_utilization: float = 0.92
-    """Share of the card's total memory the engine may fill."""
-    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float | None = None
+    """Share of the card's total memory the engine may fill; 0.92 (0.9 before vLLM 0.21)."""
+    kv_cache_memory_bytes: Count | None = None
     """Size of the KV pool per GPU; overrides gpu_memory_utilization."""
-    num_gpu_blocks_override: int | None = None
+    num_gpu_blocks_override: Count | None = None
     """Number of KV blocks, null block included; overrides everything."""
-    block_size: int | None = None
+    block_size: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """Tokens per KV block."""
     kv_cache_dtype: str = "auto"
     """auto, bfloat16, fp8, fp8_e4m3, fp8_e5m2, fp8_per_token_head, int8_per_token_head, nvfp4, fp8_ds_mla ..."""
@@ -48,11 +70,11 @@ class EngineArgs(Config):
     """Schedule step k+1 while step k runs."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     """Order of the waiting queue."""
-    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
     """Cap on one prompt's tokens in a step while others wait or run; 0 = none."""
     scheduler_reserve_full_isl: bool = True
     """Admit a prompt only if all of it fits now."""
-    watermark: float = 0.0
+    watermark: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of blocks kept free when admitting."""
     disable_hybrid_kv_cache_manager: bool = False
     """Treat sliding and chunked layers as full attention."""
@@ -60,11 +82,11 @@ class EngineArgs(Config):
     """Dtype of the convolution state."""
     mamba_ssm_cache_dtype: str = "auto"
     """Dtype of the recurrent state."""
-    mamba_block_size: int | None = None
+    mamba_block_size: Annotated[int, Field(ge=1)] | None = None
     """Tokens per Mamba block."""
     mamba_cache_mode: str | None = None
     """none or align."""
-    num_speculative_tokens: int = 0
+    num_speculative_tokens: Annotated[int, Field(ge=0, le=64)] = 0
     """Draft tokens per decode step."""
     speculative_method: Literal["mtp", "eagle", "draft_model", "ngram"] = "mtp"
     """Who drafts."""
@@ -74,3 +96,220 @@ class EngineArgs(Config):
     """Weights and activations: auto, bfloat16, float16, float32."""
     enforce_eager: bool = False
     """No CUDA graphs."""
+
+
+class ResolvedArgs(EngineArgs):
+    """EngineArgs after the engine has decided: what it would run with."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    gpu_memory_utilization: float
+    enable_prefix_caching: bool
+    enable_chunked_prefill: bool
+    async_scheduling: bool
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all replicas."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    @property
+    def max_concurrent_batches(self) -> int:
+        """Steps in flight: pipeline stages, one more under asynchronous scheduling (vLLM 0.32)."""
+        return self.pipeline_parallel_size + self.async_scheduling
+
+
+class EngineVersion(NamedTuple):
+    """Which engine, and how old: defaults and overheads follow it."""
+
+    engine: Engine = "vllm"
+    version: tuple[int, int] = LATEST["vllm"]
+    legacy: bool = False
+    """vLLM's first engine (V0): all before 0.8, and later on cards it was kept for."""
+
+    def __str__(self) -> str:
+        """As `--engine` takes it, e.g. vllm@0.32."""
+        kept = "-v0" if self.legacy and self.version >= (0, 8) else ""
+        return f"{self.engine}@{self.version[0]}.{self.version[1]}{kept}"
+
+
+def parse_engine(text: str) -> EngineVersion:
+    """Read `vllm`, `vllm@0.19`, `vllm@0.9.2-v0`, `sglang`, `tensorrt-llm`.
+
+    >>> parse_engine("vllm@0.19").version
+    (0, 19)
+    """
+    name, _, version = text.partition("@")
+    if name not in LATEST:
+        raise KvplanError(
+            f"unknown engine {text!r}; there are {', '.join(LATEST)}, each with an optional @version"
+        )
+    if not version:
+        return EngineVersion(name, LATEST[name])  # type: ignore[arg-type]
+    number, _, kind = version.removeprefix("v").partition("-")
+    parts = number.split(".")
+    if len(parts) < 2 or not all(p.isdigit() and len(p) < 5 for p in parts[:2]) or kind not in ("", "v0"):
+        raise KvplanError(f"{version!r} is not a version of {name}; write e.g. {name}@0.19")
+    numbers = (int(parts[0]), int(parts[1]))
+    return EngineVersion(name, numbers, kind == "v0" or (name == "vllm" and numbers < (0, 8)))  # type: ignore[arg-type]
+
+
+def resolve(
+    args: EngineArgs,
+    model: ModelSpec,
+    gpu: GpuSpec,
+    engine: EngineVersion | str = EngineVersion(),  # noqa: B008 (a tuple)
+    entry_point: EntryPoint = "serve",
+) -> ResolvedArgs:
+    """Fill in what the engine would decide, and refuse what it would refuse.
+
+    `max_model_len` -1 stays: only a memory plan can say what it becomes. Source: vLLM 0.32
+    `engine/arg_utils.py`, `config/scheduler.py`, `config/model.py`; older rules from its release history.
+    Raises KvplanError (a ValueError, as vLLM's) with the flag to turn.
+    """
+    version = parse_engine(engine) if isinstance(engine, str) else engine
+    _check_parallel(args, model)
+    utilization = _utilization(args, version)
+    max_model_len = _max_model_len(args, model)
+    chunked = _chunked_prefill(args, version, max_model_len)
+    tokens, seqs = _batch(args, gpu, version, entry_point, max_model_len, chunked)
+    length = max_model_len if max_model_len > 0 else model.max_model_len
+    _check_batch(args, tokens, seqs, length, chunked)
+    return ResolvedArgs(
+        **args.model_dump()
+        | {
+            "max_model_len": max_model_len,
+            "max_num_seqs": seqs,
+            "max_num_batched_tokens": tokens,
+            "gpu_memory_utilization": utilization,
+            "enable_prefix_caching": _prefix_caching(args, model, version),
+            "enable_chunked_prefill": chunked,
+            "async_scheduling": _async(args, version),
+        }
+    )
+
+
+def _check_parallel(args: EngineArgs, model: ModelSpec) -> None:
+    tp, dcp, pp = args.tensor_parallel_size, args.decode_context_parallel_size, args.pipeline_parallel_size
+    heads = max((layer.attention.num_heads for layer in model.layers), default=0)
+    if heads % tp:
+        fits = ", ".join(str(n) for n in range(1, min(heads, 64) + 1) if heads % n == 0)
+        raise KvplanError(
+            f"-tp {tp} does not divide the {heads} attention heads of {model.name}; try one of {fits}"
+        )
+    if pp > len(model.layers):
+        raise KvplanError(f"-pp {pp}: {model.name} has {len(model.layers)} layers, fewer than stages")
+    if tp % dcp:
+        raise KvplanError(f"-dcp {dcp}: must divide -tp {tp}")
+    kinds = {layer.attention.kind for layer in model.layers}
+    if dcp > 1 and AttentionKind.MLA not in kinds:
+        _check_dcp_gqa(tp, dcp, max(layer.attention.num_kv_heads for layer in model.layers))
+
+
+def _check_dcp_gqa(tp: int, dcp: int, kv_heads: int) -> None:
+    """Without MLA only replicated KV heads leave something to split."""
+    if tp <= kv_heads:
+        raise KvplanError(f"-dcp {dcp}: needs -tp above the {kv_heads} KV heads, not {tp}")
+    if dcp > tp // kv_heads:
+        raise KvplanError(f"-dcp {dcp}: at most tp / KV heads = {tp} / {kv_heads} = {tp // kv_heads}")
+
+
+def _utilization(args: EngineArgs, version: EngineVersion) -> float:
+    if args.gpu_memory_utilization is None:
+        return _default_utilization(version)
+    if not 0 < args.gpu_memory_utilization <= 1:
+        raise KvplanError(
+            f"--gpu-memory-utilization {args.gpu_memory_utilization:g}: a share of the card's memory, in (0, 1]"
+        )
+    return args.gpu_memory_utilization
+
+
+def _default_utilization(version: EngineVersion) -> float:
+    """0.92 came with CUDA graphs inside the budget (0.21); SGLang sizes its own reserve in `plan`."""
+    if version.engine == "vllm":
+        return 0.92 if version.version >= (0, 21) else 0.9
+    return 0.9 if version.engine == "tensorrt-llm" else 0.88
+
+
+def _max_model_len(args: EngineArgs, model: ModelSpec) -> int:
+    asked = args.max_model_len
+    if asked is None or asked == -1:
+        return asked or model.max_model_len
+    if asked == 0:
+        raise KvplanError("--max-model-len 0: a length in tokens, or -1 for the longest that fits")
+    if asked > model.max_model_len:
+        raise KvplanError(
+            f"--max-model-len {asked:,}: {model.name} is made for {model.max_model_len:,}; "
+            "a longer context needs rope scaling in its config.json"
+        )
+    return asked
+
+
+def _chunked_prefill(args: EngineArgs, version: EngineVersion, max_model_len: int) -> bool:
+    """V1 always splits prompts; V0 did so for contexts beyond 32k."""
+    if args.enable_chunked_prefill is not None:
+        return args.enable_chunked_prefill
+    return not version.legacy or max_model_len > 32 * 1024
+
+
+def _prefix_caching(args: EngineArgs, model: ModelSpec, version: EngineVersion) -> bool:
+    """On, except for V0, models without attention, and hybrids of older versions."""
+    if args.enable_prefix_caching is not None:
+        return args.enable_prefix_caching
+    kinds = {mixer.kind for layer in model.layers for mixer in layer.mixers} - {AttentionKind.NONE}
+    if version.legacy or kinds == {AttentionKind.STATE}:
+        return False
+    return not model.is_hybrid or version.version >= (0, 27)
+
+
+def _async(args: EngineArgs, version: EngineVersion) -> bool:
+    """On by default since 0.14, where the drafter allows it."""
+    if args.async_scheduling is not None:
+        return args.async_scheduling
+    cpu_drafts = args.num_speculative_tokens > 0 and args.speculative_method == "ngram"
+    return version.engine == "vllm" and version.version >= (0, 14) and not cpu_drafts
+
+
+def _batch(
+    args: EngineArgs,
+    gpu: GpuSpec,
+    version: EngineVersion,
+    entry_point: EntryPoint,
+    max_model_len: int,
+    chunked: bool,
+) -> tuple[int, int]:
+    """(max_num_batched_tokens, max_num_seqs)."""
+    tokens, seqs = _batch_defaults(gpu, version, entry_point, chunked)
+    if not chunked:
+        tokens = max(tokens, max_model_len)
+    seqs = args.max_num_seqs or seqs
+    if max_model_len > 0:
+        tokens = min(tokens, seqs * max_model_len)
+    tokens = args.max_num_batched_tokens or tokens
+    return tokens, args.max_num_seqs or min(seqs, tokens)
+
+
+def _batch_defaults(
+    gpu: GpuSpec, version: EngineVersion, entry_point: EntryPoint, chunked: bool
+) -> tuple[int, int]:
+    offline = entry_point == "llm"
+    if version.legacy:
+        return 2048, 256
+    if gpu.total_bytes >= 160 * GiB and version.version >= (0, 20):
+        return 16384, 1024
+    if gpu.total_bytes >= 70 * GiB and "a100" not in gpu.name:
+        return (16384 if offline else 8192), 1024
+    return (8192 if offline else 2048), 256
+
+
+def _check_batch(args: EngineArgs, tokens: int, seqs: int, length: int, chunked: bool) -> None:
+    if not chunked and tokens < length:
+        raise KvplanError(
+            f"--max-num-batched-tokens {tokens:,} is less than max_model_len {length:,}, "
+            "which needs chunked prefill; raise one or lower the other"
+        )
+    if tokens < seqs:
+        raise KvplanError(f"--max-num-batched-tokens {tokens:,} must be at least --max-num-seqs {seqs:,}")
+    if args.long_prefill_token_threshold > length:
+        raise KvplanError(f"--long-prefill-token-threshold must not exceed max_model_len {length:,}")
