@@ -62,6 +62,10 @@ class EngineArgs(Config):
     """Tokens per KV block."""
     kv_cache_dtype: str = "auto"
     """auto, bfloat16, fp8, fp8_e4m3, fp8_e5m2, fp8_per_token_head, int8_per_token_head, nvfp4, fp8_ds_mla ..."""
+    kv_cache_dtype_skip_layers: tuple[str, ...] = ()
+    """Layers that keep the model's dtype: layer numbers, or sliding_window."""
+    attention_backend: str | None = None
+    """Attention kernels, e.g. FLASH_ATTN or FLASHINFER; None = the best the GPU and the KV dtype allow."""
     enable_prefix_caching: bool | None = None
     """Reuse full blocks of earlier prompts."""
     enable_chunked_prefill: bool | None = None

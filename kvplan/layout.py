@@ -1,0 +1,243 @@
+"""KV cache groups, pages and blocks as the engine lays them out at start-up; vLLM's planner, re-derived.
+
+    model + flags + GPU generation --layout_pages--> pages --layout_groups--> groups --here--> blocks, tokens
+
+Given the bytes that are left for KV, it says what the engine would print (`GPU KV cache size`, `Maximum
+concurrency`) or refuse, and the longest context that would fit. Does not know where those bytes come from
+(`plan` does). Mirrors vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvplan.engine_args import EngineArgs
+from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.layout_backends import Capability
+from kvplan.layout_groups import Group, bytes_per_block, group_layers, on_stage
+from kvplan.layout_pages import model_pages
+from kvplan.model import AttentionKind, ModelSpec
+from kvplan.units import gib
+
+
+class KvCacheTooSmall(DoesNotFit):
+    """One request of the asked length does not fit the KV memory."""
+
+    def __init__(self, message: str, needed_bytes: int, available_bytes: int, max_model_len: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
+        self.max_model_len = max_model_len
+        """The longest context that fits, as vLLM estimates it; 0 if not even one token does."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvGroup:
+    """Layers with one block table."""
+
+    kind: AttentionKind
+    num_layers: int
+    block_size: int
+    """Tokens per block on one rank."""
+    page_bytes: int
+    """Bytes of one layer's page; of all layers' pages together where they differ."""
+    bytes_per_block: int
+    """Bytes of all the group's pages."""
+    blocks_per_request: int
+    """Blocks that start-up reserves for one request of max_model_len tokens."""
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the engine decides about its KV cache before the first request."""
+
+    groups: tuple[KvGroup, ...]
+    num_blocks: int
+    """Blocks of the pool, null block included."""
+    bytes_per_block: int
+    """Bytes of one block on the fullest pipeline stage."""
+    block_size: int
+    """The engine's --block-size after start-up has adjusted it."""
+    max_model_len: int
+    max_in_flight_tokens: int
+    kv_cache_dtype: str
+    attention_backends: tuple[str, ...]
+
+    @property
+    def blocks_per_request(self) -> int:
+        """Blocks that start-up reserves for one request of max_model_len tokens, over all groups."""
+        return sum(group.blocks_per_request for group in self.groups)
+
+    @property
+    def max_concurrency(self) -> float:
+        """Requests of max_model_len tokens that fit at once, as vLLM prints it."""
+        return self.num_blocks / self.blocks_per_request
+
+    @property
+    def kv_cache_size_tokens(self) -> int:
+        """`GPU KV cache size` as vLLM prints it; for hybrids not a token capacity."""
+        return int(self.max_concurrency * self.max_model_len)
+
+    @property
+    def num_usable_blocks(self) -> int:
+        """Blocks that requests can hold: all but the null block."""
+        return self.num_blocks - 1
+
+
+def kv_layout(
+    model: ModelSpec,
+    args: EngineArgs,
+    available_bytes: int | Sequence[int],
+    *,
+    capability: Capability = (9, 0),
+    draft: ModelSpec | None = None,
+) -> Layout:
+    """Lay out the KV cache as the engine would.
+
+    Args:
+        model: the model.
+        args: flags, defaults resolved (`engine_args.resolve`).
+        available_bytes: KV memory of one rank, or of one rank per pipeline stage.
+        capability: compute capability of the GPU.
+        draft: the draft model, if one drafts.
+
+    Raises:
+        KvCacheTooSmall: not even one request of max_model_len fits.
+        KvplanError: a combination that the engine refuses.
+    """
+    pages = model_pages(model, args, capability, draft)
+    groups = group_layers(pages.layers, hybrid=not _hybrid_manager_off(model, args))
+    request = _Request(args.decode_context_parallel_size, max_in_flight_tokens(args))
+    stages = _Stages.of(groups, args, available_bytes)
+    length = model.max_model_len if args.max_model_len in (None, -1) else args.max_model_len
+    assert length is not None
+    if args.max_model_len == -1:
+        length = _fitted_length(stages, request, length)
+    _check_fits(stages, request, length)
+    return Layout(
+        groups=tuple(_describe(group, request, length) for group in groups),
+        num_blocks=min(stages.num_blocks, default=1),
+        bytes_per_block=max(stages.block_bytes, default=0),
+        block_size=pages.block_size,
+        max_model_len=length,
+        max_in_flight_tokens=request.max_in_flight_tokens,
+        kv_cache_dtype=pages.kv_cache_dtype,
+        attention_backends=pages.backends,
+    )
+
+
+def max_in_flight_tokens(args: EngineArgs) -> int:
+    """Tokens scheduled but not settled: the token budget, once per batch that is in flight.
+
+    One batch per pipeline stage, and one more under asynchronous scheduling.
+    """
+    batches = args.pipeline_parallel_size + (args.async_scheduling is not False)
+    assert args.max_num_batched_tokens is not None, "resolve the flags first"
+    return batches * args.max_num_batched_tokens
+
+
+def _hybrid_manager_off(model: ModelSpec, args: EngineArgs) -> bool:
+    """The user's flag; and vLLM itself turns it off for chunked attention with a drafting head."""
+    chunked = any(layer.attention.kind is AttentionKind.CHUNKED for layer in model.layers)
+    drafts = args.num_speculative_tokens > 0 and args.speculative_method in ("mtp", "eagle")
+    return args.disable_hybrid_kv_cache_manager or (chunked and drafts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What one request's reservation depends on besides its length."""
+
+    dcp: int
+    max_in_flight_tokens: int
+
+    def blocks(self, groups: Sequence[Group], length: int) -> int:
+        return sum(self.group_blocks(group, length) for group in groups)
+
+    def group_blocks(self, group: Group, length: int) -> int:
+        pages = {layer.page for layer in group}
+        return max(page.blocks(length, self.max_in_flight_tokens, self.dcp) for page in pages)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stages:
+    """The pool as each pipeline stage sees it: the same block ids, its own layers and memory."""
+
+    groups: list[Group]
+    block_bytes: list[int]
+    available_bytes: list[int]
+
+    @classmethod
+    def of(cls, groups: list[Group], args: EngineArgs, available_bytes: int | Sequence[int]) -> _Stages:
+        num = args.pipeline_parallel_size
+        available = [available_bytes] * num if isinstance(available_bytes, int) else list(available_bytes)
+        if len(available) != num:
+            raise KvplanError(f"{len(available)} KV memory sizes for {num} pipeline stages")
+        sizes = [bytes_per_block(on_stage(groups, stage)) for stage in range(num)] if groups else []
+        if args.num_gpu_blocks_override is not None:
+            available = [args.num_gpu_blocks_override * size for size in sizes]
+        return cls(groups, sizes, available)
+
+    @property
+    def num_blocks(self) -> list[int]:
+        return [a // size for a, size in zip(self.available_bytes, self.block_bytes, strict=False) if size]
+
+    @property
+    def usable_bytes(self) -> list[tuple[int, int]]:
+        """(bytes of a block, bytes less the null block) of each stage that holds KV."""
+        return [(s, a - s) for a, s in zip(self.available_bytes, self.block_bytes, strict=False) if s]
+
+
+def _longest(stages: _Stages, request: _Request, size: int, usable: int, longest: int) -> int:
+    """Longest request that fits one stage, by bisection as vLLM searches; 0 if none."""
+
+    def fits(length: int) -> bool:
+        return request.blocks(stages.groups, length) * size <= usable
+
+    if not fits(1):
+        return 0
+    low, high = 1, longest
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _fitted_length(stages: _Stages, request: _Request, longest: int) -> int:
+    """The length that --max-model-len -1 settles on."""
+    for size, usable in stages.usable_bytes:
+        longest = min(longest, _longest(stages, request, size, usable, longest))
+    if longest <= 0:
+        raise KvCacheTooSmall("no KV memory for even one token", 0, 0, 0)
+    return longest
+
+
+def _check_fits(stages: _Stages, request: _Request, length: int) -> None:
+    """Refuse what vLLM refuses: one request of full length must fit beside the null block, on every stage."""
+    for size, usable in stages.usable_bytes:
+        if usable <= 0:
+            text = f"no memory left for KV blocks: {gib(usable + size):.2f} GiB, one block is {gib(size):.2f} GiB"
+            raise KvCacheTooSmall(text, size, usable, 0)
+        needed = request.blocks(stages.groups, length) * size
+        if needed <= usable:
+            continue
+        fits = _longest(stages, request, size, usable, length)
+        what = f"one request of {length:,} tokens needs {gib(needed):.2f} GiB of KV cache"
+        then = f"{fits:,} tokens would fit (--max-model-len {fits})" if fits else "not even one token fits"
+        raise KvCacheTooSmall(f"{what}, there are {gib(usable):.2f} GiB; {then}", needed, usable, fits)
+
+
+def _describe(group: Group, request: _Request, length: int) -> KvGroup:
+    first = group[0].page
+    total = sum(layer.page.num_bytes for layer in group)
+    same = len({(layer.page.num_bytes, layer.page.shape) for layer in group}) == 1
+    return KvGroup(
+        kind=first.kind,
+        num_layers=len(group),
+        block_size=first.block_size,
+        page_bytes=first.num_bytes if same else total,
+        bytes_per_block=total,
+        blocks_per_request=request.group_blocks(group, length),
+        window=first.window,
+    )

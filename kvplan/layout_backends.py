@@ -1,0 +1,320 @@
+"""Which attention backend the engine picks for a layer, and what that means for KV blocks.
+
+Mirrors the choice of vLLM 0.32 on CUDA: a priority list per GPU generation, the first backend that takes
+the layer's head size, KV dtype, sinks and so on. Knows nothing of models, memory or groups. FlashInfer,
+DeepGEMM and FlashMLA count as installed, FlashAttention 4 does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kvplan.errors import KvplanError, did_you_mean
+
+Capability = tuple[int, int]
+"""CUDA compute capability, e.g. (9, 0) for Hopper."""
+
+KV_DTYPES = (
+    *("auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_ds_mla", "nvfp4_ds_mla"),
+    *("turboquant_k8v4", "turboquant_4bit_nc", "turboquant_k3v4_nc", "turboquant_3bit_nc"),
+    *("int4_per_token_head", "int8_per_token_head", "fp8_per_token_head", "nvfp4", "nvfp4_4over6"),
+)
+"""Values of --kv-cache-dtype that the mirrored version knows on CUDA (ultraquant and fp8_inc left out)."""
+
+_AUTO = ("auto", "float16", "bfloat16")
+_FP8 = (*_AUTO, "fp8", "fp8_e4m3")
+_PER_HEAD = ("int4_per_token_head", "int8_per_token_head", "fp8_per_token_head")
+_TURBO = ("turboquant_k8v4", "turboquant_4bit_nc", "turboquant_k3v4_nc", "turboquant_3bit_nc")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNeeds:
+    """What one layer asks of a backend; head counts are those of one rank."""
+
+    head_size: int
+    kv_dtype: str
+    num_heads: int = 1
+    num_kv_heads: int = 1
+    dtype: str = "bfloat16"
+    block_size: int | None = None
+    """The user's --block-size; None lets the backend choose."""
+    is_mla: bool = False
+    is_sparse: bool = False
+    has_sinks: bool = False
+    has_window: bool = False
+    dcp: int = 1
+    qk_nope_head_dim: int = 0
+    qk_rope_head_dim: int = 0
+    kv_lora_rank: int = 0
+    index_topk: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One attention backend as the planner sees it. Source: vLLM 0.32, `v1/attention/backends`."""
+
+    name: str
+    kv_dtypes: tuple[str, ...]
+    block_sizes: tuple[int, ...]
+    """Kernel block sizes: any multiple of the only entry, or exactly these if `fixed`."""
+    fixed: bool = False
+    majors: tuple[int, ...] = ()
+    """Compute capability majors; empty: all."""
+    head_sizes: tuple[int, ...] = ()
+    """Head sizes; empty: all."""
+    is_mla: bool = False
+    is_sparse: bool = False
+    sinks: bool = False
+    windows: bool = False
+    dcp: bool = False
+    dtypes: tuple[str, ...] = ("float16", "bfloat16")
+    packs: tuple[str, ...] = ()
+    """Prefixes of the KV dtypes that it stores in a packed format of its own."""
+
+    def takes_block(self, block_size: int) -> bool:
+        """Whether blocks of this many tokens can be cut into the kernel's blocks."""
+        return any(block_size % size == 0 for size in self.block_sizes)
+
+    def largest_block_within(self, tokens: int) -> int:
+        """Largest kernel block of at most `tokens` tokens; the smallest one if none is that small."""
+        sizes = self.block_sizes
+        if not self.fixed:
+            sizes = tuple(max(s, tokens // s * s) for s in sizes)
+        return max((s for s in sizes if s <= tokens), default=min(sizes))
+
+
+_LARGE_PAGES = (16, 32, 64, 128, 256, 512, 1024)
+
+BACKENDS = {
+    b.name: b
+    for b in (
+        Backend("FLASH_ATTN", _FP8, (16,), majors=(8, 9, 10, 11, 12), sinks=True, windows=True, dcp=True),
+        Backend(
+            "FLASHINFER",
+            (*_FP8, "fp8_e5m2", "nvfp4", "nvfp4_4over6"),
+            (16, 32, 64),
+            fixed=True,
+            majors=(8, 9, 10, 11, 12),
+            head_sizes=(64, 128, 256, 512),
+            sinks=True,
+            windows=True,
+            dcp=True,
+            packs=("nvfp4",),
+        ),
+        Backend(
+            "TRITON_ATTN",
+            (*_FP8, "fp8_e5m2", *_PER_HEAD),
+            (16,),
+            sinks=True,
+            windows=True,
+            dtypes=("float16", "bfloat16", "float32"),
+            packs=_PER_HEAD,
+        ),
+        Backend("FLEX_ATTENTION", _AUTO, (16,), windows=True, dtypes=("float16", "bfloat16", "float32")),
+        Backend("TURBOQUANT", _TURBO, (16, 32, 64, 128), fixed=True, packs=_TURBO),
+        Backend("FLASH_ATTN_MLA", _AUTO, (16,), majors=(9,), is_mla=True, dcp=True),
+        Backend("FLASHMLA", _FP8, (64,), fixed=True, majors=(9,), is_mla=True, dcp=True),
+        Backend("FLASHINFER_MLA", _FP8, (32, 64), fixed=True, majors=(10,), is_mla=True, dcp=True),
+        Backend("CUTLASS_MLA", _FP8, (128,), fixed=True, majors=(10,), is_mla=True, dcp=True),
+        Backend("TRITON_MLA", _FP8, (16,), is_mla=True, dcp=True),
+        Backend("FLASH_ATTN_MLA_SPARSE", _AUTO, (64,), majors=(9,), is_mla=True, is_sparse=True),
+        Backend(
+            "FLASHMLA_SPARSE",
+            ("auto", "bfloat16", "fp8_ds_mla", "fp8", "nvfp4_ds_mla"),
+            (64,),
+            majors=(9, 10),
+            head_sizes=(576, 512),
+            is_mla=True,
+            is_sparse=True,
+            dcp=True,
+            dtypes=("bfloat16",),
+        ),
+        Backend(
+            "FLASHINFER_MLA_SPARSE",
+            _FP8,
+            (32,),
+            majors=(10,),
+            head_sizes=(512, 576),
+            is_mla=True,
+            is_sparse=True,
+            dcp=True,
+        ),
+        Backend(
+            "FLASHINFER_MLA_SPARSE_SM90",
+            ("auto", "bfloat16", "fp8", "fp8_e4m3"),
+            (64,),
+            majors=(9,),
+            head_sizes=(512, 576),
+            is_mla=True,
+            is_sparse=True,
+            dtypes=("bfloat16",),
+        ),
+        Backend(
+            "FLASHINFER_MLA_SPARSE_SM120",
+            ("auto", "fp8", "fp8_e4m3", "fp8_ds_mla"),
+            (64,),
+            majors=(12,),
+            head_sizes=(512, 576),
+            is_mla=True,
+            is_sparse=True,
+            dtypes=("bfloat16",),
+        ),
+    )
+}
+
+INDEXER = Backend("DEEPSEEK_V32_INDEXER", ("auto",), (64,), fixed=True, head_sizes=(32, 64, 128))
+"""Keys of the sparse-attention indexer; it only constrains the block size."""
+
+
+def priorities(capability: Capability, needs: LayerNeeds) -> list[str]:
+    """Backends in the order they are tried. Source: vLLM 0.32, `platforms/cuda.py`."""
+    major = capability[0]
+    if not needs.is_mla:
+        first = ["FLASHINFER", "FLASH_ATTN"] if major == 10 else ["FLASH_ATTN", "FLASHINFER"]
+        return [*first, "TRITON_ATTN", "FLEX_ATTENTION", "TURBOQUANT"]
+    if major == 10:
+        sparse = ["FLASHMLA_SPARSE", "FLASHINFER_MLA_SPARSE"]
+        if is_quantized(needs.kv_dtype) or needs.num_heads <= 16:
+            sparse.reverse()
+        return ["FLASHINFER_MLA", "CUTLASS_MLA", "FLASH_ATTN_MLA", "FLASHMLA", "TRITON_MLA", *sparse]
+    if major == 12:
+        return ["TRITON_MLA", "FLASHINFER_MLA_SPARSE_SM120"]
+    sparse = ["FLASH_ATTN_MLA_SPARSE", "FLASHMLA_SPARSE"]
+    at = 0 if needs.head_size == 512 else len(sparse)
+    sparse.insert(at, "FLASHINFER_MLA_SPARSE_SM90")
+    return ["FLASH_ATTN_MLA", "FLASHMLA", "FLASHINFER_MLA", "TRITON_MLA", *sparse]
+
+
+def is_quantized(kv_dtype: str) -> bool:
+    """Whether a KV dtype stores less than 16 bits an element."""
+    return kv_dtype not in _AUTO
+
+
+def select_backend(capability: Capability, needs: LayerNeeds, forced: str | None = None) -> Backend:
+    """Return the backend the engine would use for this layer on this GPU.
+
+    Args:
+        capability: compute capability of the GPU.
+        needs: what the layer asks.
+        forced: the user's --attention-backend.
+
+    Raises:
+        KvplanError: no backend takes the layer; says why each one does not.
+    """
+    if forced is not None and forced not in BACKENDS:
+        raise KvplanError(f"unknown attention backend {forced!r}{did_you_mean(forced, BACKENDS)}")
+    reasons = []
+    for name in [forced] if forced else priorities(capability, needs):
+        backend = BACKENDS[name]
+        reason = refusal(backend, capability, needs)
+        if not reason:
+            return _with_large_pages(backend, capability, needs)
+        reasons.append(f"{name}: {reason}")
+    asked = (
+        f"KV dtype {needs.kv_dtype}, head size {needs.head_size}, compute capability {_dotted(capability)}"
+    )
+    raise KvplanError(f"no attention backend takes {asked} ({'; '.join(reasons)})")
+
+
+def refusal(backend: Backend, capability: Capability, needs: LayerNeeds) -> str:
+    """Return the first reason why a backend does not take the layer; empty if it does."""
+    b, n = backend, needs
+    checks = (
+        (b.is_mla != n.is_mla, "MLA not supported" if n.is_mla else "for MLA only"),
+        (
+            b.is_sparse != n.is_sparse,
+            "sparse attention not supported" if n.is_sparse else "for sparse attention only",
+        ),
+        (b.majors and capability[0] not in b.majors, "compute capability not supported"),
+        (n.kv_dtype not in b.kv_dtypes, "KV dtype not supported"),
+        (n.dtype not in b.dtypes, f"dtype {n.dtype} not supported"),
+        (b.head_sizes and n.head_size not in b.head_sizes, "head size not supported"),
+        (n.block_size and not b.takes_block(n.block_size), f"block size {n.block_size} not supported"),
+        (n.has_sinks and not b.sinks, "attention sinks not supported"),
+        (n.has_window and not b.windows, "sliding window not supported"),
+        (n.dcp > 1 and not b.dcp, "decode context parallelism not supported"),
+    )
+    for failed, reason in checks:
+        if failed:
+            return reason
+    quirk = _QUIRKS.get(b.name)
+    return quirk(capability, n) if quirk else ""
+
+
+def _flash_attn(capability: Capability, n: LayerNeeds) -> str:
+    if n.head_size % 8 or n.head_size > 256:
+        return "head size not supported"
+    if is_quantized(n.kv_dtype) and capability[0] != 9:
+        return "an fp8 KV cache needs FlashAttention 3"
+    if n.has_sinks and capability[0] != 9:
+        return "attention sinks need FlashAttention 3"
+    return ""
+
+
+def _flashinfer(capability: Capability, n: LayerNeeds) -> str:
+    major = capability[0]
+    if capability > (12, 1):
+        return "compute capability not supported"
+    if n.has_sinks and major != 10 and capability not in ((9, 0), (12, 0), (12, 1)):
+        return "attention sinks not supported"
+    if n.kv_dtype.startswith("nvfp4"):
+        if major not in (8, 9, 12, 10) or (n.kv_dtype == "nvfp4_4over6" and major != 10):
+            return "KV dtype not supported"
+        if major != 10 and (n.head_size == 64 or n.has_sinks):
+            return "nvfp4 KV not supported with head size 64 or sinks"
+    return ""
+
+
+def _triton(capability: Capability, n: LayerNeeds) -> str:
+    return "head size not supported" if n.head_size < 32 else ""
+
+
+def _flashinfer_mla(capability: Capability, n: LayerNeeds) -> str:
+    return "" if n.qk_nope_head_dim in (64, 128, 192) else "qk_nope_head_dim not supported"
+
+
+def _flashmla_sparse(capability: Capability, n: LayerNeeds) -> str:
+    if n.kv_dtype == "nvfp4_ds_mla" and capability[0] != 10:
+        return "nvfp4_ds_mla needs compute capability 10"
+    if n.head_size == 512:
+        plain = n.kv_dtype in (*_AUTO, "fp8_ds_mla") and capability[0] == 9
+        return "" if plain and n.qk_rope_head_dim == 0 else "head size 512 not supported"
+    return ""
+
+
+def _flashinfer_mla_sparse(capability: Capability, n: LayerNeeds) -> str:
+    if n.qk_rope_head_dim == 0:
+        fits = (n.qk_nope_head_dim, n.kv_lora_rank) == (256, 512)
+        return "" if fits else "MLA without rope of this shape not supported"
+    return "" if n.qk_nope_head_dim in (128, 192) else "qk_nope_head_dim not supported"
+
+
+def _flashinfer_mla_sparse_sm90(capability: Capability, n: LayerNeeds) -> str:
+    return "" if n.kv_lora_rank == 512 and n.qk_rope_head_dim in (0, 64) else "MLA shape not supported"
+
+
+def _flashinfer_mla_sparse_sm120(capability: Capability, n: LayerNeeds) -> str:
+    return "" if n.index_topk == 2048 else "index_topk must be 2048"
+
+
+_QUIRKS = {
+    "FLASH_ATTN": _flash_attn,
+    "FLASHINFER": _flashinfer,
+    "TRITON_ATTN": _triton,
+    "FLASHINFER_MLA": _flashinfer_mla,
+    "FLASHMLA_SPARSE": _flashmla_sparse,
+    "FLASHINFER_MLA_SPARSE": _flashinfer_mla_sparse,
+    "FLASHINFER_MLA_SPARSE_SM90": _flashinfer_mla_sparse_sm90,
+    "FLASHINFER_MLA_SPARSE_SM120": _flashinfer_mla_sparse_sm120,
+}
+
+
+def _with_large_pages(backend: Backend, capability: Capability, n: LayerNeeds) -> Backend:
+    """On data-centre Blackwell, FlashInfer's GQA kernels also read pages of 128 tokens and more."""
+    if backend.name != "FLASHINFER" or capability[0] != 10 or n.num_heads // n.num_kv_heads <= 1:
+        return backend
+    return replace(backend, block_sizes=_LARGE_PAGES)
+
+
+def _dotted(capability: Capability) -> str:
+    return f"{capability[0]}.{capability[1]}"

@@ -1,0 +1,191 @@
+"""Pages and groups: how layers that remember differently share one pool of equal blocks.
+
+A `Page` is one layer's share of a block. A group is a set of layers with one block table; every group draws
+from the same pool, so a block is as large as the largest group's pages together. Re-derived from vLLM 0.32,
+`v1/core/kv_cache_utils.py`. Knows no model and no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from kvplan.capacity import chunked_blocks, full_blocks, state_blocks, window_blocks
+from kvplan.errors import KvplanError
+from kvplan.model import AttentionKind
+
+GROWING = (AttentionKind.FULL, AttentionKind.MLA)
+"""Kinds that keep every token; vLLM's FullAttentionSpec and its children."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What one layer stores in one block, on one rank."""
+
+    kind: AttentionKind
+    block_size: int
+    """Tokens per block."""
+    token_bytes: int = 0
+    """Bytes a token; 0 for states."""
+    state_bytes: int = 0
+    """Bytes of the state; 0 for attention."""
+    window: int = 0
+    """Tokens of the window or chunk; kept, without effect, when the window counts as full attention."""
+    retained: int = 0
+    """Tokens kept behind the window for multi-token prediction with several modules."""
+    padded_bytes: int = 0
+    """Size the page is padded to; 0: not padded."""
+    shape: tuple[int | str, ...] = ()
+    """Heads, head sizes, KV dtype: layers of one group have equal shapes."""
+    speculative_blocks: int = 0
+    checkpoint_blocks: int = 0
+    aligned: bool = False
+    """States only: prefix caching keeps the state at block ends (mamba_cache_mode align)."""
+
+    @property
+    def content_bytes(self) -> int:
+        """Bytes of the page without padding."""
+        return self.state_bytes or self.token_bytes * self.block_size
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes the page takes."""
+        return self.padded_bytes or self.content_bytes
+
+    def blocks(self, max_model_len: int, max_in_flight_tokens: int, dcp: int = 1) -> int:
+        """Blocks that start-up reserves for one request of `max_model_len` tokens."""
+        if self.kind is AttentionKind.STATE:
+            return int(state_blocks(self.speculative_blocks, self.checkpoint_blocks, self.aligned))
+        if self.kind in GROWING:
+            return int(full_blocks(max_model_len, self.block_size * dcp))
+        if self.kind is AttentionKind.CHUNKED:
+            return int(chunked_blocks(max_model_len, self.window, max_in_flight_tokens, self.block_size))
+        window = self.window + self.retained
+        return int(window_blocks(max_model_len, window, max_in_flight_tokens, self.block_size))
+
+
+class Layer(NamedTuple):
+    """A layer's page and where the layer lives."""
+
+    stage: int
+    page: Page
+
+
+Group = list[Layer]
+
+
+def bytes_per_block(groups: Sequence[Group]) -> int:
+    """Bytes of one block: the largest group's pages together."""
+    return max(sum(layer.page.num_bytes for layer in group) for group in groups)
+
+
+def on_stage(groups: Sequence[Group], stage: int) -> list[Group]:
+    """The groups as one pipeline stage holds them; some may be empty there."""
+    return [[layer for layer in group if layer.stage == stage] for group in groups]
+
+
+def group_layers(layers: Sequence[Layer], *, hybrid: bool = True) -> list[Group]:
+    """Split layers into groups the way the engine does.
+
+    Args:
+        layers: every layer that owns KV, in the order the model builds them.
+        hybrid: False for --disable-hybrid-kv-cache-manager: windows and chunks count as full attention.
+
+    Raises:
+        KvplanError: the kinds cannot share one page size.
+    """
+    layers = list(layers)
+    if not hybrid:
+        layers = promote_windows(layers)
+    if not layers:
+        return []
+    if is_uniform([layer.page for layer in layers]):
+        return [layers]
+    try:
+        return _deal(_unify_page_sizes(layers))
+    except _CannotPad:
+        promoted = promote_windows(layers)
+        if is_uniform([layer.page for layer in promoted]):
+            return [promoted]
+        raise KvplanError(
+            "these layers' KV pages cannot be brought to one size; the engine refuses them"
+        ) from None
+
+
+def is_uniform(pages: Sequence[Page]) -> bool:
+    """Whether all layers need the same number of blocks for any sequence, so one block table serves all."""
+    return len({_need(page) for page in pages}) == 1
+
+
+def _need(page: Page) -> tuple[object, ...]:
+    if page.kind in GROWING:
+        return (page.block_size,)
+    if page.kind is AttentionKind.STATE:
+        blocks = (page.speculative_blocks, page.checkpoint_blocks)
+        return (page.kind, page.block_size, *blocks, page.num_bytes)
+    return (page.kind, page.block_size, page.window)
+
+
+def promote_windows(layers: Sequence[Layer]) -> list[Layer]:
+    """Count windows and chunks as full attention, if some layer has full attention already."""
+    full_sizes = {layer.page.block_size for layer in layers if layer.page.kind in GROWING}
+    if not full_sizes or is_uniform([layer.page for layer in layers]):
+        return list(layers)
+    block_size = full_sizes.pop() if len(full_sizes) == 1 else 0
+    promoted = [Layer(layer.stage, _promoted(layer.page, block_size)) for layer in layers]
+    if not is_uniform([layer.page for layer in promoted]):
+        raise KvplanError(
+            "this model needs the hybrid KV cache manager; drop --disable-hybrid-kv-cache-manager"
+        )
+    return promoted
+
+
+def _promoted(page: Page, block_size: int) -> Page:
+    if page.kind not in (AttentionKind.SLIDING, AttentionKind.CHUNKED):
+        return page
+    block_size = block_size or page.block_size
+    padded = page.padded_bytes and max(page.padded_bytes, page.token_bytes * block_size)
+    return replace(page, kind=AttentionKind.FULL, block_size=block_size, padded_bytes=padded, retained=0)
+
+
+class _CannotPad(Exception):
+    """A latent page that does not divide the largest page: sparse kernels index whole rows."""
+
+
+def _unify_page_sizes(layers: Sequence[Layer]) -> list[Layer]:
+    """Bring all pages to the largest one's size: more tokens a block where that divides, else padding."""
+    largest = max(layer.page.num_bytes for layer in layers)
+    return [Layer(layer.stage, _grown(layer.page, largest)) for layer in layers]
+
+
+def _grown(page: Page, num_bytes: int) -> Page:
+    if page.num_bytes == num_bytes:
+        return page
+    if page.kind is AttentionKind.STATE:
+        return replace(page, padded_bytes=num_bytes)
+    if num_bytes % page.num_bytes == 0:
+        ratio = num_bytes // page.num_bytes
+        return replace(page, block_size=page.block_size * ratio, padded_bytes=page.padded_bytes * ratio)
+    if page.kind is AttentionKind.MLA:
+        raise _CannotPad
+    return replace(page, padded_bytes=num_bytes)
+
+
+def _deal(layers: Sequence[Layer]) -> list[Group]:
+    """Deal each kind's layers into groups of equal size, so that every group fills a block.
+
+    The size is the smallest kind's count, or the largest kind's if that is less than 1.5 times as many;
+    groups that come out short leave padding.
+    """
+    kinds: dict[Page, list[Layer]] = {}
+    for layer in layers:
+        kinds.setdefault(layer.page, []).append(layer)
+    smallest = min(map(len, kinds.values()))
+    largest = max(map(len, kinds.values()))
+    size = largest if largest < 1.5 * smallest else smallest
+    groups = []
+    for same in kinds.values():
+        num_groups = -(-len(same) // size)
+        groups += [same[i::num_groups] for i in range(num_groups)]
+    return groups

@@ -1,0 +1,74 @@
+"""Bytes of a recurrent or convolution state on one rank. Re-derived from vLLM 0.32, `layers/mamba`."""
+
+from __future__ import annotations
+
+from kvplan.engine_args import EngineArgs
+from kvplan.errors import KvplanError
+from kvplan.model import StateSpec
+
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+CHECKPOINT_FAMILIES = frozenset({"mamba2"})
+"""Families whose kernel can export the state from inside a prefill: one more block per sequence."""
+
+
+def state_bytes(state: StateSpec, args: EngineArgs, model_dtype: str) -> int:
+    """Return the bytes of one layer's state on one rank.
+
+    A convolution state of (kernel - 1 + drafts) columns and a recurrent state of heads x head x state size;
+    drafts lengthen the convolution so that rejected tokens can be taken back.
+
+    Raises:
+        KvplanError: an unknown family, or heads that do not divide over the ranks.
+    """
+    if state.family not in _ELEMENTS:
+        raise KvplanError(f"state family {state.family!r} is not supported; known: {', '.join(_ELEMENTS)}")
+    conv, recurrent = _ELEMENTS[state.family](state, args.tensor_parallel_size, args.num_speculative_tokens)
+    conv_dtype, ssm_dtype = state_dtypes(state, args, model_dtype)
+    return conv * ELEMENT_BYTES[conv_dtype] + recurrent * ELEMENT_BYTES[ssm_dtype]
+
+
+def state_dtypes(state: StateSpec, args: EngineArgs, model_dtype: str) -> tuple[str, str]:
+    """Return the dtypes of the convolution and of the recurrent state."""
+    conv = model_dtype if args.mamba_cache_dtype == "auto" else args.mamba_cache_dtype
+    if args.mamba_ssm_cache_dtype != "auto":
+        return conv, args.mamba_ssm_cache_dtype
+    if state.family == "kda":
+        return conv, "float32"
+    return conv, conv if state.ssm_dtype == "auto" else state.ssm_dtype
+
+
+def _per_rank(total: int, tp: int, what: str) -> int:
+    if total % tp:
+        raise KvplanError(f"tensor_parallel_size {tp} does not divide the model's {total} {what}")
+    return total // tp
+
+
+def _mamba2(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
+    groups = state["n_groups"]
+    if groups % tp:  # groups are copied so that every rank's heads find theirs
+        groups = tp
+    width = state["intermediate_size"] + 2 * groups * state["state_size"]
+    heads = _per_rank(state["num_heads"], tp, "state heads")
+    conv = _per_rank(width, tp, "convolution channels") * (state["conv_kernel"] - 1 + drafts)
+    return conv, heads * state["head_dim"] * state["state_size"]
+
+
+def _gated_delta_net(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
+    width = 2 * state["num_k_heads"] * state["head_k_dim"] + state["num_v_heads"] * state["head_v_dim"]
+    heads = _per_rank(state["num_v_heads"], tp, "state heads")
+    conv = _per_rank(width, tp, "convolution channels") * (state["conv_kernel_size"] - 1 + drafts)
+    return conv, heads * state["head_v_dim"] * state["head_k_dim"]
+
+
+def _kda(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
+    heads = _per_rank(state["num_heads"], tp, "state heads")
+    conv = 3 * heads * state["head_dim"] * (state["conv_kernel_size"] - 1 + drafts)
+    return conv, heads * state["head_dim"] ** 2
+
+
+def _short_conv(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
+    return _per_rank(state["intermediate_size"], tp, "channels") * (state["conv_kernel"] - 1 + drafts), 0
+
+
+_ELEMENTS = {"mamba2": _mamba2, "gdn_attention": _gated_delta_net, "kda": _kda, "short_conv": _short_conv}
+"""Family -> elements of the convolution state and of the recurrent state on one rank."""
