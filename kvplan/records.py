@@ -1,0 +1,179 @@
+"""One flat record per request that left the system: 64-bit integers in one array, 20 of them a request.
+
+A million requests take 160 MB. Times are picoseconds of the simulator's clock; statistics live in `metrics`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvplan.errors import KvplanError
+from kvplan.units import TICKS_PER_S
+
+NEVER = -1
+"""A time that did not come: no visible token, not admitted."""
+
+FINISH_REASONS = ("stop", "length", "timeout", "rejected", "refused", "unfinished", "pruned")
+"""stop = ended by itself, length = cut by max_tokens, timeout = the client left, rejected = can never fit,
+refused = the queue was full, unfinished = the run ended first, pruned = ended by a strategy or under pressure."""
+
+
+class Record(NamedTuple):
+    """A request's life. Ticks are picoseconds, `NEVER` = did not happen."""
+
+    request_id: int
+    arrival: int
+    scheduled: int
+    """First admission into a batch."""
+    first_token: int
+    """First token of any kind (vLLM's TTFT)."""
+    first_visible: int
+    """First token after the thinking."""
+    finish: int
+    prompt_tokens: int
+    output_tokens: int
+    """Generated and kept."""
+    thinking_tokens: int
+    num_preemptions: int
+    recomputed_tokens: int
+    """Tokens computed again after preemptions."""
+    hit_tokens: int
+    """Prompt tokens found in the prefix cache at the first admission."""
+    discarded_tokens: int
+    """Tokens computed and thrown away: after an EOS under asynchronous scheduling, or of an aborted request."""
+    kv_token_us: int
+    """Integral of the tokens held in the cache over time, token-microseconds."""
+    finish_reason: int
+    """Index into `FINISH_REASONS`."""
+    class_id: int
+    replica: int
+    """The (last) replica that served it."""
+    session: int
+    """Row of the session's first turn, or the problem's id; the request itself when it has none."""
+    turn: int
+    """0 for the first; the branch's id under a strategy."""
+    preempted_ticks: int
+    """Time between a preemption and the next token."""
+
+
+_WIDTH = len(Record._fields)
+_TIMES = ("arrival", "scheduled", "first_token", "first_visible", "finish")
+
+
+@dataclass(slots=True)
+class Records:
+    """All records of a run, in the order in which requests ended."""
+
+    class_names: list[str]
+    kv_bytes_per_token: float = 0.0
+    _flat: array[int] = field(default_factory=lambda: array("q"))
+
+    def add(self, record: tuple[int, ...]) -> None:
+        """Append one record, given in the order of `Record`'s fields."""
+        self._flat.extend(record)
+
+    def __len__(self) -> int:
+        return len(self._flat) // _WIDTH
+
+    @property
+    def table(self) -> NDArray[np.int64]:
+        """The records as an (n, fields) array of integers, without a copy."""
+        return (
+            np.frombuffer(self._flat, np.int64).reshape(-1, _WIDTH)
+            if self._flat
+            else np.zeros((0, _WIDTH), np.int64)
+        )
+
+    def __getitem__(self, name: str) -> NDArray[np.int64]:
+        """One column by its name in `Record`."""
+        return self.table[:, Record._fields.index(name)]
+
+    def seconds(self, name: str) -> NDArray[np.float64]:
+        """A column of times in seconds; NaN where it did not happen."""
+        ticks = self[name]
+        return np.where(ticks == NEVER, np.nan, ticks / TICKS_PER_S)
+
+    @property
+    def completed(self) -> NDArray[np.bool_]:
+        """Which requests got their whole answer."""
+        return self["finish_reason"] <= FINISH_REASONS.index("length")
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The records as users read them: seconds, names, byte-seconds; sorted by request."""
+        order = np.argsort(self["request_id"], kind="stable")
+        found: dict[str, NDArray[Any]] = {}
+        for name in Record._fields:
+            found[f"{name}_s" if name in _TIMES else name] = (
+                self.seconds(name) if name in _TIMES else self[name]
+            )[order]
+        found["first_visible_token_s"] = found.pop("first_visible_s")
+        found["first_token_s"] = found.pop("first_token_s")
+        found["kv_gib_s"] = found.pop("kv_token_us") * (self.kv_bytes_per_token / 1e6 / 2**30)
+        found["preempted_s"] = found.pop("preempted_ticks") / TICKS_PER_S
+        found["finish_reason"] = np.array(FINISH_REASONS)[found["finish_reason"]]
+        found["class"] = np.array(self.class_names)[found.pop("class_id")]
+        return {name: found[name] for name in CSV_COLUMNS}
+
+
+CSV_COLUMNS = (
+    "request_id", "class", "arrival_s", "scheduled_s", "prompt_tokens", "output_tokens", "thinking_tokens",
+    "first_token_s", "first_visible_token_s", "finish_s", "finish_reason", "num_preemptions", "preempted_s",
+    "recomputed_tokens", "hit_tokens", "discarded_tokens", "kv_gib_s", "replica", "session", "turn",
+)  # fmt: skip
+"""The columns of `--records`; seconds count from the start of the run, empty = did not happen."""
+
+
+def write_records(records: Records, path: Path) -> None:
+    """Write the records as CSV, JSONL or Parquet, by the file's suffix. Raises KvplanError if that cannot be."""
+    writer = _WRITERS.get(path.suffix)
+    if writer is None:
+        raise KvplanError(f"--records {path}: the name must end in {', '.join(_WRITERS)}")
+    try:
+        writer(records.columns(), path)
+    except OSError as error:
+        raise KvplanError(f"--records {path}: {error.strerror or error}") from None
+
+
+def _rows(columns: dict[str, NDArray[Any]]) -> zip[tuple[Any, ...]]:
+    return zip(*(column.tolist() for column in columns.values()), strict=True)
+
+
+def _write_csv(columns: dict[str, NDArray[Any]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(columns)
+        out.writerows([_plain(v) for v in row] for row in _rows(columns))
+
+
+def _plain(value: Any) -> Any:
+    """Nine decimals of a second, and nothing where nothing happened."""
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.9f}".rstrip("0").rstrip(".")
+    return value
+
+
+def _write_jsonl(columns: dict[str, NDArray[Any]], path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in _rows(columns):
+            values = (None if isinstance(v, float) and v != v else v for v in row)
+            file.write(json.dumps(dict(zip(columns, values, strict=True))) + "\n")
+
+
+def _write_parquet(columns: dict[str, NDArray[Any]], path: Path) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise KvplanError(f"--records {path}: Parquet needs pyarrow: pip install 'kvplan[sweep]'") from None
+    pq.write_table(pa.table({name: pa.array(column) for name, column in columns.items()}), path)
+
+
+_WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}

@@ -1,0 +1,278 @@
+"""A scenario: one YAML file = model + gpu + engine + workload + slo + pricing, checked key by key.
+
+YAML is read safely; a scenario runs no code and reads no file that it does not name. Knows no arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+
+from kvplan.config import Config
+from kvplan.engine_args import EngineArgs
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.resources import scenarios_dir
+from kvplan.workload.classes import Slo, Workload
+
+MAX_HORIZON_S = 90 * 24 * 3600.0
+"""Simulated seconds; the clock's picoseconds fill 63 bits after 106 days."""
+MAX_FILE_BYTES = 4 << 20
+MAX_NODES = 200_000
+
+
+class StepTimeSpec(Config):
+    """Where step times come from: a fitted profile, the roofline, or four stated coefficients."""
+
+    profile: str | None = None
+    """A bundled profile's name or a path; None = the best for this GPU and engine, else the roofline."""
+    fixed_us: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """Stated instead: microseconds of every step. Then the three below count too."""
+    per_sequence_us: float = Field(0.0, ge=0, le=1e9)
+    """Microseconds per decoding sequence."""
+    per_context_token_ns: float = Field(0.0, ge=0, le=1e9)
+    """Nanoseconds per token of decode context."""
+    per_prefill_token_us: float = Field(0.0, ge=0, le=1e9)
+    """Microseconds per prompt token."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> StepTimeSpec:
+        if self.profile is not None and self.fixed_us is not None:
+            raise ValueError("give a profile or fixed_us, not both")
+        if self.fixed_us is None and (
+            self.per_sequence_us or self.per_context_token_ns or self.per_prefill_token_us
+        ):
+            raise ValueError("per_* need fixed_us beside them (0 is allowed if another is positive)")
+        if self.fixed_us == 0 and not self.per_sequence_us and not self.per_context_token_ns:
+            raise ValueError("a decode step must take time: raise fixed_us or per_sequence_us")
+        return self
+
+
+class Disaggregation(Config):
+    """Prefill and decode on different replicas; the prompt's KV moves between them."""
+
+    prefill_replicas: int = Field(1, ge=1, le=4096)
+    """Replicas that compute prompts; `replicas` counts the decoding ones."""
+    transfer_bytes_per_s: float = Field(gt=0, le=1e15)
+    """Bandwidth of one transfer."""
+    latency_s: float = Field(0.0, ge=0, le=3600)
+    """Fixed time per transfer."""
+
+
+class Deployment(Config):
+    """One model on its GPUs, and how many copies of it."""
+
+    model: str
+    """A bundled name, a config.json, a folder, or a repository id."""
+    gpu: str = "h100"
+    """A name of the GPU table."""
+    engine: EngineArgs = EngineArgs()
+    """Flags of `vllm serve`."""
+    engine_version: str = "0.32"
+    """Of vLLM; its defaults follow."""
+    replicas: int = Field(1, ge=1, le=4096)
+    """Independent copies behind the router; `engine.data_parallel_size` multiplies them."""
+    router: Literal["round_robin", "least_kv", "prefix_aware"] = "round_robin"
+    """Which replica gets the next request."""
+    max_queue: Annotated[int, Field(ge=0)] | None = None
+    """Requests beyond this many waiting on a replica are refused at once."""
+    disaggregation: Disaggregation | None = None
+    """Prefill and decode apart."""
+    step_time: StepTimeSpec = StepTimeSpec()
+    """Where step times come from."""
+
+
+class Pricing(Config):
+    """What the GPUs cost."""
+
+    usd_per_gpu_hour: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    """None = the GPU table's price."""
+
+
+class Limits(Config):
+    """When to stop a run that does not end by itself."""
+
+    horizon_s: float = Field(MAX_HORIZON_S, gt=0, le=MAX_HORIZON_S)
+    """Simulated seconds; what has not finished by then is counted as unfinished."""
+    wall_clock_s: float = Field(3600.0, gt=0, le=1e7)
+    """Real seconds the simulation itself may take."""
+    thrash_ratio: float = Field(4.0, gt=0, le=1e6)
+    """The run ends with a verdict when recomputed tokens exceed this many times the useful ones."""
+
+
+class Scenario(Deployment):
+    """Everything one simulation needs."""
+
+    name: str = ""
+    """Defaults to the file's name."""
+    workload: Workload = Workload()
+    """What arrives."""
+    models: dict[str, Deployment] = Field(default_factory=dict)
+    """Further models of the same run; a class names the one that serves it."""
+    slo: Slo = Slo()
+    """Targets; a class may have its own."""
+    pricing: Pricing = Pricing()
+    """What the GPUs cost."""
+    limits: Limits = Limits()
+    """When to stop."""
+    _folder: Path = PrivateAttr(Path())
+
+    @model_validator(mode="after")
+    def _classes_are_served(self) -> Scenario:
+        for name, cls in self.workload.by_name.items():
+            if cls.model and cls.model not in self.models:
+                known = did_you_mean(cls.model, self.models) or "; `models` is empty"
+                raise ValueError(f"workload class {name}: model {cls.model!r} is not in `models`{known}")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths start: the scenario file's folder."""
+        return self._folder
+
+    @property
+    def deployments(self) -> dict[str, Deployment]:
+        """The main model under the empty name, then the further ones."""
+        return {"": self, **self.models}
+
+
+def load_scenario(path: str | Path, overrides: Iterable[str] = ()) -> Scenario:
+    """Read a scenario file (or a bundled one by its bare name) and apply `key.path=value` overrides.
+
+    Raises KvplanError in one line: the key's path, what is wrong, the closest known key.
+    """
+    file = _find(Path(path))
+    data = _parse(_read(file), str(file))
+    for override in overrides:
+        _set(data, override)
+    scenario = parse_scenario({"name": file.stem, **data}, file.name)
+    scenario._folder = file.parent
+    return scenario
+
+
+def parse_scenario(data: dict[str, Any], where: str = "scenario") -> Scenario:
+    """Check a scenario that is already a dictionary."""
+    try:
+        return Scenario.model_validate(data)
+    except ValidationError as error:
+        raise KvplanError(f"{where}: {_first_problem(error, data)}") from None
+
+
+def dump_scenario(scenario: Scenario) -> str:
+    """The scenario as YAML, without what is at its default."""
+    data = scenario.model_dump(mode="json", exclude_defaults=True)
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def _find(path: Path) -> Path:
+    bundled = scenarios_dir() / f"{path.name.removesuffix('.yaml')}.yaml"
+    if path.is_file():
+        return path
+    if bundled.is_file() and path.name == str(path):
+        return bundled
+    names = [p.stem for p in scenarios_dir().glob("*.yaml")]
+    raise KvplanError(f"{path}: no such scenario file{did_you_mean(path.stem, names)}")
+
+
+def _read(file: Path) -> str:
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise KvplanError(f"{file}: larger than {MAX_FILE_BYTES >> 20} MiB; a scenario is a short text")
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KvplanError(f"{file}: cannot be read as text ({type(error).__name__})") from None
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(text)
+        count = sum(1 for _ in zip(_nodes(data), range(MAX_NODES + 1), strict=False))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise KvplanError(
+            f"{where}{line}: not YAML ({getattr(error, 'problem', None) or 'unreadable'})"
+        ) from None
+    except (RecursionError, ValueError):
+        raise KvplanError(f"{where}: nested too deeply or not YAML") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise KvplanError(f"{where}: must be a mapping with keys such as model, gpu, workload")
+    if count > MAX_NODES:
+        raise KvplanError(f"{where}: more than {MAX_NODES} values; put long lists into a trace file")
+    return data
+
+
+def _nodes(data: Any) -> Iterator[None]:
+    """Every value, aliases expanded: a document that explodes is noticed before it is copied."""
+    yield None
+    for child in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        yield from _nodes(child)
+
+
+def _set(data: dict[str, Any], override: str) -> None:
+    """Apply one `engine.max_num_seqs=64`; the value is read as YAML."""
+    path, eq, value = override.partition("=")
+    if not eq or not path:
+        raise KvplanError(f"--set {override}: write key.path=value, e.g. engine.max_num_seqs=64")
+    *parents, last = path.split(".")
+    for key in parents:
+        below = data.get(key)
+        data[key] = dict(below) if isinstance(below, dict) else {}
+        data = data[key]
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise KvplanError(f"--set {path}: {value!r} is not a YAML value") from None
+
+
+def _first_problem(error: ValidationError, data: Any) -> str:
+    """The first of pydantic's errors as one line: path of the key, what is wrong."""
+    problem = min(error.errors(include_url=False), key=lambda p: p["type"] != "extra_forbidden")
+    path, known = _locate(problem["loc"], data)
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: unknown key{did_you_mean(path.rpartition('.')[2], known)}"
+    if problem["type"] == "missing":
+        return f"{path}: is needed"
+    message = problem["msg"].removeprefix("Value error, ")
+    got = problem["input"]
+    shown = f" (got {got!r})" if isinstance(got, int | float | str | None) and len(repr(got)) < 60 else ""
+    return f"{path}: {message}{shown}" if path else message
+
+
+def _locate(loc: tuple[int | str, ...], data: Any) -> tuple[str, list[str]]:
+    """A readable path (union tags left out) and the keys known at its last level."""
+    classes: list[type[Config]] = [Scenario]
+    known: list[str] = []
+    path = []
+    for i, part in enumerate(loc):
+        fields = {name: f for c in classes for name, f in c.model_fields.items()}
+        known = list(fields)
+        inside = (
+            part in data
+            if isinstance(data, dict)
+            else isinstance(data, list | tuple) and isinstance(part, int)
+        )
+        if not inside and i < len(loc) - 1:
+            classes = [c for c in classes if _tag(c) == part] or classes
+            continue
+        path.append(str(part))
+        if part in fields:
+            classes = list(_configs(fields[str(part)].annotation))
+        data = data[part] if inside else None
+    return ".".join(path), known
+
+
+def _tag(config: type[Config]) -> object:
+    field = config.model_fields.get("kind")
+    return get_args(field.annotation)[0] if field else None
+
+
+def _configs(annotation: Any) -> Iterator[type[Config]]:
+    """The config classes inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for arg in get_args(annotation):
+        yield from _configs(arg)

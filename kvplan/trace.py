@@ -1,0 +1,109 @@
+"""Records -> Chrome trace, as Perfetto and chrome://tracing read it: a timeline of who ran when.
+
+One process per replica, one track per running slot with a slice per request and its phases inside (slices of
+one track nest), waiting as asynchronous spans, counters for blocks, running and waiting. Whole microseconds,
+so that rounding keeps the nesting.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from heapq import heappop, heappush
+from pathlib import Path
+from typing import Any
+
+from kvplan.errors import KvplanError
+from kvplan.metrics import Sample
+from kvplan.records import FINISH_REASONS, NEVER, Record, Records
+
+Event = dict[str, Any]
+TICKS_PER_US = 10**6
+
+
+def chrome_trace(records: Records, samples: list[Sample]) -> dict[str, Any]:
+    """Return the trace document; `json.dump` writes it."""
+    served = sorted(
+        (Record(*row) for row in records.table.tolist() if row[2] != NEVER), key=lambda r: r.scheduled
+    )
+    events = [*_names(served), *_requests(served), *_counters(samples)]
+    return {"displayTimeUnit": "ms", "traceEvents": events}
+
+
+def write_trace(records: Records, samples: list[Sample], path: Path) -> None:
+    """Write the trace as JSON. Raises KvplanError if the file cannot be written."""
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            json.dump(chrome_trace(records, samples), file, separators=(",", ":"))
+    except OSError as error:
+        raise KvplanError(f"--trace {path}: {error.strerror or error}") from None
+
+
+def _requests(served: list[Record]) -> Iterator[Event]:
+    slots: dict[int, Slots] = {}
+    for record in served:
+        slot = slots.setdefault(record.replica, Slots()).take(record.scheduled, record.finish)
+        yield from _slices(record, slot)
+        yield from _waiting(record)
+
+
+class Slots:
+    """Numbers for overlapping spans: the smallest number that is free at the span's start."""
+
+    def __init__(self) -> None:
+        self._busy: list[tuple[int, int]] = []
+        self._free: list[int] = []
+        self._count = 0
+
+    def take(self, start: int, end: int) -> int:
+        """Return the slot of a span; spans come in order of `start`."""
+        while self._busy and self._busy[0][0] <= start:
+            heappush(self._free, heappop(self._busy)[1])
+        if not self._free:
+            heappush(self._free, self._count)
+            self._count += 1
+        slot = heappop(self._free)
+        heappush(self._busy, (end, slot))
+        return slot
+
+
+def _slices(record: Record, slot: int) -> Iterator[Event]:
+    """The request, then its phases inside it."""
+    args = {"prompt_tokens": record.prompt_tokens, "output_tokens": record.output_tokens,
+            "preemptions": record.num_preemptions, "end": FINISH_REASONS[record.finish_reason]}  # fmt: skip
+    yield _slice(f"request {record.request_id}", record, slot, record.scheduled, record.finish, args)
+    first = record.finish if record.first_token == NEVER else record.first_token
+    visible = record.finish if record.first_visible == NEVER else record.first_visible
+    yield _slice("prefill", record, slot, record.scheduled, first)
+    if record.thinking_tokens:
+        yield _slice("thinking", record, slot, first, visible)
+    yield _slice("answer", record, slot, visible, record.finish)
+
+
+def _slice(name: str, record: Record, slot: int, start: int, end: int, args: Event | None = None) -> Event:
+    begin = start // TICKS_PER_US
+    return {"name": name, "ph": "X", "pid": record.replica, "tid": slot, "ts": begin,
+            "dur": end // TICKS_PER_US - begin, "args": args or {}}  # fmt: skip
+
+
+def _waiting(record: Record) -> Iterator[Event]:
+    for phase, ticks in (("b", record.arrival), ("e", record.scheduled)):
+        yield {"name": "waiting", "cat": "queue", "ph": phase, "id": record.request_id, "pid": record.replica,
+               "ts": ticks // TICKS_PER_US}  # fmt: skip
+
+
+def _names(served: list[Record]) -> Iterator[Event]:
+    for replica in sorted({record.replica for record in served}):
+        yield {"name": "process_name", "ph": "M", "pid": replica, "args": {"name": f"replica {replica}"}}
+
+
+def _counters(samples: list[Sample]) -> Iterator[Event]:
+    """One counter track per quantity, all replicas together."""
+    for sample in samples:
+        common = {"ph": "C", "pid": 0, "ts": round(sample.time_s * 1e6)}
+        yield {**common, "name": "requests", "args": {"running": sample.running, "waiting": sample.waiting}}
+        yield {
+            **common,
+            "name": "blocks",
+            "args": {"used": sample.used_blocks, "cached": sample.cached_blocks},
+        }
