@@ -25,10 +25,12 @@ ALL = sys.maxsize
 RIGHT = 0
 """The answer id of the right answer; wrong answers are 1, 2, ... so that votes can split."""
 
-Kind = Literal["trace", "step", "thinking", "answer", "critique", "classify"]
+Kind = Literal["trace", "step", "thinking", "answer", "revision", "critique", "classify"]
 """trace = thinking, then the answer; step = one piece of a trace, cut at `max_tokens`; thinking = a trace
-whose end is held back; answer = only the visible part, after thinking that the prompt holds; critique =
-tokens about an earlier branch, no answer of its own; classify = a router's small pass."""
+whose end is held back (with a parent: it went on, after "Wait"); answer = only the visible part, after
+thinking that the prompt holds; critique = tokens about its parent, no answer of its own; revision = another
+trace on the same question, mending or spoiling; classify = a router's small pass. A trace with a parent is a
+rollout from its middle when `parent_tokens` is set, else the next turn of a chat."""
 
 Reason = Literal["stop", "length", "pruned"]
 """stop = ended by itself; length = cut by `max_tokens`; pruned = taken by the engine under pressure."""

@@ -2,29 +2,31 @@
 
 How to drive it, from a simulator, a replay or a test:
 
-    session = Session(problem, strategy, sampler)
+    session = Session(problem, strategy, sampler, new_id)   # new_id: the driver's counter of requests
     orders = session.begin()
     loop:
-        abort every id in orders.cancel             # running or waiting; its blocks are free at once
+        abort every request in orders.cancel        # running, waiting or paused; its blocks are free at once
         after orders.pause_s: submit every launch in orders.start:
-            prompt = launch.prompt                  # segments (key, start, length): equal key = equal tokens
+            request_id = launch.request_id
+            prompt = launch.prompt                  # pieces (name, length, start): equal pieces, equal tokens
             stop_at = launch.tokens                 # it ends by itself there, unless that is max_tokens
             max_tokens = launch.branch.max_tokens   # what the scheduler is told
         when a request reaches its end (and, if launch.branch.score, its verifier pass is done):
-            orders = session.finish(branch_id)
-        when the engine itself ended one at `tokens` generated tokens (pruned under pressure):
-            orders = session.prune(branch_id, tokens)
+            orders = session.finish(launch.branch.id)
+        when the engine itself ended one after `tokens` generated tokens (pruned under pressure):
+            orders = session.prune(launch.branch.id, tokens)
     until orders.answer is not None                 # then nothing of this problem runs any more
 
-Keys are tuples that begin with the problem's id, or the shared prefix's name, so they never clash. `sampler`
-decides lengths, answers and scores when a branch is launched; the strategy learns them when it finishes.
-Knows neither seconds nor blocks.
+What request r generates is the stream `out:r` (`output_name`), so that a child's prompt names its parent's
+tokens and shares their blocks by the engine's own rule. The sampler decides lengths, answers and scores at the
+launch; the strategy learns them at the end. Knows neither seconds nor blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import NamedTuple, Protocol
 
 from kvplan.errors import KvplanError
@@ -32,11 +34,16 @@ from kvplan.workload.strategies.protocol import Answer, Branch, Finished, Plan, 
 
 
 class Segment(NamedTuple):
-    """Tokens `start ... start + length` of the content named `key`: same key and range, same tokens."""
+    """Tokens `start ... start + length - 1` of the stream `name`: equal segments are equal tokens."""
 
-    key: tuple[object, ...]
-    start: int
+    name: str
     length: int
+    start: int = 0
+
+
+def output_name(request_id: int) -> str:
+    """Name the stream of tokens that a request generates."""
+    return f"out:{request_id}"
 
 
 class Outcome(NamedTuple):
@@ -71,8 +78,8 @@ class Problem:
         """The prompt: shared part first, then the problem's own."""
         own = self.prompt_tokens - self.shared_prefix_tokens
         parts = (
-            Segment((self.shared_prefix,), 0, self.shared_prefix_tokens),
-            Segment((self.id, "prompt"), 0, own),
+            Segment(self.shared_prefix, self.shared_prefix_tokens),
+            Segment(f"problem{self.id}", own),
         )
         return tuple(s for s in parts if s.length)
 
@@ -82,6 +89,7 @@ class Launch:
     """A branch with its prompt spelled out and its end decided."""
 
     branch: Branch
+    request_id: int
     prompt: tuple[Segment, ...]
     outcome: Outcome
 
@@ -107,6 +115,7 @@ class Orders:
 
     start: tuple[Launch, ...] = ()
     cancel: tuple[int, ...] = ()
+    """Request ids."""
     pause_s: float = 0.0
     answer: Answer | None = None
 
@@ -114,16 +123,13 @@ class Orders:
 IDLE = Orders()
 
 
-def content(problem: int, launch: Launch, child: Branch) -> tuple[Segment, ...]:
-    """What `child` inherits from its finished parent `launch`: its prompt, then what it generated.
-
-    Generated token i of branch b is (problem, b, "out")[i]; a child that drops the thinking, or forks from
-    the middle, names a part of that range.
-    """
-    end = launch.tokens if child.parent_tokens is None else min(child.parent_tokens, launch.tokens)
-    begin = min(launch.thinking_tokens, end) if child.drop_thinking else 0
-    generated = Segment((problem, launch.branch.id, "out"), begin, end - begin)
-    return (*launch.prompt, generated) if generated.length else launch.prompt
+def inherited(parent: Launch, child: Branch) -> tuple[Segment, ...]:
+    """What `child` takes from its finished parent: the prompt, then what was generated or a part of it."""
+    end = parent.tokens if child.parent_tokens is None else min(child.parent_tokens, parent.tokens)
+    begin = min(parent.thinking_tokens, end) if child.drop_thinking else 0
+    if begin == end:
+        return parent.prompt
+    return (*parent.prompt, Segment(output_name(parent.request_id), end - begin, begin))
 
 
 @dataclass(slots=True)
@@ -136,6 +142,8 @@ class Session:
     problem: Problem
     plan: Plan
     sampler: Sampler
+    new_id: Callable[[], int] = field(default_factory=lambda: count().__next__)
+    """Gives each launch its request id."""
     launches: dict[int, Launch] = field(default_factory=dict)
     """Every branch ever launched, by id."""
     running: set[int] = field(default_factory=set)
@@ -206,14 +214,14 @@ class Session:
             if branch_id in self.running:
                 self.running.remove(branch_id)
                 if start.pop(branch_id, None) is None:
-                    cancel.append(branch_id)
+                    cancel.append(self.launches[branch_id].request_id)
 
     def _launch(self, branch: Branch) -> Launch:
         if branch.id in self.launches:
             raise KvplanError(f"the strategy starts branch {branch.id} twice; an id is used once")
         parent = None if branch.parent is None else self._parent(branch)
         outcome = self.sampler.draw(branch, parent.outcome if parent else None)
-        launch = Launch(branch, self._prompt(branch, parent), outcome)
+        launch = Launch(branch, self.new_id(), self._prompt(branch, parent), outcome)
         self.launches[branch.id] = launch
         self.running.add(branch.id)
         return launch
@@ -225,7 +233,7 @@ class Session:
         return self.launches[branch.parent]
 
     def _prompt(self, branch: Branch, parent: Launch | None) -> tuple[Segment, ...]:
-        inherited = self._root if parent is None else content(self.problem.id, parent, branch)
+        before = self._root if parent is None else inherited(parent, branch)
         if not branch.extra_prompt:
-            return inherited
-        return (*inherited, Segment((self.problem.id, branch.id, "prompt"), 0, branch.extra_prompt))
+            return before
+        return (*before, Segment(f"own{self.problem.id}.{branch.id}", branch.extra_prompt))

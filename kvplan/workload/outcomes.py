@@ -1,0 +1,242 @@
+"""Draws what the branches of a problem do: lengths, answers, scores. The random half of `kvplan.quality`.
+
+A problem has a chance p; a trace of it is right with chance p; a wrong one goes wrong at some point and never
+recovers by itself; a verifier's score is d' standard deviations higher on right work. The k-th first-hand
+sample of a problem is the same under every strategy, so that strategies are compared on the same luck.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import exp, log, sqrt
+from statistics import NormalDist
+
+import numpy as np
+
+from kvplan import quality
+from kvplan.workload.quality_sets import QualitySet, Skill
+from kvplan.workload.strategies.protocol import ALL, RIGHT, Branch, Reason
+from kvplan.workload.strategies.session import Outcome
+
+Z = NormalDist()
+BLOCK = 16  # first-hand samples drawn at a time
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreModel:
+    """What a verifier's scores are worth: rates at a threshold of 0.5, and how alike it errs on relatives."""
+
+    true_positive_rate: float = 0.9
+    true_negative_rate: float = 0.9
+    correlation: float = 0.0
+    """Share of the score's noise that a branch inherits from its parent."""
+
+
+@dataclass(slots=True)
+class _Trace:
+    """The hidden state of one branch."""
+
+    facts: QualitySet
+    p: float
+    """Chance of the model that runs it."""
+    length: float
+    """Thinking tokens of the whole trace, if nothing cuts it."""
+    done: float
+    """Of these, already generated in the branch and its ancestors."""
+    error_at: float
+    """Share of the trace after which it is wrong; above 1 for a right one."""
+    wrong: int
+    """Which wrong answer it would give."""
+    bias: float
+    """The heritable part of the verifier's error."""
+
+    @property
+    def right(self) -> bool:
+        """Whether the whole trace is right."""
+        return self.error_at > 1
+
+    @property
+    def on_track(self) -> bool:
+        """Whether what exists so far is right."""
+        return self.done < self.error_at * self.length
+
+
+@dataclass(slots=True)
+class TraceSampler:
+    """Draws what the branches of one problem do; `Session`'s sampler."""
+
+    skill: Skill
+    facts: QualitySet
+    scores: ScoreModel
+    rng: np.random.Generator
+    tier: int = RIGHT
+    """For a router: which class the problem is in."""
+    router_accuracy: float = 1.0
+    num_tiers: int = 1
+    others: dict[str, tuple[Skill, QualitySet]] = field(default_factory=dict)
+    """By `Branch.model`, where a problem may go to several models."""
+    traces: dict[int, _Trace] = field(default_factory=dict)
+    _fresh: list[tuple[float, ...]] = field(default_factory=list)
+    _num_fresh: int = 0
+    _d: float = 0.0
+    _cut: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._d = quality.d_prime(self.scores.true_positive_rate, self.scores.true_negative_rate)
+        self._cut = Z.inv_cdf(min(max(self.scores.true_negative_rate, 1e-9), 1 - 1e-9))
+
+    def draw(self, branch: Branch, parent: Outcome | None) -> Outcome:
+        """Return what `branch` will do (see `Sampler`)."""
+        if branch.kind == "classify":
+            return Outcome(1, 0, "stop", self._classify(), 0.0)
+        trace = self.traces[branch.id] = self._trace(branch, parent)
+        return DRAWS[branch.kind](self, branch, trace)
+
+    # --- the hidden trace -------------------------------------------------------------------------------
+
+    def _trace(self, branch: Branch, parent: Outcome | None) -> _Trace:
+        if branch.parent is None or parent is None:
+            return self._root(branch)
+        old = self.traces[branch.parent]
+        if branch.kind in ("answer", "critique"):
+            return old
+        if branch.kind == "step":
+            return self._continued(old, old.done)
+        if branch.parent_tokens is not None:
+            here = min(branch.parent_tokens, parent.thinking_tokens)
+            return self._continued(old, old.done - parent.thinking_tokens + here)
+        if branch.kind == "trace":
+            return self._root(branch)  # another turn: a new question
+        return self._revised(old)
+
+    def _root(self, branch: Branch) -> _Trace:
+        """The next first-hand sample: the same numbers under every strategy."""
+        if self._num_fresh == len(self._fresh):
+            draws = self.rng.random((BLOCK, 3)), self.rng.standard_normal((BLOCK, 2))
+            self._fresh.extend(map(tuple, np.concatenate(draws, axis=1).tolist()))
+        u_right, u_where, u_wrong, z, bias = self._fresh[self._num_fresh]
+        self._num_fresh += 1
+        skill, facts = self.others.get(branch.model, (self.skill, self.facts))
+        length, error_at = _length_and_error(skill, facts, z, u_right, u_where)
+        return _Trace(facts, skill.p, length, 0.0, error_at, 1 + int(u_wrong * facts.wrong_answers), bias)
+
+    def _continued(self, old: _Trace, done: float) -> _Trace:
+        """A sibling future of the same prefix: right so far, it may still go wrong; wrong, it stays wrong."""
+        share = min(done / old.length, 1.0)
+        error_at = old.error_at
+        if share < error_at:
+            stays = old.p ** (1 - share)
+            wrong_at = share + (1 - share) * _first_error(stays, self.rng.random())
+            error_at = 2.0 if self.rng.random() < stays else wrong_at
+        wrong = int(self.rng.integers(1, old.facts.wrong_answers + 1))
+        return _Trace(old.facts, old.p, old.length, done, error_at, wrong, self._inherit(old.bias))
+
+    def _revised(self, old: _Trace) -> _Trace:
+        facts = old.facts
+        change = self.rng.random()
+        right = change >= facts.revision_loss if old.right else change < facts.revision_gain
+        spread = exp(facts.sigma_within * self.rng.standard_normal())
+        length = max(old.length * facts.revision_length * spread, 1.0)
+        return _Trace(facts, old.p, length, 0.0, 2.0 if right else 0.5, old.wrong, self._inherit(old.bias))
+
+    def _inherit(self, bias: float) -> float:
+        rho = self.scores.correlation
+        return sqrt(rho) * bias + sqrt(1 - rho) * float(self.rng.standard_normal())
+
+    # --- one way of ending per kind -----------------------------------------------------------------------
+
+    def _whole(self, branch: Branch, trace: _Trace) -> Outcome:
+        """Thinking, closed at the budget if it comes to that, then the answer, unless `max_tokens` cuts."""
+        natural = max(trace.length - trace.done, 1.0)
+        wanted = _at_least(natural * branch.length_scale, branch.min_thinking_tokens)
+        held_back = branch.kind == "thinking"
+        budget = min(branch.thinking_token_budget, branch.max_tokens if held_back else ALL)
+        thinking = min(wanted, budget)
+        if thinking < round(natural) and not self._survives(trace, (trace.done + thinking) / trace.length):
+            trace.error_at = min(trace.error_at, 0.5)
+        trace.done = trace.length
+        if held_back:
+            reason: Reason = "stop" if thinking == wanted else "length"
+            return Outcome(thinking, thinking, reason, None, self._score(branch, trace, trace.right))
+        return self._ended(branch, trace, thinking)
+
+    def _answer(self, branch: Branch, trace: _Trace) -> Outcome:
+        return self._ended(branch, trace, 0)
+
+    def _critique(self, branch: Branch, trace: _Trace) -> Outcome:
+        tokens = min(trace.facts.answer_tokens, branch.max_tokens)
+        return Outcome(tokens, tokens, "stop", None, self._score(branch, trace, trace.right))
+
+    def _step(self, branch: Branch, trace: _Trace) -> Outcome:
+        left = _at_least(trace.length - trace.done, 1)
+        if left > branch.max_tokens:
+            trace.done += branch.max_tokens
+            cut = branch.max_tokens
+            return Outcome(cut, cut, "length", None, self._score(branch, trace, trace.on_track))
+        trace.done = trace.length
+        tokens = left + trace.facts.answer_tokens
+        return Outcome(tokens, left, "stop", self._says(trace), self._score(branch, trace, trace.right))
+
+    def _ended(self, branch: Branch, trace: _Trace, thinking: int) -> Outcome:
+        tokens = thinking + trace.facts.answer_tokens
+        if tokens <= branch.max_tokens:
+            return Outcome(
+                tokens, thinking, "stop", self._says(trace), self._score(branch, trace, trace.right)
+            )
+        cut = branch.max_tokens
+        return Outcome(cut, min(thinking, cut), "length", None, self._score(branch, trace, False))
+
+    def _survives(self, trace: _Trace, share: float) -> bool:
+        """Whether a right trace still lands when its thinking is closed after this share of it."""
+        return trace.right and bool(self.rng.random() < share**trace.facts.forced_exponent)
+
+    def _says(self, trace: _Trace) -> int:
+        return RIGHT if trace.right else trace.wrong
+
+    def _score(self, branch: Branch, trace: _Trace, good: bool) -> float:
+        """A number in (0, 1); above 0.5 with the verifier's own rates."""
+        if not branch.score:
+            return float("nan")
+        x = trace.bias + (self._d if good else 0.0) - self._cut
+        return 1 / (1 + exp(-min(max(x, -40.0), 40.0)))
+
+    def _classify(self) -> int:
+        if self.num_tiers == 1 or self.rng.random() < self.router_accuracy:
+            return self.tier
+        return int((self.tier + self.rng.integers(1, self.num_tiers)) % self.num_tiers)
+
+
+DRAWS = {
+    "trace": TraceSampler._whole,
+    "revision": TraceSampler._whole,
+    "thinking": TraceSampler._whole,
+    "answer": TraceSampler._answer,
+    "critique": TraceSampler._critique,
+    "step": TraceSampler._step,
+}
+
+
+def _at_least(tokens: float, least: int) -> int:
+    return max(round(tokens), least, 1)
+
+
+def _length_and_error(
+    skill: Skill, facts: QualitySet, z: float, u_right: float, u_where: float
+) -> tuple[float, float]:
+    """Thinking tokens of a whole trace, and the share of it after which it is wrong (2 = never)."""
+    if skill.samples is not None:
+        row = int(u_right * len(skill.samples.tokens))
+        return float(skill.samples.tokens[row]), 2.0 if skill.samples.correct[row] else u_where
+    right = u_right < skill.p
+    ratio = facts.wrong_to_right_length
+    base = skill.thinking_tokens / (skill.p + (1 - skill.p) * ratio)
+    spread = facts.sigma_within
+    length = base * (1.0 if right else ratio) * exp(spread * z - spread * spread / 2)
+    return max(length, 1.0), 2.0 if right else _first_error(skill.p, u_where)
+
+
+def _first_error(p: float, u: float) -> float:
+    """Share of a wrong trace before its first error: survival p^share, given that it errs by share 1."""
+    if p <= 1e-12:
+        return 0.0
+    return min(log(1 - u * (1 - p)) / log(p), 1.0) if p < 1 else 1.0

@@ -1,0 +1,167 @@
+"""How often and at what length a model solves problems: named, cited sets, or a user's pass/fail table.
+
+Facts only; the draws are `outcomes.py`'s, the arithmetic `kvplan.quality`'s.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import yaml
+from pydantic import Field, model_validator
+
+from kvplan import quality
+from kvplan.config import Config
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.resources import catalog_dir
+
+
+class Difficulty(Config):
+    """The distribution of p, the chance that one sample solves a problem: a Beta, or levels with shares."""
+
+    beta: tuple[float, float] | None = None
+    """(a, b) of a Beta distribution."""
+    levels: tuple[tuple[float, float], ...] = ()
+    """(p, share of problems) pairs."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.beta is None) == (not self.levels):
+            raise KvplanError("difficulty is either beta: [a, b] or levels: [[p, share], ...]")
+        if self.beta is not None and min(self.beta) <= 0:
+            raise KvplanError(f"difficulty: beta: both numbers must be above 0, not {list(self.beta)}")
+        quality.probability("difficulty: p", [p for p, _ in self.levels])
+        if self.levels and abs(sum(share for _, share in self.levels) - 1) > 1e-6:
+            raise KvplanError("difficulty: the shares of the levels must add up to 1")
+        return self
+
+    def quantiles(self, num_problems: int, rng: np.random.Generator) -> quality.Array:
+        """Draw p for `num_problems` problems, stratified, so that their mean is close to the set's."""
+        if self.beta is not None:
+            draws = np.sort(rng.beta(*self.beta, size=(num_problems * 64)))
+            return np.asarray(rng.permutation(draws.reshape(num_problems, 64)[:, 32]))
+        p, share = np.array(self.levels).T
+        at = (np.arange(num_problems) + 0.5) / num_problems
+        return np.asarray(rng.permutation(p[np.minimum(np.searchsorted(np.cumsum(share), at), len(p) - 1)]))
+
+
+class QualitySet(Config):
+    """How often and at what length a model solves the problems of a benchmark, with its source."""
+
+    name: str = "unnamed"
+    note: str = ""
+    source: str = "assumed"
+    assumed: tuple[str, ...] = ()
+    """Fields that no source states."""
+    difficulty: Difficulty = Difficulty(levels=((0.5, 1.0),))
+    thinking_tokens: float = Field(8000, gt=0)
+    """Mean thinking tokens of a trace that nothing cuts."""
+    answer_tokens: int = Field(400, ge=1)
+    """Visible tokens after the thinking."""
+    sigma_within: float = Field(0.3, ge=0)
+    """Lognormal spread of the length between samples of one problem."""
+    sigma_between: float = Field(0.45, ge=0)
+    """Lognormal spread of the mean length between problems."""
+    wrong_to_right_length: float = Field(1.0, gt=0)
+    """How many times longer a wrong trace thinks than a right one of the same problem."""
+    wrong_answers: int = Field(4, ge=1)
+    """Different wrong answers that a problem's wrong traces spread over, evenly; what a vote is up against."""
+    forced_exponent: float = Field(1.0, ge=0)
+    """A trace whose thinking is closed after a share s of it is right with chance p * s**this."""
+    revision_gain: float = Field(0.15, ge=0, le=1)
+    """Chance that another pass (a "Wait", a revision) mends a wrong trace."""
+    revision_loss: float = Field(0.05, ge=0, le=1)
+    """Chance that it spoils a right one; with gains exhausted the curve turns down (overthinking)."""
+    revision_length: float = Field(0.35, gt=0)
+    """Thinking tokens of such a pass, as a share of a trace's."""
+
+    @property
+    def is_assumed(self) -> bool:
+        """Whether the chances of success themselves are an assumption."""
+        return "difficulty" in self.assumed or self.source == "assumed"
+
+
+@lru_cache(maxsize=1)
+def quality_sets() -> dict[str, QualitySet]:
+    """The bundled sets by name."""
+    rows: dict[str, Any] = yaml.safe_load((catalog_dir() / "quality.yaml").read_text())
+    return {name: QualitySet(name=name, **row) for name, row in rows.items()}
+
+
+def quality_set(name: str) -> QualitySet:
+    """Return the bundled set `name`, or raise KvplanError with the closest names."""
+    sets = quality_sets()
+    if name not in sets:
+        raise KvplanError(
+            f"unknown quality set {name!r}{did_you_mean(name, sets)}; there are {', '.join(sets)}"
+        )
+    return sets[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What a table says of one problem: tokens and correctness of its samples."""
+
+    tokens: tuple[int, ...]
+    correct: tuple[bool, ...]
+
+
+def read_pass_table(path: Path) -> dict[str, Samples]:
+    """Read a CSV of problem, sample, tokens, correct (0/1 or true/false): one `Samples` per problem.
+
+    Raises KvplanError naming the missing columns, or the row and what is wrong with it.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = csv.DictReader(file)
+            missing = {"problem", "sample", "tokens", "correct"} - set(rows.fieldnames or ())
+            if missing:
+                raise KvplanError(
+                    f"{path}: no column {', '.join(sorted(missing))}; need problem, sample, tokens, correct"
+                )
+            found: dict[str, list[tuple[int, bool]]] = {}
+            for number, row in enumerate(rows, start=2):
+                found.setdefault(row["problem"], []).append(_sample(path, number, row))
+    except (OSError, UnicodeDecodeError) as error:
+        raise KvplanError(f"{path}: cannot read the pass/fail table ({error})") from None
+    if not found:
+        raise KvplanError(f"{path}: the pass/fail table has no rows")
+    return {name: Samples(*map(tuple, zip(*samples, strict=True))) for name, samples in found.items()}
+
+
+def _sample(path: Path, number: int, row: dict[str, str]) -> tuple[int, bool]:
+    truth = {"1": True, "true": True, "0": False, "false": False}.get((row["correct"] or "").strip().lower())
+    tokens = (row["tokens"] or "").strip()
+    if truth is None or not tokens.isdigit() or int(tokens) < 1:
+        raise KvplanError(
+            f"{path}, line {number}: tokens must be 1 or more and correct 0 or 1, not {tokens!r} and {row['correct']!r}"
+        )
+    return int(tokens), truth
+
+
+@dataclass(frozen=True, slots=True)
+class Skill:
+    """How one model fares on one problem; the strategy never sees it."""
+
+    p: float
+    thinking_tokens: float
+    samples: Samples | None = None
+    """Real samples to draw from instead of `p` and a lognormal length."""
+
+
+def skills(facts: QualitySet, num_problems: int, rng: np.random.Generator) -> list[Skill]:
+    """Draw p and the mean length of each of `num_problems` problems."""
+    p = facts.difficulty.quantiles(num_problems, rng)
+    spread = facts.sigma_between
+    mean = facts.thinking_tokens * np.exp(spread * rng.standard_normal(num_problems) - spread * spread / 2)
+    return [Skill(float(chance), float(tokens)) for chance, tokens in zip(p, mean, strict=True)]
+
+
+def table_skills(table: dict[str, Samples]) -> list[Skill]:
+    """One skill per problem of a pass/fail table."""
+    return [Skill(sum(s.correct) / len(s.correct), sum(s.tokens) / len(s.tokens), s) for s in table.values()]

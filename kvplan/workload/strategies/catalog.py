@@ -1,0 +1,77 @@
+"""Strategies by name, and a strategy with its parameters as a scenario states them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from inspect import signature
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.workload.strategies import parallel, search, sequential
+from kvplan.workload.strategies.protocol import Plan
+
+STRATEGIES: dict[str, Callable[..., Plan]] = {
+    "single_pass": sequential.single_pass,
+    "extended_thinking": sequential.extended_thinking,
+    "budget_forcing": sequential.budget_forcing,
+    "best_of_n": parallel.best_of_n,
+    "self_consistency": parallel.self_consistency,
+    "first_finish": parallel.first_finish,
+    "adaptive_best_of_n": parallel.adaptive_best_of_n,
+    "sequential_revision": sequential.sequential_revision,
+    "beam_search": search.beam_search,
+    "prune_by_steps": search.prune_by_steps,
+    "tree_search": search.tree_search,
+    "pruned_under_pressure": parallel.pruned_under_pressure,
+    "grpo_group": parallel.grpo_group,
+    "monte_carlo_labels": search.monte_carlo_labels,
+    "chat": sequential.chat,
+}
+"""What `strategy:` may say in a scenario."""
+
+
+@lru_cache(maxsize=64)
+def parameters(name: str) -> type[BaseModel]:
+    """The parameters of strategy `name` as a pydantic model: types, limits, defaults."""
+    if name not in STRATEGIES:
+        raise KvplanError(
+            f"unknown strategy {name!r}{did_you_mean(name, STRATEGIES)}; there are {', '.join(STRATEGIES)}"
+        )
+    function = STRATEGIES[name]
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        p.name: (hints[p.name], p.default) for p in signature(function).parameters.values()
+    }
+    return create_model(name, __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+
+
+def make(name: str, **values: Any) -> Callable[[], Plan]:
+    """Return a function that starts strategy `name` with these parameters; each call starts it afresh.
+
+    Raises KvplanError for an unknown name or parameter, a value out of its range, or parameters that
+    contradict each other.
+
+    >>> plan = make("best_of_n", n=4)()
+    >>> len(next(plan).start)
+    4
+    """
+    model = parameters(name)
+    try:
+        settings = model(**values)
+    except ValidationError as error:
+        raise KvplanError(_first_problem(name, model, error)) from None
+    chosen = {key: getattr(settings, key) for key in model.model_fields}
+    function = STRATEGIES[name]
+    next(function(**chosen))  # a strategy checks its parameters against each other before it first asks
+    return lambda: function(**chosen)
+
+
+def _first_problem(name: str, model: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"strategy {name} has no parameter {key!r}{did_you_mean(key, model.model_fields)}"
+    return f"strategy {name}: {key}: {first['msg']}, not {first['input']!r}"

@@ -1,0 +1,16 @@
+"""Types of strategy parameters, so that a scenario's values are read and refused in one place."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from kvplan.units import human_readable_int
+
+Tokens = Annotated[int, BeforeValidator(human_readable_int), Field(ge=1)]
+"""A number of tokens, 1 or more; 32k = 32,000 and 32K = 32,768 as everywhere."""
+Count = Annotated[int, Field(ge=1)]
+"""1 or more."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A probability or a share."""

@@ -1,0 +1,120 @@
+"""Strategies that go on: one trace thinks longer, is forced to stop, is revised, or answers turn after turn."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from kvplan.errors import KvplanError
+from kvplan.workload.strategies.params import Count, Share, Tokens
+from kvplan.workload.strategies.protocol import ALL, Answer, Ask, Branch, Plan
+
+EFFORT_BUDGETS = {"minimal": 128, "low": 1024, "medium": 2048, "high": 4096}
+"""Thinking budgets behind `reasoning_effort`. Source: LiteLLM's defaults (litellm/constants.py, 2025)."""
+
+
+def single_pass(max_tokens: Tokens = ALL) -> Plan:
+    """One trace, streamed: chain of thought. Wei et al. 2022, arXiv 2201.11903."""
+    [trace] = yield Ask(start=(Branch(0, max_tokens=max_tokens, visible=True),))
+    return Answer.of(trace)
+
+
+def extended_thinking(
+    thinking_token_budget: Tokens = ALL,
+    max_tokens: Tokens = ALL,
+    effort: Literal["minimal", "low", "medium", "high"] | None = None,
+    length_scale: float = 1.0,
+) -> Plan:
+    """One trace whose thinking is closed at a soft budget, and cut at a hard `max_tokens`.
+
+    `effort` is a named budget; `length_scale` is what a budget stated in the prompt does to natural lengths
+    (L1: Aggarwal & Welleck 2025, arXiv 2503.04697, train models to heed it).
+    """
+    budget = min(thinking_token_budget, EFFORT_BUDGETS[effort] if effort else ALL)
+    if budget >= max_tokens and budget != ALL:
+        raise KvplanError(
+            f"thinking_token_budget {budget} leaves no room for an answer in max_tokens {max_tokens}"
+        )
+    branch = Branch(
+        0, max_tokens=max_tokens, thinking_token_budget=budget, length_scale=length_scale, visible=True
+    )
+    [trace] = yield Ask(start=(branch,))
+    return Answer.of(trace)
+
+
+def budget_forcing(
+    min_tokens: int = 0, num_waits: int = 0, max_thinking_tokens: Tokens = ALL, end_tokens: int = 8
+) -> Plan:
+    """s1: think on after "Wait" until the minimum and the number of waits are reached, end by force at the budget.
+
+    Muennighoff et al. 2025, arXiv 2501.19393. Each "Wait" costs one prompt token, the forced end `end_tokens`.
+    """
+    if not 0 <= min_tokens <= max_thinking_tokens or num_waits < 0:
+        raise KvplanError(
+            f"budget forcing needs 0 <= min_tokens ({min_tokens}) <= max_thinking_tokens ({max_thinking_tokens})"
+            f" and num_waits >= 0, not {num_waits}"
+        )
+    [last] = yield Ask(start=(Branch(0, kind="thinking", max_tokens=max_thinking_tokens),))
+    used, waits = last.tokens, 0
+    while used + 1 < max_thinking_tokens and (waits < num_waits or used < min_tokens):
+        waits += 1
+        left = max_thinking_tokens - used - 1
+        [last] = yield Ask(start=(Branch(waits, last.id, extra_prompt=1, kind="thinking", max_tokens=left),))
+        used += 1 + last.tokens
+    [answer] = yield Ask(
+        start=(Branch(waits + 1, last.id, extra_prompt=end_tokens, kind="answer", visible=True),)
+    )
+    return Answer.of(answer)
+
+
+def sequential_revision(
+    max_rounds: Count = 4,
+    min_gain: Share = 0.01,
+    critique_tokens: int = 0,
+    instruction_tokens: Count = 50,
+    drop_thinking: bool = True,
+    max_tokens: Tokens = ALL,
+) -> Plan:
+    """Draft, score, revise, until a round's score gains less than `min_gain`; answer with the last that gained.
+
+    With `critique_tokens` each revision follows a critique of the draft, a pass of its own that is paid for.
+    Madaan et al. 2023, arXiv 2303.17651; the stop is the verifier's.
+    """
+    [kept] = yield Ask(start=(Branch(0, max_tokens=max_tokens, score=True),))
+    rounds = 1
+    for number in range(1, max_rounds):
+        source, drop = kept.id, drop_thinking
+        if critique_tokens:
+            critique = Branch(
+                2 * number - 1, source, None, instruction_tokens, drop, "critique", max_tokens=critique_tokens
+            )
+            [note] = yield Ask(start=(critique,))
+            source, drop = note.id, False
+        revision = Branch(
+            2 * number, source, None, instruction_tokens, drop, "revision", max_tokens=max_tokens, score=True
+        )
+        [new] = yield Ask(start=(revision,))
+        rounds += 1
+        if new.score - kept.score < min_gain:
+            break
+        kept = new
+    return Answer.of(kept, rounds)
+
+
+def chat(
+    num_turns: Count = 3,
+    user_tokens: Count = 200,
+    pause_s: float = 30.0,
+    max_tokens: Tokens = ALL,
+    drop_thinking: bool = True,
+) -> Plan:
+    """A conversation whose thinking is left out of the next turn's prompt, as chat templates of Qwen3 and R1 do.
+
+    The answer is computed again as prompt (its KV saw the thinking), and the cached thinking is dead weight.
+    """
+    [turn] = yield Ask(start=(Branch(0, max_tokens=max_tokens, visible=True),))
+    for number in range(1, num_turns):
+        following = Branch(
+            number, turn.id, None, user_tokens, drop_thinking, max_tokens=max_tokens, visible=True
+        )
+        [turn] = yield Ask(start=(following,), pause_s=pause_s)
+    return Answer.of(turn)
