@@ -1,0 +1,186 @@
+"""What an engine is told at start-up: sizes, flags and KV cache groups, by vLLM's names and with vLLM's
+defaults.
+"""
+
+from __future__ import annotations
+
+from math import gcd, lcm
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from kvplan.config import Config
+
+Kind = Literal["full", "sliding_window", "chunked_local", "mamba"]
+
+
+class KVCacheGroup(Config):
+    """Layers that share one block table: vLLM's `KVCacheGroupSpec` with its spec."""
+
+    kind: Kind = "full"
+    """How the layers remember: full, sliding_window, chunked_local or mamba."""
+    block_size: int | None = Field(None, ge=1)
+    """Tokens per block; None = the engine's, or max_model_len for mamba in mode none."""
+    window: int | None = Field(None, ge=1)
+    """Tokens that a sliding-window layer sees."""
+    chunk: int | None = Field(None, ge=1)
+    """Tokens of a local-attention chunk."""
+    mode: Literal["align", "none"] = "align"
+    """Mamba: keep a state per block (align), as prefix caching needs, or only the running one (none)."""
+    checkpoint_blocks: Literal[0, 1] = 0
+    """Mamba: a spare block into which the last prefill chunk can write a state that lies inside it."""
+    checkpoint_alignment: int | None = Field(None, ge=1)
+    """Mamba: where in a chunk the backend can write such a state; None = nowhere."""
+    eagle: bool = False
+    """Whether the group holds layers of an EAGLE or MTP drafter."""
+    repeat: int = Field(1, ge=1)
+    """Groups of this kind."""
+    kv_heads: int = Field(1, ge=1)
+    """Page size, for telling specs apart."""
+    head_size: int = Field(16, ge=1)
+    """Page size, for telling specs apart."""
+    state_bytes: int | None = Field(None, ge=1)
+    """Page size of a mamba group."""
+
+    @model_validator(mode="after")
+    def _window_or_chunk(self) -> KVCacheGroup:
+        if self.kind == "sliding_window" and self.window is None:
+            raise ValueError("a sliding_window group needs `window`")
+        if self.kind == "chunked_local" and self.chunk is None:
+            raise ValueError("a chunked_local group needs `chunk`")
+        return self
+
+
+class EngineConfig(Config):
+    """Everything that the scheduler and the KV cache manager decide by."""
+
+    block_size: int = Field(16, ge=1)
+    """Tokens per KV block."""
+    num_gpu_blocks: int = Field(ge=2)
+    """Blocks of the pool as vLLM counts them: one of them is the null block and never used."""
+    max_num_seqs: int = Field(256, ge=1)
+    """Most running requests."""
+    max_num_batched_tokens: int = Field(8192, ge=1)
+    """Most tokens in one step."""
+    max_model_len: int = Field(ge=1)
+    """Longest prompt + output."""
+    enable_prefix_caching: bool = True
+    """Reuse full blocks of earlier requests."""
+    enable_chunked_prefill: bool = True
+    """Split long prompts over several steps."""
+    policy: Literal["fcfs", "priority"] = "fcfs"
+    """Order of the waiting queue and choice of the victim."""
+    async_scheduling: bool = False
+    """Schedule a step while the one before it runs."""
+    watermark: float = Field(0.0, ge=0, lt=1)
+    """Share of blocks kept free when admitting beside running requests."""
+    scheduler_reserve_full_isl: bool = True
+    """Admit a prompt only if all of it fits now."""
+    long_prefill_token_threshold: int = Field(0, ge=0)
+    """Cap on one prompt's tokens in a step while others wait or run; 0 = none."""
+    prefix_match_unit: int | None = Field(None, ge=1)
+    """Granularity of prefix-cache hits of mamba hybrids, in tokens; None = the block sizes' greatest divisor.
+    """
+    prefix_cache_retention_interval: int | None = Field(0, ge=0)
+    """Window and mamba groups keep what a hit needs every so many tokens; 0 = at the prompt's end, None =
+    everywhere.
+    """
+    kv_cache_groups: tuple[KVCacheGroup, ...] = ()
+    """Groups with a block table each, drawing on one pool; empty = one full-attention group."""
+    num_speculative_tokens: int = Field(0, ge=0)
+    """Drafts per decode step."""
+    spec_method: Literal["eagle", "mtp", "draft_model", "ngram"] = "eagle"
+    """Who drafts."""
+
+    @property
+    def use_eagle(self) -> bool:
+        """Whether drafts come from the model's own hidden states (vLLM `use_eagle_block_drop`)."""
+        return self.num_speculative_tokens > 0 and self.spec_method in ("eagle", "mtp")
+
+    @property
+    def num_lookahead_tokens(self) -> int:
+        """KV slots past the scheduled tokens that the drafter writes (vLLM: same name)."""
+        return 0 if self.spec_method == "ngram" else self.num_speculative_tokens
+
+    @property
+    def draft_slots(self) -> int:
+        """Input slots that drafting takes per scheduled request (vLLM `max_num_new_slots_for_drafting`)."""
+        return int(self.num_speculative_tokens > 0 and self.spec_method == "draft_model")
+
+    @property
+    def max_in_flight_tokens(self) -> int:
+        """Tokens that can be scheduled and not yet processed (vLLM: same name)."""
+        return self.max_num_batched_tokens * (2 if self.async_scheduling else 1)
+
+    @property
+    def groups(self) -> tuple[KVCacheGroup, ...]:
+        """The groups one by one, block sizes filled in."""
+        return tuple(
+            group.model_copy(update={"repeat": 1, "block_size": self._block_size(group)})
+            for group in self.kv_cache_groups or (KVCacheGroup(eagle=self.use_eagle),)
+            for _ in range(group.repeat)
+        )
+
+    def _block_size(self, group: KVCacheGroup) -> int:
+        whole = group.kind == "mamba" and group.mode == "none"
+        return group.block_size or (self.max_model_len if whole else self.block_size)
+
+    @property
+    def group_block_sizes(self) -> tuple[int, ...]:
+        """Tokens per block of each group."""
+        return tuple(self._block_size(group) for group in self.groups)
+
+    @property
+    def scheduler_block_size(self) -> int:
+        """Alignment of prefix-cache hits (vLLM `resolve_kv_cache_block_sizes`)."""
+        return lcm(*self.group_block_sizes)
+
+    @property
+    def hash_block_size(self) -> int:
+        """Tokens between two block names (vLLM `resolve_kv_cache_block_sizes`)."""
+        whole_states = any(g.kind == "mamba" and g.mode == "none" for g in self.groups)
+        if len(self.groups) == 1 or not self.enable_prefix_caching or whole_states:
+            return self.scheduler_block_size
+        return self.prefix_match_unit or gcd(*self.group_block_sizes)
+
+    @property
+    def partial_hash_hits(self) -> bool:
+        """Whether a hit may end inside a block (vLLM `partial_hash_hits_enabled`)."""
+        unit = self.hash_block_size
+        sizes = self.group_block_sizes
+        return (
+            self.enable_prefix_caching
+            and len(self.groups) > 1
+            and any(
+                g.kind == "mamba" and g.mode == "align" and s > unit
+                for g, s in zip(self.groups, sizes, strict=True)
+            )
+            and all(g.kind in ("full", "mamba") or s == unit for g, s in zip(self.groups, sizes, strict=True))
+        )
+
+    @model_validator(mode="after")
+    def _groups_agree(self) -> EngineConfig:
+        mamba = [g for g in self.kv_cache_groups if g.kind == "mamba"]
+        if len({g.mode for g in mamba}) > 1:
+            raise ValueError("mamba groups must share one mode")
+        if self.enable_prefix_caching and any(g.mode == "none" for g in mamba):
+            raise ValueError("mamba in mode none needs enable_prefix_caching=false")
+        unit = self.prefix_match_unit
+        if unit and self.enable_prefix_caching and any(size % unit for size in self.group_block_sizes):
+            raise ValueError(f"prefix_match_unit {unit} must divide the block sizes {self.group_block_sizes}")
+        if (
+            unit
+            and self.enable_prefix_caching
+            and len(self.groups) == 1
+            and unit != self.group_block_sizes[0]
+        ):
+            raise ValueError(
+                f"prefix_match_unit {unit} needs several groups; hits of one land on its block size"
+            )
+        interval = self.prefix_cache_retention_interval
+        if interval and interval % self.scheduler_block_size:
+            raise ValueError(
+                f"prefix_cache_retention_interval {interval} must be a multiple of"
+                f" {self.scheduler_block_size}"
+            )
+        return self

@@ -1,0 +1,137 @@
+"""The scheduler's view of KV memory: prefix-cache hits, slots for a step, and giving back.
+
+Mirrors vLLM's `v1/core/kv_cache_manager.py`. Knows no queues and no budgets.
+"""
+
+from __future__ import annotations
+
+from kvplan.engine.block_pool import BlockPool
+from kvplan.engine.config import EngineConfig
+from kvplan.engine.kv_cache_coordinator import CacheHit, get_kv_cache_coordinator
+from kvplan.engine.request import BlockHasher, Request, RequestStatus
+
+
+class KVCacheManager:
+    """Blocks of all requests of one engine (vLLM: same name)."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.max_model_len = config.max_model_len
+        self.enable_caching = config.enable_prefix_caching
+        self.num_lookahead_tokens = config.num_lookahead_tokens
+        self.block_pool = BlockPool(config.num_gpu_blocks, self.enable_caching, len(config.groups))
+        self.hasher = BlockHasher(config.hash_block_size)
+        self.coordinator = get_kv_cache_coordinator(config, self.block_pool, self.hasher)
+        self.watermark_blocks = int(config.watermark * config.num_gpu_blocks)
+        self.empty_hit = CacheHit([() for _ in config.groups], 0)
+        self.num_recycled = 0
+        """Blocks that came back from living requests so far."""
+        self._recycles = any(manager.recycles for manager in self.coordinator.managers)
+        self._plain_block_size = self._find_plain_block_size(config)
+
+    def _find_plain_block_size(self, config: EngineConfig) -> int:
+        """Return the block size if blocks change at its multiples only, else 0 (every step is looked at)."""
+        plain = len(config.groups) == 1 and not self._recycles
+        return config.groups[0].block_size or 0 if plain else 0
+
+    def new_step_starts(self) -> None:
+        """Tell the managers that a step starts (vLLM: same name)."""
+        self.coordinator.new_step_starts()
+
+    def get_computed_blocks(self, request: Request) -> CacheHit:
+        """Find the cached prefix (vLLM: same name): all tokens but the last at most."""
+        if not self.enable_caching:
+            return self.empty_hit
+        hashes = self.hasher.block_hashes(request, request.num_tokens)
+        hit = self.coordinator.find_longest_cache_hit(hashes, request.num_tokens - 1)
+        return (
+            hit
+            if any(hit.blocks)
+            else self.empty_hit._replace(
+                num_tokens=hit.num_tokens,
+                num_uncached_common_prefix_tokens=hit.num_uncached_common_prefix_tokens,
+            )
+        )
+
+    def allocate_slots(
+        self,
+        request: Request,
+        num_new_tokens: int,
+        hit: CacheHit | None = None,
+        *,
+        full_sequence_must_fit: bool = False,
+        has_scheduled_reqs: bool = True,
+    ) -> bool:
+        """Give the request slots for `num_new_tokens` more; False if the pool has not enough (vLLM: same
+        name).
+
+        `hit` is what a request brings when it is admitted. Blocks behind a window come back even if the rest
+        fails.
+        """
+        hit = hit or self.empty_hit
+        request_id = request.request_id
+        num_computed = request.num_computed_tokens + hit.num_tokens
+        prefill_end = max(request.num_prompt_tokens, request.num_tokens - 1)
+        watermark = 0
+        if has_scheduled_reqs and request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
+            watermark = self.watermark_blocks
+        if full_sequence_must_fit:
+            num_all = min(request.num_tokens, self.max_model_len)
+            if not self._has_room(
+                request_id, num_all, num_all, hit, num_computed, watermark, prefill_end, cap=True
+            ):
+                return False
+        num_main = num_computed + num_new_tokens
+        num_slots = min(num_main + self.num_lookahead_tokens, self.max_model_len)
+        if self._recycles:
+            self._remove_skipped_blocks(request_id, max(0, num_computed - request.num_in_flight_tokens))
+        if not self._has_room(request_id, num_slots, num_main, hit, num_computed, watermark, prefill_end):
+            return False
+        if any(hit.blocks):
+            self.coordinator.allocate_new_computed_blocks(request_id, hit.blocks, num_computed)
+        self.coordinator.allocate_new_blocks(request_id, num_slots, num_main)
+        if self.enable_caching:
+            self.coordinator.cache_blocks(request, min(num_main, request.num_tokens))
+        return True
+
+    def _has_room(
+        self,
+        request_id: str,
+        num_tokens: int,
+        num_main: int,
+        hit: CacheHit,
+        num_computed: int,
+        watermark: int,
+        prefill_end: int,
+        cap: bool = False,
+    ) -> bool:
+        needed = self.coordinator.get_num_blocks_to_allocate(
+            request_id,
+            num_tokens,
+            hit.blocks,
+            num_computed,
+            num_tokens_main_model=num_main,
+            apply_admission_cap=cap,
+            prefill_end=prefill_end,
+        )
+        return needed + watermark <= self.block_pool.get_num_free_blocks()
+
+    def _remove_skipped_blocks(self, request_id: str, processed_computed_tokens: int) -> None:
+        before = self.block_pool.get_num_free_blocks()
+        self.coordinator.remove_skipped_blocks(request_id, processed_computed_tokens)
+        self.num_recycled += self.block_pool.get_num_free_blocks() - before
+
+    def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
+        """Name blocks that became full (vLLM: same name)."""
+        if self.enable_caching:
+            self.coordinator.cache_blocks(request, num_computed_tokens)
+
+    def free(self, request: Request) -> None:
+        """Give back all of a request's blocks (vLLM: same name)."""
+        self.coordinator.free(request.request_id)
+
+    def free_copied_blocks(self) -> None:
+        """Let go of both ends of this step's block copies (vLLM `take_kv_cache_block_copies`)."""
+        for manager in self.coordinator.managers:
+            pairs, manager.pending_cow_copies = manager.pending_cow_copies, []
+            if pairs:
+                self.block_pool.free_blocks(block for pair in pairs for block in pair)

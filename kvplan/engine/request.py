@@ -1,0 +1,182 @@
+"""A request as the scheduler sees it: lengths, counters and the identity of its tokens, never the tokens.
+
+A token is `(name, index)`: the index-th token of a named stream. A prompt is a tuple of `Segment`s of such
+streams, and what a request generates is the stream `output_of(request_id)`, so a follow-up prompt can name an
+answer before it exists. Two blocks hold the same tokens exactly when their segments, after merging, are
+equal; that is all that prefix caching needs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import accumulate
+from typing import NamedTuple
+
+
+def cdiv(a: int, b: int) -> int:
+    """Divide, rounding up."""
+    return -(-a // b)
+
+
+class Segment(NamedTuple):
+    """Tokens `start .. start + length - 1` of the stream `name`."""
+
+    name: str
+    length: int
+    start: int = 0
+
+    @property
+    def end(self) -> int:
+        """The index after the segment's last token."""
+        return self.start + self.length
+
+
+def output_of(request_id: str) -> str:
+    """Name the stream of tokens that a request generates."""
+    return f"out:{request_id}"
+
+
+def merge_segments(segments: Iterable[Segment]) -> tuple[Segment, ...]:
+    """Join neighbours that continue each other, drop empty ones: one spelling for one content.
+
+    >>> merge_segments([Segment("a", 4), Segment("a", 2, start=4), Segment("b", 0)])
+    (Segment(name='a', length=6, start=0),)
+    """
+    merged: list[Segment] = []
+    for segment in segments:
+        if not segment.length:
+            continue
+        if merged and merged[-1].name == segment.name and merged[-1].end == segment.start:
+            merged[-1] = merged[-1]._replace(length=merged[-1].length + segment.length)
+        else:
+            merged.append(segment)
+    return tuple(merged)
+
+
+class RequestStatus(IntEnum):
+    """Where a request is in its life; everything after PREEMPTED is finished (vLLM `RequestStatus`)."""
+
+    WAITING = 1
+    RUNNING = 2
+    PREEMPTED = 3
+    FINISHED_STOPPED = 4
+    FINISHED_LENGTH_CAPPED = 5
+    FINISHED_ABORTED = 6
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence: what was asked for, and how far the engine got (vLLM `v1/request.py: Request`)."""
+
+    request_id: str
+    prompt: tuple[Segment, ...]
+    max_tokens: int
+    """Output tokens after which the scheduler ends the request; it plans with this number."""
+    priority: int = 0
+    """Smaller is served first, under the priority policy."""
+    arrival_time: float = 0
+    """Orders requests of one priority; any number that grows."""
+    stop_at: int | None = None
+    """The output token that is a stop token, counted from 1. Read only when that token has been sampled, as
+    vLLM reads token values; whoever drives the engine may set it while the request runs.
+    """
+
+    status: RequestStatus = field(default=RequestStatus.WAITING, init=False)
+    num_prompt_tokens: int = field(init=False)
+    num_tokens: int = field(init=False)
+    """Prompt and sampled tokens."""
+    num_computed_tokens: int = field(default=0, init=False)
+    """Tokens whose KV is computed or being computed by a step in flight."""
+    num_spec_tokens: int = field(default=0, init=False)
+    """Drafts to verify in the next step (vLLM: len(spec_token_ids))."""
+    num_output_placeholders: int = field(default=0, init=False)
+    """Asynchronous scheduling: output tokens of steps in flight, drafts included."""
+    num_in_flight_tokens: int = field(default=0, init=False)
+    num_stale_output_tokens: int = field(default=0, init=False)
+    """Tokens in flight when the request was preempted: their output is kept, the counters are not touched."""
+    is_prefill_chunk: bool = field(default=False, init=False)
+    shared_prefix_boundary: int = field(default=0, init=False)
+    """A position where other requests share more than a sparse group has cached; pinned for the next one."""
+    num_preemptions: int = field(default=0, init=False)
+    num_slots: int = field(default=0, init=False)
+    """A step that ends before this many computed tokens changes no block; kept by `KVCacheManager`."""
+    _ends: list[int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.prompt = merge_segments(self.prompt)
+        self._ends = list(accumulate(segment.length for segment in self.prompt))
+        self.num_tokens = self.num_prompt_tokens = self._ends[-1] if self._ends else 0
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Sampled tokens, a stop token included."""
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        """Ended by a stop token, by length or by an abort."""
+        return self.status > RequestStatus.PREEMPTED
+
+    def content(self, start: int, end: int) -> tuple[Segment, ...]:
+        """Say which tokens stand at positions `start .. end - 1`, prompt and output, merged."""
+        pieces = []
+        prompt_end = self.num_prompt_tokens
+        i = bisect_right(self._ends, start)
+        while start < min(end, prompt_end):
+            segment, stop = self.prompt[i], min(end, self._ends[i])
+            offset = segment.start + start - (self._ends[i] - segment.length)
+            pieces.append(Segment(segment.name, stop - start, offset))
+            start, i = stop, i + 1
+        if start < end:
+            pieces.append(Segment(output_of(self.request_id), end - start, start - prompt_end))
+        return tuple(pieces) if len(pieces) == 1 else merge_segments(pieces)
+
+    def __lt__(self, other: Request) -> bool:
+        """Order by priority, then arrival, as vLLM's priority queue does."""
+        return (self.priority, self.arrival_time, self.request_id) < (
+            other.priority,
+            other.arrival_time,
+            other.request_id,
+        )
+
+
+BlockHash = int
+"""Names the tokens from a sequence's start up to a block's end."""
+
+
+class BlockHasher:
+    """Chained names of blocks: equal prefixes get equal numbers (vLLM `get_request_block_hasher`).
+
+    vLLM chains SHA-256 over token values; here each new (parent, content) pair gets the next number, so
+    nothing can collide. Names are made when they are first asked for.
+    """
+
+    def __init__(self, hash_block_size: int) -> None:
+        self.hash_block_size = hash_block_size
+        self._names: dict[tuple[BlockHash, tuple[Segment, ...]], BlockHash] = {}
+        self._chains: dict[str, list[BlockHash]] = {}
+
+    def block_hashes(self, request: Request, num_tokens: int) -> list[BlockHash]:
+        """Return the request's block names, of at least all full blocks within its first `num_tokens`."""
+        chain = self._chains.setdefault(request.request_id, [])
+        size = self.hash_block_size
+        for start in range(len(chain) * size, num_tokens - size + 1, size):
+            parent = chain[-1] if chain else 0
+            chain.append(self._name(parent, request.content(start, start + size)))
+        return chain
+
+    def tail_hash(self, request: Request, num_tokens: int) -> BlockHash:
+        """Name a prefix that ends inside a block."""
+        full, rest = divmod(num_tokens, self.hash_block_size)
+        parent = self.block_hashes(request, num_tokens)[full - 1] if full else 0
+        return self._name(parent, request.content(num_tokens - rest, num_tokens)) if rest else parent
+
+    def forget(self, request_id: str) -> None:
+        """Drop a finished request's chain; the names stay, since its blocks may stay cached."""
+        self._chains.pop(request_id, None)
+
+    def _name(self, parent: BlockHash, content: tuple[Segment, ...]) -> BlockHash:
+        return self._names.setdefault((parent, content), len(self._names) + 1)
