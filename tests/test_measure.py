@@ -1,0 +1,200 @@
+"""Measuring: the harness keeps what it measured, kernels are right before they are timed, bytes are counted truly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvplan.calibrate import measure, measure_attention, measure_memory, measure_model
+from kvplan.calibrate.grids import CPU, DEFAULT, GRIDS, HELD_OUT, TINY, TINY_MOE, AttentionShape
+from kvplan.calibrate.measure import Probe
+from kvplan.errors import KvplanError
+
+DEVICE = torch.device("cpu")
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> measure.Session:
+    return measure.open_session(tmp_path / "m.jsonl", DEVICE)
+
+
+def rows(session: measure.Session) -> list[dict]:
+    return [json.loads(line) for line in session.path.read_text().splitlines()]
+
+
+def counting_probe(calls: list[int], point: int = 1) -> Probe:
+    def prepare() -> list:
+        calls.append(point)
+        return [lambda: sum(range(2000))]
+
+    return Probe("count", {"n": point}, prepare)
+
+
+def test_a_finished_point_is_not_measured_again(session: measure.Session) -> None:
+    """A second run over the same file measures only what is missing, whatever was measured stays."""
+    calls: list[int] = []
+    assert measure.run([counting_probe(calls)], session) == 1
+    again = measure.open_session(session.path, DEVICE)
+    assert measure.run([counting_probe(calls), counting_probe(calls, 2)], again) == 1
+    assert calls == [1, 2]
+    assert [r["n"] for r in rows(session) if r["op"] == "count"] == [1, 2]
+
+
+def test_rounds_are_separate_rows(session: measure.Session) -> None:
+    """Each round of a probe is a row of its own: repetitions on different minutes."""
+    measure.run([counting_probe([])], session, rounds=3)
+    assert [r["round"] for r in rows(session) if r["op"] == "count"] == [0, 1, 2]
+
+
+def test_a_torn_last_line_is_dropped_and_a_torn_middle_named(session: measure.Session) -> None:
+    """A run killed while writing loses its last row at most; damage elsewhere is an error with its line number."""
+    measure.run([counting_probe([])], session)
+    whole = session.path.read_text()
+    session.path.write_text(whole + '{"op": "cou')
+    assert measure.open_session(session.path, DEVICE).done == session.done
+    assert session.path.read_text() == whole
+    session.path.write_text('{"op"\n' + whole)
+    with pytest.raises(KvplanError, match=r"m\.jsonl:1: not a JSON row"):
+        measure.open_session(session.path, DEVICE)
+
+
+def test_a_file_of_another_machine_is_refused(session: measure.Session) -> None:
+    """Two machines' figures never end in one file."""
+    text = session.path.read_text().replace('"machine": "cpu', '"machine": "gpu')
+    session.path.write_text(text)
+    with pytest.raises(KvplanError, match="choose another file"):
+        measure.open_session(session.path, DEVICE)
+
+
+def test_out_of_memory_is_a_row_and_the_rest_goes_on(session: measure.Session) -> None:
+    """A probe that does not fit is noted as skipped; later probes are measured."""
+
+    def too_big() -> list:
+        raise torch.OutOfMemoryError("no room")
+
+    measure.run([Probe("count", {"n": 0}, too_big), counting_probe([])], session)
+    first, second = (r for r in rows(session) if r["op"] == "count")
+    assert first["skipped"] == "out of memory"
+    assert "time_s" not in first
+    assert second["time_s"] > 0
+
+
+def test_timing_repeats_and_measures_time() -> None:
+    """At least five repetitions; a call that does ten times the work takes longer."""
+    x = torch.randn(64, 64)
+
+    def work(n: int) -> measure.Timing:
+        return measure.time_calls([lambda: [x @ x for _ in range(n)]], DEVICE)
+
+    small, large = work(20), work(400)
+    assert min(small.num_repeats, large.num_repeats) >= measure.MIN_REPEATS
+    assert large.time_s > small.time_s
+
+
+def test_no_card_is_one_clear_line() -> None:
+    """Asking for a GPU that torch cannot use names the reason and a way on."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(KvplanError, match=r"CPU build|no CUDA device"):
+        measure.pick_device("cuda")
+
+
+@pytest.mark.parametrize("lengths", [[1], [16, 17, 15], [300, 5, 64]])
+def test_kernel_gives_attention(lengths: list[int]) -> None:
+    """The kernel that is timed equals float32 attention over a scattered paged pool, also at block bounds."""
+    shape = AttentionShape(num_heads=8, num_kv_heads=2, head_dim=64)
+    batch = measure_attention.make_batch(shape, lengths, 16, "float32", DEVICE)
+    _, kernel = measure_attention.decode_kernel(DEVICE, "float32")
+    assert measure_attention.relative_error(kernel(batch)(), measure_attention.reference(batch)) < 1e-5
+
+
+def test_an_unwritten_output_never_passes() -> None:
+    """NaN counts as infinitely wrong."""
+    assert measure_attention.relative_error(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")
+
+
+def test_prefill_call_is_causal_over_its_past() -> None:
+    """A chunk over a past equals the last rows of causal attention over the whole."""
+    torch.manual_seed(0)
+    shape = AttentionShape(4, 2, 32)
+    past, chunk = 40, 24
+    call = measure_attention.prefill_call(shape, chunk, past, DEVICE)
+    whole = measure_attention.prefill_call(shape, chunk, 0, DEVICE)
+    assert call().shape == whole().shape == (1, 4, chunk, 32)
+    torch.manual_seed(0)
+    q = torch.randn(1, 4, chunk, 32)
+    k, v = (torch.randn(1, 2, past + chunk, 32).repeat_interleave(2, 1) for _ in "kv")
+    scores = q @ k.transpose(-1, -2) * 32**-0.5
+    mask = torch.ones(chunk, past + chunk, dtype=torch.bool).tril(past)
+    expected = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
+    assert torch.allclose(call(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("total", "batch"), [(1000, 4), (64, 16), (100_000, 16), (7, 7)])
+def test_skewed_lengths_keep_the_sum(total: int, batch: int) -> None:
+    """Skewed lengths are positive, as many as asked, and sum to the same context."""
+    lengths = measure_attention.skewed(total, batch)
+    assert len(lengths) == batch
+    assert sum(lengths) == total
+    assert min(lengths) >= 1
+
+
+def test_grouped_experts_equal_each_token_alone() -> None:
+    """The expert layer gives each token what its own top-k experts give, whatever else is in the batch."""
+    layer = measure_model.make_layers(TINY_MOE, 1, DEVICE)[0]
+    x = torch.randn(9, TINY_MOE.hidden_size)
+    together = measure_model.moe(layer, x, 2)
+    alone = torch.cat([measure_model.moe(layer, row[None], 2) for row in x])
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_a_step_writes_its_tokens_and_gives_one_each() -> None:
+    """A decode step returns a token per sequence and writes the new K and V in the last slot of each."""
+    _, kernel = measure_attention.decode_kernel(DEVICE, "float32")
+    decoder = measure_model.Decoder(TINY, [17, 32, 5], 16, kernel, DEVICE)
+    before = decoder.batches[0].pool.clone()
+    tokens = decoder.step()
+    assert tokens.shape == (3,)
+    changed = (decoder.batches[0].pool != before).any(-1).any(-1)
+    assert changed.any(1).sum() == 3
+
+
+def test_pool_bytes_equal_the_formula(session: measure.Session) -> None:
+    """A real KV pool takes 2 * L * H * d * bytes per token, exactly, beyond the allocator's rounding."""
+    measure_memory.measure_memory(CPU, session)
+    pools = [r for r in rows(session) if r["op"] == "memory_pool"]
+    assert len(pools) == len(CPU.pool_shapes)
+    for row in pools:
+        assert row["bytes_per_token"] == row["formula_bytes_per_token"]
+        assert row["storage_bytes"] == row["formula_bytes_per_token"] * row["block_size"] * row["num_blocks"]
+
+
+def test_weight_floor_counts_distinct_experts() -> None:
+    """One token reads k experts of a layer, many tokens all of them; the floor never falls with the batch."""
+    one, two, many = (measure_model.weight_bytes(TINY_MOE, n, 4) for n in (1, 2, 4096))
+    expert = 4 * 3 * TINY_MOE.hidden_size * TINY_MOE.intermediate_size * TINY_MOE.num_layers
+    assert two > one
+    assert many - one == pytest.approx(expert * (TINY_MOE.num_experts - TINY_MOE.experts_per_token))
+
+
+def test_default_grid_holds_out_a_model_and_the_long_contexts() -> None:
+    """What the error is stated on is measured and marked: a third dense model and every context from 32k up."""
+    probes = measure_model.step_probes(replace(DEFAULT, kv_dtypes=("float32",)), DEVICE)
+    held = {(p.point["model"], p.point["max_context"] >= 32768) for p in probes if p.point["held_out"]}
+    assert {name for name, _ in held} >= HELD_OUT
+    assert all(p.point["held_out"] for p in probes if p.point["max_context"] >= 32768)
+    fitted = {p.point["model"] for p in probes if not p.point["held_out"]}
+    assert len(fitted) == 3
+    assert not fitted & HELD_OUT
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_no_probe_exceeds_its_memory_bound(grid) -> None:
+    """Every decode probe of every grid stays within the grid's pool bound."""
+    for probe in measure_attention.decode_probes(replace(grid, kv_dtypes=("float32",)), DEVICE):
+        shape = AttentionShape(*(probe.point[f] for f in AttentionShape._fields))
+        assert probe.point["decode_context"] * shape.kv_bytes("float32") <= grid.max_pool_bytes
