@@ -26,12 +26,7 @@ class KVCacheManager:
         self.num_recycled = 0
         """Blocks that came back from living requests so far."""
         self._recycles = any(manager.recycles for manager in self.coordinator.managers)
-        self._plain_block_size = self._find_plain_block_size(config)
-
-    def _find_plain_block_size(self, config: EngineConfig) -> int:
-        """Return the block size if blocks change at its multiples only, else 0 (every step is looked at)."""
-        plain = len(config.groups) == 1 and not self._recycles
-        return config.groups[0].block_size or 0 if plain else 0
+        self._only_full = len(config.groups) == 1 and not self._recycles
 
     def new_step_starts(self) -> None:
         """Tell the managers that a step starts (vLLM: same name)."""
@@ -91,7 +86,20 @@ class KVCacheManager:
         self.coordinator.allocate_new_blocks(request_id, num_slots, num_main)
         if self.enable_caching:
             self.coordinator.cache_blocks(request, min(num_main, request.num_tokens))
+        if self._only_full:
+            request.num_slots = self._next_change(request_id)
         return True
+
+    def _next_change(self, request_id: str) -> int:
+        """Return the computed tokens at which a full-attention request needs a block or fills one."""
+        manager = self.coordinator.managers[0]
+        size, table = manager.block_size, manager.req_to_blocks[request_id]
+        needs = len(table) * size - self.num_lookahead_tokens + 1
+        return (
+            min(needs, (manager.num_cached_block.get(request_id, 0) + 1) * size)
+            if self.enable_caching
+            else needs
+        )
 
     def _has_room(
         self,
@@ -122,12 +130,13 @@ class KVCacheManager:
 
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
         """Name blocks that became full (vLLM: same name)."""
-        if self.enable_caching:
+        if self.enable_caching and num_computed_tokens >= request.num_slots:
             self.coordinator.cache_blocks(request, num_computed_tokens)
 
     def free(self, request: Request) -> None:
         """Give back all of a request's blocks (vLLM: same name)."""
         self.coordinator.free(request.request_id)
+        request.num_slots = 0
 
     def free_copied_blocks(self) -> None:
         """Let go of both ends of this step's block copies (vLLM `take_kv_cache_block_copies`)."""

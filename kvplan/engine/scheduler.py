@@ -76,9 +76,10 @@ class Scheduler:
             request = self.running[index]
             num_new_tokens = self._num_new_tokens(request, budget)
             if num_new_tokens > 0:
-                index = self._make_room(request, num_new_tokens, index, output, budget)
-                if index < 0:
-                    return
+                if request.num_computed_tokens + num_new_tokens >= request.num_slots:
+                    index = self._make_room(request, num_new_tokens, index, output, budget)
+                    if index < 0:
+                        return
                 budget.prefill_scheduled |= request.is_prefill_chunk
                 self._schedule_drafts(request, num_new_tokens, output)
                 output.num_scheduled_tokens[request.request_id] = num_new_tokens
