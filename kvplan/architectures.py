@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from kvplan.families import dense, hybrid, moe
 from kvplan.families.common import Body
 from kvplan.hf_config import Keys
-from kvplan.model import ModelSpec
+from kvplan.model import ModelSpec, RotaryTable
 from kvplan.vision import vision_tower
 
 BUILDERS: dict[str, Callable[[Keys], Body]] = {
@@ -97,8 +97,23 @@ BY_MODEL_TYPE = {
 }
 """For configs without `architectures`: the model type says as much."""
 
+DEFAULTS: dict[str, dict[str, object]] = {
+    "Gemma3": {
+        "vocab_size": 262208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+    },
+}
+"""Keys that published configs of a family leave out, with the values of its config class."""
+
 TIED_BY_DEFAULT = ("Gemma", "Lfm2")
 """Families whose config class ties the embeddings unless told otherwise (architecture prefixes)."""
+
+NO_ROTARY = ("NemotronH", "KimiLinear")
+TWO_ROTARIES = ("Gemma3", "Gemma4", "MiMoV2")
+"""Families whose windowed layers have a rotary embedding of their own."""
 
 DTYPES = ("bfloat16", "float16", "float32")
 _MAX_LEN_KEYS = (
@@ -114,8 +129,9 @@ _ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepsee
 def build(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
     """See `model.from_config`."""
     outer = Keys(name, config)
-    text = Keys(name, {**config, **text_section(outer).raw})
     architecture = find_architecture(outer)
+    defaults = next((d for prefix, d in DEFAULTS.items() if architecture.startswith(prefix)), {})
+    text = Keys(name, {**defaults, **config, **text_section(outer).raw})
     try:
         body = BUILDERS[architecture](text)
     except (OverflowError, RecursionError):
@@ -131,7 +147,8 @@ def build(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
         dtype=dtype(outer, text),
         tie_word_embeddings=text.flag("tie_word_embeddings", architecture.startswith(TIED_BY_DEFAULT)),
         score_head=score_head(architecture, text),
-        vision=vision_tower(outer, architecture),
+        vision=vision_tower(outer, architecture, text.count("hidden_size")),
+        rotary=rotary_tables(text, architecture, body),
         quantization=outer.section("quantization_config").raw
         or text.section("quantization_config").raw
         or None,
@@ -185,6 +202,55 @@ def _rope_factors(text: Keys) -> Iterator[float]:
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 4096:
             raise text.error(f"{key}: factor must be a number above 0 and at most 4096")
         yield float(factor)
+
+
+def rotary_tables(text: Keys, architecture: str, body: Body) -> tuple[RotaryTable, ...]:
+    """The cosine and sine tables vLLM builds: one per kind of rotary embedding among the attention layers."""
+    if architecture.startswith(NO_ROTARY) or text.text("position_embedding_type") == "nope":
+        return ()
+    attentions = [a for layer in body.layers for a in layer.mixers if a.num_heads]
+    positions, latent = rotary_positions(text), any(a.kv_lora_rank for a in attentions)
+    dims = {(a.window > 0, a.qk_rope_head_dim or a.head_dim) for a in attentions}
+    share, fixed = partial_rotary(text), text.count("rotary_dim", default=0, low=0)
+    if not architecture.startswith(TWO_ROTARIES):
+        dims = {(False, max(d for _, d in dims))} if dims else set()
+    longest = text.count("max_position_embeddings", default=2048)
+    # DeepSeek's yarn keeps its table in float32
+    itemsize = 4 if latent and text.section("rope_scaling").text("rope_type", "type") == "yarn" else 2
+    indexers = 2 if architecture == "DeepseekV32ForCausalLM" else 1
+    return tuple(
+        RotaryTable(longest if local else positions, fixed or (d if latent else int(d * share)), itemsize)
+        for local, d in sorted(dims)
+        for _ in range(indexers)
+    )
+
+
+def rotary_positions(text: Keys) -> int:
+    """Rows of the rotary table: scaled positions for linear and yarn scaling."""
+    longest = text.count("max_position_embeddings", default=2048)
+    key, rope = text.first("rope_scaling", "rope_parameters")
+    k = text.section(key) if rope is not None else Keys(text.name, {})
+    factor = k.raw.get("factor")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 4096:
+        return longest
+    kind = k.text("rope_type", "type")
+    if kind == "linear":
+        return int(longest * factor)
+    if kind in ("yarn", "deepseek_yarn"):
+        return int(k.count("original_max_position_embeddings", default=longest) * factor)
+    return longest
+
+
+def partial_rotary(text: Keys) -> float:
+    """Share of each head that is rotated."""
+    value = text.raw.get(
+        "partial_rotary_factor", text.section("rope_parameters").raw.get("partial_rotary_factor")
+    )
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise text.error("partial_rotary_factor must be a number between 0 and 1")
+    return float(value)
 
 
 def dtype(outer: Keys, text: Keys) -> str:

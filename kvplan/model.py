@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.hf_config import read_json
@@ -52,6 +52,8 @@ class StateSpec:
     """The config's sizes its shape formula needs, as (name, value) pairs."""
     ssm_dtype: str = "auto"
     """Dtype of the recurrent state under `--mamba-ssm-cache-dtype auto`; auto: as the convolution state."""
+    gated_norm: bool = True
+    """The mixer has a norm of its own before its output projection (Mamba 2)."""
 
     def __getitem__(self, key: str) -> int:
         return dict(self.facts)[key]
@@ -112,6 +114,10 @@ class MlpSpec:
     """Biases on the MLP's or the experts' projections, and on the router."""
     router_correction: bool = False
     """One correction value per expert (DeepSeek V3's e_score_correction_bias)."""
+    router_itemsize: int = 0
+    """Bytes per router weight where it is not the model's dtype (MiMo-V2 keeps 4); 0: the model's."""
+    router_scales: bool = False
+    """The router scales its input and each expert's output (Gemma 4)."""
     latent_size: int = 0
     """Width that experts work in, where a model projects down to it (Nemotron 3 Super); 0: hidden size."""
 
@@ -145,6 +151,14 @@ class VisionSpec:
         return dict(self.facts)[key]
 
 
+class RotaryTable(NamedTuple):
+    """A table of cosines and sines that the engine builds for the model's positions."""
+
+    positions: int
+    dims: int
+    itemsize: int = 2
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Everything kvplan knows of a model. Made by `load_model` or `from_config`, by hand only in tests."""
@@ -167,6 +181,8 @@ class ModelSpec:
     score_head: tuple[int, ...] = ()
     """Reward models: widths of the layers that replace the LM head, e.g. (3584, 2); empty for an LM."""
     vision: VisionSpec | None = None
+    rotary: tuple[RotaryTable, ...] = ()
+    """Rotary tables, one per kind of rotary embedding in the model."""
     quantization: Mapping[str, object] | None = None
     """The config's `quantization_config`, as it stands; `quantization.py` reads it."""
 

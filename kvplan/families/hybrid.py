@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from kvplan.families.common import NO_ATTENTION, NO_MLP, Body, dense_mlp, experts, gqa, mtp, num_layers, stack
 from kvplan.families.moe import deepseek_mlps, mla, sparse_layers
@@ -98,9 +99,10 @@ def falcon_h1(k: Keys) -> Body:
     """Falcon-H1: attention and Mamba-2 side by side in every layer."""
     n, hidden = num_layers(k), k.count("hidden_size")
     mixer = _bamba_mixer(k, k.count("mamba_d_ssm", default=k.count("mamba_expand", default=2) * hidden))
-    layer = LayerSpec(
-        gqa(k, out_bias=k.flag("attention_bias")), dense_mlp(k), beside=mixer, norm_size=2 * hidden
-    )
+    assert mixer.state is not None
+    mixer = replace(mixer, state=replace(mixer.state, gated_norm=k.flag("mamba_rms_norm")))
+    attention = gqa(k, out_bias=k.flag("attention_bias"))
+    layer = LayerSpec(attention, dense_mlp(k), beside=mixer, norm_size=2 * hidden)
     return Body((layer,) * n)
 
 

@@ -66,10 +66,15 @@ def deepseek_mlps(k: Keys, n: int) -> list[MlpSpec]:
         ("n_routed_experts", "num_experts"),
         shared_intermediate_size=width
         * k.count("n_shared_experts", "num_shared_experts", default=0, low=0, high=1 << 16),
-        router_correction=k.text("topk_method", default="noaux_tc") == "noaux_tc",
+        router_correction=k.text("topk_method", default=_default_topk(k)) == "noaux_tc",
+        router_itemsize=4 if k.text("model_type").startswith("glm4_moe") else 0,
     )
     first, every = k.count("first_k_dense_replace", default=0, low=0), k.count("moe_layer_freq", default=1)
     return _interleave(k, [moe if i >= first and i % every == 0 else None for i in range(n)])
+
+
+def _default_topk(k: Keys) -> str:
+    return "greedy" if k.text("model_type") == "deepseek_v2" else "noaux_tc"
 
 
 def _interleave(k: Keys, moes: list[MlpSpec | None]) -> list[MlpSpec]:
@@ -93,6 +98,7 @@ def minimax_m2(k: Keys) -> Body:
         k.count("intermediate_size"),
         "num_local_experts",
         router_correction=k.flag("use_routing_bias", True),
+        router_itemsize=4,
     )
     return Body(stack(k, [attention] * n, [moe] * n))
 
@@ -145,9 +151,17 @@ def mimo_v2(k: Keys) -> Body:
     if len(is_local) != n or len(is_moe) != n:
         raise k.error(f"hybrid_layer_pattern and moe_layer_freq must have num_hidden_layers = {n} entries")
     correction = k.text("topk_method") == "noaux_tc"
-    moe = experts(k, k.count("moe_intermediate_size"), "n_routed_experts", router_correction=correction)
+    moe = experts(
+        k,
+        k.count("moe_intermediate_size"),
+        "n_routed_experts",
+        router_correction=correction,
+        router_itemsize=4,
+    )
     mlps = _interleave(k, [moe if m else None for m in is_moe])
-    return Body(stack(k, [local if s else full for s in is_local], mlps))
+    layers = stack(k, [local if s else full for s in is_local], mlps)
+    drafted = LayerSpec(local, dense_mlp(k), norm_size=layers[-1].norm_size)
+    return Body(layers, mtp(k, drafted, default=1))
 
 
 def gemma4(k: Keys) -> Body:
@@ -192,9 +206,8 @@ def _gemma4_layers(k: Keys, attentions: list[AttentionSpec]) -> tuple[LayerSpec,
     dense = dense_mlp(k)
     if not k.flag("enable_moe_block"):
         return stack(k, attentions, [dense] * len(attentions), norms=4)
-    moe = experts(
-        k, k.count("moe_intermediate_size"), "num_experts", shared_intermediate_size=dense.intermediate_size
-    )
+    width, beside = k.count("moe_intermediate_size"), dense.intermediate_size
+    moe = experts(k, width, "num_experts", shared_intermediate_size=beside, router_scales=True)
     return stack(k, attentions, [moe] * len(attentions), norms=7)
 
 

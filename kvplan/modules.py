@@ -1,0 +1,294 @@
+"""Every weight of a model as a list of modules: names as in checkpoints, shapes as one rank holds them.
+
+Follows vLLM's sharding: columns of Q, K, V, gate and up are cut, rows of O and down; latents, routers and norms are
+whole on every rank. Knows no bytes per element (`quantization`, `weights` do).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from kvplan.errors import KvplanError
+from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec
+
+VOCAB_MULTIPLE = 64
+"""vLLM pads the vocabulary to a multiple of 64 rows."""
+
+
+class Module(NamedTuple):
+    """One matrix (or vector, with one column) on one rank, with the copies that experts make of it."""
+
+    name: str
+    """As in the checkpoint below the language model's root: layers.3.self_attn.q_proj, lm_head."""
+    role: str
+    """attention, mlp, router, expert, norm, embedding, lm_head, vision or mtp."""
+    rows: int
+    cols: int = 1
+    bias: int = 0
+    copies: int = 1
+    itemsize: int = 0
+    """Bytes per element where it is not the model's dtype (float32 states and corrections); 0: the model's."""
+    linear: bool = True
+    """A matrix that a quantisation method may convert."""
+
+    @property
+    def parameters(self) -> int:
+        """Elements, biases and copies counted."""
+        return self.copies * (self.rows * self.cols + self.bias)
+
+
+class Cut(NamedTuple):
+    """How one rank's share is cut out."""
+
+    tp: int = 1
+    """Tensor-parallel ranks."""
+    expert_tp: int = 1
+    """Ranks that split each expert."""
+    ep: int = 1
+    """Ranks that share out the experts, whole."""
+    checkpoint: bool = False
+    """Count as the checkpoint does: vocabulary without padding, no V projection where keys are values."""
+
+    def split(self, size: int, what: str) -> int:
+        """`size` cut evenly over the tensor-parallel ranks."""
+        return even(size, self.tp, what)
+
+    def kv_heads(self, heads: int) -> int:
+        """KV heads per rank: cut, or replicated where there are more ranks than heads."""
+        return 1 if self.tp > heads and self.tp % heads == 0 else even(heads, self.tp, "KV heads")
+
+
+def even(size: int, ranks: int, what: str) -> int:
+    """`size / ranks`, or an error: vLLM refuses uneven shards."""
+    if size % ranks:
+        raise KvplanError(f"tensor_parallel_size: {size:,} {what} cannot be split evenly over {ranks} ranks")
+    return size // ranks
+
+
+def vector(name: str, size: int, itemsize: int = 0, role: str = "norm") -> Module:
+    """A vector of weights, never quantised."""
+    return Module(name, role, size, itemsize=itemsize, linear=False)
+
+
+# ---- attention and state mixers
+
+
+def mixer_modules(a: AttentionSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    """The weights of one attention or state mixer, names relative to the layer."""
+    if a.kind is AttentionKind.NONE:
+        return iter(())
+    if a.kind is AttentionKind.MLA:
+        return _mla(a, hidden, cut)
+    if a.state is not None:
+        return STATE_MODULES[a.state.family](a.state, hidden, cut)
+    return _gqa(a, hidden, cut)
+
+
+def _gqa(a: AttentionSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    heads, kv_heads = cut.split(a.num_heads, "attention heads"), cut.kv_heads(a.num_kv_heads)
+    q, k, v = heads * a.head_dim, kv_heads * a.head_dim, kv_heads * a.v_head_dim
+    widths = {"q_proj": 2 * q if a.gated else q}
+    if a.kv_shared_with is None:
+        widths |= {"k_proj": k} if a.keys_are_values and cut.checkpoint else {"k_proj": k, "v_proj": v}
+    for name, width in widths.items():
+        yield Module(f"self_attn.{name}", "attention", width, hidden, bias=width if a.bias else 0)
+    out_bias = hidden if a.out_bias else 0
+    yield Module("self_attn.o_proj", "attention", hidden, heads * a.v_head_dim, bias=out_bias)
+    if a.sinks:
+        yield vector("self_attn.sinks", heads)
+    if a.qk_norm:
+        yield vector("self_attn.q_norm", q if a.qk_norm == "all" else a.head_dim)
+        if a.kv_shared_with is None:
+            yield vector("self_attn.k_norm", k if a.qk_norm == "all" else a.head_dim)
+
+
+def _mla(a: AttentionSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    heads, latent = cut.split(a.num_heads, "attention heads"), a.kv_lora_rank
+    if a.q_lora_rank:
+        yield Module("self_attn.q_a_proj", "attention", a.q_lora_rank, hidden)
+        yield vector("self_attn.q_a_layernorm", a.q_lora_rank)
+        yield Module("self_attn.q_b_proj", "attention", heads * a.head_dim, a.q_lora_rank)
+    else:
+        yield Module("self_attn.q_proj", "attention", heads * a.head_dim, hidden)
+    yield Module("self_attn.kv_a_proj_with_mqa", "attention", latent + a.qk_rope_head_dim, hidden)
+    yield vector("self_attn.kv_a_layernorm", latent)
+    yield Module("self_attn.kv_b_proj", "attention", heads * (a.qk_nope_head_dim + a.v_head_dim), latent)
+    yield Module("self_attn.o_proj", "attention", hidden, heads * a.v_head_dim)
+    if a.index_head_dim:
+        width = a.index_num_heads * a.index_head_dim
+        yield Module("self_attn.indexer.wq_b", "attention", width, a.q_lora_rank)
+        yield Module("self_attn.indexer.wk", "attention", a.index_head_dim, hidden, linear=False)
+        yield Module("self_attn.indexer.weights_proj", "attention", a.index_num_heads, hidden, linear=False)
+        yield vector("self_attn.indexer.k_norm", 2 * a.index_head_dim, itemsize=4)
+
+
+def _mamba2(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    inner, heads = (
+        cut.split(s["intermediate_size"], "Mamba channels"),
+        cut.split(s["num_heads"], "Mamba heads"),
+    )
+    groups = s["n_groups"] // cut.tp if s["n_groups"] % cut.tp == 0 else 1
+    conv = inner + 2 * groups * s["state_size"]
+    yield Module("mamba.in_proj", "attention", inner + conv + heads, hidden)
+    yield Module("mamba.conv1d", "attention", conv, s["conv_kernel"], bias=conv, linear=False)
+    yield vector("mamba.A", heads, itemsize=4)
+    yield vector("mamba.D_and_dt_bias", 2 * heads)
+    if s.gated_norm:
+        yield vector("mamba.norm", inner)
+    yield Module("mamba.out_proj", "attention", hidden, inner)
+
+
+def _gdn(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    keys = cut.split(s["num_k_heads"], "linear-attention key heads") * s["head_k_dim"]
+    heads = cut.split(s["num_v_heads"], "linear-attention value heads")
+    values = heads * s["head_v_dim"]
+    yield Module("linear_attn.in_proj_qkv", "attention", 2 * keys + values, hidden)
+    yield Module("linear_attn.in_proj_z", "attention", values, hidden)
+    yield Module("linear_attn.in_proj_ba", "attention", 2 * heads, hidden)
+    yield Module("linear_attn.conv1d", "attention", 2 * keys + values, s["conv_kernel_size"], linear=False)
+    yield vector("linear_attn.A_log", heads, itemsize=4)
+    yield vector("linear_attn.dt_bias", heads)
+    yield vector("linear_attn.norm", s["head_v_dim"])
+    yield Module("linear_attn.out_proj", "attention", hidden, values)
+
+
+def _kda(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    heads, dim = cut.split(s["num_heads"], "KDA heads"), s["head_dim"]
+    width = heads * dim
+    for name in ("q_proj", "k_proj", "v_proj"):
+        yield Module(f"self_attn.{name}", "attention", width, hidden)
+    yield Module("self_attn.conv1d", "attention", 3 * width, s["conv_kernel_size"], itemsize=4, linear=False)
+    yield Module("self_attn.b_proj", "attention", heads, hidden)
+    for gate in ("f", "g"):
+        yield Module(f"self_attn.{gate}_a_proj", "attention", dim, hidden)
+        yield Module(f"self_attn.{gate}_b_proj", "attention", width, dim)
+    yield vector("self_attn.A_log_and_dt_bias", heads + width, itemsize=4)
+    yield vector("self_attn.o_norm", dim)
+    yield Module("self_attn.o_proj", "attention", hidden, width)
+
+
+def _short_conv(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    width = cut.split(s["intermediate_size"], "convolution channels")
+    yield Module("conv.in_proj", "attention", 3 * width, hidden)
+    yield Module("conv.conv", "attention", width, s["conv_kernel"], linear=False)
+    yield Module("conv.out_proj", "attention", hidden, width)
+
+
+STATE_MODULES = {"mamba2": _mamba2, "gdn_attention": _gdn, "kda": _kda, "short_conv": _short_conv}
+
+
+# ---- MLPs and experts
+
+
+def mlp_modules(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    """The weights of one layer's feed-forward part, names relative to the layer."""
+    if m.num_experts:
+        yield from _moe(m, hidden, cut)
+    elif m.intermediate_size:
+        width = cut.split(m.intermediate_size, "MLP channels")
+        yield from _matrices("mlp.", "mlp", m, width, hidden)
+
+
+def _matrices(
+    prefix: str, role: str, m: MlpSpec, width: int, hidden: int, copies: int = 1
+) -> Iterator[Module]:
+    up_names = ("gate_proj", "up_proj") if m.num_matrices == 3 else ("up_proj",)
+    for name in up_names:
+        yield Module(f"{prefix}{name}", role, width, hidden, width if m.bias else 0, copies)
+    yield Module(f"{prefix}down_proj", role, hidden, width, hidden if m.bias else 0, copies)
+
+
+def _moe(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    bias = m.num_experts if m.bias else 0
+    yield Module("mlp.gate", "router", m.num_experts, hidden, bias, itemsize=m.router_itemsize, linear=False)
+    if m.router_correction:
+        yield vector("mlp.gate.e_score_correction_bias", m.num_experts, itemsize=4, role="router")
+    if m.router_scales:
+        yield vector("mlp.gate.scales", hidden + m.num_experts, role="router")
+    if m.shared_gate:
+        yield Module("mlp.shared_expert_gate", "router", 1, hidden, linear=False)
+    if m.shared_intermediate_size:
+        shared = cut.split(m.shared_intermediate_size, "shared-expert channels")
+        yield from _matrices("mlp.shared_experts.", "mlp", replace(m, bias=False), shared, hidden)
+    inside = m.latent_size or hidden
+    if m.latent_size:
+        yield Module("mlp.fc1_latent_proj", "mlp", inside, hidden)
+        yield Module("mlp.fc2_latent_proj", "mlp", hidden, inside)
+    width = even(m.intermediate_size, cut.expert_tp, "channels of an expert")
+    yield from _matrices("mlp.experts.", "expert", m, width, inside, copies=-(-m.num_experts // cut.ep))
+
+
+# ---- layers and what surrounds them
+
+RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
+    "NemotronH": (("mamba.", "mixer."), ("self_attn.", "mixer."), ("mlp.", "mixer.")),
+    "Gemma4": (("mlp.experts.", "experts."), ("mlp.gate", "router"), ("mlp.shared_experts.", "mlp.")),
+    "Llama4": (("mlp.", "feed_forward."),),
+    "FalconH1": (("mlp.", "feed_forward."),),
+    "Mixtral": (("mlp.", "block_sparse_moe."),),
+    "GraniteMoe": (("mlp.shared_experts.", "shared_mlp."), ("mlp.", "block_sparse_moe.")),
+    "KimiLinear": (("mlp.", "block_sparse_moe."),),
+}
+"""Architecture prefix -> where its checkpoints call a module otherwise; ignore lists use those names."""
+
+
+def checkpoint_name(architecture: str, name: str) -> str:
+    """The module's name in this architecture's checkpoints, relative to its layer."""
+    for prefix, pairs in RENAMES.items():
+        if architecture.startswith(prefix):
+            for ours, theirs in pairs:
+                if name.startswith(ours):
+                    return theirs + name[len(ours) :]
+    return name
+
+
+def layer_modules(layer: LayerSpec, hidden: int, cut: Cut) -> list[Module]:
+    """All weights of one layer on one rank, names relative to the layer."""
+    found = [m for mixer in layer.mixers for m in mixer_modules(mixer, hidden, cut)]
+    found += mlp_modules(layer.mlp, hidden, cut)
+    found.append(vector("norms", layer.norm_size))
+    return found
+
+
+def padded_vocab(model: ModelSpec, cut: Cut) -> int:
+    """Rows of the embedding on one rank."""
+    if cut.checkpoint:
+        return model.vocab_size
+    padded = -(-model.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return even(padded, cut.tp, "rows of the padded vocabulary")
+
+
+def embedding_module(model: ModelSpec, cut: Cut) -> Module:
+    """The token embedding."""
+    return Module("embed_tokens", "embedding", padded_vocab(model, cut), model.hidden_size, linear=False)
+
+
+def head_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
+    """What turns the last hidden state into an answer: final norm, then LM head or reward head."""
+    hidden = model.hidden_size
+    yield vector("norm", hidden)
+    if model.score_head:
+        width = hidden
+        for i, rows in enumerate(model.score_head):
+            bias = rows if len(model.score_head) > 1 else 0
+            yield Module(f"score.{i}", "lm_head", rows, width, bias, linear=False)
+            width = rows
+    elif not model.tie_word_embeddings:
+        yield Module("lm_head", "lm_head", padded_vocab(model, cut), hidden)
+
+
+def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
+    """The multi-token-prediction layers, each with its projection of (embedding, hidden state) and norms.
+
+    The draft's embedding and head are shared with the target, as vLLM shares them.
+    """
+    hidden = model.hidden_size
+    for i, layer in enumerate(model.mtp_layers):
+        for module in layer_modules(layer, hidden, cut):
+            yield module._replace(name=f"mtp.layers.{i}.{module.name}")
+        rows = even(hidden, cut.tp, "hidden channels") if model.is_hybrid else hidden
+        if i == 0 or not model.is_hybrid:
+            yield Module(f"mtp.layers.{i}.eh_proj", "mtp", rows, 2 * hidden, linear=False)
+            yield vector(f"mtp.layers.{i}.mtp_norms", 3 * hidden)

@@ -1,0 +1,258 @@
+"""Parameters of a model, and the bytes of weights that one rank holds.
+
+Knows shapes, dtypes and how parallelism cuts them. Does not know GPUs or KV caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from kvplan.errors import KvplanError
+from kvplan.model import AttentionKind, AttentionSpec, ModelSpec
+from kvplan.modules import (
+    Cut,
+    Module,
+    checkpoint_name,
+    embedding_module,
+    head_modules,
+    layer_modules,
+    mtp_modules,
+)
+from kvplan.quantization import Rule, quantization_rule
+from kvplan.vision import vision_modules
+
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+EMBEDDING_EVERYWHERE = ("Qwen3Moe", "Qwen3VLMoe", "Qwen2Moe", "Qwen3Next", "Qwen3_5", "Mixtral", "GptOss")
+EMBEDDING_EVERYWHERE += ("GraniteMoe", "NemotronH", "Gemma")
+HEAD_EVERYWHERE = (
+    "Qwen2Moe",
+    "Qwen3Moe",
+    "Qwen3VLMoe",
+    "Qwen3Next",
+    "Mixtral",
+    "GptOss",
+    "GraniteMoe",
+    "NemotronH",
+)
+"""Architecture prefixes whose vLLM classes build the embedding, or the head, on every pipeline stage (0.32)."""
+
+
+class LayerWeights(NamedTuple):
+    """One layer's weights on one rank, in bytes; scales of quantised matrices counted."""
+
+    attention: int
+    """Projections of attention and state mixers."""
+    mlp: int
+    """Dense MLP, and experts that every token visits."""
+    router: int
+    expert: int
+    """One routed expert (its share under tensor parallelism)."""
+    num_experts: int
+    """Routed experts on this rank."""
+    norms: int
+
+    @property
+    def total(self) -> int:
+        """All of the layer."""
+        return self.attention + self.mlp + self.router + self.expert * self.num_experts + self.norms
+
+
+class RankWeights(NamedTuple):
+    """Weights of one rank of one pipeline stage, in bytes."""
+
+    layers: tuple[LayerWeights, ...]
+    embedding: int
+    lm_head: int
+    """0 where it shares the embedding's memory."""
+    vision: int
+    mtp: int
+    rotary: int
+    """Cosine and sine tables that the engine keeps beside the weights and counts with them."""
+
+    @property
+    def total(self) -> int:
+        """What vLLM prints as "Model loading took ... GiB"."""
+        others = self.embedding + self.lm_head + self.vision + self.mtp + self.rotary
+        return sum(layer.total for layer in self.layers) + others
+
+
+def parameters(model: ModelSpec, *, vision: bool = True, mtp: bool = False) -> int:
+    """Exact number of parameters in the checkpoint; tied embeddings count once.
+
+    >>> from kvplan.model import load_model
+    >>> parameters(load_model("Qwen/Qwen3-8B"))
+    8190735360
+    """
+    return sum(m.parameters for m in _checkpoint(model, vision=vision, mtp=mtp))
+
+
+def active_parameters(model: ModelSpec) -> int:
+    """Parameters that one token visits: of each layer's experts only `experts_per_token`; no vision tower.
+
+    The embedding counts whole, as publishers count it.
+    """
+    cut = Cut(checkpoint=True)
+    idle = 0
+    for layer in model.layers:
+        for module in layer_modules(layer, model.hidden_size, cut):
+            if module.role == "expert":
+                idle += module.parameters * (module.copies - layer.mlp.experts_per_token) // module.copies
+    return parameters(model, vision=False) - idle
+
+
+def _checkpoint(model: ModelSpec, *, vision: bool, mtp: bool) -> Iterator[Module]:
+    cut = Cut(checkpoint=True)
+    yield embedding_module(model, cut)
+    for layer in model.layers:
+        yield from layer_modules(layer, model.hidden_size, cut)
+    yield from head_modules(model, cut)
+    if vision and model.vision:
+        yield from vision_modules(model.vision, 1)
+    if mtp:
+        yield from mtp_modules(model, cut)
+
+
+def heaviest_rank(
+    model: ModelSpec,
+    *,
+    tensor_parallel_size: int = 1,
+    pipeline_parallel_size: int = 1,
+    data_parallel_size: int = 1,
+    enable_expert_parallel: bool = False,
+    quantization: str | None = None,
+    dtype: str = "auto",
+    use_mtp: bool = False,
+    language_model_only: bool = False,
+) -> RankWeights:
+    """Weights of the rank that holds most, as vLLM shards them.
+
+    Args:
+        model: the model.
+        tensor_parallel_size: ranks that cut each matrix; latents, routers and norms stay whole, KV heads are
+            replicated where there are fewer of them than ranks.
+        pipeline_parallel_size: stages; each is counted and the heaviest returned.
+        data_parallel_size: attention replicas. With experts, they join the ranks that share the experts out.
+        enable_expert_parallel: give each rank whole experts instead of a slice of every one.
+        quantization: quantise a 16-bit checkpoint on load; None: as the checkpoint says.
+        dtype: of what is not quantised; auto: the checkpoint's, with float32 loaded as 16 bits.
+        use_mtp: load the multi-token-prediction layers.
+        language_model_only: leave the vision tower out.
+
+    Raises:
+        KvplanError: sizes that cannot be cut evenly, an unknown quantisation or dtype.
+    """
+    loader = _Loader(
+        model=model,
+        cut=_cut(tensor_parallel_size, data_parallel_size, enable_expert_parallel),
+        rule=quantization_rule(model, quantization),
+        itemsize=_itemsize(model, dtype),
+        use_mtp=use_mtp,
+        vision=not language_model_only,
+    )
+    spans = stage_spans(len(model.layers), pipeline_parallel_size)
+    return max((loader.stage(span, len(model.layers)) for span in spans), key=lambda rank: rank.total)
+
+
+def weight_bytes(model: ModelSpec, **options: Any) -> int:
+    """Bytes of weights on the heaviest rank; options as for `heaviest_rank`."""
+    return heaviest_rank(model, **options).total
+
+
+def stage_spans(num_layers: int, stages: int) -> tuple[tuple[int, int], ...]:
+    """Which layers each pipeline stage holds: even shares, the rest from the last but one backwards (vLLM)."""
+    if not 1 <= stages <= num_layers:
+        raise KvplanError(
+            f"pipeline_parallel_size {stages} must lie between 1 and the model's {num_layers} layers"
+        )
+    sizes = [num_layers // stages] * stages
+    for i in range(num_layers % stages):
+        sizes[-(i + 2)] += 1
+    ends = [sum(sizes[: i + 1]) for i in range(stages)]
+    return tuple((end - size, end) for end, size in zip(ends, sizes, strict=True))
+
+
+def _cut(tp: int, dp: int, expert_parallel: bool) -> Cut:
+    for name, size in (("tensor_parallel_size", tp), ("data_parallel_size", dp)):
+        if not 1 <= size <= 1 << 16:
+            raise KvplanError(f"{name} must be at least 1, not {size}")
+    ranks = tp * dp
+    return Cut(tp, 1, ranks) if expert_parallel else Cut(tp, ranks, 1)
+
+
+def _itemsize(model: ModelSpec, dtype: str) -> int:
+    wanted = model.dtype if dtype == "auto" else {"half": "float16", "float": "float32"}.get(dtype, dtype)
+    if wanted not in ITEM_BYTES:
+        raise KvplanError(f"dtype {dtype[:40]!r} is not one of auto, {', '.join(ITEM_BYTES)}")
+    return 2 if dtype == "auto" else ITEM_BYTES[wanted]
+
+
+class _Loader(NamedTuple):
+    """Everything that decides how many bytes a module takes."""
+
+    model: ModelSpec
+    cut: Cut
+    rule: Rule
+    itemsize: int
+    use_mtp: bool
+    vision: bool
+
+    def module_bytes(self, m: Module) -> int:
+        scheme = self.rule(m) if m.linear else None
+        itemsize = m.itemsize or self.itemsize
+        if scheme is None:
+            return m.parameters * itemsize
+        rows, cols = _padded(m, scheme.pad)
+        return m.copies * (scheme.matrix_bytes(rows, cols) + (rows if m.bias else 0) * self.itemsize)
+
+    def stage(self, span: tuple[int, int], num_layers: int) -> RankWeights:
+        """Weights of the layers in `span`, and of what stands at the pipeline's ends."""
+        model, first, last = self.model, span[0] == 0, span[1] == num_layers
+        tied = last and model.tie_word_embeddings and not model.score_head
+        embeds = first or tied or model.architecture.startswith(EMBEDDING_EVERYWHERE)
+        heads = last or model.architecture.startswith(HEAD_EVERYWHERE)
+        mtp = mtp_modules(model, self.cut) if self.use_mtp and last else ()
+        tower = vision_modules(model.vision, self.cut.tp) if self.vision and model.vision else ()
+        return RankWeights(
+            layers=tuple(self.layer(i) for i in range(*span)),
+            embedding=self.module_bytes(embedding_module(model, self.cut)) if embeds else 0,
+            lm_head=sum(map(self.module_bytes, head_modules(model, self.cut))) if heads else 0,
+            vision=sum(map(self.module_bytes, tower)),
+            mtp=sum(map(self.module_bytes, mtp)),
+            rotary=sum(table.positions * table.dims * table.itemsize for table in model.rotary),
+        )
+
+    def layer(self, index: int) -> LayerWeights:
+        """One layer's weights by part."""
+        layer, hidden = self.model.layers[index], self.model.hidden_size
+        parts = dict.fromkeys(("attention", "mlp", "router", "expert", "norm"), 0)
+        copies = 0
+        for module in layer_modules(layer, hidden, self.cut):
+            name = checkpoint_name(self.model.architecture, module.name)
+            parts[module.role] += self.module_bytes(module._replace(name=f"layers.{index}.{name}"))
+            if module.role == "expert":
+                copies = module.copies
+        absorbed = sum(_absorbed_elements(a, self.cut) for a in layer.mixers) * self.itemsize
+        return LayerWeights(
+            parts["attention"] + absorbed,
+            parts["mlp"],
+            parts["router"],
+            parts["expert"] // copies if copies else 0,
+            copies,
+            parts["norm"],
+        )
+
+
+def _absorbed_elements(a: AttentionSpec, cut: Cut) -> int:
+    """vLLM keeps `kv_b_proj` a second time, in 16 bits and split in two, for decoding on latents."""
+    if a.kind is not AttentionKind.MLA:
+        return 0
+    return a.num_heads // cut.tp * (a.qk_nope_head_dim + a.v_head_dim) * a.kv_lora_rank
+
+
+def _padded(m: Module, pad: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns rounded up to the kernel's tiles: `pad` is (intermediate, hidden)."""
+    row_tile, col_tile = pad[::-1] if m.name.endswith("down_proj") else pad
+    return -(-m.rows // row_tile) * row_tile, -(-m.cols // col_tile) * col_tile
