@@ -49,6 +49,8 @@ class _Trace:
     """Which wrong answer it would give."""
     bias: float
     """The heritable part of the verifier's error."""
+    first_length: float
+    """Thinking tokens of the first trace in this line; a revision's length goes by it."""
 
     @property
     def right(self) -> bool:
@@ -118,7 +120,8 @@ class TraceSampler:
         self._num_fresh += 1
         skill, facts = self.others.get(branch.model, (self.skill, self.facts))
         length, error_at = _length_and_error(skill, facts, z, u_right, u_where)
-        return _Trace(facts, skill.p, length, 0.0, error_at, 1 + int(u_wrong * facts.wrong_answers), bias)
+        wrong = 1 + int(u_wrong * facts.wrong_answers)
+        return _Trace(facts, skill.p, length, 0.0, error_at, wrong, bias, length)
 
     def _continued(self, old: _Trace, done: float) -> _Trace:
         """A sibling future of the same prefix: right so far, it may still go wrong; wrong, it stays wrong."""
@@ -129,15 +132,18 @@ class TraceSampler:
             wrong_at = share + (1 - share) * _first_error(stays, self.rng.random())
             error_at = 2.0 if self.rng.random() < stays else wrong_at
         wrong = int(self.rng.integers(1, old.facts.wrong_answers + 1))
-        return _Trace(old.facts, old.p, old.length, done, error_at, wrong, self._inherit(old.bias))
+        bias = self._inherit(old.bias)
+        return _Trace(old.facts, old.p, old.length, done, error_at, wrong, bias, old.first_length)
 
     def _revised(self, old: _Trace) -> _Trace:
         facts = old.facts
         change = self.rng.random()
         right = change >= facts.revision_loss if old.right else change < facts.revision_gain
         spread = exp(facts.sigma_within * self.rng.standard_normal())
-        length = max(old.length * facts.revision_length * spread, 1.0)
-        return _Trace(facts, old.p, length, 0.0, 2.0 if right else 0.5, old.wrong, self._inherit(old.bias))
+        length = max(old.first_length * facts.revision_length * spread, 1.0)
+        bias = self._inherit(old.bias)
+        error_at = 2.0 if right else 0.5
+        return _Trace(facts, old.p, length, 0.0, error_at, old.wrong, bias, old.first_length)
 
     def _inherit(self, bias: float) -> float:
         rho = self.scores.correlation

@@ -1,0 +1,56 @@
+"""Choosing among measured or simulated options: the best within limits, and the Pareto front. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kvplan.errors import DoesNotFit, KvplanError
+
+
+class Option(NamedTuple):
+    """One way of running: what it gets and what it takes."""
+
+    name: str
+    accuracy: float
+    latency_s: float
+    cost_usd: float = 0.0
+
+
+def best_within(options: Sequence[Option], max_latency_s: float = inf, min_accuracy: float = 0.0) -> Option:
+    """The most accurate option within the limits; of equals the cheaper, then the faster one.
+
+    Raises DoesNotFit with the option that comes closest when none keeps both limits.
+
+    >>> routes = [Option("direct", 0.78, 0.24), Option("bounded", 0.86, 0.78), Option("search", 0.90, 2.6)]
+    >>> best_within(routes, max_latency_s=1.0, min_accuracy=0.84).name
+    'bounded'
+    """
+    if not options:
+        raise KvplanError("nothing to choose from: no options")
+    fitting = [o for o in options if o.latency_s <= max_latency_s and o.accuracy >= min_accuracy]
+    if not fitting:
+        in_time = [o for o in options if o.latency_s <= max_latency_s]
+        near = max(in_time, key=lambda o: o.accuracy) if in_time else min(options, key=lambda o: o.latency_s)
+        raise DoesNotFit(
+            f"no option reaches accuracy {min_accuracy:g} within {max_latency_s:g} s;"
+            f" {near.name} comes closest with {near.accuracy:g} in {near.latency_s:g} s"
+        )
+    return max(fitting, key=lambda o: (o.accuracy, -o.cost_usd, -o.latency_s))
+
+
+def pareto(higher: ArrayLike, lower: Sequence[ArrayLike]) -> NDArray[np.bool_]:
+    """Which rows nobody beats: no other row has at least as much of `higher` and at most as much of each `lower`,
+    with one of them strictly better.
+
+    >>> pareto([0.5, 0.8, 0.7], [[1.0, 2.0, 2.0]]).tolist()
+    [True, True, False]
+    """
+    table = np.column_stack([-np.asarray(higher, float), *(np.asarray(column, float) for column in lower)])
+    no_worse = (table[:, None, :] <= table[None, :, :]).all(axis=2)
+    better = (table[:, None, :] < table[None, :, :]).any(axis=2)
+    return np.asarray(~(no_worse & better).any(axis=0))

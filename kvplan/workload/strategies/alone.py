@@ -1,0 +1,95 @@
+"""A strategy without an engine: every branch runs at once and gets one token per tick. The floor under any
+real system, exact in tokens and fast enough for a notebook.
+
+Ticks count decode steps on an empty, endless GPU; prompts cost nothing, verifiers answer at once.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+from kvplan.workload.strategies.footprint import Footprint, Held, footprint
+from kvplan.workload.strategies.protocol import Answer, Plan
+from kvplan.workload.strategies.session import Launch, Orders, Problem, Sampler, Session
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What one problem took."""
+
+    answer: Answer = field(default_factory=lambda: Answer(None))
+    ticks: int = 0
+    """Decode steps from start to answer: the longest chain of branches."""
+    num_branches: int = 0
+    generated_tokens: int = 0
+    """Of all branches, up to where they were cancelled."""
+    prompt_tokens: int = 0
+    """Of all branches, each prompt whole: what an engine without a cache computes."""
+    scored: int = 0
+    """Verifier passes."""
+    scored_tokens: int = 0
+    """What they read, from the start each time."""
+    peak: Footprint | None = None
+    """KV when most blocks were held under vLLM's rule, looked at whenever something ends."""
+
+    def start(self, launch: Launch) -> None:
+        """Count a branch that begins."""
+        self.num_branches += 1
+        self.prompt_tokens += launch.prompt_tokens
+
+    def end(self, launch: Launch, tokens: int) -> None:
+        """Count a branch that ended after `tokens` tokens."""
+        self.generated_tokens += tokens
+        if launch.branch.score and tokens == launch.tokens:
+            self.scored += 1
+            self.scored_tokens += launch.prompt_tokens + tokens
+
+
+def run_alone(problem: Problem, plan: Plan, sampler: Sampler, *, block_size: int = 0) -> Ledger:
+    """Run a strategy on one problem with nothing in its way; `block_size` > 0 also finds the peak of its KV."""
+    session, ledger, running = Session(problem, plan, sampler), Ledger(), _Running()
+    orders = session.begin()
+    while True:
+        running.obey(orders, ledger)
+        if orders.answer is not None:
+            ledger.answer, ledger.ticks = orders.answer, running.now
+            return ledger
+        if block_size:
+            ledger.peak = _larger(ledger.peak, footprint(running.held_at_next_end(), block_size))
+        launch = running.pop()
+        ledger.end(launch, launch.tokens)
+        orders = session.finish(launch.branch.id)
+
+
+@dataclass(slots=True)
+class _Running:
+    """Branches in flight, by the tick at which they end."""
+
+    now: int = 0
+    since: dict[int, tuple[int, Launch]] = field(default_factory=dict)
+    heap: list[tuple[int, int]] = field(default_factory=list)
+
+    def obey(self, orders: Orders, ledger: Ledger) -> None:
+        for request_id in orders.cancel:
+            began, launch = self.since.pop(request_id)
+            ledger.end(launch, min(self.now - began, launch.tokens))
+        for launch in orders.start:
+            self.since[launch.request_id] = (self.now, launch)
+            heapq.heappush(self.heap, (self.now + launch.tokens, launch.request_id))
+            ledger.start(launch)
+
+    def pop(self) -> Launch:
+        """Let time go on to the next end."""
+        while self.heap[0][1] not in self.since:
+            heapq.heappop(self.heap)
+        self.now, request_id = heapq.heappop(self.heap)
+        return self.since.pop(request_id)[1]
+
+    def held_at_next_end(self) -> list[Held]:
+        end = min(began + launch.tokens for began, launch in self.since.values())
+        return [Held.of(launch, end - began) for began, launch in self.since.values()]
+
+
+def _larger(a: Footprint | None, b: Footprint) -> Footprint:
+    return b if a is None or b.full_block_blocks > a.full_block_blocks else a

@@ -1,0 +1,106 @@
+"""Verifiers as parts of the system: what a score reads, computes, remembers and costs, and how often it errs.
+
+Knows tokens; how long a co-located pass takes is the engine's step time, how long a remote one takes is stated
+here. No clock.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from kvplan.config import Config
+from kvplan.errors import KvplanError
+from kvplan.workload.outcomes import ScoreModel
+
+
+class ScoreWork(NamedTuple):
+    """One score's work."""
+
+    read_tokens: int
+    """Computed as prompt."""
+    decode_tokens: int
+    """Generated, one after the other (a generative verifier's verdict)."""
+    kv_tokens: int
+    """Held in the verifier's own KV cache while it scores; from step to step when it is incremental."""
+
+
+NOTHING = ScoreWork(0, 0, 0)
+
+
+class Verifier(Config):
+    """Who scores, where it runs, what it remembers, and how often it is wrong."""
+
+    kind: Literal["rule", "orm", "prm", "generative", "vote"] = "rule"
+    """rule = a checker (tests, a parser), free; orm = a reward model on whole answers; prm = on every step;
+    generative = a critic that writes its verdict; vote = the samples themselves, free."""
+    placement: Literal["colocated", "remote"] = "colocated"
+    """colocated = weights and KV off the same GPU's budget, and its passes take the GPU's time."""
+    kv: Literal["incremental", "reread"] = "reread"
+    """incremental = keeps the KV of what it has read and reads only what is new; reread = from the start."""
+    model: str = ""
+    """A bundled model or a config.json, for weights, KV and step time; co-located model verifiers need one."""
+    instruction_tokens: int = Field(0, ge=0, le=1_000_000)
+    """Its own prompt, read with each score that is not incremental."""
+    decode_tokens: int = Field(0, ge=0, le=1_000_000)
+    """Length of a generative verdict."""
+    true_positive_rate: float = Field(1.0, ge=0, le=1)
+    """Share of right work that it scores above 0.5."""
+    true_negative_rate: float = Field(1.0, ge=0, le=1)
+    """Share of wrong work that it scores below 0.5."""
+    correlation: float = Field(0.0, ge=0, le=1)
+    """How alike it errs on a branch and on its parent; what makes beams collapse onto one mistake."""
+    latency_s: float = Field(0.0, ge=0, le=3600)
+    """Remote: fixed time per score."""
+    tokens_per_s: float = Field(50_000.0, gt=0, le=1e12)
+    """Remote: tokens it reads a second, per score."""
+    decode_tokens_per_s: float = Field(50.0, gt=0, le=1e9)
+    """Remote: tokens of the verdict a second, per score."""
+    concurrency: int = Field(8, ge=1, le=1_000_000)
+    """Remote: scores at a time; others queue."""
+    source: str = "assumed"
+    """Where the rates come from."""
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.kind == "generative" and not self.decode_tokens:
+            raise KvplanError("a generative verifier writes its verdict: give decode_tokens")
+        if self.needs_model and self.placement == "colocated" and not self.model:
+            raise KvplanError(
+                f"a co-located {self.kind} verifier needs `model` (its weights come off the budget)"
+            )
+        if not self.needs_model and self.model:
+            raise KvplanError(f"a {self.kind} verifier runs no model; drop model: {self.model}")
+        return self
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether scores are computed by a model at all."""
+        return self.kind not in ("rule", "vote")
+
+    @property
+    def score_model(self) -> ScoreModel:
+        """The error rates, as the draws want them."""
+        return ScoreModel(self.true_positive_rate, self.true_negative_rate, self.correlation)
+
+    def work(self, content_tokens: int, new_tokens: int) -> ScoreWork:
+        """What one score of a branch takes: `content_tokens` in all, the last `new_tokens` since its parent's.
+
+        >>> Verifier(kind="prm", model="x", kv="incremental").work(5000, 512)
+        ScoreWork(read_tokens=512, decode_tokens=0, kv_tokens=5000)
+        >>> Verifier(kind="prm", model="x").work(5000, 512)
+        ScoreWork(read_tokens=5000, decode_tokens=0, kv_tokens=5000)
+        """
+        if not self.needs_model:
+            return NOTHING
+        read = new_tokens if self.kv == "incremental" else content_tokens + self.instruction_tokens
+        kept = content_tokens + self.instruction_tokens + self.decode_tokens
+        return ScoreWork(read, self.decode_tokens, kept)
+
+    def remote_s(self, work: ScoreWork) -> float:
+        """Seconds that a remote verifier needs for one score, its queue apart."""
+        read = work.read_tokens / self.tokens_per_s
+        return self.latency_s + (
+            read + work.decode_tokens / self.decode_tokens_per_s if self.needs_model else 0.0
+        )

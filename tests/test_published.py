@@ -1,0 +1,113 @@
+"""Published results, recomputed through the public API: `published/checks.csv` of the reference data.
+
+Inputs, expected values and tolerances are the rows'; each test names its row. Two of them run the simulator.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from kvplan import accounting
+from kvplan.quality import flops_matched_multiplier
+from kvplan.workload.strategies import Segment
+from kvplan.workload.strategies.footprint import Held, footprint
+
+
+@pytest.mark.parametrize(("n", "saving", "points"), [(2, 16.2, 2), (6, 30.5, 6)])
+def test_parallel_sampling_saves_blocks(n: int, saving: float, points: float) -> None:
+    """C04, C05: OPT-13B on Alpaca-like lengths, mean 161.31 in and 337.99 out, blocks of 16 (arXiv 2309.06180)."""
+    found = footprint([Held((Segment("p", 161),), f"out:{i}", 338) for i in range(n)])
+    saved = 100 * (1 - found.copy_on_write_blocks / found.none_blocks)
+    assert saved == pytest.approx(saving, abs=points)
+
+
+def test_deepseek_fleet() -> None:
+    """C07: 608B input and 168B output tokens a day at 73.7k and 14.8k tokens/s a node: 226.75 nodes, 1 %."""
+    assert float(accounting.fleet_nodes(608e9, 168e9, 73.7e3, 14.8e3)) == pytest.approx(226.75, rel=0.01)
+
+
+def test_deepseek_cost_and_revenue() -> None:
+    """C08: 226.75 nodes x 8 GPUs x $2 x 24 h = $87,072; revenue at R1's prices $562,027, 0.1 %."""
+    assert float(accounting.gpu_cost_usd(226.75 * 8, 24, 2)) == pytest.approx(87_072, rel=1e-3)
+    price = accounting.api_price("deepseek-r1")
+    revenue = accounting.api_cost_usd(price, (342 + 266) * 1e9, 168e9, cached_tokens=342e9)
+    assert float(revenue) == pytest.approx(562_027, rel=1e-3)
+
+
+def test_deepseek_live_kv() -> None:
+    """C09: 168B output tokens a day at 20-22 tok/s a stream, 4,989 KV tokens of 70,272 B each: 92.6k streams,
+    351 MB each, 32.5 TB, 5 %."""
+    streams = float(accounting.live_streams(168e9, 21))
+    assert streams == pytest.approx(92.6e3, rel=0.05)
+    assert pytest.approx(351, rel=0.05) == 4989 * 70_272 / 1e6
+    assert streams * 4989 * 70_272 / 1e12 == pytest.approx(32.5, rel=0.05)
+
+
+def test_deepconf_token_accounting() -> None:
+    """C21: 30 problems x 512 traces; 3.23e8 -> 0.49e8 tokens is -84.7 %, 21.0k tokens a trace (arXiv 2508.15260).
+
+    Recomputed by running the problems: 512 samples each at the stated mean, and what early stopping would keep.
+    """
+    from kvplan.workload.outcomes import ScoreModel, TraceSampler
+    from kvplan.workload.quality_sets import QualitySet, Skill
+    from kvplan.workload.strategies import Problem
+    from kvplan.workload.strategies.alone import run_alone
+    from kvplan.workload.strategies.catalog import make
+
+    mean = 3.23e8 / (30 * 512)
+    assert mean == pytest.approx(21_000, rel=5e-3)
+    facts = QualitySet(answer_tokens=500)
+    start = make("self_consistency", n=512, vote_stop=False)
+    total = sum(
+        run_alone(
+            Problem(i, 200),
+            start(),
+            TraceSampler(Skill(0.5, mean - 500), facts, ScoreModel(), np.random.default_rng(i)),
+        ).generated_tokens
+        for i in range(30)
+    )
+    assert total == pytest.approx(3.23e8, rel=5e-3)
+    assert 100 * (0.49e8 / total - 1) == pytest.approx(-84.7, abs=0.5)
+
+
+def test_flops_matched_multiplier() -> None:
+    """C22: M = 14 and R = 0.16, 0.79, 22 give M + 3 (M - 1) / R = 257.75, 63.4, 15.8 (arXiv 2408.03314, sec. 7)."""
+    found = flops_matched_multiplier(14, [0.16, 0.79, 22])
+    assert found[0] == pytest.approx(257.75)
+    assert found[1:].round(1).tolist() == [63.4, 15.8]
+
+
+def test_shortest_of_twenty_lengths() -> None:
+    """Table 1 of arXiv 2505.17813, LN-Super-49B: random, longest and shortest of 20 chains: 12,270, 19,098 and
+    7,083 tokens; right in 47.7, 28.9 and 63.4 %. The bundled set reproduces lengths within 5 %, shares in 4 points."""
+    from kvplan.workload.outcomes import ScoreModel, TraceSampler
+    from kvplan.workload.quality_sets import quality_set, skills
+    from kvplan.workload.strategies import RIGHT, Branch
+
+    facts = quality_set("short-m-at-k-ln-super-49b").model_copy(update={"sigma_between": 0.0})
+    draws = []
+    for i, skill in enumerate(skills(facts, 1000, np.random.default_rng(0))):
+        sampler = TraceSampler(skill, facts, ScoreModel(), np.random.default_rng((1, i)))
+        draws.append(
+            [(o.tokens, o.answer == RIGHT) for o in (sampler.draw(Branch(k), None) for k in range(20))]
+        )
+    pick = {
+        "random": [row[0] for row in draws],
+        "longest": [max(row) for row in draws],
+        "shortest": [min(row) for row in draws],
+    }
+    published = {"random": (12270, 0.477), "longest": (19098, 0.289), "shortest": (7083, 0.634)}
+    for name, (length, share) in published.items():
+        lengths, right = zip(*pick[name], strict=True)
+        assert np.mean(lengths) == pytest.approx(length, rel=0.05)
+        assert np.mean(right) == pytest.approx(share, abs=0.04)
+
+
+def test_short_1_at_5_alone() -> None:
+    """C14's floor without an engine: E[min] / E[max] of five lognormals with sigma 0.27 is about one half."""
+    z = np.exp(0.27 * np.random.default_rng(0).standard_normal((4000, 5)))
+    assert 100 * (1 - z.min(1).mean() / z.max(1).mean()) == pytest.approx(50, abs=5)
+    assert math.isfinite(float(z.max()))
