@@ -2,7 +2,8 @@
 
 Mirrors the choice of vLLM 0.32 on CUDA: a priority list per GPU generation, the first backend that takes
 the layer's head size, KV dtype, sinks and so on. Knows nothing of models, memory or groups. FlashInfer,
-DeepGEMM and FlashMLA count as installed, FlashAttention 4 does not.
+DeepGEMM and FlashMLA count as installed; FlashAttention 4, TokenSpeed and FlashInfer's sparse MLA for Hopper
+do not.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ KV_DTYPES = (
 _AUTO = ("auto", "float16", "bfloat16")
 _FP8 = (*_AUTO, "fp8", "fp8_e4m3")
 _PER_HEAD = ("int4_per_token_head", "int8_per_token_head", "fp8_per_token_head")
+_ANY_BUT_E5M2 = tuple(d for d in KV_DTYPES if d != "fp8_e5m2")
 _TURBO = ("turboquant_k8v4", "turboquant_4bit_nc", "turboquant_k3v4_nc", "turboquant_3bit_nc")
 
 
@@ -43,6 +45,8 @@ class LayerNeeds:
     has_sinks: bool = False
     has_window: bool = False
     dcp: int = 1
+    v_head_size: int = 0
+    """0: as `head_size`."""
     qk_nope_head_dim: int = 0
     qk_rope_head_dim: int = 0
     kv_lora_rank: int = 0
@@ -69,7 +73,9 @@ class Backend:
     dcp: bool = False
     dtypes: tuple[str, ...] = ("float16", "bfloat16")
     packs: tuple[str, ...] = ()
-    """Prefixes of the KV dtypes that it stores in a packed format of its own."""
+    """KV dtypes that it stores in a packed format of its own; other 8-bit or narrower ones take a byte an element."""
+    layouts: tuple[str, ...] = ()
+    """Orders of a block's axes that the kernels read; empty: any."""
 
     def takes_block(self, block_size: int) -> bool:
         """Whether blocks of this many tokens can be cut into the kernel's blocks."""
@@ -91,7 +97,7 @@ BACKENDS = {
         Backend("FLASH_ATTN", _FP8, (16,), majors=(8, 9, 10, 11, 12), sinks=True, windows=True, dcp=True),
         Backend(
             "FLASHINFER",
-            (*_FP8, "fp8_e5m2", "nvfp4", "nvfp4_4over6"),
+            (*_FP8, "fp8_e5m2", "nvfp4", "nvfp4_4over6", "nvfp4_ds_mla"),
             (16, 32, 64),
             fixed=True,
             majors=(8, 9, 10, 11, 12),
@@ -99,7 +105,7 @@ BACKENDS = {
             sinks=True,
             windows=True,
             dcp=True,
-            packs=("nvfp4",),
+            packs=("nvfp4", "nvfp4_4over6"),
         ),
         Backend(
             "TRITON_ATTN",
@@ -110,8 +116,19 @@ BACKENDS = {
             dtypes=("float16", "bfloat16", "float32"),
             packs=_PER_HEAD,
         ),
-        Backend("FLEX_ATTENTION", _AUTO, (16,), windows=True, dtypes=("float16", "bfloat16", "float32")),
-        Backend("TURBOQUANT", _TURBO, (16, 32, 64, 128), fixed=True, packs=_TURBO),
+        Backend(
+            "FLEX_ATTENTION",
+            _AUTO,
+            (16,),
+            windows=True,
+            dtypes=("float16", "bfloat16", "float32"),
+            layouts=("LBNHC",),
+        ),
+        Backend("FLASH_ATTN_DIFFKV", _ANY_BUT_E5M2, (16,), majors=(9,), sinks=True, windows=True, dcp=True),
+        Backend(
+            "TRITON_ATTN_DIFFKV", ("auto", "bfloat16", "fp8", "fp8_e4m3"), (16,), sinks=True, windows=True
+        ),
+        Backend("TURBOQUANT", _TURBO, (16, 32, 64, 128), fixed=True, packs=_TURBO, layouts=("LBNHC",)),
         Backend("FLASH_ATTN_MLA", _AUTO, (16,), majors=(9,), is_mla=True, dcp=True),
         Backend("FLASHMLA", _FP8, (64,), fixed=True, majors=(9,), is_mla=True, dcp=True),
         Backend("FLASHINFER_MLA", _FP8, (32, 64), fixed=True, majors=(10,), is_mla=True, dcp=True),
@@ -140,16 +157,6 @@ BACKENDS = {
             dcp=True,
         ),
         Backend(
-            "FLASHINFER_MLA_SPARSE_SM90",
-            ("auto", "bfloat16", "fp8", "fp8_e4m3"),
-            (64,),
-            majors=(9,),
-            head_sizes=(512, 576),
-            is_mla=True,
-            is_sparse=True,
-            dtypes=("bfloat16",),
-        ),
-        Backend(
             "FLASHINFER_MLA_SPARSE_SM120",
             ("auto", "fp8", "fp8_e4m3", "fp8_ds_mla"),
             (64,),
@@ -169,6 +176,10 @@ INDEXER = Backend("DEEPSEEK_V32_INDEXER", ("auto",), (64,), fixed=True, head_siz
 def priorities(capability: Capability, needs: LayerNeeds) -> list[str]:
     """Backends in the order they are tried. Source: vLLM 0.32, `platforms/cuda.py`."""
     major = capability[0]
+    if needs.v_head_size not in (0, needs.head_size) and not needs.is_mla:
+        return [
+            "FLASH_ATTN_DIFFKV" if major == 9 else "TRITON_ATTN_DIFFKV"
+        ]  # the model's own choice, no fallback
     if not needs.is_mla:
         first = ["FLASHINFER", "FLASH_ATTN"] if major == 10 else ["FLASH_ATTN", "FLASHINFER"]
         return [*first, "TRITON_ATTN", "FLEX_ATTENTION", "TURBOQUANT"]
@@ -180,8 +191,6 @@ def priorities(capability: Capability, needs: LayerNeeds) -> list[str]:
     if major == 12:
         return ["TRITON_MLA", "FLASHINFER_MLA_SPARSE_SM120"]
     sparse = ["FLASH_ATTN_MLA_SPARSE", "FLASHMLA_SPARSE"]
-    at = 0 if needs.head_size == 512 else len(sparse)
-    sparse.insert(at, "FLASHINFER_MLA_SPARSE_SM90")
     return ["FLASH_ATTN_MLA", "FLASHMLA", "FLASHINFER_MLA", "TRITON_MLA", *sparse]
 
 
@@ -204,16 +213,30 @@ def select_backend(capability: Capability, needs: LayerNeeds, forced: str | None
     if forced is not None and forced not in BACKENDS:
         raise KvplanError(f"unknown attention backend {forced!r}{did_you_mean(forced, BACKENDS)}")
     reasons = []
-    for name in [forced] if forced else priorities(capability, needs):
+    names = priorities(capability, needs)
+    for name in [forced] if forced and not names[0].endswith("DIFFKV") else names:
         backend = BACKENDS[name]
         reason = refusal(backend, capability, needs)
         if not reason:
-            return _with_large_pages(backend, capability, needs)
+            _check_kernel(backend, capability, needs)
+            return _on_blackwell(backend, capability, needs)
         reasons.append(f"{name}: {reason}")
     asked = (
         f"KV dtype {needs.kv_dtype}, head size {needs.head_size}, compute capability {_dotted(capability)}"
     )
     raise KvplanError(f"no attention backend takes {asked} ({'; '.join(reasons)})")
+
+
+def _check_kernel(backend: Backend, capability: Capability, needs: LayerNeeds) -> None:
+    """What a kernel refuses only after it was picked: the start fails instead of trying the next backend."""
+    least = (8, 9) if needs.kv_dtype.startswith("fp8") else (8, 0) if needs.kv_dtype == "bfloat16" else (0, 0)
+    if backend.name.startswith("TRITON") and capability < least:
+        raise KvplanError(
+            f"kv_cache_dtype {needs.kv_dtype} needs compute capability {_dotted(least)} or more under {backend.name}, "
+            f"this card has {_dotted(capability)}"
+        )
+    if backend.name == "FLASHMLA_SPARSE" and needs.dcp > 1 and not needs.kv_dtype.startswith("fp8"):
+        raise KvplanError("decode_context_parallel_size with sparse MLA needs kv_cache_dtype fp8_ds_mla")
 
 
 def refusal(backend: Backend, capability: Capability, needs: LayerNeeds) -> str:
@@ -258,7 +281,7 @@ def _flashinfer(capability: Capability, n: LayerNeeds) -> str:
     if n.has_sinks and major != 10 and capability not in ((9, 0), (12, 0), (12, 1)):
         return "attention sinks not supported"
     if n.kv_dtype.startswith("nvfp4"):
-        if major not in (8, 9, 12, 10) or (n.kv_dtype == "nvfp4_4over6" and major != 10):
+        if major not in (8, 9, 12, 10) or (n.kv_dtype != "nvfp4" and major != 10):
             return "KV dtype not supported"
         if major != 10 and (n.head_size == 64 or n.has_sinks):
             return "nvfp4 KV not supported with head size 64 or sinks"
@@ -289,10 +312,6 @@ def _flashinfer_mla_sparse(capability: Capability, n: LayerNeeds) -> str:
     return "" if n.qk_nope_head_dim in (128, 192) else "qk_nope_head_dim not supported"
 
 
-def _flashinfer_mla_sparse_sm90(capability: Capability, n: LayerNeeds) -> str:
-    return "" if n.kv_lora_rank == 512 and n.qk_rope_head_dim in (0, 64) else "MLA shape not supported"
-
-
 def _flashinfer_mla_sparse_sm120(capability: Capability, n: LayerNeeds) -> str:
     return "" if n.index_topk == 2048 else "index_topk must be 2048"
 
@@ -304,16 +323,16 @@ _QUIRKS = {
     "FLASHINFER_MLA": _flashinfer_mla,
     "FLASHMLA_SPARSE": _flashmla_sparse,
     "FLASHINFER_MLA_SPARSE": _flashinfer_mla_sparse,
-    "FLASHINFER_MLA_SPARSE_SM90": _flashinfer_mla_sparse_sm90,
     "FLASHINFER_MLA_SPARSE_SM120": _flashinfer_mla_sparse_sm120,
 }
 
 
-def _with_large_pages(backend: Backend, capability: Capability, n: LayerNeeds) -> Backend:
-    """On data-centre Blackwell, FlashInfer's GQA kernels also read pages of 128 tokens and more."""
-    if backend.name != "FLASHINFER" or capability[0] != 10 or n.num_heads // n.num_kv_heads <= 1:
+def _on_blackwell(backend: Backend, capability: Capability, n: LayerNeeds) -> Backend:
+    """On data-centre Blackwell, FlashInfer reads head-major blocks, and under GQA pages of 128 tokens and more."""
+    if backend.name != "FLASHINFER" or capability[0] != 10:
         return backend
-    return replace(backend, block_sizes=_LARGE_PAGES)
+    sizes = _LARGE_PAGES if n.num_heads // n.num_kv_heads > 1 else backend.block_sizes
+    return replace(backend, block_sizes=sizes, layouts=("LBHNC", "BLHNC"))
 
 
 def _dotted(capability: Capability) -> str:

@@ -165,8 +165,11 @@ def _grown(page: Page, num_bytes: int) -> Page:
     if page.kind is AttentionKind.STATE:
         return replace(page, padded_bytes=num_bytes)
     if num_bytes % page.num_bytes == 0:
-        ratio = num_bytes // page.num_bytes
-        return replace(page, block_size=page.block_size * ratio, padded_bytes=page.padded_bytes * ratio)
+        if page.padded_bytes:  # the engine trips over its own assertion here
+            raise KvplanError(
+                "kv_cache_dtype_skip_layers: these layers' padded KV pages cannot share one pool"
+            )
+        return replace(page, block_size=page.block_size * (num_bytes // page.num_bytes))
     if page.kind is AttentionKind.MLA:
         raise _CannotPad
     return replace(page, padded_bytes=num_bytes)

@@ -28,6 +28,7 @@ DEFAULT_BLOCK_SIZE = 16
 
 _PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 """Bytes a token and layer of DeepSeek's packed latent formats; not a dtype times the latent's width."""
+_PACKED_HEADS = ("nvfp4", "turboquant_", "int4_per", "int8_per", "fp8_per")
 _TURBOQUANT_BITS = {"k8v4": (8, 4), "4bit_nc": (4, 4), "k3v4_nc": (3, 4), "3bit_nc": (3, 3)}
 """Bits of a key and of a value element."""
 
@@ -81,13 +82,16 @@ def model_pages(
     check_sharding(model, args)
     args = args.model_copy(update={"kv_cache_dtype": resolve_kv_dtype(model, args, capability)})
     mixers = _choose_backends(_mixers(model, args, draft), model, args, capability)
-    backends = _distinct_backends(mixers)
-    sizes = _block_sizes(model, args, mixers, backends)
-    layers = [Layer(m.stage, page) for m in mixers for page in _pages(m, model, args, sizes)]
+    layers: list[Layer] = []
+    block_sizes = []
+    for stage in range(args.pipeline_parallel_size):  # each stage settles its own sizes, by its own layers
+        here = [m for m in mixers if m.stage == stage]
+        sizes = _block_sizes(model, args, here)
+        block_sizes.append(sizes.block_size)
+        layers += [Layer(stage, page) for m in here for page in _pages(m, model, args, sizes)]
     dtypes = [m.kv_dtype for m in mixers if m.backend and m.kv_dtype != "auto"]
-    return Pages(
-        tuple(layers), sizes.block_size, dtypes[0] if dtypes else "auto", tuple(b.name for b in backends)
-    )
+    names = tuple(b.name for b in _distinct_backends(mixers))
+    return Pages(tuple(layers), block_sizes[0], dtypes[0] if dtypes else "auto", names)
 
 
 def check_sharding(model: ModelSpec, args: EngineArgs) -> None:
@@ -104,6 +108,8 @@ def check_sharding(model: ModelSpec, args: EngineArgs) -> None:
     if dcp > tp or tp % dcp:
         raise KvplanError(f"decode_context_parallel_size {dcp} must divide tensor_parallel_size {tp}")
     for spec in {m for layer in model.layers for m in layer.mixers}:
+        if spec.kind is AttentionKind.SLIDING and dcp > 1:
+            raise KvplanError("decode_context_parallel_size does not work with sliding windows")
         if spec.kind not in (AttentionKind.STATE, AttentionKind.NONE):
             _check_heads(spec, tp, dcp)
 
@@ -188,10 +194,18 @@ def _mixers(model: ModelSpec, args: EngineArgs, draft: ModelSpec | None) -> list
             windowed = spec.kind is AttentionKind.SLIDING and "sliding_window" in skipped
             dtype = "auto" if str(i) in skipped or windowed else args.kv_cache_dtype
             found.append(_Mixer(spec, stage_of[i], dtype))
-    drafting = draft.layers if draft else ()
+    drafting, first = (draft.layers if draft else ()), 0
     if args.num_speculative_tokens and args.speculative_method == "mtp":
-        drafting = model.mtp_layers
-    found += [_Mixer(s, num_stages - 1, args.kv_cache_dtype) for layer in drafting for s in layer.mixers]
+        if not model.mtp_layers:
+            raise KvplanError(
+                f"{model.name} has no multi-token-prediction layers; use another speculative method"
+            )
+        # Qwen and MiMo number their drafting layers from 0 again, so a skipped layer 0 skips both
+        restarts = model.architecture.startswith(("Qwen3", "MiMoV2"))
+        drafting, first = model.mtp_layers, 0 if restarts else len(model.layers)
+    for i, layer in enumerate(drafting, first):
+        dtype = "auto" if str(i) in skipped else args.kv_cache_dtype
+        found += [_Mixer(spec, num_stages - 1, dtype) for spec in layer.mixers]
     return [m for m in found if m.spec.kind is not AttentionKind.NONE and m.spec.kv_shared_with is None]
 
 
@@ -219,6 +233,10 @@ def _choose_backends(
         key = (m.spec, m.kv_dtype)
         if key not in cache:
             backend = select_backend(capability, _needs(m, model, args), forced)
+            if m.kv_dtype == "auto" and backend.packs and m.kv_dtype not in backend.kv_dtypes:
+                raise KvplanError(
+                    f"chunked attention cannot skip layers under kv_cache_dtype {args.kv_cache_dtype}"
+                )
             cache[key] = backend, _stored_dtype(backend, m.kv_dtype)
         chosen.append(replace(m, backend=cache[key][0], kv_dtype=cache[key][1]))
     return chosen
@@ -237,7 +255,8 @@ def _needs(m: _Mixer, model: ModelSpec, args: EngineArgs) -> LayerNeeds:
     is_mla = spec.kind is AttentionKind.MLA
     return LayerNeeds(
         head_size=spec.kv_lora_rank + spec.qk_rope_head_dim if is_mla else spec.head_dim,
-        kv_dtype=m.kv_dtype,
+        # chunked attention picks its kernel before it learns that it is skipped from quantisation
+        kv_dtype=args.kv_cache_dtype if spec.kind is AttentionKind.CHUNKED else m.kv_dtype,
         num_heads=spec.num_heads // tp,
         num_kv_heads=1 if is_mla else max(1, spec.num_kv_heads // tp),
         dtype=model_dtype(model, args),
@@ -247,6 +266,7 @@ def _needs(m: _Mixer, model: ModelSpec, args: EngineArgs) -> LayerNeeds:
         has_sinks=spec.sinks,
         has_window=spec.kind is AttentionKind.SLIDING,
         dcp=args.decode_context_parallel_size,
+        v_head_size=spec.v_head_dim,
         qk_nope_head_dim=spec.qk_nope_head_dim,
         qk_rope_head_dim=spec.qk_rope_head_dim,
         kv_lora_rank=spec.kv_lora_rank,
@@ -255,11 +275,13 @@ def _needs(m: _Mixer, model: ModelSpec, args: EngineArgs) -> LayerNeeds:
 
 
 def _stored_dtype(backend: Backend, kv_dtype: str) -> str:
-    """FlashMLA's sparse kernel keeps fp8 latents in DeepSeek's packed format."""
+    """The format a backend really stores: DeepSeek's packed latents, its own packing, or a byte an element."""
     if backend.name == "FLASHMLA_SPARSE" and is_quantized(kv_dtype) and kv_dtype != "nvfp4_ds_mla":
         return "fp8_ds_mla"
     if backend.name == "FLASHINFER_MLA_SPARSE_SM120" and kv_dtype in ("auto", "fp8", "fp8_e4m3"):
         return "fp8_ds_mla"
+    if kv_dtype.startswith(_PACKED_HEADS) and not backend.is_mla and kv_dtype not in backend.packs:
+        return "fp8"
     return kv_dtype
 
 
@@ -268,14 +290,16 @@ def _distinct_backends(mixers: list[_Mixer]) -> list[Backend]:
     found: dict[str, Backend] = {}
     for m in mixers:
         if m.backend:
-            found.setdefault(m.backend.name, m.backend)
             if m.spec.index_head_dim:
                 found.setdefault(INDEXER.name, INDEXER)
+            found.setdefault(m.backend.name, m.backend)
     return list(found.values())
 
 
-def _block_sizes(model: ModelSpec, args: EngineArgs, mixers: list[_Mixer], backends: list[Backend]) -> _Sizes:
+def _block_sizes(model: ModelSpec, args: EngineArgs, mixers: list[_Mixer]) -> _Sizes:
     """Settle the block size: backends first, then room for a state, then room for layers kept unquantised."""
+    backends = _distinct_backends(mixers)
+    _check_layouts(backends)
     sizes = _Sizes(args.block_size or _preferred_block_size(backends))
     attention = next((m for m in mixers if m.backend), None)
     states = [m.spec.state for m in mixers if m.spec.state]
@@ -290,9 +314,17 @@ def _block_sizes(model: ModelSpec, args: EngineArgs, mixers: list[_Mixer], backe
     return sizes
 
 
+def _check_layouts(backends: list[Backend]) -> None:
+    """Backends that share a pool must agree on how a block's bytes are ordered."""
+    orders = [set(b.layouts) for b in backends if b.layouts]
+    if orders and not set.intersection(*orders):
+        names = " and ".join(b.name for b in backends)
+        raise KvplanError(f"the backends {names} share no KV cache layout; try another kv_cache_dtype")
+
+
 def _preferred_block_size(backends: list[Backend]) -> int:
     """16 if every backend takes it, else the smallest size that all take."""
-    if all(b.takes_block(DEFAULT_BLOCK_SIZE) for b in backends):
+    if not backends or all(b.takes_block(DEFAULT_BLOCK_SIZE) for b in backends):
         return DEFAULT_BLOCK_SIZE
     if len(backends) == 1:
         return min(backends[0].block_sizes)
@@ -310,11 +342,12 @@ def _cover_state(
     backends: list[Backend],
 ) -> _Sizes:
     """Lengthen attention blocks until a page holds a state; pad the state to that page."""
-    turbo = args.kv_cache_dtype.startswith("turboquant_")
-    format_ = args.kv_cache_dtype if turbo else _first_format(backends[0], args)
-    per_token = token_bytes(attention.spec, format_, model_dtype(model, args), args)
-    if has_skipped and args.kv_cache_dtype.startswith("turboquant_"):
-        per_token = math.lcm(per_token, token_bytes(attention.spec, "auto", model_dtype(model, args), args))
+    turbo, dtype = args.kv_cache_dtype.startswith("turboquant_"), model_dtype(model, args)
+    head = _model_head(model, attention.spec)
+    format_ = args.kv_cache_dtype if turbo else _reckoned_format(backends[0], args)
+    per_token = token_bytes(head, format_, dtype, args)
+    if has_skipped and turbo:
+        per_token = math.lcm(per_token, token_bytes(head, "auto", dtype, args))
     step = max(min(backends[0].block_sizes), sizes.block_size)
     if attention.spec.kind is AttentionKind.MLA:
         step = max(step, 128)  # keeps the kernel blocks of a split block a multiple of 128 tokens
@@ -325,13 +358,28 @@ def _cover_state(
     return replace(sizes, block_size=block, state_page_bytes=0 if page == state else page)
 
 
+def _model_head(model: ModelSpec, first: AttentionSpec) -> AttentionSpec:
+    """The one head shape that block sizes are reckoned by, the engine's own short cut: the first layer's KV heads,
+    the widest head of any layer, V as wide as K. Formats too go by the first layer's backend."""
+    if first.kind is AttentionKind.MLA:
+        return first
+    widest = max(layer.attention.head_dim for layer in model.layers)
+    return replace(first, head_dim=widest, v_head_dim=widest)
+
+
+def _reckoned_format(first: Backend, args: EngineArgs) -> str:
+    stored = _stored_dtype(first, args.kv_cache_dtype)
+    return "fp8" if stored in _PACKED_LATENT else stored
+
+
 def _cover_skipped(
     sizes: _Sizes, attention: _Mixer, model: ModelSpec, args: EngineArgs, backends: list[Backend]
 ) -> _Sizes:
     """Lengthen the quantised layers' blocks until their page holds an unquantised layer's smallest one."""
     dtype = model_dtype(model, args)
-    quantized = token_bytes(attention.spec, _first_format(backends[0], args), dtype, args)
-    plain = token_bytes(attention.spec, "auto", dtype, args)
+    head = _model_head(model, attention.spec)
+    quantized = token_bytes(head, _reckoned_format(backends[0], args), dtype, args)
+    plain = token_bytes(head, "auto", dtype, args)
     if plain == quantized:
         return sizes
     kernel = min(backends[0].block_sizes)
@@ -340,17 +388,6 @@ def _cover_skipped(
     block = max(sizes.block_size, unit * -(-required // (unit * quantized)))
     shared = block * quantized
     return _Sizes(block, shared if sizes.state_page_bytes else 0, shared)
-
-
-def _first_format(backend: Backend, args: EngineArgs) -> str:
-    """The KV format that block sizes are reckoned by: as the *first* layer's backend would store it.
-
-    That is the engine's own short cut. A backend that does not pack the run's format counts a byte an element.
-    """
-    dtype = _stored_dtype(backend, args.kv_cache_dtype)
-    packs = backend.packs and dtype.startswith(backend.packs)
-    packed = ("nvfp4", "turboquant_", "int4_per", "int8_per", "fp8_per")
-    return "fp8" if dtype.startswith(packed) and not packs else dtype
 
 
 def token_bytes(spec: AttentionSpec, kv_dtype: str, dtype: str, args: EngineArgs) -> int:
@@ -401,18 +438,32 @@ def _pages(m: _Mixer, model: ModelSpec, args: EngineArgs, sizes: _Sizes) -> list
     spec, dtype = m.spec, model_dtype(model, args)
     per_token = token_bytes(spec, m.kv_dtype, dtype, args)
     heads = max(1, spec.num_kv_heads // args.tensor_parallel_size)
-    shape = (heads, spec.head_dim, spec.v_head_dim, m.kv_dtype)
+    shape = (heads, spec.head_dim, spec.v_head_dim, _format_name(m, dtype))
     page = Page(spec.kind, sizes.block_size, per_token, window=spec.window, shape=shape)
     if spec.kind is AttentionKind.SLIDING:
         budget = sizes.skipped_page_bytes or per_token * sizes.block_size
         block = m.backend.largest_block_within(budget // per_token)
-        page = replace(page, block_size=block, padded_bytes=sizes.skipped_page_bytes)
-        page = replace(page, retained=_retained(model, args))
+        page = replace(
+            page, block_size=block, padded_bytes=sizes.skipped_page_bytes, retained=_retained(model, args)
+        )
+        if page.padded_bytes and page.padded_bytes < page.content_bytes:
+            raise KvplanError(
+                f"kv_cache_dtype_skip_layers: a window's page of {page.content_bytes} bytes exceeds the pool's"
+            )
     if not spec.index_head_dim:
         return [page]
     # one fp8 key of the index head, and a 4-byte scale per 128 of its elements
     width = spec.index_head_dim + spec.index_head_dim // 128 * 4
     return [page, Page(AttentionKind.MLA, sizes.block_size, width, shape=("indexer", width))]
+
+
+def _format_name(m: _Mixer, dtype: str) -> str:
+    """Formats that may share a group: all fp8 are one, and `auto` is the model's dtype (latents go by the flag)."""
+    if m.spec.kind is AttentionKind.MLA:
+        return m.kv_dtype
+    if m.kv_dtype in ("fp8", "fp8_e4m3", "fp8_e5m2"):
+        return "fp8"
+    return dtype if m.kv_dtype == "auto" else m.kv_dtype
 
 
 def _retained(model: ModelSpec, args: EngineArgs) -> int:

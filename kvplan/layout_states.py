@@ -45,8 +45,9 @@ def _per_rank(total: int, tp: int, what: str) -> int:
 
 def _mamba2(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
     groups = state["n_groups"]
-    if groups % tp:  # groups are copied so that every rank's heads find theirs
-        groups = tp
+    if groups % tp and groups != 1:
+        raise KvplanError(f"tensor_parallel_size {tp} does not divide the model's {groups} state groups")
+    groups = max(groups, tp)  # a single group is copied so that every rank's heads find it
     width = state["intermediate_size"] + 2 * groups * state["state_size"]
     heads = _per_rank(state["num_heads"], tp, "state heads")
     conv = _per_rank(width, tp, "convolution channels") * (state["conv_kernel"] - 1 + drafts)
