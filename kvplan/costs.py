@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+CROWDING_TOKENS = 4096
+"""Context at which crowding is half felt."""
+
 Number = Any
 """A Python number or a numpy array; the formulas here take both."""
 
@@ -41,10 +44,10 @@ class AttentionCosts:
     """Of each layer's call."""
     sequence_s: float = 0.0
     """Per layer and decoding sequence."""
-    mixed_factor: float = 1.0
-    """Decode attention's factor in a step that also holds a prompt chunk."""
-    mixed_factor_per_sequence: float = 0.0
-    """What each decoding sequence adds to that factor."""
+    mixed_bytes_per_s: float = math.inf
+    """KV read by decodes in a step that also holds a prompt chunk, once per *query* head, through the cache."""
+    mixed_crowding: float = 0.0
+    """Relative growth of that reading per decoding sequence, at contexts long enough to leave the cache."""
     serial_bytes_per_s: float = math.inf
     """One KV head read by one thread block: the critical path of a kernel that does not split the context."""
 
@@ -120,6 +123,20 @@ def expected_experts(num_experts: Number, share: Number, num_tokens: Number) -> 
 def context_token_s(costs: AttentionCosts, kv_bytes: Number, flops: Number) -> Number:
     """Seconds that one token of context adds to one decode in one layer: reading it or multiplying it."""
     return p_norm(kv_bytes / costs.bytes_per_s, flops / costs.flops_per_s, 3.0)
+
+
+def mixed_token_s(
+    costs: AttentionCosts, kv_bytes: Number, group: Number, batch: Number, context: Number
+) -> Number:
+    """Seconds per context token of a decode beside a prompt chunk, were it bound by unpacked reads alone.
+
+    A kernel for prompts gives every query head its own pass over K and V: `group` = query heads per KV head passes
+    that the cache serves while few sequences run, and memory when many long ones crowd it out. Seen on
+    FlashAttention 2: the same time per token for equal query heads, whatever the KV heads.
+    """
+    mean = context / np.maximum(batch, 1)
+    crowd = 1.0 + costs.mixed_crowding * batch * mean / (mean + CROWDING_TOKENS)
+    return kv_bytes * group / costs.mixed_bytes_per_s * crowd
 
 
 def padded(num_tokens: Number, sizes: tuple[int, ...]) -> Number:

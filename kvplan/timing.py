@@ -27,6 +27,7 @@ from kvplan.costs import (
     context_token_s,
     expected_experts,
     gemm_s,
+    mixed_token_s,
     padded,
 )
 from kvplan.units import TICKS_PER_S
@@ -175,21 +176,22 @@ def attention_s(costs: AttentionCosts, a: AttentionWork, shape: StepShape) -> Nu
     """Seconds of one layer's attention, without `kernel_s`: decodes, prompt chunks, or both in one kernel.
 
     A kernel that serves both neither packs query heads nor splits contexts as the decode kernel does: decodes
-    cost a factor more, and the whole lasts at least as long as one thread block needs for the longest context.
+    cost more, and the whole lasts at least as long as one thread block needs for the longest context.
     """
     context, pairs = capped(shape, a.cap)
-    decode = context * context_token_s(costs, a.kv_bytes_per_token, a.decode_flops_per_token)
+    decode_s = context_token_s(costs, a.kv_bytes_per_token, a.decode_flops_per_token)
     sequences = costs.sequence_s * shape.num_decodes
-    prefill = pairs * (a.pair_flops / costs.flops_per_s)
     if isinstance(shape.num_prefill_tokens, int) and not shape.num_prefill_tokens:
-        return sequences + decode
-    mixed = (costs.mixed_factor - 1.0) + costs.mixed_factor_per_sequence * shape.num_decodes
-    both = decode * (1.0 + mixed * (np.asarray(shape.num_prefill_tokens) > 0)) + prefill
+        return sequences + context * decode_s
+    group = a.num_heads / a.num_kv_heads
+    mixed_s = mixed_token_s(costs, a.kv_bytes_per_token, group, shape.num_decodes, context)
+    both = context * np.maximum(decode_s, mixed_s) + pairs * (a.pair_flops / costs.flops_per_s)
     longest = np.maximum(
         context / np.maximum(shape.num_decodes, 1), pairs / np.maximum(shape.num_prefill_tokens, 1)
     )
     serial = longest * (a.kv_bytes_per_token / a.num_kv_heads / costs.serial_bytes_per_s)
-    return sequences + np.where(np.asarray(shape.num_prefill_tokens) > 0, np.maximum(both, serial), both)
+    mixes = np.asarray(shape.num_prefill_tokens) > 0
+    return sequences + np.where(mixes, np.maximum(both, serial), context * decode_s)
 
 
 def capped(shape: StepShape, cap: int) -> tuple[Number, Number]:

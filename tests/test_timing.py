@@ -25,7 +25,9 @@ def model(*attention: AttentionSpec, mlp: MlpSpec | None = None, layers: int = 3
 SLIDING = AttentionSpec(AttentionKind.SLIDING, 32, 8, 128, 128, window=1024)
 FULL = AttentionSpec(AttentionKind.FULL, 32, 8, 128, 128)
 GEMM = GemmCosts(3e12, 7e14, kernel_s=2e-6)
-ATTENTION = AttentionCosts(3e12, 5e14, 5e-6, 1e-7, mixed_factor=1.3, serial_bytes_per_s=2e10)
+ATTENTION = AttentionCosts(
+    3e12, 5e14, 5e-6, 1e-7, mixed_bytes_per_s=6e12, mixed_crowding=0.01, serial_bytes_per_s=2e10
+)
 COSTS = StepCosts(GEMM, GEMM, GEMM, ATTENTION, step_s=1e-4, layer_s=5e-6, row_s=1e-6)
 MODELS = {"dense": model(), "sliding": model(FULL, SLIDING), "moe": model(mlp=MlpSpec(768, 3, 128, 8))}
 HOSTS = {
