@@ -70,6 +70,8 @@ class HostCosts:
     """Per sequence in the step."""
     overlaps: bool = False
     """True: asynchronous scheduling hides it under the GPU's time; False: they add."""
+    launch_s: float = 0.0
+    """Per layer of an eager engine: kernels launched one by one while the GPU follows, so the longer counts."""
 
 
 @dataclass(frozen=True, slots=True)

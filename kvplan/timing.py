@@ -1,7 +1,7 @@
 """How long one engine step takes: `StepShape` in, time out. Pure; knows no engine, no clock, no memory.
 
     t = max(host, gpu)   (asynchronous)   or   host + gpu   (synchronous)
-    gpu = fixed(layers, rows) + linear(m) + attention(contexts) + all_reduce(m)
+    gpu = fixed(layers, rows, sequences) + linear(m) + all_reduce(m) + attention(contexts)
 
 Per attention kind the context is capped (window, sparse top-k). A step carries only sums, so capped
 sums come from the mean: `min(context, batch * cap)`, exact for equal lengths and never too small
@@ -28,6 +28,7 @@ from kvplan.costs import (
     expected_experts,
     gemm_s,
     mixed_token_s,
+    p_norm,
     padded,
 )
 from kvplan.units import TICKS_PER_S
@@ -99,7 +100,7 @@ class ModelStepTime:
     work: StepWork
     costs: StepCosts
     _lines: dict[int, _Line] = field(default_factory=dict, repr=False)
-    _linear: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
+    _linear: dict[tuple[int, int, int], float] = field(default_factory=dict, repr=False)
 
     def seconds(self, shape: StepShape) -> Number:
         """Duration in seconds; broadcasts over arrays in `shape`."""
@@ -149,14 +150,14 @@ class ModelStepTime:
         return self.costs.host.step_s + self.costs.host.row_s * (shape.num_decodes + shape.num_prefills)
 
     def _linear_s(self, shape: StepShape) -> Number:
-        """All that depends on token and row counts alone; remembered for scalar shapes."""
+        """All that does not depend on contexts; remembered for scalar shapes."""
         rows = shape.num_tokens - shape.num_prefill_tokens + shape.num_prefills
         if not isinstance(shape.num_tokens, int):
-            return linear_s(self.work, self.costs, shape.num_tokens, rows)
-        key = (shape.num_tokens, rows)
+            return linear_s(self.work, self.costs, shape.num_tokens, rows, shape.num_decodes)
+        key = (shape.num_tokens, rows, shape.num_decodes)
         found = self._linear.get(key)
         if found is None:
-            found = self._linear[key] = float(linear_s(self.work, self.costs, shape.num_tokens, rows))
+            found = self._linear[key] = float(linear_s(self.work, self.costs, *key))
         return found
 
     def _context_token_s(self, a: AttentionWork) -> float:
@@ -173,16 +174,15 @@ class ModelStepTime:
 
 
 def attention_s(costs: AttentionCosts, a: AttentionWork, shape: StepShape) -> Number:
-    """Seconds of one layer's attention, without `kernel_s`: decodes, prompt chunks, or both in one kernel.
+    """Seconds of one layer's attention to its contexts: decodes, prompt chunks, or both in one kernel.
 
     A kernel that serves both neither packs query heads nor splits contexts as the decode kernel does: decodes
     cost more, and the whole lasts at least as long as one thread block needs for the longest context.
     """
     context, pairs = capped(shape, a.cap)
     decode_s = context_token_s(costs, a.kv_bytes_per_token, a.decode_flops_per_token)
-    sequences = costs.sequence_s * shape.num_decodes
     if isinstance(shape.num_prefill_tokens, int) and not shape.num_prefill_tokens:
-        return sequences + context * decode_s
+        return context * decode_s
     group = a.num_heads / a.num_kv_heads
     mixed_s = mixed_token_s(costs, a.kv_bytes_per_token, group, shape.num_decodes, context)
     both = context * np.maximum(decode_s, mixed_s) + pairs * (a.pair_flops / costs.flops_per_s)
@@ -191,7 +191,7 @@ def attention_s(costs: AttentionCosts, a: AttentionWork, shape: StepShape) -> Nu
     )
     serial = longest * (a.kv_bytes_per_token / a.num_kv_heads / costs.serial_bytes_per_s)
     mixes = np.asarray(shape.num_prefill_tokens) > 0
-    return sequences + np.where(mixes, np.maximum(both, serial), context * decode_s)
+    return np.where(mixes, np.maximum(both, serial), context * decode_s)
 
 
 def capped(shape: StepShape, cap: int) -> tuple[Number, Number]:
@@ -202,8 +202,13 @@ def capped(shape: StepShape, cap: int) -> tuple[Number, Number]:
     return context, np.minimum(shape.prefill_attention, shape.num_prefill_tokens * float(cap))
 
 
-def linear_s(work: StepWork, costs: StepCosts, num_tokens: Number, rows: Number) -> Number:
-    """Seconds of a step's matrix products, element-wise kernels, reductions and fixed parts; `rows` are sampled."""
+def linear_s(
+    work: StepWork, costs: StepCosts, num_tokens: Number, rows: Number, num_decodes: Number
+) -> Number:
+    """Seconds of a step without reading contexts: products, element-wise kernels, reductions, fixed parts.
+
+    `rows` are sampled. An eager engine's launches and the GPU's work overlap softly (p-norm 3).
+    """
     stages = work.pipeline_stages
     tokens = padded(num_tokens, costs.capture_sizes)
     m = tokens / stages
@@ -211,10 +216,11 @@ def linear_s(work: StepWork, costs: StepCosts, num_tokens: Number, rows: Number)
     head = gemm_s(costs.head, work.head_bytes, work.head_flops * rows) + costs.head.kernel_s
     experts = sum(experts_s(e, costs.experts, m) for e in work.experts) * stages
     element = tokens * work.activation_bytes / costs.activation_bytes_per_s + costs.row_s * rows
-    reduce = work.num_all_reduces * (
-        costs.reduce.kernel_s + tokens * work.all_reduce_bytes / costs.reduce.bytes_per_s
-    )
-    return fixed_s(work, costs) + dense + head + experts + element + reduce
+    message_s = costs.reduce.kernel_s + tokens * work.all_reduce_bytes / costs.reduce.bytes_per_s
+    sequences = work.num_attention_layers * costs.attention.sequence_s * num_decodes
+    fixed = fixed_s(work, costs) + work.num_all_reduces * message_s
+    total = fixed + dense + head + experts + element + sequences
+    return p_norm(total, work.num_layers * costs.host.launch_s, 3.0) if costs.host.launch_s else total
 
 
 def fixed_s(work: StepWork, costs: StepCosts) -> float:

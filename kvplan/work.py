@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def step_work(
         activation_bytes=len(model.layers) * hidden * 2.0,
         attention=_attention_work(layers, tp, kv_bytes),
         experts=experts,
-        state_bytes=sum(n * _state_bytes(layer.attention) for layer, n in layers.items()) / tp,
+        state_bytes=sum(n * _state_bytes(a) for layer, n in layers.items() for a in layer.mixers) / tp,
         num_ranks=tp,
         num_all_reduces=reduces,
         all_reduce_bytes=hidden * 2.0,
@@ -155,34 +155,47 @@ def _dense_params(layer: LayerSpec, hidden: int, tp: int) -> float:
         params = hidden * mlp.num_experts + mlp.num_matrices * hidden * mlp.shared_intermediate_size / tp
     else:
         params = mlp.num_matrices * hidden * mlp.intermediate_size / tp
-    return params + projection_params(layer.attention, hidden, tp)
+    return params + sum(projection_params(a, hidden, tp) for a in layer.mixers)
 
 
 def projection_params(a: AttentionSpec, hidden: int, tp: int) -> float:
-    """Parameters of one layer's attention projections on one rank; KV heads are replicated when tp is larger."""
+    """Parameters of one mixer's projections on one rank; KV heads are replicated when tp is larger."""
     heads = a.num_heads / tp
     if a.kind is AttentionKind.MLA:
         qk, v = a.qk_nope_head_dim + a.qk_rope_head_dim, a.v_head_dim
         query = a.q_lora_rank * (hidden + heads * qk) if a.q_lora_rank else hidden * heads * qk
         latent = hidden * (a.kv_lora_rank + a.qk_rope_head_dim)
         return query + latent + a.kv_lora_rank * heads * (a.qk_nope_head_dim + v) + heads * v * hidden
-    if a.kind is AttentionKind.STATE:
-        return (
-            4.0 * hidden * hidden / tp
-        )  # q, k or gate, v, out at the model's width: the usual order of size
+    if a.state is not None:
+        return hidden * _state_width(a.state) / tp
     v = a.v_head_dim or a.head_dim
-    kv_heads = max(1, a.num_kv_heads // tp) if a.num_kv_heads else 0
-    return hidden * (heads * a.head_dim + kv_heads * (a.head_dim + v) + heads * v)
+    kv_heads = 0 if a.kv_shared_with is not None or not a.num_kv_heads else max(1, a.num_kv_heads // tp)
+    return hidden * (heads * a.head_dim * (1 + a.gated) + kv_heads * (a.head_dim + v) + heads * v)
+
+
+def _state_width(state: StateSpec) -> int:
+    """Columns of a state mixer's input and output projections together, per family."""
+    facts = dict(state.facts)
+    if state.family == "mamba2":
+        groups = 2 * facts["n_groups"] * facts["state_size"]
+        return 3 * facts["intermediate_size"] + groups + facts["num_heads"]
+    if state.family == "gdn_attention":
+        value = facts["num_v_heads"] * facts["head_v_dim"]
+        return 2 * facts["num_k_heads"] * facts["head_k_dim"] + 3 * value + 2 * facts["num_v_heads"]
+    if state.family == "kda":
+        return 5 * facts["num_heads"] * facts["head_dim"]
+    return 4 * facts["intermediate_size"]
 
 
 def _num_reductions(layer: LayerSpec) -> int:
     """All-reduces of one layer: after attention, after the MLP."""
-    return int(layer.attention.kind is not AttentionKind.NONE) + int(layer.mlp.intermediate_size > 0)
+    mixes = any(a.kind is not AttentionKind.NONE for a in layer.mixers)
+    return int(mixes) + int(layer.mlp.intermediate_size > 0)
 
 
 def _num_gemms(layer: LayerSpec) -> int:
     """Products of one layer outside its experts: qkv and out; gate-up and down, or the router; MLA's factors."""
-    attention = {AttentionKind.NONE: 0, AttentionKind.MLA: 6}.get(layer.attention.kind, 2)
+    attention = sum({AttentionKind.NONE: 0, AttentionKind.MLA: 6}.get(a.kind, 2) for a in layer.mixers)
     mlp = layer.mlp
     shared = 2 * (mlp.shared_intermediate_size > 0)
     return attention + (1 + shared if mlp.num_experts else 2 * (mlp.intermediate_size > 0))
@@ -191,8 +204,9 @@ def _num_gemms(layer: LayerSpec) -> int:
 def _attention_work(layers: Counter[LayerSpec], tp: int, kv_bytes: float) -> tuple[AttentionWork, ...]:
     counts: Counter[AttentionSpec] = Counter()
     for layer, n in layers.items():
-        if layer.attention.kind not in (AttentionKind.NONE, AttentionKind.STATE):
-            counts[layer.attention] += n
+        for a in layer.mixers:
+            if a.kind not in (AttentionKind.NONE, AttentionKind.STATE):
+                counts[a] += n
     return tuple(work for a, n in counts.items() for work in _kinds_of(a, n, tp, kv_bytes))
 
 
@@ -215,9 +229,15 @@ def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[Atten
 
 
 def _state_bytes(a: AttentionSpec) -> float:
-    """Read and written once a step; the facts' product is the state's element count at 2 bytes."""
+    """Recurrent state read and written once a step; convolution states are small beside it."""
     if a.state is None:
         return 0.0
-    facts = dict(a.state.facts)
-    size = facts.get("state_size", facts.get("head_k_dim", 0)) * facts.get("intermediate_size", 0)
-    return 2 * 2.0 * size
+    facts, element = dict(a.state.facts), 4.0 if a.state.ssm_dtype == "float32" else 2.0
+    elements = {
+        "mamba2": facts.get("num_heads", 0) * facts.get("head_dim", 0) * facts.get("state_size", 0),
+        "gdn_attention": facts.get("num_v_heads", 0)
+        * facts.get("head_v_dim", 0)
+        * facts.get("head_k_dim", 0),
+        "kda": facts.get("num_heads", 0) * facts.get("head_dim", 0) ** 2,
+    }
+    return 2.0 * element * elements.get(a.state.family, 0)

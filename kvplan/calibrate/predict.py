@@ -1,0 +1,240 @@
+"""What each family of measurements should take, as a function of coefficients: the fit's side of `timing`'s physics.
+
+The formulas are those of `costs` and `timing`, called with arrays; here is only which coefficients a family
+has, where the search starts and what to measure when the data cannot tell one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kvplan.calibrate.measurements import Row, short_dtype
+from kvplan.calibrate.solve import Array, Predict, Prior
+from kvplan.costs import AttentionCosts, GemmCosts, expected_experts, gemm_s
+from kvplan.errors import KvplanError
+from kvplan.gpu import GpuSpec
+from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, load_model
+from kvplan.timing import ModelStepTime, StepShape, attention_s
+from kvplan.timing_profile import step_costs
+from kvplan.work import AttentionWork, StepWork, step_work
+
+ELEMENT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5625, "mxfp4": 0.53125, "int4": 0.53}
+"""Bytes per weight or KV element, block scales included."""
+
+HINTS = {
+    "bytes_per_s": "decode steps at batch 1 and at a batch of 64 or more, contexts 512 and 8k or longer",
+    "flops_per_s": "prompt chunks of 512 and 2048 or more tokens",
+    "kernel_s": "the smallest shapes: one token, short context",
+    "sequence_s": "decode at batch 1 and 128 with short contexts",
+    "mixed_bytes_per_s": "mixed steps: chunk 16, 256, 2048 x batch 16, 64, 128 x context 1k, 8k",
+    "mixed_crowding": "mixed steps at batch 16 and 128 with contexts of 8k and more",
+    "serial_bytes_per_s": "a 16-token chunk beside one sequence of 16k context",
+    "p_norm": "products or chunks of 64, 128 and 256 tokens",
+    "layer_s": "models of two depths, or decode at several batches",
+    "launch_s": "one card or few (weights in memory bound the step) and many (launches do)",
+    "step_s": "a model of another depth",
+    "row_s": "a model of another depth at batch 1 and 128",
+}
+
+
+class Term(NamedTuple):
+    """One family's coefficients: where to start, what is believed before measuring."""
+
+    start: dict[str, float]
+    priors: dict[str, Prior]
+
+
+def gemm_term(prefix: str, gpu: GpuSpec | None, fmt: str) -> Term:
+    """Start and beliefs of matrix products; a known card bounds its rates."""
+    bandwidth, flops = (gpu.bandwidth, gpu.flops(fmt.split("_")[0])) if gpu else (1e12, 1e14)
+    start = {"bytes_per_s": 0.87 * bandwidth, "flops_per_s": 0.7 * flops, "p_norm": 2.5, "kernel_s": 3e-6}
+    priors = {"p_norm": Prior(2.5, 0.15), "kernel_s": Prior(3e-6, 1.0)}
+    if gpu:
+        priors |= {"bytes_per_s": Prior(0.87 * bandwidth, 0.06), "flops_per_s": Prior(0.7 * flops, 0.35)}
+    return Term(
+        {f"{prefix}.{k}": v for k, v in start.items()}, {f"{prefix}.{k}": v for k, v in priors.items()}
+    )
+
+
+def attention_term(prefix: str, gpu: GpuSpec | None, mixed: bool) -> Term:
+    """Start and beliefs of attention; the mixed part only where mixed rows speak of it."""
+    bandwidth, flops = (gpu.bandwidth, gpu.flops("bf16")) if gpu else (1e12, 1e14)
+    start = {"bytes_per_s": 0.8 * bandwidth, "flops_per_s": 0.5 * flops, "kernel_s": 8e-6, "sequence_s": 2e-7}
+    priors = {"kernel_s": Prior(8e-6, 1.0), "sequence_s": Prior(2e-7, 1.5)}
+    if gpu:
+        priors |= {"bytes_per_s": Prior(0.8 * bandwidth, 0.2), "flops_per_s": Prior(0.5 * flops, 0.5)}
+    if mixed:
+        start |= {"mixed_bytes_per_s": 1.9 * bandwidth, "mixed_crowding": 5e-3, "serial_bytes_per_s": 1e10}
+        priors |= {"mixed_crowding": Prior(5e-3, 1.0), "serial_bytes_per_s": Prior(2e10, 0.5)}
+    return Term(
+        {f"{prefix}.{k}": v for k, v in start.items()}, {f"{prefix}.{k}": v for k, v in priors.items()}
+    )
+
+
+def column(rows: Sequence[Row], name: str, default: float = 0.0) -> Array:
+    """One field of all rows as an array."""
+    return np.array([row.get(name, default) for row in rows], dtype=float)
+
+
+def shapes(rows: Sequence[Row]) -> StepShape:
+    """All rows' step shapes, an array per field."""
+    chunk = column(rows, "num_prefill_tokens")
+    prefills = np.array(
+        [r.get("num_prefills", 1 if r.get("num_prefill_tokens") else 0) for r in rows], dtype=float
+    )
+    decodes = column(rows, "num_decodes")
+    tokens = np.array(
+        [r.get("num_tokens", r.get("num_decodes", 0) + r.get("num_prefill_tokens", 0)) for r in rows],
+        dtype=float,
+    )
+    context, pairs = column(rows, "decode_context"), column(rows, "prefill_attention")
+    return StepShape(tokens, decodes, context, chunk, prefills, pairs)
+
+
+def predict_family(name: str, rows: Sequence[Row]) -> Predict:
+    """Seconds of every row of a kernel family under given coefficients."""
+    kind, fmt = name.split(".", 1)
+    if kind == "gemm":
+        return _predict_gemm(name, rows, ELEMENT_BYTES.get(fmt, 2.0))
+    if kind == "moe":
+        return _predict_moe(name, rows, ELEMENT_BYTES.get(fmt, 2.0))
+    if kind == "reduce":
+        moved = column(rows, "num_bytes")
+        return lambda v: v[f"{name}.kernel_s"] + moved / v[f"{name}.bytes_per_s"]
+    work, shape = _attention_work(kind, rows, ELEMENT_BYTES.get(fmt, 2.0)), shapes(rows)
+
+    def predict(v: Mapping[str, float]) -> Array:
+        fixed = v[f"{name}.kernel_s"] + v[f"{name}.sequence_s"] * shape.num_decodes
+        return np.asarray(fixed + attention_s(_attention_costs(v, name), work, shape))
+
+    return predict
+
+
+def _gemm_costs(v: Mapping[str, float], prefix: str) -> GemmCosts:
+    return GemmCosts(*(v[f"{prefix}.{k}"] for k in ("bytes_per_s", "flops_per_s", "p_norm", "kernel_s")))
+
+
+def _attention_costs(v: Mapping[str, float], prefix: str) -> AttentionCosts:
+    fields = ("bytes_per_s", "flops_per_s", "kernel_s", "sequence_s")
+    optional = {
+        k: v.get(f"{prefix}.{k}", default)
+        for k, default in (
+            ("mixed_bytes_per_s", math.inf),
+            ("mixed_crowding", 0.0),
+            ("serial_bytes_per_s", math.inf),
+        )
+    }
+    return AttentionCosts(*(v[f"{prefix}.{k}"] for k in fields), **optional)
+
+
+def _predict_gemm(name: str, rows: Sequence[Row], element: float) -> Predict:
+    m, n, k = (column(rows, c) for c in ("num_tokens", "out_features", "in_features"))
+    num_bytes, flops = n * k * element, 2.0 * m * n * k
+    return lambda v: v[f"{name}.kernel_s"] + gemm_s(_gemm_costs(v, name), num_bytes, flops)
+
+
+def _predict_moe(name: str, rows: Sequence[Row], element: float) -> Predict:
+    m, h, i = (column(rows, c) for c in ("num_tokens", "hidden_size", "intermediate_size"))
+    experts, topk = column(rows, "num_experts"), column(rows, "experts_per_token")
+    held = np.array([r.get("num_local_experts", r["num_experts"]) for r in rows], dtype=float)
+    distinct = np.array([r.get("distinct_experts", np.nan) for r in rows], dtype=float)
+    distinct = np.where(np.isnan(distinct), expected_experts(held, topk / experts, m), distinct)
+    params = column(rows, "num_matrices", 3.0) * h * i
+    num_bytes, flops = distinct * params * element, 2.0 * m * topk * held / experts * params
+    return lambda v: v[f"{name}.kernel_s"] + gemm_s(_gemm_costs(v, name), num_bytes, flops)
+
+
+def _attention_work(kind: str, rows: Sequence[Row], element: float) -> AttentionWork:
+    """One layer's attention with an array per field; rows of a window are left to the step families."""
+    heads: Any = column(rows, "num_heads")
+    if kind == "mla":
+        rank: Any
+        rank, rope = column(rows, "kv_lora_rank", 512), column(rows, "qk_rope_head_dim", 64)
+        pair: Any = (
+            2.0 * heads * (column(rows, "qk_nope_head_dim", 128) + rope + column(rows, "v_head_dim", 128))
+        )
+        per_token: Any = (rank + rope) * element
+        return AttentionWork(
+            1, 0, per_token, 2.0 * heads * (2 * rank + rope), pair, heads, np.ones_like(heads)
+        )
+    kv: Any = column(rows, "num_kv_heads")
+    dim: Any = column(rows, "head_dim")
+    return AttentionWork(1, 0, 2.0 * kv * dim * element, 4.0 * heads * dim, 4.0 * heads * dim, heads, kv)
+
+
+def predict_steps(rows: Sequence[Row], known: Mapping[str, float]) -> Predict:
+    """Seconds of whole steps, model by model; `known` coefficients are held."""
+    shape = shapes(rows)
+    keys = [step_key(row) for row in rows]
+    groups = [(key, np.array([i for i, k in enumerate(keys) if k == key])) for key in dict.fromkeys(keys)]
+
+    def predict(v: Mapping[str, float]) -> Array:
+        seconds = np.empty(len(rows))
+        for key, index in groups:
+            work, formats = step_subject(key)
+            costs = step_costs({**known, **v}, **formats, num_ranks=work.num_ranks).costs
+            seconds[index] = ModelStepTime(work, costs).seconds(StepShape(*(f[index] for f in shape)))
+        return seconds
+
+    return predict
+
+
+_STEP_FIELDS = (
+    "model", "num_layers", "hidden_size", "intermediate_size", "vocab_size", "num_experts", "experts_per_token",
+    "num_heads", "num_kv_heads", "head_dim", "num_matrices", "tensor_parallel_size", "dtype", "kv_dtype",
+)  # fmt: skip
+
+
+def step_key(row: Row) -> tuple[Any, ...]:
+    """What tells the model and cut of a step row."""
+    return tuple(row.get(name) for name in _STEP_FIELDS)
+
+
+@cache
+def step_subject(key: tuple[Any, ...]) -> tuple[StepWork, dict[str, Any]]:
+    """Work of a step row's model, and the formats its coefficients are looked up by."""
+    row = {k: v for k, v in zip(_STEP_FIELDS, key, strict=True) if v is not None}
+    model = inline_model(row) if "num_layers" in row else load_model(str(row.get("model", "")))
+    weight, kv = short_dtype(row.get("dtype", "bf16")), short_dtype(row.get("kv_dtype", "bf16"))
+    element = 4.0 if weight == "float32" else ELEMENT_BYTES.get(weight, 2.0)
+    kv_element = 4.0 if kv == "float32" else ELEMENT_BYTES.get(kv, 2.0)
+    work = step_work(
+        model,
+        tensor_parallel_size=int(row.get("tensor_parallel_size", 1)),
+        weight_bytes=element,
+        kv_bytes=kv_element,
+    )
+    mla = any(layer.attention.kind is AttentionKind.MLA for layer in model.layers)
+    return work, {"weight_format": weight, "kv_format": kv, "mla": mla}
+
+
+def inline_model(row: Row) -> ModelSpec:
+    """A decoder of equal layers from the shape fields of a step row."""
+    missing = [
+        n
+        for n in ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads", "head_dim")
+        if n not in row
+    ]
+    if missing:
+        raise KvplanError(
+            f"a step row with num_layers needs {', '.join(missing)} too, or the name of a bundled model"
+        )
+    attention = AttentionSpec(
+        AttentionKind.FULL, row["num_heads"], row["num_kv_heads"], row["head_dim"], row["head_dim"]
+    )
+    mlp = MlpSpec(
+        row["intermediate_size"],
+        row.get("num_matrices", 3),
+        row.get("num_experts", 0),
+        row.get("experts_per_token", 0),
+    )
+    layers = (LayerSpec(attention, mlp),) * row["num_layers"]
+    name = str(row.get("model", "measured"))
+    return ModelSpec(
+        name, "", layers, row["hidden_size"], row.get("vocab_size", 0), 1 << 20, "bfloat16", False
+    )
