@@ -23,14 +23,14 @@ LATEST = {"vllm": (0, 32), "sglang": (0, 5), "tensorrt-llm": (1, 0)}
 """The version mirrored when none is asked for."""
 
 
-def _count(value: Any) -> Any:
+def as_count(value: Any) -> Any:
     """Counts may be written as vLLM takes them: 32k, 32K, 1g."""
     return human_readable_int(value) if isinstance(value, str) else value
 
 
 Degree = Annotated[int, Field(ge=1, le=4096)]
-Count = Annotated[int, BeforeValidator(_count), Field(ge=1, le=1 << 40)]
-Length = Annotated[int, BeforeValidator(_count), Field(ge=-1, le=1 << 32)]
+Count = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 40)]
+Length = Annotated[int, BeforeValidator(as_count), Field(ge=-1, le=1 << 32)]
 
 
 class EngineArgs(Config):
@@ -264,7 +264,7 @@ def _prefix_caching(args: EngineArgs, model: ModelSpec, version: EngineVersion) 
     kinds = {mixer.kind for layer in model.layers for mixer in layer.mixers} - {AttentionKind.NONE}
     if version.legacy or kinds == {AttentionKind.STATE}:
         return False
-    return not model.is_hybrid or version.version >= (0, 27)
+    return not model.is_hybrid or version.version >= (0, 21)
 
 
 def _async(args: EngineArgs, version: EngineVersion) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvplan.engine_args import EngineVersion, ResolvedArgs
+from kvplan.engine_args import ResolvedArgs
 from kvplan.gpu import GpuSpec
 from kvplan.model import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profile import Figure, MemoryProfile
@@ -41,29 +41,35 @@ class Overheads(NamedTuple):
     """Per GPU, on the rank that has most."""
 
     activation: Range
-    activation_cause: str
-    """sampler, forward pass or vision tower: whichever peaks highest."""
+    activation_why: str
+    """What peaks highest (sampler, forward pass or vision tower), its formula and source."""
     runtime: Range
     graphs: Range
     """What captured CUDA graphs take, whether or not the budget holds them."""
+    graphs_source: str = ""
 
 
 def estimate_overheads(
-    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, engine: EngineVersion, profile: MemoryProfile
+    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile, *, last_stage: bool = True
 ) -> Overheads:
-    """Overheads of one rank of `model` under `args`."""
-    peaks = {
-        "sampler": _sampler(model, args, profile),
-        "forward pass": _scaled(forward_bytes(model, args), profile.forward_scale),
-        "vision tower": _scaled(GiB if model.vision else 0, profile.vision_gib),
-    }
-    cause = max(peaks, key=lambda name: peaks[name].value)
-    activation = Range(
-        peaks[cause].value, max(p.low for p in peaks.values()), max(p.high for p in peaks.values())
-    )
+    """Overheads of one rank of `model` under `args`; only the last pipeline stage samples."""
+    tokens, rows = args.max_num_batched_tokens, args.max_num_seqs
+    sampler = _sampler(model, args, profile) if last_stage else NOTHING
+    forward = _scaled(forward_bytes(model, args), profile.forward_scale)
+    tower = _scaled(GiB if model.vision else 0, profile.vision_gib)
+    peaks = [
+        (sampler, f"sampler of {rows:,} x {model.vocab_size:,} logits", profile.sampler_bytes_per_logit),
+        (forward, f"forward pass of {tokens:,} tokens", profile.forward_scale),
+        (tower, "vision tower", profile.vision_gib),
+    ]
+    size, what, figure = max(peaks, key=lambda peak: peak[0].value)
+    activation = Range(size.value, max(p[0].low for p in peaks), max(p[0].high for p in peaks))
     peers = _scaled(GiB * (args.tensor_parallel_size - 1), profile.runtime_gib_per_peer)
     runtime = _scaled(GiB, profile.runtime_gib) + peers
-    return Overheads(activation, cause, runtime, _graphs(model, args, gpu, profile))
+    per_layer = profile.graph_mib_per_layer.get(gpu.architecture, profile.graph_mib_per_layer["default"])
+    graphs = _scaled(MiB * num_graphs(args, gpu) * _stage_layers(model, args), per_layer)
+    why = f"{num_graphs(args, gpu)} graphs x {_stage_layers(model, args)} layers; {per_layer.source}"
+    return Overheads(activation, f"{what}; {figure.source}", runtime, graphs, why)
 
 
 def _scaled(unit: float, figure: Figure) -> Range:
@@ -129,7 +135,5 @@ def num_graphs(args: ResolvedArgs, gpu: GpuSpec) -> int:
     return len(sizes) + sum(1 for size in sizes if size <= widest and size % per_decode == 0)
 
 
-def _graphs(model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile) -> Range:
-    figures = profile.graph_mib_per_layer
-    layers = -(-len(model.layers) // args.pipeline_parallel_size)
-    return _scaled(MiB * num_graphs(args, gpu) * layers, figures.get(gpu.architecture, figures["default"]))
+def _stage_layers(model: ModelSpec, args: ResolvedArgs) -> int:
+    return -(-len(model.layers) // args.pipeline_parallel_size)

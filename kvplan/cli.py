@@ -1,0 +1,120 @@
+"""The `kvplan` command: which commands there are, and how errors become one line and an exit code.
+
+Flags come from the config classes (cyclopts reads pydantic models; their field docstrings are the help). A
+command is a function in a file of its own; it is imported when it is called, so that a cold start stays short.
+Exit codes: 0 fits or done, 1 does not fit or a target is missed, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError
+from pydantic import ValidationError
+
+import kvplan
+from kvplan.errors import DoesNotFit, KvplanError
+
+COMMANDS = {
+    "estimate": ("kvplan.commands.estimate:estimate_command", "Does it fit: memory, blocks, traces at once."),
+    "serve-command": (
+        "kvplan.commands.serve_command:serve_command",
+        "The command that serves a plan; shell or YAML.",
+    ),
+    "models": ("kvplan.commands.catalog:models_command", "Bundled models."),
+    "gpus": ("kvplan.commands.catalog:gpus_command", "The GPU table."),
+}
+"""Name -> (module:function, one line of help). Add a command here."""
+
+SHORT = {
+    "-tp": "--tensor-parallel-size",
+    "-pp": "--pipeline-parallel-size",
+    "-dp": "--data-parallel-size",
+    "-dcp": "--decode-context-parallel-size",
+}
+"""vLLM's short flags."""
+
+EXAMPLES = """KV-cache memory planner and serving simulator for long reasoning traces.
+
+Examples:
+
+    kvplan estimate Qwen/Qwen3-8B --gpu h100 --input-len 512 --output-len 16K --num-samples 32
+
+    kvplan estimate ./config.json --gpu rtx-4090 --max-model-len -1 --json
+
+    kvplan serve-command Qwen/Qwen3-8B --gpu h100 -tp 2 --format yaml
+"""
+
+
+def build_app() -> App:
+    """The command tree; no command's module is imported yet."""
+    app = App(name="kvplan", help=EXAMPLES, version=kvplan.__version__)
+    for name, (target, help_line) in COMMANDS.items():
+        app.command(target, name=name, help=help_line)
+    app.register_install_completion_command(name="--install-completion")
+    return app
+
+
+def spell(words: Sequence[str]) -> list[str]:
+    """Write out vLLM's short flags, and underscores as dashes, as vLLM's own parser does.
+
+    >>> spell(["estimate", "m", "-tp=2", "--max_model_len", "8k"])
+    ['estimate', 'm', '--tensor-parallel-size=2', '--max-model-len', '8k']
+    """
+    spelled = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-") if flag.startswith("--") else SHORT.get(flag, flag)
+        spelled.append(flag + equals + value)
+    return spelled
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command line and return its exit code; errors go to stderr in one line."""
+    try:
+        result = build_app()(
+            spell(words), exit_on_error=False, print_error=False, result_action="return_value"
+        )
+    except ValidationError as error:
+        return _complain(flag_complaint(error), 2)
+    except CycloptsError as error:
+        return _complain(_cyclopts_complaint(error), 2)
+    except DoesNotFit as error:
+        return _complain(str(error), 1)
+    except KvplanError as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def flag_complaint(error: ValidationError) -> str:
+    """The first problem of a config class, said of its flag."""
+    first = error.errors(include_url=False)[0]
+    flag = "--" + str(first["loc"][0] if first["loc"] else "").replace("_", "-")
+    text = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{flag} {first['input']!r}: must be {text}" if "should be" in first["msg"] else f"{flag}: {text}"
+
+
+def _cyclopts_complaint(error: CycloptsError) -> str:
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        return flag_complaint(cause)
+    if isinstance(cause, KvplanError):
+        return str(cause)
+    return " ".join(str(error).split())
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"kvplan: {text}", file=sys.stderr)
+    return code
+
+
+def main() -> NoReturn:
+    """Entry point of the `kvplan` script."""
+    sys.exit(run(sys.argv[1:]))

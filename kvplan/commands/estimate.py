@@ -1,0 +1,100 @@
+"""`kvplan estimate`: does it fit, where the memory goes, what would fit."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from kvplan.commands.common import DEMAND, FLAGS, print_json, read_colocate
+from kvplan.engine_args import EntryPoint
+from kvplan.errors import KvplanError
+from kvplan.gpu import GpuSpec, get_gpu
+from kvplan.inverse import what_would_fit
+from kvplan.model import load_model
+from kvplan.plan import Plan, estimate
+from kvplan.report import plan_document, plan_text
+
+
+def estimate_command(
+    model: str,
+    /,
+    *,
+    gpu: str = "h100",
+    engine: str = "vllm",
+    entry_point: EntryPoint = "serve",
+    args: FLAGS = None,
+    demand: DEMAND = None,
+    colocate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    price_per_hour: float | None = None,
+    hub: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Does it fit: where the memory goes, what the engine would print, how many traces live at once.
+
+    Examples:
+
+        kvplan estimate Qwen/Qwen3-8B --gpu h100 --input-len 512 --output-len 16K --num-samples 32
+
+        kvplan estimate ./my-model --gpu local --max-model-len -1
+
+        kvplan estimate deepseek-ai/DeepSeek-R1 --gpu h200 -tp 8 --engine vllm@0.19 --json
+
+    Parameters
+    ----------
+    model
+        A bundled name (`kvplan models`), a config.json, or a folder that holds one.
+    gpu
+        A name of `kvplan gpus`, or `local` to ask this machine's card.
+    engine
+        vllm, sglang or tensorrt-llm, with an optional @version.
+    entry_point
+        serve (`vllm serve`) or llm (offline); their batch defaults differ.
+    colocate
+        ROLE=MODEL of another model on the same GPUs; roles: draft, reward, reference, critic. Repeatable.
+    price_per_hour
+        US dollars for one GPU-hour, instead of the table's.
+    hub
+        Fetch the config from the Hugging Face hub if it is not bundled.
+    json
+        One JSON document on stdout.
+    """
+    plan = make_plan(model, gpu, engine, entry_point, args, demand, colocate, price_per_hour, hub)
+    options = what_would_fit(plan)
+    if json:
+        print_json(plan_document(plan, options))
+    else:
+        print(plan_text(plan, options))
+    return 0 if plan.fits else 1
+
+
+def make_plan(
+    model: str,
+    gpu: str,
+    engine: str,
+    entry_point: EntryPoint,
+    args: FLAGS,
+    demand: DEMAND,
+    colocate: tuple[str, ...],
+    price_per_hour: float | None,
+    hub: bool,
+) -> Plan:
+    """The plan that a command line asks for."""
+    return estimate(
+        load_model(model, hub=hub),
+        priced(get_gpu(gpu), price_per_hour),
+        args,
+        engine=engine,
+        demand=demand,
+        entry_point=entry_point,
+        colocate=read_colocate(colocate),
+    )
+
+
+def priced(gpu: GpuSpec, price_per_hour: float | None) -> GpuSpec:
+    """The card at the user's price."""
+    if price_per_hour is None:
+        return gpu
+    if not 0 <= price_per_hour < 1e6:
+        raise KvplanError(f"--price-per-hour {price_per_hour:g}: US dollars, 0 or more")
+    return gpu.model_copy(update={"price_per_hour": price_per_hour})

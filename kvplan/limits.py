@@ -1,0 +1,30 @@
+"""What limits a deployment: one enumeration for plans, simulations and sweeps."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Limit(StrEnum):
+    """The resource that gives out first; more of it would help, more of the others would not."""
+
+    WEIGHTS = "weights"
+    """Weights and overheads leave no room for KV."""
+    KV_BLOCKS = "kv_blocks"
+    """KV memory: sequences wait or are preempted."""
+    MAX_NUM_SEQS = "max_num_seqs"
+    """The flag caps the batch below what memory would hold."""
+    TOKEN_BUDGET = "token_budget"
+    """max_num_batched_tokens: prompts queue for prefill."""
+    MEMORY_BANDWIDTH = "memory_bandwidth"
+    """Reading weights and KV sets the step time."""
+    COMPUTE = "compute"
+    """Arithmetic sets the step time."""
+    INTERCONNECT = "interconnect"
+    """All-reduces or transfers set the step time."""
+    VERIFIER = "verifier"
+    """Reward models or critics are waited for."""
+    ARRIVAL_RATE = "arrival_rate"
+    """The engine is idle: load, not capacity, sets throughput."""
+    THRASH = "thrash"
+    """Preemption and recompute eat each other."""

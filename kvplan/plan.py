@@ -1,0 +1,351 @@
+"""`estimate`: where a GPU's memory goes, what the engine would print, how many traces live at once, what limits it.
+
+    budget (bytes left for KV) -> layout (blocks, refusal) -> demand (traces) -> Plan
+
+Closed form: no clock, no scheduler. The other direction, what would fit, is `inverse`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from kvplan.budget import Budget, Colocated, make_budget
+from kvplan.demand import Demand, trace_blocks
+from kvplan.engine_args import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, parse_engine, resolve
+from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.gpu import GpuSpec, get_gpu
+from kvplan.layout import KvCacheTooSmall, Layout, kv_layout
+from kvplan.limits import Limit
+from kvplan.model import ModelSpec, load_model
+from kvplan.other_engines import default_utilization, pool_layout
+from kvplan.profile import MemoryProfile
+from kvplan.units import gib
+from kvplan.weights import stage_weight_bytes
+
+ROLES = ("draft", "reward", "reference", "critic")
+"""Models that may live beside the planned one."""
+
+
+class Span(NamedTuple):
+    """A count with the range that the memory overheads leave open."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the engine would not start."""
+
+    reason: str
+    limit: Limit
+    needed_bytes: int
+    available_bytes: int
+    max_model_len: int
+    """Longest context that would start; 0 if none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What was asked, names looked up; the forward formula's arguments, so that it can be asked again, changed."""
+
+    model: ModelSpec
+    gpu: GpuSpec
+    args: EngineArgs
+    engine: EngineVersion
+    demand: Demand
+    entry_point: EntryPoint = "serve"
+    colocate: tuple[tuple[str, ModelSpec], ...] = ()
+    profile: MemoryProfile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answer: memory of the fullest GPU, the engine's own figures, and what they mean for the asked load."""
+
+    question: Question
+    args: ResolvedArgs
+    """Flags as the engine would resolve them."""
+    budget: Budget
+    """Memory of the GPU that has least left for KV."""
+    layout: Layout | None
+    """None where the engine refuses."""
+    shape: Layout
+    """Groups, pages and block size whatever the pool; its number of blocks means nothing on a refusal."""
+    refusal: Refusal | None
+    cache_tokens: Span
+    """`GPU KV cache size`, as the engine prints it."""
+    max_concurrency: Span
+    """Requests of max_model_len tokens at once, as the engine prints it."""
+    trace_tokens: int
+    """Tokens of one full-grown trace of the asked load."""
+    traces: Span
+    """Traces of the asked load that KV memory holds at once, over all replicas."""
+
+    @property
+    def max_model_len(self) -> int:
+        """The context the engine serves; with -1 the one it settles on."""
+        if self.layout:
+            return self.layout.max_model_len
+        asked = self.args.max_model_len
+        return asked if asked > 0 else self.question.model.max_model_len
+
+    @property
+    def num_traces(self) -> int:
+        """Traces that run at once: KV memory and max_num_seqs both hold them."""
+        return min(int(self.traces.value), self.args.max_num_seqs * self.args.data_parallel_size)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the engine starts and the asked traces live at once."""
+        return (
+            self.refusal is None
+            and self.too_long is None
+            and self.num_traces >= self.question.demand.num_traces
+        )
+
+    @property
+    def too_long(self) -> str | None:
+        """Why a trace of the asked lengths is never served, or None."""
+        if self.refusal or self.trace_tokens <= self.max_model_len:
+            return None
+        return f"a trace of {self.trace_tokens:,} tokens exceeds max_model_len {self.max_model_len:,}"
+
+    @property
+    def limited_by(self) -> Limit:
+        """What gives out first."""
+        if self.refusal:
+            return self.refusal.limit
+        seqs = self.args.max_num_seqs * self.args.data_parallel_size
+        return Limit.KV_BLOCKS if self.traces.value <= seqs else Limit.MAX_NUM_SEQS
+
+    def check(self) -> Plan:
+        """Return itself, or raise DoesNotFit with needed, available and the longest that fits."""
+        if self.refusal:
+            raise DoesNotFit(self.refusal.reason)
+        if not self.fits:
+            raise DoesNotFit(self.too_long or self.shortfall)
+        return self
+
+    @property
+    def shortfall(self) -> str:
+        """The missing concurrency in one sentence."""
+        wanted = self.question.demand.num_traces
+        return (
+            f"{wanted:,} traces of {self.trace_tokens:,} tokens asked, {self.num_traces:,} fit at once "
+            f"(limited by {self.limited_by})"
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """The document that `kvplan estimate --json` prints."""
+        from kvplan.report import plan_document
+
+        return plan_document(self)
+
+    def __str__(self) -> str:
+        from kvplan.report import plan_text
+
+        return plan_text(self)
+
+
+def estimate(
+    model: ModelSpec | str,
+    gpu: GpuSpec | str,
+    args: EngineArgs | None = None,
+    *,
+    engine: EngineVersion | str = "vllm",
+    demand: Demand | None = None,
+    entry_point: EntryPoint = "serve",
+    colocate: Mapping[str, ModelSpec | str] | None = None,
+    profile: MemoryProfile | None = None,
+) -> Plan:
+    """Plan the memory of `model` on `gpu`.
+
+    Args:
+        model: a spec, a bundled name, a config.json or a folder.
+        gpu: a spec or a name of the GPU table; `local` asks NVML.
+        args: flags of `vllm serve`; the engine's defaults where left out.
+        engine: e.g. vllm, vllm@0.19, sglang, tensorrt-llm.
+        demand: lengths and concurrency to hold.
+        entry_point: `serve` or `llm` (offline); their batch defaults differ.
+        colocate: role (draft, reward, reference, critic) -> model on the same GPUs.
+        profile: overheads measured on this card; None: the bundled ones.
+
+    Raises:
+        KvplanError: a question the engine would not even load. What does not fit is an answer: `Plan.refusal`.
+    """
+    spec = load_model(model) if isinstance(model, str) else model
+    card = get_gpu(gpu) if isinstance(gpu, str) else gpu
+    version = parse_engine(engine) if isinstance(engine, str) else engine
+    others = tuple((role, load_model(m) if isinstance(m, str) else m) for role, m in (colocate or {}).items())
+    asked = args or EngineArgs()
+    return answer(Question(spec, card, asked, version, demand or Demand(), entry_point, others, profile))
+
+
+def answer(question: Question) -> Plan:
+    """The forward formula: from a question to its plan."""
+    args = _resolved(question)
+    length = args.max_model_len if args.max_model_len > 0 else question.model.max_model_len
+    budgets = _stage_budgets(question, args, question.demand.trace_tokens(length))
+    worst = min(budgets, key=lambda b: b.kv.size.value)
+    layouts = [
+        _layout(question, args, [getattr(b.kv.size, end) for b in budgets])
+        for end in ("value", "low", "high")
+    ]
+    found = layouts[0]
+    refusal = _refusal(found, worst) if isinstance(found, KvCacheTooSmall) else _overflow(worst, args)
+    layout = None if isinstance(found, KvCacheTooSmall) else found
+    shape = layout or _shape(question, args, worst)
+    tokens = question.demand.trace_tokens(layout.max_model_len if layout else length)
+    return Plan(
+        question,
+        args,
+        worst,
+        layout,
+        shape,
+        refusal,
+        _span(layouts, lambda one: printed_tokens(one, question.engine)),
+        _span(layouts, lambda one: one.max_concurrency),
+        tokens,
+        _span(layouts, lambda one: _traces(question.demand, one, args, tokens)),
+    )
+
+
+def _resolved(question: Question) -> ResolvedArgs:
+    args = question.args
+    if question.engine.engine != "vllm" and args.gpu_memory_utilization is None:
+        fraction = default_utilization(question.engine, question.model, args, question.gpu)
+        args = args.model_copy(update={"gpu_memory_utilization": fraction})
+    return resolve(args, question.model, question.gpu, question.engine, question.entry_point)
+
+
+def _stage_budgets(question: Question, args: ResolvedArgs, trace_tokens: int) -> list[Budget]:
+    """One budget per pipeline stage; only the last one samples."""
+    stages = stage_weights(question.model, args)
+    others = tuple(_colocated(question, args, role, model, trace_tokens) for role, model in question.colocate)
+    return [
+        make_budget(
+            question.model,
+            args,
+            question.gpu,
+            question.engine,
+            weights,
+            colocated=others,
+            last_stage=stage == len(stages) - 1,
+            profile=question.profile,
+        )
+        for stage, weights in enumerate(stages)
+    ]
+
+
+def stage_weights(model: ModelSpec, args: EngineArgs) -> list[int]:
+    """Bytes of weights on one rank of each pipeline stage."""
+    return [stage_weight_bytes(model, args, stage) for stage in range(args.pipeline_parallel_size)]
+
+
+def _colocated(question: Question, args: ResolvedArgs, role: str, model: ModelSpec, tokens: int) -> Colocated:
+    """A co-located model's share of one rank: its weights, and KV for one trace at a time.
+
+    A draft model's KV lives in the engine's own pool, so its layers are laid out with the main model's.
+    """
+    if role not in ROLES:
+        raise KvplanError(f"--colocate {role}=...: the roles are {', '.join(ROLES)}")
+    ranks = EngineArgs(tensor_parallel_size=args.tensor_parallel_size, dtype=args.dtype)
+    weights = max(stage_weights(model, ranks))
+    if role == "draft":
+        if not args.num_speculative_tokens:
+            raise KvplanError(
+                "--colocate draft=...: say how many tokens it drafts, --num-speculative-tokens N"
+            )
+        return Colocated(role, model.name, weights, 0)
+    length = min(tokens, model.max_model_len)
+    scoring = args.model_copy(update={"max_model_len": length, "num_speculative_tokens": 0})
+    layout = kv_layout(model, scoring, 1 << 60, capability=capability(question.gpu))
+    return Colocated(role, model.name, weights, layout.blocks_per_request * layout.bytes_per_block)
+
+
+def capability(gpu: GpuSpec) -> tuple[int, int]:
+    """CUDA compute capability as (major, minor)."""
+    major, minor = divmod(round(gpu.compute_capability * 10), 10)
+    return major, minor
+
+
+def _layout(question: Question, args: ResolvedArgs, available: list[int]) -> Layout | KvCacheTooSmall:
+    """The KV layout of these pool sizes, one per stage, or the engine's refusal."""
+    if min(available) <= 0 and args.num_gpu_blocks_override is None:
+        return KvCacheTooSmall("no memory left for KV", 0, min(available), 0)
+    draft = dict(question.colocate).get("draft")
+    if draft:
+        args = args.model_copy(update={"speculative_method": "draft_model"})
+    try:
+        if question.engine.engine != "vllm":
+            return pool_layout(
+                question.engine, question.model, args, min(available), capability(question.gpu)
+            )
+        return kv_layout(question.model, args, available, capability=capability(question.gpu), draft=draft)
+    except KvCacheTooSmall as small:
+        return small
+
+
+def _shape(question: Question, args: ResolvedArgs, budget: Budget) -> Layout:
+    """The layout of a pool of any size, with the blocks that this budget would give."""
+    unbound = args.model_copy(update={"num_gpu_blocks_override": None})
+    endless = _layout(question, unbound, [1 << 60] * args.pipeline_parallel_size)
+    assert isinstance(endless, Layout), "an endless pool fits everything"
+    return replace(endless, num_blocks=max(0, budget.kv.size.value) // max(1, endless.bytes_per_block))
+
+
+def _refusal(small: KvCacheTooSmall, budget: Budget) -> Refusal:
+    if budget.kv.size.value <= 0:
+        return _no_room(budget)
+    return Refusal(
+        str(small), Limit.KV_BLOCKS, small.needed_bytes, small.available_bytes, small.max_model_len
+    )
+
+
+def _no_room(budget: Budget) -> Refusal:
+    """Weights and overheads alone exceed the budget."""
+    needed = budget.budget_bytes - budget.kv.size.value
+    reason = (
+        f"no memory left for KV: weights and overheads need {gib(needed):.2f} GiB, "
+        f"the budget is {gib(budget.budget_bytes):.2f}; more ranks, a larger GPU or fewer bits would do"
+    )
+    return Refusal(reason, Limit.WEIGHTS, needed, budget.budget_bytes, 0)
+
+
+def _overflow(budget: Budget, args: ResolvedArgs) -> Refusal | None:
+    """With a stated pool nothing is left to give: the rest of the card may not hold the weights."""
+    over = -budget.outside.size.value
+    if args.kv_cache_memory_bytes is None or over <= 0:
+        return None
+    needed = budget.total.size.value + over
+    asked = "weights, overheads and the asked KV pool"
+    reason = f"{asked} need {gib(needed):.2f} GiB, the card has {gib(needed - over):.2f}"
+    return Refusal(reason, Limit.WEIGHTS, needed, needed - over, 0)
+
+
+def printed_tokens(layout: Layout, engine: EngineVersion) -> int:
+    """`GPU KV cache size` as this version prints it.
+
+    Since vLLM 0.21 concurrency x max_model_len; before, blocks // groups x block size (equal without hybrids).
+    """
+    if engine.engine == "vllm" and engine.version < (0, 21) and layout.groups:
+        size = min(group.block_size for group in layout.groups)
+        return layout.num_blocks // len(layout.groups) * size
+    return layout.kv_cache_size_tokens
+
+
+def _traces(demand: Demand, layout: Layout, args: ResolvedArgs, tokens: int) -> float:
+    """Traces at once over all data-parallel replicas; each replica's pool holds its own requests."""
+    blocks = trace_blocks(layout, args, tokens, demand.prompt_tokens(), demand.num_samples)
+    if not blocks.alone:
+        return float(args.max_num_seqs * args.data_parallel_size)
+    return float(blocks.most_traces(layout.num_usable_blocks, demand.num_samples) * args.data_parallel_size)
+
+
+def _span(layouts: list[Layout | KvCacheTooSmall], figure: Callable[[Layout], float]) -> Span:
+    """A figure at the value, low and high end of the KV pool; 0 where the engine refuses."""
+    return Span(*(figure(one) if isinstance(one, Layout) else 0 for one in layouts))
