@@ -22,7 +22,7 @@ from kvplan.model import ModelSpec, load_model
 from kvplan.other_engines import default_utilization, pool_layout
 from kvplan.profile import MemoryProfile
 from kvplan.units import gib
-from kvplan.weights import stage_weight_bytes
+from kvplan.weights import weight_bytes
 
 ROLES = ("draft", "reward", "reference", "critic")
 """Models that may live beside the planned one."""
@@ -223,9 +223,10 @@ def _resolved(question: Question) -> ResolvedArgs:
 
 
 def _stage_budgets(question: Question, args: ResolvedArgs, trace_tokens: int) -> list[Budget]:
-    """One budget per pipeline stage; only the last one samples."""
-    stages = stage_weights(question.model, args)
+    """One budget per pipeline stage: each as heavy as the heaviest, but only the last one samples."""
+    weights = rank_weights(question.model, args)
     others = tuple(_colocated(question, args, role, model, trace_tokens) for role, model in question.colocate)
+    last = args.pipeline_parallel_size - 1
     return [
         make_budget(
             question.model,
@@ -234,16 +235,25 @@ def _stage_budgets(question: Question, args: ResolvedArgs, trace_tokens: int) ->
             question.engine,
             weights,
             colocated=others,
-            last_stage=stage == len(stages) - 1,
+            last_stage=stage == last,
             profile=question.profile,
         )
-        for stage, weights in enumerate(stages)
+        for stage in range(last + 1)
     ]
 
 
-def stage_weights(model: ModelSpec, args: EngineArgs) -> list[int]:
-    """Bytes of weights on one rank of each pipeline stage."""
-    return [stage_weight_bytes(model, args, stage) for stage in range(args.pipeline_parallel_size)]
+def rank_weights(model: ModelSpec, args: EngineArgs) -> int:
+    """Bytes of weights on the rank that holds most, drafting layers included if they draft."""
+    return weight_bytes(
+        model,
+        tensor_parallel_size=args.tensor_parallel_size,
+        pipeline_parallel_size=args.pipeline_parallel_size,
+        data_parallel_size=args.data_parallel_size,
+        enable_expert_parallel=args.enable_expert_parallel,
+        quantization=args.quantization,
+        dtype=args.dtype,
+        use_mtp=args.num_speculative_tokens > 0 and args.speculative_method == "mtp",
+    )
 
 
 def _colocated(question: Question, args: ResolvedArgs, role: str, model: ModelSpec, tokens: int) -> Colocated:
@@ -254,7 +264,7 @@ def _colocated(question: Question, args: ResolvedArgs, role: str, model: ModelSp
     if role not in ROLES:
         raise KvplanError(f"--colocate {role}=...: the roles are {', '.join(ROLES)}")
     ranks = EngineArgs(tensor_parallel_size=args.tensor_parallel_size, dtype=args.dtype)
-    weights = max(stage_weights(model, ranks))
+    weights = rank_weights(model, ranks)
     if role == "draft":
         if not args.num_speculative_tokens:
             raise KvplanError(

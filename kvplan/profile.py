@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from kvplan.config import Config
 from kvplan.errors import KvplanError
 from kvplan.resources import catalog_dir
+from kvplan.timing_profile import TimingProfile
 
 
 class Figure(Config):
@@ -72,6 +73,8 @@ class Profile(Config):
     """Engine or kernel set."""
     memory: MemoryProfile | None = None
     """Overheads learned there; None: the bundled ones serve."""
+    timing: TimingProfile | None = None
+    """Step-time coefficients fitted there; None: the roofline serves."""
     source: str = Field("", max_length=2000)
     """Who measured what, when."""
 
