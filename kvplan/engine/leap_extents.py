@@ -157,13 +157,16 @@ class ExtentPool:
 
     # --- prefix cache -----------------------------------------------------------------------
 
-    def open_run(self, seq: Sequence, first: int, when: int) -> None:
-        """Begin to follow what an admitted request computes beyond its first `first` blocks, which were hits.
-
-        The blocks that its first chunk fills are hashed at `when`.
-        """
+    def adopt(self, seq: Sequence, hits: Hits, when: int) -> None:
+        """Hold an admitted request's hits and follow what it computes; its first chunk is hashed at `when`."""
+        if self.trie is None:
+            return
+        for hit in hits.stretches:
+            self._touch(hit)
+        seq.table = hits.stretches
         run = seq.run = Run(seq)
         run.marks.append(Mark(seq.computed // self.block_size, when, 0))
+        first = hits.num_blocks
         for trunk, lo, hi in seq.path:
             if hi > first:
                 piece = Piece(run, trunk, max(lo, first), hi, 1)
@@ -171,15 +174,13 @@ class ExtentPool:
                 trunk.pieces.append(piece)
                 trunk.refs += 1
 
-    def touch(self, seq: Sequence, hits: Hits) -> None:
+    def _touch(self, hit: Hit) -> None:
         """Hold hit blocks; free ones leave the queue (vLLM `touch`)."""
-        for hit in hits.stretches:
-            piece = self._cut(hit)
-            if not piece.refs:
-                self.num_free -= piece.hi - piece.lo
-                self._unlink(piece)
-            piece.refs += 1
-        seq.table = hits.stretches
+        piece = self._cut(hit)
+        if not piece.refs:
+            self.num_free -= piece.hi - piece.lo
+            self._unlink(piece)
+        piece.refs += 1
 
     def find_longest_cache_hit(self, seq: Sequence, max_blocks: int, now: int) -> Hits:
         """Return the longest cached prefix of at most `max_blocks`; of equal blocks the one hashed first."""

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from kvplan.engine.leap_extents import Hit, Run
 
 
+NEVER = 1 << 60
+"""A step that does not come."""
+
+
 class Stage(IntEnum):
     """Where a sequence is. A decoding one is never touched between changes: `computed = base + num_steps`."""
 
@@ -136,3 +140,44 @@ class Landing(NamedTuple):
 
     early: Outputs
     late: Outputs
+
+
+class InFlight(NamedTuple):
+    """What the tokens of one scheduled step will tell when they are read."""
+
+    first_tokens: list[Sequence]
+    ends: list[Sequence]
+
+
+class Draft:
+    """One step while it is decided."""
+
+    __slots__ = (
+        "admitted",
+        "budget",
+        "chunk",
+        "chunks",
+        "completed",
+        "context",
+        "first_tokens",
+        "num_decodes",
+        "preempted",
+    )
+
+    def __init__(self, budget: int, chunk: int) -> None:
+        self.budget = budget
+        """Tokens left to give out."""
+        self.chunk = chunk
+        """Cap on one prompt's tokens; 0 = none."""
+        self.num_decodes = 0
+        self.context = 0
+        self.chunks: list[Chunk] = []
+        self.completed: list[Sequence] = []
+        """Running requests whose last chunk is in this step."""
+        self.first_tokens: list[Sequence] = []
+        self.admitted: list[tuple[Request, int]] = []
+        self.preempted: list[Request] = []
+
+    def chunk_of(self, num_tokens: int) -> int:
+        """Return how many of the tokens a prompt still wants it can have in one step, budget apart."""
+        return min(num_tokens, self.chunk or num_tokens)
