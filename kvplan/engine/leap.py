@@ -30,7 +30,7 @@ from kvplan.engine.leap_state import (
     Stage,
     Step,
 )
-from kvplan.engine.leap_waiting import NO_PLACE, BlockedHead, schedule_waiting
+from kvplan.engine.leap_waiting import NO_PLACE, BlockedHead, schedule_waiting, try_head
 from kvplan.engine.request import Request, RequestStatus
 from kvplan.engine.request_queue import QUEUES
 
@@ -79,6 +79,8 @@ class LeapScheduler:
         self._in_flight: deque[InFlight] = deque()
         self._blocked: BlockedHead | None = None
         """Why the head of the queue need not be looked at, if that is so."""
+        self._look_ahead = False
+        """Whether the head of the queue probably stays out although the last step cannot say so."""
         self._planned = (0, 0)
         """Steps of the last leap proposed, and the blocks that they take."""
 
@@ -91,7 +93,7 @@ class LeapScheduler:
         seq = Sequence(request, (request.priority, self._num_arrivals))
         self.sequences[request.request_id] = seq
         if not (self.is_fcfs and self.waiting):
-            self._blocked = None
+            self._blocked, self._look_ahead = None, False
         self.waiting.add_request(seq)
 
     def abort(self, request_id: str) -> bool:
@@ -136,6 +138,16 @@ class LeapScheduler:
         """Free blocks that still hold reusable content."""
         return self.pool.num_free - self.pool.num_unhashed
 
+    @property
+    def num_taken_blocks(self) -> int:
+        """Blocks taken from the free queue so far."""
+        return self.pool.num_taken
+
+    def head(self) -> Request:
+        """Return the request that waits first."""
+        seq: Sequence = self.waiting.peek_request()
+        return seq.request
+
     def blocks(self, num_tokens: int) -> int:
         """Return the blocks that so many tokens fill or begin."""
         return -(-num_tokens // self.block_size)
@@ -155,6 +167,8 @@ class LeapScheduler:
         if self.waiting:
             if self._blocked is None and full:
                 self._blocked = NO_PLACE
+            if self._blocked is None and self._look_ahead:
+                self._blocked = self._head_stays_out()
             if self._blocked is None:
                 return None
             steps = min(steps, self._blocked.limit - batch.num_steps)
@@ -169,6 +183,12 @@ class LeapScheduler:
         self._planned = (steps, need)
         ends_on_arrival = not self.is_fcfs or not (self.waiting or full)
         return Leap(steps, num_decodes, batch.context + num_decodes, ends_on_arrival)
+
+    def _head_stays_out(self) -> BlockedHead | None:
+        """Look at the head of the queue as the next step would, if all only decode in it."""
+        draft = Draft(self._token_budget - self.batch.num_decodes, self.config.long_prefill_token_threshold)
+        found = try_head(self, draft)
+        return found if isinstance(found, BlockedHead) else None
 
     def commit_leap(self, num_steps: int) -> Landing:
         """Take `num_steps` steps of the leap just planned, at least one; all of them or cut short."""
@@ -188,7 +208,7 @@ class LeapScheduler:
         """Decide one step (vLLM: same name): running requests first, then waiting ones unless one was preempted."""
         company = len(self.running) + len(self.waiting) > 1
         draft = Draft(self._token_budget, self.config.long_prefill_token_threshold if company else 0)
-        self._finished_unread, self._blocked = False, None
+        self._finished_unread, self._blocked, self._look_ahead = False, None, True
         schedule_running(self, draft)
         self.batch.num_steps += 1
         self.batch.context += draft.num_decodes
@@ -230,8 +250,7 @@ class LeapScheduler:
     def start_decode(self, seq: Sequence, draft: Draft) -> None:
         """Note that a sequence's last chunk is in this step: the step samples a token, and the next one decodes."""
         self.batch.start(seq)
-        if seq.num_tokens == seq.request.num_prompt_tokens:
-            draft.first_tokens.append(seq)
+        draft.first_tokens.append(seq)
 
     # --- leaving the batch ------------------------------------------------------------------
 
@@ -281,8 +300,7 @@ class LeapScheduler:
         seq.stage = Stage.GONE
         seq.request.status = status
         del self.sequences[seq.request.request_id]
-        self._finished_unread = True
-        self._blocked = None
+        self._finished_unread, self._blocked, self._look_ahead = True, None, False
 
     def _hash_all_known(self) -> None:
         """Under async scheduling, hash what the last token read completes of sequences with no step in flight."""

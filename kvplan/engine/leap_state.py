@@ -116,6 +116,7 @@ class Outputs(NamedTuple):
     """What became known when a step's tokens were read."""
 
     first_tokens: list[Request]
+    """Requests whose prefill gave a token: the first one, or after a preemption the next one."""
     finished: list[Request]
 
 
