@@ -236,24 +236,17 @@ def load_model(name_or_path: str | Path, *, hub: bool = False) -> ModelSpec:
         return from_config(*_download(text))
     looks_local = text.endswith(".json") or text.startswith((".", "/", "~"))
     what = "no such file or folder" if looks_local else "not a bundled model, a file or a folder"
-    raise KvplanError(f"{text[:120]!r}: {what}{did_you_mean(text[:120], _names_and_tails())}")
+    raise KvplanError(f"{text[:120]!r}: {what}{did_you_mean(text[:120], _known_names())}")
 
 
 def bundled_models() -> tuple[str, ...]:
     """Names of the bundled models, `organisation/model`, sorted."""
-    return tuple(sorted(path.stem.replace("--", "/") for path in _bundled_files()))
+    return tuple(path.stem.replace("--", "/") for path in _bundled_files())
 
 
 def find_bundled(name: str) -> Path | None:
     """The bundled config of that name, or None. Ignores case and a missing organisation; knows aliases."""
-    wanted = name.casefold()
-    aliases = {k.casefold(): v for k, v in _aliases().items()} if _bundled_files() else {}
-    for candidate in (wanted, aliases.get(wanted, "").casefold()):
-        for path in _bundled_files():
-            full = path.stem.replace("--", "/").casefold()
-            if candidate and candidate in (full, full.rpartition("/")[2]):
-                return path
-    return None
+    return _index().get(name.casefold())
 
 
 def _bundled_files() -> list[Path]:
@@ -261,14 +254,23 @@ def _bundled_files() -> list[Path]:
 
 
 @cache
-def _aliases() -> dict[str, str]:
+def _index() -> dict[str, Path]:
+    """Every way to write a bundled model's name, in lower case; real names win over aliases."""
+    named = {path.stem.replace("--", "/"): path for path in _bundled_files()}
     file = catalog_dir() / "models" / "aliases.json"
-    return {k: str(v) for k, v in read_json(file).items()} if file.is_file() else {}
+    aliases = (
+        {alias: named[str(target)] for alias, target in read_json(file).items()} if file.is_file() else {}
+    )
+    index: dict[str, Path] = {}
+    for name, path in [*named.items(), *aliases.items()]:
+        index.setdefault(name.casefold(), path)
+        index.setdefault(name.rpartition("/")[2].casefold(), path)
+    return index
 
 
-def _names_and_tails() -> list[str]:
-    names = [*bundled_models(), *_aliases()]
-    return names + [name.rpartition("/")[2] for name in names]
+def _known_names() -> list[str]:
+    names = bundled_models()
+    return [*names, *(name.rpartition("/")[2] for name in names)]
 
 
 def _exists(path: Path) -> bool:

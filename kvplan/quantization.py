@@ -44,6 +44,8 @@ MXFP4 = Scheme("mxfp4", 4, 1, block_cols=32, pad=(128, 256))
 MXFP8 = Scheme("mxfp8", 8, 1, block_cols=32)
 NVFP4 = Scheme("nvfp4", 4, 1, block_cols=16, tensor_bytes=8)
 NF4 = Scheme("nf4", 4, 4, block_cols=64)
+NF4_DOUBLE = Scheme("nf4, double quantised", 4, 1 + 4 / 256, block_cols=64, tensor_bytes=64 + 1024)
+"""bitsandbytes' nested form: one byte per 64 elements, scaled again per 256 of those; two look-up tables."""
 
 
 def fp8_block(rows: int, cols: int) -> Scheme:
@@ -83,7 +85,7 @@ def quantization_rule(model: ModelSpec, quantization: str | None = None) -> Rule
 def _on_load(model: ModelSpec, quantization: str | None) -> Rule:
     if quantization is None:
         return lambda module: None
-    schemes = {"fp8": FP8_TENSOR, "bitsandbytes": NF4, "experts_int8": INT8_CHANNEL}
+    schemes = {"fp8": FP8_TENSOR, "bitsandbytes": NF4_DOUBLE, "experts_int8": INT8_CHANNEL}
     if quantization not in schemes:
         raise Keys(model.name, {}).error(
             f"has no quantization_config, and --quantization {quantization[:40]} cannot quantise on load"
@@ -205,13 +207,20 @@ def _gptq(k: Keys) -> Rule:
     return rule
 
 
+def _auto_round(k: Keys) -> Rule:
+    """As GPTQ, but blocks outside the decoder (multi-token prediction) stay as they are unless named."""
+    rule, named = _gptq(k), str(k.raw.get("block_name_to_quantize", ""))
+    return lambda module: None if module.name.startswith("mtp.") and "mtp" not in named else rule(module)
+
+
 def _mxfp4(k: Keys) -> Rule:
     ignored = _ignored(k, "modules_to_not_convert")
     return lambda module: MXFP4 if module.role == "expert" and module.name not in ignored else None
 
 
 def _bitsandbytes(k: Keys) -> Rule:
-    scheme = INT8_CHANNEL if k.flag("load_in_8bit", k.flag("_load_in_8bit")) else NF4
+    nf4 = NF4_DOUBLE if k.flag("bnb_4bit_use_double_quant") else NF4
+    scheme = INT8_CHANNEL if k.flag("load_in_8bit", k.flag("_load_in_8bit")) else nf4
     return _everywhere(scheme, _ignored(k, "llm_int8_skip_modules"))
 
 
@@ -307,8 +316,8 @@ METHODS: Mapping[str, Callable[[Keys], Rule]] = {
     "awq_marlin": _awq,
     "gptq": _gptq,
     "gptq_marlin": _gptq,
-    "auto-round": _gptq,
-    "intel/auto-round": _gptq,
+    "auto-round": _auto_round,
+    "intel/auto-round": _auto_round,
     "mxfp4": _mxfp4,
     "bitsandbytes": _bitsandbytes,
     "compressed-tensors": _compressed_tensors,

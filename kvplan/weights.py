@@ -24,9 +24,6 @@ from kvplan.vision import vision_modules
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
-
-EMBEDDING_EVERYWHERE = ("Qwen3Moe", "Qwen3VLMoe", "Qwen2Moe", "Qwen3Next", "Qwen3_5", "Mixtral", "GptOss")
-EMBEDDING_EVERYWHERE += ("GraniteMoe", "NemotronH", "Gemma")
 HEAD_EVERYWHERE = (
     "Qwen2Moe",
     "Qwen3Moe",
@@ -37,7 +34,10 @@ HEAD_EVERYWHERE = (
     "GraniteMoe",
     "NemotronH",
 )
-"""Architecture prefixes whose vLLM classes build the embedding, or the head, on every pipeline stage (0.32)."""
+EMBEDDING_EVERYWHERE = (*HEAD_EVERYWHERE, "Qwen3_5", "Gemma")
+"""Architecture prefixes whose vLLM classes build the head, or the embedding, on every pipeline stage (0.32)."""
+MTP_HAS_ENDS = ("Deepseek", "Glm4Moe", "GlmMoe")
+"""Architecture prefixes whose checkpoints repeat embedding and head in each multi-token-prediction layer."""
 
 
 class LayerWeights(NamedTuple):
@@ -113,6 +113,9 @@ def _checkpoint(model: ModelSpec, *, vision: bool, mtp: bool) -> Iterator[Module
         yield from vision_modules(model.vision, 1)
     if mtp:
         yield from mtp_modules(model, cut)
+        if model.architecture.startswith(MTP_HAS_ENDS):
+            copies = [embedding_module(model, cut), *(m for m in head_modules(model, cut) if m.linear)]
+            yield from copies * len(model.mtp_layers)
 
 
 def heaviest_rank(
