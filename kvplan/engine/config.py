@@ -178,9 +178,29 @@ class EngineConfig(Config):
                 f"prefix_match_unit {unit} needs several groups; hits of one land on its block size"
             )
         interval = self.prefix_cache_retention_interval
+        if interval and not any(g.kind in ("sliding_window", "mamba") for g in self.groups):
+            raise ValueError("prefix_cache_retention_interval needs a sliding_window or mamba group")
         if interval and interval % self.scheduler_block_size:
             raise ValueError(
                 f"prefix_cache_retention_interval {interval} must be a multiple of"
                 f" {self.scheduler_block_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> EngineConfig:
+        budget, length = self.max_num_batched_tokens, self.max_model_len
+        if not self.enable_chunked_prefill and budget < length:
+            raise ValueError(
+                f"max_num_batched_tokens {budget} is below max_model_len {length}: without chunked prefill"
+                " a prompt of that length could never run"
+            )
+        if budget < self.max_num_seqs:
+            raise ValueError(f"max_num_batched_tokens {budget} is below max_num_seqs {self.max_num_seqs}")
+        if self.long_prefill_token_threshold > length:
+            raise ValueError(
+                f"long_prefill_token_threshold {self.long_prefill_token_threshold} is above max_model_len {length}"
+            )
+        if budget <= self.draft_slots:
+            raise ValueError(f"max_num_batched_tokens {budget} leaves nothing beside a draft model's slots")
         return self

@@ -61,6 +61,16 @@ class StepRecord:
         """Return the record as one line of the log."""
         return {"type": "step"} | {name: getattr(self, name) for name in self.__slots__}
 
+    def row(self, with_state: bool) -> list[int | None]:
+        """Return the reference log's columns: counts of this step, None where nothing was scheduled any more."""
+        sched, num_decodes = self.sched, sum(entry[3] == "decode" for entry in self.sched)
+        row = [self.step, len(sched), self.n_tokens, num_decodes, self.used, self.free_end, self.new_blocks]
+        row += [self.evicted, sum(self.hits.values()), len(self.waiting), len(self.finished)]
+        if with_state:
+            row += [self.recycled, self.cached_end, sum(self.spec.values()), sum(self.accepted.values())]
+            row += [len(self.aborted), *(self.group_used or [None] * len(self.group_end))]
+        return row
+
     def sched_line(self) -> str:
         """Return the line that `sched_sha256` hashes."""
         batch = ";".join(f"{i},{n},{before}" for i, n, before, _ in self.sched)

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from kvplan.config import Config
 from kvplan.engine.config import EngineConfig, KVCacheGroup
-from kvplan.engine.request import Request, Segment, merge_segments, output_of
+from kvplan.engine.request import Request, Segment, cdiv, merge_segments, output_of
 from kvplan.errors import KvplanError
 
 
@@ -104,25 +104,28 @@ class KVCacheLayers(KVCacheGroup):
         return page * self.kv_heads * self.head_size
 
 
-def group_layers(layers: tuple[KVCacheLayers, ...], config: EngineConfig) -> tuple[KVCacheGroup, ...]:
+def group_layers(
+    layers: tuple[KVCacheLayers, ...], block_size: int, max_model_len: int
+) -> tuple[KVCacheGroup, ...]:
     """Split layers into groups of equal size, as vLLM does (`_get_kv_cache_groups_uniform_page_size`).
 
     A group has as many layers as the rarest kind, or as the commonest if that is less than 1.5 times as many.
     """
-    page = max(layer.page_size(config.block_size) for layer in layers)
+    page = max(layer.page_size(block_size) for layer in layers)
     counts: dict[KVCacheGroup, int] = defaultdict(int)
     for layer in layers:
-        size = layer.block_size or config.block_size
-        own_page = layer.page_size(config.block_size)
+        own_page, size = layer.page_size(block_size), layer.block_size or block_size
         if layer.kind == "mamba" and layer.mode == "none":
-            size = layer.block_size or config.max_model_len
+            size = layer.block_size or max_model_len
         elif layer.kind != "mamba" and page % own_page == 0:
             size *= page // own_page  # smaller pages take more tokens
         spec = layer.model_dump(exclude={"layers", "repeat", "eagle"}) | {"block_size": size}
         counts[KVCacheGroup(**spec)] += layer.layers
+    if len({(s.kind, s.window, s.chunk, s.block_size) for s in counts}) == 1:
+        return (next(iter(counts)),)  # one kind needs no second block table
     fewest, most = min(counts.values()), max(counts.values())
     group_size = most if most < fewest * 1.5 else fewest
-    return tuple(spec.model_copy(update={"repeat": -(-n // group_size)}) for spec, n in counts.items())
+    return tuple(spec.model_copy(update={"repeat": cdiv(n, group_size)}) for spec, n in counts.items())
 
 
 class Scenario(EngineConfig):
@@ -143,10 +146,17 @@ class Scenario(EngineConfig):
     def engine_config(self) -> EngineConfig:
         """The engine's part, layers grouped."""
         fields = {name: getattr(self, name) for name in EngineConfig.model_fields}
-        config = EngineConfig(**fields)
-        if not self.kv_cache_layers:
-            return config
-        return EngineConfig(**fields | {"kv_cache_groups": group_layers(self.kv_cache_layers, config)})
+        if self.kv_cache_layers:
+            fields["kv_cache_groups"] = group_layers(
+                self.kv_cache_layers, self.block_size, self.max_model_len
+            )
+        return EngineConfig(**fields)
+
+    @model_validator(mode="after")
+    def _groups_agree(self) -> Scenario:
+        """Check the engine's part with its layers grouped, instead of without groups."""
+        assert self.engine_config
+        return self
 
     @cached_property
     def prompts(self) -> dict[str, tuple[Segment, ...]]:

@@ -1,0 +1,180 @@
+"""Random scenarios over every feature, for comparing two engines step by step.
+
+Small pools and short prompts: what differs between engines is evicting, preempting and sharing, not length.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def random_groups(rng: Random, block_size: int, num_drafts: int, eagle: bool, caching: bool) -> list[Json]:
+    """One to four groups; an empty list stands for full attention alone."""
+    first = {"kind": "full"} | ({"eagle": True} if eagle and rng.random() < 0.7 else {})
+    window = {"kind": "sliding_window", "window": rng.choice([3, 5, 8, 16, 24, 33, 64])}
+    other = {"kind": "sliding_window", "window": rng.choice([4, 12, 40])}
+    chunk = {"kind": "chunked_local", "chunk": block_size * rng.choice([1, 2, 3, 4])}
+    mamba: Json = {"kind": "mamba", "mode": "align" if caching or rng.random() < 0.5 else "none"}
+    if rng.random() < 0.3:
+        mamba |= {"checkpoint_blocks": 1, "checkpoint_alignment": rng.choice([1, 2, block_size])}
+    menu = [[], [], [first, window], [first, window | {"repeat": 2}], [first, window, other], [window]]
+    menu += [[first, mamba], [first, mamba | {"repeat": 2}], [first, window, mamba]]
+    if not eagle:
+        menu += [[first, chunk], [first, chunk | {"repeat": 2}], [chunk]]
+        menu += [[first, window | {"block_size": 2 * block_size}, mamba]]
+    menu += [
+        [first, window | {"block_size": 2 * block_size}],
+        [first | {"block_size": 2 * block_size}, window],
+    ]
+    if mamba["mode"] == "none":
+        menu += [[mamba]]
+    return rng.choice(menu)
+
+
+def random_layers(rng: Random, groups: list[Json]) -> list[Json]:
+    """The same kinds as layers, which the engine groups itself."""
+    layers = []
+    for group in groups:
+        layer = {key: value for key, value in group.items() if key not in ("repeat", "eagle", "block_size")}
+        layer["layers"] = rng.randint(1, 9)
+        if layer["kind"] in ("full", "sliding_window") and rng.random() < 0.3:
+            layer["kv_heads"] = 2
+        layers.append(layer)
+    return layers
+
+
+def random_prompt(rng: Random, i: int, block_size: int, longest: int) -> list[Any]:
+    """Shared beginnings, an earlier request's prompt or answer, own tokens; or plain token ids."""
+    if rng.random() < 0.04:
+        return [rng.choice([7, 8]) if rng.random() < 0.02 else 7 for _ in range(rng.randint(1, longest))]
+    prompt: list[Json] = []
+    kind = rng.random()
+    if i and kind < 0.2:
+        other = f"r{rng.randrange(i)}"
+        prompt.append({"prompt_of": other})
+        if rng.random() < 0.7:
+            prompt.append({"output_of": other, "len": rng.randint(1, 12)})
+    elif kind < 0.65:
+        prompt.append({"prefix_id": f"family{rng.randrange(3)}", "len": rng.randint(1, longest)})
+        if rng.random() < 0.1:
+            prompt[-1]["start"] = block_size
+    if not prompt or rng.random() < 0.6:
+        aligned = rng.random() < 0.3
+        prompt.append({"len": block_size * rng.randint(1, 3) if aligned else rng.randint(1, longest)})
+    return prompt
+
+
+def random_requests(rng: Random, scenario: Json) -> list[Json]:
+    """Requests with arrivals, follow-ups, stop tokens, aborts, priorities."""
+    requests: list[Json] = []
+    block_size, longest = scenario["block_size"], rng.choice([20, 40, 80])
+    tempo, eos, abort = rng.choice([0, 1, 4]), rng.random() * 0.8, rng.choice([0, 0, 0.2])
+    for i in range(rng.randint(2, 14)):
+        request: Json = {"id": f"r{i}", "output_len": rng.randint(1, rng.choice([4, 30, 60]))}
+        request["prompt"] = random_prompt(rng, i, block_size, longest)
+        if i and rng.random() < 0.2:
+            request |= {"after": [f"r{rng.randrange(i)}"], "delay_steps": rng.randint(0, 3)}
+        else:
+            request["arrival_step"] = rng.randint(0, tempo * i)
+        if rng.random() < eos:
+            request["stop"] = "eos"
+            if rng.random() < 0.4:
+                request["max_tokens"] = request["output_len"] + rng.randint(0, 3)
+        if scenario["policy"] == "priority":
+            request["priority"] = rng.randint(0, 3)
+        if rng.random() < abort:
+            request["abort_when"] = rng.choice(["before_schedule", "before_output"])
+            if i and rng.random() < 0.5:
+                request |= {"abort_after": [f"r{rng.randrange(i)}"], "abort_delay_steps": rng.randint(0, 2)}
+            else:
+                request["abort_step"] = request.get("arrival_step", 0) + rng.randint(0, 30)
+        if scenario.get("num_speculative_tokens") and rng.random() < 0.3:
+            request["accept"] = [rng.randint(0, 1) for _ in range(rng.randint(1, 5))]
+        requests.append(request)
+    return requests
+
+
+def prompt_lengths(requests: list[Json]) -> dict[str, int]:
+    """Tokens of each prompt."""
+    lengths: dict[str, int] = {}
+    for request in requests:
+        lengths[request["id"]] = sum(
+            1
+            if isinstance(piece, int)
+            else lengths[piece["prompt_of"]]
+            if "prompt_of" in piece
+            else piece["len"]
+            for piece in request["prompt"]
+        )
+    return lengths
+
+
+def random_scenario(seed: int) -> Json:
+    """One scenario; the same seed gives the same scenario."""
+    rng = Random(seed)
+    block_size = rng.choice([4, 4, 8, 16])
+    num_drafts = rng.choice([0, 0, 0, 1, 2, 3])
+    method = rng.choice(["eagle", "eagle", "draft_model", "ngram"])
+    caching = rng.random() < 0.8
+    scenario: Json = {"name": f"random{seed}", "block_size": block_size, "enable_prefix_caching": caching}
+    scenario["policy"] = rng.choice(["fcfs", "fcfs", "priority"])
+    scenario["max_num_seqs"] = rng.choice([2, 4, 16])
+    if num_drafts:
+        scenario |= {"num_speculative_tokens": num_drafts, "spec_method": method}
+        scenario["accept_rate"] = rng.choice([0.0, 0.4, 0.7, 1.0])
+    groups = random_groups(rng, block_size, num_drafts, bool(num_drafts) and method == "eagle", caching)
+    if len(groups) > 1 and rng.random() < 0.15:
+        scenario["kv_cache_layers"] = random_layers(rng, groups)
+    elif groups:
+        scenario["kv_cache_groups"] = groups
+    wide = "kv_cache_layers" in scenario or any("block_size" in group for group in groups)
+    unit = 2 * block_size if wide else block_size
+    if caching and any(group["kind"] in ("sliding_window", "mamba") for group in groups):
+        scenario["prefix_cache_retention_interval"] = rng.choice([0, 0, None, unit, 2 * unit, 4 * unit])
+    mamba_last = len(groups) == 2 and groups[1]["kind"] == "mamba" and groups[1]["mode"] == "align"
+    if caching and mamba_last and rng.random() < 0.5:
+        scenario["prefix_match_unit"] = block_size // rng.choice([2, 4])
+    for key, value, chance in (
+        ("watermark", rng.choice([0.05, 0.3]), 0.15),
+        ("scheduler_reserve_full_isl", False, 0.25),
+        ("long_prefill_token_threshold", rng.choice([5, 16, 30]), 0.25),
+    ):
+        if rng.random() < chance:
+            scenario[key] = value
+    requests = random_requests(rng, scenario)
+    lengths = prompt_lengths(requests)
+    longest = max(lengths[r["id"]] + max(r["output_len"], r.get("max_tokens", 0)) for r in requests)
+    scenario["max_model_len"] = longest + rng.choice([0, 1, 7, 40])
+    chunked = rng.random() < 0.85
+    scenario["enable_chunked_prefill"] = chunked
+    budget = rng.choice([16, 24, 48, 100, 256]) if chunked else 256
+    scenario["max_num_batched_tokens"] = max(budget, scenario["max_num_seqs"] * (num_drafts + 2))
+    if not chunked:
+        scenario["max_num_batched_tokens"] = max(budget, scenario["max_model_len"])
+        scenario.pop("long_prefill_token_threshold", None)
+    num_groups = sum(group.get("repeat", 1) for group in groups) or 1
+    num_groups *= 2 if "kv_cache_layers" in scenario else 1
+    need = -(-longest // block_size) * num_groups
+    scenario["num_gpu_blocks"] = (
+        2 + int(need * rng.choice([0.8, 1.1, 1.5, 2.5, 6])) + num_groups * (1 + num_drafts)
+    )
+    scenario["requests"] = requests
+    return scenario
+
+
+def main() -> None:
+    """Write scenarios: random_scenarios.py FOLDER FIRST_SEED COUNT."""
+    folder, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(first, first + count):
+        (folder / f"random{seed}.json").write_text(json.dumps(random_scenario(seed)))
+
+
+if __name__ == "__main__":
+    main()

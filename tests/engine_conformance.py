@@ -1,0 +1,47 @@
+"""Reads the reference logs of vLLM's scheduler and replays their scenarios."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kvplan.engine.async_scheduler import make_scheduler
+from kvplan.engine.replay import Replay, ReplayResult
+from kvplan.engine.scenario import Scenario
+
+FOLDER = Path(__file__).parent / "conformance"
+
+
+def _load(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lzma.decompress((FOLDER / name).read_bytes()).splitlines()]
+
+
+@cache
+def scenarios() -> dict[str, dict[str, Any]]:
+    """Name -> scenario as JSON."""
+    return {row["name"]: row for row in _load("scenarios.jsonl.xz")}
+
+
+@cache
+def golden() -> dict[tuple[str, str], dict[str, Any]]:
+    """(name, sync | async) -> what vLLM did."""
+    return {(row["name"], row["mode"]): row for row in _load("golden.jsonl.xz")}
+
+
+def replay(name: str, mode: str, **changes: Any) -> ReplayResult:
+    """Run one scenario on the twin."""
+    scenario = Scenario(**scenarios()[name] | {"async_scheduling": mode == "async"} | changes)
+    return Replay(scenario, make_scheduler(scenario.engine_config)).run()
+
+
+def first_difference(result: ReplayResult, log: dict[str, Any]) -> str:
+    """Name the first row that differs, or say that there is none."""
+    for step, theirs in zip(result.steps, log["rows"], strict=False):
+        ours = step.row("state_sha256" in log)
+        if ours != theirs:
+            named = zip(log["columns"], ours, theirs, strict=True)
+            return f"step {step.step}: " + ", ".join(f"{c} {a}, vLLM {b}" for c, a, b in named if a != b)
+    return f"{len(result.steps)} steps, vLLM {len(log['rows'])}" if len(result.steps) != len(log["rows"]) else ""
