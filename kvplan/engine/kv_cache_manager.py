@@ -101,6 +101,25 @@ class KVCacheManager:
             else needs
         )
 
+    def blocks_to_admit(self, request: Request, config: EngineConfig) -> int:
+        """Return the free blocks that a waiting request needs without any hit: for its first chunk, or all of it."""
+        chunk = min(request.num_tokens, config.max_num_batched_tokens)
+        lengths = [(min(chunk + self.num_lookahead_tokens, self.max_model_len), chunk, False)]
+        if config.scheduler_reserve_full_isl:
+            lengths.append((request.num_tokens, request.num_tokens, True))
+        return max(
+            self.coordinator.get_num_blocks_to_allocate(
+                request.request_id,
+                num_tokens,
+                self.empty_hit.blocks,
+                0,
+                num_tokens_main_model=num_main,
+                apply_admission_cap=cap,
+                prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
+            )
+            for num_tokens, num_main, cap in lengths
+        )
+
     def _has_room(
         self,
         request_id: str,

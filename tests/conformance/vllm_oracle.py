@@ -1,0 +1,407 @@
+"""Runs random scenarios on vLLM's own scheduler and on the twin, and compares every step.
+
+    python vllm_oracle.py [--first SEED] [--count N] [--scenario FILE ...]
+
+Needs vLLM 0.32.0 (CPU wheel; no model, no GPU): `make oracle` installs it into a virtual environment of its own. One
+driver, `kvplan.engine.replay`, runs both engines: here vLLM's scheduler wears the twin's face.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from argparse import ArgumentParser
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from random_scenarios import random_scenario
+from vllm.config import (
+    CacheConfig,
+    DeviceConfig,
+    ModelConfig,
+    ParallelConfig,
+    SchedulerConfig,
+    SpeculativeConfig,
+    VllmConfig,
+)
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1 import kv_cache_interface as specs
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+from vllm.v1.request import Request as VllmRequest
+from vllm.v1.request import RequestStatus as VllmStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from kvplan.engine.config import EngineConfig, KVCacheGroup
+from kvplan.engine.output import SchedulerOutput
+from kvplan.engine.replay import Replay, StepRecord
+from kvplan.engine.request import Request, RequestStatus
+from kvplan.engine.scenario import Scenario
+
+logging.disable(logging.WARNING)
+STOP_TOKEN = 1
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 1 << 20,
+    "vocab_size": 1 << 20,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+}
+
+
+def model_folder(num_layers: int) -> str:
+    """A model that is a config and nothing else."""
+    folder = tempfile.mkdtemp(prefix="kvplan-oracle-")
+    (Path(folder) / "config.json").write_text(json.dumps(MODEL | {"num_hidden_layers": num_layers}))
+    return folder
+
+
+FOLDERS = {layers: model_folder(layers) for layers in (1, 2)}
+
+
+def kv_cache_spec(group: KVCacheGroup, config: EngineConfig) -> specs.KVCacheSpec:
+    """One group's spec in vLLM's classes."""
+    sizes: dict[str, Any] = {
+        "block_size": group.block_size,
+        "num_kv_heads": group.kv_heads,
+        "head_size": group.head_size,
+        "dtype": torch.bfloat16,
+    }
+    if group.kind == "full":
+        return specs.FullAttentionSpec(**sizes)
+    if group.kind == "sliding_window":
+        return specs.SlidingWindowSpec(**sizes, sliding_window=group.window)
+    if group.kind == "chunked_local":
+        return specs.ChunkedLocalAttentionSpec(**sizes, attention_chunk_size=group.chunk)
+    return specs.MambaSpec(
+        block_size=group.block_size,
+        shapes=((group.state_bytes or config.block_size * 64,),),
+        dtypes=(torch.int8,),
+        mamba_cache_mode=group.mode,
+        num_speculative_blocks=config.num_speculative_tokens,
+        num_prefill_checkpoint_blocks=group.checkpoint_blocks,
+        prefill_checkpoint_alignment=group.checkpoint_alignment,
+    )
+
+
+def vllm_config(config: EngineConfig) -> VllmConfig:
+    """The same engine in vLLM's config classes."""
+    model = ModelConfig(
+        model=FOLDERS[2], skip_tokenizer_init=True, max_model_len=config.max_model_len, enforce_eager=True
+    )
+    scheduler = SchedulerConfig(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=config.max_model_len,
+        is_encoder_decoder=False,
+        enable_chunked_prefill=config.enable_chunked_prefill,
+        policy=config.policy,
+        async_scheduling=False,
+        watermark=config.watermark,
+        scheduler_reserve_full_isl=config.scheduler_reserve_full_isl,
+        long_prefill_token_threshold=config.long_prefill_token_threshold,
+    )
+    modes = {group.mode for group in config.groups if group.kind == "mamba"}
+    cache = CacheConfig(
+        block_size=config.block_size,
+        enable_prefix_caching=config.enable_prefix_caching,
+        prefix_match_unit=config.prefix_match_unit,
+        prefix_cache_retention_interval=config.prefix_cache_retention_interval,
+        **({"mamba_cache_mode": modes.pop()} if modes else {}),
+    )
+    extra: dict[str, Any] = {}
+    if config.num_speculative_tokens:
+        drafter = {"eagle": {"model": FOLDERS[1]}, "draft_model": {"model": FOLDERS[2]}}
+        lookup = {"prompt_lookup_max": 3, "prompt_lookup_min": 1}
+        extra["parallel_config"] = ParallelConfig()
+        extra["speculative_config"] = SpeculativeConfig(
+            method=config.spec_method,
+            num_speculative_tokens=config.num_speculative_tokens,
+            target_model_config=model,
+            target_parallel_config=extra["parallel_config"],
+            **drafter.get(config.spec_method, lookup),
+        )
+    whole = VllmConfig(
+        model_config=model,
+        scheduler_config=scheduler,
+        cache_config=cache,
+        device_config=DeviceConfig("cpu"),
+        **extra,
+    )
+    whole.scheduler_config.async_scheduling = config.async_scheduling  # the CPU platform turns it off
+    whole.cache_config.num_gpu_blocks = config.num_gpu_blocks
+    return whole
+
+
+def vllm_scheduler(config: EngineConfig, scenario: Scenario) -> tuple[Scheduler, VllmConfig]:
+    """vLLM's scheduler for the same engine; layers are grouped by vLLM itself."""
+    whole = vllm_config(config)
+    register_all_kvcache_specs(whole)
+    whole.scheduler_config.disable_hybrid_kv_cache_manager = False
+    if scenario.kv_cache_layers:
+        whole.cache_config.kv_cache_layout = "LBNHC"
+        layers = {}
+        for i, layer in enumerate(scenario.kv_cache_layers):
+            whole_state = layer.kind == "mamba" and layer.mode == "none"
+            size = layer.block_size or (config.max_model_len if whole_state else config.block_size)
+            spec = kv_cache_spec(layer.model_copy(update={"block_size": size}), config)
+            layers |= {f"{i}.{j}": spec for j in range(layer.layers)}
+        groups = kv_cache_utils.get_kv_cache_groups(whole, layers)
+    else:
+        groups = [
+            specs.KVCacheGroupSpec([str(i)], kv_cache_spec(group, config), is_eagle_group=group.eagle)
+            for i, group in enumerate(config.groups)
+        ]
+    cache = specs.KVCacheConfig(
+        num_blocks=config.num_gpu_blocks,
+        kv_cache_tensors=[],
+        kv_cache_groups=groups,
+        prefix_cache_retention_interval=config.prefix_cache_retention_interval,
+    )
+    whole.cache_config.block_size = min(group.kv_cache_spec.block_size for group in groups)
+    block_size, hash_block_size = kv_cache_utils.resolve_kv_cache_block_sizes(cache, whole)
+    scheduler = (AsyncScheduler if config.async_scheduling else Scheduler)(
+        vllm_config=whole,
+        kv_cache_config=cache,
+        structured_output_manager=StructuredOutputManager(whole),
+        block_size=block_size,
+        hash_block_size=hash_block_size,
+        log_stats=True,
+    )
+    return scheduler, whole
+
+
+class CountedPool:
+    """vLLM's block pool, counted as the twin's counts itself."""
+
+    def __init__(self, scheduler: Scheduler, num_gpu_blocks: int) -> None:
+        self.coordinator = scheduler.kv_cache_manager.coordinator
+        self.pool = scheduler.kv_cache_manager.block_pool
+        self.num_gpu_blocks = num_gpu_blocks
+        self.num_taken = self.num_evicted = self.num_recycled = 0
+        take, evict = self.pool.get_new_blocks, self.pool._maybe_evict_cached_block
+        skip = self.coordinator.remove_skipped_blocks
+
+        def counted_take(num_blocks: int) -> Any:
+            self.num_taken += num_blocks
+            return take(num_blocks)
+
+        def counted_evict(block: Any) -> bool:
+            evicted = bool(evict(block))
+            self.num_evicted += evicted
+            return evicted
+
+        def counted_skip(*args: Any, **kwargs: Any) -> None:
+            before = self.get_num_free_blocks()
+            skip(*args, **kwargs)
+            self.num_recycled += self.get_num_free_blocks() - before
+
+        self.pool.get_new_blocks = counted_take
+        self.pool._maybe_evict_cached_block = counted_evict
+        self.coordinator.remove_skipped_blocks = counted_skip
+
+    def get_num_free_blocks(self) -> int:
+        return int(self.pool.get_num_free_blocks())
+
+    @property
+    def num_cached_blocks(self) -> int:
+        return sum(block.block_hash is not None for block in self.pool.blocks)
+
+    @property
+    def num_used_by_group(self) -> list[int]:
+        tables = (manager.req_to_blocks.values() for manager in self.coordinator.single_type_managers)
+        return [len({b.block_id for table in group for b in table if not b.is_null}) for group in tables]
+
+
+class VllmFace:
+    """vLLM's scheduler with the methods that `Replay` calls."""
+
+    def __init__(self, config: EngineConfig, scenario: Scenario) -> None:
+        self.config = config
+        self.vllm, whole = vllm_scheduler(config, scenario)
+        pool = CountedPool(self.vllm, config.num_gpu_blocks)
+        self.kv_cache_manager = SimpleNamespace(block_pool=pool)
+        self.twins: dict[str, tuple[Request, VllmRequest]] = {}
+        self.outputs: dict[int, Any] = {}
+        self.tokens: dict[tuple[str, int], int] = {}
+        hash_function = get_hash_fn_by_name(whole.cache_config.prefix_caching_hash_algo)
+        kv_cache_utils.init_none_hash(hash_function)
+        self.hasher = None
+        if config.enable_prefix_caching:
+            unit = self.vllm.hash_block_size
+            self.hasher = kv_cache_utils.get_request_block_hasher(unit, hash_function)
+
+    @property
+    def running(self) -> list[VllmRequest]:
+        return list(self.vllm.running)
+
+    @property
+    def waiting(self) -> list[VllmRequest]:
+        return list(self.vllm.waiting)
+
+    def has_requests(self) -> bool:
+        return bool(self.vllm.has_requests())
+
+    def token(self, name: str, index: int) -> int:
+        """A number for each named token; the stop token is nobody's."""
+        return self.tokens.setdefault((name, index), len(self.tokens) + STOP_TOKEN + 1)
+
+    def add_request(self, request: Request) -> None:
+        prompt = [self.token(s.name, i) for s in request.prompt for i in range(s.start, s.end)]
+        params = SamplingParams(
+            max_tokens=request.max_tokens,
+            ignore_eos=True,
+            stop_token_ids=[STOP_TOKEN] if request.stop_at else None,
+        )
+        theirs = VllmRequest(
+            request_id=request.request_id,
+            prompt_token_ids=prompt,
+            sampling_params=params,
+            pooling_params=None,
+            arrival_time=float(request.arrival_time),
+            priority=request.priority,
+            block_hasher=self.hasher,
+        )
+        self.twins[request.request_id] = (request, theirs)
+        self.vllm.add_request(theirs)
+
+    def schedule(self) -> SchedulerOutput:
+        ran = {request.request_id for request in self.vllm.running}
+        preemptions = {i: theirs.num_preemptions for i, (_, theirs) in self.twins.items()}
+        batch = self.vllm.schedule()
+        output = SchedulerOutput(self.vllm.current_step, dict(batch.num_scheduled_tokens))
+        self.outputs[output.step] = batch
+        output.num_draft_tokens = {i: len(d) for i, d in batch.scheduled_spec_decode_tokens.items()}
+        for i, num_tokens in output.num_scheduled_tokens.items():
+            theirs = self.twins[i][1]
+            if theirs.is_prefill_chunk:
+                output.prefill_chunks.add(i)
+            if i not in ran:
+                output.admitted[i] = theirs.num_computed_tokens - num_tokens
+        output.preempted = [i for i, (_, t) in self.twins.items() if t.num_preemptions > preemptions[i]]
+        self._copy_state()
+        return output
+
+    def update_from_output(self, output: SchedulerOutput, accepted: Mapping[str, int]) -> list[Request]:
+        ids = list(output.num_scheduled_tokens)
+        sampled = [self._sample(i, output, accepted.get(i, 0)) for i in ids]
+        alive = [i for i in ids if i in self.vllm.requests]
+        result = ModelRunnerOutput(
+            req_ids=ids,
+            req_id_to_index={i: k for k, i in enumerate(ids)},
+            sampled_token_ids=sampled,
+            logprobs=None,
+            prompt_logprobs_dict={},
+            pooler_output=[],
+        )
+        self.vllm.update_from_output(self.outputs.pop(output.step), result)
+        num_drafts = self.config.num_speculative_tokens
+        if num_drafts and not self.config.async_scheduling and ids:
+            self.vllm.update_draft_token_ids(DraftTokenIds(ids, [[0] * num_drafts for _ in ids]))
+        self._copy_state()
+        return [self.twins[i][0] for i in alive if i not in self.vllm.requests]
+
+    def _sample(self, request_id: str, output: SchedulerOutput, num_accepted: int) -> list[int]:
+        if request_id in output.prefill_chunks:
+            return []
+        ours, theirs = self.twins[request_id]
+        first = theirs.num_output_tokens
+        positions = range(first, first + 1 + num_accepted)
+        return [
+            STOP_TOKEN if j + 1 == ours.stop_at else self.token(f"out:{request_id}", j) for j in positions
+        ]
+
+    def finish_requests(self, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
+            self.vllm.finish_requests(request_id, VllmStatus.FINISHED_ABORTED)
+        self._copy_state()
+
+    def _copy_state(self) -> None:
+        """Let `Replay` read the counters it reads of the twin's requests."""
+        for ours, theirs in self.twins.values():
+            ours.num_tokens = theirs.num_tokens
+            ours.num_computed_tokens = theirs.num_computed_tokens
+            ours.num_preemptions = theirs.num_preemptions
+            ours.status = {
+                VllmStatus.WAITING: RequestStatus.WAITING,
+                VllmStatus.RUNNING: RequestStatus.RUNNING,
+                VllmStatus.PREEMPTED: RequestStatus.PREEMPTED,
+            }.get(theirs.status, RequestStatus.FINISHED_STOPPED)
+
+
+class VllmReplay(Replay):
+    """A run on vLLM; recycled blocks are counted by its pool."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        face: Any = VllmFace(scenario.engine_config, scenario)
+        super().__init__(scenario, face)
+        self.manager = face.kv_cache_manager.block_pool
+
+
+def compare(data: dict[str, Any], is_async: bool) -> tuple[int, str]:
+    """Run both; return the number of steps, and the first difference or why vLLM refuses the scenario."""
+    scenario = Scenario(**data | {"async_scheduling": is_async})
+    try:
+        theirs = VllmReplay(scenario).run(max_steps=3000).steps
+    except ValueError as error:
+        return 0, f"vLLM refuses: {str(error).splitlines()[-1][:150]}"
+    ours = Replay(scenario).run(max_steps=3000).steps
+    for mine, reference in zip(ours, theirs, strict=False):
+        difference = differing(mine, reference)
+        if difference:
+            return len(theirs), f"DIFFERS at step {reference.step}: {difference}"
+    if len(ours) != len(theirs):
+        return len(theirs), f"DIFFERS: {len(ours)} steps, vLLM {len(theirs)}"
+    return len(theirs), ""
+
+
+def differing(mine: StepRecord, reference: StepRecord) -> dict[str, Any]:
+    """Fields of a step that are not the same."""
+    ours, theirs = mine.to_json(), reference.to_json()
+    return {key: (ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]}
+
+
+def main() -> int:
+    """Compare and count."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--count", type=int, default=300, help="scenarios")
+    parser.add_argument("--scenario", nargs="*", type=Path, default=[], help="files instead of seeds")
+    options = parser.parse_args()
+    seeds = range(options.first, options.first + options.count)
+    cases = [json.loads(path.read_text()) for path in options.scenario] or map(random_scenario, seeds)
+    counts: Counter[str] = Counter()
+    for data in cases:
+        for is_async in (False, True):
+            steps, word = compare(data, is_async)
+            counts.update(
+                logs=1, steps=steps, refused=word.startswith("vLLM"), differing=word.startswith("DIFF")
+            )
+            if word:
+                print(data.get("name"), "async" if is_async else "sync", word, flush=True)
+    print(", ".join(f"{n} {what}" for what, n in counts.items()))
+    return 1 if counts["differing"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
