@@ -44,6 +44,8 @@ class AttentionCosts:
     """Of each layer's call."""
     sequence_s: float = 0.0
     """Per layer and decoding sequence."""
+    extra_keys: float = 0.0
+    """Keys' worth of work that each prompt token costs beyond its own keys: tile padding, prologue, output."""
     mixed_bytes_per_s: float = math.inf
     """KV read by decodes in a step that also holds a prompt chunk, once per *query* head, through the cache."""
     mixed_crowding: float = 0.0

@@ -185,7 +185,8 @@ def attention_s(costs: AttentionCosts, a: AttentionWork, shape: StepShape) -> Nu
         return context * decode_s
     group = a.num_heads / a.num_kv_heads
     mixed_s = mixed_token_s(costs, a.kv_bytes_per_token, group, shape.num_decodes, context)
-    both = context * np.maximum(decode_s, mixed_s) + pairs * (a.pair_flops / costs.flops_per_s)
+    worked = pairs + costs.extra_keys * shape.num_prefill_tokens
+    both = context * np.maximum(decode_s, mixed_s) + worked * (a.pair_flops / costs.flops_per_s)
     longest = np.maximum(
         context / np.maximum(shape.num_decodes, 1), pairs / np.maximum(shape.num_prefill_tokens, 1)
     )

@@ -152,6 +152,9 @@ def _gemm(values: Mapping[str, float], kind: str, fmt: str, notes: list[str]) ->
         raise KvplanError(f"the profile has no products in {fmt} nor in bf16; measure gemm or step rows")
     if fmt in ("bf16", "float32"):
         return GemmCosts(**base)
+    if fmt == "fp8_block" and _fields(values, "gemm.fp8"):
+        notes.append("products in fp8_block: as in fp8")
+        return GemmCosts(**_fields(values, "gemm.fp8"))
     notes.append(f"products in {fmt}: bf16's read rate, {BORROWED_FLOPS.get(fmt, 1.0)} x its matrix rate")
     return GemmCosts(**base | {"flops_per_s": base["flops_per_s"] * BORROWED_FLOPS.get(fmt, 1.0)})
 

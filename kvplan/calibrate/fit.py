@@ -38,7 +38,7 @@ EFFECTIVE_ROWS = 200
 NUM_DRAWS = 16
 UNFELT = 5e-3
 """A coefficient whose doubling changes no row by more than about this share is not measured."""
-SOFT = ("p_norm", "kernel_s", "mixed_crowding", "serial_bytes_per_s")
+SOFT = ("p_norm", "kernel_s", "extra_keys", "mixed_crowding", "serial_bytes_per_s")
 """Fields that shape a term; rows that do not feel them leave them at the belief, marked as assumed."""
 BINS = (0, 1024, 4096, 16384, 65536, math.inf)
 """Context ranges that are left out in turn."""
@@ -81,7 +81,7 @@ def fit(
     rng = np.random.default_rng(seed)
     parts: list[Fitted] = []
     known: dict[str, float] = {}
-    for name, rows in sorted(measurements.families.items(), key=lambda item: item[0] == "step"):
+    for name, rows in sorted(measurements.families.items(), key=_order):
         eager = bool(measurements.machine.get("enforce_eager"))
         term = step_term(rows, known, gpu, eager) if name == "step" else _kernel_term(name, rows, gpu)
         part = _fit_family(_problem(name, rows, term, known), given, num_draws, rng)
@@ -101,15 +101,20 @@ def fit(
     )
 
 
+def _order(item: tuple[str, list[Row]]) -> tuple[bool, str]:
+    """Products first (MLA blocks include some), whole steps last."""
+    return item[0] == "step", item[0]
+
+
 def _merged(parts: Sequence[Fitted], index: int) -> dict[str, float]:
     return {k: float(f"{v:.6g}") for part in parts if part.draws for k, v in part.draws[index].items()}
 
 
 def _problem(name: str, rows: list[Row], term: Term, known: Mapping[str, float]) -> Problem:
+    held = dict(known)
     if name == "step":
-        held = dict(known)
         return Problem(name, rows, term, lambda some: predict_steps(some, held))
-    return Problem(name, rows, term, lambda some: predict_family(name, some))
+    return Problem(name, rows, term, lambda some: predict_family(name, some, held))
 
 
 def _kernel_term(name: str, rows: Sequence[Row], gpu: GpuSpec | None) -> Term:
@@ -118,7 +123,7 @@ def _kernel_term(name: str, rows: Sequence[Row], gpu: GpuSpec | None) -> Term:
         return gemm_term(name, gpu, fmt)
     if kind == "reduce":
         return Term({f"{name}.kernel_s": 5e-6, f"{name}.bytes_per_s": 1e11}, {})
-    return attention_term(name, gpu, any(regime(row) == "mixed" for row in rows))
+    return attention_term(name, gpu)
 
 
 def step_term(
@@ -136,13 +141,12 @@ def step_term(
     if len(depths) > 1:
         start |= {"step.step_s": 1e-4, "step.row_s": 1e-6}
         priors |= {"step.step_s": Prior(1e-4, 1.5), "step.row_s": Prior(1e-6, 1.5)}
-    mixed = any(regime(row) == "mixed" for row in rows)
     terms = []
     for _, formats in subjects.values():
         weight = "bf16" if formats["weight_format"] == "float32" else formats["weight_format"]
         kv = "bf16" if formats["kv_format"] == "float32" else formats["kv_format"]
         kind = "mla" if formats["mla"] else "gqa"
-        terms += [gemm_term(f"gemm.{weight}", gpu, weight), attention_term(f"{kind}.{kv}", gpu, mixed)]
+        terms += [gemm_term(f"gemm.{weight}", gpu, weight), attention_term(f"{kind}.{kv}", gpu)]
     for term in terms:
         fresh = {k: v for k, v in term.start.items() if k not in known and not k.endswith("kernel_s")}
         start |= fresh

@@ -35,6 +35,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
         "prefill_attention",
     ),
     "mla_decode": ("num_heads", "kv_lora_rank", "qk_rope_head_dim", "num_decodes", "decode_context"),
+    "mla_module": ("num_heads", "kv_lora_rank", "qk_rope_head_dim", "hidden_size", "q_lora_rank"),
     "all_reduce": ("num_ranks", "num_bytes"),
     "decode_step": ("num_decodes", "decode_context"),
     "prefill_step": ("num_prefill_tokens", "prefill_attention"),

@@ -21,7 +21,7 @@ from kvplan.gpu import GpuSpec
 from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, load_model
 from kvplan.timing import ModelStepTime, StepShape, attention_s
 from kvplan.timing_profile import step_costs
-from kvplan.work import AttentionWork, StepWork, step_work
+from kvplan.work import AttentionWork, StepWork, projection_params, step_work
 
 ELEMENT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5625, "mxfp4": 0.53125, "int4": 0.53}
 """Bytes per weight or KV element, block scales included."""
@@ -31,6 +31,7 @@ HINTS = {
     "flops_per_s": "prompt chunks of 512 and 2048 or more tokens",
     "kernel_s": "the smallest shapes: one token, short context",
     "sequence_s": "decode at batch 1 and 128 with short contexts",
+    "extra_keys": "prompt chunks of 128 and 512 tokens with no past",
     "mixed_bytes_per_s": "mixed steps: chunk 16, 256, 2048 x batch 16, 64, 128 x context 1k, 8k",
     "mixed_crowding": "mixed steps at batch 16 and 128 with contexts of 8k and more",
     "serial_bytes_per_s": "a 16-token chunk beside one sequence of 16k context",
@@ -61,16 +62,22 @@ def gemm_term(prefix: str, gpu: GpuSpec | None, fmt: str) -> Term:
     )
 
 
-def attention_term(prefix: str, gpu: GpuSpec | None, mixed: bool) -> Term:
-    """Start and beliefs of attention; the mixed part only where mixed rows speak of it."""
+def attention_term(prefix: str, gpu: GpuSpec | None) -> Term:
+    """Start and beliefs of attention. MLA engines run decodes and prompts apart: no mixed term."""
     bandwidth, flops = (gpu.bandwidth, gpu.flops("bf16")) if gpu else (1e12, 1e14)
-    start = {"bytes_per_s": 0.8 * bandwidth, "flops_per_s": 0.5 * flops, "kernel_s": 8e-6, "sequence_s": 2e-7}
-    priors = {"kernel_s": Prior(8e-6, 1.0), "sequence_s": Prior(2e-7, 1.5)}
+    start = {
+        "bytes_per_s": 0.8 * bandwidth, "flops_per_s": 0.5 * flops, "kernel_s": 8e-6, "sequence_s": 2e-7,
+        "extra_keys": 300.0, "serial_bytes_per_s": 1e10,
+    }  # fmt: skip
+    priors = {
+        "kernel_s": Prior(8e-6, 1.0), "sequence_s": Prior(2e-7, 1.5), "extra_keys": Prior(300.0, 0.7),
+        "serial_bytes_per_s": Prior(2e10, 0.5),
+    }  # fmt: skip
     if gpu:
         priors |= {"bytes_per_s": Prior(0.8 * bandwidth, 0.2), "flops_per_s": Prior(0.5 * flops, 0.5)}
-    if mixed:
-        start |= {"mixed_bytes_per_s": 1.9 * bandwidth, "mixed_crowding": 5e-3, "serial_bytes_per_s": 1e10}
-        priors |= {"mixed_crowding": Prior(5e-3, 1.0), "serial_bytes_per_s": Prior(2e10, 0.5)}
+    if not prefix.startswith("mla"):
+        start |= {"mixed_bytes_per_s": 1.9 * bandwidth, "mixed_crowding": 5e-3}
+        priors |= {"mixed_crowding": Prior(5e-3, 1.0)}
     return Term(
         {f"{prefix}.{k}": v for k, v in start.items()}, {f"{prefix}.{k}": v for k, v in priors.items()}
     )
@@ -96,8 +103,8 @@ def shapes(rows: Sequence[Row]) -> StepShape:
     return StepShape(tokens, decodes, context, chunk, prefills, pairs)
 
 
-def predict_family(name: str, rows: Sequence[Row]) -> Predict:
-    """Seconds of every row of a kernel family under given coefficients."""
+def predict_family(name: str, rows: Sequence[Row], known: Mapping[str, float]) -> Predict:
+    """Seconds of every row of a kernel family; `known` coefficients of earlier families are held."""
     kind, fmt = name.split(".", 1)
     if kind == "gemm":
         return _predict_gemm(name, rows, ELEMENT_BYTES.get(fmt, 2.0))
@@ -107,12 +114,39 @@ def predict_family(name: str, rows: Sequence[Row]) -> Predict:
         moved = column(rows, "num_bytes")
         return lambda v: v[f"{name}.kernel_s"] + moved / v[f"{name}.bytes_per_s"]
     work, shape = _attention_work(kind, rows, ELEMENT_BYTES.get(fmt, 2.0)), shapes(rows)
+    products = _block_products_s(rows, known) if kind == "mla" else 0.0
 
     def predict(v: Mapping[str, float]) -> Array:
-        fixed = v[f"{name}.kernel_s"] + v[f"{name}.sequence_s"] * shape.num_decodes
+        fixed = products + v[f"{name}.kernel_s"] + v[f"{name}.sequence_s"] * shape.num_decodes
         return np.asarray(fixed + attention_s(_attention_costs(v, name), work, shape))
 
     return predict
+
+
+def _block_products_s(rows: Sequence[Row], known: Mapping[str, float]) -> Array:
+    """Seconds of the projections that `mla_module` rows include; nothing for bare kernels."""
+    if not any(row["op"] == "mla_module" for row in rows):
+        return np.zeros(len(rows))
+    if "gemm.bf16.bytes_per_s" not in known:
+        raise KvplanError("mla_module rows include projections: gemm rows in bf16 must be fitted with them")
+    costs = GemmCosts(**{k.rsplit(".", 1)[1]: v for k, v in known.items() if k.startswith("gemm.bf16.")})
+    shape = shapes(rows)
+    params = np.array([projection_params(_mla_spec(row), row["hidden_size"], 1) for row in rows])
+    seconds = gemm_s(costs, params * 2.0, 2.0 * params * shape.num_tokens) + 6 * costs.kernel_s
+    return np.where([row["op"] == "mla_module" for row in rows], seconds, 0.0)
+
+
+def _mla_spec(row: Row) -> AttentionSpec:
+    return AttentionSpec(
+        AttentionKind.MLA,
+        row["num_heads"],
+        1,
+        v_head_dim=row.get("v_head_dim", 128),
+        kv_lora_rank=row["kv_lora_rank"],
+        qk_rope_head_dim=row["qk_rope_head_dim"],
+        qk_nope_head_dim=row.get("qk_nope_head_dim", 128),
+        q_lora_rank=row["q_lora_rank"],
+    )
 
 
 def _gemm_costs(v: Mapping[str, float], prefix: str) -> GemmCosts:
@@ -124,12 +158,14 @@ def _attention_costs(v: Mapping[str, float], prefix: str) -> AttentionCosts:
     optional = {
         k: v.get(f"{prefix}.{k}", default)
         for k, default in (
+            ("extra_keys", 0.0),
             ("mixed_bytes_per_s", math.inf),
             ("mixed_crowding", 0.0),
             ("serial_bytes_per_s", math.inf),
         )
     }
-    return AttentionCosts(*(v[f"{prefix}.{k}"] for k in fields), **optional)
+    required = {k: v[f"{prefix}.{k}"] for k in fields}
+    return AttentionCosts(**required, **optional)
 
 
 def _predict_gemm(name: str, rows: Sequence[Row], element: float) -> Predict:

@@ -1,0 +1,255 @@
+"""NVIDIA's measured kernel tables (package `aiconfigurator-core`, Apache-2.0) as measurement rows.
+
+Tables: matrix products, grouped-query and MLA attention, fused experts, all-reduce, per GPU, engine and version.
+They are kernels, not steps: launches between kernels, norms, the sampler and the host are not in them, so those
+coefficients are stated as assumptions (`ASSUMED`). The tables stay in the package; only fits may be kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvplan.calibrate.measurements import Row
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.gpu import GpuSpec
+
+MAX_ROWS = 3000
+"""Rows kept of each table and format: every k-th of the sorted rows, so that all shapes stay represented."""
+SYSTEMS = {
+    "h100_sxm": "h100-sxm", "h200_sxm": "h200", "b200_sxm": "b200", "b300_sxm": "b300", "gb200": "gb200",
+    "gb300": "gb300", "l40s": "l40s", "l4": "l4", "a100_sxm": "a100-80gb", "h100_pcie": "h100-pcie",
+    "rtx_pro_6000_server": "rtx-pro-6000",
+}  # fmt: skip
+"""The package's name of a system -> the GPU table's."""
+FORMATS = {
+    "bfloat16": "bf16", "float16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4",
+    "int4_wo": "int4", "w4a16_mxfp4": "mxfp4",
+}  # fmt: skip
+L2_RESIDENT = (1 << 20, 100 << 20)
+"""Decode rows whose KV lies between these bytes are left out: repeated in a loop they read from L2, not memory."""
+HOST_BOUND_MS = 0.025
+"""A format whose quickest tenth of products takes longer was timed launching, not multiplying: left out."""
+PASSES = 12.0
+"""Times a layer's element-wise kernels move one token's residual stream (norms, rotary, activation, adds)."""
+_MLA = {"hidden_size": 7168, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+
+Table = dict[str, Any]
+
+
+def systems_dir() -> Path:
+    """Where the package keeps its tables."""
+    spec = find_spec("aiconfigurator_core")
+    if spec is None or not spec.submodule_search_locations:
+        raise KvplanError("aiconfigurator-core is not installed: pip install 'kvplan[aiconfigurator]'")
+    return Path(next(iter(spec.submodule_search_locations))) / "systems" / "data"
+
+
+def kernel_rows(system: str, engine: str) -> Iterator[Row]:
+    """Rows of one system and engine (vllm, trtllm, sglang), newest version of each table."""
+    folder = systems_dir() / system
+    if not folder.is_dir():
+        known = sorted(p.name for p in systems_dir().iterdir() if p.is_dir())
+        raise KvplanError(
+            f"no tables for {system!r}{did_you_mean(system, known)} (known: {', '.join(known)})"
+        )
+    name = {"tensorrt-llm": "trtllm"}.get(engine, engine)
+    gemm = _newest(folder, "gemm", name, "gemm_perf")
+    if gemm is None:
+        engines = sorted(p.name for p in (folder / "gemm").iterdir()) if (folder / "gemm").is_dir() else []
+        raise KvplanError(f"{system} has no tables of {engine!r}; it has {', '.join(engines) or 'none'}")
+    yield {
+        "op": "machine", "machine": system, "engine": engine, "engine_version": gemm.parent.name,
+        "gpu": SYSTEMS.get(system, ""), "async_scheduling": True, "max_capture_size": 512,
+        "source": "kernel tables of aiconfigurator-core", "licence": "Apache-2.0",
+    }  # fmt: skip
+    yield from _gemm_rows(_read(gemm))
+    for kind, file, convert in (
+        ("attention", "generation_attention_perf", _decode_rows),
+        ("attention", "context_attention_perf", _prefill_rows),
+        ("mla", "mla_generation_module_perf", _mla_rows),
+        ("mla", "mla_context_module_perf", _mla_rows),
+        ("moe", "moe_perf", _moe_rows),
+        ("comm", "custom_allreduce_perf", _reduce_rows),
+    ):
+        path = _newest(folder, kind, name, file)
+        if path is not None:
+            yield from convert(_read(path))
+
+
+def assumed(gpu: GpuSpec) -> dict[str, tuple[float, str]]:
+    """What kernel tables cannot tell, with the reason and the range believed."""
+    return {
+        "mixed_bytes_per_s": (float("inf"), "timed apart: decodes beside a prompt are assumed to cost what they do alone"),
+        "mixed_crowding": (0.0, "as mixed_bytes_per_s"),
+        "step.layer_s": (4e-6, "norms, rotary embedding, activation of a layer in a CUDA graph: assumed, 2 to 10 us"),
+        "step.step_s": (1e-4, "embedding, sampling, graph replay: assumed, 50 to 300 us"),
+        "step.row_s": (5e-7, "sampler per row: assumed, 0.2 to 1 us"),
+        "step.activation_bytes_per_s": (gpu.bandwidth / PASSES, f"{PASSES:.0f} passes over a token's stream, assumed"),
+        "host.step_s": (2e-3, "CPU time of a step, hidden while the GPU works longer: assumed, 1 to 4 ms"),
+        "host.row_s": (1e-5, "CPU time per sequence: assumed, 5 to 20 us"),
+    }  # fmt: skip
+
+
+def _newest(folder: Path, kind: str, engine: str, file: str) -> Path | None:
+    versions = list((folder / kind / engine).glob(f"*/{file}.parquet"))
+    return max(versions, key=lambda p: [int(x) for x in re.findall(r"\d+", p.parent.name)], default=None)
+
+
+def _read(path: Path) -> Table:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise KvplanError("reading the tables needs pyarrow: pip install 'kvplan[aiconfigurator]'") from None
+    table = parquet.read_table(path)
+    found = {name: np.asarray(table[name].to_pylist()) for name in table.column_names}
+    found["time_ms"] = found.pop("latency") if "latency" in found else found.pop("latency_ms")
+    return found
+
+
+def _where(table: Table, chosen: Any, order: Sequence[str]) -> Table:
+    """Rows of a table that are chosen, thinned to `MAX_ROWS` along a sort by `order`; impossible times dropped."""
+    chosen = chosen & (table["time_ms"] > 0)
+    index = np.flatnonzero(chosen)
+    index = index[np.lexsort([table[name][index] for name in reversed(order)])]
+    if len(index) > MAX_ROWS:
+        index = index[np.linspace(0, len(index) - 1, MAX_ROWS).astype(int)]
+    return {name: values[index] for name, values in table.items()}
+
+
+def _dicts(table: Table, names: dict[str, str], op: str, **fixed: Any) -> Iterator[Row]:
+    """Table rows as measurement rows under our names."""
+    columns = {ours: table[theirs].tolist() for ours, theirs in names.items()}
+    times = table["time_ms"].tolist()
+    for i, time_ms in enumerate(times):
+        yield {"op": op, **fixed, **{k: v[i] for k, v in columns.items()}, "time_ms": time_ms}
+
+
+def _gemm_rows(table: Table) -> Iterator[Row]:
+    """Layer-like products only (a million weights and more); the fastest kernel where several were timed."""
+    names = {"num_tokens": "m", "out_features": "n", "in_features": "k"}
+    for dtype in sorted(set(table["gemm_dtype"].tolist()) & FORMATS.keys()):
+        size = table["n"].astype(np.int64) * table["k"]
+        chosen = (table["gemm_dtype"] == dtype) & (size >= 1 << 20) & (table["m"] <= 8192)
+        part = _fastest(_where_all(table, chosen), ("m", "n", "k"))
+        if np.quantile(part["time_ms"], 0.1) > HOST_BOUND_MS:
+            continue
+        part = _where(part, np.ones(len(part["m"]), bool), ("n", "k", "m"))
+        yield from _dicts(part, names, "gemm", dtype=FORMATS[dtype])
+
+
+def _where_all(table: Table, chosen: Any) -> Table:
+    return {name: values[chosen] for name, values in table.items()}
+
+
+def _fastest(table: Table, keys: Sequence[str]) -> Table:
+    """One row per key, its smallest time."""
+    order = np.lexsort([table["time_ms"], *(table[k] for k in keys)])
+    stacked = np.stack([table[k][order] for k in keys])
+    first = np.concatenate([[True], np.any(stacked[:, 1:] != stacked[:, :-1], axis=0)])
+    return {name: values[order][first] for name, values in table.items()}
+
+
+def _attention_tables(table: Table, order: Sequence[str], extra: Any) -> Iterator[tuple[str, Table]]:
+    window = table.get("window_size", np.zeros(len(table["time_ms"])))
+    for dtype in sorted(set(table["kv_cache_dtype"].tolist()) & FORMATS.keys()):
+        chosen = (table["kv_cache_dtype"] == dtype) & (window == 0) & extra
+        chosen &= np.isin(table["head_dim"], (64, 128, 256)) & (table["num_heads"] >= 4)
+        yield FORMATS[dtype], _where(table, chosen, order)
+
+
+_HEADS = {"num_heads": "num_heads", "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+
+
+def _decode_rows(table: Table) -> Iterator[Row]:
+    batch = table["batch_size"].astype(np.int64)
+    table = table | {"decode_context": batch * (table["step"] + table["isl"])}
+    element = np.where(table["kv_cache_dtype"] == "fp8", 1, 2)
+    held = 2 * table["num_key_value_heads"] * table["head_dim"] * element * table["decode_context"]
+    clear = (held <= L2_RESIDENT[0]) | (held >= L2_RESIDENT[1])
+    names = _HEADS | {"num_decodes": "batch_size", "decode_context": "decode_context"}
+    for fmt, part in _attention_tables(
+        table, ("num_key_value_heads", "num_heads", "batch_size", "step"), clear
+    ):
+        yield from _dicts(part, names, "decode_attention", kv_dtype=fmt)
+
+
+def _prefill_rows(table: Table) -> Iterator[Row]:
+    tokens = table["batch_size"].astype(np.int64) * table["isl"]
+    pairs = tokens * (table["isl"] / 2 + table["step"])
+    table = table | {"tokens": tokens, "pairs": pairs}
+    names = _HEADS | {
+        "num_prefill_tokens": "tokens",
+        "prefill_attention": "pairs",
+        "num_prefills": "batch_size",
+    }
+    fits = (tokens <= 32768) & (table["isl"] >= 64) & (table["num_key_value_heads"] <= 8)
+    for fmt, part in _attention_tables(
+        table, ("num_key_value_heads", "num_heads", "batch_size", "isl"), fits
+    ):
+        yield from _dicts(part, names, "prefill_attention", kv_dtype=fmt)
+
+
+def _mla_rows(table: Table) -> Iterator[Row]:
+    """Whole MLA blocks, projections included; their products are predicted from the gemm rows."""
+    decode = bool((table["step"] > 0).any())
+    batch = table["batch_size"].astype(np.int64)
+    tokens = batch if decode else batch * table["isl"]
+    table = table | {
+        "tokens": tokens,
+        "context": batch * (table["step"] + 1),
+        "pairs": tokens * table["isl"] / 2,
+    }
+    names = {"num_heads": "num_heads"}
+    if decode:
+        names |= {"num_decodes": "batch_size", "decode_context": "context"}
+    else:
+        names |= {"num_prefill_tokens": "tokens", "prefill_attention": "pairs", "num_prefills": "batch_size"}
+    dense = (table["gemm_type"] == "bfloat16") & (table["num_heads"] >= 8) & (tokens <= 32768)
+    for dtype in sorted(set(table["kv_cache_dtype"].tolist()) & FORMATS.keys()):
+        part = _where(
+            table, dense & (table["kv_cache_dtype"] == dtype), ("num_heads", "batch_size", "step", "isl")
+        )
+        yield from _dicts(part, names, "mla_module", kv_dtype=FORMATS[dtype], dtype="bf16", **_MLA)
+
+
+def _moe_rows(table: Table) -> Iterator[Row]:
+    """Fused experts under balanced routing, where the number of distinct experts is known."""
+    balanced = table["distribution"] == "balanced"
+    ranks = table["moe_tp_size"] * table["moe_ep_size"]
+    for dtype in sorted(set(table["moe_dtype"].tolist()) & FORMATS.keys()):
+        chosen = (table["moe_dtype"] == dtype) & balanced & (ranks <= 8) & (table["num_tokens"] <= 16384)
+        if not chosen.any():
+            continue
+        part = _fastest(_where_all(table, chosen), _MOE_KEYS)
+        part = _where(part, np.ones(len(part["time_ms"]), bool), _MOE_KEYS)
+        local = part["num_experts"] // part["moe_ep_size"]
+        visits = part["num_tokens"] * part["topk"] / part["moe_ep_size"]
+        part |= {
+            "local": local, "distinct": np.minimum(local, np.maximum(1.0, visits)),
+            "cut": part["inter_size"] / part["moe_tp_size"],
+        }  # fmt: skip
+        names = {
+            "num_tokens": "num_tokens", "hidden_size": "hidden_size", "intermediate_size": "cut",
+            "num_experts": "num_experts", "experts_per_token": "topk", "num_local_experts": "local",
+            "distinct_experts": "distinct",
+        }  # fmt: skip
+        yield from _dicts(part, names, "moe", dtype=FORMATS[dtype])
+
+
+_MOE_KEYS = ("hidden_size", "inter_size", "num_experts", "topk", "moe_tp_size", "moe_ep_size", "num_tokens")
+
+
+def _reduce_rows(table: Table) -> Iterator[Row]:
+    backend = table.get("backend", table["kernel_source"])
+    names = [] if backend is None else backend.tolist()
+    chosen = np.array([not str(name).endswith("eager") for name in names])
+    sizes = (table["message_size"] >= 1 << 11) & (table["message_size"] <= 1 << 25)
+    part = _where(table, chosen & sizes, ("num_gpus", "message_size"))
+    part = part | {"num_bytes": 2 * part["message_size"]}
+    yield from _dicts(part, {"num_ranks": "num_gpus", "num_bytes": "num_bytes"}, "all_reduce")
