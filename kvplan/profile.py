@@ -7,14 +7,16 @@ Bundled overheads are `catalog/overheads.json`. Knows no arithmetic; `overheads`
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
+from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from kvplan.config import Config
-from kvplan.errors import KvplanError
-from kvplan.resources import catalog_dir
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.resources import catalog_dir, profiles_dir
 from kvplan.timing_profile import TimingProfile
 
 
@@ -77,6 +79,53 @@ class Profile(Config):
     """Step-time coefficients fitted there; None: the roofline serves."""
     source: str = Field("", max_length=2000)
     """Who measured what, when."""
+    engine_version: str = ""
+    """Of the engine or kernels that were measured."""
+    licence: str = ""
+    """Of the measurements; only coefficients derived from them are here."""
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """`engine_version` as numbers, for comparing."""
+        return tuple(int(x) for x in re.findall(r"\d+", self.engine_version)[:3])
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """Read a profile: a bundled one's name, or a path to a JSON file."""
+    path = Path(name_or_path)
+    bundled = profiles_dir() / f"{name_or_path}.json"
+    if path.suffix != ".json" and bundled.is_file():
+        path = bundled
+    try:
+        return Profile.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError:
+        known = [p.stem for p in sorted(profiles_dir().glob("*.json"))]
+        raise KvplanError(
+            f"no profile {str(name_or_path)!r}{did_you_mean(str(name_or_path), known)}; bundled: {', '.join(known)}"
+        ) from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(str(x) for x in first["loc"])
+        raise KvplanError(f"{path}: not a profile ({where}: {first['msg']})") from None
+
+
+@cache
+def bundled_profiles() -> tuple[Profile, ...]:
+    """All profiles that come with kvplan."""
+    return tuple(load_profile(path) for path in sorted(profiles_dir().glob("*.json")))
+
+
+def pick(gpu: str, engine: str = "vllm") -> tuple[Profile | None, str]:
+    """The profile with step times for this card, and what to know about the choice.
+
+    The same engine first, then the newest version; another engine's profile is better than none, and said so.
+    """
+    found = [p for p in bundled_profiles() if p.timing is not None and p.gpu == gpu]
+    if not found:
+        return None, f"no profile of {gpu}; `kvplan fit` makes one from measurements"
+    same = [p for p in found if p.engine == engine]
+    best = max(same or found, key=lambda p: p.version)
+    return best, "" if same else f"{best.name} measured {best.engine}, not {engine}: fixed times may differ"
 
 
 @cache

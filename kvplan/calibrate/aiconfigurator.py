@@ -85,7 +85,7 @@ def kernel_rows(system: str, engine: str) -> Iterator[Row]:
 def assumed(gpu: GpuSpec) -> dict[str, tuple[float, str]]:
     """What kernel tables cannot tell, with the reason and the range believed."""
     return {
-        "mixed_bytes_per_s": (float("inf"), "timed apart: decodes beside a prompt are assumed to cost what they do alone"),
+        "mixed_bytes_per_s": (float("inf"), "timed apart: decodes beside a prompt cost what they do alone (assumed)"),
         "mixed_crowding": (0.0, "as mixed_bytes_per_s"),
         "step.layer_s": (4e-6, "norms, rotary embedding, activation of a layer in a CUDA graph: assumed, 2 to 10 us"),
         "step.step_s": (1e-4, "embedding, sampling, graph replay: assumed, 50 to 300 us"),

@@ -19,12 +19,10 @@ from kvplan.costs import AttentionCosts, GemmCosts, expected_experts, gemm_s
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, load_model
+from kvplan.step_time import ELEMENT_BYTES
 from kvplan.timing import ModelStepTime, StepShape, attention_s
 from kvplan.timing_profile import step_costs
 from kvplan.work import AttentionWork, StepWork, projection_params, step_work
-
-ELEMENT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "nvfp4": 0.5625, "mxfp4": 0.53125, "int4": 0.53}
-"""Bytes per weight or KV element, block scales included."""
 
 HINTS = {
     "bytes_per_s": "decode steps at batch 1 and at a batch of 64 or more, contexts 512 and 8k or longer",
