@@ -79,11 +79,12 @@ def _holds(plan: Plan) -> str:
     return f"{plan.num_traces:,} traces of {plan.trace_tokens:,} tokens at once"
 
 
-def _more_seqs(plan: Plan) -> Iterator[Option]:
-    if plan.limited_by is Limit.MAX_NUM_SEQS and not plan.refusal:
-        replicas = plan.args.data_parallel_size
-        seqs = -(-plan.question.demand.num_traces // replicas)
-        yield from _option(_ask(plan.question, max_num_seqs=seqs), f"--max-num-seqs {seqs}", _FREE)
+def _other_seqs(plan: Plan) -> Iterator[Option]:
+    if plan.limited_by is not Limit.MAX_NUM_SEQS:
+        return
+    needed = -(-plan.question.demand.num_traces // plan.args.data_parallel_size)
+    seqs = max(needed, plan.shape.num_blocks) if plan.refusal else needed
+    yield from _option(_ask(plan.question, max_num_seqs=seqs), f"--max-num-seqs {seqs}", _FREE)
 
 
 def _stated_length(plan: Plan) -> Iterator[Option]:
@@ -214,7 +215,7 @@ def _on(question: Question, name: str) -> Plan | None:
 
 
 _SOURCES = (
-    _more_seqs,
+    _other_seqs,
     _stated_length,
     _utilization,
     _smaller_batch,

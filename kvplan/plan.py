@@ -18,7 +18,7 @@ from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.limits import Limit
-from kvplan.model import ModelSpec, load_model
+from kvplan.model import AttentionKind, ModelSpec, load_model
 from kvplan.other_engines import default_utilization, pool_layout
 from kvplan.profile import MemoryProfile
 from kvplan.units import gib
@@ -196,8 +196,11 @@ def answer(question: Question) -> Plan:
         for end in ("value", "low", "high")
     ]
     found = layouts[0]
-    refusal = _refusal(found, worst) if isinstance(found, KvCacheTooSmall) else _overflow(worst, args)
     layout = None if isinstance(found, KvCacheTooSmall) else found
+    if isinstance(found, KvCacheTooSmall):
+        refusal: Refusal | None = _refusal(found, worst)
+    else:
+        refusal = _overflow(worst, args) or _too_few_states(found, args, question.engine)
     shape = layout or _shape(question, args, worst)
     tokens = question.demand.trace_tokens(layout.max_model_len if layout else length)
     return Plan(
@@ -335,6 +338,22 @@ def _overflow(budget: Budget, args: ResolvedArgs) -> Refusal | None:
     asked = "weights, overheads and the asked KV pool"
     reason = f"{asked} need {gib(needed):.2f} GiB, the card has {gib(needed - over):.2f}"
     return Refusal(reason, Limit.WEIGHTS, needed, needed - over, 0)
+
+
+def _too_few_states(layout: Layout, args: ResolvedArgs, engine: EngineVersion) -> Refusal | None:
+    """Full CUDA graphs want a block of state per sequence (vLLM since 0.17, `config/compilation.py`)."""
+    states = any(group.kind is AttentionKind.STATE for group in layout.groups)
+    checks = engine.engine == "vllm" and engine.version >= (0, 17) and not args.enforce_eager
+    if not (states and checks and args.max_num_seqs > layout.num_blocks):
+        return None
+    reason = (
+        f"max_num_seqs {args.max_num_seqs} exceeds the {layout.num_blocks} blocks that states can take; "
+        f"--max-num-seqs {layout.num_blocks} or less would start"
+    )
+    block = layout.bytes_per_block
+    return Refusal(
+        reason, Limit.MAX_NUM_SEQS, args.max_num_seqs * block, layout.num_blocks * block, layout.max_model_len
+    )
 
 
 def printed_tokens(layout: Layout, engine: EngineVersion) -> int:
