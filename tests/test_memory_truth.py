@@ -21,7 +21,7 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.layout import kv_layout
 from kvplan.limits import Limit
-from kvplan.model import ModelSpec, from_config
+from kvplan.model import ModelSpec, find_bundled, from_config, load_model
 from kvplan.plan import Plan, Question, answer, capability, printed_tokens
 from kvplan.profile import Figure, MemoryProfile, memory_profile
 from kvplan.units import GiB
@@ -59,9 +59,18 @@ def rows() -> list[Row]:
     ]
 
 
+@cache
+def _model(config_file: str) -> ModelSpec:
+    """The bundled config of that name, vision tower and all; else the reference data's architecture numbers."""
+    name = Path(config_file).stem.replace("__", "/")
+    if find_bundled(name):
+        return load_model(name)
+    return from_config(json.loads((TRUTH / config_file).read_text()), name)
+
+
 def model_of(row: Row) -> ModelSpec:
     """The row's model; a log's own max_model_len shows that its config allowed it."""
-    model = from_config(json.loads((TRUTH / row["config_file"]).read_text()), row["model"])
+    model = _model(row["config_file"])
     return replace(model, max_model_len=max(model.max_model_len, row["max_model_len"] or 0))
 
 
