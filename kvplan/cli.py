@@ -23,6 +23,10 @@ COMMANDS = {
         "kvplan.commands.serve_command:serve_command",
         "The command that serves a plan; shell or YAML.",
     ),
+    "simulate": (
+        "kvplan.commands.simulate:simulate_command",
+        "How it behaves: a scenario on a clock, with latencies, preemptions, KV over time.",
+    ),
     "models": ("kvplan.commands.catalog:models_command", "Bundled models."),
     "gpus": ("kvplan.commands.catalog:gpus_command", "The GPU table."),
 }

@@ -64,8 +64,14 @@ class Record(NamedTuple):
     """Time between a preemption and the next token."""
 
 
-_WIDTH = len(Record._fields)
 _TIMES = ("arrival", "scheduled", "first_token", "first_visible", "finish")
+
+
+SUMMARY_FIELDS = (
+    "arrival", "scheduled", "first_token", "first_visible", "finish", "prompt_tokens", "output_tokens",
+    "thinking_tokens", "hit_tokens", "discarded_tokens", "kv_token_us", "finish_reason", "class_id",
+)  # fmt: skip
+"""What the report needs of each request; the rest of a record can be left out of memory."""
 
 
 @dataclass(slots=True)
@@ -74,27 +80,27 @@ class Records:
 
     class_names: list[str]
     kv_bytes_per_token: float = 0.0
+    fields: tuple[str, ...] = Record._fields
+    """The fields that are kept, in the order of `Record`."""
     _flat: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, record: tuple[int, ...]) -> None:
-        """Append one record, given in the order of `Record`'s fields."""
+        """Append one record, given in the order of `fields`."""
         self._flat.extend(record)
 
     def __len__(self) -> int:
-        return len(self._flat) // _WIDTH
+        return len(self._flat) // len(self.fields)
 
     @property
     def table(self) -> NDArray[np.int64]:
         """The records as an (n, fields) array of integers, without a copy."""
-        return (
-            np.frombuffer(self._flat, np.int64).reshape(-1, _WIDTH)
-            if self._flat
-            else np.zeros((0, _WIDTH), np.int64)
-        )
+        width = len(self.fields)
+        found = np.frombuffer(self._flat, np.int64) if self._flat else np.zeros(0, np.int64)
+        return found.reshape(-1, width)
 
     def __getitem__(self, name: str) -> NDArray[np.int64]:
         """One column by its name in `Record`."""
-        return self.table[:, Record._fields.index(name)]
+        return self.table[:, self.fields.index(name)]
 
     def seconds(self, name: str) -> NDArray[np.float64]:
         """A column of times in seconds; NaN where it did not happen."""
@@ -133,13 +139,19 @@ CSV_COLUMNS = (
 
 def write_records(records: Records, path: Path) -> None:
     """Write the records as CSV, JSONL or Parquet, by the file's suffix. Raises KvplanError if that cannot be."""
-    writer = _WRITERS.get(path.suffix)
-    if writer is None:
-        raise KvplanError(f"--records {path}: the name must end in {', '.join(_WRITERS)}")
+    check_target(path)
     try:
-        writer(records.columns(), path)
+        _WRITERS[path.suffix](records.columns(), path)
     except OSError as error:
         raise KvplanError(f"--records {path}: {error.strerror or error}") from None
+
+
+def check_target(path: Path) -> None:
+    """Raise KvplanError before a long run, rather than after it, if the records could not be written there."""
+    if path.suffix not in _WRITERS:
+        raise KvplanError(f"--records {path}: the name must end in {', '.join(_WRITERS)}")
+    if not path.parent.is_dir():
+        raise KvplanError(f"--records {path}: there is no folder {path.parent}")
 
 
 def _rows(columns: dict[str, NDArray[Any]]) -> zip[tuple[Any, ...]]:

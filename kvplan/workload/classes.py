@@ -31,6 +31,13 @@ class Slo(Config):
     """Mean time per output token after the first."""
     e2el_ms: Milliseconds = None
     """Arrival to last token."""
+    share: float = Field(0.99, gt=0, le=1)
+    """How many of the class's requests must meet all targets; fewer is a missed SLO."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is asked."""
+        return self.ttft_ms is self.ttfvt_ms is self.tpot_ms is self.e2el_ms is None
 
 
 class Turns(Config):

@@ -1,0 +1,114 @@
+"""A result as text: `vllm bench serve`'s block, labels and order as vLLM prints them, then a Reasoning section."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvplan.metrics import Summary
+from kvplan.result import VERDICTS, Result
+from kvplan.workload.arrivals import ClosedLoop
+
+WIDTH = 50
+
+SECTIONS = (
+    ("ttft", "Time to First Token", "TTFT"),
+    ("tpot", "Time per Output Token (excl. 1st token)", "TPOT"),
+    ("itl", "Inter-token Latency", "ITL"),
+    ("e2el", "End-to-end Latency", "E2EL"),
+)
+
+
+def bench_text(result: Result) -> str:
+    """The whole report."""
+    document = result.to_dict()
+    lines = [
+        f"{' Serving Benchmark Result ':=^{WIDTH}}",
+        *_head(result, document),
+        *(line for key, title, name in SECTIONS for line in _latency(result.summaries()[key], title, name)),
+        *_reasoning(result, document),
+        "=" * WIDTH,
+        *_tail(result, document),
+    ]
+    return "\n".join(lines)
+
+
+def _line(label: str, value: Any) -> str:
+    text = f"{value:.2f}" if isinstance(value, float) else "-" if value is None else f"{value}"
+    return f"{label:<40} {text:<10}".rstrip()
+
+
+def _head(result: Result, d: dict[str, Any]) -> list[str]:
+    arrivals = result.scenario.workload.arrivals
+    rate = getattr(arrivals, "rate", None)
+    goodput = d["request_goodput"]
+    return [
+        _line("Successful requests:", d["completed"]),
+        _line("Failed requests:", d["failed"]),
+        *(
+            [_line("Maximum request concurrency:", arrivals.concurrency)]
+            if isinstance(arrivals, ClosedLoop)
+            else []
+        ),
+        *([] if rate is None else [_line("Request rate configured (RPS):", float(rate))]),
+        _line("Benchmark duration (s):", d["duration_s"]),
+        _line("Total input tokens:", d["total_input_tokens"]),
+        _line("Total generated tokens:", d["total_output_tokens"]),
+        _line("Request throughput (req/s):", d["request_throughput"]),
+        *([] if goodput is None else [_line("Request goodput (req/s):", goodput)]),
+        _line("Output token throughput (tok/s):", d["output_throughput"]),
+        _line("Peak output token throughput (tok/s):", d["max_output_tokens_per_s"]),
+        _line("Peak concurrent requests:", float(d["max_concurrent_requests"])),
+        _line("Total token throughput (tok/s):", d["total_token_throughput"]),
+    ]
+
+
+def _latency(summary: Summary, title: str, name: str) -> list[str]:
+    return [
+        f"{title:-^{WIDTH}}",
+        _line(f"Mean {name} (ms):", summary.mean),
+        _line(f"Median {name} (ms):", summary.median),
+        _line(f"P99 {name} (ms):", summary.p99),
+    ]
+
+
+def _reasoning(result: Result, d: dict[str, Any]) -> list[str]:
+    """What vLLM does not print."""
+    visible, reasoning = result.summaries()["ttfvt"], d["reasoning"]
+    share = reasoning["thinking_share"]
+    return [
+        f"{'Reasoning':-^{WIDTH}}",
+        _line("Mean time to first visible token (ms):", visible.mean),
+        _line("P99 time to first visible token (ms):", visible.p99),
+        _line("Thinking share of output (%):", None if share is None else 100.0 * share),
+        _line("Answers cut while thinking:", reasoning["answers_cut_while_thinking"]),
+        _line("Preemptions:", d["num_preemptions"]),
+        _line("Recomputed tokens:", d["recomputed_tokens"]),
+        _line("Prefix cache hit tokens:", d["prefix_cache_hit_tokens"]),
+        _line("Mean batch:", d["mean_batch_size"]),
+        _line("KV peak (% of the fullest pool):", 100.0 * d["kv_peak_fraction"]),
+        _line("KV GiB-seconds per answer:", reasoning["kv_gib_s_per_answer"]),
+    ]
+
+
+def _tail(result: Result, d: dict[str, Any]) -> list[str]:
+    """Verdict, limit, advice, sources."""
+    ended = "" if result.verdict == "completed" else f"Ended early: {VERDICTS[result.verdict]}"
+    missed = "SLO missed" if result.slo_met is False else ""
+    return [
+        *filter(None, (ended, _thrash(result), missed)),
+        f"Limited by: {result.limited_by}",
+        *(f"Advice: {text}" for text in result.advice),
+        *(f"Note: {text}" for text in d["notes"]),
+        *(f"{key.replace('_', ' ').capitalize()}: {text}" for key, text in result.sources.items()),
+        *(f"Mode: {text}" for text in dict.fromkeys(result.modes.values()) if text != "leap"),
+    ]
+
+
+def _thrash(result: Result) -> str:
+    if result.verdict != "thrash":
+        return ""
+    t = result.totals
+    useful = t.decode_tokens + t.prefill_tokens - t.recomputed_tokens
+    return (
+        f"thrash: {useful:,} useful tokens, {t.recomputed_tokens:,} recomputed, {t.preemptions:,} preemptions"
+    )

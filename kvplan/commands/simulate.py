@@ -1,0 +1,135 @@
+"""`kvplan simulate`: a scenario, what happened, as text, JSON, records and a timeline."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from kvplan import scenario as scenarios
+from kvplan.bench_report import bench_text
+from kvplan.commands.common import print_json
+from kvplan.commands.progress import Progress
+from kvplan.errors import KvplanError
+from kvplan.records import check_target, write_records
+from kvplan.simulate import simulate
+from kvplan.trace import write_trace
+
+SWITCH = Parameter(negative="")
+
+
+def simulate_command(
+    scenario: str,
+    /,
+    *,
+    set: tuple[str, ...] = (),
+    records: Path | None = None,
+    trace: Path | None = None,
+    json: Annotated[bool, SWITCH] = False,
+    quiet: Annotated[bool, SWITCH] = False,
+    step_by_step: Annotated[bool, SWITCH] = False,
+    no_records: Annotated[bool, SWITCH] = False,
+    skip_bad_rows: Annotated[bool, SWITCH] = False,
+    dump_scenario: Annotated[bool, SWITCH] = False,
+    num_prompts: int | None = None,
+    request_rate: float | None = None,
+    burstiness: float | None = None,
+    max_concurrency: int | None = None,
+    seed: int | None = None,
+    goodput: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+) -> int:
+    """Simulate a scenario: throughput, latencies, preemptions, KV occupancy.
+
+    Parameters
+    ----------
+    scenario
+        A YAML file, or a bundled scenario's name.
+    set
+        Change a key, e.g. --set engine.max_num_seqs=64; may be repeated.
+    records
+        Write one row per request: .csv, .jsonl or .parquet.
+    trace
+        Write a Chrome trace for Perfetto.
+    json
+        One JSON document on stdout.
+    quiet
+        No progress on stderr.
+    step_by_step
+        Simulate every step instead of leaping; slower, the same results.
+    no_records
+        Keep only what the report needs of each request.
+    skip_bad_rows
+        Leave damaged rows of a trace out and count them.
+    dump_scenario
+        Print the scenario that these flags stand for, and stop.
+    num_prompts
+        Number of requests (as in vllm bench serve).
+    request_rate
+        Requests per second; inf = all at once.
+    burstiness
+        1 = Poisson, below 1 burstier.
+    max_concurrency
+        A closed loop of so many clients.
+    seed
+        Seed of the workload.
+    goodput
+        Targets such as ttft:2000 tpot:50 e2el:60000, milliseconds.
+    """
+    flags = _bench_flags(num_prompts, request_rate, burstiness, max_concurrency, seed, goodput)
+    if skip_bad_rows:
+        flags.append("workload.trace.skip_bad_rows=true")
+    loaded = scenarios.load_scenario(scenario, [*set, *flags])
+    if dump_scenario:
+        print(scenarios.dump_scenario(loaded), end="")
+        return 0
+    if no_records and (records or trace):
+        raise KvplanError("--no-records keeps no rows to write; drop it, or drop --records and --trace")
+    if records:
+        check_target(records)
+    progress = None if quiet else Progress()
+    result = simulate(loaded, step_by_step=step_by_step, progress=progress, keep_records=not no_records)
+    if records:
+        write_records(result.records, records)
+    if trace:
+        write_trace(result.records, result.samples, trace)
+    if json:
+        print_json(result.to_dict())
+    else:
+        print(bench_text(result))
+    if result.verdict == "interrupted":
+        print("kvplan: interrupted; the figures cover what was simulated so far", file=sys.stderr)
+    return result.exit_code
+
+
+def _bench_flags(
+    num_prompts: int | None,
+    request_rate: float | None,
+    burstiness: float | None,
+    max_concurrency: int | None,
+    seed: int | None,
+    goodput: tuple[str, ...],
+) -> list[str]:
+    """The load flags of `vllm bench serve` as scenario keys."""
+    if request_rate is not None and max_concurrency is not None:
+        raise KvplanError("--request-rate and --max-concurrency: an open or a closed loop, not both")
+    if burstiness is not None and request_rate in (None, float("inf")):
+        raise KvplanError("--burstiness needs a finite --request-rate")
+    keys: dict[str, Any] = {"workload.num_requests": num_prompts, "workload.seed": seed}
+    if request_rate == float("inf"):
+        keys["workload.arrivals"] = "{kind: all_at_once}"
+    elif request_rate is not None:
+        keys["workload.arrivals"] = (
+            f"{{kind: poisson, rate: {request_rate}, burstiness: {burstiness or 1.0}}}"
+        )
+    elif max_concurrency is not None:
+        keys["workload.arrivals"] = f"{{kind: closed_loop, concurrency: {max_concurrency}}}"
+    for target in goodput:
+        name, colon, value = target.partition(":")
+        if not colon or name not in ("ttft", "ttfvt", "tpot", "e2el"):
+            raise KvplanError(
+                f"--goodput {target}: write ttft:2000, ttfvt:, tpot: or e2el: with milliseconds"
+            )
+        keys[f"slo.{name}_ms"] = value
+    return [f"{key}={value}" for key, value in keys.items() if value is not None]

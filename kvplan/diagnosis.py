@@ -1,0 +1,84 @@
+"""What limited a run, and what practice would do about it: read off the totals, in the words of `limits`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvplan.limits import Limit
+from kvplan.result import Result
+
+WAITING_SHARE = 0.05
+"""Requests waited for a resource in more than this share of busy time: it limits."""
+
+
+def limited_by(result: Result) -> Limit:
+    """The resource that gave out first.
+
+    Waiting tells queues apart. Where nobody waits, an open loop is limited by what arrives; a closed one by what
+    its steps spend their time on: reading weights and KV in decode steps, arithmetic in prompt steps.
+    """
+    t = result.totals
+    if result.verdict == "thrash":
+        return Limit.THRASH
+    waits = {
+        Limit.KV_BLOCKS: t.blocked_blocks_ticks,
+        Limit.MAX_NUM_SEQS: t.blocked_seqs_ticks,
+        Limit.TOKEN_BUDGET: t.blocked_tokens_ticks,
+    }
+    worst = max(waits, key=lambda limit: waits[limit])
+    if waits[worst] > WAITING_SHARE * t.busy_ticks:
+        return worst
+    if result.scenario.workload.arrivals.kind not in ("closed_loop", "all_at_once"):
+        return Limit.ARRIVAL_RATE
+    return Limit.COMPUTE if t.prefill_ticks + t.mixed_ticks > t.decode_ticks else Limit.MEMORY_BANDWIDTH
+
+
+def advise(result: Result) -> list[str]:
+    """What practice would change, each with its reason; empty when nothing stands out."""
+    return [text for rule in RULES for text in rule(result)]
+
+
+def _preempted(result: Result) -> list[str]:
+    t = result.totals
+    computed = t.decode_tokens + t.prefill_tokens
+    if not t.preemptions or not computed:
+        return []
+    share = t.recomputed_tokens / computed
+    return [
+        f"{t.preemptions:,} preemptions, {share:.1%} of all computed tokens were computed again: more KV blocks "
+        "(--kv-cache-dtype fp8, -tp, a larger card) or a lower --max-num-seqs"
+    ]
+
+
+def _cut_thinking(result: Result) -> list[str]:
+    done = result.records.completed
+    thinking = result.records["thinking_tokens"] > 0
+    cut = int((done & thinking & (result.records["first_visible"] == -1)).sum())
+    if not cut:
+        return []
+    return [
+        f"{cut:,} answers were cut while still thinking: a hard max_tokens pays for thinking and gets no answer; "
+        "use a thinking_token_budget, which closes the thinking and leaves room for the answer"
+    ]
+
+
+def _idle_pool(result: Result) -> list[str]:
+    if result.limited_by != Limit.MAX_NUM_SEQS or result.pool.peak_fraction > 0.7:
+        return []
+    return [
+        f"requests waited for --max-num-seqs while at most {result.pool.peak_fraction:.0%} of the KV blocks were "
+        "used: raise it"
+    ]
+
+
+def _long_queues(result: Result) -> list[str]:
+    waits = result.records.seconds("scheduled") - result.records.seconds("arrival")
+    lasts = result.records.seconds("finish") - result.records.seconds("arrival")
+    if not np.nansum(lasts) or np.nansum(waits) < 0.5 * np.nansum(lasts):
+        return []
+    return [
+        "most of the time to an answer was spent in the queue: the load is above what this deployment sustains"
+    ]
+
+
+RULES = (_preempted, _cut_thinking, _idle_pool, _long_queues)

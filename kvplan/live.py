@@ -1,0 +1,93 @@
+"""A request on its way through the system: the engine's request plus when things happened to it.
+
+Times are ticks of the simulator's clock. Knows no SimPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvplan.engine.request import Request, Segment
+from kvplan.records import FINISH_REASONS, NEVER
+
+STOP, LENGTH, TIMEOUT, REJECTED, REFUSED, UNFINISHED, PRUNED = range(len(FINISH_REASONS))
+
+
+class Live(Request):
+    """One request and its history so far."""
+
+    __slots__ = (
+        "arrival",
+        "class_id",
+        "decode_from",
+        "discarded",
+        "first_token",
+        "first_visible",
+        "held",
+        "high_water",
+        "hit_tokens",
+        "kv_area",
+        "lost_at",
+        "lost_ticks",
+        "on_end",
+        "output_tokens",
+        "recomputed",
+        "replica",
+        "row",
+        "scheduled",
+        "session",
+        "since",
+        "thinking_tokens",
+        "transferred",
+        "turn",
+        "weight_from",
+    )
+
+    def __init__(
+        self,
+        row: int,
+        prompt: tuple[Segment, ...],
+        max_tokens: int,
+        output_tokens: int,
+        thinking_tokens: int = 0,
+        class_id: int = 0,
+        priority: int = 0,
+        request_id: str = "",
+    ) -> None:
+        stop_at = output_tokens if output_tokens < max_tokens else None
+        super().__init__(request_id or str(row), prompt, max_tokens, priority, row, stop_at)
+        self.row = row
+        self.output_tokens = output_tokens
+        self.thinking_tokens = thinking_tokens
+        self.class_id = class_id
+        self.session = row
+        self.turn = 0
+        self.arrival = self.scheduled = self.first_token = self.first_visible = self.lost_at = NEVER
+        self.replica = 0
+        self.held = 0
+        """Tokens in the cache; while it decodes, when its decoding began."""
+        self.since = 0
+        """When `held` last changed."""
+        self.decode_from = NEVER
+        """The replica's count of read steps when decoding began; NEVER = does not decode."""
+        self.weight_from = 0
+        self.kv_area = 0
+        """Token-ticks held so far."""
+        self.high_water = 0
+        """Most tokens that were ever computed, before a preemption took them."""
+        self.hit_tokens = 0
+        self.recomputed = 0
+        self.discarded = 0
+        self.lost_ticks = 0
+        self.transferred = False
+        """Its prompt's KV came over the wire: the first prefill costs no time here."""
+        self.on_end: Callable[[Live, int, int], None] | None = None
+
+    def record(self, finish: int, reason: int, generated: int) -> tuple[int, ...]:
+        """The flat record, in the order of `records.Record`."""
+        return (
+            self.row, self.arrival, self.scheduled, self.first_token, self.first_visible, finish,
+            self.num_prompt_tokens, generated, min(self.thinking_tokens, generated), self.num_preemptions,
+            self.recomputed, self.hit_tokens, self.discarded, self.kv_area // 10**6, reason, self.class_id,
+            self.replica, self.session, self.turn, self.lost_ticks,
+        )  # fmt: skip

@@ -1,0 +1,535 @@
+"""A scenario on a clock: the only file that knows SimPy.
+
+    arrivals -> router -> replica: decide a step or a leap, let its time pass, read what it gave
+                             ^ cut short by an arrival it would look at, or by a client that leaves
+
+The clock counts whole picoseconds, so leaping and stepping agree exactly. An arrival that falls on the end of a
+step is seen by the next one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import simpy
+from simpy.events import URGENT, Event
+
+from kvplan.deploy import Setup, set_up
+from kvplan.diagnosis import advise, limited_by
+from kvplan.engine.leap import LeapScheduler, why_not
+from kvplan.engine.request import Segment
+from kvplan.live import REFUSED, REJECTED, STOP, TIMEOUT, UNFINISHED, Live
+from kvplan.metrics import Sample, Timeline, TokenMeter
+from kvplan.records import SUMMARY_FIELDS, Record, Records
+from kvplan.replica import NEVER_COMES, Replica
+from kvplan.result import Pool, Result, total
+from kvplan.router import Router
+from kvplan.scenario import Deployment, Scenario
+from kvplan.stepper import StepByStep
+from kvplan.timing import StepShape
+from kvplan.units import TICKS_PER_S
+from kvplan.workload.load import Load, draw_load, settle_lengths
+
+Process = Generator[Event, Any, None]
+Progress = Callable[[int, int], None]
+"""Called with (requests ended, requests in all)."""
+
+WATCH_EVERY = 256
+"""Steps and leaps between two looks at the wall clock and at thrashing."""
+
+
+def simulate(
+    scenario: Scenario,
+    *,
+    step_by_step: bool = False,
+    progress: Progress | None = None,
+    keep_records: bool = True,
+    setups: dict[str, Setup] | None = None,
+) -> Result:
+    """Run a scenario to its end, its horizon, a verdict, or Ctrl-C; always returns what was simulated.
+
+    Without `keep_records` only what the report needs of each request stays in memory.
+    `setups` replaces the planned engines, by name in `scenario.deployments`.
+    Raises KvplanError for what cannot be simulated, DoesNotFit when an engine would not start.
+    """
+    if setups is None:
+        setups = {name: set_up(d, scenario.folder) for name, d in scenario.deployments.items()}
+    run = Run(scenario, setups, step_by_step, progress)
+    if not keep_records:
+        run.records.fields = SUMMARY_FIELDS
+        run.pick = itemgetter(*(Record._fields.index(name) for name in SUMMARY_FIELDS))
+    return run.go()
+
+
+@dataclass(slots=True)
+class Seat:
+    """A replica's place on the clock."""
+
+    env: Any
+    replica: Replica
+    process: simpy.Process | None = None
+    sleeper: Event | None = None
+    """Set while nothing is there to do."""
+    gliding: bool = False
+    """In a leap that can still be cut."""
+
+    def submit(self, live: Live) -> None:
+        """Hand a request over; wake the replica, or cut its leap."""
+        self.replica.submit(live)
+        if self.sleeper is not None:
+            self.sleeper.succeed()
+            self.sleeper = None
+        elif self.gliding and self.replica.glide is not None and self.replica.glide.open:
+            self._cut()
+
+    def leave(self, live: Live) -> None:
+        """A client gives up."""
+        self.replica.leave(live)
+        if self.gliding:
+            self._cut()
+
+    def _cut(self) -> None:
+        assert self.process is not None
+        self.gliding = False
+        self.process.interrupt()
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The replicas of one deployment."""
+
+    setup: Setup
+    router: Router
+    max_queue: int | None
+    seats: list[Seat] = field(default_factory=list)
+    prefill: list[Seat] = field(default_factory=list)
+    """Disaggregated: where prompts are computed."""
+    prefill_router: Router | None = None
+    transfer_ticks: Callable[[int], int] | None = None
+    """Ticks to move so many tokens of KV."""
+    replicas: list[Replica] = field(default_factory=list)
+
+
+class Run:
+    """One simulation."""
+
+    def __init__(
+        self, scenario: Scenario, setups: dict[str, Setup], step_by_step: bool, progress: Progress | None
+    ) -> None:
+        self.scenario = scenario
+        self.env: Any = simpy.Environment(0)
+        self.progress = progress
+        self.step_by_step = step_by_step
+        self.load = draw_load(scenario.workload, scenario.folder)
+        self.records = Records(self.load.class_names)
+        self.pick: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
+        """Which fields of a record are kept; None = all."""
+        self.meter = TokenMeter()
+        self.notes: dict[str, int] = {}
+        self.modes: dict[str, str] = {}
+        self.alive: dict[int, Live] = {}
+        self.seat_of: dict[int, tuple[Seat, Live]] = {}
+        """Where a request is, and the engine's request for it."""
+        self.open = len(self.load)
+        """Requests that have not ended and still can."""
+        self.stop: Event = self.env.event()
+        self.num_replicas = 0
+        self.next_arrival = NEVER_COMES
+        """When the next request of an open loop comes."""
+        self.turns = 0
+        self.started = time.monotonic()
+        self.fleets = {name: self._fleet(d, setups[name], name) for name, d in scenario.deployments.items()}
+        self.replicas = [seat.replica for f in self.fleets.values() for seat in (*f.prefill, *f.seats)]
+        self.fleet_of_class = [self.fleets[cls.model] for cls in self.load.classes]
+        self.records.kv_bytes_per_token = self.fleets[""].setup.kv_bytes_per_token
+        self.rows = Rows(self.load, np.array([f.setup.config.max_model_len for f in self.fleet_of_class]))
+        self.timeline = Timeline(self._sample_interval())
+
+    # --- setting up -------------------------------------------------------------------------
+
+    def _fleet(self, deployment: Deployment, setup: Setup, name: str) -> Fleet:
+        fleet = Fleet(setup, Router(deployment.router), deployment.max_queue)
+        for _ in range(deployment.replicas * setup.replicas_per_copy):
+            fleet.seats += self._copy(setup, name, deployment.disaggregation is not None)
+        apart = deployment.disaggregation
+        if apart is not None:
+            for _ in range(apart.prefill_replicas):
+                fleet.prefill += self._copy(setup, name)
+            fleet.prefill_router = Router(deployment.router)
+            rate, latency = apart.transfer_bytes_per_s / setup.kv_bytes_per_token, apart.latency_s
+            fleet.transfer_ticks = lambda tokens: round((latency + tokens / rate) * TICKS_PER_S)
+        fleet.replicas = [seat.replica for seat in fleet.seats]
+        return fleet
+
+    def _copy(self, setup: Setup, name: str, decodes_only: bool = False) -> list[Seat]:
+        """One engine, or the ranks of a lockstep group."""
+        ranks = [
+            Seat(self.env, self._replica(setup, name, decodes_only)) for _ in range(setup.lockstep_ranks)
+        ]
+        if len(ranks) > 1:
+            group = Lockstep(ranks)
+            group.process = self.env.process(self._serve_lockstep(group))
+            for seat in ranks:
+                seat.process = group.process
+            self.modes[name] = "step by step: data-parallel ranks of a mixture of experts run in lockstep"
+        else:
+            ranks[0].process = self.env.process(self._serve(ranks[0]))
+        return ranks
+
+    def _replica(self, setup: Setup, name: str, decodes_only: bool) -> Replica:
+        config = setup.config
+        if decodes_only:  # a transferred prompt takes blocks, not token budget
+            room = config.max_model_len + config.max_num_seqs
+            config = config.model_copy(
+                update={"max_num_batched_tokens": max(room, config.max_num_batched_tokens)}
+            )
+        reason = "asked for" if self.step_by_step else why_not(config)
+        engine = StepByStep(config) if reason else LeapScheduler(config)
+        self.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
+        groups = config.groups
+        self.num_replicas += 1
+        return Replica(
+            self.num_replicas - 1, engine, setup.step_time, config.num_gpu_blocks - 1, config.block_size,
+            config.max_num_seqs, config.max_num_batched_tokens, config.async_scheduling,
+            len(groups) == 1 and groups[0].kind == "full", self.meter, self._ended,
+        )  # fmt: skip
+
+    def _sample_interval(self) -> int:
+        span = float(np.nanmax(self.load.arrival_s))
+        return max(TICKS_PER_S // 20, round(span / 400 * TICKS_PER_S))
+
+    # --- running ----------------------------------------------------------------------------
+
+    def go(self) -> Result:
+        """Run until everything has ended or something stops it."""
+        self._start_arrivals()
+        self._at(round(self.scenario.limits.horizon_s * TICKS_PER_S), lambda _: self._halt("horizon"))
+        try:
+            verdict = self.env.run(until=self.stop)
+        except KeyboardInterrupt:
+            verdict = "interrupted"
+        now = self.env.now
+        for live in list(self.alive.values()):
+            self._close_unfinished(live, now)
+        return self._result(str(verdict), now)
+
+    def _result(self, verdict: str, now: int) -> Result:
+        """Sum up over replicas."""
+        parts = [replica.totals for replica in self.replicas]
+        totals = total(parts)
+        setups = [(d, self.fleets[name]) for name, d in self.scenario.deployments.items()]
+        num_gpus = sum(len(f.seats + f.prefill) * f.setup.num_gpus for _, f in setups)
+        price = self.scenario.pricing.usd_per_gpu_hour
+        usd = sum(len(f.seats + f.prefill) * f.setup.num_gpus
+                  * (f.setup.usd_per_gpu_hour if price is None else price) for _, f in setups)  # fmt: skip
+        main = self.fleets[""].setup
+        for replica in self.replicas:
+            for note in replica.notes:
+                self._note(note)
+        capacity = sum(r.num_blocks * r.totals.busy_ticks for r in self.replicas) or 1
+        pool = Pool(
+            main.config.num_gpu_blocks - 1, main.config.block_size, main.kv_bytes_per_token,
+            max(r.totals.peak_used_blocks / r.num_blocks for r in self.replicas),
+            totals.used_block_ticks / capacity, totals.used_block_ticks / TICKS_PER_S,
+        )  # fmt: skip
+        result = Result(
+            self.scenario, verdict, now / TICKS_PER_S, self.records, self.timeline.samples, totals, pool,
+            self.meter.intervals(), self.meter.peak_tokens_per_s(), num_gpus, usd, self.load.class_names,
+            [cls.slo or self.scenario.slo for cls in self.load.classes], len(self.load), self.modes,
+            {k: v for _, f in setups for k, v in f.setup.sources.items()}, self.notes,
+            num_bad_rows=self.load.num_bad_rows,
+        )  # fmt: skip
+        result.limited_by = limited_by(result)
+        result.advice = advise(result)
+        return result
+
+    def _halt(self, verdict: str) -> None:
+        if not self.stop.triggered:
+            self.stop.succeed(verdict)
+
+    def _at(self, delay: int, callback: Callable[[Event], None]) -> None:
+        """Call back after so many ticks, before anything else that happens at that time."""
+        event = Event(self.env)
+        event._ok, event._value = True, None
+        event.callbacks.append(callback)
+        self.env.schedule(event, URGENT, delay)
+
+    def _serve(self, seat: Seat) -> Process:
+        """One replica's life: decide, let time pass, read."""
+        env, replica = self.env, seat.replica
+        alone = self.num_replicas == 1
+        while True:
+            ticks = replica.begin(env.now, self.next_arrival if alone else NEVER_COMES)
+            if ticks is None:
+                seat.sleeper = env.event()
+                yield seat.sleeper
+                continue
+            seat.gliding = replica.glide is not None
+            try:
+                yield env.timeout(ticks)
+            except simpy.Interrupt:
+                yield env.timeout(replica.cut(env.now))
+            seat.gliding = False
+            replica.complete(env.now)
+            self._watch()
+
+    def _serve_lockstep(self, group: Lockstep) -> Process:
+        """Ranks that step together: each step lasts as long as the fullest rank's; idle ranks run dummy batches."""
+        env, replicas = self.env, [seat.replica for seat in group.seats]
+        dummy = replicas[0].step_time.ticks(StepShape(1, 1, 1))
+        while True:
+            waits = [replica.begin(env.now, may_leap=False) for replica in replicas]
+            if all(wait is None for wait in waits):
+                group.sleeper = env.event()
+                for seat in group.seats:
+                    seat.sleeper = group.sleeper
+                yield group.sleeper
+                continue
+            ticks = max(dummy if wait is None else wait for wait in waits)
+            yield env.timeout(ticks)
+            for replica, wait in zip(replicas, waits, strict=True):
+                if wait is not None:
+                    replica.stretch(ticks)
+                    replica.complete(env.now)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Sample the timeline; now and then look at the wall clock and at thrashing."""
+        now = self.env.now
+        if now >= self.timeline.next_at:
+            self.timeline.add(now, self._sample(now))
+        self.turns += 1
+        if self.turns % WATCH_EVERY:
+            return
+        if time.monotonic() - self.started > self.scenario.limits.wall_clock_s:
+            self._halt("wall_clock")
+        recomputed = sum(r.totals.recomputed_tokens for r in self.replicas)
+        useful = sum(r.totals.decode_tokens + r.totals.prefill_tokens for r in self.replicas) - recomputed
+        if recomputed > self.scenario.limits.thrash_ratio * useful:
+            self._halt("thrash")
+
+    def _sample(self, now: int) -> Sample:
+        held = np.array([r.held_tokens() for r in self.replicas]).sum(0)
+        engines = [r.engine for r in self.replicas]
+        return Sample(
+            now / TICKS_PER_S,
+            sum(e.num_running for e in engines),
+            sum(r.num_waiting for r in self.replicas),
+            sum(r.num_blocks - r.engine.num_free_blocks for r in self.replicas),
+            sum(e.num_cached_free_blocks for e in engines),
+            *map(int, held),
+        )
+
+    # --- arrivals ---------------------------------------------------------------------------
+
+    def _start_arrivals(self) -> None:
+        first_turns = np.flatnonzero(~np.isnan(self.load.arrival_s))
+        closed = self.load.closed_loop
+        if closed is not None:
+            self.clients = iter(first_turns.tolist())
+            rng = np.random.default_rng([self.scenario.workload.seed, 1])
+            self.pauses = rng.exponential(closed.pause_s or 1.0, len(self.load)) * (closed.pause_s > 0)
+            for _ in range(min(closed.concurrency, len(first_turns))):
+                self._launch(next(self.clients))
+            return
+        ticks = np.rint(self.load.arrival_s[first_turns] * TICKS_PER_S).astype(np.int64)
+        self.coming = zip(first_turns.tolist(), ticks.tolist(), strict=True)
+        self._next_arrival(None)
+
+    def _next_arrival(self, event: Event | None) -> None:
+        """Launch what was due, then wait for the next one."""
+        if event is not None:
+            row = event.value
+            assert isinstance(row, int)
+            self._launch(row)
+        found = next(self.coming, None)
+        if found is not None:
+            row, self.next_arrival = found
+            arrival = Event(self.env)
+            arrival._ok, arrival._value = True, row
+            arrival.callbacks.append(self._next_arrival)
+            self.env.schedule(arrival, URGENT, self.next_arrival - self.env.now)
+        else:
+            self.next_arrival = NEVER_COMES
+
+    def _launch(self, row: int) -> None:
+        """A request arrives: refused, or routed to a replica."""
+        live = self.rows.make(row)
+        live.arrival = self.env.now
+        fleet = self.fleet_of_class[live.class_id]
+        self.alive[row] = live
+        if self.rows.refused[row]:
+            self._note("prompts longer than max_model_len - 1 were refused, as vLLM refuses them")
+            self._ended(live, self.env.now, REJECTED, 0)
+        elif fleet.prefill_router is not None:
+            self._launch_prefill(fleet, live)
+        else:
+            self._route(fleet, live)
+        leaves = self.load.leaves_after_s[row]
+        if leaves != np.inf and row in self.alive:
+            self._at(round(float(leaves) * TICKS_PER_S), lambda _: self._leave(live))
+
+    def _route(self, fleet: Fleet, live: Live) -> None:
+        """Choose a replica that decodes it."""
+        seat = fleet.seats[fleet.router.choose(fleet.replicas, live)]
+        replica = seat.replica
+        reason = replica.never_fits(live)
+        if reason:
+            self._note(f"never fits: {reason}")
+            self._ended(live, self.env.now, REJECTED, 0)
+        elif fleet.max_queue is not None and replica.num_waiting >= fleet.max_queue:
+            self._ended(live, self.env.now, REFUSED, 0)
+        else:
+            self.seat_of[live.row] = seat, live
+            seat.submit(live)
+
+    def _launch_prefill(self, fleet: Fleet, live: Live) -> None:
+        """Disaggregated: compute the prompt elsewhere first; its one token is thrown away, as vLLM's proxy does."""
+        assert fleet.prefill_router is not None
+        places = [seat.replica for seat in fleet.prefill]
+        seat = fleet.prefill[fleet.prefill_router.choose(places, live)]
+        prefill = Live(live.row, live.prompt, 1, 1, 0, live.class_id, live.priority)
+        prefill.arrival = live.arrival
+        if seat.replica.never_fits(prefill):
+            self._note(f"never fits: {seat.replica.never_fits(prefill)}")
+            self._ended(live, self.env.now, REJECTED, 0)
+            return
+        prefill.on_end = lambda done, now, reason: self._transfer(fleet, done, live, reason)
+        self.seat_of[live.row] = seat, prefill
+        seat.submit(prefill)
+
+    def _transfer(self, fleet: Fleet, prefill: Live, live: Live, reason: int) -> None:
+        """Move the prompt's KV; then the request queues where it decodes."""
+        assert fleet.transfer_ticks is not None
+        self.seat_of.pop(live.row, None)
+        live.scheduled, live.hit_tokens = prefill.scheduled, prefill.hit_tokens
+        live.kv_area, live.transferred = prefill.kv_area, True
+        if reason == TIMEOUT:
+            self._ended(live, self.env.now, TIMEOUT, 0)
+        else:
+            ticks = fleet.transfer_ticks(live.num_prompt_tokens)
+            self._at(ticks, lambda _: self._route(fleet, live) if live.row in self.alive else None)
+
+    def _leave(self, live: Live) -> None:
+        """The client gives up, wherever the request is."""
+        if live.row not in self.alive:
+            return
+        place = self.seat_of.get(live.row)
+        if place is None:
+            self._ended(live, self.env.now, TIMEOUT, 0)
+        else:
+            place[0].leave(place[1])
+
+    # --- endings ----------------------------------------------------------------------------
+
+    def _ended(self, live: Live, now: int, reason: int, generated: int) -> None:
+        """A request left a replica, or never got into one."""
+        if live.on_end is not None:
+            live.on_end(live, now, reason)
+            return
+        self._record(live, now, reason, generated)
+        row = live.row
+        del self.alive[row]
+        self.seat_of.pop(row, None)
+        self.open -= 1
+        if self.progress is not None:
+            self.progress(len(self.records), len(self.load))
+        self._follow(row, reason)
+        if not self.open:
+            self._halt("completed")
+
+    def _record(self, live: Live, now: int, reason: int, generated: int) -> None:
+        record = live.record(now, reason, generated)
+        self.records.add(record if self.pick is None else self.pick(record))
+
+    def _follow(self, row: int, reason: int) -> None:
+        """The next turn of the session, or the client's next request."""
+        load = self.load
+        following = int(load.next_turn[row])
+        if following >= 0 and reason <= STOP + 1:
+            self._at(round(float(load.pause_s[following]) * TICKS_PER_S), lambda _: self._launch(following))
+            return
+        while following >= 0:
+            self.open -= 1
+            following = int(load.next_turn[following])
+        if load.closed_loop is not None:
+            client = next(self.clients, None)
+            if client is not None:
+                self._at(round(float(self.pauses[row]) * TICKS_PER_S), lambda _: self._launch(client))
+
+    def _close_unfinished(self, live: Live, now: int) -> None:
+        """The run ended first."""
+        live.on_end = None
+        self._record(live, now, UNFINISHED, max(0, live.num_output_tokens))
+
+    def _note(self, text: str) -> None:
+        self.notes[text] = self.notes.get(text, 0) + 1
+
+
+@dataclass(slots=True)
+class Lockstep:
+    """Data-parallel ranks of one mixture-of-experts engine."""
+
+    seats: list[Seat]
+    process: simpy.Process | None = None
+    sleeper: Event | None = None
+
+
+class Rows:
+    """Turns the load's columns into requests, a chunk of rows at a time."""
+
+    CHUNK = 4096
+    MAX_CHUNKS = 32
+
+    def __init__(self, load: Load, max_model_len: np.ndarray[Any, Any]) -> None:
+        self.load = load
+        self.told, self.refused = settle_lengths(load, max_model_len)
+        self._priority = [cls.priority for cls in load.classes]
+        self._plain = load.block_ids is None and load.previous_turn is None
+        self._chunks: dict[int, list[tuple[int, ...]]] = {}
+        if load.previous_turn is not None:
+            self._first = self._first_turns(load.previous_turn)
+
+    def _first_turns(self, previous: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        first = np.arange(len(previous))
+        for row in np.flatnonzero(previous >= 0):
+            first[row] = first[previous[row]]
+        return first
+
+    def make(self, row: int) -> Live:
+        """The request of a row."""
+        index, offset = divmod(row, self.CHUNK)
+        chunk = self._chunks.get(index)
+        if chunk is None:
+            chunk = self._fill(index)
+        told, output, thinking, class_id, prompt, group = chunk[offset]
+        if self._plain and group < 0:
+            segments: tuple[Segment, ...] = (Segment(f"p{row}", prompt),)
+        else:
+            segments = tuple(Segment(*piece) for piece in self.load.prompt(row))
+        live = Live(row, segments, told, output, thinking, class_id, self._priority[class_id])
+        if self.load.previous_turn is not None:
+            live.session = int(self._first[row])
+            live.turn = _turn(self.load.previous_turn, row)
+        return live
+
+    def _fill(self, index: int) -> list[tuple[int, ...]]:
+        load, rows = self.load, slice(index * self.CHUNK, (index + 1) * self.CHUNK)
+        columns = (self.told, load.output_tokens, load.thinking_tokens, load.class_id, load.prompt_tokens,
+                   load.prefix_group)  # fmt: skip
+        if len(self._chunks) >= self.MAX_CHUNKS:
+            self._chunks.clear()
+        chunk = self._chunks[index] = list(zip(*(c[rows].tolist() for c in columns), strict=True))
+        return chunk
+
+
+def _turn(previous: np.ndarray[Any, Any], row: int) -> int:
+    turn = 0
+    while previous[row] >= 0:
+        row, turn = int(previous[row]), turn + 1
+    return turn
