@@ -12,11 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from kvplan.capacity import IntLike, chunked_resident_blocks, full_blocks, window_resident_blocks
+from kvplan.capacity_mix import Ints
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.layout_backends import Capability
-from kvplan.layout_groups import Group, bytes_per_block, group_layers, on_stage
+from kvplan.layout_groups import GROWING, Group, bytes_per_block, group_layers, on_stage
+from kvplan.layout_mixers import Setup
 from kvplan.layout_pages import model_pages
+from kvplan.layout_versions import MIRRORED, Rules, Version, rules_for
 from kvplan.model import AttentionKind, ModelSpec
 from kvplan.units import gib
 
@@ -47,6 +53,18 @@ class KvGroup:
     blocks_per_request: int
     """Blocks that start-up reserves for one request of max_model_len tokens."""
     window: int = 0
+    num_shards: int = 1
+    """Ranks that deal this group's tokens between them (decode context parallelism)."""
+
+    def resident_blocks(self, num_tokens: IntLike) -> Ints:
+        """Blocks that a sequence of `num_tokens` computed tokens holds in this group while it decodes."""
+        if self.kind is AttentionKind.STATE:
+            return 0 * np.asarray(num_tokens, dtype=np.int64) + self.blocks_per_request
+        if self.kind is AttentionKind.SLIDING:
+            return window_resident_blocks(num_tokens, self.window, self.block_size)
+        if self.kind is AttentionKind.CHUNKED:
+            return chunked_resident_blocks(num_tokens, self.window, self.block_size)
+        return full_blocks(num_tokens, self.block_size * self.num_shards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +82,7 @@ class Layout:
     max_in_flight_tokens: int
     kv_cache_dtype: str
     attention_backends: tuple[str, ...]
+    version: Version = MIRRORED
 
     @property
     def blocks_per_request(self) -> int:
@@ -78,12 +97,23 @@ class Layout:
     @property
     def kv_cache_size_tokens(self) -> int:
         """`GPU KV cache size` as vLLM prints it; for hybrids not a token capacity."""
-        return int(self.max_concurrency * self.max_model_len)
+        if rules_for(self.version).tokens_by_concurrency:
+            return int(self.max_concurrency * self.max_model_len)
+        smallest = min(group.block_size for group in self.groups)
+        return self.num_blocks // len(self.groups) * smallest * self.groups[0].num_shards
 
     @property
     def num_usable_blocks(self) -> int:
         """Blocks that requests can hold: all but the null block."""
         return self.num_blocks - 1
+
+    def resident_blocks(self, num_tokens: IntLike) -> Ints:
+        """Blocks that a sequence of `num_tokens` computed tokens holds while it decodes; broadcasts.
+
+        For windows and chunks much less than `blocks_per_request`, which has to allow for prefill.
+        """
+        blocks: Ints = np.sum([group.resident_blocks(num_tokens) for group in self.groups], axis=0)
+        return blocks
 
 
 def kv_layout(
@@ -93,6 +123,7 @@ def kv_layout(
     *,
     capability: Capability = (9, 0),
     draft: ModelSpec | None = None,
+    version: Version = MIRRORED,
 ) -> Layout:
     """Lay out the KV cache as the engine would.
 
@@ -102,15 +133,18 @@ def kv_layout(
         available_bytes: KV memory of one rank, or of one rank per pipeline stage.
         capability: compute capability of the GPU.
         draft: the draft model, if one drafts.
+        version: of vLLM; what the planner of older ones does differently is in `layout_versions`.
 
     Raises:
         KvCacheTooSmall: not even one request of max_model_len fits.
         KvplanError: a combination that the engine refuses.
     """
-    pages = model_pages(model, args, capability, draft)
-    groups = group_layers(pages.layers, hybrid=not _hybrid_manager_off(model, args))
-    request = _Request(args.decode_context_parallel_size, max_in_flight_tokens(args))
-    stages = _Stages.of(groups, args, available_bytes)
+    rules = rules_for(version)
+    pages = model_pages(Setup.of(model, args, capability, rules), draft)
+    hybrid = not _hybrid_manager_off(model, args)
+    groups = group_layers(pages.layers, hybrid=hybrid, merge_ratio=rules.merge_ratio)
+    request = _Request(args.decode_context_parallel_size, max_in_flight_tokens(args, rules))
+    stages = _Stages.of(groups, args, available_bytes, rules)
     length = model.max_model_len if args.max_model_len in (None, -1) else args.max_model_len
     assert length is not None
     if args.max_model_len == -1:
@@ -125,15 +159,17 @@ def kv_layout(
         max_in_flight_tokens=request.max_in_flight_tokens,
         kv_cache_dtype=pages.kv_cache_dtype,
         attention_backends=pages.backends,
+        version=version,
     )
 
 
-def max_in_flight_tokens(args: EngineArgs) -> int:
+def max_in_flight_tokens(args: EngineArgs, rules: Rules = Rules()) -> int:  # noqa: B008 (a tuple)
     """Tokens scheduled but not settled: the token budget, once per batch that is in flight.
 
     One batch per pipeline stage, and one more under asynchronous scheduling.
     """
     batches = args.pipeline_parallel_size + (args.async_scheduling is not False)
+    batches = batches if rules.counts_steps_in_flight else 1
     assert args.max_num_batched_tokens is not None, "resolve the flags first"
     return batches * args.max_num_batched_tokens
 
@@ -167,9 +203,13 @@ class _Stages:
     groups: list[Group]
     block_bytes: list[int]
     available_bytes: list[int]
+    num_reserved: int
+    """Blocks that no request may count on: the null block."""
 
     @classmethod
-    def of(cls, groups: list[Group], args: EngineArgs, available_bytes: int | Sequence[int]) -> _Stages:
+    def of(
+        cls, groups: list[Group], args: EngineArgs, available_bytes: int | Sequence[int], rules: Rules
+    ) -> _Stages:
         num = args.pipeline_parallel_size
         available = [available_bytes] * num if isinstance(available_bytes, int) else list(available_bytes)
         if len(available) != num:
@@ -177,7 +217,7 @@ class _Stages:
         sizes = [bytes_per_block(on_stage(groups, stage)) for stage in range(num)] if groups else []
         if args.num_gpu_blocks_override is not None:
             available = [args.num_gpu_blocks_override * size for size in sizes]
-        return cls(groups, sizes, available)
+        return cls(groups, sizes, available, int(rules.keeps_null_block))
 
     @property
     def num_blocks(self) -> list[int]:
@@ -186,7 +226,8 @@ class _Stages:
     @property
     def usable_bytes(self) -> list[tuple[int, int]]:
         """(bytes of a block, bytes less the null block) of each stage that holds KV."""
-        return [(s, a - s) for a, s in zip(self.available_bytes, self.block_bytes, strict=False) if s]
+        pairs = zip(self.available_bytes, self.block_bytes, strict=False)
+        return [(s, a - s * self.num_reserved) for a, s in pairs if s]
 
 
 def _longest(stages: _Stages, request: _Request, size: int, usable: int, longest: int) -> int:
@@ -240,4 +281,5 @@ def _describe(group: Group, request: _Request, length: int) -> KvGroup:
         bytes_per_block=total,
         blocks_per_request=request.group_blocks(group, length),
         window=first.window,
+        num_shards=request.dcp if first.kind in GROWING else 1,
     )

@@ -125,9 +125,7 @@ BACKENDS = {
             layouts=("LBNHC",),
         ),
         Backend("FLASH_ATTN_DIFFKV", _ANY_BUT_E5M2, (16,), majors=(9,), sinks=True, windows=True, dcp=True),
-        Backend(
-            "TRITON_ATTN_DIFFKV", ("auto", "bfloat16", "fp8", "fp8_e4m3"), (16,), sinks=True, windows=True
-        ),
+        Backend("TRITON_ATTN_DIFFKV", _FP8, (16,), sinks=True, windows=True),
         Backend("TURBOQUANT", _TURBO, (16, 32, 64, 128), fixed=True, packs=_TURBO, layouts=("LBNHC",)),
         Backend("FLASH_ATTN_MLA", _AUTO, (16,), majors=(9,), is_mla=True, dcp=True),
         Backend("FLASHMLA", _FP8, (64,), fixed=True, majors=(9,), is_mla=True, dcp=True),

@@ -85,12 +85,13 @@ def on_stage(groups: Sequence[Group], stage: int) -> list[Group]:
     return [[layer for layer in group if layer.stage == stage] for group in groups]
 
 
-def group_layers(layers: Sequence[Layer], *, hybrid: bool = True) -> list[Group]:
+def group_layers(layers: Sequence[Layer], *, hybrid: bool = True, merge_ratio: float = 1.5) -> list[Group]:
     """Split layers into groups the way the engine does.
 
     Args:
         layers: every layer that owns KV, in the order the model builds them.
         hybrid: False for --disable-hybrid-kv-cache-manager: windows and chunks count as full attention.
+        merge_ratio: see `layout_versions.Rules`.
 
     Raises:
         KvplanError: the kinds cannot share one page size.
@@ -103,7 +104,7 @@ def group_layers(layers: Sequence[Layer], *, hybrid: bool = True) -> list[Group]
     if is_uniform([layer.page for layer in layers]):
         return [layers]
     try:
-        return _deal(_unify_page_sizes(layers))
+        return _deal(_unify_page_sizes(layers), merge_ratio)
     except _CannotPad:
         promoted = promote_windows(layers)
         if is_uniform([layer.page for layer in promoted]):
@@ -175,10 +176,10 @@ def _grown(page: Page, num_bytes: int) -> Page:
     return replace(page, padded_bytes=num_bytes)
 
 
-def _deal(layers: Sequence[Layer]) -> list[Group]:
+def _deal(layers: Sequence[Layer], merge_ratio: float) -> list[Group]:
     """Deal each kind's layers into groups of equal size, so that every group fills a block.
 
-    The size is the smallest kind's count, or the largest kind's if that is less than 1.5 times as many;
+    The size is the smallest kind's count, or the largest kind's if that is less than `merge_ratio` times as many;
     groups that come out short leave padding.
     """
     kinds: dict[Page, list[Layer]] = {}
@@ -186,7 +187,7 @@ def _deal(layers: Sequence[Layer]) -> list[Group]:
         kinds.setdefault(layer.page, []).append(layer)
     smallest = min(map(len, kinds.values()))
     largest = max(map(len, kinds.values()))
-    size = largest if largest < 1.5 * smallest else smallest
+    size = largest if largest < merge_ratio * smallest else smallest
     groups = []
     for same in kinds.values():
         num_groups = -(-len(same) // size)

@@ -7,8 +7,6 @@ from kvplan.errors import KvplanError
 from kvplan.model import StateSpec
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-CHECKPOINT_FAMILIES = frozenset({"mamba2"})
-"""Families whose kernel can export the state from inside a prefill: one more block per sequence."""
 
 
 def state_bytes(state: StateSpec, args: EngineArgs, model_dtype: str) -> int:
