@@ -11,7 +11,8 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.layout import KvCacheTooSmall, KvGroup, Layout
 from kvplan.layout_backends import Capability
-from kvplan.layout_pages import model_dtype, resolve_kv_dtype, token_bytes
+from kvplan.layout_checks import model_dtype, resolve_kv_dtype
+from kvplan.layout_formats import token_bytes
 from kvplan.model import AttentionKind, ModelSpec
 from kvplan.units import MiB, gib
 
@@ -59,7 +60,7 @@ def pool_layout(
     kv_dtype, dtype = resolve_kv_dtype(model, args, capability), model_dtype(model, args)
     layers = [layer.attention for layer in model.layers if layer.attention.kind is not AttentionKind.NONE]
     stage = -(-len(layers) // args.pipeline_parallel_size)
-    cell = sum(token_bytes(spec, kv_dtype, dtype, args) for spec in layers[:stage])
+    cell = sum(token_bytes(spec, kv_dtype, dtype, args.tensor_parallel_size) for spec in layers[:stage])
     page = args.block_size or (32 if engine.engine == "tensorrt-llm" else 1)
     length = args.max_model_len if args.max_model_len > 0 else model.max_model_len
     blocks = available_bytes // (cell * page)
