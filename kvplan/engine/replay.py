@@ -64,12 +64,20 @@ class StepRecord:
     def row(self, with_state: bool) -> list[int | None]:
         """Return the reference log's columns: counts of this step, None where nothing was scheduled any more."""
         sched, num_decodes = self.sched, sum(entry[3] == "decode" for entry in self.sched)
-        row: list[int | None]
-        row = [self.step, len(sched), self.n_tokens, num_decodes, self.used, self.free_end, self.new_blocks]
+        row: list[int | None] = [
+            self.step,
+            len(sched),
+            self.n_tokens,
+            num_decodes,
+            self.used,
+            self.free_end,
+            self.new_blocks,
+        ]
         row += [self.evicted, sum(self.hits.values()), len(self.waiting), len(self.finished)]
         if with_state:
             row += [self.recycled, self.cached_end, sum(self.spec.values()), sum(self.accepted.values())]
-            row += [len(self.aborted), *(self.group_used or [None] * len(self.group_end))]
+            row.append(len(self.aborted))
+            row += self.group_used or [None for _ in self.group_end]
         return row
 
     def sched_line(self) -> str:
