@@ -30,7 +30,7 @@ COMMANDS = {
     "models": ("kvplan.commands.catalog:models_command", "Bundled models."),
     "gpus": ("kvplan.commands.catalog:gpus_command", "The GPU table."),
 }
-"""Name -> (module:function, one line of help). Add a command here."""
+"""Name -> (module:function, a line for the list of commands); imported when called. Add a command here."""
 
 SHORT = {
     "-tp": "--tensor-parallel-size",
@@ -42,7 +42,7 @@ SHORT = {
 
 EXAMPLES = """KV-cache memory planner and serving simulator for long reasoning traces.
 
-Examples:
+For example:
 
     kvplan estimate Qwen/Qwen3-8B --gpu h100 --input-len 512 --output-len 16K --num-samples 32
 
@@ -52,11 +52,11 @@ Examples:
 """
 
 
-def build_app() -> App:
-    """The command tree; no command's module is imported yet."""
+def build_app(called: str = "") -> App:
+    """The command tree; no command's module is imported yet. The one `called` speaks for itself, by its docstring."""
     app = App(name="kvplan", help=EXAMPLES, version=kvplan.__version__)
-    for name, (target, help_line) in COMMANDS.items():
-        app.command(target, name=name, help=help_line)
+    for name, (target, summary) in COMMANDS.items():
+        app.command(target, name=name, **({} if name == called else {"help": summary}))
     app.register_install_completion_command(name="--install-completion")
     return app
 
@@ -89,8 +89,9 @@ def run(words: Sequence[str]) -> int:
         return _complain(str(error), 1)
     except KvplanError as error:
         return _complain(str(error), 2)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    except (KeyboardInterrupt, SystemExit) as stop:  # cyclopts turns the first into the second
+        code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
+        return _complain("interrupted", 130) if code == 130 else int(code or 0)
     except BrokenPipeError:
         sys.stderr.close()
         return 0

@@ -32,7 +32,7 @@ def estimate_command(
 ) -> int:
     """Does it fit: where the memory goes, what the engine would print, how many traces live at once.
 
-    Examples:
+    For example:
 
         kvplan estimate Qwen/Qwen3-8B --gpu h100 --input-len 512 --output-len 16K --num-samples 32
 

@@ -29,7 +29,7 @@ def serve_command(
 
     Exit code 1, with the reason on stderr, when the plan does not fit.
 
-    Examples:
+    For example:
 
         kvplan serve-command Qwen/Qwen3-8B --gpu h100 --input-len 512 --output-len 16K
 
