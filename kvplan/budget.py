@@ -16,9 +16,9 @@ from typing import Literal
 
 from kvplan.engine_args import EngineVersion, ResolvedArgs
 from kvplan.gpu import GpuSpec
+from kvplan.memory_profile import MemoryProfile, memory_profile
 from kvplan.model import ModelSpec
 from kvplan.overheads import NOTHING, Overheads, Range, estimate_overheads
-from kvplan.profile import MemoryProfile, memory_profile
 from kvplan.units import gib
 
 SourceKind = Literal["computed", "measured", "assumed"]

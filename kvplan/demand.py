@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from kvplan.capacity import cdiv
 from kvplan.config import Config
 from kvplan.engine_args import ResolvedArgs, as_count
-from kvplan.layout import KvGroup, Layout
+from kvplan.layout import Layout
 from kvplan.model import AttentionKind
 
 Tokens = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 32)]
@@ -86,23 +86,9 @@ def trace_blocks(
     layout: Layout, args: ResolvedArgs, num_tokens: int, prompt_tokens: int, num_samples: int
 ) -> TraceBlocks:
     """Blocks that one decoding trace of `num_tokens` tokens holds, over all groups."""
-    dcp = args.decode_context_parallel_size
-    alone = sum(_group_blocks(group, args, num_tokens, dcp) for group in layout.groups)
-    if num_samples == 1 or not args.enable_prefix_caching or len(layout.groups) == 0:
+    alone = int(layout.resident_blocks(num_tokens))
+    if num_samples == 1 or not args.enable_prefix_caching:
         return TraceBlocks(alone, 0)
-    shared = sum(
-        max(0, prompt_tokens - 1) // (g.block_size * dcp) for g in layout.groups if g.kind in _GROWING
-    )
+    hit = max(0, prompt_tokens - 1)
+    shared = sum(hit // (g.block_size * g.num_shards) for g in layout.groups if g.kind in _GROWING)
     return TraceBlocks(alone, shared)
-
-
-def _group_blocks(group: KvGroup, args: ResolvedArgs, num_tokens: int, dcp: int) -> int:
-    """Resident blocks while decoding: windows hold their window and the tokens in flight, states stay as they are."""
-    if group.kind is AttentionKind.STATE:
-        return group.blocks_per_request
-    if group.kind in _GROWING:
-        return int(cdiv(num_tokens, group.block_size * dcp))
-    in_flight = args.max_concurrent_batches * (1 + args.num_speculative_tokens)
-    if group.kind is AttentionKind.CHUNKED:
-        return int(cdiv(min(group.window + in_flight, num_tokens), group.block_size))
-    return int(cdiv(min(group.window - 1 + in_flight, num_tokens), group.block_size)) + 1

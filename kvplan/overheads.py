@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from kvplan.engine_args import ResolvedArgs
 from kvplan.gpu import GpuSpec
+from kvplan.memory_profile import Figure, MemoryProfile
 from kvplan.model import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
-from kvplan.profile import Figure, MemoryProfile
 from kvplan.units import GiB, MiB
 
 _MOE_CHUNK = 32768

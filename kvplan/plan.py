@@ -18,9 +18,9 @@ from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.limits import Limit
+from kvplan.memory_profile import MemoryProfile
 from kvplan.model import AttentionKind, ModelSpec, load_model
 from kvplan.other_engines import default_utilization, pool_layout
-from kvplan.profile import MemoryProfile
 from kvplan.units import gib
 from kvplan.weights import weight_bytes
 
@@ -210,7 +210,7 @@ def answer(question: Question) -> Plan:
         layout,
         shape,
         refusal,
-        _span(layouts, lambda one: printed_tokens(one, question.engine)),
+        _span(layouts, lambda one: one.kv_cache_size_tokens),
         _span(layouts, lambda one: one.max_concurrency),
         tokens,
         _span(layouts, lambda one: _traces(question.demand, one, args, tokens)),
@@ -298,7 +298,14 @@ def _layout(question: Question, args: ResolvedArgs, available: list[int]) -> Lay
             return pool_layout(
                 question.engine, question.model, args, min(available), capability(question.gpu)
             )
-        return kv_layout(question.model, args, available, capability=capability(question.gpu), draft=draft)
+        return kv_layout(
+            question.model,
+            args,
+            available,
+            capability=capability(question.gpu),
+            draft=draft,
+            version=question.engine.version,
+        )
     except KvCacheTooSmall as small:
         return small
 
@@ -354,17 +361,6 @@ def _too_few_states(layout: Layout, args: ResolvedArgs, engine: EngineVersion) -
     return Refusal(
         reason, Limit.MAX_NUM_SEQS, args.max_num_seqs * block, layout.num_blocks * block, layout.max_model_len
     )
-
-
-def printed_tokens(layout: Layout, engine: EngineVersion) -> int:
-    """`GPU KV cache size` as this version prints it.
-
-    Since vLLM 0.21 concurrency x max_model_len; before, blocks // groups x block size (equal without hybrids).
-    """
-    if engine.engine == "vllm" and engine.version < (0, 21) and layout.groups:
-        size = min(group.block_size for group in layout.groups)
-        return layout.num_blocks // len(layout.groups) * size
-    return layout.kv_cache_size_tokens
 
 
 def _traces(demand: Demand, layout: Layout, args: ResolvedArgs, tokens: int) -> float:

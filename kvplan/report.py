@@ -6,7 +6,7 @@ import kvplan
 from kvplan.budget import Budget, Row
 from kvplan.demand import trace_blocks
 from kvplan.inverse import Option
-from kvplan.plan import Plan, Span, printed_tokens
+from kvplan.plan import Plan, Span
 from kvplan.serve_command import shell_command, with_length
 from kvplan.units import KiB, gib
 
@@ -93,7 +93,7 @@ def _kv(plan: Plan) -> dict[str, object]:
         "block_size": shape.block_size,
         "bytes_per_block": shape.bytes_per_block,
         "num_gpu_blocks": shape.num_blocks,
-        "cache_tokens": plan.cache_tokens.value if started else printed_tokens(shape, plan.question.engine),
+        "cache_tokens": plan.cache_tokens.value if started else shape.kv_cache_size_tokens,
         "max_concurrency": plan.max_concurrency.value if started else shape.max_concurrency,
         "blocks_per_request": shape.blocks_per_request,
     }
@@ -102,8 +102,7 @@ def _kv(plan: Plan) -> dict[str, object]:
 def bytes_per_token(plan: Plan) -> int:
     """KV bytes a token adds on one GPU while every attention layer still keeps it; states left out."""
     growing = [g for g in plan.shape.groups if g.kind != "state"]
-    dcp = plan.args.decode_context_parallel_size
-    return sum(group.bytes_per_block // (group.block_size * dcp) for group in growing)
+    return sum(group.bytes_per_block // (group.block_size * group.num_shards) for group in growing)
 
 
 def _trace_facts(plan: Plan) -> dict[str, object]:

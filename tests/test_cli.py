@@ -219,11 +219,11 @@ def test_serve_command_and_lists(capsys: Capture) -> None:
 def test_help_has_examples_and_no_colour(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command explains itself with an example."""
     monkeypatch.setenv("NO_COLOR", "1")
+    assert run(["estimate", "--help"]) == 0
+    text = capsys.readouterr().out
     assert run(["--help"]) == 0
     top = capsys.readouterr().out
     assert all(name in top for name in COMMANDS)
-    assert run(["estimate", "--help"]) == 0
-    text = capsys.readouterr().out
     assert "kvplan estimate Qwen/Qwen3-8B" in text
     assert "--gpu-memory-utilization" in text
     assert "\x1b[" not in top + text

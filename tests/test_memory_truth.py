@@ -21,9 +21,9 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.layout import kv_layout
 from kvplan.limits import Limit
+from kvplan.memory_profile import Figure, MemoryProfile, memory_profile
 from kvplan.model import ModelSpec, find_bundled, from_config, load_model
-from kvplan.plan import Plan, Question, answer, capability, printed_tokens
-from kvplan.profile import Figure, MemoryProfile, memory_profile
+from kvplan.plan import Plan, Question, answer, capability
 from kvplan.units import GiB
 
 TRUTH = Path(__file__).resolve().parents[1].parent / "shared" / "truth" / "memory"
@@ -145,8 +145,8 @@ def _figure(row: Row, what: str, gib: float) -> int:
     if what == "num_gpu_blocks":  # refused starts print blocks too, and those do not depend on the length
         args = args.model_copy(update={"max_model_len": 16})
     stages = [int(gib * GiB)] * args.pipeline_parallel_size
-    layout = kv_layout(model, args, stages, capability=capability(gpu))
-    return printed_tokens(layout, engine) if what == "kv_cache_tokens" else layout.num_blocks
+    layout = kv_layout(model, args, stages, capability=capability(gpu), version=engine.version)
+    return layout.kv_cache_size_tokens if what == "kv_cache_tokens" else layout.num_blocks
 
 
 def test_printed_gib_gives_printed_blocks() -> None:
