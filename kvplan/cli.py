@@ -57,7 +57,8 @@ def build_app(called: str = "") -> App:
     app = App(name="kvplan", help=EXAMPLES, version=kvplan.__version__)
     for name, (target, summary) in COMMANDS.items():
         app.command(target, name=name, **({} if name == called else {"help": summary}))
-    app.register_install_completion_command(name="--install-completion")
+    if called not in COMMANDS:
+        app.register_install_completion_command(name="--install-completion")
     return app
 
 
@@ -78,9 +79,8 @@ def spell(words: Sequence[str]) -> list[str]:
 def run(words: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors go to stderr in one line."""
     try:
-        result = build_app()(
-            spell(words), exit_on_error=False, print_error=False, result_action="return_value"
-        )
+        app = build_app(words[0] if words else "")
+        result = app(spell(words), exit_on_error=False, print_error=False, result_action="return_value")
     except ValidationError as error:
         return _complain(flag_complaint(error), 2)
     except CycloptsError as error:

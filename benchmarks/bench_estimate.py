@@ -1,0 +1,64 @@
+"""How fast a memory plan answers: a cold `kvplan estimate`, one warm plan, a million capacity points.
+
+CPU seconds of child processes, so that a busy machine does not count; the yardstick runs beside it.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from kvplan.capacity import full_blocks, num_sequences, window_resident_blocks
+from kvplan.gpu import get_gpu
+from kvplan.model import load_model
+from kvplan.plan import estimate
+
+ROOT = Path(__file__).resolve().parents[1]
+IMPORTS = [sys.executable, "-c", "import numpy, pydantic"]
+COLD = [sys.executable, "-m", "kvplan", "estimate", "Qwen/Qwen3-8B", "--gpu", "h100", "--output-len", "16K"]
+
+
+def child_cpu_s(command: list[str]) -> float:
+    """CPU seconds of one run of a command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    """CPU seconds of a call."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def million_points() -> object:
+    """Traces that fit, for 1,000 lengths x 1,000 pool sizes, full and windowed groups."""
+    lengths = np.linspace(1_000, 1_000_000, 1_000, dtype=np.int64)[:, None]
+    pools = np.linspace(1_000, 1_000_000, 1_000, dtype=np.int64)
+    return num_sequences(pools, full_blocks(lengths, 16) + window_resident_blocks(lengths, 4_096, 16))
+
+
+def main() -> None:
+    child_cpu_s(COLD)
+    pairs = [(child_cpu_s(COLD), child_cpu_s(IMPORTS)) for _ in range(7)]
+    cold, imports = (median(column) for column in zip(*pairs, strict=True))
+    print(f"kvplan estimate, cold        {cold:6.3f} s CPU   goal: 0.5 s or 2 x imports")
+    print(f"import numpy, pydantic       {imports:6.3f} s CPU   ratio {cold / imports:.2f}")
+    model, card = load_model("Qwen/Qwen3-8B"), get_gpu("h100")
+    warm = median(cpu_s(lambda: estimate(model, card)) for _ in range(9))
+    points = median(cpu_s(million_points) for _ in range(5))
+    print(f"estimate(), warm             {warm:6.4f} s CPU")
+    print(f"a million capacity points    {points:6.3f} s CPU   goal: 0.2 s")
+
+
+if __name__ == "__main__":
+    main()
