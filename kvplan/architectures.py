@@ -148,6 +148,7 @@ def build(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
         tie_word_embeddings=text.flag("tie_word_embeddings", architecture.startswith(TIED_BY_DEFAULT)),
         score_head=score_head(architecture, text),
         vision=vision_tower(outer, architecture, text.count("hidden_size")),
+        longrope_original_len=longrope_original_len(text),
         rotary=rotary_tables(text, architecture, body),
         quantization=outer.section("quantization_config").raw
         or text.section("quantization_config").raw
@@ -188,6 +189,14 @@ def max_model_len(text: Keys, model_type: str) -> int:
     return int(longest * (factors[-1] if factors else 1))
 
 
+def longrope_original_len(text: Keys) -> int:
+    """`original_max_position_embeddings` where the rope type is longrope (Phi), else 0."""
+    rope = text.section("rope_scaling" if "rope_scaling" in text else "rope_parameters")
+    if rope.text("rope_type", "type") not in ("longrope", "su"):
+        return 0
+    return Keys(text.name, {**rope.raw, **text.raw}).count("original_max_position_embeddings", default=0)
+
+
 def _rope_factors(text: Keys) -> Iterator[float]:
     key, rope = text.first("rope_scaling", "rope_parameters")
     if rope is None:
@@ -217,7 +226,8 @@ def rotary_tables(text: Keys, architecture: str, body: Body) -> tuple[RotaryTabl
     longest = text.count("max_position_embeddings", default=2048)
     # DeepSeek's yarn keeps its table in float32
     itemsize = 4 if latent and text.section("rope_scaling").text("rope_type", "type") == "yarn" else 2
-    indexers = 2 if architecture == "DeepseekV32ForCausalLM" else 1
+    sparse = any(a.index_head_dim for a in attentions)
+    indexers = 2 if sparse and not text.flag("indexer_rope_interleave") else 1
     return tuple(
         RotaryTable(longest if local else positions, fixed or (d if latent else int(d * share)), itemsize)
         for local, d in sorted(dims)
@@ -226,10 +236,12 @@ def rotary_tables(text: Keys, architecture: str, body: Body) -> tuple[RotaryTabl
 
 
 def rotary_positions(text: Keys) -> int:
-    """Rows of the rotary table: scaled positions for linear and yarn scaling."""
+    """Rows of the rotary table: scaled positions for linear and yarn scaling, both tables for longrope."""
     longest = text.count("max_position_embeddings", default=2048)
     key, rope = text.first("rope_scaling", "rope_parameters")
     k = text.section(key) if rope is not None else Keys(text.name, {})
+    if original := longrope_original_len(text):
+        return longest + original
     factor = k.raw.get("factor")
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 4096:
         return longest

@@ -183,8 +183,15 @@ class ModelSpec:
     vision: VisionSpec | None = None
     rotary: tuple[RotaryTable, ...] = ()
     """Rotary tables, one per kind of rotary embedding in the model."""
+    longrope_original_len: int = 0
+    """The length before longrope scaling, which vLLM serves unless told otherwise; 0: no longrope."""
     quantization: Mapping[str, object] | None = None
     """The config's `quantization_config`, as it stands; `quantization.py` reads it."""
+
+    @property
+    def default_max_model_len(self) -> int:
+        """What vLLM serves without `--max-model-len`."""
+        return self.longrope_original_len or self.max_model_len
 
     @property
     def is_moe(self) -> bool:

@@ -23,7 +23,7 @@ class Module(NamedTuple):
     name: str
     """As in the checkpoint below the language model's root: layers.3.self_attn.q_proj, lm_head."""
     role: str
-    """attention, mlp, router, expert, norm, embedding, lm_head, vision or mtp."""
+    """attention, mlp, router, expert, norm, embedding, lm_head, score, vision or mtp."""
     rows: int
     cols: int = 1
     bias: int = 0
@@ -129,7 +129,7 @@ def _mamba2(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
         cut.split(s["intermediate_size"], "Mamba channels"),
         cut.split(s["num_heads"], "Mamba heads"),
     )
-    groups = s["n_groups"] // cut.tp if s["n_groups"] % cut.tp == 0 else 1
+    groups = even(s["n_groups"], cut.tp, "Mamba groups") if s["n_groups"] > 1 else 1
     conv = inner + 2 * groups * s["state_size"]
     yield Module("mamba.in_proj", "attention", inner + conv + heads, hidden)
     yield Module("mamba.conv1d", "attention", conv, s["conv_kernel"], bias=conv, linear=False)
@@ -270,13 +270,22 @@ def head_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
     hidden = model.hidden_size
     yield vector("norm", hidden)
     if model.score_head:
-        width = hidden
-        for i, rows in enumerate(model.score_head):
-            bias = rows if len(model.score_head) > 1 else 0
-            yield Module(f"score.{i}", "lm_head", rows, width, bias, linear=False)
-            width = rows
+        yield from _score_modules(model.score_head, hidden, cut)
     elif not model.tie_word_embeddings:
         yield Module("lm_head", "lm_head", padded_vocab(model, cut), hidden)
+
+
+def _score_modules(widths: tuple[int, ...], hidden: int, cut: Cut) -> Iterator[Module]:
+    """One plain layer, or two with biases: the first cut by rows, the second by columns (Qwen2.5-Math's).
+
+    vLLM keeps them in float32, on every pipeline stage.
+    """
+    if len(widths) == 1:
+        yield Module("score", "score", widths[0], hidden, itemsize=4, linear=False)
+        return
+    inner = even(widths[0], cut.tp, "channels of the reward head")
+    yield Module("score.0", "score", inner, hidden, inner, itemsize=4, linear=False)
+    yield Module("score.2", "score", widths[1], inner, widths[1], itemsize=4, linear=False)
 
 
 def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:

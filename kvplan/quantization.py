@@ -129,8 +129,8 @@ class Names:
         parents = {".".join(parts[: i + 1]) for i in range(len(parts))}
         if self.exact & (parents | set(parts)):
             return True
-        full = "model." + name
-        return any(p.match(n) for p in self.patterns for n in (*parents, full, "language_model." + full))
+        spelled = (*parents, *(root + name for root in ("model.", "language_model.model.")))
+        return any(p.match(n) for p in self.patterns for n in spelled)
 
 
 _ROOTS = ("model.", "language_model.", "backbone.", "transformer.", "decoder.")

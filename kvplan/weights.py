@@ -6,6 +6,8 @@ Knows shapes, dtypes and how parallelism cuts them. Does not know GPUs or KV cac
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from math import gcd
 from typing import Any, NamedTuple
 
 from kvplan.errors import KvplanError
@@ -19,7 +21,7 @@ from kvplan.modules import (
     layer_modules,
     mtp_modules,
 )
-from kvplan.quantization import Rule, quantization_rule
+from kvplan.quantization import Rule, Scheme, quantization_rule
 from kvplan.vision import vision_modules
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -207,6 +209,8 @@ class _Loader(NamedTuple):
         itemsize = m.itemsize or self.itemsize
         if scheme is None:
             return m.parameters * itemsize
+        if m.role == "expert" and scheme.block_rows > 1:
+            scheme = _finer_blocks(scheme, m)
         rows, cols = _padded(m, scheme.pad)
         return m.copies * (scheme.matrix_bytes(rows, cols) + (rows if m.bias else 0) * self.itemsize)
 
@@ -221,7 +225,9 @@ class _Loader(NamedTuple):
         return RankWeights(
             layers=tuple(self.layer(i) for i in range(*span)),
             embedding=self.module_bytes(embedding_module(model, self.cut)) if embeds else 0,
-            lm_head=sum(map(self.module_bytes, head_modules(model, self.cut))) if heads else 0,
+            lm_head=sum(
+                self.module_bytes(m) for m in head_modules(model, self.cut) if heads or m.role == "score"
+            ),
             vision=sum(map(self.module_bytes, tower)),
             mtp=sum(map(self.module_bytes, mtp)),
             rotary=sum(table.positions * table.dims * table.itemsize for table in model.rotary),
@@ -253,6 +259,12 @@ def _absorbed_elements(a: AttentionSpec, cut: Cut) -> int:
     if a.kind is not AttentionKind.MLA:
         return 0
     return a.num_heads // cut.tp * (a.qk_nope_head_dim + a.v_head_dim) * a.kv_lora_rank
+
+
+def _finer_blocks(scheme: Scheme, m: Module) -> Scheme:
+    """vLLM splits an expert's scale blocks until they divide the slice of the expert that a rank holds."""
+    block = gcd(scheme.block_rows, m.cols if m.name.endswith("down_proj") else m.rows)
+    return replace(scheme, block_rows=block, block_cols=block)
 
 
 def _padded(m: Module, pad: tuple[int, int]) -> tuple[int, int]:

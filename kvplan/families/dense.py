@@ -33,7 +33,7 @@ def _dense(k: Keys, norms: int = 2, sliding: bool = False, **traits: Any) -> Bod
 
 def llama(k: Keys) -> Body:
     """Llama 2/3, Yi, Granite 3, R1 distills of Llama."""
-    return _dense(k, out_bias=k.flag("attention_bias"))
+    return _dense(k, sliding=True, out_bias=k.flag("attention_bias"))
 
 
 def mistral(k: Keys) -> Body:
@@ -41,9 +41,21 @@ def mistral(k: Keys) -> Body:
     return _dense(k, sliding=True)
 
 
+def uses_window(k: Keys) -> bool:
+    """Qwen's switch: windows from layer `max_window_layers` on. vLLM takes all layers or none."""
+    first, n = k.count("max_window_layers", default=28, low=0), num_layers(k)
+    if not k.flag("use_sliding_window") or first >= n:
+        return False
+    if first:
+        raise k.error(
+            f"use_sliding_window with max_window_layers {first} of {n} mixes windows; vLLM refuses it"
+        )
+    return True
+
+
 def qwen2(k: Keys) -> Body:
     """Qwen2, Qwen2.5, QwQ, their R1 distills and reward models."""
-    return _dense(k, sliding=k.flag("use_sliding_window"), bias=True)
+    return _dense(k, sliding=uses_window(k), bias=True)
 
 
 def mimo(k: Keys) -> Body:
@@ -54,7 +66,7 @@ def mimo(k: Keys) -> Body:
 
 def qwen3(k: Keys) -> Body:
     """Qwen3 dense: RMS norms on Q and K."""
-    return _dense(k, sliding=k.flag("use_sliding_window"), qk_norm="head")
+    return _dense(k, sliding=uses_window(k), qk_norm="head")
 
 
 def gemma(k: Keys) -> Body:

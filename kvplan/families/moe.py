@@ -235,6 +235,8 @@ def mla(k: Keys, **traits: Any) -> AttentionSpec:
 def deepseek(k: Keys) -> Body:
     """DeepSeek V2, V3, R1 and Kimi-K2."""
     n = num_layers(k)
+    if "q_lora_rank" not in k.raw:
+        raise k.error("q_lora_rank is missing (null where queries are not compressed)")
     layers = stack(k, [mla(k)] * n, deepseek_mlps(k, n))
     return Body(layers, mtp(k, layers[-1]))
 
