@@ -47,13 +47,44 @@ class Option:
 def what_would_fit(plan: Plan, limit: int = 8) -> tuple[Option, ...]:
     """Changes that make a plan fit, best first; empty when it fits already.
 
-    Every option was answered by the forward formula and fits. Shared prompts count as in the plan.
+    Every option was answered by the forward formula and fits. Shared prompts count as in the plan. Where the
+    model's whole context is refused but shorter traces are asked, each option serves just those.
     """
     if plan.fits:
         return ()
-    found = [option for source in _SOURCES for option in source(plan)]
+    base, prefix = _startable(plan)
+    found = list(_option(base, prefix.strip(), _FREE)) if prefix else []
+    found += [_prefixed(option, prefix) for source in _SOURCES for option in source(base)]
     found.sort(key=lambda option: (option.rank, _price(option.plan)))
     return tuple(found[:limit])
+
+
+def _prefixed(option: Option, prefix: str) -> Option:
+    return replace(option, change=prefix + option.change)
+
+
+def _startable(plan: Plan) -> tuple[Plan, str]:
+    """The plan made to start where flags alone refuse it, and those flags.
+
+    It serves no more than the stated lengths, and no more sequences than there are blocks for states.
+    """
+    flags = ""
+    for limit, change in ((Limit.KV_BLOCKS, _stated_length), (Limit.MAX_NUM_SEQS, _as_many_seqs_as_states)):
+        if plan.refusal and plan.refusal.limit is limit:
+            changed, flag = change(plan)
+            plan, flags = (changed, flags + flag) if changed else (plan, flags)
+    return plan, flags
+
+
+def _stated_length(plan: Plan) -> tuple[Plan | None, str]:
+    tokens = plan.question.demand.trace_tokens(plan.max_model_len)
+    shorter = _ask(plan.question, max_model_len=tokens) if tokens < plan.max_model_len else None
+    return shorter, f"--max-model-len {tokens} "
+
+
+def _as_many_seqs_as_states(plan: Plan) -> tuple[Plan | None, str]:
+    seqs = plan.shape.num_blocks
+    return _ask(plan.question, max_num_seqs=seqs) if seqs else None, f"--max-num-seqs {seqs} "
 
 
 def _price(plan: Plan) -> float:
@@ -68,9 +99,10 @@ def _ask(question: Question, **flags: object) -> Plan | None:
         return None
 
 
-def _option(plan: Plan | None, change: str, rank: int, effect: str = "") -> Iterator[Option]:
+def _option(plan: Plan | None, change: str, rank: int) -> Iterator[Option]:
     if plan is not None and plan.fits:
-        yield Option(change, effect or _holds(plan), rank, plan)
+        price = f", ${_price(plan):.2f}/h" if rank == _HARDWARE else ""
+        yield Option(change, _holds(plan) + price, rank, plan)
 
 
 def _holds(plan: Plan) -> str:
@@ -80,19 +112,10 @@ def _holds(plan: Plan) -> str:
 
 
 def _other_seqs(plan: Plan) -> Iterator[Option]:
-    if plan.limited_by is not Limit.MAX_NUM_SEQS:
+    if plan.limited_by is not Limit.MAX_NUM_SEQS or plan.refusal:
         return
-    needed = -(-plan.question.demand.num_traces // plan.args.data_parallel_size)
-    seqs = max(needed, plan.shape.num_blocks) if plan.refusal else needed
+    seqs = _needed_seqs(plan)
     yield from _option(_ask(plan.question, max_num_seqs=seqs), f"--max-num-seqs {seqs}", _FREE)
-
-
-def _stated_length(plan: Plan) -> Iterator[Option]:
-    """Start-up refused the model's own context, though the stated traces are shorter."""
-    demand = plan.question.demand
-    tokens = demand.trace_tokens(plan.max_model_len)
-    if plan.refusal and plan.refusal.max_model_len and demand.is_stated and tokens < plan.max_model_len:
-        yield from _option(_ask(plan.question, max_model_len=tokens), f"--max-model-len {tokens}", _FREE)
 
 
 def _longest_context(plan: Plan) -> Iterator[Option]:
@@ -103,12 +126,19 @@ def _longest_context(plan: Plan) -> Iterator[Option]:
 
 
 def _smaller_batch(plan: Plan) -> Iterator[Option]:
-    """Smaller profiling batches leave more for KV."""
-    tokens, seqs = min(2048, plan.args.max_num_batched_tokens), min(256, plan.args.max_num_seqs)
-    if seqs < max(1, plan.question.demand.num_traces // plan.args.data_parallel_size):
-        return
-    changed = _ask(plan.question, max_num_batched_tokens=tokens, max_num_seqs=seqs)
-    yield from _option(changed, f"--max-num-batched-tokens {tokens} --max-num-seqs {seqs}", _FREE)
+    """Smaller profiling batches leave more for KV; the mildest that does."""
+    tokens = min(2048, plan.args.max_num_batched_tokens)
+    for seqs in sorted({n for n in (_needed_seqs(plan), 64, 256) if n >= _needed_seqs(plan)}, reverse=True):
+        if seqs < plan.args.max_num_seqs and seqs <= tokens:
+            changed = _ask(plan.question, max_num_batched_tokens=tokens, max_num_seqs=seqs)
+            if changed is not None and changed.fits:
+                yield from _option(changed, f"--max-num-batched-tokens {tokens} --max-num-seqs {seqs}", _FREE)
+                return
+
+
+def _needed_seqs(plan: Plan) -> int:
+    """Sequences that one replica must run at once."""
+    return -(-plan.question.demand.num_traces // plan.args.data_parallel_size)
 
 
 def _utilization(plan: Plan) -> Iterator[Option]:
@@ -216,7 +246,6 @@ def _on(question: Question, name: str) -> Plan | None:
 
 _SOURCES = (
     _other_seqs,
-    _stated_length,
     _utilization,
     _smaller_batch,
     _kv_dtype,

@@ -127,8 +127,8 @@ def plan_text(plan: Plan, options: tuple[Option, ...] = ()) -> str:
 
 def _memory_table(plan: Plan) -> str:
     ranks = plan.args.num_gpus
-    title = "Memory per GPU" + (f" ({ranks} GPUs, the fullest)" if ranks > 1 else "")
-    lines = [f"{title:<34} GiB"]
+    title = "Memory per GPU" + (f" (fullest of {ranks})" if ranks > 1 else "")
+    lines = [f"{title:<35}GiB"]
     rows = [plan.budget.total, *(row for row in plan.budget.rows if row.size.value or row.name == "kv_pool")]
     return "\n".join([*lines, *(_row_line(plan, row) for row in rows)])
 
@@ -188,4 +188,7 @@ def _waves(plan: Plan) -> str:
 def _options_text(options: tuple[Option, ...]) -> str:
     if not options:
         return ""
-    return "\n".join(["What would fit:", *(f"  {option.change:<34} {option.effect}" for option in options)])
+    width = max(len(option.change) for option in options)
+    return "\n".join(
+        ["What would fit:", *(f"  {option.change:<{width}}  {option.effect}" for option in options)]
+    )
