@@ -178,7 +178,7 @@ def resolve(
     max_model_len = _max_model_len(args, model)
     chunked = _chunked_prefill(args, version, max_model_len)
     tokens, seqs = _batch(args, gpu, version, entry_point, max_model_len, chunked)
-    length = max_model_len if max_model_len > 0 else model.max_model_len
+    length = max_model_len if max_model_len > 0 else model.default_max_model_len
     _check_batch(args, tokens, seqs, length, chunked)
     return ResolvedArgs(
         **args.model_dump()
@@ -239,7 +239,7 @@ def _default_utilization(version: EngineVersion) -> float:
 def _max_model_len(args: EngineArgs, model: ModelSpec) -> int:
     asked = args.max_model_len
     if asked is None or asked == -1:
-        return asked or model.max_model_len
+        return asked or model.default_max_model_len
     if asked == 0:
         raise KvplanError("--max-model-len 0: a length in tokens, or -1 for the longest that fits")
     if asked > model.max_model_len:

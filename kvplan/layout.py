@@ -145,7 +145,7 @@ def kv_layout(
     groups = group_layers(pages.layers, hybrid=hybrid, merge_ratio=rules.merge_ratio)
     request = _Request(args.decode_context_parallel_size, max_in_flight_tokens(args, rules))
     stages = _Stages.of(groups, args, available_bytes, rules)
-    length = model.max_model_len if args.max_model_len in (None, -1) else args.max_model_len
+    length = model.default_max_model_len if args.max_model_len in (None, -1) else args.max_model_len
     assert length is not None
     if args.max_model_len == -1:
         length = _fitted_length(stages, request, length)

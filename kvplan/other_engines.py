@@ -62,7 +62,7 @@ def pool_layout(
     stage = -(-len(layers) // args.pipeline_parallel_size)
     cell = sum(token_bytes(spec, kv_dtype, dtype, args.tensor_parallel_size) for spec in layers[:stage])
     page = args.block_size or (32 if engine.engine == "tensorrt-llm" else 1)
-    length = args.max_model_len if args.max_model_len > 0 else model.max_model_len
+    length = args.max_model_len if args.max_model_len > 0 else model.default_max_model_len
     blocks = available_bytes // (cell * page)
     if args.max_model_len == -1:
         length = min(length, max(1, blocks * page))

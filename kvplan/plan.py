@@ -91,7 +91,7 @@ class Plan:
         if self.layout:
             return self.layout.max_model_len
         asked = self.args.max_model_len
-        return asked if asked > 0 else self.question.model.max_model_len
+        return asked if asked > 0 else self.question.model.default_max_model_len
 
     @property
     def num_traces(self) -> int:
@@ -188,7 +188,7 @@ def estimate(
 def answer(question: Question) -> Plan:
     """The forward formula: from a question to its plan."""
     args = _resolved(question)
-    length = args.max_model_len if args.max_model_len > 0 else question.model.max_model_len
+    length = args.max_model_len if args.max_model_len > 0 else question.model.default_max_model_len
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(length))
     worst = min(budgets, key=lambda b: b.kv.size.value)
     layouts = [

@@ -238,7 +238,7 @@ def _compressed_tensors(k: Keys) -> Rule:
         if not module.linear or module.name in ignored:
             return None
         for names, any_linear, scheme in rules:
-            if any_linear or module.name in names:
+            if (any_linear and module.role != "lm_head") or module.name in names:
                 return scheme
         return None
 

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -298,6 +299,28 @@ def test_the_hub_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         load_model("someone/unheard-of")
     with pytest.raises(KvplanError, match=r"kvplan\[hub\]"):
         load_model("someone/unheard-of", hub=True)
+
+
+def test_the_hub_gives_a_config_and_its_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the package, the repo's config.json is fetched and its revision kept; failures are one line."""
+    snapshot = tmp_path / "0123456789abcdef"
+    snapshot.mkdir()
+    (snapshot / "config.json").write_text(json.dumps(LLAMA))
+
+    def download(repo: str, file: str) -> str:
+        if repo != "someone/new-model":
+            raise OSError("404\nsecond line")
+        return str(snapshot / file)
+
+    hub, errors = ModuleType("huggingface_hub"), ModuleType("huggingface_hub.errors")
+    hub.hf_hub_download = download
+    errors.HfHubHTTPError = errors.HFValidationError = RuntimeError
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
+    model = load_model("someone/new-model", hub=True)
+    assert (model.name, model.source) == ("someone/new-model", "hub: someone/new-model@0123456789ab")
+    with pytest.raises(KvplanError, match=r"^'a/b': the hub gave no config.json \(404\)$"):
+        load_model("a/b", hub=True)
 
 
 # ---- bad input
