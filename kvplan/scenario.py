@@ -84,6 +84,8 @@ class Deployment(Config):
     """Prefill and decode apart."""
     step_time: StepTimeSpec = StepTimeSpec()
     """Where step times come from."""
+    colocate: dict[str, str] = Field(default_factory=dict)
+    """Role (draft, reward, reference, critic) -> another model on the same GPUs: its memory comes off the budget."""
 
 
 class Pricing(Config):

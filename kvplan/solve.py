@@ -10,18 +10,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import NamedTuple
 
-from kvplan.deploy import Setup, set_up
+from kvplan.deploy import Setup, StatedStepTime, set_up
+from kvplan.engine.config import KVCacheGroup
 from kvplan.engine.request import Segment
+from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.gpu import get_gpu
+from kvplan.limits import Limit
 from kvplan.live import LENGTH, PRUNED, STOP, TIMEOUT, Live
+from kvplan.model import load_model
 from kvplan.records import NEVER, Records
+from kvplan.replica import Replica
 from kvplan.result import Result
 from kvplan.scenario import Scenario
 from kvplan.simulate import Fleet, Progress, Run, Seat
+from kvplan.step_time import make_step_times
+from kvplan.timing import NEVER as NEVER_ENDS
+from kvplan.timing import StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.arrivals import AllAtOnce
 from kvplan.workload.classes import Workload
@@ -32,6 +41,9 @@ from kvplan.workload.verifiers import ScoreWork
 
 NO_LOAD = Workload(num_requests=1, arrivals=AllAtOnce(kind="all_at_once"))
 """`Run` draws a load; here requests come from strategies instead."""
+
+IDLE_SHARE = 0.2
+"""An engine that is idle for longer than this waits for arrivals."""
 
 
 class Solved(NamedTuple):
@@ -63,6 +75,8 @@ class Effort:
     verifier_decode_tokens: int = 0
     verifier_ticks: int = 0
     """GPU time of co-located scoring."""
+    remote_ticks: int = 0
+    """Service time of remote scoring."""
     dropped_thinking_tokens: int = 0
     """Cached thinking that no later prompt can hit, since the template leaves it out."""
 
@@ -106,10 +120,79 @@ def solve(
     Raises KvplanError for what cannot be simulated, DoesNotFit when model and verifier do not fit together.
     """
     assert scenario.problems is not None
-    chosen = spec or scenario.problems.strategies[0]
-    engines = setups or {name: set_up(d) for name, d in scenario.deployments.items()}
-    run = Solve(scenario, scenario.problems, chosen, engines, step_by_step, progress)
+    problems = scenario.problems
+    run = Solve(
+        scenario, problems, spec or problems.strategies[0], setups or set_up_all(scenario), step_by_step, progress,
+        verifier_step_time(scenario),
+    )  # fmt: skip
     return run.solution(run.go())
+
+
+def set_up_all(scenario: Scenario) -> dict[str, Setup]:
+    """Plan every deployment, a co-located verifier's memory off the main one's budget.
+
+    Raises DoesNotFit when a model does not fit at all, KvplanError when it is the verifier that does not.
+    """
+    assert scenario.problems is not None
+    found = {name: set_up(d, scenario.folder) for name, d in scenario.deployments.items()}
+    verifier, role = scenario.problems.verifier, "reward"
+    if verifier.placement == "colocated" and verifier.needs_model:
+        beside = {**scenario.colocate, role: verifier.model}
+        try:
+            found[""] = set_up(scenario.model_copy(update={"colocate": beside}), scenario.folder)
+        except DoesNotFit as error:
+            raise KvplanError(
+                f"verifier {verifier.model} does not fit beside {scenario.model} on {scenario.gpu}: {error};"
+                " use placement: remote, a smaller one, or more GPUs"
+            ) from None
+    return {name: compressed(setup, scenario.problems) for name, setup in found.items()}
+
+
+def verifier_step_time(scenario: Scenario) -> StepTime | None:
+    """Step times of a co-located verifier's model; None when it has none or runs elsewhere."""
+    assert scenario.problems is not None
+    verifier = scenario.problems.verifier
+    if verifier.placement == "remote" or not verifier.needs_model:
+        return None
+    if scenario.step_time.fixed_us is not None:
+        return StatedStepTime.of(scenario.step_time)
+    beside = scenario.folder / verifier.model
+    model = load_model(str(beside) if beside.exists() else verifier.model)
+    return make_step_times(model, get_gpu(scenario.gpu), scenario.engine).time
+
+
+def compressed(setup: Setup, problems: Problems) -> Setup:
+    """The engine with KV compression: no sequence keeps more than budget + buffer tokens."""
+    if problems.compression is None:
+        return setup
+    keep = problems.compression.budget_tokens + problems.compression.buffer_tokens
+    if setup.config.kv_cache_groups:
+        raise KvplanError("compression is modelled for models whose layers are all full attention")
+    window = KVCacheGroup(kind="sliding_window", window=keep)
+    config = setup.config.model_copy(update={"kv_cache_groups": (window,), "enable_prefix_caching": False})
+    return replace(setup, config=config, step_time=CappedContext(setup.step_time, keep))
+
+
+@dataclass(frozen=True, slots=True)
+class CappedContext:
+    """Step times when a sequence attends to at most `keep` tokens."""
+
+    time: StepTime
+    keep: int
+
+    def ticks(self, shape: StepShape) -> int:
+        """Duration of one step; the cap is taken over the batch, exact once every sequence is longer."""
+        return self.time.ticks(
+            shape._replace(decode_context=min(shape.decode_context, shape.num_decodes * self.keep))
+        )
+
+    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
+        """As the uncapped line up to the cap, flat beyond it."""
+        cap = num_decodes * self.keep
+        if decode_context >= cap:
+            return self.ticks(StepShape(num_decodes, num_decodes, cap)), 0, NEVER_ENDS
+        base, slope, limit = self.time.decode_line(num_decodes, decode_context)
+        return base, slope, min(limit, cap)
 
 
 class Solve(Run):
@@ -123,9 +206,10 @@ class Solve(Run):
         setups: dict[str, Setup],
         step_by_step: bool,
         progress: Progress | None,
+        verifier_time: StepTime | None = None,
     ) -> None:
         super().__init__(scenario.model_copy(update={"workload": NO_LOAD}), setups, step_by_step, progress)
-        self.problems, self.spec = problems, spec
+        self.whole, self.problems, self.spec = scenario, problems, spec
         self.tasks = draw_tasks(problems, scenario.folder)
         self.open = len(self.tasks)
         self.records.class_names = [spec.name]
@@ -137,11 +221,26 @@ class Solve(Run):
         self.new_id = count().__next__
         self.scoring = RemoteQueue(self._at, problems.verifier.concurrency)
         self._coming = iter(self.tasks)
+        self.verifier_time = verifier_time
 
     def solution(self, result: Result) -> Solution:
         """What came of it."""
         end = max((s.finish for s in self.solved), default=self.env.now)
+        result.scenario, result.num_requests = self.whole, len(self.records)
+        result.limited_by = self._limit(result)
         return Solution(self.spec.name, self.solved, self.records, self.effort, result.verdict, end, result)
+
+    def _limit(self, result: Result) -> str:
+        """The verifier where scoring takes most of the time; arrivals where nobody waits; else the engine's."""
+        scoring = max(
+            self.effort.verifier_ticks, self.effort.remote_ticks // self.problems.verifier.concurrency
+        )
+        if scoring > result.totals.busy_ticks:
+            return Limit.VERIFIER
+        idle = 1 - result.totals.busy_ticks / max(1, len(self.replicas) * self.env.now)
+        if self.problems.arrivals.kind not in ("closed_loop", "all_at_once") and idle > IDLE_SHARE:
+            return Limit.ARRIVAL_RATE
+        return result.limited_by
 
     # --- problems arrive -----------------------------------------------------------------------
 
@@ -152,7 +251,10 @@ class Solve(Run):
                 self._next_task()
             return
         for task in self.tasks:
-            self._at(round(task.arrival_s * TICKS_PER_S), lambda _, task=task: self._begin(task))
+            self._at(round(task.arrival_s * TICKS_PER_S), partial(self._arrive, task))
+
+    def _arrive(self, task: Task, _: object) -> None:
+        self._begin(task)
 
     def _next_task(self) -> None:
         task = next(self._coming, None)
@@ -203,6 +305,11 @@ class Solve(Run):
         live = Live(launch.request_id, prompt, told, launch.tokens, launch.thinking_tokens)
         live.session, live.turn, live.arrival = attempt.task.problem.id, branch.id, self.env.now
         self.effort.needed_prompt_tokens += branch.extra_prompt
+        if branch.drop_thinking and branch.parent is not None:
+            self.effort.dropped_thinking_tokens += attempt.session.launches[branch.parent].thinking_tokens
+        if branch.prunable:
+            for replica in fleet.replicas:
+                replica.on_pressure = self._relieve
         self.alive[live.row] = live
         self.owners[live.row] = attempt, launch
         self._place(attempt, fleet, live)
@@ -234,8 +341,9 @@ class Solve(Run):
         seat, _ = self.seat_of.pop(live.row, (None, live))
         attempt, launch = self.owners.pop(live.row)
         branch = launch.branch
-        if branch.id not in attempt.session.running:
-            return  # cancelled by its own strategy
+        if branch.id not in attempt.session.running:  # cancelled by its own strategy
+            self._halt_when_done()
+            return
         if reason not in (STOP, LENGTH):
             self._then(attempt, attempt.session.prune(branch.id, generated))
             return
@@ -257,16 +365,27 @@ class Solve(Run):
         seen = now if attempt.first_visible == NEVER else attempt.first_visible
         branches = len(attempt.session.launches)
         outcome = Solved(
-            problem, attempt.arrival, now, seen, answer.correct, answer.answer is not None, branches, answer.samples
+            problem,
+            attempt.arrival,
+            now,
+            seen,
+            answer.correct,
+            answer.answer is not None,
+            branches,
+            answer.samples,
         )
         self.solved.append(outcome)
         self.open -= 1
         if self.progress is not None:
             self.progress(len(self.solved), len(self.tasks))
-        if not self.open:
-            self._halt("completed")
-        elif self.problems.arrivals.kind == "closed_loop":
+        if self.problems.arrivals.kind == "closed_loop":
             self._next_task()
+        self._halt_when_done()
+
+    def _halt_when_done(self) -> None:
+        """The last cancelled branches leave the engine after the last answer."""
+        if not self.open and not self.alive:
+            self._halt("completed")
 
     # --- scores ------------------------------------------------------------------------------------
 
@@ -284,6 +403,7 @@ class Solve(Run):
             assert seat is not None
             self._score_here(seat, work, done)
         elif seconds:
+            self.effort.remote_ticks += round(seconds * TICKS_PER_S)
             self.scoring.add(round(seconds * TICKS_PER_S), done)
         else:
             done()
@@ -292,7 +412,54 @@ class Solve(Run):
         self._then(attempt, attempt.session.finish(branch_id))
 
     def _score_here(self, seat: Seat, work: ScoreWork, done: Callable[[], None]) -> None:
-        raise NotImplementedError
+        """Queue the score for the GPU; all that wait at the end of a step are one batch."""
+        last = seat.aside[-1] if seat.aside else None
+        if not isinstance(last, ScoreBatch):
+            assert self.verifier_time is not None
+            last = ScoreBatch(self.verifier_time, self.effort)
+            seat.aside.append(last)
+            seat.wake()
+        last.works.append(work)
+        last.done.append(done)
+
+    # --- pressure ------------------------------------------------------------------------------------
+
+    def _relieve(self, replica: Replica, now: int) -> None:
+        """Blocks run out: end the worst-scored prunable branches instead of preempting anybody."""
+        while replica.engine.is_short:
+            here = [live for live in replica.resident if self.owners[live.row][1].branch.prunable]
+            if not here:
+                return
+            worst = min(here, key=lambda live: self.owners[live.row][1].outcome.score)
+            replica.prune(worst, now)
+
+
+@dataclass(slots=True)
+class ScoreBatch:
+    """Scores by a verifier on the engine's own GPU: prompts read as one batch, verdicts decoded together."""
+
+    time: StepTime
+    """Of the verifier's model."""
+    effort: Effort
+    works: list[ScoreWork] = field(default_factory=list)
+    done: list[Callable[[], None]] = field(default_factory=list)
+
+    def begin(self) -> int:
+        """Return the ticks that the batch takes."""
+        read = sum(w.read_tokens for w in self.works)
+        pairs = sum(w.read_tokens * (w.kv_tokens - w.decode_tokens - w.read_tokens / 2) for w in self.works)
+        ticks = self.time.ticks(StepShape(read, 0, 0, read, len(self.works), pairs))
+        longest = max(w.decode_tokens for w in self.works)
+        if longest:
+            context = sum(w.kv_tokens - w.decode_tokens // 2 for w in self.works)
+            ticks += longest * self.time.ticks(StepShape(len(self.works), len(self.works), context))
+        self.effort.verifier_ticks += ticks
+        return ticks
+
+    def end(self) -> None:
+        """Hand the scores out."""
+        for tell in self.done:
+            tell()
 
 
 @dataclass(slots=True)
