@@ -17,6 +17,7 @@ class Live(Request):
     """One request and its history so far."""
 
     __slots__ = (
+        "admitted",
         "arrival",
         "class_id",
         "decode_from",
@@ -63,6 +64,8 @@ class Live(Request):
         self.session = row
         self.turn = 0
         self.arrival = self.scheduled = self.first_token = self.first_visible = self.lost_at = NEVER
+        self.admitted = False
+        """Whether the replica it is on has ever admitted it."""
         self.replica = 0
         self.held = 0
         """Tokens in the cache; while it decodes, when its decoding began."""

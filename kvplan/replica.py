@@ -37,9 +37,8 @@ class Engine(Protocol):
     @property
     def num_waiting(self) -> int: ...  # noqa: D102
     @property
-    def is_short(self) -> bool: ...  # noqa: D102
-    @property
     def num_free_blocks(self) -> int: ...  # noqa: D102
+    def free_blocks_in(self, num_steps: int) -> int: ...  # noqa: D102
     @property
     def num_cached_free_blocks(self) -> int: ...  # noqa: D102
     @property
@@ -56,7 +55,10 @@ class Flight(NamedTuple):
 
     ticks: int
     num_decodes: int
-    num_chunks: int
+    num_chunks: int = 0
+    """Prompt chunks that are computed (a transferred prompt's are not)."""
+    is_empty: bool = False
+    """Nothing was scheduled."""
     preempts: bool = False
 
 
@@ -169,8 +171,6 @@ class Replica:
     """Whether every token of a request takes a slot of one kind, so that its need is known beforehand."""
     meter: TokenMeter
     ended: Ended
-    on_pressure: Callable[[Replica, int], None] | None = None
-    """Asked before each decision; may `prune` when `engine.is_short`."""
     totals: Totals = field(default_factory=Totals)
     flights: deque[Flight] = field(default_factory=deque)
     glide: Glide | None = None
@@ -182,6 +182,9 @@ class Replica:
     resident: dict[Live, None] = field(default_factory=dict)
     """Requests that hold blocks."""
     notes: list[str] = field(default_factory=list)
+    num_submitted: int = 0
+    queued_blocks: int = 0
+    """Blocks for the prompts that were never admitted yet."""
     num_reads: int = 0
     """Steps whose output was read."""
     read_weight: int = 0
@@ -196,17 +199,17 @@ class Replica:
     def submit(self, live: Live) -> None:
         """Queue a request: now, or when the leap under way lands."""
         live.replica = self.id
+        self.num_submitted += 1
+        self.queued_blocks += -(-live.num_prompt_tokens // self.block_size)
+        live.arrival_time = (
+            self.num_submitted
+        )  # the order of arrival; ties in time are possible, ties in order not
         if self.glide is not None:
             if not self.inbox:
                 self.inbox_since = self.glide.start if self.engine.num_waiting else live.arrival
             self.inbox.append(live)
         else:
             self.engine.add_request(live)
-
-    def prune(self, live: Live, now: int) -> None:
-        """End a running request at once: its blocks are free for the step about to be decided."""
-        self.leavers.append(live)
-        self._let_go(now)
 
     def leave(self, live: Live) -> None:
         """Its client has gone."""
@@ -238,10 +241,29 @@ class Replica:
             )
         return own, shared, thinking, answer
 
-    def spare_blocks(self) -> int:
-        """Free blocks less what the requests sent here since the last leap will take for their prompts."""
-        coming = sum(-(-live.num_prompt_tokens // self.block_size) for live in self.inbox)
-        return self.engine.num_free_blocks - coming
+    def generated(self, live: Live) -> int:
+        """Tokens that a request has been given so far, up to the last read step."""
+        if live.decode_from == NEVER:
+            return max(0, live.high_water + 1 - live.num_prompt_tokens)
+        return live.held + 1 - live.num_prompt_tokens + self.num_reads - live.decode_from
+
+    def stop(self, now: int) -> None:
+        """The run ends now: read the steps that have ended."""
+        if self.glide is not None:
+            reads = self.glide.reads_until(now)
+            done = reads - (self.glide.ends_at(reads) > now)
+            if done:
+                self._land(self.glide, done, self.glide.ends_at(done))
+
+    def spare_blocks(self, now: int) -> int:
+        """Free blocks at this moment, less those that the prompts in the queue will take."""
+        glide = self.glide
+        free = (
+            self.engine.num_free_blocks
+            if glide is None
+            else self.engine.free_blocks_in(glide.reads_until(now))
+        )
+        return free - self.queued_blocks
 
     def never_fits(self, live: Live) -> str:
         """Say what a request needs and what there is if all blocks together do not hold it; empty if they do."""
@@ -265,8 +287,6 @@ class Replica:
         """
         if self.leavers:
             self._let_go(now)
-        if self.on_pressure is not None:
-            self.on_pressure(self, now)
         while True:
             leap = self.engine.plan_leap() if may_leap else None
             if leap is not None:
@@ -275,10 +295,9 @@ class Replica:
                 break
             flight = self._schedule(now)
             self.flights.append(flight)
-            empty = not flight.num_decodes and not flight.num_chunks
-            if empty and not any(f.ticks for f in self.flights):
+            if flight.is_empty and not any(f.ticks for f in self.flights):
                 self._settle_empty(now, flight.preempts)
-            elif empty or len(self.flights) > self.is_async:
+            elif flight.is_empty or len(self.flights) > self.is_async:
                 break
         return self.flights[0].ticks if self.flights else None
 
@@ -322,7 +341,8 @@ class Replica:
         self._note_blocks(self.num_blocks - self.engine.num_free_blocks)
         self.waits_for = self._why_waiting(shape.num_tokens)
         self.totals.prefill_tokens += num_prefill
-        return Flight(ticks, step.num_decodes, len(step.chunks), bool(step.preempted))
+        is_empty = not step.num_decodes and not step.chunks
+        return Flight(ticks, step.num_decodes, num_prefills, is_empty, bool(step.preempted))
 
     def _begin_leap(self, leap: Leap, now: int, next_arrival: int) -> int:
         steps, decodes, context, is_open = leap
@@ -399,7 +419,7 @@ class Replica:
             reads -= 1
             self._account(first, start)
             self._read(landing.early, start, first)
-            last = Flight(glide.ticks + reads * glide.slope, glide.num_decodes, 0)
+            last = Flight(glide.ticks + reads * glide.slope, glide.num_decodes)
             self.flights.append(last)
         if reads:
             self._account_series(glide, reads, start, now, (used + peak) // 2)
@@ -472,6 +492,9 @@ class Replica:
 
     def _admitted(self, live: Live, hit_tokens: int, now: int) -> None:
         self.resident[live] = None
+        if not live.admitted:
+            live.admitted = True
+            self.queued_blocks -= -(-live.num_prompt_tokens // self.block_size)
         live.since = now
         live.held = hit_tokens
         if live.scheduled == NEVER:
@@ -545,18 +568,16 @@ class Replica:
                 self.inbox.remove(live)
                 self._end(live, now, TIMEOUT, 0)
             elif self.engine.abort(live.request_id):
-                decoding = live.decode_from != NEVER
-                generated = max(0, live.high_water + 1 - live.num_prompt_tokens)
-                if decoding:
-                    generated = live.held + 1 - live.num_prompt_tokens + self.num_reads - live.decode_from
-                live.discarded = generated
-                self._end(live, now, TIMEOUT, generated)
+                live.discarded = self.generated(live)
+                self._end(live, now, TIMEOUT, live.discarded)
         self.leavers.clear()
 
     def _end(self, live: Live, now: int, reason: int, generated: int) -> None:
         if live in self.resident:
             self._stop_holding(live, now)
             del self.resident[live]
+        elif not live.admitted:
+            self.queued_blocks -= -(-live.num_prompt_tokens // self.block_size)
         if live.first_visible != NEVER and generated <= live.thinking_tokens:
             live.first_visible = NEVER
         self.ended(live, now, reason, generated)

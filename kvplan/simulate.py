@@ -9,12 +9,15 @@ step is seen by the next one.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import simpy
@@ -58,10 +61,6 @@ def simulate(
     `setups` replaces the planned engines, by name in `scenario.deployments`.
     Raises KvplanError for what cannot be simulated, DoesNotFit when an engine would not start.
     """
-    if scenario.problems is not None:
-        from kvplan.solve import solve  # it builds on this file
-
-        return solve(scenario, step_by_step=step_by_step, progress=progress, setups=setups).result
     if setups is None:
         setups = {name: set_up(d, scenario.folder) for name, d in scenario.deployments.items()}
     run = Run(scenario, setups, step_by_step, progress)
@@ -69,18 +68,6 @@ def simulate(
         run.records.fields = SUMMARY_FIELDS
         run.pick = itemgetter(*(Record._fields.index(name) for name in SUMMARY_FIELDS))
     return run.go()
-
-
-class Aside(Protocol):
-    """A piece of work that another model does on a replica's GPUs."""
-
-    def begin(self) -> int:
-        """Return the ticks it takes from now."""
-        ...
-
-    def end(self) -> None:
-        """It is done."""
-        ...
 
 
 @dataclass(slots=True)
@@ -94,23 +81,16 @@ class Seat:
     """Set while nothing is there to do."""
     gliding: bool = False
     """In a leap that can still be cut."""
-    aside: deque[Aside] = field(default_factory=deque)
-    """Work of other models on the same GPUs; the engine waits for it between two steps."""
 
     def submit(self, live: Live) -> None:
         """Hand a request over; wake the replica, or cut its leap."""
         self.replica.submit(live)
         if self.sleeper is not None:
-            self.sleeper.succeed()
+            if not self.sleeper.triggered:
+                self.sleeper.succeed()
             self.sleeper = None
         elif self.gliding and self.replica.glide is not None and self.replica.glide.open:
             self._cut()
-
-    def wake(self) -> None:
-        """Something other than a request is there to do."""
-        if self.sleeper is not None:
-            self.sleeper.succeed()
-            self.sleeper = None
 
     def leave(self, live: Live) -> None:
         """A client gives up."""
@@ -166,6 +146,7 @@ class Run:
         self.num_replicas = 0
         self.next_arrival = NEVER_COMES
         """When the next request of an open loop comes."""
+        self.interrupted = False
         self.turns = 0
         self.started = time.monotonic()
         self.fleets = {name: self._fleet(d, setups[name], name) for name, d in scenario.deployments.items()}
@@ -234,11 +215,11 @@ class Run:
         """Run until everything has ended or something stops it."""
         self._start_arrivals()
         self._at(round(self.scenario.limits.horizon_s * TICKS_PER_S), lambda _: self._halt("horizon"))
-        try:
+        with interrupts(self):
             verdict = self.env.run(until=self.stop)
-        except KeyboardInterrupt:
-            verdict = "interrupted"
         now = self.env.now
+        for replica in self.replicas:
+            replica.stop(now)
         for live in list(self.alive.values()):
             self._close_unfinished(live, now)
         return self._result(str(verdict), now)
@@ -289,10 +270,6 @@ class Run:
         env, replica = self.env, seat.replica
         alone = self.num_replicas == 1
         while True:
-            while seat.aside:
-                job = seat.aside.popleft()
-                yield env.timeout(job.begin())
-                job.end()
             ticks = replica.begin(env.now, self.next_arrival if alone else NEVER_COMES)
             if ticks is None:
                 seat.sleeper = env.event()
@@ -332,6 +309,8 @@ class Run:
         now = self.env.now
         if now >= self.timeline.next_at:
             self.timeline.add(now, self._sample(now))
+        if self.interrupted:
+            self._halt("interrupted")
         self.turns += 1
         if self.turns % WATCH_EVERY:
             return
@@ -363,8 +342,8 @@ class Run:
             self.clients = iter(first_turns.tolist())
             rng = np.random.default_rng([self.scenario.workload.seed, 1])
             self.pauses = rng.exponential(closed.pause_s or 1.0, len(self.load)) * (closed.pause_s > 0)
-            for _ in range(min(closed.concurrency, len(first_turns))):
-                self._launch(next(self.clients))
+            for client in list(islice(self.clients, closed.concurrency)):
+                self._launch(client)
             return
         ticks = np.rint(self.load.arrival_s[first_turns] * TICKS_PER_S).astype(np.int64)
         self.coming = zip(first_turns.tolist(), ticks.tolist(), strict=True)
@@ -405,7 +384,7 @@ class Run:
 
     def _route(self, fleet: Fleet, live: Live) -> None:
         """Choose a replica that decodes it."""
-        seat = fleet.seats[fleet.router.choose(fleet.replicas, live)]
+        seat = fleet.seats[fleet.router.choose(fleet.replicas, live, self.env.now)]
         replica = seat.replica
         reason = replica.never_fits(live)
         if reason:
@@ -421,7 +400,7 @@ class Run:
         """Disaggregated: compute the prompt elsewhere first; its one token is thrown away, as vLLM's proxy does."""
         assert fleet.prefill_router is not None
         places = [seat.replica for seat in fleet.prefill]
-        seat = fleet.prefill[fleet.prefill_router.choose(places, live)]
+        seat = fleet.prefill[fleet.prefill_router.choose(places, live, self.env.now)]
         prefill = Live(live.row, live.prompt, 1, 1, 0, live.class_id, live.priority)
         prefill.arrival = live.arrival
         if seat.replica.never_fits(prefill):
@@ -494,10 +473,29 @@ class Run:
     def _close_unfinished(self, live: Live, now: int) -> None:
         """The run ended first."""
         live.on_end = None
-        self._record(live, now, UNFINISHED, max(0, live.num_output_tokens))
+        place = self.seat_of.get(live.row)
+        self._record(live, now, UNFINISHED, place[0].replica.generated(place[1]) if place else 0)
 
     def _note(self, text: str) -> None:
         self.notes[text] = self.notes.get(text, 0) + 1
+
+
+@contextmanager
+def interrupts(run: Run) -> Iterator[None]:
+    """The first Ctrl-C ends the run after the step under way, with what was simulated; a second one is not caught."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(signum: int, frame: object) -> None:
+        run.interrupted = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass(slots=True)

@@ -96,13 +96,6 @@ class StepByStep:
         return len(self.scheduler.running)
 
     @property
-    def is_short(self) -> bool:
-        """Whether the next decode step needs more blocks than there are, so that somebody is preempted."""
-        size = self.config.block_size
-        due = (r for r in self.scheduler.running if r.num_computed_tokens >= self._prefill_ends[r.request_id])
-        return sum(r.num_computed_tokens % size == 0 for r in due) > self.num_free_blocks
-
-    @property
     def num_waiting(self) -> int:
         """Requests in the queue, preempted ones included."""
         return len(self.scheduler.waiting)
@@ -122,6 +115,10 @@ class StepByStep:
     def num_taken_blocks(self) -> int:
         """Blocks taken from the free queue so far."""
         return self.scheduler.kv_cache_manager.block_pool.num_taken
+
+    def free_blocks_in(self, num_steps: int) -> int:
+        """There is no leap to look into."""
+        raise AssertionError(f"no leap was planned, {num_steps} steps asked for")
 
     def head(self) -> Request:
         """The request that waits first."""

@@ -124,11 +124,6 @@ class LeapScheduler:
         return len(self.running)
 
     @property
-    def is_short(self) -> bool:
-        """Whether the next decode step needs more blocks than there are, so that somebody is preempted."""
-        return self.batch.next_demand() > self.pool.num_free
-
-    @property
     def num_waiting(self) -> int:
         """Requests in the queue, preempted ones included."""
         return len(self.waiting)
@@ -147,6 +142,10 @@ class LeapScheduler:
     def num_taken_blocks(self) -> int:
         """Blocks taken from the free queue so far."""
         return self.pool.num_taken
+
+    def free_blocks_in(self, num_steps: int) -> int:
+        """Return the free blocks that so many steps of the leap just planned leave."""
+        return self.pool.num_free - self.batch.demand(num_steps)
 
     def head(self) -> Request:
         """Return the request that waits first."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError
@@ -35,6 +35,11 @@ class Constant(Config):
     kind: Literal["constant"] = "constant"
     value: Count
     """Tokens."""
+
+    @model_serializer
+    def _as_written(self) -> int:
+        """A plain count, as people write it."""
+        return self.value
 
 
 class Uniform(Config):
