@@ -180,6 +180,7 @@ def resolve(
     tokens, seqs = _batch(args, gpu, version, entry_point, max_model_len, chunked)
     length = max_model_len if max_model_len > 0 else model.default_max_model_len
     _check_batch(args, tokens, seqs, length, chunked)
+    _check_dtype(args, gpu)
     return ResolvedArgs(
         **args.model_dump()
         | {
@@ -317,3 +318,11 @@ def _check_batch(args: EngineArgs, tokens: int, seqs: int, length: int, chunked:
         raise KvplanError(f"--max-num-batched-tokens {tokens:,} must be at least --max-num-seqs {seqs:,}")
     if args.long_prefill_token_threshold > length:
         raise KvplanError(f"--long-prefill-token-threshold must not exceed max_model_len {length:,}")
+
+
+def _check_dtype(args: EngineArgs, gpu: GpuSpec) -> None:
+    """bfloat16 needs compute capability 8.0; left to `auto`, the engine takes float16 there."""
+    if args.dtype == "bfloat16" and gpu.compute_capability < 8:
+        raise KvplanError(
+            f"--dtype bfloat16: {gpu.name} has no bfloat16 (compute capability below 8.0); try float16"
+        )

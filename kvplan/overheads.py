@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kvplan.costs import capture_sizes
 from kvplan.engine_args import ResolvedArgs
 from kvplan.gpu import GpuSpec
 from kvplan.memory_profile import Figure, MemoryProfile
@@ -113,26 +114,27 @@ def _attention_width(spec: AttentionSpec, tp: int) -> float:
     return heads * (spec.head_dim + values) + kv_heads * (spec.head_dim + values)
 
 
-def capture_sizes(args: ResolvedArgs, gpu: GpuSpec) -> tuple[int, ...]:
-    """Batch sizes, in tokens, that CUDA graphs are captured for (vLLM 0.32 `config/vllm.py`)."""
-    per_decode = 1 + args.num_speculative_tokens
+def graph_sizes(args: ResolvedArgs, gpu: GpuSpec) -> tuple[int, ...]:
+    """Batch sizes, in tokens, that CUDA graphs are captured for (vLLM 0.32 `config/vllm.py`).
+
+    The usual staircase up to twice the widest decode batch, and with drafts each decode size times its width.
+    """
+    width = 1 + args.num_speculative_tokens
     ceiling = 1024 if 10 <= gpu.compute_capability < 11 else 512
-    most = min(args.max_num_seqs * per_decode * 2, ceiling, args.max_num_batched_tokens)
-    sizes = {n for n in (1, 2, 4) if n <= most} | set(range(8, min(most + 1, 256), 8))
-    sizes |= set(range(256, most + 1, 16))
-    if per_decode == 1 and args.max_num_seqs <= most:
-        sizes.add(args.max_num_seqs)
-    return tuple(sorted(sizes))
+    most = min(args.max_num_seqs * width * 2, ceiling)
+    requests = {*capture_sizes(min(args.max_num_seqs, ceiling)), min(args.max_num_seqs, ceiling)}
+    decodes = {n * width for n in requests if n * width <= most}
+    sizes = {*capture_sizes(most), *decodes}
+    return tuple(sorted(n for n in sizes if n <= args.max_num_batched_tokens))
 
 
 def num_graphs(args: ResolvedArgs, gpu: GpuSpec) -> int:
     """Graphs captured: one per size for mixed steps, one per decode size for pure decode steps."""
     if args.enforce_eager:
         return 0
-    sizes = capture_sizes(args, gpu)
-    per_decode = 1 + args.num_speculative_tokens
-    widest = args.max_num_seqs * per_decode
-    return len(sizes) + sum(1 for size in sizes if size <= widest and size % per_decode == 0)
+    sizes = graph_sizes(args, gpu)
+    width = 1 + args.num_speculative_tokens
+    return len(sizes) + sum(1 for size in sizes if size <= args.max_num_seqs * width and size % width == 0)
 
 
 def _stage_layers(model: ModelSpec, args: ResolvedArgs) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from html import escape
+from typing import Any, NamedTuple
 
 from kvplan.budget import Budget, Colocated, make_budget
 from kvplan.demand import Demand, trace_blocks
@@ -144,6 +145,18 @@ class Plan:
         from kvplan.report import plan_document
 
         return plan_document(self)
+
+    def to_frame(self) -> Any:
+        """The memory rows as a pandas DataFrame: use, gib, low, high, source."""
+        import pandas as pd
+
+        rows = (self.budget.total, *self.budget.rows)
+        facts = [(row.name, *(gib(size) for size in row.size), row.source) for row in rows]
+        return pd.DataFrame(facts, columns=["use", "gib", "low", "high", "source"])
+
+    def _repr_html_(self) -> str:
+        """The text of `kvplan estimate`, for notebooks."""
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         from kvplan.report import plan_text

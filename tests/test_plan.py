@@ -18,6 +18,7 @@ from kvplan.inverse import what_would_fit
 from kvplan.limits import Limit
 from kvplan.model import load_model
 from kvplan.other_engines import mem_fraction_static
+from kvplan.overheads import num_graphs
 from kvplan.plan import answer, estimate, rank_weights
 from kvplan.serve_command import serve_flags, shell_command, yaml_config
 from kvplan.units import GiB
@@ -164,6 +165,28 @@ def test_refusals_of_the_engine(args: dict[str, object], words: str) -> None:
         estimate(QWEN, "h100", EngineArgs(**args))  # type: ignore[arg-type]
 
 
+def test_bfloat16_needs_ampere() -> None:
+    with pytest.raises(KvplanError, match="try float16"):
+        estimate("Qwen/Qwen2.5-1.5B-Instruct", "t4", EngineArgs(dtype="bfloat16"))
+    assert estimate("Qwen/Qwen2.5-1.5B-Instruct", "t4").fits
+
+
+@pytest.mark.parametrize(
+    ("gpu", "seqs", "drafts", "graphs"),
+    [
+        ("l40s", 256, 0, 51 + 35),
+        ("h100", 1024, 0, 51 + 51),
+        ("b200", 1024, 0, 83 + 83),
+        ("h100", 1, 0, 2 + 1),
+    ],
+)
+def test_number_of_cuda_graphs(gpu: str, seqs: int, drafts: int, graphs: int) -> None:
+    """1, 2, 4, eights to 256, sixteens to 512 (1,024 on Blackwell), at most twice max_num_seqs; decodes once more."""
+    card = get_gpu(gpu)
+    args = resolve(EngineArgs(max_num_seqs=seqs, num_speculative_tokens=drafts), load_model(QWEN), card)
+    assert num_graphs(args, card) == graphs
+
+
 # Answers
 
 
@@ -264,6 +287,15 @@ def test_every_option_fits_by_the_forward_formula(model: str, gpu: str, demand: 
             update={"output_len": int(option.change.split()[1]) + 1}
         )
         assert not estimate(model, gpu, demand=longer).fits
+
+
+def test_notebooks_get_a_frame_and_text() -> None:
+    pytest.importorskip("pandas")
+    plan = estimate(QWEN, "h100")
+    frame = plan.to_frame()
+    assert frame.set_index("use").loc["weights", "gib"] == plan.budget.weights.size.value / GiB
+    assert "GPU KV cache size" in plan._repr_html_()
+    assert str(plan).startswith("Memory per GPU")
 
 
 def test_what_fits_has_no_options() -> None:
