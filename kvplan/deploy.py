@@ -81,6 +81,7 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     plan = estimate(
         _model(deployment.model, folder), deployment.gpu, deployment.engine,
         engine=f"vllm@{deployment.engine_version}",
+        colocate={role: _model(name, folder) for role, name in deployment.colocate.items()},
     )  # fmt: skip
     if plan.layout is None:
         raise DoesNotFit(plan.refusal.reason if plan.refusal else plan.shortfall)

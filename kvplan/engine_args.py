@@ -166,14 +166,14 @@ def resolve(
     engine: EngineVersion | str = EngineVersion(),  # noqa: B008 (a tuple)
     entry_point: EntryPoint = "serve",
 ) -> ResolvedArgs:
-    """Fill in what the engine would decide, and refuse what it would refuse.
+    """Fill in what the engine would decide, and refuse batches, lengths and shares that it refuses.
 
-    `max_model_len` -1 stays: only a memory plan can say what it becomes. Source: vLLM 0.32
+    `max_model_len` -1 stays: only a memory plan can say what it becomes. Parallel sizes that do not divide are
+    refused by `layout_checks.check_sharding`. Source: vLLM 0.32
     `engine/arg_utils.py`, `config/scheduler.py`, `config/model.py`; older rules from its release history.
     Raises KvplanError (a ValueError, as vLLM's) with the flag to turn.
     """
     version = parse_engine(engine) if isinstance(engine, str) else engine
-    _check_parallel(args, model)
     utilization = _utilization(args, version)
     max_model_len = _max_model_len(args, model)
     chunked = _chunked_prefill(args, version, max_model_len)
@@ -193,31 +193,6 @@ def resolve(
             "async_scheduling": _async(args, version),
         }
     )
-
-
-def _check_parallel(args: EngineArgs, model: ModelSpec) -> None:
-    tp, dcp, pp = args.tensor_parallel_size, args.decode_context_parallel_size, args.pipeline_parallel_size
-    heads = max((layer.attention.num_heads for layer in model.layers), default=0)
-    if heads % tp:
-        fits = ", ".join(str(n) for n in range(1, min(heads, 64) + 1) if heads % n == 0)
-        raise KvplanError(
-            f"-tp {tp} does not divide the {heads} attention heads of {model.name}; try one of {fits}"
-        )
-    if pp > len(model.layers):
-        raise KvplanError(f"-pp {pp}: {model.name} has {len(model.layers)} layers, fewer than stages")
-    if tp % dcp:
-        raise KvplanError(f"-dcp {dcp}: must divide -tp {tp}")
-    kinds = {layer.attention.kind for layer in model.layers}
-    if dcp > 1 and AttentionKind.MLA not in kinds:
-        _check_dcp_gqa(tp, dcp, max(layer.attention.num_kv_heads for layer in model.layers))
-
-
-def _check_dcp_gqa(tp: int, dcp: int, kv_heads: int) -> None:
-    """Without MLA only replicated KV heads leave something to split."""
-    if tp <= kv_heads:
-        raise KvplanError(f"-dcp {dcp}: needs -tp above the {kv_heads} KV heads, not {tp}")
-    if dcp > tp // kv_heads:
-        raise KvplanError(f"-dcp {dcp}: at most tp / KV heads = {tp} / {kv_heads} = {tp // kv_heads}")
 
 
 def _utilization(args: EngineArgs, version: EngineVersion) -> float:

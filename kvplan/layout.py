@@ -21,7 +21,7 @@ from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.layout_backends import Capability
 from kvplan.layout_groups import GROWING, Group, bytes_per_block, group_layers, on_stage
 from kvplan.layout_mixers import Setup
-from kvplan.layout_pages import model_pages
+from kvplan.layout_pages import Pages, model_pages
 from kvplan.layout_versions import MIRRORED, Rules, Version, rules_for
 from kvplan.model import AttentionKind, ModelSpec
 from kvplan.units import gib
@@ -141,13 +141,40 @@ def kv_layout(
     """
     rules = rules_for(version)
     pages = model_pages(Setup.of(model, args, capability, rules), draft)
-    hybrid = not _hybrid_manager_off(model, args)
+    if _hybrid_manager_off(model, args):
+        args = args.model_copy(update={"disable_hybrid_kv_cache_manager": True})
+    return pages_layout(pages, args, available_bytes, longest=model.default_max_model_len, version=version)
+
+
+def pages_layout(
+    pages: Pages,
+    args: EngineArgs,
+    available_bytes: int | Sequence[int],
+    *,
+    longest: int,
+    version: Version = MIRRORED,
+) -> Layout:
+    """Lay out a list of pages: the planner alone, for layers that no model describes.
+
+    Args:
+        pages: every layer's page.
+        args: as for `kv_layout`.
+        available_bytes: as for `kv_layout`.
+        longest: the length where `args.max_model_len` names none, and the most that -1 may settle on.
+        version: as for `kv_layout`.
+
+    Raises:
+        KvCacheTooSmall: not even one request of max_model_len fits.
+        KvplanError: layers that cannot share a pool.
+    """
+    rules = rules_for(version)
+    hybrid = not args.disable_hybrid_kv_cache_manager
     groups = group_layers(pages.layers, hybrid=hybrid, merge_ratio=rules.merge_ratio)
     request = _Request(args.decode_context_parallel_size, max_in_flight_tokens(args, rules))
     stages = _Stages.of(groups, args, available_bytes, rules)
-    length = model.default_max_model_len if args.max_model_len in (None, -1) else args.max_model_len
-    assert length is not None
-    if args.max_model_len == -1:
+    asked = args.max_model_len
+    length = longest if asked is None or asked == -1 else asked
+    if asked == -1:
         length = _fitted_length(stages, request, length)
     _check_fits(stages, request, length)
     return Layout(

@@ -34,8 +34,9 @@ def check_sharding(model: ModelSpec, args: EngineArgs) -> None:
 
 def _check_heads(spec: AttentionSpec, tp: int, copies: bool) -> None:
     if spec.num_heads % tp:
+        sizes = ", ".join(str(n) for n in range(1, min(spec.num_heads, 64) + 1) if spec.num_heads % n == 0)
         raise KvplanError(
-            f"tensor_parallel_size {tp} does not divide the model's {spec.num_heads} attention heads"
+            f"tensor_parallel_size {tp} does not divide the model's {spec.num_heads} attention heads; try {sizes}"
         )
     kv_heads = spec.num_kv_heads
     if spec.kind is AttentionKind.MLA:

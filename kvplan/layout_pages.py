@@ -99,7 +99,7 @@ def _state_page(setup: Setup, m: Mixer, sizes: Sizes) -> Page:
     args, state = setup.args, m.spec.state
     assert state is not None
     aligned = args.enable_prefix_caching is not False
-    whole = args.max_model_len if args.max_model_len not in (None, -1) else setup.model.max_model_len
+    whole = args.max_model_len if args.max_model_len not in (None, -1) else setup.model.default_max_model_len
     return Page(
         AttentionKind.STATE,
         (sizes.state_block_size or sizes.block_size) if aligned else whole or 1,

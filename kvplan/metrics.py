@@ -149,7 +149,9 @@ class TokenMeter:
             self.bucket_ticks *= 2
         t0, t1 = start / self.bucket_ticks, np.maximum(end, start + 1) / self.bucket_ticks
         i0, i1 = np.floor(t0).astype(int), np.floor(t1).astype(int)
-        rate = tokens / (t1 - t0)
+        rate = (
+            tokens * self.bucket_ticks / np.maximum(end - start, 1)
+        )  # in whole ticks: t1 - t0 may round to 0
         head = np.where(i0 == i1, tokens, rate * (i0 + 1 - t0))
         tail = np.where(i0 == i1, 0.0, rate * (t1 - i1))
         whole = np.where(i1 > i0 + 1, rate, 0.0)

@@ -18,6 +18,7 @@ from kvplan.engine_args import EngineArgs, EngineVersion, EntryPoint, ResolvedAr
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.layout import KvCacheTooSmall, Layout, kv_layout
+from kvplan.layout_checks import check_sharding
 from kvplan.limits import Limit
 from kvplan.memory_profile import MemoryProfile
 from kvplan.model import AttentionKind, ModelSpec, load_model
@@ -201,6 +202,7 @@ def estimate(
 def answer(question: Question) -> Plan:
     """The forward formula: from a question to its plan."""
     args = _resolved(question)
+    check_sharding(question.model, args)
     length = args.max_model_len if args.max_model_len > 0 else question.model.default_max_model_len
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(length))
     worst = min(budgets, key=lambda b: b.kv.size.value)
@@ -213,7 +215,7 @@ def answer(question: Question) -> Plan:
     if isinstance(found, KvCacheTooSmall):
         refusal: Refusal | None = _refusal(found, worst)
     else:
-        refusal = _overflow(worst, args) or _too_few_states(found, args, question.engine)
+        refusal = _overflow(worst, found, args) or _too_few_states(found, args, question.engine)
     shape = layout or _shape(question, args, worst)
     tokens = question.demand.trace_tokens(layout.max_model_len if layout else length)
     return Plan(
@@ -349,7 +351,7 @@ def _no_room(budget: Budget) -> Refusal:
     return Refusal(reason, Limit.WEIGHTS, needed, budget.budget_bytes, 0)
 
 
-def _overflow(budget: Budget, args: ResolvedArgs) -> Refusal | None:
+def _overflow(budget: Budget, layout: Layout, args: ResolvedArgs) -> Refusal | None:
     """With a stated pool nothing is left to give: the rest of the card may not hold the weights."""
     over = -budget.outside.size.value
     if args.kv_cache_memory_bytes is None or over <= 0:
@@ -357,7 +359,7 @@ def _overflow(budget: Budget, args: ResolvedArgs) -> Refusal | None:
     needed = budget.total.size.value + over
     asked = "weights, overheads and the asked KV pool"
     reason = f"{asked} need {gib(needed):.2f} GiB, the card has {gib(needed - over):.2f}"
-    return Refusal(reason, Limit.WEIGHTS, needed, needed - over, 0)
+    return Refusal(reason, Limit.WEIGHTS, needed, needed - over, layout.max_model_len)
 
 
 def _too_few_states(layout: Layout, args: ResolvedArgs, engine: EngineVersion) -> Refusal | None:

@@ -37,6 +37,8 @@ class Engine(Protocol):
     @property
     def num_waiting(self) -> int: ...  # noqa: D102
     @property
+    def is_short(self) -> bool: ...  # noqa: D102
+    @property
     def num_free_blocks(self) -> int: ...  # noqa: D102
     def free_blocks_in(self, num_steps: int) -> int: ...  # noqa: D102
     @property
@@ -171,6 +173,8 @@ class Replica:
     """Whether every token of a request takes a slot of one kind, so that its need is known beforehand."""
     meter: TokenMeter
     ended: Ended
+    on_pressure: Callable[[Replica, int], None] | None = None
+    """Asked before each decision; may `prune` when `engine.is_short`."""
     totals: Totals = field(default_factory=Totals)
     flights: deque[Flight] = field(default_factory=deque)
     glide: Glide | None = None
@@ -210,6 +214,11 @@ class Replica:
             self.inbox.append(live)
         else:
             self.engine.add_request(live)
+
+    def prune(self, live: Live, now: int) -> None:
+        """End a running request at once: its blocks are free for the step about to be decided."""
+        self.leavers.append(live)
+        self._let_go(now)
 
     def leave(self, live: Live) -> None:
         """Its client has gone."""
@@ -287,6 +296,8 @@ class Replica:
         """
         if self.leavers:
             self._let_go(now)
+        if self.on_pressure is not None:
+            self.on_pressure(self, now)
         while True:
             leap = self.engine.plan_leap() if may_leap else None
             if leap is not None:

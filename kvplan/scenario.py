@@ -17,6 +17,7 @@ from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.resources import scenarios_dir
 from kvplan.workload.classes import Slo, Workload
+from kvplan.workload.problems import Problems
 
 MAX_HORIZON_S = 90 * 24 * 3600.0
 """Simulated seconds; the clock's picoseconds fill 63 bits after 106 days."""
@@ -83,6 +84,8 @@ class Deployment(Config):
     """Prefill and decode apart."""
     step_time: StepTimeSpec = StepTimeSpec()
     """Where step times come from."""
+    colocate: dict[str, str] = Field(default_factory=dict)
+    """Role (draft, reward, reference, critic) -> another model on the same GPUs: its memory comes off the budget."""
 
 
 class Pricing(Config):
@@ -110,6 +113,8 @@ class Scenario(Deployment):
     """Defaults to the file's name."""
     workload: Workload = Workload()
     """What arrives."""
+    problems: Problems | None = None
+    """What is to be solved, by which strategies; then nothing else arrives."""
     models: dict[str, Deployment] = Field(default_factory=dict)
     """Further models of the same run; a class names the one that serves it."""
     slo: Slo = Slo()

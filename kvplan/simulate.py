@@ -12,12 +12,13 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import simpy
@@ -61,6 +62,10 @@ def simulate(
     `setups` replaces the planned engines, by name in `scenario.deployments`.
     Raises KvplanError for what cannot be simulated, DoesNotFit when an engine would not start.
     """
+    if scenario.problems is not None:
+        from kvplan.solve import solve  # it builds on this file
+
+        return solve(scenario, step_by_step=step_by_step, progress=progress, setups=setups).result
     if setups is None:
         setups = {name: set_up(d, scenario.folder) for name, d in scenario.deployments.items()}
     run = Run(scenario, setups, step_by_step, progress)
@@ -68,6 +73,18 @@ def simulate(
         run.records.fields = SUMMARY_FIELDS
         run.pick = itemgetter(*(Record._fields.index(name) for name in SUMMARY_FIELDS))
     return run.go()
+
+
+class Aside(Protocol):
+    """A piece of work that another model does on a replica's GPUs."""
+
+    def begin(self) -> int:
+        """Return the ticks it takes from now."""
+        ...
+
+    def end(self) -> None:
+        """It is done."""
+        ...
 
 
 @dataclass(slots=True)
@@ -81,6 +98,8 @@ class Seat:
     """Set while nothing is there to do."""
     gliding: bool = False
     """In a leap that can still be cut."""
+    aside: deque[Aside] = field(default_factory=deque)
+    """Work of other models on the same GPUs; the engine waits for it between two steps."""
 
     def submit(self, live: Live) -> None:
         """Hand a request over; wake the replica, or cut its leap."""
@@ -91,6 +110,12 @@ class Seat:
             self.sleeper = None
         elif self.gliding and self.replica.glide is not None and self.replica.glide.open:
             self._cut()
+
+    def wake(self) -> None:
+        """Something other than a request is there to do."""
+        if self.sleeper is not None:
+            self.sleeper.succeed()
+            self.sleeper = None
 
     def leave(self, live: Live) -> None:
         """A client gives up."""
@@ -270,6 +295,10 @@ class Run:
         env, replica = self.env, seat.replica
         alone = self.num_replicas == 1
         while True:
+            while seat.aside:
+                job = seat.aside.popleft()
+                yield env.timeout(job.begin())
+                job.end()
             ticks = replica.begin(env.now, self.next_arrival if alone else NEVER_COMES)
             if ticks is None:
                 seat.sleeper = env.event()

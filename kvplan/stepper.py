@@ -96,6 +96,13 @@ class StepByStep:
         return len(self.scheduler.running)
 
     @property
+    def is_short(self) -> bool:
+        """Whether the next decode step needs more blocks than there are, so that somebody is preempted."""
+        size = self.config.block_size
+        due = (r for r in self.scheduler.running if r.num_computed_tokens >= self._prefill_ends[r.request_id])
+        return sum(r.num_computed_tokens % size == 0 for r in due) > self.num_free_blocks
+
+    @property
     def num_waiting(self) -> int:
         """Requests in the queue, preempted ones included."""
         return len(self.scheduler.waiting)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.inverse import what_would_fit
 from kvplan.limits import Limit
-from kvplan.model import load_model
+from kvplan.model import from_config, load_model
 from kvplan.other_engines import mem_fraction_static
 from kvplan.overheads import num_graphs
 from kvplan.plan import answer, estimate, rank_weights
@@ -146,7 +147,7 @@ def test_graphs_count_from_0_21_on() -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ({"tensor_parallel_size": 3}, "does not divide the 32 attention heads"),
+        ({"tensor_parallel_size": 3}, "does not divide the model's 32 attention heads"),
         ({"gpu_memory_utilization": 1.4}, r"in \(0, 1\]"),
         ({"gpu_memory_utilization": 0.0}, r"in \(0, 1\]"),
         ({"gpu_memory_utilization": -0.5}, r"in \(0, 1\]"),
@@ -154,9 +155,12 @@ def test_graphs_count_from_0_21_on() -> None:
         ({"max_model_len": 0}, "max-model-len 0"),
         ({"max_num_batched_tokens": 8, "max_num_seqs": 16}, "at least --max-num-seqs 16"),
         ({"enable_chunked_prefill": False, "max_num_batched_tokens": 512}, "less than max_model_len"),
-        ({"pipeline_parallel_size": 64}, "fewer than stages"),
-        ({"decode_context_parallel_size": 2}, "must divide -tp"),
-        ({"decode_context_parallel_size": 2, "tensor_parallel_size": 8}, "needs -tp above the 8 KV heads"),
+        ({"pipeline_parallel_size": 64}, "exceeds 36 layers"),
+        ({"decode_context_parallel_size": 2}, "must divide tensor_parallel_size 1"),
+        (
+            {"decode_context_parallel_size": 2, "tensor_parallel_size": 8},
+            "needs more tensor-parallel ranks than 8 KV heads",
+        ),
         ({"kv_cache_dtype": "fp9"}, "did you mean"),
     ],
 )
@@ -346,3 +350,51 @@ def test_serve_command_names_only_what_differs() -> None:
     assert """'{"method": "mtp", "num_speculative_tokens": 3}'""" in line
     assert "tensor-parallel-size: 2" in yaml_config(QWEN, args)
     assert shell_command(QWEN, EngineArgs(max_model_len=8192), "sglang").endswith("--context-length 8192")
+
+
+# vLLM's own planner
+
+
+def test_plans_equal_the_engines_planner() -> None:
+    """Blocks, tokens, concurrency and refusals of vLLM 0.32's planner, from the plan of the same flags."""
+    folder = TRUTH / "layout"
+    if not folder.is_dir():
+        pytest.skip(f"reference data is not at {folder}")
+    rows = [json.loads(line) for line in (folder / "layout_golden.jsonl").read_text().splitlines()]
+    planned = [row for row in rows if _is_planned(row)]
+    assert len(planned) > 60
+    assert [
+        row["case"]["id"] for row in planned if not _equals_planner(folder, row["case"], row["result"])
+    ] == []
+
+
+def _is_planned(row: dict[str, dict[str, object]]) -> bool:
+    """Cases of a model and one pool size, on cards whose batch defaults the reference shares."""
+    case = row["case"]
+    return (
+        "config" in case
+        and "available_gib" in case
+        and case.get("device") != "B200"
+        and "resolved" in row["result"]
+    )
+
+
+def _equals_planner(folder: Path, case: dict[str, Any], result: dict[str, Any]) -> bool:
+    config = json.loads((folder / case["config"]).read_text()) | case.get("config_update", {})
+    flags = {SPELLED.get(key, key): value for key, value in case.items()}
+    args = EngineArgs(
+        kv_cache_memory_bytes=int(case["available_gib"] * GiB),
+        **{key: value for key, value in flags.items() if key in EngineArgs.model_fields},
+    )
+    plan = estimate(from_config(config), case.get("device", "h100"), args)
+    if plan.layout is None:
+        return plan.refusal is not None and plan.refusal.max_model_len == result["estimated_max_model_len"]
+    got = (plan.layout.num_blocks, plan.cache_tokens.value, plan.max_concurrency.value)
+    return got == (result["num_blocks"], result["kv_cache_size_tokens"], result["max_concurrency"])
+
+
+SPELLED = {
+    "tp": "tensor_parallel_size",
+    "pp": "pipeline_parallel_size",
+    "dcp": "decode_context_parallel_size",
+}

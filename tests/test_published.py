@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from kvplan import accounting
+from kvplan.deploy import Setup, StatedStepTime
+from kvplan.engine.config import EngineConfig
+from kvplan.engine_args import EngineArgs
+from kvplan.plan import estimate
 from kvplan.quality import flops_matched_multiplier
+from kvplan.scenario import StepTimeSpec, parse_scenario
+from kvplan.solve import Solution, solve
+from kvplan.units import TICKS_PER_S
 from kvplan.workload.strategies import Segment
 from kvplan.workload.strategies.footprint import Held, footprint
 
@@ -111,3 +118,67 @@ def test_short_1_at_5_alone() -> None:
     z = np.exp(0.27 * np.random.default_rng(0).standard_normal((4000, 5)))
     assert 100 * (1 - z.min(1).mean() / z.max(1).mean()) == pytest.approx(50, abs=5)
     assert math.isfinite(float(z.max()))
+
+
+def one_gpu(num_blocks: int, fixed_us: float, per_context_token_ns: float = 0.0) -> Setup:
+    """An engine with stated step times; prompts cost 2 x 8.19 B FLOPs a token at 0.8 of 989 TFLOP/s."""
+    config = EngineConfig(
+        num_gpu_blocks=num_blocks, max_num_seqs=256, max_num_batched_tokens=8192, max_model_len=131_072
+    )
+    time = StepTimeSpec(
+        fixed_us=fixed_us, per_context_token_ns=per_context_token_ns, per_prefill_token_us=20.7
+    )
+    return Setup(config, StatedStepTime.of(time), 147_456.0, 1)
+
+
+def run(strategy: dict[str, object], num_problems: int, facts: dict[str, object], setup: Setup) -> Solution:
+    problems = {
+        "num_problems": num_problems,
+        "prompt": {"kind": "constant", "value": 200},
+        "strategies": [strategy],
+        "quality": facts,
+    }
+    return solve(parse_scenario({"model": "Qwen/Qwen3-8B", "problems": problems}), setups={"": setup})
+
+
+def seconds(solution: Solution) -> float:
+    return float(np.mean([s.finish - s.arrival for s in solution.solved])) / TICKS_PER_S
+
+
+def test_short_1_at_5_takes_half_the_time() -> None:
+    """C14: lognormal lengths with sigma 0.27 within a question: short-1@5 takes almost 50 % less time than
+    majority@5 (arXiv 2505.17813); 5 points, through the simulator, one question at a time."""
+    facts = {"thinking_tokens": 12_000, "answer_tokens": 1, "sigma_within": 0.27, "sigma_between": 0.0}
+    setup = one_gpu(30_000, 10_000)
+    short = run({"strategy": "first_finish", "m": 1, "k": 5}, 150, facts, setup)
+    majority = run({"strategy": "self_consistency", "n": 5, "vote_stop": False}, 150, facts, setup)
+    assert 100 * (1 - seconds(short) / seconds(majority)) == pytest.approx(50, abs=5)
+
+
+C17 = {  # mean tokens of a trace, seconds of one alone, seconds of 64 together, problems
+    "AIME25": (26_400, 204, 2259, 30),
+    "HMMT24": (33_100, 307, 3102, 30),
+    "HMMT25": (29_900, 256, 2680, 30),
+    "GPQA": (11_400, 81, 484, 198),
+}
+
+
+@pytest.mark.parametrize("name", C17)
+def test_self_consistency_64_on_one_gh200(name: str) -> None:
+    """C17: R1-0528-Qwen3-8B on a GH200-96GB at utilization 0.9, 64 traces a problem (arXiv 2601.09093, table 1), 15 %.
+
+    Inputs as the row gives them: KV read at 0.8 x 4.0 TB/s, and the per-step overhead with which one trace
+    alone takes its stated time; FCFS, recompute, prefix caching. The pool is the planner's.
+    """
+    mean, alone, together, count = C17[name]
+    plan = estimate("Qwen/Qwen3-8B", "gh200", EngineArgs(gpu_memory_utilization=0.9))
+    assert plan.layout is not None
+    per_token_s = 147_456 / (0.8 * 4.0e12)
+    overhead_s = (alone - per_token_s * mean * (mean / 2 + 200)) / mean
+    setup = one_gpu(plan.layout.num_blocks, overhead_s * 1e6, per_token_s * 1e9)
+    facts = {"thinking_tokens": mean - 1, "answer_tokens": 1, "sigma_within": 0.30, "sigma_between": 0.45}
+    single = run({"strategy": "single_pass"}, count, facts, setup)
+    assert seconds(single) == pytest.approx(alone, rel=0.05)
+    solution = run({"strategy": "self_consistency", "n": 64, "vote_stop": False}, count, facts, setup)
+    assert solution.records["num_preemptions"].sum() > 0
+    assert seconds(solution) == pytest.approx(together, rel=0.15)

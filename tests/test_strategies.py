@@ -437,7 +437,7 @@ def test_false_alarms_prune_right_chains() -> None:
         run_alone(PROMPT, start(), TraceSampler(Skill(1.0, 2000), facts, rates, np.random.default_rng(i)))
         for i in range(count)
     ]
-    lost = float(quality.pruned_correct(1.0, 3, 0.9))  # the fourth step completes the chain; it is not gated
+    lost = float(quality.pruned_correct(1.0, 4, 0.9))  # the fifth step ends the answer and is not gated
     assert 1 - accuracy(ledgers) == near(lost, count)
 
 

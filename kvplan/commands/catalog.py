@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -28,6 +29,10 @@ def gpus_command(*, json: Annotated[bool, SWITCH] = False) -> int:
     print(f"{'name':<20}{'usable GiB':>11}{'GB/s':>8}{'bf16':>8}{'fp8':>8} TFLOP/s  {'link':<20}{'$/h':>6}")
     for card in cards:
         print(_gpu_line(card))
+    print(
+        "Usable: what CUDA reports. Rates dense. Prices assumed (--price-per-hour). Sources: --json",
+        file=sys.stderr,
+    )
     return 0
 
 

@@ -6,6 +6,7 @@ from kvplan.engine.config import EngineConfig
 from kvplan.engine.output import SchedulerOutput
 from kvplan.engine.request import Request, RequestStatus
 from kvplan.engine.scheduler import Scheduler
+from kvplan.engine.sharing import SHARINGS
 
 
 class AsyncScheduler(Scheduler):
@@ -36,5 +37,6 @@ class AsyncScheduler(Scheduler):
 
 
 def make_scheduler(config: EngineConfig) -> Scheduler:
-    """Return the scheduler for a config: synchronous or asynchronous."""
+    """Return the scheduler for a config: synchronous or asynchronous, blocks cut as its sharing rule says."""
+    config = SHARINGS[config.sharing].resolve(config)
     return (AsyncScheduler if config.async_scheduling else Scheduler)(config)

@@ -92,6 +92,11 @@ class EngineConfig(Config):
     spec_method: Literal["eagle", "mtp", "draft_model", "ngram"] = "eagle"
     """Who drafts."""
 
+    sharing: Literal["full_block", "token", "copy_on_write", "none"] = "full_block"
+    """What branches with a common beginning share; full_block is vLLM's."""
+    admission: Literal["grow", "reserve_max", "conservative"] = "grow"
+    """When a waiting request may enter; grow is vLLM's."""
+
     @property
     def use_eagle(self) -> bool:
         """Whether drafts come from the model's own hidden states (vLLM `use_eagle_block_drop`)."""
@@ -185,6 +190,13 @@ class EngineConfig(Config):
                 f"prefix_cache_retention_interval {interval} must be a multiple of"
                 f" {self.scheduler_block_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sharing_is_possible(self) -> EngineConfig:
+        kinds = [group.kind for group in self.kv_cache_groups] or ["full"]
+        if self.sharing in ("token", "copy_on_write") and (kinds != ["full"] or self.use_eagle):
+            raise ValueError(f"sharing {self.sharing} is for one full-attention group without eagle or mtp")
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from kvplan.engine.block_pool import BlockPool, KVCacheBlock
 from kvplan.engine.config import EngineConfig
 from kvplan.engine.mamba_manager import MambaManager
 from kvplan.engine.request import BlockHash, BlockHasher, Request, cdiv
+from kvplan.engine.sharing import CopyOnWriteManager
 from kvplan.engine.single_type_kv_cache_manager import FullAttentionManager, SingleTypeKVCacheManager
 from kvplan.engine.window_managers import ChunkedLocalAttentionManager, SlidingWindowManager
 
@@ -60,8 +61,9 @@ class KVCacheCoordinator:
         self.eagle_group_ids = {i for i, group in enumerate(groups) if group.eagle}
         if config.use_eagle and not self.eagle_group_ids:
             self.eagle_group_ids = set(range(len(groups)))
+        managers = MANAGERS | {"full": CopyOnWriteManager} if config.sharing == "copy_on_write" else MANAGERS
         self.managers = [
-            MANAGERS[group.kind](config, group, i, pool, hasher) for i, group in enumerate(groups)
+            managers[group.kind](config, group, i, pool, hasher) for i, group in enumerate(groups)
         ]
 
     def new_step_starts(self) -> None:

@@ -9,6 +9,7 @@ from kvplan.engine.block_pool import BlockPool
 from kvplan.engine.config import EngineConfig
 from kvplan.engine.kv_cache_coordinator import CacheHit, get_kv_cache_coordinator
 from kvplan.engine.request import BlockHasher, Request, RequestStatus
+from kvplan.engine.sharing import CopyOnWriteManager
 
 
 class KVCacheManager:
@@ -26,6 +27,8 @@ class KVCacheManager:
         self.num_recycled = 0
         """Blocks that came back from living requests so far."""
         self._recycles = any(manager.recycles for manager in self.coordinator.managers)
+        first = self.coordinator.managers[0]
+        self._copy_on_write = first if isinstance(first, CopyOnWriteManager) else None
         self._only_full = len(config.groups) == 1 and not self._recycles
 
     def new_step_starts(self) -> None:
@@ -38,14 +41,10 @@ class KVCacheManager:
             return self.empty_hit
         hashes = self.hasher.block_hashes(request, request.num_tokens)
         hit = self.coordinator.find_longest_cache_hit(hashes, request.num_tokens - 1)
-        return (
-            hit
-            if any(hit.blocks)
-            else self.empty_hit._replace(
-                num_tokens=hit.num_tokens,
-                num_uncached_common_prefix_tokens=hit.num_uncached_common_prefix_tokens,
-            )
-        )
+        if self._copy_on_write:
+            blocks, num_tokens = self._copy_on_write.extend_hit(request, list(hit.blocks[0]), hit.num_tokens)
+            return CacheHit([blocks], num_tokens)
+        return hit
 
     def allocate_slots(
         self,
@@ -54,13 +53,14 @@ class KVCacheManager:
         hit: CacheHit | None = None,
         *,
         full_sequence_must_fit: bool = False,
+        reserved_blocks: int = 0,
         has_scheduled_reqs: bool = True,
     ) -> bool:
         """Give the request slots for `num_new_tokens` more; False if the pool has not enough (vLLM: same
         name).
 
-        `hit` is what a request brings when it is admitted. Blocks behind a window come back even if the rest
-        fails.
+        `hit` is what a request brings when it is admitted; `reserved_blocks` must stay free for others. Blocks
+        behind a window come back even if the rest fails.
         """
         hit = hit or self.empty_hit
         request_id = request.request_id
@@ -79,6 +79,7 @@ class KVCacheManager:
         num_slots = min(num_main + self.num_lookahead_tokens, self.max_model_len)
         if self._recycles:
             self._remove_skipped_blocks(request_id, max(0, num_computed - request.num_in_flight_tokens))
+        watermark += reserved_blocks
         if not self._has_room(request_id, num_slots, num_main, hit, num_computed, watermark, prefill_end):
             return False
         if any(hit.blocks):
@@ -119,6 +120,16 @@ class KVCacheManager:
             )
             for num_tokens, num_main, cap in lengths
         )
+
+    def most_blocks(self, num_tokens: int) -> int:
+        """Return how many blocks a request of so many tokens ever holds."""
+        num_slots = min(num_tokens + self.num_lookahead_tokens, self.max_model_len)
+        return sum(manager.most_blocks(num_slots) for manager in self.coordinator.managers)
+
+    def num_held_blocks(self, request: Request) -> int:
+        """Count the blocks in a request's tables."""
+        tables = (m.req_to_blocks.get(request.request_id, ()) for m in self.coordinator.managers)
+        return sum(not block.is_null for table in tables for block in table)
 
     def _has_room(
         self,

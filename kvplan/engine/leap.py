@@ -124,6 +124,11 @@ class LeapScheduler:
         return len(self.running)
 
     @property
+    def is_short(self) -> bool:
+        """Whether the next decode step needs more blocks than there are, so that somebody is preempted."""
+        return self.batch.next_demand() > self.pool.num_free
+
+    @property
     def num_waiting(self) -> int:
         """Requests in the queue, preempted ones included."""
         return len(self.waiting)

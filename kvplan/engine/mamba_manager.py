@@ -39,6 +39,10 @@ class MambaManager(SingleTypeKVCacheManager):
         self.checkpoints: dict[str, tuple[int, int]] = {}
         """Requests whose step writes a state inside its chunk: (position, index of the block)."""
 
+    def most_blocks(self, num_tokens: int) -> int:
+        """Return 1 + drafts, and in mode align one for the state before and one for a checkpoint."""
+        return 1 + self.num_speculative_blocks + (1 + self.group.checkpoint_blocks if self.align else 0)
+
     def new_step_starts(self) -> None:
         """States of the last step can be read now."""
         self.cached_blocks_this_step.clear()

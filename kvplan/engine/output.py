@@ -1,8 +1,10 @@
-"""What one schedule() decides, and what it has left to give while it decides."""
+"""What one schedule() decides, what it has left to give while it decides, and when sampled tokens end a request."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from kvplan.engine.request import Request, RequestStatus
 
 
 @dataclass(slots=True)
@@ -53,3 +55,20 @@ class StepBudget:
         """Undo `take`, for a victim scheduled in this very step."""
         self.take(-num_tokens)
         self.inputs += 2 * self.draft_slots
+
+
+def check_stop(request: Request, num_sampled: int, max_model_len: int) -> bool:
+    """Append sampled tokens up to the first that ends the request; say whether one did.
+
+    vLLM `sched/utils.py: check_stop`: a stop token is looked for before the length.
+    """
+    num_output = request.num_output_tokens
+    to_length = min(request.max_tokens - num_output, max_model_len - request.num_tokens)
+    to_stop = num_sampled + 1 if request.stop_at is None else max(1, request.stop_at - num_output)
+    num_new = min(num_sampled, to_length, to_stop)
+    request.num_tokens += num_new
+    if num_new == to_stop:
+        request.status = RequestStatus.FINISHED_STOPPED
+    elif num_new == to_length:
+        request.status = RequestStatus.FINISHED_LENGTH_CAPPED
+    return request.is_finished

@@ -165,18 +165,13 @@ class BlockHasher:
         size = self.hash_block_size
         for start in range(len(chain) * size, num_tokens - size + 1, size):
             parent = chain[-1] if chain else 0
-            chain.append(self._name(parent, request.content(start, start + size)))
+            chain.append(self.name(parent, request.content(start, start + size)))
         return chain
-
-    def tail_hash(self, request: Request, num_tokens: int) -> BlockHash:
-        """Name a prefix that ends inside a block."""
-        full, rest = divmod(num_tokens, self.hash_block_size)
-        parent = self.block_hashes(request, num_tokens)[full - 1] if full else 0
-        return self._name(parent, request.content(num_tokens - rest, num_tokens)) if rest else parent
 
     def forget(self, request_id: str) -> None:
         """Drop a finished request's chain; the names stay, since its blocks may stay cached."""
         self._chains.pop(request_id, None)
 
-    def _name(self, parent: BlockHash, content: tuple[Segment, ...]) -> BlockHash:
+    def name(self, parent: BlockHash, content: tuple[Segment, ...]) -> BlockHash:
+        """Name the prefix that continues `parent` with this content."""
         return self._names.setdefault((parent, content), len(self._names) + 1)

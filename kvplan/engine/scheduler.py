@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from kvplan.engine.admission import ADMISSIONS
 from kvplan.engine.config import EngineConfig
 from kvplan.engine.kv_cache_manager import KVCacheManager
 from kvplan.engine.mamba_split import MambaSplit
-from kvplan.engine.output import SchedulerOutput, StepBudget
+from kvplan.engine.output import SchedulerOutput, StepBudget, check_stop
 from kvplan.engine.request import Request, RequestStatus
 from kvplan.engine.request_queue import QUEUES
 
@@ -32,6 +33,8 @@ class Scheduler:
         self._by_priority = config.policy == "priority"
         self._max_model_len = config.max_model_len
         self._mamba_split = MambaSplit.of(config)
+        self._blocks_to_leave = ADMISSIONS[config.admission].make()
+        self.num_preemptions = 0
 
     def add_request(self, request: Request) -> None:
         """Queue a new request (vLLM: same name)."""
@@ -140,6 +143,7 @@ class Scheduler:
         request.num_stale_output_tokens = request.num_in_flight_tokens
         request.num_output_placeholders = 0
         request.num_preemptions += 1
+        self.num_preemptions += 1
         self.waiting.prepend_requests([request])
 
     def _schedule_waiting(self, output: SchedulerOutput, budget: StepBudget) -> None:
@@ -168,6 +172,7 @@ class Scheduler:
             num_new_tokens,
             hit,
             full_sequence_must_fit=self.config.scheduler_reserve_full_isl,
+            reserved_blocks=self._blocks_to_leave(self, request, hit.num_tokens + num_new_tokens),
             has_scheduled_reqs=bool(self.running),
         ):
             return False
@@ -258,17 +263,8 @@ class Scheduler:
         return finished
 
     def _update_request_with_output(self, request: Request, num_sampled: int, is_stale: bool) -> bool:
-        """Append sampled tokens up to an end; was there one? (vLLM: same name, with `check_stop`)."""
-        num_output = request.num_output_tokens
-        to_length = min(request.max_tokens - num_output, self._max_model_len - request.num_tokens)
-        to_stop = num_sampled + 1 if request.stop_at is None else max(1, request.stop_at - num_output)
-        num_new = min(num_sampled, to_length, to_stop)
-        request.num_tokens += num_new
-        if num_new == to_stop:
-            request.status = RequestStatus.FINISHED_STOPPED
-        elif num_new == to_length:
-            request.status = RequestStatus.FINISHED_LENGTH_CAPPED
-        return request.is_finished
+        """Append sampled tokens up to an end; was there one? (vLLM: same name)."""
+        return check_stop(request, num_sampled, self._max_model_len)
 
     def _update_draft_token_ids(self, output: SchedulerOutput) -> None:
         """Take the drafter's k tokens for each request past its prompt (vLLM `update_draft_token_ids`)."""

@@ -50,6 +50,11 @@ class SingleTypeKVCacheManager:
     def _max_admission_blocks(self, config: EngineConfig) -> int | None:
         return None
 
+    def most_blocks(self, num_tokens: int) -> int:
+        """Return how many blocks a request of so many tokens ever holds."""
+        num_blocks = cdiv(num_tokens, self.block_size)
+        return num_blocks if self.max_admission_blocks is None else min(num_blocks, self.max_admission_blocks)
+
     def new_step_starts(self) -> None:
         """Forget what concerned the last step only."""
 

@@ -42,7 +42,7 @@ class _Trace:
     length: float
     """Thinking tokens of the whole trace, if nothing cuts it."""
     done: float
-    """Of these, already generated in the branch and its ancestors."""
+    """Already generated in the branch and its ancestors; under `step` the answer counts too."""
     error_at: float
     """Share of the trace after which it is wrong; above 1 for a right one."""
     wrong: int
@@ -174,14 +174,16 @@ class TraceSampler:
         return Outcome(tokens, tokens, "stop", None, self._score(branch, trace, trace.right))
 
     def _step(self, branch: Branch, trace: _Trace) -> Outcome:
-        left = _at_least(trace.length - trace.done, 1)
+        """A piece of the trace; the answer is its last stretch and is cut into steps like the rest."""
+        thinking = max(round(trace.length - trace.done), 0)
+        left = _at_least(trace.length + trace.facts.answer_tokens - trace.done, 1)
+        trace.done += min(left, branch.max_tokens)
         if left > branch.max_tokens:
-            trace.done += branch.max_tokens
             cut = branch.max_tokens
-            return Outcome(cut, cut, "length", None, self._score(branch, trace, trace.on_track))
-        trace.done = trace.length
-        tokens = left + trace.facts.answer_tokens
-        return Outcome(tokens, left, "stop", self._says(trace), self._score(branch, trace, trace.right))
+            return Outcome(
+                cut, min(thinking, cut), "length", None, self._score(branch, trace, trace.on_track)
+            )
+        return Outcome(left, thinking, "stop", self._says(trace), self._score(branch, trace, trace.right))
 
     def _ended(self, branch: Branch, trace: _Trace, thinking: int) -> Outcome:
         tokens = thinking + trace.facts.answer_tokens

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError
@@ -75,6 +75,11 @@ class Compression(Config):
     """Newest tokens, kept until the next pruning."""
 
 
+def _named(value: Any) -> Any:
+    """A bundled set's name, or the set spelled out."""
+    return quality_set(value) if isinstance(value, str) else value
+
+
 class Problems(Config):
     """What is to be solved, and how."""
 
@@ -86,7 +91,7 @@ class Problems(Config):
     """The first so many are the same in all problems (a few-shot preamble)."""
     arrivals: Arrivals = ClosedLoop(kind="closed_loop", concurrency=1)
     """When problems arrive; by default one at a time."""
-    quality: str | QualitySet = "assumed-u-shape"
+    quality: Annotated[QualitySet, BeforeValidator(_named)] = Field("assumed-u-shape", validate_default=True)
     """How often and at what length the model solves them: a bundled set's name, or a set spelled out."""
     pass_table: str | None = None
     """CSV of problem, sample, tokens, correct: the user's own samples, instead of the set's p and lengths."""
@@ -117,18 +122,13 @@ class Problems(Config):
         return self
 
     def _check_steps(self) -> None:
-        mean = self.facts.thinking_tokens
+        mean = self.quality.thinking_tokens
         for spec in self.strategies:
             step = spec.params.get("step_tokens")
             if self.pass_table is None and isinstance(step, int) and step > mean:
                 raise KvplanError(
                     f"{spec.name}: a step of {step} tokens is longer than a whole trace ({mean:.0f} on average)"
                 )
-
-    @property
-    def facts(self) -> QualitySet:
-        """The quality set, looked up."""
-        return quality_set(self.quality) if isinstance(self.quality, str) else self.quality
 
 
 class Task(NamedTuple):
@@ -146,7 +146,7 @@ def draw_tasks(problems: Problems, folder: Path = Path()) -> list[Task]:
     if problems.pass_table is not None:
         who = table_skills(read_pass_table(folder / problems.pass_table))
     else:
-        who = skills(problems.facts, problems.num_problems, luck)
+        who = skills(problems.quality, problems.num_problems, luck)
     when = arrival_times(problems.arrivals, len(who), arrivals)
     prompt = np.maximum(
         quantile(problems.prompt, lengths.random(len(who))), problems.shared_prefix_tokens + 1
@@ -165,5 +165,5 @@ def draw_tasks(problems: Problems, folder: Path = Path()) -> list[Task]:
 def session(problems: Problems, spec: StrategySpec, task: Task, new_id: Callable[[], int]) -> Session:
     """One problem under one strategy, ready to begin."""
     rng = np.random.default_rng(task.seed)
-    sampler = TraceSampler(task.skill, problems.facts, problems.verifier.score_model, rng)
+    sampler = TraceSampler(task.skill, problems.quality, problems.verifier.score_model, rng)
     return Session(task.problem, spec.start(), sampler, new_id)

@@ -9,6 +9,7 @@ import csv
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Self
 
 import numpy as np
@@ -154,11 +155,17 @@ class Skill:
     """Real samples to draw from instead of `p` and a lognormal length."""
 
 
+def _even_lognormal(sigma: float, num: int) -> quality.Array:
+    """Lognormal factors at even quantiles, in order; their mean is exactly 1."""
+    z = [NormalDist().inv_cdf((i + 0.5) / num) for i in range(num)]
+    factors = np.exp(sigma * np.array(z))
+    return np.asarray(factors / factors.mean())
+
+
 def skills(facts: QualitySet, num_problems: int, rng: np.random.Generator) -> list[Skill]:
-    """Draw p and the mean length of each of `num_problems` problems."""
+    """Draw p and the mean length of each of `num_problems` problems, both spread evenly over their distributions."""
     p = facts.difficulty.quantiles(num_problems, rng)
-    spread = facts.sigma_between
-    mean = facts.thinking_tokens * np.exp(spread * rng.standard_normal(num_problems) - spread * spread / 2)
+    mean = facts.thinking_tokens * rng.permutation(_even_lognormal(facts.sigma_between, num_problems))
     return [Skill(float(chance), float(tokens)) for chance, tokens in zip(p, mean, strict=True)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kvplan.workload.strategies.protocol import Ask, Branch, Plan
+from kvplan.workload.strategies.protocol import Answer, Ask, Branch, Plan
 
 CLASSIFIER = -1
 """The id of the classifying branch; strategies number theirs from 0."""
@@ -45,4 +45,5 @@ def on_model(plan: Plan, model: str) -> Plan:
         try:
             ask = plan.send(finished)
         except StopIteration as end:
-            return end.value
+            answer: Answer = end.value
+            return answer

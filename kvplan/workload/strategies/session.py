@@ -174,6 +174,12 @@ class Session:
         launch.outcome = Outcome(tokens, min(tokens, old.thinking_tokens), "pruned", None, old.score)
         return self._deliver(branch_id, Finished(launch.branch, *launch.outcome))
 
+    def cut(self, branch_id: int, tokens: int) -> None:
+        """The engine has room for only `tokens` tokens (max_model_len): the branch will end there, unanswered."""
+        launch = self.launches[branch_id]
+        old = launch.outcome
+        launch.outcome = Outcome(tokens, min(tokens, old.thinking_tokens), "length", None, old.score)
+
     def _deliver(self, branch_id: int, finished: Finished) -> Orders:
         if branch_id not in self.running:
             return IDLE

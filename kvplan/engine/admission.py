@@ -1,0 +1,101 @@
+"""When a waiting request may enter: how many free blocks must be left for those that run already.
+
+vLLM admits what fits now and preempts later (`grow`); other engines look ahead. The rules beside `grow` stand for
+those engines on vLLM's queues and blocks; they were not held to those engines' logs, and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvplan.engine.request import Request, cdiv
+from kvplan.engine.sharing import SHARINGS
+
+if TYPE_CHECKING:
+    from kvplan.engine.config import EngineConfig
+    from kvplan.engine.scheduler import Scheduler
+
+Admission = Callable[["Scheduler", Request, int], int]
+"""(scheduler, candidate, tokens it gets slots for now) -> free blocks that must be left then."""
+
+
+def grow(scheduler: Scheduler, request: Request, num_tokens: int) -> int:
+    """Leave nothing: admit, grow, preempt by recompute."""
+    return 0
+
+
+def reserve_max(scheduler: Scheduler, request: Request, num_tokens: int) -> int:
+    """Leave what the running requests and the candidate can ever need: nobody is preempted."""
+    manager = scheduler.kv_cache_manager
+    running = sum(
+        max(
+            0,
+            manager.most_blocks(other.num_prompt_tokens + other.max_tokens) - manager.num_held_blocks(other),
+        )
+        for other in scheduler.running
+    )
+    most = manager.most_blocks(request.num_prompt_tokens + request.max_tokens)
+    return running + max(0, most - manager.most_blocks(num_tokens))
+
+
+class Conservative:
+    """Leave a share of what the running requests may still write; the share falls with every step, up at a retraction.
+
+    SGLang's new-token ratio with its defaults: from 0.7 down to 0.098 within 600 steps, and after a retraction
+    (sampled tokens + 20 each) / (tokens asked for). Of one request at most 4,096 future tokens count.
+    """
+
+    FIRST, LAST, STEPS, CLIP, AHEAD = 0.7, 0.098, 600, 4096, 20
+
+    def __init__(self) -> None:
+        self.ratio = self.FIRST
+        self._step = 0
+        self._num_preemptions = 0
+
+    def __call__(self, scheduler: Scheduler, request: Request, num_tokens: int) -> int:
+        """Return the blocks to leave."""
+        self._follow(scheduler)
+        running = sum(self._future(other) for other in scheduler.running)
+        candidate = request.num_tokens - num_tokens + self._future(request)
+        return cdiv(int(running * self.ratio) + candidate, scheduler.config.block_size)
+
+    def _future(self, request: Request) -> int:
+        return min(request.max_tokens - request.num_output_tokens, self.CLIP)
+
+    def _follow(self, scheduler: Scheduler) -> None:
+        """Let the share fall by the steps since the last look, or reset it after a retraction."""
+        if scheduler.num_preemptions > self._num_preemptions:
+            sampled = sum(r.num_output_tokens + self.AHEAD for r in scheduler.running)
+            self.ratio = min(1.0, sampled / (1 + sum(r.max_tokens for r in scheduler.running)))
+        elif not scheduler.running:
+            self.ratio = self.FIRST
+        else:
+            fall = (self.FIRST - self.LAST) / self.STEPS
+            self.ratio = max(self.LAST, self.ratio - fall * (scheduler.current_step - self._step))
+        self._step, self._num_preemptions = scheduler.current_step, scheduler.num_preemptions
+
+
+class AdmissionRule(NamedTuple):
+    """An admission rule and what it stands for."""
+
+    make: Callable[[], Admission]
+    engine: str
+    caveat: str
+    """Empty, or which engine it was not checked against."""
+
+
+ADMISSIONS: dict[str, AdmissionRule] = {
+    "grow": AdmissionRule(lambda: grow, "vLLM V1", ""),
+    "reserve_max": AdmissionRule(
+        lambda: reserve_max, "TensorRT-LLM, GUARANTEED_NO_EVICT", "not checked against TensorRT-LLM"
+    ),
+    "conservative": AdmissionRule(Conservative, "SGLang, new-token ratio", "not checked against SGLang"),
+}
+"""Name -> rule."""
+
+
+def caveats(config: EngineConfig) -> tuple[str, ...]:
+    """Say of which engines a config's rules are unchecked stand-ins; empty for vLLM's own rules."""
+    found = (SHARINGS[config.sharing].caveat, ADMISSIONS[config.admission].caveat)
+    return tuple(caveat for caveat in found if caveat)

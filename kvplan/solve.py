@@ -1,0 +1,486 @@
+"""Problems on the simulator: each is a strategy whose branches are requests, scored by a verifier.
+
+    arrivals -> session (strategy, draws) -> branches -> replicas -> verifier -> session -> ... -> answer
+
+Built on `simulate.Run`: same replicas, same clock, same records, one per branch. A branch that is cancelled or
+pruned is aborted in the engine: its blocks are free before the next step is decided.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
+from typing import NamedTuple
+
+from kvplan.deploy import Setup, StatedStepTime, set_up
+from kvplan.engine.config import KVCacheGroup
+from kvplan.engine.request import Segment
+from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.gpu import get_gpu
+from kvplan.limits import Limit
+from kvplan.live import LENGTH, PRUNED, STOP, TIMEOUT, Live
+from kvplan.model import load_model
+from kvplan.records import NEVER, Records
+from kvplan.replica import Replica
+from kvplan.result import Result
+from kvplan.scenario import Scenario
+from kvplan.simulate import Fleet, Progress, Run, Seat
+from kvplan.step_time import make_step_times
+from kvplan.timing import NEVER as NEVER_ENDS
+from kvplan.timing import StepShape, StepTime
+from kvplan.units import TICKS_PER_S
+from kvplan.workload.arrivals import AllAtOnce
+from kvplan.workload.classes import Workload
+from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, session
+from kvplan.workload.strategies.protocol import Answer
+from kvplan.workload.strategies.session import Launch, Orders, Session
+from kvplan.workload.verifiers import ScoreWork
+
+NO_LOAD = Workload(num_requests=1, arrivals=AllAtOnce(kind="all_at_once"))
+"""`Run` draws a load; here requests come from strategies instead."""
+
+IDLE_SHARE = 0.2
+"""An engine that is idle for longer than this waits for arrivals."""
+
+
+class Solved(NamedTuple):
+    """One problem's outcome. Times are ticks."""
+
+    problem: int
+    arrival: int
+    finish: int
+    first_visible: int
+    """When the user first sees something: the first answer token of a streamed branch, else the end."""
+    correct: bool
+    answered: bool
+    num_branches: int
+    samples: int
+
+
+@dataclass(slots=True)
+class Effort:
+    """What branching and scoring took, summed over problems."""
+
+    needed_prompt_tokens: int = 0
+    """Each prompt once per problem, and each branch's own instructions."""
+    scores: int = 0
+    scores_of_right: int = 0
+    pruned_right: int = 0
+    """Scored branches that were right so far and fell below one half."""
+    verified_tokens: int = 0
+    """Read by the verifier."""
+    verifier_decode_tokens: int = 0
+    verifier_ticks: int = 0
+    """GPU time of co-located scoring."""
+    remote_ticks: int = 0
+    """Service time of remote scoring."""
+    dropped_thinking_tokens: int = 0
+    """Cached thinking that no later prompt can hit, since the template leaves it out."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One problem under way."""
+
+    task: Task
+    session: Session
+    arrival: int
+    seat: Seat | None = None
+    """Where its branches go when they stay together."""
+    first_visible: int = NEVER
+
+
+class Solution(NamedTuple):
+    """One strategy over all problems."""
+
+    strategy: str
+    solved: list[Solved]
+    records: Records
+    effort: Effort
+    verdict: str
+    duration: int
+    """Ticks from the start to the last answer."""
+    result: Result
+    """The run as `kvplan simulate` reports it, branch by branch."""
+
+
+def solve(
+    scenario: Scenario,
+    spec: StrategySpec | None = None,
+    *,
+    step_by_step: bool = False,
+    progress: Progress | None = None,
+    setups: dict[str, Setup] | None = None,
+) -> Solution:
+    """Run one strategy (the scenario's first by default) over the scenario's problems.
+
+    Raises KvplanError for what cannot be simulated, DoesNotFit when model and verifier do not fit together.
+    """
+    assert scenario.problems is not None
+    problems = scenario.problems
+    run = Solve(
+        scenario, problems, spec or problems.strategies[0], setups or set_up_all(scenario), step_by_step, progress,
+        verifier_step_time(scenario),
+    )  # fmt: skip
+    return run.solution(run.go())
+
+
+def set_up_all(scenario: Scenario) -> dict[str, Setup]:
+    """Plan every deployment, a co-located verifier's memory off the main one's budget.
+
+    Raises DoesNotFit when a model does not fit at all, KvplanError when it is the verifier that does not.
+    """
+    assert scenario.problems is not None
+    found = {name: set_up(d, scenario.folder) for name, d in scenario.deployments.items()}
+    verifier, role = scenario.problems.verifier, "reward"
+    if verifier.placement == "colocated" and verifier.needs_model:
+        beside = {**scenario.colocate, role: verifier.model}
+        try:
+            found[""] = set_up(scenario.model_copy(update={"colocate": beside}), scenario.folder)
+        except DoesNotFit as error:
+            raise KvplanError(
+                f"verifier {verifier.model} does not fit beside {scenario.model} on {scenario.gpu}: {error};"
+                " use placement: remote, a smaller one, or more GPUs"
+            ) from None
+    return {name: compressed(setup, scenario.problems) for name, setup in found.items()}
+
+
+def verifier_step_time(scenario: Scenario) -> StepTime | None:
+    """Step times of a co-located verifier's model; None when it has none or runs elsewhere."""
+    assert scenario.problems is not None
+    verifier = scenario.problems.verifier
+    if verifier.placement == "remote" or not verifier.needs_model:
+        return None
+    if scenario.step_time.fixed_us is not None:
+        return StatedStepTime.of(scenario.step_time)
+    beside = scenario.folder / verifier.model
+    model = load_model(str(beside) if beside.exists() else verifier.model)
+    return make_step_times(model, get_gpu(scenario.gpu), scenario.engine).time
+
+
+def compressed(setup: Setup, problems: Problems) -> Setup:
+    """The engine with KV compression: no sequence keeps more than budget + buffer tokens."""
+    if problems.compression is None:
+        return setup
+    keep = problems.compression.budget_tokens + problems.compression.buffer_tokens
+    if setup.config.kv_cache_groups:
+        raise KvplanError("compression is modelled for models whose layers are all full attention")
+    window = KVCacheGroup(kind="sliding_window", window=keep)
+    config = setup.config.model_copy(update={"kv_cache_groups": (window,), "enable_prefix_caching": False})
+    return replace(setup, config=config, step_time=CappedContext(setup.step_time, keep))
+
+
+@dataclass(frozen=True, slots=True)
+class CappedContext:
+    """Step times when a sequence attends to at most `keep` tokens."""
+
+    time: StepTime
+    keep: int
+
+    def ticks(self, shape: StepShape) -> int:
+        """Duration of one step; the cap is taken over the batch, exact once every sequence is longer."""
+        return self.time.ticks(
+            shape._replace(decode_context=min(shape.decode_context, shape.num_decodes * self.keep))
+        )
+
+    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
+        """As the uncapped line up to the cap, flat beyond it."""
+        cap = num_decodes * self.keep
+        if decode_context >= cap:
+            return self.ticks(StepShape(num_decodes, num_decodes, cap)), 0, NEVER_ENDS
+        base, slope, limit = self.time.decode_line(num_decodes, decode_context)
+        return base, slope, min(limit, cap)
+
+
+class Solve(Run):
+    """One simulation of one strategy."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        problems: Problems,
+        spec: StrategySpec,
+        setups: dict[str, Setup],
+        step_by_step: bool,
+        progress: Progress | None,
+        verifier_time: StepTime | None = None,
+    ) -> None:
+        super().__init__(scenario.model_copy(update={"workload": NO_LOAD}), setups, step_by_step, progress)
+        self.whole, self.problems, self.spec = scenario, problems, spec
+        self.tasks = draw_tasks(problems, scenario.folder)
+        self.open = len(self.tasks)
+        self.records.class_names = [spec.name]
+        self.effort = Effort()
+        self.solved: list[Solved] = []
+        self.owners: dict[int, tuple[Attempt, Launch]] = {}
+        """Request -> whose branch it is."""
+        self.paused: set[int] = set()
+        self.new_id = count().__next__
+        self.scoring = RemoteQueue(self._at, problems.verifier.concurrency)
+        self._coming = iter(self.tasks)
+        self.verifier_time = verifier_time
+
+    def solution(self, result: Result) -> Solution:
+        """What came of it."""
+        end = max((s.finish for s in self.solved), default=self.env.now)
+        result.scenario, result.num_requests = self.whole, len(self.records)
+        result.limited_by = self._limit(result)
+        return Solution(self.spec.name, self.solved, self.records, self.effort, result.verdict, end, result)
+
+    def _limit(self, result: Result) -> str:
+        """The verifier where scoring takes most of the time; arrivals where nobody waits; else the engine's."""
+        scoring = max(
+            self.effort.verifier_ticks, self.effort.remote_ticks // self.problems.verifier.concurrency
+        )
+        if scoring > result.totals.busy_ticks:
+            return Limit.VERIFIER
+        idle = 1 - result.totals.busy_ticks / max(1, len(self.replicas) * self.env.now)
+        if self.problems.arrivals.kind not in ("closed_loop", "all_at_once") and idle > IDLE_SHARE:
+            return Limit.ARRIVAL_RATE
+        return result.limited_by
+
+    # --- problems arrive -----------------------------------------------------------------------
+
+    def _start_arrivals(self) -> None:
+        arrivals = self.problems.arrivals
+        if arrivals.kind == "closed_loop":
+            for _ in range(min(arrivals.concurrency, len(self.tasks))):
+                self._next_task()
+            return
+        for task in self.tasks:
+            self._at(round(task.arrival_s * TICKS_PER_S), partial(self._arrive, task))
+
+    def _arrive(self, task: Task, _: object) -> None:
+        self._begin(task)
+
+    def _next_task(self) -> None:
+        task = next(self._coming, None)
+        if task is not None:
+            self._begin(task)
+
+    def _begin(self, task: Task) -> None:
+        attempt = Attempt(task, session(self.problems, self.spec, task, self.new_id), self.env.now)
+        self.effort.needed_prompt_tokens += task.problem.prompt_tokens
+        self._obey(attempt, attempt.session.begin())
+
+    # --- orders ----------------------------------------------------------------------------------
+
+    def _obey(self, attempt: Attempt, orders: Orders) -> None:
+        """Abort, start, or be done."""
+        for request_id in orders.cancel:
+            self.paused.discard(request_id)
+            if request_id in self.alive:
+                self._leave(self.alive[request_id])
+        if orders.answer is not None:
+            self._close(attempt, orders.answer)
+        elif orders.pause_s:
+            self.paused |= {launch.request_id for launch in orders.start}
+            self._at(round(orders.pause_s * TICKS_PER_S), lambda _: self._resume(attempt, orders.start))
+        else:
+            for launch in orders.start:
+                self._submit(attempt, launch)
+
+    def _resume(self, attempt: Attempt, launches: tuple[Launch, ...]) -> None:
+        for launch in launches:
+            if launch.request_id in self.paused:
+                self.paused.remove(launch.request_id)
+                self._submit(attempt, launch)
+
+    def _submit(self, attempt: Attempt, launch: Launch) -> None:
+        """Turn a branch into a request and queue it."""
+        branch, fleet = launch.branch, self.fleets[launch.branch.model]
+        prompt = tuple(Segment(*piece) for piece in launch.prompt)
+        room = fleet.setup.config.max_model_len - launch.prompt_tokens
+        if room < 1:
+            self._note("branches whose prompt fills max_model_len got no token")
+            self._then(attempt, attempt.session.prune(branch.id, 0))
+            return
+        if launch.tokens > room:
+            self._note("traces were cut at max_model_len")
+            attempt.session.cut(branch.id, room)
+        told = min(branch.max_tokens, room)
+        live = Live(launch.request_id, prompt, told, launch.tokens, launch.thinking_tokens)
+        live.session, live.turn, live.arrival = attempt.task.problem.id, branch.id, self.env.now
+        self.effort.needed_prompt_tokens += branch.extra_prompt
+        if branch.drop_thinking and branch.parent is not None:
+            self.effort.dropped_thinking_tokens += attempt.session.launches[branch.parent].thinking_tokens
+        if branch.prunable:
+            for replica in fleet.replicas:
+                replica.on_pressure = self._relieve
+        self.alive[live.row] = live
+        self.owners[live.row] = attempt, launch
+        self._place(attempt, fleet, live)
+
+    def _place(self, attempt: Attempt, fleet: Fleet, live: Live) -> None:
+        """To the problem's own replica, or wherever the router says."""
+        seat = attempt.seat
+        if seat is None or self.problems.placement == "spread" or seat.replica not in fleet.replicas:
+            self._route(fleet, live)
+            attempt.seat = self.seat_of[live.row][0] if live.row in self.seat_of else None
+            return
+        reason = seat.replica.never_fits(live)
+        if reason:
+            self._route(fleet, live)  # says so and rejects
+        else:
+            self.seat_of[live.row] = seat, live
+            seat.submit(live)
+
+    # --- branches end ----------------------------------------------------------------------------
+
+    def _ended(self, live: Live, now: int, reason: int, generated: int) -> None:
+        """A branch left its replica: record it, have it scored, tell the strategy."""
+        if live.on_end is not None:
+            live.on_end(live, now, reason)
+            return
+        reason = PRUNED if reason == TIMEOUT else reason
+        self.records.add(live.record(now, reason, generated))
+        del self.alive[live.row]
+        seat, _ = self.seat_of.pop(live.row, (None, live))
+        attempt, launch = self.owners.pop(live.row)
+        branch = launch.branch
+        if branch.id not in attempt.session.running:  # cancelled by its own strategy
+            self._halt_when_done()
+            return
+        if reason not in (STOP, LENGTH):
+            self._then(attempt, attempt.session.prune(branch.id, generated))
+            return
+        if branch.visible and live.first_visible != NEVER:
+            attempt.first_visible = live.first_visible
+        if branch.score:
+            self._score(attempt, launch, seat)
+        else:
+            self._then(attempt, attempt.session.finish(branch.id))
+
+    def _then(self, attempt: Attempt, orders: Orders) -> None:
+        """Obey at the end of this instant: the replica is still reading its step."""
+        if orders.start or orders.cancel or orders.answer is not None:
+            self._at(0, lambda _: self._obey(attempt, orders))
+
+    def _close(self, attempt: Attempt, answer: Answer) -> None:
+        """The strategy has settled on an answer."""
+        now, problem = self.env.now, attempt.task.problem.id
+        seen = now if attempt.first_visible == NEVER else attempt.first_visible
+        branches = len(attempt.session.launches)
+        outcome = Solved(
+            problem,
+            attempt.arrival,
+            now,
+            seen,
+            answer.correct,
+            answer.answer is not None,
+            branches,
+            answer.samples,
+        )
+        self.solved.append(outcome)
+        self.open -= 1
+        if self.progress is not None:
+            self.progress(len(self.solved), len(self.tasks))
+        if self.problems.arrivals.kind == "closed_loop":
+            self._next_task()
+        self._halt_when_done()
+
+    def _halt_when_done(self) -> None:
+        """The last cancelled branches leave the engine after the last answer."""
+        if not self.open and not self.alive:
+            self._halt("completed")
+
+    # --- scores ------------------------------------------------------------------------------------
+
+    def _score(self, attempt: Attempt, launch: Launch, seat: Seat | None) -> None:
+        """Have a finished branch scored, then go on with the strategy."""
+        verifier = self.problems.verifier
+        content = launch.prompt_tokens + launch.tokens
+        work = verifier.work(content, launch.tokens + launch.branch.extra_prompt)
+        self.effort.scores += 1
+        self.effort.verified_tokens += work.read_tokens
+        self.effort.verifier_decode_tokens += work.decode_tokens
+        done = partial(self._scored, attempt, launch.branch.id)
+        seconds = verifier.remote_s(work) if verifier.placement == "remote" else 0.0
+        if verifier.placement == "colocated" and verifier.needs_model:
+            assert seat is not None
+            self._score_here(seat, work, done)
+        elif seconds:
+            self.effort.remote_ticks += round(seconds * TICKS_PER_S)
+            self.scoring.add(round(seconds * TICKS_PER_S), done)
+        else:
+            done()
+
+    def _scored(self, attempt: Attempt, branch_id: int) -> None:
+        self._then(attempt, attempt.session.finish(branch_id))
+
+    def _score_here(self, seat: Seat, work: ScoreWork, done: Callable[[], None]) -> None:
+        """Queue the score for the GPU; all that wait at the end of a step are one batch."""
+        last = seat.aside[-1] if seat.aside else None
+        if not isinstance(last, ScoreBatch):
+            assert self.verifier_time is not None
+            last = ScoreBatch(self.verifier_time, self.effort)
+            seat.aside.append(last)
+            seat.wake()
+        last.works.append(work)
+        last.done.append(done)
+
+    # --- pressure ------------------------------------------------------------------------------------
+
+    def _relieve(self, replica: Replica, now: int) -> None:
+        """Blocks run out: end the worst-scored prunable branches instead of preempting anybody."""
+        while replica.engine.is_short:
+            here = [live for live in replica.resident if self.owners[live.row][1].branch.prunable]
+            if not here:
+                return
+            worst = min(here, key=lambda live: self.owners[live.row][1].outcome.score)
+            replica.prune(worst, now)
+
+
+@dataclass(slots=True)
+class ScoreBatch:
+    """Scores by a verifier on the engine's own GPU: prompts read as one batch, verdicts decoded together."""
+
+    time: StepTime
+    """Of the verifier's model."""
+    effort: Effort
+    works: list[ScoreWork] = field(default_factory=list)
+    done: list[Callable[[], None]] = field(default_factory=list)
+
+    def begin(self) -> int:
+        """Return the ticks that the batch takes."""
+        read = sum(w.read_tokens for w in self.works)
+        pairs = sum(w.read_tokens * (w.kv_tokens - w.decode_tokens - w.read_tokens / 2) for w in self.works)
+        ticks = self.time.ticks(StepShape(read, 0, 0, read, len(self.works), pairs))
+        longest = max(w.decode_tokens for w in self.works)
+        if longest:
+            context = sum(w.kv_tokens - w.decode_tokens // 2 for w in self.works)
+            ticks += longest * self.time.ticks(StepShape(len(self.works), len(self.works), context))
+        self.effort.verifier_ticks += ticks
+        return ticks
+
+    def end(self) -> None:
+        """Hand the scores out."""
+        for tell in self.done:
+            tell()
+
+
+@dataclass(slots=True)
+class RemoteQueue:
+    """A remote verifier: so many scores at a time, the others in line."""
+
+    at: Callable[..., None]
+    """`Run._at`."""
+    free: int
+    waiting: deque[tuple[int, Callable[[], None]]] = field(default_factory=deque)
+
+    def add(self, ticks: int, done: Callable[[], None]) -> None:
+        """Ask for a score that takes `ticks` once it is served."""
+        if not self.free:
+            self.waiting.append((ticks, done))
+            return
+        self.free -= 1
+        self.at(ticks, lambda _: self._leave(done))
+
+    def _leave(self, done: Callable[[], None]) -> None:
+        self.free += 1
+        done()
+        if self.waiting and self.free:
+            self.add(*self.waiting.popleft())

@@ -1,0 +1,317 @@
+"""Strategies on the simulator: leap equals step by step, blocks come back, verifiers take their time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvplan.deploy import Setup, StatedStepTime
+from kvplan.engine.config import EngineConfig
+from kvplan.errors import KvplanError
+from kvplan.records import FINISH_REASONS, NEVER
+from kvplan.scenario import Scenario, StepTimeSpec, parse_scenario
+from kvplan.simulate import simulate
+from kvplan.solve import Solution, Solve, solve
+from kvplan.units import TICKS_PER_S
+from kvplan.workload.problems import Problems, StrategySpec
+from kvplan.workload.strategies import Answer, Ask, Branch, Plan
+
+SHORT = {"thinking_tokens": 400, "answer_tokens": 20, "sigma_between": 0.2}
+STATED = {"fixed_us": 5000, "per_prefill_token_us": 20}
+PRUNED = FINISH_REASONS.index("pruned")
+
+
+def engine(num_blocks: int = 400, **more: object) -> dict[str, Setup]:
+    config = EngineConfig(num_gpu_blocks=num_blocks, max_model_len=4096, **more)  # type: ignore[arg-type]
+    time = StepTimeSpec(fixed_us=5000, per_sequence_us=20, per_context_token_ns=30, per_prefill_token_us=20)
+    return {"": Setup(config, StatedStepTime.of(time), 131_072.0, 1)}
+
+
+def scenario(strategy: str | dict[str, object], num_problems: int = 4, **more: object) -> Scenario:
+    problems = {"num_problems": num_problems, "strategies": [strategy], "quality": SHORT, **more}
+    return parse_scenario({"model": "Qwen/Qwen3-8B", "step_time": STATED, "problems": problems})
+
+
+def key(solution: Solution) -> tuple[object, ...]:
+    records = solution.records
+    return (
+        solution.solved,
+        solution.effort,
+        solution.duration,
+        [
+            (name, records[name].tolist())
+            for name in ("finish", "output_tokens", "hit_tokens", "num_preemptions")
+        ],
+    )
+
+
+PRM = {"kind": "prm", "true_positive_rate": 0.9, "true_negative_rate": 0.8}
+CASES: dict[str, tuple[dict[str, object], dict[str, object], int]] = {
+    "single_pass": ({}, {}, 60),
+    "best_of_n": ({"n": 8}, {}, 200),
+    "self_consistency": ({"n": 8}, {}, 200),
+    "first_finish": ({"k": 6}, {}, 100),
+    "adaptive_best_of_n": ({"n_hard": 16, "n_medium": 8}, {}, 300),
+    "budget_forcing": ({"num_waits": 2}, {}, 100),
+    "sequential_revision": ({"critique_tokens": 30}, {}, 100),
+    "beam_search": ({"step_tokens": 64}, {"verifier": PRM | {"placement": "remote", "latency_s": 0.02}}, 200),
+    "prune_by_steps": ({"step_tokens": 64}, {"verifier": PRM | {"model": "Qwen/Qwen2.5-Math-7B"}}, 200),
+    "tree_search": ({"step_tokens": 64, "num_simulations": 4}, {}, 200),
+    "pruned_under_pressure": ({"n": 16}, {}, 200),
+    "grpo_group": ({"max_tokens": 600}, {}, 200),
+    "monte_carlo_labels": ({"step_tokens": 128, "rollouts": 3}, {}, 200),
+    "chat": ({"pause_s": 1.0}, {}, 100),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_leap_equals_step_by_step(name: str) -> None:
+    """Answers, times, tokens, hits and preemptions of every strategy are the same without leaping."""
+    params, more, blocks = CASES[name]
+    told = scenario({"strategy": name, **params}, 2, **more)
+    leap, step = (solve(told, setups=engine(blocks), step_by_step=flag) for flag in (False, True))
+    assert leap.verdict == "completed"
+    assert len(leap.solved) == 2
+    assert key(leap) == key(step)
+
+
+def erratic(seed: int) -> Plan:
+    """Any strategy at all: starts, forks, waits and cancels by a seed."""
+    dice, ids, done, running = random.Random(seed), iter(range(10**6)), [], []
+    for _ in range(dice.randint(1, 5)):
+        start = []
+        for _ in range(dice.randint(1, 4)):
+            parent = dice.choice([None, *done])
+            middle = dice.randint(1, 100) if parent is not None and dice.random() < 0.5 else None
+            kind = dice.choice(["trace", "step", "revision"]) if middle is None else "trace"
+            cap = dice.choice([64, 500])
+            start.append(
+                Branch(
+                    next(ids), parent, middle, dice.randint(0, 30), dice.random() < 0.3, kind, max_tokens=cap
+                )
+            )
+        cancel = tuple(b for b in running if dice.random() < 0.3)
+        wait = dice.randint(0, 3)
+        finished = yield Ask(tuple(start), cancel, wait, dice.choice([0.0, 0.0, 0.3]))
+        running = [b for b in (*running, *(b.id for b in start)) if b not in cancel]
+        running = [b for b in running if b not in {f.id for f in finished}]
+        done += [f.id for f in finished]
+    return Answer(0)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([40, 90, 300]), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_branching_conserves_blocks(seed: int, num_blocks: int, caching: bool) -> None:
+    """Random strategies over random trees end, free every block, and never hold more than logical KV."""
+
+    class Erratic(StrategySpec):
+        def start(self) -> Plan:
+            return erratic(seed)
+
+    told = scenario("single_pass", 2)
+    assert told.problems is not None
+    for step_by_step in (False, True):
+        setups = engine(num_blocks, enable_prefix_caching=caching)
+        run = Solve(told, told.problems, Erratic(strategy="single_pass"), setups, step_by_step, None)
+        result = run.go()
+        assert result.verdict == "completed"
+        assert not run.alive
+        assert not run.owners
+        for replica in run.replicas:
+            assert replica.engine.num_free_blocks == replica.num_blocks
+            assert not replica.resident
+        for sample in result.samples:
+            logical = sum(sample[-4:])  # prompt, shared, thinking, answer: each counted where it is held
+            assert sample.used_blocks * 16 <= logical + 16 * (sample.running + 1)
+
+
+def test_a_cancelled_branch_frees_its_blocks_for_who_waits() -> None:
+    """Two problems, room for one group: the second starts when the first trace of the first has won."""
+    long = {"kind": "constant", "value": 3000}  # 188 blocks, and 4 x 27 for the traces
+    told = scenario(
+        {"strategy": "first_finish", "m": 1, "k": 4}, 2, arrivals={"kind": "all_at_once"}, prompt=long
+    )
+    solution = solve(told, setups=engine(350))
+    records = solution.records
+    first, second = solution.solved
+    started = records["scheduled"][(records["session"] == second.problem) & (records["scheduled"] != NEVER)]
+    assert (records["finish_reason"] == PRUNED).sum() == 6
+    assert started.max() >= first.finish
+    assert started.max() <= first.finish + TICKS_PER_S // 20
+
+
+def test_pruning_instead_of_preempting() -> None:
+    """STEP: where self-consistency preempts, the worst-scored traces end instead and nothing is recomputed."""
+    votes = solve(scenario({"strategy": "self_consistency", "n": 16, "vote_stop": False}), setups=engine(200))
+    step = solve(scenario({"strategy": "pruned_under_pressure", "n": 16}), setups=engine(200))
+    assert votes.records["num_preemptions"].sum() > 0
+    assert step.records["num_preemptions"].sum() == 0
+    assert (step.records["finish_reason"] == PRUNED).sum() > 0
+    assert step.duration < votes.duration
+
+
+def test_remote_verifiers_queue() -> None:
+    """8 scores of 0.5 s on 2 servers: a best-of-8 ends at least 2 s after its last trace began to be scored."""
+    remote = {"kind": "orm", "placement": "remote", "latency_s": 0.5, "tokens_per_s": 1e12, "concurrency": 2}
+    told = scenario({"strategy": "best_of_n", "n": 8}, 1, verifier=remote)
+    free = solve(scenario({"strategy": "best_of_n", "n": 8}, 1), setups=engine(4000))
+    paid = solve(told, setups=engine(4000))
+    wait = (paid.duration - free.duration) / TICKS_PER_S
+    assert 0.5 <= wait <= 0.5 * 8 / 2
+    one = solve(
+        scenario({"strategy": "best_of_n", "n": 8}, 1, verifier=remote | {"concurrency": 1}),
+        setups=engine(4000),
+    )
+    assert one.duration > paid.duration
+    assert one.effort.remote_ticks / TICKS_PER_S == pytest.approx(8 * 0.5)
+
+
+def test_colocated_scoring_takes_the_gpus_time() -> None:
+    """A re-reading PRM reads every step's whole prefix; an incremental one only the step, so it costs less time."""
+    beside = PRM | {"model": "Qwen/Qwen2.5-Math-7B"}
+    beam = {"strategy": "beam_search", "step_tokens": 64}
+    again, new = (
+        solve(scenario(beam, 2, verifier=beside | {"kv": kv}), setups=engine())
+        for kv in ("reread", "incremental")
+    )
+    assert new.effort.scores == again.effort.scores
+    assert new.effort.verified_tokens == new.records["output_tokens"].sum()
+    assert again.effort.verified_tokens > 5 * new.effort.verified_tokens
+    assert again.effort.verifier_ticks > new.effort.verifier_ticks > 0
+    assert again.duration - new.duration == again.effort.verifier_ticks - new.effort.verifier_ticks
+
+
+def test_a_generative_verdict_is_decoded() -> None:
+    """50 tokens of verdict at 5 ms a step are at least 0.25 s a batch of scores, and may be what limits."""
+    critic = {"kind": "generative", "decode_tokens": 500, "model": "Qwen/Qwen2.5-Math-7B"}
+    solution = solve(scenario({"strategy": "best_of_n", "n": 4}, 2, verifier=critic), setups=engine(4000))
+    assert solution.effort.verifier_decode_tokens == 2 * 4 * 500
+    assert solution.effort.verifier_ticks >= 500 * TICKS_PER_S // 200
+    assert solution.result.limited_by == "verifier"
+
+
+def test_compression_bounds_what_a_trace_holds() -> None:
+    """R-KV: with a budget of 64 + 64 tokens eight long traces run where uncompressed ones preempt."""
+    best = {"strategy": "best_of_n", "n": 8}
+    small = {
+        "compression": {"budget_tokens": 64, "buffer_tokens": 64},
+        "prompt": {"kind": "constant", "value": 40},
+    }
+    from kvplan.solve import compressed
+
+    told = scenario(best, 2, **small)
+    assert told.problems is not None
+    tight = engine(100)
+    plain = solve(scenario(best, 2, prompt=small["prompt"]), setups=tight)
+    packed = solve(told, setups={"": compressed(tight[""], told.problems)})
+    assert plain.records["num_preemptions"].sum() > 0
+    assert packed.records["num_preemptions"].sum() == 0
+    assert packed.duration < plain.duration
+
+
+def test_branches_of_a_problem_share_one_replicas_prompt() -> None:
+    """Spread over two replicas a prompt is computed twice; on one replica the siblings hit it."""
+    best, prompt = {"strategy": "best_of_n", "n": 8}, {"kind": "constant", "value": 512}
+
+    def hits(placement: str) -> int:
+        problems = {
+            "num_problems": 4,
+            "strategies": [best],
+            "quality": SHORT,
+            "prompt": prompt,
+            "placement": placement,
+        }
+        told = parse_scenario({"model": "Qwen/Qwen3-8B", "replicas": 2, "problems": problems})
+        return int(solve(told, setups=engine(1000)).records["hit_tokens"].sum())
+
+    assert hits("one_replica") == 4 * 7 * 496
+    assert hits("spread") == 4 * 6 * 496
+
+
+def test_the_first_visible_token() -> None:
+    """A streamed trace shows its answer after the thinking; best-of-N shows nothing before it has chosen."""
+    stream = solve(scenario("single_pass", 3), setups=engine())
+    hidden = solve(scenario({"strategy": "best_of_n", "n": 2}, 3), setups=engine())
+    assert all(s.arrival < s.first_visible < s.finish for s in stream.solved)
+    assert all(s.first_visible == s.finish for s in hidden.solved)
+
+
+def test_a_chat_recomputes_its_answers() -> None:
+    """Dropping the thinking makes the answer be computed again: hits end with the prompt's last whole block."""
+    dropped = solve(scenario({"strategy": "chat", "num_turns": 2}, 1), setups=engine())
+    kept = solve(scenario({"strategy": "chat", "num_turns": 2, "drop_thinking": False}, 1), setups=engine())
+    assert dropped.records["hit_tokens"][1] == 496
+    assert kept.records["hit_tokens"][1] > 800
+    assert dropped.effort.dropped_thinking_tokens == dropped.records["thinking_tokens"][0]
+
+
+def test_simulate_runs_the_first_strategy() -> None:
+    """`kvplan simulate` of a scenario with problems reports its first strategy, one record per branch."""
+    result = simulate(scenario({"strategy": "best_of_n", "n": 4}, 3), setups=engine())
+    assert result.num_requests == len(result.records) == 12
+    assert result.to_dict()["completed"] == 12
+
+
+def test_a_trace_too_long_for_the_model_is_cut_and_wrong() -> None:
+    told = scenario({"strategy": "single_pass"}, 5, quality=SHORT | {"thinking_tokens": 9000})
+    solution = solve(told, setups=engine())
+    assert not any(s.answered for s in solution.solved)
+    assert (solution.records["output_tokens"] + 500 == 4096).all()
+    assert "traces were cut at max_model_len" in solution.result.notes
+
+
+def bad() -> Iterator[tuple[dict[str, object], str]]:
+    yield {"thinking_kv": "drop_at_answer"}, "the answer attends to the thinking"
+    yield {"verifier": {"kind": "generative", "model": "x"}}, "decode_tokens"
+    yield {"verifier": {"kind": "prm"}}, "needs `model`"
+    yield (
+        {"verifier": {"kind": "orm", "placement": "remote", "true_positive_rate": 1.4}},
+        "true_positive_rate",
+    )
+    yield {"strategies": [{"strategy": "best_of_n", "n": 0}]}, "greater than or equal to 1"
+    yield {"strategies": [{"strategy": "beam_search", "step_tokens": 9000}]}, "longer than a whole trace"
+    yield {"strategies": []}, "at least one"
+    yield {"quality": {"difficulty": {"levels": [[1.2, 1.0]]}}}, "must lie in [0, 1]"
+    yield {"quality": "assumed-u-shap"}, "did you mean assumed-u-shape"
+
+
+@pytest.mark.parametrize(("more", "words"), list(bad()))
+def test_bad_input_is_one_clear_line(more: dict[str, object], words: str) -> None:
+    with pytest.raises(KvplanError) as caught:
+        parse_scenario({"model": "Qwen/Qwen3-8B", "problems": {"quality": SHORT, **more}})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_verifier_that_does_not_fit_beside_the_model_is_named() -> None:
+    verifier = {"kind": "prm", "model": "Qwen/Qwen2.5-72B-Instruct"}
+    told = parse_scenario(
+        {"model": "Qwen/Qwen3-8B", "gpu": "h100", "problems": {"quality": SHORT, "verifier": verifier}}
+    )
+    with pytest.raises(KvplanError, match="does not fit beside"):
+        solve(told)
+
+
+def test_pass_tables_bring_their_own_problems(tmp_path) -> None:
+    """Each problem's samples are drawn from its rows; a table without a column is refused by name."""
+    from kvplan.workload.problems import draw_tasks
+
+    table = tmp_path / "runs.csv"
+    table.write_text("problem,sample,tokens,correct\na,0,100,1\na,1,300,1\nb,0,50,0\n")
+    problems = Problems(pass_table="runs.csv")
+    tasks = draw_tasks(problems, tmp_path)
+    assert [t.skill.p for t in tasks] == [1.0, 0.0]
+    table.write_text("problem,tokens,correct\na,100,1\n")
+    with pytest.raises(KvplanError, match="no column sample"):
+        draw_tasks(problems, tmp_path)
+    table.write_text("problem,sample,tokens,correct\na,0,100,maybe\n")
+    with pytest.raises(KvplanError, match=r"line 2.*maybe"):
+        draw_tasks(problems, tmp_path)
+    with pytest.raises(KvplanError, match="cannot read"):
+        draw_tasks(Problems(pass_table="none.csv"), tmp_path)
+    assert np.isfinite(tasks[0].arrival_s)
