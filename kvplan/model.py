@@ -231,7 +231,7 @@ def load_model(name_or_path: str | Path, *, hub: bool = False) -> ModelSpec:
     text = str(name_or_path)
     bundled = find_bundled(text)
     if bundled is not None:
-        config = read_json(bundled)
+        config = _read_bundled(bundled)
         return from_config(
             config, bundled.stem.replace("--", "/"), f"bundled: {config.get('_source', 'unknown')}"
         )
@@ -273,6 +273,13 @@ def _index() -> dict[str, Path]:
         index.setdefault(name.casefold(), path)
         index.setdefault(name.rpartition("/")[2].casefold(), path)
     return index
+
+
+def _read_bundled(path: Path) -> dict[str, object]:
+    """A bundled config; a quantised checkpoint names the one it was made from and adds its own keys."""
+    config = read_json(path)
+    base = config.get("_base")
+    return config if base is None else {**read_json(_index()[str(base).casefold()]), **config}
 
 
 def _known_names() -> list[str]:

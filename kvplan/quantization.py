@@ -71,15 +71,36 @@ def quantization_rule(model: ModelSpec, quantization: str | None = None) -> Rule
     """
     if model.quantization is None:
         return _on_load(model, quantization)
-    k = Keys(model.name, model.quantization)
-    nested = k.section("quantization")  # ModelOpt's hf_quant_config.json
-    k = Keys(model.name, {**k.raw, **nested.raw})
+    k = _section(model)
     method = k.text("quant_method", default="modelopt" if "quant_algo" in k else "").lower()
     reader = METHODS.get(method)
     if reader is None:
         known = ", ".join(METHODS)
         raise k.error(f"quantization_config: quant_method {method[:40]!r} is not known ({known} are)")
     return reader(k)
+
+
+def kv_cache_dtype_hint(model: ModelSpec) -> str:
+    """The KV dtype that a ModelOpt checkpoint asks for, which vLLM takes where the flag says auto; else auto.
+
+    Source: vLLM 0.32 `utils/torch_utils.py: get_kv_cache_quant_algo_string`.
+    """
+    k = _section(model)
+    if not k.text("quant_method").startswith("modelopt"):
+        return "auto"
+    if isinstance(k.raw.get("kv_cache_scheme"), dict):
+        scheme = k.section("kv_cache_scheme")
+        bits, is_float = scheme.count("num_bits", default=0, low=0), scheme.text("type") == "float"
+        if is_float and bits == 8 and not scheme.flag("dynamic"):
+            return "fp8"
+        return "nvfp4" if is_float and bits == 4 else "auto"
+    return {"FP8": "fp8", "NVFP4": "nvfp4"}.get(k.text("kv_cache_quant_algo").upper(), "auto")
+
+
+def _section(model: ModelSpec) -> Keys:
+    """The quantization_config, with ModelOpt's nested form (hf_quant_config.json) folded in."""
+    k = Keys(model.name, model.quantization or {})
+    return Keys(model.name, {**k.raw, **k.section("quantization").raw})
 
 
 def _on_load(model: ModelSpec, quantization: str | None) -> Rule:
