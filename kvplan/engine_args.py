@@ -14,6 +14,7 @@ from kvplan.config import Config
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.model import AttentionKind, ModelSpec
+from kvplan.quantization import kv_cache_dtype_hint
 from kvplan.units import GiB, human_readable_int
 
 Engine = Literal["vllm", "sglang", "tensorrt-llm"]
@@ -191,8 +192,16 @@ def resolve(
             "enable_prefix_caching": _prefix_caching(args, model, version),
             "enable_chunked_prefill": chunked,
             "async_scheduling": _async(args, version),
+            "kv_cache_dtype": _kv_cache_dtype(args, model, version),
         }
     )
+
+
+def _kv_cache_dtype(args: EngineArgs, model: ModelSpec, version: EngineVersion) -> str:
+    """auto takes what a ModelOpt checkpoint asks for, from vLLM 0.12 on."""
+    if args.kv_cache_dtype != "auto" or version.engine != "vllm" or version.version < (0, 12):
+        return args.kv_cache_dtype
+    return kv_cache_dtype_hint(model)
 
 
 def _utilization(args: EngineArgs, version: EngineVersion) -> float:

@@ -92,9 +92,9 @@ def kv_cache_dtype_hint(model: ModelSpec) -> str:
         scheme = k.section("kv_cache_scheme")
         bits, is_float = scheme.count("num_bits", default=0, low=0), scheme.text("type") == "float"
         if is_float and bits == 8 and not scheme.flag("dynamic"):
-            return "fp8"
+            return "fp8_e4m3"
         return "nvfp4" if is_float and bits == 4 else "auto"
-    return {"FP8": "fp8", "NVFP4": "nvfp4"}.get(k.text("kv_cache_quant_algo").upper(), "auto")
+    return {"FP8": "fp8_e4m3", "NVFP4": "nvfp4"}.get(k.text("kv_cache_quant_algo").upper(), "auto")
 
 
 def _section(model: ModelSpec) -> Keys:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kvplan.errors import KvplanError
 from kvplan.model import AttentionKind, bundled_models, load_model
 from kvplan.modules import Cut, Module
-from kvplan.quantization import Names, canonical, grouped, quantization_rule
+from kvplan.quantization import Names, canonical, grouped, kv_cache_dtype_hint, quantization_rule
 from kvplan.units import GiB
 from kvplan.weights import (
     RankWeights,
@@ -477,6 +477,35 @@ def test_unknown_quantisation_is_refused_by_name() -> None:
     model = replace(load_model("Qwen3-8B"), quantization={"quant_method": "sparkle"})
     with pytest.raises(KvplanError, match="'sparkle' is not known"):
         heaviest_rank(model)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "expected"),
+    [
+        (None, "auto"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}, "fp8_e4m3"),
+        ({"quant_method": "modelopt", "quantization": {"kv_cache_quant_algo": "NVFP4"}}, "nvfp4"),
+        (
+            {
+                "quant_method": "modelopt",
+                "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
+            },
+            "fp8_e4m3",
+        ),
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": "INT8"}, "auto"),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8}}, "auto"),
+    ],
+)
+def test_kv_dtype_of_checkpoints(quantization: dict[str, Any] | None, expected: str) -> None:
+    """ModelOpt checkpoints name a KV dtype, which vLLM takes under auto."""
+    assert kv_cache_dtype_hint(replace(load_model("Qwen3-8B"), quantization=quantization)) == expected
+
+
+def test_quantised_checkpoints_of_bundled_models() -> None:
+    """They share the base's layers and add a quantization_config."""
+    base, awq = load_model("Qwen3-32B"), load_model("Qwen3-32B-AWQ")
+    assert (awq.layers, base.quantization) == (base.layers, None)
+    assert weight_bytes(awq) < 0.32 * weight_bytes(base)
 
 
 def test_quantise_on_load() -> None:
