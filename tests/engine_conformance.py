@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from kvplan.engine.async_scheduler import make_scheduler
-from kvplan.engine.replay import Replay, ReplayResult
+from kvplan.engine.records import ReplayResult
+from kvplan.engine.replay import Replay
 from kvplan.engine.scenario import Scenario
 
 FOLDER = Path(__file__).parent / "conformance"

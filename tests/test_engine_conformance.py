@@ -5,6 +5,11 @@ from __future__ import annotations
 import pytest
 from engine_conformance import first_difference, golden, replay, scenarios
 
+from kvplan.engine.leap import why_not
+from kvplan.engine.replay_leap import LeapReplay
+from kvplan.engine.scenario import Scenario
+from kvplan.errors import KvplanError
+
 
 def test_every_scenario_has_both_logs() -> None:
     """No scenario is left out: 141 scenarios, 282 logs."""
@@ -23,3 +28,26 @@ def test_equals_vllm(key: tuple[str, str]) -> None:
     victims = [[step.step, step.preempted] for step in result.steps if step.preempted]
     assert victims == log["preemptions"]
     assert result.stuck == log["summary"]["stuck"]
+
+
+CAN_LEAP = {name for name, data in scenarios().items() if not why_not(Scenario(**data).engine_config)}
+
+
+def test_what_cannot_leap_says_why() -> None:
+    """Full attention leaps, preemption, stop tokens and aborts included; all else is refused by name."""
+    refused = sorted(set(scenarios()) - CAN_LEAP)
+    print("step by step only:", *refused)
+    assert {name.split("_")[0] for name in refused} == {"abort", "chk", "mam", "mix", "spec", "swa"}
+    for name in refused:
+        with pytest.raises(KvplanError, match=r"cannot leap: (KV cache groups|speculation)"):
+            LeapReplay(Scenario(**scenarios()[name]))
+
+
+@pytest.mark.parametrize("key", sorted(key for key in golden() if key[0] in CAN_LEAP), ids="-".join)
+def test_leap_equals_vllm(key: tuple[str, str]) -> None:
+    """The leaping scheduler's steps, spelled out, are vLLM's too."""
+    scenario = Scenario(**scenarios()[key[0]] | {"async_scheduling": key[1] == "async"})
+    result, log = LeapReplay(scenario).run(), golden()[key]
+    assert result.sched_sha256 == log["sched_sha256"]
+    assert result.stuck == log["summary"]["stuck"]
+    assert [len(step.finished) for step in result.steps] == [row[10] for row in log["rows"]]

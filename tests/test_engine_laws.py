@@ -48,7 +48,7 @@ def test_blocks_are_conserved(seed: int, is_async: bool) -> None:
         assert step.n_tokens <= config.max_num_batched_tokens
         assert len(step.running) <= config.max_num_seqs
         assert set(step.running).isdisjoint(step.waiting)
-    if not replay.stuck:
+    if not replay.scheduler.has_unfinished_requests():  # stuck, or preempting for ever as vLLM does too
         pool = replay.scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
         assert all(block.ref_cnt == 0 for block in pool.blocks if not block.is_null)
@@ -62,8 +62,8 @@ def test_every_request_ends_once(seed: int, is_async: bool) -> None:
     result = Replay(scenario).run(max_steps=2000)
     ends = Counter(i for step in result.steps for i in (*step.finished, *(a[0] for a in step.aborted)))
     assert set(ends.values()) <= {1}
-    if result.stuck:
-        return
+    if not all(request.is_finished for request in result.requests.values()):
+        return  # stuck, or preempting for ever as vLLM does too
     assert set(ends) == set(result.requests)
     aborted = {a[0] for step in result.steps for a in step.aborted}
     for request in scenario.requests:

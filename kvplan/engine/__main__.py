@@ -8,10 +8,12 @@ from argparse import ArgumentParser
 from contextlib import ExitStack
 from typing import IO
 
-from kvplan.engine.async_scheduler import make_scheduler
-from kvplan.engine.replay import Replay, ReplayResult
+from kvplan.engine.admission import caveats
+from kvplan.engine.records import ReplayResult
+from kvplan.engine.replay import Replay
+from kvplan.engine.replay_leap import LeapReplay
 from kvplan.engine.scenario import Scenario, load_scenario
-from kvplan.engine.stuck import Stuck, find_stuck
+from kvplan.engine.stuck import Stuck
 from kvplan.errors import KvplanError
 
 
@@ -25,6 +27,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("scenario", help="JSON file; tests/conformance/README.md describes it")
     parser.add_argument("--async", dest="is_async", action="store_true", help="asynchronous scheduling")
+    parser.add_argument("--leap", action="store_true", help="run the leaping scheduler; no block counts then")
     parser.add_argument("-o", "--output", help="write the log there and print the totals only")
     parser.add_argument("--summary", action="store_true", help="print the totals only")
     return parser
@@ -39,21 +42,26 @@ def write_log(scenario: Scenario, result: ReplayResult, file: IO[str]) -> None:
         print(json.dumps(step.to_json()), file=file)
 
 
-def summary(result: ReplayResult) -> dict[str, object]:
+def summary(replay: Replay, result: ReplayResult) -> dict[str, object]:
     """Return a run's totals and hashes."""
     steps = result.steps
-    return {
+    totals = {
         "type": "summary",
         "steps": len(steps),
         "stuck": result.stuck,
         "preemptions": sum(len(step.preempted) for step in steps),
         "scheduled_tokens": sum(step.n_tokens for step in steps),
-        "output_tokens": sum(request.num_output_tokens for request in result.requests.values()),
         "hit_tokens": sum(sum(step.hits.values()) for step in steps),
+        "sched_sha256": result.sched_sha256,
+    }
+    if isinstance(replay, LeapReplay):
+        return totals | {"leaps": replay.num_leaps}
+    return totals | {
+        "output_tokens": sum(request.num_output_tokens for request in result.requests.values()),
         "evicted": sum(step.evicted for step in steps),
         "peak_used": max((step.used or 0 for step in steps), default=0),
-        "sched_sha256": result.sched_sha256,
         "state_sha256": result.state_sha256,
+        "caveats": caveats(replay.scheduler.config),
     }
 
 
@@ -62,16 +70,16 @@ def run(arguments: list[str]) -> Stuck | None:
     options = make_parser().parse_args(arguments)
     changes = {"async_scheduling": True} if options.is_async else {}
     scenario = load_scenario(options.scenario, **changes)
-    replay = Replay(scenario, make_scheduler(scenario.engine_config))
+    replay = LeapReplay(scenario) if options.leap else Replay(scenario)
     result = replay.run()
     with ExitStack() as stack:
         if options.output or not options.summary:
             file = stack.enter_context(open(options.output, "w")) if options.output else sys.stdout
             write_log(scenario, result, file)
-            print(json.dumps(summary(result)), file=file)
+            print(json.dumps(summary(replay, result)), file=file)
         if options.output or options.summary:
-            print(json.dumps(summary(result)))
-    return find_stuck(replay.scheduler) if result.stuck else None
+            print(json.dumps(summary(replay, result)))
+    return replay.find_stuck() if result.stuck else None
 
 
 def main() -> int:

@@ -82,9 +82,7 @@ class EngineConfig(Config):
     """Granularity of prefix-cache hits of mamba hybrids, in tokens; None = the block sizes' greatest divisor.
     """
     prefix_cache_retention_interval: int | None = Field(0, ge=0)
-    """Window and mamba groups keep what a hit needs every so many tokens; 0 = at the prompt's end, None =
-    everywhere.
-    """
+    """Where window and mamba groups keep hits: every n tokens, 0 = at the prompt's end, None = everywhere."""
     kv_cache_groups: tuple[KVCacheGroup, ...] = ()
     """Groups with a block table each, drawing on one pool; empty = one full-attention group."""
     num_speculative_tokens: int = Field(0, ge=0)

@@ -105,9 +105,7 @@ class KVCacheCoordinator:
     def allocate_new_computed_blocks(
         self, request_id: str, blocks: GroupBlocks, num_computed_tokens: int
     ) -> None:
-        """Start the tables with hit blocks (vLLM: same name): all groups are touched before any block is
-        taken.
-        """
+        """Start the tables with hit blocks, all groups before any block is taken (vLLM: same name)."""
         for manager, hit in zip(self.managers, blocks, strict=True):
             manager.add_local_computed_blocks(request_id, hit, num_computed_tokens)
 
@@ -190,9 +188,7 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
         return num_tokens if self.partial_hash_hits else num_tokens - num_tokens % self.scheduler_block_size
 
     def get_num_cacheable_tokens(self, num_computed_tokens: int, manager: SingleTypeKVCacheManager) -> int:
-        """Return how many tokens may be named (vLLM: same name): EAGLE needs one block past the last
-        position.
-        """
+        """Return how many tokens may be named; EAGLE needs one block more (vLLM: same name)."""
         aligned = self._align_cacheable(num_computed_tokens)
         if manager.use_eagle and aligned > 0:
             return min(num_computed_tokens, aligned + manager.block_size)

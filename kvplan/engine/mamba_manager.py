@@ -119,9 +119,7 @@ class MambaManager(SingleTypeKVCacheManager):
         apply_admission_cap: bool,
         prefill_end: int,
     ) -> int:
-        """Count state blocks to take (vLLM: same name); more than exist when the hit state is written in this
-        step.
-        """
+        """Count state blocks to take (vLLM: same name); too many if the hit state is written only now."""
         if new_computed_blocks and new_computed_blocks[-1].block_hash in self.cached_blocks_this_step:
             return self.pool.num_gpu_blocks + 1
         if not self.align:
@@ -156,9 +154,7 @@ class MambaManager(SingleTypeKVCacheManager):
         return num_new + sum(block.ref_cnt == 0 and not block.is_null for block in new_computed_blocks)
 
     def _internal_checkpoint(self, request_id: str, start: int, end: int, prefill_end: int) -> int:
-        """Return the position whose state the chunk writes inside itself, or 0 (vLLM
-        `_needs_internal_checkpoint`).
-        """
+        """Return the position of a state written in mid chunk, or 0 (vLLM `_needs_internal_checkpoint`)."""
         position = get_mamba_prefill_checkpoint_position(
             end, self.cache_hit_alignment_tokens, self.drop_eagle_checkpoint_block
         )
@@ -189,9 +185,7 @@ class MambaManager(SingleTypeKVCacheManager):
         return position if needed else 0
 
     def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> None:
-        """Take state blocks for the step (vLLM: same name): null up to the running state, then it and the
-        drafts'.
-        """
+        """Take blocks for the running state and the drafts', null ones before (vLLM: same name)."""
         if not self.align:
             num_tokens += self.block_size * self.num_speculative_blocks
             super().allocate_new_blocks(request_id, num_tokens, num_tokens_main_model)

@@ -23,9 +23,7 @@ def get_mamba_prefill_checkpoint_position(num_tokens: int, unit: int, drop_eagle
 def is_mamba_prefill_checkpoint_valid(
     start: int, end: int, checkpoint: int, *, unit: int, block_size: int, alignment: int | None
 ) -> bool:
-    """Whether the backend can write the state at `checkpoint` while it computes `start .. end - 1` (vLLM:
-    same name).
-    """
+    """Whether the backend can write the state at `checkpoint` within the chunk (vLLM: same name)."""
     return (
         alignment is not None
         and start % unit == 0

@@ -8,110 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from hashlib import blake2b, sha256
-from typing import Any
+from hashlib import blake2b
 
 from kvplan.engine.async_scheduler import make_scheduler
 from kvplan.engine.output import SchedulerOutput
+from kvplan.engine.records import ReplayResult, StepRecord
 from kvplan.engine.request import Request, RequestStatus
 from kvplan.engine.scenario import Scenario, ScenarioRequest
 from kvplan.engine.scheduler import Scheduler
+from kvplan.engine.stuck import Stuck, find_stuck
 
 STUCK_STEPS = 20
 """A run ends after more than so many empty steps with nothing in flight."""
-
-
-@dataclass(slots=True)
-class StepRecord:
-    """What was decided in one step; block counts leave out the null block."""
-
-    step: int
-    arrivals: list[str] = field(default_factory=list)
-    sched: list[tuple[str, int, int, str]] = field(default_factory=list)
-    """(id, tokens, computed before, new | resumed | prefill | decode) in batch order."""
-    hits: dict[str, int] = field(default_factory=dict)
-    """Admitted id -> prefix-cache hit tokens."""
-    preempted: list[str] = field(default_factory=list)
-    free_before: int = 0
-    new_blocks: int = 0
-    evicted: int = 0
-    recycled: int = 0
-    """Blocks that came back from behind a window, a chunk or an old state."""
-    n_tokens: int = 0
-    free: int | None = None
-    """Free blocks after schedule(); None if nothing was left to schedule."""
-    used: int | None = None
-    running: list[str] = field(default_factory=list)
-    waiting: list[str] = field(default_factory=list)
-    group_used: list[int] = field(default_factory=list)
-    spec: dict[str, int] = field(default_factory=dict)
-    """id -> drafts scheduled."""
-    accepted: dict[str, int] = field(default_factory=dict)
-    """id -> drafts accepted, of the output applied in this step."""
-    sampled: list[str] = field(default_factory=list)
-    finished: list[str] = field(default_factory=list)
-    aborted: list[tuple[str, str, int]] = field(default_factory=list)
-    """(id, running | waiting, tokens it had)."""
-    free_end: int = 0
-    cached_end: int = 0
-    group_end: list[int] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as one line of the log."""
-        return {"type": "step"} | {name: getattr(self, name) for name in self.__slots__}
-
-    def row(self, with_state: bool) -> list[int | None]:
-        """Return the reference log's columns: counts of this step, None where nothing was scheduled any more."""
-        sched, num_decodes = self.sched, sum(entry[3] == "decode" for entry in self.sched)
-        row: list[int | None] = [
-            self.step,
-            len(sched),
-            self.n_tokens,
-            num_decodes,
-            self.used,
-            self.free_end,
-            self.new_blocks,
-        ]
-        row += [self.evicted, sum(self.hits.values()), len(self.waiting), len(self.finished)]
-        if with_state:
-            row += [self.recycled, self.cached_end, sum(self.spec.values()), sum(self.accepted.values())]
-            row.append(len(self.aborted))
-            row += self.group_used or [None for _ in self.group_end]
-        return row
-
-    def sched_line(self) -> str:
-        """Return the line that `sched_sha256` hashes."""
-        batch = ";".join(f"{i},{n},{before}" for i, n, before, _ in self.sched)
-        return f"{batch}|{','.join(self.preempted)}\n"
-
-    def state_line(self) -> str:
-        """Return the line that `state_sha256` hashes."""
-        free = "" if self.free is None else self.free
-        counts = f"{self.new_blocks},{self.recycled},{free},{self.free_end},{self.cached_end}"
-        groups = "|".join(",".join(map(str, used)) for used in (self.group_used, self.group_end))
-        return f"{counts}|{groups}|{','.join(self.finished)}|{','.join(a[0] for a in self.aborted)}\n"
-
-
-@dataclass(slots=True)
-class ReplayResult:
-    """A whole run."""
-
-    steps: list[StepRecord]
-    stuck: bool
-    requests: dict[str, Request]
-
-    @property
-    def sched_sha256(self) -> str:
-        """Hash over every decision: `id,tokens,computed before` in batch order, and the victims."""
-        return sha256("".join(step.sched_line() for step in self.steps).encode()).hexdigest()
-
-    @property
-    def state_sha256(self) -> str:
-        """Hash over the cache's state: blocks taken, recycled, free, cached, per group; who finished or was
-        aborted.
-        """
-        return sha256("".join(step.state_line() for step in self.steps).encode()).hexdigest()
 
 
 class Replay:
@@ -143,13 +51,13 @@ class Replay:
         while self.step <= max_steps and not (idle_steps > STUCK_STEPS and not self._abort_ahead()):
             record = StepRecord(self.step, self._arrivals())
             self._aborts(record, "before_schedule")
-            if self.scheduler.has_requests():
+            if self._has_requests():
                 output = self._schedule(record)
                 busy = record.n_tokens > 0 or any(o.num_scheduled_tokens for o in self._in_flight)
                 idle_steps = 0 if busy else idle_steps + 1
                 self._in_flight.append(output)
                 holds_back = self.scenario.async_scheduling and len(self._in_flight) < 2
-                if not (holds_back and (record.n_tokens or self.scheduler.has_requests())):
+                if not (holds_back and (record.n_tokens or self._has_requests())):
                     self._aborts(record, "before_output")
                     self._apply(record)
             elif self._in_flight:
@@ -160,15 +68,31 @@ class Replay:
             else:
                 self.step = max(self.step, self._next_arrival)
                 continue
-            record.free_end = self.pool.get_num_free_blocks()
-            record.cached_end = self.pool.num_cached_blocks
-            record.group_end = list(self.pool.num_used_by_group)
+            self._count_blocks(record)
             yield record
             self.step += 1
         self.stuck = idle_steps > STUCK_STEPS
 
     stuck = False
     """Whether the last run ended because nothing could ever run again."""
+
+    def find_stuck(self) -> Stuck | None:
+        """Say what a run that is stuck waits for."""
+        return find_stuck(self.scheduler)
+
+    def _has_requests(self) -> bool:
+        return self.scheduler.has_requests()
+
+    def _add_request(self, request: Request) -> None:
+        self.scheduler.add_request(request)
+
+    def _abort(self, request_id: str) -> None:
+        self.scheduler.finish_requests([request_id])
+
+    def _count_blocks(self, record: StepRecord) -> None:
+        record.free_end = self.pool.get_num_free_blocks()
+        record.cached_end = self.pool.num_cached_blocks
+        record.group_end = list(self.pool.num_used_by_group)
 
     def _due(self, request: ScenarioRequest) -> int | None:
         if not request.follows:
@@ -195,7 +119,7 @@ class Replay:
         for _, request in ready:
             self._pending.remove(request)
             self.requests[request.id] = self.scenario.make_request(request, len(self.requests) + 1)
-            self.scheduler.add_request(self.requests[request.id])
+            self._add_request(self.requests[request.id])
         self._set_next_arrival()
         return [request.id for _, request in ready]
 
@@ -216,7 +140,7 @@ class Replay:
             if when == definition.abort_when or (when == "before_schedule" and due < self.step):
                 request = self.requests[request_id]
                 place = "running" if request.status is RequestStatus.RUNNING else "waiting"
-                self.scheduler.finish_requests([request_id])
+                self._abort(request_id)
                 record.aborted.append((request_id, place, request.num_output_tokens))
                 self._note_finish(request_id)
 

@@ -51,9 +51,7 @@ class Scheduler:
         return self.has_unfinished_requests() or bool(self.finished_req_ids)
 
     def schedule(self) -> SchedulerOutput:
-        """Choose the next step's batch and give it KV slots: running requests first, then waiting ones (vLLM:
-        same name).
-        """
+        """Choose the next step's batch: running requests first, then waiting ones (vLLM: same name)."""
         self.current_step += 1
         self.kv_cache_manager.new_step_starts()
         output = SchedulerOutput(self.current_step)
@@ -80,9 +78,10 @@ class Scheduler:
             num_new_tokens = self._num_new_tokens(request, budget)
             if num_new_tokens > 0:
                 if request.num_computed_tokens + num_new_tokens >= request.num_slots:
-                    index = self._make_room(request, num_new_tokens, index, output, budget)
-                    if index < 0:
+                    if not self._make_room(request, num_new_tokens, output, budget):
                         return
+                    if output.preempted:
+                        index = self.running.index(request)  # victims may have stood before it
                 budget.prefill_scheduled |= request.is_prefill_chunk
                 self._schedule_drafts(request, num_new_tokens, output)
                 output.num_scheduled_tokens[request.request_id] = num_new_tokens
@@ -90,9 +89,7 @@ class Scheduler:
             index += 1
 
     def _num_new_tokens(self, request: Request, budget: StepBudget) -> int:
-        """Return how many tokens a running request gets: drafts and all, within the budget and the model's
-        length.
-        """
+        """Return how many tokens a running request gets within budget and model length, drafts and all."""
         computed, placeholders = request.num_computed_tokens, request.num_output_placeholders
         if placeholders and computed + 2 - placeholders >= request.num_prompt_tokens + request.max_tokens:
             return 0  # the step in flight surely ends it
@@ -103,17 +100,13 @@ class Scheduler:
         return self._mamba_split.clip(request, num_new_tokens) if self._mamba_split else num_new_tokens
 
     def _make_room(
-        self, request: Request, num_new_tokens: int, index: int, output: SchedulerOutput, budget: StepBudget
-    ) -> int:
-        """Preempt until the request has its slots; return its place in `running`, or -1 if it had to go
-        itself.
-        """
+        self, request: Request, num_new_tokens: int, output: SchedulerOutput, budget: StepBudget
+    ) -> bool:
+        """Preempt others until the request has its slots; False if it was the last to go."""
         while not self.kv_cache_manager.allocate_slots(request, num_new_tokens):
             if self._by_priority:
                 victim = max(self.running, key=lambda r: (r.priority, r.arrival_time))
-                place = self.running.index(victim)
-                del self.running[place]
-                index -= place < index
+                self.running.remove(victim)
                 if victim.request_id in output.num_scheduled_tokens:
                     budget.give_back(output.num_scheduled_tokens.pop(victim.request_id))
                     output.num_draft_tokens.pop(victim.request_id, None)
@@ -122,8 +115,8 @@ class Scheduler:
             self._preempt_request(victim)
             output.preempted.append(victim.request_id)
             if victim is request:
-                return -1
-        return index
+                return False
+        return True
 
     def _schedule_drafts(self, request: Request, num_new_tokens: int, output: SchedulerOutput) -> None:
         """Note how many of the tokens are drafts; the budget may have cut some."""
@@ -147,9 +140,7 @@ class Scheduler:
         self.waiting.prepend_requests([request])
 
     def _schedule_waiting(self, output: SchedulerOutput, budget: StepBudget) -> None:
-        """Admit waiting requests while tokens, sequences and blocks last; the first that must wait blocks the
-        rest.
-        """
+        """Admit waiting requests while tokens, places and blocks last; one that must wait blocks the rest."""
         skipped: list[Request] = []
         while self.waiting and budget.tokens > 0 and budget.inputs > budget.draft_slots:
             if len(self.running) >= self.config.max_num_seqs:
@@ -215,9 +206,7 @@ class Scheduler:
         return num_new_tokens, num_drafts
 
     def _update_after_schedule(self, output: SchedulerOutput) -> None:
-        """Count the step's tokens as computed, so that the next step can be scheduled at once (vLLM: same
-        name).
-        """
+        """Count the step's tokens as computed, so that the next can be scheduled (vLLM: same name)."""
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request = self.requests[request_id]
             request.num_computed_tokens += num_tokens

@@ -111,9 +111,7 @@ class SingleTypeKVCacheManager:
             self.num_cached_block[request_id] = index
 
     def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> None:
-        """Take blocks until `num_tokens` have slots (vLLM: same name); a shared partial block is copied
-        first.
-        """
+        """Take blocks for `num_tokens` slots; a shared partial block is copied first (vLLM: same name)."""
         if request_id in self.partial_hit_reqs:
             index, source = self.partial_hit_reqs.pop(request_id)
             self._apply_cow(request_id, index, source, self.pool.get_new_blocks(1, self.group_id)[0])

@@ -24,9 +24,7 @@ class SlidingWindowManager(SingleTypeKVCacheManager):
         return self.group.window
 
     def _max_admission_blocks(self, config: EngineConfig) -> int:
-        """Mirrors `SlidingWindowSpec.max_admission_blocks_per_request`; one more, since a window may start in
-        mid block.
-        """
+        """Mirrors `SlidingWindowSpec.max_admission_blocks_per_request`; a window may start in mid block."""
         return (
             cdiv(min(self.window - 1 + config.max_in_flight_tokens, config.max_model_len), self.block_size)
             + 1
@@ -74,9 +72,7 @@ class SlidingWindowManager(SingleTypeKVCacheManager):
         return computed, end * size
 
     def reachable_block_mask(self, first: int, end: int, boundaries: Sequence[int]) -> list[bool] | None:
-        """Keep the blocks that a hit at one of the boundaries, or at an interval's end, needs (vLLM: same
-        name).
-        """
+        """Keep what a hit at a boundary, or at an interval's end, needs (vLLM: same name)."""
         align, size, interval = self.cache_hit_alignment_tokens, self.block_size, self.retention_interval
         if align % size:
             return None

@@ -48,7 +48,8 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from kvplan.engine.config import EngineConfig, KVCacheGroup
 from kvplan.engine.output import SchedulerOutput
-from kvplan.engine.replay import Replay, StepRecord
+from kvplan.engine.records import StepRecord
+from kvplan.engine.replay import Replay
 from kvplan.engine.request import Request, RequestStatus
 from kvplan.engine.scenario import Scenario
 

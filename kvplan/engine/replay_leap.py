@@ -1,0 +1,124 @@
+"""Runs a scenario on the leaping scheduler and spells its leaps out, step by step: the same log, told differently.
+
+A leap tells how many steps are "+1 for everyone"; its steps are written down one by one, so that `sched_sha256` is
+over the same lines as the step-by-step scheduler's. Block counts within a leap are not told.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from kvplan.engine.leap import LeapScheduler, why_not
+from kvplan.engine.leap_state import Sequence, Stage
+from kvplan.engine.output import SchedulerOutput
+from kvplan.engine.records import StepRecord
+from kvplan.engine.replay import Replay
+from kvplan.engine.request import Request
+from kvplan.engine.scenario import Scenario
+from kvplan.engine.stuck import Stuck
+from kvplan.errors import KvplanError
+
+
+class LeapReplay(Replay):
+    """One run of a scenario on `LeapScheduler`."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        config = scenario.engine_config
+        reason = why_not(config)
+        if reason:
+            raise KvplanError(f"{scenario.name or 'the scenario'} cannot leap: {reason}")
+        super().__init__(scenario)
+        self.engine = LeapScheduler(config)
+        self.num_leaps = 0
+        """Leaps of two steps or more taken so far."""
+        self._spelled: deque[StepRecord] = deque()
+        """Steps of the last leap that are not written down yet."""
+        self._known_ends: deque[list[Request]] = deque()
+        """Who ends at the coming reads of outputs, as far as a leap has told."""
+
+    def find_stuck(self) -> Stuck | None:
+        """Say what a run that is stuck waits for."""
+        config, head = self.scheduler.config, self.engine.head()
+        head.num_tokens = self.engine.sequences[head.request_id].num_tokens
+        needed = self.manager.blocks_to_admit(head, config)
+        return Stuck(head, needed, config.num_gpu_blocks - 1, config.block_size)
+
+    def _has_requests(self) -> bool:
+        return bool(self._spelled) or self.engine.has_requests()
+
+    def _count_blocks(self, record: StepRecord) -> None:
+        """Leave them out: inside a leap nobody counts."""
+
+    def _add_request(self, request: Request) -> None:
+        self.engine.add_request(request)
+
+    def _abort(self, request_id: str) -> None:
+        self.engine.abort(request_id)
+
+    def _steps_ahead(self) -> int:
+        """Return how many steps pass before the next arrival or abort that is known now."""
+        dues = [
+            due for r in self._to_abort if r.id not in self.finish and (due := self._abort_due(r)) is not None
+        ]
+        if self._next_arrival is not None:
+            dues.append(self._next_arrival)
+        return min((due - self.step for due in dues), default=1 << 60)
+
+    def _schedule(self, record: StepRecord) -> SchedulerOutput:
+        if not self._spelled:
+            computed = {
+                seq.request: self.engine.computed_tokens(seq.request.request_id) for seq in self._running()
+            }
+            ahead, leap = self._steps_ahead(), self.engine.plan_leap()
+            if leap is None or ahead < 1:
+                self._spell_step(computed)
+            else:
+                self._spell_leap(min(leap.max_steps, ahead), computed)
+        spelled = self._spelled.popleft()
+        record.sched, record.hits, record.preempted = spelled.sched, spelled.hits, spelled.preempted
+        record.n_tokens = sum(entry[1] for entry in record.sched)
+        record.running = [seq.request.request_id for seq in self._running()]
+        return SchedulerOutput(self.step, {entry[0]: entry[1] for entry in record.sched})
+
+    def _running(self) -> list[Sequence]:
+        return list(self.engine.running.values())
+
+    def _spell_step(self, before: dict[Request, int]) -> None:
+        step = self.engine.schedule()
+        spelled = StepRecord(0, hits={request.request_id: hit for request, hit in step.admitted})
+        victims = {request.request_id for request in step.preempted}
+        spelled.preempted = [r.request_id for r in reversed(before) if r.request_id in victims]
+        for seq in self._running():
+            request = seq.request
+            admitted = request.request_id in spelled.hits
+            start = spelled.hits[request.request_id] if admitted else before[request]
+            num_tokens = self.engine.computed_tokens(request.request_id) - start
+            if num_tokens:
+                kind = "decode" if num_tokens == 1 and start >= request.num_prompt_tokens else "prefill"
+                if admitted:
+                    kind = "resumed" if request.num_preemptions else "new"
+                spelled.sched.append((request.request_id, num_tokens, start, kind))
+        self._spelled.append(spelled)
+
+    def _spell_leap(self, num_steps: int, before: dict[Request, int]) -> None:
+        self.num_leaps += num_steps > 1
+        running = [seq.request for seq in self._running()]
+        decodes = [r for r in running if self.engine.sequences[r.request_id].stage is Stage.DECODE]
+        landing = self.engine.commit_leap(num_steps)
+        for i in range(num_steps):
+            self._spelled.append(
+                StepRecord(0, sched=[(r.request_id, 1, before[r] + i, "decode") for r in decodes])
+            )
+        ends: list[list[Request]] = [[] for _ in range(num_steps)]
+        ends[0] = landing.early.finished
+        ends[-1] = [*ends[-1], *landing.late.finished]
+        self._known_ends.extend(ends)
+
+    def _apply(self, record: StepRecord) -> None:
+        self._in_flight.popleft()
+        finished = (
+            self._known_ends.popleft() if self._known_ends else self.engine.update_from_output().finished
+        )
+        record.finished = [request.request_id for request in finished]
+        for request_id in record.finished:
+            self._note_finish(request_id)
