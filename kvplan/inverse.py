@@ -118,6 +118,13 @@ def _other_seqs(plan: Plan) -> Iterator[Option]:
     yield from _option(_ask(plan.question, max_num_seqs=seqs), f"--max-num-seqs {seqs}", _FREE)
 
 
+def _longer_context(plan: Plan) -> Iterator[Option]:
+    """The stated traces exceed max_model_len, but not what the model is made for."""
+    if plan.too_long and plan.trace_tokens <= plan.question.model.max_model_len:
+        changed = _ask(plan.question, max_model_len=plan.trace_tokens)
+        yield from _option(changed, f"--max-model-len {plan.trace_tokens}", _FREE)
+
+
 def _longest_context(plan: Plan) -> Iterator[Option]:
     """The engine's own estimate of the longest max_model_len, checked."""
     longest = plan.refusal.max_model_len if plan.refusal else 0
@@ -209,12 +216,21 @@ def _largest(fits: Callable[[int], bool], high: int) -> int:
 
 def _more_ranks(plan: Plan) -> Iterator[Option]:
     """The smallest tensor parallelism that holds it."""
-    now = plan.args.tensor_parallel_size
-    for ranks in (2, 4, 8, 16):
-        if ranks > now:
-            changed = _ask(plan.question, tensor_parallel_size=ranks)
+    yield from _smallest(plan, "tensor_parallel_size", "-tp")
+
+
+def _more_replicas(plan: Plan) -> Iterator[Option]:
+    """The fewest replicas that hold all requests."""
+    if not plan.refusal and plan.question.demand.num_requests > 1:
+        yield from _smallest(plan, "data_parallel_size", "-dp")
+
+
+def _smallest(plan: Plan, name: str, flag: str) -> Iterator[Option]:
+    for size in (2, 4, 8, 16):
+        if size > getattr(plan.args, name):
+            changed = _ask(plan.question, **{name: size})
             if changed is not None and changed.fits:
-                yield from _option(changed, f"-tp {ranks}", _HARDWARE)
+                yield from _option(changed, f"{flag} {size}", _HARDWARE)
                 return
 
 
@@ -245,6 +261,7 @@ def _on(question: Question, name: str) -> Plan | None:
 
 
 _SOURCES = (
+    _longer_context,
     _other_seqs,
     _utilization,
     _smaller_batch,
@@ -254,6 +271,7 @@ _SOURCES = (
     _shorter_output,
     _fewer_traces,
     _more_ranks,
+    _more_replicas,
     _other_cards,
 )
 """Where options come from, each asked once."""

@@ -52,11 +52,10 @@ def longest_len(plan: Plan) -> int:
 
 
 def serve_line(plan: Plan) -> str:
-    """The command that starts this plan."""
+    """The command that starts this plan, serving no longer a context than the stated lengths need."""
     question = plan.question
-    return shell_command(
-        question.model.name, with_length(question.args, question.demand), question.engine.engine
-    )
+    args = question.args if plan.too_long else with_length(question.args, question.demand)
+    return shell_command(question.model.name, args, question.engine.engine)
 
 
 def _inputs(plan: Plan) -> dict[str, object]:
@@ -161,19 +160,23 @@ def _engine_lines(plan: Plan) -> str:
 
 
 def _traces_line(plan: Plan) -> str:
-    demand = plan.question.demand
+    """What the engine's figures mean for traces of the expected lengths."""
     if plan.too_long:
-        return f"{plan.too_long}: raise it, or shorten --output-len."
-    lengths = (
-        f"{demand.input_len:,} + {demand.output_len:,} tokens"
-        if demand.input_len and demand.output_len
-        else (f"{plan.trace_tokens:,} tokens")
-    )
-    shared = ", prompt shared" if demand.num_samples > 1 and plan.args.enable_prefix_caching else ""
+        return f"Never served: {plan.too_long}."
     low, high = int(plan.traces.low), int(plan.traces.high)
     spread = f" ({low:,}-{high:,})" if low != high else ""
-    text = f"At the expected {lengths}{shared}: {plan.num_traces:,} traces at once{spread}"
-    return f"{text}, limited by {plan.limited_by}{_waves(plan)}."
+    held = f"{plan.num_traces:,} trace{'s' if plan.num_traces != 1 else ''} at once{spread}"
+    return f"At the {_lengths(plan)}: {held}, limited by {plan.limited_by}{_waves(plan)}."
+
+
+def _lengths(plan: Plan) -> str:
+    demand = plan.question.demand
+    if not demand.is_stated:
+        return f"full {plan.trace_tokens:,} tokens"
+    shared = ", prompt shared" if demand.num_samples > 1 and plan.args.enable_prefix_caching else ""
+    if demand.input_len and demand.output_len:
+        return f"expected {demand.input_len:,} + {demand.output_len:,} tokens{shared}"
+    return f"expected {plan.trace_tokens:,} tokens{shared}"
 
 
 def _waves(plan: Plan) -> str:

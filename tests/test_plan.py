@@ -398,3 +398,17 @@ SPELLED = {
     "pp": "pipeline_parallel_size",
     "dcp": "decode_context_parallel_size",
 }
+
+
+def test_traces_longer_than_the_context_are_never_served() -> None:
+    """An answer, not an error; a longer context is offered where the model has one."""
+    demand = Demand(input_len=500, output_len=10_000)
+    plan = estimate(QWEN, "h100", EngineArgs(max_model_len=8192), demand=demand)
+    assert not plan.fits
+    assert plan.too_long
+    assert what_would_fit(plan)[0].change == "--max-model-len 10500"
+    with pytest.raises(DoesNotFit, match="exceeds max_model_len"):
+        plan.check()
+    endless = estimate(QWEN, "h100", demand=Demand(output_len=10**6))
+    assert not endless.fits
+    assert "--max-model-len" not in str(endless)
