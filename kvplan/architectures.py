@@ -46,6 +46,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "Gemma4ForConditionalGeneration": moe.gemma4,
     "DeepseekV2ForCausalLM": moe.deepseek,
     "DeepseekV3ForCausalLM": moe.deepseek,
+    "Glm4MoeLiteForCausalLM": moe.deepseek,
     "KimiK25ForConditionalGeneration": moe.deepseek,
     "DeepseekV32ForCausalLM": moe.deepseek_sparse,
     "GlmMoeDsaForCausalLM": moe.deepseek_sparse,

@@ -198,7 +198,7 @@ def resolve(
 
 
 def _kv_cache_dtype(args: EngineArgs, model: ModelSpec, version: EngineVersion) -> str:
-    """auto takes what a ModelOpt checkpoint asks for, from vLLM 0.12 on."""
+    """auto takes what a quantised checkpoint asks for, from vLLM 0.12 on."""
     if args.kv_cache_dtype != "auto" or version.engine != "vllm" or version.version < (0, 12):
         return args.kv_cache_dtype
     return kv_cache_dtype_hint(model)

@@ -81,11 +81,14 @@ def quantization_rule(model: ModelSpec, quantization: str | None = None) -> Rule
 
 
 def kv_cache_dtype_hint(model: ModelSpec) -> str:
-    """The KV dtype that a ModelOpt checkpoint asks for, which vLLM takes where the flag says auto; else auto.
+    """The KV dtype that a quantised checkpoint asks for, which vLLM takes where the flag says auto; else auto.
 
-    Source: vLLM 0.32 `utils/torch_utils.py: get_kv_cache_quant_algo_string`.
+    Source: vLLM 0.32 `utils/torch_utils.py: get_kv_cache_quant_algo_string`, for llm-compressor's checkpoints
+    `model_executor/layers/attention/attention.py`.
     """
     k = _section(model)
+    if k.text("quant_method") == "compressed-tensors":
+        return "fp8" if "kv_cache_scheme" in k else "auto"
     if not k.text("quant_method").startswith("modelopt"):
         return "auto"
     if isinstance(k.raw.get("kv_cache_scheme"), dict):

@@ -493,11 +493,12 @@ def test_unknown_quantisation_is_refused_by_name() -> None:
             "fp8_e4m3",
         ),
         ({"quant_method": "modelopt", "kv_cache_quant_algo": "INT8"}, "auto"),
-        ({"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8}}, "auto"),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8}}, "fp8"),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": None}, "auto"),
     ],
 )
 def test_kv_dtype_of_checkpoints(quantization: dict[str, Any] | None, expected: str) -> None:
-    """ModelOpt checkpoints name a KV dtype, which vLLM takes under auto."""
+    """Checkpoints of ModelOpt and llm-compressor may name a KV dtype, which vLLM takes under auto."""
     assert kv_cache_dtype_hint(replace(load_model("Qwen3-8B"), quantization=quantization)) == expected
 
 

@@ -121,7 +121,8 @@ def gpt_oss(k: Keys) -> Body:
 def llama4(k: Keys) -> Body:
     """Llama 4: local chunks on three of four layers, experts on every `interleave_moe_layer_step`-th."""
     n, full = num_layers(k), gqa(k)
-    local = replace(full, kind=AttentionKind.CHUNKED, window=k.count("attention_chunk_size"))
+    chunk = k.count("attention_chunk_size", default=0, low=0)
+    local = replace(full, kind=AttentionKind.CHUNKED, window=chunk) if chunk else full
     rope = k.counts("no_rope_layers") or tuple(int((i + 1) % 4 != 0) for i in range(n))
     if len(rope) != n:
         raise k.error(f"no_rope_layers has {len(rope)} entries for num_hidden_layers {n}")
