@@ -46,7 +46,7 @@ class LayerWeights(NamedTuple):
     """One layer's weights on one rank, in bytes; scales of quantised matrices counted."""
 
     attention: int
-    """Projections of attention and state mixers."""
+    """Projections of attention and state mixers, with the copy of kv_b_proj that latent attention decodes by."""
     mlp: int
     """Dense MLP, and experts that every token visits."""
     router: int
