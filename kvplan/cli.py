@@ -27,6 +27,10 @@ COMMANDS = {
         "kvplan.commands.simulate:simulate_command",
         "How it behaves: a scenario on a clock, with latencies, preemptions, KV over time.",
     ),
+    "compare": (
+        "kvplan.commands.compare:compare_command",
+        "Which test-time strategy: accuracy, latency, cost per correct answer.",
+    ),
     "models": ("kvplan.commands.catalog:models_command", "Bundled models."),
     "gpus": ("kvplan.commands.catalog:gpus_command", "The GPU table."),
 }

@@ -133,6 +133,8 @@ class Totals:
     mixed_ticks: int = 0
     batch_ticks: int = 0
     """Sequences in the step, times its duration."""
+    stalled_ticks: int = 0
+    """The engine waited for another model on the same GPUs."""
     used_block_ticks: int = 0
     peak_used_blocks: int = 0
     decode_tokens: int = 0
@@ -214,6 +216,12 @@ class Replica:
             self.inbox.append(live)
         else:
             self.engine.add_request(live)
+
+    def stall(self, ticks: int) -> None:
+        """Let time pass without a step: sequences keep what they hold."""
+        self.totals.stalled_ticks += ticks
+        self.totals.used_block_ticks += ticks * (self.num_blocks - self.engine.num_free_blocks)
+        self.read_weight += self.num_reads * ticks
 
     def prune(self, live: Live, now: int) -> None:
         """End a running request at once: its blocks are free for the step about to be decided."""

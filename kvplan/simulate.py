@@ -262,7 +262,9 @@ class Run:
         for replica in self.replicas:
             for note in replica.notes:
                 self._note(note)
-        capacity = sum(r.num_blocks * r.totals.busy_ticks for r in self.replicas) or 1
+        capacity = (
+            sum(r.num_blocks * (r.totals.busy_ticks + r.totals.stalled_ticks) for r in self.replicas) or 1
+        )
         pool = Pool(
             main.config.num_gpu_blocks - 1, main.config.block_size, main.kv_bytes_per_token,
             max(r.totals.peak_used_blocks / r.num_blocks for r in self.replicas),
@@ -297,7 +299,9 @@ class Run:
         while True:
             while seat.aside:
                 job = seat.aside.popleft()
-                yield env.timeout(job.begin())
+                taken = job.begin()
+                yield env.timeout(taken)
+                replica.stall(taken)
                 job.end()
             ticks = replica.begin(env.now, self.next_arrival if alone else NEVER_COMES)
             if ticks is None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from kvplan.deploy import Setup, StatedStepTime, set_up
 from kvplan.engine.config import KVCacheGroup
 from kvplan.engine.request import Segment
-from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.errors import DoesNotFit, KvplanError, did_you_mean
 from kvplan.gpu import get_gpu
 from kvplan.limits import Limit
 from kvplan.live import LENGTH, PRUNED, STOP, TIMEOUT, Live
@@ -26,7 +26,7 @@ from kvplan.model import load_model
 from kvplan.records import NEVER, Records
 from kvplan.replica import Replica
 from kvplan.result import Result
-from kvplan.scenario import Scenario
+from kvplan.scenario import Deployment, Scenario
 from kvplan.simulate import Fleet, Progress, Run, Seat
 from kvplan.step_time import make_step_times
 from kvplan.timing import NEVER as NEVER_ENDS
@@ -66,10 +66,11 @@ class Effort:
 
     needed_prompt_tokens: int = 0
     """Each prompt once per problem, and each branch's own instructions."""
+    traces: int = 0
+    """Branches that think to an end of their own."""
+    cut_traces: int = 0
+    """Of these, closed by a thinking budget or cut by max_tokens."""
     scores: int = 0
-    scores_of_right: int = 0
-    pruned_right: int = 0
-    """Scored branches that were right so far and fell below one half."""
     verified_tokens: int = 0
     """Read by the verifier."""
     verifier_decode_tokens: int = 0
@@ -121,11 +122,29 @@ def solve(
     """
     assert scenario.problems is not None
     problems = scenario.problems
+    chosen = spec or problems.strategies[0].expanded()[0]
+    scenario = staffed(scenario, chosen)
     run = Solve(
-        scenario, problems, spec or problems.strategies[0], setups or set_up_all(scenario), step_by_step, progress,
+        scenario, problems, chosen, setups or set_up_all(scenario), step_by_step, progress,
         verifier_step_time(scenario),
     )  # fmt: skip
     return run.solution(run.go())
+
+
+def staffed(scenario: Scenario, spec: StrategySpec) -> Scenario:
+    """The scenario with the models that a strategy uses and no others, so that it pays for no idle GPU.
+
+    Raises KvplanError for a model that the scenario does not have.
+    """
+    for name in sorted(spec.models - scenario.models.keys()):
+        known = did_you_mean(name, scenario.models) or f"; there are {', '.join(scenario.models) or 'none'}"
+        raise KvplanError(f"{spec.name}: model {name!r} is not in `models`{known}")
+    if spec.model:
+        main = {field: getattr(scenario.models[spec.model], field) for field in Deployment.model_fields}
+        return scenario.model_copy(update={**main, "models": {}})
+    return scenario.model_copy(
+        update={"models": {name: scenario.models[name] for name in sorted(spec.models)}}
+    )
 
 
 def set_up_all(scenario: Scenario) -> dict[str, Setup]:
@@ -347,12 +366,19 @@ class Solve(Run):
         if reason not in (STOP, LENGTH):
             self._then(attempt, attempt.session.prune(branch.id, generated))
             return
+        self._count_cut(launch)
         if branch.visible and live.first_visible != NEVER:
             attempt.first_visible = live.first_visible
         if branch.score:
             self._score(attempt, launch, seat)
         else:
             self._then(attempt, attempt.session.finish(branch.id))
+
+    def _count_cut(self, launch: Launch) -> None:
+        if launch.branch.kind in ("trace", "thinking", "revision"):
+            end, budget = launch.outcome, launch.branch.thinking_token_budget
+            self.effort.traces += 1
+            self.effort.cut_traces += end.reason == "length" or end.thinking_tokens >= budget
 
     def _then(self, attempt: Attempt, orders: Orders) -> None:
         """Obey at the end of this instant: the replica is still reading its step."""

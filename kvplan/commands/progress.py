@@ -15,6 +15,7 @@ WIDTH = 30
 class Progress:
     """Call it with (done, total)."""
 
+    noun: str = "requests"
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     _started: float = field(default_factory=time.monotonic)
     _drawn: float = 0.0
@@ -26,7 +27,7 @@ class Progress:
             self._bar(done, total)
         elif done * 10 // total > self._tenth:
             self._tenth = done * 10 // total
-            print(f"{self._tenth * 10}% {done:,} of {total:,} requests", file=self.stream, flush=True)
+            print(f"{self._tenth * 10}% {done:,} of {total:,} {self.noun}", file=self.stream, flush=True)
 
     def _bar(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -38,7 +39,7 @@ class Progress:
         bar = "#" * filled + "-" * (WIDTH - filled)
         end = "\n" if done == total else ""
         print(
-            f"\r[{bar}] {done:,}/{total:,} requests, {left:.0f} s left ",
+            f"\r[{bar}] {done:,}/{total:,} {self.noun}, {left:.0f} s left ",
             end=end,
             file=self.stream,
             flush=True,

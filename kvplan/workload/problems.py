@@ -6,6 +6,7 @@ Draws problems and the samplers that go with them; knows no clock and no engine.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -18,23 +19,70 @@ from kvplan.workload.arrivals import Arrivals, ClosedLoop, arrival_times
 from kvplan.workload.lengths import Constant, Count, Length, quantile
 from kvplan.workload.outcomes import TraceSampler
 from kvplan.workload.quality_sets import QualitySet, Skill, quality_set, read_pass_table, skills, table_skills
-from kvplan.workload.strategies.catalog import make
+from kvplan.workload.strategies.catalog import make, read
 from kvplan.workload.strategies.protocol import Plan
+from kvplan.workload.strategies.routing import Tier, difficulty_router
 from kvplan.workload.strategies.session import Problem, Session
 from kvplan.workload.verifiers import Verifier
 
 ThinkingKv = Literal["keep", "drop_after_turn", "never_cache", "drop_at_answer"]
 
 
+ROUTER = "difficulty_router"
+
+
+class TierSpec(Config):
+    """One class of a router: the share of problems that belong there, and what is done with them."""
+
+    share: float = Field(gt=0, le=1)
+    """Of all problems; the first tier holds the easiest."""
+    model: str = ""
+    """One of the scenario's `models`; empty = the main one."""
+    strategy: StrategySpec
+    """What its problems get."""
+
+
+class RouterSpec(Config):
+    """Parameters of `difficulty_router`."""
+
+    tiers: tuple[TierSpec, ...]
+    """Easiest first."""
+    accuracy: float = Field(1.0, ge=0, le=1)
+    """Share of problems that the classifier puts into their own tier; the others land in a random wrong one."""
+    classifier_model: str = ""
+    """Who classifies; empty = the main model."""
+    instruction_tokens: int = Field(0, ge=0, le=1_000_000)
+    """The classifier's own prompt."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        total = sum(tier.share for tier in self.tiers)
+        if abs(total - 1) > 1e-6:
+            raise KvplanError(f"{ROUTER}: the shares of the tiers must add up to 1, not {total:g}")
+        return self
+
+    def tier_of(self, ease: float) -> int:
+        """The tier of a problem that is easier than all but this share of problems."""
+        edges = np.cumsum([tier.share for tier in self.tiers])
+        return min(int(np.searchsorted(edges, ease)), len(self.tiers) - 1)
+
+    def start(self) -> Plan:
+        """A fresh generator."""
+        tiers = [Tier(tier.strategy.start, tier.model) for tier in self.tiers]
+        return difficulty_router(tiers, self.classifier_model, self.instruction_tokens)
+
+
 class StrategySpec(Config):
     """One strategy with its parameters: `{strategy: best_of_n, n: 16, label: wide}`."""
 
     strategy: str
-    """A name that `kvplan.workload.strategies.catalog` knows."""
+    """A name that `kvplan.workload.strategies.catalog` knows, or difficulty_router."""
     label: str = ""
     """What tables call it; by default the name and its parameters."""
+    model: str = ""
+    """One of the scenario's `models` that runs it instead of the main one."""
     params: dict[str, Any] = Field(default_factory=dict)
-    """All other keys: the strategy's parameters."""
+    """All other keys: the strategy's parameters. In a comparison a list stands for one strategy per value."""
 
     @model_validator(mode="before")
     @classmethod
@@ -43,24 +91,67 @@ class StrategySpec(Config):
             return {"strategy": data}
         if not isinstance(data, dict):
             return data
-        known = {key: data[key] for key in ("strategy", "label", "params") if key in data}
+        known = {key: data[key] for key in cls.model_fields if key in data}
         extra = {key: value for key, value in data.items() if key not in known}
         return known | {"params": {**data.get("params", {}), **extra}}
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
-        make(self.strategy, **self.params)
+        for spec in self.expanded():
+            spec.start()
         return self
+
+    @property
+    def router(self) -> RouterSpec | None:
+        """The router's parameters, if this is one."""
+        return RouterSpec.model_validate(self.params) if self.strategy == ROUTER else None
 
     @property
     def name(self) -> str:
         """The label, or the name with its parameters."""
-        said = ", ".join(f"{key}={value}" for key, value in self.params.items())
-        return self.label or (f"{self.strategy}({said})" if said else self.strategy)
+        said = "" if self.router else ", ".join(f"{key}={value}" for key, value in self.params.items())
+        on = f" on {self.model}" if self.model else ""
+        return self.label or (f"{self.strategy}({said})" if said else self.strategy) + on
+
+    def expanded(self) -> list[StrategySpec]:
+        """One spec per combination of list-valued parameters."""
+        lists = (
+            {} if self.strategy == ROUTER else {k: v for k, v in self.params.items() if isinstance(v, list)}
+        )
+        if not lists:
+            return [self]
+        picks = (dict(zip(lists, values, strict=True)) for values in product(*lists.values()))
+        label = f"{self.label} " if self.label else ""
+        return [
+            self.model_copy(
+                update={
+                    "params": self.params | pick,
+                    "label": label and label + ", ".join(f"{key}={value}" for key, value in pick.items()),
+                }
+            )
+            for pick in picks
+        ]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every parameter as the strategy gets it; none for a router."""
+        return {} if self.strategy == ROUTER else read(self.strategy, **self.params)
+
+    @property
+    def models(self) -> set[str]:
+        """The further models that it uses."""
+        router = self.router
+        names = (
+            {self.model, *(t.model for t in router.tiers), router.classifier_model}
+            if router
+            else {self.model}
+        )
+        return names - {""}
 
     def start(self) -> Plan:
         """A fresh generator of this strategy."""
-        return make(self.strategy, **self.params)()
+        router = self.router
+        return router.start() if router else make(self.strategy, **self.params)()
 
 
 class Compression(Config):
@@ -93,6 +184,8 @@ class Problems(Config):
     """When problems arrive; by default one at a time."""
     quality: Annotated[QualitySet, BeforeValidator(_named)] = Field("assumed-u-shape", validate_default=True)
     """How often and at what length the model solves them: a bundled set's name, or a set spelled out."""
+    qualities: dict[str, Annotated[QualitySet, BeforeValidator(_named)]] = Field(default_factory=dict)
+    """The same for the scenario's further models, by name."""
     pass_table: str | None = None
     """CSV of problem, sample, tokens, correct: the user's own samples, instead of the set's p and lengths."""
     strategies: tuple[StrategySpec, ...] = (StrategySpec(strategy="single_pass"),)
@@ -106,6 +199,10 @@ class Problems(Config):
     """Compress each sequence's KV while it grows."""
     placement: Literal["one_replica", "spread"] = "one_replica"
     """Whether the branches of one problem go to one replica, where they share, or to all."""
+    min_accuracy: float = Field(0.0, ge=0, le=1)
+    """What the choice must reach; the latency limit is `slo.e2el_ms`, at the 99th percentile."""
+    api_model: str | None = None
+    """A hosted model of the price catalog to compare costs with."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Same seed, same problems and same luck for every strategy."""
 
@@ -123,9 +220,9 @@ class Problems(Config):
 
     def _check_steps(self) -> None:
         mean = self.quality.thinking_tokens
-        for spec in self.strategies:
-            step = spec.params.get("step_tokens")
-            if self.pass_table is None and isinstance(step, int) and step > mean:
+        for spec in (one for said in self.strategies for one in said.expanded()):
+            step = spec.settings.get("step_tokens", 0)
+            if self.pass_table is None and step > mean:
                 raise KvplanError(
                     f"{spec.name}: a step of {step} tokens is longer than a whole trace ({mean:.0f} on average)"
                 )
@@ -138,32 +235,45 @@ class Task(NamedTuple):
     arrival_s: float
     skill: Skill
     seed: tuple[int, int]
+    ease: float = 0.0
+    """Share of problems that are easier."""
+    others: dict[str, tuple[Skill, QualitySet]] = {}  # noqa: RUF012 (never changed)
+    """How the scenario's further models fare on it."""
 
 
 def draw_tasks(problems: Problems, folder: Path = Path()) -> list[Task]:
     """Draw the problems: the same for every strategy. Raises KvplanError for an unreadable table."""
-    arrivals, lengths, luck = np.random.default_rng(problems.seed).spawn(3)
+    arrivals, lengths, _ = np.random.default_rng(problems.seed).spawn(3)
     if problems.pass_table is not None:
         who = table_skills(read_pass_table(folder / problems.pass_table))
     else:
-        who = skills(problems.quality, problems.num_problems, luck)
-    when = arrival_times(problems.arrivals, len(who), arrivals)
-    prompt = np.maximum(
-        quantile(problems.prompt, lengths.random(len(who))), problems.shared_prefix_tokens + 1
-    )
+        who = _skills(problems, problems.quality)
+    count = len(who)
+    when = arrival_times(problems.arrivals, count, arrivals)
+    prompt = np.maximum(quantile(problems.prompt, lengths.random(count)), problems.shared_prefix_tokens + 1)
+    rank = np.argsort(np.argsort([-skill.p for skill in who], kind="stable"), kind="stable") / count
+    further = {name: (_skills(problems, facts), facts) for name, facts in problems.qualities.items()}
     return [
         Task(
-            Problem(i, int(prompt[i]), problems.shared_prefix_tokens),
-            float(when[i]),
-            skill,
-            (problems.seed, i),
+            Problem(i, int(prompt[i]), problems.shared_prefix_tokens), float(when[i]), skill, (problems.seed, i),
+            float(rank[i]), {name: (theirs[i], facts) for name, (theirs, facts) in further.items()},
         )
         for i, skill in enumerate(who)
-    ]
+    ]  # fmt: skip
+
+
+def _skills(problems: Problems, facts: QualitySet) -> list[Skill]:
+    luck = np.random.default_rng(problems.seed).spawn(3)[2]
+    return skills(facts, problems.num_problems, luck)
 
 
 def session(problems: Problems, spec: StrategySpec, task: Task, new_id: Callable[[], int]) -> Session:
     """One problem under one strategy, ready to begin."""
     rng = np.random.default_rng(task.seed)
-    sampler = TraceSampler(task.skill, problems.quality, problems.verifier.score_model, rng)
+    skill, facts = task.others.get(spec.model, (task.skill, problems.quality))
+    sampler = TraceSampler(skill, facts, problems.verifier.score_model, rng, others=task.others)
+    router = spec.router
+    if router is not None:
+        sampler.tier = router.tier_of(task.ease)
+        sampler.router_accuracy, sampler.num_tiers = router.accuracy, len(router.tiers)
     return Session(task.problem, spec.start(), sampler, new_id)

@@ -42,13 +42,13 @@ class Difficulty(Config):
         return self
 
     def quantiles(self, num_problems: int, rng: np.random.Generator) -> quality.Array:
-        """Draw p for `num_problems` problems, stratified, so that their mean is close to the set's."""
+        """Draw p for `num_problems` problems, in order and spread evenly, so that their mean is the set's."""
         if self.beta is not None:
             draws = np.sort(rng.beta(*self.beta, size=(num_problems * 64)))
-            return np.asarray(rng.permutation(draws.reshape(num_problems, 64)[:, 32]))
-        p, share = np.array(self.levels).T
+            return np.asarray(draws.reshape(num_problems, 64).mean(axis=1))
+        p, share = np.array(sorted(self.levels)).T
         at = (np.arange(num_problems) + 0.5) / num_problems
-        return np.asarray(rng.permutation(p[np.minimum(np.searchsorted(np.cumsum(share), at), len(p) - 1)]))
+        return np.asarray(p[np.minimum(np.searchsorted(np.cumsum(share), at), len(p) - 1)])
 
 
 class QualitySet(Config):
@@ -163,9 +163,13 @@ def _even_lognormal(sigma: float, num: int) -> quality.Array:
 
 
 def skills(facts: QualitySet, num_problems: int, rng: np.random.Generator) -> list[Skill]:
-    """Draw p and the mean length of each of `num_problems` problems, both spread evenly over their distributions."""
-    p = facts.difficulty.quantiles(num_problems, rng)
-    mean = facts.thinking_tokens * rng.permutation(_even_lognormal(facts.sigma_between, num_problems))
+    """Draw p and the mean length of each of `num_problems` problems, both spread evenly over their distributions.
+
+    The same generator gives the same order for every set: what is hard for one model is hard for another.
+    """
+    order, lengths = rng.permutation(num_problems), rng.permutation(num_problems)
+    p = facts.difficulty.quantiles(num_problems, rng)[order]
+    mean = facts.thinking_tokens * _even_lognormal(facts.sigma_between, num_problems)[lengths]
     return [Skill(float(chance), float(tokens)) for chance, tokens in zip(p, mean, strict=True)]
 
 

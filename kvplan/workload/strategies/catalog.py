@@ -48,23 +48,29 @@ def parameters(name: str) -> type[BaseModel]:
     return create_model(name, __config__=ConfigDict(extra="forbid", frozen=True), **fields)
 
 
-def make(name: str, **values: Any) -> Callable[[], Plan]:
-    """Return a function that starts strategy `name` with these parameters; each call starts it afresh.
+def read(name: str, **values: Any) -> dict[str, Any]:
+    """All parameters of strategy `name`, defaults filled in and values read: 4K is 4,096.
 
-    Raises KvplanError for an unknown name or parameter, a value out of its range, or parameters that
-    contradict each other.
-
-    >>> plan = make("best_of_n", n=4)()
-    >>> len(next(plan).start)
-    4
+    Raises KvplanError for an unknown name or parameter, or a value out of its range.
     """
     model = parameters(name)
     try:
         settings = model(**values)
     except ValidationError as error:
         raise KvplanError(_first_problem(name, model, error)) from None
-    chosen = {key: getattr(settings, key) for key in model.model_fields}
-    function = STRATEGIES[name]
+    return {key: getattr(settings, key) for key in model.model_fields}
+
+
+def make(name: str, **values: Any) -> Callable[[], Plan]:
+    """Return a function that starts strategy `name` with these parameters; each call starts it afresh.
+
+    Raises what `read` raises, and KvplanError for parameters that contradict each other.
+
+    >>> plan = make("best_of_n", n=4)()
+    >>> len(next(plan).start)
+    4
+    """
+    chosen, function = read(name, **values), STRATEGIES[name]
     next(function(**chosen))  # a strategy checks its parameters against each other before it first asks
     return lambda: function(**chosen)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from kvplan.errors import KvplanError
-from kvplan.workload.strategies.params import Count, Share, Tokens
+from kvplan.workload.strategies.params import Count, Share, Tokens, TokensOrNone
 from kvplan.workload.strategies.protocol import ALL, Answer, Ask, Branch, Plan
 
 EFFORT_BUDGETS = {"minimal": 128, "low": 1024, "medium": 2048, "high": 4096}
@@ -42,7 +42,10 @@ def extended_thinking(
 
 
 def budget_forcing(
-    min_tokens: int = 0, num_waits: int = 0, max_thinking_tokens: Tokens = ALL, end_tokens: int = 8
+    min_tokens: TokensOrNone = 0,
+    num_waits: int = 0,
+    max_thinking_tokens: Tokens = ALL,
+    end_tokens: TokensOrNone = 8,
 ) -> Plan:
     """s1: think on after "Wait" until the minimum and the number of waits are reached, end by force at the budget.
 
@@ -69,7 +72,7 @@ def budget_forcing(
 def sequential_revision(
     max_rounds: Count = 4,
     min_gain: Share = 0.01,
-    critique_tokens: int = 0,
+    critique_tokens: TokensOrNone = 0,
     instruction_tokens: Count = 50,
     drop_thinking: bool = True,
     max_tokens: Tokens = ALL,
