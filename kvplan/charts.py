@@ -5,8 +5,8 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
+from kvplan.answers import Plan
 from kvplan.budget import Row
-from kvplan.plan import Plan
 from kvplan.units import gib
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from kvplan.answers import Plan, Question
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu, gpu_names
 from kvplan.limits import Limit
-from kvplan.plan import Plan, Question, answer
+from kvplan.plan import answer
 
 _FREE, _QUALITY, _SHORTER, _FEWER, _HARDWARE = range(5)
 """Ranks of a change: free, costs precision, length, concurrency, money."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import kvplan
+from kvplan.answers import Plan, Span
 from kvplan.budget import Budget, Row
 from kvplan.demand import trace_blocks
 from kvplan.inverse import Option
-from kvplan.plan import Plan, Span
 from kvplan.serve_command import shell_command, with_length
 from kvplan.units import KiB, gib
 
@@ -21,6 +21,7 @@ def plan_document(plan: Plan, options: tuple[Option, ...] = ()) -> dict[str, obj
         "kvplan_version": kvplan.__version__,
         "inputs": _inputs(plan),
         "fits": plan.fits,
+        "fits_for_sure": plan.fits_for_sure,
         "limited_by": str(plan.limited_by),
         "reason": reason(plan),
         "longest_max_model_len": longest_len(plan),
@@ -166,7 +167,8 @@ def _traces_line(plan: Plan) -> str:
     low, high = int(plan.traces.low), int(plan.traces.high)
     spread = f" ({low:,}-{high:,})" if low != high else ""
     held = f"{plan.num_traces:,} trace{'s' if plan.num_traces != 1 else ''} at once{spread}"
-    return f"At the {_lengths(plan)}: {held}, limited by {plan.limited_by}{_waves(plan)}."
+    doubt = "" if plan.fits_for_sure or not plan.fits else " Not at the worst end of the overheads' range."
+    return f"At the {_lengths(plan)}: {held}, limited by {plan.limited_by}{_waves(plan)}.{doubt}"
 
 
 def _lengths(plan: Plan) -> str:

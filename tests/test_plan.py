@@ -234,6 +234,19 @@ def test_a_stated_pool_gives_its_own_figures() -> None:
     assert not plan.fits
 
 
+def test_doubt_is_told() -> None:
+    """Ranges carry through: what holds only at the middle of the overheads' range says so."""
+    plan = estimate(QWEN, "h100", demand=Demand(input_len=512, output_len=16384))
+    assert plan.traces.low < plan.traces.value <= plan.traces.high
+    asked = Demand(input_len=512, output_len=16384, num_requests=int(plan.traces.value))
+    edge = estimate(QWEN, "h100", demand=asked)
+    assert edge.fits
+    assert not edge.fits_for_sure
+    assert "worst end" in str(edge)
+    assert plan.fits_for_sure
+    assert "worst end" not in str(plan)
+
+
 def test_replicas_hold_their_own_traces() -> None:
     demand = Demand(input_len=512, output_len=8192, num_requests=10)
     one = estimate(QWEN, "h100", demand=demand)
