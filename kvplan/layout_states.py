@@ -26,8 +26,14 @@ def state_bytes(state: StateSpec, args: EngineArgs, model_dtype: str) -> int:
 
 
 def state_dtypes(state: StateSpec, args: EngineArgs, model_dtype: str) -> tuple[str, str]:
-    """Return the dtypes of the convolution and of the recurrent state."""
+    """Return the dtypes of the convolution and of the recurrent state.
+
+    Raises:
+        KvplanError: a recurrent dtype that the family does not take.
+    """
     conv = model_dtype if args.mamba_cache_dtype == "auto" else args.mamba_cache_dtype
+    if state.family == "kda" and args.mamba_ssm_cache_dtype not in ("auto", "float32"):
+        raise KvplanError(f"mamba_ssm_cache_dtype {args.mamba_ssm_cache_dtype}: KDA states are float32 here")
     if args.mamba_ssm_cache_dtype != "auto":
         return conv, args.mamba_ssm_cache_dtype
     if state.family == "kda":
