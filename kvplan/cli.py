@@ -31,6 +31,7 @@ COMMANDS = {
         "kvplan.commands.compare:compare_command",
         "Which test-time strategy: accuracy, latency, cost per correct answer.",
     ),
+    "fit": ("kvplan.commands.fit:fit_command", "Step-time profiles from measurements or published kernels."),
     "models": ("kvplan.commands.catalog:models_command", "Bundled models."),
     "gpus": ("kvplan.commands.catalog:gpus_command", "The GPU table."),
 }

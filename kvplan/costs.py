@@ -43,7 +43,7 @@ class AttentionCosts:
     kernel_s: float = 0.0
     """Of each layer's call."""
     sequence_s: float = 0.0
-    """Per layer and decoding sequence."""
+    """Per layer, KV head on the rank and decoding sequence: thread blocks scheduled, partial results merged."""
     extra_keys: float = 0.0
     """Keys' worth of work that each prompt token costs beyond its own keys: tile padding, prologue, output."""
     mixed_bytes_per_s: float = math.inf

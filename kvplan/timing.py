@@ -218,7 +218,7 @@ def linear_s(
     experts = sum(experts_s(e, costs.experts, m) for e in work.experts) * stages
     element = tokens * work.activation_bytes / costs.activation_bytes_per_s + costs.row_s * rows
     message_s = costs.reduce.kernel_s + tokens * work.all_reduce_bytes / costs.reduce.bytes_per_s
-    sequences = work.num_attention_layers * costs.attention.sequence_s * num_decodes
+    sequences = work.num_layer_heads * costs.attention.sequence_s * num_decodes
     fixed = fixed_s(work, costs) + work.num_all_reduces * message_s
     total = fixed + dense + head + experts + element + sequences
     return p_norm(total, work.num_layers * costs.host.launch_s, 3.0) if costs.host.launch_s else total

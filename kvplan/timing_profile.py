@@ -32,6 +32,8 @@ class RegimeError(Config):
 
     regime: Literal["decode", "prefill", "mixed", "gemm", "moe", "all_reduce"]
     """What kind of step or kernel."""
+    family: str = ""
+    """Which coefficients: gemm.bf16, gqa.fp8, step, ..."""
     held_out: str
     """Which points the fit had not seen."""
     num_points: int = Field(gt=0)

@@ -76,6 +76,11 @@ class StepWork:
         """Layers that read KV of past tokens."""
         return sum(a.num_layers for a in self.attention)
 
+    @property
+    def num_layer_heads(self) -> int:
+        """KV heads on this rank, summed over layers."""
+        return sum(a.num_layers * a.num_kv_heads for a in self.attention)
+
 
 def step_work(
     model: ModelSpec,

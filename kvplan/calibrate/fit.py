@@ -40,6 +40,8 @@ UNFELT = 5e-3
 """A coefficient whose doubling changes no row by more than about this share is not measured."""
 SOFT = ("p_norm", "kernel_s", "extra_keys", "mixed_crowding", "serial_bytes_per_s")
 """Fields that shape a term; rows that do not feel them leave them at the belief, marked as assumed."""
+EXTRA_KEYS = Prior(400.0, 0.1)
+"""In whole steps, products and attention both grow with the prompt's tokens: this share is what kernels showed."""
 BINS = (0, 1024, 4096, 16384, 65536, math.inf)
 """Context ranges that are left out in turn."""
 
@@ -151,6 +153,7 @@ def step_term(
         fresh = {k: v for k, v in term.start.items() if k not in known and not k.endswith("kernel_s")}
         start |= fresh
         priors |= {k: v for k, v in term.priors.items() if k in fresh}
+        priors |= {k: EXTRA_KEYS for k in fresh if k.endswith("extra_keys")}
     ranks = {work.num_ranks for work, _ in subjects.values()} - {1}
     start |= {f"reduce.{n}.bytes_per_s": 5e10 for n in ranks if f"reduce.{n}.bytes_per_s" not in known}
     priors |= {
@@ -293,7 +296,7 @@ def held_out_errors(problem: Problem, rows: list[Row], solution: Solution) -> li
     marked = [row for row in problem.rows if row.get("held_out")]
     if marked:
         ratio = np.log(problem.build(marked)(solution.values) / column(marked, "time_s"))
-        found += _summaries(marked, ratio, "points marked held_out")
+        found += _summaries(problem.name, marked, ratio, "points marked held_out")
     return found
 
 
@@ -310,20 +313,25 @@ def _left_out(
         again = run(problem, inside, solution.values, 15)
         ratios.append(np.log(problem.build(outside)(again.values) / column(outside, "time_s")))
         seen += outside
-    return _summaries(seen, np.concatenate(ratios), what) if ratios else []
+    return _summaries(problem.name, seen, np.concatenate(ratios), what) if ratios else []
 
 
-def _summaries(rows: Sequence[Row], ratio: Array, what: str) -> list[RegimeError]:
+def _summaries(family: str, rows: Sequence[Row], ratio: Array, what: str) -> list[RegimeError]:
     regimes = np.array([regime(row) for row in rows])
     found = []
     for name in sorted(set(regimes.tolist())):
         part = ratio[regimes == name]
         size = np.abs(np.expm1(part))
-        median, p95, bias = (
-            round(float(x), 4) for x in (np.median(size), np.quantile(size, 0.95), part.mean())
-        )
         found.append(
-            RegimeError(regime=name, held_out=what, num_points=len(part), median=median, p95=p95, bias=bias)
+            RegimeError(
+                regime=name,
+                family=family,
+                held_out=what,
+                num_points=len(part),
+                median=round(float(np.median(size)), 4),
+                p95=round(float(np.quantile(size, 0.95)), 4),
+                bias=round(float(part.mean()), 4),
+            )
         )
     return found
 

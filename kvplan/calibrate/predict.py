@@ -54,7 +54,7 @@ def gemm_term(prefix: str, gpu: GpuSpec | None, fmt: str) -> Term:
     start = {"bytes_per_s": 0.87 * bandwidth, "flops_per_s": 0.7 * flops, "p_norm": 2.5, "kernel_s": 3e-6}
     priors = {"p_norm": Prior(2.5, 0.15), "kernel_s": Prior(3e-6, 1.0)}
     if gpu:
-        priors |= {"bytes_per_s": Prior(0.87 * bandwidth, 0.06), "flops_per_s": Prior(0.7 * flops, 0.35)}
+        priors |= {"bytes_per_s": Prior(0.87 * bandwidth, 0.06), "flops_per_s": Prior(0.7 * flops, 0.15)}
     return Term(
         {f"{prefix}.{k}": v for k, v in start.items()}, {f"{prefix}.{k}": v for k, v in priors.items()}
     )
@@ -64,15 +64,15 @@ def attention_term(prefix: str, gpu: GpuSpec | None) -> Term:
     """Start and beliefs of attention. MLA engines run decodes and prompts apart: no mixed term."""
     bandwidth, flops = (gpu.bandwidth, gpu.flops("bf16")) if gpu else (1e12, 1e14)
     start = {
-        "bytes_per_s": 0.8 * bandwidth, "flops_per_s": 0.5 * flops, "kernel_s": 8e-6, "sequence_s": 2e-7,
+        "bytes_per_s": 0.8 * bandwidth, "flops_per_s": 0.5 * flops, "kernel_s": 8e-6, "sequence_s": 4e-8,
         "extra_keys": 300.0, "serial_bytes_per_s": 1e10,
     }  # fmt: skip
     priors = {
-        "kernel_s": Prior(8e-6, 1.0), "sequence_s": Prior(2e-7, 1.5), "extra_keys": Prior(300.0, 0.7),
+        "kernel_s": Prior(8e-6, 1.0), "sequence_s": Prior(4e-8, 1.5), "extra_keys": Prior(300.0, 0.7),
         "serial_bytes_per_s": Prior(2e10, 0.5),
     }  # fmt: skip
     if gpu:
-        priors |= {"bytes_per_s": Prior(0.8 * bandwidth, 0.2), "flops_per_s": Prior(0.5 * flops, 0.5)}
+        priors |= {"bytes_per_s": Prior(0.8 * bandwidth, 0.2), "flops_per_s": Prior(0.5 * flops, 0.3)}
     if not prefix.startswith("mla"):
         start |= {"mixed_bytes_per_s": 1.9 * bandwidth, "mixed_crowding": 5e-3}
         priors |= {"mixed_crowding": Prior(5e-3, 1.0)}
@@ -115,7 +115,9 @@ def predict_family(name: str, rows: Sequence[Row], known: Mapping[str, float]) -
     products = _block_products_s(rows, known) if kind == "mla" else 0.0
 
     def predict(v: Mapping[str, float]) -> Array:
-        fixed = products + v[f"{name}.kernel_s"] + v[f"{name}.sequence_s"] * shape.num_decodes
+        fixed = (
+            products + v[f"{name}.kernel_s"] + v[f"{name}.sequence_s"] * work.num_kv_heads * shape.num_decodes
+        )
         return np.asarray(fixed + attention_s(_attention_costs(v, name), work, shape))
 
     return predict
