@@ -32,6 +32,10 @@ COMMANDS = {
         "Which test-time strategy: accuracy, latency, cost per correct answer.",
     ),
     "fit": ("kvplan.commands.fit:fit_command", "Step-time profiles from measurements or published kernels."),
+    "compare-run": (
+        "kvplan.commands.compare_run:compare_run_command",
+        "A real run beside a simulation of the same requests: signed errors.",
+    ),
     "models": ("kvplan.commands.catalog:models_command", "Bundled models."),
     "gpus": ("kvplan.commands.catalog:gpus_command", "The GPU table."),
 }

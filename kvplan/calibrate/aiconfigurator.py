@@ -33,6 +33,7 @@ FORMATS = {
 }  # fmt: skip
 L2_RESIDENT = (1 << 20, 100 << 20)
 """Decode rows whose KV lies between these bytes are left out: repeated in a loop they read from L2, not memory."""
+ENOUGH_ROWS = 150
 HOST_BOUND_MS = 0.025
 """A format whose quickest tenth of products takes longer was timed launching, not multiplying: left out."""
 PASSES = 12.0
@@ -74,12 +75,12 @@ def kernel_rows(system: str, engine: str) -> Iterator[Row]:
         ("attention", "context_attention_perf", _prefill_rows),
         ("mla", "mla_generation_module_perf", _mla_rows),
         ("mla", "mla_context_module_perf", _mla_rows),
-        ("moe", "moe_perf", _moe_rows),
         ("comm", "custom_allreduce_perf", _reduce_rows),
     ):
         path = _newest(folder, kind, name, file)
         if path is not None:
             yield from convert(_read(path))
+    yield from _expert_tables(sorted((folder / "moe" / name).glob("*/moe_perf.parquet"), key=_version))
 
 
 def assumed(gpu: GpuSpec) -> dict[str, tuple[float, str]]:
@@ -98,9 +99,11 @@ def assumed(gpu: GpuSpec) -> dict[str, tuple[float, str]]:
 
 def _newest(folder: Path, kind: str, engine: str, file: str) -> Path | None:
     versions = list((folder / kind / engine).glob(f"*/{file}.parquet"))
-    if kind == "moe":  # later versions often re-measure a few kernels only
-        return max(versions, key=lambda p: p.stat().st_size, default=None)
-    return max(versions, key=lambda p: [int(x) for x in re.findall(r"\d+", p.parent.name)], default=None)
+    return max(versions, key=_version, default=None)
+
+
+def _version(path: Path) -> list[int]:
+    return [int(x) for x in re.findall(r"\d+", path.parent.name)]
 
 
 def _read(path: Path) -> Table:
@@ -164,6 +167,9 @@ def _attention_tables(table: Table, order: Sequence[str], extra: Any) -> Iterato
     for dtype in sorted(set(table["kv_cache_dtype"].tolist()) & FORMATS.keys()):
         chosen = (table["kv_cache_dtype"] == dtype) & (window == 0) & extra
         chosen &= np.isin(table["head_dim"], (64, 128, 256)) & (table["num_heads"] >= 4)
+        chosen &= (table["num_key_value_heads"] <= 8) & (
+            table["num_heads"] <= 16 * table["num_key_value_heads"]
+        )
         yield FORMATS[dtype], _where(table, chosen, order)
 
 
@@ -192,7 +198,7 @@ def _prefill_rows(table: Table) -> Iterator[Row]:
         "prefill_attention": "pairs",
         "num_prefills": "batch_size",
     }
-    fits = (tokens <= 32768) & (table["isl"] >= 64) & (table["num_key_value_heads"] <= 8)
+    fits = (tokens <= 32768) & (table["isl"] >= 64)
     for fmt, part in _attention_tables(
         table, ("num_key_value_heads", "num_heads", "batch_size", "isl"), fits
     ):
@@ -225,28 +231,37 @@ def _mla_rows(table: Table) -> Iterator[Row]:
         yield from _dicts(part, names, "mla_module", kv_dtype=FORMATS[dtype], dtype="bf16", **_MLA)
 
 
-def _moe_rows(table: Table) -> Iterator[Row]:
+def _expert_tables(paths: Sequence[Path]) -> Iterator[Row]:
+    """Expert rows, each format from the newest version that timed enough of it (some re-time a few kernels only)."""
+    tables = [_read(path) for path in paths]
+    counts = {
+        dtype: [int(np.sum((t["moe_dtype"] == dtype) & (t["distribution"] == "balanced"))) for t in tables]
+        for dtype in sorted({d for t in tables for d in t["moe_dtype"].tolist()} & FORMATS.keys())
+    }
+    for dtype, each in counts.items():
+        enough = [table for table, count in zip(tables, each, strict=True) if count >= ENOUGH_ROWS]
+        if enough:
+            yield from _moe_rows(enough[-1], dtype)
+
+
+def _moe_rows(table: Table, dtype: str) -> Iterator[Row]:
     """Fused experts under balanced routing, where the number of distinct experts is known."""
-    balanced = table["distribution"] == "balanced"
-    ranks = table["moe_tp_size"] * table["moe_ep_size"]
-    for dtype in sorted(set(table["moe_dtype"].tolist()) & FORMATS.keys()):
-        chosen = (table["moe_dtype"] == dtype) & balanced & (ranks <= 8) & (table["num_tokens"] <= 16384)
-        if not chosen.any():
-            continue
-        part = _fastest(_where_all(table, chosen), _MOE_KEYS)
-        part = _where(part, np.ones(len(part["time_ms"]), bool), _MOE_KEYS)
-        local = part["num_experts"] // part["moe_ep_size"]
-        visits = part["num_tokens"] * part["topk"] / part["moe_ep_size"]
-        part |= {
-            "local": local, "distinct": np.minimum(local, np.maximum(1.0, visits)),
-            "cut": part["inter_size"] / part["moe_tp_size"],
-        }  # fmt: skip
-        names = {
-            "num_tokens": "num_tokens", "hidden_size": "hidden_size", "intermediate_size": "cut",
-            "num_experts": "num_experts", "experts_per_token": "topk", "num_local_experts": "local",
-            "distinct_experts": "distinct",
-        }  # fmt: skip
-        yield from _dicts(part, names, "moe", dtype=FORMATS[dtype])
+    chosen = (table["moe_dtype"] == dtype) & (table["distribution"] == "balanced")
+    chosen &= (table["moe_tp_size"] * table["moe_ep_size"] <= 8) & (table["num_tokens"] <= 16384)
+    part = _fastest(_where_all(table, chosen), _MOE_KEYS)
+    part = _where(part, np.ones(len(part["time_ms"]), bool), _MOE_KEYS)
+    local = part["num_experts"] // part["moe_ep_size"]
+    visits = part["num_tokens"] * part["topk"] / part["moe_ep_size"]
+    part |= {
+        "local": local, "distinct": np.minimum(local, np.maximum(1.0, visits)),
+        "cut": part["inter_size"] / part["moe_tp_size"],
+    }  # fmt: skip
+    names = {
+        "num_tokens": "num_tokens", "hidden_size": "hidden_size", "intermediate_size": "cut",
+        "num_experts": "num_experts", "experts_per_token": "topk", "num_local_experts": "local",
+        "distinct_experts": "distinct",
+    }  # fmt: skip
+    yield from _dicts(part, names, "moe", dtype=FORMATS[dtype])
 
 
 _MOE_KEYS = ("hidden_size", "inter_size", "num_experts", "topk", "moe_tp_size", "moe_ep_size", "num_tokens")
