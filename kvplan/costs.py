@@ -50,6 +50,9 @@ class AttentionCosts:
     """KV read by decodes in a step that also holds a prompt chunk, once per *query* head, through the cache."""
     mixed_crowding: float = 0.0
     """Relative growth of that reading per decoding sequence, at contexts long enough to leave the cache."""
+    mixed_block_s: float = 0.0
+    """Per query head, decoding sequence and token of the prompt chunk beside it: a kernel for ragged batches starts
+    as many thread blocks for a sequence of one query token as for the longest chunk; most have nothing to do."""
     serial_bytes_per_s: float = math.inf
     """One KV head read by one thread block: the critical path of a kernel that does not split the context."""
 

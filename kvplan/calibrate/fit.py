@@ -38,7 +38,7 @@ EFFECTIVE_ROWS = 200
 NUM_DRAWS = 16
 UNFELT = 5e-3
 """A coefficient whose doubling changes no row by more than about this share is not measured."""
-SOFT = ("p_norm", "kernel_s", "extra_keys", "mixed_crowding", "serial_bytes_per_s")
+SOFT = ("p_norm", "kernel_s", "extra_keys", "mixed_crowding", "mixed_block_s", "serial_bytes_per_s")
 """Fields that shape a term; rows that do not feel them leave them at the belief, marked as assumed."""
 EXTRA_KEYS = Prior(400.0, 0.1)
 """In whole steps, products and attention both grow with the prompt's tokens: this share is what kernels showed."""
@@ -86,7 +86,11 @@ def fit(
     for name, rows in sorted(measurements.families.items(), key=_order):
         eager = bool(measurements.machine.get("enforce_eager"))
         term = step_term(rows, known, gpu, eager) if name == "step" else _kernel_term(name, rows, gpu)
-        part = _fit_family(_problem(name, rows, term, known), given, num_draws, rng)
+        problem = _problem(name, rows, term, known)
+        if gpu is None:
+            given = _merge_fixed(term) | given
+            problem = _to_scale(problem)
+        part = _fit_family(problem, given, num_draws, rng)
         parts.append(part)
         known |= part.values
     coefficients = known | {k: v for k, (v, _) in given.items() if "." in k and math.isfinite(v)}
@@ -117,6 +121,25 @@ def _problem(name: str, rows: list[Row], term: Term, known: Mapping[str, float])
     if name == "step":
         return Problem(name, rows, term, lambda some: predict_steps(some, held))
     return Problem(name, rows, term, lambda some: predict_family(name, some, held))
+
+
+def _merge_fixed(term: Term) -> dict[str, tuple[float, str]]:
+    """One model on a card without a data sheet: fixed time per layer cannot be told from reading weights."""
+    if "step.layer_s" not in term.start or "step.step_s" in term.start:
+        return {}
+    why = "one depth, no data sheet: fixed time per layer is inside the weights' read rate; other models will differ"
+    return {"step.layer_s": (0.0, why)}
+
+
+def _to_scale(problem: Problem) -> Problem:
+    """Start an unknown machine where its rows are: all rates and times scaled alike, beliefs about times dropped."""
+    measured = column(problem.rows, "time_s")
+    start = problem.term.start
+    for _ in range(3):  # the parts do not all scale, so once is not enough
+        ratio = float(np.median(measured / problem.build(problem.rows)(start)))
+        start = {k: _scaled(k, v, ratio) for k, v in start.items()}
+    pure = {k: p for k, p in problem.term.priors.items() if not k.endswith("_s")}
+    return problem._replace(term=Term(start, pure))
 
 
 def _kernel_term(name: str, rows: Sequence[Row], gpu: GpuSpec | None) -> Term:

@@ -77,6 +77,7 @@ def collect(rows: Iterable[Row]) -> Measurements:
                 skipped += 1
                 continue
             _same_machine(machine, row)
+            row = {**machine.get("defaults", {}), **row}
             if op not in IGNORED:
                 families[family(row)].append(_checked(row))
         elif not str(op).startswith("memory"):

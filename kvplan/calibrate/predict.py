@@ -32,6 +32,7 @@ HINTS = {
     "extra_keys": "prompt chunks of 128 and 512 tokens with no past",
     "mixed_bytes_per_s": "mixed steps: chunk 16, 256, 2048 x batch 16, 64, 128 x context 1k, 8k",
     "mixed_crowding": "mixed steps at batch 16 and 128 with contexts of 8k and more",
+    "mixed_block_s": "mixed steps: chunks of 512 and 2048 beside 64 and 128 short decodes",
     "serial_bytes_per_s": "a 16-token chunk beside one sequence of 16k context",
     "p_norm": "products or chunks of 64, 128 and 256 tokens",
     "layer_s": "models of two depths, or decode at several batches",
@@ -74,8 +75,8 @@ def attention_term(prefix: str, gpu: GpuSpec | None) -> Term:
     if gpu:
         priors |= {"bytes_per_s": Prior(0.8 * bandwidth, 0.2), "flops_per_s": Prior(0.5 * flops, 0.3)}
     if not prefix.startswith("mla"):
-        start |= {"mixed_bytes_per_s": 1.9 * bandwidth, "mixed_crowding": 5e-3}
-        priors |= {"mixed_crowding": Prior(5e-3, 1.0)}
+        start |= {"mixed_bytes_per_s": 0.6 * bandwidth, "mixed_crowding": 5e-3, "mixed_block_s": 3e-11}
+        priors |= {"mixed_crowding": Prior(5e-3, 1.0), "mixed_block_s": Prior(3e-11, 1.5)}
     return Term(
         {f"{prefix}.{k}": v for k, v in start.items()}, {f"{prefix}.{k}": v for k, v in priors.items()}
     )
@@ -161,6 +162,7 @@ def _attention_costs(v: Mapping[str, float], prefix: str) -> AttentionCosts:
             ("extra_keys", 0.0),
             ("mixed_bytes_per_s", math.inf),
             ("mixed_crowding", 0.0),
+            ("mixed_block_s", 0.0),
             ("serial_bytes_per_s", math.inf),
         )
     }
