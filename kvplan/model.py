@@ -229,6 +229,8 @@ def load_model(name_or_path: str | Path, *, hub: bool = False) -> ModelSpec:
         KvplanError: nothing found (the closest bundled names are offered), or the config is bad.
     """
     text = str(name_or_path)
+    if not text.strip():
+        raise KvplanError("no model named: give a bundled name, a config.json or a folder")
     bundled = find_bundled(text)
     if bundled is not None:
         config = _read_bundled(bundled)
