@@ -220,7 +220,7 @@ class ExtentPool:
     def num_hashed(self, seq: Sequence, computed: int) -> int:
         """Full blocks, of a running sequence's `computed` tokens, whose content is known and therefore hashed."""
         if self.hash_lag and computed > seq.known:
-            computed = max(computed - 1, seq.known)
+            computed -= 1
         return computed // self.block_size
 
     def _when_hashed(self, run: Run, depth: int) -> tuple[int, int]:

@@ -1,0 +1,170 @@
+"""The leap decides as vLLM does and as the step-by-step scheduler does: every step, block, hit, eviction and end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from hashlib import sha256
+from random import Random
+from typing import Any
+
+import pytest
+from engine_conformance import golden, scenarios
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from leap_replay import LeapReplay, LeapResult, difference
+from leap_scenarios import random_scenario
+
+from kvplan.engine import leap, leap_extents, leap_waiting
+from kvplan.engine.async_scheduler import make_scheduler
+from kvplan.engine.leap import why_not
+from kvplan.engine.leap_extents import ExtentPool
+from kvplan.engine.leap_waiting import NO_PLACE
+from kvplan.engine.replay import Replay
+from kvplan.engine.scenario import Scenario
+
+LEAPABLE = [name for name, row in scenarios().items() if not why_not(Scenario(**row).engine_config)]
+MODES = pytest.mark.parametrize("mode", ["sync", "async"])
+
+
+def scenario_of(row: dict[str, Any], mode: str) -> Scenario:
+    return Scenario(**row | {"async_scheduling": mode == "async"})
+
+
+def compare(row: dict[str, Any], mode: str, rng: Random | None = None) -> tuple[str, LeapResult]:
+    """Run a scenario on both schedulers; return the first difference and the leap's run."""
+    scenario = scenario_of(row, mode)
+    theirs = Replay(scenario, make_scheduler(scenario.engine_config)).run()
+    replay = LeapReplay(scenario, rng=rng)
+    ours = replay.run()
+    found = difference(theirs, ours)
+    if not found and not replay.engine.sequences:
+        found = leak(replay.engine.pool, scenario, theirs.steps[-1].cached_end)
+    return found, ours
+
+
+def leak(pool: ExtentPool, scenario: Scenario, num_cached: int) -> str:
+    """Say what is wrong with a pool that nobody uses any more; empty if nothing is."""
+    cached = pool.num_free - pool.num_unhashed
+    if pool.num_free != scenario.num_gpu_blocks - 1:
+        return f"{pool.num_free} blocks free at the end"
+    return "" if cached == num_cached else f"{cached} blocks cached at the end, step by step {num_cached}"
+
+
+@MODES
+@pytest.mark.parametrize("leaps", [False, True], ids=["steps", "leaps"])
+@pytest.mark.parametrize("name", LEAPABLE)
+def test_golden(name: str, leaps: bool, mode: str) -> None:
+    """Every decision of vLLM 0.32's logs, and free, used, evicted blocks and hits wherever the leap stops."""
+    log = golden()[name, mode]
+    result = LeapReplay(scenario_of(scenarios()[name], mode), leaps).run()
+    assert sha256("".join(result.lines).encode()).hexdigest() == log["sched_sha256"]
+    state: dict[int, tuple[int, int, int, int]] = {}
+    evicted = hits = 0
+    for values in log["rows"]:
+        row = dict(zip(log["columns"], values, strict=True))
+        evicted, hits = evicted + row["evicted"], hits + row["hit_tokens"]
+        state[row["step"]] = (row["step"], row["free_end"], evicted, hits)
+    assert result.looks == [state[look[0]] for look in result.looks]
+    assert result.num_leaps > 0 or not leaps or result.num_real_steps < 100
+
+
+def test_the_goldens_are_mostly_leapt() -> None:
+    """80 scenarios have full attention alone and no drafts; all others say why they cannot be leapt."""
+    assert len(LEAPABLE) == 80
+    others = [
+        why_not(Scenario(**row).engine_config) for name, row in scenarios().items() if name not in LEAPABLE
+    ]
+    assert all(reason.startswith(("KV cache groups", "speculation")) for reason in others)
+    result = LeapReplay(scenario_of(scenarios()["s02_long_reasoning_preempt"], "sync")).run()
+    assert result.num_leapt_steps > 20 * result.num_leaps
+
+
+@MODES
+@given(seed=st.integers(0, 2**32), cut=st.booleans())
+@settings(max_examples=250, deadline=None)
+def test_random_workloads(mode: str, seed: int, cut: bool) -> None:
+    """Leap equals step by step on any workload, also when leaps are cut short anywhere."""
+    found, _ = compare(random_scenario(Random(seed)), mode, Random(seed) if cut else None)
+    assert not found
+
+
+GROWING_HITS = {
+    "block_size": 4,
+    "num_gpu_blocks": 15,
+    "max_model_len": 128,
+    "requests": [
+        {"id": "a", "prompt": [{"len": 8}], "output_len": 40},
+        {
+            "id": "b",
+            "prompt": [{"prompt_of": "a"}, {"output_of": "a", "len": 36}, {"len": 12}],
+            "output_len": 1,
+        }
+        | {"arrival_step": 10},
+    ],
+}
+"""b waits for one block. Each block that a begins and b will hit costs as much as it saves, until a has filled it."""
+
+
+def test_growing_hits_end_a_leap() -> None:
+    """A blocked request enters in the step in which another one completes the block that it can hit next."""
+    found, ours = compare(GROWING_HITS, "sync")
+    assert not found
+    assert ours.first_token["b"] < ours.finish["a"] - 20
+
+
+def is_caught(num_seeds: int) -> bool:
+    """Whether any workload shows a difference between the schedulers, or breaks one."""
+    rows = itertools.chain([GROWING_HITS], (random_scenario(Random(seed)) for seed in range(num_seeds)))
+    for row, mode in ((row, mode) for row in rows for mode in ("sync", "async")):
+        try:
+            found, _ = compare(row, mode)
+        except (AssertionError, IndexError, KeyError, ValueError, StopIteration):
+            return True
+        if found:
+            return True
+    return False
+
+
+def _free_to_the_front(self: ExtentPool, piece: leap_extents.Piece) -> None:
+    piece.refs -= 1
+    if not piece.refs:
+        self.num_free += piece.hi - piece.lo
+        self._link(piece, self._queue)
+
+
+def _last_copy(self: ExtentPool, run: leap_extents.Run, depth: int) -> tuple[int, int]:
+    return -depth, -run.admission
+
+
+def _closed_but_still_blocked(right: Any) -> Any:
+    def close(self: Any, seq: Any, status: Any) -> None:
+        blocked = self._blocked
+        right(self, seq, status)
+        self._blocked = blocked
+
+    return close
+
+
+MUTANTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
+    "hashed blocks freed to the front": (ExtentPool, "_let_go", lambda right: _free_to_the_front),
+    "hits take the last copy": (ExtentPool, "_when_hashed", lambda right: _last_copy),
+    "no hash lag": (ExtentPool, "num_hashed", lambda right: lambda self, seq, c: c // self.block_size),
+    "a blocked head stays out for ever": (leap.LeapScheduler, "_close", _closed_but_still_blocked),
+    "growing hits are not seen": (leap_waiting, "_next_hit", lambda right: lambda *_: leap_waiting.NEVER),
+    "a head without tokens stays out": (
+        leap,
+        "schedule_waiting",
+        lambda right: lambda *a: right(*a) or NO_PLACE,
+    ),
+    "leaps one step too far": (leap.DecodeBatch, "next_end", lambda right: lambda self: right(self) + 1),
+    "blocks one step too few": (leap.DecodeBatch, "takes_block", lambda right: lambda self, seq: False),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong rule shows on random workloads."""
+    place, attribute, wrong = MUTANTS[name]
+    monkeypatch.setattr(place, attribute, wrong(getattr(place, attribute)))
+    assert is_caught(num_seeds=300)
