@@ -1,6 +1,6 @@
 """Plans against public start-up logs: printed KV to blocks, overheads on models they were not learned from, refusals.
 
-Reference data: `shared/truth/memory` beside the project, not part of it. Run with `-s` to see the tables.
+Reference data: `shared/truth/memory` beside the project, not part of it. The tables go into docs/validation.md.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from kvplan.memory_profile import Figure, MemoryProfile, memory_profile
 from kvplan.model import ModelSpec, find_bundled, from_config, load_model
 from kvplan.plan import Plan, Question, answer, capability
 from kvplan.units import GiB
+from tests.validation import section
 
 TRUTH = Path(__file__).resolve().parents[1].parent / "shared" / "truth" / "memory"
 pytestmark = pytest.mark.skipif(not TRUTH.is_dir(), reason=f"reference logs are not at {TRUTH}")
@@ -76,10 +77,14 @@ def model_of(row: Row) -> ModelSpec:
 
 def version_of(row: Row) -> EngineVersion:
     """The row's version, 0.20 where nothing tells one."""
-    found = re.match(r"0\.\d+", VERSION.get(row["id"], row["engine_version"] or ""))
+    found = _dated(row)
     return parse_engine(
         f"vllm@{found[0] if found else '0.20'}" + ("-v0" if row["engine"] == "vllm-v0" else "")
     )
+
+
+def _dated(row: Row) -> re.Match[str] | None:
+    return re.match(r"0\.\d+", VERSION.get(row["id"], row["engine_version"] or ""))
 
 
 def gpu_of(row: Row) -> GpuSpec:
@@ -151,20 +156,37 @@ def _figure(row: Row, what: str, gib: float) -> int:
 
 def test_printed_gib_gives_printed_blocks() -> None:
     """Blocks and tokens follow from the printed GiB, to the block, on at least 95 % of checkable logs."""
-    misses = {}
     pairs = printed_pairs()
+    lines, misses = [], set()
     for row in pairs:
         try:
             equal, text = reproduced(row)
-        except KvplanError as error:
-            equal, text = False, str(error)
-        print(f"{'=' if equal else 'x'} {row['id']:<40}{text}")
-        if not equal:
-            misses[row["id"]] = text
-    assert set(misses) == set(EXPLAINED), f"unexplained {set(misses) ^ set(EXPLAINED)}"
+        except KvplanError:
+            equal, text = False, EXPLAINED.get(row["id"], "refused")
+        misses |= set() if equal else {row["id"]}
+        lines.append(
+            f"| {_run(row)} | {row['printed']['available_kv_gib']} | {text} | {'equal' if equal else 'no'} |"
+        )
+    assert misses == set(EXPLAINED), f"unexplained {misses ^ set(EXPLAINED)}"
     checkable = [row for row in pairs if row["sanity"]["status"] != "unclear" or row["id"] not in misses]
-    assert len(checkable) - len(misses.keys() & {r["id"] for r in checkable}) >= 0.95 * len(checkable)
+    assert sum(row["id"] not in misses for row in checkable) >= 0.95 * len(checkable)
     assert len(checkable) >= 20
+    section("memory-blocks", "\n".join([BLOCKS_HEAD, *lines]))
+
+
+BLOCKS_HEAD = """## Printed KV memory to printed tokens or blocks
+
+Public start-up logs of vLLM print the memory left for KV to 0.01 GiB, and the tokens or blocks it became. "Equal": the
+printed figure lies between kvplan's for the smallest and the largest pool that print the same GiB.
+
+| model, card, version | printed GiB | kvplan for that GiB, and what the log prints | |
+|---|---|---|---|"""
+
+
+def _run(row: Row) -> str:
+    """Model, card and engine of a log."""
+    version = str(version_of(row)) if _dated(row) else "version not told"
+    return f"{row['model'].split(' (')[0]}, {row['gpu'].split(' (')[0]} TP{row['tp']}, {version}"
 
 
 # KV pool end to end, overheads learned without the model
@@ -178,8 +200,7 @@ def end_to_end() -> list[Row]:
 def _known(row: Row) -> bool:
     """Whether the log tells card, version and a weight format that its config or a flag gives."""
     card = row["gpu_memory_gib"] or not re.search("inferred|class", row["gpu"])
-    dated = re.match(r"0\.\d+", VERSION.get(row["id"], row["engine_version"] or ""))
-    return bool(card and dated) and row["quantization"] in (None, "mxfp4", *QUANTIZATION)
+    return bool(card and _dated(row)) and row["quantization"] in (None, "mxfp4", *QUANTIZATION)
 
 
 def kv_bytes(row: Row) -> float | None:
@@ -269,20 +290,31 @@ def _figure_of(value: float) -> Figure:
 
 def test_kv_pool_of_models_left_out() -> None:
     """End to end, with overheads learned from other models: median within 3 %, nine in ten within 10 %."""
-    errors = []
+    errors, lines = [], []
     for row in end_to_end():
         plan, truth = plan_of(row, learned_without(row["model"], row)), kv_bytes(row)
         assert truth is not None
         got = plan.budget.kv.size.value
-        error = got / truth - 1
-        print(
-            f"{row['id']:<36}{version_of(row)!s:<14}{got / GiB:8.2f} of {truth / GiB:6.2f} GiB {error:+7.1%}"
-        )
         if truth > 0:
-            errors.append(abs(error))
+            errors.append(abs(got / truth - 1))
+        note = f"{got / truth - 1:+.1%}" if truth > 0 else "refused, as predicted"
+        lines.append(f"| {_run(row)} | {truth / GiB:.2f} | {got / GiB:.2f} | {note} |")
     assert len(errors) >= 10
     assert median(errors) <= 0.03
-    assert sorted(errors)[int(0.9 * len(errors)) - 1] <= 0.10
+    assert sum(error <= 0.10 for error in errors) >= 0.9 * len(errors)
+    section(
+        "memory-pool",
+        "\n".join([POOL_HEAD, *lines, "", f"Median {median(errors):.1%}, worst {max(errors):.1%}."]),
+    )
+
+
+POOL_HEAD = """## KV pool end to end
+
+What is left for KV, from card, flags and version alone: weights computed, overheads learned from the logs of *other*
+models. Logs whose card, utilisation and version are known; flags they do not record count as defaults.
+
+| model, card, version | log, GiB | kvplan, GiB | |
+|---|---|---|---|"""
 
 
 def test_bundled_overheads_are_what_the_logs_say() -> None:
