@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check bench oracle app clean
+.PHONY: help demo test lint types check bench oracle app clean calibrate-gpu
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,3 +53,7 @@ app: $(DEV)  ## the planner in a browser
 
 clean:
 	rm -rf $(VENV) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+calibrate-gpu: $(STAMP)  ## measure this machine's GPU and write its profile
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[gpu]'
+	$(BIN)/kvplan calibrate --measurements calibration/measurements/local.jsonl -o calibration/profiles/local.json

@@ -36,6 +36,10 @@ COMMANDS = {
         "kvplan.commands.compare_run:compare_run_command",
         "A real run beside a simulation of the same requests: signed errors.",
     ),
+    "calibrate": (
+        "kvplan.commands.calibrate:calibrate_command",
+        "Measure this card, or a live server, and fit a profile.",
+    ),
     "models": ("kvplan.commands.catalog:models_command", "Bundled models."),
     "gpus": ("kvplan.commands.catalog:gpus_command", "The GPU table."),
 }

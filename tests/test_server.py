@@ -16,6 +16,7 @@ import pytest
 from kvplan.calibrate import loads
 from kvplan.calibrate.loads import Injection, Load
 from kvplan.calibrate.server import Server, Stream, parse_metrics
+from kvplan.calibrate.session import open_session
 from kvplan.errors import KvplanError
 
 EXCHANGE = json.loads((Path(__file__).parent / "fixtures" / "vllm_exchange.json").read_text())
@@ -75,12 +76,20 @@ def test_block_counts_equal_the_servers_own(serve) -> None:
     assert facts == ("tiny-llama", 8192, 32, 2600, "auto", "0.32.0")
 
 
-def test_rows_come_from_streamed_tokens(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def observe(server: Server, path: Path) -> list[dict]:
+    """All rows of a session with this server, continued if the file is there."""
+    facts = server.facts()
+    session = open_session(path, {"op": "machine", "machine": "recorded"})
+    loads.observe(server, facts, session, {"model": "tiny-llama"}, rounds=1)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_come_from_streamed_tokens(serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorded streams give decode and prefill rows with the recorded times; a second pass sends nothing twice."""
     monkeypatch.setattr(loads, "LOADS", (Load(1, 64, 12), Load(2, 512, 12)))
     monkeypatch.setattr(loads, "INJECTIONS", ())
-    server, rows = serve(), []
-    loads.observe(server, rows.append, set(), rounds=1)
+    server = serve()
+    rows = observe(server, tmp_path / "m.jsonl")
     decode = {r["num_decodes"]: r for r in rows if r["op"] == "decode_step"}
     assert set(decode) == {1, 2}
     assert decode[1]["num_repeats"] == 11
@@ -89,10 +98,7 @@ def test_rows_come_from_streamed_tokens(serve, monkeypatch: pytest.MonkeyPatch) 
     [prefill] = [r for r in rows if r["op"] == "prefill_step"]
     assert prefill["num_prefill_tokens"] == 64
     assert prefill["time_s"] > 0
-    done = {r["key"] for r in rows if "key" in r}
-    more: list[dict] = []
-    loads.observe(server, more.append, done, rounds=1)
-    assert more == []
+    assert observe(server, tmp_path / "m.jsonl") == rows
 
 
 def test_recorded_times_give_the_recorded_step() -> None:
@@ -170,10 +176,10 @@ class Garbage(Recorded):
         (Garbage, "not a completion"),
     ],
 )
-def test_nonsense_is_one_clear_line(serve, handler, says: str) -> None:
+def test_nonsense_is_one_clear_line(serve, handler, says: str, tmp_path: Path) -> None:
     """A server that is not vLLM, hides its metrics or streams garbage is named in one line."""
     with pytest.raises(KvplanError, match=says) as caught:
-        loads.observe(serve(handler), [].append, set())
+        observe(serve(handler), tmp_path / "m.jsonl")
     assert "\n" not in str(caught.value)
 
 

@@ -22,6 +22,7 @@ from kvplan.calibrate.predict import (
     gemm_term,
     predict_family,
     predict_steps,
+    rough_rates,
     shapes,
     step_key,
     step_subject,
@@ -38,7 +39,7 @@ EFFECTIVE_ROWS = 200
 NUM_DRAWS = 16
 UNFELT = 5e-3
 """A coefficient whose doubling changes no row by more than about this share is not measured."""
-SOFT = ("p_norm", "kernel_s", "extra_keys", "mixed_crowding", "mixed_block_s", "serial_bytes_per_s")
+SOFT = ("p_norm", "kernel_s", "row_s", "extra_keys", "mixed_crowding", "mixed_block_s", "serial_bytes_per_s")
 """Fields that shape a term; rows that do not feel them leave them at the belief, marked as assumed."""
 EXTRA_KEYS = Prior(400.0, 0.1)
 """In whole steps, products and attention both grow with the prompt's tokens: this share is what kernels showed."""
@@ -145,10 +146,10 @@ def _to_scale(problem: Problem) -> Problem:
 def _kernel_term(name: str, rows: Sequence[Row], gpu: GpuSpec | None) -> Term:
     kind, fmt = name.split(".", 1)
     if kind in ("gemm", "moe"):
-        return gemm_term(name, gpu, fmt)
+        return gemm_term(name, gpu, fmt, rough_rates(rows))
     if kind == "reduce":
         return Term({f"{name}.kernel_s": 5e-6, f"{name}.bytes_per_s": 1e11}, {})
-    return attention_term(name, gpu)
+    return attention_term(name, gpu, rough_rates(rows))
 
 
 def step_term(
@@ -171,7 +172,11 @@ def step_term(
         weight = "bf16" if formats["weight_format"] == "float32" else formats["weight_format"]
         kv = "bf16" if formats["kv_format"] == "float32" else formats["kv_format"]
         kind = "mla" if formats["mla"] else "gqa"
-        terms += [gemm_term(f"gemm.{weight}", gpu, weight), attention_term(f"{kind}.{kv}", gpu)]
+        rough = rough_rates(rows)
+        terms += [
+            gemm_term(f"gemm.{weight}", gpu, weight, rough),
+            attention_term(f"{kind}.{kv}", gpu, rough),
+        ]
     for term in terms:
         fresh = {k: v for k, v in term.start.items() if k not in known and not k.endswith("kernel_s")}
         start |= fresh
@@ -251,13 +256,28 @@ def _solve(
 
 
 def _identify(problem: Problem, rows: Sequence[Row]) -> dict[str, str]:
-    """Raise for coefficients these rows cannot tell; return the soft ones they leave at the belief."""
+    """Raise for coefficients these rows cannot tell; return the soft ones they leave at the belief.
+
+    A search starts at a GPU's fixed times. On a machine a hundred times slower they would not be felt there, so
+    what is not felt at the start is looked for again where the search ends.
+    """
+    start = problem.term.start
+    try:
+        return _identify_at(problem, rows, start)
+    except KvplanError:
+        if len(rows) < 3:
+            raise
+        return _identify_at(problem, rows, run(problem, rows, start).values)
+
+
+def _identify_at(problem: Problem, rows: Sequence[Row], values: Mapping[str, float]) -> dict[str, str]:
+    """Identify with the sensitivities at `values`."""
     names = list(problem.term.start)
     if len(rows) < 3:
         raise KvplanError(
             f"{problem.name}: {len(rows)} rows are too few for {_listed(names)}; measure {_hint(names)}"
         )
-    jacobian = sensitivities(problem.build(rows), problem.term.start)
+    jacobian = sensitivities(problem.build(rows), values)
     soft = {}
     hard = [i for i, name in enumerate(names) if name.rsplit(".", 1)[1] not in SOFT]
     for blind in blind_spots(jacobian, names):

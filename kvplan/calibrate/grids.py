@@ -63,6 +63,8 @@ class Grid:
     l2_bytes: int
     page: int = 16
     rounds: int = 1
+    held_out_context: int = 32768
+    """Whole steps from this context up are measured but not fitted: the error is stated on them."""
 
 
 LLAMA_8B = StepModel("llama-3.1-8b", 32, 4096, 14336, 128256, AttentionShape(32, 8, 128))
@@ -124,16 +126,16 @@ QUICK = Grid(
 )
 CPU = Grid(
     name="cpu",
-    kv_dtypes=("float32",),
+    kv_dtypes=("bfloat16",),
     attention=(AttentionShape(8, 2, 32),),
     batches=(1, 4, 16),
     contexts=(64, 256, 1024),
     skewed_batch=4,
-    chunks=(32, 128),
-    pasts=(0, 256),
-    mixed_chunks=(16, 64),
-    mixed_batches=(4,),
-    mixed_contexts=(64, 256),
+    chunks=(64, 512, 1024),
+    pasts=(0, 512),
+    mixed_chunks=(16, 256),
+    mixed_batches=(4, 16),
+    mixed_contexts=(256, 1024),
     gemm_tokens=(1, 16, 64, 256),
     models=(TINY, TINY_DEEP, TINY_MOE),
     step_batches=(1, 4, 16),
@@ -142,5 +144,6 @@ CPU = Grid(
     pool_shapes=((4, 2, 32, 16), (8, 1, 64, 16)),
     max_pool_bytes=1 << 30,
     l2_bytes=1 << 22,
+    held_out_context=1024,
 )
 GRIDS = {grid.name: grid for grid in (DEFAULT, QUICK, CPU)}

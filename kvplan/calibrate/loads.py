@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
 from kvplan.calibrate.server import CacheFacts, Server, Stream
+from kvplan.calibrate.session import Point, Report, Session, no_report
 from kvplan.errors import KvplanError
 
 
@@ -178,33 +178,32 @@ def mixed_row(case: Injection, decoders: list[Stream], lone: Stream) -> dict[str
 
 def observe(
     server: Server,
-    append: Callable[[dict[str, Any]], None],
-    done: set[str],
+    facts: CacheFacts,
+    session: Session,
+    subject: Point,
     rounds: int = 3,
     seed: int = 0,
-    report: Callable[[str, int, int], None] = lambda op, done, total: None,
-) -> CacheFacts:
-    """Read the server's facts, send every load that fits `rounds` times, and append a row a step shape.
+    report: Report = no_report,
+) -> int:
+    """Send every load that fits `rounds` times and append a row a step shape; return how many loads were sent.
 
-    Rows come as soon as they are measured; a server that stops answering costs only what was not yet sent.
+    `subject` names the served model in every row. Rows are written as they come: a server that stops answering
+    costs only what was not yet sent.
     """
-    facts = server.facts()
     rng = random.Random(seed)
-    if "facts" not in done:
-        append({"op": "server", **facts._asdict(), "key": "facts"})
-    server.stream(facts.model, _prompt(32, rng), 8)  # warm-up, not kept
     cases: list[Load | Injection] = [*possible_loads(facts), *possible_injections(facts)]
-    todo = [(load, r) for r in range(rounds) for load in cases]
-    for number, (load, round_) in enumerate(todo):
+    keys = {json.dumps([type(load).__name__, load, r]): (load, r) for r in range(rounds) for load in cases}
+    todo = {key: case for key, case in keys.items() if key not in session.done}
+    if todo:
+        server.stream(facts.model, _prompt(32, rng), 8)  # warm-up, not kept
+    for number, (key, (load, round_)) in enumerate(todo.items()):
         report("server load", number, len(todo))
-        key = json.dumps([type(load).__name__, load, round_])
-        if key in done:
-            continue
         for row in _rows(server, facts, load, rng):
-            append({**row, "round": round_, "engine": "vllm", "engine_version": facts.engine_version})
-        append({"op": "load_done", "key": key})
+            session.append({**row, **subject, "round": round_})
+        session.append({"op": "done", "key": key})
+        session.done.add(key)
     report("", len(todo), len(todo))
-    return facts
+    return len(todo)
 
 
 def _rows(

@@ -11,25 +11,22 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 
+from kvplan.calibrate.session import SCHEMA_VERSION, Point, Report, Session, no_report
 from kvplan.errors import KvplanError
 
-SCHEMA_VERSION = 1
 MIN_REPEATS = 5
 """Fewest timed repetitions behind a median."""
 SPREAD_BOUND = 0.10
 """Interquartile range over median beyond which a point is measured again, then marked `noisy`."""
-TARGET_S = 0.25
+TARGET_S = {"cuda": 0.25, "cpu": 0.06}
 """Time spent repeating one probe, once it is warm."""
-
-Point = dict[str, int | float | str | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,61 +55,13 @@ class Timing(NamedTuple):
     num_repeats: int
 
 
-@dataclass(slots=True)
-class Session:
-    """One file of measurements being written: what is in it already and the machine it belongs to."""
-
-    path: Path
-    device: torch.device
-    machine: dict[str, Any]
-    done: set[str] = field(default_factory=set)
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Write one row and flush it to disk: an interrupted run keeps every finished point."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def open_session(path: Path, device: torch.device) -> Session:
-    """Open or continue a measurement file; a file of another machine is refused, a torn last line dropped."""
-    machine = machine_facts(device)
-    session = Session(path, device, machine)
-    rows = list(_rows(path)) if path.exists() else []
-    for row in rows:
-        if row["op"] == "machine" and row["machine"] != machine["machine"]:
-            raise KvplanError(
-                f"{path} holds measurements of {row['machine']!r}, this is {machine['machine']!r}; choose another file"
-            )
-        if "key" in row:
-            session.done.add(row["key"])
-    if not rows:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        session.append(machine)
-    return session
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a measurement file. Only the last line may be torn (a run that was killed while writing)."""
-    text = path.read_text()
-    lines = text.splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            if number < len(lines) or text.endswith("\n"):
-                raise KvplanError(f"{path}:{number}: not a JSON row ({error.msg})") from None
-            path.write_text("".join(f"{kept}\n" for kept in lines[:-1]))
-
-
 def time_calls(calls: Sequence[Callable[[], object]], device: torch.device) -> Timing:
     """Time one call: warm up, repeat for about `TARGET_S`, take the median. CUDA events on a GPU."""
     timed = _cuda_seconds if device.type == "cuda" else _cpu_seconds
     for call in calls[:2]:
         call()
     first = timed(calls, 3)
-    repeats = int(min(200, max(MIN_REPEATS, TARGET_S / max(median(first), 1e-7))))
+    repeats = int(min(100, max(MIN_REPEATS, TARGET_S[device.type] / max(median(first), 1e-7))))
     times = sorted(timed(calls, repeats))
     middle = median(times)
     quarter = len(times) // 4
@@ -120,12 +69,13 @@ def time_calls(calls: Sequence[Callable[[], object]], device: torch.device) -> T
 
 
 def _cpu_seconds(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """CPU seconds of this thread: what the clock on the wall would say on a machine that does nothing else."""
     times = []
     for i in range(repeats):
         call = calls[i % len(calls)]
-        start = time.perf_counter()
+        start = time.thread_time()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     return times
 
 
@@ -142,28 +92,29 @@ def _cuda_seconds(calls: Sequence[Callable[[], object]], repeats: int) -> list[f
     return [start.elapsed_time(end) / 1e3 for start, end in events]
 
 
-def measure(probe: Probe, session: Session) -> dict[str, Any]:
+def measure(probe: Probe, device: torch.device) -> dict[str, Any]:
     """Time one probe; a noisy point is measured again (twice at most) and the steadiest reading kept."""
     calls = probe.prepare()
-    best = time_calls(calls, session.device)
+    best = time_calls(calls, device)
     for _ in range(2):
         if best.spread <= SPREAD_BOUND:
             break
-        best = min(best, time_calls(calls, session.device), key=lambda t: t.spread)
+        best = min(best, time_calls(calls, device), key=lambda t: t.spread)
     return {
         "time_s": best.time_s,
         "spread": round(best.spread, 4),
         "num_repeats": best.num_repeats,
         "noisy": best.spread > SPREAD_BOUND,
-        **clocks(session.device),
+        **clocks(device),
     }
 
 
 def run(
     probes: Iterable[Probe],
     session: Session,
+    device: torch.device,
     rounds: int = 1,
-    report: Callable[[str, int, int], None] = lambda op, done, total: None,
+    report: Report = no_report,
 ) -> int:
     """Measure every probe not in the file yet, `rounds` times on different minutes; return how many rows came.
 
@@ -174,13 +125,13 @@ def run(
         report(probe.op, number, len(todo))
         row = {"op": probe.op, "machine": session.machine["machine"], "round": round_, **probe.point}
         try:
-            row |= measure(probe, session)
+            row |= measure(probe, device)
         except torch.OutOfMemoryError:
             row |= {"skipped": "out of memory"}
         row |= {"floor_bytes": probe.floor_bytes, "floor_flops": probe.floor_flops, "key": probe.key(round_)}
         session.append(row)
         session.done.add(probe.key(round_))
-        release(session.device)
+        release(device)
     report("", len(todo), len(todo))
     return len(todo)
 
@@ -198,7 +149,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
         "op": "machine",
         "schema_version": SCHEMA_VERSION,
         "engine": "torch",
-        "torch": torch.__version__,
+        "engine_version": torch.__version__,
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -266,8 +217,12 @@ def _nvml(read: Callable[[Any, Any], Any], otherwise: Any) -> Any:
 
 
 def pick_device(name: str) -> torch.device:
-    """`cuda` or `cpu`; a card that is not there, or a torch that cannot use it, is one clear line."""
+    """`cuda` or `cpu`; a card that is not there, or a torch that cannot use it, is one clear line.
+
+    A CPU is measured on one thread: several would wait for each other whenever the machine does anything else.
+    """
     if name == "cpu":
+        torch.set_num_threads(1)
         return torch.device("cpu")
     if torch.version.cuda is None:
         raise KvplanError(

@@ -15,7 +15,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from kvplan.calibrate.grids import AttentionShape, Grid
-from kvplan.calibrate.measure import Point, Probe
+from kvplan.calibrate.measure import Probe
+from kvplan.calibrate.session import Point
 from kvplan.errors import KvplanError
 
 TORCH_DTYPES = {
@@ -50,7 +51,7 @@ def make_batch(
 ) -> Batch:
     """Random queries and a scattered paged pool that holds exactly these sequences."""
     generator = torch.Generator(device).manual_seed(seed)
-    compute = torch.float32 if device.type == "cpu" else torch.bfloat16
+    compute = torch.float32 if kv_dtype == "float32" else torch.bfloat16
     widths = [-(-n // page) for n in lengths]
     q = torch.randn(len(lengths), shape.num_heads, shape.head_dim, generator=generator, device=device).to(
         compute
@@ -272,10 +273,9 @@ def prefill_probes(grid: Grid, device: torch.device) -> list[Probe]:
 
 
 def prefill_call(
-    shape: AttentionShape, chunk: int, past: int, device: torch.device
+    shape: AttentionShape, chunk: int, past: int, device: torch.device, dtype: torch.dtype = torch.bfloat16
 ) -> Callable[[], torch.Tensor]:
     """Causal attention of a chunk over its past; the past needs no mask, the chunk itself is causal."""
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     q = torch.randn(1, shape.num_heads, chunk, shape.head_dim, device=device, dtype=dtype)
     k, v = (
         torch.randn(1, shape.num_kv_heads, past + chunk, shape.head_dim, device=device, dtype=dtype)
@@ -292,7 +292,10 @@ def prefill_call(
 
 
 def mixed_probes(grid: Grid, device: torch.device) -> list[Probe]:
-    """A prompt chunk beside a decode batch, back to back on one stream: what both cost together."""
+    """A prompt chunk beside a decode batch, two kernels back to back on one stream.
+
+    Held out of the fit: they check that what was learned of each kernel alone adds up.
+    """
     name, kernel = decode_kernel(device, grid.kv_dtypes[0])
     probes = []
     for shape, chunk, batch, context in product(
@@ -301,7 +304,7 @@ def mixed_probes(grid: Grid, device: torch.device) -> list[Probe]:
         point: Point = {
             "kernel": f"{name}+sdpa", "kv_dtype": grid.kv_dtypes[0], "block_size": grid.page, **shape._asdict(),
             "num_decodes": batch, "decode_context": batch * context, "num_prefill_tokens": chunk, "past": 0,
-            "prefill_attention": chunk * chunk / 2,
+            "prefill_attention": chunk * chunk / 2, "held_out": True,
         }  # fmt: skip
 
         def prepare(

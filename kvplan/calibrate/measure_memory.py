@@ -6,31 +6,32 @@ the pools are real too, counted by tensor storage; what only a GPU has (context,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from kvplan.calibrate.grids import Grid, StepModel
-from kvplan.calibrate.measure import Session, release, used_bytes
+from kvplan.calibrate.measure import release, used_bytes
 from kvplan.calibrate.measure_attention import TORCH_DTYPES, decode_kernel
 from kvplan.calibrate.measure_model import Decoder, captured, make_layers, mlp, moe
+from kvplan.calibrate.session import Report, Session, no_report
 
 Row = dict[str, Any]
 
 
-def measure_memory(grid: Grid, session: Session, report: Callable[[str], None] = lambda op: None) -> None:
+def measure_memory(grid: Grid, session: Session, device: torch.device, report: Report = no_report) -> None:
     """Append every memory row of this grid that is not in the file yet."""
     sources = (context_rows, pool_rows, growth_rows, largest_pool_rows, activation_rows, graph_rows)
-    for source in sources:
+    for number, source in enumerate(sources):
         key = f"memory {source.__name__} {grid.name}"
         if key in session.done:
             continue
-        report(source.__name__.removesuffix("_rows"))
-        for row in source(grid, session.device):
+        report(f"memory: {source.__name__.removesuffix('_rows')}", number, len(sources))
+        for row in source(grid, device):
             session.append({"machine": session.machine["machine"], **row})
-            release(session.device)
-        session.append({"op": "memory_done", "machine": session.machine["machine"], "key": key})
+            release(device)
+        session.append({"op": "done", "machine": session.machine["machine"], "key": key})
         session.done.add(key)
 
 

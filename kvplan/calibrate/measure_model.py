@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ import torch
 from torch.nn.functional import rms_norm, silu
 
 from kvplan.calibrate.grids import HELD_OUT, AttentionShape, Grid, StepModel
-from kvplan.calibrate.measure import Point, Probe, Session, release
+from kvplan.calibrate.measure import Probe, release
 from kvplan.calibrate.measure_attention import Batch, Kernel, decode_kernel, make_batch, prefill_call
+from kvplan.calibrate.session import Point, Session
 
 
 class Layer(NamedTuple):
@@ -29,23 +31,25 @@ class Layer(NamedTuple):
     router: torch.Tensor | None
 
 
-def _random(*size: int, device: torch.device) -> torch.Tensor:
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+def _random(*size: int, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(*size, device=device, dtype=dtype).normal_(std=size[-1] ** -0.5)
 
 
-def make_layers(model: StepModel, num_layers: int, device: torch.device) -> list[Layer]:
+def make_layers(
+    model: StepModel, num_layers: int, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> list[Layer]:
     """Weights of `num_layers` layers, drawn afresh for each."""
     shape, hidden, wide = model.attention, model.hidden_size, model.intermediate_size
     heads, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     lead = (model.num_experts,) if model.num_experts else ()
+    draw = partial(_random, device=device, dtype=dtype)
     return [
         Layer(
-            qkv=_random(heads + 2 * kv, hidden, device=device),
-            out=_random(hidden, heads, device=device),
-            gate_up=_random(*lead, 2 * wide, hidden, device=device),
-            down=_random(*lead, hidden, wide, device=device),
-            router=_random(model.num_experts, hidden, device=device) if lead else None,
+            qkv=draw(heads + 2 * kv, hidden),
+            out=draw(hidden, heads),
+            gate_up=draw(*lead, 2 * wide, hidden),
+            down=draw(*lead, hidden, wide),
+            router=draw(model.num_experts, hidden) if lead else None,
         )
         for _ in range(num_layers)
     ]
@@ -95,9 +99,8 @@ class Decoder:
         self.model = model
         self.layers = make_layers(model, model.num_layers, device)
         self.embedding = _random(model.vocab_size, model.hidden_size, device=device)
-        kv_dtype = "float32" if device.type == "cpu" else "bfloat16"
         self.batches = [
-            make_batch(model.attention, lengths, page, kv_dtype, device, i) for i in range(model.num_layers)
+            make_batch(model.attention, lengths, page, "bfloat16", device, i) for i in range(model.num_layers)
         ]
         self.attend = [kernel(batch) for batch in self.batches]
         self.tokens = torch.randint(model.vocab_size, (len(lengths),), device=device)
@@ -142,8 +145,8 @@ def captured(step: Callable[[], torch.Tensor]) -> Callable[[], object]:
     return graph.replay
 
 
-def weight_bytes(model: StepModel, num_tokens: int, element: int) -> float:
-    """Bytes of weights that a step of `num_tokens` reads at least; of experts, the expected distinct ones."""
+def weight_bytes(model: StepModel, num_tokens: int) -> float:
+    """Bytes of 16-bit weights that a step of `num_tokens` reads at least; of experts, the expected distinct ones."""
     shape, hidden = model.attention, model.hidden_size
     attention = hidden * shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
     expert = 3 * hidden * model.intermediate_size
@@ -151,17 +154,16 @@ def weight_bytes(model: StepModel, num_tokens: int, element: int) -> float:
     if model.num_experts:
         missed = (1 - model.experts_per_token / model.num_experts) ** num_tokens
         distinct = model.num_experts * (1 - missed)
-    return element * (model.num_layers * (attention + distinct * expert) + hidden * model.vocab_size)
+    return 2.0 * (model.num_layers * (attention + distinct * expert) + hidden * model.vocab_size)
 
 
 def step_probes(grid: Grid, device: torch.device) -> list[Probe]:
     """Whole decode steps over models, batches and contexts, eager and (on a GPU) as CUDA graphs."""
-    kv_dtype = "float32" if device.type == "cpu" else "bfloat16"
-    name, kernel = decode_kernel(device, kv_dtype)
+    name, kernel = decode_kernel(device, "bfloat16")
     modes = ("graph", "eager") if device.type == "cuda" else ("eager",)
     probes = []
     for model, batch, context in product(grid.models, grid.step_batches, grid.step_contexts):
-        kv = batch * context * model.num_layers * model.attention.kv_bytes(kv_dtype)
+        kv = batch * context * model.num_layers * model.attention.kv_bytes("bfloat16")
         if kv > grid.max_pool_bytes:
             continue
         for mode in modes:
@@ -178,31 +180,32 @@ def _step_probe(
     grid: Grid, device: torch.device,
 ) -> Probe:  # fmt: skip
     point: Point = {
-        "model": model.name, "mode": mode, "kernel": name, "num_layers": model.num_layers,
-        "hidden_size": model.hidden_size, "intermediate_size": model.intermediate_size,
-        "vocab_size": model.vocab_size, "num_experts": model.num_experts,
-        "experts_per_token": model.experts_per_token, **model.attention._asdict(),
-        "num_tokens": batch, "num_decodes": batch, "decode_context": batch * context, "max_context": context,
-        "held_out": model.name in HELD_OUT or context >= 32768,
+        **_model_facts(model), "mode": mode, "kernel": name, "num_tokens": batch, "num_decodes": batch,
+        "decode_context": batch * context, "max_context": context,
+        "held_out": model.name in HELD_OUT or context >= grid.held_out_context,
     }  # fmt: skip
 
     def prepare() -> list[Callable[[], object]]:
         decoder = Decoder(model, [context] * batch, grid.page, kernel, device)
         return [captured(decoder.step) if mode == "graph" else decoder.step]
 
-    element = 4 if device.type == "cpu" else 2
-    return Probe("decode_step", point, prepare, weight_bytes(model, batch, element) + kv)
+    op = "eager_step" if mode == "eager" and device.type == "cuda" else "decode_step"
+    return Probe(op, point, prepare, weight_bytes(model, batch) + kv)
+
+
+def _model_facts(model: StepModel) -> Point:
+    """The fields of a step row that tell a fit which model it was."""
+    shape = model._asdict() | {"model": model.name, "dtype": "bfloat16", "kv_dtype": "bfloat16"}
+    return {k: v for k, v in shape.items() if k not in ("name", "attention")} | model.attention._asdict()
 
 
 def prefill_step_probes(grid: Grid, device: torch.device) -> list[Probe]:
-    """Whole prompt chunks of each model, two layers measured and stated as such; a chunk is compute-bound."""
+    """Whole prompt chunks of each model, cut to a few layers and stated as such: a chunk is compute-bound."""
     probes = []
     for model, chunk in product(grid.models, grid.chunks):
         point: Point = {
-            "model": model.name, "mode": "eager", "kernel": "sdpa", "num_layers": 2,
-            "hidden_size": model.hidden_size, "intermediate_size": model.intermediate_size,
-            "num_experts": model.num_experts, "experts_per_token": model.experts_per_token,
-            **model.attention._asdict(), "num_tokens": chunk, "num_prefill_tokens": chunk, "num_prefills": 1,
+            **_model_facts(model), "num_layers": CHUNK_LAYERS, "mode": "eager", "kernel": "sdpa",
+            "num_tokens": chunk, "num_prefill_tokens": chunk, "num_prefills": 1,
             "prefill_attention": chunk * chunk / 2, "held_out": model.name in HELD_OUT,
         }  # fmt: skip
 
@@ -213,27 +216,29 @@ def prefill_step_probes(grid: Grid, device: torch.device) -> list[Probe]:
     return probes
 
 
+CHUNK_LAYERS = 4
+
+
 def _prefill_layers(model: StepModel, chunk: int, device: torch.device) -> Callable[[], torch.Tensor]:
-    layers = make_layers(model, 2, device)
+    layers = make_layers(model, CHUNK_LAYERS, device)
     attend = prefill_call(model.attention, chunk, 0, device)
-    start = _random(chunk, model.hidden_size, device=device)
+    start, head = (_random(n, model.hidden_size, device=device) for n in (chunk, model.vocab_size))
 
     def call() -> torch.Tensor:
         x = start
         for layer in layers:
-            y = rms_norm(x, x.shape[-1:]) @ layer.qkv.T
-            mixed = attend()[0].transpose(0, 1).flatten(1)
-            x = x + (mixed + y[:, : mixed.shape[1]] * 0) @ layer.out.T
+            rms_norm(x, x.shape[-1:]) @ layer.qkv.T  # attention below has random inputs of its own: same work
+            x = x + attend()[0].transpose(0, 1).flatten(1) @ layer.out.T
             z = rms_norm(x, x.shape[-1:])
             x = x + (mlp(layer, z) if layer.router is None else moe(layer, z, model.experts_per_token))
-        return x
+        return (rms_norm(x[-1:], x.shape[-1:]) @ head.T).argmax(-1)
 
     return call
 
 
 def gemm_probes(grid: Grid, device: torch.device) -> list[Probe]:
     """Projections of the grid's dense models over token counts, in bf16 and, where the card can, fp8."""
-    dtypes = ["float32"] if device.type == "cpu" else ["bfloat16"]
+    dtypes = ["bfloat16"]
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
         dtypes.append("fp8")
     shapes = {shape for model in grid.models if not model.num_experts for shape in projections(model)}
@@ -251,7 +256,7 @@ def projections(model: StepModel) -> list[tuple[int, int]]:
 
 
 def _gemm_probe(dtype: str, m: int, n: int, k: int, grid: Grid, device: torch.device) -> Probe:
-    element = {"float32": 4, "bfloat16": 2, "fp8": 1}[dtype]
+    element = {"bfloat16": 2, "fp8": 1}[dtype]
     copies = max(1, min(8, round(2 * grid.l2_bytes / (n * k * element))))
 
     def prepare() -> list[Callable[[], object]]:
@@ -281,14 +286,14 @@ def copy_probes(grid: Grid, device: torch.device) -> list[Probe]:
     return [Probe("copy", {"num_bytes": n}, lambda n=n: prepare(n), 2.0 * n) for n in grid.copy_bytes]  # type: ignore[misc]
 
 
-def host_times(grid: Grid, session: Session) -> None:
+def host_times(grid: Grid, session: Session, device: torch.device) -> None:
     """Time the host needs to launch an eager step, without waiting for the GPU: append one row per batch."""
-    model, (name, kernel) = grid.models[0], decode_kernel(session.device, "bfloat16")
+    model, (name, kernel) = grid.models[0], decode_kernel(device, "bfloat16")
     for batch in grid.step_batches:
         key = f"host_step {model.name} {batch}"
-        if key in session.done or session.device.type != "cuda":
+        if key in session.done or device.type != "cuda":
             continue
-        decoder = Decoder(model, [grid.step_contexts[0]] * batch, grid.page, kernel, session.device)
+        decoder = Decoder(model, [grid.step_contexts[0]] * batch, grid.page, kernel, device)
         times = []
         for _ in range(12):
             torch.cuda.synchronize()
@@ -301,4 +306,4 @@ def host_times(grid: Grid, session: Session) -> None:
         )
         session.done.add(key)
         del decoder
-        release(session.device)
+        release(device)

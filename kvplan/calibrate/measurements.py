@@ -40,12 +40,14 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "decode_step": ("num_decodes", "decode_context"),
     "prefill_step": ("num_prefill_tokens", "prefill_attention"),
     "mixed_step": ("num_decodes", "decode_context", "num_prefill_tokens", "prefill_attention"),
+    "eager_step": (),
     "host_step": (),
     "copy": (),
+    "done": (),
 }
 """Fields an op cannot do without, besides its time."""
 STEP_OPS = ("decode_step", "prefill_step", "mixed_step")
-IGNORED = ("host_step", "copy")
+IGNORED = ("eager_step", "host_step", "copy", "done")
 """Read and kept in the file, not fitted."""
 
 

@@ -42,6 +42,25 @@ HINTS = {
 }
 
 
+class Rates(NamedTuple):
+    """Bytes and FLOPs per second, in the right order of magnitude: where a search starts, no belief."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+
+UNKNOWN_CARD = Rates(1e12, 1e14)
+
+
+def rough_rates(rows: Sequence[Row]) -> Rates:
+    """The best rates these rows reached, by the floors they carry; those of a large card where they carry none."""
+    best = (
+        max((row.get(floor, 0.0) / row["time_s"] for row in rows), default=0.0)
+        for floor in ("floor_bytes", "floor_flops")
+    )
+    return Rates(*(found or unknown for found, unknown in zip(best, UNKNOWN_CARD, strict=True)))
+
+
 class Term(NamedTuple):
     """One family's coefficients: where to start, what is believed before measuring."""
 
@@ -49,9 +68,9 @@ class Term(NamedTuple):
     priors: dict[str, Prior]
 
 
-def gemm_term(prefix: str, gpu: GpuSpec | None, fmt: str) -> Term:
+def gemm_term(prefix: str, gpu: GpuSpec | None, fmt: str, rough: Rates = UNKNOWN_CARD) -> Term:
     """Start and beliefs of matrix products; a known card bounds its rates."""
-    bandwidth, flops = (gpu.bandwidth, gpu.flops(fmt.split("_")[0])) if gpu else (1e12, 1e14)
+    bandwidth, flops = (gpu.bandwidth, gpu.flops(fmt.split("_")[0])) if gpu else rough
     start = {"bytes_per_s": 0.87 * bandwidth, "flops_per_s": 0.7 * flops, "p_norm": 2.5, "kernel_s": 3e-6}
     priors = {"p_norm": Prior(2.5, 0.15), "kernel_s": Prior(3e-6, 1.0)}
     if gpu:
@@ -61,9 +80,9 @@ def gemm_term(prefix: str, gpu: GpuSpec | None, fmt: str) -> Term:
     )
 
 
-def attention_term(prefix: str, gpu: GpuSpec | None) -> Term:
+def attention_term(prefix: str, gpu: GpuSpec | None, rough: Rates = UNKNOWN_CARD) -> Term:
     """Start and beliefs of attention. MLA engines run decodes and prompts apart: no mixed term."""
-    bandwidth, flops = (gpu.bandwidth, gpu.flops("bf16")) if gpu else (1e12, 1e14)
+    bandwidth, flops = (gpu.bandwidth, gpu.flops("bf16")) if gpu else rough
     start = {
         "bytes_per_s": 0.8 * bandwidth, "flops_per_s": 0.5 * flops, "kernel_s": 8e-6, "sequence_s": 4e-8,
         "extra_keys": 300.0, "serial_bytes_per_s": 1e10,

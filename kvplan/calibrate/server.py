@@ -115,15 +115,15 @@ class Server:
             connection.request(
                 "POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"}
             )
-            response = connection.getresponse()
-            if response.status != 200:
-                said = response.read(300).decode(errors="replace")
-                raise KvplanError(f"{self.url}/v1/completions answered {response.status}: {said}")
-            times = []
-            for moment in _token_times(response, self.url):
-                times.append(moment)
-                if len(times) == 2:
-                    second_token(times[1] - times[0])
+            with connection.getresponse() as response:
+                if response.status != 200:
+                    said = response.read(300).decode(errors="replace")
+                    raise KvplanError(f"{self.url}/v1/completions answered {response.status}: {said}")
+                times = []
+                for moment in _token_times(response, self.url):
+                    times.append(moment)
+                    if len(times) == 2:
+                        second_token(times[1] - times[0])
         if len(times) < 2:
             raise KvplanError(f"{self.url} streamed {len(times)} tokens where {output_tokens} were asked for")
         return Stream(len(prompt), sent, tuple(times))

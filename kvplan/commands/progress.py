@@ -22,10 +22,10 @@ class Progress:
     _tenth: int = 0
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` requests have ended."""
+        """Show that `done` of `total` are done."""
         if self.stream.isatty():
             self._bar(done, total)
-        elif done * 10 // total > self._tenth:
+        elif total and done * 10 // total > self._tenth:
             self._tenth = done * 10 // total
             print(f"{self._tenth * 10}% {done:,} of {total:,} {self.noun}", file=self.stream, flush=True)
 
@@ -34,7 +34,7 @@ class Progress:
         if now - self._drawn < REDRAW_S and done < total:
             return
         self._drawn = now
-        filled = WIDTH * done // total
+        filled = WIDTH * done // max(1, total)
         left = (now - self._started) / max(1, done) * (total - done)
         bar = "#" * filled + "-" * (WIDTH - filled)
         end = "\n" if done == total else ""

@@ -1,0 +1,141 @@
+"""A calibration after the card was measured: a live server instead, the fit, the profile, the report's figures.
+
+The rooms are joined by files only: this module hands a measurement file to the fit and a profile to disk.
+`measure_card` measures; here are a live server's measuring, the fit and what the report says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kvplan.calibrate.fit import fit
+from kvplan.calibrate.loads import observe
+from kvplan.calibrate.measurements import read_measurements
+from kvplan.calibrate.server import CacheFacts, Server
+from kvplan.calibrate.session import SCHEMA_VERSION, Report, Session, no_report, open_session
+from kvplan.errors import KvplanError
+from kvplan.gpu import GpuSpec, get_gpu, local
+from kvplan.model import ModelSpec
+from kvplan.profile import Profile
+
+APART = {
+    "mixed_bytes_per_s": (
+        math.inf,
+        "measured kernels run one after the other: decodes beside a prompt cost as alone",
+    ),
+    "mixed_crowding": (0.0, "as mixed_bytes_per_s"),
+    "mixed_block_s": (0.0, "as mixed_bytes_per_s"),
+    "serial_bytes_per_s": (math.inf, "as mixed_bytes_per_s"),
+}
+"""What the fit is told of torch's kernels; an engine that runs both in one kernel wants rows of its own."""
+
+
+class PoolCheck(NamedTuple):
+    """Measured KV bytes per token of one real pool beside 2 * L * H * d * bytes."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    kv_dtype: str
+    formula_bytes: int
+    measured_bytes: float
+
+    @property
+    def error(self) -> float:
+        """Relative excess of what was taken over the formula."""
+        return self.measured_bytes / self.formula_bytes - 1
+
+
+def measure_server(
+    out: Path, url: str, model: ModelSpec, gpu: str, rounds: int = 3, report: Report = no_report
+) -> tuple[Session, CacheFacts]:
+    """Measure a live vLLM from outside into `out`; `model` is what it serves, `gpu` the card it runs on."""
+    server = Server(url)
+    facts = server.facts()
+    machine = {
+        "op": "machine",
+        "schema_version": SCHEMA_VERSION,
+        "machine": f"{facts.model} on {gpu}",
+        "gpu": gpu,
+        "engine": "vllm",
+        "engine_version": facts.engine_version,
+        "date": time.strftime("%Y-%m-%d"),
+        **{k: v for k, v in facts._asdict().items() if k not in ("model", "engine_version")},
+    }
+    session = open_session(out, machine)
+    observe(server, facts, session, subject_of(model), rounds, report=report)
+    return session, facts
+
+
+def subject_of(model: ModelSpec) -> dict[str, Any]:
+    """Row fields that tell a fit which model was served: its name, or its shape where it is not bundled."""
+    if model.source.startswith("bundled"):
+        return {"model": model.name}
+    kinds = set(model.layers)
+    if len(kinds) != 1:
+        raise KvplanError(
+            f"{model.name}: calibrating a server needs a bundled model, or one whose layers are all alike"
+        )
+    [layer] = kinds
+    attention, mlp = layer.attention, layer.mlp
+    return {
+        "model": model.name,
+        "num_layers": len(model.layers),
+        "hidden_size": model.hidden_size,
+        "vocab_size": model.vocab_size,
+        "intermediate_size": mlp.intermediate_size,
+        "num_matrices": mlp.num_matrices,
+        "num_experts": mlp.num_experts,
+        "experts_per_token": mlp.experts_per_token,
+        "num_heads": attention.num_heads,
+        "num_kv_heads": attention.num_kv_heads,
+        "head_dim": attention.head_dim,
+    }
+
+
+def fit_session(session: Session, profile_path: Path) -> Profile:
+    """Fit a session's file and write the profile; the card's data sheet serves as belief where it is known."""
+    measurements = read_measurements([session.path])
+    machine = session.machine
+    profile = Profile(
+        name=profile_path.stem,
+        gpu=_card_name(machine),
+        engine=machine["engine"],
+        timing=fit(measurements, gpu=_card(machine), assume=APART if machine["engine"] == "torch" else None),
+        source=f"measured on {machine['machine']}, {machine['engine']} {machine['engine_version']}, {machine['date']}",
+    )
+    profile_path.parent.mkdir(parents=True, exist_ok=True)
+    profile_path.write_text(profile.model_dump_json(indent=1, exclude_none=True) + "\n")
+    return profile
+
+
+def _card(machine: dict[str, Any]) -> GpuSpec | None:
+    """The data-sheet row of the measured card; None for a CPU or a card that the table does not have."""
+    if machine["gpu"] == "cpu":
+        return None
+    try:
+        return local() if machine["engine"] == "torch" else get_gpu(machine["gpu"])
+    except KvplanError:
+        return None
+
+
+def _card_name(machine: dict[str, Any]) -> str:
+    card = _card(machine)
+    return card.name if card else str(machine["gpu"])
+
+
+def pool_checks(session: Session) -> list[PoolCheck]:
+    """Bytes per token of every real KV pool of the file, beside the formula."""
+    rows = (json.loads(line) for line in session.path.read_text().splitlines())
+    return [
+        PoolCheck(
+            row["num_layers"], row["num_kv_heads"], row["head_dim"], row["kv_dtype"],
+            row["formula_bytes_per_token"], row["bytes_per_token"],
+        )
+        for row in rows
+        if row["op"] == "memory_pool"
+    ]  # fmt: skip

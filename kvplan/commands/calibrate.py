@@ -1,0 +1,153 @@
+"""`kvplan calibrate`: measure a card or a live server, fit a profile, report its error."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from kvplan.calibrate.card import fit_session, measure_server, pool_checks
+from kvplan.calibrate.measure_card import measure_card
+from kvplan.calibrate.server import CacheFacts
+from kvplan.calibrate.session import Report, no_report
+from kvplan.commands.common import print_json
+from kvplan.commands.progress import Progress
+from kvplan.errors import KvplanError
+from kvplan.model import load_model
+from kvplan.profile import Profile
+
+SWITCH = Parameter(negative="")
+
+
+def calibrate_command(
+    *,
+    device: Literal["cuda", "cpu"] = "cuda",
+    quick: Annotated[bool, SWITCH] = False,
+    measurements: Path = Path("measurements.jsonl"),
+    output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("profile.json"),
+    server: str = "",
+    model: str = "",
+    gpu: str = "",
+    rounds: int = 3,
+    force: Annotated[bool, SWITCH] = False,
+    quiet: Annotated[bool, SWITCH] = False,
+    json: Annotated[bool, SWITCH] = False,
+) -> int:
+    """Measure real KV allocation and step times, then fit a profile with a held-out error.
+
+    Raw measurements are appended as they come: run it again after an interruption and it goes on where it was.
+
+    Parameters
+    ----------
+    device
+        cuda, or cpu with tiny shapes (to try the procedure, or for a CPU engine).
+    quick
+        About 2 minutes instead of about 10: one KV dtype, fewer shapes, one round.
+    measurements
+        Raw rows go here (JSONL, see calibration/README.md).
+    output
+        The fitted profile.
+    server
+        Measure a live vLLM at this address instead: http://host:port.
+    model
+        What that server serves: a bundled name or a config.json; default: the name it reports.
+    gpu
+        The card that the server runs on: a name of `kvplan gpus`, or cpu.
+    rounds
+        How often each load is sent to a server.
+    force
+        Measure although another process computes on the card.
+    quiet
+        No progress on stderr.
+    json
+        One JSON document on stdout.
+    """
+    report = no_report if quiet else _reporter()
+    facts = None
+    if server:
+        facts, session = _server(server, model, gpu, measurements, rounds, report)
+    else:
+        grid = "quick" if quick and device == "cuda" else ""
+        session = measure_card(measurements, device, grid, force, report)
+    profile = fit_session(session, output)
+    if json:
+        print_json(document(profile, pool_checks(session), facts))
+    else:
+        print("\n".join(report_lines(profile, pool_checks(session), facts)))
+        print(f"\nmeasurements: {measurements}\nprofile: {output}")
+    return 0
+
+
+def _server(
+    url: str, model: str, gpu: str, measurements: Path, rounds: int, report: Report
+) -> tuple[CacheFacts, Any]:
+    if not gpu:
+        raise KvplanError("--server needs --gpu: the card it runs on (a name of `kvplan gpus`, or cpu)")
+    from kvplan.calibrate.server import Server
+
+    name = model or Server(url).facts().model
+    session, facts = measure_server(measurements, url, load_model(name), gpu, rounds, report)
+    return facts, session
+
+
+def _reporter() -> Report:
+    """A bar that starts anew for each stage; it shows the time left."""
+    stages: dict[int, Progress] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        progress = stages.setdefault(total, Progress(noun="points"))
+        progress(done, total)
+        if what and sys.stderr.isatty():
+            print(f" {what:<24}", end="", file=sys.stderr, flush=True)
+
+    return report
+
+
+def document(profile: Profile, pools: list[Any], facts: CacheFacts | None) -> dict[str, Any]:
+    """The report as one JSON document."""
+    timing = profile.timing
+    return {
+        "schema_version": 1,
+        "profile": profile.name,
+        "gpu": profile.gpu,
+        "engine": profile.engine,
+        "source": profile.source,
+        "server": facts._asdict() if facts else None,
+        "kv_pools": [pool._asdict() | {"error": pool.error} for pool in pools],
+        "coefficients": timing.coefficients if timing else {},
+        "assumed": timing.assumed if timing else {},
+        "errors": [error.model_dump() for error in timing.errors] if timing else [],
+        "ranges": timing.ranges if timing else {},
+    }
+
+
+def report_lines(profile: Profile, pools: list[Any], facts: CacheFacts | None) -> list[str]:
+    """The report as text: memory against the formula, then errors on points that the fit had not seen."""
+    lines = [f"{profile.source}"]
+    if facts:
+        lines += [
+            f"\nKV blocks: {facts.num_gpu_blocks:,} of {facts.block_size} tokens "
+            f"({facts.num_gpu_blocks * facts.block_size:,} tokens), as the server says"
+        ]
+    if pools:
+        lines += [
+            f"\n{'KV pool (layers x heads x dim)':<34}{'formula':>10}{'measured':>12}{'error':>9}   bytes per token"
+        ]
+        lines += [
+            f"{f'{p.num_layers} x {p.num_kv_heads} x {p.head_dim} {p.kv_dtype}':<42}{p.formula_bytes:>10,}"
+            f"{p.measured_bytes:>12,.1f}{p.error:>9.3%}"
+            for p in pools
+        ]
+    if profile.timing is None:
+        return lines
+    lines += [f"\n{'held-out error':<14}{'points':>8}{'median':>9}{'p95':>8}{'bias':>8}   which"]
+    lines += [
+        f"{e.regime:<14}{e.num_points:>8}{e.median:>9.1%}{e.p95:>8.1%}{e.bias:>8.1%}   {e.held_out}"
+        for e in profile.timing.errors
+    ]
+    if profile.timing.assumed:
+        lines += ["\nnot measured, assumed:"]
+        lines += [f"  {name}: {why}" for name, why in profile.timing.assumed.items()]
+    return lines
