@@ -11,7 +11,7 @@ from kvplan.families import dense, hybrid, moe
 from kvplan.families.common import Body
 from kvplan.hf_config import Keys
 from kvplan.model import ModelSpec
-from kvplan.rope import longrope_original_len, max_model_len, rotary_tables
+from kvplan.rope import longrope_original_len, max_model_len, rotary_tables, states_max_model_len
 from kvplan.vision import vision_tower
 
 BUILDERS: dict[str, Callable[[Keys], Body]] = {
@@ -134,6 +134,7 @@ def build(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
         hidden_size=text.count("hidden_size"),
         vocab_size=text.count("vocab_size", high=1 << 28),
         max_model_len=max_model_len(text, outer.text("model_type")),
+        max_model_len_stated=states_max_model_len(text),
         dtype=dtype(outer, text),
         tie_word_embeddings=text.flag("tie_word_embeddings", architecture.startswith(TIED_BY_DEFAULT)),
         score_head=score_head(architecture, text),

@@ -227,7 +227,7 @@ def _max_model_len(args: EngineArgs, model: ModelSpec) -> int:
         return asked or model.default_max_model_len
     if asked == 0:
         raise KvplanError("--max-model-len 0: a length in tokens, or -1 for the longest that fits")
-    if asked > model.max_model_len:
+    if asked > model.max_model_len and model.max_model_len_stated:
         raise KvplanError(
             f"--max-model-len {asked:,}: {model.name} is made for {model.max_model_len:,}; "
             "a longer context needs rope scaling in its config.json"

@@ -121,7 +121,9 @@ def _other_seqs(plan: Plan) -> Iterator[Option]:
 
 def _longer_context(plan: Plan) -> Iterator[Option]:
     """The stated traces exceed max_model_len, but not what the model is made for."""
-    if plan.too_long and plan.trace_tokens <= plan.question.model.max_model_len:
+    model = plan.question.model
+    served = plan.trace_tokens <= model.max_model_len or not model.max_model_len_stated
+    if plan.too_long and served:
         changed = _ask(plan.question, max_model_len=plan.trace_tokens)
         yield from _option(changed, f"--max-model-len {plan.trace_tokens}", _FREE)
 

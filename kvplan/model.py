@@ -183,6 +183,8 @@ class ModelSpec:
     vision: VisionSpec | None = None
     rotary: tuple[RotaryTable, ...] = ()
     """Rotary tables, one per kind of rotary embedding in the model."""
+    max_model_len_stated: bool = True
+    """Whether the config says how long; if not, `max_model_len` is vLLM's 2,048 and the user may ask for any length."""
     longrope_original_len: int = 0
     """The length before longrope scaling, which vLLM serves unless told otherwise; 0: no longrope."""
     quantization: Mapping[str, object] | None = None

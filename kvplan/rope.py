@@ -34,6 +34,11 @@ def max_model_len(text: Keys, model_type: str) -> int:
     return int(longest * (factors[-1] if factors else 1))
 
 
+def states_max_model_len(text: Keys) -> bool:
+    """Whether the config says how long a context may be."""
+    return any(key in text for key in (*_MAX_LEN_KEYS, "model_max_length"))
+
+
 def longrope_original_len(text: Keys) -> int:
     """`original_max_position_embeddings` where the rope type is longrope (Phi), else 0."""
     rope = text.section("rope_scaling" if "rope_scaling" in text else "rope_parameters")

@@ -70,7 +70,7 @@ def _model(config_file: str) -> ModelSpec:
 
 
 def model_of(row: Row) -> ModelSpec:
-    """The row's model; a log's own max_model_len shows that its config allowed it."""
+    """The row's model; a log's own max_model_len shows that its checkpoint's config allowed it."""
     model = _model(row["config_file"])
     return replace(model, max_model_len=max(model.max_model_len, row["max_model_len"] or 0))
 

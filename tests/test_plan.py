@@ -169,6 +169,24 @@ def test_refusals_of_the_engine(args: dict[str, object], words: str) -> None:
         estimate(QWEN, "h100", EngineArgs(**args))  # type: ignore[arg-type]
 
 
+def test_a_config_without_a_length_takes_any() -> None:
+    """vLLM assumes 2,048 where the config states no length, and takes what the user says."""
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "vocab_size": 1000,
+    }
+    silent, stated = from_config(config), from_config(config | {"max_position_embeddings": 4096})
+    assert estimate(silent, "l4").max_model_len == 2048
+    assert estimate(silent, "l4", EngineArgs(max_model_len=32_768)).max_model_len == 32_768
+    with pytest.raises(KvplanError, match="is made for 4,096"):
+        estimate(stated, "l4", EngineArgs(max_model_len=32_768))
+
+
 def test_bfloat16_needs_ampere() -> None:
     with pytest.raises(KvplanError, match="try float16"):
         estimate("Qwen/Qwen2.5-1.5B-Instruct", "t4", EngineArgs(dtype="bfloat16"))
