@@ -20,6 +20,7 @@ import numpy.typing as npt
 from kvplan.capacity_mix import (
     Floats,
     Ints,
+    max_traces,
     mean_resident_blocks,
     overflow_probability,
     resident_distribution,
@@ -42,6 +43,7 @@ __all__ = [
     "latent_bytes_per_token",
     "longest_trace",
     "max_concurrency",
+    "max_traces",
     "mean_resident_blocks",
     "num_sequences",
     "overflow_probability",

@@ -115,15 +115,46 @@ def overflow_probability(
 def sum_overflow_probability(distribution: Floats, num_traces: int, num_blocks: int) -> float:
     """Probability that N running traces want more blocks than the pool has, exactly.
 
-    The N-fold convolution of `resident_distribution`, by Fourier transform; exact to about 1e-12.
+    The N-fold convolution of `resident_distribution`, by repeated squaring and Fourier transform; sums beyond
+    the pool are dropped on the way. Exact to about 1e-12.
 
     >>> sum_overflow_probability(np.array([0.0, 0.5, 0.5]), 2, 4)  # 4 wanted (p = 1/4), 3 usable
     0.25
     """
-    usable = num_blocks - 1
-    size = num_traces * (len(distribution) - 1) + 1
-    if usable >= size - 1:
+    usable = max(0, num_blocks - 1)
+    if usable >= num_traces * (len(distribution) - 1):
         return 0.0
+    total, power, n = np.ones(1), distribution[: usable + 1], num_traces
+    while n:
+        if n & 1:
+            total = _convolve(total, power)[: usable + 1]
+        n >>= 1
+        power = _convolve(power, power)[: usable + 1] if n else power
+    return round(min(1.0, max(0.0, 1.0 - float(total.sum()))), 12)
+
+
+def _convolve(a: Floats, b: Floats) -> Floats:
+    size = len(a) + len(b) - 1
     length = 1 << (size - 1).bit_length()
-    total = np.fft.irfft(np.fft.rfft(distribution, length) ** num_traces, length)
-    return round(float(min(1.0, max(0.0, total[usable + 1 : size].sum()))), 12)
+    product = np.fft.irfft(np.fft.rfft(a, length) * np.fft.rfft(b, length), length)[:size]
+    return np.asarray(product, dtype=np.float64)
+
+
+def max_traces(distribution: Floats, num_blocks: int, *, overflow: float = 0.01) -> int:
+    """Most traces that may run at once so that the pool overflows with at most this probability.
+
+    An overflow is no failure: the engine preempts. Planning by the longest trace instead serves a fraction of
+    this many.
+
+    >>> d = resident_distribution(0, 32_000)
+    >>> max_traces(d, 20_480), 20_479 // 2_000  # by residency, by final length
+    (15, 10)
+    """
+    low, high = 0, 2
+    while sum_overflow_probability(distribution, high, num_blocks) <= overflow:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = sum_overflow_probability(distribution, middle, num_blocks) <= overflow
+        low, high = (middle, high) if fits else (low, middle)
+    return low

@@ -170,6 +170,8 @@ def pages_layout(
     rules = rules_for(version)
     hybrid = not args.disable_hybrid_kv_cache_manager
     groups = group_layers(pages.layers, hybrid=hybrid, merge_ratio=rules.merge_ratio)
+    if not groups:
+        raise KvplanError("no layer of this model keeps KV or a state: there is no cache to plan")
     request = _Request(args.decode_context_parallel_size, max_in_flight_tokens(args, rules))
     stages = _Stages.of(groups, args, available_bytes, rules)
     asked = args.max_model_len
@@ -179,8 +181,8 @@ def pages_layout(
     _check_fits(stages, request, length)
     return Layout(
         groups=tuple(_describe(group, request, length) for group in groups),
-        num_blocks=min(stages.num_blocks, default=1),
-        bytes_per_block=max(stages.block_bytes, default=0),
+        num_blocks=min(stages.num_blocks),
+        bytes_per_block=max(stages.block_bytes),
         block_size=pages.block_size,
         max_model_len=length,
         max_in_flight_tokens=request.max_in_flight_tokens,
@@ -241,7 +243,7 @@ class _Stages:
         available = [available_bytes] * num if isinstance(available_bytes, int) else list(available_bytes)
         if len(available) != num:
             raise KvplanError(f"{len(available)} KV memory sizes for {num} pipeline stages")
-        sizes = [bytes_per_block(on_stage(groups, stage)) for stage in range(num)] if groups else []
+        sizes = [bytes_per_block(on_stage(groups, stage)) for stage in range(num)]
         if args.num_gpu_blocks_override is not None:
             available = [args.num_gpu_blocks_override * size for size in sizes]
         return cls(groups, sizes, available, int(rules.keeps_null_block))

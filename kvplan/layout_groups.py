@@ -77,7 +77,7 @@ Group = list[Layer]
 
 def bytes_per_block(groups: Sequence[Group]) -> int:
     """Bytes of one block: the largest group's pages together."""
-    return max(sum(layer.page.num_bytes for layer in group) for group in groups)
+    return max((sum(layer.page.num_bytes for layer in group) for group in groups), default=0)
 
 
 def on_stage(groups: Sequence[Group], stage: int) -> list[Group]:

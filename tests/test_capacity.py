@@ -34,7 +34,7 @@ def test_every_function_shows_a_scalar_and_an_array() -> None:
     for name in cap.__all__:
         doc = inspect.getdoc(getattr(cap, name)) or ""
         assert ">>>" in doc, name
-        assert "[" in doc.split(">>>", 1)[1] or name == "resident_moments", name
+        assert "[" in doc.split(">>>", 1)[1] or name in ("resident_moments", "max_traces"), name
 
 
 def test_the_list_of_public_names_is_complete() -> None:
@@ -268,3 +268,13 @@ def test_overflow_falls_with_blocks_and_grows_with_traces(traces: int, blocks: i
     assert cap.sum_overflow_probability(d, traces, blocks + 1) <= p + 1e-9
     assert cap.sum_overflow_probability(d, traces + 1, blocks) >= p - 1e-9
     assert cap.sum_overflow_probability(d, traces, traces * (len(d) - 1) + 1) == 0.0
+
+
+@given(st.integers(20, 3_000), st.sampled_from([0.001, 0.01, 0.2]))
+def test_max_traces_is_the_last_that_holds(blocks: int, overflow: float) -> None:
+    """That many traces overflow rarely enough, one more does not; at least as many as by the final length."""
+    d = cap.resident_distribution([10, 50], [300, 200], 16)
+    n = cap.max_traces(d, blocks, overflow=overflow)
+    assert n == 0 or cap.sum_overflow_probability(d, n, blocks) <= overflow
+    assert cap.sum_overflow_probability(d, n + 1, blocks) > overflow
+    assert n >= (blocks - 1) // (len(d) - 1)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.layout import KvCacheTooSmall, Layout, kv_layout, pages_layout
-from kvplan.layout_backends import BACKENDS
+from kvplan.layout_backends import BACKENDS, KV_DTYPES
 from kvplan.layout_checks import checkpoint_kv_dtype
 from kvplan.layout_groups import Layer, Page, bytes_per_block, group_layers
 from kvplan.layout_pages import Pages
@@ -284,6 +284,46 @@ def test_newer_versions_widen_gated_delta_net_blocks() -> None:
     }
     assert [found.block_size for found in sizes.values()] == [272, 320]
     assert [found.groups[0].blocks_per_request for found in sizes.values()] == [2, 3]
+
+
+@given(
+    st.sampled_from(sorted(GOLDEN["configs"])),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "tp": st.integers(1, 16),
+            "pp": st.integers(1, 6),
+            "dcp": st.integers(1, 8),
+            "kv_cache_dtype": st.sampled_from([*KV_DTYPES, "int3"]),
+            "kv_cache_dtype_skip_layers": st.lists(st.sampled_from(["0", "3", "sliding_window", "x"])).map(
+                tuple
+            ),
+            "block_size": st.integers(1, 2_000),
+            "max_model_len": st.integers(1, 3_000_000) | st.just(-1),
+            "num_speculative_tokens": st.integers(0, 4),
+            "spec_method": st.sampled_from(["mtp", "ngram", "eagle"]),
+            "disable_hybrid_kv_cache_manager": st.booleans(),
+            "enable_prefix_caching": st.booleans(),
+            "num_gpu_blocks_override": st.integers(1, 10**9),
+        },
+    ),
+    st.sampled_from([(7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)]),
+    st.integers(-1, 10**13),
+)
+def test_every_outcome_is_an_answer_or_a_named_error(
+    name: str, given: Case, capability: tuple[int, int], available: int
+) -> None:
+    """Any model, flags and card: a layout that holds one request, or one line that says why not."""
+    try:
+        found = kv_layout(model_of(name), flags(**given), available, capability=capability)
+    except KvplanError as error:
+        found, refused = None, str(error)
+    if found is None:
+        assert refused
+        assert "\n" not in refused
+    else:
+        assert found.blocks_per_request < found.num_blocks
+        assert all(group.bytes_per_block > 0 for group in found.groups)
 
 
 @pytest.mark.parametrize(
