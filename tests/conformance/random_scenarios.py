@@ -151,6 +151,8 @@ def random_scenario(seed: int) -> Json:
     lengths = prompt_lengths(requests)
     longest = max(lengths[r["id"]] + max(r["output_len"], r.get("max_tokens", 0)) for r in requests)
     scenario["max_model_len"] = longest + rng.choice([0, 1, 7, 40])
+    if scenario.get("long_prefill_token_threshold", 0) > scenario["max_model_len"]:
+        del scenario["long_prefill_token_threshold"]
     chunked = rng.random() < 0.85
     scenario["enable_chunked_prefill"] = chunked
     budget = rng.choice([16, 24, 48, 100, 256]) if chunked else 256
