@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from engine_conformance import FOLDER, golden, scenarios
@@ -38,10 +37,10 @@ def row(name: str, prefixes: tuple[str, ...]) -> str:
 
 def oracle_runs() -> str:
     """The runs of `make oracle` on record."""
-    runs: list[dict[str, Any]] = json.loads((Path(FOLDER) / "oracle_runs.json").read_text())
+    runs: list[dict[str, Any]] = json.loads((FOLDER / "oracle_runs.json").read_text())
+    keys = ("logs", "steps", "refused", "differing")
     return "\n".join(
-        f"| {run['what']} | {run['logs']:,} | {run['steps']:,} | {run['refused']} | {run['differing']} |"
-        for run in runs
+        f"| {run['what']} | " + " | ".join(f"{run[key]:,}" for key in keys) + " |" for run in runs
     )
 
 
@@ -58,8 +57,8 @@ def test_the_table_of_the_docs_is_this_one() -> None:
         "scheduler",
         f"""## Scheduler against vLLM's own
 
-{len(scenarios())} scenarios, each with synchronous and asynchronous scheduling: {len(golden())} logs of vLLM 0.32.0's own
-scheduler and KV cache manager. Equal in every log and step: batches, victims, hits, evictions, block counts; no
+{len(scenarios())} scenarios, each with synchronous and asynchronous scheduling: {len(golden())} logs of
+vLLM 0.32.0's own scheduler and KV cache manager. Equal in every log and step: batches, victims, hits, evictions, block counts; no
 scenario is left out. `leaps` counts the scenarios that the leaping scheduler runs too, with the same hashes; windows,
 states and speculation go step by step.
 
@@ -74,8 +73,8 @@ take the flags.
 |---|---|---|---|---|
 {oracle_runs()}
 
-{len(MUTANTS)} deliberate errors (wrong free order, blocks named a step late, admission in a preempting step ...) are each
-caught by these logs. Not checked against their engines: the admission rules `reserve_max` (TensorRT-LLM) and
+{len(MUTANTS)} deliberate errors (wrong free order, blocks named a step late, admission in a preempting step ...) are
+each caught by these logs. Not checked against their engines: the admission rules `reserve_max` (TensorRT-LLM) and
 `conservative` (SGLang), the sharing rules `token` (SGLang) and `copy_on_write` (vLLM V0). Not modelled: KV connectors,
 encoder inputs, LoRA limits, pipeline parallelism, multi-module MTP, n-gram drafters that propose fewer than k tokens,
 drafts whose number varies.""",
