@@ -6,6 +6,7 @@ Rows live in `catalog/gpus.json`. Knows nothing of engines or models.
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from typing import Any, Self
 
@@ -138,12 +139,23 @@ def get_gpu(name: str) -> GpuSpec:
     """
     if name.casefold() == "local":
         return local()
-    found = _by_alias().get(_fold(name))
+    found = _by_alias().get(_fold(name)) or _without_size(name)
     if found is None:
         names = [*gpu_names(), *(a for row in _rows().values() for a in row["aliases"])]
         hint = did_you_mean(name, names) or f"; `kvplan gpus` lists all {len(_rows())}"
         raise KvplanError(f"unknown GPU {name!r}{hint}")
     return GpuSpec(**_rows()[found])
+
+
+def _without_size(name: str) -> str | None:
+    """The card of "RTX A5000 24GB": a size that the table's name leaves out, if it is that card's."""
+    size = re.search(r"[ _-]?(\d+) ?Gi?B$", name.strip(), re.IGNORECASE)
+    if not size:
+        return None
+    found = _by_alias().get(_fold(name.strip()[: size.start()]))
+    return (
+        found if found and abs(_rows()[found]["nominal_gb"] - int(size[1])) <= 0.05 * int(size[1]) else None
+    )
 
 
 def match_product(product: str, total_bytes: int) -> GpuSpec:

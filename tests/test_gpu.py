@@ -70,6 +70,10 @@ def test_row_is_sound(name: str) -> None:
         ("RTX 4090", "rtx-4090"),
         ("GeForce RTX 4090", "rtx-4090"),
         ("gb200", "gb200"),
+        ("RTX A5000 24GB", "rtx-a5000"),
+        ("RTX 3090 24GB", "rtx-3090"),
+        ("A100 80GB", "a100-80gb"),
+        ("A100 40GB", "a100-40gb"),
     ],
 )
 def test_spellings(spelling: str, name: str) -> None:
@@ -101,6 +105,11 @@ def test_unknown_card_offers_the_closest() -> None:
 )
 def test_product_names_as_drivers_print_them(product: str, gib: float, name: str) -> None:
     assert match_product(product, int(gib * GiB)).name == name
+
+
+def test_a_size_that_is_not_the_cards_is_refused() -> None:
+    with pytest.raises(KvplanError, match="unknown GPU"):
+        get_gpu("L4 48GB")
 
 
 def test_local_reads_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
