@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from math import isqrt
 from typing import Any, NamedTuple, Protocol
 
-from kvplan.engine.leap_state import Landing, Leap, Outputs, Step
+from kvplan.engine.leap_state import NOTHING, Landing, Leap, Outputs, Step
 from kvplan.engine.request import Request, RequestStatus
 from kvplan.live import LENGTH, REJECTED, STOP, TIMEOUT, Live
 from kvplan.metrics import TokenMeter
@@ -114,7 +114,7 @@ def steps_to_cover(ticks: int, slope: int, gap: int) -> int:
         return -(-gap // ticks)
     b = 2 * ticks - slope
     n = max(0, (isqrt(b * b + 8 * slope * gap) - b) // (2 * slope) - 1)
-    while series(ticks, slope, n) < gap:
+    while n * ticks + slope * (n * (n - 1) // 2) < gap:
         n += 1
     return n
 
@@ -346,9 +346,11 @@ class Replica:
         num_prefill = num_prefills = 0
         pairs = 0.0
         for request, num_tokens, before in step.chunks:
-            self._hold(request, before + num_tokens, now)
-            self._count_recomputed(request, num_tokens, before)
-            if request.transferred and not request.num_preemptions:
+            request.kv_area += request.held * (now - request.since)
+            request.held, request.since = before + num_tokens, now
+            if request.num_preemptions:
+                self._count_recomputed(request, num_tokens, before)
+            elif request.transferred:
                 if before + num_tokens >= request.num_prompt_tokens:  # only its last token is computed here
                     decodes, context = decodes + 1, context + before + num_tokens
                 continue
@@ -357,8 +359,9 @@ class Replica:
             pairs += num_tokens * (before + num_tokens / 2)
         shape = StepShape(decodes + num_prefill, decodes, context, num_prefill, num_prefills, pairs)
         ticks = self.step_time.ticks(shape) if shape.num_tokens else 0
-        self._note_blocks(self.num_blocks - self.engine.num_free_blocks)
-        self.waits_for = self._why_waiting(shape.num_tokens)
+        engine = self.engine
+        self._note_blocks(self.num_blocks - engine.num_free_blocks)
+        self.waits_for = self._why_waiting(shape.num_tokens) if engine.num_waiting else ""
         self.totals.prefill_tokens += num_prefill
         is_empty = not step.num_decodes and not step.chunks
         return Flight(ticks, step.num_decodes, num_prefills, is_empty, bool(step.preempted))
@@ -368,14 +371,14 @@ class Replica:
         base, slope, limit = self.step_time.decode_line(decodes, context)
         lasts = -((context - limit) // decodes)
         first = self.flights[0].ticks if self.flights else 0
-        glide = Glide(
+        glide = self.glide = Glide(
             now, first, min(steps, lasts), decodes, base + slope * context, slope * decodes, is_open
         )
-        self.glide = glide
         end = glide.ends_at(glide.num_steps)
         if is_open and end > next_arrival:
-            glide.num_steps = glide.reads_until(next_arrival)
-            end = glide.ends_at(glide.num_steps)
+            glide.num_steps = steps = glide.reads_until(next_arrival)
+            glide.open = False  # it ends where that arrival would cut it
+            end = glide.ends_at(steps)
         return end - now
 
     def cut(self, now: int) -> int:
@@ -392,58 +395,66 @@ class Replica:
 
     def complete(self, now: int) -> None:
         """Read what has run: a step, or a leap."""
-        if self.glide is None:
+        glide = self.glide
+        if glide is None:
             self._read_step(now)
             return
-        glide, self.glide = self.glide, None
-        steps = glide.num_steps - bool(self.leavers)
-        if steps:
-            self._land(glide, steps, now if steps == glide.num_steps else glide.ends_at(steps))
+        self.glide = None
         if self.leavers:
-            self._last_step(glide, steps, now)
+            self._land_with_leavers(glide, now)
+        else:
+            self._land(glide, glide.num_steps, now)
         if self.inbox:
-            if not self.waits_for and self.engine.num_running >= self.max_num_seqs - 1:
-                self.totals.blocked_seqs_ticks += now - self.inbox_since
-            for live in self.inbox:
-                self.engine.add_request(live)
-            self.inbox.clear()
+            self._empty_inbox(now)
 
-    def _last_step(self, glide: Glide, steps: int, now: int) -> None:
+    def _empty_inbox(self, now: int) -> None:
+        if not self.waits_for and self.engine.num_running >= self.max_num_seqs - 1:
+            self.totals.blocked_seqs_ticks += now - self.inbox_since
+        for live in self.inbox:
+            self.engine.add_request(live)
+        self.inbox.clear()
+
+    def _land_with_leavers(self, glide: Glide, now: int) -> None:
         """Somebody left during the leap's last step: schedule it alone, so that they can go before its output."""
-        begun = glide.ends_at(steps) if steps else glide.start
+        steps = glide.num_steps - 1
+        begun = glide.start
+        if steps:
+            begun = glide.ends_at(steps)
+            self._land(glide, steps, begun)
         self.flights.append(self._schedule(begun))
         self._read_step(now)
 
     def _read_step(self, now: int) -> None:
         if self.leavers:
             self._let_go(now)
-        flight = self.flights.popleft()
-        self._account(flight, now)
-        self._read(self.engine.update_from_output(), now, flight)
+        self._account(self.flights.popleft(), now)
+        outputs = self.engine.update_from_output()
+        if outputs is not NOTHING:
+            self._read(outputs, now)
 
     def _land(self, glide: Glide, steps: int, now: int) -> None:
         """Let the engine take the leap's steps and account for them."""
-        used = self.num_blocks - self.engine.num_free_blocks
-        taken = self.engine.num_taken_blocks
-        landing = self.engine.commit_leap(steps)
-        peak = used + self.engine.num_taken_blocks - taken
-        self._note_blocks(peak)
-        start, reads = glide.start, steps
-        totals = self.totals
+        engine, totals = self.engine, self.totals
+        used = self.num_blocks - engine.num_free_blocks
+        taken = engine.num_taken_blocks
+        early, late = engine.commit_leap(steps)
+        peak = used + engine.num_taken_blocks - taken
+        if peak > totals.peak_used_blocks:
+            totals.peak_used_blocks = peak
         totals.leaps += 1
         totals.leapt_steps += steps
-        if glide.first:
-            first = self.flights.popleft()
-            start += first.ticks
-            reads -= 1
-            self._account(first, start)
-            self._read(landing.early, start, first)
-            last = Flight(glide.ticks + reads * glide.slope, glide.num_decodes)
-            self.flights.append(last)
-        if reads:
-            self._account_series(glide, reads, start, now, (used + peak) // 2)
         if not glide.first:
-            self._read(landing.late, now)
+            self._account_series(glide, steps, glide.start, now, (used + peak) // 2)
+            if late is not NOTHING:
+                self._read(late, now)
+            return
+        start = glide.start + glide.first
+        self._account(self.flights.popleft(), start)
+        if early is not NOTHING:
+            self._read(early, start)
+        self.flights.append(Flight(glide.ticks + (steps - 1) * glide.slope, glide.num_decodes))
+        if steps > 1:
+            self._account_series(glide, steps - 1, start, now, (used + peak) // 2)
 
     # --- bookkeeping ------------------------------------------------------------------------
 
@@ -464,7 +475,8 @@ class Replica:
                 totals.decode_ticks += ticks
         else:
             totals.prefill_ticks += ticks
-        self._note_waiting(ticks)
+        if self.waits_for:
+            self._note_waiting(ticks)
         if self._to_visible and self._to_visible[0][0] <= self.num_reads:
             self._show(0, 0, now, self.num_reads - 1)
 
@@ -481,7 +493,8 @@ class Replica:
         totals.decode_tokens += glide.num_decodes * reads
         totals.decode_ticks += duration
         self.meter.add(ticks, ticks + slope * (reads - 1), glide.num_decodes, reads, start, now)
-        self._note_waiting(duration)
+        if self.waits_for:
+            self._note_waiting(duration)
         if self._to_visible and self._to_visible[0][0] <= self.num_reads:
             self._show(ticks, slope, start, before)
 
@@ -498,16 +511,12 @@ class Replica:
             self.totals.peak_used_blocks = used
 
     def _why_waiting(self, num_tokens: int) -> str:
-        engine = self.engine
-        if not engine.num_waiting:
-            return ""
-        if engine.num_running >= self.max_num_seqs:
+        if self.engine.num_running >= self.max_num_seqs:
             return "blocked_seqs_ticks"
         return "blocked_tokens_ticks" if num_tokens >= self.max_num_batched_tokens else "blocked_blocks_ticks"
 
     def _note_waiting(self, ticks: int) -> None:
-        if self.waits_for:
-            setattr(self.totals, self.waits_for, getattr(self.totals, self.waits_for) + ticks)
+        setattr(self.totals, self.waits_for, getattr(self.totals, self.waits_for) + ticks)
 
     def _admitted(self, live: Live, hit_tokens: int, now: int) -> None:
         self.resident[live] = None
@@ -526,10 +535,9 @@ class Replica:
         live.held, live.since = tokens, now
 
     def _count_recomputed(self, live: Live, num_tokens: int, before: int) -> None:
-        if live.num_preemptions:
-            again = max(0, min(before + num_tokens, live.high_water) - before)
-            live.recomputed += again
-            self.totals.recomputed_tokens += again
+        again = max(0, min(before + num_tokens, live.high_water) - before)
+        live.recomputed += again
+        self.totals.recomputed_tokens += again
 
     def _stop_holding(self, live: Live, now: int) -> None:
         """Close the account of KV held over time: while decoding, one token more per read step."""
@@ -549,7 +557,7 @@ class Replica:
         live.lost_at = now
         self.resident.pop(live, None)
 
-    def _read(self, outputs: Any, now: int, flight: Flight | None = None) -> None:
+    def _read(self, outputs: Any, now: int) -> None:
         """Note first tokens and ends."""
         for live in outputs.first_tokens:
             self._starts_decoding(live, now)

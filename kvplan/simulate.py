@@ -69,6 +69,7 @@ def simulate(
     if setups is None:
         setups = {name: set_up(d, scenario.folder) for name, d in scenario.deployments.items()}
     run = Run(scenario, setups, step_by_step, progress)
+    run.runs_ahead = run.num_replicas == 1 and not run.any_follow and not run.any_leave
     if not keep_records:
         run.records.fields = SUMMARY_FIELDS
         run.pick = itemgetter(*(Record._fields.index(name) for name in SUMMARY_FIELDS))
@@ -165,6 +166,12 @@ class Run:
         self.alive: dict[int, Live] = {}
         self.seat_of: dict[int, tuple[Seat, Live]] = {}
         """Where a request is, and the engine's request for it."""
+        self.any_leave = bool(np.isfinite(self.load.leaves_after_s).any())
+        self.any_follow = self.load.closed_loop is not None or self.load.previous_turn is not None
+        self.runs_ahead = False
+        """Whether a replica may go on by itself until something else happens; its own ends change nothing then."""
+        self.last_end = 0
+        """When the last request ended."""
         self.open = len(self.load)
         """Requests that have not ended and still can."""
         self.stop: Event = self.env.event()
@@ -242,7 +249,7 @@ class Run:
         self._at(round(self.scenario.limits.horizon_s * TICKS_PER_S), lambda _: self._halt("horizon"))
         with interrupts(self):
             verdict = self.env.run(until=self.stop)
-        now = self.env.now
+        now = max(self.env.now, self.last_end)
         for replica in self.replicas:
             replica.stop(now)
         for live in list(self.alive.values()):
@@ -294,8 +301,8 @@ class Run:
 
     def _serve(self, seat: Seat) -> Process:
         """One replica's life: decide, let time pass, read."""
-        env, replica = self.env, seat.replica
-        alone = self.num_replicas == 1
+        env, replica, now = self.env, seat.replica, 0
+        known = self.num_replicas == 1 and not self.any_follow  # when the next request comes
         while True:
             while seat.aside:
                 job = seat.aside.popleft()
@@ -303,19 +310,28 @@ class Run:
                 yield env.timeout(taken)
                 replica.stall(taken)
                 job.end()
-            ticks = replica.begin(env.now, self.next_arrival if alone else NEVER_COMES)
+                now = env.now
+            ticks = replica.begin(now, self.next_arrival if known else NEVER_COMES)
             if ticks is None:
                 seat.sleeper = env.event()
                 yield seat.sleeper
+                now = env.now
                 continue
-            seat.gliding = replica.glide is not None
-            try:
-                yield env.timeout(ticks)
-            except simpy.Interrupt:
-                yield env.timeout(replica.cut(env.now))
-            seat.gliding = False
-            replica.complete(env.now)
-            self._watch()
+            now += ticks
+            if not self.runs_ahead or now >= env.peek():
+                seat.gliding = replica.glide is not None
+                try:
+                    yield env.timeout(now - env.now)
+                except simpy.Interrupt:
+                    yield env.timeout(replica.cut(env.now))
+                    now = env.now
+                seat.gliding = False
+            replica.complete(now)
+            self.turns += 1
+            if now >= self.timeline.next_at or self.interrupted or not self.turns % WATCH_EVERY:
+                self._watch(now)
+                if self.stop.triggered:
+                    return
 
     def _serve_lockstep(self, group: Lockstep) -> Process:
         """Ranks that step together: each step lasts as long as the fullest rank's; idle ranks run dummy batches."""
@@ -335,16 +351,15 @@ class Run:
                 if wait is not None:
                     replica.stretch(ticks)
                     replica.complete(env.now)
-            self._watch()
+            self.turns += 1
+            self._watch(env.now)
 
-    def _watch(self) -> None:
+    def _watch(self, now: int) -> None:
         """Sample the timeline; now and then look at the wall clock and at thrashing."""
-        now = self.env.now
         if now >= self.timeline.next_at:
             self.timeline.add(now, self._sample(now))
         if self.interrupted:
             self._halt("interrupted")
-        self.turns += 1
         if self.turns % WATCH_EVERY:
             return
         if time.monotonic() - self.started > self.scenario.limits.wall_clock_s:
@@ -404,15 +419,20 @@ class Run:
         live.arrival = self.env.now
         fleet = self.fleet_of_class[live.class_id]
         self.alive[row] = live
-        if self.rows.refused[row]:
+        if self.rows.any_refused and self.rows.refused[row]:
             self._note("prompts longer than max_model_len - 1 were refused, as vLLM refuses them")
             self._ended(live, self.env.now, REJECTED, 0)
         elif fleet.prefill_router is not None:
             self._launch_prefill(fleet, live)
         else:
             self._route(fleet, live)
-        leaves = self.load.leaves_after_s[row]
-        if leaves != np.inf and row in self.alive:
+        if self.any_leave and row in self.alive:
+            self._wait_to_leave(live)
+
+    def _wait_to_leave(self, live: Live) -> None:
+        """Note when the client gives up, if it does."""
+        leaves = self.load.leaves_after_s[live.row]
+        if leaves != np.inf:
             self._at(round(float(leaves) * TICKS_PER_S), lambda _: self._leave(live))
 
     def _route(self, fleet: Fleet, live: Live) -> None:
@@ -480,7 +500,9 @@ class Run:
         self.open -= 1
         if self.progress is not None:
             self.progress(len(self.records), len(self.load))
-        self._follow(row, reason)
+        if self.any_follow:
+            self._follow(row, reason)
+        self.last_end = now
         if not self.open:
             self._halt("completed")
 
@@ -549,6 +571,7 @@ class Rows:
     def __init__(self, load: Load, max_model_len: np.ndarray[Any, Any]) -> None:
         self.load = load
         self.told, self.refused = settle_lengths(load, max_model_len)
+        self.any_refused = bool(self.refused.any())
         self._priority = [cls.priority for cls in load.classes]
         self._plain = load.block_ids is None and load.previous_turn is None
         self._chunks: dict[int, list[tuple[int, ...]]] = {}

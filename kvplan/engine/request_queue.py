@@ -17,72 +17,59 @@ class Ordered(Protocol):
 R = TypeVar("R", bound=Ordered)
 
 
-class FCFSRequestQueue(Generic[R]):
-    """Order of arrival; preempted requests return to the front (vLLM: same name)."""
-
-    def __init__(self) -> None:
-        self._queue: deque[R] = deque()
+class FCFSRequestQueue(deque[R], Generic[R]):
+    """Order of arrival; preempted requests return to the front (vLLM: same name, a deque as well)."""
 
     def add_request(self, request: R) -> None:
         """Put a new request at the end."""
-        self._queue.append(request)
+        self.append(request)
 
     def peek_request(self) -> R:
         """Look at the head."""
-        return self._queue[0]
+        return self[0]
 
     def pop_request(self) -> R:
         """Take the head."""
-        return self._queue.popleft()
+        return self.popleft()
 
     def prepend_requests(self, requests: Iterable[R]) -> None:
         """Put requests in front, the last one foremost."""
-        self._queue.extendleft(requests)
+        self.extendleft(requests)
 
     def remove_requests(self, requests: Container[R]) -> None:
         """Drop these requests."""
-        self._queue = deque(request for request in self._queue if request not in requests)
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def __iter__(self) -> Iterator[R]:
-        return iter(self._queue)
+        kept = [request for request in self if request not in requests]
+        self.clear()
+        self.extend(kept)
 
 
-class PriorityRequestQueue(Generic[R]):
-    """Smallest priority first, then arrival; there is no front to return to (vLLM: same name)."""
-
-    def __init__(self) -> None:
-        self._heap: list[R] = []
+class PriorityRequestQueue(list[R], Generic[R]):
+    """Smallest priority first, then arrival; there is no front to return to (vLLM: same name). A heap."""
 
     def add_request(self, request: R) -> None:
         """Put a request where its priority says."""
-        heappush(self._heap, request)
+        heappush(self, request)
 
     def peek_request(self) -> R:
         """Look at the head."""
-        return self._heap[0]
+        return self[0]
 
     def pop_request(self) -> R:
         """Take the head."""
-        return heappop(self._heap)
+        return heappop(self)
 
     def prepend_requests(self, requests: Iterable[R]) -> None:
         """Put requests where their priorities say."""
         for request in requests:
-            heappush(self._heap, request)
+            heappush(self, request)
 
     def remove_requests(self, requests: Container[R]) -> None:
         """Drop these requests."""
-        self._heap = [request for request in self._heap if request not in requests]
-        heapify(self._heap)
-
-    def __len__(self) -> int:
-        return len(self._heap)
+        self[:] = [request for request in self if request not in requests]
+        heapify(self)
 
     def __iter__(self) -> Iterator[R]:
-        return iter(sorted(self._heap))
+        return iter(sorted(super().__iter__()))
 
 
 QUEUES: dict[str, type[FCFSRequestQueue[Any]] | type[PriorityRequestQueue[Any]]] = {
