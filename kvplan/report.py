@@ -152,12 +152,21 @@ def _small_bytes(num_bytes: int) -> str:
 def _engine_lines(plan: Plan) -> str:
     if plan.refusal:
         return f"Does not start: {plan.refusal.reason}."
-    lines = [
-        f"GPU KV cache size: {int(plan.cache_tokens.value):,} tokens",
-        f"Maximum concurrency for {plan.max_model_len:,} tokens per request: {plan.max_concurrency.value:.2f}x",
-        _traces_line(plan),
+    return "\n".join([*_log_lines(plan), _traces_line(plan)])
+
+
+def _log_lines(plan: Plan) -> list[str]:
+    """What the engine itself would log of its pool."""
+    tokens, length = int(plan.cache_tokens.value), plan.max_model_len
+    if plan.question.engine.engine == "sglang":
+        return [f"max_total_num_tokens={tokens}, context_len={length}"]
+    if plan.question.engine.engine == "tensorrt-llm":
+        pool = gib(plan.budget.kv.size.value)
+        return [f"Allocated {pool:.2f} GiB for max tokens in paged KV cache ({tokens})."]
+    return [
+        f"GPU KV cache size: {tokens:,} tokens",
+        f"Maximum concurrency for {length:,} tokens per request: {plan.max_concurrency.value:.2f}x",
     ]
-    return "\n".join(lines)
 
 
 def _traces_line(plan: Plan) -> str:

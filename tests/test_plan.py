@@ -365,6 +365,18 @@ def test_sglang_pool_leaves_activations_to_the_reserve() -> None:
     assert budget.kv.size.value == pytest.approx(after - before * 0.15, abs=2)
 
 
+@pytest.mark.parametrize(
+    ("engine", "line"),
+    [
+        ("vllm", "GPU KV cache size: "),
+        ("sglang", "max_total_num_tokens="),
+        ("tensorrt-llm", "for max tokens in paged KV cache ("),
+    ],
+)
+def test_each_engine_is_quoted_in_its_own_words(engine: str, line: str) -> None:
+    assert line in str(estimate(QWEN, "h100", engine=engine))
+
+
 def test_two_pools_are_refused_by_name() -> None:
     with pytest.raises(KvplanError, match="pools of their own"):
         estimate("openai/gpt-oss-20b", "h100", engine="sglang")
