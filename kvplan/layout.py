@@ -14,7 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvplan.capacity import IntLike, chunked_resident_blocks, full_blocks, window_resident_blocks
+from kvplan.capacity import (
+    IntLike,
+    chunked_resident_blocks,
+    full_blocks,
+    state_blocks,
+    window_resident_blocks,
+)
 from kvplan.capacity_mix import Ints
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import DoesNotFit, KvplanError
@@ -55,11 +61,17 @@ class KvGroup:
     window: int = 0
     num_shards: int = 1
     """Ranks that deal this group's tokens between them (decode context parallelism)."""
+    speculative_blocks: int = 0
+    """States only: blocks for drafts that may be taken back."""
 
     def resident_blocks(self, num_tokens: IntLike) -> Ints:
-        """Blocks that a sequence of `num_tokens` computed tokens holds in this group while it decodes."""
+        """Blocks that a sequence of `num_tokens` computed tokens holds in this group while it decodes.
+
+        A state takes one more, for a step, whenever a block of tokens is full and prefix caching keeps its state.
+        """
         if self.kind is AttentionKind.STATE:
-            return 0 * np.asarray(num_tokens, dtype=np.int64) + self.blocks_per_request
+            states = state_blocks(self.speculative_blocks, prefix_caching=False)
+            return 0 * np.asarray(num_tokens, dtype=np.int64) + states
         if self.kind is AttentionKind.SLIDING:
             return window_resident_blocks(num_tokens, self.window, self.block_size)
         if self.kind is AttentionKind.CHUNKED:
@@ -311,4 +323,5 @@ def _describe(group: Group, request: _Request, length: int) -> KvGroup:
         blocks_per_request=request.group_blocks(group, length),
         window=first.window,
         num_shards=request.dcp if first.kind in GROWING else 1,
+        speculative_blocks=first.speculative_blocks,
     )

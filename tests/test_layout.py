@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvplan.capacity import kv_bytes_per_token, latent_bytes_per_token
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.layout import KvCacheTooSmall, Layout, kv_layout, pages_layout
@@ -260,6 +261,23 @@ def test_groups_partition_layers_of_one_page_size(kinds: list[tuple[int, int, in
     if len(groups) > 1:
         assert len({layer.page.num_bytes for group in groups for layer in group}) == 1
     assert bytes_per_block(groups) >= max(layer.page.num_bytes for layer in layers)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 8, 16])
+def test_textbook_formula_and_layout_agree(tp: int) -> None:
+    """A dense model's block is the formula's bytes a token times 16; a latent's likewise."""
+    found = kv_layout(dense(), flags(tp=tp), 40 * GiB)
+    assert found.bytes_per_block == 16 * kv_bytes_per_token(36, 8, 128, tp=tp)
+    latent = kv_layout(model_of("deepseek-r1"), flags(tp=tp), 40 * GiB)
+    assert latent.bytes_per_block == 16 * latent_bytes_per_token(61, 512, 64)
+
+
+def test_a_decoding_state_holds_less_than_start_up_reserves() -> None:
+    """Qwen3-Next with two drafts: 2 + 2 blocks of state reserved per group, 1 + 2 held while decoding."""
+    found = kv_layout(model_of("qwen3-next-80b-a3b"), flags(tp=4, num_speculative_tokens=2), 20 * GiB)
+    states = [group for group in found.groups if group.kind is AttentionKind.STATE]
+    assert {group.blocks_per_request for group in states} == {4}
+    assert {int(group.resident_blocks(10_000)) for group in states} == {3}
 
 
 def test_older_versions_plan_by_their_own_rules() -> None:
