@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from engine_conformance import first_difference, golden, replay, scenarios
+from conformance.random_scenarios import RANDOM_MAX_STEPS, random_scenario, run_hash
+from engine_conformance import FOLDER, first_difference, golden, replay, scenarios
 
 from kvplan.engine.leap import why_not
+from kvplan.engine.replay import Replay
 from kvplan.engine.replay_leap import LeapReplay
 from kvplan.engine.scenario import Scenario
 from kvplan.errors import KvplanError
@@ -28,6 +32,17 @@ def test_equals_vllm(key: tuple[str, str]) -> None:
     victims = [[step.step, step.preempted] for step in result.steps if step.preempted]
     assert victims == log["preemptions"]
     assert result.stuck == log["summary"]["stuck"]
+
+
+RANDOM: dict[str, list[str]] = json.loads((FOLDER / "random_golden.json").read_text())
+
+
+@pytest.mark.parametrize("seed", RANDOM)
+def test_random_scenario_equals_vllm(seed: str) -> None:
+    """Random engines over all features at once did in vLLM what they do here (hashes written by vllm_oracle.py)."""
+    data = random_scenario(int(seed))
+    runs = [Replay(Scenario(**data | {"async_scheduling": a})).run(RANDOM_MAX_STEPS) for a in (False, True)]
+    assert [run_hash(run.steps) for run in runs] == RANDOM[seed]
 
 
 CAN_LEAP = {name for name, data in scenarios().items() if not why_not(Scenario(**data).engine_config)}

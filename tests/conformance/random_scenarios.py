@@ -7,11 +7,26 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvplan.engine.records import StepRecord
 
 Json = dict[str, Any]
+
+
+RANDOM_MAX_STEPS = 3000
+"""Some of these engines preempt for ever; so far they are followed."""
+
+
+def run_hash(steps: Iterable[StepRecord]) -> str:
+    """16 digits of a hash over all that was decided and held in a run."""
+    lines = "".join(step.sched_line() + step.state_line() for step in steps)
+    return sha256(lines.encode()).hexdigest()[:16]
 
 
 def random_groups(rng: Random, block_size: int, num_drafts: int, eagle: bool, caching: bool) -> list[Json]:

@@ -24,7 +24,7 @@ os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HU
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from random_scenarios import random_scenario
+from random_scenarios import RANDOM_MAX_STEPS, random_scenario, run_hash
 from vllm.config import (
     CacheConfig,
     DeviceConfig,
@@ -363,10 +363,10 @@ def compare(data: dict[str, Any], is_async: bool) -> tuple[int, str]:
     """Run both; return the number of steps, and the first difference or why vLLM refuses the scenario."""
     scenario = Scenario(**data | {"async_scheduling": is_async})
     try:
-        theirs = VllmReplay(scenario).run(max_steps=3000).steps
+        theirs = VllmReplay(scenario).run(max_steps=RANDOM_MAX_STEPS).steps
     except ValueError as error:
         return 0, f"vLLM refuses: {str(error).splitlines()[-1][:150]}"
-    ours = Replay(scenario).run(max_steps=3000).steps
+    ours = Replay(scenario).run(max_steps=RANDOM_MAX_STEPS).steps
     for mine, reference in zip(ours, theirs, strict=False):
         difference = differing(mine, reference)
         if difference:
@@ -374,6 +374,22 @@ def compare(data: dict[str, Any], is_async: bool) -> tuple[int, str]:
     if len(ours) != len(theirs):
         return len(theirs), f"DIFFERS: {len(ours)} steps, vLLM {len(theirs)}"
     return len(theirs), ""
+
+
+def golden_hash(data: dict[str, Any], is_async: bool) -> str:
+    """The first half of the hash over all that vLLM did in a scenario."""
+    replay = VllmReplay(Scenario(**data | {"async_scheduling": is_async}))
+    steps = replay.run(max_steps=RANDOM_MAX_STEPS).steps
+    return run_hash(steps)
+
+
+def write_golden(seeds: Iterable[int], path: Path) -> None:
+    """Write vLLM's hashes of random scenarios, for tests that run without vLLM."""
+    hashes = {}
+    for seed in seeds:
+        data = random_scenario(seed)
+        hashes[seed] = [golden_hash(data, is_async) for is_async in (False, True)]
+    path.write_text(json.dumps(hashes, indent=0) + "\n")
 
 
 def differing(mine: StepRecord, reference: StepRecord) -> dict[str, Any]:
@@ -387,9 +403,13 @@ def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--count", type=int, default=300, help="scenarios")
+    parser.add_argument("--write", type=Path, help="write vLLM's hashes there instead of comparing")
     parser.add_argument("--scenario", nargs="*", type=Path, default=[], help="files instead of seeds")
     options = parser.parse_args()
     seeds = range(options.first, options.first + options.count)
+    if options.write:
+        write_golden(seeds, options.write)
+        return 0
     cases = [json.loads(path.read_text()) for path in options.scenario] or map(random_scenario, seeds)
     counts: Counter[str] = Counter()
     for data in cases:
