@@ -30,6 +30,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "Gemma3ForConditionalGeneration": dense.gemma3,
     "Exaone4ForCausalLM": dense.exaone4,
     "Glm4ForCausalLM": dense.glm4,
+    "DeciLMForCausalLM": dense.nemotron_nas,
     "MixtralForCausalLM": moe.mixtral,
     "Qwen2MoeForCausalLM": moe.qwen2_moe,
     "Qwen3MoeForCausalLM": moe.qwen3_moe,

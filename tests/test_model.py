@@ -262,6 +262,20 @@ def test_longrope_serves_the_original_length() -> None:
     assert load_model("Qwen3-8B").default_max_model_len == 40960
 
 
+def test_searched_layers() -> None:
+    """Nemotron Super: 49 of 80 layers attend; the others are MLPs of several widths."""
+    model = load_model("Llama-3_3-Nemotron-Super-49B-v1")
+    kinds = Counter(layer.attention.kind for layer in model.layers)
+    assert kinds == {AttentionKind.FULL: 49, AttentionKind.NONE: 31}
+    assert len({layer.mlp.intermediate_size for layer in model.layers}) == 6
+    blocks = raw(model.name)["block_configs"]
+    blocks[3] = {**blocks[3], "attention": {"replace_with_linear": True}}
+    with pytest.raises(KvplanError, match="replace_with_linear is not supported"):
+        from_config({**raw(model.name), "block_configs": blocks})
+    with pytest.raises(KvplanError, match="block_configs must describe each"):
+        from_config({**raw(model.name), "block_configs": blocks[:5]})
+
+
 def test_nested_text_config() -> None:
     """A multimodal config gives the same layers as its text_config alone."""
     whole = raw("Qwen3.5-27B")

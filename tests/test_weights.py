@@ -90,6 +90,7 @@ PUBLISHED = {
     "nvidia/NVIDIA-Nemotron-Nano-9B-v2": 8_888_227_328,
     "tiiuae/Falcon-H1-34B-Instruct": 33_642_516_224,
     "zai-org/GLM-Z1-32B-0414": 32_566_081_536,
+    "nvidia/Llama-3_3-Nemotron-Super-49B-v1": 49_867_145_216,
 }
 """Totals as the checkpoints' publishers give them (safetensors metadata on the model pages, or model cards)."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvplan.families.common import (
+    NO_ATTENTION,
     Body,
     by_layer_type,
     dense_mlp,
@@ -16,6 +17,7 @@ from kvplan.families.common import (
     windowed,
 )
 from kvplan.hf_config import Keys
+from kvplan.model import LayerSpec, MlpSpec
 
 
 def _dense(k: Keys, norms: int = 2, sliding: bool = False, **traits: Any) -> Body:
@@ -112,3 +114,40 @@ def _exaone_types(k: Keys, n: int) -> tuple[str, ...]:
 def glm4(k: Keys) -> Body:
     """GLM-4 and GLM-Z1 (0414): four norms a layer."""
     return _dense(k, norms=4)
+
+
+def nemotron_nas(k: Keys) -> Body:
+    """Llama-Nemotron (Super, Ultra): a searched Llama whose layers differ; some lack attention or MLP."""
+    blocks = k.raw.get("block_configs")
+    if not isinstance(blocks, list) or len(blocks) != num_layers(k):
+        raise k.error("block_configs must describe each of num_hidden_layers layers")
+    made: dict[tuple[int, int], LayerSpec] = {}
+    layers = []
+    for block in blocks:
+        shape = _nas_shape(Keys(k.name, {"block": block}).section("block"), k)
+        layers.append(made.setdefault(shape, _nas_layer(k, *shape)))
+    return Body(tuple(layers))
+
+
+def _nas_shape(block: Keys, k: Keys) -> tuple[int, int]:
+    """KV heads and MLP width of one block; 0 where it has none."""
+    attention, ffn = block.section("attention"), block.section("ffn")
+    if attention.flag("replace_with_linear") or ffn.flag("replace_with_linear"):
+        raise k.error("block_configs: replace_with_linear is not supported")
+    if "window_length" in attention:
+        raise k.error("block_configs: window_length is not supported")
+    heads, kv_heads, width = k.count("num_attention_heads"), 0, 0
+    if not attention.flag("no_op"):
+        kv_heads = heads // attention.count("n_heads_in_group", high=heads)
+    if not ffn.flag("no_op"):
+        factor = ffn.raw.get("ffn_mult")
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 1024:
+            raise k.error("block_configs: ffn_mult must be a number above 0 and at most 1024")
+        width = -(-int(2 * factor * k.count("hidden_size") / 3) // 256) * 256
+    return kv_heads, width
+
+
+def _nas_layer(k: Keys, kv_heads: int, width: int) -> LayerSpec:
+    norms = bool(kv_heads) + bool(width)
+    attention = gqa(Keys(k.name, {**k.raw, "num_key_value_heads": kv_heads})) if kv_heads else NO_ATTENTION
+    return LayerSpec(attention, MlpSpec(width), norm_size=norms * k.count("hidden_size"))
