@@ -108,6 +108,25 @@ def test_a_stated_pool_is_the_pool(capsys: Capture) -> None:
     assert doc["kv"]["bytes_per_token"] == 147_456
 
 
+def test_a_profile_brings_its_own_overheads(capsys: Capture, tmp_path: Path) -> None:
+    """A measured memory section replaces the bundled one; a profile without one is refused."""
+    figure = {"value": 1.0, "low": 1.0, "high": 1.0, "source": "my card"}
+    names = ("sampler_bytes_per_logit", "forward_scale", "vision_gib", "runtime_gib", "runtime_gib_per_peer")
+    memory = {
+        "engine": "vllm",
+        "since": [0, 32],
+        "graphs_in_budget": False,
+        "graph_mib_per_layer": {"default": figure},
+    }
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"name": "mine", "memory": memory | dict.fromkeys(names, figure)}))
+    _, doc = document(capsys, QWEN, "--profile", str(file))
+    assert doc["memory"]["non_torch_bytes"] == 1 << 30
+    assert "my card" in doc["sources"]["non_torch_bytes"]
+    assert run(["estimate", QWEN, "--profile", "h100-sxm-vllm"]) == 2
+    assert "no memory section" in capsys.readouterr().err
+
+
 def test_short_flags_are_vllms(capsys: Capture) -> None:
     _, doc = document(
         capsys, "Qwen/Qwen3-32B", "--gpu", "h100", "-tp", "4", "-pp=2", "-dp", "2", "--max_num_seqs", "64"

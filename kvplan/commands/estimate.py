@@ -11,6 +11,7 @@ from kvplan.engine_args import EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.inverse import what_would_fit
+from kvplan.memory_profile import MemoryProfile
 from kvplan.model import load_model
 from kvplan.plan import Plan, estimate
 from kvplan.report import plan_document, plan_text
@@ -26,6 +27,7 @@ def estimate_command(
     args: FLAGS = None,
     demand: DEMAND = None,
     colocate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    profile: str | None = None,
     price_per_hour: float | None = None,
     hub: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -52,6 +54,8 @@ def estimate_command(
         serve (`vllm serve`) or llm (offline); their batch defaults differ.
     colocate
         ROLE=MODEL of another model on the same GPUs; roles: draft, reward, reference, critic. Repeatable.
+    profile
+        A profile (name or file) whose memory section replaces the bundled overheads.
     price_per_hour
         US dollars for one GPU-hour, instead of the table's.
     hub
@@ -59,7 +63,7 @@ def estimate_command(
     json
         One JSON document on stdout.
     """
-    plan = make_plan(model, gpu, engine, entry_point, args, demand, colocate, price_per_hour, hub)
+    plan = make_plan(model, gpu, engine, entry_point, args, demand, colocate, price_per_hour, hub, profile)
     options = what_would_fit(plan)
     if json:
         print_json(plan_document(plan, options))
@@ -78,6 +82,7 @@ def make_plan(
     colocate: tuple[str, ...],
     price_per_hour: float | None,
     hub: bool,
+    profile: str | None = None,
 ) -> Plan:
     """The plan that a command line asks for."""
     return estimate(
@@ -88,7 +93,20 @@ def make_plan(
         demand=demand,
         entry_point=entry_point,
         colocate=read_colocate(colocate),
+        profile=read_overheads(profile) if profile else None,
     )
+
+
+def read_overheads(name: str) -> MemoryProfile:
+    """The memory section of a profile."""
+    from kvplan.profile import load_profile
+
+    memory = load_profile(name).memory
+    if memory is None:
+        raise KvplanError(
+            f"--profile {name}: has no memory section, only step times; leave it out to use the bundled one"
+        )
+    return memory
 
 
 def priced(gpu: GpuSpec, price_per_hour: float | None) -> GpuSpec:
