@@ -154,9 +154,11 @@ def _share(args: ResolvedArgs, engine: EngineVersion, total: int, used: Range, c
 
 
 def _weights_reason(model: ModelSpec, args: ResolvedArgs) -> str:
-    ranks = args.tensor_parallel_size * args.pipeline_parallel_size
     how = f"quantised ({args.quantization})" if args.quantization else _format_of(model)
-    return f"parameters of {model.architecture} x {how}" + (f", one of {ranks} ranks" if ranks > 1 else "")
+    ranks = args.tensor_parallel_size * args.pipeline_parallel_size
+    share = f", one of {ranks} ranks" if ranks > 1 else ""
+    share += f", experts over {args.num_gpus} GPUs" if args.enable_expert_parallel and model.is_moe else ""
+    return f"parameters of {model.architecture} x {how}{share}"
 
 
 def _format_of(model: ModelSpec) -> str:

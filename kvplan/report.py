@@ -176,6 +176,7 @@ def _traces_line(plan: Plan) -> str:
     low, high = int(plan.traces.low), int(plan.traces.high)
     spread = f" ({low:,}-{high:,})" if low != high else ""
     held = f"{plan.num_traces:,} trace{'s' if plan.num_traces != 1 else ''} at once{spread}"
+    held += f" over {plan.args.data_parallel_size} replicas" if plan.args.data_parallel_size > 1 else ""
     doubt = "" if plan.fits_for_sure or not plan.fits else " Not at the worst end of the overheads' range."
     return f"At the {_lengths(plan)}: {held}, limited by {plan.limited_by}{_waves(plan)}.{doubt}"
 
