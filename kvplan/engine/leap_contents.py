@@ -109,5 +109,4 @@ def _stream_at(request: Request, position: int) -> tuple[str, int, int]:
     prompt_end = request.num_prompt_tokens
     if position >= prompt_end:
         return output_of(request.request_id), position - prompt_end, FAR
-    segment = request.content(position, prompt_end)[0]
-    return segment.name, segment.start, segment.length
+    return request.prompt_token(position)

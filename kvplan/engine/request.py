@@ -120,6 +120,12 @@ class Request:
         """Ended by a stop token, by length or by an abort."""
         return self.status > RequestStatus.PREEMPTED
 
+    def prompt_token(self, position: int) -> tuple[str, int, int]:
+        """Return stream and index of one prompt token, and how many of the same stream follow, itself included."""
+        i = bisect_right(self._ends, position)
+        segment, left = self.prompt[i], self._ends[i] - position
+        return segment.name, segment.end - left, left
+
     def content(self, start: int, end: int) -> tuple[Segment, ...]:
         """Say which tokens stand at positions `start .. end - 1`, prompt and output, merged."""
         pieces = []
