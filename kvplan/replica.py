@@ -175,6 +175,8 @@ class Replica:
     """Whether every token of a request takes a slot of one kind, so that its need is known beforehand."""
     meter: TokenMeter
     ended: Ended
+    drafts: int = 0
+    """Speculation: drafts per decode. A step may give a sequence several tokens, so they are looked at one by one."""
     on_pressure: Callable[[Replica, int], None] | None = None
     """Asked before each decision; may `prune` when `engine.is_short`."""
     totals: Totals = field(default_factory=Totals)
@@ -260,6 +262,8 @@ class Replica:
 
     def generated(self, live: Live) -> int:
         """Tokens that a request has been given so far, up to the last read step."""
+        if self.drafts:
+            return live.num_output_tokens
         if live.decode_from == NEVER:
             return max(0, live.high_water + 1 - live.num_prompt_tokens)
         return live.held + 1 - live.num_prompt_tokens + self.num_reads - live.decode_from
@@ -357,7 +361,8 @@ class Replica:
             num_prefills += 1
             num_prefill += num_tokens
             pairs += num_tokens * (before + num_tokens / 2)
-        shape = StepShape(decodes + num_prefill, decodes, context, num_prefill, num_prefills, pairs)
+        num_tokens = decodes * (1 + self.drafts) + num_prefill
+        shape = StepShape(num_tokens, decodes, context, num_prefill, num_prefills, pairs)
         ticks = self.step_time.ticks(shape) if shape.num_tokens else 0
         engine = self.engine
         self._note_blocks(self.num_blocks - engine.num_free_blocks)
@@ -429,8 +434,17 @@ class Replica:
             self._let_go(now)
         self._account(self.flights.popleft(), now)
         outputs = self.engine.update_from_output()
+        if self.drafts:
+            self._look_at_each(now)
         if outputs is not NOTHING:
             self._read(outputs, now)
+
+    def _look_at_each(self, now: int) -> None:
+        """What a closed form would say of every sequence: KV held, first visible token."""
+        for live in self.resident:
+            self._hold(live, live.num_computed_tokens, now)
+            if live.first_visible == NEVER and live.num_output_tokens > live.thinking_tokens:
+                live.first_visible = now
 
     def _land(self, glide: Glide, steps: int, now: int) -> None:
         """Let the engine take the leap's steps and account for them."""
@@ -578,6 +592,8 @@ class Replica:
             live.lost_ticks += now - live.lost_at
         if live not in self.resident:
             return  # preempted while this token was in flight
+        if self.drafts:
+            return
         self._hold(live, live.held, now)
         live.decode_from, live.weight_from = self.num_reads, self.read_weight
         if live.first_visible == NEVER:

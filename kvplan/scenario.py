@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from kvplan.config import Config
 from kvplan.engine_args import EngineArgs
@@ -23,6 +23,12 @@ MAX_HORIZON_S = 90 * 24 * 3600.0
 """Simulated seconds; the clock's picoseconds fill 63 bits after 106 days."""
 MAX_FILE_BYTES = 4 << 20
 MAX_NODES = 200_000
+
+
+def _quoted(version: Any) -> Any:
+    if isinstance(version, float | int):
+        raise ValueError(f"write the version in quotes, '{version}': 0.20 as a number is 0.2")
+    return version
 
 
 class StepTimeSpec(Config):
@@ -72,8 +78,10 @@ class Deployment(Config):
     """A name of the GPU table."""
     engine: EngineArgs = EngineArgs()
     """Flags of `vllm serve`."""
-    engine_version: str = "0.32"
+    engine_version: Annotated[str, BeforeValidator(_quoted)] = "0.32"
     """Of vLLM; its defaults follow."""
+    acceptance_rate: float = Field(0.7, ge=0, le=1)
+    """Speculation: how likely each draft is right; a decode keeps the right ones before the first wrong one."""
     replicas: int = Field(1, ge=1, le=4096)
     """Independent copies behind the router; `engine.data_parallel_size` multiplies them."""
     router: Literal["round_robin", "least_kv", "prefix_aware"] = "round_robin"

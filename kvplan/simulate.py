@@ -27,7 +27,7 @@ from simpy.events import URGENT, Event
 from kvplan.deploy import Setup, set_up
 from kvplan.diagnosis import advise, limited_by
 from kvplan.engine.leap import LeapScheduler, why_not
-from kvplan.engine.request import Segment
+from kvplan.engine.request import Request, Segment
 from kvplan.live import REFUSED, REJECTED, STOP, TIMEOUT, UNFINISHED, Live
 from kvplan.metrics import Sample, Timeline, TokenMeter
 from kvplan.records import SUMMARY_FIELDS, Record, Records
@@ -227,7 +227,7 @@ class Run:
                 update={"max_num_batched_tokens": max(room, config.max_num_batched_tokens)}
             )
         reason = "asked for" if self.step_by_step else why_not(config)
-        engine = StepByStep(config) if reason else LeapScheduler(config)
+        engine = StepByStep(config, self._accept(name)) if reason else LeapScheduler(config)
         self.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
         groups = config.groups
         self.num_replicas += 1
@@ -235,7 +235,19 @@ class Run:
             self.num_replicas - 1, engine, setup.step_time, config.num_gpu_blocks - 1, config.block_size,
             config.max_num_seqs, config.max_num_batched_tokens, config.async_scheduling,
             len(groups) == 1 and groups[0].kind == "full", self.meter, self._ended,
+            drafts=config.num_speculative_tokens,
         )  # fmt: skip
+
+    def _accept(self, name: str) -> Callable[[Request, int], int]:
+        """How many drafts are right, each with the deployment's chance, up to the first wrong one."""
+        rate = self.scenario.deployments[name].acceptance_rate
+        rng = np.random.default_rng([self.scenario.workload.seed, 2, len(self.modes)])
+
+        def accept(request: Request, num_drafts: int) -> int:
+            right = rng.random(num_drafts) < rate
+            return num_drafts if right.all() else int(right.argmin())
+
+        return accept
 
     def _sample_interval(self) -> int:
         span = float(np.nanmax(self.load.arrival_s))

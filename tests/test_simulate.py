@@ -386,6 +386,27 @@ def test_ctrl_c_prints_what_was_simulated() -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_speculation_saves_steps(is_async: bool) -> None:
+    """With every draft right a decode gives 1 + k tokens; with none, one. Records stay whole."""
+    workload = {"num_requests": 12, "prompt": 64, "thinking": 90, "answer": 60, "stop": "length",
+                "arrivals": {"kind": "all_at_once"}}  # fmt: skip
+    steps = {}
+    for rate in (0.0, 0.7, 1.0):
+        found = run(workload, False, {"acceptance_rate": rate}, num_speculative_tokens=2, async_scheduling=is_async,
+                    spec_method="draft_model")  # fmt: skip
+        records = found.records
+        assert set(records["output_tokens"].tolist()) == {150}
+        assert (records["first_token"] < records["first_visible"]).all()
+        assert (records["first_visible"] < records["finish"]).all()
+        assert (records["kv_token_us"] > 0).all()
+        assert found.modes[""].startswith("step by step: speculation")
+        steps[rate] = found.totals.steps
+    assert steps[0.0] == pytest.approx(150, abs=5)
+    assert steps[1.0] == pytest.approx(51, abs=5)
+    assert steps[1.0] < steps[0.7] < steps[0.0]
+
+
 def test_time_is_never_measured_here() -> None:
     """The clock is simulated: nothing of the machine's time gets into a result."""
     workload = {"num_requests": 10, "answer": 5}
