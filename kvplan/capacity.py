@@ -189,19 +189,20 @@ def window_peak_blocks(
 
 
 def window_resident_blocks(num_tokens: IntLike, window: IntLike, block_size: IntLike) -> Ints:
-    """Blocks that a sequence of n computed tokens holds in a sliding-window group while it decodes.
+    """Blocks that a sequence of n tokens holds in a sliding-window group while it decodes, a token a step.
 
-        ceil(n / block) - floor(max(0, n - W + 1) / block)                   [blocks]
+        ceil(n / block) - floor(max(0, n - W) / block)                       [blocks]
 
-    Tokens before n - W + 1 are never read again; whole blocks of them go back to the pool. Source: vLLM 0.32,
+    The last token sees itself and W - 1 before it; whole blocks of older ones have gone back to the pool. Under
+    asynchronous scheduling a block goes back a step later. Source: vLLM 0.32,
     `v1/core/single_type_kv_cache_manager.py`, observed step by step.
 
     >>> print(window_resident_blocks(32_768, 1_024, 16), window_resident_blocks([16, 1_024, 1_040], 1_024, 16))
     64 [ 1 64 64]
     """
     n = _ints(num_tokens)
-    dead: Ints = np.maximum(0, n - _ints(window) + 1) // _ints(block_size)
-    return cdiv(n, block_size) - dead
+    gone: Ints = np.maximum(0, n - _ints(window)) // _ints(block_size)
+    return cdiv(n, block_size) - gone
 
 
 def chunked_blocks(
@@ -220,15 +221,17 @@ def chunked_blocks(
 
 
 def chunked_resident_blocks(num_tokens: IntLike, chunk: IntLike, block_size: IntLike) -> Ints:
-    """Blocks that a sequence of n computed tokens holds under chunked local attention while it decodes.
+    """Blocks that a sequence of n tokens holds under chunked local attention while it decodes.
 
-    Only the chunk of the next token is read; the chunks before it go back at once.
+        ceil(n / block) - floor(floor((n - 1) / C) * C / block)              [blocks]
 
-    >>> print(chunked_resident_blocks([8_191, 8_192, 8_200], 8_192, 16))
-    [512   0   1]
+    Only the chunk of the last token is read; a chunk before it goes back as a whole.
+
+    >>> print(chunked_resident_blocks([8_191, 8_192, 8_193, 8_210], 8_192, 16))
+    [512 512   1   2]
     """
     n, c = _ints(num_tokens), _ints(chunk)
-    return cdiv(n, block_size) - n // c * c // _ints(block_size)
+    return cdiv(n, block_size) - np.maximum(0, n - 1) // c * c // _ints(block_size)
 
 
 def state_blocks(drafts: IntLike = 0, checkpoints: IntLike = 0, prefix_caching: npt.ArrayLike = True) -> Ints:

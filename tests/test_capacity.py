@@ -6,6 +6,7 @@ import doctest
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 from kvplan import capacity as cap
 from kvplan import capacity_mix
+from kvplan.engine import EngineConfig, Request, Segment, make_scheduler
+from kvplan.engine.config import KVCacheGroup
 
 TOKENS = st.integers(0, 200_000)
 BLOCK = st.sampled_from([1, 16, 32, 64, 784])
@@ -134,7 +137,7 @@ def test_a_window_holds_what_it_needs_and_no_more_than_reserved(
 ) -> None:
     """Resident blocks cover the window, and never exceed the whole sequence nor the reservation."""
     held = int(cap.window_resident_blocks(n, window, block))
-    assert held * block >= min(n, window - 1)
+    assert held * block >= min(n, window)
     assert held <= cap.full_blocks(n, block)
     assert held <= cap.window_blocks(n, window, in_flight, block)
 
@@ -143,8 +146,37 @@ def test_a_window_holds_what_it_needs_and_no_more_than_reserved(
 def test_resident_windows_by_brute_force(n: int, window: int, block: int) -> None:
     """The closed form equals walking over the blocks and keeping those with a live token."""
     blocks = range(-(-n // block))
-    live = sum((b + 1) * block - 1 >= n - window + 1 for b in blocks)
+    live = sum((b + 1) * block - 1 >= n - window for b in blocks)
     assert cap.window_resident_blocks(n, window, block) == live
+
+
+@pytest.mark.parametrize(
+    ("group", "held"),
+    [
+        ({"kind": "sliding_window", "window": 100}, lambda n: cap.window_resident_blocks(n, 100, 16)),
+        ({"kind": "chunked_local", "chunk": 64}, lambda n: cap.chunked_resident_blocks(n, 64, 16)),
+        ({"kind": "full"}, lambda n: cap.full_blocks(n, 16)),
+    ],
+    ids=lambda x: x["kind"] if isinstance(x, dict) else "",
+)
+def test_resident_blocks_are_what_the_scheduler_holds(
+    group: dict[str, object], held: Callable[[int], int]
+) -> None:
+    """A lone request under the engine's own rules holds the closed form's blocks in every decode step."""
+    config = EngineConfig(
+        num_gpu_blocks=200,
+        max_model_len=600,
+        async_scheduling=False,
+        kv_cache_groups=(KVCacheGroup(**group),),
+    )
+    scheduler = make_scheduler(config)
+    scheduler.add_request(Request("r", (Segment("p", 37),), max_tokens=400))
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks
+    empty = free()
+    for n in range(37, 430):
+        output = scheduler.schedule()
+        assert empty - free() == held(n), n
+        scheduler.update_from_output(output)
 
 
 TREES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3_000)), min_size=1, max_size=5)
