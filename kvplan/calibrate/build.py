@@ -11,8 +11,9 @@ from typing import Literal
 
 from kvplan.calibrate import aiconfigurator
 from kvplan.calibrate.convert import llmservingsim_rows, splitwise_rows
-from kvplan.calibrate.fit import fit, regime
+from kvplan.calibrate.fit import fit
 from kvplan.calibrate.measurements import Measurements, collect, read_measurements
+from kvplan.calibrate.problem import regime
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, match_product
 from kvplan.profile import Profile
