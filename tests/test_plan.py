@@ -455,3 +455,51 @@ def test_traces_longer_than_the_context_are_never_served() -> None:
     endless = estimate(QWEN, "h100", demand=Demand(output_len=10**6))
     assert not endless.fits
     assert "--max-model-len" not in str(endless)
+
+
+# Anything goes in
+
+FLAGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "tensor_parallel_size": st.sampled_from([1, 2, 3, 8]),
+        "pipeline_parallel_size": st.sampled_from([1, 2, 3]),
+        "data_parallel_size": st.sampled_from([1, 2]),
+        "max_model_len": st.sampled_from([-1, 0, 1, 4096, 1 << 20]),
+        "max_num_seqs": st.integers(1, 5000),
+        "max_num_batched_tokens": st.integers(1, 200_000),
+        "gpu_memory_utilization": st.floats(-0.5, 1.5),
+        "kv_cache_memory_bytes": st.integers(1, 1 << 38),
+        "num_gpu_blocks_override": st.integers(1, 10**6),
+        "block_size": st.sampled_from([1, 16, 64, 256]),
+        "kv_cache_dtype": st.sampled_from(["auto", "fp8", "nvfp4", "int8_per_token_head", "fp8_ds_mla"]),
+        "num_speculative_tokens": st.integers(0, 8),
+        "enable_prefix_caching": st.booleans(),
+        "enforce_eager": st.booleans(),
+    },
+)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@settings(max_examples=15, deadline=None)
+@given(
+    flags=FLAGS,
+    gpu=st.sampled_from(["t4", "rtx-4090", "h100", "b300"]),
+    engine=st.sampled_from(["vllm", "vllm@0.6", "vllm@0.19", "sglang", "tensorrt-llm"]),
+    output_len=st.sampled_from([None, 1, 30_000, 10**7]),
+)
+def test_any_flags_give_an_answer_or_a_named_error(
+    model: str, flags: dict[str, Any], gpu: str, engine: str, output_len: int | None
+) -> None:
+    """Never a traceback: a plan whose rows add up and whose document is valid JSON, or one line that says why not."""
+    demand = Demand(input_len=100, output_len=output_len, num_samples=4) if output_len else Demand()
+    try:
+        plan = estimate(load_model(model), gpu, EngineArgs(**flags), engine=engine, demand=demand)
+    except KvplanError as error:
+        said = str(error)
+    else:
+        said = ""
+        json.dumps(plan.to_dict(), allow_nan=False)
+        assert sum(row.size.value for row in plan.budget.rows) == plan.budget.total.size.value
+        assert str(plan)
+    assert "\n" not in said
