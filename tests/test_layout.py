@@ -166,8 +166,8 @@ def test_the_table_of_the_docs_is_this_one() -> None:
 
 vLLM 0.32.0's planner runs on a CPU; these are its answers and kvplan's. Equal means equal: groups, block sizes,
 page bytes, blocks a request, pool blocks, printed tokens and concurrency, or the refusal and its longest length.
-Besides the {len(listed)} below, {scores[True]} of {scores.total()} further cases are equal: drawn at random over models,
-cards, parallel sizes, KV dtypes and flags, or made to stress one of them.
+Besides the {len(listed)} below, {scores[True]} of {scores.total()} further cases are equal, drawn at
+random over models, cards, parallel sizes, KV dtypes and flags, or made to stress one of them.
 
 Assumed as in the reference: FlashInfer, DeepGEMM and FlashMLA installed, FlashAttention 4 not. Not planned:
 encoder-decoder models, DeepSeek V4, KV connectors, ReplaySSM, image inputs (Gemma 3 and 4 then pick other kernels).
