@@ -18,6 +18,9 @@ _HOME = {
     "EngineArgs": "kvplan.engine_args",
     "estimate": "kvplan.plan",
     "Plan": "kvplan.plan",
+    "Scenario": "kvplan.scenario",
+    "load_scenario": "kvplan.scenario",
+    "Result": "kvplan.result",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -98,10 +98,18 @@ def _tail(result: Result, d: dict[str, Any]) -> list[str]:
         *filter(None, (ended, _thrash(result), missed)),
         f"Limited by: {result.limited_by}",
         *(f"Advice: {text}" for text in result.advice),
+        *_intervals(result),
         *(f"Note: {text}" for text in d["notes"]),
         *(f"{key.replace('_', ' ').capitalize()}: {text}" for key, text in result.sources.items()),
         *(f"Mode: {text}" for text in dict.fromkeys(result.modes.values()) if text != "leap"),
     ]
+
+
+def _intervals(result: Result) -> list[str]:
+    shown = ("mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "output_throughput")
+    found = result.intervals or {}
+    return [f"{name}: {found[name][0]:.2f} to {found[name][1]:.2f} (5-95 % of the profile's draws)"
+            for name in shown if name in found]  # fmt: skip
 
 
 def _thrash(result: Result) -> str:

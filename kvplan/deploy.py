@@ -15,7 +15,7 @@ from kvplan.gpu import GpuSpec
 from kvplan.layout import KvGroup, Layout
 from kvplan.model import AttentionKind, ModelSpec, load_model
 from kvplan.plan import estimate
-from kvplan.scenario import Deployment, StepTimeSpec
+from kvplan.scenario import Deployment, Scenario, StepTimeSpec
 from kvplan.step_time import make_step_times
 from kvplan.timing import NEVER, StepShape, StepTime
 from kvplan.units import TICKS_PER_S
@@ -71,6 +71,11 @@ class StatedStepTime:
     def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
         """A pure decode step is `a + b * context`, for every context."""
         return self.fixed + self.per_sequence * num_decodes, self.per_context, NEVER
+
+
+def set_ups(scenario: Scenario) -> dict[str, Setup]:
+    """Plan every deployment of a scenario, by name."""
+    return {name: set_up(d, scenario.folder) for name, d in scenario.deployments.items()}
 
 
 def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:

@@ -73,6 +73,8 @@ class Result:
     limited_by: str = ""
     advice: list[str] = field(default_factory=list)
     num_bad_rows: int = 0
+    intervals: dict[str, list[float]] | None = None
+    """5 and 95 % of each figure over the profile's draws; None = not asked for."""
 
     @property
     def latencies(self) -> Latencies:
@@ -137,6 +139,7 @@ class Result:
                 "reasoning": self._reasoning(),
                 "classes": [self._class(i) for i in range(len(self.classes))],
                 "cost": self._cost(),
+                "intervals": self.intervals,
                 "timeline": [sample._asdict() for sample in self.samples],
                 "modes": self.modes,
                 "sources": self.sources,

@@ -24,7 +24,7 @@ import numpy as np
 import simpy
 from simpy.events import URGENT, Event
 
-from kvplan.deploy import Setup, set_up
+from kvplan.deploy import Setup, set_ups
 from kvplan.diagnosis import advise, limited_by
 from kvplan.engine.leap import LeapScheduler, why_not
 from kvplan.engine.request import Request, Segment
@@ -66,9 +66,7 @@ def simulate(
         from kvplan.solve import solve  # it builds on this file
 
         return solve(scenario, step_by_step=step_by_step, progress=progress, setups=setups).result
-    if setups is None:
-        setups = {name: set_up(d, scenario.folder) for name, d in scenario.deployments.items()}
-    run = Run(scenario, setups, step_by_step, progress)
+    run = Run(scenario, setups or set_ups(scenario), step_by_step, progress)
     run.runs_ahead = run.num_replicas == 1 and not run.any_follow and not run.any_leave
     if not keep_records:
         run.records.fields = SUMMARY_FIELDS

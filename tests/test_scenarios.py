@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from kvplan.cli import run
+from kvplan.deploy import StatedStepTime, set_ups
 from kvplan.errors import KvplanError
 from kvplan.limits import Limit
 from kvplan.resources import scenarios_dir
 from kvplan.result import Result
 from kvplan.scenario import dump_scenario, load_scenario, parse_scenario
 from kvplan.simulate import simulate
+from kvplan.uncertainty import intervals
 
 NAMES = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))
 SIMULATED = [name for name in NAMES if getattr(load_scenario(name), "problems", None) is None]
@@ -228,6 +231,34 @@ def test_dump_is_the_scenario(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert again.model_dump() == loaded.model_dump()
     assert run(["simulate", "chat", "--request-rate", "inf", "--seed", "9", "--dump-scenario"]) == 0
     assert "all_at_once" in capsys.readouterr().out
+
+
+def test_uncertainty_needs_draws(capsys: pytest.CaptureFixture[str]) -> None:
+    """Stated step times have no draws: one line. A profile's draws give an interval around the figure."""
+    stated = ["--set", "step_time={fixed_us: 5000}", "--set", "workload.num_requests=5", "--quiet"]
+    assert run(["simulate", "chat", *stated, "--uncertainty", "4"]) == 2
+    assert "needs a profile with bootstrap draws" in capsys.readouterr().err
+
+
+def test_intervals_span_the_draws() -> None:
+    """Half and double the fixed time: the interval of TPOT lies between those two runs."""
+    scenario = load_scenario("chat", ["workload.num_requests=30", "step_time={fixed_us: 6000}"])
+    setups = set_ups(scenario)
+    times = tuple(StatedStepTime(ms * 10**9, 0, 0, 10**6) for ms in (4, 6, 9))
+    drawn = {"": replace(setups[""], draws=times)}
+    found = intervals(scenario, drawn, 3)
+    alone = [simulate(scenario, setups={"": replace(setups[""], step_time=t)}).to_dict() for t in times]
+    low, high = found["mean_tpot_ms"]
+    assert alone[0]["mean_tpot_ms"] < low < alone[1]["mean_tpot_ms"] < high < alone[2]["mean_tpot_ms"]
+
+
+def test_a_result_in_a_notebook() -> None:
+    """A DataFrame with a row per request, and a small table."""
+    found = result("chat", "workload.num_requests=24")
+    frame = found.to_frame()
+    assert len(frame) == 24
+    assert {"class", "arrival_s", "kv_gib_s", "finish_reason"} <= set(frame.columns)
+    assert "24 of 24 completed" in found._repr_html_()
 
 
 def test_no_engine_no_run() -> None:

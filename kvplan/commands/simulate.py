@@ -12,10 +12,12 @@ from kvplan import scenario as scenarios
 from kvplan.bench_report import bench_text
 from kvplan.commands.common import print_json
 from kvplan.commands.progress import Progress
+from kvplan.deploy import set_ups
 from kvplan.errors import KvplanError
 from kvplan.records import check_target, write_records
 from kvplan.simulate import simulate
 from kvplan.trace import write_trace
+from kvplan.uncertainty import intervals
 
 SWITCH = Parameter(negative="")
 
@@ -31,6 +33,7 @@ def simulate_command(
     quiet: Annotated[bool, SWITCH] = False,
     step_by_step: Annotated[bool, SWITCH] = False,
     no_records: Annotated[bool, SWITCH] = False,
+    uncertainty: int = 0,
     skip_bad_rows: Annotated[bool, SWITCH] = False,
     dump_scenario: Annotated[bool, SWITCH] = False,
     num_prompts: int | None = None,
@@ -60,6 +63,8 @@ def simulate_command(
         Simulate every step instead of leaping; slower, the same results.
     no_records
         Keep only what the report needs of each request.
+    uncertainty
+        Simulate again under so many of the profile's bootstrap draws; give each figure a 5-95 % interval.
     skip_bad_rows
         Leave damaged rows of a trace out and count them.
     dump_scenario
@@ -89,7 +94,16 @@ def simulate_command(
     if records:
         check_target(records)
     progress = None if quiet else Progress()
-    result = simulate(loaded, step_by_step=step_by_step, progress=progress, keep_records=not no_records)
+    setups = set_ups(loaded) if loaded.problems is None else None
+    result = simulate(
+        loaded, step_by_step=step_by_step, progress=progress, keep_records=not no_records, setups=setups
+    )
+    if uncertainty > 0:
+        if setups is None:
+            raise KvplanError(
+                "--uncertainty: not for scenarios with problems; compare their strategies instead"
+            )
+        result.intervals = intervals(loaded, setups, uncertainty)
     if records:
         write_records(result.records, records)
     if trace:
