@@ -9,7 +9,7 @@ from kvplan.engine import EngineConfig, Request, Segment, make_scheduler
 
 def steps_per_cpu_s(batch: int, steps: int, **flags: object) -> float:
     """Decode `batch` requests for `steps` steps; return steps per CPU second."""
-    blocks = batch * (steps // 16 + 8) + 1
+    blocks = 3 * batch * (steps // 16 + 80) + 1  # room for all, window groups too
     config = EngineConfig(num_gpu_blocks=blocks, max_model_len=steps + 100, **flags)
     scheduler = make_scheduler(config)
     for i in range(batch):
@@ -37,6 +37,8 @@ def main() -> None:
         "sync, full + sliding window": {
             "kv_cache_groups": ({"kind": "full"}, {"kind": "sliding_window", "window": 1024})
         },
+        "sync, full + 3 mamba": {"kv_cache_groups": ({"kind": "full"}, {"kind": "mamba", "repeat": 3})},
+        "sync, 3 drafts": {"num_speculative_tokens": 3},
     }
     for name, flags in cases.items():
         for batch in (1, 32, 256):

@@ -10,6 +10,7 @@ from kvplan.engine.config import EngineConfig
 from kvplan.engine.kv_cache_coordinator import CacheHit, get_kv_cache_coordinator
 from kvplan.engine.request import BlockHasher, Request, RequestStatus
 from kvplan.engine.sharing import CopyOnWriteManager
+from kvplan.engine.single_type_kv_cache_manager import NEVER
 
 
 class KVCacheManager:
@@ -29,7 +30,7 @@ class KVCacheManager:
         self._recycles = any(manager.recycles for manager in self.coordinator.managers)
         first = self.coordinator.managers[0]
         self._copy_on_write = first if isinstance(first, CopyOnWriteManager) else None
-        self._only_full = len(config.groups) == 1 and not self._recycles
+        self._changes_at_block_ends = all(m.changes_at_block_ends for m in self.coordinator.managers)
 
     def new_step_starts(self) -> None:
         """Tell the managers that a step starts (vLLM: same name)."""
@@ -87,20 +88,19 @@ class KVCacheManager:
         self.coordinator.allocate_new_blocks(request_id, num_slots, num_main)
         if self.enable_caching:
             self.coordinator.cache_blocks(request, min(num_main, request.num_tokens))
-        if self._only_full:
-            request.num_slots = self._next_change(request_id)
+        if self._changes_at_block_ends:
+            request.num_slots = self._next_change(request_id, num_computed - request.num_in_flight_tokens)
         return True
 
-    def _next_change(self, request_id: str) -> int:
-        """Return the computed tokens at which a full-attention request needs a block or fills one."""
-        manager = self.coordinator.managers[0]
-        size, table = manager.block_size, manager.req_to_blocks[request_id]
-        needs = len(table) * size - self.num_lookahead_tokens + 1
-        return (
-            min(needs, (manager.num_cached_block.get(request_id, 0) + 1) * size)
-            if self.enable_caching
-            else needs
-        )
+    def _next_change(self, request_id: str, processed: int) -> int:
+        """Return the computed tokens at which the request needs a block, fills one or leaves one behind."""
+        change = NEVER
+        for manager in self.coordinator.managers:
+            change = min(change, manager.next_need(request_id), manager.next_skip(processed) + 1)
+            if self.enable_caching:
+                num_named = manager.num_cached_block.get(request_id, 0)
+                change = min(change, (num_named + 1) * manager.block_size)
+        return change
 
     def blocks_to_admit(self, request: Request, config: EngineConfig) -> int:
         """Return the free blocks that a waiting request needs without any hit: for its first chunk, or all of it."""

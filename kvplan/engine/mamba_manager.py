@@ -43,6 +43,21 @@ class MambaManager(SingleTypeKVCacheManager):
         """Return 1 + drafts, and in mode align one for the state before and one for a checkpoint."""
         return 1 + self.num_speculative_blocks + (1 + self.group.checkpoint_blocks if self.align else 0)
 
+    @property
+    def changes_at_block_ends(self) -> bool:
+        """Whether decode steps between block ends change nothing: not if the prompt's state is named again in each."""
+        return not self.pool.enable_caching and not self.group.checkpoint_blocks
+
+    def next_need(self, request_id: str) -> int:
+        """Return how many computed tokens make the request take a block, the drafts' own blocks apart."""
+        return super().next_need(request_id) - self.num_speculative_blocks * self.block_size
+
+    def next_skip(self, processed_computed_tokens: int) -> int:
+        """Return how many tokens must be processed until the next state is in use."""
+        return (
+            self.get_num_skipped_tokens(processed_computed_tokens) // self.block_size + 1
+        ) * self.block_size + 1
+
     def new_step_starts(self) -> None:
         """States of the last step can be read now."""
         self.cached_blocks_this_step.clear()

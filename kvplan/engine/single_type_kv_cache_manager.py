@@ -17,6 +17,10 @@ Hits = tuple[list[list[KVCacheBlock]], int]
 """Per group the blocks of a prefix-cache hit (null blocks where none is needed), and its length in tokens."""
 
 
+NEVER = 1 << 60
+"""A position that no request reaches."""
+
+
 class SingleTypeKVCacheManager:
     """A block for every `block_size` tokens, kept to the end; the kinds below change what they must."""
 
@@ -33,6 +37,7 @@ class SingleTypeKVCacheManager:
         self.pool = pool
         self.hasher = hasher
         self.scale = max(1, self.block_size // config.hash_block_size)
+        self.num_lookahead_tokens = config.num_lookahead_tokens
         self.retention_interval = config.prefix_cache_retention_interval
         self.cache_hit_alignment_tokens = (
             config.hash_block_size if config.partial_hash_hits else config.scheduler_block_size
@@ -54,6 +59,19 @@ class SingleTypeKVCacheManager:
         """Return how many blocks a request of so many tokens ever holds."""
         num_blocks = cdiv(num_tokens, self.block_size)
         return num_blocks if self.max_admission_blocks is None else min(num_blocks, self.max_admission_blocks)
+
+    @property
+    def changes_at_block_ends(self) -> bool:
+        """Whether a decode step between two block ends, and before `next_skip`, changes nothing here."""
+        return self.scale == 1
+
+    def next_need(self, request_id: str) -> int:
+        """Return how many computed tokens make the request take a block."""
+        return len(self.req_to_blocks[request_id]) * self.block_size - self.num_lookahead_tokens + 1
+
+    def next_skip(self, processed_computed_tokens: int) -> int:
+        """Return how many tokens must be processed until the next block falls behind."""
+        return NEVER
 
     def new_step_starts(self) -> None:
         """Forget what concerned the last step only."""

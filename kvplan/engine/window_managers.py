@@ -34,6 +34,11 @@ class SlidingWindowManager(SingleTypeKVCacheManager):
         """Count tokens in front of the window (vLLM: same name)."""
         return max(0, num_computed_tokens - self.window + 1)
 
+    def next_skip(self, processed_computed_tokens: int) -> int:
+        """Return how many tokens must be processed until the next block falls behind the window."""
+        num_skipped = self.get_num_skipped_tokens(processed_computed_tokens) // self.block_size
+        return (num_skipped + 1) * self.block_size + self.window - 1
+
     def _contiguous_blocks_for_hit(self, use_eagle: bool) -> int:
         return cdiv(self.window - 1, self.block_size) + use_eagle
 
@@ -110,6 +115,10 @@ class ChunkedLocalAttentionManager(SingleTypeKVCacheManager):
     def get_num_skipped_tokens(self, num_computed_tokens: int) -> int:
         """Count tokens of the chunks before the next token's (vLLM: same name)."""
         return num_computed_tokens // self.chunk * self.chunk
+
+    def next_skip(self, processed_computed_tokens: int) -> int:
+        """Return how many tokens must be processed until the next chunk begins."""
+        return self.get_num_skipped_tokens(processed_computed_tokens) + self.chunk
 
     def find_longest_cache_hit(
         self, hashes: Sequence[BlockHash], max_length: int, group_ids: Sequence[int], drop_eagle_block: bool
