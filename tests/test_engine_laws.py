@@ -85,6 +85,7 @@ def test_runs_repeat(seed: int) -> None:
 def test_stop_tokens_are_a_surprise(seed: int, is_async: bool) -> None:
     """Until a stop token is sampled, no decision depends on where it will be."""
     data = random_scenario(seed) | {"async_scheduling": is_async}
+    data |= {key: data[key] + 2 for key in ("max_model_len", "max_num_batched_tokens")}
     data["requests"] = [r for r in data["requests"] if not {"after", "abort_after"} & r.keys()][:1]
     data["requests"] = [r | {"stop": "eos", "output_len": max(2, r["output_len"])} for r in data["requests"]]
     if not data["requests"] or "max_tokens" in data["requests"][0]:

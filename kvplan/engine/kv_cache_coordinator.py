@@ -13,7 +13,11 @@ from kvplan.engine.config import EngineConfig
 from kvplan.engine.mamba_manager import MambaManager
 from kvplan.engine.request import BlockHash, BlockHasher, Request, cdiv
 from kvplan.engine.sharing import CopyOnWriteManager
-from kvplan.engine.single_type_kv_cache_manager import FullAttentionManager, SingleTypeKVCacheManager
+from kvplan.engine.single_type_kv_cache_manager import (
+    FullAttentionManager,
+    SingleTypeKVCacheManager,
+    SlotDemand,
+)
 from kvplan.engine.window_managers import ChunkedLocalAttentionManager, SlidingWindowManager
 
 MANAGERS: dict[str, type[SingleTypeKVCacheManager]] = {
@@ -78,27 +82,15 @@ class KVCacheCoordinator:
     def get_num_blocks_to_allocate(
         self,
         request_id: str,
-        num_tokens: int,
+        demand: SlotDemand,
         new_computed_blocks: GroupBlocks,
         num_computed_tokens: int,
-        *,
-        num_tokens_main_model: int,
-        apply_admission_cap: bool,
-        prefill_end: int,
     ) -> int:
         """Sum what the groups need (vLLM: same name): the step gets all of it or nothing."""
         if self.retention_interval != 0:
-            prefill_end = 0
+            demand = demand._replace(prefill_end=0)
         return sum(
-            manager.get_num_blocks_to_allocate(
-                request_id,
-                num_tokens,
-                blocks,
-                num_computed_tokens,
-                num_tokens_main_model=num_tokens_main_model,
-                apply_admission_cap=apply_admission_cap,
-                prefill_end=prefill_end,
-            )
+            manager.get_num_blocks_to_allocate(request_id, demand, blocks, num_computed_tokens)
             for manager, blocks in zip(self.managers, new_computed_blocks, strict=True)
         )
 

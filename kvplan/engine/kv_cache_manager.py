@@ -10,7 +10,7 @@ from kvplan.engine.config import EngineConfig
 from kvplan.engine.kv_cache_coordinator import CacheHit, get_kv_cache_coordinator
 from kvplan.engine.request import BlockHasher, Request, RequestStatus
 from kvplan.engine.sharing import CopyOnWriteManager
-from kvplan.engine.single_type_kv_cache_manager import NEVER
+from kvplan.engine.single_type_kv_cache_manager import NEVER, SlotDemand
 
 
 class KVCacheManager:
@@ -57,31 +57,30 @@ class KVCacheManager:
         reserved_blocks: int = 0,
         has_scheduled_reqs: bool = True,
     ) -> bool:
-        """Give the request slots for `num_new_tokens` more; False if the pool has not enough (vLLM: same
-        name).
+        """Give the request slots for `num_new_tokens` more; False if there are not enough (vLLM: same name).
 
         `hit` is what a request brings when it is admitted; `reserved_blocks` must stay free for others. Blocks
         behind a window come back even if the rest fails.
         """
         hit = hit or self.empty_hit
-        request_id = request.request_id
+        request_id, pool = request.request_id, self.block_pool
         num_computed = request.num_computed_tokens + hit.num_tokens
-        prefill_end = max(request.num_prompt_tokens, request.num_tokens - 1)
+        count, end = self.coordinator.get_num_blocks_to_allocate, self._prefill_end(request)
         watermark = 0
         if has_scheduled_reqs and request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
             watermark = self.watermark_blocks
         if full_sequence_must_fit:
             num_all = min(request.num_tokens, self.max_model_len)
-            if not self._has_room(
-                request_id, num_all, num_all, hit, num_computed, watermark, prefill_end, cap=True
-            ):
+            demand = SlotDemand(num_all, num_all, end, apply_admission_cap=True)
+            needed = count(request_id, demand, hit.blocks, num_computed)
+            if needed + watermark > pool.get_num_free_blocks():
                 return False
         num_main = num_computed + num_new_tokens
         num_slots = min(num_main + self.num_lookahead_tokens, self.max_model_len)
         if self._recycles:
             self._remove_skipped_blocks(request_id, max(0, num_computed - request.num_in_flight_tokens))
-        watermark += reserved_blocks
-        if not self._has_room(request_id, num_slots, num_main, hit, num_computed, watermark, prefill_end):
+        needed = count(request_id, SlotDemand(num_slots, num_main, end), hit.blocks, num_computed)
+        if needed + watermark + reserved_blocks > pool.get_num_free_blocks():
             return False
         if any(hit.blocks):
             self.coordinator.allocate_new_computed_blocks(request_id, hit.blocks, num_computed)
@@ -104,22 +103,15 @@ class KVCacheManager:
 
     def blocks_to_admit(self, request: Request, config: EngineConfig) -> int:
         """Return the free blocks that a waiting request needs without any hit: for its first chunk, or all of it."""
-        chunk = min(request.num_tokens, config.max_num_batched_tokens)
-        lengths = [(min(chunk + self.num_lookahead_tokens, self.max_model_len), chunk, False)]
+        chunk, end = min(request.num_tokens, config.max_num_batched_tokens), self._prefill_end(request)
+        demands = [SlotDemand(min(chunk + self.num_lookahead_tokens, self.max_model_len), chunk, end)]
         if config.scheduler_reserve_full_isl:
-            lengths.append((request.num_tokens, request.num_tokens, True))
-        return max(
-            self.coordinator.get_num_blocks_to_allocate(
-                request.request_id,
-                num_tokens,
-                self.empty_hit.blocks,
-                0,
-                num_tokens_main_model=num_main,
-                apply_admission_cap=cap,
-                prefill_end=max(request.num_prompt_tokens, request.num_tokens - 1),
-            )
-            for num_tokens, num_main, cap in lengths
-        )
+            demands.append(SlotDemand(request.num_tokens, request.num_tokens, end, apply_admission_cap=True))
+        count = self.coordinator.get_num_blocks_to_allocate
+        return max(count(request.request_id, demand, self.empty_hit.blocks, 0) for demand in demands)
+
+    def _prefill_end(self, request: Request) -> int:
+        return max(request.num_prompt_tokens, request.num_tokens - 1)
 
     def most_blocks(self, num_tokens: int) -> int:
         """Return how many blocks a request of so many tokens ever holds."""
@@ -130,28 +122,6 @@ class KVCacheManager:
         """Count the blocks in a request's tables."""
         tables = (m.req_to_blocks.get(request.request_id, ()) for m in self.coordinator.managers)
         return sum(not block.is_null for table in tables for block in table)
-
-    def _has_room(
-        self,
-        request_id: str,
-        num_tokens: int,
-        num_main: int,
-        hit: CacheHit,
-        num_computed: int,
-        watermark: int,
-        prefill_end: int,
-        cap: bool = False,
-    ) -> bool:
-        needed = self.coordinator.get_num_blocks_to_allocate(
-            request_id,
-            num_tokens,
-            hit.blocks,
-            num_computed,
-            num_tokens_main_model=num_main,
-            apply_admission_cap=cap,
-            prefill_end=prefill_end,
-        )
-        return needed + watermark <= self.block_pool.get_num_free_blocks()
 
     def _remove_skipped_blocks(self, request_id: str, processed_computed_tokens: int) -> None:
         before = self.block_pool.get_num_free_blocks()

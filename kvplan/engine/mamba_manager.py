@@ -16,7 +16,7 @@ from kvplan.engine.mamba_split import (
     is_mamba_prefill_checkpoint_valid,
 )
 from kvplan.engine.request import BlockHash, BlockHasher, Request, cdiv
-from kvplan.engine.single_type_kv_cache_manager import Hits, SingleTypeKVCacheManager
+from kvplan.engine.single_type_kv_cache_manager import Hits, SingleTypeKVCacheManager, SlotDemand
 
 
 class MambaManager(SingleTypeKVCacheManager):
@@ -126,28 +126,20 @@ class MambaManager(SingleTypeKVCacheManager):
     def get_num_blocks_to_allocate(
         self,
         request_id: str,
-        num_tokens: int,
+        demand: SlotDemand,
         new_computed_blocks: Sequence[KVCacheBlock],
         num_computed_tokens: int,
-        *,
-        num_tokens_main_model: int,
-        apply_admission_cap: bool,
-        prefill_end: int,
     ) -> int:
         """Count state blocks to take (vLLM: same name); too many if the hit state is written only now."""
         if new_computed_blocks and new_computed_blocks[-1].block_hash in self.cached_blocks_this_step:
             return self.pool.num_gpu_blocks + 1
         if not self.align:
+            num_tokens = demand.num_tokens + self.block_size * self.num_speculative_blocks
+            demand = demand._replace(num_tokens=num_tokens)
             return super().get_num_blocks_to_allocate(
-                request_id,
-                num_tokens + self.block_size * self.num_speculative_blocks,
-                new_computed_blocks,
-                num_computed_tokens,
-                num_tokens_main_model=num_tokens_main_model,
-                apply_admission_cap=apply_admission_cap,
-                prefill_end=prefill_end,
+                request_id, demand, new_computed_blocks, num_computed_tokens
             )
-        num_tokens = num_tokens_main_model  # a drafter has no state layers
+        num_tokens = demand.num_tokens_main_model  # a drafter has no state layers
         num_required = cdiv(num_tokens, self.block_size) + self.num_speculative_blocks
         num_new = num_required - len(new_computed_blocks) - len(self.req_to_blocks.get(request_id, ()))
         copied = (
@@ -156,8 +148,10 @@ class MambaManager(SingleTypeKVCacheManager):
         )
         if copied:
             num_new = max(num_new, 0) + 1
-        checkpoint = self._internal_checkpoint(request_id, num_computed_tokens, num_tokens, prefill_end)
-        if not apply_admission_cap:
+        checkpoint = self._internal_checkpoint(
+            request_id, num_computed_tokens, num_tokens, demand.prefill_end
+        )
+        if not demand.apply_admission_cap:
             self.checkpoints.pop(request_id, None)
             if checkpoint:
                 self.checkpoints[request_id] = (checkpoint, cdiv(num_tokens, self.block_size) - 2)

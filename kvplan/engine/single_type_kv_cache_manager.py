@@ -8,6 +8,7 @@ have in common is the coordinator's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from kvplan.engine.block_pool import BlockPool, KVCacheBlock
 from kvplan.engine.config import EngineConfig, KVCacheGroup
@@ -19,6 +20,19 @@ Hits = tuple[list[list[KVCacheBlock]], int]
 
 NEVER = 1 << 60
 """A position that no request reaches."""
+
+
+class SlotDemand(NamedTuple):
+    """How many slots a request must have after `allocate_slots`."""
+
+    num_tokens: int
+    """Tokens with slots, those of drafters (lookahead) included."""
+    num_tokens_main_model: int
+    """Tokens with slots for the model itself."""
+    prefill_end: int
+    """Where the prompt, or what a preempted request recomputes, ends."""
+    apply_admission_cap: bool = False
+    """Whether to count no more than kinds that recycle ever hold at once: for the whole prompt, at admission."""
 
 
 class SingleTypeKVCacheManager:
@@ -85,21 +99,13 @@ class SingleTypeKVCacheManager:
     def get_num_blocks_to_allocate(
         self,
         request_id: str,
-        num_tokens: int,
+        demand: SlotDemand,
         new_computed_blocks: Sequence[KVCacheBlock],
         num_computed_tokens: int,
-        *,
-        num_tokens_main_model: int,
-        apply_admission_cap: bool,
-        prefill_end: int,
     ) -> int:
-        """Count blocks to take for `num_tokens` slots, and hit blocks to take out of the free queue.
-
-        Mirrors `get_num_blocks_to_allocate`. `apply_admission_cap` bounds the first by what kinds that
-        recycle ever hold at once.
-        """
-        num_required = cdiv(num_tokens, self.block_size)
-        if apply_admission_cap and self.max_admission_blocks is not None:
+        """Count blocks to take, and hit blocks to take out of the free queue (vLLM: same name)."""
+        num_required = cdiv(demand.num_tokens, self.block_size)
+        if demand.apply_admission_cap and self.max_admission_blocks is not None:
             num_required = min(num_required, self.max_admission_blocks)
         num_held = len(self.req_to_blocks.get(request_id, ()))
         if request_id in self.num_cached_block:
