@@ -45,8 +45,8 @@ class Row:
     """Read and written by the verifier."""
     reprefilled_tokens: int
     """Computed again: after preemptions, and prompts that a sibling or parent had computed before."""
-    dropped_thinking_tokens: int
-    """Cached thinking that no later prompt can hit."""
+    dead_tokens: int
+    """Cached tokens that no later prompt can hit, since the thinking before them was left out of it."""
     flops: float
     latency_p50_s: float
     latency_p99_s: float
@@ -166,7 +166,7 @@ def _row(scenario: Scenario, problems: Problems, spec: StrategySpec, found: Solu
         generated_tokens=generated,
         verified_tokens=effort.verified_tokens + effort.verifier_decode_tokens,
         reprefilled_tokens=max(0, prompt - effort.needed_prompt_tokens) + recomputed,
-        dropped_thinking_tokens=effort.dropped_thinking_tokens,
+        dead_tokens=effort.dead_tokens,
         flops=_flops(scenario, problems, spec, found),
         latency_p50_s=float(np.percentile(took, 50)),
         latency_p99_s=float(np.percentile(took, 99)),

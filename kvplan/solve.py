@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from kvplan.deploy import Setup, StatedStepTime, set_up
 from kvplan.engine.config import KVCacheGroup
-from kvplan.engine.request import Segment
+from kvplan.engine.request import OutputKv, Segment
 from kvplan.errors import DoesNotFit, KvplanError, did_you_mean
 from kvplan.gpu import get_gpu
 from kvplan.limits import Limit
@@ -78,8 +78,9 @@ class Effort:
     """GPU time of co-located scoring."""
     remote_ticks: int = 0
     """Service time of remote scoring."""
-    dropped_thinking_tokens: int = 0
-    """Cached thinking that no later prompt can hit, since the template leaves it out."""
+    dead_tokens: int = 0
+    """Generated tokens that stay in the cache though no later prompt can hit them: the template left the thinking
+    out, so neither it nor the answer behind it stands where it stood."""
 
 
 @dataclass(slots=True)
@@ -241,6 +242,8 @@ class Solve(Run):
         self.scoring = RemoteQueue(self._at, problems.verifier.concurrency)
         self._coming = iter(self.tasks)
         self.verifier_time = verifier_time
+        policy = problems.thinking_kv
+        self.output_kv: OutputKv = "keep" if policy == "drop_at_answer" else policy
 
     def solution(self, result: Result) -> Solution:
         """What came of it."""
@@ -322,10 +325,11 @@ class Solve(Run):
             attempt.session.cut(branch.id, room)
         told = min(branch.max_tokens, room)
         live = Live(launch.request_id, prompt, told, launch.tokens, launch.thinking_tokens)
+        live.output_kv = self.output_kv
         live.session, live.turn, live.arrival = attempt.task.problem.id, branch.id, self.env.now
         self.effort.needed_prompt_tokens += branch.extra_prompt
-        if branch.drop_thinking and branch.parent is not None:
-            self.effort.dropped_thinking_tokens += attempt.session.launches[branch.parent].thinking_tokens
+        if branch.drop_thinking and branch.parent is not None and self.output_kv == "keep":
+            self.effort.dead_tokens += attempt.session.launches[branch.parent].tokens
         if branch.prunable:
             for replica in fleet.replicas:
                 replica.on_pressure = self._relieve

@@ -247,7 +247,48 @@ def test_a_chat_recomputes_its_answers() -> None:
     kept = solve(scenario({"strategy": "chat", "num_turns": 2, "drop_thinking": False}, 1), setups=engine())
     assert dropped.records["hit_tokens"][1] == 496
     assert kept.records["hit_tokens"][1] > 800
-    assert dropped.effort.dropped_thinking_tokens == dropped.records["thinking_tokens"][0]
+    assert dropped.effort.dead_tokens == dropped.records["output_tokens"][0]
+    assert kept.effort.dead_tokens == 0
+
+
+@pytest.mark.parametrize("policy", ["keep", "drop_after_turn", "never_cache"])
+def test_what_becomes_of_thinking_kv(policy: str) -> None:
+    """Six chats of three turns with thinking kept in the prompt: `keep` hits the turn before, the others only what
+    was prompt; leaping and stepping agree on every hit, and nothing dead stays behind without `keep`."""
+    chat = {"strategy": "chat", "num_turns": 3, "drop_thinking": False, "pause_s": 2.0}
+    told = scenario(chat, 6, thinking_kv=policy, arrivals={"kind": "all_at_once"})
+    leap, step = (solve(told, setups=engine(1000), step_by_step=flag) for flag in (False, True))
+    assert key(leap) == key(step)
+    records = leap.records
+    second = records["turn"] == 1
+    if policy == "keep":
+        assert records["hit_tokens"][second].max() > 700
+    else:
+        assert records["hit_tokens"][second].max() <= 496
+    bare = scenario({**chat, "drop_thinking": True}, 6, thinking_kv=policy, arrivals={"kind": "all_at_once"})
+    assert (solve(bare, setups=engine(1000)).effort.dead_tokens > 0) == (policy == "keep")
+
+
+@given(st.integers(0, 10**6), st.sampled_from([40, 90]), st.sampled_from(["drop_after_turn", "never_cache"]))
+@settings(max_examples=12, deadline=None)
+def test_dropping_kv_conserves_blocks(seed: int, num_blocks: int, policy: str) -> None:
+    """Random strategies under both policies free every block, and leaping equals stepping."""
+
+    class Erratic(StrategySpec):
+        def start(self) -> Plan:
+            return erratic(seed)
+
+    told = scenario("single_pass", 2, thinking_kv=policy)
+    assert told.problems is not None
+    found = []
+    for step_by_step in (False, True):
+        run = Solve(
+            told, told.problems, Erratic(strategy="single_pass"), engine(num_blocks), step_by_step, None
+        )
+        result = run.go()
+        assert all(r.engine.num_free_blocks == r.num_blocks for r in run.replicas)
+        found.append(key(run.solution(result)))
+    assert found[0] == found[1]
 
 
 def test_simulate_runs_the_first_strategy() -> None:

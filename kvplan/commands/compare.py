@@ -68,6 +68,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("tokens", lambda r: _si(r.generated_tokens)),
     ("verified", lambda r: _si(r.verified_tokens)),
     ("re-prefilled", lambda r: _si(r.reprefilled_tokens)),
+    ("dead", lambda r: _si(r.dead_tokens)),
     ("FLOPs", lambda r: _si(r.flops)),
     ("KV GiB-s", lambda r: _si(r.kv_gib_s)),
     ("logical", lambda r: _si(r.kv_logical_gib_s)),

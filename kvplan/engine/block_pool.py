@@ -219,6 +219,11 @@ class BlockPool:
         if self._remove_cached_block_hashes(block):
             self.num_evicted += 1
 
+    def forget_blocks(self, blocks: Iterable[KVCacheBlock]) -> None:
+        """Take the names of blocks away that nobody will ask for; it does not count as eviction."""
+        for block in blocks:
+            self._remove_cached_block_hashes(block)
+
     def _remove_cached_block_hashes(self, block: KVCacheBlock) -> list[GroupHash]:
         if block.block_hash is None:
             return []

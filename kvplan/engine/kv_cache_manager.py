@@ -86,7 +86,7 @@ class KVCacheManager:
             self.coordinator.allocate_new_computed_blocks(request_id, hit.blocks, num_computed)
         self.coordinator.allocate_new_blocks(request_id, num_slots, num_main)
         if self.enable_caching:
-            self.coordinator.cache_blocks(request, min(num_main, request.num_tokens))
+            self.coordinator.cache_blocks(request, _nameable(request, min(num_main, request.num_tokens)))
         if self._changes_at_block_ends:
             request.num_slots = self._next_change(request_id, num_computed - request.num_in_flight_tokens)
         return True
@@ -131,10 +131,14 @@ class KVCacheManager:
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
         """Name blocks that became full (vLLM: same name)."""
         if self.enable_caching and num_computed_tokens >= request.num_slots:
-            self.coordinator.cache_blocks(request, num_computed_tokens)
+            self.coordinator.cache_blocks(request, _nameable(request, num_computed_tokens))
 
     def free(self, request: Request) -> None:
         """Give back all of a request's blocks (vLLM: same name)."""
+        if request.output_kv == "drop_after_turn" and request.is_finished:
+            for manager in self.coordinator.managers:
+                table = manager.req_to_blocks.get(request.request_id, [])
+                self.block_pool.forget_blocks(table[request.num_prompt_tokens // manager.block_size :])
         self.coordinator.free(request.request_id)
         request.num_slots = 0
 
@@ -144,3 +148,8 @@ class KVCacheManager:
             pairs, manager.pending_cow_copies = manager.pending_cow_copies, []
             if pairs:
                 self.block_pool.free_blocks(block for pair in pairs for block in pair)
+
+
+def _nameable(request: Request, num_tokens: int) -> int:
+    """Of a request's first tokens, those whose blocks may be cached."""
+    return min(num_tokens, request.num_prompt_tokens) if request.output_kv == "never_cache" else num_tokens

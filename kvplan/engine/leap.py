@@ -108,6 +108,7 @@ class LeapScheduler:
         else:
             computed = seq.computed_at(self.batch.num_steps)
             self._stop_running(seq)
+            self._drop_output(seq)
             self.pool.release(seq, self.blocks(computed), self.pool.num_hashed(seq, computed))
         self._close(seq, RequestStatus.FINISHED_ABORTED)
         return True
@@ -300,11 +301,17 @@ class LeapScheduler:
             if seq.stage is Stage.LEFT_OVER:
                 self._mark_until(seq, computed, hashed)
             self._stop_running(seq)
+            self._drop_output(seq)
             self.pool.release(seq, self.blocks(computed), hashed)
         request.num_tokens = seq.end
         stopped = seq.end - request.num_prompt_tokens == request.stop_at
         self._close(seq, RequestStatus.FINISHED_STOPPED if stopped else RequestStatus.FINISHED_LENGTH_CAPPED)
         return request
+
+    def _drop_output(self, seq: Sequence) -> None:
+        """A request that ends takes the names of what it generated along, if it was asked to."""
+        if seq.request.output_kv == "drop_after_turn":
+            seq.cacheable = seq.request.num_prompt_tokens
 
     def _close(self, seq: Sequence, status: RequestStatus) -> None:
         self.pool.forget(seq)

@@ -122,6 +122,7 @@ class ExtentPool:
 
     def release(self, seq: Sequence, num_held: int, num_hashed: int) -> None:
         """Give back a whole table, deep end first (vLLM `free`): unhashed to the queue's front, hashed to its tail."""
+        num_hashed = min(num_hashed, seq.cacheable // self.block_size)
         run = seq.run
         if run is None:
             self.num_free += num_held
@@ -130,18 +131,22 @@ class ExtentPool:
         self.num_free += num_held - num_hashed
         self.num_unhashed += num_held - num_hashed
         for piece in reversed(run.pieces[:]):
-            if piece.lo >= num_hashed:
-                self._drop(piece)
-                continue
-            if piece.hi > num_hashed:
-                piece.hi = num_hashed
-            self._let_go(piece)
+            self._give_back(piece, num_hashed)
         for other, lo, hi in reversed(seq.table):
-            for piece in reversed(other.pieces):
+            for piece in reversed(other.pieces[:]):
                 if lo <= piece.lo < hi:
-                    self._let_go(piece)
+                    self._give_back(piece, num_hashed)
         run.owner, run.base = None, seq.base
         seq.run, seq.table = None, []
+
+    def _give_back(self, piece: Piece, num_hashed: int) -> None:
+        """Let go of what stays cached of a piece; the rest loses its name."""
+        if piece.lo >= num_hashed:
+            self._drop(piece)
+            return
+        if piece.hi > num_hashed:
+            piece.hi = num_hashed
+        self._let_go(piece)
 
     def _let_go(self, piece: Piece) -> None:
         piece.refs -= 1
@@ -221,7 +226,7 @@ class ExtentPool:
         """Full blocks, of a running sequence's `computed` tokens, whose content is known and therefore hashed."""
         if self.hash_lag and computed > seq.known:
             computed -= 1
-        return computed // self.block_size
+        return min(computed, seq.cacheable) // self.block_size
 
     def _when_hashed(self, run: Run, depth: int) -> tuple[int, int]:
         base = run.owner.base if run.owner else run.base
@@ -237,7 +242,8 @@ class ExtentPool:
         """Return the running sequences that will hash the block at `depth` of a path when they get there."""
         for trunk, lo, hi in path:
             if lo <= depth < hi:
-                return [p.run.owner for p in trunk.pieces if p.run.owner is not None and p.lo <= depth < p.hi]
+                owners = (p.run.owner for p in trunk.pieces if p.lo <= depth < p.hi)
+                return [o for o in owners if o is not None and depth < o.cacheable // self.block_size]
         return []
 
     # --- pieces -----------------------------------------------------------------------------

@@ -33,6 +33,7 @@ class Sequence:
     __slots__ = (
         "admission",
         "base",
+        "cacheable",
         "computed",
         "end",
         "hit_tokens",
@@ -61,6 +62,8 @@ class Sequence:
         """Tokens known when its prefill began, or when a step last passed it over."""
         self.computed = 0
         self.base = 0
+        self.cacheable = request.num_prompt_tokens if request.output_kv == "never_cache" else NEVER
+        """Tokens from the start whose blocks may be cached."""
         self.admission = 0
         """Counts admissions; the order of `running`."""
         self.hit_tokens = 0

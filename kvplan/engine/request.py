@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 def cdiv(a: int, b: int) -> int:
@@ -56,6 +56,9 @@ def merge_segments(segments: Iterable[Segment]) -> tuple[Segment, ...]:
     return tuple(merged)
 
 
+OutputKv = Literal["keep", "drop_after_turn", "never_cache"]
+
+
 class RequestStatus(IntEnum):
     """Where a request is in its life; everything after PREEMPTED is finished (vLLM `RequestStatus`)."""
 
@@ -82,6 +85,11 @@ class Request:
     stop_at: int | None = None
     """The output token that is a stop token, counted from 1. Read only when that token has been sampled, as
     vLLM reads token values; whoever drives the engine may set it while the request runs.
+    """
+
+    output_kv: OutputKv = "keep"
+    """What becomes of the blocks it generates: keep = the engine's own rule (vLLM); drop_after_turn = they lose
+    their names when it ends; never_cache = they never get any. The two are not vLLM's.
     """
 
     status: RequestStatus = field(default=RequestStatus.WAITING, init=False)
