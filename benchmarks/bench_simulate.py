@@ -1,0 +1,182 @@
+"""How many requests one CPU second simulates: the whole `simulate()` call, prefix caching, chunked prefill, records.
+
+Reasoning: prompts of median 512 and answers of median 6,000 tokens on a card that holds 128 of them at once (ample) or
+a third of that (tight: about five preemptions a request). The naive loop below, with an event per step and a request
+at a time, is the yardstick: it has no prefix cache, no chunks and no records, and is still paid per step and request.
+
+    python benchmarks/bench_simulate.py                  all rows, 10,000 requests each
+    python benchmarks/bench_simulate.py ample 100000     one row; the peak memory is then that row's
+    python benchmarks/bench_simulate.py ample 1000000 --no-records
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+from collections import deque
+from dataclasses import dataclass
+from time import process_time
+from typing import Any
+
+from kvplan.deploy import Setup, StatedStepTime
+from kvplan.engine.config import EngineConfig
+from kvplan.result import Result
+from kvplan.scenario import Scenario, parse_scenario
+from kvplan.simulate import simulate
+from kvplan.units import TICKS_PER_S
+from kvplan.workload.load import draw_load
+
+STEP = {"fixed_us": 8350, "per_sequence_us": 20, "per_context_token_ns": 67.7, "per_prefill_token_us": 49.5}
+"""Llama-3-8B in bf16 on an A100-80GB, from its data sheet."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case: how full the card is, and how long the answers are."""
+
+    num_blocks: int
+    rate: float
+    answer: int
+    is_async: bool = False
+
+
+ROWS = {
+    "ample": Row(26_600, 0.14, 6000),
+    "ample, async": Row(26_600, 0.14, 6000, is_async=True),
+    "tight": Row(7_700, 1.0, 6000),
+    "tight, async": Row(7_700, 1.0, 6000, is_async=True),
+    "chat": Row(26_600, 3.0, 270),
+}
+
+
+def scenario(row: Row, num_requests: int) -> Scenario:
+    """Return the workload: lengths lognormal, arrivals Poisson, ends by EOS."""
+    answer = {
+        "kind": "lognormal",
+        "median": row.answer,
+        "sigma": 0.8,
+        "low": row.answer // 24,
+        "high": 32_768,
+    }
+    prompt = {"kind": "lognormal", "median": 512, "sigma": 0.6, "low": 32, "high": 4096}
+    arrivals = {"kind": "poisson", "rate": row.rate}
+    workload = {"num_requests": num_requests, "prompt": prompt, "answer": answer, "arrivals": arrivals}
+    limits = {"thrash_ratio": 1e6}
+    return parse_scenario({"model": "stated", "step_time": STEP, "workload": workload, "limits": limits})
+
+
+def run(row: Row, num_requests: int, keep_records: bool = True) -> Result:
+    """Simulate one case."""
+    spec = scenario(row, num_requests)
+    config = EngineConfig(
+        num_gpu_blocks=row.num_blocks + 1,
+        max_num_seqs=128,
+        max_num_batched_tokens=8192,
+        max_model_len=40_960,
+        async_scheduling=row.is_async,
+    )
+    setup = Setup(config, StatedStepTime.of(spec.step_time), 131072.0, 1)
+    return simulate(spec, setups={"": setup}, keep_records=keep_records)
+
+
+@dataclass(slots=True)
+class Naive:
+    """A request of the naive loop."""
+
+    prompt: int
+    output: int
+    computed: int = 0
+    generated: int = 0
+    finish: int = 0
+
+
+def naive(row: Row, num_requests: int) -> float:
+    """Step a plain paged batch, every request in every step; return requests per CPU second."""
+    spec = scenario(row, num_requests)
+    load, cost = draw_load(spec.workload), StatedStepTime.of(spec.step_time)
+    due = (load.arrival_s * TICKS_PER_S).astype(int).tolist()
+    asked = map(Naive, load.prompt_tokens.tolist(), load.output_tokens.tolist())
+    arrivals = deque(zip(due, asked, strict=True))
+    waiting: deque[Naive] = deque()
+    running: list[Naive] = []
+    now, free, done = 0, row.num_blocks, 0
+    start = process_time()
+    while done < num_requests:
+        while arrivals and arrivals[0][0] <= now:
+            waiting.append(arrivals.popleft()[1])
+        if not running and not waiting:
+            now = arrivals[0][0]
+            continue
+        prefill, batch = _naive_admit(waiting, running, free)
+        free -= sum(-(-r.computed // 16) for r in batch)
+        need = sum(r.computed % 16 == 0 for r in running)
+        while need > free:
+            victim = running.pop()
+            free += -(-victim.computed // 16)
+            need -= victim.computed % 16 == 0
+            victim.computed = 0
+            waiting.appendleft(victim)
+        free -= need
+        context = 0
+        for request in running:
+            request.computed += 1
+            context += request.computed
+        ticks = cost.fixed + cost.per_sequence * len(running) + cost.per_context * context
+        now += ticks + cost.per_prefill * prefill
+        running += batch
+        for request in running:
+            request.generated += 1
+        if any(request.generated >= request.output for request in running):
+            for request in [r for r in running if r.generated >= r.output]:
+                free += -(-request.computed // 16)
+                request.finish, done = now, done + 1
+            running = [r for r in running if r.generated < r.output]
+    return num_requests / (process_time() - start)
+
+
+def _naive_admit(waiting: deque[Naive], running: list[Naive], free: int) -> tuple[int, list[Naive]]:
+    """Admit what fits, whole prompts at a time."""
+    tokens, batch = 0, []
+    while waiting and len(running) + len(batch) < 128:
+        size = waiting[0].prompt + waiting[0].generated
+        free -= -(-size // 16)
+        if free < 0 or tokens + size > 8192:
+            break
+        tokens += size
+        batch.append(waiting.popleft())
+        batch[-1].computed = size
+    return tokens, batch
+
+
+def report(name: str, num_requests: int, keep_records: bool, yardstick: float) -> None:
+    """Print one line."""
+    start = process_time()
+    found = run(ROWS[name], num_requests, keep_records)
+    cpu_s = process_time() - start
+    totals: Any = found.totals
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    changes = totals.leaps + totals.steps - totals.leapt_steps
+    rate = num_requests / cpu_s
+    ratio = f"{rate / yardstick:8.1f}x" if yardstick else f"{'':9}"
+    print(f"{name:14}{num_requests:>10,}{rate:>12,.0f}{ratio}{changes / num_requests:>10.1f}"
+          f"{totals.steps / num_requests:>9.0f}{totals.preemptions / num_requests:>9.1f}{peak_mb:>9.0f}")  # fmt: skip
+
+
+def main() -> None:
+    """Print requests per CPU second, beside the naive loop's on the same workload."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("row", nargs="?", choices=ROWS)
+    parser.add_argument("num_requests", nargs="?", type=int, default=10_000)
+    parser.add_argument("--no-records", action="store_true")
+    args = parser.parse_args()
+    print(
+        f"{'':14}{'requests':>10}{'per CPU s':>12}{'naive':>9}{'changes':>10}{'steps':>9}{'preempt':>9}{'peak MB':>9}"
+    )
+    for name in [args.row] if args.row else ROWS:
+        yardstick = 0.0 if args.row else naive(ROWS[name], 300)
+        report(name, args.num_requests, not args.no_records, yardstick)
+    print("per request: changes = leaps and single steps; peak MB = of the process so far")
+
+
+if __name__ == "__main__":
+    main()
