@@ -20,14 +20,20 @@ from kvplan.engine.leap_batch import DecodeBatch
 from kvplan.engine.leap_extents import ExtentPool, Mark
 from kvplan.engine.leap_running import schedule_running
 from kvplan.engine.leap_state import (
+    DECODE,
+    GONE,
+    LEFT_OVER,
+    NO_LANDING_NEWS,
+    NO_NEWS,
     NOTHING,
+    PREFILL,
+    WAITING,
     Draft,
     InFlight,
     Landing,
     Leap,
     Outputs,
     Sequence,
-    Stage,
     Step,
 )
 from kvplan.engine.leap_waiting import NO_PLACE, BlockedHead, schedule_waiting, try_head
@@ -83,8 +89,6 @@ class LeapScheduler:
         """Why the head of the queue need not be looked at, if that is so."""
         self._look_ahead = False
         """Whether the head of the queue probably stays out although the last step cannot say so."""
-        self._planned = (0, 0)
-        """Steps of the last leap proposed, and the blocks that they take."""
 
     # --- the queue --------------------------------------------------------------------------
 
@@ -103,7 +107,7 @@ class LeapScheduler:
         seq = self.sequences.get(request_id)
         if seq is None:
             return False
-        if seq.stage is Stage.WAITING:
+        if seq.stage is WAITING:
             self.waiting.remove_requests({seq})
         else:
             computed = seq.computed_at(self.batch.num_steps)
@@ -186,13 +190,11 @@ class LeapScheduler:
             steps = min(steps, self._blocked.limit - batch.num_steps)
         if self.is_async and self._in_flight[0].ends:
             steps = min(steps, 1)
-        need = batch.demand(steps)
-        if need > self.pool.num_free:
-            steps = batch.steps_that_fit(self.pool.num_free)
-            need = batch.demand(steps)
+        free = self.pool.num_free
+        if num_decodes * (steps // self.block_size + 1) > free and batch.demand(steps) > free:
+            steps = batch.steps_that_fit(free)
         if steps < 1:
             return None
-        self._planned = (steps, need)
         ends_on_arrival = not self.is_fcfs or not (self.waiting or full)
         return Leap(steps, num_decodes, batch.context + num_decodes, ends_on_arrival)
 
@@ -205,14 +207,15 @@ class LeapScheduler:
     def commit_leap(self, num_steps: int) -> Landing:
         """Take `num_steps` steps of the leap just planned, at least one; all of them or cut short."""
         batch = self.batch
-        planned, need = self._planned
-        self.pool.take(need if planned == num_steps else batch.demand(num_steps))
+        self.pool.take(batch.demand(num_steps))
         batch.num_steps += num_steps
         batch.context += num_steps * batch.num_decodes
         self._finished_unread = False
-        self._in_flight.append(self._read_later([]))
-        outputs = self.update_from_output()
-        return Landing(outputs, NOTHING) if self.is_async else Landing(NOTHING, outputs)
+        if self.is_async:
+            self._in_flight.append(self._read_later([]))
+            return Landing(self.update_from_output(), NOTHING)
+        ended = batch.pop_ended()
+        return Landing(NOTHING, Outputs([], list(map(self._finish, ended)))) if ended else NO_LANDING_NEWS
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -239,8 +242,8 @@ class LeapScheduler:
         if not first_tokens and not ends:
             return NOTHING
         return Outputs(
-            [seq.request for seq in first_tokens if seq.stage is not Stage.GONE],
-            [self._finish(seq) for seq in ends if seq.stage is not Stage.GONE],
+            [seq.request for seq in first_tokens if seq.stage is not GONE],
+            [self._finish(seq) for seq in ends if seq.stage is not GONE],
         )
 
     def _read_later(self, first_tokens: list[Sequence]) -> InFlight:
@@ -250,10 +253,10 @@ class LeapScheduler:
             for seq in ends:
                 if seq.sure_end:
                     self.batch.stop(seq)
-                    seq.stage = Stage.LEFT_OVER
+                    seq.stage = LEFT_OVER
                     if self._blocked is not None and self._blocked.lacks_tokens:
                         self._blocked = None
-        return InFlight(first_tokens, ends)
+        return InFlight(first_tokens, ends) if first_tokens or ends else NO_NEWS
 
     def tail(self) -> Sequence:
         """Return the running request that was admitted last."""
@@ -273,32 +276,32 @@ class LeapScheduler:
         """
         computed = seq.computed_at(self.batch.num_steps)
         self._stop_running(seq)
-        if seq.stage is not Stage.PREFILL:
+        if seq.stage is not PREFILL:
             seq.num_tokens = computed + 1
         hashed = self.pool.num_hashed(seq, computed + already)
         self.pool.release(seq, self.blocks(computed + already), hashed)
-        seq.stage, seq.computed = Stage.WAITING, 0
+        seq.stage, seq.computed = WAITING, 0
         seq.request.status = RequestStatus.PREEMPTED
         seq.request.num_preemptions += 1
         draft.preempted.append(seq.request)
         self.waiting.prepend_requests((seq,))
 
     def _stop_running(self, seq: Sequence) -> None:
-        if seq.stage is Stage.DECODE:
+        if seq.stage is DECODE:
             self.batch.stop(seq)
-        elif seq.stage is Stage.PREFILL:
+        elif seq.stage is PREFILL:
             self.prefills.remove(seq)
         del self.running[seq.admission]
 
     def _finish(self, seq: Sequence) -> Request:
         """End a request whose last token was read; one preempted meanwhile ends from the queue."""
         request = seq.request
-        if seq.stage is Stage.WAITING:
+        if seq.stage is WAITING:
             self.waiting.remove_requests({seq})
         else:
             computed = seq.computed_at(self.batch.num_steps)
             hashed = (seq.end - 1) // self.block_size
-            if seq.stage is Stage.LEFT_OVER:
+            if seq.stage is LEFT_OVER:
                 self._mark_until(seq, computed, hashed)
             self._stop_running(seq)
             self._drop_output(seq)
@@ -315,7 +318,7 @@ class LeapScheduler:
 
     def _close(self, seq: Sequence, status: RequestStatus) -> None:
         self.pool.forget(seq)
-        seq.stage = Stage.GONE
+        seq.stage = GONE
         seq.request.status = status
         del self.sequences[seq.request.request_id]
         self._finished_unread, self._blocked, self._look_ahead = True, None, False
@@ -323,7 +326,7 @@ class LeapScheduler:
     def _hash_all_known(self) -> None:
         """Under async scheduling, hash what the last token read completes of sequences with no step in flight."""
         for seq in self.passed_over:
-            if self.is_async and seq.stage is Stage.DECODE:
+            if self.is_async and seq.stage is DECODE:
                 computed = seq.computed_at(self.batch.num_steps)
                 self._mark_until(seq, computed, computed // self.block_size)
                 seq.known = computed + 1

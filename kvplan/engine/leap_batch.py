@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
-from kvplan.engine.leap_state import NEVER, Sequence, Stage
+from kvplan.engine.leap_state import DECODE, NEVER, Sequence
 
 
 class DecodeBatch:
@@ -31,7 +31,7 @@ class DecodeBatch:
 
     def start(self, seq: Sequence) -> None:
         """Let a sequence decode from the next step on: all its tokens are computed."""
-        seq.stage = Stage.DECODE
+        seq.stage = DECODE
         seq.base = base = seq.computed - self.num_steps
         self._phases[base % self.block_size] += 1
         self.num_decodes += 1
@@ -85,7 +85,7 @@ class DecodeBatch:
         ends = self._ends
         while ends:
             when, admission, seq = ends[0]
-            if seq.admission == admission and seq.stage is Stage.DECODE and seq.end - 1 - seq.base == when:
+            if seq.admission == admission and seq.stage is DECODE and seq.end - 1 - seq.base == when:
                 return when
             heappop(ends)
         return NEVER
@@ -93,6 +93,7 @@ class DecodeBatch:
     def pop_ended(self) -> list[Sequence]:
         """Return, in order of admission, the sequences whose last token has been scheduled."""
         ended: list[Sequence] = []
-        while self._ends and self._ends[0][0] <= self.num_steps and self.next_end() <= self.num_steps:
-            ended.append(heappop(self._ends)[2])
+        ends, now = self._ends, self.num_steps
+        while ends and ends[0][0] <= now and self.next_end() <= now:
+            ended.append(heappop(ends)[2])
         return ended

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvplan.engine.leap_extents import Mark
-from kvplan.engine.leap_state import Chunk, Draft, Sequence, Stage
+from kvplan.engine.leap_state import DECODE, LEFT_OVER, PREFILL, Chunk, Draft, Sequence
 
 if TYPE_CHECKING:
     from kvplan.engine.leap import LeapScheduler
@@ -56,7 +56,7 @@ def _preempt_tail(engine: LeapScheduler, draft: Draft, need: int) -> None:
         if not need:
             return
         victim = engine.tail()
-        if victim.stage is Stage.DECODE and engine.batch.takes_block(victim):
+        if victim.stage is DECODE and engine.batch.takes_block(victim):
             need -= 1
         engine.preempt(victim, draft)
 
@@ -80,9 +80,9 @@ def _walk(engine: LeapScheduler, draft: Draft) -> None:
     at = 0
     while at < len(order) and draft.budget > 0:
         seq = order[at]
-        if seq.stage is not Stage.LEFT_OVER:
+        if seq.stage is not LEFT_OVER:
             computed = seq.computed_at(now)
-            wanted = 1 if seq.stage is Stage.DECODE else draft.chunk_of(seq.num_tokens - computed)
+            wanted = 1 if seq.stage is DECODE else draft.chunk_of(seq.num_tokens - computed)
             num_tokens = min(wanted, draft.budget)
             need = engine.blocks(computed + num_tokens) - engine.blocks(computed)
             at = _make_room(engine, draft, seq, need, order, served, at)
@@ -121,13 +121,13 @@ def _make_room(
 def _settle(engine: LeapScheduler, draft: Draft, seq: Sequence, num_tokens: int) -> None:
     """Book what a request that stayed got in this step."""
     now = engine.batch.num_steps
-    if seq.stage is Stage.PREFILL:
+    if seq.stage is PREFILL:
         if num_tokens:
             _add_chunk(engine, seq, num_tokens, draft)
-    elif seq.stage is Stage.DECODE and num_tokens:
+    elif seq.stage is DECODE and num_tokens:
         draft.num_decodes += 1
         draft.context += seq.base + now + 1
-    elif seq.stage is Stage.DECODE:
+    elif seq.stage is DECODE:
         if seq.run is not None:
             seq.run.marks.append(Mark(engine.pool.num_hashed(seq, seq.base + now), None, seq.base))
         engine.batch.pass_over(seq)

@@ -27,6 +27,10 @@ class Stage(IntEnum):
     GONE = 4
 
 
+WAITING, PREFILL, DECODE, LEFT_OVER, GONE = Stage
+"""The stages by themselves: looking them up in the class each time would be a tenth of a leap."""
+
+
 class Sequence:
     """A live request. Token counts are positions: `computed` tokens have KV, `end` is prompt plus all output."""
 
@@ -52,7 +56,7 @@ class Sequence:
         self.request = request
         self.key = key
         """Priority and order of arrival."""
-        self.stage = Stage.WAITING
+        self.stage: Stage = WAITING
         self.end = 0
         self.sure_end = True
         """Whether it ends by `max_tokens`, which the scheduler can foresee, not by a stop token."""
@@ -83,7 +87,7 @@ class Sequence:
 
     def computed_at(self, num_steps: int) -> int:
         """Tokens computed once the engine has taken `num_steps` steps."""
-        return self.base + num_steps if self.stage is Stage.DECODE else self.computed
+        return self.base + num_steps if self.stage is DECODE else self.computed
 
     def __lt__(self, other: Sequence) -> bool:
         return self.key < other.key
@@ -124,6 +128,7 @@ class Outputs(NamedTuple):
 
 
 NOTHING = Outputs([], [])
+"""Shared; nobody may append to it."""
 
 
 class Leap(NamedTuple):
@@ -146,11 +151,18 @@ class Landing(NamedTuple):
     late: Outputs
 
 
+NO_LANDING_NEWS = Landing(NOTHING, NOTHING)
+
+
 class InFlight(NamedTuple):
     """What the tokens of one scheduled step will tell when they are read."""
 
     first_tokens: list[Sequence]
     ends: list[Sequence]
+
+
+NO_NEWS = InFlight([], [])
+"""Shared; nobody may append to it."""
 
 
 class Draft:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvplan.engine.leap_extents import Hits
-from kvplan.engine.leap_state import NEVER, Chunk, Draft, Sequence, Stage
+from kvplan.engine.leap_state import DECODE, NEVER, PREFILL, Chunk, Draft, Sequence
 from kvplan.engine.request import RequestStatus
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _admit(engine: LeapScheduler, admission: Admission, draft: Draft) -> None:
     if seq.computed == seq.num_tokens:
         engine.start_decode(seq, draft)
     else:
-        seq.stage = Stage.PREFILL
+        seq.stage = PREFILL
         engine.prefills.append(seq)
 
 
@@ -102,7 +102,7 @@ def _next_hit(engine: LeapScheduler, seq: Sequence, hits: Hits) -> int:
         return NEVER
     return min(
         (
-            (depth + 1) * size - 1 - other.base if other.stage is Stage.DECODE else engine.batch.num_steps
+            (depth + 1) * size - 1 - other.base if other.stage is DECODE else engine.batch.num_steps
             for other in engine.pool.growing_at(seq.path, depth)
         ),
         default=NEVER,
