@@ -17,7 +17,7 @@ from collections import deque
 
 from kvplan.engine.config import EngineConfig
 from kvplan.engine.leap_batch import DecodeBatch
-from kvplan.engine.leap_extents import ExtentPool, Mark
+from kvplan.engine.leap_extents import ExtentPool
 from kvplan.engine.leap_running import schedule_running
 from kvplan.engine.leap_state import (
     DECODE,
@@ -188,7 +188,7 @@ class LeapScheduler:
             if self._blocked is None:
                 return None
             steps = min(steps, self._blocked.limit - batch.num_steps)
-        if self.is_async and self._in_flight[0].ends:
+        if self.is_async and self._in_flight[0][1]:
             steps = min(steps, 1)
         free = self.pool.num_free
         if num_decodes * (steps // self.block_size + 1) > free and batch.demand(steps) > free:
@@ -256,7 +256,7 @@ class LeapScheduler:
                     seq.stage = LEFT_OVER
                     if self._blocked is not None and self._blocked.lacks_tokens:
                         self._blocked = None
-        return InFlight(first_tokens, ends) if first_tokens or ends else NO_NEWS
+        return (first_tokens, ends) if first_tokens or ends else NO_NEWS
 
     def tail(self) -> Sequence:
         """Return the running request that was admitted last."""
@@ -335,5 +335,5 @@ class LeapScheduler:
     def _mark_until(self, seq: Sequence, computed: int, hashed: int) -> None:
         """Note that blocks are hashed as a token is read, not while scheduling."""
         if seq.run is not None:
-            seq.run.marks.append(Mark(self.pool.num_hashed(seq, computed), None, seq.base))
-            seq.run.marks.append(Mark(hashed, 2 * self.batch.num_steps - 1, 0))
+            seq.run.marks.append((self.pool.num_hashed(seq, computed), None, seq.base))
+            seq.run.marks.append((hashed, 2 * self.batch.num_steps - 1, 0))

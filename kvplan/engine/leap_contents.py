@@ -8,7 +8,7 @@ Knows contents only: no blocks, no reference counts of blocks, no steps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from kvplan.engine.request import Request, Segment, output_of
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 FAR = 1 << 60
 """A depth or position that no request reaches."""
 
-ContentKey = tuple[int, tuple[Segment, ...]]
-"""A depth and what the block there holds."""
+ContentKey = tuple[int, str, int] | tuple[int, tuple[Segment, ...]]
+"""A depth and what the block there holds: where in one stream it begins, or its pieces of several."""
 
 
 class Trunk:
@@ -38,15 +38,8 @@ class Trunk:
         """Pieces, children, and requests whose path ends here; at zero the content is forgotten."""
 
 
-class Stretch(NamedTuple):
-    """Depths `lo .. hi - 1` of a request's path, and the trunk that has this content."""
-
-    trunk: Trunk
-    lo: int
-    hi: int
-
-
-Path = tuple[Stretch, ...]
+Path = tuple[tuple[Trunk, int, int], ...]
+"""By depth: a trunk, and the depths `lo .. hi - 1` at which a request's content is the trunk's."""
 
 
 class ContentTrie:
@@ -54,22 +47,22 @@ class ContentTrie:
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self._root = Trunk(None, (0, ()), None)
+        self._root = Trunk(None, (0, "", 0), None)
 
     def enter(self, request: Request) -> Path:
         """Return a request's path; its last trunk is held until `leave`."""
         size, node, depth = self.block_size, self._root, 0
-        path: list[Stretch] = []
+        path: list[tuple[Trunk, int, int]] = []
         while True:
-            key = (depth, request.content(depth * size, (depth + 1) * size))
+            key = _block_key(request, depth, size)
             child = node.children.get(key)
             if child is None or child.owner is None or child.owner is request:
                 child = child or self._grow(node, key, request)
                 child.refs += 1
-                path.append(Stretch(child, depth, FAR))
+                path.append((child, depth, FAR))
                 return tuple(path)
             end = common_tokens(request, child.owner, (depth + 1) * size) // size
-            path.append(Stretch(child, depth, end))
+            path.append((child, depth, end))
             node, depth = child, end
 
     def leave(self, trunk: Trunk) -> None:
@@ -85,6 +78,15 @@ class ContentTrie:
         child = node.children[key] = Trunk(node, key, request)
         node.refs += 1
         return child
+
+
+def _block_key(request: Request, depth: int, size: int) -> ContentKey:
+    """Name the content of one block of a request; equal contents have equal names."""
+    first = request.prompt[0]
+    if not depth and first.length >= size:
+        return 0, first.name, first.start
+    content = request.content(depth * size, (depth + 1) * size)
+    return (depth, content[0].name, content[0].start) if len(content) == 1 else (depth, content)
 
 
 def common_tokens(a: Request, b: Request, start: int) -> int:

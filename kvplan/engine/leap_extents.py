@@ -20,13 +20,8 @@ from typing import NamedTuple
 from kvplan.engine.leap_contents import ContentTrie, Path, Trunk
 from kvplan.engine.leap_state import Sequence
 
-
-class Mark(NamedTuple):
-    """When a run's blocks below depth `hi` were hashed: all at `when`, or one by one while decoding from `base`."""
-
-    hi: int
-    when: int | None
-    base: int
+Mark = tuple[int, int | None, int]
+"""(hi, when, base): a run's blocks below depth `hi` were hashed `when`, or (None) one by one, decoding from `base`."""
 
 
 class Run:
@@ -157,7 +152,7 @@ class ExtentPool:
     def forget(self, seq: Sequence) -> None:
         """Drop a request that has ended; what it computed stays cached."""
         if seq.path and self.trie is not None:
-            self.trie.leave(seq.path[-1].trunk)
+            self.trie.leave(seq.path[-1][0])
             seq.path = ()
 
     # --- prefix cache -----------------------------------------------------------------------
@@ -170,7 +165,7 @@ class ExtentPool:
             self._touch(hit)
         seq.table = hits.stretches
         run = seq.run = Run(seq)
-        run.marks.append(Mark(seq.computed // self.block_size, when, 0))
+        run.marks.append((seq.computed // self.block_size, when, 0))
         first = hits.num_blocks
         for trunk, lo, hi in seq.path:
             if hi > first:
@@ -230,11 +225,11 @@ class ExtentPool:
 
     def _when_hashed(self, run: Run, depth: int) -> tuple[int, int]:
         base = run.owner.base if run.owner else run.base
-        for mark in run.marks:
-            if depth < mark.hi:
-                if mark.when is not None:
-                    return mark.when, run.admission
-                base = mark.base
+        for hi, when, base_then in run.marks:
+            if depth < hi:
+                if when is not None:
+                    return when, run.admission
+                base = base_then
                 break
         return 2 * ((depth + 1) * self.block_size - 1 + self.hash_lag - base), run.admission
 

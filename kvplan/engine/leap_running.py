@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvplan.engine.leap_extents import Mark
 from kvplan.engine.leap_state import DECODE, LEFT_OVER, PREFILL, Chunk, Draft, Sequence
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def _add_chunk(engine: LeapScheduler, seq: Sequence, num_tokens: int, draft: Dra
     draft.chunks.append(Chunk(seq.request, num_tokens, seq.computed))
     seq.computed += num_tokens
     if seq.run is not None:
-        seq.run.marks.append(Mark(seq.computed // engine.block_size, 2 * engine.batch.num_steps, 0))
+        seq.run.marks.append((seq.computed // engine.block_size, 2 * engine.batch.num_steps, 0))
     if seq.computed == seq.num_tokens:
         engine.prefills.remove(seq)
         draft.completed.append(seq)
@@ -129,6 +128,6 @@ def _settle(engine: LeapScheduler, draft: Draft, seq: Sequence, num_tokens: int)
         draft.context += seq.base + now + 1
     elif seq.stage is DECODE:
         if seq.run is not None:
-            seq.run.marks.append(Mark(engine.pool.num_hashed(seq, seq.base + now), None, seq.base))
+            seq.run.marks.append((engine.pool.num_hashed(seq, seq.base + now), None, seq.base))
         engine.batch.pass_over(seq)
         engine.passed_over.append(seq)

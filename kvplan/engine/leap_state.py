@@ -154,14 +154,9 @@ class Landing(NamedTuple):
 NO_LANDING_NEWS = Landing(NOTHING, NOTHING)
 
 
-class InFlight(NamedTuple):
-    """What the tokens of one scheduled step will tell when they are read."""
-
-    first_tokens: list[Sequence]
-    ends: list[Sequence]
-
-
-NO_NEWS = InFlight([], [])
+InFlight = tuple[list[Sequence], list[Sequence]]
+"""What the tokens of one scheduled step will tell when they are read: whose prefill they end, and who ends."""
+NO_NEWS: InFlight = ([], [])
 """Shared; nobody may append to it."""
 
 

@@ -30,19 +30,15 @@ NO_PLACE = BlockedHead(NEVER, lacks_tokens=False)
 NO_TOKENS = BlockedHead(NEVER, lacks_tokens=True)
 
 
-class Admission(NamedTuple):
-    """How the head of the queue can be admitted: the blocks it takes for its first tokens beside its hits."""
-
-    hits: Hits
-    num_tokens: int
-    num_blocks: int
+Admission = tuple[Hits, int, int]
+"""How the head of the queue can be admitted: its hits, its first chunk's tokens, the blocks that these take."""
 
 
 def schedule_waiting(engine: LeapScheduler, draft: Draft) -> BlockedHead | None:
     """Admit while tokens, places and blocks last; return why the head surely stays out, None if that is not sure."""
     while engine.waiting:
         found = try_head(engine, draft)
-        if not isinstance(found, Admission):
+        if isinstance(found, BlockedHead):
             return None if found.lacks_tokens and draft.chunks else found
         _admit(engine, found, draft)
     return None
@@ -70,7 +66,7 @@ def try_head(engine: LeapScheduler, draft: Draft) -> Admission | BlockedHead:
     reserved = engine.watermark_blocks if engine.running else 0
     if needed + hits.num_evictable + reserved > engine.pool.num_free:
         return BlockedHead(_next_hit(engine, seq, hits), lacks_tokens=False)
-    return Admission(hits, num_tokens, -(-(computed + num_tokens) // size) - hits.num_blocks)
+    return hits, num_tokens, -(-(computed + num_tokens) // size) - hits.num_blocks
 
 
 def _admit(engine: LeapScheduler, admission: Admission, draft: Draft) -> None:
