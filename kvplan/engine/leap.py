@@ -35,6 +35,10 @@ from kvplan.engine.leap_state import (
     Outputs,
     Sequence,
     Step,
+    new_landing,
+    new_leap,
+    new_outputs,
+    new_step,
 )
 from kvplan.engine.leap_waiting import NO_PLACE, BlockedHead, schedule_waiting, try_head
 from kvplan.engine.request import Request, RequestStatus
@@ -196,7 +200,7 @@ class LeapScheduler:
         if steps < 1:
             return None
         ends_on_arrival = not self.is_fcfs or not (self.waiting or full)
-        return Leap(steps, num_decodes, batch.context + num_decodes, ends_on_arrival)
+        return new_leap((steps, num_decodes, batch.context + num_decodes, ends_on_arrival))
 
     def _head_stays_out(self) -> BlockedHead | None:
         """Look at the head of the queue as the next step would, if all only decode in it."""
@@ -213,9 +217,11 @@ class LeapScheduler:
         self._finished_unread = False
         if self.is_async:
             self._in_flight.append(self._read_later([]))
-            return Landing(self.update_from_output(), NOTHING)
+            return new_landing((self.update_from_output(), NOTHING))
         ended = batch.pop_ended()
-        return Landing(NOTHING, Outputs([], list(map(self._finish, ended)))) if ended else NO_LANDING_NEWS
+        if not ended:
+            return NO_LANDING_NEWS
+        return new_landing((NOTHING, new_outputs(([], list(map(self._finish, ended))))))
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -232,7 +238,7 @@ class LeapScheduler:
         if not draft.preempted:
             self._blocked = schedule_waiting(self, draft)
         self._in_flight.append(self._read_later(draft.first_tokens))
-        return Step(draft.num_decodes, draft.context, draft.chunks, draft.admitted, draft.preempted)
+        return new_step((draft.num_decodes, draft.context, draft.chunks, draft.admitted, draft.preempted))
 
     def update_from_output(self) -> Outputs:
         """Read the tokens of the oldest scheduled step (vLLM: same name): first tokens and ends."""
@@ -241,10 +247,8 @@ class LeapScheduler:
             self._hash_all_known()
         if not first_tokens and not ends:
             return NOTHING
-        return Outputs(
-            [seq.request for seq in first_tokens if seq.stage is not GONE],
-            [self._finish(seq) for seq in ends if seq.stage is not GONE],
-        )
+        begun = [seq.request for seq in first_tokens if seq.stage is not GONE]
+        return new_outputs((begun, [self._finish(seq) for seq in ends if seq.stage is not GONE]))
 
     def _read_later(self, first_tokens: list[Sequence]) -> InFlight:
         """Note what a step's tokens will tell; under async scheduling a sure end is not scheduled again."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvplan.engine.request import Request
@@ -152,6 +154,14 @@ class Landing(NamedTuple):
 
 
 NO_LANDING_NEWS = Landing(NOTHING, NOTHING)
+
+new_chunk: Callable[[tuple[Request, int, int]], Chunk] = partial(tuple.__new__, Chunk)
+"""Takes the fields as one tuple, like those below: a third of a call of the class, of which a leap has several."""
+new_step: Callable[[tuple[int, int, list[Chunk], list[tuple[Request, int]], list[Request]]], Step]
+new_step = partial(tuple.__new__, Step)
+new_outputs: Callable[[tuple[list[Request], list[Request]]], Outputs] = partial(tuple.__new__, Outputs)
+new_leap: Callable[[tuple[int, int, int, bool]], Leap] = partial(tuple.__new__, Leap)
+new_landing: Callable[[tuple[Outputs, Outputs]], Landing] = partial(tuple.__new__, Landing)
 
 
 InFlight = tuple[list[Sequence], list[Sequence]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvplan.engine.leap_extents import Hits
-from kvplan.engine.leap_state import DECODE, NEVER, PREFILL, Chunk, Draft, Sequence
+from kvplan.engine.leap_state import DECODE, NEVER, PREFILL, Draft, Sequence, new_chunk
 from kvplan.engine.request import RequestStatus
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def try_head(engine: LeapScheduler, draft: Draft) -> Admission | BlockedHead:
     size, last = engine.block_size, seq.num_tokens
     hits = engine.pool.find_longest_cache_hit(seq, (last - 1) // size, engine.batch.num_steps)
     computed = hits.num_blocks * size
-    num_tokens = draft.chunk_of(last - computed)
+    num_tokens = last - computed
+    if 0 < draft.chunk < num_tokens:
+        num_tokens = draft.chunk
     if num_tokens > draft.budget:
         if not config.enable_chunked_prefill:
             return BlockedHead(_next_hit(engine, seq, hits), lacks_tokens=True)
@@ -81,7 +83,7 @@ def _admit(engine: LeapScheduler, admission: Admission, draft: Draft) -> None:
     engine.pool.adopt(seq, hits, when=2 * engine.batch.num_steps - 2)
     engine.pool.take(num_blocks)
     draft.budget -= num_tokens
-    draft.chunks.append(Chunk(seq.request, num_tokens, num_hit_tokens))
+    draft.chunks.append(new_chunk((seq.request, num_tokens, num_hit_tokens)))
     draft.admitted.append((seq.request, num_hit_tokens))
     seq.request.status = RequestStatus.RUNNING
     if seq.computed == seq.num_tokens:
