@@ -33,6 +33,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibrated")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(grids.GRIDS, "cpu", SMALL)
+        patch.setitem(measure.TARGET_S, "cpu", 0.01)
         files = ["--measurements", str(folder / "m.jsonl"), "-o", str(folder / "p.json")]
         assert run(["calibrate", "--device", "cpu", "--quiet", *files]) == 0
     return folder

@@ -23,8 +23,10 @@ from kvplan.errors import KvplanError
 
 MIN_REPEATS = 5
 """Fewest timed repetitions behind a median."""
-SPREAD_BOUND = 0.10
+SPREAD_BOUND = {"cuda": 0.10, "cpu": 0.30}
 """Interquartile range over median beyond which a point is measured again, then marked `noisy`."""
+SHORTEST_S = 1e-3
+"""On a CPU, calls are repeated within one reading until it lasts this long: its clock is coarse and shared."""
 TARGET_S = {"cuda": 0.25, "cpu": 0.06}
 """Time spent repeating one probe, once it is warm."""
 
@@ -61,7 +63,8 @@ def time_calls(calls: Sequence[Callable[[], object]], device: torch.device) -> T
     for call in calls[:2]:
         call()
     first = timed(calls, 3)
-    repeats = int(min(100, max(MIN_REPEATS, TARGET_S[device.type] / max(median(first), 1e-7))))
+    lasts = max(median(first), SHORTEST_S if device.type == "cpu" else 1e-7)
+    repeats = int(min(100, max(MIN_REPEATS, TARGET_S[device.type] / lasts)))
     times = sorted(timed(calls, repeats))
     middle = median(times)
     quarter = len(times) // 4
@@ -71,11 +74,13 @@ def time_calls(calls: Sequence[Callable[[], object]], device: torch.device) -> T
 def _cpu_seconds(calls: Sequence[Callable[[], object]], repeats: int) -> list[float]:
     """CPU seconds of this thread: what the clock on the wall would say on a machine that does nothing else."""
     times = []
-    for i in range(repeats):
-        call = calls[i % len(calls)]
-        start = time.thread_time()
-        call()
-        times.append(time.thread_time() - start)
+    for _ in range(repeats):
+        count, start, spent = 0, time.thread_time(), 0.0
+        while count < len(calls) or spent < SHORTEST_S:
+            calls[count % len(calls)]()
+            count += 1
+            spent = time.thread_time() - start
+        times.append(spent / count)
     return times
 
 
@@ -97,14 +102,14 @@ def measure(probe: Probe, device: torch.device) -> dict[str, Any]:
     calls = probe.prepare()
     best = time_calls(calls, device)
     for _ in range(2):
-        if best.spread <= SPREAD_BOUND:
+        if best.spread <= SPREAD_BOUND[device.type]:
             break
         best = min(best, time_calls(calls, device), key=lambda t: t.spread)
     return {
         "time_s": best.time_s,
         "spread": round(best.spread, 4),
         "num_repeats": best.num_repeats,
-        "noisy": best.spread > SPREAD_BOUND,
+        "noisy": best.spread > SPREAD_BOUND[device.type],
         **clocks(device),
     }
 
