@@ -5,7 +5,8 @@ Here capacity (`plan`), step time (`timing`) and the engine meet; none of them k
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvplan.engine.config import EngineConfig, Kind, KVCacheGroup
@@ -17,8 +18,17 @@ from kvplan.model import AttentionKind, ModelSpec, load_model
 from kvplan.plan import estimate
 from kvplan.scenario import Deployment, Scenario, StepTimeSpec
 from kvplan.step_time import make_step_times
-from kvplan.timing import NEVER, StepShape, StepTime
+from kvplan.timing import NEVER, ModelStepTime, StepShape, StepTime
+from kvplan.timing_profile import TimingProfile
 from kvplan.units import TICKS_PER_S
+
+Outside = Callable[[StepShape], tuple[str, ...]]
+"""Which measured ranges of a profile a step leaves, one phrase each."""
+
+
+def anywhere(shape: StepShape) -> tuple[str, ...]:
+    """Nothing was measured, so nothing lies outside it."""
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,8 @@ class Setup:
     """Independent data-parallel replicas in one copy."""
     draws: tuple[StepTime, ...] = ()
     """Step times as likely as `step_time`, for intervals."""
+    outside: Outside = anywhere
+    """Which measured ranges a step leaves."""
     sources: dict[str, str] = field(default_factory=dict)
     """Where the figures come from."""
 
@@ -93,7 +105,7 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     args, layout, gpu, model = plan.args, plan.layout, plan.question.gpu, plan.question.model
     if layout.num_blocks < 2:
         raise DoesNotFit(f"{model.name} on {gpu.name}: the KV pool has no usable block")
-    step_time, draws, sources = _step_time(model, gpu, args, deployment.step_time, folder)
+    step_time, draws, outside, sources = _step_time(model, gpu, args, deployment.step_time, folder)
     ranks = args.data_parallel_size
     return Setup(
         _engine_config(args, layout),
@@ -104,6 +116,7 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         lockstep_ranks=ranks if model.is_moe else 1,
         replicas_per_copy=1 if model.is_moe else ranks,
         draws=draws,
+        outside=outside,
         sources={**sources, "kv_pool": plan.budget.kv.source, "price": "the GPU table, assumed"},
     )
 
@@ -167,13 +180,34 @@ def _model(name: str, folder: Path) -> ModelSpec:
 
 def _step_time(
     model: ModelSpec, gpu: GpuSpec, args: ResolvedArgs, spec: StepTimeSpec, folder: Path
-) -> tuple[StepTime, tuple[StepTime, ...], dict[str, str]]:
-    """Step times, as likely other ones, and where they come from: stated, a profile, or the data sheet."""
+) -> tuple[StepTime, tuple[StepTime, ...], Outside, dict[str, str]]:
+    """Step times, as likely other ones, their measured range, and where they come from."""
     if spec.fixed_us is not None:
-        return StatedStepTime.of(spec), (), {"step_time": "stated in the scenario"}
+        return StatedStepTime.of(spec), (), anywhere, {"step_time": "stated in the scenario"}
     profile = spec.profile
     if profile is not None and (folder / profile).is_file():
         profile = str(folder / profile)
     found = make_step_times(model, gpu, args, profile=profile)
-    notes = {"step_time_notes": "; ".join(found.notes)} if found.notes else {}
-    return found.time, found.draws, {"step_time": found.source, **notes}
+    sources = {"step_time": found.source}
+    timing = found.profile.timing if found.profile else None
+    if timing is not None and timing.errors:
+        sources["step_time_error"] = _errors(timing)
+    if found.notes:
+        sources["step_time_notes"] = "; ".join(found.notes)
+    times = [_on_clock(time, args.async_scheduling) for time in (found.time, *found.draws)]
+    return times[0], tuple(times[1:]), found.outside, sources
+
+
+def _errors(timing: TimingProfile) -> str:
+    """Held-out median errors per regime; a regime that was checked in several ways has a range."""
+    found: dict[str, list[float]] = {}
+    for error in timing.errors:
+        found.setdefault(error.regime, []).append(error.median)
+    spans = {k: f"{min(v):.1%}" + (f" to {max(v):.1%}" if len(v) > 1 else "") for k, v in found.items()}
+    return "held-out medians: " + ", ".join(f"{regime} {span}" for regime, span in spans.items())
+
+
+def _on_clock(time: ModelStepTime, is_async: bool) -> ModelStepTime:
+    """Host time hides under the GPU's with asynchronous scheduling, and adds to it without."""
+    host = replace(time.costs.host, overlaps=is_async)
+    return ModelStepTime(time.work, replace(time.costs, host=host))

@@ -73,6 +73,8 @@ class Result:
     limited_by: str = ""
     advice: list[str] = field(default_factory=list)
     num_bad_rows: int = 0
+    engines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each deployment's scheduler ran with, defaults resolved."""
     intervals: dict[str, list[float]] | None = None
     """5 and 95 % of each figure over the profile's draws; None = not asked for."""
 
@@ -128,6 +130,7 @@ class Result:
                 "schema_version": SCHEMA_VERSION,
                 "kvplan_version": kvplan.__version__,
                 "inputs": self.scenario.model_dump(mode="json"),
+                "engines": self.engines,
                 "verdict": self.verdict,
                 "limited_by": self.limited_by,
                 "advice": self.advice,
@@ -160,6 +163,7 @@ class Result:
             "finish_reasons": dict(zip(FINISH_REASONS, map(int, reasons), strict=True)),
             "skipped_trace_rows": self.num_bad_rows,
             "duration_s": self.duration_s,
+            "duration": self.duration_s,
             "total_input_tokens": int(self.records["prompt_tokens"][done].sum()),
             "total_output_tokens": int(self.records["output_tokens"][done].sum()),
             "total_thinking_tokens": int(self.records["thinking_tokens"][done].sum()),

@@ -31,7 +31,7 @@ from kvplan.engine.request import Request, Segment
 from kvplan.live import REFUSED, REJECTED, STOP, TIMEOUT, UNFINISHED, Live
 from kvplan.metrics import Sample, Timeline, TokenMeter
 from kvplan.records import SUMMARY_FIELDS, Record, Records
-from kvplan.replica import NEVER_COMES, Replica
+from kvplan.replica import NEVER_COMES, Replica, Totals
 from kvplan.result import Pool, Result, total
 from kvplan.router import Router
 from kvplan.scenario import Deployment, Scenario
@@ -268,35 +268,54 @@ class Run:
 
     def _result(self, verdict: str, now: int) -> Result:
         """Sum up over replicas."""
-        parts = [replica.totals for replica in self.replicas]
-        totals = total(parts)
-        setups = [(d, self.fleets[name]) for name, d in self.scenario.deployments.items()]
-        num_gpus = sum(len(f.seats + f.prefill) * f.setup.num_gpus for _, f in setups)
-        price = self.scenario.pricing.usd_per_gpu_hour
-        usd = sum(len(f.seats + f.prefill) * f.setup.num_gpus
-                  * (f.setup.usd_per_gpu_hour if price is None else price) for _, f in setups)  # fmt: skip
-        main = self.fleets[""].setup
+        totals = total([replica.totals for replica in self.replicas])
         for replica in self.replicas:
             for note in replica.notes:
                 self._note(note)
-        capacity = (
-            sum(r.num_blocks * (r.totals.busy_ticks + r.totals.stalled_ticks) for r in self.replicas) or 1
-        )
-        pool = Pool(
-            main.config.num_gpu_blocks - 1, main.config.block_size, main.kv_bytes_per_token,
-            max(r.totals.peak_used_blocks / r.num_blocks for r in self.replicas),
-            totals.used_block_ticks / capacity, totals.used_block_ticks / TICKS_PER_S,
-        )  # fmt: skip
+        self._note_extrapolation()
+        gpus = [(f.setup, len(f.seats + f.prefill) * f.setup.num_gpus) for f in self.fleets.values()]
+        price = self.scenario.pricing.usd_per_gpu_hour
         result = Result(
-            self.scenario, verdict, now / TICKS_PER_S, self.records, self.timeline.samples, totals, pool,
-            self.meter.intervals(), self.meter.peak_tokens_per_s(), num_gpus, usd, self.load.class_names,
-            [cls.slo or self.scenario.slo for cls in self.load.classes], len(self.load), self.modes,
-            {k: v for _, f in setups for k, v in f.setup.sources.items()}, self.notes,
-            num_bad_rows=self.load.num_bad_rows,
+            self.scenario, verdict, now / TICKS_PER_S, self.records, self.timeline.samples, totals,
+            self._pool(totals), self.meter.intervals(), self.meter.peak_tokens_per_s(), sum(n for _, n in gpus),
+            sum(n * (setup.usd_per_gpu_hour if price is None else price) for setup, n in gpus),
+            self.load.class_names, [cls.slo or self.scenario.slo for cls in self.load.classes], len(self.load),
+            self.modes, self._sources(), self.notes, num_bad_rows=self.load.num_bad_rows,
+            engines={name: f.setup.config.model_dump(mode="json") for name, f in self.fleets.items()},
         )  # fmt: skip
         result.limited_by = limited_by(result)
         result.advice = advise(result)
         return result
+
+    def _pool(self, totals: Totals) -> Pool:
+        setup = self.fleets[""].setup
+        capacity = sum(r.num_blocks * (r.totals.busy_ticks + r.totals.stalled_ticks) for r in self.replicas)
+        return Pool(
+            setup.config.num_gpu_blocks - 1, setup.config.block_size, setup.kv_bytes_per_token,
+            max(r.totals.peak_used_blocks / r.num_blocks for r in self.replicas),
+            totals.used_block_ticks / (capacity or 1), totals.used_block_ticks / TICKS_PER_S,
+        )  # fmt: skip
+
+    def _sources(self) -> dict[str, str]:
+        """Where figures come from; those of further models carry their names."""
+        return {
+            f"{name}: {key}" if name else key: text
+            for name, fleet in self.fleets.items()
+            for key, text in fleet.setup.sources.items()
+        }
+
+    def _note_extrapolation(self) -> None:
+        """Say where the run left what its profile measured, as the samples saw it."""
+        if len(self.fleets) > 1:
+            return
+        outside = self.fleets[""].setup.outside
+        for s in self.timeline.samples:
+            held = s.prompt_tokens + s.shared_tokens + s.thinking_tokens + s.answer_tokens
+            each = StepShape(s.running, s.running, held)
+            for phrase in outside(each) if s.running and self.num_replicas == 1 else ():
+                self._note(
+                    f"step times extrapolate: {phrase.partition(' ')[0]} outside{phrase.partition('outside')[2]}"
+                )
 
     def _halt(self, verdict: str) -> None:
         if not self.stop.triggered:
