@@ -24,7 +24,8 @@ from kvplan.solve import Solution, solve
 from kvplan.units import TICKS_PER_S, GiB
 from kvplan.weights import active_parameters
 from kvplan.work import step_work
-from kvplan.workload.problems import Problems, StrategySpec, draw_tasks
+from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
+from kvplan.workload.strategies.alone import run_alone
 
 SCHEMA_VERSION = 1
 TREES = ("beam_search", "tree_search", "prune_by_steps")
@@ -67,6 +68,12 @@ class Row:
     pruned_branches: int
     cut_share: float
     """Traces whose thinking was closed by a budget or which were cut by max_tokens."""
+    false_alarms: int
+    """Right work that the verifier scored below one half."""
+    misses: int
+    """Wrong work that it scored above."""
+    sharing_peak_blocks: dict[str, int]
+    """Blocks of one problem's branches at their peak, under each sharing rule, with nothing in their way."""
     limited_by: str
     verdict: str
     pareto: bool = False
@@ -182,9 +189,19 @@ def _row(scenario: Scenario, problems: Problems, spec: StrategySpec, found: Solu
         preemptions=int(records["num_preemptions"].sum()),
         pruned_branches=pruned,
         cut_share=effort.cut_traces / max(1, effort.traces),
+        false_alarms=effort.false_alarms,
+        misses=effort.misses,
+        sharing_peak_blocks=sharing_peak(problems, spec, draw_tasks(problems, scenario.folder)[0]),
         limited_by=str(result.limited_by),
         verdict=found.verdict,
     )
+
+
+def sharing_peak(problems: Problems, spec: StrategySpec, task: Task, block_size: int = 16) -> dict[str, int]:
+    """Blocks that one problem's branches hold when they hold most, under each sharing rule; tokens for `token`."""
+    alone = run_alone(task.problem, spec.start(), task_sampler(problems, spec, task), block_size=block_size)
+    assert alone.peak is not None
+    return {rule: alone.peak.blocks(rule) for rule in ("none", "full_block", "copy_on_write", "token")}
 
 
 def _api_usd(problems: Problems, records: Any) -> float:

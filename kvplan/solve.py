@@ -34,7 +34,8 @@ from kvplan.timing import StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.arrivals import AllAtOnce
 from kvplan.workload.classes import Workload
-from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, session
+from kvplan.workload.outcomes import TraceSampler
+from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
 from kvplan.workload.strategies.protocol import Answer
 from kvplan.workload.strategies.session import Launch, Orders, Session
 from kvplan.workload.verifiers import ScoreWork
@@ -71,6 +72,10 @@ class Effort:
     cut_traces: int = 0
     """Of these, closed by a thinking budget or cut by max_tokens."""
     scores: int = 0
+    false_alarms: int = 0
+    """Right work that was scored below one half, where a threshold prunes it."""
+    misses: int = 0
+    """Wrong work that was scored above one half."""
     verified_tokens: int = 0
     """Read by the verifier."""
     verifier_decode_tokens: int = 0
@@ -89,6 +94,7 @@ class Attempt:
 
     task: Task
     session: Session
+    sampler: TraceSampler
     arrival: int
     seat: Seat | None = None
     """Where its branches go when they stay together."""
@@ -284,7 +290,10 @@ class Solve(Run):
             self._begin(task)
 
     def _begin(self, task: Task) -> None:
-        attempt = Attempt(task, session(self.problems, self.spec, task, self.new_id), self.env.now)
+        sampler = task_sampler(self.problems, self.spec, task)
+        attempt = Attempt(
+            task, Session(task.problem, self.spec.start(), sampler, self.new_id), sampler, self.env.now
+        )
         self.effort.needed_prompt_tokens += task.problem.prompt_tokens
         self._obey(attempt, attempt.session.begin())
 
@@ -425,6 +434,9 @@ class Solve(Run):
         content = launch.prompt_tokens + launch.tokens
         work = verifier.work(content, launch.tokens + launch.branch.extra_prompt)
         self.effort.scores += 1
+        good, kept = attempt.sampler.scored_good[launch.branch.id], launch.outcome.score > 0.5
+        self.effort.false_alarms += good and not kept
+        self.effort.misses += kept and not good
         self.effort.verified_tokens += work.read_tokens
         self.effort.verifier_decode_tokens += work.decode_tokens
         done = partial(self._scored, attempt, launch.branch.id)

@@ -51,6 +51,9 @@ def test_every_strategy_scenario_runs(path: Path) -> None:
         assert 0 < row.kv_gib_s <= 1.05 * row.kv_logical_gib_s
         assert row.flops > 2 * 7e9 * row.generated_tokens
         assert row.reprefilled_tokens >= 0
+        shared = row.sharing_peak_blocks
+        assert shared["copy_on_write"] <= shared["full_block"] <= shared["none"]
+        assert shared["token"] <= 16 * shared["none"]
     assert any(row.pareto for row in found.rows)
     assert path.read_text().startswith("#")
 
@@ -228,3 +231,40 @@ def test_a_scenario_without_problems_is_refused() -> None:
 def test_a_model_that_the_scenario_lacks_is_named() -> None:
     with pytest.raises(KvplanError, match="'big' is not in `models`"):
         table([{"strategy": "single_pass", "model": "big"}])
+
+
+def test_a_verifiers_errors_are_counted() -> None:
+    """At rates 0.9 and 0.8 about a tenth of right work is an alarm, a fifth of wrong work a miss."""
+    verifier = {"kind": "rule", "true_positive_rate": 0.9, "true_negative_rate": 0.8}
+    half = SHORT | {"difficulty": {"levels": [[0.5, 1.0]]}}
+    row = table([{"strategy": "best_of_n", "n": 16}], 60, verifier=verifier, quality=half).rows[0]
+    assert row.false_alarms / 480 == pytest.approx(0.1, abs=0.05)
+    assert row.misses / 480 == pytest.approx(0.2, abs=0.06)
+    exact = table([{"strategy": "best_of_n", "n": 16}], 5).rows[0]
+    assert exact.false_alarms == exact.misses == 0
+
+
+def test_a_router_sends_the_hard_ones_to_a_larger_model() -> None:
+    """Tiers may run on further models; the classifier's pass is a request of its own."""
+    tiers = [
+        {"share": 0.5, "strategy": {"strategy": "single_pass", "max_tokens": 4000}},
+        {"share": 0.5, "model": "large", "strategy": {"strategy": "single_pass", "max_tokens": 4000}},
+    ]
+    better = SHORT | {"difficulty": {"beta": [4.0, 0.4]}}
+    problems = {
+        "num_problems": 40, "quality": SHORT, "qualities": {"large": better},
+        "strategies": [
+            {"strategy": "single_pass", "max_tokens": 4000},
+            {"strategy": "difficulty_router", "label": "router", "tiers": tiers, "instruction_tokens": 60},
+        ],
+    }  # fmt: skip
+    told = parse_scenario(
+        {
+            "model": "Qwen/Qwen3-8B",
+            "models": {"large": {"model": "Qwen/Qwen3-32B", "gpu": "h200"}},
+            "problems": problems,
+        }
+    )
+    alone, routed = compare(told, setups=engine() | {"large": engine()[""]}).rows
+    assert routed.num_branches == 2 * alone.num_branches == 80
+    assert routed.accuracy > alone.accuracy + 0.1

@@ -72,6 +72,10 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("FLOPs", lambda r: _si(r.flops)),
     ("KV GiB-s", lambda r: _si(r.kv_gib_s)),
     ("logical", lambda r: _si(r.kv_logical_gib_s)),
+    (
+        "sharing saves",
+        lambda r: f"{1 - r.sharing_peak_blocks['full_block'] / r.sharing_peak_blocks['none']:.0%}",
+    ),
     ("batch", lambda r: f"{r.concurrency:.1f}"),
     ("preempt", lambda r: f"{r.preemptions:,}"),
     ("cut", lambda r: f"{r.cut_share:.1%}"),

@@ -78,6 +78,8 @@ class TraceSampler:
     others: dict[str, tuple[Skill, QualitySet]] = field(default_factory=dict)
     """By `Branch.model`, where a problem may go to several models."""
     traces: dict[int, _Trace] = field(default_factory=dict)
+    scored_good: dict[int, bool] = field(default_factory=dict)
+    """Branch -> whether what the verifier scored was right; what its errors are counted against."""
     _fresh: list[tuple[float, ...]] = field(default_factory=list)
     _num_fresh: int = 0
     _d: float = 0.0
@@ -205,6 +207,7 @@ class TraceSampler:
         """A number in (0, 1); above 0.5 with the verifier's own rates."""
         if not branch.score:
             return float("nan")
+        self.scored_good[branch.id] = good
         x = trace.bias + (self._d if good else 0.0) - self._cut
         return 1 / (1 + exp(-min(max(x, -40.0), 40.0)))
 

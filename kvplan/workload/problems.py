@@ -5,7 +5,6 @@ Draws problems and the samplers that go with them; knows no clock and no engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -22,7 +21,7 @@ from kvplan.workload.quality_sets import QualitySet, Skill, quality_set, read_pa
 from kvplan.workload.strategies.catalog import make, read
 from kvplan.workload.strategies.protocol import Plan
 from kvplan.workload.strategies.routing import Tier, difficulty_router
-from kvplan.workload.strategies.session import Problem, Session
+from kvplan.workload.strategies.session import Problem
 from kvplan.workload.verifiers import Verifier
 
 ThinkingKv = Literal["keep", "drop_after_turn", "never_cache", "drop_at_answer"]
@@ -267,8 +266,8 @@ def _skills(problems: Problems, facts: QualitySet) -> list[Skill]:
     return skills(facts, problems.num_problems, luck)
 
 
-def session(problems: Problems, spec: StrategySpec, task: Task, new_id: Callable[[], int]) -> Session:
-    """One problem under one strategy, ready to begin."""
+def task_sampler(problems: Problems, spec: StrategySpec, task: Task) -> TraceSampler:
+    """Draws for one problem under one strategy; the same luck under every strategy."""
     rng = np.random.default_rng(task.seed)
     skill, facts = task.others.get(spec.model, (task.skill, problems.quality))
     sampler = TraceSampler(skill, facts, problems.verifier.score_model, rng, others=task.others)
@@ -276,4 +275,4 @@ def session(problems: Problems, spec: StrategySpec, task: Task, new_id: Callable
     if router is not None:
         sampler.tier = router.tier_of(task.ease)
         sampler.router_accuracy, sampler.num_tiers = router.accuracy, len(router.tiers)
-    return Session(task.problem, spec.start(), sampler, new_id)
+    return sampler

@@ -55,7 +55,8 @@ def run_alone(problem: Problem, plan: Plan, sampler: Sampler, *, block_size: int
         if orders.answer is not None:
             ledger.answer, ledger.ticks = orders.answer, running.now
             return ledger
-        if block_size:
+        if block_size and running.next_end() > running.looked_at:
+            running.looked_at = running.next_end()
             ledger.peak = _larger(ledger.peak, footprint(running.held_at_next_end(), block_size))
         launch = running.pop()
         ledger.end(launch, launch.tokens)
@@ -69,6 +70,8 @@ class _Running:
     now: int = 0
     since: dict[int, tuple[int, Launch]] = field(default_factory=dict)
     heap: list[tuple[int, int]] = field(default_factory=list)
+    looked_at: int = -1
+    """The last end before which the footprint was taken; branches that end together are looked at once."""
 
     def obey(self, orders: Orders, ledger: Ledger) -> None:
         for request_id in orders.cancel:
@@ -81,13 +84,18 @@ class _Running:
 
     def pop(self) -> Launch:
         """Let time go on to the next end."""
-        while self.heap[0][1] not in self.since:
-            heapq.heappop(self.heap)
+        self.next_end()
         self.now, request_id = heapq.heappop(self.heap)
         return self.since.pop(request_id)[1]
 
+    def next_end(self) -> int:
+        """The tick at which the next branch ends."""
+        while self.heap[0][1] not in self.since:
+            heapq.heappop(self.heap)
+        return self.heap[0][0]
+
     def held_at_next_end(self) -> list[Held]:
-        end = min(began + launch.tokens for began, launch in self.since.values())
+        end = self.next_end()
         return [Held.of(launch, end - began) for began, launch in self.since.values()]
 
 
