@@ -102,6 +102,16 @@ class StepCosts:
     """CUDA-graph sizes that the token count is padded to; beyond the last, eager and unpadded."""
 
 
+def larger(a: Number, b: Number) -> Number:
+    """max(a, b) element by element; Python's own for two numbers, which is ten times faster there."""
+    return np.maximum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else max(a, b)
+
+
+def smaller(a: Number, b: Number) -> Number:
+    """min(a, b) element by element; see `larger`."""
+    return np.minimum(a, b) if isinstance(a, np.ndarray) or isinstance(b, np.ndarray) else min(a, b)
+
+
 def p_norm(a: Number, b: Number, p: float) -> Number:
     """(a^p + b^p)^(1/p): near the larger of the two, softly above it where they meet.
 
@@ -141,7 +151,7 @@ def mixed_token_s(
     that the cache serves while few sequences run, and memory when many long ones crowd it out. Seen on
     FlashAttention 2: the same time per token for equal query heads, whatever the KV heads.
     """
-    mean = context / np.maximum(batch, 1)
+    mean = context / larger(batch, 1)
     crowd = 1.0 + costs.mixed_crowding * batch * mean / (mean + CROWDING_TOKENS)
     return kv_bytes * group / costs.mixed_bytes_per_s * crowd
 

@@ -27,9 +27,11 @@ from kvplan.costs import (
     context_token_s,
     expected_experts,
     gemm_s,
+    larger,
     mixed_token_s,
     p_norm,
     padded,
+    smaller,
 )
 from kvplan.units import TICKS_PER_S
 from kvplan.work import AttentionWork, ExpertWork, StepWork
@@ -105,7 +107,7 @@ class ModelStepTime:
     def seconds(self, shape: StepShape) -> Number:
         """Duration in seconds; broadcasts over arrays in `shape`."""
         host, gpu = self._host_s(shape), self._linear_s(shape) + self._attention_s(shape)
-        return np.maximum(host, gpu) if self.costs.host.overlaps else host + gpu
+        return larger(host, gpu) if self.costs.host.overlaps else host + gpu
 
     def ticks(self, shape: StepShape) -> int:
         """Duration of one step in picoseconds."""
@@ -117,14 +119,15 @@ class ModelStepTime:
 
     def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
         """Return (a, b, limit): a pure decode step takes `a + b * context` from `decode_context` up to `limit`."""
-        a, slopes, floor = self._line(num_decodes)
+        a, slopes, floor = self._lines.get(num_decodes) or self._line(num_decodes)
         b, limit = 0, NEVER
         for slope, knot in slopes:
             if decode_context >= knot:
                 a += slope * knot
             else:
                 b += slope
-                limit = min(limit, knot)
+                if knot < limit:
+                    limit = knot
         if a + b * decode_context >= floor:
             return a, b, limit
         return floor, 0, min(limit, -((a - floor) // b)) if b else limit
@@ -180,29 +183,25 @@ def attention_s(costs: AttentionCosts, a: AttentionWork, shape: StepShape) -> Nu
     cost more, and the whole lasts at least as long as one thread block needs for the longest context.
     """
     context, pairs = capped(shape, a.cap)
+    chunk, batch = shape.num_prefill_tokens, shape.num_decodes
     decode_s = context_token_s(costs, a.kv_bytes_per_token, a.decode_flops_per_token)
-    if isinstance(shape.num_prefill_tokens, int) and not shape.num_prefill_tokens:
+    if not isinstance(chunk, np.ndarray) and not chunk:
         return context * decode_s
-    group = a.num_heads / a.num_kv_heads
-    mixed_s = mixed_token_s(costs, a.kv_bytes_per_token, group, shape.num_decodes, context)
-    worked = pairs + costs.extra_keys * shape.num_prefill_tokens
-    both = context * np.maximum(decode_s, mixed_s) + worked * (a.pair_flops / costs.flops_per_s)
-    chunk = shape.num_prefill_tokens / np.maximum(shape.num_prefills, 1)
-    both = both + costs.mixed_block_s * a.num_heads * shape.num_decodes * chunk
-    longest = np.maximum(
-        context / np.maximum(shape.num_decodes, 1), pairs / np.maximum(shape.num_prefill_tokens, 1)
-    )
+    mixed_s = mixed_token_s(costs, a.kv_bytes_per_token, a.num_heads / a.num_kv_heads, batch, context)
+    worked = (pairs + costs.extra_keys * chunk) * (a.pair_flops / costs.flops_per_s)
+    blocks = costs.mixed_block_s * a.num_heads * batch * chunk / larger(shape.num_prefills, 1)
+    longest = larger(context / larger(batch, 1), pairs / larger(chunk, 1))
     serial = longest * (a.kv_bytes_per_token / a.num_kv_heads / costs.serial_bytes_per_s)
-    mixes = np.asarray(shape.num_prefill_tokens) > 0
-    return np.where(mixes, np.maximum(both, serial), context * decode_s)
+    mixed = larger(context * larger(decode_s, mixed_s) + worked + blocks, serial)
+    return np.where(chunk > 0, mixed, context * decode_s) if isinstance(chunk, np.ndarray) else mixed
 
 
 def capped(shape: StepShape, cap: int) -> tuple[Number, Number]:
     """Decode context and prefill pairs when no query sees more than `cap` tokens (0: any), from the means."""
     if not cap:
         return shape.decode_context, shape.prefill_attention
-    context = np.minimum(shape.decode_context, shape.num_decodes * cap)
-    return context, np.minimum(shape.prefill_attention, shape.num_prefill_tokens * float(cap))
+    context = smaller(shape.decode_context, shape.num_decodes * cap)
+    return context, smaller(shape.prefill_attention, shape.num_prefill_tokens * float(cap))
 
 
 def linear_s(

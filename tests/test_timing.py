@@ -86,3 +86,71 @@ def test_more_work_takes_longer(batch: int, context: int, chunk: int) -> None:
     assert time.ticks(StepShape(batch, batch, context + 1)) >= base
     assert time.ticks(StepShape(batch + 1, batch + 1, context)) >= base
     assert time.ticks(StepShape(batch + chunk, batch, context, chunk, 1, chunk * chunk / 2)) >= base
+
+
+SHAPES = st.tuples(
+    st.integers(0, 300), st.integers(1, 30_000), st.integers(0, 4096), st.integers(0, 20_000)
+).filter(lambda s: s[0] + s[2] > 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@given(rows=st.lists(SHAPES, min_size=1, max_size=5))
+def test_arrays_and_numbers_agree(name: str, rows: list[tuple[int, int, int, int]]) -> None:
+    """`seconds` of an array of steps is `seconds` of each: the fit and the simulator share one physics."""
+    time = ModelStepTime(step_work(MODELS[name]), HOSTS["async"])
+    each = [
+        StepShape(n + q, n, n * context, q, min(q, 1), q * (past + q / 2)) for n, context, q, past in rows
+    ]
+    together = StepShape(*(np.array(column) for column in zip(*each, strict=True)))
+    assert time.seconds(together) == pytest.approx([float(time.seconds(shape)) for shape in each], rel=1e-12)
+
+
+def test_windows_stop_growing() -> None:
+    """Beyond the window a sliding layer's step no longer grows with the context; a full layer's does."""
+    time = roofline(step_work(model(SLIDING)), 1e12, 1e15)
+    near, at, far = (time.ticks(StepShape(8, 8, 8 * c)) for c in (512, 1024, 60_000))
+    assert near < at == far
+
+
+def test_mla_reads_one_latent_on_every_rank() -> None:
+    """DeepSeek V3's context costs (512 + 64) * 2 bytes a layer and token, whatever the tensor parallelism."""
+    mla = AttentionSpec(
+        AttentionKind.MLA, 128, 1, v_head_dim=128, kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128,
+        q_lora_rank=1536,
+    )  # fmt: skip
+    for ranks in (1, 8):
+        (work,) = step_work(model(mla), tensor_parallel_size=ranks).attention
+        assert work.kv_bytes_per_token == 1152
+
+
+def test_tensor_parallel_cuts_reading_and_adds_reductions() -> None:
+    """Eight ranks read an eighth each and reduce twice a layer; KV heads are replicated beyond their number."""
+    one, eight, many = (step_work(model(), tensor_parallel_size=n) for n in (1, 8, 16))
+    assert eight.dense_bytes == pytest.approx(one.dense_bytes / 8)
+    assert (one.num_all_reduces, eight.num_all_reduces) == (0, 2 * 32 + 1)
+    assert eight.attention[0].kv_bytes_per_token == many.attention[0].kv_bytes_per_token == 512
+    link = roofline(eight, 1e30, 1e30, 1e9).seconds(StepShape(64, 64, 0))
+    assert link == pytest.approx(65 * 64 * 4096 * 2 * 2 * 7 / 8 / 1e9)
+
+
+def test_sparse_attention_reads_its_top_k_and_an_indexer() -> None:
+    """DeepSeek V3.2: main attention stops growing at the top-k, the indexer's 132 bytes a token do not."""
+    sparse = AttentionSpec(
+        AttentionKind.MLA, 128, 1, v_head_dim=128, kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128,
+        q_lora_rank=1536, index_head_dim=128, index_num_heads=64, index_topk=2048,
+    )  # fmt: skip
+    time = roofline(step_work(model(sparse)), 1e12, 1e30)
+    steps = [time.seconds(StepShape(1, 1, c)) for c in (1000, 2000, 50_000, 51_000)]
+    assert steps[1] - steps[0] == pytest.approx(32 * 1000 * (1152 + 132) / 1e12, rel=1e-6)
+    assert steps[3] - steps[2] == pytest.approx(32 * 1000 * 132 / 1e12, rel=1e-6)
+
+
+def test_graph_padding_is_a_staircase() -> None:
+    """With captured sizes 1, 2, 4, 8, 16 ... nine sequences multiply as sixteen do, but read their own contexts."""
+    gemm = GemmCosts(1e30, 1e12)
+    costs = StepCosts(gemm, gemm, gemm, AttentionCosts(1e12, 1e30), capture_sizes=capture_sizes())
+    work = replace(step_work(model()), head_flops=0.0)
+    time = ModelStepTime(work, costs)
+    nine, sixteen = (time.seconds(StepShape(n, n, 0)) for n in (9, 16))
+    assert nine == pytest.approx(sixteen)
+    assert time.ticks(StepShape(9, 9, 9000)) < time.ticks(StepShape(16, 16, 16_000))
