@@ -469,6 +469,8 @@ class Replica:
         self.flights.append(Flight(glide.ticks + (steps - 1) * glide.slope, glide.num_decodes))
         if steps > 1:
             self._account_series(glide, steps - 1, start, now, (used + peak) // 2)
+        if late is not NOTHING:
+            self._read(late, now)
 
     # --- bookkeeping ------------------------------------------------------------------------
 

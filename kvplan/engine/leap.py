@@ -23,7 +23,7 @@ from kvplan.engine.leap_state import (
     DECODE,
     GONE,
     LEFT_OVER,
-    NO_LANDING_NEWS,
+    NEVER,
     NO_NEWS,
     NOTHING,
     PREFILL,
@@ -183,7 +183,7 @@ class LeapScheduler:
         if num_decodes > self._token_budget:
             return None
         full = len(self.running) >= self._max_num_seqs
-        steps = batch.next_end() - batch.num_steps
+        steps, limit = batch.next_end() - batch.num_steps, NEVER
         if self.waiting:
             if self._blocked is None and full:
                 self._blocked = NO_PLACE
@@ -191,10 +191,13 @@ class LeapScheduler:
                 self._blocked = self._head_stays_out()
             if self._blocked is None:
                 return None
-            steps = min(steps, self._blocked.limit - batch.num_steps)
-        if self.is_async and self._in_flight[0][1]:
-            steps = min(steps, 1)
-        free = self.pool.num_free
+            limit = self._blocked.limit - batch.num_steps
+        if self.is_async:
+            if self._in_flight[0][1]:
+                steps = 1
+            elif batch.surprises():
+                steps += 1
+        steps, free = min(steps, limit), self.pool.num_free
         if num_decodes * (steps // self.block_size + 1) > free and batch.demand(steps) > free:
             steps = batch.steps_that_fit(free)
         if steps < 1:
@@ -215,13 +218,19 @@ class LeapScheduler:
         batch.num_steps += num_steps
         batch.context += num_steps * batch.num_decodes
         self._finished_unread = False
+        early = NOTHING
         if self.is_async:
-            self._in_flight.append(self._read_later([]))
-            return new_landing((self.update_from_output(), NOTHING))
-        ended = batch.pop_ended()
+            early = self.update_from_output()
+            in_flight = self._read_later([])
+            ended = [seq for seq in in_flight[1] if seq.computed_at(batch.num_steps) == seq.end]
+            self._in_flight.append(
+                ([], [seq for seq in in_flight[1] if seq not in ended]) if ended else in_flight
+            )
+        else:
+            ended = batch.pop_ended()
         if not ended:
-            return NO_LANDING_NEWS
-        return new_landing((NOTHING, new_outputs(([], list(map(self._finish, ended))))))
+            return new_landing((early, NOTHING))
+        return new_landing((early, new_outputs(([], list(map(self._finish, ended))))))
 
     # --- one step ---------------------------------------------------------------------------
 

@@ -90,6 +90,11 @@ class DecodeBatch:
             heappop(ends)
         return NEVER
 
+    def surprises(self) -> bool:
+        """Whether the next to end does so alone and by a stop token: under async scheduling it decodes once more."""
+        ends = self._ends
+        return bool(ends) and not ends[0][2].sure_end and all(end[0] > ends[0][0] for end in ends[1:3])
+
     def pop_ended(self) -> list[Sequence]:
         """Return, in order of admission, the sequences whose last token has been scheduled."""
         ended: list[Sequence] = []

@@ -147,13 +147,12 @@ class Leap(NamedTuple):
 
 
 class Landing(NamedTuple):
-    """What became known in a leap: as its first step was scheduled in and read (asynchronous only), and at its end."""
+    """What became known in a leap: at its first read, of the step that was in flight (asynchronous only; an end then
+    makes it a leap of one step), and at its last."""
 
     early: Outputs
     late: Outputs
 
-
-NO_LANDING_NEWS = Landing(NOTHING, NOTHING)
 
 new_chunk: Callable[[tuple[Request, int, int]], Chunk] = partial(tuple.__new__, Chunk)
 """Takes the fields as one tuple, like those below: a third of a call of the class, of which a leap has several."""
