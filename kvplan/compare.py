@@ -94,11 +94,13 @@ class Comparison:
     caps: dict[str, float]
     """Recommended thinking budgets, tokens."""
     advice: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    """Ctrl-C came: only the strategies that were done are here."""
 
     @property
     def exit_code(self) -> int:
-        """1 when no strategy keeps the limits."""
-        return 0 if self.choice else 1
+        """130 when interrupted, 1 when no strategy keeps the limits."""
+        return 130 if self.interrupted else 0 if self.choice else 1
 
     def to_dict(self) -> dict[str, Any]:
         """The `--json` document."""
@@ -135,16 +137,21 @@ def compare(
     if problems is None:
         raise KvplanError("nothing to compare: the scenario has no `problems` with `strategies`")
     specs = [spec for said in problems.strategies for spec in said.expanded()]
-    rows = []
+    rows: list[Row] = []
     for number, spec in enumerate(specs):
-        rows.append(_row(scenario, problems, spec, solve(scenario, spec, setups=setups)))
+        found = solve(scenario, spec, setups=setups)
+        if found.verdict == "interrupted":
+            break
+        rows.append(_row(scenario, problems, spec, found))
         if progress is not None:
             progress(number + 1, len(specs))
-    rows = _with_pareto(rows)
+    if not rows:
+        raise KeyboardInterrupt
+    rows, interrupted = _with_pareto(rows), len(rows) < len(specs)
     choice, reason = _choose(scenario, problems, rows)
     caps = recommended_caps(scenario, problems, specs, rows)
     advice = [text for rule in RULES for text in rule(Case(scenario, problems, specs, rows, caps))]
-    return Comparison(scenario, rows, _caution(problems), choice, reason, caps, advice)
+    return Comparison(scenario, rows, _caution(problems), choice, reason, caps, advice, interrupted)
 
 
 def _row(scenario: Scenario, problems: Problems, spec: StrategySpec, found: Solution) -> Row:
@@ -279,7 +286,7 @@ def recommended_caps(
     caps = {"p99_of_traces": float(np.ceil(np.percentile(lengths, 99)))}
     swept = [
         (row.usd_per_correct, spec.settings["thinking_token_budget"])
-        for spec, row in zip(specs, rows, strict=True)
+        for spec, row in zip(specs, rows, strict=False)
         if "thinking_token_budget" in spec.params and row.usd_per_correct is not None
     ]
     if len(swept) > 1:

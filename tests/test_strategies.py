@@ -166,6 +166,25 @@ def test_a_thinking_budget_still_answers() -> None:
     assert accuracy(bounded) < accuracy(free)
 
 
+def test_a_measured_curve_is_reproduced_and_may_turn_down() -> None:
+    """Budgets 0.71, 0.78, 0.83 and 0.80 in full: cutting at 512 of 2,048 tokens is better than thinking on."""
+    points = ((1, 0.71), (128, 0.78), (512, 0.83), (2048, 0.80))
+    facts = QualitySet(
+        thinking_tokens=2048, answer_tokens=50, sigma_within=0, sigma_between=0, thinking_curve=points
+    )
+
+    def share(**params: object) -> float:
+        samplers = (
+            TraceSampler(Skill(0.8, 2048), facts, ScoreModel(), np.random.default_rng(i)) for i in range(1500)
+        )
+        return accuracy([run_alone(PROMPT, make("extended_thinking", **params)(), s) for s in samplers])
+
+    for tokens, expected in points[:3]:
+        assert share(thinking_token_budget=tokens) == near(expected, 1500)
+    assert share() == near(0.80, 1500)
+    assert share(thinking_token_budget=512) > share()
+
+
 def test_effort_is_a_named_budget() -> None:
     """high = 4,096 thinking tokens (LiteLLM's default); low = 1,024."""
     assert max(c.generated_tokens for c in many("extended_thinking", 0.5, 50, effort="low")) == 1024 + 100

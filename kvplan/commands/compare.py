@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -42,6 +43,8 @@ def compare_command(
         print_json(found.to_dict())
     else:
         print(compare_text(found))
+    if found.interrupted:
+        print("kvplan: interrupted; the strategies that were done are shown", file=sys.stderr)
     return found.exit_code
 
 
@@ -105,6 +108,11 @@ def compare_text(found: Comparison) -> str:
         "* = nobody is at least as accurate, as fast (p99) and as cheap",
         f"choice: {found.reason}" if found.choice else found.reason,
         f"thinking budget: {caps['p99_of_traces']:,.0f} tokens cut one trace in a hundred{optimal}",
+        *(
+            f"{r.strategy}: {r.num_problems} problems solved, then {r.verdict}"
+            for r in rows
+            if r.verdict != "completed"
+        ),
         *(f"advice: {text}" for text in found.advice),
     ]
     head = [f"NOTE {found.caution}"] if found.caution else []

@@ -160,8 +160,8 @@ class TraceSampler:
         held_back = branch.kind == "thinking"
         budget = min(branch.thinking_token_budget, branch.max_tokens if held_back else ALL)
         thinking = min(wanted, budget)
-        if thinking < round(natural) and not self._survives(trace, (trace.done + thinking) / trace.length):
-            trace.error_at = min(trace.error_at, 0.5)
+        if thinking != round(natural):
+            self._close_early(trace, trace.done + thinking)
         trace.done = trace.length
         if held_back:
             reason: Reason = "stop" if thinking == wanted else "length"
@@ -196,9 +196,13 @@ class TraceSampler:
         cut = branch.max_tokens
         return Outcome(cut, min(thinking, cut), "length", None, self._score(branch, trace, False))
 
-    def _survives(self, trace: _Trace, share: float) -> bool:
-        """Whether a right trace still lands when its thinking is closed after this share of it."""
-        return trace.right and bool(self.rng.random() < share**trace.facts.forced_exponent)
+    def _close_early(self, trace: _Trace, thinking: float) -> None:
+        """Thinking of another length than the natural one: some right traces are lost, or some wrong ones saved."""
+        kept = trace.facts.kept_share(thinking, trace.length)
+        if trace.right and kept < 1 and self.rng.random() >= kept:
+            trace.error_at = 0.5
+        elif not trace.right and kept > 1 and self.rng.random() < (kept - 1) * trace.p / (1 - trace.p):
+            trace.error_at = 2.0
 
     def _says(self, trace: _Trace) -> int:
         return RIGHT if trace.right else trace.wrong

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kvplan import quality
 from kvplan.config import Config
@@ -74,12 +74,28 @@ class QualitySet(Config):
     """Different wrong answers that a problem's wrong traces spread over, evenly; what a vote is up against."""
     forced_exponent: float = Field(1.0, ge=0)
     """A trace whose thinking is closed after a share s of it is right with chance p * s**this."""
+    thinking_curve: tuple[tuple[float, float], ...] = ()
+    """Measured (thinking tokens, accuracy) points instead of that rule; may rise and fall again (overthinking)."""
     revision_gain: float = Field(0.15, ge=0, le=1)
     """Chance that another pass (a "Wait", a revision) mends a wrong trace."""
     revision_loss: float = Field(0.05, ge=0, le=1)
     """Chance that it spoils a right one; with gains exhausted the curve turns down (overthinking)."""
     revision_length: float = Field(0.35, gt=0)
     """Thinking tokens of such a pass, as a share of a trace's."""
+
+    @field_validator("thinking_curve")
+    @classmethod
+    def _is_a_curve(cls, points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if points:
+            quality.thinking_curve(0, points)
+        return points
+
+    def kept_share(self, thinking: float, natural: float) -> float:
+        """Chance of being right after `thinking` tokens, as a multiple of what it is after the `natural` number."""
+        if not self.thinking_curve:
+            return min(1.0, thinking / natural) ** self.forced_exponent
+        now, full = quality.thinking_curve([thinking, natural], self.thinking_curve).tolist()
+        return float(now / full) if full else 1.0
 
     @property
     def is_assumed(self) -> bool:
