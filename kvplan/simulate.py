@@ -28,7 +28,7 @@ from kvplan.deploy import Setup, set_ups
 from kvplan.diagnosis import advise, limited_by
 from kvplan.engine.leap import LeapScheduler, why_not
 from kvplan.engine.request import Request, Segment
-from kvplan.live import REFUSED, REJECTED, STOP, TIMEOUT, UNFINISHED, Live
+from kvplan.live import LENGTH, REFUSED, REJECTED, TIMEOUT, UNFINISHED, Live
 from kvplan.metrics import Sample, Timeline, TokenMeter
 from kvplan.records import SUMMARY_FIELDS, Record, Records
 from kvplan.replica import NEVER_COMES, Replica, Totals
@@ -166,6 +166,8 @@ class Run:
         """Where a request is, and the engine's request for it."""
         self.any_leave = bool(np.isfinite(self.load.leaves_after_s).any())
         self.any_follow = self.load.closed_loop is not None or self.load.previous_turn is not None
+        self.due: dict[int, list[int]] = {}
+        """Time -> rows that follow others and arrive then."""
         self.runs_ahead = False
         """Whether a replica may go on by itself until something else happens; its own ends change nothing then."""
         self.last_end = 0
@@ -313,9 +315,8 @@ class Run:
             held = s.prompt_tokens + s.shared_tokens + s.thinking_tokens + s.answer_tokens
             each = StepShape(s.running, s.running, held)
             for phrase in outside(each) if s.running and self.num_replicas == 1 else ():
-                self._note(
-                    f"step times extrapolate: {phrase.partition(' ')[0]} outside{phrase.partition('outside')[2]}"
-                )
+                what, _, limits = phrase.partition(" outside ")
+                self._note(f"step times extrapolate: {what.split()[0]} outside {limits}")
 
     def _halt(self, verdict: str) -> None:
         if not self.stop.triggered:
@@ -543,8 +544,8 @@ class Run:
         """The next turn of the session, or the client's next request."""
         load = self.load
         following = int(load.next_turn[row])
-        if following >= 0 and reason <= STOP + 1:
-            self._at(round(float(load.pause_s[following]) * TICKS_PER_S), lambda _: self._launch(following))
+        if following >= 0 and reason <= LENGTH:
+            self._launch_after(float(load.pause_s[following]), following)
             return
         while following >= 0:
             self.open -= 1
@@ -552,7 +553,22 @@ class Run:
         if load.closed_loop is not None:
             client = next(self.clients, None)
             if client is not None:
-                self._at(round(float(self.pauses[row]) * TICKS_PER_S), lambda _: self._launch(client))
+                self._launch_after(float(self.pauses[row]), client)
+
+    def _launch_after(self, pause_s: float, row: int) -> None:
+        """Launch a request after a pause of at least one tick.
+
+        So it comes after all that ends now, on whatever replica; requests of one moment come in order of rows.
+        """
+        delay = max(1, round(pause_s * TICKS_PER_S))
+        when = self.env.now + delay
+        if when not in self.due:
+            self._at(delay, self._launch_due)
+        self.due.setdefault(when, []).append(row)
+
+    def _launch_due(self, event: Event) -> None:
+        for row in sorted(self.due.pop(self.env.now)):
+            self._launch(row)
 
     def _close_unfinished(self, live: Live, now: int) -> None:
         """The run ended first."""
