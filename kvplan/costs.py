@@ -75,6 +75,8 @@ class HostCosts:
     """Per sequence in the step."""
     overlaps: bool = False
     """True: asynchronous scheduling hides it under the GPU's time; False: they add."""
+    gap_s: float = 0.0
+    """Between two steps, hidden by nothing: results to the host, the next step's launch."""
     launch_s: float = 0.0
     """Per layer of an eager engine: kernels launched one by one while the GPU follows, so the longer counts."""
 

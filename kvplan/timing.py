@@ -228,7 +228,7 @@ def linear_s(
 def fixed_s(work: StepWork, costs: StepCosts) -> float:
     """Seconds of launches and tails that every step pays, whatever it holds."""
     kernels = work.num_gemms * costs.gemm.kernel_s + work.num_attention_layers * costs.attention.kernel_s
-    return costs.step_s + costs.layer_s * work.num_layers + kernels
+    return costs.step_s + costs.host.gap_s + costs.layer_s * work.num_layers + kernels
 
 
 def experts_s(e: ExpertWork, costs: GemmCosts, num_tokens: Number) -> Number:

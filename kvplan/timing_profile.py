@@ -126,11 +126,9 @@ def step_costs(
     attention = _attention(values, mla, kv_format, notes)
     fixed = {k: values.get(f"step.{k}", 0.0) for k in ("step_s", "layer_s", "row_s")}
     host = HostCosts(
-        values.get("host.step_s", 0.0),
-        values.get("host.row_s", 0.0),
-        overlaps,
-        values.get("step.launch_s", 0.0),
-    )
+        values.get("host.step_s", 0.0), values.get("host.row_s", 0.0), overlaps,
+        gap_s=values.get("host.gap_s", 0.0), launch_s=values.get("step.launch_s", 0.0),
+    )  # fmt: skip
     costs = StepCosts(
         gemm, experts, head, attention, _reduce(values, num_ranks, link_bytes_per_s, notes), host,
         activation_bytes_per_s=values.get("step.activation_bytes_per_s", math.inf), capture_sizes=sizes, **fixed,

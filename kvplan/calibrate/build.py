@@ -31,9 +31,9 @@ SPLITWISE_ASSUMED = {
 }
 """Splitwise timed prompt phases and decode steps apart."""
 KERNELS_ONLY = {
-    "host.step_s": (
+    "host.gap_s": (
         1e-3,
-        "the tables hold kernels; vLLM 0.19 takes about 1 ms of CPU time a step: assumed, 0.5 to 2",
+        "the tables hold kernels; vLLM 0.19 adds about 1 ms between steps: assumed, 0.5 to 2",
     ),
 }
 """What LLMServingSim's tables leave out."""
