@@ -8,29 +8,24 @@ pruned is aborted in the engine: its blocks are free before the next step is dec
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import NamedTuple
 
-from kvplan.deploy import Setup, StatedStepTime, set_up
-from kvplan.engine.config import KVCacheGroup
+from kvplan.deploy import Setup
 from kvplan.engine.request import OutputKv, Segment
-from kvplan.errors import DoesNotFit, KvplanError, did_you_mean
-from kvplan.gpu import get_gpu
 from kvplan.limits import Limit
 from kvplan.live import LENGTH, PRUNED, STOP, TIMEOUT, Live
-from kvplan.model import load_model
 from kvplan.records import NEVER, Records
 from kvplan.replica import Replica
 from kvplan.result import Result
-from kvplan.scenario import Deployment, Scenario
+from kvplan.scenario import Scenario
+from kvplan.scoring import Effort, RemoteQueue, ScoreBatch
 from kvplan.simulate import Fleet, Progress, Run, Seat
-from kvplan.step_time import make_step_times
-from kvplan.timing import NEVER as NEVER_ENDS
-from kvplan.timing import StepShape, StepTime
+from kvplan.staffing import set_up_all, staffed, verifier_step_time
+from kvplan.timing import StepTime
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.arrivals import AllAtOnce
 from kvplan.workload.classes import Workload
@@ -59,33 +54,6 @@ class Solved(NamedTuple):
     answered: bool
     num_branches: int
     samples: int
-
-
-@dataclass(slots=True)
-class Effort:
-    """What branching and scoring took, summed over problems."""
-
-    needed_prompt_tokens: int = 0
-    """Each prompt once per problem, and each branch's own instructions."""
-    traces: int = 0
-    """Branches that think to an end of their own."""
-    cut_traces: int = 0
-    """Of these, closed by a thinking budget or cut by max_tokens."""
-    scores: int = 0
-    false_alarms: int = 0
-    """Right work that was scored below one half, where a threshold prunes it."""
-    misses: int = 0
-    """Wrong work that was scored above one half."""
-    verified_tokens: int = 0
-    """Read by the verifier."""
-    verifier_decode_tokens: int = 0
-    verifier_ticks: int = 0
-    """GPU time of co-located scoring."""
-    remote_ticks: int = 0
-    """Service time of remote scoring."""
-    dead_tokens: int = 0
-    """Generated tokens that stay in the cache though no later prompt can hit them: the template left the thinking
-    out, so neither it nor the answer behind it stands where it stood."""
 
 
 @dataclass(slots=True)
@@ -136,89 +104,6 @@ def solve(
         verifier_step_time(scenario),
     )  # fmt: skip
     return run.solution(run.go())
-
-
-def staffed(scenario: Scenario, spec: StrategySpec) -> Scenario:
-    """The scenario with the models that a strategy uses and no others, so that it pays for no idle GPU.
-
-    Raises KvplanError for a model that the scenario does not have.
-    """
-    for name in sorted(spec.models - scenario.models.keys()):
-        known = did_you_mean(name, scenario.models) or f"; there are {', '.join(scenario.models) or 'none'}"
-        raise KvplanError(f"{spec.name}: model {name!r} is not in `models`{known}")
-    if spec.model:
-        main = {field: getattr(scenario.models[spec.model], field) for field in Deployment.model_fields}
-        return scenario.model_copy(update={**main, "models": {}})
-    return scenario.model_copy(
-        update={"models": {name: scenario.models[name] for name in sorted(spec.models)}}
-    )
-
-
-def set_up_all(scenario: Scenario) -> dict[str, Setup]:
-    """Plan every deployment, a co-located verifier's memory off the main one's budget.
-
-    Raises DoesNotFit when a model does not fit at all, KvplanError when it is the verifier that does not.
-    """
-    assert scenario.problems is not None
-    found = {name: set_up(d, scenario.folder) for name, d in scenario.deployments.items()}
-    verifier, role = scenario.problems.verifier, "reward"
-    if verifier.placement == "colocated" and verifier.needs_model:
-        beside = {**scenario.colocate, role: verifier.model}
-        try:
-            found[""] = set_up(scenario.model_copy(update={"colocate": beside}), scenario.folder)
-        except DoesNotFit as error:
-            raise KvplanError(
-                f"verifier {verifier.model} does not fit beside {scenario.model} on {scenario.gpu}: {error};"
-                " use placement: remote, a smaller one, or more GPUs"
-            ) from None
-    return {name: compressed(setup, scenario.problems) for name, setup in found.items()}
-
-
-def verifier_step_time(scenario: Scenario) -> StepTime | None:
-    """Step times of a co-located verifier's model; None when it has none or runs elsewhere."""
-    assert scenario.problems is not None
-    verifier = scenario.problems.verifier
-    if verifier.placement == "remote" or not verifier.needs_model:
-        return None
-    if scenario.step_time.fixed_us is not None:
-        return StatedStepTime.of(scenario.step_time)
-    beside = scenario.folder / verifier.model
-    model = load_model(str(beside) if beside.exists() else verifier.model)
-    return make_step_times(model, get_gpu(scenario.gpu), scenario.engine).time
-
-
-def compressed(setup: Setup, problems: Problems) -> Setup:
-    """The engine with KV compression: no sequence keeps more than budget + buffer tokens."""
-    if problems.compression is None:
-        return setup
-    keep = problems.compression.budget_tokens + problems.compression.buffer_tokens
-    if setup.config.kv_cache_groups:
-        raise KvplanError("compression is modelled for models whose layers are all full attention")
-    window = KVCacheGroup(kind="sliding_window", window=keep)
-    config = setup.config.model_copy(update={"kv_cache_groups": (window,), "enable_prefix_caching": False})
-    return replace(setup, config=config, step_time=CappedContext(setup.step_time, keep))
-
-
-@dataclass(frozen=True, slots=True)
-class CappedContext:
-    """Step times when a sequence attends to at most `keep` tokens."""
-
-    time: StepTime
-    keep: int
-
-    def ticks(self, shape: StepShape) -> int:
-        """Duration of one step; the cap is taken over the batch, exact once every sequence is longer."""
-        return self.time.ticks(
-            shape._replace(decode_context=min(shape.decode_context, shape.num_decodes * self.keep))
-        )
-
-    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
-        """As the uncapped line up to the cap, flat beyond it."""
-        cap = num_decodes * self.keep
-        if decode_context >= cap:
-            return self.ticks(StepShape(num_decodes, num_decodes, cap)), 0, NEVER_ENDS
-        base, slope, limit = self.time.decode_line(num_decodes, decode_context)
-        return base, slope, min(limit, cap)
 
 
 class Solve(Run):
@@ -474,55 +359,3 @@ class Solve(Run):
                 return
             worst = min(here, key=lambda live: self.owners[live.row][1].outcome.score)
             replica.prune(worst, now)
-
-
-@dataclass(slots=True)
-class ScoreBatch:
-    """Scores by a verifier on the engine's own GPU: prompts read as one batch, verdicts decoded together."""
-
-    time: StepTime
-    """Of the verifier's model."""
-    effort: Effort
-    works: list[ScoreWork] = field(default_factory=list)
-    done: list[Callable[[], None]] = field(default_factory=list)
-
-    def begin(self) -> int:
-        """Return the ticks that the batch takes."""
-        read = sum(w.read_tokens for w in self.works)
-        pairs = sum(w.read_tokens * (w.kv_tokens - w.decode_tokens - w.read_tokens / 2) for w in self.works)
-        ticks = self.time.ticks(StepShape(read, 0, 0, read, len(self.works), pairs))
-        longest = max(w.decode_tokens for w in self.works)
-        if longest:
-            context = sum(w.kv_tokens - w.decode_tokens // 2 for w in self.works)
-            ticks += longest * self.time.ticks(StepShape(len(self.works), len(self.works), context))
-        self.effort.verifier_ticks += ticks
-        return ticks
-
-    def end(self) -> None:
-        """Hand the scores out."""
-        for tell in self.done:
-            tell()
-
-
-@dataclass(slots=True)
-class RemoteQueue:
-    """A remote verifier: so many scores at a time, the others in line."""
-
-    at: Callable[..., None]
-    """`Run._at`."""
-    free: int
-    waiting: deque[tuple[int, Callable[[], None]]] = field(default_factory=deque)
-
-    def add(self, ticks: int, done: Callable[[], None]) -> None:
-        """Ask for a score that takes `ticks` once it is served."""
-        if not self.free:
-            self.waiting.append((ticks, done))
-            return
-        self.free -= 1
-        self.at(ticks, lambda _: self._leave(done))
-
-    def _leave(self, done: Callable[[], None]) -> None:
-        self.free += 1
-        done()
-        if self.waiting and self.free:
-            self.add(*self.waiting.popleft())

@@ -202,7 +202,7 @@ def test_compression_bounds_what_a_trace_holds() -> None:
         "compression": {"budget_tokens": 64, "buffer_tokens": 64},
         "prompt": {"kind": "constant", "value": 40},
     }
-    from kvplan.solve import compressed
+    from kvplan.staffing import compressed
 
     told = scenario(best, 2, **small)
     assert told.problems is not None

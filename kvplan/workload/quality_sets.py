@@ -93,7 +93,7 @@ class QualitySet(Config):
     def kept_share(self, thinking: float, natural: float) -> float:
         """Chance of being right after `thinking` tokens, as a multiple of what it is after the `natural` number."""
         if not self.thinking_curve:
-            return min(1.0, thinking / natural) ** self.forced_exponent
+            return float(min(1.0, thinking / natural) ** self.forced_exponent)
         now, full = quality.thinking_curve([thinking, natural], self.thinking_curve).tolist()
         return float(now / full) if full else 1.0
 
