@@ -5,7 +5,7 @@ Times are ticks. Knows no SimPy; `solve` tells it when something is to happen.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -38,6 +38,35 @@ class Effort:
     dead_tokens: int = 0
     """Generated tokens that stay in the cache though no later prompt can hit them: the template left the thinking
     out, so neither it nor the answer behind it stands where it stood."""
+
+
+Read = tuple[tuple[int, int | None], int]
+"""((problem, branch; None = its prompt), tokens of it): one link of a chain from the prompt to a branch."""
+
+
+@dataclass(slots=True)
+class ReadCache:
+    """What an incremental verifier has read and still holds; least recently used out first, leaves before roots."""
+
+    capacity: int
+    """Tokens."""
+    held: OrderedDict[tuple[int, int | None], int] = field(default_factory=OrderedDict)
+    total: int = 0
+
+    def read(self, chain: list[Read]) -> int:
+        """Hold a chain, given from the root on; return how many of its tokens were not held and had to be read.
+
+        >>> cache = ReadCache(100)
+        >>> cache.read([((0, None), 40), ((0, 1), 30)]), cache.read([((0, None), 40), ((0, 2), 30)])
+        (70, 30)
+        """
+        known = next((i for i, (key, _) in enumerate(chain) if key not in self.held), len(chain))
+        for key, tokens in reversed(chain):
+            self.total += tokens - self.held.pop(key, 0)
+            self.held[key] = tokens
+        while self.total > self.capacity:
+            self.total -= self.held.popitem(last=False)[1]
+        return sum(tokens for _, tokens in chain[known:])
 
 
 @dataclass(slots=True)

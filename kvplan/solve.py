@@ -22,7 +22,7 @@ from kvplan.records import NEVER, Records
 from kvplan.replica import Replica
 from kvplan.result import Result
 from kvplan.scenario import Scenario
-from kvplan.scoring import Effort, RemoteQueue, ScoreBatch
+from kvplan.scoring import Effort, Read, ReadCache, RemoteQueue, ScoreBatch
 from kvplan.simulate import Fleet, Progress, Run, Seat
 from kvplan.staffing import set_up_all, staffed, verifier_step_time
 from kvplan.timing import StepTime
@@ -130,6 +130,7 @@ class Solve(Run):
         """Request -> whose branch it is."""
         self.paused: set[int] = set()
         self.new_id = count().__next__
+        self.read_cache = ReadCache(problems.verifier.kv_tokens)
         self.scoring = RemoteQueue(self._at, problems.verifier.concurrency)
         self._coming = iter(self.tasks)
         self.verifier_time = verifier_time
@@ -316,8 +317,8 @@ class Solve(Run):
     def _score(self, attempt: Attempt, launch: Launch, seat: Seat | None) -> None:
         """Have a finished branch scored, then go on with the strategy."""
         verifier = self.problems.verifier
-        content = launch.prompt_tokens + launch.tokens
-        work = verifier.work(content, launch.tokens + launch.branch.extra_prompt)
+        new = self.read_cache.read(_chain(attempt, launch)) if verifier.kv == "incremental" else 0
+        work = verifier.work(launch.prompt_tokens + launch.tokens, new)
         self.effort.scores += 1
         good, kept = attempt.sampler.scored_good[launch.branch.id], launch.outcome.score > 0.5
         self.effort.false_alarms += good and not kept
@@ -359,3 +360,20 @@ class Solve(Run):
                 return
             worst = min(here, key=lambda live: self.owners[live.row][1].outcome.score)
             replica.prune(worst, now)
+
+
+def _chain(attempt: Attempt, launch: Launch) -> list[Read]:
+    """What a verifier reads of a branch, piece by piece; a branch that left a part of its parent out starts anew."""
+    problem, launches = attempt.task.problem, attempt.session.launches
+    links: list[Read] = []
+    while True:
+        branch = launch.branch
+        if branch.parent is None or branch.drop_thinking or branch.parent_tokens is not None:
+            own = launch.prompt_tokens - problem.prompt_tokens + launch.tokens
+            return [
+                ((problem.id, None), problem.prompt_tokens),
+                ((problem.id, branch.id), own),
+                *reversed(links),
+            ]
+        links.append(((problem.id, branch.id), branch.extra_prompt + launch.tokens))
+        launch = launches[branch.parent]

@@ -5,6 +5,7 @@ Turns a scenario with problems into engine set-ups and the verifier's step times
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from kvplan.deploy import Setup, StatedStepTime, set_up
@@ -52,7 +53,26 @@ def set_up_all(scenario: Scenario) -> dict[str, Setup]:
                 f"verifier {verifier.model} does not fit beside {scenario.model} on {scenario.gpu}: {error};"
                 " use placement: remote, a smaller one, or more GPUs"
             ) from None
+        found[""] = _beside_verifier_kv(scenario, found[""])
     return {name: compressed(setup, scenario.problems) for name, setup in found.items()}
+
+
+def _beside_verifier_kv(scenario: Scenario, setup: Setup) -> Setup:
+    """Take an incremental verifier's cache off the pool; the plan has counted one trace of it already."""
+    assert scenario.problems is not None
+    verifier = scenario.problems.verifier
+    if verifier.kv != "incremental":
+        return setup
+    alone = Deployment(model=verifier.model, gpu=scenario.gpu, engine=scenario.engine)
+    per_token = set_up(alone, scenario.folder).kv_bytes_per_token
+    block = setup.kv_bytes_per_token * setup.config.block_size
+    left = setup.config.num_gpu_blocks - math.ceil(verifier.kv_tokens * per_token / block)
+    if left < 2:
+        raise KvplanError(
+            f"verifier {verifier.model}: its {verifier.kv_tokens:,} tokens of KV leave no blocks for {scenario.model};"
+            " lower verifier.kv_tokens, or use kv: reread"
+        )
+    return replace(setup, config=setup.config.model_copy(update={"num_gpu_blocks": left}))
 
 
 def verifier_step_time(scenario: Scenario) -> StepTime | None:

@@ -17,6 +17,7 @@ from kvplan.records import FINISH_REASONS, NEVER
 from kvplan.scenario import Scenario, StepTimeSpec, parse_scenario
 from kvplan.simulate import simulate
 from kvplan.solve import Solution, Solve, solve
+from kvplan.staffing import set_up_all
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.problems import Problems, StrategySpec
 from kvplan.workload.strategies import Answer, Ask, Branch, Plan
@@ -180,10 +181,38 @@ def test_colocated_scoring_takes_the_gpus_time() -> None:
         for kv in ("reread", "incremental")
     )
     assert new.effort.scores == again.effort.scores
-    assert new.effort.verified_tokens == new.records["output_tokens"].sum()
+    assert new.effort.verified_tokens == 2 * 500 + new.records["output_tokens"].sum()
     assert again.effort.verified_tokens > 5 * new.effort.verified_tokens
     assert again.effort.verifier_ticks > new.effort.verifier_ticks > 0
     assert again.duration - new.duration == again.effort.verifier_ticks - new.effort.verifier_ticks
+
+
+def test_an_incremental_verifier_reads_again_what_it_let_go() -> None:
+    """With room for everything each token is read once; with room for half a problem more, and at most as rereading."""
+    beam = {"strategy": "beam_search", "step_tokens": 64}
+    far = PRM | {"placement": "remote", "tokens_per_s": 1e9}
+
+    def read(**kv: object) -> int:
+        return solve(scenario(beam, 2, verifier=far | kv), setups=engine()).effort.verified_tokens
+
+    ample, tight, again = read(kv="incremental"), read(kv="incremental", kv_tokens=900), read(kv="reread")
+    assert ample < tight <= again
+
+
+def test_a_verifiers_cache_comes_off_the_pool() -> None:
+    """65,536 tokens of a 7B verifier's KV are blocks that the model does not get; too many are refused by name."""
+    beside = PRM | {"model": "Qwen/Qwen2.5-Math-7B"}
+
+    def blocks(**kv: object) -> int:
+        problems = {"quality": SHORT, "verifier": beside | kv}
+        told = parse_scenario({"model": "Qwen/Qwen3-8B", "gpu": "h100", "problems": problems})
+        return set_up_all(told)[""].config.num_gpu_blocks
+
+    per_token = 28 * 2 * 4 * 128 * 2  # layers x (K and V) x KV heads x head_dim x bytes
+    expected = 65_536 * per_token / (16 * 147_456)
+    assert blocks(kv="reread") - blocks(kv="incremental") == pytest.approx(expected, abs=1)
+    with pytest.raises(KvplanError, match=r"lower verifier\.kv_tokens"):
+        blocks(kv="incremental", kv_tokens=10**7)
 
 
 def test_a_generative_verdict_is_decoded() -> None:

@@ -39,6 +39,8 @@ class Verifier(Config):
     """colocated = weights and KV off the same GPU's budget, and its passes take the GPU's time."""
     kv: Literal["incremental", "reread"] = "reread"
     """incremental = keeps the KV of what it has read and reads only what is new; reread = from the start."""
+    kv_tokens: int = Field(65_536, ge=1, le=10**9)
+    """Incremental: tokens it can hold; what it had to let go it reads again. Co-located, they come off the budget."""
     model: str = ""
     """A bundled model or a config.json, for weights, KV and step time; co-located model verifiers need one."""
     instruction_tokens: int = Field(0, ge=0, le=1_000_000)
