@@ -376,10 +376,12 @@ class Replica:
         base, slope, limit = self.step_time.decode_line(decodes, context)
         lasts = -((context - limit) // decodes)
         first = self.flights[0].ticks if self.flights else 0
-        glide = self.glide = Glide(
-            now, first, min(steps, lasts), decodes, base + slope * context, slope * decodes, is_open
-        )
-        end = glide.ends_at(glide.num_steps)
+        if lasts < steps:
+            steps = lasts
+        ticks, widening = base + slope * context, slope * decodes
+        glide = self.glide = Glide(now, first, steps, decodes, ticks, widening, is_open)
+        n = steps - 1 if first else steps
+        end = now + first + n * ticks + widening * (n * (n - 1) // 2)
         if is_open and end > next_arrival:
             glide.num_steps = steps = glide.reads_until(next_arrival)
             glide.open = False  # it ends where that arrival would cut it

@@ -114,8 +114,9 @@ class Request:
     _ends: list[int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.prompt = merge_segments(self.prompt)
-        self._ends = list(accumulate(segment.length for segment in self.prompt))
+        if len(self.prompt) > 1 or not self.prompt or not self.prompt[0].length:
+            self.prompt = merge_segments(self.prompt)
+        self._ends = list(accumulate([segment.length for segment in self.prompt]))
         self.num_tokens = self.num_prompt_tokens = self._ends[-1] if self._ends else 0
 
     @property
