@@ -25,11 +25,21 @@ ONLY_IN = {
 }
 """Module -> the only files of the package that may import it (folders count as prefixes, ending in /)."""
 
-PURE = ("capacity.py", "costs.py", "timing.py", "work.py", "quality.py", "engine/", "workload/")
+PURE = (
+    "capacity.py",
+    "costs.py",
+    "timing.py",
+    "work.py",
+    "quality.py",
+    "engine/",
+    "engine_sglang/",
+    "workload/",
+)
 PURE_MAY = {"numpy", "pydantic", "kvplan", "yaml"}
 STRANGERS = {  # room -> rooms it must not know
     "timing.py": {"kvplan.engine", "kvplan.simulate"},
-    "engine/": {"kvplan.timing", "kvplan.workload", "kvplan.simulate"},
+    "engine/": {"kvplan.timing", "kvplan.workload", "kvplan.simulate", "kvplan.engine_sglang"},
+    "engine_sglang/": {"kvplan.timing", "kvplan.workload", "kvplan.simulate"},
     "workload/": {"kvplan.timing", "kvplan.engine", "kvplan.simulate"},
 }
 

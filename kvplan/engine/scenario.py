@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -19,6 +19,9 @@ from kvplan.config import Config
 from kvplan.engine.config import EngineConfig, KVCacheGroup
 from kvplan.engine.request import Request, Segment, cdiv, merge_segments, output_of
 from kvplan.errors import KvplanError
+
+
+S = TypeVar("S", bound=Config)
 
 
 class PromptSegment(Config):
@@ -88,6 +91,60 @@ class ScenarioRequest(Config):
     def abort_follows(self) -> tuple[str, ...]:
         """Ids whose end aborts it."""
         return (self.abort_after,) if isinstance(self.abort_after, str) else self.abort_after
+
+
+def name_prompts(requests: Sequence[ScenarioRequest]) -> dict[str, tuple[Segment, ...]]:
+    """Request id -> what its prompt says, as runs of named tokens."""
+    prompts: dict[str, tuple[Segment, ...]] = {}
+    for request in requests:
+        pieces: list[Segment] = []
+        prompt: Sequence[int | PromptSegment] = request.prompt
+        for k, piece in enumerate(prompt):
+            if isinstance(piece, int):
+                pieces.append(Segment(f"token:{piece}", 1))
+            elif piece.prompt_of is not None:
+                pieces += prompts[piece.prompt_of]
+            elif piece.output_of is not None:
+                pieces.append(Segment(output_of(piece.output_of), piece.len or 0))
+            else:
+                name = f"{request.id}/{k}" if piece.prefix_id is None else piece.prefix_id
+                pieces.append(Segment(f"pre:{name}", piece.len or 0, piece.start))
+        prompts[request.id] = merge_segments(pieces)
+    return prompts
+
+
+def check_requests(requests: Sequence[ScenarioRequest]) -> None:
+    """Raise ValueError for ids given twice, prompts of later requests, and waits that never end."""
+    seen: set[str] = set()
+    known = {request.id for request in requests}
+    for request in requests:
+        if request.id in seen:
+            raise ValueError(f"request {request.id} is there twice")
+        for piece in request.prompt:
+            if isinstance(piece, PromptSegment) and piece.prompt_of not in (None, *seen):
+                raise ValueError(f"request {request.id}: prompt_of {piece.prompt_of} is no earlier request")
+        for other in (*request.follows, *request.abort_follows):
+            if other not in known:
+                raise ValueError(f"request {request.id} waits for {other}, which is not there")
+        seen.add(request.id)
+    _check_cycles(requests)
+
+
+def _check_cycles(requests: Sequence[ScenarioRequest]) -> None:
+    """Follow `after` backwards from every request; a request met twice on one way waits for itself."""
+    follows = {request.id: request.follows for request in requests}
+    done: set[str] = set()
+
+    def visit(request_id: str, way: tuple[str, ...]) -> None:
+        if request_id in way:
+            raise ValueError(f"requests wait for each other: {' -> '.join((*way, request_id))}")
+        if request_id not in done:
+            for other in follows[request_id]:
+                visit(other, (*way, request_id))
+            done.add(request_id)
+
+    for request_id in follows:
+        visit(request_id, ())
 
 
 class KVCacheLayers(KVCacheGroup):
@@ -161,22 +218,7 @@ class Scenario(EngineConfig):
     @cached_property
     def prompts(self) -> dict[str, tuple[Segment, ...]]:
         """Request id -> what its prompt says."""
-        prompts: dict[str, tuple[Segment, ...]] = {}
-        for request in self.requests:
-            pieces: list[Segment] = []
-            prompt: Sequence[int | PromptSegment] = request.prompt
-            for k, piece in enumerate(prompt):
-                if isinstance(piece, int):
-                    pieces.append(Segment(f"token:{piece}", 1))
-                elif piece.prompt_of is not None:
-                    pieces += prompts[piece.prompt_of]
-                elif piece.output_of is not None:
-                    pieces.append(Segment(output_of(piece.output_of), piece.len or 0))
-                else:
-                    name = f"{request.id}/{k}" if piece.prefix_id is None else piece.prefix_id
-                    pieces.append(Segment(f"pre:{name}", piece.len or 0, piece.start))
-            prompts[request.id] = merge_segments(pieces)
-        return prompts
+        return name_prompts(self.requests)
 
     def max_tokens(self, request: ScenarioRequest) -> int:
         """Return what the scheduler is told of a request's length."""
@@ -198,23 +240,9 @@ class Scenario(EngineConfig):
 
     @model_validator(mode="after")
     def _requests_make_sense(self) -> Scenario:
-        seen: set[str] = set()
-        known = {request.id for request in self.requests}
-        for request in self.requests:
-            if request.id in seen:
-                raise ValueError(f"request {request.id} is there twice")
-            for piece in request.prompt:
-                if isinstance(piece, PromptSegment) and piece.prompt_of not in (None, *seen):
-                    raise ValueError(
-                        f"request {request.id}: prompt_of {piece.prompt_of} is no earlier request"
-                    )
-            for other in (*request.follows, *request.abort_follows):
-                if other not in known:
-                    raise ValueError(f"request {request.id} waits for {other}, which is not there")
-            seen.add(request.id)
+        check_requests(self.requests)
         for request in self.requests:
             self._check_lengths(request)
-        self._check_cycles()
         return self
 
     def _check_lengths(self, request: ScenarioRequest) -> None:
@@ -230,25 +258,14 @@ class Scenario(EngineConfig):
                 f" over max_model_len {self.max_model_len}"
             )
 
-    def _check_cycles(self) -> None:
-        """Follow `after` backwards from every request; a request met twice on one way waits for itself."""
-        follows = {request.id: request.follows for request in self.requests}
-        done: set[str] = set()
-
-        def visit(request_id: str, way: tuple[str, ...]) -> None:
-            if request_id in way:
-                raise ValueError(f"requests wait for each other: {' -> '.join((*way, request_id))}")
-            if request_id not in done:
-                for other in follows[request_id]:
-                    visit(other, (*way, request_id))
-                done.add(request_id)
-
-        for request_id in follows:
-            visit(request_id, ())
-
 
 def load_scenario(path: str | Path, **changes: Any) -> Scenario:
     """Read a scenario file; `changes` replace its keys. Errors are one line and name file and place."""
+    return read_scenario(Scenario, path, **changes)
+
+
+def read_scenario(kind: type[S], path: str | Path, **changes: Any) -> S:
+    """Read a scenario file as one engine's kind of scenario."""
     try:
         data = json.loads(Path(path).read_text())
     except OSError as error:
@@ -258,7 +275,7 @@ def load_scenario(path: str | Path, **changes: Any) -> Scenario:
     if not isinstance(data, dict):
         raise KvplanError(f"{path}: a scenario is a JSON object, not a {type(data).__name__}")
     try:
-        return Scenario(**data | changes)
+        return kind(**data | changes)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -1,0 +1,101 @@
+"""`python -m kvplan.engine_sglang`: logs, hashes, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sglang_conformance import golden, scenarios
+
+from kvplan.engine_sglang.__main__ import main
+
+GOOD: dict[str, Any] = {
+    "max_total_tokens": 500,
+    "max_model_len": 200,
+    "requests": [
+        {"id": "a", "output_len": 5, "prompt": [{"len": 30}]},
+        {
+            "id": "b",
+            "output_len": 5,
+            "prompt": [{"prompt_of": "a"}, {"output_of": "a", "len": 2}],
+            "after": "a",
+        },
+    ],
+}
+
+
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenario: object, *flags: str) -> int:
+    """Run the command on a scenario; return its exit code."""
+    path = tmp_path / "scenario.json"
+    path.write_text(scenario if isinstance(scenario, str) else json.dumps(scenario))
+    monkeypatch.setattr("sys.argv", ["kvplan.engine_sglang", str(path), *flags])
+    return main()
+
+
+@pytest.mark.parametrize(("mode", "flags"), [("normal", ()), ("overlap", ("--overlap",))])
+def test_log_ends_with_the_hashes(
+    mode: str,
+    flags: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One header, one line per pass, and the totals of SGLang's own run."""
+    name = "g06_multiturn_lru"
+    assert call(monkeypatch, tmp_path, scenarios()[name], *flags) == 0
+    header, *steps, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    log = golden()[name, mode]
+    assert header["mirrors"] == "SGLang 0.5.23"
+    assert len(steps) == log["all_rows"]
+    for key in summary.keys() & log["summary"].keys():
+        assert summary[key] == log["summary"][key], key
+    assert summary["sched_sha256"] == log["sched_sha256"]
+
+
+def test_a_follow_up_hits_what_was_generated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Token granularity: all but the last of 32 tokens; --summary prints one line, -o writes the log to a file."""
+    assert call(monkeypatch, tmp_path, GOOD, "--summary") == 0
+    assert json.loads(capsys.readouterr().out)["hit_tokens"] == 31
+    assert call(monkeypatch, tmp_path, GOOD, "-o", str(tmp_path / "log.jsonl")) == 0
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) > 10
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_total_tokens": None}, "give num_gpu_blocks or max_total_tokens"),
+        ({"policy": "random"}, "policy: Input should be"),
+        ({"block_size": 64}, "max_total_tokens 500 is no multiple of page_size 64"),
+        ({"radix_eviction_policy": "mru"}, "radix_eviction_policy: Input should be 'lru' or 'lfu'"),
+        ({"watermark": 0.1}, "watermark: Extra inputs"),
+        ({"requests": [{"id": "a", "output_len": 1, "prompt": []}]}, "request a has an empty prompt"),
+        ({"policy": "shortest-prefill-first", "enable_prefix_caching": False}, "needs the radix cache"),
+    ],
+)
+def test_bad_input_is_one_line(
+    change: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Exit code 2, the key and what is wrong with it."""
+    assert call(monkeypatch, tmp_path, GOOD | change) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_request_that_never_fits_is_stuck(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the radix cache and with a known length, admission wants a token to spare for ever."""
+    request = {"id": "a", "output_len": 60, "ignore_eos": True, "prompt": [{"len": 40}]}
+    scenario = {"max_total_tokens": 102, "max_model_len": 200, "enable_prefix_caching": False}
+    assert call(monkeypatch, tmp_path, scenario | {"requests": [request]}, "--summary") == 1
+    assert "stuck" in capsys.readouterr().err
