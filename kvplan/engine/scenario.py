@@ -20,7 +20,6 @@ from kvplan.engine.config import EngineConfig, KVCacheGroup
 from kvplan.engine.request import Request, Segment, cdiv, merge_segments, output_of
 from kvplan.errors import KvplanError
 
-
 S = TypeVar("S", bound=Config)
 
 

@@ -81,7 +81,7 @@ class PrefillAdder:
         return AddReqResult.CONTINUE
 
     def add_chunked_req(self, req: Req) -> Req | None:
-        """Go on with the chunked request, whatever memory says; return it if it is still not done (SGLang: same name)."""
+        """Go on with the chunked request, whatever memory says; return it if not done then (SGLang: same name)."""
         assert self.rem_chunk_tokens is not None
         limit = min(self.rem_chunk_tokens, int(self.remaining_total))
         limit = limit if limit > 0 else self.rem_chunk_tokens
@@ -112,7 +112,7 @@ class PrefillAdder:
         return self.budget_state() if isinstance(admission, Admission) else admission
 
     def preempt_to_schedule(self, req: Req) -> bool:
-        """Retract running requests of lower priority until this one fits; False if they do not suffice (SGLang: same name)."""
+        """Retract running requests of lower priority until this one fits; False if that fails (SGLang: same name)."""
         candidates = [r for r in self.running.reqs if r not in self.preempted and not r.finished]
         candidates.sort(key=lambda r: (r.priority * self.sign, -r.queue_entry))
         missing = req.fill_len - req.prefix_len + self._clipped(req) - self.remaining_total

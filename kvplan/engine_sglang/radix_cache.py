@@ -243,7 +243,8 @@ class RadixCache:
     def _split(self, child: TreeNode, length: int) -> TreeNode:
         """Cut a node in two; return the upper one (SGLang `_split_node`)."""
         parent = child.parent
-        assert parent is not None and 0 < length < child.length
+        assert parent is not None
+        assert 0 < length < child.length
         upper = self._new_node(cut(child.key, 0, length), parent)
         upper.hit_count, upper.lock_ref = child.hit_count, child.lock_ref
         parent.children[self._child_key(child.key)] = upper
