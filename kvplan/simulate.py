@@ -199,8 +199,8 @@ class Run:
             for _ in range(apart.prefill_replicas):
                 fleet.prefill += self._copy(setup, name)
             fleet.prefill_router = Router(deployment.router)
-            rate, latency = apart.transfer_bytes_per_s / setup.kv_bytes_per_token, apart.latency_s
-            fleet.transfer_ticks = lambda tokens: round((latency + tokens / rate) * TICKS_PER_S)
+            token_s, latency = setup.kv_bytes_per_token / apart.transfer_bytes_per_s, apart.latency_s
+            fleet.transfer_ticks = lambda tokens: round((latency + tokens * token_s) * TICKS_PER_S)
         fleet.replicas = [seat.replica for seat in fleet.seats]
         return fleet
 

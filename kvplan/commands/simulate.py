@@ -26,7 +26,7 @@ def simulate_command(
     scenario: str,
     /,
     *,
-    set: tuple[str, ...] = (),
+    set: Annotated[tuple[str, ...], SWITCH] = (),
     records: Path | None = None,
     trace: Path | None = None,
     json: Annotated[bool, SWITCH] = False,
@@ -41,9 +41,17 @@ def simulate_command(
     burstiness: float | None = None,
     max_concurrency: int | None = None,
     seed: int | None = None,
-    goodput: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    goodput: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
 ) -> int:
     """Simulate a scenario: throughput, latencies, preemptions, KV occupancy.
+
+    Examples:
+
+        kvplan simulate long_thinking --set engine.kv_cache_dtype=fp8
+
+        kvplan simulate chat --request-rate 20 --num-prompts 1000 --goodput ttft:500 tpot:30
+
+        kvplan simulate my.yaml --json --records out.csv --trace timeline.json
 
     Parameters
     ----------
