@@ -109,7 +109,7 @@ def point(row: dict[str, str]) -> Point | None:
 
 def variant(stated: str, own: str) -> str:
     """The checkpoint's format where the row states the same number of bits, else the row's."""
-    eight, four = ("fp8", "fp8_block"), ("nvfp4", "mxfp4", "int4")
+    eight, four = ("fp8", "fp8_block"), ("nvfp4", "mxfp4")
     return own if any(stated in bits and own in bits for bits in (eight, four)) else stated
 
 

@@ -20,6 +20,14 @@ from kvplan.work import StepWork
 
 BORROWED_FLOPS = {"fp8": 1.6, "fp8_block": 1.4, "nvfp4": 2.5, "mxfp4": 1.0, "int4": 0.9}
 """Matrix rate over bf16's where a profile has no products of that format (assumed, 0.7 to 1.3 of it)."""
+ALIKE = {
+    "fp8_block": ("fp8",),
+    "fp8": ("fp8_block",),
+    "mxfp4": ("nvfp4",),
+    "nvfp4": ("mxfp4",),
+    "int8": ("fp8",),
+}
+"""Formats whose kernels are close enough to lend each other costs, nearest first."""
 BORROWED_KV = {"fp8": 0.7}
 """KV bytes per second over bf16's: fp8 is read about 1.4 times faster, at half the bytes."""
 
@@ -141,10 +149,13 @@ def _fields(values: Mapping[str, float], prefix: str) -> dict[str, float]:
 
 
 def _gemm(values: Mapping[str, float], kind: str, fmt: str, notes: list[str]) -> GemmCosts:
-    """Products of a format: its own, or the dense ones for experts, or bf16's scaled."""
-    own = _fields(values, f"{kind}.{fmt}")
-    if own:
-        return GemmCosts(**own)
+    """Products of a format: its own, a like format's, for experts the dense ones', or bf16's scaled."""
+    for like in (fmt, *ALIKE.get(fmt, ())):
+        own = _fields(values, f"{kind}.{like}")
+        if own:
+            if like != fmt:
+                notes.append(f"{kind} in {fmt}: as in {like}")
+            return GemmCosts(**own)
     if kind == "moe":
         return _gemm(values, "gemm", fmt, notes)
     base = _fields(values, "gemm.bf16")
@@ -152,9 +163,6 @@ def _gemm(values: Mapping[str, float], kind: str, fmt: str, notes: list[str]) ->
         raise KvplanError(f"the profile has no products in {fmt} nor in bf16; measure gemm or step rows")
     if fmt in ("bf16", "float32"):
         return GemmCosts(**base)
-    if fmt == "fp8_block" and _fields(values, "gemm.fp8"):
-        notes.append("products in fp8_block: as in fp8")
-        return GemmCosts(**_fields(values, "gemm.fp8"))
     notes.append(f"products in {fmt}: bf16's read rate, {BORROWED_FLOPS.get(fmt, 1.0)} x its matrix rate")
     return GemmCosts(**base | {"flops_per_s": base["flops_per_s"] * BORROWED_FLOPS.get(fmt, 1.0)})
 

@@ -142,6 +142,19 @@ def test_aiconfigurator_tables_give_the_shipped_profile() -> None:
     assert again == PROFILES["a100-80gb-vllm"]
 
 
+def test_tables_given_as_files() -> None:
+    """Attention and all-reduce tables of a card as parquet files: the rates of the shipped profile within 15 %."""
+    folder = need("steptime/aiconfigurator")
+    found = build(sorted(folder.glob("h200_sxm__*.parquet")), source="aiconfigurator")
+    shipped = PROFILES["h200-vllm"].timing
+    assert found.timing is not None
+    assert shipped is not None
+    for name in ("gqa.bf16.bytes_per_s", "gqa.bf16.flops_per_s", "reduce.2.bytes_per_s"):
+        assert found.timing.coefficients[name] == pytest.approx(shipped.coefficients[name], rel=0.15), name
+    with pytest.raises(KvplanError, match="one card at a time"):
+        build(sorted(folder.glob("*.parquet")), source="aiconfigurator")
+
+
 # --- replays ----------------------------------------------------------------------------------
 
 

@@ -64,11 +64,7 @@ def kernel_rows(system: str, engine: str) -> Iterator[Row]:
     if gemm is None:
         engines = sorted(p.name for p in (folder / "gemm").iterdir()) if (folder / "gemm").is_dir() else []
         raise KvplanError(f"{system} has no tables of {engine!r}; it has {', '.join(engines) or 'none'}")
-    yield {
-        "op": "machine", "machine": system, "engine": engine, "engine_version": gemm.parent.name,
-        "gpu": SYSTEMS.get(system, ""), "async_scheduling": True, "max_capture_size": 512,
-        "source": "kernel tables of aiconfigurator-core", "licence": "Apache-2.0",
-    }  # fmt: skip
+    yield _machine(system, engine, gemm.parent.name)
     yield from _gemm_rows(_read(gemm))
     for kind, file, convert in (
         ("attention", "generation_attention_perf", _decode_rows),
@@ -81,6 +77,38 @@ def kernel_rows(system: str, engine: str) -> Iterator[Row]:
         if path is not None:
             yield from convert(_read(path))
     yield from _expert_tables(sorted((folder / "moe" / name).glob("*/moe_perf.parquet"), key=_version))
+
+
+def file_rows(paths: Sequence[Path]) -> Iterator[Row]:
+    """Rows of single tables given as files, named SYSTEM__ENGINE_VERSION__TABLE.parquet; attention, all-reduce."""
+    converters = {
+        "generation_attention_perf": _decode_rows,
+        "context_attention_perf": _prefill_rows,
+        "custom_allreduce_perf": _reduce_rows,
+        "gemm_perf": _gemm_rows,
+    }
+    facts = [path.stem.split("__") for path in paths]
+    if not all(len(parts) == 3 and parts[0] in SYSTEMS and parts[2] in converters for parts in facts):
+        raise KvplanError(
+            f"name tables SYSTEM__ENGINE_VERSION__TABLE.parquet; SYSTEM is one of {', '.join(SYSTEMS)}, "
+            f"TABLE one of {', '.join(converters)}"
+        )
+    systems = {parts[0] for parts in facts}
+    if len(systems) > 1:
+        raise KvplanError(f"tables of {', '.join(sorted(systems))}; fit one card at a time")
+    system, engine = facts[0][0], facts[0][1]
+    name, _, version = engine.partition("_")
+    yield _machine(system, name, version)
+    for path, (_, _, table) in zip(paths, facts, strict=True):
+        yield from converters[table](_read(path))
+
+
+def _machine(system: str, engine: str, version: str) -> Row:
+    return {
+        "op": "machine", "machine": system, "engine": engine, "engine_version": version,
+        "gpu": SYSTEMS.get(system, ""), "async_scheduling": True, "max_capture_size": 512,
+        "source": "kernel tables of aiconfigurator-core", "licence": "Apache-2.0",
+    }  # fmt: skip
 
 
 def assumed(gpu: GpuSpec) -> dict[str, tuple[float, str]]:
@@ -115,6 +143,8 @@ def _read(path: Path) -> Table:
     table = parquet.read_table(path)
     found = {name: np.asarray(table[name].to_pylist()) for name in table.column_names}
     found["time_ms"] = found.pop("latency") if "latency" in found else found.pop("latency_ms")
+    if "attn_dtype" in found and "head_dim" not in found:  # older tables hold one head size
+        found["head_dim"] = np.full(len(found["time_ms"]), 128)
     return found
 
 

@@ -72,6 +72,10 @@ def _read(
     files: Sequence[Path], source: Source, gpu: str, engine: str
 ) -> tuple[Measurements, GpuSpec | None, dict[str, tuple[float, str]]]:
     """Rows, the card they speak of (None: not in the GPU table), and what this source leaves to assumptions."""
+    if source == "aiconfigurator" and files:
+        found = _timed_both_ways(collect(aiconfigurator.file_rows(files)))
+        card = get_gpu(aiconfigurator.SYSTEMS[str(found.machine["machine"])])
+        return found, card, aiconfigurator.assumed(card)
     if source == "aiconfigurator":
         systems = {table: system for system, table in aiconfigurator.SYSTEMS.items()}
         system = gpu if gpu in aiconfigurator.SYSTEMS else systems.get(get_gpu(gpu).name if gpu else "", gpu)
