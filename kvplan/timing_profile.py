@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kvplan.config import Config
 from kvplan.costs import AttentionCosts, GemmCosts, HostCosts, ReduceCosts, StepCosts, capture_sizes
-from kvplan.errors import KvplanError
+from kvplan.errors import KvplanError, did_you_mean
 from kvplan.timing import ModelStepTime, StepShape
 from kvplan.work import StepWork
 
@@ -31,6 +32,16 @@ ALIKE = {
 BORROWED_KV = {"fp8": 0.7}
 """KV bytes per second over bf16's: fp8 is read about 1.4 times faster, at half the bytes."""
 
+FIELDS = {
+    "gemm": {f.name for f in fields(GemmCosts)},
+    "moe": {f.name for f in fields(GemmCosts)},
+    "gqa": {f.name for f in fields(AttentionCosts)},
+    "mla": {f.name for f in fields(AttentionCosts)},
+    "reduce": {f.name for f in fields(ReduceCosts)},
+    "step": {"step_s", "layer_s", "row_s", "launch_s", "activation_bytes_per_s"},
+    "host": {"step_s", "row_s", "gap_s"},
+}
+"""Family -> the fields its coefficients may have."""
 RING_S = 10e-6
 """Fixed part of an all-reduce that no profile measured."""
 
@@ -49,6 +60,15 @@ class RegimeError(Config):
     p95: float = Field(ge=0)
     bias: float
     """Mean of ln(predicted / measured); below 0: too fast."""
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for a coefficient that does not exist, e.g. `gqa.bf16.bytes_per_sec`."""
+    family, *middle = name.split(".")[:-1] or [""]
+    known = [f"{'.'.join([family, *middle])}.{f}" for f in FIELDS.get(family, ())]
+    if name not in known or len(middle) != (family not in ("step", "host")):
+        every = [f"{kind}.FORMAT.{f}" for kind, names in FIELDS.items() for f in names]
+        raise ValueError(f"no coefficient {name!r}{did_you_mean(name, known or every)}")
 
 
 class TimingProfile(Config):
@@ -70,6 +90,15 @@ class TimingProfile(Config):
     """Largest CUDA-graph batch; 0 = measured eagerly."""
     num_points: int = 0
     """Rows fitted."""
+
+    @field_validator("coefficients")
+    @classmethod
+    def _exist(cls, values: dict[str, float]) -> dict[str, float]:
+        for name, value in values.items():
+            check_name(name)
+            if value < 0 or (value == 0 and name.endswith("bytes_per_s")):
+                raise ValueError(f"{name} must be above 0, not {value}")
+        return values
 
     def step_time(self, work: StepWork, **formats: Any) -> ModelStepTime:
         """Step time of a model's work on this card; formats as in `step_costs`."""

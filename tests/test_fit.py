@@ -19,6 +19,7 @@ from kvplan.calibrate.solve import blind_spots, solve
 from kvplan.cli import run
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
+from kvplan.profile import load_profile
 from kvplan.timing_profile import TimingProfile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,6 +179,30 @@ def test_bad_rows_are_named(
     said = capsys.readouterr().err.strip()
     assert words in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        ("mixed", "write NAME=VALUE"),
+        ("step.layer_s=-1", "from 0 up"),
+        ("gqa.bf16.byte_per_s=1e12", "did you mean gqa.bf16.bytes_per_s"),
+        ("sequence=1", "did you mean sequence_s"),
+        ("step.bf16.layer_s=1", "no coefficient 'step.bf16.layer_s'"),
+    ],
+)
+def test_bad_assumptions_are_named(pair: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A coefficient that does not exist is not quietly kept in the profile."""
+    assert run(["fit", str(CPU_GRID), "--assume", pair]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_broken_profile_is_one_line(tmp_path: Path) -> None:
+    """A profile file with a coefficient that does not exist is refused by name."""
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"name": "p", "timing": {"coefficients": {"gemm.bf16.speed": 1.0}}}))
+    with pytest.raises(KvplanError, match=r"gemm.bf16.speed"):
+        load_profile(path)
 
 
 # --- real measurements ------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from cyclopts import Parameter
 
 from kvplan.calibrate.build import Source, build
 from kvplan.commands.common import print_json
-from kvplan.errors import KvplanError
+from kvplan.errors import KvplanError, did_you_mean
 from kvplan.profile import Profile, load_profile
+from kvplan.timing_profile import FIELDS, check_name
 
 SWITCH = Parameter(negative="")
 
@@ -83,6 +84,14 @@ def read_assumptions(pairs: tuple[str, ...]) -> dict[str, tuple[float, str]]:
             raise KvplanError(
                 f"--assume {pair!r}: write NAME=VALUE with a value from 0 up, e.g. step.step_s=0"
             )
+        if "." in name:
+            try:
+                check_name(name)
+            except ValueError as error:
+                raise KvplanError(f"--assume: {error}") from None
+        elif not any(name in fields for fields in FIELDS.values()):
+            every = {field for fields in FIELDS.values() for field in fields}
+            raise KvplanError(f"--assume: no coefficient has a field {name!r}{did_you_mean(name, every)}")
         found[name] = (number, "stated by the user")
     return found
 
