@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import kvplan
-from kvplan.accounting import api_cost_usd, api_price
+from kvplan.accounting import Floats, api_cost_usd, api_price
 from kvplan.choices import Option, best_within, pareto
 from kvplan.deploy import Setup
 from kvplan.errors import DoesNotFit, KvplanError
@@ -181,7 +181,7 @@ def _row(scenario: Scenario, problems: Problems, spec: StrategySpec, found: Solu
         verified_tokens=effort.verified_tokens + effort.verifier_decode_tokens,
         reprefilled_tokens=max(0, prompt - effort.needed_prompt_tokens) + recomputed,
         dead_tokens=effort.dead_tokens,
-        flops=_flops(scenario, problems, spec, found),
+        flops=_flops(scenario, problems, found),
         latency_p50_s=float(np.percentile(took, 50)),
         latency_p99_s=float(np.percentile(took, 99)),
         first_visible_p50_s=float(np.percentile(seen, 50)),
@@ -224,20 +224,24 @@ def _api_usd(problems: Problems, records: Any) -> float:
     return float(cost.sum())
 
 
-def _flops(scenario: Scenario, problems: Problems, spec: StrategySpec, found: Solution) -> float:
+def _flops(scenario: Scenario, problems: Problems, found: Solution) -> float:
     """2 FLOPs per active parameter and token, and attention's over the contexts; verifier included."""
-    records, verifier = found.records, problems.verifier
-    name = scenario.models[spec.model].model if spec.model else scenario.model
-    total = _pass_flops(_model(scenario, name), records)
+    columns, verifier = (
+        ("prompt_tokens", "hit_tokens", "output_tokens", "recomputed_tokens"),
+        problems.verifier,
+    )
+    replica, total = found.records["replica"], 0.0
+    for name in sorted(set(found.models.values())):
+        here = np.isin(replica, [place for place, model in found.models.items() if model == name])
+        counts = [found.records[column][here].astype(float) for column in columns]
+        total += _pass_flops(_model(scenario, name), *counts)
     if verifier.needs_model and verifier.model:
         scored = found.effort.verified_tokens + found.effort.verifier_decode_tokens
         total += 2.0 * active_parameters(_model(scenario, verifier.model)) * scored
     return total
 
 
-def _pass_flops(model: ModelSpec, records: Any) -> float:
-    prompt, hit = records["prompt_tokens"].astype(float), records["hit_tokens"].astype(float)
-    out, again = records["output_tokens"].astype(float), records["recomputed_tokens"].astype(float)
+def _pass_flops(model: ModelSpec, prompt: Floats, hit: Floats, out: Floats, again: Floats) -> float:
     context = float((out * (prompt + out / 2)).sum())
     pairs = float(((prompt**2 - hit**2) / 2 + again * (prompt + out) / 2).sum())
     attention = sum(

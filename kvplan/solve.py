@@ -79,6 +79,8 @@ class Solution(NamedTuple):
     verdict: str
     duration: int
     """Ticks from the start to the last answer."""
+    models: dict[int, str]
+    """Replica -> the model it serves, by its name in the scenario."""
     result: Result
     """The run as `kvplan simulate` reports it, branch by branch."""
 
@@ -142,7 +144,14 @@ class Solve(Run):
         end = max((s.finish for s in self.solved), default=self.env.now)
         result.scenario, result.num_requests = self.whole, len(self.records)
         result.limited_by = self._limit(result)
-        return Solution(self.spec.name, self.solved, self.records, self.effort, result.verdict, end, result)
+        models = {
+            seat.replica.id: deployment.model
+            for name, deployment in self.scenario.deployments.items()
+            for seat in (*self.fleets[name].seats, *self.fleets[name].prefill)
+        }
+        return Solution(
+            self.spec.name, self.solved, self.records, self.effort, result.verdict, end, models, result
+        )
 
     def _limit(self, result: Result) -> str:
         """The verifier where scoring takes most of the time; arrivals where nobody waits; else the engine's."""

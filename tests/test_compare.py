@@ -268,3 +268,4 @@ def test_a_router_sends_the_hard_ones_to_a_larger_model() -> None:
     alone, routed = compare(told, setups=engine() | {"large": engine()[""]}).rows
     assert routed.num_branches == 2 * alone.num_branches == 80
     assert routed.accuracy > alone.accuracy + 0.1
+    assert routed.flops > 1.5 * alone.flops
