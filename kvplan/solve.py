@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from kvplan.deploy import Setup
 from kvplan.engine.request import OutputKv, Segment
+from kvplan.errors import KvplanError
 from kvplan.limits import Limit
 from kvplan.live import LENGTH, PRUNED, STOP, TIMEOUT, Live
 from kvplan.records import NEVER, Records
@@ -121,6 +122,12 @@ class Solve(Run):
         progress: Progress | None,
         verifier_time: StepTime | None = None,
     ) -> None:
+        verifier = problems.verifier
+        in_lockstep = any(setup.lockstep_ranks > 1 for setup in setups.values())
+        if in_lockstep and verifier.needs_model and verifier.placement == "colocated":
+            raise KvplanError(
+                "a co-located verifier beside data-parallel ranks in lockstep is not modelled; use placement: remote"
+            )
         super().__init__(scenario.model_copy(update={"workload": NO_LOAD}), setups, step_by_step, progress)
         self.whole, self.problems, self.spec = scenario, problems, spec
         self.tasks = draw_tasks(problems, scenario.folder)
@@ -244,6 +251,9 @@ class Solve(Run):
     def _place(self, attempt: Attempt, fleet: Fleet, live: Live) -> None:
         """To the problem's own replica, or wherever the router says."""
         seat = attempt.seat
+        if fleet.prefill_router is not None:
+            self._launch_prefill(fleet, live)
+            return
         if seat is None or self.problems.placement == "spread" or seat.replica not in fleet.replicas:
             self._route(fleet, live)
             attempt.seat = self.seat_of[live.row][0] if live.row in self.seat_of else None

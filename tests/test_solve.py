@@ -385,3 +385,34 @@ def test_pass_tables_bring_their_own_problems(tmp_path) -> None:
     with pytest.raises(KvplanError, match="cannot read"):
         draw_tasks(Problems(pass_table="none.csv"), tmp_path)
     assert np.isfinite(tasks[0].arrival_s)
+
+
+def test_branches_go_through_disaggregated_prefill() -> None:
+    """With prompts computed elsewhere every strategy still ends, and a transfer takes its time."""
+    problems = {"num_problems": 2, "strategies": [{"strategy": "first_finish", "k": 4}], "quality": SHORT}
+    apart = {"transfer_bytes_per_s": 1e9}
+    told = parse_scenario({"model": "Qwen/Qwen3-8B", "disaggregation": apart, "problems": problems})
+    together = parse_scenario({"model": "Qwen/Qwen3-8B", "problems": problems})
+    found, plain = solve(told, setups=engine()), solve(together, setups=engine())
+    assert found.verdict == "completed"
+    assert len(found.records) == 8
+    assert found.duration > plain.duration
+
+
+def test_lockstep_ranks_and_a_colocated_verifier_are_refused() -> None:
+    from dataclasses import replace
+
+    told = scenario("best_of_n", 1, verifier=PRM | {"model": "Qwen/Qwen2.5-Math-7B"})
+    with pytest.raises(KvplanError, match="lockstep is not modelled"):
+        solve(told, setups={"": replace(engine()[""], lockstep_ranks=2)})
+
+
+def test_ranks_in_lockstep_serve_strategies() -> None:
+    """Two lockstep ranks: branches of a problem stay on one of them, and all of it ends."""
+    from dataclasses import replace
+
+    told = scenario({"strategy": "best_of_n", "n": 4}, 3, arrivals={"kind": "all_at_once"})
+    found = solve(told, setups={"": replace(engine()[""], lockstep_ranks=2)})
+    assert found.verdict == "completed"
+    for problem in range(3):
+        assert len(set(found.records["replica"][found.records["session"] == problem].tolist())) == 1
