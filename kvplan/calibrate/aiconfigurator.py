@@ -31,6 +31,8 @@ FORMATS = {
     "bfloat16": "bf16", "float16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4",
     "int4_wo": "int4", "w4a16_mxfp4": "mxfp4",
 }  # fmt: skip
+MXFP4_IN_FP8 = "w4a8_mxfp4_mxfp8"
+"""mxfp4 experts multiplied in fp8: what TensorRT-LLM runs where the card can (Blackwell)."""
 L2_RESIDENT = (1 << 20, 100 << 20)
 """Decode rows whose KV lies between these bytes are left out: repeated in a loop they read from L2, not memory."""
 ENOUGH_ROWS = 150
@@ -76,7 +78,7 @@ def kernel_rows(system: str, engine: str) -> Iterator[Row]:
         path = _newest(folder, kind, name, file)
         if path is not None:
             yield from convert(_read(path))
-    yield from _expert_tables(sorted((folder / "moe" / name).glob("*/moe_perf.parquet"), key=_version))
+    yield from _expert_tables(sorted((folder / "moe" / name).glob("*/moe_perf.parquet"), key=_version), name)
 
 
 def file_rows(paths: Sequence[Path]) -> Iterator[Row]:
@@ -262,13 +264,15 @@ def _mla_rows(table: Table) -> Iterator[Row]:
         yield from _dicts(part, names, "mla_module", kv_dtype=FORMATS[dtype], dtype="bf16", **_MLA)
 
 
-def _expert_tables(paths: Sequence[Path]) -> Iterator[Row]:
+def _expert_tables(paths: Sequence[Path], engine: str) -> Iterator[Row]:
     """Expert rows, each format from the newest version that timed enough of it (some re-time a few kernels only)."""
     tables = [_read(path) for path in paths]
     counts = {
         dtype: [int(np.sum((t["moe_dtype"] == dtype) & (t["distribution"] == "balanced"))) for t in tables]
-        for dtype in sorted({d for t in tables for d in t["moe_dtype"].tolist()} & FORMATS.keys())
+        for dtype in sorted({d for t in tables for d in t["moe_dtype"].tolist()} & {*FORMATS, MXFP4_IN_FP8})
     }
+    unused = "w4a16_mxfp4" if engine == "trtllm" and MXFP4_IN_FP8 in counts else MXFP4_IN_FP8
+    counts.pop(unused, None)
     for dtype, each in counts.items():
         enough = [table for table, count in zip(tables, each, strict=True) if count >= ENOUGH_ROWS]
         if enough:
@@ -292,7 +296,7 @@ def _moe_rows(table: Table, dtype: str) -> Iterator[Row]:
         "num_experts": "num_experts", "experts_per_token": "topk", "num_local_experts": "local",
         "distinct_experts": "distinct",
     }  # fmt: skip
-    yield from _dicts(part, names, "moe", dtype=FORMATS[dtype])
+    yield from _dicts(part, names, "moe", dtype=FORMATS.get(dtype, "mxfp4"))
 
 
 _MOE_KEYS = ("hidden_size", "inter_size", "num_experts", "topk", "moe_tp_size", "moe_ep_size", "num_tokens")
