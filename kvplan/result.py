@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kvplan
+from kvplan.books import Totals
 from kvplan.metrics import Latencies, Sample, Summary, latencies, meets, summarise
 from kvplan.records import FINISH_REASONS, Records
-from kvplan.replica import Totals
 from kvplan.scenario import Scenario
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo

@@ -9,36 +9,35 @@ step is seen by the next one.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import simpy
 from simpy.events import URGENT, Event
 
 from kvplan.deploy import Setup, set_ups
-from kvplan.diagnosis import advise, limited_by
 from kvplan.engine.leap import LeapScheduler, why_not
-from kvplan.engine.request import Request, Segment
+from kvplan.engine.request import Request
+from kvplan.glide import NEVER_COMES
+from kvplan.interrupts import interrupts
 from kvplan.live import LENGTH, REFUSED, REJECTED, TIMEOUT, UNFINISHED, Live
-from kvplan.metrics import Sample, Timeline, TokenMeter
+from kvplan.metrics import Timeline, TokenMeter
 from kvplan.records import SUMMARY_FIELDS, Record, Records
-from kvplan.replica import NEVER_COMES, Replica, Totals
-from kvplan.result import Pool, Result, total
+from kvplan.replica import Replica
+from kvplan.result import Result
 from kvplan.router import Router
+from kvplan.rows import Rows
 from kvplan.scenario import Deployment, Scenario
+from kvplan.seats import Fleet, Lockstep, Seat
 from kvplan.stepper import StepByStep
+from kvplan.summing_up import sum_up, take_sample
 from kvplan.timing import StepShape
 from kvplan.units import TICKS_PER_S
-from kvplan.workload.load import Load, draw_load, settle_lengths
+from kvplan.workload.load import draw_load
 
 Process = Generator[Event, Any, None]
 Progress = Callable[[int, int], None]
@@ -72,76 +71,6 @@ def simulate(
         run.records.fields = SUMMARY_FIELDS
         run.pick = itemgetter(*(Record._fields.index(name) for name in SUMMARY_FIELDS))
     return run.go()
-
-
-class Aside(Protocol):
-    """A piece of work that another model does on a replica's GPUs."""
-
-    def begin(self) -> int:
-        """Return the ticks it takes from now."""
-        ...
-
-    def end(self) -> None:
-        """It is done."""
-        ...
-
-
-@dataclass(slots=True)
-class Seat:
-    """A replica's place on the clock."""
-
-    env: Any
-    replica: Replica
-    process: simpy.Process | None = None
-    sleeper: Event | None = None
-    """Set while nothing is there to do."""
-    gliding: bool = False
-    """In a leap that can still be cut."""
-    aside: deque[Aside] = field(default_factory=deque)
-    """Work of other models on the same GPUs; the engine waits for it between two steps."""
-
-    def submit(self, live: Live) -> None:
-        """Hand a request over; wake the replica, or cut its leap."""
-        self.replica.submit(live)
-        if self.sleeper is not None:
-            if not self.sleeper.triggered:
-                self.sleeper.succeed()
-            self.sleeper = None
-        elif self.gliding and self.replica.glide is not None and self.replica.glide.open:
-            self._cut()
-
-    def wake(self) -> None:
-        """Something other than a request is there to do."""
-        if self.sleeper is not None:
-            self.sleeper.succeed()
-            self.sleeper = None
-
-    def leave(self, live: Live) -> None:
-        """A client gives up."""
-        self.replica.leave(live)
-        if self.gliding:
-            self._cut()
-
-    def _cut(self) -> None:
-        assert self.process is not None
-        self.gliding = False
-        self.process.interrupt()
-
-
-@dataclass(slots=True)
-class Fleet:
-    """The replicas of one deployment."""
-
-    setup: Setup
-    router: Router
-    max_queue: int | None
-    seats: list[Seat] = field(default_factory=list)
-    prefill: list[Seat] = field(default_factory=list)
-    """Disaggregated: where prompts are computed."""
-    prefill_router: Router | None = None
-    transfer_ticks: Callable[[int], int] | None = None
-    """Ticks to move so many tokens of KV."""
-    replicas: list[Replica] = field(default_factory=list)
 
 
 class Run:
@@ -266,57 +195,7 @@ class Run:
             replica.stop(now)
         for live in list(self.alive.values()):
             self._close_unfinished(live, now)
-        return self._result(str(verdict), now)
-
-    def _result(self, verdict: str, now: int) -> Result:
-        """Sum up over replicas."""
-        totals = total([replica.totals for replica in self.replicas])
-        for replica in self.replicas:
-            for note in replica.notes:
-                self._note(note)
-        self._note_extrapolation()
-        gpus = [(f.setup, len(f.seats + f.prefill) * f.setup.num_gpus) for f in self.fleets.values()]
-        price = self.scenario.pricing.usd_per_gpu_hour
-        result = Result(
-            self.scenario, verdict, now / TICKS_PER_S, self.records, self.timeline.samples, totals,
-            self._pool(totals), self.meter.intervals(), self.meter.peak_tokens_per_s(), sum(n for _, n in gpus),
-            sum(n * (setup.usd_per_gpu_hour if price is None else price) for setup, n in gpus),
-            self.load.class_names, [cls.slo or self.scenario.slo for cls in self.load.classes], len(self.load),
-            self.modes, self._sources(), self.notes, num_bad_rows=self.load.num_bad_rows,
-            engines={name: f.setup.config.model_dump(mode="json") for name, f in self.fleets.items()},
-        )  # fmt: skip
-        result.limited_by = limited_by(result)
-        result.advice = advise(result)
-        return result
-
-    def _pool(self, totals: Totals) -> Pool:
-        setup = self.fleets[""].setup
-        capacity = sum(r.num_blocks * (r.totals.busy_ticks + r.totals.stalled_ticks) for r in self.replicas)
-        return Pool(
-            setup.config.num_gpu_blocks - 1, setup.config.block_size, setup.kv_bytes_per_token,
-            max(r.totals.peak_used_blocks / r.num_blocks for r in self.replicas),
-            totals.used_block_ticks / (capacity or 1), totals.used_block_ticks / TICKS_PER_S,
-        )  # fmt: skip
-
-    def _sources(self) -> dict[str, str]:
-        """Where figures come from; those of further models carry their names."""
-        return {
-            f"{name}: {key}" if name else key: text
-            for name, fleet in self.fleets.items()
-            for key, text in fleet.setup.sources.items()
-        }
-
-    def _note_extrapolation(self) -> None:
-        """Say where the run left what its profile measured, as the samples saw it."""
-        if len(self.fleets) > 1:
-            return
-        outside = self.fleets[""].setup.outside
-        for s in self.timeline.samples:
-            held = s.prompt_tokens + s.shared_tokens + s.thinking_tokens + s.answer_tokens
-            each = StepShape(s.running, s.running, held)
-            for phrase in outside(each) if s.running and self.num_replicas == 1 else ():
-                what, _, limits = phrase.partition(" outside ")
-                self._note(f"step times extrapolate: {what.split()[0]} outside {limits}")
+        return sum_up(self, str(verdict), now)
 
     def _halt(self, verdict: str) -> None:
         if not self.stop.triggered:
@@ -387,7 +266,7 @@ class Run:
     def _watch(self, now: int) -> None:
         """Sample the timeline; now and then look at the wall clock and at thrashing."""
         if now >= self.timeline.next_at:
-            self.timeline.add(now, self._sample(now))
+            self.timeline.add(now, take_sample(self.replicas, now))
         if self.interrupted:
             self._halt("interrupted")
         if self.turns % WATCH_EVERY:
@@ -398,18 +277,6 @@ class Run:
         useful = sum(r.totals.decode_tokens + r.totals.prefill_tokens for r in self.replicas) - recomputed
         if recomputed > self.scenario.limits.thrash_ratio * useful:
             self._halt("thrash")
-
-    def _sample(self, now: int) -> Sample:
-        held = np.array([r.held_tokens() for r in self.replicas]).sum(0)
-        engines = [r.engine for r in self.replicas]
-        return Sample(
-            now / TICKS_PER_S,
-            sum(e.num_running for e in engines),
-            sum(r.num_waiting for r in self.replicas),
-            sum(r.num_blocks - r.engine.num_free_blocks for r in self.replicas),
-            sum(e.num_cached_free_blocks for e in engines),
-            *map(int, held),
-        )
 
     # --- arrivals ---------------------------------------------------------------------------
 
@@ -450,7 +317,7 @@ class Run:
         fleet = self.fleet_of_class[live.class_id]
         self.alive[row] = live
         if self.rows.any_refused and self.rows.refused[row]:
-            self._note("prompts longer than max_model_len - 1 were refused, as vLLM refuses them")
+            self.note("prompts longer than max_model_len - 1 were refused, as vLLM refuses them")
             self._ended(live, self.env.now, REJECTED, 0)
         elif fleet.prefill_router is not None:
             self._launch_prefill(fleet, live)
@@ -471,7 +338,7 @@ class Run:
         replica = seat.replica
         reason = replica.never_fits(live)
         if reason:
-            self._note(f"never fits: {reason}")
+            self.note(f"never fits: {reason}")
             self._ended(live, self.env.now, REJECTED, 0)
         elif fleet.max_queue is not None and replica.num_waiting >= fleet.max_queue:
             self._ended(live, self.env.now, REFUSED, 0)
@@ -487,7 +354,7 @@ class Run:
         prefill = Live(live.row, live.prompt, 1, 1, 0, live.class_id, live.priority)
         prefill.arrival = live.arrival
         if seat.replica.never_fits(prefill):
-            self._note(f"never fits: {seat.replica.never_fits(prefill)}")
+            self.note(f"never fits: {seat.replica.never_fits(prefill)}")
             self._ended(live, self.env.now, REJECTED, 0)
             return
         prefill.on_end = lambda done, now, reason: self._transfer(fleet, done, live, reason)
@@ -576,88 +443,6 @@ class Run:
         place = self.seat_of.get(live.row)
         self._record(live, now, UNFINISHED, place[0].replica.generated(place[1]) if place else 0)
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Say something about the run; what is said often is counted."""
         self.notes[text] = self.notes.get(text, 0) + 1
-
-
-@contextmanager
-def interrupts(run: Run) -> Iterator[None]:
-    """The first Ctrl-C ends the run after the step under way, with what was simulated; a second one is not caught."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def note(signum: int, frame: object) -> None:
-        run.interrupted = True
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@dataclass(slots=True)
-class Lockstep:
-    """Data-parallel ranks of one mixture-of-experts engine."""
-
-    seats: list[Seat]
-    process: simpy.Process | None = None
-    sleeper: Event | None = None
-
-
-class Rows:
-    """Turns the load's columns into requests, a chunk of rows at a time."""
-
-    CHUNK = 4096
-    MAX_CHUNKS = 32
-
-    def __init__(self, load: Load, max_model_len: np.ndarray[Any, Any]) -> None:
-        self.load = load
-        self.told, self.refused = settle_lengths(load, max_model_len)
-        self.any_refused = bool(self.refused.any())
-        self._priority = [cls.priority for cls in load.classes]
-        self._plain = load.block_ids is None and load.previous_turn is None
-        self._chunks: dict[int, list[tuple[int, ...]]] = {}
-        if load.previous_turn is not None:
-            self._first = self._first_turns(load.previous_turn)
-
-    def _first_turns(self, previous: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        first = np.arange(len(previous))
-        for row in np.flatnonzero(previous >= 0):
-            first[row] = first[previous[row]]
-        return first
-
-    def make(self, row: int) -> Live:
-        """The request of a row."""
-        index, offset = divmod(row, self.CHUNK)
-        chunk = self._chunks.get(index)
-        if chunk is None:
-            chunk = self._fill(index)
-        told, output, thinking, class_id, prompt, group = chunk[offset]
-        if self._plain and group < 0:
-            segments: tuple[Segment, ...] = (Segment(f"p{row}", prompt),)
-        else:
-            segments = tuple(Segment(*piece) for piece in self.load.prompt(row))
-        live = Live(row, segments, told, output, thinking, class_id, self._priority[class_id])
-        if self.load.previous_turn is not None:
-            live.session = int(self._first[row])
-            live.turn = _turn(self.load.previous_turn, row)
-        return live
-
-    def _fill(self, index: int) -> list[tuple[int, ...]]:
-        load, rows = self.load, slice(index * self.CHUNK, (index + 1) * self.CHUNK)
-        columns = (self.told, load.output_tokens, load.thinking_tokens, load.class_id, load.prompt_tokens,
-                   load.prefix_group)  # fmt: skip
-        if len(self._chunks) >= self.MAX_CHUNKS:
-            self._chunks.clear()
-        chunk = self._chunks[index] = list(zip(*(c[rows].tolist() for c in columns), strict=True))
-        return chunk
-
-
-def _turn(previous: np.ndarray[Any, Any], row: int) -> int:
-    turn = 0
-    while previous[row] >= 0:
-        row, turn = int(previous[row]), turn + 1
-    return turn

@@ -24,7 +24,8 @@ from kvplan.replica import Replica
 from kvplan.result import Result
 from kvplan.scenario import Scenario
 from kvplan.scoring import Effort, Read, ReadCache, RemoteQueue, ScoreBatch
-from kvplan.simulate import Fleet, Progress, Run, Seat
+from kvplan.seats import Fleet, Seat
+from kvplan.simulate import Progress, Run
 from kvplan.staffing import set_up_all, staffed, verifier_step_time
 from kvplan.timing import StepTime
 from kvplan.units import TICKS_PER_S
@@ -228,11 +229,11 @@ class Solve(Run):
         prompt = tuple(Segment(*piece) for piece in launch.prompt)
         room = fleet.setup.config.max_model_len - launch.prompt_tokens
         if room < 1:
-            self._note("branches whose prompt fills max_model_len got no token")
+            self.note("branches whose prompt fills max_model_len got no token")
             self._then(attempt, attempt.session.prune(branch.id, 0))
             return
         if launch.tokens > room:
-            self._note("traces were cut at max_model_len")
+            self.note("traces were cut at max_model_len")
             attempt.session.cut(branch.id, room)
         told = min(branch.max_tokens, room)
         live = Live(launch.request_id, prompt, told, launch.tokens, launch.thinking_tokens)

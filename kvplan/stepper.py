@@ -8,12 +8,40 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from kvplan.engine.async_scheduler import make_scheduler
 from kvplan.engine.config import EngineConfig
 from kvplan.engine.leap_state import Chunk, Landing, Leap, Outputs, Step
 from kvplan.engine.output import SchedulerOutput
 from kvplan.engine.request import Request
+
+
+class Engine(Protocol):
+    """The face that the leaping and the step-by-step scheduler share."""
+
+    def add_request(self, request: Request) -> None: ...  # noqa: D102
+    def abort(self, request_id: str) -> bool: ...  # noqa: D102
+    def has_requests(self) -> bool: ...  # noqa: D102
+    def schedule(self) -> Step: ...  # noqa: D102
+    def update_from_output(self) -> Outputs: ...  # noqa: D102
+    def plan_leap(self) -> Leap | None: ...  # noqa: D102
+    def commit_leap(self, num_steps: int) -> Landing: ...  # noqa: D102
+    @property
+    def num_running(self) -> int: ...  # noqa: D102
+    @property
+    def num_waiting(self) -> int: ...  # noqa: D102
+    @property
+    def is_short(self) -> bool: ...  # noqa: D102
+    @property
+    def num_free_blocks(self) -> int: ...  # noqa: D102
+    def free_blocks_in(self, num_steps: int) -> int: ...  # noqa: D102
+    @property
+    def num_cached_free_blocks(self) -> int: ...  # noqa: D102
+    @property
+    def num_taken_blocks(self) -> int: ...  # noqa: D102
+    def head(self) -> Request: ...  # noqa: D102
+
 
 Accept = Callable[[Request, int], int]
 """(request, drafts scheduled) -> drafts accepted."""

@@ -1,0 +1,77 @@
+"""The arithmetic of a leap under way: when which of its steps ends. Knows ticks only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import NamedTuple
+
+NEVER_COMES = 1 << 63
+"""Later than any tick of a run."""
+
+
+class Flight(NamedTuple):
+    """A scheduled step whose output is not read yet."""
+
+    ticks: int
+    num_decodes: int
+    num_chunks: int = 0
+    """Prompt chunks that are computed (a transferred prompt's are not)."""
+    is_empty: bool = False
+    """Nothing was scheduled."""
+    preempts: bool = False
+
+
+@dataclass(slots=True)
+class Glide:
+    """A leap under way: the read of what was in flight (asynchronous only), then an arithmetic series of steps."""
+
+    start: int
+    first: int
+    """Ticks until the step in flight is read; 0 under synchronous scheduling."""
+    num_steps: int
+    """Steps to schedule, and reads to do."""
+    num_decodes: int
+    ticks: int
+    """Duration of the series' first step."""
+    slope: int
+    """Ticks by which each later step is longer."""
+    open: bool
+    """Whether a new request ends it."""
+
+    def ends_at(self, reads: int) -> int:
+        """When the first so many outputs have been read."""
+        n = reads - 1 if self.first else reads
+        return self.start + self.first + n * self.ticks + self.slope * (n * (n - 1) // 2)
+
+    def reads_until(self, now: int) -> int:
+        """The fewest reads that end at `now` or later; never more than were planned."""
+        gap = now - self.start - self.first
+        if gap <= 0:
+            return 1
+        steps = steps_to_cover(self.ticks, self.slope, gap) + (self.first > 0)
+        return min(steps, self.num_steps)
+
+
+def series(ticks: int, slope: int, n: int) -> int:
+    """Sum of n steps, the first of `ticks`, each `slope` longer than the one before.
+
+    >>> series(10, 2, 3)
+    36
+    """
+    return n * ticks + slope * (n * (n - 1) // 2)
+
+
+def steps_to_cover(ticks: int, slope: int, gap: int) -> int:
+    """The smallest n with series(ticks, slope, n) >= gap > 0, exactly.
+
+    >>> steps_to_cover(10, 2, 36), steps_to_cover(10, 2, 37)
+    (3, 4)
+    """
+    if not slope:
+        return -(-gap // ticks)
+    b = 2 * ticks - slope
+    n = max(0, (isqrt(b * b + 8 * slope * gap) - b) // (2 * slope) - 1)
+    while n * ticks + slope * (n * (n - 1) // 2) < gap:
+        n += 1
+    return n
