@@ -20,20 +20,17 @@ import simpy
 from simpy.events import URGENT, Event
 
 from kvplan.deploy import Setup, set_ups
-from kvplan.engine.leap import LeapScheduler, why_not
-from kvplan.engine.request import Request
 from kvplan.glide import NEVER_COMES
 from kvplan.interrupts import interrupts
 from kvplan.live import LENGTH, REFUSED, REJECTED, TIMEOUT, UNFINISHED, Live
+from kvplan.make_replica import make_replica
 from kvplan.metrics import Timeline, TokenMeter
 from kvplan.records import SUMMARY_FIELDS, Record, Records
-from kvplan.replica import Replica
 from kvplan.result import Result
 from kvplan.router import Router
 from kvplan.rows import Rows
 from kvplan.scenario import Deployment, Scenario
 from kvplan.seats import Fleet, Lockstep, Seat
-from kvplan.stepper import StepByStep
 from kvplan.summing_up import sum_up, take_sample
 from kvplan.timing import StepShape
 from kvplan.units import TICKS_PER_S
@@ -136,7 +133,7 @@ class Run:
     def _copy(self, setup: Setup, name: str, decodes_only: bool = False) -> list[Seat]:
         """One engine, or the ranks of a lockstep group."""
         ranks = [
-            Seat(self.env, self._replica(setup, name, decodes_only)) for _ in range(setup.lockstep_ranks)
+            Seat(self.env, make_replica(self, setup, name, decodes_only)) for _ in range(setup.lockstep_ranks)
         ]
         if len(ranks) > 1:
             group = Lockstep(ranks)
@@ -147,36 +144,6 @@ class Run:
         else:
             ranks[0].process = self.env.process(self._serve(ranks[0]))
         return ranks
-
-    def _replica(self, setup: Setup, name: str, decodes_only: bool) -> Replica:
-        config = setup.config
-        if decodes_only:  # a transferred prompt takes blocks, not token budget
-            room = config.max_model_len + config.max_num_seqs
-            config = config.model_copy(
-                update={"max_num_batched_tokens": max(room, config.max_num_batched_tokens)}
-            )
-        reason = "asked for" if self.step_by_step else why_not(config)
-        engine = StepByStep(config, self._accept(name)) if reason else LeapScheduler(config)
-        self.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
-        groups = config.groups
-        self.num_replicas += 1
-        return Replica(
-            self.num_replicas - 1, engine, setup.step_time, config.num_gpu_blocks - 1, config.block_size,
-            config.max_num_seqs, config.max_num_batched_tokens, config.async_scheduling,
-            len(groups) == 1 and groups[0].kind == "full", self.meter, self._ended,
-            drafts=config.num_speculative_tokens,
-        )  # fmt: skip
-
-    def _accept(self, name: str) -> Callable[[Request, int], int]:
-        """How many drafts are right, each with the deployment's chance, up to the first wrong one."""
-        rate = self.scenario.deployments[name].acceptance_rate
-        rng = np.random.default_rng([self.scenario.workload.seed, 2, len(self.modes)])
-
-        def accept(request: Request, num_drafts: int) -> int:
-            right = rng.random(num_drafts) < rate
-            return num_drafts if right.all() else int(right.argmin())
-
-        return accept
 
     def _sample_interval(self) -> int:
         span = float(np.nanmax(self.load.arrival_s))
@@ -318,7 +285,7 @@ class Run:
         self.alive[row] = live
         if self.rows.any_refused and self.rows.refused[row]:
             self.note("prompts longer than max_model_len - 1 were refused, as vLLM refuses them")
-            self._ended(live, self.env.now, REJECTED, 0)
+            self.ended(live, self.env.now, REJECTED, 0)
         elif fleet.prefill_router is not None:
             self._launch_prefill(fleet, live)
         else:
@@ -339,9 +306,9 @@ class Run:
         reason = replica.never_fits(live)
         if reason:
             self.note(f"never fits: {reason}")
-            self._ended(live, self.env.now, REJECTED, 0)
+            self.ended(live, self.env.now, REJECTED, 0)
         elif fleet.max_queue is not None and replica.num_waiting >= fleet.max_queue:
-            self._ended(live, self.env.now, REFUSED, 0)
+            self.ended(live, self.env.now, REFUSED, 0)
         else:
             self.seat_of[live.row] = seat, live
             seat.submit(live)
@@ -355,7 +322,7 @@ class Run:
         prefill.arrival = live.arrival
         if seat.replica.never_fits(prefill):
             self.note(f"never fits: {seat.replica.never_fits(prefill)}")
-            self._ended(live, self.env.now, REJECTED, 0)
+            self.ended(live, self.env.now, REJECTED, 0)
             return
         prefill.on_end = lambda done, now, reason: self._transfer(fleet, done, live, reason)
         self.seat_of[live.row] = seat, prefill
@@ -368,7 +335,7 @@ class Run:
         live.scheduled, live.hit_tokens = prefill.scheduled, prefill.hit_tokens
         live.kv_area, live.transferred = prefill.kv_area, True
         if reason == TIMEOUT:
-            self._ended(live, self.env.now, TIMEOUT, 0)
+            self.ended(live, self.env.now, TIMEOUT, 0)
         else:
             ticks = fleet.transfer_ticks(live.num_prompt_tokens)
             self._at(ticks, lambda _: self._route(fleet, live) if live.row in self.alive else None)
@@ -379,13 +346,13 @@ class Run:
             return
         place = self.seat_of.get(live.row)
         if place is None:
-            self._ended(live, self.env.now, TIMEOUT, 0)
+            self.ended(live, self.env.now, TIMEOUT, 0)
         else:
             place[0].leave(place[1])
 
     # --- endings ----------------------------------------------------------------------------
 
-    def _ended(self, live: Live, now: int, reason: int, generated: int) -> None:
+    def ended(self, live: Live, now: int, reason: int, generated: int) -> None:
         """A request left a replica, or never got into one."""
         if live.on_end is not None:
             live.on_end(live, now, reason)

@@ -268,7 +268,7 @@ class Solve(Run):
 
     # --- branches end ----------------------------------------------------------------------------
 
-    def _ended(self, live: Live, now: int, reason: int, generated: int) -> None:
+    def ended(self, live: Live, now: int, reason: int, generated: int) -> None:
         """A branch left its replica: record it, have it scored, tell the strategy."""
         if live.on_end is not None:
             live.on_end(live, now, reason)
