@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvplan.costs import AttentionCosts, GemmCosts, HostCosts, StepCosts, capture_sizes
@@ -38,6 +38,7 @@ HOSTS = {
 
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("name", MODELS)
+@settings(deadline=None)
 @given(batch=st.integers(1, 600), start=st.integers(1, 60_000), steps=st.integers(0, 10_000))
 def test_decode_line_is_ticks(name: str, host: str, batch: int, start: int, steps: int) -> None:
     """The line equals `ticks` at its start and at any context before its limit."""
@@ -78,6 +79,7 @@ def test_moe_wakes_experts_with_the_batch() -> None:
     assert many - one == pytest.approx((128 - 8) * expert, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(batch=st.integers(1, 512), context=st.integers(0, 10**7), chunk=st.integers(1, 8192))
 def test_more_work_takes_longer(batch: int, context: int, chunk: int) -> None:
     """A longer context, one more sequence or a prompt chunk never makes a step shorter."""
@@ -94,6 +96,7 @@ SHAPES = st.tuples(
 
 
 @pytest.mark.parametrize("name", MODELS)
+@settings(deadline=None)
 @given(rows=st.lists(SHAPES, min_size=1, max_size=5))
 def test_arrays_and_numbers_agree(name: str, rows: list[tuple[int, int, int, int]]) -> None:
     """`seconds` of an array of steps is `seconds` of each: the fit and the simulator share one physics."""
