@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check bench oracle app clean calibrate-gpu live
+.PHONY: help demo test lint types check bench oracle ray app clean calibrate-gpu live
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,10 @@ $(ORACLE)/.done: tests/conformance/oracle-requirements.txt
 
 oracle: $(ORACLE)/.done  ## the engine twin against vLLM's own scheduler (installs 1.8 GB)
 	$(ORACLE)/bin/python tests/conformance/vllm_oracle.py --count $(or $(COUNT),300) --first $(or $(FIRST),0)
+
+ray: $(DEV)  ## sweeps on a real local Ray cluster, started and stopped by the tests
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[ray]'
+	KVPLAN_RAY=1 $(BIN)/python -m pytest tests/test_search_ray.py
 
 app: $(DEV)  ## the planner in a browser
 	$(BIN)/streamlit run app.py

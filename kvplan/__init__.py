@@ -21,6 +21,7 @@ _HOME = {
     "Scenario": "kvplan.scenario",
     "load_scenario": "kvplan.scenario",
     "Result": "kvplan.result",
+    "sweep": "kvplan.search",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

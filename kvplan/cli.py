@@ -31,6 +31,10 @@ COMMANDS = {
         "kvplan.commands.compare:compare_command",
         "Which test-time strategy: accuracy, latency, cost per correct answer.",
     ),
+    "sweep": (
+        "kvplan.commands.sweep:sweep_command",
+        "Many scenarios: a grid over any keys, a row per point.",
+    ),
     "fit": ("kvplan.commands.fit:fit_command", "Step-time profiles from measurements or published kernels."),
     "compare-run": (
         "kvplan.commands.compare_run:compare_run_command",

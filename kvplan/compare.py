@@ -142,7 +142,7 @@ def compare(
         found = solve(scenario, spec, setups=setups)
         if found.verdict == "interrupted":
             break
-        rows.append(_row(scenario, problems, spec, found))
+        rows.append(strategy_row(scenario, problems, spec, found))
         if progress is not None:
             progress(number + 1, len(specs))
     if not rows:
@@ -154,7 +154,8 @@ def compare(
     return Comparison(scenario, rows, _caution(problems), choice, reason, caps, advice, interrupted)
 
 
-def _row(scenario: Scenario, problems: Problems, spec: StrategySpec, found: Solution) -> Row:
+def strategy_row(scenario: Scenario, problems: Problems, spec: StrategySpec, found: Solution) -> Row:
+    """One strategy's run as a line of the table. Raises DoesNotFit when the run solved no problem."""
     records, effort, result, solved = found.records, found.effort, found.result, found.solved
     if not solved:
         raise DoesNotFit(f"{spec.name}: no problem was solved; the run ended with {found.verdict}")

@@ -157,21 +157,27 @@ def load_scenario(path: str | Path, overrides: Iterable[str] = ()) -> Scenario:
 
     Raises KvplanError in one line: the key's path, what is wrong, the closest known key.
     """
+    data, file = read_scenario(path, overrides)
+    return parse_scenario(data, file.name, file.parent)
+
+
+def read_scenario(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], Path]:
+    """Return what a scenario file says, overrides applied, still unchecked; and the file that was found."""
     file = _find(Path(path))
     data = _parse(_read(file), str(file))
     for override in overrides:
         _set(data, override)
-    scenario = parse_scenario({"name": file.stem, **data}, file.name)
-    scenario._folder = file.parent
-    return scenario
+    return {"name": file.stem, **data}, file
 
 
-def parse_scenario(data: dict[str, Any], where: str = "scenario") -> Scenario:
-    """Check a scenario that is already a dictionary."""
+def parse_scenario(data: dict[str, Any], where: str = "scenario", folder: Path = Path()) -> Scenario:
+    """Check a scenario that is already a dictionary; relative paths in it start at `folder`."""
     try:
-        return Scenario.model_validate(data)
+        scenario = Scenario.model_validate(data)
     except ValidationError as error:
         raise KvplanError(f"{where}: {_first_problem(error, data)}") from None
+    scenario._folder = folder
+    return scenario
 
 
 def dump_scenario(scenario: Scenario) -> str:
@@ -230,15 +236,20 @@ def _set(data: dict[str, Any], override: str) -> None:
     path, eq, value = override.partition("=")
     if not eq or not path:
         raise KvplanError(f"--set {override}: write key.path=value, e.g. engine.max_num_seqs=64")
+    try:
+        set_key(data, path, yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise KvplanError(f"--set {path}: {value!r} is not a YAML value") from None
+
+
+def set_key(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value at a dotted path; the dictionaries on the way are copied, `data` itself is changed."""
     *parents, last = path.split(".")
     for key in parents:
         below = data.get(key)
         data[key] = dict(below) if isinstance(below, dict) else {}
         data = data[key]
-    try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise KvplanError(f"--set {path}: {value!r} is not a YAML value") from None
+    data[last] = value
 
 
 def _first_problem(error: ValidationError, data: Any) -> str:

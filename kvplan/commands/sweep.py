@@ -1,0 +1,99 @@
+"""`kvplan sweep`: a grid or a sample over scenario keys, a row per point."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from kvplan.commands.common import print_json
+from kvplan.commands.progress import Progress
+from kvplan.search import Execution, Sweep, num_cores, sweep_rows
+from kvplan.sweep_file import HASH
+
+SWITCH = Parameter(negative="")
+
+
+def sweep_command(
+    scenario: str,
+    /,
+    *,
+    over: Annotated[tuple[str, ...], Parameter(consume_multiple=True)],
+    set: tuple[str, ...] = (),
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    sample: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    backend: str = "local",
+    address: str | None = None,
+    force: Annotated[bool, SWITCH] = False,
+    json: Annotated[bool, SWITCH] = False,
+    quiet: Annotated[bool, SWITCH] = False,
+) -> int:
+    """Simulate every combination of some keys' values; one row each, CSV on stdout or into a file.
+
+    Parameters
+    ----------
+    scenario
+        A YAML file, or a bundled scenario's name.
+    over
+        A key and its values, e.g. --over gpu=h100,h200 engine.max_num_seqs=64,128; several may follow.
+    set
+        Change a key for all points, as in kvplan simulate; may be repeated.
+    output
+        Add each row to this .csv, .jsonl or .parquet file as it finishes; points found there are not run again.
+    sample
+        Run this many combinations, drawn at random, instead of all.
+    seed
+        Draws the sample; the scenario's own seeds draw the load, the same for every point.
+    workers
+        Processes; one per core by default.
+    backend
+        local, or ray.
+    address
+        Of a Ray cluster, host:port or ray://host:port; without it one is started on this machine.
+    force
+        Run more points than are sensible.
+    json
+        One JSON document on stdout.
+    quiet
+        No progress on stderr.
+    """
+    progress = None if quiet else Progress(noun="points")
+    found = sweep_rows(
+        scenario, over, overrides=set, sample=sample, seed=seed, output=output, force=force, progress=progress,
+        execution=Execution(backend, num_cores() if workers is None else workers, address),
+    )  # fmt: skip
+    plain = [{key: value for key, value in row.items() if key != HASH} for row in found.rows]
+    if json:
+        print_json({"schema_version": 1, "over": list(over), "points": plain})
+    elif output is None and plain:
+        _print_csv(plain)
+    for text in _remarks(found, output):
+        print(f"kvplan: {text}", file=sys.stderr)
+    if found.interrupted:
+        return 130
+    return int(all(row["error"] for row in found.rows))
+
+
+def _remarks(found: Sweep, output: Path | None) -> list[str]:
+    """What the rows do not say themselves."""
+    said = []
+    if found.num_found:
+        said.append(f"{found.num_found:,} of {found.num_points:,} points were in {output} already")
+    failed = [row["error"] for row in found.rows if row["error"]]
+    if failed:
+        said.append(f"{len(failed):,} of {len(found.rows):,} points have no figures; the first: {failed[0]}")
+    if found.interrupted:
+        again = f", in {output}; the same command goes on from there" if output else ""
+        said.append(f"interrupted; {len(found.rows):,} of {found.num_points:,} points are finished{again}")
+    return said
+
+
+def _print_csv(rows: list[dict[str, Any]]) -> None:
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(rows[0])
+    out.writerows(["" if v is None else v for v in row.values()] for row in rows)
