@@ -4,7 +4,7 @@ Reasoning: prompts of median 512 and answers of median 6,000 tokens on a card th
 a third of that (tight: about five preemptions a request). The naive loop below, with an event per step and a request
 at a time, is the yardstick: it has no prefix cache, no chunks and no records, and is still paid per step and request.
 
-    python benchmarks/bench_simulate.py                  all rows, 10,000 requests each
+    python benchmarks/bench_simulate.py                  all rows, 5,000 requests each
     python benchmarks/bench_simulate.py ample 100000     one row; the peak memory is then that row's
     python benchmarks/bench_simulate.py ample 1000000 --no-records
 """
@@ -107,7 +107,7 @@ def naive(row: Row, num_requests: int) -> float:
         if not running and not waiting:
             now = arrivals[0][0]
             continue
-        prefill, batch = _naive_admit(waiting, running, free)
+        prefill, batch = _naive_admit(waiting, running, free, row.num_blocks // 100)
         free -= sum(-(-r.computed // 16) for r in batch)
         need = sum(r.computed % 16 == 0 for r in running)
         while need > free:
@@ -134,13 +134,15 @@ def naive(row: Row, num_requests: int) -> float:
     return num_requests / (process_time() - start)
 
 
-def _naive_admit(waiting: deque[Naive], running: list[Naive], free: int) -> tuple[int, list[Naive]]:
-    """Admit what fits, whole prompts at a time."""
+def _naive_admit(
+    waiting: deque[Naive], running: list[Naive], free: int, spare: int
+) -> tuple[int, list[Naive]]:
+    """Admit what fits and leaves `spare` blocks, whole prompts at a time."""
     tokens, batch = 0, []
     while waiting and len(running) + len(batch) < 128:
         size = waiting[0].prompt + waiting[0].generated
         free -= -(-size // 16)
-        if free < 0 or tokens + size > 8192:
+        if (free < spare and (running or batch)) or (batch and tokens + size > 8192):
             break
         tokens += size
         batch.append(waiting.popleft())
@@ -166,7 +168,7 @@ def main() -> None:
     """Print requests per CPU second, beside the naive loop's on the same workload."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("row", nargs="?", choices=ROWS)
-    parser.add_argument("num_requests", nargs="?", type=int, default=10_000)
+    parser.add_argument("num_requests", nargs="?", type=int, default=5000)
     parser.add_argument("--no-records", action="store_true")
     args = parser.parse_args()
     print(
