@@ -19,7 +19,7 @@ from kvplan.gpu import GpuSpec
 from kvplan.memory_profile import MemoryProfile, memory_profile
 from kvplan.model import ModelSpec
 from kvplan.overheads import NOTHING, Overheads, Range, estimate_overheads
-from kvplan.units import gib
+from kvplan.units import GiB, gib
 
 SourceKind = Literal["computed", "measured", "assumed"]
 
@@ -99,16 +99,37 @@ def make_budget(
 ) -> Budget:
     """Memory of one rank on one pipeline stage."""
     learned = profile or memory_profile(engine.engine, engine.version, engine.legacy)
+    gpu = _as_seen(gpu, learned)
     over = estimate_overheads(model, args, gpu, learned, last_stage=last_stage)
     low, high = gpu.total_bytes_range
     total = Row("total", "total", Range(gpu.total_bytes, low, high), "measured", f"{gpu.name}: {gpu.source}")
     others = tuple(_colocated_row(c) for c in colocated)
-    weights = Row("weights", "weights", exact(weights_bytes), "computed", _weights_reason(model, args))
+    weights = _weights(model, args, weights_bytes, learned)
     activation, runtime = _activation(over, engine), _runtime(over, learned, args)
     graphs = _graphs(over, learned.graphs_in_budget)
     taken = [row.size for row in (weights, *others, activation, runtime, graphs)]
     outside, kv = _split(gpu, args, engine, taken, runtime.size.value)
     return Budget(total, outside, weights, activation, runtime, graphs, others, kv)
+
+
+def _as_seen(gpu: GpuSpec, learned: MemoryProfile) -> GpuSpec:
+    """The card with the total that the profile saw on it."""
+    seen = learned.total_gib.get(gpu.name)
+    if seen is None:
+        return gpu
+    return gpu.model_copy(
+        update={"usable_gib": seen.value, "usable_gib_range": (seen.low, seen.high), "source": seen.source}
+    )
+
+
+def _weights(model: ModelSpec, args: ResolvedArgs, num_bytes: int, learned: MemoryProfile) -> Row:
+    """Computed weights, and what the profile saw the model load beyond them."""
+    why = _weights_reason(model, args)
+    more = learned.weights_gib.get(model.name)
+    if more is None:
+        return Row("weights", "weights", exact(num_bytes), "computed", why)
+    low, value, high = (num_bytes + int(one * GiB) for one in (more.low, more.value, more.high))
+    return Row("weights", "weights", Range(value, low, high), "measured", more.source)
 
 
 def _split(

@@ -40,6 +40,10 @@ COMMANDS = {
         "kvplan.commands.compare_run:compare_run_command",
         "A real run beside a simulation of the same requests: signed errors.",
     ),
+    "reconcile": (
+        "kvplan.commands.reconcile:reconcile_command",
+        "A real engine's start-up log beside the plan; learns its overheads.",
+    ),
     "calibrate": (
         "kvplan.commands.calibrate:calibrate_command",
         "Measure this card, or a live server, and fit a profile.",

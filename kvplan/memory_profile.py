@@ -9,7 +9,7 @@ import json
 from functools import cache
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError
@@ -58,6 +58,10 @@ class MemoryProfile(Config):
     """Whether CUDA graphs are deducted before the KV pool (vLLM 0.21 and later)."""
     graph_mib_per_layer: dict[str, Figure]
     """MiB per captured graph and layer, by GPU architecture; `default` for the others."""
+    total_gib: dict[str, Figure] = Field(default_factory=dict)
+    """What CUDA called the card's total, GiB, by the GPU table's name; the table's figure for others."""
+    weights_gib: dict[str, Figure] = Field(default_factory=dict)
+    """Loaded weights less the computed ones, GiB a GPU, by model; nothing for others."""
 
 
 @cache

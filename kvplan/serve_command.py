@@ -70,8 +70,12 @@ def shell_command(model: str, args: EngineArgs, engine: Engine = "vllm") -> str:
         "sglang": ["python", "-m", "sglang.launch_server", "--model-path", model],
         "tensorrt-llm": ["trtllm-serve", model],
     }[engine]
-    words = [word for flag, value in serve_flags(args, engine).items() for word in _words(flag, value)]
-    return shlex.join([*start, *words])
+    return shlex.join([*start, *to_words(serve_flags(args, engine))])
+
+
+def to_words(flags: Flags) -> list[str]:
+    """Flags as words of a command line."""
+    return [word for flag, value in flags.items() for word in _words(flag, value)]
 
 
 def _words(flag: str, value: Any) -> list[str]:

@@ -1,0 +1,87 @@
+"""`kvplan reconcile`: a start-up log beside the plan, and the overheads that it implies."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from kvplan.commands.common import FLAGS, print_json
+from kvplan.engine_args import EntryPoint
+from kvplan.errors import KvplanError
+from kvplan.logs import file_lines, read_log
+from kvplan.model import load_model
+from kvplan.reconcile import reconcile
+from kvplan.reconcile_report import document, text
+
+
+def reconcile_command(
+    log: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    model: str | None = None,
+    gpu: str | None = None,
+    engine: str | None = None,
+    entry_point: EntryPoint = "serve",
+    args: FLAGS = None,
+    save: str | None = None,
+    hub: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """A real engine's start-up log beside the plan, line by line; learns the overheads that it implies.
+
+    Reads logs of vLLM (V0 and V1), SGLang and TensorRT-LLM. Only figures and known flags are taken from a log:
+    keys and tokens in its command lines are neither shown nor stored. Exit code 1 when its figures exclude each
+    other.
+
+    For example:
+
+        docker logs vllm 2>&1 | kvplan reconcile - --gpu h100
+
+        kvplan reconcile start.log --model ./config.json --gpu l40s --save my-l40s.json
+
+        kvplan estimate Qwen/Qwen3-8B --gpu l40s --max-model-len 32K --profile my-l40s.json
+
+    Parameters
+    ----------
+    log
+        A file, or - for standard input.
+    model
+        Bundled name, config.json or folder, where the log does not name a bundled model.
+    gpu
+        A name of `kvplan gpus`, where the log does not name its card.
+    engine
+        E.g. vllm@0.19, where the log does not print its version.
+    entry_point
+        serve (`vllm serve`) or llm (offline); their batch defaults differ.
+    save
+        Write the implied overheads as a profile for `estimate --profile`.
+    hub
+        Fetch the config from the Hugging Face hub if it is not bundled.
+    json
+        One JSON document on stdout.
+    """
+    told = read_log(file_lines(log))
+    name = model or (told.model if hub else None)
+    spec = load_model(name, hub=hub) if name else None
+    found = reconcile(told, model=spec, gpu=gpu, engine=engine, args=args, entry_point=entry_point)
+    if json:
+        print_json(document(found))
+    else:
+        print(text(found))
+    if save:
+        _save(save, found.profile(Path(save).stem).model_dump_json(indent=1, exclude_defaults=True))
+    return 1 if found.contradictions else 0
+
+
+def _save(name: str, content: str) -> None:
+    path = Path(name)
+    if path.suffix != ".json":
+        raise KvplanError(f"--save {name}: a profile's file name ends in .json")
+    try:
+        path.write_text(content + "\n", encoding="utf-8")
+    except OSError as error:
+        raise KvplanError(f"--save {name}: cannot be written ({error.strerror})") from None
+    print(f"kvplan: overheads written to {path}", file=sys.stderr)

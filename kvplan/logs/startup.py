@@ -1,0 +1,268 @@
+"""`read_log`: one engine start as its log tells it. Streams; keeps numbers, flags and names, never lines."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kvplan.errors import KvplanError
+from kvplan.logs.figures import ENGINES, Pattern
+from kvplan.logs.flags import FLAG_LINES, GPU_LINES, read_flags, read_gpu, read_model
+from kvplan.logs.reader import clean_lines
+
+
+class Reading(NamedTuple):
+    """A figure as printed once."""
+
+    value: float
+    line: int
+    rank: str
+    """Which process printed it; empty for an engine's only one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartupLog:
+    """What one start-up printed. Sizes in GiB per GPU, whatever the log calls them."""
+
+    engine: str
+    """vllm, sglang or tensorrt-llm."""
+    version: str
+    """As printed, e.g. 0.11.0; empty if it is not."""
+    legacy: bool
+    """vLLM's first engine (V0) by the lines it prints."""
+    model: str
+    """Name or path; empty if not printed."""
+    gpu: str
+    """Product name; empty if not printed."""
+    figures: Mapping[str, float]
+    """Figure -> value on the rank that has least room for KV."""
+    lines: Mapping[str, int]
+    """Figure -> line number it was read from."""
+    flags: Mapping[str, object]
+    """Flags by `EngineArgs` field."""
+    notes: tuple[str, ...]
+    """What a reader should know: several starts, unequal ranks."""
+
+    def gib(self, figure: str) -> float | None:
+        """A figure, or None where the log does not print it."""
+        return self.figures.get(figure)
+
+
+_VERSION = {
+    "vllm": re.compile(r"(?:engine \(v|API server version v?)(\d+\.\d+[\w.+]*)"),
+    "sglang": re.compile(r"(?:sglang[=_ -]v?|sglang_version['\"]?[:=] ?['\"]?)(\d+\.\d+[\w.]*)"),
+    "tensorrt-llm": re.compile(r"(?:TensorRT[- ]LLM version:? |Engine version )(\d+\.\d+[\w.]*)"),
+}
+_RANK = re.compile(
+    r"\((?P<vllm>(?:Engine\w*|Vllm\w*|\w*Worker\w*|APIServer)(?: [\w=]+)*?)(?:,? ?\b(?P<pid>pid=\d+)[^)]*)?\)"
+    r"|\[\d{4}-[\d :-]+ (?P<sglang>(?:[DPTE]{2}\d+ ?)+)\]|\[RANK (?P<trt>\d+)\]"
+)
+_BANNERS = (
+    "Initializing an LLM engine",
+    "LLM engine (v",
+    "server_args=ServerArgs",
+    "TRTGptModel maxBatchSize",
+)
+_V0 = (
+    "the current vLLM instance can use",
+    "GPU blocks:",
+    "cuda blocks:",
+    "a V0 LLM engine",
+    "peak_torch_memory",
+)
+_V1 = ("a V1 LLM engine", "GPU KV cache size", "Available KV cache memory", "gpu_model_runner.py")
+_MANY = ("cache_tokens", "max_concurrency", "num_gpu_blocks")
+"""Figures that one process prints once per rank."""
+
+
+def read_log(lines: str | Iterable[str]) -> StartupLog:
+    """Read a start-up log.
+
+    Args:
+        lines: the text, or its lines (`file_lines` streams a file).
+
+    Raises:
+        KvplanError: no start-up in it, figures of two engines, figures that contradict each other, binary data.
+    """
+    reader = _Reader()
+    for number, line in enumerate(clean_lines(lines), 1):
+        reader.read(number, line)
+    return reader.result()
+
+
+Readings = dict[str, list[tuple[int, Reading]]]
+"""Figure -> (which pattern found it, reading)."""
+
+
+@dataclass(slots=True)
+class _Reader:
+    """What has been read of the latest start."""
+
+    readings: dict[str, Readings] = field(default_factory=lambda: {e: defaultdict(list) for e in ENGINES})
+    flags: dict[str, dict[str, list[tuple[object, int]]]] = field(
+        default_factory=lambda: {e: defaultdict(list) for e in ENGINES}
+    )
+    version: dict[str, str] = field(default_factory=dict)
+    model: str = ""
+    gpu: str = ""
+    v0: int = 0
+    v1: int = 0
+    banners: set[tuple[str, str]] = field(default_factory=set)
+    starts: int = 1
+    num_lines: int = 0
+
+    def read(self, number: int, line: str) -> None:
+        """Take what one line tells."""
+        self.num_lines = number
+        rank = _rank(line)
+        self._banner(line, rank)
+        for engine, patterns in ENGINES.items():
+            for index, pattern in enumerate(patterns):
+                if pattern.literal in line:
+                    self._figure(engine, index, pattern, Reading(0, number, rank), line)
+        if any(literal in line for literal in FLAG_LINES):
+            self._configuration(number, line)
+        if not self.gpu and any(literal in line for literal in GPU_LINES):
+            self.gpu = read_gpu(line)
+        self.v0 += any(literal in line for literal in _V0)
+        self.v1 += any(literal in line for literal in _V1)
+        if "version" in line or "engine (v" in line or "sglang" in line:
+            for engine, spelled in _VERSION.items():
+                found = spelled.search(line)
+                if found:
+                    self.version.setdefault(engine, found[1])
+
+    def _banner(self, line: str, rank: str) -> None:
+        """Forget an earlier start when the same process says hello again."""
+        banner = next((b for b in _BANNERS if b in line), None)
+        if banner is None:
+            return
+        if (banner, rank) in self.banners:
+            fresh = _Reader(starts=self.starts + 1, gpu=self.gpu, version=self.version)
+            for name in self.__slots__:
+                setattr(self, name, getattr(fresh, name))
+        self.banners.add((banner, rank))
+
+    def _figure(self, engine: str, index: int, pattern: Pattern, where: Reading, line: str) -> None:
+        for match in pattern.regex.finditer(line):
+            value = float(match[1].replace(",", ""))
+            self.readings[engine][pattern.figure].append((index, where._replace(value=value)))
+
+    def _configuration(self, number: int, line: str) -> None:
+        self.model = self.model or read_model(line)
+        for engine in ENGINES:
+            for name, value in read_flags(line, engine).items():
+                self.flags[engine][name].append((value, number))
+
+    def result(self) -> StartupLog:
+        """The start that was read last."""
+        engine = self._engine()
+        flags, ranks = self._agreed_flags(engine), 1
+        for size in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+            ranks *= int(str(flags.get(size, 1)))
+        figures = _figures(self.readings[engine], ranks)
+        notes = [f"the log holds {self.starts} starts; the last one is used"] if self.starts > 1 else []
+        return StartupLog(
+            engine,
+            self.version.get(engine, ""),
+            engine == "vllm" and self.v0 > 0 and self.v1 == 0,
+            self.model,
+            self.gpu,
+            {name: reading.value for name, reading in figures.items()},
+            {name: reading.line for name, reading in figures.items()},
+            flags,
+            tuple(notes),
+        )
+
+    def _engine(self) -> str:
+        """The engine whose figures these are."""
+        told = {engine: set(found) & _TELLING for engine, found in self.readings.items()}
+        engines = [engine for engine, figures in told.items() if figures]
+        if len(engines) > 1:
+            raise KvplanError(f"figures of {' and '.join(engines)} in one log; give the log of one engine")
+        if not engines:
+            raise KvplanError(self._why_nothing())
+        return engines[0]
+
+    def _why_nothing(self) -> str:
+        began = self.banners or any(self.flags.values())
+        if began:
+            return (
+                f"the log of {self.num_lines:,} lines ends before the engine sized its KV cache; "
+                "give the lines up to 'GPU KV cache size' (vLLM), 'max_total_num_tokens=' (SGLang) or "
+                "'paged KV cache' (TensorRT-LLM)"
+            )
+        return (
+            f"no start-up of vLLM, SGLang or TensorRT-LLM in these {self.num_lines:,} lines; "
+            "expected e.g. 'Available KV cache memory: 55.30 GiB'"
+        )
+
+    def _agreed_flags(self, engine: str) -> dict[str, object]:
+        """Each flag once; the resolved value where `auto` or -1 stands beside it."""
+        agreed: dict[str, object] = {}
+        for name, told in self.flags[engine].items():
+            values = {value: line for value, line in told if value not in ("auto", -1)}
+            if len(values) > 1 and name in _FIXED:
+                (one, first), (other, second) = list(values.items())[:2]
+                raise KvplanError(
+                    f"the log contradicts itself: {name} is {one} in line {first} and {other} in line {second}; "
+                    "give the lines of one start"
+                )
+            agreed[name] = next(iter(values), told[0][0])
+        return agreed
+
+
+_FIXED = ("max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization")
+"""Flags that nothing changes between the command line and the engine."""
+_TELLING = {"kv_gib", "cache_tokens", "num_gpu_blocks", "kv_bytes", "k_gib"}
+"""Figures that say how large the KV pool became; without one there is nothing to compare."""
+
+
+def _rank(line: str) -> str:
+    """Which process speaks; workers without a number are told apart by their process id."""
+    match = _RANK.search(line[:400])
+    if match is None:
+        return ""
+    if match["vllm"] is None:
+        return (match["sglang"] or match["trt"]).strip()
+    numbered = re.search(r"\d", match["vllm"]) or not match["pid"]
+    return match["vllm"] if numbered or "Engine" in match["vllm"] else f"{match['vllm']} {match['pid']}"
+
+
+def _figures(readings: Readings, ranks: int) -> dict[str, Reading]:
+    """One reading of each figure: that of the rank with least room for KV, else the largest use."""
+    first = {name: _first_pattern(name, found, ranks) for name, found in readings.items()}
+    least = min(first.get("kv_gib", []), default=None)
+    figures = {}
+    for name, found in first.items():
+        mine = [r for r in found if least and r.rank == least.rank]
+        room = name in (*_MANY, "kv_gib", "before_gib", "after_gib", "total_gib", "k_gib", "v_gib")
+        figures[name] = (min if room else max)(mine or found)
+    return figures
+
+
+def _first_pattern(name: str, found: list[tuple[int, Reading]], ranks: int) -> list[Reading]:
+    """Readings of the most exact pattern, once they are known not to contradict each other."""
+    for pattern in sorted({index for index, _ in found}):
+        _check_equal(name, [reading for index, reading in found if index == pattern], ranks)
+    best = min(index for index, _ in found)
+    return [reading for index, reading in found if index == best]
+
+
+def _check_equal(name: str, found: list[Reading], ranks: int) -> None:
+    """One process prints one value of a figure; one that speaks for all ranks prints one for each."""
+    by_rank: dict[str, list[Reading]] = defaultdict(list)
+    for reading in found:
+        by_rank[reading.rank].append(reading)
+    for same in by_rank.values():
+        low, high = min(same), max(same)
+        speaks_for_all = name in _MANY and len(same) <= ranks
+        if high.value - low.value > 0.011 + 0.01 * abs(high.value) and not speaks_for_all:
+            first, second = sorted((low, high), key=lambda r: r.line)
+            raise KvplanError(
+                f"the log contradicts itself: {name} is {first.value:,g} in line {first.line} and "
+                f"{second.value:,g} in line {second.line}; give the lines of one start"
+            )
