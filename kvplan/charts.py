@@ -1,27 +1,63 @@
-"""Charts of plans, as Altair specifications. No arithmetic: a chart shows rows that a result already has."""
+"""Plans and fits as Altair charts, for the app and for notebooks; runs and strategies have files of their own.
+
+No arithmetic: a chart shows rows that a result already has, in the units people read; a limit is a dashed rule with
+its name on it.
+"""
 
 from __future__ import annotations
 
-import altair as alt
-import pandas as pd
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from kvplan.answers import Plan
+import altair as alt
+
+from kvplan.answers import Plan, Span
 from kvplan.budget import Row
+from kvplan.charts_common import (
+    BLUE,
+    GREEN,
+    HEIGHT,
+    ORANGE,
+    PALE,
+    PALETTE,
+    PINK,
+    SKY,
+    VERMILION,
+    Layered,
+    inline,
+    legend,
+    limit_rule,
+    token_axis,
+)
+from kvplan.compare_run import Comparison as RunComparison
+from kvplan.profile import Profile
 from kvplan.units import gib
 
+MEMORY_COLOURS = {
+    "weights": BLUE,
+    "activation": ORANGE,
+    "cuda_graph": PINK,
+    "non_torch": SKY,
+    "kv_pool": GREEN,
+    "outside_budget": PALE,
+}
 
-def memory_bar(plan: Plan) -> alt.LayerChart | alt.FacetChart:
-    """One bar of the fullest GPU's memory, a segment per row; the budget drawn as a rule with its name."""
-    rows = [row for row in plan.budget.rows if row.size.value > 0 and row.name != "outside_budget"]
-    outside = [row for row in plan.budget.rows if row.name == "outside_budget" and row.size.value > 0]
-    frame = pd.DataFrame([_segment(i, row) for i, row in enumerate(rows + outside)])
-    order = list(frame["use"])
+
+# --- a plan ---------------------------------------------------------------------------------------
+
+
+def memory_bar(plan: Plan) -> Layered:
+    """One bar of the fullest GPU's memory, a segment per row; budget and card drawn as rules with their names."""
+    rows = sorted(plan.budget.rows, key=lambda row: row.name == "outside_budget")
+    segments = [_segment(i, row) for i, row in enumerate(r for r in rows if r.size.value > 0)]
+    names = [str(s["use"]) for s in segments]
+    colours = [MEMORY_COLOURS.get(str(s["row"]), VERMILION) for s in segments]
     bar = (
-        alt.Chart(frame)
-        .mark_bar(height=48)
+        alt.Chart(inline(segments))
+        .mark_bar(height=40)
         .encode(
             x=alt.X("gib:Q", stack="zero", title="GiB of one GPU"),
-            color=alt.Color("use:N", sort=order, title=None, legend=alt.Legend(orient="bottom", columns=4)),
+            color=alt.Color("use:N", scale=alt.Scale(domain=names, range=colours), legend=legend(2)),
             order=alt.Order("order:Q"),
             tooltip=[
                 alt.Tooltip("use:N"),
@@ -30,18 +66,115 @@ def memory_bar(plan: Plan) -> alt.LayerChart | alt.FacetChart:
             ],
         )
     )
-    return alt.layer(
-        bar, *_rule("total", plan.budget.total.size.value), *_rule("budget", plan.budget.budget_bytes)
-    )
+    total, budget = gib(plan.budget.total.size.value), gib(plan.budget.budget_bytes)
+    line, text = limit_rule("x", total, f"card {total:.1f}")
+    budget_rule = limit_rule("x", budget, f"budget {budget:.1f}")
+    return alt.layer(bar, *budget_rule, line, text.encode(y=alt.value(15))).properties(height=230)
 
 
 def _segment(order: int, row: Row) -> dict[str, object]:
-    return {"order": order, "use": row.label, "gib": gib(row.size.value), "source": row.source}
+    return {
+        "order": order,
+        "row": row.name,
+        "use": row.label,
+        "gib": gib(row.size.value),
+        "source": row.source,
+    }
 
 
-def _rule(name: str, num_bytes: int) -> tuple[alt.Chart, alt.Chart]:
-    """A limit: a vertical line and its name."""
-    frame = pd.DataFrame([{"gib": gib(num_bytes), "name": f"{name} {gib(num_bytes):.1f}"}])
-    line = alt.Chart(frame).mark_rule(strokeDash=[4, 3]).encode(x="gib:Q")
-    text = alt.Chart(frame).mark_text(align="right", dx=-4, dy=-34).encode(x="gib:Q", text="name:N")
-    return line, text
+def concurrency(plan: Plan, trace_tokens: Sequence[int], curve: Sequence[Span]) -> Layered:
+    """Traces at once against trace length: the likely count, its range, the asked point, the scheduler's limit."""
+    rows = [
+        {"tokens": n, "traces": s.value, "low": s.low, "high": s.high}
+        for n, s in zip(trace_tokens, curve, strict=True)
+        if s.high >= 1
+    ]
+    base = alt.Chart(inline(rows)).encode(
+        x=alt.X(
+            "tokens:Q", scale=alt.Scale(type="log"), title="tokens of a full-grown trace", axis=token_axis()
+        )
+    )
+    band = base.mark_area(opacity=0.3, color=BLUE).encode(
+        y=alt.Y("low:Q", scale=alt.Scale(type="log"), title="traces at once"), y2="high:Q"
+    )
+    tips = [alt.Tooltip(f"{name}:Q", format=",.0f") for name in ("tokens", "traces", "low", "high")]
+    line = base.mark_line(color=BLUE).encode(y="traces:Q", tooltip=tips)
+    parts: list[Any] = [band, line]
+    seqs = plan.args.max_num_seqs * plan.args.data_parallel_size
+    if any(row["high"] > seqs for row in rows):
+        parts += limit_rule("y", seqs, f"max_num_seqs {seqs:,}")
+    if plan.traces.value >= 1:
+        parts += _point(plan)
+    return alt.layer(*parts).properties(height=HEIGHT)
+
+
+def _point(plan: Plan) -> tuple[alt.Chart, alt.Chart]:
+    """Where the user's question lies."""
+    row = {"tokens": plan.trace_tokens, "traces": plan.traces.value, "name": f"yours: {plan.num_traces:,}"}
+    base = alt.Chart(inline([row])).encode(x="tokens:Q", y="traces:Q")
+    dot = base.mark_point(filled=True, size=110, color=ORANGE, opacity=1)
+    return dot, base.mark_text(align="right", dx=-10, dy=12, color=ORANGE, fontWeight="bold").encode(
+        text="name:N"
+    )
+
+
+# --- fits -----------------------------------------------------------------------------------------
+
+
+def profile_errors(profiles: Sequence[Profile]) -> Layered:
+    """Median held-out error of every profile, regime by regime; the bar ends at the 95th percentile."""
+    rows = [
+        {"profile": p.name, "regime": f"{e.regime} {e.family}".strip(), "median": e.median, "p95": e.p95,
+         "held_out": e.held_out, "points": e.num_points}
+        for p in profiles if p.timing for e in p.timing.errors
+    ]  # fmt: skip
+    base = alt.Chart(inline(rows)).encode(
+        y=alt.Y("regime:N", title=None, axis=alt.Axis(labelLimit=220)),
+        tooltip=[
+            "regime:N",
+            *(alt.Tooltip(f"{q}:Q", format=".1%") for q in ("median", "p95")),
+            "held_out:N",
+            "points:Q",
+        ],
+    )
+    bars = base.mark_rule(color=SKY, strokeWidth=4).encode(
+        x=alt.X(
+            "median:Q", title="held-out error: median (dot) to 95th percentile", axis=alt.Axis(format="%")
+        ),
+        x2="p95:Q",
+    )
+    return alt.layer(bars, base.mark_point(filled=True, color=BLUE, size=50, opacity=1).encode(x="median:Q"))
+
+
+def predicted_measured(rows: Sequence[Mapping[str, Any]], unit: str = "s") -> Layered:
+    """Predicted against measured, on logarithmic axes; rows have measured, predicted and kind."""
+    values = [float(row[key]) for row in rows for key in ("measured", "predicted")]
+    ends = [{"a": v} for v in ((min(values), max(values)) if values else (1.0, 1.0))]
+    log = alt.Scale(type="log", nice=False, padding=6)
+    dots = (
+        alt.Chart(inline(rows))
+        .mark_circle(size=36, opacity=0.6)
+        .encode(
+            x=alt.X("measured:Q", scale=log, title=f"measured, {unit}", axis=alt.Axis(format="~s")),
+            y=alt.Y("predicted:Q", scale=log, title=f"predicted, {unit}", axis=alt.Axis(format="~s")),
+            color=alt.Color("kind:N", scale=alt.Scale(range=list(PALETTE)), legend=legend(3)),
+            tooltip=[
+                "kind:N",
+                alt.Tooltip("measured:Q", format=".4~g"),
+                alt.Tooltip("predicted:Q", format=".4~g"),
+            ],
+        )
+    )
+    line = alt.Chart(inline(ends)).mark_line(strokeDash=[5, 4], color=VERMILION).encode(x="a:Q", y="a:Q")
+    return alt.layer(dots, line).properties(height=320)
+
+
+def run_comparison(found: RunComparison) -> Layered:
+    """Simulated against real latencies, a dot per request and metric."""
+    rows = [
+        {"kind": metric, "measured": float(a), "predicted": float(b)}
+        for metric in ("ttft_ms", "tpot_ms", "e2e_ms")
+        for a, b in zip(getattr(found.real, metric), getattr(found.simulated, metric), strict=True)
+        if a > 0 and b > 0
+    ]
+    return predicted_measured(rows, "ms")

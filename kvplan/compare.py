@@ -22,6 +22,7 @@ from kvplan.records import FINISH_REASONS
 from kvplan.scenario import Scenario
 from kvplan.solve import Solution, solve
 from kvplan.units import TICKS_PER_S, GiB
+from kvplan.watch import NOBODY, Watch
 from kvplan.weights import active_parameters
 from kvplan.work import step_work
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
@@ -79,6 +80,11 @@ class Row:
     pareto: bool = False
     """No other strategy has at least this accuracy at no more latency (p99) and cost."""
 
+    @property
+    def correct_per_gpu_hour(self) -> float:
+        """Right answers that an hour of one GPU yields."""
+        return 3600 / self.gpu_s_per_correct if self.gpu_s_per_correct else 0.0
+
 
 @dataclass(slots=True)
 class Comparison:
@@ -96,6 +102,18 @@ class Comparison:
     advice: list[str] = field(default_factory=list)
     interrupted: bool = False
     """Ctrl-C came: only the strategies that were done are here."""
+
+    @property
+    def budgets(self) -> list[tuple[int, Row]]:
+        """The compared thinking budgets [tokens] with their rows, smallest first."""
+        assert self.scenario.problems is not None
+        specs = [spec for said in self.scenario.problems.strategies for spec in said.expanded()]
+        swept = [
+            (int(spec.settings["thinking_token_budget"]), row)
+            for spec, row in zip(specs, self.rows, strict=False)
+            if "thinking_token_budget" in spec.params
+        ]
+        return sorted(swept, key=lambda pair: pair[0])
 
     @property
     def exit_code(self) -> int:
@@ -128,6 +146,7 @@ def compare(
     *,
     setups: dict[str, Setup] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    watch: Watch = NOBODY,
 ) -> Comparison:
     """Run every strategy of the scenario over the same problems.
 
@@ -139,7 +158,7 @@ def compare(
     specs = [spec for said in problems.strategies for spec in said.expanded()]
     rows: list[Row] = []
     for number, spec in enumerate(specs):
-        found = solve(scenario, spec, setups=setups)
+        found = solve(scenario, spec, setups=setups, watch=watch)
         if found.verdict == "interrupted":
             break
         rows.append(strategy_row(scenario, problems, spec, found))

@@ -195,6 +195,8 @@ class Sample(NamedTuple):
     """Prompt tokens that came from the prefix cache; copies of one block are counted once per holder."""
     thinking_tokens: int
     answer_tokens: int
+    preemptions: int = 0
+    """So far."""
 
 
 @dataclass(slots=True)

@@ -7,8 +7,9 @@ Closed form: no clock, no scheduler. The other direction, what would fit, is `in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from kvplan.answers import Plan, Question, Refusal, Span
 from kvplan.budget import Budget, Colocated, make_budget
@@ -72,10 +73,7 @@ def answer(question: Question) -> Plan:
     length = args.max_model_len if args.max_model_len > 0 else question.model.default_max_model_len
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(length))
     worst = min(budgets, key=lambda b: b.kv.size.value)
-    layouts = [
-        _layout(question, args, [getattr(b.kv.size, end) for b in budgets])
-        for end in ("value", "low", "high")
-    ]
+    layouts = _layouts(question, args, budgets)
     found = layouts[0]
     layout = None if isinstance(found, KvCacheTooSmall) else found
     if isinstance(found, KvCacheTooSmall):
@@ -96,6 +94,29 @@ def answer(question: Question) -> Plan:
         tokens,
         _span(layouts, lambda one: _traces(question.demand, one, args, tokens)),
     )
+
+
+def concurrency_curve(plan: Plan, trace_tokens: Sequence[int]) -> list[Span]:
+    """Traces at once, as `Plan.traces`, if they were that long; all else as asked, one span per length.
+
+    No trace is shorter than the asked prompt. All zero where the engine refuses.
+    """
+    question, args = plan.question, plan.args
+    layouts = _layouts(question, args, _stage_budgets(question, args, plan.trace_tokens))
+    shortest = max(1, question.demand.prompt_tokens())
+    curve = []
+    for tokens in trace_tokens:
+        traces = partial(_traces, question.demand, args=args, tokens=max(tokens, shortest))
+        curve.append(_span(layouts, traces))
+    return curve
+
+
+def _layouts(question: Question, args: ResolvedArgs, budgets: list[Budget]) -> list[Layout | KvCacheTooSmall]:
+    """The layout at the likely size of the pool, and at both ends of its range."""
+    return [
+        _layout(question, args, [getattr(b.kv.size, end) for b in budgets])
+        for end in ("value", "low", "high")
+    ]
 
 
 def _resolved(question: Question) -> ResolvedArgs:

@@ -26,3 +26,8 @@ def scenarios_dir() -> Path:
 def profiles_dir() -> Path:
     """The fitted profiles, `*.json`."""
     return _dir("profiles", "calibration/profiles")
+
+
+def measurements_dir() -> Path:
+    """Raw measurements, `*.jsonl`."""
+    return _dir("measurements", "calibration/measurements")

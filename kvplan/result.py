@@ -46,6 +46,8 @@ class Pool:
     """Over busy time."""
     block_s: float
     """Blocks held, integrated over busy time."""
+    replicas: int = 1
+    """How many such pools the run has."""
 
 
 @dataclass(slots=True)
@@ -82,6 +84,11 @@ class Result:
     def latencies(self) -> Latencies:
         """Of every finished request, milliseconds."""
         return latencies(self.records)
+
+    @property
+    def pool_tokens(self) -> int:
+        """Tokens that the KV pools of all main replicas hold."""
+        return self.pool.num_blocks * self.pool.block_size * self.pool.replicas
 
     @property
     def num_completed(self) -> int:

@@ -34,6 +34,7 @@ from kvplan.seats import Fleet, Lockstep, Seat
 from kvplan.summing_up import sum_up, take_sample
 from kvplan.timing import StepShape
 from kvplan.units import TICKS_PER_S
+from kvplan.watch import NOBODY, Watch
 from kvplan.workload.load import draw_load
 
 Process = Generator[Event, Any, None]
@@ -51,18 +52,21 @@ def simulate(
     progress: Progress | None = None,
     keep_records: bool = True,
     setups: dict[str, Setup] | None = None,
+    watch: Watch = NOBODY,
 ) -> Result:
     """Run a scenario to its end, its horizon, a verdict, or Ctrl-C; always returns what was simulated.
 
     Without `keep_records` only what the report needs of each request stays in memory.
-    `setups` replaces the planned engines, by name in `scenario.deployments`.
+    `setups` replaces the planned engines, by name in `scenario.deployments`; `watch` looks on and may end the run.
     Raises KvplanError for what cannot be simulated, DoesNotFit when an engine would not start.
     """
     if scenario.problems is not None:
         from kvplan.solve import solve  # it builds on this file
 
-        return solve(scenario, step_by_step=step_by_step, progress=progress, setups=setups).result
-    run = Run(scenario, setups or set_ups(scenario), step_by_step, progress)
+        return solve(
+            scenario, step_by_step=step_by_step, progress=progress, setups=setups, watch=watch
+        ).result
+    run = Run(scenario, setups or set_ups(scenario), step_by_step, progress, watch)
     run.runs_ahead = run.num_replicas == 1 and not run.any_follow and not run.any_leave
     if not keep_records:
         run.records.fields = SUMMARY_FIELDS
@@ -74,12 +78,18 @@ class Run:
     """One simulation."""
 
     def __init__(
-        self, scenario: Scenario, setups: dict[str, Setup], step_by_step: bool, progress: Progress | None
+        self,
+        scenario: Scenario,
+        setups: dict[str, Setup],
+        step_by_step: bool,
+        progress: Progress | None,
+        watch: Watch = NOBODY,
     ) -> None:
         self.scenario = scenario
         self.env: Any = simpy.Environment(0)
         self.progress = progress
         self.step_by_step = step_by_step
+        self.watch = watch
         self.load = draw_load(scenario.workload, scenario.folder)
         self.records = Records(self.load.class_names)
         self.pick: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
@@ -234,7 +244,8 @@ class Run:
         """Sample the timeline; now and then look at the wall clock and at thrashing."""
         if now >= self.timeline.next_at:
             self.timeline.add(now, take_sample(self.replicas, now))
-        if self.interrupted:
+            self.watch.on_sample(now / TICKS_PER_S, self.replicas)
+        if self.interrupted or self.watch.cancelled():
             self._halt("interrupted")
         if self.turns % WATCH_EVERY:
             return

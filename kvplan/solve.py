@@ -29,6 +29,7 @@ from kvplan.simulate import Progress, Run
 from kvplan.staffing import set_up_all, staffed, verifier_step_time
 from kvplan.timing import StepTime
 from kvplan.units import TICKS_PER_S
+from kvplan.watch import NOBODY, Watch
 from kvplan.workload.arrivals import AllAtOnce
 from kvplan.workload.classes import Workload
 from kvplan.workload.outcomes import TraceSampler
@@ -94,6 +95,7 @@ def solve(
     step_by_step: bool = False,
     progress: Progress | None = None,
     setups: dict[str, Setup] | None = None,
+    watch: Watch = NOBODY,
 ) -> Solution:
     """Run one strategy (the scenario's first by default) over the scenario's problems.
 
@@ -105,7 +107,7 @@ def solve(
     scenario = staffed(scenario, chosen)
     run = Solve(
         scenario, problems, chosen, setups or set_up_all(scenario), step_by_step, progress,
-        verifier_step_time(scenario),
+        verifier_step_time(scenario), watch,
     )  # fmt: skip
     return run.solution(run.go())
 
@@ -122,6 +124,7 @@ class Solve(Run):
         step_by_step: bool,
         progress: Progress | None,
         verifier_time: StepTime | None = None,
+        watch: Watch = NOBODY,
     ) -> None:
         verifier = problems.verifier
         in_lockstep = any(setup.lockstep_ranks > 1 for setup in setups.values())
@@ -129,7 +132,8 @@ class Solve(Run):
             raise KvplanError(
                 "a co-located verifier beside data-parallel ranks in lockstep is not modelled; use placement: remote"
             )
-        super().__init__(scenario.model_copy(update={"workload": NO_LOAD}), setups, step_by_step, progress)
+        alone = scenario.model_copy(update={"workload": NO_LOAD})
+        super().__init__(alone, setups, step_by_step, progress, watch)
         self.whole, self.problems, self.spec = scenario, problems, spec
         self.tasks = draw_tasks(problems, scenario.folder)
         self.open = len(self.tasks)
@@ -247,6 +251,7 @@ class Solve(Run):
                 replica.on_pressure = self._relieve
         self.alive[live.row] = live
         self.owners[live.row] = attempt, launch
+        self.watch.on_branch(attempt.task.problem.id, launch)
         self._place(attempt, fleet, live)
 
     def _place(self, attempt: Attempt, fleet: Fleet, live: Live) -> None:

@@ -47,6 +47,7 @@ def _pool(run: Run, totals: Totals) -> Pool:
         setup.config.num_gpu_blocks - 1, setup.config.block_size, setup.kv_bytes_per_token,
         max(r.totals.peak_used_blocks / r.num_blocks for r in run.replicas),
         totals.used_block_ticks / (capacity or 1), totals.used_block_ticks / TICKS_PER_S,
+        sum(len(f.seats) for name, f in run.fleets.items() if not name),
     )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def _note_extrapolation(run: Run) -> None:
 
 def take_sample(replicas: list[Replica], now: int) -> Sample:
     """What this moment looks like, over all replicas."""
-    held = np.array([r.held_tokens() for r in replicas]).sum(0)
+    held: tuple[int, int, int, int] = tuple(np.array([r.held_tokens() for r in replicas]).sum(0).tolist())
     engines = [r.engine for r in replicas]
     return Sample(
         now / TICKS_PER_S,
@@ -82,5 +83,6 @@ def take_sample(replicas: list[Replica], now: int) -> Sample:
         sum(r.num_waiting for r in replicas),
         sum(r.num_blocks - r.engine.num_free_blocks for r in replicas),
         sum(e.num_cached_free_blocks for e in engines),
-        *map(int, held),
+        *held,
+        sum(r.totals.preemptions for r in replicas),
     )

@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
+from kvplan.block_map import BlockMap, ranges
 from kvplan.errors import KvplanError
 from kvplan.metrics import Sample
 from kvplan.records import FINISH_REASONS, NEVER, Record, Records
@@ -21,20 +22,20 @@ Event = dict[str, Any]
 TICKS_PER_US = 10**6
 
 
-def chrome_trace(records: Records, samples: list[Sample]) -> dict[str, Any]:
-    """Return the trace document; `json.dump` writes it."""
+def chrome_trace(records: Records, samples: list[Sample], blocks: BlockMap | None = None) -> dict[str, Any]:
+    """Return the trace document, with who owned which blocks if that was noted; `json.dump` writes it."""
     served = sorted(
         (Record(*row) for row in records.table.tolist() if row[2] != NEVER), key=lambda r: r.scheduled
     )
-    events = [*_names(served), *_requests(served), *_counters(samples)]
+    events = [*_names(served), *_requests(served), *_counters(samples), *_owners(blocks)]
     return {"displayTimeUnit": "ms", "traceEvents": events}
 
 
-def write_trace(records: Records, samples: list[Sample], path: Path) -> None:
+def write_trace(records: Records, samples: list[Sample], path: Path, blocks: BlockMap | None = None) -> None:
     """Write the trace as JSON. Raises KvplanError if the file cannot be written."""
     try:
         with path.open("w", encoding="utf-8") as file:
-            json.dump(chrome_trace(records, samples), file, separators=(",", ":"))
+            json.dump(chrome_trace(records, samples, blocks), file, separators=(",", ":"))
     except OSError as error:
         raise KvplanError(f"--trace {path}: {error.strerror or error}") from None
 
@@ -107,3 +108,11 @@ def _counters(samples: list[Sample]) -> Iterator[Event]:
             "name": "blocks",
             "args": {"used": sample.used_blocks, "cached": sample.cached_blocks},
         }
+
+
+def _owners(blocks: BlockMap | None) -> Iterator[Event]:
+    """An instant per noted moment and replica: request -> the block ids it holds, as `0-3,7`; `` = free, cached."""
+    for moment in blocks.moments if blocks else ():
+        for replica, extents in enumerate(moment.replicas):
+            yield {"name": "block owners", "ph": "i", "s": "p", "pid": replica, "tid": 0,
+                   "ts": round(moment.time_s * 1e6), "args": ranges(extents)}  # fmt: skip

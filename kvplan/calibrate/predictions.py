@@ -1,0 +1,33 @@
+"""What a fitted profile says of the rows it was fitted to, beside what was measured: for plots, not for errors.
+
+The errors that count are the held-out ones in the profile.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kvplan.calibrate.measurements import Measurements
+from kvplan.calibrate.predict import column, predict_family, predict_steps
+from kvplan.calibrate.problem import regime
+from kvplan.timing_profile import TimingProfile
+
+
+class Predicted(NamedTuple):
+    """One row, both ways; seconds."""
+
+    kind: str
+    """Regime and family, e.g. `decode step`."""
+    measured: float
+    predicted: float
+
+
+def predictions(measurements: Measurements, timing: TimingProfile) -> list[Predicted]:
+    """Every fitted row of the measurements."""
+    found = []
+    values = timing.coefficients
+    for family, rows in measurements.families.items():
+        predict = predict_steps(rows, values) if family == "step" else predict_family(family, rows, values)
+        both = zip(rows, column(rows, "time_s"), predict(values), strict=True)
+        found += [Predicted(f"{regime(row)} {family}", float(a), float(b)) for row, a, b in both]
+    return found

@@ -1,0 +1,193 @@
+"""Simulated runs as Altair charts: KV and queues over time, latencies, single requests, who owns which block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from kvplan.block_map import BlockMap, Moment
+from kvplan.charts_common import (
+    BLUE,
+    GREEN,
+    HEIGHT,
+    ORANGE,
+    PALE,
+    PINK,
+    SKY,
+    VERMILION,
+    Layered,
+    Rows,
+    colour_scale,
+    inline,
+    legend,
+    limit_rule,
+    seconds,
+    token_axis,
+)
+from kvplan.records import Records
+from kvplan.result import Result
+
+# --- a run ----------------------------------------------------------------------------------------
+
+KV_KINDS = {"shared": SKY, "prompt": BLUE, "thinking": ORANGE, "answer": GREEN}
+
+
+def kv_over_time(result: Result) -> Layered:
+    """Tokens in the cache by kind; the pool's size as a rule. A shared token counts once for each holder."""
+    rows = [
+        {"time_s": s.time_s, "kind": kind, "order": i, "tokens": getattr(s, f"{kind}_tokens")}
+        for s in result.samples
+        for i, kind in enumerate(KV_KINDS)
+    ]
+    area = (
+        alt.Chart(inline(rows))
+        .mark_area(interpolate="step-after")
+        .encode(
+            x=alt.X("time_s:Q", title="seconds"),
+            y=alt.Y("tokens:Q", title="tokens in the KV cache", axis=token_axis()),
+            color=alt.Color("kind:N", scale=colour_scale(KV_KINDS), legend=legend(4)),
+            order="order:Q",
+            tooltip=[alt.Tooltip("time_s:Q", format=".1f"), "kind:N", alt.Tooltip("tokens:Q", format=",")],
+        )
+    )
+    pool = result.pool_tokens
+    return alt.layer(area, *limit_rule("y", pool, f"pool {pool:,} tokens")).properties(height=HEIGHT)
+
+
+QUEUE_COLOURS = {"running": BLUE, "waiting": ORANGE, "preemptions so far": VERMILION}
+
+
+def queue_over_time(result: Result) -> Layered:
+    """Requests running and waiting, and preemptions so far."""
+    rows = [
+        {"time_s": s.time_s, "what": what, "count": count}
+        for s in result.samples
+        for what, count in zip(QUEUE_COLOURS, (s.running, s.waiting, s.preemptions), strict=True)
+    ]
+    line = (
+        alt.Chart(inline(rows))
+        .mark_line(interpolate="step-after")
+        .encode(
+            x=alt.X("time_s:Q", title="seconds"),
+            y=alt.Y("count:Q", title="requests"),
+            color=alt.Color("what:N", scale=colour_scale(QUEUE_COLOURS), legend=legend(3)),
+            strokeDash=alt.StrokeDash("what:N", legend=None),
+            tooltip=[alt.Tooltip("time_s:Q", format=".1f"), "what:N", "count:Q"],
+        )
+    )
+    return alt.layer(line).properties(height=HEIGHT)
+
+
+LATENCIES = {"ttft": "time to first token", "tpot": "time per output token", "e2el": "end to end"}
+
+
+def latency_shares(result: Result, name: str) -> Layered:
+    """Share of requests that are at most so slow, for one of `LATENCIES`; targets as rules."""
+    values = np.sort(getattr(result.latencies, name))
+    values = values[~np.isnan(values)]
+    shares = np.linspace(0.0, 1.0, min(200, len(values))) if len(values) else np.zeros(0)
+    at = np.quantile(values, shares) if len(values) else values
+    rows = [{"ms": float(v), "share": float(q)} for v, q in zip(at, shares, strict=True)]
+    line = (
+        alt.Chart(inline(rows))
+        .mark_line(color=BLUE, interpolate="monotone")
+        .encode(
+            x=alt.X("ms:Q", title=f"{LATENCIES[name]}, ms", axis=token_axis()),
+            y=alt.Y("share:Q", title="share of requests", axis=alt.Axis(format="%")),
+            tooltip=[alt.Tooltip("ms:Q", format=",.1f"), alt.Tooltip("share:Q", format=".1%")],
+        )
+    )
+    targets = {getattr(slo, f"{name}_ms") for slo in result.slos} - {None}
+    rules = [part for ms in sorted(targets) for part in limit_rule("x", ms, f"SLO {ms:g}", "left")]
+    return alt.layer(line, *rules).properties(height=200)
+
+
+PHASES = {"waiting": PALE, "prefill": BLUE, "thinking": ORANGE, "answer": GREEN}
+
+
+def request_timeline(records: Records, first: int = 0, count: int = 40) -> Layered:
+    """What became of single requests: a lane each, its phases one after the other, preempted ones marked."""
+    columns = records.columns()
+    lanes = range(first, min(first + count, len(columns["request_id"])))
+    rows = [phase for i in lanes for phase in _phases(columns, i)]
+    y = alt.Y("request:O", title="request", axis=alt.Axis(labelOverlap=True))
+    bars = (
+        alt.Chart(inline(rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("start_s:Q", title="seconds"),
+            x2="end_s:Q",
+            y=y,
+            color=alt.Color("phase:N", scale=colour_scale(PHASES), legend=legend(4)),
+            tooltip=["request:O", "phase:N", *seconds("start_s", "end_s"), "preemptions:Q", "end:N"],
+        )
+    )
+    marked = [row for row in rows if row["preemptions"] and row["phase"] == "waiting"]
+    ends = alt.Chart(inline(marked)).mark_point(shape="triangle-down", filled=True, color=VERMILION, size=60)
+    tips = ["request:O", "preemptions:Q"]
+    pre = ends.encode(x="finish_s:Q", y=y, tooltip=tips) if marked else None
+    return alt.layer(bars, *([pre] if pre else [])).properties(height=max(160, 12 * len(lanes)))
+
+
+def _phases(columns: Mapping[str, Any], i: int) -> Rows:
+    """Waiting, prefill, thinking, answer of one request; phases that never came are left out."""
+    times = [float(columns[f"{name}_s"][i]) for name in
+             ("arrival", "scheduled", "first_token", "first_visible_token", "finish")]  # fmt: skip
+    known = [t for t in times if t == t]
+    starts = [t if t == t else known[-1] for t in times]
+    common = {
+        "request": int(columns["request_id"][i]),
+        "preemptions": int(columns["num_preemptions"][i]),
+        "end": str(columns["finish_reason"][i]),
+        "finish_s": times[-1],
+    }
+    return [
+        {**common, "phase": phase, "start_s": a, "end_s": b}
+        for phase, (a, b) in zip(PHASES, pairwise(starts), strict=True)
+        if b > a or phase == "waiting"
+    ]
+
+
+OWNERS = (BLUE, ORANGE, GREEN, PINK, SKY)
+MAX_CELLS = 1536
+
+
+def block_map(blocks: BlockMap, moment: Moment, replica: int = 0, columns: int = 64) -> Layered:
+    """The pool at one moment, a cell per block (or per few): a colour per owner, shared, cached, free."""
+    per_cell = -(-max(1, blocks.high_water) // MAX_CELLS)
+    num_cells = -(-max(1, blocks.high_water) // per_cell)
+    cells: Rows = [_cell(i, columns, per_cell) for i in range(num_cells)]
+    for extent in moment.replicas[replica]:
+        who = ", ".join(extent.owners) or "nobody: cached, free"
+        for i in range(extent.first // per_cell, (extent.first + extent.length - 1) // per_cell + 1):
+            cells[i] |= {"state": _state(extent.owners), "owner": who}
+    names = {**{f"one request ({i + 1})": c for i, c in enumerate(OWNERS)},
+             "shared": VERMILION, "cached": PALE, "free": "#88888822"}  # fmt: skip
+    return alt.layer(
+        alt.Chart(inline(cells))
+        .mark_rect(stroke="#88888833", strokeWidth=0.5)
+        .encode(
+            x=alt.X("x:O", axis=None),
+            y=alt.Y("y:O", axis=None),
+            color=alt.Color("state:N", scale=colour_scale(names), legend=legend(4)),
+            tooltip=["block:N", "owner:N"],
+        )
+        .properties(height=max(120, 14 * (-(-num_cells // columns))))
+    )
+
+
+def _cell(i: int, columns: int, per_cell: int) -> dict[str, Any]:
+    name = str(i) if per_cell == 1 else f"{i * per_cell}-{(i + 1) * per_cell - 1}"
+    return {"x": i % columns, "y": i // columns, "block": name, "state": "free", "owner": "nobody"}
+
+
+def _state(owners: tuple[str, ...]) -> str:
+    """Requests take turns with the colours, so that neighbours in time differ."""
+    if len(owners) != 1:
+        return "shared" if owners else "cached"
+    number = int(owners[0]) if owners[0].isdigit() else sum(owners[0].encode())
+    return f"one request ({number % len(OWNERS) + 1})"

@@ -1,0 +1,145 @@
+"""Can it be believed: profiles with source, range and error; fitting one's own; a real run beside its simulation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import streamlit as st
+
+from kvplan import charts
+from kvplan.calibrate.build import build
+from kvplan.calibrate.measurements import read_measurements
+from kvplan.calibrate.predictions import Predicted, predictions
+from kvplan.compare_run import Comparison, compare, read_run
+from kvplan.jobs import Progress, Work
+from kvplan.pages.common import BIND, chart, guarded, run_box
+from kvplan.profile import Profile, bundled_profiles
+from kvplan.resources import measurements_dir
+from kvplan.uploads import through_files
+from kvplan.watch import Watch
+
+File = tuple[str, bytes]
+
+
+class Fit(NamedTuple):
+    """A fitted profile, and its rows both ways."""
+
+    profile: Profile
+    rows: list[Predicted]
+
+
+def render(is_open: bool) -> None:
+    """The whole tab; its bound inputs even when it is closed."""
+    names = [profile.name for profile in bundled_profiles()]
+    name = st.selectbox("Profile", names, index=names.index("h100-sxm-vllm"), key="profile", **BIND)
+    if not is_open:
+        return
+    _profile(next(profile for profile in bundled_profiles() if profile.name == name))
+    guarded(_fit)
+    guarded(_real_run)
+
+
+def _profile(profile: Profile) -> None:
+    """What one profile rests on."""
+    timing = profile.timing
+    st.markdown(
+        f"**{profile.name}**: {profile.gpu or 'no card of the GPU table'}, {profile.engine} {profile.engine_version}"
+    )
+    st.caption(f"Source: {profile.source}" + (f" ({profile.licence})" if profile.licence else ""))
+    if timing is None:
+        st.info("This profile holds no step times.")
+        return
+    st.subheader("Error on points the fit had not seen")
+    chart(charts.profile_errors([profile]), f"errors_{profile.name}")
+    left, right = st.columns(2)
+    with left:
+        st.subheader("Measured range")
+        st.dataframe(
+            [{"what": what, "from": low, "to": high} for what, (low, high) in timing.ranges.items()],
+            hide_index=True,
+        )
+        st.caption("A result outside this range says so.")
+    with right:
+        st.subheader("Assumed, not measured")
+        if timing.assumed:
+            st.dataframe(
+                [{"coefficient": k, "why": why} for k, why in timing.assumed.items()], hide_index=True
+            )
+        else:
+            st.caption("Nothing.")
+
+
+def _fit() -> None:
+    """Measurements in, a profile out, in place."""
+    st.subheader("Fit your own measurements", divider="gray")
+    file = st.file_uploader(
+        "Measurements (JSONL; the format is calibration/README.md)",
+        type="jsonl",
+        max_upload_size=2,
+        key="measured",
+    )
+    known = {path.name: path for path in sorted(measurements_dir().glob("*.jsonl"))}
+    example = known.get(
+        st.selectbox("or measurements that come with kvplan", ("none", *known), key="measurements", **BIND)
+    )
+    chosen = (
+        (file.name, file.getvalue()) if file else (example.name, example.read_bytes()) if example else None
+    )
+    if chosen is None:
+        return
+    fit = run_box("fit", chosen, _fit_work(chosen), "Fit")
+    if fit is not None:
+        _show_fit(fit)
+
+
+def _fit_work(file: File) -> Work:
+    def read(path: Path) -> Fit:
+        profile = build([path])
+        assert profile.timing is not None
+        return Fit(profile, predictions(read_measurements([path]), profile.timing))
+
+    def run(progress: Progress, watch: Watch) -> Fit:
+        return through_files(read, file)
+
+    return run
+
+
+def _show_fit(fit: Fit) -> None:
+    timing = fit.profile.timing
+    assert timing is not None
+    chart(charts.predicted_measured([row._asdict() for row in fit.rows]), "fit")
+    st.dataframe([error.model_dump() for error in timing.errors], hide_index=True)
+    st.download_button(
+        "Download the profile",
+        fit.profile.model_dump_json(indent=1) + "\n",
+        f"{fit.profile.name}.json",
+        key="fitted",
+    )
+
+
+def _real_run() -> None:
+    """A real run beside a simulation of the same requests."""
+    st.subheader("A real run beside its simulation", divider="gray")
+    left, right = st.columns(2)
+    real = left.file_uploader(
+        "Real: vllm bench serve --save-detailed, or CSV",
+        type=["json", "jsonl", "csv"],
+        max_upload_size=2,
+        key="real",
+    )
+    ours = right.file_uploader(
+        "Simulated: kvplan simulate --records", type=["csv", "jsonl"], max_upload_size=2, key="simulated"
+    )
+    if real is None or ours is None:
+        return
+    found = _compare((f"real-{real.name}", real.getvalue()), (f"simulated-{ours.name}", ours.getvalue()))
+    st.dataframe(found.to_dict()["figures"], hide_index=True)
+    chart(charts.run_comparison(found), "real_run")
+
+
+def _compare(real: File, ours: File) -> Comparison:
+    def read(a: Any, b: Any) -> Comparison:
+        return compare(read_run(a), read_run(b))
+
+    return through_files(read, real, ours)

@@ -1,0 +1,114 @@
+"""Does it fit: memory, concurrency, ways out, the command that serves it."""
+
+from __future__ import annotations
+
+import numpy as np
+import streamlit as st
+
+from kvplan import charts
+from kvplan.answers import Plan, Span
+from kvplan.demand import Demand
+from kvplan.engine_args import EngineArgs
+from kvplan.inverse import Option
+from kvplan.pages.common import Asked, chart, guarded, plan_of, read_model
+from kvplan.plan import concurrency_curve, estimate
+from kvplan.report import bytes_per_token, plan_document, reason, serve_line
+from kvplan.units import KiB, gib
+from kvplan.varying import varying_traces
+from kvplan.workload.lengths import Length
+
+
+def render(asked: Asked) -> None:
+    """The whole tab."""
+    guarded(lambda: _answer(asked))
+
+
+def _answer(asked: Asked) -> None:
+    plan, options = plan_of(*asked[:6])
+    _verdict(plan)
+    _figures(plan, asked)
+    st.subheader("Where the memory goes")
+    chart(charts.memory_bar(plan), "memory")
+    with st.expander("Every row with its source"):
+        st.dataframe(
+            _rows(plan), hide_index=True, column_config={"GiB": st.column_config.NumberColumn(format="%.2f")}
+        )
+    st.subheader("Traces at once, by length")
+    lengths = trace_lengths(plan)
+    curve = curve_of(asked.model, asked.config, asked.gpu, asked.engine, asked.args, asked.demand, lengths)
+    chart(charts.concurrency(plan, lengths, curve), "concurrency")
+    st.caption("Band: the range that measured overheads leave open. Samples of one request share its prompt.")
+    _ways_out(options)
+    st.subheader("What to run")
+    st.code(serve_line(plan), language="bash", wrap_lines=True)
+
+
+def _verdict(plan: Plan) -> None:
+    if not plan.fits:
+        st.error(f"Does not fit: {reason(plan)}.")
+    elif plan.fits_for_sure:
+        st.success("Fits.")
+    else:
+        st.warning("Fits, but not at the worst end of the overheads' range.")
+
+
+def _figures(plan: Plan, asked: Asked) -> None:
+    """What the engine would print, and what it means."""
+    kv = plan_document(plan)["kv"]
+    assert isinstance(kv, dict)
+    with st.container(horizontal=True):
+        st.metric("GPU KV cache size", f"{int(kv['cache_tokens']):,} tokens", width="content")
+        st.metric(
+            f"Maximum concurrency, {plan.max_model_len:,} tokens",
+            f"{kv['max_concurrency']:.2f}x",
+            width="content",
+        )
+        st.metric("KV per token", f"{bytes_per_token(plan) / KiB:,.1f} KiB", width="content")
+        st.metric("KV per trace", f"{gib(kv['bytes_per_sequence']):,.2f} GiB", width="content")
+        st.metric(
+            "Traces at once", f"{plan.num_traces:,}", help=f"limited by {plan.limited_by}", width="content"
+        )
+        varying = varying_of(*asked[:6], asked.prompt, asked.thinking, asked.answer)
+        if varying is not None:
+            st.metric(
+                "If lengths vary", f"{varying:,}", width="content",
+                help="Running traces of one replica, lengths drawn with the spread at the left, each somewhere "
+                "between its birth and its end, nothing shared; the pool overflows one time in a hundred.",
+            )  # fmt: skip
+
+
+def _rows(plan: Plan) -> list[dict[str, object]]:
+    rows = (plan.budget.total, *plan.budget.rows)
+    return [{"use": row.label, "GiB": gib(row.size.value), "source": row.source} for row in rows]
+
+
+def _ways_out(options: tuple[Option, ...]) -> None:
+    if options:
+        st.subheader("What would fit")
+        st.dataframe([{"change": o.change, "then": o.effect} for o in options], hide_index=True)
+
+
+def trace_lengths(plan: Plan) -> tuple[int, ...]:
+    """Lengths to draw the curve at: from the prompt (or 256) to what the model is made for."""
+    first = max(256, plan.question.demand.prompt_tokens() + 1)
+    last = max(2 * first, plan.max_model_len)
+    return tuple(int(n) for n in np.unique(np.geomspace(first, last, 48).round()))
+
+
+@st.cache_data(max_entries=256)
+def curve_of(
+    name: str, config: str, gpu: str, engine: str, args: EngineArgs, demand: Demand, lengths: tuple[int, ...]
+) -> list[Span]:
+    """Concurrency at these lengths."""
+    plan = estimate(read_model(name, config), gpu, args, engine=engine, demand=demand)
+    return concurrency_curve(plan, lengths)
+
+
+@st.cache_data(max_entries=256)
+def varying_of(
+    name: str, config: str, gpu: str, engine: str, args: EngineArgs, demand: Demand,
+    prompt: Length, thinking: Length, answer: Length,
+) -> int | None:  # fmt: skip
+    """Traces that may run when lengths vary."""
+    plan = estimate(read_model(name, config), gpu, args, engine=engine, demand=demand)
+    return varying_traces(plan, prompt, thinking, answer)

@@ -1,0 +1,251 @@
+"""How it behaves: a scenario on the simulator, what happened in it, and everything to take away."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import streamlit as st
+
+from kvplan import charts_runs as charts
+from kvplan.bench_report import bench_text
+from kvplan.block_map import BlockMap, holdings
+from kvplan.errors import KvplanError
+from kvplan.jobs import Progress, Work
+from kvplan.pages.common import BIND, PASTED, Asked, chart, run_box
+from kvplan.records import write_records
+from kvplan.resources import scenarios_dir
+from kvplan.result import VERDICTS, Result
+from kvplan.scenario import Scenario, dump_scenario, parse_scenario
+from kvplan.simulate import simulate
+from kvplan.trace import chrome_trace
+from kvplan.uploads import checked, scenario_by_name, scenario_from_text, through_files
+from kvplan.watch import Watch
+
+SOURCES = ("Bundled", "From the sidebar", "Upload")
+
+
+class Outcome(NamedTuple):
+    """A run, and who owned which blocks if that was asked for."""
+
+    result: Result
+    blocks: BlockMap
+
+
+def inputs(asked: Asked) -> Scenario | str:
+    """The scenario that the tab's widgets stand for, or what is wrong with it."""
+    source = st.segmented_control(
+        "Scenario", SOURCES, default=SOURCES[0], required=True, key="source", **BIND
+    )
+    try:
+        if source == "Upload":
+            return _uploaded()
+        return _built(asked) if source == "From the sidebar" else _bundled()
+    except KvplanError as error:
+        return str(error)
+
+
+def _bundled() -> Scenario:
+    names = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))
+    left, right = st.columns(2)
+    name = left.selectbox(
+        "Bundled scenario", names, index=names.index("long_thinking"), key="scenario", **BIND
+    )
+    changes = right.text_area(
+        "Changes, a key=value a line", key="set", max_chars=4000, height=68,
+        placeholder="engine.max_num_seqs=64", **BIND,
+    )  # fmt: skip
+    return _named(name, tuple(line.strip() for line in changes.splitlines() if line.strip()))
+
+
+@st.cache_data(max_entries=64)
+def _named(name: str, changes: tuple[str, ...]) -> Scenario:
+    return scenario_by_name(name, changes)
+
+
+def _uploaded() -> Scenario:
+    file = st.file_uploader("A scenario file", type=["yaml", "yml"], max_upload_size=2, key="scenario_file")
+    if file is None:
+        raise KvplanError("upload a scenario file; it may name bundled models and no files")
+    return through_upload(file)
+
+
+def through_upload(file: Any) -> Scenario:
+    """Read an uploaded scenario."""
+    return scenario_from_text(file.getvalue().decode("utf-8", errors="replace"), file.name.rpartition(".")[0])
+
+
+def _built(asked: Asked) -> Scenario:
+    """The sidebar's deployment under a Poisson load of the sidebar's lengths."""
+    with st.container(horizontal=True):
+        requests = st.number_input("Requests", 1, 1_000_000, 200, key="num_prompts", **BIND)
+        rate = st.number_input("Requests per second", 0.001, 1e6, 2.0, key="request_rate", **BIND)
+        ttft = st.number_input("SLO: first token, ms (0: none)", 0.0, 1e8, 0.0, key="slo_ttft", **BIND)
+        tpot = st.number_input("SLO: per token, ms (0: none)", 0.0, 1e8, 0.0, key="slo_tpot", **BIND)
+        e2el = st.number_input("SLO: end to end, ms (0: none)", 0.0, 1e9, 0.0, key="slo_e2el", **BIND)
+        seed = st.number_input("Seed", 0, 1 << 31, 0, key="seed", **BIND)
+    if asked.model == PASTED or asked.engine != "vllm":
+        raise KvplanError("the simulator runs bundled models under vllm; choose them in the sidebar")
+    slo = {"ttft_ms": ttft or None, "tpot_ms": tpot or None, "e2el_ms": e2el or None}
+    return checked(
+        parse_scenario(
+            {
+                "name": "from the sidebar",
+                "model": asked.model,
+                "gpu": asked.gpu,
+                "engine": asked.args.model_dump(exclude_defaults=True),
+                "workload": {
+                    "num_requests": int(requests),
+                    "seed": int(seed),
+                    "arrivals": {"kind": "poisson", "rate": rate},
+                    "prompt": asked.prompt,
+                    "thinking": asked.thinking if asked.thinking_len else 0,
+                    "answer": asked.answer,
+                },
+                "slo": slo,
+            }
+        )
+    )
+
+
+def work(scenario: Scenario, with_blocks: bool) -> Work:
+    """The simulation as a job."""
+
+    def run(progress: Progress, watch: Watch) -> Outcome:
+        blocks = BlockMap()
+        look = Watch(watch.cancelled, blocks.look)
+        result = simulate(scenario, step_by_step=with_blocks, progress=progress, watch=look)
+        return Outcome(result, blocks)
+
+    return run
+
+
+def render(scenario: Scenario | str) -> None:
+    """Run it, show what happened."""
+    if isinstance(scenario, str):
+        st.error(scenario)
+        return
+    with st.expander("The scenario as a file"):
+        st.code(dump_scenario(scenario), language="yaml")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.download_button(
+            "Download the scenario", dump_scenario(scenario), f"{scenario.name}.yaml", key="yaml"
+        )
+        with_blocks = st.toggle("Note who owns which block (slower: step by step)", key="owners", **BIND)
+    found = run_box("simulate", (scenario, with_blocks), work(scenario, with_blocks), "Simulate")
+    if found is not None:
+        _show(found)
+
+
+def _show(found: Outcome) -> None:
+    result = found.result
+    _headline(result)
+    left, right = st.columns(2)
+    with left:
+        st.subheader("KV cache by kind")
+        chart(charts.kv_over_time(result), "kv_time")
+    with right:
+        st.subheader("Running, waiting, preempted")
+        chart(charts.queue_over_time(result), "queue_time")
+    st.subheader("Latencies")
+    for column, name in zip(st.columns(3), charts.LATENCIES, strict=True):
+        with column:
+            chart(charts.latency_shares(result, name), f"latency_{name}")
+    _requests(result)
+    if found.blocks.moments:
+        _blocks(found.blocks)
+    st.subheader("Report")
+    st.code(bench_text(result), language=None)
+    _downloads(found)
+
+
+def _headline(result: Result) -> None:
+    document = result.to_dict()
+    ended = f"{VERDICTS[result.verdict]}; limited by {result.limited_by}"
+    (st.success if result.exit_code == 0 else st.warning)(f"{ended[0].upper()}{ended[1:]}.")
+    if result.slo_met is not None:
+        st.markdown("**SLO met.**" if result.slo_met else "**SLO missed.**")
+    with st.container(horizontal=True):
+        st.metric("Completed", f"{document['completed']:,} of {document['num_requests']:,}", width="content")
+        st.metric("Output tokens/s", f"{document['output_throughput'] or 0:,.1f}", width="content")
+        for key, label in (
+            ("mean_ttft_ms", "Mean TTFT"),
+            ("mean_tpot_ms", "Mean TPOT"),
+            ("mean_e2el_ms", "Mean E2EL"),
+        ):
+            value = document[key]
+            st.metric(label, shown_ms(value), width="content")
+        st.metric("Preemptions", f"{document['num_preemptions']:,}", width="content")
+        st.metric("KV peak", f"{document['kv_peak_fraction']:.1%}", width="content")
+    for text in (*result.advice, *document["notes"]):
+        st.caption(text)
+    st.caption(" · ".join(f"{what}: {source}" for what, source in result.sources.items()))
+
+
+def shown_ms(value: float | None) -> str:
+    """A latency as people read it: milliseconds, seconds from ten on."""
+    if value is None:
+        return "-"
+    return f"{value:,.2f} ms" if value < 10_000 else f"{value / 1000:,.2f} s"
+
+
+def _requests(result: Result) -> None:
+    """Single requests, a page of them at a time."""
+    st.subheader("Single requests")
+    page, total = 40, len(result.records)
+    first = 0
+    if total > page:
+        first = st.slider("First request", 0, total - page, 0, page, key="first_request")
+    chart(charts.request_timeline(result.records, first, page), "requests")
+
+
+def _blocks(blocks: BlockMap) -> None:
+    """Who owns which block, at a moment of the user's choice."""
+    st.subheader("Who owns which block")
+    times = [moment.time_s for moment in blocks.moments]
+    at = times[0]
+    if len(times) > 1:
+        at = st.select_slider(
+            "Time", times, times[len(times) // 2], format_func=lambda t: f"{t:.2f} s", key="block_time"
+        )
+    moment, replica = blocks.at(at), 0
+    if len(moment.replicas) > 1:
+        replica = st.selectbox("Replica", range(len(moment.replicas)), key="block_replica")
+    chart(charts.block_map(blocks, moment, replica), "block_map")
+    rows = holdings(moment.replicas[replica])
+    st.caption(
+        f"At {moment.time_s:.6f} s: {len(rows)} requests hold blocks of {blocks.block_size} tokens. The longest:"
+    )
+    st.table([row._asdict() | {"ids": _clip(row.ids)} for row in rows[:8]])
+
+
+def _clip(ids: str) -> str:
+    return ids if len(ids) < 60 else ids[:57] + "..."
+
+
+def _downloads(found: Outcome) -> None:
+    result = found.result
+    with st.container(horizontal=True):
+        st.download_button(
+            "JSON", lambda: json.dumps(result.to_dict(), indent=2, allow_nan=False), "result.json", key="json"
+        )
+        st.download_button("CSV of requests", lambda: _csv(result), "records.csv", key="csv")
+        st.download_button(
+            "Perfetto trace",
+            lambda: json.dumps(
+                chrome_trace(result.records, result.samples, found.blocks), separators=(",", ":")
+            ),
+            "trace.json",
+            key="perfetto",
+        )
+
+
+def _csv(result: Result) -> bytes:
+    """The same bytes as `--records out.csv`."""
+
+    def written(path: Any) -> bytes:
+        write_records(result.records, path)
+        content: bytes = path.read_bytes()
+        return content
+
+    return through_files(written, ("records.csv", b""))

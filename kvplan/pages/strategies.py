@@ -1,0 +1,135 @@
+"""What tokens buy: test-time strategies on the same card, problems and luck."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import streamlit as st
+
+from kvplan import charts_strategies as charts
+from kvplan.branches import BranchNotes, tree
+from kvplan.compare import Comparison, compare
+from kvplan.errors import KvplanError
+from kvplan.jobs import Progress, Work
+from kvplan.pages.common import BIND, chart, run_box
+from kvplan.pages.simulate import _named
+from kvplan.records import Records
+from kvplan.resources import scenarios_dir
+from kvplan.scenario import Scenario, dump_scenario
+from kvplan.solve import solve
+from kvplan.watch import Watch
+
+
+class Outcome(NamedTuple):
+    """The comparison, and the branches of each strategy over a few problems."""
+
+    found: Comparison
+    grown: dict[str, tuple[BranchNotes, Records]]
+
+
+def inputs() -> Scenario | str:
+    """A scenario with problems, or what is wrong with it."""
+    names = sorted(path.stem for path in scenarios_dir().glob("strategy_*.yaml"))
+    left, right = st.columns(2)
+    name = left.selectbox(
+        "Strategies to compare",
+        names,
+        index=names.index("strategy_thinking_budget"),
+        key="strategies",
+        **BIND,
+    )
+    changes = right.text_area(
+        "Changes, a key=value a line", key="strategies_set", max_chars=4000, height=68,
+        placeholder="problems.num_problems=50", **BIND,
+    )  # fmt: skip
+    try:
+        scenario = _named(name, tuple(line.strip() for line in changes.splitlines() if line.strip()))
+        if scenario.problems is None:
+            raise KvplanError("nothing to compare: the scenario has no `problems` with `strategies`")
+        return scenario
+    except KvplanError as error:
+        return str(error)
+
+
+def work(scenario: Scenario) -> Work:
+    """The comparison as a job, then each strategy once more over few problems, for its tree."""
+
+    def run(progress: Progress, watch: Watch) -> Outcome:
+        found = compare(scenario, progress=progress, watch=watch)
+        return Outcome(found, _grow(scenario, watch))
+
+    return run
+
+
+def _grow(scenario: Scenario, watch: Watch) -> dict[str, tuple[BranchNotes, Records]]:
+    assert scenario.problems is not None
+    grown = {}
+    for spec in (one for said in scenario.problems.strategies for one in said.expanded()):
+        notes = BranchNotes()
+        solution = solve(scenario, spec, watch=Watch(watch.cancelled, on_branch=notes.start))
+        grown[spec.name] = (notes, solution.records)
+    return grown
+
+
+def render(scenario: Scenario | str) -> None:
+    """Compare, show."""
+    if isinstance(scenario, str):
+        st.error(scenario)
+        return
+    with st.expander("The scenario as a file"):
+        st.code(dump_scenario(scenario), language="yaml")
+    outcome = run_box("compare", scenario, work(scenario), "Compare")
+    if outcome is not None:
+        _show(outcome)
+
+
+def _show(outcome: Outcome) -> None:
+    found = outcome.found
+    if found.caution:
+        st.info(found.caution[0].upper() + found.caution[1:])
+    (st.success if found.choice else st.warning)(
+        f"Choice: {found.reason}." if found.choice else f"No choice: {found.reason}."
+    )
+    left, right = st.columns(2)
+    with left:
+        st.subheader("Accuracy, latency, cost")
+        chart(charts.pareto(found), "pareto")
+        st.caption("Dot size: dollars per correct answer. Blue: nobody is as accurate, as fast and as cheap.")
+    with right:
+        st.subheader("Correct answers per GPU-hour")
+        chart(charts.correct_per_gpu_hour(found), "per_hour")
+    if len(found.budgets) > 1:
+        _budgets(found)
+    _tree(outcome)
+    st.subheader("All figures")
+    st.dataframe(found.to_dict()["strategies"], hide_index=True)
+    for text in found.advice:
+        st.caption(f"Advice: {text}.")
+
+
+def _budgets(found: Comparison) -> None:
+    st.subheader("Thinking budget")
+    for column, field in zip(st.columns(2), charts.SWEPT, strict=True):
+        with column:
+            chart(charts.budget_sweep(found, field), f"budgets_{field}")
+    cheapest = found.caps.get("cost_optimal")
+    text = f"A budget of {found.caps['p99_of_traces']:,.0f} tokens cuts one trace in a hundred"
+    st.caption(
+        text
+        + (f"; {cheapest:,.0f} is the cheapest per correct answer of those compared." if cheapest else ".")
+    )
+
+
+def _tree(outcome: Outcome) -> None:
+    st.subheader("One problem's branches")
+    left, right = st.columns(2)
+    names = list(outcome.grown)
+    name = left.selectbox("Strategy", names, index=len(names) - 1, key="tree_strategy")
+    notes, records = outcome.grown[name]
+    problem = right.selectbox("Problem", sorted(notes.launches), key="tree_problem")
+    nodes = tree(notes, records, problem)
+    chart(charts.branch_tree(nodes), "tree")
+    pruned = sum(node.pruned for node in nodes)
+    st.caption(
+        f"{len(nodes)} branches, {pruned} pruned: their blocks are free at once, cached until others take them."
+    )

@@ -1,0 +1,33 @@
+"""Somebody who looks at a run from outside: asks it to stop, notes what sampled moments and branches are like.
+
+A run with a watch gives the same results as one without. Knows no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _never() -> bool:
+    return False
+
+
+def _look_away(*_: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What an onlooker wants to be told, each by a function; all of them may be left out."""
+
+    cancelled: Callable[[], bool] = field(default=_never)
+    """Asked now and then; once it says yes the run ends, `interrupted`, with what was simulated."""
+    on_sample: Callable[[float, Sequence[Any]], None] = field(default=_look_away)
+    """Called with (seconds, replicas) whenever the timeline takes a sample."""
+    on_branch: Callable[[int, Any], None] = field(default=_look_away)
+    """Called with (problem, launch) for every branch that a strategy starts."""
+
+
+NOBODY = Watch()
