@@ -1,8 +1,12 @@
-"""The app's first tab: it says what `estimate` says."""
+"""The app's tabs: what they say is what the command line says; no input makes one show an exception."""
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,53 +15,249 @@ pytest.importorskip("altair")
 
 from streamlit.testing.v1 import AppTest
 
-from kvplan.charts import memory_bar
-from kvplan.demand import Demand
-from kvplan.plan import estimate
+from kvplan.cli import run as cli
+from kvplan.compare import compare
+from kvplan.model import find_bundled
+from kvplan.pages.common import PASTED
+from kvplan.pages.simulate import shown_ms
+from kvplan.scenario import load_scenario, parse_scenario
 
 APP = Path(__file__).resolve().parents[1] / "app.py"
 
 
 def run(**inputs: object) -> AppTest:
-    app = AppTest.from_file(str(APP), default_timeout=60)
+    """The app as a link with these inputs opens it."""
+    app = AppTest.from_file(str(APP), default_timeout=120)
     for key, value in inputs.items():
         app.query_params[key] = str(value)
-    return app.run()
+    return calm(app.run())
 
 
-def test_app_shows_the_plan() -> None:
-    """The first page is the plan of its defaults, to the digit."""
-    app = run()
-    assert not app.exception
-    plan = estimate(
-        "Qwen/Qwen3-8B", "h100-sxm", demand=Demand(input_len=512, output_len=16384, num_samples=32)
-    )
-    assert [m.value for m in app.metric] == [
-        f"{int(plan.cache_tokens.value):,} tokens",
-        f"{plan.max_concurrency.value:.2f}x",
-        f"{plan.num_traces:,}",
-    ]
-    assert "Does not fit" in app.error[0].value
+def calm(app: AppTest) -> AppTest:
+    """The app, if it shows no exception."""
+    assert not app.exception, [e.value for e in app.exception]
+    return app
 
 
-def test_app_answers_a_change_and_a_refusal() -> None:
-    """Fewer samples, from the page's address, fit; a split that the engine refuses is one line, no exception."""
+def press(app: AppTest, name: str) -> AppTest:
+    """Press a tab's button and wait for what it starts."""
+    calm(app.button(key=f"{name}_run").click().run())
+    deadline = time.monotonic() + 100
+    while any(button.key == f"{name}_cancel" for button in app.button) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        calm(app.run())
+    return app
+
+
+def metrics(app: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in app.metric}
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """What a command prints with --json."""
+
+    def of(*words: str) -> Any:
+        capsys.readouterr()
+        cli([*words, "--json"])
+        return json.loads(capsys.readouterr().out)
+
+    return of
+
+
+# --- Estimate -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inputs", "flags"),
+    [
+        ({}, ["Qwen/Qwen3-8B", "--gpu", "h100-sxm"]),
+        (
+            {"model": "Qwen/QwQ-32B", "gpu": "h200", "tp": 2, "kv_cache_dtype": "fp8", "num_samples": 8},
+            ["Qwen/QwQ-32B", "--gpu", "h200", "-tp", "2", "--kv-cache-dtype", "fp8", "--num-samples", "8"],
+        ),
+        (
+            {"model": "Qwen/Qwen3-14B", "gpu": "a100-80gb", "engine": "sglang", "num_requests": 4},
+            ["Qwen/Qwen3-14B", "--gpu", "a100-80gb", "--engine", "sglang", "--num-requests", "4"],
+        ),
+    ],
+)
+def test_estimate_says_what_the_command_says(
+    inputs: dict[str, object], flags: list[str], printed: Callable[..., Any]
+) -> None:
+    """A link's inputs, and the same flags: every figure of the tab is in the command's document."""
+    app = run(**inputs)
+    samples = [] if "--num-samples" in flags else ["--num-samples", "32"]
+    document = printed("estimate", *flags, "--input-len", "512", "--output-len", "16384", *samples)
+    kv, shown = document["kv"], metrics(app)
+    assert shown["GPU KV cache size"] == f"{int(kv['cache_tokens']):,} tokens"
+    concurrency = f"Maximum concurrency, {document['inputs']['max_model_len']:,} tokens"
+    assert shown[concurrency] == f"{kv['max_concurrency']:.2f}x"
+    assert shown["KV per token"] == f"{kv['bytes_per_token'] / 1024:,.1f} KiB"
+    assert shown["KV per trace"] == f"{kv['bytes_per_sequence'] / 2**30:,.2f} GiB"
+    assert shown["Traces at once"] == f"{document['traces']['at_once']:,}"
+    assert app.code[0].value == document["serve_command"]
+    if document["reason"]:
+        assert document["reason"] in app.error[0].value
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"tp": 16, "model": "Qwen/Qwen2.5-1.5B-Instruct"},
+        {"thinking_len": 1 << 24, "answer_len": 1 << 24, "input_len": 1 << 24},
+        {"max_model_len": 1},
+        {"max_num_seqs": 1 << 20, "max_num_batched_tokens": 1},
+        {"gpu_memory_utilization": 0.01},
+        {"gpu": "rtx-4090", "model": "deepseek-ai/DeepSeek-R1"},
+        {"pp": 8, "dp": 16, "enable_expert_parallel": "true", "model": "Qwen/Qwen3-30B-A3B"},
+        {"num_samples": 100_000, "num_requests": 100_000, "spread": 1.5},
+        {"model": "Qwen/Qwen3-Next-80B-A3B-Thinking", "gpu": "h200", "tp": 2},
+        {"model": "no such model", "tp": "seven", "num_samples": -3},
+    ],
+)
+def test_extremes_are_answered(inputs: dict[str, object]) -> None:
+    """Whatever the inputs, there is one verdict, and no exception; a refusal is a line."""
+    app = run(**inputs)
+    assert len(app.error) + len(app.success) + len(app.warning) == 1
+
+
+def test_a_change_is_answered_and_in_the_address() -> None:
     app = run(num_samples=8)
-    assert app.number_input(key="num_samples").value == 8
     assert "Fits" in app.success[0].value
-    app.selectbox(key="model").set_value("Qwen/Qwen2.5-1.5B-Instruct").run()
-    app.select_slider(key="tp").set_value(8).run()
-    assert not app.exception
-    assert "does not divide" in app.error[0].value
+    calm(app.number_input(key="num_samples").set_value(64).run())
+    assert "64 traces" in app.error[0].value
 
 
-def test_memory_bar_shows_every_row_and_the_limits() -> None:
-    """Segments sum to the card's total; the rules carry names."""
-    plan = estimate("Qwen/Qwen3-8B", "h100")
-    spec = memory_bar(plan).to_dict()
-    datasets = list(spec["datasets"].values())
-    segments = next(d for d in datasets if "use" in d[0])
-    assert sum(s["gib"] for s in segments) == pytest.approx(plan.budget.total.size.value / 2**30)
-    names = {d[0]["name"].split()[0] for d in datasets if "name" in d[0]}
-    assert names == {"total", "budget"}
-    assert spec["layer"][0]["encoding"]["x"]["title"] == "GiB of one GPU"
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "paste a config.json"),
+        ("{not json", "JSON"),
+        ("[1, 2]", "object"),
+        ("[" * 100_000, "nested"),
+        ('{"architectures": ["NoSuchForCausalLM"], "hidden_size": 8}', "NoSuch"),
+        ('{"architectures": ["Qwen3ForCausalLM"]}', ""),
+    ],
+)
+def test_a_bad_config_is_one_line(text: str, complaint: str) -> None:
+    app = run(model=PASTED)
+    calm(app.text_area(key="config_text").set_value(text).run())
+    assert complaint in app.error[0].value
+    assert "\n" not in app.error[0].value
+    assert "/tmp" not in app.error[0].value
+
+
+def test_a_pasted_config_is_planned_like_the_bundled_one() -> None:
+    bundled = find_bundled("Qwen/Qwen3-8B")
+    assert bundled is not None
+    app = run(model=PASTED)
+    calm(app.text_area(key="config_text").set_value(bundled.read_text()).run())
+    assert metrics(app) == metrics(run())
+
+
+# --- Simulate -------------------------------------------------------------------------------------
+
+
+def test_simulate_says_what_the_command_says(printed: Callable[..., Any]) -> None:
+    """A bundled scenario with a change, in a link; the same with --set."""
+    app = press(run(tab="Simulate", scenario="chat", set="engine.max_num_seqs=64"), "simulate")
+    document = printed("simulate", "chat", "--set", "engine.max_num_seqs=64", "--quiet")
+    assert metrics(app) == {
+        "Completed": f"{document['completed']:,} of {document['num_requests']:,}",
+        "Output tokens/s": f"{document['output_throughput']:,.1f}",
+        "Mean TTFT": shown_ms(document["mean_ttft_ms"]),
+        "Mean TPOT": shown_ms(document["mean_tpot_ms"]),
+        "Mean E2EL": shown_ms(document["mean_e2el_ms"]),
+        "Preemptions": f"{document['num_preemptions']:,}",
+        "KV peak": f"{document['kv_peak_fraction']:.1%}",
+    }
+
+
+def test_the_sidebar_makes_a_scenario() -> None:
+    """The widgets' load runs; the file shown for it stands for the same load."""
+    app = run(tab="Simulate", source="From the sidebar", num_prompts=20, thinking_len=200, slo_ttft=1)
+    written = load_text(app.code[0].value)
+    assert (written.workload.num_requests, written.slo.ttft_ms) == (20, 1)
+    assert written.workload.thinking.median == 200
+    assert metrics(press(app, "simulate"))["Completed"] == "20 of 20"
+    assert any("SLO missed" in text.value for text in app.markdown)
+
+
+def load_text(text: str) -> Any:
+    import yaml
+
+    return parse_scenario(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("engine.max_num_sequences=64", "did you mean"),
+        ("no equals sign", "key.path=value"),
+        ("model=../../etc/passwd", "bundled"),
+        ("workload.trace={path: x.csv, format: azure}", ""),
+        ("step_time.profile=/etc/passwd", "bundled profiles"),
+        ("workload.num_requests=20000000", "kvplan simulate"),
+    ],
+)
+def test_a_bad_change_is_one_line(change: str, complaint: str) -> None:
+    app = run(tab="Simulate", scenario="chat", set=change)
+    assert complaint in app.error[0].value
+    assert "\n" not in app.error[0].value
+
+
+def test_a_scenario_that_does_not_fit_is_refused() -> None:
+    app = press(run(tab="Simulate", scenario="chat", set="model=Qwen/QwQ-32B\ngpu=l40s"), "simulate")
+    assert "no memory left" in app.error[0].value
+
+
+def test_a_run_can_be_cancelled() -> None:
+    """What was simulated so far is shown, and says so; the next run starts afresh."""
+    app = run(tab="Simulate", scenario="chat", set="workload.num_requests=1000000")
+    calm(app.button(key="simulate_run").click().run())
+    calm(app.button(key="simulate_cancel").click().run())
+    deadline = time.monotonic() + 60
+    while not any("Cancelled" in w.value for w in app.warning) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        calm(app.run())
+    assert any("Cancelled" in warning.value for warning in app.warning)
+    calm(app.text_area(key="set").set_value("workload.num_requests=10").run())
+    assert metrics(press(app, "simulate"))["Completed"] == "10 of 10"
+
+
+def test_who_owns_which_block_is_shown() -> None:
+    """The table at the slider's time names requests, their blocks and how many are shared."""
+    app = press(run(tab="Simulate", scenario="block_map", owners="true"), "simulate")
+    rows = app.table[0].value
+    assert (rows["num_shared"] <= rows["num_blocks"]).all()
+    assert rows["num_shared"].max() > 0
+
+
+# --- Strategies, Recommend, Calibration -----------------------------------------------------------
+
+
+def test_strategies_say_what_compare_says() -> None:
+    app = press(
+        run(tab="Strategies", strategies="strategy_pruning", strategies_set="problems.num_problems=4"),
+        "compare",
+    )
+    found = compare(load_scenario("strategy_pruning", ["problems.num_problems=4"]))
+    shown = next(frame.value for frame in app.dataframe if "accuracy" in frame.value)
+    assert shown["accuracy"].tolist() == [row.accuracy for row in found.rows]
+    assert shown["kv_gib_s"].tolist() == [row.kv_gib_s for row in found.rows]
+    assert any(found.reason in box.value for box in (*app.success, *app.warning))
+
+
+def test_a_bad_strategy_is_one_line() -> None:
+    app = run(tab="Strategies", strategies_set="problems.strategies=[no_such]")
+    assert "no_such" in app.error[0].value
+
+
+def test_calibration_shows_profiles_and_fits() -> None:
+    """A profile's ranges are shown; the measurements that come with kvplan are fitted in place."""
+    app = run(tab="Calibration", profile="l40s-vllm", measurements="vllm-cpu-0.32.jsonl")
+    assert "num_decodes" in app.dataframe[0].value["what"].tolist()
+    press(app, "fit")
+    errors = next(frame.value for frame in app.dataframe if "held_out" in frame.value)
+    assert set(errors["regime"]) == {"decode", "prefill", "mixed"}

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from kvplan import scenario as scenarios
 from kvplan.bench_report import bench_text
+from kvplan.block_map import BlockMap
 from kvplan.commands.common import print_json
 from kvplan.commands.progress import Progress
 from kvplan.deploy import set_ups
@@ -18,6 +19,7 @@ from kvplan.records import check_target, write_records
 from kvplan.simulate import simulate
 from kvplan.trace import write_trace
 from kvplan.uncertainty import intervals
+from kvplan.watch import NOBODY, Watch
 
 SWITCH = Parameter(negative="")
 
@@ -62,7 +64,7 @@ def simulate_command(
     records
         Write one row per request: .csv, .jsonl or .parquet.
     trace
-        Write a Chrome trace for Perfetto.
+        Write a Chrome trace for Perfetto; with --step-by-step it also says who owns which blocks.
     json
         One JSON document on stdout.
     quiet
@@ -103,9 +105,12 @@ def simulate_command(
         check_target(records)
     progress = None if quiet else Progress()
     setups = set_ups(loaded) if loaded.problems is None else None
+    blocks = BlockMap()
+    watch = Watch(on_sample=blocks.look) if trace and step_by_step else NOBODY
     result = simulate(
-        loaded, step_by_step=step_by_step, progress=progress, keep_records=not no_records, setups=setups
-    )
+        loaded, step_by_step=step_by_step, progress=progress, keep_records=not no_records, setups=setups,
+        watch=watch,
+    )  # fmt: skip
     if uncertainty > 0:
         if setups is None:
             raise KvplanError(
@@ -115,7 +120,7 @@ def simulate_command(
     if records:
         write_records(result.records, records)
     if trace:
-        write_trace(result.records, result.samples, trace)
+        write_trace(result.records, result.samples, trace, blocks)
     if json:
         print_json(result.to_dict())
     else:
