@@ -13,7 +13,7 @@ from typing import Any
 
 from kvplan.engine.request import RequestStatus
 from kvplan.glide import Flight, Glide, series
-from kvplan.live import LENGTH, STOP, Live
+from kvplan.live import LENGTH, REJECTED, STOP, Live
 from kvplan.metrics import TokenMeter
 from kvplan.records import NEVER
 from kvplan.stepper import Engine
@@ -86,9 +86,13 @@ class Books:
     queued_blocks: int = 0
     """Blocks for the prompts that were never admitted yet."""
     num_reads: int = 0
-    """Steps whose output was read."""
+    """Steps with decodes whose output was read: every sequence that decodes has grown by one in each."""
     read_weight: int = 0
-    """Sum over read steps of (its number * its ticks): with it a sum over any stretch is closed."""
+    """Sum over time of `num_reads`, the running step included: with it a sum over any stretch is closed."""
+    num_decoding: int = 0
+    """Sequences between their first and their last token."""
+    pauses: list[tuple[int, int]] = field(default_factory=list)
+    """(sequences, ticks) that decoding ones have stood still for, while others' prompts ran alone."""
     waits_for: str = ""
     """Why requests wait since the last schedule: the field of `Totals` that the time goes to; empty = none wait."""
     _to_visible: list[tuple[int, int, int, Live]] = field(default_factory=list)
@@ -135,23 +139,43 @@ class Books:
         """Add one read step that ended now."""
         totals, ticks, decodes = self.totals, flight.ticks, flight.num_decodes
         totals.steps += 1
-        self.num_reads += 1
+        self.num_reads += decodes > 0
         self.read_weight += self.num_reads * ticks
         totals.batch_ticks += ticks * (decodes + flight.num_chunks)
         totals.used_block_ticks += ticks * (self.num_blocks - self.engine.num_free_blocks)
         if decodes:
             totals.decode_tokens += decodes
-            self.meter.add(ticks, ticks, decodes, 1, now - ticks, now)
+            paused = self._end_pauses(ticks, decodes, now) if self.pauses else 0
+            self.meter.add(ticks, ticks, decodes - paused, 1, now - ticks, now)
             if flight.num_chunks:
                 totals.mixed_ticks += ticks
             else:
                 totals.decode_ticks += ticks
         else:
             totals.prefill_ticks += ticks
+            if self.num_decoding and ticks:
+                self._pause(ticks)
         if self.waits_for:
             self._note_waiting(ticks)
         if self._to_visible and self._to_visible[0][0] <= self.num_reads:
             self._show(0, 0, now, self.num_reads - 1)
+
+    def _pause(self, ticks: int) -> None:
+        """A step without decodes: who decodes waits longer for the next token, those who joined last the least."""
+        pauses = [(n, waited + ticks) for n, waited in self.pauses]
+        joined = self.num_decoding - sum(n for n, _ in pauses)
+        self.pauses = [*pauses, (joined, ticks)] if joined > 0 else pauses
+
+    def _end_pauses(self, ticks: int, decodes: int, now: int) -> int:
+        """They decode again; return how many were counted."""
+        counted = 0
+        for n, waited in self.pauses:
+            n = min(n, decodes - counted)
+            counted += n
+            if n:
+                self.meter.add(ticks + waited, ticks + waited, n, 1, now - ticks, now)
+        self.pauses = []
+        return counted
 
     def _account_series(self, glide: Glide, reads: int, start: int, now: int, used: int) -> None:
         """Add the read steps of a leap, in closed form."""
@@ -221,6 +245,7 @@ class Books:
             live.kv_area += offset * (now - live.since) + self.read_weight - live.weight_from
             live.held += self.num_reads - live.decode_from
             live.decode_from = NEVER
+            self.num_decoding -= 1
 
     def _preempted(self, live: Live, now: int) -> None:
         self.totals.preemptions += 1
@@ -236,6 +261,9 @@ class Books:
             self._starts_decoding(live, now)
         for live in outputs.finished:
             stopped = live.status is RequestStatus.FINISHED_STOPPED
+            if live.status is RequestStatus.FINISHED_ABORTED:  # the engine gave up on it
+                self._end(live, now, REJECTED, live.num_output_tokens)
+                continue
             live.discarded = int(self.is_async and stopped)
             self._end(live, now, STOP if stopped or live.num_output_tokens < live.max_tokens else LENGTH,
                       live.num_output_tokens)  # fmt: skip
@@ -255,6 +283,7 @@ class Books:
             return
         self._hold(live, live.held, now)
         live.decode_from, live.weight_from = self.num_reads, self.read_weight
+        self.num_decoding += 1
         if live.first_visible == NEVER:
             generated = live.held + 1 - live.num_prompt_tokens
             missing = live.thinking_tokens + 1 - generated

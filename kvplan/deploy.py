@@ -9,14 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from kvplan.engine.config import EngineConfig, Kind, KVCacheGroup
 from kvplan.engine_args import ResolvedArgs
-from kvplan.errors import DoesNotFit
+from kvplan.engine_sglang.config import SGLangConfig
+from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.layout import KvGroup, Layout
 from kvplan.model import AttentionKind, ModelSpec, load_model
 from kvplan.plan import estimate
-from kvplan.scenario import Deployment, Scenario, StepTimeSpec
+from kvplan.scenario import Deployment, Scenario, SGLangFlags, StepTimeSpec
 from kvplan.step_time import make_step_times
 from kvplan.timing import NEVER, ModelStepTime, StepShape, StepTime
 from kvplan.timing_profile import TimingProfile
@@ -52,6 +55,8 @@ class Setup:
     """Which measured ranges a step leaves."""
     sources: dict[str, str] = field(default_factory=dict)
     """Where the figures come from."""
+    sglang: SGLangFlags | None = None
+    """SGLang's flags, if its scheduler runs instead of vLLM's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +100,27 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
 
     Raises KvplanError for flags the engine refuses, DoesNotFit when it would not start.
     """
+    sglang = deployment.sglang
+    flags = deployment.engine
+    if sglang is not None and flags.async_scheduling is None:  # the overlap loop is SGLang's default on a GPU
+        flags = flags.model_copy(update={"async_scheduling": True})
     plan = estimate(
-        _model(deployment.model, folder), deployment.gpu, deployment.engine,
-        engine=f"vllm@{deployment.engine_version}",
+        _model(deployment.model, folder), deployment.gpu, flags,
+        engine=f"vllm@{deployment.engine_version}" if sglang is None else "sglang",
         colocate={role: _model(name, folder) for role, name in deployment.colocate.items()},
     )  # fmt: skip
     if plan.layout is None:
         raise DoesNotFit(plan.refusal.reason if plan.refusal else plan.shortfall)
     args, layout, gpu, model = plan.args, plan.layout, plan.question.gpu, plan.question.model
+    if sglang is not None and model.is_moe and args.data_parallel_size > 1:
+        raise KvplanError("data-parallel attention is simulated for vLLM only; leave out `sglang`")
     if layout.num_blocks < 2:
         raise DoesNotFit(f"{model.name} on {gpu.name}: the KV pool has no usable block")
     step_time, draws, outside, sources = _step_time(model, gpu, args, deployment.step_time, folder)
     ranks = args.data_parallel_size
+    config = _engine_config(args, layout)
     return Setup(
-        _engine_config(args, layout),
+        config if sglang is None else _sglang_sizes(config, flags.max_num_seqs),
         step_time,
         kv_bytes_per_token(layout, args),
         args.num_gpus // ranks,
@@ -118,7 +130,44 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         draws=draws,
         outside=outside,
         sources={**sources, "kv_pool": plan.budget.kv.source, "price": "the GPU table, assumed"},
+        sglang=sglang,
     )
+
+
+def sglang_config(config: EngineConfig, flags: SGLangFlags) -> SGLangConfig:
+    """SGLang's view of a plan: as many tokens as vLLM's usable blocks hold, chunks of max_num_batched_tokens.
+
+    Raises KvplanError for what is modelled for vLLM only and for sizes that SGLang refuses.
+    """
+    if config.kv_cache_groups:
+        raise KvplanError(
+            "windows, states and KV compression are simulated for vLLM only; leave out `sglang`"
+        )
+    by_priority = config.policy == "priority"
+    try:
+        return SGLangConfig(
+            max_total_tokens=(config.num_gpu_blocks - 1) * config.block_size,
+            context_length=config.max_model_len,
+            page_size=config.block_size,
+            max_running_requests=config.max_num_seqs,
+            chunked_prefill_size=config.max_num_batched_tokens if config.enable_chunked_prefill else -1,
+            disable_radix_cache=not config.enable_prefix_caching,
+            enable_priority_scheduling=by_priority,
+            schedule_low_priority_values_first=by_priority,
+            enable_overlap=config.async_scheduling,
+            **flags.model_dump(),
+        )
+    except ValidationError as error:
+        raise KvplanError(f"sglang: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+
+
+def _sglang_sizes(config: EngineConfig, asked: int | None) -> EngineConfig:
+    """SGLang uses every page, and takes far more requests at once unless told."""
+    config = config.model_copy(update={"num_gpu_blocks": config.num_gpu_blocks + 1})
+    if asked is not None:
+        return config
+    slots = sglang_config(config.model_copy(update={"max_num_seqs": None}), SGLangFlags()).num_request_slots
+    return config.model_copy(update={"max_num_seqs": slots})
 
 
 def kv_bytes_per_token(layout: Layout, args: ResolvedArgs) -> float:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvplan.deploy import Setup
+from kvplan.deploy import Setup, sglang_config
 from kvplan.engine.leap import LeapScheduler, why_not
 from kvplan.engine.request import Request
+from kvplan.engine_sglang.stepper import SGLangEngine
 from kvplan.replica import Replica
-from kvplan.stepper import StepByStep
+from kvplan.stepper import Engine, StepByStep
 
 if TYPE_CHECKING:
     from kvplan.simulate import Run
@@ -25,8 +26,12 @@ def make_replica(run: Run, setup: Setup, name: str, decodes_only: bool) -> Repli
         config = config.model_copy(
             update={"max_num_batched_tokens": max(room, config.max_num_batched_tokens)}
         )
-    reason = "asked for" if run.step_by_step else why_not(config)
-    engine = StepByStep(config, _accept(run, name)) if reason else LeapScheduler(config)
+    engine: Engine
+    reason = "asked for" if run.step_by_step else "" if setup.sglang is not None else why_not(config)
+    if setup.sglang is not None:
+        engine = SGLangEngine(sglang_config(config, setup.sglang), may_leap=not reason)
+    else:
+        engine = StepByStep(config, _accept(run, name)) if reason else LeapScheduler(config)
     run.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
     groups = config.groups
     run.num_replicas += 1

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model
 
 from kvplan.config import Config
 from kvplan.engine_args import EngineArgs
+from kvplan.engine_sglang.config import SchedulePolicyName
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.resources import scenarios_dir
 from kvplan.workload.classes import Slo, Workload
@@ -69,6 +70,27 @@ class Disaggregation(Config):
     """Fixed time per transfer."""
 
 
+class SGLangFlags(Config):
+    """SGLang's own flags; sizes (--context-length, --page-size, ...) are in `engine` under vLLM's names."""
+
+    schedule_policy: SchedulePolicyName = "fcfs"
+    """Order of the waiting queue."""
+    schedule_conservativeness: float = Field(1.0, gt=0, le=100)
+    """Scales the share of future tokens that running requests are expected to use."""
+    enable_mixed_chunk: bool = False
+    """Running requests decode inside the prefill pass."""
+    max_prefill_tokens: int = Field(16384, ge=1)
+    """Prompt tokens after which no further request joins a prefill pass."""
+    prefill_max_requests: Annotated[int, Field(ge=1)] | None = None
+    """Most requests in a prefill pass."""
+    prefill_decode_interval: int = Field(0, ge=0)
+    """Decode passes between two prefill passes."""
+    radix_eviction_policy: Literal["lru", "lfu"] = "lru"
+    """Which cached leaf goes first."""
+    priority_scheduling_preemption_threshold: int = Field(10, ge=0)
+    """With `engine.scheduling_policy: priority`: by how much a priority must be better to take a place."""
+
+
 class Deployment(Config):
     """One model on its GPUs, and how many copies of it."""
 
@@ -82,6 +104,8 @@ class Deployment(Config):
     """Of vLLM; its defaults follow."""
     acceptance_rate: float = Field(0.7, ge=0, le=1)
     """Speculation: how likely each draft is right; a decode keeps the right ones before the first wrong one."""
+    sglang: SGLangFlags | None = None
+    """Given, even as `{}`: SGLang's scheduler and memory rules instead of vLLM's; `engine_version` has no say then."""
     replicas: int = Field(1, ge=1, le=4096)
     """Independent copies behind the router; `engine.data_parallel_size` multiplies them."""
     router: Literal["round_robin", "least_kv", "prefix_aware"] = "round_robin"
@@ -94,6 +118,19 @@ class Deployment(Config):
     """Where step times come from."""
     colocate: dict[str, str] = Field(default_factory=dict)
     """Role (draft, reward, reference, critic) -> another model on the same GPUs: its memory comes off the budget."""
+
+    @model_validator(mode="after")
+    def _sglang_is_modelled(self) -> Deployment:
+        if self.sglang is None:
+            return self
+        for what, given in (
+            ("disaggregation", self.disaggregation is not None),
+            ("engine.num_speculative_tokens", self.engine.num_speculative_tokens),
+            ("engine.kv_cache_dtype_skip_layers", self.engine.kv_cache_dtype_skip_layers),
+        ):
+            if given:
+                raise ValueError(f"{what} is modelled for vLLM only; leave out it or `sglang`")
+        return self
 
 
 class Pricing(Config):

@@ -30,6 +30,8 @@ class KVCache:
         """Stays empty if the radix cache is off."""
         self.num_evicted = 0
         """Cached tokens evicted so far."""
+        self.num_taken = 0
+        """Tokens of pages taken so far."""
 
     @property
     def available_and_evictable(self) -> int:
@@ -79,14 +81,14 @@ class KVCache:
         page, num_tokens = self.page_size, sum(req.extend_len for req in reqs)
         self.evict_to_free(num_tokens if page == 1 else num_tokens + len(reqs) * page)
         for req in reqs:
-            self._take(ceil_page(req.extend_end, page) - ceil_page(req.prefix_len, page))
+            self.take(ceil_page(req.extend_end, page) - ceil_page(req.prefix_len, page))
             self.num_free_rows -= not req.holds_row
             req.holds_row, req.kv_len = True, req.extend_end
 
     def alloc_for_decode(self, reqs: Sequence[Req]) -> None:
         """Take a token for each request (SGLang `alloc_for_decode`), which asks for a page for each."""
         self.evict_to_free(len(reqs) * self.page_size)
-        self._take(self._new_tokens(reqs))
+        self.take(self._new_tokens(reqs))
         for req in reqs:
             req.kv_len += 1
 
@@ -107,8 +109,10 @@ class KVCache:
     def _new_tokens(self, reqs: Sequence[Req]) -> int:
         return self.page_size * sum(req.kv_len % self.page_size == 0 for req in reqs)
 
-    def _take(self, num_tokens: int) -> None:
+    def take(self, num_tokens: int) -> None:
+        """Take whole pages."""
         self.available_size -= num_tokens
+        self.num_taken += num_tokens
         assert self.available_size >= 0, "admission promised more than there is"
 
     def _publish(self, req: Req, up_to: int) -> None:

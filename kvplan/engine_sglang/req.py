@@ -109,6 +109,13 @@ class Req:
         return self.num_outputs + 1 >= self.max_new_tokens
 
     @property
+    def num_outputs_left(self) -> int:
+        """Tokens until it ends; the scheduler does not know of a stop token."""
+        stop_at = None if self.ignore_eos else self.request.stop_at
+        end = self.max_new_tokens if stop_at is None else min(stop_at, self.max_new_tokens)
+        return end - self.num_outputs
+
+    @property
     def owned_kv_len(self) -> int:
         """Tokens whose KV is worth keeping when it ends (SGLang: same name)."""
         if self.finished_len is None:

@@ -41,8 +41,11 @@ class Scheduler:
         """In the last pass: not even alone was there room for its next token."""
         self.dropped: list[Req] = []
         """Aborted outside of a result, since the last `schedule()`."""
+        self.sampled: list[Req] = []
+        """Those that got a token when a result was last applied."""
         self._pending_chunked_abort: Req | None = None
-        self._decodes_before_prefill = 0
+        self.decodes_before_prefill = 0
+        """Decode passes to go before another prefill is tried (prefill_decode_interval)."""
         self._processed_tokens = 0
         self._num_queued = 0
 
@@ -94,7 +97,7 @@ class Scheduler:
     def process(self, batch: ScheduleBatch | None) -> ScheduleBatch | None:
         """End the pass: apply the result that is due, or rest; return what was applied (SGLang `event_loop_*`)."""
         is_overlap = self.config.enable_overlap
-        result = None
+        result, self.sampled = None, []
         if len(self.result_queue) > (is_overlap and batch is not None):
             result = self.result_queue.popleft()
             self._process_batch_result(result)
@@ -128,7 +131,7 @@ class Scheduler:
         if batch is None and self.running_batch.reqs:
             batch = self._update_running_batch(self.running_batch)
         if batch is not None and batch.is_extend:
-            self._decodes_before_prefill = self.config.prefill_decode_interval
+            self.decodes_before_prefill = self.config.prefill_decode_interval
         return batch
 
     def _process_pending_chunked_abort(self) -> None:
@@ -168,12 +171,12 @@ class Scheduler:
 
     def _should_defer_prefill(self) -> bool:
         """Decode some passes between two prefill passes (SGLang: same name)."""
-        if not self._decodes_before_prefill:
+        if not self.decodes_before_prefill:
             return False
         if not self.running_batch.reqs:
-            self._decodes_before_prefill = 0
+            self.decodes_before_prefill = 0
             return False
-        self._decodes_before_prefill -= 1
+        self.decodes_before_prefill -= 1
         return True
 
     # --- prefill ----------------------------------------------------------------------------
@@ -302,6 +305,7 @@ class Scheduler:
                 req.inflight_middle_chunks -= 1
                 continue
             req.sample()
+            self.sampled.append(req)
             if req.finished:
                 self.cache.release(req, checkpoint=True)
             elif req not in decoding:
