@@ -27,8 +27,10 @@ class Glide:
     """A leap under way: the read of what was in flight (asynchronous only), then an arithmetic series of steps."""
 
     start: int
+    ahead: int
+    """Steps in flight, to be read first: 1 under asynchronous scheduling, else 0."""
     first: int
-    """Ticks until the step in flight is read; 0 under synchronous scheduling."""
+    """Ticks until that read; an empty step in flight takes none."""
     num_steps: int
     """Steps to schedule, and reads to do."""
     num_decodes: int
@@ -41,7 +43,7 @@ class Glide:
 
     def ends_at(self, reads: int) -> int:
         """When the first so many outputs have been read."""
-        n = reads - 1 if self.first else reads
+        n = reads - self.ahead
         return self.start + self.first + n * self.ticks + self.slope * (n * (n - 1) // 2)
 
     def reads_until(self, now: int) -> int:
@@ -49,7 +51,7 @@ class Glide:
         gap = now - self.start - self.first
         if gap <= 0:
             return 1
-        steps = steps_to_cover(self.ticks, self.slope, gap) + (self.first > 0)
+        steps = steps_to_cover(self.ticks, self.slope, gap) + self.ahead
         return min(steps, self.num_steps)
 
 

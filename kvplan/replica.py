@@ -170,12 +170,13 @@ class Replica(Books):
         steps, decodes, context, is_open = leap
         base, slope, limit = self.step_time.decode_line(decodes, context)
         lasts = -((context - limit) // decodes)
-        first = self.flights[0].ticks if self.flights else 0
+        ahead = len(self.flights)
+        first = self.flights[0].ticks if ahead else 0
         if lasts < steps:
             steps = lasts
         ticks, widening = base + slope * context, slope * decodes
-        glide = self.glide = Glide(now, first, steps, decodes, ticks, widening, is_open)
-        n = steps - 1 if first else steps
+        glide = self.glide = Glide(now, ahead, first, steps, decodes, ticks, widening, is_open)
+        n = steps - ahead
         end = now + first + n * ticks + widening * (n * (n - 1) // 2)
         if is_open and end > next_arrival:
             glide.num_steps = steps = glide.reads_until(next_arrival)
@@ -254,7 +255,7 @@ class Replica(Books):
             totals.peak_used_blocks = peak
         totals.leaps += 1
         totals.leapt_steps += steps
-        if not glide.first:
+        if not glide.ahead:
             self._account_series(glide, steps, glide.start, now, (used + peak) // 2)
             if late is not NOTHING:
                 self._read(late, now)
