@@ -102,7 +102,7 @@ def make_budget(
     gpu = _as_seen(gpu, learned)
     over = estimate_overheads(model, args, gpu, learned, last_stage=last_stage)
     low, high = gpu.total_bytes_range
-    total = Row("total", "total", Range(gpu.total_bytes, low, high), "measured", f"{gpu.name}: {gpu.source}")
+    total = Row("total", "total", Range(gpu.total_bytes, low, high), "measured", _card_source(gpu))
     others = tuple(_colocated_row(c) for c in colocated)
     weights = _weights(model, args, weights_bytes, learned)
     activation, runtime = _activation(over, engine), _runtime(over, learned, args)
@@ -110,6 +110,10 @@ def make_budget(
     taken = [row.size for row in (weights, *others, activation, runtime, graphs)]
     outside, kv = _split(gpu, args, engine, taken, runtime.size.value)
     return Budget(total, outside, weights, activation, runtime, graphs, others, kv)
+
+
+def _card_source(gpu: GpuSpec) -> str:
+    return f"{gpu.name}: {gpu.source}" + (f"; {gpu.differs}" if gpu.differs else "")
 
 
 def _as_seen(gpu: GpuSpec, learned: MemoryProfile) -> GpuSpec:

@@ -15,6 +15,8 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.model import AttentionKind, ModelSpec
 from kvplan.quantization import kv_cache_dtype_hint
+from kvplan.sglang_memory import FEWEST_REQUESTS
+from kvplan.sglang_memory import defaults as sglang_defaults
 from kvplan.units import GiB, human_readable_int
 
 Engine = Literal["vllm", "sglang", "tensorrt-llm"]
@@ -180,7 +182,8 @@ def resolve(
     chunked = _chunked_prefill(args, version, max_model_len)
     tokens, seqs = _batch(args, gpu, version, entry_point, max_model_len, chunked)
     length = max_model_len if max_model_len > 0 else model.default_max_model_len
-    _check_batch(args, tokens, seqs, length, chunked)
+    if version.engine != "sglang":  # whose chunk bounds a prefill, not a step
+        _check_batch(args, tokens, seqs, length, chunked)
     _check_dtype(args, gpu)
     return ResolvedArgs(
         **args.model_dump()
@@ -276,6 +279,8 @@ def _batch(
     if max_model_len > 0:
         tokens = min(tokens, seqs * max_model_len)
     tokens = args.max_num_batched_tokens or tokens
+    if version.engine == "sglang":
+        return tokens, seqs
     return tokens, args.max_num_seqs or min(seqs, tokens)
 
 
@@ -283,6 +288,10 @@ def _batch_defaults(
     gpu: GpuSpec, version: EngineVersion, entry_point: EntryPoint, chunked: bool
 ) -> tuple[int, int]:
     offline = entry_point == "llm"
+    if version.engine == "sglang":
+        return sglang_defaults(gpu.reported_mib).chunked_prefill_size, FEWEST_REQUESTS
+    if version.engine == "tensorrt-llm":
+        return 8192, 2048
     if version.legacy:
         return 2048, 256
     if gpu.total_bytes >= 160 * GiB and version.version >= (0, 20):

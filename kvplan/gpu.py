@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,16 +27,24 @@ class GpuSpec(Config):
     """The vendor's name."""
     aliases: tuple[str, ...] = ()
     """Other spellings `--gpu` takes."""
+    vendor: Literal["nvidia", "amd"] = "nvidia"
+    """Who makes it; AMD cards run the engines' ROCm builds."""
     architecture: str = ""
-    """volta, turing, ampere, ada, hopper, blackwell."""
+    """volta, turing, ampere, ada, hopper, blackwell, cdna3, cdna4, rdna3.5."""
     compute_capability: float = Field(ge=0)
-    """CUDA compute capability, e.g. 9.0."""
+    """CUDA compute capability, e.g. 9.0; on AMD the first two digits of the gfx number, as torch reports them."""
     nominal_gb: float = Field(gt=0)
     """The size on the box."""
     usable_gib: float = Field(gt=0)
     """What CUDA reports as total, GiB; engines take their share of this."""
     usable_gib_range: tuple[float, float]
     """Lowest and highest total seen across drivers and ECC settings, GiB."""
+    smi_mib: float = Field(0, ge=0)
+    """Total that nvidia-smi or rocm-smi prints, MiB, from which SGLang derives defaults; 0: the range's high end."""
+    unified_memory: bool = False
+    """Memory is the host's too: what the system and its page cache hold is not free for the engine."""
+    nvml_memory: bool = True
+    """Whether NVML reports the card's memory (not on AMD, Jetson and GB10)."""
     bandwidth_gb_s: float = Field(gt=0)
     """Peak memory bandwidth, 10^9 bytes a second."""
     dense_tflops: dict[str, float]
@@ -69,6 +77,21 @@ class GpuSpec(Config):
         """Lowest and highest total seen, bytes."""
         low, high = self.usable_gib_range
         return int(low * GiB), int(high * GiB)
+
+    @property
+    def reported_mib(self) -> float:
+        """Total memory as the vendor's tool prints it, MiB."""
+        return self.smi_mib or self.usable_gib_range[1] * 1024
+
+    @property
+    def differs(self) -> str:
+        """What is other about this card than about one with memory of its own; empty for most."""
+        facts = []
+        if self.unified_memory:
+            facts.append("memory shared with the host: what the system holds is not free")
+        if self.vendor == "amd":
+            facts.append("ROCm build: other attention kernels, overheads not measured")
+        return "; ".join(facts)
 
     @property
     def bandwidth(self) -> float:
@@ -119,7 +142,7 @@ def _by_alias() -> dict[str, str]:
 def _fold(name: str) -> str:
     """Spelling without case, vendor, blanks, dashes: "NVIDIA H100-80GB" -> "h10080gb"."""
     kept = "".join(c for c in name.casefold() if c.isalnum())
-    for vendor in ("nvidia", "geforce", "tesla"):
+    for vendor in ("nvidia", "geforce", "tesla", "amd", "instinct"):
         kept = kept.replace(vendor, "")
     return kept
 
@@ -185,12 +208,15 @@ def local(index: int = 0) -> GpuSpec:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         product = pynvml.nvmlDeviceGetName(handle)
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
     except pynvml.NVMLError as error:
         raise KvplanError(
-            f"--gpu local: NVML answers {error}; name a card instead, e.g. --gpu h100"
+            f"--gpu local: NVML answers {error}; name a card instead, e.g. --gpu h100 (NVML knows no AMD cards)"
         ) from None
     product = product.decode() if isinstance(product, bytes) else product
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+    except pynvml.NVMLError:  # unified memory: NVML does not report it
+        return get_gpu(product).model_copy(update={"product": product})
     usable = memory.total - memory.reserved
     row = match_product(product, usable)
     gib = usable / GiB

@@ -22,7 +22,7 @@ from kvplan.layout_checks import check_sharding
 from kvplan.limits import Limit
 from kvplan.memory_profile import MemoryProfile
 from kvplan.model import AttentionKind, ModelSpec, load_model
-from kvplan.other_engines import default_utilization, pool_layout
+from kvplan.other_engines import default_utilization, pool_layout, running_requests
 from kvplan.units import gib
 from kvplan.weights import weight_bytes
 
@@ -81,6 +81,7 @@ def answer(question: Question) -> Plan:
     else:
         refusal = _overflow(worst, found, args) or _too_few_states(found, args, question.engine)
     shape = layout or _shape(question, args, worst)
+    args = _with_requests(question, args, shape, worst)
     tokens = question.demand.trace_tokens(layout.max_model_len if layout else length)
     return Plan(
         question,
@@ -125,6 +126,15 @@ def _resolved(question: Question) -> ResolvedArgs:
         fraction = default_utilization(question.engine, question.model, args, question.gpu)
         args = args.model_copy(update={"gpu_memory_utilization": fraction})
     return resolve(args, question.model, question.gpu, question.engine, question.entry_point)
+
+
+def _with_requests(question: Question, args: ResolvedArgs, shape: Layout, budget: Budget) -> ResolvedArgs:
+    """SGLang settles how many requests may run once it knows its pool."""
+    if question.engine.engine != "sglang":
+        return args
+    asked = question.args.max_num_seqs
+    most = running_requests(question.engine, question.model, args, shape, budget.kv.size.value, asked)
+    return args.model_copy(update={"max_num_seqs": most})
 
 
 def _stage_budgets(question: Question, args: ResolvedArgs, trace_tokens: int) -> list[Budget]:

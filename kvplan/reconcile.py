@@ -22,6 +22,7 @@ from kvplan.gpu import GpuSpec, get_gpu, gpu_names, match_product
 from kvplan.logs import StartupLog, read_log
 from kvplan.memory_profile import Figure, MemoryProfile, memory_profile
 from kvplan.model import ModelSpec, find_bundled, load_model
+from kvplan.other_engines import default_utilization
 from kvplan.plan import answer
 from kvplan.profile import Profile
 from kvplan.reconcile_explain import (
@@ -33,8 +34,8 @@ from kvplan.reconcile_explain import (
     explain_runtime,
     explain_weights,
 )
-from kvplan.reconcile_learn import Unlearned, activation_bytes, learn
-from kvplan.reconcile_pool import PrintedPool, printed_pool
+from kvplan.reconcile_learn import Unlearned, activation_bytes, before_loading, learn
+from kvplan.reconcile_pool import PrintedPool, pool_gib, printed_pool
 from kvplan.units import GiB, gib
 
 
@@ -150,6 +151,12 @@ def _question(
     version, assumed = _version(log, engine)
     spec = load_model(model) if isinstance(model, str) else model or _model(log)
     flags = args_of(log, spec, args)
+    share = _sglang_share(log)
+    if share is not None and flags.gpu_memory_utilization is None:
+        usual = default_utilization(version, spec, flags, card)
+        if abs(share - usual) > 0.003:
+            flags = flags.model_copy(update={"gpu_memory_utilization": share})
+            assumed += (f"mem_fraction_static {share:g} by the log's free memory; the default is {usual:g}",)
     length = flags.max_model_len or 0
     spec = replace(spec, max_model_len=max(spec.max_model_len, length))
     profile = memory_profile(version.engine, version.version, version.legacy)
@@ -234,6 +241,13 @@ def args_of(log: StartupLog, model: ModelSpec, more: EngineArgs | None = None) -
     for flag, figure in (("max_num_seqs", "max_batch_size"), ("max_num_batched_tokens", "max_num_tokens")):
         if figure in log.figures:
             told.setdefault(flag, int(log.figures[figure]))
+    tokens = log.flags.get("max_total_tokens")
+    if isinstance(tokens, int):
+        told.setdefault("num_gpu_blocks_override", tokens // int(told.get("block_size") or 1))
+    if log.gib("state_slots") and log.gib("state_slots") == told.get("max_num_seqs"):
+        told["enable_prefix_caching"] = (
+            False  # SGLang sizes states by the requests only without its radix cache
+        )
     if told.get("dtype") == model.dtype:
         del told["dtype"]
     if model.quantization is not None or told.get("quantization") not in ON_LOAD:
@@ -248,6 +262,14 @@ def args_of(log: StartupLog, model: ModelSpec, more: EngineArgs | None = None) -
                 raise
     defaults = args.model_dump(exclude_defaults=True)
     return EngineArgs(**defaults)
+
+
+def _sglang_share(log: StartupLog) -> float | None:
+    """mem_fraction_static as 1 - (free after loading - pool) / free before, where the log prints all three."""
+    after, before, pool = log.gib("after_gib"), before_loading(log), pool_gib(log)
+    if log.engine != "sglang" or log.flags.get("max_total_tokens") or not (after and before and pool):
+        return None
+    return round(1 - (after - pool) / before, 3)
 
 
 ON_LOAD = ("fp8", "bitsandbytes")

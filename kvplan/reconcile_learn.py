@@ -79,6 +79,13 @@ def activation_bytes(log: StartupLog) -> float | None:
     return None if printed is None else printed * GiB
 
 
+def before_loading(log: StartupLog) -> float | None:
+    """Free memory before SGLang loads the weights, GiB: printed, or that after loading and what loading took."""
+    after, weights = log.gib("after_gib"), log.gib("weights_gib")
+    printed = log.gib("before_gib")
+    return after + weights if printed is None and after is not None and weights is not None else printed
+
+
 def _figure(value: float) -> Figure:
     return Figure(value=value, low=value, high=value, source=SOURCE)
 

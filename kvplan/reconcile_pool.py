@@ -15,6 +15,10 @@ ROUNDING = 0.005
 """GiB that two printed decimals leave open."""
 
 
+_PARTS = ("kv_gib", "k_gib", "v_gib", "conv_gib", "ssm_gib")
+"""Printed sizes that make up a pool."""
+
+
 @dataclass(frozen=True, slots=True)
 class PrintedPool:
     """What the log says of its pool, and what kvplan makes of it."""
@@ -45,11 +49,12 @@ def figure(layout: Layout, name: str) -> float:
 
 
 def pool_gib(log: StartupLog) -> float | None:
-    """The printed size of the pool."""
+    """The printed size of the pool; SGLang prints K, V and states apart."""
+    states = log.figures.get("conv_gib", 0.0) + log.figures.get("ssm_gib", 0.0)
     if "kv_gib" in log.figures:
-        return log.figures["kv_gib"]
+        return log.figures["kv_gib"] + states
     if "k_gib" in log.figures and "v_gib" in log.figures:
-        return log.figures["k_gib"] + log.figures["v_gib"]
+        return log.figures["k_gib"] + log.figures["v_gib"] + states
     if "kv_bytes" in log.figures:
         return log.figures["kv_bytes"] / GiB
     return None
@@ -62,8 +67,7 @@ def printed_pool(log: StartupLog, plan: Plan) -> PrintedPool:
     if size is None:
         layout = layout_of(plan, exact) if exact else None
         return PrintedPool(None, exact, layout, layout)
-    off = ROUNDING * (2 if "k_gib" in log.figures else 1)
-    off = 0 if "kv_bytes" in log.figures else off
+    off = 0 if "kv_bytes" in log.figures else ROUNDING * sum(name in log.figures for name in _PARTS)
     ends = [layout_of(plan, int((size + end) * GiB)) for end in (-off, off)]
     return PrintedPool(size, exact if exact is not None else int(size * GiB), *ends)
 
@@ -97,7 +101,9 @@ def _exact(log: StartupLog, plan: Plan, size: float | None) -> int | None:
         else:
             low = middle + 1
     layout = layout_of(plan, low * page)
-    return low * page if layout is not None and figure(layout, name) == wanted else None
+    got = 0 if layout is None else figure(layout, name)
+    rounded = log.engine == "tensorrt-llm" and name == "cache_tokens"  # printed before rounding up to blocks
+    return low * page if got == wanted or (rounded and 0 <= got - wanted < plan.shape.block_size) else None
 
 
 def _ends(plan: Plan, size: float | None) -> tuple[int, int]:
@@ -105,4 +111,5 @@ def _ends(plan: Plan, size: float | None) -> tuple[int, int]:
     page = plan.shape.bytes_per_block
     if size is None:
         return 1, plan.budget.total.size.value // page
-    return int((size - 2 * ROUNDING) * GiB) // page, int((size + 2 * ROUNDING) * GiB) // page + 1
+    off = 5 * ROUNDING
+    return int((size - off) * GiB) // page, int((size + off) * GiB) // page + 1

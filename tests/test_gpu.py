@@ -9,6 +9,7 @@ import pytest
 
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu, gpu_names, match_product
+from kvplan.plan import estimate
 from kvplan.units import GiB
 
 WANTED = [
@@ -53,7 +54,9 @@ def test_table_covers_t4_to_gb300() -> None:
 def test_row_is_sound(name: str) -> None:
     """CUDA shows less than the box says, fp8 never runs slower than bf16, each row names its source."""
     gpu = get_gpu(name)
-    assert 0.85 * gpu.nominal_gb < gpu.usable_gib <= gpu.nominal_gb * (1.0 if gpu.nominal_gb < 100 else 0.995)
+    binary = gpu.nominal_gb < 100 or gpu.vendor == "amd"  # whose boxes say GB and mean GiB
+    most, least = (1.0 if binary else 0.995), (0.7 if gpu.unified_memory else 0.85)
+    assert least * gpu.nominal_gb < gpu.usable_gib <= gpu.nominal_gb * most
     assert gpu.flops("fp8") >= gpu.flops("bf16") >= gpu.flops("fp32")
     assert gpu.interconnect_gb_s >= gpu.pcie_gb_s or "unified" in gpu.product or gpu.interconnect == "PCIe"
     assert gpu.source
@@ -74,6 +77,9 @@ def test_row_is_sound(name: str) -> None:
         ("RTX 3090 24GB", "rtx-3090"),
         ("A100 80GB", "a100-80gb"),
         ("A100 40GB", "a100-40gb"),
+        ("AMD Instinct MI300X", "mi300x"),
+        ("MI300X 192GB", "mi300x"),
+        ("Jetson AGX Orin 64GB", "jetson-agx-orin-64gb"),
     ],
 )
 def test_spellings(spelling: str, name: str) -> None:
@@ -127,6 +133,35 @@ def test_local_reads_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = get_gpu("local")
     assert gpu.total_bytes == 140 * GiB
     assert gpu.bandwidth == get_gpu("h200").bandwidth
+
+
+def test_local_takes_the_table_where_nvml_reports_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unified memory: NVML answers "not supported" for GB10's memory; the table's total stands."""
+
+    def refuse(handle: int, version: int) -> None:
+        raise RuntimeError("Not Supported")
+
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda i: i,
+        nvmlDeviceGetName=lambda h: "NVIDIA GB10",
+        nvmlDeviceGetMemoryInfo=refuse,
+        nvmlMemory_v2=2,
+        NVMLError=RuntimeError,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert get_gpu("local").total_bytes == get_gpu("gb10").total_bytes
+
+
+@pytest.mark.parametrize("name", ["mi300x", "mi325x", "mi355x", "strix-halo", "gb10", "jetson-thor"])
+def test_cards_that_differ_say_how(name: str) -> None:
+    """AMD and unified-memory cards plan, and their total's source says what is other about them."""
+    gpu = get_gpu(name)
+    assert gpu.differs
+    assert not gpu.nvml_memory
+    budget = estimate("Qwen/Qwen3-8B", name).budget
+    assert gpu.differs in budget.total.source
+    assert sum(row.size.value for row in budget.rows) == budget.total.size.value
 
 
 def test_local_without_nvml_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

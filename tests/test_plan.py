@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,10 +19,10 @@ from kvplan.gpu import get_gpu
 from kvplan.inverse import what_would_fit
 from kvplan.limits import Limit
 from kvplan.model import from_config, load_model
-from kvplan.other_engines import mem_fraction_static
 from kvplan.overheads import num_graphs
 from kvplan.plan import answer, estimate, rank_weights
-from kvplan.serve_command import serve_flags, shell_command, yaml_config
+from kvplan.serve_command import serve_flags, shell_command, unspoken, yaml_config
+from kvplan.sglang_memory import defaults, mem_fraction_static
 from kvplan.units import GiB
 
 QWEN = "Qwen/Qwen3-8B"
@@ -341,19 +342,26 @@ def test_what_fits_has_no_options() -> None:
 
 
 def test_sglang_default_fraction_equals_sglang() -> None:
-    """mem_fraction_static of SGLang 0.5.23 itself, for every GPU size, split and attention kind."""
+    """mem_fraction_static of SGLang 0.5.23 itself, for every GPU size, split, attention kind, chunk and graph."""
     file = TRUTH / "sglang" / "mem_fraction.json"
     if not file.is_file():
         pytest.skip(f"reference data is not at {file}")
-    cases = [
-        c
-        for c in json.loads(file.read_text())
-        if c["prefill_graph"] and not c["chunk"] and not c["max_running_requests"]
-    ]
-    assert len(cases) > 20
+    cases = json.loads(file.read_text())
+    assert len(cases) > 160
     for case in cases:
-        got = mem_fraction_static(case["mem_mib"], case["tp"], case["pp"], mla=case["mla"])
+        got = mem_fraction_static(
+            case["mem_mib"],
+            case["tp"],
+            case["pp"],
+            mla=case["mla"],
+            chunk=case["chunk"],
+            max_running_requests=case["max_running_requests"],
+            prefill_graph=case["prefill_graph"],
+        )
         assert got == case["mem_fraction_static"], case
+        assert (case["chunk"] or defaults(case["mem_mib"]).chunked_prefill_size) == case[
+            "chunked_prefill_size"
+        ]
 
 
 def test_sglang_pool_leaves_activations_to_the_reserve() -> None:
@@ -377,9 +385,35 @@ def test_each_engine_is_quoted_in_its_own_words(engine: str, line: str) -> None:
     assert line in str(estimate(QWEN, "h100", engine=engine))
 
 
-def test_two_pools_are_refused_by_name() -> None:
+def test_sglang_buys_windows_with_full_tokens() -> None:
+    """gpt-oss: half its layers slide, in a pool of 0.8 tokens for each full one: 1.8 / 2 of the bytes."""
+    two = estimate("openai/gpt-oss-20b", "h100", engine="sglang").shape
+    one = estimate("openai/gpt-oss-20b", "h100", engine="sglang@0.4").shape
+    assert two.bytes_per_block / one.bytes_per_block == pytest.approx(0.9, rel=1e-4)
+
+
+def test_sglang_takes_states_off_first() -> None:
+    """A hybrid's states take 0.9 / 1.9 of the pool, and three slots a request bound how many run."""
+    plan = estimate(
+        "Qwen/Qwen3-Next-80B-A3B-Instruct", "h100", EngineArgs(tensor_parallel_size=4), engine="sglang"
+    )
+    assert plan.layout is not None
+    kv = plan.layout.num_blocks * plan.layout.bytes_per_block
+    assert kv / plan.budget.kv.size.value == pytest.approx(1 / 1.9, rel=0.01)
+    assert plan.args.max_num_seqs < 2048
+
+
+def test_tensorrt_refuses_windows_by_name() -> None:
     with pytest.raises(KvplanError, match="pools of their own"):
-        estimate("openai/gpt-oss-20b", "h100", engine="sglang")
+        estimate("openai/gpt-oss-20b", "h100", engine="tensorrt-llm")
+
+
+def test_stated_tokens_bound_the_pool_of_other_engines() -> None:
+    """--max-total-tokens: the smaller of the asked and the profiled pool."""
+    args = EngineArgs(num_gpu_blocks_override=50_000, max_model_len=8192)
+    assert estimate(QWEN, "h100", args, engine="sglang").cache_tokens.value == 50_000
+    endless = EngineArgs(num_gpu_blocks_override=10**9, max_model_len=8192)
+    assert estimate(QWEN, "h100", endless, engine="sglang").cache_tokens.value < 10**6
 
 
 # Serve command
@@ -393,6 +427,35 @@ def test_serve_command_names_only_what_differs() -> None:
     assert """'{"method": "mtp", "num_speculative_tokens": 3}'""" in line
     assert "tensor-parallel-size: 2" in yaml_config(QWEN, args)
     assert shell_command(QWEN, EngineArgs(max_model_len=8192), "sglang").endswith("--context-length 8192")
+
+
+def test_serve_command_speaks_sglang_and_tensorrt() -> None:
+    """Switches that turn off what vLLM's turn on, tokens for blocks, and a file for what has no flag."""
+    args = EngineArgs(
+        tensor_parallel_size=2,
+        max_num_seqs=64,
+        enforce_eager=True,
+        enable_prefix_caching=False,
+        async_scheduling=True,
+        num_gpu_blocks_override=100,
+        kv_cache_dtype="fp8",
+        watermark=0.01,
+    )
+    line = shell_command(QWEN, args, "sglang")
+    assert line.startswith(f"python -m sglang.launch_server --model-path {QWEN} --tp-size 2")
+    words = line.split()
+    assert {"--disable-cuda-graph", "--disable-radix-cache", "--max-total-tokens", "fp8_e4m3"} <= set(words)
+    assert "--disable-overlap-schedule" not in words
+    assert unspoken(args, "sglang") == ["--watermark"]
+    trt = shell_command(QWEN, args, "tensorrt-llm")
+    assert "--tp_size 2 --max_batch_size 64 --extra_llm_api_options trtllm-options.yaml" in trt
+    file = yaml.safe_load(yaml_config(QWEN, args, "tensorrt-llm"))
+    assert file == {
+        "kv_cache_config": {"max_tokens": 3200, "dtype": "fp8", "enable_block_reuse": False},
+        "disable_overlap_scheduler": False,
+        "cuda_graph_config": None,
+    }
+    assert yaml.safe_load(yaml_config(QWEN, args, "sglang"))["model-path"] == QWEN
 
 
 # vLLM's own planner

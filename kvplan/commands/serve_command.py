@@ -9,9 +9,8 @@ from cyclopts import Parameter
 
 from kvplan.commands.common import DEMAND, FLAGS
 from kvplan.commands.estimate import make_plan
-from kvplan.errors import KvplanError
 from kvplan.report import reason
-from kvplan.serve_command import shell_command, with_length, yaml_config
+from kvplan.serve_command import shell_command, unspoken, with_length, yaml_config
 
 
 def serve_command(
@@ -35,6 +34,8 @@ def serve_command(
 
         kvplan serve-command Qwen/Qwen3-8B --gpu h100 -tp 2 --format yaml > serve.yaml
 
+        kvplan serve-command Qwen/Qwen3-8B --gpu h100 --engine sglang --max-num-seqs 64
+
     Parameters
     ----------
     model
@@ -44,19 +45,22 @@ def serve_command(
     engine
         vllm, sglang or tensorrt-llm, with an optional @version.
     format
-        shell, or yaml for `vllm serve --config`.
+        shell, or yaml: a file for `vllm serve --config`, SGLang's `--config`, or what TensorRT-LLM takes only from
+        `--extra_llm_api_options`.
     hub
         Fetch the config from the Hugging Face hub if it is not bundled.
     """
     plan = make_plan(model, gpu, engine, "serve", args, demand, (), None, hub)
     question = plan.question
     flags = with_length(question.args, question.demand)
+    serving = question.engine.engine
     if format == "yaml":
-        if question.engine.engine != "vllm":
-            raise KvplanError("--format yaml is a file for `vllm serve --config`; use --format shell")
-        print(yaml_config(question.model.name, flags))
+        print(yaml_config(question.model.name, flags, serving))
     else:
-        print(shell_command(question.model.name, flags, question.engine.engine))
+        print(shell_command(question.model.name, flags, serving))
+    missing = unspoken(flags, serving)
+    if missing:
+        print(f"kvplan: left out, {serving} has no such flag: {', '.join(missing)}", file=sys.stderr)
     if plan.fits:
         return 0
     print(f"kvplan: {reason(plan)}", file=sys.stderr)
