@@ -14,31 +14,28 @@ from time import process_time
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from leap_replay import LeapReplay, difference
-from leap_scenarios import random_scenario
+from leap_scenarios import compare, random_scenario
 
-from kvplan.engine.async_scheduler import make_scheduler
-from kvplan.engine.replay import Replay
+from kvplan.engine.replay_leap import LeapReplay
 from kvplan.engine.scenario import Scenario
 
 
 def main(num_seeds: int = 2000, first_seed: int = 0) -> int:
     """Print each seed that differs, and totals."""
     start, bad = process_time(), 0
-    leaps = leapt = real = preemptions = 0
+    leaps = leapt = steps = preemptions = 0
     for seed in range(first_seed, first_seed + num_seeds):
         row = random_scenario(Random(seed))
         for is_async in (False, True):
             scenario = Scenario(**row | {"async_scheduling": is_async})
-            theirs = Replay(scenario, make_scheduler(scenario.engine_config)).run()
-            ours = LeapReplay(scenario, rng=Random(seed) if seed % 2 else None).run()
-            found = difference(theirs, ours)
+            leap = LeapReplay(scenario, rng=Random(seed) if seed % 2 else None)
+            found = compare(scenario, leap)
             if found:
                 bad += 1
                 print(f"seed {seed} {'async' if is_async else 'sync'}: {found[:300]}", flush=True)
-            leaps, leapt = leaps + ours.num_leaps, leapt + ours.num_leapt_steps
-            real, preemptions = real + ours.num_real_steps, preemptions + ours.num_preemptions
-    print(f"{2 * num_seeds:,} runs, {bad} differ: {leaps:,} leaps over {leapt:,} steps, {real:,} steps one by one, "
+            leaps, leapt, steps = leaps + leap.num_leaps, leapt + leap.num_leapt_steps, steps + leap.step
+            preemptions += sum(request.num_preemptions for request in leap.requests.values())
+    print(f"{2 * num_seeds:,} runs, {bad} differ: {leaps:,} leaps over {leapt:,} of {steps:,} steps, "
           f"{preemptions:,} preemptions, {process_time() - start:.0f} CPU s")  # fmt: skip
     return int(bad > 0)
 

@@ -36,6 +36,8 @@ class Told(NamedTuple):
     evicted_blocks: int
     free_blocks: int
     cached_blocks: int
+    intervals: tuple[int, int]
+    """Between two tokens of a sequence: how many, and their sum in ticks."""
     totals: dict[str, int]
 
 
@@ -144,14 +146,16 @@ class Clocked:
         self.replica.engine = _Counted(self.engine, counted)
 
     def _told(self) -> Told:
-        engine, totals = self.engine, self.replica.totals
+        engine, totals, meter = self.engine, self.replica.totals, self.replica.meter
+        meter.flush()
         if isinstance(engine, LeapScheduler):
             evicted = engine.pool.num_evicted
         else:
             evicted = engine.scheduler.kv_cache_manager.block_pool.num_evicted
         return Told(
             self.records, self.hit_tokens, engine.num_taken_blocks, evicted, engine.num_free_blocks,
-            engine.num_cached_free_blocks, {name: getattr(totals, name) for name in SUMS},
+            engine.num_cached_free_blocks, (meter.total, meter.sum_ticks),
+            {name: getattr(totals, name) for name in SUMS},
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Random scenarios for the leap: full attention, and everything that can end a leap or mislead one.
+"""Random scenarios for the leap: full attention, and everything that can end a leap or mislead one; who decides alike.
 
 Three moods: mixed; `echo`, where requests continue each other's prompts and outputs, some before these exist, so that
 blocks have copies and hits grow while someone waits; `starve`, where several chunked prompts leave decodes no tokens.
@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from random import Random
 from typing import Any
+
+from kvplan.engine.async_scheduler import make_scheduler
+from kvplan.engine.replay import Replay
+from kvplan.engine.replay_leap import LeapReplay
+from kvplan.engine.scenario import Scenario
 
 Json = dict[str, Any]
 
@@ -104,3 +109,22 @@ def _request(rng: Random, mix: Json, name: str, output: int, prompt: list[Json],
         else:
             request["abort_step"] = rng.randint(0, 150)
     return request
+
+
+def compare(scenario: Scenario, leap: LeapReplay) -> str:
+    """Run a scenario step by step and on the leap; say where they first differ, empty if nowhere."""
+    walk = Replay(scenario, make_scheduler(scenario.engine_config))
+    theirs, ours = walk.run().steps, leap.run().steps
+    for a, b in zip(theirs, ours, strict=False):
+        if a.sched_line() != b.sched_line():
+            return f"step {a.step}: step by step {a.sched_line()!r}, leap {b.sched_line()!r}"
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} steps, leap {len(ours)}"
+    state, evicted, hits = {}, 0, 0
+    for step in theirs:
+        evicted, hits = evicted + step.evicted, hits + sum(step.hits.values())
+        state[step.step] = (step.step, step.free_end, step.cached_end, evicted, hits)
+    for look in leap.looks:
+        if any(a not in (None, b) for a, b in zip(look, state[look.step], strict=True)):
+            return f"(step, free, cached, evicted, hits) {state[look.step]}, leap {tuple(look)}"
+    return "" if walk.finish == leap.finish else f"ends {walk.finish}, leap {leap.finish}"

@@ -56,13 +56,3 @@ def test_what_cannot_leap_says_why() -> None:
     for name in refused:
         with pytest.raises(KvplanError, match=r"cannot leap: (KV cache groups|speculation)"):
             LeapReplay(Scenario(**scenarios()[name]))
-
-
-@pytest.mark.parametrize("key", sorted(key for key in golden() if key[0] in CAN_LEAP), ids="-".join)
-def test_leap_equals_vllm(key: tuple[str, str]) -> None:
-    """The leaping scheduler's steps, spelled out, are vLLM's too."""
-    scenario = Scenario(**scenarios()[key[0]] | {"async_scheduling": key[1] == "async"})
-    result, log = LeapReplay(scenario).run(), golden()[key]
-    assert result.sched_sha256 == log["sched_sha256"]
-    assert result.stuck == log["summary"]["stuck"]
-    assert [len(step.finished) for step in result.steps] == [row[10] for row in log["rows"]]

@@ -1,15 +1,18 @@
 """Runs a scenario on the leaping scheduler and spells its leaps out, step by step: the same log, told differently.
 
 A leap tells how many steps are "+1 for everyone"; its steps are written down one by one, so that `sched_sha256` is
-over the same lines as the step-by-step scheduler's. Block counts within a leap are not told.
+over the same lines as the step-by-step scheduler's. Block counts within a leap are not told; `looks` has those between
+leaps.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from random import Random
+from typing import NamedTuple
 
 from kvplan.engine.leap import LeapScheduler, why_not
-from kvplan.engine.leap_state import Sequence, Stage
+from kvplan.engine.leap_state import Leap, Sequence, Stage
 from kvplan.engine.output import SchedulerOutput
 from kvplan.engine.records import StepRecord
 from kvplan.engine.replay import Replay
@@ -19,18 +22,38 @@ from kvplan.engine.stuck import Stuck
 from kvplan.errors import KvplanError
 
 
-class LeapReplay(Replay):
-    """One run of a scenario on `LeapScheduler`."""
+class Look(NamedTuple):
+    """The cache at the end of a step, and what it did since the start."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    step: int
+    free_blocks: int
+    cached_blocks: int | None
+    """Blocks with reusable content; None while some are held."""
+    evicted_blocks: int
+    hit_tokens: int
+
+
+class LeapReplay(Replay):
+    """One run of a scenario on `LeapScheduler`.
+
+    `leaps=False` walks every step with it; `rng` cuts leaps short anywhere, as a clock may.
+    """
+
+    def __init__(self, scenario: Scenario, leaps: bool = True, rng: Random | None = None) -> None:
         config = scenario.engine_config
         reason = why_not(config)
         if reason:
             raise KvplanError(f"{scenario.name or 'the scenario'} cannot leap: {reason}")
         super().__init__(scenario)
         self.engine = LeapScheduler(config)
+        self.leaps = leaps
+        self.rng = rng
         self.num_leaps = 0
         """Leaps of two steps or more taken so far."""
+        self.num_leapt_steps = 0
+        self.looks: list[Look] = []
+        """Wherever scheduler and log are at the same step."""
+        self._hit_tokens = 0
         self._spelled: deque[StepRecord] = deque()
         """Steps of the last leap that are not written down yet."""
         self._known_ends: deque[list[Request]] = deque()
@@ -47,7 +70,12 @@ class LeapReplay(Replay):
         return bool(self._spelled) or self.engine.has_requests()
 
     def _count_blocks(self, record: StepRecord) -> None:
-        """Leave them out: inside a leap nobody counts."""
+        """Leave them out of the log: inside a leap nobody counts."""
+        self._hit_tokens += sum(record.hits.values())
+        if not self._spelled:
+            pool = self.engine.pool
+            cached = None if self.engine.running else self.engine.num_cached_free_blocks
+            self.looks.append(Look(self.step, pool.num_free, cached, pool.num_evicted, self._hit_tokens))
 
     def _add_request(self, request: Request) -> None:
         self.engine.add_request(request)
@@ -55,25 +83,27 @@ class LeapReplay(Replay):
     def _abort(self, request_id: str) -> None:
         self.engine.abort(request_id)
 
-    def _steps_ahead(self) -> int:
-        """Return how many steps pass before the next arrival or abort that is known now."""
+    def _steps_of(self, leap: Leap) -> int:
+        """Return how many of a leap's steps pass before the next abort, or an arrival that ends it, known now."""
         dues = [
             due for r in self._to_abort if r.id not in self.finish and (due := self._abort_due(r)) is not None
         ]
-        if self._next_arrival is not None:
+        if leap.ends_on_arrival and self._next_arrival is not None:
             dues.append(self._next_arrival)
-        return min((due - self.step for due in dues), default=1 << 60)
+        num_steps = min([leap.max_steps, *(due - self.step for due in dues)])
+        return self.rng.randint(1, num_steps) if self.rng and num_steps > 1 else num_steps
 
     def _schedule(self, record: StepRecord) -> SchedulerOutput:
         if not self._spelled:
             computed = {
                 seq.request: self.engine.computed_tokens(seq.request.request_id) for seq in self._running()
             }
-            ahead, leap = self._steps_ahead(), self.engine.plan_leap()
-            if leap is None or ahead < 1:
-                self._spell_step(computed)
+            leap = self.engine.plan_leap() if self.leaps else None
+            num_steps = self._steps_of(leap) if leap else 0
+            if leap and num_steps > 0:
+                self._spell_leap(leap, num_steps, computed)
             else:
-                self._spell_leap(min(leap.max_steps, ahead), computed)
+                self._spell_step(computed)
         spelled = self._spelled.popleft()
         record.sched, record.hits, record.preempted = spelled.sched, spelled.hits, spelled.preempted
         record.n_tokens = sum(entry[1] for entry in record.sched)
@@ -100,10 +130,13 @@ class LeapReplay(Replay):
                 spelled.sched.append((request.request_id, num_tokens, start, kind))
         self._spelled.append(spelled)
 
-    def _spell_leap(self, num_steps: int, before: dict[Request, int]) -> None:
+    def _spell_leap(self, leap: Leap, num_steps: int, before: dict[Request, int]) -> None:
         self.num_leaps += num_steps > 1
+        self.num_leapt_steps += num_steps
         running = [seq.request for seq in self._running()]
         decodes = [r for r in running if self.engine.sequences[r.request_id].stage is Stage.DECODE]
+        context = sum(before[r] + 1 for r in decodes)
+        assert (len(decodes), context) == (leap.num_decodes, leap.decode_context)
         landing = self.engine.commit_leap(num_steps)
         for i in range(num_steps):
             self._spelled.append(
