@@ -84,6 +84,25 @@ def test_out_of_memory_is_a_row_and_the_rest_goes_on(session: Session) -> None:
     assert second["time_s"] > 0
 
 
+def test_the_grid_shrinks_after_an_out_of_memory(session: Session) -> None:
+    """Points of the same op that move more bytes than one that did not fit are not tried; smaller ones are."""
+    tried: list[str] = []
+
+    def probe(op: str, size: float, fits: bool = True) -> Probe:
+        def prepare() -> list:
+            tried.append(f"{op}{size:g}")
+            if not fits:
+                raise torch.OutOfMemoryError("no room")
+            return [lambda: None]
+
+        return Probe(op, {"n": size}, prepare, floor_bytes=size)
+
+    measure.run([probe("a", 5, fits=False), probe("a", 9), probe("a", 2), probe("b", 9)], session, DEVICE)
+    assert tried == ["a5", "a2", "b9"]
+    skipped = {r["n"]: r["skipped"] for r in rows(session) if "skipped" in r}
+    assert skipped == {5: "out of memory", 9: "larger than a point that ran out of memory"}
+
+
 def test_timing_repeats_and_measures_time() -> None:
     """At least five repetitions; a call that does ten times the work takes longer."""
     x = torch.randn(64, 64)

@@ -101,7 +101,6 @@ DEFAULT = Grid(
     pool_shapes=_POOLS,
     max_pool_bytes=24 << 30,
     l2_bytes=96 << 20,
-    rounds=3,
 )
 QUICK = Grid(
     name="quick",

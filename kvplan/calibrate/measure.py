@@ -8,6 +8,7 @@ probe that the file does not hold yet and appends a row. Knows torch and NVML, n
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
@@ -27,7 +28,7 @@ SPREAD_BOUND = {"cuda": 0.10, "cpu": 0.30}
 """Interquartile range over median beyond which a point is measured again, then marked `noisy`."""
 SHORTEST_S = 1e-3
 """On a CPU, calls are repeated within one reading until it lasts this long: its clock is coarse and shared."""
-TARGET_S = {"cuda": 0.25, "cpu": 0.06}
+TARGET_S = {"cuda": 0.15, "cpu": 0.06}
 """Time spent repeating one probe, once it is warm."""
 
 
@@ -123,16 +124,21 @@ def run(
 ) -> int:
     """Measure every probe not in the file yet, `rounds` times on different minutes; return how many rows came.
 
-    A probe that runs out of memory is noted as skipped and the rest goes on.
+    A probe that runs out of memory is noted as skipped, and so are larger ones of its op: the grid shrinks.
     """
     todo = [(p, r) for r in range(rounds) for p in probes if p.key(r) not in session.done]
+    too_large: dict[str, float] = {}
     for number, (probe, round_) in enumerate(todo):
         report(probe.op, number, len(todo))
         row = {"op": probe.op, "machine": session.machine["machine"], "round": round_, **probe.point}
-        try:
-            row |= measure(probe, device)
-        except torch.OutOfMemoryError:
-            row |= {"skipped": "out of memory"}
+        if probe.floor_bytes > too_large.get(probe.op, math.inf):
+            row |= {"skipped": "larger than a point that ran out of memory"}
+        else:
+            try:
+                row |= measure(probe, device)
+            except torch.OutOfMemoryError:
+                row |= {"skipped": "out of memory"}
+                too_large[probe.op] = probe.floor_bytes
         row |= {"floor_bytes": probe.floor_bytes, "floor_flops": probe.floor_flops, "key": probe.key(round_)}
         session.append(row)
         session.done.add(probe.key(round_))

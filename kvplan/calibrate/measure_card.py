@@ -17,9 +17,18 @@ from kvplan.errors import KvplanError
 
 
 def measure_card(
-    out: Path, device_name: str = "cuda", grid_name: str = "", force: bool = False, report: Report = no_report
+    out: Path,
+    device_name: str = "cuda",
+    grid_name: str = "",
+    *,
+    rounds: int = 0,
+    force: bool = False,
+    report: Report = no_report,
 ) -> Session:
     """Measure this machine's card (or its CPU, with tiny shapes) into `out`, skipping what is there.
+
+    The points that pay most come first, so that an early end still leaves a fit. `rounds` repeats every point on
+    different minutes; 0 = as the grid says.
 
     Errors: no usable card, another process computing on it (unless `force`), a file of another machine.
     """
@@ -39,15 +48,15 @@ def measure_card(
     measure_attention.check_kernels(device, grid.kv_dtypes)
     probes = [
         *measure_model.copy_probes(grid, device),
-        *measure_model.gemm_probes(grid, device),
-        *measure_attention.decode_probes(grid, device),
-        *measure_attention.mla_probes(grid, device),
-        *measure_attention.prefill_probes(grid, device),
-        *measure_attention.mixed_probes(grid, device),
         *measure_model.step_probes(grid, device),
         *measure_model.prefill_step_probes(grid, device),
+        *measure_attention.decode_probes(grid, device),
+        *measure_attention.prefill_probes(grid, device),
+        *measure_attention.mixed_probes(grid, device),
+        *measure_model.gemm_probes(grid, device),
+        *measure_attention.mla_probes(grid, device),
     ]
-    measure.run(probes, session, device, grid.rounds, report)
+    measure.run(probes, session, device, rounds or grid.rounds, report)
     measure_model.host_times(grid, session, device)
     return session
 
@@ -59,7 +68,7 @@ def _print_progress(what: str, done: int, total: int) -> None:
 if __name__ == "__main__":
     try:
         out, *rest = sys.argv[1:]
-        measure_card(Path(out), *rest[:2], report=_print_progress)  # type: ignore[arg-type, misc]
+        measure_card(Path(out), *rest[:2], report=_print_progress)
     except (KvplanError, ValueError, TypeError) as error:
         sys.exit(
             f"{error}; usage: python -m kvplan.calibrate.measure_card FILE [cuda|cpu] [default|quick|cpu]"

@@ -30,7 +30,7 @@ def calibrate_command(
     server: str = "",
     model: str = "",
     gpu: str = "",
-    rounds: int = 3,
+    rounds: int = 0,
     force: Annotated[bool, SWITCH] = False,
     quiet: Annotated[bool, SWITCH] = False,
     json: Annotated[bool, SWITCH] = False,
@@ -56,7 +56,7 @@ def calibrate_command(
     gpu
         The card that the server runs on: a name of `kvplan gpus`, or cpu.
     rounds
-        How often each load is sent to a server.
+        How often each point is measured, on different minutes; default: once, a server's loads three times.
     force
         Measure although another process computes on the card.
     quiet
@@ -67,10 +67,10 @@ def calibrate_command(
     report = no_report if quiet else _reporter()
     facts = None
     if server:
-        facts, session = _server(server, model, gpu, measurements, rounds, report)
+        facts, session = _server(server, model, gpu, measurements, rounds or 3, report)
     else:
         grid = "quick" if quick and device == "cuda" else ""
-        session = measure_card(measurements, device, grid, force, report)
+        session = measure_card(measurements, device, grid, rounds=rounds, force=force, report=report)
     profile = fit_session(session, output)
     if json:
         print_json(document(profile, pool_checks(session), facts))
