@@ -35,6 +35,10 @@ COMMANDS = {
         "kvplan.commands.sweep:sweep_command",
         "Many scenarios: a grid over any keys, a row per point.",
     ),
+    "recommend": (
+        "kvplan.commands.recommend:recommend_command",
+        "What to run: deployments that keep the targets, the cheapest first.",
+    ),
     "fit": ("kvplan.commands.fit:fit_command", "Step-time profiles from measurements or published kernels."),
     "compare-run": (
         "kvplan.commands.compare_run:compare_run_command",

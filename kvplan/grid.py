@@ -94,7 +94,7 @@ def make_axes(over: Mapping[str, Any] | Sequence[str]) -> list[Axis]:
         axes = [parse_axis(text) for text in over]
     if not axes:
         raise KvplanError("nothing to sweep: name a key and its values, e.g. --over gpu=h100,h200")
-    keys = [axis.key for axis in axes]
+    keys = [key for axis in axes for key in axis.key.split("+")]
     for key in keys:
         if keys.count(key) > 1:
             raise KvplanError(f"--over {key}: named twice; put all its values in one")
@@ -118,7 +118,7 @@ def make_points(
     chosen = range(size) if number == size else sorted(random.Random(seed).sample(range(size), number))
     points: list[Point] = []
     for flat in chosen:
-        for settings, scenario, error in _resolve(base, axes, _pick(axes, flat)):
+        for settings, scenario, error in _resolve(base, _pick(axes, flat)):
             points.append(Point(len(points), settings, scenario, error, _hash(settings, scenario)))
     if all(point.scenario is None for point in points):
         raise KvplanError(points[0].error if points else "nothing to sweep: a sample of 0 points")
@@ -142,17 +142,27 @@ def _pick(axes: Sequence[Axis], flat: int) -> dict[str, Any]:
     for axis in reversed(axes):
         flat, place = divmod(flat, len(axis.values))
         picked[axis.key] = axis.values[place]
-    return {axis.key: picked[axis.key] for axis in axes}
+    return {key: value for axis in axes for key, value in _apart(axis.key, picked[axis.key])}
+
+
+def _apart(key: str, value: Any) -> list[tuple[str, Any]]:
+    """Keys joined by + change together: `gpu+replicas` takes [h100, 2]."""
+    keys = key.split("+")
+    if len(keys) == 1:
+        return [(key, value)]
+    if not isinstance(value, list | tuple) or len(value) != len(keys):
+        raise KvplanError(f"--over {key}: each value must be a list of {len(keys)}, not {value!r}")
+    return list(zip(keys, value, strict=True))
 
 
 Resolved = tuple[dict[str, Any], Scenario | None, str]
 
 
-def _resolve(base: Base, axes: Sequence[Axis], settings: dict[str, Any]) -> Iterator[Resolved]:
+def _resolve(base: Base, settings: dict[str, Any]) -> Iterator[Resolved]:
     """The scenario of one combination, once per strategy."""
     data = dict(base.data)
-    for axis in axes:
-        set_key(data, axis.key, settings[axis.key])
+    for key, value in settings.items():
+        set_key(data, key, value)
     try:
         scenario = parse_scenario(data, base.name, base.folder)
     except KvplanError as error:
@@ -179,7 +189,7 @@ def _hash(settings: dict[str, Any], scenario: Scenario | None) -> str:
         said: Any = settings
         files: list[str] = []
     else:
-        said = scenario.model_dump(mode="json", exclude={"name"})
+        said = scenario.model_dump(mode="json", exclude={"name", "search"})
         files = [found for text in _texts(said) if (found := _contents(scenario.folder / text))]
     text = json.dumps([kvplan.__version__, said, files], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -17,6 +17,7 @@ from kvplan.engine_args import EngineArgs
 from kvplan.engine_sglang.config import SchedulePolicyName
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.resources import scenarios_dir
+from kvplan.space import Search
 from kvplan.workload.classes import Slo, Workload
 from kvplan.workload.problems import Problems
 
@@ -168,6 +169,8 @@ class Scenario(Deployment):
     """What the GPUs cost."""
     limits: Limits = Limits()
     """When to stop."""
+    search: Search | None = None
+    """What `kvplan recommend` may change, and the load it plans for; other commands leave it aside."""
     _folder: Path = PrivateAttr(Path())
 
     @model_validator(mode="after")
