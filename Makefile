@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check bench oracle ray app clean calibrate-gpu live
+.PHONY: help demo test pictures lint types check bench oracle ray app clean calibrate-gpu live
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,8 +24,23 @@ $(DEV): pyproject.toml $(STAMP)
 demo: $(STAMP)  ## plan a real model on a real card
 	$(BIN)/kvplan estimate Qwen/QwQ-32B --gpu h100 -tp 2 --input-len 512 --output-len 32K
 
-test: $(DEV)  ## the whole suite
+# The browser test needs Debian's chromium; where it cannot be installed, that test says so and is skipped.
+CHROMIUM := $(VENV)/.chromium
+$(CHROMIUM): $(DEV)
+	@if ! command -v chromium >/dev/null || ! command -v chromedriver >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	      chromium chromium-driver; } >/dev/null 2>&1 || echo "no chromium could be installed"; \
+	  fi; \
+	fi
+	@touch $@
+
+test: $(DEV) $(CHROMIUM)  ## the whole suite
 	$(BIN)/python -m pytest -n auto
+
+pictures: $(DEV) $(CHROMIUM)  ## the README's pictures, as the browser test sees the app
+	@mkdir -p docs/images
+	KVPLAN_PICTURES=docs/images $(BIN)/python -m pytest tests/test_browser.py -k looked_at
 
 lint: $(DEV)  ## ruff, formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

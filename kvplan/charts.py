@@ -68,8 +68,9 @@ def memory_bar(plan: Plan) -> Layered:
     )
     total, budget = gib(plan.budget.total.size.value), gib(plan.budget.budget_bytes)
     line, text = limit_rule("x", total, f"card {total:.1f}")
+    text = text.mark_text(align="right", baseline="bottom", dx=-5, dy=-3, color=VERMILION, fontWeight="bold")
     budget_rule = limit_rule("x", budget, f"budget {budget:.1f}")
-    return alt.layer(bar, *budget_rule, line, text.encode(y=alt.value(15))).properties(height=230)
+    return alt.layer(bar, *budget_rule, line, text.encode(y=alt.value("height"))).properties(height=230)
 
 
 def _segment(order: int, row: Row) -> dict[str, object]:

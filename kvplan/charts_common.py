@@ -41,8 +41,9 @@ def limit_rule(
     if axis == "x":
         text = base.mark_text(align=align, baseline="top", dx=side, dy=3, color=VERMILION, fontWeight="bold")
         return line.encode(x="limit:Q"), text.encode(x="limit:Q", y=alt.value(0), text="name:N")
-    text = base.mark_text(align="left", baseline="bottom", dx=5, dy=-3, color=VERMILION, fontWeight="bold")
-    return line.encode(y="limit:Q"), text.encode(y="limit:Q", x=alt.value(0), text="name:N")
+    text = base.mark_text(align=align, baseline="bottom", dx=side, dy=-3, color=VERMILION, fontWeight="bold")
+    end = alt.value("width" if align == "right" else 0)
+    return line.encode(y="limit:Q"), text.encode(y="limit:Q", x=end, text="name:N")
 
 
 def token_axis() -> alt.Axis:

@@ -13,6 +13,7 @@ from kvplan.block_map import BlockMap, Moment
 from kvplan.charts_common import (
     BLUE,
     GREEN,
+    GREY,
     HEIGHT,
     ORANGE,
     PALE,
@@ -34,28 +35,32 @@ from kvplan.result import Result
 # --- a run ----------------------------------------------------------------------------------------
 
 KV_KINDS = {"shared": SKY, "prompt": BLUE, "thinking": ORANGE, "answer": GREEN}
+IN_USE = "blocks in use"
 
 
 def kv_over_time(result: Result) -> Layered:
-    """Tokens in the cache by kind; the pool's size as a rule. A shared token counts once for each holder."""
+    """Tokens held by kind, a shared one once for each holder; the blocks in use, and the pool's size as a rule."""
     rows = [
         {"time_s": s.time_s, "kind": kind, "order": i, "tokens": getattr(s, f"{kind}_tokens")}
         for s in result.samples
         for i, kind in enumerate(KV_KINDS)
     ]
-    area = (
-        alt.Chart(inline(rows))
-        .mark_area(interpolate="step-after")
-        .encode(
-            x=alt.X("time_s:Q", title="seconds"),
-            y=alt.Y("tokens:Q", title="tokens in the KV cache", axis=token_axis()),
-            color=alt.Color("kind:N", scale=colour_scale(KV_KINDS), legend=legend(4)),
-            order="order:Q",
-            tooltip=[alt.Tooltip("time_s:Q", format=".1f"), "kind:N", alt.Tooltip("tokens:Q", format=",")],
-        )
-    )
+    used = [
+        {"time_s": s.time_s, "kind": IN_USE, "tokens": s.used_blocks * result.pool.block_size}
+        for s in result.samples
+    ]
+    colour = alt.Color("kind:N", scale=colour_scale({**KV_KINDS, IN_USE: GREY}), legend=legend(3))
+    tips = [*seconds("time_s"), "kind:N", alt.Tooltip("tokens:Q", format=",")]
+    x = alt.X("time_s:Q", title="seconds")
+    y = alt.Y("tokens:Q", title="tokens held", axis=token_axis())
+    area = alt.Chart(inline(rows)).mark_area(interpolate="step-after")
+    line = alt.Chart(inline(used)).mark_line(interpolate="step-after", strokeWidth=1.5)
     pool = result.pool_tokens
-    return alt.layer(area, *limit_rule("y", pool, f"pool {pool:,} tokens")).properties(height=HEIGHT)
+    return alt.layer(
+        area.encode(x=x, y=y, color=colour, order="order:Q", tooltip=tips),
+        line.encode(x=x, y=y, color=colour, tooltip=tips),
+        *limit_rule("y", pool, f"pool {pool:,} tokens"),
+    ).properties(height=HEIGHT)
 
 
 QUEUE_COLOURS = {"running": BLUE, "waiting": ORANGE, "preemptions so far": VERMILION}
@@ -130,7 +135,7 @@ def request_timeline(records: Records, first: int = 0, count: int = 40) -> Layer
     ends = alt.Chart(inline(marked)).mark_point(shape="triangle-down", filled=True, color=VERMILION, size=60)
     tips = ["request:O", "preemptions:Q"]
     pre = ends.encode(x="finish_s:Q", y=y, tooltip=tips) if marked else None
-    return alt.layer(bars, *([pre] if pre else [])).properties(height=max(160, 12 * len(lanes)))
+    return alt.layer(bars, *([pre] if pre else [])).properties(height=110 + 11 * len(lanes))
 
 
 def _phases(columns: Mapping[str, Any], i: int) -> Rows:
@@ -176,7 +181,7 @@ def block_map(blocks: BlockMap, moment: Moment, replica: int = 0, columns: int =
             color=alt.Color("state:N", scale=colour_scale(names), legend=legend(4)),
             tooltip=["block:N", "owner:N"],
         )
-        .properties(height=max(120, 14 * (-(-num_cells // columns))))
+        .properties(height=100 + 13 * -(-num_cells // columns))
     )
 
 

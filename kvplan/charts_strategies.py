@@ -129,7 +129,7 @@ def branch_tree(nodes: Sequence[Node]) -> Layered:
     lines = (
         alt.Chart(inline(links)).mark_line(color=GREY, strokeWidth=1).encode(x="x:Q", y=y, detail="link:N")
     )
-    return alt.layer(bars, lines).properties(height=max(120, 14 * len(nodes)))
+    return alt.layer(bars, lines).properties(height=110 + 12 * len(nodes))
 
 
 def _spans(node: Node) -> Rows:

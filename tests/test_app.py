@@ -230,8 +230,8 @@ def test_who_owns_which_block_is_shown() -> None:
     """The table at the slider's time names requests, their blocks and how many are shared."""
     app = press(run(tab="Simulate", scenario="block_map", owners="true"), "simulate")
     rows = app.table[0].value
-    assert (rows["num_shared"] <= rows["num_blocks"]).all()
-    assert rows["num_shared"].max() > 0
+    assert (rows["shared"] <= rows["blocks"]).all()
+    assert rows["shared"].max() > 0
 
 
 # --- Strategies, Recommend, Calibration -----------------------------------------------------------

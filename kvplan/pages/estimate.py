@@ -10,10 +10,14 @@ from kvplan.answers import Plan, Span
 from kvplan.demand import Demand
 from kvplan.engine_args import EngineArgs
 from kvplan.inverse import Option
-from kvplan.pages.common import Asked, chart, guarded, plan_of, read_model
+from kvplan.logs import read_log
+from kvplan.pages.common import BIND, Asked, chart, guarded, plan_of, read_model
 from kvplan.plan import concurrency_curve, estimate
+from kvplan.reconcile import reconcile
+from kvplan.reconcile_report import document as reconciliation
 from kvplan.report import bytes_per_token, plan_document, reason, serve_line
 from kvplan.units import KiB, gib
+from kvplan.uploads import MAX_BYTES
 from kvplan.varying import varying_traces
 from kvplan.workload.lengths import Length
 
@@ -21,6 +25,8 @@ from kvplan.workload.lengths import Length
 def render(asked: Asked) -> None:
     """The whole tab."""
     guarded(lambda: _answer(asked))
+    with st.expander("Paste an engine's start-up log"):
+        guarded(lambda: _log(asked))
 
 
 def _answer(asked: Asked) -> None:
@@ -41,6 +47,28 @@ def _answer(asked: Asked) -> None:
     _ways_out(options)
     st.subheader("What to run")
     st.code(serve_line(plan), language="bash", wrap_lines=True)
+
+
+def _log(asked: Asked) -> None:
+    """A real engine's figures beside the plan's, and the overheads that they imply."""
+    text = st.text_area(
+        "Start-up log of vLLM, SGLang or TensorRT-LLM", max_chars=MAX_BYTES, key="log", height=160
+    )
+    st.caption("Only figures and known flags are taken from it; not part of the link.")
+    same = st.toggle("It is of the sidebar's model and card", key="log_is_mine", **BIND)
+    if not text.strip():
+        return
+    model = read_model(asked.model, asked.config) if same else None
+    found = reconcile(read_log(text.splitlines()), model=model, gpu=asked.gpu if same else None)
+    for line in found.contradictions:
+        st.error(f"The log contradicts itself: {line}")
+    told = reconciliation(found)
+    st.dataframe(told["lines"], hide_index=True)
+    if found.overheads:
+        learned = found.profile("from-log").model_dump_json(indent=1, exclude_defaults=True)
+        st.download_button(
+            "Download the overheads it implies", learned + "\n", "from-log.json", key="overheads"
+        )
 
 
 def _verdict(plan: Plan) -> None:

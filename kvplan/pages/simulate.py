@@ -144,6 +144,9 @@ def _show(found: Outcome) -> None:
     with left:
         st.subheader("KV cache by kind")
         chart(charts.kv_over_time(result), "kv_time")
+        st.caption(
+            "A token that several requests share counts once for each; the line counts each block once."
+        )
     with right:
         st.subheader("Running, waiting, preempted")
         chart(charts.queue_over_time(result), "queue_time")
@@ -216,7 +219,8 @@ def _blocks(blocks: BlockMap) -> None:
     st.caption(
         f"At {moment.time_s:.6f} s: {len(rows)} requests hold blocks of {blocks.block_size} tokens. The longest:"
     )
-    st.table([row._asdict() | {"ids": _clip(row.ids)} for row in rows[:8]])
+    shown = [(row.request, row.num_blocks, row.num_shared, _clip(row.ids)) for row in rows[:8]]
+    st.table([dict(zip(("request", "blocks", "shared", "block ids"), row, strict=True)) for row in shown])
 
 
 def _clip(ids: str) -> str:
