@@ -55,6 +55,7 @@ def _bundled() -> Scenario:
         "Changes, a key=value a line", key="set", max_chars=4000, height=68,
         placeholder="engine.max_num_seqs=64", **BIND,
     )  # fmt: skip
+    st.caption("Model, card and flags are the scenario's own, not the sidebar's.")
     return _named(name, tuple(line.strip() for line in changes.splitlines() if line.strip()))
 
 

@@ -42,6 +42,7 @@ def inputs() -> Scenario | str:
         "Changes, a key=value a line", key="strategies_set", max_chars=4000, height=68,
         placeholder="problems.num_problems=50", **BIND,
     )  # fmt: skip
+    st.caption("Model, card and flags are the scenario's own, not the sidebar's.")
     try:
         scenario = _named(name, tuple(line.strip() for line in changes.splitlines() if line.strip()))
         if scenario.problems is None:

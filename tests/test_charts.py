@@ -1,0 +1,191 @@
+"""Charts show the rows they are given: sums, limits with names, units on axes, colours that anybody can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("altair")
+
+from kvplan import charts, charts_runs, charts_strategies
+from kvplan.block_map import BlockMap
+from kvplan.branches import BranchNotes, tree
+from kvplan.charts_common import PALE, PALETTE
+from kvplan.compare import Comparison, compare
+from kvplan.demand import Demand
+from kvplan.plan import concurrency_curve, estimate
+from kvplan.profile import bundled_profiles
+from kvplan.result import Result
+from kvplan.scenario import load_scenario
+from kvplan.simulate import simulate
+from kvplan.watch import Watch
+
+
+def rows_of(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All rows of all data of a chart."""
+    for data in [*spec.get("datasets", {}).values(), spec.get("data", {}).get("values", [])]:
+        yield from data
+    for part in ("layer", "vconcat", "hconcat"):
+        for one in spec.get(part, []):
+            yield from rows_of(one)
+
+
+def limits(spec: dict[str, Any]) -> dict[str, float]:
+    """The rules of a chart: name -> value."""
+    return {row["name"]: row["limit"] for row in rows_of(spec) if "limit" in row}
+
+
+def titles(spec: dict[str, Any]) -> list[str]:
+    """All axis titles of a chart."""
+    found = [c["title"] for c in spec.get("encoding", {}).values() if isinstance(c, dict) and c.get("title")]
+    return found + [t for part in ("layer", "vconcat") for one in spec.get(part, []) for t in titles(one)]
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    return simulate(load_scenario("kv_starved", ["workload.num_requests=50", "slo.ttft_ms=800"]))
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    return compare(
+        load_scenario("strategy_thinking_budget", ["problems.num_problems=8", "slo.e2el_ms=90000"])
+    )
+
+
+def test_memory_bar_shows_every_row_and_the_limits() -> None:
+    """Segments sum to the card's total; the rules carry names."""
+    plan = estimate("Qwen/Qwen3-8B", "h100")
+    spec = charts.memory_bar(plan).to_dict()
+    assert sum(r["gib"] for r in rows_of(spec) if "use" in r) == pytest.approx(
+        plan.budget.total.size.value / 2**30
+    )
+    assert {name.split()[0] for name in limits(spec)} == {"card", "budget"}
+    assert "GiB of one GPU" in titles(spec)
+
+
+def test_concurrency_marks_the_question_and_the_limit() -> None:
+    plan = estimate("Qwen/Qwen3-8B", "h100", demand=Demand(input_len=512, output_len=4096))
+    lengths = (600, 4608, 40_000)
+    spec = charts.concurrency(plan, lengths, concurrency_curve(plan, lengths)).to_dict()
+    drawn = {r["tokens"]: r for r in rows_of(spec) if "low" in r}
+    assert drawn[4608]["traces"] == plan.traces.value
+    assert drawn[4608]["low"] <= drawn[4608]["traces"] <= drawn[4608]["high"]
+    assert {r["tokens"] for r in rows_of(spec) if "yours" in r.get("name", "")} == {plan.trace_tokens}
+    small = estimate("Qwen/Qwen3-0.6B", "h200", demand=Demand(input_len=16, output_len=16))
+    spec = charts.concurrency(small, (32, 64), concurrency_curve(small, (32, 64))).to_dict()
+    assert limits(spec) == {f"max_num_seqs {small.args.max_num_seqs:,}": small.args.max_num_seqs}
+
+
+def test_a_run_is_drawn_as_it_was(result: Result) -> None:
+    """Every sample by kind, the pool as a rule; every request's phases join without a gap from arrival to finish."""
+    spec = charts_runs.kv_over_time(result).to_dict()
+    kinds = [r for r in rows_of(spec) if r.get("kind") in charts_runs.KV_KINDS]
+    assert sum(r["tokens"] for r in kinds if r["kind"] == "thinking") == sum(
+        s.thinking_tokens for s in result.samples
+    )
+    assert list(limits(spec).values()) == [result.pool.num_blocks * result.pool.block_size]
+    queue = charts_runs.queue_over_time(result).to_dict()
+    preempted = [r["count"] for r in rows_of(queue) if r.get("what") == "preemptions so far"]
+    assert preempted == sorted(preempted)
+    assert preempted[-1] <= result.totals.preemptions
+    lanes = charts_runs.request_timeline(result.records, count=50).to_dict()
+    columns = result.records.columns()
+    for i, request in enumerate(columns["request_id"]):
+        phases = [r for r in rows_of(lanes) if r.get("request") == request and "phase" in r]
+        assert phases[0]["start_s"] == columns["arrival_s"][i]
+        assert max(p["end_s"] for p in phases) == columns["finish_s"][i]
+
+
+@pytest.mark.parametrize("name", charts_runs.LATENCIES)
+def test_latencies_end_at_everybody(result: Result, name: str) -> None:
+    """The share rises to 1; a target is a rule, where there is one."""
+    spec = charts_runs.latency_shares(result, name).to_dict()
+    shares = [r["share"] for r in rows_of(spec) if "share" in r]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert limits(spec) == ({"SLO 800": 800} if name == "ttft" else {})
+    assert any("ms" in title for title in titles(spec))
+
+
+def test_a_block_has_one_cell_and_its_owners_colour() -> None:
+    blocks = BlockMap()
+    simulate(load_scenario("block_map"), step_by_step=True, watch=Watch(on_sample=blocks.look))
+    moment = blocks.moments[len(blocks.moments) // 2]
+    cells = list(rows_of(charts_runs.block_map(blocks, moment).to_dict()))
+    assert len(cells) == blocks.high_water
+    shared = {i for e in moment.replicas[0] if len(e.owners) > 1 for i in range(e.first, e.first + e.length)}
+    assert {int(cell["block"]) for cell in cells if cell["state"] == "shared"} == shared
+    assert next(cell for cell in cells if cell["block"] == "0")["state"] == "free"
+
+
+def test_strategies_are_drawn_as_compared(comparison: Comparison) -> None:
+    """A dot each, the front as the table has it, the limit and the caps as rules."""
+    spec = charts_strategies.pareto(comparison).to_dict()
+    dots = {r["strategy"]: r for r in rows_of(spec) if "strategy" in r}
+    assert {n: d["front"] == "on the front" for n, d in dots.items()} == {
+        r.strategy: r.pareto for r in comparison.rows
+    }
+    assert limits(spec) == {"limit 90 s": 90}
+    sweep = charts_strategies.budget_sweep(comparison, "accuracy").to_dict()
+    assert {r["budget"] for r in rows_of(sweep) if "budget" in r} == {1024, 4096, 8192, 16384}
+    assert limits(sweep) == {
+        "p99 of traces": comparison.caps["p99_of_traces"],
+        "cheapest": comparison.caps["cost_optimal"],
+    }
+    bars = charts_strategies.correct_per_gpu_hour(comparison).to_dict()
+    per_hour = {r["strategy"]: r["correct_per_gpu_hour"] for r in rows_of(bars)}
+    for row in comparison.rows:
+        if row.gpu_s_per_correct:
+            assert per_hour[row.strategy] == pytest.approx(3600 / row.gpu_s_per_correct)
+
+
+def test_a_branch_is_as_long_as_its_sequence() -> None:
+    notes = BranchNotes()
+    found = simulate(load_scenario("block_map"), watch=Watch(on_branch=notes.start))
+    nodes = tree(notes, found.records, 0)
+    spec = charts_strategies.branch_tree(nodes).to_dict()
+    for node in nodes:
+        parts = [r for r in rows_of(spec) if r.get("branch") == str(node.branch) and "part" in r]
+        assert sum(p["end"] - p["start"] for p in parts) == node.prompt_tokens + node.output_tokens
+        assert any("pruned" in p["part"] for p in parts) == node.pruned
+
+
+@pytest.mark.parametrize("profile", bundled_profiles(), ids=lambda p: p.name)
+def test_every_profile_shows_its_errors(profile: Any) -> None:
+    rows = list(rows_of(charts.profile_errors([profile]).to_dict()))
+    assert len(rows) == len(profile.timing.errors)
+
+
+def test_colours_differ_for_everybody() -> None:
+    """Any two colours that may stand for different things are apart in lightness or hue as a person without red or
+    green cones sees them (Vienot, Brettel and Mollon 1999), and legible on white and on a dark page."""
+    seen = [_without_reds(c) for c in PALETTE]
+    for i, a in enumerate(seen):
+        for b in seen[i + 1 :]:
+            assert max(abs(x - y) for x, y in zip(a, b, strict=True)) > 0.06
+    for colour in PALETTE:
+        assert _contrast(_luminance(_linear(colour)), 0.0095) > 2.9
+    assert PALE not in PALETTE
+
+
+def _linear(colour: str) -> tuple[float, float, float]:
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return r, g, b
+
+
+def _without_reds(colour: str) -> tuple[float, float]:
+    """What is left of a colour for a protanope: one red-green channel, and blue."""
+    r, g, b = _linear(colour)
+    return 0.112 * r + 0.888 * g, b
+
+
+def _luminance(rgb: tuple[float, float, float]) -> float:
+    return 0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2]
+
+
+def _contrast(a: float, b: float) -> float:
+    return (max(a, b) + 0.05) / (min(a, b) + 0.05)
