@@ -79,7 +79,7 @@ def correct_per_gpu_hour(found: Comparison) -> Layered:
                 "strategy:N",
                 sort="-x",
                 title=None,
-                axis=alt.Axis(labelLimit=260, labelExpr="split(datum.label, '(')"),
+                axis=two_lines,
             ),
             tooltip=["strategy:N", alt.Tooltip("correct_per_gpu_hour:Q", format=",.1f")],
         )
