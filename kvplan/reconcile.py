@@ -26,6 +26,7 @@ from kvplan.other_engines import default_utilization
 from kvplan.plan import answer
 from kvplan.profile import Profile
 from kvplan.reconcile_explain import (
+    adopt,
     contradictions,
     explain_activation,
     explain_graphs,
@@ -34,7 +35,7 @@ from kvplan.reconcile_explain import (
     explain_runtime,
     explain_weights,
 )
-from kvplan.reconcile_learn import Unlearned, activation_bytes, before_loading, learn
+from kvplan.reconcile_learn import Unlearned, activation_bytes, before_loading, learn, non_torch_gib
 from kvplan.reconcile_pool import PrintedPool, pool_gib, printed_pool
 from kvplan.units import GiB, gib
 
@@ -130,12 +131,24 @@ def reconcile(
     question, assumptions = _question(told, model, gpu, engine, args, entry_point)
     plan = answer(question)
     pool = printed_pool(told, plan)
+    stated = _stated(told, engine, args)
+    better = adopt(told, plan, pool, stated)
+    if better is not None:
+        plan = answer(better.question)
+        pool, assumptions = printed_pool(told, plan), (*assumptions, better.why)
     conflicts = contradictions(told, plan, pool)
     learned = Unlearned(conflicts[0]) if conflicts else learn(told, plan, pool)
     why = learned if isinstance(learned, Unlearned) else ""
     overheads = None if isinstance(learned, Unlearned) else learned
     lines = _lines(told, plan, pool)
     return Reconciliation(told, plan, lines, pool, conflicts, overheads, str(why), assumptions)
+
+
+def _stated(log: StartupLog, engine: object, args: EngineArgs | None) -> set[str]:
+    """Flags that nobody may assume otherwise: the user's, and the log's own words."""
+    told = {name for name, value in log.flags.items() if value != "auto"}
+    version = {"engine"} if log.version or engine is not None else set()
+    return told | version | (args.model_fields_set if args else set())
 
 
 def _question(
@@ -157,6 +170,8 @@ def _question(
         if abs(share - usual) > 0.003:
             flags = flags.model_copy(update={"gpu_memory_utilization": share})
             assumed += (f"mem_fraction_static {share:g} by the log's free memory; the default is {usual:g}",)
+    if log.model and model is None and log.model.rsplit("/", 1)[-1] != spec.name.rsplit("/", 1)[-1]:
+        assumed += (f"{log.model} is planned as {spec.name}, which has its architecture",)
     length = flags.max_model_len or 0
     spec = replace(spec, max_model_len=max(spec.max_model_len, length))
     profile = memory_profile(version.engine, version.version, version.legacy)
@@ -210,11 +225,15 @@ def _version(log: StartupLog, asked: EngineVersion | str | None) -> tuple[Engine
         return parse_engine(f"{log.engine}@{number}" + ("-v0" if log.legacy else "")), ()
     numbers = _guess(log)
     told = EngineVersion(log.engine, numbers, log.legacy)  # type: ignore[arg-type]
-    return told, (f"the log does not print a version; {told} by the form of its lines (--engine overrules)",)
+    return told, (
+        f"the log does not print a version; {told} by the form and date of its lines (--engine overrules)",
+    )
 
 
 def _guess(log: StartupLog) -> tuple[int, int]:
-    """A version by the figures printed: vLLM estimates CUDA graphs from 0.21 on, V0 ended with 0.9."""
+    """A version by the figures printed (vLLM estimates CUDA graphs from 0.21 on), or the date (SGLang 0.5: 2025-08)."""
+    if log.engine == "sglang" and log.month and log.month < "2025-08":
+        return (0, 4)
     if log.engine != "vllm":
         return LATEST[log.engine]
     if log.legacy:
@@ -295,7 +314,7 @@ def _lines(log: StartupLog, plan: Plan, pool: PrintedPool) -> tuple[Line, ...]:
             "non_torch",
             "runtime (non-torch)",
             "GiB",
-            figures.get("non_torch_gib"),
+            non_torch_gib(log),
             gib(budget.runtime.size.value),
             "",
         ),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
-from kvplan.answers import Plan
+from kvplan.answers import Plan, Question
 from kvplan.engine_args import EngineVersion
 from kvplan.errors import KvplanError
 from kvplan.logs import StartupLog
@@ -117,41 +118,111 @@ def explain_layout(name: str, printed: float, log: StartupLog, plan: Plan, pool:
 
 def alternative(name: str, printed: float, plan: Plan, pool: PrintedPool) -> str:
     """The assumption under which the printed GiB becomes the printed figure; empty if none of the tried does."""
+    return next((what for what, other in _variants(plan) if _gives(name, printed, other, pool)), "")
+
+
+def _gives(name: str, printed: float, plan: Plan, pool: PrintedPool) -> bool:
+    """Whether the printed GiB becomes the printed figure under this plan."""
     if pool.printed_gib is None:
-        return ""
-    ends = [int((pool.printed_gib + off) * GiB) for off in (-0.005, 0.005)]
+        return False
+    layouts = [layout_of(plan, int((pool.printed_gib + off) * GiB)) for off in (-0.005, 0.005)]
+    if layouts[0] is None or layouts[1] is None:
+        return False
+    low, high = (figure(layout, name) for layout in layouts if layout)
+    return low - 0.005 <= printed <= high + 0.005
+
+
+class Adopted(NamedTuple):
+    """A question that explains the log's tokens where the told one does not."""
+
+    question: Question
+    why: str
+
+
+def adopt(log: StartupLog, plan: Plan, pool: PrintedPool, stated: Collection[str]) -> Adopted | None:
+    """The first assumption under which every printed figure follows from the printed pool, if one is needed.
+
+    Args:
+        stated: flags, and `engine`, that the user or the log states: those stay.
+    """
+    figures = {
+        n: log.figures[n] for n in ("num_gpu_blocks", "cache_tokens", "max_concurrency") if log.figures.get(n)
+    }
+    if pool.printed_gib is None or all(pool.holds(name, printed) for name, printed in figures.items()):
+        return None
     for what, other in _variants(plan):
-        layouts = [layout_of(other, end) for end in ends]
-        if layouts[0] is None or layouts[1] is None:
+        changed = _changes(plan.question, other.question)
+        if changed & set(stated) or not all(
+            _gives(n, printed, other, pool) for n, printed in figures.items()
+        ):
             continue
-        low, high = (figure(layout, name) for layout in layouts if layout)
-        if low - 0.005 <= printed <= high + 0.005:
-            return what
-    return ""
+        return Adopted(
+            other.question, f"planned {what}: the log's {pool.printed_gib:g} GiB become its tokens so"
+        )
+    return None
+
+
+def _changes(before: Question, after: Question) -> set[str]:
+    old, new = before.args.model_dump(), after.args.model_dump()
+    return {name for name in old if old[name] != new[name]} | (
+        {"engine"} if before.engine != after.engine else set()
+    )
 
 
 def _variants(plan: Plan) -> Iterator[tuple[str, Plan]]:
-    """The plan under other flags or versions that change how a pool becomes tokens."""
+    """The plan under other flags or versions that change how a pool becomes tokens: one at a time, then two."""
+    flags, versions = _flag_changes(plan), _versions(plan)
+    for what, update in flags:
+        yield f"with {what}", _with(plan, update)
+    for what, version in versions:
+        yield what, _with(plan, {}, version)
+    for what, update in flags:
+        for how, version in versions:
+            yield f"with {what}, {how}", _with(plan, update, version)
+    if plan.args.kv_cache_dtype != "fp8":
+        for what, update in flags:
+            if "kv_cache_dtype" not in update:
+                yield (
+                    f"with --kv-cache-dtype fp8 and {what}",
+                    _with(plan, {**update, "kv_cache_dtype": "fp8"}),
+                )
+
+
+def _with(plan: Plan, update: dict[str, object], engine: EngineVersion | None = None) -> Plan:
     question = plan.question
+    args = question.args.model_copy(update=update)
+    return replace(plan, question=replace(question, args=args, engine=engine or question.engine))
+
+
+def _flag_changes(plan: Plan) -> list[tuple[str, dict[str, object]]]:
+    model, args = plan.question.model, plan.args
     changes: list[tuple[str, dict[str, object]]] = [
-        (f"with --kv-cache-dtype {dtype}", {"kv_cache_dtype": dtype})
+        (f"--kv-cache-dtype {dtype}", {"kv_cache_dtype": dtype})
         for dtype in ("fp8", "bfloat16")
-        if dtype != plan.args.kv_cache_dtype
+        if dtype != args.kv_cache_dtype
     ]
-    if question.model.is_hybrid:
-        caching = not plan.args.enable_prefix_caching
+    if model.is_hybrid:
+        caching = not args.enable_prefix_caching
         flag = "--enable-prefix-caching" if caching else "--no-enable-prefix-caching"
-        changes.append((f"with {flag}", {"enable_prefix_caching": caching}))
-    if question.model.mtp_layers and not plan.args.num_speculative_tokens:
-        changes += [(f"with {n} MTP drafts", {"num_speculative_tokens": n}) for n in (1, 2, 3)]
-    changes.append(("with --disable-hybrid-kv-cache-manager", {"disable_hybrid_kv_cache_manager": True}))
-    for what, update in changes:
-        args = question.args.model_copy(update=update)
-        yield what, replace(plan, question=replace(question, args=args))
-    if question.engine.engine == "vllm":
-        for minor in (20, 21):
-            version = EngineVersion("vllm", (0, minor), question.engine.legacy)
-            yield f"as vLLM 0.{minor} counts", replace(plan, question=replace(question, engine=version))
+        changes.append((flag, {"enable_prefix_caching": caching}))
+        states = ("bfloat16", "float32") if args.mamba_ssm_cache_dtype == "auto" else ()
+        changes += [
+            (f"--mamba-ssm-cache-dtype {dtype}", {"mamba_ssm_cache_dtype": dtype}) for dtype in states
+        ]
+    if model.mtp_layers and not args.num_speculative_tokens:
+        changes += [(f"{n} MTP drafts", {"num_speculative_tokens": n}) for n in (1, 2, 3)]
+    if args.block_size is None and not model.is_hybrid:
+        changes += [(f"--block-size {n}", {"block_size": n}) for n in (32, 64, 128)]
+    return [*changes, ("--disable-hybrid-kv-cache-manager", {"disable_hybrid_kv_cache_manager": True})]
+
+
+def _versions(plan: Plan) -> list[tuple[str, EngineVersion]]:
+    """The two ways in which vLLM has counted a hybrid's tokens."""
+    engine = plan.question.engine
+    if engine.engine != "vllm" or engine.legacy:
+        return []
+    other = (0, 20) if engine.version >= (0, 21) else (0, 21)
+    return [(f"as vLLM {other[0]}.{other[1]} counts", EngineVersion("vllm", other))]
 
 
 # ---- figures that exclude each other

@@ -19,6 +19,8 @@ from kvplan.units import GiB, gib
 SOURCE = "learned from a start-up log"
 MARGIN = 4096
 """Bytes above the log's pool, against rounding; less than any block."""
+MOST_PEAK = 0.25
+"""Share of the card that an activation peak which no line prints may be taken to hold."""
 PLAUSIBLE = (-0.75, 8.0)
 """GiB of runtime growth that a log may imply; beyond it something else was another."""
 
@@ -72,11 +74,23 @@ def _with_other_weights(plan: Plan, profile: MemoryProfile, pool: int) -> Memory
 
 
 def activation_bytes(log: StartupLog) -> float | None:
-    """The printed activation peak; torch's peak less the weights where only that is printed."""
+    """The activation peak as printed, without the graphs that vLLM counts with it once it estimates them.
+
+    Torch's peak less the weights where only that is printed (vLLM 0.6).
+    """
     printed, peak, weights = (log.gib(n) for n in ("activation_gib", "peak_torch_gib", "weights_gib"))
     if printed is None and peak is not None and weights:
         printed = peak - weights
+    elif printed is not None and "consumed_gib" in log.figures:
+        printed -= log.figures.get("graphs_estimated_gib", 0.0)
     return None if printed is None else printed * GiB
+
+
+def non_torch_gib(log: StartupLog) -> float | None:
+    """Runtime growth: printed, or what is consumed beside the weights."""
+    consumed, weights = log.gib("consumed_gib"), log.gib("weights_gib")
+    printed = log.gib("non_torch_gib")
+    return consumed - weights if printed is None and consumed is not None and weights is not None else printed
 
 
 def before_loading(log: StartupLog) -> float | None:
@@ -148,14 +162,15 @@ def _largest(plan: Plan) -> str:
 def _with_rest(plan: Plan, profile: MemoryProfile, pool: int, peak_known: bool) -> MemoryProfile:
     """Solve for runtime growth, which every engine's pool falls linearly with; then, if need be, for the peak."""
     runtime = profile.runtime_gib.value + _surplus(plan, profile, pool) / _slope(plan, profile)
-    if peak_known or runtime >= profile.runtime_gib.low or plan.question.engine.engine == "sglang":
+    usual = profile.runtime_gib.low <= runtime <= PLAUSIBLE[1]
+    if peak_known or usual or plan.question.engine.engine == "sglang":
         return profile.model_copy(update={"runtime_gib": _figure(runtime)})
-    typical = profile.model_copy(update={"runtime_gib": _figure(profile.runtime_gib.value)})
-    excess = -_surplus(plan, typical, pool) / -_slope(plan, typical) * GiB
-    peak = max(0.0, plan.budget.activation.size.value - abs(excess))
-    lowered = with_peak(plan, typical, peak)
-    rest = typical.runtime_gib.value + _surplus(plan, lowered, pool) / _slope(plan, lowered)
-    return lowered.model_copy(update={"runtime_gib": _figure(rest)})
+    peak = plan.budget.activation.size.value + (runtime - profile.runtime_gib.value) * GiB
+    if peak > MOST_PEAK * plan.budget.total.size.value:
+        return profile.model_copy(update={"runtime_gib": _figure(runtime)})
+    other = with_peak(plan, profile, max(0.0, peak))
+    rest = profile.runtime_gib.value + _surplus(plan, other, pool) / _slope(plan, other)
+    return other.model_copy(update={"runtime_gib": _figure(rest)})
 
 
 def _surplus(plan: Plan, profile: MemoryProfile, pool: int) -> float:

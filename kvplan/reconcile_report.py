@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
+
 import kvplan
+from kvplan.engine_args import EngineArgs
 from kvplan.model import find_bundled
+from kvplan.plan import answer
 from kvplan.reconcile import Line, Reconciliation
 from kvplan.report import SCHEMA_VERSION
 from kvplan.serve_command import serve_flags, to_words
@@ -93,4 +98,17 @@ def estimate_command(found: Reconciliation, profile: str) -> str:
     name = question.model.name
     model = name if find_bundled(name) else question.model.source or name
     words = ["kvplan", "estimate", model, "--gpu", question.gpu.name, "--engine", str(question.engine)]
-    return " ".join([*words, *to_words(serve_flags(question.args)), "--profile", profile])
+    flags = to_words(serve_flags(needed_flags(found)))
+    return shlex.join([*words, *flags, "--profile", profile])
+
+
+def needed_flags(found: Reconciliation) -> EngineArgs:
+    """The log's flags without those that the engine would choose by itself."""
+    question = found.plan.question
+    args = question.args
+    for name in tuple(args.model_dump(exclude_defaults=True)):
+        told = args.model_dump(exclude_defaults=True)
+        fewer = EngineArgs(**{key: value for key, value in told.items() if key != name})
+        if answer(replace(question, args=fewer)).args == found.plan.args:
+            args = fewer
+    return args

@@ -88,16 +88,20 @@ def _namespace(row: Row) -> str:
     return ", ".join(["api_key='sk-not-to-be-seen'", *(f"{key}={value!r}" for key, value in told.items())])
 
 
+def pool_gib(row: Row) -> float | None:
+    """The printed KV GiB; one row's figure is decimal (its notes), one is about."""
+    size = _of(row, "available_kv_gib") or _of(row, "available_kv_gib_approx")
+    return round(size * 1e9 / 2**30, 2) if size and _of(row, "kv_groups") else size
+
+
 def _v1(row: Row) -> list[str]:
     core = "(EngineCore_DP0 pid=272) INFO 01-01 00:00:00 "
     lines = [f"(APIServer pid=1) INFO 01-01 [utils.py:233] non-default args: {{{_args(row, _block(row))}}}"]
     weights, total = _of(row, "model_weights_gib"), row["gpu_memory_gib"]
     if weights:
         lines.append(f"{core}[gpu_model_runner.py:2653] Model loading took {weights:.4f} GiB and 5.2 seconds")
-    if _of(row, "available_kv_gib") is not None:
-        lines.append(
-            f"{core}[gpu_worker.py:298] Available KV cache memory: {_of(row, 'available_kv_gib')} GiB"
-        )
+    if pool_gib(row) is not None:
+        lines.append(f"{core}[gpu_worker.py:298] Available KV cache memory: {pool_gib(row)} GiB")
     if _of(row, "num_gpu_blocks"):
         lines.append(f"{core}[core.py:90] # GPU blocks: {_of(row, 'num_gpu_blocks')}, # CPU blocks: 0")
     if _of(row, "kv_cache_tokens"):
@@ -108,6 +112,11 @@ def _v1(row: Row) -> list[str]:
         lines.append(
             f"{core}[kv_cache_utils.py:1091] Maximum concurrency for {row['max_model_len']:,} tokens per request: "
             f"{_of(row, 'max_concurrency')}x"
+        )
+    if _of(row, "mamba_blocks"):
+        lines.append(
+            f"{core}[core.py:1101] ValueError: max_num_seqs ({row['max_num_seqs']}) exceeds available Mamba cache blocks "
+            f"({_of(row, 'mamba_blocks')})."
         )
     if _of(row, "activation_peak_gib"):
         lines.append(
@@ -133,7 +142,7 @@ def _sglang(row: Row) -> list[str]:
     flags |= {"max_running_requests": row["max_num_seqs"], "api_key": "sk-not-to-be-seen", "page_size": 1}
     if "max-total-tokens" in row["notes"]:
         flags["max_total_tokens"] = 10000
-    stamp = "[2025-01-01 00:00:00]" if row["tp"] == 1 else "[2025-01-01 00:00:00 TP0]"
+    stamp = "[2025-10-01 00:00:00]" if row["tp"] == 1 else "[2025-01-01 00:00:00 TP0]"
     lines = [f"{stamp} server_args=ServerArgs({', '.join(f'{k}={v!r}' for k, v in flags.items())})"]
     after, weights, tokens = (
         _of(row, n) for n in ("avail_after_load_gb", "model_weights_gib", "kv_cache_tokens")
@@ -156,6 +165,11 @@ def _sglang(row: Row) -> list[str]:
         lines.append(f"{stamp} KV Cache is allocated. #tokens: {tokens}, KV size: {_of(row, 'kv_gb')} GB")
     if _of(row, "avail_after_pool_gb"):
         lines.append(f"{stamp} Memory pool end. avail mem={_of(row, 'avail_after_pool_gb')} GB")
+    if _of(row, "cuda_graph_gib"):
+        graphs = _of(row, "cuda_graph_gib")
+        lines.append(
+            f"{stamp} Capture cuda graph end. Time elapsed: 5.1 s. mem usage={graphs} GB. avail mem=1.25 GB."
+        )
     length = row["max_model_len"] or 131072
     lines.append(
         f"{stamp} max_total_num_tokens={tokens}, chunked_prefill_size=8192, max_prefill_tokens=16384, "

@@ -43,6 +43,8 @@ class StartupLog:
     """Figure -> line number it was read from."""
     flags: Mapping[str, object]
     """Flags by `EngineArgs` field."""
+    month: str
+    """Year and month of its first dated line, e.g. 2025-07; empty if its lines carry no year."""
     notes: tuple[str, ...]
     """What a reader should know: several starts, unequal ranks."""
 
@@ -60,6 +62,7 @@ _RANK = re.compile(
     r"\((?P<vllm>(?:Engine\w*|Vllm\w*|\w*Worker\w*|APIServer)(?: [\w=]+)*?)(?:,? ?\b(?P<pid>pid=\d+)[^)]*)?\)"
     r"|\[\d{4}-[\d :-]+ (?P<sglang>(?:[DPTE]{2}\d+ ?)+)\]|\[RANK (?P<trt>\d+)\]"
 )
+_STAMP = re.compile(r"\[?(20\d\d-[01]\d)-[0-3]\d[ T]")
 _BANNERS = (
     "Initializing an LLM engine",
     "LLM engine (v",
@@ -73,7 +76,13 @@ _V0 = (
     "a V0 LLM engine",
     "peak_torch_memory",
 )
-_V1 = ("a V1 LLM engine", "GPU KV cache size", "Available KV cache memory", "gpu_model_runner.py")
+_V1 = (
+    "a V1 LLM engine",
+    "GPU KV cache size",
+    "Available KV cache memory",
+    "gpu_model_runner.py",
+    "EngineCore",
+)
 _MANY = ("cache_tokens", "max_concurrency", "num_gpu_blocks")
 """Figures that one process prints once per rank."""
 
@@ -108,6 +117,7 @@ class _Reader:
     version: dict[str, str] = field(default_factory=dict)
     model: str = ""
     gpu: str = ""
+    month: str = ""
     v0: int = 0
     v1: int = 0
     banners: set[tuple[str, str]] = field(default_factory=set)
@@ -119,6 +129,8 @@ class _Reader:
         self.num_lines = number
         rank = _rank(line)
         self._banner(line, rank)
+        if not self.month and (stamp := _STAMP.match(line)):
+            self.month = stamp[1]
         for engine, patterns in ENGINES.items():
             for index, pattern in enumerate(patterns):
                 if pattern.literal in line:
@@ -174,6 +186,7 @@ class _Reader:
             {name: reading.value for name, reading in figures.items()},
             {name: reading.line for name, reading in figures.items()},
             flags,
+            self.month,
             tuple(notes),
         )
 
