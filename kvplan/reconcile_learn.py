@@ -11,7 +11,7 @@ from dataclasses import replace
 from kvplan.answers import Plan
 from kvplan.logs import StartupLog
 from kvplan.memory_profile import Figure, MemoryProfile
-from kvplan.overheads import forward_bytes
+from kvplan.overheads import estimate_overheads, forward_bytes
 from kvplan.plan import answer
 from kvplan.reconcile_pool import PrintedPool
 from kvplan.units import GiB, gib
@@ -127,8 +127,6 @@ def _with_graphs(log: StartupLog, plan: Plan, profile: MemoryProfile) -> MemoryP
 
 
 def _planned_graphs(plan: Plan, profile: MemoryProfile) -> int:
-    from kvplan.overheads import estimate_overheads
-
     return estimate_overheads(plan.question.model, plan.args, plan.question.gpu, profile).graphs.value
 
 

@@ -42,6 +42,7 @@ def document(found: Reconciliation) -> dict[str, object]:
         "contradictions": list(found.contradictions),
         "assumptions": list(found.assumptions),
         "overheads": found.overheads.model_dump(mode="json") if found.overheads else None,
+        "why_nothing_learned": found.why_nothing_learned or None,
         "estimate_command": estimate_command(found, "PROFILE.json"),
     }
 

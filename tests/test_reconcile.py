@@ -226,6 +226,39 @@ def test_a_card_named_in_the_log_is_taken() -> None:
     assert reconcile(lines).plan.question.gpu.name == "rtx-5090"
 
 
+def test_wrapped_commands_and_argument_lists_are_read() -> None:
+    """Flags of a command over several lines, or of a container's argument list; a model by its cache folder."""
+    log = read_log(
+        "vllm serve /root/.cache/huggingface/hub/models--Qwen--Qwen3-8B/snapshots/abc123 \\\n"
+        "  -tp 2 --max-model-len 32768 \\\n    --no-enable-prefix-caching\n"
+        '  - "--max-num-seqs=64"\n  - --api-key=sk-made-up-0123456789\n'
+        "Available KV cache memory: 40.00 GiB\n"
+    )
+    assert log.flags == {
+        "tensor_parallel_size": 2,
+        "max_model_len": 32768,
+        "enable_prefix_caching": False,
+        "max_num_seqs": 64,
+    }
+    assert reconcile(log, gpu="h100").plan.question.model.name == "Qwen/Qwen3-8B"
+
+
+def test_a_draft_model_does_not_contradict_its_target() -> None:
+    """SGLang prints weights and KV again for a draft; the first figures are the target's."""
+    target = (LOGS / "sglang-0.4.txt").read_text()
+    draft = "[2025-07-20 09:00:42] Load weight end. type=Eagle, avail mem=1.00 GB, mem usage=0.46 GB.\n"
+    draft += "[2025-07-20 09:00:43] KV Cache is allocated. #tokens: 38141, K size: 0.07 GB, V size: 0.07 GB\n"
+    log = read_log(target + draft)
+    assert (log.figures["weights_gib"], log.figures["k_gib"]) == (15.02, 2.33)
+
+
+def test_an_overheads_profile_is_its_engines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = str(tmp_path / "sgl.json")
+    assert run(["reconcile", str(LOGS / "sglang-0.4.txt"), "--gpu", "rtx-4090", "--save", profile]) == 0
+    assert run(["estimate", "Qwen/Qwen3-8B", "--gpu", "rtx-4090", "--profile", profile]) == 2
+    assert "overheads of sglang, not of vllm" in capsys.readouterr().err
+
+
 def test_user_flags_win() -> None:
     from kvplan.engine_args import EngineArgs
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvplan.commands.common import DEMAND, FLAGS, print_json, read_colocate
-from kvplan.engine_args import EntryPoint
+from kvplan.engine_args import EntryPoint, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.inverse import what_would_fit
@@ -93,12 +93,12 @@ def make_plan(
         demand=demand,
         entry_point=entry_point,
         colocate=read_colocate(colocate),
-        profile=read_overheads(profile) if profile else None,
+        profile=read_overheads(profile, engine) if profile else None,
     )
 
 
-def read_overheads(name: str) -> MemoryProfile:
-    """The memory section of a profile."""
+def read_overheads(name: str, engine: str) -> MemoryProfile:
+    """The memory section of a profile, which must be the asked engine's."""
     from kvplan.profile import load_profile
 
     memory = load_profile(name).memory
@@ -106,6 +106,8 @@ def read_overheads(name: str) -> MemoryProfile:
         raise KvplanError(
             f"--profile {name}: has no memory section, only step times; leave it out to use the bundled one"
         )
+    if memory.engine != parse_engine(engine).engine:
+        raise KvplanError(f"--profile {name}: holds overheads of {memory.engine}, not of {engine}")
     return memory
 
 

@@ -99,7 +99,7 @@ def _pairs(names: dict[str, str]) -> re.Pattern[str]:
 
 def _words(names: dict[str, str]) -> re.Pattern[str]:
     keys = "|".join(sorted(names, key=len, reverse=True)).replace("_", "[-_]")
-    return re.compile(rf"""(?<!\w)--?(?P<key>(?:no-)?(?:{keys}))(?:(?:\s+|=){_VALUE})?(?=\s|$)""")
+    return re.compile(rf"""(?<!\w)--?(?P<key>(?:no-)?(?:{keys}))(?:(?:\s+|=){_VALUE})?(?=[\s'",\]]|$)""")
 
 
 _PATTERNS = {engine: (_pairs(names), _words(names)) for engine, names in SPELLINGS.items()}

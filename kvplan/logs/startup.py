@@ -62,6 +62,8 @@ _RANK = re.compile(
     r"\((?P<vllm>(?:Engine\w*|Vllm\w*|\w*Worker\w*|APIServer)(?: [\w=]+)*?)(?:,? ?\b(?P<pid>pid=\d+)[^)]*)?\)"
     r"|\[\d{4}-[\d :-]+ (?P<sglang>(?:[DPTE]{2}\d+ ?)+)\]|\[RANK (?P<trt>\d+)\]"
 )
+_OPTION = re.compile(r"\s*(?:-\s+)?['\"]?--?[a-z]")
+"""A line of a wrapped command, or of a list of arguments."""
 _STAMP = re.compile(r"\[?(20\d\d-[01]\d)-[0-3]\d[ T]")
 _BANNERS = (
     "Initializing an LLM engine",
@@ -83,6 +85,8 @@ _V1 = (
     "gpu_model_runner.py",
     "EngineCore",
 )
+_TWICE = ("weights_gib", "before_gib", "after_gib", "k_gib", "v_gib", "kv_gib", "graphs_gib")
+"""Figures that SGLang prints again for a draft model; the first are the target's."""
 _MANY = ("cache_tokens", "max_concurrency", "num_gpu_blocks")
 """Figures that one process prints once per rank."""
 
@@ -127,15 +131,14 @@ class _Reader:
     def read(self, number: int, line: str) -> None:
         """Take what one line tells."""
         self.num_lines = number
-        rank = _rank(line)
-        self._banner(line, rank)
+        self._banner(line)
         if not self.month and (stamp := _STAMP.match(line)):
             self.month = stamp[1]
         for engine, patterns in ENGINES.items():
             for index, pattern in enumerate(patterns):
                 if pattern.literal in line:
-                    self._figure(engine, index, pattern, Reading(0, number, rank), line)
-        if any(literal in line for literal in FLAG_LINES):
+                    self._figure(engine, index, pattern, number, line)
+        if any(literal in line for literal in FLAG_LINES) or _OPTION.match(line):
             self._configuration(number, line)
         if not self.gpu and any(literal in line for literal in GPU_LINES):
             self.gpu = read_gpu(line)
@@ -147,21 +150,22 @@ class _Reader:
                 if found:
                     self.version.setdefault(engine, found[1])
 
-    def _banner(self, line: str, rank: str) -> None:
+    def _banner(self, line: str) -> None:
         """Forget an earlier start when the same process says hello again."""
         banner = next((b for b in _BANNERS if b in line), None)
         if banner is None:
             return
+        rank = _rank(line)
         if (banner, rank) in self.banners:
             fresh = _Reader(starts=self.starts + 1, gpu=self.gpu, version=self.version)
             for name in self.__slots__:
                 setattr(self, name, getattr(fresh, name))
         self.banners.add((banner, rank))
 
-    def _figure(self, engine: str, index: int, pattern: Pattern, where: Reading, line: str) -> None:
+    def _figure(self, engine: str, index: int, pattern: Pattern, number: int, line: str) -> None:
         for match in pattern.regex.finditer(line):
-            value = float(match[1].replace(",", ""))
-            self.readings[engine][pattern.figure].append((index, where._replace(value=value)))
+            reading = Reading(float(match[1].replace(",", "")), number, _rank(line))
+            self.readings[engine][pattern.figure].append((index, reading))
 
     def _configuration(self, number: int, line: str) -> None:
         self.model = self.model or read_model(line)
@@ -175,7 +179,10 @@ class _Reader:
         flags, ranks = self._agreed_flags(engine), 1
         for size in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
             ranks *= int(str(flags.get(size, 1)))
-        figures = _figures(self.readings[engine], ranks)
+        readings = self.readings[engine]
+        if engine == "sglang":
+            readings = {name: _firsts(found) if name in _TWICE else found for name, found in readings.items()}
+        figures = _figures(readings, ranks)
         notes = [f"the log holds {self.starts} starts; the last one is used"] if self.starts > 1 else []
         return StartupLog(
             engine,
@@ -243,6 +250,14 @@ def _rank(line: str) -> str:
         return (match["sglang"] or match["trt"]).strip()
     numbered = re.search(r"\d", match["vllm"]) or not match["pid"]
     return match["vllm"] if numbered or "Engine" in match["vllm"] else f"{match['vllm']} {match['pid']}"
+
+
+def _firsts(found: list[tuple[int, Reading]]) -> list[tuple[int, Reading]]:
+    """The first reading of each process."""
+    first: dict[tuple[int, str], tuple[int, Reading]] = {}
+    for index, reading in found:
+        first.setdefault((index, reading.rank), (index, reading))
+    return list(first.values())
 
 
 def _figures(readings: Readings, ranks: int) -> dict[str, Reading]:
