@@ -26,16 +26,16 @@ from pathlib import Path
 from kvplan.calibrate.card import fit_session, measure_server
 from kvplan.calibrate.server import Server
 from kvplan.compare_run import compare, read_run, table
-from kvplan.deploy import Setup
 from kvplan.engine.config import EngineConfig
 from kvplan.errors import KvplanError
 from kvplan.model import load_model
 from kvplan.records import write_records
 from kvplan.scenario import parse_scenario
 from kvplan.simulate import simulate
+from kvplan.simulation.deploy import Setup
+from kvplan.steps.timing_profile import step_costs
+from kvplan.steps.work import step_work
 from kvplan.timing import ModelStepTime
-from kvplan.timing_profile import step_costs
-from kvplan.work import step_work
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512, "intermediate_size": 1408,

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvplan.deploy import Setup
 from kvplan.engine.config import EngineConfig
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
@@ -27,9 +26,10 @@ from kvplan.model import AttentionKind, ModelSpec, load_model
 from kvplan.profile import bundled_profiles, pick
 from kvplan.scenario import parse_scenario
 from kvplan.simulate import simulate
-from kvplan.step_time import ELEMENT_BYTES, find_formats
+from kvplan.simulation.deploy import Setup
+from kvplan.steps.step_time import ELEMENT_BYTES, find_formats
+from kvplan.steps.work import step_work
 from kvplan.timing import ModelStepTime
-from kvplan.work import step_work
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "validation.md"
 GPUS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200", "b200_sxm": "b200", "b300_sxm": "b300"}

@@ -11,8 +11,6 @@ from typing import Any
 
 import altair as alt
 
-from kvplan.answers import Plan, Span
-from kvplan.budget import Row
 from kvplan.charts_common import (
     BLUE,
     GREEN,
@@ -30,6 +28,8 @@ from kvplan.charts_common import (
     token_axis,
 )
 from kvplan.compare_run import Comparison as RunComparison
+from kvplan.planning.answers import Plan, Span
+from kvplan.planning.budget import Row
 from kvplan.profile import Profile
 from kvplan.units import gib
 

@@ -9,7 +9,6 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from kvplan.block_map import BlockMap, Moment
 from kvplan.charts_common import (
     BLUE,
     GREEN,
@@ -31,6 +30,7 @@ from kvplan.charts_common import (
 )
 from kvplan.records import Records
 from kvplan.result import Result
+from kvplan.simulation.block_map import BlockMap, Moment
 
 # --- a run ----------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import altair as alt
 
-from kvplan.branches import Node
 from kvplan.charts_common import (
     BLUE,
     GREEN,
@@ -27,6 +26,7 @@ from kvplan.charts_common import (
 )
 from kvplan.compare import Comparison
 from kvplan.compare import Row as StrategyRow
+from kvplan.simulation.branches import Node
 
 # --- strategies -----------------------------------------------------------------------------------
 

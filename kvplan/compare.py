@@ -15,16 +15,16 @@ import numpy as np
 import kvplan
 from kvplan.accounting import Floats, api_cost_usd, api_price
 from kvplan.choices import Option, best_within, pareto
-from kvplan.deploy import Setup
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.model import ModelSpec, load_model
 from kvplan.records import FINISH_REASONS
 from kvplan.scenario import Scenario
-from kvplan.solve import Solution, solve
+from kvplan.simulation.deploy import Setup
+from kvplan.simulation.solve import Solution, solve
+from kvplan.simulation.watch import NOBODY, Watch
+from kvplan.steps.work import step_work
 from kvplan.units import TICKS_PER_S, GiB
-from kvplan.watch import NOBODY, Watch
 from kvplan.weights import active_parameters
-from kvplan.work import step_work
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
 from kvplan.workload.strategies.alone import run_alone
 

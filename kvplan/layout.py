@@ -24,11 +24,11 @@ from kvplan.capacity import (
 from kvplan.capacity_mix import Ints
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import DoesNotFit, KvplanError
-from kvplan.layout_backends import Capability
-from kvplan.layout_groups import GROWING, Group, bytes_per_block, group_layers, on_stage
-from kvplan.layout_mixers import Setup
-from kvplan.layout_pages import Pages, model_pages
-from kvplan.layout_versions import MIRRORED, Rules, Version, rules_for
+from kvplan.kv_layout.backends import Capability
+from kvplan.kv_layout.groups import GROWING, Group, bytes_per_block, group_layers, on_stage
+from kvplan.kv_layout.mixers import Setup
+from kvplan.kv_layout.pages import Pages, model_pages
+from kvplan.kv_layout.versions import MIRRORED, Rules, Version, rules_for
 from kvplan.model import AttentionKind, ModelSpec
 from kvplan.units import gib
 

@@ -11,18 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from kvplan.answers import Plan, Question, Refusal, Span
-from kvplan.budget import Budget, Colocated, make_budget
-from kvplan.demand import Demand, trace_blocks
 from kvplan.engine_args import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, parse_engine, resolve
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
+from kvplan.kv_layout.checks import check_sharding
 from kvplan.layout import KvCacheTooSmall, Layout, kv_layout
-from kvplan.layout_checks import check_sharding
 from kvplan.limits import Limit
-from kvplan.memory_profile import MemoryProfile
 from kvplan.model import AttentionKind, ModelSpec, load_model
-from kvplan.other_engines import default_utilization, pool_layout, running_requests
+from kvplan.planning.answers import Plan, Question, Refusal, Span
+from kvplan.planning.budget import Budget, Colocated, make_budget
+from kvplan.planning.demand import Demand, trace_blocks
+from kvplan.planning.memory_profile import MemoryProfile
+from kvplan.planning.other_engines import default_utilization, pool_layout, running_requests
 from kvplan.units import gib
 from kvplan.weights import weight_bytes
 

@@ -17,16 +17,16 @@ from typing import Any
 import kvplan
 from kvplan.choices import pareto
 from kvplan.errors import KvplanError
-from kvplan.figures import Row
-from kvplan.fleet import DayPlan, day_shares, plan_day
-from kvplan.grid import Point, make_axes, make_points, read_base
-from kvplan.lift import find_lifts
-from kvplan.measure_load import Measure, Refine, make_bench, total_load
-from kvplan.nearest import Ruled, nothing_feasible, said_of
+from kvplan.planning.serve_command import shell_command
 from kvplan.scenario import Scenario, parse_scenario
 from kvplan.search import Execution, Progress, execute
-from kvplan.serve_command import shell_command
-from kvplan.space import Search
+from kvplan.sweeping.figures import Row
+from kvplan.sweeping.fleet import DayPlan, day_shares, plan_day
+from kvplan.sweeping.grid import Point, make_axes, make_points, read_base
+from kvplan.sweeping.lift import find_lifts
+from kvplan.sweeping.measure_load import Measure, Refine, make_bench, total_load
+from kvplan.sweeping.nearest import Ruled, nothing_feasible, said_of
+from kvplan.sweeping.space import Search
 
 SCHEMA_VERSION = 1
 ROUNDS = 4
@@ -144,7 +144,7 @@ class Recommendation:
 
     def _repr_html_(self) -> str:
         """The table of `kvplan recommend`, for notebooks."""
-        from kvplan.recommend_text import recommend_text
+        from kvplan.sweeping.recommend_text import recommend_text
 
         return f"<pre>{escape(recommend_text(self))}</pre>"
 

@@ -12,17 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kvplan.answers import Plan
 from kvplan.engine_args import EngineArgs, EngineVersion, EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.logs import StartupLog, read_log
-from kvplan.memory_profile import MemoryProfile
-from kvplan.model import ModelSpec
-from kvplan.overheads import estimate_overheads
-from kvplan.plan import answer
-from kvplan.profile import Profile
-from kvplan.reconcile_explain import (
+from kvplan.logs.explain import (
     adopt,
     contradictions,
     explain_activation,
@@ -32,9 +26,15 @@ from kvplan.reconcile_explain import (
     explain_runtime,
     explain_weights,
 )
-from kvplan.reconcile_learn import Unlearned, activation_bytes, learn, non_torch_gib
-from kvplan.reconcile_pool import PrintedPool, printed_pool
-from kvplan.reconcile_question import question_of, stated_flags
+from kvplan.logs.learn import Unlearned, activation_bytes, learn, non_torch_gib
+from kvplan.logs.pool import PrintedPool, printed_pool
+from kvplan.logs.question import question_of, stated_flags
+from kvplan.model import ModelSpec
+from kvplan.plan import answer
+from kvplan.planning.answers import Plan
+from kvplan.planning.memory_profile import MemoryProfile
+from kvplan.planning.overheads import estimate_overheads
+from kvplan.profile import Profile
 from kvplan.units import GiB, gib
 
 
@@ -95,12 +95,12 @@ class Reconciliation:
 
     def to_dict(self) -> dict[str, object]:
         """The document that `kvplan reconcile --json` prints."""
-        from kvplan.reconcile_report import document
+        from kvplan.logs.report import document
 
         return document(self)
 
     def __str__(self) -> str:
-        from kvplan.reconcile_report import text
+        from kvplan.logs.report import text
 
         return text(self)
 

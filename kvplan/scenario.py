@@ -17,7 +17,7 @@ from kvplan.engine_args import EngineArgs
 from kvplan.engine_sglang.config import SchedulePolicyName
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.resources import scenarios_dir
-from kvplan.space import Search
+from kvplan.sweeping.space import Search
 from kvplan.workload.classes import Slo, Workload
 from kvplan.workload.problems import Problems
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvplan.errors import KvplanError
-from kvplan.figures import Interrupted, Row, error_row, run_point
-from kvplan.grid import Point, make_axes, make_points, read_base
 from kvplan.scenario import Scenario
-from kvplan.sweep_file import HASH, SweepFile
+from kvplan.sweeping.figures import Interrupted, Row, error_row, run_point
+from kvplan.sweeping.grid import Point, make_axes, make_points, read_base
+from kvplan.sweeping.sweep_file import HASH, SweepFile
 
 Progress = Callable[[int, int], None]
 """Called with (points finished, points in all)."""

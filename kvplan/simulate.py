@@ -19,22 +19,22 @@ import numpy as np
 import simpy
 from simpy.events import URGENT, Event
 
-from kvplan.deploy import Setup, set_ups
-from kvplan.glide import NEVER_COMES
-from kvplan.interrupts import interrupts
-from kvplan.live import LENGTH, REFUSED, REJECTED, TIMEOUT, UNFINISHED, Live
-from kvplan.make_replica import make_replica
 from kvplan.metrics import Timeline, TokenMeter
 from kvplan.records import SUMMARY_FIELDS, Record, Records
 from kvplan.result import Result
-from kvplan.router import Router
-from kvplan.rows import Rows
 from kvplan.scenario import Deployment, Scenario
-from kvplan.seats import Fleet, Lockstep, Seat
-from kvplan.summing_up import sum_up, take_sample
+from kvplan.simulation.deploy import Setup, set_ups
+from kvplan.simulation.glide import NEVER_COMES
+from kvplan.simulation.interrupts import interrupts
+from kvplan.simulation.live import LENGTH, REFUSED, REJECTED, TIMEOUT, UNFINISHED, Live
+from kvplan.simulation.make_replica import make_replica
+from kvplan.simulation.router import Router
+from kvplan.simulation.rows import Rows
+from kvplan.simulation.seats import Fleet, Lockstep, Seat
+from kvplan.simulation.summing_up import sum_up, take_sample
+from kvplan.simulation.watch import NOBODY, Watch
 from kvplan.timing import StepShape
 from kvplan.units import TICKS_PER_S
-from kvplan.watch import NOBODY, Watch
 from kvplan.workload.load import draw_load
 
 Process = Generator[Event, Any, None]
@@ -61,7 +61,7 @@ def simulate(
     Raises KvplanError for what cannot be simulated, DoesNotFit when an engine would not start.
     """
     if scenario.problems is not None:
-        from kvplan.solve import solve  # it builds on this file
+        from kvplan.simulation.solve import solve  # it builds on this file
 
         return solve(
             scenario, step_by_step=step_by_step, progress=progress, setups=setups, watch=watch

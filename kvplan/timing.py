@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from kvplan.costs import (
+from kvplan.steps.costs import (
     AttentionCosts,
     GemmCosts,
     Number,
@@ -33,8 +33,8 @@ from kvplan.costs import (
     padded,
     smaller,
 )
+from kvplan.steps.work import AttentionWork, ExpertWork, StepWork
 from kvplan.units import TICKS_PER_S
-from kvplan.work import AttentionWork, ExpertWork, StepWork
 
 NEVER = 1 << 62
 """The limit of a line that holds for every longer context."""

@@ -13,10 +13,10 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
-from kvplan.block_map import BlockMap, ranges
 from kvplan.errors import KvplanError
 from kvplan.metrics import Sample
 from kvplan.records import FINISH_REASONS, NEVER, Record, Records
+from kvplan.simulation.block_map import BlockMap, ranges
 
 Event = dict[str, Any]
 TICKS_PER_US = 10**6

@@ -11,8 +11,7 @@ from math import gcd
 from typing import Any, NamedTuple
 
 from kvplan.errors import KvplanError
-from kvplan.model import AttentionKind, AttentionSpec, ModelSpec
-from kvplan.modules import (
+from kvplan.hf.modules import (
     Cut,
     Module,
     checkpoint_name,
@@ -21,8 +20,9 @@ from kvplan.modules import (
     layer_modules,
     mtp_modules,
 )
-from kvplan.quantization import Rule, Scheme, quantization_rule
-from kvplan.vision import vision_modules
+from kvplan.hf.quantization import Rule, Scheme, quantization_rule
+from kvplan.hf.vision import vision_modules
+from kvplan.model import AttentionKind, AttentionSpec, ModelSpec
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 

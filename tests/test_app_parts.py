@@ -9,24 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from kvplan.block_map import BlockMap, Extent, holdings, ranges
-from kvplan.branches import BranchNotes, tree
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.predictions import predictions
 from kvplan.cli import run as cli
-from kvplan.demand import Demand
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
-from kvplan.jobs import Job, Progress
+from kvplan.pages.jobs import Job, Progress
+from kvplan.pages.uploads import MAX_BYTES, model_from_text, scenario_from_text, through_files
 from kvplan.plan import concurrency_curve, estimate
+from kvplan.planning.demand import Demand
+from kvplan.planning.varying import varying_traces
 from kvplan.profile import load_profile
 from kvplan.resources import measurements_dir
 from kvplan.scenario import load_scenario
 from kvplan.simulate import simulate
+from kvplan.simulation.block_map import BlockMap, Extent, holdings, ranges
+from kvplan.simulation.branches import BranchNotes, tree
+from kvplan.simulation.watch import Watch
 from kvplan.trace import chrome_trace
-from kvplan.uploads import MAX_BYTES, model_from_text, scenario_from_text, through_files
-from kvplan.varying import varying_traces
-from kvplan.watch import Watch
 from kvplan.workload.lengths import Constant, Lognormal
 
 # --- jobs -----------------------------------------------------------------------------------------

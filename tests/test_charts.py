@@ -10,17 +10,17 @@ import pytest
 pytest.importorskip("altair")
 
 from kvplan import charts, charts_runs, charts_strategies
-from kvplan.block_map import BlockMap
-from kvplan.branches import BranchNotes, tree
 from kvplan.charts_common import PALE, PALETTE
 from kvplan.compare import Comparison, compare
-from kvplan.demand import Demand
 from kvplan.plan import concurrency_curve, estimate
+from kvplan.planning.demand import Demand
 from kvplan.profile import bundled_profiles
 from kvplan.result import Result
 from kvplan.scenario import load_scenario
 from kvplan.simulate import simulate
-from kvplan.watch import Watch
+from kvplan.simulation.block_map import BlockMap
+from kvplan.simulation.branches import BranchNotes, tree
+from kvplan.simulation.watch import Watch
 
 
 def rows_of(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:

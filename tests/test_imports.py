@@ -29,9 +29,9 @@ ONLY_IN = {
 
 PURE = (
     "capacity.py",
-    "costs.py",
+    "steps/costs.py",
     "timing.py",
-    "work.py",
+    "steps/work.py",
     "quality.py",
     "engine/",
     "engine_sglang/",

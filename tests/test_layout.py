@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from kvplan.capacity import kv_bytes_per_token, latent_bytes_per_token
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
+from kvplan.kv_layout.backends import BACKENDS, KV_DTYPES
+from kvplan.kv_layout.checks import checkpoint_kv_dtype
+from kvplan.kv_layout.groups import Layer, Page, bytes_per_block, group_layers
+from kvplan.kv_layout.pages import Pages
 from kvplan.layout import KvCacheTooSmall, Layout, kv_layout, pages_layout
-from kvplan.layout_backends import BACKENDS, KV_DTYPES
-from kvplan.layout_checks import checkpoint_kv_dtype
-from kvplan.layout_groups import Layer, Page, bytes_per_block, group_layers
-from kvplan.layout_pages import Pages
 from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, from_config
 from kvplan.units import GiB
 from tests.validation import section

@@ -14,7 +14,7 @@ from leap_scenarios import random_scenario
 
 from kvplan.engine.leap import why_not
 from kvplan.engine.scenario import Scenario
-from kvplan.glide import Glide
+from kvplan.simulation.glide import Glide
 
 REASONS = {name: why_not(Scenario(**row).engine_config) for name, row in scenarios().items()}
 LEAPABLE = [name for name, reason in REASONS.items() if not reason]

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from kvplan.demand import Demand
 from kvplan.engine_args import EngineArgs, EngineVersion, parse_engine, resolve
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.layout import kv_layout
 from kvplan.limits import Limit
-from kvplan.memory_profile import Figure, MemoryProfile, memory_profile
 from kvplan.model import ModelSpec, find_bundled, from_config, load_model
 from kvplan.plan import Plan, Question, answer, capability
+from kvplan.planning.demand import Demand
+from kvplan.planning.memory_profile import Figure, MemoryProfile, memory_profile
 from kvplan.units import GiB
 from tests.validation import section
 

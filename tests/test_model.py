@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvplan.errors import KvplanError
-from kvplan.hf_config import MAX_CONFIG_BYTES, parse_json
+from kvplan.hf.config import MAX_CONFIG_BYTES, parse_json
 from kvplan.model import (
     AttentionKind,
     AttentionSpec,

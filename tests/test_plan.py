@@ -11,18 +11,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.budget import Colocated
-from kvplan.demand import Demand, TraceBlocks, trace_blocks
 from kvplan.engine_args import EngineArgs, parse_engine, resolve
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import get_gpu
-from kvplan.inverse import what_would_fit
 from kvplan.limits import Limit
 from kvplan.model import from_config, load_model
-from kvplan.overheads import num_graphs
 from kvplan.plan import answer, estimate, rank_weights
-from kvplan.serve_command import serve_flags, shell_command, unspoken, yaml_config
-from kvplan.sglang_memory import defaults, mem_fraction_static
+from kvplan.planning.budget import Colocated
+from kvplan.planning.demand import Demand, TraceBlocks, trace_blocks
+from kvplan.planning.inverse import what_would_fit
+from kvplan.planning.overheads import num_graphs
+from kvplan.planning.serve_command import serve_flags, shell_command, unspoken, yaml_config
+from kvplan.planning.sglang_memory import defaults, mem_fraction_static
 from kvplan.units import GiB
 
 QWEN = "Qwen/Qwen3-8B"

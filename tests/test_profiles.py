@@ -18,7 +18,6 @@ from kvplan.calibrate.fit import fit
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.predict import step_key, step_subject
 from kvplan.compare_run import Comparison, compare, read_run
-from kvplan.deploy import Setup, set_up
 from kvplan.engine.config import EngineConfig
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
@@ -28,10 +27,11 @@ from kvplan.profile import bundled_profiles, load_profile, pick
 from kvplan.records import write_records
 from kvplan.scenario import parse_scenario
 from kvplan.simulate import simulate
-from kvplan.step_time import find_formats, make_step_times
+from kvplan.simulation.deploy import Setup, set_up
+from kvplan.steps.step_time import find_formats, make_step_times
+from kvplan.steps.timing_profile import step_costs
+from kvplan.steps.work import step_work
 from kvplan.timing import ModelStepTime, StepShape, roofline
-from kvplan.timing_profile import step_costs
-from kvplan.work import step_work
 
 ROOT = Path(__file__).resolve().parents[1]
 TRUTH = ROOT.parent / "shared" / "truth"

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from kvplan import accounting
-from kvplan.deploy import Setup, StatedStepTime
 from kvplan.engine.config import EngineConfig
 from kvplan.engine_args import EngineArgs
 from kvplan.plan import estimate
 from kvplan.quality import flops_matched_multiplier
 from kvplan.scenario import StepTimeSpec, parse_scenario
-from kvplan.solve import Solution, solve
+from kvplan.simulation.deploy import Setup, StatedStepTime
+from kvplan.simulation.solve import Solution, solve
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.strategies import Segment
 from kvplan.workload.strategies.footprint import Held, footprint

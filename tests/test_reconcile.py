@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from kvplan.cli import run
 from kvplan.errors import KvplanError
 from kvplan.logs import file_lines, read_log, reader
-from kvplan.memory_profile import MemoryProfile
+from kvplan.logs.report import document, text
 from kvplan.plan import answer
+from kvplan.planning.memory_profile import MemoryProfile
 from kvplan.profile import load_profile
 from kvplan.reconcile import Reconciliation, reconcile
-from kvplan.reconcile_report import document, text
 
 LOGS = Path(__file__).parent / "fixtures" / "logs"
 

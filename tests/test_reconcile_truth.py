@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from kvplan.answers import Question
-from kvplan.demand import Demand
 from kvplan.engine_args import EngineArgs, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.logs import read_log
 from kvplan.model import ModelSpec
 from kvplan.plan import answer
+from kvplan.planning.answers import Question
+from kvplan.planning.demand import Demand
 from kvplan.profile import Profile
 from kvplan.reconcile import Reconciliation, reconcile
 from tests.log_rows import log_text, pool_gib

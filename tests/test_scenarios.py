@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from kvplan.cli import run
-from kvplan.deploy import StatedStepTime, set_ups
 from kvplan.errors import KvplanError
 from kvplan.limits import Limit
 from kvplan.resources import scenarios_dir
 from kvplan.result import Result
 from kvplan.scenario import dump_scenario, load_scenario, parse_scenario
 from kvplan.simulate import simulate
-from kvplan.uncertainty import intervals
+from kvplan.simulation.deploy import StatedStepTime, set_ups
+from kvplan.simulation.uncertainty import intervals
 
 NAMES = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))
 SIMULATED = [name for name in NAMES if getattr(load_scenario(name), "problems", None) is None]

@@ -19,12 +19,12 @@ from worker_killer import Killer
 import kvplan
 from kvplan.cli import run
 from kvplan.errors import KvplanError
-from kvplan.figures import FIGURES
-from kvplan.grid import Axis, make_axes, make_points, parse_axis, read_base
 from kvplan.scenario import load_scenario, parse_scenario
 from kvplan.search import Execution, execute, sweep, sweep_rows
 from kvplan.simulate import simulate
-from kvplan.sweep_file import HASH, SweepFile
+from kvplan.sweeping.figures import FIGURES
+from kvplan.sweeping.grid import Axis, make_axes, make_points, parse_axis, read_base
+from kvplan.sweeping.sweep_file import HASH, SweepFile
 
 BASE = {
     "model": "Qwen/Qwen3-8B",

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
-from kvplan.deploy import Setup, StatedStepTime
 from kvplan.engine.config import EngineConfig
 from kvplan.metrics import latencies
 from kvplan.result import Result
 from kvplan.scenario import Scenario, StepTimeSpec, parse_scenario
 from kvplan.simulate import simulate
+from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.timing import NEVER, StepShape
 from kvplan.units import TICKS_PER_S
 

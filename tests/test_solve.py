@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.deploy import Setup, StatedStepTime
 from kvplan.engine.config import EngineConfig
 from kvplan.errors import KvplanError
 from kvplan.records import FINISH_REASONS, NEVER
 from kvplan.scenario import Scenario, StepTimeSpec, parse_scenario
 from kvplan.simulate import simulate
-from kvplan.solve import Solution, Solve, solve
-from kvplan.staffing import set_up_all
+from kvplan.simulation.deploy import Setup, StatedStepTime
+from kvplan.simulation.solve import Solution, Solve, solve
+from kvplan.simulation.staffing import set_up_all
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.problems import Problems, StrategySpec
 from kvplan.workload.strategies import Answer, Ask, Branch, Plan
@@ -231,7 +231,7 @@ def test_compression_bounds_what_a_trace_holds() -> None:
         "compression": {"budget_tokens": 64, "buffer_tokens": 64},
         "prompt": {"kind": "constant", "value": 40},
     }
-    from kvplan.staffing import compressed
+    from kvplan.simulation.staffing import compressed
 
     told = scenario(best, 2, **small)
     assert told.problems is not None

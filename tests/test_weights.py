@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvplan.errors import KvplanError
+from kvplan.hf.modules import Cut, Module
+from kvplan.hf.quantization import Names, canonical, grouped, kv_cache_dtype_hint, quantization_rule
 from kvplan.model import AttentionKind, bundled_models, load_model
-from kvplan.modules import Cut, Module
-from kvplan.quantization import Names, canonical, grouped, kv_cache_dtype_hint, quantization_rule
 from kvplan.units import GiB
 from kvplan.weights import (
     RankWeights,

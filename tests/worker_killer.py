@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from kvplan.figures import Row, error_row
 from kvplan.scenario import Scenario
+from kvplan.sweeping.figures import Row, error_row
 
 
 class Killer(NamedTuple):

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from kvplan.calibrate.measurements import Row
-from kvplan.costs import expected_experts
 from kvplan.errors import KvplanError
+from kvplan.steps.costs import expected_experts
 
 SHAPES: dict[str, dict[str, int]] = {
     "Llama-3.1-8B": {

@@ -30,7 +30,7 @@ from kvplan.calibrate.problem import Problem, run, scaled
 from kvplan.calibrate.solve import Predict, Prior
 from kvplan.calibrate.validate import bootstrap, held_out_errors, measured_ranges
 from kvplan.gpu import GpuSpec
-from kvplan.timing_profile import RegimeError, TimingProfile
+from kvplan.steps.timing_profile import RegimeError, TimingProfile
 
 NUM_DRAWS = 16
 EXTRA_KEYS = Prior(400.0, 0.1)

@@ -15,14 +15,14 @@ import numpy as np
 
 from kvplan.calibrate.measurements import Row, short_dtype
 from kvplan.calibrate.solve import Array, Predict, Prior
-from kvplan.costs import AttentionCosts, GemmCosts, expected_experts, gemm_s
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, load_model
-from kvplan.step_time import ELEMENT_BYTES
+from kvplan.steps.costs import AttentionCosts, GemmCosts, expected_experts, gemm_s
+from kvplan.steps.step_time import ELEMENT_BYTES
+from kvplan.steps.timing_profile import step_costs
+from kvplan.steps.work import AttentionWork, StepWork, projection_params, step_work
 from kvplan.timing import ModelStepTime, StepShape, attention_s
-from kvplan.timing_profile import step_costs
-from kvplan.work import AttentionWork, StepWork, projection_params, step_work
 
 HINTS = {
     "bytes_per_s": "decode steps at batch 1 and at a batch of 64 or more, contexts 512 and 8k or longer",

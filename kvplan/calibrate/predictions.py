@@ -10,7 +10,7 @@ from typing import NamedTuple
 from kvplan.calibrate.measurements import Measurements
 from kvplan.calibrate.predict import column, predict_family, predict_steps
 from kvplan.calibrate.problem import regime
-from kvplan.timing_profile import TimingProfile
+from kvplan.steps.timing_profile import TimingProfile
 
 
 class Predicted(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kvplan.demand import Demand
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
+from kvplan.planning.demand import Demand
 
 FLAGS = Annotated[EngineArgs | None, Parameter(name="*")]
 """The engine's flags, flattened into the command's own."""

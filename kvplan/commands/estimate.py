@@ -10,11 +10,11 @@ from kvplan.commands.common import DEMAND, FLAGS, print_json, read_colocate
 from kvplan.engine_args import EntryPoint, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
-from kvplan.inverse import what_would_fit
-from kvplan.memory_profile import MemoryProfile
 from kvplan.model import load_model
 from kvplan.plan import Plan, estimate
-from kvplan.report import plan_document, plan_text
+from kvplan.planning.inverse import what_would_fit
+from kvplan.planning.memory_profile import MemoryProfile
+from kvplan.planning.report import plan_document, plan_text
 
 
 def estimate_command(

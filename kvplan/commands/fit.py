@@ -11,7 +11,7 @@ from kvplan.calibrate.build import Source, build
 from kvplan.commands.common import print_json
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.profile import Profile, load_profile
-from kvplan.timing_profile import FIELDS, check_name
+from kvplan.steps.timing_profile import FIELDS, check_name
 
 SWITCH = Parameter(negative="")
 

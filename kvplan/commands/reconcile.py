@@ -12,9 +12,9 @@ from kvplan.commands.common import FLAGS, print_json
 from kvplan.engine_args import EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.logs import file_lines, read_log
+from kvplan.logs.report import document, text
 from kvplan.model import load_model
 from kvplan.reconcile import reconcile
-from kvplan.reconcile_report import document, text
 
 
 def reconcile_command(

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from kvplan.commands.common import print_json
 from kvplan.commands.progress import Progress
 from kvplan.search import Execution, Sweep, num_cores, sweep_rows
-from kvplan.sweep_file import HASH
+from kvplan.sweeping.sweep_file import HASH
 
 SWITCH = Parameter(negative="")
 

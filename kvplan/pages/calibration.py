@@ -12,12 +12,12 @@ from kvplan.calibrate.build import build
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.predictions import Predicted, predictions
 from kvplan.compare_run import Comparison, compare, read_run
-from kvplan.jobs import Progress, Work
 from kvplan.pages.common import BIND, chart, guarded, run_box
+from kvplan.pages.jobs import Progress, Work
+from kvplan.pages.uploads import through_files
 from kvplan.profile import Profile, bundled_profiles
 from kvplan.resources import measurements_dir
-from kvplan.uploads import through_files
-from kvplan.watch import Watch
+from kvplan.simulation.watch import Watch
 
 File = tuple[str, bytes]
 

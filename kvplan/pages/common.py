@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from kvplan.demand import Demand
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names
-from kvplan.inverse import Option, what_would_fit
-from kvplan.jobs import Job, Work
 from kvplan.model import ModelSpec, bundled_models, load_model
+from kvplan.pages.jobs import Job, Work
+from kvplan.pages.uploads import MAX_BYTES, model_from_text
 from kvplan.plan import Plan, estimate
-from kvplan.uploads import MAX_BYTES, model_from_text
+from kvplan.planning.demand import Demand
+from kvplan.planning.inverse import Option, what_would_fit
 from kvplan.workload.lengths import Length, Lognormal
 
 BIND: dict[str, Any] = {"bind": "query-params"}

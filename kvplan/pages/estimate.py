@@ -6,19 +6,19 @@ import numpy as np
 import streamlit as st
 
 from kvplan import charts
-from kvplan.answers import Plan, Span
-from kvplan.demand import Demand
 from kvplan.engine_args import EngineArgs
-from kvplan.inverse import Option
 from kvplan.logs import read_log
+from kvplan.logs.report import document as reconciliation
 from kvplan.pages.common import BIND, Asked, chart, guarded, plan_of, read_model
+from kvplan.pages.uploads import MAX_BYTES
 from kvplan.plan import concurrency_curve, estimate
+from kvplan.planning.answers import Plan, Span
+from kvplan.planning.demand import Demand
+from kvplan.planning.inverse import Option
+from kvplan.planning.report import bytes_per_token, plan_document, reason, serve_line
+from kvplan.planning.varying import varying_traces
 from kvplan.reconcile import reconcile
-from kvplan.reconcile_report import document as reconciliation
-from kvplan.report import bytes_per_token, plan_document, reason, serve_line
 from kvplan.units import KiB, gib
-from kvplan.uploads import MAX_BYTES
-from kvplan.varying import varying_traces
 from kvplan.workload.lengths import Length
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from kvplan.inverse import what_would_fit
 from kvplan.pages.common import Asked, guarded, plan_of
+from kvplan.planning.inverse import what_would_fit
 
 
 def render(asked: Asked, is_open: bool) -> None:

@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from kvplan import charts_runs as charts
-from kvplan.bench_report import bench_text
-from kvplan.block_map import BlockMap, holdings
 from kvplan.errors import KvplanError
-from kvplan.jobs import Progress, Work
 from kvplan.pages.common import BIND, PASTED, Asked, chart, run_box
+from kvplan.pages.jobs import Progress, Work
+from kvplan.pages.uploads import checked, scenario_by_name, scenario_from_text, through_files
 from kvplan.records import write_records
 from kvplan.resources import scenarios_dir
 from kvplan.result import VERDICTS, Result
 from kvplan.scenario import Scenario, dump_scenario, parse_scenario
 from kvplan.simulate import simulate
+from kvplan.simulation.bench_report import bench_text
+from kvplan.simulation.block_map import BlockMap, holdings
+from kvplan.simulation.watch import Watch
 from kvplan.trace import chrome_trace
-from kvplan.uploads import checked, scenario_by_name, scenario_from_text, through_files
-from kvplan.watch import Watch
 
 SOURCES = ("Bundled", "From the sidebar", "Upload")
 

@@ -7,17 +7,17 @@ from typing import NamedTuple
 import streamlit as st
 
 from kvplan import charts_strategies as charts
-from kvplan.branches import BranchNotes, tree
 from kvplan.compare import Comparison, compare
 from kvplan.errors import KvplanError
-from kvplan.jobs import Progress, Work
 from kvplan.pages.common import BIND, chart, run_box
+from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.simulate import _named
 from kvplan.records import Records
 from kvplan.resources import scenarios_dir
 from kvplan.scenario import Scenario, dump_scenario
-from kvplan.solve import solve
-from kvplan.watch import Watch
+from kvplan.simulation.branches import BranchNotes, tree
+from kvplan.simulation.solve import solve
+from kvplan.simulation.watch import Watch
 
 
 class Outcome(NamedTuple):

@@ -1,0 +1,193 @@
+"""Which architecture is read by which builder, and the parts of a config that all of them share.
+
+An architecture without a builder is refused by name. Knows no engine and no bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from kvplan.hf.config import Keys
+from kvplan.hf.families import dense, hybrid, moe
+from kvplan.hf.families.common import Body
+from kvplan.hf.rope import longrope_original_len, max_model_len, rotary_tables, states_max_model_len
+from kvplan.hf.vision import vision_tower
+from kvplan.model import ModelSpec
+
+BUILDERS: dict[str, Callable[[Keys], Body]] = {
+    "LlamaForCausalLM": dense.llama,
+    "MistralForCausalLM": dense.mistral,
+    "Mistral3ForConditionalGeneration": dense.mistral,
+    "Phi3ForCausalLM": dense.mistral,
+    "GraniteForCausalLM": dense.llama,
+    "Qwen2ForCausalLM": dense.qwen2,
+    "Qwen3ForCausalLM": dense.qwen3,
+    "Qwen3VLForConditionalGeneration": dense.qwen3,
+    "MiMoForCausalLM": dense.mimo,
+    "GemmaForCausalLM": dense.gemma,
+    "Gemma2ForCausalLM": dense.gemma2,
+    "Gemma3ForCausalLM": dense.gemma3,
+    "Gemma3ForConditionalGeneration": dense.gemma3,
+    "Exaone4ForCausalLM": dense.exaone4,
+    "Glm4ForCausalLM": dense.glm4,
+    "DeciLMForCausalLM": dense.nemotron_nas,
+    "MixtralForCausalLM": moe.mixtral,
+    "Qwen2MoeForCausalLM": moe.qwen2_moe,
+    "Qwen3MoeForCausalLM": moe.qwen3_moe,
+    "Qwen3VLMoeForConditionalGeneration": moe.qwen3_moe,
+    "Glm4MoeForCausalLM": moe.glm4_moe,
+    "MiniMaxM2ForCausalLM": moe.minimax_m2,
+    "GraniteMoeForCausalLM": moe.granite_moe,
+    "GraniteMoeSharedForCausalLM": moe.granite_moe,
+    "GptOssForCausalLM": moe.gpt_oss,
+    "Llama4ForCausalLM": moe.llama4,
+    "Llama4ForConditionalGeneration": moe.llama4,
+    "MiMoV2FlashForCausalLM": moe.mimo_v2,
+    "MiMoV2ForCausalLM": moe.mimo_v2,
+    "Gemma4ForCausalLM": moe.gemma4,
+    "Gemma4ForConditionalGeneration": moe.gemma4,
+    "DeepseekV2ForCausalLM": moe.deepseek,
+    "DeepseekV3ForCausalLM": moe.deepseek,
+    "Glm4MoeLiteForCausalLM": moe.deepseek,
+    "KimiK25ForConditionalGeneration": moe.deepseek,
+    "DeepseekV32ForCausalLM": moe.deepseek_sparse,
+    "GlmMoeDsaForCausalLM": moe.deepseek_sparse,
+    "Qwen3NextForCausalLM": hybrid.qwen3_next,
+    "Qwen3_5ForCausalLM": hybrid.qwen3_next,
+    "Qwen3_5ForConditionalGeneration": hybrid.qwen3_next,
+    "Qwen3_5MoeForCausalLM": hybrid.qwen3_next,
+    "Qwen3_5MoeForConditionalGeneration": hybrid.qwen3_next,
+    "KimiLinearForCausalLM": hybrid.kimi_linear,
+    "FalconH1ForCausalLM": hybrid.falcon_h1,
+    "GraniteMoeHybridForCausalLM": hybrid.granite_hybrid,
+    "NemotronHForCausalLM": hybrid.nemotron_h,
+    "Lfm2ForCausalLM": hybrid.lfm2,
+    # reward models: the same body, another head
+    "Qwen2ForRewardModel": dense.qwen2,
+    "Qwen2ForProcessRewardModel": dense.qwen2,
+    "Qwen2ForSequenceClassification": dense.qwen2,
+    "Qwen3ForSequenceClassification": dense.qwen3,
+    "LlamaForSequenceClassification": dense.llama,
+    "Gemma2ForSequenceClassification": dense.gemma2,
+}
+"""vLLM's architecture names; what is not here is refused."""
+
+BY_MODEL_TYPE = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mistral3": "Mistral3ForConditionalGeneration",
+    "phi3": "Phi3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+    "falcon_h1": "FalconH1ForCausalLM",
+    "nemotron_h": "NemotronHForCausalLM",
+}
+"""For configs without `architectures`: the model type says as much."""
+
+DEFAULTS: dict[str, dict[str, object]] = {
+    "Gemma3": {
+        "vocab_size": 262208,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+    },
+}
+"""Keys that published configs of a family leave out, with the values of its config class."""
+
+TIED_BY_DEFAULT = ("Gemma", "Lfm2")
+"""Families whose config class ties the embeddings unless told otherwise (architecture prefixes)."""
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def build(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
+    """See `model.from_config`."""
+    outer = Keys(name, config)
+    architecture = find_architecture(outer)
+    defaults = next((d for prefix, d in DEFAULTS.items() if architecture.startswith(prefix)), {})
+    text = Keys(name, {**defaults, **config, **text_section(outer).raw})
+    try:
+        body = BUILDERS[architecture](text)
+    except (OverflowError, RecursionError):
+        raise outer.error("holds numbers or nesting beyond any model") from None
+    return ModelSpec(
+        name=name,
+        architecture=architecture,
+        layers=body.layers,
+        mtp_layers=body.mtp_layers,
+        hidden_size=text.count("hidden_size"),
+        vocab_size=text.count("vocab_size", high=1 << 28),
+        max_model_len=max_model_len(text, outer.text("model_type")),
+        max_model_len_stated=states_max_model_len(text),
+        dtype=dtype(outer, text),
+        tie_word_embeddings=text.flag("tie_word_embeddings", architecture.startswith(TIED_BY_DEFAULT)),
+        score_head=score_head(architecture, text),
+        vision=vision_tower(outer, architecture, text.count("hidden_size")),
+        longrope_original_len=longrope_original_len(text),
+        rotary=rotary_tables(text, architecture, body.layers),
+        quantization=outer.section("quantization_config").raw
+        or text.section("quantization_config").raw
+        or None,
+        source=source,
+    )
+
+
+def text_section(outer: Keys) -> Keys:
+    """The language model's part of a multimodal config; the whole config where it is not nested."""
+    return outer.section("text_config") if "text_config" in outer else outer
+
+
+def find_architecture(k: Keys) -> str:
+    """The config's architecture, if kvplan knows it; else an error that names it."""
+    names = k.texts("architectures")
+    model_type = k.text("model_type")
+    if not names and not model_type:
+        raise k.error("architectures is missing")
+    if names:
+        architecture = names[0]
+    elif model_type in BY_MODEL_TYPE:
+        architecture = BY_MODEL_TYPE[model_type]
+    else:
+        raise k.error(f"architectures is missing and model_type {model_type[:60]!r} is not known")
+    if architecture not in BUILDERS:
+        raise k.error(f"architecture {architecture[:80]!r} is not supported: its attention is unknown")
+    return architecture
+
+
+def dtype(outer: Keys, text: Keys) -> str:
+    """The checkpoint's dtype; bfloat16 where the config does not say, as published checkpoints are."""
+    for k in (outer, text):
+        value = k.text("dtype", "torch_dtype").removeprefix("torch.")
+        if value in DTYPES:
+            return value
+        if value:
+            raise k.error(f"torch_dtype {value[:40]!r} is not one of {', '.join(DTYPES)}")
+    return "bfloat16"
+
+
+def score_head(architecture: str, k: Keys) -> tuple[int, ...]:
+    """Widths of the layers that stand where an LM head would (vLLM's reward and classification models)."""
+    if architecture == "Qwen2ForRewardModel":
+        return (k.count("hidden_size"), 1)
+    if architecture == "Qwen2ForProcessRewardModel":
+        return (k.count("hidden_size"), 2)
+    if architecture.endswith("SequenceClassification"):
+        return (k.count("num_labels", default=1, high=1 << 16),)
+    return ()

@@ -1,0 +1,96 @@
+"""Pieces that most families share: attention from the usual keys, MLPs, experts, stacks of layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from kvplan.hf.config import MAX_LAYERS, Keys
+from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec
+
+
+class Body(NamedTuple):
+    """What a builder returns: the decoder's layers and its multi-token-prediction layers."""
+
+    layers: tuple[LayerSpec, ...]
+    mtp_layers: tuple[LayerSpec, ...] = ()
+
+
+NO_ATTENTION = AttentionSpec(AttentionKind.NONE)
+NO_MLP = MlpSpec()
+
+
+def num_layers(k: Keys) -> int:
+    """The config's layer count."""
+    return k.count("num_hidden_layers", high=MAX_LAYERS)
+
+
+def gqa(k: Keys, **traits: Any) -> AttentionSpec:
+    """Full attention from the usual keys; `traits` are fields of `AttentionSpec`."""
+    hidden = k.count("hidden_size")
+    heads = k.count("num_attention_heads")
+    kv_heads = k.count("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise k.error(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    if hidden % heads and "head_dim" not in k and "attention_head_dim" not in k:
+        raise k.error(
+            f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and head_dim is missing"
+        )
+    head_dim = k.count("head_dim", "attention_head_dim", default=hidden // heads)
+    traits = {"v_head_dim": head_dim, "bias": k.flag("attention_bias"), **traits}
+    return AttentionSpec(AttentionKind.FULL, heads, kv_heads, head_dim, **traits)
+
+
+def windowed(k: Keys, attention: AttentionSpec) -> AttentionSpec:
+    """The same attention over the last `sliding_window` tokens."""
+    return replace(attention, kind=AttentionKind.SLIDING, window=k.count("sliding_window"))
+
+
+def by_layer_type(k: Keys, attention: AttentionSpec, types: tuple[str, ...]) -> list[AttentionSpec]:
+    """One attention per entry of `layer_types`; full and sliding are known, others are refused by name."""
+    made: dict[str, AttentionSpec] = {}
+    for kind in set(types):
+        if kind == "full_attention":
+            made[kind] = attention
+        elif kind == "sliding_attention":
+            made[kind] = windowed(k, attention)
+        else:
+            raise k.error(f"layer_types: unknown attention kind {kind!r}")
+    return [made[kind] for kind in types]
+
+
+def every_nth_full(n: int, period: int) -> tuple[str, ...]:
+    """Layer types of the pattern "every `period`-th layer sees everything"."""
+    return tuple("sliding_attention" if (i + 1) % period else "full_attention" for i in range(n))
+
+
+def dense_mlp(k: Keys, *keys: str, num_matrices: int = 3) -> MlpSpec:
+    """A dense MLP whose width is the first of `keys` present (default `intermediate_size`)."""
+    return MlpSpec(k.count(*keys or ("intermediate_size",)), num_matrices, bias=k.flag("mlp_bias"))
+
+
+def experts(k: Keys, width: int, number: str | tuple[str, ...], **traits: Any) -> MlpSpec:
+    """A mixture of experts, each `width` wide."""
+    count = k.count(*([number] if isinstance(number, str) else number), high=1 << 16)
+    top = k.count(
+        "num_experts_per_tok", "experts_per_token", "num_experts_per_token", "top_k_experts", high=1 << 16
+    )
+    if top > count:
+        raise k.error(f"num_experts_per_tok {top} is more than the {count} experts")
+    return MlpSpec(width, num_experts=count, experts_per_token=top, **traits)
+
+
+def stack(
+    k: Keys, attentions: list[AttentionSpec], mlps: list[MlpSpec], norms: int = 2
+) -> tuple[LayerSpec, ...]:
+    """Pair attentions with MLPs; `norms` norms of the hidden size each. Equal layers are one object."""
+    size = norms * k.count("hidden_size")
+    seen: dict[tuple[int, int], LayerSpec] = {}
+    for a, m in zip(attentions, mlps, strict=True):
+        seen.setdefault((id(a), id(m)), LayerSpec(a, m, norm_size=size))
+    return tuple(seen[id(a), id(m)] for a, m in zip(attentions, mlps, strict=True))
+
+
+def mtp(k: Keys, layer: LayerSpec, *keys: str, default: int = 0) -> tuple[LayerSpec, ...]:
+    """As many copies of `layer` as the config has multi-token-prediction layers."""
+    return (layer,) * k.count(*keys or ("num_nextn_predict_layers",), default=default, low=0, high=64)

@@ -1,0 +1,119 @@
+"""What the engine refuses before it looks at memory: parallel sizes that do not divide, unknown KV dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvplan.engine_args import EngineArgs
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.kv_layout.backends import KV_DTYPES, Capability
+from kvplan.model import AttentionKind, AttentionSpec, ModelSpec
+
+
+def check_sharding(model: ModelSpec, args: EngineArgs) -> None:
+    """Refuse the parallel sizes that the engine refuses.
+
+    Raises:
+        KvplanError: heads that do not divide, more stages than layers, a dcp that has no copies to split.
+    """
+    tp, dcp, pp = args.tensor_parallel_size, args.decode_context_parallel_size, args.pipeline_parallel_size
+    if pp > len(model.layers):
+        raise KvplanError(f"pipeline_parallel_size {pp} exceeds {len(model.layers)} layers")
+    if dcp > tp or tp % dcp:
+        raise KvplanError(f"decode_context_parallel_size {dcp} must divide tensor_parallel_size {tp}")
+    copies = not model.architecture.startswith("GptOss")  # whose code divides KV heads without copying them
+    for spec in {m for layer in model.layers for m in layer.mixers}:
+        if spec.kind is AttentionKind.SLIDING and dcp > 1:
+            raise KvplanError("decode_context_parallel_size does not work with sliding windows")
+        if spec.kind not in (AttentionKind.STATE, AttentionKind.NONE):
+            _check_heads(spec, tp, copies)
+        if spec.kind in (AttentionKind.FULL, AttentionKind.CHUNKED) and dcp > 1:
+            _check_copies(spec, tp, dcp)
+
+
+def _check_heads(spec: AttentionSpec, tp: int, copies: bool) -> None:
+    if spec.num_heads % tp:
+        sizes = ", ".join(str(n) for n in range(1, min(spec.num_heads, 64) + 1) if spec.num_heads % n == 0)
+        raise KvplanError(
+            f"tensor_parallel_size {tp} does not divide the model's {spec.num_heads} attention heads; try {sizes}"
+        )
+    kv_heads = spec.num_kv_heads
+    if spec.kind is AttentionKind.MLA:
+        return
+    if max(kv_heads, tp) % min(kv_heads, tp):
+        raise KvplanError(
+            f"tensor_parallel_size {tp} and the model's {kv_heads} KV heads do not divide each other"
+        )
+    if tp > kv_heads and not copies:
+        raise KvplanError(
+            f"tensor_parallel_size {tp} exceeds the model's {kv_heads} KV heads, which it cannot copy"
+        )
+
+
+def _check_copies(spec: AttentionSpec, tp: int, dcp: int) -> None:
+    """Without MLA, decode context parallelism splits tokens between ranks that hold copies of one head."""
+    kv_heads = spec.num_kv_heads
+    if tp <= kv_heads:
+        raise KvplanError(
+            f"decode_context_parallel_size {dcp} needs more tensor-parallel ranks than {kv_heads} KV heads"
+        )
+    if dcp > tp // kv_heads or spec.num_heads // kv_heads % dcp:
+        raise KvplanError(
+            f"decode_context_parallel_size {dcp} must be at most {tp // kv_heads} (ranks per KV head) and "
+            f"divide {spec.num_heads // kv_heads} (query heads per KV head)"
+        )
+
+
+def resolve_kv_dtype(model: ModelSpec, args: EngineArgs, capability: Capability) -> str:
+    """Return the KV dtype that `auto` stands for, or the user's own.
+
+    Raises:
+        KvplanError: not a KV dtype, or one that latents (MLA) do not come in.
+    """
+    dtype = args.kv_cache_dtype
+    if dtype not in KV_DTYPES:
+        raise KvplanError(f"unknown kv_cache_dtype {dtype!r}{did_you_mean(dtype, KV_DTYPES)}")
+    if dtype == "auto":
+        dtype = checkpoint_kv_dtype(model.quantization or {})
+    if model.architecture == "GlmMoeDsaForCausalLM" and dtype == "auto" and capability[0] == 10:
+        return "fp8_e4m3"
+    if model.architecture == "DeepseekV32ForCausalLM" and dtype == "bfloat16":
+        return "auto"
+    return dtype
+
+
+def checkpoint_kv_dtype(quantization: Mapping[str, Any]) -> str:
+    """Return the KV dtype that a quantised checkpoint asks for, `auto` if it does not.
+
+    compressed-tensors: any `kv_cache_scheme` is fp8. ModelOpt: a `kv_cache_scheme` or `kv_cache_quant_algo`,
+    8-bit float or FP8 is fp8, 4-bit float or NVFP4 is nvfp4. Source: vLLM 0.32, `utils/torch_utils.py`.
+
+    >>> checkpoint_kv_dtype({"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"})
+    'fp8_e4m3'
+    """
+    method = str(quantization.get("quant_method", ""))
+    if not method.startswith("modelopt"):
+        scheme = quantization.get("kv_cache_scheme") if method == "compressed-tensors" else None
+        return "auto" if scheme is None else "fp8"
+    inner = quantization.get("quantization")
+    places = (inner if isinstance(inner, Mapping) else quantization, quantization)
+    keys = ("kv_cache_scheme", "kv_cache_quant_algo")
+    asked = next((place[key] for key in keys for place in places if place.get(key)), None)
+    if isinstance(asked, Mapping):
+        is_float = asked.get("type") == "float"
+        bits = (
+            asked.get("num_bits")
+            if is_float and (asked.get("num_bits") != 8 or asked.get("dynamic") is False)
+            else 0
+        )
+        return {8: "fp8_e4m3", 4: "nvfp4"}.get(bits if isinstance(bits, int) else 0, "auto")
+    return {"fp8": "fp8_e4m3", "nvfp4": "nvfp4"}.get(str(asked).lower(), "auto")
+
+
+def model_dtype(model: ModelSpec, args: EngineArgs) -> str:
+    """Return the dtype of activations: the flag, else the config's; float32 checkpoints run in 16 bits."""
+    dtype = {"half": "float16", "float": "float32"}.get(args.dtype, args.dtype)
+    if dtype == "auto":
+        return "bfloat16" if model.dtype == "float32" else model.dtype
+    return dtype

@@ -1,0 +1,197 @@
+"""The parts of a model that remember, each with its pipeline stage, KV format and attention backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kvplan.engine_args import EngineArgs
+from kvplan.errors import KvplanError
+from kvplan.kv_layout.backends import INDEXER, Backend, Capability, LayerNeeds, select_backend
+from kvplan.kv_layout.checks import check_sharding, model_dtype, resolve_kv_dtype
+from kvplan.kv_layout.formats import stored_format
+from kvplan.kv_layout.versions import Rules
+from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A model and flags, with what start-up decides first."""
+
+    model: ModelSpec
+    args: EngineArgs
+    """With the KV dtype resolved."""
+    capability: Capability
+    dtype: str
+    """Of the model's activations."""
+    skipped: frozenset[str]
+    """Layers that keep the model's dtype: numbers, or `sliding_window`."""
+    rules: Rules
+
+    @classmethod
+    def of(cls, model: ModelSpec, args: EngineArgs, capability: Capability, rules: Rules) -> Setup:
+        """Check the parallel sizes and resolve the KV dtype.
+
+        Raises:
+            KvplanError: what the engine refuses.
+        """
+        check_sharding(model, args)
+        args = args.model_copy(update={"kv_cache_dtype": resolve_kv_dtype(model, args, capability)})
+        return cls(model, args, capability, model_dtype(model, args), _skipped_layers(model, args), rules)
+
+    @property
+    def tp(self) -> int:
+        """Tensor-parallel ranks."""
+        return self.args.tensor_parallel_size
+
+
+@dataclass(frozen=True, slots=True)
+class Mixer:
+    """One part of a layer that remembers."""
+
+    spec: AttentionSpec
+    stage: int
+    kv_format: str = "auto"
+    backend: Backend | None = None
+    """None for states."""
+
+
+def _skipped_layers(model: ModelSpec, args: EngineArgs) -> frozenset[str]:
+    """The user's layers, and TurboQuant's own: the first and last two of a model without states."""
+    skipped = set(args.kv_cache_dtype_skip_layers)
+    if args.kv_cache_dtype.startswith("turboquant_") and not model.is_hybrid:
+        n = len(model.layers)
+        edge = min(2, n // 2)
+        skipped |= {str(i) for i in (*range(edge), *range(n - edge, n))}
+    return frozenset(skipped)
+
+
+def pipeline_stages(num_layers: int, num_stages: int) -> list[int]:
+    """Return the number of layers of each pipeline stage.
+
+    Layers that are left over go to the stages before the last one, from the back.
+    Source: vLLM 0.32, `distributed/utils.py: get_pp_indices`.
+
+    >>> pipeline_stages(62, 4)
+    [15, 16, 16, 15]
+    """
+    sizes = [num_layers // num_stages] * num_stages
+    for i in range(2, num_layers % num_stages + 2):
+        sizes[-i] += 1
+    return sizes
+
+
+def find_mixers(setup: Setup, draft: ModelSpec | None = None) -> list[Mixer]:
+    """Return every part that owns KV, in the order the engine builds them; drafting layers last, on the last stage.
+
+    Raises:
+        KvplanError: a model without the layers to draft with, or a layer that no backend takes.
+    """
+    num_stages = setup.args.pipeline_parallel_size
+    sizes = pipeline_stages(len(setup.model.layers), num_stages)
+    stages = [stage for stage, n in enumerate(sizes) for _ in range(n)]
+    found = [
+        m
+        for i, (layer, s) in enumerate(zip(setup.model.layers, stages, strict=True))
+        for m in _of(setup, layer, i, s)
+    ]
+    first, drafting = _drafting(setup, draft)
+    found += [m for i, layer in enumerate(drafting, first) for m in _of(setup, layer, i, num_stages - 1)]
+    if setup.args.kv_cache_dtype.startswith("turboquant_") and any(
+        layer.beside for layer in setup.model.layers
+    ):
+        raise KvplanError("TurboQuant does not find the attention layers of a model with states beside them")
+    return _choose_backends(setup, found)
+
+
+def _of(setup: Setup, layer: LayerSpec, index: int, stage: int) -> list[Mixer]:
+    made = []
+    for spec in layer.mixers:
+        windowed = spec.kind is AttentionKind.SLIDING and "sliding_window" in setup.skipped
+        kept = windowed or str(index) in setup.skipped
+        if spec.kind is not AttentionKind.NONE and spec.kv_shared_with is None:
+            made.append(Mixer(spec, stage, "auto" if kept else setup.args.kv_cache_dtype))
+    return made
+
+
+def _drafting(setup: Setup, draft: ModelSpec | None) -> tuple[int, Sequence[LayerSpec]]:
+    """The layers that draft, and the number of the first one."""
+    model, args = setup.model, setup.args
+    if not args.num_speculative_tokens or args.speculative_method == "ngram":
+        return 0, ()
+    if args.speculative_method != "mtp":
+        return 0, draft.layers if draft else ()
+    if not model.mtp_layers:
+        raise KvplanError(
+            f"{model.name} has no multi-token-prediction layers; use another speculative method"
+        )
+    # Qwen and MiMo number their drafting layers from 0 again, so that skipping layer 0 skips both
+    return 0 if model.architecture.startswith(("Qwen3", "MiMoV2")) else len(model.layers), model.mtp_layers
+
+
+def _choose_backends(setup: Setup, mixers: Sequence[Mixer]) -> list[Mixer]:
+    """Give every attention its backend, and the format that backend stores."""
+    forced = _forced_backend(setup)
+    known: dict[Mixer, tuple[Backend, str]] = {}
+    chosen = []
+    for m in mixers:
+        if m.spec.kind is not AttentionKind.STATE:
+            key = replace(m, stage=0)
+            if key not in known:
+                known[key] = _choose_backend(setup, m, forced)
+            m = replace(m, backend=known[key][0], kv_format=known[key][1])
+        chosen.append(m)
+    return chosen
+
+
+def _choose_backend(setup: Setup, m: Mixer, forced: str | None) -> tuple[Backend, str]:
+    backend = select_backend(setup.capability, _needs(setup, m), forced)
+    if m.kv_format not in backend.kv_dtypes:
+        raise KvplanError(
+            f"chunked attention cannot skip layers under kv_cache_dtype {setup.args.kv_cache_dtype}"
+        )
+    return backend, stored_format(backend, m.kv_format)
+
+
+def _forced_backend(setup: Setup) -> str | None:
+    """Gemma 4 mixes head sizes that FlashAttention 3 cannot serve: all its layers go to Triton."""
+    model = setup.model
+    if setup.args.attention_backend is None and model.architecture.startswith("Gemma4"):
+        head_dims = {layer.attention.head_dim for layer in model.layers}
+        return "TRITON_ATTN" if len(head_dims) > 1 else None
+    return setup.args.attention_backend
+
+
+def _needs(setup: Setup, m: Mixer) -> LayerNeeds:
+    spec, args = m.spec, setup.args
+    is_mla = spec.kind is AttentionKind.MLA
+    return LayerNeeds(
+        head_size=spec.kv_lora_rank + spec.qk_rope_head_dim if is_mla else spec.head_dim,
+        # chunked attention picks its kernel before it learns that it is skipped from quantisation
+        kv_dtype=args.kv_cache_dtype if spec.kind is AttentionKind.CHUNKED else m.kv_format,
+        num_heads=spec.num_heads // setup.tp,
+        num_kv_heads=1 if is_mla else max(1, spec.num_kv_heads // setup.tp),
+        dtype=setup.dtype,
+        block_size=args.block_size,
+        is_mla=is_mla,
+        is_sparse=spec.index_topk > 0,
+        has_sinks=spec.sinks,
+        has_window=spec.kind is AttentionKind.SLIDING,
+        dcp=args.decode_context_parallel_size,
+        v_head_size=spec.v_head_dim,
+        qk_nope_head_dim=spec.qk_nope_head_dim,
+        qk_rope_head_dim=spec.qk_rope_head_dim,
+        kv_lora_rank=spec.kv_lora_rank,
+        index_topk=spec.index_topk,
+    )
+
+
+def distinct_backends(mixers: Sequence[Mixer]) -> list[Backend]:
+    """Return the attention backends in use, in layer order; a sparse layer's indexer comes before its attention."""
+    found: dict[str, Backend] = {}
+    for m in mixers:
+        if m.backend and m.spec.index_head_dim:
+            found.setdefault(INDEXER.name, INDEXER)
+        if m.backend:
+            found.setdefault(m.backend.name, m.backend)
+    return list(found.values())

@@ -1,0 +1,112 @@
+"""From a model to pages: what each layer stores per block on one rank. `layout` turns pages into groups and blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvplan.errors import KvplanError
+from kvplan.kv_layout.formats import group_format, indexer_token_bytes, token_bytes
+from kvplan.kv_layout.groups import Layer, Page
+from kvplan.kv_layout.mixers import Mixer, Setup, distinct_backends, find_mixers
+from kvplan.kv_layout.sizes import Sizes, settle_sizes
+from kvplan.kv_layout.states import state_bytes
+from kvplan.model import AttentionKind, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Every layer that owns KV, as one rank of its pipeline stage stores it."""
+
+    layers: tuple[Layer, ...]
+    block_size: int
+    """The engine's --block-size after start-up has adjusted it (on the first stage)."""
+    kv_cache_dtype: str
+    backends: tuple[str, ...]
+
+
+def model_pages(setup: Setup, draft: ModelSpec | None = None) -> Pages:
+    """Work out the page of every layer.
+
+    Raises:
+        KvplanError: what the engine refuses at start-up: a KV dtype that the GPU or the model does not take, a
+            block size that no backend takes.
+    """
+    mixers = find_mixers(setup, draft)
+    layers: list[Layer] = []
+    block_sizes = []
+    for stage in range(setup.args.pipeline_parallel_size):
+        here = [m for m in mixers if m.stage == stage]
+        sizes = settle_sizes(setup, here)
+        block_sizes.append(sizes.block_size)
+        layers += [Layer(stage, page) for m in here for page in _pages(setup, m, sizes)]
+    formats = [m.kv_format for m in mixers if m.backend and m.kv_format != "auto"]
+    names = tuple(b.name for b in distinct_backends(mixers))
+    return Pages(tuple(layers), block_sizes[0], formats[0] if formats else "auto", names)
+
+
+def _pages(setup: Setup, m: Mixer, sizes: Sizes) -> list[Page]:
+    """The page of a mixer, and its indexer's if it has one."""
+    if m.spec.kind is AttentionKind.STATE:
+        return [_state_page(setup, m, sizes)]
+    if m.spec.kind is AttentionKind.SLIDING:
+        return [_window_page(setup, m, sizes)]
+    page = Page(
+        m.spec.kind, sizes.block_size, _token_bytes(setup, m), window=m.spec.window, shape=_shape(setup, m)
+    )
+    if not m.spec.index_head_dim:
+        return [page]
+    width = indexer_token_bytes(m.spec.index_head_dim)
+    return [page, Page(AttentionKind.MLA, sizes.block_size, width, shape=("indexer", width))]
+
+
+def _token_bytes(setup: Setup, m: Mixer) -> int:
+    return token_bytes(m.spec, m.kv_format, setup.dtype, setup.tp)
+
+
+def _shape(setup: Setup, m: Mixer) -> tuple[int | str, ...]:
+    heads = max(1, m.spec.num_kv_heads // setup.tp)
+    return heads, m.spec.head_dim, m.spec.v_head_dim, group_format(m.spec, m.kv_format, setup.dtype)
+
+
+def _window_page(setup: Setup, m: Mixer, sizes: Sizes) -> Page:
+    """A window chooses its own block: the largest its kernel takes within the page of the other layers."""
+    assert m.backend is not None
+    per_token = _token_bytes(setup, m)
+    budget = sizes.skipped_page_bytes or per_token * sizes.block_size
+    page = Page(
+        AttentionKind.SLIDING,
+        m.backend.largest_block_within(budget // per_token),
+        per_token,
+        window=m.spec.window,
+        retained=_retained(setup),
+        padded_bytes=sizes.skipped_page_bytes,
+        shape=_shape(setup, m),
+    )
+    if page.num_bytes < page.content_bytes:
+        raise KvplanError(
+            f"kv_cache_dtype_skip_layers: a window's page takes {page.content_bytes} bytes, the pool's less"
+        )
+    return page
+
+
+def _retained(setup: Setup) -> int:
+    """Tokens kept behind a window because several MTP modules re-read the end of a prefill."""
+    drafts = setup.args.num_speculative_tokens if setup.args.speculative_method == "mtp" else 0
+    return drafts - 1 if min(len(setup.model.mtp_layers), drafts) > 1 else 0
+
+
+def _state_page(setup: Setup, m: Mixer, sizes: Sizes) -> Page:
+    args, state = setup.args, m.spec.state
+    assert state is not None
+    aligned = args.enable_prefix_caching is not False
+    whole = args.max_model_len if args.max_model_len not in (None, -1) else setup.model.default_max_model_len
+    return Page(
+        AttentionKind.STATE,
+        (sizes.state_block_size or sizes.block_size) if aligned else whole or 1,
+        state_bytes=state_bytes(state, args, setup.dtype),
+        padded_bytes=sizes.state_page_bytes,
+        shape=(state.family,),
+        speculative_blocks=args.num_speculative_tokens,
+        checkpoint_blocks=int(state.family in setup.rules.checkpoint_families),
+        aligned=aligned,
+    )

@@ -1,0 +1,118 @@
+"""How many tokens a block holds, and what pages are padded to, so that unlike layers can share one pool.
+
+The engine settles this on every pipeline stage by itself, by that stage's layers. It reckons with short cuts of
+its own, mirrored here: one head shape for the whole model, and the first layer's backend for its KV format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from kvplan.errors import KvplanError
+from kvplan.kv_layout.backends import Backend
+from kvplan.kv_layout.formats import PACKED_LATENT, stored_format, token_bytes
+from kvplan.kv_layout.mixers import Mixer, Setup, distinct_backends
+from kvplan.kv_layout.states import state_bytes
+from kvplan.model import AttentionKind
+
+DEFAULT_BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Block size, and the sizes that some pages are padded to (0: not padded)."""
+
+    block_size: int
+    state_page_bytes: int = 0
+    skipped_page_bytes: int = 0
+    state_block_size: int = 0
+    """Tokens between two kept states; 0: as `block_size`."""
+
+
+def settle_sizes(setup: Setup, mixers: Sequence[Mixer]) -> Sizes:
+    """Settle one stage's sizes: what backends take, then room for a state, then room for unquantised layers.
+
+    Raises:
+        KvplanError: backends that cannot share a pool.
+    """
+    backends = distinct_backends(mixers)
+    _check_layouts(backends)
+    sizes = Sizes(setup.args.block_size or preferred_block_size(backends))
+    if not backends:
+        return sizes
+    states = [m.spec.state for m in mixers if m.spec.state]
+    if states:
+        largest = max(state_bytes(state, setup.args, setup.dtype) for state in states)
+        is_gdn = any(state.family == "gdn_attention" for state in states)
+        sizes = _cover_state(setup, mixers, sizes, largest, setup.rules.gdn_block_step if is_gdn else 1)
+    return _cover_skipped(setup, mixers, sizes) if setup.skipped else sizes
+
+
+def _check_layouts(backends: Sequence[Backend]) -> None:
+    """Backends that share a pool must agree on how a block's bytes are ordered."""
+    orders = [set(b.layouts) for b in backends if b.layouts]
+    if orders and not set.intersection(*orders):
+        names = " and ".join(b.name for b in backends)
+        raise KvplanError(f"the backends {names} share no KV cache layout; try another kv_cache_dtype")
+
+
+def preferred_block_size(backends: Sequence[Backend]) -> int:
+    """Return 16 if every backend takes it, else the smallest size that all take."""
+    if all(b.takes_block(DEFAULT_BLOCK_SIZE) for b in backends):
+        return DEFAULT_BLOCK_SIZE
+    candidates = {1}
+    for b in backends:
+        candidates = {math.lcm(c, size) for c in candidates for size in b.block_sizes}
+    return min(c for c in candidates if all(b.takes_block(c) for b in backends))
+
+
+def _cover_state(setup: Setup, mixers: Sequence[Mixer], sizes: Sizes, state: int, unit: int) -> Sizes:
+    """Lengthen attention blocks until a page holds a state; pad the state to that page."""
+    backends = distinct_backends(mixers)
+    turbo = setup.args.kv_cache_dtype.startswith("turboquant_")
+    per_token = _model_token_bytes(setup, mixers, "stored" if not turbo else "flag")
+    if turbo and setup.skipped:
+        per_token = math.lcm(per_token, _model_token_bytes(setup, mixers, "plain"))
+    step = max(min(backends[0].block_sizes), sizes.block_size)
+    if _first_attention(mixers).spec.kind is AttentionKind.MLA:
+        step = max(step, 128)  # keeps the kernel blocks of a split block a multiple of 128 tokens
+    block = step * -(-state // (step * per_token))
+    unit = math.lcm(unit, *(min(b.block_sizes) for b in backends))
+    block = max(sizes.block_size, unit * -(-block // unit))
+    page = block * per_token
+    return Sizes(block, state_page_bytes=0 if page == state else page, state_block_size=block)
+
+
+def _cover_skipped(setup: Setup, mixers: Sequence[Mixer], sizes: Sizes) -> Sizes:
+    """Lengthen the quantised layers' blocks until their page holds an unquantised layer's smallest one."""
+    quantized, plain = _model_token_bytes(setup, mixers, "stored"), _model_token_bytes(setup, mixers, "plain")
+    if plain == quantized:
+        return sizes
+    kernel = min(distinct_backends(mixers)[0].block_sizes)
+    unit = max(kernel, sizes.block_size)
+    required = max(plain * kernel, sizes.state_page_bytes)
+    block = max(sizes.block_size, unit * -(-required // (unit * quantized)))
+    shared = block * quantized
+    return Sizes(block, shared if sizes.state_page_bytes else 0, shared, sizes.state_block_size)
+
+
+def _first_attention(mixers: Sequence[Mixer]) -> Mixer:
+    return next(m for m in mixers if m.backend)
+
+
+def _model_token_bytes(setup: Setup, mixers: Sequence[Mixer], which: str) -> int:
+    """Bytes a token by the engine's short cut: first layer's KV heads, widest head of any layer, V as wide as K.
+
+    `stored` is the run's format as the first layer's backend would store it, `flag` the format of the flag,
+    `plain` the model's dtype. Packed latents count a byte an element here.
+    """
+    spec = _first_attention(mixers).spec
+    if spec.kind is not AttentionKind.MLA:
+        widest = max(layer.attention.head_dim for layer in setup.model.layers)
+        spec = replace(spec, head_dim=widest, v_head_dim=widest)
+    stored = stored_format(distinct_backends(mixers)[0], setup.args.kv_cache_dtype)
+    formats = {"plain": "auto", "flag": setup.args.kv_cache_dtype, "stored": stored}
+    found = formats[which]
+    return token_bytes(spec, "fp8" if found in PACKED_LATENT else found, setup.dtype, setup.tp)

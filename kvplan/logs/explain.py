@@ -1,0 +1,277 @@
+"""What explains a residual between a log and its plan: one of a few assumptions, tried by asking the plan again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from kvplan.engine_args import EngineVersion
+from kvplan.errors import KvplanError
+from kvplan.logs import StartupLog
+from kvplan.logs.pool import PrintedPool, figure, layout_of
+from kvplan.model import AttentionKind
+from kvplan.plan import answer, rank_weights
+from kvplan.planning.answers import Plan, Question
+from kvplan.units import GiB, gib
+
+CLOSE = 0.01
+"""Share by which figures may differ and still be called equal."""
+SEQS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Usual values of max_num_seqs."""
+
+
+def explain_weights(printed: float, plan: Plan) -> str:
+    """Which format or split loads that many GiB."""
+    planned = gib(plan.budget.weights.size.value)
+    if abs(printed - planned) <= max(0.06, CLOSE * planned):
+        return "agrees"
+    for what, update in _formats(plan):
+        try:
+            size = gib(rank_weights(plan.question.model, plan.args.model_copy(update=update)))
+        except KvplanError:
+            continue
+        if abs(printed - size) <= max(0.06, 2 * CLOSE * size):
+            return f"as {what} ({size:.2f} GiB)"
+    return f"{printed / planned - 1:+.0%}: another checkpoint format, or layers the config does not tell"
+
+
+def _formats(plan: Plan) -> Iterator[tuple[str, dict[str, object]]]:
+    """Other ways to load the model."""
+    if plan.question.model.quantization is None:
+        for name in ("fp8", "bitsandbytes"):
+            yield f"with --quantization {name}", {"quantization": name}
+    if plan.question.model.mtp_layers and not plan.args.num_speculative_tokens:
+        drafts = {"num_speculative_tokens": 1, "speculative_method": "mtp"}
+        yield "with its MTP layers, --num-speculative-tokens", drafts
+    for ranks in (1, 2, 4, 8):
+        if ranks != plan.args.tensor_parallel_size:
+            yield f"with -tp {ranks}", {"tensor_parallel_size": ranks}
+
+
+def explain_activation(printed: float, plan: Plan) -> str:
+    """Whether the peak lies in the learned range, or which batch has that sampler."""
+    row = plan.budget.activation
+    if _within(printed, row.size.low, row.size.high):
+        return "within the range of the overheads"
+    if "sampler" in row.why and plan.question.args.max_num_seqs is None:
+        for seqs in SEQS:
+            update = {"max_num_seqs": min(seqs, plan.args.max_num_batched_tokens)}
+            size = _activation(plan, update)
+            if size and abs(printed - size) <= 0.03 * size:
+                return f"as with --max-num-seqs {seqs} ({size:.2f} GiB)"
+    return f"outside the range {gib(row.size.low):.2f}-{gib(row.size.high):.2f}: learned from this log"
+
+
+def _activation(plan: Plan, update: Mapping[str, object]) -> float | None:
+    args = plan.question.args.model_copy(update=update)
+    try:
+        return gib(answer(replace(plan.question, args=args)).budget.activation.size.value)
+    except KvplanError:
+        return None
+
+
+def explain_runtime(printed: float, plan: Plan) -> str:
+    """Runtime growth against its range."""
+    row = plan.budget.runtime
+    if _within(printed, row.size.low, row.size.high):
+        return "within the range of the overheads"
+    return f"outside the range {gib(row.size.low):.2f}-{gib(row.size.high):.2f}: learned from this log"
+
+
+def explain_graphs(printed: float, planned: float, plan: Plan) -> str:
+    """CUDA graphs, and whether they cost KV."""
+    inside = bool(plan.question.profile and plan.question.profile.graphs_in_budget)
+    where = "inside the budget" if inside else "outside the budget: costs no KV"
+    if printed < 0:
+        return f"{where}; memory was freed while capturing, nothing to learn"
+    return f"{where}" if abs(printed - planned) <= 0.3 * planned + 0.05 else f"{where}; learned from this log"
+
+
+def explain_pool(printed: float, plan: Plan) -> str:
+    """The pool is what the rows above leave."""
+    row = plan.budget.kv
+    if abs(printed - gib(row.size.value)) <= 0.006:
+        return "agrees"
+    inside = _within(printed, row.size.low, row.size.high)
+    return "the rows above; " + ("within" if inside else "outside") + " the range of the overheads"
+
+
+def _within(value: float, low: float, high: float) -> bool:
+    return gib(low) - 0.006 <= value <= gib(high) + 0.006
+
+
+def explain_layout(name: str, printed: float, log: StartupLog, plan: Plan, pool: PrintedPool) -> str:
+    """Whether the figure follows from the printed pool, or under which flag it would."""
+    if pool.low is None or pool.high is None:
+        return "the printed pool holds no request of this length"
+    if pool.printed_gib is None:
+        return "the pool is read off this figure" if pool.num_bytes else "no pool gives this figure"
+    if pool.holds(name, printed):
+        return "follows from the printed GiB"
+    what = alternative(name, printed, plan, pool)
+    if what:
+        return f"follows from the printed GiB {what}"
+    low, high = (figure(layout, name) for layout in (pool.low, pool.high))
+    return f"the printed GiB would be {low:,.6g}" + (f"-{high:,.6g}" if high != low else "")
+
+
+def alternative(name: str, printed: float, plan: Plan, pool: PrintedPool) -> str:
+    """The assumption under which the printed GiB becomes the printed figure; empty if none of the tried does."""
+    return next((what for what, other in _variants(plan) if _gives(name, printed, other, pool)), "")
+
+
+def _gives(name: str, printed: float, plan: Plan, pool: PrintedPool) -> bool:
+    """Whether the printed GiB becomes the printed figure under this plan."""
+    if pool.printed_gib is None:
+        return False
+    layouts = [layout_of(plan, int((pool.printed_gib + off) * GiB)) for off in (-0.005, 0.005)]
+    if layouts[0] is None or layouts[1] is None:
+        return False
+    low, high = (figure(layout, name) for layout in layouts if layout)
+    return low - 0.005 <= printed <= high + 0.005
+
+
+class Adopted(NamedTuple):
+    """A question that explains the log's tokens where the told one does not."""
+
+    question: Question
+    why: str
+
+
+def adopt(log: StartupLog, plan: Plan, pool: PrintedPool, stated: Collection[str]) -> Adopted | None:
+    """The first assumption under which every printed figure follows from the printed pool, if one is needed.
+
+    Args:
+        stated: flags, and `engine`, that the user or the log states: those stay.
+    """
+    figures = {
+        n: log.figures[n] for n in ("num_gpu_blocks", "cache_tokens", "max_concurrency") if log.figures.get(n)
+    }
+    if pool.printed_gib is None or all(pool.holds(name, printed) for name, printed in figures.items()):
+        return None
+    for what, other in _variants(plan):
+        changed = _changes(plan.question, other.question)
+        if changed & set(stated) or not all(
+            _gives(n, printed, other, pool) for n, printed in figures.items()
+        ):
+            continue
+        return Adopted(
+            other.question, f"planned {what}: the log's {pool.printed_gib:g} GiB become its tokens so"
+        )
+    return None
+
+
+def _changes(before: Question, after: Question) -> set[str]:
+    old, new = before.args.model_dump(), after.args.model_dump()
+    return {name for name in old if old[name] != new[name]} | (
+        {"engine"} if before.engine != after.engine else set()
+    )
+
+
+def _variants(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """The plan under other flags or versions that change how a pool becomes tokens: one at a time, then two."""
+    flags, versions = _flag_changes(plan), _versions(plan)
+    for what, update in flags:
+        yield f"with {what}", _with(plan, update)
+    for what, version in versions:
+        yield what, _with(plan, {}, version)
+    for what, update in flags:
+        for how, version in versions:
+            yield f"with {what}, {how}", _with(plan, update, version)
+    if plan.args.kv_cache_dtype != "fp8":
+        for what, update in flags:
+            if "kv_cache_dtype" not in update:
+                yield (
+                    f"with --kv-cache-dtype fp8 and {what}",
+                    _with(plan, {**update, "kv_cache_dtype": "fp8"}),
+                )
+
+
+def _with(plan: Plan, update: dict[str, object], engine: EngineVersion | None = None) -> Plan:
+    question = plan.question
+    args = question.args.model_copy(update=update)
+    return replace(plan, question=replace(question, args=args, engine=engine or question.engine))
+
+
+def _flag_changes(plan: Plan) -> list[tuple[str, dict[str, object]]]:
+    model, args = plan.question.model, plan.args
+    changes: list[tuple[str, dict[str, object]]] = [
+        (f"--kv-cache-dtype {dtype}", {"kv_cache_dtype": dtype})
+        for dtype in ("fp8", "bfloat16")
+        if dtype != args.kv_cache_dtype
+    ]
+    if model.is_hybrid:
+        caching = not args.enable_prefix_caching
+        flag = "--enable-prefix-caching" if caching else "--no-enable-prefix-caching"
+        changes.append((flag, {"enable_prefix_caching": caching}))
+        states = ("bfloat16", "float32") if args.mamba_ssm_cache_dtype == "auto" else ()
+        changes += [
+            (f"--mamba-ssm-cache-dtype {dtype}", {"mamba_ssm_cache_dtype": dtype}) for dtype in states
+        ]
+    if model.mtp_layers and not args.num_speculative_tokens:
+        changes += [(f"{n} MTP drafts", {"num_speculative_tokens": n}) for n in (1, 2, 3)]
+    if args.block_size is None and not model.is_hybrid:
+        changes += [(f"--block-size {n}", {"block_size": n}) for n in (32, 64, 128)]
+    return [*changes, ("--disable-hybrid-kv-cache-manager", {"disable_hybrid_kv_cache_manager": True})]
+
+
+def _versions(plan: Plan) -> list[tuple[str, EngineVersion]]:
+    """The two ways in which vLLM has counted a hybrid's tokens."""
+    engine = plan.question.engine
+    if engine.engine != "vllm" or engine.legacy:
+        return []
+    other = (0, 20) if engine.version >= (0, 21) else (0, 21)
+    return [(f"as vLLM {other[0]}.{other[1]} counts", EngineVersion("vllm", other))]
+
+
+# ---- figures that exclude each other
+
+
+def contradictions(log: StartupLog, plan: Plan, pool: PrintedPool) -> tuple[str, ...]:
+    """Figures of one log that cannot all be true, named."""
+    return (*_budget_conflict(log, plan), *_count_conflicts(log, plan, pool))
+
+
+def _budget_conflict(log: StartupLog, plan: Plan) -> Iterator[str]:
+    """vLLM's identity: utilization x total = weights + activation + non-torch + KV (+ graphs from 0.21)."""
+    names = ("total_gib", "weights_gib", "activation_gib", "non_torch_gib", "kv_gib")
+    if log.engine != "vllm" or any(log.gib(name) is None for name in names):
+        return
+    total, *used, pool = (log.figures[name] for name in names)
+    share = float(
+        str(
+            log.flags.get(
+                "gpu_memory_utilization", log.gib("utilization") or plan.args.gpu_memory_utilization
+            )
+        )
+    )
+    graphs = log.figures.get("graphs_estimated_gib", 0.0)
+    rest = share * total - sum(used)
+    slack = 0.05 + 0.0055 * total  # shares are printed with two decimals
+    if min(abs(rest - pool), abs(rest - graphs - pool)) > slack:
+        yield (
+            f"{share:g} x {total:.2f} GiB less weights, activation and non-torch leaves {rest:.2f} GiB, "
+            f"the log prints {pool:.2f} GiB for KV (line {log.lines['kv_gib']})"
+        )
+
+
+def _count_conflicts(log: StartupLog, plan: Plan, pool: PrintedPool) -> Iterator[str]:
+    """Tokens, blocks and concurrency of one pool, where every layer keeps every token."""
+    tokens, times, length = (log.gib(n) for n in ("cache_tokens", "max_concurrency", "concurrency_len"))
+    groups = plan.shape.groups
+    simple = len(groups) == 1 and groups[0].kind in (AttentionKind.FULL, AttentionKind.MLA)
+    if simple and tokens and times and length and abs(tokens / length - times) > 0.006 + CLOSE * times:
+        yield f"{tokens:,.0f} tokens are {tokens / length:.2f} requests of {length:,.0f}, the log prints {times:.2f}x"
+    for name in ("num_gpu_blocks", "cache_tokens", "max_concurrency"):
+        printed = log.gib(name)
+        if printed is None or not simple or pool.printed_gib is None or pool.low is None or pool.high is None:
+            continue
+        if pool.holds(name, printed) or alternative(name, printed, plan, pool):
+            continue
+        low, high = figure(pool.low, name), figure(pool.high, name)
+        if not low * (1 - 2 * CLOSE) <= printed <= high * (1 + 2 * CLOSE):
+            yield (
+                f"{pool.printed_gib:.2f} GiB of KV would be {high:,.6g} {name} of {plan.question.model.name}, the log "
+                f"prints {printed:,.6g} (line {log.lines[name]}): another model, or another rank's figure"
+            )

@@ -1,0 +1,221 @@
+"""Where a card's memory goes, row by row, and what is left for KV. Bytes, each with a range and its source.
+
+    vLLM           KV = utilization x total - weights - activation peak - runtime growth - CUDA graphs (from 0.21)
+    SGLang         KV = free after loading - free before loading x (1 - mem_fraction_static)
+    TensorRT-LLM   KV = free_gpu_memory_fraction x free after loading
+
+CUDA context and NCCL lie outside vLLM's budget: its baseline is taken after them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from math import ceil
+from typing import Literal
+
+from kvplan.engine_args import EngineVersion, ResolvedArgs
+from kvplan.gpu import GpuSpec
+from kvplan.model import ModelSpec
+from kvplan.planning.memory_profile import MemoryProfile, memory_profile
+from kvplan.planning.overheads import NOTHING, Overheads, Range, estimate_overheads
+from kvplan.units import GiB, gib
+
+SourceKind = Literal["computed", "measured", "assumed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One use of a card's memory."""
+
+    name: str
+    """Key, e.g. weights."""
+    label: str
+    """As printed."""
+    size: Range
+    kind: SourceKind
+    why: str
+    """Formula, log or flag that the figure comes from."""
+
+    @property
+    def source(self) -> str:
+        """Kind and reason, with the range where there is one."""
+        low, high = gib(self.size.low), gib(self.size.high)
+        spread = f" ({low:.2f}-{high:.2f})" if high - low >= 0.01 else ""
+        return f"{self.kind}: {self.why}{spread}"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One GPU's memory: rows that add up to its total."""
+
+    total: Row
+    outside: Row
+    weights: Row
+    activation: Row
+    runtime: Row
+    graphs: Row
+    colocated: tuple[Row, ...]
+    kv: Row
+    """What is left; negative where nothing is."""
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Every use in the order printed; they sum to the total."""
+        middle = (self.weights, *self.colocated, self.activation, self.runtime, self.graphs)
+        return (self.outside, *middle, self.kv)
+
+    @property
+    def budget_bytes(self) -> int:
+        """What the engine may fill."""
+        return self.total.size.value - self.outside.size.value
+
+
+@dataclass(frozen=True, slots=True)
+class Colocated:
+    """Another model on the same GPUs: its share of one rank."""
+
+    role: str
+    model: str
+    weights_bytes: int
+    kv_bytes: int
+
+
+def exact(num_bytes: int) -> Range:
+    """A range of one value."""
+    return Range(num_bytes, num_bytes, num_bytes)
+
+
+def make_budget(
+    model: ModelSpec,
+    args: ResolvedArgs,
+    gpu: GpuSpec,
+    engine: EngineVersion,
+    weights_bytes: int,
+    *,
+    colocated: tuple[Colocated, ...] = (),
+    last_stage: bool = True,
+    profile: MemoryProfile | None = None,
+) -> Budget:
+    """Memory of one rank on one pipeline stage."""
+    learned = profile or memory_profile(engine.engine, engine.version, engine.legacy)
+    gpu = _as_seen(gpu, learned)
+    over = estimate_overheads(model, args, gpu, learned, last_stage=last_stage)
+    low, high = gpu.total_bytes_range
+    total = Row("total", "total", Range(gpu.total_bytes, low, high), "measured", _card_source(gpu))
+    others = tuple(_colocated_row(c) for c in colocated)
+    weights = _weights(model, args, weights_bytes, learned)
+    activation, runtime = _activation(over, engine), _runtime(over, learned, args)
+    graphs = _graphs(over, learned.graphs_in_budget)
+    taken = [row.size for row in (weights, *others, activation, runtime, graphs)]
+    outside, kv = _split(gpu, args, engine, taken, runtime.size.value)
+    return Budget(total, outside, weights, activation, runtime, graphs, others, kv)
+
+
+def _card_source(gpu: GpuSpec) -> str:
+    return f"{gpu.name}: {gpu.source}" + (f"; {gpu.differs}" if gpu.differs else "")
+
+
+def _as_seen(gpu: GpuSpec, learned: MemoryProfile) -> GpuSpec:
+    """The card with the total that the profile saw on it."""
+    seen = learned.total_gib.get(gpu.name)
+    if seen is None:
+        return gpu
+    return gpu.model_copy(
+        update={"usable_gib": seen.value, "usable_gib_range": (seen.low, seen.high), "source": seen.source}
+    )
+
+
+def _weights(model: ModelSpec, args: ResolvedArgs, num_bytes: int, learned: MemoryProfile) -> Row:
+    """Computed weights, and what the profile saw the model load beyond them."""
+    why = _weights_reason(model, args)
+    more = learned.weights_gib.get(model.name)
+    if more is None:
+        return Row("weights", "weights", exact(num_bytes), "computed", why)
+    low, value, high = (num_bytes + int(one * GiB) for one in (more.low, more.value, more.high))
+    return Row("weights", "weights", Range(value, low, high), "measured", more.source)
+
+
+def _split(
+    gpu: GpuSpec, args: ResolvedArgs, engine: EngineVersion, taken: list[Range], context: int
+) -> tuple[Row, Row]:
+    """(outside the budget, left for KV)."""
+    used = _sum(taken)
+    total = gpu.total_bytes
+    if args.kv_cache_memory_bytes is not None:
+        asked = exact(args.kv_cache_memory_bytes)
+        rest = exact(total - used.value - asked.value)
+        outside = Row("outside_budget", "left over", rest, "computed", "the rest of the card")
+        return outside, Row("kv_pool", "KV cache", asked, "computed", "--kv-cache-memory-bytes")
+    share = _share(args, engine, total, used, context)
+    low, high = (_share(args, engine, end, used, context).budget for end in gpu.total_bytes_range)
+    outside = Row("outside_budget", share.label, exact(total - share.budget), "computed", share.flag)
+    pool = Range(share.budget - used.value, low - used.high, high - used.low)
+    return outside, Row("kv_pool", "KV cache", pool, "computed", "what the rows above leave")
+
+
+def _sum(ranges: list[Range]) -> Range:
+    return reduce(lambda a, b: a + b, ranges, NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    budget: int
+    label: str
+    flag: str
+
+
+def _share(args: ResolvedArgs, engine: EngineVersion, total: int, used: Range, context: int) -> _Share:
+    """The part of the card that the engine fills; `context` is gone before SGLang looks."""
+    fraction = args.gpu_memory_utilization
+    if engine.engine == "tensorrt-llm":
+        filled = used.value + int((total - used.value) * fraction)
+        return _Share(filled, f"kept free ({1 - fraction:.2g} of the rest)", "free_gpu_memory_fraction")
+    if engine.engine == "sglang":
+        filled = context + int((total - context) * fraction)
+        why = "--mem-fraction-static; activations and graphs live here"
+        return _Share(filled, f"outside the {fraction:g} share", why)
+    return _Share(ceil(total * fraction), f"outside the {fraction:g} budget", "--gpu-memory-utilization")
+
+
+def _weights_reason(model: ModelSpec, args: ResolvedArgs) -> str:
+    how = f"quantised ({args.quantization})" if args.quantization else _format_of(model)
+    ranks = args.tensor_parallel_size * args.pipeline_parallel_size
+    share = f", one of {ranks} ranks" if ranks > 1 else ""
+    share += f", experts over {args.num_gpus} GPUs" if args.enable_expert_parallel and model.is_moe else ""
+    return f"parameters of {model.architecture} x {how}{share}"
+
+
+def _format_of(model: ModelSpec) -> str:
+    if not model.quantization:
+        return model.dtype
+    return str(model.quantization.get("quant_method", "quantised as the checkpoint says"))
+
+
+def _colocated_row(other: Colocated) -> Row:
+    size = exact(other.weights_bytes + other.kv_bytes)
+    why = f"weights of {other.model}" + (
+        f" and {gib(other.kv_bytes):.2f} GiB of its KV" if other.kv_bytes else ""
+    )
+    return Row(f"colocated_{other.role}", f"{other.role} model", size, "computed", why)
+
+
+def _activation(over: Overheads, engine: EngineVersion) -> Row:
+    if engine.engine == "sglang":
+        why = f"about {gib(over.activation.value):.2f} GiB, inside the reserve of mem_fraction_static"
+        return Row("activation", "activation peak", NOTHING, "computed", why)
+    return Row("activation", "activation peak", over.activation, "measured", over.activation_why)
+
+
+def _runtime(over: Overheads, learned: MemoryProfile, args: ResolvedArgs) -> Row:
+    peers = learned.runtime_gib_per_peer.source if args.tensor_parallel_size > 1 else ""
+    kind: SourceKind = "assumed" if "assumed" in peers else "measured"
+    why = learned.runtime_gib.source + (f"; per further rank: {peers}" if peers else "")
+    return Row("non_torch", "runtime (non-torch)", over.runtime, kind, why)
+
+
+def _graphs(over: Overheads, inside: bool) -> Row:
+    if inside:
+        return Row("cuda_graph", "CUDA graphs", over.graphs, "measured", over.graphs_source)
+    about = f"about {gib(over.graphs.value):.2f} GiB, taken outside the budget"
+    return Row("cuda_graph", "CUDA graphs", NOTHING, "computed", about)

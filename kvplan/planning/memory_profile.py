@@ -1,0 +1,88 @@
+"""The memory section of a profile: what an engine takes beside weights and KV, with source and range.
+
+Bundled rows are `catalog/overheads.json`, one per engine and span of versions. The formulas are `overheads`'.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from kvplan.config import Config
+from kvplan.errors import KvplanError
+from kvplan.resources import catalog_dir
+
+
+class Figure(Config):
+    """A learned number: the value used, the range seen, where it comes from."""
+
+    value: float
+    """Used for the answer."""
+    low: float
+    """Smallest seen."""
+    high: float
+    """Largest seen."""
+    source: str
+    """Which logs or which code it was learned from."""
+
+    @model_validator(mode="after")
+    def _range_holds_the_value(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"{self.value} lies outside {self.low}..{self.high}")
+        return self
+
+
+class MemoryProfile(Config):
+    """What an engine of these versions takes beside weights and KV; formulas in `kvplan.planning.overheads`."""
+
+    engine: str
+    """vllm, sglang or tensorrt-llm."""
+    since: tuple[int, int]
+    """First version it holds for."""
+    legacy: bool = False
+    """For vLLM's first engine (V0)."""
+    sampler_bytes_per_logit: Figure
+    """Peak bytes of the profiling sampler per logit (max_num_seqs x vocabulary)."""
+    forward_scale: Figure
+    """Peak of the profiling forward pass over the live tensors of its widest layer."""
+    vision_gib: Figure
+    """Peak of profiling a vision tower, GiB."""
+    runtime_gib: Figure
+    """Growth outside torch's peak: lazily loaded kernels, workspaces, fragmentation, GiB a GPU."""
+    runtime_gib_per_peer: Figure
+    """The same for every further tensor-parallel rank, GiB."""
+    graphs_in_budget: bool
+    """Whether CUDA graphs are deducted before the KV pool (vLLM 0.21 and later)."""
+    graph_mib_per_layer: dict[str, Figure]
+    """MiB per captured graph and layer, by GPU architecture; `default` for the others."""
+    total_gib: dict[str, Figure] = Field(default_factory=dict)
+    """What CUDA called the card's total, GiB, by the GPU table's name; the table's figure for others."""
+    weights_gib: dict[str, Figure] = Field(default_factory=dict)
+    """Loaded weights less the computed ones, GiB a GPU, by model; nothing for others."""
+
+
+@cache
+def _rows() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((catalog_dir() / "overheads.json").read_text())["overheads"]
+    return rows
+
+
+def bundled_memory_profiles() -> tuple[MemoryProfile, ...]:
+    """All bundled overheads."""
+    return tuple(MemoryProfile(**row) for row in _rows())
+
+
+@cache
+def memory_profile(engine: str, version: tuple[int, int], legacy: bool = False) -> MemoryProfile:
+    """The bundled overheads of an engine's version: the newest row that is not newer than it."""
+    same = [row for row in _rows() if row["engine"] == engine and row.get("legacy", False) == legacy]
+    rows = [row for row in same if tuple(row["since"]) <= version]
+    if not rows:
+        oldest = min(row["since"] for row in same)
+        raise KvplanError(
+            f"no overheads are known for {engine} before {oldest[0]}.{oldest[1]}; name a later version"
+        )
+    return MemoryProfile(**max(rows, key=lambda row: tuple(row["since"])))

@@ -1,0 +1,262 @@
+"""A deployment of a scenario -> what the simulator runs: an engine's sizes, its step times, what they rest on.
+
+Here capacity (`plan`), step time (`timing`) and the engine meet; none of them knows the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from kvplan.engine.config import EngineConfig, Kind, KVCacheGroup
+from kvplan.engine_args import ResolvedArgs
+from kvplan.engine_sglang.config import SGLangConfig
+from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.gpu import GpuSpec
+from kvplan.layout import KvGroup, Layout
+from kvplan.model import AttentionKind, ModelSpec, load_model
+from kvplan.plan import estimate
+from kvplan.scenario import Deployment, Scenario, SGLangFlags, StepTimeSpec
+from kvplan.steps.step_time import make_step_times
+from kvplan.steps.timing_profile import TimingProfile
+from kvplan.timing import NEVER, ModelStepTime, StepShape, StepTime
+from kvplan.units import TICKS_PER_S
+
+Outside = Callable[[StepShape], tuple[str, ...]]
+"""Which measured ranges of a profile a step leaves, one phrase each."""
+
+
+def anywhere(shape: StepShape) -> tuple[str, ...]:
+    """Nothing was measured, so nothing lies outside it."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One engine instance, ready to run."""
+
+    config: EngineConfig
+    step_time: StepTime
+    kv_bytes_per_token: float
+    """Of one sequence's growth, all ranks together; what a transfer moves per token."""
+    num_gpus: int
+    """GPUs of one replica."""
+    usd_per_gpu_hour: float = 0.0
+    lockstep_ranks: int = 1
+    """Data-parallel ranks that step together (MoE)."""
+    replicas_per_copy: int = 1
+    """Independent data-parallel replicas in one copy."""
+    draws: tuple[StepTime, ...] = ()
+    """Step times as likely as `step_time`, for intervals."""
+    outside: Outside = anywhere
+    """Which measured ranges a step leaves."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Where the figures come from."""
+    sglang: SGLangFlags | None = None
+    """SGLang's flags, if its scheduler runs instead of vLLM's."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatedStepTime:
+    """Four coefficients in ticks: t = fixed + per_sequence*B + per_context*sum(context) + per_prefill*tokens."""
+
+    fixed: int
+    per_sequence: int
+    per_context: int
+    per_prefill: int
+
+    @classmethod
+    def of(cls, spec: StepTimeSpec) -> StatedStepTime:
+        """From a scenario's `step_time`."""
+        assert spec.fixed_us is not None
+        us = TICKS_PER_S // 10**6
+        return cls(
+            round(spec.fixed_us * us),
+            round(spec.per_sequence_us * us),
+            round(spec.per_context_token_ns * us / 1e3),
+            round(spec.per_prefill_token_us * us),
+        )
+
+    def ticks(self, shape: StepShape) -> int:
+        """Duration of one step."""
+        decode = self.per_sequence * shape.num_decodes + self.per_context * shape.decode_context
+        return int(self.fixed + decode + self.per_prefill * shape.num_prefill_tokens)
+
+    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
+        """A pure decode step is `a + b * context`, for every context."""
+        return self.fixed + self.per_sequence * num_decodes, self.per_context, NEVER
+
+
+def set_ups(scenario: Scenario) -> dict[str, Setup]:
+    """Plan every deployment of a scenario, by name."""
+    return {name: set_up(d, scenario.folder) for name, d in scenario.deployments.items()}
+
+
+def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
+    """Plan one deployment: blocks, groups, step times.
+
+    Raises KvplanError for flags the engine refuses, DoesNotFit when it would not start.
+    """
+    sglang = deployment.sglang
+    flags = deployment.engine
+    if sglang is not None and flags.async_scheduling is None:  # the overlap loop is SGLang's default on a GPU
+        flags = flags.model_copy(update={"async_scheduling": True})
+    plan = estimate(
+        _model(deployment.model, folder), deployment.gpu, flags,
+        engine=f"vllm@{deployment.engine_version}" if sglang is None else "sglang",
+        colocate={role: _model(name, folder) for role, name in deployment.colocate.items()},
+    )  # fmt: skip
+    if plan.layout is None:
+        raise DoesNotFit(plan.refusal.reason if plan.refusal else plan.shortfall)
+    args, layout, gpu, model = plan.args, plan.layout, plan.question.gpu, plan.question.model
+    if sglang is not None and model.is_moe and args.data_parallel_size > 1:
+        raise KvplanError("data-parallel attention is simulated for vLLM only; leave out `sglang`")
+    if layout.num_blocks < 2:
+        raise DoesNotFit(f"{model.name} on {gpu.name}: the KV pool has no usable block")
+    step_time, draws, outside, sources = _step_time(model, gpu, args, deployment.step_time, folder)
+    ranks = args.data_parallel_size
+    config = _engine_config(args, layout)
+    return Setup(
+        config if sglang is None else _sglang_sizes(config, flags.max_num_seqs),
+        step_time,
+        kv_bytes_per_token(layout, args),
+        args.num_gpus // ranks,
+        usd_per_gpu_hour=gpu.price_per_hour,
+        lockstep_ranks=ranks if model.is_moe else 1,
+        replicas_per_copy=1 if model.is_moe else ranks,
+        draws=draws,
+        outside=outside,
+        sources={**sources, "kv_pool": plan.budget.kv.source, "price": "the GPU table, assumed"},
+        sglang=sglang,
+    )
+
+
+def sglang_config(config: EngineConfig, flags: SGLangFlags) -> SGLangConfig:
+    """SGLang's view of a plan: as many tokens as vLLM's usable blocks hold, chunks of max_num_batched_tokens.
+
+    Raises KvplanError for what is modelled for vLLM only and for sizes that SGLang refuses.
+    """
+    if config.kv_cache_groups:
+        raise KvplanError(
+            "windows, states and KV compression are simulated for vLLM only; leave out `sglang`"
+        )
+    by_priority = config.policy == "priority"
+    try:
+        return SGLangConfig(
+            max_total_tokens=(config.num_gpu_blocks - 1) * config.block_size,
+            context_length=config.max_model_len,
+            page_size=config.block_size,
+            max_running_requests=config.max_num_seqs,
+            chunked_prefill_size=config.max_num_batched_tokens if config.enable_chunked_prefill else -1,
+            disable_radix_cache=not config.enable_prefix_caching,
+            enable_priority_scheduling=by_priority,
+            schedule_low_priority_values_first=by_priority,
+            enable_overlap=config.async_scheduling,
+            **flags.model_dump(),
+        )
+    except ValidationError as error:
+        raise KvplanError(f"sglang: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+
+
+def _sglang_sizes(config: EngineConfig, asked: int | None) -> EngineConfig:
+    """SGLang uses every page, and takes far more requests at once unless told."""
+    config = config.model_copy(update={"num_gpu_blocks": config.num_gpu_blocks + 1})
+    if asked is not None:
+        return config
+    slots = sglang_config(config.model_copy(update={"max_num_seqs": None}), SGLangFlags()).num_request_slots
+    return config.model_copy(update={"max_num_seqs": slots})
+
+
+def kv_bytes_per_token(layout: Layout, args: ResolvedArgs) -> float:
+    """Bytes by which one more token grows a long sequence, all ranks together; windows and states do not grow."""
+    growing = sum(g.bytes_per_block / g.block_size for g in layout.groups if g.kind in GROWING)
+    return growing * args.tensor_parallel_size * args.pipeline_parallel_size
+
+
+GROWING = (AttentionKind.FULL, AttentionKind.MLA)
+KINDS: dict[AttentionKind, Kind] = {
+    AttentionKind.FULL: "full",
+    AttentionKind.MLA: "full",
+    AttentionKind.SLIDING: "sliding_window",
+    AttentionKind.CHUNKED: "chunked_local",
+    AttentionKind.STATE: "mamba",
+}
+
+
+def _engine_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
+    """The scheduler's view of a plan."""
+    drafts = args.num_speculative_tokens
+    groups = tuple(_group(group, args) for group in layout.groups)
+    plain = len(groups) == 1 and groups[0].kind == "full"
+    return EngineConfig(
+        block_size=layout.groups[0].block_size if plain else layout.block_size,
+        num_gpu_blocks=layout.num_blocks,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        max_model_len=layout.max_model_len,
+        enable_prefix_caching=args.enable_prefix_caching,
+        enable_chunked_prefill=args.enable_chunked_prefill,
+        policy=args.scheduling_policy,
+        async_scheduling=args.async_scheduling,
+        watermark=args.watermark,
+        scheduler_reserve_full_isl=args.scheduler_reserve_full_isl,
+        long_prefill_token_threshold=args.long_prefill_token_threshold,
+        kv_cache_groups=() if plain else groups,
+        num_speculative_tokens=drafts,
+        spec_method=args.speculative_method,
+    )
+
+
+def _group(group: KvGroup, args: ResolvedArgs) -> KVCacheGroup:
+    kind = KINDS[group.kind]
+    return KVCacheGroup(
+        kind=kind,
+        block_size=group.block_size,
+        window=group.window if kind == "sliding_window" else None,
+        chunk=group.window if kind == "chunked_local" else None,
+        mode="align" if args.enable_prefix_caching else "none",
+    )
+
+
+def _model(name: str, folder: Path) -> ModelSpec:
+    """A model by name, or by a path that starts at the scenario's folder."""
+    beside = folder / name
+    return load_model(str(beside) if beside.exists() else name)
+
+
+def _step_time(
+    model: ModelSpec, gpu: GpuSpec, args: ResolvedArgs, spec: StepTimeSpec, folder: Path
+) -> tuple[StepTime, tuple[StepTime, ...], Outside, dict[str, str]]:
+    """Step times, as likely other ones, their measured range, and where they come from."""
+    if spec.fixed_us is not None:
+        return StatedStepTime.of(spec), (), anywhere, {"step_time": "stated in the scenario"}
+    profile = spec.profile
+    if profile is not None and (folder / profile).is_file():
+        profile = str(folder / profile)
+    found = make_step_times(model, gpu, args, profile=profile)
+    sources = {"step_time": found.source}
+    timing = found.profile.timing if found.profile else None
+    if timing is not None and timing.errors:
+        sources["step_time_error"] = _errors(timing)
+    if found.notes:
+        sources["step_time_notes"] = "; ".join(found.notes)
+    times = [_on_clock(time, args.async_scheduling) for time in (found.time, *found.draws)]
+    return times[0], tuple(times[1:]), found.outside, sources
+
+
+def _errors(timing: TimingProfile) -> str:
+    """Held-out median errors per regime; a regime that was checked in several ways has a range."""
+    found: dict[str, list[float]] = {}
+    for error in timing.errors:
+        found.setdefault(error.regime, []).append(error.median)
+    spans = {k: f"{min(v):.1%}" + (f" to {max(v):.1%}" if len(v) > 1 else "") for k, v in found.items()}
+    return "held-out medians: " + ", ".join(f"{regime} {span}" for regime, span in spans.items())
+
+
+def _on_clock(time: ModelStepTime, is_async: bool) -> ModelStepTime:
+    """Host time hides under the GPU's with asynchronous scheduling, and adds to it without."""
+    host = replace(time.costs.host, overlaps=is_async)
+    return ModelStepTime(time.work, replace(time.costs, host=host))

@@ -1,0 +1,55 @@
+"""One engine of a run: which scheduler, leaping or not, and how drafts fare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kvplan.engine.leap import LeapScheduler, why_not
+from kvplan.engine.request import Request
+from kvplan.engine_sglang.stepper import SGLangEngine
+from kvplan.simulation.deploy import Setup, sglang_config
+from kvplan.simulation.replica import Replica
+from kvplan.simulation.stepper import Engine, StepByStep
+
+if TYPE_CHECKING:
+    from kvplan.simulate import Run
+
+
+def make_replica(run: Run, setup: Setup, name: str, decodes_only: bool) -> Replica:
+    """Return the next replica of a run, leaping if its engine can."""
+    config = setup.config
+    if decodes_only:  # a transferred prompt takes blocks, not token budget
+        room = config.max_model_len + config.max_num_seqs
+        config = config.model_copy(
+            update={"max_num_batched_tokens": max(room, config.max_num_batched_tokens)}
+        )
+    engine: Engine
+    reason = "asked for" if run.step_by_step else "" if setup.sglang is not None else why_not(config)
+    if setup.sglang is not None:
+        engine = SGLangEngine(sglang_config(config, setup.sglang), may_leap=not reason)
+    else:
+        engine = StepByStep(config, _accept(run, name)) if reason else LeapScheduler(config)
+    run.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
+    groups = config.groups
+    run.num_replicas += 1
+    return Replica(
+        run.num_replicas - 1, engine, setup.step_time, config.num_gpu_blocks - 1, config.block_size,
+        config.max_num_seqs, config.max_num_batched_tokens, config.async_scheduling,
+        len(groups) == 1 and groups[0].kind == "full", run.meter, run.ended,
+        drafts=config.num_speculative_tokens,
+    )  # fmt: skip
+
+
+def _accept(run: Run, name: str) -> Callable[[Request, int], int]:
+    """How many drafts are right, each with the deployment's chance, up to the first wrong one."""
+    rate = run.scenario.deployments[name].acceptance_rate
+    rng = np.random.default_rng([run.scenario.workload.seed, 2, len(run.modes)])
+
+    def accept(request: Request, num_drafts: int) -> int:
+        right = rng.random(num_drafts) < rate
+        return num_drafts if right.all() else int(right.argmin())
+
+    return accept

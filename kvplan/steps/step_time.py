@@ -1,0 +1,143 @@
+"""From a model, a card and flags to step times: the best profile there is, or the roofline; and what that rests on.
+
+The one place that decides formats (weights, experts, KV) and which profile serves. Knows no simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kvplan.engine_args import EngineArgs
+from kvplan.gpu import GpuSpec
+from kvplan.hf.modules import Cut, Module, layer_modules
+from kvplan.hf.quantization import Scheme, quantization_rule
+from kvplan.model import AttentionKind, ModelSpec
+from kvplan.profile import Profile, load_profile, pick
+from kvplan.steps.work import StepWork, step_work
+from kvplan.timing import ModelStepTime, StepShape, roofline
+
+ELEMENT_BYTES = {
+    "bf16": 2.0, "float32": 4.0, "fp8": 1.0, "fp8_block": 1.0, "int8": 1.0, "nvfp4": 0.5625, "mxfp4": 0.53125,
+    "int4": 0.53,
+}  # fmt: skip
+"""Bytes per weight or KV element, block scales included."""
+ROOFLINE_SHARE = 0.8
+"""Share of the data sheet's rates that a roofline without a profile counts on (assumed, 0.6 to 0.9)."""
+
+
+class StepTimes(NamedTuple):
+    """Step times for one deployment, and what they rest on."""
+
+    time: ModelStepTime
+    draws: tuple[ModelStepTime, ...]
+    """As likely as `time`; empty without a profile."""
+    profile: Profile | None
+    source: str
+    """measured: which profile; or assumed: the roofline."""
+    notes: tuple[str, ...]
+    """What was borrowed or assumed on the way."""
+
+    def outside(self, shape: StepShape) -> tuple[str, ...]:
+        """Measured ranges that a step leaves; empty inside, and for a roofline, which measured nothing."""
+        timing = self.profile.timing if self.profile else None
+        return timing.outside(shape) if timing else ()
+
+
+def make_step_times(
+    model: ModelSpec,
+    gpu: GpuSpec,
+    args: EngineArgs | None = None,
+    *,
+    engine: str = "vllm",
+    profile: Profile | str | Path | None = None,
+) -> StepTimes:
+    """Step times of `model` on `gpu` under `args`; `profile` names or is one, None picks the best.
+
+    Raises:
+        KvplanError: a profile that is not there or holds no step times.
+    """
+    args = args or EngineArgs()
+    formats = find_formats(model, args)
+    work = model_work(model, args, formats)
+    if profile is None:
+        chosen, note = pick(gpu.name, engine)
+    else:
+        chosen = profile if isinstance(profile, Profile) else load_profile(profile)
+        note = "" if chosen.gpu in ("", gpu.name) else f"profile of {chosen.gpu} used for {gpu.name}"
+    if chosen is None or chosen.timing is None:
+        return _from_data_sheet(work, gpu, note)
+    options: dict[str, Any] = formats | {"link_bytes_per_s": gpu.interconnect_bandwidth}
+    notes = tuple(n for n in (note, *chosen.timing.borrowed(work, **options)) if n)
+    time = chosen.timing.step_time(work, **options)
+    draws = tuple(chosen.timing.draw_times(work, **options))
+    return StepTimes(time, draws, chosen, f"measured: profile {chosen.name}", notes)
+
+
+def _from_data_sheet(work: StepWork, gpu: GpuSpec, note: str) -> StepTimes:
+    share = ROOFLINE_SHARE
+    time = roofline(
+        work, share * gpu.bandwidth, share * gpu.flops("bf16"), share * gpu.interconnect_bandwidth
+    )
+    why = f"assumed: {share:.0%} of {gpu.name}'s data-sheet rates, no overheads"
+    return StepTimes(time, (), None, why, (note,) if note else ())
+
+
+def model_work(model: ModelSpec, args: EngineArgs, formats: dict[str, Any]) -> StepWork:
+    """What one rank moves and multiplies in a step, at the bytes of the formats found."""
+    return step_work(
+        model,
+        tensor_parallel_size=args.tensor_parallel_size,
+        pipeline_parallel_size=args.pipeline_parallel_size,
+        data_parallel_size=args.data_parallel_size if model.is_moe else 1,
+        enable_expert_parallel=args.enable_expert_parallel,
+        weight_bytes=ELEMENT_BYTES[formats["weight_format"]],
+        expert_weight_bytes=ELEMENT_BYTES[formats["expert_format"]],
+        kv_bytes=ELEMENT_BYTES[formats["kv_format"]],
+    )
+
+
+def find_formats(model: ModelSpec, args: EngineArgs) -> dict[str, Any]:
+    """Formats of weights, experts and KV, as `timing_profile.step_costs` takes them."""
+    rule = quantization_rule(model, args.quantization)
+    modules = [
+        m for layer in dict.fromkeys(model.layers) for m in layer_modules(layer, model.hidden_size, Cut())
+    ]
+    experts = [m for m in modules if m.role == "expert"]
+    dense = [m for m in modules if m.role in ("attention", "mlp") and m.linear]
+    plain = "float32" if args.dtype == "float32" else "bf16"
+    weight = _format(dense, rule, plain)
+    return {
+        "weight_format": weight,
+        "expert_format": _format(experts, rule, plain) if experts else weight,
+        "kv_format": _kv_format(args.kv_cache_dtype),
+        "mla": any(layer.attention.kind is AttentionKind.MLA for layer in model.layers),
+    }
+
+
+def _format(modules: Iterable[Module], rule: Any, plain: str) -> str:
+    """Format of most of the elements."""
+    sizes: dict[str, int] = {}
+    for module in modules:
+        name = _scheme_format(rule(module), plain)
+        sizes[name] = sizes.get(name, 0) + module.parameters
+    return max(sizes, key=lambda name: sizes[name], default=plain)
+
+
+def _scheme_format(scheme: Scheme | None, plain: str) -> str:
+    if scheme is None:
+        return plain
+    if scheme.name.startswith("fp8"):
+        return "fp8_block" if "block" in scheme.name else "fp8"
+    if scheme.name.startswith(("nvfp4", "mxfp4")):
+        return scheme.name[:5]
+    if scheme.name.startswith("mxfp8"):
+        return "fp8"
+    return "int8" if scheme.bits == 8 else "int4"
+
+
+def _kv_format(name: str) -> str:
+    if name.startswith("fp8"):
+        return "fp8"
+    return "nvfp4" if name == "nvfp4" else "fp8" if name.startswith("int8") else "bf16"

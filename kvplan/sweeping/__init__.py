@@ -1,0 +1,1 @@
+"""What sweeps and recommendations are made of: points, rows, bounds, bisection, fleets."""

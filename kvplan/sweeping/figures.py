@@ -1,0 +1,133 @@
+"""The figures of one point of a sweep: a flat row of plain values, the same names for every scenario.
+
+A point that cannot run is a row too: its `error` says why, and its figures are None.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvplan.compare import strategy_row
+from kvplan.errors import KvplanError
+from kvplan.metrics import summarise
+from kvplan.result import Result
+from kvplan.scenario import Deployment, Scenario
+from kvplan.simulate import simulate
+from kvplan.simulation.deploy import Setup, set_up
+from kvplan.simulation.solve import Solution, solve
+from kvplan.units import TICKS_PER_S
+
+Row = dict[str, Any]
+
+COUNTS = ("completed", "failed", "num_preemptions", "recomputed_tokens", "num_gpus")
+"""Whole numbers."""
+TEXTS = ("verdict", "limited_by", "error")
+_FROM_RESULT = (
+    "completed", "failed", "duration_s", "request_throughput", "output_throughput", "visible_throughput",
+    "mean_ttft_ms", "p99_ttft_ms", "mean_ttfvt_ms", "p99_ttfvt_ms", "mean_tpot_ms", "p99_tpot_ms", "mean_e2el_ms",
+    "p99_e2el_ms", "slo_met", "num_preemptions", "recomputed_tokens", "kv_peak_fraction", "kv_mean_fraction",
+    "mean_batch_size", "verdict", "limited_by",
+)  # fmt: skip
+_FROM_COST = ("num_gpus", "usd_per_hour", "usd_per_million_output_tokens", "usd_per_million_visible_tokens")
+FIGURES = (*_FROM_RESULT[:-2], "goodput_share", "accuracy", "correct_per_s", "usd_per_correct", *_FROM_COST,
+           *_FROM_RESULT[-2:], "error")  # fmt: skip
+"""The columns behind a point's keys, named as in `kvplan simulate --json` and `kvplan compare --json`. Under a strategy
+`completed` and the latencies are those of problems; the rest counts branches."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C came while the point ran."""
+
+
+def run_point(scenario: Scenario) -> Row:
+    """Simulate one point. What is refused, does not fit or fails is said in `error` and stops nothing.
+
+    Raises Interrupted for a run that Ctrl-C cut short: half a run is no row.
+    """
+    try:
+        if scenario.problems is not None:
+            return _solved(scenario)
+        return result_row(simulate(scenario, setups=cached_setups(scenario), keep_records=False))
+    except KvplanError as error:
+        return error_row(str(error))
+    except (
+        ArithmeticError,
+        AssertionError,
+        IndexError,
+        KeyError,
+        TypeError,
+        ValueError,
+        MemoryError,
+    ) as error:
+        return error_row(f"internal error, please report: {type(error).__name__}: {error}")
+
+
+def error_row(reason: str) -> Row:
+    """The row of a point that has no figures."""
+    return {**dict.fromkeys(FIGURES), "error": reason}
+
+
+def cached_setups(scenario: Scenario) -> dict[str, Setup]:
+    """The planned engines; points that differ in their load alone share them."""
+    return {
+        name: _cached_setup(deployment.model_dump_json(include=_DEPLOYED), scenario.folder)
+        for name, deployment in scenario.deployments.items()
+    }
+
+
+_DEPLOYED = set(Deployment.model_fields)
+
+
+@lru_cache(64)
+def _cached_setup(deployment: str, folder: Path) -> Setup:
+    return set_up(Deployment.model_validate_json(deployment), folder)
+
+
+def result_row(result: Result) -> Row:
+    """The figures of a simulation. Raises Interrupted for one that was cut short."""
+    if result.verdict == "interrupted":
+        raise Interrupted
+    document, good = result.to_dict(), result.good
+    row = error_row("") | {name: document[name] for name in _FROM_RESULT}
+    row |= {name: document["cost"][name] for name in _FROM_COST}
+    row["goodput_share"] = None if good is None else float(good.sum()) / max(1, result.num_requests)
+    row["limited_by"] = str(row["limited_by"])
+    return row
+
+
+def _solved(scenario: Scenario) -> Row:
+    """The figures of a strategy: of its branches, and over them those of its problems."""
+    assert scenario.problems is not None
+    spec = scenario.problems.strategies[0].expanded()[0]
+    found = solve(scenario, spec)
+    row = result_row(found.result)
+    if found.solved:
+        line = strategy_row(scenario, scenario.problems, spec, found)
+        row |= {"accuracy": line.accuracy, "correct_per_s": line.correct_per_s}
+        row |= {"usd_per_correct": line.usd_per_correct} | _problem_latencies(scenario, found)
+    return row
+
+
+def _problem_latencies(scenario: Scenario, found: Solution) -> Row:
+    """Latencies of whole problems, milliseconds, and how many are in time and right often enough."""
+    assert scenario.problems is not None
+    per_ms = TICKS_PER_S / 1e3
+    took = np.array([s.finish - s.arrival for s in found.solved]) / per_ms
+    seen = np.array([s.first_visible - s.arrival for s in found.solved]) / per_ms
+    slo, right = scenario.slo, sum(s.correct for s in found.solved) / len(found.solved)
+    good = (took <= (slo.e2el_ms or np.inf)) & (seen <= (slo.ttfvt_ms or np.inf))
+    asked = scenario.problems.num_problems if scenario.problems.pass_table is None else len(found.solved)
+    share = float(good.sum()) / asked
+    row: Row = {
+        "completed": len(found.solved),
+        "failed": asked - len(found.solved),
+        "mean_e2el_ms": float(took.mean()),
+    }
+    row |= {"p99_e2el_ms": summarise(took).p99, "mean_ttfvt_ms": float(seen.mean())}
+    row |= {"p99_ttfvt_ms": summarise(seen).p99, "goodput_share": share}
+    row["slo_met"] = share >= slo.share and right >= scenario.problems.min_accuracy
+    return row

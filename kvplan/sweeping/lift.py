@@ -1,0 +1,90 @@
+"""What would lift a candidate's limit: single changes, each simulated at more load; the cheapest that carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+from typing import NamedTuple
+
+from kvplan.engine_args import EngineArgs
+from kvplan.gpu import get_gpu, gpu_names
+from kvplan.scenario import Scenario
+from kvplan.search import Execution, execute
+from kvplan.sweeping.figures import Row
+from kvplan.sweeping.grid import Point
+from kvplan.sweeping.measure_load import TryLoad
+from kvplan.sweeping.space import Search
+
+MORE = 1.25
+"""A change lifts the limit when so many times the highest load is sustained."""
+
+
+class Lift(NamedTuple):
+    """A change that carries more."""
+
+    change: str
+    usd_per_hour: float
+    """Of one copy, more than before."""
+    load: float
+    """Sustained after the change."""
+
+    def __str__(self) -> str:
+        cost = f"${self.usd_per_hour:+.2f} an hour and copy".replace("$+", "+$").replace("$-", "-$")
+        price = "at no cost" if abs(self.usd_per_hour) < 0.005 else cost
+        return f"{self.change} carries {self.load:.3g} ({MORE:g} times as much) {price}"
+
+
+def find_lifts(
+    chosen: Sequence[tuple[Scenario | None, float | None]], execution: Execution, search: Search
+) -> dict[int, Lift | None]:
+    """The cheapest lift of each candidate, given its scenario and highest load; None where no single change does it."""
+    found: dict[int, Lift | None] = {}
+    for place, (scenario, highest) in enumerate(chosen):
+        if scenario is not None and highest:
+            found[place] = _cheapest(scenario, highest, execution, search)
+    return found
+
+
+def _cheapest(scenario: Scenario, highest: float, execution: Execution, search: Search) -> Lift | None:
+    load = highest * MORE if search.kind == "rate" else float(ceil(highest * MORE))
+    asked = [("", scenario), *_changes(scenario)]
+    points = [Point(i, {"change": text}, changed, "", "") for i, (text, changed) in enumerate(asked)]
+    rows: dict[int, Row] = {}
+    for point, row in execute(points, execution, TryLoad(search, load)):
+        rows[point.index] = row
+    now = rows[0].get("usd_per_hour_per_copy", 0.0)
+    lifts = [
+        Lift(asked[i][0], row["usd_per_hour_per_copy"] - now, load)
+        for i, row in rows.items()
+        if i and row["met"]
+    ]
+    return min(lifts, key=lambda lift: lift.usd_per_hour, default=None)
+
+
+def _changes(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+    """Single changes of the main deployment, as a flag line says them."""
+    for text, update in _flags(scenario.engine):
+        # validated anew: what contradicts itself is refused as it would be on a command line
+        engine = EngineArgs.model_validate({**scenario.engine.model_dump(exclude_defaults=True), **update})
+        yield text, scenario.model_copy(update={"engine": engine})
+    now = get_gpu(scenario.gpu)
+    cards = [get_gpu(name) for name in gpu_names()]
+    better = [c for c in cards if c.bandwidth > now.bandwidth and c.total_bytes >= now.total_bytes]
+    for card in sorted(better, key=lambda c: c.price_per_hour)[:2]:
+        yield f"--gpu {card.name}", scenario.model_copy(update={"gpu": card.name})
+
+
+def _flags(args: EngineArgs) -> Iterator[tuple[str, dict[str, object]]]:
+    if args.kv_cache_dtype == "auto":
+        yield "--kv-cache-dtype fp8", {"kv_cache_dtype": "fp8"}
+    ranks = args.tensor_parallel_size * 2
+    yield f"--tensor-parallel-size {ranks}", {"tensor_parallel_size": ranks}
+    if args.max_num_seqs:
+        yield f"--max-num-seqs {args.max_num_seqs * 2}", {"max_num_seqs": args.max_num_seqs * 2}
+    if args.gpu_memory_utilization is None or args.gpu_memory_utilization < 0.95:
+        yield "--gpu-memory-utilization 0.95", {"gpu_memory_utilization": 0.95}
+    tokens = args.max_num_batched_tokens
+    if tokens:
+        yield f"--max-num-batched-tokens {tokens * 2}", {"max_num_batched_tokens": tokens * 2}
+    if args.quantization is None:
+        yield "--quantization fp8", {"quantization": "fp8"}
