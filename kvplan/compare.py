@@ -100,6 +100,8 @@ class Comparison:
     caps: dict[str, float]
     """Recommended thinking budgets, tokens."""
     advice: list[str] = field(default_factory=list)
+    caveats: tuple[str, ...] = ()
+    """Which engines the scheduler's rules stand for without having been checked against them."""
     interrupted: bool = False
     """Ctrl-C came: only the strategies that were done are here."""
 
@@ -132,6 +134,7 @@ class Comparison:
             "reason": self.reason,
             "recommended_thinking_budget": self.caps,
             "advice": self.advice,
+            "caveats": list(self.caveats),
         }
 
     def to_frame(self) -> Any:
@@ -157,11 +160,13 @@ def compare(
         raise KvplanError("nothing to compare: the scenario has no `problems` with `strategies`")
     specs = [spec for said in problems.strategies for spec in said.expanded()]
     rows: list[Row] = []
+    caveats: dict[str, None] = {}
     for number, spec in enumerate(specs):
         found = solve(scenario, spec, setups=setups, watch=watch)
         if found.verdict == "interrupted":
             break
         rows.append(strategy_row(scenario, problems, spec, found))
+        caveats |= dict.fromkeys(found.result.caveats)
         if progress is not None:
             progress(number + 1, len(specs))
     if not rows:
@@ -170,7 +175,9 @@ def compare(
     choice, reason = _choose(scenario, problems, rows)
     caps = recommended_caps(scenario, problems, specs, rows)
     advice = [text for rule in RULES for text in rule(Case(scenario, problems, specs, rows, caps))]
-    return Comparison(scenario, rows, _caution(problems), choice, reason, caps, advice, interrupted)
+    return Comparison(
+        scenario, rows, _caution(problems), choice, reason, caps, advice, tuple(caveats), interrupted
+    )
 
 
 def strategy_row(scenario: Scenario, problems: Problems, spec: StrategySpec, found: Solution) -> Row:

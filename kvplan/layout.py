@@ -63,6 +63,8 @@ class KvGroup:
     """Ranks that deal this group's tokens between them (decode context parallelism)."""
     speculative_blocks: int = 0
     """States only: blocks for drafts that may be taken back."""
+    holds_last_layer: bool = False
+    """Whether the last layer that the engine builds is here: vLLM takes this group for the MTP drafter's."""
 
     def resident_blocks(self, num_tokens: IntLike) -> Ints:
         """Blocks that a sequence of `num_tokens` computed tokens holds in this group while it decodes.
@@ -324,4 +326,5 @@ def _describe(group: Group, request: _Request, length: int) -> KvGroup:
         window=first.window,
         num_shards=request.dcp if first.kind in GROWING else 1,
         speculative_blocks=first.speculative_blocks,
+        holds_last_layer=any(layer.is_last for layer in group),
     )

@@ -77,6 +77,8 @@ class Result:
     num_bad_rows: int = 0
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What each deployment's scheduler ran with, defaults resolved."""
+    caveats: tuple[str, ...] = ()
+    """Which engines the scheduler's rules stand for without having been checked against them."""
     intervals: dict[str, list[float]] | None = None
     """5 and 95 % of each figure over the profile's draws; None = not asked for."""
 
@@ -152,6 +154,7 @@ class Result:
                 "intervals": self.intervals,
                 "timeline": [sample._asdict() for sample in self.samples],
                 "modes": self.modes,
+                "caveats": self.caveats,
                 "sources": self.sources,
                 "notes": [
                     f"{text} ({count} times)" if count > 1 else text for text, count in self.notes.items()

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from kvplan.config import Config
+from kvplan.engine.config import Admission, Sharing
 from kvplan.engine_args import EngineArgs
 from kvplan.engine_sglang.config import SchedulePolicyName
 from kvplan.errors import KvplanError, did_you_mean
@@ -109,6 +110,10 @@ class Deployment(Config):
     """Given, even as `{}`: SGLang's scheduler and memory rules instead of vLLM's; `engine_version` has no say then."""
     replicas: int = Field(1, ge=1, le=4096)
     """Independent copies behind the router; `engine.data_parallel_size` multiplies them."""
+    sharing: Sharing = "full_block"
+    """What branches with a common beginning share: full_block (vLLM), token, copy_on_write, none."""
+    admission: Admission = "grow"
+    """When a waiting request may enter: grow (vLLM: what fits now), reserve_max, conservative."""
     router: Literal["round_robin", "least_kv", "prefix_aware"] = "round_robin"
     """Which replica gets the next request."""
     max_queue: Annotated[int, Field(ge=0)] | None = None

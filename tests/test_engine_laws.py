@@ -34,6 +34,8 @@ def check_blocks(scheduler: Scheduler) -> None:
         if not block.is_null:
             assert block.ref_cnt == held[block.block_id]
     assert pool.num_cached_blocks == sum(block.block_hash is not None for block in pool.blocks)
+    named = sum(block.block_hash is not None for block in pool.free_block_queue)
+    assert pool.num_cached_free_blocks == named
 
 
 @given(seeds, st.booleans())

@@ -140,8 +140,8 @@ def test_unchecked_rules_say_so() -> None:
     assert caveats(config) == ()
     other = EngineConfig(num_gpu_blocks=9, max_model_len=99, sharing="token", admission="reserve_max")
     assert caveats(other) == (
-        "token sharing: not checked against SGLang",
-        "not checked against TensorRT-LLM",
+        "sharing token: not checked against SGLang",
+        "admission reserve_max: not checked against TensorRT-LLM",
     )
 
 

@@ -114,6 +114,7 @@ def compare_text(found: Comparison) -> str:
             if r.verdict != "completed"
         ),
         *(f"advice: {text}" for text in found.advice),
+        *(f"caveat: {text}" for text in found.caveats),
     ]
     head = [f"NOTE {found.caution}"] if found.caution else []
     return "\n".join([*head, *(line.rstrip() for line in lines), "", *notes])

@@ -88,9 +88,13 @@ class AdmissionRule(NamedTuple):
 ADMISSIONS: dict[str, AdmissionRule] = {
     "grow": AdmissionRule(lambda: grow, "vLLM V1", ""),
     "reserve_max": AdmissionRule(
-        lambda: reserve_max, "TensorRT-LLM, GUARANTEED_NO_EVICT", "not checked against TensorRT-LLM"
+        lambda: reserve_max,
+        "TensorRT-LLM, GUARANTEED_NO_EVICT",
+        "admission reserve_max: not checked against TensorRT-LLM",
     ),
-    "conservative": AdmissionRule(Conservative, "SGLang, new-token ratio", "not checked against SGLang"),
+    "conservative": AdmissionRule(
+        Conservative, "SGLang, new-token ratio", "admission conservative: not checked against SGLang"
+    ),
 }
 """Name -> rule."""
 

@@ -129,6 +129,8 @@ class BlockPool:
         """Cached blocks taken, which lost their names, so far."""
         self.num_cached_blocks = 0
         """Blocks that have a name now."""
+        self.num_cached_free_blocks = 0
+        """Those of them that nobody holds."""
         self.num_used_by_group = [0] * num_groups
 
     def get_num_free_blocks(self) -> int:
@@ -163,6 +165,7 @@ class BlockPool:
         for block in blocks:
             if block.ref_cnt == 0 and not block.is_null:
                 self.free_block_queue.remove(block)
+                self.num_cached_free_blocks -= block.block_hash is not None
                 self.num_used_by_group[block.group] += 1
             block.ref_cnt += 1
 
@@ -180,6 +183,7 @@ class BlockPool:
                 (evict_first if block.block_hash is None else evict_last).append(block)
         self.free_block_queue.prepend_n(evict_first)
         self.free_block_queue.append_n(evict_last)
+        self.num_cached_free_blocks += len(evict_last)
 
     def cache_block(self, block: KVCacheBlock, key: GroupHash, num_tokens: int) -> None:
         """Name a block whose prefix has `num_tokens` tokens (vLLM `_insert_block_hash`)."""
@@ -188,6 +192,7 @@ class BlockPool:
         if block.block_hash is None:
             block.block_hash, block.num_hash_tokens = key, num_tokens
             self.num_cached_blocks += 1
+            self.num_cached_free_blocks += block.ref_cnt == 0
         else:
             block.extra_hashes.append(key)
         self.cached_block_hash_to_block.insert(key, block)
@@ -232,4 +237,5 @@ class BlockPool:
             self.cached_block_hash_to_block.pop(key, block.block_id)
         block.block_hash, block.num_hash_tokens, block.extra_hashes = None, 0, []
         self.num_cached_blocks -= 1
+        self.num_cached_free_blocks -= block.ref_cnt == 0
         return keys

@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from kvplan.config import Config
 
 Kind = Literal["full", "sliding_window", "chunked_local", "mamba"]
+Sharing = Literal["full_block", "token", "copy_on_write", "none"]
+Admission = Literal["grow", "reserve_max", "conservative"]
 
 
 class KVCacheGroup(Config):
@@ -90,9 +92,9 @@ class EngineConfig(Config):
     spec_method: Literal["eagle", "mtp", "draft_model", "ngram"] = "eagle"
     """Who drafts."""
 
-    sharing: Literal["full_block", "token", "copy_on_write", "none"] = "full_block"
+    sharing: Sharing = "full_block"
     """What branches with a common beginning share; full_block is vLLM's."""
-    admission: Literal["grow", "reserve_max", "conservative"] = "grow"
+    admission: Admission = "grow"
     """When a waiting request may enter; grow is vLLM's."""
 
     @property

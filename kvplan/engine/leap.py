@@ -52,7 +52,8 @@ def why_not(config: EngineConfig) -> str:
         return f"KV cache groups {kinds}: freed blocks and sparse hits are not in closed form"
     if config.num_speculative_tokens:
         return "speculation: how many tokens a step emits is not known beforehand"
-    if config.sharing != "full_block" or config.admission != "grow":
+    unshared = config.sharing == "none" and not config.enable_prefix_caching
+    if not (config.sharing == "full_block" or unshared) or config.admission != "grow":
         return f"sharing {config.sharing}, admission {config.admission}: only vLLM's rules are in closed form"
     return ""
 

@@ -47,10 +47,10 @@ class SharingRule(NamedTuple):
 SHARINGS: dict[str, SharingRule] = {
     "full_block": SharingRule(keep, "vLLM V1", ""),
     "token": SharingRule(
-        one_token_blocks, "SGLang's radix tree at page size 1", "token sharing: not checked against SGLang"
+        one_token_blocks, "SGLang's radix tree at page size 1", "sharing token: not checked against SGLang"
     ),
     "copy_on_write": SharingRule(
-        keep, "vLLM V0's fork of a sequence", "copy-on-write sharing: not checked against vLLM V0"
+        keep, "vLLM V0's fork of a sequence", "sharing copy_on_write: not checked against vLLM V0"
     ),
     "none": SharingRule(no_prefix_caching, "an engine without prefix caching", ""),
 }

@@ -70,6 +70,8 @@ class Layer(NamedTuple):
 
     stage: int
     page: Page
+    is_last: bool = False
+    """The last layer the engine builds; with multi-token prediction a drafting one."""
 
 
 Group = list[Layer]
@@ -96,7 +98,7 @@ def group_layers(layers: Sequence[Layer], *, hybrid: bool = True, merge_ratio: f
     Raises:
         KvplanError: the kinds cannot share one page size.
     """
-    layers = list(layers)
+    layers = [layer._replace(is_last=i == len(layers)) for i, layer in enumerate(layers, 1)]
     if not hybrid:
         layers = promote_windows(layers)
     if not layers:
@@ -134,7 +136,7 @@ def promote_windows(layers: Sequence[Layer]) -> list[Layer]:
     if not full_sizes or is_uniform([layer.page for layer in layers]):
         return list(layers)
     block_size = full_sizes.pop() if len(full_sizes) == 1 else 0
-    promoted = [Layer(layer.stage, _promoted(layer.page, block_size)) for layer in layers]
+    promoted = [layer._replace(page=_promoted(layer.page, block_size)) for layer in layers]
     if not is_uniform([layer.page for layer in promoted]):
         raise KvplanError(
             "this model needs the hybrid KV cache manager; drop --disable-hybrid-kv-cache-manager"
@@ -157,7 +159,7 @@ class _CannotPad(Exception):
 def _unify_page_sizes(layers: Sequence[Layer]) -> list[Layer]:
     """Bring all pages to the largest one's size: more tokens a block where that divides, else padding."""
     largest = max(layer.page.num_bytes for layer in layers)
-    return [Layer(layer.stage, _grown(layer.page, largest)) for layer in layers]
+    return [layer._replace(page=_grown(layer.page, largest)) for layer in layers]
 
 
 def _grown(page: Page, num_bytes: int) -> Page:

@@ -99,6 +99,7 @@ def _tail(result: Result, d: dict[str, Any]) -> list[str]:
         f"Limited by: {result.limited_by}",
         *(f"Advice: {text}" for text in result.advice),
         *_intervals(result),
+        *(f"Caveat: {text}" for text in result.caveats),
         *(f"Note: {text}" for text in d["notes"]),
         *(f"{key.replace('_', ' ').capitalize()}: {text}" for key, text in result.sources.items()),
         *(f"Mode: {text}" for text in dict.fromkeys(result.modes.values()) if text != "leap"),

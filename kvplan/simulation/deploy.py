@@ -11,7 +11,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from kvplan.engine.admission import caveats
 from kvplan.engine.config import EngineConfig, Kind, KVCacheGroup
+from kvplan.engine.sharing import SHARINGS
 from kvplan.engine_args import ResolvedArgs
 from kvplan.engine_sglang.config import SGLangConfig
 from kvplan.errors import DoesNotFit, KvplanError
@@ -57,6 +59,11 @@ class Setup:
     """Where the figures come from."""
     sglang: SGLangFlags | None = None
     """SGLang's flags, if its scheduler runs instead of vLLM's."""
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Which engines the scheduler's rules stand for without having been checked against them."""
+        return caveats(self.config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +119,17 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     if plan.layout is None:
         raise DoesNotFit(plan.refusal.reason if plan.refusal else plan.shortfall)
     args, layout, gpu, model = plan.args, plan.layout, plan.question.gpu, plan.question.model
+    if sglang is not None and (deployment.sharing, deployment.admission) != ("full_block", "grow"):
+        raise KvplanError(
+            "sharing and admission are rules for vLLM's scheduler; leave them out beside `sglang`"
+        )
     if sglang is not None and model.is_moe and args.data_parallel_size > 1:
         raise KvplanError("data-parallel attention is simulated for vLLM only; leave out `sglang`")
     if layout.num_blocks < 2:
         raise DoesNotFit(f"{model.name} on {gpu.name}: the KV pool has no usable block")
     step_time, draws, outside, sources = _step_time(model, gpu, args, deployment.step_time, folder)
     ranks = args.data_parallel_size
-    config = _engine_config(args, layout)
+    config = _engine_config(args, layout, deployment)
     return Setup(
         config if sglang is None else _sglang_sizes(config, flags.max_num_seqs),
         step_time,
@@ -186,8 +197,22 @@ KINDS: dict[AttentionKind, Kind] = {
 }
 
 
-def _engine_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
-    """The scheduler's view of a plan."""
+def _engine_config(args: ResolvedArgs, layout: Layout, deployment: Deployment) -> EngineConfig:
+    """The scheduler's view of a plan, blocks cut as the sharing rule says.
+
+    Raises KvplanError for rules that this layout does not take.
+    """
+    try:
+        rules = {"sharing": deployment.sharing, "admission": deployment.admission}
+        config = EngineConfig.model_validate(_vllm_config(args, layout).model_dump() | rules)
+    except ValidationError as error:
+        text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise KvplanError(f"{deployment.model}: {text}") from None
+    return SHARINGS[config.sharing].resolve(config)
+
+
+def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
+    """The scheduler's view of a plan under vLLM's own rules."""
     drafts = args.num_speculative_tokens
     groups = tuple(_group(group, args) for group in layout.groups)
     plain = len(groups) == 1 and groups[0].kind == "full"
@@ -218,6 +243,7 @@ def _group(group: KvGroup, args: ResolvedArgs) -> KVCacheGroup:
         window=group.window if kind == "sliding_window" else None,
         chunk=group.window if kind == "chunked_local" else None,
         mode="align" if args.enable_prefix_caching else "none",
+        eagle=args.num_speculative_tokens > 0 and args.speculative_method == "mtp" and group.holds_last_layer,
     )
 
 

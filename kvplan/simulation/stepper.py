@@ -143,8 +143,7 @@ class StepByStep:
     @property
     def num_cached_free_blocks(self) -> int:
         """Free blocks that still hold reusable content."""
-        pool = self.scheduler.kv_cache_manager.block_pool
-        return sum(block.block_hash is not None for block in pool.free_block_queue)
+        return self.scheduler.kv_cache_manager.block_pool.num_cached_free_blocks
 
     @property
     def num_taken_blocks(self) -> int:

@@ -33,6 +33,7 @@ def sum_up(run: Run, verdict: str, now: int) -> Result:
         sum(n * (setup.usd_per_gpu_hour if price is None else price) for setup, n in gpus),
         run.load.class_names, [cls.slo or run.scenario.slo for cls in run.load.classes], len(run.load),
         run.modes, _sources(run), run.notes, num_bad_rows=run.load.num_bad_rows,
+        caveats=tuple(dict.fromkeys(text for f in run.fleets.values() for text in f.setup.caveats)),
         engines={name: f.setup.config.model_dump(mode="json") for name, f in run.fleets.items()},
     )  # fmt: skip
     result.limited_by = limited_by(result)
