@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from kvplan.cli import run
-from kvplan.deploy import Setup, set_up
 from kvplan.errors import KvplanError
 from kvplan.scenario import Deployment, parse_scenario
 from kvplan.simulate import simulate
+from kvplan.simulation.deploy import Setup, set_up
 
 WORKLOAD = {
     "num_requests": 24,
