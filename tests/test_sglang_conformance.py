@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import get_args
+
 import pytest
-from sglang_conformance import first_difference, golden, replay, scenarios
+from conformance.sglang.random_scenarios import MAX_STEPS, random_scenario
+from sglang_conformance import FOLDER, Log, first_difference, golden, replay, scenarios
 
 from kvplan.engine_sglang.config import SGLangConfig
+from kvplan.engine_sglang.replay import Replay
 from kvplan.engine_sglang.scenario import SGLangScenario
 
 
@@ -27,23 +32,30 @@ def test_equals_sglang(key: tuple[str, str]) -> None:
     assert retracted == [row[:2] for row in log["retractions"]]
 
 
-def flags_used(name: str) -> set[str]:
+RANDOM: dict[str, str] = json.loads((FOLDER / "random_golden.json").read_text())
+
+
+@pytest.mark.parametrize("seed", RANDOM)
+def test_random_scenario_equals_sglang(seed: str) -> None:
+    """Random engines over all flags and policies at once did in SGLang what they do here."""
+    data = random_scenario(int(seed))
+    runs = [Replay(SGLangScenario(**data | {"async_scheduling": a})).run(MAX_STEPS) for a in (False, True)]
+    hashes = [digest[:16] for run in runs for digest in (run.sched_sha256, run.state_sha256)]
+    assert " ".join(hashes) == RANDOM[seed]
+
+
+def flags_used(scenario: Log) -> set[str]:
     """The engine's flags that a scenario sets to something else than SGLang's default."""
-    config = SGLangScenario(**scenarios()[name]).engine_config
+    config = SGLangScenario(**scenario).engine_config
     return {
         field for field, info in SGLangConfig.model_fields.items() if getattr(config, field) != info.default
     }
 
 
-def test_what_the_logs_say_nothing_about() -> None:
-    """Flags and policies that no reference log uses are known by name."""
-    used = {flag for name in scenarios() for flag in flags_used(name)} | {"enable_overlap"}
-    unused = set(SGLangConfig.model_fields) - used
-    policies = {SGLangScenario(**scenario).policy for scenario in scenarios().values()}
-    print("not in any log: policy hrrn;", *sorted(unused))
-    assert unused == {
-        "schedule_low_priority_values_first",
-        "priority_scheduling_preemption_threshold",
-        "disable_priority_preemption",
-    }
-    assert {"fcfs", "lof", "lpm", "dfs-weight", "shortest-prefill-first", "priority"} == policies
+def test_no_flag_or_policy_is_unchecked() -> None:
+    """Every flag and every policy of the twin is in some log of SGLang's."""
+    logs = [*scenarios().values(), *(random_scenario(int(seed)) for seed in RANDOM)]
+    used = {flag for scenario in logs for flag in flags_used(scenario)} | {"enable_overlap"}
+    assert used == set(SGLangConfig.model_fields)
+    named = get_args(SGLangScenario.model_fields["policy"].annotation)
+    assert {SGLangScenario(**scenario).policy for scenario in logs} == set(named)

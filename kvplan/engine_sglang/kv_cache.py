@@ -115,6 +115,12 @@ class KVCache:
         self.num_taken += num_tokens
         assert self.available_size >= 0, "admission promised more than there is"
 
+    def _split_prompt(self, req: Req, aligned: int) -> None:
+        """Make what follows the prompt a leaf of its own, which is evicted first."""
+        prompt = req.num_prompt_tokens // self.page_size * self.page_size
+        if 0 < prompt < aligned:
+            self.tree.insert(req.key(prompt), prompt)
+
     def _publish(self, req: Req, up_to: int) -> None:
         """Insert a request's tokens; duplicates are freed, its lock moves (SGLang `RadixCache.checkpoint`)."""
         if self.disabled:
@@ -124,9 +130,7 @@ class KVCache:
         key = req.key(aligned)
         matched = tree.insert(key, req.cache_inserted_len)
         req.cache_inserted_len = max(req.cache_inserted_len, aligned)
-        prompt = min(req.num_prompt_tokens, up_to) // page * page
-        if 0 < prompt < aligned:  # outputs are a leaf of their own, to be evicted first
-            tree.insert(req.key(prompt), prompt)
+        self._split_prompt(req, aligned)
         self.available_size += max(matched - req.cache_protected_len, 0)
         _, node = tree.match_prefix(key)
         req.cache_protected_len = aligned

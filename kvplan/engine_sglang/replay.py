@@ -164,8 +164,7 @@ class Replay:
     def _note_ends(self, record: PassRecord) -> bool:
         """Note who ended; say whether anyone got a token or ended."""
         sampled = False
-        dropped = {r.rid for r in self.scheduler.dropped}
-        left = []
+        left = [r.rid for r in self.scheduler.dropped if not r.extend_batch_idx]
         for i, req in self.reqs.items():
             if i in self.finish:
                 continue
@@ -178,9 +177,7 @@ class Replay:
                 continue
             if req.finished_reason != "abort":
                 record.finished.append(i)
-            elif i in dropped and not req.extend_batch_idx:
-                left.append(i)
-            else:
+            elif i not in left:
                 record.aborted.append(i)
         record.aborted += left
         self.scheduler.dropped.clear()

@@ -36,6 +36,10 @@ class ScheduleBatch:
     """Mixed: those that decode in it."""
     rows: list[Row] = field(default_factory=list)
     """What the pass computes, in order."""
+    is_prefill_only: bool = False
+    """Nobody in it may write a token, so that it is never decoded."""
+    extend_num_tokens: int = 0
+    """Prompt tokens; SGLang does not clear it when the batch goes on to decode, which policy hrrn sees."""
 
     @property
     def is_extend(self) -> bool:
@@ -53,6 +57,7 @@ class ScheduleBatch:
     def prepare_for_extend(self, cache: KVCache) -> None:
         """Take memory for a prefill (SGLang: same name)."""
         self.rows = [Row(r, r.extend_len, r.prefix_len, False) for r in self.reqs]
+        self.extend_num_tokens = sum(r.extend_len for r in self.reqs)
         cache.alloc_for_extend(self.reqs)
         for req in self.reqs:
             req.extend_batch_idx += 1
@@ -71,7 +76,14 @@ class ScheduleBatch:
             req.fill_len, req.extend_end = req.seqlen, req.kv_len
         self.decoding_reqs = running.reqs
         self.rows += running.rows
+        self.extend_num_tokens += len(running.reqs)
         self.reqs = self.reqs + running.reqs
+        self.is_prefill_only = False
+
+    def merge(self, other: ScheduleBatch) -> None:
+        """Take in a batch whose prefill is done (SGLang `merge_batch`)."""
+        self.reqs = self.reqs + other.reqs
+        self.is_prefill_only &= other.is_prefill_only
 
     def retract_decode(self, cache: KVCache) -> tuple[list[Req], list[Req]]:
         """Retract until the others can decode (SGLang: same name); return the retracted and, if even one alone

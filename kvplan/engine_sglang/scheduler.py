@@ -46,6 +46,8 @@ class Scheduler:
         self._pending_chunked_abort: Req | None = None
         self.decodes_before_prefill = 0
         """Decode passes to go before another prefill is tried (prefill_decode_interval)."""
+        self.deferred = False
+        """Whether the last pass tried no prefill for that reason."""
         self._processed_tokens = 0
         self._num_queued = 0
 
@@ -90,7 +92,7 @@ class Scheduler:
         self.retracted, self.preempted, self.oom_aborted = [], [], []
         batch = self.get_next_batch_to_run()
         if batch is not None:
-            self._processed_tokens += sum(row.num_tokens for row in batch.rows) if batch.is_extend else 0
+            self._processed_tokens += batch.extend_num_tokens
             self.result_queue.append(batch.copy())
         return batch
 
@@ -128,7 +130,7 @@ class Scheduler:
         if len(running.reqs) < num_running:
             running.batch_is_full = False
         batch = None if self._should_defer_prefill() else self._get_new_batch_prefill()
-        if batch is None and self.running_batch.reqs:
+        if batch is None and self.running_batch.reqs and not self.running_batch.is_prefill_only:
             batch = self._update_running_batch(self.running_batch)
         if batch is not None and batch.is_extend:
             self.decodes_before_prefill = self.config.prefill_decode_interval
@@ -165,19 +167,15 @@ class Scheduler:
             self.running_batch.batch_is_full = False
         if last.reqs:
             if self.running_batch.reqs:
-                self.running_batch.reqs = self.running_batch.reqs + last.reqs
+                self.running_batch.merge(last)
             else:
                 self.running_batch = last
 
     def _should_defer_prefill(self) -> bool:
-        """Decode some passes between two prefill passes (SGLang: same name)."""
-        if not self.decodes_before_prefill:
-            return False
-        if not self.running_batch.reqs:
-            self.decodes_before_prefill = 0
-            return False
-        self.decodes_before_prefill -= 1
-        return True
+        """Decode some passes between two prefill passes, even if nobody is there to decode (SGLang: same name)."""
+        self.deferred = self.decodes_before_prefill > 0
+        self.decodes_before_prefill -= self.deferred
+        return self.deferred
 
     # --- prefill ----------------------------------------------------------------------------
 
@@ -245,6 +243,7 @@ class Scheduler:
         if self.chunked_req is not None:
             self.chunked_req.inflight_middle_chunks += 1
         batch = ScheduleBatch(adder.can_run, chunked_req=self.chunked_req)
+        batch.is_prefill_only = all(r.max_new_tokens == 0 for r in adder.can_run)
         batch.prepare_for_extend(self.cache)
         running = self.running_batch
         if self.config.enable_mixed_chunk and self.config.chunk_size and running.reqs:

@@ -55,6 +55,9 @@ class SGLangEngine:
         self._to_abort.clear()
         scheduler.dropped.clear()
         batch = scheduler.schedule()
+        while batch is None and scheduler.deferred and not scheduler.result_queue:
+            scheduler.process(batch)  # an empty turn of the loop takes no time
+            batch = scheduler.schedule()
         self._launched = (batch,)
         rows = batch.rows if batch else []
         chunks = [Chunk(r.req.request, r.num_tokens, r.prefix_len) for r in rows if not r.is_decode]

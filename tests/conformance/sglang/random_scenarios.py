@@ -3,7 +3,7 @@
 Small pools and short prompts: what differs is retracting, evicting, sharing and ordering, not length.
 
     python random_scenarios.py FOLDER [FIRST COUNT]       writes NAME.json per seed, for SGLang's own scheduler
-    python random_scenarios.py --pack FOLDER              packs the hashes of its logs into random_golden.json
+    python random_scenarios.py --pack FOLDER ...          packs the hashes of its logs into random_golden.json
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 Json = dict[str, Any]
 MAX_STEPS = 3000
+PRESSED = 1000
+"""From this seed on, pools are too small for what was let in."""
 POLICIES = ["fcfs", "fcfs", "lof", "lpm", "lpm", "dfs-weight", "hrrn", "shortest-prefill-first", "priority"]
 
 
@@ -94,20 +96,41 @@ def random_scenario(seed: int) -> Json:
         scenario["low_priority_first"] = rng.random() < 0.4
         scenario["disable_priority_preemption"] = rng.random() < 0.2
     scenario["requests"] = random_requests(rng, scenario["policy"] == "priority", longest, pages * page)
+    return press(rng, scenario, pages * page) if seed >= PRESSED else scenario
+
+
+def press(rng: Random, scenario: Json, pool: int) -> Json:
+    """Let many long answers in at once on the promise that they will end soon: retractions."""
+    scenario |= {"schedule_conservativeness": 0.05, "max_num_seqs": 32}
+    for request in scenario["requests"]:
+        request["output_len"] = rng.randint(pool // 12, pool // 4)
+        request |= {"stop": "eos", "max_tokens": request["output_len"] + rng.randint(0, pool // 12)}
+        request.pop("ignore_eos", None)
+        if "arrival_step" in request:
+            request["arrival_step"] = rng.randint(0, 12)
+    lengths = {request["id"]: request["output_len"] for request in scenario["requests"]}
+    for piece in (piece for request in scenario["requests"] for piece in request["prompt"]):
+        if "output_of" in piece:
+            piece["len"] = min(piece["len"], lengths[piece["output_of"]] - 1)
     return scenario
+
+
+def pack(folders: list[str]) -> None:
+    """Keep SGLang's hashes: scheduling and state, normal loop, then overlap."""
+    golden = {}
+    for path in sorted(path for folder in folders for path in Path(folder).glob("normal/random*.json")):
+        logs = [
+            json.loads((path.parents[1] / mode / path.name).read_text()) for mode in ("normal", "overlap")
+        ]
+        hashes = [log[key][:16] for log in logs for key in ("sched_sha256", "state_sha256")]
+        golden[str(int(path.stem.removeprefix("random")))] = " ".join(hashes)
+    Path(__file__).with_name("random_golden.json").write_text(json.dumps(golden, indent=0) + "\n")
 
 
 def main() -> None:
     """Write scenarios, or pack what SGLang made of them."""
     if sys.argv[1] == "--pack":
-        golden = {}
-        for path in sorted(Path(sys.argv[2]).glob("normal/random*.json")):
-            logs = [
-                json.loads((path.parents[1] / mode / path.name).read_text()) for mode in ("normal", "overlap")
-            ]
-            hashes = [log[key][:16] for log in logs for key in ("sched_sha256", "state_sha256")]
-            golden[str(int(path.stem.removeprefix("random")))] = hashes
-        Path(__file__).with_name("random_golden.json").write_text(json.dumps(golden, indent=0) + "\n")
+        pack(sys.argv[2:])
         return
     first, count = (int(x) for x in (sys.argv[2:4] or ("0", "200")))
     for seed in range(first, first + count):
