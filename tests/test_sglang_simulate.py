@@ -46,6 +46,8 @@ def run(
 def sglang_runs(draw: st.DrawFn) -> tuple[Case, dict[str, Any]]:
     """A workload, an engine of as many tokens as the other twin's tests have, and SGLang's own flags."""
     workload, keys, engine = draw(runs())
+    if workload["arrivals"]["kind"] == "closed_loop":
+        keys["replicas"] = 1  # replicas that end at the same tick hand the next request to either client
     page = draw(st.sampled_from([1, 1, 16]))
     engine["num_gpu_blocks"] = (engine["num_gpu_blocks"] - 1) * 16 // page + 1
     engine["block_size"] = page

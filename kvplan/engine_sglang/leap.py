@@ -58,6 +58,7 @@ def take_passes(scheduler: Scheduler, reqs: list[Req], num_passes: int) -> None:
         req.kv_len += num_passes
         req.num_outputs += num_passes
         req.request.num_tokens += num_passes
+    scheduler.processed_tokens += num_passes * scheduler.running_batch.extend_num_tokens
     ratio = scheduler.ratio
     for _ in range(num_passes):  # pass by pass, as rounding goes; the ratio is at its floor soon
         if ratio.current <= ratio.min:

@@ -48,7 +48,8 @@ class Scheduler:
         """Decode passes to go before another prefill is tried (prefill_decode_interval)."""
         self.deferred = False
         """Whether the last pass tried no prefill for that reason."""
-        self._processed_tokens = 0
+        self.processed_tokens = 0
+        """Prompt tokens that passes have computed (policy hrrn); decodes count their batch's again, as SGLang does."""
         self._num_queued = 0
 
     # --- requests come and go ---------------------------------------------------------------
@@ -82,7 +83,7 @@ class Scheduler:
     def _enqueue(self, req: Req) -> None:
         self._num_queued += 1
         req.queue_entry = self._num_queued
-        req.arrival_processed_tokens = self._processed_tokens
+        req.arrival_processed_tokens = self.processed_tokens
         self.waiting_queue.append(req)
 
     # --- a pass -----------------------------------------------------------------------------
@@ -92,7 +93,7 @@ class Scheduler:
         self.retracted, self.preempted, self.oom_aborted = [], [], []
         batch = self.get_next_batch_to_run()
         if batch is not None:
-            self._processed_tokens += batch.extend_num_tokens
+            self.processed_tokens += batch.extend_num_tokens
             self.result_queue.append(batch.copy())
         return batch
 
@@ -189,7 +190,7 @@ class Scheduler:
         if chunked is None and not self.preempts and self._num_allocatable() <= 0:
             running.batch_is_full = True
             return None
-        self.policy.calc_priority(self.waiting_queue, self._processed_tokens)
+        self.policy.calc_priority(self.waiting_queue, self.processed_tokens)
         adder = PrefillAdder(self.config, self.cache, running, self.ratio.current)
         if chunked is not None:
             chunked.fill_len = chunked.seqlen

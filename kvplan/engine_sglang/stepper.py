@@ -90,7 +90,9 @@ class SGLangEngine:
         if num_passes < 2:
             return None
         context = sum(r.kv_len + 1 for r in reqs)
-        return Leap(num_passes, len(reqs), context, not leap.admission_is_shut(scheduler))
+        notes_arrivals = self.config.schedule_policy == "hrrn"  # with what was computed by then
+        ends_on_arrival = notes_arrivals or not leap.admission_is_shut(scheduler)
+        return Leap(num_passes, len(reqs), context, ends_on_arrival)
 
     def commit_leap(self, num_steps: int) -> Landing:
         """Take so many passes; nobody begins or ends in them."""
