@@ -27,7 +27,9 @@ def main() -> None:
         if third.open:
             strategies.render(problems)
     with fourth:
-        recommend.render(asked, is_open=bool(fourth.open))
+        search = recommend.inputs(asked)
+        if fourth.open:
+            recommend.render(search)
     with fifth:
         calibration.render(is_open=bool(fifth.open))
 

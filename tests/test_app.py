@@ -20,6 +20,7 @@ from kvplan.compare import compare
 from kvplan.model import find_bundled
 from kvplan.pages.common import PASTED
 from kvplan.pages.simulate import shown_ms
+from kvplan.recommend import recommend
 from kvplan.scenario import load_scenario, parse_scenario
 
 APP = Path(__file__).resolve().parents[1] / "app.py"
@@ -252,6 +253,46 @@ def test_strategies_say_what_compare_says() -> None:
 def test_a_bad_strategy_is_one_line() -> None:
     app = run(tab="Strategies", strategies_set="problems.strategies=[no_such]")
     assert "no_such" in app.error[0].value
+
+
+def test_recommend_ranks_as_the_search_does() -> None:
+    """The tab's rows are the candidates of `recommend` for the scenario it shows; what is too small is ruled out."""
+    app = run(tab="Recommend", thinking_len=60, answer_len=20, spread=0, carry=5, slo_end=4_000)
+    calm(app.multiselect(key="cards").set_value(["l40s", "a10g"]).run())
+    calm(app.multiselect(key="ranks").set_value([1]).run())
+    scenario = load_text(app.code[0].value)
+    press(app, "recommend")
+    found = recommend(scenario.model_dump(mode="json", exclude_defaults=True))
+    assert app.success[0].value == found.reason
+    shown = app.dataframe[0].value
+    assert shown["usd_per_hour"].tolist() == [c.usd_per_hour for c in found.candidates if c.feasible]
+    assert shown["limited_by"].tolist() == [c.limited_by for c in found.candidates if c.feasible]
+
+
+def test_an_empty_search_is_one_line() -> None:
+    app = run(tab="Recommend")
+    calm(app.multiselect(key="cards").set_value([]).run())
+    assert "at least one card" in app.error[0].value
+    app = run(tab="Recommend", slo_end=0)
+    assert "too slow" in press(app, "recommend").error[0].value
+
+
+def test_a_log_is_set_beside_its_plan() -> None:
+    app = run(model="Qwen/Qwen3-32B", log_is_mine="true")
+    calm(app.text_area(key="log").set_value(LOG).run())
+    lines = next(frame.value for frame in app.dataframe if "printed" in frame.value)
+    assert lines.set_index("name")["printed"]["cache_tokens"] == 18_176
+    calm(app.text_area(key="log").set_value("nothing of an engine").run())
+    assert len(app.error) == 2  # the plan's verdict, and the log's
+
+
+LOG = """
+INFO 09-01 [api_server.py:1896] vLLM API server version 0.11.0
+(APIServer pid=1) INFO non-default args: {'model': 'Qwen/Qwen3-32B', 'max_model_len': 16000}
+(EngineCore_DP0 pid=22) INFO Model loading took 61.0300 GiB and 5.2 seconds
+(EngineCore_DP0 pid=22) INFO [gpu_worker.py:298] Available KV cache memory: 4.45 GiB
+(EngineCore_DP0 pid=22) INFO [kv_cache_utils.py:1087] GPU KV cache size: 18,176 tokens
+"""
 
 
 def test_calibration_shows_profiles_and_fits() -> None:

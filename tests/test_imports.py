@@ -19,7 +19,7 @@ ONLY_IN = {
     "simpy": {"simulate.py"},
     "torch": MEASURE,
     "triton": {"calibrate/measure_triton.py"},
-    "altair": {"charts.py", "charts_common.py", "charts_runs.py", "charts_strategies.py"},
+    "altair": {"charts.py", "charts_common.py", "charts_search.py", "charts_runs.py", "charts_strategies.py"},
     "streamlit": {f"pages/{name}.py" for name in PAGES},
     "ray": {"search.py"},
     "joblib": {"search.py"},

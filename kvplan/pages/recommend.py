@@ -1,23 +1,118 @@
-"""What to run: the changes after which the asked traces fit, ranked."""
+"""What to run: targets and load in, configurations that carry it out, ranked by what they cost."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
-from kvplan.pages.common import Asked, guarded, plan_of
-from kvplan.planning.inverse import what_would_fit
+from kvplan import charts_search as charts
+from kvplan.errors import KvplanError
+from kvplan.gpu import gpu_names
+from kvplan.pages.common import BIND, KV_DTYPES, PASTED, Asked, chart, run_box
+from kvplan.pages.jobs import Progress, Work
+from kvplan.pages.uploads import checked
+from kvplan.recommend import Recommendation, recommend
+from kvplan.scenario import Scenario, dump_scenario, parse_scenario
+from kvplan.simulation.watch import Watch
+
+NUM_REQUESTS = 80
+"""Simulated at each load that is tried."""
+COLUMNS = ("highest", "copies", "num_gpus", "usd_per_hour", "headroom", "p99_ttfvt_ms", "p99_e2el_ms",
+           "kv_peak_fraction", "limited_by", "lift")  # fmt: skip
 
 
-def render(asked: Asked, is_open: bool) -> None:
-    """The whole tab."""
-    if is_open:
-        guarded(lambda: _ranked(asked))
+def inputs(asked: Asked) -> Scenario | str:
+    """The search that the widgets stand for, or what is wrong with it."""
+    with st.container(horizontal=True):
+        rate = st.number_input("Requests per second to carry", 0.001, 1e6, 2.0, key="carry", **BIND)
+        ttfvt = st.number_input("SLO: first visible, ms (0: none)", 0.0, 1e9, 0.0, key="slo_visible", **BIND)
+        e2el = st.number_input("SLO: end to end, ms (0: none)", 0.0, 1e9, 600_000.0, key="slo_end", **BIND)
+        share = st.number_input("of requests, share", 0.01, 1.0, 0.9, 0.01, key="slo_share", **BIND)
+    with st.container(horizontal=True):
+        cards = st.multiselect("Cards", gpu_names(), ("l40s", "h100-sxm", "h200"), key="cards", **BIND)
+        ranks = st.multiselect("Tensor parallel", (1, 2, 4, 8), (1, 2), key="ranks", **BIND)
+        dtypes = st.multiselect("KV cache dtype", KV_DTYPES, ("auto",), key="dtypes", **BIND)
+        most = st.number_input("At most so many GPUs (0: any)", 0, 100_000, 0, key="max_gpus", **BIND)
+    try:
+        return _search(asked, float(rate), (ttfvt, e2el, share), (cards, ranks, dtypes), int(most))
+    except KvplanError as error:
+        return str(error)
 
 
-def _ranked(asked: Asked) -> None:
-    plan, _ = plan_of(*asked[:6])
-    if plan.fits:
-        st.success("The asked traces fit as they are.")
+def _search(
+    asked: Asked, rate: float, targets: tuple[float, float, float], lists: tuple[Any, Any, Any], most: int
+) -> Scenario:
+    if asked.model == PASTED or asked.engine != "vllm":
+        raise KvplanError(
+            "recommendations are simulated: bundled models under vllm; choose them in the sidebar"
+        )
+    cards, ranks, dtypes = lists
+    if not (cards and ranks and dtypes):
+        raise KvplanError("name at least one card, one number of ranks and one KV dtype to try")
+    ttfvt, e2el, share = targets
+    over = {"gpu": cards, "engine.tensor_parallel_size": ranks, "engine.kv_cache_dtype": dtypes}
+    flags = asked.args.model_dump(exclude_defaults=True)
+    return checked(
+        parse_scenario(
+            {
+                "name": "recommend",
+                "model": asked.model,
+                "gpu": cards[0],
+                "engine": {k: v for k, v in flags.items() if f"engine.{k}" not in over},
+                "workload": {
+                    "num_requests": NUM_REQUESTS,
+                    "arrivals": {"kind": "poisson", "rate": rate},
+                    "prompt": asked.prompt.model_dump(),
+                    "thinking": asked.thinking.model_dump() if asked.thinking_len else 0,
+                    "answer": asked.answer.model_dump(),
+                },
+                "slo": {"ttfvt_ms": ttfvt or None, "e2el_ms": e2el or None, "share": share},
+                "search": {"over": over, "rate": rate, "max_gpus": most or None, "refine": 1, "seeds": 2},
+            }
+        )
+    )
+
+
+def work(scenario: Scenario) -> Work:
+    """The search as a job."""
+
+    def run(progress: Progress, watch: Watch) -> Recommendation:
+        def told(done: int, total: int) -> None:
+            progress(done, total)
+            if watch.cancelled():
+                raise KeyboardInterrupt  # what the search takes for the end, with what it has
+
+        return recommend(scenario.model_dump(mode="json", exclude_defaults=True), progress=told)
+
+    return run
+
+
+def render(scenario: Scenario | str) -> None:
+    """Search, show the ranking."""
+    if isinstance(scenario, str):
+        st.error(scenario)
         return
-    rows = [option.to_dict() for option in what_would_fit(plan, limit=40)]
-    st.dataframe(rows, hide_index=True)
+    with st.expander("The search as a file (kvplan recommend)"):
+        st.code(dump_scenario(scenario), language="yaml")
+    found = run_box("recommend", scenario, work(scenario), "Recommend")
+    if found is not None:
+        _show(found)
+
+
+def _show(found: Recommendation) -> None:
+    (st.success if found.best else st.warning)(found.reason)
+    if found.best:
+        chart(charts.ranking(found), "ranking")
+        for command in found.best.commands:
+            st.code(command, language="bash", wrap_lines=True)
+    rows = [candidate.to_dict() for candidate in found.candidates]
+    st.subheader("Ranked")
+    st.dataframe(
+        [{**row["settings"], **{k: row[k] for k in COLUMNS}} for row in rows if row["feasible"]],
+        hide_index=True,
+    )
+    ruled_out = [{**row["settings"], "why": row["why"]} for row in rows if not row["feasible"]]
+    if ruled_out:
+        st.subheader("Ruled out")
+        st.dataframe(ruled_out, hide_index=True)
