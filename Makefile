@@ -21,8 +21,10 @@ $(DEV): pyproject.toml $(STAMP)
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## plan a real model on a real card
+demo: $(STAMP)  ## plan a real model on a real card, simulate it, compare strategies
 	$(BIN)/kvplan estimate Qwen/QwQ-32B --gpu h100 -tp 2 --input-len 512 --output-len 32K
+	$(BIN)/kvplan simulate chat --quiet
+	$(BIN)/kvplan compare strategy_best_of_n --quiet
 
 # The browser test needs Debian's chromium; where it cannot be installed, that test says so and is skipped.
 CHROMIUM := $(VENV)/.chromium
