@@ -113,7 +113,8 @@ class Deployment(Config):
     sharing: Sharing = "full_block"
     """What branches with a common beginning share: full_block (vLLM), token, copy_on_write, none."""
     admission: Admission = "grow"
-    """When a waiting request may enter: grow (vLLM: what fits now), reserve_max, conservative."""
+    """When a waiting request may enter: grow (vLLM: what fits now), reserve_max and max_utilization (TensorRT-LLM's
+    GUARANTEED_NO_EVICT and MAX_UTILIZATION), conservative (SGLang's ratio; `sglang: {}` runs SGLang's scheduler)."""
     router: Literal["round_robin", "least_kv", "prefix_aware"] = "round_robin"
     """Which replica gets the next request."""
     max_queue: Annotated[int, Field(ge=0)] | None = None

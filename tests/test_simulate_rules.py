@@ -71,6 +71,7 @@ def test_reserving_never_preempts() -> None:
         ({"sharing": "none"}, []),
         ({"sharing": "token"}, ["sharing token: not checked against SGLang"]),
         ({"admission": "conservative"}, ["admission conservative: not checked against SGLang"]),
+        ({"admission": "max_utilization"}, ["admission max_utilization: not checked against TensorRT-LLM"]),
     ],
 )
 def test_a_result_says_what_was_not_checked(rules: dict[str, str], caveats: list[str]) -> None:

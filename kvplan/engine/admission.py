@@ -1,7 +1,8 @@
 """When a waiting request may enter: how many free blocks must be left for those that run already.
 
 vLLM admits what fits now and preempts later (`grow`); other engines look ahead. The rules beside `grow` stand for
-those engines on vLLM's queues and blocks; they were not held to those engines' logs, and say so.
+those engines on vLLM's queues and blocks; they were not held to those engines' logs, and say so. SGLang itself, held
+to its logs, is `kvplan.engine_sglang`.
 """
 
 from __future__ import annotations
@@ -91,6 +92,11 @@ ADMISSIONS: dict[str, AdmissionRule] = {
         lambda: reserve_max,
         "TensorRT-LLM, GUARANTEED_NO_EVICT",
         "admission reserve_max: not checked against TensorRT-LLM",
+    ),
+    "max_utilization": AdmissionRule(
+        lambda: grow,  # it pauses the youngest when blocks run out, which is vLLM's preemption
+        "TensorRT-LLM, MAX_UTILIZATION",
+        "admission max_utilization: not checked against TensorRT-LLM",
     ),
     "conservative": AdmissionRule(
         Conservative, "SGLang, new-token ratio", "admission conservative: not checked against SGLang"

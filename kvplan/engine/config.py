@@ -13,7 +13,7 @@ from kvplan.config import Config
 
 Kind = Literal["full", "sliding_window", "chunked_local", "mamba"]
 Sharing = Literal["full_block", "token", "copy_on_write", "none"]
-Admission = Literal["grow", "reserve_max", "conservative"]
+Admission = Literal["grow", "reserve_max", "max_utilization", "conservative"]
 
 
 class KVCacheGroup(Config):

@@ -44,6 +44,9 @@ from kvplan.engine.leap_waiting import NO_PLACE, BlockedHead, schedule_waiting, 
 from kvplan.engine.request import Request, RequestStatus
 from kvplan.engine.request_queue import QUEUES
 
+LEAPING = ("grow", "max_utilization")
+"""Admission rules that admit what fits now."""
+
 
 def why_not(config: EngineConfig) -> str:
     """Say why an engine cannot leap; empty when it can."""
@@ -53,7 +56,7 @@ def why_not(config: EngineConfig) -> str:
     if config.num_speculative_tokens:
         return "speculation: how many tokens a step emits is not known beforehand"
     unshared = config.sharing == "none" and not config.enable_prefix_caching
-    if not (config.sharing == "full_block" or unshared) or config.admission != "grow":
+    if not (config.sharing == "full_block" or unshared) or config.admission not in LEAPING:
         return f"sharing {config.sharing}, admission {config.admission}: only vLLM's rules are in closed form"
     return ""
 

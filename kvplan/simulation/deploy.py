@@ -128,6 +128,8 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     if layout.num_blocks < 2:
         raise DoesNotFit(f"{model.name} on {gpu.name}: the KV pool has no usable block")
     step_time, draws, outside, sources = _step_time(model, gpu, args, deployment.step_time, folder)
+    if sglang is not None:
+        sources["scheduler"] = "SGLang 0.5.23's, as its own logs show it; step times as measured under vLLM"
     ranks = args.data_parallel_size
     config = _engine_config(args, layout, deployment)
     return Setup(
