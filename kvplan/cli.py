@@ -57,6 +57,9 @@ COMMANDS = {
 }
 """Name -> (module:function, a line for the list of commands); imported when called. Add a command here."""
 
+LONGEST = 700
+"""Characters of a complaint; what a user typed may be longer than one wants to read again."""
+
 SHORT = {
     "-tp": "--tensor-parallel-size",
     "-pp": "--pipeline-parallel-size",
@@ -106,6 +109,8 @@ def run(words: Sequence[str]) -> int:
     try:
         app = build_app(words[0] if words else "")
         result = app(spell(words), exit_on_error=False, print_error=False, result_action="return_value")
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk shows here, not when Python ends
     except ValidationError as error:
         return _complain(flag_complaint(error), 2)
     except CycloptsError as error:
@@ -117,7 +122,9 @@ def run(words: Sequence[str]) -> int:
     except (KeyboardInterrupt, SystemExit) as stop:  # cyclopts turns the first into the second
         code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
         return _complain("interrupted", 130) if code == 130 else int(code or 0)
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            return _complain(f"{error.filename or 'output'}: {error.strerror or error}", 2)
         sys.stderr.close()
         return 0
     return result if isinstance(result, int) else 0
@@ -137,10 +144,18 @@ def _cyclopts_complaint(error: CycloptsError) -> str:
         return flag_complaint(cause)
     if isinstance(cause, KvplanError):
         return str(cause)
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    unused = text.removeprefix("Unused Tokens: [")
+    return (
+        text
+        if unused == text
+        else f"unexpected argument {unused.removesuffix('].')}; see kvplan COMMAND --help"
+    )
 
 
 def _complain(text: str, code: int) -> int:
+    text = " ".join(text.split())
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}"
     print(f"kvplan: {text}", file=sys.stderr)
     return code
 

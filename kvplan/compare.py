@@ -16,7 +16,7 @@ import kvplan
 from kvplan.accounting import Floats, api_cost_usd, api_price
 from kvplan.choices import Option, best_within, pareto
 from kvplan.errors import DoesNotFit, KvplanError
-from kvplan.model import ModelSpec, load_model
+from kvplan.model import ModelSpec, load_model, path_exists
 from kvplan.records import FINISH_REASONS
 from kvplan.scenario import Scenario
 from kvplan.simulation.deploy import Setup
@@ -281,7 +281,7 @@ def _pass_flops(model: ModelSpec, prompt: Floats, hit: Floats, out: Floats, agai
 
 def _model(scenario: Scenario, name: str) -> ModelSpec:
     beside = scenario.folder / name
-    return load_model(str(beside) if beside.exists() else name)
+    return load_model(str(beside) if path_exists(beside) else name)
 
 
 def _with_pareto(rows: list[Row]) -> list[Row]:

@@ -142,7 +142,9 @@ def read_run(path: Path, totals: Path | None = None) -> Run:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise KvplanError(f"{path}: cannot be read as text ({error})") from None
+        raise KvplanError(
+            f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or 'not UTF-8'})"
+        ) from None
     run = _parse(text, path)
     return run if totals is None else _with_totals(run, totals)
 

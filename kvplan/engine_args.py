@@ -31,9 +31,14 @@ def as_count(value: Any) -> Any:
     return human_readable_int(value) if isinstance(value, str) else value
 
 
+def as_length(value: Any) -> Any:
+    """A count, or `auto` as vLLM writes -1, the longest that fits."""
+    return -1 if isinstance(value, str) and value.strip().lower() == "auto" else as_count(value)
+
+
 Degree = Annotated[int, Field(ge=1, le=4096)]
 Count = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 40)]
-Length = Annotated[int, BeforeValidator(as_count), Field(ge=-1, le=1 << 32)]
+Length = Annotated[int, BeforeValidator(as_length), Field(ge=-1, le=1 << 32)]
 
 
 class EngineArgs(Config):
@@ -147,12 +152,12 @@ def parse_engine(text: str) -> EngineVersion:
     >>> parse_engine("vllm@0.19").version
     (0, 19)
     """
-    name, _, version = text.partition("@")
+    name, at, version = text.partition("@")
     if name not in LATEST:
         raise KvplanError(
             f"unknown engine {text!r}; there are {', '.join(LATEST)}, each with an optional @version"
         )
-    if not version:
+    if not at:
         return EngineVersion(name, LATEST[name])  # type: ignore[arg-type]
     number, _, kind = version.removeprefix("v").partition("-")
     parts = number.split(".")

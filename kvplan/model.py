@@ -240,7 +240,7 @@ def load_model(name_or_path: str | Path, *, hub: bool = False) -> ModelSpec:
             config, bundled.stem.replace("--", "/"), f"bundled: {config.get('_source', 'unknown')}"
         )
     path = Path(text).expanduser()
-    if _exists(path):
+    if path_exists(path):
         file = path / "config.json" if path.is_dir() else path
         return from_config(_with_sidecar(file), path.name if path.is_dir() else _file_name(path), str(file))
     if hub:
@@ -291,7 +291,8 @@ def _known_names() -> list[str]:
     return [*names, *(name.rpartition("/")[2] for name in names)]
 
 
-def _exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
+    """Whether there is such a file or folder; False for what cannot be a name."""
     try:
         return path.exists()
     except (OSError, ValueError):  # a name too long for the file system, or with a NUL
@@ -305,7 +306,12 @@ def _file_name(path: Path) -> str:
 def _with_sidecar(file: Path) -> dict[str, object]:
     """The config, with ModelOpt's hf_quant_config.json folded in where it lies beside it, as vLLM does."""
     if not file.is_file():
-        raise KvplanError(f"{file.parent}: this folder has no config.json")
+        said = (
+            f"{file.parent}: this folder has no config.json"
+            if file.name == "config.json"
+            else f"{file}: not a file"
+        )
+        raise KvplanError(said)
     config = read_json(file)
     sidecar = file.parent / "hf_quant_config.json"
     if "quantization_config" in config or not sidecar.is_file():

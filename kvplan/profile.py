@@ -49,19 +49,20 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """Read a profile: a bundled one's name, or a path to a JSON file."""
     path = Path(name_or_path)
     bundled = profiles_dir() / f"{name_or_path}.json"
-    if path.suffix != ".json" and bundled.is_file():
+    if path.suffix != ".json" and _is_file(bundled):
         path = bundled
     try:
         return Profile.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError:
         known = [p.stem for p in sorted(profiles_dir().glob("*.json"))]
+        said = str(name_or_path)[:120]
         raise KvplanError(
-            f"no profile {str(name_or_path)!r}{did_you_mean(str(name_or_path), known)}; bundled: {', '.join(known)}"
+            f"no profile {said!r}{did_you_mean(said, known)}; bundled: {', '.join(known)}"
         ) from None
     except (ValidationError, UnicodeDecodeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(str(x) for x in first["loc"])
-        raise KvplanError(f"{path}: not a profile ({where}: {first['msg']})") from None
+        raise KvplanError(f"{path}: not a profile ({where + ': ' if where else ''}{first['msg']})") from None
 
 
 @cache
@@ -81,3 +82,10 @@ def pick(gpu: str, engine: str = "vllm") -> tuple[Profile | None, str]:
     same = [p for p in found if p.engine == engine]
     best = max(same or found, key=lambda p: p.version)
     return best, "" if same else f"{best.name} measured {best.engine}, not {engine}: fixed times may differ"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL
+        return False

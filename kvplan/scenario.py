@@ -234,8 +234,11 @@ def dump_scenario(scenario: Scenario) -> str:
 
 def _find(path: Path) -> Path:
     bundled = scenarios_dir() / f"{path.name.removesuffix('.yaml')}.yaml"
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError):
+        raise KvplanError(f"{str(path)[:120]!r}... is no name that a file can have") from None
     if bundled.is_file() and path.name == str(path):
         return bundled
     names = [p.stem for p in scenarios_dir().glob("*.yaml")]
@@ -251,9 +254,24 @@ def _read(file: Path) -> str:
         raise KvplanError(f"{file}: cannot be read as text ({type(error).__name__})") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, but a key said twice is an error instead of the last one's."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} is there twice", key.start_mark
+                )
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Loader)
         count = sum(1 for _ in zip(_nodes(data), range(MAX_NODES + 1), strict=False))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

@@ -19,10 +19,11 @@ import numpy as np
 import simpy
 from simpy.events import URGENT, Event
 
+from kvplan.errors import KvplanError
 from kvplan.metrics import Timeline, TokenMeter
 from kvplan.records import SUMMARY_FIELDS, Record, Records
 from kvplan.result import Result
-from kvplan.scenario import Deployment, Scenario
+from kvplan.scenario import MAX_HORIZON_S, Deployment, Scenario
 from kvplan.simulation.deploy import Setup, set_ups
 from kvplan.simulation.glide import NEVER_COMES
 from kvplan.simulation.interrupts import interrupts
@@ -157,6 +158,11 @@ class Run:
 
     def _sample_interval(self) -> int:
         span = float(np.nanmax(self.load.arrival_s))
+        if not span <= MAX_HORIZON_S:
+            raise KvplanError(
+                f"the last request arrives after {span / 86400:,.4g} days, the clock ends after"
+                f" {MAX_HORIZON_S / 86400:.0f}; raise the rate, or ask for fewer requests"
+            )
         return max(TICKS_PER_S // 20, round(span / 400 * TICKS_PER_S))
 
     # --- running ----------------------------------------------------------------------------

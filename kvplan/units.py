@@ -31,10 +31,12 @@ def human_readable_int(text: str | int) -> int:
         return text
     match = _INT.match(text.strip().replace(",", "").replace("_", ""))
     if not match:
-        raise KvplanError(f"{text!r} is not a count; write 32768, 32k (= 32,000) or 32K (= 32,768)")
+        raise KvplanError(
+            f"{text!r} is not a count; write 32768, 32k (= 32,000), 32K (= 32,768) or 20G (= 20 GiB)"
+        )
     number, suffix = match.groups()
     if suffix in _DECIMAL:
-        return round(float(number) * _DECIMAL[suffix])
+        return int(float(number) * _DECIMAL[suffix])
     if "." in number:
         raise KvplanError(
             f"{text!r}: decimals go with k, m, g, t (powers of 1,000), not with {suffix or 'none'}"

@@ -116,7 +116,9 @@ def _lines(path: Path) -> Iterator[Row]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise KvplanError(f"{path}: cannot be read as text ({error})") from None
+        raise KvplanError(
+            f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or 'not UTF-8'})"
+        ) from None
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue

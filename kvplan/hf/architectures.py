@@ -18,7 +18,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "LlamaForCausalLM": dense.llama,
     "MistralForCausalLM": dense.mistral,
     "Mistral3ForConditionalGeneration": dense.mistral,
-    "Phi3ForCausalLM": dense.mistral,
+    "Phi3ForCausalLM": dense.phi3,
     "GraniteForCausalLM": dense.llama,
     "Qwen2ForCausalLM": dense.qwen2,
     "Qwen3ForCausalLM": dense.qwen3,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import kvplan
 from kvplan.planning.answers import Plan, Span
 from kvplan.planning.budget import Budget, Row
@@ -137,11 +139,23 @@ def _row_line(plan: Plan, row: Row) -> str:
     note = row.source
     if row.name == "kv_pool":
         note = f"{_small_bytes(bytes_per_token(plan))} per token, {note}"
-    return f"  {row.label:<28}{gib(row.size.value):>8.2f}   {_clip(note)}"
+    return f"  {row.label:<28}{gib(row.size.value):>8.2f}   {short_source(note)}"
 
 
-def _clip(text: str, width: int = 88) -> str:
-    return text if len(text) <= width else text[: width - 3].rstrip(" ,;:") + "..."
+def short_source(text: str, width: int = 88) -> str:
+    """A source's first statement and its range; `--json` has the whole of it.
+
+    >>> short_source("measured: start-up logs: V100 0.69 (0.18), RTX 4090 0.68 (0.19); agrees (0.50-0.95)", 40)
+    'measured: start-up logs (0.50-0.95)'
+    """
+    if len(text) <= width:
+        return text
+    span = re.search(r" \([\d.,]+-[\d.,]+\)$", text)
+    end = span.group() if span else ""
+    for cut in (text.split("; ")[0], ": ".join(text.split(": ")[:2])):
+        if len(cut.removesuffix(end) + end) <= width:
+            break
+    return cut.removesuffix(end) + end
 
 
 def _small_bytes(num_bytes: int) -> str:

@@ -19,7 +19,7 @@ from kvplan.engine_sglang.config import SGLangConfig
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.layout import KvGroup, Layout
-from kvplan.model import AttentionKind, ModelSpec, load_model
+from kvplan.model import AttentionKind, ModelSpec, load_model, path_exists
 from kvplan.plan import estimate
 from kvplan.scenario import Deployment, Scenario, SGLangFlags, StepTimeSpec
 from kvplan.steps.step_time import make_step_times
@@ -252,7 +252,7 @@ def _group(group: KvGroup, args: ResolvedArgs) -> KVCacheGroup:
 def _model(name: str, folder: Path) -> ModelSpec:
     """A model by name, or by a path that starts at the scenario's folder."""
     beside = folder / name
-    return load_model(str(beside) if beside.exists() else name)
+    return load_model(str(beside) if path_exists(beside) else name)
 
 
 def _step_time(
@@ -262,7 +262,7 @@ def _step_time(
     if spec.fixed_us is not None:
         return StatedStepTime.of(spec), (), anywhere, {"step_time": "stated in the scenario"}
     profile = spec.profile
-    if profile is not None and (folder / profile).is_file():
+    if profile is not None and path_exists(folder / profile):
         profile = str(folder / profile)
     found = make_step_times(model, gpu, args, profile=profile)
     sources = {"step_time": found.source}

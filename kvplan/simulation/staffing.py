@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from kvplan.engine.config import KVCacheGroup
 from kvplan.errors import DoesNotFit, KvplanError, did_you_mean
 from kvplan.gpu import get_gpu
-from kvplan.model import load_model
+from kvplan.model import load_model, path_exists
 from kvplan.scenario import Deployment, Scenario
 from kvplan.simulation.deploy import Setup, StatedStepTime, set_up
 from kvplan.steps.step_time import make_step_times
@@ -84,7 +84,7 @@ def verifier_step_time(scenario: Scenario) -> StepTime | None:
     if scenario.step_time.fixed_us is not None:
         return StatedStepTime.of(scenario.step_time)
     beside = scenario.folder / verifier.model
-    model = load_model(str(beside) if beside.exists() else verifier.model)
+    model = load_model(str(beside) if path_exists(beside) else verifier.model)
     return make_step_times(model, get_gpu(scenario.gpu), scenario.engine).time
 
 

@@ -39,8 +39,21 @@ def llama(k: Keys) -> Body:
 
 
 def mistral(k: Keys) -> Body:
-    """Mistral, Nemo, Small, Phi-3, Phi-4: a bare `sliding_window` holds for all layers."""
+    """Mistral, Nemo, Small: a bare `sliding_window` holds for all layers; null is none, left out is 4,096."""
+    return _dense(with_default_window(k), sliding=True)
+
+
+def phi3(k: Keys) -> Body:
+    """Phi-3, Phi-4: a bare `sliding_window` holds for all layers."""
     return _dense(k, sliding=True)
+
+
+def with_default_window(k: Keys) -> Keys:
+    """The config with transformers' default where `sliding_window` is left out.
+
+    4,096 in `MistralConfig` and `Exaone4Config` of transformers; null in the other families here.
+    """
+    return k if "sliding_window" in k.raw else Keys(k.name, {**k.raw, "sliding_window": 4096})
 
 
 def uses_window(k: Keys) -> bool:
@@ -94,6 +107,7 @@ def _gemma(k: Keys, period: int, **traits: Any) -> Body:
 
 def exaone4(k: Keys) -> Body:
     """EXAONE 4: a letter pattern such as LLLG, or all full where `sliding_window` is null."""
+    k = with_default_window(k)
     n, attention = num_layers(k), gqa(k, qk_norm="head")
     types = k.per_layer("layer_types", n)
     if not types:
