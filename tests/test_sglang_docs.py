@@ -58,8 +58,9 @@ no kind is left out (`sched_sha256` and `state_sha256`).
 
 {len(RANDOM)} random scenarios with {requests:,} requests over every flag and policy of the twin, hrrn included, in
 both loops: equal too. {len(MUTANTS)} deliberate errors (the ratio never decays, a victim publishes its tokens, a paged
-decode evicts only what it needs ...) are each caught by the logs. The simulator leaps over its pure decodes; leap and
-pass by pass agree to the picosecond in times and to the token in hits and retractions (random workloads, both loops).
+decode evicts only what it needs ...) are each caught by the logs. The simulator leaps over its pure decodes: its
+passes, leaps spelled out, are SGLang's in the same logs, and leap and pass by pass agree to the picosecond in times and
+to the token in hits and retractions (random workloads, both loops).
 
 Differs from SGLang by intent: tokens are equal by name, not by value (the replay of the logs gives them the logs'
 values), and an abort ends one request, not all whose id begins so. Not modelled: hybrid windows and states,

@@ -43,6 +43,8 @@ class Scheduler:
         """Aborted outside of a result, since the last `schedule()`."""
         self.sampled: list[Req] = []
         """Those that got a token when a result was last applied."""
+        self.rested = True
+        """Whether the last pass had nothing to do and nothing to wait for (SGLang `on_idle`)."""
         self._pending_chunked_abort: Req | None = None
         self.decodes_before_prefill = 0
         """Decode passes to go before another prefill is tried (prefill_decode_interval)."""
@@ -104,7 +106,8 @@ class Scheduler:
         if len(self.result_queue) > (is_overlap and batch is not None):
             result = self.result_queue.popleft()
             self._process_batch_result(result)
-        elif batch is None and self.is_fully_idle:
+        self.rested = result is None and batch is None and self.is_fully_idle
+        if self.rested:
             self.ratio.reset()
         self.last_batch = batch
         return result

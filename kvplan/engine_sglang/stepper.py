@@ -43,8 +43,8 @@ class SGLangEngine:
         return True
 
     def has_requests(self) -> bool:
-        """Whether there is something to schedule or to pass on."""
-        return not (self.scheduler.is_fully_idle and self.scheduler.last_batch is None)
+        """Whether there is something to schedule or to pass on; an idle pass follows the last one."""
+        return not (self.scheduler.rested and self.scheduler.is_fully_idle)
 
     def schedule(self) -> Step:
         """Launch a pass and sort it into decodes and chunks."""
