@@ -2,8 +2,7 @@
 
 The policy is `Scheduler._schedule_running` and `_make_room`. It is written again because a decoding request has no
 counters here that could be updated, and must not be visited; the tests hold both to each other. Visits are left for
-several prompts in chunks, a chunk ahead of decodes, preemption by priority or beside a chunk, and a budget smaller
-than the batch.
+several prompts in chunks, preemption by priority or beside a chunk, and a budget smaller than the batch.
 """
 
 from __future__ import annotations
@@ -26,8 +25,11 @@ def schedule_running(engine: LeapScheduler, draft: Draft) -> None:
         seq = engine.prefills[0]
         num_tokens = min(draft.chunk_of(seq.num_tokens - seq.computed), draft.budget - batch.num_decodes)
         need += engine.blocks(seq.computed + num_tokens) - engine.blocks(seq.computed)
-        if need > pool.num_free or not num_tokens or seq is not engine.tail():
+        if need > pool.num_free or not num_tokens:
             return _walk(engine, draft)
+        # Whoever is behind the chunk gets its token whether the chunk is booked before or after it: it was admitted
+        # with tokens to spare behind those ahead, of whom none has had more in one step since (a chunk that was cut
+        # by the budget let nobody in behind it).
         pool.take(need)
         draft.budget -= num_tokens
         _add_chunk(engine, seq, num_tokens, draft)

@@ -1,0 +1,257 @@
+"""Rules of the leap that random workloads hardly ever show: each has a case, and a mutant that the case catches."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from random import Random
+from typing import Any
+
+import pytest
+from leap_scenarios import compare, random_scenario
+
+from kvplan.engine import leap, leap_running, leap_waiting
+from kvplan.engine.leap_contents import Trunk
+from kvplan.engine.leap_extents import ExtentPool, Hit, Run
+from kvplan.engine.leap_state import Sequence
+from kvplan.engine.records import StepRecord
+from kvplan.engine.replay_leap import LeapReplay
+from kvplan.engine.request import Request, Segment
+from kvplan.engine.scenario import Scenario
+
+Json = dict[str, Any]
+
+
+def mutate(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, right: str, wrong: str) -> None:
+    """Replace a piece of a function's source."""
+    function = getattr(place, name)
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(right) == 1, f"{name} does not say {right!r} once"
+    names: Json = {}
+    exec("from __future__ import annotations\n" + source.replace(right, wrong), function.__globals__, names)
+    monkeypatch.setattr(place, name, names[name])
+
+
+# --- whole scenarios ----------------------------------------------------------------------------
+
+REFUND: Json = {
+    "block_size": 4, "num_gpu_blocks": 10, "max_model_len": 64, "policy": "priority", "max_num_seqs": 8,
+    "max_num_batched_tokens": 8, "long_prefill_token_threshold": 4, "scheduler_reserve_full_isl": False,
+    "requests": [
+        {"id": "v", "prompt": [{"len": 30}], "output_len": 4, "priority": 5},
+        {"id": "a", "prompt": [{"len": 2}], "output_len": 9, "arrival_step": 1},
+        {"id": "c", "prompt": [{"len": 30}], "output_len": 4, "priority": 1, "arrival_step": 2},
+    ],
+}  # fmt: skip
+"""a takes v's blocks in a step in which v has had its 4 tokens: c gets them."""
+
+ALONE: Json = {
+    "block_size": 4, "num_gpu_blocks": 11, "max_model_len": 40, "watermark": 0.2,
+    "requests": [{"id": "a", "prompt": [{"len": 36}], "output_len": 2}],
+}  # fmt: skip
+"""9 of 10 blocks: more than the watermark leaves, but nothing runs."""
+
+SURE_END: Json = {
+    "block_size": 1, "num_gpu_blocks": 396, "max_model_len": 474, "max_num_seqs": 8, "max_num_batched_tokens": 12,
+    "requests": [
+        {"id": "q0", "prompt": [{"prefix_id": "f", "len": 8}], "output_len": 2},
+        {"id": "q1", "prompt": [{"prompt_of": "q0"}, {"output_of": "q0", "len": 2}, {"len": 1}], "output_len": 1,
+         "arrival_step": 54},
+        {"id": "q2", "prompt": [{"prompt_of": "q1"}, {"output_of": "q1", "len": 1}, {"len": 1}], "output_len": 2,
+         "arrival_step": 2},
+        {"id": "q3", "prompt": [{"prompt_of": "q1"}, {"output_of": "q1", "len": 1}], "output_len": 1,
+         "arrival_step": 3},
+    ],
+}  # fmt: skip
+"""q2 computes q0's last block in the step in which q0's end is read, asynchronously: q2's copy was hashed first."""
+
+PASSED_OVER: Json = {
+    "block_size": 2, "num_gpu_blocks": 26, "max_model_len": 50, "policy": "priority", "max_num_seqs": 8,
+    "max_num_batched_tokens": 16, "long_prefill_token_threshold": 2,
+    "requests": [
+        {"id": "a", "prompt": [{"len": 5}], "output_len": 25, "priority": 1, "arrival_step": 3},
+        {"id": "b", "prompt": [{"prompt_of": "a"}, {"output_of": "a", "len": 20}], "output_len": 5,
+         "arrival_step": 21},
+        {"id": "c", "prompt": [{"len": 20}], "output_len": 1, "priority": 1, "arrival_step": 15},
+        {"id": "d", "prompt": [{"len": 20}], "output_len": 2, "arrival_step": 18},
+        {"id": "e", "prompt": [{"prompt_of": "a"}, {"output_of": "a", "len": 10}], "output_len": 1,
+         "arrival_step": 2},
+    ],
+}  # fmt: skip
+"""A step passes a over, asynchronously: the token read meanwhile is known from then on, and its blocks are hashed."""
+
+SCENARIOS = {
+    "a victim's budget goes to others": (
+        REFUND, (leap_running, "_make_room", "draft.budget += already", "pass")),
+    "no watermark when nothing runs": (
+        ALONE, (leap_waiting, "try_head", "engine.watermark_blocks if engine.running else 0",
+                "engine.watermark_blocks")),
+    "the last block of a sure end is hashed as it is read": (
+        SURE_END, (leap.LeapScheduler, "_finish", "self._mark_until(", "(lambda *_: None)(")),
+    "a token that was read is known": (
+        PASSED_OVER, (leap.LeapScheduler, "_hash_all_known", "seq.known = computed + 1", "pass")),
+}  # fmt: skip
+
+
+def differs(row: Json) -> bool:
+    """Whether leap and step by step differ, sync or async."""
+    for is_async in (False, True):
+        scenario = Scenario(**row | {"async_scheduling": is_async})
+        if compare(scenario, LeapReplay(scenario)):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenario(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leap equals step by step; without the rule it does not."""
+    row, mutant = SCENARIOS[name]
+    assert not differs(row)
+    mutate(monkeypatch, *mutant)
+    assert differs(row)
+
+
+# --- when a block was hashed --------------------------------------------------------------------
+
+
+class Watched(LeapReplay):
+    """A run that looks at every cached block after every change."""
+
+    def __init__(self, scenario: Scenario, rng: Random | None = None) -> None:
+        super().__init__(scenario, rng=rng)
+        self.hashed: dict[tuple[Run, int], tuple[int, int]] = {}
+
+    def _count_blocks(self, record: StepRecord) -> None:
+        super()._count_blocks(record)
+        trie, now = self.engine.pool.trie, self.engine.batch.num_steps
+        trunks = [] if self._spelled or trie is None else [trie._root]
+        while trunks:
+            trunk = trunks.pop()
+            trunks += trunk.children.values()
+            for piece in trunk.pieces:
+                owner, end = piece.run.owner, piece.hi
+                if owner is not None:
+                    end = min(end, self.engine.pool.num_hashed(owner, owner.computed_at(now)))
+                for depth in range(piece.lo, end):
+                    when = self.engine.pool._when_hashed(piece.run, depth)
+                    assert when[0] < 2 * now, "hashed in the future"
+                    assert self.hashed.setdefault((piece.run, depth), when) == when, "hashed at another time"
+
+
+def watch(num_seeds: int, is_async: bool) -> int:
+    """Run random workloads; return how many blocks were seen."""
+    seen = 0
+    for seed in range(num_seeds):
+        row = random_scenario(Random(seed)) | {"async_scheduling": is_async, "enable_prefix_caching": True}
+        watched = Watched(Scenario(**row))
+        watched.run()
+        seen += len(watched.hashed)
+    return seen
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_block_is_hashed_once(is_async: bool) -> None:
+    """When a block was hashed is a fact: no later event changes it, and it is never in the future."""
+    assert watch(40, is_async) > 1000
+
+
+MARKS = {
+    "a decode that a step passes over": (
+        False, (leap_running, "_settle", "seq.run.marks.append(", "list.append([], ")),
+    "what the last token before a step without it completes": (
+        True, (leap.LeapScheduler, "_hash_all_known", "self._mark_until(", "(lambda *_: None)(")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_marks_keep_times(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its mark the time of such a block would follow from a base that has moved since."""
+    is_async, mutant = MARKS[name]
+    mutate(monkeypatch, *mutant)
+    with pytest.raises(AssertionError, match="hashed"):
+        watch(300, is_async)
+
+
+# --- the free queue -----------------------------------------------------------------------------
+
+
+def pool_with(*runs: tuple[int, int, int]) -> tuple[ExtentPool, list[Run]]:
+    """A pool whose queue holds runs of one content: (first depth, end, when all was hashed)."""
+    pool = ExtentPool(100, 4, enable_caching=True, hash_lag=0)
+    trunk = Trunk(None, (0, "x", 0), None)
+    made = []
+    for admission, (lo, hi, when) in enumerate(runs, 1):
+        owner = Sequence(Request(f"r{admission}", (Segment("x", 4 * hi),), 1), (0, admission))
+        owner.admission, owner.computed = admission, 4 * hi
+        owner.path = ((trunk, 0, hi),)
+        hits = pool.find_longest_cache_hit(owner, 0, 0)._replace(num_blocks=lo)
+        pool.adopt(owner, hits, when)
+        assert owner.run is not None
+        made.append(owner.run)
+        pool.take(hi - lo)
+        pool.release(owner, hi - lo, hi)
+    return pool, made
+
+
+def queue(pool: ExtentPool) -> list[tuple[int, int, int]]:
+    """(admission, lo, hi) of the hashed pieces in the queue, front first; of a piece the deep end goes first."""
+    found, piece = [], pool._queue.next
+    while piece is not pool._queue:
+        found.append((piece.run.admission, piece.lo, piece.hi))
+        piece = piece.next
+    return found
+
+
+def holder(pool: ExtentPool, *hits: Hit) -> Sequence:
+    """A request that holds hits."""
+    seq = Sequence(Request("h", (Segment("x", 4),), 1), (0, 9))
+    for hit in hits:
+        pool._touch(hit)
+    seq.table, seq.run = list(hits), Run(seq)
+    return seq
+
+
+def test_a_queued_extent_splits_deep_rest_first() -> None:
+    """Of a queued run whose middle is held, the deep rest keeps going first, and both keep their place in the queue."""
+    pool, (one, *_) = pool_with((0, 10, 2), (0, 3, 4))
+    holder(pool, Hit(one, 3, 6))
+    assert queue(pool) == [(1, 6, 10), (1, 0, 3), (2, 0, 3)]
+    assert pool.num_free == 100 - 3
+
+
+def test_pieces_of_one_hit_are_freed_deep_first() -> None:
+    """A hit that somebody else's hit has cut meanwhile is given back as if it were whole: its deep end goes first."""
+    pool, (one,) = pool_with((0, 8, 2))
+    whole = holder(pool, Hit(one, 0, 8))
+    front = holder(pool, Hit(one, 0, 4))
+    pool.release(front, 4, 4)
+    assert queue(pool) == []
+    pool.release(whole, 8, 8)
+    assert queue(pool) == [(1, 4, 8), (1, 0, 4)]
+
+
+def test_a_hit_changes_over_where_an_older_copy_starts() -> None:
+    """The first-hashed copy of each block: a run that starts deeper may have been first from there on."""
+    pool, (one, two) = pool_with((0, 10, 20), (4, 10, 6))
+    [trunk] = {piece.trunk for piece in one.pieces}
+    assert pool._first_copy(trunk.pieces, 0, 10, now=99) == (one.pieces[0], 4)
+    assert pool._first_copy(trunk.pieces, 4, 10, now=99) == (two.pieces[0], 5)
+
+
+QUEUE = {
+    "split": ("_cut", "piece.prev if not piece.refs else None", "piece if not piece.refs else None",
+              test_a_queued_extent_splits_deep_rest_first),
+    "release": ("release", "for piece in reversed(other.pieces[:])", "for piece in other.pieces[:]",
+                test_pieces_of_one_hit_are_freed_deep_first),
+    "copies": ("_first_copy", "end = min(end, piece.lo)", "pass",
+               test_a_hit_changes_over_where_an_older_copy_starts),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUEUE)
+def test_queue_mutants(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three tests above fail when the rule is turned round."""
+    function, right, wrong, test = QUEUE[name]
+    mutate(monkeypatch, ExtentPool, function, right, wrong)
+    with pytest.raises(AssertionError):
+        test()
