@@ -7,7 +7,6 @@ crosses, so a percentile is off by less than 0.5 %; the mean is exact.
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass, field
 from math import log
 from typing import NamedTuple
@@ -107,27 +106,24 @@ class TokenMeter:
     """Width of a bucket of the rate: a second, doubled when a run outgrows the buckets."""
     _counts: Floats = field(default_factory=lambda: np.zeros(_NUM_BINS))
     _tokens: Floats = field(default_factory=lambda: np.zeros(_NUM_BUCKETS))
-    _pending: array[int] = field(default_factory=lambda: array("q"))
+    _pending: list[tuple[int, int, int, int, int]] = field(default_factory=list)
 
     def add(self, first: int, last: int, num_decodes: int, num_steps: int, start: int, end: int) -> None:
         """Count a leap (or a step): intervals from `first` to `last` ticks between `start` and `end`."""
-        self._pending.extend((first, last, num_decodes * num_steps, start, end))
-        if len(self._pending) >= 5 * _FLUSH:
+        self._pending.append((first, last, num_decodes * num_steps, start, end))
+        if len(self._pending) >= _FLUSH:
             self.flush()
 
     def flush(self) -> None:
         """Move what was added into the bins."""
         if not self._pending:
             return
-        first, last, weight, start, end = np.frombuffer(self._pending, np.int64).reshape(-1, 5).T
+        first, last, weight, start, end = np.array(self._pending, np.int64).T
         self.total += int(weight.sum())
-        self.sum_ticks += (
-            sum(w * (a + b) for w, a, b in zip(*(x.tolist() for x in (weight, first, last)), strict=True))
-            // 2
-        )
+        self.sum_ticks += sum([w * (a + b) for a, b, w, _, _ in self._pending]) // 2
         self._bin(first.astype(float), last.astype(float), weight)
         self._spread(start, end, weight.astype(float))
-        self._pending = array("q")
+        self._pending = []
 
     def _bin(self, first: Floats, last: Floats, weight: NDArray[np.int64]) -> None:
         """Cut every arithmetic series into pieces narrower than a bin."""

@@ -23,13 +23,12 @@ from kvplan.errors import KvplanError
 from kvplan.metrics import Timeline, TokenMeter
 from kvplan.records import SUMMARY_FIELDS, Record, Records
 from kvplan.result import Result
-from kvplan.scenario import MAX_HORIZON_S, Deployment, Scenario
+from kvplan.scenario import MAX_HORIZON_S, Scenario
 from kvplan.simulation.deploy import Setup, set_ups
 from kvplan.simulation.glide import NEVER_COMES
 from kvplan.simulation.interrupts import interrupts
 from kvplan.simulation.live import LENGTH, REFUSED, REJECTED, TIMEOUT, UNFINISHED, Live
-from kvplan.simulation.make_replica import make_replica
-from kvplan.simulation.router import Router
+from kvplan.simulation.make_replica import make_fleet
 from kvplan.simulation.rows import Rows
 from kvplan.simulation.seats import Fleet, Lockstep, Seat
 from kvplan.simulation.summing_up import sum_up, take_sample
@@ -118,43 +117,12 @@ class Run:
         self.interrupted = False
         self.turns = 0
         self.started = time.monotonic()
-        self.fleets = {name: self._fleet(d, setups[name], name) for name, d in scenario.deployments.items()}
+        self.fleets = {name: make_fleet(self, setups[name], name) for name in scenario.deployments}
         self.replicas = [seat.replica for f in self.fleets.values() for seat in (*f.prefill, *f.seats)]
         self.fleet_of_class = [self.fleets[cls.model] for cls in self.load.classes]
         self.records.kv_bytes_per_token = self.fleets[""].setup.kv_bytes_per_token
         self.rows = Rows(self.load, np.array([f.setup.config.max_model_len for f in self.fleet_of_class]))
         self.timeline = Timeline(self._sample_interval())
-
-    # --- setting up -------------------------------------------------------------------------
-
-    def _fleet(self, deployment: Deployment, setup: Setup, name: str) -> Fleet:
-        fleet = Fleet(setup, Router(deployment.router), deployment.max_queue)
-        for _ in range(deployment.replicas * setup.replicas_per_copy):
-            fleet.seats += self._copy(setup, name, deployment.disaggregation is not None)
-        apart = deployment.disaggregation
-        if apart is not None:
-            for _ in range(apart.prefill_replicas):
-                fleet.prefill += self._copy(setup, name)
-            fleet.prefill_router = Router(deployment.router)
-            token_s, latency = setup.kv_bytes_per_token / apart.transfer_bytes_per_s, apart.latency_s
-            fleet.transfer_ticks = lambda tokens: round((latency + tokens * token_s) * TICKS_PER_S)
-        fleet.replicas = [seat.replica for seat in fleet.seats]
-        return fleet
-
-    def _copy(self, setup: Setup, name: str, decodes_only: bool = False) -> list[Seat]:
-        """One engine, or the ranks of a lockstep group."""
-        ranks = [
-            Seat(self.env, make_replica(self, setup, name, decodes_only)) for _ in range(setup.lockstep_ranks)
-        ]
-        if len(ranks) > 1:
-            group = Lockstep(ranks)
-            group.process = self.env.process(self._serve_lockstep(group))
-            for seat in ranks:
-                seat.process = group.process
-            self.modes[name] = "step by step: data-parallel ranks of a mixture of experts run in lockstep"
-        else:
-            ranks[0].process = self.env.process(self._serve(ranks[0]))
-        return ranks
 
     def _sample_interval(self) -> int:
         span = float(np.nanmax(self.load.arrival_s))
@@ -191,7 +159,7 @@ class Run:
         event.callbacks.append(callback)
         self.env.schedule(event, URGENT, delay)
 
-    def _serve(self, seat: Seat) -> Process:
+    def serve(self, seat: Seat) -> Process:
         """One replica's life: decide, let time pass, read."""
         env, replica, now = self.env, seat.replica, 0
         known = self.num_replicas == 1 and not self.any_follow  # when the next request comes
@@ -225,7 +193,7 @@ class Run:
                 if self.stop.triggered:
                     return
 
-    def _serve_lockstep(self, group: Lockstep) -> Process:
+    def serve_lockstep(self, group: Lockstep) -> Process:
         """Ranks that step together: each step lasts as long as the fullest rank's; idle ranks run dummy batches."""
         env, replicas = self.env, [seat.replica for seat in group.seats]
         dummy = replicas[0].step_time.ticks(StepShape(1, 1, 1))

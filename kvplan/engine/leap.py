@@ -184,7 +184,8 @@ class LeapScheduler:
         num_decodes = batch.num_decodes
         if not num_decodes or self.prefills or len(self._in_flight) != self.is_async:
             return None
-        if num_decodes > self._token_budget:
+        free = self.pool.num_free
+        if num_decodes > self._token_budget or batch.next_demand() > free:
             return None
         full = len(self.running) >= self._max_num_seqs
         steps, limit = batch.next_end() - batch.num_steps, NEVER
@@ -201,8 +202,10 @@ class LeapScheduler:
                 steps = 1
             elif batch.surprises():
                 steps += 1
-        steps, free = min(steps, limit), self.pool.num_free
-        if num_decodes * (steps // self.block_size + 1) > free and batch.demand(steps) > free:
+        if limit < steps:
+            steps = limit
+        least = num_decodes * (steps // self.block_size)
+        if least + num_decodes > free and (least > free or batch.demand(steps) > free):
             steps = batch.steps_that_fit(free)
         if steps < 1:
             return None
@@ -211,8 +214,8 @@ class LeapScheduler:
 
     def _head_stays_out(self) -> BlockedHead | None:
         """Look at the head of the queue as the next step would, if all only decode in it."""
-        draft = Draft(self._token_budget - self.batch.num_decodes, self.config.long_prefill_token_threshold)
-        found = try_head(self, draft)
+        budget, chunk = self._token_budget - self.batch.num_decodes, self.config.long_prefill_token_threshold
+        found = try_head(self, budget, chunk)
         return found if isinstance(found, BlockedHead) else None
 
     def commit_leap(self, num_steps: int) -> Landing:

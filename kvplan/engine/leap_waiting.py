@@ -37,16 +37,16 @@ Admission = tuple[Hits, int, int]
 def schedule_waiting(engine: LeapScheduler, draft: Draft) -> BlockedHead | None:
     """Admit while tokens, places and blocks last; return why the head surely stays out, None if that is not sure."""
     while engine.waiting:
-        found = try_head(engine, draft)
+        found = try_head(engine, draft.budget, draft.chunk)
         if isinstance(found, BlockedHead):
             return None if found.lacks_tokens and draft.chunks else found
         _admit(engine, found, draft)
     return None
 
 
-def try_head(engine: LeapScheduler, draft: Draft) -> Admission | BlockedHead:
-    """Look up what the head of the queue would get of what is left in a step."""
-    if draft.budget <= 0:
+def try_head(engine: LeapScheduler, budget: int, chunk: int) -> Admission | BlockedHead:
+    """Look up what the head of the queue would get of the tokens left in a step; `chunk` caps them, 0 = no cap."""
+    if budget <= 0:
         return NO_TOKENS
     config = engine.config
     if len(engine.running) >= config.max_num_seqs:
@@ -56,12 +56,12 @@ def try_head(engine: LeapScheduler, draft: Draft) -> Admission | BlockedHead:
     hits = engine.pool.find_longest_cache_hit(seq, (last - 1) // size, engine.batch.num_steps)
     computed = hits.num_blocks * size
     num_tokens = last - computed
-    if 0 < draft.chunk < num_tokens:
-        num_tokens = draft.chunk
-    if num_tokens > draft.budget:
+    if 0 < chunk < num_tokens:
+        num_tokens = chunk
+    if num_tokens > budget:
         if not config.enable_chunked_prefill:
             return BlockedHead(_next_hit(engine, seq, hits), lacks_tokens=True)
-        num_tokens = draft.budget
+        num_tokens = budget
     needed = (
         -(-(last if config.scheduler_reserve_full_isl else computed + num_tokens) // size) - hits.num_blocks
     )

@@ -103,9 +103,10 @@ class Books:
         own = shared = thinking = answer = 0
         for live in self.resident:
             held = live.held if live.decode_from == NEVER else live.held + self.num_reads - live.decode_from
-            prompt = min(held, live.num_prompt_tokens)
-            hidden = min(held - prompt, live.thinking_tokens)
-            hit = min(live.hit_tokens, prompt)
+            prompt, hit, hidden = live.num_prompt_tokens, live.hit_tokens, live.thinking_tokens
+            if held < prompt + hidden:
+                prompt = min(held, prompt)
+                hidden, hit = held - prompt, min(hit, prompt)
             own, shared, thinking, answer = (
                 own + prompt - hit,
                 shared + hit,

@@ -1,4 +1,4 @@
-"""One engine of a run: which scheduler, leaping or not, and how drafts fare."""
+"""A deployment's replicas, and one engine of a run: which scheduler, leaping or not, and how drafts fare."""
 
 from __future__ import annotations
 
@@ -12,10 +12,44 @@ from kvplan.engine.request import Request
 from kvplan.engine_sglang.stepper import SGLangEngine
 from kvplan.simulation.deploy import Setup, sglang_config
 from kvplan.simulation.replica import Replica
+from kvplan.simulation.router import Router
+from kvplan.simulation.seats import Fleet, Lockstep, Seat
 from kvplan.simulation.stepper import Engine, StepByStep
+from kvplan.units import TICKS_PER_S
 
 if TYPE_CHECKING:
     from kvplan.simulate import Run
+
+
+def make_fleet(run: Run, setup: Setup, name: str) -> Fleet:
+    """Return the replicas of one of a run's deployments, each with its process on the clock."""
+    deployment = run.scenario.deployments[name]
+    fleet = Fleet(setup, Router(deployment.router), deployment.max_queue)
+    for _ in range(deployment.replicas * setup.replicas_per_copy):
+        fleet.seats += _copy(run, setup, name, deployment.disaggregation is not None)
+    apart = deployment.disaggregation
+    if apart is not None:
+        for _ in range(apart.prefill_replicas):
+            fleet.prefill += _copy(run, setup, name)
+        fleet.prefill_router = Router(deployment.router)
+        token_s, latency = setup.kv_bytes_per_token / apart.transfer_bytes_per_s, apart.latency_s
+        fleet.transfer_ticks = lambda tokens: round((latency + tokens * token_s) * TICKS_PER_S)
+    fleet.replicas = [seat.replica for seat in fleet.seats]
+    return fleet
+
+
+def _copy(run: Run, setup: Setup, name: str, decodes_only: bool = False) -> list[Seat]:
+    """One engine, or the ranks of a lockstep group."""
+    ranks = [Seat(run.env, make_replica(run, setup, name, decodes_only)) for _ in range(setup.lockstep_ranks)]
+    if len(ranks) > 1:
+        group = Lockstep(ranks)
+        group.process = run.env.process(run.serve_lockstep(group))
+        for seat in ranks:
+            seat.process = group.process
+        run.modes[name] = "step by step: data-parallel ranks of a mixture of experts run in lockstep"
+    else:
+        ranks[0].process = run.env.process(run.serve(ranks[0]))
+    return ranks
 
 
 def make_replica(run: Run, setup: Setup, name: str, decodes_only: bool) -> Replica:
