@@ -70,6 +70,12 @@ def test_what_is_left_over_is_named(capsys: Capture) -> None:
     assert "unexpected argument 'extra'" in complaint(capsys, "estimate", "Qwen/Qwen3-8B", "extra")
 
 
+@pytest.mark.parametrize("flag", ["--mamba-ssm-cache-dtype", "--mamba-cache-dtype"])
+def test_a_state_of_no_dtype(capsys: Capture, flag: str) -> None:
+    words = ["Qwen/Qwen3-Next-80B-A3B-Instruct", "-tp", "4", flag, "foo"]
+    assert f"{flag} foo: must be auto" in complaint(capsys, "estimate", *words)
+
+
 def test_an_engine_without_its_version(capsys: Capture) -> None:
     assert "not a version" in complaint(capsys, "estimate", "Qwen/Qwen3-8B", "--engine", "vllm@")
 

@@ -22,6 +22,9 @@ def state_bytes(state: StateSpec, args: EngineArgs, model_dtype: str) -> int:
         raise KvplanError(f"state family {state.family!r} is not supported; known: {', '.join(_ELEMENTS)}")
     conv, recurrent = _ELEMENTS[state.family](state, args.tensor_parallel_size, args.num_speculative_tokens)
     conv_dtype, ssm_dtype = state_dtypes(state, args, model_dtype)
+    for flag, dtype in (("mamba-cache-dtype", conv_dtype), ("mamba-ssm-cache-dtype", ssm_dtype)):
+        if dtype not in ELEMENT_BYTES:
+            raise KvplanError(f"--{flag} {dtype[:40]}: must be auto, float32, float16 or bfloat16")
     return conv * ELEMENT_BYTES[conv_dtype] + recurrent * ELEMENT_BYTES[ssm_dtype]
 
 

@@ -1,0 +1,78 @@
+"""Leap equals step by step where runs meet: routers, several models, disaggregation, strategies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvplan.scenario import parse_scenario
+from kvplan.simulate import simulate
+from kvplan.simulation.solve import solve
+
+STEP = {"fixed_us": 8000, "per_sequence_us": 20, "per_context_token_ns": 65, "per_prefill_token_us": 30}
+SMALL = {"model": "Qwen/Qwen3-0.6B", "gpu": "l4", "step_time": STEP,
+         "engine": {"num_gpu_blocks_override": 260, "max_model_len": 4096, "max_num_seqs": 16}}  # fmt: skip
+LOAD = {
+    "num_requests": 60,
+    "arrivals": {"kind": "gamma", "rate": 12, "cv": 2},
+    "prompt": {"kind": "uniform", "low": 210, "high": 400},
+    "answer": {"kind": "lognormal", "median": 120, "sigma": 0.8, "high": 900},
+    "shared_prefix_tokens": 200,
+    "shared_prefix_groups": 5,
+}
+FLEETS: dict[str, dict[str, Any]] = {
+    "prefix_aware": {"replicas": 3, "router": "prefix_aware"},
+    "least_kv": {"replicas": 3, "router": "least_kv"},
+    "disaggregated": {"replicas": 2, "disaggregation": {"prefill_replicas": 2, "transfer_bytes_per_s": 1e9}},
+    "two_models": {"models": {"other": {**SMALL, "replicas": 2, "router": "prefix_aware"}}},
+}
+
+
+def same(found: Any, stepped: Any) -> None:
+    assert set(found.modes.values()) == {"leap"}
+    assert found.totals.leaps > 0 == stepped.totals.leaps
+    left, right = found.records.columns(), stepped.records.columns()
+    assert left.keys() == right.keys()
+    for name, column in left.items():
+        assert list(map(str, column)) == list(map(str, right[name])), name
+    for name in ("steps", "preemptions", "recomputed_tokens", "busy_ticks"):
+        assert getattr(found.totals, name) == getattr(stepped.totals, name), name
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("fleet", FLEETS)
+def test_fleets(fleet: str, is_async: bool, seed: int) -> None:
+    load = {**LOAD, "seed": seed}
+    if fleet == "two_models":
+        own = {
+            key: load.pop(key) for key in ("prompt", "answer", "shared_prefix_tokens", "shared_prefix_groups")
+        }
+        load["classes"] = {"here": {**own}, "there": {**own, "model": "other"}}
+    engine = {**SMALL["engine"], "async_scheduling": is_async}
+    spec = parse_scenario({**SMALL, **FLEETS[fleet], "engine": engine, "workload": load})
+    found, stepped = simulate(spec), simulate(spec, step_by_step=True)
+    same(found, stepped)
+    assert found.num_completed == 60
+
+
+STRATEGIES: tuple[dict[str, Any], ...] = (
+    {"strategy": "best_of_n", "n": 6, "max_tokens": 1500},
+    {"strategy": "self_consistency", "n": 8, "max_tokens": 1500},
+    {"strategy": "beam_search", "beam_width": 2, "branch_factor": 3, "step_tokens": 100, "num_iterations": 6},
+    {"strategy": "first_finish", "k": 6, "m": 2, "max_tokens": 1500},
+)
+
+
+@pytest.mark.parametrize("placement", ["one_replica", "spread"])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s["strategy"])
+def test_strategies(strategy: dict[str, Any], placement: str) -> None:
+    problems = {
+        "num_problems": 5, "quality": "assumed-u-shape", "placement": placement,
+        "verifier": {"kind": "prm", "placement": "remote"}, "strategies": [strategy],
+    }  # fmt: skip
+    spec = parse_scenario({**SMALL, "replicas": 2, "problems": problems})
+    found, stepped = solve(spec), solve(spec, step_by_step=True)
+    same(found.result, stepped.result)
+    assert [(s.finish, s.correct) for s in found.solved] == [(s.finish, s.correct) for s in stepped.solved]
