@@ -142,7 +142,7 @@ def _sglang(row: Row) -> list[str]:
     flags |= {"max_running_requests": row["max_num_seqs"], "api_key": "sk-not-to-be-seen", "page_size": 1}
     if "max-total-tokens" in row["notes"]:
         flags["max_total_tokens"] = 10000
-    stamp = "[2025-10-01 00:00:00]" if row["tp"] == 1 else "[2025-01-01 00:00:00 TP0]"
+    stamp = "[2025-10-01 00:00:00]" if row["tp"] == 1 else "[2025-10-01 00:00:00 TP0]"
     lines = [f"{stamp} server_args=ServerArgs({', '.join(f'{k}={v!r}' for k, v in flags.items())})"]
     after, weights, tokens = (
         _of(row, n) for n in ("avail_after_load_gb", "model_weights_gib", "kv_cache_tokens")

@@ -149,7 +149,8 @@ def _split(
         return outside, Row("kv_pool", "KV cache", asked, "computed", "--kv-cache-memory-bytes")
     share = _share(args, engine, total, used, context)
     low, high = (_share(args, engine, end, used, context).budget for end in gpu.total_bytes_range)
-    outside = Row("outside_budget", share.label, exact(total - share.budget), "computed", share.flag)
+    flag = share.flag + ("; the host's own use must fit in it" if gpu.unified_memory else "")
+    outside = Row("outside_budget", share.label, exact(total - share.budget), "computed", flag)
     pool = Range(share.budget - used.value, low - used.high, high - used.low)
     return outside, Row("kv_pool", "KV cache", pool, "computed", "what the rows above leave")
 
