@@ -41,7 +41,8 @@ def _gpu_line(card: GpuSpec) -> str:
     fp8 = f"{eighth:>8,.0f}" if eighth else f"{'-':>8}"
     note = "   shared with the host" if card.unified_memory else ""
     rates = f"{card.bandwidth_gb_s:>8,.0f}{half:>8,.0f}{fp8}"
-    return f"{card.name:<20}{card.usable_gib:>11.2f}{rates}          {card.interconnect:<20.20}{card.price_per_hour:>6.2f}{note}"
+    size, link = f"{card.name:<20}{card.usable_gib:>11.2f}", f"{card.interconnect:<20.20}"
+    return f"{size}{rates}          {link}{card.price_per_hour:>6.2f}{note}"
 
 
 def models_command(pattern: str = "", /, *, json: Annotated[bool, SWITCH] = False) -> int:
