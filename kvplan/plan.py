@@ -139,7 +139,7 @@ def _with_requests(question: Question, args: ResolvedArgs, shape: Layout, budget
 
 def _stage_budgets(question: Question, args: ResolvedArgs, trace_tokens: int) -> list[Budget]:
     """One budget per pipeline stage: each as heavy as the heaviest, but only the last one samples."""
-    weights = rank_weights(question.model, args)
+    weights = rank_weights(question.model, args, question.engine.legacy)
     others = tuple(_colocated(question, args, role, model, trace_tokens) for role, model in question.colocate)
     last = args.pipeline_parallel_size - 1
     return [
@@ -157,7 +157,7 @@ def _stage_budgets(question: Question, args: ResolvedArgs, trace_tokens: int) ->
     ]
 
 
-def rank_weights(model: ModelSpec, args: EngineArgs) -> int:
+def rank_weights(model: ModelSpec, args: EngineArgs, legacy: bool = False) -> int:
     """Bytes of weights on the rank that holds most, drafting layers included if they draft."""
     return weight_bytes(
         model,
@@ -168,6 +168,7 @@ def rank_weights(model: ModelSpec, args: EngineArgs) -> int:
         quantization=args.quantization,
         dtype=args.dtype,
         use_mtp=args.num_speculative_tokens > 0 and args.speculative_method == "mtp",
+        legacy=legacy,
     )
 
 

@@ -131,6 +131,7 @@ def heaviest_rank(
     dtype: str = "auto",
     use_mtp: bool = False,
     language_model_only: bool = False,
+    legacy: bool = False,
 ) -> RankWeights:
     """Weights of the rank that holds most, as vLLM shards them.
 
@@ -145,6 +146,7 @@ def heaviest_rank(
         dtype: of what is not quantised; auto: the checkpoint's, with float32 loaded as 16 bits.
         use_mtp: load the multi-token-prediction layers.
         language_model_only: leave the vision tower out.
+        legacy: vLLM's first engine (V0), which kept latent attention's absorbed products as matrices.
 
     Raises:
         KvplanError: sizes that cannot be cut evenly, an unknown quantisation or dtype.
@@ -156,6 +158,7 @@ def heaviest_rank(
         itemsize=_itemsize(model, dtype),
         use_mtp=use_mtp,
         vision=not language_model_only,
+        legacy=legacy,
     )
     spans = stage_spans(len(model.layers), pipeline_parallel_size)
     return max((loader.stage(span, len(model.layers)) for span in spans), key=lambda rank: rank.total)
@@ -203,6 +206,7 @@ class _Loader(NamedTuple):
     itemsize: int
     use_mtp: bool
     vision: bool
+    legacy: bool
 
     def module_bytes(self, m: Module) -> int:
         scheme = self.rule(m) if m.linear else None
@@ -244,6 +248,8 @@ class _Loader(NamedTuple):
             if module.role == "expert":
                 copies = module.copies
         absorbed = sum(_absorbed_elements(a, self.cut) for a in layer.mixers) * self.itemsize
+        if self.legacy:
+            absorbed += sum(_legacy_elements(a, hidden, self.cut) for a in layer.mixers) * self.itemsize
         return LayerWeights(
             parts["attention"] + absorbed,
             parts["mlp"],
@@ -259,6 +265,17 @@ def _absorbed_elements(a: AttentionSpec, cut: Cut) -> int:
     if a.kind is not AttentionKind.MLA:
         return 0
     return a.num_heads // cut.tp * (a.qk_nope_head_dim + a.v_head_dim) * a.kv_lora_rank
+
+
+def _legacy_elements(a: AttentionSpec, hidden: int, cut: Cut) -> int:
+    """V0's absorbed matrices W_Q_UK, W_QR (from the query's latent, where it has one) and W_UV_O.
+
+    Source: vLLM 0.7 `attention/backends/mla/common.py`.
+    """
+    if a.kind is not AttentionKind.MLA:
+        return 0
+    query = a.q_lora_rank or hidden
+    return a.num_heads // cut.tp * (query * (a.kv_lora_rank + a.qk_rope_head_dim) + hidden * a.kv_lora_rank)
 
 
 def _finer_blocks(scheme: Scheme, m: Module) -> Scheme:
