@@ -66,7 +66,7 @@ class Disaggregation(Config):
 
     prefill_replicas: int = Field(1, ge=1, le=4096)
     """Replicas that compute prompts; `replicas` counts the decoding ones."""
-    transfer_bytes_per_s: float = Field(gt=0, le=1e15)
+    transfer_bytes_per_s: float = Field(ge=1000, le=1e15)
     """Bandwidth of one transfer."""
     latency_s: float = Field(0.0, ge=0, le=3600)
     """Fixed time per transfer."""
@@ -301,9 +301,9 @@ def _set(data: dict[str, Any], override: str) -> None:
     if not eq or not path:
         raise KvplanError(f"--set {override}: write key.path=value, e.g. engine.max_num_seqs=64")
     try:
-        set_key(data, path, yaml.safe_load(value))
-    except yaml.YAMLError:
-        raise KvplanError(f"--set {path}: {value!r} is not a YAML value") from None
+        set_key(data, path, yaml.load(value, _Loader))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise KvplanError(f"--set {path[:80]}: {value[:80]!r} is not a YAML value") from None
 
 
 def set_key(data: dict[str, Any], path: str, value: Any) -> None:

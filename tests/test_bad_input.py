@@ -62,6 +62,19 @@ def test_arrivals_beyond_the_clock(capsys: Capture, rate: str) -> None:
     assert "raise the rate" in complaint(capsys, "simulate", "chat", "--set", arrivals)
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("disaggregation={transfer_bytes_per_s: 1e-300}", "transfer_bytes_per_s"),
+        ("workload.num_requests=" + "9" * 5000, "not a YAML value"),
+        ("workload.prompt=" + "[" * 5000, "not a YAML value"),
+    ],
+    ids=["slow transfer", "digits", "depth"],
+)
+def test_absurd_overrides(capsys: Capture, override: str, words: str) -> None:
+    assert words in complaint(capsys, "simulate", "chat", "--set", override)
+
+
 def test_a_device_is_not_a_folder_without_config(capsys: Capture) -> None:
     assert "/dev/null: not a file" in complaint(capsys, "estimate", "/dev/null")
 
