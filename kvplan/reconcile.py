@@ -1,7 +1,7 @@
 """`reconcile`: a real engine's start-up log beside the plan of the same model, flags and card, line by line.
 
-    log --logs.read_log--> figures, flags, names --> plan --reconcile_explain--> lines, each with what explains it
-                                                          --reconcile_learn--> overheads, for `estimate --profile`
+    log --logs.read_log--> figures, flags, names --> plan --logs.explain--> lines, each with what explains it
+                                                          --logs.learn--> overheads, for `estimate --profile`
 
 Knows no formula of memory: `plan` does. Knows no log format: `logs` does.
 """

@@ -1,4 +1,8 @@
-"""Start-up logs of vLLM, SGLang and TensorRT-LLM, read into figures, flags and names. Knows no planner."""
+"""Start-up logs of vLLM, SGLang and TensorRT-LLM, read into figures, flags and names.
+
+`reader`, `figures`, `flags` and `startup` know no planner; `question`, `pool`, `explain`, `learn` and `report` set what
+they read beside one, for `kvplan.reconcile`.
+"""
 
 from kvplan.logs.reader import file_lines
 from kvplan.logs.startup import StartupLog, read_log
