@@ -60,7 +60,7 @@ def kv_over_time(result: Result) -> Layered:
         area.encode(x=x, y=y, color=colour, order="order:Q", tooltip=tips),
         line.encode(x=x, y=y, color=colour, tooltip=tips),
         *limit_rule("y", pool, f"pool {pool:,} tokens"),
-    ).properties(height=HEIGHT)
+    ).properties(height=HEIGHT + 60)
 
 
 QUEUE_COLOURS = {"running": BLUE, "waiting": ORANGE, "preemptions so far": VERMILION}
@@ -84,7 +84,7 @@ def queue_over_time(result: Result) -> Layered:
             tooltip=[alt.Tooltip("time_s:Q", format=".1f"), "what:N", "count:Q"],
         )
     )
-    return alt.layer(line).properties(height=HEIGHT)
+    return alt.layer(line).properties(height=HEIGHT + 60)
 
 
 LATENCIES = {"ttft": "time to first token", "tpot": "time per output token", "e2el": "end to end"}

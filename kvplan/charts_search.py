@@ -1,42 +1,35 @@
-"""Recommendations as Altair charts: what the asked load costs on each configuration, and how slow it is there."""
+"""Recommendations as Altair charts: what the asked load costs on each configuration."""
 
 from __future__ import annotations
 
 import altair as alt
 
-from kvplan.charts_common import BLUE, GREY, PALE, Layered, Rows, colour_scale, inline, legend, limit_rule
-from kvplan.recommend import Recommendation
-
-LATENCIES = {"ttfvt": "first visible token", "ttft": "first token", "e2el": "end to end"}
+from kvplan.charts_common import BLUE, GREY, SKY, Layered, Rows, colour_scale, inline, legend
+from kvplan.recommend import Candidate, Recommendation
 
 
-def measured_by(found: Recommendation) -> str:
-    """The latency that the targets speak of; end to end where they say nothing."""
-    return next((name for name in LATENCIES if getattr(found.scenario.slo, f"{name}_ms")), "e2el")
-
-
-def ranking(found: Recommendation) -> Layered:
-    """Dollars an hour for the asked load against the 99th percentile of the latency that has a target."""
-    name = measured_by(found)
-    rows: Rows = []
-    for place, candidate in enumerate(c for c in found.candidates if c.feasible):
-        latency = candidate.figures.get(f"p99_{name}_ms")
-        if latency is not None:
-            state = "best" if not place else "on the front" if candidate.pareto else "beaten"
-            what = ", ".join(str(value) for value in candidate.settings.values())
-            rows.append({"what": what, "usd": candidate.usd_per_hour, "seconds": latency / 1000, "state": state,
-                         "gpus": candidate.num_gpus, "limited_by": candidate.limited_by})  # fmt: skip
-    colours = {"best": BLUE, "on the front": GREY, "beaten": PALE}
+def ranking(found: Recommendation, most: int = 12) -> Layered:
+    """Dollars an hour for the asked load, configuration by configuration, the best first; what gives out first."""
+    feasible = [c for c in found.candidates if c.feasible and c.usd_per_hour is not None][:most]
+    rows: Rows = [_row(place, candidate) for place, candidate in enumerate(feasible)]
     base = alt.Chart(inline(rows)).encode(
-        x=alt.X("usd:Q", title="$ an hour for the asked load", scale=alt.Scale(zero=False)),
-        y=alt.Y("seconds:Q", title=f"{LATENCIES[name]}, p99, seconds"),
+        x=alt.X("usd:Q", title="$ an hour for the asked load"),
+        y=alt.Y("what:N", sort=[row["what"] for row in rows], title=None, axis=alt.Axis(labelLimit=240)),
     )
-    dots = base.mark_circle(size=130, opacity=1).encode(
-        color=alt.Color("state:N", scale=colour_scale(colours), legend=legend(3)),
-        tooltip=["what:N", alt.Tooltip("usd:Q", format=",.2f"), alt.Tooltip("seconds:Q", format=",.2f"),
-                 "gpus:Q", "limited_by:N"],
-    )  # fmt: skip
-    names = base.mark_text(align="left", dx=9, color=GREY).encode(text="what:N")
-    limit = getattr(found.scenario.slo, f"{name}_ms")
-    rules = limit_rule("y", limit / 1000, f"SLO {limit / 1000:g} s") if limit else ()
-    return alt.layer(dots, names, *rules).properties(height=300)
+    bars = base.mark_bar().encode(
+        color=alt.Color("state:N", scale=colour_scale({"best": BLUE, "others": SKY}), legend=legend(2)),
+        tooltip=["what:N", alt.Tooltip("usd:Q", format=",.2f"), "gpus:Q", "limited_by:N"],
+    )
+    names = base.mark_text(align="left", dx=5, color=GREY).encode(text="note:N")
+    return alt.layer(bars, names).properties(height=110 + 26 * len(rows))
+
+
+def _row(place: int, candidate: Candidate) -> dict[str, object]:
+    return {
+        "what": ", ".join(str(value) for value in candidate.settings.values()),
+        "usd": candidate.usd_per_hour,
+        "gpus": candidate.num_gpus,
+        "limited_by": candidate.limited_by,
+        "note": f"{candidate.num_gpus} GPUs, {candidate.limited_by}",
+        "state": "others" if place else "best",
+    }

@@ -69,7 +69,7 @@ def _strategy(row: StrategyRow) -> dict[str, Any]:
 
 def correct_per_gpu_hour(found: Comparison) -> Layered:
     """Correct answers per GPU-hour, strategy by strategy."""
-    two_lines = alt.Axis(labelLimit=260, labelExpr="split(datum.label, '(')")
+    two_lines = alt.Axis(labelLimit=260, labelOverlap=False, labelExpr="split(datum.label, '(')")
     return alt.layer(
         alt.Chart(inline(map(_strategy, found.rows)))
         .mark_bar(color=GREEN)
@@ -83,7 +83,7 @@ def correct_per_gpu_hour(found: Comparison) -> Layered:
             ),
             tooltip=["strategy:N", alt.Tooltip("correct_per_gpu_hour:Q", format=",.1f")],
         )
-    ).properties(height=60 + 34 * len(found.rows))
+    ).properties(height=60 + 40 * len(found.rows))
 
 
 SWEPT = {"accuracy": ("problems solved", "%", BLUE), "usd_per_correct": ("$ per correct", ".2~g", GREEN)}

@@ -9,12 +9,13 @@ import pytest
 
 pytest.importorskip("altair")
 
-from kvplan import charts, charts_runs, charts_strategies
+from kvplan import charts, charts_runs, charts_search, charts_strategies
 from kvplan.charts_common import PALE, PALETTE
 from kvplan.compare import Comparison, compare
 from kvplan.plan import concurrency_curve, estimate
 from kvplan.planning.demand import Demand
 from kvplan.profile import bundled_profiles
+from kvplan.recommend import recommend
 from kvplan.result import Result
 from kvplan.scenario import load_scenario
 from kvplan.simulate import simulate
@@ -151,6 +152,17 @@ def test_a_branch_is_as_long_as_its_sequence() -> None:
         parts = [r for r in rows_of(spec) if r.get("branch") == str(node.branch) and "part" in r]
         assert sum(p["end"] - p["start"] for p in parts) == node.prompt_tokens + node.output_tokens
         assert any("pruned" in p["part"] for p in parts) == node.pruned
+
+
+def test_a_ranking_is_drawn_best_first() -> None:
+    """A bar per feasible candidate, in the search's order, with what limits it."""
+    scenario = load_scenario("chat", ["workload.num_requests=6", "slo.ttft_ms=2000", "slo.tpot_ms=200"])
+    found = recommend(scenario.model_dump(mode="json", exclude_defaults=True), {"gpu": ["l40s", "rtx-4090"]})
+    rows = [row for row in rows_of(charts_search.ranking(found).to_dict()) if "what" in row]
+    best = [candidate for candidate in found.candidates if candidate.feasible]
+    assert best
+    assert {row["what"]: row["usd"] for row in rows} == {str(c.settings["gpu"]): c.usd_per_hour for c in best}
+    assert {row["what"] for row in rows if row["state"] == "best"} == {str(best[0].settings["gpu"])}
 
 
 @pytest.mark.parametrize("profile", bundled_profiles(), ids=lambda p: p.name)
