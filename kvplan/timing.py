@@ -31,6 +31,7 @@ from kvplan.steps.costs import (
     mixed_token_s,
     p_norm,
     padded,
+    reduce_s,
     smaller,
 )
 from kvplan.steps.work import AttentionWork, ExpertWork, StepWork
@@ -218,7 +219,7 @@ def linear_s(
     head = gemm_s(costs.head, work.head_bytes, work.head_flops * rows) + costs.head.kernel_s
     experts = sum(experts_s(e, costs.experts, m) for e in work.experts) * stages
     element = tokens * work.activation_bytes / costs.activation_bytes_per_s + costs.row_s * rows
-    message_s = costs.reduce.kernel_s + tokens * work.all_reduce_bytes / costs.reduce.bytes_per_s
+    message_s = reduce_s(costs.reduce, tokens * work.all_reduce_bytes)
     sequences = work.num_layer_heads * costs.attention.sequence_s * num_decodes
     fixed = fixed_s(work, costs) + work.num_all_reduces * message_s
     total = fixed + dense + head + experts + element + sequences
@@ -235,5 +236,6 @@ def experts_s(e: ExpertWork, costs: GemmCosts, num_tokens: Number) -> Number:
     """Seconds of the expert layers: the expected distinct experts are read, every visit is multiplied."""
     tokens = num_tokens * e.tokens_factor
     read = expected_experts(e.num_experts, e.share, tokens) * e.expert_bytes
-    work = tokens * e.share * e.num_experts * e.expert_flops
-    return e.num_layers * (gemm_s(costs, read, work) + costs.kernel_s)
+    visits = tokens * e.share * e.num_experts
+    moved_s = visits * e.visit_bytes / costs.visit_bytes_per_s
+    return e.num_layers * (gemm_s(costs, read, visits * e.expert_flops) + moved_s + costs.kernel_s)

@@ -7,22 +7,57 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.validate_step_time import known_model, point, sample
+from benchmarks.silicon import Parallel, is_inferencemax, known_model, parallel, point, sample
 
 SAMPLE = (
     Path(__file__).resolve().parents[1].parent / "shared" / "truth" / "serving" / "aic_silicon_sample.csv"
 )
 
 
-def test_dense_models_on_real_cards() -> None:
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, str]]:
+    if not SAMPLE.exists():
+        pytest.skip(f"needs the measured points {SAMPLE}")
+    return sample(SAMPLE)
+
+
+def test_dense_models_on_real_cards(rows: list[dict[str, str]]) -> None:
     """TPOT of dense models on H100, H200 and B200, vLLM and TensorRT-LLM: 12 % median; every ninth point here.
 
     `docs/validation.md` has all points, the mixtures of experts and the worst ones.
     """
-    if not SAMPLE.exists():
-        pytest.skip(f"needs the measured points {SAMPLE}")
-    rows = [row for row in sample(SAMPLE) if (model := known_model(row["model_path"])) and not model.is_moe]
-    points = [p for p in map(point, rows[::9]) if p is not None]
+    dense = [row for row in rows if (model := known_model(row["model_path"])) and not model.is_moe]
+    points = [p for p in map(point, dense[::9]) if p is not None]
     assert len(points) >= 40
     assert np.median([abs(p.tpot_error) for p in points]) <= 0.12
     assert abs(np.mean([p.tpot_error for p in points])) <= 0.12
+
+
+def test_llama_on_h200_from_nothing_but_kernels_and_a_script(rows: list[dict[str, str]]) -> None:
+    """Prompts of 8k and answers of 1k, one to eight GPUs, 4 to 128 clients, full pools among them: TTFT and TPOT."""
+    chosen = [
+        r for r in rows if r["system"] == "h200_sxm" and "Llama" in r["model_path"] and r["isl"] == "8192"
+    ]
+    points = [p for p in map(point, chosen) if p is not None]
+    assert len(points) == 24
+    assert np.median([abs(p.ttft_error) for p in points]) <= 0.12
+    assert np.median([abs(p.tpot_error) for p in points]) <= 0.06
+
+
+def test_mixtures_of_experts_on_real_cards(rows: list[dict[str, str]]) -> None:
+    """Every thirtieth point of them: TPOT within 15 % in the median."""
+    moe = [row for row in rows if (model := known_model(row["model_path"])) and model.is_moe]
+    points = [p for p in map(point, moe[::30]) if p is not None]
+    assert len(points) >= 30
+    assert np.median([abs(p.tpot_error) for p in points]) <= 0.15
+
+
+def test_one_measurement_has_one_layout(rows: list[dict[str, str]]) -> None:
+    """Rows that repeat a measurement state its GPUs in several ways; read right, they are the same GPUs."""
+    found: dict[tuple[str, ...], set[Parallel]] = {}
+    for row in rows:
+        if row["system"] == "h200_sxm" and "DeepSeek-R1" in row["model_path"] and is_inferencemax(row):
+            figures = (row["isl"], row["concurrency"], row["silicon_ttft_ms"], row["silicon_tpot_ms"])
+            found.setdefault(figures, set()).add(parallel(row))
+    assert len(found) > 20
+    assert all(len(layouts) == 1 for layouts in found.values())

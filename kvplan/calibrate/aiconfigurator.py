@@ -28,7 +28,8 @@ SYSTEMS = {
 }  # fmt: skip
 """The package's name of a system -> the GPU table's."""
 FORMATS = {
-    "bfloat16": "bf16", "float16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4",
+    "bfloat16": "bf16", "float16": "bf16", "fp8": "fp8", "fp8_block": "fp8_block", "fp8_static": "fp8_static",
+    "nvfp4": "nvfp4",
     "int4_wo": "int4", "w4a16_mxfp4": "mxfp4",
 }  # fmt: skip
 MXFP4_IN_FP8 = "w4a8_mxfp4_mxfp8"
@@ -40,6 +41,8 @@ HOST_BOUND_MS = 0.025
 """A format whose quickest tenth of products takes longer was timed launching, not multiplying: left out."""
 PASSES = 12.0
 """Times a layer's element-wise kernels move one token's residual stream (norms, rotary, activation, adds)."""
+MOST_OF_A_PRODUCT = 0.3
+"""Share of an fp8 product's time that is left at least when the search for its largest activation is taken off."""
 _MLA = {"hidden_size": 7168, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
 
 Table = dict[str, Any]
@@ -68,6 +71,9 @@ def kernel_rows(system: str, engine: str) -> Iterator[Row]:
         raise KvplanError(f"{system} has no tables of {engine!r}; it has {', '.join(engines) or 'none'}")
     yield _machine(system, engine, gemm.parent.name)
     yield from _gemm_rows(_read(gemm))
+    scales = _newest(folder, "quantize", name, "computescale_perf")
+    if scales is not None:
+        yield from _static_rows(_read(gemm), _read(scales))
     for kind, file, convert in (
         ("attention", "generation_attention_perf", _decode_rows),
         ("attention", "context_attention_perf", _prefill_rows),
@@ -181,6 +187,26 @@ def _gemm_rows(table: Table) -> Iterator[Row]:
             continue
         part = _where(part, np.ones(len(part["m"]), bool), ("n", "k", "m"))
         yield from _dicts(part, names, "gemm", dtype=FORMATS[dtype])
+
+
+def _static_rows(table: Table, scales: Table) -> Iterator[Row]:
+    """fp8 products of checkpoints that state the activations' scales: without looking for the largest activation.
+
+    The tables time that search with every fp8 product, and once more alone, by tokens and input features.
+    """
+    part = _where_all(table, table["gemm_dtype"] == "fp8")
+    widths = np.unique(scales["k"])
+    nearest = (
+        widths[np.abs(np.log(part["k"][:, None] / widths)).argmin(axis=1)] if len(part["k"]) else widths[:0]
+    )
+    search_ms = np.zeros(len(nearest))
+    for width in np.unique(nearest):
+        timed = _where_all(scales, scales["k"] == width)
+        order, here = np.argsort(timed["m"]), nearest == width
+        search_ms[here] = np.interp(part["m"][here], timed["m"][order], timed["time_ms"][order])
+    part["time_ms"] = np.maximum(part["time_ms"] - search_ms, MOST_OF_A_PRODUCT * part["time_ms"])
+    part["gemm_dtype"] = np.full(len(nearest), "fp8_static")
+    yield from _gemm_rows(part)
 
 
 def _where_all(table: Table, chosen: Any) -> Table:
@@ -306,7 +332,7 @@ def _reduce_rows(table: Table) -> Iterator[Row]:
     backend = table.get("backend", table["kernel_source"])
     names = [] if backend is None else backend.tolist()
     chosen = np.array([not str(name).endswith("eager") for name in names])
-    sizes = (table["message_size"] >= 1 << 11) & (table["message_size"] <= 1 << 25)
+    sizes = (table["message_size"] >= 1 << 11) & (table["message_size"] <= 1 << 27)
     part = _where(table, chosen & sizes, ("num_gpus", "message_size"))
     part = part | {"num_bytes": 2 * part["message_size"]}
     yield from _dicts(part, {"num_ranks": "num_gpus", "num_bytes": "num_bytes"}, "all_reduce")

@@ -19,9 +19,11 @@ from kvplan.calibrate.predict import (
     Term,
     attention_term,
     column,
+    experts_term,
     gemm_term,
     predict_family,
     predict_steps,
+    reduce_term,
     rough_rates,
     step_key,
     step_subject,
@@ -33,6 +35,8 @@ from kvplan.gpu import GpuSpec
 from kvplan.steps.timing_profile import RegimeError, TimingProfile
 
 NUM_DRAWS = 16
+ACHIEVED = 0.8
+"""Share of a card's matrix rate that large products reach at best."""
 EXTRA_KEYS = Prior(400.0, 0.1)
 """In whole steps, products and attention both grow with the prompt's tokens: this share is what kernels showed."""
 
@@ -70,7 +74,7 @@ def fit(
         if gpu is None:
             given = _merge_fixed(term) | given
             problem = _to_scale(problem)
-        part = _fit_family(problem, given, num_draws, rng)
+        part = _fit_family(problem, given | _above_sheet(problem, given, gpu), num_draws, rng)
         parts.append(part)
         known |= part.values
     coefficients = known | {k: v for k, (v, _) in given.items() if "." in k and math.isfinite(v)}
@@ -125,9 +129,9 @@ def _to_scale(problem: Problem) -> Problem:
 def _kernel_term(name: str, rows: Sequence[Row], gpu: GpuSpec | None) -> Term:
     kind, fmt = name.split(".", 1)
     if kind in ("gemm", "moe"):
-        return gemm_term(name, gpu, fmt, rough_rates(rows))
+        return (gemm_term if kind == "gemm" else experts_term)(name, gpu, fmt, rough_rates(rows))
     if kind == "reduce":
-        return Term({f"{name}.kernel_s": 5e-6, f"{name}.bytes_per_s": 1e11}, {})
+        return reduce_term(name, rows)
     return attention_term(name, gpu, rough_rates(rows))
 
 
@@ -188,6 +192,27 @@ def _fit_family(
     values = solution.values | {k: v for k, (v, _) in given.items() if k in held and math.isfinite(v)}
     values |= {k: v for k, v in held.items() if math.isfinite(v)}
     return Fitted(values, assumed | {k: _reason(k, given) for k in held}, errors, draws)
+
+
+def _above_sheet(
+    problem: Problem, given: Mapping[str, tuple[float, str]], gpu: GpuSpec | None
+) -> dict[str, tuple[float, str]]:
+    """Experts' matrix rate, stated, where the rows would put it beyond what the card can do.
+
+    Both products and moved activations grow with the visits; experts of one width cannot tell them apart.
+    """
+    kind, *fmt = problem.name.split(".")
+    name = f"{problem.name}.flops_per_s"
+    if gpu is None or kind != "moe" or name in given:
+        return {}
+    most = ACHIEVED * gpu.flops(fmt[0].split("_")[0])
+    rows = [row for row in problem.rows if not row.get("held_out")]
+    if len(rows) < len(problem.term.start) or run(problem, rows, problem.term.start).values[name] <= most:
+        return {}
+    why = (
+        f"experts too alike to tell products from moved activations: {ACHIEVED:.0%} of the data sheet's rate"
+    )
+    return {name: (most, why)}
 
 
 def _stated(term: Term, given: Mapping[str, tuple[float, str]]) -> dict[str, float]:

@@ -14,7 +14,8 @@ from kvplan.errors import KvplanError
 
 UNFELT = 5e-3
 """A coefficient whose doubling changes no row by more than about this share is not measured."""
-SOFT = ("p_norm", "kernel_s", "row_s", "extra_keys", "mixed_crowding", "mixed_block_s", "serial_bytes_per_s")
+SOFT = ("p_norm", "kernel_s", "row_s", "extra_keys", "mixed_crowding", "mixed_block_s", "serial_bytes_per_s",
+        "visit_bytes_per_s", "two_shot_s", "two_shot_bytes_per_s")  # fmt: skip
 """Fields that shape a term; rows that do not feel them leave them at the belief, marked as assumed."""
 BOOST = 100.0
 BOOSTED = 0.02

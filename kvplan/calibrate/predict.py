@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,10 +18,10 @@ from kvplan.calibrate.solve import Array, Predict, Prior
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, load_model
-from kvplan.steps.costs import AttentionCosts, GemmCosts, expected_experts, gemm_s
+from kvplan.steps.costs import AttentionCosts, GemmCosts, ReduceCosts, expected_experts, gemm_s, reduce_s
 from kvplan.steps.step_time import ELEMENT_BYTES
 from kvplan.steps.timing_profile import step_costs
-from kvplan.steps.work import AttentionWork, StepWork, projection_params, step_work
+from kvplan.steps.work import AttentionWork, StepWork, projection_params, step_work, visit_bytes
 from kvplan.timing import ModelStepTime, StepShape, attention_s
 
 HINTS = {
@@ -34,12 +34,21 @@ HINTS = {
     "mixed_crowding": "mixed steps at batch 16 and 128 with contexts of 8k and more",
     "mixed_block_s": "mixed steps: chunks of 512 and 2048 beside 64 and 128 short decodes",
     "serial_bytes_per_s": "a 16-token chunk beside one sequence of 16k context",
+    "visit_bytes_per_s": "experts of two sizes at 1024 and 8192 tokens",
+    "two_shot_s": "all-reduces of 2 MB",
+    "two_shot_bytes_per_s": "all-reduces of 16 MB and more",
     "p_norm": "products or chunks of 64, 128 and 256 tokens",
     "layer_s": "models of two depths, or decode at several batches",
     "launch_s": "one card or few (weights in memory bound the step) and many (launches do)",
     "step_s": "a model of another depth",
     "row_s": "a model of another depth at batch 1 and 128",
 }
+
+
+Costs = TypeVar("Costs", GemmCosts, ReduceCosts)
+
+ENOUGH_FOR_TWO = 10
+"""All-reduce rows from which one-shot and two-shot algorithms are told apart."""
 
 
 class Rates(NamedTuple):
@@ -78,6 +87,27 @@ def gemm_term(prefix: str, gpu: GpuSpec | None, fmt: str, rough: Rates = UNKNOWN
     return Term(
         {f"{prefix}.{k}": v for k, v in start.items()}, {f"{prefix}.{k}": v for k, v in priors.items()}
     )
+
+
+def experts_term(prefix: str, gpu: GpuSpec | None, fmt: str, rough: Rates = UNKNOWN_CARD) -> Term:
+    """Start and beliefs of experts: their products, and the activations moved around them."""
+    start, priors = gemm_term(prefix, gpu, fmt, rough)
+    rate = 0.3 * (gpu.bandwidth if gpu else rough.bytes_per_s)
+    name = f"{prefix}.visit_bytes_per_s"
+    return Term(start | {name: rate}, priors | {name: Prior(rate, 1.0)})
+
+
+def reduce_term(prefix: str, rows: Sequence[Row]) -> Term:
+    """Start of an all-reduce; many rows over a wide range tell two algorithms apart."""
+    quick, far = min(r["time_s"] for r in rows), max(rows, key=lambda r: r["num_bytes"])
+    rate = far["num_bytes"] / far["time_s"]
+    if len(rows) < ENOUGH_FOR_TWO:
+        return Term({f"{prefix}.kernel_s": quick, f"{prefix}.bytes_per_s": rate}, {})
+    start = {
+        "kernel_s": quick, "bytes_per_s": rate / 4, "two_shot_s": 5 * quick, "two_shot_bytes_per_s": 1.1 * rate,
+    }  # fmt: skip
+    priors = {f"{prefix}.{k}": Prior(start[k], 1.0) for k in ("two_shot_s", "two_shot_bytes_per_s")}
+    return Term({f"{prefix}.{k}": v for k, v in start.items()}, priors)
 
 
 def attention_term(prefix: str, gpu: GpuSpec | None, rough: Rates = UNKNOWN_CARD) -> Term:
@@ -130,7 +160,7 @@ def predict_family(name: str, rows: Sequence[Row], known: Mapping[str, float]) -
         return _predict_moe(name, rows, ELEMENT_BYTES.get(fmt, 2.0))
     if kind == "reduce":
         moved = column(rows, "num_bytes")
-        return lambda v: v[f"{name}.kernel_s"] + moved / v[f"{name}.bytes_per_s"]
+        return lambda v: np.asarray(reduce_s(_costs(ReduceCosts, v, name), moved))
     work, shape = _attention_work(kind, rows, ELEMENT_BYTES.get(fmt, 2.0)), shapes(rows)
     products = _block_products_s(rows, known) if kind == "mla" else 0.0
 
@@ -169,8 +199,9 @@ def _mla_spec(row: Row) -> AttentionSpec:
     )
 
 
-def _gemm_costs(v: Mapping[str, float], prefix: str) -> GemmCosts:
-    return GemmCosts(*(v[f"{prefix}.{k}"] for k in ("bytes_per_s", "flops_per_s", "p_norm", "kernel_s")))
+def _costs(kind: type[Costs], v: Mapping[str, float], prefix: str) -> Costs:
+    """The costs whose fields are a prefix's coefficients."""
+    return kind(**{k[len(prefix) + 1 :]: x for k, x in v.items() if k.startswith(f"{prefix}.")})
 
 
 def _attention_costs(v: Mapping[str, float], prefix: str) -> AttentionCosts:
@@ -192,7 +223,7 @@ def _attention_costs(v: Mapping[str, float], prefix: str) -> AttentionCosts:
 def _predict_gemm(name: str, rows: Sequence[Row], element: float) -> Predict:
     m, n, k = (column(rows, c) for c in ("num_tokens", "out_features", "in_features"))
     num_bytes, flops = n * k * element, 2.0 * m * n * k
-    return lambda v: v[f"{name}.kernel_s"] + gemm_s(_gemm_costs(v, name), num_bytes, flops)
+    return lambda v: v[f"{name}.kernel_s"] + gemm_s(_costs(GemmCosts, v, name), num_bytes, flops)
 
 
 def _predict_moe(name: str, rows: Sequence[Row], element: float) -> Predict:
@@ -202,8 +233,15 @@ def _predict_moe(name: str, rows: Sequence[Row], element: float) -> Predict:
     distinct = np.array([r.get("distinct_experts", np.nan) for r in rows], dtype=float)
     distinct = np.where(np.isnan(distinct), expected_experts(held, topk / experts, m), distinct)
     params = column(rows, "num_matrices", 3.0) * h * i
-    num_bytes, flops = distinct * params * element, 2.0 * m * topk * held / experts * params
-    return lambda v: v[f"{name}.kernel_s"] + gemm_s(_gemm_costs(v, name), num_bytes, flops)
+    visits = m * topk * held / experts
+    num_bytes, flops = distinct * params * element, 2.0 * visits * params
+    moved = visits * visit_bytes(h, i, column(rows, "num_matrices", 3.0))
+
+    def predict(v: Mapping[str, float]) -> Array:
+        costs = _costs(GemmCosts, v, name)
+        return np.asarray(costs.kernel_s + gemm_s(costs, num_bytes, flops) + moved / costs.visit_bytes_per_s)
+
+    return predict
 
 
 def _attention_work(kind: str, rows: Sequence[Row], element: float) -> AttentionWork:

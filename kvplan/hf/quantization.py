@@ -28,6 +28,8 @@ class Scheme:
     """0: the whole row."""
     tensor_bytes: int = 0
     """Scales per matrix."""
+    is_static: bool = False
+    """Activations are scaled by the checkpoint's constants: no kernel looks for their maximum."""
     pad: tuple[int, int] = (1, 1)
     """Multiples that the kernel's layout rounds (output and intermediate, hidden) sizes up to."""
 
@@ -38,6 +40,7 @@ class Scheme:
 
 
 FP8_TENSOR = Scheme("fp8 per tensor", 8, tensor_bytes=8)
+FP8_STATIC = replace(FP8_TENSOR, is_static=True)
 FP8_CHANNEL = Scheme("fp8 per channel", 8, 4)
 INT8_CHANNEL = Scheme("int8 per channel", 8, 4)
 MXFP4 = Scheme("mxfp4", 4, 1, block_cols=32, pad=(128, 256))
@@ -291,7 +294,7 @@ def _compressed_scheme(weights: Keys, k: Keys) -> Scheme:
 MXFP4_LINEAR = replace(MXFP4, pad=(1, 1))
 
 _ALGORITHMS = {
-    "FP8": FP8_TENSOR,
+    "FP8": FP8_STATIC,
     "FP8_PER_CHANNEL_PER_TOKEN": FP8_CHANNEL,
     "FP8_PB_WO": fp8_block(128, 128),
     "NVFP4": NVFP4,

@@ -30,6 +30,8 @@ class GemmCosts:
     """How softly reading and multiplying overlap: 1 they add, infinity the longer counts."""
     kernel_s: float = 0.0
     """Of each product, however small."""
+    visit_bytes_per_s: float = math.inf
+    """Experts only: activations gathered, quantised, passed between the products and scattered back, per visit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,19 @@ class AttentionCosts:
 
 @dataclass(frozen=True, slots=True)
 class ReduceCosts:
-    """Tensor-parallel all-reduce among one number of ranks."""
+    """Tensor-parallel all-reduce among one number of ranks, by the quicker of two algorithms.
+
+    One shot: every rank reads every other's message; soonest done while it is short. Two shots: reduce-scatter, then
+    all-gather; started later, each byte crosses the link about twice, however many ranks.
+    """
 
     kernel_s: float = 0.0
     bytes_per_s: float = math.inf
     """Message bytes per second (the algorithm's bandwidth, not the link's)."""
+    two_shot_s: float = math.inf
+    """Fixed part of the two-shot algorithm; infinity: only one was measured."""
+    two_shot_bytes_per_s: float = math.inf
+    """Message bytes per second of the two-shot algorithm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +136,17 @@ def p_norm(a: Number, b: Number, p: float) -> Number:
 def gemm_s(costs: GemmCosts, num_bytes: Number, flops: Number) -> Number:
     """Seconds of a matrix product: the p-norm of reading its weights and of multiplying, without `kernel_s`."""
     return p_norm(num_bytes / costs.bytes_per_s, flops / costs.flops_per_s, costs.p_norm)
+
+
+def reduce_s(costs: ReduceCosts, num_bytes: Number) -> Number:
+    """Seconds of one all-reduce of a message.
+
+    >>> costs = ReduceCosts(3e-6, 4e10, two_shot_s=2e-5, two_shot_bytes_per_s=2e11)
+    >>> round(reduce_s(costs, 4e5) * 1e6), round(reduce_s(costs, 4e6) * 1e6)
+    (13, 40)
+    """
+    one_shot = costs.kernel_s + num_bytes / costs.bytes_per_s
+    return smaller(one_shot, costs.two_shot_s + num_bytes / costs.two_shot_bytes_per_s)
 
 
 def expected_experts(num_experts: Number, share: Number, num_tokens: Number) -> Number:

@@ -19,8 +19,8 @@ from kvplan.steps.work import StepWork, step_work
 from kvplan.timing import ModelStepTime, StepShape, roofline
 
 ELEMENT_BYTES = {
-    "bf16": 2.0, "float32": 4.0, "fp8": 1.0, "fp8_block": 1.0, "int8": 1.0, "nvfp4": 0.5625, "mxfp4": 0.53125,
-    "int4": 0.53,
+    "bf16": 2.0, "float32": 4.0, "fp8": 1.0, "fp8_block": 1.0, "fp8_static": 1.0, "int8": 1.0, "nvfp4": 0.5625,
+    "mxfp4": 0.53125, "int4": 0.53,
 }  # fmt: skip
 """Bytes per weight or KV element, block scales included."""
 ROOFLINE_SHARE = 0.8
@@ -129,7 +129,7 @@ def _scheme_format(scheme: Scheme | None, plain: str) -> str:
     if scheme is None:
         return plain
     if scheme.name.startswith("fp8"):
-        return "fp8_block" if "block" in scheme.name else "fp8"
+        return "fp8_block" if "block" in scheme.name else "fp8_static" if scheme.is_static else "fp8"
     if scheme.name.startswith(("nvfp4", "mxfp4")):
         return scheme.name[:5]
     if scheme.name.startswith("mxfp8"):

@@ -19,11 +19,12 @@ from kvplan.steps.costs import AttentionCosts, GemmCosts, HostCosts, ReduceCosts
 from kvplan.steps.work import StepWork
 from kvplan.timing import ModelStepTime, StepShape
 
-BORROWED_FLOPS = {"fp8": 1.6, "fp8_block": 1.4, "nvfp4": 2.5, "mxfp4": 1.0, "int4": 0.9}
+BORROWED_FLOPS = {"fp8": 1.6, "fp8_static": 1.6, "fp8_block": 1.4, "nvfp4": 2.5, "mxfp4": 1.0, "int4": 0.9}
 """Matrix rate over bf16's where a profile has no products of that format (assumed, 0.7 to 1.3 of it)."""
 ALIKE = {
-    "fp8_block": ("fp8",),
-    "fp8": ("fp8_block",),
+    "fp8_block": ("fp8", "fp8_static"),
+    "fp8": ("fp8_block", "fp8_static"),
+    "fp8_static": ("fp8", "fp8_block"),
     "mxfp4": ("nvfp4",),
     "nvfp4": ("mxfp4",),
     "int8": ("fp8",),

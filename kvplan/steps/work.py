@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec
 
@@ -39,6 +40,8 @@ class ExpertWork:
     expert_bytes: float
     expert_flops: float
     """Of one token in one expert."""
+    visit_bytes: float = 0.0
+    """Activations of one token in one expert, in and out of its products, 16 bits each."""
     tokens_factor: float = 1.0
     """Tokens that reach the experts per token of this rank (data-parallel ranks pool theirs)."""
 
@@ -96,7 +99,8 @@ def step_work(
     """Count one rank's work. Byte sizes are per parameter and per KV element (scales included by the caller).
 
     Pipeline stages run in turn on a batch cut in `pipeline_parallel_size` parts, so a step of all parts reads
-    every weight once and every context on its own stage; `timing` divides accordingly.
+    every weight once and every context on its own stage; `timing` divides accordingly. Without expert parallelism
+    the experts are cut over tensor and data ranks together, as vLLM does.
     """
     tp = tensor_parallel_size
     layers = Counter(model.layers)
@@ -104,7 +108,7 @@ def step_work(
     dense = sum(n * _dense_params(layer, hidden, tp) for layer, n in layers.items())
     head = hidden * -(-model.vocab_size // tp)
     ep = tp * data_parallel_size if enable_expert_parallel else 1
-    cut = 1 if enable_expert_parallel else tp
+    cut = 1 if enable_expert_parallel else tp * data_parallel_size
     per_weight = weight_bytes if expert_weight_bytes is None else expert_weight_bytes
     experts = tuple(
         _expert_work(layer.mlp, n, hidden, ep, cut, per_weight, data_parallel_size)
@@ -149,8 +153,19 @@ def _expert_work(
         share=mlp.experts_per_token / mlp.num_experts,
         expert_bytes=params * weight_bytes,
         expert_flops=2.0 * params,
+        visit_bytes=visit_bytes(hidden, mlp.intermediate_size / cut, mlp.num_matrices),
         tokens_factor=float(pooled),
     )
+
+
+def visit_bytes(hidden: Any, intermediate: Any, num_matrices: Any = 3) -> Any:
+    """Bytes of activations that one visit of an expert moves, at 16 bits: its input and output, and what passes
+    between its products (a gate and an up projection out, their product in). Numbers or arrays.
+
+    >>> visit_bytes(4096, 1536)
+    25600
+    """
+    return 2 * (2 * hidden + num_matrices * intermediate)
 
 
 def _dense_params(layer: LayerSpec, hidden: int, tp: int) -> float:

@@ -1,0 +1,253 @@
+"""Measured serving points (aiconfigurator's silicon sample) as simulations: who sent what to which server.
+
+The sample states lengths, concurrency and GPUs; how the points were taken is public elsewhere and differs by source:
+
+* InferenceMAX / InferenceX, the rows of 1024 and 8192 tokens: `benchmark_serving.py --random-range-ratio 0.8
+  --num-prompts 10 C --max-concurrency C --request-rate inf`, and one server script per model, card and engine
+  (README.md and benchmarks/*.sh of SemiAnalysisAI/InferenceX; client: kimbochen/bench_serving, which draws lengths
+  uniformly from 0.8 L to L).
+* aiconfigurator's own, all other rows: genai-perf with constant lengths, `--concurrency C --request-count 10 C`
+  (`eval/benchmarks/genai_perf_runner.py`), on servers with the flags of its generator (`backends/trtllm.py`):
+  max_num_tokens = C + isl + 1500, max_batch_size = C, prompts never split.
+
+Both clients send C requests at once, then the next when one ends; warm-up requests end before that, so they change
+nothing. Both tools' means are used.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kvplan.engine.config import EngineConfig
+from kvplan.engine_args import EngineArgs
+from kvplan.errors import KvplanError
+from kvplan.gpu import get_gpu
+from kvplan.model import AttentionKind, ModelSpec, load_model
+from kvplan.plan import estimate
+from kvplan.profile import pick
+from kvplan.scenario import parse_scenario
+from kvplan.simulate import simulate
+from kvplan.simulation.deploy import Setup
+from kvplan.steps.step_time import ELEMENT_BYTES, find_formats
+from kvplan.steps.work import step_work
+from kvplan.timing import ModelStepTime
+
+Row = dict[str, str]
+
+GPUS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200", "b200_sxm": "b200", "b300_sxm": "b300"}
+ENGINES = {"trtllm": "tensorrt-llm", "vllm": "vllm"}
+FORMATS = {"fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "int4_wo": "int4", "bfloat16": "bf16",
+           "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4"}  # fmt: skip
+SAME_SHAPES = {"Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B"}
+BLOCK = 32
+INFERENCEMAX_LENGTHS = {(1024, 1024), (1024, 8192), (8192, 1024)}
+
+
+def number(text: str, otherwise: float = 1.0) -> float:
+    return float(text) if text else otherwise
+
+
+def is_inferencemax(row: Row) -> bool:
+    return (int(row["isl"]), int(row["osl"])) in INFERENCEMAX_LENGTHS and "epnone" not in row["id"]
+
+
+class Parallel(NamedTuple):
+    """How a server's GPUs share the work."""
+
+    tensor: int
+    """Ranks that share attention."""
+    data: int
+    """Ranks with requests of their own."""
+    experts: bool
+    """Whether experts are spread over ranks rather than cut."""
+
+
+def parallel(row: Row) -> Parallel:
+    """The GPUs of a row. InferenceMAX passes TP and EP of the *same* GPUs (`--tp_size=$TP --ep_size=$EP_SIZE`).
+
+    Rows converted as if they multiplied (tp 64 = 8 x 8, or 4 x 4 data ranks of 16) repeat measurements that other
+    rows state as 8 or 4 GPUs; they are read as those.
+    """
+    tp, dp = int(number(row["tp_size"])), int(number(row["attention_dp_size"]))
+    moe_tp, ep = int(number(row["moe_tp_size"])), int(number(row["moe_ep_size"]))
+    if is_inferencemax(row):
+        if moe_tp == ep > 1 and tp * dp == moe_tp * ep:  # GPUs counted twice
+            return Parallel(1, ep, True) if dp > 1 else Parallel(ep, 1, True)
+        if tp == dp > 1 and ep == tp * dp:  # vllm serve --tensor-parallel-size TP --enable-expert-parallel
+            return Parallel(tp, 1, True)
+    return Parallel(tp, dp, ep > 1)
+
+
+class Server(NamedTuple):
+    """Flags that decide when a prompt enters."""
+
+    max_num_tokens: int
+    max_num_seqs: int
+    chunked: bool
+    utilization: float
+    kv_dtype: str
+
+
+def server(row: Row, clients: int, ranks: int) -> Server:
+    """Flags of the source's own scripts; ModelOpt's 4-bit checkpoints state fp8 KV, TensorRT-LLM's scripts set it."""
+    isl, osl = int(row["isl"]), int(row["osl"])
+    name = row["model_path"]
+    stated = row["backend"] == "trtllm" or "Llama-3.1-70B" in name or row["gemm_quant_mode"] == "nvfp4"
+    kv = "fp8" if stated and not (row["system"] == "h200_sxm" and "gpt-oss" in name) else "auto"
+    if row["backend"] == "vllm":
+        return Server(
+            8192, clients, True, 0.95 if "MiniMax" in name and row["system"] == "b200_sxm" else 0.9, kv
+        )
+    if not is_inferencemax(row):
+        return Server(clients + isl + 1500, clients, False, 0.9, kv)
+    if "gpt-oss" in name:
+        return Server(20000, clients, False, 0.85, kv)
+    if "Llama" in name:
+        return Server(isl + osl + 200, clients, False, 0.9, kv)
+    tokens = -(-(clients * ranks + isl + 64) // 64) * 64
+    share = 0.75 if row["system"] == "h200_sxm" else 0.8
+    return Server(tokens if row["system"] == "h200_sxm" else max(8192, tokens), clients, False, share, kv)
+
+
+def known_model(name: str) -> ModelSpec | None:
+    try:
+        return load_model(SAME_SHAPES.get(name, name))
+    except KvplanError:
+        return None
+
+
+def variant(stated: str, own: str) -> str:
+    """The checkpoint's format where the row states the same number of bits, else the row's."""
+    eight, four = ("fp8", "fp8_block"), ("nvfp4", "mxfp4")
+    return own if any(stated in bits and own in bits for bits in (eight, four)) else stated
+
+
+def formats(row: Row, model: ModelSpec) -> tuple[str, str]:
+    """Weights and experts as the row states them, in the checkpoint's own variant (fp8 in blocks, mxfp4).
+
+    4-bit formats of mixtures are the experts': such checkpoints keep attention in 16 bits. InferenceMAX's dense
+    fp8 is nvidia/Llama-3.1-70B-Instruct-FP8, whose activations have static scales; aiconfigurator's mode fp8 has not.
+    """
+    own = find_formats(model, EngineArgs())
+    weight = variant(FORMATS[row["gemm_quant_mode"]], own["weight_format"])
+    if weight == "fp8" and not model.is_moe and is_inferencemax(row):
+        weight = "fp8_static"
+    expert = variant(FORMATS.get(row["moe_quant_mode"], weight), own["expert_format"])
+    return ("bf16" if model.is_moe and weight in ("int4", "nvfp4", "mxfp4") else weight), expert
+
+
+def step_time(row: Row, model: ModelSpec, timing: Any, where: Parallel, kv: str) -> ModelStepTime:
+    weight, expert = formats(row, model)
+    work = step_work(
+        model, tensor_parallel_size=where.tensor, pipeline_parallel_size=int(number(row["pp_size"])),
+        data_parallel_size=where.data if model.is_moe else 1, enable_expert_parallel=where.experts,
+        weight_bytes=ELEMENT_BYTES[weight], expert_weight_bytes=ELEMENT_BYTES[expert], kv_bytes=ELEMENT_BYTES[kv],
+    )  # fmt: skip
+    mla = any(layer.attention.kind is AttentionKind.MLA for layer in model.layers)
+    link = get_gpu(GPUS[row["system"]]).interconnect_bandwidth
+    found: ModelStepTime = timing.step_time(
+        work, weight_format=weight, expert_format=expert, kv_format=kv, mla=mla, link_bytes_per_s=link
+    )
+    return found
+
+
+QUANTIZATION = {"fp8": "fp8", "fp8_static": "fp8", "nvfp4": "modelopt_fp4"}
+
+
+def pool_tokens(row: Row, model: ModelSpec, where: Parallel, flags: Server) -> float:
+    """Tokens of KV that the planner finds room for on one data rank; infinite where it cannot say."""
+    stated = formats(row, model)
+    own = find_formats(model, EngineArgs())
+    same = stated == (own["weight_format"], own["expert_format"])
+    args = EngineArgs(
+        tensor_parallel_size=where.tensor, data_parallel_size=where.data, enable_expert_parallel=where.experts,
+        max_model_len=int(row["isl"]) + int(row["osl"]) + 200, gpu_memory_utilization=flags.utilization,
+        kv_cache_dtype=flags.kv_dtype, quantization=None if same else QUANTIZATION.get(stated[1]),
+        max_num_seqs=flags.max_num_seqs,
+    )  # fmt: skip
+    try:
+        layout = estimate(model, GPUS[row["system"]], args, engine=ENGINES[row["backend"]]).layout
+    except KvplanError:
+        return float("inf")
+    return layout.num_blocks * layout.block_size if layout else float("inf")
+
+
+def engine_config(row: Row, clients: int, flags: Server, pool: float) -> EngineConfig:
+    """One data rank's engine. TensorRT-LLM admits only what fits to its end (GUARANTEED_NO_EVICT): a cap on sequences.
+
+    The scheduler's twin takes no unsplit prompts on a budget below the longest request; there prompts may be split.
+    """
+    isl, osl = int(row["isl"]), int(row["osl"])
+    longest = isl + osl + 32
+    need, seqs = clients * longest, flags.max_num_seqs
+    if pool < need and row["backend"] == "trtllm":
+        mean = 0.9 * longest if is_inferencemax(row) else longest
+        seqs, pool = max(1, min(seqs, int(pool / mean))), need
+    return EngineConfig(
+        block_size=BLOCK, num_gpu_blocks=int(max(min(pool, 1.1 * need), longest + BLOCK) // BLOCK) + 2,
+        max_num_seqs=seqs, max_num_batched_tokens=flags.max_num_tokens, max_model_len=longest,
+        enable_prefix_caching=False, enable_chunked_prefill=flags.chunked or flags.max_num_tokens < longest,
+        async_scheduling=True,
+    )  # fmt: skip
+
+
+class Point(NamedTuple):
+    """One measured point beside its simulation; times in milliseconds."""
+
+    row: Row
+    moe: bool
+    tpot: float
+    ttft: float
+
+    @property
+    def tpot_error(self) -> float:
+        return self.tpot / float(self.row["silicon_tpot_ms"]) - 1
+
+    @property
+    def ttft_error(self) -> float:
+        return self.ttft / float(self.row["silicon_ttft_ms"]) - 1
+
+    @property
+    def source(self) -> str:
+        return "InferenceMAX" if is_inferencemax(self.row) else "aiconfigurator"
+
+
+def sample(path: Path) -> list[Row]:
+    """Aggregated serving rows of cards and engines with a profile."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        r
+        for r in rows
+        if r["mode"] == "agg"
+        and r["system"] in GPUS
+        and r["backend"] in ENGINES
+        and r["gemm_quant_mode"] in FORMATS
+    ]
+
+
+def point(row: Row) -> Point | None:
+    """Simulate one row; None where no profile or model is there."""
+    model = known_model(row["model_path"])
+    profile, _ = pick(GPUS[row["system"]], ENGINES[row["backend"]])
+    if model is None or profile is None or profile.timing is None:
+        return None
+    where = parallel(row)
+    clients = max(1, round(number(row["concurrency"], number(row["batch_size"]) * where.data) / where.data))
+    flags = server(row, clients, where.data)
+    kv = "fp8" if flags.kv_dtype == "fp8" else "bf16"
+    time = step_time(row, model, profile.timing, where, kv)
+    config = engine_config(row, clients, flags, pool_tokens(row, model, where, flags))
+    shortest = 0.8 if is_inferencemax(row) else 1.0
+    lengths = {
+        name: {"kind": "uniform", "low": int(shortest * int(row[column])), "high": int(row[column])}
+        for name, column in (("prompt", "isl"), ("answer", "osl"))
+    }
+    workload = lengths | {
+        "num_requests": 10 * clients, "arrivals": {"kind": "closed_loop", "concurrency": clients},
+    }  # fmt: skip
+    stand_in = parse_scenario({"model": "Qwen/Qwen3-8B", "gpu": "h100", "workload": workload})
+    found = simulate(stand_in, setups={"": Setup(config, time, 1e5, 1)}).latencies
+    return Point(row, model.is_moe, float(found.tpot.mean()), float(found.ttft.mean()))
