@@ -11,7 +11,8 @@ The sample states lengths, concurrency and GPUs; how the points were taken is pu
   max_num_tokens = C + isl + 1500, max_batch_size = C, prompts never split.
 
 Both clients send C requests at once, then the next when one ends; warm-up requests end before that, so they change
-nothing. Both tools' means are used.
+nothing. Both tools write means and medians and the sample does not say which it kept; the points
+look like means (the first burst is in them), so means are compared.
 """
 
 from __future__ import annotations

@@ -127,7 +127,8 @@ kernels cancel in part, and the smallest and largest kernels, where fits are wor
 {len(points):,} of {num_rows:,} aggregated points of H100, H200, B200, B300 with vLLM or TensorRT-LLM; the others lack
 a bundled model or a profile. Nothing was fitted to them. Clients and servers are those that the sources published
 (`benchmarks/silicon.py` names them): InferenceMAX's points, 10 requests per client, all clients at once, lengths of
-0.8 to 1.0 of the stated ones; aiconfigurator's own, genai-perf with constant lengths. Both state means. GPUs of
+0.8 to 1.0 of the stated ones; aiconfigurator's own, genai-perf with constant lengths. Whether a point is a mean or a median
+is not stated; means are compared, which agree far better (the first burst is in them). GPUs of
 InferenceMAX's rows that count TP x EP twice are read as its scripts start them. KV pools are the planner's.
 
 {silicon_table(points, lambda p: (kind(p),), "kind")}
@@ -145,6 +146,8 @@ What stays off, and why
 * DeepSeek-R1 points of one shape differ by 1.7 times between dates (8.6 and 14.9 ms at 4 clients): some look like
   multi-token prediction, which the sample does not state.
 * Points of 4000 / 1000 tokens state no concurrency; the batch size is taken for it.
+* A few 4-bit mixtures wait for KV in the simulation and did not in reality (DeepSeek nvfp4 on four B200, Kimi and
+  MiniMax at high concurrency): the pool was planned too small. Their TTFT is off by minutes and carries the MoE bias.
 * Experts are loaded evenly here; real routing is not even, and an expert-parallel step waits for its fullest rank.
 
 {worst(points)}
