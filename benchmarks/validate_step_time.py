@@ -127,8 +127,8 @@ kernels cancel in part, and the smallest and largest kernels, where fits are wor
 {len(points):,} of {num_rows:,} aggregated points of H100, H200, B200, B300 with vLLM or TensorRT-LLM; the others lack
 a bundled model or a profile. Nothing was fitted to them. Clients and servers are those that the sources published
 (`benchmarks/silicon.py` names them): InferenceMAX's points, 10 requests per client, all clients at once, lengths of
-0.8 to 1.0 of the stated ones; aiconfigurator's own, genai-perf with constant lengths. Whether a point is a mean or a median
-is not stated; means are compared, which agree far better (the first burst is in them). GPUs of
+0.8 to 1.0 of the stated ones; aiconfigurator's own, genai-perf with constant lengths. Whether a point
+is a mean or a median is not stated; means are compared, which agree far better (the first burst is in them). GPUs of
 InferenceMAX's rows that count TP x EP twice are read as its scripts start them. KV pools are the planner's.
 
 {silicon_table(points, lambda p: (kind(p),), "kind")}
