@@ -69,7 +69,12 @@ ray: $(DEV)  ## sweeps on a real local Ray cluster, started and stopped by the t
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[ray]'
 	KVPLAN_RAY=1 $(BIN)/python -m pytest tests/test_search_ray.py
 
-app: $(DEV)  ## the planner in a browser
+APP := $(VENV)/.app
+$(APP): pyproject.toml $(STAMP)
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[app]'
+	@touch $@
+
+app: $(APP)  ## the planner in a browser
 	$(BIN)/streamlit run app.py
 
 clean:
