@@ -40,8 +40,7 @@ Case = dict[str, Any]
 
 @cache
 def model_of(name: str, update: str = "{}") -> ModelSpec:
-    config = {k: v for k, v in {**GOLDEN["configs"][name], **json.loads(update)}.items() if v is not None}
-    return from_config(config, name)
+    return from_config({**GOLDEN["configs"][name], **json.loads(update)}, name)
 
 
 def args_of(case: Case) -> EngineArgs:

@@ -127,7 +127,8 @@ def test_branching_conserves_blocks(seed: int, num_blocks: int, caching: bool) -
             assert replica.engine.num_free_blocks == replica.num_blocks
             assert not replica.resident
         for sample in result.samples:
-            logical = sum(sample[-4:])  # prompt, shared, thinking, answer: each counted where it is held
+            held = (sample.prompt_tokens, sample.shared_tokens, sample.thinking_tokens, sample.answer_tokens)
+            logical = sum(held)  # each counted where it is held
             assert sample.used_blocks * 16 <= logical + 16 * (sample.running + 1)
 
 
