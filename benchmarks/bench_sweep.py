@@ -1,0 +1,168 @@
+"""Sweeps and recommendations: points a second on one worker and on two, and how they compare with trying everything.
+
+    python benchmarks/bench_sweep.py             all three
+    python benchmarks/bench_sweep.py points 200  200 (by default 1,000) points of 500 reasoning requests each
+    python benchmarks/bench_sweep.py brute       recommend against brute force on a space of 576 points
+    python benchmarks/bench_sweep.py rate        the highest rate against a fine scan
+
+A machine that has other work to do stretches the wall time, so CPU seconds are printed beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from math import isclose
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from kvplan.grid import make_axes, make_points, read_base
+from kvplan.highest import Bench, highest_load
+from kvplan.measure_load import make_bench, share_of, total_load
+from kvplan.recommend import recommend
+from kvplan.scenario import parse_scenario
+from kvplan.search import Execution, sweep_rows
+from kvplan.space import Search
+
+REASONING: dict[str, Any] = {
+    "model": "Qwen/Qwen3-8B",
+    "gpu": "h100",
+    "engine": {"max_model_len": 40960},
+    "workload": {
+        "num_requests": 500,
+        "arrivals": {"kind": "poisson", "rate": 1.0},
+        "prompt": {"kind": "lognormal", "median": 400, "sigma": 0.9, "low": 16, "high": 8192},
+        "thinking": {"kind": "lognormal", "median": 6000, "sigma": 0.8, "low": 256, "high": 30720},
+        "answer": {"kind": "lognormal", "median": 220, "sigma": 0.7, "low": 8, "high": 2048},
+    },
+    "slo": {"ttfvt_ms": 240000},
+}
+GRID = {
+    "gpu": ["h100", "h200", "a100-80gb", "l40s"],
+    "engine.kv_cache_dtype": ["auto", "fp8"],
+    "engine.max_num_seqs": [32, 64, 128, 256, 512],
+    "workload.arrivals.rate": [round(0.05 * 1.2**i, 4) for i in range(25)],
+}  # 1,000 points, from idle to far too much
+SPACE: dict[str, Any] = {
+    "model": "Qwen/Qwen3-8B",
+    "gpu": "h100",
+    "engine": {"max_model_len": 12288},
+    "problems": {
+        "num_problems": 8,
+        "arrivals": {"kind": "poisson", "rate": 1.0},
+        "quality": {
+            "name": "bench", "source": "assumed", "assumed": ["difficulty"], "thinking_tokens": 1500,
+            "sigma_within": 0.3, "sigma_between": 0.3, "answer_tokens": 100,
+        },
+        "min_accuracy": 0.3,
+    },
+    "slo": {"e2el_ms": 60000, "share": 0.9},
+    "search": {"rate": 0.5, "span": 1, "seeds": 1, "max_copies": 4},
+}  # fmt: skip
+BUDGETS = (400, 800, 1200, 1600)
+STRATEGIES = [
+    ["single_pass"],
+    *([{"strategy": "extended_thinking", "thinking_token_budget": b}] for b in BUDGETS),
+    *([{"strategy": "best_of_n", "n": n}] for n in (2, 4)),
+    *([{"strategy": "self_consistency", "n": n}] for n in (3, 5)),
+]
+OVER = {
+    "problems.strategies": STRATEGIES,
+    "gpu": ["h100", "h200", "a100-80gb", "l40s"],
+    "engine.tensor_parallel_size": [1, 2],
+    "engine.kv_cache_dtype": ["auto", "fp8"],
+    "engine.max_num_seqs": [4, 8, 16, 32],
+}  # 9 x 4 x 2 x 2 x 4 = 576
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process and of the workers that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def points(number: int = 1000) -> None:
+    """The grid, or a sample of it, on one worker, then on two."""
+    took = {}
+    for workers in (1, 2):
+        start, cpu = perf_counter(), cpu_s()
+        rows = sweep_rows(REASONING, GRID, sample=number, execution=Execution(workers=workers)).rows
+        _stop_workers()
+        took[workers] = perf_counter() - start
+        failed = sum(bool(row["error"]) for row in rows)
+        used = cpu_s() - cpu
+        print(f"{workers} worker{'s' * (workers > 1)}: {len(rows):,} points ({failed} without figures), "
+              f"{took[workers]:.1f} s, {used:.1f} CPU s, {used / len(rows):.3f} a point")  # fmt: skip
+    print(f"two workers: {took[1] / took[2]:.2f}x one")
+
+
+def _stop_workers() -> None:
+    """End the worker processes, so that their CPU time is counted."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=True)
+
+
+def brute() -> None:
+    """Every candidate with 1, 2, 3 ... copies, against the recommendation."""
+    search = Search.model_validate({**SPACE["search"], "over": OVER})
+    found = recommend(SPACE, OVER)
+    mine = {str(c.settings): c for c in found.candidates}
+    simulations, same, worse, dropped, costs = 0, 0, 0, 0, []
+    for point in make_points(read_base(SPACE), make_axes(OVER)):
+        answer, runs = _fewest(point.scenario, search)
+        simulations += runs
+        candidate = mine[str(point.settings)]
+        costs += [answer[1]] if answer else []
+        same += candidate.copies == (answer[0] if answer else None) if candidate.feasible or answer else 1
+        worse += bool(answer and candidate.feasible and (candidate.copies or 0) > answer[0])
+        dropped += bool(answer and candidate.pruned)
+    assert found.best is not None
+    print(
+        f"{len(mine)} candidates: {same} agree, {worse} with more copies than needed, {dropped} pruned but feasible"
+    )
+    print(f"best of all ${min(costs):.2f} an hour, recommended ${found.best.usd_per_hour:.2f}"
+          f" ({'the same' if isclose(min(costs), found.best.usd_per_hour or 0) else 'WORSE'});"
+          f" simulations {simulations:,} by brute force, {sum(c.num_simulations for c in found.candidates):,} here,"
+          f" {found.num_pruned} candidates never simulated")  # fmt: skip
+
+
+def _fewest(scenario: Any, search: Search) -> tuple[tuple[int, float] | None, int]:
+    """The fewest copies that carry the load, and their price; and how many simulations that took."""
+    bench = make_bench(scenario, search)
+    accuracy = bench.simulate(bench.scenario, None)["accuracy"]
+    if accuracy is None or accuracy < scenario.problems.min_accuracy:
+        return None, 1
+    for copies in range(1, search.max_copies + 1):
+        row = bench.simulate(bench.at(share_of(total_load(scenario, search), copies, search.kind)), None)
+        if row["slo_met"]:
+            return (copies, copies * row["usd_per_hour"]), copies + 1
+    return None, search.max_copies + 1
+
+
+def rate() -> None:
+    """The highest rate by bisection and by a scan in steps of 1 %."""
+    for name, slo in (
+        ("e2el 240 s, p95", {"e2el_ms": 240000, "share": 0.95}),
+        ("tpot 15 ms", {"tpot_ms": 15}),
+    ):
+        data = {**REASONING, "slo": slo, "workload": {**REASONING["workload"], "num_requests": 200}}
+        bench = Bench(parse_scenario(data), "rate", span=1)
+        found = highest_load(bench)
+        rates = np.geomspace(found.load / 2, found.load * 2, 140)
+        setups = bench.setups()
+        met = [bench.try_load(float(r), setups).met for r in rates]
+        scanned = rates[max(np.flatnonzero(met))]
+        print(f"{name}: {found.load:.4f}/s in {found.num_simulations} simulations, scan {scanned:.4f}/s in "
+              f"{len(rates)}: {found.load / scanned - 1:+.1%}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    parts = {"points": points, "brute": brute, "rate": rate}
+    if sys.argv[1:2] == ["points"] and sys.argv[2:]:
+        points(int(sys.argv[2]))
+    else:
+        for part in sys.argv[1:] or parts:
+            parts[part]()

@@ -1,0 +1,471 @@
+"""Recommendations: never worse than trying everything, never a bound that lies, and an answer when there is none."""
+
+from __future__ import annotations
+
+import json
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvplan.bounds import cannot_meet, least_seconds
+from kvplan.cli import run
+from kvplan.deploy import set_ups
+from kvplan.errors import KvplanError
+from kvplan.fleet import day_shares, plan_day
+from kvplan.grid import make_axes, make_points, read_base
+from kvplan.highest import Bench, highest_load
+from kvplan.measure_load import make_bench, share_of, total_load
+from kvplan.recommend import Candidate, Recommendation, recommend
+from kvplan.recommend_text import recommend_text
+from kvplan.scenario import Scenario, load_scenario, parse_scenario
+from kvplan.simulate import simulate
+from kvplan.space import Search
+from kvplan.timing import StepShape
+from kvplan.units import TICKS_PER_S
+
+WORKLOAD = {
+    "num_requests": 40,
+    "arrivals": {"kind": "poisson", "rate": 1.0},
+    "prompt": {"kind": "lognormal", "median": 300, "sigma": 0.7, "high": 2000},
+    "thinking": {"kind": "lognormal", "median": 700, "sigma": 0.6, "high": 3000},
+    "answer": 120,
+}
+BASE: dict[str, Any] = {
+    "model": "Qwen/Qwen3-8B",
+    "gpu": "l40s",
+    "engine": {"max_model_len": 8192},
+    "workload": WORKLOAD,
+    "slo": {"e2el_ms": 90000, "share": 0.95},
+    "search": {
+        "rate": 1.0,
+        "span": 1,
+        "seeds": 1,
+        "over": {
+            "gpu": ["l40s", "h100"],
+            "engine.tensor_parallel_size": [1, 2],
+            "engine.max_num_seqs": [8, 32],
+            "workload.max_tokens": [1000, 4000],
+        },
+    },
+}
+SOLVING: dict[str, Any] = {
+    "model": "Qwen/Qwen3-8B",
+    "gpu": "h100",
+    "engine": {"max_model_len": 12288},
+    "problems": {
+        "num_problems": 8,
+        "arrivals": {"kind": "poisson", "rate": 1.0},
+        "quality": {
+            "name": "test", "source": "assumed", "assumed": ["difficulty"], "thinking_tokens": 1500,
+            "sigma_within": 0.3, "sigma_between": 0.3, "answer_tokens": 100,
+        },
+        "min_accuracy": 0.3,
+    },
+    "slo": {"e2el_ms": 60000, "share": 0.9},
+    "search": {
+        "rate": 0.5,
+        "span": 1,
+        "seeds": 1,
+        "over": {
+            "problems.strategies": [
+                ["single_pass"],
+                [{"strategy": "extended_thinking", "thinking_token_budget": 800}],
+                [{"strategy": "best_of_n", "n": 4}],
+            ],
+            "engine.tensor_parallel_size": [1, 2],
+            "engine.kv_cache_dtype": ["auto", "fp8"],
+        },
+    },
+}  # fmt: skip
+
+
+def changed(base: dict[str, Any], **search: Any) -> dict[str, Any]:
+    return {**base, "search": {**base["search"], **search}}
+
+
+# --- the closed form ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    target=st.sampled_from(["e2el_ms", "ttfvt_ms", "tpot_ms"]),
+    tightness=st.floats(0.3, 3.0),
+    rate=st.floats(0.05, 40.0),
+    share=st.sampled_from([0.5, 0.9, 1.0]),
+    seqs=st.sampled_from([1, 4, 32]),
+    blocks=st.sampled_from([200, 600, 4000]),
+    stated=st.booleans(),
+    shared=st.sampled_from([0, 200]),
+    replicas=st.sampled_from([1, 3]),
+    seed=st.integers(0, 100),
+)
+def test_the_closed_form_never_rules_out_what_a_simulation_meets(
+    target: str, tightness: float, rate: float, share: float, seqs: int, blocks: int, stated: bool, shared: int,
+    replicas: int, seed: int,
+) -> None:  # fmt: skip
+    """Whatever the deployment and the load: if the targets were met, no bound says that they cannot be."""
+    near = {"e2el_ms": 9000, "ttfvt_ms": 7000, "tpot_ms": 13}[target]
+    step = {"fixed_us": 9000, "per_sequence_us": 300, "per_context_token_ns": 100, "per_prefill_token_us": 40}
+    scenario = parse_scenario({
+        **{k: v for k, v in BASE.items() if k != "search"},
+        "engine": {"max_model_len": 3000, "max_num_seqs": seqs, "num_gpu_blocks_override": blocks},
+        "replicas": replicas,
+        "step_time": step if stated else {},
+        "workload": {**WORKLOAD, "seed": seed, "num_requests": 20, "arrivals": {"kind": "poisson", "rate": rate},
+                     "shared_prefix_tokens": shared},
+        "slo": {target: near * tightness, "share": share},
+    })  # fmt: skip
+    setups = set_ups(scenario)
+    said = cannot_meet(scenario, setups)
+    if simulate(scenario, setups=setups, keep_records=False).slo_met:
+        assert said == ""
+
+
+def test_the_closed_form_does_rule_out() -> None:
+    """It is not silent: a target below one request's own decoding, and a load beyond the memory's bandwidth."""
+    data = {k: v for k, v in BASE.items() if k != "search"}
+    hurried = parse_scenario({**data, "slo": {"e2el_ms": 2000}})
+    assert "too slow even alone" in cannot_meet(hurried, set_ups(hurried))
+    crowd = {**WORKLOAD, "num_requests": 3000, "arrivals": {"kind": "poisson", "rate": 200.0}}
+    crowded = parse_scenario({**data, "workload": crowd, "slo": {"e2el_ms": 100000}})
+    assert "cannot keep up" in cannot_meet(crowded, set_ups(crowded))
+    calm = parse_scenario(data)
+    assert cannot_meet(calm, set_ups(calm)) == ""
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=30), st.integers(0, 1000))
+def test_least_seconds_is_below_any_schedule(batches: list[int], context: int) -> None:
+    """However decodes are batched, the steps take at least the bound's time."""
+    setup = set_ups(parse_scenario(BASE))[""]
+    batches = [min(b, setup.config.max_num_seqs) for b in batches]
+    pool = (setup.config.num_gpu_blocks - 1) * setup.config.block_size
+    contexts = [min(pool, b * context) for b in batches]
+    steps = [StepShape(b, b, c) for b, c in zip(batches, contexts, strict=True)]
+    took = sum(setup.step_time.ticks(step) for step in steps) / TICKS_PER_S
+    assert least_seconds(setup, sum(batches), sum(contexts)) <= took * (1 + 1e-9)
+
+
+# --- the highest load -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["e2el_ms", "tpot_ms"])
+def test_the_highest_rate_is_that_of_a_fine_scan(target: str) -> None:
+    """Within 2 % of a scan in steps of 1 %, with at most a tenth of its simulations."""
+    slo = {"e2el_ms": 90000, "share": 0.95} if target == "e2el_ms" else {"tpot_ms": 26, "share": 0.95}
+    engine = {**BASE["engine"], "max_num_seqs": 4 if target == "e2el_ms" else 256}
+    bench = Bench(parse_scenario({**BASE, "slo": slo, "engine": engine}), "rate", span=1)
+    found = highest_load(bench, 0.01)
+    setups = bench.setups()
+    rates = np.geomspace(found.load / 2, found.load * 2, 140)
+    met = [bench.try_load(float(rate), setups).met for rate in rates]
+    assert met[0] and not met[-1]  # noqa: PT018
+    assert found.load == pytest.approx(rates[max(np.flatnonzero(met))], rel=0.02)
+    assert 10 * found.num_simulations <= len(rates)
+
+
+def test_whole_users_are_found_to_the_one() -> None:
+    bench = Bench(parse_scenario({**BASE, "slo": {"e2el_ms": 90000, "share": 0.95}}), "users")
+    found = highest_load(bench, 0.001, 4)
+    assert found.met is not None
+    assert bench.try_load(found.load, bench.setups()).met
+    assert not bench.try_load(found.load + 1, bench.setups()).met
+
+
+def test_a_batch_is_as_large_as_its_deadline_allows() -> None:
+    bench = Bench(parse_scenario({**BASE, "slo": {}}), "batch", 120.0)
+    found = highest_load(bench, 0.001, 50)
+    assert found.met is not None
+    assert found.met.row["completed"] == found.load
+    assert (
+        found.met.row["duration_s"] <= 120 < bench.try_load(found.load + 1, bench.setups()).row["duration_s"]
+    )
+
+
+def test_trials_differ_by_their_load_alone() -> None:
+    """Common random numbers: the same requests, arriving at the same moments of a stretched clock."""
+    bench = Bench(parse_scenario(BASE), "rate", span=1)
+    slow, fast = (bench.at(rate).workload for rate in (0.01, 0.3))
+    assert slow.model_copy(update={"arrivals": fast.arrivals}) == fast
+    assert bench._replace(seed_shift=3).at(1).workload.seed == slow.seed + 3
+
+
+# --- the ranking ------------------------------------------------------------------------------------------
+
+
+def brute_force(data: dict[str, Any], most: int) -> dict[str, tuple[int, float] | None]:
+    """For each candidate the fewest copies that carry the load, by trying 1, 2, 3 ..., and what they cost an hour."""
+    base = read_base(data)
+    search = Search.model_validate(data["search"])
+    found: dict[str, tuple[int, float] | None] = {}
+    for point in make_points(base, make_axes(search.over)):
+        assert point.scenario is not None
+        bench = make_bench(point.scenario, search)
+        problems = point.scenario.problems
+        row = bench.simulate(bench.scenario, None) if problems else {}
+        found[point.hash] = None
+        if problems and row["accuracy"] < problems.min_accuracy:
+            continue
+        for copies in range(1, most + 1):
+            load = share_of(total_load(bench.scenario, search), copies, search.kind)
+            row = bench.simulate(bench.at(load), bench.setups())
+            if row["slo_met"]:
+                found[point.hash] = copies, copies * row["usd_per_hour"]
+                break
+    return found
+
+
+@pytest.mark.parametrize(("data", "most"), [(BASE, 6), (SOLVING, 4)], ids=["requests", "problems"])
+def test_recommendations_agree_with_brute_force(data: dict[str, Any], most: int) -> None:
+    """The same candidates are feasible with the same copies, so the first costs what the best of all costs."""
+    tried = brute_force(data, most)
+    found = recommend(changed(data, max_copies=most))
+    costs = [answer[1] for answer in tried.values() if answer]
+    assert found.best is not None
+    assert found.best.usd_per_hour == pytest.approx(min(costs))
+    by_settings = {json.dumps(c.settings): c for c in found.candidates}
+    for point in make_points(read_base(data), make_axes(data["search"]["over"])):
+        mine, answer = by_settings[json.dumps(point.settings)], tried[point.hash]
+        assert mine.feasible == (answer is not None), point.settings
+        assert not (mine.pruned and answer), point.settings
+        if answer:
+            assert mine.copies == answer[0], point.settings
+    assert [c.feasible for c in found.candidates] == sorted(
+        (c.feasible for c in found.candidates), reverse=True
+    )
+
+
+@pytest.fixture(scope="module")
+def found() -> Recommendation:
+    return recommend(
+        changed(BASE, spare=1, day="reasoning-api", seeds=4, refine=2), {"gpu": ["l40s", "h100", "l4"]}
+    )
+
+
+def test_rows_add_up(found: Recommendation) -> None:
+    """Copies carry the load with their headroom; GPUs, prices and costs follow from them."""
+    for c in found.candidates:
+        if not c.feasible:
+            assert c.why
+            assert c.usd_per_hour is None
+            continue
+        assert c.highest is not None
+        assert c.copies is not None
+        assert c.copies * c.highest >= 1.0 * (1 - 1e-9)
+        assert c.headroom == pytest.approx(c.copies * c.highest - 1)
+        assert c.num_gpus == (c.copies + 1) * c.figures["num_gpus"]
+        assert c.usd_per_hour == pytest.approx((c.copies + 1) * c.figures["usd_per_hour"])
+        visible = c.figures["visible_throughput"] * c.figures["duration_s"] / c.figures["completed"]
+        assert c.usd_per_million_visible_tokens == pytest.approx(c.usd_per_hour / 3600 / visible * 1e6)
+        assert c.limited_by
+        assert c.commands[0].startswith("vllm serve Qwen/Qwen3-8B")
+    costs = [c.usd_per_hour for c in found.candidates if c.feasible]
+    assert costs == sorted(costs)
+
+
+def test_the_best_have_an_interval(found: Recommendation) -> None:
+    """Drawn until it is narrow, at most as often as said; what the best needs follows from its low end."""
+    best = found.best
+    assert best is not None
+    assert best.low is not None
+    assert best.high is not None
+    assert best.copies is not None
+    assert best.low < best.high
+    assert 3 <= best.num_draws <= 4
+    assert best.copies * best.low >= 1.0
+    assert sum(c.num_draws > 1 for c in found.candidates) < sum(c.feasible for c in found.candidates)
+
+
+def test_a_pareto_front_has_no_dominated_row(found: Recommendation) -> None:
+    feasible = [c for c in found.candidates if c.feasible]
+    for c in feasible:
+        mine = np.array([c.usd_per_hour, c.figures["p99_e2el_ms"]])
+        others = [np.array([o.usd_per_hour, o.figures["p99_e2el_ms"]]) for o in feasible]
+        assert c.pareto == (not any((o <= mine).all() and (o < mine).any() for o in others))
+
+
+def test_the_lift_is_simulated(found: Recommendation) -> None:
+    """The change named carries a quarter more."""
+    assert found.best is not None
+    assert "1.25 times as much" in found.best.lift
+
+
+def test_what_is_pruned_is_said(found: Recommendation) -> None:
+    pruned = [c for c in found.candidates if c.pruned]
+    assert pruned
+    assert all(c.num_simulations == 0 and c.why for c in pruned)
+    text = recommend_text(found)
+    assert (
+        f"never simulated, the closed form rules them out: {len(pruned)} of {len(found.candidates)}" in text
+    )
+    assert "run: vllm serve" in text
+    assert "of them spare" in text
+
+
+def test_documents_and_frames(found: Recommendation) -> None:
+    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert document["num_pruned"] == found.num_pruned
+    assert {tuple(row) for row in document["candidates"]} == {tuple(document["candidates"][0])}
+    frame = found.to_frame()
+    assert len(frame) == len(found.candidates)
+    assert {"gpu", "engine.max_num_seqs", "usd_per_hour", "limited_by"} <= set(frame.columns)
+    assert "vllm serve" in found._repr_html_()
+
+
+def test_as_much_as_fits_is_ranked_by_the_cost_of_visible_tokens() -> None:
+    data = changed(BASE, rate=None, over={"gpu": ["l40s", "h100"], "engine.max_num_seqs": [16]})
+    rows = recommend(data).candidates
+    assert [c.copies for c in rows] == [1, 1]
+    assert [c.headroom for c in rows] == [None, None]
+    costs = [c.usd_per_million_visible_tokens for c in rows]
+    assert costs == sorted(costs)
+
+
+def test_disaggregated_and_tiered_fleets_are_candidates() -> None:
+    """Prefill and decode replicas, and replicas of a second model, are keys like any other."""
+    split = [[1, {"prefill_replicas": 1, "transfer_bytes_per_s": 50e9}], [2, None]]
+    data = changed(
+        BASE, rate=None, refine=0, over={"replicas+disaggregation": split, "engine.max_num_seqs": [16]}
+    )
+    rows = recommend(data).candidates
+    assert {c.num_gpus for c in rows} == {2}
+    assert all(c.feasible for c in rows)
+    tiers = load_scenario(
+        "fleet",
+        ["slo={e2el_ms: 600000, share: 0.9}", "workload.num_requests=60", "search={refine: 0, span: 1}"],
+    )
+    both: list[Candidate] = recommend(tiers, {"replicas": [2, 6]}).candidates
+    assert sorted((c.num_gpus or 0) // (c.copies or 1) for c in both) == [4, 8]
+    assert all(len(c.commands) == 2 for c in both)
+
+
+# --- nothing feasible, bad input -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"slo": {"e2el_ms": 1500}}, ["16 are too slow", "nearest: gpu h100, tensor_parallel_size 2", "in time, p99"]),
+        ({"search": {**BASE["search"], "max_gpus": 2, "over": {"engine.max_num_seqs": [4, 8]}}}, ["need more GPUs"]),
+        ({"search": {**BASE["search"], "over": {"gpu": ["t4", "rtx-3060"]}}}, ["2 do not fit in memory", "no memory"]),
+    ],
+    ids=["latency", "gpus", "memory"],
+)  # fmt: skip
+def test_nothing_feasible_says_what_and_how_near(
+    change: dict[str, Any], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 1; the constraint that kills it and the nearest candidate in one line."""
+    path = tmp_path / "s.yaml"
+    path.write_text(json.dumps({**BASE, **change}))
+    assert run(["recommend", str(path), "--quiet", "--workers", "1"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("nothing is feasible: of ")
+    assert all(text in out[0] for text in said)
+
+
+def test_an_accuracy_out_of_reach_is_the_reason() -> None:
+    data = {**SOLVING, "problems": {**SOLVING["problems"], "min_accuracy": 1.0}}
+    data["search"] = {**SOLVING["search"], "over": {"engine.kv_cache_dtype": ["auto", "fp8"]}}
+    found = recommend(data)
+    assert found.exit_code == 1
+    assert "2 are wrong too often" in found.reason
+    assert "accuracy" in found.reason.partition("nearest")[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"slo": {}}, "nothing says how slow is too slow"),
+        ({"search": {}}, "nothing to sweep"),
+        ({"search": {"rate": 1, "users": 2}}, "rate and users: say one of them"),
+        ({"search": {"rate": 1, "day": "weekend", "over": {"gpu": ["h100"]}}}, "unknown profile 'weekend'"),
+        ({"search": {"day": [1, 2]}}, "its shares are of a rate or of users"),
+        ({"search": {"over": {"engine.tp": [1]}}}, "engine.tp: unknown key"),
+        ({"search": {"over": {"gpu+replicas": [["h100"]]}}}, "must be a list of 2"),
+        ({"search": {"ovr": {}}}, "search.ovr: unknown key; did you mean over"),
+    ],
+)
+def test_bad_input_is_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(KvplanError) as error:
+        recommend({**BASE, **changes})
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# --- a day ------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=48).filter(lambda s: max(s) > 0),
+    st.integers(1, 500),
+    st.integers(0, 2),
+)
+def test_a_day_is_carried_in_every_hour(shares: list[float], load: int, spare: int) -> None:
+    """Scheduled copies carry each hour's load with its spares, and never cost more than the static ones."""
+    shares = list(day_shares(shares))
+    day = plan_day(shares, load, 7.0, spare, 2, 5.0)
+    assert all(
+        (copies - spare) * 7.0 >= share * load - 1e-6
+        for copies, share in zip(day.copies, shares, strict=True)
+    )
+    assert day.static_copies == ceil(load / 7.0 - 1e-9) + spare == max(day.copies)
+    assert day.scheduled_usd <= day.static_usd * (1 + 1e-9)
+    assert day.static_gpu_hours == day.static_copies * 48
+
+
+def test_bundled_days_are_shares_of_a_peak() -> None:
+    for name in ("reasoning-api", "office-hours"):
+        shares = day_shares(name)
+        assert len(shares) == 24
+        assert max(shares) == 1
+
+
+# --- the scenarios ----------------------------------------------------------------------------------------
+
+
+def scenario(name: str, *overrides: str) -> Scenario:
+    return load_scenario(f"recommend_{name}", overrides)
+
+
+def test_deepseek_r1_does_not_fit_on_eight_h100() -> None:
+    """671 B parameters in 8 bits: 8 H200 hold them, 8 H100 do not, 16 in two stages do."""
+    found = recommend(scenario("deepseek_r1", "search.seeds=1", "workload.num_requests=60", "search.span=2"))
+    outcome = {(c.settings["gpu"], c.settings["engine.pipeline_parallel_size"]): c for c in found.candidates}
+    assert outcome["h200", 1].feasible
+    assert outcome["h100", 2].feasible
+    assert outcome["h100", 1].cause == "memory"
+    assert found.best is outcome["h200", 1]
+
+
+def test_qwq_for_500_users_needs_no_more_copies_than_users_ask() -> None:
+    over = {"gpu": ["h200"], "engine.tensor_parallel_size": [2], "engine.kv_cache_dtype": ["fp8"]}
+    best = recommend(scenario("qwq_500_users", "search.refine=0"), over).best
+    assert best is not None
+    assert best.highest is not None
+    assert best.copies == ceil(500 / best.highest)
+    assert best.figures["p99_e2el_ms"] <= 60000
+    assert best.day is not None
+    assert best.day.scheduled_usd < best.day.static_usd
+
+
+def test_grpo_copies_follow_from_the_prompts_done_in_time() -> None:
+    over = {"gpu": ["h100"], "engine.kv_cache_dtype": ["fp8"]}
+    best = recommend(scenario("grpo", "search.deadline_s=200", "search.precision=0.2"), over).best
+    assert best is not None
+    assert best.highest is not None
+    assert best.copies == ceil(1024 / best.highest)
+    assert best.figures["duration_s"] <= 200
+
+
+def test_equal_accuracy_asks_the_small_model_for_more_samples() -> None:
+    """Over one accuracy, every candidate that is left reaches it."""
+    small = "search.over={problems.strategies: [[single_pass], [{strategy: self_consistency, n: 4}]]}"
+    overrides = ("problems.num_problems=20", "search.refine=0", "problems.min_accuracy=0.5", small)
+    found = recommend(scenario("equal_accuracy", *overrides))
+    assert all(c.figures["accuracy"] >= 0.5 for c in found.candidates if c.feasible)
+    assert all(c.cause == "accuracy" or c.feasible for c in found.candidates)
