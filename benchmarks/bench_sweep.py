@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from kvplan.grid import make_axes, make_points, read_base
-from kvplan.highest import Bench, highest_load
-from kvplan.measure_load import make_bench, share_of, total_load
 from kvplan.recommend import recommend
 from kvplan.scenario import parse_scenario
 from kvplan.search import Execution, sweep_rows
-from kvplan.space import Search
+from kvplan.sweeping.grid import make_axes, make_points, read_base
+from kvplan.sweeping.highest import Bench, highest_load
+from kvplan.sweeping.measure_load import make_bench, share_of, total_load
+from kvplan.sweeping.space import Search
 
 REASONING: dict[str, Any] = {
     "model": "Qwen/Qwen3-8B",
@@ -43,8 +43,8 @@ GRID = {
     "gpu": ["h100", "h200", "a100-80gb", "l40s"],
     "engine.kv_cache_dtype": ["auto", "fp8"],
     "engine.max_num_seqs": [32, 64, 128, 256, 512],
-    "workload.arrivals.rate": [round(0.05 * 1.2**i, 4) for i in range(25)],
-}  # 1,000 points, from idle to far too much
+    "workload.arrivals.rate": [round(0.05 * 1.15**i, 4) for i in range(25)],
+}  # 1,000 points, from idle to twice what the best of them sustains
 SPACE: dict[str, Any] = {
     "model": "Qwen/Qwen3-8B",
     "gpu": "h100",
@@ -89,7 +89,8 @@ def points(number: int = 1000) -> None:
     for workers in (1, 2):
         start, cpu = perf_counter(), cpu_s()
         rows = sweep_rows(REASONING, GRID, sample=number, execution=Execution(workers=workers)).rows
-        _stop_workers()
+        if workers > 1:
+            _stop_workers()
         took[workers] = perf_counter() - start
         failed = sum(bool(row["error"]) for row in rows)
         used = cpu_s() - cpu

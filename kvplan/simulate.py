@@ -51,12 +51,14 @@ def simulate(
     step_by_step: bool = False,
     progress: Progress | None = None,
     keep_records: bool = True,
+    keep_samples: bool = True,
     setups: dict[str, Setup] | None = None,
     watch: Watch = NOBODY,
 ) -> Result:
     """Run a scenario to its end, its horizon, a verdict, or Ctrl-C; always returns what was simulated.
 
-    Without `keep_records` only what the report needs of each request stays in memory.
+    Without `keep_records` only what the report needs of each request stays in memory; without `keep_samples` no
+    timeline is taken.
     `setups` replaces the planned engines, by name in `scenario.deployments`; `watch` looks on and may end the run.
     Raises KvplanError for what cannot be simulated, DoesNotFit when an engine would not start.
     """
@@ -71,6 +73,8 @@ def simulate(
     if not keep_records:
         run.records.fields = SUMMARY_FIELDS
         run.pick = itemgetter(*(Record._fields.index(name) for name in SUMMARY_FIELDS))
+    if not keep_samples:
+        run.timeline.next_at = NEVER_COMES
     return run.go()
 
 

@@ -12,19 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.bounds import cannot_meet, least_seconds
 from kvplan.cli import run
-from kvplan.deploy import set_ups
 from kvplan.errors import KvplanError
-from kvplan.fleet import day_shares, plan_day
-from kvplan.grid import make_axes, make_points, read_base
-from kvplan.highest import Bench, highest_load
-from kvplan.measure_load import make_bench, share_of, total_load
 from kvplan.recommend import Candidate, Recommendation, recommend
-from kvplan.recommend_text import recommend_text
 from kvplan.scenario import Scenario, load_scenario, parse_scenario
 from kvplan.simulate import simulate
-from kvplan.space import Search
+from kvplan.simulation.deploy import set_ups
+from kvplan.sweeping.bounds import cannot_meet, least_seconds
+from kvplan.sweeping.fleet import day_shares, plan_day
+from kvplan.sweeping.grid import make_axes, make_points, read_base
+from kvplan.sweeping.highest import Bench, highest_load
+from kvplan.sweeping.measure_load import make_bench, share_of, total_load
+from kvplan.sweeping.recommend_text import recommend_text
+from kvplan.sweeping.space import Search
 from kvplan.timing import StepShape
 from kvplan.units import TICKS_PER_S
 
@@ -242,9 +242,9 @@ def test_recommendations_agree_with_brute_force(data: dict[str, Any], most: int)
 
 @pytest.fixture(scope="module")
 def found() -> Recommendation:
-    return recommend(
-        changed(BASE, spare=1, day="reasoning-api", seeds=4, refine=2), {"gpu": ["l40s", "h100", "l4"]}
-    )
+    over = {"gpu": ["l40s", "t4"], "engine.max_num_seqs": [4], "engine.kv_cache_dtype": ["auto"]}
+    data = changed(BASE, spare=1, day="reasoning-api", seeds=4, refine=1, over=over)
+    return recommend(data, {"engine.kv_cache_dtype": ["auto", "fp8"]})
 
 
 def test_rows_add_up(found: Recommendation) -> None:
@@ -278,7 +278,7 @@ def test_the_best_have_an_interval(found: Recommendation) -> None:
     assert best.low < best.high
     assert 3 <= best.num_draws <= 4
     assert best.copies * best.low >= 1.0
-    assert sum(c.num_draws > 1 for c in found.candidates) < sum(c.feasible for c in found.candidates)
+    assert all((c.low is None) == (c.num_draws < 2) for c in found.candidates)
 
 
 def test_a_pareto_front_has_no_dominated_row(found: Recommendation) -> None:
@@ -337,7 +337,11 @@ def test_disaggregated_and_tiered_fleets_are_candidates() -> None:
     assert all(c.feasible for c in rows)
     tiers = load_scenario(
         "fleet",
-        ["slo={e2el_ms: 600000, share: 0.9}", "workload.num_requests=60", "search={refine: 0, span: 1}"],
+        [
+            "slo={ttft_ms: 20000, share: 0.9}",
+            "workload.num_requests=40",
+            "search={refine: 0, span: 1, rate: 0.5, precision: 0.2}",
+        ],
     )
     both: list[Candidate] = recommend(tiers, {"replicas": [2, 6]}).candidates
     assert sorted((c.num_gpus or 0) // (c.copies or 1) for c in both) == [4, 8]
@@ -351,7 +355,7 @@ def test_disaggregated_and_tiered_fleets_are_candidates() -> None:
     ("change", "said"),
     [
         ({"slo": {"e2el_ms": 1500}}, ["16 are too slow", "nearest: gpu h100, tensor_parallel_size 2", "in time, p99"]),
-        ({"search": {**BASE["search"], "max_gpus": 2, "over": {"engine.max_num_seqs": [4, 8]}}}, ["need more GPUs"]),
+        ({"search": {**BASE["search"], "max_gpus": 1, "over": {"engine.max_num_seqs": [6, 8]}}}, ["need more GPUs"]),
         ({"search": {**BASE["search"], "over": {"gpu": ["t4", "rtx-3060"]}}}, ["2 do not fit in memory", "no memory"]),
     ],
     ids=["latency", "gpus", "memory"],
@@ -434,7 +438,7 @@ def scenario(name: str, *overrides: str) -> Scenario:
 
 def test_deepseek_r1_does_not_fit_on_eight_h100() -> None:
     """671 B parameters in 8 bits: 8 H200 hold them, 8 H100 do not, 16 in two stages do."""
-    found = recommend(scenario("deepseek_r1", "search.seeds=1", "workload.num_requests=60", "search.span=2"))
+    found = recommend(scenario("deepseek_r1", "search.seeds=1", "workload.num_requests=40", "search.span=2"))
     outcome = {(c.settings["gpu"], c.settings["engine.pipeline_parallel_size"]): c for c in found.candidates}
     assert outcome["h200", 1].feasible
     assert outcome["h100", 2].feasible
@@ -458,7 +462,7 @@ def test_grpo_copies_follow_from_the_prompts_done_in_time() -> None:
     best = recommend(scenario("grpo", "search.deadline_s=200", "search.precision=0.2"), over).best
     assert best is not None
     assert best.highest is not None
-    assert best.copies == ceil(1024 / best.highest)
+    assert best.copies * best.highest >= 1024 > (best.copies - 1) * best.highest
     assert best.figures["duration_s"] <= 200
 
 

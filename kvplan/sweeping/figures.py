@@ -51,7 +51,9 @@ def run_point(scenario: Scenario) -> Row:
     try:
         if scenario.problems is not None:
             return _solved(scenario)
-        return result_row(simulate(scenario, setups=cached_setups(scenario), keep_records=False))
+        return result_row(
+            simulate(scenario, setups=cached_setups(scenario), keep_records=False, keep_samples=False)
+        )
     except KvplanError as error:
         return error_row(str(error))
     except (

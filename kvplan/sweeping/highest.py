@@ -140,7 +140,7 @@ class Bench(NamedTuple):
         """The figures of one run."""
         if scenario.problems is not None:
             return run_point(scenario)
-        return result_row(simulate(scenario, setups=setups, keep_records=False))
+        return result_row(simulate(scenario, setups=setups, keep_records=False, keep_samples=False))
 
     def setups(self) -> dict[str, Setup] | None:
         """The planned engines; None where strategies plan their own."""

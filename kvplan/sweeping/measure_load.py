@@ -73,7 +73,14 @@ class Measure:
         least = least_load(bench.scenario, self.search, room)
         hopeless = bench.closed_form(least) if least else ""
         if hopeless:
-            return row | {"pruned": True, "cause": "time", "error": hopeless, "num_closed_form": 1}
+            short = self.search.max_gpus is not None and hopeless.startswith("cannot keep up")
+            why = (
+                f"{room} copies, as many as {self.search.max_gpus} GPUs hold: {hopeless}"
+                if short
+                else hopeless
+            )
+            cause = "gpus" if short else "time"
+            return row | {"pruned": True, "cause": cause, "error": why, "num_closed_form": 1}
         accuracy = accuracy_of(bench)
         wanted = bench.scenario.problems.min_accuracy if bench.scenario.problems else 0.0
         if accuracy is not None and accuracy < wanted:
@@ -89,16 +96,12 @@ class Measure:
         row |= {"num_simulations": found.num_simulations, "num_closed_form": found.num_pruned}
         if found.met is None:
             return row | _never(found)
-        row |= {"pruned": False, "highest": found.load, "num_draws": 1}
-        copies, more = copies_needed(bench, found, self.search)
+        copies, met, more = copies_needed(bench, found.met, found.missed, self.search)
+        row |= {"pruned": False, "highest": met.load, "num_draws": 1, "copies": copies}
         row["num_simulations"] += more
-        limit = what_limits(bench, found.load)
-        return (
-            row
-            | found.met.row
-            | {"copies": copies, "limit": limit}
-            | _too_many(copies, room, gpus, self.search)
-        )
+        row |= met.row | {"limit": what_limits(bench, met.load)}
+        row["accuracy"] = row["accuracy"] if accuracy is None else accuracy
+        return row | _too_many(copies, room, gpus, self.search)
 
 
 def _never(found: Highest) -> Row:
@@ -188,22 +191,22 @@ def share_of(load: float, copies: int, kind: str) -> float:
     return load / copies if kind == "rate" else float(ceil(load / copies))
 
 
-def copies_needed(bench: Bench, found: Highest, search: Search) -> tuple[int, int]:
-    """Copies that carry the asked load, and simulations run to be sure that one fewer would not."""
+def copies_needed(bench: Bench, met: Trial, missed: Trial | None, search: Search) -> tuple[int, Trial, int]:
+    """Copies that carry the asked load; the highest load met by then; simulations to be sure that fewer would not."""
     load = total_load(bench.scenario, search)
     if not load:
-        return 1, 0
-    copies, more = ceil(load / found.load - 1e-9), 0
+        return 1, met, 0
+    copies, more = ceil(load / met.load - 1e-9), 0
     setups = bench.setups()
     while copies > 1:
         share = share_of(load, copies - 1, search.kind)
-        if found.missed is not None and share >= found.missed.load:
+        if missed is not None and share >= missed.load:
             break
-        more += 1
-        if not bench.try_load(share, setups).met:
+        trial, more = bench.try_load(share, setups), more + 1
+        if not trial.met:
             break
-        copies -= 1
-    return copies, more
+        copies, met = copies - 1, max(met, trial, key=lambda t: t.load)
+    return copies, met, more
 
 
 def what_limits(bench: Bench, load: float) -> str:
@@ -212,7 +215,7 @@ def what_limits(bench: Bench, load: float) -> str:
     if over.problems is not None:
         result = solve(over).result
     else:
-        result = simulate(over, setups=bench.setups(), keep_records=False)
+        result = simulate(over, setups=bench.setups(), keep_records=False, keep_samples=False)
     if result.verdict == "interrupted":
         raise Interrupted
     if result.limited_by != Limit.ARRIVAL_RATE:
