@@ -1,6 +1,13 @@
-"""Settings of all tests."""
+"""Settings of all tests.
+
+The same examples at every run, so that a failure belongs to the change at hand; `make explore` draws new ones.
+"""
+
+import os
 
 from hypothesis import settings
 
-settings.register_profile("kvplan", deadline=None)  # how long an example takes is the machine's affair
-settings.load_profile("kvplan")
+# How long an example takes is the machine's affair.
+settings.register_profile("kvplan", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kvplan"))

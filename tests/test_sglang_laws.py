@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from conformance.sglang.random_scenarios import MAX_STEPS, random_scenario
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvplan.engine.request import Segment
@@ -50,6 +50,7 @@ def check_tokens(replay: Replay) -> None:
 
 
 @given(seeds, st.booleans())
+@example(357, True)  # a refused request, one decode ahead when it ends
 @settings(max_examples=40, deadline=None)
 def test_tokens_are_conserved(seed: int, overlap: bool) -> None:
     """After every pass the pool adds up; at the end nothing is held and no lock is left."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from kvplan.engine.request import Request, RequestStatus, Segment
+from kvplan.engine.request import Request, RequestStatus, Segment, output_of
 
 if TYPE_CHECKING:
     from kvplan.engine_sglang.radix_cache import TreeNode
@@ -125,7 +125,8 @@ class Req:
     def key(self, end: int) -> tuple[Segment, ...]:
         """Which tokens stand at positions 0 .. end - 1."""
         if self.refused:
-            return (ABORTED_TOKEN,) if end else ()
+            sampled = (Segment(output_of(self.rid), end - 1),) if end > 1 else ()
+            return (ABORTED_TOKEN, *sampled) if end else ()
         return self.request.content(0, end)
 
     def sample(self) -> None:
