@@ -1,4 +1,4 @@
-"""How fast a memory plan answers: a cold `kvplan estimate`, one warm plan, a million capacity points.
+"""How fast a memory plan answers: a cold `kvplan estimate`, warm plans, ways out, a million capacity points.
 
 CPU seconds of child processes, so that a busy machine does not count; the yardstick runs beside it.
 """
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -19,10 +20,21 @@ from kvplan.capacity import full_blocks, num_sequences, window_resident_blocks
 from kvplan.gpu import get_gpu
 from kvplan.model import load_model
 from kvplan.plan import estimate
+from kvplan.planning.demand import Demand
+from kvplan.planning.inverse import what_would_fit
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = [sys.executable, "-c", "import numpy, pydantic"]
 COLD = [sys.executable, "-m", "kvplan", "estimate", "Qwen/Qwen3-8B", "--gpu", "h100", "--output-len", "16K"]
+
+NEVER_ASKED = (
+    "Qwen/Qwen3-4B",
+    "Qwen/Qwen3-14B",
+    "Qwen/Qwen3-32B",
+    "Qwen/Qwen2.5-72B-Instruct",
+    "Qwen/QwQ-32B",
+)
+"""Models whose weights and pages are not known from an earlier question."""
 
 
 def child_cpu_s(command: list[str]) -> float:
@@ -55,8 +67,13 @@ def main() -> None:
     print(f"import numpy, pydantic       {imports:6.3f} s CPU   ratio {cold / imports:.2f}")
     model, card = load_model("Qwen/Qwen3-8B"), get_gpu("h100")
     warm = median(cpu_s(lambda: estimate(model, card)) for _ in range(9))
+    new = median(cpu_s(partial(estimate, one, card)) for one in map(load_model, NEVER_ASKED))
+    crowded = estimate(model, card, demand=Demand(input_len=512, output_len=16_384, num_samples=64))
+    ways_out = median(cpu_s(lambda: what_would_fit(crowded)) for _ in range(9))
     points = median(cpu_s(million_points) for _ in range(5))
-    print(f"estimate(), warm             {warm:6.4f} s CPU")
+    print(f"estimate(), a new model      {new:6.4f} s CPU")
+    print(f"estimate(), model known      {warm:6.4f} s CPU   ratio {warm / new:.2f}")
+    print(f"what_would_fit()             {ways_out:6.4f} s CPU   {ways_out / warm:.0f} x estimate()")
     print(f"a million capacity points    {points:6.3f} s CPU   goal: 0.2 s")
 
 

@@ -10,6 +10,7 @@ them all at once, is a case for the simulator. Every layer is taken to remember 
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -87,6 +88,22 @@ def resident_moments(distribution: Floats) -> Moments:
     return Moments(mean, math.sqrt(max(0.0, float(distribution @ (k - mean) ** 2))))
 
 
+def coarser(distribution: Floats, factor: int) -> Floats:
+    """The same distribution in units of so many blocks, its mean kept: what lies between two units is shared out.
+
+    For pools of very many blocks, whose sums take long.
+
+    >>> print(coarser(np.array([0.0, 0.5, 0.5]), 2))
+    [0.25 0.75]
+    """
+    k = np.arange(len(distribution))
+    part = (k % factor) / factor
+    size = (len(distribution) - 1) // factor + 2
+    low = np.bincount(k // factor, distribution * (1 - part), size)
+    found: Floats = low + np.bincount(k // factor + 1, distribution * part, size)
+    return found[: size - int(found[-1] == 0)]
+
+
 _erfc = np.frompyfunc(math.erfc, 1, 1)
 
 
@@ -150,11 +167,28 @@ def max_traces(distribution: Floats, num_blocks: int, *, overflow: float = 0.01)
     >>> max_traces(d, 20_480), 20_479 // 2_000  # by residency, by final length
     (15, 10)
     """
-    low, high = 0, 2
-    while sum_overflow_probability(distribution, high, num_blocks) <= overflow:
-        low, high = high, 2 * high
+
+    def holds(n: int) -> bool:
+        return sum_overflow_probability(distribution, n, num_blocks) <= overflow
+
+    at, step = _likely_traces(resident_moments(distribution), num_blocks, overflow), 1
+    if holds(at):
+        while holds(at + step):
+            at, step = at + step, 2 * step
+        low, high = at, at + step
+    else:
+        while at > step and not holds(at - step):
+            at, step = at - step, 2 * step
+        low, high = max(0, at - step), at
     while high - low > 1:
         middle = (low + high) // 2
-        fits = sum_overflow_probability(distribution, middle, num_blocks) <= overflow
-        low, high = (middle, high) if fits else (low, middle)
+        low, high = (middle, high) if holds(middle) else (low, middle)
     return low
+
+
+def _likely_traces(one: Moments, num_blocks: int, overflow: float) -> int:
+    """`max_traces` by the central limit theorem, at least 1: N * mean + z * sqrt(N) * std = blocks, solved for N."""
+    spread = NormalDist().inv_cdf(1 - min(max(overflow, 1e-9), 0.5)) * one.std
+    mean = max(one.mean, 1e-9)
+    root = (math.sqrt(spread * spread + 4 * mean * max(0, num_blocks - 1)) - spread) / (2 * mean)
+    return max(1, int(min(root * root, num_blocks)))

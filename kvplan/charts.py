@@ -22,9 +22,11 @@ from kvplan.charts_common import (
     SKY,
     VERMILION,
     Layered,
+    fixed_y,
     inline,
     legend,
     limit_rule,
+    tips,
     token_axis,
 )
 from kvplan.compare_run import Comparison as RunComparison
@@ -60,9 +62,9 @@ def memory_bar(plan: Plan) -> Layered:
             color=alt.Color("use:N", scale=alt.Scale(domain=names, range=colours), legend=legend(2)),
             order=alt.Order("order:Q"),
             tooltip=[
-                alt.Tooltip("use:N"),
+                *tips("use:N"),
                 alt.Tooltip("gib:Q", format=".2f", title="GiB"),
-                alt.Tooltip("source:N"),
+                *tips("source:N"),
             ],
         )
     )
@@ -70,7 +72,7 @@ def memory_bar(plan: Plan) -> Layered:
     line, text = limit_rule("x", total, f"card {total:.1f}")
     text = text.mark_text(align="right", baseline="bottom", dx=-5, dy=-3, color=VERMILION, fontWeight="bold")
     budget_rule = limit_rule("x", budget, f"budget {budget:.1f}")
-    return alt.layer(bar, *budget_rule, line, text.encode(y=alt.value("height"))).properties(height=230)
+    return alt.layer(bar, *budget_rule, line, text.encode(y=fixed_y("height"))).properties(height=230)
 
 
 def _segment(order: int, row: Row) -> dict[str, object]:
@@ -96,10 +98,10 @@ def concurrency(plan: Plan, trace_tokens: Sequence[int], curve: Sequence[Span]) 
         )
     )
     band = base.mark_area(opacity=0.3, color=BLUE).encode(
-        y=alt.Y("low:Q", scale=alt.Scale(type="log"), title="traces at once"), y2="high:Q"
+        y=alt.Y("low:Q", scale=alt.Scale(type="log"), title="traces at once"), y2=alt.Y2("high:Q")
     )
-    tips = [alt.Tooltip(f"{name}:Q", format=",.0f") for name in ("tokens", "traces", "low", "high")]
-    line = base.mark_line(color=BLUE).encode(y="traces:Q", tooltip=tips)
+    shown = [alt.Tooltip(f"{name}:Q", format=",.0f") for name in ("tokens", "traces", "low", "high")]
+    line = base.mark_line(color=BLUE).encode(y=alt.Y("traces:Q"), tooltip=shown)
     parts: list[Any] = [band, line]
     seqs = plan.args.max_num_seqs * plan.args.data_parallel_size
     if any(row["high"] > seqs for row in rows):
@@ -112,10 +114,10 @@ def concurrency(plan: Plan, trace_tokens: Sequence[int], curve: Sequence[Span]) 
 def _point(plan: Plan) -> tuple[alt.Chart, alt.Chart]:
     """Where the user's question lies."""
     row = {"tokens": plan.trace_tokens, "traces": plan.traces.value, "name": f"yours: {plan.num_traces:,}"}
-    base = alt.Chart(inline([row])).encode(x="tokens:Q", y="traces:Q")
+    base = alt.Chart(inline([row])).encode(x=alt.X("tokens:Q"), y=alt.Y("traces:Q"))
     dot = base.mark_point(filled=True, size=110, color=ORANGE, opacity=1)
     return dot, base.mark_text(align="right", dx=-10, dy=12, color=ORANGE, fontWeight="bold").encode(
-        text="name:N"
+        text=alt.Text("name:N")
     )
 
 
@@ -132,19 +134,20 @@ def profile_errors(profiles: Sequence[Profile]) -> Layered:
     base = alt.Chart(inline(rows)).encode(
         y=alt.Y("regime:N", title=None, axis=alt.Axis(labelLimit=220)),
         tooltip=[
-            "regime:N",
+            *tips("regime:N"),
             *(alt.Tooltip(f"{q}:Q", format=".1%") for q in ("median", "p95")),
-            "held_out:N",
-            "points:Q",
+            *tips("held_out:N", "points:Q"),
         ],
     )
     bars = base.mark_rule(color=SKY, strokeWidth=4).encode(
         x=alt.X(
             "median:Q", title="held-out error: median (dot) to 95th percentile", axis=alt.Axis(format="%")
         ),
-        x2="p95:Q",
+        x2=alt.X2("p95:Q"),
     )
-    return alt.layer(bars, base.mark_point(filled=True, color=BLUE, size=50, opacity=1).encode(x="median:Q"))
+    return alt.layer(
+        bars, base.mark_point(filled=True, color=BLUE, size=50, opacity=1).encode(x=alt.X("median:Q"))
+    )
 
 
 def predicted_measured(rows: Sequence[Mapping[str, Any]], unit: str = "s") -> Layered:
@@ -160,13 +163,17 @@ def predicted_measured(rows: Sequence[Mapping[str, Any]], unit: str = "s") -> La
             y=alt.Y("predicted:Q", scale=log, title=f"predicted, {unit}", axis=alt.Axis(format="~s")),
             color=alt.Color("kind:N", scale=alt.Scale(range=list(PALETTE)), legend=legend(3)),
             tooltip=[
-                "kind:N",
+                *tips("kind:N"),
                 alt.Tooltip("measured:Q", format=".4~g"),
                 alt.Tooltip("predicted:Q", format=".4~g"),
             ],
         )
     )
-    line = alt.Chart(inline(ends)).mark_line(strokeDash=[5, 4], color=VERMILION).encode(x="a:Q", y="a:Q")
+    line = (
+        alt.Chart(inline(ends))
+        .mark_line(strokeDash=[5, 4], color=VERMILION)
+        .encode(x=alt.X("a:Q"), y=alt.Y("a:Q"))
+    )
     return alt.layer(dots, line).properties(height=320)
 
 

@@ -40,10 +40,16 @@ def limit_rule(
     side = -5 if align == "right" else 5
     if axis == "x":
         text = base.mark_text(align=align, baseline="top", dx=side, dy=3, color=VERMILION, fontWeight="bold")
-        return line.encode(x="limit:Q"), text.encode(x="limit:Q", y=alt.value(0), text="name:N")
+        x = alt.X("limit:Q")
+        return line.encode(x=x), text.encode(x=x, y=fixed_y(0), text=alt.Text("name:N"))
     text = base.mark_text(align=align, baseline="bottom", dx=side, dy=-3, color=VERMILION, fontWeight="bold")
-    end = alt.value("width" if align == "right" else 0)
-    return line.encode(y="limit:Q"), text.encode(y="limit:Q", x=end, text="name:N")
+    y, end = alt.Y("limit:Q"), alt.XValue("width" if align == "right" else 0)  # type: ignore[no-untyped-call]
+    return line.encode(y=y), text.encode(y=y, x=end, text=alt.Text("name:N"))
+
+
+def fixed_y(place: float | str) -> alt.YValue:
+    """A height in pixels, or the name of one."""
+    return alt.YValue(place)  # type: ignore[no-untyped-call]
 
 
 def token_axis() -> alt.Axis:
@@ -56,6 +62,21 @@ def colour_scale(colours: Mapping[str, str]) -> alt.Scale:
     return alt.Scale(domain=list(colours), range=list(colours.values()))
 
 
+def tips(*names: str) -> list[alt.Tooltip]:
+    """Tooltips shown as they are.
+
+    Channels are spelled out here and in every chart: of a bare `"name:N"` Altair finds the class by trying all.
+    """
+    return [alt.Tooltip(name) for name in names]
+
+
 def seconds(*names: str) -> list[alt.Tooltip]:
     """Tooltips of times."""
     return [alt.Tooltip(f"{name}:Q", format=".2f") for name in names]
+
+
+def specification(figure: Layered) -> dict[str, Any]:
+    """A chart as Vega-Lite, to be drawn in a page's own theme; not validated once more, which the tests do."""
+    spec: dict[str, Any] = figure.to_dict(validate=False)
+    del spec["config"]  # sizes and colours of Altair's own theme
+    return spec

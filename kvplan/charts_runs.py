@@ -26,6 +26,7 @@ from kvplan.charts_common import (
     legend,
     limit_rule,
     seconds,
+    tips,
     token_axis,
 )
 from kvplan.records import Records
@@ -50,15 +51,15 @@ def kv_over_time(result: Result) -> Layered:
         for s in result.samples
     ]
     colour = alt.Color("kind:N", scale=colour_scale({**KV_KINDS, IN_USE: GREY}), legend=legend(3))
-    tips = [*seconds("time_s"), "kind:N", alt.Tooltip("tokens:Q", format=",")]
+    shown = [*seconds("time_s"), *tips("kind:N"), alt.Tooltip("tokens:Q", format=",")]
     x = alt.X("time_s:Q", title="seconds")
     y = alt.Y("tokens:Q", title="tokens held", axis=token_axis())
     area = alt.Chart(inline(rows)).mark_area(interpolate="step-after")
     line = alt.Chart(inline(used)).mark_line(interpolate="step-after", strokeWidth=1.5)
     pool = result.pool_tokens
     return alt.layer(
-        area.encode(x=x, y=y, color=colour, order="order:Q", tooltip=tips),
-        line.encode(x=x, y=y, color=colour, tooltip=tips),
+        area.encode(x=x, y=y, color=colour, order=alt.Order("order:Q"), tooltip=shown),
+        line.encode(x=x, y=y, color=colour, tooltip=shown),
         *limit_rule("y", pool, f"pool {pool:,} tokens"),
     ).properties(height=HEIGHT + 60)
 
@@ -81,7 +82,7 @@ def queue_over_time(result: Result) -> Layered:
             y=alt.Y("count:Q", title="requests"),
             color=alt.Color("what:N", scale=colour_scale(QUEUE_COLOURS), legend=legend(3)),
             strokeDash=alt.StrokeDash("what:N", legend=None),
-            tooltip=[alt.Tooltip("time_s:Q", format=".1f"), "what:N", "count:Q"],
+            tooltip=[alt.Tooltip("time_s:Q", format=".1f"), *tips("what:N", "count:Q")],
         )
     )
     return alt.layer(line).properties(height=HEIGHT + 60)
@@ -125,16 +126,20 @@ def request_timeline(records: Records, first: int = 0, count: int = 40) -> Layer
         .mark_bar()
         .encode(
             x=alt.X("start_s:Q", title="seconds"),
-            x2="end_s:Q",
+            x2=alt.X2("end_s:Q"),
             y=y,
             color=alt.Color("phase:N", scale=colour_scale(PHASES), legend=legend(4)),
-            tooltip=["request:O", "phase:N", *seconds("start_s", "end_s"), "preemptions:Q", "end:N"],
+            tooltip=[
+                *tips("request:O", "phase:N"),
+                *seconds("start_s", "end_s"),
+                *tips("preemptions:Q", "end:N"),
+            ],
         )
     )
     marked = [row for row in rows if row["preemptions"] and row["phase"] == "waiting"]
     ends = alt.Chart(inline(marked)).mark_point(shape="triangle-down", filled=True, color=VERMILION, size=60)
-    tips = ["request:O", "preemptions:Q"]
-    pre = ends.encode(x="finish_s:Q", y=y, tooltip=tips) if marked else None
+    shown = tips("request:O", "preemptions:Q")
+    pre = ends.encode(x=alt.X("finish_s:Q"), y=y, tooltip=shown) if marked else None
     return alt.layer(bars, *([pre] if pre else [])).properties(height=110 + 11 * len(lanes))
 
 
@@ -179,7 +184,7 @@ def block_map(blocks: BlockMap, moment: Moment, replica: int = 0, columns: int =
             x=alt.X("x:O", axis=None),
             y=alt.Y("y:O", axis=None),
             color=alt.Color("state:N", scale=colour_scale(names), legend=legend(4)),
-            tooltip=["block:N", "owner:N"],
+            tooltip=tips("block:N", "owner:N"),
         )
         .properties(height=100 + 13 * -(-num_cells // columns))
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import altair as alt
 
-from kvplan.charts_common import BLUE, GREY, SKY, Layered, Rows, colour_scale, inline, legend
+from kvplan.charts_common import BLUE, GREY, SKY, Layered, Rows, colour_scale, inline, legend, tips
 from kvplan.recommend import Candidate, Recommendation
 
 
@@ -18,9 +18,13 @@ def ranking(found: Recommendation, most: int = 12) -> Layered:
     )
     bars = base.mark_bar().encode(
         color=alt.Color("state:N", scale=colour_scale({"best": BLUE, "others": SKY}), legend=legend(2)),
-        tooltip=["what:N", alt.Tooltip("usd:Q", format=",.2f"), "gpus:Q", "limited_by:N"],
+        tooltip=[
+            *tips("what:N"),
+            alt.Tooltip("usd:Q", format=",.2f"),
+            *tips("gpus:Q", "limited_by:N"),
+        ],
     )
-    names = base.mark_text(align="left", dx=5, color=GREY).encode(text="note:N")
+    names = base.mark_text(align="left", dx=5, color=GREY).encode(text=alt.Text("note:N"))
     return alt.layer(bars, names).properties(height=110 + 26 * len(rows))
 
 

@@ -22,6 +22,7 @@ from kvplan.charts_common import (
     legend,
     limit_rule,
     seconds,
+    tips,
     token_axis,
 )
 from kvplan.compare import Comparison
@@ -43,11 +44,13 @@ def pareto(found: Comparison) -> Layered:
     dots = base.mark_circle(opacity=0.9, stroke="white", strokeWidth=1).encode(
         size=alt.Size("usd_per_correct:Q", legend=None, scale=alt.Scale(range=[60, 600])),
         color=alt.Color("front:N", scale=colour_scale({"on the front": BLUE, "beaten": PALE}), legend=legend(2)),
-        tooltip=["strategy:N", alt.Tooltip("accuracy:Q", format=".1%"), *seconds("latency_p99_s"),
-                 alt.Tooltip("usd_per_correct:Q", format=".4f"), "limited_by:N"],
+        tooltip=[*tips("strategy:N"), alt.Tooltip("accuracy:Q", format=".1%"), *seconds("latency_p99_s"),
+                 alt.Tooltip("usd_per_correct:Q", format=".4f"), *tips("limited_by:N")],
     )  # fmt: skip
     front = alt.Chart(inline([r for r in rows if r["front"] == "on the front"]))
-    line = front.mark_line(color=BLUE, strokeWidth=1, opacity=0.5).encode(x="latency_p99_s:Q", y="accuracy:Q")
+    line = front.mark_line(color=BLUE, strokeWidth=1, opacity=0.5).encode(
+        x=alt.X("latency_p99_s:Q"), y=alt.Y("accuracy:Q")
+    )
     parts: list[Any] = [line, dots]
     limit = found.scenario.slo.e2el_ms
     if limit:
@@ -75,13 +78,8 @@ def correct_per_gpu_hour(found: Comparison) -> Layered:
         .mark_bar(color=GREEN)
         .encode(
             x=alt.X("correct_per_gpu_hour:Q", title="per GPU-hour"),
-            y=alt.Y(
-                "strategy:N",
-                sort="-x",
-                title=None,
-                axis=two_lines,
-            ),
-            tooltip=["strategy:N", alt.Tooltip("correct_per_gpu_hour:Q", format=",.1f")],
+            y=alt.Y("strategy:N", sort="-x", title=None, axis=two_lines),
+            tooltip=[*tips("strategy:N"), alt.Tooltip("correct_per_gpu_hour:Q", format=",.1f")],
         )
     ).properties(height=60 + 40 * len(found.rows))
 
@@ -100,7 +98,7 @@ def budget_sweep(found: Comparison, field: str) -> Layered:
         .encode(
             x=alt.X("budget:Q", title="thinking budget, tokens", axis=token_axis()),
             y=alt.Y(f"{field}:Q", title=title, axis=alt.Axis(format=form), scale=alt.Scale(zero=False)),
-            tooltip=["strategy:N", alt.Tooltip(f"{field}:Q", format=".4~g")],
+            tooltip=[*tips("strategy:N"), alt.Tooltip(f"{field}:Q", format=".4~g")],
         )
     )
     caps = [limit_rule("x", found.caps[key], name) for key, name in CAPS.items() if key in found.caps]
@@ -120,10 +118,12 @@ def branch_tree(nodes: Sequence[Node]) -> Layered:
         .mark_bar()
         .encode(
             x=alt.X("start:Q", title="tokens from the problem's beginning", axis=token_axis()),
-            x2="end:Q",
+            x2=alt.X2("end:Q"),
             y=y,
             color=alt.Color("part:N", scale=colour_scale(BRANCH_COLOURS), legend=legend(3)),
-            tooltip=["branch:N", "parent:N", "kind:N", "part:N", "start:Q", "end:Q", "ended:N"],
+            tooltip=[
+                *tips("branch:N", "parent:N", "kind:N", "part:N", "start:Q", "end:Q", "ended:N"),
+            ],
         )
     )
     links = [
@@ -133,7 +133,9 @@ def branch_tree(nodes: Sequence[Node]) -> Layered:
         for b in (n.parent, n.branch)
     ]
     lines = (
-        alt.Chart(inline(links)).mark_line(color=GREY, strokeWidth=1).encode(x="x:Q", y=y, detail="link:N")
+        alt.Chart(inline(links))
+        .mark_line(color=GREY, strokeWidth=1)
+        .encode(x=alt.X("x:Q"), y=y, detail=alt.Detail("link:N"))
     )
     return alt.layer(bars, lines).properties(height=110 + 12 * len(nodes))
 

@@ -190,6 +190,10 @@ class ModelSpec:
     quantization: Mapping[str, object] | None = None
     """The config's `quantization_config`, as it stands; `quantization.py` reads it."""
 
+    def __hash__(self) -> int:
+        """Of what tells models apart; layers and the quantization's mapping are left to comparison."""
+        return hash((self.name, self.architecture, self.hidden_size, self.vocab_size, self.max_model_len))
+
     @property
     def default_max_model_len(self) -> int:
         """What vLLM serves without `--max-model-len`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from kvplan.engine_args import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, parse_engine, resolve
 from kvplan.errors import KvplanError
@@ -68,28 +69,62 @@ def estimate(
 
 def answer(question: Question) -> Plan:
     """The forward formula: from a question to its plan."""
+    return _plan(question, _memory(question))
+
+
+def answers(question: Question) -> Callable[[Demand], Plan]:
+    """The forward formula as a function of the load alone.
+
+    Memory is planned once, unless models live beside: their KV depends on the load.
+    """
+    if question.colocate:
+        return lambda demand: answer(replace(question, demand=demand))
+    memory = _memory(question)
+    return lambda demand: _plan(replace(question, demand=demand), memory)
+
+
+class _Memory(NamedTuple):
+    """A deployment before anybody asks what it is to hold."""
+
+    args: ResolvedArgs
+    budget: Budget
+    layouts: list[Layout | KvCacheTooSmall]
+    shape: Layout
+    refusal: Refusal | None
+
+
+def _memory(question: Question) -> _Memory:
     args = _resolved(question)
     check_sharding(question.model, args)
-    length = args.max_model_len if args.max_model_len > 0 else question.model.default_max_model_len
-    budgets = _stage_budgets(question, args, question.demand.trace_tokens(length))
+    budgets = _stage_budgets(question, args, question.demand.trace_tokens(_length(question, args)))
     worst = min(budgets, key=lambda b: b.kv.size.value)
     layouts = _layouts(question, args, budgets)
     found = layouts[0]
-    layout = None if isinstance(found, KvCacheTooSmall) else found
+    refusal: Refusal | None
     if isinstance(found, KvCacheTooSmall):
-        refusal: Refusal | None = _refusal(found, worst)
+        shape, refusal = _shape(question, args, worst), _refusal(found, worst)
     else:
+        shape = found
         refusal = _overflow(worst, found, args) or _too_few_states(found, args, question.engine)
-    shape = layout or _shape(question, args, worst)
-    args = _with_requests(question, args, shape, worst)
-    tokens = question.demand.trace_tokens(layout.max_model_len if layout else length)
+    return _Memory(_with_requests(question, args, shape, worst), worst, layouts, shape, refusal)
+
+
+def _length(question: Question, args: ResolvedArgs) -> int:
+    """The context asked for; with -1 the longest there may be."""
+    return args.max_model_len if args.max_model_len > 0 else question.model.default_max_model_len
+
+
+def _plan(question: Question, memory: _Memory) -> Plan:
+    args, layouts = memory.args, memory.layouts
+    layout = layouts[0] if isinstance(layouts[0], Layout) else None
+    tokens = question.demand.trace_tokens(layout.max_model_len if layout else _length(question, args))
     return Plan(
         question,
         args,
-        worst,
+        memory.budget,
         layout,
-        shape,
-        refusal,
+        memory.shape,
+        memory.refusal,
         _span(layouts, lambda one: one.kv_cache_size_tokens),
         _span(layouts, lambda one: one.max_concurrency),
         tokens,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -164,8 +165,9 @@ def heaviest_rank(
     return max((loader.stage(span, len(model.layers)) for span in spans), key=lambda rank: rank.total)
 
 
+@lru_cache(256)
 def weight_bytes(model: ModelSpec, **options: Any) -> int:
-    """Bytes of weights on the heaviest rank; options as for `heaviest_rank`."""
+    """Bytes of weights on the heaviest rank; options as for `heaviest_rank`. Asked again for every card and flag."""
     return heaviest_rank(model, **options).total
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kvplan import capacity as cap
 from kvplan import capacity_mix
+from kvplan.capacity_mix import coarser
 from kvplan.engine import EngineConfig, Request, Segment, make_scheduler
 from kvplan.engine.config import KVCacheGroup
 
@@ -300,6 +301,25 @@ def test_overflow_falls_with_blocks_and_grows_with_traces(traces: int, blocks: i
     assert cap.sum_overflow_probability(d, traces, blocks + 1) <= p + 1e-9
     assert cap.sum_overflow_probability(d, traces + 1, blocks) >= p - 1e-9
     assert cap.sum_overflow_probability(d, traces, traces * (len(d) - 1) + 1) == 0.0
+
+
+@given(st.integers(1, 40), st.lists(st.integers(1, 3_000), min_size=1, max_size=5))
+def test_a_coarser_distribution_keeps_its_mean(factor: int, outputs: list[int]) -> None:
+    """Probabilities sum to one and the mean is the same, in units; a factor of one changes nothing."""
+    d = cap.resident_distribution(np.full(len(outputs), 10), outputs, 16)
+    rough = coarser(d, factor)
+    assert rough.sum() == pytest.approx(1.0)
+    assert (rough >= 0).all()
+    assert cap.resident_moments(rough).mean * factor == pytest.approx(cap.resident_moments(d).mean)
+    assert np.array_equal(coarser(d, 1), d)
+
+
+def test_a_coarser_distribution_holds_as_many() -> None:
+    """Counted in units that are small beside a trace, a pool holds as many traces, to one."""
+    d = cap.resident_distribution([500, 500, 500], [4_000, 9_000, 30_000], 1)
+    for blocks in (100_000, 400_000):
+        exact = cap.max_traces(d, blocks)
+        assert cap.max_traces(coarser(d, 50), (blocks - 1) // 50 + 1) == pytest.approx(exact, abs=1)
 
 
 @given(st.integers(20, 3_000), st.sampled_from([0.001, 0.01, 0.2]))

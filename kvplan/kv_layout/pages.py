@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from kvplan.errors import KvplanError
 from kvplan.kv_layout.formats import group_format, indexer_token_bytes, token_bytes
@@ -24,8 +25,9 @@ class Pages:
     backends: tuple[str, ...]
 
 
+@lru_cache(64)
 def model_pages(setup: Setup, draft: ModelSpec | None = None) -> Pages:
-    """Work out the page of every layer.
+    """Work out the page of every layer. The same for pools of any size, hence remembered.
 
     Raises:
         KvplanError: what the engine refuses at start-up: a KV dtype that the GPU or the model does not take, a

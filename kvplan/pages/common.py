@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
+from kvplan.charts_common import Layered, specification
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names
@@ -154,9 +155,9 @@ def plan_of(
     return plan, what_would_fit(plan)
 
 
-def chart(figure: Any, key: str) -> None:
+def chart(figure: Layered, key: str) -> None:
     """Show a chart at the width there is."""
-    st.altair_chart(figure, width="stretch", key=key)
+    st.vega_lite_chart(specification(figure), width="stretch", key=key)
 
 
 def guarded(show: Callable[[], None]) -> None:

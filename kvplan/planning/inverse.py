@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu, gpu_names
 from kvplan.limits import Limit
-from kvplan.plan import answer
+from kvplan.plan import answer, answers
 from kvplan.planning.answers import Plan, Question
 
 _FREE, _QUALITY, _SHORTER, _FEWER, _HARDWARE = range(5)
@@ -177,14 +178,7 @@ def _shorter_output(plan: Plan) -> Iterator[Option]:
     demand = plan.question.demand
     if plan.refusal or not demand.output_len or demand.output_len < 2:
         return
-
-    def ask(tokens: int) -> Plan:
-        return answer(replace(plan.question, demand=demand.model_copy(update={"output_len": tokens})))
-
-    longest = _largest(lambda n: ask(n).fits, demand.output_len - 1)
-    if longest:
-        short = ask(longest)
-        yield from _option(short, f"--output-len {longest}", _SHORTER)
+    yield from _most(plan, "output_len", demand.output_len - 1, _SHORTER)
 
 
 def _fewer_traces(plan: Plan) -> Iterator[Option]:
@@ -192,20 +186,20 @@ def _fewer_traces(plan: Plan) -> Iterator[Option]:
     demand = plan.question.demand
     if plan.refusal or plan.too_long or plan.num_traces < 1 or demand.num_traces == 1:
         return
-    if demand.num_requests == 1:
-        changes = {"num_samples": _largest(lambda n: _holds_traces(plan, num_samples=n), demand.num_samples)}
-    else:
-        changes = {
-            "num_requests": _largest(lambda n: _holds_traces(plan, num_requests=n), demand.num_requests)
-        }
-    for name, count in changes.items():
-        if count:
-            changed = answer(replace(plan.question, demand=demand.model_copy(update=changes)))
-            yield from _option(changed, f"--{name.replace('_', '-')} {count}", _FEWER)
+    name = "num_samples" if demand.num_requests == 1 else "num_requests"
+    yield from _most(plan, name, getattr(demand, name), _FEWER)
 
 
-def _holds_traces(plan: Plan, **counts: int) -> bool:
-    return answer(replace(plan.question, demand=plan.question.demand.model_copy(update=counts))).fits
+def _most(plan: Plan, name: str, high: int, rank: int) -> Iterator[Option]:
+    """The largest value of one figure of the load, up to `high`, that fits."""
+    demand, load = plan.question.demand, answers(plan.question)
+
+    def ask(value: int) -> Plan:
+        return load(demand.model_copy(update={name: value}))
+
+    value = _largest(lambda n: ask(n).fits, high)
+    if value:
+        yield from _option(ask(value), f"--{name.replace('_', '-')} {value}", rank)
 
 
 def _largest(fits: Callable[[int], bool], high: int) -> int:
@@ -238,16 +232,14 @@ def _smallest(plan: Plan, name: str, flag: str) -> Iterator[Option]:
 
 
 def _other_cards(plan: Plan) -> Iterator[Option]:
-    """The three cheapest cards that hold it with the same flags."""
+    """The two cheapest cards that hold it with the same flags."""
     held = [
         (card.price_per_hour, name) for name in gpu_names() if (card := get_gpu(name)) and _bigger(plan, name)
     ]
-    count = 0
-    for _, name in sorted(held):
-        changed = _on(plan.question, name)
-        if changed is not None and changed.fits and count < 2:
-            count += 1
-            yield from _option(changed, f"--gpu {name}", _HARDWARE)
+    asked = ((name, _on(plan.question, name)) for _, name in sorted(held))
+    holding = ((name, changed) for name, changed in asked if changed is not None and changed.fits)
+    for name, changed in islice(holding, 2):
+        yield from _option(changed, f"--gpu {name}", _HARDWARE)
 
 
 def _bigger(plan: Plan, name: str) -> bool:

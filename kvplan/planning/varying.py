@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvplan.capacity_mix import max_traces, resident_distribution
+from kvplan.capacity_mix import coarser, max_traces, resident_distribution
 from kvplan.model import AttentionKind
 from kvplan.planning.answers import Plan
 from kvplan.workload.lengths import Correlation, Length, correlated_uniforms, quantile
 
 NUM_DRAWS = 4096
+MAX_UNITS = 1 << 14
+"""Pools of more blocks are counted in groups of blocks: a trace is still hundreds of them."""
 
 
 def varying_traces(
@@ -34,7 +36,9 @@ def varying_traces(
     outputs = np.clip(hidden + shown, 1, layout.max_model_len - prompts)
     group = layout.groups[0]
     distribution = resident_distribution(prompts, outputs, group.block_size * group.num_shards)
-    return max_traces(distribution, layout.num_blocks, overflow=overflow)
+    factor = -(-layout.num_blocks // MAX_UNITS)
+    units = layout.num_usable_blocks // factor + 1
+    return max_traces(coarser(distribution, factor), units, overflow=overflow)
 
 
 _GROWING = (AttentionKind.FULL, AttentionKind.MLA)
