@@ -74,7 +74,7 @@ ray: $(DEV)  ## sweeps on a real local Ray cluster, started and stopped by the t
 
 APP := $(VENV)/.app
 $(APP): pyproject.toml $(STAMP)
-	@$(BIN)/pip install -q --disable-pip-version-check -e '.[app]'
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[app,aiconfigurator]'
 	@touch $@
 
 app: $(APP)  ## the planner in a browser

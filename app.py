@@ -8,10 +8,18 @@ from kvplan.pages import calibration, common, estimate, recommend, simulate, str
 
 TABS = ("Estimate", "Simulate", "Strategies", "Recommend", "Calibration")
 
+# Less air above the title; flags in captions stay whole; on a phone a report's figures stand beside their labels.
+STYLE = """<style>
+.stMainBlockContainer {padding-top: 3.5rem}
+.stCaption code, [data-testid="stCaptionContainer"] code {white-space: nowrap}
+@media (max-width: 640px) {.stCode code {font-size: 0.68rem}}
+</style>"""
+
 
 def main() -> None:
     """Inputs of all tabs, so that all are in the address; contents of the open one."""
     st.set_page_config(page_title="kvplan", layout="wide")
+    st.html(STYLE)
     st.title("kvplan", anchor=False)
     asked = common.sidebar()
     first, second, third, fourth, fifth = st.tabs(TABS, key="tab", **common.BIND)

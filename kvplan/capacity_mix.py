@@ -100,8 +100,8 @@ def coarser(distribution: Floats, factor: int) -> Floats:
     part = (k % factor) / factor
     size = (len(distribution) - 1) // factor + 2
     low = np.bincount(k // factor, distribution * (1 - part), size)
-    found: Floats = low + np.bincount(k // factor + 1, distribution * part, size)
-    return found[: size - int(found[-1] == 0)]
+    found = low + np.bincount(k // factor + 1, distribution * part, size)
+    return np.asarray(found[: size - int(found[-1] == 0)], dtype=np.float64)
 
 
 _erfc = np.frompyfunc(math.erfc, 1, 1)

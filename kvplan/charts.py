@@ -22,7 +22,6 @@ from kvplan.charts_common import (
     SKY,
     VERMILION,
     Layered,
-    fixed_y,
     inline,
     legend,
     limit_rule,
@@ -33,6 +32,7 @@ from kvplan.compare_run import Comparison as RunComparison
 from kvplan.planning.answers import Plan, Span
 from kvplan.planning.budget import Row
 from kvplan.profile import Profile
+from kvplan.steps.timing_profile import RegimeError
 from kvplan.units import gib
 
 MEMORY_COLOURS = {
@@ -69,10 +69,9 @@ def memory_bar(plan: Plan) -> Layered:
         )
     )
     total, budget = gib(plan.budget.total.size.value), gib(plan.budget.budget_bytes)
-    line, text = limit_rule("x", total, f"card {total:.1f}")
-    text = text.mark_text(align="right", baseline="bottom", dx=-5, dy=-3, color=VERMILION, fontWeight="bold")
+    card_rule = limit_rule("x", total, f"card {total:.1f}", at="bottom")
     budget_rule = limit_rule("x", budget, f"budget {budget:.1f}")
-    return alt.layer(bar, *budget_rule, line, text.encode(y=fixed_y("height"))).properties(height=230)
+    return alt.layer(bar, *budget_rule, *card_rule).properties(height=230)
 
 
 def _segment(order: int, row: Row) -> dict[str, object]:
@@ -94,7 +93,10 @@ def concurrency(plan: Plan, trace_tokens: Sequence[int], curve: Sequence[Span]) 
     ]
     base = alt.Chart(inline(rows)).encode(
         x=alt.X(
-            "tokens:Q", scale=alt.Scale(type="log"), title="tokens of a full-grown trace", axis=token_axis()
+            "tokens:Q",
+            scale=alt.Scale(type="log", nice=False),
+            title="tokens of a full-grown trace",
+            axis=token_axis(),
         )
     )
     band = base.mark_area(opacity=0.3, color=BLUE).encode(
@@ -127,7 +129,7 @@ def _point(plan: Plan) -> tuple[alt.Chart, alt.Chart]:
 def profile_errors(profiles: Sequence[Profile]) -> Layered:
     """Median held-out error of every profile, regime by regime; the bar ends at the 95th percentile."""
     rows = [
-        {"profile": p.name, "regime": f"{e.regime} {e.family}".strip(), "median": e.median, "p95": e.p95,
+        {"profile": p.name, "regime": _regime(e), "median": e.median, "p95": e.p95,
          "held_out": e.held_out, "points": e.num_points}
         for p in profiles if p.timing for e in p.timing.errors
     ]  # fmt: skip
@@ -140,14 +142,17 @@ def profile_errors(profiles: Sequence[Profile]) -> Layered:
         ],
     )
     bars = base.mark_rule(color=SKY, strokeWidth=4).encode(
-        x=alt.X(
-            "median:Q", title="held-out error: median (dot) to 95th percentile", axis=alt.Axis(format="%")
-        ),
+        x=alt.X("median:Q", title="error: median (dot) to p95", axis=alt.Axis(format="%")),
         x2=alt.X2("p95:Q"),
     )
     return alt.layer(
         bars, base.mark_point(filled=True, color=BLUE, size=50, opacity=1).encode(x=alt.X("median:Q"))
     )
+
+
+def _regime(error: RegimeError) -> str:
+    """A family is often named after its regime."""
+    return error.family if error.family.startswith(error.regime) else f"{error.regime} {error.family}".strip()
 
 
 def predicted_measured(rows: Sequence[Mapping[str, Any]], unit: str = "s") -> Layered:
@@ -161,7 +166,7 @@ def predicted_measured(rows: Sequence[Mapping[str, Any]], unit: str = "s") -> La
         .encode(
             x=alt.X("measured:Q", scale=log, title=f"measured, {unit}", axis=alt.Axis(format="~s")),
             y=alt.Y("predicted:Q", scale=log, title=f"predicted, {unit}", axis=alt.Axis(format="~s")),
-            color=alt.Color("kind:N", scale=alt.Scale(range=list(PALETTE)), legend=legend(3)),
+            color=alt.Color("kind:N", scale=alt.Scale(range=list(PALETTE)), legend=legend(4)),
             tooltip=[
                 *tips("kind:N"),
                 alt.Tooltip("measured:Q", format=".4~g"),

@@ -32,16 +32,20 @@ def legend(columns: int = 3, **options: Any) -> alt.Legend:
 
 
 def limit_rule(
-    axis: str, value: float, name: str, align: Literal["left", "right"] = "right"
+    axis: str,
+    value: float,
+    name: str,
+    align: Literal["left", "right"] = "right",
+    at: Literal["top", "bottom"] = "top",
 ) -> tuple[alt.Chart, alt.Chart]:
-    """A limit: a dashed line across the chart and its name."""
+    """A limit: a dashed line across the chart and its name; `at`: where the name of an upright one stands."""
     base = alt.Chart(inline([{"limit": value, "name": name}]))
     line = base.mark_rule(strokeDash=[5, 4], color=VERMILION, strokeWidth=1.5)
     side = -5 if align == "right" else 5
     if axis == "x":
-        text = base.mark_text(align=align, baseline="top", dx=side, dy=3, color=VERMILION, fontWeight="bold")
-        x = alt.X("limit:Q")
-        return line.encode(x=x), text.encode(x=x, y=fixed_y(0), text=alt.Text("name:N"))
+        x, place, away = alt.X("limit:Q"), fixed_y(0 if at == "top" else "height"), 3 if at == "top" else -3
+        text = base.mark_text(align=align, baseline=at, dx=side, dy=away, color=VERMILION, fontWeight="bold")
+        return line.encode(x=x), text.encode(x=x, y=place, text=alt.Text("name:N"))
     text = base.mark_text(align=align, baseline="bottom", dx=side, dy=-3, color=VERMILION, fontWeight="bold")
     y, end = alt.Y("limit:Q"), alt.XValue("width" if align == "right" else 0)  # type: ignore[no-untyped-call]
     return line.encode(y=y), text.encode(y=y, x=end, text=alt.Text("name:N"))
@@ -53,8 +57,8 @@ def fixed_y(place: float | str) -> alt.YValue:
 
 
 def token_axis() -> alt.Axis:
-    """An axis of large numbers: 10k, 2M."""
-    return alt.Axis(format="~s", labelOverlap=True)
+    """An axis of large numbers: 500, 10k, 2M, each with its own prefix."""
+    return alt.Axis(labelExpr="format(datum.value, '~s')", labelOverlap=True)
 
 
 def colour_scale(colours: Mapping[str, str]) -> alt.Scale:

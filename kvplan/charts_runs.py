@@ -108,8 +108,11 @@ def latency_shares(result: Result, name: str) -> Layered:
         )
     )
     targets = {getattr(slo, f"{name}_ms") for slo in result.slos} - {None}
-    rules = [part for ms in sorted(targets) for part in limit_rule("x", ms, f"SLO {ms:g}", "left")]
-    return alt.layer(line, *rules).properties(height=200)
+    parts: list[Any] = [line]
+    for ms in sorted(targets):  # the name stands where the curve is not: it rises to the right of the rule
+        most = len(values) and np.searchsorted(values, ms, "right") > len(values) / 2
+        parts += limit_rule("x", ms, f"SLO {ms:,g}", "left", "bottom" if most else "top")
+    return alt.layer(*parts).properties(height=200)
 
 
 PHASES = {"waiting": PALE, "prefill": BLUE, "thinking": ORANGE, "answer": GREEN}
@@ -140,7 +143,7 @@ def request_timeline(records: Records, first: int = 0, count: int = 40) -> Layer
     ends = alt.Chart(inline(marked)).mark_point(shape="triangle-down", filled=True, color=VERMILION, size=60)
     shown = tips("request:O", "preemptions:Q")
     pre = ends.encode(x=alt.X("finish_s:Q"), y=y, tooltip=shown) if marked else None
-    return alt.layer(bars, *([pre] if pre else [])).properties(height=110 + 11 * len(lanes))
+    return alt.layer(bars, *([pre] if pre else [])).properties(height=150 + 11 * len(lanes))
 
 
 def _phases(columns: Mapping[str, Any], i: int) -> Rows:

@@ -33,16 +33,18 @@ from kvplan.simulation.branches import Node
 
 
 def pareto(found: Comparison) -> Layered:
-    """Accuracy against latency, cost as size; those nobody beats in all three are joined and coloured."""
-    rows = [_strategy(row) for row in found.rows]
+    """Accuracy against latency, cost as size; those nobody beats in all three are joined and coloured.
+
+    Numbers are places in `found.rows`; a strategy that solves nothing has no cost and a small dot.
+    """
+    rows = _strategies(found)
     base = alt.Chart(inline(rows)).encode(
-        x=alt.X("latency_p99_s:Q", title="latency p99, seconds", scale=alt.Scale(zero=False, nice=True)),
-        y=alt.Y(
-            "accuracy:Q", title="problems solved", axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)
-        ),
+        x=alt.X("latency_p99_s:Q", title="latency p99, seconds", scale=_ROOM),
+        y=alt.Y("accuracy:Q", title="problems solved", axis=_SHARE, scale=_ROOM),
     )
-    dots = base.mark_circle(opacity=0.9, stroke="white", strokeWidth=1).encode(
-        size=alt.Size("usd_per_correct:Q", legend=None, scale=alt.Scale(range=[60, 600])),
+    size = alt.Size("usd_per_correct:Q", legend=None, scale=alt.Scale(range=[60, 600]))
+    dots = base.mark_circle(opacity=0.9, stroke="white", strokeWidth=1, invalid="show").encode(
+        size=alt.condition("isValid(datum.usd_per_correct)", size, alt.SizeValue(40)),
         color=alt.Color("front:N", scale=colour_scale({"on the front": BLUE, "beaten": PALE}), legend=legend(2)),
         tooltip=[*tips("strategy:N"), alt.Tooltip("accuracy:Q", format=".1%"), *seconds("latency_p99_s"),
                  alt.Tooltip("usd_per_correct:Q", format=".4f"), *tips("limited_by:N")],
@@ -51,11 +53,33 @@ def pareto(found: Comparison) -> Layered:
     line = front.mark_line(color=BLUE, strokeWidth=1, opacity=0.5).encode(
         x=alt.X("latency_p99_s:Q"), y=alt.Y("accuracy:Q")
     )
-    parts: list[Any] = [line, dots]
+    numbers = alt.Chart(inline(_numbers(rows))).mark_text(align="left", dx=12, dy=-10, color=GREY)
+    numbers = numbers.encode(x=alt.X("latency_p99_s:Q"), y=alt.Y("accuracy:Q"), text=alt.Text("numbers:N"))
+    parts: list[Any] = [line, dots, numbers]
     limit = found.scenario.slo.e2el_ms
     if limit:
         parts += limit_rule("x", limit / 1000, f"limit {limit / 1000:g} s")
     return alt.layer(*parts).properties(height=320)
+
+
+_SHARE = alt.Axis(labelExpr="datum.value <= 1 ? format(datum.value, '.0%') : ''")
+_ROOM = alt.Scale(zero=False, nice=True, padding=16)
+"""Dots at the edges are whole."""
+
+
+def _strategies(found: Comparison) -> Rows:
+    return [
+        {"number": number, "label": f"{number}  {row.strategy}", **_strategy(row)}
+        for number, row in enumerate(found.rows, 1)
+    ]
+
+
+def _numbers(rows: Rows) -> Rows:
+    """The numbers at each place where there are dots; equal outcomes share one."""
+    places: dict[tuple[float, float], list[str]] = {}
+    for row in rows:
+        places.setdefault((row["latency_p99_s"], row["accuracy"]), []).append(str(row["number"]))
+    return [{"latency_p99_s": x, "accuracy": y, "numbers": ", ".join(n)} for (x, y), n in places.items()]
 
 
 def _strategy(row: StrategyRow) -> dict[str, Any]:
@@ -71,14 +95,15 @@ def _strategy(row: StrategyRow) -> dict[str, Any]:
 
 
 def correct_per_gpu_hour(found: Comparison) -> Layered:
-    """Correct answers per GPU-hour, strategy by strategy."""
-    two_lines = alt.Axis(labelLimit=260, labelOverlap=False, labelExpr="split(datum.label, '(')")
+    """Correct answers per GPU-hour, strategy by strategy, numbered as in `pareto`."""
+    split = "split(replace(datum.label, '(', '|('), '|')"
+    two_lines = alt.Axis(labelLimit=260, labelOverlap=False, labelExpr=split)
     return alt.layer(
-        alt.Chart(inline(map(_strategy, found.rows)))
+        alt.Chart(inline(_strategies(found)))
         .mark_bar(color=GREEN)
         .encode(
             x=alt.X("correct_per_gpu_hour:Q", title="per GPU-hour"),
-            y=alt.Y("strategy:N", sort="-x", title=None, axis=two_lines),
+            y=alt.Y("label:N", sort="-x", title=None, axis=two_lines),
             tooltip=[*tips("strategy:N"), alt.Tooltip("correct_per_gpu_hour:Q", format=",.1f")],
         )
     ).properties(height=60 + 40 * len(found.rows))
@@ -137,7 +162,7 @@ def branch_tree(nodes: Sequence[Node]) -> Layered:
         .mark_line(color=GREY, strokeWidth=1)
         .encode(x=alt.X("x:Q"), y=y, detail=alt.Detail("link:N"))
     )
-    return alt.layer(bars, lines).properties(height=110 + 12 * len(nodes))
+    return alt.layer(bars, lines).properties(height=150 + 12 * len(nodes))
 
 
 def _spans(node: Node) -> Rows:

@@ -12,16 +12,21 @@ import pytest
 
 pytest.importorskip("streamlit")
 pytest.importorskip("altair")
+pytest.importorskip("pandas")
 
+import pandas as pd
 from streamlit.testing.v1 import AppTest
 
+from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli import run as cli
 from kvplan.compare import compare
 from kvplan.model import find_bundled
 from kvplan.pages.common import PASTED
 from kvplan.pages.simulate import shown_ms
+from kvplan.pages.uploads import MAX_BYTES
 from kvplan.recommend import recommend
-from kvplan.scenario import load_scenario, parse_scenario
+from kvplan.resources import measurements_dir
+from kvplan.scenario import dump_scenario, load_scenario, parse_scenario
 
 APP = Path(__file__).resolve().parents[1] / "app.py"
 
@@ -48,6 +53,25 @@ def press(app: AppTest, name: str) -> AppTest:
         time.sleep(0.1)
         calm(app.run())
     return app
+
+
+def one_line(app: AppTest) -> str:
+    """The only complaint: a line that names no place of the server."""
+    assert len(app.error) == 1
+    told = str(app.error[0].value)
+    assert "\n" not in told
+    assert "/tmp" not in told
+    return told
+
+
+def dots(app: AppTest) -> pd.DataFrame:
+    """The points of the one chart that sets predicted beside measured."""
+    layers = [
+        layer for chart in app.get("vega_lite_chart") for layer in json.loads(chart.proto.spec)["layer"]
+    ]
+    rows = [layer.get("data", {}).get("values", [{}]) for layer in layers]
+    (found,) = (values for values in rows if "predicted" in values[0])
+    return pd.DataFrame(found)
 
 
 def metrics(app: AppTest) -> dict[str, str]:
@@ -138,15 +162,20 @@ def test_a_change_is_answered_and_in_the_address() -> None:
         ("[1, 2]", "object"),
         ("[" * 100_000, "nested"),
         ('{"architectures": ["NoSuchForCausalLM"], "hidden_size": 8}', "NoSuch"),
+        ('{"a": "' + "x" * MAX_BYTES + '"}', "2.0 MiB; the app takes up to 2 MiB"),
         ('{"architectures": ["Qwen3ForCausalLM"]}', ""),
     ],
 )
 def test_a_bad_config_is_one_line(text: str, complaint: str) -> None:
     app = run(model=PASTED)
     calm(app.text_area(key="config_text").set_value(text).run())
-    assert complaint in app.error[0].value
-    assert "\n" not in app.error[0].value
-    assert "/tmp" not in app.error[0].value
+    assert complaint in one_line(app)
+    calm(
+        app.file_uploader(key="config_file")
+        .set_value(("config.json", text.encode(), "application/json"))
+        .run()
+    )
+    assert complaint in one_line(app)
 
 
 def test_a_pasted_config_is_planned_like_the_bundled_one() -> None:
@@ -182,7 +211,7 @@ def test_the_sidebar_makes_a_scenario() -> None:
     assert (written.workload.num_requests, written.slo.ttft_ms) == (20, 1)
     assert written.workload.thinking.median == 200
     assert metrics(press(app, "simulate"))["Completed"] == "20 of 20"
-    assert any("SLO missed" in text.value for text in app.markdown)
+    assert "SLO missed" in app.warning[0].value
 
 
 def load_text(text: str) -> Any:
@@ -204,8 +233,39 @@ def load_text(text: str) -> Any:
 )
 def test_a_bad_change_is_one_line(change: str, complaint: str) -> None:
     app = run(tab="Simulate", scenario="chat", set=change)
-    assert complaint in app.error[0].value
-    assert "\n" not in app.error[0].value
+    assert complaint in one_line(app)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"model: Qwen/Qwen3-8B\ngpu: h100\nworkload: {num_request: 4}\n", "did you mean num_requests?"),
+        (b"model: [", "YAML"),
+        (b"\xff\xfe\x00", ""),
+        (b"", ""),
+        (b"model: /etc/passwd\ngpu: h100\nworkload: {num_requests: 4}\n", "bundled"),
+        (b"#" * (MAX_BYTES + 1), "the app takes up to 2 MiB"),
+    ],
+)
+def test_a_bad_scenario_file_is_one_line(content: bytes, complaint: str) -> None:
+    app = run(tab="Simulate", source="Upload")
+    assert "upload a scenario" in one_line(app)
+    calm(app.file_uploader(key="scenario_file").set_value(("mine.yaml", content, "text/yaml")).run())
+    assert complaint in one_line(app)
+
+
+def test_an_uploaded_scenario_runs_as_the_command_runs_it(
+    printed: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The file that `--dump-scenario` writes, uploaded: the same figures as the command's."""
+    text = dump_scenario(load_scenario("chat", ["workload.num_requests=12"]))
+    (tmp_path / "mine.yaml").write_text(text)
+    app = run(tab="Simulate", source="Upload")
+    calm(app.file_uploader(key="scenario_file").set_value(("mine.yaml", text.encode(), "text/yaml")).run())
+    document = printed("simulate", str(tmp_path / "mine.yaml"), "--quiet")
+    shown = metrics(press(app, "simulate"))
+    assert shown["Completed"] == f"{document['completed']} of 12"
+    assert shown["Mean TTFT"] == shown_ms(document["mean_ttft_ms"])
 
 
 def test_a_scenario_that_does_not_fit_is_refused() -> None:
@@ -282,8 +342,9 @@ def test_a_log_is_set_beside_its_plan() -> None:
     calm(app.text_area(key="log").set_value(LOG).run())
     lines = next(frame.value for frame in app.dataframe if "printed" in frame.value)
     assert lines.set_index("name")["printed"]["cache_tokens"] == 18_176
-    calm(app.text_area(key="log").set_value("nothing of an engine").run())
-    assert len(app.error) == 2  # the plan's verdict, and the log's
+    for text in ("nothing of an engine", LOG + "#" * MAX_BYTES):
+        calm(app.text_area(key="log").set_value(text).run())
+        assert len(app.error) == 2  # the plan's verdict, and the log's
 
 
 LOG = """
@@ -297,8 +358,57 @@ INFO 09-01 [api_server.py:1896] vLLM API server version 0.11.0
 
 def test_calibration_shows_profiles_and_fits() -> None:
     """A profile's ranges are shown; the measurements that come with kvplan are fitted in place."""
-    app = run(tab="Calibration", profile="l40s-vllm", measurements="vllm-cpu-0.32.jsonl")
-    assert "num_decodes" in app.dataframe[0].value["what"].tolist()
+    app = run(tab="Calibration", profile="rtx-4090-vllm", measurements="vllm-cpu-0.32.jsonl")
+    assert "num_decodes" in app.table[0].value["what"].tolist()
+    assert "not part of kvplan" in app.info[0].value
     press(app, "fit")
     errors = next(frame.value for frame in app.dataframe if "held_out" in frame.value)
     assert set(errors["regime"]) == {"decode", "prefill", "mixed"}
+
+
+def test_uploaded_measurements_are_fitted_and_drawn() -> None:
+    """Every uploaded row is a dot, predicted against measured; what is no measurement is one line."""
+    content = (measurements_dir() / "vllm-cpu-0.32.jsonl").read_bytes()
+    app = run(tab="Calibration", profile="rtx-4090-vllm")
+    for bad in (b"{not json", b'{"op": "gemm"}', b"\xff", b"", b"#" * (MAX_BYTES + 1)):
+        calm(app.file_uploader(key="measured").set_value(("mine.jsonl", bad, "application/jsonl")).run())
+        assert one_line(press(app, "fit"))
+    calm(app.file_uploader(key="measured").set_value(("mine.jsonl", content, "application/jsonl")).run())
+    press(app, "fit")
+    measurements = read_measurements([measurements_dir() / "vllm-cpu-0.32.jsonl"])
+    assert len(dots(app)) == sum(map(len, measurements.families.values()))
+
+
+def test_a_real_run_is_set_beside_its_simulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run beside itself: no difference anywhere; what is no run is one line."""
+    cli(
+        [
+            "simulate",
+            "chat",
+            "--set",
+            "workload.num_requests=20",
+            "--quiet",
+            "--records",
+            str(tmp_path / "r.csv"),
+        ]
+    )
+    capsys.readouterr()
+    content = (tmp_path / "r.csv").read_bytes()
+    app = run(tab="Calibration", profile="rtx-4090-vllm")
+    app.file_uploader(key="real").set_value(("real.csv", content, "text/csv"))
+    calm(app.file_uploader(key="simulated").set_value(("ours.csv", content, "text/csv")).run())
+    figures = next(frame.value for frame in app.dataframe if "simulated" in frame.value)
+    assert figures["simulated"].equals(figures["real"])
+    calm(app.file_uploader(key="real").set_value(("real.csv", b"a,b\n1,2\n", "text/csv")).run())
+    assert one_line(app)
+
+
+def test_a_profile_is_drawn_against_the_points_behind_it() -> None:
+    """Where the package with the tables is installed; a regime that the next profile lacks gives way to one it has."""
+    pytest.importorskip("aiconfigurator_core")
+    app = run(tab="Calibration", profile="l40s-vllm", regime="moe")
+    shown = dots(app)
+    assert {"moe.bf16", "moe.fp8"} <= set(shown["kind"])
+    assert (shown["predicted"] / shown["measured"] - 1).abs().median() < 0.25
+    calm(app.selectbox(key="profile").set_value("a100-80gb-vllm").run())
+    assert set(dots(app)["kind"]) == {"gqa.bf16"}

@@ -269,7 +269,7 @@ def _blocks(ids: str) -> set[int]:
     return {n for a, _, b in pairs for n in range(int(a), int(b or a) + 1)}
 
 
-LOOKS = ((1280, False), (1280, True), (390, False))
+LOOKS = ((1280, False), (1280, True), (390, False), (390, True))
 KEPT = {f"{tab.lower()}-1280.png" for tab in TABS} | {"estimate-1280-dark.png", "estimate-390.png"}
 """The README's pictures."""
 

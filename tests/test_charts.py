@@ -130,6 +130,8 @@ def test_strategies_are_drawn_as_compared(comparison: Comparison) -> None:
         r.strategy: r.pareto for r in comparison.rows
     }
     assert limits(spec) == {"limit 90 s": 90}
+    numbers = [n for r in rows_of(spec) if "numbers" in r for n in r["numbers"].split(", ")]
+    assert sorted(map(int, numbers)) == list(range(1, len(comparison.rows) + 1))
     sweep = charts_strategies.budget_sweep(comparison, "accuracy").to_dict()
     assert {r["budget"] for r in rows_of(sweep) if "budget" in r} == {1024, 4096, 8192, 16384}
     assert limits(sweep) == {

@@ -19,6 +19,8 @@ from kvplan.calibrate.measurements import Row
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.gpu import GpuSpec
 
+SOURCE = "kernel tables of aiconfigurator-core"
+"""What profiles fitted to them name as their source."""
 MAX_ROWS = 3000
 """Rows kept of each table and format: every k-th of the sorted rows, so that all shapes stay represented."""
 SYSTEMS = {
@@ -115,7 +117,7 @@ def _machine(system: str, engine: str, version: str) -> Row:
     return {
         "op": "machine", "machine": system, "engine": engine, "engine_version": version,
         "gpu": SYSTEMS.get(system, ""), "async_scheduling": True, "max_capture_size": 512,
-        "source": "kernel tables of aiconfigurator-core", "licence": "Apache-2.0",
+        "source": SOURCE, "licence": "Apache-2.0",
     }  # fmt: skip
 
 

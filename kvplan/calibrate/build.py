@@ -77,11 +77,8 @@ def _read(
         card = get_gpu(aiconfigurator.SYSTEMS[str(found.machine["machine"])])
         return found, card, aiconfigurator.assumed(card)
     if source == "aiconfigurator":
-        systems = {table: system for system, table in aiconfigurator.SYSTEMS.items()}
-        system = gpu if gpu in aiconfigurator.SYSTEMS else systems.get(get_gpu(gpu).name if gpu else "", gpu)
-        rows = aiconfigurator.kernel_rows(system, engine)
-        found = _timed_both_ways(collect(rows))
-        card = get_gpu(aiconfigurator.SYSTEMS[system])
+        found = _tables(gpu, engine)
+        card = get_gpu(aiconfigurator.SYSTEMS[str(found.machine["machine"])])
         return found, card, aiconfigurator.assumed(card)
     if not files:
         raise KvplanError(f"name the files to fit (--from {source} reads files)")
@@ -95,6 +92,26 @@ def _read(
         return found, get_gpu(SPLITWISE_GPUS[str(found.machine["machine"])]), dict(SPLITWISE_ASSUMED)
     found = read_measurements(files)
     return found, _card(found, gpu), {}
+
+
+def _tables(gpu: str, engine: str) -> Measurements:
+    """The installed kernel tables of a card."""
+    systems = {table: system for system, table in aiconfigurator.SYSTEMS.items()}
+    system = gpu if gpu in aiconfigurator.SYSTEMS else systems.get(get_gpu(gpu).name if gpu else "", gpu)
+    return _timed_both_ways(collect(aiconfigurator.kernel_rows(system, engine)))
+
+
+def behind(profile: Profile) -> Measurements | None:
+    """What a profile was fitted to, read from the package that holds it; None if no package does.
+
+    Raises:
+        KvplanError: the package is not installed.
+    """
+    if profile.timing is None or not profile.source.startswith(aiconfigurator.SOURCE):
+        return None
+    found = _tables(profile.gpu, profile.engine)
+    fitted = {name.rpartition(".")[0] for name in profile.timing.coefficients}
+    return found._replace(families={name: rows for name, rows in found.families.items() if name in fitted})
 
 
 def _timed_both_ways(found: Measurements) -> Measurements:

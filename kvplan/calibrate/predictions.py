@@ -5,6 +5,7 @@ The errors that count are the held-out ones in the profile.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvplan.calibrate.measurements import Measurements
@@ -31,3 +32,8 @@ def predictions(measurements: Measurements, timing: TimingProfile) -> list[Predi
         both = zip(rows, column(rows, "time_s"), predict(values), strict=True)
         found += [Predicted(f"{regime(row)} {family}", float(a), float(b)) for row, a, b in both]
     return found
+
+
+def thinned(rows: Sequence[Predicted], most: int) -> list[Predicted]:
+    """At most about so many of the rows: every k-th by measured time, so that the whole range stays."""
+    return sorted(rows, key=lambda row: row.measured)[:: max(1, -(-len(rows) // most))]

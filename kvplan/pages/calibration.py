@@ -8,18 +8,21 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from kvplan import charts
-from kvplan.calibrate.build import build
+from kvplan.calibrate.build import behind, build
 from kvplan.calibrate.measurements import read_measurements
-from kvplan.calibrate.predictions import Predicted, predictions
+from kvplan.calibrate.predictions import Predicted, predictions, thinned
 from kvplan.compare_run import Comparison, compare, read_run
+from kvplan.errors import KvplanError
 from kvplan.pages.common import BIND, chart, guarded, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import through_files
-from kvplan.profile import Profile, bundled_profiles
+from kvplan.profile import Profile, bundled_profiles, load_profile
 from kvplan.resources import measurements_dir
 from kvplan.simulation.watch import Watch
 
 File = tuple[str, bytes]
+MAX_POINTS = 1200
+"""Drawn of each regime."""
 
 
 class Fit(NamedTuple):
@@ -52,22 +55,57 @@ def _profile(profile: Profile) -> None:
         return
     st.subheader("Error on points the fit had not seen")
     chart(charts.profile_errors([profile]), f"errors_{profile.name}")
-    left, right = st.columns(2)
-    with left:
-        st.subheader("Measured range")
-        st.dataframe(
-            [{"what": what, "from": low, "to": high} for what, (low, high) in timing.ranges.items()],
-            hide_index=True,
-        )
-        st.caption("A result outside this range says so.")
-    with right:
-        st.subheader("Assumed, not measured")
-        if timing.assumed:
-            st.dataframe(
-                [{"coefficient": k, "why": why} for k, why in timing.assumed.items()], hide_index=True
+    st.caption(
+        f"Fitted to {timing.num_points:,} measured points; each was predicted by a fit that had not seen it."
+    )
+    _points_behind(profile)
+    st.subheader("Measured range")
+    st.table(
+        [{"what": what, "from": f"{low:,.0f}", "to": f"{high:,.0f}"} for what, (low, high) in timing.ranges.items()],
+        hide_index=True, width="content",
+    )  # fmt: skip
+    st.caption("A result outside this range says so.")
+    if timing.assumed:
+        with st.expander("Assumed, not measured"):
+            st.table(
+                [{"coefficient": f"`{k}`", "why": why} for k, why in timing.assumed.items()], hide_index=True
             )
-        else:
-            st.caption("Nothing.")
+
+
+def _points_behind(profile: Profile) -> None:
+    """What the profile says of the points it was fitted to, where a package holds them."""
+    st.subheader("Predicted against measured")
+    try:
+        points = _points(profile.name)
+    except KvplanError as error:
+        st.info(f"The measurements are not part of kvplan: {error}")
+        return
+    if not points:
+        st.info("The measurements are not part of kvplan and in no package it reads; see its source above.")
+        return
+    first = "decode" if "decode" in points else min(points)
+    regime = st.segmented_control(
+        "Regime", sorted(points), default=first, required=True, key="regime", **BIND
+    )
+    shown = points[regime]
+    chart(charts.predicted_measured([row._asdict() for row in shown]), "points")
+    st.caption(
+        f"{len(shown):,} of the points the profile was fitted to, read from the installed tables. "
+        "On the line: predicted as measured."
+    )
+
+
+@st.cache_data(max_entries=8, show_spinner="Reading the measurements behind this profile")
+def _points(name: str) -> dict[str, list[Predicted]]:
+    """Points by regime, few enough to draw; empty where no package holds them."""
+    profile = load_profile(name)
+    measurements = behind(profile)
+    assert profile.timing is not None
+    regimes: dict[str, list[Predicted]] = {}
+    for row in predictions(measurements, profile.timing) if measurements else ():
+        regime, _, family = row.kind.partition(" ")
+        regimes.setdefault(regime, []).append(row._replace(kind=family))
+    return {regime: thinned(rows, MAX_POINTS) for regime, rows in regimes.items()}
 
 
 def _fit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names
 from kvplan.model import ModelSpec, bundled_models, load_model
 from kvplan.pages.jobs import Job, Work
-from kvplan.pages.uploads import MAX_BYTES, model_from_text
+from kvplan.pages.uploads import model_from_text
 from kvplan.plan import Plan, estimate
 from kvplan.planning.demand import Demand
 from kvplan.planning.inverse import Option, what_would_fit
@@ -91,9 +92,7 @@ def sidebar() -> Asked:
 def _pasted() -> str:
     """A config from outside: pasted, or uploaded. It is too long for the page's address and not part of the link."""
     file = st.sidebar.file_uploader("config.json", type="json", max_upload_size=2, key="config_file")
-    text = st.sidebar.text_area(
-        "or its text", max_chars=MAX_BYTES, height=120, key="config_text", help="Not part of the link."
-    )
+    text = st.sidebar.text_area("or its text", height=120, key="config_text", help="Not part of the link.")
     return file.getvalue().decode("utf-8", errors="replace") if file is not None else str(text)
 
 
@@ -158,6 +157,11 @@ def plan_of(
 def chart(figure: Layered, key: str) -> None:
     """Show a chart at the width there is."""
     st.vega_lite_chart(specification(figure), width="stretch", key=key)
+
+
+def flags_marked(text: str) -> str:
+    """Markdown that keeps flags whole: `--max-num-seqs` neither breaks nor becomes a dash."""
+    return re.sub(r"(?<!\S)(\(?)(--[a-z][\w-]*)", r"\1`\2`", text)
 
 
 def guarded(show: Callable[[], None]) -> None:

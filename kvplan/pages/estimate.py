@@ -9,8 +9,8 @@ from kvplan import charts
 from kvplan.engine_args import EngineArgs
 from kvplan.logs import read_log
 from kvplan.logs.report import document as reconciliation
-from kvplan.pages.common import BIND, Asked, chart, guarded, plan_of, read_model
-from kvplan.pages.uploads import MAX_BYTES
+from kvplan.pages.common import BIND, Asked, chart, flags_marked, guarded, plan_of, read_model
+from kvplan.pages.uploads import check_size
 from kvplan.plan import concurrency_curve, estimate
 from kvplan.planning.answers import Plan, Span
 from kvplan.planning.demand import Demand
@@ -36,9 +36,7 @@ def _answer(asked: Asked) -> None:
     st.subheader("Where the memory goes")
     chart(charts.memory_bar(plan), "memory")
     with st.expander("Every row with its source"):
-        st.dataframe(
-            _rows(plan), hide_index=True, column_config={"GiB": st.column_config.NumberColumn(format="%.2f")}
-        )
+        st.table(_rows(plan), hide_index=True)
     st.subheader("Traces at once, by length")
     lengths = trace_lengths(plan)
     curve = curve_of(asked.model, asked.config, asked.gpu, asked.engine, asked.args, asked.demand, lengths)
@@ -51,13 +49,12 @@ def _answer(asked: Asked) -> None:
 
 def _log(asked: Asked) -> None:
     """A real engine's figures beside the plan's, and the overheads that they imply."""
-    text = st.text_area(
-        "Start-up log of vLLM, SGLang or TensorRT-LLM", max_chars=MAX_BYTES, key="log", height=160
-    )
+    text = st.text_area("Start-up log of vLLM, SGLang or TensorRT-LLM", key="log", height=160)
     st.caption("Only figures and known flags are taken from it; not part of the link.")
     same = st.toggle("It is of the sidebar's model and card", key="log_is_mine", **BIND)
     if not text.strip():
         return
+    check_size("the pasted log", text.encode())
     model = read_model(asked.model, asked.config) if same else None
     found = reconcile(read_log(text.splitlines()), model=model, gpu=asked.gpu if same else None)
     for line in found.contradictions:
@@ -105,15 +102,18 @@ def _figures(plan: Plan, asked: Asked) -> None:
             )  # fmt: skip
 
 
-def _rows(plan: Plan) -> list[dict[str, object]]:
+def _rows(plan: Plan) -> list[dict[str, str]]:
     rows = (plan.budget.total, *plan.budget.rows)
-    return [{"use": row.label, "GiB": gib(row.size.value), "source": row.source} for row in rows]
+    return [
+        {"use": row.label, "GiB": f"{gib(row.size.value):.2f}", "source": flags_marked(row.source)}
+        for row in rows
+    ]
 
 
 def _ways_out(options: tuple[Option, ...]) -> None:
     if options:
         st.subheader("What would fit")
-        st.dataframe([{"change": o.change, "then": o.effect} for o in options], hide_index=True)
+        st.table([{"change": f"`{o.change}`", "then": o.effect} for o in options], hide_index=True)
 
 
 def trace_lengths(plan: Plan) -> tuple[int, ...]:

@@ -28,12 +28,12 @@ def inputs(asked: Asked) -> Scenario | str:
         rate = st.number_input("Requests per second to carry", 0.001, 1e6, 2.0, key="carry", **BIND)
         ttfvt = st.number_input("SLO: first visible, ms (0: none)", 0.0, 1e9, 0.0, key="slo_visible", **BIND)
         e2el = st.number_input("SLO: end to end, ms (0: none)", 0.0, 1e9, 600_000.0, key="slo_end", **BIND)
-        share = st.number_input("of requests, share", 0.01, 1.0, 0.9, 0.01, key="slo_share", **BIND)
-    with st.container(horizontal=True):
-        cards = st.multiselect("Cards", gpu_names(), ("l40s", "h100-sxm", "h200"), key="cards", **BIND)
-        ranks = st.multiselect("Tensor parallel", (1, 2, 4, 8), (1, 2), key="ranks", **BIND)
-        dtypes = st.multiselect("KV cache dtype", KV_DTYPES, ("auto",), key="dtypes", **BIND)
-        most = st.number_input("At most so many GPUs (0: any)", 0, 100_000, 0, key="max_gpus", **BIND)
+        share = st.number_input("Share of requests in time", 0.01, 1.0, 0.9, 0.01, key="slo_share", **BIND)
+    for_cards, for_ranks, for_dtypes, for_most = st.columns((2, 1, 1, 1), vertical_alignment="bottom")
+    cards = for_cards.multiselect("Cards", gpu_names(), ("l40s", "h100-sxm", "h200"), key="cards", **BIND)
+    ranks = for_ranks.multiselect("Tensor parallel", (1, 2, 4, 8), (1, 2), key="ranks", **BIND)
+    dtypes = for_dtypes.multiselect("KV cache dtype", KV_DTYPES, ("auto",), key="dtypes", **BIND)
+    most = for_most.number_input("Most GPUs (0: any)", 0, 100_000, 0, key="max_gpus", **BIND)
     try:
         return _search(asked, float(rate), (ttfvt, e2el, share), (cards, ranks, dtypes), int(most))
     except KvplanError as error:
@@ -115,4 +115,4 @@ def _show(found: Recommendation) -> None:
     ruled_out = [{**row["settings"], "why": row["why"]} for row in rows if not row["feasible"]]
     if ruled_out:
         st.subheader("Ruled out")
-        st.dataframe(ruled_out, hide_index=True)
+        st.table(ruled_out, hide_index=True)

@@ -9,7 +9,7 @@ import streamlit as st
 
 from kvplan import charts_runs as charts
 from kvplan.errors import KvplanError
-from kvplan.pages.common import BIND, PASTED, Asked, chart, run_box
+from kvplan.pages.common import BIND, PASTED, Asked, chart, flags_marked, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import checked, scenario_by_name, scenario_from_text, through_files
 from kvplan.records import write_records
@@ -17,7 +17,7 @@ from kvplan.resources import scenarios_dir
 from kvplan.result import VERDICTS, Result
 from kvplan.scenario import Scenario, dump_scenario, parse_scenario
 from kvplan.simulate import simulate
-from kvplan.simulation.bench_report import bench_text
+from kvplan.simulation.bench_report import bench_block, bench_tail
 from kvplan.simulation.block_map import BlockMap, holdings
 from kvplan.simulation.watch import Watch
 from kvplan.trace import chrome_trace
@@ -78,13 +78,13 @@ def through_upload(file: Any) -> Scenario:
 
 def _built(asked: Asked) -> Scenario:
     """The sidebar's deployment under a Poisson load of the sidebar's lengths."""
-    with st.container(horizontal=True):
-        requests = st.number_input("Requests", 1, 1_000_000, 200, key="num_prompts", **BIND)
-        rate = st.number_input("Requests per second", 0.001, 1e6, 2.0, key="request_rate", **BIND)
-        ttft = st.number_input("SLO: first token, ms (0: none)", 0.0, 1e8, 0.0, key="slo_ttft", **BIND)
-        tpot = st.number_input("SLO: per token, ms (0: none)", 0.0, 1e8, 0.0, key="slo_tpot", **BIND)
-        e2el = st.number_input("SLO: end to end, ms (0: none)", 0.0, 1e9, 0.0, key="slo_e2el", **BIND)
-        seed = st.number_input("Seed", 0, 1 << 31, 0, key="seed", **BIND)
+    left, middle, right = st.columns(3)
+    requests = left.number_input("Requests", 1, 1_000_000, 200, key="num_prompts", **BIND)
+    rate = middle.number_input("Requests per second", 0.001, 1e6, 2.0, key="request_rate", **BIND)
+    seed = right.number_input("Seed", 0, 1 << 31, 0, key="seed", **BIND)
+    ttft = left.number_input("SLO: first token, ms (0: none)", 0.0, 1e8, 0.0, key="slo_ttft", **BIND)
+    tpot = middle.number_input("SLO: per token, ms (0: none)", 0.0, 1e8, 0.0, key="slo_tpot", **BIND)
+    e2el = right.number_input("SLO: end to end, ms (0: none)", 0.0, 1e9, 0.0, key="slo_e2el", **BIND)
     if asked.model == PASTED or asked.engine != "vllm":
         raise KvplanError("the simulator runs bundled models under vllm; choose them in the sidebar")
     slo = {"ttft_ms": ttft or None, "tpot_ms": tpot or None, "e2el_ms": e2el or None}
@@ -159,16 +159,16 @@ def _show(found: Outcome) -> None:
     if found.blocks.moments:
         _blocks(found.blocks)
     st.subheader("Report")
-    st.code(bench_text(result), language=None)
+    st.code(bench_block(result), language=None)
+    st.caption("  \n".join(map(flags_marked, bench_tail(result))))
     _downloads(found)
 
 
 def _headline(result: Result) -> None:
     document = result.to_dict()
-    ended = f"{VERDICTS[result.verdict]}; limited by {result.limited_by}"
+    kept = {None: "", True: ", SLO met", False: ", SLO missed"}[result.slo_met]
+    ended = f"{VERDICTS[result.verdict]}{kept}; limited by {result.limited_by}"
     (st.success if result.exit_code == 0 else st.warning)(f"{ended[0].upper()}{ended[1:]}.")
-    if result.slo_met is not None:
-        st.markdown("**SLO met.**" if result.slo_met else "**SLO missed.**")
     with st.container(horizontal=True):
         st.metric("Completed", f"{document['completed']:,} of {document['num_requests']:,}", width="content")
         st.metric("Output tokens/s", f"{document['output_throughput'] or 0:,.1f}", width="content")
@@ -181,9 +181,8 @@ def _headline(result: Result) -> None:
             st.metric(label, shown_ms(value), width="content")
         st.metric("Preemptions", f"{document['num_preemptions']:,}", width="content")
         st.metric("KV peak", f"{document['kv_peak_fraction']:.1%}", width="content")
-    for text in (*result.advice, *document["notes"]):
-        st.caption(text)
-    st.caption(" · ".join(f"{what}: {source}" for what, source in result.sources.items()))
+    for text in (*result.advice, *result.caveats):
+        st.caption(flags_marked(text))
 
 
 def shown_ms(value: float | None) -> str:

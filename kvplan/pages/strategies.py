@@ -95,7 +95,10 @@ def _show(outcome: Outcome) -> None:
     with left:
         st.subheader("Accuracy, latency, cost")
         chart(charts.pareto(found), "pareto")
-        st.caption("Dot size: dollars per correct answer. Blue: nobody is as accurate, as fast and as cheap.")
+        st.caption(
+            "Dot size: dollars per correct answer. Blue: nobody is as accurate, as fast and as cheap. "
+            "Numbers: as beside."
+        )
     with right:
         st.subheader("Correct answers per GPU-hour")
         chart(charts.correct_per_gpu_hour(found), "per_hour")
@@ -103,7 +106,8 @@ def _show(outcome: Outcome) -> None:
         _budgets(found)
     _tree(outcome)
     st.subheader("All figures")
-    st.dataframe(found.to_dict()["strategies"], hide_index=True)
+    rows = found.to_dict()["strategies"]
+    st.dataframe([{"no": number, **row} for number, row in enumerate(rows, 1)], hide_index=True)
     for text in found.advice:
         st.caption(f"Advice: {text}.")
 
@@ -125,12 +129,13 @@ def _tree(outcome: Outcome) -> None:
     st.subheader("One problem's branches")
     left, right = st.columns(2)
     names = list(outcome.grown)
-    name = left.selectbox("Strategy", names, index=len(names) - 1, key="tree_strategy")
+    most = max(names, key=lambda name: sum(map(len, outcome.grown[name][0].launches.values())))
+    name = left.selectbox("Strategy", names, index=names.index(most), key="tree_strategy")
     notes, records = outcome.grown[name]
     problem = right.selectbox("Problem", sorted(notes.launches), key="tree_problem")
     nodes = tree(notes, records, problem)
     chart(charts.branch_tree(nodes), "tree")
     pruned = sum(node.pruned for node in nodes)
-    st.caption(
-        f"{len(nodes)} branches, {pruned} pruned: their blocks are free at once, cached until others take them."
-    )
+    told = f"{len(nodes)} branches" if len(nodes) > 1 else "One branch, nothing to share"
+    freed = f", {pruned} pruned: their blocks are free at once, cached until others take them"
+    st.caption(told + (freed if pruned else "") + ".")

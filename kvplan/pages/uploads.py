@@ -25,10 +25,7 @@ def through_files(read: Callable[..., T], *files: tuple[str, bytes]) -> T:
     Raises KvplanError for what is too large, and what `read` raises, without the folder's name.
     """
     for name, content in files:
-        if len(content) > MAX_BYTES:
-            raise KvplanError(
-                f"{name}: {len(content) / 2**20:.1f} MiB; the app takes up to {MAX_BYTES >> 20} MiB"
-            )
+        check_size(name, content)
     with tempfile.TemporaryDirectory(prefix="kvplan-") as folder:
         paths = [Path(folder) / Path(name).name for name, _ in files]
         for path, (_, content) in zip(paths, files, strict=True):
@@ -37,6 +34,13 @@ def through_files(read: Callable[..., T], *files: tuple[str, bytes]) -> T:
             return read(*paths)
         except KvplanError as error:
             raise KvplanError(str(error).replace(f"{folder}/", "")) from None
+
+
+def check_size(name: str, content: bytes) -> None:
+    """Raise KvplanError for what is too large."""
+    if len(content) > MAX_BYTES:
+        size = len(content) / 2**20
+        raise KvplanError(f"{name}: {size:.1f} MiB; the app takes up to {MAX_BYTES >> 20} MiB")
 
 
 def model_from_text(text: str) -> ModelSpec:

@@ -152,7 +152,7 @@ def _split(
     flag = share.flag + ("; the host's own use must fit in it" if gpu.unified_memory else "")
     outside = Row("outside_budget", share.label, exact(total - share.budget), "computed", flag)
     pool = Range(share.budget - used.value, low - used.high, high - used.low)
-    return outside, Row("kv_pool", "KV cache", pool, "computed", "what the rows above leave")
+    return outside, Row("kv_pool", "KV cache", pool, "computed", "what weights and overheads leave")
 
 
 def _sum(ranges: list[Range]) -> Range:

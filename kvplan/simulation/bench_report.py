@@ -20,6 +20,11 @@ SECTIONS = (
 
 def bench_text(result: Result) -> str:
     """The whole report."""
+    return "\n".join([bench_block(result), *bench_tail(result)])
+
+
+def bench_block(result: Result) -> str:
+    """The figures, between two rules."""
     document = result.to_dict()
     lines = [
         f"{' Serving Benchmark Result ':=^{WIDTH}}",
@@ -27,7 +32,6 @@ def bench_text(result: Result) -> str:
         *(line for key, title, name in SECTIONS for line in _latency(result.summaries()[key], title, name)),
         *_reasoning(result, document),
         "=" * WIDTH,
-        *_tail(result, document),
     ]
     return "\n".join(lines)
 
@@ -90,8 +94,8 @@ def _reasoning(result: Result, d: dict[str, Any]) -> list[str]:
     ]
 
 
-def _tail(result: Result, d: dict[str, Any]) -> list[str]:
-    """Verdict, limit, advice, sources."""
+def bench_tail(result: Result) -> list[str]:
+    """Verdict, limit, advice, sources: a line each."""
     ended = "" if result.verdict == "completed" else f"Ended early: {VERDICTS[result.verdict]}"
     missed = "SLO missed" if result.slo_met is False else ""
     return [
@@ -100,7 +104,7 @@ def _tail(result: Result, d: dict[str, Any]) -> list[str]:
         *(f"Advice: {text}" for text in result.advice),
         *_intervals(result),
         *(f"Caveat: {text}" for text in result.caveats),
-        *(f"Note: {text}" for text in d["notes"]),
+        *(f"Note: {text}" for text in result.to_dict()["notes"]),
         *(f"{key.replace('_', ' ').capitalize()}: {text}" for key, text in result.sources.items()),
         *(f"Mode: {text}" for text in dict.fromkeys(result.modes.values()) if text != "leap"),
     ]
