@@ -13,7 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from kvplan.config import Config
-from kvplan.engine.config import Admission, Sharing
+from kvplan.engine.config import Admission, BatchWait, Sharing
 from kvplan.engine_args import EngineArgs
 from kvplan.engine_sglang.config import SchedulePolicyName
 from kvplan.errors import KvplanError, did_you_mean
@@ -115,6 +115,8 @@ class Deployment(Config):
     admission: Admission = "grow"
     """When a waiting request may enter: grow (vLLM: what fits now), reserve_max and max_utilization (TensorRT-LLM's
     GUARANTEED_NO_EVICT and MAX_UTILIZATION), conservative (SGLang's ratio; `sglang: {}` runs SGLang's scheduler)."""
+    batch_wait: BatchWait | None = None
+    """TensorRT-LLM: hold prompts back while others decode, until a step is fuller."""
     router: Literal["round_robin", "least_kv", "prefix_aware"] = "round_robin"
     """Which replica gets the next request."""
     max_queue: Annotated[int, Field(ge=0)] | None = None

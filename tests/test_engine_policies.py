@@ -134,14 +134,62 @@ def test_conservative_admits_between_the_others() -> None:
     assert grow[1] > conservative[1] >= reserve[1] == 0
 
 
+def admitted_at(timeout_iters: int, ratio: float, prompts: dict[str, tuple[int, int]]) -> dict[str, int]:
+    """Step in which each prompt starts, given its tokens and the step it comes in; one request decodes throughout."""
+    rule = {"timeout_iters": timeout_iters, "max_tokens_ratio": ratio}
+    config = EngineConfig(
+        num_gpu_blocks=999,
+        max_model_len=4000,
+        max_num_batched_tokens=1000,
+        enable_prefix_caching=False,
+        batch_wait=rule,
+    )
+    scheduler = make_scheduler(config)
+    scheduler.add_request(Request("first", (Segment("first", 10),), max_tokens=200))
+    found: dict[str, int] = {}
+    for step in range(1, 80):
+        for name, (tokens, when) in prompts.items():
+            if when == step:
+                scheduler.add_request(Request(name, (Segment(name, tokens),), max_tokens=100))
+        output = scheduler.schedule()
+        found |= {name: step for name in output.num_scheduled_tokens if name not in found}
+        scheduler.update_from_output(output)
+    return found
+
+
+def test_batch_wait_holds_prompts_for_company_or_its_time() -> None:
+    """TensorRT-LLM's rule: nothing decodes, no wait; few tokens, as many steps as stated; enough tokens, none."""
+    alone = admitted_at(20, 0.9, {"a": (100, 5)})
+    assert alone == {"first": 1, "a": 5 + 20}
+    assert admitted_at(20, 0.9, {"a": (100, 5), "b": (899, 9)}) == {"first": 1, "a": 9, "b": 9}
+    assert admitted_at(20, 0.9, {"a": (100, 5), "b": (100, 9)}) == {"first": 1, "a": 25, "b": 25}
+    assert admitted_at(20, 0.9, {"a": (100, 5), "b": (100, 30)}) == {"first": 1, "a": 25, "b": 50}
+    assert admitted_at(20, 0.1, {"a": (100, 5)}) == {"first": 1, "a": 5}
+
+
+@given(st.integers(0, 2**32), st.integers(1, 30), st.floats(0.01, 1.0))
+@settings(max_examples=40, deadline=None)
+def test_batch_wait_ends_every_request(seed: int, timeout_iters: int, ratio: float) -> None:
+    """Holding back starves nobody and leaks nothing."""
+    rule = {"timeout_iters": timeout_iters, "max_tokens_ratio": ratio}
+    _, result, replay = run_random(seed, batch_wait=rule)
+    if not result.stuck and len(result.steps) < 3000:
+        assert all(request.is_finished for request in result.requests.values())
+        pool = replay.scheduler.kv_cache_manager.block_pool
+        assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+
+
 def test_unchecked_rules_say_so() -> None:
     """vLLM's rules have no caveat; stand-ins for other engines name the engine they were not checked against."""
     config = EngineConfig(num_gpu_blocks=9, max_model_len=99)
     assert caveats(config) == ()
-    other = EngineConfig(num_gpu_blocks=9, max_model_len=99, sharing="token", admission="reserve_max")
+    wait = {"timeout_iters": 20, "max_tokens_ratio": 0.9}
+    rules = {"sharing": "token", "admission": "reserve_max", "batch_wait": wait}
+    other = EngineConfig(num_gpu_blocks=9, max_model_len=99, **rules)
     assert caveats(other) == (
         "sharing token: not checked against SGLang",
         "admission reserve_max: not checked against TensorRT-LLM",
+        "batch_wait: not checked against TensorRT-LLM's own logs",
     )
 
 

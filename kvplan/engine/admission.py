@@ -8,13 +8,14 @@ to its logs, is `kvplan.engine_sglang`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvplan.engine.request import Request, cdiv
 from kvplan.engine.sharing import SHARINGS
 
 if TYPE_CHECKING:
-    from kvplan.engine.config import EngineConfig
+    from kvplan.engine.config import BatchWait, EngineConfig
     from kvplan.engine.scheduler import Scheduler
 
 Admission = Callable[["Scheduler", Request, int], int]
@@ -77,6 +78,41 @@ class Conservative:
         self._step, self._num_preemptions = scheduler.current_step, scheduler.num_preemptions
 
 
+class HeldBack:
+    """Prompts that wait for company: TensorRT-LLM's `PyExecutor._waiting_requests` on vLLM's queues.
+
+    Asked once a step in which something decodes and prompts would join: the prompts that fit the step are counted,
+    and held back while they and the decodes are too few, for a stated number of such steps at most.
+    """
+
+    def __init__(self, rule: BatchWait) -> None:
+        self.rule = rule
+        self.num_waited = 0
+
+    def __call__(self, scheduler: Scheduler, num_scheduled_tokens: int) -> bool:
+        """Say whether the queue is passed over in this step."""
+        config = scheduler.config
+        if not num_scheduled_tokens or not scheduler.waiting or len(scheduler.running) >= config.max_num_seqs:
+            return False
+        tokens = num_scheduled_tokens + self._joining(scheduler, num_scheduled_tokens)
+        few = tokens < self.rule.max_tokens_ratio * config.max_num_batched_tokens
+        held = few and self.num_waited < self.rule.timeout_iters
+        self.num_waited = self.num_waited + 1 if held else 0
+        return held
+
+    @staticmethod
+    def _joining(scheduler: Scheduler, num_scheduled_tokens: int) -> int:
+        """Tokens of the prompts at the head of the queue that budget and places take."""
+        budget = scheduler.config.max_num_batched_tokens - num_scheduled_tokens
+        places = scheduler.config.max_num_seqs - len(scheduler.running)
+        joining = 0
+        for request in islice(scheduler.waiting, places):
+            if joining + request.num_tokens > budget:
+                break
+            joining += request.num_tokens
+        return joining
+
+
 class AdmissionRule(NamedTuple):
     """An admission rule and what it stands for."""
 
@@ -107,5 +143,6 @@ ADMISSIONS: dict[str, AdmissionRule] = {
 
 def caveats(config: EngineConfig) -> tuple[str, ...]:
     """Say of which engines a config's rules are unchecked stand-ins; empty for vLLM's own rules."""
-    found = (SHARINGS[config.sharing].caveat, ADMISSIONS[config.admission].caveat)
+    waits = "batch_wait: not checked against TensorRT-LLM's own logs" if config.batch_wait else ""
+    found = (SHARINGS[config.sharing].caveat, ADMISSIONS[config.admission].caveat, waits)
     return tuple(caveat for caveat in found if caveat)

@@ -53,6 +53,15 @@ class KVCacheGroup(Config):
         return self
 
 
+class BatchWait(Config):
+    """Prompts held back while others decode, until they fill a step or have waited long enough (TensorRT-LLM)."""
+
+    timeout_iters: int = Field(ge=1)
+    """Steps that prompts are held back at most (TensorRT-LLM `batch_wait_timeout_iters`)."""
+    max_tokens_ratio: float = Field(gt=0, le=1)
+    """Share of max_num_batched_tokens that ends the wait (TensorRT-LLM `batch_wait_max_tokens_ratio`)."""
+
+
 class EngineConfig(Config):
     """Everything that the scheduler and the KV cache manager decide by."""
 
@@ -96,6 +105,8 @@ class EngineConfig(Config):
     """What branches with a common beginning share; full_block is vLLM's."""
     admission: Admission = "grow"
     """When a waiting request may enter; grow is vLLM's."""
+    batch_wait: BatchWait | None = None
+    """Whether waiting prompts are held back for a fuller step; None, as in vLLM: never."""
 
     @property
     def use_eagle(self) -> bool:

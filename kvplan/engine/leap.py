@@ -58,7 +58,7 @@ def why_not(config: EngineConfig) -> str:
     unshared = config.sharing == "none" and not config.enable_prefix_caching
     if not (config.sharing == "full_block" or unshared) or config.admission not in LEAPING:
         return f"sharing {config.sharing}, admission {config.admission}: only vLLM's rules are in closed form"
-    return ""
+    return "batch_wait counts steps" if config.batch_wait else ""
 
 
 class LeapScheduler:

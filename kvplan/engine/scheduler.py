@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from kvplan.engine.admission import ADMISSIONS
+from kvplan.engine.admission import ADMISSIONS, HeldBack
 from kvplan.engine.config import EngineConfig
 from kvplan.engine.kv_cache_manager import KVCacheManager
 from kvplan.engine.mamba_split import MambaSplit
@@ -34,6 +34,7 @@ class Scheduler:
         self._max_model_len = config.max_model_len
         self._mamba_split = MambaSplit.of(config)
         self._blocks_to_leave = ADMISSIONS[config.admission].make()
+        self._holds_back = HeldBack(config.batch_wait) if config.batch_wait else None
         self.num_preemptions = 0
 
     def add_request(self, request: Request) -> None:
@@ -64,7 +65,10 @@ class Scheduler:
             chunk=0 if alone else config.long_prefill_token_threshold,
         )
         self._schedule_running(output, budget)
-        if not output.preempted:
+        held = self._holds_back is not None and self._holds_back(
+            self, sum(output.num_scheduled_tokens.values())
+        )
+        if not output.preempted and not held:
             self._schedule_waiting(output, budget)
         self.kv_cache_manager.free_copied_blocks()
         self._update_after_schedule(output)

@@ -119,9 +119,10 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     if plan.layout is None:
         raise DoesNotFit(plan.refusal.reason if plan.refusal else plan.shortfall)
     args, layout, gpu, model = plan.args, plan.layout, plan.question.gpu, plan.question.model
-    if sglang is not None and (deployment.sharing, deployment.admission) != ("full_block", "grow"):
+    rules = (deployment.sharing, deployment.admission, deployment.batch_wait)
+    if sglang is not None and rules != ("full_block", "grow", None):
         raise KvplanError(
-            "sharing and admission are rules for vLLM's scheduler; leave them out beside `sglang`"
+            "sharing, admission and batch_wait are rules for vLLM's scheduler; leave them out beside `sglang`"
         )
     if sglang is not None and model.is_moe and args.data_parallel_size > 1:
         raise KvplanError("data-parallel attention is simulated for vLLM only; leave out `sglang`")
@@ -205,7 +206,7 @@ def _engine_config(args: ResolvedArgs, layout: Layout, deployment: Deployment) -
     Raises KvplanError for rules that this layout does not take.
     """
     try:
-        rules = {"sharing": deployment.sharing, "admission": deployment.admission}
+        rules = {name: getattr(deployment, name) for name in ("sharing", "admission", "batch_wait")}
         config = EngineConfig.model_validate(_vllm_config(args, layout).model_dump() | rules)
     except ValidationError as error:
         text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
