@@ -56,11 +56,13 @@ json.dump({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0"}, ope
 
 
 @contextmanager
-def vllm_server(python: str, folder: Path, port: int) -> Iterator[str]:
+def vllm_server(
+    python: str, folder: Path, port: int, tokenizer: str = TOKENIZER, **engine: int
+) -> Iterator[str]:
     """Serve a tiny model on this machine's CPU, one thread; stop it at the end."""
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    subprocess.run([python, "-c", TOKENIZER], cwd=folder, check=True)
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in ENGINE.items()]
+    subprocess.run([python, "-c", tokenizer], cwd=folder, check=True)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (ENGINE | engine).items()]
     command = [
         python, "-m", "vllm.entrypoints.openai.api_server", f"--model={folder}", "--load-format=dummy",
         "--dtype=bfloat16", f"--num-gpu-blocks-override={NUM_BLOCKS}", "--enforce-eager", "--host=127.0.0.1",

@@ -72,6 +72,19 @@ class Disaggregation(Config):
     """Fixed time per transfer."""
 
 
+class Frontend(Config):
+    """What stands before an engine: HTTP, prompt text to tokens, the way back. A latency without a queue of its own."""
+
+    request_ms: float = Field(0.0, ge=0, le=1e6)
+    """Of every request, there and back."""
+    per_1k_tokens_ms: float = Field(0.0, ge=0, le=1e6)
+    """Of a thousand prompt tokens."""
+
+    def seconds(self, num_prompt_tokens: int) -> float:
+        """Seconds that a request with so long a prompt spends outside the engine."""
+        return (self.request_ms + self.per_1k_tokens_ms * num_prompt_tokens / 1000) / 1000
+
+
 class SGLangFlags(Config):
     """SGLang's own flags; sizes (--context-length, --page-size, ...) are in `engine` under vLLM's names."""
 
@@ -121,6 +134,8 @@ class Deployment(Config):
     """Which replica gets the next request."""
     max_queue: Annotated[int, Field(ge=0)] | None = None
     """Requests beyond this many waiting on a replica are refused at once."""
+    frontend: Frontend = Frontend()
+    """Time that requests spend in the API server; none by default: times are the engine's own."""
     disaggregation: Disaggregation | None = None
     """Prefill and decode apart."""
     step_time: StepTimeSpec = StepTimeSpec()

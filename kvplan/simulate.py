@@ -23,7 +23,7 @@ from kvplan.errors import KvplanError
 from kvplan.metrics import Timeline, TokenMeter
 from kvplan.records import SUMMARY_FIELDS, Record, Records
 from kvplan.result import Result
-from kvplan.scenario import MAX_HORIZON_S, Scenario
+from kvplan.scenario import MAX_HORIZON_S, Frontend, Scenario
 from kvplan.simulation.deploy import Setup, set_ups
 from kvplan.simulation.glide import NEVER_COMES
 from kvplan.simulation.interrupts import interrupts
@@ -106,6 +106,7 @@ class Run:
         """Where a request is, and the engine's request for it."""
         self.any_leave = bool(np.isfinite(self.load.leaves_after_s).any())
         self.any_follow = self.load.closed_loop is not None or self.load.previous_turn is not None
+        self.any_frontend = any(d.frontend != Frontend() for d in scenario.deployments.values())
         self.due: dict[int, list[int]] = {}
         """Time -> rows that follow others and arrive then."""
         self.runs_ahead = False
@@ -166,7 +167,9 @@ class Run:
     def serve(self, seat: Seat) -> Process:
         """One replica's life: decide, let time pass, read."""
         env, replica, now = self.env, seat.replica, 0
-        known = self.num_replicas == 1 and not self.any_follow  # when the next request comes
+        known = (
+            self.num_replicas == 1 and not self.any_follow and not self.any_frontend
+        )  # when the next comes
         while True:
             while seat.aside:
                 job = seat.aside.popleft()
@@ -275,12 +278,25 @@ class Run:
         if self.rows.any_refused and self.rows.refused[row]:
             self.note("prompts longer than max_model_len - 1 were refused, as vLLM refuses them")
             self.ended(live, self.env.now, REJECTED, 0)
-        elif fleet.prefill_router is not None:
+        else:
+            self._send(fleet, live)
+        if self.any_leave and row in self.alive:
+            self._wait_to_leave(live)
+
+    def _send(self, fleet: Fleet, live: Live) -> None:
+        """Through the API server, if that takes time, to the engine."""
+        ticks = fleet.frontend_ticks(live.num_prompt_tokens)
+        if ticks:
+            self._at(ticks, lambda _: self._place(fleet, live) if live.row in self.alive else None)
+        else:
+            self._place(fleet, live)
+
+    def _place(self, fleet: Fleet, live: Live) -> None:
+        """To a replica that computes its prompt, or all of it."""
+        if fleet.prefill_router is not None:
             self._launch_prefill(fleet, live)
         else:
             self._route(fleet, live)
-        if self.any_leave and row in self.alive:
-            self._wait_to_leave(live)
 
     def _wait_to_leave(self, live: Live) -> None:
         """Note when the client gives up, if it does."""

@@ -87,7 +87,7 @@ class Clocked:
             self._to_come.remove(request)
             live = self._lives[request.id] = self._live(request)
             live.arrival = now
-            self.replica.submit(live)
+            self.replica.submit(live, now)
             cuts |= self.replica.glide is not None and self.replica.glide.open
         for request in [r for r in self._to_leave if self._leaves(r) <= now]:
             self._to_leave.remove(request)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def make_fleet(run: Run, setup: Setup, name: str) -> Fleet:
     """Return the replicas of one of a run's deployments, each with its process on the clock."""
     deployment = run.scenario.deployments[name]
-    fleet = Fleet(setup, Router(deployment.router), deployment.max_queue)
+    fleet = Fleet(setup, Router(deployment.router), deployment.max_queue, deployment.frontend)
     for _ in range(deployment.replicas * setup.replicas_per_copy):
         fleet.seats += _copy(run, setup, name, deployment.disaggregation is not None)
     apart = deployment.disaggregation

@@ -36,7 +36,7 @@ class Replica(Books):
 
     # --- requests come and go ---------------------------------------------------------------
 
-    def submit(self, live: Live) -> None:
+    def submit(self, live: Live, now: int) -> None:
         """Queue a request: now, or when the leap under way lands."""
         live.replica = self.id
         self.num_submitted += 1
@@ -46,7 +46,7 @@ class Replica(Books):
         )  # the order of arrival; ties in time are possible, ties in order not
         if self.glide is not None:
             if not self.inbox:
-                self.inbox_since = self.glide.start if self.engine.num_waiting else live.arrival
+                self.inbox_since = self.glide.start if self.engine.num_waiting else now
             self.inbox.append(live)
         else:
             self.engine.add_request(live)

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kvplan.scenario import Frontend
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.live import Live
 from kvplan.simulation.replica import Replica
 from kvplan.simulation.router import Router
+from kvplan.units import TICKS_PER_S
 
 
 class Aside(Protocol):
@@ -44,7 +46,7 @@ class Seat:
 
     def submit(self, live: Live) -> None:
         """Hand a request over; wake the replica, or cut its leap."""
-        self.replica.submit(live)
+        self.replica.submit(live, self.env.now)
         if self.sleeper is not None:
             if not self.sleeper.triggered:
                 self.sleeper.succeed()
@@ -77,6 +79,7 @@ class Fleet:
     setup: Setup
     router: Router
     max_queue: int | None
+    frontend: Frontend
     seats: list[Seat] = field(default_factory=list)
     prefill: list[Seat] = field(default_factory=list)
     """Disaggregated: where prompts are computed."""
@@ -84,6 +87,10 @@ class Fleet:
     transfer_ticks: Callable[[int], int] | None = None
     """Ticks to move so many tokens of KV."""
     replicas: list[Replica] = field(default_factory=list)
+
+    def frontend_ticks(self, num_prompt_tokens: int) -> int:
+        """Ticks until a request reaches the engine."""
+        return round(self.frontend.seconds(num_prompt_tokens) * TICKS_PER_S)
 
 
 @dataclass(slots=True)

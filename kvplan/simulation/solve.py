@@ -252,10 +252,11 @@ class Solve(Run):
         self.alive[live.row] = live
         self.owners[live.row] = attempt, launch
         self.watch.on_branch(attempt.task.problem.id, launch)
-        self._place(attempt, fleet, live)
+        self._send(fleet, live)
 
-    def _place(self, attempt: Attempt, fleet: Fleet, live: Live) -> None:
+    def _place(self, fleet: Fleet, live: Live) -> None:
         """To the problem's own replica, or wherever the router says."""
+        attempt = self.owners[live.row][0]
         seat = attempt.seat
         if fleet.prefill_router is not None:
             self._launch_prefill(fleet, live)

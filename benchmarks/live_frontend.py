@@ -1,0 +1,126 @@
+"""What vLLM's API server takes before and after its engine: HTTP, prompt text to tokens, tokens to text, the way back.
+
+    python benchmarks/live_frontend.py PYTHON_WITH_VLLM [--requests 30]
+
+starts vLLM's CPU build on a tiny local model with a byte-level BPE tokenizer of 32,000 entries, trained on the
+standard library (nothing is downloaded), and sends prompts one at a time. Time outside the engine = time to the first
+token at the client, less the queue and prefill time that the engine reports in /metrics. Prints it by prompt length,
+the server process's own CPU time beside it, and the line through them: a scenario's `frontend`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.live_vllm import vllm_server
+from kvplan.calibrate.server import Server, parse_metrics
+
+WORDS = (100, 800, 3200, 6400)
+ENGINE_SECONDS = ("vllm:request_queue_time_seconds_sum", "vllm:request_prefill_time_seconds_sum")
+TOKENIZER = """
+import glob, json, os
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+files = sorted(glob.glob(os.path.join(os.path.dirname(os.__file__), "*.py")))
+t = Tokenizer(models.BPE())
+t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+t.train(files, trainers.BpeTrainer(vocab_size=31000, special_tokens=["<unk>"],
+                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+t.save("tokenizer.json")
+json.dump({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}, open("tokenizer_config.json", "w"))
+"""
+
+
+class Outside(NamedTuple):
+    """Means over requests of one length, in seconds."""
+
+    prompt_tokens: int
+    wall_s: float
+    cpu_s: float
+
+
+def first_token(url: str, model: str, prompt: str) -> tuple[float, int]:
+    """Seconds to the first streamed token, and the prompt's tokens as the server counts them."""
+    parts, tokens, first = urlsplit(url), 0, 0.0
+    body = {
+        "model": model, "prompt": prompt, "max_tokens": 2, "stream": True, "ignore_eos": True,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
+    start = time.perf_counter()
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    for line in connection.getresponse():
+        if line.startswith(b"data: {"):
+            first = first or time.perf_counter() - start
+            usage = json.loads(line[6:]).get("usage")
+            tokens = usage["prompt_tokens"] if usage else tokens
+    connection.close()
+    return first, tokens
+
+
+def engine_s(url: str) -> float:
+    """Seconds that all requests so far spent in the engine's queue and prefill."""
+    return sum(m.value for m in parse_metrics(Server(url).get("/metrics")) if m.name in ENGINE_SECONDS)
+
+
+def cpu_s(port: int) -> float:
+    """CPU seconds of the API server's process so far (Linux)."""
+    total = 0.0
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"--port={port}".encode() in (path / "cmdline").read_bytes():
+                fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
+                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except OSError:
+            continue
+    return total
+
+
+def measure(url: str, port: int, num_requests: int) -> Iterator[Outside]:
+    """Send prompts of each length, one after another."""
+    rng, model = random.Random(0), Server(url).facts().model
+    words = sorted({w for w in __doc__.split() if w.isalpha()})
+    for length in WORDS:
+        prompts = [" ".join(rng.choices(words, k=length)) for _ in range(num_requests + 1)]
+        first_token(url, model, prompts.pop())
+        engine, cpu = engine_s(url), cpu_s(port)
+        seen = [first_token(url, model, prompt) for prompt in prompts]
+        cpu, engine = cpu_s(port) - cpu, engine_s(url) - engine
+        wall = sum(s for s, _ in seen) - engine
+        yield Outside(round(np.mean([n for _, n in seen])), wall / num_requests, cpu / num_requests)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("python")
+    parser.add_argument("--requests", type=int, default=30)
+    parser.add_argument("--port", type=int, default=8124)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        server = vllm_server(options.python, Path(name), options.port, TOKENIZER, max_model_len=16384)
+        with server as url:
+            found = list(measure(url, options.port, options.requests))
+    for one in found:
+        print(f"{one.prompt_tokens:>6,} prompt tokens: {1e3 * one.wall_s:5.1f} ms outside the engine, "
+              f"{1e3 * one.cpu_s:5.1f} ms of CPU")  # fmt: skip
+    slope, fixed = np.polyfit([f.prompt_tokens for f in found], [f.wall_s for f in found], 1)
+    print(f"frontend: {{request_ms: {1e3 * fixed:.1f}, per_1k_tokens_ms: {1e6 * slope:.2f}}}")
+
+
+if __name__ == "__main__":
+    main()
