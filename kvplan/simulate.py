@@ -246,8 +246,12 @@ class Run:
             self.clients = iter(first_turns.tolist())
             rng = np.random.default_rng([self.scenario.workload.seed, 1])
             self.pauses = rng.exponential(closed.pause_s or 1.0, len(self.load)) * (closed.pause_s > 0)
-            for client in list(islice(self.clients, closed.concurrency)):
-                self._launch(client)
+            first = list(islice(self.clients, closed.concurrency))
+            for client, begins_s in zip(first, rng.exponential(closed.pause_s, len(first)), strict=True):
+                if closed.pause_s:
+                    self._launch_after(float(begins_s), client)
+                else:
+                    self._launch(client)
             return
         ticks = np.rint(self.load.arrival_s[first_turns] * TICKS_PER_S).astype(np.int64)
         self.coming = zip(first_turns.tolist(), ticks.tolist(), strict=True)

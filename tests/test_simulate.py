@@ -269,6 +269,17 @@ def test_closed_loop_keeps_its_concurrency() -> None:
     assert set((starts - 1).tolist()) <= set(found.records["finish"].tolist())
 
 
+def test_clients_who_pause_begin_after_a_pause() -> None:
+    """Not all at the same moment: over a pause's length, the number of those who have begun grows as it should."""
+    arrivals = {"kind": "closed_loop", "concurrency": 400, "pause_s": 60}
+    starts = (
+        np.sort(run({"num_requests": 400, "answer": 5, "arrivals": arrivals}).records["arrival"])
+        / TICKS_PER_S
+    )
+    assert starts.mean() == pytest.approx(60, rel=0.2)
+    assert (starts < 60).mean() == pytest.approx(1 - np.exp(-1), abs=0.08)
+
+
 def test_turns_follow_their_answers() -> None:
     """A turn arrives when the one before is answered and its pause is over, and hits what was said."""
     session = {"turns": 4, "message": 30, "pause_s": 2, "pause": "constant"}

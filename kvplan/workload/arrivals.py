@@ -77,7 +77,10 @@ class AllAtOnce(Config):
 
 
 class ClosedLoop(Config):
-    """`concurrency` clients; each sends its next request when the last is answered and a pause is over."""
+    """`concurrency` clients; each sends its next request when the last is answered and a pause is over.
+
+    With pauses, each begins after one: clients who all ask at the same moment are a burst that nobody asked for.
+    """
 
     kind: Literal["closed_loop"]
     concurrency: int = Field(ge=1, le=1_000_000)
