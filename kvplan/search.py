@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +30,13 @@ Task = Callable[[Scenario], Row]
 BACKENDS = ("local", "ray")
 RETRIES = 2
 """How often points are tried again after their worker died, before they are run alone."""
+
+
+QUIET = "ignore:resource_tracker"
+"""Of Python's warnings, in the processes of a sweep."""
+FEEDER = "ExecutorManagerThread"
+JOIN_S = 2.0
+"""How long a thread that is asked to end is waited for."""
 
 
 class Execution(NamedTuple):
@@ -266,14 +275,45 @@ def _in_processes(points: Sequence[Point], workers: int, task: Task) -> Iterator
         workers, batch_size=1, pre_dispatch="3*n_jobs", return_as="generator_unordered"
     )
     tasks = (joblib.delayed(_run_numbered)(i, task, p.scenario) for i, p in enumerate(points))
+    rows = parallel(tasks)
+    with _no_last_words():
+        try:
+            for place, row in rows:
+                yield _checked(points[place], row)
+        except BrokenProcessPool:
+            raise WorkerDied from None
+        except BaseException:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that tasks are cancelled: that is the point
+                rows.close()
+            joblib.externals.loky.get_reusable_executor().shutdown(wait=False, kill_workers=True)
+            raise
+
+
+@contextmanager
+def _no_last_words() -> Iterator[None]:
+    """Keep what joblib's helpers say when they are ended in the middle of their work off the terminal.
+
+    These are the thread that feeds the workers, and the process that cleans up semaphores after a sweep that is killed.
+    """
+    ignored, said = os.environ.get("PYTHONWARNINGS", ""), threading.excepthook
+    if QUIET not in ignored:
+        os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [ignored, QUIET]))
+
+    def unless_feeding(args: Any) -> None:
+        if args.thread is None or args.thread.name != FEEDER:
+            said(args)
+
+    threading.excepthook = unless_feeding
     try:
-        for place, row in parallel(tasks):
-            yield _checked(points[place], row)
-    except BrokenProcessPool:
-        raise WorkerDied from None
+        yield
     except BaseException:
-        joblib.externals.loky.get_reusable_executor().shutdown(wait=False, kill_workers=True)
+        for thread in threading.enumerate():
+            if thread.name == FEEDER:
+                thread.join(JOIN_S)
         raise
+    finally:
+        threading.excepthook = said
 
 
 BLOCK = 16
@@ -298,6 +338,20 @@ def _in_blocks(points: Sequence[Point], workers: int, task: Task) -> Iterator[Fi
 
 
 @contextmanager
+def _closed_stderr() -> Iterator[None]:
+    """Ray's C++ part writes a line a second to the terminal while a cluster does not answer; its error says it once."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextmanager
 def _ray_cluster(execution: Execution) -> Iterator[None]:
     """Join a cluster, or start one on this machine; leave it, or stop it."""
     try:
@@ -311,7 +365,8 @@ def _ray_cluster(execution: Execution) -> Iterator[None]:
     local = {} if execution.address else {"num_cpus": execution.workers, "include_dashboard": False}
     env = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, known))}}
     try:
-        ray.init(address=execution.address or "local", runtime_env=env, **quiet, **local)
+        with _closed_stderr():
+            ray.init(address=execution.address or "local", runtime_env=env, **quiet, **local)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise KvplanError(f"--address {execution.address}: {str(error).splitlines()[0]}") from None
     try:
