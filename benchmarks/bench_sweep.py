@@ -2,7 +2,7 @@
 
     python benchmarks/bench_sweep.py             all three
     python benchmarks/bench_sweep.py points 200  200 (by default 1,000) points of 500 reasoning requests each
-    python benchmarks/bench_sweep.py brute       recommend against brute force on a space of 576 points
+    python benchmarks/bench_sweep.py brute       recommend against brute force on spaces of 576 and 128 points
     python benchmarks/bench_sweep.py rate        the highest rate against a fine scan
 
 A machine that has other work to do stretches the wall time, so CPU seconds are printed beside it.
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import os
 import sys
-from math import isclose
+from collections import Counter
+from math import inf, isclose
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
+from kvplan.errors import KvplanError
 from kvplan.recommend import recommend
 from kvplan.scenario import parse_scenario
 from kvplan.search import Execution, sweep_rows
@@ -45,10 +47,10 @@ GRID = {
     "engine.max_num_seqs": [32, 64, 128, 256, 512],
     "workload.arrivals.rate": [round(0.05 * 1.15**i, 4) for i in range(25)],
 }  # 1,000 points, from idle to twice what the best of them sustains
-SPACE: dict[str, Any] = {
+SOLVING: dict[str, Any] = {
     "model": "Qwen/Qwen3-8B",
     "gpu": "h100",
-    "engine": {"max_model_len": 12288},
+    "engine": {"max_model_len": 32768},
     "problems": {
         "num_problems": 8,
         "arrivals": {"kind": "poisson", "rate": 1.0},
@@ -59,7 +61,7 @@ SPACE: dict[str, Any] = {
         "min_accuracy": 0.3,
     },
     "slo": {"e2el_ms": 60000, "share": 0.9},
-    "search": {"rate": 0.5, "span": 1, "seeds": 1, "max_copies": 4},
+    "search": {"rate": 0.5, "span": 1, "seeds": 1, "max_copies": 4, "max_gpus": 7},
 }  # fmt: skip
 BUDGETS = (400, 800, 1200, 1600)
 STRATEGIES = [
@@ -68,13 +70,36 @@ STRATEGIES = [
     *([{"strategy": "best_of_n", "n": n}] for n in (2, 4)),
     *([{"strategy": "self_consistency", "n": n}] for n in (3, 5)),
 ]
-OVER = {
+SOLVING_OVER = {
     "problems.strategies": STRATEGIES,
-    "gpu": ["h100", "h200", "a100-80gb", "l40s"],
+    "gpu": ["h100", "l40s", "l4", "t4"],
+    "engine.tensor_parallel_size": [1, 2, 4, 8],
+    "engine.kv_cache_dtype": ["auto", "fp8"],
+    "engine.max_num_seqs": [8, 32],
+}
+"""9 x 4 x 4 x 2 x 2 = 576; a T4 does not hold the model, an L4 not its KV cache, and eight GPUs are too many."""
+ASKING: dict[str, Any] = {
+    "model": "Qwen/Qwen3-8B",
+    "gpu": "h100",
+    "engine": {"max_model_len": 32768},
+    "workload": {
+        "num_requests": 60,
+        "arrivals": {"kind": "poisson", "rate": 1.0},
+        "prompt": {"kind": "lognormal", "median": 300, "sigma": 0.7, "high": 2000},
+        "thinking": {"kind": "lognormal", "median": 900, "sigma": 0.7, "high": 6000},
+        "answer": 120,
+    },
+    "slo": {"e2el_ms": 45000, "share": 0.9},
+    "search": {"rate": 4.0, "span": 1, "seeds": 1, "max_copies": 4, "max_gpus": 4},
+}
+ASKING_OVER = {
+    "workload.max_tokens": [500, 1000, 2000, 4000],
+    "gpu": ["h100", "l40s", "l4", "t4"],
     "engine.tensor_parallel_size": [1, 2],
     "engine.kv_cache_dtype": ["auto", "fp8"],
-    "engine.max_num_seqs": [4, 8, 16, 32],
-}  # 9 x 4 x 2 x 2 x 4 = 576
+    "engine.max_num_seqs": [4, 32],
+}
+"""4 x 4 x 2 x 2 x 2 = 128; an L4 is too slow for a long answer, and four copies of it for the load."""
 
 
 def cpu_s() -> float:
@@ -108,11 +133,18 @@ def _stop_workers() -> None:
 
 def brute() -> None:
     """Every candidate with 1, 2, 3 ... copies, against the recommendation."""
-    search = Search.model_validate({**SPACE["search"], "over": OVER})
-    found = recommend(SPACE, OVER)
+    for name, data, over in (("strategies", SOLVING, SOLVING_OVER), ("requests", ASKING, ASKING_OVER)):
+        _compare(name, data, over)
+
+
+def _compare(name: str, data: dict[str, Any], over: dict[str, Any]) -> None:
+    search = Search.model_validate({**data["search"], "over": over})
+    start = cpu_s()
+    found = recommend(data, over)
+    took = cpu_s() - start
     mine = {str(c.settings): c for c in found.candidates}
     simulations, same, worse, dropped, costs = 0, 0, 0, 0, []
-    for point in make_points(read_base(SPACE), make_axes(OVER)):
+    for point in make_points(read_base(data), make_axes(over)):
         answer, runs = _fewest(point.scenario, search)
         simulations += runs
         candidate = mine[str(point.settings)]
@@ -121,26 +153,37 @@ def brute() -> None:
         worse += bool(answer and candidate.feasible and (candidate.copies or 0) > answer[0])
         dropped += bool(answer and candidate.pruned)
     assert found.best is not None
-    print(
-        f"{len(mine)} candidates: {same} agree, {worse} with more copies than needed, {dropped} pruned but feasible"
-    )
-    print(f"best of all ${min(costs):.2f} an hour, recommended ${found.best.usd_per_hour:.2f}"
+    causes = Counter(c.cause for c in found.candidates if c.pruned)
+    said = f"{found.num_pruned} never simulated ({dict(causes)}), {dropped} of them feasible"
+    print(f"{name}: {len(mine)} candidates, {len(costs)} feasible by brute force: {same} agree, {worse} with more "
+          f"copies than needed; {said}")  # fmt: skip
+    print(f"  best of all ${min(costs):.2f} an hour, recommended ${found.best.usd_per_hour:.2f}"
           f" ({'the same' if isclose(min(costs), found.best.usd_per_hour or 0) else 'WORSE'});"
-          f" simulations {simulations:,} by brute force, {sum(c.num_simulations for c in found.candidates):,} here,"
-          f" {found.num_pruned} candidates never simulated")  # fmt: skip
+          f" simulations {simulations:,} by brute force in {cpu_s() - start - took:.0f} CPU s,"
+          f" {sum(c.num_simulations for c in found.candidates):,} here in {took:.0f}")  # fmt: skip
 
 
 def _fewest(scenario: Any, search: Search) -> tuple[tuple[int, float] | None, int]:
-    """The fewest copies that carry the load, and their price; and how many simulations that took."""
-    bench = make_bench(scenario, search)
-    accuracy = bench.simulate(bench.scenario, None)["accuracy"]
-    if accuracy is None or accuracy < scenario.problems.min_accuracy:
-        return None, 1
+    """The fewest copies that carry the load, and their price; and how many simulations that took.
+
+    What the engine refuses is infeasible; what needs more GPUs than are allowed is simulated all the same.
+    """
+    bench, runs = make_bench(scenario, search), 0
+    if scenario.problems is not None:
+        row, runs = bench.simulate(bench.scenario, None), 1
+        if row["error"] or row["accuracy"] < scenario.problems.min_accuracy:
+            return None, runs
     for copies in range(1, search.max_copies + 1):
-        row = bench.simulate(bench.at(share_of(total_load(scenario, search), copies, search.kind)), None)
+        load = share_of(total_load(scenario, search), copies, search.kind)
+        try:
+            row = bench.simulate(bench.at(load), bench.setups())
+        except KvplanError:
+            return None, runs
+        runs += 1
         if row["slo_met"]:
-            return (copies, copies * row["usd_per_hour"]), copies + 1
-    return None, search.max_copies + 1
+            allowed = copies * row["num_gpus"] <= (search.max_gpus or inf)
+            return ((copies, copies * row["usd_per_hour"]) if allowed else None), runs
+    return None, runs
 
 
 def rate() -> None:
