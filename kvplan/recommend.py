@@ -72,6 +72,8 @@ class Candidate:
     """Share by which the load may grow before a copy is missing, spares not counted."""
     limited_by: str = ""
     """What gives out first above the highest load."""
+    at_least: bool = False
+    """`highest` is as far as was looked, twice the asked load; one copy may carry more."""
     pareto: bool = False
     """No other feasible candidate is as cheap, as fast (p99) and as accurate."""
     commands: tuple[str, ...] = ()
@@ -185,10 +187,17 @@ def recommend(
         interrupted = True
     candidates = [_candidate(point, rows[point.index], search) for point in points if point.index in rows]
     candidates = _ranked(candidates, search)
-    if interrupted or not candidates or not candidates[0].feasible:
-        reason = "interrupted" if interrupted else _nothing(points, rows, candidates, execution, search)
-        return Recommendation(whole, search, candidates, reason, interrupted)
-    candidates = _lifted(candidates, execution, search)
+    try:
+        if interrupted:
+            raise KeyboardInterrupt
+        if not candidates[0].feasible:
+            return Recommendation(
+                whole, search, candidates, _nothing(points, rows, candidates, execution, search)
+            )
+        candidates = _lifted(candidates, execution, search)
+    except KeyboardInterrupt:
+        said = f"interrupted: {len(candidates)} of {len(points)} candidates were looked at"
+        return Recommendation(whole, search, candidates, said, interrupted=True)
     return Recommendation(whole, search, candidates, _best_reason(candidates[0], search))
 
 
@@ -219,17 +228,18 @@ def _gather(
 def _refine(
     rows: dict[int, Row], points: Sequence[Point], execution: Execution, search: Search, whole: Scenario
 ) -> None:
-    """Give the best rows an interval over draws; what they then need follows from its low end."""
-    done: set[int] = set()
+    """Narrow the best rows, and give them an interval over draws; what they then need follows from its low end."""
     feasible = [p for p in points if not rows[p.index]["error"]]
-    for _ in range(ROUNDS if search.seeds > 1 and search.refine else 0):
+    done = {p.index for p in feasible if rows[p.index]["missed"] is None}
+    for number in range(ROUNDS if search.refine else 0):
         ranked = sorted(feasible, key=lambda p: _cost_key(_candidate(p, rows[p.index], search), search))
         chosen = [p for p in ranked[: search.refine] if p.index not in done]
-        if not chosen or ranked[0].index in done:
+        if not chosen or (number and ranked[0].index in done):
             return
-        first = {p.scenario.model_dump_json(): rows[p.index]["highest"] for p in chosen if p.scenario}
+        rough = {p.scenario.model_dump_json(): (rows[p.index]["highest"], rows[p.index]["missed"])
+                 for p in chosen if p.scenario}  # fmt: skip
         found: dict[int, Row] = {}
-        _gather(found, chosen, execution, Refine(search, first))
+        _gather(found, chosen, execution, Refine(search, rough))
         done |= found.keys()
         for index, interval in found.items():
             _narrow(rows[index], interval, total_load(whole, search))
@@ -239,7 +249,7 @@ def _narrow(row: Row, interval: Row, load: float) -> None:
     """Take an interval into a row."""
     row["num_simulations"] += interval.pop("num_simulations")
     row |= interval
-    if load and row["low"]:
+    if load and row["low"] and row["num_draws"] > 1:
         row["copies"] = max(row["copies"], ceil(load / row["low"] - 1e-9))
 
 
@@ -267,7 +277,7 @@ def _candidate(point: Point, row: Row, search: Search) -> Candidate:
     return Candidate(
         point.settings, scenario, True, False, "", "", highest, row["low"], row["high"], row["num_draws"], copies,
         bought * row["num_gpus_per_copy"], usd, visible, correct, highest / per_copy - 1 if load else None,
-        row["limit"], commands=_commands(scenario), day=day, num_simulations=spent, figures=row,
+        row["limit"], row["missed"] is None, commands=_commands(scenario), day=day, num_simulations=spent, figures=row,
     )  # fmt: skip
 
 
@@ -311,9 +321,10 @@ def _ranked(candidates: list[Candidate], search: Search) -> list[Candidate]:
 
 def _lifted(candidates: list[Candidate], execution: Execution, search: Search) -> list[Candidate]:
     """The best rows with the change that would lift their limit."""
-    chosen = [c for c in candidates if c.feasible][: max(1, search.refine)]
+    chosen = [c for c in candidates if c.feasible and c.figures["missed"]][: max(1, search.refine)]
     lifts = find_lifts([(c.scenario, c.highest) for c in chosen], execution, search)
-    return [replace(c, lift=str(lifts.get(i) or "")) for i, c in enumerate(candidates)]
+    said = {id(c): str(lifts.get(i) or "") for i, c in enumerate(chosen)}
+    return [replace(c, lift=said.get(id(c), "")) for c in candidates]
 
 
 def _best_reason(best: Candidate, search: Search) -> str:

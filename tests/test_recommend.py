@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from math import ceil
+from math import ceil, inf, log2
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ from kvplan.simulation.deploy import set_ups
 from kvplan.sweeping.bounds import cannot_meet, least_seconds
 from kvplan.sweeping.fleet import day_shares, plan_day
 from kvplan.sweeping.grid import make_axes, make_points, read_base
-from kvplan.sweeping.highest import Bench, highest_load
-from kvplan.sweeping.measure_load import make_bench, share_of, total_load
+from kvplan.sweeping.highest import Bench, Trial, highest_load
+from kvplan.sweeping.measure_load import copies_needed, make_bench, share_of, total_load
 from kvplan.sweeping.recommend_text import recommend_text
 from kvplan.sweeping.space import Search
 from kvplan.timing import StepShape
@@ -84,6 +84,27 @@ SOLVING: dict[str, Any] = {
 }  # fmt: skip
 
 
+TIGHT: dict[str, Any] = {
+    **BASE,
+    "engine": {"max_model_len": 32768},
+    "slo": {"e2el_ms": 45000, "share": 0.9},
+    "search": {
+        "rate": 4.0,
+        "span": 1,
+        "seeds": 1,
+        "max_gpus": 4,
+        "over": {
+            "workload.max_tokens": [500, 2000],
+            "gpu": ["h100", "l40s", "l4", "t4"],
+            "engine.tensor_parallel_size": [1, 2],
+            "engine.kv_cache_dtype": ["auto", "fp8"],
+            "engine.max_num_seqs": [8],
+        },
+    },
+}
+"""A T4 does not hold the model, an L4 is too slow, four GPUs are few."""
+
+
 def changed(base: dict[str, Any], **search: Any) -> dict[str, Any]:
     return {**base, "search": {**base["search"], **search}}
 
@@ -102,21 +123,24 @@ def changed(base: dict[str, Any], **search: Any) -> dict[str, Any]:
     stated=st.booleans(),
     shared=st.sampled_from([0, 200]),
     replicas=st.sampled_from([1, 3]),
+    closed=st.booleans(),
     seed=st.integers(0, 100),
 )
 def test_the_closed_form_never_rules_out_what_a_simulation_meets(
     target: str, tightness: float, rate: float, share: float, seqs: int, blocks: int, stated: bool, shared: int,
-    replicas: int, seed: int,
+    replicas: int, closed: bool, seed: int,
 ) -> None:  # fmt: skip
     """Whatever the deployment and the load: if the targets were met, no bound says that they cannot be."""
     near = {"e2el_ms": 9000, "ttfvt_ms": 7000, "tpot_ms": 13}[target]
     step = {"fixed_us": 9000, "per_sequence_us": 300, "per_context_token_ns": 100, "per_prefill_token_us": 40}
+    loop = {"kind": "closed_loop", "concurrency": 1 + int(rate), "pause_s": 0.5}
+    arrivals = loop if closed else {"kind": "poisson", "rate": rate}
     scenario = parse_scenario({
         **{k: v for k, v in BASE.items() if k != "search"},
         "engine": {"max_model_len": 3000, "max_num_seqs": seqs, "num_gpu_blocks_override": blocks},
         "replicas": replicas,
         "step_time": step if stated else {},
-        "workload": {**WORKLOAD, "seed": seed, "num_requests": 20, "arrivals": {"kind": "poisson", "rate": rate},
+        "workload": {**WORKLOAD, "seed": seed, "num_requests": 20, "arrivals": arrivals,
                      "shared_prefix_tokens": shared},
         "slo": {target: near * tightness, "share": share},
     })  # fmt: skip
@@ -195,6 +219,81 @@ def test_trials_differ_by_their_load_alone() -> None:
     assert bench._replace(seed_shift=3).at(1).workload.seed == slow.seed + 3
 
 
+class Threshold(NamedTuple):
+    """A bench that sustains loads up to a limit, and counts how often it was asked."""
+
+    limit: float
+    kind: str
+    asked: list[float]
+
+    def try_load(self, load: float, setups: object) -> Trial:
+        self.asked.append(load)
+        return Trial(load, load <= self.limit, {"limited_by": "kv_blocks"})
+
+    def setups(self) -> dict[str, Any]:
+        return {}
+
+    def guess(self, setups: object) -> float:
+        return 16.0
+
+    def least(self) -> float:
+        return 1.0 if self.kind == "users" else 1e-4
+
+    @property
+    def scenario(self) -> Any:
+        return None
+
+
+@given(st.floats(0.1, 20_000), st.floats(0.01, 1000), st.sampled_from([0.01, 0.25]))
+def test_a_highest_load_is_narrowed_from_wherever_it_begins(
+    limit: float, guess: float, precision: float
+) -> None:
+    """Met itself, missed a little above; in a number of trials that grows with the logarithm of the distance."""
+    bench = Threshold(limit, "rate", [])
+    found = highest_load(bench, precision, guess)  # type: ignore[arg-type]
+    if guess > 4096 * limit:
+        return
+    assert found.met is not None
+    assert found.missed is not None
+    assert found.load <= limit < found.missed.load <= found.load * (1 + precision) * (1 + 1e-9)
+    assert (
+        found.num_simulations == len(bench.asked) <= 4 + abs(log2(limit / guess)) + log2(log2(64) / precision)
+    )
+
+
+@given(st.floats(1, 3000), st.integers(1, 5000), st.sampled_from(["rate", "users"]))
+def test_the_fewest_copies_are_found_by_halving(limit: float, load: int, kind: str) -> None:
+    """One less would not carry the load, to the precision asked for; hundreds of copies take a handful of trials."""
+    search = Search.model_validate({kind: load})
+    bench: Any = Threshold(limit, kind, [])
+    first = highest_load(bench, 0.25, min(16, load), most=2 * load)
+    assert first.met is not None
+    bench.asked.clear()
+    copies, met, found = copies_needed(bench, first, first.met, search)
+    assert share_of(load, copies, kind) <= met.load <= limit
+    fewest = next(n for n in range(1, load + 1) if share_of(load, n, kind) <= limit)
+    assert fewest <= copies <= max(fewest, ceil(fewest * 1.0102))
+    assert len(bench.asked) <= 8
+    assert found.num_simulations == first.num_simulations + len(bench.asked)
+
+
+@pytest.mark.parametrize("slo", [{"tpot_ms": 45}, {"ttft_ms": 4000, "share": 0.95}])
+def test_a_sustained_rate_is_sustained_for_longer(slo: dict[str, float]) -> None:
+    """Trials last many times as long as a request stays, so that the KV cache is as full as it gets."""
+    engine = {**BASE["engine"], "num_gpu_blocks_override": 1500}
+    bench = Bench(parse_scenario({**BASE, "engine": engine, "slo": slo}), "rate")
+    found = highest_load(bench, 0.05)
+    longer = bench.at(found.load * 0.85)
+    number = 4 * longer.workload.num_requests
+    longer = longer.model_copy(
+        update={"workload": longer.workload.model_copy(update={"num_requests": number})}
+    )
+    row = bench.simulate(longer, bench.setups())
+    assert row["slo_met"]
+    assert found.met is not None
+    assert row["duration_s"] > 3 * found.met.row["duration_s"]
+
+
 # --- the ranking ------------------------------------------------------------------------------------------
 
 
@@ -213,21 +312,33 @@ def brute_force(data: dict[str, Any], most: int) -> dict[str, tuple[int, float] 
             continue
         for copies in range(1, most + 1):
             load = share_of(total_load(bench.scenario, search), copies, search.kind)
-            row = bench.simulate(bench.at(load), bench.setups())
+            try:
+                row = bench.simulate(bench.at(load), bench.setups())
+            except KvplanError:  # the engine would not start
+                break
             if row["slo_met"]:
-                found[point.hash] = copies, copies * row["usd_per_hour"]
+                if copies * row["num_gpus"] <= (search.max_gpus or inf):
+                    found[point.hash] = copies, copies * row["usd_per_hour"]
                 break
     return found
 
 
-@pytest.mark.parametrize(("data", "most"), [(BASE, 6), (SOLVING, 4)], ids=["requests", "problems"])
-def test_recommendations_agree_with_brute_force(data: dict[str, Any], most: int) -> None:
-    """The same candidates are feasible with the same copies, so the first costs what the best of all costs."""
+@pytest.mark.parametrize(
+    ("data", "most", "causes"),
+    [(BASE, 6, set()), (SOLVING, 4, set()), (TIGHT, 4, {"memory", "refused", "gpus", "time"})],
+    ids=["requests", "problems", "pruned"],
+)
+def test_recommendations_agree_with_brute_force(data: dict[str, Any], most: int, causes: set[str]) -> None:
+    """The same candidates are feasible with the same copies, so the first costs what the best of all costs.
+
+    And what the closed form rules out, for whatever cause, is not feasible when it is tried.
+    """
     tried = brute_force(data, most)
     found = recommend(changed(data, max_copies=most))
     costs = [answer[1] for answer in tried.values() if answer]
     assert found.best is not None
     assert found.best.usd_per_hour == pytest.approx(min(costs))
+    assert causes <= {c.cause for c in found.candidates if c.pruned}
     by_settings = {json.dumps(c.settings): c for c in found.candidates}
     for point in make_points(read_base(data), make_axes(data["search"]["over"])):
         mine, answer = by_settings[json.dumps(point.settings)], tried[point.hash]
@@ -305,6 +416,9 @@ def test_what_is_pruned_is_said(found: Recommendation) -> None:
     )
     assert "run: vllm serve" in text
     assert "of them spare" in text
+    table = text.split("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= 100
+    assert len(table) == 1 + sum(c.feasible for c in found.candidates)
 
 
 def test_documents_and_frames(found: Recommendation) -> None:
@@ -349,6 +463,29 @@ def test_disaggregated_and_tiered_fleets_are_candidates() -> None:
 
 
 # --- nothing feasible, bad input -------------------------------------------------------------------------
+
+
+def test_the_gpus_that_would_do_do() -> None:
+    """Where only the number of GPUs is in the way, what is said to suffice suffices, and one less does not."""
+    data = changed(BASE, rate=40.0, max_gpus=1, over={"engine.max_num_seqs": [32]})
+    said = recommend(data).reason
+    assert ", 1 GPUs are allowed" in said
+    gpus = int(said.partition("seqs 32: ")[2].partition(" GPUs")[0])
+    assert recommend(changed(data, max_gpus=gpus)).best is not None
+    assert recommend(changed(data, max_gpus=gpus - 1)).best is None
+
+
+def test_an_interrupt_keeps_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it comes after the last candidate, while lifts are looked for."""
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kvplan.recommend.find_lifts", stopped)
+    found = recommend(changed(BASE, refine=0, over={"engine.max_num_seqs": [8, 32]}))
+    assert found.exit_code == 130
+    assert len(found.candidates) == 2
+    assert found.reason == "interrupted: 2 of 2 candidates were looked at"
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,7 @@ def cannot_meet(scenario: Scenario, setups: Mapping[str, Setup]) -> str:
     if scenario.problems is not None:
         return ""
     load = draw_load(scenario.workload, scenario.folder)
-    if (
-        load.previous_turn is not None
-        or np.isfinite(load.leaves_after_s).any()
-        or load.closed_loop is not None
-    ):
+    if load.previous_turn is not None or np.isfinite(load.leaves_after_s).any():
         return ""
     names = [cls.model for cls in load.classes]
     longest = np.array([setups[name].config.max_model_len for name in names])
@@ -65,6 +61,8 @@ def cannot_meet(scenario: Scenario, setups: Mapping[str, Setup]) -> str:
         reason = _too_slow_alone(load, need, setups[name])
         if reason:
             return reason
+    if load.closed_loop is not None:
+        return ""
     for name, deployment in scenario.deployments.items():
         mine = [need for served, need in zip(names, needs, strict=True) if served == name]
         reason = _too_much_work(load, mine, setups[name], deployment.replicas)
@@ -192,9 +190,11 @@ def _sizes(most: int) -> list[int]:
     return sizes
 
 
-def mean_alone_s(scenario: Scenario, setups: Mapping[str, Setup]) -> float:
-    """Mean seconds a request takes at least; a scale for loads to begin with."""
+def mean_stay_s(scenario: Scenario, setups: Mapping[str, Setup], per_token_ms: float | None = None) -> float:
+    """Mean seconds a request stays: at `per_token_ms` a token, by default at the least; a scale for loads."""
     load = draw_load(scenario.workload, scenario.folder)
+    if per_token_ms is not None:
+        return float(load.output_tokens.mean()) * per_token_ms / 1e3
     setup = setups[""]
     rows = np.flatnonzero(load.class_id >= 0)
     return float((alone_step_s(load, rows, setup) * load.output_tokens).mean())

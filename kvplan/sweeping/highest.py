@@ -14,7 +14,7 @@ from kvplan.errors import KvplanError
 from kvplan.scenario import Scenario
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup
-from kvplan.sweeping.bounds import cannot_meet, mean_alone_s
+from kvplan.sweeping.bounds import cannot_meet, mean_stay_s
 from kvplan.sweeping.figures import Row, cached_setups, result_row, run_point
 from kvplan.workload.arrivals import AllAtOnce, ClosedLoop, Poisson
 
@@ -22,8 +22,10 @@ MAX_REQUESTS = 5000
 """More in one trial are not simulated for that; then the queue of an overload may go unseen."""
 PER_USER = 4
 """Requests each user asks at least."""
-MIN_STEPS = 12
-"""Loads are lowered by half so many times before the answer is that no load is sustained."""
+LOWEST = 1 / 4096
+"""Where so small a share of the first load is missed too, none is sustained."""
+LONGEST_S = 5e6
+"""Nor are rates tried whose arrivals would go on for longer than this (two months): nobody meets anybody by then."""
 
 
 class Trial(NamedTuple):
@@ -44,6 +46,8 @@ class Highest(NamedTuple):
     """The highest load that was sustained; None = none was."""
     missed: Trial | None
     """The lowest load that was not; None = none was tried."""
+    over: tuple[Trial, ...]
+    """All simulated loads that were missed."""
     num_simulations: int
     num_pruned: int
     """Trials that the closed form answered."""
@@ -52,6 +56,13 @@ class Highest(NamedTuple):
     def load(self) -> float:
         """The highest sustained load, 0 if none."""
         return self.met.load if self.met else 0.0
+
+    def after(self, trial: Trial) -> Highest:
+        """What is known after one more trial, between the two."""
+        spent = bool(trial.row)
+        met, missed = (trial, self.missed) if trial.met else (self.met, trial)
+        over = self.over if trial.met or not spent else (*self.over, trial)
+        return Highest(met, missed, over, self.num_simulations + spent, self.num_pruned + (not spent))
 
 
 class Bench(NamedTuple):
@@ -62,7 +73,8 @@ class Bench(NamedTuple):
     """rate, users or batch."""
     deadline_s: float = inf
     span: float = 10.0
-    """Arrivals go on for so many times the longest latency target: a queue that grows is then seen to miss it."""
+    """Arrivals go on for so many times the longest latency target, or the time a request stays where that is longer: a
+    queue that grows is then seen to miss it, and the KV cache to fill."""
     seed_shift: int = 0
     """Added to the scenario's seeds: other draws of the same load."""
 
@@ -71,10 +83,7 @@ class Bench(NamedTuple):
         scenario, shift = self.scenario, self.seed_shift
         problems = scenario.problems
         if problems is not None:
-            said = problems.num_problems
-            number = (
-                said if self.kind == "rate" else self._number(load, said)
-            )  # as many: accuracy stays the same
+            number = self._number(load, problems.num_problems)
             changed = {"arrivals": self._arrivals(load, problems.arrivals), "seed": problems.seed + shift}
             changed["min_accuracy"] = 0.0  # does not depend on the load; it is looked at once
             grown = problems.model_copy(update={**changed, "num_problems": number})
@@ -104,13 +113,18 @@ class Bench(NamedTuple):
         """Requests or problems of a trial."""
         if self.kind == "batch":
             return int(load)
-        wanted = PER_USER * load if self.kind == "users" else self.span * self._longest_target_s() * load
+        wanted = PER_USER * load if self.kind == "users" else self.span * self._turnover_s() * load
         return max(said, min(MAX_REQUESTS, ceil(wanted)))
 
-    def _longest_target_s(self) -> float:
+    def _turnover_s(self) -> float:
+        """The longest target, or the time that a request may take by its target per token, or takes at least."""
         slos = [self.scenario.slo, *(cls.slo for cls in self.scenario.workload.by_name.values() if cls.slo)]
         targets = [t for slo in slos for t in (slo.ttft_ms, slo.ttfvt_ms, slo.e2el_ms) if t is not None]
-        return max(targets, default=0.0) / 1e3
+        longest = max(targets, default=0.0) / 1e3
+        if self.scenario.problems is not None or any(slo.e2el_ms is not None for slo in slos):
+            return longest
+        per_token = max((slo.tpot_ms for slo in slos if slo.tpot_ms is not None), default=None)
+        return max(longest, mean_stay_s(self.scenario, cached_setups(self.scenario), per_token))
 
     def try_load(self, load: float, setups: dict[str, Setup] | None) -> Trial:
         """Simulate a load, unless the closed form says that it cannot be sustained."""
@@ -132,7 +146,7 @@ class Bench(NamedTuple):
     def closed_form(self, load: float, setups: dict[str, Setup] | None = None) -> str:
         """Why a load cannot be sustained, "" where nothing forbids it or nothing can be said."""
         setups = setups or self.setups()
-        if setups is None or self.kind != "rate":
+        if setups is None:
             return ""
         return cannot_meet(self.at(load), setups)
 
@@ -149,19 +163,33 @@ class Bench(NamedTuple):
     def guess(self, setups: dict[str, Setup] | None) -> float:
         """A load to begin with."""
         if self.kind != "rate":
-            return 16.0
-        if setups is None:
-            return 1 / 60
-        return 4 / max(1e-9, mean_alone_s(self.scenario, setups))
+            return 64.0 if self.kind == "users" else 16.0
+        if setups is None:  # a trial of a few times the stated problems
+            assert self.scenario.problems is not None
+            return 4 * self.scenario.problems.num_problems / (self.span * (self._turnover_s() or 60.0))
+        return 16 / max(1e-9, mean_stay_s(self.scenario, setups))
+
+    def least(self) -> float:
+        """Lower loads are not tried."""
+        if self.kind != "rate":
+            return 1.0
+        problems = self.scenario.problems
+        return (problems.num_problems if problems else self.scenario.workload.num_requests) / LONGEST_S
 
 
 def highest_load(
-    bench: Bench, precision: float = 0.01, guess: float | None = None, factor: float = 2.0, most: float = inf
+    bench: Bench,
+    precision: float = 0.01,
+    guess: float | None = None,
+    factor: float = 2.0,
+    most: float = inf,
+    between: tuple[Trial, Trial] | None = None,
 ) -> Highest:
     """Find the highest load that one copy sustains, to a relative `precision` (whole numbers for users and batches).
 
-    Starts at `guess`, multiplies or divides by `factor` until the answer is between two loads, then halves the gap.
-    Loads above `most` are not tried. Raises KvplanError or DoesNotFit for what cannot be simulated at all.
+    Starts at `guess`, multiplies or divides by `factor` and more until the answer is between two loads, then halves the
+    gap; or starts `between` a load that is sustained and one that is not. Loads above `most` are not tried. Raises
+    KvplanError or DoesNotFit for what cannot be simulated at all.
     """
     setups = bench.setups()
     whole = bench.kind != "rate"
@@ -171,14 +199,21 @@ def highest_load(
         trials.append(bench.try_load(load, setups))
         return trials[-1].met
 
-    low, high = _bracket(met, min(guess or bench.guess(setups), most), factor, whole, most)
+    if between:
+        low, high = between[0].load, between[1].load
+    else:
+        start = max(min(guess or bench.guess(setups), most), bench.least())
+        low, high = _bracket(met, start, factor, whole, most, bench.least())
     while low and high < inf and _gap(low, high, whole, precision):
-        middle = (low + high) // 2 if whole else (low * high) ** 0.5
+        middle = (low * high) ** 0.5
+        middle = min(max(float(round(middle)), low + 1), high - 1) if whole else middle
         low, high = (middle, high) if met(middle) else (low, middle)
-    best = next((t for t in trials if t.met and t.load == low), None)
-    missed = min((t for t in trials if not t.met), key=lambda t: t.load, default=None)
     simulated = sum(bool(t.row) for t in trials)
-    return Highest(best, missed, simulated, len(trials) - simulated)
+    known = [*(between or ()), *trials]
+    best = next((t for t in known if t.met and t.load == low), None)
+    missed = min((t for t in known if not t.met), key=lambda t: t.load, default=None)
+    over = tuple(t for t in trials if t.row and not t.met)
+    return Highest(best, missed, over, simulated, len(trials) - simulated)
 
 
 def _gap(low: float, high: float, whole: bool, precision: float) -> bool:
@@ -186,24 +221,22 @@ def _gap(low: float, high: float, whole: bool, precision: float) -> bool:
 
 
 def _bracket(
-    met: Callable[[float], bool], start: float, factor: float, whole: bool, most: float
+    met: Callable[[float], bool], start: float, factor: float, whole: bool, most: float, least: float
 ) -> tuple[float, float]:
-    """A sustained load and one that is not: (0, x) when none is, (most, inf) when all are."""
+    """A sustained load and one that is not: (0, x) when none is, (most, inf) when all are. Steps grow as they go."""
     load = float(max(1, round(start))) if whole else start
     if met(load):
-        while load < most:
+        while load < most and load < 1e9:
             higher = min(most, max(load + 1, round(load * factor)) if whole else load * factor)
             if not met(higher):
                 return load, higher
-            load = higher
-            if load > 1e9:
-                break
+            load, factor = higher, min(factor**2, max(2.0, factor))
         return load, inf
-    for _ in range(MIN_STEPS):
-        lower = float(round(load / factor)) if whole else load / factor
-        if (whole and lower < 1) or lower == load:
-            break
+    least = max(least, load * LOWEST)
+    while load > least:
+        lower = max(least, load / factor)
+        lower = min(float(round(lower)), load - 1) if whole else lower
         if met(lower):
             return lower, load
-        load = lower
+        load, factor = lower, min(factor**2, 64.0)
     return 0.0, load

@@ -24,16 +24,20 @@ from kvplan.sweeping.space import Search
 from kvplan.workload.arrivals import ClosedLoop
 
 MEASURED = (
-    "highest", "low", "high", "num_draws", "copies", "num_gpus_per_copy", "usd_per_hour_per_copy", "pruned", "cause",
-    "num_simulations", "num_closed_form", "limit",
+    "highest", "missed", "low", "high", "num_draws", "copies", "num_gpus_per_copy", "usd_per_hour_per_copy", "pruned",
+    "cause", "num_simulations", "num_closed_form", "limit",
 )  # fmt: skip
 """What a candidate's row says beside `figures.FIGURES`, which are those at its highest load."""
 OVERLOAD = 1.5
 """What gives out first is read off a run at so many times the highest load."""
 CALM = 4
 """Problems at a time when accuracy is measured."""
-PLENTY = 4
+PLENTY = 2
 """Times the asked load that one copy is tried with at most."""
+ROUGH = 0.25
+"""Relative width to which the highest load is narrowed at first: the best rows, and what decides copies, get more."""
+NEAR = (1.2, 3.0)
+"""A miss at so many times the highest load shows what gives out first as well."""
 T_90 = {3: 2.920, 4: 2.353, 5: 2.132, 6: 2.015, 7: 1.943, 8: 1.895, 9: 1.860, 10: 1.833}
 """Student's t for a two-sided 90 % interval, by number of draws; the normal's 1.645 beyond."""
 
@@ -61,7 +65,7 @@ class Measure:
 
     def _measured(self, bench: Bench, setups: Mapping[str, Setup]) -> Row:
         gpus, usd = hardware(bench.scenario, setups)
-        row = {"num_gpus_per_copy": gpus, "usd_per_hour_per_copy": usd}
+        row: Row = {"num_gpus_per_copy": gpus, "usd_per_hour_per_copy": usd}
         room = most_copies(self.search, gpus)
         if room < 1:
             why = f"one copy and {self.search.spare} spare take {gpus * (1 + self.search.spare)} GPUs"
@@ -92,15 +96,17 @@ class Measure:
                 "num_simulations": 1,
                 "accuracy": accuracy,
             }
-        found = highest_load(bench, self.search.precision, most=most_load(bench.scenario, self.search))
-        row |= {"num_simulations": found.num_simulations, "num_closed_form": found.num_pruned}
+        found = first_look(bench, self.search)
+        spent = found.num_simulations + (accuracy is not None)
+        row |= {"num_simulations": spent, "num_closed_form": found.num_pruned}
         if found.met is None:
             return row | _never(found)
-        copies, met, more = copies_needed(bench, found.met, found.missed, self.search)
-        row |= {"pruned": False, "highest": met.load, "num_draws": 1, "copies": copies}
-        row["num_simulations"] += more
-        row |= met.row | {"limit": what_limits(bench, met.load)}
-        row["accuracy"] = row["accuracy"] if accuracy is None else accuracy
+        copies, met, found = copies_needed(bench, found, found.met, self.search)
+        limit, more = what_limits(bench, met, found)
+        missed = None if found.missed is None else found.missed.load
+        row |= met.row | {"highest": met.load, "missed": missed, "limit": limit}
+        row |= {"pruned": False, "num_draws": 1, "copies": copies, "accuracy": accuracy}
+        row["num_simulations"] = found.num_simulations + (accuracy is not None) + more
         return row | _too_many(copies, room, gpus, self.search)
 
 
@@ -110,7 +116,7 @@ def _never(found: Highest) -> Row:
     assert missed is not None
     row = missed.row
     if not row:
-        return {"pruned": found.num_simulations == 0, "cause": "time", "error": missed.why}
+        return {"pruned": True, "cause": "time", "error": missed.why}
     accuracy = f", accuracy {row['accuracy']:.1%}" if row["accuracy"] is not None else ""
     share = f"{row['goodput_share']:.1%} of requests meet their targets" if row["goodput_share"] is not None else (
         f"it takes {row['duration_s']:,.0f} s"
@@ -167,23 +173,34 @@ def most_load(scenario: Scenario, search: Search) -> float:
     return load if search.kind == "batch" else PLENTY * load or inf
 
 
+def first_look(bench: Bench, search: Search) -> Highest:
+    """The highest load, roughly; from the asked one, if that is not far above what one copy can be expected to do."""
+    guess, asked = bench.guess(bench.setups()), total_load(bench.scenario, search)
+    start = min(guess, asked) if asked else guess
+    return highest_load(bench, max(ROUGH, search.precision), start, most=most_load(bench.scenario, search))
+
+
 def accuracy_of(bench: Bench) -> float | None:
     """Share of the stated problems that are solved, few at a time: it does not depend on the load.
 
-    None without problems, and for batches, which are judged by what they get done.
+    None without problems, and for batches of which no accuracy is asked.
     """
     problems = bench.scenario.problems
-    if problems is None or bench.kind == "batch":
+    if problems is None or (bench.kind == "batch" and not problems.min_accuracy):
         return None
     calm = ClosedLoop(kind="closed_loop", concurrency=CALM)
     alone = bench.scenario.model_copy(update={"problems": problems.model_copy(update={"arrivals": calm})})
-    accuracy: float | None = bench.simulate(alone, None)["accuracy"]
+    row = bench.simulate(alone, None)
+    if row["error"]:
+        raise KvplanError(row["error"])
+    accuracy: float | None = row["accuracy"]
     return accuracy
 
 
 def least_load(scenario: Scenario, search: Search, room: int) -> float:
     """What each copy must carry when there are as many as are allowed; 0 when nothing says how much."""
-    return total_load(scenario, search) / room if search.kind == "rate" else 0.0
+    load = total_load(scenario, search)
+    return share_of(load, room, search.kind) if load else 0.0
 
 
 def share_of(load: float, copies: int, kind: str) -> float:
@@ -191,27 +208,36 @@ def share_of(load: float, copies: int, kind: str) -> float:
     return load / copies if kind == "rate" else float(ceil(load / copies))
 
 
-def copies_needed(bench: Bench, met: Trial, missed: Trial | None, search: Search) -> tuple[int, Trial, int]:
-    """Copies that carry the asked load; the highest load met by then; simulations to be sure that fewer would not."""
+def copies_needed(bench: Bench, found: Highest, met: Trial, search: Search) -> tuple[int, Trial, Highest]:
+    """The fewest copies that carry the asked load, to the search's precision; the highest load by then; all trials."""
     load = total_load(bench.scenario, search)
     if not load:
-        return 1, met, 0
-    copies, more = ceil(load / met.load - 1e-9), 0
-    setups = bench.setups()
-    while copies > 1:
-        share = share_of(load, copies - 1, search.kind)
-        if missed is not None and share >= missed.load:
-            break
-        trial, more = bench.try_load(share, setups), more + 1
-        if not trial.met:
-            break
-        copies, met = copies - 1, max(met, trial, key=lambda t: t.load)
-    return copies, met, more
+        return 1, met, found
+    enough, setups = ceil(load / met.load - 1e-9), bench.setups()
+    short = int(load / found.missed.load + 1e-9) if found.missed else 0
+    while enough - short > max(1, search.precision * enough):
+        copies = (short + enough) // 2
+        share = share_of(load, copies, search.kind)
+        if found.missed is not None and share >= found.missed.load:
+            short = copies
+            continue
+        trial = bench.try_load(share, setups)
+        found = found.after(trial)
+        short, enough, met = (short, copies, trial) if trial.met else (copies, enough, met)
+    return enough, met, found
 
 
-def what_limits(bench: Bench, load: float) -> str:
-    """What gives out first above the highest load. Where nobody waits, steps are too long: bandwidth or arithmetic."""
-    over = bench.at(ceil(load * OVERLOAD) if bench.kind != "rate" else load * OVERLOAD)
+def what_limits(bench: Bench, met: Trial, found: Highest) -> tuple[str, int]:
+    """What gives out first above the highest load, and the simulations it took to see it.
+
+    Where nobody waits, steps are too long: bandwidth or arithmetic. Where nothing was missed, what the last run says.
+    """
+    if found.missed is None:
+        return str(met.row["limited_by"]), 0
+    for trial in sorted(found.over, key=lambda t: abs(t.load / met.load - OVERLOAD)):
+        if NEAR[0] <= trial.load / met.load <= NEAR[1] and trial.row["limited_by"] != Limit.ARRIVAL_RATE:
+            return str(trial.row["limited_by"]), 0
+    over = bench.at(ceil(met.load * OVERLOAD) if bench.kind != "rate" else met.load * OVERLOAD)
     if over.problems is not None:
         result = solve(over).result
     else:
@@ -219,32 +245,42 @@ def what_limits(bench: Bench, load: float) -> str:
     if result.verdict == "interrupted":
         raise Interrupted
     if result.limited_by != Limit.ARRIVAL_RATE:
-        return str(result.limited_by)
+        return str(result.limited_by), 1
     t = result.totals
-    return str(Limit.COMPUTE if t.prefill_ticks + t.mixed_ticks > t.decode_ticks else Limit.MEMORY_BANDWIDTH)
+    busy = Limit.COMPUTE if t.prefill_ticks + t.mixed_ticks > t.decode_ticks else Limit.MEMORY_BANDWIDTH
+    return str(busy), 1
 
 
 @dataclass(frozen=True, slots=True)
 class Refine:
-    """The task: the interval of the highest load over other draws of the same workload."""
+    """The task: the highest load to the asked precision, and its interval over other draws of the same workload."""
 
     search: Search
-    first: dict[str, float]
-    """Scenario as JSON -> its highest load under its own seed."""
+    rough: dict[str, tuple[float, float]]
+    """Scenario as JSON -> a load that it sustains under its own seed, and one that it does not."""
 
     def __call__(self, scenario: Scenario) -> Row:
-        """Draw until the interval is narrow."""
+        """Narrow it, then draw until the interval is narrow."""
         bench = make_bench(scenario, self.search)
-        loads = [self.first[scenario.model_dump_json()]]
-        simulations = 0
+        low, high = self.rough[scenario.model_dump_json()]
+        ends = Trial(low, True, {}), Trial(high, False, {})
+        sharp = highest_load(bench, self.search.precision, between=ends)
+        row: Row = {"num_draws": 1, "num_simulations": sharp.num_simulations}
+        if sharp.met and sharp.met.row:
+            row |= {k: v for k, v in sharp.met.row.items() if k != "accuracy"} | {"highest": sharp.load}
+        return row | self._interval(bench, sharp.load, row["num_simulations"])
+
+    def _interval(self, bench: Bench, load: float, simulations: int) -> Row:
+        loads, most = [load], most_load(bench.scenario, self.search)
         while len(loads) < self.search.seeds and not (
             len(loads) >= 3 and _width(loads) <= self.search.target_width
         ):
             other = bench._replace(seed_shift=1000 * len(loads))
-            most = most_load(scenario, self.search)
             found = highest_load(other, self.search.precision, loads[0], 1.06, most)
             loads.append(found.load)
             simulations += found.num_simulations
+        if len(loads) < 2:
+            return {"num_simulations": simulations}
         half = _width(loads) * fmean(loads)
         low, high = (
             (fmean(loads) - half, fmean(loads) + half) if len(loads) >= 3 else (min(loads), max(loads))
@@ -270,7 +306,7 @@ class Alone:
         try:
             bench = make_bench(scenario, self.search)
             setups = bench.setups()
-            load = bench.guess(setups) / 1000 if bench.kind == "rate" else 1.0
+            load = max(bench.least(), bench.guess(setups) / 1000) if bench.kind == "rate" else 1.0
             return bench.simulate(bench.at(load), setups)
         except KvplanError as error:
             return error_row(str(error))

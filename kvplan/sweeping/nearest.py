@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from kvplan.search import Execution, execute
 from kvplan.sweeping.figures import Row
 from kvplan.sweeping.grid import Point
-from kvplan.sweeping.measure_load import Alone
+from kvplan.sweeping.measure_load import Alone, Measure
 from kvplan.sweeping.space import Search
 
+MOST_COPIES = 100_000
+"""Looked at when nobody counts them."""
 WORDS = {
     "memory": "do not fit in memory",
     "refused": "are refused",
@@ -58,11 +60,13 @@ def nothing_feasible(ruled: Sequence[Ruled], execution: Execution, search: Searc
 
 
 def _nearest(ruled: Sequence[Ruled], execution: Execution, search: Search) -> str:
-    """The candidate that misses by least: by GPUs, else by its share of requests in time, else by memory."""
-    short = [one for one in ruled if one.cause == "gpus"]
-    if short:
-        best = min(short, key=lambda one: (one.row.get("copies") or 1) * one.row["num_gpus_per_copy"])
-        return f"nearest: {said_of(best.point.settings)}: {best.why}"
+    """The candidate that misses by least: by GPUs, measured without their limit; else by time; else by memory."""
+    short = [one.point for one in ruled if one.cause == "gpus"]
+    carrying = _with_more(short, execution, search) if short else []
+    if carrying:
+        gpus, usd, point = min(carrying, key=lambda each: each[:2])
+        limit = f"{search.max_gpus} GPUs" if search.max_gpus else f"{search.max_copies} copies"
+        return f"nearest: {said_of(point.settings)}: {gpus:,} GPUs (${usd:,.2f} an hour) would do, {limit} are allowed"
     slow = [one for one in ruled if one.cause in ("time", "accuracy")]
     tried = list(execute([one.point for one in slow], execution, Alone(search)))
     found = [(point, row) for point, row in tried if not row["error"]]
@@ -70,6 +74,19 @@ def _nearest(ruled: Sequence[Ruled], execution: Execution, search: Search) -> st
         return _slow(*max(found, key=lambda pair: _in_time(pair[1])))
     best = max(ruled, key=lambda one: one.cause == "memory")
     return f"for example {said_of(best.point.settings)}: {best.why}"
+
+
+def _with_more(
+    points: Sequence[Point], execution: Execution, search: Search
+) -> list[tuple[int, float, Point]]:
+    """GPUs and dollars an hour that candidates need when nobody counts GPUs; of those that then do."""
+    free = search.model_copy(update={"max_gpus": None, "max_copies": MOST_COPIES})
+    found = []
+    for point, row in execute(points, execution, Measure(free)):
+        if not row["error"]:
+            copies = row["copies"] + search.spare
+            found.append((copies * row["num_gpus_per_copy"], copies * row["usd_per_hour_per_copy"], point))
+    return found
 
 
 def _in_time(row: Row) -> tuple[float, float]:
