@@ -1,9 +1,8 @@
-"""The app's tabs: what they say is what the command line says; no input makes one show an exception."""
+"""The app's tabs: what they say is what the command line says."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,6 @@ pytest.importorskip("streamlit")
 pytest.importorskip("altair")
 pytest.importorskip("pandas")
 
-import pandas as pd
-from streamlit.testing.v1 import AppTest
-
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli import run as cli
 from kvplan.compare import compare
@@ -26,56 +22,8 @@ from kvplan.pages.simulate import shown_ms
 from kvplan.pages.uploads import MAX_BYTES
 from kvplan.recommend import recommend
 from kvplan.resources import measurements_dir
-from kvplan.scenario import dump_scenario, load_scenario, parse_scenario
-
-APP = Path(__file__).resolve().parents[1] / "app.py"
-
-
-def run(**inputs: object) -> AppTest:
-    """The app as a link with these inputs opens it."""
-    app = AppTest.from_file(str(APP), default_timeout=120)
-    for key, value in inputs.items():
-        app.query_params[key] = str(value)
-    return calm(app.run())
-
-
-def calm(app: AppTest) -> AppTest:
-    """The app, if it shows no exception."""
-    assert not app.exception, [e.value for e in app.exception]
-    return app
-
-
-def press(app: AppTest, name: str) -> AppTest:
-    """Press a tab's button and wait for what it starts."""
-    calm(app.button(key=f"{name}_run").click().run())
-    deadline = time.monotonic() + 100
-    while any(button.key == f"{name}_cancel" for button in app.button) and time.monotonic() < deadline:
-        time.sleep(0.1)
-        calm(app.run())
-    return app
-
-
-def one_line(app: AppTest) -> str:
-    """The only complaint: a line that names no place of the server."""
-    assert len(app.error) == 1
-    told = str(app.error[0].value)
-    assert "\n" not in told
-    assert "/tmp" not in told
-    return told
-
-
-def dots(app: AppTest) -> pd.DataFrame:
-    """The points of the one chart that sets predicted beside measured."""
-    layers = [
-        layer for chart in app.get("vega_lite_chart") for layer in json.loads(chart.proto.spec)["layer"]
-    ]
-    rows = [layer.get("data", {}).get("values", [{}]) for layer in layers]
-    (found,) = (values for values in rows if "predicted" in values[0])
-    return pd.DataFrame(found)
-
-
-def metrics(app: AppTest) -> dict[str, str]:
-    return {metric.label: metric.value for metric in app.metric}
+from kvplan.scenario import dump_scenario, load_scenario
+from tests.app_driver import calm, dots, metrics, one_line, press, run, shown_scenario
 
 
 @pytest.fixture
@@ -90,7 +38,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     return of
 
 
-# --- Estimate -------------------------------------------------------------------------------------
+# --- Estimate --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -126,56 +74,11 @@ def test_estimate_says_what_the_command_says(
         assert document["reason"] in app.error[0].value
 
 
-@pytest.mark.parametrize(
-    "inputs",
-    [
-        {"tp": 16, "model": "Qwen/Qwen2.5-1.5B-Instruct"},
-        {"thinking_len": 1 << 24, "answer_len": 1 << 24, "input_len": 1 << 24},
-        {"max_model_len": 1},
-        {"max_num_seqs": 1 << 20, "max_num_batched_tokens": 1},
-        {"gpu_memory_utilization": 0.01},
-        {"gpu": "rtx-4090", "model": "deepseek-ai/DeepSeek-R1"},
-        {"pp": 8, "dp": 16, "enable_expert_parallel": "true", "model": "Qwen/Qwen3-30B-A3B"},
-        {"num_samples": 100_000, "num_requests": 100_000, "spread": 1.5},
-        {"model": "Qwen/Qwen3-Next-80B-A3B-Thinking", "gpu": "h200", "tp": 2},
-        {"model": "no such model", "tp": "seven", "num_samples": -3},
-    ],
-)
-def test_extremes_are_answered(inputs: dict[str, object]) -> None:
-    """Whatever the inputs, there is one verdict, and no exception; a refusal is a line."""
-    app = run(**inputs)
-    assert len(app.error) + len(app.success) + len(app.warning) == 1
-
-
 def test_a_change_is_answered_and_in_the_address() -> None:
     app = run(num_samples=8)
     assert "Fits" in app.success[0].value
     calm(app.number_input(key="num_samples").set_value(64).run())
     assert "64 traces" in app.error[0].value
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("", "paste a config.json"),
-        ("{not json", "JSON"),
-        ("[1, 2]", "object"),
-        ("[" * 100_000, "nested"),
-        ('{"architectures": ["NoSuchForCausalLM"], "hidden_size": 8}', "NoSuch"),
-        ('{"a": "' + "x" * MAX_BYTES + '"}', "2.0 MiB; the app takes up to 2 MiB"),
-        ('{"architectures": ["Qwen3ForCausalLM"]}', ""),
-    ],
-)
-def test_a_bad_config_is_one_line(text: str, complaint: str) -> None:
-    app = run(model=PASTED)
-    calm(app.text_area(key="config_text").set_value(text).run())
-    assert complaint in one_line(app)
-    calm(
-        app.file_uploader(key="config_file")
-        .set_value(("config.json", text.encode(), "application/json"))
-        .run()
-    )
-    assert complaint in one_line(app)
 
 
 def test_a_pasted_config_is_planned_like_the_bundled_one() -> None:
@@ -186,7 +89,7 @@ def test_a_pasted_config_is_planned_like_the_bundled_one() -> None:
     assert metrics(app) == metrics(run())
 
 
-# --- Simulate -------------------------------------------------------------------------------------
+# --- Simulate --------------------------------------------------------------------------------------
 
 
 def test_simulate_says_what_the_command_says(printed: Callable[..., Any]) -> None:
@@ -207,51 +110,11 @@ def test_simulate_says_what_the_command_says(printed: Callable[..., Any]) -> Non
 def test_the_sidebar_makes_a_scenario() -> None:
     """The widgets' load runs; the file shown for it stands for the same load."""
     app = run(tab="Simulate", source="From the sidebar", num_prompts=20, thinking_len=200, slo_ttft=1)
-    written = load_text(app.code[0].value)
+    written = shown_scenario(app)
     assert (written.workload.num_requests, written.slo.ttft_ms) == (20, 1)
     assert written.workload.thinking.median == 200
     assert metrics(press(app, "simulate"))["Completed"] == "20 of 20"
     assert "SLO missed" in app.warning[0].value
-
-
-def load_text(text: str) -> Any:
-    import yaml
-
-    return parse_scenario(yaml.safe_load(text))
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ("engine.max_num_sequences=64", "did you mean"),
-        ("no equals sign", "key.path=value"),
-        ("model=../../etc/passwd", "bundled"),
-        ("workload.trace={path: x.csv, format: azure}", ""),
-        ("step_time.profile=/etc/passwd", "bundled profiles"),
-        ("workload.num_requests=20000000", "kvplan simulate"),
-    ],
-)
-def test_a_bad_change_is_one_line(change: str, complaint: str) -> None:
-    app = run(tab="Simulate", scenario="chat", set=change)
-    assert complaint in one_line(app)
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        (b"model: Qwen/Qwen3-8B\ngpu: h100\nworkload: {num_request: 4}\n", "did you mean num_requests?"),
-        (b"model: [", "YAML"),
-        (b"\xff\xfe\x00", ""),
-        (b"", ""),
-        (b"model: /etc/passwd\ngpu: h100\nworkload: {num_requests: 4}\n", "bundled"),
-        (b"#" * (MAX_BYTES + 1), "the app takes up to 2 MiB"),
-    ],
-)
-def test_a_bad_scenario_file_is_one_line(content: bytes, complaint: str) -> None:
-    app = run(tab="Simulate", source="Upload")
-    assert "upload a scenario" in one_line(app)
-    calm(app.file_uploader(key="scenario_file").set_value(("mine.yaml", content, "text/yaml")).run())
-    assert complaint in one_line(app)
 
 
 def test_an_uploaded_scenario_runs_as_the_command_runs_it(
@@ -268,25 +131,6 @@ def test_an_uploaded_scenario_runs_as_the_command_runs_it(
     assert shown["Mean TTFT"] == shown_ms(document["mean_ttft_ms"])
 
 
-def test_a_scenario_that_does_not_fit_is_refused() -> None:
-    app = press(run(tab="Simulate", scenario="chat", set="model=Qwen/QwQ-32B\ngpu=l40s"), "simulate")
-    assert "no memory left" in app.error[0].value
-
-
-def test_a_run_can_be_cancelled() -> None:
-    """What was simulated so far is shown, and says so; the next run starts afresh."""
-    app = run(tab="Simulate", scenario="chat", set="workload.num_requests=1000000")
-    calm(app.button(key="simulate_run").click().run())
-    calm(app.button(key="simulate_cancel").click().run())
-    deadline = time.monotonic() + 60
-    while not any("Cancelled" in w.value for w in app.warning) and time.monotonic() < deadline:
-        time.sleep(0.1)
-        calm(app.run())
-    assert any("Cancelled" in warning.value for warning in app.warning)
-    calm(app.text_area(key="set").set_value("workload.num_requests=10").run())
-    assert metrics(press(app, "simulate"))["Completed"] == "10 of 10"
-
-
 def test_who_owns_which_block_is_shown() -> None:
     """The table at the slider's time names requests, their blocks and how many are shared."""
     app = press(run(tab="Simulate", scenario="block_map", owners="true"), "simulate")
@@ -295,7 +139,7 @@ def test_who_owns_which_block_is_shown() -> None:
     assert rows["shared"].max() > 0
 
 
-# --- Strategies, Recommend, Calibration -----------------------------------------------------------
+# --- Strategies, Recommend, Calibration ------------------------------------------------------------
 
 
 def test_strategies_say_what_compare_says() -> None:
@@ -310,31 +154,18 @@ def test_strategies_say_what_compare_says() -> None:
     assert any(found.reason in box.value for box in (*app.success, *app.warning))
 
 
-def test_a_bad_strategy_is_one_line() -> None:
-    app = run(tab="Strategies", strategies_set="problems.strategies=[no_such]")
-    assert "no_such" in app.error[0].value
-
-
 def test_recommend_ranks_as_the_search_does() -> None:
     """The tab's rows are the candidates of `recommend` for the scenario it shows; what is too small is ruled out."""
     app = run(tab="Recommend", thinking_len=60, answer_len=20, spread=0, carry=5, slo_end=4_000)
     calm(app.multiselect(key="cards").set_value(["l40s", "a10g"]).run())
     calm(app.multiselect(key="ranks").set_value([1]).run())
-    scenario = load_text(app.code[0].value)
+    scenario = shown_scenario(app)
     press(app, "recommend")
     found = recommend(scenario.model_dump(mode="json", exclude_defaults=True))
     assert app.success[0].value == found.reason
     shown = app.dataframe[0].value
     assert shown["usd_per_hour"].tolist() == [c.usd_per_hour for c in found.candidates if c.feasible]
     assert shown["limited_by"].tolist() == [c.limited_by for c in found.candidates if c.feasible]
-
-
-def test_an_empty_search_is_one_line() -> None:
-    app = run(tab="Recommend")
-    calm(app.multiselect(key="cards").set_value([]).run())
-    assert "at least one card" in app.error[0].value
-    app = run(tab="Recommend", slo_end=0)
-    assert "too slow" in press(app, "recommend").error[0].value
 
 
 def test_a_log_is_set_beside_its_plan() -> None:

@@ -24,6 +24,7 @@ BIND: dict[str, Any] = {"bind": "query-params"}
 """Every input is part of the page's address, so that a link reopens the same question."""
 PASTED = "paste a config.json ..."
 KV_DTYPES = ("auto", "fp8", "fp8_per_token_head", "nvfp4")
+QUANTIZATIONS = ("no", "fp8", "bitsandbytes")
 ENGINES = ("vllm", "sglang", "tensorrt-llm")
 MAX_TOKENS = 1 << 24
 PATIENCE_S = 1.5
@@ -102,37 +103,41 @@ def _flags() -> tuple[EngineArgs, str]:
     tp = bar.select_slider("Tensor parallel", (1, 2, 4, 8, 16), key="tp", **BIND)
     dtype = bar.selectbox("KV cache dtype", KV_DTYPES, key="kv_cache_dtype", **BIND)
     with bar.expander("More engine flags"):
-        length = st.number_input(
-            "max_model_len (0: the model's own)", 0, 1 << 30, 0, key="max_model_len", **BIND
-        )
-        seqs = st.number_input("max_num_seqs (0: the engine's)", 0, 1 << 20, 0, key="max_num_seqs", **BIND)
-        tokens = st.number_input(
+        more = {**_sizes(), **_switches()}
+    return EngineArgs(tensor_parallel_size=tp, kv_cache_dtype=dtype, **more), engine
+
+
+def _sizes() -> dict[str, Any]:
+    """Limits and parallel sizes; 0 leaves a limit to the engine or the model."""
+    limits = {
+        "max_model_len": st.number_input("max_model_len (0: the model's)", 0, 1 << 30, 0, key="max_model_len", **BIND),
+        "max_num_seqs": st.number_input("max_num_seqs (0: the engine's)", 0, 1 << 20, 0, key="max_num_seqs", **BIND),
+        "max_num_batched_tokens": st.number_input(
             "max_num_batched_tokens (0: the engine's)", 0, 1 << 24, 0, key="max_num_batched_tokens", **BIND
-        )
-        share = st.number_input(
-            "gpu_memory_utilization (0: the engine's)",
-            0.0,
-            1.0,
-            0.0,
-            0.01,
-            key="gpu_memory_utilization",
-            **BIND,
-        )
-        pp = st.select_slider("Pipeline parallel", (1, 2, 4, 8), key="pp", **BIND)
-        dp = st.select_slider("Data parallel", (1, 2, 4, 8, 16), key="dp", **BIND)
-        experts = st.toggle("Expert parallel", key="enable_expert_parallel", **BIND)
-    args = EngineArgs(
-        tensor_parallel_size=tp,
-        pipeline_parallel_size=pp,
-        data_parallel_size=dp,
-        enable_expert_parallel=experts,
-        kv_cache_dtype=dtype,
-        max_model_len=int(length) or None,
-        max_num_seqs=int(seqs) or None,
-        max_num_batched_tokens=int(tokens) or None,
-        gpu_memory_utilization=float(share) or None,
-    )
-    return args, engine
+        ),
+        "gpu_memory_utilization": st.number_input(
+            "gpu_memory_utilization (0: the engine's)", 0.0, 1.0, 0.0, 0.01, key="gpu_memory_utilization", **BIND
+        ),
+        "block_size": st.number_input("block_size (0: the engine's)", 0, 1 << 12, 0, key="block_size", **BIND),
+    }  # fmt: skip
+    return {name: value or None for name, value in limits.items()} | {
+        "pipeline_parallel_size": st.select_slider("Pipeline parallel", (1, 2, 4, 8), key="pp", **BIND),
+        "data_parallel_size": st.select_slider("Data parallel", (1, 2, 4, 8, 16), key="dp", **BIND),
+        "decode_context_parallel_size": st.select_slider(
+            "Decode context parallel", (1, 2, 4, 8), key="dcp", **BIND
+        ),
+    }
+
+
+def _switches() -> dict[str, Any]:
+    """What is on or off, and weights that are quantised on loading."""
+    quantization = st.selectbox("Quantise weights on loading", QUANTIZATIONS, key="quantization", **BIND)
+    caching = st.toggle("Prefix caching", value=True, key="enable_prefix_caching", **BIND)
+    return {
+        "enable_expert_parallel": st.toggle("Expert parallel", key="enable_expert_parallel", **BIND),
+        "enable_prefix_caching": None if caching else False,
+        "quantization": None if quantization == QUANTIZATIONS[0] else quantization,
+    }
 
 
 def _at(names: Iterable[str], wanted: str) -> int:
