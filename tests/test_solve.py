@@ -417,3 +417,15 @@ def test_ranks_in_lockstep_serve_strategies() -> None:
     assert found.verdict == "completed"
     for problem in range(3):
         assert len(set(found.records["replica"][found.records["session"] == problem].tolist())) == 1
+
+
+def test_clients_pause_between_problems() -> None:
+    """A client begins, and asks again after each answer, after pauses of the stated mean; also when leaping."""
+    loop = {"kind": "closed_loop", "concurrency": 1, "pause_s": 40}
+    told = scenario("single_pass", 300, arrivals=loop)
+    found, stepped = (solve(told, setups=engine(), step_by_step=flag) for flag in (False, True))
+    assert key(found) == key(stepped)
+    arrived = np.array([s.arrival for s in found.solved])
+    gaps = np.diff(arrived, prepend=0) - np.array([0, *(s.finish - s.arrival for s in found.solved[:-1])])
+    assert (gaps > 0).all()
+    assert gaps.mean() / TICKS_PER_S == pytest.approx(40, rel=0.2)

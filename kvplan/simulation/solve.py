@@ -14,6 +14,8 @@ from functools import partial
 from itertools import count
 from typing import NamedTuple
 
+import numpy as np
+
 from kvplan.engine.request import OutputKv, Segment
 from kvplan.errors import KvplanError
 from kvplan.limits import Limit
@@ -183,7 +185,7 @@ class Solve(Run):
         arrivals = self.problems.arrivals
         if arrivals.kind == "closed_loop":
             for _ in range(min(arrivals.concurrency, len(self.tasks))):
-                self._next_task()
+                self._next_task(arrivals.pause_s)
             return
         for task in self.tasks:
             self._at(round(task.arrival_s * TICKS_PER_S), partial(self._arrive, task))
@@ -191,9 +193,13 @@ class Solve(Run):
     def _arrive(self, task: Task, _: object) -> None:
         self._begin(task)
 
-    def _next_task(self) -> None:
+    def _next_task(self, pause_s: float) -> None:
+        """A client's next problem: now, or after a pause."""
         task = next(self._coming, None)
-        if task is not None:
+        if task is not None and pause_s:
+            luck = np.random.default_rng([*task.seed, 1])
+            self._at(max(1, round(luck.exponential(pause_s) * TICKS_PER_S)), partial(self._arrive, task))
+        elif task is not None:
             self._begin(task)
 
     def _begin(self, task: Task) -> None:
@@ -330,7 +336,7 @@ class Solve(Run):
         if self.progress is not None:
             self.progress(len(self.solved), len(self.tasks))
         if self.problems.arrivals.kind == "closed_loop":
-            self._next_task()
+            self._next_task(self.problems.arrivals.pause_s)
         self._halt_when_done()
 
     def _halt_when_done(self) -> None:
