@@ -93,11 +93,25 @@ def _in_time(row: Row) -> tuple[float, float]:
     return row["goodput_share"] or 0.0, -(row["p99_e2el_ms"] or inf)
 
 
+LATENCIES = (
+    ("ttft_ms", "first token", "p99_ttft_ms"),
+    ("ttfvt_ms", "first visible token", "p99_ttfvt_ms"),
+    ("tpot_ms", "per token", "p99_tpot_ms"),
+    ("e2el_ms", "end to end", "p99_e2el_ms"),
+)
+"""Target, in words, figure."""
+
+
 def _slow(point: Point, row: Row) -> str:
+    assert point.scenario is not None
+    slos = [point.scenario.slo, *(c.slo for c in point.scenario.workload.by_name.values() if c.slo)]
+    asked = {name for name, *_ in LATENCIES if any(getattr(slo, name) is not None for slo in slos)} or {
+        "e2el_ms"
+    }
     took = [
         f"{name} {row[key] / 1e3:,.4g} s"
-        for name, key in (("first visible token", "p99_ttfvt_ms"), ("end to end", "p99_e2el_ms"))
-        if row[key] is not None
+        for target, name, key in LATENCIES
+        if target in asked and row[key] is not None
     ]
     share, accuracy = row["goodput_share"], row["accuracy"]
     met = [f"{share:.1%} of requests in time"] if share is not None else []
