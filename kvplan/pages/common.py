@@ -164,8 +164,9 @@ def chart(figure: Layered, key: str) -> None:
     st.vega_lite_chart(specification(figure), width="stretch", key=key)
 
 
-def flags_marked(text: str) -> str:
-    """Markdown that keeps flags whole: `--max-num-seqs` neither breaks nor becomes a dash."""
+def marked(text: str) -> str:
+    """Markdown that shows a text as it is: flags neither break nor become dashes, two dollars are no formula."""
+    text = text.replace("$", "\\$") if text.count("$") > 1 else text
     return re.sub(r"(?<!\S)(\(?)(--[a-z][\w-]*)", r"\1`\2`", text)
 
 
@@ -174,7 +175,7 @@ def guarded(show: Callable[[], None]) -> None:
     try:
         show()
     except KvplanError as error:
-        st.error(str(error))
+        st.error(marked(str(error)))
 
 
 def run_box(name: str, asked: Any, work: Work, label: str) -> Any:
@@ -195,7 +196,7 @@ def run_box(name: str, asked: Any, work: Work, label: str) -> Any:
         _under_way(name)
         return None
     if job.state == "failed":
-        st.error(job.error)
+        st.error(marked(job.error))
     if job.state == "cancelled":
         st.warning("Cancelled." + (" The figures cover what was done so far." if job.result else ""))
     if job.result is not None and state[f"{name}_asked"] != asked:
@@ -213,13 +214,17 @@ def _under_way(name: str) -> None:
         st.warning(
             f"This would take {_about(job.forecast_s)}. A smaller load or a shorter run answers sooner."
         )
-        st.button("Run it anyway", key=f"{name}_go_on", on_click=job.go_on)
     else:
         st.progress(min(1.0, job.share), text=f"{job.share:.0%} done, {_about(job.left_s)} left")
-    st.button("Cancel", key=f"{name}_cancel", on_click=job.stop)
+    with st.container(horizontal=True):
+        if job.state == "asking":
+            st.button("Run it anyway", key=f"{name}_go_on", on_click=job.go_on)
+        st.button("Cancel", key=f"{name}_cancel", on_click=job.stop)
 
 
 def _about(seconds: float) -> str:
     if seconds == float("inf"):
         return "an unknown time"
-    return f"about {seconds:,.0f} s" if seconds < 120 else f"about {seconds / 60:,.0f} min"
+    if seconds < 120:
+        return f"about {seconds:,.0f} s"
+    return f"about {seconds / 60:,.0f} min" if seconds < 7200 else f"about {seconds / 3600:,.0f} h"

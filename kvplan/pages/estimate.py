@@ -7,9 +7,10 @@ import streamlit as st
 
 from kvplan import charts
 from kvplan.engine_args import EngineArgs
+from kvplan.errors import KvplanError
 from kvplan.logs import read_log
 from kvplan.logs.report import document as reconciliation
-from kvplan.pages.common import BIND, Asked, chart, flags_marked, guarded, plan_of, read_model
+from kvplan.pages.common import BIND, Asked, chart, guarded, marked, plan_of, read_model
 from kvplan.pages.uploads import check_size
 from kvplan.plan import concurrency_curve, estimate
 from kvplan.planning.answers import Plan, Span
@@ -56,7 +57,12 @@ def _log(asked: Asked) -> None:
         return
     check_size("the pasted log", text.encode())
     model = read_model(asked.model, asked.config) if same else None
-    found = reconcile(read_log(text.splitlines()), model=model, gpu=asked.gpu if same else None)
+    try:
+        found = reconcile(read_log(text.splitlines()), model=model, gpu=asked.gpu if same else None)
+    except KvplanError as error:
+        raise (
+            error if same else KvplanError(f"{error}; or say that it is of the sidebar's model and card")
+        ) from None
     for line in found.contradictions:
         st.error(f"The log contradicts itself: {line}")
     told = reconciliation(found)
@@ -70,7 +76,7 @@ def _log(asked: Asked) -> None:
 
 def _verdict(plan: Plan) -> None:
     if not plan.fits:
-        st.error(f"Does not fit: {reason(plan)}.")
+        st.error(marked(f"Does not fit: {reason(plan)}."))
     elif plan.fits_for_sure:
         st.success("Fits.")
     else:
@@ -105,8 +111,7 @@ def _figures(plan: Plan, asked: Asked) -> None:
 def _rows(plan: Plan) -> list[dict[str, str]]:
     rows = (plan.budget.total, *plan.budget.rows)
     return [
-        {"use": row.label, "GiB": f"{gib(row.size.value):.2f}", "source": flags_marked(row.source)}
-        for row in rows
+        {"use": row.label, "GiB": f"{gib(row.size.value):.2f}", "source": marked(row.source)} for row in rows
     ]
 
 

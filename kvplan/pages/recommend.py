@@ -9,7 +9,7 @@ import streamlit as st
 from kvplan import charts_search as charts
 from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names
-from kvplan.pages.common import BIND, KV_DTYPES, PASTED, Asked, chart, run_box
+from kvplan.pages.common import BIND, KV_DTYPES, PASTED, Asked, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import checked
 from kvplan.recommend import Recommendation, recommend
@@ -91,7 +91,7 @@ def work(scenario: Scenario) -> Work:
 def render(scenario: Scenario | str) -> None:
     """Search, show the ranking."""
     if isinstance(scenario, str):
-        st.error(scenario)
+        st.error(marked(scenario))
         return
     with st.expander("The search as a file (kvplan recommend)"):
         st.code(dump_scenario(scenario), language="yaml")
@@ -101,7 +101,7 @@ def render(scenario: Scenario | str) -> None:
 
 
 def _show(found: Recommendation) -> None:
-    (st.success if found.best else st.warning)(found.reason)
+    (st.success if found.best else st.warning)(marked(found.reason))
     if found.best:
         chart(charts.ranking(found), "ranking")
         for command in found.best.commands:

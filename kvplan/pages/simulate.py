@@ -9,7 +9,7 @@ import streamlit as st
 
 from kvplan import charts_runs as charts
 from kvplan.errors import KvplanError
-from kvplan.pages.common import BIND, PASTED, Asked, chart, flags_marked, run_box
+from kvplan.pages.common import BIND, PASTED, Asked, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import checked, scenario_by_name, scenario_from_text, through_files
 from kvplan.records import write_records
@@ -124,7 +124,7 @@ def work(scenario: Scenario, with_blocks: bool) -> Work:
 def render(scenario: Scenario | str) -> None:
     """Run it, show what happened."""
     if isinstance(scenario, str):
-        st.error(scenario)
+        st.error(marked(scenario))
         return
     with st.expander("The scenario as a file"):
         st.code(dump_scenario(scenario), language="yaml")
@@ -160,7 +160,7 @@ def _show(found: Outcome) -> None:
         _blocks(found.blocks)
     st.subheader("Report")
     st.code(bench_block(result), language=None)
-    st.caption("  \n".join(map(flags_marked, bench_tail(result))))
+    st.caption("  \n".join(map(marked, bench_tail(result))))
     _downloads(found)
 
 
@@ -182,7 +182,7 @@ def _headline(result: Result) -> None:
         st.metric("Preemptions", f"{document['num_preemptions']:,}", width="content")
         st.metric("KV peak", f"{document['kv_peak_fraction']:.1%}", width="content")
     for text in (*result.advice, *result.caveats):
-        st.caption(flags_marked(text))
+        st.caption(marked(text))
 
 
 def shown_ms(value: float | None) -> str:

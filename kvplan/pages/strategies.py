@@ -9,7 +9,7 @@ import streamlit as st
 from kvplan import charts_strategies as charts
 from kvplan.compare import Comparison, compare
 from kvplan.errors import KvplanError
-from kvplan.pages.common import BIND, chart, run_box
+from kvplan.pages.common import BIND, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.simulate import _named
 from kvplan.records import Records
@@ -75,7 +75,7 @@ def _grow(scenario: Scenario, watch: Watch) -> dict[str, tuple[BranchNotes, Reco
 def render(scenario: Scenario | str) -> None:
     """Compare, show."""
     if isinstance(scenario, str):
-        st.error(scenario)
+        st.error(marked(scenario))
         return
     with st.expander("The scenario as a file"):
         st.code(dump_scenario(scenario), language="yaml")
@@ -88,9 +88,8 @@ def _show(outcome: Outcome) -> None:
     found = outcome.found
     if found.caution:
         st.info(found.caution[0].upper() + found.caution[1:])
-    (st.success if found.choice else st.warning)(
-        f"Choice: {found.reason}." if found.choice else f"No choice: {found.reason}."
-    )
+    told = f"Choice: {found.reason}." if found.choice else f"No choice: {found.reason}."
+    (st.success if found.choice else st.warning)(marked(told))
     left, right = st.columns(2)
     with left:
         st.subheader("Accuracy, latency, cost")
@@ -109,7 +108,7 @@ def _show(outcome: Outcome) -> None:
     rows = found.to_dict()["strategies"]
     st.dataframe([{"no": number, **row} for number, row in enumerate(rows, 1)], hide_index=True)
     for text in found.advice:
-        st.caption(f"Advice: {text}.")
+        st.caption(marked(f"Advice: {text}."))
 
 
 def _budgets(found: Comparison) -> None:
