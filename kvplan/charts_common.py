@@ -21,9 +21,15 @@ Layered = alt.LayerChart | alt.FacetChart
 Rows = list[dict[str, Any]]
 
 
+class _Rows(alt.Data):
+    """Rows that Altair does not hold to its schema one by one; charts are validated whole where they are shown."""
+
+    _class_is_valid_at_instantiation = False
+
+
 def inline(rows: Iterable[Mapping[str, Any]]) -> alt.Data:
     """Rows as the data of a chart."""
-    return alt.Data(values=[dict(row) for row in rows])  # type: ignore[no-untyped-call]
+    return _Rows(values=[dict(row) for row in rows])  # type: ignore[no-untyped-call]
 
 
 def legend(columns: int = 3, **options: Any) -> alt.Legend:

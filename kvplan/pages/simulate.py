@@ -192,8 +192,9 @@ def shown_ms(value: float | None) -> str:
     return f"{value:,.2f} ms" if value < 10_000 else f"{value / 1000:,.2f} s"
 
 
+@st.fragment
 def _requests(result: Result) -> None:
-    """Single requests, a page of them at a time."""
+    """Single requests, a page of them at a time; turning pages draws nothing else anew."""
     st.subheader("Single requests")
     page, total = 40, len(result.records)
     first = 0
@@ -202,8 +203,9 @@ def _requests(result: Result) -> None:
     chart(charts.request_timeline(result.records, first, page), "requests")
 
 
+@st.fragment
 def _blocks(blocks: BlockMap) -> None:
-    """Who owns which block, at a moment of the user's choice."""
+    """Who owns which block, at a moment of the user's choice; scrubbing draws nothing else anew."""
     st.subheader("Who owns which block")
     times = [moment.time_s for moment in blocks.moments]
     at = times[0]

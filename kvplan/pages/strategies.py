@@ -124,6 +124,7 @@ def _budgets(found: Comparison) -> None:
     )
 
 
+@st.fragment
 def _tree(outcome: Outcome) -> None:
     st.subheader("One problem's branches")
     left, right = st.columns(2)
