@@ -11,8 +11,9 @@ The sample states lengths, concurrency and GPUs; how the points were taken is pu
   max_num_tokens = C + isl + 1500, max_batch_size = C, prompts never split.
 
 Both clients send C requests at once, then the next when one ends; warm-up requests end before that, so they change
-nothing. Both tools write means and medians and the sample does not say which it kept; the points
-look like means (the first burst is in them), so means are compared.
+nothing. They see the API server too: `FRONTEND` is what vLLM 0.32's takes on a CPU core, measured apart from these
+points by `live_frontend.py` and the same for all. Both tools write means and medians and the sample does not say
+which it kept; the points look like means (the first burst is in them), so means are compared.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import csv
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvplan.engine.config import EngineConfig
+from kvplan.engine.config import BatchWait, EngineConfig
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
@@ -43,6 +44,8 @@ FORMATS = {"fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "int4_wo": 
            "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4"}  # fmt: skip
 SAME_SHAPES = {"Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B"}
 BLOCK = 32
+FRONTEND = {"request_ms": 7.0, "per_1k_tokens_ms": 2.5}
+LLAMA_BATCH_WAIT = BatchWait(timeout_iters=20, max_tokens_ratio=0.9)
 INFERENCEMAX_LENGTHS = {(1024, 1024), (1024, 8192), (8192, 1024)}
 
 
@@ -89,6 +92,7 @@ class Server(NamedTuple):
     chunked: bool
     utilization: float
     kv_dtype: str
+    batch_wait: BatchWait | None = None
 
 
 def server(row: Row, clients: int, ranks: int) -> Server:
@@ -106,7 +110,8 @@ def server(row: Row, clients: int, ranks: int) -> Server:
     if "gpt-oss" in name:
         return Server(20000, clients, False, 0.85, kv)
     if "Llama" in name:
-        return Server(isl + osl + 200, clients, False, 0.9, kv)
+        waits = isl == osl == 1024 and number(row["tp_size"]) < 8  # as its script has it
+        return Server(16384, clients, False, 0.9, kv, LLAMA_BATCH_WAIT if waits else None)
     tokens = -(-(clients * ranks + isl + 64) // 64) * 64
     share = 0.75 if row["system"] == "h200_sxm" else 0.8
     return Server(tokens if row["system"] == "h200_sxm" else max(8192, tokens), clients, False, share, kv)
@@ -125,6 +130,11 @@ def variant(stated: str, own: str) -> str:
     return own if any(stated in bits and own in bits for bits in (eight, four)) else stated
 
 
+def states_weights(row: Row) -> bool:
+    """Whether a row says in which format its server held the weights; else the checkpoint's own is taken."""
+    return bool(row["gemm_quant_mode"])
+
+
 def formats(row: Row, model: ModelSpec) -> tuple[str, str]:
     """Weights and experts as the row states them, in the checkpoint's own variant (fp8 in blocks, mxfp4).
 
@@ -132,6 +142,8 @@ def formats(row: Row, model: ModelSpec) -> tuple[str, str]:
     fp8 is nvidia/Llama-3.1-70B-Instruct-FP8, whose activations have static scales; aiconfigurator's mode fp8 has not.
     """
     own = find_formats(model, EngineArgs())
+    if not states_weights(row):
+        return own["weight_format"], own["expert_format"]
     weight = variant(FORMATS[row["gemm_quant_mode"]], own["weight_format"])
     if weight == "fp8" and not model.is_moe and is_inferencemax(row):
         weight = "fp8_static"
@@ -190,7 +202,7 @@ def engine_config(row: Row, clients: int, flags: Server, pool: float) -> EngineC
         block_size=BLOCK, num_gpu_blocks=int(max(min(pool, 1.1 * need), longest + BLOCK) // BLOCK) + 2,
         max_num_seqs=seqs, max_num_batched_tokens=flags.max_num_tokens, max_model_len=longest,
         enable_prefix_caching=False, enable_chunked_prefill=flags.chunked or flags.max_num_tokens < longest,
-        async_scheduling=True,
+        async_scheduling=True, batch_wait=flags.batch_wait,
     )  # fmt: skip
 
 
@@ -225,7 +237,7 @@ def sample(path: Path) -> list[Row]:
         if r["mode"] == "agg"
         and r["system"] in GPUS
         and r["backend"] in ENGINES
-        and r["gemm_quant_mode"] in FORMATS
+        and (r["gemm_quant_mode"] in FORMATS or not states_weights(r))
     ]
 
 
@@ -249,6 +261,8 @@ def point(row: Row) -> Point | None:
     workload = lengths | {
         "num_requests": 10 * clients, "arrivals": {"kind": "closed_loop", "concurrency": clients},
     }  # fmt: skip
-    stand_in = parse_scenario({"model": "Qwen/Qwen3-8B", "gpu": "h100", "workload": workload})
+    stand_in = parse_scenario(
+        {"model": "Qwen/Qwen3-8B", "gpu": "h100", "workload": workload, "frontend": FRONTEND}
+    )
     found = simulate(stand_in, setups={"": Setup(config, time, 1e5, 1)}).latencies
     return Point(row, model.is_moe, float(found.tpot.mean()), float(found.ttft.mean()))
