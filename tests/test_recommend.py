@@ -596,7 +596,7 @@ def test_qwq_for_500_users_needs_no_more_copies_than_users_ask() -> None:
 
 def test_grpo_copies_follow_from_the_prompts_done_in_time() -> None:
     over = {"gpu": ["h100"], "engine.kv_cache_dtype": ["fp8"]}
-    best = recommend(scenario("grpo", "search.deadline_s=200", "search.precision=0.2"), over).best
+    best = recommend(scenario("grpo", "search.deadline_s=200", "search.refine=0"), over).best
     assert best is not None
     assert best.highest is not None
     assert best.copies * best.highest >= 1024 > (best.copies - 1) * best.highest

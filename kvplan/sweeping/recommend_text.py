@@ -17,7 +17,7 @@ EXPLAINED = (
 )
 WIDTH = 100
 """A table that is wider has two lines a row: what is run, and how it does."""
-LOADS = {"rate": "highest/s", "users": "users", "batch": "by deadline"}
+LOADS = {"rate": "rate/s", "users": "users", "batch": "by deadline"}
 SHORT = {
     "tensor_parallel_size": "tp",
     "pipeline_parallel_size": "pp",

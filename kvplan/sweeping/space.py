@@ -34,13 +34,14 @@ class Search(Config):
     day: str | tuple[Share, ...] | None = None
     """Load over a day as shares of its peak (the `rate` or `users`): a bundled profile's name, or the numbers."""
     span: float = Field(10.0, ge=1, le=1000)
-    """Each trial's arrivals go on for so many times the longest latency target, so that a queue that grows is seen."""
+    """Each trial's arrivals go on for so many times the longest latency target, or the time a request stays where that is
+    longer, so that a queue that grows is seen and the KV cache as full as it gets."""
     precision: float = Field(0.01, gt=0, le=0.5)
-    """Relative width to which the highest load is narrowed."""
+    """Relative width to which the highest load of the best rows, and the copies of all, are narrowed."""
     seeds: int = Field(5, ge=1, le=30)
     """At most so many different draws of the load for the best rows' interval; it stops earlier when it is narrow."""
     refine: int = Field(3, ge=0, le=1000)
-    """How many of the best rows get an interval."""
+    """How many of the best rows are narrowed to `precision` and get an interval."""
     target_width: float = Field(0.05, gt=0, le=1)
     """The interval's half width, relative, at which drawing stops."""
 
