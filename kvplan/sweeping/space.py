@@ -34,8 +34,8 @@ class Search(Config):
     day: str | tuple[Share, ...] | None = None
     """Load over a day as shares of its peak (the `rate` or `users`): a bundled profile's name, or the numbers."""
     span: float = Field(10.0, ge=1, le=1000)
-    """Each trial's arrivals go on for so many times the longest latency target, or the time a request stays where that is
-    longer, so that a queue that grows is seen and the KV cache as full as it gets."""
+    """Each trial's arrivals go on for so many times the longest latency target, or the time a request stays where that
+    is longer, so that a queue that grows is seen and the KV cache as full as it gets."""
     precision: float = Field(0.01, gt=0, le=0.5)
     """Relative width to which the highest load of the best rows, and the copies of all, are narrowed."""
     seeds: int = Field(5, ge=1, le=30)
