@@ -80,6 +80,19 @@ def test_a_second_run_measures_nothing_and_says_the_same(
     assert all(abs(pool["error"]) <= 0.001 for pool in document["kv_pools"])
 
 
+def test_a_file_brought_from_another_machine_is_fitted(
+    calibrated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`kvplan fit` of what a card measured makes the profile that `kvplan calibrate` made there."""
+    assert run(["fit", str(calibrated / "m.jsonl"), "-o", str(calibrated / "f.json")]) == 0
+    there, here = load_profile(calibrated / "p.json").timing, load_profile(calibrated / "f.json").timing
+    assert there is not None
+    assert here is not None
+    assert here.coefficients == there.coefficients
+    assert here.assumed == there.assumed
+    assert "batches" not in capsys.readouterr().out
+
+
 def test_another_program_on_the_card_is_refused_unless_forced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

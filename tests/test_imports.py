@@ -11,13 +11,17 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "kvplan"
 
-MEASURE = {f"calibrate/measure{part}.py" for part in ("", "_attention", "_memory", "_model", "_triton")}
+MEASURE = {
+    f"calibrate/measure{part}.py"
+    for part in ("", "_attention", "_batching", "_memory", "_mixed", "_model", "_triton")
+}
 """The files that touch a GPU."""
 PAGES = ("calibration", "common", "estimate", "recommend", "simulate", "strategies")
 """The app's tabs; `app.py` itself lies outside the package."""
 ONLY_IN = {
     "simpy": {"simulate.py"},
     "torch": MEASURE,
+    "transformers": {"calibrate/measure_batching.py"},
     "triton": {"calibrate/measure_triton.py"},
     "altair": {"charts.py", "charts_common.py", "charts_search.py", "charts_runs.py", "charts_strategies.py"},
     "streamlit": {f"pages/{name}.py" for name in PAGES},

@@ -103,16 +103,21 @@ def test_the_grid_shrinks_after_an_out_of_memory(session: Session) -> None:
     assert skipped == {5: "out of memory", 9: "larger than a point that ran out of memory"}
 
 
-def test_timing_repeats_and_measures_time() -> None:
-    """At least five repetitions; a call that does ten times the work takes longer."""
-    x = torch.randn(64, 64)
+def test_timing_repeats_and_measures_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least five repetitions, and the median of what a clock said of each; one odd call does not move it."""
+    clock = [0.0]
+    odd = iter([0.0] * 6 + [9.0] + [0.0] * 1000)
+    monkeypatch.setattr(measure.time, "thread_time", lambda: clock[0])
 
-    def work(n: int) -> measure.Timing:
-        return measure.time_calls([lambda: [x @ x for _ in range(n)]], DEVICE)
+    def work(seconds: float) -> measure.Timing:
+        def call() -> None:
+            clock[0] += seconds + next(odd)
 
-    small, large = work(20), work(400)
+        return measure.time_calls([call], DEVICE)
+
+    small, large = work(0.002), work(0.5)
     assert min(small.num_repeats, large.num_repeats) >= measure.MIN_REPEATS
-    assert large.time_s > small.time_s
+    assert (small.time_s, large.time_s) == (pytest.approx(0.002), pytest.approx(0.5))
 
 
 def test_no_card_is_one_clear_line() -> None:

@@ -13,6 +13,7 @@ from kvplan.calibrate import aiconfigurator
 from kvplan.calibrate.convert import llmservingsim_rows, splitwise_rows
 from kvplan.calibrate.fit import fit
 from kvplan.calibrate.measurements import Measurements, collect, read_measurements
+from kvplan.calibrate.mixing import timed_apart
 from kvplan.calibrate.problem import regime
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, match_product
@@ -91,7 +92,7 @@ def _read(
         found = collect(splitwise_rows(files, hardware or "a100-80gb"))
         return found, get_gpu(SPLITWISE_GPUS[str(found.machine["machine"])]), dict(SPLITWISE_ASSUMED)
     found = read_measurements(files)
-    return found, _card(found, gpu), {}
+    return found, _card(found, gpu), timed_apart(found)
 
 
 def _tables(gpu: str, engine: str) -> Measurements:

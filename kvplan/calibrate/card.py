@@ -7,31 +7,21 @@ The rooms are joined by files only: this module hands a measurement file to the 
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvplan.calibrate.batching import Batches, check_batches
 from kvplan.calibrate.fit import fit
 from kvplan.calibrate.loads import observe
 from kvplan.calibrate.measurements import read_measurements
+from kvplan.calibrate.mixing import timed_apart
 from kvplan.calibrate.server import CacheFacts, Server
 from kvplan.calibrate.session import SCHEMA_VERSION, Report, Session, no_report, open_session
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, local
 from kvplan.model import ModelSpec
 from kvplan.profile import Profile
-
-APART = {
-    "mixed_bytes_per_s": (
-        math.inf,
-        "measured kernels run one after the other: decodes beside a prompt cost as alone",
-    ),
-    "mixed_crowding": (0.0, "as mixed_bytes_per_s"),
-    "mixed_block_s": (0.0, "as mixed_bytes_per_s"),
-    "serial_bytes_per_s": (math.inf, "as mixed_bytes_per_s"),
-}
-"""What the fit is told of torch's kernels; an engine that runs both in one kernel wants rows of its own."""
 
 
 class PoolCheck(NamedTuple):
@@ -105,7 +95,7 @@ def fit_session(session: Session, profile_path: Path) -> Profile:
         name=profile_path.stem,
         gpu=_card_name(machine),
         engine=machine["engine"],
-        timing=fit(measurements, gpu=_card(machine), assume=APART if machine["engine"] == "torch" else None),
+        timing=fit(measurements, gpu=_card(machine), assume=timed_apart(measurements)),
         source=f"measured on {machine['machine']}, {machine['engine']} {machine['engine_version']}, {machine['date']}",
     )
     profile_path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +116,13 @@ def _card(machine: dict[str, Any]) -> GpuSpec | None:
 def _card_name(machine: dict[str, Any]) -> str:
     card = _card(machine)
     return card.name if card else str(machine["gpu"])
+
+
+def batches_of(session: Session, profile: Profile) -> Batches | None:
+    """The batches that transformers ran on this card, beside what the profile says; None if there are none."""
+    if profile.timing is None:
+        return None
+    return check_batches(session.path, profile.timing, _card(session.machine))
 
 
 def pool_checks(session: Session) -> list[PoolCheck]:

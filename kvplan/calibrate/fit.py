@@ -109,7 +109,8 @@ def _problem(name: str, rows: list[Row], term: Term, known: Mapping[str, float])
 
 def _merge_fixed(term: Term) -> dict[str, tuple[float, str]]:
     """One model on a card without a data sheet: fixed time per layer cannot be told from reading weights."""
-    if "step.layer_s" not in term.start or "step.step_s" in term.start:
+    known_products = not any(name.startswith("gemm.") for name in term.start)
+    if "step.layer_s" not in term.start or "step.step_s" in term.start or known_products:
         return {}
     why = "one depth, no data sheet: fixed time per layer is inside the weights' read rate; other models will differ"
     return {"step.layer_s": (0.0, why)}

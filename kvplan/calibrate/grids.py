@@ -37,6 +37,23 @@ class StepModel(NamedTuple):
     experts_per_token: int = 0
 
 
+class Serving(NamedTuple):
+    """A run of requests through a real scheduler: Poisson arrivals on a clock of batches, lognormal lengths."""
+
+    model: StepModel
+    num_requests: int
+    gap_batches: float
+    """Mean number of batches between two arrivals: the load does not depend on how fast the machine is."""
+    prompt_tokens: int
+    """Median; at most four times as many."""
+    output_tokens: int
+    pool_tokens: int
+    """Small enough that requests wait for room and some are thrown out."""
+    max_batch_tokens: int
+    budget_s: float
+    """Seconds after which a run is ended where it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """Everything one calibration visits."""
@@ -59,6 +76,7 @@ class Grid:
     copy_bytes: tuple[int, ...]
     pool_shapes: tuple[tuple[int, int, int, int], ...]
     """(layers, KV heads, head_dim, block size) of the pools whose bytes are counted."""
+    serving: Serving
     max_pool_bytes: int
     l2_bytes: int
     page: int = 16
@@ -91,7 +109,7 @@ DEFAULT = Grid(
     chunks=(128, 512, 2048, 8192),
     pasts=(0, 8192, 32768),
     mixed_chunks=(16, 256, 2048),
-    mixed_batches=(16, 64, 128),
+    mixed_batches=(1, 16, 64, 128),
     mixed_contexts=(1024, 8192, 32768),
     gemm_tokens=(1, 16, 64, 128, 256, 512, 2048, 8192),
     models=(LLAMA_8B, QWEN_32B, QWEN_30B_A3B, QWEN_14B),
@@ -99,6 +117,7 @@ DEFAULT = Grid(
     step_contexts=(512, 2048, 8192, 16384, 32768, 65536),
     copy_bytes=(1 << 28, 1 << 31),
     pool_shapes=_POOLS,
+    serving=Serving(LLAMA_8B, 48, 6.0, 512, 128, 16384, 512, 22.0),
     max_pool_bytes=24 << 30,
     l2_bytes=96 << 20,
 )
@@ -112,7 +131,7 @@ QUICK = Grid(
     chunks=(128, 2048),
     pasts=(0, 8192),
     mixed_chunks=(16, 512),
-    mixed_batches=(16, 64),
+    mixed_batches=(1, 16, 64),
     mixed_contexts=(1024, 8192),
     gemm_tokens=(1, 64, 256, 2048),
     models=(LLAMA_8B,),
@@ -120,6 +139,7 @@ QUICK = Grid(
     step_contexts=(512, 8192),
     copy_bytes=(1 << 30,),
     pool_shapes=_POOLS[:2],
+    serving=Serving(LLAMA_8B, 24, 6.0, 512, 64, 8192, 512, 10.0),
     max_pool_bytes=16 << 30,
     l2_bytes=96 << 20,
 )
@@ -141,6 +161,7 @@ CPU = Grid(
     step_contexts=(64, 256, 1024),
     copy_bytes=(1 << 24, 1 << 26),
     pool_shapes=((4, 2, 32, 16), (8, 1, 64, 16)),
+    serving=Serving(TINY, 24, 2.0, 64, 24, 768, 128, 20.0),
     max_pool_bytes=1 << 30,
     l2_bytes=1 << 22,
     held_out_context=1024,

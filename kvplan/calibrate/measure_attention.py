@@ -1,4 +1,4 @@
-"""Attention probes: paged decode, prompt chunks over a past, and mixed steps, with the best kernel present.
+"""Attention probes: paged decode and prompt chunks over a past, with the best kernel present.
 
 A kernel is a function from (queries, pool, table, lengths) to a call; `decode_kernel` picks the first that can
 be imported and says its name. Every kernel is held against float32 attention before it is timed.
@@ -72,7 +72,7 @@ def reference(batch: Batch) -> torch.Tensor:
     """Float32 attention, sequence by sequence; (batch, heads, head_dim)."""
     rows = []
     for i, length in enumerate(batch.lengths.tolist()):
-        k, v = _gather(batch, i, length)
+        k, v = gather(batch, i, length)
         group = batch.q.shape[1] // k.shape[1]
         k, v = (x.float().repeat_interleave(group, 1) for x in (k, v))
         scores = torch.einsum("hd,nhd->hn", batch.q[i].float(), k) * k.shape[-1] ** -0.5
@@ -80,7 +80,7 @@ def reference(batch: Batch) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def _gather(batch: Batch, row: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def gather(batch: Batch, row: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of one sequence, (length, kv_heads, head_dim) each."""
     page = batch.pool.shape[2]
     pages = batch.pool[batch.table[row, : -(-length // page)].long()]
@@ -95,7 +95,7 @@ def _sdpa_kernel(batch: Batch) -> Callable[[], torch.Tensor]:
     def call() -> torch.Tensor:
         rows = []
         for i, length in enumerate(lengths):
-            k, v = (x.to(batch.q.dtype).transpose(0, 1)[None] for x in _gather(batch, i, length))
+            k, v = (x.to(batch.q.dtype).transpose(0, 1)[None] for x in gather(batch, i, length))
             rows.append(sdpa(batch.q[i][None, :, None], k, v, enable_gqa=True)[0, :, 0])
         return torch.stack(rows)
 
@@ -289,35 +289,6 @@ def prefill_call(
     group = shape.num_heads // shape.num_kv_heads
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     return lambda: sdpa(q, k, v, attn_mask=mask)
-
-
-def mixed_probes(grid: Grid, device: torch.device) -> list[Probe]:
-    """A prompt chunk beside a decode batch, two kernels back to back on one stream.
-
-    Held out of the fit: they check that what was learned of each kernel alone adds up.
-    """
-    name, kernel = decode_kernel(device, grid.kv_dtypes[0])
-    probes = []
-    for shape, chunk, batch, context in product(
-        grid.attention[:1], grid.mixed_chunks, grid.mixed_batches, grid.mixed_contexts
-    ):
-        point: Point = {
-            "kernel": f"{name}+sdpa", "kv_dtype": grid.kv_dtypes[0], "block_size": grid.page, **shape._asdict(),
-            "num_decodes": batch, "decode_context": batch * context, "num_prefill_tokens": chunk, "past": 0,
-            "prefill_attention": chunk * chunk / 2, "held_out": True,
-        }  # fmt: skip
-
-        def prepare(
-            shape: AttentionShape = shape, chunk: int = chunk, batch: int = batch, context: int = context
-        ) -> list[Callable[[], object]]:
-            decode = kernel(make_batch(shape, [context] * batch, grid.page, grid.kv_dtypes[0], device))
-            prefill = prefill_call(shape, chunk, 0, device)
-            return [lambda: (decode(), prefill())]
-
-        probes.append(
-            Probe("mixed_attention", point, prepare, batch * context * shape.kv_bytes(grid.kv_dtypes[0]))
-        )
-    return probes
 
 
 def check_kernels(device: torch.device, kv_dtypes: Sequence[str]) -> dict[str, str]:

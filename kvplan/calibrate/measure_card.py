@@ -34,7 +34,14 @@ def measure_card(
     """
     if find_spec("torch") is None:
         raise KvplanError("calibrating a card needs torch: pip install 'kvplan[gpu]'")
-    from kvplan.calibrate import measure, measure_attention, measure_memory, measure_model
+    from kvplan.calibrate import (
+        measure,
+        measure_attention,
+        measure_batching,
+        measure_memory,
+        measure_mixed,
+        measure_model,
+    )
 
     device = measure.pick_device(device_name)
     grid = GRIDS[grid_name or ("cpu" if device.type == "cpu" else "default")]
@@ -52,12 +59,13 @@ def measure_card(
         *measure_model.prefill_step_probes(grid, device),
         *measure_attention.decode_probes(grid, device),
         *measure_attention.prefill_probes(grid, device),
-        *measure_attention.mixed_probes(grid, device),
+        *measure_mixed.mixed_probes(grid, device),
         *measure_model.gemm_probes(grid, device),
         *measure_attention.mla_probes(grid, device),
     ]
     measure.run(probes, session, device, rounds or grid.rounds, report)
     measure_model.host_times(grid, session, device)
+    measure_batching.measure_batching(grid, session, device, report)
     return session
 
 

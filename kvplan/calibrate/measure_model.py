@@ -180,7 +180,7 @@ def _step_probe(
     grid: Grid, device: torch.device,
 ) -> Probe:  # fmt: skip
     point: Point = {
-        **_model_facts(model), "mode": mode, "kernel": name, "num_tokens": batch, "num_decodes": batch,
+        **model_facts(model), "mode": mode, "kernel": name, "num_tokens": batch, "num_decodes": batch,
         "decode_context": batch * context, "max_context": context,
         "held_out": model.name in HELD_OUT or context >= grid.held_out_context,
     }  # fmt: skip
@@ -193,7 +193,7 @@ def _step_probe(
     return Probe(op, point, prepare, weight_bytes(model, batch) + kv)
 
 
-def _model_facts(model: StepModel) -> Point:
+def model_facts(model: StepModel) -> Point:
     """The fields of a step row that tell a fit which model it was."""
     shape = model._asdict() | {"model": model.name, "dtype": "bfloat16", "kv_dtype": "bfloat16"}
     return {k: v for k, v in shape.items() if k not in ("name", "attention")} | model.attention._asdict()
@@ -204,7 +204,7 @@ def prefill_step_probes(grid: Grid, device: torch.device) -> list[Probe]:
     probes = []
     for model, chunk in product(grid.models, grid.chunks):
         point: Point = {
-            **_model_facts(model), "num_layers": CHUNK_LAYERS, "mode": "eager", "kernel": "sdpa",
+            **model_facts(model), "num_layers": CHUNK_LAYERS, "mode": "eager", "kernel": "sdpa",
             "num_tokens": chunk, "num_prefill_tokens": chunk, "num_prefills": 1,
             "prefill_attention": chunk * chunk / 2, "held_out": model.name in HELD_OUT,
         }  # fmt: skip

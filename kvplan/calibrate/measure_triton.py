@@ -1,9 +1,11 @@
-"""A paged decode attention kernel of our own, for machines without FlashInfer or FlashAttention.
+"""Paged attention kernels of our own, for machines without FlashInfer or FlashAttention: decode, and ragged.
 
 Flash-decoding: every (sequence, KV head) is split along its context; each part keeps an online softmax, a
-second kernel joins the parts. GQA heads of one KV head share its reads. With ROPE > 0 it is MLA: one latent a
-token serves as key (with a rotary part behind it) and as value. Source of the scheme: Dao et al.,
-"Flash-Decoding for long-context inference" (2023). Imports triton; nobody imports this file without it.
+second kernel joins the parts. The ragged kernel takes decodes and prompt chunks in one launch: a program has a few
+queries of one sequence and walks all of its keys, as engines' unified kernels do. GQA heads of one KV head share its
+reads. With ROPE > 0 it is MLA: one latent a token serves as key (with a rotary part behind it) and as value. Source of
+the scheme: Dao et al., "Flash-Decoding for long-context inference" (2023). Imports triton; nobody imports this file
+without it.
 """
 
 from __future__ import annotations
@@ -119,6 +121,77 @@ def paged_decode(
         _join_kernel[(batch * heads,)](
             part_out, part_lse, out, SPLITS=splits, WIDE=triton.next_power_of_2(splits), DIM=dim
         )
+        return out
+
+    return call
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _ragged_kernel(  # type: ignore[no-untyped-def]
+    q, pool, table, lengths, starts, block_seq, block_first, out, scale,
+    table_width, kv_heads, kv_offset, page_stride, token_stride, head_stride,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A few queries of one sequence, times the query heads of one KV head, over all keys that they may see."""
+    block, kv_head = tl.program_id(0), tl.program_id(1)
+    seq, first = tl.load(block_seq + block), tl.load(block_first + block)
+    begin = tl.load(starts + seq)
+    count = tl.load(starts + seq + 1) - begin
+    past = tl.load(lengths + seq) - count
+    rows, dims, cols = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, TILE)
+    token = first + rows // GROUP
+    live_row = (token < count) & (rows < ROWS // GROUP * GROUP)
+    at_row = ((begin + token) * kv_heads * GROUP + kv_head * GROUP + rows % GROUP) * DIM
+    query = tl.load(q + at_row[:, None] + dims[None, :], mask=live_row[:, None], other=0.0)
+    end = past + tl.minimum(first + ROWS // GROUP, count)
+    best = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, DIM], tl.float32)
+    for start in range(0, end, TILE):
+        key = start + cols
+        live = key < end
+        page = tl.load(table + seq * table_width + key // PAGE, mask=live, other=0).to(tl.int64)
+        at = page * page_stride + (key % PAGE) * token_stride + kv_head * head_stride
+        keys = tl.load(pool + at[None, :] + dims[:, None], mask=live[None, :], other=0.0).to(query.dtype)
+        scores = tl.dot(query, keys) * scale
+        scores = tl.where(live[None, :] & (key[None, :] <= past + token[:, None]), scores, -float("inf"))
+        new_best = tl.maximum(
+            best, tl.max(scores, 1)
+        )  # finite from the first tile on: all see their first key
+        weights = tl.exp(scores - new_best[:, None])
+        shrink = tl.exp(best - new_best)
+        values = tl.load(pool + kv_offset + at[:, None] + dims[None, :], mask=live[:, None], other=0.0)
+        acc = acc * shrink[:, None] + tl.dot(weights.to(query.dtype), values.to(query.dtype))
+        total = total * shrink + tl.sum(weights, 1)
+        best = new_best
+    tl.store(out + at_row[:, None] + dims[None, :], acc / total[:, None], mask=live_row[:, None])
+
+
+def paged_ragged(
+    q: torch.Tensor, pool: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor, starts: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    """Return a call that attends every sequence's new tokens, one or many, to its paged context, in one launch.
+
+    q (tokens, heads, dim), packed; pool (pages, 2, page, kv_heads, dim), any float dtype; table (sequences, pages per
+    sequence) int32; lengths (sequences,) int32, past and new tokens; starts (sequences + 1,) int32, where each one's
+    queries begin. The returned tensor is shaped as q and is reused.
+    """
+    heads, dim = q.shape[1:]
+    page, kv_heads = pool.shape[2:4]
+    group = heads // kv_heads
+    rows = max(64, triton.next_power_of_2(group))
+    each = rows // group
+    counts = [-(-n // each) for n in starts.diff().tolist()]
+    owners = [(seq, i * each) for seq, count in enumerate(counts) for i in range(count)]
+    block_seq, block_first = torch.tensor(owners, device=q.device, dtype=torch.int32).T.contiguous()
+    out = torch.full_like(q, float("nan"))
+    constants: dict[str, Any] = {"GROUP": group, "ROWS": rows, "DIM": dim, "PAGE": page, "TILE": 32}
+
+    def call() -> torch.Tensor:
+        _ragged_kernel[(len(owners), kv_heads)](
+            q, pool, table, lengths, starts, block_seq, block_first, out, dim**-0.5, table.shape[1], kv_heads,
+            pool.stride(1), pool.stride(0), pool.stride(2), pool.stride(3), **constants, num_warps=4,
+        )  # fmt: skip
         return out
 
     return call

@@ -43,11 +43,12 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "eager_step": (),
     "host_step": (),
     "copy": (),
+    "batching": (),
     "done": (),
 }
 """Fields an op cannot do without, besides its time."""
 STEP_OPS = ("decode_step", "prefill_step", "mixed_step")
-IGNORED = ("eager_step", "host_step", "copy", "done")
+IGNORED = ("eager_step", "host_step", "copy", "batching", "done")
 """Read and kept in the file, not fitted."""
 
 

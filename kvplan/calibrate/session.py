@@ -24,6 +24,11 @@ def no_report(what: str, done: int, total: int) -> None:
     """Say nothing."""
 
 
+def batches_path(path: Path) -> Path:
+    """The file beside a measurement file that holds the batches of transformers: an engine of its own."""
+    return path.with_name(f"{path.stem}.transformers.jsonl")
+
+
 @dataclass(slots=True)
 class Session:
     """One file of measurements being written: what is in it already and the machine it belongs to."""

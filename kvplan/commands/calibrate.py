@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from kvplan.calibrate.card import fit_session, measure_server, pool_checks
+from kvplan.calibrate.batching import Batches, notes
+from kvplan.calibrate.card import batches_of, fit_session, measure_server, pool_checks
 from kvplan.calibrate.measure_card import measure_card
 from kvplan.calibrate.server import CacheFacts
 from kvplan.calibrate.session import Report, no_report
+from kvplan.commands.batches import batch_lines, error_line
 from kvplan.commands.common import print_json
 from kvplan.commands.progress import Progress
 from kvplan.errors import KvplanError
@@ -72,10 +74,12 @@ def calibrate_command(
         grid = "quick" if quick and device == "cuda" else ""
         session = measure_card(measurements, device, grid, rounds=rounds, force=force, report=report)
     profile = fit_session(session, output)
+    batches = batches_of(session, profile)
     if json:
-        print_json(document(profile, pool_checks(session), facts))
+        print_json(document(profile, pool_checks(session), facts, batches))
     else:
         print("\n".join(report_lines(profile, pool_checks(session), facts)))
+        print("\n".join(batch_lines(batches, notes(session.path))))
         print(f"\nmeasurements: {measurements}\nprofile: {output}")
     return 0
 
@@ -105,7 +109,9 @@ def _reporter() -> Report:
     return report
 
 
-def document(profile: Profile, pools: list[Any], facts: CacheFacts | None) -> dict[str, Any]:
+def document(
+    profile: Profile, pools: list[Any], facts: CacheFacts | None, batches: Batches | None = None
+) -> dict[str, Any]:
     """The report as one JSON document."""
     timing = profile.timing
     return {
@@ -120,6 +126,9 @@ def document(profile: Profile, pools: list[Any], facts: CacheFacts | None) -> di
         "assumed": timing.assumed if timing else {},
         "errors": [error.model_dump() for error in timing.errors] if timing else [],
         "ranges": timing.ranges if timing else {},
+        "batches": batches._asdict() | {"errors": [error.model_dump() for error in batches.errors]}
+        if batches
+        else None,
     }
 
 
@@ -143,10 +152,7 @@ def report_lines(profile: Profile, pools: list[Any], facts: CacheFacts | None) -
     if profile.timing is None:
         return lines
     lines += [f"\n{'held-out error':<14}{'points':>8}{'median':>9}{'p95':>8}{'bias':>8}   which"]
-    lines += [
-        f"{e.regime:<14}{e.num_points:>8}{e.median:>9.1%}{e.p95:>8.1%}{e.bias:>8.1%}   {e.held_out}"
-        for e in profile.timing.errors
-    ]
+    lines += [error_line(error) for error in profile.timing.errors]
     if profile.timing.assumed:
         lines += ["\nnot measured, assumed:"]
         lines += [f"  {name}: {why}" for name, why in profile.timing.assumed.items()]

@@ -7,9 +7,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from kvplan.calibrate.batching import check_batches
 from kvplan.calibrate.build import Source, build
+from kvplan.commands.batches import batch_lines
 from kvplan.commands.common import print_json
 from kvplan.errors import KvplanError, did_you_mean
+from kvplan.gpu import get_gpu
 from kvplan.profile import Profile, load_profile
 from kvplan.steps.timing_profile import FIELDS, check_name
 
@@ -65,10 +68,22 @@ def fit_command(
     if json:
         print_json(profile.model_dump(mode="json"))
     else:
-        print(describe(profile))
+        print("\n".join([describe(profile), *batches_beside(files, profile)]))
         if output is not None:
             print(f"\nwritten: {output}")
     return 0
+
+
+def batches_beside(files: tuple[Path, ...], profile: Profile) -> list[str]:
+    """How well the profile tells the batches that lie beside a measurement file; nothing where there are none."""
+    if profile.timing is None or len(files) != 1:
+        return []
+    try:
+        card = get_gpu(profile.gpu)
+    except KvplanError:  # a CPU, or a card that the table does not have
+        card = None
+    batches = check_batches(files[0], profile.timing, card)
+    return batch_lines(batches, [])
 
 
 def read_assumptions(pairs: tuple[str, ...]) -> dict[str, tuple[float, str]]:

@@ -1,0 +1,274 @@
+"""A real scheduler's batches: transformers' continuous batching over random weights, every batch timed as it ran.
+
+Two runs of Poisson arrivals under KV pressure, written to a file of their own (`batches_path`): transformers is an
+engine, and its constants are not those of the kernels timed beside it. Run 0 is there to fit them, run 1 is marked
+`held_out`. Imports transformers only when asked to run; a version whose interface differs costs one line.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from threading import Event
+from typing import Any, NamedTuple
+
+import torch
+
+from kvplan.calibrate.grids import Grid, Serving
+from kvplan.calibrate.measure import machine_facts, release
+from kvplan.calibrate.measure_model import model_facts
+from kvplan.calibrate.session import Point, Report, Session, batches_path, no_report, open_session
+
+RUNS = 2
+"""Run 0 to fit, run 1 to predict."""
+PAGE = 32
+UNLIKE = (ImportError, AttributeError, TypeError, ValueError, KeyError, RuntimeError)
+"""What a transformers of another interface, or one without room on the card, raises."""
+
+
+class Request(NamedTuple):
+    """One request: when it arrives (in batches run so far), its prompt's tokens and how many it asks for."""
+
+    arrival: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+def draw_requests(serving: Serving, seed: int) -> list[Request]:
+    """Poisson arrivals with lognormal lengths, each cut to four times its median."""
+    rng, clock, requests = random.Random(seed), 0.0, []
+    for _ in range(serving.num_requests):
+        clock += rng.expovariate(1 / serving.gap_batches)
+        prompt, output = (
+            max(2, min(4 * middle, round(rng.lognormvariate(math.log(middle), width))))
+            for middle, width in ((serving.prompt_tokens, 0.8), (serving.output_tokens, 0.6))
+        )
+        requests.append(Request(clock, prompt, output))
+    return requests
+
+
+def batch_shape(parts: Iterable[tuple[int, int]]) -> Point:
+    """A batch from (tokens attended to before, tokens computed) of each sequence in it; one token is a decode."""
+    parts = list(parts)
+    chunks = [(past, new) for past, new in parts if new > 1]
+    decodes = [past + 1 for past, new in parts if new == 1]
+    shape: Point = {
+        "num_tokens": sum(new for _, new in parts), "num_decodes": len(decodes), "decode_context": sum(decodes),
+        "num_prefill_tokens": sum(new for _, new in chunks), "num_prefills": len(chunks),
+        "prefill_attention": sum(new * (past + new / 2) for past, new in chunks),
+        "kv_tokens": sum(past + new for past, new in parts),
+    }  # fmt: skip
+    op = "mixed_step" if decodes and chunks else "decode_step" if decodes else "prefill_step"
+    return {"op": op, **shape}
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Stands around a processor's three calls of a batch: hands in requests when due, notes shape and time."""
+
+    processor: Any
+    """transformers' ContinuousBatchProcessor: prepare_next_batch, _generation_step, update_batch."""
+    submit: Callable[[Request], None]
+    waiting: list[Request]
+    device: torch.device
+    deadline: float
+    """On `time.perf_counter`'s clock; no request is handed in after it."""
+    rows: list[Point] = field(default_factory=list)
+    idle: Event = field(default_factory=Event)
+    """Set when everything handed in has been answered, or the deadline passed."""
+    error: Exception | None = None
+    calls: tuple[Any, Any, Any] = ()  # type: ignore[assignment]
+    began: float = 0.0
+    shape: Point = field(default_factory=dict)
+    forward_s: float = 0.0
+
+    def install(self) -> None:
+        """Put this recorder's calls in the place of the processor's own."""
+        p = self.processor
+        self.calls = p.prepare_next_batch, p._generation_step, p.update_batch
+        p.prepare_next_batch, p._generation_step, p.update_batch = self.prepare, self.step, self.update
+
+    def prepare(self, *args: Any) -> bool:
+        """Hand in what is due, then let the scheduler choose a batch: here its time begins."""
+        late = time.perf_counter() > self.deadline
+        busy = self.processor.has_pending_requests()
+        if self.waiting and not busy and not late:
+            self.submit(self.waiting.pop(0))
+        while self.waiting and self.waiting[0].arrival <= len(self.rows) and not late:
+            self.submit(self.waiting.pop(0))
+        self.began = self._now()
+        found = bool(self._kept(self.calls[0], *args))
+        if late or (not found and not self.waiting):
+            self.idle.set()
+        return found
+
+    def step(self, *args: Any) -> None:
+        """Note who is in the batch, run it."""
+        batch = self.processor.inputs_and_outputs.requests_in_batch
+        self.shape = batch_shape(
+            (one.state.position_offset - one.query_length, one.query_length) for one in batch
+        )
+        before = self._now()
+        self._kept(self.calls[1], *args)
+        self.forward_s = self._now() - before
+
+    def update(self, *args: Any) -> None:
+        """Let the tokens be taken in: here the batch's time ends."""
+        self._kept(self.calls[2], *args)
+        self.shape["num_waiting"] = len(self.processor.scheduler.waiting_requests)
+        self.rows.append({**self.shape, "time_s": self._now() - self.began, "forward_s": self.forward_s})
+
+    def _kept(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call; keep what it raises, since the loop around it only logs that."""
+        try:
+            return call(*args)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _now(self) -> float:
+        """Seconds, with nothing left running on the card; on a CPU those of this thread, as other probes count."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return time.perf_counter()
+        return time.thread_time()
+
+
+def engine_facts(serving: Serving, device: torch.device) -> Point:
+    """The machine row of the batches' file: transformers, its attention, the model in every row."""
+    import transformers  # type: ignore[import-not-found,unused-ignore]
+
+    return machine_facts(device) | {
+        "engine": "transformers", "engine_version": transformers.__version__, "torch": torch.__version__,
+        "attention": attention_name(device), "enforce_eager": device.type == "cuda", "async_scheduling": False,
+        "pool_tokens": serving.pool_tokens, "max_batch_tokens": serving.max_batch_tokens,
+        "defaults": model_facts(serving.model),
+    }  # fmt: skip
+
+
+def attention_name(device: torch.device) -> str:
+    """flash_attention_2 where that package is installed beside a GPU; else sdpa under one mask over the whole batch."""
+    return "flash_attention_2" if device.type == "cuda" and find_spec("flash_attn") else "sdpa"
+
+
+class Engine:
+    """A model of random weights and the settings to serve it with; `run` serves one list of requests afresh."""
+
+    def __init__(self, serving: Serving, device: torch.device) -> None:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
+        self.serving, self.device = serving, device
+        self.options = transformers.ContinuousBatchingConfig(**batching_options(
+            serving, {f.name for f in fields(transformers.ContinuousBatchingConfig)}
+        ))  # fmt: skip
+        self.generation = transformers.GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+        name = attention_name(device)
+        if name == "sdpa" and not hasattr(self.options, "auto_switch_to_flash"):
+            name = "paged|sdpa"  # its spelling before 5.18
+        with device:
+            self.model = transformers.AutoModelForCausalLM.from_config(
+                transformers.LlamaConfig(**llama_config(serving)),
+                dtype=torch.bfloat16,
+                attn_implementation=name,
+            )
+        self.run(draw_requests(serving, RUNS)[:4])  # warm-up, not kept
+
+    def run(self, requests: list[Request]) -> Recorder:
+        """Serve these requests in transformers' own loop and thread; every batch is in the recorder's rows."""
+        manager = self.model.init_continuous_batching(self.generation, self.options)
+        rng, vocab = random.Random(len(requests)), self.serving.model.vocab_size
+
+        def submit(request: Request) -> None:
+            prompt = [rng.randrange(vocab) for _ in range(request.prompt_tokens)]
+            manager.add_request(prompt, max_new_tokens=request.output_tokens)
+
+        manager.warmup()
+        deadline = time.perf_counter() + self.serving.budget_s
+        recorder = Recorder(manager.batch_processor, submit, list(requests), self.device, deadline)
+        recorder.install()
+        manager.start()
+        while manager.is_running() and not recorder.idle.wait(0.05):
+            pass
+        manager.stop(block=True, timeout=30.0, **({"hard_stop": True} if _takes_hard_stop(manager) else {}))
+        return recorder
+
+
+def _takes_hard_stop(manager: Any) -> bool:
+    return "hard_stop" in inspect.signature(manager.stop).parameters
+
+
+def batching_options(serving: Serving, known: set[str]) -> dict[str, Any]:
+    """Settings of a run in the words that this version of transformers knows."""
+    page = "page_size" if "page_size" in known else "block_size"
+    wanted = {
+        page: PAGE, "num_blocks": serving.pool_tokens // PAGE, "max_batch_tokens": serving.max_batch_tokens,
+        "use_cuda_graph": False, "use_async_batching": False, "allow_block_sharing": False,
+        "auto_switch_to_flash": False, "max_blocks_per_request": 0,
+    }  # fmt: skip
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def llama_config(serving: Serving) -> dict[str, Any]:
+    """transformers' names of a model's shape."""
+    model, shape = serving.model, serving.model.attention
+    return {
+        "num_hidden_layers": model.num_layers, "hidden_size": model.hidden_size, "vocab_size": model.vocab_size,
+        "intermediate_size": model.intermediate_size, "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads, "head_dim": shape.head_dim, "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+
+
+def measure_batching(grid: Grid, session: Session, device: torch.device, report: Report = no_report) -> str:
+    """Run what is not in the file yet; return what kept it from running, in one line, or nothing.
+
+    Rows are written when a run ends, also one that broke off; only whole runs are not run again.
+    """
+    keys = {f"batching {grid.name} {run}": run for run in range(RUNS)}
+    try:
+        if find_spec("transformers") is None:
+            raise ImportError("transformers is not installed")
+        file = open_session(batches_path(session.path), engine_facts(grid.serving, device))
+        todo = {key: run for key, run in keys.items() if key not in file.done}
+        engine = Engine(grid.serving, device) if todo else None
+        for number, (key, run) in enumerate(todo.items()):
+            assert engine is not None
+            report("batches of transformers", number, len(todo))
+            recorder = engine.run(draw_requests(grid.serving, run))
+            for row in recorder.rows:
+                file.append({**row, "run": run, "held_out": run == RUNS - 1})
+            if recorder.error is not None:
+                raise recorder.error
+            file.append({"op": "done", "key": key})
+            file.done.add(key)
+        note = ""
+    except UNLIKE as error:
+        note = f"batches of transformers not measured: {_one_line(error)}"
+        _note(session, note)
+    release(device)
+    return note
+
+
+def _note(session: Session, note: str) -> None:
+    """Leave the reason in the main file, once."""
+    if note not in session.done:
+        session.append(
+            {"op": "batching", "machine": session.machine["machine"], "skipped": note, "key": note}
+        )
+        session.done.add(note)
+
+
+def _one_line(error: Exception) -> str:
+    """An error's first line, its kind in front where it says little by itself."""
+    said = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return (
+        said[:160] if isinstance(error, ImportError) else f"{type(error).__name__}: {said[:160]}".rstrip(": ")
+    )
