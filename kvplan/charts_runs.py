@@ -186,7 +186,7 @@ def block_map(blocks: BlockMap, moment: Moment, replica: int = 0, columns: int =
         .encode(
             x=alt.X("x:O", axis=None),
             y=alt.Y("y:O", axis=None),
-            color=alt.Color("state:N", scale=colour_scale(names), legend=legend(4)),
+            color=alt.Color("state:N", scale=colour_scale(names), legend=legend(3)),
             tooltip=tips("block:N", "owner:N"),
         )
         .properties(height=100 + 13 * -(-num_cells // columns))

@@ -104,7 +104,14 @@ class Page:
 
     def settle(self) -> None:
         """Wait until nothing runs and all parts have come; a page that is calm shows no exception."""
-        busy = '[data-testid="stStatusWidget"], [data-testid="stSkeleton"], [data-stale="true"]'
+        busy = ", ".join(
+            (
+                '[data-testid="stStatusWidget"]',
+                '[data-testid="stSkeleton"]',
+                '[data-testid="stSpinner"]',
+                '[data-stale="true"]',
+            )
+        )
         calm = 0
 
         def quiet() -> bool:

@@ -38,13 +38,18 @@ def render(is_open: bool) -> None:
     name = st.selectbox("Profile", names, index=names.index("h100-sxm-vllm"), key="profile", **BIND)
     if not is_open:
         return
-    _profile(next(profile for profile in bundled_profiles() if profile.name == name))
+    profile = next(profile for profile in bundled_profiles() if profile.name == name)
+    _errors(profile)
+    points = st.container()
+    _range(profile)
     guarded(_fit)
     guarded(_real_run)
+    with points:  # last: reading them takes a second or two
+        _points_behind(profile)
 
 
-def _profile(profile: Profile) -> None:
-    """What one profile rests on."""
+def _errors(profile: Profile) -> None:
+    """What one profile rests on, and how wrong it is."""
     timing = profile.timing
     st.markdown(
         f"**{profile.name}**: {profile.gpu or 'no card of the GPU table'}, {profile.engine} {profile.engine_version}"
@@ -58,7 +63,13 @@ def _profile(profile: Profile) -> None:
     st.caption(
         f"Fitted to {timing.num_points:,} measured points; each was predicted by a fit that had not seen it."
     )
-    _points_behind(profile)
+
+
+def _range(profile: Profile) -> None:
+    """Where it was measured, and what was not."""
+    timing = profile.timing
+    if timing is None:
+        return
     st.subheader("Measured range")
     st.table(
         [{"what": what, "from": f"{low:,.0f}", "to": f"{high:,.0f}"} for what, (low, high) in timing.ranges.items()],
@@ -74,6 +85,8 @@ def _profile(profile: Profile) -> None:
 
 def _points_behind(profile: Profile) -> None:
     """What the profile says of the points it was fitted to, where a package holds them."""
+    if profile.timing is None:
+        return
     st.subheader("Predicted against measured")
     try:
         points = _points(profile.name)
