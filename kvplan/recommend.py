@@ -340,10 +340,7 @@ def _nothing(
     execution: Execution,
     search: Search,
 ) -> str:
-    ruled = [
-        Ruled(p, one.cause, one.why, rows[p.index])
-        for p in points
-        for one in candidates
-        if one.settings is p.settings
-    ]
+    mine = {id(one.settings): one for one in candidates}
+    found = [(p, mine[id(p.settings)]) for p in points]
+    ruled = [Ruled(p, one.cause, one.why, rows[p.index]) for p, one in found]
     return nothing_feasible(ruled, execution, search)
