@@ -8,12 +8,12 @@ from kvplan.pages import calibration, common, estimate, recommend, simulate, str
 
 TABS = ("Estimate", "Simulate", "Strategies", "Recommend", "Calibration")
 
-# Less air above the title; flags in captions stay whole, long lists break;
+# Less air above the title; flags in captions stay whole, lists of blocks break;
 # on a phone a report's figures stand beside their labels.
 STYLE = """<style>
 .stMainBlockContainer {padding-top: 3.5rem}
-.stCaption code, [data-testid="stCaptionContainer"] code {white-space: nowrap}
-.stTable td {overflow-wrap: anywhere}
+[data-testid="stCaptionContainer"] code {white-space: nowrap}
+.st-key-block_owners td * {overflow-wrap: anywhere !important}
 @media (max-width: 640px) {.stCode code {font-size: 0.68rem}}
 </style>"""
 

@@ -222,7 +222,8 @@ def _blocks(blocks: BlockMap) -> None:
         f"At {moment.time_s:.6f} s: {len(rows)} requests hold blocks of {blocks.block_size} tokens. The longest:"
     )
     shown = [(row.request, row.num_blocks, row.num_shared, _clip(row.ids)) for row in rows[:8]]
-    st.table([dict(zip(("request", "blocks", "shared", "block ids"), row, strict=True)) for row in shown])
+    with st.container(key="block_owners"):
+        st.table([dict(zip(("request", "blocks", "shared", "block ids"), row, strict=True)) for row in shown])
 
 
 def _clip(ids: str) -> str:
