@@ -1,7 +1,7 @@
 """A scenario on a clock: the only file that knows SimPy.
 
-    arrivals -> router -> replica: decide a step or a leap, let its time pass, read what it gave
-                             ^ cut short by an arrival it would look at, or by a client that leaves
+    arrivals -> frontend -> router -> replica: decide a step or a leap, let its time pass, read what it gave
+                                         ^ cut short by an arrival it would look at, or by a client that leaves
 
 The clock counts whole picoseconds, so leaping and stepping agree exactly. An arrival that falls on the end of a
 step is seen by the next one.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from itertools import islice
 from operator import itemgetter
 from typing import Any
 
@@ -24,10 +23,11 @@ from kvplan.metrics import Timeline, TokenMeter
 from kvplan.records import SUMMARY_FIELDS, Record, Records
 from kvplan.result import Result
 from kvplan.scenario import MAX_HORIZON_S, Frontend, Scenario
+from kvplan.simulation.arriving import Arrivals
 from kvplan.simulation.deploy import Setup, set_ups
 from kvplan.simulation.glide import NEVER_COMES
 from kvplan.simulation.interrupts import interrupts
-from kvplan.simulation.live import LENGTH, REFUSED, REJECTED, TIMEOUT, UNFINISHED, Live
+from kvplan.simulation.live import REFUSED, REJECTED, TIMEOUT, UNFINISHED, Live
 from kvplan.simulation.make_replica import make_fleet
 from kvplan.simulation.rows import Rows
 from kvplan.simulation.seats import Fleet, Lockstep, Seat
@@ -69,7 +69,7 @@ def simulate(
             scenario, step_by_step=step_by_step, progress=progress, setups=setups, watch=watch
         ).result
     run = Run(scenario, setups or set_ups(scenario), step_by_step, progress, watch)
-    run.runs_ahead = run.num_replicas == 1 and not run.any_follow and not run.any_leave
+    run.runs_ahead = run.num_replicas == 1 and not run.arrivals.any_follow and not run.any_leave
     if not keep_records:
         run.records.fields = SUMMARY_FIELDS
         run.pick = itemgetter(*(Record._fields.index(name) for name in SUMMARY_FIELDS))
@@ -105,10 +105,8 @@ class Run:
         self.seat_of: dict[int, tuple[Seat, Live]] = {}
         """Where a request is, and the engine's request for it."""
         self.any_leave = bool(np.isfinite(self.load.leaves_after_s).any())
-        self.any_follow = self.load.closed_loop is not None or self.load.previous_turn is not None
+        self.arrivals = Arrivals(self)
         self.any_frontend = any(d.frontend != Frontend() for d in scenario.deployments.values())
-        self.due: dict[int, list[int]] = {}
-        """Time -> rows that follow others and arrive then."""
         self.runs_ahead = False
         """Whether a replica may go on by itself until something else happens; its own ends change nothing then."""
         self.last_end = 0
@@ -117,8 +115,6 @@ class Run:
         """Requests that have not ended and still can."""
         self.stop: Event = self.env.event()
         self.num_replicas = 0
-        self.next_arrival = NEVER_COMES
-        """When the next request of an open loop comes."""
         self.interrupted = False
         self.turns = 0
         self.started = time.monotonic()
@@ -142,8 +138,8 @@ class Run:
 
     def go(self) -> Result:
         """Run until everything has ended or something stops it."""
-        self._start_arrivals()
-        self._at(round(self.scenario.limits.horizon_s * TICKS_PER_S), lambda _: self._halt("horizon"))
+        self._start()
+        self.at(round(self.scenario.limits.horizon_s * TICKS_PER_S), lambda _: self._halt("horizon"))
         with interrupts(self):
             verdict = self.env.run(until=self.stop)
         now = max(self.env.now, self.last_end)
@@ -157,7 +153,7 @@ class Run:
         if not self.stop.triggered:
             self.stop.succeed(verdict)
 
-    def _at(self, delay: int, callback: Callable[[Event], None]) -> None:
+    def at(self, delay: int, callback: Callable[[Event], None]) -> None:
         """Call back after so many ticks, before anything else that happens at that time."""
         event = Event(self.env)
         event._ok, event._value = True, None
@@ -167,9 +163,7 @@ class Run:
     def serve(self, seat: Seat) -> Process:
         """One replica's life: decide, let time pass, read."""
         env, replica, now = self.env, seat.replica, 0
-        known = (
-            self.num_replicas == 1 and not self.any_follow and not self.any_frontend
-        )  # when the next comes
+        alone = self.num_replicas == 1 and not self.arrivals.any_follow and not self.any_frontend
         while True:
             while seat.aside:
                 job = seat.aside.popleft()
@@ -178,7 +172,7 @@ class Run:
                 replica.stall(taken)
                 job.end()
                 now = env.now
-            ticks = replica.begin(now, self.next_arrival if known else NEVER_COMES)
+            ticks = replica.begin(now, self.arrivals.next_at if alone else NEVER_COMES)
             if ticks is None:
                 seat.sleeper = env.event()
                 yield seat.sleeper
@@ -239,41 +233,10 @@ class Run:
 
     # --- arrivals ---------------------------------------------------------------------------
 
-    def _start_arrivals(self) -> None:
-        first_turns = np.flatnonzero(~np.isnan(self.load.arrival_s))
-        closed = self.load.closed_loop
-        if closed is not None:
-            self.clients = iter(first_turns.tolist())
-            rng = np.random.default_rng([self.scenario.workload.seed, 1])
-            self.pauses = rng.exponential(closed.pause_s or 1.0, len(self.load)) * (closed.pause_s > 0)
-            first = list(islice(self.clients, closed.concurrency))
-            for client, begins_s in zip(first, rng.exponential(closed.pause_s, len(first)), strict=True):
-                if closed.pause_s:
-                    self._launch_after(float(begins_s), client)
-                else:
-                    self._launch(client)
-            return
-        ticks = np.rint(self.load.arrival_s[first_turns] * TICKS_PER_S).astype(np.int64)
-        self.coming = zip(first_turns.tolist(), ticks.tolist(), strict=True)
-        self._next_arrival(None)
+    def _start(self) -> None:
+        self.arrivals.start()
 
-    def _next_arrival(self, event: Event | None) -> None:
-        """Launch what was due, then wait for the next one."""
-        if event is not None:
-            row = event.value
-            assert isinstance(row, int)
-            self._launch(row)
-        found = next(self.coming, None)
-        if found is not None:
-            row, self.next_arrival = found
-            arrival = Event(self.env)
-            arrival._ok, arrival._value = True, row
-            arrival.callbacks.append(self._next_arrival)
-            self.env.schedule(arrival, URGENT, self.next_arrival - self.env.now)
-        else:
-            self.next_arrival = NEVER_COMES
-
-    def _launch(self, row: int) -> None:
+    def launch(self, row: int) -> None:
         """A request arrives: refused, or routed to a replica."""
         live = self.rows.make(row)
         live.arrival = self.env.now
@@ -291,7 +254,7 @@ class Run:
         """Through the API server, if that takes time, to the engine."""
         ticks = fleet.frontend_ticks(live.num_prompt_tokens)
         if ticks:
-            self._at(ticks, lambda _: self._place(fleet, live) if live.row in self.alive else None)
+            self.at(ticks, lambda _: self._place(fleet, live) if live.row in self.alive else None)
         else:
             self._place(fleet, live)
 
@@ -306,7 +269,7 @@ class Run:
         """Note when the client gives up, if it does."""
         leaves = self.load.leaves_after_s[live.row]
         if leaves != np.inf:
-            self._at(round(float(leaves) * TICKS_PER_S), lambda _: self._leave(live))
+            self.at(round(float(leaves) * TICKS_PER_S), lambda _: self._leave(live))
 
     def _route(self, fleet: Fleet, live: Live) -> None:
         """Choose a replica that decodes it."""
@@ -347,7 +310,7 @@ class Run:
             self.ended(live, self.env.now, TIMEOUT, 0)
         else:
             ticks = fleet.transfer_ticks(live.num_prompt_tokens)
-            self._at(ticks, lambda _: self._route(fleet, live) if live.row in self.alive else None)
+            self.at(ticks, lambda _: self._route(fleet, live) if live.row in self.alive else None)
 
     def _leave(self, live: Live) -> None:
         """The client gives up, wherever the request is."""
@@ -373,8 +336,8 @@ class Run:
         self.open -= 1
         if self.progress is not None:
             self.progress(len(self.records), len(self.load))
-        if self.any_follow:
-            self._follow(row, reason)
+        if self.arrivals.any_follow:
+            self.open -= self.arrivals.ended(row, reason)
         self.last_end = now
         if not self.open:
             self._halt("completed")
@@ -382,36 +345,6 @@ class Run:
     def _record(self, live: Live, now: int, reason: int, generated: int) -> None:
         record = live.record(now, reason, generated)
         self.records.add(record if self.pick is None else self.pick(record))
-
-    def _follow(self, row: int, reason: int) -> None:
-        """The next turn of the session, or the client's next request."""
-        load = self.load
-        following = int(load.next_turn[row])
-        if following >= 0 and reason <= LENGTH:
-            self._launch_after(float(load.pause_s[following]), following)
-            return
-        while following >= 0:
-            self.open -= 1
-            following = int(load.next_turn[following])
-        if load.closed_loop is not None:
-            client = next(self.clients, None)
-            if client is not None:
-                self._launch_after(float(self.pauses[row]), client)
-
-    def _launch_after(self, pause_s: float, row: int) -> None:
-        """Launch a request after a pause of at least one tick.
-
-        So it comes after all that ends now, on whatever replica; requests of one moment come in order of rows.
-        """
-        delay = max(1, round(pause_s * TICKS_PER_S))
-        when = self.env.now + delay
-        if when not in self.due:
-            self._at(delay, self._launch_due)
-        self.due.setdefault(when, []).append(row)
-
-    def _launch_due(self, event: Event) -> None:
-        for row in sorted(self.due.pop(self.env.now)):
-            self._launch(row)
 
     def _close_unfinished(self, live: Live, now: int) -> None:
         """The run ended first."""

@@ -147,7 +147,7 @@ class Solve(Run):
         self.paused: set[int] = set()
         self.new_id = count().__next__
         self.read_cache = ReadCache(problems.verifier.kv_tokens)
-        self.scoring = RemoteQueue(self._at, problems.verifier.concurrency)
+        self.scoring = RemoteQueue(self.at, problems.verifier.concurrency)
         self._coming = iter(self.tasks)
         self.verifier_time = verifier_time
         policy = problems.thinking_kv
@@ -181,14 +181,14 @@ class Solve(Run):
 
     # --- problems arrive -----------------------------------------------------------------------
 
-    def _start_arrivals(self) -> None:
+    def _start(self) -> None:
         arrivals = self.problems.arrivals
         if arrivals.kind == "closed_loop":
             for _ in range(min(arrivals.concurrency, len(self.tasks))):
                 self._next_task(arrivals.pause_s)
             return
         for task in self.tasks:
-            self._at(round(task.arrival_s * TICKS_PER_S), partial(self._arrive, task))
+            self.at(round(task.arrival_s * TICKS_PER_S), partial(self._arrive, task))
 
     def _arrive(self, task: Task, _: object) -> None:
         self._begin(task)
@@ -198,7 +198,7 @@ class Solve(Run):
         task = next(self._coming, None)
         if task is not None and pause_s:
             luck = np.random.default_rng([*task.seed, 1])
-            self._at(max(1, round(luck.exponential(pause_s) * TICKS_PER_S)), partial(self._arrive, task))
+            self.at(max(1, round(luck.exponential(pause_s) * TICKS_PER_S)), partial(self._arrive, task))
         elif task is not None:
             self._begin(task)
 
@@ -222,7 +222,7 @@ class Solve(Run):
             self._close(attempt, orders.answer)
         elif orders.pause_s:
             self.paused |= {launch.request_id for launch in orders.start}
-            self._at(round(orders.pause_s * TICKS_PER_S), lambda _: self._resume(attempt, orders.start))
+            self.at(round(orders.pause_s * TICKS_PER_S), lambda _: self._resume(attempt, orders.start))
         else:
             for launch in orders.start:
                 self._submit(attempt, launch)
@@ -314,7 +314,7 @@ class Solve(Run):
     def _then(self, attempt: Attempt, orders: Orders) -> None:
         """Obey at the end of this instant: the replica is still reading its step."""
         if orders.start or orders.cancel or orders.answer is not None:
-            self._at(0, lambda _: self._obey(attempt, orders))
+            self.at(0, lambda _: self._obey(attempt, orders))
 
     def _close(self, attempt: Attempt, answer: Answer) -> None:
         """The strategy has settled on an answer."""
