@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="calibrating a card needs torch")
 
-from kvplan.calibrate import grids, measure, measure_card  # noqa: E402
+from kvplan.calibrate import grids, measure, measure_card, measure_memory  # noqa: E402
 from kvplan.calibrate.card import subject_of  # noqa: E402
+from kvplan.calibrate.session import open_session  # noqa: E402
 from kvplan.cli import run  # noqa: E402
 from kvplan.errors import KvplanError  # noqa: E402
 from kvplan.model import load_model  # noqa: E402
@@ -133,3 +135,97 @@ def test_rows_of_a_served_model_carry_its_name_or_its_shape(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(config))
     subject = subject_of(load_model(str(tmp_path / "config.json")))
     assert (subject["num_layers"], subject["num_kv_heads"], subject["head_dim"]) == (8, 4, 64)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--rounds", "-1"], "--rounds -1: a number from 1 up"),
+        (["-o", "{folder}"], "cannot be written (Is a directory)"),
+        (["-o", "{folder}/binary/p.json"], "cannot be written (File exists)"),
+        (["--measurements", "{folder}/binary"], "no measurement file that can be read (not text)"),
+        (["--measurements", "{folder}"], "no measurement file that can be read (Is a directory)"),
+        (["--measurements", "{folder}/array"], "array:1: not a measurement row"),
+        (["--measurements", "{folder}/no-op"], "no-op:1: not a measurement row"),
+        (["--measurements", "{folder}/p.json", "-o", "{folder}/p.json"], "both name"),
+    ],
+)
+def test_a_file_that_will_not_do_is_told_before_anything_is_measured(
+    words: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line and exit code 2, before minutes of measuring have gone by; files that were there stay as they were."""
+    contents = {"binary": b"\x89PNG\xff\xfe", "array": b"[1]\n", "no-op": b'{"a": 1}\n'}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "measure", lambda *a: pytest.fail("measured"))
+    given = [word.format(folder=tmp_path) for word in words]
+    assert run(["calibrate", "--device", "cpu", "--quiet", *given]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert {name: (tmp_path / name).read_bytes() for name in contents} == contents
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "usage"),
+        (["m.jsonl", "cpu", "huge"], "no grid 'huge'; there is default, quick, cpu"),
+        (["m.jsonl", "tpu"], "no device 'tpu'"),
+        (["m.jsonl", "cpu", "cpu", "more"], "usage"),
+        (["file/m.jsonl", "cpu"], "cannot be written"),
+    ],
+)
+def test_the_offline_command_says_what_is_wrong(
+    words: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`python -m kvplan.calibrate.measure_card` gives one line and exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert measure_card.main(words) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_an_old_driver_is_the_reason_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch warns of when it finds no card is in the error, and no warning besides."""
+
+    def unavailable() -> bool:
+        warnings.warn(
+            "The NVIDIA driver on your system is too old (found version 11040).\nmore", stacklevel=1
+        )
+        return False
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", unavailable)
+    with pytest.raises(
+        KvplanError, match=r"no CUDA device \(The NVIDIA driver .* too old .*\); try `nvidia-smi`"
+    ):
+        measure.pick_device("cuda")
+
+
+def test_a_card_too_small_for_the_memory_probes_is_measured_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory in a pool is a note in the file, the next probes run, and the note is not measured again."""
+
+    def no_room(*args: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr(measure_memory, "kv_pool", no_room)
+    session = open_session(tmp_path / "m.jsonl", measure.machine_facts(torch.device("cpu")))
+    for _ in range(2):
+        measure_memory.measure_memory(SMALL, session, torch.device("cpu"))
+    rows = [json.loads(line) for line in session.path.read_text().splitlines()]
+    assert [row["op"] for row in rows if "skipped" in row] == ["memory_pool_rows"]
+    assert len([row for row in rows if row["op"] == "done"]) == 6

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -71,11 +74,20 @@ def test_a_file_of_another_machine_is_refused(session: Session) -> None:
         open_session(session.path, session.machine)
 
 
-def test_out_of_memory_is_a_row_and_the_rest_goes_on(session: Session) -> None:
-    """A probe that does not fit is noted as skipped; later probes are measured."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no room"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: ..."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+)
+def test_out_of_memory_is_a_row_and_the_rest_goes_on(session: Session, error: Exception) -> None:
+    """A probe that does not fit, whoever says so, is noted as skipped; later probes are measured."""
 
     def too_big() -> list:
-        raise torch.OutOfMemoryError("no room")
+        raise error
 
     measure.run([Probe("count", {"n": 0}, too_big), counting_probe([])], session, DEVICE)
     first, second = (r for r in rows(session) if r["op"] == "count")
@@ -101,6 +113,57 @@ def test_the_grid_shrinks_after_an_out_of_memory(session: Session) -> None:
     assert tried == ["a5", "a2", "b9"]
     skipped = {r["n"]: r["skipped"] for r in rows(session) if "skipped" in r}
     assert skipped == {5: "out of memory", 9: "larger than a point that ran out of memory"}
+
+
+def test_a_probe_that_fails_costs_only_itself(session: Session) -> None:
+    """Whatever a kernel's library raises is noted in one line; the next run tries that probe again."""
+
+    def broken() -> list:
+        raise LookupError("no kernel image\nlong dump")
+
+    def probes() -> list[Probe]:
+        return [Probe("count", {"n": 0}, broken), counting_probe([])]
+
+    measure.run(probes(), session, DEVICE)
+    first, second = (r for r in rows(session) if r["op"] == "count")
+    assert first["skipped"] == "LookupError: no kernel image"
+    assert second["time_s"] > 0
+    again = open_session(session.path, session.machine)
+    assert measure.run(probes(), again, DEVICE) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "tried"), [("CUDA error: an illegal address", 1), ("any", measure.MOST_FAILURES)]
+)
+def test_a_card_that_fails_ends_the_run(session: Session, said: str, tried: int) -> None:
+    """A failed card ends the run at once, any other failure after a few in a row; the line says how to go on."""
+
+    def broken() -> list:
+        raise RuntimeError(said)
+
+    with pytest.raises(KvplanError, match=r"measuring fails: .*m\.jsonl, run it again to go on"):
+        measure.run([Probe("count", {"n": i}, broken) for i in range(20)], session, DEVICE)
+    assert len([r for r in rows(session) if "skipped" in r]) == tried
+
+
+def test_another_program_is_looked_for_on_the_first_visible_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML is asked about the card that CUDA_VISIBLE_DEVICES puts first, by index or by name, and says who computes."""
+    asked: list[object] = []
+    nvml = ModuleType("pynvml")
+    nvml.NVMLError = OSError  # type: ignore[attr-defined]
+    nvml.nvmlInit = lambda: None  # type: ignore[attr-defined]
+    nvml.nvmlDeviceGetHandleByIndex = asked.append  # type: ignore[attr-defined]
+    nvml.nvmlDeviceGetHandleByUUID = asked.append  # type: ignore[attr-defined]
+    nvml.nvmlDeviceGetComputeRunningProcesses = lambda handle: [  # type: ignore[attr-defined]
+        SimpleNamespace(pid=os.getpid()),
+        SimpleNamespace(pid=4711),
+    ]
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    for visible in ("", "3,1", "GPU-5f"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert measure.strangers("cuda") == [4711]
+    assert asked == [0, 3, "GPU-5f"]
+    assert measure.strangers("cpu") == []
 
 
 def test_timing_repeats_and_measures_time(monkeypatch: pytest.MonkeyPatch) -> None:

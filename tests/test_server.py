@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 from kvplan.calibrate import loads
+from kvplan.calibrate.card import measure_server
 from kvplan.calibrate.loads import Injection, Load
 from kvplan.calibrate.server import Server, Stream, parse_metrics
 from kvplan.calibrate.session import open_session
+from kvplan.cli import run
 from kvplan.errors import KvplanError
+from kvplan.model import load_model
 
 EXCHANGE = json.loads((Path(__file__).parent / "fixtures" / "vllm_exchange.json").read_text())
 
@@ -181,6 +184,69 @@ def test_nonsense_is_one_clear_line(serve, handler, says: str, tmp_path: Path) -
     with pytest.raises(KvplanError, match=says) as caught:
         observe(serve(handler), tmp_path / "m.jsonl")
     assert "\n" not in str(caught.value)
+
+
+class Page(Recorded):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<!doctype html><title>hello</title>")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://127.0.0.1:99999", "is not an address"),
+        ("http://127.0.0.1:port", "is not an address"),
+        ("http://[::1", "is not an address"),
+        ("http://127.0.0.1:1", "stopped answering"),
+        ("", "did not answer in JSON; is this an OpenAI-style server"),
+    ],
+)
+def test_the_command_names_an_address_that_will_not_do(
+    serve, url: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No address, a dead one, one that answers with a web page: one line, exit code 2, nothing written."""
+    files = ["--measurements", str(tmp_path / "m.jsonl"), "-o", str(tmp_path / "p.json")]
+    assert run(["calibrate", "--quiet", "--gpu", "cpu", "--server", url or serve(Page).url, *files]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_card_is_told_before_the_server_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    """The card of a server is a name of the table, or cpu."""
+    assert run(["calibrate", "--quiet", "--gpu", "h2000", "--server", "http://127.0.0.1:1"]) == 2
+    assert "h2000" in capsys.readouterr().err
+
+
+def test_a_server_that_dies_midway_costs_only_what_was_not_sent(
+    serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error says where the rows are; the next call sends what is missing and nothing twice."""
+    monkeypatch.setattr(loads, "LOADS", (Load(1, 64, 12), Load(2, 512, 12)))
+    monkeypatch.setattr(loads, "INJECTIONS", ())
+    left = [2]  # the warm-up and the first load
+
+    class Dying(Recorded):
+        def do_POST(self) -> None:
+            left[0] -= 1
+            if left[0] >= 0:
+                super().do_POST()
+
+    url, out = serve(Dying).url, tmp_path / "m.jsonl"
+    model = load_model("Qwen/Qwen3-8B")
+    with pytest.raises(
+        KvplanError, match=r"stopped answering.*; 1 loads are in .*m\.jsonl, run it again to go on"
+    ):
+        measure_server(out, url, model, "cpu", rounds=1)
+    kept = out.read_text()
+    assert '"decode_step"' in kept
+    left[0] = 100
+    measure_server(out, url, model, "cpu", rounds=1)
+    assert out.read_text().startswith(kept)
+    assert left[0] == 100 - 1 - 2
 
 
 def test_a_server_that_does_not_answer(serve) -> None:

@@ -43,7 +43,10 @@ class PoolCheck(NamedTuple):
 def measure_server(
     out: Path, url: str, model: ModelSpec, gpu: str, rounds: int = 3, report: Report = no_report
 ) -> tuple[Session, CacheFacts]:
-    """Measure a live vLLM from outside into `out`; `model` is what it serves, `gpu` the card it runs on."""
+    """Measure a live vLLM from outside into `out`; `model` is what it serves, `gpu` the card it runs on.
+
+    A server that stops answering ends it; the rows that came before stay in `out`, and another call goes on there.
+    """
     server = Server(url)
     facts = server.facts()
     machine = {
@@ -57,7 +60,12 @@ def measure_server(
         **{k: v for k, v in facts._asdict().items() if k not in ("model", "engine_version")},
     }
     session = open_session(out, machine)
-    observe(server, facts, session, subject_of(model), rounds, report=report)
+    before = len(session.done)
+    try:
+        observe(server, facts, session, subject_of(model), rounds, report=report)
+    except KvplanError as error:
+        kept = f"{len(session.done)} loads are in {out}, run it again to go on"
+        raise KvplanError(f"{error}; {kept}" if len(session.done) > before else str(error)) from None
     return session, facts
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -28,6 +29,9 @@ SPREAD_BOUND = {"cuda": 0.10, "cpu": 0.30}
 """Interquartile range over median beyond which a point is measured again, then marked `noisy`."""
 SHORTEST_S = 1e-3
 """On a CPU, calls are repeated within one reading until it lasts this long: its clock is coarse and shared."""
+OUT_OF_MEMORY = "out of memory"
+MOST_FAILURES = 5
+"""Probes in a row that may fail before a run ends."""
 TARGET_S = {"cuda": 0.15, "cpu": 0.06}
 """Time spent repeating one probe, once it is warm."""
 
@@ -124,10 +128,15 @@ def run(
 ) -> int:
     """Measure every probe not in the file yet, `rounds` times on different minutes; return how many rows came.
 
-    A probe that runs out of memory is noted as skipped, and so are larger ones of its op: the grid shrinks.
+    A probe that runs out of memory is noted as skipped, and so are larger ones of its op: the grid shrinks. One that
+    fails otherwise is noted too, and tried again by the next run.
+
+    Raises:
+        KvplanError: the card itself failed, or `MOST_FAILURES` probes in a row did.
     """
     todo = [(p, r) for r in range(rounds) for p in probes if p.key(r) not in session.done]
     too_large: dict[str, float] = {}
+    failures = 0
     for number, (probe, round_) in enumerate(todo):
         report(probe.op, number, len(todo))
         row = {"op": probe.op, "machine": session.machine["machine"], "round": round_, **probe.point}
@@ -136,8 +145,15 @@ def run(
         else:
             try:
                 row |= measure(probe, device)
-            except torch.OutOfMemoryError:
-                row |= {"skipped": "out of memory"}
+                failures = 0
+            except Exception as error:  # kernels come from many libraries: no probe may cost the others
+                if not out_of_memory(error):
+                    failures += 1
+                    session.append(row | {"skipped": one_line(error)})
+                    _give_up(error, failures, session)
+                    release(device)
+                    continue
+                row |= {"skipped": OUT_OF_MEMORY}
                 too_large[probe.op] = probe.floor_bytes
         row |= {"floor_bytes": probe.floor_bytes, "floor_flops": probe.floor_flops, "key": probe.key(round_)}
         session.append(row)
@@ -145,6 +161,28 @@ def run(
         release(device)
     report("", len(todo), len(todo))
     return len(todo)
+
+
+def _give_up(error: Exception, failures: int, session: Session) -> None:
+    """End a run that goes nowhere: a card in a failed state answers nothing else until the process ends."""
+    if failures >= MOST_FAILURES or "CUDA error" in str(error):
+        raise KvplanError(
+            f"measuring fails: {one_line(error)}; what was measured is in {session.path}, run it again to go on"
+        ) from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is no room; a CPU's allocator, cuBLAS and graphs have no error of their own."""
+    said = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in said
+    )
+
+
+def one_line(error: Exception) -> str:
+    """An error's kind and first line."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0][:160]}" if said else type(error).__name__
 
 
 def release(device: torch.device) -> None:
@@ -200,9 +238,12 @@ def used_bytes(device: torch.device) -> int | None:
     return None if found < 0 or device.type != "cuda" else int(found)
 
 
-def strangers(device: torch.device) -> list[int]:
-    """Process ids of other programs computing on this card; a measurement beside them is not one."""
-    if device.type != "cuda":
+def strangers(device_name: str) -> list[int]:
+    """Process ids of other programs computing on this card; a measurement beside them is not one.
+
+    Ask before this process touches the card: in a container NVML may know it by another id.
+    """
+    if device_name != "cuda":
         return []
 
     def read(nvml: Any, handle: Any) -> list[int]:
@@ -212,15 +253,15 @@ def strangers(device: torch.device) -> list[int]:
 
 
 def _nvml(read: Callable[[Any, Any], Any], otherwise: Any) -> Any:
-    """Ask NVML about the first card; `otherwise` where the library or the driver is not there or does not say."""
+    """Ask NVML about the first visible card; `otherwise` where library or driver are not there or do not say."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(
-            torch.cuda.current_device() if torch.cuda.is_available() else 0
-        )
-        return read(pynvml, handle)
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+        if first.startswith(("GPU-", "MIG-")):
+            return read(pynvml, pynvml.nvmlDeviceGetHandleByUUID(first))
+        return read(pynvml, pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0))
     except ImportError:
         return otherwise
     except pynvml.NVMLError:
@@ -235,12 +276,18 @@ def pick_device(name: str) -> torch.device:
     if name == "cpu":
         torch.set_num_threads(1)
         return torch.device("cpu")
+    if name != "cuda":
+        raise KvplanError(f"no device {name!r}; there is cuda, cpu")
     if torch.version.cuda is None:
         raise KvplanError(
-            f"this torch ({torch.__version__}) is a CPU build; install a CUDA build, or use --device cpu"
+            f"this torch ({torch.__version__}) is a CPU build; install a CUDA build, or choose the device cpu"
         )
-    if not torch.cuda.is_available():
-        raise KvplanError(
-            "torch sees no CUDA device: no card, or a driver older than this CUDA; try `nvidia-smi`"
-        )
+    with warnings.catch_warnings(
+        record=True
+    ) as said:  # torch warns of an old driver: that is the reason to give
+        warnings.simplefilter("always")
+        found = torch.cuda.is_available()
+    if not found:
+        why = str(said[0].message).splitlines()[0] if said else "no card, or a driver older than this CUDA"
+        raise KvplanError(f"torch sees no CUDA device ({why[:160]}); try `nvidia-smi`")
     return torch.device("cuda", torch.cuda.current_device())

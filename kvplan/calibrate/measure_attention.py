@@ -151,8 +151,8 @@ def decode_kernel(device: torch.device, kv_dtype: str) -> tuple[str, Kernel]:
         batch = make_batch(shape, [5, 64, 300], 16, kv_dtype, device)
         try:
             error = relative_error(kernel(batch)(), reference(batch))
-        except (RuntimeError, TypeError, ValueError, ImportError):
-            continue  # a version of the library that does not take this shape or type
+        except Exception:  # whatever a version of the library raises that does not take this shape or type
+            continue
         if error < 2e-2:
             return name, kernel
     return "sdpa", _sdpa_kernel

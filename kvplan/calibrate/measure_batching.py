@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kvplan.calibrate.grids import Grid, Serving
-from kvplan.calibrate.measure import machine_facts, release
+from kvplan.calibrate.measure import machine_facts, one_line, release
 from kvplan.calibrate.measure_model import model_facts
 from kvplan.calibrate.session import Point, Report, Session, batches_path, no_report, open_session
 
@@ -251,7 +251,8 @@ def measure_batching(grid: Grid, session: Session, device: torch.device, report:
             file.done.add(key)
         note = ""
     except UNLIKE as error:
-        note = f"batches of transformers not measured: {_one_line(error)}"
+        why = one_line(error).removeprefix("ImportError: ")
+        note = f"batches of transformers not measured: {why}"
         _note(session, note)
     release(device)
     return note
@@ -264,11 +265,3 @@ def _note(session: Session, note: str) -> None:
             {"op": "batching", "machine": session.machine["machine"], "skipped": note, "key": note}
         )
         session.done.add(note)
-
-
-def _one_line(error: Exception) -> str:
-    """An error's first line, its kind in front where it says little by itself."""
-    said = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return (
-        said[:160] if isinstance(error, ImportError) else f"{type(error).__name__}: {said[:160]}".rstrip(": ")
-    )

@@ -1,6 +1,6 @@
 """Everything that is measured on one card, in one call. Needs torch and the standard library alone.
 
-    python -m kvplan.calibrate.measure_card FILE [cuda|cpu] [default|quick|cpu]
+    python -m kvplan.calibrate.measure_card FILE [cuda|cpu] [default|quick|cpu] [--force]
 
 is that call, for a machine without network: copy the package there, run it, bring FILE back and `kvplan fit` it.
 """
@@ -43,9 +43,13 @@ def measure_card(
         measure_model,
     )
 
+    if grid_name and grid_name not in GRIDS:
+        raise KvplanError(f"no grid {grid_name!r}; there is {', '.join(GRIDS)}")
+    others = measure.strangers(
+        device_name
+    )  # before this process touches the card: containers count processes anew
     device = measure.pick_device(device_name)
     grid = GRIDS[grid_name or ("cpu" if device.type == "cpu" else "default")]
-    others = measure.strangers(device)
     if others and not force:
         raise KvplanError(
             f"process {others[0]} computes on this card too; stop it, or measure beside it with --force"
@@ -73,11 +77,25 @@ def _print_progress(what: str, done: int, total: int) -> None:
     print(f"{done}/{total} {what}", file=sys.stderr, flush=True)
 
 
-if __name__ == "__main__":
+USAGE = "usage: python -m kvplan.calibrate.measure_card FILE [cuda|cpu] [default|quick|cpu] [--force]"
+
+
+def main(words: list[str]) -> int:
+    """Measure as the command line says; an error is one line and exit code 2, as of `kvplan`."""
+    force = words[-1:] == ["--force"]
+    out, *rest = words[: -1 if force else None] or [""]
     try:
-        out, *rest = sys.argv[1:]
-        measure_card(Path(out), *rest[:2], report=_print_progress)
-    except (KvplanError, ValueError, TypeError) as error:
-        sys.exit(
-            f"{error}; usage: python -m kvplan.calibrate.measure_card FILE [cuda|cpu] [default|quick|cpu]"
-        )
+        if not out or len(rest) > 2:
+            raise KvplanError(USAGE)
+        measure_card(Path(out), *rest, force=force, report=_print_progress)
+    except (KvplanError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped; what was measured is in {out}, run it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kvplan.calibrate.grids import Grid, StepModel
-from kvplan.calibrate.measure import release, used_bytes
+from kvplan.calibrate.measure import OUT_OF_MEMORY, out_of_memory, release, used_bytes
 from kvplan.calibrate.measure_attention import TORCH_DTYPES, decode_kernel
 from kvplan.calibrate.measure_model import Decoder, captured, make_layers, mlp, moe
 from kvplan.calibrate.session import Report, Session, no_report
@@ -21,15 +21,22 @@ Row = dict[str, Any]
 
 
 def measure_memory(grid: Grid, session: Session, device: torch.device, report: Report = no_report) -> None:
-    """Append every memory row of this grid that is not in the file yet."""
+    """Append every memory row of this grid that is not in the file yet; what does not fit is noted and passed over."""
     sources = (context_rows, pool_rows, growth_rows, largest_pool_rows, activation_rows, graph_rows)
     for number, source in enumerate(sources):
         key = f"memory {source.__name__} {grid.name}"
         if key in session.done:
             continue
         report(f"memory: {source.__name__.removesuffix('_rows')}", number, len(sources))
-        for row in source(grid, device):
-            session.append({"machine": session.machine["machine"], **row})
+        machine = session.machine["machine"]
+        try:
+            for row in source(grid, device):
+                session.append({"machine": machine, **row})
+                release(device)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            session.append({"op": f"memory_{source.__name__}", "machine": machine, "skipped": OUT_OF_MEMORY})
             release(device)
         session.append({"op": "done", "machine": session.machine["machine"], "key": key})
         session.done.add(key)

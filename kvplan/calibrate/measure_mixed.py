@@ -179,7 +179,7 @@ def is_right(kernel: MixedKernel, ragged: Ragged, bound: float = 2e-2) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return relative_error(kernel(ragged)(), ragged_reference(ragged)) < bound
-    except (RuntimeError, TypeError, ValueError, ImportError, AttributeError):
+    except Exception:  # libraries and compilers have errors of their own
         return False
 
 

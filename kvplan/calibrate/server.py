@@ -134,11 +134,15 @@ class _Connection:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        parts = urlsplit(server.url)
+        try:
+            parts = urlsplit(server.url)
+            port = parts.port
+        except ValueError:  # no number, or beyond 65535; an unclosed bracket
+            parts, port = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise KvplanError(f"{server.url!r} is not an address; write http://host:port")
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self.connection = kind(parts.hostname, parts.port, timeout=server.timeout_s)
+        self.connection = kind(parts.hostname, port, timeout=server.timeout_s)
 
     def __enter__(self) -> http.client.HTTPConnection:
         return self.connection

@@ -49,18 +49,38 @@ class Session:
 def open_session(path: Path, machine: dict[str, Any]) -> Session:
     """Open or continue a measurement file; a file of another machine is refused, a torn last line dropped."""
     session = Session(path, machine)
-    rows = list(_rows(path)) if path.exists() else []
+    try:
+        rows = list(_rows(path)) if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise KvplanError(f"{path}: no measurement file that can be read ({_why(error)})") from None
     for row in rows:
-        if row["op"] == "machine" and row["machine"] != machine["machine"]:
+        if row["op"] == "machine" and row.get("machine") != machine["machine"]:
             raise KvplanError(
-                f"{path} holds measurements of {row['machine']!r}, this is {machine['machine']!r}; choose another file"
+                f"{path} holds measurements of {row.get('machine')!r}, this is {machine['machine']!r}; "
+                "choose another file"
             )
         if "key" in row:
             session.done.add(row["key"])
+    check_writable(path)
     if not rows:
-        path.parent.mkdir(parents=True, exist_ok=True)
         session.append(machine)
     return session
+
+
+def check_writable(path: Path) -> None:
+    """Raise now what would only show when minutes of measuring are to be written; folders are made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise KvplanError(f"{path} cannot be written ({_why(error)}); choose another file") from None
+
+
+def _why(error: OSError | UnicodeDecodeError) -> str:
+    return getattr(error, "strerror", None) or "not text"
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -69,7 +89,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     lines = text.splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
+            row = json.loads(line)
+            if not isinstance(row, dict) or "op" not in row:
+                raise KvplanError(f"{path}:{number}: not a measurement row (an object with an op)")
+            yield row
         except json.JSONDecodeError as error:
             if number < len(lines) or text.endswith("\n"):
                 raise KvplanError(f"{path}:{number}: not a JSON row ({error.msg})") from None

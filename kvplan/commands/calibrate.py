@@ -12,11 +12,12 @@ from kvplan.calibrate.batching import Batches, notes
 from kvplan.calibrate.card import batches_of, fit_session, measure_server, pool_checks
 from kvplan.calibrate.measure_card import measure_card
 from kvplan.calibrate.server import CacheFacts
-from kvplan.calibrate.session import Report, no_report
+from kvplan.calibrate.session import Report, check_writable, no_report
 from kvplan.commands.batches import batch_lines, error_line
 from kvplan.commands.common import print_json
 from kvplan.commands.progress import Progress
 from kvplan.errors import KvplanError
+from kvplan.gpu import get_gpu
 from kvplan.model import load_model
 from kvplan.profile import Profile
 
@@ -68,6 +69,13 @@ def calibrate_command(
     """
     report = no_report if quiet else _reporter()
     facts = None
+    if rounds < 0:
+        raise KvplanError(f"--rounds {rounds}: a number from 1 up, or 0 for the default")
+    if measurements.resolve() == output.resolve():
+        raise KvplanError(
+            f"--measurements and --output both name {output}; write the profile to another file"
+        )
+    check_writable(output)
     if server:
         facts, session = _server(server, model, gpu, measurements, rounds or 3, report)
     else:
@@ -78,8 +86,8 @@ def calibrate_command(
     if json:
         print_json(document(profile, pool_checks(session), facts, batches))
     else:
-        print("\n".join(report_lines(profile, pool_checks(session), facts)))
-        print("\n".join(batch_lines(batches, notes(session.path))))
+        report_of = report_lines(profile, pool_checks(session), facts)
+        print("\n".join([*report_of, *batch_lines(batches, notes(session.path))]))
         print(f"\nmeasurements: {measurements}\nprofile: {output}")
     return 0
 
@@ -91,6 +99,8 @@ def _server(
         raise KvplanError("--server needs --gpu: the card it runs on (a name of `kvplan gpus`, or cpu)")
     from kvplan.calibrate.server import Server
 
+    if gpu != "cpu":
+        gpu = get_gpu(gpu).name
     name = model or Server(url).facts().model
     session, facts = measure_server(measurements, url, load_model(name), gpu, rounds, report)
     return facts, session
