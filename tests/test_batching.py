@@ -195,18 +195,37 @@ def test_a_run_that_broke_off_keeps_its_batches_and_is_run_again(
             return drive(FakeProcessor(3 if len(ran) == 2 else 10**9), requests)
 
     monkeypatch.setattr(measure_batching, "Engine", FakeEngine)
-    note = measure_batching.measure_batching(CPU, session, DEVICE)
+    grid = replace(CPU, serving=CPU.serving._replace(repeats=1))
+    note = measure_batching.measure_batching(grid, session, DEVICE)
     assert note == "batches of transformers not measured: OutOfMemoryError: no room for the mask"
     file = batches_path(session.path)
     kept = rows(file)
     assert [row["run"] for row in kept if "run" in row][-2:] == [1, 1]
-    assert measure_batching.measure_batching(CPU, session, DEVICE) == ""
+    assert measure_batching.measure_batching(grid, session, DEVICE) == ""
     assert rows(file)[: len(kept)] == kept
     first, second = (draw_requests(CPU.serving, seed)[0].arrival for seed in (0, 1))
     assert ran == [first, second, second]
     assert all(row["held_out"] == (row["run"] == 1) for row in rows(file) if "run" in row)
-    assert measure_batching.measure_batching(CPU, session, DEVICE) == ""
+    assert measure_batching.measure_batching(grid, session, DEVICE) == ""
     assert len(ran) == 3
+
+
+def test_repetitions_give_medians_of_the_same_batches() -> None:
+    """Each run is served so often as asked, in turn; a batch's time is the median of those that ran just that batch."""
+
+    def row(tokens: int, time_s: float) -> dict[str, Any]:
+        return {"op": "decode_step", "num_tokens": tokens, "time_s": time_s, "forward_s": time_s / 2}
+
+    repeats = [
+        [row(1, 1.0), row(2, 5.0)],
+        [row(1, 3.0), row(2, 7.0), row(3, 9.0)],
+        [row(1, 8.0), row(9, 0.1)],
+    ]
+    found = measure_batching.typical(repeats)
+    assert [(r["time_s"], r["forward_s"], r["num_repeats"]) for r in found] == [
+        (3.0, 1.5, 3), (6.0, 3.0, 2), (9.0, 4.5, 1),
+    ]  # fmt: skip
+    assert measure_batching.typical([[]]) == measure_batching.typical([]) == []
 
 
 GEMM = {
@@ -302,7 +321,7 @@ def test_transformers_itself(session: Session) -> None:
     pytest.importorskip(
         "transformers", reason="the batches of a real scheduler need transformers 5.17 or later"
     )
-    tiny = CPU.serving._replace(num_requests=5, prompt_tokens=24, output_tokens=6, pool_tokens=256)
+    tiny = CPU.serving._replace(repeats=2, num_requests=5, prompt_tokens=24, output_tokens=6, pool_tokens=256)
     grid = replace(CPU, serving=tiny)
     assert measure_batching.measure_batching(grid, session, DEVICE) == ""
     found = [row for row in rows(batches_path(session.path)) if "run" in row]
@@ -311,3 +330,4 @@ def test_transformers_itself(session: Session) -> None:
         ran = [row for row in found if row["run"] == run]
         assert sum(row["num_prefill_tokens"] for row in ran) == sum(r.prompt_tokens for r in asked)
         assert sum(row["num_decodes"] for row in ran) == sum(r.output_tokens - 1 for r in asked)
+        assert {row["num_repeats"] for row in ran} == {2}

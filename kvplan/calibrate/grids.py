@@ -52,6 +52,8 @@ class Serving(NamedTuple):
     max_batch_tokens: int
     budget_s: float
     """Seconds after which a run is ended where it is."""
+    repeats: int = 1
+    """Times each run is served; its batches are the same every time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ CPU = Grid(
     step_contexts=(64, 256, 1024),
     copy_bytes=(1 << 24, 1 << 26),
     pool_shapes=((4, 2, 32, 16), (8, 1, 64, 16)),
-    serving=Serving(TINY, 24, 2.0, 64, 24, 768, 128, 20.0),
+    serving=Serving(TINY, 24, 2.0, 64, 24, 768, 128, 5.0, repeats=5),
     max_pool_bytes=1 << 30,
     l2_bytes=1 << 22,
     held_out_context=1024,

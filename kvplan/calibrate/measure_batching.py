@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
+from statistics import median
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from kvplan.calibrate.session import Point, Report, Session, batches_path, no_re
 RUNS = 2
 """Run 0 to fit, run 1 to predict."""
 PAGE = 32
+TIMES = ("time_s", "forward_s")
 UNLIKE = (ImportError, AttributeError, TypeError, ValueError, KeyError, RuntimeError)
 """What a transformers of another interface, or one without room on the card, raises."""
 
@@ -197,6 +199,8 @@ class Engine:
         manager.start()
         while manager.is_running() and not recorder.idle.wait(0.05):
             pass
+        if not recorder.idle.is_set() and recorder.error is None:
+            recorder.error = RuntimeError("transformers' loop ended before the requests did")
         manager.stop(block=True, timeout=30.0, **({"hard_stop": True} if _takes_hard_stop(manager) else {}))
         return recorder
 
@@ -230,25 +234,15 @@ def llama_config(serving: Serving) -> dict[str, Any]:
 def measure_batching(grid: Grid, session: Session, device: torch.device, report: Report = no_report) -> str:
     """Run what is not in the file yet; return what kept it from running, in one line, or nothing.
 
-    Rows are written when a run ends, also one that broke off; only whole runs are not run again.
+    Rows are written at the end, also of runs that broke off; only whole runs are not run again.
     """
-    keys = {f"batching {grid.name} {run}": run for run in range(RUNS)}
     try:
         if find_spec("transformers") is None:
             raise ImportError("transformers is not installed")
         file = open_session(batches_path(session.path), engine_facts(grid.serving, device))
-        todo = {key: run for key, run in keys.items() if key not in file.done}
-        engine = Engine(grid.serving, device) if todo else None
-        for number, (key, run) in enumerate(todo.items()):
-            assert engine is not None
-            report("batches of transformers", number, len(todo))
-            recorder = engine.run(draw_requests(grid.serving, run))
-            for row in recorder.rows:
-                file.append({**row, "run": run, "held_out": run == RUNS - 1})
-            if recorder.error is not None:
-                raise recorder.error
-            file.append({"op": "done", "key": key})
-            file.done.add(key)
+        todo = [run for run in range(RUNS) if _key(grid, run) not in file.done]
+        if todo:
+            _serve(Engine(grid.serving, device), grid, todo, file, report)
         note = ""
     except UNLIKE as error:
         why = one_line(error).removeprefix("ImportError: ")
@@ -256,6 +250,51 @@ def measure_batching(grid: Grid, session: Session, device: torch.device, report:
         _note(session, note)
     release(device)
     return note
+
+
+def _key(grid: Grid, run: int) -> str:
+    return f"batching {grid.name} {run}"
+
+
+def _serve(engine: Engine, grid: Grid, todo: list[int], file: Session, report: Report) -> None:
+    """All repetitions of the runs in turn, then their rows; raises what ended a run, after writing."""
+    taken: dict[int, list[list[Point]]] = {run: [] for run in todo}
+    cases = [run for _ in range(grid.serving.repeats) for run in todo]
+    failed: dict[int, Exception] = {}
+    for number, run in enumerate(cases):
+        report("batches of transformers", number, len(cases))
+        recorder = engine.run(draw_requests(grid.serving, run))
+        taken[run].append(recorder.rows)
+        if recorder.error is not None:
+            failed[run] = recorder.error
+            break
+    for run, repeats in taken.items():
+        for row in typical(repeats):
+            file.append({**row, "run": run, "held_out": run == RUNS - 1})
+        if run not in failed and len(repeats) == grid.serving.repeats:
+            file.append({"op": "done", "key": _key(grid, run)})
+            file.done.add(_key(grid, run))
+    report("", len(cases), len(cases))
+    for error in failed.values():
+        raise error
+
+
+def typical(repeats: list[list[Point]]) -> list[Point]:
+    """One row per batch, its times the medians over the repetitions that ran the same batch.
+
+    The clock of arrivals counts batches and answers have fixed lengths, so repetitions run the same batches.
+    """
+    rows: list[Point] = []
+    for i in range(max(map(len, repeats), default=0)):
+        row = next(some[i] for some in repeats if len(some) > i)
+        same = [some[i] for some in repeats if len(some) > i and _shape(some[i]) == _shape(row)]
+        times = {name: median([float(one[name]) for one in same]) for name in TIMES}
+        rows.append({**row, **times, "num_repeats": len(same)})
+    return rows
+
+
+def _shape(row: Point) -> Point:
+    return {name: value for name, value in row.items() if name not in TIMES}
 
 
 def _note(session: Session, note: str) -> None:
