@@ -17,7 +17,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="measuring a card needs torch")
 
 from kvplan.calibrate import measure, measure_batching  # noqa: E402
-from kvplan.calibrate.batching import AS_CALIBRATED, REFITTED, _as_computed, check_batches, notes  # noqa: E402
+from kvplan.calibrate.batching import AS_CALIBRATED, REFITTED, _as_computed, check_batches  # noqa: E402
+from kvplan.calibrate.card import skipped_points  # noqa: E402
 from kvplan.calibrate.grids import CPU, LLAMA_8B, Serving  # noqa: E402
 from kvplan.calibrate.measure_batching import Recorder, Request, batch_shape, draw_requests  # noqa: E402
 from kvplan.calibrate.measure_model import model_facts  # noqa: E402
@@ -25,6 +26,7 @@ from kvplan.calibrate.measurements import read_measurements  # noqa: E402
 from kvplan.calibrate.predict import predict_family, predict_steps  # noqa: E402
 from kvplan.calibrate.session import Session, batches_path, open_session  # noqa: E402
 from kvplan.commands.batches import batch_lines  # noqa: E402
+from kvplan.commands.calibrate import skipped_lines  # noqa: E402
 from kvplan.gpu import get_gpu  # noqa: E402
 from kvplan.profile import load_profile  # noqa: E402
 from kvplan.steps.timing_profile import TimingProfile  # noqa: E402
@@ -63,6 +65,14 @@ def test_requests_are_drawn_once_and_for_all(serving: Serving) -> None:
     assert all(a.arrival < b.arrival for a, b in pairwise(first))
     assert max(r.prompt_tokens + r.output_tokens for r in first) < 0.85 * serving.pool_tokens
     assert min(min(r.prompt_tokens, r.output_tokens) for r in first) >= 2
+
+
+def test_a_small_card_serves_a_shallower_model() -> None:
+    """Layers are halved until weights and KV leave room; a card with room for all keeps all of them."""
+    serving = Serving(LLAMA_8B, 200, 6.0, 512, 128, 16384, 512, 22.0)
+    depths = [measure_batching.fitting(serving, gib * 2**30).model.num_layers for gib in (141, 24, 16, 8, 1)]
+    assert depths == [32, 32, 16, 8, 1]
+    assert measure_batching.fitting(serving, 141 * 2**30) == serving
 
 
 class FakeProcessor:
@@ -165,10 +175,12 @@ def test_without_transformers_one_line_says_so(session: Session, monkeypatch: py
     for _ in range(2):
         note = measure_batching.measure_batching(CPU, session, DEVICE)
         assert note == "batches of transformers not measured: transformers is not installed"
-    assert notes(session.path) == [note]
-    assert notes(open_session(session.path, session.machine).path) == [note]
+    assert [row["op"] for row in rows(session.path)] == ["machine", "batching"]
+    assert skipped_points(open_session(session.path, session.machine)) == {note: 1}
+    assert skipped_lines({note: 1}) == ["\nskipped:", f"     1 x {note}"]
     assert not batches_path(session.path).exists()
-    assert batch_lines(None, notes(session.path)) == [f"\n{note}"]
+    batches_path(session.path).touch()  # a later run did measure them
+    assert skipped_points(session) == {}
 
 
 def test_another_interface_is_one_line(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,9 +307,9 @@ def test_recorded_batches_are_read_and_predicted(tmp_path: Path) -> None:
     assert sum(e.num_points for e in batches.errors if e.held_out == AS_CALIBRATED) == len(held)
     assert batches.most_tokens <= batches.pool_tokens
     assert batches.note.startswith("not refitted: ")  # there are no products of that machine to hold on to
-    text = "\n".join(batch_lines(batches, ["an older note"]))
+    text = "\n".join(batch_lines(batches))
     assert "transformers 5.19.0 (sdpa): 46 batches" in text
-    assert "older note" not in text
+    assert batch_lines(None) == []
 
 
 def test_the_fit_of_the_card_does_not_see_the_batches(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ errors are of the second run, which no fit saw.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,12 +76,6 @@ def check_batches(path: Path, timing: TimingProfile, gpu: GpuSpec | None = None)
         int(column(rows, "kv_tokens").max()), int(machine.get("pool_tokens", 0)),
         int(column(rows, "num_waiting").max()), errors, totals, note,
     )  # fmt: skip
-
-
-def notes(path: Path) -> list[str]:
-    """Why batches were not measured, as a measurement file tells it."""
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return [row["skipped"] for row in rows if row["op"] == "batching"]
 
 
 def _judged(

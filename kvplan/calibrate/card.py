@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from kvplan.calibrate.loads import observe
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.mixing import timed_apart
 from kvplan.calibrate.server import CacheFacts, Server
-from kvplan.calibrate.session import SCHEMA_VERSION, Report, Session, no_report, open_session
+from kvplan.calibrate.session import SCHEMA_VERSION, Report, Session, batches_path, no_report, open_session
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, local
 from kvplan.model import ModelSpec
@@ -133,14 +134,32 @@ def batches_of(session: Session, profile: Profile) -> Batches | None:
     return check_batches(session.path, profile.timing, _card(session.machine))
 
 
+def skipped_points(session: Session) -> dict[str, int]:
+    """Why points of the file were not measured -> how many; those that a later run did measure are not counted."""
+    rows = [json.loads(line) for line in session.path.read_text(encoding="utf-8").splitlines()]
+    measured = {_point(row) for row in rows if "time_s" in row}
+    missing = {_point(row): row for row in rows if "skipped" in row and _point(row) not in measured}
+    has_batches = batches_path(session.path).exists()
+    return dict(
+        Counter(row["skipped"] for row in missing.values() if not (has_batches and row["op"] == "batching"))
+    )
+
+
+def _point(row: dict[str, Any]) -> str:
+    """What was to be measured: the row without its outcome."""
+    outcome = {"skipped", "time_s", "spread", "num_repeats", "noisy", "sm_clock_mhz", "power_w", "key"}
+    floors = {"floor_bytes", "floor_flops"}
+    return json.dumps({k: v for k, v in row.items() if k not in outcome | floors}, sort_keys=True)
+
+
 def pool_checks(session: Session) -> list[PoolCheck]:
     """Bytes per token of every real KV pool of the file, beside the formula."""
-    rows = (json.loads(line) for line in session.path.read_text().splitlines())
+    rows = (json.loads(line) for line in session.path.read_text(encoding="utf-8").splitlines())
     return [
         PoolCheck(
             row["num_layers"], row["num_kv_heads"], row["head_dim"], row["kv_dtype"],
             row["formula_bytes_per_token"], row["bytes_per_token"],
         )
         for row in rows
-        if row["op"] == "memory_pool"
+        if row["op"] == "memory_pool" and "skipped" not in row
     ]  # fmt: skip

@@ -13,6 +13,7 @@ import os
 import platform
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -31,7 +32,7 @@ SHORTEST_S = 1e-3
 """On a CPU, calls are repeated within one reading until it lasts this long: its clock is coarse and shared."""
 OUT_OF_MEMORY = "out of memory"
 MOST_FAILURES = 5
-"""Probes in a row that may fail before a run ends."""
+"""Probes of one kind that may fail before the rest of them is not tried."""
 TARGET_S = {"cuda": 0.15, "cpu": 0.06}
 """Time spent repeating one probe, once it is warm."""
 
@@ -128,29 +129,31 @@ def run(
 ) -> int:
     """Measure every probe not in the file yet, `rounds` times on different minutes; return how many rows came.
 
-    A probe that runs out of memory is noted as skipped, and so are larger ones of its op: the grid shrinks. One that
-    fails otherwise is noted too, and tried again by the next run.
+    A probe that runs out of memory is noted as skipped, and so are larger ones of its op: the grid shrinks. One
+    that fails otherwise is noted too, and tried again by the next run; after `MOST_FAILURES` of its kind the rest is
+    left out.
 
     Raises:
-        KvplanError: the card itself failed, or `MOST_FAILURES` probes in a row did.
+        KvplanError: the card itself failed.
     """
     todo = [(p, r) for r in range(rounds) for p in probes if p.key(r) not in session.done]
     too_large: dict[str, float] = {}
-    failures = 0
+    failures: Counter[str] = Counter()
     for number, (probe, round_) in enumerate(todo):
         report(probe.op, number, len(todo))
+        if failures[_kind(probe)] >= MOST_FAILURES:
+            continue
         row = {"op": probe.op, "machine": session.machine["machine"], "round": round_, **probe.point}
         if probe.floor_bytes > too_large.get(probe.op, math.inf):
             row |= {"skipped": "larger than a point that ran out of memory"}
         else:
             try:
                 row |= measure(probe, device)
-                failures = 0
             except Exception as error:  # kernels come from many libraries: no probe may cost the others
                 if not out_of_memory(error):
-                    failures += 1
+                    failures[_kind(probe)] += 1
                     session.append(row | {"skipped": one_line(error)})
-                    _give_up(error, failures, session)
+                    _end_on_a_failed_card(error, session)
                     release(device)
                     continue
                 row |= {"skipped": OUT_OF_MEMORY}
@@ -163,11 +166,16 @@ def run(
     return len(todo)
 
 
-def _give_up(error: Exception, failures: int, session: Session) -> None:
-    """End a run that goes nowhere: a card in a failed state answers nothing else until the process ends."""
-    if failures >= MOST_FAILURES or "CUDA error" in str(error):
+def _kind(probe: Probe) -> str:
+    """What shares a kernel: where one probe of it fails, others are likely to."""
+    return " ".join([probe.op, *(str(probe.point.get(name)) for name in ("mode", "dtype", "kv_dtype"))])
+
+
+def _end_on_a_failed_card(error: Exception, session: Session) -> None:
+    """A card in a failed state answers nothing else until the process ends."""
+    if "CUDA error" in str(error):
         raise KvplanError(
-            f"measuring fails: {one_line(error)}; what was measured is in {session.path}, run it again to go on"
+            f"the card fails: {one_line(error)}; what was measured is in {session.path}, run it again to go on"
         ) from error
 
 

@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from statistics import median
 from threading import Event
@@ -23,7 +23,7 @@ import torch
 
 from kvplan.calibrate.grids import Grid, Serving
 from kvplan.calibrate.measure import machine_facts, one_line, release
-from kvplan.calibrate.measure_model import model_facts
+from kvplan.calibrate.measure_model import model_facts, weight_bytes
 from kvplan.calibrate.session import Point, Report, Session, batches_path, no_report, open_session
 
 RUNS = 2
@@ -239,10 +239,11 @@ def measure_batching(grid: Grid, session: Session, device: torch.device, report:
     try:
         if find_spec("transformers") is None:
             raise ImportError("transformers is not installed")
-        file = open_session(batches_path(session.path), engine_facts(grid.serving, device))
+        serving = fitting(grid.serving, _free_bytes(device))
+        file = open_session(batches_path(session.path), engine_facts(serving, device))
         todo = [run for run in range(RUNS) if _key(grid, run) not in file.done]
         if todo:
-            _serve(Engine(grid.serving, device), grid, todo, file, report)
+            _serve(Engine(serving, device), replace(grid, serving=serving), todo, file, report)
         note = ""
     except UNLIKE as error:
         why = one_line(error).removeprefix("ImportError: ")
@@ -250,6 +251,19 @@ def measure_batching(grid: Grid, session: Session, device: torch.device, report:
         _note(session, note)
     release(device)
     return note
+
+
+def fitting(serving: Serving, free_bytes: float) -> Serving:
+    """The same load with so few layers that weights and KV take at most 70 % of the free memory."""
+    model = serving.model
+    kv = serving.pool_tokens * model.attention.kv_bytes("bfloat16")
+    while model.num_layers > 1 and weight_bytes(model, 1) + model.num_layers * kv > 0.7 * free_bytes:
+        model = model._replace(num_layers=model.num_layers // 2)
+    return serving._replace(model=model)
+
+
+def _free_bytes(device: torch.device) -> float:
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else math.inf
 
 
 def _key(grid: Grid, run: int) -> str:
@@ -270,7 +284,8 @@ def _serve(engine: Engine, grid: Grid, todo: list[int], file: Session, report: R
             break
     for run, repeats in taken.items():
         for row in typical(repeats):
-            file.append({**row, "run": run, "held_out": run == RUNS - 1})
+            depth = grid.serving.model.num_layers  # another attempt may find room for another depth
+            file.append({**row, "num_layers": depth, "run": run, "held_out": run == RUNS - 1})
         if run not in failed and len(repeats) == grid.serving.repeats:
             file.append({"op": "done", "key": _key(grid, run)})
             file.done.add(_key(grid, run))

@@ -11,10 +11,10 @@ def error_line(e: RegimeError) -> str:
     return f"{e.regime:<14}{e.num_points:>8}{e.median:>9.1%}{e.p95:>8.1%}{e.bias:>8.1%}   {e.held_out}"
 
 
-def batch_lines(batches: Batches | None, why_not: list[str]) -> list[str]:
-    """How well the batches of a real scheduler are told, or why there are none."""
+def batch_lines(batches: Batches | None) -> list[str]:
+    """How well the batches of a real scheduler are told; nothing where there are none."""
     if batches is None:
-        return [f"\n{note}" for note in why_not[-1:]]
+        return []
     return [
         f"\n{batches.engine} ({batches.attention}): {batches.num_batches:,} batches under KV pressure "
         f"(up to {batches.most_tokens:,} of {batches.pool_tokens:,} tokens, {batches.most_waiting} waiting)",

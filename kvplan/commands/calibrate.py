@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from kvplan.calibrate.batching import Batches, notes
-from kvplan.calibrate.card import batches_of, fit_session, measure_server, pool_checks
+from kvplan.calibrate.batching import Batches
+from kvplan.calibrate.card import batches_of, fit_session, measure_server, pool_checks, skipped_points
 from kvplan.calibrate.measure_card import measure_card
 from kvplan.calibrate.server import CacheFacts
 from kvplan.calibrate.session import Report, check_writable, no_report
@@ -84,10 +84,12 @@ def calibrate_command(
     profile = fit_session(session, output)
     batches = batches_of(session, profile)
     if json:
-        print_json(document(profile, pool_checks(session), facts, batches))
+        print_json(
+            document(profile, pool_checks(session), facts, batches) | {"skipped": skipped_points(session)}
+        )
     else:
         report_of = report_lines(profile, pool_checks(session), facts)
-        print("\n".join([*report_of, *batch_lines(batches, notes(session.path))]))
+        print("\n".join([*report_of, *batch_lines(batches), *skipped_lines(skipped_points(session))]))
         print(f"\nmeasurements: {measurements}\nprofile: {output}")
     return 0
 
@@ -167,3 +169,9 @@ def report_lines(profile: Profile, pools: list[Any], facts: CacheFacts | None) -
         lines += ["\nnot measured, assumed:"]
         lines += [f"  {name}: {why}" for name, why in profile.timing.assumed.items()]
     return lines
+
+
+def skipped_lines(skipped: dict[str, int]) -> list[str]:
+    """What was not measured and why."""
+    lines = [f"  {count:>4} x {why}" for why, count in sorted(skipped.items())]
+    return ["\nskipped:", *lines] if lines else []

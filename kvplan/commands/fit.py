@@ -83,7 +83,7 @@ def batches_beside(files: tuple[Path, ...], profile: Profile) -> list[str]:
     except KvplanError:  # a CPU, or a card that the table does not have
         card = None
     batches = check_batches(files[0], profile.timing, card)
-    return batch_lines(batches, [])
+    return batch_lines(batches)
 
 
 def read_assumptions(pairs: tuple[str, ...]) -> dict[str, tuple[float, str]]:
