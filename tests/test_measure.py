@@ -141,6 +141,33 @@ def test_a_card_that_fails_ends_the_run(session: Session) -> None:
     with pytest.raises(KvplanError, match=r"the card fails: .*m\.jsonl, run it again to go on"):
         measure.run([Probe("count", {"n": i}, broken) for i in range(20)], session, DEVICE)
     assert len([r for r in rows(session) if "skipped" in r]) == 1
+    again = open_session(session.path, session.machine)
+    assert (
+        measure.run([counting_probe([], i) for i in range(20)], again, DEVICE) == 19
+    )  # all but the one that did it
+
+
+def test_a_memory_probe_that_fails_costs_only_itself(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reason is noted and the next ones run; one that brings the card down ends the run, and is not tried again."""
+
+    def broken(*args: object) -> None:
+        raise RuntimeError("cannot be captured")
+
+    def down(*args: object) -> None:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(measure_memory, "pool_rows", broken)
+    monkeypatch.setattr(measure_memory, "graph_rows", down)
+    broken.__name__, down.__name__ = "pool_rows", "graph_rows"
+    with pytest.raises(KvplanError, match=r"the card fails: .* run it again to go on"):
+        measure_memory.measure_memory(CPU, session, DEVICE)
+    skipped = [r["skipped"] for r in rows(session) if "skipped" in r]
+    assert skipped[0] == "RuntimeError: cannot be captured"
+    before = session.path.read_text()
+    measure_memory.measure_memory(CPU, open_session(session.path, session.machine), DEVICE)
+    assert session.path.read_text() == before
 
 
 def test_a_kernel_that_never_works_is_left_alone(session: Session) -> None:

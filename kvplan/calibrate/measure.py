@@ -152,8 +152,9 @@ def run(
             except Exception as error:  # kernels come from many libraries: no probe may cost the others
                 if not out_of_memory(error):
                     failures[_kind(probe)] += 1
-                    session.append(row | {"skipped": one_line(error)})
-                    _end_on_a_failed_card(error, session)
+                    row |= {"skipped": one_line(error)}
+                    end_on_a_failed_card(error, row | {"key": probe.key(round_)}, session)
+                    session.append(row)
                     release(device)
                     continue
                 row |= {"skipped": OUT_OF_MEMORY}
@@ -171,9 +172,13 @@ def _kind(probe: Probe) -> str:
     return " ".join([probe.op, *(str(probe.point.get(name)) for name in ("mode", "dtype", "kv_dtype"))])
 
 
-def _end_on_a_failed_card(error: Exception, session: Session) -> None:
-    """A card in a failed state answers nothing else until the process ends."""
+def end_on_a_failed_card(error: Exception, row: dict[str, Any], session: Session) -> None:
+    """Write the row and raise if the card failed: it answers nothing else until the process ends.
+
+    The row's key keeps the next run from what brought the card down.
+    """
     if "CUDA error" in str(error):
+        session.append(row)
         raise KvplanError(
             f"the card fails: {one_line(error)}; what was measured is in {session.path}, run it again to go on"
         ) from error

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 
 from kvplan.calibrate.grids import Grid, StepModel
-from kvplan.calibrate.measure import OUT_OF_MEMORY, out_of_memory, release, used_bytes
+from kvplan.calibrate.measure import (
+    OUT_OF_MEMORY,
+    end_on_a_failed_card,
+    one_line,
+    out_of_memory,
+    release,
+    used_bytes,
+)
 from kvplan.calibrate.measure_attention import TORCH_DTYPES, decode_kernel
 from kvplan.calibrate.measure_model import Decoder, captured, make_layers, mlp, moe
 from kvplan.calibrate.session import Report, Session, no_report
@@ -21,7 +28,7 @@ Row = dict[str, Any]
 
 
 def measure_memory(grid: Grid, session: Session, device: torch.device, report: Report = no_report) -> None:
-    """Append every memory row of this grid that is not in the file yet; what does not fit is noted and passed over."""
+    """Append every memory row of this grid that is not in the file yet; what fails is noted and passed over."""
     sources = (context_rows, pool_rows, growth_rows, largest_pool_rows, activation_rows, graph_rows)
     for number, source in enumerate(sources):
         key = f"memory {source.__name__} {grid.name}"
@@ -33,12 +40,13 @@ def measure_memory(grid: Grid, session: Session, device: torch.device, report: R
             for row in source(grid, device):
                 session.append({"machine": machine, **row})
                 release(device)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            session.append({"op": f"memory_{source.__name__}", "machine": machine, "skipped": OUT_OF_MEMORY})
+        except Exception as error:  # as for other probes: none may cost the others
+            why = OUT_OF_MEMORY if out_of_memory(error) else one_line(error)
+            skipped = {"op": f"memory_{source.__name__}", "machine": machine, "skipped": why}
+            end_on_a_failed_card(error, skipped | {"key": key}, session)
+            session.append(skipped)
             release(device)
-        session.append({"op": "done", "machine": session.machine["machine"], "key": key})
+        session.append({"op": "done", "machine": machine, "key": key})
         session.done.add(key)
 
 

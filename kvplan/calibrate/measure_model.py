@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import rms_norm, silu
 
 from kvplan.calibrate.grids import HELD_OUT, AttentionShape, Grid, StepModel
-from kvplan.calibrate.measure import Probe, release
+from kvplan.calibrate.measure import Probe, one_line, release
 from kvplan.calibrate.measure_attention import Batch, Kernel, decode_kernel, make_batch, prefill_call
 from kvplan.calibrate.session import Point, Session
 
@@ -295,8 +295,10 @@ def host_times(grid: Grid, session: Session, device: torch.device) -> None:
             continue
         try:
             times = _launch_times(Decoder(model, [grid.step_contexts[0]] * batch, grid.page, kernel, device))
-        except torch.OutOfMemoryError:
-            break  # larger batches do not fit either
+        except Exception as error:  # larger batches do not fit either, and batches of transformers come next
+            row = {"op": "host_step", "machine": session.machine["machine"], "num_decodes": batch}
+            session.append(row | {"skipped": one_line(error)})
+            break
         row = {"op": "host_step", "machine": session.machine["machine"], "model": model.name, "kernel": name}
         session.append(
             row | {"num_decodes": batch, "time_s": sorted(times[2:])[5], "num_repeats": 10, "key": key}
