@@ -169,3 +169,17 @@ def test_a_scenario_names_its_engine() -> None:
     ):
         with pytest.raises(KvplanError, match=message):
             parse_scenario({**data, **change})
+
+
+@pytest.mark.parametrize(
+    ("keys", "flag"), [({"sglang": {}}, "--max-running-requests"), ({}, "--max-num-seqs")]
+)
+def test_advice_speaks_the_engines_language(keys: dict[str, Any], flag: str) -> None:
+    """What to turn is named as the engine that was simulated names it."""
+    data = {
+        "model": "Qwen/Qwen3-8B", "gpu": "h100", "step_time": STEP,
+        "engine": {"max_num_seqs": 2, "max_model_len": 4096},
+        "workload": {"num_requests": 12, "arrivals": {"kind": "all_at_once"}, "prompt": 100, "answer": 50},
+    }  # fmt: skip
+    advice = simulate(parse_scenario(data | keys)).advice
+    assert any(flag in text for text in advice), advice

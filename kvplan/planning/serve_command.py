@@ -75,6 +75,16 @@ def serve_flags(args: EngineArgs, engine: Engine = "vllm") -> Flags:
     return flags
 
 
+def flag_text(engine: Engine = "vllm", **changes: object) -> str:
+    """How an engine's command line says some changes.
+
+    >>> flag_text("sglang", max_num_seqs=64), flag_text(kv_cache_dtype="fp8")
+    ('--max-running-requests 64', '--kv-cache-dtype fp8')
+    """
+    flags = serve_flags(EngineArgs.model_construct(**changes), engine)  # type: ignore[arg-type]
+    return " ".join(f"--{name} {value}" for name, value in flags.items())
+
+
 def _sglang_flags(changed: Flags, args: EngineArgs) -> Flags:
     """SGLang's switches turn off what vLLM's turn on; its pool is counted in tokens."""
     flags: Flags = {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvplan.engine_args import Engine
 from kvplan.limits import Limit
+from kvplan.planning.serve_command import flag_text
 from kvplan.result import Result
 
 WAITING_SHARE = 0.05
@@ -46,7 +48,8 @@ def _preempted(result: Result) -> list[str]:
     share = t.recomputed_tokens / computed
     return [
         f"{t.preemptions:,} preemptions, {share:.1%} of all computed tokens were computed again: more KV blocks "
-        "(--kv-cache-dtype fp8, -tp, a larger card) or a lower --max-num-seqs"
+        f"({flag_text(_engine(result), kv_cache_dtype='fp8')}, more ranks, a larger card) or a lower "
+        f"{_max_num_seqs(result)}"
     ]
 
 
@@ -66,8 +69,8 @@ def _idle_pool(result: Result) -> list[str]:
     if result.limited_by != Limit.MAX_NUM_SEQS or result.pool.peak_fraction > 0.7:
         return []
     return [
-        f"requests waited for --max-num-seqs while at most {result.pool.peak_fraction:.0%} of the KV blocks were "
-        "used: raise it"
+        f"requests waited for {_max_num_seqs(result)} while at most {result.pool.peak_fraction:.0%} of the KV "
+        "blocks were used: raise it"
     ]
 
 
@@ -79,6 +82,14 @@ def _long_queues(result: Result) -> list[str]:
     return [
         "most of the time to an answer was spent in the queue: the load is above what this deployment sustains"
     ]
+
+
+def _engine(result: Result) -> Engine:
+    return "vllm" if result.scenario.sglang is None else "sglang"
+
+
+def _max_num_seqs(result: Result) -> str:
+    return flag_text(_engine(result), max_num_seqs=1).split()[0]
 
 
 RULES = (_preempted, _cut_thinking, _idle_pool, _long_queues)

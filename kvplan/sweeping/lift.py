@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import NamedTuple
 
-from kvplan.engine_args import EngineArgs
+from kvplan.engine_args import Engine, EngineArgs
 from kvplan.gpu import get_gpu, gpu_names
+from kvplan.planning.serve_command import flag_text
 from kvplan.scenario import Scenario
 from kvplan.search import Execution, execute
 from kvplan.sweeping.figures import Row
@@ -63,10 +64,10 @@ def _cheapest(scenario: Scenario, highest: float, execution: Execution, search: 
 
 def _changes(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
     """Single changes of the main deployment, as a flag line says them."""
-    for text, update in _flags(scenario.engine):
+    for update in _flags(scenario.engine):
         # validated anew: what contradicts itself is refused as it would be on a command line
         engine = EngineArgs.model_validate({**scenario.engine.model_dump(exclude_defaults=True), **update})
-        yield text, scenario.model_copy(update={"engine": engine})
+        yield flag_text(_engine(scenario), **update), scenario.model_copy(update={"engine": engine})
     now = get_gpu(scenario.gpu)
     cards = [get_gpu(name) for name in gpu_names()]
     better = [c for c in cards if c.bandwidth > now.bandwidth and c.total_bytes >= now.total_bytes]
@@ -74,17 +75,19 @@ def _changes(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
         yield f"--gpu {card.name}", scenario.model_copy(update={"gpu": card.name})
 
 
-def _flags(args: EngineArgs) -> Iterator[tuple[str, dict[str, object]]]:
+def _engine(scenario: Scenario) -> Engine:
+    return "vllm" if scenario.sglang is None else "sglang"
+
+
+def _flags(args: EngineArgs) -> Iterator[dict[str, object]]:
     if args.kv_cache_dtype == "auto":
-        yield "--kv-cache-dtype fp8", {"kv_cache_dtype": "fp8"}
-    ranks = args.tensor_parallel_size * 2
-    yield f"--tensor-parallel-size {ranks}", {"tensor_parallel_size": ranks}
+        yield {"kv_cache_dtype": "fp8"}
+    yield {"tensor_parallel_size": args.tensor_parallel_size * 2}
     if args.max_num_seqs:
-        yield f"--max-num-seqs {args.max_num_seqs * 2}", {"max_num_seqs": args.max_num_seqs * 2}
+        yield {"max_num_seqs": args.max_num_seqs * 2}
     if args.gpu_memory_utilization is None or args.gpu_memory_utilization < 0.95:
-        yield "--gpu-memory-utilization 0.95", {"gpu_memory_utilization": 0.95}
-    tokens = args.max_num_batched_tokens
-    if tokens:
-        yield f"--max-num-batched-tokens {tokens * 2}", {"max_num_batched_tokens": tokens * 2}
+        yield {"gpu_memory_utilization": 0.95}
+    if args.max_num_batched_tokens:
+        yield {"max_num_batched_tokens": args.max_num_batched_tokens * 2}
     if args.quantization is None:
-        yield "--quantization fp8", {"quantization": "fp8"}
+        yield {"quantization": "fp8"}
