@@ -107,7 +107,10 @@ def test_rows_say_whether_one_kernel_served_both(monkeypatch: pytest.MonkeyPatch
         return lambda: measure_mixed.ragged_reference(case)
 
     monkeypatch.setattr(measure_mixed, "mixed_kernel", lambda *a: ("mine", kernel))
-    [one] = measure_mixed.mixed_probes(grid, DEVICE)
+    one, alone = measure_mixed.mixed_probes(grid, DEVICE)
+    assert (alone.op, alone.point["held_out"]) == ("prefill_attention", True)
+    assert alone.prepare()[0]().shape == (16, 8, 32)
+    seen.clear()
     assert (one.point["kernel"], one.point["one_kernel"], one.point["held_out"]) == ("mine", True, False)
     one.prepare()[0]()
     assert seen[0].new() == [1, 1, 1, 1, 16]

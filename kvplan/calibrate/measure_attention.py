@@ -220,10 +220,10 @@ def mla_probes(grid: Grid, device: torch.device) -> list[Probe]:
         return []
     from kvplan.calibrate.measure_triton import paged_decode
 
-    heads, rank, rope = MLA_SHAPE
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     probes = []
-    for batch, context in product(grid.batches, grid.contexts):
+    for mla, batch, context in product(MLA_SHAPES, grid.batches, grid.contexts):
+        heads, rank, rope = mla
         read = batch * context * (rank + rope) * 2
         if read > grid.max_pool_bytes:
             continue
@@ -232,8 +232,10 @@ def mla_probes(grid: Grid, device: torch.device) -> list[Probe]:
             "qk_rope_head_dim": rope, "num_decodes": batch, "decode_context": batch * context, "max_context": context,
         }  # fmt: skip
 
-        def prepare(batch: int = batch, context: int = context) -> list[Callable[[], object]]:
-            return [paged_decode(*make_mla_batch(MLA_SHAPE, [context] * batch, 64, device), sms, rope=rope)]
+        def prepare(
+            mla: tuple[int, int, int] = mla, batch: int = batch, context: int = context
+        ) -> list[Callable[[], object]]:
+            return [paged_decode(*make_mla_batch(mla, [context] * batch, 64, device), sms, rope=mla[2])]
 
         probes.append(
             Probe("mla_decode", point, prepare, read, 2.0 * batch * context * heads * (2 * rank + rope))
@@ -241,8 +243,11 @@ def mla_probes(grid: Grid, device: torch.device) -> list[Probe]:
     return probes
 
 
-MLA_SHAPE = (128, 512, 64)
-"""(heads, latent rank, rotary width) of DeepSeek V3 and R1 on one rank; source: their config.json."""
+MLA_SHAPES = ((128, 512, 64), (16, 512, 64))
+"""(heads, latent rank, rotary width) of DeepSeek V3 and R1 on one rank and on eight; source: their config.json.
+
+Of one number of heads, the bytes and the products of a context cannot be told apart.
+"""
 
 
 def make_mla_batch(shape: tuple[int, int, int], lengths: list[int], page: int, device: torch.device) -> Batch:
@@ -253,12 +258,17 @@ def make_mla_batch(shape: tuple[int, int, int], lengths: list[int], page: int, d
 
 
 def prefill_probes(grid: Grid, device: torch.device) -> list[Probe]:
-    """One prompt chunk over a past: causal attention of `chunk` queries to `past + chunk` keys."""
+    """One prompt chunk over a past: causal attention of `chunk` queries to `past + chunk` keys.
+
+    Over quantised KV a chunk is timed without a past: its own keys and values are still as they were computed.
+    """
     probes = []
-    for shape, chunk, past in product(grid.attention, grid.chunks, grid.pasts):
+    for kv_dtype, shape, chunk, past in product(grid.kv_dtypes, grid.attention, grid.chunks, grid.pasts):
+        if past and kv_dtype != grid.kv_dtypes[0]:
+            continue
         pairs = chunk * (past + chunk / 2)
         point: Point = {
-            "kernel": "sdpa", "kv_dtype": grid.kv_dtypes[0], **shape._asdict(),
+            "kernel": "sdpa", "kv_dtype": kv_dtype, **shape._asdict(),
             "num_prefill_tokens": chunk, "past": past, "prefill_attention": pairs,
         }  # fmt: skip
         flops = 4.0 * pairs * shape.num_heads * shape.head_dim

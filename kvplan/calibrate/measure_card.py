@@ -65,6 +65,7 @@ def measure_card(
         *measure_attention.prefill_probes(grid, device),
         *measure_mixed.mixed_probes(grid, device),
         *measure_model.gemm_probes(grid, device),
+        *measure_model.moe_probes(grid, device),
         *measure_attention.mla_probes(grid, device),
     ]
     measure.run(probes, session, device, rounds or grid.rounds, report)

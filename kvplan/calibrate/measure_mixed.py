@@ -184,7 +184,10 @@ def is_right(kernel: MixedKernel, ragged: Ragged, bound: float = 2e-2) -> bool:
 
 
 def mixed_probes(grid: Grid, device: torch.device) -> list[Probe]:
-    """A prompt chunk beside a decode batch. Rows of two kernels are held out: they check that the parts add up."""
+    """A prompt chunk beside a decode batch. Rows of two kernels are held out: they check that the parts add up.
+
+    One kernel also runs each chunk alone, held out: how far its prompts are from those that the fit saw.
+    """
     probes = []
     for kv_dtype in grid.kv_dtypes:
         found = mixed_kernel(device, kv_dtype, grid.page)
@@ -202,7 +205,21 @@ def mixed_probes(grid: Grid, device: torch.device) -> list[Probe]:
             parts = [(context - 1, 1)] * batch + [(0, chunk)]
             one = partial(_one_call, found[1] if found else None, shape, parts, grid.page, kv_dtype, device)
             probes.append(Probe("mixed_attention", point, one, read))
+        if found:
+            probes += [_lone_chunk(*found, chunk, kv_dtype, grid, device) for chunk in grid.mixed_chunks]
     return probes
+
+
+def _lone_chunk(
+    name: str, kernel: MixedKernel, chunk: int, kv_dtype: str, grid: Grid, device: torch.device
+) -> Probe:
+    shape = grid.attention[0]
+    point: Point = {
+        "kernel": name, "one_kernel": True, "held_out": True, "kv_dtype": kv_dtype, "block_size": grid.page,
+        **shape._asdict(), "num_prefill_tokens": chunk, "past": 0, "prefill_attention": chunk * chunk / 2,
+    }  # fmt: skip
+    prepare = partial(_one_call, kernel, shape, [(0, chunk)], grid.page, kv_dtype, device)
+    return Probe("prefill_attention", point, prepare, 0.0, 2.0 * chunk**2 * shape.num_heads * shape.head_dim)
 
 
 def _kernel_facts(found: tuple[str, MixedKernel] | None, kv_dtype: str, device: torch.device) -> Point:

@@ -275,6 +275,30 @@ def _gemm_call(dtype: str, m: int, n: int, k: int, device: torch.device) -> Call
     return lambda: torch._scaled_mm(x8, w8.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
 
 
+def moe_probes(grid: Grid, device: torch.device) -> list[Probe]:
+    """One layer's experts, router and sorting included, of each mixture; also half as wide, which tells what moves."""
+    probes = []
+    for model, share, tokens in product(grid.models, (1, 2), grid.gemm_tokens):
+        if not model.num_experts:
+            continue
+        wide = model.intermediate_size // share
+        point: Point = {
+            "dtype": "bfloat16", "num_tokens": tokens, "hidden_size": model.hidden_size, "intermediate_size": wide,
+            "num_experts": model.num_experts, "experts_per_token": model.experts_per_token,
+        }  # fmt: skip
+        params = 3 * model.hidden_size * wide
+        missed = (1 - model.experts_per_token / model.num_experts) ** tokens
+        prepare = partial(_experts_call, model._replace(intermediate_size=wide), tokens, device)
+        read = 2.0 * params * model.num_experts * (1 - missed)
+        probes.append(Probe("moe", point, prepare, read, 2.0 * params * tokens * model.experts_per_token))
+    return probes
+
+
+def _experts_call(model: StepModel, tokens: int, device: torch.device) -> list[Callable[[], object]]:
+    layer, x = make_layers(model, 1, device)[0], _random(tokens, model.hidden_size, device=device)
+    return [lambda: moe(layer, x, model.experts_per_token)]
+
+
 def copy_probes(grid: Grid, device: torch.device) -> list[Probe]:
     """Device-to-device copies: the bandwidth ceiling, counting bytes read and written."""
 

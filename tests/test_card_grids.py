@@ -1,0 +1,103 @@
+"""The grids for a GPU hold enough points: what they would measure on a card of known costs can be fitted, and is found.
+
+No GPU is touched: probes are listed as they would be on a card, and each is given the time that known costs say.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="listing a card's probes needs torch")
+
+from kvplan.calibrate import measure_attention, measure_mixed, measure_model  # noqa: E402
+from kvplan.calibrate.build import build  # noqa: E402
+from kvplan.calibrate.grids import DEFAULT, QUICK, Grid  # noqa: E402
+from kvplan.calibrate.measurements import collect, family  # noqa: E402
+from kvplan.calibrate.predict import predict_family, predict_steps  # noqa: E402
+from kvplan.profile import load_profile  # noqa: E402
+
+MACHINE = {
+    "op": "machine",
+    "machine": "NVIDIA H200",
+    "gpu": "NVIDIA H200",
+    "engine": "torch",
+    "engine_version": "2",
+}
+
+MIXING = {
+    "mixed_bytes_per_s": 2.2e12, "mixed_crowding": 5e-3, "mixed_block_s": 3e-11, "serial_bytes_per_s": 2e10,
+}  # fmt: skip
+"""What a kernel for ragged batches costs more, in the order of the fits to vLLM's steps on an H200."""
+
+
+def card_points(grid: Grid, one_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Op and point of every probe that a Hopper card with triton would get."""
+    device = torch.device("cuda")
+    for module in (measure_attention, measure_mixed, measure_model):
+        monkeypatch.setattr(module, "decode_kernel", lambda *a: ("triton", None))
+    monkeypatch.setattr(measure_mixed, "mixed_kernel", lambda *a: ("triton", None) if one_kernel else None)
+    monkeypatch.setattr(measure_attention, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=132)
+    )
+    monkeypatch.setitem(
+        __import__("sys").modules, "kvplan.calibrate.measure_triton", SimpleNamespace(paged_decode=None)
+    )
+    probes = [
+        *measure_model.step_probes(grid, device),
+        *measure_model.prefill_step_probes(grid, device),
+        *measure_attention.decode_probes(grid, device),
+        *measure_attention.prefill_probes(grid, device),
+        *measure_mixed.mixed_probes(grid, device),
+        *measure_model.gemm_probes(grid, device),
+        *measure_model.moe_probes(grid, device),
+        *measure_attention.mla_probes(grid, device),
+    ]
+    return [{"op": p.op, **p.point} for p in probes]
+
+
+def timed(points: list[dict[str, Any]], values: dict[str, float]) -> list[dict[str, Any]]:
+    """Every point with the seconds that these costs say."""
+    rows = []
+    for point in points:
+        if point["op"] == "eager_step":
+            continue
+        name = family(point)
+        predict = predict_steps([point], {}) if name == "step" else predict_family(name, [point], values)
+        rows.append({**point, "time_s": float(predict(values)[0])})
+    return rows
+
+
+@pytest.mark.parametrize("one_kernel", [True, False])
+@pytest.mark.parametrize("grid", [DEFAULT, QUICK], ids=lambda grid: grid.name)
+def test_what_a_card_would_be_measured_at_can_be_fitted(
+    grid: Grid, one_kernel: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The points of a grid tell every coefficient they must: whole decode steps left out are told within 1 %, and
+    where one kernel serves both, mixed attention left out within 5 %.
+    """
+    known = load_profile("h200-vllm").timing
+    assert known is not None
+    values = known.coefficients | {"step.step_s": 1e-4, "step.layer_s": 4e-6, "step.row_s": 5e-7}
+    if one_kernel:
+        values |= {f"gqa.{fmt}.{name}": value for fmt in ("bf16", "fp8") for name, value in MIXING.items()}
+    rows = timed(card_points(grid, one_kernel, monkeypatch), values)
+    assert collect([MACHINE, *rows]).skipped == 0
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in [MACHINE, *rows]))
+    timing = build([path], name="card").timing
+    assert timing is not None
+    decode = [e for e in timing.errors if (e.family, e.regime) == ("step", "decode")]
+    assert decode
+    assert max(e.median for e in decode) < 0.01, decode
+    mixed = [e for e in timing.errors if e.regime == "mixed"]
+    assert {e.family for e in mixed} == {f"gqa.{name.replace('bfloat16', 'bf16')}" for name in grid.kv_dtypes}
+    if one_kernel:
+        assert max(e.median for e in mixed) < 0.05, mixed
+        assert not any("mixed" in name and name.startswith("gqa") for name in timing.assumed)
