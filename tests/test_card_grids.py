@@ -16,9 +16,12 @@ torch = pytest.importorskip("torch", reason="listing a card's probes needs torch
 
 from kvplan.calibrate import measure_attention, measure_mixed, measure_model  # noqa: E402
 from kvplan.calibrate.build import build  # noqa: E402
+from kvplan.calibrate.card import fit_session  # noqa: E402
 from kvplan.calibrate.grids import DEFAULT, QUICK, Grid  # noqa: E402
 from kvplan.calibrate.measurements import collect, family  # noqa: E402
 from kvplan.calibrate.predict import predict_family, predict_steps  # noqa: E402
+from kvplan.calibrate.session import Session  # noqa: E402
+from kvplan.errors import KvplanError  # noqa: E402
 from kvplan.profile import load_profile  # noqa: E402
 
 MACHINE = {
@@ -101,3 +104,24 @@ def test_what_a_card_would_be_measured_at_can_be_fitted(
     if one_kernel:
         assert max(e.median for e in mixed) < 0.05, mixed
         assert not any("mixed" in name and name.startswith("gqa") for name in timing.assumed)
+
+
+def test_a_family_with_too_few_points_does_not_cost_the_profile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """MLA of one number of heads cannot be fitted: it is left out, said so, and the rest is as without it."""
+    known = load_profile("h200-vllm").timing
+    assert known is not None
+    rows = timed(card_points(QUICK, True, monkeypatch), known.coefficients | {"step.layer_s": 4e-6})
+    few = [r for r in rows if not (r["op"] == "mla_decode" and r["num_heads"] == 16)]
+    none = [r for r in rows if r["op"] != "mla_decode"]
+    profiles = []
+    for name, some in (("few", few), ("none", none)):
+        session = Session(tmp_path / f"{name}.jsonl", MACHINE | {"date": "2026-11-23"})
+        session.path.write_text("".join(f"{json.dumps(row)}\n" for row in [MACHINE, *some]))
+        profiles.append(fit_session(session, tmp_path / f"{name}.json").timing)
+    assert "cannot tell" in profiles[0].assumed["mla.bf16"]
+    assert profiles[0].coefficients == profiles[1].coefficients
+    (tmp_path / "bad.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in [MACHINE, rows[0]]))
+    with pytest.raises(KvplanError, match="step"):
+        fit_session(Session(tmp_path / "bad.jsonl", MACHINE), tmp_path / "bad.json")

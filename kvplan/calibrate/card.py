@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from kvplan.calibrate.batching import Batches, check_batches
 from kvplan.calibrate.fit import fit
 from kvplan.calibrate.loads import observe
-from kvplan.calibrate.measurements import read_measurements
+from kvplan.calibrate.measurements import Measurements, read_measurements
 from kvplan.calibrate.mixing import timed_apart
 from kvplan.calibrate.server import CacheFacts, Server
 from kvplan.calibrate.session import SCHEMA_VERSION, Report, Session, batches_path, no_report, open_session
@@ -23,6 +23,10 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, local
 from kvplan.model import ModelSpec
 from kvplan.profile import Profile
+from kvplan.steps.timing_profile import TimingProfile
+
+NEEDED = ("step", "gemm.bf16", "gqa.bf16")
+"""Families without which there is no profile."""
 
 
 class PoolCheck(NamedTuple):
@@ -104,12 +108,33 @@ def fit_session(session: Session, profile_path: Path) -> Profile:
         name=profile_path.stem,
         gpu=_card_name(machine),
         engine=machine["engine"],
-        timing=fit(measurements, gpu=_card(machine), assume=timed_apart(measurements)),
+        timing=_fit_what_can_be(measurements, _card(machine)),
         source=f"measured on {machine['machine']}, {machine['engine']} {machine['engine_version']}, {machine['date']}",
     )
     profile_path.parent.mkdir(parents=True, exist_ok=True)
     profile_path.write_text(profile.model_dump_json(indent=1, exclude_none=True) + "\n")
     return profile
+
+
+def _fit_what_can_be(measurements: Measurements, gpu: GpuSpec | None) -> TimingProfile:
+    """Fit; a kernel family whose points were too few (a small card, a library that fails) is left out and said so.
+
+    Raises:
+        KvplanError: what cannot be left out cannot be fitted: whole steps, products and attention in 16 bits.
+    """
+    families, left_out = dict(measurements.families), dict[str, str]()
+    while True:
+        some = measurements._replace(families=families)
+        try:
+            timing = fit(some, gpu=gpu, assume=timed_apart(some))
+        except KvplanError as error:
+            name, _, why = str(error).partition(": ")
+            if name not in families or name in NEEDED:
+                raise
+            del families[name]
+            left_out[name] = f"left out, too few points: {why}"
+        else:
+            return timing.model_copy(update={"assumed": timing.assumed | left_out})
 
 
 def _card(machine: dict[str, Any]) -> GpuSpec | None:
