@@ -320,9 +320,10 @@ def _ranked(candidates: list[Candidate], search: Search) -> list[Candidate]:
 
 
 def _lifted(candidates: list[Candidate], execution: Execution, search: Search) -> list[Candidate]:
-    """The best rows with the change that would lift their limit."""
+    """The best rows with the change that would lift their limit; another card only if the space allows it."""
+    gpus = sorted({str(c.settings["gpu"]) for c in candidates if "gpu" in c.settings})
     chosen = [c for c in candidates if c.feasible and c.figures["missed"]][: max(1, search.refine)]
-    lifts = find_lifts([(c.scenario, c.highest) for c in chosen], execution, search)
+    lifts = find_lifts([(c.scenario, c.highest) for c in chosen], execution, search, gpus)
     said = {id(c): str(lifts.get(i) or "") for i, c in enumerate(chosen)}
     return [replace(c, lift=said.get(id(c), "")) for c in candidates]
 

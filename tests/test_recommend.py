@@ -16,12 +16,14 @@ from kvplan.cli import run
 from kvplan.errors import KvplanError
 from kvplan.recommend import Candidate, Recommendation, recommend
 from kvplan.scenario import Scenario, load_scenario, parse_scenario
+from kvplan.search import Execution
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import set_ups
 from kvplan.sweeping.bounds import cannot_meet, least_seconds
 from kvplan.sweeping.fleet import day_shares, plan_day
-from kvplan.sweeping.grid import make_axes, make_points, read_base
+from kvplan.sweeping.grid import Point, make_axes, make_points, read_base
 from kvplan.sweeping.highest import Bench, Trial, highest_load
+from kvplan.sweeping.lift import find_lifts
 from kvplan.sweeping.measure_load import copies_needed, make_bench, share_of, total_load
 from kvplan.sweeping.recommend_text import recommend_text
 from kvplan.sweeping.space import Search
@@ -404,6 +406,28 @@ def test_the_lift_is_simulated(found: Recommendation) -> None:
     """The change named carries a quarter more."""
     assert found.best is not None
     assert "1.25 times as much" in found.best.lift
+
+
+def test_lifts_buy_allowed_cards_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the space names its cards, no other is proposed; where it does not, any faster one may be."""
+    tried: list[str] = []
+
+    def execute(
+        points: list[Point], execution: Execution, task: object
+    ) -> list[tuple[Point, dict[str, Any]]]:
+        tried.extend(point.settings["change"] for point in points)
+        return [(point, {"met": False}) for point in points]
+
+    monkeypatch.setattr("kvplan.sweeping.lift.execute", execute)
+    scenario = parse_scenario({**BASE, "gpu": "l40s"})
+    for gpus, other in ((["l40s", "h100"], {"--gpu h100-sxm"}), (["l40s"], set())):
+        tried.clear()
+        find_lifts([(scenario, 1.0)], Execution(), Search(), gpus)
+        assert {change for change in tried if change.startswith("--gpu ")} == other
+        assert len(tried) > 3
+    tried.clear()
+    find_lifts([(scenario, 1.0)], Execution(), Search())
+    assert any(change.startswith("--gpu ") for change in tried)
 
 
 def test_what_is_pruned_is_said(found: Recommendation) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import ceil
 from typing import NamedTuple
 
 from kvplan.engine_args import Engine, EngineArgs
-from kvplan.gpu import get_gpu, gpu_names
+from kvplan.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.planning.serve_command import flag_text
 from kvplan.scenario import Scenario
 from kvplan.search import Execution, execute
@@ -36,19 +36,28 @@ class Lift(NamedTuple):
 
 
 def find_lifts(
-    chosen: Sequence[tuple[Scenario | None, float | None]], execution: Execution, search: Search
+    chosen: Sequence[tuple[Scenario | None, float | None]],
+    execution: Execution,
+    search: Search,
+    gpus: Collection[str] = (),
 ) -> dict[int, Lift | None]:
-    """The cheapest lift of each candidate, given its scenario and highest load; None where no single change does it."""
+    """The cheapest lift of each candidate, given its scenario and highest load; None where no single change does it.
+
+    `gpus` are the cards that may be bought; empty: any of the table.
+    """
+    cards = [get_gpu(name) for name in gpus or gpu_names()]
     found: dict[int, Lift | None] = {}
     for place, (scenario, highest) in enumerate(chosen):
         if scenario is not None and highest:
-            found[place] = _cheapest(scenario, highest, execution, search)
+            found[place] = _cheapest(scenario, highest, execution, search, cards)
     return found
 
 
-def _cheapest(scenario: Scenario, highest: float, execution: Execution, search: Search) -> Lift | None:
+def _cheapest(
+    scenario: Scenario, highest: float, execution: Execution, search: Search, cards: Sequence[GpuSpec]
+) -> Lift | None:
     load = highest * MORE if search.kind == "rate" else float(ceil(highest * MORE))
-    asked = [("", scenario), *_changes(scenario)]
+    asked = [("", scenario), *_changes(scenario, cards)]
     points = [Point(i, {"change": text}, changed, "", "") for i, (text, changed) in enumerate(asked)]
     rows: dict[int, Row] = {}
     for point, row in execute(points, execution, TryLoad(search, load)):
@@ -62,14 +71,13 @@ def _cheapest(scenario: Scenario, highest: float, execution: Execution, search: 
     return min(lifts, key=lambda lift: lift.usd_per_hour, default=None)
 
 
-def _changes(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+def _changes(scenario: Scenario, cards: Sequence[GpuSpec]) -> Iterator[tuple[str, Scenario]]:
     """Single changes of the main deployment, as a flag line says them."""
     for update in _flags(scenario.engine):
         # validated anew: what contradicts itself is refused as it would be on a command line
         engine = EngineArgs.model_validate({**scenario.engine.model_dump(exclude_defaults=True), **update})
         yield flag_text(_engine(scenario), **update), scenario.model_copy(update={"engine": engine})
     now = get_gpu(scenario.gpu)
-    cards = [get_gpu(name) for name in gpu_names()]
     better = [c for c in cards if c.bandwidth > now.bandwidth and c.total_bytes >= now.total_bytes]
     for card in sorted(better, key=lambda c: c.price_per_hour)[:2]:
         yield f"--gpu {card.name}", scenario.model_copy(update={"gpu": card.name})
