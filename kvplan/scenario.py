@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model
 
 from kvplan.config import Config
 from kvplan.engine.config import Admission, BatchWait, Sharing
-from kvplan.engine_args import EngineArgs
+from kvplan.engine_args import Engine, EngineArgs
 from kvplan.engine_sglang.config import SchedulePolicyName
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.resources import scenarios_dir
@@ -142,6 +142,11 @@ class Deployment(Config):
     """Where step times come from."""
     colocate: dict[str, str] = Field(default_factory=dict)
     """Role (draft, reward, reference, critic) -> another model on the same GPUs: its memory comes off the budget."""
+
+    @property
+    def engine_name(self) -> Engine:
+        """Whose scheduler and flags these are."""
+        return "vllm" if self.sglang is None else "sglang"
 
     @model_validator(mode="after")
     def _sglang_is_modelled(self) -> Deployment:

@@ -65,9 +65,7 @@ class Scheduler:
             chunk=0 if alone else config.long_prefill_token_threshold,
         )
         self._schedule_running(output, budget)
-        held = self._holds_back is not None and self._holds_back(
-            self, sum(output.num_scheduled_tokens.values())
-        )
+        held = self._holds_back is not None and self._holds_back(self, output.total_num_scheduled_tokens)
         if not output.preempted and not held:
             self._schedule_waiting(output, budget)
         self.kv_cache_manager.free_copied_blocks()

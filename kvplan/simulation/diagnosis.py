@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvplan.engine_args import Engine
 from kvplan.limits import Limit
 from kvplan.planning.serve_command import flag_text
 from kvplan.result import Result
@@ -48,7 +47,7 @@ def _preempted(result: Result) -> list[str]:
     share = t.recomputed_tokens / computed
     return [
         f"{t.preemptions:,} preemptions, {share:.1%} of all computed tokens were computed again: more KV blocks "
-        f"({flag_text(_engine(result), kv_cache_dtype='fp8')}, more ranks, a larger card) or a lower "
+        f"({flag_text(result.scenario.engine_name, kv_cache_dtype='fp8')}, more ranks, a larger card) or a lower "
         f"{_max_num_seqs(result)}"
     ]
 
@@ -84,12 +83,8 @@ def _long_queues(result: Result) -> list[str]:
     ]
 
 
-def _engine(result: Result) -> Engine:
-    return "vllm" if result.scenario.sglang is None else "sglang"
-
-
 def _max_num_seqs(result: Result) -> str:
-    return flag_text(_engine(result), max_num_seqs=1).split()[0]
+    return flag_text(result.scenario.engine_name, max_num_seqs=1).split()[0]
 
 
 RULES = (_preempted, _cut_thinking, _idle_pool, _long_queues)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from math import ceil
 from typing import NamedTuple
 
-from kvplan.engine_args import Engine, EngineArgs
+from kvplan.engine_args import EngineArgs
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.planning.serve_command import flag_text
 from kvplan.scenario import Scenario
@@ -76,15 +76,11 @@ def _changes(scenario: Scenario, cards: Sequence[GpuSpec]) -> Iterator[tuple[str
     for update in _flags(scenario.engine):
         # validated anew: what contradicts itself is refused as it would be on a command line
         engine = EngineArgs.model_validate({**scenario.engine.model_dump(exclude_defaults=True), **update})
-        yield flag_text(_engine(scenario), **update), scenario.model_copy(update={"engine": engine})
+        yield flag_text(scenario.engine_name, **update), scenario.model_copy(update={"engine": engine})
     now = get_gpu(scenario.gpu)
     better = [c for c in cards if c.bandwidth > now.bandwidth and c.total_bytes >= now.total_bytes]
     for card in sorted(better, key=lambda c: c.price_per_hour)[:2]:
         yield f"--gpu {card.name}", scenario.model_copy(update={"gpu": card.name})
-
-
-def _engine(scenario: Scenario) -> Engine:
-    return "vllm" if scenario.sglang is None else "sglang"
 
 
 def _flags(args: EngineArgs) -> Iterator[dict[str, object]]:
