@@ -96,11 +96,15 @@ class Server(NamedTuple):
 
 
 def server(row: Row, clients: int, ranks: int) -> Server:
-    """Flags of the source's own scripts; ModelOpt's 4-bit checkpoints state fp8 KV, TensorRT-LLM's scripts set it."""
+    """Flags of the source's own scripts; ModelOpt's 4-bit checkpoints state fp8 KV, TensorRT-LLM's scripts set it.
+
+    Where a row does not state its weights, KV is taken as the checkpoint has it, as they are.
+    """
     isl, osl = int(row["isl"]), int(row["osl"])
     name = row["model_path"]
     stated = row["backend"] == "trtllm" or "Llama-3.1-70B" in name or row["gemm_quant_mode"] == "nvfp4"
-    kv = "fp8" if stated and not (row["system"] == "h200_sxm" and "gpt-oss" in name) else "auto"
+    own = not states_weights(row) or (row["system"] == "h200_sxm" and "gpt-oss" in name)
+    kv = "fp8" if stated and not own else "auto"
     if row["backend"] == "vllm":
         return Server(
             8192, clients, True, 0.95 if "MiniMax" in name and row["system"] == "b200_sxm" else 0.9, kv
