@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from conformance.random_scenarios import random_scenario
 from hypothesis import given, settings
@@ -13,7 +15,8 @@ from kvplan.engine.records import ReplayResult
 from kvplan.engine.replay import Replay
 from kvplan.engine.scenario import Scenario
 from kvplan.engine.sharing import SHARINGS
-from kvplan.errors import KvplanError
+from kvplan.engine.stuck import find_stuck
+from kvplan.errors import DoesNotFit, KvplanError
 
 
 def best_of(sharing: str, branches: int, prompt: int, output: int, block_size: int = 16) -> tuple[int, int]:
@@ -113,6 +116,46 @@ def test_reserve_max_never_preempts(seed: int) -> None:
     """Who was admitted under reserve_max runs to its end."""
     _, result, _ = run_random(seed, admission="reserve_max")
     assert not any(step.preempted for step in result.steps)
+
+
+def drain(config: EngineConfig, prompts: list[int], max_tokens: int) -> list[dict[str, int]]:
+    """Tokens by request of every step until all have ended."""
+    scheduler = make_scheduler(config)
+    for i, prompt in enumerate(prompts):
+        scheduler.add_request(Request(str(i), (Segment(f"p{i}", prompt),), max_tokens=max_tokens))
+    steps = []
+    while scheduler.has_unfinished_requests():
+        output = scheduler.schedule()
+        if not output.num_scheduled_tokens and (stuck := find_stuck(scheduler)):
+            raise stuck
+        steps.append(dict(output.num_scheduled_tokens))
+        scheduler.update_from_output(output)
+    return steps
+
+
+UNSPLIT: dict[str, Any] = {
+    "enable_chunked_prefill": False, "enable_prefix_caching": False, "max_model_len": 2000, "num_gpu_blocks": 2000
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("slack", "running"), [(0, 8), (-1, 7), (-3, 5)])
+def test_unsplit_prompts_wait_for_room_in_the_step(slack: int, running: int) -> None:
+    """max_num_tokens = prompt + clients - 1 is just enough: each token less leaves a place empty."""
+    config = EngineConfig(
+        admission="reserve_max", max_num_seqs=8, max_num_batched_tokens=1000 + 7 + slack, **UNSPLIT
+    )
+    steps = drain(config, [1000] * 16, max_tokens=900)
+    assert max(map(len, steps)) == running
+    assert all(sum(n == 1000 for n in step.values()) <= 1 for step in steps)
+    assert max(sum(step.values()) for step in steps) == 1000 + running - 1
+
+
+def test_an_unsplit_prompt_beyond_the_step_is_one_line() -> None:
+    """Short ones run; the one that fits no step is named, and the flag."""
+    config = EngineConfig(admission="reserve_max", max_num_seqs=8, max_num_batched_tokens=1000, **UNSPLIT)
+    with pytest.raises(DoesNotFit, match="raise max_num_batched_tokens") as error:
+        drain(config, [1000, 1001], max_tokens=10)
+    assert "\n" not in str(error.value)
 
 
 def test_conservative_admits_between_the_others() -> None:

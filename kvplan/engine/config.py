@@ -78,7 +78,8 @@ class EngineConfig(Config):
     enable_prefix_caching: bool = True
     """Reuse full blocks of earlier requests."""
     enable_chunked_prefill: bool = True
-    """Split long prompts over several steps."""
+    """Split long prompts over several steps. Without, max_num_batched_tokens must be max_model_len at least, as vLLM
+    asks; under reserve_max a prompt need only fit the step it enters, as TensorRT-LLM asks."""
     policy: Literal["fcfs", "priority"] = "fcfs"
     """Order of the waiting queue and choice of the victim."""
     async_scheduling: bool = False
@@ -213,7 +214,8 @@ class EngineConfig(Config):
     @model_validator(mode="after")
     def _limits_agree(self) -> EngineConfig:
         budget, length = self.max_num_batched_tokens, self.max_model_len
-        if not self.enable_chunked_prefill and budget < length:
+        recomputes = self.admission != "reserve_max"  # under which nothing longer than a prompt is prefilled
+        if not self.enable_chunked_prefill and budget < length and recomputes:
             raise ValueError(
                 f"max_num_batched_tokens {budget} is below max_model_len {length}: without chunked prefill"
                 " a prompt of that length could never run"

@@ -48,6 +48,12 @@ LEAPING = ("grow", "max_utilization")
 """Admission rules that admit what fits now."""
 
 
+def _never_refuses(config: EngineConfig) -> bool:
+    """Whether reserve_max admits as grow does: the pool holds as many of the longest requests as may run."""
+    most = -(-config.max_model_len // config.block_size) * config.max_num_seqs
+    return config.admission == "reserve_max" and not config.watermark and config.num_gpu_blocks > most
+
+
 def why_not(config: EngineConfig) -> str:
     """Say why an engine cannot leap; empty when it can."""
     kinds = sorted({group.kind for group in config.groups})
@@ -56,7 +62,8 @@ def why_not(config: EngineConfig) -> str:
     if config.num_speculative_tokens:
         return "speculation: how many tokens a step emits is not known beforehand"
     unshared = config.sharing == "none" and not config.enable_prefix_caching
-    if not (config.sharing == "full_block" or unshared) or config.admission not in LEAPING:
+    admits_what_fits = config.admission in LEAPING or _never_refuses(config)
+    if not (config.sharing == "full_block" or unshared) or not admits_what_fits:
         return f"sharing {config.sharing}, admission {config.admission}: only vLLM's rules are in closed form"
     return "batch_wait counts steps" if config.batch_wait else ""
 
