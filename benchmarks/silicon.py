@@ -7,8 +7,11 @@ The sample states lengths, concurrency and GPUs; how the points were taken is pu
   (README.md and benchmarks/*.sh of SemiAnalysisAI/InferenceX; client: kimbochen/bench_serving, which draws lengths
   uniformly from 0.8 L to L).
 * aiconfigurator's own, all other rows: genai-perf with constant lengths, `--concurrency C --request-count 10 C`
-  (`eval/benchmarks/genai_perf_runner.py`), on servers with the flags of its generator (`backends/trtllm.py`):
-  max_num_tokens = C + isl + 1500, max_batch_size = C, prompts never split.
+  (`eval/benchmarks/genai_perf_runner.py`), max_batch_size = C, prompts never split. Its points of TensorRT-LLM 1.0.0rc3
+  predate its generator (`backends/trtllm.py`: max_num_tokens = C + isl + 1500); taken here is max_num_tokens =
+  isl + C - 1, a prompt beside C - 1 decodes, which it reports for a point (`num_tokens` in `trtllm_backend.py`; its web
+  page advises one more: "isl + max_batch_size"). Prompts have isl tokens, as genai-perf's own generator makes them, and
+  Llama's tokenizer puts one in front: the last of C clients then waits until another has ended.
 
 Both clients send C requests at once, then the next when one ends; warm-up requests end before that, so they change
 nothing. They see the API server too: `FRONTEND` is what vLLM 0.32's takes on a CPU core, measured apart from these
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvplan.engine.config import BatchWait, EngineConfig
+from kvplan.engine.request import cdiv
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
@@ -45,6 +49,9 @@ FORMATS = {"fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "int4_wo": 
 SAME_SHAPES = {"Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B"}
 BLOCK = 32
 FRONTEND = {"request_ms": 7.0, "per_1k_tokens_ms": 2.5}
+GENERATED_SLACK = 1500
+BOS_TOKENS = {"meta-llama/Llama-3.1-8B-Instruct": 1, "meta-llama/Llama-3.1-70B": 1}
+"""Tokens that a model's tokenizer puts before a prompt; none elsewhere."""
 LLAMA_BATCH_WAIT = BatchWait(timeout_iters=20, max_tokens_ratio=0.9)
 INFERENCEMAX_LENGTHS = {(1024, 1024), (1024, 8192), (8192, 1024)}
 
@@ -55,6 +62,35 @@ def number(text: str, otherwise: float = 1.0) -> float:
 
 def is_inferencemax(row: Row) -> bool:
     return (int(row["isl"]), int(row["osl"])) in INFERENCEMAX_LENGTHS and "epnone" not in row["id"]
+
+
+def is_reproduced(row: Row) -> bool:
+    """Whether a row is one of aiconfigurator's points taken by hand, before there was a generator of server flags."""
+    return row["backend_version"] == "1.0.0rc3" and row["image"].startswith("silicon_concurrency")
+
+
+class Reading(NamedTuple):
+    """What the sample leaves open, and how it is read."""
+
+    slack: int = -1
+    """max_num_tokens - isl - clients of aiconfigurator's points taken by hand."""
+    frontend: dict[str, float] = FRONTEND
+    """What a request spends in the API server."""
+    static_scales: bool = True
+    """Whether Llama-3.1-70B's fp8 products have static scales, as nvidia/Llama-3.1-70B-Instruct-FP8 has them."""
+
+
+TAKEN = Reading()
+READINGS = {
+    "as taken": TAKEN,
+    "max_num_tokens = isl + C, as aiconfigurator's web page advises": Reading(slack=0),
+    "max_num_tokens = isl + C + 1500, as its later generator writes": Reading(slack=GENERATED_SLACK),
+    "no API server": Reading(frontend={}),
+    "5 ms a request in the API server": Reading(frontend=FRONTEND | {"request_ms": 5.0}),
+    "15 ms a request in the API server": Reading(frontend=FRONTEND | {"request_ms": 15.0}),
+    "Llama-3.1-70B's fp8 with scales computed on the fly": Reading(static_scales=False),
+}
+"""What each choice is worth: the same points read otherwise."""
 
 
 class Parallel(NamedTuple):
@@ -95,7 +131,7 @@ class Server(NamedTuple):
     batch_wait: BatchWait | None = None
 
 
-def server(row: Row, clients: int, ranks: int) -> Server:
+def server(row: Row, clients: int, ranks: int, slack: int = TAKEN.slack) -> Server:
     """Flags of the source's own scripts; ModelOpt's 4-bit checkpoints state fp8 KV, TensorRT-LLM's scripts set it.
 
     Where a row does not state its weights, KV is taken as the checkpoint has it, as they are.
@@ -110,7 +146,8 @@ def server(row: Row, clients: int, ranks: int) -> Server:
             8192, clients, True, 0.95 if "MiniMax" in name and row["system"] == "b200_sxm" else 0.9, kv
         )
     if not is_inferencemax(row):
-        return Server(clients + isl + 1500, clients, False, 0.9, kv)
+        slack = slack if is_reproduced(row) else GENERATED_SLACK
+        return Server(isl + clients + slack, clients, False, 0.9, kv)
     if "gpt-oss" in name:
         return Server(20000, clients, False, 0.85, kv)
     if "Llama" in name:
@@ -119,6 +156,11 @@ def server(row: Row, clients: int, ranks: int) -> Server:
     tokens = -(-(clients * ranks + isl + 64) // 64) * 64
     share = 0.75 if row["system"] == "h200_sxm" else 0.8
     return Server(tokens if row["system"] == "h200_sxm" else max(8192, tokens), clients, False, share, kv)
+
+
+def prompt_tokens(row: Row) -> int:
+    """Most tokens of a prompt, what the tokenizer puts before it included."""
+    return int(row["isl"]) + BOS_TOKENS.get(row["model_path"], 0)
 
 
 def known_model(name: str) -> ModelSpec | None:
@@ -139,7 +181,7 @@ def states_weights(row: Row) -> bool:
     return bool(row["gemm_quant_mode"])
 
 
-def formats(row: Row, model: ModelSpec) -> tuple[str, str]:
+def formats(row: Row, model: ModelSpec, static_scales: bool = TAKEN.static_scales) -> tuple[str, str]:
     """Weights and experts as the row states them, in the checkpoint's own variant (fp8 in blocks, mxfp4).
 
     4-bit formats of mixtures are the experts': such checkpoints keep attention in 16 bits. InferenceMAX's dense
@@ -149,14 +191,16 @@ def formats(row: Row, model: ModelSpec) -> tuple[str, str]:
     if not states_weights(row):
         return own["weight_format"], own["expert_format"]
     weight = variant(FORMATS[row["gemm_quant_mode"]], own["weight_format"])
-    if weight == "fp8" and not model.is_moe and is_inferencemax(row):
+    if weight == "fp8" and not model.is_moe and is_inferencemax(row) and static_scales:
         weight = "fp8_static"
     expert = variant(FORMATS.get(row["moe_quant_mode"], weight), own["expert_format"])
     return ("bf16" if model.is_moe and weight in ("int4", "nvfp4", "mxfp4") else weight), expert
 
 
-def step_time(row: Row, model: ModelSpec, timing: Any, where: Parallel, kv: str) -> ModelStepTime:
-    weight, expert = formats(row, model)
+def step_time(
+    row: Row, model: ModelSpec, timing: Any, where: Parallel, kv: str, stated: tuple[str, str]
+) -> ModelStepTime:
+    weight, expert = stated
     work = step_work(
         model, tensor_parallel_size=where.tensor, pipeline_parallel_size=int(number(row["pp_size"])),
         data_parallel_size=where.data if model.is_moe else 1, enable_expert_parallel=where.experts,
@@ -192,21 +236,19 @@ def pool_tokens(row: Row, model: ModelSpec, where: Parallel, flags: Server) -> f
 
 
 def engine_config(row: Row, clients: int, flags: Server, pool: float) -> EngineConfig:
-    """One data rank's engine. TensorRT-LLM admits only what fits to its end (GUARANTEED_NO_EVICT): a cap on sequences.
-
-    The scheduler's twin takes no unsplit prompts on a budget below the longest request; there prompts may be split.
-    """
-    isl, osl = int(row["isl"]), int(row["osl"])
-    longest = isl + osl + 32
-    need, seqs = clients * longest, flags.max_num_seqs
-    if pool < need and row["backend"] == "trtllm":
+    """One data rank's engine. TensorRT-LLM admits what fits to its end (GUARANTEED_NO_EVICT): a cap on sequences."""
+    longest = prompt_tokens(row) + int(row["osl"]) + BLOCK
+    seqs, blocks = flags.max_num_seqs, cdiv(longest, BLOCK)
+    no_evict = row["backend"] == "trtllm"
+    if no_evict and pool < clients * longest:
         mean = 0.9 * longest if is_inferencemax(row) else longest
-        seqs, pool = max(1, min(seqs, int(pool / mean))), need
+        seqs = max(1, min(seqs, int(pool / mean)))
+    usable = seqs * blocks if no_evict else min(max(pool / BLOCK, blocks + 1), 1.1 * clients * blocks)
     return EngineConfig(
-        block_size=BLOCK, num_gpu_blocks=int(max(min(pool, 1.1 * need), longest + BLOCK) // BLOCK) + 2,
-        max_num_seqs=seqs, max_num_batched_tokens=flags.max_num_tokens, max_model_len=longest,
-        enable_prefix_caching=False, enable_chunked_prefill=flags.chunked or flags.max_num_tokens < longest,
-        async_scheduling=True, batch_wait=flags.batch_wait,
+        block_size=BLOCK, num_gpu_blocks=int(usable) + 1, max_num_seqs=seqs,
+        max_num_batched_tokens=flags.max_num_tokens, max_model_len=longest, enable_prefix_caching=False,
+        enable_chunked_prefill=flags.chunked, async_scheduling=True, batch_wait=flags.batch_wait,
+        admission="reserve_max" if no_evict else "grow",
     )  # fmt: skip
 
 
@@ -245,7 +287,7 @@ def sample(path: Path) -> list[Row]:
     ]
 
 
-def point(row: Row) -> Point | None:
+def point(row: Row, reading: Reading = TAKEN) -> Point | None:
     """Simulate one row; None where no profile or model is there."""
     model = known_model(row["model_path"])
     profile, _ = pick(GPUS[row["system"]], ENGINES[row["backend"]])
@@ -253,20 +295,20 @@ def point(row: Row) -> Point | None:
         return None
     where = parallel(row)
     clients = max(1, round(number(row["concurrency"], number(row["batch_size"]) * where.data) / where.data))
-    flags = server(row, clients, where.data)
+    flags = server(row, clients, where.data, reading.slack)
     kv = "fp8" if flags.kv_dtype == "fp8" else "bf16"
-    time = step_time(row, model, profile.timing, where, kv)
+    time = step_time(row, model, profile.timing, where, kv, formats(row, model, reading.static_scales))
     config = engine_config(row, clients, flags, pool_tokens(row, model, where, flags))
     shortest = 0.8 if is_inferencemax(row) else 1.0
     lengths = {
-        name: {"kind": "uniform", "low": int(shortest * int(row[column])), "high": int(row[column])}
-        for name, column in (("prompt", "isl"), ("answer", "osl"))
+        name: {"kind": "uniform", "low": int(shortest * longest), "high": longest}
+        for name, longest in (("prompt", prompt_tokens(row)), ("answer", int(row["osl"])))
     }
     workload = lengths | {
         "num_requests": 10 * clients, "arrivals": {"kind": "closed_loop", "concurrency": clients},
     }  # fmt: skip
     stand_in = parse_scenario(
-        {"model": "Qwen/Qwen3-8B", "gpu": "h100", "workload": workload, "frontend": FRONTEND}
+        {"model": "Qwen/Qwen3-8B", "gpu": "h100", "workload": workload, "frontend": reading.frontend}
     )
     found = simulate(stand_in, setups={"": Setup(config, time, 1e5, 1)}).latencies
     return Point(row, model.is_moe, float(found.tpot.mean()), float(found.ttft.mean()))

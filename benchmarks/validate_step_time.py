@@ -14,18 +14,19 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.silicon import FRONTEND, Point, point, sample, states_weights
+from benchmarks.silicon import FRONTEND, READINGS, TAKEN, Point, Reading, Row, point, sample, states_weights
 from kvplan.profile import bundled_profiles
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "validation.md"
 WORST = 8
-UNSTATED = "dense, weights not stated"
+FIGURES = ("tpot", "ttft")
 
 
 def spread(errors: list[float]) -> str:
@@ -51,7 +52,7 @@ def silicon_table(points: list[Point], keys: Callable[[Point], tuple[str, ...]],
 
 
 def kind(p: Point) -> str:
-    return "MoE" if p.moe else "dense" if states_weights(p.row) else UNSTATED
+    return "MoE" if p.moe else "dense"
 
 
 def worst_table(points: list[Point], figure: str) -> str:
@@ -77,19 +78,25 @@ def profile_table() -> str:
     return "\n".join(lines)
 
 
+def simulate_all(rows: list[Row], reading: Reading = TAKEN) -> list[Point]:
+    with ProcessPoolExecutor() as workers:
+        found = workers.map(partial(point, reading=reading), rows, chunksize=8)
+        return [p for p in found if p is not None]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("truth", type=Path)
     parser.add_argument("--every", type=int, default=1, help="simulate every n-th point")
     args = parser.parse_args()
     rows = sample(args.truth / "serving" / "aic_silicon_sample.csv")
-    with ProcessPoolExecutor() as workers:
-        found = workers.map(point, rows[:: args.every], chunksize=8)
-        points = [p for p in found if p is not None]
+    points = simulate_all(rows[:: args.every])
     print(f"{len(points)} of {len(rows)} points of cards and engines with a profile")
     print(silicon_table(points, lambda p: (kind(p),), "kind"))
+    dense = [p.row for p in points if not p.moe]
+    print(table := readings_table({name: simulate_all(dense, reading) for name, reading in READINGS.items()}))
     if args.every == 1:
-        write(points, len(rows))
+        write(points, table, len(rows))
 
 
 def by_source(p: Point) -> tuple[str, ...]:
@@ -97,26 +104,41 @@ def by_source(p: Point) -> tuple[str, ...]:
 
 
 def by_model(p: Point) -> tuple[str, ...]:
-    return kind(p), p.row["model_path"], p.row["system"], p.row["backend"], p.row["gemm_quant_mode"]
+    return (
+        kind(p),
+        p.row["model_path"],
+        p.row["system"],
+        p.row["backend"],
+        p.row["gemm_quant_mode"] or "not stated",
+    )
 
 
 def medians(points: list[Point]) -> str:
-    """Medians of all dense points, whatever their rows state."""
-    dense = [p for p in points if not p.moe]
-    tpot, ttft = (np.median([abs(getattr(p, f"{name}_error")) for p in dense]) for name in ("tpot", "ttft"))
-    return f"{tpot:.1%} (TPOT) and {ttft:.1%} (TTFT) over {len(dense)} points"
+    return " | ".join(
+        f"{np.median(np.abs([getattr(p, f'{name}_error') for p in points])):.1%}" for name in FIGURES
+    )
+
+
+def readings_table(found: dict[str, list[Point]]) -> str:
+    """Medians of the dense points, read in several ways."""
+    lines = ["| read as | dense points | TPOT median | TTFT median |", "|---|---|---|---|"]
+    lines += [f"| {name} | {len(points)} | {medians(points)} |" for name, points in found.items()]
+    for name, stated in (("weights stated", True), ("weights not stated (Llama-3.1-8B)", False)):
+        some = [p for p in found["as taken"] if states_weights(p.row) == stated]
+        lines.append(f"| as taken, {name} | {len(some)} | {medians(some)} |")
+    return "\n".join(lines)
 
 
 def worst(points: list[Point]) -> str:
     tables = []
     for name in ("dense", "MoE"):
-        for figure in ("tpot", "ttft"):
+        for figure in FIGURES:
             some = [p for p in points if kind(p) == name]
             tables.append(f"The {WORST} worst by {figure.upper()}, {name}:\n\n{worst_table(some, figure)}")
     return "\n\n".join(tables)
 
 
-def write(points: list[Point], num_rows: int) -> None:
+def write(points: list[Point], readings: str, num_rows: int) -> None:
     """Replace the section between the markers."""
     text = f"""## Step time
 
@@ -139,9 +161,15 @@ InferenceMAX's rows that count TP x EP twice are read as its scripts start them.
 
 Clients see the API server too: {FRONTEND["request_ms"]:g} ms a request and {FRONTEND["per_1k_tokens_ms"]:g} ms per
 1,000 prompt tokens, which is what vLLM 0.32's takes on a CPU core here (`benchmarks/live_frontend.py`), the same for
-every point; without it the dense median of TTFT is 15 %. One choice was made after seeing points:
-nvidia/Llama-3.1-70B-Instruct-FP8's products are timed with static scales (as that checkpoint has them), where the
-rows only say fp8; with scales computed on the fly TPOT errs more.
+every point. Three things that the sample leaves open were settled after seeing points; what each is worth stands below.
+* max_num_tokens of aiconfigurator's points of TensorRT-LLM 1.0.0rc3, which predate its generator of flags. Taken is
+  what it reports for a point, a prompt beside C - 1 decodes. Then one prompt enters a step, and Llama's, which its
+  tokenizer makes one token longer, leave one of C clients waiting until another ends: TTFT grows with the answer, by
+  TPOT / (C - 1) a token, as in those points (8 clients, one GPU: 191, 318, 550 ms for 128, 256, 512 tokens).
+* Weights of Llama-3.1-8B's points, whose rows say nothing: the checkpoint's bfloat16, KV too.
+* Scales of Llama-3.1-70B's fp8 products: static, as nvidia/Llama-3.1-70B-Instruct-FP8 has them; the rows only say fp8.
+
+{readings}
 
 {silicon_table(points, lambda p: (kind(p),), "kind")}
 
@@ -150,9 +178,11 @@ rows only say fp8; with scales computed on the fly TPOT errs more.
 {silicon_table(points, by_model, "kind, model, card, engine, weights")}
 
 What stays off, and why
-* Llama-3.1-8B's points on H100 say nothing of their weights; read as the checkpoint's bfloat16, KV too, steps are 13 %
-  faster here than there, and first tokens scatter (102 and 692 ms at 32 and 64 clients). They stand apart above; what
-  their server did is not known. With them the dense medians are {medians(points)}.
+* Llama-3.1-8B's steps on H100 are about 11 % quicker here, half a millisecond at eight clients on any number of GPUs:
+  whether its servers overlapped the host's work with the card's is not stated.
+* At 64 clients on four and eight GPUs, and at 128 on two to eight, Llama-3.1-8B's first tokens come up to ten times
+  later there than here, erratically, where 3,000 to 9,000 tokens a second leave one server. What held them is not
+  stated.
 * vLLM's prompts of 1,024 tokens on four and eight B200 start 30 to 100 ms earlier here: steps outside CUDA graphs wait
   for the host's launches there, and no source says how long. Small, fast models miss most, relatively.
 * TensorRT-LLM balances attention ranks; the ranks here do not wait for each other's prompts.
