@@ -25,7 +25,7 @@ from kvplan.gpu import get_gpu
 from kvplan.model import load_model
 from kvplan.profile import bundled_profiles, load_profile, pick
 from kvplan.records import write_records
-from kvplan.scenario import parse_scenario
+from kvplan.scenario import Deployment, parse_scenario
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.steps.step_time import find_formats, make_step_times
@@ -44,6 +44,23 @@ def test_there_is_a_profile_for(gpu: str) -> None:
     found, note = pick(get_gpu(gpu).name)
     assert found is not None
     assert (found.gpu, found.engine, note) == (get_gpu(gpu).name, "vllm", "")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "sglang", "profile"),
+    [
+        ("h200", {}, "h200-sglang"),
+        ("h200", None, "h200-vllm"),
+        ("l40s", {}, "l40s-vllm"),  # none of SGLang's: another engine's, and said so
+    ],
+)
+def test_a_deployment_takes_its_engine_s_times(gpu: str, sglang: dict[str, Any] | None, profile: str) -> None:
+    """SGLang's scheduler runs on SGLang's kernels where the card has such a profile."""
+    sources = set_up(
+        Deployment.model_validate({"model": "Qwen/Qwen3-8B", "gpu": gpu, "sglang": sglang})
+    ).sources
+    assert sources["step_time"] == f"measured: profile {profile}"
+    assert ("not sglang" in sources.get("step_time_notes", "")) == (gpu == "l40s")
 
 
 @pytest.mark.parametrize("name", PROFILES)

@@ -85,7 +85,7 @@ def verifier_step_time(scenario: Scenario) -> StepTime | None:
         return StatedStepTime.of(scenario.step_time)
     beside = scenario.folder / verifier.model
     model = load_model(str(beside) if path_exists(beside) else verifier.model)
-    return make_step_times(model, get_gpu(scenario.gpu), scenario.engine).time
+    return make_step_times(model, get_gpu(scenario.gpu), scenario.engine, engine=scenario.engine_name).time
 
 
 def compressed(setup: Setup, problems: Problems) -> Setup:
