@@ -6,6 +6,7 @@ The sample states lengths, concurrency and GPUs; how the points were taken is pu
   --num-prompts 10 C --max-concurrency C --request-rate inf`, and one server script per model, card and engine
   (README.md and benchmarks/*.sh of SemiAnalysisAI/InferenceX; client: kimbochen/bench_serving, which draws lengths
   uniformly from 0.8 L to L).
+  SGLang's servers (DeepSeek on B200) also run with --scheduler-recv-interval and --stream-interval, not simulated.
 * aiconfigurator's own, all other rows: genai-perf with constant lengths, `--concurrency C --request-count 10 C`
   (`eval/benchmarks/genai_perf_runner.py`), max_batch_size = C, prompts never split. Its points of TensorRT-LLM 1.0.0rc3
   predate its generator (`backends/trtllm.py`: max_num_tokens = C + isl + 1500); taken here is max_num_tokens =
@@ -32,8 +33,9 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.model import AttentionKind, ModelSpec, load_model
 from kvplan.plan import estimate
+from kvplan.planning.sglang_memory import defaults as sglang_defaults
 from kvplan.profile import pick
-from kvplan.scenario import parse_scenario
+from kvplan.scenario import SGLangFlags, parse_scenario
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup
 from kvplan.steps.step_time import ELEMENT_BYTES, find_formats
@@ -43,11 +45,12 @@ from kvplan.timing import ModelStepTime
 Row = dict[str, str]
 
 GPUS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200", "b200_sxm": "b200", "b300_sxm": "b300"}
-ENGINES = {"trtllm": "tensorrt-llm", "vllm": "vllm"}
+ENGINES = {"trtllm": "tensorrt-llm", "vllm": "vllm", "sglang": "sglang"}
 FORMATS = {"fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "int4_wo": "int4", "bfloat16": "bf16",
            "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4"}  # fmt: skip
 SAME_SHAPES = {"Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B"}
-BLOCK = 32
+BLOCKS = {"trtllm": 32, "vllm": 32, "sglang": 1}
+"""Tokens per KV block; of vLLM's backends some take 16, some more."""
 FRONTEND = {"request_ms": 7.0, "per_1k_tokens_ms": 2.5}
 GENERATED_SLACK = 1500
 BOS_TOKENS = {"meta-llama/Llama-3.1-8B-Instruct": 1, "meta-llama/Llama-3.1-70B": 1}
@@ -126,9 +129,10 @@ class Server(NamedTuple):
     max_num_tokens: int
     max_num_seqs: int
     chunked: bool
-    utilization: float
+    utilization: float | None
     kv_dtype: str
     batch_wait: BatchWait | None = None
+    sglang: SGLangFlags | None = None
 
 
 def server(row: Row, clients: int, ranks: int, slack: int = TAKEN.slack) -> Server:
@@ -138,13 +142,15 @@ def server(row: Row, clients: int, ranks: int, slack: int = TAKEN.slack) -> Serv
     """
     isl, osl = int(row["isl"]), int(row["osl"])
     name = row["model_path"]
-    stated = row["backend"] == "trtllm" or "Llama-3.1-70B" in name or row["gemm_quant_mode"] == "nvfp4"
+    stated = row["backend"] != "vllm" or "Llama-3.1-70B" in name or row["gemm_quant_mode"] == "nvfp4"
     own = not states_weights(row) or (row["system"] == "h200_sxm" and "gpt-oss" in name)
     kv = "fp8" if stated and not own else "auto"
     if row["backend"] == "vllm":
         return Server(
             8192, clients, True, 0.95 if "MiniMax" in name and row["system"] == "b200_sxm" else 0.9, kv
         )
+    if row["backend"] == "sglang":
+        return sglang_server(row, clients, kv)
     if not is_inferencemax(row):
         slack = slack if is_reproduced(row) else GENERATED_SLACK
         return Server(isl + clients + slack, clients, False, 0.9, kv)
@@ -158,6 +164,18 @@ def server(row: Row, clients: int, ranks: int, slack: int = TAKEN.slack) -> Serv
     return Server(tokens if row["system"] == "h200_sxm" else max(8192, tokens), clients, False, share, kv)
 
 
+def sglang_server(row: Row, clients: int, kv: str) -> Server:
+    """SGLang's defaults in aiconfigurator's points; InferenceMAX's scripts, without their --scheduler-recv-interval."""
+    if not is_inferencemax(row):
+        return Server(sglang_defaults(get_gpu(GPUS[row["system"]]).reported_mib).chunked_prefill_size, clients, True,
+                      None, kv, sglang=SGLangFlags())  # fmt: skip
+    if row["gemm_quant_mode"] == "nvfp4":
+        return Server(16384, 256, True, 0.85, kv, sglang=SGLangFlags())
+    few = parallel(row).tensor == 4
+    tokens, seqs, share = (8192, 32, 0.95) if few else (32768, 128, 0.82)
+    return Server(tokens, seqs, True, share, kv, sglang=SGLangFlags(max_prefill_tokens=tokens))
+
+
 def prompt_tokens(row: Row) -> int:
     """Most tokens of a prompt, what the tokenizer puts before it included."""
     return int(row["isl"]) + BOS_TOKENS.get(row["model_path"], 0)
@@ -168,6 +186,12 @@ def known_model(name: str) -> ModelSpec | None:
         return load_model(SAME_SHAPES.get(name, name))
     except KvplanError:
         return None
+
+
+def is_simulated(row: Row, model: ModelSpec) -> bool:
+    """SGLang's pools of windows and states are planned, not simulated."""
+    kinds = {layer.attention.kind for layer in model.layers}
+    return row["backend"] != "sglang" or kinds <= {AttentionKind.FULL, AttentionKind.MLA}
 
 
 def variant(stated: str, own: str) -> str:
@@ -237,16 +261,18 @@ def pool_tokens(row: Row, model: ModelSpec, where: Parallel, flags: Server) -> f
 
 def engine_config(row: Row, clients: int, flags: Server, pool: float) -> EngineConfig:
     """One data rank's engine. TensorRT-LLM admits what fits to its end (GUARANTEED_NO_EVICT): a cap on sequences."""
-    longest = prompt_tokens(row) + int(row["osl"]) + BLOCK
-    seqs, blocks = flags.max_num_seqs, cdiv(longest, BLOCK)
+    block = BLOCKS[row["backend"]]
+    longest = prompt_tokens(row) + int(row["osl"]) + 32
+    seqs, blocks = flags.max_num_seqs, cdiv(longest, block)
     no_evict = row["backend"] == "trtllm"
     if no_evict and pool < clients * longest:
         mean = 0.9 * longest if is_inferencemax(row) else longest
         seqs = max(1, min(seqs, int(pool / mean)))
-    usable = seqs * blocks if no_evict else min(max(pool / BLOCK, blocks + 1), 1.1 * clients * blocks)
+    usable = seqs * blocks if no_evict else min(max(pool / block, blocks + 1), 1.1 * clients * blocks)
     return EngineConfig(
-        block_size=BLOCK, num_gpu_blocks=int(usable) + 1, max_num_seqs=seqs,
-        max_num_batched_tokens=flags.max_num_tokens, max_model_len=longest, enable_prefix_caching=False,
+        block_size=block, num_gpu_blocks=int(usable) + 1, max_num_seqs=seqs,
+        max_num_batched_tokens=flags.max_num_tokens, max_model_len=longest,
+        enable_prefix_caching=flags.sglang is not None and not is_inferencemax(row),
         enable_chunked_prefill=flags.chunked, async_scheduling=True, batch_wait=flags.batch_wait,
         admission="reserve_max" if no_evict else "grow",
     )  # fmt: skip
@@ -291,7 +317,9 @@ def point(row: Row, reading: Reading = TAKEN) -> Point | None:
     """Simulate one row; None where no profile or model is there."""
     model = known_model(row["model_path"])
     profile, _ = pick(GPUS[row["system"]], ENGINES[row["backend"]])
-    if model is None or profile is None or profile.timing is None:
+    if model is None or not is_simulated(row, model) or profile is None or profile.timing is None:
+        return None
+    if profile.engine != ENGINES[row["backend"]]:
         return None
     where = parallel(row)
     clients = max(1, round(number(row["concurrency"], number(row["batch_size"]) * where.data) / where.data))
@@ -310,5 +338,5 @@ def point(row: Row, reading: Reading = TAKEN) -> Point | None:
     stand_in = parse_scenario(
         {"model": "Qwen/Qwen3-8B", "gpu": "h100", "workload": workload, "frontend": reading.frontend}
     )
-    found = simulate(stand_in, setups={"": Setup(config, time, 1e5, 1)}).latencies
+    found = simulate(stand_in, setups={"": Setup(config, time, 1e5, 1, sglang=flags.sglang)}).latencies
     return Point(row, model.is_moe, float(found.tpot.mean()), float(found.ttft.mean()))

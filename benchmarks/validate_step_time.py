@@ -123,7 +123,7 @@ def readings_table(found: dict[str, list[Point]]) -> str:
     """Medians of the dense points, read in several ways."""
     lines = ["| read as | dense points | TPOT median | TTFT median |", "|---|---|---|---|"]
     lines += [f"| {name} | {len(points)} | {medians(points)} |" for name, points in found.items()]
-    for name, stated in (("weights stated", True), ("weights not stated (Llama-3.1-8B)", False)):
+    for name, stated in (("weights stated", True), ("weights not stated", False)):
         some = [p for p in found["as taken"] if states_weights(p.row) == stated]
         lines.append(f"| as taken, {name} | {len(some)} | {medians(some)} |")
     return "\n".join(lines)
@@ -152,12 +152,13 @@ kernels cancel in part, and the smallest and largest kernels, where fits are wor
 
 ### Measured serving points (aiconfigurator's silicon sample)
 
-{len(points):,} of {num_rows:,} aggregated points of H100, H200, B200, B300 with vLLM or TensorRT-LLM; the others lack
-a bundled model or a profile. Nothing was fitted to them. Clients and servers are those that the sources published
-(`benchmarks/silicon.py` names them): InferenceMAX's points, 10 requests per client, all clients at once, lengths of
-0.8 to 1.0 of the stated ones; aiconfigurator's own, genai-perf with constant lengths. Whether a point
-is a mean or a median is not stated; means are compared, which agree far better (the first burst is in them). GPUs of
-InferenceMAX's rows that count TP x EP twice are read as its scripts start them. KV pools are the planner's.
+{len(points):,} of {num_rows:,} aggregated points of H100, H200, B200, B300 with vLLM, TensorRT-LLM or SGLang; the
+others lack a bundled model or a profile of that engine, or have states under SGLang, which are not simulated. No time
+was fitted to them. Clients and servers are those that the sources published (`benchmarks/silicon.py` names them):
+InferenceMAX's points, 10 requests per client, all clients at once, lengths of 0.8 to 1.0 of the stated ones;
+aiconfigurator's own, genai-perf with constant lengths. Whether a point is a mean or a median is not stated; means are
+compared, which agree far better (the first burst is in them). GPUs of InferenceMAX's rows that count TP x EP twice are
+read as its scripts start them. KV pools are the planner's.
 
 Clients see the API server too: {FRONTEND["request_ms"]:g} ms a request and {FRONTEND["per_1k_tokens_ms"]:g} ms per
 1,000 prompt tokens, which is what vLLM 0.32's takes on a CPU core here (`benchmarks/live_frontend.py`), the same for
@@ -166,7 +167,8 @@ every point. Three things that the sample leaves open were settled after seeing 
   what it reports for a point, a prompt beside C - 1 decodes. Then one prompt enters a step, and Llama's, which its
   tokenizer makes one token longer, leave one of C clients waiting until another ends: TTFT grows with the answer, by
   TPOT / (C - 1) a token, as in those points (8 clients, one GPU: 191, 318, 550 ms for 128, 256, 512 tokens).
-* Weights of Llama-3.1-8B's points, whose rows say nothing: the checkpoint's bfloat16, KV too.
+* Weights of the points whose rows say nothing (Llama-3.1-8B; Qwen3-32B under SGLang): the checkpoint's bfloat16, KV
+  too.
 * Scales of Llama-3.1-70B's fp8 products: static, as nvidia/Llama-3.1-70B-Instruct-FP8 has them; the rows only say fp8.
 
 {readings}
@@ -185,6 +187,9 @@ What stays off, and why
   stated.
 * vLLM's prompts of 1,024 tokens on four and eight B200 start 30 to 100 ms earlier here: steps outside CUDA graphs wait
   for the host's launches there, and no source says how long. Small, fast models miss most, relatively.
+* InferenceMAX's SGLang servers look for new requests every tenth or thirtieth step and stream as rarely, which is not
+  simulated: their first tokens (DeepSeek on B200) come several times later than here.
+* Qwen3-32B on one H100 under SGLang waits for KV four to eight times longer there: its pool was smaller than planned.
 * TensorRT-LLM balances attention ranks; the ranks here do not wait for each other's prompts.
 * DeepSeek-R1 points of one shape differ by 1.7 times between dates (8.6 and 14.9 ms at 4 clients): some look like
   multi-token prediction, which the sample does not state.
