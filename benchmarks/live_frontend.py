@@ -5,7 +5,8 @@
 starts vLLM's CPU build on a tiny local model with a byte-level BPE tokenizer of 32,000 entries, trained on the
 standard library (nothing is downloaded), and sends prompts one at a time. Time outside the engine = time to the first
 token at the client, less the queue and prefill time that the engine reports in /metrics. Prints it by prompt length,
-the server process's own CPU time beside it, and the line through them: a scenario's `frontend`.
+the server process's own CPU time beside it, and the line through them: a scenario's `frontend`. Then streams answers of
+200 tokens to 32 and 64 clients at once and prints the server's CPU time per token, which bounds what one can stream.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -30,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.live_vllm import vllm_server
 from kvplan.calibrate.server import Server, parse_metrics
 
+STREAMS, ANSWER = (32, 64, 32, 64), 200
 WORDS = (100, 800, 3200, 6400)
 ENGINE_SECONDS = ("vllm:request_queue_time_seconds_sum", "vllm:request_prefill_time_seconds_sum")
 TOKENIZER = """
@@ -104,6 +107,26 @@ def measure(url: str, port: int, num_requests: int) -> Iterator[Outside]:
         yield Outside(round(np.mean([n for _, n in seen])), wall / num_requests, cpu / num_requests)
 
 
+def stream(url: str, model: str) -> None:
+    """Read one streamed answer to its end."""
+    parts = urlsplit(url)
+    body = {"model": model, "prompt": "import os", "max_tokens": ANSWER, "stream": True, "ignore_eos": True}
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    connection.getresponse().read()
+    connection.close()
+
+
+def measure_streams(url: str, port: int) -> Iterator[tuple[int, float]]:
+    """(clients, the server's CPU seconds per token)."""
+    model = Server(url).facts().model
+    for clients in STREAMS:
+        cpu = cpu_s(port)
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(lambda _: stream(url, model), range(clients)))
+        yield clients, (cpu_s(port) - cpu) / (clients * ANSWER)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -112,13 +135,20 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8124)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        server = vllm_server(options.python, Path(name), options.port, TOKENIZER, max_model_len=16384)
+        server = vllm_server(
+            options.python, Path(name), options.port, TOKENIZER, max_model_len=16384, max_num_seqs=64
+        )
         with server as url:
             found = list(measure(url, options.port, options.requests))
+            streamed = list(measure_streams(url, options.port))
     for one in found:
         print(f"{one.prompt_tokens:>6,} prompt tokens: {1e3 * one.wall_s:5.1f} ms outside the engine, "
               f"{1e3 * one.cpu_s:5.1f} ms of CPU")  # fmt: skip
     slope, fixed = np.polyfit([f.prompt_tokens for f in found], [f.wall_s for f in found], 1)
+    for clients, seconds in streamed:
+        print(
+            f"{clients:>6,} streams: {1e6 * seconds:5.1f} us of CPU a token, {1 / seconds:,.0f} tokens a CPU second"
+        )
     print(f"frontend: {{request_ms: {1e3 * fixed:.1f}, per_1k_tokens_ms: {1e6 * slope:.2f}}}")
 
 
