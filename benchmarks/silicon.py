@@ -23,6 +23,7 @@ which it kept; the points look like means (the first burst is in them), so means
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +82,8 @@ class Reading(NamedTuple):
     """What a request spends in the API server."""
     static_scales: bool = True
     """Whether Llama-3.1-70B's fp8 products have static scales, as nvidia/Llama-3.1-70B-Instruct-FP8 has them."""
+    launch_ms: float | None = None
+    """Launches of a layer outside CUDA graphs, instead of the profile's."""
 
 
 TAKEN = Reading()
@@ -91,6 +94,9 @@ READINGS = {
     "no API server": Reading(frontend={}),
     "5 ms a request in the API server": Reading(frontend=FRONTEND | {"request_ms": 5.0}),
     "15 ms a request in the API server": Reading(frontend=FRONTEND | {"request_ms": 15.0}),
+    "no launches outside CUDA graphs": Reading(launch_ms=0.0),
+    "0.26 ms of launches a layer outside CUDA graphs": Reading(launch_ms=0.26),
+    "0.79 ms of launches a layer outside CUDA graphs": Reading(launch_ms=0.79),
     "Llama-3.1-70B's fp8 with scales computed on the fly": Reading(static_scales=False),
 }
 """What each choice is worth: the same points read otherwise."""
@@ -326,6 +332,9 @@ def point(row: Row, reading: Reading = TAKEN) -> Point | None:
     flags = server(row, clients, where.data, reading.slack)
     kv = "fp8" if flags.kv_dtype == "fp8" else "bf16"
     time = step_time(row, model, profile.timing, where, kv, formats(row, model, reading.static_scales))
+    if reading.launch_ms is not None:
+        host = replace(time.costs.host, launch_s=reading.launch_ms / 1000)
+        time = ModelStepTime(time.work, replace(time.costs, host=host))
     config = engine_config(row, clients, flags, pool_tokens(row, model, where, flags))
     shortest = 0.8 if is_inferencemax(row) else 1.0
     lengths = {

@@ -162,7 +162,9 @@ read as its scripts start them. KV pools are the planner's.
 
 Clients see the API server too: {FRONTEND["request_ms"]:g} ms a request and {FRONTEND["per_1k_tokens_ms"]:g} ms per
 1,000 prompt tokens, which is what vLLM 0.32's takes on a CPU core here (`benchmarks/live_frontend.py`), the same for
-every point. Three things that the sample leaves open were settled after seeing points; what each is worth stands below.
+every point. Prompts beyond the largest CUDA graph pay 0.5 ms of launches a layer, which the profiles assume: these
+points showed that they were missing, published runs say how long they are (docs/step-time.md). Three things that the
+sample leaves open were settled after seeing points. What each choice is worth stands below.
 * max_num_tokens of aiconfigurator's points of TensorRT-LLM 1.0.0rc3, which predate its generator of flags. Taken is
   what it reports for a point, a prompt beside C - 1 decodes. Then one prompt enters a step, and Llama's, which its
   tokenizer makes one token longer, leave one of C clients waiting until another ends: TTFT grows with the answer, by
@@ -185,8 +187,6 @@ What stays off, and why
 * At 64 clients on four and eight GPUs, and at 128 on two to eight, Llama-3.1-8B's first tokens come up to ten times
   later there than here, erratically, where 3,000 to 9,000 tokens a second leave one server. What held them is not
   stated.
-* vLLM's prompts of 1,024 tokens on four and eight B200 start 30 to 100 ms earlier here: steps outside CUDA graphs wait
-  for the host's launches there, and no source says how long. Small, fast models miss most, relatively.
 * InferenceMAX's SGLang servers look for new requests every tenth or thirtieth step and stream as rarely, which is not
   simulated: their first tokens (DeepSeek on B200) come several times later than here.
 * Qwen3-32B on one H100 under SGLang waits for KV four to eight times longer there: its pool was smaller than planned.

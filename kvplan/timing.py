@@ -210,7 +210,7 @@ def linear_s(
 ) -> Number:
     """Seconds of a step without reading contexts: products, element-wise kernels, reductions, fixed parts.
 
-    `rows` are sampled. An eager engine's launches and the GPU's work overlap softly (p-norm 3).
+    `rows` are sampled. Outside CUDA graphs launches and the GPU's work overlap softly (p-norm 3).
     """
     stages = work.pipeline_stages
     tokens = padded(num_tokens, costs.capture_sizes)
@@ -223,7 +223,13 @@ def linear_s(
     sequences = work.num_layer_heads * costs.attention.sequence_s * num_decodes
     fixed = fixed_s(work, costs) + work.num_all_reduces * message_s
     total = fixed + dense + head + experts + element + sequences
-    return p_norm(total, work.num_layers * costs.host.launch_s, 3.0) if costs.host.launch_s else total
+    if not costs.host.launch_s:
+        return total
+    eager = p_norm(total, work.num_layers * costs.host.launch_s, 3.0)
+    largest = costs.capture_sizes[-1] if costs.capture_sizes else 0
+    if isinstance(num_tokens, np.ndarray):
+        return np.where(num_tokens > largest, eager, total)
+    return eager if num_tokens > largest else total
 
 
 def fixed_s(work: StepWork, costs: StepCosts) -> float:

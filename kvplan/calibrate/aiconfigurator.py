@@ -128,6 +128,7 @@ def assumed(gpu: GpuSpec) -> dict[str, tuple[float, str]]:
         "mixed_crowding": (0.0, "as mixed_bytes_per_s"),
         "mixed_block_s": (0.0, "as mixed_bytes_per_s"),
         "step.layer_s": (4e-6, "norms, rotary embedding, activation of a layer in a CUDA graph: assumed, 2 to 10 us"),
+        "step.launch_s": (5e-4, "launches of a layer outside CUDA graphs: assumed, 0.26 to 0.79 ms in published runs"),
         "step.step_s": (1e-4, "embedding, sampling, graph replay: assumed, 50 to 300 us"),
         "step.row_s": (5e-7, "sampler per row: assumed, 0.2 to 1 us"),
         "step.activation_bytes_per_s": (gpu.bandwidth / PASSES, f"{PASSES:.0f} passes over a token's stream, assumed"),

@@ -37,6 +37,10 @@ from kvplan.steps.timing_profile import RegimeError, TimingProfile
 NUM_DRAWS = 16
 ACHIEVED = 0.8
 """Share of a card's matrix rate that large products reach at best."""
+MOST_CAPTURED = 512
+"""Largest batch in a CUDA graph by vLLM's default: for cards whose steps were measured in graphs, without an engine."""
+LAUNCH_BOUND = 1.26
+"""An eager step that takes so many times the GPU's work is bound by launches (p-norm 3 of two equal parts)."""
 EXTRA_KEYS = Prior(400.0, 0.1)
 """In whole steps, products and attention both grow with the prompt's tokens: this share is what kernels showed."""
 
@@ -77,6 +81,8 @@ def fit(
         part = _fit_family(problem, given | _above_sheet(problem, given, gpu), num_draws, rng)
         parts.append(part)
         known |= part.values
+    launches = launch_s(measurements.eager, known)
+    known |= launches
     coefficients = known | {k: v for k, (v, _) in given.items() if "." in k and math.isfinite(v)}
     stated = {k: why for k, (_, why) in given.items() if "." in k}
     return TimingProfile(
@@ -86,9 +92,27 @@ def fit(
         ranges=measured_ranges([row for rows in measurements.families.values() for row in rows]),
         draws=tuple(_merged(parts, i) for i in range(num_draws)),
         host_overlaps=bool(measurements.machine.get("async_scheduling", False)),
-        max_capture_size=int(measurements.machine.get("max_capture_size", 0)),
+        max_capture_size=int(measurements.machine.get("max_capture_size", MOST_CAPTURED if launches else 0)),
         num_points=sum(len(rows) for rows in measurements.families.values()),
     )
+
+
+def launch_s(eager: Sequence[Row], known: Mapping[str, float]) -> dict[str, float]:
+    """`step.launch_s` from decode steps outside CUDA graphs that wait for their launches; empty where none does.
+
+    All else is known by now: the value at which half of those steps took longer and half less.
+    """
+    work = predict_steps(eager, known)({}) if eager else np.empty(0)
+    rows = [row for row, gpu_s in zip(eager, work, strict=True) if row["time_s"] > LAUNCH_BOUND * gpu_s]
+    if not rows:
+        return {}
+    seconds, predict = column(rows, "time_s"), predict_steps(rows, known)
+    low, high = 0.0, float(seconds.max())
+    for _ in range(50):
+        middle = (low + high) / 2
+        slow = np.median(predict({"step.launch_s": middle}) / seconds) > 1
+        low, high = (low, middle) if slow else (middle, high)
+    return {"step.launch_s": high}
 
 
 def _order(item: tuple[str, list[Row]]) -> tuple[bool, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "decode_step": ("num_decodes", "decode_context"),
     "prefill_step": ("num_prefill_tokens", "prefill_attention"),
     "mixed_step": ("num_decodes", "decode_context", "num_prefill_tokens", "prefill_attention"),
-    "eager_step": (),
+    "eager_step": ("num_decodes", "decode_context"),
     "host_step": (),
     "copy": (),
     "batching": (),
@@ -48,7 +48,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 }
 """Fields an op cannot do without, besides its time."""
 STEP_OPS = ("decode_step", "prefill_step", "mixed_step")
-IGNORED = ("eager_step", "host_step", "copy", "batching", "done")
+IGNORED = ("host_step", "copy", "batching", "done")
 """Read and kept in the file, not fitted."""
 
 
@@ -59,6 +59,8 @@ class Measurements(NamedTuple):
     families: dict[str, list[Row]]
     skipped: int
     """Rows marked `skipped` or `noisy`."""
+    eager: Sequence[Row] = ()
+    """Decode steps outside CUDA graphs, of a card whose other steps are in them: they tell launches."""
 
 
 def read_measurements(paths: Iterable[Path]) -> Measurements:
@@ -70,6 +72,7 @@ def collect(rows: Iterable[Row]) -> Measurements:
     """Sort checked rows into families; rows carry `_at`, where they came from, for complaints."""
     machine: Row = {}
     families: dict[str, list[Row]] = defaultdict(list)
+    eager: list[Row] = []
     skipped = 0
     for row in rows:
         op = row.get("op")
@@ -81,7 +84,9 @@ def collect(rows: Iterable[Row]) -> Measurements:
                 continue
             _same_machine(machine, row)
             row = {**machine.get("defaults", {}), **row}
-            if op not in IGNORED:
+            if op == "eager_step":
+                eager.append(_checked(row))
+            elif op not in IGNORED:
                 families[family(row)].append(_checked(row))
         elif not str(op).startswith("memory"):
             raise KvplanError(f"{_at(row)}: unknown op {op!r}{did_you_mean(str(op), _REQUIRED)}")
@@ -89,7 +94,7 @@ def collect(rows: Iterable[Row]) -> Measurements:
         raise KvplanError(
             "no timed rows; an op is one of " + ", ".join(o for o in _REQUIRED if o not in IGNORED)
         )
-    return Measurements(machine, dict(families), skipped)
+    return Measurements(machine, dict(families), skipped, eager)
 
 
 def family(row: Mapping[str, Any]) -> str:

@@ -88,7 +88,7 @@ class HostCosts:
     gap_s: float = 0.0
     """Between two steps, hidden by nothing: results to the host, the next step's launch."""
     launch_s: float = 0.0
-    """Per layer of an eager engine: kernels launched one by one while the GPU follows, so the longer counts."""
+    """Per layer outside CUDA graphs: kernels launched one by one while the GPU follows, so the longer counts."""
 
 
 @dataclass(frozen=True, slots=True)
