@@ -385,6 +385,19 @@ def test_each_engine_is_quoted_in_its_own_words(engine: str, line: str) -> None:
     assert line in str(estimate(QWEN, "h100", engine=engine))
 
 
+@pytest.mark.parametrize(
+    ("engine", "gpu", "words"),
+    [
+        ("sglang", "h100", "Falls short: "),
+        ("vllm", "h100", "Does not start: "),
+        ("sglang", "rtx-4090", "Does not start: "),
+    ],
+)
+def test_a_pool_too_small_for_the_longest_request(engine: str, gpu: str, words: str) -> None:
+    """vLLM refuses to start; SGLang starts with what there is, if there is anything."""
+    assert words in str(estimate("Qwen/Qwen3-32B", gpu, engine=engine))
+
+
 def test_sglang_buys_windows_with_full_tokens() -> None:
     """gpt-oss: half its layers slide, in a pool of 0.8 tokens for each full one: 1.8 / 2 of the bytes."""
     two = estimate("openai/gpt-oss-20b", "h100", engine="sglang").shape

@@ -91,7 +91,11 @@ def pool_layout(
 
 
 def _too_small(engine: EngineVersion, length: int, cell: int, available: int, tokens: int) -> KvCacheTooSmall:
-    then = "; SGLang starts, and refuses longer requests" if engine.engine == "sglang" and tokens else ""
+    then = (
+        "; SGLang starts with these, and refuses longer requests"
+        if engine.engine == "sglang" and tokens
+        else ""
+    )
     return KvCacheTooSmall(
         f"one request of {length:,} tokens needs {gib(length * cell):.2f} GiB of KV cache, "
         f"there are {gib(available):.2f} GiB; {tokens:,} tokens would fit{then}",

@@ -165,7 +165,8 @@ def _small_bytes(num_bytes: int) -> str:
 
 def _engine_lines(plan: Plan) -> str:
     if plan.refusal:
-        return f"Does not start: {plan.refusal.reason}."
+        starts = plan.question.engine.engine == "sglang" and plan.refusal.max_model_len > 0
+        return f"{'Falls short' if starts else 'Does not start'}: {plan.refusal.reason}."
     return "\n".join([*_log_lines(plan), _traces_line(plan)])
 
 
