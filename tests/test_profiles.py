@@ -63,6 +63,14 @@ def test_a_deployment_takes_its_engine_s_times(gpu: str, sglang: dict[str, Any] 
     assert ("not sglang" in sources.get("step_time_notes", "")) == (gpu == "l40s")
 
 
+@pytest.mark.parametrize("name", ["b200-vllm", "b300-vllm", "gb200-vllm", "b200-tensorrt-llm"])
+def test_mla_blocks_of_one_generation_are_alike(name: str) -> None:
+    """Fixed time of a block's attention: a kernel's 10 to 20 us, not the launches of a block that was timed eagerly."""
+    timing = PROFILES[name].timing
+    assert timing is not None
+    assert all(8e-6 < timing.coefficients[f"mla.{fmt}.kernel_s"] < 2e-5 for fmt in ("bf16", "fp8"))
+
+
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_says_where_it_comes_from(name: str) -> None:
     """Source, licence, engine version, a held-out error per regime, ranges, draws, reasons for assumptions."""

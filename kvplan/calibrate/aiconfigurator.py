@@ -41,6 +41,8 @@ L2_RESIDENT = (1 << 20, 100 << 20)
 ENOUGH_ROWS = 150
 HOST_BOUND_MS = 0.025
 """A format whose quickest tenth of products takes longer was timed launching, not multiplying: left out."""
+LAUNCHED_APART = 2.0
+"""An engine's MLA blocks that take so many times TensorRT-LLM's were timed with gaps between their kernels."""
 PASSES = 12.0
 """Times a layer's element-wise kernels move one token's residual stream (norms, rotary, activation, adds)."""
 MOST_OF_A_PRODUCT = 0.3
@@ -71,7 +73,11 @@ def kernel_rows(system: str, engine: str) -> Iterator[Row]:
     if gemm is None:
         engines = sorted(p.name for p in (folder / "gemm").iterdir()) if (folder / "gemm").is_dir() else []
         raise KvplanError(f"{system} has no tables of {engine!r}; it has {', '.join(engines) or 'none'}")
-    yield _machine(system, engine, gemm.parent.name)
+    mla = _mla_engine(folder, name)
+    borrowed = (
+        "" if mla == name else "; MLA blocks are TensorRT-LLM's, this engine's were timed launch by launch"
+    )
+    yield _machine(system, engine, gemm.parent.name, borrowed)
     yield from _gemm_rows(_read(gemm))
     scales = _newest(folder, "quantize", name, "computescale_perf")
     if scales is not None:
@@ -83,7 +89,7 @@ def kernel_rows(system: str, engine: str) -> Iterator[Row]:
         ("mla", "mla_context_module_perf", _mla_rows),
         ("comm", "custom_allreduce_perf", _reduce_rows),
     ):
-        path = _newest(folder, kind, name, file)
+        path = _newest(folder, kind, mla if kind == "mla" else name, file)
         if path is not None:
             yield from convert(_read(path))
     yield from _expert_tables(sorted((folder / "moe" / name).glob("*/moe_perf.parquet"), key=_version), name)
@@ -113,11 +119,11 @@ def file_rows(paths: Sequence[Path]) -> Iterator[Row]:
         yield from converters[table](_read(path))
 
 
-def _machine(system: str, engine: str, version: str) -> Row:
+def _machine(system: str, engine: str, version: str, borrowed: str = "") -> Row:
     return {
         "op": "machine", "machine": system, "engine": engine, "engine_version": version,
         "gpu": SYSTEMS.get(system, ""), "async_scheduling": True, "max_capture_size": 512,
-        "source": SOURCE, "licence": "Apache-2.0",
+        "source": SOURCE + borrowed, "licence": "Apache-2.0",
     }  # fmt: skip
 
 
@@ -135,6 +141,23 @@ def assumed(gpu: GpuSpec) -> dict[str, tuple[float, str]]:
         "host.step_s": (2e-3, "CPU time of a step, hidden while the GPU works longer: assumed, 1 to 4 ms"),
         "host.row_s": (1e-5, "CPU time per sequence: assumed, 5 to 20 us"),
     }  # fmt: skip
+
+
+def _mla_engine(folder: Path, name: str) -> str:
+    """Whose MLA blocks to take: TensorRT-LLM's where this engine's take twice as long on the same card.
+
+    Decodes run in CUDA graphs; some tables timed a block's kernels launch by launch (GB300: those of vLLM 0.24 take
+    73 us at least, of 0.27 and of TensorRT-LLM 36 and 33).
+    """
+    own, other = (_newest(folder, "mla", engine, "mla_generation_module_perf") for engine in (name, "trtllm"))
+    if own is None or other is None:
+        return name
+    return "trtllm" if _quickest_ms(own) > LAUNCHED_APART * _quickest_ms(other) else name
+
+
+def _quickest_ms(path: Path) -> float:
+    table = _read(path)
+    return float(table["time_ms"][(table["gemm_type"] == "bfloat16") & (table["num_heads"] == 16)].min())
 
 
 def _newest(folder: Path, kind: str, engine: str, file: str) -> Path | None:
