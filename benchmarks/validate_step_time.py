@@ -182,8 +182,8 @@ sample leaves open were settled after seeing points. What each choice is worth s
 {silicon_table(points, by_model, "kind, model, card, engine, weights")}
 
 What stays off, and why
-* Llama-3.1-8B's steps on H100 are about 11 % quicker here, half a millisecond at eight clients on any number of GPUs:
-  whether its servers overlapped the host's work with the card's is not stated.
+* Llama-3.1-8B's steps on H100 are quicker here, by 0.3 to 0.9 ms at eight clients on any number of GPUs: whether its
+  servers overlapped the host's work with the card's is not stated.
 * At 64 clients on four and eight GPUs, and at 128 on two to eight, Llama-3.1-8B's first tokens come up to ten times
   later there than here, erratically, where 3,000 to 9,000 tokens a second leave one server. What held them is not
   stated.
