@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -56,22 +57,25 @@ class Outside(NamedTuple):
     cpu_s: float
 
 
+@contextmanager
+def completion(url: str, model: str, prompt: str, **more: object) -> Iterator[http.client.HTTPResponse]:
+    """The streamed answer to a prompt, sent when entered."""
+    parts = urlsplit(url)
+    body = {"model": model, "prompt": prompt, "stream": True, "ignore_eos": True, **more}
+    with closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)) as connection:
+        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        yield connection.getresponse()
+
+
 def first_token(url: str, model: str, prompt: str) -> tuple[float, int]:
     """Seconds to the first streamed token, and the prompt's tokens as the server counts them."""
-    parts, tokens, first = urlsplit(url), 0, 0.0
-    body = {
-        "model": model, "prompt": prompt, "max_tokens": 2, "stream": True, "ignore_eos": True,
-        "stream_options": {"include_usage": True},
-    }  # fmt: skip
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
-    start = time.perf_counter()
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    for line in connection.getresponse():
-        if line.startswith(b"data: {"):
-            first = first or time.perf_counter() - start
-            usage = json.loads(line[6:]).get("usage")
-            tokens = usage["prompt_tokens"] if usage else tokens
-    connection.close()
+    tokens, first, start = 0, 0.0, time.perf_counter()
+    with completion(url, model, prompt, max_tokens=2, stream_options={"include_usage": True}) as answer:
+        for line in answer:
+            if line.startswith(b"data: {"):
+                first = first or time.perf_counter() - start
+                usage = json.loads(line[6:]).get("usage")
+                tokens = usage["prompt_tokens"] if usage else tokens
     return first, tokens
 
 
@@ -109,12 +113,8 @@ def measure(url: str, port: int, num_requests: int) -> Iterator[Outside]:
 
 def stream(url: str, model: str) -> None:
     """Read one streamed answer to its end."""
-    parts = urlsplit(url)
-    body = {"model": model, "prompt": "import os", "max_tokens": ANSWER, "stream": True, "ignore_eos": True}
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    connection.getresponse().read()
-    connection.close()
+    with completion(url, model, "import os", max_tokens=ANSWER) as answer:
+        answer.read()
 
 
 def measure_streams(url: str, port: int) -> Iterator[tuple[int, float]]:

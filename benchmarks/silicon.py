@@ -51,9 +51,10 @@ FORMATS = {"fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "int4_wo": 
            "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4"}  # fmt: skip
 SAME_SHAPES = {"Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B"}
 BLOCKS = {"trtllm": 32, "vllm": 32, "sglang": 1}
-"""Tokens per KV block; of vLLM's backends some take 16, some more."""
+"""Tokens per KV block; vLLM's backends take 16 and more, 32 stands for them all."""
 FRONTEND = {"request_ms": 7.0, "per_1k_tokens_ms": 2.5}
 GENERATED_SLACK = 1500
+"""Tokens over isl + C that aiconfigurator's later generator writes as max_num_tokens."""
 BOS_TOKENS = {"meta-llama/Llama-3.1-8B-Instruct": 1, "meta-llama/Llama-3.1-70B": 1}
 """Tokens that a model's tokenizer puts before a prompt; none elsewhere."""
 LLAMA_BATCH_WAIT = BatchWait(timeout_iters=20, max_tokens_ratio=0.9)

@@ -107,6 +107,12 @@ def test_another_program_on_the_card_is_refused_unless_forced(
     measure_card.measure_card(tmp_path / "m.jsonl", "cpu", force=True)
 
 
+def _assert_one_line(capsys: pytest.CaptureFixture[str], says: str) -> None:
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
 def test_no_card_exits_2_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a GPU the command says what is missing and what to do."""
     if torch.cuda.is_available():
@@ -114,7 +120,7 @@ def test_no_card_exits_2_with_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert (
         run(["calibrate", "--measurements", str(tmp_path / "m.jsonl"), "-o", str(tmp_path / "p.json")]) == 2
     )
-    assert capsys.readouterr().err.count("\n") == 1
+    _assert_one_line(capsys, "CUDA")
     assert not (tmp_path / "m.jsonl").exists()
 
 
@@ -165,9 +171,7 @@ def test_a_file_that_will_not_do_is_told_before_anything_is_measured(
     monkeypatch.setattr(measure, "measure", lambda *a: pytest.fail("measured"))
     given = [word.format(folder=tmp_path) for word in words]
     assert run(["calibrate", "--device", "cpu", "--quiet", *given]) == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert error.count("\n") == 1
+    _assert_one_line(capsys, says)
     assert {name: (tmp_path / name).read_bytes() for name in contents} == contents
 
 
@@ -192,9 +196,7 @@ def test_the_offline_command_says_what_is_wrong(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     assert measure_card.main(words) == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert error.count("\n") == 1
+    _assert_one_line(capsys, says)
 
 
 def test_an_old_driver_is_the_reason_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ errors are of the second run, which no fit saw.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 
 from kvplan.calibrate.fit import fit
 from kvplan.calibrate.measurements import Measurements, Row, read_measurements
+from kvplan.calibrate.mixing import APART
 from kvplan.calibrate.predict import column, predict_steps
 from kvplan.calibrate.session import batches_path
 from kvplan.calibrate.validate import summaries
@@ -26,10 +26,6 @@ from kvplan.steps.timing_profile import RegimeError, TimingProfile
 AS_CALIBRATED = "as calibrated"
 REFITTED = "constants refitted on another run"
 ONE_MASK = "every query is multiplied with every key of the batch under one mask: no term for mixed steps"
-NO_MIXED = {
-    "mixed_bytes_per_s": (math.inf, ONE_MASK), "mixed_crowding": (0.0, ONE_MASK), "mixed_block_s": (0.0, ONE_MASK),
-    "serial_bytes_per_s": (math.inf, ONE_MASK),
-}  # fmt: skip
 
 
 class Batches(NamedTuple):
@@ -105,7 +101,7 @@ def _refitted(
 def _constants(
     machine: Row, families: dict[str, list[Row]], gpu: GpuSpec | None, apart: bool
 ) -> dict[str, float]:
-    assume = NO_MIXED if apart else None
+    assume = {name: (value, ONE_MASK) for name, (value, _) in APART.items()} if apart else None
     return fit(Measurements(machine, families, 0), gpu=gpu, assume=assume, num_draws=0).coefficients
 
 

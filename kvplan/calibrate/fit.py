@@ -32,13 +32,14 @@ from kvplan.calibrate.problem import Problem, run, scaled
 from kvplan.calibrate.solve import Predict, Prior
 from kvplan.calibrate.validate import bootstrap, held_out_errors, measured_ranges
 from kvplan.gpu import GpuSpec
+from kvplan.steps.costs import MAX_CAPTURE_SIZE
 from kvplan.steps.timing_profile import RegimeError, TimingProfile
 
 NUM_DRAWS = 16
 ACHIEVED = 0.8
 """Share of a card's matrix rate that large products reach at best."""
-MOST_CAPTURED = 512
-"""Largest batch in a CUDA graph by vLLM's default: for cards whose steps were measured in graphs, without an engine."""
+LAUNCHES = Prior(3e-4, 0.7)
+"""Launches of a layer outside CUDA graphs, in seconds: believed of an eager engine."""
 LAUNCH_BOUND = 1.26
 """An eager step that takes so many times the GPU's work is bound by launches (p-norm 3 of two equal parts)."""
 EXTRA_KEYS = Prior(400.0, 0.1)
@@ -92,7 +93,9 @@ def fit(
         ranges=measured_ranges([row for rows in measurements.families.values() for row in rows]),
         draws=tuple(_merged(parts, i) for i in range(num_draws)),
         host_overlaps=bool(measurements.machine.get("async_scheduling", False)),
-        max_capture_size=int(measurements.machine.get("max_capture_size", MOST_CAPTURED if launches else 0)),
+        max_capture_size=int(
+            measurements.machine.get("max_capture_size", MAX_CAPTURE_SIZE if launches else 0)
+        ),
         num_points=sum(len(rows) for rows in measurements.families.values()),
     )
 
@@ -100,19 +103,14 @@ def fit(
 def launch_s(eager: Sequence[Row], known: Mapping[str, float]) -> dict[str, float]:
     """`step.launch_s` from decode steps outside CUDA graphs that wait for their launches; empty where none does.
 
-    All else is known by now: the value at which half of those steps took longer and half less.
+    All else is known by now.
     """
     work = predict_steps(eager, known)({}) if eager else np.empty(0)
     rows = [row for row, gpu_s in zip(eager, work, strict=True) if row["time_s"] > LAUNCH_BOUND * gpu_s]
     if not rows:
         return {}
-    seconds, predict = column(rows, "time_s"), predict_steps(rows, known)
-    low, high = 0.0, float(seconds.max())
-    for _ in range(50):
-        middle = (low + high) / 2
-        slow = np.median(predict({"step.launch_s": middle}) / seconds) > 1
-        low, high = (low, middle) if slow else (middle, high)
-    return {"step.launch_s": high}
+    problem = _problem("step", rows, Term({"step.launch_s": LAUNCHES.middle}, {}), known)
+    return run(problem, rows, problem.term.start).values
 
 
 def _order(item: tuple[str, list[Row]]) -> tuple[bool, str]:
@@ -169,7 +167,7 @@ def step_term(
     """
     subjects = {step_key(row): step_subject(step_key(row)) for row in rows}
     depths = {work.num_layers for work, _ in subjects.values()}
-    fixed = Prior(3e-4, 0.7) if eager else Prior(2e-5, 0.7)
+    fixed = LAUNCHES if eager else Prior(2e-5, 0.7)
     name = "step.launch_s" if eager else "step.layer_s"
     start, priors = {name: fixed.middle}, {name: fixed}
     if len(depths) > 1:

@@ -128,9 +128,7 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         raise KvplanError("data-parallel attention is simulated for vLLM only; leave out `sglang`")
     if layout.num_blocks < 2:
         raise DoesNotFit(f"{model.name} on {gpu.name}: the KV pool has no usable block")
-    step_time, draws, outside, sources = _step_time(
-        model, gpu, args, deployment.step_time, folder, deployment.engine_name
-    )
+    step_time, draws, outside, sources = _step_time(model, gpu, args, deployment, folder)
     if sglang is not None:
         sources["scheduler"] = "SGLang 0.5.23's, as its own logs show it"
     ranks = args.data_parallel_size
@@ -259,15 +257,16 @@ def _model(name: str, folder: Path) -> ModelSpec:
 
 
 def _step_time(
-    model: ModelSpec, gpu: GpuSpec, args: ResolvedArgs, spec: StepTimeSpec, folder: Path, engine: str
+    model: ModelSpec, gpu: GpuSpec, args: ResolvedArgs, deployment: Deployment, folder: Path
 ) -> tuple[StepTime, tuple[StepTime, ...], Outside, dict[str, str]]:
     """Step times, as likely other ones, their measured range, and where they come from."""
+    spec = deployment.step_time
     if spec.fixed_us is not None:
         return StatedStepTime.of(spec), (), anywhere, {"step_time": "stated in the scenario"}
     profile = spec.profile
     if profile is not None and path_exists(folder / profile):
         profile = str(folder / profile)
-    found = make_step_times(model, gpu, args, engine=engine, profile=profile)
+    found = make_step_times(model, gpu, args, engine=deployment.engine_name, profile=profile)
     sources = {"step_time": found.source}
     timing = found.profile.timing if found.profile else None
     if timing is not None and timing.errors:

@@ -97,7 +97,7 @@ def _busy_api_server(result: Result) -> list[str]:
         return []
     return [
         f"at its peak an engine gives {rate:,.0f} tokens a second, and one API server process streams about "
-        f"{1e6 / STREAMED_TOKEN_US:,.0f} ({STREAMED_TOKEN_US:.0f} us of one core a token, measured): start "
+        f"{round(1e6 / STREAMED_TOKEN_US, -3):,.0f} ({STREAMED_TOKEN_US:.0f} us of one core a token, measured): start "
         f"--api-server-count {math.ceil(busy / BUSY_API_SERVER)}, or clients see tokens later than said here"
     ]
 

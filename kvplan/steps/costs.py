@@ -14,6 +14,8 @@ import numpy as np
 
 CROWDING_TOKENS = 4096
 """Context at which crowding is half felt."""
+MAX_CAPTURE_SIZE = 512
+"""Largest batch that vLLM captures a CUDA graph for by default (`max_cudagraph_capture_size`)."""
 
 Number = Any
 """A Python number or a numpy array; the formulas here take both."""
@@ -194,7 +196,7 @@ def padded(num_tokens: Number, sizes: tuple[int, ...]) -> Number:
     return np.where(np.asarray(num_tokens) <= sizes[-1], table[index], num_tokens)
 
 
-def capture_sizes(max_size: int = 512) -> tuple[int, ...]:
+def capture_sizes(max_size: int = MAX_CAPTURE_SIZE) -> tuple[int, ...]:
     """The batch sizes that vLLM captures: 1, 2, 4, then every 8 up to 256, every 16 beyond.
 
     >>> capture_sizes(32)

@@ -15,7 +15,15 @@ from pydantic import Field, field_validator
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.steps.costs import AttentionCosts, GemmCosts, HostCosts, ReduceCosts, StepCosts, capture_sizes
+from kvplan.steps.costs import (
+    MAX_CAPTURE_SIZE,
+    AttentionCosts,
+    GemmCosts,
+    HostCosts,
+    ReduceCosts,
+    StepCosts,
+    capture_sizes,
+)
 from kvplan.steps.work import StepWork
 from kvplan.timing import ModelStepTime, StepShape
 
@@ -87,7 +95,7 @@ class TimingProfile(Config):
     """Bootstrap: sets of coefficients as likely as the fitted one, for intervals."""
     host_overlaps: bool = True
     """Asynchronous scheduling hides host time."""
-    max_capture_size: int = 512
+    max_capture_size: int = MAX_CAPTURE_SIZE
     """Largest CUDA-graph batch; 0 = measured eagerly."""
     num_points: int = 0
     """Rows fitted."""
