@@ -7,6 +7,7 @@ The one file that knows joblib and ray. What a point is, is `grid`'s; what its r
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -252,7 +253,10 @@ def _checked(point: Point, row: Row | None) -> Finished:
     return Finished(point, row)
 
 
-def _run_numbered(place: int, task: Task, scenario: Scenario | None) -> tuple[int, Row | None]:
+def _run_numbered(place: int, task: Task, scenario: Scenario | None, parent: int) -> tuple[int, Row | None]:
+    """Ctrl-C reaches every process; between two points a worker leaves it to its parent, which ends it."""
+    if os.getpid() != parent:  # joblib runs tasks in the parent where it may not start processes
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     return place, _run(task, scenario)
 
 
@@ -274,7 +278,7 @@ def _in_processes(points: Sequence[Point], workers: int, task: Task) -> Iterator
     parallel = joblib.Parallel(
         workers, batch_size=1, pre_dispatch="3*n_jobs", return_as="generator_unordered"
     )
-    tasks = (joblib.delayed(_run_numbered)(i, task, p.scenario) for i, p in enumerate(points))
+    tasks = (joblib.delayed(_run_numbered)(i, task, p.scenario, os.getpid()) for i, p in enumerate(points))
     rows = parallel(tasks)
     with _no_last_words():
         try:

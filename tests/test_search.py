@@ -19,10 +19,10 @@ from worker_killer import Killer
 import kvplan
 from kvplan.cli import run
 from kvplan.errors import KvplanError
-from kvplan.scenario import load_scenario, parse_scenario
+from kvplan.scenario import Scenario, load_scenario, parse_scenario
 from kvplan.search import Execution, execute, sweep, sweep_rows
 from kvplan.simulate import simulate
-from kvplan.sweeping.figures import FIGURES
+from kvplan.sweeping.figures import FIGURES, Row
 from kvplan.sweeping.grid import Axis, make_axes, make_points, parse_axis, read_base
 from kvplan.sweeping.sweep_file import HASH, SweepFile
 
@@ -320,6 +320,18 @@ def test_what_was_finished_survives(tmp_path: Path, workers: int, stop: str) -> 
     whole = [row for row in found if row["error"] is not None]
     assert all(row["verdict"] == "completed" for row in whole[:-1])
     assert len({row[HASH] for row in whole}) == len(whole)
+
+
+def test_a_worker_leaves_ctrl_c_to_its_parent() -> None:
+    """A signal that comes between two points neither ends a worker nor makes it speak; the parent still hears it."""
+    points = make_points(read_base(BASE), make_axes({"workload.seed": range(4)}))
+    before = signal.getsignal(signal.SIGINT)
+
+    def ignored(scenario: Scenario) -> Row:
+        return {"ignored": signal.getsignal(signal.SIGINT) == signal.SIG_IGN}
+
+    assert [done.row["ignored"] for done in execute(points, Execution(workers=2), ignored)] == [True] * 4
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_command_writes_csv_or_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
