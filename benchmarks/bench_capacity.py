@@ -7,8 +7,8 @@ from time import process_time
 
 import numpy as np
 
-from kvplan import capacity as cap
 from kvplan.engine_args import EngineArgs
+from kvplan.formulas import capacity as cap
 from kvplan.layout import kv_layout
 from kvplan.model import load_model
 

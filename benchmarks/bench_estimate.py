@@ -16,7 +16,7 @@ from statistics import median
 
 import numpy as np
 
-from kvplan.capacity import full_blocks, num_sequences, window_resident_blocks
+from kvplan.formulas.capacity import full_blocks, num_sequences, window_resident_blocks
 from kvplan.gpu import get_gpu
 from kvplan.model import load_model
 from kvplan.plan import estimate

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import kvplan
-from kvplan.accounting import Floats, api_cost_usd, api_price
 from kvplan.choices import Option, best_within, pareto
 from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.formulas.accounting import Floats, api_cost_usd, api_price
 from kvplan.model import ModelSpec, load_model, path_exists
 from kvplan.records import FINISH_REASONS
 from kvplan.scenario import Scenario

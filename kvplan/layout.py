@@ -14,16 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvplan.capacity import (
+from kvplan.engine_args import EngineArgs
+from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.formulas.capacity import (
     IntLike,
     chunked_resident_blocks,
     full_blocks,
     state_blocks,
     window_resident_blocks,
 )
-from kvplan.capacity_mix import Ints
-from kvplan.engine_args import EngineArgs
-from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.formulas.varying import Ints
 from kvplan.kv_layout.backends import Capability
 from kvplan.kv_layout.groups import GROWING, Group, bytes_per_block, group_layers, on_stage
 from kvplan.kv_layout.mixers import Setup

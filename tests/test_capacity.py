@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplan import capacity as cap
-from kvplan import capacity_mix
-from kvplan.capacity_mix import coarser
 from kvplan.engine import EngineConfig, Request, Segment, make_scheduler
 from kvplan.engine.config import KVCacheGroup
+from kvplan.formulas import capacity as cap
+from kvplan.formulas import varying as capacity_mix
+from kvplan.formulas.varying import coarser
 
 TOKENS = st.integers(0, 200_000)
 BLOCK = st.sampled_from([1, 16, 32, 64, 784])
@@ -49,7 +49,7 @@ def test_the_list_of_public_names_is_complete() -> None:
 
 def test_capacity_needs_numpy_only() -> None:
     """Asking for a capacity loads neither pydantic nor anything heavier than numpy."""
-    code = "import kvplan.capacity, sys; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    code = "import kvplan.formulas.capacity, sys; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     root = Path(__file__).resolve().parents[1]
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root

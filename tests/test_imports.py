@@ -82,7 +82,7 @@ def test_rooms_keep_to_themselves(name: str) -> None:
 
 def test_capacity_loads_nothing_heavy() -> None:
     """Asking whether a model fits needs neither torch nor simpy, pandas, streamlit."""
-    code = "import kvplan.capacity, sys; print(*sys.modules)"
+    code = "import kvplan.formulas.capacity, sys; print(*sys.modules)"
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplan.capacity import kv_bytes_per_token, latent_bytes_per_token
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
+from kvplan.formulas.capacity import kv_bytes_per_token, latent_bytes_per_token
 from kvplan.kv_layout.backends import BACKENDS, KV_DTYPES
 from kvplan.kv_layout.checks import checkpoint_kv_dtype
 from kvplan.kv_layout.groups import Layer, Page, bytes_per_block, group_layers

@@ -11,11 +11,11 @@ import math
 import numpy as np
 import pytest
 
-from kvplan import accounting
 from kvplan.engine.config import EngineConfig
 from kvplan.engine_args import EngineArgs
+from kvplan.formulas import accounting
+from kvplan.formulas.quality import flops_matched_multiplier
 from kvplan.plan import estimate
-from kvplan.quality import flops_matched_multiplier
 from kvplan.scenario import StepTimeSpec, parse_scenario
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime

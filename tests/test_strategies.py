@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan import quality
 from kvplan.errors import KvplanError
+from kvplan.formulas import quality
 from kvplan.workload.outcomes import ScoreModel, TraceSampler
 from kvplan.workload.quality_sets import Difficulty, QualitySet, Skill, skills
 from kvplan.workload.strategies import RIGHT, Branch, Launch, Outcome, Problem, Segment, Session

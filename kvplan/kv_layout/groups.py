@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from kvplan.capacity import chunked_blocks, full_blocks, state_blocks, window_blocks
 from kvplan.errors import KvplanError
+from kvplan.formulas.capacity import chunked_blocks, full_blocks, state_blocks, window_blocks
 from kvplan.model import AttentionKind
 
 GROWING = (AttentionKind.FULL, AttentionKind.MLA)

@@ -10,9 +10,9 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
-from kvplan.capacity import cdiv
 from kvplan.config import Config
 from kvplan.engine_args import ResolvedArgs, as_count
+from kvplan.formulas.capacity import cdiv
 from kvplan.layout import Layout
 from kvplan.model import AttentionKind
 

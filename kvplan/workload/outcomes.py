@@ -1,4 +1,4 @@
-"""Draws what the branches of a problem do: lengths, answers, scores. The random half of `kvplan.quality`.
+"""Draws what the branches of a problem do: lengths, answers, scores. The random half of `kvplan.formulas.quality`.
 
 A problem has a chance p; a trace of it is right with chance p; a wrong one goes wrong at some point and never
 recovers by itself; a verifier's score is d' standard deviations higher on right work. The k-th first-hand
@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from kvplan import quality
+from kvplan.formulas import quality
 from kvplan.workload.quality_sets import QualitySet, Skill
 from kvplan.workload.strategies.protocol import ALL, RIGHT, Branch, Reason
 from kvplan.workload.strategies.session import Outcome

@@ -1,6 +1,6 @@
 """How often and at what length a model solves problems: named, cited sets, or a user's pass/fail table.
 
-Facts only; the draws are `outcomes.py`'s, the arithmetic `kvplan.quality`'s.
+Facts only; the draws are `outcomes.py`'s, the arithmetic `kvplan.formulas.quality`'s.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from kvplan import quality
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
+from kvplan.formulas import quality
 from kvplan.resources import catalog_dir
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from kvplan.capacity_mix import (
+from kvplan.formulas.varying import (
     Floats,
     Ints,
     max_traces,
