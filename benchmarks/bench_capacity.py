@@ -10,7 +10,7 @@ import numpy as np
 from kvplan.engine_args import EngineArgs
 from kvplan.formulas import capacity as cap
 from kvplan.layout import kv_layout
-from kvplan.model import load_model
+from kvplan.models.spec import load_model
 
 LENGTHS = np.arange(1, 1001)[:, None] * 128
 """A thousand lengths down, a thousand other figures across."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from kvplan.formulas.capacity import full_blocks, num_sequences, window_resident_blocks
 from kvplan.gpu import get_gpu
-from kvplan.model import load_model
+from kvplan.models.spec import load_model
 from kvplan.plan import estimate
 from kvplan.planning.demand import Demand
 from kvplan.planning.inverse import what_would_fit

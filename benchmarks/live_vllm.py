@@ -28,7 +28,7 @@ from kvplan.calibrate.server import Server
 from kvplan.compare_run import compare, read_run, table
 from kvplan.engine.config import EngineConfig
 from kvplan.errors import KvplanError
-from kvplan.model import load_model
+from kvplan.models.spec import load_model
 from kvplan.records import write_records
 from kvplan.scenario import parse_scenario
 from kvplan.simulate import simulate

@@ -32,7 +32,7 @@ from kvplan.engine.request import cdiv
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
-from kvplan.model import AttentionKind, ModelSpec, load_model
+from kvplan.models.spec import AttentionKind, ModelSpec, load_model
 from kvplan.plan import estimate
 from kvplan.planning.sglang_memory import defaults as sglang_defaults
 from kvplan.profile import pick

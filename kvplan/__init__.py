@@ -11,8 +11,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "ModelSpec": "kvplan.model",
-    "load_model": "kvplan.model",
+    "ModelSpec": "kvplan.models.spec",
+    "load_model": "kvplan.models.spec",
     "GpuSpec": "kvplan.gpu",
     "get_gpu": "kvplan.gpu",
     "EngineArgs": "kvplan.engine_args",

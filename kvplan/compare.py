@@ -16,7 +16,8 @@ import kvplan
 from kvplan.choices import Option, best_within, pareto
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.formulas.accounting import Floats, api_cost_usd, api_price
-from kvplan.model import ModelSpec, load_model, path_exists
+from kvplan.models.spec import ModelSpec, load_model, path_exists
+from kvplan.models.weights import active_parameters
 from kvplan.records import FINISH_REASONS
 from kvplan.scenario import Scenario
 from kvplan.simulation.deploy import Setup
@@ -24,7 +25,6 @@ from kvplan.simulation.solve import Solution, solve
 from kvplan.simulation.watch import NOBODY, Watch
 from kvplan.steps.work import step_work
 from kvplan.units import TICKS_PER_S, GiB
-from kvplan.weights import active_parameters
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
 from kvplan.workload.strategies.alone import run_alone
 

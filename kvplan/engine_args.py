@@ -13,8 +13,8 @@ from pydantic import BeforeValidator, Field
 from kvplan.config import Config
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
-from kvplan.hf.quantization import kv_cache_dtype_hint
-from kvplan.model import AttentionKind, ModelSpec
+from kvplan.models.quantization import kv_cache_dtype_hint
+from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.planning.sglang_memory import FEWEST_REQUESTS
 from kvplan.planning.sglang_memory import defaults as sglang_defaults
 from kvplan.units import GiB, human_readable_int

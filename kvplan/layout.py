@@ -29,7 +29,7 @@ from kvplan.kv_layout.groups import GROWING, Group, bytes_per_block, group_layer
 from kvplan.kv_layout.mixers import Setup
 from kvplan.kv_layout.pages import Pages, model_pages
 from kvplan.kv_layout.versions import MIRRORED, Rules, Version, rules_for
-from kvplan.model import AttentionKind, ModelSpec
+from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.units import gib
 
 

@@ -18,14 +18,14 @@ from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.kv_layout.checks import check_sharding
 from kvplan.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.limits import Limit
-from kvplan.model import AttentionKind, ModelSpec, load_model
+from kvplan.models.spec import AttentionKind, ModelSpec, load_model
+from kvplan.models.weights import weight_bytes
 from kvplan.planning.answers import Plan, Question, Refusal, Span
 from kvplan.planning.budget import Budget, Colocated, make_budget
 from kvplan.planning.demand import Demand, trace_blocks
 from kvplan.planning.memory_profile import MemoryProfile
 from kvplan.planning.other_engines import default_utilization, pool_layout, running_requests
 from kvplan.units import gib
-from kvplan.weights import weight_bytes
 
 __all__ = ["Plan", "Question", "answer", "estimate"]
 

@@ -29,7 +29,7 @@ from kvplan.logs.explain import (
 from kvplan.logs.learn import Unlearned, activation_bytes, learn, non_torch_gib
 from kvplan.logs.pool import PrintedPool, printed_pool
 from kvplan.logs.question import question_of, stated_flags
-from kvplan.model import ModelSpec
+from kvplan.models.spec import ModelSpec
 from kvplan.plan import answer
 from kvplan.planning.answers import Plan
 from kvplan.planning.memory_profile import MemoryProfile

@@ -16,7 +16,7 @@ pytest.importorskip("pandas")
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli import run as cli
 from kvplan.compare import compare
-from kvplan.model import find_bundled
+from kvplan.models.spec import find_bundled
 from kvplan.pages.common import PASTED
 from kvplan.pages.simulate import shown_ms
 from kvplan.pages.uploads import MAX_BYTES

@@ -12,7 +12,7 @@ import pytest
 from kvplan.cli import LONGEST, run
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
-from kvplan.model import from_config, load_model
+from kvplan.models.spec import from_config, load_model
 from kvplan.planning.report import short_source
 from kvplan.scenario import load_scenario
 from kvplan.units import human_readable_int

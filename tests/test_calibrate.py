@@ -16,7 +16,7 @@ from kvplan.calibrate.card import subject_of  # noqa: E402
 from kvplan.calibrate.session import open_session  # noqa: E402
 from kvplan.cli import run  # noqa: E402
 from kvplan.errors import KvplanError  # noqa: E402
-from kvplan.model import load_model  # noqa: E402
+from kvplan.models.spec import load_model  # noqa: E402
 from kvplan.profile import load_profile  # noqa: E402
 
 SMALL = replace(

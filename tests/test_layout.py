@@ -26,7 +26,7 @@ from kvplan.kv_layout.checks import checkpoint_kv_dtype
 from kvplan.kv_layout.groups import Layer, Page, bytes_per_block, group_layers
 from kvplan.kv_layout.pages import Pages
 from kvplan.layout import KvCacheTooSmall, Layout, kv_layout, pages_layout
-from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, from_config
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, from_config
 from kvplan.units import GiB
 from tests.validation import section
 

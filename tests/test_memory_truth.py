@@ -20,7 +20,7 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.layout import kv_layout
 from kvplan.limits import Limit
-from kvplan.model import ModelSpec, find_bundled, from_config, load_model
+from kvplan.models.spec import ModelSpec, find_bundled, from_config, load_model
 from kvplan.plan import Plan, Question, answer, capability
 from kvplan.planning.demand import Demand
 from kvplan.planning.memory_profile import Figure, MemoryProfile, memory_profile

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvplan.errors import KvplanError
-from kvplan.hf.config import MAX_CONFIG_BYTES, parse_json
-from kvplan.model import (
+from kvplan.models.config import MAX_CONFIG_BYTES, parse_json
+from kvplan.models.spec import (
     AttentionKind,
     AttentionSpec,
     ModelSpec,
@@ -25,7 +25,7 @@ from kvplan.model import (
     from_config,
     load_model,
 )
-from kvplan.weights import active_parameters, heaviest_rank, parameters
+from kvplan.models.weights import active_parameters, heaviest_rank, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 TRUTH = ROOT.parent / "shared" / "truth" / "layout"

@@ -15,7 +15,7 @@ from kvplan.engine_args import EngineArgs, parse_engine, resolve
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.limits import Limit
-from kvplan.model import from_config, load_model
+from kvplan.models.spec import from_config, load_model
 from kvplan.plan import answer, estimate, rank_weights
 from kvplan.planning.budget import Colocated
 from kvplan.planning.demand import Demand, TraceBlocks, trace_blocks

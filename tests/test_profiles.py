@@ -22,7 +22,7 @@ from kvplan.engine.config import EngineConfig
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
-from kvplan.model import load_model
+from kvplan.models.spec import load_model
 from kvplan.profile import bundled_profiles, load_profile, pick
 from kvplan.records import write_records
 from kvplan.scenario import Deployment, parse_scenario

@@ -15,7 +15,7 @@ import pytest
 from kvplan.engine_args import EngineArgs, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.logs import read_log
-from kvplan.model import ModelSpec
+from kvplan.models.spec import ModelSpec
 from kvplan.plan import answer
 from kvplan.planning.answers import Question
 from kvplan.planning.demand import Demand

@@ -20,7 +20,7 @@ from kvplan.calibrate.server import Server, Stream, parse_metrics
 from kvplan.calibrate.session import open_session
 from kvplan.cli import run
 from kvplan.errors import KvplanError
-from kvplan.model import load_model
+from kvplan.models.spec import load_model
 
 EXCHANGE = json.loads((Path(__file__).parent / "fixtures" / "vllm_exchange.json").read_text())
 

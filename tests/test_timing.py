@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.steps.costs import AttentionCosts, GemmCosts, HostCosts, StepCosts, capture_sizes
 from kvplan.steps.work import step_work
 from kvplan.timing import ModelStepTime, StepShape, roofline

@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvplan.errors import KvplanError
-from kvplan.hf.modules import Cut, Module
-from kvplan.hf.quantization import Names, canonical, grouped, kv_cache_dtype_hint, quantization_rule
-from kvplan.model import AttentionKind, bundled_models, load_model
-from kvplan.units import GiB
-from kvplan.weights import (
+from kvplan.models.modules import Cut, Module
+from kvplan.models.quantization import Names, canonical, grouped, kv_cache_dtype_hint, quantization_rule
+from kvplan.models.spec import AttentionKind, bundled_models, load_model
+from kvplan.models.weights import (
     RankWeights,
     active_parameters,
     heaviest_rank,
@@ -25,6 +24,7 @@ from kvplan.weights import (
     stage_spans,
     weight_bytes,
 )
+from kvplan.units import GiB
 from tests.validation import section
 
 ROOT = Path(__file__).resolve().parents[1]

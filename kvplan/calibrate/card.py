@@ -21,7 +21,7 @@ from kvplan.calibrate.server import CacheFacts, Server
 from kvplan.calibrate.session import SCHEMA_VERSION, Report, Session, batches_path, no_report, open_session
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, local
-from kvplan.model import ModelSpec
+from kvplan.models.spec import ModelSpec
 from kvplan.profile import Profile
 from kvplan.steps.timing_profile import TimingProfile
 

@@ -17,7 +17,7 @@ from kvplan.calibrate.measurements import Row, short_dtype
 from kvplan.calibrate.solve import Array, Predict, Prior
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
-from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, load_model
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, load_model
 from kvplan.steps.costs import AttentionCosts, GemmCosts, ReduceCosts, expected_experts, gemm_s, reduce_s
 from kvplan.steps.step_time import ELEMENT_BYTES
 from kvplan.steps.timing_profile import step_costs

@@ -18,7 +18,7 @@ from kvplan.commands.common import print_json
 from kvplan.commands.progress import Progress
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
-from kvplan.model import load_model
+from kvplan.models.spec import load_model
 from kvplan.profile import Profile
 
 SWITCH = Parameter(negative="")

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from kvplan.commands.common import print_json
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names
-from kvplan.model import ModelSpec, bundled_models, load_model
+from kvplan.models.spec import ModelSpec, bundled_models, load_model
 
 SWITCH = Parameter(negative="")
 

@@ -10,7 +10,7 @@ from kvplan.commands.common import DEMAND, FLAGS, print_json, read_colocate
 from kvplan.engine_args import EntryPoint, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
-from kvplan.model import load_model
+from kvplan.models.spec import load_model
 from kvplan.plan import Plan, estimate
 from kvplan.planning.inverse import what_would_fit
 from kvplan.planning.memory_profile import MemoryProfile

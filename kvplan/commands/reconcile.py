@@ -13,7 +13,7 @@ from kvplan.engine_args import EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.logs import file_lines, read_log
 from kvplan.logs.report import document, text
-from kvplan.model import load_model
+from kvplan.models.spec import load_model
 from kvplan.reconcile import reconcile
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.kv_layout.backends import KV_DTYPES, Capability
-from kvplan.model import AttentionKind, AttentionSpec, ModelSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 
 
 def check_sharding(model: ModelSpec, args: EngineArgs) -> None:

@@ -7,7 +7,7 @@ import math
 from kvplan.errors import KvplanError
 from kvplan.kv_layout.backends import Backend, is_quantized
 from kvplan.kv_layout.states import ELEMENT_BYTES
-from kvplan.model import AttentionKind, AttentionSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec
 
 PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 """Bytes a token and layer of DeepSeek's packed latent formats; not a dtype times the latent's width."""

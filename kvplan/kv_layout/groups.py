@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import chunked_blocks, full_blocks, state_blocks, window_blocks
-from kvplan.model import AttentionKind
+from kvplan.models.spec import AttentionKind
 
 GROWING = (AttentionKind.FULL, AttentionKind.MLA)
 """Kinds that keep every token; vLLM's FullAttentionSpec and its children."""

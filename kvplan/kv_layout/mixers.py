@@ -11,7 +11,7 @@ from kvplan.kv_layout.backends import INDEXER, Backend, Capability, LayerNeeds, 
 from kvplan.kv_layout.checks import check_sharding, model_dtype, resolve_kv_dtype
 from kvplan.kv_layout.formats import stored_format
 from kvplan.kv_layout.versions import Rules
-from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, ModelSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from kvplan.kv_layout.groups import Layer, Page
 from kvplan.kv_layout.mixers import Mixer, Setup, distinct_backends, find_mixers
 from kvplan.kv_layout.sizes import Sizes, settle_sizes
 from kvplan.kv_layout.states import state_bytes
-from kvplan.model import AttentionKind, ModelSpec
+from kvplan.models.spec import AttentionKind, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from kvplan.kv_layout.backends import Backend
 from kvplan.kv_layout.formats import PACKED_LATENT, stored_format, token_bytes
 from kvplan.kv_layout.mixers import Mixer, Setup, distinct_backends
 from kvplan.kv_layout.states import state_bytes
-from kvplan.model import AttentionKind
+from kvplan.models.spec import AttentionKind
 
 DEFAULT_BLOCK_SIZE = 16
 

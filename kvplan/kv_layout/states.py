@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
-from kvplan.model import StateSpec
+from kvplan.models.spec import StateSpec
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 

@@ -10,7 +10,7 @@ from kvplan.engine_args import EngineVersion
 from kvplan.errors import KvplanError
 from kvplan.logs import StartupLog
 from kvplan.logs.pool import PrintedPool, figure, layout_of
-from kvplan.model import AttentionKind
+from kvplan.models.spec import AttentionKind
 from kvplan.plan import answer, rank_weights
 from kvplan.planning.answers import Plan, Question
 from kvplan.units import GiB, gib

@@ -13,7 +13,7 @@ from kvplan.gpu import GpuSpec, get_gpu, gpu_names, match_product
 from kvplan.logs import StartupLog
 from kvplan.logs.learn import before_loading
 from kvplan.logs.pool import pool_gib
-from kvplan.model import ModelSpec, find_bundled, load_model
+from kvplan.models.spec import ModelSpec, find_bundled, load_model
 from kvplan.planning.answers import Question
 from kvplan.planning.demand import Demand
 from kvplan.planning.memory_profile import Figure, memory_profile

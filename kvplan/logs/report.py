@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import kvplan
 from kvplan.engine_args import EngineArgs
-from kvplan.model import find_bundled
+from kvplan.models.spec import find_bundled
 from kvplan.plan import answer
 from kvplan.planning.report import SCHEMA_VERSION
 from kvplan.planning.serve_command import serve_flags, to_words

@@ -12,7 +12,7 @@ from kvplan.charts_common import Layered, specification
 from kvplan.engine_args import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names
-from kvplan.model import ModelSpec, bundled_models, load_model
+from kvplan.models.spec import ModelSpec, bundled_models, load_model
 from kvplan.pages.jobs import Job, Work
 from kvplan.pages.uploads import model_from_text
 from kvplan.plan import Plan, estimate

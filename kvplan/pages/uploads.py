@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kvplan.errors import KvplanError
-from kvplan.model import ModelSpec, find_bundled, load_model
+from kvplan.models.spec import ModelSpec, find_bundled, load_model
 from kvplan.resources import profiles_dir
 from kvplan.scenario import Scenario, load_scenario
 

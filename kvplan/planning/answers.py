@@ -14,7 +14,7 @@ from kvplan.errors import DoesNotFit
 from kvplan.gpu import GpuSpec
 from kvplan.layout import Layout
 from kvplan.limits import Limit
-from kvplan.model import ModelSpec
+from kvplan.models.spec import ModelSpec
 from kvplan.planning.budget import Budget
 from kvplan.planning.demand import Demand
 from kvplan.planning.memory_profile import MemoryProfile

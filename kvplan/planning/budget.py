@@ -16,7 +16,7 @@ from typing import Literal
 
 from kvplan.engine_args import EngineVersion, ResolvedArgs
 from kvplan.gpu import GpuSpec
-from kvplan.model import ModelSpec
+from kvplan.models.spec import ModelSpec
 from kvplan.planning.memory_profile import MemoryProfile, memory_profile
 from kvplan.planning.overheads import NOTHING, Overheads, Range, estimate_overheads
 from kvplan.units import GiB, gib

@@ -14,7 +14,7 @@ from kvplan.config import Config
 from kvplan.engine_args import ResolvedArgs, as_count
 from kvplan.formulas.capacity import cdiv
 from kvplan.layout import Layout
-from kvplan.model import AttentionKind
+from kvplan.models.spec import AttentionKind
 
 Tokens = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 32)]
 Number = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 32)]

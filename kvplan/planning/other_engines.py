@@ -16,7 +16,7 @@ from kvplan.kv_layout.checks import model_dtype, resolve_kv_dtype
 from kvplan.kv_layout.formats import token_bytes
 from kvplan.kv_layout.states import state_bytes
 from kvplan.layout import KvCacheTooSmall, KvGroup, Layout
-from kvplan.model import AttentionKind, AttentionSpec, ModelSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 from kvplan.planning.sglang_memory import (
     SWA_TO_FULL,
     StatePool,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kvplan.engine_args import ResolvedArgs
 from kvplan.gpu import GpuSpec
-from kvplan.model import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from kvplan.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.planning.memory_profile import Figure, MemoryProfile
 from kvplan.steps.costs import capture_sizes
 from kvplan.units import GiB, MiB

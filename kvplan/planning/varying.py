@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvplan.formulas.varying import coarser, max_traces, resident_distribution
-from kvplan.model import AttentionKind
+from kvplan.models.spec import AttentionKind
 from kvplan.planning.answers import Plan
 from kvplan.workload.lengths import Correlation, Length, correlated_uniforms, quantile
 

@@ -19,7 +19,7 @@ from kvplan.engine_sglang.config import SGLangConfig
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.layout import KvGroup, Layout
-from kvplan.model import AttentionKind, ModelSpec, load_model, path_exists
+from kvplan.models.spec import AttentionKind, ModelSpec, load_model, path_exists
 from kvplan.plan import estimate
 from kvplan.scenario import Deployment, Scenario, SGLangFlags, StepTimeSpec
 from kvplan.steps.step_time import make_step_times

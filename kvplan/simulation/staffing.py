@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from kvplan.engine.config import KVCacheGroup
 from kvplan.errors import DoesNotFit, KvplanError, did_you_mean
 from kvplan.gpu import get_gpu
-from kvplan.model import load_model, path_exists
+from kvplan.models.spec import load_model, path_exists
 from kvplan.scenario import Deployment, Scenario
 from kvplan.simulation.deploy import Setup, StatedStepTime, set_up
 from kvplan.steps.step_time import make_step_times

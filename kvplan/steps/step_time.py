@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from kvplan.engine_args import EngineArgs
 from kvplan.gpu import GpuSpec
-from kvplan.hf.modules import Cut, Module, layer_modules
-from kvplan.hf.quantization import Scheme, quantization_rule
-from kvplan.model import AttentionKind, ModelSpec
+from kvplan.models.modules import Cut, Module, layer_modules
+from kvplan.models.quantization import Scheme, quantization_rule
+from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profile import Profile, load_profile, pick
 from kvplan.steps.work import StepWork, step_work
 from kvplan.timing import ModelStepTime, StepShape, roofline

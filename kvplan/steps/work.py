@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec
 
 
 @dataclass(frozen=True, slots=True)

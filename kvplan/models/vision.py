@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvplan.hf.config import Keys
-from kvplan.hf.modules import Module, vector
-from kvplan.model import VisionSpec
+from kvplan.models.config import Keys
+from kvplan.models.modules import Module, vector
+from kvplan.models.spec import VisionSpec
 
 FAMILIES = {
     "Gemma3": "siglip",

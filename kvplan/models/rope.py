@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvplan.hf.config import Keys
-from kvplan.model import LayerSpec, RotaryTable
+from kvplan.models.config import Keys
+from kvplan.models.spec import LayerSpec, RotaryTable
 
 NO_ROTARY = ("NemotronH", "KimiLinear")
 TWO_ROTARIES = ("Gemma3", "Gemma4", "MiMoV2")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from kvplan.hf.config import Keys
-from kvplan.hf.families.common import (
+from kvplan.models.config import Keys
+from kvplan.models.families.common import (
     NO_MLP,
     Body,
     by_layer_type,
@@ -19,7 +19,7 @@ from kvplan.hf.families.common import (
     stack,
     windowed,
 )
-from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec
 
 
 def mixtral(k: Keys) -> Body:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from kvplan.hf.config import MAX_LAYERS, Keys
-from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec
+from kvplan.models.config import MAX_LAYERS, Keys
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec
 
 
 class Body(NamedTuple):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from kvplan.errors import KvplanError
-from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec
 
 VOCAB_MULTIPLE = 64
 """vLLM pads the vocabulary to a multiple of 64 rows."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from kvplan.hf.config import Keys
-from kvplan.hf.families import dense, hybrid, moe
-from kvplan.hf.families.common import Body
-from kvplan.hf.rope import longrope_original_len, max_model_len, rotary_tables, states_max_model_len
-from kvplan.hf.vision import vision_tower
-from kvplan.model import ModelSpec
+from kvplan.models.config import Keys
+from kvplan.models.families import dense, hybrid, moe
+from kvplan.models.families.common import Body
+from kvplan.models.rope import longrope_original_len, max_model_len, rotary_tables, states_max_model_len
+from kvplan.models.spec import ModelSpec
+from kvplan.models.vision import vision_tower
 
 BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "LlamaForCausalLM": dense.llama,

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import translate
 
-from kvplan.hf.config import Keys
-from kvplan.hf.modules import Module
-from kvplan.model import ModelSpec
+from kvplan.models.config import Keys
+from kvplan.models.modules import Module
+from kvplan.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvplan.hf.config import Keys
-from kvplan.hf.families.common import (
+from kvplan.models.config import Keys
+from kvplan.models.families.common import (
     NO_ATTENTION,
     Body,
     by_layer_type,
@@ -17,7 +17,7 @@ from kvplan.hf.families.common import (
     stack,
     windowed,
 )
-from kvplan.model import LayerSpec, MlpSpec
+from kvplan.models.spec import LayerSpec, MlpSpec
 
 
 def _dense(k: Keys, norms: int = 2, sliding: bool = False, **traits: Any) -> Body:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from kvplan.hf.config import MAX_LAYERS, Keys
-from kvplan.hf.families.common import (
+from kvplan.models.config import MAX_LAYERS, Keys
+from kvplan.models.families.common import (
     NO_ATTENTION,
     NO_MLP,
     Body,
@@ -17,8 +17,8 @@ from kvplan.hf.families.common import (
     num_layers,
     stack,
 )
-from kvplan.hf.families.moe import deepseek_mlps, mla, sparse_layers
-from kvplan.model import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, StateSpec
+from kvplan.models.families.moe import deepseek_mlps, mla, sparse_layers
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, StateSpec
 
 
 def state(family: str, ssm_dtype: str = "auto", **facts: int) -> AttentionSpec:

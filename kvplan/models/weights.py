@@ -12,7 +12,7 @@ from math import gcd
 from typing import Any, NamedTuple
 
 from kvplan.errors import KvplanError
-from kvplan.hf.modules import (
+from kvplan.models.modules import (
     Cut,
     Module,
     checkpoint_name,
@@ -21,9 +21,9 @@ from kvplan.hf.modules import (
     layer_modules,
     mtp_modules,
 )
-from kvplan.hf.quantization import Rule, Scheme, quantization_rule
-from kvplan.hf.vision import vision_modules
-from kvplan.model import AttentionKind, AttentionSpec, ModelSpec
+from kvplan.models.quantization import Rule, Scheme, quantization_rule
+from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
+from kvplan.models.vision import vision_modules
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -85,7 +85,7 @@ class RankWeights(NamedTuple):
 def parameters(model: ModelSpec, *, vision: bool = True, mtp: bool = False) -> int:
     """Exact number of parameters in the checkpoint; tied embeddings count once.
 
-    >>> from kvplan.model import load_model
+    >>> from kvplan.models.spec import load_model
     >>> parameters(load_model("Qwen/Qwen3-8B"))
     8190735360
     """

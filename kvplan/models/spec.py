@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.hf.config import read_json
+from kvplan.models.config import read_json
 from kvplan.resources import catalog_dir
 
 
@@ -221,7 +221,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
     Raises:
         KvplanError: an unknown architecture or attention kind, a missing or contradictory key.
     """
-    from kvplan.hf.architectures import build
+    from kvplan.models.architectures import build
 
     return build(config, name, source)
 
