@@ -7,7 +7,7 @@ from time import process_time
 
 import numpy as np
 
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.formulas import capacity as cap
 from kvplan.layout import kv_layout
 from kvplan.models.spec import load_model

@@ -29,12 +29,12 @@ from typing import Any, NamedTuple
 
 from kvplan.engine.config import BatchWait, EngineConfig
 from kvplan.engine.request import cdiv
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
+from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.models.spec import AttentionKind, ModelSpec, load_model
 from kvplan.plan import estimate
-from kvplan.planning.sglang_memory import defaults as sglang_defaults
 from kvplan.profile import pick
 from kvplan.scenario import SGLangFlags, parse_scenario
 from kvplan.simulate import simulate

@@ -15,7 +15,7 @@ _HOME = {
     "load_model": "kvplan.models.spec",
     "GpuSpec": "kvplan.gpu",
     "get_gpu": "kvplan.gpu",
-    "EngineArgs": "kvplan.engine_args",
+    "EngineArgs": "kvplan.engines.flags",
     "estimate": "kvplan.plan",
     "Plan": "kvplan.plan",
     "Scenario": "kvplan.scenario",

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from kvplan.engine_args import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, parse_engine, resolve
+from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, parse_engine, resolve
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.kv_layout.checks import check_sharding

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kvplan.engine_args import EngineArgs, EngineVersion, EntryPoint
+from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.logs import StartupLog, read_log

@@ -14,8 +14,8 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model
 
 from kvplan.config import Config
 from kvplan.engine.config import Admission, BatchWait, Sharing
-from kvplan.engine_args import Engine, EngineArgs
 from kvplan.engine_sglang.config import SchedulePolicyName
+from kvplan.engines.flags import Engine, EngineArgs
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.resources import scenarios_dir
 from kvplan.sweeping.space import Search

@@ -12,7 +12,7 @@ import pytest
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.predictions import predictions
 from kvplan.cli import run as cli
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.pages.jobs import Job, Progress
 from kvplan.pages.uploads import MAX_BYTES, model_from_text, scenario_from_text, through_files

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvplan.cli import LONGEST, run
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.models.spec import from_config, load_model
 from kvplan.planning.report import short_source

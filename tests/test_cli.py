@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvplan.cli import COMMANDS, run, spell
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 
 ROOT = Path(__file__).resolve().parents[1]
 QWEN = "Qwen/Qwen3-8B"

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import kv_bytes_per_token, latent_bytes_per_token
 from kvplan.kv_layout.backends import BACKENDS, KV_DTYPES

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kvplan.engine_args import EngineArgs, EngineVersion, parse_engine, resolve
+from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine, resolve
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.layout import kv_layout

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.engine_args import EngineArgs, parse_engine, resolve
+from kvplan.engines.flags import EngineArgs, parse_engine, resolve
+from kvplan.engines.sglang_defaults import defaults, mem_fraction_static
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.limits import Limit
@@ -22,7 +23,6 @@ from kvplan.planning.demand import Demand, TraceBlocks, trace_blocks
 from kvplan.planning.inverse import what_would_fit
 from kvplan.planning.overheads import num_graphs
 from kvplan.planning.serve_command import serve_flags, shell_command, unspoken, yaml_config
-from kvplan.planning.sglang_memory import defaults, mem_fraction_static
 from kvplan.units import GiB
 
 QWEN = "Qwen/Qwen3-8B"

@@ -19,7 +19,7 @@ from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.predict import step_key, step_subject
 from kvplan.compare_run import Comparison, compare, read_run
 from kvplan.engine.config import EngineConfig
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.models.spec import load_model

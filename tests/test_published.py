@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kvplan.engine.config import EngineConfig
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.formulas import accounting
 from kvplan.formulas.quality import flops_matched_multiplier
 from kvplan.plan import estimate

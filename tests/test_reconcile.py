@@ -260,7 +260,7 @@ def test_an_overheads_profile_is_its_engines(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_user_flags_win() -> None:
-    from kvplan.engine_args import EngineArgs
+    from kvplan.engines.flags import EngineArgs
 
     found = reconcile(
         (LOGS / "vllm-0.13-padding.txt").read_text(), gpu="h100", args=EngineArgs(gpu_memory_utilization=0.5)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kvplan.engine_args import EngineArgs, parse_engine
+from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.logs import read_log
 from kvplan.models.spec import ModelSpec

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.planning.demand import Demand
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvplan.commands.common import FLAGS, print_json
-from kvplan.engine_args import EntryPoint
+from kvplan.engines.flags import EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.logs import file_lines, read_log
 from kvplan.logs.report import document, text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.kv_layout.backends import KV_DTYPES, Capability
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.kv_layout.backends import INDEXER, Backend, Capability, LayerNeeds, select_backend
 from kvplan.kv_layout.checks import check_sharding, model_dtype, resolve_kv_dtype

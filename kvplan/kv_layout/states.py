@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.models.spec import StateSpec
 

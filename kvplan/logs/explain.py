@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from kvplan.engine_args import EngineVersion
+from kvplan.engines.flags import EngineVersion
 from kvplan.errors import KvplanError
 from kvplan.logs import StartupLog
 from kvplan.logs.pool import PrintedPool, figure, layout_of

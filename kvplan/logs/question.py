@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kvplan.engine_args import LATEST, EngineArgs, EngineVersion, EntryPoint, parse_engine
+from kvplan.engines.flags import LATEST, EngineArgs, EngineVersion, EntryPoint, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names, match_product
 from kvplan.logs import StartupLog

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import replace
 
 import kvplan
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.models.spec import find_bundled
 from kvplan.plan import answer
 from kvplan.planning.report import SCHEMA_VERSION

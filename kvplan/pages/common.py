@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from kvplan.charts_common import Layered, specification
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names
 from kvplan.models.spec import ModelSpec, bundled_models, load_model

@@ -6,7 +6,7 @@ import numpy as np
 import streamlit as st
 
 from kvplan import charts
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.logs import read_log
 from kvplan.logs.report import document as reconciliation

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
 
-from kvplan.engine_args import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs
+from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs
 from kvplan.errors import DoesNotFit
 from kvplan.gpu import GpuSpec
 from kvplan.layout import Layout

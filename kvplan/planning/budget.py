@@ -14,7 +14,7 @@ from functools import reduce
 from math import ceil
 from typing import Literal
 
-from kvplan.engine_args import EngineVersion, ResolvedArgs
+from kvplan.engines.flags import EngineVersion, ResolvedArgs
 from kvplan.gpu import GpuSpec
 from kvplan.models.spec import ModelSpec
 from kvplan.planning.memory_profile import MemoryProfile, memory_profile

@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BeforeValidator, Field
 
 from kvplan.config import Config
-from kvplan.engine_args import ResolvedArgs, as_count
+from kvplan.engines.flags import ResolvedArgs, as_count
 from kvplan.formulas.capacity import cdiv
 from kvplan.layout import Layout
 from kvplan.models.spec import AttentionKind

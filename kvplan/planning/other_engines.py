@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvplan.engine_args import EngineArgs, EngineVersion, ResolvedArgs
+from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
+from kvplan.engines.sglang_defaults import (
+    SWA_TO_FULL,
+    StatePool,
+    max_running_requests,
+    mem_fraction_static,
+    old_mem_fraction,
+    state_pool,
+)
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.kv_layout.backends import Capability
@@ -17,14 +25,6 @@ from kvplan.kv_layout.formats import token_bytes
 from kvplan.kv_layout.states import state_bytes
 from kvplan.layout import KvCacheTooSmall, KvGroup, Layout
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
-from kvplan.planning.sglang_memory import (
-    SWA_TO_FULL,
-    StatePool,
-    max_running_requests,
-    mem_fraction_static,
-    old_mem_fraction,
-    state_pool,
-)
 from kvplan.units import gib
 
 _WINDOWS = (AttentionKind.SLIDING, AttentionKind.CHUNKED)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvplan.engine_args import ResolvedArgs
+from kvplan.engines.flags import ResolvedArgs
 from kvplan.gpu import GpuSpec
 from kvplan.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.planning.memory_profile import Figure, MemoryProfile

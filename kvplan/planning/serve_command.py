@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any
 
-from kvplan.engine_args import Engine, EngineArgs
+from kvplan.engines.flags import Engine, EngineArgs
 from kvplan.planning.demand import Demand
 
 Flags = dict[str, Any]

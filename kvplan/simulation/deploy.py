@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from kvplan.engine.admission import caveats
 from kvplan.engine.config import EngineConfig, Kind, KVCacheGroup
 from kvplan.engine.sharing import SHARINGS
-from kvplan.engine_args import ResolvedArgs
 from kvplan.engine_sglang.config import SGLangConfig
+from kvplan.engines.flags import ResolvedArgs
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.layout import KvGroup, Layout

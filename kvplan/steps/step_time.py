@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.gpu import GpuSpec
 from kvplan.models.modules import Cut, Module, layer_modules
 from kvplan.models.quantization import Scheme, quantization_rule

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from math import ceil
 from typing import NamedTuple
 
-from kvplan.engine_args import EngineArgs
+from kvplan.engines.flags import EngineArgs
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.planning.serve_command import flag_text
 from kvplan.scenario import Scenario

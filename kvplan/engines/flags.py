@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field
 
 from kvplan.config import Config
+from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
+from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.models.quantization import kv_cache_dtype_hint
 from kvplan.models.spec import AttentionKind, ModelSpec
-from kvplan.planning.sglang_memory import FEWEST_REQUESTS
-from kvplan.planning.sglang_memory import defaults as sglang_defaults
 from kvplan.units import GiB, human_readable_int
 
 Engine = Literal["vllm", "sglang", "tensorrt-llm"]

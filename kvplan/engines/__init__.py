@@ -1,0 +1,1 @@
+"""What serving engines are told and what they decide by themselves: flags, defaults, spellings."""
