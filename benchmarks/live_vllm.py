@@ -29,13 +29,13 @@ from kvplan.compare_run import compare, read_run, table
 from kvplan.engine.config import EngineConfig
 from kvplan.errors import KvplanError
 from kvplan.models.spec import load_model
+from kvplan.profiles.timing_profile import step_costs
 from kvplan.records import write_records
 from kvplan.scenario import parse_scenario
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup
-from kvplan.steps.timing_profile import step_costs
-from kvplan.steps.work import step_work
-from kvplan.timing import ModelStepTime
+from kvplan.timing.step import ModelStepTime
+from kvplan.timing.work import step_work
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512, "intermediate_size": 1408,

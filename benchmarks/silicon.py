@@ -35,13 +35,13 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.models.spec import AttentionKind, ModelSpec, load_model
 from kvplan.plan import estimate
-from kvplan.profile import pick
+from kvplan.profiles.profile import pick
+from kvplan.profiles.step_times import ELEMENT_BYTES, find_formats
 from kvplan.scenario import SGLangFlags, parse_scenario
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup
-from kvplan.steps.step_time import ELEMENT_BYTES, find_formats
-from kvplan.steps.work import step_work
-from kvplan.timing import ModelStepTime
+from kvplan.timing.step import ModelStepTime
+from kvplan.timing.work import step_work
 
 Row = dict[str, str]
 

@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.silicon import FRONTEND, READINGS, TAKEN, Point, Reading, Row, point, sample, states_weights
-from kvplan.profile import bundled_profiles
+from kvplan.profiles.profile import bundled_profiles
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "validation.md"
 WORST = 8

@@ -31,8 +31,8 @@ from kvplan.charts_common import (
 from kvplan.compare_run import Comparison as RunComparison
 from kvplan.planning.answers import Plan, Span
 from kvplan.planning.budget import Row
-from kvplan.profile import Profile
-from kvplan.steps.timing_profile import RegimeError
+from kvplan.profiles.profile import Profile
+from kvplan.profiles.timing_profile import RegimeError
 from kvplan.units import gib
 
 MEMORY_COLOURS = {

@@ -23,7 +23,7 @@ from kvplan.scenario import Scenario
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.solve import Solution, solve
 from kvplan.simulation.watch import NOBODY, Watch
-from kvplan.steps.work import step_work
+from kvplan.timing.work import step_work
 from kvplan.units import TICKS_PER_S, GiB
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
 from kvplan.workload.strategies.alone import run_alone

@@ -23,8 +23,8 @@ from kvplan.models.weights import weight_bytes
 from kvplan.planning.answers import Plan, Question, Refusal, Span
 from kvplan.planning.budget import Budget, Colocated, make_budget
 from kvplan.planning.demand import Demand, trace_blocks
-from kvplan.planning.memory_profile import MemoryProfile
 from kvplan.planning.other_engines import default_utilization, pool_layout, running_requests
+from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.units import gib
 
 __all__ = ["Plan", "Question", "answer", "estimate"]

@@ -32,9 +32,9 @@ from kvplan.logs.question import question_of, stated_flags
 from kvplan.models.spec import ModelSpec
 from kvplan.plan import answer
 from kvplan.planning.answers import Plan
-from kvplan.planning.memory_profile import MemoryProfile
 from kvplan.planning.overheads import estimate_overheads
-from kvplan.profile import Profile
+from kvplan.profiles.memory_profile import MemoryProfile
+from kvplan.profiles.profile import Profile
 from kvplan.units import GiB, gib
 
 

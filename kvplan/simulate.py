@@ -33,7 +33,7 @@ from kvplan.simulation.rows import Rows
 from kvplan.simulation.seats import Fleet, Lockstep, Seat
 from kvplan.simulation.summing_up import sum_up, take_sample
 from kvplan.simulation.watch import NOBODY, Watch
-from kvplan.timing import StepShape
+from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.load import draw_load
 

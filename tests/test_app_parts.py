@@ -19,7 +19,7 @@ from kvplan.pages.uploads import MAX_BYTES, model_from_text, scenario_from_text,
 from kvplan.plan import concurrency_curve, estimate
 from kvplan.planning.demand import Demand
 from kvplan.planning.varying import varying_traces
-from kvplan.profile import load_profile
+from kvplan.profiles.profile import load_profile
 from kvplan.resources import measurements_dir
 from kvplan.scenario import load_scenario
 from kvplan.simulate import simulate

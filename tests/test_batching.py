@@ -28,8 +28,8 @@ from kvplan.calibrate.session import Session, batches_path, open_session  # noqa
 from kvplan.commands.batches import batch_lines  # noqa: E402
 from kvplan.commands.calibrate import skipped_lines  # noqa: E402
 from kvplan.gpu import get_gpu  # noqa: E402
-from kvplan.profile import load_profile  # noqa: E402
-from kvplan.steps.timing_profile import TimingProfile  # noqa: E402
+from kvplan.profiles.profile import load_profile  # noqa: E402
+from kvplan.profiles.timing_profile import TimingProfile  # noqa: E402
 
 DEVICE = torch.device("cpu")
 RECORDED = Path(__file__).parent / "fixtures" / "m.transformers.jsonl"

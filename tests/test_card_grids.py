@@ -22,7 +22,7 @@ from kvplan.calibrate.measurements import collect, family  # noqa: E402
 from kvplan.calibrate.predict import predict_family, predict_steps  # noqa: E402
 from kvplan.calibrate.session import Session  # noqa: E402
 from kvplan.errors import KvplanError  # noqa: E402
-from kvplan.profile import load_profile  # noqa: E402
+from kvplan.profiles.profile import load_profile  # noqa: E402
 
 MACHINE = {
     "op": "machine",

@@ -14,7 +14,7 @@ from kvplan.charts_common import PALE, PALETTE
 from kvplan.compare import Comparison, compare
 from kvplan.plan import concurrency_curve, estimate
 from kvplan.planning.demand import Demand
-from kvplan.profile import bundled_profiles
+from kvplan.profiles.profile import bundled_profiles
 from kvplan.recommend import recommend
 from kvplan.result import Result
 from kvplan.scenario import load_scenario

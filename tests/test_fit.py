@@ -19,8 +19,8 @@ from kvplan.calibrate.solve import blind_spots, solve
 from kvplan.cli import run
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
-from kvplan.profile import load_profile
-from kvplan.steps.timing_profile import TimingProfile
+from kvplan.profiles.profile import load_profile
+from kvplan.profiles.timing_profile import TimingProfile
 
 ROOT = Path(__file__).resolve().parents[1]
 TRUTH = ROOT.parent / "shared" / "truth" / "steptime"

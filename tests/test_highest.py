@@ -18,7 +18,7 @@ from kvplan.sweeping.bounds import cannot_meet, least_seconds
 from kvplan.sweeping.highest import Bench, Trial, highest_load
 from kvplan.sweeping.measure_load import copies_needed, share_of
 from kvplan.sweeping.space import Search
-from kvplan.timing import StepShape
+from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 
 # --- the closed form ------------------------------------------------------------------------------------

@@ -44,9 +44,9 @@ PURE = (
 PURE_MAY = {"numpy", "pydantic", "kvplan", "yaml"}
 STRANGERS = {  # room -> rooms it must not know
     "timing.py": {"kvplan.engine", "kvplan.simulate"},
-    "engine/": {"kvplan.timing", "kvplan.workload", "kvplan.simulate", "kvplan.engine_sglang"},
-    "engine_sglang/": {"kvplan.timing", "kvplan.workload", "kvplan.simulate"},
-    "workload/": {"kvplan.timing", "kvplan.engine", "kvplan.simulate"},
+    "engine/": {"kvplan.timing.step", "kvplan.workload", "kvplan.simulate", "kvplan.engine_sglang"},
+    "engine_sglang/": {"kvplan.timing.step", "kvplan.workload", "kvplan.simulate"},
+    "workload/": {"kvplan.timing.step", "kvplan.engine", "kvplan.simulate"},
 }
 
 

@@ -23,7 +23,7 @@ from kvplan.limits import Limit
 from kvplan.models.spec import ModelSpec, find_bundled, from_config, load_model
 from kvplan.plan import Plan, Question, answer, capability
 from kvplan.planning.demand import Demand
-from kvplan.planning.memory_profile import Figure, MemoryProfile, memory_profile
+from kvplan.profiles.memory_profile import Figure, MemoryProfile, memory_profile
 from kvplan.units import GiB
 from tests.validation import section
 

@@ -23,15 +23,15 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.models.spec import load_model
-from kvplan.profile import bundled_profiles, load_profile, pick
+from kvplan.profiles.profile import bundled_profiles, load_profile, pick
+from kvplan.profiles.step_times import find_formats, make_step_times
+from kvplan.profiles.timing_profile import step_costs
 from kvplan.records import write_records
 from kvplan.scenario import Deployment, parse_scenario
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, set_up
-from kvplan.steps.step_time import find_formats, make_step_times
-from kvplan.steps.timing_profile import step_costs
-from kvplan.steps.work import step_work
-from kvplan.timing import ModelStepTime, StepShape, roofline
+from kvplan.timing.step import ModelStepTime, StepShape, roofline
+from kvplan.timing.work import step_work
 
 ROOT = Path(__file__).resolve().parents[1]
 TRUTH = ROOT.parent / "shared" / "truth"

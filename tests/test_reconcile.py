@@ -18,8 +18,8 @@ from kvplan.errors import KvplanError
 from kvplan.logs import file_lines, read_log, reader
 from kvplan.logs.report import document, text
 from kvplan.plan import answer
-from kvplan.planning.memory_profile import MemoryProfile
-from kvplan.profile import load_profile
+from kvplan.profiles.memory_profile import MemoryProfile
+from kvplan.profiles.profile import load_profile
 from kvplan.reconcile import Reconciliation, reconcile
 
 LOGS = Path(__file__).parent / "fixtures" / "logs"

@@ -19,7 +19,7 @@ from kvplan.models.spec import ModelSpec
 from kvplan.plan import answer
 from kvplan.planning.answers import Question
 from kvplan.planning.demand import Demand
-from kvplan.profile import Profile
+from kvplan.profiles.profile import Profile
 from kvplan.reconcile import Reconciliation, reconcile
 from tests.log_rows import log_text, pool_gib
 from tests.test_memory_truth import QUANTIZATION, TOLD, TRUTH, gpu_of, model_of, version_of

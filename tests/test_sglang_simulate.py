@@ -19,7 +19,7 @@ from kvplan.scenario import SGLangFlags, parse_scenario
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime, set_up
 from kvplan.simulation.live import REJECTED, TIMEOUT
-from kvplan.timing import StepShape
+from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 
 Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]

@@ -22,7 +22,7 @@ from kvplan.scenario import Scenario, parse_scenario
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.glide import series, steps_to_cover
-from kvplan.timing import StepShape
+from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 
 STEP = {"fixed_us": 8000, "per_sequence_us": 20, "per_context_token_ns": 65, "per_prefill_token_us": 30}

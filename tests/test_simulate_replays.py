@@ -23,7 +23,7 @@ from kvplan.result import Result
 from kvplan.scenario import Scenario, StepTimeSpec, parse_scenario
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime
-from kvplan.timing import NEVER, StepShape
+from kvplan.timing.step import NEVER, StepShape
 from kvplan.units import TICKS_PER_S
 
 TRUTH = Path(__file__).resolve().parents[1].parent / "shared" / "truth"

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
-from kvplan.steps.costs import AttentionCosts, GemmCosts, HostCosts, StepCosts, capture_sizes
-from kvplan.steps.work import step_work
-from kvplan.timing import ModelStepTime, StepShape, roofline
+from kvplan.timing.costs import AttentionCosts, GemmCosts, HostCosts, StepCosts, capture_sizes
+from kvplan.timing.step import ModelStepTime, StepShape, roofline
+from kvplan.timing.work import step_work
 
 
 def model(*attention: AttentionSpec, mlp: MlpSpec | None = None, layers: int = 32) -> ModelSpec:

@@ -18,7 +18,7 @@ import numpy as np
 from kvplan.calibrate.measurements import Row
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.gpu import GpuSpec
-from kvplan.steps.costs import MAX_CAPTURE_SIZE
+from kvplan.timing.costs import MAX_CAPTURE_SIZE
 
 SOURCE = "kernel tables of aiconfigurator-core"
 """What profiles fitted to them name as their source."""

@@ -21,7 +21,7 @@ from kvplan.calibrate.session import batches_path
 from kvplan.calibrate.validate import summaries
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
-from kvplan.steps.timing_profile import RegimeError, TimingProfile
+from kvplan.profiles.timing_profile import RegimeError, TimingProfile
 
 AS_CALIBRATED = "as calibrated"
 REFITTED = "constants refitted on another run"

@@ -17,7 +17,7 @@ from kvplan.calibrate.mixing import timed_apart
 from kvplan.calibrate.problem import regime
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, match_product
-from kvplan.profile import Profile
+from kvplan.profiles.profile import Profile
 
 Source = Literal["jsonl", "aiconfigurator", "llmservingsim", "splitwise"]
 

@@ -22,8 +22,8 @@ from kvplan.calibrate.session import SCHEMA_VERSION, Report, Session, batches_pa
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, local
 from kvplan.models.spec import ModelSpec
-from kvplan.profile import Profile
-from kvplan.steps.timing_profile import TimingProfile
+from kvplan.profiles.profile import Profile
+from kvplan.profiles.timing_profile import TimingProfile
 
 NEEDED = ("step", "gemm.bf16", "gqa.bf16")
 """Families without which there is no profile."""

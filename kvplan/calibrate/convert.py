@@ -20,7 +20,7 @@ import numpy as np
 
 from kvplan.calibrate.measurements import Row
 from kvplan.errors import KvplanError
-from kvplan.steps.costs import expected_experts
+from kvplan.timing.costs import expected_experts
 
 SHAPES: dict[str, dict[str, int]] = {
     "Llama-3.1-8B": {

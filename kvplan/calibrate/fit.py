@@ -32,8 +32,8 @@ from kvplan.calibrate.problem import Problem, run, scaled
 from kvplan.calibrate.solve import Predict, Prior
 from kvplan.calibrate.validate import bootstrap, held_out_errors, measured_ranges
 from kvplan.gpu import GpuSpec
-from kvplan.steps.costs import MAX_CAPTURE_SIZE
-from kvplan.steps.timing_profile import RegimeError, TimingProfile
+from kvplan.profiles.timing_profile import RegimeError, TimingProfile
+from kvplan.timing.costs import MAX_CAPTURE_SIZE
 
 NUM_DRAWS = 16
 ACHIEVED = 0.8

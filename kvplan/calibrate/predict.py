@@ -18,11 +18,11 @@ from kvplan.calibrate.solve import Array, Predict, Prior
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, load_model
-from kvplan.steps.costs import AttentionCosts, GemmCosts, ReduceCosts, expected_experts, gemm_s, reduce_s
-from kvplan.steps.step_time import ELEMENT_BYTES
-from kvplan.steps.timing_profile import step_costs
-from kvplan.steps.work import AttentionWork, StepWork, projection_params, step_work, visit_bytes
-from kvplan.timing import ModelStepTime, StepShape, attention_s
+from kvplan.profiles.step_times import ELEMENT_BYTES
+from kvplan.profiles.timing_profile import step_costs
+from kvplan.timing.costs import AttentionCosts, GemmCosts, ReduceCosts, expected_experts, gemm_s, reduce_s
+from kvplan.timing.step import ModelStepTime, StepShape, attention_s
+from kvplan.timing.work import AttentionWork, StepWork, projection_params, step_work, visit_bytes
 
 HINTS = {
     "bytes_per_s": "decode steps at batch 1 and at a batch of 64 or more, contexts 512 and 8k or longer",

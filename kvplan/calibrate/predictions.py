@@ -11,7 +11,7 @@ from typing import NamedTuple
 from kvplan.calibrate.measurements import Measurements
 from kvplan.calibrate.predict import column, predict_family, predict_steps
 from kvplan.calibrate.problem import regime
-from kvplan.steps.timing_profile import TimingProfile
+from kvplan.profiles.timing_profile import TimingProfile
 
 
 class Predicted(NamedTuple):

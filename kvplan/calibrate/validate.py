@@ -12,7 +12,7 @@ from kvplan.calibrate.measurements import Row
 from kvplan.calibrate.predict import column, shapes
 from kvplan.calibrate.problem import Problem, regime, run, scaled, solve_rows
 from kvplan.calibrate.solve import Array, Solution
-from kvplan.steps.timing_profile import RegimeError
+from kvplan.profiles.timing_profile import RegimeError
 
 BINS = (0, 1024, 4096, 16384, 65536, math.inf)
 """Context ranges that are left out in turn."""

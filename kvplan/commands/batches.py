@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvplan.calibrate.batching import Batches
-from kvplan.steps.timing_profile import RegimeError
+from kvplan.profiles.timing_profile import RegimeError
 
 
 def error_line(e: RegimeError) -> str:

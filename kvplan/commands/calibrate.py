@@ -19,7 +19,7 @@ from kvplan.commands.progress import Progress
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.models.spec import load_model
-from kvplan.profile import Profile
+from kvplan.profiles.profile import Profile
 
 SWITCH = Parameter(negative="")
 

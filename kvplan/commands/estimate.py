@@ -13,8 +13,8 @@ from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.models.spec import load_model
 from kvplan.plan import Plan, estimate
 from kvplan.planning.inverse import what_would_fit
-from kvplan.planning.memory_profile import MemoryProfile
 from kvplan.planning.report import plan_document, plan_text
+from kvplan.profiles.memory_profile import MemoryProfile
 
 
 def estimate_command(
@@ -99,7 +99,7 @@ def make_plan(
 
 def read_overheads(name: str, engine: str) -> MemoryProfile:
     """The memory section of a profile, which must be the asked engine's."""
-    from kvplan.profile import load_profile
+    from kvplan.profiles.profile import load_profile
 
     memory = load_profile(name).memory
     if memory is None:

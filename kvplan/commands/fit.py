@@ -13,8 +13,8 @@ from kvplan.commands.batches import batch_lines
 from kvplan.commands.common import print_json
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.gpu import get_gpu
-from kvplan.profile import Profile, load_profile
-from kvplan.steps.timing_profile import FIELDS, check_name
+from kvplan.profiles.profile import Profile, load_profile
+from kvplan.profiles.timing_profile import FIELDS, check_name
 
 SWITCH = Parameter(negative="")
 

@@ -12,8 +12,8 @@ from kvplan.logs import StartupLog
 from kvplan.logs.pool import PrintedPool
 from kvplan.plan import answer
 from kvplan.planning.answers import Plan
-from kvplan.planning.memory_profile import Figure, MemoryProfile
 from kvplan.planning.overheads import estimate_overheads, forward_bytes
+from kvplan.profiles.memory_profile import Figure, MemoryProfile
 from kvplan.units import GiB, gib
 
 SOURCE = "learned from a start-up log"

@@ -16,8 +16,8 @@ from kvplan.logs.pool import pool_gib
 from kvplan.models.spec import ModelSpec, find_bundled, load_model
 from kvplan.planning.answers import Question
 from kvplan.planning.demand import Demand
-from kvplan.planning.memory_profile import Figure, memory_profile
 from kvplan.planning.other_engines import default_utilization
+from kvplan.profiles.memory_profile import Figure, memory_profile
 from kvplan.units import GiB
 
 

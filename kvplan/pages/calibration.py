@@ -16,7 +16,7 @@ from kvplan.errors import KvplanError
 from kvplan.pages.common import BIND, chart, guarded, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import through_files
-from kvplan.profile import Profile, bundled_profiles, load_profile
+from kvplan.profiles.profile import Profile, bundled_profiles, load_profile
 from kvplan.resources import measurements_dir
 from kvplan.simulation.watch import Watch
 

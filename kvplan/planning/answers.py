@@ -17,7 +17,7 @@ from kvplan.limits import Limit
 from kvplan.models.spec import ModelSpec
 from kvplan.planning.budget import Budget
 from kvplan.planning.demand import Demand
-from kvplan.planning.memory_profile import MemoryProfile
+from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.units import gib
 
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.gpu import GpuSpec
 from kvplan.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
-from kvplan.planning.memory_profile import Figure, MemoryProfile
-from kvplan.steps.costs import capture_sizes
+from kvplan.profiles.memory_profile import Figure, MemoryProfile
+from kvplan.timing.costs import capture_sizes
 from kvplan.units import GiB, MiB
 
 _MOE_CHUNK = 32768

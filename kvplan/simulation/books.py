@@ -17,7 +17,7 @@ from kvplan.records import NEVER
 from kvplan.simulation.glide import Flight, Glide, series
 from kvplan.simulation.live import LENGTH, REJECTED, STOP, Live
 from kvplan.simulation.stepper import Engine
-from kvplan.timing import StepTime
+from kvplan.timing.step import StepTime
 
 
 @dataclass(slots=True)

@@ -21,10 +21,10 @@ from kvplan.gpu import GpuSpec
 from kvplan.layout import KvGroup, Layout
 from kvplan.models.spec import AttentionKind, ModelSpec, load_model, path_exists
 from kvplan.plan import estimate
+from kvplan.profiles.step_times import make_step_times
+from kvplan.profiles.timing_profile import TimingProfile
 from kvplan.scenario import Deployment, Scenario, SGLangFlags, StepTimeSpec
-from kvplan.steps.step_time import make_step_times
-from kvplan.steps.timing_profile import TimingProfile
-from kvplan.timing import NEVER, ModelStepTime, StepShape, StepTime
+from kvplan.timing.step import NEVER, ModelStepTime, StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 
 Outside = Callable[[StepShape], tuple[str, ...]]

@@ -17,7 +17,7 @@ from kvplan.records import NEVER
 from kvplan.simulation.books import Books
 from kvplan.simulation.glide import NEVER_COMES, Flight, Glide
 from kvplan.simulation.live import REJECTED, TIMEOUT, Live
-from kvplan.timing import StepShape
+from kvplan.timing.step import StepShape
 
 
 @dataclass(slots=True)

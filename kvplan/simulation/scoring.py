@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from kvplan.timing import StepShape, StepTime
+from kvplan.timing.step import StepShape, StepTime
 from kvplan.workload.verifiers import ScoreWork
 
 

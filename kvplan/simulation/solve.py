@@ -30,7 +30,7 @@ from kvplan.simulation.scoring import Effort, Read, ReadCache, RemoteQueue, Scor
 from kvplan.simulation.seats import Fleet, Seat
 from kvplan.simulation.staffing import set_up_all, staffed, verifier_step_time
 from kvplan.simulation.watch import NOBODY, Watch
-from kvplan.timing import StepTime
+from kvplan.timing.step import StepTime
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.arrivals import AllAtOnce
 from kvplan.workload.classes import Workload

@@ -11,7 +11,7 @@ from kvplan.result import Pool, Result, total
 from kvplan.simulation.books import Totals
 from kvplan.simulation.diagnosis import advise, limited_by
 from kvplan.simulation.replica import Replica
-from kvplan.timing import StepShape
+from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from kvplan.scenario import Scenario
 from kvplan.simulation.deploy import Setup
-from kvplan.timing import NEVER, StepShape, StepTime
+from kvplan.timing.step import NEVER, StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 from kvplan.workload.load import Load, draw_load, settle_lengths

@@ -14,9 +14,9 @@ from kvplan.gpu import GpuSpec
 from kvplan.models.modules import Cut, Module, layer_modules
 from kvplan.models.quantization import Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, ModelSpec
-from kvplan.profile import Profile, load_profile, pick
-from kvplan.steps.work import StepWork, step_work
-from kvplan.timing import ModelStepTime, StepShape, roofline
+from kvplan.profiles.profile import Profile, load_profile, pick
+from kvplan.timing.step import ModelStepTime, StepShape, roofline
+from kvplan.timing.work import StepWork, step_work
 
 ELEMENT_BYTES = {
     "bf16": 2.0, "float32": 4.0, "fp8": 1.0, "fp8_block": 1.0, "fp8_static": 1.0, "int8": 1.0, "nvfp4": 0.5625,

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from kvplan.steps.costs import (
+from kvplan.timing.costs import (
     AttentionCosts,
     GemmCosts,
     Number,
@@ -34,7 +34,7 @@ from kvplan.steps.costs import (
     reduce_s,
     smaller,
 )
-from kvplan.steps.work import AttentionWork, ExpertWork, StepWork
+from kvplan.timing.work import AttentionWork, ExpertWork, StepWork
 from kvplan.units import TICKS_PER_S
 
 NEVER = 1 << 62

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.steps.costs import (
+from kvplan.timing.costs import (
     MAX_CAPTURE_SIZE,
     AttentionCosts,
     GemmCosts,
@@ -24,8 +24,8 @@ from kvplan.steps.costs import (
     StepCosts,
     capture_sizes,
 )
-from kvplan.steps.work import StepWork
-from kvplan.timing import ModelStepTime, StepShape
+from kvplan.timing.step import ModelStepTime, StepShape
+from kvplan.timing.work import StepWork
 
 BORROWED_FLOPS = {"fp8": 1.6, "fp8_static": 1.6, "fp8_block": 1.4, "nvfp4": 2.5, "mxfp4": 1.0, "int4": 0.9}
 """Matrix rate over bf16's where a profile has no products of that format (assumed, 0.7 to 1.3 of it)."""
