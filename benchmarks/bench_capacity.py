@@ -9,7 +9,7 @@ import numpy as np
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.formulas import capacity as cap
-from kvplan.layout import kv_layout
+from kvplan.memory.layout import kv_layout
 from kvplan.models.spec import load_model
 
 LENGTHS = np.arange(1, 1001)[:, None] * 128

@@ -18,10 +18,10 @@ import numpy as np
 
 from kvplan.formulas.capacity import full_blocks, num_sequences, window_resident_blocks
 from kvplan.gpu import get_gpu
+from kvplan.memory.demand import Demand
+from kvplan.memory.inverse import what_would_fit
+from kvplan.memory.plan import estimate
 from kvplan.models.spec import load_model
-from kvplan.plan import estimate
-from kvplan.planning.demand import Demand
-from kvplan.planning.inverse import what_would_fit
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = [sys.executable, "-c", "import numpy, pydantic"]

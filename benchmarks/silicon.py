@@ -33,8 +33,8 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
+from kvplan.memory.plan import estimate
 from kvplan.models.spec import AttentionKind, ModelSpec, load_model
-from kvplan.plan import estimate
 from kvplan.profiles.profile import pick
 from kvplan.profiles.step_times import ELEMENT_BYTES, find_formats
 from kvplan.scenario import SGLangFlags, parse_scenario

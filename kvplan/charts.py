@@ -29,8 +29,8 @@ from kvplan.charts_common import (
     token_axis,
 )
 from kvplan.compare_run import Comparison as RunComparison
-from kvplan.planning.answers import Plan, Span
-from kvplan.planning.budget import Row
+from kvplan.memory.answers import Plan, Span
+from kvplan.memory.budget import Row
 from kvplan.profiles.profile import Profile
 from kvplan.profiles.timing_profile import RegimeError
 from kvplan.units import gib

@@ -17,7 +17,7 @@ from typing import Any
 import kvplan
 from kvplan.choices import pareto
 from kvplan.errors import KvplanError
-from kvplan.planning.serve_command import shell_command
+from kvplan.memory.serve_command import shell_command
 from kvplan.scenario import Scenario, parse_scenario
 from kvplan.search import Execution, Progress, execute
 from kvplan.sweeping.figures import Row

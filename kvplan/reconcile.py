@@ -29,10 +29,10 @@ from kvplan.logs.explain import (
 from kvplan.logs.learn import Unlearned, activation_bytes, learn, non_torch_gib
 from kvplan.logs.pool import PrintedPool, printed_pool
 from kvplan.logs.question import question_of, stated_flags
+from kvplan.memory.answers import Plan
+from kvplan.memory.overheads import estimate_overheads
+from kvplan.memory.plan import answer
 from kvplan.models.spec import ModelSpec
-from kvplan.plan import answer
-from kvplan.planning.answers import Plan
-from kvplan.planning.overheads import estimate_overheads
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.profiles.profile import Profile
 from kvplan.units import GiB, gib

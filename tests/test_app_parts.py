@@ -14,11 +14,11 @@ from kvplan.calibrate.predictions import predictions
 from kvplan.cli import run as cli
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
+from kvplan.memory.demand import Demand
+from kvplan.memory.plan import concurrency_curve, estimate
+from kvplan.memory.varying import varying_traces
 from kvplan.pages.jobs import Job, Progress
 from kvplan.pages.uploads import MAX_BYTES, model_from_text, scenario_from_text, through_files
-from kvplan.plan import concurrency_curve, estimate
-from kvplan.planning.demand import Demand
-from kvplan.planning.varying import varying_traces
 from kvplan.profiles.profile import load_profile
 from kvplan.resources import measurements_dir
 from kvplan.scenario import load_scenario

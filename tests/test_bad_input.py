@@ -12,8 +12,8 @@ import pytest
 from kvplan.cli import LONGEST, run
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
+from kvplan.memory.report import short_source
 from kvplan.models.spec import from_config, load_model
-from kvplan.planning.report import short_source
 from kvplan.scenario import load_scenario
 from kvplan.units import human_readable_int
 

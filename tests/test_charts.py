@@ -12,8 +12,8 @@ pytest.importorskip("altair")
 from kvplan import charts, charts_runs, charts_search, charts_strategies
 from kvplan.charts_common import PALE, PALETTE
 from kvplan.compare import Comparison, compare
-from kvplan.plan import concurrency_curve, estimate
-from kvplan.planning.demand import Demand
+from kvplan.memory.demand import Demand
+from kvplan.memory.plan import concurrency_curve, estimate
 from kvplan.profiles.profile import bundled_profiles
 from kvplan.recommend import recommend
 from kvplan.result import Result

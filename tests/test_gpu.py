@@ -9,7 +9,7 @@ import pytest
 
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu, gpu_names, match_product
-from kvplan.plan import estimate
+from kvplan.memory.plan import estimate
 from kvplan.units import GiB
 
 WANTED = [

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import kv_bytes_per_token, latent_bytes_per_token
-from kvplan.kv_layout.backends import BACKENDS, KV_DTYPES
-from kvplan.kv_layout.checks import checkpoint_kv_dtype
-from kvplan.kv_layout.groups import Layer, Page, bytes_per_block, group_layers
-from kvplan.kv_layout.pages import Pages
-from kvplan.layout import KvCacheTooSmall, Layout, kv_layout, pages_layout
+from kvplan.memory.kv.backends import BACKENDS, KV_DTYPES
+from kvplan.memory.kv.checks import checkpoint_kv_dtype
+from kvplan.memory.kv.groups import Layer, Page, bytes_per_block, group_layers
+from kvplan.memory.kv.pages import Pages
+from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout, pages_layout
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, from_config
 from kvplan.units import GiB
 from tests.validation import section

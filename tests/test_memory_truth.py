@@ -18,11 +18,11 @@ import pytest
 from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine, resolve
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
-from kvplan.layout import kv_layout
 from kvplan.limits import Limit
+from kvplan.memory.demand import Demand
+from kvplan.memory.layout import kv_layout
+from kvplan.memory.plan import Plan, Question, answer, capability
 from kvplan.models.spec import ModelSpec, find_bundled, from_config, load_model
-from kvplan.plan import Plan, Question, answer, capability
-from kvplan.planning.demand import Demand
 from kvplan.profiles.memory_profile import Figure, MemoryProfile, memory_profile
 from kvplan.units import GiB
 from tests.validation import section

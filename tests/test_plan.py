@@ -16,13 +16,13 @@ from kvplan.engines.sglang_defaults import defaults, mem_fraction_static
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.limits import Limit
+from kvplan.memory.budget import Colocated
+from kvplan.memory.demand import Demand, TraceBlocks, trace_blocks
+from kvplan.memory.inverse import what_would_fit
+from kvplan.memory.overheads import num_graphs
+from kvplan.memory.plan import answer, estimate, rank_weights
+from kvplan.memory.serve_command import serve_flags, shell_command, unspoken, yaml_config
 from kvplan.models.spec import from_config, load_model
-from kvplan.plan import answer, estimate, rank_weights
-from kvplan.planning.budget import Colocated
-from kvplan.planning.demand import Demand, TraceBlocks, trace_blocks
-from kvplan.planning.inverse import what_would_fit
-from kvplan.planning.overheads import num_graphs
-from kvplan.planning.serve_command import serve_flags, shell_command, unspoken, yaml_config
 from kvplan.units import GiB
 
 QWEN = "Qwen/Qwen3-8B"

@@ -15,7 +15,7 @@ from kvplan.engine.config import EngineConfig
 from kvplan.engines.flags import EngineArgs
 from kvplan.formulas import accounting
 from kvplan.formulas.quality import flops_matched_multiplier
-from kvplan.plan import estimate
+from kvplan.memory.plan import estimate
 from kvplan.scenario import StepTimeSpec, parse_scenario
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime

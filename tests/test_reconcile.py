@@ -17,7 +17,7 @@ from kvplan.cli import run
 from kvplan.errors import KvplanError
 from kvplan.logs import file_lines, read_log, reader
 from kvplan.logs.report import document, text
-from kvplan.plan import answer
+from kvplan.memory.plan import answer
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.profiles.profile import load_profile
 from kvplan.reconcile import Reconciliation, reconcile

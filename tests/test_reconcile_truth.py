@@ -15,10 +15,10 @@ import pytest
 from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.logs import read_log
+from kvplan.memory.answers import Question
+from kvplan.memory.demand import Demand
+from kvplan.memory.plan import answer
 from kvplan.models.spec import ModelSpec
-from kvplan.plan import answer
-from kvplan.planning.answers import Question
-from kvplan.planning.demand import Demand
 from kvplan.profiles.profile import Profile
 from kvplan.reconcile import Reconciliation, reconcile
 from tests.log_rows import log_text, pool_gib

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
-from kvplan.planning.demand import Demand
+from kvplan.memory.demand import Demand
 
 FLAGS = Annotated[EngineArgs | None, Parameter(name="*")]
 """The engine's flags, flattened into the command's own."""

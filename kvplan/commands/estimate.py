@@ -10,10 +10,10 @@ from kvplan.commands.common import DEMAND, FLAGS, print_json, read_colocate
 from kvplan.engines.flags import EntryPoint, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
+from kvplan.memory.inverse import what_would_fit
+from kvplan.memory.plan import Plan, estimate
+from kvplan.memory.report import plan_document, plan_text
 from kvplan.models.spec import load_model
-from kvplan.plan import Plan, estimate
-from kvplan.planning.inverse import what_would_fit
-from kvplan.planning.report import plan_document, plan_text
 from kvplan.profiles.memory_profile import MemoryProfile
 
 

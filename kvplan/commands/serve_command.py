@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from kvplan.commands.common import DEMAND, FLAGS
 from kvplan.commands.estimate import make_plan
-from kvplan.planning.report import reason
-from kvplan.planning.serve_command import shell_command, unspoken, with_length, yaml_config
+from kvplan.memory.report import reason
+from kvplan.memory.serve_command import shell_command, unspoken, with_length, yaml_config
 
 
 def serve_command(

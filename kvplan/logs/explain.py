@@ -10,9 +10,9 @@ from kvplan.engines.flags import EngineVersion
 from kvplan.errors import KvplanError
 from kvplan.logs import StartupLog
 from kvplan.logs.pool import PrintedPool, figure, layout_of
+from kvplan.memory.answers import Plan, Question
+from kvplan.memory.plan import answer, rank_weights
 from kvplan.models.spec import AttentionKind
-from kvplan.plan import answer, rank_weights
-from kvplan.planning.answers import Plan, Question
 from kvplan.units import GiB, gib
 
 CLOSE = 0.01

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from kvplan.logs import StartupLog
 from kvplan.logs.pool import PrintedPool
-from kvplan.plan import answer
-from kvplan.planning.answers import Plan
-from kvplan.planning.overheads import estimate_overheads, forward_bytes
+from kvplan.memory.answers import Plan
+from kvplan.memory.overheads import estimate_overheads, forward_bytes
+from kvplan.memory.plan import answer
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
 from kvplan.units import GiB, gib
 

@@ -13,10 +13,10 @@ from kvplan.gpu import GpuSpec, get_gpu, gpu_names, match_product
 from kvplan.logs import StartupLog
 from kvplan.logs.learn import before_loading
 from kvplan.logs.pool import pool_gib
+from kvplan.memory.answers import Question
+from kvplan.memory.demand import Demand
+from kvplan.memory.other_engines import default_utilization
 from kvplan.models.spec import ModelSpec, find_bundled, load_model
-from kvplan.planning.answers import Question
-from kvplan.planning.demand import Demand
-from kvplan.planning.other_engines import default_utilization
 from kvplan.profiles.memory_profile import Figure, memory_profile
 from kvplan.units import GiB
 

@@ -12,12 +12,12 @@ from kvplan.charts_common import Layered, specification
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names
+from kvplan.memory.demand import Demand
+from kvplan.memory.inverse import Option, what_would_fit
+from kvplan.memory.plan import Plan, estimate
 from kvplan.models.spec import ModelSpec, bundled_models, load_model
 from kvplan.pages.jobs import Job, Work
 from kvplan.pages.uploads import model_from_text
-from kvplan.plan import Plan, estimate
-from kvplan.planning.demand import Demand
-from kvplan.planning.inverse import Option, what_would_fit
 from kvplan.workload.lengths import Length, Lognormal
 
 BIND: dict[str, Any] = {"bind": "query-params"}

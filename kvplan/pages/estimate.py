@@ -10,14 +10,14 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.logs import read_log
 from kvplan.logs.report import document as reconciliation
+from kvplan.memory.answers import Plan, Span
+from kvplan.memory.demand import Demand
+from kvplan.memory.inverse import Option
+from kvplan.memory.plan import concurrency_curve, estimate
+from kvplan.memory.report import bytes_per_token, plan_document, reason, serve_line
+from kvplan.memory.varying import varying_traces
 from kvplan.pages.common import BIND, Asked, chart, guarded, marked, plan_of, read_model
 from kvplan.pages.uploads import check_size
-from kvplan.plan import concurrency_curve, estimate
-from kvplan.planning.answers import Plan, Span
-from kvplan.planning.demand import Demand
-from kvplan.planning.inverse import Option
-from kvplan.planning.report import bytes_per_token, plan_document, reason, serve_line
-from kvplan.planning.varying import varying_traces
 from kvplan.reconcile import reconcile
 from kvplan.units import KiB, gib
 from kvplan.workload.lengths import Length

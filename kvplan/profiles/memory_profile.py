@@ -36,7 +36,7 @@ class Figure(Config):
 
 
 class MemoryProfile(Config):
-    """What an engine of these versions takes beside weights and KV; formulas in `kvplan.planning.overheads`."""
+    """What an engine of these versions takes beside weights and KV; formulas in `kvplan.memory.overheads`."""
 
     engine: str
     """vllm, sglang or tensorrt-llm."""

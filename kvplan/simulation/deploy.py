@@ -18,9 +18,9 @@ from kvplan.engine_sglang.config import SGLangConfig
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec
-from kvplan.layout import KvGroup, Layout
+from kvplan.memory.layout import KvGroup, Layout
+from kvplan.memory.plan import estimate
 from kvplan.models.spec import AttentionKind, ModelSpec, load_model, path_exists
-from kvplan.plan import estimate
 from kvplan.profiles.step_times import make_step_times
 from kvplan.profiles.timing_profile import TimingProfile
 from kvplan.scenario import Deployment, Scenario, SGLangFlags, StepTimeSpec

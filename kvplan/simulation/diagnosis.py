@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from kvplan.limits import Limit
-from kvplan.planning.serve_command import flag_text
+from kvplan.memory.serve_command import flag_text
 from kvplan.result import Result
 
 WAITING_SHARE = 0.05

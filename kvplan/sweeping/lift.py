@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names
-from kvplan.planning.serve_command import flag_text
+from kvplan.memory.serve_command import flag_text
 from kvplan.scenario import Scenario
 from kvplan.search import Execution, execute
 from kvplan.sweeping.figures import Row

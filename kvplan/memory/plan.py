@@ -15,15 +15,15 @@ from typing import NamedTuple
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, parse_engine, resolve
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
-from kvplan.kv_layout.checks import check_sharding
-from kvplan.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.limits import Limit
+from kvplan.memory.answers import Plan, Question, Refusal, Span
+from kvplan.memory.budget import Budget, Colocated, make_budget
+from kvplan.memory.demand import Demand, trace_blocks
+from kvplan.memory.kv.checks import check_sharding
+from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
+from kvplan.memory.other_engines import default_utilization, pool_layout, running_requests
 from kvplan.models.spec import AttentionKind, ModelSpec, load_model
 from kvplan.models.weights import weight_bytes
-from kvplan.planning.answers import Plan, Question, Refusal, Span
-from kvplan.planning.budget import Budget, Colocated, make_budget
-from kvplan.planning.demand import Demand, trace_blocks
-from kvplan.planning.other_engines import default_utilization, pool_layout, running_requests
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.units import gib
 

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from kvplan.config import Config
 from kvplan.engines.flags import ResolvedArgs, as_count
 from kvplan.formulas.capacity import cdiv
-from kvplan.layout import Layout
+from kvplan.memory.layout import Layout
 from kvplan.models.spec import AttentionKind
 
 Tokens = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 32)]

@@ -16,8 +16,8 @@ from typing import Literal
 
 from kvplan.engines.flags import EngineVersion, ResolvedArgs
 from kvplan.gpu import GpuSpec
+from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads
 from kvplan.models.spec import ModelSpec
-from kvplan.planning.overheads import NOTHING, Overheads, Range, estimate_overheads
 from kvplan.profiles.memory_profile import MemoryProfile, memory_profile
 from kvplan.units import GiB, gib
 

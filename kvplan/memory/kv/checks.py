@@ -7,7 +7,7 @@ from typing import Any
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.kv_layout.backends import KV_DTYPES, Capability
+from kvplan.memory.kv.backends import KV_DTYPES, Capability
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs
 from kvplan.errors import DoesNotFit
 from kvplan.gpu import GpuSpec
-from kvplan.layout import Layout
 from kvplan.limits import Limit
+from kvplan.memory.budget import Budget
+from kvplan.memory.demand import Demand
+from kvplan.memory.layout import Layout
 from kvplan.models.spec import ModelSpec
-from kvplan.planning.budget import Budget
-from kvplan.planning.demand import Demand
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.units import gib
 
@@ -140,7 +140,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, object]:
         """The document that `kvplan estimate --json` prints."""
-        from kvplan.planning.report import plan_document
+        from kvplan.memory.report import plan_document
 
         return plan_document(self)
 
@@ -157,6 +157,6 @@ class Plan:
         return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
-        from kvplan.planning.report import plan_text
+        from kvplan.memory.report import plan_text
 
         return plan_text(self)

@@ -12,8 +12,8 @@ from itertools import islice
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu, gpu_names
 from kvplan.limits import Limit
-from kvplan.plan import answer, answers
-from kvplan.planning.answers import Plan, Question
+from kvplan.memory.answers import Plan, Question
+from kvplan.memory.plan import answer, answers
 
 _FREE, _QUALITY, _SHORTER, _FEWER, _HARDWARE = range(5)
 """Ranks of a change: free, costs precision, length, concurrency, money."""

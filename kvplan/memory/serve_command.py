@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from kvplan.engines.flags import Engine, EngineArgs
-from kvplan.planning.demand import Demand
+from kvplan.memory.demand import Demand
 
 Flags = dict[str, Any]
 """Flag (without dashes in front) -> value; True and False are switches."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 import kvplan
-from kvplan.planning.answers import Plan, Span
-from kvplan.planning.budget import Budget, Row
-from kvplan.planning.demand import trace_blocks
-from kvplan.planning.inverse import Option
-from kvplan.planning.serve_command import shell_command, with_length
+from kvplan.memory.answers import Plan, Span
+from kvplan.memory.budget import Budget, Row
+from kvplan.memory.demand import trace_blocks
+from kvplan.memory.inverse import Option
+from kvplan.memory.serve_command import shell_command, with_length
 from kvplan.units import KiB, gib
 
 SCHEMA_VERSION = 1

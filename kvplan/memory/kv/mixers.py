@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
-from kvplan.kv_layout.backends import INDEXER, Backend, Capability, LayerNeeds, select_backend
-from kvplan.kv_layout.checks import check_sharding, model_dtype, resolve_kv_dtype
-from kvplan.kv_layout.formats import stored_format
-from kvplan.kv_layout.versions import Rules
+from kvplan.memory.kv.backends import INDEXER, Backend, Capability, LayerNeeds, select_backend
+from kvplan.memory.kv.checks import check_sharding, model_dtype, resolve_kv_dtype
+from kvplan.memory.kv.formats import stored_format
+from kvplan.memory.kv.versions import Rules
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, ModelSpec
 
 

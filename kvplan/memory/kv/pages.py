@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from kvplan.errors import KvplanError
-from kvplan.kv_layout.formats import group_format, indexer_token_bytes, token_bytes
-from kvplan.kv_layout.groups import Layer, Page
-from kvplan.kv_layout.mixers import Mixer, Setup, distinct_backends, find_mixers
-from kvplan.kv_layout.sizes import Sizes, settle_sizes
-from kvplan.kv_layout.states import state_bytes
+from kvplan.memory.kv.formats import group_format, indexer_token_bytes, token_bytes
+from kvplan.memory.kv.groups import Layer, Page
+from kvplan.memory.kv.mixers import Mixer, Setup, distinct_backends, find_mixers
+from kvplan.memory.kv.sizes import Sizes, settle_sizes
+from kvplan.memory.kv.states import state_bytes
 from kvplan.models.spec import AttentionKind, ModelSpec
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from kvplan.errors import KvplanError
-from kvplan.kv_layout.backends import Backend, is_quantized
-from kvplan.kv_layout.states import ELEMENT_BYTES
+from kvplan.memory.kv.backends import Backend, is_quantized
+from kvplan.memory.kv.states import ELEMENT_BYTES
 from kvplan.models.spec import AttentionKind, AttentionSpec
 
 PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvplan.errors import KvplanError
-from kvplan.kv_layout.backends import Backend
-from kvplan.kv_layout.formats import PACKED_LATENT, stored_format, token_bytes
-from kvplan.kv_layout.mixers import Mixer, Setup, distinct_backends
-from kvplan.kv_layout.states import state_bytes
+from kvplan.memory.kv.backends import Backend
+from kvplan.memory.kv.formats import PACKED_LATENT, stored_format, token_bytes
+from kvplan.memory.kv.mixers import Mixer, Setup, distinct_backends
+from kvplan.memory.kv.states import state_bytes
 from kvplan.models.spec import AttentionKind
 
 DEFAULT_BLOCK_SIZE = 16

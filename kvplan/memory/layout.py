@@ -24,11 +24,11 @@ from kvplan.formulas.capacity import (
     window_resident_blocks,
 )
 from kvplan.formulas.varying import Ints
-from kvplan.kv_layout.backends import Capability
-from kvplan.kv_layout.groups import GROWING, Group, bytes_per_block, group_layers, on_stage
-from kvplan.kv_layout.mixers import Setup
-from kvplan.kv_layout.pages import Pages, model_pages
-from kvplan.kv_layout.versions import MIRRORED, Rules, Version, rules_for
+from kvplan.memory.kv.backends import Capability
+from kvplan.memory.kv.groups import GROWING, Group, bytes_per_block, group_layers, on_stage
+from kvplan.memory.kv.mixers import Setup
+from kvplan.memory.kv.pages import Pages, model_pages
+from kvplan.memory.kv.versions import MIRRORED, Rules, Version, rules_for
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.units import gib
 

@@ -19,11 +19,11 @@ from kvplan.engines.sglang_defaults import (
 )
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
-from kvplan.kv_layout.backends import Capability
-from kvplan.kv_layout.checks import model_dtype, resolve_kv_dtype
-from kvplan.kv_layout.formats import token_bytes
-from kvplan.kv_layout.states import state_bytes
-from kvplan.layout import KvCacheTooSmall, KvGroup, Layout
+from kvplan.memory.kv.backends import Capability
+from kvplan.memory.kv.checks import model_dtype, resolve_kv_dtype
+from kvplan.memory.kv.formats import token_bytes
+from kvplan.memory.kv.states import state_bytes
+from kvplan.memory.layout import KvCacheTooSmall, KvGroup, Layout
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 from kvplan.units import gib
 

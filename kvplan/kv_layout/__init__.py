@@ -1,1 +1,0 @@
-"""How vLLM lays KV out at start-up, question by question; `kvplan.layout` puts the answers together."""
