@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from time import process_time
 from typing import Any
 
-from kvplan.engine.config import EngineConfig
 from kvplan.result import Result
 from kvplan.scenario import Scenario, parse_scenario
+from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.units import TICKS_PER_S

@@ -26,12 +26,12 @@ from pathlib import Path
 from kvplan.calibrate.card import fit_session, measure_server
 from kvplan.calibrate.server import Server
 from kvplan.compare_run import compare, read_run, table
-from kvplan.engine.config import EngineConfig
 from kvplan.errors import KvplanError
 from kvplan.models.spec import load_model
 from kvplan.profiles.timing_profile import step_costs
 from kvplan.records import write_records
 from kvplan.scenario import parse_scenario
+from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup
 from kvplan.timing.step import ModelStepTime

@@ -27,8 +27,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvplan.engine.config import BatchWait, EngineConfig
-from kvplan.engine.request import cdiv
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.errors import KvplanError
@@ -38,6 +36,8 @@ from kvplan.models.spec import AttentionKind, ModelSpec, load_model
 from kvplan.profiles.profile import pick
 from kvplan.profiles.step_times import ELEMENT_BYTES, find_formats
 from kvplan.scenario import SGLangFlags, parse_scenario
+from kvplan.schedulers.request import cdiv
+from kvplan.schedulers.vllm.config import BatchWait, EngineConfig
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup
 from kvplan.timing.step import ModelStepTime

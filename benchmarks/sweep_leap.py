@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from leap_scenarios import compare, random_scenario
 
-from kvplan.engine.replay_leap import LeapReplay
-from kvplan.engine.scenario import Scenario
+from kvplan.conformance.vllm_replay_leap import LeapReplay
+from kvplan.conformance.vllm_scenario import Scenario
 
 
 def main(num_seeds: int = 2000, first_seed: int = 0) -> int:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from kvplan.engine.leap import LeapScheduler
-from kvplan.engine.scenario import Scenario, ScenarioRequest
+from kvplan.conformance.vllm_scenario import Scenario, ScenarioRequest
 from kvplan.metrics import TokenMeter
 from kvplan.records import Record
+from kvplan.schedulers.leap.scheduler import LeapScheduler
+from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.deploy import StatedStepTime
 from kvplan.simulation.glide import NEVER_COMES
 from kvplan.simulation.live import Live
 from kvplan.simulation.replica import Replica
-from kvplan.simulation.stepper import StepByStep
 from kvplan.units import TICKS_PER_S
 
 MS = TICKS_PER_S // 1000

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvplan.engine.async_scheduler import make_scheduler
-from kvplan.engine.records import ReplayResult
-from kvplan.engine.replay import Replay
-from kvplan.engine.scenario import Scenario
+from kvplan.conformance.vllm_records import ReplayResult
+from kvplan.conformance.vllm_replay import Replay
+from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 
 FOLDER = Path(__file__).parent / "conformance"
 

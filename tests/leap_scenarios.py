@@ -9,10 +9,10 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from kvplan.engine.async_scheduler import make_scheduler
-from kvplan.engine.replay import Replay
-from kvplan.engine.replay_leap import LeapReplay
-from kvplan.engine.scenario import Scenario
+from kvplan.conformance.vllm_replay import Replay
+from kvplan.conformance.vllm_replay_leap import LeapReplay
+from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 
 Json = dict[str, Any]
 

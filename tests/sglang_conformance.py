@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvplan.engine_sglang.records import ReplayResult
-from kvplan.engine_sglang.replay import Replay
-from kvplan.engine_sglang.scenario import SGLangScenario
+from kvplan.conformance.sglang_records import ReplayResult
+from kvplan.conformance.sglang_replay import Replay
+from kvplan.conformance.sglang_scenario import SGLangScenario
 
 FOLDER = Path(__file__).parent / "conformance" / "sglang"
 Log = dict[str, Any]

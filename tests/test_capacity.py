@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplan.engine import EngineConfig, Request, Segment, make_scheduler
-from kvplan.engine.config import KVCacheGroup
 from kvplan.formulas import capacity as cap
 from kvplan.formulas import varying as capacity_mix
 from kvplan.formulas.varying import coarser
+from kvplan.schedulers.vllm import EngineConfig, Request, Segment, make_scheduler
+from kvplan.schedulers.vllm.config import KVCacheGroup
 
 TOKENS = st.integers(0, 200_000)
 BLOCK = st.sampled_from([1, 16, 32, 64, 784])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvplan.engine import EngineConfig, Request, RequestStatus, Segment, make_scheduler
+from kvplan.schedulers.vllm import EngineConfig, Request, RequestStatus, Segment, make_scheduler
 
 
 def run(config: EngineConfig, *requests: Request) -> list[dict[str, int]]:

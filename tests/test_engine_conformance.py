@@ -8,11 +8,11 @@ import pytest
 from conformance.random_scenarios import RANDOM_MAX_STEPS, random_scenario, run_hash
 from engine_conformance import FOLDER, first_difference, golden, replay, scenarios
 
-from kvplan.engine.leap import why_not
-from kvplan.engine.replay import Replay
-from kvplan.engine.replay_leap import LeapReplay
-from kvplan.engine.scenario import Scenario
+from kvplan.conformance.vllm_replay import Replay
+from kvplan.conformance.vllm_replay_leap import LeapReplay
+from kvplan.conformance.vllm_scenario import Scenario
 from kvplan.errors import KvplanError
+from kvplan.schedulers.leap.scheduler import why_not
 
 
 def test_every_scenario_has_both_logs() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from engine_conformance import FOLDER, golden, scenarios
 from test_engine_mutants import MUTANTS
 
-from kvplan.engine.leap import why_not
-from kvplan.engine.scenario import Scenario
+from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.schedulers.leap.scheduler import why_not
 from tests.validation import section
 
 FAMILIES = {

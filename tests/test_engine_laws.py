@@ -8,11 +8,11 @@ from conformance.random_scenarios import random_scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.engine import EngineConfig, Request, Segment, make_scheduler
-from kvplan.engine.block_pool import BlockPool
-from kvplan.engine.replay import Replay
-from kvplan.engine.scenario import Scenario
-from kvplan.engine.scheduler import Scheduler
+from kvplan.conformance.vllm_replay import Replay
+from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.schedulers.vllm import EngineConfig, Request, Segment, make_scheduler
+from kvplan.schedulers.vllm.block_pool import BlockPool
+from kvplan.schedulers.vllm.scheduler import Scheduler
 
 seeds = st.integers(0, 2**32)
 

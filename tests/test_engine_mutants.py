@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 from engine_conformance import golden, replay
 
-from kvplan.engine import block_pool, kv_cache_coordinator, kv_cache_manager, mamba_manager
-from kvplan.engine import scheduler as scheduler_module
-from kvplan.engine.request import Request
+from kvplan.schedulers.request import Request
+from kvplan.schedulers.vllm import block_pool, kv_cache_coordinator, kv_cache_manager, mamba_manager
+from kvplan.schedulers.vllm import scheduler as scheduler_module
 
 Patch = pytest.MonkeyPatch
 Pool = block_pool.BlockPool

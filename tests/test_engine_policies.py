@@ -9,14 +9,14 @@ from conformance.random_scenarios import random_scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.engine import EngineConfig, Request, Segment, make_scheduler, output_of
-from kvplan.engine.admission import ADMISSIONS, caveats
-from kvplan.engine.records import ReplayResult
-from kvplan.engine.replay import Replay
-from kvplan.engine.scenario import Scenario
-from kvplan.engine.sharing import SHARINGS
-from kvplan.engine.stuck import find_stuck
+from kvplan.conformance.vllm_records import ReplayResult
+from kvplan.conformance.vllm_replay import Replay
+from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.vllm_stuck import find_stuck
 from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.schedulers.vllm import EngineConfig, Request, Segment, make_scheduler, output_of
+from kvplan.schedulers.vllm.admission import ADMISSIONS, caveats
+from kvplan.schedulers.vllm.sharing import SHARINGS
 
 
 def best_of(sharing: str, branches: int, prompt: int, output: int, block_size: int = 16) -> tuple[int, int]:

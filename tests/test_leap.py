@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from leap_scenarios import compare, random_scenario
 
-from kvplan.engine import leap, leap_extents, leap_waiting
-from kvplan.engine.leap import why_not
-from kvplan.engine.leap_extents import ExtentPool
-from kvplan.engine.leap_waiting import NO_PLACE
-from kvplan.engine.replay_leap import LeapReplay
-from kvplan.engine.scenario import Scenario
+from kvplan.conformance.vllm_replay_leap import LeapReplay
+from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.schedulers.leap import extents as leap_extents
+from kvplan.schedulers.leap import scheduler as leap
+from kvplan.schedulers.leap import waiting as leap_waiting
+from kvplan.schedulers.leap.extents import ExtentPool
+from kvplan.schedulers.leap.scheduler import why_not
+from kvplan.schedulers.leap.waiting import NO_PLACE
 
 LEAPABLE = [name for name, row in scenarios().items() if not why_not(Scenario(**row).engine_config)]
 MODES = pytest.mark.parametrize("mode", ["sync", "async"])

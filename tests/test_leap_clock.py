@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from leap_scenarios import random_scenario
 
-from kvplan.engine.leap import why_not
-from kvplan.engine.scenario import Scenario
+from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.schedulers.leap.scheduler import why_not
 from kvplan.simulation.glide import Glide
 
 REASONS = {name: why_not(Scenario(**row).engine_config) for name, row in scenarios().items()}

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 from leap_scenarios import compare, random_scenario
 
-from kvplan.engine import leap, leap_running, leap_waiting
-from kvplan.engine.leap_contents import Trunk
-from kvplan.engine.leap_extents import ExtentPool, Hit, Run
-from kvplan.engine.leap_state import Sequence
-from kvplan.engine.records import StepRecord
-from kvplan.engine.replay_leap import LeapReplay
-from kvplan.engine.request import Request, Segment
-from kvplan.engine.scenario import Scenario
+from kvplan.conformance.vllm_records import StepRecord
+from kvplan.conformance.vllm_replay_leap import LeapReplay
+from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.schedulers.leap import running as leap_running
+from kvplan.schedulers.leap import scheduler as leap
+from kvplan.schedulers.leap import waiting as leap_waiting
+from kvplan.schedulers.leap.contents import Trunk
+from kvplan.schedulers.leap.extents import ExtentPool, Hit, Run
+from kvplan.schedulers.leap.state import Sequence
+from kvplan.schedulers.request import Request, Segment
 
 Json = dict[str, Any]
 

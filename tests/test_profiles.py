@@ -18,7 +18,6 @@ from kvplan.calibrate.fit import fit
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.predict import step_key, step_subject
 from kvplan.compare_run import Comparison, compare, read_run
-from kvplan.engine.config import EngineConfig
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
@@ -28,6 +27,7 @@ from kvplan.profiles.step_times import find_formats, make_step_times
 from kvplan.profiles.timing_profile import step_costs
 from kvplan.records import write_records
 from kvplan.scenario import Deployment, parse_scenario
+from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.timing.step import ModelStepTime, StepShape, roofline

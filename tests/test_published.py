@@ -11,12 +11,12 @@ import math
 import numpy as np
 import pytest
 
-from kvplan.engine.config import EngineConfig
 from kvplan.engines.flags import EngineArgs
 from kvplan.formulas import accounting
 from kvplan.formulas.quality import flops_matched_multiplier
 from kvplan.memory.plan import estimate
 from kvplan.scenario import StepTimeSpec, parse_scenario
+from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.solve import Solution, solve

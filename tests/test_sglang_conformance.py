@@ -9,9 +9,9 @@ import pytest
 from conformance.sglang.random_scenarios import MAX_STEPS, random_scenario
 from sglang_conformance import FOLDER, Log, first_difference, golden, replay, scenarios
 
-from kvplan.engine_sglang.config import SGLangConfig
-from kvplan.engine_sglang.replay import Replay
-from kvplan.engine_sglang.scenario import SGLangScenario
+from kvplan.conformance.sglang_replay import Replay
+from kvplan.conformance.sglang_scenario import SGLangScenario
+from kvplan.schedulers.sglang.config import SGLangConfig
 
 
 def test_every_scenario_has_both_logs() -> None:

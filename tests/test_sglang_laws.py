@@ -8,11 +8,11 @@ from conformance.sglang.random_scenarios import MAX_STEPS, random_scenario
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kvplan.engine.request import Segment
-from kvplan.engine_sglang.radix_cache import RadixCache, TreeNode, length_of
-from kvplan.engine_sglang.replay import Replay
-from kvplan.engine_sglang.req import ceil_page
-from kvplan.engine_sglang.scenario import SGLangScenario
+from kvplan.conformance.sglang_replay import Replay
+from kvplan.conformance.sglang_scenario import SGLangScenario
+from kvplan.schedulers.request import Segment
+from kvplan.schedulers.sglang.radix_cache import RadixCache, TreeNode, length_of
+from kvplan.schedulers.sglang.req import ceil_page
 
 seeds = st.one_of(st.integers(0, 999), st.integers(1000, 2**32))
 

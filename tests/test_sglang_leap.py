@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from sglang_conformance import golden, scenarios
 
-from kvplan.engine_sglang.scenario import SGLangScenario
-from kvplan.engine_sglang.stepper import SGLangEngine
+from kvplan.conformance.sglang_scenario import SGLangScenario
+from kvplan.schedulers.sglang.stepper import SGLangEngine
 
 LEFT_OUT = ("g08d", "m08", "m09", "g02h", "g02i")
 """Equal first tokens of strangers; refused and aborted requests, which the log counts apart; known lengths."""

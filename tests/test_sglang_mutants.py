@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import pytest
 from sglang_conformance import golden, replay
 
-from kvplan.engine_sglang import prefill_adder, schedule_batch, schedule_policy
-from kvplan.engine_sglang import scheduler as scheduler_module
-from kvplan.engine_sglang.kv_cache import KVCache
-from kvplan.engine_sglang.prefill_adder import PrefillAdder
-from kvplan.engine_sglang.radix_cache import EVICTION_STRATEGIES, RadixCache
-from kvplan.engine_sglang.req import Req
-from kvplan.engine_sglang.schedule_batch import NewTokenRatioTracker, ScheduleBatch
-from kvplan.engine_sglang.scheduler import Scheduler
+from kvplan.schedulers.sglang import prefill_adder, schedule_batch, schedule_policy
+from kvplan.schedulers.sglang import scheduler as scheduler_module
+from kvplan.schedulers.sglang.kv_cache import KVCache
+from kvplan.schedulers.sglang.prefill_adder import PrefillAdder
+from kvplan.schedulers.sglang.radix_cache import EVICTION_STRATEGIES, RadixCache
+from kvplan.schedulers.sglang.req import Req
+from kvplan.schedulers.sglang.schedule_batch import NewTokenRatioTracker, ScheduleBatch
+from kvplan.schedulers.sglang.scheduler import Scheduler
 
 Patch = pytest.MonkeyPatch
 
@@ -111,7 +111,7 @@ def a_victim_goes_to_the_head_of_the_queue(patch: Patch) -> None:
 
 @mutant("g02f_conservativeness_005")
 def a_retraction_makes_room_for_nobody_else(patch: Patch) -> None:
-    patch.setattr("kvplan.engine_sglang.kv_cache.RETRACT_DECODE_STEPS", 0)
+    patch.setattr("kvplan.schedulers.sglang.kv_cache.RETRACT_DECODE_STEPS", 0)
     patch.setattr(schedule_batch, "RETRACT_DECODE_STEPS", 0)
 
 
@@ -177,7 +177,7 @@ def dfs_goes_to_the_lightest_first(patch: Patch) -> None:
 
 @mutant("g04_chunked")
 def a_chunk_takes_the_whole_prompt(patch: Patch) -> None:
-    patch.setattr("kvplan.engine_sglang.config.SGLangConfig.chunk_size", property(lambda self: None))
+    patch.setattr("kvplan.schedulers.sglang.config.SGLangConfig.chunk_size", property(lambda self: None))
 
 
 @mutant("g06c_multiturn_page16")

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_simulate import STEP, runs
 
-from kvplan.engine.config import EngineConfig
 from kvplan.errors import KvplanError
 from kvplan.records import FINISH_REASONS
 from kvplan.result import Result
 from kvplan.scenario import SGLangFlags, parse_scenario
+from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime, set_up
 from kvplan.simulation.live import REJECTED, TIMEOUT

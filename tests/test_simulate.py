@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.engine.config import EngineConfig, KVCacheGroup
 from kvplan.records import FINISH_REASONS
 from kvplan.result import Result
 from kvplan.scenario import Scenario, parse_scenario
+from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.glide import series, steps_to_cover

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
-from kvplan.engine.config import EngineConfig
 from kvplan.metrics import latencies
 from kvplan.result import Result
 from kvplan.scenario import Scenario, StepTimeSpec, parse_scenario
+from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.timing.step import NEVER, StepShape

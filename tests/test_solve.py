@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.engine.config import EngineConfig
 from kvplan.errors import KvplanError
 from kvplan.records import FINISH_REASONS, NEVER
 from kvplan.scenario import Scenario, StepTimeSpec, parse_scenario
+from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.solve import Solution, Solve, solve

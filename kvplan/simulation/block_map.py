@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from kvplan.engine.block_pool import BlockPool
-from kvplan.simulation.stepper import StepByStep
+from kvplan.schedulers.step_by_step import StepByStep
+from kvplan.schedulers.vllm.block_pool import BlockPool
 
 MAX_MOMENTS = 128
 """When there are more, every other one goes."""

@@ -11,10 +11,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from kvplan.engine.admission import caveats
-from kvplan.engine.config import EngineConfig, Kind, KVCacheGroup
-from kvplan.engine.sharing import SHARINGS
-from kvplan.engine_sglang.config import SGLangConfig
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec
@@ -24,6 +20,10 @@ from kvplan.models.spec import AttentionKind, ModelSpec, load_model, path_exists
 from kvplan.profiles.step_times import make_step_times
 from kvplan.profiles.timing_profile import TimingProfile
 from kvplan.scenario import Deployment, Scenario, SGLangFlags, StepTimeSpec
+from kvplan.schedulers.sglang.config import SGLangConfig
+from kvplan.schedulers.vllm.admission import caveats
+from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup
+from kvplan.schedulers.vllm.sharing import SHARINGS
 from kvplan.timing.step import NEVER, ModelStepTime, StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvplan.engine.leap import LeapScheduler, why_not
-from kvplan.engine.request import Request
-from kvplan.engine_sglang.stepper import SGLangEngine
+from kvplan.schedulers.leap.scheduler import LeapScheduler, why_not
+from kvplan.schedulers.request import Request
+from kvplan.schedulers.sglang.stepper import SGLangEngine
+from kvplan.schedulers.step_by_step import Engine, StepByStep
 from kvplan.simulation.deploy import Setup, sglang_config
 from kvplan.simulation.replica import Replica
 from kvplan.simulation.router import Router
 from kvplan.simulation.seats import Fleet, Lockstep, Seat
-from kvplan.simulation.stepper import Engine, StepByStep
 from kvplan.units import TICKS_PER_S
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvplan.engine.leap_state import NOTHING, Leap
 from kvplan.records import NEVER
+from kvplan.schedulers.leap.state import NOTHING, Leap
 from kvplan.simulation.books import Books
 from kvplan.simulation.glide import NEVER_COMES, Flight, Glide
 from kvplan.simulation.live import REJECTED, TIMEOUT, Live

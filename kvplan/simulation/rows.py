@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kvplan.engine.request import Segment
+from kvplan.schedulers.request import Segment
 from kvplan.simulation.live import Live
 from kvplan.workload.load import Load, settle_lengths
 

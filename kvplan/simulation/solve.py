@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvplan.engine.request import OutputKv, Segment
 from kvplan.errors import KvplanError
 from kvplan.limits import Limit
 from kvplan.records import NEVER, Records
 from kvplan.result import Result
 from kvplan.scenario import Scenario
+from kvplan.schedulers.request import OutputKv, Segment
 from kvplan.simulate import Progress, Run
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.live import LENGTH, PRUNED, STOP, TIMEOUT, Live

@@ -14,7 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvplan.engine.records import StepRecord
+    from kvplan.conformance.vllm_records import StepRecord
 
 Json = dict[str, Any]
 

@@ -3,7 +3,7 @@
     python vllm_oracle.py [--first SEED] [--count N] [--scenario FILE ...]
 
 Needs vLLM 0.32.0 (CPU wheel; no model, no GPU): `make oracle` installs it into a virtual environment of its own. One
-driver, `kvplan.engine.replay`, runs both engines: here vLLM's scheduler wears the twin's face.
+driver, `kvplan.conformance.vllm_replay`, runs both engines: here vLLM's scheduler wears the twin's face.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from vllm.v1.request import Request as VllmRequest
 from vllm.v1.request import RequestStatus as VllmStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from kvplan.engine.config import EngineConfig, KVCacheGroup
-from kvplan.engine.output import SchedulerOutput
-from kvplan.engine.records import StepRecord
-from kvplan.engine.replay import Replay
-from kvplan.engine.request import Request, RequestStatus
-from kvplan.engine.scenario import Scenario
+from kvplan.conformance.vllm_records import StepRecord
+from kvplan.conformance.vllm_replay import Replay
+from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.schedulers.request import Request, RequestStatus
+from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
+from kvplan.schedulers.vllm.output import SchedulerOutput
 
 logging.disable(logging.WARNING)
 STOP_TOKEN = 1

@@ -1,0 +1,1 @@
+"""The twins against logs of their engines: scenario in, log and hashes out."""

@@ -1,0 +1,99 @@
+"""What a replay writes down: a record per step, and the hashes over a run by which two engines are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from kvplan.schedulers.request import Request
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What was decided in one step; block counts leave out the null block."""
+
+    step: int
+    arrivals: list[str] = field(default_factory=list)
+    sched: list[tuple[str, int, int, str]] = field(default_factory=list)
+    """(id, tokens, computed before, new | resumed | prefill | decode) in batch order."""
+    hits: dict[str, int] = field(default_factory=dict)
+    """Admitted id -> prefix-cache hit tokens."""
+    preempted: list[str] = field(default_factory=list)
+    free_before: int = 0
+    new_blocks: int = 0
+    evicted: int = 0
+    recycled: int = 0
+    """Blocks that came back from behind a window, a chunk or an old state."""
+    n_tokens: int = 0
+    free: int | None = None
+    """Free blocks after schedule(); None if nothing was left to schedule."""
+    used: int | None = None
+    running: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+    group_used: list[int] = field(default_factory=list)
+    spec: dict[str, int] = field(default_factory=dict)
+    """id -> drafts scheduled."""
+    accepted: dict[str, int] = field(default_factory=dict)
+    """id -> drafts accepted, of the output applied in this step."""
+    sampled: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    aborted: list[tuple[str, str, int]] = field(default_factory=list)
+    """(id, running | waiting, tokens it had)."""
+    free_end: int = 0
+    cached_end: int = 0
+    group_end: list[int] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as one line of the log."""
+        return {"type": "step"} | {name: getattr(self, name) for name in self.__slots__}
+
+    def row(self, with_state: bool) -> list[int | None]:
+        """Return the reference log's columns: counts of this step, None where nothing was scheduled any more."""
+        sched, num_decodes = self.sched, sum(entry[3] == "decode" for entry in self.sched)
+        row: list[int | None] = [
+            self.step,
+            len(sched),
+            self.n_tokens,
+            num_decodes,
+            self.used,
+            self.free_end,
+            self.new_blocks,
+        ]
+        row += [self.evicted, sum(self.hits.values()), len(self.waiting), len(self.finished)]
+        if with_state:
+            row += [self.recycled, self.cached_end, sum(self.spec.values()), sum(self.accepted.values())]
+            row.append(len(self.aborted))
+            row += self.group_used or [None for _ in self.group_end]
+        return row
+
+    def sched_line(self) -> str:
+        """Return the line that `sched_sha256` hashes."""
+        batch = ";".join(f"{i},{n},{before}" for i, n, before, _ in self.sched)
+        return f"{batch}|{','.join(self.preempted)}\n"
+
+    def state_line(self) -> str:
+        """Return the line that `state_sha256` hashes."""
+        free = "" if self.free is None else self.free
+        counts = f"{self.new_blocks},{self.recycled},{free},{self.free_end},{self.cached_end}"
+        groups = "|".join(",".join(map(str, used)) for used in (self.group_used, self.group_end))
+        return f"{counts}|{groups}|{','.join(self.finished)}|{','.join(a[0] for a in self.aborted)}\n"
+
+
+@dataclass(slots=True)
+class ReplayResult:
+    """A whole run."""
+
+    steps: list[StepRecord]
+    stuck: bool
+    requests: dict[str, Request]
+
+    @property
+    def sched_sha256(self) -> str:
+        """Hash over every decision: `id,tokens,computed before` in batch order, and the victims."""
+        return sha256("".join(step.sched_line() for step in self.steps).encode()).hexdigest()
+
+    @property
+    def state_sha256(self) -> str:
+        """Hash over the cache: blocks taken, recycled, free, cached, per group; who ended."""
+        return sha256("".join(step.state_line() for step in self.steps).encode()).hexdigest()

@@ -1,0 +1,157 @@
+"""Runs a scenario on the leaping scheduler and spells its leaps out, step by step: the same log, told differently.
+
+A leap tells how many steps are "+1 for everyone"; its steps are written down one by one, so that `sched_sha256` is
+over the same lines as the step-by-step scheduler's. Block counts within a leap are not told; `looks` has those between
+leaps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from random import Random
+from typing import NamedTuple
+
+from kvplan.conformance.vllm_records import StepRecord
+from kvplan.conformance.vllm_replay import Replay
+from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.vllm_stuck import Stuck
+from kvplan.errors import KvplanError
+from kvplan.schedulers.leap.scheduler import LeapScheduler, why_not
+from kvplan.schedulers.leap.state import Leap, Sequence, Stage
+from kvplan.schedulers.request import Request
+from kvplan.schedulers.vllm.output import SchedulerOutput
+
+
+class Look(NamedTuple):
+    """The cache at the end of a step, and what it did since the start."""
+
+    step: int
+    free_blocks: int
+    cached_blocks: int | None
+    """Blocks with reusable content; None while some are held."""
+    evicted_blocks: int
+    hit_tokens: int
+
+
+class LeapReplay(Replay):
+    """One run of a scenario on `LeapScheduler`.
+
+    `leaps=False` walks every step with it; `rng` cuts leaps short anywhere, as a clock may.
+    """
+
+    def __init__(self, scenario: Scenario, leaps: bool = True, rng: Random | None = None) -> None:
+        config = scenario.engine_config
+        reason = why_not(config)
+        if reason:
+            raise KvplanError(f"{scenario.name or 'the scenario'} cannot leap: {reason}")
+        super().__init__(scenario)
+        self.engine = LeapScheduler(config)
+        self.leaps = leaps
+        self.rng = rng
+        self.num_leaps = 0
+        """Leaps of two steps or more taken so far."""
+        self.num_leapt_steps = 0
+        self.looks: list[Look] = []
+        """Wherever scheduler and log are at the same step."""
+        self._hit_tokens = 0
+        self._spelled: deque[StepRecord] = deque()
+        """Steps of the last leap that are not written down yet."""
+        self._known_ends: deque[list[Request]] = deque()
+        """Who ends at the coming reads of outputs, as far as a leap has told."""
+
+    def find_stuck(self) -> Stuck | None:
+        """Say what a run that is stuck waits for."""
+        config, head = self.scheduler.config, self.engine.head()
+        head.num_tokens = self.engine.sequences[head.request_id].num_tokens
+        needed = self.manager.blocks_to_admit(head, config)
+        return Stuck(head, needed, config.num_gpu_blocks - 1, config.block_size)
+
+    def _has_requests(self) -> bool:
+        return bool(self._spelled) or self.engine.has_requests()
+
+    def _count_blocks(self, record: StepRecord) -> None:
+        """Leave them out of the log: inside a leap nobody counts."""
+        self._hit_tokens += sum(record.hits.values())
+        if not self._spelled:
+            pool = self.engine.pool
+            cached = None if self.engine.running else self.engine.num_cached_free_blocks
+            self.looks.append(Look(self.step, pool.num_free, cached, pool.num_evicted, self._hit_tokens))
+
+    def _add_request(self, request: Request) -> None:
+        self.engine.add_request(request)
+
+    def _abort(self, request_id: str) -> None:
+        self.engine.abort(request_id)
+
+    def _steps_of(self, leap: Leap) -> int:
+        """Return how many of a leap's steps pass before the next abort, or an arrival that ends it, known now."""
+        dues = [
+            due for r in self._to_abort if r.id not in self.finish and (due := self._abort_due(r)) is not None
+        ]
+        if leap.ends_on_arrival and self._next_arrival is not None:
+            dues.append(self._next_arrival)
+        num_steps = min([leap.max_steps, *(due - self.step for due in dues)])
+        return self.rng.randint(1, num_steps) if self.rng and num_steps > 1 else num_steps
+
+    def _schedule(self, record: StepRecord) -> SchedulerOutput:
+        if not self._spelled:
+            computed = {
+                seq.request: self.engine.computed_tokens(seq.request.request_id) for seq in self._running()
+            }
+            leap = self.engine.plan_leap() if self.leaps else None
+            num_steps = self._steps_of(leap) if leap else 0
+            if leap and num_steps > 0:
+                self._spell_leap(leap, num_steps, computed)
+            else:
+                self._spell_step(computed)
+        spelled = self._spelled.popleft()
+        record.sched, record.hits, record.preempted = spelled.sched, spelled.hits, spelled.preempted
+        record.n_tokens = sum(entry[1] for entry in record.sched)
+        record.running = [seq.request.request_id for seq in self._running()]
+        return SchedulerOutput(self.step, {entry[0]: entry[1] for entry in record.sched})
+
+    def _running(self) -> list[Sequence]:
+        return list(self.engine.running.values())
+
+    def _spell_step(self, before: dict[Request, int]) -> None:
+        step = self.engine.schedule()
+        spelled = StepRecord(0, hits={request.request_id: hit for request, hit in step.admitted})
+        victims = {request.request_id for request in step.preempted}
+        spelled.preempted = [r.request_id for r in reversed(before) if r.request_id in victims]
+        for seq in self._running():
+            request = seq.request
+            admitted = request.request_id in spelled.hits
+            start = spelled.hits[request.request_id] if admitted else before[request]
+            num_tokens = self.engine.computed_tokens(request.request_id) - start
+            if num_tokens:
+                kind = "decode" if num_tokens == 1 and start >= request.num_prompt_tokens else "prefill"
+                if admitted:
+                    kind = "resumed" if request.num_preemptions else "new"
+                spelled.sched.append((request.request_id, num_tokens, start, kind))
+        self._spelled.append(spelled)
+
+    def _spell_leap(self, leap: Leap, num_steps: int, before: dict[Request, int]) -> None:
+        self.num_leaps += num_steps > 1
+        self.num_leapt_steps += num_steps
+        running = [seq.request for seq in self._running()]
+        decodes = [r for r in running if self.engine.sequences[r.request_id].stage is Stage.DECODE]
+        context = sum(before[r] + 1 for r in decodes)
+        assert (len(decodes), context) == (leap.num_decodes, leap.decode_context)
+        landing = self.engine.commit_leap(num_steps)
+        for i in range(num_steps):
+            self._spelled.append(
+                StepRecord(0, sched=[(r.request_id, 1, before[r] + i, "decode") for r in decodes])
+            )
+        ends: list[list[Request]] = [[] for _ in range(num_steps)]
+        ends[0] = landing.early.finished
+        ends[-1] = [*ends[-1], *landing.late.finished]
+        self._known_ends.extend(ends)
+
+    def _apply(self, record: StepRecord) -> None:
+        self._in_flight.popleft()
+        finished = (
+            self._known_ends.popleft() if self._known_ends else self.engine.update_from_output().finished
+        )
+        record.finished = [request.request_id for request in finished]
+        for request_id in record.finished:
+            self._note_finish(request_id)

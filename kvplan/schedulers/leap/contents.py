@@ -1,0 +1,114 @@
+"""What requests' blocks hold, as a trie of whole sequences: who shares content with whom, and down to which block.
+
+A `Trunk` is the content, future output included, of the request that was the first to leave its parent at depth
+`start`. Where a request's path leads is therefore known when it arrives, and nothing here changes while it runs.
+
+Knows contents only: no blocks, no reference counts of blocks, no steps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvplan.schedulers.request import Request, Segment, output_of
+
+if TYPE_CHECKING:
+    from kvplan.schedulers.leap.extents import Piece
+
+FAR = 1 << 60
+"""A depth or position that no request reaches."""
+
+ContentKey = tuple[int, str, int] | tuple[int, tuple[Segment, ...]]
+"""A depth and what the block there holds: where in one stream it begins, or its pieces of several."""
+
+
+class Trunk:
+    """The content of its owner from depth `start` on; other requests leave it at their own depths."""
+
+    __slots__ = ("children", "key", "owner", "parent", "pieces", "refs")
+
+    def __init__(self, parent: Trunk | None, key: ContentKey, owner: Request | None) -> None:
+        self.parent = parent
+        self.key = key
+        self.owner = owner
+        self.children: dict[ContentKey, Trunk] = {}
+        self.pieces: list[Piece] = []
+        """All copies of this content: hashed or still growing, held or free."""
+        self.refs = 0
+        """Pieces, children, and requests whose path ends here; at zero the content is forgotten."""
+
+
+Path = tuple[tuple[Trunk, int, int], ...]
+"""By depth: a trunk, and the depths `lo .. hi - 1` at which a request's content is the trunk's."""
+
+
+class ContentTrie:
+    """Every content that is cached, being computed or wanted."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self._root = Trunk(None, (0, "", 0), None)
+
+    def enter(self, request: Request) -> Path:
+        """Return a request's path; its last trunk is held until `leave`."""
+        size, node, depth = self.block_size, self._root, 0
+        path: list[tuple[Trunk, int, int]] = []
+        while True:
+            key = _block_key(request, depth, size)
+            child = node.children.get(key)
+            if child is None or child.owner is None or child.owner is request:
+                child = child or self._grow(node, key, request)
+                child.refs += 1
+                path.append((child, depth, FAR))
+                return tuple(path)
+            end = common_tokens(request, child.owner, (depth + 1) * size) // size
+            path.append((child, depth, end))
+            node, depth = child, end
+
+    def leave(self, trunk: Trunk) -> None:
+        """Drop one reference; a content that nobody refers to is forgotten."""
+        trunk.refs -= 1
+        while not trunk.refs and trunk.parent is not None:
+            parent = trunk.parent
+            del parent.children[trunk.key]
+            parent.refs -= 1
+            trunk = parent
+
+    def _grow(self, node: Trunk, key: ContentKey, request: Request) -> Trunk:
+        child = node.children[key] = Trunk(node, key, request)
+        node.refs += 1
+        return child
+
+
+def _block_key(request: Request, depth: int, size: int) -> ContentKey:
+    """Name the content of one block of a request; equal contents have equal names."""
+    first = request.prompt[0]
+    if not depth and first.length >= size:
+        return 0, first.name, first.start
+    content = request.content(depth * size, (depth + 1) * size)
+    return (depth, content[0].name, content[0].start) if len(content) == 1 else (depth, content)
+
+
+def common_tokens(a: Request, b: Request, start: int) -> int:
+    """Return the first position from `start` on where the tokens of two different requests differ, outputs included.
+
+    >>> one = Request("one", (Segment("system", 20), Segment("x", 5)), 8)
+    >>> two = Request("two", (Segment("system", 20), Segment("y", 5)), 8)
+    >>> common_tokens(one, two, 16)
+    20
+    """
+    position = start
+    while True:
+        name_a, index_a, left_a = _stream_at(a, position)
+        name_b, index_b, left_b = _stream_at(b, position)
+        if name_a != name_b or index_a != index_b:
+            return position
+        position += min(left_a, left_b)
+
+
+def _stream_at(request: Request, position: int) -> tuple[str, int, int]:
+    """Return stream and index of one token, and how many of the same stream follow, itself included."""
+    prompt_end = request.num_prompt_tokens
+    if position >= prompt_end:
+        return output_of(request.request_id), position - prompt_end, FAR
+    return request.prompt_token(position)

@@ -1,0 +1,280 @@
+"""The block pool and prefix cache of the leap: extents of blocks, never an object per block.
+
+Decides what `kv_cache_manager` and `block_pool` decide for full attention:
+
+* The free queue is always unhashed blocks first, hashed ones behind. Unhashed ones are alike: a number. Hashed ones
+  are a linked list of `Piece`s; of the front piece the deep end is taken first, since a request gives its blocks back
+  in reverse.
+* What a request computes after one admission is a `Run`. How much of it is hashed follows from the tokens its owner
+  has computed; nothing is written down while it grows.
+* A hit holds a stretch of another run, which is cut into pieces at the stretch's ends; pieces are never joined again,
+  so a table can name a run and two depths.
+
+Knows runs, pieces and who holds them. Does not know queues, budgets or when anything happens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kvplan.schedulers.leap.contents import ContentTrie, Path, Trunk
+from kvplan.schedulers.leap.state import Sequence
+
+Mark = tuple[int, int | None, int]
+"""(hi, when, base): a run's blocks below depth `hi` were hashed `when`, or (None) one by one, decoding from `base`."""
+
+
+class Run:
+    """The blocks that a request took itself after one admission."""
+
+    __slots__ = ("admission", "base", "marks", "owner", "pieces")
+
+    def __init__(self, owner: Sequence) -> None:
+        self.owner: Sequence | None = owner
+        self.admission = owner.admission
+        self.pieces: list[Piece] = []
+        """By depth; what was evicted is missing."""
+        self.marks: list[Mark] = []
+        self.base = 0
+        """The owner's `base` as it decoded; hashing beyond the marks follows from it."""
+
+
+class Piece:
+    """Depths `lo .. hi - 1` of a run on one trunk, held `refs` times; in the free queue when nobody holds it."""
+
+    __slots__ = ("hi", "lo", "next", "prev", "refs", "run", "trunk")
+
+    next: Piece
+    prev: Piece
+
+    def __init__(self, run: Run, trunk: Trunk, lo: int, hi: int, refs: int) -> None:
+        self.run = run
+        self.trunk = trunk
+        self.lo = lo
+        self.hi = hi
+        self.refs = refs
+
+
+class Hit(NamedTuple):
+    """Cached blocks of another run that a request can hold."""
+
+    run: Run
+    lo: int
+    hi: int
+
+
+class Hits(NamedTuple):
+    """The longest prefix found in the cache."""
+
+    stretches: list[Hit]
+    num_blocks: int
+    num_evictable: int
+    """How many of them lie in the free queue."""
+
+
+NO_HITS = Hits([], 0, 0)
+
+
+class ExtentPool:
+    """Free blocks and cached contents of one engine with one full-attention group.
+
+    `hash_lag` is 1 under asynchronous scheduling, where the token of the step in flight is not known yet.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, enable_caching: bool, hash_lag: int) -> None:
+        self.block_size = block_size
+        self.hash_lag = hash_lag
+        self.num_free = num_blocks
+        self.num_taken = 0
+        self.num_evicted = 0
+        self.trie = ContentTrie(block_size) if enable_caching else None
+        self.num_unhashed = num_blocks
+        self._queue = Piece(None, None, 0, 0, 0)  # type: ignore[arg-type]
+        self._queue.next = self._queue.prev = self._queue
+
+    # --- taking and giving back -------------------------------------------------------------
+
+    def take(self, num_blocks: int) -> None:
+        """Take blocks from the front of the free queue (vLLM `get_new_blocks`)."""
+        self.num_taken += num_blocks
+        self.num_free -= num_blocks
+        self.num_unhashed -= num_blocks
+        if self.num_unhashed < 0:
+            self._evict(-self.num_unhashed)
+            self.num_unhashed = 0
+
+    def _evict(self, num_blocks: int) -> None:
+        self.num_evicted += num_blocks
+        while num_blocks:
+            piece = self._queue.next
+            length = piece.hi - piece.lo
+            if length > num_blocks:
+                piece.hi -= num_blocks
+                return
+            num_blocks -= length
+            self._unlink(piece)
+            self._drop(piece)
+
+    def release(self, seq: Sequence, num_held: int, num_hashed: int) -> None:
+        """Give back a whole table, deep end first (vLLM `free`): unhashed to the queue's front, hashed to its tail."""
+        num_hashed = min(num_hashed, seq.cacheable // self.block_size)
+        run = seq.run
+        if run is None:
+            self.num_free += num_held
+            self.num_unhashed += num_held
+            return
+        self.num_free += num_held - num_hashed
+        self.num_unhashed += num_held - num_hashed
+        for piece in reversed(run.pieces[:]):
+            self._give_back(piece, num_hashed)
+        for other, lo, hi in reversed(seq.table):
+            for piece in reversed(other.pieces[:]):
+                if lo <= piece.lo < hi:
+                    self._give_back(piece, num_hashed)
+        run.owner, run.base = None, seq.base
+        seq.run, seq.table = None, []
+
+    def _give_back(self, piece: Piece, num_hashed: int) -> None:
+        """Let go of what stays cached of a piece; the rest loses its name."""
+        if piece.lo >= num_hashed:
+            self._drop(piece)
+            return
+        if piece.hi > num_hashed:
+            piece.hi = num_hashed
+        self._let_go(piece)
+
+    def _let_go(self, piece: Piece) -> None:
+        piece.refs -= 1
+        if not piece.refs:
+            self.num_free += piece.hi - piece.lo
+            self._link(piece, self._queue.prev)
+
+    def forget(self, seq: Sequence) -> None:
+        """Drop a request that has ended; what it computed stays cached."""
+        if seq.path and self.trie is not None:
+            self.trie.leave(seq.path[-1][0])
+            seq.path = ()
+
+    # --- prefix cache -----------------------------------------------------------------------
+
+    def adopt(self, seq: Sequence, hits: Hits, when: int) -> None:
+        """Hold an admitted request's hits and follow what it computes; its first chunk is hashed at `when`."""
+        if self.trie is None:
+            return
+        for hit in hits.stretches:
+            self._touch(hit)
+        seq.table = hits.stretches
+        run = seq.run = Run(seq)
+        run.marks.append((seq.computed // self.block_size, when, 0))
+        first = hits.num_blocks
+        for trunk, lo, hi in seq.path:
+            if hi > first:
+                piece = Piece(run, trunk, max(lo, first), hi, 1)
+                run.pieces.append(piece)
+                trunk.pieces.append(piece)
+                trunk.refs += 1
+
+    def _touch(self, hit: Hit) -> None:
+        """Hold hit blocks; free ones leave the queue (vLLM `touch`)."""
+        piece = self._cut(hit)
+        if not piece.refs:
+            self.num_free -= piece.hi - piece.lo
+            self._unlink(piece)
+        piece.refs += 1
+
+    def find_longest_cache_hit(self, seq: Sequence, max_blocks: int, now: int) -> Hits:
+        """Return the longest cached prefix of at most `max_blocks`; of equal blocks the one hashed first."""
+        if self.trie is None:
+            return NO_HITS
+        if not seq.path:
+            seq.path = self.trie.enter(seq.request)
+        hits: list[Hit] = []
+        evictable = depth = 0
+        for trunk, _, hi in seq.path:
+            end = min(hi, max_blocks)
+            while depth < end:
+                piece, stop = self._first_copy(trunk.pieces, depth, end, now)
+                if piece is None:
+                    return Hits(hits, depth, evictable) if depth else NO_HITS
+                hits.append(Hit(piece.run, depth, stop))
+                evictable += 0 if piece.refs else stop - depth
+                depth = stop
+        return Hits(hits, depth, evictable)
+
+    def _first_copy(self, pieces: list[Piece], depth: int, end: int, now: int) -> tuple[Piece | None, int]:
+        """Return the copy of the block at `depth` that was hashed first, and up to where it surely stays the first."""
+        found: list[Piece] = []
+        for piece in pieces:
+            if piece.lo > depth:
+                end = min(end, piece.lo)
+                continue
+            owner = piece.run.owner
+            hashed = min(piece.hi, self.num_hashed(owner, owner.computed_at(now))) if owner else piece.hi
+            if hashed > depth:
+                found.append(piece)
+                end = min(end, hashed)
+        if len(found) < 2:
+            return (found[0], end) if found else (None, depth)
+        return min(found, key=lambda piece: self._when_hashed(piece.run, depth)), depth + 1
+
+    def num_hashed(self, seq: Sequence, computed: int) -> int:
+        """Full blocks, of a running sequence's `computed` tokens, whose content is known and therefore hashed."""
+        if self.hash_lag and computed > seq.known:
+            computed -= 1
+        return min(computed, seq.cacheable) // self.block_size
+
+    def _when_hashed(self, run: Run, depth: int) -> tuple[int, int]:
+        base = run.owner.base if run.owner else run.base
+        for hi, when, base_then in run.marks:
+            if depth < hi:
+                if when is not None:
+                    return when, run.admission
+                base = base_then
+                break
+        return 2 * ((depth + 1) * self.block_size - 1 + self.hash_lag - base), run.admission
+
+    def growing_at(self, path: Path, depth: int) -> list[Sequence]:
+        """Return the running sequences that will hash the block at `depth` of a path when they get there."""
+        for trunk, lo, hi in path:
+            if lo <= depth < hi:
+                owners = (p.run.owner for p in trunk.pieces if p.lo <= depth < p.hi)
+                return [o for o in owners if o is not None and depth < o.cacheable // self.block_size]
+        return []
+
+    # --- pieces -----------------------------------------------------------------------------
+
+    def _cut(self, hit: Hit) -> Piece:
+        """Cut the piece that is exactly a hit out of its run; of a free one the deep rest stays in front."""
+        pieces = hit.run.pieces
+        at = next(i for i, piece in enumerate(pieces) if piece.lo <= hit.lo < piece.hi)
+        piece = pieces[at]
+        if piece.hi > hit.hi:
+            deep = Piece(piece.run, piece.trunk, hit.hi, piece.hi, piece.refs)
+            pieces.insert(at + 1, deep)
+            self._adopt(deep, piece.prev if not piece.refs else None)
+            piece.hi = hit.hi
+        if piece.lo < hit.lo:
+            shallow = Piece(piece.run, piece.trunk, piece.lo, hit.lo, piece.refs)
+            pieces.insert(at, shallow)
+            self._adopt(shallow, piece if not piece.refs else None)
+            piece.lo = hit.lo
+        return piece
+
+    def _adopt(self, piece: Piece, after: Piece | None) -> None:
+        piece.trunk.pieces.append(piece)
+        piece.trunk.refs += 1
+        if after is not None:
+            self._link(piece, after)
+
+    def _drop(self, piece: Piece) -> None:
+        piece.run.pieces.remove(piece)
+        piece.trunk.pieces.remove(piece)
+        assert self.trie is not None
+        self.trie.leave(piece.trunk)
+
+    def _link(self, piece: Piece, after: Piece) -> None:
+        piece.prev, piece.next = after, after.next
+        after.next.prev = after.next = piece
+
+    def _unlink(self, piece: Piece) -> None:
+        piece.prev.next, piece.next.prev = piece.next, piece.prev

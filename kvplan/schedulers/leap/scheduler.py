@@ -1,0 +1,366 @@
+"""The leap: vLLM's scheduler jumping from change to change, deciding exactly as if it had walked every step.
+
+Between two changes of the batch every running sequence gets one token per step, so what happens in the next k steps
+follows in closed form (`leap_batch`), whatever k is. `plan_leap` proposes steps that are "+1 for everyone" and nothing
+else; `commit_leap` takes as many of them as the driver has time for. Every other step is a `schedule()`; its running
+loop has a closed form too while all decode (and at most the last one has a prompt chunk), FCFS preemption included;
+else `leap_running` goes request by request.
+
+The policy is that of `scheduler.Scheduler`. The queues are the same code; the two loops of `schedule()` are written
+again because nothing per request or per block may be touched here, and the tests hold both to each other, decision by
+decision and block by block. Full attention only; other groups and speculation go step by step (`why_not`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from kvplan.schedulers.leap.batch import DecodeBatch
+from kvplan.schedulers.leap.extents import ExtentPool
+from kvplan.schedulers.leap.running import schedule_running
+from kvplan.schedulers.leap.state import (
+    DECODE,
+    GONE,
+    LEFT_OVER,
+    NEVER,
+    NO_NEWS,
+    NOTHING,
+    PREFILL,
+    WAITING,
+    Draft,
+    InFlight,
+    Landing,
+    Leap,
+    Outputs,
+    Sequence,
+    Step,
+    new_landing,
+    new_leap,
+    new_outputs,
+    new_step,
+)
+from kvplan.schedulers.leap.waiting import NO_PLACE, BlockedHead, schedule_waiting, try_head
+from kvplan.schedulers.request import Request, RequestStatus
+from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.request_queue import QUEUES
+
+LEAPING = ("grow", "max_utilization")
+"""Admission rules that admit what fits now."""
+
+
+def _never_refuses(config: EngineConfig) -> bool:
+    """Whether reserve_max admits as grow does: the pool holds as many of the longest requests as may run."""
+    most = -(-config.max_model_len // config.block_size) * config.max_num_seqs
+    return config.admission == "reserve_max" and not config.watermark and config.num_gpu_blocks > most
+
+
+def why_not(config: EngineConfig) -> str:
+    """Say why an engine cannot leap; empty when it can."""
+    kinds = sorted({group.kind for group in config.groups})
+    if kinds != ["full"] or len(config.groups) > 1:
+        return f"KV cache groups {kinds}: freed blocks and sparse hits are not in closed form"
+    if config.num_speculative_tokens:
+        return "speculation: how many tokens a step emits is not known beforehand"
+    unshared = config.sharing == "none" and not config.enable_prefix_caching
+    admits_what_fits = config.admission in LEAPING or _never_refuses(config)
+    if not (config.sharing == "full_block" or unshared) or not admits_what_fits:
+        return f"sharing {config.sharing}, admission {config.admission}: only vLLM's rules are in closed form"
+    return "batch_wait counts steps" if config.batch_wait else ""
+
+
+class LeapScheduler:
+    """vLLM's scheduler with full attention, sync or async, FCFS or priority, in closed form between changes.
+
+    Drive it as vLLM's engine core drives its scheduler: synchronous, `schedule()` then `update_from_output()`;
+    asynchronous, `schedule()` once ahead. A step of a leap counts as both calls.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        assert not why_not(config), why_not(config)
+        self.config = config
+        self.is_async = config.async_scheduling
+        self.is_fcfs = config.policy == "fcfs"
+        size, usable = config.block_size, config.num_gpu_blocks - 1
+        self.block_size = size
+        self.batch = DecodeBatch(size)
+        self.pool = ExtentPool(usable, size, config.enable_prefix_caching, hash_lag=int(self.is_async))
+        self.running: dict[int, Sequence] = {}
+        """By admission number, which is vLLM's order."""
+        self.waiting = QUEUES[config.policy]()
+        self.sequences: dict[str, Sequence] = {}
+        """The live ones, by request id."""
+        self.prefills: list[Sequence] = []
+        """The running sequences with more chunks to come."""
+        self.passed_over: list[Sequence] = []
+        """Decoding, but not scheduled in this step."""
+        self._max_num_seqs = config.max_num_seqs
+        self._token_budget = config.max_num_batched_tokens
+        self.watermark_blocks = int(config.watermark * config.num_gpu_blocks)
+        self.num_admissions = 0
+        self._num_arrivals = 0
+        self._finished_unread = False
+        self._in_flight: deque[InFlight] = deque()
+        self._blocked: BlockedHead | None = None
+        """Why the head of the queue need not be looked at, if that is so."""
+        self._look_ahead = False
+        """Whether the head of the queue probably stays out although the last step cannot say so."""
+
+    # --- the queue --------------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        """Queue a new request (vLLM: same name). Its `stop_at` is read now: a leap knows ends beforehand."""
+        assert request.request_id not in self.sequences, f"duplicate request id {request.request_id}"
+        self._num_arrivals += 1
+        seq = Sequence(request, (request.priority, self._num_arrivals))
+        self.sequences[request.request_id] = seq
+        if not (self.is_fcfs and self.waiting):
+            self._blocked, self._look_ahead = None, False
+        self.waiting.add_request(seq)
+
+    def abort(self, request_id: str) -> bool:
+        """Take a request out, its blocks at once (vLLM `finish_requests`); False if it has ended already."""
+        seq = self.sequences.get(request_id)
+        if seq is None:
+            return False
+        if seq.stage is WAITING:
+            self.waiting.remove_requests({seq})
+        else:
+            computed = seq.computed_at(self.batch.num_steps)
+            self._stop_running(seq)
+            self._drop_output(seq)
+            self.pool.release(seq, self.blocks(computed), self.pool.num_hashed(seq, computed))
+        self._close(seq, RequestStatus.FINISHED_ABORTED)
+        return True
+
+    def has_requests(self) -> bool:
+        """Whether vLLM would call `schedule()`: live requests, or ends not yet passed on (vLLM: same name)."""
+        return bool(self.sequences) or self._finished_unread
+
+    def computed_tokens(self, request_id: str) -> int:
+        """Return how many tokens of a live request have KV, or get it in a step in flight."""
+        return self.sequences[request_id].computed_at(self.batch.num_steps)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a place in the batch."""
+        return len(self.running)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the next decode step needs more blocks than there are, so that somebody is preempted."""
+        return self.batch.next_demand() > self.pool.num_free
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue, preempted ones included."""
+        return len(self.waiting)
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that can be taken, cached ones included."""
+        return self.pool.num_free
+
+    @property
+    def num_cached_free_blocks(self) -> int:
+        """Free blocks that still hold reusable content."""
+        return self.pool.num_free - self.pool.num_unhashed
+
+    @property
+    def num_taken_blocks(self) -> int:
+        """Blocks taken from the free queue so far."""
+        return self.pool.num_taken
+
+    def free_blocks_in(self, num_steps: int) -> int:
+        """Return the free blocks that so many steps of the leap just planned leave."""
+        return self.pool.num_free - self.batch.demand(num_steps)
+
+    def head(self) -> Request:
+        """Return the request that waits first."""
+        seq: Sequence = self.waiting.peek_request()
+        return seq.request
+
+    def blocks(self, num_tokens: int) -> int:
+        """Return the blocks that so many tokens fill or begin."""
+        return -(-num_tokens // self.block_size)
+
+    # --- leaping ----------------------------------------------------------------------------
+
+    def plan_leap(self) -> Leap | None:
+        """Propose steps in which all running sequences decode one token and nothing else happens; None if unsure."""
+        batch = self.batch
+        num_decodes = batch.num_decodes
+        if not num_decodes or self.prefills or len(self._in_flight) != self.is_async:
+            return None
+        free = self.pool.num_free
+        if num_decodes > self._token_budget or batch.next_demand() > free:
+            return None
+        full = len(self.running) >= self._max_num_seqs
+        steps, limit = batch.next_end() - batch.num_steps, NEVER
+        if self.waiting:
+            if self._blocked is None and full:
+                self._blocked = NO_PLACE
+            if self._blocked is None and self._look_ahead:
+                self._blocked = self._head_stays_out()
+            if self._blocked is None:
+                return None
+            limit = self._blocked.limit - batch.num_steps
+        if self.is_async:
+            if self._in_flight[0][1]:
+                steps = 1
+            elif batch.surprises():
+                steps += 1
+        if limit < steps:
+            steps = limit
+        least = num_decodes * (steps // self.block_size)
+        if least + num_decodes > free and (least > free or batch.demand(steps) > free):
+            steps = batch.steps_that_fit(free)
+        if steps < 1:
+            return None
+        ends_on_arrival = not self.is_fcfs or not (self.waiting or full)
+        return new_leap((steps, num_decodes, batch.context + num_decodes, ends_on_arrival))
+
+    def _head_stays_out(self) -> BlockedHead | None:
+        """Look at the head of the queue as the next step would, if all only decode in it."""
+        budget, chunk = self._token_budget - self.batch.num_decodes, self.config.long_prefill_token_threshold
+        found = try_head(self, budget, chunk)
+        return found if isinstance(found, BlockedHead) else None
+
+    def commit_leap(self, num_steps: int) -> Landing:
+        """Take `num_steps` steps of the leap just planned, at least one; all of them or cut short."""
+        batch = self.batch
+        self.pool.take(batch.demand(num_steps))
+        batch.num_steps += num_steps
+        batch.context += num_steps * batch.num_decodes
+        self._finished_unread = False
+        early = NOTHING
+        if self.is_async:
+            early = self.update_from_output()
+            in_flight = self._read_later([])
+            ended = [seq for seq in in_flight[1] if seq.computed_at(batch.num_steps) == seq.end]
+            self._in_flight.append(
+                ([], [seq for seq in in_flight[1] if seq not in ended]) if ended else in_flight
+            )
+        else:
+            ended = batch.pop_ended()
+        if not ended:
+            return new_landing((early, NOTHING))
+        return new_landing((early, new_outputs(([], list(map(self._finish, ended))))))
+
+    # --- one step ---------------------------------------------------------------------------
+
+    def schedule(self) -> Step:
+        """Decide one step (vLLM: same name): running requests first, then waiting ones unless one was preempted."""
+        company = len(self.running) + len(self.waiting) > 1
+        draft = Draft(self._token_budget, self.config.long_prefill_token_threshold if company else 0)
+        self._finished_unread, self._blocked, self._look_ahead = False, None, True
+        schedule_running(self, draft)
+        self.batch.num_steps += 1
+        self.batch.context += draft.num_decodes
+        for seq in draft.completed:
+            self.start_decode(seq, draft)
+        if not draft.preempted:
+            self._blocked = schedule_waiting(self, draft)
+        self._in_flight.append(self._read_later(draft.first_tokens))
+        return new_step((draft.num_decodes, draft.context, draft.chunks, draft.admitted, draft.preempted))
+
+    def update_from_output(self) -> Outputs:
+        """Read the tokens of the oldest scheduled step (vLLM: same name): first tokens and ends."""
+        first_tokens, ends = self._in_flight.popleft()
+        if self.passed_over:
+            self._hash_all_known()
+        if not first_tokens and not ends:
+            return NOTHING
+        begun = [seq.request for seq in first_tokens if seq.stage is not GONE]
+        return new_outputs((begun, [self._finish(seq) for seq in ends if seq.stage is not GONE]))
+
+    def _read_later(self, first_tokens: list[Sequence]) -> InFlight:
+        """Note what a step's tokens will tell; under async scheduling a sure end is not scheduled again."""
+        ends = self.batch.pop_ended()
+        if self.is_async:
+            for seq in ends:
+                if seq.sure_end:
+                    self.batch.stop(seq)
+                    seq.stage = LEFT_OVER
+                    if self._blocked is not None and self._blocked.lacks_tokens:
+                        self._blocked = None
+        return (first_tokens, ends) if first_tokens or ends else NO_NEWS
+
+    def tail(self) -> Sequence:
+        """Return the running request that was admitted last."""
+        return self.running[next(reversed(self.running))]
+
+    def start_decode(self, seq: Sequence, draft: Draft) -> None:
+        """Note that a sequence's last chunk is in this step: the step samples a token, and the next one decodes."""
+        self.batch.start(seq)
+        draft.first_tokens.append(seq)
+
+    # --- leaving the batch ------------------------------------------------------------------
+
+    def preempt(self, seq: Sequence, draft: Draft, already: int = 0) -> None:
+        """Send a request back to the queue, all its blocks freed (vLLM `_preempt_request`).
+
+        `already` tokens were scheduled in this step. The token in flight, if there is one, still counts.
+        """
+        computed = seq.computed_at(self.batch.num_steps)
+        self._stop_running(seq)
+        if seq.stage is not PREFILL:
+            seq.num_tokens = computed + 1
+        hashed = self.pool.num_hashed(seq, computed + already)
+        self.pool.release(seq, self.blocks(computed + already), hashed)
+        seq.stage, seq.computed = WAITING, 0
+        seq.request.status = RequestStatus.PREEMPTED
+        seq.request.num_preemptions += 1
+        draft.preempted.append(seq.request)
+        self.waiting.prepend_requests((seq,))
+
+    def _stop_running(self, seq: Sequence) -> None:
+        if seq.stage is DECODE:
+            self.batch.stop(seq)
+        elif seq.stage is PREFILL:
+            self.prefills.remove(seq)
+        del self.running[seq.admission]
+
+    def _finish(self, seq: Sequence) -> Request:
+        """End a request whose last token was read; one preempted meanwhile ends from the queue."""
+        request = seq.request
+        if seq.stage is WAITING:
+            self.waiting.remove_requests({seq})
+        else:
+            computed = seq.computed_at(self.batch.num_steps)
+            hashed = (seq.end - 1) // self.block_size
+            if seq.stage is LEFT_OVER:
+                self._mark_until(seq, computed, hashed)
+            self._stop_running(seq)
+            self._drop_output(seq)
+            self.pool.release(seq, self.blocks(computed), hashed)
+        request.num_tokens = seq.end
+        stopped = seq.end - request.num_prompt_tokens == request.stop_at
+        self._close(seq, RequestStatus.FINISHED_STOPPED if stopped else RequestStatus.FINISHED_LENGTH_CAPPED)
+        return request
+
+    def _drop_output(self, seq: Sequence) -> None:
+        """A request that ends takes the names of what it generated along, if it was asked to."""
+        if seq.request.output_kv == "drop_after_turn":
+            seq.cacheable = seq.request.num_prompt_tokens
+
+    def _close(self, seq: Sequence, status: RequestStatus) -> None:
+        self.pool.forget(seq)
+        seq.stage = GONE
+        seq.request.status = status
+        del self.sequences[seq.request.request_id]
+        self._finished_unread, self._blocked, self._look_ahead = True, None, False
+
+    def _hash_all_known(self) -> None:
+        """Under async scheduling, hash what the last token read completes of sequences with no step in flight."""
+        for seq in self.passed_over:
+            if self.is_async and seq.stage is DECODE:
+                computed = seq.computed_at(self.batch.num_steps)
+                self._mark_until(seq, computed, computed // self.block_size)
+                seq.known = computed + 1
+        self.passed_over.clear()
+
+    def _mark_until(self, seq: Sequence, computed: int, hashed: int) -> None:
+        """Note that blocks are hashed as a token is read, not while scheduling."""
+        if seq.run is not None:
+            seq.run.marks.append((self.pool.num_hashed(seq, computed), None, seq.base))
+            seq.run.marks.append((hashed, 2 * self.batch.num_steps - 1, 0))

@@ -1,0 +1,203 @@
+"""What the leap keeps of a sequence, and what it tells its driver: steps, leaps and their outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvplan.schedulers.request import Request
+
+if TYPE_CHECKING:
+    from kvplan.schedulers.leap.contents import Path
+    from kvplan.schedulers.leap.extents import Hit, Run
+
+
+NEVER = 1 << 60
+"""A step that does not come."""
+
+
+class Stage(IntEnum):
+    """Where a sequence is. A decoding one is never touched between changes: `computed = base + num_steps`."""
+
+    WAITING = 0
+    PREFILL = 1
+    DECODE = 2
+    LEFT_OVER = 3
+    """Asynchronous scheduling: surely ended by the step in flight; still in `running`, no longer scheduled."""
+    GONE = 4
+
+
+WAITING, PREFILL, DECODE, LEFT_OVER, GONE = Stage
+"""The stages by themselves: looking them up in the class each time would be a tenth of a leap."""
+
+
+class Sequence:
+    """A live request. Token counts are positions: `computed` tokens have KV, `end` is prompt plus all output."""
+
+    __slots__ = (
+        "admission",
+        "base",
+        "cacheable",
+        "computed",
+        "end",
+        "hit_tokens",
+        "key",
+        "known",
+        "num_tokens",
+        "path",
+        "request",
+        "run",
+        "stage",
+        "sure_end",
+        "table",
+    )
+
+    def __init__(self, request: Request, key: tuple[int, int]) -> None:
+        self.request = request
+        self.key = key
+        """Priority and order of arrival."""
+        self.stage: Stage = WAITING
+        self.end = 0
+        self.sure_end = True
+        """Whether it ends by `max_tokens`, which the scheduler can foresee, not by a stop token."""
+        self.num_tokens = request.num_prompt_tokens
+        """Prompt and sampled tokens; kept while it does not decode."""
+        self.known = self.num_tokens
+        """Tokens known when its prefill began, or when a step last passed it over."""
+        self.computed = 0
+        self.base = 0
+        self.cacheable = request.num_prompt_tokens if request.output_kv == "never_cache" else NEVER
+        """Tokens from the start whose blocks may be cached."""
+        self.admission = 0
+        """Counts admissions; the order of `running`."""
+        self.hit_tokens = 0
+        self.path: Path = ()
+        self.run: Run | None = None
+        self.table: list[Hit] = []
+        """Hits that it holds, by depth: stretches of other runs."""
+        self.set_end()
+
+    def set_end(self) -> None:
+        """Read from the request how it will end."""
+        request = self.request
+        stop_at = request.stop_at
+        self.sure_end = stop_at is None or stop_at >= request.max_tokens
+        outputs = request.max_tokens if stop_at is None or self.sure_end else stop_at
+        self.end = request.num_prompt_tokens + outputs
+
+    def computed_at(self, num_steps: int) -> int:
+        """Tokens computed once the engine has taken `num_steps` steps."""
+        return self.base + num_steps if self.stage is DECODE else self.computed
+
+    def __lt__(self, other: Sequence) -> bool:
+        return self.key < other.key
+
+
+class Chunk(NamedTuple):
+    """Part of a prompt computed in one step, or of what a preempted request recomputes."""
+
+    request: Request
+    num_tokens: int
+    num_computed_tokens: int
+    """Tokens before the chunk."""
+
+
+class Step(NamedTuple):
+    """One step's decisions; decodes are told by number and summed context."""
+
+    num_decodes: int
+    decode_context: int
+    """Sum over the decodes of the tokens attended to, the step's own token included."""
+    chunks: list[Chunk]
+    admitted: list[tuple[Request, int]]
+    """Requests admitted in this step and their prefix-cache hit tokens; their first chunks are in `chunks`."""
+    preempted: list[Request]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens scheduled."""
+        return self.num_decodes + sum(chunk.num_tokens for chunk in self.chunks)
+
+
+class Outputs(NamedTuple):
+    """What became known when a step's tokens were read."""
+
+    first_tokens: list[Request]
+    """Requests whose prefill gave a token: the first one, or after a preemption the next one."""
+    finished: list[Request]
+
+
+NOTHING = Outputs([], [])
+"""Shared; nobody may append to it."""
+
+
+class Leap(NamedTuple):
+    """Up to `max_steps` steps that are "+1 for everyone": the same sequences decode, nothing else happens.
+
+    Step i (from 0) attends to `decode_context + i * num_decodes` tokens.
+    """
+
+    max_steps: int
+    num_decodes: int
+    decode_context: int
+    ends_on_arrival: bool
+    """Whether a new request would be looked at, so that the leap must be cut when one comes."""
+
+
+class Landing(NamedTuple):
+    """What became known in a leap: at its first read, of the step that was in flight (asynchronous only; an end then
+    makes it a leap of one step), and at its last."""
+
+    early: Outputs
+    late: Outputs
+
+
+new_chunk: Callable[[tuple[Request, int, int]], Chunk] = partial(tuple.__new__, Chunk)
+"""Takes the fields as one tuple, like those below: a third of a call of the class, of which a leap has several."""
+new_step: Callable[[tuple[int, int, list[Chunk], list[tuple[Request, int]], list[Request]]], Step]
+new_step = partial(tuple.__new__, Step)
+new_outputs: Callable[[tuple[list[Request], list[Request]]], Outputs] = partial(tuple.__new__, Outputs)
+new_leap: Callable[[tuple[int, int, int, bool]], Leap] = partial(tuple.__new__, Leap)
+new_landing: Callable[[tuple[Outputs, Outputs]], Landing] = partial(tuple.__new__, Landing)
+
+
+InFlight = tuple[list[Sequence], list[Sequence]]
+"""What the tokens of one scheduled step will tell when they are read: whose prefill they end, and who ends."""
+NO_NEWS: InFlight = ([], [])
+"""Shared; nobody may append to it."""
+
+
+class Draft:
+    """One step while it is decided."""
+
+    __slots__ = (
+        "admitted",
+        "budget",
+        "chunk",
+        "chunks",
+        "completed",
+        "context",
+        "first_tokens",
+        "num_decodes",
+        "preempted",
+    )
+
+    def __init__(self, budget: int, chunk: int) -> None:
+        self.budget = budget
+        """Tokens left to give out."""
+        self.chunk = chunk
+        """Cap on one prompt's tokens; 0 = none."""
+        self.num_decodes = 0
+        self.context = 0
+        self.chunks: list[Chunk] = []
+        self.completed: list[Sequence] = []
+        """Running requests whose last chunk is in this step."""
+        self.first_tokens: list[Sequence] = []
+        self.admitted: list[tuple[Request, int]] = []
+        self.preempted: list[Request] = []
+
+    def chunk_of(self, num_tokens: int) -> int:
+        """Return how many of the tokens a prompt still wants it can have in one step, budget apart."""
+        return min(num_tokens, self.chunk or num_tokens)

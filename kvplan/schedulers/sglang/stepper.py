@@ -1,0 +1,152 @@
+"""The scheduler behind the face that the simulator drives: steps, leaps and what they give. Knows no clock."""
+
+from __future__ import annotations
+
+from kvplan.schedulers.leap.state import NOTHING, Chunk, Landing, Leap, Outputs, Step
+from kvplan.schedulers.request import Request
+from kvplan.schedulers.sglang import leap
+from kvplan.schedulers.sglang.config import SGLangConfig
+from kvplan.schedulers.sglang.req import Req
+from kvplan.schedulers.sglang.schedule_batch import ScheduleBatch
+from kvplan.schedulers.sglang.scheduler import Scheduler
+
+Launched = tuple[ScheduleBatch | None]
+"""A pass that was launched and not ended yet; its batch is None if there was nothing to do."""
+
+
+class SGLangEngine:
+    """SGLang's scheduler with the methods of vLLM's twins (`kvplan.schedulers.step_by_step.Engine`); a block is a page."""
+
+    def __init__(self, config: SGLangConfig, may_leap: bool = True) -> None:
+        self.config = config
+        self.scheduler = Scheduler(config)
+        self.may_leap = may_leap
+        self._reqs: dict[str, Req] = {}
+        """Requests that have neither ended nor been aborted."""
+        self._to_abort: list[str] = []
+        self._launched: Launched | None = None
+
+    def add_request(self, request: Request) -> None:
+        """Queue a new request; its `max_tokens` becomes what the pool allows."""
+        req = self.scheduler.add_request(request)
+        request.max_tokens = max(req.max_new_tokens, 1)
+        self._reqs[request.request_id] = req
+
+    def abort(self, request_id: str) -> bool:
+        """Take a request out before the next pass; if it runs, its memory comes free with its next token.
+
+        False if it has ended already.
+        """
+        if self._reqs.pop(request_id, None) is None:
+            return False
+        self._to_abort.append(request_id)
+        return True
+
+    def has_requests(self) -> bool:
+        """Whether there is something to schedule or to pass on; an idle pass follows the last one."""
+        return not (self.scheduler.rested and self.scheduler.is_fully_idle)
+
+    def schedule(self) -> Step:
+        """Launch a pass and sort it into decodes and chunks."""
+        self._end_pass()
+        scheduler = self.scheduler
+        for request_id in self._to_abort:
+            scheduler.abort_request(request_id)
+        self._to_abort.clear()
+        scheduler.dropped.clear()
+        batch = scheduler.schedule()
+        while batch is None and scheduler.deferred and not scheduler.result_queue:
+            scheduler.process(batch)  # an empty turn of the loop takes no time
+            batch = scheduler.schedule()
+        self._launched = (batch,)
+        rows = batch.rows if batch else []
+        chunks = [Chunk(r.req.request, r.num_tokens, r.prefix_len) for r in rows if not r.is_decode]
+        new = [r for r in rows if not r.is_decode and r.req.extend_batch_idx == 1]
+        admitted = [(r.req.request, r.prefix_len) for r in new]
+        context = sum(r.prefix_len + 1 for r in rows if r.is_decode)
+        victims = [r.request for r in (*scheduler.retracted, *scheduler.preempted) if r.rid in self._reqs]
+        return Step(len(rows) - len(chunks), context, chunks, admitted, victims)
+
+    def update_from_output(self) -> Outputs:
+        """Read the oldest launched pass: which prefills gave a token, which requests ended."""
+        result = self._end_pass()
+        if result is None:
+            ended = self.scheduler.oom_aborted
+            return self._outputs([], ended) if ended else NOTHING
+        decoding = set(result.decoding_reqs) if result.is_extend else set(result.reqs)
+        first = [r for r in self.scheduler.sampled if r not in decoding]
+        ended = [r for r in self.scheduler.sampled if r.finished] + self.scheduler.oom_aborted
+        return self._outputs(first, ended) if first or ended else NOTHING
+
+    def plan_leap(self) -> Leap | None:
+        """Return how many passes of pure decode come next, None if it is not worth a leap."""
+        if not self.may_leap or self._launched is not None or self._to_abort:
+            return None
+        scheduler = self.scheduler
+        reqs = leap.decoding(scheduler)
+        if not reqs or any(r.finished or r.to_finish for r in reqs):
+            return None
+        num_passes = leap.max_passes(scheduler, reqs)
+        if num_passes < 2:
+            return None
+        context = sum(r.kv_len + 1 for r in reqs)
+        notes_arrivals = self.config.schedule_policy == "hrrn"  # with what was computed by then
+        ends_on_arrival = notes_arrivals or not leap.admission_is_shut(scheduler)
+        return Leap(num_passes, len(reqs), context, ends_on_arrival)
+
+    def commit_leap(self, num_steps: int) -> Landing:
+        """Take so many passes; nobody begins or ends in them."""
+        leap.take_passes(self.scheduler, self.scheduler.running_batch.reqs, num_steps)
+        return Landing(NOTHING, NOTHING)
+
+    def free_blocks_in(self, num_steps: int) -> int:
+        """Pages that will be free after so many passes of the leap under way."""
+        needed = leap.tokens_needed(self.scheduler.running_batch.reqs, self.config.page_size, num_steps)
+        return (self.scheduler.cache.available_and_evictable - needed) // self.config.page_size
+
+    def head(self) -> Request:
+        """The request that waits first."""
+        return self.scheduler.waiting_queue[0].request
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold KV."""
+        return self.config.num_request_slots - self.scheduler.cache.num_free_rows
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue, retracted ones included."""
+        return len(self.scheduler.waiting_queue)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the next decode needs more than there is, so that somebody is retracted."""
+        running = [r for r in self.scheduler.running_batch.reqs if r.rid in self._reqs]
+        needed = leap.tokens_needed(running, self.config.page_size, 1)
+        return needed > self.scheduler.cache.available_and_evictable
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Pages that can be taken, cached ones included."""
+        return self.scheduler.cache.available_and_evictable // self.config.page_size
+
+    @property
+    def num_cached_free_blocks(self) -> int:
+        """Pages that nobody holds and that can still be hit."""
+        return self.scheduler.cache.tree.evictable_size // self.config.page_size
+
+    @property
+    def num_taken_blocks(self) -> int:
+        """Pages taken so far."""
+        return self.scheduler.cache.num_taken // self.config.page_size
+
+    def _end_pass(self) -> ScheduleBatch | None:
+        """Apply the result that is due to the launched pass, if there is one."""
+        launched, self._launched = self._launched, None
+        return self.scheduler.process(launched[0]) if launched else None
+
+    def _outputs(self, first: list[Req], ended: list[Req]) -> Outputs:
+        """Leave out requests whose clients have gone."""
+        first_tokens = [r.request for r in first if r.rid in self._reqs]
+        finished = [r.request for r in ended if self._reqs.pop(r.rid, None) is not None]
+        return Outputs(first_tokens, finished)

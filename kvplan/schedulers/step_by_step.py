@@ -1,0 +1,160 @@
+"""The step-by-step scheduler behind the leaping one's face, so that one loop drives both.
+
+Tells decodes from prompt chunks as the leap does: a request decodes once all tokens it had when it was admitted
+are computed. Knows no clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from kvplan.schedulers.leap.state import Chunk, Landing, Leap, Outputs, Step
+from kvplan.schedulers.request import Request
+from kvplan.schedulers.vllm.async_scheduler import make_scheduler
+from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.output import SchedulerOutput
+
+
+class Engine(Protocol):
+    """The face that the leaping and the step-by-step scheduler share."""
+
+    def add_request(self, request: Request) -> None: ...  # noqa: D102
+    def abort(self, request_id: str) -> bool: ...  # noqa: D102
+    def has_requests(self) -> bool: ...  # noqa: D102
+    def schedule(self) -> Step: ...  # noqa: D102
+    def update_from_output(self) -> Outputs: ...  # noqa: D102
+    def plan_leap(self) -> Leap | None: ...  # noqa: D102
+    def commit_leap(self, num_steps: int) -> Landing: ...  # noqa: D102
+    @property
+    def num_running(self) -> int: ...  # noqa: D102
+    @property
+    def num_waiting(self) -> int: ...  # noqa: D102
+    @property
+    def is_short(self) -> bool: ...  # noqa: D102
+    @property
+    def num_free_blocks(self) -> int: ...  # noqa: D102
+    def free_blocks_in(self, num_steps: int) -> int: ...  # noqa: D102
+    @property
+    def num_cached_free_blocks(self) -> int: ...  # noqa: D102
+    @property
+    def num_taken_blocks(self) -> int: ...  # noqa: D102
+    def head(self) -> Request: ...  # noqa: D102
+
+
+Accept = Callable[[Request, int], int]
+"""(request, drafts scheduled) -> drafts accepted."""
+
+
+class StepByStep:
+    """`Scheduler`, walking every step; the same methods and outcomes as `LeapScheduler`, and never a leap."""
+
+    def __init__(self, config: EngineConfig, accept: Accept | None = None) -> None:
+        self.config = config
+        self.scheduler = make_scheduler(config)
+        self._accept = accept
+        self._in_flight: deque[tuple[SchedulerOutput, list[Request]]] = deque()
+        self._prefill_ends: dict[str, int] = {}
+        """Request id -> computed tokens at which its prefill is done."""
+
+    def add_request(self, request: Request) -> None:
+        """Queue a new request."""
+        self.scheduler.add_request(request)
+
+    def abort(self, request_id: str) -> bool:
+        """Take a request out, its blocks at once; False if it has ended already."""
+        self._prefill_ends.pop(request_id, None)
+        return bool(self.scheduler.finish_requests([request_id]))
+
+    def has_requests(self) -> bool:
+        """Whether there is something to schedule or to pass on."""
+        return self.scheduler.has_requests()
+
+    def plan_leap(self) -> Leap | None:
+        """Never leap."""
+        return None
+
+    def commit_leap(self, num_steps: int) -> Landing:
+        """There is no leap to take."""
+        raise AssertionError(f"no leap was planned, {num_steps} steps asked for")
+
+    def schedule(self) -> Step:
+        """Decide one step and sort it into decodes and chunks."""
+        scheduler = self.scheduler
+        output = scheduler.schedule()
+        requests = scheduler.requests
+        for request_id in output.admitted:
+            self._prefill_ends[request_id] = requests[request_id].num_tokens
+        chunks: list[Chunk] = []
+        completed: list[Request] = []
+        num_decodes = decode_context = 0
+        for request_id, num_tokens in output.num_scheduled_tokens.items():
+            request, end = requests[request_id], self._prefill_ends[request_id]
+            before = request.num_computed_tokens - num_tokens
+            if before >= end:
+                num_decodes += 1
+                decode_context += before + num_tokens
+                continue
+            chunks.append(Chunk(request, num_tokens, before))
+            if before + num_tokens >= end:
+                completed.append(request)
+        self._in_flight.append((output, completed))
+        admitted = [(requests[i], hit) for i, hit in output.admitted.items()]
+        preempted = [requests[i] for i in output.preempted]
+        return Step(num_decodes, decode_context, chunks, admitted, preempted)
+
+    def update_from_output(self) -> Outputs:
+        """Read the oldest scheduled step: which prefills gave a token, which requests ended."""
+        output, completed = self._in_flight.popleft()
+        scheduler = self.scheduler
+        accepted = None
+        if output.num_draft_tokens and self._accept is not None:
+            live = scheduler.requests
+            accepted = {i: self._accept(live[i], n) for i, n in output.num_draft_tokens.items() if i in live}
+        first_tokens = [request for request in completed if request.request_id in scheduler.requests]
+        finished = scheduler.update_from_output(output, accepted)
+        for request in finished:
+            del self._prefill_ends[request.request_id]
+        return Outputs(first_tokens, finished)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a place in the batch."""
+        return len(self.scheduler.running)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the next decode step needs more blocks than there are, so that somebody is preempted."""
+        size = self.config.block_size
+        due = (r for r in self.scheduler.running if r.num_computed_tokens >= self._prefill_ends[r.request_id])
+        return sum(r.num_computed_tokens % size == 0 for r in due) > self.num_free_blocks
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue, preempted ones included."""
+        return len(self.scheduler.waiting)
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that can be taken, cached ones included."""
+        return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+    @property
+    def num_cached_free_blocks(self) -> int:
+        """Free blocks that still hold reusable content."""
+        return self.scheduler.kv_cache_manager.block_pool.num_cached_free_blocks
+
+    @property
+    def num_taken_blocks(self) -> int:
+        """Blocks taken from the free queue so far."""
+        return self.scheduler.kv_cache_manager.block_pool.num_taken
+
+    def free_blocks_in(self, num_steps: int) -> int:
+        """There is no leap to look into."""
+        raise AssertionError(f"no leap was planned, {num_steps} steps asked for")
+
+    def head(self) -> Request:
+        """The request that waits first."""
+        first: Request = self.scheduler.waiting.peek_request()
+        return first

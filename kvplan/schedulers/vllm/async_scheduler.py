@@ -1,0 +1,42 @@
+"""Scheduling ahead of the model's output: vLLM's `v1/core/sched/async_scheduler.py`."""
+
+from __future__ import annotations
+
+from kvplan.schedulers.request import Request, RequestStatus
+from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.output import SchedulerOutput
+from kvplan.schedulers.vllm.scheduler import Scheduler
+from kvplan.schedulers.vllm.sharing import SHARINGS
+
+
+class AsyncScheduler(Scheduler):
+    """Schedules a step before the output of the one in flight is known (vLLM: same name)."""
+
+    def _update_after_schedule(self, output: SchedulerOutput) -> None:
+        """Leave a place for what the step will sample (vLLM: same name)."""
+        super()._update_after_schedule(output)
+        for request_id in output.num_scheduled_tokens:
+            if request_id not in output.prefill_chunks:
+                request = self.requests[request_id]
+                request.num_output_placeholders += 1 + output.num_draft_tokens.get(request_id, 0)
+                request.num_spec_tokens = self.num_spec_tokens
+
+    def _update_request_with_output(self, request: Request, num_sampled: int, is_stale: bool) -> bool:
+        """Fill the places; name blocks that are full of known tokens now (vLLM: same name)."""
+        was_running, num_tokens = request.status is RequestStatus.RUNNING, request.num_tokens
+        stopped = super()._update_request_with_output(request, num_sampled, is_stale)
+        if not is_stale:
+            request.num_output_placeholders -= request.num_tokens - num_tokens
+        if was_running:
+            computed = request.num_computed_tokens - request.num_output_placeholders
+            self.kv_cache_manager.cache_blocks(request, computed)
+        return stopped
+
+    def _update_draft_token_ids(self, output: SchedulerOutput) -> None:
+        """Do nothing: drafts never leave the GPU."""
+
+
+def make_scheduler(config: EngineConfig) -> Scheduler:
+    """Return the scheduler for a config: synchronous or asynchronous, blocks cut as its sharing rule says."""
+    config = SHARINGS[config.sharing].resolve(config)
+    return (AsyncScheduler if config.async_scheduling else Scheduler)(config)

@@ -1,0 +1,155 @@
+"""The scheduler's view of KV memory: prefix-cache hits, slots for a step, and giving back.
+
+Mirrors vLLM's `v1/core/kv_cache_manager.py`. Knows no queues and no budgets.
+"""
+
+from __future__ import annotations
+
+from kvplan.schedulers.request import BlockHasher, Request, RequestStatus
+from kvplan.schedulers.vllm.block_pool import BlockPool
+from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.kv_cache_coordinator import CacheHit, get_kv_cache_coordinator
+from kvplan.schedulers.vllm.sharing import CopyOnWriteManager
+from kvplan.schedulers.vllm.single_type_kv_cache_manager import NEVER, SlotDemand
+
+
+class KVCacheManager:
+    """Blocks of all requests of one engine (vLLM: same name)."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.max_model_len = config.max_model_len
+        self.enable_caching = config.enable_prefix_caching
+        self.num_lookahead_tokens = config.num_lookahead_tokens
+        self.block_pool = BlockPool(config.num_gpu_blocks, self.enable_caching, len(config.groups))
+        self.hasher = BlockHasher(config.hash_block_size)
+        self.coordinator = get_kv_cache_coordinator(config, self.block_pool, self.hasher)
+        self.watermark_blocks = int(config.watermark * config.num_gpu_blocks)
+        self.empty_hit = CacheHit([() for _ in config.groups], 0)
+        self.num_recycled = 0
+        """Blocks that came back from living requests so far."""
+        self._recycles = any(manager.recycles for manager in self.coordinator.managers)
+        first = self.coordinator.managers[0]
+        self._copy_on_write = first if isinstance(first, CopyOnWriteManager) else None
+        self._changes_at_block_ends = all(m.changes_at_block_ends for m in self.coordinator.managers)
+
+    def new_step_starts(self) -> None:
+        """Tell the managers that a step starts (vLLM: same name)."""
+        self.coordinator.new_step_starts()
+
+    def get_computed_blocks(self, request: Request) -> CacheHit:
+        """Find the cached prefix (vLLM: same name): all tokens but the last at most."""
+        if not self.enable_caching:
+            return self.empty_hit
+        hashes = self.hasher.block_hashes(request, request.num_tokens)
+        hit = self.coordinator.find_longest_cache_hit(hashes, request.num_tokens - 1)
+        if self._copy_on_write:
+            blocks, num_tokens = self._copy_on_write.extend_hit(request, list(hit.blocks[0]), hit.num_tokens)
+            return CacheHit([blocks], num_tokens)
+        return hit
+
+    def allocate_slots(
+        self,
+        request: Request,
+        num_new_tokens: int,
+        hit: CacheHit | None = None,
+        *,
+        full_sequence_must_fit: bool = False,
+        reserved_blocks: int = 0,
+        has_scheduled_reqs: bool = True,
+    ) -> bool:
+        """Give the request slots for `num_new_tokens` more; False if there are not enough (vLLM: same name).
+
+        `hit` is what a request brings when it is admitted; `reserved_blocks` must stay free for others. Blocks
+        behind a window come back even if the rest fails.
+        """
+        hit = hit or self.empty_hit
+        request_id, pool = request.request_id, self.block_pool
+        num_computed = request.num_computed_tokens + hit.num_tokens
+        count, end = self.coordinator.get_num_blocks_to_allocate, self._prefill_end(request)
+        watermark = 0
+        if has_scheduled_reqs and request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
+            watermark = self.watermark_blocks
+        if full_sequence_must_fit:
+            num_all = min(request.num_tokens, self.max_model_len)
+            demand = SlotDemand(num_all, num_all, end, apply_admission_cap=True)
+            needed = count(request_id, demand, hit.blocks, num_computed)
+            if needed + watermark > pool.get_num_free_blocks():
+                return False
+        num_main = num_computed + num_new_tokens
+        num_slots = min(num_main + self.num_lookahead_tokens, self.max_model_len)
+        if self._recycles:
+            self._remove_skipped_blocks(request_id, max(0, num_computed - request.num_in_flight_tokens))
+        needed = count(request_id, SlotDemand(num_slots, num_main, end), hit.blocks, num_computed)
+        if needed + watermark + reserved_blocks > pool.get_num_free_blocks():
+            return False
+        if any(hit.blocks):
+            self.coordinator.allocate_new_computed_blocks(request_id, hit.blocks, num_computed)
+        self.coordinator.allocate_new_blocks(request_id, num_slots, num_main)
+        if self.enable_caching:
+            self.coordinator.cache_blocks(request, _nameable(request, min(num_main, request.num_tokens)))
+        if self._changes_at_block_ends:
+            request.num_slots = self._next_change(request_id, num_computed - request.num_in_flight_tokens)
+        return True
+
+    def _next_change(self, request_id: str, processed: int) -> int:
+        """Return the computed tokens at which the request needs a block, fills one or leaves one behind."""
+        change = NEVER
+        for manager in self.coordinator.managers:
+            change = min(change, manager.next_need(request_id), manager.next_skip(processed) + 1)
+            if self.enable_caching:
+                num_named = manager.num_cached_block.get(request_id, 0)
+                change = min(change, (num_named + 1) * manager.block_size)
+        return change
+
+    def blocks_to_admit(self, request: Request, config: EngineConfig) -> int:
+        """Return the free blocks that a waiting request needs without any hit: for its first chunk, or all of it."""
+        chunk, end = min(request.num_tokens, config.max_num_batched_tokens), self._prefill_end(request)
+        demands = [SlotDemand(min(chunk + self.num_lookahead_tokens, self.max_model_len), chunk, end)]
+        if config.scheduler_reserve_full_isl:
+            demands.append(SlotDemand(request.num_tokens, request.num_tokens, end, apply_admission_cap=True))
+        count = self.coordinator.get_num_blocks_to_allocate
+        return max(count(request.request_id, demand, self.empty_hit.blocks, 0) for demand in demands)
+
+    def _prefill_end(self, request: Request) -> int:
+        return max(request.num_prompt_tokens, request.num_tokens - 1)
+
+    def most_blocks(self, num_tokens: int) -> int:
+        """Return how many blocks a request of so many tokens ever holds."""
+        num_slots = min(num_tokens + self.num_lookahead_tokens, self.max_model_len)
+        return sum(manager.most_blocks(num_slots) for manager in self.coordinator.managers)
+
+    def num_held_blocks(self, request: Request) -> int:
+        """Count the blocks in a request's tables."""
+        tables = (m.req_to_blocks.get(request.request_id, ()) for m in self.coordinator.managers)
+        return sum(not block.is_null for table in tables for block in table)
+
+    def _remove_skipped_blocks(self, request_id: str, processed_computed_tokens: int) -> None:
+        before = self.block_pool.get_num_free_blocks()
+        self.coordinator.remove_skipped_blocks(request_id, processed_computed_tokens)
+        self.num_recycled += self.block_pool.get_num_free_blocks() - before
+
+    def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
+        """Name blocks that became full (vLLM: same name)."""
+        if self.enable_caching and num_computed_tokens >= request.num_slots:
+            self.coordinator.cache_blocks(request, _nameable(request, num_computed_tokens))
+
+    def free(self, request: Request) -> None:
+        """Give back all of a request's blocks (vLLM: same name)."""
+        if request.output_kv == "drop_after_turn" and request.is_finished:
+            for manager in self.coordinator.managers:
+                table = manager.req_to_blocks.get(request.request_id, [])
+                self.block_pool.forget_blocks(table[request.num_prompt_tokens // manager.block_size :])
+        self.coordinator.free(request.request_id)
+        request.num_slots = 0
+
+    def free_copied_blocks(self) -> None:
+        """Let go of both ends of this step's block copies (vLLM `take_kv_cache_block_copies`)."""
+        for manager in self.coordinator.managers:
+            pairs, manager.pending_cow_copies = manager.pending_cow_copies, []
+            if pairs:
+                self.block_pool.free_blocks(block for pair in pairs for block in pair)
+
+
+def _nameable(request: Request, num_tokens: int) -> int:
+    """Of a request's first tokens, those whose blocks may be cached."""
+    return min(num_tokens, request.num_prompt_tokens) if request.output_kv == "never_cache" else num_tokens

@@ -1,0 +1,293 @@
+"""Who runs in a step, and with how many tokens: vLLM V1's scheduler, decision for decision.
+
+Mirrors `v1/core/sched/scheduler.py` of vLLM 0.32. There is no clock: `schedule()` opens a step,
+`update_from_output()` applies what the model sampled in it. With asynchronous scheduling step k + 1 is
+scheduled before the output of step k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from kvplan.schedulers.request import Request, RequestStatus
+from kvplan.schedulers.vllm.admission import ADMISSIONS, HeldBack
+from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.kv_cache_manager import KVCacheManager
+from kvplan.schedulers.vllm.mamba_split import MambaSplit
+from kvplan.schedulers.vllm.output import SchedulerOutput, StepBudget, check_stop
+from kvplan.schedulers.vllm.request_queue import QUEUES
+
+
+class Scheduler:
+    """The queues of one engine (vLLM: same name)."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.kv_cache_manager = KVCacheManager(config)
+        self.requests: dict[str, Request] = {}
+        self.waiting = QUEUES[config.policy]()
+        self.running: list[Request] = []
+        self.finished_req_ids: set[str] = set()
+        self.current_step = 0
+        self.num_spec_tokens = config.num_speculative_tokens
+        self._by_priority = config.policy == "priority"
+        self._max_model_len = config.max_model_len
+        self._mamba_split = MambaSplit.of(config)
+        self._blocks_to_leave = ADMISSIONS[config.admission].make()
+        self._holds_back = HeldBack(config.batch_wait) if config.batch_wait else None
+        self.num_preemptions = 0
+
+    def add_request(self, request: Request) -> None:
+        """Queue a new request (vLLM: same name)."""
+        assert request.request_id not in self.requests, f"duplicate request id {request.request_id}"
+        self.requests[request.request_id] = request
+        self.waiting.add_request(request)
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether anything runs or waits (vLLM: same name)."""
+        return bool(self.running or self.waiting)
+
+    def has_requests(self) -> bool:
+        """Whether schedule() has something to say: also that requests have finished (vLLM: same name)."""
+        return self.has_unfinished_requests() or bool(self.finished_req_ids)
+
+    def schedule(self) -> SchedulerOutput:
+        """Choose the next step's batch: running requests first, then waiting ones (vLLM: same name)."""
+        self.current_step += 1
+        self.kv_cache_manager.new_step_starts()
+        output = SchedulerOutput(self.current_step)
+        config = self.config
+        alone = len(self.running) + len(self.waiting) <= 1
+        budget = StepBudget(
+            tokens=config.max_num_batched_tokens,
+            inputs=config.max_num_batched_tokens,
+            draft_slots=config.draft_slots,
+            chunk=0 if alone else config.long_prefill_token_threshold,
+        )
+        self._schedule_running(output, budget)
+        held = self._holds_back is not None and self._holds_back(self, output.total_num_scheduled_tokens)
+        if not output.preempted and not held:
+            self._schedule_waiting(output, budget)
+        self.kv_cache_manager.free_copied_blocks()
+        self._update_after_schedule(output)
+        return output
+
+    def _schedule_running(self, output: SchedulerOutput, budget: StepBudget) -> None:
+        """Give each running request its next tokens, in order, preempting others if blocks run out."""
+        index = 0
+        while index < len(self.running) and budget.tokens > 0 and budget.inputs > budget.draft_slots:
+            request = self.running[index]
+            num_new_tokens = self._num_new_tokens(request, budget)
+            if num_new_tokens > 0:
+                if request.num_computed_tokens + num_new_tokens >= request.num_slots:
+                    if not self._make_room(request, num_new_tokens, output, budget):
+                        return
+                    if output.preempted:
+                        index = self.running.index(request)  # victims may have stood before it
+                budget.prefill_scheduled |= request.is_prefill_chunk
+                self._schedule_drafts(request, num_new_tokens, output)
+                output.num_scheduled_tokens[request.request_id] = num_new_tokens
+                budget.take(num_new_tokens)
+            index += 1
+
+    def _num_new_tokens(self, request: Request, budget: StepBudget) -> int:
+        """Return how many tokens a running request gets within budget and model length, drafts and all."""
+        computed, placeholders = request.num_computed_tokens, request.num_output_placeholders
+        if placeholders and computed + 2 - placeholders >= request.num_prompt_tokens + request.max_tokens:
+            return 0  # the step in flight surely ends it
+        num_new_tokens = request.num_tokens + request.num_spec_tokens + placeholders - computed
+        if 0 < budget.chunk < num_new_tokens:
+            num_new_tokens = budget.chunk
+        num_new_tokens = min(num_new_tokens, budget.available(), self._max_model_len - computed - 1)
+        return self._mamba_split.clip(request, num_new_tokens) if self._mamba_split else num_new_tokens
+
+    def _make_room(
+        self, request: Request, num_new_tokens: int, output: SchedulerOutput, budget: StepBudget
+    ) -> bool:
+        """Preempt others until the request has its slots; False if it was the last to go."""
+        while not self.kv_cache_manager.allocate_slots(request, num_new_tokens):
+            if self._by_priority:
+                victim = max(self.running, key=lambda r: (r.priority, r.arrival_time))
+                self.running.remove(victim)
+                if victim.request_id in output.num_scheduled_tokens:
+                    budget.give_back(output.num_scheduled_tokens.pop(victim.request_id))
+                    output.num_draft_tokens.pop(victim.request_id, None)
+            else:
+                victim = self.running.pop()
+            self._preempt_request(victim)
+            output.preempted.append(victim.request_id)
+            if victim is request:
+                return False
+        return True
+
+    def _schedule_drafts(self, request: Request, num_new_tokens: int, output: SchedulerOutput) -> None:
+        """Note how many of the tokens are drafts; the budget may have cut some."""
+        if request.num_spec_tokens:
+            past = request.num_computed_tokens + num_new_tokens - request.num_tokens
+            num_drafts = past - request.num_output_placeholders
+            if num_drafts > 0:
+                output.num_draft_tokens[request.request_id] = min(num_drafts, request.num_spec_tokens)
+            request.num_spec_tokens = 0
+
+    def _preempt_request(self, request: Request) -> None:
+        """Take all blocks back; the request starts over from the front of the queue (vLLM: same name)."""
+        self.kv_cache_manager.free(request)
+        request.status = RequestStatus.PREEMPTED
+        request.num_computed_tokens = 0
+        request.num_spec_tokens = 0
+        request.num_stale_output_tokens = request.num_in_flight_tokens
+        request.num_output_placeholders = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.prepend_requests([request])
+
+    def _schedule_waiting(self, output: SchedulerOutput, budget: StepBudget) -> None:
+        """Admit waiting requests while tokens, places and blocks last; one that must wait blocks the rest."""
+        skipped: list[Request] = []
+        while self.waiting and budget.tokens > 0 and budget.inputs > budget.draft_slots:
+            if len(self.running) >= self.config.max_num_seqs:
+                break
+            request = self.waiting.peek_request()
+            if request.num_stale_output_tokens:  # its last output is not in yet
+                skipped.append(self.waiting.pop_request())
+            elif not self._admit(request, output, budget):
+                break
+        self.waiting.prepend_requests(reversed(skipped))
+
+    def _admit(self, request: Request, output: SchedulerOutput, budget: StepBudget) -> bool:
+        """Look up the prefix cache, size the first chunk, take blocks; False if the request must wait."""
+        hit = self.kv_cache_manager.get_computed_blocks(request)
+        uncached = hit.num_uncached_common_prefix_tokens
+        request.shared_prefix_boundary = hit.num_tokens + uncached if uncached else 0
+        num_new_tokens, num_drafts = self._first_chunk(request, hit.num_tokens, output, budget)
+        if num_new_tokens == 0 or not self.kv_cache_manager.allocate_slots(
+            request,
+            num_new_tokens,
+            hit,
+            full_sequence_must_fit=self.config.scheduler_reserve_full_isl,
+            reserved_blocks=self._blocks_to_leave(self, request, hit.num_tokens + num_new_tokens),
+            has_scheduled_reqs=bool(self.running),
+        ):
+            return False
+        self.running.append(self.waiting.pop_request())
+        request.status = RequestStatus.RUNNING
+        request.num_computed_tokens = hit.num_tokens
+        output.admitted[request.request_id] = hit.num_tokens
+        output.num_scheduled_tokens[request.request_id] = num_new_tokens
+        if num_drafts:
+            output.num_draft_tokens[request.request_id] = num_drafts
+        budget.take(num_new_tokens)
+        return True
+
+    def _first_chunk(
+        self, request: Request, num_hit_tokens: int, output: SchedulerOutput, budget: StepBudget
+    ) -> tuple[int, int]:
+        """Return the tokens of an admission and how many are placeholder drafts; (0, 0) = not in this step.
+
+        A single-token admission beside decodes is padded to a decode's size, so that one CUDA graph fits all.
+        """
+        num_new_tokens, num_drafts = request.num_tokens - num_hit_tokens, 0
+        decodes = bool(output.num_scheduled_tokens) and len(output.num_scheduled_tokens) > len(
+            output.admitted
+        )
+        if self.num_spec_tokens and num_new_tokens == 1 and not budget.prefill_scheduled:
+            padded = 1 + self.num_spec_tokens
+            if (decodes or num_hit_tokens) and num_hit_tokens + padded + 1 <= self._max_model_len:
+                if padded > budget.available():
+                    return 0, 0
+                num_new_tokens, num_drafts = padded, self.num_spec_tokens
+        if 0 < budget.chunk < num_new_tokens:
+            num_new_tokens = budget.chunk
+        if not self.config.enable_chunked_prefill and num_new_tokens > budget.available():
+            return 0, 0
+        num_new_tokens = min(num_new_tokens, budget.available())
+        if self._mamba_split:
+            num_new_tokens = self._mamba_split.clip(request, num_new_tokens, num_hit_tokens)
+            if num_drafts and num_new_tokens not in (0, 1 + num_drafts):
+                return 1, 0
+        return num_new_tokens, num_drafts
+
+    def _update_after_schedule(self, output: SchedulerOutput) -> None:
+        """Count the step's tokens as computed, so that the next can be scheduled (vLLM: same name)."""
+        for request_id, num_tokens in output.num_scheduled_tokens.items():
+            request = self.requests[request_id]
+            request.num_computed_tokens += num_tokens
+            request.num_in_flight_tokens += num_tokens
+            known = request.num_tokens + request.num_output_placeholders
+            request.is_prefill_chunk = request.num_computed_tokens < known
+            if request.is_prefill_chunk:
+                output.prefill_chunks.add(request_id)
+        self.finished_req_ids = set()
+
+    def update_from_output(
+        self, output: SchedulerOutput, accepted: Mapping[str, int] | None = None
+    ) -> list[Request]:
+        """Apply what the model sampled in a step; return the requests that ended (vLLM: same name).
+
+        A request samples one token, and one more for each of its `accepted` drafts; one in mid prompt samples
+        none.
+        """
+        finished = []
+        for request_id, num_tokens in output.num_scheduled_tokens.items():
+            request = self.requests.get(request_id)
+            if request is None:
+                continue  # aborted or ended while the step ran
+            request.num_in_flight_tokens -= num_tokens
+            is_stale = request.num_stale_output_tokens > 0
+            if is_stale:
+                request.num_stale_output_tokens -= num_tokens
+            if request_id in output.prefill_chunks:
+                continue
+            num_sampled = 1 + (accepted.get(request_id, 0) if accepted else 0)
+            num_drafts = output.num_draft_tokens.get(request_id, 0)
+            if num_drafts and not is_stale:
+                num_rejected = num_drafts + 1 - num_sampled
+                if request.num_computed_tokens > 0:
+                    request.num_computed_tokens -= num_rejected
+                if request.num_output_placeholders > 0:
+                    request.num_output_placeholders -= num_rejected
+            if self._update_request_with_output(request, num_sampled, is_stale):
+                finished.append(request)
+                self._free_request(request)
+        self._remove(finished)
+        self._update_draft_token_ids(output)
+        return finished
+
+    def _update_request_with_output(self, request: Request, num_sampled: int, is_stale: bool) -> bool:
+        """Append sampled tokens up to an end; was there one? (vLLM: same name)."""
+        return check_stop(request, num_sampled, self._max_model_len)
+
+    def _update_draft_token_ids(self, output: SchedulerOutput) -> None:
+        """Take the drafter's k tokens for each request past its prompt (vLLM `update_draft_token_ids`)."""
+        if self.num_spec_tokens:
+            for request_id in output.num_scheduled_tokens:
+                request = self.requests.get(request_id)
+                if request is not None:
+                    request.num_spec_tokens = 0 if request.is_prefill_chunk else self.num_spec_tokens
+
+    def finish_requests(
+        self, request_ids: Iterable[str], status: RequestStatus = RequestStatus.FINISHED_ABORTED
+    ) -> list[Request]:
+        """End requests from outside, wherever they are; their blocks are free at once (vLLM: same name)."""
+        live = [self.requests[i] for i in dict.fromkeys(request_ids) if i in self.requests]
+        self._remove(live)
+        for request in live:
+            request.status = status
+            self._free_request(request)
+        return live
+
+    def _free_request(self, request: Request) -> None:
+        """Give back a finished request's blocks and forget it (vLLM: same name)."""
+        self.finished_req_ids.add(request.request_id)
+        self.kv_cache_manager.free(request)
+        self.kv_cache_manager.hasher.forget(request.request_id)
+        del self.requests[request.request_id]
+
+    def _remove(self, requests: list[Request]) -> None:
+        """Take requests out of the queues."""
+        if requests:
+            gone = set(requests)
+            num_running = len(self.running)
+            self.running = [request for request in self.running if request not in gone]
+            if num_running - len(self.running) < len(gone):
+                self.waiting.remove_requests(gone)

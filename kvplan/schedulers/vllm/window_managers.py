@@ -1,0 +1,134 @@
+"""Block tables of groups that forget: sliding window and chunked local attention.
+
+Mirrors the managers of these names in vLLM's `v1/core/single_type_kv_cache_manager.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvplan.schedulers.request import BlockHash, cdiv
+from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.single_type_kv_cache_manager import Hits, SingleTypeKVCacheManager, append_hits
+
+
+class SlidingWindowManager(SingleTypeKVCacheManager):
+    """Tokens more than `window - 1` behind the next one are dead (vLLM `SlidingWindowManager`)."""
+
+    recycles = True
+
+    @property
+    def window(self) -> int:
+        """Tokens that the newest token sees, itself included."""
+        assert self.group.window is not None
+        return self.group.window
+
+    def _max_admission_blocks(self, config: EngineConfig) -> int:
+        """Mirrors `SlidingWindowSpec.max_admission_blocks_per_request`; a window may start in mid block."""
+        return (
+            cdiv(min(self.window - 1 + config.max_in_flight_tokens, config.max_model_len), self.block_size)
+            + 1
+        )
+
+    def get_num_skipped_tokens(self, num_computed_tokens: int) -> int:
+        """Count tokens in front of the window (vLLM: same name)."""
+        return max(0, num_computed_tokens - self.window + 1)
+
+    def next_skip(self, processed_computed_tokens: int) -> int:
+        """Return how many tokens must be processed until the next block falls behind the window."""
+        num_skipped = self.get_num_skipped_tokens(processed_computed_tokens) // self.block_size
+        return (num_skipped + 1) * self.block_size + self.window - 1
+
+    def _contiguous_blocks_for_hit(self, use_eagle: bool) -> int:
+        return cdiv(self.window - 1, self.block_size) + use_eagle
+
+    def find_longest_cache_hit(
+        self, hashes: Sequence[BlockHash], max_length: int, group_ids: Sequence[int], drop_eagle_block: bool
+    ) -> Hits:
+        """Find the last run of cached blocks that fills a window, from the right (vLLM: same name)."""
+        size, align = self.block_size, self.cache_hit_alignment_tokens
+        needed = self._contiguous_blocks_for_hit(drop_eagle_block)
+        num_blocks = max_length // size
+        computed = [[self.pool.null_block] * num_blocks for _ in group_ids]
+        run, end = 0, 0
+        for i in range(num_blocks - 1, -1, -1):
+            cached = self.pool.get_cached_block(hashes[(i + 1) * self.scale - 1], group_ids)
+            if cached is None:
+                run = 0
+                continue
+            if run == 0 and (i if drop_eagle_block else i + 1) * size % align:
+                continue
+            for blocks, block in zip(computed, cached, strict=True):
+                blocks[i] = block
+            run += 1
+            if run >= needed:
+                end = i + run
+                break
+        else:  # a shorter run counts where the prompt starts with it
+            end = run
+            while end * size % align:
+                end -= 1
+        if drop_eagle_block and end:
+            end -= 1
+            while end * size % align:
+                end -= 1
+        for blocks in computed:
+            del blocks[end:]
+        return computed, end * size
+
+    def reachable_block_mask(self, first: int, end: int, boundaries: Sequence[int]) -> list[bool] | None:
+        """Keep what a hit at a boundary, or at an interval's end, needs (vLLM: same name)."""
+        align, size, interval = self.cache_hit_alignment_tokens, self.block_size, self.retention_interval
+        if align % size:
+            return None
+        needed, shift = self._contiguous_blocks_for_hit(self.use_eagle), int(self.use_eagle)
+        mask = [False] * (end - first)
+        if interval != 0:
+            per_segment = (align if interval is None else interval) // size
+            if needed >= per_segment:
+                return None
+            for i in range(max(first, shift), end):
+                mask[i - first] = (i - shift) % per_segment >= per_segment - needed
+        if interval is not None:
+            for boundary in boundaries:
+                last = boundary // align * align // size + shift
+                for i in range(max(first, last - needed), min(end, last)):
+                    mask[i - first] = True
+        return mask
+
+
+class ChunkedLocalAttentionManager(SingleTypeKVCacheManager):
+    """A token sees its own chunk only (vLLM `ChunkedLocalAttentionManager`)."""
+
+    recycles = True
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a chunk."""
+        assert self.group.chunk is not None
+        return self.group.chunk
+
+    def _max_admission_blocks(self, config: EngineConfig) -> int:
+        """Mirrors `ChunkedLocalAttentionSpec.max_admission_blocks_per_request`."""
+        return cdiv(min(self.chunk + config.max_in_flight_tokens, config.max_model_len), self.block_size)
+
+    def get_num_skipped_tokens(self, num_computed_tokens: int) -> int:
+        """Count tokens of the chunks before the next token's (vLLM: same name)."""
+        return num_computed_tokens // self.chunk * self.chunk
+
+    def next_skip(self, processed_computed_tokens: int) -> int:
+        """Return how many tokens must be processed until the next chunk begins."""
+        return self.get_num_skipped_tokens(processed_computed_tokens) + self.chunk
+
+    def find_longest_cache_hit(
+        self, hashes: Sequence[BlockHash], max_length: int, group_ids: Sequence[int], drop_eagle_block: bool
+    ) -> Hits:
+        """Take earlier chunks for granted, look up the current one's blocks (vLLM: same name)."""
+        first = self.get_num_skipped_tokens(max_length) // self.block_size
+        computed = [[self.pool.null_block] * first for _ in group_ids]
+        for i in range(first, max_length // self.block_size):
+            cached = self.pool.get_cached_block(hashes[(i + 1) * self.scale - 1], group_ids)
+            if cached is None:
+                break
+            append_hits(computed, cached)
+        return computed, len(computed[0]) * self.block_size
