@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from time import process_time
 from typing import Any
 
-from kvplan.result import Result
 from kvplan.scenario import Scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime
+from kvplan.simulation.result import Result
+from kvplan.simulation.run import simulate
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.load import draw_load
 

@@ -29,11 +29,11 @@ from kvplan.compare_run import compare, read_run, table
 from kvplan.errors import KvplanError
 from kvplan.models.spec import load_model
 from kvplan.profiles.timing_profile import step_costs
-from kvplan.records import write_records
 from kvplan.scenario import parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup
+from kvplan.simulation.records import write_records
+from kvplan.simulation.run import simulate
 from kvplan.timing.step import ModelStepTime
 from kvplan.timing.work import step_work
 

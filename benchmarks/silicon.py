@@ -38,8 +38,8 @@ from kvplan.profiles.step_times import ELEMENT_BYTES, find_formats
 from kvplan.scenario import SGLangFlags, parse_scenario
 from kvplan.schedulers.request import cdiv
 from kvplan.schedulers.vllm.config import BatchWait, EngineConfig
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup
+from kvplan.simulation.run import simulate
 from kvplan.timing.step import ModelStepTime
 from kvplan.timing.work import step_work
 

@@ -20,7 +20,7 @@ _HOME = {
     "Plan": "kvplan.memory.plan",
     "Scenario": "kvplan.scenario",
     "load_scenario": "kvplan.scenario",
-    "Result": "kvplan.result",
+    "Result": "kvplan.simulation.result",
     "sweep": "kvplan.search",
 }
 

@@ -29,9 +29,9 @@ from kvplan.charts_common import (
     tips,
     token_axis,
 )
-from kvplan.records import Records
-from kvplan.result import Result
 from kvplan.simulation.block_map import BlockMap, Moment
+from kvplan.simulation.records import Records
+from kvplan.simulation.result import Result
 
 # --- a run ----------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.formulas.accounting import Floats, api_cost_usd, api_price
 from kvplan.models.spec import ModelSpec, load_model, path_exists
 from kvplan.models.weights import active_parameters
-from kvplan.records import FINISH_REASONS
 from kvplan.scenario import Scenario
 from kvplan.simulation.deploy import Setup
+from kvplan.simulation.records import FINISH_REASONS
 from kvplan.simulation.solve import Solution, solve
 from kvplan.simulation.watch import NOBODY, Watch
 from kvplan.timing.work import step_work

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from kvplan.conformance.vllm_scenario import Scenario, ScenarioRequest
-from kvplan.metrics import TokenMeter
-from kvplan.records import Record
 from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.deploy import StatedStepTime
 from kvplan.simulation.glide import NEVER_COMES
 from kvplan.simulation.live import Live
+from kvplan.simulation.metrics import TokenMeter
+from kvplan.simulation.records import Record
 from kvplan.simulation.replica import Replica
 from kvplan.units import TICKS_PER_S
 

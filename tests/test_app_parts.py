@@ -22,11 +22,11 @@ from kvplan.pages.uploads import MAX_BYTES, model_from_text, scenario_from_text,
 from kvplan.profiles.profile import load_profile
 from kvplan.resources import measurements_dir
 from kvplan.scenario import load_scenario
-from kvplan.simulate import simulate
 from kvplan.simulation.block_map import BlockMap, Extent, holdings, ranges
 from kvplan.simulation.branches import BranchNotes, tree
+from kvplan.simulation.run import simulate
+from kvplan.simulation.trace import chrome_trace
 from kvplan.simulation.watch import Watch
-from kvplan.trace import chrome_trace
 from kvplan.workload.lengths import Constant, Lognormal
 
 # --- jobs -----------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from kvplan.memory.demand import Demand
 from kvplan.memory.plan import concurrency_curve, estimate
 from kvplan.profiles.profile import bundled_profiles
 from kvplan.recommend import recommend
-from kvplan.result import Result
 from kvplan.scenario import load_scenario
-from kvplan.simulate import simulate
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.branches import BranchNotes, tree
+from kvplan.simulation.result import Result
+from kvplan.simulation.run import simulate
 from kvplan.simulation.watch import Watch
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplan.result import Result
 from kvplan.scenario import parse_scenario
-from kvplan.simulate import simulate
+from kvplan.simulation.result import Result
+from kvplan.simulation.run import simulate
 
 STEP = {"fixed_us": 5000, "per_sequence_us": 20, "per_context_token_ns": 10, "per_prefill_token_us": 50}
 SLOW = {"request_ms": 10, "per_1k_tokens_ms": 2.5}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from test_recommend import BASE, WORKLOAD
 
 from kvplan.scenario import parse_scenario
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import set_ups
+from kvplan.simulation.run import simulate
 from kvplan.sweeping.bounds import cannot_meet, least_seconds
 from kvplan.sweeping.highest import Bench, Trial, highest_load
 from kvplan.sweeping.measure_load import copies_needed, share_of

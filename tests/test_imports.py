@@ -43,10 +43,10 @@ PURE = (
 )
 PURE_MAY = {"numpy", "pydantic", "kvplan", "yaml"}
 STRANGERS = {  # room -> rooms it must not know
-    "timing.py": {"kvplan.schedulers.vllm", "kvplan.simulate"},
-    "engine/": {"kvplan.timing.step", "kvplan.workload", "kvplan.simulate", "kvplan.schedulers.sglang"},
-    "engine_sglang/": {"kvplan.timing.step", "kvplan.workload", "kvplan.simulate"},
-    "workload/": {"kvplan.timing.step", "kvplan.schedulers.vllm", "kvplan.simulate"},
+    "timing.py": {"kvplan.schedulers.vllm", "kvplan.simulation.run"},
+    "engine/": {"kvplan.timing.step", "kvplan.workload", "kvplan.simulation.run", "kvplan.schedulers.sglang"},
+    "engine_sglang/": {"kvplan.timing.step", "kvplan.workload", "kvplan.simulation.run"},
+    "workload/": {"kvplan.timing.step", "kvplan.schedulers.vllm", "kvplan.simulation.run"},
 }
 
 

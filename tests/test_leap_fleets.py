@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kvplan.scenario import parse_scenario
-from kvplan.simulate import simulate
+from kvplan.simulation.run import simulate
 from kvplan.simulation.solve import solve
 
 STEP = {"fixed_us": 8000, "per_sequence_us": 20, "per_context_token_ns": 65, "per_prefill_token_us": 30}

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvplan.errors import KvplanError
-from kvplan.metrics import Sample, Timeline, TokenMeter, latencies, meets, summarise
-from kvplan.records import Record, Records, check_target, write_records
-from kvplan.result import peak_concurrency
+from kvplan.simulation.metrics import Sample, Timeline, TokenMeter, latencies, meets, summarise
+from kvplan.simulation.records import Record, Records, check_target, write_records
+from kvplan.simulation.result import peak_concurrency
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 

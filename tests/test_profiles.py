@@ -25,11 +25,11 @@ from kvplan.models.spec import load_model
 from kvplan.profiles.profile import bundled_profiles, load_profile, pick
 from kvplan.profiles.step_times import find_formats, make_step_times
 from kvplan.profiles.timing_profile import step_costs
-from kvplan.records import write_records
 from kvplan.scenario import Deployment, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, set_up
+from kvplan.simulation.records import write_records
+from kvplan.simulation.run import simulate
 from kvplan.timing.step import ModelStepTime, StepShape, roofline
 from kvplan.timing.work import step_work
 

@@ -17,8 +17,8 @@ from kvplan.formulas.quality import flops_matched_multiplier
 from kvplan.memory.plan import estimate
 from kvplan.scenario import StepTimeSpec, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime
+from kvplan.simulation.run import simulate
 from kvplan.simulation.solve import Solution, solve
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.strategies import Segment

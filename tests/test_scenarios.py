@@ -14,10 +14,10 @@ from kvplan.cli import run
 from kvplan.errors import KvplanError
 from kvplan.limits import Limit
 from kvplan.resources import scenarios_dir
-from kvplan.result import Result
 from kvplan.scenario import dump_scenario, load_scenario, parse_scenario
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import StatedStepTime, set_ups
+from kvplan.simulation.result import Result
+from kvplan.simulation.run import simulate
 from kvplan.simulation.uncertainty import intervals
 
 NAMES = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))

@@ -21,7 +21,7 @@ from kvplan.cli import run
 from kvplan.errors import KvplanError
 from kvplan.scenario import Scenario, load_scenario, parse_scenario
 from kvplan.search import Execution, execute, sweep, sweep_rows
-from kvplan.simulate import simulate
+from kvplan.simulation.run import simulate
 from kvplan.sweeping.figures import FIGURES, Row
 from kvplan.sweeping.grid import Axis, make_axes, make_points, parse_axis, read_base
 from kvplan.sweeping.sweep_file import HASH, SweepFile

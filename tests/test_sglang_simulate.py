@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from test_simulate import STEP, runs
 
 from kvplan.errors import KvplanError
-from kvplan.records import FINISH_REASONS
-from kvplan.result import Result
 from kvplan.scenario import SGLangFlags, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime, set_up
 from kvplan.simulation.live import REJECTED, TIMEOUT
+from kvplan.simulation.records import FINISH_REASONS
+from kvplan.simulation.result import Result
+from kvplan.simulation.run import simulate
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 

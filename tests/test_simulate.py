@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.records import FINISH_REASONS
-from kvplan.result import Result
 from kvplan.scenario import Scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.glide import series, steps_to_cover
+from kvplan.simulation.records import FINISH_REASONS
+from kvplan.simulation.result import Result
+from kvplan.simulation.run import simulate
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
-from kvplan.metrics import latencies
-from kvplan.result import Result
 from kvplan.scenario import Scenario, StepTimeSpec, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime
+from kvplan.simulation.metrics import latencies
+from kvplan.simulation.result import Result
+from kvplan.simulation.run import simulate
 from kvplan.timing.step import NEVER, StepShape
 from kvplan.units import TICKS_PER_S
 

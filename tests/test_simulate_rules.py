@@ -10,8 +10,8 @@ import pytest
 from kvplan.cli import run
 from kvplan.errors import KvplanError
 from kvplan.scenario import Deployment, parse_scenario
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, set_up
+from kvplan.simulation.run import simulate
 
 WORKLOAD = {
     "num_requests": 24,

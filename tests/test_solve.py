@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvplan.errors import KvplanError
-from kvplan.records import FINISH_REASONS, NEVER
 from kvplan.scenario import Scenario, StepTimeSpec, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, StatedStepTime
+from kvplan.simulation.records import FINISH_REASONS, NEVER
+from kvplan.simulation.run import simulate
 from kvplan.simulation.solve import Solution, Solve, solve
 from kvplan.simulation.staffing import set_up_all
 from kvplan.units import TICKS_PER_S

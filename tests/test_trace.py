@@ -10,8 +10,8 @@ import pytest
 
 from kvplan.cli import run
 from kvplan.scenario import load_scenario
-from kvplan.simulate import simulate
-from kvplan.trace import chrome_trace
+from kvplan.simulation.run import simulate
+from kvplan.simulation.trace import chrome_trace
 
 
 def test_slices_of_one_track_nest() -> None:

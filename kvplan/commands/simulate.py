@@ -12,14 +12,14 @@ from kvplan import scenario as scenarios
 from kvplan.commands.common import print_json
 from kvplan.commands.progress import Progress
 from kvplan.errors import KvplanError
-from kvplan.records import check_target, write_records
-from kvplan.simulate import simulate
 from kvplan.simulation.bench_report import bench_text
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.deploy import set_ups
+from kvplan.simulation.records import check_target, write_records
+from kvplan.simulation.run import simulate
+from kvplan.simulation.trace import write_trace
 from kvplan.simulation.uncertainty import intervals
 from kvplan.simulation.watch import NOBODY, Watch
-from kvplan.trace import write_trace
 
 SWITCH = Parameter(negative="")
 

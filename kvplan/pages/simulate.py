@@ -12,15 +12,15 @@ from kvplan.errors import KvplanError
 from kvplan.pages.common import BIND, PASTED, Asked, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import checked, scenario_by_name, scenario_from_text, through_files
-from kvplan.records import write_records
 from kvplan.resources import scenarios_dir
-from kvplan.result import VERDICTS, Result
 from kvplan.scenario import Scenario, dump_scenario, parse_scenario
-from kvplan.simulate import simulate
 from kvplan.simulation.bench_report import bench_block, bench_tail
 from kvplan.simulation.block_map import BlockMap, holdings
+from kvplan.simulation.records import write_records
+from kvplan.simulation.result import VERDICTS, Result
+from kvplan.simulation.run import simulate
+from kvplan.simulation.trace import chrome_trace
 from kvplan.simulation.watch import Watch
-from kvplan.trace import chrome_trace
 
 SOURCES = ("Bundled", "From the sidebar", "Upload")
 

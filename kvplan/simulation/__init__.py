@@ -1,1 +1,1 @@
-"""What `kvplan.simulate` drives on its clock: replicas, routers, accounts, strategies' drivers. None knows SimPy."""
+"""What `kvplan.simulation.run` drives on its clock: replicas, routers, accounts, strategies' drivers. None knows SimPy."""

@@ -16,7 +16,7 @@ from kvplan.simulation.live import LENGTH
 from kvplan.units import TICKS_PER_S
 
 if TYPE_CHECKING:
-    from kvplan.simulate import Run
+    from kvplan.simulation.run import Run
 
 
 class Arrivals:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvplan.metrics import Summary
-from kvplan.result import VERDICTS, Result
+from kvplan.simulation.metrics import Summary
+from kvplan.simulation.result import VERDICTS, Result
 from kvplan.workload.arrivals import ClosedLoop
 
 WIDTH = 50

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
 
-from kvplan.metrics import TokenMeter
-from kvplan.records import NEVER
 from kvplan.schedulers.request import RequestStatus
 from kvplan.schedulers.step_by_step import Engine
 from kvplan.simulation.glide import Flight, Glide, series
 from kvplan.simulation.live import LENGTH, REJECTED, STOP, Live
+from kvplan.simulation.metrics import TokenMeter
+from kvplan.simulation.records import NEVER
 from kvplan.timing.step import StepTime
 
 

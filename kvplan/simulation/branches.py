@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from kvplan.records import FINISH_REASONS, Record, Records
+from kvplan.simulation.records import FINISH_REASONS, Record, Records
 from kvplan.units import TICKS_PER_S
 
 

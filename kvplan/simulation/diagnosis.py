@@ -8,7 +8,7 @@ import numpy as np
 
 from kvplan.limits import Limit
 from kvplan.memory.serve_command import flag_text
-from kvplan.result import Result
+from kvplan.simulation.result import Result
 
 WAITING_SHARE = 0.05
 """Requests waited for a resource in more than this share of busy time: it limits."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvplan.records import FINISH_REASONS, NEVER
 from kvplan.schedulers.request import Request, Segment
+from kvplan.simulation.records import FINISH_REASONS, NEVER
 
 STOP, LENGTH, TIMEOUT, REJECTED, REFUSED, UNFINISHED, PRUNED = range(len(FINISH_REASONS))
 

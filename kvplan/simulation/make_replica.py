@@ -18,7 +18,7 @@ from kvplan.simulation.seats import Fleet, Lockstep, Seat
 from kvplan.units import TICKS_PER_S
 
 if TYPE_CHECKING:
-    from kvplan.simulate import Run
+    from kvplan.simulation.run import Run
 
 
 def make_fleet(run: Run, setup: Setup, name: str) -> Fleet:

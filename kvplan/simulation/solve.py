@@ -18,14 +18,14 @@ import numpy as np
 
 from kvplan.errors import KvplanError
 from kvplan.limits import Limit
-from kvplan.records import NEVER, Records
-from kvplan.result import Result
 from kvplan.scenario import Scenario
 from kvplan.schedulers.request import OutputKv, Segment
-from kvplan.simulate import Progress, Run
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.live import LENGTH, PRUNED, STOP, TIMEOUT, Live
+from kvplan.simulation.records import NEVER, Records
 from kvplan.simulation.replica import Replica
+from kvplan.simulation.result import Result
+from kvplan.simulation.run import Progress, Run
 from kvplan.simulation.scoring import Effort, Read, ReadCache, RemoteQueue, ScoreBatch
 from kvplan.simulation.seats import Fleet, Seat
 from kvplan.simulation.staffing import set_up_all, staffed, verifier_step_time

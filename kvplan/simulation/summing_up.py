@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvplan.metrics import Sample
-from kvplan.result import Pool, Result, total
 from kvplan.simulation.books import Totals
 from kvplan.simulation.diagnosis import advise, limited_by
+from kvplan.simulation.metrics import Sample
 from kvplan.simulation.replica import Replica
+from kvplan.simulation.result import Pool, Result, total
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 
 if TYPE_CHECKING:
-    from kvplan.simulate import Run
+    from kvplan.simulation.run import Run
 
 
 def sum_up(run: Run, verdict: str, now: int) -> Result:

@@ -13,8 +13,8 @@ import numpy as np
 
 from kvplan.errors import KvplanError
 from kvplan.scenario import Scenario
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup
+from kvplan.simulation.run import simulate
 
 LOW, HIGH = 5, 95
 

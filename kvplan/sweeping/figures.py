@@ -13,11 +13,11 @@ import numpy as np
 
 from kvplan.compare import strategy_row
 from kvplan.errors import KvplanError
-from kvplan.metrics import summarise
-from kvplan.result import Result
 from kvplan.scenario import Deployment, Scenario
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup, set_up
+from kvplan.simulation.metrics import summarise
+from kvplan.simulation.result import Result
+from kvplan.simulation.run import simulate
 from kvplan.simulation.solve import Solution, solve
 from kvplan.units import TICKS_PER_S
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from kvplan.errors import KvplanError
 from kvplan.scenario import Scenario
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup
+from kvplan.simulation.run import simulate
 from kvplan.sweeping.bounds import cannot_meet, mean_stay_s
 from kvplan.sweeping.figures import Row, cached_setups, result_row, run_point
 from kvplan.workload.arrivals import AllAtOnce, ClosedLoop, Poisson

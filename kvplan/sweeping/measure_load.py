@@ -14,8 +14,8 @@ from typing import Any
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.limits import Limit
 from kvplan.scenario import Scenario
-from kvplan.simulate import simulate
 from kvplan.simulation.deploy import Setup
+from kvplan.simulation.run import simulate
 from kvplan.simulation.solve import solve
 from kvplan.simulation.staffing import set_up_all
 from kvplan.sweeping.figures import Interrupted, Row, error_row

@@ -19,9 +19,6 @@ import simpy
 from simpy.events import URGENT, Event
 
 from kvplan.errors import KvplanError
-from kvplan.metrics import Timeline, TokenMeter
-from kvplan.records import SUMMARY_FIELDS, Record, Records
-from kvplan.result import Result
 from kvplan.scenario import MAX_HORIZON_S, Frontend, Scenario
 from kvplan.simulation.arriving import Arrivals
 from kvplan.simulation.deploy import Setup, set_ups
@@ -29,6 +26,9 @@ from kvplan.simulation.glide import NEVER_COMES
 from kvplan.simulation.interrupts import interrupts
 from kvplan.simulation.live import REFUSED, REJECTED, TIMEOUT, UNFINISHED, Live
 from kvplan.simulation.make_replica import make_fleet
+from kvplan.simulation.metrics import Timeline, TokenMeter
+from kvplan.simulation.records import SUMMARY_FIELDS, Record, Records
+from kvplan.simulation.result import Result
 from kvplan.simulation.rows import Rows
 from kvplan.simulation.seats import Fleet, Lockstep, Seat
 from kvplan.simulation.summing_up import sum_up, take_sample

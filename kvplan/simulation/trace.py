@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kvplan.errors import KvplanError
-from kvplan.metrics import Sample
-from kvplan.records import FINISH_REASONS, NEVER, Record, Records
 from kvplan.simulation.block_map import BlockMap, ranges
+from kvplan.simulation.metrics import Sample
+from kvplan.simulation.records import FINISH_REASONS, NEVER, Record, Records
 
 Event = dict[str, Any]
 TICKS_PER_US = 10**6

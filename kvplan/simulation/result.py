@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kvplan
-from kvplan.metrics import Latencies, Sample, Summary, latencies, meets, summarise
-from kvplan.records import FINISH_REASONS, Records
 from kvplan.scenario import Scenario
 from kvplan.simulation.books import Totals
+from kvplan.simulation.metrics import Latencies, Sample, Summary, latencies, meets, summarise
+from kvplan.simulation.records import FINISH_REASONS, Records
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 

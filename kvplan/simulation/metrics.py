@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvplan.records import Records
+from kvplan.simulation.records import Records
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
