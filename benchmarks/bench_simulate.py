@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from time import process_time
 from typing import Any
 
-from kvplan.scenario import Scenario, parse_scenario
+from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.result import Result

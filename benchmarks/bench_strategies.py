@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from kvplan.scenario import parse_scenario
+from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.solve import solve
 
 CASES = {

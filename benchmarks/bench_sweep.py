@@ -21,12 +21,12 @@ import numpy as np
 
 from kvplan.errors import KvplanError
 from kvplan.recommend import recommend
-from kvplan.scenario import parse_scenario
+from kvplan.scenario.schema import parse_scenario
+from kvplan.scenario.space import Search
 from kvplan.search import Execution, sweep_rows
 from kvplan.sweeping.grid import make_axes, make_points, read_base
 from kvplan.sweeping.highest import Bench, highest_load
 from kvplan.sweeping.measure_load import make_bench, share_of, total_load
-from kvplan.sweeping.space import Search
 
 REASONING: dict[str, Any] = {
     "model": "Qwen/Qwen3-8B",

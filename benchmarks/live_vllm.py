@@ -29,7 +29,7 @@ from kvplan.compare_run import compare, read_run, table
 from kvplan.errors import KvplanError
 from kvplan.models.spec import load_model
 from kvplan.profiles.timing_profile import step_costs
-from kvplan.scenario import parse_scenario
+from kvplan.scenario.schema import parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.records import write_records

@@ -35,7 +35,7 @@ from kvplan.memory.plan import estimate
 from kvplan.models.spec import AttentionKind, ModelSpec, load_model
 from kvplan.profiles.profile import pick
 from kvplan.profiles.step_times import ELEMENT_BYTES, find_formats
-from kvplan.scenario import SGLangFlags, parse_scenario
+from kvplan.scenario.schema import SGLangFlags, parse_scenario
 from kvplan.schedulers.request import cdiv
 from kvplan.schedulers.vllm.config import BatchWait, EngineConfig
 from kvplan.simulation.deploy import Setup

@@ -18,8 +18,8 @@ _HOME = {
     "EngineArgs": "kvplan.engines.flags",
     "estimate": "kvplan.memory.plan",
     "Plan": "kvplan.memory.plan",
-    "Scenario": "kvplan.scenario",
-    "load_scenario": "kvplan.scenario",
+    "Scenario": "kvplan.scenario.schema",
+    "load_scenario": "kvplan.scenario.schema",
     "Result": "kvplan.simulation.result",
     "sweep": "kvplan.search",
 }

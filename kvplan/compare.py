@@ -18,7 +18,7 @@ from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.formulas.accounting import Floats, api_cost_usd, api_price
 from kvplan.models.spec import ModelSpec, load_model, path_exists
 from kvplan.models.weights import active_parameters
-from kvplan.scenario import Scenario
+from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.records import FINISH_REASONS
 from kvplan.simulation.solve import Solution, solve

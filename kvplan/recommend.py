@@ -18,7 +18,8 @@ import kvplan
 from kvplan.choices import pareto
 from kvplan.errors import KvplanError
 from kvplan.memory.serve_command import shell_command
-from kvplan.scenario import Scenario, parse_scenario
+from kvplan.scenario.schema import Scenario, parse_scenario
+from kvplan.scenario.space import Search
 from kvplan.search import Execution, Progress, execute
 from kvplan.sweeping.figures import Row
 from kvplan.sweeping.fleet import DayPlan, day_shares, plan_day
@@ -26,7 +27,6 @@ from kvplan.sweeping.grid import Point, make_axes, make_points, read_base
 from kvplan.sweeping.lift import find_lifts
 from kvplan.sweeping.measure_load import Measure, Refine, make_bench, total_load
 from kvplan.sweeping.nearest import Ruled, nothing_feasible, said_of
-from kvplan.sweeping.space import Search
 
 SCHEMA_VERSION = 1
 ROUNDS = 4

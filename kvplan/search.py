@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvplan.errors import KvplanError
-from kvplan.scenario import Scenario
+from kvplan.scenario.schema import Scenario
 from kvplan.sweeping.figures import Interrupted, Row, error_row, run_point
 from kvplan.sweeping.grid import Point, make_axes, make_points, read_base
 from kvplan.sweeping.sweep_file import HASH, SweepFile

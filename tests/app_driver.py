@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 from streamlit.testing.v1 import AppTest
 
-from kvplan.scenario import Scenario, parse_scenario
+from kvplan.scenario.schema import Scenario, parse_scenario
 
 APP = Path(__file__).resolve().parents[1] / "app.py"
 

@@ -22,7 +22,7 @@ from kvplan.pages.simulate import shown_ms
 from kvplan.pages.uploads import MAX_BYTES
 from kvplan.recommend import recommend
 from kvplan.resources import measurements_dir
-from kvplan.scenario import dump_scenario, load_scenario
+from kvplan.scenario.schema import dump_scenario, load_scenario
 from tests.app_driver import calm, dots, metrics, one_line, press, run, shown_scenario
 
 

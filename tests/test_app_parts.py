@@ -21,7 +21,7 @@ from kvplan.pages.jobs import Job, Progress
 from kvplan.pages.uploads import MAX_BYTES, model_from_text, scenario_from_text, through_files
 from kvplan.profiles.profile import load_profile
 from kvplan.resources import measurements_dir
-from kvplan.scenario import load_scenario
+from kvplan.scenario.schema import load_scenario
 from kvplan.simulation.block_map import BlockMap, Extent, holdings, ranges
 from kvplan.simulation.branches import BranchNotes, tree
 from kvplan.simulation.run import simulate

@@ -16,7 +16,7 @@ from kvplan.memory.demand import Demand
 from kvplan.memory.plan import concurrency_curve, estimate
 from kvplan.profiles.profile import bundled_profiles
 from kvplan.recommend import recommend
-from kvplan.scenario import load_scenario
+from kvplan.scenario.schema import load_scenario
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.branches import BranchNotes, tree
 from kvplan.simulation.result import Result

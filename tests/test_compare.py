@@ -11,7 +11,7 @@ from kvplan.cli import run
 from kvplan.commands.compare import compare_text
 from kvplan.compare import Comparison, Row, compare
 from kvplan.errors import KvplanError
-from kvplan.scenario import StepTimeSpec, load_scenario, parse_scenario
+from kvplan.scenario.schema import StepTimeSpec, load_scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, StatedStepTime
 

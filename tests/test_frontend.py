@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplan.scenario import parse_scenario
+from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.result import Result
 from kvplan.simulation.run import simulate
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kvplan.scenario import parse_scenario
+from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.run import simulate
 from kvplan.simulation.solve import solve
 

@@ -25,7 +25,7 @@ from kvplan.models.spec import load_model
 from kvplan.profiles.profile import bundled_profiles, load_profile, pick
 from kvplan.profiles.step_times import find_formats, make_step_times
 from kvplan.profiles.timing_profile import step_costs
-from kvplan.scenario import Deployment, parse_scenario
+from kvplan.scenario.schema import Deployment, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.records import write_records

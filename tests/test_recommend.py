@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from kvplan.cli import run
 from kvplan.errors import KvplanError
 from kvplan.recommend import Candidate, Recommendation, recommend
-from kvplan.scenario import Scenario, load_scenario, parse_scenario
+from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
+from kvplan.scenario.space import Search
 from kvplan.search import Execution
 from kvplan.sweeping.fleet import day_shares, plan_day
 from kvplan.sweeping.grid import Point, make_axes, make_points, read_base
 from kvplan.sweeping.lift import find_lifts
 from kvplan.sweeping.measure_load import make_bench, share_of, total_load
 from kvplan.sweeping.recommend_text import recommend_text
-from kvplan.sweeping.space import Search
 
 WORKLOAD = {
     "num_requests": 40,

@@ -14,7 +14,7 @@ from kvplan.cli import run
 from kvplan.errors import KvplanError
 from kvplan.limits import Limit
 from kvplan.resources import scenarios_dir
-from kvplan.scenario import dump_scenario, load_scenario, parse_scenario
+from kvplan.scenario.schema import dump_scenario, load_scenario, parse_scenario
 from kvplan.simulation.deploy import StatedStepTime, set_ups
 from kvplan.simulation.result import Result
 from kvplan.simulation.run import simulate

@@ -19,7 +19,7 @@ from worker_killer import Killer
 import kvplan
 from kvplan.cli import run
 from kvplan.errors import KvplanError
-from kvplan.scenario import Scenario, load_scenario, parse_scenario
+from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.search import Execution, execute, sweep, sweep_rows
 from kvplan.simulation.run import simulate
 from kvplan.sweeping.figures import FIGURES, Row

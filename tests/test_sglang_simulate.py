@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_simulate import STEP, runs
 
 from kvplan.errors import KvplanError
-from kvplan.scenario import SGLangFlags, parse_scenario
+from kvplan.scenario.schema import SGLangFlags, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, StatedStepTime, set_up
 from kvplan.simulation.live import REJECTED, TIMEOUT

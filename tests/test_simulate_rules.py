@@ -9,7 +9,7 @@ import pytest
 
 from kvplan.cli import run
 from kvplan.errors import KvplanError
-from kvplan.scenario import Deployment, parse_scenario
+from kvplan.scenario.schema import Deployment, parse_scenario
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.run import simulate
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from kvplan.scenario import Scenario
+from kvplan.scenario.schema import Scenario
 from kvplan.sweeping.figures import Row, error_row
 
 

@@ -8,10 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan import scenario as scenarios
 from kvplan.commands.common import print_json
 from kvplan.commands.progress import Progress
 from kvplan.compare import Comparison, Row, compare
+from kvplan.scenario import schema as scenarios
 
 SWITCH = Parameter(negative="")
 

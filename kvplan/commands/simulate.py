@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kvplan import scenario as scenarios
 from kvplan.commands.common import print_json
 from kvplan.commands.progress import Progress
 from kvplan.errors import KvplanError
+from kvplan.scenario import schema as scenarios
 from kvplan.simulation.bench_report import bench_text
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.deploy import set_ups

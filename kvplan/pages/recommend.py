@@ -13,7 +13,7 @@ from kvplan.pages.common import BIND, KV_DTYPES, PASTED, Asked, chart, marked, r
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import checked
 from kvplan.recommend import Recommendation, recommend
-from kvplan.scenario import Scenario, dump_scenario, parse_scenario
+from kvplan.scenario.schema import Scenario, dump_scenario, parse_scenario
 from kvplan.simulation.watch import Watch
 
 NUM_REQUESTS = 80

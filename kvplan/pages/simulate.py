@@ -13,7 +13,7 @@ from kvplan.pages.common import BIND, PASTED, Asked, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import checked, scenario_by_name, scenario_from_text, through_files
 from kvplan.resources import scenarios_dir
-from kvplan.scenario import Scenario, dump_scenario, parse_scenario
+from kvplan.scenario.schema import Scenario, dump_scenario, parse_scenario
 from kvplan.simulation.bench_report import bench_block, bench_tail
 from kvplan.simulation.block_map import BlockMap, holdings
 from kvplan.simulation.records import write_records

@@ -13,7 +13,7 @@ from kvplan.pages.common import BIND, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.simulate import _named
 from kvplan.resources import scenarios_dir
-from kvplan.scenario import Scenario, dump_scenario
+from kvplan.scenario.schema import Scenario, dump_scenario
 from kvplan.simulation.branches import BranchNotes, tree
 from kvplan.simulation.records import Records
 from kvplan.simulation.solve import solve

@@ -10,7 +10,7 @@ from typing import TypeVar
 from kvplan.errors import KvplanError
 from kvplan.models.spec import ModelSpec, find_bundled, load_model
 from kvplan.resources import profiles_dir
-from kvplan.scenario import Scenario, load_scenario
+from kvplan.scenario.schema import Scenario, load_scenario
 
 T = TypeVar("T")
 

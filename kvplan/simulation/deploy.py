@@ -19,7 +19,7 @@ from kvplan.memory.plan import estimate
 from kvplan.models.spec import AttentionKind, ModelSpec, load_model, path_exists
 from kvplan.profiles.step_times import make_step_times
 from kvplan.profiles.timing_profile import TimingProfile
-from kvplan.scenario import Deployment, Scenario, SGLangFlags, StepTimeSpec
+from kvplan.scenario.schema import Deployment, Scenario, SGLangFlags, StepTimeSpec
 from kvplan.schedulers.sglang.config import SGLangConfig
 from kvplan.schedulers.vllm.admission import caveats
 from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kvplan
-from kvplan.scenario import Scenario
+from kvplan.scenario.schema import Scenario
 from kvplan.simulation.books import Totals
 from kvplan.simulation.metrics import Latencies, Sample, Summary, latencies, meets, summarise
 from kvplan.simulation.records import FINISH_REASONS, Records

@@ -19,7 +19,7 @@ import simpy
 from simpy.events import URGENT, Event
 
 from kvplan.errors import KvplanError
-from kvplan.scenario import MAX_HORIZON_S, Frontend, Scenario
+from kvplan.scenario.schema import MAX_HORIZON_S, Frontend, Scenario
 from kvplan.simulation.arriving import Arrivals
 from kvplan.simulation.deploy import Setup, set_ups
 from kvplan.simulation.glide import NEVER_COMES

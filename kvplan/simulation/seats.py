@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from kvplan.scenario import Frontend
+from kvplan.scenario.schema import Frontend
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.live import Live
 from kvplan.simulation.replica import Replica

@@ -18,7 +18,7 @@ import numpy as np
 
 from kvplan.errors import KvplanError
 from kvplan.limits import Limit
-from kvplan.scenario import Scenario
+from kvplan.scenario.schema import Scenario
 from kvplan.schedulers.request import OutputKv, Segment
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.live import LENGTH, PRUNED, STOP, TIMEOUT, Live

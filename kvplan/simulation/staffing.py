@@ -12,7 +12,7 @@ from kvplan.errors import DoesNotFit, KvplanError, did_you_mean
 from kvplan.gpu import get_gpu
 from kvplan.models.spec import load_model, path_exists
 from kvplan.profiles.step_times import make_step_times
-from kvplan.scenario import Deployment, Scenario
+from kvplan.scenario.schema import Deployment, Scenario
 from kvplan.schedulers.vllm.config import KVCacheGroup
 from kvplan.simulation.deploy import Setup, StatedStepTime, set_up
 from kvplan.timing.step import NEVER as NEVER_ENDS

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kvplan.errors import KvplanError
-from kvplan.scenario import Scenario
+from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.run import simulate
 

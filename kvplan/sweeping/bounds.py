@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvplan.scenario import Scenario
+from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
 from kvplan.timing.step import NEVER, StepShape, StepTime
 from kvplan.units import TICKS_PER_S

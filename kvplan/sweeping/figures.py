@@ -13,7 +13,7 @@ import numpy as np
 
 from kvplan.compare import strategy_row
 from kvplan.errors import KvplanError
-from kvplan.scenario import Deployment, Scenario
+from kvplan.scenario.schema import Deployment, Scenario
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.metrics import summarise
 from kvplan.simulation.result import Result

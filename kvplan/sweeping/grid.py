@@ -20,7 +20,7 @@ import yaml
 
 import kvplan
 from kvplan.errors import KvplanError
-from kvplan.scenario import Scenario, parse_scenario, read_scenario, set_key
+from kvplan.scenario.schema import Scenario, parse_scenario, read_scenario, set_key
 
 MAX_POINTS = 20_000
 """More are refused unless forced: at a tenth of a second each, half an hour of one core."""

@@ -11,7 +11,7 @@ from math import ceil, inf
 from typing import Any, NamedTuple
 
 from kvplan.errors import KvplanError
-from kvplan.scenario import Scenario
+from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.run import simulate
 from kvplan.sweeping.bounds import cannot_meet, mean_stay_s

@@ -9,12 +9,12 @@ from typing import NamedTuple
 from kvplan.engines.flags import EngineArgs
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.memory.serve_command import flag_text
-from kvplan.scenario import Scenario
+from kvplan.scenario.schema import Scenario
+from kvplan.scenario.space import Search
 from kvplan.search import Execution, execute
 from kvplan.sweeping.figures import Row
 from kvplan.sweeping.grid import Point
 from kvplan.sweeping.measure_load import TryLoad
-from kvplan.sweeping.space import Search
 
 MORE = 1.25
 """A change lifts the limit when so many times the highest load is sustained."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from math import inf
 from typing import Any, NamedTuple
 
+from kvplan.scenario.space import Search
 from kvplan.search import Execution, execute
 from kvplan.sweeping.figures import Row
 from kvplan.sweeping.grid import Point
 from kvplan.sweeping.measure_load import Alone, Measure
-from kvplan.sweeping.space import Search
 
 MOST_COPIES = 100_000
 """Looked at when nobody counts them."""

@@ -16,9 +16,9 @@ from kvplan.config import Config
 from kvplan.engines.flags import Engine, EngineArgs
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.resources import scenarios_dir
+from kvplan.scenario.space import Search
 from kvplan.schedulers.sglang.config import SchedulePolicyName
 from kvplan.schedulers.vllm.config import Admission, BatchWait, Sharing
-from kvplan.sweeping.space import Search
 from kvplan.workload.classes import Slo, Workload
 from kvplan.workload.problems import Problems
 

@@ -1,0 +1,1 @@
+"""One YAML file: model, GPU, engine, workload, strategy, targets, prices, and the space around it."""
