@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from kvplan.errors import KvplanError
-from kvplan.recommend import recommend
 from kvplan.scenario.schema import parse_scenario
 from kvplan.scenario.space import Search
-from kvplan.search import Execution, sweep_rows
-from kvplan.sweeping.grid import make_axes, make_points, read_base
-from kvplan.sweeping.highest import Bench, highest_load
-from kvplan.sweeping.measure_load import make_bench, share_of, total_load
+from kvplan.search.grid import make_axes, make_points, read_base
+from kvplan.search.highest import Bench, highest_load
+from kvplan.search.measure_load import make_bench, share_of, total_load
+from kvplan.search.recommendation import recommend
+from kvplan.search.sweeping import Execution, sweep_rows
 
 REASONING: dict[str, Any] = {
     "model": "Qwen/Qwen3-8B",

@@ -21,7 +21,7 @@ _HOME = {
     "Scenario": "kvplan.scenario.schema",
     "load_scenario": "kvplan.scenario.schema",
     "Result": "kvplan.simulation.result",
-    "sweep": "kvplan.search",
+    "sweep": "kvplan.search.sweeping",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import altair as alt
 
 from kvplan.charts_common import BLUE, SKY, Layered, Rows, colour_scale, inline, legend, tips
-from kvplan.recommend import Candidate, Recommendation
+from kvplan.search.recommendation import Candidate, Recommendation
 
 
 def ranking(found: Recommendation, most: int = 12) -> Layered:

@@ -25,8 +25,8 @@ from kvplan.charts_common import (
     tips,
     token_axis,
 )
-from kvplan.compare import Comparison
-from kvplan.compare import Row as StrategyRow
+from kvplan.search.comparison import Comparison
+from kvplan.search.comparison import Row as StrategyRow
 from kvplan.simulation.branches import Node
 
 # --- strategies -----------------------------------------------------------------------------------

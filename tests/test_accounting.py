@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplan.choices import Option, best_within, pareto
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.formulas import accounting as acc
+from kvplan.search.choices import Option, best_within, pareto
 
 
 def test_hidden_tokens_are_billed() -> None:

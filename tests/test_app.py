@@ -15,14 +15,14 @@ pytest.importorskip("pandas")
 
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli import run as cli
-from kvplan.compare import compare
 from kvplan.models.spec import find_bundled
 from kvplan.pages.common import PASTED
 from kvplan.pages.simulate import shown_ms
 from kvplan.pages.uploads import MAX_BYTES
-from kvplan.recommend import recommend
 from kvplan.resources import measurements_dir
 from kvplan.scenario.schema import dump_scenario, load_scenario
+from kvplan.search.comparison import compare
+from kvplan.search.recommendation import recommend
 from tests.app_driver import calm, dots, metrics, one_line, press, run, shown_scenario
 
 

@@ -11,12 +11,12 @@ pytest.importorskip("altair")
 
 from kvplan import charts, charts_runs, charts_search, charts_strategies
 from kvplan.charts_common import PALE, PALETTE
-from kvplan.compare import Comparison, compare
 from kvplan.memory.demand import Demand
 from kvplan.memory.plan import concurrency_curve, estimate
 from kvplan.profiles.profile import bundled_profiles
-from kvplan.recommend import recommend
 from kvplan.scenario.schema import load_scenario
+from kvplan.search.comparison import Comparison, compare
+from kvplan.search.recommendation import recommend
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.branches import BranchNotes, tree
 from kvplan.simulation.result import Result

@@ -9,10 +9,10 @@ import pytest
 
 from kvplan.cli import run
 from kvplan.commands.compare import compare_text
-from kvplan.compare import Comparison, Row, compare
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import StepTimeSpec, load_scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.search.comparison import Comparison, Row, compare
 from kvplan.simulation.deploy import Setup, StatedStepTime
 
 SCENARIOS = sorted((Path(__file__).parent.parent / "scenarios").glob("strategy_*.yaml"))

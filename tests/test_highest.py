@@ -13,11 +13,11 @@ from test_recommend import BASE, WORKLOAD
 
 from kvplan.scenario.schema import parse_scenario
 from kvplan.scenario.space import Search
+from kvplan.search.bounds import cannot_meet, least_seconds
+from kvplan.search.highest import Bench, Trial, highest_load
+from kvplan.search.measure_load import copies_needed, share_of
 from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.run import simulate
-from kvplan.sweeping.bounds import cannot_meet, least_seconds
-from kvplan.sweeping.highest import Bench, Trial, highest_load
-from kvplan.sweeping.measure_load import copies_needed, share_of
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from kvplan.cli import run
 from kvplan.errors import KvplanError
-from kvplan.recommend import Candidate, Recommendation, recommend
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.scenario.space import Search
-from kvplan.search import Execution
-from kvplan.sweeping.fleet import day_shares, plan_day
-from kvplan.sweeping.grid import Point, make_axes, make_points, read_base
-from kvplan.sweeping.lift import find_lifts
-from kvplan.sweeping.measure_load import make_bench, share_of, total_load
-from kvplan.sweeping.recommend_text import recommend_text
+from kvplan.search.fleet import day_shares, plan_day
+from kvplan.search.grid import Point, make_axes, make_points, read_base
+from kvplan.search.lift import find_lifts
+from kvplan.search.measure_load import make_bench, share_of, total_load
+from kvplan.search.recommend_text import recommend_text
+from kvplan.search.recommendation import Candidate, Recommendation, recommend
+from kvplan.search.sweeping import Execution
 
 WORKLOAD = {
     "num_requests": 40,
@@ -227,7 +227,7 @@ def test_lifts_buy_allowed_cards_only(monkeypatch: pytest.MonkeyPatch) -> None:
         tried.extend(point.settings["change"] for point in points)
         return [(point, {"met": False}) for point in points]
 
-    monkeypatch.setattr("kvplan.sweeping.lift.execute", execute)
+    monkeypatch.setattr("kvplan.search.lift.execute", execute)
     scenario = parse_scenario({**BASE, "gpu": "l40s"})
     for gpus, other in ((["l40s", "h100"], {"--gpu h100-sxm"}), (["l40s"], set())):
         tried.clear()
@@ -314,7 +314,7 @@ def test_an_interrupt_keeps_what_is_measured(monkeypatch: pytest.MonkeyPatch) ->
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kvplan.recommend.find_lifts", stopped)
+    monkeypatch.setattr("kvplan.search.recommendation.find_lifts", stopped)
     found = recommend(changed(BASE, refine=0, over={"engine.max_num_seqs": [8, 32]}))
     assert found.exit_code == 130
     assert len(found.candidates) == 2

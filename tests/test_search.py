@@ -20,11 +20,11 @@ import kvplan
 from kvplan.cli import run
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
-from kvplan.search import Execution, execute, sweep, sweep_rows
+from kvplan.search.figures import FIGURES, Row
+from kvplan.search.grid import Axis, make_axes, make_points, parse_axis, read_base
+from kvplan.search.sweep_file import HASH, SweepFile
+from kvplan.search.sweeping import Execution, execute, sweep, sweep_rows
 from kvplan.simulation.run import simulate
-from kvplan.sweeping.figures import FIGURES, Row
-from kvplan.sweeping.grid import Axis, make_axes, make_points, parse_axis, read_base
-from kvplan.sweeping.sweep_file import HASH, SweepFile
 
 BASE = {
     "model": "Qwen/Qwen3-8B",

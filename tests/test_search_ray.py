@@ -13,8 +13,8 @@ from test_search import BASE, OVER
 from worker_killer import Killer
 
 from kvplan.cli import run
-from kvplan.search import Execution, execute, sweep_rows
-from kvplan.sweeping.grid import Axis, make_points, read_base
+from kvplan.search.grid import Axis, make_points, read_base
+from kvplan.search.sweeping import Execution, execute, sweep_rows
 
 pytestmark = [
     pytest.mark.skipif("KVPLAN_RAY" not in os.environ, reason="opt-in: make ray starts a local Ray cluster"),

@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from kvplan.commands.common import print_json
 from kvplan.commands.progress import Progress
-from kvplan.compare import Comparison, Row, compare
 from kvplan.scenario import schema as scenarios
+from kvplan.search.comparison import Comparison, Row, compare
 
 SWITCH = Parameter(negative="")
 

@@ -8,9 +8,9 @@ from cyclopts import Parameter
 
 from kvplan.commands.common import print_json
 from kvplan.commands.progress import Progress
-from kvplan.recommend import recommend
-from kvplan.search import num_cores
-from kvplan.sweeping.recommend_text import recommend_text
+from kvplan.search.recommend_text import recommend_text
+from kvplan.search.recommendation import recommend
+from kvplan.search.sweeping import num_cores
 
 SWITCH = Parameter(negative="")
 

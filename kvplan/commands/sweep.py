@@ -11,8 +11,8 @@ from cyclopts import Parameter
 
 from kvplan.commands.common import print_json
 from kvplan.commands.progress import Progress
-from kvplan.search import Execution, Sweep, num_cores, sweep_rows
-from kvplan.sweeping.sweep_file import HASH
+from kvplan.search.sweep_file import HASH
+from kvplan.search.sweeping import Execution, Sweep, num_cores, sweep_rows
 
 SWITCH = Parameter(negative="")
 

@@ -12,8 +12,8 @@ from kvplan.gpu import gpu_names
 from kvplan.pages.common import BIND, KV_DTYPES, PASTED, Asked, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import checked
-from kvplan.recommend import Recommendation, recommend
 from kvplan.scenario.schema import Scenario, dump_scenario, parse_scenario
+from kvplan.search.recommendation import Recommendation, recommend
 from kvplan.simulation.watch import Watch
 
 NUM_REQUESTS = 80

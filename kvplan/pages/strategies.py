@@ -7,13 +7,13 @@ from typing import NamedTuple
 import streamlit as st
 
 from kvplan import charts_strategies as charts
-from kvplan.compare import Comparison, compare
 from kvplan.errors import KvplanError
 from kvplan.pages.common import BIND, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.simulate import _named
 from kvplan.resources import scenarios_dir
 from kvplan.scenario.schema import Scenario, dump_scenario
+from kvplan.search.comparison import Comparison, compare
 from kvplan.simulation.branches import BranchNotes, tree
 from kvplan.simulation.records import Records
 from kvplan.simulation.solve import solve

@@ -11,10 +11,10 @@ from kvplan.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.memory.serve_command import flag_text
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
-from kvplan.search import Execution, execute
-from kvplan.sweeping.figures import Row
-from kvplan.sweeping.grid import Point
-from kvplan.sweeping.measure_load import TryLoad
+from kvplan.search.figures import Row
+from kvplan.search.grid import Point
+from kvplan.search.measure_load import TryLoad
+from kvplan.search.sweeping import Execution, execute
 
 MORE = 1.25
 """A change lifts the limit when so many times the highest load is sustained."""

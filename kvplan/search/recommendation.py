@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import kvplan
-from kvplan.choices import pareto
 from kvplan.errors import KvplanError
 from kvplan.memory.serve_command import shell_command
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.scenario.space import Search
-from kvplan.search import Execution, Progress, execute
-from kvplan.sweeping.figures import Row
-from kvplan.sweeping.fleet import DayPlan, day_shares, plan_day
-from kvplan.sweeping.grid import Point, make_axes, make_points, read_base
-from kvplan.sweeping.lift import find_lifts
-from kvplan.sweeping.measure_load import Measure, Refine, make_bench, total_load
-from kvplan.sweeping.nearest import Ruled, nothing_feasible, said_of
+from kvplan.search.choices import pareto
+from kvplan.search.figures import Row
+from kvplan.search.fleet import DayPlan, day_shares, plan_day
+from kvplan.search.grid import Point, make_axes, make_points, read_base
+from kvplan.search.lift import find_lifts
+from kvplan.search.measure_load import Measure, Refine, make_bench, total_load
+from kvplan.search.nearest import Ruled, nothing_feasible, said_of
+from kvplan.search.sweeping import Execution, Progress, execute
 
 SCHEMA_VERSION = 1
 ROUNDS = 4
@@ -146,7 +146,7 @@ class Recommendation:
 
     def _repr_html_(self) -> str:
         """The table of `kvplan recommend`, for notebooks."""
-        from kvplan.sweeping.recommend_text import recommend_text
+        from kvplan.search.recommend_text import recommend_text
 
         return f"<pre>{escape(recommend_text(self))}</pre>"
 

@@ -15,12 +15,12 @@ from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.limits import Limit
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
+from kvplan.search.figures import Interrupted, Row, error_row
+from kvplan.search.highest import Bench, Highest, Trial, highest_load
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.run import simulate
 from kvplan.simulation.solve import solve
 from kvplan.simulation.staffing import set_up_all
-from kvplan.sweeping.figures import Interrupted, Row, error_row
-from kvplan.sweeping.highest import Bench, Highest, Trial, highest_load
 from kvplan.workload.arrivals import ClosedLoop
 
 MEASURED = (

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import kvplan
-from kvplan.choices import Option, best_within, pareto
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.formulas.accounting import Floats, api_cost_usd, api_price
 from kvplan.models.spec import ModelSpec, load_model, path_exists
 from kvplan.models.weights import active_parameters
 from kvplan.scenario.schema import Scenario
+from kvplan.search.choices import Option, best_within, pareto
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.records import FINISH_REASONS
 from kvplan.simulation.solve import Solution, solve

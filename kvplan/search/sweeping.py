@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario
-from kvplan.sweeping.figures import Interrupted, Row, error_row, run_point
-from kvplan.sweeping.grid import Point, make_axes, make_points, read_base
-from kvplan.sweeping.sweep_file import HASH, SweepFile
+from kvplan.search.figures import Interrupted, Row, error_row, run_point
+from kvplan.search.grid import Point, make_axes, make_points, read_base
+from kvplan.search.sweep_file import HASH, SweepFile
 
 Progress = Callable[[int, int], None]
 """Called with (points finished, points in all)."""

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario
+from kvplan.search.bounds import cannot_meet, mean_stay_s
+from kvplan.search.figures import Row, cached_setups, result_row, run_point
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.run import simulate
-from kvplan.sweeping.bounds import cannot_meet, mean_stay_s
-from kvplan.sweeping.figures import Row, cached_setups, result_row, run_point
 from kvplan.workload.arrivals import AllAtOnce, ClosedLoop, Poisson
 
 MAX_REQUESTS = 5000

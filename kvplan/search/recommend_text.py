@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from kvplan.recommend import Candidate, Recommendation
-from kvplan.sweeping.fleet import DayPlan
-from kvplan.sweeping.nearest import said_of, said_value
+from kvplan.search.fleet import DayPlan
+from kvplan.search.nearest import said_of, said_value
+from kvplan.search.recommendation import Candidate, Recommendation
 
 SHOWN_ROWS = 12
 EXPLAINED = (

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from kvplan.compare import strategy_row
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Deployment, Scenario
+from kvplan.search.comparison import strategy_row
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.metrics import summarise
 from kvplan.simulation.result import Result

@@ -8,10 +8,10 @@ from math import inf
 from typing import Any, NamedTuple
 
 from kvplan.scenario.space import Search
-from kvplan.search import Execution, execute
-from kvplan.sweeping.figures import Row
-from kvplan.sweeping.grid import Point
-from kvplan.sweeping.measure_load import Alone, Measure
+from kvplan.search.figures import Row
+from kvplan.search.grid import Point
+from kvplan.search.measure_load import Alone, Measure
+from kvplan.search.sweeping import Execution, execute
 
 MOST_COPIES = 100_000
 """Looked at when nobody counts them."""
