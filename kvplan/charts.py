@@ -28,9 +28,9 @@ from kvplan.charts_common import (
     tips,
     token_axis,
 )
-from kvplan.compare_run import Comparison as RunComparison
 from kvplan.memory.answers import Plan, Span
 from kvplan.memory.budget import Row
+from kvplan.observed.run import Comparison as RunComparison
 from kvplan.profiles.profile import Profile
 from kvplan.profiles.timing_profile import RegimeError
 from kvplan.units import gib

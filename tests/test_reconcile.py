@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from kvplan.cli import run
 from kvplan.errors import KvplanError
-from kvplan.logs import file_lines, read_log, reader
-from kvplan.logs.report import document, text
 from kvplan.memory.plan import answer
+from kvplan.observed import file_lines, read_log, reader
+from kvplan.observed.reconciliation import Reconciliation, reconcile
+from kvplan.observed.report import document, text
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.profiles.profile import load_profile
-from kvplan.reconcile import Reconciliation, reconcile
 
 LOGS = Path(__file__).parent / "fixtures" / "logs"
 

@@ -14,13 +14,13 @@ import pytest
 
 from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.errors import KvplanError
-from kvplan.logs import read_log
 from kvplan.memory.answers import Question
 from kvplan.memory.demand import Demand
 from kvplan.memory.plan import answer
 from kvplan.models.spec import ModelSpec
+from kvplan.observed import read_log
+from kvplan.observed.reconciliation import Reconciliation, reconcile
 from kvplan.profiles.profile import Profile
-from kvplan.reconcile import Reconciliation, reconcile
 from tests.log_rows import log_text, pool_gib
 from tests.test_memory_truth import QUANTIZATION, TOLD, TRUTH, gpu_of, model_of, version_of
 from tests.validation import section

@@ -8,8 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvplan.commands.common import print_json
-from kvplan.compare_run import chart_svg, compare, read_run, table
 from kvplan.errors import KvplanError
+from kvplan.observed.run import chart_svg, compare, read_run, table
 
 SWITCH = Parameter(negative="")
 

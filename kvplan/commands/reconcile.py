@@ -11,10 +11,10 @@ from cyclopts import Parameter
 from kvplan.commands.common import FLAGS, print_json
 from kvplan.engines.flags import EntryPoint
 from kvplan.errors import KvplanError
-from kvplan.logs import file_lines, read_log
-from kvplan.logs.report import document, text
 from kvplan.models.spec import load_model
-from kvplan.reconcile import reconcile
+from kvplan.observed import file_lines, read_log
+from kvplan.observed.reconciliation import reconcile
+from kvplan.observed.report import document, text
 
 
 def reconcile_command(

@@ -11,8 +11,8 @@ from kvplan import charts
 from kvplan.calibrate.build import behind, build
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.predictions import Predicted, predictions, thinned
-from kvplan.compare_run import Comparison, compare, read_run
 from kvplan.errors import KvplanError
+from kvplan.observed.run import Comparison, compare, read_run
 from kvplan.pages.common import BIND, chart, guarded, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import through_files

@@ -8,17 +8,17 @@ import streamlit as st
 from kvplan import charts
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
-from kvplan.logs import read_log
-from kvplan.logs.report import document as reconciliation
 from kvplan.memory.answers import Plan, Span
 from kvplan.memory.demand import Demand
 from kvplan.memory.inverse import Option
 from kvplan.memory.plan import concurrency_curve, estimate
 from kvplan.memory.report import bytes_per_token, plan_document, reason, serve_line
 from kvplan.memory.varying import varying_traces
+from kvplan.observed import read_log
+from kvplan.observed.reconciliation import reconcile
+from kvplan.observed.report import document as reconciliation
 from kvplan.pages.common import BIND, Asked, chart, guarded, marked, plan_of, read_model
 from kvplan.pages.uploads import check_size
-from kvplan.reconcile import reconcile
 from kvplan.units import KiB, gib
 from kvplan.workload.lengths import Length
 

@@ -15,8 +15,12 @@ from typing import NamedTuple
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
-from kvplan.logs import StartupLog, read_log
-from kvplan.logs.explain import (
+from kvplan.memory.answers import Plan
+from kvplan.memory.overheads import estimate_overheads
+from kvplan.memory.plan import answer
+from kvplan.models.spec import ModelSpec
+from kvplan.observed import StartupLog, read_log
+from kvplan.observed.explain import (
     adopt,
     contradictions,
     explain_activation,
@@ -26,13 +30,9 @@ from kvplan.logs.explain import (
     explain_runtime,
     explain_weights,
 )
-from kvplan.logs.learn import Unlearned, activation_bytes, learn, non_torch_gib
-from kvplan.logs.pool import PrintedPool, printed_pool
-from kvplan.logs.question import question_of, stated_flags
-from kvplan.memory.answers import Plan
-from kvplan.memory.overheads import estimate_overheads
-from kvplan.memory.plan import answer
-from kvplan.models.spec import ModelSpec
+from kvplan.observed.learn import Unlearned, activation_bytes, learn, non_torch_gib
+from kvplan.observed.pool import PrintedPool, printed_pool
+from kvplan.observed.question import question_of, stated_flags
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.profiles.profile import Profile
 from kvplan.units import GiB, gib
@@ -95,12 +95,12 @@ class Reconciliation:
 
     def to_dict(self) -> dict[str, object]:
         """The document that `kvplan reconcile --json` prints."""
-        from kvplan.logs.report import document
+        from kvplan.observed.report import document
 
         return document(self)
 
     def __str__(self) -> str:
-        from kvplan.logs.report import text
+        from kvplan.observed.report import text
 
         return text(self)
 

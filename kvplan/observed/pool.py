@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kvplan.errors import KvplanError
-from kvplan.logs import StartupLog
 from kvplan.memory.answers import Plan
 from kvplan.memory.layout import Layout
 from kvplan.memory.plan import answer
+from kvplan.observed import StartupLog
 from kvplan.units import GiB
 
 ROUNDING = 0.005

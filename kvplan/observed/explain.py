@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from kvplan.engines.flags import EngineVersion
 from kvplan.errors import KvplanError
-from kvplan.logs import StartupLog
-from kvplan.logs.pool import PrintedPool, figure, layout_of
 from kvplan.memory.answers import Plan, Question
 from kvplan.memory.plan import answer, rank_weights
 from kvplan.models.spec import AttentionKind
+from kvplan.observed import StartupLog
+from kvplan.observed.pool import PrintedPool, figure, layout_of
 from kvplan.units import GiB, gib
 
 CLOSE = 0.01

@@ -10,13 +10,13 @@ from pydantic import ValidationError
 from kvplan.engines.flags import LATEST, EngineArgs, EngineVersion, EntryPoint, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names, match_product
-from kvplan.logs import StartupLog
-from kvplan.logs.learn import before_loading
-from kvplan.logs.pool import pool_gib
 from kvplan.memory.answers import Question
 from kvplan.memory.demand import Demand
 from kvplan.memory.other_engines import default_utilization
 from kvplan.models.spec import ModelSpec, find_bundled, load_model
+from kvplan.observed import StartupLog
+from kvplan.observed.learn import before_loading
+from kvplan.observed.pool import pool_gib
 from kvplan.profiles.memory_profile import Figure, memory_profile
 from kvplan.units import GiB
 

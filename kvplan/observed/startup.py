@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvplan.errors import KvplanError
-from kvplan.logs.figures import ENGINES, Pattern
-from kvplan.logs.flags import FLAG_LINES, GPU_LINES, read_flags, read_gpu, read_model
-from kvplan.logs.reader import clean_lines
+from kvplan.observed.figures import ENGINES, Pattern
+from kvplan.observed.flags import FLAG_LINES, GPU_LINES, read_flags, read_gpu, read_model
+from kvplan.observed.reader import clean_lines
 
 
 class Reading(NamedTuple):

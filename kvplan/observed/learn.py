@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvplan.logs import StartupLog
-from kvplan.logs.pool import PrintedPool
 from kvplan.memory.answers import Plan
 from kvplan.memory.overheads import estimate_overheads, forward_bytes
 from kvplan.memory.plan import answer
+from kvplan.observed import StartupLog
+from kvplan.observed.pool import PrintedPool
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
 from kvplan.units import GiB, gib
 
