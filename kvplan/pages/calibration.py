@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from kvplan import charts
 from kvplan.calibrate.build import behind, build
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.predictions import Predicted, predictions, thinned
+from kvplan.charts import memory as charts
 from kvplan.errors import KvplanError
 from kvplan.observed.run import Comparison, compare, read_run
 from kvplan.pages.common import BIND, chart, guarded, run_box

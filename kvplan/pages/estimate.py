@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from kvplan import charts
+from kvplan.charts import memory as charts
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.memory.answers import Plan, Span

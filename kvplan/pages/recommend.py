@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from kvplan import charts_search as charts
+from kvplan.charts import search as charts
 from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names
 from kvplan.pages.common import BIND, KV_DTYPES, PASTED, Asked, chart, marked, run_box

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from kvplan import charts_runs as charts
+from kvplan.charts import runs as charts
 from kvplan.errors import KvplanError
 from kvplan.pages.common import BIND, PASTED, Asked, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from kvplan import charts_strategies as charts
+from kvplan.charts import strategies as charts
 from kvplan.errors import KvplanError
 from kvplan.pages.common import BIND, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work

@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from kvplan.charts_common import (
+from kvplan.charts.common import (
     BLUE,
     GREEN,
     GREY,

@@ -1,0 +1,1 @@
+"""Altair charts of plans, runs, searches and strategies."""
