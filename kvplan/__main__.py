@@ -1,6 +1,6 @@
 """`python -m kvplan`."""
 
-from kvplan.cli import main
+from kvplan.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ pytest.importorskip("altair")
 pytest.importorskip("pandas")
 
 from kvplan.calibrate.measurements import read_measurements
-from kvplan.cli import run as cli
+from kvplan.cli.main import run as cli
 from kvplan.models.spec import find_bundled
 from kvplan.pages.common import PASTED
 from kvplan.pages.simulate import shown_ms

@@ -11,7 +11,7 @@ import pytest
 
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.predictions import predictions
-from kvplan.cli import run as cli
+from kvplan.cli.main import run as cli
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.memory.demand import Demand

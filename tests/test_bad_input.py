@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvplan.cli import LONGEST, run
+from kvplan.cli.main import LONGEST, run
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.memory.report import short_source

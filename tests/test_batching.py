@@ -25,8 +25,8 @@ from kvplan.calibrate.measure_model import model_facts  # noqa: E402
 from kvplan.calibrate.measurements import read_measurements  # noqa: E402
 from kvplan.calibrate.predict import predict_family, predict_steps  # noqa: E402
 from kvplan.calibrate.session import Session, batches_path, open_session  # noqa: E402
-from kvplan.commands.batches import batch_lines  # noqa: E402
-from kvplan.commands.calibrate import skipped_lines  # noqa: E402
+from kvplan.cli.batches import batch_lines  # noqa: E402
+from kvplan.cli.calibration import skipped_lines  # noqa: E402
 from kvplan.gpu import get_gpu  # noqa: E402
 from kvplan.profiles.profile import load_profile  # noqa: E402
 from kvplan.profiles.timing_profile import TimingProfile  # noqa: E402

@@ -29,7 +29,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from kvplan.cli import run as cli
+from kvplan.cli.main import run as cli
 from kvplan.pages.simulate import shown_ms
 
 ROOT = Path(__file__).resolve().parents[1]

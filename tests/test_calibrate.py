@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="calibrating a card needs torch")
 from kvplan.calibrate import grids, measure, measure_card, measure_memory  # noqa: E402
 from kvplan.calibrate.card import subject_of  # noqa: E402
 from kvplan.calibrate.session import open_session  # noqa: E402
-from kvplan.cli import run  # noqa: E402
+from kvplan.cli.main import run  # noqa: E402
 from kvplan.errors import KvplanError  # noqa: E402
 from kvplan.models.spec import load_model  # noqa: E402
 from kvplan.profiles.profile import load_profile  # noqa: E402

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kvplan.cli import COMMANDS, run, spell
+from kvplan.cli.main import COMMANDS, run, spell
 from kvplan.engines.flags import EngineArgs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -252,7 +252,7 @@ def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> N
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kvplan.commands.estimate.make_plan", interrupted)
+    monkeypatch.setattr("kvplan.cli.memory.make_plan", interrupted)
     assert run(["estimate", QWEN]) == 130
 
 
@@ -269,7 +269,9 @@ def test_spell_leaves_values_alone() -> None:
 
 def test_cold_start_is_light(tmp_path: Path) -> None:
     """`python -m kvplan estimate` works from any folder and loads nothing heavy."""
-    code = "import sys; from kvplan.cli import run; run(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    code = (
+        "import sys; from kvplan.cli.main import run; run(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "estimate", QWEN],
         capture_output=True,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvplan.cli import run
-from kvplan.commands.compare import compare_text
+from kvplan.cli.main import run
+from kvplan.cli.strategies import compare_text
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import StepTimeSpec, load_scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig

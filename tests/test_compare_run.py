@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvplan.cli import run
+from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.observed.run import Run, chart_svg, compare, read_run, table
 

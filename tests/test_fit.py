@@ -16,7 +16,7 @@ from kvplan.calibrate.fit import fit
 from kvplan.calibrate.measurements import Row, collect, read_measurements
 from kvplan.calibrate.predict import column, predict_steps
 from kvplan.calibrate.solve import blind_spots, solve
-from kvplan.cli import run
+from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.profiles.profile import load_profile

@@ -18,7 +18,7 @@ import nbformat
 from nbclient import NotebookClient
 from streamlit.testing.v1 import AppTest
 
-from kvplan.cli import run as cli
+from kvplan.cli.main import run as cli
 from kvplan.pages.simulate import shown_ms
 
 ROOT = Path(__file__).resolve().parents[1]

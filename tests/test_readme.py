@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kvplan.cli import COMMANDS
+from kvplan.cli.main import COMMANDS
 from kvplan.resources import scenarios_dir
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.cli import run
+from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.memory.plan import answer
 from kvplan.observed import file_lines, read_log, reader

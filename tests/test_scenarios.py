@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kvplan.cli import run
+from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.limits import Limit
 from kvplan.resources import scenarios_dir

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from worker_killer import Killer
 
 import kvplan
-from kvplan.cli import run
+from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.search.figures import FIGURES, Row

@@ -12,7 +12,7 @@ import pytest
 from test_search import BASE, OVER
 from worker_killer import Killer
 
-from kvplan.cli import run
+from kvplan.cli.main import run
 from kvplan.search.grid import Axis, make_points, read_base
 from kvplan.search.sweeping import Execution, execute, sweep_rows
 

@@ -18,7 +18,7 @@ from kvplan.calibrate.card import measure_server
 from kvplan.calibrate.loads import Injection, Load
 from kvplan.calibrate.server import Server, Stream, parse_metrics
 from kvplan.calibrate.session import open_session
-from kvplan.cli import run
+from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.models.spec import load_model
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvplan.cli import run
+from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Deployment, parse_scenario
 from kvplan.simulation.deploy import Setup, set_up

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvplan.cli import run
+from kvplan.cli.main import run
 from kvplan.scenario.schema import load_scenario
 from kvplan.simulation.run import simulate
 from kvplan.simulation.trace import chrome_trace

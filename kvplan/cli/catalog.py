@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan.commands.common import print_json
+from kvplan.cli.common import print_json
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.models.spec import ModelSpec, bundled_models, load_model
 

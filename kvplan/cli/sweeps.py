@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kvplan.commands.common import print_json
-from kvplan.commands.progress import Progress
+from kvplan.cli.common import print_json
+from kvplan.cli.progress import Progress
 from kvplan.search.sweep_file import HASH
 from kvplan.search.sweeping import Execution, Sweep, num_cores, sweep_rows
 

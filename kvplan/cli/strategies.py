@@ -8,8 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan.commands.common import print_json
-from kvplan.commands.progress import Progress
+from kvplan.cli.common import print_json
+from kvplan.cli.progress import Progress
 from kvplan.scenario import schema as scenarios
 from kvplan.search.comparison import Comparison, Row, compare
 

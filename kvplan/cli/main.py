@@ -18,42 +18,42 @@ import kvplan
 from kvplan.errors import DoesNotFit, KvplanError
 
 COMMANDS = {
-    "estimate": ("kvplan.commands.estimate:estimate_command", "Does it fit: memory, blocks, traces at once."),
+    "estimate": ("kvplan.cli.memory:estimate_command", "Does it fit: memory, blocks, traces at once."),
     "serve-command": (
-        "kvplan.commands.serve_command:serve_command",
+        "kvplan.cli.serve_command:serve_command",
         "The command that serves a plan; shell or YAML.",
     ),
     "simulate": (
-        "kvplan.commands.simulate:simulate_command",
+        "kvplan.cli.simulation:simulate_command",
         "How it behaves: a scenario on a clock, with latencies, preemptions, KV over time.",
     ),
     "compare": (
-        "kvplan.commands.compare:compare_command",
+        "kvplan.cli.strategies:compare_command",
         "Which test-time strategy: accuracy, latency, cost per correct answer.",
     ),
     "sweep": (
-        "kvplan.commands.sweep:sweep_command",
+        "kvplan.cli.sweeps:sweep_command",
         "Many scenarios: a grid over any keys, a row per point.",
     ),
     "recommend": (
-        "kvplan.commands.recommend:recommend_command",
+        "kvplan.cli.deployments:recommend_command",
         "What to run: deployments that keep the targets, the cheapest first.",
     ),
-    "fit": ("kvplan.commands.fit:fit_command", "Step-time profiles from measurements or published kernels."),
+    "fit": ("kvplan.cli.fit:fit_command", "Step-time profiles from measurements or published kernels."),
     "compare-run": (
-        "kvplan.commands.compare_run:compare_run_command",
+        "kvplan.cli.observed_run:compare_run_command",
         "A real run beside a simulation of the same requests: signed errors.",
     ),
     "reconcile": (
-        "kvplan.commands.reconcile:reconcile_command",
+        "kvplan.cli.logs:reconcile_command",
         "A real engine's start-up log beside the plan; learns its overheads.",
     ),
     "calibrate": (
-        "kvplan.commands.calibrate:calibrate_command",
+        "kvplan.cli.calibration:calibrate_command",
         "Measure this card, or a live server, and fit a profile.",
     ),
-    "models": ("kvplan.commands.catalog:models_command", "Bundled models."),
-    "gpus": ("kvplan.commands.catalog:gpus_command", "The GPU table."),
+    "models": ("kvplan.cli.catalog:models_command", "Bundled models."),
+    "gpus": ("kvplan.cli.catalog:gpus_command", "The GPU table."),
 }
 """Name -> (module:function, a line for the list of commands); imported when called. Add a command here."""
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan.commands.common import print_json
+from kvplan.cli.common import print_json
 from kvplan.errors import KvplanError
 from kvplan.observed.run import chart_svg, compare, read_run, table
 

@@ -13,9 +13,9 @@ from kvplan.calibrate.card import batches_of, fit_session, measure_server, pool_
 from kvplan.calibrate.measure_card import measure_card
 from kvplan.calibrate.server import CacheFacts
 from kvplan.calibrate.session import Report, check_writable, no_report
-from kvplan.commands.batches import batch_lines, error_line
-from kvplan.commands.common import print_json
-from kvplan.commands.progress import Progress
+from kvplan.cli.batches import batch_lines, error_line
+from kvplan.cli.common import print_json
+from kvplan.cli.progress import Progress
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.models.spec import load_model

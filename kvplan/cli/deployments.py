@@ -6,8 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan.commands.common import print_json
-from kvplan.commands.progress import Progress
+from kvplan.cli.common import print_json
+from kvplan.cli.progress import Progress
 from kvplan.search.recommend_text import recommend_text
 from kvplan.search.recommendation import recommend
 from kvplan.search.sweeping import num_cores
