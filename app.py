@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
-from kvplan.pages import calibration, common, estimate, recommend, simulate, strategies
+from kvplan.pages import calibration, common, strategies
+from kvplan.pages import deployments as recommend
+from kvplan.pages import memory as estimate
+from kvplan.pages import simulation as simulate
 
 TABS = ("Estimate", "Simulate", "Strategies", "Recommend", "Calibration")
 

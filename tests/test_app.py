@@ -17,7 +17,7 @@ from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli.main import run as cli
 from kvplan.models.spec import find_bundled
 from kvplan.pages.common import PASTED
-from kvplan.pages.simulate import shown_ms
+from kvplan.pages.simulation import shown_ms
 from kvplan.pages.uploads import MAX_BYTES
 from kvplan.resources import measurements_dir
 from kvplan.scenario.schema import dump_scenario, load_scenario

@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from streamlit.testing.v1 import AppTest
 
 from kvplan.cli.main import run as cli
-from kvplan.pages.simulate import shown_ms
+from kvplan.pages.simulation import shown_ms
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))

@@ -10,7 +10,7 @@ from kvplan.charts import strategies as charts
 from kvplan.errors import KvplanError
 from kvplan.pages.common import BIND, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work
-from kvplan.pages.simulate import _named
+from kvplan.pages.simulation import _named
 from kvplan.resources import scenarios_dir
 from kvplan.scenario.schema import Scenario, dump_scenario
 from kvplan.search.comparison import Comparison, compare
