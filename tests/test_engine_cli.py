@@ -1,4 +1,4 @@
-"""`python -m kvplan.schedulers.vllm`: logs, hashes, and one line for whatever is wrong."""
+"""`python -m kvplan.conformance.vllm_main`: logs, hashes, and one line for whatever is wrong."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenario: object, *fla
     """Run the command on a scenario; return its exit code."""
     path = tmp_path / "scenario.json"
     path.write_text(scenario if isinstance(scenario, str) else json.dumps(scenario))
-    monkeypatch.setattr("sys.argv", ["kvplan.schedulers.vllm", str(path), *flags])
+    monkeypatch.setattr("sys.argv", ["kvplan.conformance.vllm_main", str(path), *flags])
     return main()
 
 
@@ -110,6 +110,6 @@ def test_outgrowing_the_pool_is_a_verdict(
 
 def test_missing_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A file that is not there is one line too."""
-    monkeypatch.setattr("sys.argv", ["kvplan.schedulers.vllm", "/nowhere/x.json"])
+    monkeypatch.setattr("sys.argv", ["kvplan.conformance.vllm_main", "/nowhere/x.json"])
     assert main() == 2
     assert capsys.readouterr().err == "error: /nowhere/x.json: No such file or directory\n"

@@ -16,37 +16,27 @@ MEASURE = {
     for part in ("", "_attention", "_batching", "_memory", "_mixed", "_model", "_triton")
 }
 """The files that touch a GPU."""
-PAGES = ("calibration", "common", "estimate", "recommend", "simulate", "strategies")
+PAGES = ("calibration", "common", "deployments", "memory", "simulation", "strategies")
 """The app's tabs; `app.py` itself lies outside the package."""
 ONLY_IN = {
-    "simpy": {"simulate.py"},
+    "simpy": {"simulation/run.py"},
     "torch": MEASURE,
     "transformers": {"calibrate/measure_batching.py"},
     "triton": {"calibrate/measure_triton.py"},
-    "altair": {"charts.py", "charts_common.py", "charts_search.py", "charts_runs.py", "charts_strategies.py"},
+    "altair": {f"charts/{name}.py" for name in ("common", "memory", "runs", "search", "strategies")},
     "streamlit": {f"pages/{name}.py" for name in PAGES},
-    "ray": {"search.py"},
-    "joblib": {"search.py"},
+    "ray": {"search/sweeping.py"},
+    "joblib": {"search/sweeping.py"},
     "pynvml": {"gpu.py", "calibrate/measure.py"},
 }
 """Module -> the only files of the package that may import it (folders count as prefixes, ending in /)."""
 
-PURE = (
-    "capacity.py",
-    "steps/costs.py",
-    "timing.py",
-    "steps/work.py",
-    "quality.py",
-    "engine/",
-    "engine_sglang/",
-    "workload/",
-)
+PURE = ("formulas/", "timing/", "schedulers/", "workload/")
 PURE_MAY = {"numpy", "pydantic", "kvplan", "yaml"}
 STRANGERS = {  # room -> rooms it must not know
-    "timing.py": {"kvplan.schedulers.vllm", "kvplan.simulation.run"},
-    "engine/": {"kvplan.timing.step", "kvplan.workload", "kvplan.simulation.run", "kvplan.schedulers.sglang"},
-    "engine_sglang/": {"kvplan.timing.step", "kvplan.workload", "kvplan.simulation.run"},
-    "workload/": {"kvplan.timing.step", "kvplan.schedulers.vllm", "kvplan.simulation.run"},
+    "timing/": {"kvplan.schedulers", "kvplan.simulation", "kvplan.workload"},
+    "schedulers/": {"kvplan.timing", "kvplan.workload", "kvplan.simulation"},
+    "workload/": {"kvplan.timing", "kvplan.schedulers", "kvplan.simulation"},
 }
 
 

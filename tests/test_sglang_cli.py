@@ -1,4 +1,4 @@
-"""`python -m kvplan.schedulers.sglang`: logs, hashes, and one line for whatever is wrong."""
+"""`python -m kvplan.conformance.sglang_main`: logs, hashes, and one line for whatever is wrong."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenario: object, *fla
     """Run the command on a scenario; return its exit code."""
     path = tmp_path / "scenario.json"
     path.write_text(scenario if isinstance(scenario, str) else json.dumps(scenario))
-    monkeypatch.setattr("sys.argv", ["kvplan.schedulers.sglang", str(path), *flags])
+    monkeypatch.setattr("sys.argv", ["kvplan.conformance.sglang_main", str(path), *flags])
     return main()
 
 

@@ -1,4 +1,4 @@
-"""`python -m kvplan.schedulers.sglang SCENARIO.json`: a scenario's log pass by pass, and the hashes to compare it by."""
+"""`python -m kvplan.conformance.sglang_main SCENARIO.json`: a scenario's log pass by pass, and its hashes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kvplan.errors import KvplanError
 def make_parser() -> ArgumentParser:
     """Return the command line."""
     parser = ArgumentParser(
-        prog="python -m kvplan.schedulers.sglang",
+        prog="python -m kvplan.conformance.sglang_main",
         description="Schedule a scenario as SGLang 0.5.23 does. Prints one JSON object per pass, then the totals with "
         "sched_sha256 and state_sha256. Exit code 1: stuck; 2: bad input.",
     )

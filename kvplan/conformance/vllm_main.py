@@ -1,4 +1,4 @@
-"""`python -m kvplan.schedulers.vllm SCENARIO.json`: the step-by-step log of a scenario, and the hashes to compare it by."""
+"""`python -m kvplan.conformance.vllm_main SCENARIO.json`: a scenario's log step by step, and its hashes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kvplan.schedulers.vllm.admission import caveats
 def make_parser() -> ArgumentParser:
     """Return the command line."""
     parser = ArgumentParser(
-        prog="python -m kvplan.schedulers.vllm",
+        prog="python -m kvplan.conformance.vllm_main",
         description="Schedule a scenario as vLLM 0.32 does. Prints one JSON object per step, then the totals with "
         "sched_sha256 and state_sha256. Exit code 1: stuck for want of blocks; 2: bad input, "
         "or a prompt that is longer than the whole pool.",

@@ -1,1 +1,1 @@
-"""What `kvplan.simulation.run` drives on its clock: replicas, routers, accounts, strategies' drivers. None knows SimPy."""
+"""Replicas, routers, accounts and strategies on one clock; `run` is the only file that knows SimPy."""

@@ -1,7 +1,7 @@
 """The second engine twin: SGLang 0.5.23's scheduler and radix cache. No clock, no randomness.
 
-Same requests and token names as `kvplan.schedulers.vllm`; what differs is the policy: prefill before decode, a new-token
-ratio instead of "admit what fits", retraction instead of preemption, prefixes shared to the token.
+Same requests and token names as `kvplan.schedulers.vllm`; what differs is the policy: prefill before decode, a
+new-token ratio instead of "admit what fits", retraction instead of preemption, prefixes shared to the token.
 
 >>> from kvplan.schedulers.request import Request, Segment
 >>> from kvplan.schedulers.sglang import Scheduler, SGLangConfig

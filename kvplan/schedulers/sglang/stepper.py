@@ -15,7 +15,7 @@ Launched = tuple[ScheduleBatch | None]
 
 
 class SGLangEngine:
-    """SGLang's scheduler with the methods of vLLM's twins (`kvplan.schedulers.step_by_step.Engine`); a block is a page."""
+    """SGLang's scheduler with the methods of `kvplan.schedulers.step_by_step.Engine`; a block is a page."""
 
     def __init__(self, config: SGLangConfig, may_leap: bool = True) -> None:
         self.config = config
