@@ -45,7 +45,7 @@ explore: $(DEV)  ## the laws once more, on examples never drawn before
 
 pictures: $(DEV) $(CHROMIUM)  ## the README's pictures, as the browser test sees the app
 	@mkdir -p docs/images
-	KVPLAN_PICTURES=docs/images $(BIN)/python -m pytest tests/test_browser.py -k looked_at
+	KVPLAN_PICTURES=docs/images $(BIN)/python -m pytest tests/pages/test_browser.py -k looked_at
 
 lint: $(DEV)  ## ruff, formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -70,7 +70,7 @@ oracle: $(ORACLE)/.done  ## the engine twin against vLLM's own scheduler (instal
 
 ray: $(DEV)  ## sweeps on a real local Ray cluster, started and stopped by the tests
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[ray]'
-	KVPLAN_RAY=1 $(BIN)/python -m pytest tests/test_search_ray.py
+	KVPLAN_RAY=1 $(BIN)/python -m pytest tests/search/test_search_ray.py
 
 APP := $(VENV)/.app
 $(APP): pyproject.toml $(STAMP)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from places import ROOT
 from streamlit.testing.v1 import AppTest
 
 from kvplan.scenario.schema import Scenario, parse_scenario
 
-APP = Path(__file__).resolve().parents[1] / "app.py"
+APP = ROOT / "app.py"
 
 
 def run(**inputs: object) -> AppTest:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import lzma
 from functools import cache
-from pathlib import Path
 from typing import Any
+
+from places import TESTS
 
 from kvplan.conformance.vllm_records import ReplayResult
 from kvplan.conformance.vllm_replay import Replay
 from kvplan.conformance.vllm_scenario import Scenario
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 
-FOLDER = Path(__file__).parent / "conformance"
+FOLDER = TESTS / "conformance"
 
 
 def _load(name: str) -> list[dict[str, Any]]:

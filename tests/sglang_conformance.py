@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import lzma
 from functools import cache
-from pathlib import Path
 from typing import Any
+
+from places import TESTS
 
 from kvplan.conformance.sglang_records import ReplayResult
 from kvplan.conformance.sglang_replay import Replay
 from kvplan.conformance.sglang_scenario import SGLangScenario
 
-FOLDER = Path(__file__).parent / "conformance" / "sglang"
+FOLDER = TESTS / "conformance" / "sglang"
 Log = dict[str, Any]
 
 

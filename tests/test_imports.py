@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-PACKAGE = Path(__file__).resolve().parent.parent / "kvplan"
+PACKAGE = ROOT / "kvplan"
 
 MEASURE = {
     f"calibrate/measure{part}.py"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -21,7 +21,6 @@ from streamlit.testing.v1 import AppTest
 from kvplan.cli.main import run as cli
 from kvplan.pages.simulation import shown_ms
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 MAX_BYTES = 60_000
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+
+from places import ROOT
 
 from kvplan.cli.main import COMMANDS
 from kvplan.resources import scenarios_dir
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_notebook_lines_run() -> None:
@@ -28,6 +29,6 @@ def test_every_command_and_scenario_exists() -> None:
 
 def test_links_lead_somewhere() -> None:
     """Every relative link names a file of the project."""
-    root = Path(__file__).resolve().parents[1]
+    root = ROOT
     for link in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (root / link).exists(), link

@@ -1,15 +1,16 @@
 """Sections of docs/validation.md that tests write: each between its own pair of markers, and checked when tests run.
 
-`KVPLAN_WRITE_DOCS=1 pytest tests/test_layout.py` rewrites the sections of that file's tests.
+`KVPLAN_WRITE_DOCS=1 pytest tests/memory/test_layout.py` rewrites the sections of that file's tests.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "validation.md"
+from places import ROOT
+
+PAGE = ROOT / "docs" / "validation.md"
 
 
 def section(name: str, text: str) -> None:

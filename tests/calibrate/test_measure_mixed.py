@@ -1,0 +1,147 @@
+"""Mixed steps' kernels: each is attention, one that is not there or wrong is passed over, and rows say which it was."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from places import ROOT
+
+torch = pytest.importorskip("torch", reason="measuring a card needs torch")
+
+from kvplan.calibrate import measure_mixed  # noqa: E402
+from kvplan.calibrate.grids import CPU, AttentionShape  # noqa: E402
+from kvplan.calibrate.measure_attention import make_batch, reference, relative_error  # noqa: E402
+from kvplan.calibrate.measurements import Measurements  # noqa: E402
+from kvplan.calibrate.mixing import APART, timed_apart  # noqa: E402
+
+DEVICE = torch.device("cpu")
+SHAPE = AttentionShape(num_heads=8, num_kv_heads=2, head_dim=32)
+
+
+def ragged(parts=measure_mixed.SMALL_CASE, shape=SHAPE):
+    return measure_mixed.make_ragged(shape, parts, 16, "float32", DEVICE)
+
+
+def test_the_reference_of_lone_decodes_is_decode_attention() -> None:
+    """One new token each: ragged attention is what decode attention gives for the same pool and queries."""
+    case = ragged([(4, 1), (63, 1), (299, 1)])
+    expected = reference(case.batch)
+    assert relative_error(measure_mixed.ragged_reference(case), expected) < 1e-6
+
+
+def test_the_reference_is_causal() -> None:
+    """A prompt's tokens attend as one prompt and as single tokens behind a growing past: the same numbers."""
+    whole = ragged([(0, 20)])
+    together = measure_mixed.ragged_reference(whole)
+    for i in (0, 7, 19):
+        alone = whole.batch._replace(
+            q=whole.batch.q[i : i + 1], lengths=torch.tensor([i + 1], dtype=torch.int32)
+        )
+        assert relative_error(together[i : i + 1], reference(alone)) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("shape", [SHAPE, AttentionShape(4, 4, 64)])
+def test_flex_attention_takes_decodes_and_prompts_together(shape) -> None:
+    """FlexAttention over its own pages equals float32 attention for decodes, prompts and chunks over a past."""
+    case = ragged(shape=shape)
+    out = measure_mixed.flex_kernel(case, compiled=False)()
+    assert relative_error(out, measure_mixed.ragged_reference(case)) < 1e-5
+
+
+def test_our_ragged_kernel_takes_decodes_and_prompts_together() -> None:
+    """The Triton kernel, interpreted, equals float32 attention; also for groups that do not fill a tile."""
+    pytest.importorskip("triton", reason="the ragged kernel needs triton")
+    check = """
+import torch
+from kvplan.calibrate import measure_mixed as m
+from kvplan.calibrate.grids import AttentionShape
+for shape in (AttentionShape(8, 2, 32), AttentionShape(4, 4, 64), AttentionShape(6, 2, 32)):
+    case = m.make_ragged(shape, m.SMALL_CASE, 16, "float32", torch.device("cpu"))
+    error = m.relative_error(m.MIXED_KERNELS["triton"][0](case)(), m.ragged_reference(case))
+    assert error < 1e-5, (shape, error)
+"""
+    root = ROOT
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", check], check=True, env=environment)
+
+
+def test_a_wrong_or_strange_kernel_is_not_timed() -> None:
+    """A kernel that gives other numbers, none at all, or has another interface is passed over."""
+
+    def zeros(case):
+        return lambda: torch.zeros_like(case.batch.q)
+
+    def unwritten(case):
+        return lambda: torch.full_like(case.batch.q, float("nan"))
+
+    def strange(case):
+        raise TypeError("unexpected keyword argument 'block_table'")
+
+    def right(case):
+        return lambda: measure_mixed.ragged_reference(case)
+
+    assert [measure_mixed.is_right(k, ragged()) for k in (zeros, unwritten, strange, right)] == [
+        False, False, False, True,
+    ]  # fmt: skip
+
+
+def test_rows_say_whether_one_kernel_served_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU two kernels run in turn and the rows are held out; one kernel is named and its rows are fitted."""
+    grid = replace(CPU, mixed_chunks=(16,), mixed_batches=(4,), mixed_contexts=(64,))
+    [two] = measure_mixed.mixed_probes(grid, DEVICE)
+    assert (two.point["kernel"], two.point["one_kernel"], two.point["held_out"]) == (
+        "sdpa+sdpa",
+        False,
+        True,
+    )
+    two.prepare()[0]()
+    seen = []
+
+    def kernel(case):
+        seen.append(case)
+        return lambda: measure_mixed.ragged_reference(case)
+
+    monkeypatch.setattr(measure_mixed, "mixed_kernel", lambda *a: ("mine", kernel))
+    one, alone = measure_mixed.mixed_probes(grid, DEVICE)
+    assert (alone.op, alone.point["held_out"]) == ("prefill_attention", True)
+    assert alone.prepare()[0]().shape == (16, 8, 32)
+    seen.clear()
+    assert (one.point["kernel"], one.point["one_kernel"], one.point["held_out"]) == ("mine", True, False)
+    one.prepare()[0]()
+    assert seen[0].new() == [1, 1, 1, 1, 16]
+    assert seen[0].batch.lengths.tolist() == [64, 64, 64, 64, 16]
+    assert sum(seen[0].batch.lengths.tolist()[:-1]) == one.point["decode_context"]
+
+
+def test_mixing_is_assumed_only_where_no_one_kernel_was_timed() -> None:
+    """A family whose mixed rows came from one kernel is fitted; any other is told that its kernels ran in turn."""
+
+    def stated(one_kernel: bool, engine: str = "torch"):
+        mixed = {"op": "mixed_attention", "one_kernel": one_kernel}
+        families = {
+            "gqa.bf16": [mixed],
+            "gqa.fp8": [{"op": "decode_attention"}],
+            "mla.bf16": [{}],
+            "gemm.bf16": [{}],
+        }
+        return timed_apart(Measurements({"engine": engine}, families, 0))
+
+    assert stated(False) == APART
+    assert stated(True, "vllm") == {}
+    names = set(stated(True))
+    assert {name.rpartition(".")[0] for name in names} == {"gqa.fp8", "mla.bf16"}
+    assert {name for name in names if name.startswith("mla")} == {"mla.bf16.serial_bytes_per_s"}
+
+
+def test_pages_hold_past_and_new_tokens() -> None:
+    """The pool of a ragged batch is that of a decode batch with the same lengths."""
+    case = ragged([(30, 5), (0, 3)])
+    same = make_batch(SHAPE, [35, 3], 16, "float32", DEVICE)
+    assert torch.equal(case.batch.pool, same.pool)
+    assert torch.equal(case.batch.table, same.table)
+    assert case.batch.q.shape == (8, 8, 32)

@@ -1,0 +1,88 @@
+"""Public start-up logs as rows: what each says of its model, card, engine version and flags."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from places import TRUTH as REFERENCE
+
+from kvplan.engines.flags import EngineVersion, parse_engine
+from kvplan.errors import KvplanError
+from kvplan.gpu import GpuSpec, get_gpu
+from kvplan.models.spec import ModelSpec, find_bundled, from_config, load_model
+
+TRUTH = REFERENCE / "memory"
+
+Row = dict[str, Any]
+
+VERSION = {
+    "v0-3090-llama31-8b-20k": "0.6",
+    "v0-3090-llama31-8b-29k": "0.6",
+    "v1-qwen3next-80b-w4a16-075": "0.21",
+}
+"""Versions that a log's date (December 2024), or way of counting tokens tells."""
+
+TOLD: dict[str, dict[str, Any]] = {
+    "v1-gb10-qwen35-122b-int4": {"num_speculative_tokens": 2},
+    "v1-l40s-qwen35-27b-fp8-util90": {"enable_prefix_caching": False},
+    "v1-a5000-llama31-8b": {"enforce_eager": True},
+}
+"""Flags that a row's notes tell: MTP-2; the layout notes: fits only without prefix caching."""
+
+QUANTIZATION = {"fp8 compressed-tensors": "fp8", "fp8 block": "fp8", "bitsandbytes 4-bit": "bitsandbytes"}
+"""Formats whose checkpoint config the logs do not carry, as a quantisation on load of the same size."""
+
+
+@cache
+def rows() -> list[Row]:
+    every = [json.loads(line) for line in (TRUTH / "cases.jsonl").read_text().splitlines()]
+    return [
+        r
+        for r in every
+        if r["engine"].startswith("vllm") and not r["sanity"]["circular"] and r.get("config_file")
+    ]
+
+
+@cache
+def _model(config_file: str) -> ModelSpec:
+    """The bundled config of that name, vision tower and all; else the reference data's architecture numbers."""
+    name = Path(config_file).stem.replace("__", "/")
+    if find_bundled(name):
+        return load_model(name)
+    return from_config(json.loads((TRUTH / config_file).read_text()), name)
+
+
+def model_of(row: Row) -> ModelSpec:
+    """The row's model; a log's own max_model_len shows that its checkpoint's config allowed it."""
+    model = _model(row["config_file"])
+    return replace(model, max_model_len=max(model.max_model_len, row["max_model_len"] or 0))
+
+
+def version_of(row: Row) -> EngineVersion:
+    """The row's version, 0.20 where nothing tells one."""
+    found = dated(row)
+    return parse_engine(
+        f"vllm@{found[0] if found else '0.20'}" + ("-v0" if row["engine"] == "vllm-v0" else "")
+    )
+
+
+def dated(row: Row) -> re.Match[str] | None:
+    return re.match(r"0\.\d+", VERSION.get(row["id"], row["engine_version"] or ""))
+
+
+def gpu_of(row: Row) -> GpuSpec:
+    """The row's card, with the total its log prints."""
+    said = row["gpu"].split("(")[0].strip().removesuffix("-class")
+    for name in (said, said.split(" ")[0], "h100"):
+        try:
+            card = get_gpu(name)
+            break
+        except KvplanError:
+            continue
+    gib = row["gpu_memory_gib"]
+    return card.model_copy(update={"usable_gib": gib, "usable_gib_range": (gib, gib)}) if gib else card

@@ -1,0 +1,272 @@
+"""`kvplan compare`: every strategy scenario runs, the table says what it rests on, directions hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from kvplan.cli.main import run
+from kvplan.cli.strategies import compare_text
+from kvplan.errors import KvplanError
+from kvplan.scenario.schema import StepTimeSpec, load_scenario, parse_scenario
+from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.search.comparison import Comparison, Row, compare
+from kvplan.simulation.deploy import Setup, StatedStepTime
+
+SCENARIOS = sorted((ROOT / "scenarios").glob("strategy_*.yaml"))
+SHORT = {
+    "thinking_tokens": 400, "answer_tokens": 20, "sigma_between": 0.2, "difficulty": {"beta": [0.4, 0.4]},
+    "source": "arXiv 0000.00000",
+}  # fmt: skip
+
+
+def engine(num_blocks: int = 4000) -> dict[str, Setup]:
+    time = StepTimeSpec(fixed_us=5000, per_sequence_us=20, per_context_token_ns=30, per_prefill_token_us=20)
+    config = EngineConfig(num_gpu_blocks=num_blocks, max_model_len=8192)
+    return {"": Setup(config, StatedStepTime.of(time), 147_456.0, 1, usd_per_gpu_hour=3.6)}
+
+
+def table(
+    strategies: list[object], num_problems: int = 30, num_blocks: int = 4000, **more: object
+) -> Comparison:
+    slo = more.pop("slo", {})
+    problems = {"num_problems": num_problems, "strategies": strategies, "quality": SHORT, **more}
+    told = parse_scenario({"model": "Qwen/Qwen3-8B", "slo": slo, "problems": problems})
+    return compare(told, setups=engine(num_blocks))
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
+def test_every_strategy_scenario_runs(path: Path) -> None:
+    """All of them, with fewer problems: the run ends by itself and every figure is a number that makes sense."""
+    found = compare(load_scenario(path, ["problems.num_problems=3"]))
+    assert found.rows
+    for row in found.rows:
+        assert row.verdict == "completed"
+        assert row.num_problems == 3
+        assert 0 <= row.accuracy <= 1
+        assert 0 < row.latency_p50_s <= row.latency_p99_s
+        assert row.first_visible_p50_s <= row.latency_p50_s
+        assert 0 < row.kv_gib_s <= 1.05 * row.kv_logical_gib_s
+        assert row.flops > 2 * 7e9 * row.generated_tokens
+        assert row.reprefilled_tokens >= 0
+        shared = row.sharing_peak_blocks
+        assert shared["copy_on_write"] <= shared["full_block"] <= shared["none"]
+        assert shared["token"] <= 16 * shared["none"]
+    assert any(row.pareto for row in found.rows)
+    assert path.read_text().startswith("#")
+
+
+def by_name(found: Comparison) -> dict[str, Row]:
+    return {row.strategy: row for row in found.rows}
+
+
+def test_more_samples_buy_accuracy_for_money() -> None:
+    """On the same problems best-of-16 is at least as accurate as best-of-4, and dearer per right answer."""
+    found = table([{"strategy": "best_of_n", "n": [1, 4, 16]}])
+    one, four, sixteen = found.rows
+    assert one.accuracy <= four.accuracy <= sixteen.accuracy
+    assert one.generated_tokens < four.generated_tokens < sixteen.generated_tokens
+    assert sixteen.usd_per_correct is not None
+    assert four.usd_per_correct is not None
+    assert sixteen.usd_per_correct > four.usd_per_correct
+    assert found.choice == "best_of_n(n=16)"
+
+
+def test_a_latency_limit_changes_the_choice() -> None:
+    """T_max over N: under a limit between the two p99s the smaller N wins; below both, none fits (exit 1)."""
+    names = [{"strategy": "best_of_n", "n": [4, 16]}]
+    free = by_name(table(names))
+    small, large = (free[f"best_of_n(n={n})"].latency_p99_s for n in (4, 16))
+    assert small < large
+    between = table(names, slo={"e2el_ms": 500 * (small + large)})
+    assert between.choice == "best_of_n(n=4)"
+    none = table(names, slo={"e2el_ms": 100.0})
+    assert none.choice == ""
+    assert none.exit_code == 1
+    assert "comes closest" in none.reason
+
+
+def test_costs_are_time_times_price() -> None:
+    """One GPU at $3.60 an hour is $0.001 a second."""
+    row = table(["single_pass"]).rows[0]
+    assert row.gpu_s_per_correct is not None
+    assert row.usd_per_correct == pytest.approx(row.gpu_s_per_correct / 1000)
+    assert row.correct_per_s == pytest.approx(1 / row.gpu_s_per_correct)
+
+
+def test_nothing_right_costs_no_finite_price() -> None:
+    row = table(["single_pass"], quality=SHORT | {"difficulty": {"levels": [[0.0, 1.0]]}}).rows[0]
+    assert row.accuracy == 0
+    assert row.usd_per_correct is None
+    assert "-" in compare_text(
+        table(["single_pass"], quality=SHORT | {"difficulty": {"levels": [[0.0, 1.0]]}})
+    )
+
+
+def test_a_budget_sweep_recommends_a_cap() -> None:
+    """Smaller budgets cut more traces and hold less KV; the caps are the traces' p99 and the cheapest compared."""
+    found = table([{"strategy": "extended_thinking", "thinking_token_budget": [100, 300, 2000]}], 60)
+    low, middle, high = found.rows
+    assert low.cut_share > middle.cut_share > high.cut_share
+    assert low.accuracy < high.accuracy
+    assert low.kv_gib_s < middle.kv_gib_s < high.kv_gib_s
+    assert 600 < found.caps["p99_of_traces"] < 1200
+    costs = {100: low.usd_per_correct, 300: middle.usd_per_correct, 2000: high.usd_per_correct}
+    assert costs[int(found.caps["cost_optimal"])] == min(c for c in costs.values() if c is not None)
+
+
+def test_pruning_beats_preempting_when_blocks_run_out() -> None:
+    """STEP against self-consistency in a pool that holds half the traces: no recompute, shorter, fewer tokens."""
+    found = table(
+        [
+            {"strategy": "self_consistency", "n": 16, "vote_stop": False},
+            {"strategy": "pruned_under_pressure", "n": 16},
+        ],
+        6,
+        200,
+    )
+    votes, step = found.rows
+    assert votes.preemptions > 0 == step.preemptions
+    assert step.reprefilled_tokens < votes.reprefilled_tokens
+    assert step.latency_p50_s < votes.latency_p50_s
+    assert step.pruned_branches > 0
+
+
+def test_the_caution_comes_first() -> None:
+    """A comparison on an assumed set says so in its first line; on a cited set it does not."""
+    assumed = table(["single_pass"], 3, quality=SHORT | {"source": "assumed", "name": "mine"})
+    assert (
+        compare_text(assumed).splitlines()[0].startswith("NOTE assumed chances of success (quality set mine)")
+    )
+    cited = table(["single_pass"], 3)
+    assert "assumed" not in compare_text(cited)
+
+
+@pytest.mark.parametrize(
+    ("strategies", "more", "words"),
+    [
+        (["single_pass"], {}, "no hard cap on thinking"),
+        ([{"strategy": "beam_search", "step_tokens": 64}], {}, "compare best_of_n before trees"),
+        ([{"strategy": "beam_search", "step_tokens": 64}], {}, "without a process reward model"),
+        (
+            [{"strategy": "best_of_n", "n": 2, "max_tokens": 4000}],
+            {"num_problems": 60},
+            "always or never solved",
+        ),
+    ],
+)
+def test_advice_where_practice_knows_better(
+    strategies: list[object], more: dict[str, int], words: str
+) -> None:
+    found = table(strategies, **{"num_problems": 4, **more})  # type: ignore[arg-type]
+    assert any(words in text for text in found.advice)
+
+
+def test_no_advice_without_a_reason() -> None:
+    capped = table(
+        [{"strategy": "best_of_n", "n": 2, "max_tokens": 4000}],
+        4,
+        quality=SHORT | {"difficulty": {"levels": [[0.5, 1]]}},
+    )
+    assert capped.advice == []
+
+
+def test_routing_spends_less_than_the_best_and_gets_more_than_the_least() -> None:
+    """A perfect router: easy problems get one sample, hard ones sixteen; an inaccurate one does worse."""
+    easy, hard = {"strategy": "single_pass"}, {"strategy": "best_of_n", "n": 16}
+
+    def router(accuracy: float) -> dict[str, object]:
+        tiers = [{"share": 0.5, "strategy": easy}, {"share": 0.5, "strategy": hard}]
+        return {
+            "strategy": "difficulty_router",
+            "label": f"router {accuracy}",
+            "accuracy": accuracy,
+            "tiers": tiers,
+        }
+
+    rows = by_name(table([easy, hard, router(1.0), router(0.0)], 60))
+    assert rows["router 1.0"].generated_tokens < rows["best_of_n(n=16)"].generated_tokens
+    assert rows["single_pass"].accuracy < rows["router 1.0"].accuracy <= rows["best_of_n(n=16)"].accuracy
+    assert rows["router 0.0"].accuracy < rows["router 1.0"].accuracy
+
+
+def test_a_small_model_with_search_against_a_large_single_pass() -> None:
+    """Each strategy pays for its own model's GPU alone; the large one is better per sample, the small one cheaper."""
+    found = compare(load_scenario("strategy_small_against_large", ["problems.num_problems=12"]))
+    rows = by_name(found)
+    small, large = rows["single_pass(max_tokens=24K)"], rows["single_pass(max_tokens=24K) on large"]
+    assert large.accuracy >= small.accuracy
+    assert large.flops > 2 * small.flops
+    assert rows["best_of_n(n=8, max_tokens=24K)"].accuracy >= small.accuracy
+
+
+def test_hosted_prices_stand_beside_ones_own() -> None:
+    found = table(["single_pass"], api_model="deepseek-r1")
+    assert found.rows[0].api_usd_per_correct is not None
+    assert "$ at deepseek-r1" in compare_text(found)
+
+
+def test_the_command_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--json has one shape; the table has a line per strategy; exit codes as everywhere."""
+    file = tmp_path / "two.yaml"
+    file.write_text(
+        "model: Qwen/Qwen3-8B\nproblems: {num_problems: 2, strategies: [single_pass, {strategy: best_of_n, n: 2}]}\n"
+    )
+    assert run(["compare", str(file), "--json", "--quiet"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [row["strategy"] for row in document["strategies"]] == ["single_pass", "best_of_n(n=2)"]
+    assert document["schema_version"] == 1
+    assert document["inputs"]["problems"]["num_problems"] == 2
+    assert run(["compare", str(file), "--quiet", "--set", "slo.e2el_ms=1"]) == 1
+    assert "best_of_n(n=2)" in capsys.readouterr().out
+
+
+def test_a_scenario_without_problems_is_refused() -> None:
+    with pytest.raises(KvplanError, match="no `problems`"):
+        compare(parse_scenario({"model": "Qwen/Qwen3-8B"}))
+
+
+def test_a_model_that_the_scenario_lacks_is_named() -> None:
+    with pytest.raises(KvplanError, match="'big' is not in `models`"):
+        table([{"strategy": "single_pass", "model": "big"}])
+
+
+def test_a_verifiers_errors_are_counted() -> None:
+    """At rates 0.9 and 0.8 about a tenth of right work is an alarm, a fifth of wrong work a miss."""
+    verifier = {"kind": "rule", "true_positive_rate": 0.9, "true_negative_rate": 0.8}
+    half = SHORT | {"difficulty": {"levels": [[0.5, 1.0]]}}
+    row = table([{"strategy": "best_of_n", "n": 16}], 60, verifier=verifier, quality=half).rows[0]
+    assert row.false_alarms / 480 == pytest.approx(0.1, abs=0.05)
+    assert row.misses / 480 == pytest.approx(0.2, abs=0.06)
+    exact = table([{"strategy": "best_of_n", "n": 16}], 5).rows[0]
+    assert exact.false_alarms == exact.misses == 0
+
+
+def test_a_router_sends_the_hard_ones_to_a_larger_model() -> None:
+    """Tiers may run on further models; the classifier's pass is a request of its own."""
+    tiers = [
+        {"share": 0.5, "strategy": {"strategy": "single_pass", "max_tokens": 4000}},
+        {"share": 0.5, "model": "large", "strategy": {"strategy": "single_pass", "max_tokens": 4000}},
+    ]
+    better = SHORT | {"difficulty": {"beta": [4.0, 0.4]}}
+    problems = {
+        "num_problems": 40, "quality": SHORT, "qualities": {"large": better},
+        "strategies": [
+            {"strategy": "single_pass", "max_tokens": 4000},
+            {"strategy": "difficulty_router", "label": "router", "tiers": tiers, "instruction_tokens": 60},
+        ],
+    }  # fmt: skip
+    told = parse_scenario(
+        {
+            "model": "Qwen/Qwen3-8B",
+            "models": {"large": {"model": "Qwen/Qwen3-32B", "gpu": "h200"}},
+            "problems": problems,
+        }
+    )
+    alone, routed = compare(told, setups=engine() | {"large": engine()[""]}).rows
+    assert routed.num_branches == 2 * alone.num_branches == 80
+    assert routed.accuracy > alone.accuracy + 0.1
+    assert routed.flops > 1.5 * alone.flops
