@@ -10,7 +10,7 @@ import numpy as np
 from kvplan.engines.flags import EngineArgs
 from kvplan.formulas import capacity as cap
 from kvplan.memory.layout import kv_layout
-from kvplan.models.spec import load_model
+from kvplan.models.load import load_model
 
 LENGTHS = np.arange(1, 1001)[:, None] * 128
 """A thousand lengths down, a thousand other figures across."""

@@ -21,7 +21,7 @@ from kvplan.gpu import get_gpu
 from kvplan.memory.demand import Demand
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.plan import estimate
-from kvplan.models.spec import load_model
+from kvplan.models.load import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = [sys.executable, "-c", "import numpy, pydantic"]

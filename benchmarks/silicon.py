@@ -32,7 +32,8 @@ from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.memory.plan import estimate
-from kvplan.models.spec import AttentionKind, ModelSpec, load_model
+from kvplan.models.load import load_model
+from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profiles.profile import pick
 from kvplan.profiles.step_times import ELEMENT_BYTES, find_formats
 from kvplan.scenario.schema import SGLangFlags, parse_scenario

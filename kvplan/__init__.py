@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ModelSpec": "kvplan.models.spec",
-    "load_model": "kvplan.models.spec",
+    "load_model": "kvplan.models.load",
     "GpuSpec": "kvplan.gpu",
     "get_gpu": "kvplan.gpu",
     "EngineArgs": "kvplan.engines.flags",

@@ -14,7 +14,8 @@ from places import TRUTH as REFERENCE
 from kvplan.engines.flags import EngineVersion, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
-from kvplan.models.spec import ModelSpec, find_bundled, from_config, load_model
+from kvplan.models.load import find_bundled, from_config, load_model
+from kvplan.models.spec import ModelSpec
 
 TRUTH = REFERENCE / "memory"
 

@@ -17,7 +17,8 @@ from kvplan.calibrate.measurements import Row, short_dtype
 from kvplan.calibrate.solve import Array, Predict, Prior
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, load_model
+from kvplan.models.load import load_model
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.step_times import ELEMENT_BYTES
 from kvplan.profiles.timing_profile import step_costs
 from kvplan.timing.costs import AttentionCosts, GemmCosts, ReduceCosts, expected_experts, gemm_s, reduce_s

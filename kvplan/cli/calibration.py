@@ -18,7 +18,7 @@ from kvplan.cli.common import print_json
 from kvplan.cli.progress import Progress
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
-from kvplan.models.spec import load_model
+from kvplan.models.load import load_model
 from kvplan.profiles.profile import Profile
 
 SWITCH = Parameter(negative="")

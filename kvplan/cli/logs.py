@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from kvplan.cli.common import FLAGS, print_json
 from kvplan.engines.flags import EntryPoint
 from kvplan.errors import KvplanError
-from kvplan.models.spec import load_model
+from kvplan.models.load import load_model
 from kvplan.observed import file_lines, read_log
 from kvplan.observed.reconciliation import reconcile
 from kvplan.observed.report import document, text

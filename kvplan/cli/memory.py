@@ -13,7 +13,7 @@ from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.plan import Plan, estimate
 from kvplan.memory.report import plan_document, plan_text
-from kvplan.models.spec import load_model
+from kvplan.models.load import load_model
 from kvplan.profiles.memory_profile import MemoryProfile
 
 

@@ -22,7 +22,8 @@ from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.kv.checks import check_sharding
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.memory.other_engines import default_utilization, pool_layout, running_requests
-from kvplan.models.spec import AttentionKind, ModelSpec, load_model
+from kvplan.models.load import load_model
+from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.models.weights import weight_bytes
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.units import gib

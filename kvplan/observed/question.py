@@ -13,7 +13,8 @@ from kvplan.gpu import GpuSpec, get_gpu, gpu_names, match_product
 from kvplan.memory.answers import Question
 from kvplan.memory.demand import Demand
 from kvplan.memory.other_engines import default_utilization
-from kvplan.models.spec import ModelSpec, find_bundled, load_model
+from kvplan.models.load import find_bundled, load_model
+from kvplan.models.spec import ModelSpec
 from kvplan.observed import StartupLog
 from kvplan.observed.learn import before_loading
 from kvplan.observed.pool import pool_gib

@@ -10,7 +10,7 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.memory.plan import answer
 from kvplan.memory.report import SCHEMA_VERSION
 from kvplan.memory.serve_command import serve_flags, to_words
-from kvplan.models.spec import find_bundled
+from kvplan.models.load import find_bundled
 from kvplan.observed.reconciliation import Line, Reconciliation
 
 PLACES = {"GiB": 2, "blocks": 0, "tokens": 0, "x": 2}

@@ -15,7 +15,8 @@ from kvplan.gpu import gpu_names
 from kvplan.memory.demand import Demand
 from kvplan.memory.inverse import Option, what_would_fit
 from kvplan.memory.plan import Plan, estimate
-from kvplan.models.spec import ModelSpec, bundled_models, load_model
+from kvplan.models.load import bundled_models, load_model
+from kvplan.models.spec import ModelSpec
 from kvplan.pages.jobs import Job, Work
 from kvplan.pages.uploads import model_from_text
 from kvplan.workload.lengths import Length, Lognormal

@@ -15,7 +15,8 @@ import numpy as np
 import kvplan
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.formulas.accounting import Floats, api_cost_usd, api_price
-from kvplan.models.spec import ModelSpec, load_model, path_exists
+from kvplan.models.load import load_model, path_exists
+from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import active_parameters
 from kvplan.scenario.schema import Scenario
 from kvplan.search.choices import Option, best_within, pareto

@@ -16,7 +16,8 @@ from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.memory.layout import KvGroup, Layout
 from kvplan.memory.plan import estimate
-from kvplan.models.spec import AttentionKind, ModelSpec, load_model, path_exists
+from kvplan.models.load import load_model, path_exists
+from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profiles.step_times import make_step_times
 from kvplan.profiles.timing_profile import TimingProfile
 from kvplan.scenario.schema import Deployment, Scenario, SGLangFlags, StepTimeSpec

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from kvplan.errors import DoesNotFit, KvplanError, did_you_mean
 from kvplan.gpu import get_gpu
-from kvplan.models.spec import load_model, path_exists
+from kvplan.models.load import load_model, path_exists
 from kvplan.profiles.step_times import make_step_times
 from kvplan.scenario.schema import Deployment, Scenario
 from kvplan.schedulers.vllm.config import KVCacheGroup

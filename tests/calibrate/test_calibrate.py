@@ -16,7 +16,7 @@ from kvplan.calibrate.card import subject_of  # noqa: E402
 from kvplan.calibrate.session import open_session  # noqa: E402
 from kvplan.cli.main import run  # noqa: E402
 from kvplan.errors import KvplanError  # noqa: E402
-from kvplan.models.spec import load_model  # noqa: E402
+from kvplan.models.load import load_model  # noqa: E402
 from kvplan.profiles.profile import load_profile  # noqa: E402
 
 SMALL = replace(

@@ -21,7 +21,7 @@ from kvplan.calibrate.server import Server, Stream, parse_metrics
 from kvplan.calibrate.session import open_session
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
-from kvplan.models.spec import load_model
+from kvplan.models.load import load_model
 
 EXCHANGE = json.loads((FIXTURES / "vllm_exchange.json").read_text())
 

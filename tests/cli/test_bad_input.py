@@ -14,7 +14,7 @@ from kvplan.cli.main import LONGEST, run
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.memory.report import short_source
-from kvplan.models.spec import from_config, load_model
+from kvplan.models.load import from_config, load_model
 from kvplan.scenario.schema import load_scenario
 from kvplan.units import human_readable_int
 

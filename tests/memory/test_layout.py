@@ -27,7 +27,8 @@ from kvplan.memory.kv.checks import checkpoint_kv_dtype
 from kvplan.memory.kv.groups import Layer, Page, bytes_per_block, group_layers
 from kvplan.memory.kv.pages import Pages
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout, pages_layout
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, from_config
+from kvplan.models.load import from_config
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.units import GiB
 
 GOLDEN = json.loads(gzip.decompress((FIXTURES / "layout_golden.json.gz").read_bytes()))

@@ -23,7 +23,7 @@ from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.overheads import num_graphs
 from kvplan.memory.plan import answer, estimate, rank_weights
 from kvplan.memory.serve_command import serve_flags, shell_command, unspoken, yaml_config
-from kvplan.models.spec import from_config, load_model
+from kvplan.models.load import from_config, load_model
 from kvplan.units import GiB
 
 QWEN = "Qwen/Qwen3-8B"

@@ -17,15 +17,8 @@ from places import ROOT
 
 from kvplan.errors import KvplanError
 from kvplan.models.config import MAX_CONFIG_BYTES, parse_json
-from kvplan.models.spec import (
-    AttentionKind,
-    AttentionSpec,
-    ModelSpec,
-    bundled_models,
-    find_bundled,
-    from_config,
-    load_model,
-)
+from kvplan.models.load import bundled_models, find_bundled, from_config, load_model
+from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 from kvplan.models.weights import active_parameters, heaviest_rank, parameters
 
 TRUTH = ROOT.parent / "shared" / "truth" / "layout"

@@ -14,9 +14,10 @@ from places import ROOT
 from validation import section
 
 from kvplan.errors import KvplanError
+from kvplan.models.load import bundled_models, load_model
 from kvplan.models.modules import Cut, Module
 from kvplan.models.quantization import Names, canonical, grouped, kv_cache_dtype_hint, quantization_rule
-from kvplan.models.spec import AttentionKind, bundled_models, load_model
+from kvplan.models.spec import AttentionKind
 from kvplan.models.weights import (
     RankWeights,
     active_parameters,

@@ -17,7 +17,7 @@ from app_driver import calm, dots, metrics, one_line, press, run, shown_scenario
 
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli.main import run as cli
-from kvplan.models.spec import find_bundled
+from kvplan.models.load import find_bundled
 from kvplan.pages.common import PASTED
 from kvplan.pages.simulation import shown_ms
 from kvplan.pages.uploads import MAX_BYTES

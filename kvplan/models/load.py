@@ -1,0 +1,140 @@
+"""Finding a model: a bundled name, a config.json, a folder, or a repo of the hub, read into a `ModelSpec`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.models.architectures import build
+from kvplan.models.config import read_json
+from kvplan.models.spec import ModelSpec
+from kvplan.resources import catalog_dir
+
+
+def from_config(config: Mapping[str, object], name: str = "config.json", source: str = "") -> ModelSpec:
+    """Read a Hugging Face config (already parsed) into a `ModelSpec`.
+
+    Args:
+        config: the object of a config.json; nested multimodal configs (`text_config`) too.
+        name: how to call the model in answers and complaints.
+        source: where the config came from.
+
+    Raises:
+        KvplanError: an unknown architecture or attention kind, a missing or contradictory key.
+    """
+    return build(config, name, source)
+
+
+def load_model(name_or_path: str | Path, *, hub: bool = False) -> ModelSpec:
+    """Find a model by bundled name, config.json file, folder, or (with `hub`) Hugging Face repo id.
+
+    Bundled names ignore case and may leave out the organisation. The network is used only with `hub=True`.
+
+    Raises:
+        KvplanError: nothing found (the closest bundled names are offered), or the config is bad.
+    """
+    text = str(name_or_path)
+    if not text.strip():
+        raise KvplanError("no model named: give a bundled name, a config.json or a folder")
+    bundled = find_bundled(text)
+    if bundled is not None:
+        config = _read_bundled(bundled)
+        return from_config(
+            config, bundled.stem.replace("--", "/"), f"bundled: {config.get('_source', 'unknown')}"
+        )
+    path = Path(text).expanduser()
+    if path_exists(path):
+        file = path / "config.json" if path.is_dir() else path
+        return from_config(_with_sidecar(file), path.name if path.is_dir() else _file_name(path), str(file))
+    if hub:
+        return from_config(*_download(text))
+    looks_local = text.endswith(".json") or text.startswith((".", "/", "~"))
+    what = "no such file or folder" if looks_local else "not a bundled model, a file or a folder"
+    raise KvplanError(f"{text[:120]!r}: {what}{did_you_mean(text[:120], _known_names())}")
+
+
+def bundled_models() -> tuple[str, ...]:
+    """Names of the bundled models, `organisation/model`, sorted."""
+    return tuple(path.stem.replace("--", "/") for path in _bundled_files())
+
+
+def find_bundled(name: str) -> Path | None:
+    """The bundled config of that name, or None. Ignores case and a missing organisation; knows aliases."""
+    return _index().get(name.casefold())
+
+
+def _bundled_files() -> list[Path]:
+    return sorted((catalog_dir() / "models").glob("*--*.json"))
+
+
+@cache
+def _index() -> dict[str, Path]:
+    """Every way to write a bundled model's name, in lower case; real names win over aliases."""
+    named = {path.stem.replace("--", "/"): path for path in _bundled_files()}
+    file = catalog_dir() / "models" / "aliases.json"
+    aliases = (
+        {alias: named[str(target)] for alias, target in read_json(file).items()} if file.is_file() else {}
+    )
+    index: dict[str, Path] = {}
+    for name, path in [*named.items(), *aliases.items()]:
+        index.setdefault(name.casefold(), path)
+        index.setdefault(name.rpartition("/")[2].casefold(), path)
+    return index
+
+
+def _read_bundled(path: Path) -> dict[str, object]:
+    """A bundled config; a quantised checkpoint names the one it was made from and adds its own keys."""
+    config = read_json(path)
+    base = config.get("_base")
+    return config if base is None else {**read_json(_index()[str(base).casefold()]), **config}
+
+
+def _known_names() -> list[str]:
+    names = bundled_models()
+    return [*names, *(name.rpartition("/")[2] for name in names)]
+
+
+def path_exists(path: Path) -> bool:
+    """Whether there is such a file or folder; False for what cannot be a name."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL
+        return False
+
+
+def _file_name(path: Path) -> str:
+    return path.resolve().parent.name if path.name == "config.json" else path.stem
+
+
+def _with_sidecar(file: Path) -> dict[str, object]:
+    """The config, with ModelOpt's hf_quant_config.json folded in where it lies beside it, as vLLM does."""
+    if not file.is_file():
+        said = (
+            f"{file.parent}: this folder has no config.json"
+            if file.name == "config.json"
+            else f"{file}: not a file"
+        )
+        raise KvplanError(said)
+    config = read_json(file)
+    sidecar = file.parent / "hf_quant_config.json"
+    if "quantization_config" in config or not sidecar.is_file():
+        return config
+    return {**config, "quantization_config": {**read_json(sidecar), "quant_method": "modelopt"}}
+
+
+def _download(repo: str) -> tuple[dict[str, object], str, str]:
+    """Fetch a repo's config.json from the Hugging Face hub (the `hub` extra)."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError:
+        raise KvplanError("asking the hub needs huggingface_hub: pip install 'kvplan[hub]'") from None
+    try:
+        path = Path(hf_hub_download(repo, "config.json"))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise KvplanError(
+            f"{repo!r}: the hub gave no config.json ({str(error).splitlines()[0][:150]})"
+        ) from None
+    return read_json(path), repo, f"hub: {repo}@{path.parent.name[:12]}"
