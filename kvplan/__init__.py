@@ -1,30 +1,84 @@
 """kvplan: KV-cache memory planner and serving simulator for long reasoning traces.
 
+    estimate   does it fit: memory, blocks, traces at once      simulate   how it behaves on a clock
+    recommend  which deployments keep the targets               compare    which test-time strategy
+    sweep      a grid over any keys of a scenario               reconcile  a real start-up log beside the plan
+
 This module imports nothing heavy: public names load their module on first use.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "ModelSpec": "kvplan.models.spec",
-    "load_model": "kvplan.models.load",
-    "GpuSpec": "kvplan.gpu",
-    "get_gpu": "kvplan.gpu",
+    "Demand": "kvplan.memory.demand",
     "EngineArgs": "kvplan.engines.flags",
-    "estimate": "kvplan.memory.plan",
+    "GpuSpec": "kvplan.gpu",
+    "KvplanError": "kvplan.errors",
+    "ModelSpec": "kvplan.models.spec",
     "Plan": "kvplan.memory.plan",
-    "Scenario": "kvplan.scenario.schema",
-    "load_scenario": "kvplan.scenario.schema",
+    "Profile": "kvplan.profiles.profile",
     "Result": "kvplan.simulation.result",
+    "Scenario": "kvplan.scenario.schema",
+    "compare": "kvplan.search.comparison",
+    "estimate": "kvplan.memory.plan",
+    "get_gpu": "kvplan.gpu",
+    "load_model": "kvplan.models.load",
+    "load_profile": "kvplan.profiles.profile",
+    "load_scenario": "kvplan.scenario.schema",
+    "recommend": "kvplan.search.recommendation",
+    "reconcile": "kvplan.observed.reconciliation",
+    "simulate": "kvplan.simulation.run",
     "sweep": "kvplan.search.sweeping",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]
+
+_MOVED = {
+    "kvplan.accounting": "kvplan.formulas.accounting",
+    "kvplan.capacity_mix": "kvplan.formulas.varying",
+    "kvplan.charts_runs": "kvplan.charts.runs",
+    "kvplan.compare": "the function kvplan.compare; its module is kvplan.search.comparison",
+    "kvplan.compare_run": "kvplan.observed.run",
+    "kvplan.engine": "kvplan.schedulers.vllm; its command is `python -m kvplan.conformance`",
+    "kvplan.engine_args": "kvplan.engines.flags",
+    "kvplan.engine_sglang": "kvplan.schedulers.sglang; its command is `python -m kvplan.conformance --engine sglang`",
+    "kvplan.layout": "kvplan.memory.layout",
+    "kvplan.metrics": "kvplan.simulation.metrics",
+    "kvplan.model": "kvplan.models",
+    "kvplan.plan": "kvplan.memory.plan",
+    "kvplan.planning": "kvplan.memory",
+    "kvplan.profile": "kvplan.profiles.profile",
+    "kvplan.quality": "kvplan.formulas.quality",
+    "kvplan.recommend": "the function kvplan.recommend; its module is kvplan.search.recommendation",
+    "kvplan.reconcile": "the function kvplan.reconcile; its module is kvplan.observed.reconciliation",
+    "kvplan.records": "kvplan.simulation.records",
+    "kvplan.result": "kvplan.simulation.result",
+    "kvplan.simulate": "the function kvplan.simulate; its room is kvplan.simulation",
+    "kvplan.trace": "kvplan.simulation.trace",
+    "kvplan.weights": "kvplan.models.weights",
+}
+"""Modules that notebooks and scripts imported in 0.1, and what to import now."""
+
+
+class _Moved:
+    """Asked last of all finders, for modules that nobody found: says where a moved one is now."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name in _MOVED:
+            raise ModuleNotFoundError(f"{name} is now {_MOVED[name]}", name=name)
+        return None
+
+
+if _Moved not in sys.meta_path:
+    sys.meta_path.append(_Moved)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,95 @@
+"""The public surface: what `kvplan` offers by name, and that nothing shadows it."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+
+import kvplan
+
+VERBS = ("compare", "estimate", "recommend", "reconcile", "simulate", "sweep")
+NAMES = (
+    *("Demand", "EngineArgs", "GpuSpec", "KvplanError", "ModelSpec", "Plan", "Profile", "Result", "Scenario"),
+    *VERBS,
+    *("get_gpu", "load_model", "load_profile", "load_scenario"),
+)
+OPTIONAL = {
+    "torch",
+    "triton",
+    "transformers",
+    "streamlit",
+    "altair",
+    "pandas",
+    "joblib",
+    "pyarrow",
+    "ray",
+    "pynvml",
+}
+
+
+def modules() -> list[str]:
+    """Every module of the package but the ones that run on import."""
+    found = pkgutil.walk_packages(kvplan.__path__, "kvplan.")
+    return [m.name for m in found if not m.name.endswith("__main__")]
+
+
+def test_all_names_are_listed() -> None:
+    """`__all__` is the whole surface, and each name loads."""
+    assert set(kvplan.__all__) == {"__version__", *NAMES} == set(dir(kvplan))
+    for name in NAMES:
+        assert getattr(kvplan, name).__name__ == name
+
+
+def test_verbs_stay_functions_after_every_submodule_was_imported() -> None:
+    """Importing a submodule binds it in its package; none may take a verb's place."""
+    code = f"""
+import importlib, kvplan
+for name in {modules()!r}:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in {OPTIONAL!r}:
+            raise
+for verb in {VERBS!r}:
+    value = getattr(kvplan, verb)
+    assert callable(value) and type(value).__name__ == "function", verb
+plan = kvplan.estimate("Qwen/Qwen3-8B", "h100")
+assert plan.num_traces > 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_no_module_bears_the_name_of_a_verb() -> None:
+    """Neither a room nor a file of one."""
+    assert not [name for name in modules() if name.rpartition(".")[2] in VERBS]
+
+
+def test_capacity_keeps_its_public_name() -> None:
+    """`kvplan.capacity` offers every closed form."""
+    import kvplan.capacity
+    from kvplan.formulas import capacity
+
+    assert kvplan.capacity.__all__ == capacity.__all__
+    assert all(getattr(kvplan.capacity, name) is getattr(capacity, name) for name in capacity.__all__)
+
+
+@pytest.mark.parametrize("old", sorted(kvplan._MOVED))
+def test_moved_modules_say_where_they_are_now(old: str) -> None:
+    """One line with the new place, which exists."""
+    with pytest.raises(ModuleNotFoundError, match=f"{old} is now ") as error:
+        importlib.import_module(old)
+    new = str(error.value).partition(" is now ")[2].rpartition(" is ")[2].split(";")[0]
+    if "python -m" not in new:
+        assert importlib.util.find_spec(new.removeprefix("the function ")), new
+
+
+def test_a_typo_is_not_a_moved_module() -> None:
+    """Only moved modules get a hint."""
+    with pytest.raises(ModuleNotFoundError, match=r"No module named .kvplan\.plam."):
+        importlib.import_module("kvplan.plam")
