@@ -1,0 +1,93 @@
+"""Writing files so that nothing is lost: one finds the old file or the whole new one, whenever the plug is pulled."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from kvplan.errors import KvplanError
+
+
+@contextmanager
+def written_whole(path: Path | str, newline: str | None = None) -> Iterator[IO[str]]:
+    """Open a text file that takes the place of `path` when the block ends, and leaves it alone if the block fails.
+
+    A temporary file beside it is flushed to the disk and renamed. A link keeps pointing where it did, permissions
+    stay, and what is no regular file (a pipe, /dev/stdout) is written straight. Raises OSError naming `path`.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        with target.open("w", encoding="utf-8", newline=newline) as stream:
+            yield stream
+        return
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:80]}.", dir=target.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline=newline) as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), _mode(target))
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, name):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+    _sync_folder(target.parent)
+
+
+def write_whole(path: Path | str, text: str) -> None:
+    """Write a text file, or leave the old one."""
+    with written_whole(path) as file:
+        file.write(text)
+
+
+def refuse_same_file(reads: Iterable[Path | str | None], writes: dict[str, Path | str | None]) -> None:
+    """Refuse to write, under the flags named in `writes`, over an input or over another output.
+
+    Raises KvplanError. Links and different spellings of one path count as the same file; pipes may be shared.
+    """
+    taken = {_identity(path): f"is read as {path}" for path in reads if path is not None}
+    for flag, path in writes.items():
+        if path is None:
+            continue
+        if _identity(path) in taken:
+            raise KvplanError(f"{flag} {path}: that file {taken[_identity(path)]}; name another")
+        if not _is_stream(path):
+            taken[_identity(path)] = f"is written by {flag}"
+
+
+def _identity(path: Path | str) -> str:
+    return os.path.realpath(path)
+
+
+def _is_stream(path: Path | str) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
+def _mode(path: Path) -> int:
+    """Permissions of the file that is replaced; of a new one what the umask leaves."""
+    if path.exists():
+        return stat.S_IMODE(path.stat().st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself last; some file systems cannot, and then it lasts as long as they say."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    with suppress(OSError):
+        os.fsync(handle)
+    os.close(handle)

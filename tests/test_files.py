@@ -1,0 +1,112 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from kvplan.errors import KvplanError
+from kvplan.files import refuse_same_file, write_whole, written_whole
+
+WRITER = """
+import sys
+from kvplan.files import write_whole
+n = 0
+while True:
+    n += 1
+    write_whole(sys.argv[1], f"{n}\\n" * 200_000)
+"""
+
+
+def test_a_killed_writer_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
+    """Killed at random moments, every line of the file comes from one write."""
+    path, luck = tmp_path / "out.txt", random.Random(0)
+    for _ in range(8):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], cwd=ROOT)
+        while not path.exists():
+            time.sleep(0.01)
+        time.sleep(luck.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        lines = path.read_text().splitlines()
+        assert len(lines) == 200_000
+        assert len(set(lines)) == 1
+        path.unlink()
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace", "fchmod"])
+def test_a_full_disk_leaves_the_old_file(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No half file, no temporary file, and the error names the asked path."""
+    path = tmp_path / "out.txt"
+    write_whole(path, "old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, failing, full)
+    with pytest.raises(OSError, match="No space left") as error:
+        write_whole(path, "new")
+    assert error.value.filename == str(path)
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failing_block_leaves_the_old_file(tmp_path: Path) -> None:
+    """An error while the text is made is not a reason to lose what was there."""
+    path = tmp_path / "out.txt"
+    write_whole(path, "old")
+
+    def half() -> None:
+        with written_whole(path) as file:
+            file.write("half")
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_links_permissions_and_pipes_stay_what_they_were(tmp_path: Path) -> None:
+    """A link keeps its target, a file its mode; a stream is written straight."""
+    path, link = tmp_path / "out.txt", tmp_path / "link.txt"
+    write_whole(path, "old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    write_whole(link, "new")
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o640
+    write_whole("/dev/null", "nothing")
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    """As open() does."""
+    with pytest.raises(FileNotFoundError) as error:
+        write_whole(tmp_path / "no" / "out.txt", "x")
+    assert error.value.filename == str(tmp_path / "no" / "out.txt")
+
+
+def test_outputs_never_fall_on_inputs_or_on_each_other(tmp_path: Path) -> None:
+    """Also through a link or another spelling of the path; a shared pipe is fine."""
+    path, link = tmp_path / "m.jsonl", tmp_path / "link"
+    path.write_text("x")
+    link.symlink_to(path)
+    for spelled in (path, link, tmp_path / "." / "m.jsonl"):
+        with pytest.raises(KvplanError, match="that file is read as"):
+            refuse_same_file([path], {"-o": spelled})
+    with pytest.raises(KvplanError, match="is written by --records"):
+        refuse_same_file([], {"--records": tmp_path / "x", "--trace": tmp_path / "x"})
+    refuse_same_file([path, None], {"--records": "/dev/null", "--trace": "/dev/null", "--plot": None})
