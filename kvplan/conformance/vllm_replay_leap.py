@@ -17,7 +17,8 @@ from kvplan.conformance.vllm_scenario import Scenario
 from kvplan.conformance.vllm_stuck import Stuck
 from kvplan.errors import KvplanError
 from kvplan.schedulers.leap.scheduler import LeapScheduler, why_not
-from kvplan.schedulers.leap.state import Leap, Sequence, Stage
+from kvplan.schedulers.leap.state import Sequence, Stage
+from kvplan.schedulers.protocol import Leap
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.output import SchedulerOutput
 
@@ -137,14 +138,14 @@ class LeapReplay(Replay):
         decodes = [r for r in running if self.engine.sequences[r.request_id].stage is Stage.DECODE]
         context = sum(before[r] + 1 for r in decodes)
         assert (len(decodes), context) == (leap.num_decodes, leap.decode_context)
-        landing = self.engine.commit_leap(num_steps)
+        outputs = self.engine.commit_leap(num_steps)
         for i in range(num_steps):
             self._spelled.append(
                 StepRecord(0, sched=[(r.request_id, 1, before[r] + i, "decode") for r in decodes])
             )
         ends: list[list[Request]] = [[] for _ in range(num_steps)]
-        ends[0] = landing.early.finished
-        ends[-1] = [*ends[-1], *landing.late.finished]
+        ends[0] = outputs.first.finished
+        ends[-1] = [*ends[-1], *outputs.last.finished]
         self._known_ends.extend(ends)
 
     def _apply(self, record: StepRecord) -> None:

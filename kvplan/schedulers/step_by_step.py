@@ -1,4 +1,4 @@
-"""The step-by-step scheduler behind the leaping one's face, so that one loop drives both.
+"""vLLM's scheduler behind the protocol that the leap has too, so that one loop drives both.
 
 Tells decodes from prompt chunks as the leap does: a request decodes once all tokens it had when it was admitted
 are computed. Knows no clock.
@@ -7,50 +7,18 @@ are computed. Knows no clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
 
-from kvplan.schedulers.leap.state import Chunk, Landing, Leap, Outputs, Step
+from kvplan.schedulers.protocol import AcceptDrafts, Chunk, Leap, LeapOutputs, Outputs, Step
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.output import SchedulerOutput
 
 
-class Engine(Protocol):
-    """The face that the leaping and the step-by-step scheduler share."""
-
-    def add_request(self, request: Request) -> None: ...  # noqa: D102
-    def abort(self, request_id: str) -> bool: ...  # noqa: D102
-    def has_requests(self) -> bool: ...  # noqa: D102
-    def schedule(self) -> Step: ...  # noqa: D102
-    def update_from_output(self) -> Outputs: ...  # noqa: D102
-    def plan_leap(self) -> Leap | None: ...  # noqa: D102
-    def commit_leap(self, num_steps: int) -> Landing: ...  # noqa: D102
-    @property
-    def num_running(self) -> int: ...  # noqa: D102
-    @property
-    def num_waiting(self) -> int: ...  # noqa: D102
-    @property
-    def is_short(self) -> bool: ...  # noqa: D102
-    @property
-    def num_free_blocks(self) -> int: ...  # noqa: D102
-    def free_blocks_in(self, num_steps: int) -> int: ...  # noqa: D102
-    @property
-    def num_cached_free_blocks(self) -> int: ...  # noqa: D102
-    @property
-    def num_taken_blocks(self) -> int: ...  # noqa: D102
-    def head(self) -> Request: ...  # noqa: D102
-
-
-Accept = Callable[[Request, int], int]
-"""(request, drafts scheduled) -> drafts accepted."""
-
-
 class StepByStep:
     """`Scheduler`, walking every step; the same methods and outcomes as `LeapScheduler`, and never a leap."""
 
-    def __init__(self, config: EngineConfig, accept: Accept | None = None) -> None:
+    def __init__(self, config: EngineConfig, accept: AcceptDrafts | None = None) -> None:
         self.config = config
         self.scheduler = make_scheduler(config)
         self._accept = accept
@@ -75,7 +43,7 @@ class StepByStep:
         """Never leap."""
         return None
 
-    def commit_leap(self, num_steps: int) -> Landing:
+    def commit_leap(self, num_steps: int) -> LeapOutputs:
         """There is no leap to take."""
         raise AssertionError(f"no leap was planned, {num_steps} steps asked for")
 

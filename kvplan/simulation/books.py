@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
 
+from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.request import RequestStatus
-from kvplan.schedulers.step_by_step import Engine
 from kvplan.simulation.glide import Flight, Glide, series
 from kvplan.simulation.live import LENGTH, REJECTED, STOP, Live
 from kvplan.simulation.metrics import TokenMeter
@@ -64,7 +64,7 @@ class Books:
     """One engine, its step times, and what is written down about it."""
 
     id: int
-    engine: Engine
+    engine: SchedulerInterface
     step_time: StepTime
     num_blocks: int
     """Usable blocks."""

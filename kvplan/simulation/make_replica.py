@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvplan.schedulers.leap.scheduler import LeapScheduler, why_not
+from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.sglang.stepper import SGLangEngine
-from kvplan.schedulers.step_by_step import Engine, StepByStep
+from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.deploy import Setup, sglang_config
 from kvplan.simulation.replica import Replica
 from kvplan.simulation.router import Router
@@ -60,7 +61,7 @@ def make_replica(run: Run, setup: Setup, name: str, decodes_only: bool) -> Repli
         config = config.model_copy(
             update={"max_num_batched_tokens": max(room, config.max_num_batched_tokens)}
         )
-    engine: Engine
+    engine: SchedulerInterface
     reason = "asked for" if run.step_by_step else "" if setup.sglang is not None else why_not(config)
     if setup.sglang is not None:
         engine = SGLangEngine(sglang_config(config, setup.sglang), may_leap=not reason)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvplan.schedulers.leap.state import NOTHING, Leap
+from kvplan.schedulers.protocol import NOTHING, Leap
 from kvplan.simulation.books import Books
 from kvplan.simulation.glide import NEVER_COMES, Flight, Glide
 from kvplan.simulation.live import REJECTED, TIMEOUT, Live

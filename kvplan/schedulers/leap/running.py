@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvplan.schedulers.leap.state import DECODE, LEFT_OVER, PREFILL, Chunk, Draft, Sequence
+from kvplan.schedulers.leap.state import DECODE, LEFT_OVER, PREFILL, Draft, Sequence
+from kvplan.schedulers.protocol import Chunk
 
 if TYPE_CHECKING:
     from kvplan.schedulers.leap.scheduler import LeapScheduler

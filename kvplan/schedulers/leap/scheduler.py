@@ -24,22 +24,24 @@ from kvplan.schedulers.leap.state import (
     LEFT_OVER,
     NEVER,
     NO_NEWS,
-    NOTHING,
     PREFILL,
     WAITING,
     Draft,
     InFlight,
-    Landing,
-    Leap,
-    Outputs,
     Sequence,
+)
+from kvplan.schedulers.leap.waiting import NO_PLACE, BlockedHead, schedule_waiting, try_head
+from kvplan.schedulers.protocol import (
+    NOTHING,
+    Leap,
+    LeapOutputs,
+    Outputs,
     Step,
-    new_landing,
     new_leap,
+    new_leap_outputs,
     new_outputs,
     new_step,
 )
-from kvplan.schedulers.leap.waiting import NO_PLACE, BlockedHead, schedule_waiting, try_head
 from kvplan.schedulers.request import Request, RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.request_queue import QUEUES
@@ -225,7 +227,7 @@ class LeapScheduler:
         found = try_head(self, budget, chunk)
         return found if isinstance(found, BlockedHead) else None
 
-    def commit_leap(self, num_steps: int) -> Landing:
+    def commit_leap(self, num_steps: int) -> LeapOutputs:
         """Take `num_steps` steps of the leap just planned, at least one; all of them or cut short."""
         batch = self.batch
         self.pool.take(batch.demand(num_steps))
@@ -243,8 +245,8 @@ class LeapScheduler:
         else:
             ended = batch.pop_ended()
         if not ended:
-            return new_landing((early, NOTHING))
-        return new_landing((early, new_outputs(([], list(map(self._finish, ended))))))
+            return new_leap_outputs((early, NOTHING))
+        return new_leap_outputs((early, new_outputs(([], list(map(self._finish, ended))))))
 
     # --- one step ---------------------------------------------------------------------------
 

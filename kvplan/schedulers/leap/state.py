@@ -1,12 +1,11 @@
-"""What the leap keeps of a sequence, and what it tells its driver: steps, leaps and their outcomes."""
+"""What the leap keeps of a sequence, and of a step while it is decided."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import IntEnum
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from kvplan.schedulers.protocol import Chunk
 from kvplan.schedulers.request import Request
 
 if TYPE_CHECKING:
@@ -93,74 +92,6 @@ class Sequence:
 
     def __lt__(self, other: Sequence) -> bool:
         return self.key < other.key
-
-
-class Chunk(NamedTuple):
-    """Part of a prompt computed in one step, or of what a preempted request recomputes."""
-
-    request: Request
-    num_tokens: int
-    num_computed_tokens: int
-    """Tokens before the chunk."""
-
-
-class Step(NamedTuple):
-    """One step's decisions; decodes are told by number and summed context."""
-
-    num_decodes: int
-    decode_context: int
-    """Sum over the decodes of the tokens attended to, the step's own token included."""
-    chunks: list[Chunk]
-    admitted: list[tuple[Request, int]]
-    """Requests admitted in this step and their prefix-cache hit tokens; their first chunks are in `chunks`."""
-    preempted: list[Request]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens scheduled."""
-        return self.num_decodes + sum(chunk.num_tokens for chunk in self.chunks)
-
-
-class Outputs(NamedTuple):
-    """What became known when a step's tokens were read."""
-
-    first_tokens: list[Request]
-    """Requests whose prefill gave a token: the first one, or after a preemption the next one."""
-    finished: list[Request]
-
-
-NOTHING = Outputs([], [])
-"""Shared; nobody may append to it."""
-
-
-class Leap(NamedTuple):
-    """Up to `max_steps` steps that are "+1 for everyone": the same sequences decode, nothing else happens.
-
-    Step i (from 0) attends to `decode_context + i * num_decodes` tokens.
-    """
-
-    max_steps: int
-    num_decodes: int
-    decode_context: int
-    ends_on_arrival: bool
-    """Whether a new request would be looked at, so that the leap must be cut when one comes."""
-
-
-class Landing(NamedTuple):
-    """What became known in a leap: at its first read, of the step that was in flight (asynchronous only; an end then
-    makes it a leap of one step), and at its last."""
-
-    early: Outputs
-    late: Outputs
-
-
-new_chunk: Callable[[tuple[Request, int, int]], Chunk] = partial(tuple.__new__, Chunk)
-"""Takes the fields as one tuple, like those below: a third of a call of the class, of which a leap has several."""
-new_step: Callable[[tuple[int, int, list[Chunk], list[tuple[Request, int]], list[Request]]], Step]
-new_step = partial(tuple.__new__, Step)
-new_outputs: Callable[[tuple[list[Request], list[Request]]], Outputs] = partial(tuple.__new__, Outputs)
-new_leap: Callable[[tuple[int, int, int, bool]], Leap] = partial(tuple.__new__, Leap)
-new_landing: Callable[[tuple[Outputs, Outputs]], Landing] = partial(tuple.__new__, Landing)
 
 
 InFlight = tuple[list[Sequence], list[Sequence]]

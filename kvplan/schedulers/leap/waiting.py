@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvplan.schedulers.leap.extents import Hits
-from kvplan.schedulers.leap.state import DECODE, NEVER, PREFILL, Draft, Sequence, new_chunk
+from kvplan.schedulers.leap.state import DECODE, NEVER, PREFILL, Draft, Sequence
+from kvplan.schedulers.protocol import new_chunk
 from kvplan.schedulers.request import RequestStatus
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""The scheduler behind the face that the simulator drives: steps, leaps and what they give. Knows no clock."""
+"""SGLang's scheduler behind the protocol that the simulator drives. Knows no clock."""
 
 from __future__ import annotations
 
-from kvplan.schedulers.leap.state import NOTHING, Chunk, Landing, Leap, Outputs, Step
+from kvplan.schedulers.protocol import NOTHING, Chunk, Leap, LeapOutputs, Outputs, Step
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.sglang import leap
 from kvplan.schedulers.sglang.config import SGLangConfig
@@ -15,7 +15,7 @@ Launched = tuple[ScheduleBatch | None]
 
 
 class SGLangEngine:
-    """SGLang's scheduler with the methods of `kvplan.schedulers.step_by_step.Engine`; a block is a page."""
+    """SGLang's scheduler with the methods of `SchedulerInterface`; a block is a page."""
 
     def __init__(self, config: SGLangConfig, may_leap: bool = True) -> None:
         self.config = config
@@ -94,10 +94,10 @@ class SGLangEngine:
         ends_on_arrival = notes_arrivals or not leap.admission_is_shut(scheduler)
         return Leap(num_passes, len(reqs), context, ends_on_arrival)
 
-    def commit_leap(self, num_steps: int) -> Landing:
+    def commit_leap(self, num_steps: int) -> LeapOutputs:
         """Take so many passes; nobody begins or ends in them."""
         leap.take_passes(self.scheduler, self.scheduler.running_batch.reqs, num_steps)
-        return Landing(NOTHING, NOTHING)
+        return LeapOutputs(NOTHING, NOTHING)
 
     def free_blocks_in(self, num_steps: int) -> int:
         """Pages that will be free after so many passes of the leap under way."""
