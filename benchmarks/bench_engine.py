@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from time import process_time
 
-from kvplan.schedulers.vllm import EngineConfig, Request, Segment, make_scheduler
+from kvplan.content import Segment
+from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
 
 
 def steps_per_cpu_s(batch: int, steps: int, **flags: object) -> float:

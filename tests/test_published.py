@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 
+from kvplan.content import Segment
 from kvplan.engines.flags import EngineArgs
 from kvplan.formulas import accounting
 from kvplan.formulas.quality import flops_matched_multiplier
@@ -21,7 +22,6 @@ from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.run import simulate
 from kvplan.simulation.solve import Solution, solve
 from kvplan.units import TICKS_PER_S
-from kvplan.workload.strategies import Segment
 from kvplan.workload.strategies.footprint import Held, footprint
 
 

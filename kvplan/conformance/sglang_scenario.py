@@ -14,7 +14,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from kvplan.config import Config
 from kvplan.conformance.vllm_scenario import ScenarioRequest, check_requests, name_prompts, read_scenario
-from kvplan.schedulers.request import Request, Segment
+from kvplan.content import Content, length_of
+from kvplan.schedulers.request import Request
 from kvplan.schedulers.sglang.config import SGLangConfig
 
 
@@ -99,7 +100,7 @@ class SGLangScenario(Config):
         )
 
     @cached_property
-    def prompts(self) -> dict[str, tuple[Segment, ...]]:
+    def prompts(self) -> dict[str, Content]:
         """Request id -> what its prompt says."""
         return name_prompts(self.requests)
 
@@ -109,7 +110,7 @@ class SGLangScenario(Config):
         ends_by_stop = request.stop == "eos"
         max_tokens = request.output_len
         if ends_by_stop:
-            max_tokens = request.max_tokens or max(1, self.max_model_len - sum(s.length for s in prompt))
+            max_tokens = request.max_tokens or max(1, self.max_model_len - length_of(prompt))
         stop_at = request.output_len if ends_by_stop else None
         return Request(request.id, prompt, max_tokens, request.priority, arrival, stop_at)
 

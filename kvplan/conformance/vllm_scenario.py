@@ -16,8 +16,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from kvplan.config import Config
+from kvplan.content import Content, Segment, length_of, merge_segments, output_of
 from kvplan.errors import KvplanError
-from kvplan.schedulers.request import Request, Segment, cdiv, merge_segments, output_of
+from kvplan.schedulers.request import Request, cdiv
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 
 S = TypeVar("S", bound=Config)
@@ -92,9 +93,9 @@ class ScenarioRequest(Config):
         return (self.abort_after,) if isinstance(self.abort_after, str) else self.abort_after
 
 
-def name_prompts(requests: Sequence[ScenarioRequest]) -> dict[str, tuple[Segment, ...]]:
+def name_prompts(requests: Sequence[ScenarioRequest]) -> dict[str, Content]:
     """Request id -> what its prompt says, as runs of named tokens."""
-    prompts: dict[str, tuple[Segment, ...]] = {}
+    prompts: dict[str, Content] = {}
     for request in requests:
         pieces: list[Segment] = []
         prompt: Sequence[int | PromptSegment] = request.prompt
@@ -215,7 +216,7 @@ class Scenario(EngineConfig):
         return self
 
     @cached_property
-    def prompts(self) -> dict[str, tuple[Segment, ...]]:
+    def prompts(self) -> dict[str, Content]:
         """Request id -> what its prompt says."""
         return name_prompts(self.requests)
 
@@ -223,7 +224,7 @@ class Scenario(EngineConfig):
         """Return what the scheduler is told of a request's length."""
         if request.stop == "length":
             return request.output_len
-        prompt = sum(segment.length for segment in self.prompts[request.id])
+        prompt = length_of(self.prompts[request.id])
         return request.max_tokens or self.max_model_len - prompt
 
     def make_request(self, request: ScenarioRequest, arrival: int) -> Request:
@@ -245,7 +246,7 @@ class Scenario(EngineConfig):
         return self
 
     def _check_lengths(self, request: ScenarioRequest) -> None:
-        prompt = sum(segment.length for segment in self.prompts[request.id])
+        prompt = length_of(self.prompts[request.id])
         if prompt == 0:
             raise ValueError(f"request {request.id} has an empty prompt")
         if request.stop == "length" and request.max_tokens not in (None, request.output_len):

@@ -1,19 +1,18 @@
 """A request as the scheduler sees it: lengths, counters and the identity of its tokens, never the tokens.
 
-A token is `(name, index)`: the index-th token of a named stream. A prompt is a tuple of `Segment`s of such
-streams, and what a request generates is the stream `output_of(request_id)`, so a follow-up prompt can name an
-answer before it exists. Two blocks hold the same tokens exactly when their segments, after merging, are
-equal; that is all that prefix caching needs.
+Two blocks hold the same tokens exactly when their contents (`kvplan.content`) are equal; that is all that prefix
+caching needs.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from kvplan.content import Content, Segment, merge_segments, output_of
 
 
 def cdiv(a: int, b: int) -> int:
@@ -21,40 +20,8 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-class Segment(NamedTuple):
-    """Tokens `start .. start + length - 1` of the stream `name`."""
-
-    name: str
-    length: int
-    start: int = 0
-
-    @property
-    def end(self) -> int:
-        """The index after the segment's last token."""
-        return self.start + self.length
-
-
-def output_of(request_id: str) -> str:
-    """Name the stream of tokens that a request generates."""
-    return f"out:{request_id}"
-
-
-def merge_segments(segments: Iterable[Segment]) -> tuple[Segment, ...]:
-    """Join neighbours that continue each other, drop empty ones: one spelling for one content.
-
-    >>> merge_segments([Segment("a", 4), Segment("a", 2, start=4), Segment("b", 0)])
-    (Segment(name='a', length=6, start=0),)
-    """
-    merged: list[Segment] = []
-    for segment in segments:
-        if not segment.length:
-            continue
-        if merged and merged[-1].name == segment.name and merged[-1].end == segment.start:
-            merged[-1] = merged[-1]._replace(length=merged[-1].length + segment.length)
-        else:
-            merged.append(segment)
-    return tuple(merged)
-
+NEVER = 1 << 60
+"""A step that does not come, a position that no request reaches."""
 
 OutputKv = Literal["keep", "drop_after_turn", "never_cache"]
 
@@ -75,7 +42,7 @@ class Request:
     """One sequence: what was asked for, and how far the engine got (vLLM `v1/request.py: Request`)."""
 
     request_id: str
-    prompt: tuple[Segment, ...]
+    prompt: Content
     max_tokens: int
     """Output tokens after which the scheduler ends the request; it plans with this number."""
     priority: int = 0
@@ -135,7 +102,7 @@ class Request:
         segment, left = self.prompt[i], self._ends[i] - position
         return segment.name, segment.end - left, left
 
-    def content(self, start: int, end: int) -> tuple[Segment, ...]:
+    def content(self, start: int, end: int) -> Content:
         """Say which tokens stand at positions `start .. end - 1`, prompt and output, merged."""
         pieces = []
         prompt_end = self.num_prompt_tokens
@@ -171,7 +138,7 @@ class BlockHasher:
 
     def __init__(self, hash_block_size: int) -> None:
         self.hash_block_size = hash_block_size
-        self._names: dict[tuple[BlockHash, tuple[Segment, ...]], BlockHash] = {}
+        self._names: dict[tuple[BlockHash, Content], BlockHash] = {}
         self._chains: dict[str, list[BlockHash]] = {}
 
     def block_hashes(self, request: Request, num_tokens: int) -> list[BlockHash]:
@@ -187,6 +154,6 @@ class BlockHasher:
         """Drop a finished request's chain; the names stay, since its blocks may stay cached."""
         self._chains.pop(request_id, None)
 
-    def name(self, parent: BlockHash, content: tuple[Segment, ...]) -> BlockHash:
+    def name(self, parent: BlockHash, content: Content) -> BlockHash:
         """Name the prefix that continues `parent` with this content."""
         return self._names.setdefault((parent, content), len(self._names) + 1)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvplan.schedulers.request import Request, Segment
+from kvplan.content import Content
+from kvplan.schedulers.request import Request
 from kvplan.simulation.records import FINISH_REASONS, NEVER
 
 STOP, LENGTH, TIMEOUT, REJECTED, REFUSED, UNFINISHED, PRUNED = range(len(FINISH_REASONS))
@@ -47,7 +48,7 @@ class Live(Request):
     def __init__(
         self,
         row: int,
-        prompt: tuple[Segment, ...],
+        prompt: Content,
         max_tokens: int,
         output_tokens: int,
         thinking_tokens: int = 0,

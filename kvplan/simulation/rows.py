@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kvplan.schedulers.request import Segment
+from kvplan.content import Content, Segment, prompt_of
 from kvplan.simulation.live import Live
 from kvplan.workload.load import Load, settle_lengths
 
@@ -41,9 +41,9 @@ class Rows:
             chunk = self._fill(index)
         told, output, thinking, class_id, prompt, group = chunk[offset]
         if self._plain and group < 0:
-            segments: tuple[Segment, ...] = (Segment(f"p{row}", prompt),)
+            segments: Content = (Segment(prompt_of(row), prompt),)
         else:
-            segments = tuple(Segment(*piece) for piece in self.load.prompt(row))
+            segments = self.load.prompt(row)
         live = Live(row, segments, told, output, thinking, class_id, self._priority[class_id])
         if self.load.previous_turn is not None:
             live.session = int(self._first[row])

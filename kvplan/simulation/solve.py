@@ -19,7 +19,7 @@ import numpy as np
 from kvplan.errors import KvplanError
 from kvplan.limits import Limit
 from kvplan.scenario.schema import Scenario
-from kvplan.schedulers.request import OutputKv, Segment
+from kvplan.schedulers.request import OutputKv
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.live import LENGTH, PRUNED, STOP, TIMEOUT, Live
 from kvplan.simulation.records import NEVER, Records
@@ -236,7 +236,6 @@ class Solve(Run):
     def _submit(self, attempt: Attempt, launch: Launch) -> None:
         """Turn a branch into a request and queue it."""
         branch, fleet = launch.branch, self.fleets[launch.branch.model]
-        prompt = tuple(Segment(*piece) for piece in launch.prompt)
         room = fleet.setup.config.max_model_len - launch.prompt_tokens
         if room < 1:
             self.note("branches whose prompt fills max_model_len got no token")
@@ -246,7 +245,7 @@ class Solve(Run):
             self.note("traces were cut at max_model_len")
             attempt.session.cut(branch.id, room)
         told = min(branch.max_tokens, room)
-        live = Live(launch.request_id, prompt, told, launch.tokens, launch.thinking_tokens)
+        live = Live(launch.request_id, launch.prompt, told, launch.tokens, launch.thinking_tokens)
         live.output_kv = self.output_kv
         live.session, live.turn, live.arrival = attempt.task.problem.id, branch.id, self.env.now
         self.effort.needed_prompt_tokens += branch.extra_prompt

@@ -1,7 +1,7 @@
 """Draw a workload: columns of numbers, one row per request, everything that is known before the first step.
 
 A follow-up turn is a row too; it starts when the turn before it is answered and its pause is over. Content is
-named, not spelled: a prompt is a tuple of (name, length, start) pieces, and equal pieces are equal tokens.
+named, not spelled (`kvplan.content`): equal segments are equal tokens.
 Knows no clock and no engine.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kvplan.content import Content, Segment, output_of, prompt_of
 from kvplan.errors import KvplanError
 from kvplan.workload.arrivals import ClosedLoop, Replay, arrival_times
 from kvplan.workload.classes import MAX_REQUESTS, RequestClass, Turns, Workload
@@ -21,9 +22,6 @@ from kvplan.workload.traces import Trace, read_trace
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-Piece = tuple[str, int, int]
-"""(name, length, start): tokens `start .. start + length - 1` of the stream `name`."""
 
 
 @dataclass(slots=True)
@@ -67,7 +65,7 @@ class Load:
     def __len__(self) -> int:
         return len(self.class_id)
 
-    def prompt(self, i: int) -> tuple[Piece, ...]:
+    def prompt(self, i: int) -> Content:
         """What request `i` asks: shared parts first, its own tokens last."""
         if self.block_ids is not None and self.block_ids[i]:
             return self._trace_prompt(i)
@@ -75,17 +73,17 @@ class Load:
             return self._conversation(i)
         group, length = int(self.prefix_group[i]), int(self.prompt_tokens[i])
         if group < 0:
-            return ((f"p{i}", length, 0),)
+            return (Segment(prompt_of(i), length),)
         shared = min(self.classes[self.class_id[i]].shared_prefix_tokens, length)
-        prefix: Piece = (f"shared{self.class_id[i]}.{group}", shared, 0)
-        return (prefix, (f"p{i}", length - shared, 0)) if length > shared else (prefix,)
+        prefix = Segment(f"shared{self.class_id[i]}.{group}", shared)
+        return (prefix, Segment(prompt_of(i), length - shared)) if length > shared else (prefix,)
 
-    def _trace_prompt(self, i: int) -> tuple[Piece, ...]:
+    def _trace_prompt(self, i: int) -> Content:
         assert self.block_ids is not None
         size, left = self.block_tokens, int(self.prompt_tokens[i])
-        return tuple((f"b{b}", min(size, left - k * size), 0) for k, b in enumerate(self.block_ids[i]))
+        return tuple(Segment(f"b{b}", min(size, left - k * size)) for k, b in enumerate(self.block_ids[i]))
 
-    def _conversation(self, i: int) -> tuple[Piece, ...]:
+    def _conversation(self, i: int) -> Content:
         """The turns before, what each answered, and the new message."""
         assert self.previous_turn is not None
         chain = [i]
@@ -98,13 +96,8 @@ class Load:
             skip = 0 if keep else int(self.thinking_tokens[before])
             said = int(self.output_tokens[before]) - skip
             own = int(self.prompt_tokens[turn] - self.prompt_tokens[before]) - said
-            pieces += ((output_name(before), said, skip), (f"p{turn}", own, 0))
-        return tuple(piece for piece in pieces if piece[1])
-
-
-def output_name(i: int) -> str:
-    """The name of the stream of tokens that request `i` generates."""
-    return f"out:{i}"
+            pieces += (Segment(output_of(before), said, skip), Segment(prompt_of(turn), own))
+        return tuple(piece for piece in pieces if piece.length)
 
 
 def draw_load(workload: Workload, folder: Path = Path()) -> Load:

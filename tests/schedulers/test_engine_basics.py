@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kvplan.schedulers.vllm import EngineConfig, Request, RequestStatus, Segment, make_scheduler
+from kvplan.content import Segment
+from kvplan.schedulers.vllm import EngineConfig, Request, RequestStatus, make_scheduler
 
 
 def run(config: EngineConfig, *requests: Request) -> list[dict[str, int]]:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from kvplan.conformance.vllm_replay import Replay
 from kvplan.conformance.vllm_scenario import Scenario
-from kvplan.schedulers.vllm import EngineConfig, Request, Segment, make_scheduler
+from kvplan.content import Segment
+from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
 from kvplan.schedulers.vllm.block_pool import BlockPool
 from kvplan.schedulers.vllm.scheduler import Scheduler
 

@@ -13,8 +13,9 @@ from kvplan.conformance.vllm_records import ReplayResult
 from kvplan.conformance.vllm_replay import Replay
 from kvplan.conformance.vllm_scenario import Scenario
 from kvplan.conformance.vllm_stuck import find_stuck
+from kvplan.content import Segment, output_of
 from kvplan.errors import DoesNotFit, KvplanError
-from kvplan.schedulers.vllm import EngineConfig, Request, Segment, make_scheduler, output_of
+from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
 from kvplan.schedulers.vllm.admission import ADMISSIONS, caveats
 from kvplan.schedulers.vllm.sharing import SHARINGS
 

@@ -13,13 +13,14 @@ from leap_scenarios import compare, random_scenario
 from kvplan.conformance.vllm_records import StepRecord
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.content import Segment
 from kvplan.schedulers.leap import running as leap_running
 from kvplan.schedulers.leap import scheduler as leap
 from kvplan.schedulers.leap import waiting as leap_waiting
 from kvplan.schedulers.leap.contents import Trunk
 from kvplan.schedulers.leap.extents import ExtentPool, Hit, Run
 from kvplan.schedulers.leap.state import Sequence
-from kvplan.schedulers.request import Request, Segment
+from kvplan.schedulers.request import Request
 
 Json = dict[str, Any]
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvplan.content import Segment
 from kvplan.errors import KvplanError
 from kvplan.formulas import quality
 from kvplan.workload.outcomes import ScoreModel, TraceSampler
 from kvplan.workload.quality_sets import Difficulty, QualitySet, Skill, skills
-from kvplan.workload.strategies import RIGHT, Branch, Launch, Outcome, Problem, Segment, Session
+from kvplan.workload.strategies import RIGHT, Branch, Launch, Outcome, Problem, Session
 from kvplan.workload.strategies.alone import Ledger, run_alone
 from kvplan.workload.strategies.catalog import STRATEGIES, make
 from kvplan.workload.strategies.footprint import Held, footprint

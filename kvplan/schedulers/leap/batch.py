@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
-from kvplan.schedulers.leap.state import DECODE, NEVER, Sequence
+from kvplan.schedulers.leap.state import DECODE, Sequence
+from kvplan.schedulers.request import NEVER
 
 
 class DecodeBatch:

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvplan.schedulers.request import Request, Segment, output_of
+from kvplan.content import Content, output_of
+from kvplan.schedulers.request import NEVER, Request
 
 if TYPE_CHECKING:
     from kvplan.schedulers.leap.extents import Piece
 
-FAR = 1 << 60
-"""A depth or position that no request reaches."""
-
-ContentKey = tuple[int, str, int] | tuple[int, tuple[Segment, ...]]
+ContentKey = tuple[int, str, int] | tuple[int, Content]
 """A depth and what the block there holds: where in one stream it begins, or its pieces of several."""
 
 
@@ -59,7 +57,7 @@ class ContentTrie:
             if child is None or child.owner is None or child.owner is request:
                 child = child or self._grow(node, key, request)
                 child.refs += 1
-                path.append((child, depth, FAR))
+                path.append((child, depth, NEVER))
                 return tuple(path)
             end = common_tokens(request, child.owner, (depth + 1) * size) // size
             path.append((child, depth, end))
@@ -110,5 +108,5 @@ def _stream_at(request: Request, position: int) -> tuple[str, int, int]:
     """Return stream and index of one token, and how many of the same stream follow, itself included."""
     prompt_end = request.num_prompt_tokens
     if position >= prompt_end:
-        return output_of(request.request_id), position - prompt_end, FAR
+        return output_of(request.request_id), position - prompt_end, NEVER
     return request.prompt_token(position)

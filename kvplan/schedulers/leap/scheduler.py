@@ -22,7 +22,6 @@ from kvplan.schedulers.leap.state import (
     DECODE,
     GONE,
     LEFT_OVER,
-    NEVER,
     NO_NEWS,
     PREFILL,
     WAITING,
@@ -42,7 +41,7 @@ from kvplan.schedulers.protocol import (
     new_outputs,
     new_step,
 )
-from kvplan.schedulers.request import Request, RequestStatus
+from kvplan.schedulers.request import NEVER, Request, RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.request_queue import QUEUES
 

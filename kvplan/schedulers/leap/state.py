@@ -6,15 +6,11 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from kvplan.schedulers.protocol import Chunk
-from kvplan.schedulers.request import Request
+from kvplan.schedulers.request import NEVER, Request
 
 if TYPE_CHECKING:
     from kvplan.schedulers.leap.contents import Path
     from kvplan.schedulers.leap.extents import Hit, Run
-
-
-NEVER = 1 << 60
-"""A step that does not come."""
 
 
 class Stage(IntEnum):

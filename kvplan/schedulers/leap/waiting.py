@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvplan.schedulers.leap.extents import Hits
-from kvplan.schedulers.leap.state import DECODE, NEVER, PREFILL, Draft, Sequence
+from kvplan.schedulers.leap.state import DECODE, PREFILL, Draft, Sequence
 from kvplan.schedulers.protocol import new_chunk
-from kvplan.schedulers.request import RequestStatus
+from kvplan.schedulers.request import NEVER, RequestStatus
 
 if TYPE_CHECKING:
     from kvplan.schedulers.leap.scheduler import LeapScheduler

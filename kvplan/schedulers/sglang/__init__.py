@@ -3,7 +3,8 @@
 Same requests and token names as `kvplan.schedulers.vllm`; what differs is the policy: prefill before decode, a
 new-token ratio instead of "admit what fits", retraction instead of preemption, prefixes shared to the token.
 
->>> from kvplan.schedulers.request import Request, Segment
+>>> from kvplan.content import Segment
+>>> from kvplan.schedulers.request import Request
 >>> from kvplan.schedulers.sglang import Scheduler, SGLangConfig
 >>> scheduler = Scheduler(SGLangConfig(max_total_tokens=1024, context_length=1024))
 >>> scheduler.add_request(Request("a", (Segment("question", 100),), max_tokens=3)).rid

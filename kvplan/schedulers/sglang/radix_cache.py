@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from heapq import heapify, heappop, heappush
 
-from kvplan.schedulers.request import Segment, merge_segments
+from kvplan.content import Content, Segment, length_of, merge_segments
 
-Key = tuple[Segment, ...]
 TokenId = Callable[[str, int], Hashable]
 """(stream, index) -> the token's value. Without it, tokens are equal if they have the same name."""
 
 
-def cut(key: Key, start: int, end: int) -> Key:
+def cut(key: Content, start: int, end: int) -> Content:
     """Take positions `start .. end - 1` of a run of tokens.
 
     >>> cut((Segment("a", 3), Segment("b", 3)), 2, 5)
@@ -33,12 +32,7 @@ def cut(key: Key, start: int, end: int) -> Key:
     return tuple(pieces)
 
 
-def length_of(key: Key) -> int:
-    """Count tokens."""
-    return sum(segment.length for segment in key)
-
-
-def shared_length(a: Key, b: Key, token_id: TokenId | None = None) -> int:
+def shared_length(a: Content, b: Content, token_id: TokenId | None = None) -> int:
     """Count the tokens that two runs have in common from their start (SGLang `RadixKey.match`).
 
     >>> shared_length((Segment("a", 3), Segment("b", 3)), (Segment("a", 3), Segment("b", 1), Segment("c", 1)))
@@ -73,7 +67,7 @@ class TreeNode:
 
     __slots__ = ("children", "hit_count", "id", "key", "last_access_time", "length", "lock_ref", "parent")
 
-    def __init__(self, node_id: int, key: Key, parent: TreeNode | None, now: int) -> None:
+    def __init__(self, node_id: int, key: Content, parent: TreeNode | None, now: int) -> None:
         self.id = node_id
         self.key = key
         self.length = length_of(key)
@@ -112,7 +106,7 @@ class RadixCache:
         self._leaves: dict[TreeNode, None] = {}
         """Unlocked leaves (SGLang `evictable_leaves`)."""
 
-    def match_prefix(self, key: Key) -> tuple[int, TreeNode]:
+    def match_prefix(self, key: Content) -> tuple[int, TreeNode]:
         """Return how many tokens are cached and the node where they end; splits a node that matches in part."""
         remaining = self._page_aligned(key)
         node, total, now = self.root, 0, self._now()
@@ -125,7 +119,7 @@ class RadixCache:
             node, remaining = child, self._rest(remaining, same)
         return total, node
 
-    def insert(self, key: Key, inserted_len: int = 0) -> int:
+    def insert(self, key: Content, inserted_len: int = 0) -> int:
         """Add a sequence; return how many of its tokens were there already (SGLang `_insert_helper`).
 
         Nodes within the first `inserted_len` tokens do not count as hit once more (lfu).
@@ -218,22 +212,22 @@ class RadixCache:
         self._clock += 1
         return self._clock
 
-    def _new_node(self, key: Key, parent: TreeNode | None) -> TreeNode:
+    def _new_node(self, key: Content, parent: TreeNode | None) -> TreeNode:
         self._num_nodes += 1
         return TreeNode(self._num_nodes, key, parent, self._now())
 
-    def _page_aligned(self, key: Key) -> Key:
+    def _page_aligned(self, key: Content) -> Content:
         length = length_of(key)
         aligned = length // self.page_size * self.page_size
         return key if aligned == length else cut(key, 0, aligned)
 
-    def _rest(self, key: Key, start: int) -> Key:
+    def _rest(self, key: Content, start: int) -> Content:
         return cut(key, start, length_of(key))
 
-    def _match(self, key: Key, other: Key) -> int:
+    def _match(self, key: Content, other: Content) -> int:
         return shared_length(key, other, self.token_id) // self.page_size * self.page_size
 
-    def _child_key(self, key: Key) -> Hashable:
+    def _child_key(self, key: Content) -> Hashable:
         """What a node's first page is found by."""
         if self.page_size > 1:
             return merge_segments(cut(key, 0, self.page_size))

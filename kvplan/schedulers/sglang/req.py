@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from kvplan.schedulers.request import Request, RequestStatus, Segment, output_of
+from kvplan.content import Content, Segment, output_of
+from kvplan.schedulers.request import Request, RequestStatus
 
 if TYPE_CHECKING:
     from kvplan.schedulers.sglang.radix_cache import TreeNode
@@ -122,7 +123,7 @@ class Req:
             return self.kv_len
         return min(self.kv_len, self.num_prompt_tokens + self.finished_len)
 
-    def key(self, end: int) -> tuple[Segment, ...]:
+    def key(self, end: int) -> Content:
         """Which tokens stand at positions 0 .. end - 1."""
         if self.refused:
             sampled = (Segment(output_of(self.rid), end - 1),) if end > 1 else ()

@@ -1,6 +1,7 @@
 """The engine twin: vLLM V1's scheduler, KV cache manager and block pool. No clock, no randomness.
 
->>> from kvplan.schedulers.vllm import EngineConfig, Request, Segment, make_scheduler
+>>> from kvplan.content import Segment
+>>> from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
 >>> scheduler = make_scheduler(EngineConfig(num_gpu_blocks=65, max_model_len=1024))
 >>> scheduler.add_request(Request("a", (Segment("question", 100),), max_tokens=3))
 >>> while scheduler.has_unfinished_requests():
@@ -12,7 +13,7 @@
 {'a': 1} ['FINISHED_LENGTH_CAPPED']
 """
 
-from kvplan.schedulers.request import Request, RequestStatus, Segment, output_of
+from kvplan.schedulers.request import Request, RequestStatus
 from kvplan.schedulers.vllm.async_scheduler import AsyncScheduler, make_scheduler
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.schedulers.vllm.output import SchedulerOutput
@@ -26,7 +27,5 @@ __all__ = [
     "RequestStatus",
     "Scheduler",
     "SchedulerOutput",
-    "Segment",
     "make_scheduler",
-    "output_of",
 ]

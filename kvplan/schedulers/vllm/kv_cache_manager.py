@@ -5,12 +5,12 @@ Mirrors vLLM's `v1/core/kv_cache_manager.py`. Knows no queues and no budgets.
 
 from __future__ import annotations
 
-from kvplan.schedulers.request import BlockHasher, Request, RequestStatus
+from kvplan.schedulers.request import NEVER, BlockHasher, Request, RequestStatus
 from kvplan.schedulers.vllm.block_pool import BlockPool
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.kv_cache_coordinator import CacheHit, get_kv_cache_coordinator
 from kvplan.schedulers.vllm.sharing import CopyOnWriteManager
-from kvplan.schedulers.vllm.single_type_kv_cache_manager import NEVER, SlotDemand
+from kvplan.schedulers.vllm.single_type_kv_cache_manager import SlotDemand
 
 
 class KVCacheManager:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvplan.schedulers.request import BlockHash, Request, Segment
+from kvplan.content import Segment
+from kvplan.schedulers.request import BlockHash, Request
 from kvplan.schedulers.vllm.block_pool import KVCacheBlock
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import FullAttentionManager
 

@@ -10,16 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kvplan.schedulers.request import BlockHash, BlockHasher, Request, cdiv
+from kvplan.schedulers.request import NEVER, BlockHash, BlockHasher, Request, cdiv
 from kvplan.schedulers.vllm.block_pool import BlockPool, KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 
 Hits = tuple[list[list[KVCacheBlock]], int]
 """Per group the blocks of a prefix-cache hit (null blocks where none is needed), and its length in tokens."""
-
-
-NEVER = 1 << 60
-"""A position that no request reaches."""
 
 
 class SlotDemand(NamedTuple):

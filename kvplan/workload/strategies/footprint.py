@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from kvplan.workload.strategies.session import Launch, Segment, output_name
+from kvplan.content import Content, Segment, length_of, merge_segments, output_of
+from kvplan.workload.strategies.session import Launch
 
 
 class Footprint(NamedTuple):
@@ -38,7 +39,7 @@ class Footprint(NamedTuple):
 class Held(NamedTuple):
     """One live sequence: its prompt, and how much it generated so far."""
 
-    prompt: tuple[Segment, ...]
+    prompt: Content
     output: str
     num_output_tokens: int
 
@@ -46,23 +47,16 @@ class Held(NamedTuple):
     def of(cls, launch: Launch, num_output_tokens: int | None = None) -> Held:
         """A launched branch with all its tokens, or the first `num_output_tokens` of them."""
         tokens = launch.tokens if num_output_tokens is None else num_output_tokens
-        return cls(launch.prompt, output_name(launch.request_id), tokens)
+        return cls(launch.prompt, output_of(launch.request_id), tokens)
 
     @property
     def num_prompt_tokens(self) -> int:
         """Length of the prompt."""
-        return sum(s.length for s in self.prompt)
+        return length_of(self.prompt)
 
-    def content(self) -> list[Segment]:
+    def content(self) -> Content:
         """Prompt and output, neighbours joined."""
-        joined: list[Segment] = []
-        for s in (*self.prompt, Segment(self.output, self.num_output_tokens)):
-            last = joined[-1] if joined else None
-            if last and last.name == s.name and last.start + last.length == s.start:
-                joined[-1] = last._replace(length=last.length + s.length)
-            elif s.length:
-                joined.append(s)
-        return joined
+        return merge_segments((*self.prompt, Segment(self.output, self.num_output_tokens)))
 
 
 _Edge = tuple[int, int, str, int]  # parent edge, tokens into it, stream, start

@@ -8,7 +8,7 @@ How to drive it, from a simulator, a replay or a test:
         abort every request in orders.cancel        # running, waiting or paused; its blocks are free at once
         after orders.pause_s: submit every launch in orders.start:
             request_id = launch.request_id
-            prompt = launch.prompt                  # pieces (name, length, start): equal pieces, equal tokens
+            prompt = launch.prompt                  # segments: equal ones, equal tokens
             stop_at = launch.tokens                 # it ends by itself there, unless that is max_tokens
             max_tokens = launch.branch.max_tokens   # what the scheduler is told
         when a request reaches its end (and, if launch.branch.score, its verifier pass is done):
@@ -17,7 +17,7 @@ How to drive it, from a simulator, a replay or a test:
             orders = session.prune(launch.branch.id, tokens)
     until orders.answer is not None                 # then nothing of this problem runs any more
 
-What request r generates is the stream `out:r` (`output_name`), so that a child's prompt names its parent's
+What request r generates is the stream `out:r` (`output_of`), so that a child's prompt names its parent's
 tokens and shares their blocks by the engine's own rule. The sampler decides lengths, answers and scores at the
 launch; the strategy learns them at the end. Knows neither seconds nor blocks.
 """
@@ -29,21 +29,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple, Protocol
 
+from kvplan.content import Content, Segment, length_of, output_of
 from kvplan.errors import KvplanError
 from kvplan.workload.strategies.protocol import Answer, Branch, Finished, Plan, Reason
-
-
-class Segment(NamedTuple):
-    """Tokens `start ... start + length - 1` of the stream `name`: equal segments are equal tokens."""
-
-    name: str
-    length: int
-    start: int = 0
-
-
-def output_name(request_id: int) -> str:
-    """Name the stream of tokens that a request generates."""
-    return f"out:{request_id}"
 
 
 class Outcome(NamedTuple):
@@ -74,7 +62,7 @@ class Problem:
     """The first tokens of the prompt, equal in all problems with the same `shared_prefix`."""
     shared_prefix: str = "system"
 
-    def segments(self) -> tuple[Segment, ...]:
+    def segments(self) -> Content:
         """The prompt: shared part first, then the problem's own."""
         own = self.prompt_tokens - self.shared_prefix_tokens
         parts = (
@@ -90,13 +78,13 @@ class Launch:
 
     branch: Branch
     request_id: int
-    prompt: tuple[Segment, ...]
+    prompt: Content
     outcome: Outcome
 
     @property
     def prompt_tokens(self) -> int:
         """Length of the prompt."""
-        return sum(s.length for s in self.prompt)
+        return length_of(self.prompt)
 
     @property
     def tokens(self) -> int:
@@ -123,13 +111,13 @@ class Orders:
 IDLE = Orders()
 
 
-def inherited(parent: Launch, child: Branch) -> tuple[Segment, ...]:
+def inherited(parent: Launch, child: Branch) -> Content:
     """What `child` takes from its finished parent: the prompt, then what was generated or a part of it."""
     end = parent.tokens if child.parent_tokens is None else min(child.parent_tokens, parent.tokens)
     begin = min(parent.thinking_tokens, end) if child.drop_thinking else 0
     if begin == end:
         return parent.prompt
-    return (*parent.prompt, Segment(output_name(parent.request_id), end - begin, begin))
+    return (*parent.prompt, Segment(output_of(parent.request_id), end - begin, begin))
 
 
 @dataclass(slots=True)
@@ -152,7 +140,7 @@ class Session:
     answer: Answer | None = None
     _inbox: list[Finished] = field(default_factory=list)
     _wait: int = 0
-    _root: tuple[Segment, ...] = ()
+    _root: Content = ()
 
     def begin(self) -> Orders:
         """Start the strategy; return its first orders."""
@@ -238,7 +226,7 @@ class Session:
             raise KvplanError(f"branch {branch.id} continues branch {branch.parent}, which has not finished")
         return self.launches[branch.parent]
 
-    def _prompt(self, branch: Branch, parent: Launch | None) -> tuple[Segment, ...]:
+    def _prompt(self, branch: Branch, parent: Launch | None) -> Content:
         before = self._root if parent is None else inherited(parent, branch)
         if not branch.extra_prompt:
             return before
