@@ -18,7 +18,7 @@ from kvplan.errors import KvplanError, did_you_mean
 from kvplan.resources import scenarios_dir
 from kvplan.scenario.space import Search
 from kvplan.schedulers.sglang.config import SchedulePolicyName
-from kvplan.schedulers.vllm.config import Admission, BatchWait, Sharing
+from kvplan.schedulers.vllm.config import Admission, BatchWait
 from kvplan.workload.classes import Slo, Workload
 from kvplan.workload.problems import Problems
 
@@ -123,11 +123,9 @@ class Deployment(Config):
     """Given, even as `{}`: SGLang's scheduler and memory rules instead of vLLM's; `engine_version` has no say then."""
     replicas: int = Field(1, ge=1, le=4096)
     """Independent copies behind the router; `engine.data_parallel_size` multiplies them."""
-    sharing: Sharing = "full_block"
-    """What branches with a common beginning share: full_block (vLLM), token, copy_on_write, none."""
     admission: Admission = "grow"
     """When a waiting request may enter: grow (vLLM: what fits now), reserve_max and max_utilization (TensorRT-LLM's
-    GUARANTEED_NO_EVICT and MAX_UTILIZATION), conservative (SGLang's ratio; `sglang: {}` runs SGLang's scheduler)."""
+    GUARANTEED_NO_EVICT and MAX_UTILIZATION); `sglang: {}` runs SGLang's scheduler."""
     batch_wait: BatchWait | None = None
     """TensorRT-LLM: hold prompts back while others decode, until a step is fuller."""
     router: Literal["round_robin", "least_kv", "prefix_aware"] = "round_robin"
@@ -147,6 +145,19 @@ class Deployment(Config):
     def engine_name(self) -> Engine:
         """Whose scheduler and flags these are."""
         return "vllm" if self.sglang is None else "sglang"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replaced(cls, data: Any) -> Any:
+        """Name what took the place of rules that the engines themselves replaced."""
+        if isinstance(data, dict) and "sharing" in data:
+            raise ValueError(
+                "`sharing` is gone: vLLM shares full blocks; engine.enable_prefix_caching: false shares nothing,"
+                " `sglang: {}` shares single tokens"
+            )
+        if isinstance(data, dict) and data.get("admission") == "conservative":
+            raise ValueError("admission: conservative is gone: `sglang: {}` runs SGLang's own scheduler")
+        return data
 
     @model_validator(mode="after")
     def _sglang_is_modelled(self) -> Deployment:

@@ -147,13 +147,10 @@ class BlockHasher:
         size = self.hash_block_size
         for start in range(len(chain) * size, num_tokens - size + 1, size):
             parent = chain[-1] if chain else 0
-            chain.append(self.name(parent, request.content(start, start + size)))
+            content = request.content(start, start + size)
+            chain.append(self._names.setdefault((parent, content), len(self._names) + 1))
         return chain
 
     def forget(self, request_id: str) -> None:
         """Drop a finished request's chain; the names stay, since its blocks may stay cached."""
         self._chains.pop(request_id, None)
-
-    def name(self, parent: BlockHash, content: Content) -> BlockHash:
-        """Name the prefix that continues `parent` with this content."""
-        return self._names.setdefault((parent, content), len(self._names) + 1)

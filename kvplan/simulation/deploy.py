@@ -24,7 +24,6 @@ from kvplan.scenario.schema import Deployment, Scenario, SGLangFlags, StepTimeSp
 from kvplan.schedulers.sglang.config import SGLangConfig
 from kvplan.schedulers.vllm.admission import caveats
 from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup
-from kvplan.schedulers.vllm.sharing import SHARINGS
 from kvplan.timing.step import NEVER, ModelStepTime, StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 
@@ -120,10 +119,10 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     if plan.layout is None:
         raise DoesNotFit(plan.refusal.reason if plan.refusal else plan.shortfall)
     args, layout, gpu, model = plan.args, plan.layout, plan.question.gpu, plan.question.model
-    rules = (deployment.sharing, deployment.admission, deployment.batch_wait)
-    if sglang is not None and rules != ("full_block", "grow", None):
+    rules = (deployment.admission, deployment.batch_wait)
+    if sglang is not None and rules != ("grow", None):
         raise KvplanError(
-            "sharing, admission and batch_wait are rules for vLLM's scheduler; leave them out beside `sglang`"
+            "admission and batch_wait are rules for vLLM's scheduler; leave them out beside `sglang`"
         )
     if sglang is not None and model.is_moe and args.data_parallel_size > 1:
         raise KvplanError("data-parallel attention is simulated for vLLM only; leave out `sglang`")
@@ -202,17 +201,16 @@ KINDS: dict[AttentionKind, Kind] = {
 
 
 def _engine_config(args: ResolvedArgs, layout: Layout, deployment: Deployment) -> EngineConfig:
-    """The scheduler's view of a plan, blocks cut as the sharing rule says.
+    """The scheduler's view of a plan under the deployment's rules.
 
     Raises KvplanError for rules that this layout does not take.
     """
     try:
-        rules = {name: getattr(deployment, name) for name in ("sharing", "admission", "batch_wait")}
-        config = EngineConfig.model_validate(_vllm_config(args, layout).model_dump() | rules)
+        rules = {name: getattr(deployment, name) for name in ("admission", "batch_wait")}
+        return EngineConfig.model_validate(_vllm_config(args, layout).model_dump() | rules)
     except ValidationError as error:
         text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise KvplanError(f"{deployment.model}: {text}") from None
-    return SHARINGS[config.sharing].resolve(config)
 
 
 def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:

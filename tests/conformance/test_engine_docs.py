@@ -74,9 +74,8 @@ take the flags.
 {oracle_runs()}
 
 {len(MUTANTS)} deliberate errors (wrong free order, blocks named a step late, admission in a preempting step ...) are
-each caught by these logs. Not checked against their engines: the admission rules `reserve_max` and `max_utilization`
-(TensorRT-LLM) and `conservative` (SGLang), the sharing rules `token` (SGLang) and `copy_on_write` (vLLM V0);
-`batch_wait` (TensorRT-LLM) was held to measured latencies alone. Not modelled: KV connectors, encoder inputs, LoRA
+each caught by these logs. Not checked against their engine: the admission rules `reserve_max` and `max_utilization`
+(TensorRT-LLM); its `batch_wait` was held to measured latencies alone. Not modelled: KV connectors, encoder inputs, LoRA
 limits, pipeline parallelism, multi-module MTP, n-gram drafters that propose fewer than k tokens, drafts whose number
 varies.""",
     )

@@ -1,4 +1,4 @@
-"""Sharing and admission rules that a scenario chooses: what they do, what they say of themselves, whom MTP drops."""
+"""Admission rules that a scenario chooses: what they do, what they say of themselves, whom MTP drops."""
 
 from __future__ import annotations
 
@@ -37,23 +37,6 @@ def outcome(**keys: Any) -> dict[str, Any]:
     return simulate(parse_scenario({**base, "workload": WORKLOAD, **keys})).to_dict()
 
 
-def test_finer_sharing_hits_more() -> None:
-    """Of a prefix of 1,000 tokens vLLM hits 62 full blocks; tokens and copied blocks hit all of it; none hits none."""
-    hits = {rule: outcome(sharing=rule) for rule in ("none", "full_block", "copy_on_write", "token")}
-    per_request = {rule: d["prefix_cache_hit_tokens"] / 23 for rule, d in hits.items()}
-    assert per_request["none"] == 0 < per_request["full_block"] <= 992
-    assert per_request["full_block"] < per_request["copy_on_write"] <= 1000
-    assert per_request["token"] >= per_request["copy_on_write"]
-
-
-def test_a_pool_keeps_its_tokens_when_its_blocks_are_cut() -> None:
-    """One-token blocks: the same tokens in the pool, and a peak that is a share of them."""
-    whole, cut = deployment(), deployment(sharing="token")
-    tokens = (whole.config.num_gpu_blocks - 1) * whole.config.block_size
-    assert (cut.config.block_size, cut.config.num_gpu_blocks) == (1, tokens + 1)
-    assert 0 < outcome(sharing="token")["kv_peak_fraction"] <= 1
-
-
 def test_reserving_never_preempts() -> None:
     """TensorRT-LLM's guarantee; vLLM's rule admits more and preempts on the same pool."""
     tight = {
@@ -68,9 +51,6 @@ def test_reserving_never_preempts() -> None:
     ("rules", "caveats"),
     [
         ({}, []),
-        ({"sharing": "none"}, []),
-        ({"sharing": "token"}, ["sharing token: not checked against SGLang"]),
-        ({"admission": "conservative"}, ["admission conservative: not checked against SGLang"]),
         ({"admission": "max_utilization"}, ["admission max_utilization: not checked against TensorRT-LLM"]),
     ],
 )
@@ -89,26 +69,41 @@ def test_the_text_says_it_too(capsys: pytest.CaptureFixture[str]) -> None:
             "--set",
             "problems.num_problems=1",
             "--set",
-            "sharing=copy_on_write",
+            "admission=reserve_max",
             "--json",
         ]
     )
     assert json.loads(capsys.readouterr().out)["caveats"] == [
-        "sharing copy_on_write: not checked against vLLM V0"
+        "admission reserve_max: not checked against TensorRT-LLM"
     ]
 
 
 def test_nothing_shared_still_leaps() -> None:
-    """Without prefix caching nothing is left to find, whoever says so."""
-    none, off = outcome(sharing="none"), outcome(engine={"num_gpu_blocks_override": 400, "max_model_len": 2048,
-                                                         "enable_prefix_caching": False})  # fmt: skip
-    assert none["modes"] == off["modes"] == {"": "leap"}
-    assert none["mean_e2el_ms"] == off["mean_e2el_ms"]
+    """Without prefix caching nothing is left to find."""
+    off = outcome(
+        engine={"num_gpu_blocks_override": 400, "max_model_len": 2048, "enable_prefix_caching": False}
+    )
+    assert off["modes"] == {"": "leap"}
 
 
-def test_hybrids_refuse_rules_of_blocks() -> None:
-    with pytest.raises(KvplanError, match="sharing token is for one full-attention group"):
-        deployment(model="openai/gpt-oss-20b", sharing="token")
+@pytest.mark.parametrize(
+    ("gone", "instead"),
+    [
+        ({"sharing": "none"}, "engine.enable_prefix_caching: false"),
+        ({"sharing": "token"}, "`sglang: {}`"),
+        ({"admission": "conservative"}, "`sglang: {}`"),
+        (
+            {"models": {"judge": {"model": "Qwen/Qwen3-8B", "sharing": "none"}}},
+            "engine.enable_prefix_caching",
+        ),
+    ],
+)
+def test_a_rule_that_is_gone_names_what_to_use(gone: dict[str, Any], instead: str) -> None:
+    """One line, and it says which key does it now."""
+    with pytest.raises(KvplanError, match="is gone") as error:
+        outcome(**gone)
+    assert instead in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_only_the_drafters_group_drops_a_block() -> None:

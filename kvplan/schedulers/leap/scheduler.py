@@ -62,10 +62,8 @@ def why_not(config: EngineConfig) -> str:
         return f"KV cache groups {kinds}: freed blocks and sparse hits are not in closed form"
     if config.num_speculative_tokens:
         return "speculation: how many tokens a step emits is not known beforehand"
-    unshared = config.sharing == "none" and not config.enable_prefix_caching
-    admits_what_fits = config.admission in LEAPING or _never_refuses(config)
-    if not (config.sharing == "full_block" or unshared) or not admits_what_fits:
-        return f"sharing {config.sharing}, admission {config.admission}: only vLLM's rules are in closed form"
+    if not (config.admission in LEAPING or _never_refuses(config)):
+        return f"admission {config.admission}: only vLLM's rules are in closed form"
     return "batch_wait counts steps" if config.batch_wait else ""
 
 

@@ -6,7 +6,6 @@ from kvplan.schedulers.request import Request, RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.output import SchedulerOutput
 from kvplan.schedulers.vllm.scheduler import Scheduler
-from kvplan.schedulers.vllm.sharing import SHARINGS
 
 
 class AsyncScheduler(Scheduler):
@@ -37,6 +36,5 @@ class AsyncScheduler(Scheduler):
 
 
 def make_scheduler(config: EngineConfig) -> Scheduler:
-    """Return the scheduler for a config: synchronous or asynchronous, blocks cut as its sharing rule says."""
-    config = SHARINGS[config.sharing].resolve(config)
+    """Return the scheduler for a config: synchronous or asynchronous."""
     return (AsyncScheduler if config.async_scheduling else Scheduler)(config)

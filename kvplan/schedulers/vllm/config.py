@@ -12,8 +12,7 @@ from pydantic import Field, model_validator
 from kvplan.config import Config
 
 Kind = Literal["full", "sliding_window", "chunked_local", "mamba"]
-Sharing = Literal["full_block", "token", "copy_on_write", "none"]
-Admission = Literal["grow", "reserve_max", "max_utilization", "conservative"]
+Admission = Literal["grow", "reserve_max", "max_utilization"]
 
 
 class KVCacheGroup(Config):
@@ -102,8 +101,6 @@ class EngineConfig(Config):
     spec_method: Literal["eagle", "mtp", "draft_model", "ngram"] = "eagle"
     """Who drafts."""
 
-    sharing: Sharing = "full_block"
-    """What branches with a common beginning share; full_block is vLLM's."""
     admission: Admission = "grow"
     """When a waiting request may enter; grow is vLLM's."""
     batch_wait: BatchWait | None = None
@@ -202,13 +199,6 @@ class EngineConfig(Config):
                 f"prefix_cache_retention_interval {interval} must be a multiple of"
                 f" {self.scheduler_block_size}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _sharing_is_possible(self) -> EngineConfig:
-        kinds = [group.kind for group in self.kv_cache_groups] or ["full"]
-        if self.sharing in ("token", "copy_on_write") and (kinds != ["full"] or self.use_eagle):
-            raise ValueError(f"sharing {self.sharing} is for one full-attention group without eagle or mtp")
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,6 @@ from kvplan.schedulers.request import BlockHash, BlockHasher, Request, cdiv
 from kvplan.schedulers.vllm.block_pool import BlockPool, KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.mamba_manager import MambaManager
-from kvplan.schedulers.vllm.sharing import CopyOnWriteManager
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import (
     FullAttentionManager,
     SingleTypeKVCacheManager,
@@ -65,9 +64,8 @@ class KVCacheCoordinator:
         self.eagle_group_ids = {i for i, group in enumerate(groups) if group.eagle}
         if config.use_eagle and not self.eagle_group_ids:
             self.eagle_group_ids = set(range(len(groups)))
-        managers = MANAGERS | {"full": CopyOnWriteManager} if config.sharing == "copy_on_write" else MANAGERS
         self.managers = [
-            managers[group.kind](config, group, i, pool, hasher) for i, group in enumerate(groups)
+            MANAGERS[group.kind](config, group, i, pool, hasher) for i, group in enumerate(groups)
         ]
 
     def new_step_starts(self) -> None:

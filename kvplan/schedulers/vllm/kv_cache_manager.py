@@ -9,7 +9,6 @@ from kvplan.schedulers.request import NEVER, BlockHasher, Request, RequestStatus
 from kvplan.schedulers.vllm.block_pool import BlockPool
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.kv_cache_coordinator import CacheHit, get_kv_cache_coordinator
-from kvplan.schedulers.vllm.sharing import CopyOnWriteManager
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import SlotDemand
 
 
@@ -28,8 +27,6 @@ class KVCacheManager:
         self.num_recycled = 0
         """Blocks that came back from living requests so far."""
         self._recycles = any(manager.recycles for manager in self.coordinator.managers)
-        first = self.coordinator.managers[0]
-        self._copy_on_write = first if isinstance(first, CopyOnWriteManager) else None
         self._changes_at_block_ends = all(m.changes_at_block_ends for m in self.coordinator.managers)
 
     def new_step_starts(self) -> None:
@@ -41,11 +38,7 @@ class KVCacheManager:
         if not self.enable_caching:
             return self.empty_hit
         hashes = self.hasher.block_hashes(request, request.num_tokens)
-        hit = self.coordinator.find_longest_cache_hit(hashes, request.num_tokens - 1)
-        if self._copy_on_write:
-            blocks, num_tokens = self._copy_on_write.extend_hit(request, list(hit.blocks[0]), hit.num_tokens)
-            return CacheHit([blocks], num_tokens)
-        return hit
+        return self.coordinator.find_longest_cache_hit(hashes, request.num_tokens - 1)
 
     def allocate_slots(
         self,

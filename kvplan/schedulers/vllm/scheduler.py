@@ -33,9 +33,8 @@ class Scheduler:
         self._by_priority = config.policy == "priority"
         self._max_model_len = config.max_model_len
         self._mamba_split = MambaSplit.of(config)
-        self._blocks_to_leave = ADMISSIONS[config.admission].make()
-        self._holds_back = HeldBack(config.batch_wait) if config.batch_wait else None
-        self.num_preemptions = 0
+        self._blocks_to_leave = ADMISSIONS[config.admission]
+        self._holds_back = HeldBack(config, config.batch_wait) if config.batch_wait else None
 
     def add_request(self, request: Request) -> None:
         """Queue a new request (vLLM: same name)."""
@@ -65,7 +64,9 @@ class Scheduler:
             chunk=0 if alone else config.long_prefill_token_threshold,
         )
         self._schedule_running(output, budget)
-        held = self._holds_back is not None and self._holds_back(self, output.total_num_scheduled_tokens)
+        held = self._holds_back is not None and self._holds_back(
+            self.waiting, len(self.running), output.total_num_scheduled_tokens
+        )
         if not output.preempted and not held:
             self._schedule_waiting(output, budget)
         self.kv_cache_manager.free_copied_blocks()
@@ -138,7 +139,6 @@ class Scheduler:
         request.num_stale_output_tokens = request.num_in_flight_tokens
         request.num_output_placeholders = 0
         request.num_preemptions += 1
-        self.num_preemptions += 1
         self.waiting.prepend_requests([request])
 
     def _schedule_waiting(self, output: SchedulerOutput, budget: StepBudget) -> None:
@@ -165,7 +165,9 @@ class Scheduler:
             num_new_tokens,
             hit,
             full_sequence_must_fit=self.config.scheduler_reserve_full_isl,
-            reserved_blocks=self._blocks_to_leave(self, request, hit.num_tokens + num_new_tokens),
+            reserved_blocks=self._blocks_to_leave(
+                self.kv_cache_manager, self.running, request, hit.num_tokens + num_new_tokens
+            ),
             has_scheduled_reqs=bool(self.running),
         ):
             return False
