@@ -16,7 +16,8 @@ from kvplan.conformance.vllm_replay import Replay
 from kvplan.conformance.vllm_scenario import Scenario
 from kvplan.conformance.vllm_stuck import Stuck
 from kvplan.errors import KvplanError
-from kvplan.schedulers.leap.scheduler import LeapScheduler, why_not
+from kvplan.schedulers.leap.allowed import why_not
+from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.leap.state import Sequence, Stage
 from kvplan.schedulers.protocol import Leap
 from kvplan.schedulers.request import Request

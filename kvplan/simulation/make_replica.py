@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvplan.schedulers.leap.scheduler import LeapScheduler, why_not
+from kvplan.schedulers.leap.allowed import why_not
+from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.sglang.stepper import SGLangEngine

@@ -12,7 +12,7 @@ from kvplan.conformance.vllm_replay import Replay
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import Scenario
 from kvplan.errors import KvplanError
-from kvplan.schedulers.leap.scheduler import why_not
+from kvplan.schedulers.leap.allowed import why_not
 
 
 def test_every_scenario_has_both_logs() -> None:

@@ -10,7 +10,7 @@ from test_engine_mutants import MUTANTS
 from validation import section
 
 from kvplan.conformance.vllm_scenario import Scenario
-from kvplan.schedulers.leap.scheduler import why_not
+from kvplan.schedulers.leap.allowed import why_not
 
 FAMILIES = {
     "full attention, block 16": ("m0", "s0", "s10_block16"),

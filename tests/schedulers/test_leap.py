@@ -18,8 +18,8 @@ from kvplan.conformance.vllm_scenario import Scenario
 from kvplan.schedulers.leap import extents as leap_extents
 from kvplan.schedulers.leap import scheduler as leap
 from kvplan.schedulers.leap import waiting as leap_waiting
+from kvplan.schedulers.leap.allowed import why_not
 from kvplan.schedulers.leap.extents import ExtentPool
-from kvplan.schedulers.leap.scheduler import why_not
 from kvplan.schedulers.leap.waiting import NO_PLACE
 
 LEAPABLE = [name for name, row in scenarios().items() if not why_not(Scenario(**row).engine_config)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from leap_scenarios import random_scenario
 
 from kvplan.conformance.vllm_scenario import Scenario
-from kvplan.schedulers.leap.scheduler import why_not
+from kvplan.schedulers.leap.allowed import why_not
 from kvplan.simulation.glide import Glide
 
 REASONS = {name: why_not(Scenario(**row).engine_config) for name, row in scenarios().items()}

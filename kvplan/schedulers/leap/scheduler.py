@@ -8,13 +8,14 @@ else `leap_running` goes request by request.
 
 The policy is that of `scheduler.Scheduler`. The queues are the same code; the two loops of `schedule()` are written
 again because nothing per request or per block may be touched here, and the tests hold both to each other, decision by
-decision and block by block. Full attention only; other groups and speculation go step by step (`why_not`).
+decision and block by block. Which engines it takes is in `allowed`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
+from kvplan.schedulers.leap.allowed import why_not
 from kvplan.schedulers.leap.batch import DecodeBatch
 from kvplan.schedulers.leap.extents import ExtentPool
 from kvplan.schedulers.leap.running import schedule_running
@@ -44,27 +45,6 @@ from kvplan.schedulers.protocol import (
 from kvplan.schedulers.request import NEVER, Request, RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.request_queue import QUEUES
-
-LEAPING = ("grow", "max_utilization")
-"""Admission rules that admit what fits now."""
-
-
-def _never_refuses(config: EngineConfig) -> bool:
-    """Whether reserve_max admits as grow does: the pool holds as many of the longest requests as may run."""
-    most = -(-config.max_model_len // config.block_size) * config.max_num_seqs
-    return config.admission == "reserve_max" and not config.watermark and config.num_gpu_blocks > most
-
-
-def why_not(config: EngineConfig) -> str:
-    """Say why an engine cannot leap; empty when it can."""
-    kinds = sorted({group.kind for group in config.groups})
-    if kinds != ["full"] or len(config.groups) > 1:
-        return f"KV cache groups {kinds}: freed blocks and sparse hits are not in closed form"
-    if config.num_speculative_tokens:
-        return "speculation: how many tokens a step emits is not known beforehand"
-    if not (config.admission in LEAPING or _never_refuses(config)):
-        return f"admission {config.admission}: only vLLM's rules are in closed form"
-    return "batch_wait counts steps" if config.batch_wait else ""
 
 
 class LeapScheduler:

@@ -1,0 +1,75 @@
+"""Which engines leap: of every field of `EngineConfig`, the values that the closed forms were made for and held to.
+
+What is not listed goes step by step, a field that is added later too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from kvplan.schedulers.vllm.config import EngineConfig
+
+
+def _one_full_group(config: EngineConfig) -> bool:
+    """Whether there is one table of the engine's own blocks, no hit of it cut short for a drafter that is not there."""
+    first, *others = config.groups
+    own_blocks = first.kind == "full" and first.block_size == config.block_size
+    return not others and own_blocks and (config.use_eagle or not first.eagle)
+
+
+def _admits_what_fits(config: EngineConfig) -> bool:
+    """Whether the rule admits as grow does: reserve_max where as many of the longest requests as may run all fit."""
+    most = -(-config.max_model_len // config.block_size) * config.max_num_seqs
+    never_refuses = not config.watermark and config.num_gpu_blocks > most
+    return config.admission in ("grow", "max_utilization") or (
+        config.admission == "reserve_max" and never_refuses
+    )
+
+
+ANY = None
+ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
+    "kv_cache_groups": _one_full_group,
+    "num_speculative_tokens": (0,),
+    "admission": _admits_what_fits,
+    "batch_wait": (None,),
+    "policy": ("fcfs", "priority"),
+    "async_scheduling": (False, True),
+    "enable_prefix_caching": (False, True),
+    "enable_chunked_prefill": (False, True),
+    "scheduler_reserve_full_isl": (False, True),
+    "block_size": ANY,
+    "num_gpu_blocks": ANY,
+    "max_num_seqs": ANY,
+    "max_num_batched_tokens": ANY,
+    "max_model_len": ANY,
+    "watermark": ANY,
+    "long_prefill_token_threshold": ANY,
+    "prefix_match_unit": ANY,  # without say in one full-attention group, like the next
+    "prefix_cache_retention_interval": ANY,
+    "spec_method": ANY,  # without say while nothing is drafted
+}
+"""Field -> the values that leap, or a rule that asks the whole config; ANY = all."""
+
+WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
+    "kv_cache_groups": lambda config: (
+        f"KV cache groups {sorted({group.kind for group in config.groups})}: freed blocks and sparse hits are not in"
+        " closed form"
+    ),
+    "num_speculative_tokens": lambda config: (
+        "speculation: how many tokens a step emits is not known beforehand"
+    ),
+    "admission": lambda config: f"admission {config.admission}: only vLLM's rules are in closed form",
+    "batch_wait": lambda config: "batch_wait counts steps",
+}
+
+
+def why_not(config: EngineConfig) -> str:
+    """Say why an engine cannot leap; empty when it can."""
+    for field, allowed in ALLOWED.items():
+        value = getattr(config, field)
+        if allowed is not None and not (allowed(config) if callable(allowed) else value in allowed):
+            say = WHY_NOT.get(field)
+            return say(config) if say else f"{field} {value}: not in closed form"
+    unlisted = [field for field in type(config).model_fields if field not in ALLOWED]
+    return f"{unlisted[0]}: not in closed form" if unlisted else ""

@@ -1,0 +1,71 @@
+"""The leap's allow-list: it speaks of every field of `EngineConfig`, and what it does not list goes step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvplan.scenario.schema import parse_scenario
+from kvplan.schedulers.leap.allowed import ALLOWED, WHY_NOT, why_not
+from kvplan.schedulers.leap.scheduler import LeapScheduler
+from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.simulation.run import simulate
+
+PLAIN = EngineConfig(num_gpu_blocks=100, max_model_len=200)
+
+REFUSED: dict[str, Any] = {
+    "kv_cache_groups": ({"kind": "sliding_window", "window": 64},),
+    "num_speculative_tokens": 3,
+    "admission": "reserve_max",
+    "batch_wait": {"timeout_iters": 3, "max_tokens_ratio": 0.5},
+}
+"""Field -> a value that the engine takes and the leap does not."""
+
+
+@pytest.mark.parametrize("field", EngineConfig.model_fields)
+def test_every_field_is_listed(field: str) -> None:
+    """A field that nobody thought of would let engines leap that the closed forms do not know."""
+    assert field in ALLOWED, f"say in leap/allowed.py which values of {field} leap"
+
+
+def test_nothing_else_is_listed() -> None:
+    """No entry outlives its field; every reason belongs to an entry."""
+    assert set(ALLOWED) == set(EngineConfig.model_fields)
+    assert set(WHY_NOT) == set(REFUSED) <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_a_value_that_is_not_listed_is_refused(field: str) -> None:
+    """One line says why, and the scheduler does not start."""
+    config = EngineConfig.model_validate(PLAIN.model_dump() | {field: REFUSED[field]})
+    assert not why_not(PLAIN)
+    assert why_not(config) == WHY_NOT[field](config)
+    with pytest.raises(AssertionError):
+        LeapScheduler(config)
+
+
+@pytest.mark.parametrize("group", [{"block_size": 32}, {"eagle": True}, {"repeat": 2}])
+def test_a_full_group_of_its_own_kind_is_refused(group: dict[str, Any]) -> None:
+    """Blocks of another size, hits cut short for a drafter, two tables: the closed forms know none of them."""
+    assert why_not(EngineConfig(num_gpu_blocks=100, max_model_len=200, kv_cache_groups=(group,)))
+    assert not why_not(
+        EngineConfig(num_gpu_blocks=100, max_model_len=200, kv_cache_groups=({"block_size": 16},))
+    )
+
+
+def test_new_values_and_new_fields_go_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose engine has one ends as before, and its result says why it did not leap."""
+    workload = {"num_requests": 3, "prompt": 20, "answer": 5, "max_tokens": 5}
+    data = {"model": "meta-llama/Llama-3.1-8B-Instruct", "workload": workload}
+    leapt = simulate(parse_scenario(data)).to_dict()
+    assert leapt["modes"] == {"": "leap"}
+    for listed in (
+        {**ALLOWED, "policy": ("priority",)},
+        {k: v for k, v in ALLOWED.items() if k != "watermark"},
+    ):
+        monkeypatch.setattr("kvplan.schedulers.leap.allowed.ALLOWED", listed)
+        stepped = simulate(parse_scenario(data)).to_dict()
+        what = "policy fcfs" if "watermark" in listed else "watermark"
+        assert stepped["modes"] == {"": f"step by step: {what}: not in closed form"}
+        assert stepped["mean_e2el_ms"] == leapt["mean_e2el_ms"]
