@@ -15,12 +15,14 @@ from leap_scenarios import compare, random_scenario
 
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import Scenario
-from kvplan.schedulers.leap import extents as leap_extents
 from kvplan.schedulers.leap import scheduler as leap
 from kvplan.schedulers.leap import waiting as leap_waiting
 from kvplan.schedulers.leap.allowed import why_not
+from kvplan.schedulers.leap.batch import DecodeBatch
 from kvplan.schedulers.leap.extents import ExtentPool
+from kvplan.schedulers.leap.state import BlockRun, Piece
 from kvplan.schedulers.leap.waiting import NO_PLACE
+from kvplan.schedulers.request import NEVER
 
 LEAPABLE = [name for name, row in scenarios().items() if not why_not(Scenario(**row).engine_config)]
 MODES = pytest.mark.parametrize("mode", ["sync", "async"])
@@ -141,14 +143,14 @@ def is_caught(num_seeds: int) -> bool:
     return False
 
 
-def _free_to_the_front(self: ExtentPool, piece: leap_extents.Piece) -> None:
+def _free_to_the_front(self: ExtentPool, piece: Piece) -> None:
     piece.refs -= 1
     if not piece.refs:
         self.num_free += piece.hi - piece.lo
         self._link(piece, self._queue)
 
 
-def _last_copy(self: ExtentPool, run: leap_extents.Run, depth: int) -> tuple[int, int]:
+def _last_copy(self: ExtentPool, run: BlockRun, depth: int) -> tuple[int, int]:
     return -depth, -run.admission
 
 
@@ -166,14 +168,14 @@ MUTANTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
     "hits take the last copy": (ExtentPool, "_when_hashed", lambda right: _last_copy),
     "no hash lag": (ExtentPool, "num_hashed", lambda right: lambda self, seq, c: c // self.block_size),
     "a blocked head stays out for ever": (leap.LeapScheduler, "_close", _closed_but_still_blocked),
-    "growing hits are not seen": (leap_waiting, "_next_hit", lambda right: lambda *_: leap_waiting.NEVER),
+    "growing hits are not seen": (leap_waiting, "_next_hit", lambda right: lambda *_: NEVER),
     "a head without tokens stays out": (
         leap,
         "schedule_waiting",
         lambda right: lambda *a: right(*a) or NO_PLACE,
     ),
-    "leaps one step too far": (leap.DecodeBatch, "next_end", lambda right: lambda self: right(self) + 1),
-    "blocks one step too few": (leap.DecodeBatch, "takes_block", lambda right: lambda self, seq: False),
+    "leaps one step too far": (DecodeBatch, "next_end", lambda right: lambda self: right(self) + 1),
+    "blocks one step too few": (DecodeBatch, "takes_block", lambda right: lambda self, seq: False),
 }
 
 

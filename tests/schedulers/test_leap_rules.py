@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import textwrap
 from random import Random
@@ -17,21 +18,40 @@ from kvplan.content import Segment
 from kvplan.schedulers.leap import running as leap_running
 from kvplan.schedulers.leap import scheduler as leap
 from kvplan.schedulers.leap import waiting as leap_waiting
-from kvplan.schedulers.leap.contents import Trunk
-from kvplan.schedulers.leap.extents import ExtentPool, Hit, Run
-from kvplan.schedulers.leap.state import Sequence
+from kvplan.schedulers.leap.extents import ExtentPool
+from kvplan.schedulers.leap.state import BlockRun, Hit, Sequence, Trunk
 from kvplan.schedulers.request import Request
 
 Json = dict[str, Any]
 
 
+class Swap(ast.NodeTransformer):
+    """Puts one expression or statement in the place of another."""
+
+    def __init__(self, right: str, wrong: str) -> None:
+        self.right, self.wrong = (ast.parse(text).body[0] for text in (right, wrong))
+        if isinstance(self.right, ast.Expr):
+            assert isinstance(self.wrong, ast.Expr)
+            self.right, self.wrong = self.right.value, self.wrong.value
+        self.num_swapped = 0
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        """Swap a node that says the same."""
+        if ast.dump(node) == ast.dump(self.right):
+            self.num_swapped += 1
+            return self.wrong
+        return self.generic_visit(node)
+
+
 def mutate(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, right: str, wrong: str) -> None:
-    """Replace a piece of a function's source."""
+    """Bend one rule in the syntax tree of a function."""
     function = getattr(place, name)
-    source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(right) == 1, f"{name} does not say {right!r} once"
+    swap = Swap(right, wrong)
+    tree = swap.visit(ast.parse(textwrap.dedent(inspect.getsource(function))))
+    assert swap.num_swapped == 1, f"{name} does not say {right!r} once"
+    flags = function.__code__.co_flags & annotations.compiler_flag
     names: Json = {}
-    exec("from __future__ import annotations\n" + source.replace(right, wrong), function.__globals__, names)
+    exec(compile(ast.fix_missing_locations(tree), __file__, "exec", flags), function.__globals__, names)
     monkeypatch.setattr(place, name, names[name])
 
 
@@ -85,12 +105,12 @@ PASSED_OVER: Json = {
 
 SCENARIOS = {
     "a victim's budget goes to others": (
-        REFUND, (leap_running, "_make_room", "draft.budget += already", "pass")),
+        REFUND, (leap_running, "_make_room", "step.budget += already", "pass")),
     "no watermark when nothing runs": (
-        ALONE, (leap_waiting, "try_head", "engine.watermark_blocks if engine.running else 0",
-                "engine.watermark_blocks")),
+        ALONE, (leap_waiting, "try_head", "queues.watermark_blocks if queues.running else 0",
+                "queues.watermark_blocks")),
     "the last block of a sure end is hashed as it is read": (
-        SURE_END, (leap.LeapScheduler, "_finish", "self._mark_until(", "(lambda *_: None)(")),
+        SURE_END, (leap.LeapScheduler, "_finish", "self._mark_until", "lambda *_: None")),
     "a token that was read is known": (
         PASSED_OVER, (leap.LeapScheduler, "_hash_all_known", "seq.known = computed + 1", "pass")),
 }  # fmt: skip
@@ -122,7 +142,7 @@ class Watched(LeapReplay):
 
     def __init__(self, scenario: Scenario, rng: Random | None = None) -> None:
         super().__init__(scenario, rng=rng)
-        self.hashed: dict[tuple[Run, int], tuple[int, int]] = {}
+        self.hashed: dict[tuple[BlockRun, int], tuple[int, int]] = {}
 
     def _count_blocks(self, record: StepRecord) -> None:
         super()._count_blocks(record)
@@ -142,7 +162,7 @@ class Watched(LeapReplay):
 
 
 def watch(num_seeds: int, is_async: bool) -> int:
-    """Run random workloads; return how many blocks were seen."""
+    """BlockRun random workloads; return how many blocks were seen."""
     seen = 0
     for seed in range(num_seeds):
         row = random_scenario(Random(seed)) | {"async_scheduling": is_async, "enable_prefix_caching": True}
@@ -160,9 +180,9 @@ def test_a_block_is_hashed_once(is_async: bool) -> None:
 
 MARKS = {
     "a decode that a step passes over": (
-        False, (leap_running, "_settle", "seq.run.marks.append(", "list.append([], ")),
+        False, (leap_running, "_settle", "seq.run.marks.append", "[].append")),
     "what the last token before a step without it completes": (
-        True, (leap.LeapScheduler, "_hash_all_known", "self._mark_until(", "(lambda *_: None)(")),
+        True, (leap.LeapScheduler, "_hash_all_known", "self._mark_until", "lambda *_: None")),
 }  # fmt: skip
 
 
@@ -178,7 +198,7 @@ def test_marks_keep_times(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the free queue -----------------------------------------------------------------------------
 
 
-def pool_with(*runs: tuple[int, int, int]) -> tuple[ExtentPool, list[Run]]:
+def pool_with(*runs: tuple[int, int, int]) -> tuple[ExtentPool, list[BlockRun]]:
     """A pool whose queue holds runs of one content: (first depth, end, when all was hashed)."""
     pool = ExtentPool(100, 4, enable_caching=True, hash_lag=0)
     trunk = Trunk(None, (0, "x", 0), None)
@@ -210,7 +230,7 @@ def holder(pool: ExtentPool, *hits: Hit) -> Sequence:
     seq = Sequence(Request("h", (Segment("x", 4),), 1), (0, 9))
     for hit in hits:
         pool._touch(hit)
-    seq.table, seq.run = list(hits), Run(seq)
+    seq.table, seq.run = list(hits), BlockRun(seq)
     return seq
 
 
@@ -244,7 +264,7 @@ def test_a_hit_changes_over_where_an_older_copy_starts() -> None:
 QUEUE = {
     "split": ("_cut", "piece.prev if not piece.refs else None", "piece if not piece.refs else None",
               test_a_queued_extent_splits_deep_rest_first),
-    "release": ("release", "for piece in reversed(other.pieces[:])", "for piece in other.pieces[:]",
+    "release": ("release", "reversed(other.pieces[:])", "other.pieces[:]",
                 test_pieces_of_one_hit_are_freed_deep_first),
     "copies": ("_first_copy", "end = min(end, piece.lo)", "pass",
                test_a_hit_changes_over_where_an_older_copy_starts),

@@ -8,36 +8,9 @@ Knows contents only: no blocks, no reference counts of blocks, no steps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from kvplan.content import Content, output_of
+from kvplan.content import output_of
+from kvplan.schedulers.leap.state import ContentKey, Path, Trunk
 from kvplan.schedulers.request import NEVER, Request
-
-if TYPE_CHECKING:
-    from kvplan.schedulers.leap.extents import Piece
-
-ContentKey = tuple[int, str, int] | tuple[int, Content]
-"""A depth and what the block there holds: where in one stream it begins, or its pieces of several."""
-
-
-class Trunk:
-    """The content of its owner from depth `start` on; other requests leave it at their own depths."""
-
-    __slots__ = ("children", "key", "owner", "parent", "pieces", "refs")
-
-    def __init__(self, parent: Trunk | None, key: ContentKey, owner: Request | None) -> None:
-        self.parent = parent
-        self.key = key
-        self.owner = owner
-        self.children: dict[ContentKey, Trunk] = {}
-        self.pieces: list[Piece] = []
-        """All copies of this content: hashed or still growing, held or free."""
-        self.refs = 0
-        """Pieces, children, and requests whose path ends here; at zero the content is forgotten."""
-
-
-Path = tuple[tuple[Trunk, int, int], ...]
-"""By depth: a trunk, and the depths `lo .. hi - 1` at which a request's content is the trunk's."""
 
 
 class ContentTrie:
@@ -90,6 +63,7 @@ def _block_key(request: Request, depth: int, size: int) -> ContentKey:
 def common_tokens(a: Request, b: Request, start: int) -> int:
     """Return the first position from `start` on where the tokens of two different requests differ, outputs included.
 
+    >>> from kvplan.content import Segment
     >>> one = Request("one", (Segment("system", 20), Segment("x", 5)), 8)
     >>> two = Request("two", (Segment("system", 20), Segment("y", 5)), 8)
     >>> common_tokens(one, two, 16)

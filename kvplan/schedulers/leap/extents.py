@@ -5,8 +5,8 @@ Decides what `kv_cache_manager` and `block_pool` decide for full attention:
 * The free queue is always unhashed blocks first, hashed ones behind. Unhashed ones are alike: a number. Hashed ones
   are a linked list of `Piece`s; of the front piece the deep end is taken first, since a request gives its blocks back
   in reverse.
-* What a request computes after one admission is a `Run`. How much of it is hashed follows from the tokens its owner
-  has computed; nothing is written down while it grows.
+* What a request computes after one admission is a `BlockRun`. How much of it is hashed follows from the tokens its
+  owner has computed; nothing is written down while it grows.
 * A hit holds a stretch of another run, which is cut into pieces at the stretch's ends; pieces are never joined again,
   so a table can name a run and two depths.
 
@@ -17,53 +17,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvplan.schedulers.leap.contents import ContentTrie, Path, Trunk
-from kvplan.schedulers.leap.state import Sequence
-
-Mark = tuple[int, int | None, int]
-"""(hi, when, base): a run's blocks below depth `hi` were hashed `when`, or (None) one by one, decoding from `base`."""
+from kvplan.schedulers.leap.contents import ContentTrie
+from kvplan.schedulers.leap.state import BlockRun, Hit, Path, Piece, Sequence
 
 
-class Run:
-    """The blocks that a request took itself after one admission."""
-
-    __slots__ = ("admission", "base", "marks", "owner", "pieces")
-
-    def __init__(self, owner: Sequence) -> None:
-        self.owner: Sequence | None = owner
-        self.admission = owner.admission
-        self.pieces: list[Piece] = []
-        """By depth; what was evicted is missing."""
-        self.marks: list[Mark] = []
-        self.base = 0
-        """The owner's `base` as it decoded; hashing beyond the marks follows from it."""
-
-
-class Piece:
-    """Depths `lo .. hi - 1` of a run on one trunk, held `refs` times; in the free queue when nobody holds it."""
-
-    __slots__ = ("hi", "lo", "next", "prev", "refs", "run", "trunk")
-
-    next: Piece
-    prev: Piece
-
-    def __init__(self, run: Run, trunk: Trunk, lo: int, hi: int, refs: int) -> None:
-        self.run = run
-        self.trunk = trunk
-        self.lo = lo
-        self.hi = hi
-        self.refs = refs
-
-
-class Hit(NamedTuple):
-    """Cached blocks of another run that a request can hold."""
-
-    run: Run
-    lo: int
-    hi: int
-
-
-class Hits(NamedTuple):
+class PrefixHits(NamedTuple):
     """The longest prefix found in the cache."""
 
     stretches: list[Hit]
@@ -72,7 +30,7 @@ class Hits(NamedTuple):
     """How many of them lie in the free queue."""
 
 
-NO_HITS = Hits([], 0, 0)
+NO_HITS = PrefixHits([], 0, 0)
 
 
 class ExtentPool:
@@ -157,14 +115,14 @@ class ExtentPool:
 
     # --- prefix cache -----------------------------------------------------------------------
 
-    def adopt(self, seq: Sequence, hits: Hits, when: int) -> None:
+    def adopt(self, seq: Sequence, hits: PrefixHits, when: int) -> None:
         """Hold an admitted request's hits and follow what it computes; its first chunk is hashed at `when`."""
         if self.trie is None:
             return
         for hit in hits.stretches:
             self._touch(hit)
         seq.table = hits.stretches
-        run = seq.run = Run(seq)
+        run = seq.run = BlockRun(seq)
         run.marks.append((seq.computed // self.block_size, when, 0))
         first = hits.num_blocks
         for trunk, lo, hi in seq.path:
@@ -182,7 +140,7 @@ class ExtentPool:
             self._unlink(piece)
         piece.refs += 1
 
-    def find_longest_cache_hit(self, seq: Sequence, max_blocks: int, now: int) -> Hits:
+    def find_longest_cache_hit(self, seq: Sequence, max_blocks: int, now: int) -> PrefixHits:
         """Return the longest cached prefix of at most `max_blocks`; of equal blocks the one hashed first."""
         if self.trie is None:
             return NO_HITS
@@ -195,11 +153,11 @@ class ExtentPool:
             while depth < end:
                 piece, stop = self._first_copy(trunk.pieces, depth, end, now)
                 if piece is None:
-                    return Hits(hits, depth, evictable) if depth else NO_HITS
+                    return PrefixHits(hits, depth, evictable) if depth else NO_HITS
                 hits.append(Hit(piece.run, depth, stop))
                 evictable += 0 if piece.refs else stop - depth
                 depth = stop
-        return Hits(hits, depth, evictable)
+        return PrefixHits(hits, depth, evictable)
 
     def _first_copy(self, pieces: list[Piece], depth: int, end: int, now: int) -> tuple[Piece | None, int]:
         """Return the copy of the block at `depth` that was hashed first, and up to where it surely stays the first."""
@@ -223,7 +181,7 @@ class ExtentPool:
             computed -= 1
         return min(computed, seq.cacheable) // self.block_size
 
-    def _when_hashed(self, run: Run, depth: int) -> tuple[int, int]:
+    def _when_hashed(self, run: BlockRun, depth: int) -> tuple[int, int]:
         base = run.owner.base if run.owner else run.base
         for hi, when, base_then in run.marks:
             if depth < hi:

@@ -7,100 +7,96 @@ several prompts in chunks, preemption by priority or beside a chunk, and a budge
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from kvplan.schedulers.leap.state import DECODE, LEFT_OVER, PREFILL, Draft, Sequence
+from kvplan.schedulers.leap.queues import LeapQueues
+from kvplan.schedulers.leap.state import DECODE, ENDING, PREFILL, OpenStep, Sequence
 from kvplan.schedulers.protocol import Chunk
 
-if TYPE_CHECKING:
-    from kvplan.schedulers.leap.scheduler import LeapScheduler
 
-
-def schedule_running(engine: LeapScheduler, draft: Draft) -> None:
+def schedule_running(queues: LeapQueues, step: OpenStep) -> None:
     """Give each running request its next tokens, in order, preempting others if blocks run out."""
-    batch, pool = engine.batch, engine.pool
+    batch, pool = queues.batch, queues.pool
     need = batch.next_demand()
-    if batch.num_decodes > draft.budget or len(engine.prefills) > 1:
-        return _walk(engine, draft)
-    if engine.prefills:
-        seq = engine.prefills[0]
-        num_tokens = min(draft.chunk_of(seq.num_tokens - seq.computed), draft.budget - batch.num_decodes)
-        need += engine.blocks(seq.computed + num_tokens) - engine.blocks(seq.computed)
+    if batch.num_decodes > step.budget or len(queues.prefills) > 1:
+        return _walk(queues, step)
+    if queues.prefills:
+        seq = queues.prefills[0]
+        num_tokens = min(step.chunk_of(seq.num_tokens - seq.computed), step.budget - batch.num_decodes)
+        need += queues.blocks(seq.computed + num_tokens) - queues.blocks(seq.computed)
         if need > pool.num_free or not num_tokens:
-            return _walk(engine, draft)
+            return _walk(queues, step)
         # Whoever is behind the chunk gets its token whether the chunk is booked before or after it: it was admitted
         # with tokens to spare behind those ahead, of whom none has had more in one step since (a chunk that was cut
         # by the budget let nobody in behind it).
         pool.take(need)
-        draft.budget -= num_tokens
-        _add_chunk(engine, seq, num_tokens, draft)
+        step.budget -= num_tokens
+        _add_chunk(queues, seq, num_tokens, step)
     elif need <= pool.num_free:
         pool.take(need)
-    elif engine.is_fcfs:
-        _preempt_tail(engine, draft, need)
+    elif queues.is_fcfs:
+        _preempt_tail(queues, step, need)
     else:
-        return _walk(engine, draft)
-    draft.num_decodes = batch.num_decodes
-    draft.context = batch.context + batch.num_decodes
-    draft.budget -= batch.num_decodes
+        return _walk(queues, step)
+    step.num_decodes = batch.num_decodes
+    step.context = batch.context + batch.num_decodes
+    step.budget -= batch.num_decodes
     return None
 
 
-def _preempt_tail(engine: LeapScheduler, draft: Draft, need: int) -> None:
+def _preempt_tail(queues: LeapQueues, step: OpenStep, need: int) -> None:
     """Serve `need` decodes a block each, in order, preempting the tail whenever none is left.
 
     Whoever is last in `running` is also the last to be served, so only the victims need to be looked at.
     """
     while True:
-        served = min(need, engine.pool.num_free)
-        engine.pool.take(served)
+        served = min(need, queues.pool.num_free)
+        queues.pool.take(served)
         need -= served
         if not need:
             return
-        victim = engine.tail()
-        if victim.stage is DECODE and engine.batch.takes_block(victim):
+        victim = queues.tail()
+        if victim.stage is DECODE and queues.batch.takes_block(victim):
             need -= 1
-        engine.preempt(victim, draft)
+        queues.preempt(victim, step)
 
 
-def _add_chunk(engine: LeapScheduler, seq: Sequence, num_tokens: int, draft: Draft) -> None:
+def _add_chunk(queues: LeapQueues, seq: Sequence, num_tokens: int, step: OpenStep) -> None:
     """Note a running request's next chunk; blocks and budget are taken."""
-    draft.chunks.append(Chunk(seq.request, num_tokens, seq.computed))
+    step.chunks.append(Chunk(seq.request, num_tokens, seq.computed))
     seq.computed += num_tokens
     if seq.run is not None:
-        seq.run.marks.append((seq.computed // engine.block_size, 2 * engine.batch.num_steps, 0))
+        seq.run.marks.append((seq.computed // queues.block_size, 2 * queues.batch.num_steps, 0))
     if seq.computed == seq.num_tokens:
-        engine.prefills.remove(seq)
-        draft.completed.append(seq)
+        queues.prefills.remove(seq)
+        step.completed.append(seq)
 
 
-def _walk(engine: LeapScheduler, draft: Draft) -> None:
+def _walk(queues: LeapQueues, step: OpenStep) -> None:
     """Schedule the running requests one by one, as vLLM does."""
-    now = engine.batch.num_steps
-    order = list(engine.running.values())
+    now = queues.batch.num_steps
+    order = list(queues.running.values())
     served: dict[int, int] = {}
     at = 0
-    while at < len(order) and draft.budget > 0:
+    while at < len(order) and step.budget > 0:
         seq = order[at]
-        if seq.stage is not LEFT_OVER:
+        if seq.stage is not ENDING:
             computed = seq.computed_at(now)
-            wanted = 1 if seq.stage is DECODE else draft.chunk_of(seq.num_tokens - computed)
-            num_tokens = min(wanted, draft.budget)
-            need = engine.blocks(computed + num_tokens) - engine.blocks(computed)
-            at = _make_room(engine, draft, seq, need, order, served, at)
+            wanted = 1 if seq.stage is DECODE else step.chunk_of(seq.num_tokens - computed)
+            num_tokens = min(wanted, step.budget)
+            need = queues.blocks(computed + num_tokens) - queues.blocks(computed)
+            at = _make_room(queues, step, seq, need, order, served, at)
             if at < 0:
                 break
-            engine.pool.take(need)
+            queues.pool.take(need)
             served[seq.admission] = num_tokens
-            draft.budget -= num_tokens
+            step.budget -= num_tokens
         at += 1
     for seq in order:
-        _settle(engine, draft, seq, served.get(seq.admission, 0))
+        _settle(queues, step, seq, served.get(seq.admission, 0))
 
 
 def _make_room(
-    engine: LeapScheduler,
-    draft: Draft,
+    queues: LeapQueues,
+    step: OpenStep,
     seq: Sequence,
     need: int,
     order: list[Sequence],
@@ -108,29 +104,29 @@ def _make_room(
     at: int,
 ) -> int:
     """Preempt until `need` blocks are free; return the sequence's place in `order`, or -1 if it had to go itself."""
-    while need > engine.pool.num_free:
-        place = len(order) - 1 if engine.is_fcfs else order.index(max(order, key=lambda seq: seq.key))
+    while need > queues.pool.num_free:
+        place = len(order) - 1 if queues.is_fcfs else order.index(max(order, key=lambda seq: seq.key))
         victim = order.pop(place)
         at -= place < at
         already = served.pop(victim.admission, 0)
-        draft.budget += already
-        engine.preempt(victim, draft, already)
+        step.budget += already
+        queues.preempt(victim, step, already)
         if victim is seq:
             return -1
     return at
 
 
-def _settle(engine: LeapScheduler, draft: Draft, seq: Sequence, num_tokens: int) -> None:
+def _settle(queues: LeapQueues, step: OpenStep, seq: Sequence, num_tokens: int) -> None:
     """Book what a request that stayed got in this step."""
-    now = engine.batch.num_steps
+    now = queues.batch.num_steps
     if seq.stage is PREFILL:
         if num_tokens:
-            _add_chunk(engine, seq, num_tokens, draft)
+            _add_chunk(queues, seq, num_tokens, step)
     elif seq.stage is DECODE and num_tokens:
-        draft.num_decodes += 1
-        draft.context += seq.base + now + 1
+        step.num_decodes += 1
+        step.context += seq.base + now + 1
     elif seq.stage is DECODE:
         if seq.run is not None:
-            seq.run.marks.append((engine.pool.num_hashed(seq, seq.base + now), None, seq.base))
-        engine.batch.pass_over(seq)
-        engine.passed_over.append(seq)
+            seq.run.marks.append((queues.pool.num_hashed(seq, seq.base + now), None, seq.base))
+        queues.batch.pass_over(seq)
+        queues.passed_over.append(seq)

@@ -1,12 +1,12 @@
 """The leap: vLLM's scheduler jumping from change to change, deciding exactly as if it had walked every step.
 
 Between two changes of the batch every running sequence gets one token per step, so what happens in the next k steps
-follows in closed form (`leap_batch`), whatever k is. `plan_leap` proposes steps that are "+1 for everyone" and nothing
+follows in closed form (`batch`), whatever k is. `plan_leap` proposes steps that are "+1 for everyone" and nothing
 else; `commit_leap` takes as many of them as the driver has time for. Every other step is a `schedule()`; its running
 loop has a closed form too while all decode (and at most the last one has a prompt chunk), FCFS preemption included;
-else `leap_running` goes request by request.
+else `running` goes request by request.
 
-The policy is that of `scheduler.Scheduler`. The queues are the same code; the two loops of `schedule()` are written
+The policy is that of `vllm.scheduler`. The queues are the same code; the two loops of `schedule()` are written
 again because nothing per request or per block may be touched here, and the tests hold both to each other, decision by
 decision and block by block. Which engines it takes is in `allowed`.
 """
@@ -16,18 +16,16 @@ from __future__ import annotations
 from collections import deque
 
 from kvplan.schedulers.leap.allowed import why_not
-from kvplan.schedulers.leap.batch import DecodeBatch
-from kvplan.schedulers.leap.extents import ExtentPool
+from kvplan.schedulers.leap.queues import LeapQueues
 from kvplan.schedulers.leap.running import schedule_running
 from kvplan.schedulers.leap.state import (
     DECODE,
+    ENDING,
     GONE,
-    LEFT_OVER,
     NO_NEWS,
-    PREFILL,
     WAITING,
-    Draft,
     InFlight,
+    OpenStep,
     Sequence,
 )
 from kvplan.schedulers.leap.waiting import NO_PLACE, BlockedHead, schedule_waiting, try_head
@@ -44,10 +42,9 @@ from kvplan.schedulers.protocol import (
 )
 from kvplan.schedulers.request import NEVER, Request, RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.schedulers.vllm.request_queue import QUEUES
 
 
-class LeapScheduler:
+class LeapScheduler(LeapQueues):
     """vLLM's scheduler with full attention, sync or async, FCFS or priority, in closed form between changes.
 
     Drive it as vLLM's engine core drives its scheduler: synchronous, `schedule()` then `update_from_output()`;
@@ -56,26 +53,11 @@ class LeapScheduler:
 
     def __init__(self, config: EngineConfig) -> None:
         assert not why_not(config), why_not(config)
-        self.config = config
-        self.is_async = config.async_scheduling
-        self.is_fcfs = config.policy == "fcfs"
-        size, usable = config.block_size, config.num_gpu_blocks - 1
-        self.block_size = size
-        self.batch = DecodeBatch(size)
-        self.pool = ExtentPool(usable, size, config.enable_prefix_caching, hash_lag=int(self.is_async))
-        self.running: dict[int, Sequence] = {}
-        """By admission number, which is vLLM's order."""
-        self.waiting = QUEUES[config.policy]()
+        super().__init__(config)
         self.sequences: dict[str, Sequence] = {}
         """The live ones, by request id."""
-        self.prefills: list[Sequence] = []
-        """The running sequences with more chunks to come."""
-        self.passed_over: list[Sequence] = []
-        """Decoding, but not scheduled in this step."""
         self._max_num_seqs = config.max_num_seqs
         self._token_budget = config.max_num_batched_tokens
-        self.watermark_blocks = int(config.watermark * config.num_gpu_blocks)
-        self.num_admissions = 0
         self._num_arrivals = 0
         self._finished_unread = False
         self._in_flight: deque[InFlight] = deque()
@@ -105,7 +87,7 @@ class LeapScheduler:
             self.waiting.remove_requests({seq})
         else:
             computed = seq.computed_at(self.batch.num_steps)
-            self._stop_running(seq)
+            self.stop_running(seq)
             self._drop_output(seq)
             self.pool.release(seq, self.blocks(computed), self.pool.num_hashed(seq, computed))
         self._close(seq, RequestStatus.FINISHED_ABORTED)
@@ -157,10 +139,6 @@ class LeapScheduler:
         """Return the request that waits first."""
         seq: Sequence = self.waiting.peek_request()
         return seq.request
-
-    def blocks(self, num_tokens: int) -> int:
-        """Return the blocks that so many tokens fill or begin."""
-        return -(-num_tokens // self.block_size)
 
     # --- leaping ----------------------------------------------------------------------------
 
@@ -230,17 +208,17 @@ class LeapScheduler:
     def schedule(self) -> Step:
         """Decide one step (vLLM: same name): running requests first, then waiting ones unless one was preempted."""
         company = len(self.running) + len(self.waiting) > 1
-        draft = Draft(self._token_budget, self.config.long_prefill_token_threshold if company else 0)
+        step = OpenStep(self._token_budget, self.config.long_prefill_token_threshold if company else 0)
         self._finished_unread, self._blocked, self._look_ahead = False, None, True
-        schedule_running(self, draft)
+        schedule_running(self, step)
         self.batch.num_steps += 1
-        self.batch.context += draft.num_decodes
-        for seq in draft.completed:
-            self.start_decode(seq, draft)
-        if not draft.preempted:
-            self._blocked = schedule_waiting(self, draft)
-        self._in_flight.append(self._read_later(draft.first_tokens))
-        return new_step((draft.num_decodes, draft.context, draft.chunks, draft.admitted, draft.preempted))
+        self.batch.context += step.num_decodes
+        for seq in step.completed:
+            self.start_decode(seq, step)
+        if not step.preempted:
+            self._blocked = schedule_waiting(self, step)
+        self._in_flight.append(self._read_later(step.first_tokens))
+        return new_step((step.num_decodes, step.context, step.chunks, step.admitted, step.preempted))
 
     def update_from_output(self) -> Outputs:
         """Read the tokens of the oldest scheduled step (vLLM: same name): first tokens and ends."""
@@ -259,45 +237,12 @@ class LeapScheduler:
             for seq in ends:
                 if seq.sure_end:
                     self.batch.stop(seq)
-                    seq.stage = LEFT_OVER
+                    seq.stage = ENDING
                     if self._blocked is not None and self._blocked.lacks_tokens:
                         self._blocked = None
         return (first_tokens, ends) if first_tokens or ends else NO_NEWS
 
-    def tail(self) -> Sequence:
-        """Return the running request that was admitted last."""
-        return self.running[next(reversed(self.running))]
-
-    def start_decode(self, seq: Sequence, draft: Draft) -> None:
-        """Note that a sequence's last chunk is in this step: the step samples a token, and the next one decodes."""
-        self.batch.start(seq)
-        draft.first_tokens.append(seq)
-
     # --- leaving the batch ------------------------------------------------------------------
-
-    def preempt(self, seq: Sequence, draft: Draft, already: int = 0) -> None:
-        """Send a request back to the queue, all its blocks freed (vLLM `_preempt_request`).
-
-        `already` tokens were scheduled in this step. The token in flight, if there is one, still counts.
-        """
-        computed = seq.computed_at(self.batch.num_steps)
-        self._stop_running(seq)
-        if seq.stage is not PREFILL:
-            seq.num_tokens = computed + 1
-        hashed = self.pool.num_hashed(seq, computed + already)
-        self.pool.release(seq, self.blocks(computed + already), hashed)
-        seq.stage, seq.computed = WAITING, 0
-        seq.request.status = RequestStatus.PREEMPTED
-        seq.request.num_preemptions += 1
-        draft.preempted.append(seq.request)
-        self.waiting.prepend_requests((seq,))
-
-    def _stop_running(self, seq: Sequence) -> None:
-        if seq.stage is DECODE:
-            self.batch.stop(seq)
-        elif seq.stage is PREFILL:
-            self.prefills.remove(seq)
-        del self.running[seq.admission]
 
     def _finish(self, seq: Sequence) -> Request:
         """End a request whose last token was read; one preempted meanwhile ends from the queue."""
@@ -307,9 +252,9 @@ class LeapScheduler:
         else:
             computed = seq.computed_at(self.batch.num_steps)
             hashed = (seq.end - 1) // self.block_size
-            if seq.stage is LEFT_OVER:
+            if seq.stage is ENDING:
                 self._mark_until(seq, computed, hashed)
-            self._stop_running(seq)
+            self.stop_running(seq)
             self._drop_output(seq)
             self.pool.release(seq, self.blocks(computed), hashed)
         request.num_tokens = seq.end

@@ -1,16 +1,17 @@
-"""What the leap keeps of a sequence, and of a step while it is decided."""
+"""What the leap keeps: contents, blocks as extents, sequences, and a step while it is decided. Facts, no policy.
+
+A `Trunk` is the content, future output included, of the request that was the first to leave its parent at some depth;
+what a request computes after one admission is a `BlockRun`, cut into `Piece`s.
+"""
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
+from kvplan.content import Content
 from kvplan.schedulers.protocol import Chunk
 from kvplan.schedulers.request import NEVER, Request
-
-if TYPE_CHECKING:
-    from kvplan.schedulers.leap.contents import Path
-    from kvplan.schedulers.leap.extents import Hit, Run
 
 
 class Stage(IntEnum):
@@ -19,13 +20,80 @@ class Stage(IntEnum):
     WAITING = 0
     PREFILL = 1
     DECODE = 2
-    LEFT_OVER = 3
+    ENDING = 3
     """Asynchronous scheduling: surely ended by the step in flight; still in `running`, no longer scheduled."""
     GONE = 4
 
 
-WAITING, PREFILL, DECODE, LEFT_OVER, GONE = Stage
+WAITING, PREFILL, DECODE, ENDING, GONE = Stage
 """The stages by themselves: looking them up in the class each time would be a tenth of a leap."""
+
+
+ContentKey = tuple[int, str, int] | tuple[int, Content]
+"""A depth and what the block there holds: where in one stream it begins, or its pieces of several."""
+
+
+class Trunk:
+    """The content of its owner from depth `start` on; other requests leave it at their own depths."""
+
+    __slots__ = ("children", "key", "owner", "parent", "pieces", "refs")
+
+    def __init__(self, parent: Trunk | None, key: ContentKey, owner: Request | None) -> None:
+        self.parent = parent
+        self.key = key
+        self.owner = owner
+        self.children: dict[ContentKey, Trunk] = {}
+        self.pieces: list[Piece] = []
+        """All copies of this content: hashed or still growing, held or free."""
+        self.refs = 0
+        """Pieces, children, and requests whose path ends here; at zero the content is forgotten."""
+
+
+Path = tuple[tuple[Trunk, int, int], ...]
+"""By depth: a trunk, and the depths `lo .. hi - 1` at which a request's content is the trunk's."""
+
+
+Mark = tuple[int, int | None, int]
+"""(hi, when, base): a run's blocks below depth `hi` were hashed `when`, or (None) one by one, decoding from `base`."""
+
+
+class BlockRun:
+    """The blocks that a request took itself after one admission."""
+
+    __slots__ = ("admission", "base", "marks", "owner", "pieces")
+
+    def __init__(self, owner: Sequence) -> None:
+        self.owner: Sequence | None = owner
+        self.admission = owner.admission
+        self.pieces: list[Piece] = []
+        """By depth; what was evicted is missing."""
+        self.marks: list[Mark] = []
+        self.base = 0
+        """The owner's `base` as it decoded; hashing beyond the marks follows from it."""
+
+
+class Piece:
+    """Depths `lo .. hi - 1` of a run on one trunk, held `refs` times; in the free queue when nobody holds it."""
+
+    __slots__ = ("hi", "lo", "next", "prev", "refs", "run", "trunk")
+
+    next: Piece
+    prev: Piece
+
+    def __init__(self, run: BlockRun, trunk: Trunk, lo: int, hi: int, refs: int) -> None:
+        self.run = run
+        self.trunk = trunk
+        self.lo = lo
+        self.hi = hi
+        self.refs = refs
+
+
+class Hit(NamedTuple):
+    """Cached blocks of another run that a request can hold."""
+
+    run: BlockRun
+    lo: int
+    hi: int
 
 
 class Sequence:
@@ -69,7 +137,7 @@ class Sequence:
         """Counts admissions; the order of `running`."""
         self.hit_tokens = 0
         self.path: Path = ()
-        self.run: Run | None = None
+        self.run: BlockRun | None = None
         self.table: list[Hit] = []
         """Hits that it holds, by depth: stretches of other runs."""
         self.set_end()
@@ -96,7 +164,7 @@ NO_NEWS: InFlight = ([], [])
 """Shared; nobody may append to it."""
 
 
-class Draft:
+class OpenStep:
     """One step while it is decided."""
 
     __slots__ = (

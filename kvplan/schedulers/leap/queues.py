@@ -1,0 +1,73 @@
+"""The sequences of one leaping engine, waiting and running, and how one moves between the two.
+
+What the loops of `running` and `waiting` work on. Knows no leap and nothing of outputs.
+"""
+
+from __future__ import annotations
+
+from kvplan.schedulers.leap.batch import DecodeBatch
+from kvplan.schedulers.leap.extents import ExtentPool
+from kvplan.schedulers.leap.state import DECODE, PREFILL, WAITING, OpenStep, Sequence
+from kvplan.schedulers.request import RequestStatus
+from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.request_queue import QUEUES
+
+
+class LeapQueues:
+    """Queues, decoding batch and block pool of one engine."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.is_async = config.async_scheduling
+        self.is_fcfs = config.policy == "fcfs"
+        size, usable = config.block_size, config.num_gpu_blocks - 1
+        self.block_size = size
+        self.batch = DecodeBatch(size)
+        self.pool = ExtentPool(usable, size, config.enable_prefix_caching, hash_lag=int(self.is_async))
+        self.running: dict[int, Sequence] = {}
+        """By admission number, which is vLLM's order."""
+        self.waiting = QUEUES[config.policy]()
+        self.prefills: list[Sequence] = []
+        """The running sequences with more chunks to come."""
+        self.passed_over: list[Sequence] = []
+        """Decoding, but not scheduled in this step."""
+        self.watermark_blocks = int(config.watermark * config.num_gpu_blocks)
+        self.num_admissions = 0
+
+    def blocks(self, num_tokens: int) -> int:
+        """Return the blocks that so many tokens fill or begin."""
+        return -(-num_tokens // self.block_size)
+
+    def tail(self) -> Sequence:
+        """Return the running request that was admitted last."""
+        return self.running[next(reversed(self.running))]
+
+    def start_decode(self, seq: Sequence, step: OpenStep) -> None:
+        """Note that a sequence's last chunk is in this step: the step samples a token, and the next one decodes."""
+        self.batch.start(seq)
+        step.first_tokens.append(seq)
+
+    def preempt(self, seq: Sequence, step: OpenStep, already: int = 0) -> None:
+        """Send a request back to the queue, all its blocks freed (vLLM `_preempt_request`).
+
+        `already` tokens were scheduled in this step. The token in flight, if there is one, still counts.
+        """
+        computed = seq.computed_at(self.batch.num_steps)
+        self.stop_running(seq)
+        if seq.stage is not PREFILL:
+            seq.num_tokens = computed + 1
+        hashed = self.pool.num_hashed(seq, computed + already)
+        self.pool.release(seq, self.blocks(computed + already), hashed)
+        seq.stage, seq.computed = WAITING, 0
+        seq.request.status = RequestStatus.PREEMPTED
+        seq.request.num_preemptions += 1
+        step.preempted.append(seq.request)
+        self.waiting.prepend_requests((seq,))
+
+    def stop_running(self, seq: Sequence) -> None:
+        """Take a sequence out of the batch; its stage stays."""
+        if seq.stage is DECODE:
+            self.batch.stop(seq)
+        elif seq.stage is PREFILL:
+            self.prefills.remove(seq)
+        del self.running[seq.admission]
