@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from leap_scenarios import compare, random_scenario
 
 from kvplan.conformance.vllm_replay_leap import LeapReplay
-from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.vllm_scenario import VLLMScenario
 
 
 def main(num_seeds: int = 2000, first_seed: int = 0) -> int:
@@ -27,7 +27,7 @@ def main(num_seeds: int = 2000, first_seed: int = 0) -> int:
     for seed in range(first_seed, first_seed + num_seeds):
         row = random_scenario(Random(seed))
         for is_async in (False, True):
-            scenario = Scenario(**row | {"async_scheduling": is_async})
+            scenario = VLLMScenario(**row | {"async_scheduling": is_async})
             leap = LeapReplay(scenario, rng=Random(seed) if seed % 2 else None)
             found = compare(scenario, leap)
             if found:

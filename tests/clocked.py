@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from kvplan.conformance.vllm_scenario import Scenario, ScenarioRequest
+from kvplan.conformance.scenario import ScenarioRequest
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.deploy import StatedStepTime
@@ -44,7 +45,7 @@ class Told(NamedTuple):
 class Clocked:
     """One run. `leaps=False` is the step-by-step scheduler behind the same replica."""
 
-    def __init__(self, scenario: Scenario, leaps: bool) -> None:
+    def __init__(self, scenario: VLLMScenario, leaps: bool) -> None:
         config = scenario.engine_config
         self.scenario = scenario
         self.engine = LeapScheduler(config) if leaps else StepByStep(config)

@@ -9,9 +9,10 @@ from typing import Any
 
 from places import TESTS
 
-from kvplan.conformance.vllm_records import ReplayResult
-from kvplan.conformance.vllm_replay import Replay
-from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.replay import ReplayResult
+from kvplan.conformance.vllm_records import StepRecord
+from kvplan.conformance.vllm_replay import VLLMReplay
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 
 FOLDER = TESTS / "conformance"
@@ -33,13 +34,13 @@ def golden() -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["name"], row["mode"]): row for row in _load("golden.jsonl.xz")}
 
 
-def replay(name: str, mode: str, **changes: Any) -> ReplayResult:
+def replay(name: str, mode: str, **changes: Any) -> ReplayResult[StepRecord]:
     """Run one scenario on the twin."""
-    scenario = Scenario(**scenarios()[name] | {"async_scheduling": mode == "async"} | changes)
-    return Replay(scenario, make_scheduler(scenario.engine_config)).run()
+    scenario = VLLMScenario(**scenarios()[name] | {"async_scheduling": mode == "async"} | changes)
+    return VLLMReplay(scenario, make_scheduler(scenario.engine_config)).run()
 
 
-def first_difference(result: ReplayResult, log: dict[str, Any]) -> str:
+def first_difference(result: ReplayResult[StepRecord], log: dict[str, Any]) -> str:
     """Name the first row that differs, or say that there is none."""
     for step, theirs in zip(result.steps, log["rows"], strict=False):
         ours = step.row("state_sha256" in log)

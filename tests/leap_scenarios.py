@@ -9,9 +9,9 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from kvplan.conformance.vllm_replay import Replay
+from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_replay_leap import LeapReplay
-from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 
 Json = dict[str, Any]
@@ -111,9 +111,9 @@ def _request(rng: Random, mix: Json, name: str, output: int, prompt: list[Json],
     return request
 
 
-def compare(scenario: Scenario, leap: LeapReplay) -> str:
+def compare(scenario: VLLMScenario, leap: LeapReplay) -> str:
     """Run a scenario step by step and on the leap; say where they first differ, empty if nowhere."""
-    walk = Replay(scenario, make_scheduler(scenario.engine_config))
+    walk = VLLMReplay(scenario, make_scheduler(scenario.engine_config))
     theirs, ours = walk.run().steps, leap.run().steps
     for a, b in zip(theirs, ours, strict=False):
         if a.sched_line() != b.sched_line():

@@ -9,8 +9,9 @@ from typing import Any
 
 from places import TESTS
 
-from kvplan.conformance.sglang_records import ReplayResult
-from kvplan.conformance.sglang_replay import Replay
+from kvplan.conformance.replay import ReplayResult
+from kvplan.conformance.sglang_records import PassRecord
+from kvplan.conformance.sglang_replay import SGLangReplay
 from kvplan.conformance.sglang_scenario import SGLangScenario
 
 FOLDER = TESTS / "conformance" / "sglang"
@@ -33,12 +34,12 @@ def golden() -> dict[tuple[str, str], Log]:
     return {(row["name"], row["mode"]): row for row in _load("golden.jsonl.xz")}
 
 
-def replay(name: str, mode: str) -> ReplayResult:
+def replay(name: str, mode: str) -> ReplayResult[PassRecord]:
     """Run one scenario on the twin."""
-    return Replay(SGLangScenario(**scenarios()[name] | {"async_scheduling": mode == "overlap"})).run()
+    return SGLangReplay(SGLangScenario(**scenarios()[name] | {"async_scheduling": mode == "overlap"})).run()
 
 
-def first_difference(result: ReplayResult, log: Log) -> str:
+def first_difference(result: ReplayResult[PassRecord], log: Log) -> str:
     """Name the first row that differs, or say that there is none; logs leave out rows of plain decodes."""
     ours = {step.step: step.row() for step in result.steps}
     for theirs in log["rows"]:

@@ -1,9 +1,8 @@
-"""What a replay writes down: a record per pass, and the hashes by which two engines are compared."""
+"""What a replay of SGLang's twin writes down of each pass."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, Literal
 
 from kvplan.schedulers.sglang.kv_cache import KVCache
@@ -75,21 +74,3 @@ class PassRecord:
         queues = (",".join(self.running), ",".join(self.waiting), self.chunked or "-")
         ends = (",".join(self.finished), ",".join(self.aborted), f"{self.ratio:.6f}")
         return "|".join([*pools, f"{self.evicted},{self.evicted_end}", *queues, *ends]) + "\n"
-
-
-@dataclass(slots=True)
-class ReplayResult:
-    """A whole run."""
-
-    steps: list[PassRecord]
-    stuck: bool
-
-    @property
-    def sched_sha256(self) -> str:
-        """Hash over every decision."""
-        return sha256("".join(step.sched_line() for step in self.steps).encode()).hexdigest()
-
-    @property
-    def state_sha256(self) -> str:
-        """Hash over pool, tree, queues, ratio and ends of every pass."""
-        return sha256("".join(step.state_line() for step in self.steps).encode()).hexdigest()

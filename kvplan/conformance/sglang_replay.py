@@ -10,14 +10,14 @@ from collections.abc import Hashable, Iterator
 from functools import cache
 from hashlib import blake2b
 
-from kvplan.conformance.sglang_records import PassRecord, ReplayResult, pools
+from kvplan.conformance.replay import MAX_STEPS, STUCK_STEPS, ReplayResult, ScenarioReplay
+from kvplan.conformance.sglang_records import PassRecord, pools
 from kvplan.conformance.sglang_scenario import SGLangRequest, SGLangScenario
+from kvplan.errors import DoesNotFit
 from kvplan.schedulers.sglang.req import Req
-from kvplan.schedulers.sglang.schedule_batch import Row, ScheduleBatch
-from kvplan.schedulers.sglang.scheduler import Scheduler
+from kvplan.schedulers.sglang.schedule_batch import BatchRow, ScheduleBatch
+from kvplan.schedulers.sglang.scheduler import SGLangScheduler
 
-STUCK_STEPS = 20
-"""A run ends after more than so many passes in which nothing happens."""
 VOCABULARY = 32_000
 
 
@@ -30,35 +30,26 @@ def token_id(name: str, index: int) -> Hashable:
     return 3 + int.from_bytes(digest, "little") % (VOCABULARY - 3)
 
 
-class Replay:
-    """One run of a scenario."""
+class SGLangReplay(ScenarioReplay[SGLangRequest, PassRecord]):
+    """One run of a scenario on the twin of SGLang's scheduler."""
 
     def __init__(self, scenario: SGLangScenario) -> None:
+        super().__init__(scenario.requests)
         self.scenario = scenario
-        self.scheduler = Scheduler(scenario.engine_config, token_id)
+        self.scheduler = SGLangScheduler(scenario.engine_config, token_id)
         self.reqs: dict[str, Req] = {}
         """By id, in the order in which they first came."""
-        self.finish: dict[str, int] = {}
-        """id -> pass in which it ended."""
-        self.step = 0
-        self.stuck = False
-        self._pending = list(scenario.requests)
-        self._to_abort = [r for r in scenario.requests if r.abort_step is not None or r.abort_follows]
         self._num_outputs: dict[str, int] = {}
 
-    def run(self, max_steps: int = 200_000) -> ReplayResult:
-        """Run to the end and keep all records."""
-        steps = list(self.iter_steps(max_steps))
-        return ReplayResult(steps, self.stuck)
-
-    def iter_steps(self, max_steps: int = 200_000) -> Iterator[PassRecord]:
+    def iter_steps(self, max_steps: int = MAX_STEPS) -> Iterator[PassRecord]:
         """Yield a record per pass until all is done, or stuck for good."""
         stuck_steps, last = 0, PassRecord(-1)
         while self.step <= max_steps:
             if not self._is_busy() and last.mode == "idle":
-                if not self._pending:
+                arrival = self._next_arrival()
+                if arrival is None:
                     return
-                self.step = max(self.step, self._next_arrival())
+                self.step = max(self.step, arrival)
             if stuck_steps > STUCK_STEPS and not self._abort_ahead():
                 self.stuck = True
                 return
@@ -70,6 +61,30 @@ class Replay:
             last = record
             self.step += 1
 
+    def find_stuck(self) -> DoesNotFit:
+        """Say what a run that is stuck waits for."""
+        return DoesNotFit("stuck: the head of the queue can never be admitted")
+
+    def totals(self, result: ReplayResult[PassRecord]) -> dict[str, object]:
+        """Return a run's totals and hashes."""
+        steps, size = result.steps, self.scheduler.cache.size
+        return {
+            "type": "summary",
+            "steps": len(steps),
+            "stuck": result.stuck,
+            "prefill_passes": sum(step.mode in ("prefill", "mixed") for step in steps),
+            "decode_passes": sum(step.mode == "decode" for step in steps),
+            "retractions": sum(len(step.retracted) for step in steps),
+            "preemptions": sum(len(step.preempted) for step in steps),
+            "scheduled_tokens": sum(step.n_tokens for step in steps),
+            "output_tokens": sum(req.num_outputs for req in self.reqs.values()),
+            "hit_tokens": sum(sum(step.hits.values()) for step in steps),
+            "evicted": sum(step.evicted + step.evicted_end for step in steps),
+            "peak_used": max((size - step.pools[0] - step.pools[1] for step in steps), default=0),
+            "sched_sha256": result.sched_sha256,
+            "state_sha256": result.state_sha256,
+        }
+
     # --- input ------------------------------------------------------------------------------
 
     def _is_busy(self) -> bool:
@@ -77,36 +92,13 @@ class Replay:
         in_flight = scheduler.last_batch is not None or scheduler.result_queue
         return bool(in_flight or len(self.finish) < len(self.reqs))
 
-    def _after(self, ids: tuple[str, ...], delay: int) -> int | None:
-        if any(i not in self.finish for i in ids):
-            return None
-        return max(self.finish[i] for i in ids) + 1 + delay
-
-    def _due(self, request: SGLangRequest) -> int | None:
-        if request.follows:
-            return self._after(request.follows, request.delay_steps)
-        return request.arrival_step
-
-    def _abort_due(self, request: SGLangRequest) -> int | None:
-        if request.abort_follows:
-            return self._after(request.abort_follows, request.abort_delay_steps)
-        return request.abort_step
-
-    def _next_arrival(self) -> int:
-        return min(due for r in self._pending if (due := self._due(r)) is not None)
-
-    def _abort_ahead(self) -> bool:
-        return any((due := self._abort_due(r)) is not None and due >= self.step for r in self._to_abort)
-
     def _arrivals(self) -> list[str]:
-        dues = [(due, r) for r in self._pending if (due := self._due(r)) is not None and due <= self.step]
-        dues.sort(key=lambda pair: pair[0])
-        for _, request in dues:
-            self._pending.remove(request)
+        ready = self._take_arrivals()
+        for request in ready:
             engine_request = self.scenario.make_request(request, len(self.reqs))
             self.reqs[request.id] = self.scheduler.add_request(engine_request, ignore_eos=request.ignore_eos)
             self._num_outputs[request.id] = 0
-        return [request.id for _, request in dues]
+        return [request.id for request in ready]
 
     def _abort(self) -> None:
         for request in list(self._to_abort):
@@ -154,7 +146,7 @@ class Replay:
         record.full = scheduler.running_batch.batch_is_full
 
     @staticmethod
-    def _entry(row: Row) -> tuple[str, int, int, str]:
+    def _entry(row: BatchRow) -> tuple[str, int, int, str]:
         req = row.req
         kind = "resumed" if req.num_retractions else "new"
         if row.is_decode or req.extend_batch_idx > 1:

@@ -1,4 +1,4 @@
-"""Scenarios for this engine: the format of `kvplan.conformance.vllm_scenario` with SGLang's flags, one JSON file each.
+"""Scenarios for SGLang: the format of `vllm_scenario` with SGLang's flags.
 
 Keys that both engines have keep vLLM's names: `block_size` is --page-size, `max_num_seqs` --max-running-requests,
 `max_num_batched_tokens` --chunked-prefill-size, `max_model_len` --context-length, `async_scheduling` the overlap loop.
@@ -7,13 +7,12 @@ Keys that both engines have keep vLLM's names: `block_size` is --page-size, `max
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from kvplan.config import Config
-from kvplan.conformance.vllm_scenario import ScenarioRequest, check_requests, name_prompts, read_scenario
+from kvplan.conformance.scenario import ScenarioRequest, check_requests, name_prompts
 from kvplan.content import Content, length_of
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.sglang.config import SGLangConfig
@@ -77,25 +76,19 @@ class SGLangScenario(Config):
     @cached_property
     def engine_config(self) -> SGLangConfig:
         """The engine's part, by SGLang's names."""
-        by_priority = self.policy == "priority"
+        same = SGLangConfig.model_fields.keys() & type(self).model_fields.keys() - {"max_total_tokens"}
         return SGLangConfig(
+            **{name: getattr(self, name) for name in same},
             max_total_tokens=self.max_total_tokens or (self.num_gpu_blocks or 0) * self.block_size,
             context_length=self.max_model_len,
             page_size=self.block_size,
             max_running_requests=self.max_num_seqs,
             chunked_prefill_size=self.max_num_batched_tokens if self.enable_chunked_prefill else -1,
-            max_prefill_tokens=self.max_prefill_tokens,
-            prefill_max_requests=self.prefill_max_requests,
-            enable_mixed_chunk=self.enable_mixed_chunk,
-            prefill_decode_interval=self.prefill_decode_interval,
             disable_radix_cache=not self.enable_prefix_caching,
-            radix_eviction_policy=self.radix_eviction_policy,
             schedule_policy="fcfs" if self.policy == "priority" else self.policy,
-            schedule_conservativeness=self.schedule_conservativeness,
-            enable_priority_scheduling=by_priority,
+            enable_priority_scheduling=self.policy == "priority",
             schedule_low_priority_values_first=self.low_priority_first,
             priority_scheduling_preemption_threshold=self.priority_preemption_threshold,
-            disable_priority_preemption=self.disable_priority_preemption,
             enable_overlap=self.async_scheduling,
         )
 
@@ -129,8 +122,3 @@ class SGLangScenario(Config):
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         return self
-
-
-def load_scenario(path: str | Path, **changes: Any) -> SGLangScenario:
-    """Read a scenario file; `changes` replace its keys. Errors are one line and name file and place."""
-    return read_scenario(SGLangScenario, path, **changes)

@@ -1,12 +1,9 @@
-"""What a replay writes down: a record per step, and the hashes over a run by which two engines are compared."""
+"""What a replay of vLLM's twin writes down of each step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
-
-from kvplan.schedulers.request import Request
 
 
 @dataclass(slots=True)
@@ -78,22 +75,3 @@ class StepRecord:
         counts = f"{self.new_blocks},{self.recycled},{free},{self.free_end},{self.cached_end}"
         groups = "|".join(",".join(map(str, used)) for used in (self.group_used, self.group_end))
         return f"{counts}|{groups}|{','.join(self.finished)}|{','.join(a[0] for a in self.aborted)}\n"
-
-
-@dataclass(slots=True)
-class ReplayResult:
-    """A whole run."""
-
-    steps: list[StepRecord]
-    stuck: bool
-    requests: dict[str, Request]
-
-    @property
-    def sched_sha256(self) -> str:
-        """Hash over every decision: `id,tokens,computed before` in batch order, and the victims."""
-        return sha256("".join(step.sched_line() for step in self.steps).encode()).hexdigest()
-
-    @property
-    def state_sha256(self) -> str:
-        """Hash over the cache: blocks taken, recycled, free, cached, per group; who ended."""
-        return sha256("".join(step.state_line() for step in self.steps).encode()).hexdigest()

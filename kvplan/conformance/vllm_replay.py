@@ -10,42 +10,34 @@ from collections import deque
 from collections.abc import Iterator
 from hashlib import blake2b
 
-from kvplan.conformance.vllm_records import ReplayResult, StepRecord
-from kvplan.conformance.vllm_scenario import Scenario, ScenarioRequest
+from kvplan.conformance.replay import MAX_STEPS, STUCK_STEPS, ReplayResult, ScenarioReplay
+from kvplan.conformance.scenario import ScenarioRequest
+from kvplan.conformance.vllm_records import StepRecord
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import Stuck, find_stuck
 from kvplan.schedulers.request import Request, RequestStatus
+from kvplan.schedulers.vllm.admission import caveats
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 from kvplan.schedulers.vllm.output import SchedulerOutput
 from kvplan.schedulers.vllm.scheduler import Scheduler
 
-STUCK_STEPS = 20
-"""A run ends after more than so many empty steps with nothing in flight."""
 
+class VLLMReplay(ScenarioReplay[ScenarioRequest, StepRecord]):
+    """One run of a scenario on the twin of vLLM's scheduler, or on another one with its methods."""
 
-class Replay:
-    """One run of a scenario."""
-
-    def __init__(self, scenario: Scenario, scheduler: Scheduler | None = None) -> None:
+    def __init__(self, scenario: VLLMScenario, scheduler: Scheduler | None = None) -> None:
+        super().__init__(scenario.requests)
         self.scenario = scenario
         self.scheduler = scheduler or make_scheduler(scenario.engine_config)
         self.manager = self.scheduler.kv_cache_manager
         self.pool = self.manager.block_pool
         self.requests: dict[str, Request] = {}
-        self.finish: dict[str, int] = {}
-        """id -> step in which it finished or was aborted."""
-        self.step = 0
         self._defs = {request.id: request for request in scenario.requests}
-        self._pending = list(scenario.requests)
-        self._to_abort = [r for r in scenario.requests if r.abort_step is not None or r.abort_follows]
         self._in_flight: deque[SchedulerOutput] = deque()
-        self._next_arrival: int | None = 0
+        self._arrival: int | None = 0
+        """When the next request comes, as far as is known."""
 
-    def run(self, max_steps: int = 200_000) -> ReplayResult:
-        """Run to the end and keep all records."""
-        steps = list(self.iter_steps(max_steps))
-        return ReplayResult(steps, self.stuck, self.requests)
-
-    def iter_steps(self, max_steps: int = 200_000) -> Iterator[StepRecord]:
+    def iter_steps(self, max_steps: int = MAX_STEPS) -> Iterator[StepRecord]:
         """Yield a record per step until all is done, or stuck for good."""
         idle_steps = 0
         while self.step <= max_steps and not (idle_steps > STUCK_STEPS and not self._abort_ahead()):
@@ -63,22 +55,42 @@ class Replay:
             elif self._in_flight:
                 self._aborts(record, "before_output")
                 self._apply(record)
-            elif self._next_arrival is None:
+            elif self._arrival is None:
                 break
             else:
-                self.step = max(self.step, self._next_arrival)
+                self.step = max(self.step, self._arrival)
                 continue
             self._count_blocks(record)
             yield record
             self.step += 1
         self.stuck = idle_steps > STUCK_STEPS
 
-    stuck = False
-    """Whether the last run ended because nothing could ever run again."""
-
     def find_stuck(self) -> Stuck | None:
         """Say what a run that is stuck waits for."""
         return find_stuck(self.scheduler)
+
+    def totals(self, result: ReplayResult[StepRecord]) -> dict[str, object]:
+        """Return a run's totals and hashes."""
+        return self._decisions(result) | {
+            "output_tokens": sum(request.num_output_tokens for request in self.requests.values()),
+            "evicted": sum(step.evicted for step in result.steps),
+            "peak_used": max((step.used or 0 for step in result.steps), default=0),
+            "state_sha256": result.state_sha256,
+            "caveats": caveats(self.scheduler.config),
+        }
+
+    def _decisions(self, result: ReplayResult[StepRecord]) -> dict[str, object]:
+        """Sum up what was decided, blocks apart."""
+        steps = result.steps
+        return {
+            "type": "summary",
+            "steps": len(steps),
+            "stuck": result.stuck,
+            "preemptions": sum(len(step.preempted) for step in steps),
+            "scheduled_tokens": sum(step.n_tokens for step in steps),
+            "hit_tokens": sum(sum(step.hits.values()) for step in steps),
+            "sched_sha256": result.sched_sha256,
+        }
 
     def _has_requests(self) -> bool:
         return self.scheduler.has_requests()
@@ -94,42 +106,19 @@ class Replay:
         record.cached_end = self.pool.num_cached_blocks
         record.group_end = list(self.pool.num_used_by_group)
 
-    def _due(self, request: ScenarioRequest) -> int | None:
-        if not request.follows:
-            return request.arrival_step
-        if any(other not in self.finish for other in request.follows):
-            return None
-        return max(self.finish[other] for other in request.follows) + 1 + request.delay_steps
-
-    def _abort_due(self, request: ScenarioRequest) -> int | None:
-        if not request.abort_follows:
-            return request.abort_step
-        if any(other not in self.finish for other in request.abort_follows):
-            return None
-        return max(self.finish[other] for other in request.abort_follows) + 1 + request.abort_delay_steps
-
-    def _abort_ahead(self) -> bool:
-        return any((due := self._abort_due(r)) is not None and due >= self.step for r in self._to_abort)
-
     def _arrivals(self) -> list[str]:
-        if self._next_arrival is None or self._next_arrival > self.step:
+        if self._arrival is None or self._arrival > self.step:
             return []
-        dues = [(due, r) for r in self._pending if (due := self._due(r)) is not None]
-        ready = sorted((pair for pair in dues if pair[0] <= self.step), key=lambda pair: pair[0])
-        for _, request in ready:
-            self._pending.remove(request)
+        ready = self._take_arrivals()
+        for request in ready:
             self.requests[request.id] = self.scenario.make_request(request, len(self.requests) + 1)
             self._add_request(self.requests[request.id])
-        self._set_next_arrival()
-        return [request.id for _, request in ready]
-
-    def _set_next_arrival(self) -> None:
-        dues = [due for r in self._pending if (due := self._due(r)) is not None]
-        self._next_arrival = min(dues, default=None)
+        self._arrival = self._next_arrival()
+        return [request.id for request in ready]
 
     def _note_finish(self, request_id: str) -> None:
         self.finish[request_id] = self.step
-        self._set_next_arrival()
+        self._arrival = self._next_arrival()
 
     def _aborts(self, record: StepRecord, when: str) -> None:
         """Abort what is due; an abort that no output followed is read before the next schedule()."""

@@ -11,9 +11,10 @@ from collections import deque
 from random import Random
 from typing import NamedTuple
 
+from kvplan.conformance.replay import ReplayResult
 from kvplan.conformance.vllm_records import StepRecord
-from kvplan.conformance.vllm_replay import Replay
-from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.vllm_replay import VLLMReplay
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import Stuck
 from kvplan.errors import KvplanError
 from kvplan.schedulers.leap.allowed import why_not
@@ -35,13 +36,13 @@ class Look(NamedTuple):
     hit_tokens: int
 
 
-class LeapReplay(Replay):
+class LeapReplay(VLLMReplay):
     """One run of a scenario on `LeapScheduler`.
 
     `leaps=False` walks every step with it; `rng` cuts leaps short anywhere, as a clock may.
     """
 
-    def __init__(self, scenario: Scenario, leaps: bool = True, rng: Random | None = None) -> None:
+    def __init__(self, scenario: VLLMScenario, leaps: bool = True, rng: Random | None = None) -> None:
         config = scenario.engine_config
         reason = why_not(config)
         if reason:
@@ -68,6 +69,10 @@ class LeapReplay(Replay):
         needed = self.manager.blocks_to_admit(head, config)
         return Stuck(head, needed, config.num_gpu_blocks - 1, config.block_size)
 
+    def totals(self, result: ReplayResult[StepRecord]) -> dict[str, object]:
+        """Return a run's totals; nobody counts blocks inside a leap."""
+        return self._decisions(result) | {"leaps": self.num_leaps}
+
     def _has_requests(self) -> bool:
         return bool(self._spelled) or self.engine.has_requests()
 
@@ -90,8 +95,8 @@ class LeapReplay(Replay):
         dues = [
             due for r in self._to_abort if r.id not in self.finish and (due := self._abort_due(r)) is not None
         ]
-        if leap.ends_on_arrival and self._next_arrival is not None:
-            dues.append(self._next_arrival)
+        if leap.ends_on_arrival and self._arrival is not None:
+            dues.append(self._arrival)
         num_steps = min([leap.max_steps, *(due - self.step for due in dues)])
         return self.rng.randint(1, num_steps) if self.rng and num_steps > 1 else num_steps
 

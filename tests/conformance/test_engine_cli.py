@@ -1,4 +1,4 @@
-"""`python -m kvplan.conformance.vllm_main`: logs, hashes, and one line for whatever is wrong."""
+"""`python -m kvplan.conformance`: logs, hashes, and one line for whatever is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from engine_conformance import golden, scenarios
 
-from kvplan.conformance.vllm_main import main
+from kvplan.conformance.__main__ import main
 
 GOOD: dict[str, Any] = {
     "num_gpu_blocks": 20,
@@ -31,7 +31,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenario: object, *fla
     """Run the command on a scenario; return its exit code."""
     path = tmp_path / "scenario.json"
     path.write_text(scenario if isinstance(scenario, str) else json.dumps(scenario))
-    monkeypatch.setattr("sys.argv", ["kvplan.conformance.vllm_main", str(path), *flags])
+    monkeypatch.setattr("sys.argv", ["kvplan.conformance", str(path), *flags])
     return main()
 
 
@@ -110,6 +110,34 @@ def test_outgrowing_the_pool_is_a_verdict(
 
 def test_missing_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A file that is not there is one line too."""
-    monkeypatch.setattr("sys.argv", ["kvplan.conformance.vllm_main", "/nowhere/x.json"])
+    monkeypatch.setattr("sys.argv", ["kvplan.conformance", "/nowhere/x.json"])
     assert main() == 2
     assert capsys.readouterr().err == "error: /nowhere/x.json: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--engine-version", "0.31"), "error: --engine-version 0.31: vllm has a twin of 0.32\n"),
+        (
+            ("--engine", "sglang", "--engine-version", "0.32"),
+            "error: --engine-version 0.32: sglang has a twin of 0.5.23\n",
+        ),
+        (
+            ("--engine", "sglang", "--leap"),
+            "error: --leap is vLLM's leaping scheduler; leave it out for sglang\n",
+        ),
+    ],
+)
+def test_a_twin_that_is_not_there(
+    flags: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Versions and schedulers without a twin are one line; the version that there is runs."""
+    assert call(monkeypatch, tmp_path, GOOD, "--engine-version", "0.32", "--summary") == 0
+    capsys.readouterr()
+    assert call(monkeypatch, tmp_path, GOOD, *flags) == 2
+    assert capsys.readouterr().err == message

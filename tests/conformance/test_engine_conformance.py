@@ -8,9 +8,9 @@ import pytest
 from conformance.random_scenarios import RANDOM_MAX_STEPS, random_scenario, run_hash
 from engine_conformance import FOLDER, first_difference, golden, replay, scenarios
 
-from kvplan.conformance.vllm_replay import Replay
+from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_replay_leap import LeapReplay
-from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.errors import KvplanError
 from kvplan.schedulers.leap.allowed import why_not
 
@@ -41,11 +41,14 @@ RANDOM: dict[str, list[str]] = json.loads((FOLDER / "random_golden.json").read_t
 def test_random_scenario_equals_vllm(seed: str) -> None:
     """Random engines over all features at once did in vLLM what they do here (hashes written by vllm_oracle.py)."""
     data = random_scenario(int(seed))
-    runs = [Replay(Scenario(**data | {"async_scheduling": a})).run(RANDOM_MAX_STEPS) for a in (False, True)]
+    runs = [
+        VLLMReplay(VLLMScenario(**data | {"async_scheduling": a})).run(RANDOM_MAX_STEPS)
+        for a in (False, True)
+    ]
     assert [run_hash(run.steps) for run in runs] == RANDOM[seed]
 
 
-CAN_LEAP = {name for name, data in scenarios().items() if not why_not(Scenario(**data).engine_config)}
+CAN_LEAP = {name for name, data in scenarios().items() if not why_not(VLLMScenario(**data).engine_config)}
 
 
 def test_what_cannot_leap_says_why() -> None:
@@ -55,4 +58,4 @@ def test_what_cannot_leap_says_why() -> None:
     assert {name.split("_")[0] for name in refused} == {"abort", "chk", "mam", "mix", "spec", "swa"}
     for name in refused:
         with pytest.raises(KvplanError, match=r"cannot leap: (KV cache groups|speculation)"):
-            LeapReplay(Scenario(**scenarios()[name]))
+            LeapReplay(VLLMScenario(**scenarios()[name]))

@@ -9,7 +9,7 @@ from engine_conformance import FOLDER, golden, scenarios
 from test_engine_mutants import MUTANTS
 from validation import section
 
-from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.leap.allowed import why_not
 
 FAMILIES = {
@@ -29,7 +29,7 @@ def row(name: str, prefixes: tuple[str, ...]) -> str:
     """One family's totals."""
     names = [n for n in scenarios() if n.startswith(prefixes)]
     logs = [log["summary"] for key, log in golden().items() if key[0] in names]
-    leaps = sum(not why_not(Scenario(**scenarios()[n]).engine_config) for n in names)
+    leaps = sum(not why_not(VLLMScenario(**scenarios()[n]).engine_config) for n in names)
     keys = ("steps", "scheduled_tokens", "preemptions", "hit_tokens", "evicted")
     totals = " | ".join(f"{sum(log[key] for log in logs):,}" for key in keys)
     return f"| {name} | {len(names)} | {totals} | {leaps} |"

@@ -5,11 +5,11 @@ A mutant patches one method; beside it stands a scenario in which it shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from engine_conformance import golden, replay
+from mutants import Mutant, Mutants
 
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm import block_pool, kv_cache_coordinator, kv_cache_manager, mamba_manager
@@ -24,25 +24,7 @@ Window = kv_cache_coordinator.SlidingWindowManager
 Mamba = mamba_manager.MambaManager
 
 
-class Mutant(NamedTuple):
-    """A wrong rule and the log in which it shows."""
-
-    apply: Callable[[Patch], None]
-    scenario: str
-    mode: str
-
-
-MUTANTS: dict[str, Mutant] = {}
-
-
-def mutant(scenario: str, mode: str = "sync") -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-    """Enter a patch into `MUTANTS` under its name."""
-
-    def enter(apply: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        MUTANTS[apply.__name__] = Mutant(apply, scenario, mode)
-        return apply
-
-    return enter
+mutant = MUTANTS = Mutants("sync")
 
 
 @mutant("s07_multiturn_lru")

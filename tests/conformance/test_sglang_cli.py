@@ -1,4 +1,4 @@
-"""`python -m kvplan.conformance.sglang_main`: logs, hashes, and one line for whatever is wrong."""
+"""`python -m kvplan.conformance --engine sglang`: logs, hashes, and one line for whatever is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sglang_conformance import golden, scenarios
 
-from kvplan.conformance.sglang_main import main
+from kvplan.conformance.__main__ import main
 
 GOOD: dict[str, Any] = {
     "max_total_tokens": 500,
@@ -30,7 +30,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenario: object, *fla
     """Run the command on a scenario; return its exit code."""
     path = tmp_path / "scenario.json"
     path.write_text(scenario if isinstance(scenario, str) else json.dumps(scenario))
-    monkeypatch.setattr("sys.argv", ["kvplan.conformance.sglang_main", str(path), *flags])
+    monkeypatch.setattr("sys.argv", ["kvplan.conformance", str(path), "--engine", "sglang", *flags])
     return main()
 
 

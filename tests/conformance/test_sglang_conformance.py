@@ -9,7 +9,7 @@ import pytest
 from conformance.sglang.random_scenarios import MAX_STEPS, random_scenario
 from sglang_conformance import FOLDER, Log, first_difference, golden, replay, scenarios
 
-from kvplan.conformance.sglang_replay import Replay
+from kvplan.conformance.sglang_replay import SGLangReplay
 from kvplan.conformance.sglang_scenario import SGLangScenario
 from kvplan.schedulers.sglang.config import SGLangConfig
 
@@ -39,7 +39,9 @@ RANDOM: dict[str, str] = json.loads((FOLDER / "random_golden.json").read_text())
 def test_random_scenario_equals_sglang(seed: str) -> None:
     """Random engines over all flags and policies at once did in SGLang what they do here."""
     data = random_scenario(int(seed))
-    runs = [Replay(SGLangScenario(**data | {"async_scheduling": a})).run(MAX_STEPS) for a in (False, True)]
+    runs = [
+        SGLangReplay(SGLangScenario(**data | {"async_scheduling": a})).run(MAX_STEPS) for a in (False, True)
+    ]
     hashes = [digest[:16] for run in runs for digest in (run.sched_sha256, run.state_sha256)]
     assert " ".join(hashes) == RANDOM[seed]
 

@@ -5,10 +5,10 @@ A mutant patches one method; beside it stands a scenario in which it shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from mutants import Mutants
 from sglang_conformance import golden, replay
 
 from kvplan.schedulers.sglang import prefill_adder, schedule_batch, schedule_policy
@@ -18,32 +18,12 @@ from kvplan.schedulers.sglang.prefill_adder import PrefillAdder
 from kvplan.schedulers.sglang.radix_cache import EVICTION_STRATEGIES, RadixCache
 from kvplan.schedulers.sglang.req import Req
 from kvplan.schedulers.sglang.schedule_batch import NewTokenRatioTracker, ScheduleBatch
-from kvplan.schedulers.sglang.scheduler import Scheduler
+from kvplan.schedulers.sglang.scheduler import SGLangScheduler
 
 Patch = pytest.MonkeyPatch
 
 
-class Mutant(NamedTuple):
-    """A wrong rule and the log in which it shows."""
-
-    apply: Callable[[Patch], None]
-    scenario: str
-    mode: str
-
-
-MUTANTS: dict[str, Mutant] = {}
-
-
-def mutant(
-    scenario: str, mode: str = "normal"
-) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-    """Enter a patch into `MUTANTS` under its name."""
-
-    def enter(apply: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        MUTANTS[apply.__name__] = Mutant(apply, scenario, mode)
-        return apply
-
-    return enter
+mutant = MUTANTS = Mutants("normal")
 
 
 @mutant("g02e_retract_eos")
@@ -99,14 +79,14 @@ def the_newest_is_retracted(patch: Patch) -> None:
 
 @mutant("m11_retract_reentry")
 def a_victim_goes_to_the_head_of_the_queue(patch: Patch) -> None:
-    enqueue = Scheduler._enqueue
+    enqueue = SGLangScheduler._enqueue
 
-    def to_the_head(self: Scheduler, req: Req) -> None:
+    def to_the_head(self: SGLangScheduler, req: Req) -> None:
         enqueue(self, req)
         if req.num_retractions:
             self.waiting_queue.insert(0, self.waiting_queue.pop())
 
-    patch.setattr(Scheduler, "_enqueue", to_the_head)
+    patch.setattr(SGLangScheduler, "_enqueue", to_the_head)
 
 
 @mutant("g02f_conservativeness_005")
@@ -193,13 +173,13 @@ def a_paged_decode_evicts_only_what_it_needs(patch: Patch) -> None:
 
 @mutant("m04_head_of_line")
 def a_full_batch_still_admits(patch: Patch) -> None:
-    get = Scheduler._get_new_batch_prefill
+    get = SGLangScheduler._get_new_batch_prefill
 
-    def anyone(self: Scheduler) -> Any:
+    def anyone(self: SGLangScheduler) -> Any:
         self.waiting_queue.sort(key=lambda req: req.seqlen)
         return get(self)
 
-    patch.setattr(Scheduler, "_get_new_batch_prefill", anyone)
+    patch.setattr(SGLangScheduler, "_get_new_batch_prefill", anyone)
 
 
 @mutant("m10_priority")
@@ -209,21 +189,21 @@ def nobody_is_preempted(patch: Patch) -> None:
 
 @mutant("m09_abort")
 def an_abort_is_immediate(patch: Patch) -> None:
-    abort = scheduler_module.Scheduler.abort_request
+    abort = scheduler_module.SGLangScheduler.abort_request
 
-    def at_once(self: Scheduler, request_id: str) -> None:
+    def at_once(self: SGLangScheduler, request_id: str) -> None:
         abort(self, request_id)
         for req in self.running_batch.reqs:
             if req.to_finish:
                 req.finish("abort")
                 self.cache.release(req, checkpoint=True)
 
-    patch.setattr(Scheduler, "abort_request", at_once)
+    patch.setattr(SGLangScheduler, "abort_request", at_once)
 
 
 @mutant("g02_retract", "overlap")
 def who_surely_ends_is_decoded_again(patch: Patch) -> None:
-    patch.setattr(Scheduler, "_reqs_finishing_in_flight", lambda self, batch: ())
+    patch.setattr(SGLangScheduler, "_reqs_finishing_in_flight", lambda self, batch: ())
 
 
 @mutant("g04c_mixed")

@@ -47,8 +47,8 @@ from vllm.v1.request import RequestStatus as VllmStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from kvplan.conformance.vllm_records import StepRecord
-from kvplan.conformance.vllm_replay import Replay
-from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.vllm_replay import VLLMReplay
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.request import Request, RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.schedulers.vllm.output import SchedulerOutput
@@ -154,7 +154,7 @@ def vllm_config(config: EngineConfig) -> VllmConfig:
     return whole
 
 
-def vllm_scheduler(config: EngineConfig, scenario: Scenario) -> tuple[Scheduler, VllmConfig]:
+def vllm_scheduler(config: EngineConfig, scenario: VLLMScenario) -> tuple[Scheduler, VllmConfig]:
     """vLLM's scheduler for the same engine; layers are grouped by vLLM itself."""
     whole = vllm_config(config)
     register_all_kvcache_specs(whole)
@@ -235,9 +235,9 @@ class CountedPool:
 
 
 class VllmFace:
-    """vLLM's scheduler with the methods that `Replay` calls."""
+    """vLLM's scheduler with the methods that `VLLMReplay` calls."""
 
-    def __init__(self, config: EngineConfig, scenario: Scenario) -> None:
+    def __init__(self, config: EngineConfig, scenario: VLLMScenario) -> None:
         self.config = config
         self.vllm, whole = vllm_scheduler(config, scenario)
         pool = CountedPool(self.vllm, config.num_gpu_blocks)
@@ -338,7 +338,7 @@ class VllmFace:
         self._copy_state()
 
     def _copy_state(self) -> None:
-        """Let `Replay` read the counters it reads of the twin's requests."""
+        """Let `VLLMReplay` read the counters it reads of the twin's requests."""
         for ours, theirs in self.twins.values():
             ours.num_tokens = theirs.num_tokens
             ours.num_computed_tokens = theirs.num_computed_tokens
@@ -350,10 +350,10 @@ class VllmFace:
             }.get(theirs.status, RequestStatus.FINISHED_STOPPED)
 
 
-class VllmReplay(Replay):
+class OracleReplay(VLLMReplay):
     """A run on vLLM; recycled blocks are counted by its pool."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: VLLMScenario) -> None:
         face: Any = VllmFace(scenario.engine_config, scenario)
         super().__init__(scenario, face)
         self.manager = face.kv_cache_manager.block_pool
@@ -361,12 +361,12 @@ class VllmReplay(Replay):
 
 def compare(data: dict[str, Any], is_async: bool) -> tuple[int, str]:
     """Run both; return the number of steps, and the first difference or why vLLM refuses the scenario."""
-    scenario = Scenario(**data | {"async_scheduling": is_async})
+    scenario = VLLMScenario(**data | {"async_scheduling": is_async})
     try:
-        theirs = VllmReplay(scenario).run(max_steps=RANDOM_MAX_STEPS).steps
+        theirs = OracleReplay(scenario).run(max_steps=RANDOM_MAX_STEPS).steps
     except ValueError as error:
         return 0, f"vLLM refuses: {str(error).splitlines()[-1][:150]}"
-    ours = Replay(scenario).run(max_steps=RANDOM_MAX_STEPS).steps
+    ours = VLLMReplay(scenario).run(max_steps=RANDOM_MAX_STEPS).steps
     for mine, reference in zip(ours, theirs, strict=False):
         difference = differing(mine, reference)
         if difference:
@@ -378,7 +378,7 @@ def compare(data: dict[str, Any], is_async: bool) -> tuple[int, str]:
 
 def golden_hash(data: dict[str, Any], is_async: bool) -> str:
     """The first half of the hash over all that vLLM did in a scenario."""
-    replay = VllmReplay(Scenario(**data | {"async_scheduling": is_async}))
+    replay = OracleReplay(VLLMScenario(**data | {"async_scheduling": is_async}))
     steps = replay.run(max_steps=RANDOM_MAX_STEPS).steps
     return run_hash(steps)
 

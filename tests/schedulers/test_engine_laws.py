@@ -8,8 +8,8 @@ from conformance.random_scenarios import random_scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.conformance.vllm_replay import Replay
-from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.vllm_replay import VLLMReplay
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.content import Segment
 from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
 from kvplan.schedulers.vllm.block_pool import BlockPool
@@ -43,8 +43,8 @@ def check_blocks(scheduler: Scheduler) -> None:
 @settings(max_examples=60, deadline=None)
 def test_blocks_are_conserved(seed: int, is_async: bool) -> None:
     """After every step each block is free or owned, never both; at the end none is owned."""
-    scenario = Scenario(**random_scenario(seed) | {"async_scheduling": is_async})
-    replay = Replay(scenario)
+    scenario = VLLMScenario(**random_scenario(seed) | {"async_scheduling": is_async})
+    replay = VLLMReplay(scenario)
     config = replay.scheduler.config
     for step in replay.iter_steps(max_steps=2000):
         check_blocks(replay.scheduler)
@@ -61,26 +61,27 @@ def test_blocks_are_conserved(seed: int, is_async: bool) -> None:
 @settings(max_examples=60, deadline=None)
 def test_every_request_ends_once(seed: int, is_async: bool) -> None:
     """Each request finishes or is aborted exactly once, with the output it was meant to have, and is not run again."""
-    scenario = Scenario(**random_scenario(seed) | {"async_scheduling": is_async})
-    result = Replay(scenario).run(max_steps=2000)
+    scenario = VLLMScenario(**random_scenario(seed) | {"async_scheduling": is_async})
+    replay = VLLMReplay(scenario)
+    result = replay.run(max_steps=2000)
     ends = Counter(i for step in result.steps for i in (*step.finished, *(a[0] for a in step.aborted)))
     assert set(ends.values()) <= {1}
-    if not all(request.is_finished for request in result.requests.values()):
+    if not all(request.is_finished for request in replay.requests.values()):
         return  # stuck, or preempting for ever as vLLM does too
-    assert set(ends) == set(result.requests)
+    assert set(ends) == set(replay.requests)
     aborted = {a[0] for step in result.steps for a in step.aborted}
     for request in scenario.requests:
         if request.id not in aborted:
             expected = min(request.output_len, scenario.max_tokens(request))
-            assert result.requests[request.id].num_output_tokens == expected
+            assert replay.requests[request.id].num_output_tokens == expected
 
 
 @given(seeds)
 @settings(max_examples=30, deadline=None)
 def test_runs_repeat(seed: int) -> None:
     """The same scenario gives the same log."""
-    scenario = Scenario(**random_scenario(seed))
-    assert Replay(scenario).run(500).state_sha256 == Replay(scenario).run(500).state_sha256
+    scenario = VLLMScenario(**random_scenario(seed))
+    assert VLLMReplay(scenario).run(500).state_sha256 == VLLMReplay(scenario).run(500).state_sha256
 
 
 @given(seeds, st.booleans())
@@ -94,7 +95,7 @@ def test_stop_tokens_are_a_surprise(seed: int, is_async: bool) -> None:
     if not data["requests"] or "max_tokens" in data["requests"][0]:
         return
     later = data | {"requests": [r | {"output_len": r["output_len"] - 1} for r in data["requests"]]}
-    long, short = (Replay(Scenario(**d)).run(2000).steps for d in (data, later))
+    long, short = (VLLMReplay(VLLMScenario(**d)).run(2000).steps for d in (data, later))
     shared = next((k for k, s in enumerate(short) if s.finished), len(short))
     assert [s.sched_line() for s in long[:shared]] == [s.sched_line() for s in short[:shared]]
 

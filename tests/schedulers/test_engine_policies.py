@@ -9,9 +9,10 @@ from conformance.random_scenarios import random_scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.conformance.vllm_records import ReplayResult
-from kvplan.conformance.vllm_replay import Replay
-from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.replay import ReplayResult
+from kvplan.conformance.vllm_records import StepRecord
+from kvplan.conformance.vllm_replay import VLLMReplay
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import find_stuck
 from kvplan.content import Segment
 from kvplan.errors import DoesNotFit
@@ -19,15 +20,15 @@ from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
 from kvplan.schedulers.vllm.admission import ADMISSIONS, caveats
 
 
-def run_random(seed: int, **rules: str) -> tuple[Scenario, ReplayResult, Replay]:
+def run_random(seed: int, **rules: str) -> tuple[VLLMScenario, ReplayResult[StepRecord], VLLMReplay]:
     """A random scenario of full attention without speculation, under other rules."""
     data = random_scenario(seed)
     for key in ("kv_cache_groups", "kv_cache_layers", "num_speculative_tokens", "spec_method"):
         data.pop(key, None)
     for key in ("prefix_match_unit", "prefix_cache_retention_interval"):
         data.pop(key, None)
-    scenario = Scenario(**data | rules)
-    replay = Replay(scenario)
+    scenario = VLLMScenario(**data | rules)
+    replay = VLLMReplay(scenario)
     return scenario, replay.run(3000), replay
 
 
@@ -37,7 +38,7 @@ def test_every_rule_ends_every_request(seed: int, admission: str) -> None:
     """Under each rule all requests end, or the run says that it is stuck; all blocks come back."""
     _, result, replay = run_random(seed, admission=admission)
     if not result.stuck and len(result.steps) < 3000:  # else preempting for ever, as vLLM does too
-        assert all(request.is_finished for request in result.requests.values())
+        assert all(request.is_finished for request in replay.requests.values())
         pool = replay.scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
         assert all(block.ref_cnt == 0 for block in pool.blocks if not block.is_null)
@@ -131,7 +132,7 @@ def test_batch_wait_ends_every_request(seed: int, timeout_iters: int, ratio: flo
     rule = {"timeout_iters": timeout_iters, "max_tokens_ratio": ratio}
     _, result, replay = run_random(seed, batch_wait=rule)
     if not result.stuck and len(result.steps) < 3000:
-        assert all(request.is_finished for request in result.requests.values())
+        assert all(request.is_finished for request in replay.requests.values())
         pool = replay.scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from leap_scenarios import compare, random_scenario
 
 from kvplan.conformance.vllm_replay_leap import LeapReplay
-from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.leap import scheduler as leap
 from kvplan.schedulers.leap import waiting as leap_waiting
 from kvplan.schedulers.leap.allowed import why_not
@@ -24,12 +24,12 @@ from kvplan.schedulers.leap.state import BlockRun, Piece
 from kvplan.schedulers.leap.waiting import NO_PLACE
 from kvplan.schedulers.request import NEVER
 
-LEAPABLE = [name for name, row in scenarios().items() if not why_not(Scenario(**row).engine_config)]
+LEAPABLE = [name for name, row in scenarios().items() if not why_not(VLLMScenario(**row).engine_config)]
 MODES = pytest.mark.parametrize("mode", ["sync", "async"])
 
 
-def scenario_of(row: dict[str, Any], mode: str) -> Scenario:
-    return Scenario(**row | {"async_scheduling": mode == "async"})
+def scenario_of(row: dict[str, Any], mode: str) -> VLLMScenario:
+    return VLLMScenario(**row | {"async_scheduling": mode == "async"})
 
 
 def difference(row: dict[str, Any], mode: str, rng: Random | None = None) -> str:
@@ -69,7 +69,9 @@ def test_the_goldens_are_mostly_leapt() -> None:
     """80 scenarios have full attention alone and no drafts; all others say why they cannot be leapt."""
     assert len(LEAPABLE) == 80
     others = [
-        why_not(Scenario(**row).engine_config) for name, row in scenarios().items() if name not in LEAPABLE
+        why_not(VLLMScenario(**row).engine_config)
+        for name, row in scenarios().items()
+        if name not in LEAPABLE
     ]
     assert all(reason.startswith(("KV cache groups", "speculation")) for reason in others)
     leap = LeapReplay(scenario_of(scenarios()["s02_long_reasoning_preempt"], "sync"))

@@ -13,7 +13,7 @@ from leap_scenarios import compare, random_scenario
 
 from kvplan.conformance.vllm_records import StepRecord
 from kvplan.conformance.vllm_replay_leap import LeapReplay
-from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.content import Segment
 from kvplan.schedulers.leap import running as leap_running
 from kvplan.schedulers.leap import scheduler as leap
@@ -119,7 +119,7 @@ SCENARIOS = {
 def differs(row: Json) -> bool:
     """Whether leap and step by step differ, sync or async."""
     for is_async in (False, True):
-        scenario = Scenario(**row | {"async_scheduling": is_async})
+        scenario = VLLMScenario(**row | {"async_scheduling": is_async})
         if compare(scenario, LeapReplay(scenario)):
             return True
     return False
@@ -140,7 +140,7 @@ def test_scenario(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 class Watched(LeapReplay):
     """A run that looks at every cached block after every change."""
 
-    def __init__(self, scenario: Scenario, rng: Random | None = None) -> None:
+    def __init__(self, scenario: VLLMScenario, rng: Random | None = None) -> None:
         super().__init__(scenario, rng=rng)
         self.hashed: dict[tuple[BlockRun, int], tuple[int, int]] = {}
 
@@ -166,7 +166,7 @@ def watch(num_seeds: int, is_async: bool) -> int:
     seen = 0
     for seed in range(num_seeds):
         row = random_scenario(Random(seed)) | {"async_scheduling": is_async, "enable_prefix_caching": True}
-        watched = Watched(Scenario(**row))
+        watched = Watched(VLLMScenario(**row))
         watched.run()
         seen += len(watched.hashed)
     return seen

@@ -8,7 +8,7 @@ from conformance.sglang.random_scenarios import MAX_STEPS, random_scenario
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kvplan.conformance.sglang_replay import Replay
+from kvplan.conformance.sglang_replay import SGLangReplay
 from kvplan.conformance.sglang_scenario import SGLangScenario
 from kvplan.content import Segment
 from kvplan.schedulers.sglang.radix_cache import RadixCache, TreeNode, length_of
@@ -27,7 +27,7 @@ def nodes(tree: RadixCache) -> list[TreeNode]:
     return found
 
 
-def check_tokens(replay: Replay) -> None:
+def check_tokens(replay: SGLangReplay) -> None:
     """Every token of the pool is free, cached or private, and counted once; locks are what requests hold."""
     scheduler, cache = replay.scheduler, replay.scheduler.cache
     tree, all_nodes = cache.tree, nodes(cache.tree)
@@ -54,7 +54,7 @@ def check_tokens(replay: Replay) -> None:
 @settings(max_examples=40, deadline=None)
 def test_tokens_are_conserved(seed: int, overlap: bool) -> None:
     """After every pass the pool adds up; at the end nothing is held and no lock is left."""
-    replay = Replay(SGLangScenario(**random_scenario(seed) | {"async_scheduling": overlap}))
+    replay = SGLangReplay(SGLangScenario(**random_scenario(seed) | {"async_scheduling": overlap}))
     for step in replay.iter_steps(MAX_STEPS):
         check_tokens(replay)
         assert len(step.running) <= replay.scheduler.config.num_request_slots
@@ -72,7 +72,7 @@ def test_tokens_are_conserved(seed: int, overlap: bool) -> None:
 def test_every_request_ends_once(seed: int, overlap: bool) -> None:
     """Each request ends exactly once, with the output it was meant to have, cut to what the pool can hold."""
     scenario = SGLangScenario(**random_scenario(seed) | {"async_scheduling": overlap})
-    replay = Replay(scenario)
+    replay = SGLangReplay(scenario)
     result = replay.run(MAX_STEPS)
     ends = Counter(i for step in result.steps for i in (*step.finished, *step.aborted))
     assert set(ends.values()) <= {1}
@@ -90,7 +90,7 @@ def test_every_request_ends_once(seed: int, overlap: bool) -> None:
 def test_runs_repeat(seed: int) -> None:
     """The same scenario gives the same log."""
     scenario = SGLangScenario(**random_scenario(seed))
-    assert Replay(scenario).run(500).state_sha256 == Replay(scenario).run(500).state_sha256
+    assert SGLangReplay(scenario).run(500).state_sha256 == SGLangReplay(scenario).run(500).state_sha256
 
 
 KEYS = st.lists(

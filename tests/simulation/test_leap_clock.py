@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from leap_scenarios import random_scenario
 
-from kvplan.conformance.vllm_scenario import Scenario
+from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.leap.allowed import why_not
 from kvplan.simulation.glide import Glide
 
-REASONS = {name: why_not(Scenario(**row).engine_config) for name, row in scenarios().items()}
+REASONS = {name: why_not(VLLMScenario(**row).engine_config) for name, row in scenarios().items()}
 LEAPABLE = [name for name, reason in REASONS.items() if not reason]
 MODES = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
 
-def both(scenario: Scenario) -> tuple[Told, Told]:
+def both(scenario: VLLMScenario) -> tuple[Told, Told]:
     return Clocked(scenario, leaps=True).run(), Clocked(scenario, leaps=False).run()
 
 
@@ -30,7 +30,7 @@ def both(scenario: Scenario) -> tuple[Told, Told]:
 def test_conformance_scenarios(name: str, is_async: bool) -> None:
     """Arrival, admission, first and first visible token, end, preemptions, recomputed and discarded tokens, KV held
     over time of every request; blocks, hits, evictions and step durations of the run."""
-    leap, step = both(Scenario(**scenarios()[name] | {"async_scheduling": is_async}))
+    leap, step = both(VLLMScenario(**scenarios()[name] | {"async_scheduling": is_async}))
     assert leap == step
     assert len(leap.records) == len(scenarios()[name]["requests"])
 
@@ -40,7 +40,7 @@ def test_conformance_scenarios(name: str, is_async: bool) -> None:
 @settings(max_examples=50, deadline=None)
 def test_random_scenarios(is_async: bool, seed: int) -> None:
     """The same on any workload, arrivals and aborts in the middle of steps included."""
-    leap, step = both(Scenario(**random_scenario(Random(seed)) | {"async_scheduling": is_async}))
+    leap, step = both(VLLMScenario(**random_scenario(Random(seed)) | {"async_scheduling": is_async}))
     assert leap == step
 
 

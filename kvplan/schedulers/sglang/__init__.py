@@ -5,8 +5,8 @@ new-token ratio instead of "admit what fits", retraction instead of preemption, 
 
 >>> from kvplan.content import Segment
 >>> from kvplan.schedulers.request import Request
->>> from kvplan.schedulers.sglang import Scheduler, SGLangConfig
->>> scheduler = Scheduler(SGLangConfig(max_total_tokens=1024, context_length=1024))
+>>> from kvplan.schedulers.sglang import SGLangConfig, SGLangScheduler
+>>> scheduler = SGLangScheduler(SGLangConfig(max_total_tokens=1024, context_length=1024))
 >>> scheduler.add_request(Request("a", (Segment("question", 100),), max_tokens=3)).rid
 'a'
 >>> while not scheduler.is_fully_idle:
@@ -23,6 +23,6 @@ from kvplan.schedulers.sglang.config import SGLangConfig
 from kvplan.schedulers.sglang.radix_cache import RadixCache
 from kvplan.schedulers.sglang.req import Req
 from kvplan.schedulers.sglang.schedule_batch import ScheduleBatch
-from kvplan.schedulers.sglang.scheduler import Scheduler
+from kvplan.schedulers.sglang.scheduler import SGLangScheduler
 
-__all__ = ["RadixCache", "Req", "SGLangConfig", "ScheduleBatch", "Scheduler"]
+__all__ = ["RadixCache", "Req", "SGLangConfig", "SGLangScheduler", "ScheduleBatch"]

@@ -9,10 +9,10 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from kvplan.schedulers.sglang.req import Req, ceil_page
-from kvplan.schedulers.sglang.scheduler import Scheduler
+from kvplan.schedulers.sglang.scheduler import SGLangScheduler
 
 
-def decoding(scheduler: Scheduler) -> list[Req]:
+def decoding(scheduler: SGLangScheduler) -> list[Req]:
     """The requests of a pure decode that the next pass repeats; empty if something else may happen in it."""
     batch, queue = scheduler.running_batch, scheduler.result_queue
     if not batch.reqs or scheduler.last_batch is not batch or batch.is_extend:
@@ -26,7 +26,7 @@ def decoding(scheduler: Scheduler) -> list[Req]:
     return batch.reqs
 
 
-def admission_is_shut(scheduler: Scheduler) -> bool:
+def admission_is_shut(scheduler: SGLangScheduler) -> bool:
     """Whether a waiting request is not even looked at until somebody leaves."""
     return scheduler.running_batch.batch_is_full and not scheduler.preempts
 
@@ -38,7 +38,7 @@ def tokens_needed(reqs: list[Req], page_size: int, num_passes: int) -> int:
     return sum(ceil_page(r.kv_len + num_passes, page_size) - ceil_page(r.kv_len, page_size) for r in reqs)
 
 
-def max_passes(scheduler: Scheduler, reqs: list[Req]) -> int:
+def max_passes(scheduler: SGLangScheduler, reqs: list[Req]) -> int:
     """Passes until the one in which somebody ends, is retracted or is aborted."""
     left = min(r.num_outputs_left for r in reqs) - 1
     cache = scheduler.cache
@@ -48,7 +48,7 @@ def max_passes(scheduler: Scheduler, reqs: list[Req]) -> int:
     return bisect_left(range(left + 1), room + 1, key=lambda n: tokens_needed(reqs, cache.page_size, n)) - 1
 
 
-def take_passes(scheduler: Scheduler, reqs: list[Req], num_passes: int) -> None:
+def take_passes(scheduler: SGLangScheduler, reqs: list[Req], num_passes: int) -> None:
     """Let so many passes happen: each asks for a page per request, evicts what is missing, takes what it needs."""
     cache = scheduler.cache
     before_last = tokens_needed(reqs, cache.page_size, num_passes - 1)

@@ -23,7 +23,7 @@ class AddReqResult(Enum):
     OTHER = 3
 
 
-class Admission(NamedTuple):
+class PrefillAdmission(NamedTuple):
     """The shape of an admitted prefill."""
 
     extend_len: int
@@ -89,7 +89,10 @@ class PrefillAdder:
             limit = min(limit, self.chunked_req_limit)
         wanted = req.fill_len - req.prefix_len
         self._add(
-            req, Admission(min(wanted, limit), self._clipped(req) if wanted <= limit else 0, wanted > limit)
+            req,
+            PrefillAdmission(
+                min(wanted, limit), self._clipped(req) if wanted <= limit else 0, wanted > limit
+            ),
         )
         return req if wanted > limit else None
 
@@ -103,13 +106,13 @@ class PrefillAdder:
         tree = self.cache.tree
         held = tree.inc_lock_ref(req.last_node)  # what it hits cannot be evicted for it
         admission = self._select(req, has_chunked_req)
-        if isinstance(admission, Admission):
+        if isinstance(admission, PrefillAdmission):
             req.lock = tree.inc_lock_ref(req.last_node)
             self._add(req, admission)
             if admission.is_chunked:
                 self.new_chunked_req = req
         tree.dec_lock_ref(held)
-        return self.budget_state() if isinstance(admission, Admission) else admission
+        return self.budget_state() if isinstance(admission, PrefillAdmission) else admission
 
     def preempt_to_schedule(self, req: Req) -> bool:
         """Retract running requests of lower priority until this one fits; False if that fails (SGLang: same name)."""
@@ -144,7 +147,7 @@ class PrefillAdder:
         ratio = 1.0 if req.ignore_eos else self.new_token_ratio
         return min(req.max_new_tokens - req.num_outputs, CLIP_MAX_NEW_TOKENS) * ratio
 
-    def _select(self, req: Req, has_chunked_req: bool) -> Admission | AddReqResult:
+    def _select(self, req: Req, has_chunked_req: bool) -> PrefillAdmission | AddReqResult:
         """Decide how much of a prompt runs now (SGLang `_select_prefill_admission`)."""
         extend_len = req.fill_len - req.prefix_len
         max_new = min(max(req.max_new_tokens - req.num_outputs, 0), CLIP_MAX_NEW_TOKENS)
@@ -159,10 +162,10 @@ class PrefillAdder:
                 return AddReqResult.OTHER
             end = req.prefix_len + limit // self.page_size * self.page_size
             extend_len = end // self.page_size * self.page_size - req.prefix_len
-            return Admission(extend_len, 0, True) if extend_len > 0 else AddReqResult.OTHER
-        return Admission(extend_len, self._clipped(req), False)
+            return PrefillAdmission(extend_len, 0, True) if extend_len > 0 else AddReqResult.OTHER
+        return PrefillAdmission(extend_len, self._clipped(req), False)
 
-    def _add(self, req: Req, admission: Admission) -> None:
+    def _add(self, req: Req, admission: PrefillAdmission) -> None:
         """Take a request into the batch and charge the budgets (SGLang `_update_prefill_budget`)."""
         req.extend_end = req.prefix_len + admission.extend_len
         self.can_run.append(req)
@@ -183,11 +186,11 @@ class PrefillAdder:
             return AddReqResult.NO_TOKEN
         limit = self.rem_chunk_tokens
         if limit is None or extend_len <= limit:
-            self._add(req, Admission(extend_len, self._clipped(req), False))
+            self._add(req, PrefillAdmission(extend_len, self._clipped(req), False))
         elif limit <= 0:
             return AddReqResult.OTHER
         else:
-            self._add(req, Admission(limit, 0, True))
+            self._add(req, PrefillAdmission(limit, 0, True))
             self.new_chunked_req = req
         return self.budget_state()
 

@@ -14,7 +14,7 @@ from kvplan.schedulers.request import Request, RequestStatus
 if TYPE_CHECKING:
     from kvplan.schedulers.sglang.radix_cache import TreeNode
 
-Reason = Literal["", "stop", "length", "abort"]
+FinishReason = Literal["", "stop", "length", "abort"]
 
 ABORTED_TOKEN = Segment("token:0", 1)
 """What stands for the prompt of a refused request (SGLang `set_finish_with_abort`)."""
@@ -71,7 +71,7 @@ class Req:
     is_retracted: bool = field(default=False, init=False)
     to_finish: bool = field(default=False, init=False)
     """It is aborted with its next token."""
-    finished_reason: Reason = field(default="", init=False)
+    finished_reason: FinishReason = field(default="", init=False)
     finished_len: int | None = field(default=None, init=False)
     """Output tokens up to the stop; None after an abort."""
     queue_entry: int = field(default=0, init=False)
@@ -143,7 +143,7 @@ class Req:
             self.finished_len = self.max_new_tokens
             self.finish("length")
 
-    def finish(self, reason: Reason) -> None:
+    def finish(self, reason: FinishReason) -> None:
         """End it."""
         self.finished_reason, self.to_finish = reason, False
         self.request.status = STATUS[reason]

@@ -12,7 +12,7 @@ from kvplan.schedulers.sglang.req import Req
 ForwardMode = Literal["prefill", "mixed", "decode"]
 
 
-class Row(NamedTuple):
+class BatchRow(NamedTuple):
     """What a pass computes of one request."""
 
     req: Req
@@ -34,7 +34,7 @@ class ScheduleBatch:
     """The request whose prefill was not done with this batch."""
     decoding_reqs: list[Req] = field(default_factory=list)
     """Mixed: those that decode in it."""
-    rows: list[Row] = field(default_factory=list)
+    rows: list[BatchRow] = field(default_factory=list)
     """What the pass computes, in order."""
     is_prefill_only: bool = False
     """Nobody in it may write a token, so that it is never decoded."""
@@ -56,7 +56,7 @@ class ScheduleBatch:
 
     def prepare_for_extend(self, cache: KVCache) -> None:
         """Take memory for a prefill (SGLang: same name)."""
-        self.rows = [Row(r, r.extend_len, r.prefix_len, False) for r in self.reqs]
+        self.rows = [BatchRow(r, r.extend_len, r.prefix_len, False) for r in self.reqs]
         self.extend_num_tokens = sum(r.extend_len for r in self.reqs)
         cache.alloc_for_extend(self.reqs)
         for req in self.reqs:
@@ -66,7 +66,7 @@ class ScheduleBatch:
     def prepare_for_decode(self, cache: KVCache) -> None:
         """Take memory for one token each (SGLang: same name)."""
         self.mode = "decode"
-        self.rows = [Row(r, 1, r.kv_len, True) for r in self.reqs]
+        self.rows = [BatchRow(r, 1, r.kv_len, True) for r in self.reqs]
         cache.alloc_for_decode(self.reqs)
 
     def mix_with_running(self, running: ScheduleBatch) -> None:

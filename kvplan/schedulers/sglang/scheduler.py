@@ -19,7 +19,7 @@ from kvplan.schedulers.sglang.schedule_batch import NewTokenRatioTracker, Schedu
 from kvplan.schedulers.sglang.schedule_policy import SchedulePolicy
 
 
-class Scheduler:
+class SGLangScheduler:
     """One engine (SGLang `managers/scheduler.py: Scheduler`)."""
 
     def __init__(self, config: SGLangConfig, token_id: TokenId | None = None) -> None:

@@ -8,7 +8,7 @@ from kvplan.schedulers.sglang import leap
 from kvplan.schedulers.sglang.config import SGLangConfig
 from kvplan.schedulers.sglang.req import Req
 from kvplan.schedulers.sglang.schedule_batch import ScheduleBatch
-from kvplan.schedulers.sglang.scheduler import Scheduler
+from kvplan.schedulers.sglang.scheduler import SGLangScheduler
 
 Launched = tuple[ScheduleBatch | None]
 """A pass that was launched and not ended yet; its batch is None if there was nothing to do."""
@@ -19,7 +19,7 @@ class SGLangEngine:
 
     def __init__(self, config: SGLangConfig, may_leap: bool = True) -> None:
         self.config = config
-        self.scheduler = Scheduler(config)
+        self.scheduler = SGLangScheduler(config)
         self.may_leap = may_leap
         self._reqs: dict[str, Req] = {}
         """Requests that have neither ended nor been aborted."""
