@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conformance.conftest import Command
 from engine_conformance import golden, scenarios
-
-from kvplan.conformance.__main__ import main
 
 GOOD: dict[str, Any] = {
     "num_gpu_blocks": 20,
@@ -27,37 +26,23 @@ GOOD: dict[str, Any] = {
 }
 
 
-def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenario: object, *flags: str) -> int:
-    """Run the command on a scenario; return its exit code."""
-    path = tmp_path / "scenario.json"
-    path.write_text(scenario if isinstance(scenario, str) else json.dumps(scenario))
-    monkeypatch.setattr("sys.argv", ["kvplan.conformance", str(path), *flags])
-    return main()
-
-
 @pytest.mark.parametrize(("name", "flags"), [("s01_plain_cot", ()), ("mam_align_ckpt", ("--async",))])
-def test_log_ends_with_the_hashes(
-    name: str,
-    flags: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_log_ends_with_the_hashes(name: str, flags: tuple[str, ...], command: Command) -> None:
     """One JSON object per step; the last line has vLLM's hash."""
-    assert call(monkeypatch, tmp_path, scenarios()[name], *flags) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    said = command(scenarios()[name], *flags)
+    assert said.code == 0
+    lines = [json.loads(line) for line in said.out.splitlines()]
     log = golden()[name, "async" if flags else "sync"]
     assert [line["type"] for line in lines] == ["header", *["step"] * len(log["rows"]), "summary"]
     assert lines[-1]["sched_sha256"] == log["sched_sha256"]
     assert lines[-1].items() >= {k: v for k, v in log["summary"].items() if k != "prompt_tokens"}.items()
 
 
-def test_output_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_output_file(tmp_path: Path, command: Command) -> None:
     """With -o the log goes to a file and the totals to the screen."""
-    assert call(monkeypatch, tmp_path, GOOD, "-o", str(tmp_path / "log.jsonl")) == 0
-    totals = json.loads(capsys.readouterr().out)
+    said = command(GOOD, "-o", str(tmp_path / "log.jsonl"))
+    assert said.code == 0
+    totals = json.loads(said.out)
     assert totals == json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert totals["hit_tokens"] == 16
 
@@ -88,56 +73,39 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(
-    case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_one_line(case: str, command: Command) -> None:
     """Exit code 2, one line that says what is wrong, no traceback."""
     scenario, word = BAD[case]
-    assert call(monkeypatch, tmp_path, scenario, "--summary") == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert error.startswith("error: ")
-    assert word in error
+    said = command(scenario, "--summary")
+    assert said.code == 2
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("error: ")
+    assert word in said.err
 
 
-def test_outgrowing_the_pool_is_a_verdict(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_outgrowing_the_pool_is_a_verdict(command: Command) -> None:
     """A request that fits at first and outgrows the whole pool ends the run with exit code 1."""
-    assert call(monkeypatch, tmp_path, scenarios()["stuck_grows"], "--summary") == 1
-    assert "request g (100 prompt and 29 output tokens) needs 9 free KV blocks" in capsys.readouterr().err
+    said = command(scenarios()["stuck_grows"], "--summary")
+    assert said.code == 1
+    assert "request g (100 prompt and 29 output tokens) needs 9 free KV blocks" in said.err
 
 
-def test_missing_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_file(command: Command) -> None:
     """A file that is not there is one line too."""
-    monkeypatch.setattr("sys.argv", ["kvplan.conformance", "/nowhere/x.json"])
-    assert main() == 2
-    assert capsys.readouterr().err == "error: /nowhere/x.json: No such file or directory\n"
+    said = command(Path("/nowhere/x.json"))
+    assert (said.code, said.err) == (2, "error: /nowhere/x.json: No such file or directory\n")
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--engine-version", "0.31"), "error: --engine-version 0.31: vllm has a twin of 0.32\n"),
-        (
-            ("--engine", "sglang", "--engine-version", "0.32"),
-            "error: --engine-version 0.32: sglang has a twin of 0.5.23\n",
-        ),
-        (
-            ("--engine", "sglang", "--leap"),
-            "error: --leap is vLLM's leaping scheduler; leave it out for sglang\n",
-        ),
+        ("--engine-version 0.31", "--engine-version 0.31: vllm has a twin of 0.32"),
+        ("--engine sglang --engine-version 0.32", "--engine-version 0.32: sglang has a twin of 0.5.23"),
+        ("--engine sglang --leap", "--leap is vLLM's leaping scheduler; leave it out for sglang"),
     ],
 )
-def test_a_twin_that_is_not_there(
-    flags: tuple[str, ...],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_twin_that_is_not_there(flags: str, message: str, command: Command) -> None:
     """Versions and schedulers without a twin are one line; the version that there is runs."""
-    assert call(monkeypatch, tmp_path, GOOD, "--engine-version", "0.32", "--summary") == 0
-    capsys.readouterr()
-    assert call(monkeypatch, tmp_path, GOOD, *flags) == 2
-    assert capsys.readouterr().err == message
+    assert command(GOOD, "--engine-version", "0.32", "--summary").code == 0
+    said = command(GOOD, *flags.split())
+    assert (said.code, said.err) == (2, f"error: {message}\n")

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conformance.conftest import Command
 from sglang_conformance import golden, scenarios
-
-from kvplan.conformance.__main__ import main
 
 GOOD: dict[str, Any] = {
     "max_total_tokens": 500,
@@ -26,26 +25,16 @@ GOOD: dict[str, Any] = {
 }
 
 
-def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenario: object, *flags: str) -> int:
-    """Run the command on a scenario; return its exit code."""
-    path = tmp_path / "scenario.json"
-    path.write_text(scenario if isinstance(scenario, str) else json.dumps(scenario))
-    monkeypatch.setattr("sys.argv", ["kvplan.conformance", str(path), "--engine", "sglang", *flags])
-    return main()
+SGLANG = ("--engine", "sglang")
 
 
 @pytest.mark.parametrize(("mode", "flags"), [("normal", ()), ("overlap", ("--overlap",))])
-def test_log_ends_with_the_hashes(
-    mode: str,
-    flags: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_log_ends_with_the_hashes(mode: str, flags: tuple[str, ...], command: Command) -> None:
     """One header, one line per pass, and the totals of SGLang's own run."""
     name = "g06_multiturn_lru"
-    assert call(monkeypatch, tmp_path, scenarios()[name], *flags) == 0
-    header, *steps, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    said = command(scenarios()[name], *SGLANG, *flags)
+    assert said.code == 0
+    header, *steps, summary = map(json.loads, said.out.splitlines())
     log = golden()[name, mode]
     assert header["mirrors"] == "SGLang 0.5.23"
     assert len(steps) == log["all_rows"]
@@ -54,15 +43,13 @@ def test_log_ends_with_the_hashes(
     assert summary["sched_sha256"] == log["sched_sha256"]
 
 
-def test_a_follow_up_hits_what_was_generated(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_follow_up_hits_what_was_generated(tmp_path: Path, command: Command) -> None:
     """Token granularity: all but the last of 32 tokens; --summary prints one line, -o writes the log to a file."""
-    assert call(monkeypatch, tmp_path, GOOD, "--summary") == 0
-    assert json.loads(capsys.readouterr().out)["hit_tokens"] == 31
-    assert call(monkeypatch, tmp_path, GOOD, "-o", str(tmp_path / "log.jsonl")) == 0
+    assert json.loads(command(GOOD, *SGLANG, "--summary").out)["hit_tokens"] == 31
+    said = command(GOOD, *SGLANG, "-o", str(tmp_path / "log.jsonl"))
+    assert said.code == 0
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) > 10
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(said.out.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -77,25 +64,18 @@ def test_a_follow_up_hits_what_was_generated(
         ({"policy": "shortest-prefill-first", "enable_prefix_caching": False}, "needs the radix cache"),
     ],
 )
-def test_bad_input_is_one_line(
-    change: dict[str, Any],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_bad_input_is_one_line(change: dict[str, Any], message: str, command: Command) -> None:
     """Exit code 2, the key and what is wrong with it."""
-    assert call(monkeypatch, tmp_path, GOOD | change) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) == 1
+    said = command(GOOD | change, *SGLANG)
+    assert said.code == 2
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
 
 
-def test_a_request_that_never_fits_is_stuck(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_request_that_never_fits_is_stuck(command: Command) -> None:
     """Without the radix cache and with a known length, admission wants a token to spare for ever."""
     request = {"id": "a", "output_len": 60, "ignore_eos": True, "prompt": [{"len": 40}]}
     scenario = {"max_total_tokens": 102, "max_model_len": 200, "enable_prefix_caching": False}
-    assert call(monkeypatch, tmp_path, scenario | {"requests": [request]}, "--summary") == 1
-    assert "stuck" in capsys.readouterr().err
+    said = command(scenario | {"requests": [request]}, *SGLANG, "--summary")
+    assert said.code == 1
+    assert "stuck" in said.err
