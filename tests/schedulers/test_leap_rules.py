@@ -230,7 +230,7 @@ def holder(pool: ExtentPool, *hits: Hit) -> Sequence:
     seq = Sequence(Request("h", (Segment("x", 4),), 1), (0, 9))
     for hit in hits:
         pool._touch(hit)
-    seq.table, seq.run = list(hits), BlockRun(seq)
+    seq.table, seq.run = list(hits), BlockRun(seq, seq.admission)
     return seq
 
 

@@ -122,7 +122,7 @@ class ExtentPool:
         for hit in hits.stretches:
             self._touch(hit)
         seq.table = hits.stretches
-        run = seq.run = BlockRun(seq)
+        run = seq.run = BlockRun(seq, seq.admission)
         run.marks.append((seq.computed // self.block_size, when, 0))
         first = hits.num_blocks
         for trunk, lo, hi in seq.path:

@@ -6,6 +6,7 @@ what a request computes after one admission is a `BlockRun`, cut into `Piece`s.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -33,20 +34,18 @@ ContentKey = tuple[int, str, int] | tuple[int, Content]
 """A depth and what the block there holds: where in one stream it begins, or its pieces of several."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Trunk:
     """The content of its owner from depth `start` on; other requests leave it at their own depths."""
 
-    __slots__ = ("children", "key", "owner", "parent", "pieces", "refs")
-
-    def __init__(self, parent: Trunk | None, key: ContentKey, owner: Request | None) -> None:
-        self.parent = parent
-        self.key = key
-        self.owner = owner
-        self.children: dict[ContentKey, Trunk] = {}
-        self.pieces: list[Piece] = []
-        """All copies of this content: hashed or still growing, held or free."""
-        self.refs = 0
-        """Pieces, children, and requests whose path ends here; at zero the content is forgotten."""
+    parent: Trunk | None
+    key: ContentKey
+    owner: Request | None
+    children: dict[ContentKey, Trunk] = field(default_factory=dict)
+    pieces: list[Piece] = field(default_factory=list)
+    """All copies of this content: hashed or still growing, held or free."""
+    refs: int = 0
+    """Pieces, children, and requests whose path ends here; at zero the content is forgotten."""
 
 
 Path = tuple[tuple[Trunk, int, int], ...]
@@ -57,35 +56,30 @@ Mark = tuple[int, int | None, int]
 """(hi, when, base): a run's blocks below depth `hi` were hashed `when`, or (None) one by one, decoding from `base`."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class BlockRun:
     """The blocks that a request took itself after one admission."""
 
-    __slots__ = ("admission", "base", "marks", "owner", "pieces")
-
-    def __init__(self, owner: Sequence) -> None:
-        self.owner: Sequence | None = owner
-        self.admission = owner.admission
-        self.pieces: list[Piece] = []
-        """By depth; what was evicted is missing."""
-        self.marks: list[Mark] = []
-        self.base = 0
-        """The owner's `base` as it decoded; hashing beyond the marks follows from it."""
+    owner: Sequence | None
+    admission: int
+    pieces: list[Piece] = field(default_factory=list)
+    """By depth; what was evicted is missing."""
+    marks: list[Mark] = field(default_factory=list)
+    base: int = 0
+    """The owner's `base` as it decoded; hashing beyond the marks follows from it."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Piece:
     """Depths `lo .. hi - 1` of a run on one trunk, held `refs` times; in the free queue when nobody holds it."""
 
-    __slots__ = ("hi", "lo", "next", "prev", "refs", "run", "trunk")
-
-    next: Piece
-    prev: Piece
-
-    def __init__(self, run: BlockRun, trunk: Trunk, lo: int, hi: int, refs: int) -> None:
-        self.run = run
-        self.trunk = trunk
-        self.lo = lo
-        self.hi = hi
-        self.refs = refs
+    run: BlockRun
+    trunk: Trunk
+    lo: int
+    hi: int
+    refs: int
+    next: Piece = field(init=False)
+    prev: Piece = field(init=False)
 
 
 class Hit(NamedTuple):
@@ -96,55 +90,37 @@ class Hit(NamedTuple):
     hi: int
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Sequence:
     """A live request. Token counts are positions: `computed` tokens have KV, `end` is prompt plus all output."""
 
-    __slots__ = (
-        "admission",
-        "base",
-        "cacheable",
-        "computed",
-        "end",
-        "hit_tokens",
-        "key",
-        "known",
-        "num_tokens",
-        "path",
-        "request",
-        "run",
-        "stage",
-        "sure_end",
-        "table",
-    )
+    request: Request
+    key: tuple[int, int]
+    """Priority and order of arrival."""
+    stage: Stage = WAITING
+    end: int = field(init=False)
+    sure_end: bool = field(init=False)
+    """Whether it ends by `max_tokens`, which the scheduler can foresee, not by a stop token."""
+    num_tokens: int = field(init=False)
+    """Prompt and sampled tokens; kept while it does not decode."""
+    known: int = field(init=False)
+    """Tokens known when its prefill began, or when a step last passed it over."""
+    computed: int = 0
+    base: int = 0
+    cacheable: int = NEVER
+    """Tokens from the start whose blocks may be cached."""
+    admission: int = 0
+    """Counts admissions; the order of `running`."""
+    path: Path = ()
+    run: BlockRun | None = None
+    table: list[Hit] = field(default_factory=list)
+    """Hits that it holds, by depth: stretches of other runs."""
 
-    def __init__(self, request: Request, key: tuple[int, int]) -> None:
-        self.request = request
-        self.key = key
-        """Priority and order of arrival."""
-        self.stage: Stage = WAITING
-        self.end = 0
-        self.sure_end = True
-        """Whether it ends by `max_tokens`, which the scheduler can foresee, not by a stop token."""
-        self.num_tokens = request.num_prompt_tokens
-        """Prompt and sampled tokens; kept while it does not decode."""
-        self.known = self.num_tokens
-        """Tokens known when its prefill began, or when a step last passed it over."""
-        self.computed = 0
-        self.base = 0
-        self.cacheable = request.num_prompt_tokens if request.output_kv == "never_cache" else NEVER
-        """Tokens from the start whose blocks may be cached."""
-        self.admission = 0
-        """Counts admissions; the order of `running`."""
-        self.hit_tokens = 0
-        self.path: Path = ()
-        self.run: BlockRun | None = None
-        self.table: list[Hit] = []
-        """Hits that it holds, by depth: stretches of other runs."""
-        self.set_end()
-
-    def set_end(self) -> None:
-        """Read from the request how it will end."""
+    def __post_init__(self) -> None:
         request = self.request
+        self.num_tokens = self.known = request.num_prompt_tokens
+        if request.output_kv == "never_cache":
+            self.cacheable = request.num_prompt_tokens
         stop_at = request.stop_at
         self.sure_end = stop_at is None or stop_at >= request.max_tokens
         outputs = request.max_tokens if stop_at is None or self.sure_end else stop_at
@@ -164,34 +140,22 @@ NO_NEWS: InFlight = ([], [])
 """Shared; nobody may append to it."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class OpenStep:
     """One step while it is decided."""
 
-    __slots__ = (
-        "admitted",
-        "budget",
-        "chunk",
-        "chunks",
-        "completed",
-        "context",
-        "first_tokens",
-        "num_decodes",
-        "preempted",
-    )
-
-    def __init__(self, budget: int, chunk: int) -> None:
-        self.budget = budget
-        """Tokens left to give out."""
-        self.chunk = chunk
-        """Cap on one prompt's tokens; 0 = none."""
-        self.num_decodes = 0
-        self.context = 0
-        self.chunks: list[Chunk] = []
-        self.completed: list[Sequence] = []
-        """Running requests whose last chunk is in this step."""
-        self.first_tokens: list[Sequence] = []
-        self.admitted: list[tuple[Request, int]] = []
-        self.preempted: list[Request] = []
+    budget: int
+    """Tokens left to give out."""
+    chunk: int
+    """Cap on one prompt's tokens; 0 = none."""
+    num_decodes: int = 0
+    context: int = 0
+    chunks: list[Chunk] = field(default_factory=list)
+    completed: list[Sequence] = field(default_factory=list)
+    """Running requests whose last chunk is in this step."""
+    first_tokens: list[Sequence] = field(default_factory=list)
+    admitted: list[tuple[Request, int]] = field(default_factory=list)
+    preempted: list[Request] = field(default_factory=list)
 
     def chunk_of(self, num_tokens: int) -> int:
         """Return how many of the tokens a prompt still wants it can have in one step, budget apart."""

@@ -7,6 +7,7 @@ Knows sizes and names, not where in memory a token lies.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
 from kvplan.content import Content, Segment, length_of, merge_segments
@@ -62,21 +63,19 @@ def shared_length(a: Content, b: Content, token_id: TokenId | None = None) -> in
     return total
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class TreeNode:
     """A run of tokens below its parent's (SGLang `TreeNode`)."""
 
-    __slots__ = ("children", "hit_count", "id", "key", "last_access_time", "length", "lock_ref", "parent")
-
-    def __init__(self, node_id: int, key: Content, parent: TreeNode | None, now: int) -> None:
-        self.id = node_id
-        self.key = key
-        self.length = length_of(key)
-        self.parent = parent
-        self.children: dict[Hashable, TreeNode] = {}
-        self.lock_ref = 0
-        """Requests that hold it."""
-        self.last_access_time = now
-        self.hit_count = 0
+    id: int
+    key: Content
+    length: int
+    parent: TreeNode | None
+    last_access_time: int
+    children: dict[Hashable, TreeNode] = field(default_factory=dict)
+    lock_ref: int = 0
+    """Requests that hold it."""
+    hit_count: int = 0
 
 
 EVICTION_STRATEGIES: dict[str, Callable[[TreeNode], tuple[int, int]]] = {
@@ -214,7 +213,7 @@ class RadixCache:
 
     def _new_node(self, key: Content, parent: TreeNode | None) -> TreeNode:
         self._num_nodes += 1
-        return TreeNode(self._num_nodes, key, parent, self._now())
+        return TreeNode(self._num_nodes, key, length_of(key), parent, self._now())
 
     def _page_aligned(self, key: Content) -> Content:
         length = length_of(key)

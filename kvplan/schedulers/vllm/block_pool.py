@@ -7,30 +7,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 GroupHash = tuple[int, int]
 """(block name, KV cache group): the groups' blocks of one prefix are different blocks."""
 
 
+@dataclass(slots=True, eq=False)
 class KVCacheBlock:
     """One physical block (vLLM `KVCacheBlock`)."""
 
-    __slots__ = ("block_hash", "block_id", "extra_hashes", "group", "is_null", "num_hash_tokens", "ref_cnt")
-
-    def __init__(self, block_id: int) -> None:
-        self.block_id = block_id
-        self.ref_cnt = 0
-        self.is_null = False
-        self.group = 0
-        self.block_hash: GroupHash | None = None
-        self.num_hash_tokens = 0
-        """Length of the prefix that `block_hash` names."""
-        self.extra_hashes: list[GroupHash] = []
-        """Further names of the same block, when a hit may end inside it."""
-
-    def __repr__(self) -> str:
-        return f"KVCacheBlock({self.block_id}, ref_cnt={self.ref_cnt}, block_hash={self.block_hash})"
+    block_id: int
+    ref_cnt: int = 0
+    is_null: bool = False
+    group: int = 0
+    block_hash: GroupHash | None = None
+    num_hash_tokens: int = 0
+    """Length of the prefix that `block_hash` names."""
+    extra_hashes: list[GroupHash] = field(default_factory=list)
+    """Further names of the same block, when a hit may end inside it."""
 
 
 class FreeKVCacheBlockQueue:
