@@ -11,9 +11,6 @@ class Stuck(DoesNotFit):
     """Nothing runs, all blocks are free, and the first waiting request needs more: it would wait for ever."""
 
     def __init__(self, request: Request, needed_blocks: int, usable_blocks: int, block_size: int) -> None:
-        self.request_id = request.request_id
-        self.needed_blocks = needed_blocks
-        self.usable_blocks = usable_blocks
         self.outgrew_pool = request.num_output_tokens > 0
         """Whether the prompt alone would have had room."""
         if needed_blocks <= usable_blocks:

@@ -53,12 +53,8 @@ class KVCacheCoordinator:
     """All groups of an engine without prefix caching."""
 
     def __init__(self, config: EngineConfig, pool: BlockPool, hasher: BlockHasher) -> None:
-        self.pool = pool
         self.hasher = hasher
         self.scheduler_block_size = config.scheduler_block_size
-        self.cache_hit_alignment_tokens = (
-            config.hash_block_size if config.partial_hash_hits else config.scheduler_block_size
-        )
         self.retention_interval = config.prefix_cache_retention_interval
         groups = config.groups
         self.eagle_group_ids = {i for i, group in enumerate(groups) if group.eagle}
