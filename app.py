@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from kvplan.pages import calibration, common, strategies
-from kvplan.pages import deployments as recommend
-from kvplan.pages import memory as estimate
-from kvplan.pages import simulation as simulate
+from kvplan.pages import calibration, deployments_tab, memory_tab, simulation_tab, strategies_tab, widgets
 
 TABS = ("Estimate", "Simulate", "Strategies", "Recommend", "Calibration")
 
@@ -26,23 +23,23 @@ def main() -> None:
     st.set_page_config(page_title="kvplan", layout="wide")
     st.html(STYLE)
     st.title("kvplan", anchor=False)
-    asked = common.sidebar()
-    first, second, third, fourth, fifth = st.tabs(TABS, key="tab", **common.BIND)
+    asked = widgets.sidebar()
+    first, second, third, fourth, fifth = st.tabs(TABS, key="tab", **widgets.BIND)
     with first:
         if first.open:
-            estimate.render(asked)
+            memory_tab.render(asked)
     with second:
-        scenario = simulate.inputs(asked)
+        scenario = simulation_tab.inputs(asked)
         if second.open:
-            simulate.render(scenario)
+            simulation_tab.render(scenario)
     with third:
-        problems = strategies.inputs()
+        problems = strategies_tab.inputs()
         if third.open:
-            strategies.render(problems)
+            strategies_tab.render(problems)
     with fourth:
-        search = recommend.inputs(asked)
+        search = deployments_tab.inputs(asked)
         if fourth.open:
-            recommend.render(search)
+            deployments_tab.render(search)
     with fifth:
         calibration.render(is_open=bool(fifth.open))
 

@@ -22,9 +22,9 @@ import numpy as np
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import parse_scenario
 from kvplan.scenario.space import Search
+from kvplan.search.candidates import make_bench, share_of, total_load
 from kvplan.search.grid import make_axes, make_points, read_base
-from kvplan.search.highest import Bench, highest_load
-from kvplan.search.measure_load import make_bench, share_of, total_load
+from kvplan.search.highest_load import Bench, highest_load
 from kvplan.search.recommendation import recommend
 from kvplan.search.sweeping import Execution, sweep_rows
 

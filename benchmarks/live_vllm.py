@@ -27,7 +27,7 @@ from kvplan.calibrate.card import fit_session, measure_server
 from kvplan.calibrate.server import Server
 from kvplan.errors import KvplanError
 from kvplan.models.load import load_model
-from kvplan.observed.run import compare, read_run, table
+from kvplan.observed.recorded_run import compare, read_run, table
 from kvplan.profiles.timing_profile import step_costs
 from kvplan.scenario.schema import parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig

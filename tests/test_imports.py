@@ -17,14 +17,14 @@ MEASURE = {
     for part in ("", "_attention", "_batching", "_memory", "_mixed", "_model", "_triton")
 }
 """The files that touch a GPU."""
-PAGES = ("calibration", "common", "deployments", "memory", "simulation", "strategies")
+PAGES = ("calibration", "deployments_tab", "memory_tab", "simulation_tab", "strategies_tab", "widgets")
 """The app's tabs; `app.py` itself lies outside the package."""
 ONLY_IN = {
     "simpy": {"simulation/run.py"},
     "torch": MEASURE,
     "transformers": {"calibrate/measure_batching.py"},
     "triton": {"calibrate/measure_triton.py"},
-    "altair": {f"charts/{name}.py" for name in ("common", "memory", "runs", "search", "strategies")},
+    "altair": {f"charts/{name}.py" for name in ("drawing", "plans", "runs", "search", "searches")},
     "streamlit": {f"pages/{name}.py" for name in PAGES},
     "ray": {"search/sweeping.py"},
     "joblib": {"search/sweeping.py"},

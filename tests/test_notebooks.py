@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from streamlit.testing.v1 import AppTest
 
 from kvplan.cli.main import run as cli
-from kvplan.pages.simulation import shown_ms
+from kvplan.pages.simulation_tab import shown_ms
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 MAX_BYTES = 60_000

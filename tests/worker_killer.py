@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvplan.scenario.schema import Scenario
-from kvplan.search.figures import Row, error_row
+from kvplan.search.point_row import Row, error_row
 
 
 class Killer(NamedTuple):

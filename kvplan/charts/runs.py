@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from kvplan.charts.common import (
+from kvplan.charts.drawing import (
     BLUE,
     GREEN,
     GREY,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import altair as alt
 
-from kvplan.charts.common import BLUE, SKY, Layered, Rows, colour_scale, inline, legend, tips
+from kvplan.charts.drawing import BLUE, SKY, Layered, Rows, colour_scale, inline, legend, tips
 from kvplan.search.recommendation import Candidate, Recommendation
 
 

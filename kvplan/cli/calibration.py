@@ -14,7 +14,7 @@ from kvplan.calibrate.measure_card import measure_card
 from kvplan.calibrate.server import CacheFacts
 from kvplan.calibrate.session import Report, check_writable, no_report
 from kvplan.cli.batches import batch_lines, error_line
-from kvplan.cli.common import print_json
+from kvplan.cli.options import print_json
 from kvplan.cli.progress import Progress
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu

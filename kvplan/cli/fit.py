@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from kvplan.calibrate.batching import check_batches
 from kvplan.calibrate.build import Source, build
 from kvplan.cli.batches import batch_lines
-from kvplan.cli.common import print_json
+from kvplan.cli.options import print_json
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.gpu import get_gpu
 from kvplan.profiles.profile import Profile, load_profile

@@ -18,13 +18,16 @@ import kvplan
 from kvplan.errors import DoesNotFit, KvplanError
 
 COMMANDS = {
-    "estimate": ("kvplan.cli.memory:estimate_command", "Does it fit: memory, blocks, traces at once."),
+    "estimate": (
+        "kvplan.cli.memory_commands:estimate_command",
+        "Does it fit: memory, blocks, traces at once.",
+    ),
     "serve-command": (
         "kvplan.cli.serve_command:serve_command",
         "The command that serves a plan; shell or YAML.",
     ),
     "simulate": (
-        "kvplan.cli.simulation:simulate_command",
+        "kvplan.cli.simulation_commands:simulate_command",
         "How it behaves: a scenario on a clock, with latencies, preemptions, KV over time.",
     ),
     "compare": (
@@ -36,7 +39,7 @@ COMMANDS = {
         "Many scenarios: a grid over any keys, a row per point.",
     ),
     "recommend": (
-        "kvplan.cli.deployments:recommend_command",
+        "kvplan.cli.search_commands:recommend_command",
         "What to run: deployments that keep the targets, the cheapest first.",
     ),
     "fit": ("kvplan.cli.fit:fit_command", "Step-time profiles from measurements or published kernels."),
@@ -45,15 +48,15 @@ COMMANDS = {
         "A real run beside a simulation of the same requests: signed errors.",
     ),
     "reconcile": (
-        "kvplan.cli.logs:reconcile_command",
+        "kvplan.cli.observed_commands:reconcile_command",
         "A real engine's start-up log beside the plan; learns its overheads.",
     ),
     "calibrate": (
         "kvplan.cli.calibration:calibrate_command",
         "Measure this card, or a live server, and fit a profile.",
     ),
-    "models": ("kvplan.cli.catalog:models_command", "Bundled models."),
-    "gpus": ("kvplan.cli.catalog:gpus_command", "The GPU table."),
+    "models": ("kvplan.cli.catalog_commands:models_command", "Bundled models."),
+    "gpus": ("kvplan.cli.catalog_commands:gpus_command", "The GPU table."),
 }
 """Name -> (module:function, a line for the list of commands); imported when called. Add a command here."""
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan.cli.common import print_json
+from kvplan.cli.options import print_json
 from kvplan.errors import KvplanError
-from kvplan.observed.run import chart_svg, compare, read_run, table
+from kvplan.observed.recorded_run import chart_svg, compare, read_run, table
 
 SWITCH = Parameter(negative="")
 

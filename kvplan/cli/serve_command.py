@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from kvplan.cli.common import DEMAND, FLAGS
-from kvplan.cli.memory import make_plan
+from kvplan.cli.memory_commands import make_plan
+from kvplan.cli.options import DEMAND, FLAGS
 from kvplan.memory.report import reason
 from kvplan.memory.serve_command import shell_command, unspoken, with_length, yaml_config
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan.cli.common import print_json
+from kvplan.cli.options import print_json
 from kvplan.cli.progress import Progress
 from kvplan.scenario import schema as scenarios
 from kvplan.search.comparison import Comparison, Row, compare

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kvplan.cli.common import print_json
+from kvplan.cli.options import print_json
 from kvplan.cli.progress import Progress
 from kvplan.search.sweep_file import HASH
 from kvplan.search.sweeping import Execution, Sweep, num_cores, sweep_rows

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvplan.errors import KvplanError
-from kvplan.observed.figures import ENGINES, Pattern
-from kvplan.observed.flags import FLAG_LINES, GPU_LINES, read_flags, read_gpu, read_model
+from kvplan.observed.log_flags import FLAG_LINES, GPU_LINES, read_flags, read_gpu, read_model
+from kvplan.observed.patterns import ENGINES, Pattern
 from kvplan.observed.reader import clean_lines
 
 

@@ -10,12 +10,12 @@ import streamlit as st
 from kvplan.calibrate.build import behind, build
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.predictions import Predicted, predictions, thinned
-from kvplan.charts import memory as charts
+from kvplan.charts import plans as charts
 from kvplan.errors import KvplanError
-from kvplan.observed.run import Comparison, compare, read_run
-from kvplan.pages.common import BIND, chart, guarded, run_box
+from kvplan.observed.recorded_run import Comparison, compare, read_run
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import through_files
+from kvplan.pages.widgets import BIND, chart, guarded, run_box
 from kvplan.profiles.profile import Profile, bundled_profiles, load_profile
 from kvplan.resources import measurements_dir
 from kvplan.simulation.watch import Watch

@@ -11,9 +11,9 @@ from kvplan.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.memory.serve_command import flag_text
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
-from kvplan.search.figures import Row
+from kvplan.search.candidates import TryLoad
 from kvplan.search.grid import Point
-from kvplan.search.measure_load import TryLoad
+from kvplan.search.point_row import Row
 from kvplan.search.sweeping import Execution, execute
 
 MORE = 1.25

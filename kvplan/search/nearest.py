@@ -8,9 +8,9 @@ from math import inf
 from typing import Any, NamedTuple
 
 from kvplan.scenario.space import Search
-from kvplan.search.figures import Row
+from kvplan.search.candidates import Alone, Measure
 from kvplan.search.grid import Point
-from kvplan.search.measure_load import Alone, Measure
+from kvplan.search.point_row import Row
 from kvplan.search.sweeping import Execution, execute
 
 MOST_COPIES = 100_000

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from kvplan.search.fleet import DayPlan
+from kvplan.search.day_plan import DayPlan
 from kvplan.search.nearest import said_of, said_value
 from kvplan.search.recommendation import Candidate, Recommendation
 

@@ -19,13 +19,13 @@ from kvplan.errors import KvplanError
 from kvplan.memory.serve_command import shell_command
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.scenario.space import Search
+from kvplan.search.candidates import Measure, Refine, make_bench, total_load
 from kvplan.search.choices import pareto
-from kvplan.search.figures import Row
-from kvplan.search.fleet import DayPlan, day_shares, plan_day
+from kvplan.search.day_plan import DayPlan, day_shares, plan_day
 from kvplan.search.grid import Point, make_axes, make_points, read_base
 from kvplan.search.lift import find_lifts
-from kvplan.search.measure_load import Measure, Refine, make_bench, total_load
 from kvplan.search.nearest import Ruled, nothing_feasible, said_of
+from kvplan.search.point_row import Row
 from kvplan.search.sweeping import Execution, Progress, execute
 
 SCHEMA_VERSION = 1

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kvplan.errors import KvplanError
-from kvplan.search.figures import COUNTS, FIGURES, TEXTS, Row
+from kvplan.search.point_row import COUNTS, FIGURES, TEXTS, Row
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 HASH = "point"

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario
-from kvplan.search.figures import Interrupted, Row, error_row, run_point
 from kvplan.search.grid import Point, make_axes, make_points, read_base
+from kvplan.search.point_row import Interrupted, Row, error_row, run_point
 from kvplan.search.sweep_file import HASH, SweepFile
 
 Progress = Callable[[int, int], None]

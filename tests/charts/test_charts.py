@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("altair")
 
-from kvplan.charts import memory as charts
+from kvplan.charts import plans as charts
 from kvplan.charts import runs as charts_runs
 from kvplan.charts import search as charts_search
-from kvplan.charts import strategies as charts_strategies
-from kvplan.charts.common import PALE, PALETTE
+from kvplan.charts import searches as charts_strategies
+from kvplan.charts.drawing import PALE, PALETTE
 from kvplan.memory.demand import Demand
 from kvplan.memory.plan import concurrency_curve, estimate
 from kvplan.profiles.profile import bundled_profiles

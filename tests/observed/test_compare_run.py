@@ -12,7 +12,7 @@ import pytest
 
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
-from kvplan.observed.run import Run, chart_svg, compare, read_run, table
+from kvplan.observed.recorded_run import Run, chart_svg, compare, read_run, table
 
 ROWS = [(0.0, 100, 11, 50.0, 550.0), (1.0, 200, 21, 80.0, 1480.0), (2.5, 300, 1, 90.0, 90.0)]
 """arrival_s, prompt tokens, output tokens, ttft_ms, e2e_ms."""

@@ -22,7 +22,7 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.models.load import load_model
-from kvplan.observed.run import Comparison, compare, read_run
+from kvplan.observed.recorded_run import Comparison, compare, read_run
 from kvplan.profiles.profile import bundled_profiles, load_profile, pick
 from kvplan.profiles.step_times import find_formats, make_step_times
 from kvplan.profiles.timing_profile import step_costs

@@ -14,8 +14,8 @@ from test_recommend import BASE, WORKLOAD
 from kvplan.scenario.schema import parse_scenario
 from kvplan.scenario.space import Search
 from kvplan.search.bounds import cannot_meet, least_seconds
-from kvplan.search.highest import Bench, Trial, highest_load
-from kvplan.search.measure_load import copies_needed, share_of
+from kvplan.search.candidates import copies_needed, share_of
+from kvplan.search.highest_load import Bench, Trial, highest_load
 from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.run import simulate
 from kvplan.timing.step import StepShape

@@ -16,10 +16,10 @@ from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.scenario.space import Search
-from kvplan.search.fleet import day_shares, plan_day
+from kvplan.search.candidates import make_bench, share_of, total_load
+from kvplan.search.day_plan import day_shares, plan_day
 from kvplan.search.grid import Point, make_axes, make_points, read_base
 from kvplan.search.lift import find_lifts
-from kvplan.search.measure_load import make_bench, share_of, total_load
 from kvplan.search.recommend_text import recommend_text
 from kvplan.search.recommendation import Candidate, Recommendation, recommend
 from kvplan.search.sweeping import Execution

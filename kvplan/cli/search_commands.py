@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan.cli.common import print_json
+from kvplan.cli.options import print_json
 from kvplan.cli.progress import Progress
 from kvplan.search.recommend_text import recommend_text
 from kvplan.search.recommendation import recommend

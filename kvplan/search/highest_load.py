@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario
 from kvplan.search.bounds import cannot_meet, mean_stay_s
-from kvplan.search.figures import Row, cached_setups, result_row, run_point
+from kvplan.search.point_row import Row, cached_setups, result_row, run_point
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.run import simulate
 from kvplan.workload.arrivals import AllAtOnce, ClosedLoop, Poisson

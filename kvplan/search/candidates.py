@@ -15,8 +15,8 @@ from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.limits import Limit
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
-from kvplan.search.figures import Interrupted, Row, error_row
-from kvplan.search.highest import Bench, Highest, Trial, highest_load
+from kvplan.search.highest_load import Bench, Highest, Trial, highest_load
+from kvplan.search.point_row import Interrupted, Row, error_row
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.run import simulate
 from kvplan.simulation.solve import solve

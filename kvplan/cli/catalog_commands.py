@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan.cli.common import print_json
+from kvplan.cli.options import print_json
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.models.load import bundled_models, load_model
 from kvplan.models.spec import ModelSpec

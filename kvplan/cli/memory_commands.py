@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan.cli.common import DEMAND, FLAGS, print_json, read_colocate
+from kvplan.cli.options import DEMAND, FLAGS, print_json, read_colocate
 from kvplan.engines.flags import EntryPoint, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu

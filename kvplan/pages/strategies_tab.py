@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from kvplan.charts import strategies as charts
+from kvplan.charts import searches as charts
 from kvplan.errors import KvplanError
-from kvplan.pages.common import BIND, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work
-from kvplan.pages.simulation import _named
+from kvplan.pages.simulation_tab import _named
+from kvplan.pages.widgets import BIND, chart, marked, run_box
 from kvplan.resources import scenarios_dir
 from kvplan.scenario.schema import Scenario, dump_scenario
 from kvplan.search.comparison import Comparison, compare

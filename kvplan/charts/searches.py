@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from kvplan.charts.common import (
+from kvplan.charts.drawing import (
     BLUE,
     GREEN,
     GREY,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan.cli.common import FLAGS, print_json
+from kvplan.cli.options import FLAGS, print_json
 from kvplan.engines.flags import EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.models.load import load_model

@@ -9,9 +9,9 @@ import streamlit as st
 from kvplan.charts import search as charts
 from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names
-from kvplan.pages.common import BIND, KV_DTYPES, PASTED, Asked, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import checked
+from kvplan.pages.widgets import BIND, KV_DTYPES, PASTED, Asked, chart, marked, run_box
 from kvplan.scenario.schema import Scenario, dump_scenario, parse_scenario
 from kvplan.search.recommendation import Recommendation, recommend
 from kvplan.simulation.watch import Watch

@@ -11,7 +11,7 @@ from typing import Any
 
 import altair as alt
 
-from kvplan.charts.common import (
+from kvplan.charts.drawing import (
     BLUE,
     GREEN,
     HEIGHT,
@@ -30,7 +30,7 @@ from kvplan.charts.common import (
 )
 from kvplan.memory.answers import Plan, Span
 from kvplan.memory.budget import Row
-from kvplan.observed.run import Comparison as RunComparison
+from kvplan.observed.recorded_run import Comparison as RunComparison
 from kvplan.profiles.profile import Profile
 from kvplan.profiles.timing_profile import RegimeError
 from kvplan.units import gib

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from kvplan.charts.common import Layered, specification
+from kvplan.charts.drawing import Layered, specification
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names

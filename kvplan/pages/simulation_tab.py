@@ -9,9 +9,9 @@ import streamlit as st
 
 from kvplan.charts import runs as charts
 from kvplan.errors import KvplanError
-from kvplan.pages.common import BIND, PASTED, Asked, chart, marked, run_box
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import checked, scenario_by_name, scenario_from_text, through_files
+from kvplan.pages.widgets import BIND, PASTED, Asked, chart, marked, run_box
 from kvplan.resources import scenarios_dir
 from kvplan.scenario.schema import Scenario, dump_scenario, parse_scenario
 from kvplan.simulation.bench_report import bench_block, bench_tail

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import streamlit as st
 
-from kvplan.charts import memory as charts
+from kvplan.charts import plans as charts
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.memory.answers import Plan, Span
@@ -17,8 +17,8 @@ from kvplan.memory.varying import varying_traces
 from kvplan.observed import read_log
 from kvplan.observed.reconciliation import reconcile
 from kvplan.observed.report import document as reconciliation
-from kvplan.pages.common import BIND, Asked, chart, guarded, marked, plan_of, read_model
 from kvplan.pages.uploads import check_size
+from kvplan.pages.widgets import BIND, Asked, chart, guarded, marked, plan_of, read_model
 from kvplan.units import KiB, gib
 from kvplan.workload.lengths import Length
 
