@@ -12,9 +12,9 @@ from kvplan.cli.options import FLAGS, print_json
 from kvplan.engines.flags import EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.models.load import load_model
-from kvplan.observed import file_lines, read_log
+from kvplan.observed.reader import file_lines
 from kvplan.observed.reconciliation import reconcile
-from kvplan.observed.report import document, text
+from kvplan.observed.startup import read_log
 
 
 def reconcile_command(
@@ -68,9 +68,9 @@ def reconcile_command(
     spec = load_model(name, hub=hub) if name else None
     found = reconcile(told, model=spec, gpu=gpu, engine=engine, args=args, entry_point=entry_point)
     if json:
-        print_json(document(found))
+        print_json(found.to_dict())
     else:
-        print(text(found))
+        print(found)
     if save:
         _save(save, found.profile(Path(save).stem).model_dump_json(indent=1, exclude_defaults=True))
     return 1 if found.contradictions else 0

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 from kvplan.engines.flags import EngineVersion
 from kvplan.errors import KvplanError
 from kvplan.memory.answers import Plan, Question
+from kvplan.memory.overheads import Range
 from kvplan.memory.plan import answer, rank_weights
 from kvplan.models.spec import AttentionKind
-from kvplan.observed import StartupLog
-from kvplan.observed.pool import PrintedPool, figure, layout_of
-from kvplan.units import GiB, gib
+from kvplan.observed.pool import ROUNDING, PrintedPool, figure, pool_within
+from kvplan.observed.startup import StartupLog
+from kvplan.units import gib
 
 CLOSE = 0.01
 """Share by which figures may differ and still be called equal."""
@@ -21,9 +22,21 @@ SEQS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Usual values of max_num_seqs."""
 
 
-def explain_weights(printed: float, plan: Plan) -> str:
+def explain(name: str, printed: float | None, planned: float, plan: Plan, pool: PrintedPool) -> str:
+    """What the residual between a log's figure and the plan's comes from. Sizes in GiB."""
+    if printed is None:
+        return "not printed"
+    if name in _SIZES:
+        return _SIZES[name](printed, planned, plan)
+    return _explain_count(name, printed, plan, pool)
+
+
+def _explain_total(printed: float, planned: float, plan: Plan) -> str:
+    return "what CUDA reports there" if abs(printed - planned) > 0.005 else "agrees"
+
+
+def _explain_weights(printed: float, planned: float, plan: Plan) -> str:
     """Which format or split loads that many GiB."""
-    planned = gib(plan.budget.weights.size.value)
     if abs(printed - planned) <= max(0.06, CLOSE * planned):
         return "agrees"
     for what, update in _formats(plan):
@@ -49,18 +62,16 @@ def _formats(plan: Plan) -> Iterator[tuple[str, dict[str, object]]]:
             yield f"with -tp {ranks}", {"tensor_parallel_size": ranks}
 
 
-def explain_activation(printed: float, plan: Plan) -> str:
+def _explain_activation(printed: float, planned: float, plan: Plan) -> str:
     """Whether the peak lies in the learned range, or which batch has that sampler."""
     row = plan.budget.activation
-    if _within(printed, row.size.low, row.size.high):
-        return "within the range of the overheads"
-    if "sampler" in row.why and plan.question.args.max_num_seqs is None:
+    if "sampler" in row.why and plan.question.args.max_num_seqs is None and not _within(printed, row.size):
         for seqs in SEQS:
             update = {"max_num_seqs": min(seqs, plan.args.max_num_batched_tokens)}
             size = _activation(plan, update)
             if size and abs(printed - size) <= 0.03 * size:
                 return f"as with --max-num-seqs {seqs} ({size:.2f} GiB)"
-    return f"outside the range {gib(row.size.low):.2f}-{gib(row.size.high):.2f}: learned from this log"
+    return _against_range(printed, row.size)
 
 
 def _activation(plan: Plan, update: Mapping[str, object]) -> float | None:
@@ -71,38 +82,49 @@ def _activation(plan: Plan, update: Mapping[str, object]) -> float | None:
         return None
 
 
-def explain_runtime(printed: float, plan: Plan) -> str:
-    """Runtime growth against its range."""
-    row = plan.budget.runtime
-    if _within(printed, row.size.low, row.size.high):
+def _explain_runtime(printed: float, planned: float, plan: Plan) -> str:
+    return _against_range(printed, plan.budget.runtime.size)
+
+
+def _against_range(printed: float, size: Range) -> str:
+    if _within(printed, size):
         return "within the range of the overheads"
-    return f"outside the range {gib(row.size.low):.2f}-{gib(row.size.high):.2f}: learned from this log"
+    return f"outside the range {gib(size.low):.2f}-{gib(size.high):.2f}: learned from this log"
 
 
-def explain_graphs(printed: float, planned: float, plan: Plan) -> str:
+def _explain_graphs(printed: float, planned: float, plan: Plan) -> str:
     """CUDA graphs, and whether they cost KV."""
     inside = bool(plan.question.profile and plan.question.profile.graphs_in_budget)
     where = "inside the budget" if inside else "outside the budget: costs no KV"
     if printed < 0:
         return f"{where}; memory was freed while capturing, nothing to learn"
-    return f"{where}" if abs(printed - planned) <= 0.3 * planned + 0.05 else f"{where}; learned from this log"
+    return where if abs(printed - planned) <= 0.3 * planned + 0.05 else f"{where}; learned from this log"
 
 
-def explain_pool(printed: float, plan: Plan) -> str:
+def _explain_pool(printed: float, planned: float, plan: Plan) -> str:
     """The pool is what the rows above leave."""
-    row = plan.budget.kv
-    if abs(printed - gib(row.size.value)) <= 0.006:
+    if abs(printed - planned) <= 0.006:
         return "agrees"
-    inside = _within(printed, row.size.low, row.size.high)
-    return "the rows above; " + ("within" if inside else "outside") + " the range of the overheads"
+    inside = "within" if _within(printed, plan.budget.kv.size) else "outside"
+    return f"the rows above; {inside} the range of the overheads"
 
 
-def _within(value: float, low: float, high: float) -> bool:
-    return gib(low) - 0.006 <= value <= gib(high) + 0.006
+def _within(value: float, size: Range) -> bool:
+    return gib(size.low) - 0.006 <= value <= gib(size.high) + 0.006
 
 
-def explain_layout(name: str, printed: float, log: StartupLog, plan: Plan, pool: PrintedPool) -> str:
-    """Whether the figure follows from the printed pool, or under which flag it would."""
+_SIZES: dict[str, Callable[[float, float, Plan], str]] = {
+    "total": _explain_total,
+    "weights": _explain_weights,
+    "activation": _explain_activation,
+    "non_torch": _explain_runtime,
+    "cuda_graph": _explain_graphs,
+    "kv_pool": _explain_pool,
+}
+
+
+def _explain_count(name: str, printed: float, plan: Plan, pool: PrintedPool) -> str:
+    """Whether blocks, tokens or concurrency follow from the printed pool, or under which flag they would."""
     if pool.low is None or pool.high is None:
         return "the printed pool holds no request of this length"
     if pool.printed_gib is None:
@@ -112,24 +134,21 @@ def explain_layout(name: str, printed: float, log: StartupLog, plan: Plan, pool:
     what = alternative(name, printed, plan, pool)
     if what:
         return f"follows from the printed GiB {what}"
-    low, high = (figure(layout, name) for layout in (pool.low, pool.high))
+    low, high = figure(pool.low, name), figure(pool.high, name)
     return f"the printed GiB would be {low:,.6g}" + (f"-{high:,.6g}" if high != low else "")
 
 
 def alternative(name: str, printed: float, plan: Plan, pool: PrintedPool) -> str:
     """The assumption under which the printed GiB becomes the printed figure; empty if none of the tried does."""
-    return next((what for what, other in _variants(plan) if _gives(name, printed, other, pool)), "")
+    return next((what for what, other in _variants(plan) if _give({name: printed}, other, pool)), "")
 
 
-def _gives(name: str, printed: float, plan: Plan, pool: PrintedPool) -> bool:
-    """Whether the printed GiB becomes the printed figure under this plan."""
+def _give(figures: Mapping[str, float], plan: Plan, pool: PrintedPool) -> bool:
+    """Whether the printed GiB becomes these printed figures under this plan."""
     if pool.printed_gib is None:
         return False
-    layouts = [layout_of(plan, int((pool.printed_gib + off) * GiB)) for off in (-0.005, 0.005)]
-    if layouts[0] is None or layouts[1] is None:
-        return False
-    low, high = (figure(layout, name) for layout in layouts if layout)
-    return low - 0.005 <= printed <= high + 0.005
+    other = pool_within(plan, pool.printed_gib, ROUNDING)
+    return all(other.holds(name, printed) for name, printed in figures.items())
 
 
 class Adopted(NamedTuple):
@@ -151,14 +170,9 @@ def adopt(log: StartupLog, plan: Plan, pool: PrintedPool, stated: Collection[str
     if pool.printed_gib is None or all(pool.holds(name, printed) for name, printed in figures.items()):
         return None
     for what, other in _variants(plan):
-        changed = _changes(plan.question, other.question)
-        if changed & set(stated) or not all(
-            _gives(n, printed, other, pool) for n, printed in figures.items()
-        ):
-            continue
-        return Adopted(
-            other.question, f"planned {what}: the log's {pool.printed_gib:g} GiB become its tokens so"
-        )
+        if not _changes(plan.question, other.question) & set(stated) and _give(figures, other, pool):
+            why = f"planned {what}: the log's {pool.printed_gib:g} GiB become its tokens so"
+            return Adopted(other.question, why)
     return None
 
 

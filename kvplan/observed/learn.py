@@ -11,8 +11,8 @@ from dataclasses import replace
 from kvplan.memory.answers import Plan
 from kvplan.memory.overheads import estimate_overheads, forward_bytes
 from kvplan.memory.plan import answer
-from kvplan.observed import StartupLog
 from kvplan.observed.pool import PrintedPool
+from kvplan.observed.startup import StartupLog
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
 from kvplan.units import GiB, gib
 
@@ -25,17 +25,17 @@ PLAUSIBLE = (-0.75, 8.0)
 """GiB of runtime growth that a log may imply; beyond it something else was another."""
 
 
-class Unlearned(str):
-    """Why a log teaches nothing."""
+class Unlearned(Exception):
+    """A log teaches nothing; the message says why."""
 
 
-def learn(log: StartupLog, plan: Plan, pool: PrintedPool) -> MemoryProfile | Unlearned:
-    """The profile, or why there is none: a flag states the pool, or the log does not tell it."""
+def learn(log: StartupLog, plan: Plan, pool: PrintedPool) -> MemoryProfile:
+    """The profile. Raises Unlearned where a flag states the pool, or the log does not tell it."""
     args = plan.question.args
     if pool.num_bytes is None:
-        return Unlearned("the log prints no pool that this model and these flags would give")
+        raise Unlearned("the log prints no pool that this model and these flags would give")
     if args.kv_cache_memory_bytes or args.num_gpu_blocks_override or log.flags.get("max_total_tokens"):
-        return Unlearned("a flag states the pool, so it says nothing of overheads")
+        raise Unlearned("a flag states the pool, so it says nothing of overheads")
     profile = plan.question.profile
     assert profile is not None
     profile = _with_weights(log, plan, profile)
@@ -49,7 +49,7 @@ def learn(log: StartupLog, plan: Plan, pool: PrintedPool) -> MemoryProfile | Unl
         return solved
     if log.gib("weights_gib") is None:
         return _with_other_weights(plan, profile, target)
-    return Unlearned(
+    raise Unlearned(
         f"the pool would need a runtime growth of {solved.runtime_gib.value:.1f} GiB; "
         "card, utilisation or ranks are not the log's"
     )
@@ -59,7 +59,7 @@ def _is_plausible(profile: MemoryProfile) -> bool:
     return PLAUSIBLE[0] <= profile.runtime_gib.value <= PLAUSIBLE[1]
 
 
-def _with_other_weights(plan: Plan, profile: MemoryProfile, pool: int) -> MemoryProfile | Unlearned:
+def _with_other_weights(plan: Plan, profile: MemoryProfile, pool: int) -> MemoryProfile:
     """The remainder as weights, where the log prints none: a checkpoint format that the config does not tell."""
     name = plan.question.model.name
     one = profile.model_copy(update={"weights_gib": {name: _figure(1.0)}})
@@ -67,7 +67,7 @@ def _with_other_weights(plan: Plan, profile: MemoryProfile, pool: int) -> Memory
     more = _surplus(plan, profile, pool) / slope
     loaded = gib(plan.budget.weights.size.value) + more
     if not 0 < loaded < gib(plan.budget.total.size.value):
-        return Unlearned(
+        raise Unlearned(
             f"the pool would need {loaded:.1f} GiB of weights; card or utilisation are not the log's"
         )
     return profile.model_copy(update={"weights_gib": {name: _figure(more)}})
@@ -117,7 +117,7 @@ def _with_graphs(log: StartupLog, plan: Plan, profile: MemoryProfile) -> MemoryP
     """MiB per graph and layer from the estimate that the engine deducted, or from what capturing took."""
     names = ("graphs_estimated_gib", "graphs_gib") if profile.graphs_in_budget else ("graphs_gib",)
     printed = next((log.figures[n] for n in names if log.figures.get(n, 0) > 0), None)
-    planned = _planned_graphs(plan, profile)
+    planned = planned_graphs(plan, profile)
     if printed is None or not planned:
         return profile
     card = plan.question.gpu.architecture
@@ -126,7 +126,8 @@ def _with_graphs(log: StartupLog, plan: Plan, profile: MemoryProfile) -> MemoryP
     return profile.model_copy(update={"graph_mib_per_layer": profile.graph_mib_per_layer | learned})
 
 
-def _planned_graphs(plan: Plan, profile: MemoryProfile) -> int:
+def planned_graphs(plan: Plan, profile: MemoryProfile) -> int:
+    """Bytes of CUDA graphs, whether or not the budget holds them."""
     return estimate_overheads(plan.question.model, plan.args, plan.question.gpu, profile).graphs.value
 
 

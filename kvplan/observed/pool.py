@@ -8,7 +8,7 @@ from kvplan.errors import KvplanError
 from kvplan.memory.answers import Plan
 from kvplan.memory.layout import Layout
 from kvplan.memory.plan import answer
-from kvplan.observed import StartupLog
+from kvplan.observed.startup import StartupLog
 from kvplan.units import GiB
 
 ROUNDING = 0.005
@@ -68,8 +68,13 @@ def printed_pool(log: StartupLog, plan: Plan) -> PrintedPool:
         layout = layout_of(plan, exact) if exact else None
         return PrintedPool(None, exact, layout, layout)
     off = 0 if "kv_bytes" in log.figures else ROUNDING * sum(name in log.figures for name in _PARTS)
+    return replace(pool_within(plan, size, off), num_bytes=exact if exact is not None else int(size * GiB))
+
+
+def pool_within(plan: Plan, size: float, off: float) -> PrintedPool:
+    """A pool of `size` GiB give or take `off`, laid out by the plan."""
     ends = [layout_of(plan, int((size + end) * GiB)) for end in (-off, off)]
-    return PrintedPool(size, exact if exact is not None else int(size * GiB), *ends)
+    return PrintedPool(size, None, *ends)
 
 
 def layout_of(plan: Plan, num_bytes: int) -> Layout | None:

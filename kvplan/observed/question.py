@@ -15,9 +15,9 @@ from kvplan.memory.demand import Demand
 from kvplan.memory.other_engines import default_utilization
 from kvplan.models.load import find_bundled, load_model
 from kvplan.models.spec import ModelSpec
-from kvplan.observed import StartupLog
 from kvplan.observed.learn import before_loading
 from kvplan.observed.pool import pool_gib
+from kvplan.observed.startup import StartupLog
 from kvplan.profiles.memory_profile import Figure, memory_profile
 from kvplan.units import GiB
 

@@ -1,41 +1,39 @@
 """`reconcile`: a real engine's start-up log beside the plan of the same model, flags and card, line by line.
 
-    log --logs.read_log--> figures, flags, names --> plan --logs.explain--> lines, each with what explains it
-                                                          --logs.learn--> overheads, for `estimate --profile`
+    log --read_log--> figures, flags, names --> plan --explain--> lines, each with what explains it
+                                                     --learn--> overheads, for `estimate --profile`
 
-Knows no formula of memory: `plan` does. Knows no log format: `logs` does.
+Knows no formula of memory and no log format.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.memory.answers import Plan
-from kvplan.memory.overheads import estimate_overheads
 from kvplan.memory.plan import answer
+from kvplan.memory.report import SCHEMA_VERSION
+from kvplan.memory.serve_command import serve_flags, to_words
+from kvplan.models.load import find_bundled
 from kvplan.models.spec import ModelSpec
-from kvplan.observed import StartupLog, read_log
-from kvplan.observed.explain import (
-    adopt,
-    contradictions,
-    explain_activation,
-    explain_graphs,
-    explain_layout,
-    explain_pool,
-    explain_runtime,
-    explain_weights,
-)
-from kvplan.observed.learn import Unlearned, activation_bytes, learn, non_torch_gib
+from kvplan.observed.explain import adopt, contradictions, explain
+from kvplan.observed.learn import Unlearned, activation_bytes, learn, non_torch_gib, planned_graphs
 from kvplan.observed.pool import PrintedPool, printed_pool
 from kvplan.observed.question import question_of, stated_flags
+from kvplan.observed.startup import StartupLog, read_log
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.profiles.profile import Profile
 from kvplan.units import GiB, gib
+
+PLACES = {"GiB": 2, "blocks": 0, "tokens": 0, "x": 2}
+"""Decimals of a figure, by its unit."""
 
 
 class Line(NamedTuple):
@@ -58,6 +56,24 @@ class Line(NamedTuple):
     def residual(self) -> float | None:
         """Log less plan, in the line's unit."""
         return None if self.printed is None else self.printed - self.planned
+
+    def to_dict(self) -> dict[str, object]:
+        """One of the document's `lines`."""
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "printed": self.printed,
+            "planned": self.planned,
+            "residual": self.residual,
+            "explanation": self.explanation,
+        }
+
+    def __str__(self) -> str:
+        places = PLACES[self.unit]
+        printed = "-" if self.printed is None else f"{self.printed:,.{places}f}"
+        residual = "" if self.residual is None else f"{self.residual:+,.{places}f}"
+        label = self.label if self.unit in ("blocks", "tokens") else f"{self.label}, {self.unit}"
+        return f"  {label:<21}{printed:>12}{self.planned:>12,.{places}f}{residual:>11}   {self.explanation}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +110,77 @@ class Reconciliation:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """The document that `kvplan reconcile --json` prints."""
-        from kvplan.observed.report import document
-
-        return document(self)
+        """The document of `kvplan reconcile --json`: the same keys whatever the log; null = not printed."""
+        log, question = self.log, self.plan.question
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kvplan_version": kvplan.__version__,
+            "log": {
+                "engine": log.engine,
+                "version": log.version or None,
+                "model": log.model or None,
+                "gpu": log.gpu or None,
+                "figures": dict(log.figures),
+                "flags": dict(log.flags),
+                "notes": list(log.notes),
+            },
+            "inputs": {
+                "model": question.model.name,
+                "gpu": question.gpu.name,
+                "engine": str(question.engine),
+                **self.plan.args.model_dump(mode="json"),
+            },
+            "lines": [line.to_dict() for line in self.lines],
+            "contradictions": list(self.contradictions),
+            "assumptions": list(self.assumptions),
+            "overheads": self.overheads.model_dump(mode="json") if self.overheads else None,
+            "why_nothing_learned": self.why_nothing_learned or None,
+            "estimate_command": self.estimate_command(),
+        }
 
     def __str__(self) -> str:
-        from kvplan.observed.report import text
+        """A table of log and plan, then what was assumed, contradicts itself, or can be saved."""
+        question = self.plan.question
+        rows = [f"  {'':<21}{'log':>12}{'kvplan':>12}{'residual':>11}   explained by"]
+        rows += [str(line) for line in self.lines if line.printed is not None or line.name != "total"]
+        parts = [
+            f"{question.model.name} on {question.gpu.name}, {question.engine}",
+            "\n".join(rows),
+            "\n".join(f"Note: {note}." for note in (*self.log.notes, *self.assumptions)),
+            "\n".join(f"Contradiction: {one}." for one in self.contradictions),
+            self._learned(),
+        ]
+        return "\n\n".join(filter(None, parts))
 
-        return text(self)
+    def _learned(self) -> str:
+        profile = self.overheads
+        if profile is None:
+            return f"No overheads learned: {self.why_nothing_learned}."
+        return (
+            f"Overheads learned: sampler {profile.sampler_bytes_per_logit.value:.3g} B a logit, forward "
+            f"{profile.forward_scale.value:.3g}, runtime {profile.runtime_gib.value:.2f} GiB. Keep them with "
+            f"--save PROFILE.json, then:\n{self.estimate_command()}"
+        )
+
+    def estimate_command(self, profile: str = "PROFILE.json") -> str:
+        """The estimate that gives the log's pool back, with the saved overheads."""
+        question = self.plan.question
+        name = question.model.name
+        model = name if find_bundled(name) else question.model.source or name
+        words = ["kvplan", "estimate", model, "--gpu", question.gpu.name, "--engine", str(question.engine)]
+        return shlex.join([*words, *to_words(serve_flags(self._needed_flags())), "--profile", profile])
+
+    def _needed_flags(self) -> EngineArgs:
+        """The log's flags without those that the engine would choose by itself."""
+        question = self.plan.question
+        args = question.args
+        for name in args.model_dump(exclude_defaults=True):
+            fewer = EngineArgs(
+                **{k: v for k, v in args.model_dump(exclude_defaults=True).items() if k != name}
+            )
+            if answer(replace(question, args=fewer)).args == self.plan.args:
+                args = fewer
+        return args
 
 
 def reconcile(
@@ -117,7 +195,7 @@ def reconcile(
     """Set a start-up log beside the plan of the same model, flags and card.
 
     Args:
-        log: the text, its lines (`logs.file_lines` streams a file), or a log already read.
+        log: the text, its lines (`file_lines` streams a file), or a log already read.
         model, gpu, engine: where the log does not print them, or to overrule it.
         args: flags that the log does not print; they win over the log's.
         entry_point: `llm` for offline use, whose batch defaults differ.
@@ -135,79 +213,50 @@ def reconcile(
         plan = answer(better.question)
         pool, assumptions = printed_pool(told, plan), (*assumptions, better.why)
     conflicts = contradictions(told, plan, pool)
-    learned = Unlearned(conflicts[0]) if conflicts else learn(told, plan, pool)
-    why = learned if isinstance(learned, Unlearned) else ""
-    overheads = None if isinstance(learned, Unlearned) else learned
-    lines = _lines(told, plan, pool)
-    return Reconciliation(told, plan, lines, pool, conflicts, overheads, str(why), assumptions)
+    overheads, why = None, conflicts[0] if conflicts else ""
+    if not conflicts:
+        try:
+            overheads = learn(told, plan, pool)
+        except Unlearned as reason:
+            why = str(reason)
+    return Reconciliation(
+        log=told,
+        plan=plan,
+        lines=_lines(told, plan, pool),
+        pool=pool,
+        contradictions=conflicts,
+        overheads=overheads,
+        why_nothing_learned=why,
+        assumptions=assumptions,
+    )
 
 
 def _lines(log: StartupLog, plan: Plan, pool: PrintedPool) -> tuple[Line, ...]:
     """The figures in the order an engine meets them."""
-    budget, figures = plan.budget, log.figures
-    weights = figures.get("weights_gib")
-    if weights is None and "weights_mib" in figures:
-        weights = figures["weights_mib"] / 1024
-    peak = activation_bytes(log)
-    activation = None if peak is None else peak / GiB
-    graphs = figures.get("graphs_estimated_gib") if plan.budget.graphs.size.value else None
-    rows = [
-        Line(
-            "total", "card's total", "GiB", figures.get("total_gib"), gib(plan.question.gpu.total_bytes), ""
-        ),
-        Line("weights", "weights", "GiB", weights, gib(budget.weights.size.value), ""),
-        Line("activation", "activation peak", "GiB", activation, gib(budget.activation.size.value), ""),
-        Line(
-            "non_torch",
-            "runtime (non-torch)",
-            "GiB",
-            non_torch_gib(log),
-            gib(budget.runtime.size.value),
-            "",
-        ),
-        Line("cuda_graph", "CUDA graphs", "GiB", graphs or figures.get("graphs_gib"), gib(_graphs(plan)), ""),
-        Line("kv_pool", "KV cache", "GiB", pool.printed_gib, gib(budget.kv.size.value), ""),
-        Line("num_gpu_blocks", "blocks", "blocks", figures.get("num_gpu_blocks"), plan.shape.num_blocks, ""),
-        Line(
-            "cache_tokens",
-            "tokens",
-            "tokens",
-            figures.get("cache_tokens"),
-            plan.shape.kv_cache_size_tokens,
-            "",
-        ),
-        Line(
-            "max_concurrency",
-            "concurrency",
-            "x",
-            figures.get("max_concurrency"),
-            plan.shape.max_concurrency,
-            "",
-        ),
-    ]
-    return tuple(row._replace(explanation=_explain(row, log, plan, pool)) for row in rows)
-
-
-def _graphs(plan: Plan) -> int:
-    """CUDA graphs, whether or not the budget holds them."""
-    question = plan.question
-    assert question.profile is not None
-    return estimate_overheads(question.model, plan.args, question.gpu, question.profile).graphs.value
-
-
-def _explain(line: Line, log: StartupLog, plan: Plan, pool: PrintedPool) -> str:
-    if line.printed is None:
-        return "not printed"
-    if line.name == "total":
-        return "what CUDA reports there" if abs(line.printed - line.planned) > 0.005 else "agrees"
-    if line.name == "weights":
-        return explain_weights(line.printed, plan)
-    if line.name == "activation":
-        return explain_activation(line.printed, plan)
-    if line.name == "non_torch":
-        return explain_runtime(line.printed, plan)
-    if line.name == "cuda_graph":
-        return explain_graphs(line.printed, line.planned, plan)
-    if line.name == "kv_pool":
-        return explain_pool(line.printed, plan)
-    return explain_layout(line.name, line.printed, log, plan, pool)
+    budget, shape, figures, profile = plan.budget, plan.shape, log.figures, plan.question.profile
+    assert profile is not None
+    peak, mib = activation_bytes(log), figures.get("weights_mib")
+    weights = figures.get("weights_gib", None if mib is None else mib / 1024)
+    graphs = (figures.get("graphs_estimated_gib") if budget.graphs.size.value else None) or figures.get(
+        "graphs_gib"
+    )
+    sizes = (
+        ("total", "card's total", figures.get("total_gib"), plan.question.gpu.total_bytes),
+        ("weights", "weights", weights, budget.weights.size.value),
+        ("activation", "activation peak", None if peak is None else peak / GiB, budget.activation.size.value),
+        ("non_torch", "runtime (non-torch)", non_torch_gib(log), budget.runtime.size.value),
+        ("cuda_graph", "CUDA graphs", graphs, planned_graphs(plan, profile)),
+        ("kv_pool", "KV cache", pool.printed_gib, budget.kv.size.value),
+    )
+    counts = (
+        ("num_gpu_blocks", "blocks", "blocks", shape.num_blocks),
+        ("cache_tokens", "tokens", "tokens", shape.kv_cache_size_tokens),
+        ("max_concurrency", "concurrency", "x", shape.max_concurrency),
+    )
+    return tuple(
+        Line(name, label, unit, printed, planned, explain(name, printed, planned, plan, pool))
+        for name, label, unit, printed, planned in (
+            *((name, label, "GiB", printed, gib(size)) for name, label, printed, size in sizes),
+            *((name, label, unit, figures.get(name), planned) for name, label, unit, planned in counts),
+        )
+    )

@@ -14,9 +14,8 @@ from kvplan.memory.inverse import Option
 from kvplan.memory.plan import concurrency_curve, estimate
 from kvplan.memory.report import bytes_per_token, plan_document, reason, serve_line
 from kvplan.memory.varying import varying_traces
-from kvplan.observed import read_log
 from kvplan.observed.reconciliation import reconcile
-from kvplan.observed.report import document as reconciliation
+from kvplan.observed.startup import read_log
 from kvplan.pages.uploads import check_size
 from kvplan.pages.widgets import BIND, Asked, chart, guarded, marked, plan_of, read_model
 from kvplan.units import KiB, gib
@@ -65,8 +64,7 @@ def _log(asked: Asked) -> None:
         ) from None
     for line in found.contradictions:
         st.error(f"The log contradicts itself: {line}")
-    told = reconciliation(found)
-    st.dataframe(told["lines"], hide_index=True)
+    st.dataframe([line.to_dict() for line in found.lines], hide_index=True)
     if found.overheads:
         learned = found.profile("from-log").model_dump_json(indent=1, exclude_defaults=True)
         st.download_button(

@@ -17,9 +17,10 @@ from places import FIXTURES
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.memory.plan import answer
-from kvplan.observed import file_lines, read_log, reader
+from kvplan.observed import reader
+from kvplan.observed.reader import file_lines
 from kvplan.observed.reconciliation import Reconciliation, reconcile
-from kvplan.observed.report import document, text
+from kvplan.observed.startup import read_log
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.profiles.profile import load_profile
 
@@ -318,7 +319,7 @@ def test_a_second_start_counts() -> None:
     first = (LOGS / "vllm-0.13-padding.txt").read_text().replace("25.39", "11.11")
     found = reconcile(first + (LOGS / "vllm-0.13-padding.txt").read_text(), gpu="rtx-5090")
     assert found.log.figures["kv_gib"] == 25.39
-    assert "2 starts" in text(found)
+    assert "2 starts" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +370,7 @@ def test_secrets_are_neither_shown_nor_stored(name: str) -> None:
     """Keys of command lines, namespaces and server arguments stay in the log."""
     found = of(name)
     profile = found.profile("x").model_dump_json()
-    for told in (text(found), json.dumps(document(found)), profile, repr(found.log)):
+    for told in (str(found), json.dumps(found.to_dict()), profile, repr(found.log)):
         assert not any(secret in told for secret in SECRETS)
 
 

@@ -21,8 +21,8 @@ from kvplan.memory.answers import Question
 from kvplan.memory.demand import Demand
 from kvplan.memory.plan import answer
 from kvplan.models.spec import ModelSpec
-from kvplan.observed import read_log
 from kvplan.observed.reconciliation import Reconciliation, reconcile
+from kvplan.observed.startup import read_log
 from kvplan.profiles.profile import Profile
 
 pytestmark = pytest.mark.skipif(not TRUTH.is_dir(), reason=f"reference logs are not at {TRUTH}")
