@@ -27,7 +27,7 @@ from kvplan.calibrate.card import fit_session, measure_server
 from kvplan.calibrate.server import Server
 from kvplan.errors import KvplanError
 from kvplan.models.load import load_model
-from kvplan.observed.recorded_run import compare, read_run, table
+from kvplan.observed.recorded_run import compare_runs, read_run
 from kvplan.profiles.timing_profile import step_costs
 from kvplan.scenario.schema import parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
@@ -154,7 +154,7 @@ def main() -> None:
         }  # engine and times are given
         result = simulate(parse_scenario(stand_in), setups={"": Setup(config, step_time, 8192.0, 1)})
         write_records(result.records, folder / "sim.csv")
-        print(table(compare(read_run(folder / "real.csv"), read_run(folder / "sim.csv"))))
+        print(compare_runs(read_run(folder / "real.csv"), read_run(folder / "sim.csv")))
 
 
 if __name__ == "__main__":

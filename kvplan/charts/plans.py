@@ -30,7 +30,7 @@ from kvplan.charts.drawing import (
 )
 from kvplan.memory.answers import Plan, Span
 from kvplan.memory.budget import Row
-from kvplan.observed.recorded_run import Comparison as RunComparison
+from kvplan.observed.recorded_run import RunComparison
 from kvplan.profiles.profile import Profile
 from kvplan.profiles.timing_profile import RegimeError
 from kvplan.units import gib

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from kvplan.cli.options import print_json
 from kvplan.errors import KvplanError
-from kvplan.observed.recorded_run import chart_svg, compare, read_run, table
+from kvplan.observed.recorded_run import chart_svg, compare_runs, read_run
 
 SWITCH = Parameter(negative="")
 
@@ -42,7 +42,7 @@ def compare_run_command(
     json
         One JSON document on stdout.
     """
-    found = compare(read_run(real, real_totals), read_run(result, totals))
+    found = compare_runs(read_run(real, real_totals), read_run(result, totals))
     if chart is not None:
         try:
             chart.write_text(chart_svg(found), encoding="utf-8")
@@ -51,5 +51,5 @@ def compare_run_command(
     if json:
         print_json(found.to_dict())
     else:
-        print(table(found))
+        print(found)
     return 0

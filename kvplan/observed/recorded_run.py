@@ -28,7 +28,7 @@ STATISTICS: dict[str, Callable[[Array], float]] = {
 }
 
 
-class Run(NamedTuple):
+class RecordedRun(NamedTuple):
     """One run's requests, in order of arrival; latencies in milliseconds, NaN where not measured."""
 
     arrival_s: Array
@@ -48,7 +48,7 @@ class Run(NamedTuple):
         return float(np.max(self.arrival_s + self.e2e_ms / 1e3) - np.min(self.arrival_s))
 
 
-class Line(NamedTuple):
+class MetricError(NamedTuple):
     """One figure of both runs."""
 
     metric: str
@@ -61,16 +61,22 @@ class Line(NamedTuple):
         """simulated / real - 1; NaN where the real figure is 0 or unknown."""
         return self.simulated / self.real - 1.0 if self.real else math.nan
 
+    def __str__(self) -> str:
+        error = f"{self.error:>+9.1%}" if math.isfinite(self.error) else f"{'-':>9}"
+        return (
+            f"{f'{self.metric} {self.statistic}':<26}{_cell(self.real):>14}{_cell(self.simulated):>14}{error}"
+        )
 
-class Comparison(NamedTuple):
+
+class RunComparison(NamedTuple):
     """All lines, and the mean absolute percentage error per request."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[MetricError, ...]
     mape: dict[str, float]
-    real: Run
-    simulated: Run
+    real: RecordedRun
+    simulated: RecordedRun
 
-    def line(self, metric: str, statistic: str = "mean") -> Line:
+    def line(self, metric: str, statistic: str = "mean") -> MetricError:
         """One line by name."""
         return next(x for x in self.lines if (x.metric, x.statistic) == (metric, statistic))
 
@@ -83,21 +89,25 @@ class Comparison(NamedTuple):
                 {
                     "metric": x.metric,
                     "statistic": x.statistic,
-                    "real": _known(x.real),
-                    "simulated": _known(x.simulated),
-                    "error": _known(x.error),
+                    **{name: _known(getattr(x, name)) for name in ("real", "simulated", "error")},
                 }
                 for x in self.lines
             ],
             "per_request_mape": {k: _known(v) for k, v in self.mape.items()},
         }
 
+    def __str__(self) -> str:
+        lines = [f"{'':<26}{'real':>14}{'simulated':>14}{'error':>9}"]
+        lines += [str(x) for x in self.lines if math.isfinite(x.real) or math.isfinite(x.simulated)]
+        lines += ["", *(f"per-request MAPE {name:<9}{value:>36.1%}" for name, value in self.mape.items())]
+        return "\n".join(lines)
+
 
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def compare(real: Run, simulated: Run) -> Comparison:
+def compare_runs(real: RecordedRun, simulated: RecordedRun) -> RunComparison:
     """Compare two runs of the same requests.
 
     Raises:
@@ -112,15 +122,15 @@ def compare(real: Run, simulated: Run) -> Comparison:
         if not both.any():
             continue
         a, b = a[both], b[both]
-        lines += [Line(metric, name, f(a), f(b)) for name, f in STATISTICS.items()]
+        lines += [MetricError(metric, name, f(a), f(b)) for name, f in STATISTICS.items()]
         mape[metric] = float(np.mean(np.abs(b / a - 1.0)))
-    lines.append(Line("makespan_s", "total", real.makespan_s, simulated.makespan_s))
-    lines.append(Line("num_preemptions", "total", real.num_preemptions, simulated.num_preemptions))
-    lines.append(Line("kv_peak_fraction", "max", real.kv_peak, simulated.kv_peak))
-    return Comparison(tuple(lines), mape, real, simulated)
+    lines.append(MetricError("makespan_s", "total", real.makespan_s, simulated.makespan_s))
+    lines.append(MetricError("num_preemptions", "total", real.num_preemptions, simulated.num_preemptions))
+    lines.append(MetricError("kv_peak_fraction", "max", real.kv_peak, simulated.kv_peak))
+    return RunComparison(tuple(lines), mape, real, simulated)
 
 
-def _same_requests(real: Run, simulated: Run) -> None:
+def _same_requests(real: RecordedRun, simulated: RecordedRun) -> None:
     if len(real.arrival_s) != len(simulated.arrival_s):
         raise KvplanError(
             f"{len(real.arrival_s):,} requests in the real run, {len(simulated.arrival_s):,} in the simulation; "
@@ -137,7 +147,7 @@ def _same_requests(real: Run, simulated: Run) -> None:
             )
 
 
-def read_run(path: Path, totals: Path | None = None) -> Run:
+def read_run(path: Path, totals: Path | None = None) -> RecordedRun:
     """Read a per-request file; `totals` adds preemptions and KV peak from a JSON document of the same run."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -149,7 +159,7 @@ def read_run(path: Path, totals: Path | None = None) -> Run:
     return run if totals is None else _with_totals(run, totals)
 
 
-def _parse(text: str, path: Path) -> Run:
+def _parse(text: str, path: Path) -> RecordedRun:
     if path.suffix == ".csv":
         return _from_table(list(csv.DictReader(text.splitlines())), path)
     try:
@@ -168,7 +178,7 @@ def _parse(text: str, path: Path) -> Run:
     return _from_table([r for r in rows if isinstance(r, dict)], path)
 
 
-def _from_bench(document: Mapping[str, Any], path: Path) -> Run:
+def _from_bench(document: Mapping[str, Any], path: Path) -> RecordedRun:
     """`vllm bench serve --save-result --save-detailed`: seconds in parallel lists."""
     needed = ("input_lens", "output_lens", "ttfts", "itls")
     missing = [k for k in needed if not document.get(k)]
@@ -181,7 +191,7 @@ def _from_bench(document: Mapping[str, Any], path: Path) -> Run:
     with np.errstate(divide="ignore", invalid="ignore"):
         tpot = np.where(output > 1, decode / (output - 1), np.nan)
     prompt = np.array(document["input_lens"], float)
-    return _ordered(Run(starts - starts.min(), prompt, output, ttft, tpot, ttft + decode))
+    return _ordered(RecordedRun(starts - starts.min(), prompt, output, ttft, tpot, ttft + decode))
 
 
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -192,7 +202,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _from_table(rows: Sequence[Mapping[str, Any]], path: Path) -> Run:
+def _from_table(rows: Sequence[Mapping[str, Any]], path: Path) -> RecordedRun:
     """One row per request, times in the columns' units: `ttft_ms` or `ttft_s`, or kvplan's absolute seconds."""
     if not rows:
         raise KvplanError(f"{path}: no requests in it")
@@ -215,14 +225,14 @@ def _from_table(rows: Sequence[Mapping[str, Any]], path: Path) -> Run:
     preemptions = read["num_preemptions"]
     total = math.nan if preemptions is None else float(preemptions.sum())
     return _ordered(
-        Run(
-            arrival - arrival.min(),
-            prompt,
-            output,
-            ttft,
-            computed if tpot is None else tpot,
-            e2e,
-            total,
+        RecordedRun(
+            arrival_s=arrival - arrival.min(),
+            prompt_tokens=prompt,
+            output_tokens=output,
+            ttft_ms=ttft,
+            tpot_ms=computed if tpot is None else tpot,
+            e2e_ms=e2e,
+            num_preemptions=total,
         )
     )
 
@@ -246,13 +256,13 @@ def _latency(rows: Sequence[Mapping[str, Any]], name: str, absolute: str, arriva
     return None if found is None else (found - arrival) * 1e3
 
 
-def _ordered(run: Run) -> Run:
+def _ordered(run: RecordedRun) -> RecordedRun:
     """In order of arrival; equal arrivals keep the file's order."""
     order = np.argsort(run.arrival_s, kind="stable")
-    return run._replace(**{name: getattr(run, name)[order] for name in Run._fields[:6]})
+    return run._replace(**{name: getattr(run, name)[order] for name in RecordedRun._fields[:6]})
 
 
-def _with_totals(run: Run, path: Path) -> Run:
+def _with_totals(run: RecordedRun, path: Path) -> RecordedRun:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -265,24 +275,11 @@ def _with_totals(run: Run, path: Path) -> Run:
     )
 
 
-def table(found: Comparison) -> str:
-    """The comparison as text."""
-    lines = [f"{'':<26}{'real':>14}{'simulated':>14}{'error':>9}"]
-    for x in found.lines:
-        if math.isfinite(x.real) or math.isfinite(x.simulated):
-            error = f"{x.error:>+9.1%}" if math.isfinite(x.error) else f"{'-':>9}"
-            lines.append(
-                f"{f'{x.metric} {x.statistic}':<26}{_cell(x.real):>14}{_cell(x.simulated):>14}{error}"
-            )
-    lines += ["", *(f"per-request MAPE {name:<9}{value:>36.1%}" for name, value in found.mape.items())]
-    return "\n".join(lines)
-
-
 def _cell(value: float) -> str:
     return f"{value:,.2f}" if math.isfinite(value) else "-"
 
 
-def chart_svg(found: Comparison, width: int = 320) -> str:
+def chart_svg(found: RunComparison, width: int = 320) -> str:
     """Two scatter plots, simulated over real, of TTFT and E2E per request; points on the diagonal agree."""
     panels = [
         _panel(found, metric, i * (width + 40), width) for i, metric in enumerate(("ttft_ms", "e2e_ms"))
@@ -292,7 +289,7 @@ def chart_svg(found: Comparison, width: int = 320) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n{"".join(panels)}</svg>\n'
 
 
-def _panel(found: Comparison, metric: str, left: int, width: int) -> str:
+def _panel(found: RunComparison, metric: str, left: int, width: int) -> str:
     a, b = getattr(found.real, metric) / 1e3, getattr(found.simulated, metric) / 1e3
     top = float(np.nanmax([*a, *b])) or 1.0
     x, y = left + 30 + a / top * width, 20 + width - b / top * width

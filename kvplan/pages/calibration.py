@@ -12,7 +12,7 @@ from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.predictions import Predicted, predictions, thinned
 from kvplan.charts import plans as charts
 from kvplan.errors import KvplanError
-from kvplan.observed.recorded_run import Comparison, compare, read_run
+from kvplan.observed.recorded_run import RunComparison, compare_runs, read_run
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import through_files
 from kvplan.pages.widgets import BIND, chart, guarded, run_box
@@ -189,8 +189,8 @@ def _real_run() -> None:
     chart(charts.run_comparison(found), "real_run")
 
 
-def _compare(real: File, ours: File) -> Comparison:
-    def read(a: Any, b: Any) -> Comparison:
-        return compare(read_run(a), read_run(b))
+def _compare(real: File, ours: File) -> RunComparison:
+    def read(a: Any, b: Any) -> RunComparison:
+        return compare_runs(read_run(a), read_run(b))
 
     return through_files(read, real, ours)

@@ -12,7 +12,7 @@ import pytest
 
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
-from kvplan.observed.recorded_run import Run, chart_svg, compare, read_run, table
+from kvplan.observed.recorded_run import RecordedRun, chart_svg, compare_runs, read_run
 
 ROWS = [(0.0, 100, 11, 50.0, 550.0), (1.0, 200, 21, 80.0, 1480.0), (2.5, 300, 1, 90.0, 90.0)]
 """arrival_s, prompt tokens, output tokens, ttft_ms, e2e_ms."""
@@ -49,8 +49,8 @@ def bench_json(path: Path) -> Path:
     return path
 
 
-def same(a: Run, b: Run) -> None:
-    for name in Run._fields[:6]:
+def same(a: RecordedRun, b: RecordedRun) -> None:
+    for name in RecordedRun._fields[:6]:
         np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-9, atol=1e-6)
 
 
@@ -67,7 +67,9 @@ def test_every_format_says_the_same(tmp_path: Path) -> None:
 
 def test_errors_are_signed_and_per_request(tmp_path: Path) -> None:
     """A simulation that is a tenth too slow is +10 % in every latency, statistic and request."""
-    found = compare(read_run(real_csv(tmp_path / "r.csv")), read_run(simulated_csv(tmp_path / "s.csv", 1.1)))
+    found = compare_runs(
+        read_run(real_csv(tmp_path / "r.csv")), read_run(simulated_csv(tmp_path / "s.csv", 1.1))
+    )
     for metric in ("ttft_ms", "tpot_ms", "e2e_ms"):
         for statistic in ("mean", "p50", "p90", "p99"):
             assert found.line(metric, statistic).error == pytest.approx(0.10)
@@ -130,16 +132,16 @@ def test_other_requests_are_refused(tmp_path: Path) -> None:
     """Another number of requests, or other tokens, is no comparison."""
     real = read_run(real_csv(tmp_path / "r.csv"))
     with pytest.raises(KvplanError, match="3 requests in the real run, 2 in the simulation"):
-        compare(real, read_run(real_csv(tmp_path / "s.csv", ROWS[:2])))
+        compare_runs(real, read_run(real_csv(tmp_path / "s.csv", ROWS[:2])))
     other = [ROWS[0], (1.0, 200, 22, 80.0, 1480.0), ROWS[2]]
     with pytest.raises(
         KvplanError, match="request 1: 21 output_tokens in the real run, 22 in the simulation"
     ):
-        compare(real, read_run(real_csv(tmp_path / "s.csv", other)))
+        compare_runs(real, read_run(real_csv(tmp_path / "s.csv", other)))
 
 
 def test_table_and_chart_show_what_is_known(tmp_path: Path) -> None:
     """Figures that neither run has are left out of the table; the chart is one SVG document."""
-    found = compare(*(read_run(real_csv(tmp_path / name)) for name in ("a.csv", "b.csv")))
-    assert "kv_peak" not in table(found)
+    found = compare_runs(*(read_run(real_csv(tmp_path / name)) for name in ("a.csv", "b.csv")))
+    assert "kv_peak" not in str(found)
     assert chart_svg(found).startswith("<svg")

@@ -22,7 +22,7 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.models.load import load_model
-from kvplan.observed.recorded_run import Comparison, compare, read_run
+from kvplan.observed.recorded_run import RunComparison, compare_runs, read_run
 from kvplan.profiles.profile import bundled_profiles, load_profile, pick
 from kvplan.profiles.step_times import find_formats, make_step_times
 from kvplan.profiles.timing_profile import step_costs
@@ -191,13 +191,15 @@ def need(path: str) -> Path:
     return TRUTH / path
 
 
-def replayed(trace: Path, scenario: dict[str, Any], tmp_path: Path, setup: Setup | None = None) -> Comparison:
+def replayed(
+    trace: Path, scenario: dict[str, Any], tmp_path: Path, setup: Setup | None = None
+) -> RunComparison:
     """Simulate the requests of a real run and compare."""
     workload = {"arrivals": {"kind": "replay"}, "trace": {"path": str(trace), "format": "csv"}}
     parsed = parse_scenario(scenario | {"workload": workload})
     result = simulate(parsed, setups={"": setup} if setup else None)
     write_records(result.records, tmp_path / "sim.csv")
-    return compare(read_run(trace), read_run(tmp_path / "sim.csv"))
+    return compare_runs(read_run(trace), read_run(tmp_path / "sim.csv"))
 
 
 def test_replay_of_a_real_vllm_run(tmp_path: Path) -> None:
