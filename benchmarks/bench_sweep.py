@@ -22,11 +22,12 @@ import numpy as np
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import parse_scenario
 from kvplan.scenario.space import Search
+from kvplan.search.backends import Execution
 from kvplan.search.candidates import make_bench, share_of, total_load
 from kvplan.search.grid import make_axes, make_points, read_base
 from kvplan.search.highest_load import Bench, highest_load
-from kvplan.search.recommendation import recommend
-from kvplan.search.sweeping import Execution, sweep_rows
+from kvplan.search.recommending import recommend
+from kvplan.search.sweeping import sweep_rows
 
 REASONING: dict[str, Any] = {
     "model": "Qwen/Qwen3-8B",

@@ -26,8 +26,8 @@ ONLY_IN = {
     "triton": {"calibrate/measure_triton.py"},
     "altair": {f"charts/{name}.py" for name in ("drawing", "plans", "runs", "search", "searches")},
     "streamlit": {f"pages/{name}.py" for name in PAGES},
-    "ray": {"search/sweeping.py"},
-    "joblib": {"search/sweeping.py"},
+    "ray": {"search/backends.py"},
+    "joblib": {"search/backends.py"},
     "pynvml": {"gpu.py", "calibrate/measure.py"},
 }
 """Module -> the only files of the package that may import it (folders count as prefixes, ending in /)."""

@@ -26,7 +26,7 @@ from kvplan.charts.drawing import (
     token_axis,
 )
 from kvplan.search.comparison import Comparison
-from kvplan.search.comparison import Row as StrategyRow
+from kvplan.search.strategy_row import StrategyRow
 from kvplan.simulation.branches import Node
 
 # --- strategies -----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The `kvplan` command: which commands there are, and how errors become one line and an exit code.
 
 Flags come from the config classes (cyclopts reads pydantic models; their field docstrings are the help). A
-command is a function in a file of its own; it is imported when it is called, so that a cold start stays short.
+command is a function in the file of the room it asks, imported when it is called, so that a cold start stays short.
 Exit codes: 0 fits or done, 1 does not fit or a target is missed, 2 bad input, 130 interrupted.
 """
 
@@ -31,11 +31,11 @@ COMMANDS = {
         "How it behaves: a scenario on a clock, with latencies, preemptions, KV over time.",
     ),
     "compare": (
-        "kvplan.cli.strategies:compare_command",
+        "kvplan.cli.search_commands:compare_command",
         "Which test-time strategy: accuracy, latency, cost per correct answer.",
     ),
     "sweep": (
-        "kvplan.cli.sweeps:sweep_command",
+        "kvplan.cli.search_commands:sweep_command",
         "Many scenarios: a grid over any keys, a row per point.",
     ),
     "recommend": (

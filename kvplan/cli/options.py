@@ -11,6 +11,8 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.memory.demand import Demand
 
+SWITCH = Parameter(negative="")
+"""A parameter without a --no- form."""
 FLAGS = Annotated[EngineArgs | None, Parameter(name="*")]
 """The engine's flags, flattened into the command's own."""
 DEMAND = Annotated[Demand | None, Parameter(name="*")]

@@ -1,18 +1,54 @@
-"""`kvplan recommend`: a ranked table of deployments for a workload and its targets."""
+"""`kvplan compare`, `sweep`, `recommend`: strategies on the same problems, points of a grid, ranked deployments."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import csv
+import sys
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kvplan.cli.options import print_json
+from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.progress import Progress
-from kvplan.search.recommend_text import recommend_text
-from kvplan.search.recommendation import recommend
-from kvplan.search.sweeping import num_cores
+from kvplan.scenario.schema import load_scenario
+from kvplan.search.backends import Execution, num_cores
+from kvplan.search.comparison import compare
+from kvplan.search.recommending import recommend
+from kvplan.search.sweep_file import HASH
+from kvplan.search.sweeping import Sweep, sweep_rows
 
-SWITCH = Parameter(negative="")
+
+def compare_command(
+    scenario: str,
+    /,
+    *,
+    set: tuple[str, ...] = (),
+    json: Annotated[bool, SWITCH] = False,
+    quiet: Annotated[bool, SWITCH] = False,
+) -> int:
+    """Compare test-time strategies: accuracy, latency, tokens, KV and cost per correct answer.
+
+    Parameters
+    ----------
+    scenario
+        A YAML file with `problems:` and its `strategies:`, or a bundled scenario's name.
+    set
+        Change a key, e.g. --set problems.num_problems=50; may be repeated.
+    json
+        One JSON document on stdout.
+    quiet
+        No progress on stderr.
+    """
+    loaded = load_scenario(scenario, list(set))
+    found = compare(loaded, progress=None if quiet else Progress(noun="strategies"))
+    if json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+    if found.interrupted:
+        print("kvplan: interrupted; the strategies that were done are shown", file=sys.stderr)
+    return found.exit_code
 
 
 def recommend_command(
@@ -80,10 +116,92 @@ def recommend_command(
     flags = [f"search.{key}={value}" for key, value in said.items() if value is not None]
     found = recommend(
         scenario, over, overrides=[*set, *flags], backend=backend, address=address, force=force,
-        workers=num_cores() if workers is None else workers, progress=None if quiet else Progress(noun="candidates"),
+        workers=workers, progress=None if quiet else Progress(noun="candidates"),
     )  # fmt: skip
     if json:
         print_json(found.to_dict())
     else:
-        print(recommend_text(found))
+        print(found)
     return found.exit_code
+
+
+def sweep_command(
+    scenario: str,
+    /,
+    *,
+    over: Annotated[tuple[str, ...], Parameter(consume_multiple=True)],
+    set: tuple[str, ...] = (),
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    sample: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    backend: str = "local",
+    address: str | None = None,
+    force: Annotated[bool, SWITCH] = False,
+    json: Annotated[bool, SWITCH] = False,
+    quiet: Annotated[bool, SWITCH] = False,
+) -> int:
+    """Simulate every combination of some keys' values; one row each, CSV on stdout or into a file.
+
+    Parameters
+    ----------
+    scenario
+        A YAML file, or a bundled scenario's name.
+    over
+        A key and its values, e.g. --over gpu=h100,h200 engine.max_num_seqs=64,128; several may follow.
+    set
+        Change a key for all points, as in kvplan simulate; may be repeated.
+    output
+        Add each row to this .csv, .jsonl or .parquet file as it finishes; points found there are not run again.
+    sample
+        Run this many combinations, drawn at random, instead of all.
+    seed
+        Draws the sample; the scenario's own seeds draw the load, the same for every point.
+    workers
+        Processes; one per core by default.
+    backend
+        local, or ray.
+    address
+        Of a Ray cluster, host:port or ray://host:port; without it one is started on this machine.
+    force
+        Run more points than are sensible.
+    json
+        One JSON document on stdout.
+    quiet
+        No progress on stderr.
+    """
+    progress = None if quiet else Progress(noun="points")
+    found = sweep_rows(
+        scenario, over, overrides=set, sample=sample, seed=seed, output=output, force=force, progress=progress,
+        execution=Execution(backend, num_cores() if workers is None else workers, address),
+    )  # fmt: skip
+    plain = [{key: value for key, value in row.items() if key != HASH} for row in found.rows]
+    if json:
+        print_json({"schema_version": 1, "over": list(over), "points": plain})
+    elif output is None and plain:
+        _print_csv(plain)
+    for text in _remarks(found, output):
+        print(f"kvplan: {text}", file=sys.stderr)
+    if found.interrupted:
+        return 130
+    return int(all(row["error"] for row in found.rows))
+
+
+def _remarks(found: Sweep, output: Path | None) -> list[str]:
+    """What the rows do not say themselves."""
+    said = []
+    if found.num_found:
+        said.append(f"{found.num_found:,} of {found.num_points:,} points were in {output} already")
+    failed = [row["error"] for row in found.rows if row["error"]]
+    if failed:
+        said.append(f"{len(failed):,} of {len(found.rows):,} points have no figures; the first: {failed[0]}")
+    if found.interrupted:
+        again = f", in {output}; the same command goes on from there" if output else ""
+        said.append(f"interrupted; {len(found.rows):,} of {found.num_points:,} points are finished{again}")
+    return said
+
+
+def _print_csv(rows: list[dict[str, Any]]) -> None:
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(rows[0])
+    out.writerows(["" if v is None else v for v in row.values()] for row in rows)

@@ -13,7 +13,8 @@ from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import checked
 from kvplan.pages.widgets import BIND, KV_DTYPES, PASTED, Asked, chart, marked, run_box
 from kvplan.scenario.schema import Scenario, dump_scenario, parse_scenario
-from kvplan.search.recommendation import Recommendation, recommend
+from kvplan.search.recommendation import Recommendation
+from kvplan.search.recommending import recommend
 from kvplan.simulation.watch import Watch
 
 NUM_REQUESTS = 80

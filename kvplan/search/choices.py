@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from kvplan.errors import DoesNotFit, KvplanError
 
 
-class Option(NamedTuple):
+class Choice(NamedTuple):
     """One way of running: what it gets and what it takes."""
 
     name: str
@@ -21,12 +21,12 @@ class Option(NamedTuple):
     cost_usd: float = 0.0
 
 
-def best_within(options: Sequence[Option], max_latency_s: float = inf, min_accuracy: float = 0.0) -> Option:
+def best_within(options: Sequence[Choice], max_latency_s: float = inf, min_accuracy: float = 0.0) -> Choice:
     """The most accurate option within the limits; of equals the cheaper, then the faster one.
 
     Raises DoesNotFit with the option that comes closest when none keeps both limits.
 
-    >>> routes = [Option("direct", 0.78, 0.24), Option("bounded", 0.86, 0.78), Option("search", 0.90, 2.6)]
+    >>> routes = [Choice("direct", 0.78, 0.24), Choice("bounded", 0.86, 0.78), Choice("search", 0.90, 2.6)]
     >>> best_within(routes, max_latency_s=1.0, min_accuracy=0.84).name
     'bounded'
     """

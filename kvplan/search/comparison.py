@@ -1,4 +1,4 @@
-"""The same problems, luck and GPUs through several strategies: who gets most right per second, dollar, GiB-second.
+"""`compare`: the same problems, luck and GPUs through several strategies: who gets most right for what.
 
 Runs `solve` once per strategy and reads one row off each run. Knows no clock and prints nothing.
 """
@@ -14,20 +14,14 @@ import numpy as np
 
 import kvplan
 from kvplan.errors import DoesNotFit, KvplanError
-from kvplan.formulas.accounting import Floats, api_cost_usd, api_price
-from kvplan.models.load import load_model, path_exists
-from kvplan.models.spec import ModelSpec
-from kvplan.models.weights import active_parameters
 from kvplan.scenario.schema import Scenario
-from kvplan.search.choices import Option, best_within, pareto
+from kvplan.search.choices import Choice, best_within, pareto
+from kvplan.search.strategy_row import StrategyRow, strategy_row
+from kvplan.search.tables import Column, text_table
 from kvplan.simulation.deploy import Setup
-from kvplan.simulation.records import FINISH_REASONS
-from kvplan.simulation.solve import Solution, solve
+from kvplan.simulation.solve import solve
 from kvplan.simulation.watch import NOBODY, Watch
-from kvplan.timing.work import step_work
-from kvplan.units import TICKS_PER_S, GiB
-from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
-from kvplan.workload.strategies.alone import run_alone
+from kvplan.workload.problems import Problems, StrategySpec, draw_tasks
 
 SCHEMA_VERSION = 1
 TREES = ("beam_search", "tree_search", "prune_by_steps")
@@ -35,64 +29,12 @@ SURE = 0.02
 """A problem with p this close to 0 or 1 gains nothing from more samples."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One strategy's line of the table. Units are in the names; None = nothing was right, so no such figure."""
-
-    strategy: str
-    accuracy: float
-    num_problems: int
-    num_branches: int
-    generated_tokens: int
-    verified_tokens: int
-    """Read and written by the verifier."""
-    reprefilled_tokens: int
-    """Computed again: after preemptions, and prompts that a sibling or parent had computed before."""
-    dead_tokens: int
-    """Cached tokens that no later prompt can hit, since the thinking before them was left out of it."""
-    flops: float
-    latency_p50_s: float
-    latency_p99_s: float
-    first_visible_p50_s: float
-    correct_per_s: float
-    gpu_s_per_correct: float | None
-    usd_per_correct: float | None
-    api_usd_per_correct: float | None
-    """The same tokens at the hosted model `api_model`."""
-    kv_gib_s: float
-    """Physical: blocks held over time."""
-    kv_logical_gib_s: float
-    """Every branch counted whole."""
-    kv_peak_fraction: float
-    concurrency: float
-    """Sequences in a step, mean over busy time."""
-    preemptions: int
-    pruned_branches: int
-    cut_share: float
-    """Traces whose thinking was closed by a budget or which were cut by max_tokens."""
-    false_alarms: int
-    """Right work that the verifier scored below one half."""
-    misses: int
-    """Wrong work that it scored above."""
-    sharing_peak_blocks: dict[str, int]
-    """Blocks of one problem's branches at their peak, under each sharing rule, with nothing in their way."""
-    limited_by: str
-    verdict: str
-    pareto: bool = False
-    """No other strategy has at least this accuracy at no more latency (p99) and cost."""
-
-    @property
-    def correct_per_gpu_hour(self) -> float:
-        """Right answers that an hour of one GPU yields."""
-        return 3600 / self.gpu_s_per_correct if self.gpu_s_per_correct else 0.0
-
-
 @dataclass(slots=True)
 class Comparison:
     """All rows, what they rest on, what to choose."""
 
     scenario: Scenario
-    rows: list[Row]
+    rows: list[StrategyRow]
     caution: str
     """Says that chances of success are assumed; empty when they are not."""
     choice: str
@@ -107,7 +49,7 @@ class Comparison:
     """Ctrl-C came: only the strategies that were done are here."""
 
     @property
-    def budgets(self) -> list[tuple[int, Row]]:
+    def budgets(self) -> list[tuple[int, StrategyRow]]:
         """The compared thinking budgets [tokens] with their rows, smallest first."""
         assert self.scenario.problems is not None
         specs = [spec for said in self.scenario.problems.strategies for spec in said.expanded()]
@@ -130,7 +72,7 @@ class Comparison:
             "kvplan_version": kvplan.__version__,
             "inputs": self.scenario.model_dump(mode="json"),
             "caution": self.caution,
-            "strategies": [{f.name: getattr(row, f.name) for f in fields(Row)} for row in self.rows],
+            "strategies": [{f.name: getattr(row, f.name) for f in fields(StrategyRow)} for row in self.rows],
             "choice": self.choice or None,
             "reason": self.reason,
             "recommended_thinking_budget": self.caps,
@@ -143,6 +85,66 @@ class Comparison:
         import pandas as pd
 
         return pd.DataFrame(self.to_dict()["strategies"])
+
+    def __str__(self) -> str:
+        """The table, best first, and what it means."""
+        rows = sorted(self.rows, key=lambda r: (-r.accuracy, r.latency_p99_s))
+        api = self.scenario.problems is not None and self.scenario.problems.api_model
+        price: list[Column[StrategyRow]] = (
+            [(f"$ at {api}", lambda r: _si(r.api_usd_per_correct))] if api else []
+        )
+        lines = text_table([*COLUMNS, *price], rows, left={0, 1, len(COLUMNS) - 1})
+        head = [f"NOTE {self.caution}"] if self.caution else []
+        cheapest = self.caps.get("cost_optimal")
+        optimal = f"; cheapest per correct answer of those compared: {cheapest:,.0f}" if cheapest else ""
+        notes = [
+            "* = nobody is at least as accurate, as fast (p99) and as cheap",
+            f"choice: {self.reason}" if self.choice else self.reason,
+            f"thinking budget: {self.caps['p99_of_traces']:,.0f} tokens cut one trace in a hundred{optimal}",
+            *(f"{r.strategy}: {r.num_problems} problems solved, then {r.verdict}"
+              for r in rows if r.verdict != "completed"),
+            *(f"advice: {text}" for text in self.advice),
+            *(f"caveat: {text}" for text in self.caveats),
+        ]  # fmt: skip
+        return "\n".join([*head, *lines, "", *notes])
+
+
+def _si(value: float | None) -> str:
+    """Four digits and a power of a thousand."""
+    if value is None:
+        return "-"
+    for power, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= power:
+            return f"{value / (1e3 if letter == 'k' else power):.4g}{letter}"
+    return f"{value:.4g}"
+
+
+COLUMNS: tuple[Column[StrategyRow], ...] = (
+    ("", lambda r: "*" if r.pareto else ""),
+    ("strategy", lambda r: r.strategy),
+    ("accuracy", lambda r: f"{r.accuracy:.1%}"),
+    ("p50 s", lambda r: f"{r.latency_p50_s:.1f}"),
+    ("p99 s", lambda r: f"{r.latency_p99_s:.1f}"),
+    ("visible s", lambda r: f"{r.first_visible_p50_s:.1f}"),
+    ("correct/s", lambda r: f"{r.correct_per_s:.4g}"),
+    ("GPU-s/correct", lambda r: _si(r.gpu_s_per_correct)),
+    ("$/correct", lambda r: "-" if r.usd_per_correct is None else f"{r.usd_per_correct:.4f}"),
+    ("tokens", lambda r: _si(r.generated_tokens)),
+    ("verified", lambda r: _si(r.verified_tokens)),
+    ("re-prefilled", lambda r: _si(r.reprefilled_tokens)),
+    ("dead", lambda r: _si(r.dead_tokens)),
+    ("FLOPs", lambda r: _si(r.flops)),
+    ("KV GiB-s", lambda r: _si(r.kv_gib_s)),
+    ("logical", lambda r: _si(r.kv_logical_gib_s)),
+    (
+        "sharing saves",
+        lambda r: f"{1 - r.sharing_peak_blocks['full_block'] / r.sharing_peak_blocks['none']:.0%}",
+    ),
+    ("batch", lambda r: f"{r.concurrency:.1f}"),
+    ("preempt", lambda r: f"{r.preemptions:,}"),
+    ("cut", lambda r: f"{r.cut_share:.1%}"),
+    ("limited by", lambda r: r.limited_by),
+)
 
 
 def compare(
@@ -160,7 +162,7 @@ def compare(
     if problems is None:
         raise KvplanError("nothing to compare: the scenario has no `problems` with `strategies`")
     specs = [spec for said in problems.strategies for spec in said.expanded()]
-    rows: list[Row] = []
+    rows: list[StrategyRow] = []
     caveats: dict[str, None] = {}
     for number, spec in enumerate(specs):
         found = solve(scenario, spec, setups=setups, watch=watch)
@@ -181,120 +183,16 @@ def compare(
     )
 
 
-def strategy_row(scenario: Scenario, problems: Problems, spec: StrategySpec, found: Solution) -> Row:
-    """One strategy's run as a line of the table. Raises DoesNotFit when the run solved no problem."""
-    records, effort, result, solved = found.records, found.effort, found.result, found.solved
-    if not solved:
-        raise DoesNotFit(f"{spec.name}: no problem was solved; the run ended with {found.verdict}")
-    right = sum(s.correct for s in solved)
-    seconds = found.duration / TICKS_PER_S
-    took = np.array([s.finish - s.arrival for s in solved]) / TICKS_PER_S
-    seen = np.array([s.first_visible - s.arrival for s in solved]) / TICKS_PER_S
-    prompt = int((records["prompt_tokens"] - records["hit_tokens"])[records["scheduled"] >= 0].sum())
-    recomputed, generated = int(records["recomputed_tokens"].sum()), int(records["output_tokens"].sum())
-    usd = result.usd_per_hour * seconds / 3600
-    pruned = int((records["finish_reason"] == FINISH_REASONS.index("pruned")).sum())
-    per_token = result.pool.bytes_per_token
-    busy = result.totals.busy_ticks or 1
-
-    def each(total: float) -> float | None:
-        return total / right if right else None
-
-    return Row(
-        strategy=spec.name,
-        accuracy=right / len(solved),
-        num_problems=len(solved),
-        num_branches=len(records),
-        generated_tokens=generated,
-        verified_tokens=effort.verified_tokens + effort.verifier_decode_tokens,
-        reprefilled_tokens=max(0, prompt - effort.needed_prompt_tokens) + recomputed,
-        dead_tokens=effort.dead_tokens,
-        flops=_flops(scenario, problems, found),
-        latency_p50_s=float(np.percentile(took, 50)),
-        latency_p99_s=float(np.percentile(took, 99)),
-        first_visible_p50_s=float(np.percentile(seen, 50)),
-        correct_per_s=right / seconds,
-        gpu_s_per_correct=each(result.num_gpus * seconds),
-        usd_per_correct=each(usd),
-        api_usd_per_correct=each(_api_usd(problems, records)) if problems.api_model else None,
-        kv_gib_s=result.pool.block_s * result.pool.block_size * per_token / GiB,
-        kv_logical_gib_s=float(records["kv_token_us"].sum()) / 1e6 * per_token / GiB,
-        kv_peak_fraction=result.pool.peak_fraction,
-        concurrency=result.totals.batch_ticks / busy,
-        preemptions=int(records["num_preemptions"].sum()),
-        pruned_branches=pruned,
-        cut_share=effort.cut_traces / max(1, effort.traces),
-        false_alarms=effort.false_alarms,
-        misses=effort.misses,
-        sharing_peak_blocks=sharing_peak(problems, spec, draw_tasks(problems, scenario.folder)[0]),
-        limited_by=str(result.limited_by),
-        verdict=found.verdict,
-    )
-
-
-def sharing_peak(problems: Problems, spec: StrategySpec, task: Task, block_size: int = 16) -> dict[str, int]:
-    """Blocks that one problem's branches hold when they hold most, under each sharing rule; tokens for `token`."""
-    alone = run_alone(task.problem, spec.start(), task_sampler(problems, spec, task), block_size=block_size)
-    assert alone.peak is not None
-    return {rule: alone.peak.blocks(rule) for rule in ("none", "full_block", "copy_on_write", "token")}
-
-
-def _api_usd(problems: Problems, records: Any) -> float:
-    price = api_price(problems.api_model or "")
-    hidden = records["thinking_tokens"]
-    cost = api_cost_usd(
-        price,
-        records["prompt_tokens"],
-        records["output_tokens"] - hidden,
-        hidden,
-        cached_tokens=records["hit_tokens"],
-    )
-    return float(cost.sum())
-
-
-def _flops(scenario: Scenario, problems: Problems, found: Solution) -> float:
-    """2 FLOPs per active parameter and token, and attention's over the contexts; verifier included."""
-    columns, verifier = (
-        ("prompt_tokens", "hit_tokens", "output_tokens", "recomputed_tokens"),
-        problems.verifier,
-    )
-    replica, total = found.records["replica"], 0.0
-    for name in sorted(set(found.models.values())):
-        here = np.isin(replica, [place for place, model in found.models.items() if model == name])
-        counts = [found.records[column][here].astype(float) for column in columns]
-        total += _pass_flops(_model(scenario, name), *counts)
-    if verifier.needs_model and verifier.model:
-        scored = found.effort.verified_tokens + found.effort.verifier_decode_tokens
-        total += 2.0 * active_parameters(_model(scenario, verifier.model)) * scored
-    return total
-
-
-def _pass_flops(model: ModelSpec, prompt: Floats, hit: Floats, out: Floats, again: Floats) -> float:
-    context = float((out * (prompt + out / 2)).sum())
-    pairs = float(((prompt**2 - hit**2) / 2 + again * (prompt + out) / 2).sum())
-    attention = sum(
-        a.num_layers * (a.decode_flops_per_token * context + a.pair_flops * pairs)
-        for a in step_work(model).attention
-    )
-    tokens = float((prompt - hit + out + again).sum())
-    return 2.0 * active_parameters(model) * tokens + attention
-
-
-def _model(scenario: Scenario, name: str) -> ModelSpec:
-    beside = scenario.folder / name
-    return load_model(str(beside) if path_exists(beside) else name)
-
-
-def _with_pareto(rows: list[Row]) -> list[Row]:
+def _with_pareto(rows: list[StrategyRow]) -> list[StrategyRow]:
     cost = [inf if row.usd_per_correct is None else row.usd_per_correct for row in rows]
     front = pareto([row.accuracy for row in rows], [[row.latency_p99_s for row in rows], cost])
     return [replace(row, pareto=bool(on)) for row, on in zip(rows, front, strict=True)]
 
 
-def _choose(scenario: Scenario, problems: Problems, rows: list[Row]) -> tuple[str, str]:
+def _choose(scenario: Scenario, problems: Problems, rows: list[StrategyRow]) -> tuple[str, str]:
     """The most accurate strategy within T_max and above the minimum; of equals the cheaper."""
     limit = scenario.slo.e2el_ms / 1000 if scenario.slo.e2el_ms else inf
-    options = [Option(r.strategy, r.accuracy, r.latency_p99_s, r.usd_per_correct or inf) for r in rows]
+    options = [Choice(r.strategy, r.accuracy, r.latency_p99_s, r.usd_per_correct or inf) for r in rows]
     try:
         best = best_within(options, limit, problems.min_accuracy)
     except DoesNotFit as error:
@@ -307,7 +205,7 @@ def _choose(scenario: Scenario, problems: Problems, rows: list[Row]) -> tuple[st
 
 
 def recommended_caps(
-    scenario: Scenario, problems: Problems, specs: list[StrategySpec], rows: list[Row]
+    scenario: Scenario, problems: Problems, specs: list[StrategySpec], rows: list[StrategyRow]
 ) -> dict[str, float]:
     """Thinking budgets: the 99th percentile of what traces would think, and the cheapest budget per right answer
     among those compared (absent when no budgets were)."""
@@ -338,7 +236,7 @@ class Case(NamedTuple):
     scenario: Scenario
     problems: Problems
     specs: list[StrategySpec]
-    rows: list[Row]
+    rows: list[StrategyRow]
     caps: dict[str, float]
 
 

@@ -217,3 +217,22 @@ def _contents(path: Path) -> str:
 @lru_cache(256)
 def _digest(path: Path, mtime_ns: int, size: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """A combination in words."""
+    return ", ".join(f"{key.rpartition('.')[2]} {value_text(value)}" for key, value in settings.items())
+
+
+def value_text(value: Any) -> str:
+    """A value as a table shows it.
+
+    >>> value_text([{"strategy": "best_of_n", "n": 4}]), value_text(True)
+    ('best_of_n n=4', 'True')
+    """
+    if isinstance(value, list) and len(value) == 1:
+        return value_text(value[0])
+    if isinstance(value, dict) and "strategy" in value:
+        rest = [f"{key}={one}" for key, one in value.items() if key != "strategy"]
+        return " ".join([str(value["strategy"]), *rest])
+    return str(value)

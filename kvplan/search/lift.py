@@ -11,10 +11,8 @@ from kvplan.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.memory.serve_command import flag_text
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
+from kvplan.search.backends import Execution, run_scenarios
 from kvplan.search.candidates import TryLoad
-from kvplan.search.grid import Point
-from kvplan.search.point_row import Row
-from kvplan.search.sweeping import Execution, execute
 
 MORE = 1.25
 """A change lifts the limit when so many times the highest load is sustained."""
@@ -57,16 +55,13 @@ def _cheapest(
     scenario: Scenario, highest: float, execution: Execution, search: Search, cards: Sequence[GpuSpec]
 ) -> Lift | None:
     load = highest * MORE if search.kind == "rate" else float(ceil(highest * MORE))
-    asked = [("", scenario), *_changes(scenario, cards)]
-    points = [Point(i, {"change": text}, changed, "", "") for i, (text, changed) in enumerate(asked)]
-    rows: dict[int, Row] = {}
-    for point, row in execute(points, execution, TryLoad(search, load)):
-        rows[point.index] = row
+    changes, changed = zip(("", scenario), *_changes(scenario, cards), strict=True)
+    rows = run_scenarios(changed, execution, TryLoad(search, load))
     now = rows[0].get("usd_per_hour_per_copy", 0.0)
     lifts = [
-        Lift(asked[i][0], row["usd_per_hour_per_copy"] - now, load)
-        for i, row in rows.items()
-        if i and row["met"]
+        Lift(change, row["usd_per_hour_per_copy"] - now, load)
+        for change, row in zip(changes, rows, strict=True)
+        if change and row["met"]
     ]
     return min(lifts, key=lambda lift: lift.usd_per_hour, default=None)
 

@@ -13,13 +13,14 @@ import numpy as np
 
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Deployment, Scenario
-from kvplan.search.comparison import strategy_row
+from kvplan.search.strategy_row import strategy_row
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.metrics import summarise
 from kvplan.simulation.result import Result
 from kvplan.simulation.run import simulate
 from kvplan.simulation.solve import Solution, solve
 from kvplan.units import TICKS_PER_S
+from kvplan.workload.classes import Slo
 
 Row = dict[str, Any]
 
@@ -37,6 +38,24 @@ FIGURES = (*_FROM_RESULT[:-2], "goodput_share", "accuracy", "correct_per_s", "us
            *_FROM_RESULT[-2:], "error")  # fmt: skip
 """The columns behind a point's keys, named as in `kvplan simulate --json` and `kvplan compare --json`. Under a strategy
 `completed` and the latencies are those of problems; the rest counts branches."""
+LATENCIES = {
+    "ttft_ms": "first token",
+    "ttfvt_ms": "first visible token",
+    "tpot_ms": "per token",
+    "e2el_ms": "end to end",
+}
+"""Targets of an SLO, in words; the figure of each is its p99."""
+
+
+def slos_of(scenario: Scenario) -> list[Slo]:
+    """The targets of all classes of requests."""
+    return [scenario.slo, *(cls.slo for cls in scenario.workload.by_name.values() if cls.slo)]
+
+
+def asked_latencies(scenario: Scenario) -> list[str]:
+    """Those of `LATENCIES` that have a target; the whole answer's where none has."""
+    slos = slos_of(scenario)
+    return [name for name in LATENCIES if any(getattr(slo, name) is not None for slo in slos)] or ["e2el_ms"]
 
 
 class Interrupted(Exception):

@@ -1,36 +1,22 @@
-"""`recommend`: from a workload, targets and what may be changed to a ranked list of deployments.
-
-    candidates -> closed form -> highest load of one copy -> copies, cost -> interval of the best -> ranking
-
-What a candidate's row says is `measure_load`'s; where candidates run is `search`'s.
-"""
+"""A recommendation: candidates, the best first; as a document, a frame, and text that ranks and explains them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from functools import partial
 from html import escape
-from math import ceil, inf
-from pathlib import Path
 from typing import Any
 
 import kvplan
-from kvplan.errors import KvplanError
-from kvplan.memory.serve_command import shell_command
-from kvplan.scenario.schema import Scenario, parse_scenario
+from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
-from kvplan.search.candidates import Measure, Refine, make_bench, total_load
-from kvplan.search.choices import pareto
-from kvplan.search.day_plan import DayPlan, day_shares, plan_day
-from kvplan.search.grid import Point, make_axes, make_points, read_base
-from kvplan.search.lift import find_lifts
-from kvplan.search.nearest import Ruled, nothing_feasible, said_of
-from kvplan.search.point_row import Row
-from kvplan.search.sweeping import Execution, Progress, execute
+from kvplan.search.day_plan import DayPlan
+from kvplan.search.grid import settings_text, value_text
+from kvplan.search.point_row import Row, asked_latencies
+from kvplan.search.tables import Column, text_table
 
 SCHEMA_VERSION = 1
-ROUNDS = 4
-"""Times the best rows get their intervals: one may cost them the first place."""
 SHOWN = (
     "p99_ttft_ms",
     "p99_ttfvt_ms",
@@ -40,6 +26,30 @@ SHOWN = (
     "kv_mean_fraction",
     "accuracy",
 )
+"""Figures at the highest load that the document gives of a candidate."""
+
+SHOWN_ROWS = 12
+EXPLAINED = (
+    "* = no other candidate is as cheap, as fast (p99) and as accurate; copies x GPUs of each, spares included",
+    "$/M: per million visible tokens; room: the load may grow by so much; latencies: p99 at a copy's highest load",
+)
+WIDTH = 100
+"""A table that is wider has two lines a row: what is run, and how it does."""
+LOADS = {"rate": "rate/s", "users": "users", "batch": "by deadline"}
+SHORT = {
+    "tensor_parallel_size": "tp",
+    "pipeline_parallel_size": "pp",
+    "data_parallel_size": "dp",
+    "kv_cache_dtype": "kv",
+    "max_num_seqs": "seqs",
+}
+TITLES = {
+    "ttft_ms": ("ttft s", 1e3),
+    "ttfvt_ms": ("visible s", 1e3),
+    "tpot_ms": ("tpot ms", 1.0),
+    "e2el_ms": ("e2e s", 1e3),
+}
+"""Latency -> title, divisor of its p99 at the highest load. What has no target is not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,210 +148,151 @@ class Recommendation:
         """A row per candidate as a pandas DataFrame, its settings as columns."""
         import pandas as pd
 
-        rows = [c.to_dict() for c in self.candidates]
-        drop = ("settings", "commands", "day")
-        return pd.DataFrame(
-            [{**row["settings"], **{k: v for k, v in row.items() if k not in drop}} for row in rows]
-        )
+        rows = [candidate.to_dict() for candidate in self.candidates]
+        return pd.DataFrame([row.pop("settings") | row for row in rows]).drop(columns=["commands", "day"])
 
     def _repr_html_(self) -> str:
         """The table of `kvplan recommend`, for notebooks."""
-        from kvplan.search.recommend_text import recommend_text
+        return f"<pre>{escape(str(self))}</pre>"
 
-        return f"<pre>{escape(recommend_text(self))}</pre>"
-
-
-def recommend(
-    scenario: Scenario | Mapping[str, Any] | str | Path,
-    over: Mapping[str, Any] | Sequence[str] | None = None,
-    *,
-    overrides: Iterable[str] = (),
-    backend: str = "local",
-    workers: int = 1,
-    address: str | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> Recommendation:
-    """Rank the deployments that a scenario's `search` allows; `over` adds keys and values to it.
-
-    Raises KvplanError for a scenario without targets, a key that does not exist, a space of absurd size. That nothing
-    is feasible is an answer: `best` is None and `reason` says why.
-    """
-    base = read_base(scenario, overrides)
-    whole = parse_scenario(dict(base.data), base.name, base.folder)
-    search = whole.search or Search()
-    axes = make_axes(
-        {**search.over, **{axis.key: axis.values for axis in make_axes(over)}} if over else search.over
-    )
-    check_targets(whole, search)
-    if search.day is not None:
-        day_shares(search.day)
-    points = make_points(base, axes, force=force)
-    execution = Execution(backend, workers, address)
-    rows: dict[int, Row] = {}
-    interrupted = False
-    try:
-        _gather(rows, points, execution, Measure(search), progress)
-        _refine(rows, points, execution, search, whole)
-    except KeyboardInterrupt:
-        interrupted = True
-    candidates = [_candidate(point, rows[point.index], search) for point in points if point.index in rows]
-    candidates = _ranked(candidates, search)
-    try:
-        if interrupted:
-            raise KeyboardInterrupt
-        if not candidates[0].feasible:
-            return Recommendation(
-                whole, search, candidates, _nothing(points, rows, candidates, execution, search)
-            )
-        candidates = _lifted(candidates, execution, search)
-    except KeyboardInterrupt:
-        said = f"interrupted: {len(candidates)} of {len(points)} candidates were looked at"
-        return Recommendation(whole, search, candidates, said, interrupted=True)
-    return Recommendation(whole, search, candidates, _best_reason(candidates[0], search))
+    def __str__(self) -> str:
+        """The table of what is feasible, best first, and what stands behind it."""
+        feasible = [c for c in self.candidates if c.feasible]
+        lines = _table(self, feasible[:SHOWN_ROWS]) if feasible else []
+        more = len(feasible) - SHOWN_ROWS
+        lines += [f"... and {more} more"] if more > 0 else []
+        return "\n".join([*lines, *([""] if lines else []), *_notes(self, feasible)])
 
 
-def check_targets(scenario: Scenario, search: Search) -> None:
-    """Raise KvplanError when nothing says how slow is too slow: every load would be sustained."""
-    slos = [scenario.slo, *(cls.slo for cls in scenario.workload.by_name.values() if cls.slo)]
-    timed = any(slo.model_copy(update={"share": 0.5}) != type(slo)(share=0.5) for slo in slos)
-    if search.kind != "batch" and not timed:
-        raise KvplanError(
-            "nothing says how slow is too slow: set slo (ttft_ms, ttfvt_ms, tpot_ms, e2el_ms) or search.deadline_s"
+def _number(value: float | None, digits: int = 4) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
+
+
+def _load(row: Candidate) -> str:
+    return (">=" if row.at_least else "") + _number(row.highest, 3)
+
+
+def _interval(row: Candidate) -> str:
+    return "-" if row.low is None or row.high is None else f"{row.low:.3g}..{row.high:.3g}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _copies(row: Candidate) -> str:
+    each = row.figures.get("num_gpus_per_copy")
+    return f"{(row.num_gpus or 0) // each} x {each}" if each else "-"
+
+
+def _settings(found: Recommendation) -> list[Column[Candidate]]:
+    """The keys that tell candidates apart; one that follows from another to its left is left out."""
+    keys = list(dict.fromkeys(key for c in found.candidates for key in c.settings))
+    told: list[str] = []
+    for key in keys:
+        both = [{(str(c.settings.get(k)), str(c.settings.get(key))) for c in found.candidates} for k in told]
+        values = {str(c.settings.get(key)) for c in found.candidates}
+        alone = [len({str(c.settings.get(k)) for c in found.candidates}) for k in told]
+        if (len(values) > 1 or found.interrupted) and not any(
+            len(b) == a for b, a in zip(both, alone, strict=True)
+        ):
+            told.append(key)
+    told = told or keys
+    last = Counter(key.rpartition(".")[2] for key in told)
+    names = {key: key if last[end := key.rpartition(".")[2]] > 1 else SHORT.get(end, end) for key in told}
+    return [(names[key], partial(_setting, key)) for key in told]
+
+
+def _setting(key: str, row: Candidate) -> str:
+    text = value_text(row.settings.get(key))
+    text = text.rpartition("/")[2] if key == "model" else text
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _figures(found: Recommendation) -> list[Column[Candidate]]:
+    cost: list[Column[Candidate]] = [("$/M", lambda c: _number(c.usd_per_million_visible_tokens, 3))]
+    if any(c.figures.get("accuracy") is not None for c in found.candidates):
+        cost += [("accuracy", lambda c: _accuracy(c)), ("$/correct", lambda c: _number(c.usd_per_correct, 3))]
+    return [
+        (LOADS[found.search.kind], _load),
+        ("90 %", _interval),
+        ("copies", _copies),
+        ("$/h", lambda c: _number(c.usd_per_hour)),
+        *cost,
+        ("room", lambda c: _share(c.headroom)),
+        *_latencies(found),
+        ("KV", lambda c: _share(c.figures.get("kv_peak_fraction"))),
+        ("limited by", lambda c: c.limited_by),
+    ]
+
+
+def _accuracy(row: Candidate) -> str:
+    found = row.figures.get("accuracy")
+    return "-" if found is None else f"{found:.1%}"
+
+
+def _latencies(found: Recommendation) -> list[Column[Candidate]]:
+    """p99 of what has a target, of the whole answer when nothing has."""
+
+    def column(target: str) -> Column[Candidate]:
+        title, unit = TITLES[target]
+        figure = f"p99_{target}"
+        return title, lambda c: "-" if c.figures.get(figure) is None else _number(c.figures[figure] / unit, 3)
+
+    return [column(target) for target in asked_latencies(found.scenario)]
+
+
+def _table(found: Recommendation, rows: list[Candidate]) -> list[str]:
+    mark: Column[Candidate] = ("", lambda c: "*" if c.pareto else "")
+    settings, figures = [mark, *_settings(found)], _figures(found)
+    one = text_table([*settings, *figures], rows)
+    if len(max(one, key=len)) <= WIDTH:
+        return one
+    pairs = zip(text_table(settings, rows), text_table([("", lambda c: ""), *figures], rows), strict=True)
+    return [line for pair in pairs for line in pair]
+
+
+def _notes(found: Recommendation, feasible: list[Candidate]) -> list[str]:
+    notes = [found.reason]
+    if feasible:
+        notes[:0] = EXPLAINED
+        best = feasible[0]
+        notes += [f"run: {command}" for command in best.commands]
+        copies = (best.copies or 1) + (found.search.spare if best.headroom is not None else 0)
+        spare = (
+            f", {found.search.spare} of them spare"
+            if found.search.spare and best.headroom is not None
+            else ""
         )
+        notes += [f"copies: {copies}{spare}"] if copies > 1 else []
+        notes += [f"to lift the limit ({best.limited_by}): {best.lift}"] if best.lift else []
+        notes += [_day(best.day)] if best.day else []
+    ruled = [c for c in found.candidates if not c.feasible]
+    for said, some in (
+        ("never simulated, the closed form rules them out", [c for c in ruled if c.pruned]),
+        ("simulated and not feasible", [c for c in ruled if not c.pruned]),
+    ):
+        notes += [f"{said}: {len(some)} of {len(found.candidates)} {_ruled_out(some)}"] if some else []
+    notes.append(f"simulations: {sum(c.num_simulations for c in found.candidates):,}")
+    return notes
 
 
-def _gather(
-    rows: dict[int, Row],
-    points: Sequence[Point],
-    execution: Execution,
-    task: Callable[[Scenario], Row],
-    progress: Progress | None = None,
-) -> None:
-    """Run a task over points; rows by their index, those of invalid points included."""
-    for number, (point, row) in enumerate(execute(points, execution, task)):
-        rows[point.index] = row
-        if progress is not None:
-            progress(number + 1, len(points))
+def _ruled_out(rows: list[Candidate]) -> str:
+    """By what, and one example of each."""
+    causes = Counter(c.cause for c in rows)
+    counts = ", ".join(f"{number} by {cause}" for cause, number in causes.most_common())
+    first = {c.cause: c for c in reversed(rows)}
+    told = "; ".join(
+        f"{settings_text(first[cause].settings)}: {first[cause].why}" for cause, _ in causes.most_common()
+    )
+    return f"({counts}), for example {told}"
 
 
-def _refine(
-    rows: dict[int, Row], points: Sequence[Point], execution: Execution, search: Search, whole: Scenario
-) -> None:
-    """Narrow the best rows, and give them an interval over draws; what they then need follows from its low end."""
-    feasible = [p for p in points if not rows[p.index]["error"]]
-    done = {p.index for p in feasible if rows[p.index]["missed"] is None}
-    for number in range(ROUNDS if search.refine else 0):
-        ranked = sorted(feasible, key=lambda p: _cost_key(_candidate(p, rows[p.index], search), search))
-        chosen = [p for p in ranked[: search.refine] if p.index not in done]
-        if not chosen or (number and ranked[0].index in done):
-            return
-        rough = {p.scenario.model_dump_json(): (rows[p.index]["highest"], rows[p.index]["missed"])
-                 for p in chosen if p.scenario}  # fmt: skip
-        found: dict[int, Row] = {}
-        _gather(found, chosen, execution, Refine(search, rough))
-        done |= found.keys()
-        for index, interval in found.items():
-            _narrow(rows[index], interval, total_load(whole, search))
-
-
-def _narrow(row: Row, interval: Row, load: float) -> None:
-    """Take an interval into a row."""
-    row["num_simulations"] += interval.pop("num_simulations")
-    row |= interval
-    if load and row["low"] and row["num_draws"] > 1:
-        row["copies"] = max(row["copies"], ceil(load / row["low"] - 1e-9))
-
-
-def _candidate(point: Point, row: Row, search: Search) -> Candidate:
-    """A measured row as users read it."""
-    cause, why = row.get("cause") or "", row["error"]
-    spent = row.get("num_simulations") or 0
-    if why or point.scenario is None:
-        pruned = bool(row.get("pruned", True))
-        return Candidate(
-            point.settings, point.scenario, False, pruned, cause or "refused", why, row.get("highest"),
-            copies=row.get("copies"), limited_by=row.get("limit") or "", num_simulations=spent, figures=row,
-        )  # fmt: skip
-    scenario = make_bench(point.scenario, search).scenario
-    load = total_load(scenario, search)
-    copies, highest = row["copies"], row["highest"]
-    bought = copies + (search.spare if load else 0)
-    usd = bought * row["usd_per_hour_per_copy"]
-    per_copy = load / copies if load else highest
-    visible, correct = _costs(row, usd, load or highest, search)
-    day = None
-    if search.day is not None and load:
-        day = plan_day(day_shares(search.day), load, row["low"] or highest, search.spare, row["num_gpus_per_copy"],
-                       row["usd_per_hour_per_copy"])  # fmt: skip
-    return Candidate(
-        point.settings, scenario, True, False, "", "", highest, row["low"], row["high"], row["num_draws"], copies,
-        bought * row["num_gpus_per_copy"], usd, visible, correct, highest / per_copy - 1 if load else None,
-        row["limit"], row["missed"] is None, commands=_commands(scenario), day=day, num_simulations=spent, figures=row,
-    )  # fmt: skip
-
-
-def _costs(row: Row, usd_per_hour: float, load: float, search: Search) -> tuple[float | None, float | None]:
-    """Dollars per million visible tokens and per correct answer, under the load that is planned for."""
-    done = row["completed"]
-    visible = row["visible_throughput"] * row["duration_s"] / done if done else 0.0
-    per_s = load if search.kind == "rate" else done / row["duration_s"] * load / row["highest"]
-    if not per_s:
-        return None, None
-    each = usd_per_hour / 3600 / per_s
-    return (each / visible * 1e6 if visible else None), (each / row["accuracy"] if row["accuracy"] else None)
-
-
-def _commands(scenario: Scenario) -> tuple[str, ...]:
-    return tuple(shell_command(d.model, d.engine) for d in scenario.deployments.values())
-
-
-def _cost_key(candidate: Candidate, search: Search) -> tuple[float, ...]:
-    """What is better is smaller: feasible, cheap for the load, or per answer or token where no load is asked."""
-    if not candidate.feasible:
-        return (1.0, inf, inf)
-    figures = (candidate.usd_per_correct, candidate.usd_per_million_visible_tokens, candidate.usd_per_hour)
-    asked = search.kind == "batch" or search.rate is not None or search.users is not None
-    cost = candidate.usd_per_hour if asked else next(c for c in figures if c is not None)
-    return 0.0, cost or 0.0, -(candidate.headroom or candidate.highest or 0.0)
-
-
-def _ranked(candidates: list[Candidate], search: Search) -> list[Candidate]:
-    """Best first, the Pareto front marked, the infeasible ones last."""
-    found = sorted(candidates, key=lambda c: _cost_key(c, search))
-    feasible = [c for c in found if c.feasible]
-    if not feasible:
-        return found
-    cost = [_cost_key(c, search)[1] for c in feasible]
-    late = [c.figures["p99_e2el_ms"] or inf for c in feasible]
-    front = pareto([c.figures["accuracy"] or 0.0 for c in feasible], [cost, late])
-    marked = [replace(c, pareto=bool(on)) for c, on in zip(feasible, front, strict=True)]
-    return marked + found[len(feasible) :]
-
-
-def _lifted(candidates: list[Candidate], execution: Execution, search: Search) -> list[Candidate]:
-    """The best rows with the change that would lift their limit; another card only if the space allows it."""
-    gpus = sorted({str(c.settings["gpu"]) for c in candidates if "gpu" in c.settings})
-    chosen = [c for c in candidates if c.feasible and c.figures["missed"]][: max(1, search.refine)]
-    lifts = find_lifts([(c.scenario, c.highest) for c in chosen], execution, search, gpus)
-    said = {id(c): str(lifts.get(i) or "") for i, c in enumerate(chosen)}
-    return [replace(c, lift=said.get(id(c), "")) for c in candidates]
-
-
-def _best_reason(best: Candidate, search: Search) -> str:
-    cost = f"${best.usd_per_hour:,.2f} an hour"
-    gpus = f"{best.num_gpus} GPUs"
-    return f"{said_of(best.settings)} is the cheapest: {gpus}, {cost}, limited by {best.limited_by}"
-
-
-def _nothing(
-    points: Sequence[Point],
-    rows: dict[int, Row],
-    candidates: list[Candidate],
-    execution: Execution,
-    search: Search,
-) -> str:
-    mine = {id(one.settings): one for one in candidates}
-    found = [(p, mine[id(p.settings)]) for p in points]
-    ruled = [Ruled(p, one.cause, one.why, rows[p.index]) for p, one in found]
-    return nothing_feasible(ruled, execution, search)
+def _day(day: DayPlan) -> str:
+    return (
+        f"over the day: static {day.static_copies} copies, {day.static_gpu_hours:,.0f} GPU-hours, "
+        f"${day.static_usd:,.0f}; by the hour {min(day.copies)} to {max(day.copies)} copies, "
+        f"{day.scheduled_gpu_hours:,.0f} GPU-hours, ${day.scheduled_usd:,.0f} ({day.saved:.0%} less)"
+    )

@@ -19,7 +19,7 @@ from kvplan.memory.plan import concurrency_curve, estimate
 from kvplan.profiles.profile import bundled_profiles
 from kvplan.scenario.schema import load_scenario
 from kvplan.search.comparison import Comparison, compare
-from kvplan.search.recommendation import recommend
+from kvplan.search.recommending import recommend
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.branches import BranchNotes, tree
 from kvplan.simulation.result import Result

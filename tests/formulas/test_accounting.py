@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.formulas import accounting as acc
-from kvplan.search.choices import Option, best_within, pareto
+from kvplan.search.choices import Choice, best_within, pareto
 
 
 def test_hidden_tokens_are_billed() -> None:
@@ -35,10 +35,10 @@ def test_routing_tickets() -> None:
 def test_measured_budgets_choose_512() -> None:
     """0.71/0.78/0.83/0.80 at 220/310/610/1840 ms under 1 s: the 512 budget, not the longest."""
     budgets = [
-        Option("0", 0.71, 0.220),
-        Option("128", 0.78, 0.310),
-        Option("512", 0.83, 0.610),
-        Option("2048", 0.80, 1.840),
+        Choice("0", 0.71, 0.220),
+        Choice("128", 0.78, 0.310),
+        Choice("512", 0.83, 0.610),
+        Choice("2048", 0.80, 1.840),
     ]
     assert best_within(budgets, max_latency_s=1.0).name == "512"
     assert best_within(budgets).name == "512"
@@ -47,9 +47,9 @@ def test_measured_budgets_choose_512() -> None:
 def test_routes_choose_bounded_reasoning() -> None:
     """0.78/240 ms, 0.86/780, 0.90/2600 under 1 s and at least 0.84: bounded reasoning."""
     routes = [
-        Option("direct", 0.78, 0.24),
-        Option("bounded reasoning", 0.86, 0.78),
-        Option("search", 0.90, 2.6),
+        Choice("direct", 0.78, 0.24),
+        Choice("bounded reasoning", 0.86, 0.78),
+        Choice("search", 0.90, 2.6),
     ]
     assert best_within(routes, max_latency_s=1.0, min_accuracy=0.84).name == "bounded reasoning"
     with pytest.raises(DoesNotFit, match="bounded reasoning comes closest"):

@@ -24,7 +24,7 @@ from kvplan.pages.widgets import PASTED
 from kvplan.resources import measurements_dir
 from kvplan.scenario.schema import dump_scenario, load_scenario
 from kvplan.search.comparison import compare
-from kvplan.search.recommendation import recommend
+from kvplan.search.recommending import recommend
 
 
 @pytest.fixture

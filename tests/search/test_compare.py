@@ -9,11 +9,11 @@ import pytest
 from places import ROOT
 
 from kvplan.cli.main import run
-from kvplan.cli.strategies import compare_text
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import StepTimeSpec, load_scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.search.comparison import Comparison, Row, compare
+from kvplan.search.comparison import Comparison, compare
+from kvplan.search.strategy_row import StrategyRow
 from kvplan.simulation.deploy import Setup, StatedStepTime
 
 SCENARIOS = sorted((ROOT / "scenarios").glob("strategy_*.yaml"))
@@ -59,7 +59,7 @@ def test_every_strategy_scenario_runs(path: Path) -> None:
     assert path.read_text().startswith("#")
 
 
-def by_name(found: Comparison) -> dict[str, Row]:
+def by_name(found: Comparison) -> dict[str, StrategyRow]:
     return {row.strategy: row for row in found.rows}
 
 
@@ -101,9 +101,7 @@ def test_nothing_right_costs_no_finite_price() -> None:
     row = table(["single_pass"], quality=SHORT | {"difficulty": {"levels": [[0.0, 1.0]]}}).rows[0]
     assert row.accuracy == 0
     assert row.usd_per_correct is None
-    assert "-" in compare_text(
-        table(["single_pass"], quality=SHORT | {"difficulty": {"levels": [[0.0, 1.0]]}})
-    )
+    assert "-" in str(table(["single_pass"], quality=SHORT | {"difficulty": {"levels": [[0.0, 1.0]]}}))
 
 
 def test_a_budget_sweep_recommends_a_cap() -> None:
@@ -138,11 +136,9 @@ def test_pruning_beats_preempting_when_blocks_run_out() -> None:
 def test_the_caution_comes_first() -> None:
     """A comparison on an assumed set says so in its first line; on a cited set it does not."""
     assumed = table(["single_pass"], 3, quality=SHORT | {"source": "assumed", "name": "mine"})
-    assert (
-        compare_text(assumed).splitlines()[0].startswith("NOTE assumed chances of success (quality set mine)")
-    )
+    assert str(assumed).splitlines()[0].startswith("NOTE assumed chances of success (quality set mine)")
     cited = table(["single_pass"], 3)
-    assert "assumed" not in compare_text(cited)
+    assert "assumed" not in str(cited)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +202,7 @@ def test_a_small_model_with_search_against_a_large_single_pass() -> None:
 def test_hosted_prices_stand_beside_ones_own() -> None:
     found = table(["single_pass"], api_model="deepseek-r1")
     assert found.rows[0].api_usd_per_correct is not None
-    assert "$ at deepseek-r1" in compare_text(found)
+    assert "$ at deepseek-r1" in str(found)
 
 
 def test_the_command_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,13 +16,13 @@ from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.scenario.space import Search
+from kvplan.search.backends import Execution
 from kvplan.search.candidates import make_bench, share_of, total_load
 from kvplan.search.day_plan import day_shares, plan_day
-from kvplan.search.grid import Point, make_axes, make_points, read_base
+from kvplan.search.grid import make_axes, make_points, read_base
 from kvplan.search.lift import find_lifts
-from kvplan.search.recommend_text import recommend_text
-from kvplan.search.recommendation import Candidate, Recommendation, recommend
-from kvplan.search.sweeping import Execution
+from kvplan.search.recommendation import Candidate, Recommendation
+from kvplan.search.recommending import recommend
 
 WORKLOAD = {
     "num_requests": 40,
@@ -221,29 +221,27 @@ def test_lifts_buy_allowed_cards_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the space names its cards, no other is proposed; where it does not, any faster one may be."""
     tried: list[str] = []
 
-    def execute(
-        points: list[Point], execution: Execution, task: object
-    ) -> list[tuple[Point, dict[str, Any]]]:
-        tried.extend(point.settings["change"] for point in points)
-        return [(point, {"met": False}) for point in points]
+    def noted(scenarios: list[Scenario], execution: Execution, task: object) -> list[dict[str, Any]]:
+        tried.extend(scenario.gpu for scenario in scenarios)
+        return [{"met": False} for _ in scenarios]
 
-    monkeypatch.setattr("kvplan.search.lift.execute", execute)
+    monkeypatch.setattr("kvplan.search.lift.run_scenarios", noted)
     scenario = parse_scenario({**BASE, "gpu": "l40s"})
-    for gpus, other in ((["l40s", "h100"], {"--gpu h100-sxm"}), (["l40s"], set())):
+    for gpus, other in ((["l40s", "h100"], {"h100-sxm"}), (["l40s"], set())):
         tried.clear()
         find_lifts([(scenario, 1.0)], Execution(), Search(), gpus)
-        assert {change for change in tried if change.startswith("--gpu ")} == other
+        assert {gpu for gpu in tried if gpu != "l40s"} == other
         assert len(tried) > 3
     tried.clear()
     find_lifts([(scenario, 1.0)], Execution(), Search())
-    assert any(change.startswith("--gpu ") for change in tried)
+    assert any(gpu != "l40s" for gpu in tried)
 
 
 def test_what_is_pruned_is_said(found: Recommendation) -> None:
     pruned = [c for c in found.candidates if c.pruned]
     assert pruned
     assert all(c.num_simulations == 0 and c.why for c in pruned)
-    text = recommend_text(found)
+    text = str(found)
     assert (
         f"never simulated, the closed form rules them out: {len(pruned)} of {len(found.candidates)}" in text
     )
@@ -314,7 +312,7 @@ def test_an_interrupt_keeps_what_is_measured(monkeypatch: pytest.MonkeyPatch) ->
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kvplan.search.recommendation.find_lifts", stopped)
+    monkeypatch.setattr("kvplan.search.recommending.find_lifts", stopped)
     found = recommend(changed(BASE, refine=0, over={"engine.max_num_seqs": [8, 32]}))
     assert found.exit_code == 130
     assert len(found.candidates) == 2

@@ -14,8 +14,9 @@ from test_search import BASE, OVER
 from worker_killer import Killer
 
 from kvplan.cli.main import run
+from kvplan.search.backends import Execution, execute
 from kvplan.search.grid import Axis, make_points, read_base
-from kvplan.search.sweeping import Execution, execute, sweep_rows
+from kvplan.search.sweeping import sweep_rows
 
 pytestmark = [
     pytest.mark.skipif("KVPLAN_RAY" not in os.environ, reason="opt-in: make ray starts a local Ray cluster"),

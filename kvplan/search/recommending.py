@@ -1,0 +1,203 @@
+"""`recommend`: from a workload, targets and what may be changed to a ranked list of deployments.
+
+    candidates -> closed form -> highest load of one copy -> copies, cost -> interval of the best -> ranking
+
+What a candidate's row says is `candidates`'; where candidates run is `backends`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import ceil, inf
+from pathlib import Path
+from typing import Any
+
+from kvplan.errors import KvplanError
+from kvplan.memory.serve_command import shell_command
+from kvplan.scenario.schema import Scenario, parse_scenario
+from kvplan.scenario.space import Search
+from kvplan.search.backends import Execution, execute, num_cores
+from kvplan.search.candidates import Measure, Refine, make_bench, total_load
+from kvplan.search.choices import pareto
+from kvplan.search.day_plan import day_shares, plan_day
+from kvplan.search.grid import Point, make_axes, make_points, read_base, settings_text
+from kvplan.search.lift import find_lifts
+from kvplan.search.nearest import nothing_feasible
+from kvplan.search.point_row import Row, slos_of
+from kvplan.search.recommendation import Candidate, Recommendation
+from kvplan.search.sweeping import Progress
+
+ROUNDS = 4
+"""Times the best rows get their intervals: one may cost them the first place."""
+
+
+def recommend(
+    scenario: Scenario | Mapping[str, Any] | str | Path,
+    over: Mapping[str, Any] | Sequence[str] | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    backend: str = "local",
+    workers: int | None = 1,
+    address: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Recommendation:
+    """Rank the deployments that a scenario's `search` allows; `over` adds keys and values to it.
+
+    Raises KvplanError for a scenario without targets, a key that does not exist, a space of absurd size. That nothing
+    is feasible is an answer: `best` is None and `reason` says why.
+    """
+    base = read_base(scenario, overrides)
+    whole = parse_scenario(dict(base.data), base.name, base.folder)
+    search = whole.search or Search()
+    axes = make_axes({**search.over, **{axis.key: axis.values for axis in (make_axes(over) if over else ())}})
+    check_targets(whole, search)
+    if search.day is not None:
+        day_shares(search.day)
+    points = make_points(base, axes, force=force)
+    execution = Execution(backend, num_cores() if workers is None else workers, address)
+    rows: dict[int, Row] = {}
+    try:
+        _gather(rows, points, execution, Measure(search), progress)
+        _refine(rows, points, execution, search, whole)
+        candidates = _ranked(points, rows, search)
+        if candidates[0].feasible:
+            candidates = _lifted(candidates, execution, search)
+            reason = _best_reason(candidates[0])
+        else:
+            reason = nothing_feasible(candidates, execution, search)
+        return Recommendation(whole, search, candidates, reason)
+    except KeyboardInterrupt:
+        candidates = _ranked(points, rows, search)
+        reason = f"interrupted: {len(candidates)} of {len(points)} candidates were looked at"
+        return Recommendation(whole, search, candidates, reason, interrupted=True)
+
+
+def check_targets(scenario: Scenario, search: Search) -> None:
+    """Raise KvplanError when nothing says how slow is too slow: every load would be sustained."""
+    if search.kind != "batch" and all(slo.is_empty for slo in slos_of(scenario)):
+        raise KvplanError(
+            "nothing says how slow is too slow: set slo (ttft_ms, ttfvt_ms, tpot_ms, e2el_ms) or search.deadline_s"
+        )
+
+
+def _gather(
+    rows: dict[int, Row],
+    points: Sequence[Point],
+    execution: Execution,
+    task: Callable[[Scenario], Row],
+    progress: Progress | None = None,
+) -> None:
+    """Run a task over points; rows by their index, those of invalid points included."""
+    for number, (point, row) in enumerate(execute(points, execution, task)):
+        rows[point.index] = row
+        if progress is not None:
+            progress(number + 1, len(points))
+
+
+def _refine(
+    rows: dict[int, Row], points: Sequence[Point], execution: Execution, search: Search, whole: Scenario
+) -> None:
+    """Narrow the best rows, and give them an interval over draws; what they then need follows from its low end."""
+    feasible = [p for p in points if not rows[p.index]["error"]]
+    done = {p.index for p in feasible if rows[p.index]["missed"] is None}
+    for number in range(ROUNDS if search.refine else 0):
+        ranked = sorted(feasible, key=lambda p: _cost_key(_candidate(p, rows[p.index], search), search))
+        chosen = [p for p in ranked[: search.refine] if p.index not in done]
+        if not chosen or (number and ranked[0].index in done):
+            return
+        rough = {p.scenario.model_dump_json(): (rows[p.index]["highest"], rows[p.index]["missed"])
+                 for p in chosen if p.scenario}  # fmt: skip
+        found: dict[int, Row] = {}
+        _gather(found, chosen, execution, Refine(search, rough))
+        done |= found.keys()
+        for index, interval in found.items():
+            _narrow(rows[index], interval, total_load(whole, search))
+
+
+def _narrow(row: Row, interval: Row, load: float) -> None:
+    """Take an interval into a row."""
+    row["num_simulations"] += interval.pop("num_simulations")
+    row |= interval
+    if load and row["low"] and row["num_draws"] > 1:
+        row["copies"] = max(row["copies"], ceil(load / row["low"] - 1e-9))
+
+
+def _candidate(point: Point, row: Row, search: Search) -> Candidate:
+    """A measured row as users read it."""
+    spent = row.get("num_simulations") or 0
+    if row["error"] or point.scenario is None:
+        return Candidate(
+            settings=point.settings, scenario=point.scenario, feasible=False, pruned=bool(row.get("pruned", True)),
+            cause=row.get("cause") or "refused", why=row["error"], highest=row.get("highest"),
+            copies=row.get("copies"), limited_by=row.get("limit") or "", num_simulations=spent, figures=row,
+        )  # fmt: skip
+    scenario = make_bench(point.scenario, search).scenario
+    load, copies, highest = total_load(scenario, search), row["copies"], row["highest"]
+    gpus, usd = row["num_gpus_per_copy"], row["usd_per_hour_per_copy"]
+    bought = copies + (search.spare if load else 0)
+    visible, correct = _costs(row, bought * usd, load or highest, search)
+    day = None
+    if search.day is not None and load:
+        day = plan_day(day_shares(search.day), load, row["low"] or highest, search.spare, gpus, usd)
+    return Candidate(
+        settings=point.settings, scenario=scenario, feasible=True, pruned=False, cause="", why="",
+        highest=highest, low=row["low"], high=row["high"], num_draws=row["num_draws"], at_least=row["missed"] is None,
+        copies=copies, num_gpus=bought * gpus, headroom=highest / (load / copies) - 1 if load else None,
+        usd_per_hour=bought * usd, usd_per_million_visible_tokens=visible, usd_per_correct=correct,
+        limited_by=row["limit"], commands=_commands(scenario), day=day, num_simulations=spent, figures=row,
+    )  # fmt: skip
+
+
+def _costs(row: Row, usd_per_hour: float, load: float, search: Search) -> tuple[float | None, float | None]:
+    """Dollars per million visible tokens and per correct answer, under the load that is planned for."""
+    done = row["completed"]
+    visible = row["visible_throughput"] * row["duration_s"] / done if done else 0.0
+    per_s = load if search.kind == "rate" else done / row["duration_s"] * load / row["highest"]
+    if not per_s:
+        return None, None
+    each = usd_per_hour / 3600 / per_s
+    return (each / visible * 1e6 if visible else None), (each / row["accuracy"] if row["accuracy"] else None)
+
+
+def _commands(scenario: Scenario) -> tuple[str, ...]:
+    return tuple(shell_command(d.model, d.engine) for d in scenario.deployments.values())
+
+
+def _cost_key(candidate: Candidate, search: Search) -> tuple[float, ...]:
+    """What is better is smaller: feasible, cheap for the load, or per answer or token where no load is asked."""
+    if not candidate.feasible:
+        return (1.0, inf, inf)
+    figures = (candidate.usd_per_correct, candidate.usd_per_million_visible_tokens, candidate.usd_per_hour)
+    asked = search.kind == "batch" or search.rate is not None or search.users is not None
+    cost = candidate.usd_per_hour if asked else next(c for c in figures if c is not None)
+    return 0.0, cost or 0.0, -(candidate.headroom or candidate.highest or 0.0)
+
+
+def _ranked(points: Sequence[Point], rows: Mapping[int, Row], search: Search) -> list[Candidate]:
+    """Those measured, best first, the Pareto front marked, the infeasible ones last."""
+    candidates = [_candidate(point, rows[point.index], search) for point in points if point.index in rows]
+    found = sorted(candidates, key=lambda c: _cost_key(c, search))
+    feasible = [c for c in found if c.feasible]
+    if not feasible:
+        return found
+    cost = [_cost_key(c, search)[1] for c in feasible]
+    late = [c.figures["p99_e2el_ms"] or inf for c in feasible]
+    front = pareto([c.figures["accuracy"] or 0.0 for c in feasible], [cost, late])
+    marked = [replace(c, pareto=bool(on)) for c, on in zip(feasible, front, strict=True)]
+    return marked + found[len(feasible) :]
+
+
+def _lifted(candidates: list[Candidate], execution: Execution, search: Search) -> list[Candidate]:
+    """The best rows with the change that would lift their limit; another card only if the space allows it."""
+    gpus = sorted({str(c.settings["gpu"]) for c in candidates if "gpu" in c.settings})
+    chosen = [c for c in candidates if c.feasible and c.figures["missed"]][: max(1, search.refine)]
+    lifts = find_lifts([(c.scenario, c.highest) for c in chosen], execution, search, gpus)
+    said = {id(c): str(lifts.get(i) or "") for i, c in enumerate(chosen)}
+    return [replace(c, lift=said.get(id(c), "")) for c in candidates]
+
+
+def _best_reason(best: Candidate) -> str:
+    cost = f"{best.num_gpus} GPUs, ${best.usd_per_hour:,.2f} an hour"
+    return f"{settings_text(best.settings)} is the cheapest: {cost}, limited by {best.limited_by}"

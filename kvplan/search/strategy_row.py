@@ -1,0 +1,177 @@
+"""One strategy's run as a flat row: what was right, what it took, what it cost. Units are in the names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kvplan.errors import DoesNotFit
+from kvplan.formulas.accounting import Floats, api_cost_usd, api_price
+from kvplan.models.load import load_model, path_exists
+from kvplan.models.spec import ModelSpec
+from kvplan.models.weights import active_parameters
+from kvplan.scenario.schema import Scenario
+from kvplan.simulation.records import FINISH_REASONS
+from kvplan.simulation.solve import Solution
+from kvplan.timing.work import step_work
+from kvplan.units import TICKS_PER_S, GiB
+from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
+from kvplan.workload.strategies.alone import run_alone
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyRow:
+    """One strategy's line of the table. Units are in the names; None = nothing was right, so no such figure."""
+
+    strategy: str
+    accuracy: float
+    num_problems: int
+    num_branches: int
+    generated_tokens: int
+    verified_tokens: int
+    """Read and written by the verifier."""
+    reprefilled_tokens: int
+    """Computed again: after preemptions, and prompts that a sibling or parent had computed before."""
+    dead_tokens: int
+    """Cached tokens that no later prompt can hit, since the thinking before them was left out of it."""
+    flops: float
+    latency_p50_s: float
+    latency_p99_s: float
+    first_visible_p50_s: float
+    correct_per_s: float
+    gpu_s_per_correct: float | None
+    usd_per_correct: float | None
+    api_usd_per_correct: float | None
+    """The same tokens at the hosted model `api_model`."""
+    kv_gib_s: float
+    """Physical: blocks held over time."""
+    kv_logical_gib_s: float
+    """Every branch counted whole."""
+    kv_peak_fraction: float
+    concurrency: float
+    """Sequences in a step, mean over busy time."""
+    preemptions: int
+    pruned_branches: int
+    cut_share: float
+    """Traces whose thinking was closed by a budget or which were cut by max_tokens."""
+    false_alarms: int
+    """Right work that the verifier scored below one half."""
+    misses: int
+    """Wrong work that it scored above."""
+    sharing_peak_blocks: dict[str, int]
+    """Blocks of one problem's branches at their peak, under each sharing rule, with nothing in their way."""
+    limited_by: str
+    verdict: str
+    pareto: bool = False
+    """No other strategy has at least this accuracy at no more latency (p99) and cost."""
+
+    @property
+    def correct_per_gpu_hour(self) -> float:
+        """Right answers that an hour of one GPU yields."""
+        return 3600 / self.gpu_s_per_correct if self.gpu_s_per_correct else 0.0
+
+
+def strategy_row(scenario: Scenario, problems: Problems, spec: StrategySpec, found: Solution) -> StrategyRow:
+    """One strategy's run as a line of the table. Raises DoesNotFit when the run solved no problem."""
+    records, effort, result, solved = found.records, found.effort, found.result, found.solved
+    if not solved:
+        raise DoesNotFit(f"{spec.name}: no problem was solved; the run ended with {found.verdict}")
+    right = sum(s.correct for s in solved)
+    seconds = found.duration / TICKS_PER_S
+    took = np.array([s.finish - s.arrival for s in solved]) / TICKS_PER_S
+    seen = np.array([s.first_visible - s.arrival for s in solved]) / TICKS_PER_S
+    prompt = int((records["prompt_tokens"] - records["hit_tokens"])[records["scheduled"] >= 0].sum())
+    recomputed, generated = int(records["recomputed_tokens"].sum()), int(records["output_tokens"].sum())
+    usd = result.usd_per_hour * seconds / 3600
+    pruned = int((records["finish_reason"] == FINISH_REASONS.index("pruned")).sum())
+    per_token = result.pool.bytes_per_token
+    busy = result.totals.busy_ticks or 1
+
+    def each(total: float) -> float | None:
+        return total / right if right else None
+
+    return StrategyRow(
+        strategy=spec.name,
+        accuracy=right / len(solved),
+        num_problems=len(solved),
+        num_branches=len(records),
+        generated_tokens=generated,
+        verified_tokens=effort.verified_tokens + effort.verifier_decode_tokens,
+        reprefilled_tokens=max(0, prompt - effort.needed_prompt_tokens) + recomputed,
+        dead_tokens=effort.dead_tokens,
+        flops=_flops(scenario, problems, found),
+        latency_p50_s=float(np.percentile(took, 50)),
+        latency_p99_s=float(np.percentile(took, 99)),
+        first_visible_p50_s=float(np.percentile(seen, 50)),
+        correct_per_s=right / seconds,
+        gpu_s_per_correct=each(result.num_gpus * seconds),
+        usd_per_correct=each(usd),
+        api_usd_per_correct=each(_api_usd(problems, records)) if problems.api_model else None,
+        kv_gib_s=result.pool.block_s * result.pool.block_size * per_token / GiB,
+        kv_logical_gib_s=float(records["kv_token_us"].sum()) / 1e6 * per_token / GiB,
+        kv_peak_fraction=result.pool.peak_fraction,
+        concurrency=result.totals.batch_ticks / busy,
+        preemptions=int(records["num_preemptions"].sum()),
+        pruned_branches=pruned,
+        cut_share=effort.cut_traces / max(1, effort.traces),
+        false_alarms=effort.false_alarms,
+        misses=effort.misses,
+        sharing_peak_blocks=sharing_peak(problems, spec, draw_tasks(problems, scenario.folder)[0]),
+        limited_by=str(result.limited_by),
+        verdict=found.verdict,
+    )
+
+
+def sharing_peak(problems: Problems, spec: StrategySpec, task: Task, block_size: int = 16) -> dict[str, int]:
+    """Blocks that one problem's branches hold when they hold most, under each sharing rule; tokens for `token`."""
+    alone = run_alone(task.problem, spec.start(), task_sampler(problems, spec, task), block_size=block_size)
+    assert alone.peak is not None
+    return {rule: alone.peak.blocks(rule) for rule in ("none", "full_block", "copy_on_write", "token")}
+
+
+def _api_usd(problems: Problems, records: Any) -> float:
+    price = api_price(problems.api_model or "")
+    hidden = records["thinking_tokens"]
+    cost = api_cost_usd(
+        price,
+        records["prompt_tokens"],
+        records["output_tokens"] - hidden,
+        hidden,
+        cached_tokens=records["hit_tokens"],
+    )
+    return float(cost.sum())
+
+
+def _flops(scenario: Scenario, problems: Problems, found: Solution) -> float:
+    """2 FLOPs per active parameter and token, and attention's over the contexts; verifier included."""
+    columns, verifier = (
+        ("prompt_tokens", "hit_tokens", "output_tokens", "recomputed_tokens"),
+        problems.verifier,
+    )
+    replica, total = found.records["replica"], 0.0
+    for name in sorted(set(found.models.values())):
+        here = np.isin(replica, [place for place, model in found.models.items() if model == name])
+        counts = [found.records[column][here].astype(float) for column in columns]
+        total += _pass_flops(_model(scenario, name), *counts)
+    if verifier.needs_model and verifier.model:
+        scored = found.effort.verified_tokens + found.effort.verifier_decode_tokens
+        total += 2.0 * active_parameters(_model(scenario, verifier.model)) * scored
+    return total
+
+
+def _pass_flops(model: ModelSpec, prompt: Floats, hit: Floats, out: Floats, again: Floats) -> float:
+    context = float((out * (prompt + out / 2)).sum())
+    pairs = float(((prompt**2 - hit**2) / 2 + again * (prompt + out) / 2).sum())
+    attention = sum(
+        a.num_layers * (a.decode_flops_per_token * context + a.pair_flops * pairs)
+        for a in step_work(model).attention
+    )
+    tokens = float((prompt - hit + out + again).sum())
+    return 2.0 * active_parameters(model) * tokens + attention
+
+
+def _model(scenario: Scenario, name: str) -> ModelSpec:
+    beside = scenario.folder / name
+    return load_model(str(beside) if path_exists(beside) else name)
