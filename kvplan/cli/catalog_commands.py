@@ -5,14 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from kvplan.cli.options import print_json
+from kvplan.cli.options import SWITCH, print_json
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.models.load import bundled_models, load_model
 from kvplan.models.spec import ModelSpec
-
-SWITCH = Parameter(negative="")
 
 
 def gpus_command(*, json: Annotated[bool, SWITCH] = False) -> int:

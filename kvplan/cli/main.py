@@ -23,7 +23,7 @@ COMMANDS = {
         "Does it fit: memory, blocks, traces at once.",
     ),
     "serve-command": (
-        "kvplan.cli.serve_command:serve_command",
+        "kvplan.cli.memory_commands:serve_command",
         "The command that serves a plan; shell or YAML.",
     ),
     "simulate": (
@@ -44,7 +44,7 @@ COMMANDS = {
     ),
     "fit": ("kvplan.cli.fit:fit_command", "Step-time profiles from measurements or published kernels."),
     "compare-run": (
-        "kvplan.cli.observed_run:compare_run_command",
+        "kvplan.cli.observed_commands:compare_run_command",
         "A real run beside a simulation of the same requests: signed errors.",
     ),
     "reconcile": (

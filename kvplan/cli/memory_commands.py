@@ -1,18 +1,18 @@
-"""`kvplan estimate`: does it fit, where the memory goes, what would fit."""
+"""`kvplan estimate` and `serve-command`: does it fit, where the memory goes, what would fit; what serves it."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
-from kvplan.cli.options import DEMAND, FLAGS, print_json, read_colocate
+from kvplan.cli.options import DEMAND, FLAGS, SWITCH, print_json
 from kvplan.engines.flags import EntryPoint, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.plan import Plan, estimate
-from kvplan.memory.report import plan_document, plan_text
+from kvplan.memory.report import plan_document, plan_text, reason
+from kvplan.memory.serve_command import shell_command, unspoken, with_length, yaml_config
 from kvplan.models.load import load_model
 from kvplan.profiles.memory_profile import MemoryProfile
 
@@ -26,11 +26,11 @@ def estimate_command(
     entry_point: EntryPoint = "serve",
     args: FLAGS = None,
     demand: DEMAND = None,
-    colocate: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    colocate: Annotated[tuple[str, ...], SWITCH] = (),
     profile: str | None = None,
     price_per_hour: float | None = None,
-    hub: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    hub: Annotated[bool, SWITCH] = False,
+    json: Annotated[bool, SWITCH] = False,
 ) -> int:
     """Does it fit: where the memory goes, what the engine would print, how many traces live at once.
 
@@ -97,6 +97,19 @@ def make_plan(
     )
 
 
+def read_colocate(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Read ROLE=MODEL pairs."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        role, equals, model = pair.partition("=")
+        if not equals or not role or not model:
+            raise KvplanError(f"--colocate {pair!r}: write ROLE=MODEL, e.g. reward=Qwen/Qwen2.5-Math-RM-72B")
+        if role in found:
+            raise KvplanError(f"--colocate names {role!r} twice")
+        found[role] = model
+    return found
+
+
 def read_overheads(name: str, engine: str) -> MemoryProfile:
     """The memory section of a profile, which must be the asked engine's."""
     from kvplan.profiles.profile import load_profile
@@ -118,3 +131,57 @@ def priced(gpu: GpuSpec, price_per_hour: float | None) -> GpuSpec:
     if not 0 <= price_per_hour < 1e6:
         raise KvplanError(f"--price-per-hour {price_per_hour:g}: US dollars, 0 or more")
     return gpu.model_copy(update={"price_per_hour": price_per_hour})
+
+
+def serve_command(
+    model: str,
+    /,
+    *,
+    gpu: str = "h100",
+    engine: str = "vllm",
+    args: FLAGS = None,
+    demand: DEMAND = None,
+    format: Literal["shell", "yaml"] = "shell",
+    hub: Annotated[bool, SWITCH] = False,
+) -> int:
+    """Print the command that serves the plan: only the flags that differ from the engine's defaults.
+
+    Exit code 1, with the reason on stderr, when the plan does not fit.
+
+    For example:
+
+        kvplan serve-command Qwen/Qwen3-8B --gpu h100 --input-len 512 --output-len 16K
+
+        kvplan serve-command Qwen/Qwen3-8B --gpu h100 -tp 2 --format yaml > serve.yaml
+
+        kvplan serve-command Qwen/Qwen3-8B --gpu h100 --engine sglang --max-num-seqs 64
+
+    Parameters
+    ----------
+    model
+        A bundled name, a config.json, or a folder that holds one.
+    gpu
+        A name of `kvplan gpus`, or `local`.
+    engine
+        vllm, sglang or tensorrt-llm, with an optional @version.
+    format
+        shell, or yaml: a file for `vllm serve --config`, SGLang's `--config`, or what TensorRT-LLM takes only from
+        `--extra_llm_api_options`.
+    hub
+        Fetch the config from the Hugging Face hub if it is not bundled.
+    """
+    plan = make_plan(model, gpu, engine, "serve", args, demand, (), None, hub)
+    question = plan.question
+    flags = with_length(question.args, question.demand)
+    serving = question.engine.engine
+    if format == "yaml":
+        print(yaml_config(question.model.name, flags, serving))
+    else:
+        print(shell_command(question.model.name, flags, serving))
+    missing = unspoken(flags, serving)
+    if missing:
+        print(f"kvplan: left out, {serving} has no such flag: {', '.join(missing)}", file=sys.stderr)
+    if plan.fits:
+        return 0
+    print(f"kvplan: {reason(plan)}", file=sys.stderr)
+    return 1

@@ -1,4 +1,4 @@
-"""`kvplan reconcile`: a start-up log beside the plan, and the overheads that it implies."""
+"""`kvplan reconcile` and `compare-run`: a start-up log beside the plan, a real run beside its simulation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan.cli.options import FLAGS, print_json
+from kvplan.cli.options import FLAGS, SWITCH, print_json
 from kvplan.engines.flags import EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.models.load import load_model
 from kvplan.observed.reader import file_lines
 from kvplan.observed.reconciliation import reconcile
+from kvplan.observed.recorded_run import chart_svg, compare_runs, read_run
 from kvplan.observed.startup import read_log
 
 
@@ -27,8 +28,8 @@ def reconcile_command(
     entry_point: EntryPoint = "serve",
     args: FLAGS = None,
     save: str | None = None,
-    hub: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    hub: Annotated[bool, SWITCH] = False,
+    json: Annotated[bool, SWITCH] = False,
 ) -> int:
     """A real engine's start-up log beside the plan, line by line; learns the overheads that it implies.
 
@@ -85,3 +86,44 @@ def _save(name: str, content: str) -> None:
     except OSError as error:
         raise KvplanError(f"--save {name}: cannot be written ({error.strerror})") from None
     print(f"kvplan: overheads written to {path}", file=sys.stderr)
+
+
+def compare_run_command(
+    real: Path,
+    result: Path,
+    /,
+    *,
+    real_totals: Path | None = None,
+    totals: Path | None = None,
+    chart: Path | None = None,
+    json: Annotated[bool, SWITCH] = False,
+) -> int:
+    """Compare a real run with a simulation of the same requests.
+
+    Parameters
+    ----------
+    real
+        The real run, one row per request: vllm bench serve's JSON (--save-detailed) or JSONL, or CSV with arrival_s,
+        input_tokens, output_tokens, ttft_ms, e2e_ms.
+    result
+        The simulated one: what `kvplan simulate --records` wrote.
+    real_totals
+        JSON with num_preemptions and kv_peak_fraction of the real run.
+    totals
+        The same of the simulation: `kvplan simulate --json`.
+    chart
+        Write a scatter plot of simulated over real latencies here (.svg).
+    json
+        One JSON document on stdout.
+    """
+    found = compare_runs(read_run(real, real_totals), read_run(result, totals))
+    if chart is not None:
+        try:
+            chart.write_text(chart_svg(found), encoding="utf-8")
+        except OSError as error:
+            raise KvplanError(f"{chart}: cannot be written ({error.strerror})") from None
+    if json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+    return 0

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kvplan.cli.options import print_json
+from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.progress import Progress
 from kvplan.errors import KvplanError
 from kvplan.scenario import schema as scenarios
@@ -20,8 +20,6 @@ from kvplan.simulation.run import simulate
 from kvplan.simulation.trace import write_trace
 from kvplan.simulation.uncertainty import intervals
 from kvplan.simulation.watch import NOBODY, Watch
-
-SWITCH = Parameter(negative="")
 
 
 def simulate_command(
