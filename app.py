@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from kvplan.pages import calibration, deployments_tab, memory_tab, simulation_tab, strategies_tab, widgets
+from kvplan.pages import calibration, deployments_tab, memory_tab, simulation_tab, strategies_tab
+from kvplan.pages.sidebar import sidebar
+from kvplan.pages.widgets import BIND
 
 TABS = ("Estimate", "Simulate", "Strategies", "Recommend", "Calibration")
 
@@ -23,8 +25,8 @@ def main() -> None:
     st.set_page_config(page_title="kvplan", layout="wide")
     st.html(STYLE)
     st.title("kvplan", anchor=False)
-    asked = widgets.sidebar()
-    first, second, third, fourth, fifth = st.tabs(TABS, key="tab", **widgets.BIND)
+    asked = sidebar()
+    first, second, third, fourth, fifth = st.tabs(TABS, key="tab", **BIND)
     with first:
         if first.open:
             memory_tab.render(asked)

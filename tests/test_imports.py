@@ -17,17 +17,19 @@ MEASURE = {
     for part in ("", "_attention", "_batching", "_memory", "_mixed", "_model", "_triton")
 }
 """The files that touch a GPU."""
-PAGES = ("calibration", "deployments_tab", "memory_tab", "simulation_tab", "strategies_tab", "widgets")
+PAGES = (
+    "calibration", "deployments_tab", "memory_tab", "sidebar", "simulation_tab", "strategies_tab", "widgets",
+)  # fmt: skip
 """The app's tabs; `app.py` itself lies outside the package."""
 ONLY_IN = {
     "simpy": {"simulation/run.py"},
     "torch": MEASURE,
     "transformers": {"calibrate/measure_batching.py"},
     "triton": {"calibrate/measure_triton.py"},
-    "altair": {f"charts/{name}.py" for name in ("drawing", "plans", "runs", "search", "searches")},
+    "altair": {f"charts/{name}.py" for name in ("drawing", "fits", "plans", "runs", "searches")},
     "streamlit": {f"pages/{name}.py" for name in PAGES},
-    "ray": {"search/backends.py"},
-    "joblib": {"search/backends.py"},
+    "ray": {"search/execution.py"},
+    "joblib": {"search/execution.py"},
     "pynvml": {"gpu.py", "calibrate/measure.py"},
 }
 """Module -> the only files of the package that may import it (folders count as prefixes, ending in /)."""

@@ -1,4 +1,4 @@
-"""What all charts share: colours, limits with their names, axes. Only `charts*.py` import Altair.
+"""What all charts share: colours, limits with their names, axes. Only this room imports Altair.
 
 Colours are Okabe and Ito's (legible with any colour vision, on light and on dark).
 """

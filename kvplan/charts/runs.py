@@ -1,8 +1,9 @@
-"""Simulated runs as Altair charts: KV and queues over time, latencies, single requests, who owns which block."""
+"""Simulated runs as Altair charts: KV and queues over time, latencies, single requests, who owns which block,
+how one problem's branches grew."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -30,10 +31,9 @@ from kvplan.charts.drawing import (
     token_axis,
 )
 from kvplan.simulation.block_map import BlockMap, Moment
+from kvplan.simulation.branches import Node
 from kvplan.simulation.records import Records
 from kvplan.simulation.result import Result
-
-# --- a run ----------------------------------------------------------------------------------------
 
 KV_KINDS = {"shared": SKY, "prompt": BLUE, "thinking": ORANGE, "answer": GREEN}
 IN_USE = "blocks in use"
@@ -204,3 +204,51 @@ def _state(owners: tuple[str, ...]) -> str:
         return "shared" if owners else "cached"
     number = int(owners[0]) if owners[0].isdigit() else sum(owners[0].encode())
     return f"one request ({number % len(OWNERS) + 1})"
+
+
+BRANCH_COLOURS = {"shared with others": SKY, "own": BLUE, "own, pruned": VERMILION}
+
+
+def branch_tree(nodes: Sequence[Node]) -> Layered:
+    """A problem's branches by token position: what each shares, what it computed itself, which were pruned."""
+    order = [str(node.branch) for node in nodes]
+    rows = [part for node in nodes for part in _spans(node)]
+    y = alt.Y("branch:N", sort=order, title="branch", axis=alt.Axis(labelOverlap=True))
+    bars = (
+        alt.Chart(inline(rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("start:Q", title="tokens from the problem's beginning", axis=token_axis()),
+            x2=alt.X2("end:Q"),
+            y=y,
+            color=alt.Color("part:N", scale=colour_scale(BRANCH_COLOURS), legend=legend(3)),
+            tooltip=[
+                *tips("branch:N", "parent:N", "kind:N", "part:N", "start:Q", "end:Q", "ended:N"),
+            ],
+        )
+    )
+    links = [
+        {"x": n.prompt_tokens, "branch": str(b), "link": n.branch}
+        for n in nodes
+        if n.parent is not None
+        for b in (n.parent, n.branch)
+    ]
+    lines = (
+        alt.Chart(inline(links))
+        .mark_line(color=GREY, strokeWidth=1)
+        .encode(x=alt.X("x:Q"), y=y, detail=alt.Detail("link:N"))
+    )
+    return alt.layer(bars, lines).properties(height=150 + 12 * len(nodes))
+
+
+def _spans(node: Node) -> Rows:
+    own = "own, pruned" if node.pruned else "own"
+    end = node.prompt_tokens + node.output_tokens
+    common = {
+        "branch": str(node.branch),
+        "parent": "the problem" if node.parent is None else str(node.parent),
+        "kind": node.kind,
+        "ended": node.end,
+    }
+    spans = ((0, node.hit_tokens, "shared with others"), (node.hit_tokens, end, own))
+    return [{**common, "part": part, "start": a, "end": b} for a, b, part in spans if b > a]

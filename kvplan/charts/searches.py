@@ -1,8 +1,7 @@
-"""Strategies as Altair charts: who is on the front, what budgets cost, how one problem's branches grew."""
+"""Comparisons and recommendations as Altair charts: who is on the front, what budgets and configurations cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -14,7 +13,6 @@ from kvplan.charts.drawing import (
     HEIGHT,
     PALE,
     SKY,
-    VERMILION,
     Layered,
     Rows,
     colour_scale,
@@ -26,10 +24,8 @@ from kvplan.charts.drawing import (
     token_axis,
 )
 from kvplan.search.comparison import Comparison
+from kvplan.search.recommendation import Candidate, Recommendation
 from kvplan.search.strategy_row import StrategyRow
-from kvplan.simulation.branches import Node
-
-# --- strategies -----------------------------------------------------------------------------------
 
 
 def pareto(found: Comparison) -> Layered:
@@ -130,49 +126,33 @@ def budget_sweep(found: Comparison, field: str) -> Layered:
     return alt.layer(line, *(part for rule in caps for part in rule)).properties(height=HEIGHT)
 
 
-BRANCH_COLOURS = {"shared with others": SKY, "own": BLUE, "own, pruned": VERMILION}
-
-
-def branch_tree(nodes: Sequence[Node]) -> Layered:
-    """A problem's branches by token position: what each shares, what it computed itself, which were pruned."""
-    order = [str(node.branch) for node in nodes]
-    rows = [part for node in nodes for part in _spans(node)]
-    y = alt.Y("branch:N", sort=order, title="branch", axis=alt.Axis(labelOverlap=True))
-    bars = (
-        alt.Chart(inline(rows))
-        .mark_bar()
-        .encode(
-            x=alt.X("start:Q", title="tokens from the problem's beginning", axis=token_axis()),
-            x2=alt.X2("end:Q"),
-            y=y,
-            color=alt.Color("part:N", scale=colour_scale(BRANCH_COLOURS), legend=legend(3)),
-            tooltip=[
-                *tips("branch:N", "parent:N", "kind:N", "part:N", "start:Q", "end:Q", "ended:N"),
-            ],
-        )
+def ranking(found: Recommendation, most: int = 12) -> Layered:
+    """Dollars an hour for the asked load, configuration by configuration, the best first; what gives out first."""
+    feasible = [c for c in found.candidates if c.feasible and c.usd_per_hour is not None][:most]
+    rows: Rows = [_candidate(place, candidate) for place, candidate in enumerate(feasible)]
+    two_lines = alt.Axis(labelLimit=240, labelOverlap=False, labelExpr="split(datum.label, '|')")
+    base = alt.Chart(inline(rows)).encode(
+        x=alt.X("usd:Q", title="$ an hour for the asked load"),
+        y=alt.Y("label:N", sort=[row["label"] for row in rows], title=None, axis=two_lines),
     )
-    links = [
-        {"x": n.prompt_tokens, "branch": str(b), "link": n.branch}
-        for n in nodes
-        if n.parent is not None
-        for b in (n.parent, n.branch)
-    ]
-    lines = (
-        alt.Chart(inline(links))
-        .mark_line(color=GREY, strokeWidth=1)
-        .encode(x=alt.X("x:Q"), y=y, detail=alt.Detail("link:N"))
+    bars = base.mark_bar().encode(
+        color=alt.Color("state:N", scale=colour_scale({"best": BLUE, "others": SKY}), legend=legend(2)),
+        tooltip=[
+            *tips("what:N"),
+            alt.Tooltip("usd:Q", format=",.2f"),
+            *tips("gpus:Q", "limited_by:N"),
+        ],
     )
-    return alt.layer(bars, lines).properties(height=150 + 12 * len(nodes))
+    return alt.layer(bars).properties(height=110 + 40 * len(rows))
 
 
-def _spans(node: Node) -> Rows:
-    own = "own, pruned" if node.pruned else "own"
-    end = node.prompt_tokens + node.output_tokens
-    common = {
-        "branch": str(node.branch),
-        "parent": "the problem" if node.parent is None else str(node.parent),
-        "kind": node.kind,
-        "ended": node.end,
+def _candidate(place: int, candidate: Candidate) -> dict[str, object]:
+    what = ", ".join(str(value) for value in candidate.settings.values())
+    return {
+        "what": what,
+        "usd": candidate.usd_per_hour,
+        "gpus": candidate.num_gpus,
+        "limited_by": candidate.limited_by,
+        "label": f"{what}|{candidate.num_gpus} GPUs, {candidate.limited_by}",
+        "state": "others" if place else "best",
     }
-    spans = ((0, node.hit_tokens, "shared with others"), (node.hit_tokens, end, own))
-    return [{**common, "part": part, "start": a, "end": b} for a, b, part in spans if b > a]

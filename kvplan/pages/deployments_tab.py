@@ -6,13 +6,14 @@ from typing import Any
 
 import streamlit as st
 
-from kvplan.charts import search as charts
+from kvplan.charts import searches as charts
+from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names
 from kvplan.pages.jobs import Progress, Work
-from kvplan.pages.uploads import checked
-from kvplan.pages.widgets import BIND, KV_DTYPES, PASTED, Asked, chart, marked, run_box
-from kvplan.scenario.schema import Scenario, dump_scenario, parse_scenario
+from kvplan.pages.sidebar import KV_DTYPES, Asked
+from kvplan.pages.widgets import BIND, chart, marked, or_complaint, run_box, scenario_to_copy
+from kvplan.scenario.schema import Scenario
 from kvplan.search.recommendation import Recommendation
 from kvplan.search.recommending import recommend
 from kvplan.simulation.watch import Watch
@@ -35,44 +36,19 @@ def inputs(asked: Asked) -> Scenario | str:
     ranks = for_ranks.multiselect("Tensor parallel", (1, 2, 4, 8), (1, 2), key="ranks", **BIND)
     dtypes = for_dtypes.multiselect("KV cache dtype", KV_DTYPES, ("auto",), key="dtypes", **BIND)
     most = for_most.number_input("Most GPUs (0: any)", 0, 100_000, 0, key="max_gpus", **BIND)
-    try:
-        return _search(asked, float(rate), (ttfvt, e2el, share), (cards, ranks, dtypes), int(most))
-    except KvplanError as error:
-        return str(error)
-
-
-def _search(
-    asked: Asked, rate: float, targets: tuple[float, float, float], lists: tuple[Any, Any, Any], most: int
-) -> Scenario:
-    if asked.model == PASTED or asked.engine != "vllm":
-        raise KvplanError(
-            "recommendations are simulated: bundled models under vllm; choose them in the sidebar"
-        )
-    cards, ranks, dtypes = lists
-    if not (cards and ranks and dtypes):
-        raise KvplanError("name at least one card, one number of ranks and one KV dtype to try")
-    ttfvt, e2el, share = targets
+    targets = {"ttfvt_ms": ttfvt or None, "e2el_ms": e2el or None, "share": share}
     over = {"gpu": cards, "engine.tensor_parallel_size": ranks, "engine.kv_cache_dtype": dtypes}
+    return or_complaint(lambda: _search(asked, float(rate), targets, over, int(most)))
+
+
+def _search(asked: Asked, rate: float, slo: dict[str, Any], over: dict[str, Any], most: int) -> Scenario:
+    if not all(over.values()):
+        raise KvplanError("name at least one card, one number of ranks and one KV dtype to try")
     flags = asked.args.model_dump(exclude_defaults=True)
-    return checked(
-        parse_scenario(
-            {
-                "name": "recommend",
-                "model": asked.model,
-                "gpu": cards[0],
-                "engine": {k: v for k, v in flags.items() if f"engine.{k}" not in over},
-                "workload": {
-                    "num_requests": NUM_REQUESTS,
-                    "arrivals": {"kind": "poisson", "rate": rate},
-                    "prompt": asked.prompt.model_dump(),
-                    "thinking": asked.thinking.model_dump() if asked.thinking_len else 0,
-                    "answer": asked.answer.model_dump(),
-                },
-                "slo": {"ttfvt_ms": ttfvt or None, "e2el_ms": e2el or None, "share": share},
-                "search": {"over": over, "rate": rate, "max_gpus": most or None, "refine": 1, "seeds": 2},
-            }
-        )
-    )
+    fixed = EngineArgs(**{k: v for k, v in flags.items() if f"engine.{k}" not in over})
+    search = {"over": over, "rate": rate, "max_gpus": most or None, "refine": 1, "seeds": 2}
+    first = asked._replace(gpu=over["gpu"][0], args=fixed)
+    return first.scenario("recommend", NUM_REQUESTS, rate, slo=slo, search=search)
 
 
 def work(scenario: Scenario) -> Work:
@@ -91,12 +67,10 @@ def work(scenario: Scenario) -> Work:
 
 def render(scenario: Scenario | str) -> None:
     """Search, show the ranking."""
-    if isinstance(scenario, str):
-        st.error(marked(scenario))
+    told = scenario_to_copy(scenario, "The search as a file (kvplan recommend)")
+    if told is None:
         return
-    with st.expander("The search as a file (kvplan recommend)"):
-        st.code(dump_scenario(scenario), language="yaml")
-    found = run_box("recommend", scenario, work(scenario), "Recommend")
+    found = run_box("recommend", told, work(told), "Recommend")
     if found is not None:
         _show(found)
 

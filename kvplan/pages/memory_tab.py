@@ -6,20 +6,18 @@ import numpy as np
 import streamlit as st
 
 from kvplan.charts import plans as charts
-from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.memory.answers import Plan, Span
-from kvplan.memory.demand import Demand
 from kvplan.memory.inverse import Option
-from kvplan.memory.plan import concurrency_curve, estimate
+from kvplan.memory.plan import concurrency_curve
 from kvplan.memory.report import bytes_per_token, plan_document, reason, serve_line
 from kvplan.memory.varying import varying_traces
 from kvplan.observed.reconciliation import reconcile
 from kvplan.observed.startup import read_log
+from kvplan.pages.sidebar import Asked, plan_of, read_model
 from kvplan.pages.uploads import check_size
-from kvplan.pages.widgets import BIND, Asked, chart, guarded, marked, plan_of, read_model
+from kvplan.pages.widgets import BIND, chart, guarded, marked
 from kvplan.units import KiB, gib
-from kvplan.workload.lengths import Length
 
 
 def render(asked: Asked) -> None:
@@ -30,7 +28,7 @@ def render(asked: Asked) -> None:
 
 
 def _answer(asked: Asked) -> None:
-    plan, options = plan_of(*asked[:6])
+    plan, options = plan_of(asked)
     _verdict(plan)
     _figures(plan, asked)
     st.subheader("Where the memory goes")
@@ -39,8 +37,7 @@ def _answer(asked: Asked) -> None:
         st.table(_rows(plan), hide_index=True)
     st.subheader("Traces at once, by length")
     lengths = trace_lengths(plan)
-    curve = curve_of(asked.model, asked.config, asked.gpu, asked.engine, asked.args, asked.demand, lengths)
-    chart(charts.concurrency(plan, lengths, curve), "concurrency")
+    chart(charts.concurrency(plan, lengths, curve_of(asked, lengths)), "concurrency")
     st.caption("Band: the range that measured overheads leave open. Samples of one request share its prompt.")
     _ways_out(options)
     st.subheader("What to run")
@@ -97,7 +94,7 @@ def _figures(plan: Plan, asked: Asked) -> None:
         st.metric(
             "Traces at once", f"{plan.num_traces:,}", help=f"limited by {plan.limited_by}", width="content"
         )
-        varying = varying_of(*asked[:6], asked.prompt, asked.thinking, asked.answer)
+        varying = varying_of(asked)
         if varying is not None:
             st.metric(
                 "If lengths vary", f"{varying:,}", width="content",
@@ -127,19 +124,12 @@ def trace_lengths(plan: Plan) -> tuple[int, ...]:
 
 
 @st.cache_data(max_entries=256)
-def curve_of(
-    name: str, config: str, gpu: str, engine: str, args: EngineArgs, demand: Demand, lengths: tuple[int, ...]
-) -> list[Span]:
+def curve_of(asked: Asked, lengths: tuple[int, ...]) -> list[Span]:
     """Concurrency at these lengths."""
-    plan = estimate(read_model(name, config), gpu, args, engine=engine, demand=demand)
-    return concurrency_curve(plan, lengths)
+    return concurrency_curve(plan_of(asked)[0], lengths)
 
 
 @st.cache_data(max_entries=256)
-def varying_of(
-    name: str, config: str, gpu: str, engine: str, args: EngineArgs, demand: Demand,
-    prompt: Length, thinking: Length, answer: Length,
-) -> int | None:  # fmt: skip
+def varying_of(asked: Asked) -> int | None:
     """Traces that may run when lengths vary."""
-    plan = estimate(read_model(name, config), gpu, args, engine=engine, demand=demand)
-    return varying_traces(plan, prompt, thinking, answer)
+    return varying_traces(plan_of(asked)[0], *asked.lengths.values())

@@ -10,10 +10,19 @@ import streamlit as st
 from kvplan.charts import runs as charts
 from kvplan.errors import KvplanError
 from kvplan.pages.jobs import Progress, Work
-from kvplan.pages.uploads import checked, scenario_by_name, scenario_from_text, through_files
-from kvplan.pages.widgets import BIND, PASTED, Asked, chart, marked, run_box
+from kvplan.pages.sidebar import Asked
+from kvplan.pages.uploads import scenario_from_text, through_files
+from kvplan.pages.widgets import (
+    BIND,
+    bundled_scenario,
+    chart,
+    marked,
+    or_complaint,
+    run_box,
+    scenario_to_copy,
+)
 from kvplan.resources import scenarios_dir
-from kvplan.scenario.schema import Scenario, dump_scenario, parse_scenario
+from kvplan.scenario.schema import Scenario, dump_scenario
 from kvplan.simulation.bench_report import bench_block, bench_tail
 from kvplan.simulation.block_map import BlockMap, holdings
 from kvplan.simulation.records import write_records
@@ -25,7 +34,7 @@ from kvplan.simulation.watch import Watch
 SOURCES = ("Bundled", "From the sidebar", "Upload")
 
 
-class Outcome(NamedTuple):
+class SimulatedRun(NamedTuple):
     """A run, and who owned which blocks if that was asked for."""
 
     result: Result
@@ -37,42 +46,20 @@ def inputs(asked: Asked) -> Scenario | str:
     source = st.segmented_control(
         "Scenario", SOURCES, default=SOURCES[0], required=True, key="source", **BIND
     )
-    try:
-        if source == "Upload":
-            return _uploaded()
-        return _built(asked) if source == "From the sidebar" else _bundled()
-    except KvplanError as error:
-        return str(error)
+    read = {"Upload": _uploaded, "From the sidebar": lambda: _built(asked)}.get(str(source), _bundled)
+    return or_complaint(read)
 
 
 def _bundled() -> Scenario:
     names = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))
-    left, right = st.columns(2)
-    name = left.selectbox(
-        "Bundled scenario", names, index=names.index("long_thinking"), key="scenario", **BIND
-    )
-    changes = right.text_area(
-        "Changes, a key=value a line", key="set", max_chars=4000, height=68,
-        placeholder="engine.max_num_seqs=64", **BIND,
-    )  # fmt: skip
-    st.caption("Model, card and flags are the scenario's own, not the sidebar's.")
-    return _named(name, tuple(line.strip() for line in changes.splitlines() if line.strip()))
-
-
-@st.cache_data(max_entries=64)
-def _named(name: str, changes: tuple[str, ...]) -> Scenario:
-    return scenario_by_name(name, changes)
+    keys = ("scenario", "set")
+    return bundled_scenario("Bundled scenario", names, "long_thinking", keys, "engine.max_num_seqs=64")
 
 
 def _uploaded() -> Scenario:
     file = st.file_uploader("A scenario file", type=["yaml", "yml"], max_upload_size=2, key="scenario_file")
     if file is None:
         raise KvplanError("upload a scenario file; it may name bundled models and no files")
-    return through_upload(file)
-
-
-def through_upload(file: Any) -> Scenario:
-    """Read an uploaded scenario."""
     return scenario_from_text(file.getvalue().decode("utf-8", errors="replace"), file.name.rpartition(".")[0])
 
 
@@ -85,60 +72,36 @@ def _built(asked: Asked) -> Scenario:
     ttft = left.number_input("SLO: first token, ms (0: none)", 0.0, 1e8, 0.0, key="slo_ttft", **BIND)
     tpot = middle.number_input("SLO: per token, ms (0: none)", 0.0, 1e8, 0.0, key="slo_tpot", **BIND)
     e2el = right.number_input("SLO: end to end, ms (0: none)", 0.0, 1e9, 0.0, key="slo_e2el", **BIND)
-    if asked.model == PASTED or asked.engine != "vllm":
-        raise KvplanError("the simulator runs bundled models under vllm; choose them in the sidebar")
     slo = {"ttft_ms": ttft or None, "tpot_ms": tpot or None, "e2el_ms": e2el or None}
-    return checked(
-        parse_scenario(
-            {
-                "name": "from the sidebar",
-                "model": asked.model,
-                "gpu": asked.gpu,
-                "engine": asked.args.model_dump(exclude_defaults=True),
-                "workload": {
-                    "num_requests": int(requests),
-                    "seed": int(seed),
-                    "arrivals": {"kind": "poisson", "rate": rate},
-                    "prompt": asked.prompt,
-                    "thinking": asked.thinking if asked.thinking_len else 0,
-                    "answer": asked.answer,
-                },
-                "slo": slo,
-            }
-        )
-    )
+    return asked.scenario("from the sidebar", int(requests), rate, int(seed), slo=slo)
 
 
 def work(scenario: Scenario, with_blocks: bool) -> Work:
     """The simulation as a job."""
 
-    def run(progress: Progress, watch: Watch) -> Outcome:
+    def run(progress: Progress, watch: Watch) -> SimulatedRun:
         blocks = BlockMap()
         look = Watch(watch.cancelled, blocks.look)
         result = simulate(scenario, step_by_step=with_blocks, progress=progress, watch=look)
-        return Outcome(result, blocks)
+        return SimulatedRun(result, blocks)
 
     return run
 
 
 def render(scenario: Scenario | str) -> None:
     """Run it, show what happened."""
-    if isinstance(scenario, str):
-        st.error(marked(scenario))
+    told = scenario_to_copy(scenario)
+    if told is None:
         return
-    with st.expander("The scenario as a file"):
-        st.code(dump_scenario(scenario), language="yaml")
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.download_button(
-            "Download the scenario", dump_scenario(scenario), f"{scenario.name}.yaml", key="yaml"
-        )
+        st.download_button("Download the scenario", dump_scenario(told), f"{told.name}.yaml", key="yaml")
         with_blocks = st.toggle("Note who owns which block (slower: step by step)", key="owners", **BIND)
-    found = run_box("simulate", (scenario, with_blocks), work(scenario, with_blocks), "Simulate")
+    found = run_box("simulate", (told, with_blocks), work(told, with_blocks), "Simulate")
     if found is not None:
         _show(found)
 
 
-def _show(found: Outcome) -> None:
+def _show(found: SimulatedRun) -> None:
     result = found.result
     _headline(result)
     left, right = st.columns(2)
@@ -230,7 +193,7 @@ def _clip(ids: str) -> str:
     return ids if len(ids) < 60 else ids[:57] + "..."
 
 
-def _downloads(found: Outcome) -> None:
+def _downloads(found: SimulatedRun) -> None:
     result = found.result
     with st.container(horizontal=True):
         st.download_button(

@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from kvplan.charts import searches as charts
+from kvplan.charts import runs, searches
 from kvplan.errors import KvplanError
 from kvplan.pages.jobs import Progress, Work
-from kvplan.pages.simulation_tab import _named
-from kvplan.pages.widgets import BIND, chart, marked, run_box
+from kvplan.pages.widgets import bundled_scenario, chart, marked, or_complaint, run_box, scenario_to_copy
 from kvplan.resources import scenarios_dir
-from kvplan.scenario.schema import Scenario, dump_scenario
+from kvplan.scenario.schema import Scenario
 from kvplan.search.comparison import Comparison, compare
 from kvplan.simulation.branches import BranchNotes, tree
 from kvplan.simulation.records import Records
@@ -20,7 +19,7 @@ from kvplan.simulation.solve import solve
 from kvplan.simulation.watch import Watch
 
 
-class Outcome(NamedTuple):
+class ComparedStrategies(NamedTuple):
     """The comparison, and the branches of each strategy over a few problems."""
 
     found: Comparison
@@ -30,34 +29,23 @@ class Outcome(NamedTuple):
 def inputs() -> Scenario | str:
     """A scenario with problems, or what is wrong with it."""
     names = sorted(path.stem for path in scenarios_dir().glob("strategy_*.yaml"))
-    left, right = st.columns(2)
-    name = left.selectbox(
-        "Strategies to compare",
-        names,
-        index=names.index("strategy_thinking_budget"),
-        key="strategies",
-        **BIND,
-    )
-    changes = right.text_area(
-        "Changes, a key=value a line", key="strategies_set", max_chars=4000, height=68,
-        placeholder="problems.num_problems=50", **BIND,
-    )  # fmt: skip
-    st.caption("Model, card and flags are the scenario's own, not the sidebar's.")
-    try:
-        scenario = _named(name, tuple(line.strip() for line in changes.splitlines() if line.strip()))
-        if scenario.problems is None:
-            raise KvplanError("nothing to compare: the scenario has no `problems` with `strategies`")
-        return scenario
-    except KvplanError as error:
-        return str(error)
+    return or_complaint(lambda: _with_problems(names))
+
+
+def _with_problems(names: list[str]) -> Scenario:
+    keys, example = ("strategies", "strategies_set"), "problems.num_problems=50"
+    scenario = bundled_scenario("Strategies to compare", names, "strategy_thinking_budget", keys, example)
+    if scenario.problems is None:
+        raise KvplanError("nothing to compare: the scenario has no `problems` with `strategies`")
+    return scenario
 
 
 def work(scenario: Scenario) -> Work:
     """The comparison as a job, then each strategy once more over few problems, for its tree."""
 
-    def run(progress: Progress, watch: Watch) -> Outcome:
+    def run(progress: Progress, watch: Watch) -> ComparedStrategies:
         found = compare(scenario, progress=progress, watch=watch)
-        return Outcome(found, _grow(scenario, watch))
+        return ComparedStrategies(found, _grow(scenario, watch))
 
     return run
 
@@ -74,17 +62,15 @@ def _grow(scenario: Scenario, watch: Watch) -> dict[str, tuple[BranchNotes, Reco
 
 def render(scenario: Scenario | str) -> None:
     """Compare, show."""
-    if isinstance(scenario, str):
-        st.error(marked(scenario))
+    told = scenario_to_copy(scenario)
+    if told is None:
         return
-    with st.expander("The scenario as a file"):
-        st.code(dump_scenario(scenario), language="yaml")
-    outcome = run_box("compare", scenario, work(scenario), "Compare")
+    outcome = run_box("compare", told, work(told), "Compare")
     if outcome is not None:
         _show(outcome)
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: ComparedStrategies) -> None:
     found = outcome.found
     if found.caution:
         st.info(found.caution[0].upper() + found.caution[1:])
@@ -93,14 +79,14 @@ def _show(outcome: Outcome) -> None:
     left, right = st.columns(2)
     with left:
         st.subheader("Accuracy, latency, cost")
-        chart(charts.pareto(found), "pareto")
+        chart(searches.pareto(found), "pareto")
         st.caption(
             "Dot size: dollars per correct answer. Blue: nobody is as accurate, as fast and as cheap. "
             "Numbers: as beside."
         )
     with right:
         st.subheader("Correct answers per GPU-hour")
-        chart(charts.correct_per_gpu_hour(found), "per_hour")
+        chart(searches.correct_per_gpu_hour(found), "per_hour")
     if len(found.budgets) > 1:
         _budgets(found)
     _tree(outcome)
@@ -113,9 +99,9 @@ def _show(outcome: Outcome) -> None:
 
 def _budgets(found: Comparison) -> None:
     st.subheader("Thinking budget")
-    for column, field in zip(st.columns(2), charts.SWEPT, strict=True):
+    for column, field in zip(st.columns(2), searches.SWEPT, strict=True):
         with column:
-            chart(charts.budget_sweep(found, field), f"budgets_{field}")
+            chart(searches.budget_sweep(found, field), f"budgets_{field}")
     cheapest = found.caps.get("cost_optimal")
     text = f"A budget of {found.caps['p99_of_traces']:,.0f} tokens cuts one trace in a hundred"
     st.caption(
@@ -125,7 +111,7 @@ def _budgets(found: Comparison) -> None:
 
 
 @st.fragment
-def _tree(outcome: Outcome) -> None:
+def _tree(outcome: ComparedStrategies) -> None:
     st.subheader("One problem's branches")
     left, right = st.columns(2)
     names = list(outcome.grown)
@@ -134,7 +120,7 @@ def _tree(outcome: Outcome) -> None:
     notes, records = outcome.grown[name]
     problem = right.selectbox("Problem", sorted(notes.launches), key="tree_problem")
     nodes = tree(notes, records, problem)
-    chart(charts.branch_tree(nodes), "tree")
+    chart(runs.branch_tree(nodes), "tree")
     pruned = sum(node.pruned for node in nodes)
     told = f"{len(nodes)} branches" if len(nodes) > 1 else "One branch, nothing to share"
     freed = f", {pruned} pruned: their blocks are free at once, cached until others take them"

@@ -9,10 +9,7 @@ import pytest
 
 pytest.importorskip("altair")
 
-from kvplan.charts import plans as charts
-from kvplan.charts import runs as charts_runs
-from kvplan.charts import search as charts_search
-from kvplan.charts import searches as charts_strategies
+from kvplan.charts import fits, plans, runs, searches
 from kvplan.charts.drawing import PALE, PALETTE
 from kvplan.memory.demand import Demand
 from kvplan.memory.plan import concurrency_curve, estimate
@@ -62,7 +59,7 @@ def comparison() -> Comparison:
 def test_memory_bar_shows_every_row_and_the_limits() -> None:
     """Segments sum to the card's total; the rules carry names."""
     plan = estimate("Qwen/Qwen3-8B", "h100")
-    spec = charts.memory_bar(plan).to_dict()
+    spec = plans.memory_bar(plan).to_dict()
     assert sum(r["gib"] for r in rows_of(spec) if "use" in r) == pytest.approx(
         plan.budget.total.size.value / 2**30
     )
@@ -73,29 +70,29 @@ def test_memory_bar_shows_every_row_and_the_limits() -> None:
 def test_concurrency_marks_the_question_and_the_limit() -> None:
     plan = estimate("Qwen/Qwen3-8B", "h100", demand=Demand(input_len=512, output_len=4096))
     lengths = (600, 4608, 40_000)
-    spec = charts.concurrency(plan, lengths, concurrency_curve(plan, lengths)).to_dict()
+    spec = plans.concurrency(plan, lengths, concurrency_curve(plan, lengths)).to_dict()
     drawn = {r["tokens"]: r for r in rows_of(spec) if "low" in r}
     assert drawn[4608]["traces"] == plan.traces.value
     assert drawn[4608]["low"] <= drawn[4608]["traces"] <= drawn[4608]["high"]
     assert {r["tokens"] for r in rows_of(spec) if "yours" in r.get("name", "")} == {plan.trace_tokens}
     small = estimate("Qwen/Qwen3-0.6B", "h200", demand=Demand(input_len=16, output_len=16))
-    spec = charts.concurrency(small, (32, 64), concurrency_curve(small, (32, 64))).to_dict()
+    spec = plans.concurrency(small, (32, 64), concurrency_curve(small, (32, 64))).to_dict()
     assert limits(spec) == {f"max_num_seqs {small.args.max_num_seqs:,}": small.args.max_num_seqs}
 
 
 def test_a_run_is_drawn_as_it_was(result: Result) -> None:
     """Every sample by kind, the pool as a rule; every request's phases join without a gap from arrival to finish."""
-    spec = charts_runs.kv_over_time(result).to_dict()
-    kinds = [r for r in rows_of(spec) if r.get("kind") in charts_runs.KV_KINDS]
+    spec = runs.kv_over_time(result).to_dict()
+    kinds = [r for r in rows_of(spec) if r.get("kind") in runs.KV_KINDS]
     assert sum(r["tokens"] for r in kinds if r["kind"] == "thinking") == sum(
         s.thinking_tokens for s in result.samples
     )
     assert list(limits(spec).values()) == [result.pool.num_blocks * result.pool.block_size]
-    queue = charts_runs.queue_over_time(result).to_dict()
+    queue = runs.queue_over_time(result).to_dict()
     preempted = [r["count"] for r in rows_of(queue) if r.get("what") == "preemptions so far"]
     assert preempted == sorted(preempted)
     assert preempted[-1] <= result.totals.preemptions
-    lanes = charts_runs.request_timeline(result.records, count=50).to_dict()
+    lanes = runs.request_timeline(result.records, count=50).to_dict()
     columns = result.records.columns()
     for i, request in enumerate(columns["request_id"]):
         phases = [r for r in rows_of(lanes) if r.get("request") == request and "phase" in r]
@@ -103,10 +100,10 @@ def test_a_run_is_drawn_as_it_was(result: Result) -> None:
         assert max(p["end_s"] for p in phases) == columns["finish_s"][i]
 
 
-@pytest.mark.parametrize("name", charts_runs.LATENCIES)
+@pytest.mark.parametrize("name", runs.LATENCIES)
 def test_latencies_end_at_everybody(result: Result, name: str) -> None:
     """The share rises to 1; a target is a rule, where there is one."""
-    spec = charts_runs.latency_shares(result, name).to_dict()
+    spec = runs.latency_shares(result, name).to_dict()
     shares = [r["share"] for r in rows_of(spec) if "share" in r]
     assert shares == sorted(shares)
     assert shares[-1] == 1
@@ -118,7 +115,7 @@ def test_a_block_has_one_cell_and_its_owners_colour() -> None:
     blocks = BlockMap()
     simulate(load_scenario("block_map"), step_by_step=True, watch=Watch(on_sample=blocks.look))
     moment = blocks.moments[len(blocks.moments) // 2]
-    cells = list(rows_of(charts_runs.block_map(blocks, moment).to_dict()))
+    cells = list(rows_of(runs.block_map(blocks, moment).to_dict()))
     assert len(cells) == blocks.high_water
     shared = {i for e in moment.replicas[0] if len(e.owners) > 1 for i in range(e.first, e.first + e.length)}
     assert {int(cell["block"]) for cell in cells if cell["state"] == "shared"} == shared
@@ -127,7 +124,7 @@ def test_a_block_has_one_cell_and_its_owners_colour() -> None:
 
 def test_strategies_are_drawn_as_compared(comparison: Comparison) -> None:
     """A dot each, the front as the table has it, the limit and the caps as rules."""
-    spec = charts_strategies.pareto(comparison).to_dict()
+    spec = searches.pareto(comparison).to_dict()
     dots = {r["strategy"]: r for r in rows_of(spec) if "strategy" in r}
     assert {n: d["front"] == "on the front" for n, d in dots.items()} == {
         r.strategy: r.pareto for r in comparison.rows
@@ -135,13 +132,13 @@ def test_strategies_are_drawn_as_compared(comparison: Comparison) -> None:
     assert limits(spec) == {"limit 90 s": 90}
     numbers = [n for r in rows_of(spec) if "numbers" in r for n in r["numbers"].split(", ")]
     assert sorted(map(int, numbers)) == list(range(1, len(comparison.rows) + 1))
-    sweep = charts_strategies.budget_sweep(comparison, "accuracy").to_dict()
+    sweep = searches.budget_sweep(comparison, "accuracy").to_dict()
     assert {r["budget"] for r in rows_of(sweep) if "budget" in r} == {1024, 4096, 8192, 16384}
     assert limits(sweep) == {
         "p99 of traces": comparison.caps["p99_of_traces"],
         "cheapest": comparison.caps["cost_optimal"],
     }
-    bars = charts_strategies.correct_per_gpu_hour(comparison).to_dict()
+    bars = searches.correct_per_gpu_hour(comparison).to_dict()
     per_hour = {r["strategy"]: r["correct_per_gpu_hour"] for r in rows_of(bars)}
     for row in comparison.rows:
         if row.gpu_s_per_correct:
@@ -152,7 +149,7 @@ def test_a_branch_is_as_long_as_its_sequence() -> None:
     notes = BranchNotes()
     found = simulate(load_scenario("block_map"), watch=Watch(on_branch=notes.start))
     nodes = tree(notes, found.records, 0)
-    spec = charts_strategies.branch_tree(nodes).to_dict()
+    spec = runs.branch_tree(nodes).to_dict()
     for node in nodes:
         parts = [r for r in rows_of(spec) if r.get("branch") == str(node.branch) and "part" in r]
         assert sum(p["end"] - p["start"] for p in parts) == node.prompt_tokens + node.output_tokens
@@ -163,7 +160,7 @@ def test_a_ranking_is_drawn_best_first() -> None:
     """A bar per feasible candidate, in the search's order, with what limits it."""
     scenario = load_scenario("chat", ["workload.num_requests=6", "slo.ttft_ms=2000", "slo.tpot_ms=200"])
     found = recommend(scenario.model_dump(mode="json", exclude_defaults=True), {"gpu": ["l40s", "rtx-4090"]})
-    rows = [row for row in rows_of(charts_search.ranking(found).to_dict()) if "what" in row]
+    rows = [row for row in rows_of(searches.ranking(found).to_dict()) if "what" in row]
     best = [candidate for candidate in found.candidates if candidate.feasible]
     assert best
     assert {row["what"]: row["usd"] for row in rows} == {str(c.settings["gpu"]): c.usd_per_hour for c in best}
@@ -172,7 +169,7 @@ def test_a_ranking_is_drawn_best_first() -> None:
 
 @pytest.mark.parametrize("profile", bundled_profiles(), ids=lambda p: p.name)
 def test_every_profile_shows_its_errors(profile: Any) -> None:
-    rows = list(rows_of(charts.profile_errors([profile]).to_dict()))
+    rows = list(rows_of(fits.profile_errors([profile]).to_dict()))
     assert len(rows) == len(profile.timing.errors)
 
 

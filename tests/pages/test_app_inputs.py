@@ -13,8 +13,8 @@ pytest.importorskip("pandas")
 from app_driver import APP, calm, metrics, one_line, press, run, widgets
 from streamlit.testing.v1 import AppTest
 
+from kvplan.pages.sidebar import PASTED
 from kvplan.pages.uploads import MAX_BYTES
-from kvplan.pages.widgets import PASTED
 
 TABS = ("Estimate", "Simulate", "Strategies", "Recommend", "Calibration")
 NOT_IN_THE_LINK = {"config_text", "log"}

@@ -1,0 +1,80 @@
+"""Fits and measured runs as Altair charts: held-out errors, predicted against measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from kvplan.charts.drawing import BLUE, PALETTE, SKY, VERMILION, Layered, inline, legend, tips
+from kvplan.observed.recorded_run import RunComparison
+from kvplan.profiles.profile import Profile
+from kvplan.profiles.timing_profile import RegimeError
+
+
+def profile_errors(profiles: Sequence[Profile]) -> Layered:
+    """Median held-out error of every profile, regime by regime; the bar ends at the 95th percentile."""
+    rows = [
+        {"profile": p.name, "regime": _regime(e), "median": e.median, "p95": e.p95,
+         "held_out": e.held_out, "points": e.num_points}
+        for p in profiles if p.timing for e in p.timing.errors
+    ]  # fmt: skip
+    base = alt.Chart(inline(rows)).encode(
+        y=alt.Y("regime:N", title=None, axis=alt.Axis(labelLimit=220)),
+        tooltip=[
+            *tips("regime:N"),
+            *(alt.Tooltip(f"{q}:Q", format=".1%") for q in ("median", "p95")),
+            *tips("held_out:N", "points:Q"),
+        ],
+    )
+    bars = base.mark_rule(color=SKY, strokeWidth=4).encode(
+        x=alt.X("median:Q", title="error: median (dot) to p95", axis=alt.Axis(format="%")),
+        x2=alt.X2("p95:Q"),
+    )
+    return alt.layer(
+        bars, base.mark_point(filled=True, color=BLUE, size=50, opacity=1).encode(x=alt.X("median:Q"))
+    )
+
+
+def _regime(error: RegimeError) -> str:
+    """A family is often named after its regime."""
+    return error.family if error.family.startswith(error.regime) else f"{error.regime} {error.family}".strip()
+
+
+def predicted_measured(rows: Sequence[Mapping[str, Any]], unit: str = "s") -> Layered:
+    """Predicted against measured, on logarithmic axes; rows have measured, predicted and kind."""
+    values = [float(row[key]) for row in rows for key in ("measured", "predicted")]
+    ends = [{"a": v} for v in ((min(values), max(values)) if values else (1.0, 1.0))]
+    log = alt.Scale(type="log", nice=False, padding=6)
+    dots = (
+        alt.Chart(inline(rows))
+        .mark_circle(size=36, opacity=0.6)
+        .encode(
+            x=alt.X("measured:Q", scale=log, title=f"measured, {unit}", axis=alt.Axis(format="~s")),
+            y=alt.Y("predicted:Q", scale=log, title=f"predicted, {unit}", axis=alt.Axis(format="~s")),
+            color=alt.Color("kind:N", scale=alt.Scale(range=list(PALETTE)), legend=legend(4)),
+            tooltip=[
+                *tips("kind:N"),
+                alt.Tooltip("measured:Q", format=".4~g"),
+                alt.Tooltip("predicted:Q", format=".4~g"),
+            ],
+        )
+    )
+    line = (
+        alt.Chart(inline(ends))
+        .mark_line(strokeDash=[5, 4], color=VERMILION)
+        .encode(x=alt.X("a:Q"), y=alt.Y("a:Q"))
+    )
+    return alt.layer(dots, line).properties(height=320)
+
+
+def run_comparison(found: RunComparison) -> Layered:
+    """Simulated against real latencies, a dot per request and metric."""
+    rows = [
+        {"kind": metric, "measured": float(a), "predicted": float(b)}
+        for metric in ("ttft_ms", "tpot_ms", "e2e_ms")
+        for a, b in zip(getattr(found.real, metric), getattr(found.simulated, metric), strict=True)
+        if a > 0 and b > 0
+    ]
+    return predicted_measured(rows, "ms")
