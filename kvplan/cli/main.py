@@ -18,47 +18,35 @@ import kvplan
 from kvplan.errors import DoesNotFit, KvplanError
 
 COMMANDS = {
-    "estimate": (
-        "kvplan.cli.memory_commands:estimate_command",
-        "Does it fit: memory, blocks, traces at once.",
-    ),
-    "serve-command": (
-        "kvplan.cli.memory_commands:serve_command",
-        "The command that serves a plan; shell or YAML.",
-    ),
+    "estimate": ("memory_commands:estimate_command", "Does it fit: memory, blocks, traces at once."),
+    "serve-command": ("memory_commands:serve_command", "The command that serves a plan; shell or YAML."),
     "simulate": (
-        "kvplan.cli.simulation_commands:simulate_command",
+        "simulation_commands:simulate_command",
         "How it behaves: a scenario on a clock, with latencies, preemptions, KV over time.",
     ),
     "compare": (
-        "kvplan.cli.search_commands:compare_command",
+        "search_commands:compare_command",
         "Which test-time strategy: accuracy, latency, cost per correct answer.",
     ),
-    "sweep": (
-        "kvplan.cli.search_commands:sweep_command",
-        "Many scenarios: a grid over any keys, a row per point.",
-    ),
+    "sweep": ("search_commands:sweep_command", "Many scenarios: a grid over any keys, a row per point."),
     "recommend": (
-        "kvplan.cli.search_commands:recommend_command",
+        "search_commands:recommend_command",
         "What to run: deployments that keep the targets, the cheapest first.",
     ),
-    "fit": ("kvplan.cli.fit:fit_command", "Step-time profiles from measurements or published kernels."),
+    "fit": ("fit:fit_command", "Step-time profiles from measurements or published kernels."),
     "compare-run": (
-        "kvplan.cli.observed_commands:compare_run_command",
+        "observed_commands:compare_run_command",
         "A real run beside a simulation of the same requests: signed errors.",
     ),
     "reconcile": (
-        "kvplan.cli.observed_commands:reconcile_command",
+        "observed_commands:reconcile_command",
         "A real engine's start-up log beside the plan; learns its overheads.",
     ),
-    "calibrate": (
-        "kvplan.cli.calibration:calibrate_command",
-        "Measure this card, or a live server, and fit a profile.",
-    ),
-    "models": ("kvplan.cli.catalog_commands:models_command", "Bundled models."),
-    "gpus": ("kvplan.cli.catalog_commands:gpus_command", "The GPU table."),
+    "calibrate": ("calibration:calibrate_command", "Measure this card, or a live server, and fit a profile."),
+    "models": ("catalog_commands:models_command", "Bundled models."),
+    "gpus": ("catalog_commands:gpus_command", "The GPU table."),
 }
-"""Name -> (module:function, a line for the list of commands); imported when called. Add a command here."""
+"""Name -> (module of this room:function, a line for the list of commands); imported when called. Add a command here."""
 
 LONGEST = 700
 """Characters of a complaint; what a user typed may be longer than one wants to read again."""
@@ -87,7 +75,7 @@ def build_app(called: str = "") -> App:
     """The command tree; no command's module is imported yet. The one `called` speaks for itself, by its docstring."""
     app = App(name="kvplan", help=EXAMPLES, version=kvplan.__version__)
     for name, (target, summary) in COMMANDS.items():
-        app.command(target, name=name, **({} if name == called else {"help": summary}))
+        app.command(f"kvplan.cli.{target}", name=name, **({} if name == called else {"help": summary}))
     if called not in COMMANDS:
         app.register_install_completion_command(name="--install-completion")
     return app

@@ -10,7 +10,7 @@ from kvplan.engines.flags import EntryPoint, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.memory.inverse import what_would_fit
-from kvplan.memory.plan import Plan, estimate
+from kvplan.memory.plan import estimate
 from kvplan.memory.report import plan_document, plan_text, reason
 from kvplan.memory.serve_command import shell_command, unspoken, with_length, yaml_config
 from kvplan.models.load import load_model
@@ -63,38 +63,17 @@ def estimate_command(
     json
         One JSON document on stdout.
     """
-    plan = make_plan(model, gpu, engine, entry_point, args, demand, colocate, price_per_hour, hub, profile)
+    plan = estimate(
+        load_model(model, hub=hub), priced(get_gpu(gpu), price_per_hour), args, engine=engine, demand=demand,
+        entry_point=entry_point, colocate=read_colocate(colocate),
+        profile=read_overheads(profile, engine) if profile else None,
+    )  # fmt: skip
     options = what_would_fit(plan)
     if json:
         print_json(plan_document(plan, options))
     else:
         print(plan_text(plan, options))
     return 0 if plan.fits else 1
-
-
-def make_plan(
-    model: str,
-    gpu: str,
-    engine: str,
-    entry_point: EntryPoint,
-    args: FLAGS,
-    demand: DEMAND,
-    colocate: tuple[str, ...],
-    price_per_hour: float | None,
-    hub: bool,
-    profile: str | None = None,
-) -> Plan:
-    """The plan that a command line asks for."""
-    return estimate(
-        load_model(model, hub=hub),
-        priced(get_gpu(gpu), price_per_hour),
-        args,
-        engine=engine,
-        demand=demand,
-        entry_point=entry_point,
-        colocate=read_colocate(colocate),
-        profile=read_overheads(profile, engine) if profile else None,
-    )
 
 
 def read_colocate(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -170,7 +149,7 @@ def serve_command(
     hub
         Fetch the config from the Hugging Face hub if it is not bundled.
     """
-    plan = make_plan(model, gpu, engine, "serve", args, demand, (), None, hub)
+    plan = estimate(load_model(model, hub=hub), get_gpu(gpu), args, engine=engine, demand=demand)
     question = plan.question
     flags = with_length(question.args, question.demand)
     serving = question.engine.engine

@@ -12,8 +12,8 @@ from cyclopts import Parameter
 from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.progress import Progress
 from kvplan.scenario.schema import load_scenario
-from kvplan.search.backends import Execution, num_cores
 from kvplan.search.comparison import compare
+from kvplan.search.execution import Execution, num_cores
 from kvplan.search.recommending import recommend
 from kvplan.search.sweep_file import HASH
 from kvplan.search.sweeping import Sweep, sweep_rows

@@ -252,7 +252,7 @@ def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> N
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kvplan.cli.memory_commands.make_plan", interrupted)
+    monkeypatch.setattr("kvplan.cli.memory_commands.estimate", interrupted)
     assert run(["estimate", QWEN]) == 130
 
 
