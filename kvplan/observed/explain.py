@@ -250,13 +250,13 @@ def contradictions(log: StartupLog, plan: Plan, pool: PrintedPool) -> tuple[str,
 def _budget_conflict(log: StartupLog, plan: Plan) -> Iterator[str]:
     """vLLM's identity: utilization x total = weights + activation + non-torch + KV (+ graphs from 0.21)."""
     names = ("total_gib", "weights_gib", "activation_gib", "non_torch_gib", "kv_gib")
-    if log.engine != "vllm" or any(log.gib(name) is None for name in names):
+    if log.engine != "vllm" or any(log.figures.get(name) is None for name in names):
         return
     total, *used, pool = (log.figures[name] for name in names)
     share = float(
         str(
             log.flags.get(
-                "gpu_memory_utilization", log.gib("utilization") or plan.args.gpu_memory_utilization
+                "gpu_memory_utilization", log.figures.get("utilization") or plan.args.gpu_memory_utilization
             )
         )
     )
@@ -272,13 +272,15 @@ def _budget_conflict(log: StartupLog, plan: Plan) -> Iterator[str]:
 
 def _count_conflicts(log: StartupLog, plan: Plan, pool: PrintedPool) -> Iterator[str]:
     """Tokens, blocks and concurrency of one pool, where every layer keeps every token."""
-    tokens, times, length = (log.gib(n) for n in ("cache_tokens", "max_concurrency", "concurrency_len"))
+    tokens, times, length = (
+        log.figures.get(n) for n in ("cache_tokens", "max_concurrency", "concurrency_len")
+    )
     groups = plan.shape.groups
     simple = len(groups) == 1 and groups[0].kind in (AttentionKind.FULL, AttentionKind.MLA)
     if simple and tokens and times and length and abs(tokens / length - times) > 0.006 + CLOSE * times:
         yield f"{tokens:,.0f} tokens are {tokens / length:.2f} requests of {length:,.0f}, the log prints {times:.2f}x"
     for name in ("num_gpu_blocks", "cache_tokens", "max_concurrency"):
-        printed = log.gib(name)
+        printed = log.figures.get(name)
         if printed is None or not simple or pool.printed_gib is None or pool.low is None or pool.high is None:
             continue
         if pool.holds(name, printed) or alternative(name, printed, plan, pool):

@@ -38,25 +38,20 @@ def learn(log: StartupLog, plan: Plan, pool: PrintedPool) -> MemoryProfile:
         raise Unlearned("a flag states the pool, so it says nothing of overheads")
     profile = plan.question.profile
     assert profile is not None
-    profile = _with_weights(log, plan, profile)
-    profile = _with_graphs(log, plan, profile)
+    profile = _with_graphs(log, plan, _with_weights(log, plan, profile))
     peak = activation_bytes(log)
     if peak is not None:
         profile = with_peak(plan, profile, peak)
     target = pool.num_bytes + min(MARGIN, plan.shape.bytes_per_block // 2)
     solved = _with_rest(plan, profile, target, peak is not None)
-    if _is_plausible(solved):
+    if PLAUSIBLE[0] <= solved.runtime_gib.value <= PLAUSIBLE[1]:
         return solved
-    if log.gib("weights_gib") is None:
+    if log.figures.get("weights_gib") is None:
         return _with_other_weights(plan, profile, target)
     raise Unlearned(
         f"the pool would need a runtime growth of {solved.runtime_gib.value:.1f} GiB; "
         "card, utilisation or ranks are not the log's"
     )
-
-
-def _is_plausible(profile: MemoryProfile) -> bool:
-    return PLAUSIBLE[0] <= profile.runtime_gib.value <= PLAUSIBLE[1]
 
 
 def _with_other_weights(plan: Plan, profile: MemoryProfile, pool: int) -> MemoryProfile:
@@ -78,7 +73,7 @@ def activation_bytes(log: StartupLog) -> float | None:
 
     Torch's peak less the weights where only that is printed (vLLM 0.6).
     """
-    printed, peak, weights = (log.gib(n) for n in ("activation_gib", "peak_torch_gib", "weights_gib"))
+    printed, peak, weights = (log.figures.get(n) for n in ("activation_gib", "peak_torch_gib", "weights_gib"))
     if printed is None and peak is not None and weights:
         printed = peak - weights
     elif printed is not None and "consumed_gib" in log.figures:
@@ -88,15 +83,15 @@ def activation_bytes(log: StartupLog) -> float | None:
 
 def non_torch_gib(log: StartupLog) -> float | None:
     """Runtime growth: printed, or what is consumed beside the weights."""
-    consumed, weights = log.gib("consumed_gib"), log.gib("weights_gib")
-    printed = log.gib("non_torch_gib")
+    consumed, weights = log.figures.get("consumed_gib"), log.figures.get("weights_gib")
+    printed = log.figures.get("non_torch_gib")
     return consumed - weights if printed is None and consumed is not None and weights is not None else printed
 
 
 def before_loading(log: StartupLog) -> float | None:
     """Free memory before SGLang loads the weights, GiB: printed, or that after loading and what loading took."""
-    after, weights = log.gib("after_gib"), log.gib("weights_gib")
-    printed = log.gib("before_gib")
+    after, weights = log.figures.get("after_gib"), log.figures.get("weights_gib")
+    printed = log.figures.get("before_gib")
     return after + weights if printed is None and after is not None and weights is not None else printed
 
 
@@ -106,7 +101,7 @@ def _figure(value: float) -> Figure:
 
 def _with_weights(log: StartupLog, plan: Plan, profile: MemoryProfile) -> MemoryProfile:
     """Loaded less computed weights, for this model alone."""
-    printed = log.gib("weights_gib")
+    printed = log.figures.get("weights_gib")
     if printed is None:
         return profile
     more = printed - gib(plan.budget.weights.size.value)

@@ -53,11 +53,20 @@ def question_of(
     length = flags.max_model_len or 0
     spec = replace(spec, max_model_len=max(spec.max_model_len, length))
     profile = memory_profile(version.engine, version.version, version.legacy)
-    total = log.gib("total_gib")
+    total = log.figures.get("total_gib")
     if total:
         seen = Figure(value=total, low=total, high=total, source="the start-up log")
         profile = profile.model_copy(update={"total_gib": {card.name: seen}})
-    return Question(spec, card, flags, version, Demand(), entry_point, (), profile), assumed
+    question = Question(
+        model=spec,
+        gpu=card,
+        args=flags,
+        engine=version,
+        demand=Demand(),
+        entry_point=entry_point,
+        profile=profile,
+    )
+    return question, assumed
 
 
 def _model(log: StartupLog) -> ModelSpec:
@@ -78,7 +87,7 @@ def _spellings(told: str) -> list[str]:
 
 
 def _card(log: StartupLog) -> GpuSpec:
-    total = log.gib("total_gib")
+    total = log.figures.get("total_gib")
     if log.gpu:
         try:
             return get_gpu(log.gpu)
@@ -107,11 +116,9 @@ def _version(log: StartupLog, asked: EngineVersion | str | None) -> tuple[Engine
     if log.version:
         number = ".".join(log.version.split(".")[:2])
         return parse_engine(f"{log.engine}@{number}" + ("-v0" if log.legacy else "")), ()
-    numbers = _guess(log)
-    told = EngineVersion(log.engine, numbers, log.legacy)  # type: ignore[arg-type]
-    return told, (
-        f"the log does not print a version; {told} by the form and date of its lines (--engine overrules)",
-    )
+    told = EngineVersion(log.engine, _guess(log), log.legacy)  # type: ignore[arg-type]
+    why = f"the log does not print a version; {told} by the form and date of its lines (--engine overrules)"
+    return told, (why,)
 
 
 def _guess(log: StartupLog) -> tuple[int, int]:
@@ -122,37 +129,31 @@ def _guess(log: StartupLog) -> tuple[int, int]:
         return LATEST[log.engine]
     if log.legacy:
         return (0, 6) if "peak_torch_gib" in log.figures else (0, 7)
-    return (
-        (0, 32)
-        if "consumed_gib" in log.figures
-        else (0, 21)
-        if "graphs_estimated_gib" in log.figures
-        else (0, 20)
-    )
+    if "consumed_gib" in log.figures:
+        return (0, 32)
+    return (0, 21) if "graphs_estimated_gib" in log.figures else (0, 20)
 
 
 def args_of(log: StartupLog, model: ModelSpec, more: EngineArgs | None = None) -> EngineArgs:
     """The log's flags as `EngineArgs`; those the user states win. Values that no engine takes are left out."""
-    told: dict[str, Any] = {
-        name: value for name, value in log.flags.items() if name in EngineArgs.model_fields
-    }
-    if log.gib("utilization") and "kv_cache_memory_bytes" not in told:
-        told.setdefault("gpu_memory_utilization", log.figures["utilization"])
-    length = log.gib("concurrency_len") or log.gib("context_len") or log.gib("max_seq_len")
+    figures = log.figures
+    told: dict[str, Any] = {k: value for k, value in log.flags.items() if k in EngineArgs.model_fields}
+    if figures.get("utilization") and "kv_cache_memory_bytes" not in told:
+        told.setdefault("gpu_memory_utilization", figures["utilization"])
+    length = figures.get("concurrency_len") or figures.get("context_len") or figures.get("max_seq_len")
     if length:
         told["max_model_len"] = int(length)
     for flag, figure in (("max_num_seqs", "max_batch_size"), ("max_num_batched_tokens", "max_num_tokens")):
-        if figure in log.figures:
-            told.setdefault(flag, int(log.figures[figure]))
-    if "asked_gib" in log.figures:
-        told.setdefault("kv_cache_memory_bytes", int(log.figures["asked_gib"] * GiB))
+        if figure in figures:
+            told.setdefault(flag, int(figures[figure]))
+    if "asked_gib" in figures:
+        told.setdefault("kv_cache_memory_bytes", int(figures["asked_gib"] * GiB))
     tokens = log.flags.get("max_total_tokens")
     if isinstance(tokens, int):
         told.setdefault("num_gpu_blocks_override", tokens // int(told.get("block_size") or 1))
-    if log.gib("state_slots") and log.gib("state_slots") == told.get("max_num_seqs"):
-        told["enable_prefix_caching"] = (
-            False  # SGLang sizes states by the requests only without its radix cache
-        )
+    if figures.get("state_slots") and figures["state_slots"] == told.get("max_num_seqs"):
+        # SGLang sizes states by the requests only without its radix cache
+        told["enable_prefix_caching"] = False
     if told.get("dtype") == model.dtype:
         del told["dtype"]
     if model.quantization is not None or told.get("quantization") not in ON_LOAD:
@@ -165,13 +166,12 @@ def args_of(log: StartupLog, model: ModelSpec, more: EngineArgs | None = None) -
         except (ValidationError, KvplanError):
             if more and name in more.model_fields_set:
                 raise
-    defaults = args.model_dump(exclude_defaults=True)
-    return EngineArgs(**defaults)
+    return EngineArgs(**args.model_dump(exclude_defaults=True))
 
 
 def _sglang_share(log: StartupLog) -> float | None:
     """mem_fraction_static as 1 - (free after loading - pool) / free before, where the log prints all three."""
-    after, before, pool = log.gib("after_gib"), before_loading(log), pool_gib(log)
+    after, before, pool = log.figures.get("after_gib"), before_loading(log), pool_gib(log)
     if log.engine != "sglang" or log.flags.get("max_total_tokens") or not (after and before and pool):
         return None
     return round(1 - (after - pool) / before, 3)

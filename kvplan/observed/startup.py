@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from kvplan.errors import KvplanError
 from kvplan.observed.log_flags import FLAG_LINES, GPU_LINES, read_flags, read_gpu, read_model
-from kvplan.observed.patterns import ENGINES, Pattern
+from kvplan.observed.patterns import ENGINES
 from kvplan.observed.reader import clean_lines
 
 
@@ -47,10 +47,6 @@ class StartupLog:
     """Year and month of its first dated line, e.g. 2025-07; empty if its lines carry no year."""
     notes: tuple[str, ...]
     """What a reader should know: several starts, unequal ranks."""
-
-    def gib(self, figure: str) -> float | None:
-        """A figure, or None where the log does not print it."""
-        return self.figures.get(figure)
 
 
 _VERSION = {
@@ -100,10 +96,11 @@ def read_log(lines: str | Iterable[str]) -> StartupLog:
     Raises:
         KvplanError: no start-up in it, figures of two engines, figures that contradict each other, binary data.
     """
-    reader = _Reader()
+    start = _Start()
     for number, line in enumerate(clean_lines(lines), 1):
-        reader.read(number, line)
-    return reader.result()
+        start = start.at(line)
+        start.read(number, line)
+    return start.result()
 
 
 Readings = dict[str, list[tuple[int, Reading]]]
@@ -111,8 +108,8 @@ Readings = dict[str, list[tuple[int, Reading]]]
 
 
 @dataclass(slots=True)
-class _Reader:
-    """What has been read of the latest start."""
+class _Start:
+    """What has been read of one start."""
 
     readings: dict[str, Readings] = field(default_factory=lambda: {e: defaultdict(list) for e in ENGINES})
     flags: dict[str, dict[str, list[tuple[object, int]]]] = field(
@@ -122,8 +119,8 @@ class _Reader:
     model: str = ""
     gpu: str = ""
     month: str = ""
-    v0: int = 0
-    v1: int = 0
+    v0: bool = False
+    v1: bool = False
     banners: set[tuple[str, str]] = field(default_factory=set)
     starts: int = 1
     num_lines: int = 0
@@ -131,41 +128,38 @@ class _Reader:
     def read(self, number: int, line: str) -> None:
         """Take what one line tells."""
         self.num_lines = number
-        self._banner(line)
         if not self.month and (stamp := _STAMP.match(line)):
             self.month = stamp[1]
-        for engine, patterns in ENGINES.items():
-            for index, pattern in enumerate(patterns):
-                if pattern.literal in line:
-                    self._figure(engine, index, pattern, number, line)
+        self._figures(number, line)
         if any(literal in line for literal in FLAG_LINES) or _OPTION.match(line):
             self._configuration(number, line)
         if not self.gpu and any(literal in line for literal in GPU_LINES):
             self.gpu = read_gpu(line)
-        self.v0 += any(literal in line for literal in _V0)
-        self.v1 += any(literal in line for literal in _V1)
+        self.v0 |= any(literal in line for literal in _V0)
+        self.v1 |= any(literal in line for literal in _V1)
         if "version" in line or "engine (v" in line or "sglang" in line:
-            for engine, spelled in _VERSION.items():
-                found = spelled.search(line)
-                if found:
-                    self.version.setdefault(engine, found[1])
+            told = {
+                engine: found[1] for engine, spelled in _VERSION.items() if (found := spelled.search(line))
+            }
+            self.version = told | self.version
 
-    def _banner(self, line: str) -> None:
-        """Forget an earlier start when the same process says hello again."""
+    def at(self, line: str) -> _Start:
+        """The start that a line belongs to: a new one when the same process says hello again."""
         banner = next((b for b in _BANNERS if b in line), None)
         if banner is None:
-            return
-        rank = _rank(line)
-        if (banner, rank) in self.banners:
-            fresh = _Reader(starts=self.starts + 1, gpu=self.gpu, version=self.version)
-            for name in self.__slots__:
-                setattr(self, name, getattr(fresh, name))
-        self.banners.add((banner, rank))
+            return self
+        hello = (banner, _rank(line))
+        again = hello in self.banners
+        start = _Start(starts=self.starts + 1, gpu=self.gpu, version=self.version) if again else self
+        start.banners.add(hello)
+        return start
 
-    def _figure(self, engine: str, index: int, pattern: Pattern, number: int, line: str) -> None:
-        for match in pattern.regex.finditer(line):
-            reading = Reading(float(match[1].replace(",", "")), number, _rank(line))
-            self.readings[engine][pattern.figure].append((index, reading))
+    def _figures(self, number: int, line: str) -> None:
+        for engine, patterns in ENGINES.items():
+            for index, pattern in enumerate(patterns):
+                for match in pattern.regex.finditer(line) if pattern.literal in line else ():
+                    reading = Reading(float(match[1].replace(",", "")), number, _rank(line))
+                    self.readings[engine][pattern.figure].append((index, reading))
 
     def _configuration(self, number: int, line: str) -> None:
         self.model = self.model or read_model(line)
@@ -185,16 +179,16 @@ class _Reader:
         figures = _figures(readings, ranks)
         notes = [f"the log holds {self.starts} starts; the last one is used"] if self.starts > 1 else []
         return StartupLog(
-            engine,
-            self.version.get(engine, ""),
-            engine == "vllm" and self.v0 > 0 and self.v1 == 0,
-            self.model,
-            self.gpu,
-            {name: reading.value for name, reading in figures.items()},
-            {name: reading.line for name, reading in figures.items()},
-            flags,
-            self.month,
-            tuple(notes),
+            engine=engine,
+            version=self.version.get(engine, ""),
+            legacy=engine == "vllm" and self.v0 and not self.v1,
+            model=self.model,
+            gpu=self.gpu,
+            figures={name: reading.value for name, reading in figures.items()},
+            lines={name: reading.line for name, reading in figures.items()},
+            flags=flags,
+            month=self.month,
+            notes=tuple(notes),
         )
 
     def _engine(self) -> str:
