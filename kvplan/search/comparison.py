@@ -5,10 +5,10 @@ Runs `solve` once per strategy and reads one row off each run. Knows no clock an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +21,14 @@ from kvplan.search.tables import Column, text_table
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.solve import solve
 from kvplan.simulation.watch import NOBODY, Watch
-from kvplan.workload.problems import Problems, StrategySpec, draw_tasks
+from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks
 
 SCHEMA_VERSION = 1
-TREES = ("beam_search", "tree_search", "prune_by_steps")
+TREES = {"beam_search", "tree_search", "prune_by_steps"}
+UNIFORM = {"best_of_n", "self_consistency", "pruned_under_pressure"}
+"""As many samples of every problem."""
+CAPS = {"max_tokens", "thinking_token_budget", "effort", "max_thinking_tokens", "step_tokens"}
+"""Parameters that bound a trace."""
 SURE = 0.02
 """A problem with p this close to 0 or 1 gains nothing from more samples."""
 
@@ -176,11 +180,13 @@ def compare(
         raise KeyboardInterrupt
     rows, interrupted = _with_pareto(rows), len(rows) < len(specs)
     choice, reason = _choose(scenario, problems, rows)
-    caps = recommended_caps(scenario, problems, specs, rows)
-    advice = [text for rule in RULES for text in rule(Case(scenario, problems, specs, rows, caps))]
+    tasks = draw_tasks(problems, scenario.folder)
+    caps = recommended_caps(problems, tasks, specs, rows)
+    advice = list(_advice(problems, specs, tasks, caps["p99_of_traces"]))
     return Comparison(
-        scenario, rows, _caution(problems), choice, reason, caps, advice, tuple(caveats), interrupted
-    )
+        scenario=scenario, rows=rows, caution=_caution(problems), choice=choice, reason=reason, caps=caps,
+        advice=advice, caveats=tuple(caveats), interrupted=interrupted,
+    )  # fmt: skip
 
 
 def _with_pareto(rows: list[StrategyRow]) -> list[StrategyRow]:
@@ -205,11 +211,11 @@ def _choose(scenario: Scenario, problems: Problems, rows: list[StrategyRow]) -> 
 
 
 def recommended_caps(
-    scenario: Scenario, problems: Problems, specs: list[StrategySpec], rows: list[StrategyRow]
+    problems: Problems, tasks: list[Task], specs: list[StrategySpec], rows: list[StrategyRow]
 ) -> dict[str, float]:
     """Thinking budgets: the 99th percentile of what traces would think, and the cheapest budget per right answer
     among those compared (absent when no budgets were)."""
-    facts, tasks = problems.quality, draw_tasks(problems, scenario.folder)
+    facts = problems.quality
     means = np.array([task.skill.thinking_tokens for task in tasks])
     z = np.random.default_rng(problems.seed).standard_normal((64, len(means)))
     lengths = means * np.exp(facts.sigma_within * z - facts.sigma_within**2 / 2)
@@ -230,58 +236,26 @@ def _caution(problems: Problems) -> str:
     return f"assumed chances of success (quality set {problems.quality.name}): rankings hold for those, not for a model"
 
 
-class Case(NamedTuple):
-    """What advice looks at."""
-
-    scenario: Scenario
-    problems: Problems
-    specs: list[StrategySpec]
-    rows: list[StrategyRow]
-    caps: dict[str, float]
-
-
-def _no_cap(case: Case) -> list[str]:
-    caps = {"max_tokens", "thinking_token_budget", "effort", "max_thinking_tokens", "step_tokens"}
-    free = [spec.name for spec in case.specs if not caps & spec.params.keys() and not spec.router]
-    return [
-        f"no hard cap on thinking in {', '.join(free)}: one trace in a hundred thinks beyond "
-        f"{case.caps['p99_of_traces']:,.0f} tokens and holds its KV all that time; set thinking_token_budget there"
-    ] if free else []  # fmt: skip
-
-
-def _trees_first(case: Case) -> list[str]:
-    names = {spec.strategy for spec in case.specs}
-    if names & set(TREES) and "best_of_n" not in names:
-        return [
-            "compare best_of_n before trees: it needs no step scores and is hard to beat at the same tokens"
-        ]
-    return []
-
-
-def _tree_without_prm(case: Case) -> list[str]:
-    if {spec.strategy for spec in case.specs} & set(TREES) and case.problems.verifier.kind not in (
-        "prm",
-        "generative",
-    ):
-        return [
-            f"a tree without a process reward model: a {case.problems.verifier.kind} verifier scores whole answers, "
+def _advice(problems: Problems, specs: list[StrategySpec], tasks: list[Task], cap: float) -> Iterator[str]:
+    """What the comparison lacks; `cap` is the thinking that one trace in a hundred exceeds, tokens."""
+    names = {spec.strategy for spec in specs}
+    free = [spec.name for spec in specs if not CAPS & spec.params.keys() and not spec.router]
+    if free:
+        yield (
+            f"no hard cap on thinking in {', '.join(free)}: one trace in a hundred thinks beyond "
+            f"{cap:,.0f} tokens and holds its KV all that time; set thinking_token_budget there"
+        )
+    if names & TREES and "best_of_n" not in names:
+        yield "compare best_of_n before trees: it needs no step scores and is hard to beat at the same tokens"
+    if names & TREES and problems.verifier.kind not in ("prm", "generative"):
+        yield (
+            f"a tree without a process reward model: a {problems.verifier.kind} verifier scores whole answers, "
             "so the step scores simulated here have no source"
-        ]
-    return []
-
-
-def _wasted_samples(case: Case) -> list[str]:
-    uniform = {"best_of_n", "self_consistency", "pruned_under_pressure"}
-    if not any(spec.strategy in uniform for spec in case.specs):
-        return []
-    p = np.array([task.skill.p for task in draw_tasks(case.problems, case.scenario.folder)])
+        )
+    p = np.array([task.skill.p for task in tasks])
     share = float(np.mean((p < SURE) | (p > 1 - SURE)))
-    if share < 0.2:
-        return []
-    return [
-        f"{share:.0%} of the problems are always or never solved (p beyond {SURE} and {1 - SURE}): samples there buy "
-        "nothing; adaptive_best_of_n probes first"
-    ]
-
-
-RULES = (_no_cap, _trees_first, _tree_without_prm, _wasted_samples)
+    if names & UNIFORM and share >= 0.2:
+        yield (
+            f"{share:.0%} of the problems are always or never solved (p beyond {SURE} and {1 - SURE}): "
+            "samples there buy nothing; adaptive_best_of_n probes first"
+        )

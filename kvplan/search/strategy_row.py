@@ -132,25 +132,19 @@ def sharing_peak(problems: Problems, spec: StrategySpec, task: Task, block_size:
 
 
 def _api_usd(problems: Problems, records: Any) -> float:
-    price = api_price(problems.api_model or "")
-    hidden = records["thinking_tokens"]
-    cost = api_cost_usd(
-        price,
+    price, hidden = api_price(problems.api_model or ""), records["thinking_tokens"]
+    prompt, visible, cached = (
         records["prompt_tokens"],
         records["output_tokens"] - hidden,
-        hidden,
-        cached_tokens=records["hit_tokens"],
+        records["hit_tokens"],
     )
-    return float(cost.sum())
+    return float(api_cost_usd(price, prompt, visible, hidden, cached_tokens=cached).sum())
 
 
 def _flops(scenario: Scenario, problems: Problems, found: Solution) -> float:
     """2 FLOPs per active parameter and token, and attention's over the contexts; verifier included."""
-    columns, verifier = (
-        ("prompt_tokens", "hit_tokens", "output_tokens", "recomputed_tokens"),
-        problems.verifier,
-    )
-    replica, total = found.records["replica"], 0.0
+    columns = ("prompt_tokens", "hit_tokens", "output_tokens", "recomputed_tokens")
+    replica, verifier, total = found.records["replica"], problems.verifier, 0.0
     for name in sorted(set(found.models.values())):
         here = np.isin(replica, [place for place, model in found.models.items() if model == name])
         counts = [found.records[column][here].astype(float) for column in columns]
