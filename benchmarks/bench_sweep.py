@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from kvplan.errors import KvplanError
 from kvplan.scenario.schema import parse_scenario
 from kvplan.scenario.space import Search
-from kvplan.search.backends import Execution
-from kvplan.search.candidates import make_bench, share_of, total_load
+from kvplan.search.candidates import make_load_test, share_of, total_load
+from kvplan.search.execution import Execution
 from kvplan.search.grid import make_axes, make_points, read_base
-from kvplan.search.highest_load import Bench, highest_load
+from kvplan.search.highest_load import LoadTest, highest_load
+from kvplan.search.point_row import run_point
 from kvplan.search.recommending import recommend
 from kvplan.search.sweeping import sweep_rows
 
@@ -169,16 +169,15 @@ def _fewest(scenario: Any, search: Search) -> tuple[tuple[int, float] | None, in
 
     What the engine refuses is infeasible; what needs more GPUs than are allowed is simulated all the same.
     """
-    bench, runs = make_bench(scenario, search), 0
+    test, runs = make_load_test(scenario, search), 0
     if scenario.problems is not None:
-        row, runs = bench.simulate(bench.scenario, None), 1
+        row, runs = run_point(test.scenario), 1
         if row["error"] or row["accuracy"] < scenario.problems.min_accuracy:
             return None, runs
     for copies in range(1, search.max_copies + 1):
         load = share_of(total_load(scenario, search), copies, search.kind)
-        try:
-            row = bench.simulate(bench.at(load), bench.setups())
-        except KvplanError:
+        row = run_point(test.at(load))
+        if row["error"]:
             return None, runs
         runs += 1
         if row["slo_met"]:
@@ -194,11 +193,10 @@ def rate() -> None:
         ("tpot 15 ms", {"tpot_ms": 15}),
     ):
         data = {**REASONING, "slo": slo, "workload": {**REASONING["workload"], "num_requests": 200}}
-        bench = Bench(parse_scenario(data), "rate", span=1)
-        found = highest_load(bench)
+        test = LoadTest(parse_scenario(data), "rate", span=1)
+        found = highest_load(test)
         rates = np.geomspace(found.load / 2, found.load * 2, 140)
-        setups = bench.setups()
-        met = [bench.try_load(float(r), setups).met for r in rates]
+        met = [test.try_load(float(r)).met for r in rates]
         scanned = rates[max(np.flatnonzero(met))]
         print(f"{name}: {found.load:.4f}/s in {found.num_simulations} simulations, scan {scanned:.4f}/s in "
               f"{len(rates)}: {found.load / scanned - 1:+.1%}")  # fmt: skip

@@ -5,19 +5,16 @@ The closed form comes first: what does not fit, has no room in the allowed GPUs,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
 from statistics import fmean, stdev
-from typing import Any
 
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.limits import Limit
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
-from kvplan.search.highest_load import Bench, Highest, Trial, highest_load
-from kvplan.search.point_row import Interrupted, Row, error_row
-from kvplan.simulation.deploy import Setup
+from kvplan.search.highest_load import Highest, LoadTest, Trial, highest_load
+from kvplan.search.point_row import Interrupted, Row, error_row, run_point
 from kvplan.simulation.run import simulate
 from kvplan.simulation.solve import solve
 from kvplan.simulation.staffing import set_up_all
@@ -52,62 +49,51 @@ class Measure:
         """Find the highest load and how many copies carry the asked one."""
         row = error_row("") | dict.fromkeys(MEASURED)
         try:
-            bench = make_bench(scenario, self.search)
-            setups = bench.setups() or set_up_all(bench.scenario)
-        except DoesNotFit as error:
-            return row | {"pruned": True, "cause": "memory", "error": str(error)}
+            test = make_load_test(scenario, self.search)
+            gpus, usd = hardware(test)
         except KvplanError as error:
-            return row | {"pruned": True, "cause": "refused", "error": str(error)}
+            return row | _ruled_out("memory" if isinstance(error, DoesNotFit) else "refused", str(error))
+        row |= {"num_gpus_per_copy": gpus, "usd_per_hour_per_copy": usd}
         try:
-            return row | self._measured(bench, setups)
+            return row | self._measured(test, gpus)
         except KvplanError as error:
-            return row | {"pruned": False, "cause": "refused", "error": str(error)}
+            return row | _ruled_out("refused", str(error), pruned=False)
 
-    def _measured(self, bench: Bench, setups: Mapping[str, Setup]) -> Row:
-        gpus, usd = hardware(bench.scenario, setups)
-        row: Row = {"num_gpus_per_copy": gpus, "usd_per_hour_per_copy": usd}
-        room = most_copies(self.search, gpus)
+    def _measured(self, test: LoadTest, gpus: int) -> Row:
+        search, scenario = self.search, test.scenario
+        room = most_copies(search, gpus)
         if room < 1:
-            why = f"one copy and {self.search.spare} spare take {gpus * (1 + self.search.spare)} GPUs"
-            return row | {
-                "pruned": True,
-                "cause": "gpus",
-                "error": f"{why}, {self.search.max_gpus} are allowed",
-            }
-        least = least_load(bench.scenario, self.search, room)
-        hopeless = bench.closed_form(least) if least else ""
+            why = f"one copy and {search.spare} spare take {gpus * (1 + search.spare)} GPUs"
+            return _ruled_out("gpus", f"{why}, {search.max_gpus} are allowed")
+        least = share_of(total_load(scenario, search), room, search.kind)
+        hopeless = test.closed_form(least) if least else ""
+        if hopeless and search.max_gpus is not None and hopeless.startswith("cannot keep up"):
+            why = f"{room} copies, as many as {search.max_gpus} GPUs hold: {hopeless}"
+            return _ruled_out("gpus", why, num_closed_form=1)
         if hopeless:
-            short = self.search.max_gpus is not None and hopeless.startswith("cannot keep up")
-            why = (
-                f"{room} copies, as many as {self.search.max_gpus} GPUs hold: {hopeless}"
-                if short
-                else hopeless
-            )
-            cause = "gpus" if short else "time"
-            return row | {"pruned": True, "cause": cause, "error": why, "num_closed_form": 1}
-        accuracy = accuracy_of(bench)
-        wanted = bench.scenario.problems.min_accuracy if bench.scenario.problems else 0.0
+            return _ruled_out("time", hopeless, num_closed_form=1)
+        accuracy = accuracy_of(test)
+        wanted = scenario.problems.min_accuracy if scenario.problems else 0.0
         if accuracy is not None and accuracy < wanted:
             why = f"accuracy {accuracy:.1%}, {wanted:.1%} is asked"
-            return row | {
-                "pruned": False,
-                "cause": "accuracy",
-                "error": why,
-                "num_simulations": 1,
-                "accuracy": accuracy,
-            }
-        found = first_look(bench, self.search)
+            return _ruled_out("accuracy", why, pruned=False, num_simulations=1, accuracy=accuracy)
+        found = first_look(test, self.search)
         spent = found.num_simulations + (accuracy is not None)
-        row |= {"num_simulations": spent, "num_closed_form": found.num_pruned}
+        row: Row = {"num_simulations": spent, "num_closed_form": found.num_pruned}
         if found.met is None:
             return row | _never(found)
-        copies, met, found = copies_needed(bench, found, found.met, self.search)
-        limit, more = what_limits(bench, met, found)
+        copies, met, found = copies_needed(test, found, found.met, self.search)
+        limit, more = what_limits(test, met, found)
         missed = None if found.missed is None else found.missed.load
         row |= met.row | {"highest": met.load, "missed": missed, "limit": limit}
         row |= {"pruned": False, "num_draws": 1, "copies": copies, "accuracy": accuracy}
         row["num_simulations"] = found.num_simulations + (accuracy is not None) + more
         return row | _too_many(copies, room, gpus, self.search)
+
+
+def _ruled_out(cause: str, why: str, *, pruned: bool = True, **more: float) -> Row:
+    """What rules a candidate out: the closed form, or (not `pruned`) a simulation."""
+    return {"pruned": pruned, "cause": cause, "error": why, **more}
 
 
 def _never(found: Highest) -> Row:
@@ -116,12 +102,12 @@ def _never(found: Highest) -> Row:
     assert missed is not None
     row = missed.row
     if not row:
-        return {"pruned": True, "cause": "time", "error": missed.why}
+        return _ruled_out("time", missed.why)
     accuracy = f", accuracy {row['accuracy']:.1%}" if row["accuracy"] is not None else ""
     share = f"{row['goodput_share']:.1%} of requests meet their targets" if row["goodput_share"] is not None else (
         f"it takes {row['duration_s']:,.0f} s"
     )  # fmt: skip
-    return {**row, "pruned": False, "cause": "time", "error": f"even at {missed.load:.3g}, {share}{accuracy}"}
+    return row | _ruled_out("time", f"even at {missed.load:.3g}, {share}{accuracy}", pruned=False)
 
 
 def _too_many(copies: int, room: int, gpus: int, search: Search) -> Row:
@@ -132,17 +118,19 @@ def _too_many(copies: int, room: int, gpus: int, search: Search) -> Row:
     return {"cause": "gpus", "error": f"the load needs {copies} copies, {needed} GPUs; {limit} are allowed"}
 
 
-def make_bench(scenario: Scenario, search: Search) -> Bench:
+def make_load_test(scenario: Scenario, search: Search) -> LoadTest:
     """A candidate with its price."""
     price = search.usd_per_gpu_hour.get(scenario.gpu)
     if price is not None:
         pricing = scenario.pricing.model_copy(update={"usd_per_gpu_hour": price})
         scenario = scenario.model_copy(update={"pricing": pricing})
-    return Bench(scenario, search.kind, search.deadline_s or inf, search.span)
+    return LoadTest(scenario, search.kind, search.deadline_s or inf, search.span)
 
 
-def hardware(scenario: Scenario, setups: Mapping[str, Setup]) -> tuple[int, float]:
-    """GPUs of one copy of the scenario, and their price an hour."""
+def hardware(test: LoadTest) -> tuple[int, float]:
+    """GPUs of one copy, and their price an hour. Raises DoesNotFit, KvplanError for what cannot be planned."""
+    scenario = test.scenario
+    setups = test.setups() or set_up_all(scenario)
     gpus, usd = 0, 0.0
     for name, deployment in scenario.deployments.items():
         setup, apart = setups[name], deployment.disaggregation
@@ -173,34 +161,28 @@ def most_load(scenario: Scenario, search: Search) -> float:
     return load if search.kind == "batch" else PLENTY * load or inf
 
 
-def first_look(bench: Bench, search: Search) -> Highest:
+def first_look(test: LoadTest, search: Search) -> Highest:
     """The highest load, roughly; from the asked one, if that is not far above what one copy can be expected to do."""
-    guess, asked = bench.guess(bench.setups()), total_load(bench.scenario, search)
+    guess, asked = test.guess(), total_load(test.scenario, search)
     start = min(guess, asked) if asked else guess
-    return highest_load(bench, max(ROUGH, search.precision), start, most=most_load(bench.scenario, search))
+    return highest_load(test, max(ROUGH, search.precision), start, most=most_load(test.scenario, search))
 
 
-def accuracy_of(bench: Bench) -> float | None:
+def accuracy_of(test: LoadTest) -> float | None:
     """Share of the stated problems that are solved, few at a time: it does not depend on the load.
 
     None without problems, and for batches of which no accuracy is asked.
     """
-    problems = bench.scenario.problems
-    if problems is None or (bench.kind == "batch" and not problems.min_accuracy):
+    problems = test.scenario.problems
+    if problems is None or (test.kind == "batch" and not problems.min_accuracy):
         return None
     calm = ClosedLoop(kind="closed_loop", concurrency=CALM)
-    alone = bench.scenario.model_copy(update={"problems": problems.model_copy(update={"arrivals": calm})})
-    row = bench.simulate(alone, None)
+    alone = test.scenario.model_copy(update={"problems": problems.model_copy(update={"arrivals": calm})})
+    row = run_point(alone)
     if row["error"]:
         raise KvplanError(row["error"])
     accuracy: float | None = row["accuracy"]
     return accuracy
-
-
-def least_load(scenario: Scenario, search: Search, room: int) -> float:
-    """What each copy must carry when there are as many as are allowed; 0 when nothing says how much."""
-    load = total_load(scenario, search)
-    return share_of(load, room, search.kind) if load else 0.0
 
 
 def share_of(load: float, copies: int, kind: str) -> float:
@@ -208,12 +190,12 @@ def share_of(load: float, copies: int, kind: str) -> float:
     return load / copies if kind == "rate" else float(ceil(load / copies))
 
 
-def copies_needed(bench: Bench, found: Highest, met: Trial, search: Search) -> tuple[int, Trial, Highest]:
+def copies_needed(test: LoadTest, found: Highest, met: Trial, search: Search) -> tuple[int, Trial, Highest]:
     """The fewest copies that carry the asked load, to the search's precision; the highest load by then; all trials."""
-    load = total_load(bench.scenario, search)
+    load = total_load(test.scenario, search)
     if not load:
         return 1, met, found
-    enough, setups = ceil(load / met.load - 1e-9), bench.setups()
+    enough = ceil(load / met.load - 1e-9)
     short = int(load / found.missed.load + 1e-9) if found.missed else 0
     while enough - short > max(1, search.precision * enough):
         copies = (short + enough) // 2
@@ -221,13 +203,13 @@ def copies_needed(bench: Bench, found: Highest, met: Trial, search: Search) -> t
         if found.missed is not None and share >= found.missed.load:
             short = copies
             continue
-        trial = bench.try_load(share, setups)
+        trial = test.try_load(share)
         found = found.after(trial)
         short, enough, met = (short, copies, trial) if trial.met else (copies, enough, met)
     return enough, met, found
 
 
-def what_limits(bench: Bench, met: Trial, found: Highest) -> tuple[str, int]:
+def what_limits(test: LoadTest, met: Trial, found: Highest) -> tuple[str, int]:
     """What gives out first above the highest load, and the simulations it took to see it.
 
     Where nobody waits, steps are too long: bandwidth or arithmetic. Where nothing was missed, what the last run says.
@@ -237,11 +219,11 @@ def what_limits(bench: Bench, met: Trial, found: Highest) -> tuple[str, int]:
     for trial in sorted(found.over, key=lambda t: abs(t.load / met.load - OVERLOAD)):
         if NEAR[0] <= trial.load / met.load <= NEAR[1] and trial.row["limited_by"] != Limit.ARRIVAL_RATE:
             return str(trial.row["limited_by"]), 0
-    over = bench.at(ceil(met.load * OVERLOAD) if bench.kind != "rate" else met.load * OVERLOAD)
+    over = test.at(ceil(met.load * OVERLOAD) if test.kind != "rate" else met.load * OVERLOAD)
     if over.problems is not None:
         result = solve(over).result
     else:
-        result = simulate(over, setups=bench.setups(), keep_records=False, keep_samples=False)
+        result = simulate(over, setups=test.setups(), keep_records=False, keep_samples=False)
     if result.verdict == "interrupted":
         raise Interrupted
     if result.limited_by != Limit.ARRIVAL_RATE:
@@ -261,21 +243,21 @@ class Refine:
 
     def __call__(self, scenario: Scenario) -> Row:
         """Narrow it, then draw until the interval is narrow."""
-        bench = make_bench(scenario, self.search)
+        test = make_load_test(scenario, self.search)
         low, high = self.rough[scenario.model_dump_json()]
         ends = Trial(low, True, {}), Trial(high, False, {})
-        sharp = highest_load(bench, self.search.precision, between=ends)
+        sharp = highest_load(test, self.search.precision, between=ends)
         row: Row = {"num_draws": 1, "num_simulations": sharp.num_simulations}
         if sharp.met and sharp.met.row:
             row |= {k: v for k, v in sharp.met.row.items() if k != "accuracy"} | {"highest": sharp.load}
-        return row | self._interval(bench, sharp.load, row["num_simulations"])
+        return row | self._interval(test, sharp.load, row["num_simulations"])
 
-    def _interval(self, bench: Bench, load: float, simulations: int) -> Row:
-        loads, most = [load], most_load(bench.scenario, self.search)
+    def _interval(self, test: LoadTest, load: float, simulations: int) -> Row:
+        loads, most = [load], most_load(test.scenario, self.search)
         while len(loads) < self.search.seeds and not (
             len(loads) >= 3 and _width(loads) <= self.search.target_width
         ):
-            other = bench._replace(seed_shift=1000 * len(loads))
+            other = test._replace(seed_shift=1000 * len(loads))
             found = highest_load(other, self.search.precision, loads[0], 1.06, most)
             loads.append(found.load)
             simulations += found.num_simulations
@@ -304,10 +286,9 @@ class Alone:
     def __call__(self, scenario: Scenario) -> Row:
         """Simulate it without asking the closed form."""
         try:
-            bench = make_bench(scenario, self.search)
-            setups = bench.setups()
-            load = max(bench.least(), bench.guess(setups) / 1000) if bench.kind == "rate" else 1.0
-            return bench.simulate(bench.at(load), setups)
+            test = make_load_test(scenario, self.search)
+            load = max(test.least(), test.guess() / 1000) if test.kind == "rate" else 1.0
+            return run_point(test.at(load))
         except KvplanError as error:
             return error_row(str(error))
 
@@ -322,11 +303,9 @@ class TryLoad:
     def __call__(self, scenario: Scenario) -> Row:
         """One trial; `met` says how it went."""
         try:
-            bench = make_bench(scenario, self.search)
-            setups = bench.setups() or set_up_all(bench.scenario)
-            trial: Trial = bench.try_load(self.load, bench.setups())
+            test = make_load_test(scenario, self.search)
+            trial = test.try_load(self.load)
+            gpus, usd = hardware(test)
         except KvplanError as error:
             return {"met": False, "error": str(error)}
-        gpus, usd = hardware(bench.scenario, setups)
-        found: dict[str, Any] = {"met": trial.met, "error": "", "num_gpus_per_copy": gpus}
-        return found | {"usd_per_hour_per_copy": usd}
+        return {"met": trial.met, "error": "", "num_gpus_per_copy": gpus, "usd_per_hour_per_copy": usd}

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario
 from kvplan.search.bounds import cannot_meet, mean_stay_s
-from kvplan.search.point_row import Row, cached_setups, result_row, run_point
+from kvplan.search.point_row import Row, cached_setups, run_point, slos_of
 from kvplan.simulation.deploy import Setup
-from kvplan.simulation.run import simulate
 from kvplan.workload.arrivals import AllAtOnce, ClosedLoop, Poisson
 
 MAX_REQUESTS = 5000
@@ -65,8 +64,8 @@ class Highest(NamedTuple):
         return Highest(met, missed, over, self.num_simulations + spent, self.num_pruned + (not spent))
 
 
-class Bench(NamedTuple):
-    """One candidate: tries loads on one copy of it."""
+class LoadTest(NamedTuple):
+    """One copy of a candidate, tried with loads."""
 
     scenario: Scenario
     kind: str
@@ -118,7 +117,7 @@ class Bench(NamedTuple):
 
     def _turnover_s(self) -> float:
         """The longest target, or the time that a request may take by its target per token, or takes at least."""
-        slos = [self.scenario.slo, *(cls.slo for cls in self.scenario.workload.by_name.values() if cls.slo)]
+        slos = slos_of(self.scenario)
         targets = [t for slo in slos for t in (slo.ttft_ms, slo.ttfvt_ms, slo.e2el_ms) if t is not None]
         longest = max(targets, default=0.0) / 1e3
         if self.scenario.problems is not None or any(slo.e2el_ms is not None for slo in slos):
@@ -126,47 +125,36 @@ class Bench(NamedTuple):
         per_token = max((slo.tpot_ms for slo in slos if slo.tpot_ms is not None), default=None)
         return max(longest, mean_stay_s(self.scenario, cached_setups(self.scenario), per_token))
 
-    def try_load(self, load: float, setups: dict[str, Setup] | None) -> Trial:
+    def try_load(self, load: float) -> Trial:
         """Simulate a load, unless the closed form says that it cannot be sustained."""
-        scenario = self.at(load)
-        why = self.closed_form(load, setups)
+        why = self.closed_form(load)
         if why:
             return Trial(load, False, {}, why)
-        row = self.simulate(scenario, setups)
+        row = run_point(self.at(load))
         if row["error"]:
             raise KvplanError(row["error"])
-        in_time = row["duration_s"] <= self.deadline_s if self.kind == "batch" else True
-        complete = (
-            row["verdict"] == "completed"
-            and row["slo_met"] is not False
-            and not row["failed"] * (self.kind == "batch")
-        )
-        return Trial(load, bool(in_time and complete), row)
+        met = row["verdict"] == "completed" and row["slo_met"] is not False
+        if self.kind == "batch":
+            met = met and not row["failed"] and row["duration_s"] <= self.deadline_s
+        return Trial(load, met, row)
 
-    def closed_form(self, load: float, setups: dict[str, Setup] | None = None) -> str:
+    def closed_form(self, load: float) -> str:
         """Why a load cannot be sustained, "" where nothing forbids it or nothing can be said."""
-        setups = setups or self.setups()
-        if setups is None:
-            return ""
-        return cannot_meet(self.at(load), setups)
-
-    def simulate(self, scenario: Scenario, setups: dict[str, Setup] | None) -> Row:
-        """The figures of one run."""
-        if scenario.problems is not None:
-            return run_point(scenario)
-        return result_row(simulate(scenario, setups=setups, keep_records=False, keep_samples=False))
+        setups = self.setups()
+        return "" if setups is None else cannot_meet(self.at(load), setups)
 
     def setups(self) -> dict[str, Setup] | None:
         """The planned engines; None where strategies plan their own."""
         return None if self.scenario.problems is not None else cached_setups(self.scenario)
 
-    def guess(self, setups: dict[str, Setup] | None) -> float:
+    def guess(self) -> float:
         """A load to begin with."""
         if self.kind != "rate":
             return 64.0 if self.kind == "users" else 16.0
-        if setups is None:  # a trial of a few times the stated problems
-            assert self.scenario.problems is not None
-            return 4 * self.scenario.problems.num_problems / (self.span * (self._turnover_s() or 60.0))
+        problems, setups = self.scenario.problems, self.setups()
+        if problems is not None:  # a trial of a few times the stated problems
+            return 4 * problems.num_problems / (self.span * (self._turnover_s() or 60.0))
+        assert setups is not None
         return 16 / max(1e-9, mean_stay_s(self.scenario, setups))
 
     def least(self) -> float:
@@ -178,7 +166,7 @@ class Bench(NamedTuple):
 
 
 def highest_load(
-    bench: Bench,
+    test: LoadTest,
     precision: float = 0.01,
     guess: float | None = None,
     factor: float = 2.0,
@@ -191,19 +179,18 @@ def highest_load(
     gap; or starts `between` a load that is sustained and one that is not. Loads above `most` are not tried. Raises
     KvplanError or DoesNotFit for what cannot be simulated at all.
     """
-    setups = bench.setups()
-    whole = bench.kind != "rate"
+    whole = test.kind != "rate"
     trials: list[Trial] = []
 
     def met(load: float) -> bool:
-        trials.append(bench.try_load(load, setups))
+        trials.append(test.try_load(load))
         return trials[-1].met
 
     if between:
         low, high = between[0].load, between[1].load
     else:
-        start = max(min(guess or bench.guess(setups), most), bench.least())
-        low, high = _bracket(met, start, factor, whole, most, bench.least())
+        start = max(min(guess or test.guess(), most), test.least())
+        low, high = _bracket(met, start, factor, whole, most, test.least())
     while low and high < inf and _gap(low, high, whole, precision):
         middle = (low * high) ** 0.5
         middle = min(max(float(round(middle)), low + 1), high - 1) if whole else middle

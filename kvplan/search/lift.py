@@ -11,8 +11,8 @@ from kvplan.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.memory.serve_command import flag_text
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
-from kvplan.search.backends import Execution, run_scenarios
 from kvplan.search.candidates import TryLoad
+from kvplan.search.execution import Execution, run_scenarios
 
 MORE = 1.25
 """A change lifts the limit when so many times the highest load is sustained."""

@@ -8,8 +8,8 @@ from math import inf
 
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
-from kvplan.search.backends import Execution, Task, run_scenarios
 from kvplan.search.candidates import Alone, Measure
+from kvplan.search.execution import Execution, Task, run_scenarios
 from kvplan.search.grid import settings_text
 from kvplan.search.point_row import LATENCIES, Row, asked_latencies
 from kvplan.search.recommendation import Candidate

@@ -2,7 +2,7 @@
 
     candidates -> closed form -> highest load of one copy -> copies, cost -> interval of the best -> ranking
 
-What a candidate's row says is `candidates`'; where candidates run is `backends`'.
+What a candidate's row says is `candidates`'; where candidates run is `execution`'.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from kvplan.errors import KvplanError
 from kvplan.memory.serve_command import shell_command
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.scenario.space import Search
-from kvplan.search.backends import Execution, execute, num_cores
-from kvplan.search.candidates import Measure, Refine, make_bench, total_load
+from kvplan.search.candidates import Measure, Refine, make_load_test, total_load
 from kvplan.search.choices import pareto
 from kvplan.search.day_plan import day_shares, plan_day
+from kvplan.search.execution import Execution, execute, num_cores
 from kvplan.search.grid import Point, make_axes, make_points, read_base, settings_text
 from kvplan.search.lift import find_lifts
 from kvplan.search.nearest import nothing_feasible
@@ -133,7 +133,7 @@ def _candidate(point: Point, row: Row, search: Search) -> Candidate:
             cause=row.get("cause") or "refused", why=row["error"], highest=row.get("highest"),
             copies=row.get("copies"), limited_by=row.get("limit") or "", num_simulations=spent, figures=row,
         )  # fmt: skip
-    scenario = make_bench(point.scenario, search).scenario
+    scenario = make_load_test(point.scenario, search).scenario
     load, copies, highest = total_load(scenario, search), row["copies"], row["highest"]
     gpus, usd = row["num_gpus_per_copy"], row["usd_per_hour_per_copy"]
     bought = copies + (search.spare if load else 0)

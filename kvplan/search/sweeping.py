@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvplan.scenario.schema import Scenario
-from kvplan.search.backends import Execution, execute, num_cores
+from kvplan.search.execution import Execution, execute, num_cores
 from kvplan.search.grid import Point, make_axes, make_points, read_base
 from kvplan.search.point_row import Row
 from kvplan.search.sweep_file import HASH, SweepFile

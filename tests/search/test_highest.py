@@ -15,7 +15,8 @@ from kvplan.scenario.schema import parse_scenario
 from kvplan.scenario.space import Search
 from kvplan.search.bounds import cannot_meet, least_seconds
 from kvplan.search.candidates import copies_needed, share_of
-from kvplan.search.highest_load import Bench, Trial, highest_load
+from kvplan.search.highest_load import LoadTest, Trial, highest_load
+from kvplan.search.point_row import run_point
 from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.run import simulate
 from kvplan.timing.step import StepShape
@@ -95,57 +96,51 @@ def test_the_highest_rate_is_that_of_a_fine_scan(target: str) -> None:
     """Within 2 % of a scan in steps of 1 %, with at most a tenth of its simulations."""
     slo = {"e2el_ms": 90000, "share": 0.95} if target == "e2el_ms" else {"tpot_ms": 26, "share": 0.95}
     engine = {**BASE["engine"], "max_num_seqs": 4 if target == "e2el_ms" else 256}
-    bench = Bench(parse_scenario({**BASE, "slo": slo, "engine": engine}), "rate", span=1)
-    found = highest_load(bench, 0.01)
-    setups = bench.setups()
+    test = LoadTest(parse_scenario({**BASE, "slo": slo, "engine": engine}), "rate", span=1)
+    found = highest_load(test, 0.01)
     rates = np.geomspace(found.load / 2, found.load * 2, 140)
-    met = [bench.try_load(float(rate), setups).met for rate in rates]
+    met = [test.try_load(float(rate)).met for rate in rates]
     assert met[0] and not met[-1]  # noqa: PT018
     assert found.load == pytest.approx(rates[max(np.flatnonzero(met))], rel=0.02)
     assert 10 * found.num_simulations <= len(rates)
 
 
 def test_whole_users_are_found_to_the_one() -> None:
-    bench = Bench(parse_scenario({**BASE, "slo": {"e2el_ms": 90000, "share": 0.95}}), "users")
-    found = highest_load(bench, 0.001, 4)
+    test = LoadTest(parse_scenario({**BASE, "slo": {"e2el_ms": 90000, "share": 0.95}}), "users")
+    found = highest_load(test, 0.001, 4)
     assert found.met is not None
-    assert bench.try_load(found.load, bench.setups()).met
-    assert not bench.try_load(found.load + 1, bench.setups()).met
+    assert test.try_load(found.load).met
+    assert not test.try_load(found.load + 1).met
 
 
 def test_a_batch_is_as_large_as_its_deadline_allows() -> None:
-    bench = Bench(parse_scenario({**BASE, "slo": {}}), "batch", 120.0)
-    found = highest_load(bench, 0.001, 50)
+    test = LoadTest(parse_scenario({**BASE, "slo": {}}), "batch", 120.0)
+    found = highest_load(test, 0.001, 50)
     assert found.met is not None
     assert found.met.row["completed"] == found.load
-    assert (
-        found.met.row["duration_s"] <= 120 < bench.try_load(found.load + 1, bench.setups()).row["duration_s"]
-    )
+    assert found.met.row["duration_s"] <= 120 < test.try_load(found.load + 1).row["duration_s"]
 
 
 def test_trials_differ_by_their_load_alone() -> None:
     """Common random numbers: the same requests, arriving at the same moments of a stretched clock."""
-    bench = Bench(parse_scenario(BASE), "rate", span=1)
-    slow, fast = (bench.at(rate).workload for rate in (0.01, 0.3))
+    test = LoadTest(parse_scenario(BASE), "rate", span=1)
+    slow, fast = (test.at(rate).workload for rate in (0.01, 0.3))
     assert slow.model_copy(update={"arrivals": fast.arrivals}) == fast
-    assert bench._replace(seed_shift=3).at(1).workload.seed == slow.seed + 3
+    assert test._replace(seed_shift=3).at(1).workload.seed == slow.seed + 3
 
 
 class Threshold(NamedTuple):
-    """A bench that sustains loads up to a limit, and counts how often it was asked."""
+    """A load test that sustains loads up to a limit, and counts how often it was asked."""
 
     limit: float
     kind: str
     asked: list[float]
 
-    def try_load(self, load: float, setups: object) -> Trial:
+    def try_load(self, load: float) -> Trial:
         self.asked.append(load)
         return Trial(load, load <= self.limit, {"limited_by": "kv_blocks"})
 
-    def setups(self) -> dict[str, Any]:
-        return {}
-
-    def guess(self, setups: object) -> float:
+    def guess(self) -> float:
         return 16.0
 
     def least(self) -> float:
@@ -161,15 +156,15 @@ def test_a_highest_load_is_narrowed_from_wherever_it_begins(
     limit: float, guess: float, precision: float
 ) -> None:
     """Met itself, missed a little above; in a number of trials that grows with the logarithm of the distance."""
-    bench = Threshold(limit, "rate", [])
-    found = highest_load(bench, precision, guess)  # type: ignore[arg-type]
+    test = Threshold(limit, "rate", [])
+    found = highest_load(test, precision, guess)  # type: ignore[arg-type]
     if guess > 4096 * limit:
         return
     assert found.met is not None
     assert found.missed is not None
     assert found.load <= limit < found.missed.load <= found.load * (1 + precision) * (1 + 1e-9)
     assert (
-        found.num_simulations == len(bench.asked) <= 4 + abs(log2(limit / guess)) + log2(log2(64) / precision)
+        found.num_simulations == len(test.asked) <= 4 + abs(log2(limit / guess)) + log2(log2(64) / precision)
     )
 
 
@@ -177,30 +172,30 @@ def test_a_highest_load_is_narrowed_from_wherever_it_begins(
 def test_the_fewest_copies_are_found_by_halving(limit: float, load: int, kind: str) -> None:
     """One less would not carry the load, to the precision asked for; hundreds of copies take a handful of trials."""
     search = Search.model_validate({kind: load})
-    bench: Any = Threshold(limit, kind, [])
-    first = highest_load(bench, 0.25, min(16, load), most=2 * load)
+    test: Any = Threshold(limit, kind, [])
+    first = highest_load(test, 0.25, min(16, load), most=2 * load)
     assert first.met is not None
-    bench.asked.clear()
-    copies, met, found = copies_needed(bench, first, first.met, search)
+    test.asked.clear()
+    copies, met, found = copies_needed(test, first, first.met, search)
     assert share_of(load, copies, kind) <= met.load <= limit
     fewest = next(n for n in range(1, load + 1) if share_of(load, n, kind) <= limit)
     assert fewest <= copies <= max(fewest, ceil(fewest * 1.0102))
-    assert len(bench.asked) <= 8
-    assert found.num_simulations == first.num_simulations + len(bench.asked)
+    assert len(test.asked) <= 8
+    assert found.num_simulations == first.num_simulations + len(test.asked)
 
 
 @pytest.mark.parametrize("slo", [{"tpot_ms": 45}, {"ttft_ms": 4000, "share": 0.95}])
 def test_a_sustained_rate_is_sustained_for_longer(slo: dict[str, float]) -> None:
     """Trials last many times as long as a request stays, so that the KV cache is as full as it gets."""
     engine = {**BASE["engine"], "num_gpu_blocks_override": 1500}
-    bench = Bench(parse_scenario({**BASE, "engine": engine, "slo": slo}), "rate")
-    found = highest_load(bench, 0.05)
-    longer = bench.at(found.load * 0.85)
+    test = LoadTest(parse_scenario({**BASE, "engine": engine, "slo": slo}), "rate")
+    found = highest_load(test, 0.05)
+    longer = test.at(found.load * 0.85)
     number = 4 * longer.workload.num_requests
     longer = longer.model_copy(
         update={"workload": longer.workload.model_copy(update={"num_requests": number})}
     )
-    row = bench.simulate(longer, bench.setups())
+    row = run_point(longer)
     assert row["slo_met"]
     assert found.met is not None
     assert row["duration_s"] > 3 * found.met.row["duration_s"]

@@ -16,11 +16,12 @@ from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.scenario.space import Search
-from kvplan.search.backends import Execution
-from kvplan.search.candidates import make_bench, share_of, total_load
+from kvplan.search.candidates import make_load_test, share_of, total_load
 from kvplan.search.day_plan import day_shares, plan_day
+from kvplan.search.execution import Execution
 from kvplan.search.grid import make_axes, make_points, read_base
 from kvplan.search.lift import find_lifts
+from kvplan.search.point_row import run_point
 from kvplan.search.recommendation import Candidate, Recommendation
 from kvplan.search.recommending import recommend
 
@@ -115,17 +116,16 @@ def brute_force(data: dict[str, Any], most: int) -> dict[str, tuple[int, float] 
     found: dict[str, tuple[int, float] | None] = {}
     for point in make_points(base, make_axes(search.over)):
         assert point.scenario is not None
-        bench = make_bench(point.scenario, search)
+        test = make_load_test(point.scenario, search)
         problems = point.scenario.problems
-        row = bench.simulate(bench.scenario, None) if problems else {}
+        row = run_point(test.scenario) if problems else {}
         found[point.hash] = None
         if problems and row["accuracy"] < problems.min_accuracy:
             continue
         for copies in range(1, most + 1):
-            load = share_of(total_load(bench.scenario, search), copies, search.kind)
-            try:
-                row = bench.simulate(bench.at(load), bench.setups())
-            except KvplanError:  # the engine would not start
+            load = share_of(total_load(test.scenario, search), copies, search.kind)
+            row = run_point(test.at(load))
+            if row["error"]:  # the engine would not start
                 break
             if row["slo_met"]:
                 if copies * row["num_gpus"] <= (search.max_gpus or inf):

@@ -20,7 +20,7 @@ import kvplan
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
-from kvplan.search.backends import Execution, execute
+from kvplan.search.execution import Execution, execute
 from kvplan.search.grid import Axis, make_axes, make_points, parse_axis, read_base
 from kvplan.search.point_row import FIGURES, Row
 from kvplan.search.sweep_file import HASH, SweepFile

@@ -14,7 +14,7 @@ from test_search import BASE, OVER
 from worker_killer import Killer
 
 from kvplan.cli.main import run
-from kvplan.search.backends import Execution, execute
+from kvplan.search.execution import Execution, execute
 from kvplan.search.grid import Axis, make_points, read_base
 from kvplan.search.sweeping import sweep_rows
 
