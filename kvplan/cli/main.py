@@ -136,11 +136,11 @@ def _cyclopts_complaint(error: CycloptsError) -> str:
     if isinstance(cause, KvplanError):
         return str(cause)
     text = " ".join(str(error).split())
-    unused = text.removeprefix("Unused Tokens: [")
+    unused = text.removeprefix("Unused Tokens: [").removesuffix("].")
     return (
-        text
-        if unused == text
-        else f"unexpected argument {unused.removesuffix('].')}; see kvplan COMMAND --help"
+        f"unexpected argument {unused}; see kvplan COMMAND --help"
+        if text.startswith("Unused Tokens: [")
+        else text
     )
 
 

@@ -253,13 +253,8 @@ def _budget_conflict(log: StartupLog, plan: Plan) -> Iterator[str]:
     if log.engine != "vllm" or any(log.figures.get(name) is None for name in names):
         return
     total, *used, pool = (log.figures[name] for name in names)
-    share = float(
-        str(
-            log.flags.get(
-                "gpu_memory_utilization", log.figures.get("utilization") or plan.args.gpu_memory_utilization
-            )
-        )
-    )
+    usual = log.figures.get("utilization") or plan.args.gpu_memory_utilization
+    share = float(str(log.flags.get("gpu_memory_utilization", usual)))
     graphs = log.figures.get("graphs_estimated_gib", 0.0)
     rest = share * total - sum(used)
     slack = 0.05 + 0.0055 * total  # shares are printed with two decimals

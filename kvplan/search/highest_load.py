@@ -102,11 +102,9 @@ class LoadTest(NamedTuple):
             return now.model_copy(update={"speed": load})
         if now.kind == "ramp":
             return now.model_copy(update={"rate": load, "end_rate": load * now.end_rate / now.rate})
-        return (
-            now.model_copy(update={"rate": load})
-            if hasattr(now, "rate")
-            else Poisson(kind="poisson", rate=load)
-        )
+        if hasattr(now, "rate"):
+            return now.model_copy(update={"rate": load})
+        return Poisson(kind="poisson", rate=load)
 
     def _number(self, load: float, said: int) -> int:
         """Requests or problems of a trial."""

@@ -178,8 +178,8 @@ def _interval(row: Candidate) -> str:
     return "-" if row.low is None or row.high is None else f"{row.low:.3g}..{row.high:.3g}"
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
+def _share(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:.{digits}%}"
 
 
 def _copies(row: Candidate) -> str:
@@ -191,13 +191,13 @@ def _settings(found: Recommendation) -> list[Column[Candidate]]:
     """The keys that tell candidates apart; one that follows from another to its left is left out."""
     keys = list(dict.fromkeys(key for c in found.candidates for key in c.settings))
     told: list[str] = []
+
+    def differ(*some: str) -> int:
+        """How many combinations of values some keys have."""
+        return len({tuple(str(c.settings.get(key)) for key in some) for c in found.candidates})
+
     for key in keys:
-        both = [{(str(c.settings.get(k)), str(c.settings.get(key))) for c in found.candidates} for k in told]
-        values = {str(c.settings.get(key)) for c in found.candidates}
-        alone = [len({str(c.settings.get(k)) for c in found.candidates}) for k in told]
-        if (len(values) > 1 or found.interrupted) and not any(
-            len(b) == a for b, a in zip(both, alone, strict=True)
-        ):
+        if (differ(key) > 1 or found.interrupted) and all(differ(k, key) > differ(k) for k in told):
             told.append(key)
     told = told or keys
     last = Counter(key.rpartition(".")[2] for key in told)
@@ -214,7 +214,8 @@ def _setting(key: str, row: Candidate) -> str:
 def _figures(found: Recommendation) -> list[Column[Candidate]]:
     cost: list[Column[Candidate]] = [("$/M", lambda c: _number(c.usd_per_million_visible_tokens, 3))]
     if any(c.figures.get("accuracy") is not None for c in found.candidates):
-        cost += [("accuracy", lambda c: _accuracy(c)), ("$/correct", lambda c: _number(c.usd_per_correct, 3))]
+        cost += [("accuracy", lambda c: _share(c.figures.get("accuracy"), 1))]
+        cost += [("$/correct", lambda c: _number(c.usd_per_correct, 3))]
     return [
         (LOADS[found.search.kind], _load),
         ("90 %", _interval),
@@ -228,17 +229,11 @@ def _figures(found: Recommendation) -> list[Column[Candidate]]:
     ]
 
 
-def _accuracy(row: Candidate) -> str:
-    found = row.figures.get("accuracy")
-    return "-" if found is None else f"{found:.1%}"
-
-
 def _latencies(found: Recommendation) -> list[Column[Candidate]]:
     """p99 of what has a target, of the whole answer when nothing has."""
 
     def column(target: str) -> Column[Candidate]:
-        title, unit = TITLES[target]
-        figure = f"p99_{target}"
+        (title, unit), figure = TITLES[target], f"p99_{target}"
         return title, lambda c: "-" if c.figures.get(figure) is None else _number(c.figures[figure] / unit, 3)
 
     return [column(target) for target in asked_latencies(found.scenario)]
@@ -260,13 +255,9 @@ def _notes(found: Recommendation, feasible: list[Candidate]) -> list[str]:
         notes[:0] = EXPLAINED
         best = feasible[0]
         notes += [f"run: {command}" for command in best.commands]
-        copies = (best.copies or 1) + (found.search.spare if best.headroom is not None else 0)
-        spare = (
-            f", {found.search.spare} of them spare"
-            if found.search.spare and best.headroom is not None
-            else ""
-        )
-        notes += [f"copies: {copies}{spare}"] if copies > 1 else []
+        spare = 0 if best.headroom is None else found.search.spare
+        copies = (best.copies or 1) + spare
+        notes += [f"copies: {copies}" + (f", {spare} of them spare" if spare else "")] if copies > 1 else []
         notes += [f"to lift the limit ({best.limited_by}): {best.lift}"] if best.lift else []
         notes += [_day(best.day)] if best.day else []
     ruled = [c for c in found.candidates if not c.feasible]

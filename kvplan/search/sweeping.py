@@ -93,32 +93,30 @@ def sweep_rows(
     file = SweepFile(Path(output), tuple(points[0].settings)) if output is not None else None
     if file is not None:
         file.open()
-    rows = {p.hash: _row(p, file.found[p.hash]) for p in points if file and p.hash in file.found}
+    kept = {} if file is None else file.found
+    rows = {p.hash: _row(p, kept[p.hash]) for p in points if p.hash in kept}
     num_found = sum(p.hash in rows for p in points)
     todo = list({p.hash: p for p in points if p.hash not in rows}.values())
     interrupted = False
     try:
-        for number, (point, figures) in enumerate(execute(todo, execution or Execution())):
+        for number, (point, figures) in enumerate(execute(todo, execution or Execution()), 1):
             rows[point.hash] = _row(point, figures)
             if file is not None:
                 file.add(rows[point.hash])
             if progress is not None:
-                progress(number + 1, len(todo))
+                progress(number, len(todo))
     except KeyboardInterrupt:
         interrupted = True
-    except BaseException:
+    finally:
         if file is not None:
             file.close()
-        raise
     if file is not None:
         file.finish([p.hash for p in points])
-    return Sweep(
-        [_row(p, rows[p.hash]) for p in points if p.hash in rows], len(points), num_found, interrupted
-    )
+    finished = [_row(p, rows[p.hash]) for p in points if p.hash in rows]
+    return Sweep(finished, len(points), num_found, interrupted)
 
 
 def _row(point: Point, figures: Row) -> Row:
-    """Hash, keys, figures."""
-    return {**figures, HASH: point.hash, **point.settings} if HASH in figures else {
-        HASH: point.hash, **point.settings, **figures
-    }  # fmt: skip
+    """Hash, keys, figures; a file's row has the first two as text."""
+    named = {HASH: point.hash, **point.settings}
+    return named | figures | named
