@@ -31,7 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.live_vllm import vllm_server
-from kvplan.calibrate.server import Server, parse_metrics
+from kvplan.calibrate.server.client import Server, parse_metrics
 
 STREAMS, ANSWER = (32, 64, 32, 64), 200
 WORDS = (100, 800, 3200, 6400)

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kvplan.calibrate.card import fit_session, measure_server
-from kvplan.calibrate.server import Server
+from kvplan.calibrate.server.client import Server
 from kvplan.errors import KvplanError
 from kvplan.models.load import load_model
 from kvplan.observed.recorded_run import compare_runs, read_run

@@ -12,10 +12,9 @@ from places import ROOT
 
 PACKAGE = ROOT / "kvplan"
 
-MEASURE = {
-    f"calibrate/measure{part}.py"
-    for part in ("", "_attention", "_batching", "_memory", "_mixed", "_model", "_triton")
-}
+MEASURE = (
+    "allocation", "attention", "mixed_attention", "probes", "steps", "transformers_batches", "triton_kernels",
+)  # fmt: skip
 """The files that touch a GPU."""
 PAGES = (
     "calibration", "deployments_tab", "memory_tab", "sidebar", "simulation_tab", "strategies_tab", "widgets",
@@ -23,14 +22,14 @@ PAGES = (
 """The app's tabs; `app.py` itself lies outside the package."""
 ONLY_IN = {
     "simpy": {"simulation/run.py"},
-    "torch": MEASURE,
-    "transformers": {"calibrate/measure_batching.py"},
-    "triton": {"calibrate/measure_triton.py"},
+    "torch": {f"calibrate/measure/{name}.py" for name in MEASURE},
+    "transformers": {"calibrate/measure/transformers_batches.py"},
+    "triton": {"calibrate/measure/triton_kernels.py"},
     "altair": {f"charts/{name}.py" for name in ("drawing", "fits", "plans", "runs", "searches")},
     "streamlit": {f"pages/{name}.py" for name in PAGES},
     "ray": {"search/execution.py"},
     "joblib": {"search/execution.py"},
-    "pynvml": {"gpu.py", "calibrate/measure.py"},
+    "pynvml": {"gpu.py", "calibrate/measure/probes.py"},
 }
 """Module -> the only files of the package that may import it (folders count as prefixes, ending in /)."""
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from kvplan.calibrate import aiconfigurator
-from kvplan.calibrate.convert import llmservingsim_rows, splitwise_rows
-from kvplan.calibrate.fit import fit
+from kvplan.calibrate.fit.families import fit
+from kvplan.calibrate.fit.mixing import timed_apart
+from kvplan.calibrate.fit.problem import regime
 from kvplan.calibrate.measurements import Measurements, collect, read_measurements
-from kvplan.calibrate.mixing import timed_apart
-from kvplan.calibrate.problem import regime
+from kvplan.calibrate.sources import aiconfigurator
+from kvplan.calibrate.sources.convert import llmservingsim_rows, splitwise_rows
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, match_product
 from kvplan.profiles.profile import Profile

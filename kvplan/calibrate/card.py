@@ -12,12 +12,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvplan.calibrate.batching import Batches, check_batches
-from kvplan.calibrate.fit import fit
-from kvplan.calibrate.loads import observe
+from kvplan.calibrate.fit.batches import Batches, check_batches
+from kvplan.calibrate.fit.families import fit
+from kvplan.calibrate.fit.mixing import timed_apart
 from kvplan.calibrate.measurements import Measurements, read_measurements
-from kvplan.calibrate.mixing import timed_apart
-from kvplan.calibrate.server import CacheFacts, Server
+from kvplan.calibrate.server.client import CacheFacts, Server
+from kvplan.calibrate.server.loads import observe
 from kvplan.calibrate.session import SCHEMA_VERSION, Report, Session, batches_path, no_report, open_session
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, local

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvplan.calibrate.batching import Batches
+from kvplan.calibrate.fit.batches import Batches
 from kvplan.profiles.timing_profile import RegimeError
 
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from kvplan.calibrate.batching import Batches
 from kvplan.calibrate.card import batches_of, fit_session, measure_server, pool_checks, skipped_points
-from kvplan.calibrate.measure_card import measure_card
-from kvplan.calibrate.server import CacheFacts
+from kvplan.calibrate.fit.batches import Batches
+from kvplan.calibrate.measure.stages import measure_card
+from kvplan.calibrate.server.client import CacheFacts
 from kvplan.calibrate.session import Report, check_writable, no_report
 from kvplan.cli.batches import batch_lines, error_line
 from kvplan.cli.options import print_json
@@ -99,7 +99,7 @@ def _server(
 ) -> tuple[CacheFacts, Any]:
     if not gpu:
         raise KvplanError("--server needs --gpu: the card it runs on (a name of `kvplan gpus`, or cpu)")
-    from kvplan.calibrate.server import Server
+    from kvplan.calibrate.server.client import Server
 
     if gpu != "cpu":
         gpu = get_gpu(gpu).name

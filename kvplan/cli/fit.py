@@ -7,8 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from kvplan.calibrate.batching import check_batches
 from kvplan.calibrate.build import Source, build
+from kvplan.calibrate.fit.batches import check_batches
 from kvplan.cli.batches import batch_lines
 from kvplan.cli.options import print_json
 from kvplan.errors import KvplanError, did_you_mean

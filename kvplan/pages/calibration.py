@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from kvplan.calibrate.build import behind, build
+from kvplan.calibrate.fit.predictions import Predicted, predictions, thinned
 from kvplan.calibrate.measurements import read_measurements
-from kvplan.calibrate.predictions import Predicted, predictions, thinned
 from kvplan.charts import fits as charts
 from kvplan.errors import KvplanError
 from kvplan.observed.recorded_run import RunComparison, compare_runs, read_run

@@ -17,14 +17,14 @@ from places import FIXTURES
 
 torch = pytest.importorskip("torch", reason="measuring a card needs torch")
 
-from kvplan.calibrate import measure, measure_batching  # noqa: E402
-from kvplan.calibrate.batching import AS_CALIBRATED, REFITTED, _as_computed, check_batches  # noqa: E402
 from kvplan.calibrate.card import skipped_points  # noqa: E402
-from kvplan.calibrate.grids import CPU, LLAMA_8B, Serving  # noqa: E402
-from kvplan.calibrate.measure_batching import Recorder, Request, batch_shape, draw_requests  # noqa: E402
-from kvplan.calibrate.measure_model import model_facts  # noqa: E402
+from kvplan.calibrate.fit.batches import AS_CALIBRATED, REFITTED, _as_computed, check_batches  # noqa: E402
+from kvplan.calibrate.fit.terms import predict_family, predict_steps  # noqa: E402
+from kvplan.calibrate.measure import probes, transformers_batches  # noqa: E402
+from kvplan.calibrate.measure.grids import CPU, LLAMA_8B, Serving  # noqa: E402
+from kvplan.calibrate.measure.steps import model_facts  # noqa: E402
+from kvplan.calibrate.measure.transformers_batches import Recorder, Request, batch_shape, draw_requests  # noqa: E402
 from kvplan.calibrate.measurements import read_measurements  # noqa: E402
-from kvplan.calibrate.predict import predict_family, predict_steps  # noqa: E402
 from kvplan.calibrate.session import Session, batches_path, open_session  # noqa: E402
 from kvplan.cli.batches import batch_lines  # noqa: E402
 from kvplan.cli.calibration import skipped_lines  # noqa: E402
@@ -39,7 +39,7 @@ RECORDED = FIXTURES / "m.transformers.jsonl"
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    return open_session(tmp_path / "m.jsonl", measure.machine_facts(DEVICE))
+    return open_session(tmp_path / "m.jsonl", probes.machine_facts(DEVICE))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -71,9 +71,11 @@ def test_requests_are_drawn_once_and_for_all(serving: Serving) -> None:
 def test_a_small_card_serves_a_shallower_model() -> None:
     """Layers are halved until weights and KV leave room; a card with room for all keeps all of them."""
     serving = Serving(LLAMA_8B, 200, 6.0, 512, 128, 16384, 512, 22.0)
-    depths = [measure_batching.fitting(serving, gib * 2**30).model.num_layers for gib in (141, 24, 16, 8, 1)]
+    depths = [
+        transformers_batches.fitting(serving, gib * 2**30).model.num_layers for gib in (141, 24, 16, 8, 1)
+    ]
     assert depths == [32, 32, 16, 8, 1]
-    assert measure_batching.fitting(serving, 141 * 2**30) == serving
+    assert transformers_batches.fitting(serving, 141 * 2**30) == serving
 
 
 class FakeProcessor:
@@ -172,9 +174,9 @@ def fake_transformers(monkeypatch: pytest.MonkeyPatch, **names: Any) -> None:
 
 def test_without_transformers_one_line_says_so(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason is in the file once, however often it is tried; what a fit reads is untouched."""
-    monkeypatch.setattr(measure_batching, "find_spec", lambda name: None)
+    monkeypatch.setattr(transformers_batches, "find_spec", lambda name: None)
     for _ in range(2):
-        note = measure_batching.measure_batching(CPU, session, DEVICE)
+        note = transformers_batches.measure_batching(CPU, session, DEVICE)
         assert note == "batches of transformers not measured: transformers is not installed"
     assert [row["op"] for row in rows(session.path)] == ["machine", "batching"]
     assert skipped_points(open_session(session.path, session.machine)) == {note: 1}
@@ -187,7 +189,7 @@ def test_without_transformers_one_line_says_so(session: Session, monkeypatch: py
 def test_another_interface_is_one_line(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transformers without continuous batching is named with what it lacks; nothing is raised."""
     fake_transformers(monkeypatch)
-    note = measure_batching.measure_batching(CPU, session, DEVICE)
+    note = transformers_batches.measure_batching(CPU, session, DEVICE)
     assert note.startswith("batches of transformers not measured: AttributeError: ")
     assert "\n" not in note
 
@@ -207,19 +209,19 @@ def test_a_run_that_broke_off_keeps_its_batches_and_is_run_again(
             ran.append(requests[0].arrival)
             return drive(FakeProcessor(3 if len(ran) == 2 else 10**9), requests)
 
-    monkeypatch.setattr(measure_batching, "Engine", FakeEngine)
+    monkeypatch.setattr(transformers_batches, "Engine", FakeEngine)
     grid = replace(CPU, serving=CPU.serving._replace(repeats=1))
-    note = measure_batching.measure_batching(grid, session, DEVICE)
+    note = transformers_batches.measure_batching(grid, session, DEVICE)
     assert note == "batches of transformers not measured: OutOfMemoryError: no room for the mask"
     file = batches_path(session.path)
     kept = rows(file)
     assert [row["run"] for row in kept if "run" in row][-2:] == [1, 1]
-    assert measure_batching.measure_batching(grid, session, DEVICE) == ""
+    assert transformers_batches.measure_batching(grid, session, DEVICE) == ""
     assert rows(file)[: len(kept)] == kept
     first, second = (draw_requests(CPU.serving, seed)[0].arrival for seed in (0, 1))
     assert ran == [first, second, second]
     assert all(row["held_out"] == (row["run"] == 1) for row in rows(file) if "run" in row)
-    assert measure_batching.measure_batching(grid, session, DEVICE) == ""
+    assert transformers_batches.measure_batching(grid, session, DEVICE) == ""
     assert len(ran) == 3
 
 
@@ -234,11 +236,11 @@ def test_repetitions_give_medians_of_the_same_batches() -> None:
         [row(1, 3.0), row(2, 7.0), row(3, 9.0)],
         [row(1, 8.0), row(9, 0.1)],
     ]
-    found = measure_batching.typical(repeats)
+    found = transformers_batches.typical(repeats)
     assert [(r["time_s"], r["forward_s"], r["num_repeats"]) for r in found] == [
         (3.0, 1.5, 3), (6.0, 3.0, 2), (9.0, 4.5, 1),
     ]  # fmt: skip
-    assert measure_batching.typical([[]]) == measure_batching.typical([]) == []
+    assert transformers_batches.typical([[]]) == transformers_batches.typical([]) == []
 
 
 GEMM = {
@@ -336,7 +338,7 @@ def test_transformers_itself(session: Session) -> None:
     )
     tiny = CPU.serving._replace(repeats=2, num_requests=5, prompt_tokens=24, output_tokens=6, pool_tokens=256)
     grid = replace(CPU, serving=tiny)
-    assert measure_batching.measure_batching(grid, session, DEVICE) == ""
+    assert transformers_batches.measure_batching(grid, session, DEVICE) == ""
     found = [row for row in rows(batches_path(session.path)) if "run" in row]
     for run in (0, 1):
         asked = draw_requests(tiny, run)

@@ -11,8 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="calibrating a card needs torch")
 
-from kvplan.calibrate import grids, measure, measure_card, measure_memory  # noqa: E402
 from kvplan.calibrate.card import subject_of  # noqa: E402
+from kvplan.calibrate.measure import allocation, grids, probes, stages  # noqa: E402
 from kvplan.calibrate.session import open_session  # noqa: E402
 from kvplan.cli.main import run  # noqa: E402
 from kvplan.errors import KvplanError  # noqa: E402
@@ -35,7 +35,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibrated")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(grids.GRIDS, "cpu", SMALL)
-        patch.setitem(measure.TARGET_S, "cpu", 0.01)
+        patch.setitem(probes.TARGET_S, "cpu", 0.01)
         files = ["--measurements", str(folder / "m.jsonl"), "-o", str(folder / "p.json")]
         assert run(["calibrate", "--device", "cpu", "--quiet", *files]) == 0
     return folder
@@ -74,7 +74,7 @@ def test_a_second_run_measures_nothing_and_says_the_same(
 ) -> None:
     """All points are in the file: the report is rebuilt from it, no probe runs."""
     monkeypatch.setitem(grids.GRIDS, "cpu", SMALL)
-    monkeypatch.setattr(measure, "measure", lambda *a: pytest.fail("measured a point again"))
+    monkeypatch.setattr(probes, "measure", lambda *a: pytest.fail("measured a point again"))
     files = ["--measurements", str(calibrated / "m.jsonl"), "-o", str(calibrated / "again.json")]
     assert run(["calibrate", "--device", "cpu", "--quiet", "--json", *files]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -99,12 +99,12 @@ def test_another_program_on_the_card_is_refused_unless_forced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A measurement beside a stranger is none; --force is the user's word that it does not matter."""
-    monkeypatch.setattr(measure, "strangers", lambda device: [4711])
-    monkeypatch.setattr(measure, "run", lambda *a: 0)
+    monkeypatch.setattr(probes, "strangers", lambda device: [4711])
+    monkeypatch.setattr(probes, "run", lambda *a: 0)
     monkeypatch.setitem(grids.GRIDS, "cpu", SMALL)
     with pytest.raises(KvplanError, match=r"process 4711 .* --force"):
-        measure_card.measure_card(tmp_path / "m.jsonl", "cpu")
-    measure_card.measure_card(tmp_path / "m.jsonl", "cpu", force=True)
+        stages.measure_card(tmp_path / "m.jsonl", "cpu")
+    stages.measure_card(tmp_path / "m.jsonl", "cpu", force=True)
 
 
 def _assert_one_line(capsys: pytest.CaptureFixture[str], says: str) -> None:
@@ -168,7 +168,7 @@ def test_a_file_that_will_not_do_is_told_before_anything_is_measured(
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measure, "measure", lambda *a: pytest.fail("measured"))
+    monkeypatch.setattr(probes, "measure", lambda *a: pytest.fail("measured"))
     given = [word.format(folder=tmp_path) for word in words]
     assert run(["calibrate", "--device", "cpu", "--quiet", *given]) == 2
     _assert_one_line(capsys, says)
@@ -192,10 +192,10 @@ def test_the_offline_command_says_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`python -m kvplan.calibrate.measure_card` gives one line and exit code 2."""
+    """`python -m kvplan.calibrate.measure.stages` gives one line and exit code 2."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    assert measure_card.main(words) == 2
+    assert stages.main(words) == 2
     _assert_one_line(capsys, says)
 
 
@@ -213,7 +213,7 @@ def test_an_old_driver_is_the_reason_given(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(
         KvplanError, match=r"no CUDA device \(The NVIDIA driver .* too old .*\); try `nvidia-smi`"
     ):
-        measure.pick_device("cuda")
+        probes.pick_device("cuda")
 
 
 def test_a_card_too_small_for_the_memory_probes_is_measured_nevertheless(
@@ -224,10 +224,10 @@ def test_a_card_too_small_for_the_memory_probes_is_measured_nevertheless(
     def no_room(*args: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
-    monkeypatch.setattr(measure_memory, "kv_pool", no_room)
-    session = open_session(tmp_path / "m.jsonl", measure.machine_facts(torch.device("cpu")))
+    monkeypatch.setattr(allocation, "kv_pool", no_room)
+    session = open_session(tmp_path / "m.jsonl", probes.machine_facts(torch.device("cpu")))
     for _ in range(2):
-        measure_memory.measure_memory(SMALL, session, torch.device("cpu"))
+        allocation.measure_memory(SMALL, session, torch.device("cpu"))
     rows = [json.loads(line) for line in session.path.read_text().splitlines()]
     assert [row["op"] for row in rows if "skipped" in row] == ["memory_pool_rows"]
     assert len([row for row in rows if row["op"] == "done"]) == 6

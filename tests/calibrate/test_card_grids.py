@@ -14,12 +14,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="listing a card's probes needs torch")
 
-from kvplan.calibrate import measure_attention, measure_mixed, measure_model  # noqa: E402
 from kvplan.calibrate.build import build  # noqa: E402
 from kvplan.calibrate.card import fit_session  # noqa: E402
-from kvplan.calibrate.grids import DEFAULT, QUICK, Grid  # noqa: E402
+from kvplan.calibrate.fit.terms import predict_family, predict_steps  # noqa: E402
+from kvplan.calibrate.measure import attention, mixed_attention, steps  # noqa: E402
+from kvplan.calibrate.measure.grids import DEFAULT, QUICK, Grid  # noqa: E402
 from kvplan.calibrate.measurements import collect, family  # noqa: E402
-from kvplan.calibrate.predict import predict_family, predict_steps  # noqa: E402
 from kvplan.calibrate.session import Session  # noqa: E402
 from kvplan.errors import KvplanError  # noqa: E402
 from kvplan.profiles.profile import load_profile  # noqa: E402
@@ -41,26 +41,28 @@ MIXING = {
 def card_points(grid: Grid, one_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Op and point of every probe that a Hopper card with triton would get."""
     device = torch.device("cuda")
-    for module in (measure_attention, measure_mixed, measure_model):
+    for module in (attention, mixed_attention, steps):
         monkeypatch.setattr(module, "decode_kernel", lambda *a: ("triton", None))
-    monkeypatch.setattr(measure_mixed, "mixed_kernel", lambda *a: ("triton", None) if one_kernel else None)
-    monkeypatch.setattr(measure_attention, "find_spec", lambda name: name)
+    monkeypatch.setattr(mixed_attention, "mixed_kernel", lambda *a: ("triton", None) if one_kernel else None)
+    monkeypatch.setattr(attention, "find_spec", lambda name: name)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=132)
     )
     monkeypatch.setitem(
-        __import__("sys").modules, "kvplan.calibrate.measure_triton", SimpleNamespace(paged_decode=None)
+        __import__("sys").modules,
+        "kvplan.calibrate.measure.triton_kernels",
+        SimpleNamespace(paged_decode=None),
     )
     probes = [
-        *measure_model.step_probes(grid, device),
-        *measure_model.prefill_step_probes(grid, device),
-        *measure_attention.decode_probes(grid, device),
-        *measure_attention.prefill_probes(grid, device),
-        *measure_mixed.mixed_probes(grid, device),
-        *measure_model.gemm_probes(grid, device),
-        *measure_model.moe_probes(grid, device),
-        *measure_attention.mla_probes(grid, device),
+        *steps.step_probes(grid, device),
+        *steps.prefill_step_probes(grid, device),
+        *attention.decode_probes(grid, device),
+        *attention.prefill_probes(grid, device),
+        *mixed_attention.mixed_probes(grid, device),
+        *steps.gemm_probes(grid, device),
+        *steps.moe_probes(grid, device),
+        *attention.mla_probes(grid, device),
     ]
     return [{"op": p.op, **p.point} for p in probes]
 

@@ -12,9 +12,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from kvplan.calibrate import measure, measure_attention, measure_memory, measure_model
-from kvplan.calibrate.grids import CPU, DEFAULT, GRIDS, HELD_OUT, TINY, TINY_MOE, AttentionShape
-from kvplan.calibrate.measure import Probe
+from kvplan.calibrate.measure import allocation, attention, probes, steps
+from kvplan.calibrate.measure.grids import CPU, DEFAULT, GRIDS, HELD_OUT, TINY, TINY_MOE, AttentionShape
+from kvplan.calibrate.measure.probes import Probe
 from kvplan.calibrate.session import Session, open_session
 from kvplan.errors import KvplanError
 
@@ -23,7 +23,7 @@ DEVICE = torch.device("cpu")
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    return open_session(tmp_path / "m.jsonl", measure.machine_facts(DEVICE))
+    return open_session(tmp_path / "m.jsonl", probes.machine_facts(DEVICE))
 
 
 def rows(session: Session) -> list[dict]:
@@ -41,22 +41,22 @@ def counting_probe(calls: list[int], point: int = 1) -> Probe:
 def test_a_finished_point_is_not_measured_again(session: Session) -> None:
     """A second run over the same file measures only what is missing, whatever was measured stays."""
     calls: list[int] = []
-    assert measure.run([counting_probe(calls)], session, DEVICE) == 1
+    assert probes.run([counting_probe(calls)], session, DEVICE) == 1
     again = open_session(session.path, session.machine)
-    assert measure.run([counting_probe(calls), counting_probe(calls, 2)], again, DEVICE) == 1
+    assert probes.run([counting_probe(calls), counting_probe(calls, 2)], again, DEVICE) == 1
     assert calls == [1, 2]
     assert [r["n"] for r in rows(session) if r["op"] == "count"] == [1, 2]
 
 
 def test_rounds_are_separate_rows(session: Session) -> None:
     """Each round of a probe is a row of its own: repetitions on different minutes."""
-    measure.run([counting_probe([])], session, DEVICE, rounds=3)
+    probes.run([counting_probe([])], session, DEVICE, rounds=3)
     assert [r["round"] for r in rows(session) if r["op"] == "count"] == [0, 1, 2]
 
 
 def test_a_torn_last_line_is_dropped_and_a_torn_middle_named(session: Session) -> None:
     """A run killed while writing loses its last row at most; damage elsewhere is an error with its line number."""
-    measure.run([counting_probe([])], session, DEVICE)
+    probes.run([counting_probe([])], session, DEVICE)
     whole = session.path.read_text()
     session.path.write_text(whole + '{"op": "cou')
     assert open_session(session.path, session.machine).done == session.done
@@ -89,7 +89,7 @@ def test_out_of_memory_is_a_row_and_the_rest_goes_on(session: Session, error: Ex
     def too_big() -> list:
         raise error
 
-    measure.run([Probe("count", {"n": 0}, too_big), counting_probe([])], session, DEVICE)
+    probes.run([Probe("count", {"n": 0}, too_big), counting_probe([])], session, DEVICE)
     first, second = (r for r in rows(session) if r["op"] == "count")
     assert first["skipped"] == "out of memory"
     assert "time_s" not in first
@@ -109,7 +109,7 @@ def test_the_grid_shrinks_after_an_out_of_memory(session: Session) -> None:
 
         return Probe(op, {"n": size}, prepare, floor_bytes=size)
 
-    measure.run([probe("a", 5, fits=False), probe("a", 9), probe("a", 2), probe("b", 9)], session, DEVICE)
+    probes.run([probe("a", 5, fits=False), probe("a", 9), probe("a", 2), probe("b", 9)], session, DEVICE)
     assert tried == ["a5", "a2", "b9"]
     skipped = {r["n"]: r["skipped"] for r in rows(session) if "skipped" in r}
     assert skipped == {5: "out of memory", 9: "larger than a point that ran out of memory"}
@@ -121,15 +121,15 @@ def test_a_probe_that_fails_costs_only_itself(session: Session) -> None:
     def broken() -> list:
         raise LookupError("no kernel image\nlong dump")
 
-    def probes() -> list[Probe]:
+    def two() -> list[Probe]:
         return [Probe("count", {"n": 0}, broken), counting_probe([])]
 
-    measure.run(probes(), session, DEVICE)
+    probes.run(two(), session, DEVICE)
     first, second = (r for r in rows(session) if r["op"] == "count")
     assert first["skipped"] == "LookupError: no kernel image"
     assert second["time_s"] > 0
     again = open_session(session.path, session.machine)
-    assert measure.run(probes(), again, DEVICE) == 1
+    assert probes.run(two(), again, DEVICE) == 1
 
 
 def test_a_card_that_fails_ends_the_run(session: Session) -> None:
@@ -139,11 +139,11 @@ def test_a_card_that_fails_ends_the_run(session: Session) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
 
     with pytest.raises(KvplanError, match=r"the card fails: .*m\.jsonl, run it again to go on"):
-        measure.run([Probe("count", {"n": i}, broken) for i in range(20)], session, DEVICE)
+        probes.run([Probe("count", {"n": i}, broken) for i in range(20)], session, DEVICE)
     assert len([r for r in rows(session) if "skipped" in r]) == 1
     again = open_session(session.path, session.machine)
     assert (
-        measure.run([counting_probe([], i) for i in range(20)], again, DEVICE) == 19
+        probes.run([counting_probe([], i) for i in range(20)], again, DEVICE) == 19
     )  # all but the one that did it
 
 
@@ -158,15 +158,15 @@ def test_a_memory_probe_that_fails_costs_only_itself(
     def down(*args: object) -> None:
         raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
-    monkeypatch.setattr(measure_memory, "pool_rows", broken)
-    monkeypatch.setattr(measure_memory, "graph_rows", down)
+    monkeypatch.setattr(allocation, "pool_rows", broken)
+    monkeypatch.setattr(allocation, "graph_rows", down)
     broken.__name__, down.__name__ = "pool_rows", "graph_rows"
     with pytest.raises(KvplanError, match=r"the card fails: .* run it again to go on"):
-        measure_memory.measure_memory(CPU, session, DEVICE)
+        allocation.measure_memory(CPU, session, DEVICE)
     skipped = [r["skipped"] for r in rows(session) if "skipped" in r]
     assert skipped[0] == "RuntimeError: cannot be captured"
     before = session.path.read_text()
-    measure_memory.measure_memory(CPU, open_session(session.path, session.machine), DEVICE)
+    allocation.measure_memory(CPU, open_session(session.path, session.machine), DEVICE)
     assert session.path.read_text() == before
 
 
@@ -183,8 +183,8 @@ def test_a_kernel_that_never_works_is_left_alone(session: Session) -> None:
 
         return Probe("gemm", {"dtype": dtype, "n": n}, prepare)
 
-    measure.run([probe(dtype, n) for dtype in ("fp8", "bf16") for n in range(8)], session, DEVICE)
-    assert tried == ["fp8"] * measure.MOST_FAILURES + ["bf16"] * 8
+    probes.run([probe(dtype, n) for dtype in ("fp8", "bf16") for n in range(8)], session, DEVICE)
+    assert tried == ["fp8"] * probes.MOST_FAILURES + ["bf16"] * 8
 
 
 def test_another_program_is_looked_for_on_the_first_visible_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,25 +202,25 @@ def test_another_program_is_looked_for_on_the_first_visible_card(monkeypatch: py
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     for visible in ("", "3,1", "GPU-5f"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert measure.strangers("cuda") == [4711]
+        assert probes.strangers("cuda") == [4711]
     assert asked == [0, 3, "GPU-5f"]
-    assert measure.strangers("cpu") == []
+    assert probes.strangers("cpu") == []
 
 
 def test_timing_repeats_and_measures_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """At least five repetitions, and the median of what a clock said of each; one odd call does not move it."""
     clock = [0.0]
     odd = iter([0.0] * 6 + [9.0] + [0.0] * 1000)
-    monkeypatch.setattr(measure.time, "thread_time", lambda: clock[0])
+    monkeypatch.setattr(probes.time, "thread_time", lambda: clock[0])
 
-    def work(seconds: float) -> measure.Timing:
+    def work(seconds: float) -> probes.Timing:
         def call() -> None:
             clock[0] += seconds + next(odd)
 
-        return measure.time_calls([call], DEVICE)
+        return probes.time_calls([call], DEVICE)
 
     small, large = work(0.002), work(0.5)
-    assert min(small.num_repeats, large.num_repeats) >= measure.MIN_REPEATS
+    assert min(small.num_repeats, large.num_repeats) >= probes.MIN_REPEATS
     assert (small.time_s, large.time_s) == (pytest.approx(0.002), pytest.approx(0.5))
 
 
@@ -229,21 +229,21 @@ def test_no_card_is_one_clear_line() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(KvplanError, match=r"CPU build|no CUDA device"):
-        measure.pick_device("cuda")
+        probes.pick_device("cuda")
 
 
 @pytest.mark.parametrize("lengths", [[1], [16, 17, 15], [300, 5, 64]])
 def test_kernel_gives_attention(lengths: list[int]) -> None:
     """The kernel that is timed equals float32 attention over a scattered paged pool, also at block bounds."""
     shape = AttentionShape(num_heads=8, num_kv_heads=2, head_dim=64)
-    batch = measure_attention.make_batch(shape, lengths, 16, "float32", DEVICE)
-    _, kernel = measure_attention.decode_kernel(DEVICE, "float32")
-    assert measure_attention.relative_error(kernel(batch)(), measure_attention.reference(batch)) < 1e-5
+    batch = attention.make_batch(shape, lengths, 16, "float32", DEVICE)
+    _, kernel = attention.decode_kernel(DEVICE, "float32")
+    assert attention.relative_error(kernel(batch)(), attention.reference(batch)) < 1e-5
 
 
 def test_an_unwritten_output_never_passes() -> None:
     """NaN counts as infinitely wrong."""
-    assert measure_attention.relative_error(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")
+    assert attention.relative_error(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")
 
 
 def test_prefill_call_is_causal_over_its_past() -> None:
@@ -251,8 +251,8 @@ def test_prefill_call_is_causal_over_its_past() -> None:
     torch.manual_seed(0)
     shape = AttentionShape(4, 2, 32)
     past, chunk = 40, 24
-    call = measure_attention.prefill_call(shape, chunk, past, DEVICE, torch.float32)
-    whole = measure_attention.prefill_call(shape, chunk, 0, DEVICE, torch.float32)
+    call = attention.prefill_call(shape, chunk, past, DEVICE, torch.float32)
+    whole = attention.prefill_call(shape, chunk, 0, DEVICE, torch.float32)
     assert call().shape == whole().shape == (1, 4, chunk, 32)
     torch.manual_seed(0)
     q = torch.randn(1, 4, chunk, 32)
@@ -266,7 +266,7 @@ def test_prefill_call_is_causal_over_its_past() -> None:
 @pytest.mark.parametrize(("total", "batch"), [(1000, 4), (64, 16), (100_000, 16), (7, 7)])
 def test_skewed_lengths_keep_the_sum(total: int, batch: int) -> None:
     """Skewed lengths are positive, as many as asked, and sum to the same context."""
-    lengths = measure_attention.skewed(total, batch)
+    lengths = attention.skewed(total, batch)
     assert len(lengths) == batch
     assert sum(lengths) == total
     assert min(lengths) >= 1
@@ -274,17 +274,17 @@ def test_skewed_lengths_keep_the_sum(total: int, batch: int) -> None:
 
 def test_grouped_experts_equal_each_token_alone() -> None:
     """The expert layer gives each token what its own top-k experts give, whatever else is in the batch."""
-    layer = measure_model.make_layers(TINY_MOE, 1, DEVICE, torch.float32)[0]
+    layer = steps.make_layers(TINY_MOE, 1, DEVICE, torch.float32)[0]
     x = torch.randn(9, TINY_MOE.hidden_size)
-    together = measure_model.moe(layer, x, 2)
-    alone = torch.cat([measure_model.moe(layer, row[None], 2) for row in x])
+    together = steps.moe(layer, x, 2)
+    alone = torch.cat([steps.moe(layer, row[None], 2) for row in x])
     assert torch.allclose(together, alone, atol=1e-4)
 
 
 def test_a_step_writes_its_tokens_and_gives_one_each() -> None:
     """A decode step returns a token per sequence and writes the new K and V in the last slot of each."""
-    _, kernel = measure_attention.decode_kernel(DEVICE, "float32")
-    decoder = measure_model.Decoder(TINY, [17, 32, 5], 16, kernel, DEVICE)
+    _, kernel = attention.decode_kernel(DEVICE, "float32")
+    decoder = steps.Decoder(TINY, [17, 32, 5], 16, kernel, DEVICE)
     before = decoder.batches[0].pool.clone()
     tokens = decoder.step()
     assert tokens.shape == (3,)
@@ -294,7 +294,7 @@ def test_a_step_writes_its_tokens_and_gives_one_each() -> None:
 
 def test_pool_bytes_equal_the_formula(session: Session) -> None:
     """A real KV pool takes 2 * L * H * d * bytes per token, exactly, beyond the allocator's rounding."""
-    measure_memory.measure_memory(CPU, session, DEVICE)
+    allocation.measure_memory(CPU, session, DEVICE)
     pools = [r for r in rows(session) if r["op"] == "memory_pool"]
     assert len(pools) == len(CPU.pool_shapes)
     for row in pools:
@@ -304,7 +304,7 @@ def test_pool_bytes_equal_the_formula(session: Session) -> None:
 
 def test_weight_floor_counts_distinct_experts() -> None:
     """One token reads k experts of a layer, many tokens all of them; the floor never falls with the batch."""
-    one, two, many = (measure_model.weight_bytes(TINY_MOE, n) for n in (1, 2, 4096))
+    one, two, many = (steps.weight_bytes(TINY_MOE, n) for n in (1, 2, 4096))
     expert = 2 * 3 * TINY_MOE.hidden_size * TINY_MOE.intermediate_size * TINY_MOE.num_layers
     assert two > one
     assert many - one == pytest.approx(expert * (TINY_MOE.num_experts - TINY_MOE.experts_per_token))
@@ -312,11 +312,11 @@ def test_weight_floor_counts_distinct_experts() -> None:
 
 def test_default_grid_holds_out_a_model_and_the_long_contexts() -> None:
     """What the error is stated on is measured and marked: a third dense model and every context from 32k up."""
-    probes = measure_model.step_probes(DEFAULT, DEVICE)
-    held = {(p.point["model"], p.point["max_context"] >= 32768) for p in probes if p.point["held_out"]}
+    points = steps.step_probes(DEFAULT, DEVICE)
+    held = {(p.point["model"], p.point["max_context"] >= 32768) for p in points if p.point["held_out"]}
     assert {name for name, _ in held} >= HELD_OUT
-    assert all(p.point["held_out"] for p in probes if p.point["max_context"] >= 32768)
-    fitted = {p.point["model"] for p in probes if not p.point["held_out"]}
+    assert all(p.point["held_out"] for p in points if p.point["max_context"] >= 32768)
+    fitted = {p.point["model"] for p in points if not p.point["held_out"]}
     assert len(fitted) == 3
     assert not fitted & HELD_OUT
 
@@ -324,6 +324,6 @@ def test_default_grid_holds_out_a_model_and_the_long_contexts() -> None:
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_no_probe_exceeds_its_memory_bound(grid) -> None:
     """Every decode probe of every grid stays within the grid's pool bound."""
-    for probe in measure_attention.decode_probes(replace(grid, kv_dtypes=("bfloat16",)), DEVICE):
+    for probe in attention.decode_probes(replace(grid, kv_dtypes=("bfloat16",)), DEVICE):
         shape = AttentionShape(*(probe.point[f] for f in AttentionShape._fields))
         assert probe.point["decode_context"] * shape.kv_bytes("bfloat16") <= grid.max_pool_bytes

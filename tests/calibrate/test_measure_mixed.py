@@ -12,31 +12,31 @@ from places import ROOT
 
 torch = pytest.importorskip("torch", reason="measuring a card needs torch")
 
-from kvplan.calibrate import measure_mixed  # noqa: E402
-from kvplan.calibrate.grids import CPU, AttentionShape  # noqa: E402
-from kvplan.calibrate.measure_attention import make_batch, reference, relative_error  # noqa: E402
+from kvplan.calibrate.fit.mixing import APART, timed_apart  # noqa: E402
+from kvplan.calibrate.measure import mixed_attention  # noqa: E402
+from kvplan.calibrate.measure.attention import make_batch, reference, relative_error  # noqa: E402
+from kvplan.calibrate.measure.grids import CPU, AttentionShape  # noqa: E402
 from kvplan.calibrate.measurements import Measurements  # noqa: E402
-from kvplan.calibrate.mixing import APART, timed_apart  # noqa: E402
 
 DEVICE = torch.device("cpu")
 SHAPE = AttentionShape(num_heads=8, num_kv_heads=2, head_dim=32)
 
 
-def ragged(parts=measure_mixed.SMALL_CASE, shape=SHAPE):
-    return measure_mixed.make_ragged(shape, parts, 16, "float32", DEVICE)
+def ragged(parts=mixed_attention.SMALL_CASE, shape=SHAPE):
+    return mixed_attention.make_ragged(shape, parts, 16, "float32", DEVICE)
 
 
 def test_the_reference_of_lone_decodes_is_decode_attention() -> None:
     """One new token each: ragged attention is what decode attention gives for the same pool and queries."""
     case = ragged([(4, 1), (63, 1), (299, 1)])
     expected = reference(case.batch)
-    assert relative_error(measure_mixed.ragged_reference(case), expected) < 1e-6
+    assert relative_error(mixed_attention.ragged_reference(case), expected) < 1e-6
 
 
 def test_the_reference_is_causal() -> None:
     """A prompt's tokens attend as one prompt and as single tokens behind a growing past: the same numbers."""
     whole = ragged([(0, 20)])
-    together = measure_mixed.ragged_reference(whole)
+    together = mixed_attention.ragged_reference(whole)
     for i in (0, 7, 19):
         alone = whole.batch._replace(
             q=whole.batch.q[i : i + 1], lengths=torch.tensor([i + 1], dtype=torch.int32)
@@ -49,8 +49,8 @@ def test_the_reference_is_causal() -> None:
 def test_flex_attention_takes_decodes_and_prompts_together(shape) -> None:
     """FlexAttention over its own pages equals float32 attention for decodes, prompts and chunks over a past."""
     case = ragged(shape=shape)
-    out = measure_mixed.flex_kernel(case, compiled=False)()
-    assert relative_error(out, measure_mixed.ragged_reference(case)) < 1e-5
+    out = mixed_attention.flex_kernel(case, compiled=False)()
+    assert relative_error(out, mixed_attention.ragged_reference(case)) < 1e-5
 
 
 def test_our_ragged_kernel_takes_decodes_and_prompts_together() -> None:
@@ -58,8 +58,8 @@ def test_our_ragged_kernel_takes_decodes_and_prompts_together() -> None:
     pytest.importorskip("triton", reason="the ragged kernel needs triton")
     check = """
 import torch
-from kvplan.calibrate import measure_mixed as m
-from kvplan.calibrate.grids import AttentionShape
+from kvplan.calibrate.measure import mixed_attention as m
+from kvplan.calibrate.measure.grids import AttentionShape
 for shape in (AttentionShape(8, 2, 32), AttentionShape(4, 4, 64), AttentionShape(6, 2, 32)):
     case = m.make_ragged(shape, m.SMALL_CASE, 16, "float32", torch.device("cpu"))
     error = m.relative_error(m.MIXED_KERNELS["triton"][0](case)(), m.ragged_reference(case))
@@ -83,9 +83,9 @@ def test_a_wrong_or_strange_kernel_is_not_timed() -> None:
         raise TypeError("unexpected keyword argument 'block_table'")
 
     def right(case):
-        return lambda: measure_mixed.ragged_reference(case)
+        return lambda: mixed_attention.ragged_reference(case)
 
-    assert [measure_mixed.is_right(k, ragged()) for k in (zeros, unwritten, strange, right)] == [
+    assert [mixed_attention.is_right(k, ragged()) for k in (zeros, unwritten, strange, right)] == [
         False, False, False, True,
     ]  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_a_wrong_or_strange_kernel_is_not_timed() -> None:
 def test_rows_say_whether_one_kernel_served_both(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU two kernels run in turn and the rows are held out; one kernel is named and its rows are fitted."""
     grid = replace(CPU, mixed_chunks=(16,), mixed_batches=(4,), mixed_contexts=(64,))
-    [two] = measure_mixed.mixed_probes(grid, DEVICE)
+    [two] = mixed_attention.mixed_probes(grid, DEVICE)
     assert (two.point["kernel"], two.point["one_kernel"], two.point["held_out"]) == (
         "sdpa+sdpa",
         False,
@@ -104,10 +104,10 @@ def test_rows_say_whether_one_kernel_served_both(monkeypatch: pytest.MonkeyPatch
 
     def kernel(case):
         seen.append(case)
-        return lambda: measure_mixed.ragged_reference(case)
+        return lambda: mixed_attention.ragged_reference(case)
 
-    monkeypatch.setattr(measure_mixed, "mixed_kernel", lambda *a: ("mine", kernel))
-    one, alone = measure_mixed.mixed_probes(grid, DEVICE)
+    monkeypatch.setattr(mixed_attention, "mixed_kernel", lambda *a: ("mine", kernel))
+    one, alone = mixed_attention.mixed_probes(grid, DEVICE)
     assert (alone.op, alone.point["held_out"]) == ("prefill_attention", True)
     assert alone.prepare()[0]().shape == (16, 8, 32)
     seen.clear()

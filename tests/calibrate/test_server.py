@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from places import FIXTURES
 
-from kvplan.calibrate import loads
 from kvplan.calibrate.card import measure_server
-from kvplan.calibrate.loads import Injection, Load
-from kvplan.calibrate.server import Server, Stream, parse_metrics
+from kvplan.calibrate.server import loads
+from kvplan.calibrate.server.client import Server, Stream, parse_metrics
+from kvplan.calibrate.server.loads import Injection, Load
 from kvplan.calibrate.session import open_session
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
@@ -136,7 +136,7 @@ def test_mixed_step_is_the_decoders_longest_gap() -> None:
 
 def test_loads_respect_the_server() -> None:
     """No load is longer than the model allows or takes more than half of the pool."""
-    from kvplan.calibrate.server import CacheFacts
+    from kvplan.calibrate.server.client import CacheFacts
 
     small = CacheFacts("m", 1024, 16, 100, "auto", "0.32.0")
     for load in loads.possible_loads(small):

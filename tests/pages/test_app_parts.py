@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kvplan.calibrate.fit.predictions import predictions
 from kvplan.calibrate.measurements import read_measurements
-from kvplan.calibrate.predictions import predictions
 from kvplan.cli.main import run as cli
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError

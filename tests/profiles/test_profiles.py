@@ -15,9 +15,9 @@ import pytest
 from places import ROOT
 
 from kvplan.calibrate.build import build
-from kvplan.calibrate.fit import fit
+from kvplan.calibrate.fit.families import fit
+from kvplan.calibrate.fit.terms import step_key, step_subject
 from kvplan.calibrate.measurements import read_measurements
-from kvplan.calibrate.predict import step_key, step_subject
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu

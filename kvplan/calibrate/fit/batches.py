@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvplan.calibrate.fit import fit
+from kvplan.calibrate.fit.families import fit
+from kvplan.calibrate.fit.held_out import summaries
+from kvplan.calibrate.fit.mixing import APART
+from kvplan.calibrate.fit.terms import column, predict_steps
 from kvplan.calibrate.measurements import Measurements, Row, read_measurements
-from kvplan.calibrate.mixing import APART
-from kvplan.calibrate.predict import column, predict_steps
 from kvplan.calibrate.session import batches_path
-from kvplan.calibrate.validate import summaries
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.profiles.timing_profile import RegimeError, TimingProfile

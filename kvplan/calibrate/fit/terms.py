@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from kvplan.calibrate.fit.least_squares import Array, Predict, Prior
 from kvplan.calibrate.measurements import Row, short_dtype
-from kvplan.calibrate.solve import Array, Predict, Prior
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.models.load import load_model

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from kvplan.calibrate.grids import Grid, StepModel
-from kvplan.calibrate.measure import (
+from kvplan.calibrate.measure.attention import TORCH_DTYPES, decode_kernel
+from kvplan.calibrate.measure.grids import Grid, StepModel
+from kvplan.calibrate.measure.probes import (
     OUT_OF_MEMORY,
     end_on_a_failed_card,
     one_line,
@@ -20,8 +21,7 @@ from kvplan.calibrate.measure import (
     release,
     used_bytes,
 )
-from kvplan.calibrate.measure_attention import TORCH_DTYPES, decode_kernel
-from kvplan.calibrate.measure_model import Decoder, captured, make_layers, mlp, moe
+from kvplan.calibrate.measure.steps import Decoder, captured, make_layers, mlp, moe
 from kvplan.calibrate.session import Report, Session, no_report
 
 Row = dict[str, Any]

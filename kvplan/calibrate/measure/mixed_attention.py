@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kvplan.calibrate.grids import AttentionShape, Grid
-from kvplan.calibrate.measure import Probe
-from kvplan.calibrate.measure_attention import (
+from kvplan.calibrate.measure.attention import (
     Batch,
     decode_kernel,
     gather,
@@ -26,6 +24,8 @@ from kvplan.calibrate.measure_attention import (
     prefill_call,
     relative_error,
 )
+from kvplan.calibrate.measure.grids import AttentionShape, Grid
+from kvplan.calibrate.measure.probes import Probe
 from kvplan.calibrate.session import Point
 
 FLEX_BLOCK = 128
@@ -107,7 +107,7 @@ def _flash_attn(ragged: Ragged) -> Callable[[], torch.Tensor]:
 
 
 def _triton(ragged: Ragged) -> Callable[[], torch.Tensor]:
-    from kvplan.calibrate.measure_triton import paged_ragged
+    from kvplan.calibrate.measure.triton_kernels import paged_ragged
 
     return paged_ragged(*ragged.batch, ragged.starts)
 

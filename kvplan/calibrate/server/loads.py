@@ -14,7 +14,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
-from kvplan.calibrate.server import CacheFacts, Server, Stream
+from kvplan.calibrate.server.client import CacheFacts, Server, Stream
 from kvplan.calibrate.session import Point, Report, Session, no_report
 from kvplan.errors import KvplanError
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kvplan.calibrate.fit.least_squares import Array, Solution, blind_spots, sensitivities
+from kvplan.calibrate.fit.problem import Problem, scaled
+from kvplan.calibrate.fit.terms import HINTS, Term
 from kvplan.calibrate.measurements import Row
-from kvplan.calibrate.predict import HINTS, Term
-from kvplan.calibrate.problem import Problem, scaled
-from kvplan.calibrate.solve import Array, Solution, blind_spots, sensitivities
 from kvplan.errors import KvplanError
 
 UNFELT = 5e-3

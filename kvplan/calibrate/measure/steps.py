@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import rms_norm, silu
 
-from kvplan.calibrate.grids import HELD_OUT, AttentionShape, Grid, StepModel
-from kvplan.calibrate.measure import Probe, one_line, release
-from kvplan.calibrate.measure_attention import Batch, Kernel, decode_kernel, make_batch, prefill_call
+from kvplan.calibrate.measure.attention import Batch, Kernel, decode_kernel, make_batch, prefill_call
+from kvplan.calibrate.measure.grids import HELD_OUT, AttentionShape, Grid, StepModel
+from kvplan.calibrate.measure.probes import Probe, one_line, release
 from kvplan.calibrate.session import Point, Session
 
 

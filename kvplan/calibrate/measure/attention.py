@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from kvplan.calibrate.grids import AttentionShape, Grid
-from kvplan.calibrate.measure import Probe
+from kvplan.calibrate.measure.grids import AttentionShape, Grid
+from kvplan.calibrate.measure.probes import Probe
 from kvplan.calibrate.session import Point
 from kvplan.errors import KvplanError
 
@@ -103,7 +103,7 @@ def _sdpa_kernel(batch: Batch) -> Callable[[], torch.Tensor]:
 
 
 def _triton_kernel(batch: Batch) -> Callable[[], torch.Tensor]:
-    from kvplan.calibrate.measure_triton import paged_decode
+    from kvplan.calibrate.measure.triton_kernels import paged_decode
 
     sms = torch.cuda.get_device_properties(batch.q.device).multi_processor_count if batch.q.is_cuda else 8
     return paged_decode(batch.q, batch.pool, batch.table, batch.lengths, sms)
@@ -218,7 +218,7 @@ def mla_probes(grid: Grid, device: torch.device) -> list[Probe]:
     """Absorbed MLA decode: every head attends to one latent of rank + rope elements a token."""
     if device.type != "cuda" or find_spec("triton") is None:
         return []
-    from kvplan.calibrate.measure_triton import paged_decode
+    from kvplan.calibrate.measure.triton_kernels import paged_decode
 
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     probes = []

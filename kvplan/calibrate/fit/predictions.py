@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from kvplan.calibrate.fit.problem import regime
+from kvplan.calibrate.fit.terms import column, predict_family, predict_steps
 from kvplan.calibrate.measurements import Measurements
-from kvplan.calibrate.predict import column, predict_family, predict_steps
-from kvplan.calibrate.problem import regime
 from kvplan.profiles.timing_profile import TimingProfile
 
 

@@ -1,6 +1,6 @@
 """Everything that is measured on one card, in one call. Needs torch and the standard library alone.
 
-    python -m kvplan.calibrate.measure_card FILE [cuda|cpu] [default|quick|cpu] [--force]
+    python -m kvplan.calibrate.measure.stages FILE [cuda|cpu] [default|quick|cpu] [--force]
 
 is that call, for a machine without network: copy the package there, run it, bring FILE back and `kvplan fit` it.
 """
@@ -11,7 +11,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from kvplan.calibrate.grids import GRIDS
+from kvplan.calibrate.measure.grids import GRIDS
 from kvplan.calibrate.session import Report, Session, no_report, open_session
 from kvplan.errors import KvplanError
 
@@ -34,43 +34,43 @@ def measure_card(
     """
     if find_spec("torch") is None:
         raise KvplanError("calibrating a card needs torch: pip install 'kvplan[gpu]'")
-    from kvplan.calibrate import (
-        measure,
-        measure_attention,
-        measure_batching,
-        measure_memory,
-        measure_mixed,
-        measure_model,
+    from kvplan.calibrate.measure import (
+        allocation,
+        attention,
+        mixed_attention,
+        probes,
+        steps,
+        transformers_batches,
     )
 
     if grid_name and grid_name not in GRIDS:
         raise KvplanError(f"no grid {grid_name!r}; there is {', '.join(GRIDS)}")
-    others = measure.strangers(
+    others = probes.strangers(
         device_name
     )  # before this process touches the card: containers count processes anew
-    device = measure.pick_device(device_name)
+    device = probes.pick_device(device_name)
     grid = GRIDS[grid_name or ("cpu" if device.type == "cpu" else "default")]
     if others and not force:
         raise KvplanError(
             f"process {others[0]} computes on this card too; stop it, or measure beside it with --force"
         )
-    session = open_session(out, measure.machine_facts(device))
-    measure_memory.measure_memory(grid, session, device, report)
-    measure_attention.check_kernels(device, grid.kv_dtypes)
-    probes = [
-        *measure_model.copy_probes(grid, device),
-        *measure_model.step_probes(grid, device),
-        *measure_model.prefill_step_probes(grid, device),
-        *measure_attention.decode_probes(grid, device),
-        *measure_attention.prefill_probes(grid, device),
-        *measure_mixed.mixed_probes(grid, device),
-        *measure_model.gemm_probes(grid, device),
-        *measure_model.moe_probes(grid, device),
-        *measure_attention.mla_probes(grid, device),
+    session = open_session(out, probes.machine_facts(device))
+    allocation.measure_memory(grid, session, device, report)
+    attention.check_kernels(device, grid.kv_dtypes)
+    points = [
+        *steps.copy_probes(grid, device),
+        *steps.step_probes(grid, device),
+        *steps.prefill_step_probes(grid, device),
+        *attention.decode_probes(grid, device),
+        *attention.prefill_probes(grid, device),
+        *mixed_attention.mixed_probes(grid, device),
+        *steps.gemm_probes(grid, device),
+        *steps.moe_probes(grid, device),
+        *attention.mla_probes(grid, device),
     ]
-    measure.run(probes, session, device, rounds or grid.rounds, report)
-    measure_model.host_times(grid, session, device)
-    measure_batching.measure_batching(grid, session, device, report)
+    probes.run(points, session, device, rounds or grid.rounds, report)
+    steps.host_times(grid, session, device)
+    transformers_batches.measure_batching(grid, session, device, report)
     return session
 
 
@@ -78,7 +78,7 @@ def _print_progress(what: str, done: int, total: int) -> None:
     print(f"{done}/{total} {what}", file=sys.stderr, flush=True)
 
 
-USAGE = "usage: python -m kvplan.calibrate.measure_card FILE [cuda|cpu] [default|quick|cpu] [--force]"
+USAGE = "usage: python -m kvplan.calibrate.measure.stages FILE [cuda|cpu] [default|quick|cpu] [--force]"
 
 
 def main(words: list[str]) -> int:

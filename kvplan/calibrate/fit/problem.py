@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from kvplan.calibrate.fit.least_squares import Array, Predict, Solution, solve
+from kvplan.calibrate.fit.terms import Term, column
 from kvplan.calibrate.measurements import Row
-from kvplan.calibrate.predict import Term, column
-from kvplan.calibrate.solve import Array, Predict, Solution, solve
 
 NOISE = 0.02
 """Relative error of a row that a prior is weighed against."""

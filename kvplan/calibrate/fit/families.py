@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvplan.calibrate.identify import identify, unfelt
-from kvplan.calibrate.measurements import Measurements, Row
-from kvplan.calibrate.predict import (
+from kvplan.calibrate.fit.held_out import bootstrap, held_out_errors, measured_ranges
+from kvplan.calibrate.fit.identify import identify, unfelt
+from kvplan.calibrate.fit.least_squares import Predict, Prior
+from kvplan.calibrate.fit.problem import Problem, run, scaled
+from kvplan.calibrate.fit.terms import (
     Term,
     attention_term,
     column,
@@ -28,9 +30,7 @@ from kvplan.calibrate.predict import (
     step_key,
     step_subject,
 )
-from kvplan.calibrate.problem import Problem, run, scaled
-from kvplan.calibrate.solve import Predict, Prior
-from kvplan.calibrate.validate import bootstrap, held_out_errors, measured_ranges
+from kvplan.calibrate.measurements import Measurements, Row
 from kvplan.gpu import GpuSpec
 from kvplan.profiles.timing_profile import RegimeError, TimingProfile
 from kvplan.timing.costs import MAX_CAPTURE_SIZE

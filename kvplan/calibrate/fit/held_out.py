@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from kvplan.calibrate.fit.least_squares import Array, Solution
+from kvplan.calibrate.fit.problem import Problem, regime, run, scaled, solve_rows
+from kvplan.calibrate.fit.terms import column, shapes
 from kvplan.calibrate.measurements import Row
-from kvplan.calibrate.predict import column, shapes
-from kvplan.calibrate.problem import Problem, regime, run, scaled, solve_rows
-from kvplan.calibrate.solve import Array, Solution
 from kvplan.profiles.timing_profile import RegimeError
 
 BINS = (0, 1024, 4096, 16384, 65536, math.inf)

@@ -1,0 +1,1 @@
+"""What touches the card: probes of memory, kernels, whole steps and batches, and their order. Needs torch."""

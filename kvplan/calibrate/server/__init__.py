@@ -1,0 +1,1 @@
+"""Measuring a live engine from outside, through its API alone."""
