@@ -23,8 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from kvplan.calibrate.card import fit_session, measure_server
+from kvplan.calibrate.build import build
 from kvplan.calibrate.server.client import Server
+from kvplan.calibrate.server.loads import measure_server
 from kvplan.errors import KvplanError
 from kvplan.models.load import load_model
 from kvplan.observed.recorded_run import compare_runs, read_run
@@ -131,11 +132,11 @@ def main() -> None:
         (folder / "model").mkdir()
         with vllm_server(options.python, folder / "model", options.port) as url:
             model = load_model(str(folder / "model"))
-            session, facts = measure_server(folder / "m.jsonl", url, model, "cpu", options.rounds)
+            facts = measure_server(folder / "m.jsonl", url, model, "cpu", options.rounds)
             replay(url, options.requests, options.rate, folder / "real.csv")
         assert facts.num_gpu_blocks == NUM_BLOCKS
         print(f"blocks: the server's own {NUM_BLOCKS}, read {facts.num_gpu_blocks}")
-        timing = fit_session(session, folder / "p.json").timing
+        timing = build([folder / "m.jsonl"]).timing
         assert timing is not None
         for error in timing.errors:
             print(

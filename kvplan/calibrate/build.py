@@ -1,4 +1,4 @@
-"""From a source of measurements to a profile with its provenance: what `kvplan fit` does.
+"""From a source of measurements to a profile with its provenance: the one path of every command, app and benchmark.
 
 Knows where rows come from and how a card is named; the fitting itself is `fit`.
 """
@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from kvplan.calibrate.fit.batches import Batches, check_batches
 from kvplan.calibrate.fit.families import fit
-from kvplan.calibrate.fit.mixing import timed_apart
 from kvplan.calibrate.fit.problem import regime
-from kvplan.calibrate.measurements import Measurements, collect, read_measurements
+from kvplan.calibrate.measurements import Measurements, Row, collect, read_measurements
 from kvplan.calibrate.sources import aiconfigurator
-from kvplan.calibrate.sources.convert import llmservingsim_rows, splitwise_rows
+from kvplan.calibrate.sources.llmservingsim import llmservingsim_rows
+from kvplan.calibrate.sources.splitwise import splitwise_rows
 from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec, get_gpu, match_product
+from kvplan.gpu import GpuSpec, get_gpu, gpu_names, match_product
 from kvplan.profiles.profile import Profile
 
 Source = Literal["jsonl", "aiconfigurator", "llmservingsim", "splitwise"]
@@ -55,30 +56,40 @@ def build(
     `fill` lends families (formats, ranks) that these measurements lack, from another profile of the same card.
     """
     measurements, card, known = _read(files, source, gpu, engine)
-    timing = fit(measurements, gpu=card, assume=dict(known) | dict(assume or {}))
+    timing = fit(measurements, gpu=card, assume=known | dict(assume or {}))
     machine = measurements.machine
     profile = Profile(
         name=name or _name(card, machine),
         gpu=card.name if card else str(machine.get("gpu", "")),
         engine=_engine(str(machine.get("engine", engine))),
         engine_version=str(machine.get("engine_version", "")),
-        source=str(machine.get("source", f"measured on {machine.get('machine', 'an unnamed machine')}")),
+        source=str(machine.get("source") or _measured_on(machine)),
         licence=str(machine.get("licence", "")),
         timing=timing,
     )
     return _filled(profile, fill) if fill else profile
 
 
+def _measured_on(machine: Row) -> str:
+    """Provenance of a file that names no source of its own."""
+    software = " ".join(str(machine[key]) for key in ("engine", "engine_version") if machine.get(key))
+    known = [str(machine.get("machine", "an unnamed machine")), software, str(machine.get("date", ""))]
+    return f"measured on {', '.join(part for part in known if part)}"
+
+
+def batches_beside(path: Path, profile: Profile) -> Batches | None:
+    """The batches that transformers ran on the card of a measurement file, beside what the profile says."""
+    if profile.timing is None:
+        return None
+    return check_batches(path, profile.timing, _known_card(profile.gpu, 0))
+
+
 def _read(
     files: Sequence[Path], source: Source, gpu: str, engine: str
 ) -> tuple[Measurements, GpuSpec | None, dict[str, tuple[float, str]]]:
     """Rows, the card they speak of (None: not in the GPU table), and what this source leaves to assumptions."""
-    if source == "aiconfigurator" and files:
-        found = _timed_both_ways(collect(aiconfigurator.file_rows(files)))
-        card = get_gpu(aiconfigurator.SYSTEMS[str(found.machine["machine"])])
-        return found, card, aiconfigurator.assumed(card)
     if source == "aiconfigurator":
-        found = _tables(gpu, engine)
+        found = _timed_both_ways(collect(aiconfigurator.file_rows(files))) if files else _tables(gpu, engine)
         card = get_gpu(aiconfigurator.SYSTEMS[str(found.machine["machine"])])
         return found, card, aiconfigurator.assumed(card)
     if not files:
@@ -92,7 +103,8 @@ def _read(
         found = collect(splitwise_rows(files, hardware or "a100-80gb"))
         return found, get_gpu(SPLITWISE_GPUS[str(found.machine["machine"])]), dict(SPLITWISE_ASSUMED)
     found = read_measurements(files)
-    return found, _card(found, gpu), timed_apart(found)
+    product, size = str(found.machine.get("gpu", "")), int(found.machine.get("total_bytes", 0))
+    return found, get_gpu(gpu) if gpu else _known_card(product, size), {}
 
 
 def _tables(gpu: str, engine: str) -> Measurements:
@@ -125,15 +137,12 @@ def _timed_both_ways(found: Measurements) -> Measurements:
     return found._replace(families=families)
 
 
-def _card(measurements: Measurements, gpu: str) -> GpuSpec | None:
-    """The card named by the caller, or by the machine row; a CPU or an unknown card is fitted without a data sheet."""
-    if gpu:
-        return get_gpu(gpu)
-    product = str(measurements.machine.get("gpu", ""))
-    if product in ("", "cpu"):
-        return None
+def _known_card(name: str, total_bytes: int) -> GpuSpec | None:
+    """The card that the GPU table or CUDA calls so; a CPU or an unknown card is fitted without a data sheet."""
+    if name in gpu_names():
+        return get_gpu(name)
     try:
-        return match_product(product, int(measurements.machine.get("total_bytes", 0)))
+        return match_product(name, total_bytes) if name else None
     except KvplanError:
         return None
 

@@ -65,7 +65,7 @@ class Measurements(NamedTuple):
 
 def read_measurements(paths: Iterable[Path]) -> Measurements:
     """Read and check files; one machine and one engine in all of them."""
-    return collect(row for path in paths for row in _lines(path))
+    return collect(row for path in paths for row in read_rows(path))
 
 
 def collect(rows: Iterable[Row]) -> Measurements:
@@ -119,13 +119,13 @@ def short_dtype(name: str) -> str:
     return _SHORT.get(str(name), str(name))
 
 
-def _lines(path: Path) -> Iterator[Row]:
+def read_rows(path: Path) -> Iterator[Row]:
+    """Every row of one file, whatever its op; each carries `_at`, its file and line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise KvplanError(
-            f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or 'not UTF-8'})"
-        ) from None
+        why = getattr(error, "strerror", None) or "not text"
+        raise KvplanError(f"{path}: no measurement file that can be read ({why})") from None
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -133,8 +133,8 @@ def _lines(path: Path) -> Iterator[Row]:
             row = json.loads(line)
         except ValueError:
             raise KvplanError(f"{path}:{number}: not a JSON object; measurement files are JSONL") from None
-        if not isinstance(row, dict):
-            raise KvplanError(f"{path}:{number}: a row is a JSON object, not {type(row).__name__}")
+        if not isinstance(row, dict) or "op" not in row:
+            raise KvplanError(f"{path}:{number}: not a measurement row (an object with an op)")
         row["_at"] = f"{path}:{number}"
         yield row
 

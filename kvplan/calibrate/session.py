@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from kvplan.calibrate.measurements import Row, read_rows
 from kvplan.errors import KvplanError
-
-SCHEMA_VERSION = 1
 
 Point = dict[str, int | float | str | bool]
 """What tells one measured point from others of its op."""
@@ -34,11 +32,11 @@ class Session:
     """One file of measurements being written: what is in it already and the machine it belongs to."""
 
     path: Path
-    machine: dict[str, Any]
+    machine: Row
     """The first row: what was measured on, with which software."""
     done: set[str] = field(default_factory=set)
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: Row) -> None:
         """Write one row and flush it to disk: an interrupted run keeps every finished point."""
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -46,13 +44,11 @@ class Session:
             os.fsync(file.fileno())
 
 
-def open_session(path: Path, machine: dict[str, Any]) -> Session:
+def open_session(path: Path, machine: Row) -> Session:
     """Open or continue a measurement file; a file of another machine is refused, a torn last line dropped."""
     session = Session(path, machine)
-    try:
-        rows = list(_rows(path)) if path.exists() else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise KvplanError(f"{path}: no measurement file that can be read ({_why(error)})") from None
+    _drop_torn_line(path)
+    rows = list(read_rows(path)) if path.exists() else []
     for row in rows:
         if row["op"] == "machine" and row.get("machine") != machine["machine"]:
             raise KvplanError(
@@ -76,24 +72,16 @@ def check_writable(path: Path) -> None:
         if new:
             path.unlink()
     except OSError as error:
-        raise KvplanError(f"{path} cannot be written ({_why(error)}); choose another file") from None
+        raise KvplanError(f"{path} cannot be written ({error.strerror}); choose another file") from None
 
 
-def _why(error: OSError | UnicodeDecodeError) -> str:
-    return getattr(error, "strerror", None) or "not text"
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a measurement file. Only the last line may be torn (a run that was killed while writing)."""
-    text = path.read_text()
-    lines = text.splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or "op" not in row:
-                raise KvplanError(f"{path}:{number}: not a measurement row (an object with an op)")
-            yield row
-        except json.JSONDecodeError as error:
-            if number < len(lines) or text.endswith("\n"):
-                raise KvplanError(f"{path}:{number}: not a JSON row ({error.msg})") from None
-            path.write_text("".join(f"{kept}\n" for kept in lines[:-1]))
+def _drop_torn_line(path: Path) -> None:
+    """Take off a last line that a run killed while writing left unfinished; other people's files stay as they are."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    kept, _, torn = text.rpartition("\n")
+    if not torn or not text.startswith('{"op": '):
+        return
+    try:
+        json.loads(torn)
+    except ValueError:
+        path.write_text(f"{kept}\n" if kept else "", encoding="utf-8")

@@ -8,18 +8,19 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from kvplan.calibrate.card import batches_of, fit_session, measure_server, pool_checks, skipped_points
-from kvplan.calibrate.fit.batches import Batches
-from kvplan.calibrate.measure.stages import measure_card
-from kvplan.calibrate.server.client import CacheFacts
+from kvplan.calibrate.build import batches_beside, build
+from kvplan.calibrate.card import measure_card
+from kvplan.calibrate.outcome import pool_checks, skipped_points
+from kvplan.calibrate.server.client import CacheFacts, Server
+from kvplan.calibrate.server.loads import measure_server
 from kvplan.calibrate.session import Report, check_writable, no_report
-from kvplan.cli.batches import batch_lines, error_line
 from kvplan.cli.options import print_json
+from kvplan.cli.profile_report import report_lines
 from kvplan.cli.progress import Progress
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.models.load import load_model
-from kvplan.profiles.profile import Profile
+from kvplan.profiles.profile import Profile, write_profile
 
 SWITCH = Parameter(negative="")
 
@@ -77,35 +78,29 @@ def calibrate_command(
         )
     check_writable(output)
     if server:
-        facts, session = _server(server, model, gpu, measurements, rounds or 3, report)
+        facts = _measure_server(server, model, gpu, measurements, rounds or 3, report)
     else:
         grid = "quick" if quick and device == "cuda" else ""
-        session = measure_card(measurements, device, grid, rounds=rounds, force=force, report=report)
-    profile = fit_session(session, output)
-    batches = batches_of(session, profile)
+        measure_card(measurements, device, grid, rounds=rounds, force=force, report=report)
+    profile = build([measurements], name=output.stem)
+    write_profile(profile, output)
     if json:
-        print_json(
-            document(profile, pool_checks(session), facts, batches) | {"skipped": skipped_points(session)}
-        )
+        print_json(document(profile, measurements, facts))
     else:
-        report_of = report_lines(profile, pool_checks(session), facts)
-        print("\n".join([*report_of, *batch_lines(batches), *skipped_lines(skipped_points(session))]))
+        print("\n".join([*report_lines(profile, measurements), *server_lines(facts)]))
         print(f"\nmeasurements: {measurements}\nprofile: {output}")
     return 0
 
 
-def _server(
+def _measure_server(
     url: str, model: str, gpu: str, measurements: Path, rounds: int, report: Report
-) -> tuple[CacheFacts, Any]:
+) -> CacheFacts:
     if not gpu:
         raise KvplanError("--server needs --gpu: the card it runs on (a name of `kvplan gpus`, or cpu)")
-    from kvplan.calibrate.server.client import Server
-
     if gpu != "cpu":
         gpu = get_gpu(gpu).name
     name = model or Server(url).facts().model
-    session, facts = measure_server(measurements, url, load_model(name), gpu, rounds, report)
-    return facts, session
+    return measure_server(measurements, url, load_model(name), gpu, rounds, report)
 
 
 def _reporter() -> Report:
@@ -121,11 +116,10 @@ def _reporter() -> Report:
     return report
 
 
-def document(
-    profile: Profile, pools: list[Any], facts: CacheFacts | None, batches: Batches | None = None
-) -> dict[str, Any]:
+def document(profile: Profile, measured: Path, facts: CacheFacts | None) -> dict[str, Any]:
     """The report as one JSON document."""
-    timing = profile.timing
+    timing, batches = profile.timing, batches_beside(measured, profile)
+    assert timing is not None
     return {
         "schema_version": 1,
         "profile": profile.name,
@@ -133,45 +127,23 @@ def document(
         "engine": profile.engine,
         "source": profile.source,
         "server": facts._asdict() if facts else None,
-        "kv_pools": [pool._asdict() | {"error": pool.error} for pool in pools],
-        "coefficients": timing.coefficients if timing else {},
-        "assumed": timing.assumed if timing else {},
-        "errors": [error.model_dump() for error in timing.errors] if timing else [],
-        "ranges": timing.ranges if timing else {},
+        "kv_pools": [pool._asdict() | {"error": pool.error} for pool in pool_checks(measured)],
+        "coefficients": timing.coefficients,
+        "assumed": timing.assumed,
+        "errors": [error.model_dump() for error in timing.errors],
+        "ranges": timing.ranges,
         "batches": batches._asdict() | {"errors": [error.model_dump() for error in batches.errors]}
         if batches
         else None,
+        "skipped": skipped_points(measured),
     }
 
 
-def report_lines(profile: Profile, pools: list[Any], facts: CacheFacts | None) -> list[str]:
-    """The report as text: memory against the formula, then errors on points that the fit had not seen."""
-    lines = [f"{profile.source}"]
-    if facts:
-        lines += [
-            f"\nKV blocks: {facts.num_gpu_blocks:,} of {facts.block_size} tokens "
-            f"({facts.num_gpu_blocks * facts.block_size:,} tokens), as the server says"
-        ]
-    if pools:
-        lines += [
-            f"\n{'KV pool (layers x heads x dim)':<34}{'formula':>10}{'measured':>12}{'error':>9}   bytes per token"
-        ]
-        lines += [
-            f"{f'{p.num_layers} x {p.num_kv_heads} x {p.head_dim} {p.kv_dtype}':<42}{p.formula_bytes:>10,}"
-            f"{p.measured_bytes:>12,.1f}{p.error:>9.3%}"
-            for p in pools
-        ]
-    if profile.timing is None:
-        return lines
-    lines += [f"\n{'held-out error':<14}{'points':>8}{'median':>9}{'p95':>8}{'bias':>8}   which"]
-    lines += [error_line(error) for error in profile.timing.errors]
-    if profile.timing.assumed:
-        lines += ["\nnot measured, assumed:"]
-        lines += [f"  {name}: {why}" for name, why in profile.timing.assumed.items()]
-    return lines
-
-
-def skipped_lines(skipped: dict[str, int]) -> list[str]:
-    """What was not measured and why."""
-    lines = [f"  {count:>4} x {why}" for why, count in sorted(skipped.items())]
-    return ["\nskipped:", *lines] if lines else []
+def server_lines(facts: CacheFacts | None) -> list[str]:
+    """The KV blocks that a live server says it has; nothing without one."""
+    if facts is None:
+        return []
+    tokens = facts.num_gpu_blocks * facts.block_size
+    return [
+        f"\nKV blocks: {facts.num_gpu_blocks:,} of {facts.block_size} tokens ({tokens:,} tokens), as the server says"
+    ]

@@ -8,12 +8,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from kvplan.calibrate.build import Source, build
-from kvplan.calibrate.fit.batches import check_batches
-from kvplan.cli.batches import batch_lines
 from kvplan.cli.options import print_json
+from kvplan.cli.profile_report import report_lines
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.gpu import get_gpu
-from kvplan.profiles.profile import Profile, load_profile
+from kvplan.profiles.profile import load_profile, write_profile
 from kvplan.profiles.timing_profile import FIELDS, check_name
 
 SWITCH = Parameter(negative="")
@@ -64,26 +62,15 @@ def fit_command(
         fill=load_profile(fill) if fill else None,
     )
     if output is not None:
-        write(profile, output)
+        write_profile(profile, output)
     if json:
         print_json(profile.model_dump(mode="json"))
     else:
-        print("\n".join([describe(profile), *batches_beside(files, profile)]))
+        measured = files[0] if from_ == "jsonl" and len(files) == 1 else None
+        print("\n".join(report_lines(profile, measured)))
         if output is not None:
             print(f"\nwritten: {output}")
     return 0
-
-
-def batches_beside(files: tuple[Path, ...], profile: Profile) -> list[str]:
-    """How well the profile tells the batches that lie beside a measurement file; nothing where there are none."""
-    if profile.timing is None or len(files) != 1:
-        return []
-    try:
-        card = get_gpu(profile.gpu)
-    except KvplanError:  # a CPU, or a card that the table does not have
-        card = None
-    batches = check_batches(files[0], profile.timing, card)
-    return batch_lines(batches)
 
 
 def read_assumptions(pairs: tuple[str, ...]) -> dict[str, tuple[float, str]]:
@@ -109,33 +96,3 @@ def read_assumptions(pairs: tuple[str, ...]) -> dict[str, tuple[float, str]]:
             raise KvplanError(f"--assume: no coefficient has a field {name!r}{did_you_mean(name, every)}")
         found[name] = (number, "stated by the user")
     return found
-
-
-def write(profile: Profile, path: Path) -> None:
-    """Write a profile as JSON."""
-    try:
-        path.write_text(profile.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise KvplanError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def describe(profile: Profile) -> str:
-    """The profile as a table: provenance, coefficients, held-out errors, what was assumed."""
-    timing = profile.timing
-    assert timing is not None
-    lines = [
-        f"{profile.name}: {profile.gpu or 'card not in the GPU table'}, {profile.engine} {profile.engine_version}",
-        f"  source: {profile.source}{f' ({profile.licence})' if profile.licence else ''}",
-        "",
-        f"{'coefficient':<34}{'value':>12}",
-    ]
-    for name, value in timing.coefficients.items():
-        mark = "  assumed" if name in timing.assumed else ""
-        lines.append(f"{name:<34}{value:>12.4g}{mark}")
-    lines += ["", f"{'held-out error':<24}{'':<26}{'points':>8}{'median':>9}{'p95':>9}{'bias':>9}"]
-    for e in timing.errors:
-        what = f"{e.regime} ({e.family})"
-        figures = f"{e.num_points:>8,}{e.median:>9.1%}{e.p95:>9.1%}{e.bias:>+9.1%}"
-        lines.append(f"{what:<24}{e.held_out:<26}{figures}")
-    lines += ["", *(f"assumed {name}: {why}" for name, why in timing.assumed.items())]
-    return "\n".join(lines).rstrip()

@@ -16,7 +16,7 @@ from kvplan.observed.recorded_run import RunComparison, compare_runs, read_run
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import through_files
 from kvplan.pages.widgets import BIND, chart, guarded, run_box
-from kvplan.profiles.profile import Profile, bundled_profiles, load_profile
+from kvplan.profiles.profile import Profile, bundled_profiles, load_profile, profile_json
 from kvplan.resources import measurements_dir
 from kvplan.simulation.watch import Watch
 
@@ -163,7 +163,7 @@ def _show_fit(fit: Fit) -> None:
     st.dataframe([error.model_dump() for error in timing.errors], hide_index=True)
     st.download_button(
         "Download the profile",
-        fit.profile.model_dump_json(indent=1) + "\n",
+        profile_json(fit.profile),
         f"{fit.profile.name}.json",
         key="fitted",
     )

@@ -65,6 +65,20 @@ def load_profile(name_or_path: str | Path) -> Profile:
         raise KvplanError(f"{path}: not a profile ({where + ': ' if where else ''}{first['msg']})") from None
 
 
+def write_profile(profile: Profile, path: Path) -> None:
+    """Write a profile as JSON, as `load_profile` reads it; folders are made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(profile_json(profile), encoding="utf-8")
+    except OSError as error:
+        raise KvplanError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def profile_json(profile: Profile) -> str:
+    """The text of a profile's file."""
+    return profile.model_dump_json(indent=1, exclude_none=True) + "\n"
+
+
 @cache
 def bundled_profiles() -> tuple[Profile, ...]:
     """All profiles that come with kvplan."""

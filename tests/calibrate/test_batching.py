@@ -17,7 +17,6 @@ from places import FIXTURES
 
 torch = pytest.importorskip("torch", reason="measuring a card needs torch")
 
-from kvplan.calibrate.card import skipped_points  # noqa: E402
 from kvplan.calibrate.fit.batches import AS_CALIBRATED, REFITTED, _as_computed, check_batches  # noqa: E402
 from kvplan.calibrate.fit.terms import predict_family, predict_steps  # noqa: E402
 from kvplan.calibrate.measure import probes, transformers_batches  # noqa: E402
@@ -25,9 +24,9 @@ from kvplan.calibrate.measure.grids import CPU, LLAMA_8B, Serving  # noqa: E402
 from kvplan.calibrate.measure.steps import model_facts  # noqa: E402
 from kvplan.calibrate.measure.transformers_batches import Recorder, Request, batch_shape, draw_requests  # noqa: E402
 from kvplan.calibrate.measurements import read_measurements  # noqa: E402
+from kvplan.calibrate.outcome import skipped_points  # noqa: E402
 from kvplan.calibrate.session import Session, batches_path, open_session  # noqa: E402
-from kvplan.cli.batches import batch_lines  # noqa: E402
-from kvplan.cli.calibration import skipped_lines  # noqa: E402
+from kvplan.cli.profile_report import batch_lines, skipped_lines  # noqa: E402
 from kvplan.gpu import get_gpu  # noqa: E402
 from kvplan.profiles.profile import load_profile  # noqa: E402
 from kvplan.profiles.timing_profile import TimingProfile  # noqa: E402
@@ -179,11 +178,11 @@ def test_without_transformers_one_line_says_so(session: Session, monkeypatch: py
         note = transformers_batches.measure_batching(CPU, session, DEVICE)
         assert note == "batches of transformers not measured: transformers is not installed"
     assert [row["op"] for row in rows(session.path)] == ["machine", "batching"]
-    assert skipped_points(open_session(session.path, session.machine)) == {note: 1}
+    assert skipped_points(session.path) == {note: 1}
     assert skipped_lines({note: 1}) == ["\nskipped:", f"     1 x {note}"]
     assert not batches_path(session.path).exists()
     batches_path(session.path).touch()  # a later run did measure them
-    assert skipped_points(session) == {}
+    assert skipped_points(session.path) == {}
 
 
 def test_another_interface_is_one_line(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="calibrating a card needs torch")
 
-from kvplan.calibrate.card import subject_of  # noqa: E402
-from kvplan.calibrate.measure import allocation, grids, probes, stages  # noqa: E402
+from kvplan.calibrate import card  # noqa: E402
+from kvplan.calibrate.measure import allocation, grids, probes  # noqa: E402
+from kvplan.calibrate.server.loads import subject_of  # noqa: E402
 from kvplan.calibrate.session import open_session  # noqa: E402
 from kvplan.cli.main import run  # noqa: E402
 from kvplan.errors import KvplanError  # noqa: E402
@@ -92,7 +93,7 @@ def test_a_file_brought_from_another_machine_is_fitted(
     assert here is not None
     assert here.coefficients == there.coefficients
     assert here.assumed == there.assumed
-    assert "batches" not in capsys.readouterr().out
+    assert "its batches" not in capsys.readouterr().out
 
 
 def test_another_program_on_the_card_is_refused_unless_forced(
@@ -103,8 +104,8 @@ def test_another_program_on_the_card_is_refused_unless_forced(
     monkeypatch.setattr(probes, "run", lambda *a: 0)
     monkeypatch.setitem(grids.GRIDS, "cpu", SMALL)
     with pytest.raises(KvplanError, match=r"process 4711 .* --force"):
-        stages.measure_card(tmp_path / "m.jsonl", "cpu")
-    stages.measure_card(tmp_path / "m.jsonl", "cpu", force=True)
+        card.measure_card(tmp_path / "m.jsonl", "cpu")
+    card.measure_card(tmp_path / "m.jsonl", "cpu", force=True)
 
 
 def _assert_one_line(capsys: pytest.CaptureFixture[str], says: str) -> None:
@@ -192,10 +193,10 @@ def test_the_offline_command_says_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`python -m kvplan.calibrate.measure.stages` gives one line and exit code 2."""
+    """`python -m kvplan.calibrate.card` gives one line and exit code 2."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    assert stages.main(words) == 2
+    assert card.main(words) == 2
     _assert_one_line(capsys, says)
 
 

@@ -15,12 +15,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="listing a card's probes needs torch")
 
 from kvplan.calibrate.build import build  # noqa: E402
-from kvplan.calibrate.card import fit_session  # noqa: E402
 from kvplan.calibrate.fit.terms import predict_family, predict_steps  # noqa: E402
 from kvplan.calibrate.measure import attention, mixed_attention, steps  # noqa: E402
 from kvplan.calibrate.measure.grids import DEFAULT, QUICK, Grid  # noqa: E402
 from kvplan.calibrate.measurements import collect, family  # noqa: E402
-from kvplan.calibrate.session import Session  # noqa: E402
 from kvplan.errors import KvplanError  # noqa: E402
 from kvplan.profiles.profile import load_profile  # noqa: E402
 
@@ -121,11 +119,11 @@ def test_a_family_with_too_few_points_does_not_cost_the_profile(
     none = [r for r in rows if r["op"] != "mla_decode"]
     profiles = []
     for name, some in (("few", few), ("none", none)):
-        session = Session(tmp_path / f"{name}.jsonl", MACHINE | {"date": "2026-11-23"})
-        session.path.write_text("".join(f"{json.dumps(row)}\n" for row in [MACHINE, *some]))
-        profiles.append(fit_session(session, tmp_path / f"{name}.json").timing)
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in [MACHINE, *some]))
+        profiles.append(build([path]).timing)
     assert "cannot tell" in profiles[0].assumed["mla.bf16"]
     assert profiles[0].coefficients == profiles[1].coefficients
     (tmp_path / "bad.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in [MACHINE, rows[0]]))
     with pytest.raises(KvplanError, match="step"):
-        fit_session(Session(tmp_path / "bad.jsonl", MACHINE), tmp_path / "bad.json")
+        build([tmp_path / "bad.jsonl"])

@@ -16,7 +16,8 @@ from kvplan.calibrate.fit.families import fit
 from kvplan.calibrate.fit.least_squares import blind_spots, solve
 from kvplan.calibrate.fit.terms import column, predict_steps
 from kvplan.calibrate.measurements import Row, collect, read_measurements
-from kvplan.calibrate.sources.convert import SHAPES, llmservingsim_rows, splitwise_rows
+from kvplan.calibrate.sources.llmservingsim import SHAPES, llmservingsim_rows
+from kvplan.calibrate.sources.splitwise import splitwise_rows
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu

@@ -62,7 +62,7 @@ def test_a_torn_last_line_is_dropped_and_a_torn_middle_named(session: Session) -
     assert open_session(session.path, session.machine).done == session.done
     assert session.path.read_text() == whole
     session.path.write_text('{"op"\n' + whole)
-    with pytest.raises(KvplanError, match=r"m\.jsonl:1: not a JSON row"):
+    with pytest.raises(KvplanError, match=r"m\.jsonl:1: not a JSON object"):
         open_session(session.path, session.machine)
 
 

@@ -16,7 +16,6 @@ from kvplan.calibrate.fit.mixing import APART, timed_apart  # noqa: E402
 from kvplan.calibrate.measure import mixed_attention  # noqa: E402
 from kvplan.calibrate.measure.attention import make_batch, reference, relative_error  # noqa: E402
 from kvplan.calibrate.measure.grids import CPU, AttentionShape  # noqa: E402
-from kvplan.calibrate.measurements import Measurements  # noqa: E402
 
 DEVICE = torch.device("cpu")
 SHAPE = AttentionShape(num_heads=8, num_kv_heads=2, head_dim=32)
@@ -129,7 +128,7 @@ def test_mixing_is_assumed_only_where_no_one_kernel_was_timed() -> None:
             "mla.bf16": [{}],
             "gemm.bf16": [{}],
         }
-        return timed_apart(Measurements({"engine": engine}, families, 0))
+        return timed_apart({"engine": engine}, families)
 
     assert stated(False) == APART
     assert stated(True, "vllm") == {}

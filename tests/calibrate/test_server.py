@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 from places import FIXTURES
 
-from kvplan.calibrate.card import measure_server
 from kvplan.calibrate.server import loads
 from kvplan.calibrate.server.client import Server, Stream, parse_metrics
-from kvplan.calibrate.server.loads import Injection, Load
+from kvplan.calibrate.server.loads import Injection, Load, measure_server
 from kvplan.calibrate.session import open_session
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError

@@ -1,8 +1,8 @@
 """Measurements in, a timing profile out: positive coefficients, held-out errors, bootstrap draws.
 
 Kernel rows fix their own family's coefficients; whole-step rows fix what is left (fixed times, or everything when
-there are no kernel rows). A coefficient the rows cannot tell is an error that says what to measure, unless the
-caller states it (`assume`).
+there are no kernel rows). A family with a coefficient that its rows cannot tell is left out with what to measure,
+unless the caller states it (`assume`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from kvplan.calibrate.fit.held_out import bootstrap, held_out_errors, measured_ranges
 from kvplan.calibrate.fit.identify import identify, unfelt
 from kvplan.calibrate.fit.least_squares import Predict, Prior
+from kvplan.calibrate.fit.mixing import timed_apart
 from kvplan.calibrate.fit.problem import Problem, run, scaled
 from kvplan.calibrate.fit.terms import (
     Term,
@@ -31,6 +32,7 @@ from kvplan.calibrate.fit.terms import (
     step_subject,
 )
 from kvplan.calibrate.measurements import Measurements, Row
+from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.profiles.timing_profile import RegimeError, TimingProfile
 from kvplan.timing.costs import MAX_CAPTURE_SIZE
@@ -44,6 +46,10 @@ LAUNCH_BOUND = 1.26
 """An eager step that takes so many times the GPU's work is bound by launches (p-norm 3 of two equal parts)."""
 EXTRA_KEYS = Prior(400.0, 0.1)
 """In whole steps, products and attention both grow with the prompt's tokens: this share is what kernels showed."""
+
+
+LEFT_OUT = "left out: "
+"""Begins the reason, in `assumed`, of a family that could not be fitted."""
 
 
 class Fitted(NamedTuple):
@@ -63,40 +69,58 @@ def fit(
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> TimingProfile:
-    """Fit every family of the measurements.
+    """Fit every family of the measurements; one that cannot be fitted is left out, and `assumed` says why.
 
     `assume` maps a coefficient (or a bare field, for every family) to a value and its reason; infinity as a rate
     means that the term costs nothing.
+
+    Raises:
+        KvplanError: no family can be fitted.
     """
-    given = dict(assume or {})
+    machine, families = measurements.machine, dict(measurements.families)
+    stated = dict(assume or {})
     rng = np.random.default_rng(seed)
     parts: list[Fitted] = []
     known: dict[str, float] = {}
+    left_out: dict[str, str] = {}
     for name, rows in sorted(measurements.families.items(), key=_order):
-        eager = bool(measurements.machine.get("enforce_eager"))
-        term = step_term(rows, known, gpu, eager) if name == "step" else _kernel_term(name, rows, gpu)
-        problem = _problem(name, rows, term, known)
-        if gpu is None:
-            given = _merge_fixed(term) | given
-            problem = _to_scale(problem)
-        part = _fit_family(problem, given | _above_sheet(problem, given, gpu), num_draws, rng)
-        parts.append(part)
-        known |= part.values
-    launches = launch_s(measurements.eager, known)
+        given = timed_apart(machine, families) | stated
+        try:
+            term = _term(name, rows, known, gpu, bool(machine.get("enforce_eager")))
+            problem = _problem(name, rows, term, known)
+            if gpu is None:
+                stated = _merge_fixed(term) | stated
+                problem = _to_scale(problem)
+            given |= stated
+            part = _fit_family(problem, given | _above_sheet(problem, given, gpu), num_draws, rng)
+        except KvplanError as error:
+            del families[name]
+            left_out[name] = str(error)
+        else:
+            parts.append(part)
+            known |= part.values
+    if not parts:
+        raise KvplanError("; ".join(left_out.values()))
+    launches: dict[str, float] = {}
+    try:
+        launches = launch_s(measurements.eager, known)
+    except KvplanError as error:
+        left_out["step.launch_s"] = str(error)
     known |= launches
+    given = timed_apart(machine, families) | stated
     coefficients = known | {k: v for k, (v, _) in given.items() if "." in k and math.isfinite(v)}
-    stated = {k: why for k, (_, why) in given.items() if "." in k}
+    fitted = [row for rows in families.values() for row in rows]
     return TimingProfile(
         coefficients={k: float(f"{v:.6g}") for k, v in sorted(coefficients.items())},
-        assumed=stated | {k: why for part in parts for k, why in part.assumed.items()},
+        assumed={k: why for k, (_, why) in given.items() if "." in k}
+        | {k: why for part in parts for k, why in part.assumed.items()}
+        | {name: f"{LEFT_OUT}{why.removeprefix(f'{name}: ')}" for name, why in left_out.items()},
         errors=tuple(error for part in parts for error in part.errors),
-        ranges=measured_ranges([row for rows in measurements.families.values() for row in rows]),
+        ranges=measured_ranges(fitted),
         draws=tuple(_merged(parts, i) for i in range(num_draws)),
-        host_overlaps=bool(measurements.machine.get("async_scheduling", False)),
-        max_capture_size=int(
-            measurements.machine.get("max_capture_size", MAX_CAPTURE_SIZE if launches else 0)
-        ),
-        num_points=sum(len(rows) for rows in measurements.families.values()),
+        host_overlaps=bool(machine.get("async_scheduling", False)),
+        max_capture_size=int(machine.get("max_capture_size", MAX_CAPTURE_SIZE if launches else 0)),
+        num_points=len(fitted),
     )
 
 
@@ -149,7 +173,12 @@ def _to_scale(problem: Problem) -> Problem:
     return problem._replace(term=Term(start, pure))
 
 
-def _kernel_term(name: str, rows: Sequence[Row], gpu: GpuSpec | None) -> Term:
+def _term(
+    name: str, rows: Sequence[Row], known: Mapping[str, float], gpu: GpuSpec | None, eager: bool
+) -> Term:
+    """The coefficients that a family's rows may tell."""
+    if name == "step":
+        return step_term(rows, known, gpu, eager)
     kind, fmt = name.split(".", 1)
     if kind in ("gemm", "moe"):
         return (gemm_term if kind == "gemm" else experts_term)(name, gpu, fmt, rough_rates(rows))

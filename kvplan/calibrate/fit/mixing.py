@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
-from kvplan.calibrate.measurements import Measurements
+from kvplan.calibrate.measurements import Row
 
 APART = {
     "mixed_bytes_per_s": (
@@ -18,18 +19,16 @@ APART = {
 """What the fit is told of kernels that were timed one after the other."""
 
 
-def timed_apart(measurements: Measurements) -> dict[str, tuple[float, str]]:
+def timed_apart(machine: Row, families: Mapping[str, Sequence[Row]]) -> dict[str, tuple[float, str]]:
     """What to assume of mixing for the attention families in which no one kernel took decodes and prompts together."""
-    if measurements.machine.get("engine") != "torch":
+    if machine.get("engine") != "torch":
         return {}
-    together = {
-        name for name, rows in measurements.families.items() if any(row.get("one_kernel") for row in rows)
-    }
+    together = {name for name, rows in families.items() if any(row.get("one_kernel") for row in rows)}
     if not together:
-        return APART
+        return dict(APART)
     return {
         f"{name}.{field}": stated
-        for name in measurements.families
+        for name in families
         for field, stated in APART.items()
         if name not in together
         and (name.startswith("gqa.") or (name.startswith("mla.") and "mixed" not in field))

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kvplan.calibrate.session import SCHEMA_VERSION, Point, Report, Session, no_report
+from kvplan.calibrate.measurements import SCHEMA_VERSION
+from kvplan.calibrate.session import Point, Report, Session, no_report
 from kvplan.errors import KvplanError
 
 MIN_REPEATS = 5

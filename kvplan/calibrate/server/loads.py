@@ -11,12 +11,15 @@ import random
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from kvplan.calibrate.measurements import SCHEMA_VERSION
 from kvplan.calibrate.server.client import CacheFacts, Server, Stream
-from kvplan.calibrate.session import Point, Report, Session, no_report
+from kvplan.calibrate.session import Point, Report, Session, no_report, open_session
 from kvplan.errors import KvplanError
+from kvplan.models.spec import ModelSpec
 
 
 class Load(NamedTuple):
@@ -216,3 +219,58 @@ def _rows(
         streams = send_load(server, facts, load, rng)
         rows = [decode_row(load, streams), prefill_row(load, streams)]
     return [row for row in rows if row is not None]
+
+
+def measure_server(
+    out: Path, url: str, model: ModelSpec, gpu: str, rounds: int = 3, report: Report = no_report
+) -> CacheFacts:
+    """Measure a live vLLM from outside into `out`; `model` is what it serves, `gpu` the card it runs on.
+
+    A server that stops answering ends it; the rows that came before stay in `out`, and another call goes on there.
+    """
+    server = Server(url)
+    facts = server.facts()
+    machine = {
+        "op": "machine",
+        "schema_version": SCHEMA_VERSION,
+        "machine": f"{facts.model} on {gpu}",
+        "gpu": gpu,
+        "engine": "vllm",
+        "engine_version": facts.engine_version,
+        "date": time.strftime("%Y-%m-%d"),
+        **{k: v for k, v in facts._asdict().items() if k not in ("model", "engine_version")},
+    }
+    session = open_session(out, machine)
+    before = len(session.done)
+    try:
+        observe(server, facts, session, subject_of(model), rounds, report=report)
+    except KvplanError as error:
+        kept = f"{len(session.done)} loads are in {out}, run it again to go on"
+        raise KvplanError(f"{error}; {kept}" if len(session.done) > before else str(error)) from None
+    return facts
+
+
+def subject_of(model: ModelSpec) -> dict[str, Any]:
+    """Row fields that tell a fit which model was served: its name, or its shape where it is not bundled."""
+    if model.source.startswith("bundled"):
+        return {"model": model.name}
+    kinds = set(model.layers)
+    if len(kinds) != 1:
+        raise KvplanError(
+            f"{model.name}: calibrating a server needs a bundled model, or one whose layers are all alike"
+        )
+    [layer] = kinds
+    attention, mlp = layer.attention, layer.mlp
+    return {
+        "model": model.name,
+        "num_layers": len(model.layers),
+        "hidden_size": model.hidden_size,
+        "vocab_size": model.vocab_size,
+        "intermediate_size": mlp.intermediate_size,
+        "num_matrices": mlp.num_matrices,
+        "num_experts": mlp.num_experts,
+        "experts_per_token": mlp.experts_per_token,
+        "num_heads": attention.num_heads,
+        "num_kv_heads": attention.num_kv_heads,
+        "head_dim": attention.head_dim,
+    }
