@@ -70,11 +70,6 @@ def _rows() -> list[dict[str, Any]]:
     return rows
 
 
-def bundled_memory_profiles() -> tuple[MemoryProfile, ...]:
-    """All bundled overheads."""
-    return tuple(MemoryProfile(**row) for row in _rows())
-
-
 @cache
 def memory_profile(engine: str, version: tuple[int, int], legacy: bool = False) -> MemoryProfile:
     """The bundled overheads of an engine's version: the newest row that is not newer than it."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
-from kvplan.timing.step import NEVER, StepShape, StepTime
+from kvplan.timing.step import NO_KNOT, StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 from kvplan.workload.load import Load, draw_load, settle_lengths
@@ -176,7 +176,7 @@ def _facts(timed: _Timed, most: int) -> tuple[float, float, float, bool]:
     largest = [*(following - 1 for following in sizes[1:]), most]
     per_token = min(t / size for t, size in zip(ticks, largest, strict=True))
     _, slope, limit = time.decode_line(1, 0)
-    is_line = limit >= NEVER and slope > 0
+    is_line = limit >= NO_KNOT and slope > 0
     if not is_line:
         slope = time.decode_line(1, 1 << 50)[1]
     return per_token, float(ticks[0]), float(slope), is_line

@@ -24,7 +24,7 @@ from kvplan.scenario.schema import Deployment, Scenario, SGLangFlags, StepTimeSp
 from kvplan.schedulers.sglang.config import SGLangConfig
 from kvplan.schedulers.vllm.admission import caveats
 from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup
-from kvplan.timing.step import NEVER, ModelStepTime, StepShape, StepTime
+from kvplan.timing.step import NO_KNOT, ModelStepTime, StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 
 Outside = Callable[[StepShape], tuple[str, ...]]
@@ -94,7 +94,7 @@ class StatedStepTime:
 
     def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
         """A pure decode step is `a + b * context`, for every context."""
-        return self.fixed + self.per_sequence * num_decodes, self.per_context, NEVER
+        return self.fixed + self.per_sequence * num_decodes, self.per_context, NO_KNOT
 
 
 def set_ups(scenario: Scenario) -> dict[str, Setup]:

@@ -15,8 +15,7 @@ from kvplan.profiles.step_times import make_step_times
 from kvplan.scenario.schema import Deployment, Scenario
 from kvplan.schedulers.vllm.config import KVCacheGroup
 from kvplan.simulation.deploy import Setup, StatedStepTime, set_up
-from kvplan.timing.step import NEVER as NEVER_ENDS
-from kvplan.timing.step import StepShape, StepTime
+from kvplan.timing.step import NO_KNOT, StepShape, StepTime
 from kvplan.workload.problems import Problems, StrategySpec
 
 
@@ -117,6 +116,6 @@ class CappedContext:
         """As the uncapped line up to the cap, flat beyond it."""
         cap = num_decodes * self.keep
         if decode_context >= cap:
-            return self.ticks(StepShape(num_decodes, num_decodes, cap)), 0, NEVER_ENDS
+            return self.ticks(StepShape(num_decodes, num_decodes, cap)), 0, NO_KNOT
         base, slope, limit = self.time.decode_line(num_decodes, decode_context)
         return base, slope, min(limit, cap)

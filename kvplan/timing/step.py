@@ -37,8 +37,8 @@ from kvplan.timing.costs import (
 from kvplan.timing.work import AttentionWork, ExpertWork, StepWork
 from kvplan.units import TICKS_PER_S
 
-NEVER = 1 << 62
-"""The limit of a line that holds for every longer context."""
+NO_KNOT = 1 << 62
+"""The context at which a line without a further knot ends: none that a simulation reaches."""
 
 
 class StepShape(NamedTuple):
@@ -121,7 +121,7 @@ class ModelStepTime:
     def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
         """Return (a, b, limit): a pure decode step takes `a + b * context` from `decode_context` up to `limit`."""
         a, slopes, floor = self._lines.get(num_decodes) or self._line(num_decodes)
-        b, limit = 0, NEVER
+        b, limit = 0, NO_KNOT
         for slope, knot in slopes:
             if decode_context >= knot:
                 a += slope * knot
@@ -143,7 +143,7 @@ class ModelStepTime:
         empty = StepShape(num_decodes, num_decodes, 0)
         host, gpu = self._host_s(empty), self._linear_s(empty) + self._attention_s(empty)
         slopes = tuple(
-            (max(1, round(self._context_token_s(a) * TICKS_PER_S)), num_decodes * a.cap if a.cap else NEVER)
+            (max(1, round(self._context_token_s(a) * TICKS_PER_S)), num_decodes * a.cap if a.cap else NO_KNOT)
             for a in self.work.attention
         )
         if self.costs.host.overlaps:

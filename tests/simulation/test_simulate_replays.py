@@ -24,7 +24,7 @@ from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.metrics import latencies
 from kvplan.simulation.result import Result
 from kvplan.simulation.run import simulate
-from kvplan.timing.step import NEVER, StepShape
+from kvplan.timing.step import NO_KNOT, StepShape
 from kvplan.units import TICKS_PER_S
 
 RUN = TRUTH / "serving" / "llmservingsim"
@@ -128,7 +128,7 @@ class TableStepTime:
         for i in range(len(knots) - 1):
             low, high, t0, t1 = n * knots[i], n * knots[i + 1], round(us[i] * US), round(us[i + 1] * US)
             slope = (t1 - t0) // (high - low)
-            self._lines[n].append((t0 - slope * low, slope, high if i + 2 < len(knots) else NEVER))
+            self._lines[n].append((t0 - slope * low, slope, high if i + 2 < len(knots) else NO_KNOT))
         return self._lines[n]
 
 

@@ -6,7 +6,6 @@ has, where the search starts and what to measure when the data cannot tell one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
@@ -46,7 +45,7 @@ HINTS = {
 }
 
 
-Costs = TypeVar("Costs", GemmCosts, ReduceCosts)
+Costs = TypeVar("Costs", GemmCosts, AttentionCosts, ReduceCosts)
 
 ENOUGH_FOR_TWO = 10
 """All-reduce rows from which one-shot and two-shot algorithms are told apart."""
@@ -169,7 +168,7 @@ def predict_family(name: str, rows: Sequence[Row], known: Mapping[str, float]) -
         fixed = (
             products + v[f"{name}.kernel_s"] + v[f"{name}.sequence_s"] * work.num_kv_heads * shape.num_decodes
         )
-        return np.asarray(fixed + attention_s(_attention_costs(v, name), work, shape))
+        return np.asarray(fixed + attention_s(_costs(AttentionCosts, v, name), work, shape))
 
     return predict
 
@@ -203,22 +202,6 @@ def _mla_spec(row: Row) -> AttentionSpec:
 def _costs(kind: type[Costs], v: Mapping[str, float], prefix: str) -> Costs:
     """The costs whose fields are a prefix's coefficients."""
     return kind(**{k[len(prefix) + 1 :]: x for k, x in v.items() if k.startswith(f"{prefix}.")})
-
-
-def _attention_costs(v: Mapping[str, float], prefix: str) -> AttentionCosts:
-    fields = ("bytes_per_s", "flops_per_s", "kernel_s", "sequence_s")
-    optional = {
-        k: v.get(f"{prefix}.{k}", default)
-        for k, default in (
-            ("extra_keys", 0.0),
-            ("mixed_bytes_per_s", math.inf),
-            ("mixed_crowding", 0.0),
-            ("mixed_block_s", 0.0),
-            ("serial_bytes_per_s", math.inf),
-        )
-    }
-    required = {k: v[f"{prefix}.{k}"] for k in fields}
-    return AttentionCosts(**required, **optional)
 
 
 def _predict_gemm(name: str, rows: Sequence[Row], element: float) -> Predict:
