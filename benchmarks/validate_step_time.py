@@ -1,4 +1,4 @@
-"""Step time against measured serving points and published runs; writes a section of docs/validation.md.
+"""Step time against measured serving points and published runs; writes docs/validation/step-time.md.
 
     python benchmarks/validate_step_time.py ../shared/truth [--every 1]
 
@@ -9,7 +9,6 @@ simulated as `silicon.py` says.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.silicon import FRONTEND, READINGS, TAKEN, Point, Reading, Row, point, sample, states_weights
 from kvplan.profiles.profile import bundled_profiles
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "validation.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "validation" / "step-time.md"
 WORST = 8
 FIGURES = ("tpot", "ttft")
 
@@ -139,7 +138,7 @@ def worst(points: list[Point]) -> str:
 
 
 def write(points: list[Point], readings: str, num_rows: int) -> None:
-    """Replace the section between the markers."""
+    """Replace what stands from the marker on."""
     text = f"""## Step time
 
 ### Profiles: error on points the fit had not seen
@@ -202,11 +201,8 @@ What stays off, and why
 
 Made by `benchmarks/validate_step_time.py`."""
     begin, end = "<!-- step-time:begin -->", "<!-- step-time:end -->"
-    block = f"{begin}\n{text}\n{end}"
-    page = PAGE.read_text()
-    pattern = re.compile(f"{begin}.*?{end}", re.DOTALL)
-    page = pattern.sub(lambda _: block, page) if pattern.search(page) else f"{page.rstrip()}\n\n{block}\n"
-    PAGE.write_text(page)
+    head = PAGE.read_text().partition(begin)[0]
+    PAGE.write_text(f"{head}{begin}\n{text}\n{end}\n")
 
 
 if __name__ == "__main__":

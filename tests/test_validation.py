@@ -1,0 +1,182 @@
+"""docs/validation.md: its table is made from the files beside it, and nobody types a figure twice."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from statistics import median
+
+import pytest
+from places import ROOT
+from validation import DOCS, section
+
+PAGE = DOCS / "validation.md"
+
+
+def told(name: str) -> str:
+    """One of the files beside the page."""
+    return (DOCS / "validation" / f"{name}.md").read_text()
+
+
+def found(name: str, pattern: str) -> tuple[str, ...]:
+    """The groups of a pattern that stands in a file exactly once."""
+    matches = list(re.finditer(pattern, told(name)))
+    assert len(matches) == 1, f"docs/validation/{name}.md has {len(matches)} of {pattern!r}"
+    return matches[0].groups()
+
+
+def rows(name: str, after: str = "") -> list[list[str]]:
+    """The cells of the first table of a file, or of the first one after some words; no heading."""
+    text = told(name)
+    lines = text[text.index(after) :].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|---"))
+    stop = next(i for i, line in enumerate([*lines, ""]) if i > start and not line.startswith("|"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start + 1 : stop]]
+
+
+def percent(cell: str) -> float:
+    return float(cell.removesuffix("%")) / 100
+
+
+def layout() -> tuple[str, str]:
+    below, equal, of = map(int, found("layout", r"Besides the (\d+) below, (\d+) of (\d+) further cases"))
+    cases = rows("layout")
+    assert len(cases) == below
+    equal += sum(row[-1] == "equal" for row in cases)
+    return f"{equal:,} of {below + of:,} cases equal", "none" if equal == below + of else "see the table"
+
+
+def weights() -> tuple[str, str]:
+    [totals] = found("weights", r"Parameter totals: (\d+) checkpoints")
+    [ranks] = found("weights", r"Bytes on one rank: (\d+) cases")
+    middle, worst = found("weights", r"median error (\S+%), worst (\S+%)\.")
+    return f"{totals} totals and {ranks} ranks equal; logs {middle} in the median", worst
+
+
+def blocks() -> tuple[str, str]:
+    cases = rows("memory-blocks")
+    others = {row[0].split(",")[0] for row in cases if row[-1] != "equal"}
+    assert all("refused by name" in row[2] for row in cases if row[-1] != "equal")
+    return (
+        f"{sum(r[-1] == 'equal' for r in cases)} of {len(cases)} logs equal",
+        f"refused: {', '.join(others)}",
+    )
+
+
+def pool() -> tuple[str, str]:
+    middle, worst = found("memory-pool", r"Median (\S+%), worst (\S+%)\.")
+    return f"{middle} in the median of {len(rows('memory-pool'))} logs", worst
+
+
+def other_engines() -> tuple[str, str]:
+    cases = rows("memory-other-engines")
+    printed = [row[2] for row in cases if row[2] != "no pool printed"]
+    equal = sum(cell.endswith("equal") for cell in printed)
+    errors = {row[0]: percent(row[3].split("(")[1].rstrip(")")) for row in cases}
+    worst = max(errors, key=lambda name: abs(errors[name]))
+    [middle] = found("memory-other-engines", r"Median of the last column: (\S+%)\.")
+    return (
+        f"{equal} of {len(printed)} printed pools equal; from flags alone {middle} in the median",
+        f"{errors[worst]:+.0%}: {worst.split('/')[-1]}",
+    )
+
+
+def scheduler() -> tuple[str, str]:
+    scenarios, logs = found("scheduler", r"(\d+) scenarios, each with [\w ]+: (\d+) logs")
+    runs = rows("scheduler", "Random scenarios")
+    random, differing = (sum(int(row[i].replace(",", "")) for row in runs) for i in (1, 4))
+    return (
+        f"{logs} logs of {scenarios} scenarios and {random:,} random logs, every step",
+        f"{differing} differ",
+    )
+
+
+def sglang() -> tuple[str, str]:
+    scenarios, logs = found("scheduler-sglang", r"(\d+) scenarios in both event loops: (\d+) logs")
+    [random] = found("scheduler-sglang", r"(\d+) random scenarios with")
+    return f"{logs} logs of {scenarios} scenarios and {random} random scenarios, every pass", "none differs"
+
+
+def kernels() -> tuple[str, str]:
+    cases = rows("step-time")
+    assert len(cases[0]) == 8
+    worst = max(cases, key=lambda row: percent(row[5]))
+    middle = median(percent(row[5]) for row in cases)
+    return f"{middle:.1%} is the middle of {len(cases)} medians", f"{worst[5]}: {worst[2]} of {worst[0]}"
+
+
+def serving(kind: str) -> tuple[str, str]:
+    [row] = [row for row in rows("step-time", "| kind | points |") if row[0] == kind]
+    _, points, tpot, tpot90, _, ttft, ttft90, _ = row
+    worst = [rows("step-time", f"worst by {what}, {kind}:")[0][-1] for what in ("TPOT", "TTFT")]
+    return (
+        f"{points} points: TPOT {tpot} in the median ({tpot90} at the 90th percentile), TTFT {ttft} ({ttft90})",
+        f"TPOT {worst[0]}, TTFT {worst[1]}",
+    )
+
+
+def live() -> tuple[str, str]:
+    [row] = [r for r in rows("calibration") if "replayed" in r[0]]
+    [each] = [r for r in rows("calibration") if "per request" in r[0]]
+    return f"mean TTFT, TPOT {row[2]} in two runs", f"{each[2]} a request, end to end"
+
+
+CLAIMS = [
+    ("KV groups, blocks, tokens, refusals", "vLLM 0.32's own planner", layout, "layout"),
+    ("weights", "published totals, vLLM's model classes, start-up logs", weights, "weights"),
+    ("blocks of a printed KV memory", "start-up logs of vLLM", blocks, "memory-blocks"),
+    ("KV pool from flags alone", "logs of models that taught nothing", pool, "memory-pool"),
+    ("pools of SGLang, TensorRT-LLM", "their start-up logs", other_engines, "memory-other-engines"),
+    ("every scheduling decision", "vLLM 0.32's own scheduler", scheduler, "scheduler"),
+    ("every decision under SGLang", "SGLang 0.5.23's own scheduler", sglang, "scheduler-sglang"),
+    ("kernel and step times", "points the fit had not seen", kernels, "step-time"),
+    ("latency of a server, dense models", "published points", lambda: serving("dense"), "step-time"),
+    ("latency of a server, mixtures", "published points", lambda: serving("MoE"), "step-time"),
+    ("calibrate, then simulate", "a live vLLM on a CPU", live, "calibration"),
+]
+
+
+def table() -> str:
+    lines = ["| claim | held against | figure | worst case | all rows |", "|---|---|---|---|---|"]
+    for claim, against, figures, name in CLAIMS:
+        figure, worst = figures()
+        lines.append(f"| {claim} | {against} | {figure} | {worst} | [{name}](validation/{name}.md) |")
+    return "\n".join(lines)
+
+
+def test_the_table_is_what_the_files_say() -> None:
+    section("table", table(), page="validation.md")
+
+
+def test_every_file_has_a_line() -> None:
+    """And the page stays short."""
+    assert {path.stem for path in (DOCS / "validation").glob("*.md")} == {name for *_, name in CLAIMS}
+    assert len(PAGE.read_text().splitlines()) < 120
+
+
+def test_no_other_figure_is_typed() -> None:
+    """Outside its table the page has no figures: versions and names only."""
+    text = re.sub(r"<!-- table:begin -->.*<!-- table:end -->", "", PAGE.read_text(), flags=re.S)
+    text = re.sub(r"\]\([^)]*\)|`[^`]*`|\b\d+\.\d+(\.\d+)?\b|[A-Za-z][\w-]*\d+\w*", "", text)
+    assert not re.findall(r"\d", text)
+
+
+def test_the_readme_says_the_same() -> None:
+    """The README's one figure is this page's."""
+    [row] = [row for row in rows("step-time", "| kind | points |") if row[0] == "dense"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{row[1]} published points" in readme
+    assert f"median error {row[2]} TPOT, {row[5]} TTFT" in readme.replace(" %", "%")
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link of the docs names a file, and a heading in it where it names one."""
+    for link, _, anchor in re.findall(r"\]\((?!http)([^)#]*)(#([^)]+))?\)", page.read_text()):
+        target = (page.parent / link).resolve() if link else page
+        assert target.exists(), f"{page.name}: {link}"
+        anchors = {
+            re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-")
+            for h in re.findall(r"^#+ (.*)$", target.read_text() if anchor else "", re.M)
+        }
+        assert not anchor or anchor in anchors, f"{page.name}: {link}#{anchor}"
