@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from reference import json_section
+from validation import section
 
 torch = pytest.importorskip("torch", reason="calibrating a card needs torch")
 
@@ -80,6 +82,7 @@ def test_a_second_run_measures_nothing_and_says_the_same(
     assert run(["calibrate", "--device", "cpu", "--quiet", "--json", *files]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["coefficients"] == load_profile(calibrated / "p.json").timing.coefficients
+    section("calibrate-json", json_section("calibrate", [document]), page="reference.md")
     assert all(abs(pool["error"]) <= 0.001 for pool in document["kv_pools"])
 
 
