@@ -13,11 +13,11 @@ from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.deploy import StatedStepTime
-from kvplan.simulation.glide import NEVER_COMES
-from kvplan.simulation.live import Live
+from kvplan.simulation.in_flight import NEVER_COMES
 from kvplan.simulation.metrics import TokenMeter
 from kvplan.simulation.records import Record
 from kvplan.simulation.replica import Replica
+from kvplan.simulation.sim_request import Live
 from kvplan.units import TICKS_PER_S
 
 MS = TICKS_PER_S // 1000

@@ -15,11 +15,11 @@ from kvplan.scenario import schema as scenarios
 from kvplan.simulation.bench_report import bench_text
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.deploy import set_ups
+from kvplan.simulation.observer import NOBODY, Watch
 from kvplan.simulation.records import check_target, write_records
 from kvplan.simulation.run import simulate
 from kvplan.simulation.trace import write_trace
 from kvplan.simulation.uncertainty import intervals
-from kvplan.simulation.watch import NOBODY, Watch
 
 
 def simulate_command(

@@ -18,7 +18,7 @@ from kvplan.pages.uploads import through_files
 from kvplan.pages.widgets import BIND, chart, guarded, run_box
 from kvplan.profiles.profile import Profile, bundled_profiles, load_profile, profile_json
 from kvplan.resources import measurements_dir
-from kvplan.simulation.watch import Watch
+from kvplan.simulation.observer import Watch
 
 File = tuple[str, bytes]
 MAX_POINTS = 1200

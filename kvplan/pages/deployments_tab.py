@@ -16,7 +16,7 @@ from kvplan.pages.widgets import BIND, chart, marked, or_complaint, run_box, sce
 from kvplan.scenario.schema import Scenario
 from kvplan.search.recommendation import Recommendation
 from kvplan.search.recommending import recommend
-from kvplan.simulation.watch import Watch
+from kvplan.simulation.observer import Watch
 
 NUM_REQUESTS = 80
 """Simulated at each load that is tried."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from kvplan.errors import KvplanError
-from kvplan.simulation.watch import Watch
+from kvplan.simulation.observer import Watch
 
 Progress = Callable[[int, int], None]
 Work = Callable[[Progress, Watch], Any]

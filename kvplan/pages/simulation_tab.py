@@ -25,11 +25,11 @@ from kvplan.resources import scenarios_dir
 from kvplan.scenario.schema import Scenario, dump_scenario
 from kvplan.simulation.bench_report import bench_block, bench_tail
 from kvplan.simulation.block_map import BlockMap, holdings
+from kvplan.simulation.observer import Watch
 from kvplan.simulation.records import write_records
 from kvplan.simulation.result import VERDICTS, Result
 from kvplan.simulation.run import simulate
 from kvplan.simulation.trace import chrome_trace
-from kvplan.simulation.watch import Watch
 
 SOURCES = ("Bundled", "From the sidebar", "Upload")
 

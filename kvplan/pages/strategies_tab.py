@@ -13,10 +13,10 @@ from kvplan.pages.widgets import bundled_scenario, chart, marked, or_complaint, 
 from kvplan.resources import scenarios_dir
 from kvplan.scenario.schema import Scenario
 from kvplan.search.comparison import Comparison, compare
+from kvplan.simulation.branch_requests import solve
 from kvplan.simulation.branches import BranchNotes, tree
+from kvplan.simulation.observer import Watch
 from kvplan.simulation.records import Records
-from kvplan.simulation.solve import solve
-from kvplan.simulation.watch import Watch
 
 
 class ComparedStrategies(NamedTuple):

@@ -18,9 +18,9 @@ from kvplan.scenario.schema import Scenario
 from kvplan.search.choices import Choice, best_within, pareto
 from kvplan.search.strategy_row import StrategyRow, strategy_row
 from kvplan.search.tables import Column, text_table
+from kvplan.simulation.branch_requests import solve
 from kvplan.simulation.deploy import Setup
-from kvplan.simulation.solve import solve
-from kvplan.simulation.watch import NOBODY, Watch
+from kvplan.simulation.observer import NOBODY, Watch
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks
 
 SCHEMA_VERSION = 1

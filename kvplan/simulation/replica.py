@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvplan.schedulers.protocol import NOTHING, Leap
-from kvplan.simulation.books import Books
-from kvplan.simulation.glide import NEVER_COMES, Flight, Glide
-from kvplan.simulation.live import REJECTED, TIMEOUT, Live
+from kvplan.simulation.in_flight import NEVER_COMES, Flight, Glide
 from kvplan.simulation.records import NEVER
+from kvplan.simulation.replica_stats import Books
+from kvplan.simulation.sim_request import REJECTED, TIMEOUT, Live
 from kvplan.timing.step import StepShape
 
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 import kvplan
 from kvplan.scenario.schema import Scenario
-from kvplan.simulation.books import Totals
 from kvplan.simulation.metrics import Latencies, Sample, Summary, latencies, meets, summarise
 from kvplan.simulation.records import FINISH_REASONS, Records
+from kvplan.simulation.replica_stats import Totals
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 

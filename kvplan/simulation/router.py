@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kvplan.simulation.live import Live
 from kvplan.simulation.replica import Replica
+from kvplan.simulation.sim_request import Live
 
 MAX_PREFIXES = 100_000
 """Prefixes a router remembers; the oldest are forgotten first."""

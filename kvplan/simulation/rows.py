@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kvplan.content import Content, Segment, prompt_of
-from kvplan.simulation.live import Live
+from kvplan.simulation.sim_request import Live
 from kvplan.workload.load import Load, settle_lengths
 
 

@@ -20,19 +20,19 @@ from simpy.events import URGENT, Event
 
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import MAX_HORIZON_S, Frontend, Scenario
-from kvplan.simulation.arriving import Arrivals
+from kvplan.simulation.collect import sum_up, take_sample
 from kvplan.simulation.deploy import Setup, set_ups
-from kvplan.simulation.glide import NEVER_COMES
+from kvplan.simulation.fleets import make_fleet
+from kvplan.simulation.in_flight import NEVER_COMES
 from kvplan.simulation.interrupts import interrupts
-from kvplan.simulation.live import REFUSED, REJECTED, TIMEOUT, UNFINISHED, Live
-from kvplan.simulation.make_replica import make_fleet
+from kvplan.simulation.load_requests import Arrivals
 from kvplan.simulation.metrics import Timeline, TokenMeter
+from kvplan.simulation.observer import NOBODY, Watch
 from kvplan.simulation.records import SUMMARY_FIELDS, Record, Records
+from kvplan.simulation.replica_process import Fleet, Lockstep, Seat
 from kvplan.simulation.result import Result
 from kvplan.simulation.rows import Rows
-from kvplan.simulation.seats import Fleet, Lockstep, Seat
-from kvplan.simulation.summing_up import sum_up, take_sample
-from kvplan.simulation.watch import NOBODY, Watch
+from kvplan.simulation.sim_request import REFUSED, REJECTED, TIMEOUT, UNFINISHED, Live
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.load import draw_load
@@ -63,7 +63,7 @@ def simulate(
     Raises KvplanError for what cannot be simulated, DoesNotFit when an engine would not start.
     """
     if scenario.problems is not None:
-        from kvplan.simulation.solve import solve  # it builds on this file
+        from kvplan.simulation.branch_requests import solve  # it builds on this file
 
         return solve(
             scenario, step_by_step=step_by_step, progress=progress, setups=setups, watch=watch

@@ -15,8 +15,8 @@ import numpy as np
 
 from kvplan.formulas import quality
 from kvplan.workload.quality_sets import QualitySet, Skill
-from kvplan.workload.strategies.protocol import ALL, RIGHT, Branch, Reason
 from kvplan.workload.strategies.session import Outcome
+from kvplan.workload.strategies.strategy import ALL, RIGHT, Branch, Reason
 
 Z = NormalDist()
 BLOCK = 16  # first-hand samples drawn at a time

@@ -19,9 +19,9 @@ from kvplan.workload.lengths import Constant, Count, Length, quantile
 from kvplan.workload.outcomes import TraceSampler
 from kvplan.workload.quality_sets import QualitySet, Skill, quality_set, read_pass_table, skills, table_skills
 from kvplan.workload.strategies.catalog import make, read
-from kvplan.workload.strategies.protocol import Plan
 from kvplan.workload.strategies.routing import Tier, difficulty_router
 from kvplan.workload.strategies.session import Problem
+from kvplan.workload.strategies.strategy import Plan
 from kvplan.workload.verifiers import Verifier
 
 ThinkingKv = Literal["keep", "drop_after_turn", "never_cache", "drop_at_answer"]

@@ -19,9 +19,9 @@ from kvplan.search.comparison import Comparison, compare
 from kvplan.search.recommending import recommend
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.branches import BranchNotes, tree
+from kvplan.simulation.observer import Watch
 from kvplan.simulation.result import Result
 from kvplan.simulation.run import simulate
-from kvplan.simulation.watch import Watch
 
 
 def rows_of(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:

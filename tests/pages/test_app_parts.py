@@ -24,9 +24,9 @@ from kvplan.resources import measurements_dir
 from kvplan.scenario.schema import load_scenario
 from kvplan.simulation.block_map import BlockMap, Extent, holdings, ranges
 from kvplan.simulation.branches import BranchNotes, tree
+from kvplan.simulation.observer import Watch
 from kvplan.simulation.run import simulate
 from kvplan.simulation.trace import chrome_trace
-from kvplan.simulation.watch import Watch
 from kvplan.workload.lengths import Constant, Lognormal
 
 # --- jobs -----------------------------------------------------------------------------------------

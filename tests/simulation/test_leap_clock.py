@@ -14,7 +14,7 @@ from leap_scenarios import random_scenario
 
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.leap.allowed import why_not
-from kvplan.simulation.glide import Glide
+from kvplan.simulation.in_flight import Glide
 
 REASONS = {name: why_not(VLLMScenario(**row).engine_config) for name, row in scenarios().items()}
 LEAPABLE = [name for name, reason in REASONS.items() if not reason]

@@ -18,7 +18,7 @@ from places import ROOT
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.simulation.deploy import Setup, StatedStepTime
-from kvplan.simulation.glide import series, steps_to_cover
+from kvplan.simulation.in_flight import series, steps_to_cover
 from kvplan.simulation.records import FINISH_REASONS
 from kvplan.simulation.result import Result
 from kvplan.simulation.run import simulate

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, StepTimeSpec, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.simulation.branch_requests import Solution, Solve, solve
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.records import FINISH_REASONS, NEVER
 from kvplan.simulation.run import simulate
-from kvplan.simulation.solve import Solution, Solve, solve
-from kvplan.simulation.staffing import set_up_all
+from kvplan.simulation.solve_setup import set_up_all
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.problems import Problems, StrategySpec
 from kvplan.workload.strategies import Answer, Ask, Branch, Plan
@@ -232,7 +232,7 @@ def test_compression_bounds_what_a_trace_holds() -> None:
         "compression": {"budget_tokens": 64, "buffer_tokens": 64},
         "prompt": {"kind": "constant", "value": 40},
     }
-    from kvplan.simulation.staffing import compressed
+    from kvplan.simulation.solve_setup import compressed
 
     told = scenario(best, 2, **small)
     assert told.problems is not None

@@ -10,8 +10,8 @@ import heapq
 from dataclasses import dataclass, field
 
 from kvplan.workload.strategies.footprint import Footprint, Held, footprint
-from kvplan.workload.strategies.protocol import Answer, Plan
 from kvplan.workload.strategies.session import Launch, Orders, Problem, Sampler, Session
+from kvplan.workload.strategies.strategy import Answer, Plan
 
 
 @dataclass(slots=True)

@@ -10,8 +10,8 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.workload.strategies import parallel, search, sequential
-from kvplan.workload.strategies.protocol import Plan
+from kvplan.workload.strategies import parallel, sequential, stepwise
+from kvplan.workload.strategies.strategy import Plan
 
 STRATEGIES: dict[str, Callable[..., Plan]] = {
     "single_pass": sequential.single_pass,
@@ -22,12 +22,12 @@ STRATEGIES: dict[str, Callable[..., Plan]] = {
     "first_finish": parallel.first_finish,
     "adaptive_best_of_n": parallel.adaptive_best_of_n,
     "sequential_revision": sequential.sequential_revision,
-    "beam_search": search.beam_search,
-    "prune_by_steps": search.prune_by_steps,
-    "tree_search": search.tree_search,
+    "beam_search": stepwise.beam_search,
+    "prune_by_steps": stepwise.prune_by_steps,
+    "tree_search": stepwise.tree_search,
     "pruned_under_pressure": parallel.pruned_under_pressure,
     "grpo_group": parallel.grpo_group,
-    "monte_carlo_labels": search.monte_carlo_labels,
+    "monte_carlo_labels": stepwise.monte_carlo_labels,
     "chat": sequential.chat,
 }
 """What `strategy:` may say in a scenario."""

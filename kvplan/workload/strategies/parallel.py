@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from kvplan.workload.strategies.params import Count, Share, Tokens
-from kvplan.workload.strategies.protocol import ALL, Answer, Ask, Branch, Finished, Plan
+from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, Finished, Plan
 
 
 def best_of_n(n: Count = 16, max_tokens: Tokens = ALL, thinking_token_budget: Tokens = ALL) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kvplan.workload.strategies.protocol import Answer, Ask, Branch, Plan
+from kvplan.workload.strategies.strategy import Answer, Ask, Branch, Plan
 
 CLASSIFIER = -1
 """The id of the classifying branch; strategies number theirs from 0."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from kvplan.errors import KvplanError
 from kvplan.workload.strategies.params import Count, Share, Tokens, TokensOrNone
-from kvplan.workload.strategies.protocol import ALL, Answer, Ask, Branch, Plan
+from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, Plan
 
 EFFORT_BUDGETS = {"minimal": 128, "low": 1024, "medium": 2048, "high": 4096}
 """Thinking budgets behind `reasoning_effort`. Source: LiteLLM's defaults (litellm/constants.py, 2025)."""

@@ -31,7 +31,7 @@ from typing import NamedTuple, Protocol
 
 from kvplan.content import Content, Segment, length_of, output_of
 from kvplan.errors import KvplanError
-from kvplan.workload.strategies.protocol import Answer, Branch, Finished, Plan, Reason
+from kvplan.workload.strategies.strategy import Answer, Branch, Finished, Plan, Reason
 
 
 class Outcome(NamedTuple):

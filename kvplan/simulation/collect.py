@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvplan.simulation.books import Totals
 from kvplan.simulation.diagnosis import advise, limited_by
 from kvplan.simulation.metrics import Sample
 from kvplan.simulation.replica import Replica
+from kvplan.simulation.replica_stats import Totals
 from kvplan.simulation.result import Pool, Result, total
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S

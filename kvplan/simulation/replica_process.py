@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from kvplan.scenario.schema import Frontend
 from kvplan.simulation.deploy import Setup
-from kvplan.simulation.live import Live
 from kvplan.simulation.replica import Replica
 from kvplan.simulation.router import Router
+from kvplan.simulation.sim_request import Live
 from kvplan.units import TICKS_PER_S
 
 

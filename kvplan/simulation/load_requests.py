@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvplan.simulation.glide import NEVER_COMES
-from kvplan.simulation.live import LENGTH
+from kvplan.simulation.in_flight import NEVER_COMES
+from kvplan.simulation.sim_request import LENGTH
 from kvplan.units import TICKS_PER_S
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Literal
 from kvplan.errors import KvplanError
 from kvplan.workload.strategies.parallel import best
 from kvplan.workload.strategies.params import Count, Share, Tokens
-from kvplan.workload.strategies.protocol import ALL, Answer, Ask, Branch, Finished, Plan
+from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, Finished, Plan
 
 Aggregation = Literal["sum", "min", "last"]
 AGGREGATE: dict[Aggregation, Callable[[float, float], float]] = {

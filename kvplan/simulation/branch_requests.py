@@ -21,23 +21,23 @@ from kvplan.limits import Limit
 from kvplan.scenario.schema import Scenario
 from kvplan.schedulers.request import OutputKv
 from kvplan.simulation.deploy import Setup
-from kvplan.simulation.live import LENGTH, PRUNED, STOP, TIMEOUT, Live
+from kvplan.simulation.observer import NOBODY, Watch
 from kvplan.simulation.records import NEVER, Records
 from kvplan.simulation.replica import Replica
+from kvplan.simulation.replica_process import Fleet, Seat
 from kvplan.simulation.result import Result
 from kvplan.simulation.run import Progress, Run
 from kvplan.simulation.scoring import Effort, Read, ReadCache, RemoteQueue, ScoreBatch
-from kvplan.simulation.seats import Fleet, Seat
-from kvplan.simulation.staffing import set_up_all, staffed, verifier_step_time
-from kvplan.simulation.watch import NOBODY, Watch
+from kvplan.simulation.sim_request import LENGTH, PRUNED, STOP, TIMEOUT, Live
+from kvplan.simulation.solve_setup import set_up_all, staffed, verifier_step_time
 from kvplan.timing.step import StepTime
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.arrivals import AllAtOnce
 from kvplan.workload.classes import Workload
 from kvplan.workload.outcomes import TraceSampler
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
-from kvplan.workload.strategies.protocol import Answer
 from kvplan.workload.strategies.session import Launch, Orders, Session
+from kvplan.workload.strategies.strategy import Answer
 from kvplan.workload.verifiers import ScoreWork
 
 NO_LOAD = Workload(num_requests=1, arrivals=AllAtOnce(kind="all_at_once"))

@@ -15,8 +15,8 @@ from kvplan.schedulers.sglang.stepper import SGLangEngine
 from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.deploy import Setup, sglang_config
 from kvplan.simulation.replica import Replica
+from kvplan.simulation.replica_process import Fleet, Lockstep, Seat
 from kvplan.simulation.router import Router
-from kvplan.simulation.seats import Fleet, Lockstep, Seat
 from kvplan.units import TICKS_PER_S
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import Any
 
 from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.request import RequestStatus
-from kvplan.simulation.glide import Flight, Glide, series
-from kvplan.simulation.live import LENGTH, REJECTED, STOP, Live
+from kvplan.simulation.in_flight import Flight, Glide, series
 from kvplan.simulation.metrics import TokenMeter
 from kvplan.simulation.records import NEVER
+from kvplan.simulation.sim_request import LENGTH, REJECTED, STOP, Live
 from kvplan.timing.step import StepTime
 
 
