@@ -22,7 +22,7 @@ from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.result import Result
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.load import draw_load
 

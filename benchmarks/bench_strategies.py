@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from kvplan.scenario.schema import parse_scenario
-from kvplan.simulation.branch_requests import solve
+from kvplan.simulation.simulator import solve
 
 CASES = {
     "best-of-64, 8k traces, 1,000 problems, one at a time (goal: 15 s)": (

@@ -34,7 +34,7 @@ from kvplan.scenario.schema import parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.records import write_records
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import ModelStepTime
 from kvplan.timing.work import step_work
 

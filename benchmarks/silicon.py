@@ -40,7 +40,7 @@ from kvplan.scenario.schema import SGLangFlags, parse_scenario
 from kvplan.schedulers.request import cdiv
 from kvplan.schedulers.vllm.config import BatchWait, EngineConfig
 from kvplan.simulation.deploy import Setup
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import ModelStepTime
 from kvplan.timing.work import step_work
 

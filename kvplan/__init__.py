@@ -34,7 +34,7 @@ _HOME = {
     "load_scenario": "kvplan.scenario.schema",
     "recommend": "kvplan.search.recommending",
     "reconcile": "kvplan.observed.reconciliation",
-    "simulate": "kvplan.simulation.run",
+    "simulate": "kvplan.simulation.simulator",
     "sweep": "kvplan.search.sweeping",
 }
 

@@ -17,7 +17,7 @@ from kvplan.simulation.in_flight import NEVER_COMES
 from kvplan.simulation.metrics import TokenMeter
 from kvplan.simulation.records import Record
 from kvplan.simulation.replica import Replica
-from kvplan.simulation.sim_request import Live
+from kvplan.simulation.sim_request import SimRequest
 from kvplan.units import TICKS_PER_S
 
 MS = TICKS_PER_S // 1000
@@ -49,17 +49,14 @@ class Clocked:
         config = scenario.engine_config
         self.scenario = scenario
         self.engine = LeapScheduler(config) if leaps else StepByStep(config)
-        self.replica = Replica(
-            0, self.engine, STEP_TIME, config.num_gpu_blocks - 1, config.block_size, config.max_num_seqs,
-            config.max_num_batched_tokens, config.async_scheduling, True, TokenMeter(), self._ended,
-        )  # fmt: skip
+        self.replica = Replica(0, self.engine, STEP_TIME, config, TokenMeter(), self._ended)
         self.records: list[Record] = []
         self.hit_tokens = 0
         self._ends: dict[str, int] = {}
-        self._lives: dict[str, Live] = {}
+        self._lives: dict[str, SimRequest] = {}
         self._to_come = list(scenario.requests)
         self._to_leave = [r for r in scenario.requests if r.abort_step is not None or r.abort_follows]
-        self._gliding = False
+        self._can_cut = False
         self._count_hits()
 
     def run(self) -> Told:
@@ -73,10 +70,10 @@ class Clocked:
                 if now == NEVER_COMES:
                     return self._told()
                 continue
-            end, self._gliding = now + ticks, replica.glide is not None
+            end, self._can_cut = now + ticks, replica.leap is not None
             while (at := self._next()) <= end:
                 if self._happen(at):
-                    self._gliding = False
+                    self._can_cut = False
                     end = at + replica.cut(at)
             replica.complete(end)
             now = end
@@ -89,22 +86,22 @@ class Clocked:
             live = self._lives[request.id] = self._live(request)
             live.arrival = now
             self.replica.submit(live, now)
-            cuts |= self.replica.glide is not None and self.replica.glide.open
+            cuts |= self.replica.leap is not None and self.replica.leap.open
         for request in [r for r in self._to_leave if self._leaves(r) <= now]:
             self._to_leave.remove(request)
             if request.id not in self._ends:
                 self.replica.leave(self._lives[request.id])
                 cuts = True
-        return cuts and self._gliding
+        return cuts and self._can_cut
 
-    def _live(self, request: ScenarioRequest) -> Live:
+    def _live(self, request: ScenarioRequest) -> SimRequest:
         row, outputs = self.scenario.requests.index(request), request.output_len
         prompt, told = self.scenario.prompts[request.id], self.scenario.max_tokens(request)
-        live = Live(row, prompt, told, outputs, outputs // 2, 0, request.priority, request.id)
+        live = SimRequest(row, prompt, told, outputs, outputs // 2, 0, request.priority, request.id)
         live.stop_at = outputs if request.stop == "eos" else None
         return live
 
-    def _ended(self, live: Live, now: int, reason: int, generated: int) -> None:
+    def _ended(self, live: SimRequest, now: int, reason: int, generated: int) -> None:
         self._ends[live.request_id] = now
         self.records.append(Record(*live.record(now, reason, generated)))
 

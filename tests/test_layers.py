@@ -171,7 +171,7 @@ FORBIDDEN = {
     "inside a function": ("formulas/capacity.py", "def f():\n    from kvplan.memory.plan import Plan\n"),
     "for types only": (
         "timing/step.py",
-        "import typing\nif typing.TYPE_CHECKING:\n    from kvplan.simulation.run import simulate\n",
+        "import typing\nif typing.TYPE_CHECKING:\n    from kvplan.simulation.simulator import simulate\n",
     ),
     "a public name": ("workload/load.py", "from kvplan import simulate\n"),
     "an attribute": ("workload/load.py", "import kvplan\n\nverb = kvplan.estimate\n"),

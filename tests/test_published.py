@@ -18,9 +18,8 @@ from kvplan.formulas.quality import flops_matched_multiplier
 from kvplan.memory.plan import estimate
 from kvplan.scenario.schema import StepTimeSpec, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulation.branch_requests import Solution, solve
 from kvplan.simulation.deploy import Setup, StatedStepTime
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import Solution, simulate, solve
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.strategies.footprint import Held, footprint
 

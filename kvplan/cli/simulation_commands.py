@@ -15,9 +15,9 @@ from kvplan.scenario import schema as scenarios
 from kvplan.simulation.bench_report import bench_text
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.deploy import set_ups
-from kvplan.simulation.observer import NOBODY, Watch
+from kvplan.simulation.observer import NO_OBSERVER, Observer
 from kvplan.simulation.records import check_target, write_records
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 from kvplan.simulation.trace import write_trace
 from kvplan.simulation.uncertainty import intervals
 
@@ -104,10 +104,10 @@ def simulate_command(
     progress = None if quiet else Progress()
     setups = set_ups(loaded) if loaded.problems is None else None
     blocks = BlockMap()
-    watch = Watch(on_sample=blocks.look) if trace and step_by_step else NOBODY
+    observer = Observer(on_sample=blocks.look) if trace and step_by_step else NO_OBSERVER
     result = simulate(
         loaded, step_by_step=step_by_step, progress=progress, keep_records=not no_records, setups=setups,
-        watch=watch,
+        observer=observer,
     )  # fmt: skip
     if uncertainty > 0:
         if setups is None:

@@ -18,7 +18,7 @@ from kvplan.pages.uploads import through_files
 from kvplan.pages.widgets import BIND, chart, guarded, run_box
 from kvplan.profiles.profile import Profile, bundled_profiles, load_profile, profile_json
 from kvplan.resources import measurements_dir
-from kvplan.simulation.observer import Watch
+from kvplan.simulation.observer import Observer
 
 File = tuple[str, bytes]
 MAX_POINTS = 1200
@@ -150,7 +150,7 @@ def _fit_work(file: File) -> Work:
         assert profile.timing is not None
         return Fit(profile, predictions(read_measurements([path]), profile.timing))
 
-    def run(progress: Progress, watch: Watch) -> Fit:
+    def run(progress: Progress, observer: Observer) -> Fit:
         return through_files(read, file)
 
     return run

@@ -16,7 +16,7 @@ from kvplan.pages.widgets import BIND, chart, marked, or_complaint, run_box, sce
 from kvplan.scenario.schema import Scenario
 from kvplan.search.recommendation import Recommendation
 from kvplan.search.recommending import recommend
-from kvplan.simulation.observer import Watch
+from kvplan.simulation.observer import Observer
 
 NUM_REQUESTS = 80
 """Simulated at each load that is tried."""
@@ -54,10 +54,10 @@ def _search(asked: Asked, rate: float, slo: dict[str, Any], over: dict[str, Any]
 def work(scenario: Scenario) -> Work:
     """The search as a job."""
 
-    def run(progress: Progress, watch: Watch) -> Recommendation:
+    def run(progress: Progress, observer: Observer) -> Recommendation:
         def told(done: int, total: int) -> None:
             progress(done, total)
-            if watch.cancelled():
+            if observer.cancelled():
                 raise KeyboardInterrupt  # what the search takes for the end, with what it has
 
         return recommend(scenario.model_dump(mode="json", exclude_defaults=True), progress=told)

@@ -1,6 +1,6 @@
 """A long piece of work in a thread of its own: progress, a forecast, a question before it gets long, a way to stop.
 
-    job = Job(lambda progress, watch: simulate(scenario, progress=progress, watch=watch))
+    job = Job(lambda progress, observer: simulate(scenario, progress=progress, observer=observer))
     job.wait(1.0); job.share; job.forecast_s; job.go_on(); job.stop(); job.result
 
 The work is measured by its own first seconds, so the forecast costs nothing. Knows no page and no terminal.
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from kvplan.errors import KvplanError
-from kvplan.simulation.observer import Watch
+from kvplan.simulation.observer import Observer
 
 Progress = Callable[[int, int], None]
-Work = Callable[[Progress, Watch], Any]
+Work = Callable[[Progress, Observer], Any]
 State = Literal["running", "asking", "done", "failed", "cancelled"]
 
 LOOK_AFTER_S = 2.0
@@ -79,7 +79,7 @@ class Job:
 
     def _run(self) -> None:
         try:
-            self.result = self._work(self._progress, Watch(cancelled=self._cancelled))
+            self.result = self._work(self._progress, Observer(cancelled=self._cancelled))
             self.state = "cancelled" if self._stop.is_set() else "done"
         except KeyboardInterrupt:  # work that was stopped before it had anything
             self.state = "cancelled"

@@ -25,10 +25,10 @@ from kvplan.resources import scenarios_dir
 from kvplan.scenario.schema import Scenario, dump_scenario
 from kvplan.simulation.bench_report import bench_block, bench_tail
 from kvplan.simulation.block_map import BlockMap, holdings
-from kvplan.simulation.observer import Watch
+from kvplan.simulation.observer import Observer
 from kvplan.simulation.records import write_records
 from kvplan.simulation.result import VERDICTS, Result
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 from kvplan.simulation.trace import chrome_trace
 
 SOURCES = ("Bundled", "From the sidebar", "Upload")
@@ -79,10 +79,10 @@ def _built(asked: Asked) -> Scenario:
 def work(scenario: Scenario, with_blocks: bool) -> Work:
     """The simulation as a job."""
 
-    def run(progress: Progress, watch: Watch) -> SimulatedRun:
+    def run(progress: Progress, observer: Observer) -> SimulatedRun:
         blocks = BlockMap()
-        look = Watch(watch.cancelled, blocks.look)
-        result = simulate(scenario, step_by_step=with_blocks, progress=progress, watch=look)
+        look = Observer(observer.cancelled, blocks.look)
+        result = simulate(scenario, step_by_step=with_blocks, progress=progress, observer=look)
         return SimulatedRun(result, blocks)
 
     return run

@@ -13,10 +13,10 @@ from kvplan.pages.widgets import bundled_scenario, chart, marked, or_complaint, 
 from kvplan.resources import scenarios_dir
 from kvplan.scenario.schema import Scenario
 from kvplan.search.comparison import Comparison, compare
-from kvplan.simulation.branch_requests import solve
 from kvplan.simulation.branches import BranchNotes, tree
-from kvplan.simulation.observer import Watch
+from kvplan.simulation.observer import Observer
 from kvplan.simulation.records import Records
+from kvplan.simulation.simulator import solve
 
 
 class ComparedStrategies(NamedTuple):
@@ -43,19 +43,19 @@ def _with_problems(names: list[str]) -> Scenario:
 def work(scenario: Scenario) -> Work:
     """The comparison as a job, then each strategy once more over few problems, for its tree."""
 
-    def run(progress: Progress, watch: Watch) -> ComparedStrategies:
-        found = compare(scenario, progress=progress, watch=watch)
-        return ComparedStrategies(found, _grow(scenario, watch))
+    def run(progress: Progress, observer: Observer) -> ComparedStrategies:
+        found = compare(scenario, progress=progress, observer=observer)
+        return ComparedStrategies(found, _grow(scenario, observer))
 
     return run
 
 
-def _grow(scenario: Scenario, watch: Watch) -> dict[str, tuple[BranchNotes, Records]]:
+def _grow(scenario: Scenario, observer: Observer) -> dict[str, tuple[BranchNotes, Records]]:
     assert scenario.problems is not None
     grown = {}
     for spec in (one for said in scenario.problems.strategies for one in said.expanded()):
         notes = BranchNotes()
-        solution = solve(scenario, spec, watch=Watch(watch.cancelled, on_branch=notes.start))
+        solution = solve(scenario, spec, observer=Observer(observer.cancelled, on_branch=notes.start))
         grown[spec.name] = (notes, solution.records)
     return grown
 

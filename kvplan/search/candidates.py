@@ -15,8 +15,7 @@ from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.highest_load import Highest, LoadTest, Trial, highest_load
 from kvplan.search.point_row import Interrupted, Row, error_row, run_point
-from kvplan.simulation.branch_requests import solve
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate, solve
 from kvplan.simulation.solve_setup import set_up_all
 from kvplan.workload.arrivals import ClosedLoop
 

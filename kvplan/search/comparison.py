@@ -18,9 +18,9 @@ from kvplan.scenario.schema import Scenario
 from kvplan.search.choices import Choice, best_within, pareto
 from kvplan.search.strategy_row import StrategyRow, strategy_row
 from kvplan.search.tables import Column, text_table
-from kvplan.simulation.branch_requests import solve
 from kvplan.simulation.deploy import Setup
-from kvplan.simulation.observer import NOBODY, Watch
+from kvplan.simulation.observer import NO_OBSERVER, Observer
+from kvplan.simulation.simulator import solve
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks
 
 SCHEMA_VERSION = 1
@@ -156,7 +156,7 @@ def compare(
     *,
     setups: dict[str, Setup] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    watch: Watch = NOBODY,
+    observer: Observer = NO_OBSERVER,
 ) -> Comparison:
     """Run every strategy of the scenario over the same problems.
 
@@ -169,7 +169,7 @@ def compare(
     rows: list[StrategyRow] = []
     caveats: dict[str, None] = {}
     for number, spec in enumerate(specs):
-        found = solve(scenario, spec, setups=setups, watch=watch)
+        found = solve(scenario, spec, setups=setups, observer=observer)
         if found.verdict == "interrupted":
             break
         rows.append(strategy_row(scenario, problems, spec, found))

@@ -14,11 +14,10 @@ import numpy as np
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Deployment, Scenario
 from kvplan.search.strategy_row import strategy_row
-from kvplan.simulation.branch_requests import Solution, solve
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.metrics import summarise
 from kvplan.simulation.result import Result
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import Solution, simulate, solve
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 

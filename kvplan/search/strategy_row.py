@@ -13,8 +13,8 @@ from kvplan.models.load import load_model, path_exists
 from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import active_parameters
 from kvplan.scenario.schema import Scenario
-from kvplan.simulation.branch_requests import Solution
 from kvplan.simulation.records import FINISH_REASONS
+from kvplan.simulation.simulator import Solution
 from kvplan.timing.work import step_work
 from kvplan.units import TICKS_PER_S, GiB
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler

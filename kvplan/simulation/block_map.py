@@ -1,7 +1,7 @@
 """Who owns which KV blocks at sampled moments of a step-by-step run: real block ids of the engine's own pool.
 
     blocks = BlockMap()
-    simulate(scenario, step_by_step=True, watch=Watch(on_sample=blocks.look))
+    simulate(scenario, step_by_step=True, observer=Observer(on_sample=blocks.look))
 
 A leaping run has no block ids, so nothing is noted of one. Knows blocks and request ids, no clock.
 """
@@ -48,7 +48,7 @@ class Holding(NamedTuple):
 
 @dataclass(slots=True)
 class BlockMap:
-    """Notes block owners; `look` is a watch's `on_sample`."""
+    """Notes block owners; `look` is an observer's `on_sample`."""
 
     max_moments: int = MAX_MOMENTS
     moments: list[Moment] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """The tree of branches that a strategy grew for one problem: who came from whom, what was shared, what was pruned.
 
 notes = BranchNotes()
-simulate(scenario, watch=Watch(on_branch=notes.start))
+simulate(scenario, observer=Observer(on_branch=notes.start))
 tree(notes, result.records, problem=0)
 """
 
@@ -37,7 +37,7 @@ class Node(NamedTuple):
 
 @dataclass(slots=True)
 class BranchNotes:
-    """Notes every branch of a run; `start` is a watch's `on_branch`."""
+    """Notes every branch of a run; `start` is an observer's `on_branch`."""
 
     launches: dict[int, dict[int, Any]] = field(default_factory=lambda: defaultdict(dict))
     """Problem -> request id -> branch."""

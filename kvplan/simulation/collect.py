@@ -1,55 +1,67 @@
-"""From a run's replicas, records and samples to its `Result`."""
+"""From a finished run's replicas, records and samples to its `Result`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
-
 from kvplan.simulation.diagnosis import advise, limited_by
-from kvplan.simulation.metrics import Sample
-from kvplan.simulation.replica import Replica
 from kvplan.simulation.replica_stats import Totals
 from kvplan.simulation.result import Pool, Result, total
+from kvplan.simulation.run import Run
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
-
-if TYPE_CHECKING:
-    from kvplan.simulation.run import Run
+from kvplan.workload.classes import Slo
 
 
-def sum_up(run: Run, verdict: str, now: int) -> Result:
-    """Return the result of a run that ended at `now`, summed up over its replicas."""
+def collect(run: Run, slos: dict[str, Slo], num_requests: int, is_open_loop: bool) -> Result:
+    """Return the result of a run, summed up over its replicas.
+
+    `slos` are its classes' targets; requests of an open loop come whoever is served.
+    """
     totals = total([replica.totals for replica in run.replicas])
     for replica in run.replicas:
         for note in replica.notes:
             run.note(note)
     _note_extrapolation(run)
-    gpus = [(f.setup, len(f.seats + f.prefill) * f.setup.num_gpus) for f in run.fleets.values()]
+    fleets = run.fleets.values()
+    gpus = [(fleet.setup, len(fleet.processes) * fleet.setup.num_gpus) for fleet in fleets]
     price = run.scenario.pricing.usd_per_gpu_hour
     result = Result(
-        run.scenario, verdict, now / TICKS_PER_S, run.records, run.timeline.samples, totals,
-        _pool(run, totals), run.meter.intervals(), run.meter.peak_tokens_per_s(), sum(n for _, n in gpus),
-        sum(n * (setup.usd_per_gpu_hour if price is None else price) for setup, n in gpus),
-        run.load.class_names, [cls.slo or run.scenario.slo for cls in run.load.classes], len(run.load),
-        run.modes, _sources(run), run.notes, num_bad_rows=run.load.num_bad_rows,
-        caveats=tuple(dict.fromkeys(text for f in run.fleets.values() for text in f.setup.caveats)),
+        scenario=run.scenario,
+        verdict=run.verdict,
+        duration_s=run.now / TICKS_PER_S,
+        records=run.records,
+        samples=run.timeline.samples,
+        totals=totals,
+        pool=_pool(run, totals),
+        itl=run.meter.intervals(),
+        peak_output_throughput=run.meter.peak_tokens_per_s(),
+        num_gpus=sum(n for _, n in gpus),
+        usd_per_hour=sum(n * (setup.usd_per_gpu_hour if price is None else price) for setup, n in gpus),
+        classes=list(slos),
+        slos=list(slos.values()),
+        num_requests=num_requests,
+        modes=run.modes,
+        sources=_sources(run),
+        notes=run.notes,
+        caveats=tuple(dict.fromkeys(text for fleet in fleets for text in fleet.setup.caveats)),
         engines={name: f.setup.config.model_dump(mode="json") for name, f in run.fleets.items()},
-    )  # fmt: skip
-    result.limited_by = limited_by(result)
+    )
+    result.limited_by = limited_by(result, is_open_loop)
     result.advice = advise(result)
     return result
 
 
 def _pool(run: Run, totals: Totals) -> Pool:
-    setup = run.fleets[""].setup
+    main = run.fleets[""]
     capacity = sum(r.num_blocks * (r.totals.busy_ticks + r.totals.stalled_ticks) for r in run.replicas)
     return Pool(
-        setup.config.num_gpu_blocks - 1, setup.config.block_size, setup.kv_bytes_per_token,
-        max(r.totals.peak_used_blocks / r.num_blocks for r in run.replicas),
-        totals.used_block_ticks / (capacity or 1), totals.used_block_ticks / TICKS_PER_S,
-        sum(len(f.seats) for name, f in run.fleets.items() if not name),
-    )  # fmt: skip
+        num_blocks=main.setup.config.num_gpu_blocks - 1,
+        block_size=main.setup.config.block_size,
+        bytes_per_token=main.setup.kv_bytes_per_token,
+        peak_fraction=max(r.totals.peak_used_blocks / r.num_blocks for r in run.replicas),
+        mean_fraction=totals.used_block_ticks / (capacity or 1),
+        block_s=totals.used_block_ticks / TICKS_PER_S,
+        replicas=len(main.decode),
+    )
 
 
 def _sources(run: Run) -> dict[str, str]:
@@ -62,28 +74,12 @@ def _sources(run: Run) -> dict[str, str]:
 
 
 def _note_extrapolation(run: Run) -> None:
-    """Say where the run left what its profile measured, as the samples saw it."""
-    if len(run.fleets) > 1:
+    """Say where the run left what its profile measured, as the samples saw it; of a single replica only."""
+    if len(run.replicas) > 1:
         return
-    outside = run.fleets[""].setup.outside
     for s in run.timeline.samples:
         held = s.prompt_tokens + s.shared_tokens + s.thinking_tokens + s.answer_tokens
         each = StepShape(s.running, s.running, held)
-        for phrase in outside(each) if s.running and run.num_replicas == 1 else ():
+        for phrase in run.fleets[""].setup.outside(each) if s.running else ():
             what, _, limits = phrase.partition(" outside ")
             run.note(f"step times extrapolate: {what.split()[0]} outside {limits}")
-
-
-def take_sample(replicas: list[Replica], now: int) -> Sample:
-    """What this moment looks like, over all replicas."""
-    held: tuple[int, int, int, int] = tuple(np.array([r.held_tokens() for r in replicas]).sum(0).tolist())
-    engines = [r.engine for r in replicas]
-    return Sample(
-        now / TICKS_PER_S,
-        sum(e.num_running for e in engines),
-        sum(r.num_waiting for r in replicas),
-        sum(r.num_blocks - r.engine.num_free_blocks for r in replicas),
-        sum(e.num_cached_free_blocks for e in engines),
-        *held,
-        sum(r.totals.preemptions for r in replicas),
-    )

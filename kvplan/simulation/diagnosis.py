@@ -8,6 +8,7 @@ import numpy as np
 
 from kvplan.limits import Limit
 from kvplan.memory.serve_command import flag_text
+from kvplan.simulation.records import UNSET
 from kvplan.simulation.result import Result
 
 WAITING_SHARE = 0.05
@@ -18,7 +19,7 @@ BUSY_API_SERVER = 0.8
 """Share of one API server process from which tokens begin to wait for it."""
 
 
-def limited_by(result: Result) -> Limit:
+def limited_by(result: Result, is_open_loop: bool) -> Limit:
     """The resource that gave out first.
 
     Waiting tells queues apart. Where nobody waits, an open loop is limited by what arrives; a closed one by what
@@ -35,7 +36,7 @@ def limited_by(result: Result) -> Limit:
     worst = max(waits, key=lambda limit: waits[limit])
     if waits[worst] > WAITING_SHARE * t.busy_ticks:
         return worst
-    if result.scenario.workload.arrivals.kind not in ("closed_loop", "all_at_once"):
+    if is_open_loop:
         return Limit.ARRIVAL_RATE
     return Limit.COMPUTE if t.prefill_ticks + t.mixed_ticks > t.decode_ticks else Limit.MEMORY_BANDWIDTH
 
@@ -61,7 +62,7 @@ def _preempted(result: Result) -> list[str]:
 def _cut_thinking(result: Result) -> list[str]:
     done = result.records.completed
     thinking = result.records["thinking_tokens"] > 0
-    cut = int((done & thinking & (result.records["first_visible"] == -1)).sum())
+    cut = int((done & thinking & (result.records["first_visible"] == UNSET)).sum())
     if not cut:
         return []
     return [

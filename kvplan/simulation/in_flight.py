@@ -1,4 +1,4 @@
-"""The arithmetic of a leap under way: when which of its steps ends. Knows ticks only."""
+"""The arithmetic of a leap in flight: when which of its steps ends. Knows ticks only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NEVER_COMES = 1 << 63
 """Later than any tick of a run."""
 
 
-class Flight(NamedTuple):
+class StepInFlight(NamedTuple):
     """A scheduled step whose output is not read yet."""
 
     ticks: int
@@ -23,8 +23,8 @@ class Flight(NamedTuple):
 
 
 @dataclass(slots=True)
-class Glide:
-    """A leap under way: the read of what was in flight (asynchronous only), then an arithmetic series of steps."""
+class LeapInFlight:
+    """A leap in flight: the read of what was in flight (asynchronous only), then an arithmetic series of steps."""
 
     start: int
     ahead: int

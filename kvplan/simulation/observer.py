@@ -1,6 +1,6 @@
 """Somebody who looks at a run from outside: asks it to stop, notes what sampled moments and branches are like.
 
-A run with a watch gives the same results as one without. Knows no clock.
+A run with an observer gives the same results as one without. Knows no clock.
 """
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+Progress = Callable[[int, int], None]
+"""Called with (requests or problems ended, all of them)."""
 
 
 def _never() -> bool:
@@ -19,7 +22,7 @@ def _look_away(*_: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class Observer:
     """What an onlooker wants to be told, each by a function; all of them may be left out."""
 
     cancelled: Callable[[], bool] = field(default=_never)
@@ -30,4 +33,4 @@ class Watch:
     """Called with (problem, launch) for every branch that a strategy starts."""
 
 
-NOBODY = Watch()
+NO_OBSERVER = Observer()

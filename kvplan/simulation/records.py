@@ -8,7 +8,9 @@ from __future__ import annotations
 import csv
 import json
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +20,8 @@ from numpy.typing import NDArray
 from kvplan.errors import KvplanError
 from kvplan.units import TICKS_PER_S
 
-NEVER = -1
-"""A time that did not come: no visible token, not admitted."""
+UNSET = -1
+"""In a request or a record, instead of a time or a count: it did not happen (yet)."""
 
 FINISH_REASONS = ("stop", "length", "timeout", "rejected", "refused", "unfinished", "pruned")
 """stop = ended by itself, length = cut by max_tokens, timeout = the client left, rejected = can never fit,
@@ -27,7 +29,7 @@ refused = the queue was full, unfinished = the run ended first, pruned = ended b
 
 
 class Record(NamedTuple):
-    """A request's life. Ticks are picoseconds, `NEVER` = did not happen."""
+    """A request's life. Ticks are picoseconds, `UNSET` = did not happen."""
 
     request_id: int
     arrival: int
@@ -83,10 +85,16 @@ class Records:
     fields: tuple[str, ...] = Record._fields
     """The fields that are kept, in the order of `Record`."""
     _flat: array[int] = field(default_factory=lambda: array("q"))
+    _pick: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
+
+    def keep(self, fields: tuple[str, ...]) -> None:
+        """Keep only these fields of the records to come."""
+        self.fields = fields
+        self._pick = itemgetter(*map(Record._fields.index, fields))
 
     def add(self, record: tuple[int, ...]) -> None:
-        """Append one record, given in the order of `fields`."""
-        self._flat.extend(record)
+        """Append one record, given in the order of `Record`."""
+        self._flat.extend(record if self._pick is None else self._pick(record))
 
     def __len__(self) -> int:
         return len(self._flat) // len(self.fields)
@@ -105,7 +113,7 @@ class Records:
     def seconds(self, name: str) -> NDArray[np.float64]:
         """A column of times in seconds; NaN where it did not happen."""
         ticks = self[name]
-        return np.where(ticks == NEVER, np.nan, ticks / TICKS_PER_S)
+        return np.where(ticks == UNSET, np.nan, ticks / TICKS_PER_S)
 
     @property
     def completed(self) -> NDArray[np.bool_]:
@@ -117,11 +125,9 @@ class Records:
         order = np.argsort(self["request_id"], kind="stable")
         found: dict[str, NDArray[Any]] = {}
         for name in Record._fields:
-            found[f"{name}_s" if name in _TIMES else name] = (
-                self.seconds(name) if name in _TIMES else self[name]
-            )[order]
+            is_time = name in _TIMES
+            found[f"{name}_s" if is_time else name] = (self.seconds(name) if is_time else self[name])[order]
         found["first_visible_token_s"] = found.pop("first_visible_s")
-        found["first_token_s"] = found.pop("first_token_s")
         found["kv_gib_s"] = found.pop("kv_token_us") * (self.kv_bytes_per_token / 1e6 / 2**30)
         found["preempted_s"] = found.pop("preempted_ticks") / TICKS_PER_S
         found["finish_reason"] = np.array(FINISH_REASONS)[found["finish_reason"]]

@@ -8,48 +8,48 @@ routing and no workload.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvplan.schedulers.protocol import NOTHING, Leap
-from kvplan.simulation.in_flight import NEVER_COMES, Flight, Glide
-from kvplan.simulation.records import NEVER
-from kvplan.simulation.replica_stats import Books
-from kvplan.simulation.sim_request import REJECTED, TIMEOUT, Live
+from kvplan.simulation.in_flight import NEVER_COMES, LeapInFlight, StepInFlight
+from kvplan.simulation.metrics import Sample
+from kvplan.simulation.records import UNSET
+from kvplan.simulation.replica_stats import ReplicaStats
+from kvplan.simulation.sim_request import REJECTED, TIMEOUT, SimRequest
 from kvplan.timing.step import StepShape
+from kvplan.units import TICKS_PER_S
 
 
 @dataclass(slots=True)
-class Replica(Books):
+class Replica(ReplicaStats):
     """One engine on its way through time: steps, leaps, and requests that come and go between them."""
 
     on_pressure: Callable[[Replica, int], None] | None = None
     """Asked before each decision; may `prune` when `engine.is_short`."""
-    flights: deque[Flight] = field(default_factory=deque)
-    glide: Glide | None = None
-    inbox: list[Live] = field(default_factory=list)
-    """Came during a leap; the engine learns of them when it lands."""
+    in_flight: deque[StepInFlight] = field(default_factory=deque)
+    leap: LeapInFlight | None = None
+    inbox: list[SimRequest] = field(default_factory=list)
+    """Came during a leap; the engine learns of them when it ends."""
     inbox_since: int = 0
-    leavers: list[Live] = field(default_factory=list)
+    leavers: list[SimRequest] = field(default_factory=list)
     """Clients that gave up; the engine learns of it before the next output is applied."""
 
     # --- requests come and go ---------------------------------------------------------------
 
-    def submit(self, live: Live, now: int) -> None:
-        """Queue a request: now, or when the leap under way lands."""
-        live.replica = self.id
+    def submit(self, request: SimRequest, now: int) -> None:
+        """Queue a request: now, or when the leap in flight ends."""
+        request.replica = self.id
         self.num_submitted += 1
-        self.queued_blocks += -(-live.num_prompt_tokens // self.block_size)
-        live.arrival_time = (
-            self.num_submitted
-        )  # the order of arrival; ties in time are possible, ties in order not
-        if self.glide is not None:
+        self.queued_blocks += -(-request.num_prompt_tokens // self.block_size)
+        request.arrival_time = self.num_submitted  # its order: ties in time are possible, ties in order not
+        if self.leap is not None:
             if not self.inbox:
-                self.inbox_since = self.glide.start if self.engine.num_waiting else now
-            self.inbox.append(live)
+                self.inbox_since = self.leap.start if self.engine.num_waiting else now
+            self.inbox.append(request)
         else:
-            self.engine.add_request(live)
+            self.engine.add_request(request)
 
     def stall(self, ticks: int) -> None:
         """Let time pass without a step: sequences keep what they hold."""
@@ -57,14 +57,14 @@ class Replica(Books):
         self.totals.used_block_ticks += ticks * (self.num_blocks - self.engine.num_free_blocks)
         self.read_weight += self.num_reads * ticks
 
-    def prune(self, live: Live, now: int) -> None:
+    def prune(self, request: SimRequest, now: int) -> None:
         """End a running request at once: its blocks are free for the step about to be decided."""
-        self.leavers.append(live)
+        self.leavers.append(request)
         self._let_go(now)
 
-    def leave(self, live: Live) -> None:
+    def leave(self, request: SimRequest) -> None:
         """Its client has gone."""
-        self.leavers.append(live)
+        self.leavers.append(request)
 
     @property
     def num_waiting(self) -> int:
@@ -78,19 +78,17 @@ class Replica(Books):
 
     def stop(self, now: int) -> None:
         """The run ends now: read the steps that have ended."""
-        if self.glide is not None:
-            reads = self.glide.reads_until(now)
-            done = reads - (self.glide.ends_at(reads) > now)
+        if self.leap is not None:
+            reads = self.leap.reads_until(now)
+            done = reads - (self.leap.ends_at(reads) > now)
             if done:
-                self._land(self.glide, done, self.glide.ends_at(done))
+                self._finish_leap(self.leap, done, self.leap.ends_at(done))
 
     def spare_blocks(self, now: int) -> int:
         """Free blocks at this moment, less those that the prompts in the queue will take."""
-        glide = self.glide
+        leap = self.leap
         free = (
-            self.engine.num_free_blocks
-            if glide is None
-            else self.engine.free_blocks_in(glide.reads_until(now))
+            self.engine.num_free_blocks if leap is None else self.engine.free_blocks_in(leap.reads_until(now))
         )
         return free - self.queued_blocks
 
@@ -106,27 +104,27 @@ class Replica(Books):
         if self.on_pressure is not None:
             self.on_pressure(self, now)
         while True:
-            leap = self.engine.plan_leap() if may_leap else None
-            if leap is not None:
-                return self._begin_leap(leap, now, next_arrival)
+            planned = self.engine.plan_leap() if may_leap else None
+            if planned is not None:
+                return self._begin_leap(planned, now, next_arrival)
             if not self.engine.has_requests():
                 break
-            flight = self._schedule(now)
-            self.flights.append(flight)
-            if flight.is_empty and not any(f.ticks for f in self.flights):
-                self._settle_empty(now, flight.preempts)
-            elif flight.is_empty or len(self.flights) > self.is_async:
+            step = self._schedule(now)
+            self.in_flight.append(step)
+            if step.is_empty and not any(f.ticks for f in self.in_flight):
+                self._settle_empty(now, step.preempts)
+            elif step.is_empty or len(self.in_flight) > self.config.async_scheduling:
                 break
-        return self.flights[0].ticks if self.flights else None
+        return self.in_flight[0].ticks if self.in_flight else None
 
     def _settle_empty(self, now: int, preempts: bool) -> None:
         """A step with nothing in it and nothing in flight: either a last word about ends, or the head is stuck."""
-        while self.flights:
-            self.flights.popleft()
+        while self.in_flight:
+            self.in_flight.popleft()
             self._read(self.engine.update_from_output(), now)
         if self.engine.num_waiting and not self.engine.num_running and not preempts:
             head = self.engine.head()
-            assert isinstance(head, Live)
+            assert isinstance(head, SimRequest)
             self.notes.append(
                 f"stuck: request {head.row} ({head.num_prompt_tokens} prompt tokens) cannot be admitted although "
                 f"all {self.num_blocks} blocks are free"
@@ -134,9 +132,9 @@ class Replica(Books):
             self.engine.abort(head.request_id)
             self._end(head, now, REJECTED, 0)
 
-    def _schedule(self, now: int) -> Flight:
+    def _schedule(self, now: int) -> StepInFlight:
         """One step of the engine; admissions and preemptions are noted."""
-        step: Any = self.engine.schedule()  # whose requests are the `Live` ones it was given
+        step: Any = self.engine.schedule()  # whose requests are the `SimRequest`s it was given
         for request in step.preempted:
             self._preempted(request, now)
         for request, hit_tokens in step.admitted:
@@ -164,73 +162,73 @@ class Replica(Books):
         self.waits_for = self._why_waiting(shape.num_tokens) if engine.num_waiting else ""
         self.totals.prefill_tokens += num_prefill
         is_empty = not step.num_decodes and not step.chunks
-        return Flight(ticks, step.num_decodes, num_prefills, is_empty, bool(step.preempted))
+        return StepInFlight(ticks, step.num_decodes, num_prefills, is_empty, bool(step.preempted))
 
-    def _begin_leap(self, leap: Leap, now: int, next_arrival: int) -> int:
-        steps, decodes, context, is_open = leap
+    def _begin_leap(self, planned: Leap, now: int, next_arrival: int) -> int:
+        steps, decodes, context, is_open = planned
         base, slope, limit = self.step_time.decode_line(decodes, context)
         lasts = -((context - limit) // decodes)
-        ahead = len(self.flights)
-        first = self.flights[0].ticks if ahead else 0
+        ahead = len(self.in_flight)
+        first = self.in_flight[0].ticks if ahead else 0
         if lasts < steps:
             steps = lasts
         ticks, widening = base + slope * context, slope * decodes
-        glide = self.glide = Glide(now, ahead, first, steps, decodes, ticks, widening, is_open)
+        leap = self.leap = LeapInFlight(now, ahead, first, steps, decodes, ticks, widening, is_open)
         n = steps - ahead
         end = now + first + n * ticks + widening * (n * (n - 1) // 2)
         if is_open and end > next_arrival:
-            glide.num_steps = steps = glide.reads_until(next_arrival)
-            glide.open = False  # it ends where that arrival would cut it
-            end = glide.ends_at(steps)
+            leap.num_steps = steps = leap.reads_until(next_arrival)
+            leap.open = False  # it ends where that arrival would cut it
+            end = leap.ends_at(steps)
         return end - now
 
     def cut(self, now: int) -> int:
-        """Shorten the leap under way to the first end of a step at `now` or later; return the ticks until then."""
-        assert self.glide is not None
-        self.glide.num_steps, self.glide.open = self.glide.reads_until(now), False
-        return self.glide.ends_at(self.glide.num_steps) - now
+        """Shorten the leap in flight to the first end of a step at `now` or later; return the ticks until then."""
+        assert self.leap is not None
+        self.leap.num_steps, self.leap.open = self.leap.reads_until(now), False
+        return self.leap.ends_at(self.leap.num_steps) - now
 
     def stretch(self, ticks: int) -> None:
         """Let the step under way last as long as its group's longest."""
-        self.flights[0] = self.flights[0]._replace(ticks=ticks)
+        self.in_flight[0] = self.in_flight[0]._replace(ticks=ticks)
 
     # --- complete ---------------------------------------------------------------------------
 
     def complete(self, now: int) -> None:
         """Read what has run: a step, or a leap."""
-        glide = self.glide
-        if glide is None:
+        leap = self.leap
+        if leap is None:
             self._read_step(now)
             return
-        self.glide = None
+        self.leap = None
         if self.leavers:
-            self._land_with_leavers(glide, now)
+            self._finish_leap_with_leavers(leap, now)
         else:
-            self._land(glide, glide.num_steps, now)
+            self._finish_leap(leap, leap.num_steps, now)
         if self.inbox:
             self._empty_inbox(now)
 
     def _empty_inbox(self, now: int) -> None:
-        if not self.waits_for and self.engine.num_running >= self.max_num_seqs - 1:
+        if not self.waits_for and self.engine.num_running >= self.config.max_num_seqs - 1:
             self.totals.blocked_seqs_ticks += now - self.inbox_since
-        for live in self.inbox:
-            self.engine.add_request(live)
+        for request in self.inbox:
+            self.engine.add_request(request)
         self.inbox.clear()
 
-    def _land_with_leavers(self, glide: Glide, now: int) -> None:
+    def _finish_leap_with_leavers(self, leap: LeapInFlight, now: int) -> None:
         """Somebody left during the leap's last step: schedule it alone, so that they can go before its output."""
-        steps = glide.num_steps - 1
-        begun = glide.start
+        steps = leap.num_steps - 1
+        begun = leap.start
         if steps:
-            begun = glide.ends_at(steps)
-            self._land(glide, steps, begun)
-        self.flights.append(self._schedule(begun))
+            begun = leap.ends_at(steps)
+            self._finish_leap(leap, steps, begun)
+        self.in_flight.append(self._schedule(begun))
         self._read_step(now)
 
     def _read_step(self, now: int) -> None:
         if self.leavers:
             self._let_go(now)
-        self._account(self.flights.popleft(), now)
+        self._account(self.in_flight.popleft(), now)
         outputs = self.engine.update_from_output()
         if self.drafts:
             self._look_at_each(now)
@@ -239,12 +237,12 @@ class Replica(Books):
 
     def _look_at_each(self, now: int) -> None:
         """What a closed form would say of every sequence: KV held, first visible token."""
-        for live in self.resident:
-            self._hold(live, live.num_computed_tokens, now)
-            if live.first_visible == NEVER and live.num_output_tokens > live.thinking_tokens:
-                live.first_visible = now
+        for request in self.resident:
+            self._hold(request, request.num_computed_tokens, now)
+            if request.first_visible == UNSET and request.num_output_tokens > request.thinking_tokens:
+                request.first_visible = now
 
-    def _land(self, glide: Glide, steps: int, now: int) -> None:
+    def _finish_leap(self, leap: LeapInFlight, steps: int, now: int) -> None:
         """Let the engine take the leap's steps and account for them."""
         engine, totals = self.engine, self.totals
         used = self.num_blocks - engine.num_free_blocks
@@ -255,28 +253,45 @@ class Replica(Books):
             totals.peak_used_blocks = peak
         totals.leaps += 1
         totals.leapt_steps += steps
-        if not glide.ahead:
-            self._account_series(glide, steps, glide.start, now, (used + peak) // 2)
+        if not leap.ahead:
+            self._account_series(leap, steps, leap.start, now, (used + peak) // 2)
             if late is not NOTHING:
                 self._read(late, now)
             return
-        start = glide.start + glide.first
-        self._account(self.flights.popleft(), start)
+        start = leap.start + leap.first
+        self._account(self.in_flight.popleft(), start)
         if early is not NOTHING:
             self._read(early, start)
-        self.flights.append(Flight(glide.ticks + (steps - 1) * glide.slope, glide.num_decodes))
+        self.in_flight.append(StepInFlight(leap.ticks + (steps - 1) * leap.slope, leap.num_decodes))
         if steps > 1:
-            self._account_series(glide, steps - 1, start, now, (used + peak) // 2)
+            self._account_series(leap, steps - 1, start, now, (used + peak) // 2)
         if late is not NOTHING:
             self._read(late, now)
 
     def _let_go(self, now: int) -> None:
         """Take out requests whose clients have gone."""
-        for live in self.leavers:
-            if live in self.inbox:
-                self.inbox.remove(live)
-                self._end(live, now, TIMEOUT, 0)
-            elif self.engine.abort(live.request_id):
-                live.discarded = self.generated(live)
-                self._end(live, now, TIMEOUT, live.discarded)
+        for request in self.leavers:
+            if request in self.inbox:
+                self.inbox.remove(request)
+                self._end(request, now, TIMEOUT, 0)
+            elif self.engine.abort(request.request_id):
+                request.discarded = self.generated(request)
+                self._end(request, now, TIMEOUT, request.discarded)
         self.leavers.clear()
+
+
+def take_sample(replicas: Sequence[Replica], now: int) -> Sample:
+    """What this moment looks like, over all replicas."""
+    prompt, shared, thinking, answer = map(sum, zip(*(r.held_tokens() for r in replicas), strict=True))
+    return Sample(
+        now / TICKS_PER_S,
+        running=sum(r.engine.num_running for r in replicas),
+        waiting=sum(r.num_waiting for r in replicas),
+        used_blocks=sum(r.num_blocks - r.engine.num_free_blocks for r in replicas),
+        cached_blocks=sum(r.engine.num_cached_free_blocks for r in replicas),
+        prompt_tokens=prompt,
+        shared_tokens=shared,
+        thinking_tokens=thinking,
+        answer_tokens=answer,
+        preemptions=sum(r.totals.preemptions for r in replicas),
+    )

@@ -13,10 +13,11 @@ from typing import Any
 
 from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.request import RequestStatus
-from kvplan.simulation.in_flight import Flight, Glide, series
+from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.simulation.in_flight import LeapInFlight, StepInFlight, series
 from kvplan.simulation.metrics import TokenMeter
-from kvplan.simulation.records import NEVER
-from kvplan.simulation.sim_request import LENGTH, REJECTED, STOP, Live
+from kvplan.simulation.records import UNSET
+from kvplan.simulation.sim_request import LENGTH, REJECTED, STOP, SimRequest
 from kvplan.timing.step import StepTime
 
 
@@ -55,31 +56,22 @@ class Totals:
         return self.decode_ticks + self.prefill_ticks + self.mixed_ticks
 
 
-Ended = Callable[[Live, int, int, int], None]
+Ended = Callable[[SimRequest, int, int, int], None]
 """(request, now, finish reason, tokens generated)."""
 
 
 @dataclass(slots=True)
-class Books:
+class ReplicaStats:
     """One engine, its step times, and what is written down about it."""
 
     id: int
     engine: SchedulerInterface
     step_time: StepTime
-    num_blocks: int
-    """Usable blocks."""
-    block_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    is_async: bool
-    one_full_group: bool
-    """Whether every token of a request takes a slot of one kind, so that its need is known beforehand."""
+    config: EngineConfig
     meter: TokenMeter
     ended: Ended
-    drafts: int = 0
-    """Speculation: drafts per decode. A step may give a sequence several tokens, so they are looked at one by one."""
     totals: Totals = field(default_factory=Totals)
-    resident: dict[Live, None] = field(default_factory=dict)
+    resident: dict[SimRequest, None] = field(default_factory=dict)
     """Requests that hold blocks."""
     notes: list[str] = field(default_factory=list)
     num_submitted: int = 0
@@ -95,60 +87,71 @@ class Books:
     """(sequences, ticks) that decoding ones have stood still for, while others' prompts ran alone."""
     waits_for: str = ""
     """Why requests wait since the last schedule: the field of `Totals` that the time goes to; empty = none wait."""
-    _to_visible: list[tuple[int, int, int, Live]] = field(default_factory=list)
+    _to_visible: list[tuple[int, int, int, SimRequest]] = field(default_factory=list)
     """Heap of (read step that gives the first visible token, row, preemptions then, request)."""
+    num_blocks: int = field(init=False)
+    """Usable blocks."""
+    block_size: int = field(init=False)
+    drafts: int = field(init=False)
+    """Speculation: drafts per decode. A step may give a sequence several tokens, so they are looked at one by one."""
+    one_full_group: bool = field(init=False)
+    """Whether every token of a request takes a slot of one kind, so that its need is known beforehand."""
+
+    def __post_init__(self) -> None:
+        config, groups = self.config, self.config.groups
+        self.num_blocks, self.block_size = config.num_gpu_blocks - 1, config.block_size
+        self.drafts = config.num_speculative_tokens
+        self.one_full_group = len(groups) == 1 and groups[0].kind == "full"
 
     def held_tokens(self) -> tuple[int, int, int, int]:
         """KV held by requests now, in tokens: prompt, prompt found in the cache, thinking, answer."""
         own = shared = thinking = answer = 0
-        for live in self.resident:
-            held = live.held if live.decode_from == NEVER else live.held + self.num_reads - live.decode_from
-            prompt, hit, hidden = live.num_prompt_tokens, live.hit_tokens, live.thinking_tokens
+        for request in self.resident:
+            held = request.held
+            if request.decode_from != UNSET:
+                held += self.num_reads - request.decode_from
+            prompt, hit, hidden = request.num_prompt_tokens, request.hit_tokens, request.thinking_tokens
             if held < prompt + hidden:
                 prompt = min(held, prompt)
                 hidden, hit = held - prompt, min(hit, prompt)
-            own, shared, thinking, answer = (
-                own + prompt - hit,
-                shared + hit,
-                thinking + hidden,
-                answer + held - prompt - hidden,
-            )
+            own, shared = own + prompt - hit, shared + hit
+            thinking, answer = thinking + hidden, answer + held - prompt - hidden
         return own, shared, thinking, answer
 
-    def generated(self, live: Live) -> int:
+    def generated(self, request: SimRequest) -> int:
         """Tokens that a request has been given so far, up to the last read step."""
         if self.drafts:
-            return live.num_output_tokens
-        if live.decode_from == NEVER:
-            return max(0, live.high_water + 1 - live.num_prompt_tokens)
-        return live.held + 1 - live.num_prompt_tokens + self.num_reads - live.decode_from
+            return request.num_output_tokens
+        if request.decode_from == UNSET:
+            return max(0, request.high_water + 1 - request.num_prompt_tokens)
+        return request.held + 1 - request.num_prompt_tokens + self.num_reads - request.decode_from
 
-    def never_fits(self, live: Live) -> str:
+    def never_fits(self, request: SimRequest) -> str:
         """Say what a request needs and what there is if all blocks together do not hold it; empty if they do."""
         if not self.one_full_group:
             return ""
-        tokens = live.num_prompt_tokens + live.output_tokens - 1
+        tokens = request.num_prompt_tokens + request.output_tokens - 1
         needed = -(-tokens // self.block_size)
         if needed <= self.num_blocks:
             return ""
         return (
-            f"request {live.row} needs {needed} blocks for its {tokens} tokens of KV; "
+            f"request {request.row} needs {needed} blocks for its {tokens} tokens of KV; "
             f"the pool has {self.num_blocks} of {self.block_size} tokens"
         )
 
-    def _account(self, flight: Flight, now: int) -> None:
+    def _account(self, step: StepInFlight, now: int) -> None:
         """Add one read step that ended now."""
-        totals, ticks, decodes = self.totals, flight.ticks, flight.num_decodes
+        totals, ticks, decodes = self.totals, step.ticks, step.num_decodes
         totals.steps += 1
         self.num_reads += decodes > 0
         self.read_weight += self.num_reads * ticks
-        totals.batch_ticks += ticks * (decodes + flight.num_chunks)
+        totals.batch_ticks += ticks * (decodes + step.num_chunks)
         totals.used_block_ticks += ticks * (self.num_blocks - self.engine.num_free_blocks)
         if decodes:
             totals.decode_tokens += decodes
             paused = self._end_pauses(ticks, decodes, now) if self.pauses else 0
             self.meter.add(ticks, ticks, decodes - paused, 1, now - ticks, now)
-            if flight.num_chunks:
+            if step.num_chunks:
                 totals.mixed_ticks += ticks
             else:
                 totals.decode_ticks += ticks
@@ -178,19 +181,19 @@ class Books:
         self.pauses = []
         return counted
 
-    def _account_series(self, glide: Glide, reads: int, start: int, now: int, used: int) -> None:
+    def _account_series(self, leap: LeapInFlight, reads: int, start: int, now: int, used: int) -> None:
         """Add the read steps of a leap, in closed form."""
-        totals, before, ticks, slope = self.totals, self.num_reads, glide.ticks, glide.slope
+        totals, before, ticks, slope = self.totals, self.num_reads, leap.ticks, leap.slope
         duration = now - start
         totals.steps += reads
         self.num_reads = before + reads
         pairs = reads * (reads - 1) // 2
         self.read_weight += (before + 1) * duration + ticks * pairs + slope * (pairs * (2 * reads - 1) // 3)
-        totals.batch_ticks += duration * glide.num_decodes
+        totals.batch_ticks += duration * leap.num_decodes
         totals.used_block_ticks += duration * used
-        totals.decode_tokens += glide.num_decodes * reads
+        totals.decode_tokens += leap.num_decodes * reads
         totals.decode_ticks += duration
-        self.meter.add(ticks, ticks + slope * (reads - 1), glide.num_decodes, reads, start, now)
+        self.meter.add(ticks, ticks + slope * (reads - 1), leap.num_decodes, reads, start, now)
         if self.waits_for:
             self._note_waiting(duration)
         if self._to_visible and self._to_visible[0][0] <= self.num_reads:
@@ -200,105 +203,112 @@ class Books:
         """Set the time of first visible tokens that came in the steps just read."""
         heap = self._to_visible
         while heap and heap[0][0] <= self.num_reads:
-            step, _, preemptions, live = heappop(heap)
-            if live.num_preemptions == preemptions and live in self.resident:
-                live.first_visible = start + series(ticks, slope, step - before)
+            step, _, preemptions, request = heappop(heap)
+            if request.num_preemptions == preemptions and request in self.resident:
+                request.first_visible = start + series(ticks, slope, step - before)
 
     def _note_blocks(self, used: int) -> None:
         if used > self.totals.peak_used_blocks:
             self.totals.peak_used_blocks = used
 
     def _why_waiting(self, num_tokens: int) -> str:
-        if self.engine.num_running >= self.max_num_seqs:
+        if self.engine.num_running >= self.config.max_num_seqs:
             return "blocked_seqs_ticks"
-        return "blocked_tokens_ticks" if num_tokens >= self.max_num_batched_tokens else "blocked_blocks_ticks"
+        return (
+            "blocked_tokens_ticks"
+            if num_tokens >= self.config.max_num_batched_tokens
+            else "blocked_blocks_ticks"
+        )
 
     def _note_waiting(self, ticks: int) -> None:
         setattr(self.totals, self.waits_for, getattr(self.totals, self.waits_for) + ticks)
 
-    def _admitted(self, live: Live, hit_tokens: int, now: int) -> None:
-        self.resident[live] = None
-        if not live.admitted:
-            live.admitted = True
-            self.queued_blocks -= -(-live.num_prompt_tokens // self.block_size)
-        live.since = now
-        live.held = hit_tokens
-        if live.scheduled == NEVER:
-            live.scheduled = now
-            live.hit_tokens = hit_tokens
+    def _admitted(self, request: SimRequest, hit_tokens: int, now: int) -> None:
+        self.resident[request] = None
+        if not request.admitted:
+            request.admitted = True
+            self.queued_blocks -= -(-request.num_prompt_tokens // self.block_size)
+        request.since = now
+        request.held = hit_tokens
+        if request.scheduled == UNSET:
+            request.scheduled = now
+            request.hit_tokens = hit_tokens
 
-    def _hold(self, live: Live, tokens: int, now: int) -> None:
+    def _hold(self, request: SimRequest, tokens: int, now: int) -> None:
         """The request holds another number of tokens from now on."""
-        live.kv_area += live.held * (now - live.since)
-        live.held, live.since = tokens, now
+        request.kv_area += request.held * (now - request.since)
+        request.held, request.since = tokens, now
 
-    def _count_recomputed(self, live: Live, num_tokens: int, before: int) -> None:
-        again = max(0, min(before + num_tokens, live.high_water) - before)
-        live.recomputed += again
+    def _count_recomputed(self, request: SimRequest, num_tokens: int, before: int) -> None:
+        again = max(0, min(before + num_tokens, request.high_water) - before)
+        request.recomputed += again
         self.totals.recomputed_tokens += again
 
-    def _stop_holding(self, live: Live, now: int) -> None:
+    def _stop_holding(self, request: SimRequest, now: int) -> None:
         """Close the account of KV held over time: while decoding, one token more per read step."""
-        if live.decode_from == NEVER:
-            live.kv_area += live.held * (now - live.since)
+        if request.decode_from == UNSET:
+            request.kv_area += request.held * (now - request.since)
         else:
-            offset = live.held - live.decode_from
-            live.kv_area += offset * (now - live.since) + self.read_weight - live.weight_from
-            live.held += self.num_reads - live.decode_from
-            live.decode_from = NEVER
+            offset = request.held - request.decode_from
+            request.kv_area += offset * (now - request.since) + self.read_weight - request.weight_from
+            request.held += self.num_reads - request.decode_from
+            request.decode_from = UNSET
             self.num_decoding -= 1
 
-    def _preempted(self, live: Live, now: int) -> None:
+    def _preempted(self, request: SimRequest, now: int) -> None:
         self.totals.preemptions += 1
-        self._stop_holding(live, now)
-        live.high_water = max(live.high_water, live.held)
-        live.held = 0
-        live.lost_at = now
-        self.resident.pop(live, None)
+        self._stop_holding(request, now)
+        request.high_water = max(request.high_water, request.held)
+        request.held = 0
+        request.lost_at = now
+        self.resident.pop(request, None)
 
     def _read(self, outputs: Any, now: int) -> None:
         """Note first tokens and ends."""
-        for live in outputs.first_tokens:
-            self._starts_decoding(live, now)
-        for live in outputs.finished:
-            stopped = live.status is RequestStatus.FINISHED_STOPPED
-            if live.status is RequestStatus.FINISHED_ABORTED:  # the engine gave up on it
-                self._end(live, now, REJECTED, live.num_output_tokens)
+        for request in outputs.first_tokens:
+            self._starts_decoding(request, now)
+        for request in outputs.finished:
+            stopped = request.status is RequestStatus.FINISHED_STOPPED
+            if request.status is RequestStatus.FINISHED_ABORTED:  # the engine gave up on it
+                self._end(request, now, REJECTED, request.num_output_tokens)
                 continue
-            live.discarded = int(self.is_async and stopped)
-            self._end(live, now, STOP if stopped or live.num_output_tokens < live.max_tokens else LENGTH,
-                      live.num_output_tokens)  # fmt: skip
+            request.discarded = int(self.config.async_scheduling and stopped)
+            self._end(request, now, STOP if stopped or request.num_output_tokens < request.max_tokens else LENGTH,
+                      request.num_output_tokens)  # fmt: skip
 
-    def _starts_decoding(self, live: Live, now: int) -> None:
+    def _starts_decoding(self, request: SimRequest, now: int) -> None:
         """A prefill has given its token: the first one, or the next one after a preemption."""
-        if live.first_token == NEVER:
-            live.first_token = now
-            if not live.thinking_tokens:
-                live.first_visible = now
-        elif live.lost_at != NEVER:
-            self.meter.add(now - live.lost_at, now - live.lost_at, 1, 1, now - 1, now)
-            live.lost_ticks += now - live.lost_at
-        if live not in self.resident:
+        if request.first_token == UNSET:
+            request.first_token = now
+            if not request.thinking_tokens:
+                request.first_visible = now
+        elif request.lost_at != UNSET:
+            self.meter.add(now - request.lost_at, now - request.lost_at, 1, 1, now - 1, now)
+            request.lost_ticks += now - request.lost_at
+        if request not in self.resident:
             return  # preempted while this token was in flight
         if self.drafts:
             return
-        self._hold(live, live.held, now)
-        live.decode_from, live.weight_from = self.num_reads, self.read_weight
+        self._hold(request, request.held, now)
+        request.decode_from, request.weight_from = self.num_reads, self.read_weight
         self.num_decoding += 1
-        if live.first_visible == NEVER:
-            generated = live.held + 1 - live.num_prompt_tokens
-            missing = live.thinking_tokens + 1 - generated
+        if request.first_visible == UNSET:
+            generated = request.held + 1 - request.num_prompt_tokens
+            missing = request.thinking_tokens + 1 - generated
             if missing <= 0:
-                live.first_visible = now
+                request.first_visible = now
             else:
-                heappush(self._to_visible, (self.num_reads + missing, live.row, live.num_preemptions, live))
+                heappush(
+                    self._to_visible,
+                    (self.num_reads + missing, request.row, request.num_preemptions, request),
+                )
 
-    def _end(self, live: Live, now: int, reason: int, generated: int) -> None:
-        if live in self.resident:
-            self._stop_holding(live, now)
-            del self.resident[live]
-        elif not live.admitted:
-            self.queued_blocks -= -(-live.num_prompt_tokens // self.block_size)
-        if live.first_visible != NEVER and generated <= live.thinking_tokens:
-            live.first_visible = NEVER
-        self.ended(live, now, reason, generated)
+    def _end(self, request: SimRequest, now: int, reason: int, generated: int) -> None:
+        if request in self.resident:
+            self._stop_holding(request, now)
+            del self.resident[request]
+        elif not request.admitted:
+            self.queued_blocks -= -(-request.num_prompt_tokens // self.block_size)
+        if request.first_visible != UNSET and generated <= request.thinking_tokens:
+            request.first_visible = UNSET
+        self.ended(request, now, reason, generated)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import kvplan
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.metrics import Latencies, Sample, Summary, latencies, meets, summarise
-from kvplan.simulation.records import FINISH_REASONS, Records
+from kvplan.simulation.records import FINISH_REASONS, UNSET, Records
 from kvplan.simulation.replica_stats import Totals
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
@@ -246,7 +246,7 @@ class Result:
         done = self.records.completed
         output, thinking = (int(self.records[c][done].sum()) for c in ("output_tokens", "thinking_tokens"))
         gib_s = self.records["kv_token_us"] * (self.records.kv_bytes_per_token / 1e6 / 2**30)
-        cut = done & (self.records["first_visible"] == -1)
+        cut = done & (self.records["first_visible"] == UNSET)
         return {
             "thinking_share": thinking / output if output else None,
             "answers_cut_while_thinking": int(cut.sum()),

@@ -1,7 +1,7 @@
-"""A scenario on a clock: the only file that knows SimPy.
+"""A run on a clock: the only file that knows SimPy.
 
-    arrivals -> frontend -> router -> replica: decide a step or a leap, let its time pass, read what it gave
-                                         ^ cut short by an arrival it would look at, or by a client that leaves
+    source -> frontend -> router -> replica: decide a step or a leap, let its time pass, read what it gave
+                                       ^ cut short by an arrival it would look at, or by a client that leaves
 
 The clock counts whole picoseconds, so leaping and stepping agree exactly. An arrival that falls on the end of a
 step is seen by the next one.
@@ -11,71 +11,51 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import simpy
 from simpy.events import URGENT, Event
 
-from kvplan.errors import KvplanError
-from kvplan.scenario.schema import MAX_HORIZON_S, Frontend, Scenario
-from kvplan.simulation.collect import sum_up, take_sample
-from kvplan.simulation.deploy import Setup, set_ups
-from kvplan.simulation.fleets import make_fleet
-from kvplan.simulation.in_flight import NEVER_COMES
+from kvplan.scenario.schema import Scenario
+from kvplan.simulation.deploy import Setup
+from kvplan.simulation.fleets import Fleet, FleetBuilder
 from kvplan.simulation.interrupts import interrupts
-from kvplan.simulation.load_requests import Arrivals
 from kvplan.simulation.metrics import Timeline, TokenMeter
-from kvplan.simulation.observer import NOBODY, Watch
-from kvplan.simulation.records import SUMMARY_FIELDS, Record, Records
-from kvplan.simulation.replica_process import Fleet, Lockstep, Seat
-from kvplan.simulation.result import Result
-from kvplan.simulation.rows import Rows
-from kvplan.simulation.sim_request import REFUSED, REJECTED, TIMEOUT, UNFINISHED, Live
+from kvplan.simulation.observer import NO_OBSERVER, Observer
+from kvplan.simulation.records import Records
+from kvplan.simulation.replica import take_sample
+from kvplan.simulation.replica_process import ReplicaProcess
+from kvplan.simulation.sim_request import REFUSED, REJECTED, TIMEOUT, UNFINISHED, SimRequest
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
-from kvplan.workload.load import draw_load
 
 Process = Generator[Event, Any, None]
-Progress = Callable[[int, int], None]
-"""Called with (requests ended, requests in all)."""
 
-WATCH_EVERY = 256
+CHECK_EVERY = 256
 """Steps and leaps between two looks at the wall clock and at thrashing."""
 
 
-def simulate(
-    scenario: Scenario,
-    *,
-    step_by_step: bool = False,
-    progress: Progress | None = None,
-    keep_records: bool = True,
-    keep_samples: bool = True,
-    setups: dict[str, Setup] | None = None,
-    watch: Watch = NOBODY,
-) -> Result:
-    """Run a scenario to its end, its horizon, a verdict, or Ctrl-C; always returns what was simulated.
+class Source(Protocol):
+    """Where a run's requests come from: the arrivals of a load, or the branches of strategies."""
 
-    Without `keep_records` only what the report needs of each request stays in memory; without `keep_samples` no
-    timeline is taken.
-    `setups` replaces the planned engines, by name in `scenario.deployments`; `watch` looks on and may end the run.
-    Raises KvplanError for what cannot be simulated, DoesNotFit when an engine would not start.
-    """
-    if scenario.problems is not None:
-        from kvplan.simulation.branch_requests import solve  # it builds on this file
+    class_names: list[str]
+    """By the requests' class ids."""
+    span_s: float
+    """When the last request comes that waits for no other."""
+    abort_reason: int
+    """What a record says of a request whose client left."""
+    next_at: int
+    """When the next request comes, if nothing else brings one to the only replica before; else NEVER_COMES."""
+    runs_ahead: bool
+    """Whether a replica may go on by itself until something else happens; its own ends change nothing then."""
 
-        return solve(
-            scenario, step_by_step=step_by_step, progress=progress, setups=setups, watch=watch
-        ).result
-    run = Run(scenario, setups or set_ups(scenario), step_by_step, progress, watch)
-    run.runs_ahead = run.num_replicas == 1 and not run.arrivals.any_follow and not run.any_leave
-    if not keep_records:
-        run.records.fields = SUMMARY_FIELDS
-        run.pick = itemgetter(*(Record._fields.index(name) for name in SUMMARY_FIELDS))
-    if not keep_samples:
-        run.timeline.next_at = NEVER_COMES
-    return run.go()
+    def start(self, run: Run) -> None:
+        """Let the first requests come."""
+        ...
+
+    def ended(self, request: SimRequest, reason: int, generated: int, process: ReplicaProcess | None) -> None:
+        """A request has left the replica that had it; the last one halts the run."""
+        ...
 
 
 class Run:
@@ -85,126 +65,123 @@ class Run:
         self,
         scenario: Scenario,
         setups: dict[str, Setup],
-        step_by_step: bool,
-        progress: Progress | None,
-        watch: Watch = NOBODY,
+        source: Source,
+        step_by_step: bool = False,
+        observer: Observer = NO_OBSERVER,
     ) -> None:
-        self.scenario = scenario
+        self.scenario, self.source, self.observer = scenario, source, observer
         self.env: Any = simpy.Environment(0)
-        self.progress = progress
-        self.step_by_step = step_by_step
-        self.watch = watch
-        self.load = draw_load(scenario.workload, scenario.folder)
-        self.records = Records(self.load.class_names)
-        self.pick: Callable[[tuple[int, ...]], tuple[int, ...]] | None = None
-        """Which fields of a record are kept; None = all."""
-        self.meter = TokenMeter()
-        self.notes: dict[str, int] = {}
-        self.modes: dict[str, str] = {}
-        self.alive: dict[int, Live] = {}
-        self.seat_of: dict[int, tuple[Seat, Live]] = {}
-        """Where a request is, and the engine's request for it."""
-        self.any_leave = bool(np.isfinite(self.load.leaves_after_s).any())
-        self.arrivals = Arrivals(self)
-        self.any_frontend = any(d.frontend != Frontend() for d in scenario.deployments.values())
-        self.runs_ahead = False
-        """Whether a replica may go on by itself until something else happens; its own ends change nothing then."""
-        self.last_end = 0
-        """When the last request ended."""
-        self.open = len(self.load)
-        """Requests that have not ended and still can."""
         self.stop: Event = self.env.event()
-        self.num_replicas = 0
-        self.interrupted = False
-        self.turns = 0
         self.started = time.monotonic()
-        self.fleets = {name: make_fleet(self, setups[name], name) for name in scenario.deployments}
-        self.replicas = [seat.replica for f in self.fleets.values() for seat in (*f.prefill, *f.seats)]
-        self.fleet_of_class = [self.fleets[cls.model] for cls in self.load.classes]
-        self.records.kv_bytes_per_token = self.fleets[""].setup.kv_bytes_per_token
-        self.rows = Rows(self.load, np.array([f.setup.config.max_model_len for f in self.fleet_of_class]))
-        self.timeline = Timeline(self._sample_interval())
+        self.records = Records(source.class_names, setups[""].kv_bytes_per_token)
+        self.meter = TokenMeter()
+        self.timeline = Timeline(max(TICKS_PER_S // 20, round(source.span_s / 400 * TICKS_PER_S)))
+        self.notes: dict[str, int] = {}
+        self.alive: dict[int, SimRequest] = {}
+        self.place_of: dict[int, tuple[ReplicaProcess, SimRequest]] = {}
+        """Where a request is, and the engine's request for it."""
+        self.turns = 0
+        self.interrupted = False
+        self.verdict = ""
+        self.now = 0
+        """When the last request ended; once the run is over, when it ended."""
+        builder = FleetBuilder(
+            seed=scenario.workload.seed, step_by_step=step_by_step, meter=self.meter, ended=self.ended,
+            start=self._start,
+        )  # fmt: skip
+        self.modes = builder.modes
+        self.fleets = {
+            name: builder.build(name, deployment, setups[name])
+            for name, deployment in scenario.deployments.items()
+        }
+        self.replicas = [process.replica for fleet in self.fleets.values() for process in fleet.processes]
 
-    def _sample_interval(self) -> int:
-        span = float(np.nanmax(self.load.arrival_s))
-        if not span <= MAX_HORIZON_S:
-            raise KvplanError(
-                f"the last request arrives after {span / 86400:,.4g} days, the clock ends after"
-                f" {MAX_HORIZON_S / 86400:.0f}; raise the rate, or ask for fewer requests"
-            )
-        return max(TICKS_PER_S // 20, round(span / 400 * TICKS_PER_S))
-
-    # --- running ----------------------------------------------------------------------------
-
-    def go(self) -> Result:
+    def go(self) -> None:
         """Run until everything has ended or something stops it."""
-        self._start()
-        self.at(round(self.scenario.limits.horizon_s * TICKS_PER_S), lambda _: self._halt("horizon"))
+        self.source.start(self)
+        self.at(round(self.scenario.limits.horizon_s * TICKS_PER_S), lambda: self.halt("horizon"))
         with interrupts(self):
-            verdict = self.env.run(until=self.stop)
-        now = max(self.env.now, self.last_end)
+            self.verdict = str(self.env.run(until=self.stop))
+        self.now = max(self.env.now, self.now)
         for replica in self.replicas:
-            replica.stop(now)
-        for live in list(self.alive.values()):
-            self._close_unfinished(live, now)
-        return sum_up(self, str(verdict), now)
+            replica.stop(self.now)
+        for request in self.alive.values():
+            process, served = self.place_of.get(request.row, (None, request))
+            generated = process.replica.generated(served) if process else 0
+            self.records.add(request.record(self.now, UNFINISHED, generated))
 
-    def _halt(self, verdict: str) -> None:
-        if not self.stop.triggered:
-            self.stop.succeed(verdict)
-
-    def at(self, delay: int, callback: Callable[[Event], None]) -> None:
+    def at(self, delay: int, callback: Callable[[], None]) -> None:
         """Call back after so many ticks, before anything else that happens at that time."""
         event = Event(self.env)
         event._ok, event._value = True, None
-        event.callbacks.append(callback)
+        event.callbacks.append(lambda _: callback())
         self.env.schedule(event, URGENT, delay)
 
-    def serve(self, seat: Seat) -> Process:
-        """One replica's life: decide, let time pass, read."""
-        env, replica, now = self.env, seat.replica, 0
-        alone = self.num_replicas == 1 and not self.arrivals.any_follow and not self.any_frontend
+    def halt(self, verdict: str) -> None:
+        """End the run after what happens now."""
+        if not self.stop.triggered:
+            self.stop.succeed(verdict)
+
+    def note(self, text: str) -> None:
+        """Say something about the run; what is said often is counted."""
+        self.notes[text] = self.notes.get(text, 0) + 1
+
+    # --- the clock --------------------------------------------------------------------------
+
+    def _start(self, ranks: list[ReplicaProcess]) -> None:
+        serve = self._serve(ranks[0]) if len(ranks) == 1 else self._serve_lockstep(ranks)
+        process = self.env.process(serve)
+        for rank in ranks:
+            rank.process = process
+
+    def _serve(self, process: ReplicaProcess) -> Process:
+        """One replica's life: decide a step or a leap, let its time pass, read what it gave."""
+        env, source, replica, now = self.env, self.source, process.replica, 0
         while True:
-            while seat.aside:
-                job = seat.aside.popleft()
-                taken = job.begin()
-                yield env.timeout(taken)
-                replica.stall(taken)
-                job.end()
+            while process.score_batches:
+                yield from self._score(process)
                 now = env.now
-            ticks = replica.begin(now, self.arrivals.next_at if alone else NEVER_COMES)
+            ticks = replica.begin(now, source.next_at)
             if ticks is None:
-                seat.sleeper = env.event()
-                yield seat.sleeper
+                process.sleeper = env.event()
+                yield process.sleeper
                 now = env.now
                 continue
             now += ticks
-            if not self.runs_ahead or now >= env.peek():
-                seat.gliding = replica.glide is not None
+            if not source.runs_ahead or now >= env.peek():
+                process.can_cut = replica.leap is not None
                 try:
                     yield env.timeout(now - env.now)
                 except simpy.Interrupt:
                     yield env.timeout(replica.cut(env.now))
                     now = env.now
-                seat.gliding = False
+                process.can_cut = False
             replica.complete(now)
             self.turns += 1
-            if now >= self.timeline.next_at or self.interrupted or not self.turns % WATCH_EVERY:
-                self._watch(now)
+            if now >= self.timeline.next_at or self.interrupted or not self.turns % CHECK_EVERY:
+                self._check(now)
                 if self.stop.triggered:
                     return
 
-    def serve_lockstep(self, group: Lockstep) -> Process:
+    def _score(self, process: ReplicaProcess) -> Process:
+        """A verifier on the same GPUs scores what waits; the engine stands still."""
+        batch = process.score_batches.popleft()
+        ticks = batch.begin()
+        yield self.env.timeout(ticks)
+        process.replica.stall(ticks)
+        batch.end()
+
+    def _serve_lockstep(self, ranks: list[ReplicaProcess]) -> Process:
         """Ranks that step together: each step lasts as long as the fullest rank's; idle ranks run dummy batches."""
-        env, replicas = self.env, [seat.replica for seat in group.seats]
+        env, replicas = self.env, [rank.replica for rank in ranks]
         dummy = replicas[0].step_time.ticks(StepShape(1, 1, 1))
         while True:
             waits = [replica.begin(env.now, may_leap=False) for replica in replicas]
             if all(wait is None for wait in waits):
-                group.sleeper = env.event()
-                for seat in group.seats:
-                    seat.sleeper = group.sleeper
-                yield group.sleeper
+                sleeper = env.event()
+                for rank in ranks:
+                    rank.sleeper = sleeper
+                yield sleeper
                 continue
             ticks = max(dummy if wait is None else wait for wait in waits)
             yield env.timeout(ticks)
@@ -213,145 +190,103 @@ class Run:
                     replica.stretch(ticks)
                     replica.complete(env.now)
             self.turns += 1
-            self._watch(env.now)
+            self._check(env.now)
 
-    def _watch(self, now: int) -> None:
-        """Sample the timeline; now and then look at the wall clock and at thrashing."""
+    def _check(self, now: int) -> None:
+        """Sample the timeline; look at who wants to end the run; now and then at the wall clock and at thrashing."""
         if now >= self.timeline.next_at:
             self.timeline.add(now, take_sample(self.replicas, now))
-            self.watch.on_sample(now / TICKS_PER_S, self.replicas)
-        if self.interrupted or self.watch.cancelled():
-            self._halt("interrupted")
-        if self.turns % WATCH_EVERY:
+            self.observer.on_sample(now / TICKS_PER_S, self.replicas)
+        if self.interrupted or self.observer.cancelled():
+            self.halt("interrupted")
+        if self.turns % CHECK_EVERY:
             return
         if time.monotonic() - self.started > self.scenario.limits.wall_clock_s:
-            self._halt("wall_clock")
+            self.halt("wall_clock")
         recomputed = sum(r.totals.recomputed_tokens for r in self.replicas)
         useful = sum(r.totals.decode_tokens + r.totals.prefill_tokens for r in self.replicas) - recomputed
         if recomputed > self.scenario.limits.thrash_ratio * useful:
-            self._halt("thrash")
+            self.halt("thrash")
 
-    # --- arrivals ---------------------------------------------------------------------------
+    # --- a request's way --------------------------------------------------------------------
 
-    def _start(self) -> None:
-        self.arrivals.start()
-
-    def launch(self, row: int) -> None:
-        """A request arrives: refused, or routed to a replica."""
-        live = self.rows.make(row)
-        live.arrival = self.env.now
-        fleet = self.fleet_of_class[live.class_id]
-        self.alive[row] = live
-        if self.rows.any_refused and self.rows.refused[row]:
-            self.note("prompts longer than max_model_len - 1 were refused, as vLLM refuses them")
-            self.ended(live, self.env.now, REJECTED, 0)
-        else:
-            self._send(fleet, live)
-        if self.any_leave and row in self.alive:
-            self._wait_to_leave(live)
-
-    def _send(self, fleet: Fleet, live: Live) -> None:
-        """Through the API server, if that takes time, to the engine."""
-        ticks = fleet.frontend_ticks(live.num_prompt_tokens)
+    def send(self, fleet: Fleet, request: SimRequest, place: Callable[[Fleet, SimRequest], None]) -> None:
+        """Through the API server, if that takes time; then `place` it on a replica."""
+        ticks = fleet.frontend_ticks(request.num_prompt_tokens)
         if ticks:
-            self.at(ticks, lambda _: self._place(fleet, live) if live.row in self.alive else None)
+            self.at(ticks, lambda: place(fleet, request) if request.row in self.alive else None)
         else:
-            self._place(fleet, live)
+            place(fleet, request)
 
-    def _place(self, fleet: Fleet, live: Live) -> None:
+    def place(self, fleet: Fleet, request: SimRequest) -> None:
         """To a replica that computes its prompt, or all of it."""
-        if fleet.prefill_router is not None:
-            self._launch_prefill(fleet, live)
+        if fleet.prefill:
+            self._prefill(fleet, request)
         else:
-            self._route(fleet, live)
+            self._route(fleet, request)
 
-    def _wait_to_leave(self, live: Live) -> None:
-        """Note when the client gives up, if it does."""
-        leaves = self.load.leaves_after_s[live.row]
-        if leaves != np.inf:
-            self.at(round(float(leaves) * TICKS_PER_S), lambda _: self._leave(live))
+    def submit(self, process: ReplicaProcess, request: SimRequest) -> None:
+        """To this replica."""
+        self.place_of[request.row] = process, request
+        process.submit(request, self.env.now)
 
-    def _route(self, fleet: Fleet, live: Live) -> None:
-        """Choose a replica that decodes it."""
-        seat = fleet.seats[fleet.router.choose(fleet.replicas, live, self.env.now)]
-        replica = seat.replica
-        reason = replica.never_fits(live)
+    def _route(self, fleet: Fleet, request: SimRequest) -> None:
+        """To the replica that the router chooses, unless it cannot or will not take it."""
+        process = fleet.choose(request, self.env.now)
+        max_queue = fleet.deployment.max_queue
+        if self._rejects(process, request, request):
+            return
+        if max_queue is not None and process.replica.num_waiting >= max_queue:
+            self.ended(request, self.env.now, REFUSED, 0)
+        else:
+            self.submit(process, request)
+
+    def _rejects(self, process: ReplicaProcess, served: SimRequest, request: SimRequest) -> bool:
+        """End a request if the replica can never hold what it is to serve of it."""
+        reason = process.replica.never_fits(served)
         if reason:
             self.note(f"never fits: {reason}")
-            self.ended(live, self.env.now, REJECTED, 0)
-        elif fleet.max_queue is not None and replica.num_waiting >= fleet.max_queue:
-            self.ended(live, self.env.now, REFUSED, 0)
-        else:
-            self.seat_of[live.row] = seat, live
-            seat.submit(live)
+            self.ended(request, self.env.now, REJECTED, 0)
+        return bool(reason)
 
-    def _launch_prefill(self, fleet: Fleet, live: Live) -> None:
+    def _prefill(self, fleet: Fleet, request: SimRequest) -> None:
         """Disaggregated: compute the prompt elsewhere first; its one token is thrown away, as vLLM's proxy does."""
-        assert fleet.prefill_router is not None
-        places = [seat.replica for seat in fleet.prefill]
-        seat = fleet.prefill[fleet.prefill_router.choose(places, live, self.env.now)]
-        prefill = Live(live.row, live.prompt, 1, 1, 0, live.class_id, live.priority)
-        prefill.arrival = live.arrival
-        if seat.replica.never_fits(prefill):
-            self.note(f"never fits: {seat.replica.never_fits(prefill)}")
-            self.ended(live, self.env.now, REJECTED, 0)
-            return
-        prefill.on_end = lambda done, now, reason: self._transfer(fleet, done, live, reason)
-        self.seat_of[live.row] = seat, prefill
-        seat.submit(prefill)
+        process = fleet.choose_prefill(request, self.env.now)
+        prefill = SimRequest(request.row, request.prompt, 1, 1, 0, request.class_id, request.priority)
+        prefill.arrival = request.arrival
+        if not self._rejects(process, prefill, request):
+            prefill.on_end = lambda done, now, reason: self._transfer(fleet, done, request, reason)
+            self.submit(process, prefill)
 
-    def _transfer(self, fleet: Fleet, prefill: Live, live: Live, reason: int) -> None:
+    def _transfer(self, fleet: Fleet, prefill: SimRequest, request: SimRequest, reason: int) -> None:
         """Move the prompt's KV; then the request queues where it decodes."""
-        assert fleet.transfer_ticks is not None
-        self.seat_of.pop(live.row, None)
-        live.scheduled, live.hit_tokens = prefill.scheduled, prefill.hit_tokens
-        live.kv_area, live.transferred = prefill.kv_area, True
+        self.place_of.pop(request.row, None)
+        request.scheduled, request.hit_tokens = prefill.scheduled, prefill.hit_tokens
+        request.kv_area, request.transferred = prefill.kv_area, True
         if reason == TIMEOUT:
-            self.ended(live, self.env.now, TIMEOUT, 0)
+            self.ended(request, self.env.now, TIMEOUT, 0)
         else:
-            ticks = fleet.transfer_ticks(live.num_prompt_tokens)
-            self.at(ticks, lambda _: self._route(fleet, live) if live.row in self.alive else None)
+            ticks = fleet.transfer_ticks(request.num_prompt_tokens)
+            self.at(ticks, lambda: self._route(fleet, request) if request.row in self.alive else None)
 
-    def _leave(self, live: Live) -> None:
+    def leave(self, request: SimRequest) -> None:
         """The client gives up, wherever the request is."""
-        if live.row not in self.alive:
+        if request.row not in self.alive:
             return
-        place = self.seat_of.get(live.row)
-        if place is None:
-            self.ended(live, self.env.now, TIMEOUT, 0)
+        process, served = self.place_of.get(request.row, (None, request))
+        if process is None:
+            self.ended(request, self.env.now, TIMEOUT, 0)
         else:
-            place[0].leave(place[1])
+            process.leave(served)
 
-    # --- endings ----------------------------------------------------------------------------
-
-    def ended(self, live: Live, now: int, reason: int, generated: int) -> None:
+    def ended(self, request: SimRequest, now: int, reason: int, generated: int) -> None:
         """A request left a replica, or never got into one."""
-        if live.on_end is not None:
-            live.on_end(live, now, reason)
+        if request.on_end is not None:
+            request.on_end(request, now, reason)
             return
-        self._record(live, now, reason, generated)
-        row = live.row
-        del self.alive[row]
-        self.seat_of.pop(row, None)
-        self.open -= 1
-        if self.progress is not None:
-            self.progress(len(self.records), len(self.load))
-        if self.arrivals.any_follow:
-            self.open -= self.arrivals.ended(row, reason)
-        self.last_end = now
-        if not self.open:
-            self._halt("completed")
-
-    def _record(self, live: Live, now: int, reason: int, generated: int) -> None:
-        record = live.record(now, reason, generated)
-        self.records.add(record if self.pick is None else self.pick(record))
-
-    def _close_unfinished(self, live: Live, now: int) -> None:
-        """The run ended first."""
-        live.on_end = None
-        place = self.seat_of.get(live.row)
-        self._record(live, now, UNFINISHED, place[0].replica.generated(place[1]) if place else 0)
-
-    def note(self, text: str) -> None:
-        """Say something about the run; what is said often is counted."""
-        self.notes[text] = self.notes.get(text, 0) + 1
+        reason = self.source.abort_reason if reason == TIMEOUT else reason
+        self.records.add(request.record(now, reason, generated))
+        del self.alive[request.row]
+        process, _ = self.place_of.pop(request.row, (None, request))
+        self.now = now
+        self.source.ended(request, reason, generated, process)

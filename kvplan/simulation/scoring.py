@@ -1,6 +1,6 @@
 """Scores on the clock: what verifying took, batches on the engine's own GPU, a remote verifier's queue.
 
-Times are ticks. Knows no SimPy; `solve` tells it when something is to happen.
+Times are ticks. Knows no SimPy; `branch_requests` tells it when something is to happen.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class ScoreBatch:
 class RemoteQueue:
     """A remote verifier: so many scores at a time, the others in line."""
 
-    at: Callable[..., None]
-    """`Run._at`."""
+    at: Callable[[int, Callable[[], None]], None]
+    """Calls back after so many ticks."""
     free: int
     waiting: deque[tuple[int, Callable[[], None]]] = field(default_factory=deque)
 
@@ -112,7 +112,7 @@ class RemoteQueue:
             self.waiting.append((ticks, done))
             return
         self.free -= 1
-        self.at(ticks, lambda _: self._leave(done))
+        self.at(ticks, lambda: self._leave(done))
 
     def _leave(self, done: Callable[[], None]) -> None:
         self.free += 1

@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from kvplan.content import Content
 from kvplan.schedulers.request import Request
-from kvplan.simulation.records import FINISH_REASONS, NEVER
+from kvplan.simulation.records import FINISH_REASONS, UNSET
 
 STOP, LENGTH, TIMEOUT, REJECTED, REFUSED, UNFINISHED, PRUNED = range(len(FINISH_REASONS))
 
 
-class Live(Request):
+class SimRequest(Request):
     """One request and its history so far."""
 
     __slots__ = (
@@ -64,7 +64,7 @@ class Live(Request):
         self.class_id = class_id
         self.session = row
         self.turn = 0
-        self.arrival = self.scheduled = self.first_token = self.first_visible = self.lost_at = NEVER
+        self.arrival = self.scheduled = self.first_token = self.first_visible = self.lost_at = UNSET
         self.admitted = False
         """Whether the replica it is on has ever admitted it."""
         self.replica = 0
@@ -72,8 +72,8 @@ class Live(Request):
         """Tokens in the cache; while it decodes, when its decoding began."""
         self.since = 0
         """When `held` last changed."""
-        self.decode_from = NEVER
-        """The replica's count of read steps when decoding began; NEVER = does not decode."""
+        self.decode_from = UNSET
+        """The replica's count of read steps when decoding began; UNSET = does not decode."""
         self.weight_from = 0
         self.kv_area = 0
         """Token-ticks held so far."""
@@ -85,7 +85,7 @@ class Live(Request):
         self.lost_ticks = 0
         self.transferred = False
         """Its prompt's KV came over the wire: the first prefill costs no time here."""
-        self.on_end: Callable[[Live, int, int], None] | None = None
+        self.on_end: Callable[[SimRequest, int, int], None] | None = None
 
     def record(self, finish: int, reason: int, generated: int) -> tuple[int, ...]:
         """The flat record, in the order of `records.Record`."""

@@ -1,4 +1,4 @@
-"""Who runs a strategy: which models of a scenario, with a verifier beside them or not, with KV compressed or not.
+"""The engines that a strategy runs on: models of a scenario, a verifier beside them or not, KV compressed or not.
 
 Turns a scenario with problems into engine set-ups and the verifier's step times. Knows no clock.
 """
@@ -14,12 +14,12 @@ from kvplan.models.load import load_model, path_exists
 from kvplan.profiles.step_times import make_step_times
 from kvplan.scenario.schema import Deployment, Scenario
 from kvplan.schedulers.vllm.config import KVCacheGroup
-from kvplan.simulation.deploy import Setup, StatedStepTime, set_up
+from kvplan.simulation.deploy import Setup, StatedStepTime, set_up, set_ups
 from kvplan.timing.step import NO_KNOT, StepShape, StepTime
 from kvplan.workload.problems import Problems, StrategySpec
 
 
-def staffed(scenario: Scenario, spec: StrategySpec) -> Scenario:
+def only_models_of(scenario: Scenario, spec: StrategySpec) -> Scenario:
     """The scenario with the models that a strategy uses and no others, so that it pays for no idle GPU.
 
     Raises KvplanError for a model that the scenario does not have.
@@ -41,7 +41,7 @@ def set_up_all(scenario: Scenario) -> dict[str, Setup]:
     Raises DoesNotFit when a model does not fit at all, KvplanError when it is the verifier that does not.
     """
     assert scenario.problems is not None
-    found = {name: set_up(d, scenario.folder) for name, d in scenario.deployments.items()}
+    found = set_ups(scenario)
     verifier, role = scenario.problems.verifier, "reward"
     if verifier.placement == "colocated" and verifier.needs_model:
         beside = {**scenario.colocate, role: verifier.model}
@@ -54,6 +54,17 @@ def set_up_all(scenario: Scenario) -> dict[str, Setup]:
             ) from None
         found[""] = _beside_verifier_kv(scenario, found[""])
     return {name: compressed(setup, scenario.problems) for name, setup in found.items()}
+
+
+def check_setups(setups: dict[str, Setup], scenario: Scenario) -> None:
+    """Raise KvplanError for a verifier that cannot score between these engines' steps."""
+    assert scenario.problems is not None
+    verifier = scenario.problems.verifier
+    in_lockstep = any(setup.lockstep_ranks > 1 for setup in setups.values())
+    if in_lockstep and verifier.needs_model and verifier.placement == "colocated":
+        raise KvplanError(
+            "a co-located verifier beside data-parallel ranks in lockstep is not modelled; use placement: remote"
+        )
 
 
 def _beside_verifier_kv(scenario: Scenario, setup: Setup) -> Setup:

@@ -16,7 +16,7 @@ from typing import Any
 from kvplan.errors import KvplanError
 from kvplan.simulation.block_map import BlockMap, ranges
 from kvplan.simulation.metrics import Sample
-from kvplan.simulation.records import FINISH_REASONS, NEVER, Record, Records
+from kvplan.simulation.records import FINISH_REASONS, UNSET, Record, Records
 
 Event = dict[str, Any]
 TICKS_PER_US = 10**6
@@ -25,7 +25,7 @@ TICKS_PER_US = 10**6
 def chrome_trace(records: Records, samples: list[Sample], blocks: BlockMap | None = None) -> dict[str, Any]:
     """Return the trace document, with who owned which blocks if that was noted; `json.dump` writes it."""
     served = sorted(
-        (Record(*row) for row in records.table.tolist() if row[2] != NEVER), key=lambda r: r.scheduled
+        (Record(*row) for row in records.table.tolist() if row[2] != UNSET), key=lambda r: r.scheduled
     )
     events = [*_names(served), *_requests(served), *_counters(samples), *_owners(blocks)]
     return {"displayTimeUnit": "ms", "traceEvents": events}
@@ -73,8 +73,8 @@ def _slices(record: Record, slot: int) -> Iterator[Event]:
     args = {"prompt_tokens": record.prompt_tokens, "output_tokens": record.output_tokens,
             "preemptions": record.num_preemptions, "end": FINISH_REASONS[record.finish_reason]}  # fmt: skip
     yield _slice(f"request {record.request_id}", record, slot, record.scheduled, record.finish, args)
-    first = record.finish if record.first_token == NEVER else record.first_token
-    visible = record.finish if record.first_visible == NEVER else record.first_visible
+    first = record.finish if record.first_token == UNSET else record.first_token
+    visible = record.finish if record.first_visible == UNSET else record.first_visible
     yield _slice("prefill", record, slot, record.scheduled, first)
     if record.thinking_tokens:
         yield _slice("thinking", record, slot, first, visible)

@@ -14,7 +14,7 @@ import numpy as np
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 
 LOW, HIGH = 5, 95
 

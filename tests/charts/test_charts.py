@@ -19,9 +19,9 @@ from kvplan.search.comparison import Comparison, compare
 from kvplan.search.recommending import recommend
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.branches import BranchNotes, tree
-from kvplan.simulation.observer import Watch
+from kvplan.simulation.observer import Observer
 from kvplan.simulation.result import Result
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 
 
 def rows_of(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -113,7 +113,7 @@ def test_latencies_end_at_everybody(result: Result, name: str) -> None:
 
 def test_a_block_has_one_cell_and_its_owners_colour() -> None:
     blocks = BlockMap()
-    simulate(load_scenario("block_map"), step_by_step=True, watch=Watch(on_sample=blocks.look))
+    simulate(load_scenario("block_map"), step_by_step=True, observer=Observer(on_sample=blocks.look))
     moment = blocks.moments[len(blocks.moments) // 2]
     cells = list(rows_of(runs.block_map(blocks, moment).to_dict()))
     assert len(cells) == blocks.high_water
@@ -147,7 +147,7 @@ def test_strategies_are_drawn_as_compared(comparison: Comparison) -> None:
 
 def test_a_branch_is_as_long_as_its_sequence() -> None:
     notes = BranchNotes()
-    found = simulate(load_scenario("block_map"), watch=Watch(on_branch=notes.start))
+    found = simulate(load_scenario("block_map"), observer=Observer(on_branch=notes.start))
     nodes = tree(notes, found.records, 0)
     spec = runs.branch_tree(nodes).to_dict()
     for node in nodes:

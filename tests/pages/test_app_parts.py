@@ -24,8 +24,8 @@ from kvplan.resources import measurements_dir
 from kvplan.scenario.schema import load_scenario
 from kvplan.simulation.block_map import BlockMap, Extent, holdings, ranges
 from kvplan.simulation.branches import BranchNotes, tree
-from kvplan.simulation.observer import Watch
-from kvplan.simulation.run import simulate
+from kvplan.simulation.observer import Observer
+from kvplan.simulation.simulator import simulate
 from kvplan.simulation.trace import chrome_trace
 from kvplan.workload.lengths import Constant, Lognormal
 
@@ -33,16 +33,16 @@ from kvplan.workload.lengths import Constant, Lognormal
 
 
 def test_a_job_ends_with_its_result() -> None:
-    job = Job(lambda progress, watch: 42)
+    job = Job(lambda progress, observer: 42)
     assert job.wait(10)
     assert (job.state, job.result, job.error) == ("done", 42, "")
 
 
 def test_a_users_error_is_a_line_and_a_bug_is_no_exception(caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(progress: Progress, watch: Watch) -> None:
+    def refuse(progress: Progress, observer: Observer) -> None:
         raise KvplanError("too large")
 
-    def slip(progress: Progress, watch: Watch) -> None:
+    def slip(progress: Progress, observer: Observer) -> None:
         raise ZeroDivisionError
 
     refused, slipped = Job(refuse), Job(slip)
@@ -60,11 +60,11 @@ def _until(job: Job, state: str) -> None:
     assert job.state == state
 
 
-def _slow(progress: Progress, watch: Watch) -> str:
+def _slow(progress: Progress, observer: Observer) -> str:
     """A hundredth of the work in a while; ends when it is told to."""
     for done in range(1, 10_000):
         progress(done, 1_000_000)
-        if watch.cancelled():
+        if observer.cancelled():
             return f"{done} so far"
         time.sleep(0.001)
     return "all"
@@ -152,11 +152,11 @@ def test_a_watch_changes_nothing_and_can_stop() -> None:
     scenario = load_scenario("chat", ["workload.num_requests=20"])
     blocks = BlockMap()
     plain = simulate(scenario, step_by_step=True)
-    watched = simulate(scenario, step_by_step=True, watch=Watch(on_sample=blocks.look))
+    watched = simulate(scenario, step_by_step=True, observer=Observer(on_sample=blocks.look))
     assert watched.to_dict() == plain.to_dict()
     assert blocks.moments
     looks = iter(range(10_000))
-    stopped = simulate(scenario, watch=Watch(cancelled=lambda: next(looks) > 3))
+    stopped = simulate(scenario, observer=Observer(cancelled=lambda: next(looks) > 3))
     assert stopped.verdict == "interrupted"
     assert stopped.num_completed < 20
 
@@ -164,8 +164,8 @@ def test_a_watch_changes_nothing_and_can_stop() -> None:
 @pytest.fixture(scope="module")
 def owned() -> tuple[BlockMap, BranchNotes, object]:
     blocks, notes = BlockMap(), BranchNotes()
-    watch = Watch(on_sample=blocks.look, on_branch=notes.start)
-    result = simulate(load_scenario("block_map"), step_by_step=True, watch=watch)
+    observer = Observer(on_sample=blocks.look, on_branch=notes.start)
+    result = simulate(load_scenario("block_map"), step_by_step=True, observer=observer)
     return blocks, notes, result
 
 
@@ -187,7 +187,7 @@ def test_block_owners_add_up(owned: tuple[BlockMap, BranchNotes, object]) -> Non
 
 def test_moments_stay_bounded() -> None:
     blocks = BlockMap(max_moments=8)
-    simulate(load_scenario("block_map"), step_by_step=True, watch=Watch(on_sample=blocks.look))
+    simulate(load_scenario("block_map"), step_by_step=True, observer=Observer(on_sample=blocks.look))
     times = [m.time_s for m in blocks.moments]
     assert len(times) < 8
     assert times == sorted(times)
@@ -207,7 +207,7 @@ def test_the_trace_carries_the_owners(tmp_path: Path, capsys: pytest.CaptureFixt
     cli(["simulate", "block_map", "--step-by-step", "--trace", str(path), "--quiet"])
     events = [e for e in json.loads(path.read_text())["traceEvents"] if e["name"] == "block owners"]
     blocks = BlockMap()
-    result = simulate(load_scenario("block_map"), step_by_step=True, watch=Watch(on_sample=blocks.look))
+    result = simulate(load_scenario("block_map"), step_by_step=True, observer=Observer(on_sample=blocks.look))
     again = chrome_trace(result.records, result.samples, blocks)["traceEvents"]
     assert events == [e for e in again if e["name"] == "block owners"]
     assert events[10]["args"] == ranges(blocks.moments[10].replicas[0])

@@ -30,7 +30,7 @@ from kvplan.scenario.schema import Deployment, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.records import write_records
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import ModelStepTime, StepShape, roofline
 from kvplan.timing.work import step_work
 

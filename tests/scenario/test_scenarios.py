@@ -17,7 +17,7 @@ from kvplan.resources import scenarios_dir
 from kvplan.scenario.schema import dump_scenario, load_scenario, parse_scenario
 from kvplan.simulation.deploy import StatedStepTime, set_ups
 from kvplan.simulation.result import Result
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 from kvplan.simulation.uncertainty import intervals
 
 NAMES = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))

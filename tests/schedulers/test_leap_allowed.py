@@ -10,7 +10,7 @@ from kvplan.scenario.schema import parse_scenario
 from kvplan.schedulers.leap.allowed import ALLOWED, WHY_NOT, why_not
 from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 
 PLAIN = EngineConfig(num_gpu_blocks=100, max_model_len=200)
 

@@ -18,7 +18,7 @@ from kvplan.search.candidates import copies_needed, share_of
 from kvplan.search.highest_load import LoadTest, Trial, highest_load
 from kvplan.search.point_row import run_point
 from kvplan.simulation.deploy import set_ups
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 

@@ -25,7 +25,7 @@ from kvplan.search.grid import Axis, make_axes, make_points, parse_axis, read_ba
 from kvplan.search.point_row import FIGURES, Row
 from kvplan.search.sweep_file import HASH, SweepFile
 from kvplan.search.sweeping import sweep, sweep_rows
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 
 BASE = {
     "model": "Qwen/Qwen3-8B",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.result import Result
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 
 STEP = {"fixed_us": 5000, "per_sequence_us": 20, "per_context_token_ns": 10, "per_prefill_token_us": 50}
 SLOW = {"request_ms": 10, "per_1k_tokens_ms": 2.5}

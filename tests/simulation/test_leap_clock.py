@@ -14,7 +14,7 @@ from leap_scenarios import random_scenario
 
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.leap.allowed import why_not
-from kvplan.simulation.in_flight import Glide
+from kvplan.simulation.in_flight import LeapInFlight
 
 REASONS = {name: why_not(VLLMScenario(**row).engine_config) for name, row in scenarios().items()}
 LEAPABLE = [name for name, reason in REASONS.items() if not reason]
@@ -56,6 +56,6 @@ def test_an_empty_step_in_flight_is_read_first() -> None:
 
     (`s02d_long_reasoning_priority`, asynchronous, has such steps.)
     """
-    glide = Glide(start=100, ahead=1, first=0, num_steps=9, num_decodes=2, ticks=10, slope=2, open=True)
-    assert [glide.ends_at(reads) for reads in (1, 2, 3)] == [100, 110, 122]
-    assert [glide.reads_until(now) for now in (100, 101, 110, 111)] == [1, 2, 2, 3]
+    leap = LeapInFlight(start=100, ahead=1, first=0, num_steps=9, num_decodes=2, ticks=10, slope=2, open=True)
+    assert [leap.ends_at(reads) for reads in (1, 2, 3)] == [100, 110, 122]
+    assert [leap.reads_until(now) for now in (100, 101, 110, 111)] == [1, 2, 2, 3]

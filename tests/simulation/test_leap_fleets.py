@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from kvplan.scenario.schema import parse_scenario
-from kvplan.simulation.branch_requests import solve
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate, solve
 
 STEP = {"fixed_us": 8000, "per_sequence_us": 20, "per_context_token_ns": 65, "per_prefill_token_us": 30}
 SMALL = {"model": "Qwen/Qwen3-0.6B", "gpu": "l4", "step_time": STEP,

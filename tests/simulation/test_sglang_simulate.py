@@ -17,8 +17,8 @@ from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, StatedStepTime, set_up
 from kvplan.simulation.records import FINISH_REASONS
 from kvplan.simulation.result import Result
-from kvplan.simulation.run import simulate
 from kvplan.simulation.sim_request import REJECTED, TIMEOUT
+from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 

@@ -21,7 +21,7 @@ from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.in_flight import series, steps_to_cover
 from kvplan.simulation.records import FINISH_REASONS
 from kvplan.simulation.result import Result
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 

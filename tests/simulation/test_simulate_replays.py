@@ -23,7 +23,7 @@ from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.metrics import latencies
 from kvplan.simulation.result import Result
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import NO_KNOT, StepShape
 from kvplan.units import TICKS_PER_S
 

@@ -11,7 +11,7 @@ from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Deployment, parse_scenario
 from kvplan.simulation.deploy import Setup, set_up
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 
 WORKLOAD = {
     "num_requests": 24,

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, StepTimeSpec, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulation.branch_requests import Solution, Solve, solve
+from kvplan.simulation.branch_requests import BranchRequests
 from kvplan.simulation.deploy import Setup, StatedStepTime
-from kvplan.simulation.records import FINISH_REASONS, NEVER
-from kvplan.simulation.run import simulate
+from kvplan.simulation.records import FINISH_REASONS, UNSET
+from kvplan.simulation.run import Run
+from kvplan.simulation.simulator import Solution, simulate, solution, solve
 from kvplan.simulation.solve_setup import set_up_all
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.problems import Problems, StrategySpec
@@ -118,15 +119,16 @@ def test_branching_conserves_blocks(seed: int, num_blocks: int, caching: bool) -
     assert told.problems is not None
     for step_by_step in (False, True):
         setups = engine(num_blocks, enable_prefix_caching=caching)
-        run = Solve(told, told.problems, Erratic(strategy="single_pass"), setups, step_by_step, None)
-        result = run.go()
-        assert result.verdict == "completed"
+        branches = BranchRequests(told, Erratic(strategy="single_pass"))
+        run = Run(told, setups, branches, step_by_step)
+        run.go()
+        assert run.verdict == "completed"
         assert not run.alive
-        assert not run.owners
+        assert not branches.owners
         for replica in run.replicas:
             assert replica.engine.num_free_blocks == replica.num_blocks
             assert not replica.resident
-        for sample in result.samples:
+        for sample in run.timeline.samples:
             held = (sample.prompt_tokens, sample.shared_tokens, sample.thinking_tokens, sample.answer_tokens)
             logical = sum(held)  # each counted where it is held
             assert sample.used_blocks * 16 <= logical + 16 * (sample.running + 1)
@@ -141,7 +143,7 @@ def test_a_cancelled_branch_frees_its_blocks_for_who_waits() -> None:
     solution = solve(told, setups=engine(350))
     records = solution.records
     first, second = solution.solved
-    started = records["scheduled"][(records["session"] == second.problem) & (records["scheduled"] != NEVER)]
+    started = records["scheduled"][(records["session"] == second.problem) & (records["scheduled"] != UNSET)]
     assert (records["finish_reason"] == PRUNED).sum() == 6
     assert started.max() >= first.finish
     assert started.max() <= first.finish + TICKS_PER_S // 20
@@ -312,12 +314,11 @@ def test_dropping_kv_conserves_blocks(seed: int, num_blocks: int, policy: str) -
     assert told.problems is not None
     found = []
     for step_by_step in (False, True):
-        run = Solve(
-            told, told.problems, Erratic(strategy="single_pass"), engine(num_blocks), step_by_step, None
-        )
-        result = run.go()
+        branches = BranchRequests(told, Erratic(strategy="single_pass"))
+        run = Run(told, engine(num_blocks), branches, step_by_step)
+        run.go()
         assert all(r.engine.num_free_blocks == r.num_blocks for r in run.replicas)
-        found.append(key(run.solution(result)))
+        found.append(key(solution(run, branches)))
     assert found[0] == found[1]
 
 

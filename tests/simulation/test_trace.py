@@ -10,7 +10,7 @@ import pytest
 
 from kvplan.cli.main import run
 from kvplan.scenario.schema import load_scenario
-from kvplan.simulation.run import simulate
+from kvplan.simulation.simulator import simulate
 from kvplan.simulation.trace import chrome_trace
 
 

@@ -1,0 +1,133 @@
+"""Simulate a scenario: its workload, or its problems under one strategy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kvplan.limits import Limit
+from kvplan.scenario.schema import Scenario
+from kvplan.simulation.branch_requests import BranchRequests, Solved
+from kvplan.simulation.collect import collect
+from kvplan.simulation.deploy import Setup, set_ups
+from kvplan.simulation.in_flight import NEVER_COMES
+from kvplan.simulation.load_requests import LoadRequests
+from kvplan.simulation.observer import NO_OBSERVER, Observer, Progress
+from kvplan.simulation.records import SUMMARY_FIELDS, Records
+from kvplan.simulation.result import Result
+from kvplan.simulation.run import Run
+from kvplan.simulation.scoring import Effort
+from kvplan.simulation.solve_setup import check_setups, only_models_of, set_up_all, verifier_step_time
+from kvplan.workload.load import draw_load
+from kvplan.workload.problems import StrategySpec
+
+IDLE_SHARE = 0.2
+"""An engine that is idle for longer than this waits for arrivals."""
+
+
+def simulate(
+    scenario: Scenario,
+    *,
+    step_by_step: bool = False,
+    progress: Progress | None = None,
+    keep_records: bool = True,
+    keep_samples: bool = True,
+    setups: dict[str, Setup] | None = None,
+    observer: Observer = NO_OBSERVER,
+) -> Result:
+    """Run a scenario to its end, its horizon, a verdict, or Ctrl-C; always returns what was simulated.
+
+    Without `keep_records` only what the report needs of each request stays in memory; without `keep_samples` no
+    timeline is taken.
+    `setups` replaces the planned engines, by name in `scenario.deployments`; `observer` looks on and may end the run.
+    Raises KvplanError for what cannot be simulated, DoesNotFit when an engine would not start.
+    """
+    if scenario.problems is not None:
+        return solve(
+            scenario, step_by_step=step_by_step, progress=progress, setups=setups, observer=observer
+        ).result
+    setups = setups or set_ups(scenario)
+    load = draw_load(scenario.workload, scenario.folder)
+    source = LoadRequests(load, scenario.workload.seed, progress)
+    run = Run(scenario, setups, source, step_by_step, observer)
+    if not keep_records:
+        run.records.keep(SUMMARY_FIELDS)
+    if not keep_samples:
+        run.timeline.next_at = NEVER_COMES
+    run.go()
+    is_open_loop = scenario.workload.arrivals.kind not in ("closed_loop", "all_at_once")
+    slos = {name: cls.slo or scenario.slo for name, cls in scenario.workload.by_name.items()}
+    result = collect(run, slos, len(load), is_open_loop)
+    result.num_bad_rows = load.num_bad_rows
+    return result
+
+
+class Solution(NamedTuple):
+    """One strategy over all problems."""
+
+    strategy: str
+    solved: list[Solved]
+    records: Records
+    effort: Effort
+    verdict: str
+    duration: int
+    """Ticks from the start to the last answer."""
+    models: dict[int, str]
+    """Replica -> the model it serves, by its name in the scenario."""
+    result: Result
+    """The run as `kvplan simulate` reports it, branch by branch."""
+
+
+def solve(
+    scenario: Scenario,
+    spec: StrategySpec | None = None,
+    *,
+    step_by_step: bool = False,
+    progress: Progress | None = None,
+    setups: dict[str, Setup] | None = None,
+    observer: Observer = NO_OBSERVER,
+) -> Solution:
+    """Run one strategy (the scenario's first by default) over the scenario's problems.
+
+    Raises KvplanError for what cannot be simulated, DoesNotFit when model and verifier do not fit together.
+    """
+    assert scenario.problems is not None
+    chosen = spec or scenario.problems.strategies[0].expanded()[0]
+    scenario = only_models_of(scenario, chosen)
+    setups = setups or set_up_all(scenario)
+    check_setups(setups, scenario)
+    source = BranchRequests(scenario, chosen, verifier_step_time(scenario), progress, observer)
+    run = Run(scenario, setups, source, step_by_step, observer)
+    run.go()
+    return solution(run, source)
+
+
+def solution(run: Run, source: BranchRequests) -> Solution:
+    """What came of a run whose requests were branches."""
+    result = collect(run, {"default": run.scenario.slo}, len(run.records), is_open_loop=False)
+    result.limited_by = _limit(run, source, result)
+    models = {
+        process.replica.id: fleet.deployment.model
+        for fleet in run.fleets.values()
+        for process in fleet.processes
+    }
+    return Solution(
+        strategy=source.spec.name,
+        solved=source.solved,
+        records=run.records,
+        effort=source.effort,
+        verdict=run.verdict,
+        duration=max((s.finish for s in source.solved), default=run.now),
+        models=models,
+        result=result,
+    )
+
+
+def _limit(run: Run, source: BranchRequests, result: Result) -> str:
+    """The verifier where scoring takes most of the time; arrivals where nobody waits; else the engine's."""
+    effort, problems, busy = source.effort, source.problems, result.totals.busy_ticks
+    if max(effort.verifier_ticks, effort.remote_ticks // problems.verifier.concurrency) > busy:
+        return Limit.VERIFIER
+    idle = 1 - busy / max(1, len(run.replicas) * run.now)
+    if problems.arrivals.kind not in ("closed_loop", "all_at_once") and idle > IDLE_SHARE:
+        return Limit.ARRIVAL_RATE
+    return result.limited_by
