@@ -11,7 +11,6 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.plan import estimate
-from kvplan.memory.report import plan_document, plan_text, reason
 from kvplan.memory.serve_command import shell_command, unspoken, with_length, yaml_config
 from kvplan.models.load import load_model
 from kvplan.profiles.memory_profile import MemoryProfile
@@ -70,9 +69,9 @@ def estimate_command(
     )  # fmt: skip
     options = what_would_fit(plan)
     if json:
-        print_json(plan_document(plan, options))
+        print_json(plan.to_dict(options))
     else:
-        print(plan_text(plan, options))
+        print(plan.text(options))
     return 0 if plan.fits else 1
 
 
@@ -162,5 +161,5 @@ def serve_command(
         print(f"kvplan: left out, {serving} has no such flag: {', '.join(missing)}", file=sys.stderr)
     if plan.fits:
         return 0
-    print(f"kvplan: {reason(plan)}", file=sys.stderr)
+    print(f"kvplan: {plan.reason}", file=sys.stderr)
     return 1

@@ -1,22 +1,25 @@
-"""A plan's question and answer: what was asked, names looked up, and what follows. Types only; `plan` fills them.
+"""A plan's question and answer: what was asked, names looked up, what follows, and how it reads. `plan` fills them.
 
 A `Question` can be asked again with one thing changed, which is how `inverse` finds what would fit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any, NamedTuple
 
+import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs
 from kvplan.errors import DoesNotFit
 from kvplan.gpu import GpuSpec
 from kvplan.limits import Limit
 from kvplan.memory.budget import Budget
-from kvplan.memory.demand import Demand
+from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.layout import Layout
-from kvplan.models.spec import ModelSpec
+from kvplan.memory.report import SCHEMA_VERSION, log_lines, memory_html, memory_text
+from kvplan.memory.serve_command import shell_command, with_length
+from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.units import gib
 
@@ -55,7 +58,7 @@ class Question:
     profile: MemoryProfile | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """The answer: memory of the fullest GPU, the engine's own figures, and what they mean for the asked load."""
 
@@ -87,9 +90,19 @@ class Plan:
         return asked if asked > 0 else self.question.model.default_max_model_len
 
     @property
+    def price_per_hour(self) -> float:
+        """US dollars an hour for all its GPUs."""
+        return self.question.gpu.price_per_hour * self.args.num_gpus
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Sequences that the flag lets run at once, over all replicas."""
+        return self.args.max_num_seqs * self.args.data_parallel_size
+
+    @property
     def num_traces(self) -> int:
         """Traces that run at once: KV memory and max_num_seqs both hold them."""
-        return min(int(self.traces.value), self.args.max_num_seqs * self.args.data_parallel_size)
+        return min(int(self.traces.value), self.max_num_seqs)
 
     @property
     def fits(self) -> bool:
@@ -103,8 +116,7 @@ class Plan:
     @property
     def fits_for_sure(self) -> bool:
         """Whether it fits at the worst end of the overheads' range too."""
-        seqs = self.args.max_num_seqs * self.args.data_parallel_size
-        return self.fits and min(self.traces.low, seqs) >= self.question.demand.num_traces
+        return self.fits and min(self.traces.low, self.max_num_seqs) >= self.question.demand.num_traces
 
     @property
     def too_long(self) -> str | None:
@@ -118,15 +130,12 @@ class Plan:
         """What gives out first."""
         if self.refusal:
             return self.refusal.limit
-        seqs = self.args.max_num_seqs * self.args.data_parallel_size
-        return Limit.KV_BLOCKS if self.traces.value <= seqs else Limit.MAX_NUM_SEQS
+        return Limit.KV_BLOCKS if self.traces.value <= self.max_num_seqs else Limit.MAX_NUM_SEQS
 
     def check(self) -> Plan:
         """Return itself, or raise DoesNotFit with needed, available and the longest that fits."""
-        if self.refusal:
-            raise DoesNotFit(self.refusal.reason)
-        if not self.fits:
-            raise DoesNotFit(self.too_long or self.shortfall)
+        if self.reason is not None:
+            raise DoesNotFit(self.reason)
         return self
 
     @property
@@ -138,11 +147,150 @@ class Plan:
             f"(limited by {self.limited_by})"
         )
 
-    def to_dict(self) -> dict[str, object]:
-        """The document that `kvplan estimate --json` prints."""
-        from kvplan.memory.report import plan_document
+    @property
+    def reason(self) -> str | None:
+        """Why it does not fit, or None."""
+        if self.refusal:
+            return self.refusal.reason
+        return None if self.fits else self.too_long or self.shortfall
 
-        return plan_document(self)
+    @property
+    def bytes_per_token(self) -> int:
+        """KV bytes a token adds on one GPU while every attention layer still keeps it; states left out."""
+        growing = [g for g in self.shape.groups if g.kind is not AttentionKind.STATE]
+        return sum(group.bytes_per_block // (group.block_size * group.num_shards) for group in growing)
+
+    @property
+    def serve_command(self) -> str:
+        """The command that starts this plan, serving no longer a context than the stated lengths need."""
+        question = self.question
+        args = question.args if self.too_long else with_length(question.args, question.demand)
+        return shell_command(question.model.name, args, question.engine.engine)
+
+    def to_dict(self, options: Sequence[Option] = ()) -> dict[str, object]:
+        """The document of `kvplan estimate --json`: the same keys whatever the answer, nulls for what is not known."""
+        rows = self.budget.rows
+        refusal = self.refusal
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kvplan_version": kvplan.__version__,
+            "inputs": self._inputs(),
+            "fits": self.fits,
+            "fits_for_sure": self.fits_for_sure,
+            "limited_by": str(self.limited_by),
+            "reason": self.reason,
+            "longest_max_model_len": refusal.max_model_len if refusal else self.max_model_len,
+            "memory": {
+                "total_bytes": self.budget.total.size.value,
+                "budget_bytes": self.budget.budget_bytes,
+                **{f"{row.name}_bytes": row.size.value for row in rows},
+            },
+            "memory_range": {f"{row.name}_bytes": [row.size.low, row.size.high] for row in rows},
+            "kv": self._kv(),
+            "kv_range": {
+                "cache_tokens": list(self.cache_tokens[1:]),
+                "max_concurrency": list(self.max_concurrency[1:]),
+            },
+            "traces": {
+                "asked": self.question.demand.num_traces,
+                "at_once": self.num_traces,
+                "in_kv_memory": int(self.traces.value),
+                "in_kv_memory_range": list(self.traces[1:]),
+                "tokens_each": self.trace_tokens,
+            },
+            "sources": {f"{row.name}_bytes": row.source for row in (self.budget.total, *rows)}
+            | {
+                "model": self.question.model.source,
+                "price_per_hour": "assumed: GPU table, or --price-per-hour",
+            },
+            "what_would_fit": [option.to_dict() for option in options],
+            "serve_command": self.serve_command,
+        }
+
+    def _inputs(self) -> dict[str, object]:
+        question = self.question
+        return {
+            "model": question.model.name,
+            "gpu": question.gpu.name,
+            "engine": str(question.engine),
+            "entry_point": question.entry_point,
+            "num_gpus": self.args.num_gpus,
+            "price_per_hour": self.price_per_hour,
+            "colocate": {role: model.name for role, model in question.colocate},
+            **question.demand.model_dump(),
+            **self.args.model_dump(mode="json"),
+            "max_model_len": self.max_model_len,
+            "kv_cache_dtype": self.shape.kv_cache_dtype,
+            "block_size": self.shape.block_size,
+        }
+
+    def _kv(self) -> dict[str, object]:
+        """The engine's own figures; on a refusal those of the pool that there is."""
+        shape, started = self.shape, self.layout is not None
+        blocks = trace_blocks(shape, self.args, self.trace_tokens, 0, 1)
+        return {
+            "bytes_per_token": self.bytes_per_token,
+            "bytes_per_sequence": blocks.alone * shape.bytes_per_block,
+            "block_size": shape.block_size,
+            "bytes_per_block": shape.bytes_per_block,
+            "num_gpu_blocks": shape.num_blocks,
+            "cache_tokens": self.cache_tokens.value if started else shape.kv_cache_size_tokens,
+            "max_concurrency": self.max_concurrency.value if started else shape.max_concurrency,
+            "blocks_per_request": shape.blocks_per_request,
+        }
+
+    def text(self, options: Sequence[Option] = ()) -> str:
+        """The answer in the order an engine's log and then its user would tell it."""
+        parts = [
+            memory_text(self.budget, self.args.num_gpus, self.bytes_per_token),
+            "\n".join(self._headline()),
+        ]
+        if options:
+            width = max(len(option.change) for option in options)
+            changes = [f"  {option.change:<{width}}  {option.effect}" for option in options]
+            parts.append("\n".join(["What would fit:", *changes]))
+        return "\n\n".join([*parts, self.serve_command])
+
+    def _headline(self) -> list[str]:
+        """What the engine would log of its pool and what that means for the asked traces, or why it does not start."""
+        engine, refusal = self.question.engine.engine, self.refusal
+        if refusal:
+            starts = engine == "sglang" and refusal.max_model_len > 0
+            return [f"{'Falls short' if starts else 'Does not start'}: {refusal.reason}."]
+        tokens, pool = int(self.cache_tokens.value), self.budget.kv.size.value
+        logged = log_lines(engine, tokens, self.max_model_len, pool, self.max_concurrency.value)
+        return [*logged, self._traces_line()]
+
+    def _traces_line(self) -> str:
+        """What the engine's figures mean for traces of the expected lengths."""
+        if self.too_long:
+            return f"Never served: {self.too_long}."
+        low, high = int(self.traces.low), int(self.traces.high)
+        spread = f" ({low:,}-{high:,})" if low != high else ""
+        held = f"{self.num_traces:,} trace{'s' if self.num_traces != 1 else ''} at once{spread}"
+        dp = self.args.data_parallel_size
+        held += f" over {dp} replicas" if dp > 1 else ""
+        doubt = (
+            "" if self.fits_for_sure or not self.fits else " Not at the worst end of the overheads' range."
+        )
+        return f"At the {self._lengths()}: {held}, limited by {self.limited_by}{self._waves()}.{doubt}"
+
+    def _lengths(self) -> str:
+        demand = self.question.demand
+        if not demand.is_stated:
+            return f"full {self.trace_tokens:,} tokens"
+        shared = ", prompt shared" if demand.num_samples > 1 and self.args.enable_prefix_caching else ""
+        if demand.input_len and demand.output_len:
+            return f"expected {demand.input_len:,} + {demand.output_len:,} tokens{shared}"
+        return f"expected {self.trace_tokens:,} tokens{shared}"
+
+    def _waves(self) -> str:
+        asked, held = self.question.demand.num_traces, self.num_traces
+        if asked <= 1 or not held:
+            return ""
+        if asked <= held:
+            return f", so all {asked:,} run together"
+        return f", so {asked:,} run in {-(-asked // held)} waves or preempt"
 
     def to_frame(self) -> Any:
         """The memory rows as a pandas DataFrame: use, gib, low, high, source."""
@@ -152,11 +300,50 @@ class Plan:
         facts = [(row.name, *(gib(size) for size in row.size), row.source) for row in rows]
         return pd.DataFrame(facts, columns=["use", "gib", "low", "high", "source"])
 
-    def _repr_html_(self) -> str:
-        """The text of `kvplan estimate`, for notebooks."""
-        return f"<pre>{escape(str(self))}</pre>"
-
     def __str__(self) -> str:
-        from kvplan.memory.report import plan_text
+        return self.text()
 
-        return plan_text(self)
+    def __repr__(self) -> str:
+        """The question and the headline; `print(plan)` has the memory table."""
+        question = self.question
+        cards = f"{self.args.num_gpus} x {question.gpu.name}"
+        verdict = "fits" if self.fits else "does not fit"
+        return (
+            "\n  ".join(
+                [
+                    f"<Plan of {question.model.name} on {cards}, {question.engine}: {verdict}",
+                    *self._headline(),
+                ]
+            )
+            + ">"
+        )
+
+    def _repr_html_(self) -> str:
+        """The memory table and the headline, for notebooks."""
+        return memory_html(self.budget, self.args.num_gpus, self.bytes_per_token, self._headline())
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One change after which everything asked fits."""
+
+    change: str
+    """Flags to add or to change."""
+    effect: str
+    """What then holds."""
+    rank: int
+    plan: Plan
+    """The forward formula's answer to the changed question."""
+
+    def to_dict(self) -> dict[str, object]:
+        """As in `what_would_fit` of the JSON document."""
+        return {
+            "change": self.change,
+            "effect": self.effect,
+            "fits": self.plan.fits,
+            "traces_at_once": self.plan.num_traces,
+            "max_model_len": self.plan.max_model_len,
+            "gpu": self.plan.question.gpu.name,
+            "num_gpus": self.plan.args.num_gpus,
+            "price_per_hour": round(self.plan.price_per_hour, 4),
+        }

@@ -6,44 +6,17 @@ Ranked: changes that cost nothing first, then quality or length given up, then m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu, gpu_names
 from kvplan.limits import Limit
-from kvplan.memory.answers import Plan, Question
+from kvplan.memory.answers import Option, Plan, Question
 from kvplan.memory.plan import answer, answers
 
 _FREE, _QUALITY, _SHORTER, _FEWER, _HARDWARE = range(5)
 """Ranks of a change: free, costs precision, length, concurrency, money."""
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One change after which everything asked fits."""
-
-    change: str
-    """Flags to add or to change."""
-    effect: str
-    """What then holds."""
-    rank: int
-    plan: Plan
-    """The forward formula's answer to the changed question."""
-
-    def to_dict(self) -> dict[str, object]:
-        """As in `what_would_fit` of the JSON document."""
-        gpus, price = self.plan.args.num_gpus, self.plan.question.gpu.price_per_hour
-        return {
-            "change": self.change,
-            "effect": self.effect,
-            "fits": self.plan.fits,
-            "traces_at_once": self.plan.num_traces,
-            "max_model_len": self.plan.max_model_len,
-            "gpu": self.plan.question.gpu.name,
-            "num_gpus": gpus,
-            "price_per_hour": round(gpus * price, 4),
-        }
 
 
 def what_would_fit(plan: Plan, limit: int = 8) -> tuple[Option, ...]:
@@ -57,7 +30,7 @@ def what_would_fit(plan: Plan, limit: int = 8) -> tuple[Option, ...]:
     base, prefix = _startable(plan)
     found = list(_option(base, prefix.strip(), _FREE)) if prefix else []
     found += [_prefixed(option, prefix) for source in _SOURCES for option in source(base)]
-    found.sort(key=lambda option: (option.rank, _price(option.plan)))
+    found.sort(key=lambda option: (option.rank, option.plan.price_per_hour))
     return tuple(found[:limit])
 
 
@@ -89,10 +62,6 @@ def _as_many_seqs_as_states(plan: Plan) -> tuple[Plan | None, str]:
     return _ask(plan.question, max_num_seqs=seqs) if seqs else None, f"--max-num-seqs {seqs} "
 
 
-def _price(plan: Plan) -> float:
-    return plan.args.num_gpus * plan.question.gpu.price_per_hour
-
-
 def _ask(question: Question, **flags: object) -> Plan | None:
     """The plan with some flags changed, or None where the engine refuses the combination."""
     try:
@@ -103,7 +72,7 @@ def _ask(question: Question, **flags: object) -> Plan | None:
 
 def _option(plan: Plan | None, change: str, rank: int) -> Iterator[Option]:
     if plan is not None and plan.fits:
-        price = f", ${_price(plan):.2f}/h" if rank == _HARDWARE else ""
+        price = f", ${plan.price_per_hour:.2f}/h" if rank == _HARDWARE else ""
         yield Option(change, _holds(plan) + price, rank, plan)
 
 

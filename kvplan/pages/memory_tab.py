@@ -7,10 +7,8 @@ import streamlit as st
 
 from kvplan.charts import plans as charts
 from kvplan.errors import KvplanError
-from kvplan.memory.answers import Plan, Span
-from kvplan.memory.inverse import Option
+from kvplan.memory.answers import Option, Plan, Span
 from kvplan.memory.plan import concurrency_curve
-from kvplan.memory.report import bytes_per_token, plan_document, reason, serve_line
 from kvplan.memory.varying import varying_traces
 from kvplan.observed.reconciliation import reconcile
 from kvplan.observed.startup import read_log
@@ -41,7 +39,7 @@ def _answer(asked: Asked) -> None:
     st.caption("Band: the range that measured overheads leave open. Samples of one request share its prompt.")
     _ways_out(options)
     st.subheader("What to run")
-    st.code(serve_line(plan), language="bash", wrap_lines=True)
+    st.code(plan.serve_command, language="bash", wrap_lines=True)
 
 
 def _log(asked: Asked) -> None:
@@ -71,7 +69,7 @@ def _log(asked: Asked) -> None:
 
 def _verdict(plan: Plan) -> None:
     if not plan.fits:
-        st.error(marked(f"Does not fit: {reason(plan)}."))
+        st.error(marked(f"Does not fit: {plan.reason}."))
     elif plan.fits_for_sure:
         st.success("Fits.")
     else:
@@ -80,7 +78,7 @@ def _verdict(plan: Plan) -> None:
 
 def _figures(plan: Plan, asked: Asked) -> None:
     """What the engine would print, and what it means."""
-    kv = plan_document(plan)["kv"]
+    kv = plan.to_dict()["kv"]
     assert isinstance(kv, dict)
     with st.container(horizontal=True):
         st.metric("GPU KV cache size", f"{int(kv['cache_tokens']):,} tokens", width="content")
@@ -89,7 +87,7 @@ def _figures(plan: Plan, asked: Asked) -> None:
             f"{kv['max_concurrency']:.2f}x",
             width="content",
         )
-        st.metric("KV per token", f"{bytes_per_token(plan) / KiB:,.1f} KiB", width="content")
+        st.metric("KV per token", f"{plan.bytes_per_token / KiB:,.1f} KiB", width="content")
         st.metric("KV per trace", f"{gib(kv['bytes_per_sequence']):,.2f} GiB", width="content")
         st.metric(
             "Traces at once", f"{plan.num_traces:,}", help=f"limited by {plan.limited_by}", width="content"

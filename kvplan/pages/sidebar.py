@@ -10,8 +10,9 @@ import streamlit as st
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names
+from kvplan.memory.answers import Option
 from kvplan.memory.demand import Demand
-from kvplan.memory.inverse import Option, what_would_fit
+from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.plan import Plan, estimate
 from kvplan.models.load import bundled_models, load_model
 from kvplan.models.spec import ModelSpec

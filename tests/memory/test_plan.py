@@ -325,13 +325,27 @@ def test_every_option_fits_by_the_forward_formula(model: str, gpu: str, demand: 
         assert not estimate(model, gpu, demand=longer).fits
 
 
-def test_notebooks_get_a_frame_and_text() -> None:
+def test_notebooks_get_a_frame_and_a_table() -> None:
     pytest.importorskip("pandas")
     plan = estimate(QWEN, "h100")
     frame = plan.to_frame()
     assert frame.set_index("use").loc["weights", "gib"] == plan.budget.weights.size.value / GiB
-    assert "GPU KV cache size" in plan._repr_html_()
+    html = plan._repr_html_()
+    assert "GPU KV cache size" in html
+    assert html.count("<tr>") == html.count("</tr>") >= 6
+    assert f"<td>weights</td><td>{plan.budget.weights.size.value / GiB:.2f}</td>" in html
     assert str(plan).startswith("Memory per GPU")
+
+
+@pytest.mark.parametrize(
+    ("model", "word"), [(QWEN, "fits"), ("meta-llama/Llama-3.1-70B", "Does not start: no memory left for KV")]
+)
+def test_a_plan_is_shown_in_a_few_lines(model: str, word: str) -> None:
+    """At a prompt: what was asked and the headline, not the dataclass."""
+    lines = repr(estimate(model, "h100")).splitlines()
+    assert lines[0].startswith(f"<Plan of {model} on 1 x h100-sxm, vllm@0.32: ")
+    assert len(lines) <= 5
+    assert word in " ".join(lines)
 
 
 def test_what_fits_has_no_options() -> None:
