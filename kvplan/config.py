@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Config(BaseModel):
@@ -11,3 +11,12 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+
+
+def complaint(error: ValidationError, flag: bool = False) -> str:
+    """The first problem of a config class in one line; `flag` names the field as a command line does."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0] if first["loc"] else "")
+    name = "--" + name.replace("_", "-") if flag else name
+    text = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{name} {first['input']!r}: must be {text}" if "should be" in first["msg"] else f"{name}: {text}"

@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError
 from pydantic import ValidationError
 
 import kvplan
+from kvplan.config import complaint
 from kvplan.errors import DoesNotFit, KvplanError
 
 COMMANDS = {
@@ -103,7 +104,7 @@ def run(words: Sequence[str]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk shows here, not when Python ends
     except ValidationError as error:
-        return _complain(flag_complaint(error), 2)
+        return _complain(complaint(error, flag=True), 2)
     except CycloptsError as error:
         return _complain(_cyclopts_complaint(error), 2)
     except DoesNotFit as error:
@@ -121,18 +122,10 @@ def run(words: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def flag_complaint(error: ValidationError) -> str:
-    """The first problem of a config class, said of its flag."""
-    first = error.errors(include_url=False)[0]
-    flag = "--" + str(first["loc"][0] if first["loc"] else "").replace("_", "-")
-    text = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{flag} {first['input']!r}: must be {text}" if "should be" in first["msg"] else f"{flag}: {text}"
-
-
 def _cyclopts_complaint(error: CycloptsError) -> str:
     cause = error.__cause__
     if isinstance(cause, ValidationError):
-        return flag_complaint(cause)
+        return complaint(cause, flag=True)
     if isinstance(cause, KvplanError):
         return str(cause)
     text = " ".join(str(error).split())

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
+from kvplan.config import complaint
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, parse_engine, resolve
-from kvplan.errors import KvplanError
+from kvplan.errors import KvplanError, did_you_mean
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.limits import Limit
 from kvplan.memory.answers import Plan, Question, Refusal, Span
@@ -44,6 +47,7 @@ def estimate(
     entry_point: EntryPoint = "serve",
     colocate: Mapping[str, ModelSpec | str] | None = None,
     profile: MemoryProfile | None = None,
+    **flags: object,
 ) -> Plan:
     """Plan the memory of `model` on `gpu`.
 
@@ -56,16 +60,51 @@ def estimate(
         entry_point: `serve` or `llm` (offline); their batch defaults differ.
         colocate: role (draft, reward, reference, critic) -> model on the same GPUs.
         profile: overheads measured on this card; None: the bundled ones.
+        **flags: fields of `EngineArgs` and `Demand` by name, in place of `args` and `demand` or beside them;
+            counts as vLLM reads them: "32k", "32K".
 
     Raises:
-        KvplanError: a question the engine would not even load. What does not fit is an answer: `Plan.refusal`.
+        KvplanError: a question the engine would not even load, an unknown flag, one given twice or out of range.
+            What does not fit is an answer: `Plan.refusal`.
+
+    >>> plan = estimate("Qwen/QwQ-32B", "h100", tensor_parallel_size=2, input_len=512, output_len="32k")
+    >>> plan.args.tensor_parallel_size, plan.trace_tokens
+    (2, 32512)
     """
-    spec = load_model(model) if isinstance(model, str) else model
-    card = get_gpu(gpu) if isinstance(gpu, str) else gpu
-    version = parse_engine(engine) if isinstance(engine, str) else engine
-    others = tuple((role, load_model(m) if isinstance(m, str) else m) for role, m in (colocate or {}).items())
-    asked = args or EngineArgs()
-    return answer(Question(spec, card, asked, version, demand or Demand(), entry_point, others, profile))
+    asked, load = with_flags(args or EngineArgs(), flags), with_flags(demand or Demand(), flags)
+    if unknown := sorted(set(flags) - set(EngineArgs.model_fields) - set(Demand.model_fields)):
+        known = (*EngineArgs.model_fields, *Demand.model_fields)
+        raise KvplanError(f"estimate() has no keyword {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    question = Question(
+        model=load_model(model) if isinstance(model, str) else model,
+        gpu=get_gpu(gpu) if isinstance(gpu, str) else gpu,
+        args=asked,
+        engine=parse_engine(engine) if isinstance(engine, str) else engine,
+        demand=load,
+        entry_point=entry_point,
+        colocate=tuple(
+            (role, load_model(m) if isinstance(m, str) else m) for role, m in (colocate or {}).items()
+        ),
+        profile=profile,
+    )
+    return answer(question)
+
+
+C = TypeVar("C", EngineArgs, Demand)
+
+
+def with_flags(stated: C, flags: Mapping[str, object]) -> C:
+    """`stated` with those of `flags` that are its fields, validated; the others are left to whoever knows them.
+
+    Raises KvplanError for a field that `stated` already sets.
+    """
+    mine = {name: value for name, value in flags.items() if name in type(stated).model_fields}
+    if twice := sorted(set(mine) & stated.model_fields_set):
+        raise KvplanError(f"{twice[0]} is given twice, in {type(stated).__name__} and as a keyword")
+    try:
+        return type(stated).model_validate(stated.model_dump(exclude_unset=True) | mine) if mine else stated
+    except ValidationError as error:
+        raise KvplanError(complaint(error)) from None
 
 
 def answer(question: Question) -> Plan:
@@ -120,16 +159,16 @@ def _plan(question: Question, memory: _Memory) -> Plan:
     layout = layouts[0] if isinstance(layouts[0], Layout) else None
     tokens = question.demand.trace_tokens(layout.max_model_len if layout else _length(question, args))
     return Plan(
-        question,
-        args,
-        memory.budget,
-        layout,
-        memory.shape,
-        memory.refusal,
-        _span(layouts, lambda one: one.kv_cache_size_tokens),
-        _span(layouts, lambda one: one.max_concurrency),
-        tokens,
-        _span(layouts, lambda one: _traces(question.demand, one, args, tokens)),
+        question=question,
+        args=args,
+        budget=memory.budget,
+        layout=layout,
+        shape=memory.shape,
+        refusal=memory.refusal,
+        cache_tokens=_span(layouts, lambda one: one.kv_cache_size_tokens),
+        max_concurrency=_span(layouts, lambda one: one.max_concurrency),
+        trace_tokens=tokens,
+        traces=_span(layouts, lambda one: _traces(question.demand, one, args, tokens)),
     )
 
 

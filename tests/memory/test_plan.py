@@ -105,6 +105,41 @@ def test_weights_agree_with_the_plan() -> None:
         assert estimate(QWEN, "h100", args).budget.weights.size.value == rank_weights(load_model(QWEN), args)
 
 
+# Keywords
+
+
+def test_flags_and_lengths_as_keywords() -> None:
+    """The same plan as with objects; counts as vLLM reads them; both may stand side by side."""
+    flags = {"tensor_parallel_size": 2, "max_model_len": 32_768, "kv_cache_dtype": "fp8"}
+    load = {"input_len": 512, "output_len": 32_000, "num_samples": 4}
+    objects = estimate(QWEN, "h100", EngineArgs(**flags), demand=Demand(**load))  # type: ignore[arg-type]
+    assert estimate(QWEN, "h100", **flags, **load).to_dict() == objects.to_dict()  # type: ignore[arg-type]
+    spelled = flags | load | {"max_model_len": "32K", "output_len": "32k"}
+    assert estimate(QWEN, "h100", **spelled).to_dict() == objects.to_dict()  # type: ignore[arg-type]
+    beside = estimate(QWEN, "h100", EngineArgs(tensor_parallel_size=2), max_num_seqs=8)
+    assert (beside.args.tensor_parallel_size, beside.args.max_num_seqs) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"tensor_paralel_size": 2}, "no keyword 'tensor_paralel_size'; did you mean tensor_parallel_size"),
+        ({"output_length": 2}, "did you mean output_len"),
+        (
+            {"args": EngineArgs(max_num_seqs=8), "max_num_seqs": 8},
+            "max_num_seqs is given twice, in EngineArgs",
+        ),
+        ({"demand": Demand(output_len=8), "output_len": 8}, "output_len is given twice, in Demand"),
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size 0: must be greater than or equal to 1"),
+        ({"output_len": "many"}, "output_len: 'many' is not a count"),
+    ],
+)
+def test_keywords_are_refused_by_name(keywords: dict[str, Any], words: str) -> None:
+    with pytest.raises(KvplanError, match=words) as refused:
+        estimate(QWEN, "h100", **keywords)
+    assert "\n" not in str(refused.value)
+
+
 # Defaults of the engine
 
 
