@@ -44,6 +44,15 @@ def human_readable_int(text: str | int) -> int:
     return int(number) * _BINARY.get(suffix, 1)
 
 
+def cdiv(a: int, b: int) -> int:
+    """Divide and round up; `formulas.capacity.cdiv` does it for arrays.
+
+    >>> cdiv(33, 16)
+    3
+    """
+    return -(-a // b)
+
+
 def gib(num_bytes: float) -> float:
     """Bytes as GiB.
 

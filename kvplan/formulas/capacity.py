@@ -20,6 +20,8 @@ import numpy.typing as npt
 from kvplan.formulas.varying import (
     Floats,
     Ints,
+    _ints,
+    cdiv,
     max_traces,
     mean_resident_blocks,
     overflow_probability,
@@ -40,6 +42,7 @@ __all__ = [
     "compute_bound_batch",
     "full_blocks",
     "kv_bytes_per_token",
+    "kv_heads_per_rank",
     "latent_bytes_per_token",
     "longest_trace",
     "max_concurrency",
@@ -61,43 +64,51 @@ __all__ = [
 ]
 
 
-def _ints(x: IntLike) -> Ints:
-    return np.asarray(x, dtype=np.int64)
-
-
 def _floats(x: npt.ArrayLike) -> Floats:
     return np.asarray(x, dtype=np.float64)
-
-
-def cdiv(a: IntLike, b: IntLike) -> Ints:
-    """Divide and round up: ceil(a / b) in integers.
-
-    >>> print(cdiv(33, 16), cdiv([15, 16, 17], 16))
-    3 [1 1 2]
-    """
-    return -(-_ints(a) // _ints(b))
 
 
 # --- bytes -----------------------------------------------------------------------------------------------
 
 
+def kv_heads_per_rank(num_kv_heads: IntLike, tp: IntLike) -> Ints:
+    """KV heads that one of `tp` tensor-parallel ranks holds: more ranks than heads copy heads instead of splitting.
+
+        max(1, kv_heads // tp)
+
+    Source: vLLM 0.32, `config/model.py: get_num_kv_heads`.
+
+    >>> print(kv_heads_per_rank(8, 2), kv_heads_per_rank(8, [1, 4, 16]))
+    4 [8 2 1]
+    """
+    heads: Ints = np.maximum(1, _ints(num_kv_heads) // _ints(tp))
+    return heads
+
+
 def kv_bytes_per_token(
-    num_layers: IntLike, num_kv_heads: IntLike, head_dim: IntLike, itemsize: IntLike = 2, *, tp: IntLike = 1
+    num_layers: IntLike,
+    num_kv_heads: IntLike,
+    head_dim: IntLike,
+    itemsize: IntLike = 2,
+    *,
+    tp: IntLike = 1,
+    v_head_dim: IntLike | None = None,
 ) -> Ints:
     """Bytes of K and V that one token adds on one rank.
 
-        2 * layers * max(1, kv_heads // tp) * head_dim * itemsize            [bytes/token]
+        layers * kv_heads_per_rank * (head_dim + v_head_dim) * itemsize      [bytes/token]
 
-    More ranks than KV heads copy heads instead of splitting them. Source: the shapes of the tensors; heads per
-    rank as in vLLM 0.32, `config/model.py: get_num_kv_heads`.
+    `v_head_dim` is `head_dim` where none is given; few models have narrower values. Source: the tensors' shapes.
 
     >>> print(f"{kv_bytes_per_token(80, 8, 128):,}")  # a 70B model, 8 KV heads, 16 bits
     327,680
     >>> print(kv_bytes_per_token(80, 8, 128, tp=[1, 4, 8, 16]))
     [327680  81920  40960  40960]
     """
-    heads = np.maximum(1, _ints(num_kv_heads) // _ints(tp))
-    bytes_per_token: Ints = 2 * _ints(num_layers) * heads * _ints(head_dim) * _ints(itemsize)
+    keys = _ints(head_dim)
+    values = keys if v_head_dim is None else _ints(v_head_dim)
+    heads = kv_heads_per_rank(num_kv_heads, tp)
+    bytes_per_token: Ints = _ints(num_layers) * heads * (keys + values) * _ints(itemsize)
     return bytes_per_token
 
 

@@ -20,6 +20,20 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
+def cdiv(a: npt.ArrayLike, b: npt.ArrayLike) -> Ints:
+    """Divide and round up: ceil(a / b) in integers.
+
+    >>> print(cdiv(33, 16), cdiv([15, 16, 17], 16))
+    3 [1 1 2]
+    """
+    return -(-_ints(a) // _ints(b))
+
+
+def _ints(x: npt.ArrayLike) -> Ints:
+    """Integers as an array; a plain int stays one, which is how the planner asks one figure at a time."""
+    return x if isinstance(x, int) else np.asarray(x, dtype=np.int64)
+
+
 class Moments(NamedTuple):
     """Mean and standard deviation of the blocks that a running trace holds."""
 
@@ -68,8 +82,8 @@ def resident_distribution(
     first, last = p.ravel() + 1, (p + o).ravel()
     # steps spent with exactly k blocks = steps with a context over (k - 1) * block - those over k * block;
     # counted for all k at once: a step each at every block of [first, last], and the two ends corrected
-    size = int(-(-last.max() // block_size)) + 1
-    low, high = -(-first // block_size), -(-last // block_size)
+    size = int(cdiv(last.max(), block_size)) + 1
+    low, high = cdiv(first, block_size), cdiv(last, block_size)
     edges = np.bincount(low, minlength=size + 1) - np.bincount(high + 1, minlength=size + 1)
     steps = np.cumsum(edges)[:size] * block_size
     steps = steps - np.bincount(low, (first - 1) - (low - 1) * block_size, size)

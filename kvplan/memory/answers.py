@@ -19,9 +19,9 @@ from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.layout import Layout
 from kvplan.memory.report import SCHEMA_VERSION, log_lines, memory_html, memory_text
 from kvplan.memory.serve_command import shell_command, with_length
-from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.models.spec import ModelSpec
 from kvplan.profiles.memory_profile import MemoryProfile
-from kvplan.units import gib
+from kvplan.units import cdiv, gib
 
 
 class Span(NamedTuple):
@@ -157,7 +157,7 @@ class Plan:
     @property
     def bytes_per_token(self) -> int:
         """KV bytes a token adds on one GPU while every attention layer still keeps it; states left out."""
-        growing = [g for g in self.shape.groups if g.kind is not AttentionKind.STATE]
+        growing = [g for g in self.shape.groups if g.kind.keeps_tokens]
         return sum(group.bytes_per_block // (group.block_size * group.num_shards) for group in growing)
 
     @property
@@ -290,7 +290,7 @@ class Plan:
             return ""
         if asked <= held:
             return f", so all {asked:,} run together"
-        return f", so {asked:,} run in {-(-asked // held)} waves or preempt"
+        return f", so {asked:,} run in {cdiv(asked, held)} waves or preempt"
 
     def to_frame(self) -> Any:
         """The memory rows as a pandas DataFrame: use, gib, low, high, source."""

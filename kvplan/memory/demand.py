@@ -12,14 +12,11 @@ from pydantic import BeforeValidator, Field
 
 from kvplan.config import Config
 from kvplan.engines.flags import ResolvedArgs, as_count
-from kvplan.formulas.capacity import cdiv
 from kvplan.memory.layout import Layout
-from kvplan.models.spec import AttentionKind
+from kvplan.units import cdiv
 
 Tokens = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 32)]
 Number = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 32)]
-
-_GROWING = (AttentionKind.FULL, AttentionKind.MLA)
 
 
 class Demand(Config):
@@ -65,7 +62,7 @@ class TraceBlocks(NamedTuple):
 
     def of(self, num_traces: int, num_samples: int) -> int:
         """Blocks of `num_traces` traces, `num_samples` to a request."""
-        requests = int(cdiv(num_traces, num_samples))
+        requests = cdiv(num_traces, num_samples)
         return num_traces * (self.alone - self.shared) + requests * self.shared
 
     def most_traces(self, usable_blocks: int, num_samples: int) -> int:
@@ -90,5 +87,5 @@ def trace_blocks(
     if num_samples == 1 or not args.enable_prefix_caching:
         return TraceBlocks(alone, 0)
     hit = max(0, prompt_tokens - 1)
-    shared = sum(hit // (g.block_size * g.num_shards) for g in layout.groups if g.kind in _GROWING)
+    shared = sum(hit // (g.block_size * g.num_shards) for g in layout.groups if g.kind.is_growing)
     return TraceBlocks(alone, shared)

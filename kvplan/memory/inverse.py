@@ -14,6 +14,7 @@ from kvplan.gpu import get_gpu, gpu_names
 from kvplan.limits import Limit
 from kvplan.memory.answers import Option, Plan, Question
 from kvplan.memory.plan import answer, answers
+from kvplan.units import cdiv
 
 _FREE, _QUALITY, _SHORTER, _FEWER, _HARDWARE = range(5)
 """Ranks of a change: free, costs precision, length, concurrency, money."""
@@ -118,7 +119,7 @@ def _smaller_batch(plan: Plan) -> Iterator[Option]:
 
 def _needed_seqs(plan: Plan) -> int:
     """Sequences that one replica must run at once."""
-    return -(-plan.question.demand.num_traces // plan.args.data_parallel_size)
+    return cdiv(plan.question.demand.num_traces, plan.args.data_parallel_size)
 
 
 def _utilization(plan: Plan) -> Iterator[Option]:

@@ -25,7 +25,7 @@ from kvplan.formulas.capacity import (
 )
 from kvplan.formulas.varying import Ints
 from kvplan.memory.kv.backends import Capability
-from kvplan.memory.kv.groups import GROWING, Group, bytes_per_block, group_layers, on_stage
+from kvplan.memory.kv.groups import Group, bytes_per_block, group_layers, on_stage
 from kvplan.memory.kv.mixers import Setup
 from kvplan.memory.kv.pages import Pages, model_pages
 from kvplan.memory.kv.versions import MIRRORED, Rules, Version, rules_for
@@ -324,7 +324,7 @@ def _describe(group: Group, request: _Request, length: int) -> KvGroup:
         bytes_per_block=total,
         blocks_per_request=request.group_blocks(group, length),
         window=first.window,
-        num_shards=request.dcp if first.kind in GROWING else 1,
+        num_shards=request.dcp if first.kind.is_growing else 1,
         speculative_blocks=first.speculative_blocks,
         holds_last_layer=any(layer.is_last for layer in group),
     )

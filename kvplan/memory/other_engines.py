@@ -25,9 +25,8 @@ from kvplan.memory.kv.formats import token_bytes
 from kvplan.memory.kv.states import state_bytes
 from kvplan.memory.layout import KvCacheTooSmall, KvGroup, Layout
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
-from kvplan.units import gib
+from kvplan.units import cdiv, gib
 
-_WINDOWS = (AttentionKind.SLIDING, AttentionKind.CHUNKED)
 _TWO_POOLS = ("Llama4", "GptOss", "Gemma4", "MiMoV2")
 """Architectures whose windows get a pool of their own in SGLang; in others every layer counts as full."""
 
@@ -84,7 +83,7 @@ def pool_layout(
         length = min(length, max(1, blocks * page))
     if blocks * page < length:
         raise _too_small(engine, length, block // page, left, blocks * page)
-    group = KvGroup(cells.kind, cells.num_layers, page, block // cells.num_layers, block, -(-length // page))
+    group = KvGroup(cells.kind, cells.num_layers, page, block // cells.num_layers, block, cdiv(length, page))
     return Layout(
         (group,), blocks, block, page, length, args.max_num_batched_tokens, kv_dtype, (engine.engine,)
     )
@@ -106,17 +105,17 @@ def _too_small(engine: EngineVersion, length: int, cell: int, available: int, to
 
 
 def _cells(engine: EngineVersion, model: ModelSpec, args: ResolvedArgs, kv_dtype: str) -> _Cells:
-    dtype, keep = model_dtype(model, args), (AttentionKind.NONE, AttentionKind.STATE)
-    mixers = [m for layer in model.layers for m in layer.mixers if m.kind not in keep]
-    stage = mixers[: -(-len(mixers) // args.pipeline_parallel_size)]
+    dtype = model_dtype(model, args)
+    mixers = [m for layer in model.layers for m in layer.mixers if m.kind.keeps_tokens]
+    stage = mixers[: cdiv(len(mixers), args.pipeline_parallel_size)]
     apart = _has_window_pool(engine, model)
 
     def total(layers: list[AttentionSpec]) -> int:
         owners = [spec for spec in layers if spec.kv_shared_with is None]
         return sum(token_bytes(spec, kv_dtype, dtype, args.tensor_parallel_size) for spec in owners)
 
-    windows = [spec for spec in stage if apart and spec.kind in _WINDOWS]
-    full = [spec for spec in stage if not (apart and spec.kind in _WINDOWS)]
+    windows = [spec for spec in stage if apart and spec.kind.is_windowed]
+    full = [spec for spec in stage if not (apart and spec.kind.is_windowed)]
     kind = stage[0].kind if stage[0].kind is AttentionKind.MLA else AttentionKind.FULL
     return _Cells(total(full), total(windows), len(stage), kind)
 
@@ -136,7 +135,7 @@ def hybrid_states(
         return None
     ssm = "float32" if args.mamba_ssm_cache_dtype == "auto" else args.mamba_ssm_cache_dtype
     told = args.model_copy(update={"mamba_ssm_cache_dtype": ssm, "num_speculative_tokens": 0})
-    stage = states[: -(-len(states) // args.pipeline_parallel_size)]
+    stage = states[: cdiv(len(states), args.pipeline_parallel_size)]
     slot = sum(state_bytes(state, told, model_dtype(model, args)) for state in stage)
     asked = args.max_num_seqs if args.max_num_seqs < MOST_ASKED else None
     return state_pool(available_bytes, slot, radix_cache=args.enable_prefix_caching, asked_requests=asked)
@@ -164,12 +163,14 @@ def running_requests(
 
 def _check_kinds(engine: EngineVersion, model: ModelSpec) -> None:
     kinds = {m.kind for layer in model.layers for m in layer.mixers}
-    if engine.engine == "tensorrt-llm" and kinds & {AttentionKind.STATE, *_WINDOWS}:
+    if engine.engine == "tensorrt-llm" and any(
+        kind is AttentionKind.STATE or kind.is_windowed for kind in kinds
+    ):
         raise KvplanError(
             f"{model.name}: tensorrt-llm keeps windows or states in pools of their own, which kvplan does not plan; "
             "--engine vllm or sglang does"
         )
-    if kinds <= {AttentionKind.STATE, AttentionKind.NONE}:
+    if not any(kind.keeps_tokens for kind in kinds):
         raise KvplanError(
             f"{model.name} has no attention layer; kvplan plans such models for --engine vllm only"
         )

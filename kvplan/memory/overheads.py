@@ -12,11 +12,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kvplan.engines.flags import ResolvedArgs
+from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.gpu import GpuSpec
 from kvplan.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
 from kvplan.timing.costs import capture_sizes
-from kvplan.units import GiB, MiB
+from kvplan.units import GiB, MiB, cdiv
 
 _MOE_CHUNK = 32768
 """Tokens the fused-experts kernels take at a time; wider batches reuse the same workspace."""
@@ -109,7 +110,7 @@ def _mlp_width(mlp: MlpSpec, hidden: int, tokens: int, tp: int) -> float:
 
 def _attention_width(spec: AttentionSpec, tp: int) -> float:
     """Queries, keys, values and the output of one layer."""
-    heads, kv_heads = spec.num_heads / tp, max(1.0, spec.num_kv_heads / tp)
+    heads, kv_heads = spec.num_heads / tp, int(kv_heads_per_rank(spec.num_kv_heads, tp))
     values = spec.v_head_dim or spec.head_dim
     return heads * (spec.head_dim + values) + kv_heads * (spec.head_dim + values)
 
@@ -138,4 +139,4 @@ def num_graphs(args: ResolvedArgs, gpu: GpuSpec) -> int:
 
 
 def _stage_layers(model: ModelSpec, args: ResolvedArgs) -> int:
-    return -(-len(model.layers) // args.pipeline_parallel_size)
+    return cdiv(len(model.layers), args.pipeline_parallel_size)

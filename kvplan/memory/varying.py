@@ -9,7 +9,7 @@ import numpy as np
 
 from kvplan.formulas.varying import coarser, max_traces, resident_distribution
 from kvplan.memory.answers import Plan
-from kvplan.models.spec import AttentionKind
+from kvplan.units import cdiv
 from kvplan.workload.lengths import Correlation, Length, correlated_uniforms, quantile
 
 NUM_DRAWS = 4096
@@ -26,7 +26,7 @@ def varying_traces(
     (windows, states): that is a case for the simulator.
     """
     layout = plan.layout
-    if layout is None or len(layout.groups) != 1 or layout.groups[0].kind not in _GROWING:
+    if layout is None or len(layout.groups) != 1 or not layout.groups[0].kind.is_growing:
         return None
     draws = correlated_uniforms(Correlation(), NUM_DRAWS, np.random.default_rng(seed))
     prompts, hidden, shown = (
@@ -36,9 +36,6 @@ def varying_traces(
     outputs = np.clip(hidden + shown, 1, layout.max_model_len - prompts)
     group = layout.groups[0]
     distribution = resident_distribution(prompts, outputs, group.block_size * group.num_shards)
-    factor = -(-layout.num_blocks // MAX_UNITS)
+    factor = cdiv(layout.num_blocks, MAX_UNITS)
     units = layout.num_usable_blocks // factor + 1
     return max_traces(coarser(distribution, factor), units, overflow=overflow)
-
-
-_GROWING = (AttentionKind.FULL, AttentionKind.MLA)

@@ -11,7 +11,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from kvplan.errors import KvplanError
+from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec
+from kvplan.units import cdiv
 
 VOCAB_MULTIPLE = 64
 """vLLM pads the vocabulary to a multiple of 64 rows."""
@@ -57,7 +59,9 @@ class Cut(NamedTuple):
 
     def kv_heads(self, heads: int) -> int:
         """KV heads per rank: cut, or replicated where there are more ranks than heads."""
-        return 1 if self.tp > heads and self.tp % heads == 0 else even(heads, self.tp, "KV heads")
+        if self.tp <= heads or self.tp % heads:
+            even(heads, self.tp, "KV heads")
+        return int(kv_heads_per_rank(heads, self.tp))
 
 
 def even(size: int, ranks: int, what: str) -> int:
@@ -217,7 +221,7 @@ def _moe(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
         yield Module("mlp.fc1_latent_proj", "mlp", inside, hidden)
         yield Module("mlp.fc2_latent_proj", "mlp", hidden, inside)
     width = even(m.intermediate_size, cut.expert_tp, "channels of an expert")
-    yield from _matrices("mlp.experts.", "expert", m, width, inside, copies=-(-m.num_experts // cut.ep))
+    yield from _matrices("mlp.experts.", "expert", m, width, inside, copies=cdiv(m.num_experts, cut.ep))
 
 
 # ---- layers and what surrounds them
@@ -256,7 +260,7 @@ def padded_vocab(model: ModelSpec, cut: Cut) -> int:
     """Rows of the embedding on one rank."""
     if cut.checkpoint:
         return model.vocab_size
-    padded = -(-model.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    padded = cdiv(model.vocab_size, VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     return even(padded, cut.tp, "rows of the padded vocabulary")
 
 

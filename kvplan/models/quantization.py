@@ -13,6 +13,7 @@ from fnmatch import translate
 from kvplan.models.config import Keys
 from kvplan.models.modules import Module
 from kvplan.models.spec import ModelSpec
+from kvplan.units import cdiv
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ class Scheme:
 
     def matrix_bytes(self, rows: int, cols: int) -> int:
         """Bytes of one `rows` x `cols` matrix with its scales."""
-        blocks = -(-rows // self.block_rows) * -(-cols // (self.block_cols or max(cols, 1)))
-        return -(-rows * cols * self.bits // 8) + int(blocks * self.scale_bytes) + self.tensor_bytes
+        blocks = cdiv(rows, self.block_rows) * cdiv(cols, self.block_cols or max(cols, 1))
+        return cdiv(rows * cols * self.bits, 8) + int(blocks * self.scale_bytes) + self.tensor_bytes
 
 
 FP8_TENSOR = Scheme("fp8 per tensor", 8, tensor_bytes=8)

@@ -27,6 +27,21 @@ class AttentionKind(StrEnum):
     NONE = "none"
     """A layer without memory (an MLP-only layer of Nemotron-H)."""
 
+    @property
+    def is_growing(self) -> bool:
+        """Whether every token is kept to the end: vLLM's FullAttentionSpec and its children."""
+        return self in (AttentionKind.FULL, AttentionKind.MLA)
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether tokens before a window or chunk are forgotten."""
+        return self in (AttentionKind.SLIDING, AttentionKind.CHUNKED)
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether KV of tokens is kept, rather than a state or nothing."""
+        return self.is_growing or self.is_windowed
+
 
 @dataclass(frozen=True, slots=True)
 class StateSpec:

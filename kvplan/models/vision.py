@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from kvplan.models.config import Keys
 from kvplan.models.modules import Module, vector
 from kvplan.models.spec import VisionSpec
+from kvplan.units import cdiv
 
 FAMILIES = {
     "Gemma3": "siglip",
@@ -106,8 +107,8 @@ def _blocks(
     v: VisionSpec, tp: int, *, gated: bool = False, bias: bool = True, norms: int = 4
 ) -> Iterator[Module]:
     """The transformer's layers: fused QKV and the first MLP matrices cut by rows, the others by columns."""
-    hidden, width, n = v["hidden"], -(-v["width"] // tp), v["layers"]
-    inner = -(-hidden // tp)
+    hidden, width, n = v["hidden"], cdiv(v["width"], tp), v["layers"]
+    inner = cdiv(hidden, tp)
     yield _linear("attn.qkv", 3 * inner, hidden, bias, n)
     yield _linear("attn.proj", hidden, inner, bias, n)
     yield _linear("mlp.up", (2 if gated else 1) * width, hidden, bias, n)
@@ -131,19 +132,19 @@ def _pixtral_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
     yield vector("ln_pre_and_projector_norm", 2 * hidden)
     yield from _blocks(v, tp, gated=True, bias=False, norms=2)
     yield _linear("patch_merger", hidden, 4 * hidden, bias=False)
-    yield _linear("linear_1", -(-text // tp), hidden, bias=False)
-    yield _linear("linear_2", text, -(-text // tp), bias=False)
+    yield _linear("linear_1", cdiv(text, tp), hidden, bias=False)
+    yield _linear("linear_2", text, cdiv(text, tp), bias=False)
 
 
 def _llama4_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
     hidden, adapter, output = v["hidden"], v["adapter"], v["output"]
-    yield _linear("patch_embedding", -(-hidden // tp), 3 * v["patch"] ** 2, bias=False)
+    yield _linear("patch_embedding", cdiv(hidden, tp), 3 * v["patch"] ** 2, bias=False)
     yield vector("class_and_position_embedding", ((v["image"] // v["patch"]) ** 2 + 2) * hidden)
     yield vector("layernorm_pre_and_post", 4 * hidden)
     yield from _blocks(v, tp)
-    yield _linear("adapter.fc1", -(-adapter // tp), v["width"], bias=False)
-    yield _linear("adapter.fc2", output, -(-adapter // tp), bias=False)
-    yield _linear("projector", -(-v["text_hidden"] // tp), output, bias=False)
+    yield _linear("adapter.fc1", cdiv(adapter, tp), v["width"], bias=False)
+    yield _linear("adapter.fc2", output, cdiv(adapter, tp), bias=False)
+    yield _linear("projector", cdiv(v["text_hidden"], tp), output, bias=False)
 
 
 def _qwen_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
@@ -154,8 +155,8 @@ def _qwen_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
     yield vector("merger.norm", 2 * hidden)
     yield vector("deepstack.norms", 2 * merged * v["deepstack"])
     mergers = 1 + v["deepstack"]
-    yield _linear("merger.fc1", -(-merged // tp), merged, copies=mergers)
-    yield Module("merger.fc2", "vision", v["output"], -(-merged // tp), v["output"], mergers, linear=False)
+    yield _linear("merger.fc1", cdiv(merged, tp), merged, copies=mergers)
+    yield Module("merger.fc2", "vision", v["output"], cdiv(merged, tp), v["output"], mergers, linear=False)
 
 
 def _gemma4_modules(v: VisionSpec, tp: int) -> Iterator[Module]:

@@ -24,6 +24,7 @@ from kvplan.models.modules import (
 from kvplan.models.quantization import Rule, Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 from kvplan.models.vision import vision_modules
+from kvplan.units import cdiv
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -289,4 +290,4 @@ def _finer_blocks(scheme: Scheme, m: Module) -> Scheme:
 def _padded(m: Module, pad: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns rounded up to the kernel's tiles: `pad` is (intermediate, hidden)."""
     row_tile, col_tile = pad[::-1] if m.name.endswith("down_proj") else pad
-    return -(-m.rows // row_tile) * row_tile, -(-m.cols // col_tile) * col_tile
+    return cdiv(m.rows, row_tile) * row_tile, cdiv(m.cols, col_tile) * col_tile

@@ -186,11 +186,10 @@ def _sglang_sizes(config: EngineConfig, asked: int | None) -> EngineConfig:
 
 def kv_bytes_per_token(layout: Layout, args: ResolvedArgs) -> float:
     """Bytes by which one more token grows a long sequence, all ranks together; windows and states do not grow."""
-    growing = sum(g.bytes_per_block / g.block_size for g in layout.groups if g.kind in GROWING)
+    growing = sum(g.bytes_per_block / g.block_size for g in layout.groups if g.kind.is_growing)
     return growing * args.tensor_parallel_size * args.pipeline_parallel_size
 
 
-GROWING = (AttentionKind.FULL, AttentionKind.MLA)
 KINDS: dict[AttentionKind, Kind] = {
     AttentionKind.FULL: "full",
     AttentionKind.MLA: "full",

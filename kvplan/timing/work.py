@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec
 
 
@@ -189,7 +190,11 @@ def projection_params(a: AttentionSpec, hidden: int, tp: int) -> float:
     if a.state is not None:
         return hidden * _state_width(a.state) / tp
     v = a.v_head_dim or a.head_dim
-    kv_heads = 0 if a.kv_shared_with is not None or not a.num_kv_heads else max(1, a.num_kv_heads // tp)
+    kv_heads = (
+        0
+        if a.kv_shared_with is not None or not a.num_kv_heads
+        else int(kv_heads_per_rank(a.num_kv_heads, tp))
+    )
     return hidden * (heads * a.head_dim * (1 + a.gated) + kv_heads * (a.head_dim + v) + heads * v)
 
 
@@ -225,7 +230,7 @@ def _attention_work(layers: Counter[LayerSpec], tp: int, kv_bytes: float) -> tup
     counts: Counter[AttentionSpec] = Counter()
     for layer, n in layers.items():
         for a in layer.mixers:
-            if a.kind not in (AttentionKind.NONE, AttentionKind.STATE):
+            if a.kind.keeps_tokens:
                 counts[a] += n
     return tuple(work for a, n in counts.items() for work in _kinds_of(a, n, tp, kv_bytes))
 
@@ -235,7 +240,7 @@ def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[Atten
     heads = max(1, a.num_heads // tp)
     if a.kind is not AttentionKind.MLA:
         v = a.v_head_dim or a.head_dim
-        kv = max(1, a.num_kv_heads // tp)
+        kv = int(kv_heads_per_rank(a.num_kv_heads, tp))
         flops = 2.0 * heads * (a.head_dim + v)
         return (AttentionWork(n, a.window, kv * (a.head_dim + v) * kv_bytes, flops, flops, heads, kv),)
     latent = a.kv_lora_rank + a.qk_rope_head_dim

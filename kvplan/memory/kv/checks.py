@@ -26,7 +26,7 @@ def check_sharding(model: ModelSpec, args: EngineArgs) -> None:
     for spec in {m for layer in model.layers for m in layer.mixers}:
         if spec.kind is AttentionKind.SLIDING and dcp > 1:
             raise KvplanError("decode_context_parallel_size does not work with sliding windows")
-        if spec.kind not in (AttentionKind.STATE, AttentionKind.NONE):
+        if spec.kind.keeps_tokens:
             _check_heads(spec, tp, copies)
         if spec.kind in (AttentionKind.FULL, AttentionKind.CHUNKED) and dcp > 1:
             _check_copies(spec, tp, dcp)

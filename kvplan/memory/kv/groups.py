@@ -14,9 +14,7 @@ from typing import NamedTuple
 from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import chunked_blocks, full_blocks, state_blocks, window_blocks
 from kvplan.models.spec import AttentionKind
-
-GROWING = (AttentionKind.FULL, AttentionKind.MLA)
-"""Kinds that keep every token; vLLM's FullAttentionSpec and its children."""
+from kvplan.units import cdiv
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class Page:
         """Blocks that start-up reserves for one request of `max_model_len` tokens."""
         if self.kind is AttentionKind.STATE:
             return int(state_blocks(self.speculative_blocks, self.checkpoint_blocks, self.aligned))
-        if self.kind in GROWING:
+        if self.kind.is_growing:
             return int(full_blocks(max_model_len, self.block_size * dcp))
         if self.kind is AttentionKind.CHUNKED:
             return int(chunked_blocks(max_model_len, self.window, max_in_flight_tokens, self.block_size))
@@ -122,7 +120,7 @@ def is_uniform(pages: Sequence[Page]) -> bool:
 
 
 def _need(page: Page) -> tuple[object, ...]:
-    if page.kind in GROWING:
+    if page.kind.is_growing:
         return (page.block_size,)
     if page.kind is AttentionKind.STATE:
         blocks = (page.speculative_blocks, page.checkpoint_blocks)
@@ -132,7 +130,7 @@ def _need(page: Page) -> tuple[object, ...]:
 
 def promote_windows(layers: Sequence[Layer]) -> list[Layer]:
     """Count windows and chunks as full attention, if some layer has full attention already."""
-    full_sizes = {layer.page.block_size for layer in layers if layer.page.kind in GROWING}
+    full_sizes = {layer.page.block_size for layer in layers if layer.page.kind.is_growing}
     if not full_sizes or is_uniform([layer.page for layer in layers]):
         return list(layers)
     block_size = full_sizes.pop() if len(full_sizes) == 1 else 0
@@ -145,7 +143,7 @@ def promote_windows(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _promoted(page: Page, block_size: int) -> Page:
-    if page.kind not in (AttentionKind.SLIDING, AttentionKind.CHUNKED):
+    if not page.kind.is_windowed:
         return page
     block_size = block_size or page.block_size
     padded = page.padded_bytes and max(page.padded_bytes, page.token_bytes * block_size)
@@ -192,6 +190,6 @@ def _deal(layers: Sequence[Layer], merge_ratio: float) -> list[Group]:
     size = largest if largest < merge_ratio * smallest else smallest
     groups = []
     for same in kinds.values():
-        num_groups = -(-len(same) // size)
+        num_groups = cdiv(len(same), size)
         groups += [same[i::num_groups] for i in range(num_groups)]
     return groups

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
+from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.memory.kv.backends import INDEXER, Backend, Capability, LayerNeeds, select_backend
 from kvplan.memory.kv.checks import check_sharding, model_dtype, resolve_kv_dtype
 from kvplan.memory.kv.formats import stored_format
@@ -170,7 +171,7 @@ def _needs(setup: Setup, m: Mixer) -> LayerNeeds:
         # chunked attention picks its kernel before it learns that it is skipped from quantisation
         kv_dtype=args.kv_cache_dtype if spec.kind is AttentionKind.CHUNKED else m.kv_format,
         num_heads=spec.num_heads // setup.tp,
-        num_kv_heads=1 if is_mla else max(1, spec.num_kv_heads // setup.tp),
+        num_kv_heads=1 if is_mla else int(kv_heads_per_rank(spec.num_kv_heads, setup.tp)),
         dtype=setup.dtype,
         block_size=args.block_size,
         is_mla=is_mla,

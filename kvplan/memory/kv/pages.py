@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from kvplan.errors import KvplanError
+from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.memory.kv.formats import group_format, indexer_token_bytes, token_bytes
 from kvplan.memory.kv.groups import Layer, Page
 from kvplan.memory.kv.mixers import Mixer, Setup, distinct_backends, find_mixers
@@ -66,7 +67,7 @@ def _token_bytes(setup: Setup, m: Mixer) -> int:
 
 
 def _shape(setup: Setup, m: Mixer) -> tuple[int | str, ...]:
-    heads = max(1, m.spec.num_kv_heads // setup.tp)
+    heads = int(kv_heads_per_rank(m.spec.num_kv_heads, setup.tp))
     return heads, m.spec.head_dim, m.spec.v_head_dim, group_format(m.spec, m.kv_format, setup.dtype)
 
 

@@ -16,6 +16,7 @@ from kvplan.memory.kv.formats import PACKED_LATENT, stored_format, token_bytes
 from kvplan.memory.kv.mixers import Mixer, Setup, distinct_backends
 from kvplan.memory.kv.states import state_bytes
 from kvplan.models.spec import AttentionKind
+from kvplan.units import cdiv
 
 DEFAULT_BLOCK_SIZE = 16
 
@@ -78,9 +79,9 @@ def _cover_state(setup: Setup, mixers: Sequence[Mixer], sizes: Sizes, state: int
     step = max(min(backends[0].block_sizes), sizes.block_size)
     if _first_attention(mixers).spec.kind is AttentionKind.MLA:
         step = max(step, 128)  # keeps the kernel blocks of a split block a multiple of 128 tokens
-    block = step * -(-state // (step * per_token))
+    block = step * cdiv(state, step * per_token)
     unit = math.lcm(unit, *(min(b.block_sizes) for b in backends))
-    block = max(sizes.block_size, unit * -(-block // unit))
+    block = max(sizes.block_size, unit * cdiv(block, unit))
     page = block * per_token
     return Sizes(block, state_page_bytes=0 if page == state else page, state_block_size=block)
 
@@ -93,7 +94,7 @@ def _cover_skipped(setup: Setup, mixers: Sequence[Mixer], sizes: Sizes) -> Sizes
     kernel = min(distinct_backends(mixers)[0].block_sizes)
     unit = max(kernel, sizes.block_size)
     required = max(plain * kernel, sizes.state_page_bytes)
-    block = max(sizes.block_size, unit * -(-required // (unit * quantized)))
+    block = max(sizes.block_size, unit * cdiv(required, unit * quantized))
     shared = block * quantized
     return Sizes(block, shared if sizes.state_page_bytes else 0, shared, sizes.state_block_size)
 

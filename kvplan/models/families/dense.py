@@ -18,6 +18,7 @@ from kvplan.models.families.common import (
     windowed,
 )
 from kvplan.models.spec import LayerSpec, MlpSpec
+from kvplan.units import cdiv
 
 
 def _dense(k: Keys, norms: int = 2, sliding: bool = False, **traits: Any) -> Body:
@@ -157,7 +158,7 @@ def _nas_shape(block: Keys, k: Keys) -> tuple[int, int]:
         factor = ffn.raw.get("ffn_mult")
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 1024:
             raise k.error("block_configs: ffn_mult must be a number above 0 and at most 1024")
-        width = -(-int(2 * factor * k.count("hidden_size") / 3) // 256) * 256
+        width = cdiv(int(2 * factor * k.count("hidden_size") / 3), 256) * 256
     return kv_heads, width
 
 

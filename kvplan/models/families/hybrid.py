@@ -19,6 +19,7 @@ from kvplan.models.families.common import (
 )
 from kvplan.models.families.moe import deepseek_mlps, mla, sparse_layers
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, StateSpec
+from kvplan.units import cdiv
 
 
 def state(family: str, ssm_dtype: str = "auto", **facts: int) -> AttentionSpec:
@@ -218,4 +219,4 @@ def _lfm2_width(k: Keys) -> int:
     if not isinstance(factor, int | float) or not 0 < factor < 1e3:
         raise k.error("block_ffn_dim_multiplier must be a number above 0")
     multiple = k.count("block_multiple_of", default=256)
-    return multiple * -(-int(factor * width) // multiple)
+    return multiple * cdiv(int(factor * width), multiple)
