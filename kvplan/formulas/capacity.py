@@ -5,9 +5,13 @@ A decoder remembers two vectors, K and V, per token, layer and KV head. That is 
     bytes/token  ->  bytes/sequence  ->  blocks/sequence  ->  sequences in a pool of blocks
 
 Every function takes numbers or arrays of any shapes that broadcast, and answers in kind. Bytes, tokens and
-blocks are integers. Nothing here knows a model, a GPU or an engine's flags: `layout` reads those off and asks
+blocks are integers. Nothing here knows a model, a GPU or an engine's flags: `memory` reads those off and asks
 these formulas. Sizes of real engines differ from the textbook in blocks (`full_blocks` and on) and in what
-branches share (`tree_blocks`); lengths that vary are in `capacity_mix`, whose functions are public here too.
+branches share (`tree_blocks`); lengths that vary are in `varying`, whose functions are public here too.
+
+Nothing in the package asks the notebook's calculators, which are here for you: `sequence_bytes`, `window_peak_blocks`,
+`longest_trace`, `tree_tokens`, `tree_blocks`, `mean_resident_blocks`, `overflow_probability`, `balance_context`,
+`compute_bound_batch`.
 """
 
 from __future__ import annotations
@@ -54,6 +58,7 @@ __all__ = [
     "resident_distribution",
     "resident_moments",
     "sequence_bytes",
+    "shared_blocks",
     "state_blocks",
     "sum_overflow_probability",
     "tree_blocks",
@@ -305,6 +310,27 @@ def longest_trace(num_traces: IntLike, num_blocks: IntLike, block_size: IntLike)
 # --- branches that share a prefix ---------------------------------------------------------------------------
 
 
+def shared_blocks(num_tokens: IntLike, block_size: IntLike = 16, sharing: Sharing = "full_block") -> Ints:
+    """Leading blocks of a prefix of n tokens that all who branch off at its end share.
+
+    * `full_block`: floor(n / block). The block that a branch point cuts is each child's own.
+    * `vllm`: floor((n - 1) / block). A child is a new request, and a prefix hit stops one token short
+      of its prompt's end, so that there is something to compute; a cut at a block's end costs each child a block.
+    * `none`: 0.
+
+    Source: vLLM 0.32, `v1/core/kv_cache_manager.py: get_computed_blocks`.
+
+    >>> print(shared_blocks(4_000), shared_blocks([4_000, 4_008], sharing="vllm"))
+    250 [249 250]
+    """
+    n = _ints(num_tokens)
+    if sharing == "none":
+        return 0 * n
+    cut = n - 1 if sharing == "vllm" else n
+    shared: Ints = np.maximum(0, cut) // _ints(block_size)
+    return shared
+
+
 def tree_tokens(nodes: IntLike, tokens: IntLike, *, shared: bool = True) -> Ints:
     """Tokens of a tree of branches, given level by level along the first axis.
 
@@ -326,16 +352,9 @@ def tree_blocks(
 ) -> Ints:
     """Blocks of a tree of branches, given level by level as in `tree_tokens`; its leaves are alive, no other node.
 
-    With c_i the tokens from the root to the end of depth i, and s_i the leading blocks that a child shares:
+    With c_i the tokens from the root to the end of depth i, and s_i = shared_blocks(c_i):
 
         sum_i nodes_i * (s_i - s_(i-1)) + leaves * (ceil(c_last / block) - s_(last-1))
-
-    * `full_block`: s_i = floor(c_i / block). The block that a branch point cuts is each child's own.
-    * `vllm`: s_i = floor((c_i - 1) / block). A child is a new request, and a prefix hit stops one token short
-      of its prompt's end, so that there is something to compute; a cut at a block's end costs each child a block.
-    * `none`: s_i = 0.
-
-    Source: vLLM 0.32, `v1/core/kv_cache_manager.py: get_computed_blocks`.
 
     >>> print(*(tree_blocks([1, 8], [4_000, 1_000], sharing=s) for s in ("none", "full_block", "vllm")))
     2504 754 761
@@ -344,19 +363,11 @@ def tree_blocks(
     """
     n, t = np.broadcast_arrays(_ints(nodes), _ints(tokens))
     ends = t.cumsum(axis=0)
-    shared = _shared_blocks(ends, _ints(block_size), sharing)[:-1]
+    shared = shared_blocks(ends, block_size, sharing)[:-1]
     inner: Ints = (n[:-1] * np.diff(shared, axis=0, prepend=np.zeros_like(shared[:1]))).sum(axis=0)
     last = shared[-1] if len(shared) else 0
     blocks: Ints = inner + n[-1] * (cdiv(ends[-1], block_size) - last)
     return blocks
-
-
-def _shared_blocks(ends: Ints, block_size: Ints, sharing: Sharing) -> Ints:
-    if sharing == "none":
-        return np.zeros_like(ends)
-    cut = ends - 1 if sharing == "vllm" else ends
-    shared: Ints = np.maximum(0, cut) // block_size
-    return shared
 
 
 # --- where the time goes ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 
 from kvplan.config import Config
 from kvplan.engines.flags import ResolvedArgs, as_count
+from kvplan.formulas.capacity import num_sequences, shared_blocks
 from kvplan.memory.layout import Layout
 from kvplan.units import cdiv
 
@@ -65,16 +66,16 @@ class TraceBlocks(NamedTuple):
         requests = cdiv(num_traces, num_samples)
         return num_traces * (self.alone - self.shared) + requests * self.shared
 
-    def most_traces(self, usable_blocks: int, num_samples: int) -> int:
-        """Most traces that `usable_blocks` hold at once, requests filled one after another.
+    def most_traces(self, num_blocks: int, num_samples: int) -> int:
+        """Most traces that a pool of `num_blocks` (null block included) holds, requests filled one after another.
 
-        >>> TraceBlocks(alone=10, shared=4).most_traces(34, num_samples=3)
+        >>> TraceBlocks(alone=10, shared=4).most_traces(35, num_samples=3)
         4
         """
         if num_samples == 1 or self.shared == 0:
-            return usable_blocks // self.alone
+            return int(num_sequences(num_blocks, self.alone))
         per_request = self.of(num_samples, num_samples)
-        requests, rest = divmod(usable_blocks, per_request)
+        requests, rest = divmod(max(0, num_blocks - 1), per_request)
         more = max(0, (rest - self.shared) // (self.alone - self.shared)) if self.alone > self.shared else 0
         return requests * num_samples + min(more, num_samples - 1)
 
@@ -86,6 +87,5 @@ def trace_blocks(
     alone = int(layout.resident_blocks(num_tokens))
     if num_samples == 1 or not args.enable_prefix_caching:
         return TraceBlocks(alone, 0)
-    hit = max(0, prompt_tokens - 1)
-    shared = sum(hit // (g.block_size * g.num_shards) for g in layout.groups if g.kind.is_growing)
-    return TraceBlocks(alone, shared)
+    growing = [g.block_size * g.num_shards for g in layout.groups if g.kind.is_growing]
+    return TraceBlocks(alone, sum(int(shared_blocks(prompt_tokens, size, "vllm")) for size in growing))

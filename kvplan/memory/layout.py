@@ -16,10 +16,12 @@ import numpy as np
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.formulas import capacity
 from kvplan.formulas.capacity import (
     IntLike,
     chunked_resident_blocks,
     full_blocks,
+    pool_blocks,
     state_blocks,
     window_resident_blocks,
 )
@@ -106,7 +108,7 @@ class Layout:
     @property
     def max_concurrency(self) -> float:
         """Requests of max_model_len tokens that fit at once, as vLLM prints it."""
-        return self.num_blocks / self.blocks_per_request
+        return float(capacity.max_concurrency(self.num_blocks, self.blocks_per_request))
 
     @property
     def kv_cache_size_tokens(self) -> int:
@@ -264,7 +266,8 @@ class _Stages:
 
     @property
     def num_blocks(self) -> list[int]:
-        return [a // size for a, size in zip(self.available_bytes, self.block_bytes, strict=False) if size]
+        pairs = zip(self.available_bytes, self.block_bytes, strict=False)
+        return [int(pool_blocks(available, size)) for available, size in pairs if size]
 
     @property
     def usable_bytes(self) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ from kvplan.engines.sglang_defaults import (
     state_pool,
 )
 from kvplan.errors import KvplanError
+from kvplan.formulas.capacity import pool_blocks
 from kvplan.gpu import GpuSpec
 from kvplan.memory.kv.backends import Capability
 from kvplan.memory.kv.checks import model_dtype, resolve_kv_dtype
@@ -76,7 +77,7 @@ def pool_layout(
     states = hybrid_states(engine, model, args, available_bytes)
     left = available_bytes - (states.num_bytes if states else 0)
     block = page * (cells.full + int(SWA_TO_FULL * cells.windows))
-    blocks = max(0, left) // block
+    blocks = int(pool_blocks(max(0, left), block))
     if args.num_gpu_blocks_override is not None:
         blocks = min(blocks, args.num_gpu_blocks_override)
     if args.max_model_len == -1:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from kvplan.config import complaint
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, parse_engine, resolve
 from kvplan.errors import KvplanError, did_you_mean
+from kvplan.formulas.capacity import pool_blocks
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.limits import Limit
 from kvplan.memory.answers import Plan, Question, Refusal, Span
@@ -303,7 +304,8 @@ def _shape(question: Question, args: ResolvedArgs, budget: Budget) -> Layout:
     unbound = args.model_copy(update={"num_gpu_blocks_override": None})
     endless = _layout(question, unbound, [1 << 60] * args.pipeline_parallel_size)
     assert isinstance(endless, Layout), "an endless pool fits everything"
-    return replace(endless, num_blocks=max(0, budget.kv.size.value) // max(1, endless.bytes_per_block))
+    blocks = pool_blocks(max(0, budget.kv.size.value), max(1, endless.bytes_per_block))
+    return replace(endless, num_blocks=int(blocks))
 
 
 def _refusal(small: KvCacheTooSmall, budget: Budget) -> Refusal:
@@ -356,7 +358,7 @@ def _traces(demand: Demand, layout: Layout, args: ResolvedArgs, tokens: int) -> 
     blocks = trace_blocks(layout, args, tokens, demand.prompt_tokens(), demand.num_samples)
     if not blocks.alone:
         return float(args.max_num_seqs * args.data_parallel_size)
-    return float(blocks.most_traces(layout.num_usable_blocks, demand.num_samples) * args.data_parallel_size)
+    return float(blocks.most_traces(layout.num_blocks, demand.num_samples) * args.data_parallel_size)
 
 
 def _span(layouts: list[Layout | KvCacheTooSmall], figure: Callable[[Layout], float]) -> Span:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import inspect
 import subprocess
@@ -46,6 +47,20 @@ def test_the_list_of_public_names_is_complete() -> None:
     """`__all__` has every public function, and nothing that is not there."""
     here = {n for n, f in vars(cap).items() if inspect.isfunction(f) and not n.startswith("_")}
     assert here == set(cap.__all__)
+
+
+def test_the_planner_asks_every_formula_but_the_named_calculators() -> None:
+    """A public formula has a caller in the package, or the module's docstring says that it has none."""
+    files = [path for path in (ROOT / "kvplan").rglob("*.py") if path.name != "capacity.py"]
+    trees = [ast.parse(path.read_text()) for path in files]
+    calls = [node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    called = {
+        f.attr if isinstance(f, ast.Attribute) else f.id
+        for f in calls
+        if hasattr(f, "id") or hasattr(f, "attr")
+    }
+    calculators = cap.__doc__.split("calculators", 1)[1]
+    assert {name for name in cap.__all__ if f"`{name}`" in calculators} == set(cap.__all__) - called
 
 
 def test_capacity_needs_numpy_only() -> None:

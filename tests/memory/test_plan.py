@@ -71,7 +71,7 @@ def test_most_traces_is_the_largest_that_fits(
 ) -> None:
     """n traces fit and n + 1 do not, prompts shared within each request."""
     blocks = TraceBlocks(alone, data.draw(st.integers(0, alone - 1)))
-    most = blocks.most_traces(usable, num_samples)
+    most = blocks.most_traces(usable + 1, num_samples)  # the null block serves nobody
     assert blocks.of(most, num_samples) <= usable or most == 0
     assert blocks.of(most + 1, num_samples) > usable
 

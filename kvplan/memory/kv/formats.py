@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from kvplan.errors import KvplanError
+from kvplan.formulas.capacity import kv_bytes_per_token, kv_heads_per_rank, latent_bytes_per_token
 from kvplan.memory.kv.backends import Backend, is_quantized
 from kvplan.memory.kv.states import ELEMENT_BYTES
 from kvplan.models.spec import AttentionKind, AttentionSpec
@@ -44,13 +45,20 @@ def token_bytes(spec: AttentionSpec, kv_format: str, dtype: str, tp: int) -> int
         KvplanError: nvfp4 with K and V of different widths.
     """
     if spec.kind is AttentionKind.MLA:
-        width = spec.kv_lora_rank + spec.qk_rope_head_dim
-        return PACKED_LATENT.get(kv_format) or width * element_bytes(kv_format, dtype)
-    heads = max(1, spec.num_kv_heads // tp)
-    return heads * _head_bytes(spec.head_dim, spec.v_head_dim or spec.head_dim, kv_format, dtype)
+        packed = PACKED_LATENT.get(kv_format)
+        plain = latent_bytes_per_token(
+            1, spec.kv_lora_rank, spec.qk_rope_head_dim, element_bytes(kv_format, dtype)
+        )
+        return packed or int(plain)
+    k, v = spec.head_dim, spec.v_head_dim or spec.head_dim
+    if packed := _packed_head_bytes(k, v, kv_format):
+        return int(kv_heads_per_rank(spec.num_kv_heads, tp)) * packed
+    itemsize = element_bytes(kv_format, dtype)
+    return int(kv_bytes_per_token(1, spec.num_kv_heads, k, itemsize, tp=tp, v_head_dim=v))
 
 
-def _head_bytes(k: int, v: int, kv_format: str, dtype: str) -> int:
+def _packed_head_bytes(k: int, v: int, kv_format: str) -> int:
+    """K and V of one head in a format with scales or packed bits; 0 for plain elements."""
     if kv_format == "int4_per_token_head":
         return k // 2 + v // 2 + 8
     if kv_format.endswith("_per_token_head"):
@@ -64,7 +72,7 @@ def _head_bytes(k: int, v: int, kv_format: str, dtype: str) -> int:
         keys = k if key_bits == 8 else math.ceil(k * key_bits / 8) + 2
         slot = keys + math.ceil(k * value_bits / 8) + 4
         return slot + slot % 2
-    return (k + v) * element_bytes(kv_format, dtype)
+    return 0
 
 
 def element_bytes(kv_format: str, dtype: str) -> int:
