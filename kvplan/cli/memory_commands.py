@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 from kvplan.cli.options import DEMAND, FLAGS, SWITCH, print_json
 from kvplan.engines.flags import EntryPoint, parse_engine
+from kvplan.engines.spelling import unspoken
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.plan import estimate
-from kvplan.memory.serve_command import shell_command, unspoken, with_length, yaml_config
+from kvplan.memory.serve_command import shell_command, with_length, yaml_config
 from kvplan.models.load import load_model
 from kvplan.profiles.memory_profile import MemoryProfile
 

@@ -7,69 +7,29 @@ import shlex
 from typing import Any
 
 from kvplan.engines.flags import Engine, EngineArgs
+from kvplan.engines.spelling import spell
 from kvplan.memory.demand import Demand
 
 Flags = dict[str, Any]
 """Flag (without dashes in front) -> value; True and False are switches."""
 
-_SGLANG = {
-    "tensor_parallel_size": "tp-size",
-    "pipeline_parallel_size": "pp-size",
-    "data_parallel_size": "dp-size",
-    "max_model_len": "context-length",
-    "max_num_seqs": "max-running-requests",
-    "max_num_batched_tokens": "chunked-prefill-size",
-    "gpu_memory_utilization": "mem-fraction-static",
-    "num_gpu_blocks_override": "max-total-tokens",
-    "block_size": "page-size",
-    "kv_cache_dtype": "kv-cache-dtype",
-    "mamba_ssm_cache_dtype": "mamba-ssm-dtype",
-    "quantization": "quantization",
-    "dtype": "dtype",
-    "enforce_eager": "disable-cuda-graph",
-    "enable_prefix_caching": "disable-radix-cache",
-    "enable_chunked_prefill": "chunked-prefill-size",
-    "async_scheduling": "disable-overlap-schedule",
-    "enable_expert_parallel": "ep-size",
-}
-_TRTLLM = {
-    "tensor_parallel_size": "tp_size",
-    "pipeline_parallel_size": "pp_size",
-    "enable_expert_parallel": "ep_size",
-    "max_model_len": "max_seq_len",
-    "max_num_seqs": "max_batch_size",
-    "max_num_batched_tokens": "max_num_tokens",
-    "gpu_memory_utilization": "kv_cache_free_gpu_memory_fraction",
-}
-_TRTLLM_FILE = {
-    "block_size": ("kv_cache_config", "tokens_per_block"),
-    "kv_cache_dtype": ("kv_cache_config", "dtype"),
-    "num_gpu_blocks_override": ("kv_cache_config", "max_tokens"),
-    "kv_cache_memory_bytes": ("kv_cache_config", "max_gpu_total_bytes"),
-    "enable_prefix_caching": ("kv_cache_config", "enable_block_reuse"),
-    "enable_chunked_prefill": ("enable_chunked_prefill",),
-    "enforce_eager": ("cuda_graph_config",),
-    "async_scheduling": ("disable_overlap_scheduler",),
-}
-"""Options that trtllm-serve takes only from a file, --extra_llm_api_options."""
 TRTLLM_FILE = "trtllm-options.yaml"
+"""Options that trtllm-serve takes only from a file, --extra_llm_api_options."""
 
 
 def serve_flags(args: EngineArgs, engine: Engine = "vllm") -> Flags:
-    """Flags that differ from the defaults, in the engine's own spelling; `unspoken` names those it has none for.
+    """Flags that differ from the defaults, in the engine's words; `spelling.unspoken` names those it has none for.
 
     >>> serve_flags(EngineArgs(tensor_parallel_size=2, enable_prefix_caching=False))
     {'tensor-parallel-size': 2, 'enable-prefix-caching': False}
     >>> serve_flags(EngineArgs(tensor_parallel_size=2, enable_prefix_caching=False), "sglang")
     {'tp-size': 2, 'disable-radix-cache': True}
     """
-    changed = args.model_dump(exclude_defaults=True)
-    if engine == "sglang":
-        return _sglang_flags(changed, args)
+    spoken = spell(args, engine)
     if engine == "tensorrt-llm":
-        return _trtllm_flags(changed, args)
-    drafts, method = changed.pop("num_speculative_tokens", 0), changed.pop("speculative_method", "mtp")
-    flags = {key.replace("_", "-"): value for key, value in changed.items()}
+        return spoken | ({"extra_llm_api_options": TRTLLM_FILE} if trtllm_options(args) else {})
+    drafts, method = spoken.pop("num_speculative_tokens", 0), spoken.pop("speculative_method", "mtp")
+    flags = {word.replace("_", "-"): value for word, value in spoken.items()}
     if drafts:
         flags["speculative-config"] = {"method": method, "num_speculative_tokens": drafts}
     return flags
@@ -85,34 +45,6 @@ def flag_text(engine: Engine = "vllm", **changes: object) -> str:
     return " ".join(f"--{name} {value}" for name, value in flags.items())
 
 
-def _sglang_flags(changed: Flags, args: EngineArgs) -> Flags:
-    """SGLang's switches turn off what vLLM's turn on; its pool is counted in tokens."""
-    flags: Flags = {}
-    for key, value in changed.items():
-        name = _SGLANG.get(key)
-        if name is None or (name.startswith("disable") and key != "enforce_eager" and value):
-            continue
-        if key == "num_gpu_blocks_override":
-            value *= args.block_size or 1
-        elif key == "enable_chunked_prefill":
-            if value:
-                continue
-            value = -1
-        elif key == "enable_expert_parallel":
-            value = args.tensor_parallel_size
-        elif key == "kv_cache_dtype":
-            value = {"fp8": "fp8_e4m3"}.get(value, value)
-        flags[name] = True if name.startswith("disable") else value
-    return flags
-
-
-def _trtllm_flags(changed: Flags, args: EngineArgs) -> Flags:
-    flags = {_TRTLLM[key]: value for key, value in changed.items() if key in _TRTLLM}
-    if "ep_size" in flags:
-        flags["ep_size"] = args.tensor_parallel_size
-    return flags | ({"extra_llm_api_options": TRTLLM_FILE} if trtllm_options(args) else {})
-
-
 def trtllm_options(args: EngineArgs) -> dict[str, Any]:
     """What of the flags goes into TensorRT-LLM's --extra_llm_api_options file.
 
@@ -120,28 +52,10 @@ def trtllm_options(args: EngineArgs) -> dict[str, Any]:
     {'kv_cache_config': {'dtype': 'fp8', 'enable_block_reuse': False}}
     """
     options: dict[str, Any] = {}
-    for key, value in args.model_dump(exclude_defaults=True).items():
-        path = _TRTLLM_FILE.get(key)
-        if path is None:
-            continue
-        if key == "num_gpu_blocks_override":
-            value *= args.block_size or 32
-        elif key == "enforce_eager":
-            value = None
-        elif key == "async_scheduling":
-            value = not value
-        section = options.setdefault(path[0], {}) if len(path) > 1 else options
-        section[path[-1]] = value
+    for path, value in spell(args, "tensorrt-llm", in_file=True).items():
+        section, _, name = path.rpartition(".")
+        (options.setdefault(section, {}) if section else options)[name] = value
     return options
-
-
-def unspoken(args: EngineArgs, engine: Engine) -> list[str]:
-    """Flags that the engine has no word for, as vLLM spells them."""
-    if engine == "vllm":
-        return []
-    known = set(_SGLANG) if engine == "sglang" else {*_TRTLLM, *_TRTLLM_FILE}
-    changed = args.model_dump(exclude_defaults=True)
-    return ["--" + key.replace("_", "-") for key in changed if key not in known]
 
 
 def with_length(args: EngineArgs, demand: Demand) -> EngineArgs:

@@ -34,7 +34,7 @@ def learn(log: StartupLog, plan: Plan, pool: PrintedPool) -> MemoryProfile:
     args = plan.question.args
     if pool.num_bytes is None:
         raise Unlearned("the log prints no pool that this model and these flags would give")
-    if args.kv_cache_memory_bytes or args.num_gpu_blocks_override or log.flags.get("max_total_tokens"):
+    if args.kv_cache_memory_bytes or args.num_gpu_blocks_override:
         raise Unlearned("a flag states the pool, so it says nothing of overheads")
     profile = plan.question.profile
     assert profile is not None

@@ -148,9 +148,6 @@ def args_of(log: StartupLog, model: ModelSpec, more: EngineArgs | None = None) -
             told.setdefault(flag, int(figures[figure]))
     if "asked_gib" in figures:
         told.setdefault("kv_cache_memory_bytes", int(figures["asked_gib"] * GiB))
-    tokens = log.flags.get("max_total_tokens")
-    if isinstance(tokens, int):
-        told.setdefault("num_gpu_blocks_override", tokens // int(told.get("block_size") or 1))
     if figures.get("state_slots") and figures["state_slots"] == told.get("max_num_seqs"):
         # SGLang sizes states by the requests only without its radix cache
         told["enable_prefix_caching"] = False
@@ -172,7 +169,7 @@ def args_of(log: StartupLog, model: ModelSpec, more: EngineArgs | None = None) -
 def _sglang_share(log: StartupLog) -> float | None:
     """mem_fraction_static as 1 - (free after loading - pool) / free before, where the log prints all three."""
     after, before, pool = log.figures.get("after_gib"), before_loading(log), pool_gib(log)
-    if log.engine != "sglang" or log.flags.get("max_total_tokens") or not (after and before and pool):
+    if log.engine != "sglang" or log.flags.get("num_gpu_blocks_override") or not (after and before and pool):
         return None
     return round(1 - (after - pool) / before, 3)
 

@@ -10,10 +10,12 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kvplan.observed.flags import read_flags
 from places import TRUTH
 
 from kvplan.engines.flags import EngineArgs, parse_engine, resolve
 from kvplan.engines.sglang_defaults import defaults, mem_fraction_static
+from kvplan.engines.spelling import WORDS, spell, understand, unspoken
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.limits import Limit
@@ -22,7 +24,7 @@ from kvplan.memory.demand import Demand, TraceBlocks, trace_blocks
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.overheads import num_graphs
 from kvplan.memory.plan import answer, estimate, rank_weights
-from kvplan.memory.serve_command import serve_flags, shell_command, unspoken, yaml_config
+from kvplan.memory.serve_command import serve_flags, shell_command, yaml_config
 from kvplan.models.load import from_config, load_model
 from kvplan.units import GiB
 
@@ -518,6 +520,60 @@ def test_serve_command_speaks_sglang_and_tensorrt() -> None:
         "cuda_graph_config": None,
     }
     assert yaml.safe_load(yaml_config(QWEN, args, "sglang"))["model-path"] == QWEN
+
+
+SPOKEN: dict[str, Any] = {
+    "enable_expert_parallel": True,
+    "max_num_batched_tokens": 4096,
+    "gpu_memory_utilization": 0.85,
+    "kv_cache_dtype": "fp8_e4m3",
+    "kv_cache_dtype_skip_layers": ("0", "sliding_window"),
+    "attention_backend": "FLASHINFER",
+    "enable_prefix_caching": False,
+    "enable_chunked_prefill": False,
+    "async_scheduling": False,
+    "scheduling_policy": "priority",
+    "scheduler_reserve_full_isl": False,
+    "watermark": 0.25,
+    "disable_hybrid_kv_cache_manager": True,
+    "mamba_cache_dtype": "float32",
+    "mamba_ssm_cache_dtype": "float16",
+    "mamba_cache_mode": "align",
+    "speculative_method": "eagle",
+    "quantization": "fp8",
+    "dtype": "float16",
+    "enforce_eager": True,
+}
+"""A value other than the default of every flag; 8 where none is named."""
+
+
+@pytest.mark.parametrize("engine", WORDS)
+@pytest.mark.parametrize("field", EngineArgs.model_fields)
+def test_every_flag_that_is_spoken_is_understood(field: str, engine: str) -> None:
+    """Written to a command line (or TensorRT-LLM's file) and read back, a flag is what it was."""
+    beside = {"tensor_parallel_size": 4} if field == "enable_expert_parallel" else {}
+    beside |= {"num_speculative_tokens": 3} if field == "speculative_method" else {}
+    asked = {**beside, field: SPOKEN.get(field, 8)}
+    args = EngineArgs(**asked)
+    missing = unspoken(args, engine)
+    assert missing == [] or missing[-1] == "--" + field.replace("_", "-")
+    if missing:
+        return
+    assert understand(spell(args, engine) | spell(args, engine, in_file=True), engine) == asked
+    if engine != "tensorrt-llm" or not spell(args, engine, in_file=True):
+        assert EngineArgs(**read_flags(shell_command(QWEN, args, engine), engine)) == args  # type: ignore[arg-type]
+
+
+def test_words_that_say_nothing_new_are_left_out() -> None:
+    """SGLang's switches turn off what is on; TensorRT-LLM's file names a pool in tokens."""
+    on = EngineArgs(enable_prefix_caching=True, async_scheduling=True, enable_chunked_prefill=True)
+    assert spell(on, "sglang") == {}
+    assert unspoken(on, "sglang") == []
+    pool = EngineArgs(num_gpu_blocks_override=100, block_size=64)
+    assert spell(pool, "tensorrt-llm", in_file=True)["kv_cache_config.max_tokens"] == 6400
+    assert understand(
+        {"max_total_tokens": "many", "ep_size": None, "chunked_prefill_size": -1}, "sglang"
+    ) == {"enable_chunked_prefill": False}
 
 
 # vLLM's own planner
