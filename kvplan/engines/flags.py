@@ -94,10 +94,10 @@ class EngineArgs(Config):
     """Dtype of the convolution state."""
     mamba_ssm_cache_dtype: str = "auto"
     """Dtype of the recurrent state."""
-    mamba_block_size: Annotated[int, Field(ge=1)] | None = None
-    """Tokens per Mamba block."""
-    mamba_cache_mode: str | None = None
-    """none or align."""
+    mamba_block_size: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
+    """Tokens between two kept states, with prefix caching only; beside attention the attention's block size wins."""
+    mamba_cache_mode: Literal["align", "none"] | None = None
+    """Which states stay; vLLM itself takes align with prefix caching and none without, whatever is asked."""
     num_speculative_tokens: Annotated[int, Field(ge=0, le=64)] = 0
     """Draft tokens per decode step."""
     speculative_method: Literal["mtp", "eagle", "draft_model", "ngram"] = "mtp"
@@ -190,6 +190,8 @@ def resolve(
     if version.engine != "sglang":  # whose chunk bounds a prefill, not a step
         _check_batch(args, tokens, seqs, length, chunked)
     _check_dtype(args, gpu)
+    prefix_caching = _prefix_caching(args, model, version)
+    _check_states(args, model, version, length, prefix_caching, chunked)
     return ResolvedArgs(
         **args.model_dump()
         | {
@@ -197,10 +199,11 @@ def resolve(
             "max_num_seqs": seqs,
             "max_num_batched_tokens": tokens,
             "gpu_memory_utilization": utilization,
-            "enable_prefix_caching": _prefix_caching(args, model, version),
+            "enable_prefix_caching": prefix_caching,
             "enable_chunked_prefill": chunked,
             "async_scheduling": _async(args, version),
             "kv_cache_dtype": _kv_cache_dtype(args, model, version),
+            "mamba_cache_mode": _mamba_cache_mode(args, model, version, prefix_caching),
         }
     )
 
@@ -258,6 +261,31 @@ def _prefix_caching(args: EngineArgs, model: ModelSpec, version: EngineVersion) 
     if version.legacy or kinds == {AttentionKind.STATE}:
         return False
     return not model.is_hybrid or version.version >= (0, 21)
+
+
+def _mamba_cache_mode(
+    args: EngineArgs, model: ModelSpec, version: EngineVersion, caching: bool
+) -> str | None:
+    """As prefix caching says, whatever is asked (vLLM 0.32 `model_executor/models/config.py: MambaModelConfig`)."""
+    if version.engine != "vllm" or not model.is_hybrid:
+        return args.mamba_cache_mode
+    return "align" if caching else "none"
+
+
+def _check_states(
+    args: EngineArgs, model: ModelSpec, version: EngineVersion, length: int, caching: bool, chunked: bool
+) -> None:
+    """What vLLM refuses of states; source: `config/vllm.py: validate_mamba_block_size`, `MambaModelConfig`."""
+    if args.mamba_block_size not in (None, length) and not caching:
+        raise KvplanError(
+            f"--mamba-block-size {args.mamba_block_size}: only with prefix caching, which is off; "
+            "add --enable-prefix-caching or leave it out"
+        )
+    if version.engine == "vllm" and model.is_hybrid and caching and not chunked:
+        raise KvplanError(
+            f"--no-enable-chunked-prefill: {model.name} caches its states at the ends of chunks; "
+            "add --no-enable-prefix-caching"
+        )
 
 
 def _async(args: EngineArgs, version: EngineVersion) -> bool:

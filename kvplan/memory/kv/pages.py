@@ -105,7 +105,7 @@ def _state_page(setup: Setup, m: Mixer, sizes: Sizes) -> Page:
     whole = args.max_model_len if args.max_model_len not in (None, -1) else setup.model.default_max_model_len
     return Page(
         AttentionKind.STATE,
-        (sizes.state_block_size or sizes.block_size) if aligned else whole or 1,
+        (sizes.state_block_size or args.mamba_block_size or sizes.block_size) if aligned else whole or 1,
         state_bytes=state_bytes(state, args, setup.dtype),
         padded_bytes=sizes.state_page_bytes,
         shape=(state.family,),

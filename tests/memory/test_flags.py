@@ -1,0 +1,130 @@
+"""Every flag of `EngineArgs` changes a plan, the simulated engine or its step time, or a reason says why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvplan.engines.flags import EngineArgs
+from kvplan.errors import KvplanError
+from kvplan.memory.plan import answer, estimate
+from kvplan.models.load import from_config, load_model
+from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.scenario.schema import Deployment
+from kvplan.simulation.deploy import set_up
+from kvplan.timing.step import StepShape
+
+DENSE, MOE, LATENT = "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-V2-Lite"
+WINDOWED, HYBRID = "google/gemma-3-27b-it", "Qwen/Qwen3-Next-80B-A3B-Instruct"
+NEMOTRON = {
+    "architectures": ["NemotronHForCausalLM"], "hidden_size": 1024, "vocab_size": 32000, "num_hidden_layers": 2,
+    "hybrid_override_pattern": "M-", "mamba_num_heads": 32, "mamba_head_dim": 64, "n_groups": 8,
+    "ssm_state_size": 128, "conv_kernel": 4, "num_attention_heads": 16,
+    "intermediate_size": 4096, "max_position_embeddings": 8192,
+}  # fmt: skip
+"""A model of states alone."""
+
+CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
+    "tensor_parallel_size": (DENSE, {}, 2),
+    "pipeline_parallel_size": (DENSE, {}, 2),
+    "data_parallel_size": (MOE, {"enable_expert_parallel": True}, 2),
+    "decode_context_parallel_size": (LATENT, {"tensor_parallel_size": 2}, 2),
+    "enable_expert_parallel": (MOE, {"data_parallel_size": 2}, True),
+    "max_model_len": (DENSE, {}, 8192),
+    "max_num_seqs": (DENSE, {}, 16),
+    "max_num_batched_tokens": (DENSE, {}, 4096),
+    "gpu_memory_utilization": (DENSE, {}, 0.5),
+    "kv_cache_memory_bytes": (DENSE, {}, 20 << 30),
+    "num_gpu_blocks_override": (DENSE, {}, 5000),
+    "block_size": (DENSE, {}, 32),
+    "kv_cache_dtype": (DENSE, {}, "fp8"),
+    "kv_cache_dtype_skip_layers": (DENSE, {"kv_cache_dtype": "fp8"}, ("0",)),
+    "attention_backend": (DENSE, {}, "FLASHINFER"),
+    "enable_prefix_caching": (DENSE, {}, False),
+    "enable_chunked_prefill": (DENSE, {}, False),
+    "async_scheduling": (DENSE, {}, False),
+    "scheduling_policy": (DENSE, {}, "priority"),
+    "long_prefill_token_threshold": (DENSE, {}, 1024),
+    "scheduler_reserve_full_isl": (DENSE, {}, False),
+    "watermark": (DENSE, {}, 0.1),
+    "disable_hybrid_kv_cache_manager": (WINDOWED, {"max_model_len": 16384}, True),
+    "mamba_cache_dtype": (HYBRID, {"tensor_parallel_size": 4}, "float32"),
+    "mamba_ssm_cache_dtype": (HYBRID, {"tensor_parallel_size": 4}, "float32"),
+    "num_speculative_tokens": (HYBRID, {"tensor_parallel_size": 4}, 1),
+    "speculative_method": (HYBRID, {"tensor_parallel_size": 4, "num_speculative_tokens": 1}, "ngram"),
+    "quantization": (DENSE, {}, "fp8"),
+    "dtype": (DENSE, {"kv_cache_dtype": "fp8"}, "float32"),
+    "enforce_eager": (DENSE, {}, True),
+}
+"""Field -> (model, flags beside it, a value that changes the answer)."""
+WITHOUT_EFFECT = {
+    "mamba_cache_mode": "vLLM overrides it: align with prefix caching, none without",
+    "mamba_block_size": "beside attention the attention's block size wins; see the test on a model of states alone",
+}
+
+
+def facts(model: str, flags: dict[str, Any]) -> list[object]:
+    """Memory, layout and traces of a plan; the engine and a step of the simulation."""
+    plan = estimate(load_model(model), "h100", EngineArgs(**flags))
+    setup = set_up(Deployment(model=model, gpu="h100", engine=EngineArgs(**flags)))
+    step = StepShape(num_tokens=64, num_decodes=64, decode_context=64 * 4000)
+    return [plan.budget, plan.layout, plan.traces, setup.config, setup.step_time.ticks(step)]
+
+
+def test_every_flag_is_listed_once() -> None:
+    assert sorted([*CASES, *WITHOUT_EFFECT]) == sorted(EngineArgs.model_fields)
+
+
+@pytest.mark.parametrize("field", CASES)
+def test_every_flag_changes_something(field: str) -> None:
+    model, beside, value = CASES[field]
+    assert facts(model, beside | {field: value}) != facts(model, beside)
+
+
+def states_alone() -> ModelSpec:
+    model = from_config(NEMOTRON)
+    assert {mixer.kind for layer in model.layers for mixer in layer.mixers} == {
+        AttentionKind.STATE,
+        AttentionKind.NONE,
+    }
+    return model
+
+
+def test_a_mamba_block_is_where_states_are_kept() -> None:
+    """With prefix caching a state every so many tokens; beside attention at the ends of attention's blocks."""
+    alone = estimate(states_alone(), "h100", enable_prefix_caching=True, mamba_block_size=64)
+    assert alone.layout is not None
+    assert [group.block_size for group in alone.layout.groups] == [64]
+    beside = estimate(HYBRID, "h100", tensor_parallel_size=4, mamba_block_size=64)
+    assert beside.layout == estimate(HYBRID, "h100", tensor_parallel_size=4).layout
+
+
+def test_the_cache_mode_is_what_prefix_caching_says() -> None:
+    for asked in (None, "align", "none"):
+        for caching in (True, False):
+            args = EngineArgs(tensor_parallel_size=4, mamba_cache_mode=asked, enable_prefix_caching=caching)  # type: ignore[arg-type]
+            plan = estimate(HYBRID, "h100", args)
+            assert plan.args.mamba_cache_mode == ("align" if caching else "none")
+            unasked = args.model_copy(update={"mamba_cache_mode": None})
+            assert answer(plan.question).layout == estimate(HYBRID, "h100", unasked).layout
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"mamba_cache_mode": "foo"}, "mamba_cache_mode 'foo': must be 'align' or 'none'"),
+        ({"mamba_block_size": 12}, "mamba_block_size 12: must be a multiple of 8"),
+        (
+            {"mamba_block_size": 64, "enable_prefix_caching": False},
+            "--mamba-block-size 64: only with prefix caching",
+        ),
+        (
+            {"enable_chunked_prefill": False, "max_num_batched_tokens": 300_000},
+            "caches its states at the ends",
+        ),
+    ],
+)
+def test_flags_of_states_are_refused_by_name(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(KvplanError, match=words):
+        estimate(HYBRID, "h100", tensor_parallel_size=4, **flags)
