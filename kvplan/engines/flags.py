@@ -1,7 +1,7 @@
 """The `vllm serve` flags that change memory or scheduling: vLLM's names, vLLM's defaults.
 
 `None` means "the engine decides", and `resolve` decides as it would, by version, GPU, entry point and
-model. Knows nothing of memory; block size and KV dtype of a model's layers are `layout`'s to choose.
+model. Knows nothing of memory; block size and KV dtype of a model's layers are `memory.kv`'s to choose.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
-from kvplan.models.quantization import kv_cache_dtype_hint
+from kvplan.models.quantization import checkpoint_kv_dtype
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.units import GiB, human_readable_int
 
@@ -177,7 +177,7 @@ def resolve(
     """Fill in what the engine would decide, and refuse batches, lengths and shares that it refuses.
 
     `max_model_len` -1 stays: only a memory plan can say what it becomes. Parallel sizes that do not divide are
-    refused by `layout_checks.check_sharding`. Source: vLLM 0.32
+    refused by `memory.kv.checks.check_sharding`. Source: vLLM 0.32
     `engine/arg_utils.py`, `config/scheduler.py`, `config/model.py`; older rules from its release history.
     Raises KvplanError (a ValueError, as vLLM's) with the flag to turn.
     """
@@ -212,7 +212,7 @@ def _kv_cache_dtype(args: EngineArgs, model: ModelSpec, version: EngineVersion) 
     """auto takes what a quantised checkpoint asks for, from vLLM 0.12 on."""
     if args.kv_cache_dtype != "auto" or version.engine != "vllm" or version.version < (0, 12):
         return args.kv_cache_dtype
-    return kv_cache_dtype_hint(model)
+    return checkpoint_kv_dtype(model.quantization or {})
 
 
 def _utilization(args: EngineArgs, version: EngineVersion) -> float:
@@ -226,7 +226,7 @@ def _utilization(args: EngineArgs, version: EngineVersion) -> float:
 
 
 def _default_utilization(version: EngineVersion) -> float:
-    """0.92 came with CUDA graphs inside the budget (0.21); SGLang sizes its own reserve in `plan`."""
+    """0.92 came with CUDA graphs inside the budget (0.21); SGLang's is `sglang_defaults`'."""
     if version.engine == "vllm":
         return 0.92 if version.version >= (0, 21) else 0.9
     return 0.9 if version.engine == "tensorrt-llm" else 0.88

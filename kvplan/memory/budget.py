@@ -109,7 +109,16 @@ def make_budget(
     graphs = _graphs(over, learned.graphs_in_budget)
     taken = [row.size for row in (weights, *others, activation, runtime, graphs)]
     outside, kv = _split(gpu, args, engine, taken, runtime.size.value)
-    return Budget(total, outside, weights, activation, runtime, graphs, others, kv)
+    return Budget(
+        total=total,
+        outside=outside,
+        weights=weights,
+        activation=activation,
+        runtime=runtime,
+        graphs=graphs,
+        colocated=others,
+        kv=kv,
+    )
 
 
 def _card_source(gpu: GpuSpec) -> str:

@@ -1,10 +1,10 @@
 """KV cache groups, pages and blocks as the engine lays them out at start-up; vLLM's planner, re-derived.
 
-    model + flags + GPU generation --layout_pages--> pages --layout_groups--> groups --here--> blocks, tokens
+    model + flags + GPU generation --kv.pages--> pages --kv.groups--> groups --here--> blocks, tokens
 
 Given the bytes that are left for KV, it says what the engine would print (`GPU KV cache size`, `Maximum
 concurrency`) or refuse, and the longest context that would fit. Does not know where those bytes come from
-(`plan` does). Mirrors vLLM 0.32.
+(`budget` does). Mirrors vLLM 0.32.
 """
 
 from __future__ import annotations
@@ -145,11 +145,11 @@ def kv_layout(
 
     Args:
         model: the model.
-        args: flags, defaults resolved (`engine_args.resolve`).
+        args: flags, defaults resolved (`engines.flags.resolve`).
         available_bytes: KV memory of one rank, or of one rank per pipeline stage.
         capability: compute capability of the GPU.
         draft: the draft model, if one drafts.
-        version: of vLLM; what the planner of older ones does differently is in `layout_versions`.
+        version: of vLLM; what the planner of older ones does differently is in `kv.versions`.
 
     Raises:
         KvCacheTooSmall: not even one request of max_model_len fits.

@@ -86,7 +86,14 @@ def pool_layout(
         raise _too_small(engine, length, block // page, left, blocks * page)
     group = KvGroup(cells.kind, cells.num_layers, page, block // cells.num_layers, block, cdiv(length, page))
     return Layout(
-        (group,), blocks, block, page, length, args.max_num_batched_tokens, kv_dtype, (engine.engine,)
+        groups=(group,),
+        num_blocks=blocks,
+        bytes_per_block=block,
+        block_size=page,
+        max_model_len=length,
+        max_in_flight_tokens=args.max_num_batched_tokens,
+        kv_cache_dtype=kv_dtype,
+        attention_backends=(engine.engine,),
     )
 
 
@@ -147,18 +154,11 @@ MOST_ASKED = 2048
 
 
 def running_requests(
-    engine: EngineVersion,
-    model: ModelSpec,
-    args: ResolvedArgs,
-    layout: Layout,
-    pool_bytes: int,
-    asked: int | None,
+    engine: EngineVersion, model: ModelSpec, args: ResolvedArgs, layout: Layout, pool: int, asked: int | None
 ) -> int:
-    """max_running_requests of SGLang once the pool is known; other engines keep theirs."""
-    if engine.engine != "sglang":
-        return args.max_num_seqs
+    """max_running_requests of SGLang once its pool of so many bytes is known."""
     most = max_running_requests(layout.num_blocks * layout.block_size, layout.max_model_len, asked)
-    states = hybrid_states(engine, model, args, pool_bytes)
+    states = hybrid_states(engine, model, args, pool)
     return min(most, max(1, states.max_running_requests)) if states else most
 
 

@@ -1,6 +1,6 @@
 """How many traces may run when their lengths vary: a plan's pool, and distributions of prompt, thinking and answer.
 
-Ties `capacity_mix` to a plan; see there for what is assumed.
+Ties `formulas.varying` to a plan; see there for what is assumed.
 """
 
 from __future__ import annotations

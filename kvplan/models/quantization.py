@@ -84,24 +84,32 @@ def quantization_rule(model: ModelSpec, quantization: str | None = None) -> Rule
     return reader(k)
 
 
-def kv_cache_dtype_hint(model: ModelSpec) -> str:
-    """The KV dtype that a quantised checkpoint asks for, which vLLM takes where the flag says auto; else auto.
+def checkpoint_kv_dtype(quantization: Mapping[str, object]) -> str:
+    """Return the KV dtype that a quantised checkpoint asks for, `auto` if it does not.
 
-    Source: vLLM 0.32 `utils/torch_utils.py: get_kv_cache_quant_algo_string`, for llm-compressor's checkpoints
-    `model_executor/layers/attention/attention.py`.
+    compressed-tensors: any `kv_cache_scheme` is fp8. ModelOpt: a `kv_cache_scheme` or `kv_cache_quant_algo`,
+    8-bit float or FP8 is fp8, 4-bit float or NVFP4 is nvfp4. Source: vLLM 0.32, `utils/torch_utils.py`.
+
+    >>> checkpoint_kv_dtype({"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"})
+    'fp8_e4m3'
     """
-    k = _section(model)
-    if k.text("quant_method") == "compressed-tensors":
-        return "fp8" if "kv_cache_scheme" in k else "auto"
-    if not k.text("quant_method").startswith("modelopt"):
-        return "auto"
-    if isinstance(k.raw.get("kv_cache_scheme"), dict):
-        scheme = k.section("kv_cache_scheme")
-        bits, is_float = scheme.count("num_bits", default=0, low=0), scheme.text("type") == "float"
-        if is_float and bits == 8 and not scheme.flag("dynamic"):
-            return "fp8_e4m3"
-        return "nvfp4" if is_float and bits == 4 else "auto"
-    return {"FP8": "fp8_e4m3", "NVFP4": "nvfp4"}.get(k.text("kv_cache_quant_algo").upper(), "auto")
+    method = str(quantization.get("quant_method", ""))
+    if not method.startswith("modelopt"):
+        scheme = quantization.get("kv_cache_scheme") if method == "compressed-tensors" else None
+        return "auto" if scheme is None else "fp8"
+    inner = quantization.get("quantization")
+    places = (inner if isinstance(inner, Mapping) else quantization, quantization)
+    keys = ("kv_cache_scheme", "kv_cache_quant_algo")
+    asked = next((place[key] for key in keys for place in places if place.get(key)), None)
+    if isinstance(asked, Mapping):
+        is_float = asked.get("type") == "float"
+        bits = (
+            asked.get("num_bits")
+            if is_float and (asked.get("num_bits") != 8 or asked.get("dynamic") is False)
+            else 0
+        )
+        return {8: "fp8_e4m3", 4: "nvfp4"}.get(bits if isinstance(bits, int) else 0, "auto")
+    return {"fp8": "fp8_e4m3", "nvfp4": "nvfp4"}.get(str(asked).lower(), "auto")
 
 
 def _section(model: ModelSpec) -> Keys:

@@ -1,6 +1,6 @@
 """A model as the planner sees it: layers by attention and MLP kind, read from a Hugging Face config.json.
 
-Knows shapes. Does not know GPUs, engines, block sizes or bytes per rank (`layout`, `weights` do).
+Knows shapes. Does not know GPUs, engines, block sizes or bytes per rank (`memory`, `weights` do).
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class RankWeights(NamedTuple):
 def parameters(model: ModelSpec, *, vision: bool = True, mtp: bool = False) -> int:
     """Exact number of parameters in the checkpoint; tied embeddings count once.
 
-    >>> from kvplan.models.spec import load_model
+    >>> from kvplan.models.load import load_model
     >>> parameters(load_model("Qwen/Qwen3-8B"))
     8190735360
     """
@@ -173,7 +173,13 @@ def weight_bytes(model: ModelSpec, **options: Any) -> int:
 
 
 def stage_spans(num_layers: int, stages: int) -> tuple[tuple[int, int], ...]:
-    """Which layers each pipeline stage holds: even shares, the rest from the last but one backwards (vLLM)."""
+    """Which layers each pipeline stage holds: even shares, the rest from the last but one backwards.
+
+    Source: vLLM 0.32, `distributed/utils.py: get_pp_indices`.
+
+    >>> stage_spans(62, 4)
+    ((0, 15), (15, 31), (31, 47), (47, 62))
+    """
     if not 1 <= stages <= num_layers:
         raise KvplanError(
             f"pipeline_parallel_size {stages} must lie between 1 and the model's {num_layers} layers"

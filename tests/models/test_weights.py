@@ -16,7 +16,7 @@ from validation import section
 from kvplan.errors import KvplanError
 from kvplan.models.load import bundled_models, load_model
 from kvplan.models.modules import Cut, Module
-from kvplan.models.quantization import Names, canonical, grouped, kv_cache_dtype_hint, quantization_rule
+from kvplan.models.quantization import Names, canonical, checkpoint_kv_dtype, grouped, quantization_rule
 from kvplan.models.spec import AttentionKind
 from kvplan.models.weights import (
     RankWeights,
@@ -526,7 +526,7 @@ def test_unknown_quantisation_is_refused_by_name() -> None:
 )
 def test_kv_dtype_of_checkpoints(quantization: dict[str, Any] | None, expected: str) -> None:
     """Checkpoints of ModelOpt and llm-compressor may name a KV dtype, which vLLM takes under auto."""
-    assert kv_cache_dtype_hint(replace(load_model("Qwen3-8B"), quantization=quantization)) == expected
+    assert checkpoint_kv_dtype(quantization or {}) == expected
 
 
 def test_quantised_checkpoints_of_bundled_models() -> None:

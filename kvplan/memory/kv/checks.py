@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.memory.kv.backends import KV_DTYPES, Capability
+from kvplan.models.quantization import checkpoint_kv_dtype
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 
 
@@ -81,34 +79,6 @@ def resolve_kv_dtype(model: ModelSpec, args: EngineArgs, capability: Capability)
     if model.architecture == "DeepseekV32ForCausalLM" and dtype == "bfloat16":
         return "auto"
     return dtype
-
-
-def checkpoint_kv_dtype(quantization: Mapping[str, Any]) -> str:
-    """Return the KV dtype that a quantised checkpoint asks for, `auto` if it does not.
-
-    compressed-tensors: any `kv_cache_scheme` is fp8. ModelOpt: a `kv_cache_scheme` or `kv_cache_quant_algo`,
-    8-bit float or FP8 is fp8, 4-bit float or NVFP4 is nvfp4. Source: vLLM 0.32, `utils/torch_utils.py`.
-
-    >>> checkpoint_kv_dtype({"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"})
-    'fp8_e4m3'
-    """
-    method = str(quantization.get("quant_method", ""))
-    if not method.startswith("modelopt"):
-        scheme = quantization.get("kv_cache_scheme") if method == "compressed-tensors" else None
-        return "auto" if scheme is None else "fp8"
-    inner = quantization.get("quantization")
-    places = (inner if isinstance(inner, Mapping) else quantization, quantization)
-    keys = ("kv_cache_scheme", "kv_cache_quant_algo")
-    asked = next((place[key] for key in keys for place in places if place.get(key)), None)
-    if isinstance(asked, Mapping):
-        is_float = asked.get("type") == "float"
-        bits = (
-            asked.get("num_bits")
-            if is_float and (asked.get("num_bits") != 8 or asked.get("dynamic") is False)
-            else 0
-        )
-        return {8: "fp8_e4m3", 4: "nvfp4"}.get(bits if isinstance(bits, int) else 0, "auto")
-    return {"fp8": "fp8_e4m3", "nvfp4": "nvfp4"}.get(str(asked).lower(), "auto")
 
 
 def model_dtype(model: ModelSpec, args: EngineArgs) -> str:

@@ -7,8 +7,8 @@ import math
 from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import kv_bytes_per_token, kv_heads_per_rank, latent_bytes_per_token
 from kvplan.memory.kv.backends import Backend, is_quantized
-from kvplan.memory.kv.states import ELEMENT_BYTES
 from kvplan.models.spec import AttentionKind, AttentionSpec
+from kvplan.models.weights import ITEM_BYTES
 
 PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 """Bytes a token and layer of DeepSeek's packed latent formats; not a dtype times the latent's width."""
@@ -77,7 +77,7 @@ def _packed_head_bytes(k: int, v: int, kv_format: str) -> int:
 
 def element_bytes(kv_format: str, dtype: str) -> int:
     """Return the bytes of one stored element: the model dtype's for `auto`, 1 for fp8 and int8."""
-    return ELEMENT_BYTES[dtype] if kv_format == "auto" else ELEMENT_BYTES.get(kv_format, 1)
+    return ITEM_BYTES[dtype] if kv_format == "auto" else ITEM_BYTES.get(kv_format, 1)
 
 
 def indexer_token_bytes(index_head_dim: int) -> int:

@@ -91,7 +91,7 @@ def group_layers(layers: Sequence[Layer], *, hybrid: bool = True, merge_ratio: f
     Args:
         layers: every layer that owns KV, in the order the model builds them.
         hybrid: False for --disable-hybrid-kv-cache-manager: windows and chunks count as full attention.
-        merge_ratio: see `layout_versions.Rules`.
+        merge_ratio: see `versions.Rules`.
 
     Raises:
         KvplanError: the kinds cannot share one page size.

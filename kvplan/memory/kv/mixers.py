@@ -13,6 +13,7 @@ from kvplan.memory.kv.checks import check_sharding, model_dtype, resolve_kv_dtyp
 from kvplan.memory.kv.formats import stored_format
 from kvplan.memory.kv.versions import Rules
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, ModelSpec
+from kvplan.models.weights import stage_spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +68,6 @@ def _skipped_layers(model: ModelSpec, args: EngineArgs) -> frozenset[str]:
     return frozenset(skipped)
 
 
-def pipeline_stages(num_layers: int, num_stages: int) -> list[int]:
-    """Return the number of layers of each pipeline stage.
-
-    Layers that are left over go to the stages before the last one, from the back.
-    Source: vLLM 0.32, `distributed/utils.py: get_pp_indices`.
-
-    >>> pipeline_stages(62, 4)
-    [15, 16, 16, 15]
-    """
-    sizes = [num_layers // num_stages] * num_stages
-    for i in range(2, num_layers % num_stages + 2):
-        sizes[-i] += 1
-    return sizes
-
-
 def find_mixers(setup: Setup, draft: ModelSpec | None = None) -> list[Mixer]:
     """Return every part that owns KV, in the order the engine builds them; drafting layers last, on the last stage.
 
@@ -89,8 +75,8 @@ def find_mixers(setup: Setup, draft: ModelSpec | None = None) -> list[Mixer]:
         KvplanError: a model without the layers to draft with, or a layer that no backend takes.
     """
     num_stages = setup.args.pipeline_parallel_size
-    sizes = pipeline_stages(len(setup.model.layers), num_stages)
-    stages = [stage for stage, n in enumerate(sizes) for _ in range(n)]
+    spans = stage_spans(len(setup.model.layers), num_stages)
+    stages = [stage for stage, span in enumerate(spans) for _ in range(*span)]
     found = [
         m
         for i, (layer, s) in enumerate(zip(setup.model.layers, stages, strict=True))

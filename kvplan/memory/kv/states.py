@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
+from kvplan.models.modules import even
 from kvplan.models.spec import StateSpec
-
-ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+from kvplan.models.weights import ITEM_BYTES
 
 
 def state_bytes(state: StateSpec, args: EngineArgs, model_dtype: str) -> int:
@@ -23,9 +23,9 @@ def state_bytes(state: StateSpec, args: EngineArgs, model_dtype: str) -> int:
     conv, recurrent = _ELEMENTS[state.family](state, args.tensor_parallel_size, args.num_speculative_tokens)
     conv_dtype, ssm_dtype = state_dtypes(state, args, model_dtype)
     for flag, dtype in (("mamba-cache-dtype", conv_dtype), ("mamba-ssm-cache-dtype", ssm_dtype)):
-        if dtype not in ELEMENT_BYTES:
+        if dtype not in ITEM_BYTES:
             raise KvplanError(f"--{flag} {dtype[:40]}: must be auto, float32, float16 or bfloat16")
-    return conv * ELEMENT_BYTES[conv_dtype] + recurrent * ELEMENT_BYTES[ssm_dtype]
+    return conv * ITEM_BYTES[conv_dtype] + recurrent * ITEM_BYTES[ssm_dtype]
 
 
 def state_dtypes(state: StateSpec, args: EngineArgs, model_dtype: str) -> tuple[str, str]:
@@ -44,38 +44,32 @@ def state_dtypes(state: StateSpec, args: EngineArgs, model_dtype: str) -> tuple[
     return conv, conv if state.ssm_dtype == "auto" else state.ssm_dtype
 
 
-def _per_rank(total: int, tp: int, what: str) -> int:
-    if total % tp:
-        raise KvplanError(f"tensor_parallel_size {tp} does not divide the model's {total} {what}")
-    return total // tp
-
-
 def _mamba2(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
     groups = state["n_groups"]
     if groups % tp and groups != 1:
         raise KvplanError(f"tensor_parallel_size {tp} does not divide the model's {groups} state groups")
     groups = max(groups, tp)  # a single group is copied so that every rank's heads find it
     width = state["intermediate_size"] + 2 * groups * state["state_size"]
-    heads = _per_rank(state["num_heads"], tp, "state heads")
-    conv = _per_rank(width, tp, "convolution channels") * (state["conv_kernel"] - 1 + drafts)
+    heads = even(state["num_heads"], tp, "state heads")
+    conv = even(width, tp, "convolution channels") * (state["conv_kernel"] - 1 + drafts)
     return conv, heads * state["head_dim"] * state["state_size"]
 
 
 def _gated_delta_net(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
     width = 2 * state["num_k_heads"] * state["head_k_dim"] + state["num_v_heads"] * state["head_v_dim"]
-    heads = _per_rank(state["num_v_heads"], tp, "state heads")
-    conv = _per_rank(width, tp, "convolution channels") * (state["conv_kernel_size"] - 1 + drafts)
+    heads = even(state["num_v_heads"], tp, "state heads")
+    conv = even(width, tp, "convolution channels") * (state["conv_kernel_size"] - 1 + drafts)
     return conv, heads * state["head_v_dim"] * state["head_k_dim"]
 
 
 def _kda(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
-    heads = _per_rank(state["num_heads"], tp, "state heads")
+    heads = even(state["num_heads"], tp, "state heads")
     conv = 3 * heads * state["head_dim"] * (state["conv_kernel_size"] - 1 + drafts)
     return conv, heads * state["head_dim"] ** 2
 
 
 def _short_conv(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
-    return _per_rank(state["intermediate_size"], tp, "channels") * (state["conv_kernel"] - 1 + drafts), 0
+    return even(state["intermediate_size"], tp, "channels") * (state["conv_kernel"] - 1 + drafts), 0
 
 
 _ELEMENTS = {"mamba2": _mamba2, "gdn_attention": _gated_delta_net, "kda": _kda, "short_conv": _short_conv}
