@@ -117,8 +117,17 @@ TIED_BY_DEFAULT = ("Gemma", "Lfm2")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def build(config: Mapping[str, object], name: str, source: str) -> ModelSpec:
-    """See `model.from_config`."""
+def from_config(config: Mapping[str, object], name: str = "config.json", source: str = "") -> ModelSpec:
+    """Read a Hugging Face config (already parsed) into a `ModelSpec`.
+
+    Args:
+        config: the object of a config.json; nested multimodal configs (`text_config`) too.
+        name: how to call the model in answers and complaints.
+        source: where the config came from.
+
+    Raises:
+        KvplanError: an unknown architecture or attention kind, a missing or contradictory key.
+    """
     outer = Keys(name, config)
     architecture = find_architecture(outer)
     defaults = next((d for prefix, d in DEFAULTS.items() if architecture.startswith(prefix)), {})

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.models.architectures import build
+from kvplan.models.architectures import from_config
 from kvplan.models.config import read_json
 from kvplan.models.spec import ModelSpec
 from kvplan.resources import catalog_dir
 
-
-def from_config(config: Mapping[str, object], name: str = "config.json", source: str = "") -> ModelSpec:
-    """Read a Hugging Face config (already parsed) into a `ModelSpec`.
-
-    Args:
-        config: the object of a config.json; nested multimodal configs (`text_config`) too.
-        name: how to call the model in answers and complaints.
-        source: where the config came from.
-
-    Raises:
-        KvplanError: an unknown architecture or attention kind, a missing or contradictory key.
-    """
-    return build(config, name, source)
+__all__ = ["bundled_models", "find_bundled", "from_config", "load_model", "path_exists"]
 
 
 def load_model(name_or_path: str | Path, *, hub: bool = False) -> ModelSpec:
