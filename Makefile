@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test explore pictures lint types check bench oracle ray app clean calibrate-gpu live
+.PHONY: help demo test quick explore pictures lint types check bench oracle ray app clean calibrate-gpu live
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ $(CHROMIUM): $(DEV)
 
 test: $(DEV) $(CHROMIUM)  ## the whole suite
 	$(BIN)/python -m pytest -n auto
+
+quick: $(DEV)  ## the fast laws of every room, under a minute on two cores
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 explore: $(DEV)  ## the laws once more, on examples never drawn before
 	HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n auto -m hypothesis

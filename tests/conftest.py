@@ -1,13 +1,55 @@
-"""Settings of all tests.
+"""Settings of all tests: which examples are drawn, and which tests are marked slow (`slow.py`).
 
 The same examples at every run, so that a failure belongs to the change at hand; `make explore` draws new ones.
 """
 
 import os
+from collections import defaultdict
+from collections.abc import Generator
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+from slow import LIST, SLOW, TESTS, cpu_s, is_slow, slow_names
 
 # How long an example takes is the machine's affair.
 settings.register_profile("kvplan", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kvplan"))
+
+_took: dict[str, float] = defaultdict(float)
+
+
+def _name(item: pytest.Item) -> str:
+    return f"{item.path.relative_to(TESTS).as_posix()}::{getattr(item, 'originalname', item.name)}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: left out by `make quick`; tests/slow.txt lists them")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file that is slow as a whole is not even imported when slow tests are left out."""
+    inside = collection_path.is_relative_to(TESTS)
+    left_out = inside and collection_path.relative_to(TESTS).as_posix() in SLOW
+    return True if left_out and config.option.markexpr == "not slow" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_slow(_name(item)):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
+    before = cpu_s()
+    try:
+        return (yield)
+    finally:
+        _took[_name(item)] += cpu_s() - before
+
+
+def pytest_sessionfinish() -> None:
+    if os.environ.get("KVPLAN_MEASURE"):
+        LIST.write_text("\n".join(sorted(slow_names(SLOW, _took))) + "\n")
