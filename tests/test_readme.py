@@ -1,21 +1,52 @@
-"""The README's Python runs as it is printed, and every command it names exists."""
+"""The README's Python runs as it is printed, its commands run, and its one long output is what the command prints."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
+from pathlib import Path
 
+import pytest
 from places import ROOT
 
-from kvplan.cli.main import COMMANDS
+from kvplan.cli.main import COMMANDS, build_app, run, spell
 from kvplan.resources import scenarios_dir
 
 README = (ROOT / "README.md").read_text()
+CONSOLE = re.findall(r"```console\n(.*?)```", README, re.S)
+LINES = [line for block in CONSOLE for line in block.splitlines() if line.startswith("$ kvplan ")]
+FEWER = {
+    "simulate": "--set workload.num_requests=20 --quiet",
+    "compare": "--set problems.num_problems=2 --quiet",
+    "sweep": "--set workload.num_requests=5 --workers 1 --quiet",
+}
+"""Fewer requests, so that the same command is over soon."""
 
 
 def test_the_notebook_lines_run() -> None:
     """The Python block runs without an error."""
     [block] = re.findall(r"```python\n(.*?)```", README, re.S)
     exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_estimate_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = [block for block in CONSOLE if block.startswith("$ kvplan estimate")]
+    command, _, printed = block.partition("\n")
+    assert run(shlex.split(command)[2:]) in (0, 1)
+    assert capsys.readouterr().out.split() == printed.split()
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer requests; `recommend`, which takes minutes, is read only. `my.yaml` is a copy of a scenario."""
+    shutil.copy(scenarios_dir() / "chat.yaml", tmp_path / "my.yaml")
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(line, comments=True)[2:]
+    if words[0] == "recommend":
+        build_app(words[0]).parse_args(spell(words), exit_on_error=False, print_error=False)
+    else:
+        assert run([*words, *FEWER.get(words[0], "").split()]) in (0, 1)
 
 
 def test_every_command_and_scenario_exists() -> None:
@@ -27,8 +58,12 @@ def test_every_command_and_scenario_exists() -> None:
     assert set(named) - {"my"} <= bundled
 
 
-def test_links_lead_somewhere() -> None:
-    """Every relative link names a file of the project."""
-    root = ROOT
-    for link in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (root / link).exists(), link
+def test_every_make_target_exists() -> None:
+    """And in CONTRIBUTING too."""
+    text = README + (ROOT / "CONTRIBUTING.md").read_text()
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"(?:`|\$ )make ([a-z-]+)", text)) <= set(targets)
+
+
+def test_it_stays_short() -> None:
+    assert len(README.splitlines()) < 130
