@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from kvplan.cli.main import COMMANDS, SHORT, build_app, run
+from kvplan.conformance.__main__ import make_parser
 from kvplan.engines.flags import EngineArgs
 from kvplan.limits import Limit
 from kvplan.memory.demand import Demand
@@ -113,6 +114,23 @@ def engine_flags() -> str:
     arguments = build_app()["estimate"].assemble_argument_collection(parse_docstring=True)
     rows = [_argument(a) for a in arguments if a.name in engine]
     return "### Flags of the engine\n\n" + table("argument, type, default, meaning", rows)
+
+
+def conformance_section() -> str:
+    """`python -m kvplan.conformance`, an argparse command."""
+    parser = make_parser()
+    rows = [
+        (
+            ", ".join(map(_code, a.option_strings or [a.dest.upper()])),
+            ", ".join(map(_code, a.choices or ())) or ("switch" if a.nargs == 0 else "text"),
+            "needed" if a.required else "" if a.default in (None, False) else _code(a.default),
+            a.help or "",
+        )
+        for a in parser._actions
+        if a.dest != "help"
+    ]
+    head = table("argument, type, default, meaning", rows)
+    return f"### {parser.prog}\n\n{parser.description}\n\n{head}"
 
 
 def _flag(field: str) -> str:
@@ -313,7 +331,9 @@ def _document(words: list[str]) -> Any:
 
 
 def commands() -> str:
-    return "\n\n".join(["## Commands", *map(command_section, COMMANDS), engine_flags()])
+    return "\n\n".join(
+        ["## Commands", *map(command_section, COMMANDS), engine_flags(), conformance_section()]
+    )
 
 
 def exit_codes() -> str:
