@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 
 from kvplan.calibrate.session import Report, Session, no_report
@@ -24,11 +25,13 @@ def measure_card(
     *,
     rounds: int = 0,
     force: bool = False,
+    budget_s: float = 0.0,
     report: Report = no_report,
 ) -> Session:
     """Measure this machine's card (or its CPU, with tiny shapes) into `out`, skipping what is there.
 
-    `rounds` repeats every point on different minutes; 0 = as the grid says.
+    `rounds` repeats every point on different minutes; 0 = as the grid says. `budget_s` ends it after so many seconds,
+    each stage with its share; 0 = all of the grid. Another call goes on where this one ended.
 
     Raises:
         KvplanError: no torch, no usable card, another process computing on it (unless `force`), a file of another
@@ -38,7 +41,9 @@ def measure_card(
         raise KvplanError("calibrating a card needs torch: pip install 'kvplan[gpu]'")
     from kvplan.calibrate.measure.stages import measure_stages  # torch is large, and not needed to say usage
 
-    return measure_stages(out, device_name, grid_name, rounds=rounds, force=force, report=report)
+    return measure_stages(
+        out, device_name, grid_name, rounds=rounds, force=force, budget_s=budget_s or inf, report=report
+    )
 
 
 def main(words: list[str]) -> int:

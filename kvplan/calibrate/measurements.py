@@ -21,6 +21,18 @@ SCHEMA_VERSION = 1
 _TIME_UNITS = {"time_s": 1.0, "time_ms": 1e-3, "time_us": 1e-6, "time_ns": 1e-9}
 _SHORT = {"bfloat16": "bf16", "float16": "bf16", "bf16": "bf16", "fp16": "bf16", "auto": "bf16"}
 
+IGNORED = (
+    "host_step",
+    "copy",
+    "sampling",
+    "draft_step",
+    "verify_step",
+    "shared_attention",
+    "batching",
+    "stage",
+    "done",
+)
+"""Ops that are read and kept in the file, not fitted."""
 _ATTENTION = ("num_heads", "num_kv_heads", "head_dim")
 _REQUIRED: dict[str, tuple[str, ...]] = {
     "gemm": ("num_tokens", "out_features", "in_features"),
@@ -41,15 +53,10 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "prefill_step": ("num_prefill_tokens", "prefill_attention"),
     "mixed_step": ("num_decodes", "decode_context", "num_prefill_tokens", "prefill_attention"),
     "eager_step": ("num_decodes", "decode_context"),
-    "host_step": (),
-    "copy": (),
-    "batching": (),
-    "done": (),
+    **dict.fromkeys(IGNORED, ()),
 }
 """Fields an op cannot do without, besides its time."""
 STEP_OPS = ("decode_step", "prefill_step", "mixed_step")
-IGNORED = ("host_step", "copy", "batching", "done")
-"""Read and kept in the file, not fitted."""
 
 
 class Measurements(NamedTuple):

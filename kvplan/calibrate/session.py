@@ -43,6 +43,10 @@ class Session:
             file.flush()
             os.fsync(file.fileno())
 
+    def rows(self) -> list[Row]:
+        """All rows of the file."""
+        return list(read_rows(self.path))
+
 
 def open_session(path: Path, machine: Row) -> Session:
     """Open or continue a measurement file; a file of another machine is refused, a torn last line dropped."""

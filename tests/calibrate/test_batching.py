@@ -19,9 +19,13 @@ torch = pytest.importorskip("torch", reason="measuring a card needs torch")
 
 from kvplan.calibrate.fit.batches import AS_CALIBRATED, REFITTED, _as_computed, check_batches  # noqa: E402
 from kvplan.calibrate.fit.terms import predict_family, predict_steps  # noqa: E402
-from kvplan.calibrate.measure import probes, transformers_batches  # noqa: E402
-from kvplan.calibrate.measure.grids import CPU, LLAMA_8B, Serving  # noqa: E402
-from kvplan.calibrate.measure.steps import model_facts  # noqa: E402
+from kvplan.calibrate.measure import device, transformers_batches  # noqa: E402
+from kvplan.calibrate.measure.grids import (  # noqa: E402
+    CPU,
+    LLAMA_8B,
+    Serving,
+    model_facts,
+)
 from kvplan.calibrate.measure.transformers_batches import Recorder, Request, batch_shape, draw_requests  # noqa: E402
 from kvplan.calibrate.measurements import read_measurements  # noqa: E402
 from kvplan.calibrate.outcome import skipped_points  # noqa: E402
@@ -38,7 +42,7 @@ RECORDED = FIXTURES / "m.transformers.jsonl"
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    return open_session(tmp_path / "m.jsonl", probes.machine_facts(DEVICE))
+    return open_session(tmp_path / "m.jsonl", device.machine_facts(DEVICE))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from validation import section
 torch = pytest.importorskip("torch", reason="calibrating a card needs torch")
 
 from kvplan.calibrate import card  # noqa: E402
-from kvplan.calibrate.measure import allocation, grids, probes  # noqa: E402
+from kvplan.calibrate.measure import allocation, device, grids, probes, stages  # noqa: E402
 from kvplan.calibrate.server.loads import subject_of  # noqa: E402
 from kvplan.calibrate.session import open_session  # noqa: E402
 from kvplan.cli.main import run  # noqa: E402
@@ -103,8 +103,8 @@ def test_another_program_on_the_card_is_refused_unless_forced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A measurement beside a stranger is none; --force is the user's word that it does not matter."""
-    monkeypatch.setattr(probes, "strangers", lambda device: [4711])
-    monkeypatch.setattr(probes, "run", lambda *a: 0)
+    monkeypatch.setattr(stages, "strangers", lambda device: [4711])
+    monkeypatch.setattr(stages, "run", lambda *a: 0)
     monkeypatch.setitem(grids.GRIDS, "cpu", SMALL)
     with pytest.raises(KvplanError, match=r"process 4711 .* --force"):
         card.measure_card(tmp_path / "m.jsonl", "cpu")
@@ -217,7 +217,7 @@ def test_an_old_driver_is_the_reason_given(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(
         KvplanError, match=r"no CUDA device \(The NVIDIA driver .* too old .*\); try `nvidia-smi`"
     ):
-        probes.pick_device("cuda")
+        device.pick_device("cuda")
 
 
 def test_a_card_too_small_for_the_memory_probes_is_measured_nevertheless(
@@ -229,7 +229,7 @@ def test_a_card_too_small_for_the_memory_probes_is_measured_nevertheless(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
     monkeypatch.setattr(allocation, "kv_pool", no_room)
-    session = open_session(tmp_path / "m.jsonl", probes.machine_facts(torch.device("cpu")))
+    session = open_session(tmp_path / "m.jsonl", device.machine_facts(torch.device("cpu")))
     for _ in range(2):
         allocation.measure_memory(SMALL, session, torch.device("cpu"))
     rows = [json.loads(line) for line in session.path.read_text().splitlines()]

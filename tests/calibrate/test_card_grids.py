@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +15,11 @@ torch = pytest.importorskip("torch", reason="listing a card's probes needs torch
 
 from kvplan.calibrate.build import build  # noqa: E402
 from kvplan.calibrate.fit.terms import predict_family, predict_steps  # noqa: E402
-from kvplan.calibrate.measure import attention, mixed_attention, steps  # noqa: E402
+from kvplan.calibrate.measure import stages  # noqa: E402
 from kvplan.calibrate.measure.grids import DEFAULT, QUICK, Grid  # noqa: E402
-from kvplan.calibrate.measurements import collect, family  # noqa: E402
+from kvplan.calibrate.measure.kernels import Kernels, Named, sdpa_kernel  # noqa: E402
+from kvplan.calibrate.measure.probes import Ceilings  # noqa: E402
+from kvplan.calibrate.measurements import IGNORED, collect, family  # noqa: E402
 from kvplan.errors import KvplanError  # noqa: E402
 from kvplan.profiles.profile import load_profile  # noqa: E402
 
@@ -30,39 +31,21 @@ MACHINE = {
     "engine_version": "2",
 }
 
+HOPPER = Ceilings(2.7e12, 6.5e14, 50e6)
+"""An H100: bytes per second read and written together, and 16-bit FLOPs per second, as measured elsewhere."""
+
 MIXING = {
     "mixed_bytes_per_s": 2.2e12, "mixed_crowding": 5e-3, "mixed_block_s": 3e-11, "serial_bytes_per_s": 2e10,
 }  # fmt: skip
 """What a kernel for ragged batches costs more, in the order of the fits to vLLM's steps on an H200."""
 
 
-def card_points(grid: Grid, one_kernel: bool, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Op and point of every probe that a Hopper card with triton would get."""
-    device = torch.device("cuda")
-    for module in (attention, mixed_attention, steps):
-        monkeypatch.setattr(module, "decode_kernel", lambda *a: ("triton", None))
-    monkeypatch.setattr(mixed_attention, "mixed_kernel", lambda *a: ("triton", None) if one_kernel else None)
-    monkeypatch.setattr(attention, "find_spec", lambda name: name)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=132)
-    )
-    monkeypatch.setitem(
-        __import__("sys").modules,
-        "kvplan.calibrate.measure.triton_kernels",
-        SimpleNamespace(paged_decode=None),
-    )
-    probes = [
-        *steps.step_probes(grid, device),
-        *steps.prefill_step_probes(grid, device),
-        *attention.decode_probes(grid, device),
-        *attention.prefill_probes(grid, device),
-        *mixed_attention.mixed_probes(grid, device),
-        *steps.gemm_probes(grid, device),
-        *steps.moe_probes(grid, device),
-        *attention.mla_probes(grid, device),
-    ]
-    return [{"op": p.op, **p.point} for p in probes]
+def card_points(grid: Grid, one_kernel: bool, budget_s: float = float("inf")) -> list[dict[str, Any]]:
+    """Op and point of every probe that a Hopper card with triton would get in so many seconds."""
+    named = {kv_dtype: Named("triton", sdpa_kernel) for kv_dtype in grid.kv_dtypes}
+    kernels = Kernels(named, named if one_kernel else {}, mla=True, fp8_products=True)
+    planned = stages.plan(grid, torch.device("cuda"), kernels, HOPPER, budget_s)
+    return [{"op": p.op, **p.point} for s in planned for p in s.probes if p.op not in IGNORED]
 
 
 def timed(points: list[dict[str, Any]], values: dict[str, float]) -> list[dict[str, Any]]:
@@ -78,9 +61,7 @@ def timed(points: list[dict[str, Any]], values: dict[str, float]) -> list[dict[s
 
 @pytest.mark.parametrize("one_kernel", [True, False])
 @pytest.mark.parametrize("grid", [DEFAULT, QUICK], ids=lambda grid: grid.name)
-def test_what_a_card_would_be_measured_at_can_be_fitted(
-    grid: Grid, one_kernel: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_a_card_would_be_measured_at_can_be_fitted(grid: Grid, one_kernel: bool, tmp_path: Path) -> None:
     """The points of a grid tell every coefficient they must: whole decode steps left out are told within 1 %, and
     where one kernel serves both, mixed attention left out within 5 %.
     """
@@ -90,7 +71,7 @@ def test_what_a_card_would_be_measured_at_can_be_fitted(
     values = on_the_card | {"step.step_s": 1e-4, "step.layer_s": 4e-6, "step.row_s": 5e-7}
     if one_kernel:
         values |= {f"gqa.{fmt}.{name}": value for fmt in ("bf16", "fp8") for name, value in MIXING.items()}
-    rows = timed(card_points(grid, one_kernel, monkeypatch), values)
+    rows = timed(card_points(grid, one_kernel), values)
     assert collect([MACHINE, *rows]).skipped == 0
     path = tmp_path / "m.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in [MACHINE, *rows]))
@@ -108,13 +89,11 @@ def test_what_a_card_would_be_measured_at_can_be_fitted(
         assert not any("mixed" in name and name.startswith("gqa") for name in timing.assumed)
 
 
-def test_a_family_with_too_few_points_does_not_cost_the_profile(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_family_with_too_few_points_does_not_cost_the_profile(tmp_path: Path) -> None:
     """MLA of one number of heads cannot be fitted: it is left out, said so, and the rest is as without it."""
     known = load_profile("h200-vllm").timing
     assert known is not None
-    rows = timed(card_points(QUICK, True, monkeypatch), known.coefficients | {"step.layer_s": 4e-6})
+    rows = timed(card_points(QUICK, True), known.coefficients | {"step.layer_s": 4e-6})
     few = [r for r in rows if not (r["op"] == "mla_decode" and r["num_heads"] == 16)]
     none = [r for r in rows if r["op"] != "mla_decode"]
     profiles = []

@@ -5,25 +5,34 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
-from kvplan.calibrate.measure import allocation, attention, probes, steps
-from kvplan.calibrate.measure.grids import CPU, DEFAULT, GRIDS, HELD_OUT, TINY, TINY_MOE, AttentionShape
+from kvplan.calibrate.measure import allocation, attention, decoder, device, kernels, probes, steps
+from kvplan.calibrate.measure.grids import (
+    CPU,
+    DEFAULT,
+    GRIDS,
+    HELD_OUT,
+    TINY,
+    TINY_MOE,
+    AttentionShape,
+    weight_bytes,
+)
 from kvplan.calibrate.measure.probes import Probe
 from kvplan.calibrate.session import Session, open_session
 from kvplan.errors import KvplanError
 
 DEVICE = torch.device("cpu")
+SDPA = kernels.Kernels({"bfloat16": kernels.Named("sdpa", kernels.sdpa_kernel)}, {})
 
 
 @pytest.fixture
 def session(tmp_path: Path) -> Session:
-    return open_session(tmp_path / "m.jsonl", probes.machine_facts(DEVICE))
+    return open_session(tmp_path / "m.jsonl", device.machine_facts(DEVICE))
 
 
 def rows(session: Session) -> list[dict]:
@@ -202,9 +211,9 @@ def test_another_program_is_looked_for_on_the_first_visible_card(monkeypatch: py
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     for visible in ("", "3,1", "GPU-5f"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert probes.strangers("cuda") == [4711]
+        assert device.strangers("cuda") == [4711]
     assert asked == [0, 3, "GPU-5f"]
-    assert probes.strangers("cpu") == []
+    assert device.strangers("cpu") == []
 
 
 def test_timing_repeats_and_measures_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,21 +238,21 @@ def test_no_card_is_one_clear_line() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(KvplanError, match=r"CPU build|no CUDA device"):
-        probes.pick_device("cuda")
+        device.pick_device("cuda")
 
 
 @pytest.mark.parametrize("lengths", [[1], [16, 17, 15], [300, 5, 64]])
 def test_kernel_gives_attention(lengths: list[int]) -> None:
     """The kernel that is timed equals float32 attention over a scattered paged pool, also at block bounds."""
     shape = AttentionShape(num_heads=8, num_kv_heads=2, head_dim=64)
-    batch = attention.make_batch(shape, lengths, 16, "float32", DEVICE)
-    _, kernel = attention.decode_kernel(DEVICE, "float32")
-    assert attention.relative_error(kernel(batch)(), attention.reference(batch)) < 1e-5
+    batch = kernels.make_batch(shape, kernels.decoding(lengths), 16, "float32", DEVICE)
+    _, kernel = kernels.choose_kernels(DEVICE, ["float32"]).decode["float32"]
+    assert kernels.relative_error(kernel(batch)(), kernels.reference(batch)) < 1e-5
 
 
 def test_an_unwritten_output_never_passes() -> None:
     """NaN counts as infinitely wrong."""
-    assert attention.relative_error(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")
+    assert kernels.relative_error(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")
 
 
 def test_prefill_call_is_causal_over_its_past() -> None:
@@ -274,21 +283,20 @@ def test_skewed_lengths_keep_the_sum(total: int, batch: int) -> None:
 
 def test_grouped_experts_equal_each_token_alone() -> None:
     """The expert layer gives each token what its own top-k experts give, whatever else is in the batch."""
-    layer = steps.make_layers(TINY_MOE, 1, DEVICE, torch.float32)[0]
+    layer = decoder.make_layers(TINY_MOE, 1, DEVICE, torch.float32)[0]
     x = torch.randn(9, TINY_MOE.hidden_size)
-    together = steps.moe(layer, x, 2)
-    alone = torch.cat([steps.moe(layer, row[None], 2) for row in x])
+    together = decoder.moe(layer, x, 2)
+    alone = torch.cat([decoder.moe(layer, row[None], 2) for row in x])
     assert torch.allclose(together, alone, atol=1e-4)
 
 
 def test_a_step_writes_its_tokens_and_gives_one_each() -> None:
     """A decode step returns a token per sequence and writes the new K and V in the last slot of each."""
-    _, kernel = attention.decode_kernel(DEVICE, "float32")
-    decoder = steps.Decoder(TINY, [17, 32, 5], 16, kernel, DEVICE)
-    before = decoder.batches[0].pool.clone()
-    tokens = decoder.step()
+    step = decoder.Decoder(TINY, kernels.decoding([17, 32, 5]), 16, kernels.sdpa_kernel, DEVICE)
+    before = step.batches[0].pool.clone()
+    tokens = step.step()
     assert tokens.shape == (3,)
-    changed = (decoder.batches[0].pool != before).any(-1).any(-1)
+    changed = (step.batches[0].pool != before).any(-1).any(-1)
     assert changed.any(1).sum() == 3
 
 
@@ -304,7 +312,7 @@ def test_pool_bytes_equal_the_formula(session: Session) -> None:
 
 def test_weight_floor_counts_distinct_experts() -> None:
     """One token reads k experts of a layer, many tokens all of them; the floor never falls with the batch."""
-    one, two, many = (steps.weight_bytes(TINY_MOE, n) for n in (1, 2, 4096))
+    one, two, many = (weight_bytes(TINY_MOE, n) for n in (1, 2, 4096))
     expert = 2 * 3 * TINY_MOE.hidden_size * TINY_MOE.intermediate_size * TINY_MOE.num_layers
     assert two > one
     assert many - one == pytest.approx(expert * (TINY_MOE.num_experts - TINY_MOE.experts_per_token))
@@ -312,7 +320,7 @@ def test_weight_floor_counts_distinct_experts() -> None:
 
 def test_default_grid_holds_out_a_model_and_the_long_contexts() -> None:
     """What the error is stated on is measured and marked: a third dense model and every context from 32k up."""
-    points = steps.step_probes(DEFAULT, DEVICE)
+    points = steps.step_probes(DEFAULT, DEVICE, SDPA)
     held = {(p.point["model"], p.point["max_context"] >= 32768) for p in points if p.point["held_out"]}
     assert {name for name, _ in held} >= HELD_OUT
     assert all(p.point["held_out"] for p in points if p.point["max_context"] >= 32768)
@@ -324,6 +332,6 @@ def test_default_grid_holds_out_a_model_and_the_long_contexts() -> None:
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_no_probe_exceeds_its_memory_bound(grid) -> None:
     """Every decode probe of every grid stays within the grid's pool bound."""
-    for probe in attention.decode_probes(replace(grid, kv_dtypes=("bfloat16",)), DEVICE):
+    for probe in attention.decode_probes(grid, DEVICE, SDPA):
         shape = AttentionShape(*(probe.point[f] for f in AttentionShape._fields))
         assert probe.point["decode_context"] * shape.kv_bytes("bfloat16") <= grid.max_pool_bytes

@@ -13,33 +13,33 @@ from places import ROOT
 torch = pytest.importorskip("torch", reason="measuring a card needs torch")
 
 from kvplan.calibrate.fit.mixing import APART, timed_apart  # noqa: E402
-from kvplan.calibrate.measure import mixed_attention  # noqa: E402
-from kvplan.calibrate.measure.attention import make_batch, reference, relative_error  # noqa: E402
+from kvplan.calibrate.measure import attention, kernels  # noqa: E402
 from kvplan.calibrate.measure.grids import CPU, AttentionShape  # noqa: E402
+from kvplan.calibrate.measure.kernels import decoding, make_batch, reference, relative_error  # noqa: E402
 
 DEVICE = torch.device("cpu")
 SHAPE = AttentionShape(num_heads=8, num_kv_heads=2, head_dim=32)
 
 
-def ragged(parts=mixed_attention.SMALL_CASE, shape=SHAPE):
-    return mixed_attention.make_ragged(shape, parts, 16, "float32", DEVICE)
+def ragged(parts=kernels.SMALL_CASE, shape=SHAPE):
+    return kernels.make_batch(shape, parts, 16, "float32", DEVICE)
 
 
 def test_the_reference_of_lone_decodes_is_decode_attention() -> None:
     """One new token each: ragged attention is what decode attention gives for the same pool and queries."""
     case = ragged([(4, 1), (63, 1), (299, 1)])
-    expected = reference(case.batch)
-    assert relative_error(mixed_attention.ragged_reference(case), expected) < 1e-6
+    expected = reference(case)
+    assert relative_error(kernels.reference(case), expected) < 1e-6
 
 
 def test_the_reference_is_causal() -> None:
     """A prompt's tokens attend as one prompt and as single tokens behind a growing past: the same numbers."""
     whole = ragged([(0, 20)])
-    together = mixed_attention.ragged_reference(whole)
+    together = kernels.reference(whole)
     for i in (0, 7, 19):
-        alone = whole.batch._replace(
-            q=whole.batch.q[i : i + 1], lengths=torch.tensor([i + 1], dtype=torch.int32)
-        )
+        one = torch.tensor([0, 1], dtype=torch.int32)
+        length = torch.tensor([i + 1], dtype=torch.int32)
+        alone = whole._replace(q=whole.q[i : i + 1], lengths=length, starts=one)
         assert relative_error(together[i : i + 1], reference(alone)) < 1e-6
 
 
@@ -48,8 +48,8 @@ def test_the_reference_is_causal() -> None:
 def test_flex_attention_takes_decodes_and_prompts_together(shape) -> None:
     """FlexAttention over its own pages equals float32 attention for decodes, prompts and chunks over a past."""
     case = ragged(shape=shape)
-    out = mixed_attention.flex_kernel(case, compiled=False)()
-    assert relative_error(out, mixed_attention.ragged_reference(case)) < 1e-5
+    out = kernels.flex_kernel(case, compiled=False)()
+    assert relative_error(out, kernels.reference(case)) < 1e-5
 
 
 def test_our_ragged_kernel_takes_decodes_and_prompts_together() -> None:
@@ -57,11 +57,11 @@ def test_our_ragged_kernel_takes_decodes_and_prompts_together() -> None:
     pytest.importorskip("triton", reason="the ragged kernel needs triton")
     check = """
 import torch
-from kvplan.calibrate.measure import mixed_attention as m
+from kvplan.calibrate.measure import kernels as m
 from kvplan.calibrate.measure.grids import AttentionShape
 for shape in (AttentionShape(8, 2, 32), AttentionShape(4, 4, 64), AttentionShape(6, 2, 32)):
-    case = m.make_ragged(shape, m.SMALL_CASE, 16, "float32", torch.device("cpu"))
-    error = m.relative_error(m.MIXED_KERNELS["triton"][0](case)(), m.ragged_reference(case))
+    case = m.make_batch(shape, m.SMALL_CASE, 16, "float32", torch.device("cpu"))
+    error = m.relative_error(m.MIXED_KERNELS["triton"][0](case)(), m.reference(case))
     assert error < 1e-5, (shape, error)
 """
     root = ROOT
@@ -73,26 +73,26 @@ def test_a_wrong_or_strange_kernel_is_not_timed() -> None:
     """A kernel that gives other numbers, none at all, or has another interface is passed over."""
 
     def zeros(case):
-        return lambda: torch.zeros_like(case.batch.q)
+        return lambda: torch.zeros_like(case.q)
 
     def unwritten(case):
-        return lambda: torch.full_like(case.batch.q, float("nan"))
+        return lambda: torch.full_like(case.q, float("nan"))
 
     def strange(case):
         raise TypeError("unexpected keyword argument 'block_table'")
 
     def right(case):
-        return lambda: mixed_attention.ragged_reference(case)
+        return lambda: kernels.reference(case)
 
-    assert [mixed_attention.is_right(k, ragged()) for k in (zeros, unwritten, strange, right)] == [
+    assert [kernels.is_right(k, ragged()) for k in (zeros, unwritten, strange, right)] == [
         False, False, False, True,
     ]  # fmt: skip
 
 
-def test_rows_say_whether_one_kernel_served_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_say_whether_one_kernel_served_both() -> None:
     """On a CPU two kernels run in turn and the rows are held out; one kernel is named and its rows are fitted."""
     grid = replace(CPU, mixed_chunks=(16,), mixed_batches=(4,), mixed_contexts=(64,))
-    [two] = mixed_attention.mixed_probes(grid, DEVICE)
+    [two] = attention.mixed_probes(grid, DEVICE, kernels.choose_kernels(DEVICE, grid.kv_dtypes))
     assert (two.point["kernel"], two.point["one_kernel"], two.point["held_out"]) == (
         "sdpa+sdpa",
         False,
@@ -103,18 +103,18 @@ def test_rows_say_whether_one_kernel_served_both(monkeypatch: pytest.MonkeyPatch
 
     def kernel(case):
         seen.append(case)
-        return lambda: mixed_attention.ragged_reference(case)
+        return lambda: kernels.reference(case)
 
-    monkeypatch.setattr(mixed_attention, "mixed_kernel", lambda *a: ("mine", kernel))
-    one, alone = mixed_attention.mixed_probes(grid, DEVICE)
+    mine = {"bfloat16": kernels.Named("mine", kernel)}
+    one, alone = attention.mixed_probes(grid, DEVICE, kernels.Kernels(mine, mine))
     assert (alone.op, alone.point["held_out"]) == ("prefill_attention", True)
     assert alone.prepare()[0]().shape == (16, 8, 32)
     seen.clear()
     assert (one.point["kernel"], one.point["one_kernel"], one.point["held_out"]) == ("mine", True, False)
     one.prepare()[0]()
     assert seen[0].new() == [1, 1, 1, 1, 16]
-    assert seen[0].batch.lengths.tolist() == [64, 64, 64, 64, 16]
-    assert sum(seen[0].batch.lengths.tolist()[:-1]) == one.point["decode_context"]
+    assert seen[0].lengths.tolist() == [64, 64, 64, 64, 16]
+    assert sum(seen[0].lengths.tolist()[:-1]) == one.point["decode_context"]
 
 
 def test_mixing_is_assumed_only_where_no_one_kernel_was_timed() -> None:
@@ -140,7 +140,7 @@ def test_mixing_is_assumed_only_where_no_one_kernel_was_timed() -> None:
 def test_pages_hold_past_and_new_tokens() -> None:
     """The pool of a ragged batch is that of a decode batch with the same lengths."""
     case = ragged([(30, 5), (0, 3)])
-    same = make_batch(SHAPE, [35, 3], 16, "float32", DEVICE)
-    assert torch.equal(case.batch.pool, same.pool)
-    assert torch.equal(case.batch.table, same.table)
-    assert case.batch.q.shape == (8, 8, 32)
+    same = make_batch(SHAPE, decoding([35, 3]), 16, "float32", DEVICE)
+    assert torch.equal(case.pool, same.pool)
+    assert torch.equal(case.table, same.table)
+    assert case.q.shape == (8, 8, 32)

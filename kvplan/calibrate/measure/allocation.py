@@ -7,24 +7,16 @@ the pools are real too, counted by tensor storage; what only a GPU has (context,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from kvplan.calibrate.measure.attention import TORCH_DTYPES, decode_kernel
+from kvplan.calibrate.measure.decoder import Decoder, Layer, captured, make_layers, mlp, moe
+from kvplan.calibrate.measure.device import release, used_bytes
 from kvplan.calibrate.measure.grids import Grid, StepModel
-from kvplan.calibrate.measure.probes import (
-    OUT_OF_MEMORY,
-    end_on_a_failed_card,
-    one_line,
-    out_of_memory,
-    release,
-    used_bytes,
-)
-from kvplan.calibrate.measure.steps import Decoder, captured, make_layers, mlp, moe
+from kvplan.calibrate.measure.kernels import DECODE_KERNELS, TORCH_DTYPES, decoding, pick_kernel, sdpa_kernel
+from kvplan.calibrate.measure.probes import end_on_a_failed_card, why_skipped
+from kvplan.calibrate.measurements import Row
 from kvplan.calibrate.session import Report, Session, no_report
-
-Row = dict[str, Any]
 
 
 def measure_memory(grid: Grid, session: Session, device: torch.device, report: Report = no_report) -> None:
@@ -41,8 +33,7 @@ def measure_memory(grid: Grid, session: Session, device: torch.device, report: R
                 session.append({"machine": machine, **row})
                 release(device)
         except Exception as error:  # as for other probes: none may cost the others
-            why = OUT_OF_MEMORY if out_of_memory(error) else one_line(error)
-            skipped = {"op": f"memory_{source.__name__}", "machine": machine, "skipped": why}
+            skipped = {"op": f"memory_{source.__name__}", "machine": machine, "skipped": why_skipped(error)}
             end_on_a_failed_card(error, skipped | {"key": key}, session)
             session.append(skipped)
             release(device)
@@ -171,7 +162,7 @@ def activation_rows(grid: Grid, device: torch.device) -> Iterator[Row]:
         del layer
 
 
-def _activation(model: StepModel, layer: Any, chunk: int, device: torch.device) -> Row:
+def _activation(model: StepModel, layer: Layer, chunk: int, device: torch.device) -> Row:
     x = torch.randn(chunk, model.hidden_size, device=device, dtype=torch.bfloat16)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats(device)
@@ -192,9 +183,10 @@ def graph_rows(grid: Grid, device: torch.device) -> Iterator[Row]:
     if device.type != "cuda":
         return
     model = grid.models[0]
-    _, kernel = decode_kernel(device, "bfloat16")
+    found = pick_kernel(DECODE_KERNELS, decoding([5, 64]), device, "bfloat16", grid.page)
+    kernel = found.kernel if found else sdpa_kernel
     for batch in grid.step_batches:
-        decoder = Decoder(model, [grid.step_contexts[0]] * batch, grid.page, kernel, device)
+        decoder = Decoder(model, decoding([grid.step_contexts[0]] * batch), grid.page, kernel, device)
         decoder.step()
         release(device)
         before = _counters(device)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kvplan.calibrate.session import Point
+
 _KV_ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "fp8": 1}
 
 
@@ -71,10 +73,19 @@ class Grid:
     mixed_chunks: tuple[int, ...]
     mixed_batches: tuple[int, ...]
     mixed_contexts: tuple[int, ...]
+    branches: tuple[int, ...]
+    """Branches of one prompt, beside as many with prompts of their own."""
+    shared_prompts: tuple[int, ...]
     gemm_tokens: tuple[int, ...]
     models: tuple[StepModel, ...]
     step_batches: tuple[int, ...]
     step_contexts: tuple[int, ...]
+    draft_model: StepModel
+    drafts: tuple[int, ...]
+    """Draft tokens that a step verifies."""
+    verify_batches: tuple[int, ...]
+    sampled_rows: tuple[int, ...]
+    vocabularies: tuple[int, ...]
     copy_bytes: tuple[int, ...]
     pool_shapes: tuple[tuple[int, int, int, int], ...]
     """(layers, KV heads, head_dim, block size) of the pools whose bytes are counted."""
@@ -92,6 +103,7 @@ QWEN_32B = StepModel("qwen3-32b", 64, 5120, 25600, 151936, AttentionShape(64, 8,
 QWEN_30B_A3B = StepModel("qwen3-30b-a3b", 48, 2048, 768, 151936, AttentionShape(32, 4, 128), 128, 8)
 QWEN_14B = StepModel("qwen3-14b", 40, 5120, 17408, 151936, AttentionShape(40, 8, 128))
 """Held out: measured, never fitted."""
+LLAMA_1B = StepModel("llama-3.2-1b", 16, 2048, 8192, 128256, AttentionShape(32, 8, 64))
 TINY = StepModel("tiny-4", 4, 256, 704, 2048, AttentionShape(8, 2, 32))
 TINY_DEEP = StepModel("tiny-8", 8, 256, 704, 2048, AttentionShape(8, 2, 32))
 TINY_MOE = StepModel("tiny-moe", 4, 256, 176, 2048, AttentionShape(8, 2, 32), 8, 2)
@@ -113,10 +125,17 @@ DEFAULT = Grid(
     mixed_chunks=(16, 256, 2048),
     mixed_batches=(1, 16, 64, 128),
     mixed_contexts=(1024, 8192, 32768),
+    branches=(4, 16, 64),
+    shared_prompts=(8192, 32768),
     gemm_tokens=(1, 16, 64, 128, 256, 512, 2048, 8192),
     models=(LLAMA_8B, QWEN_32B, QWEN_30B_A3B, QWEN_14B),
     step_batches=(1, 8, 16, 32, 64, 128, 256),
     step_contexts=(512, 2048, 8192, 16384, 32768, 65536),
+    draft_model=LLAMA_1B,
+    drafts=(3, 7),
+    verify_batches=(1, 16, 64),
+    sampled_rows=(1, 64, 256),
+    vocabularies=(32000, 151936),
     copy_bytes=(1 << 28, 1 << 31),
     pool_shapes=_POOLS,
     serving=Serving(LLAMA_8B, 48, 6.0, 512, 128, 16384, 512, 22.0),
@@ -135,10 +154,17 @@ QUICK = Grid(
     mixed_chunks=(16, 512),
     mixed_batches=(1, 16, 64),
     mixed_contexts=(1024, 8192),
+    branches=(16,),
+    shared_prompts=(8192,),
     gemm_tokens=(1, 64, 256, 2048),
     models=(LLAMA_8B,),
     step_batches=(1, 16, 128),
     step_contexts=(512, 8192),
+    draft_model=LLAMA_1B,
+    drafts=(3,),
+    verify_batches=(1, 64),
+    sampled_rows=(1, 128),
+    vocabularies=(128256,),
     copy_bytes=(1 << 30,),
     pool_shapes=_POOLS[:2],
     serving=Serving(LLAMA_8B, 24, 6.0, 512, 64, 8192, 512, 10.0),
@@ -157,10 +183,17 @@ CPU = Grid(
     mixed_chunks=(16, 256),
     mixed_batches=(4, 16),
     mixed_contexts=(256, 1024),
+    branches=(4,),
+    shared_prompts=(256,),
     gemm_tokens=(1, 16, 64, 256),
     models=(TINY, TINY_DEEP, TINY_MOE),
     step_batches=(1, 4, 16),
     step_contexts=(64, 256, 1024),
+    draft_model=TINY,
+    drafts=(3,),
+    verify_batches=(1, 4),
+    sampled_rows=(1, 16),
+    vocabularies=(2048,),
     copy_bytes=(1 << 24, 1 << 26),
     pool_shapes=((4, 2, 32, 16), (8, 1, 64, 16)),
     serving=Serving(TINY, 24, 2.0, 64, 24, 768, 128, 5.0, repeats=5),
@@ -169,3 +202,21 @@ CPU = Grid(
     held_out_context=1024,
 )
 GRIDS = {grid.name: grid for grid in (DEFAULT, QUICK, CPU)}
+
+
+def weight_bytes(model: StepModel, num_tokens: int) -> float:
+    """Bytes of 16-bit weights that a step of `num_tokens` reads at least; of experts, the expected distinct ones."""
+    shape, hidden = model.attention, model.hidden_size
+    attention = hidden * shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
+    expert = 3 * hidden * model.intermediate_size
+    distinct = 1.0
+    if model.num_experts:
+        missed = (1 - model.experts_per_token / model.num_experts) ** num_tokens
+        distinct = model.num_experts * (1 - missed)
+    return 2.0 * (model.num_layers * (attention + distinct * expert) + hidden * model.vocab_size)
+
+
+def model_facts(model: StepModel) -> Point:
+    """The fields of a step row that tell a fit which model it was."""
+    shape = model._asdict() | {"model": model.name, "dtype": "bfloat16", "kv_dtype": "bfloat16"}
+    return {k: v for k, v in shape.items() if k not in ("name", "attention")} | model.attention._asdict()

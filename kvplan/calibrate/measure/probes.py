@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kvplan.calibrate.measurements import SCHEMA_VERSION
+from kvplan.calibrate.measure.device import clocks, release
 from kvplan.calibrate.session import Point, Report, Session, no_report
 from kvplan.errors import KvplanError
 
@@ -34,6 +31,8 @@ SHORTEST_S = 1e-3
 OUT_OF_MEMORY = "out of memory"
 MOST_FAILURES = 5
 """Probes of one kind that may fail before the rest of them is not tried."""
+PLAUSIBLE = 0.8
+"""Share of the floor that bytes and FLOPs set below which a time is no measurement (ceilings are measured too)."""
 TARGET_S = {"cuda": 0.15, "cpu": 0.06}
 """Time spent repeating one probe, once it is warm."""
 
@@ -50,10 +49,37 @@ class Probe:
     """Allocate and return the callables to time in turn (several input sets, so that no cache serves them all)."""
     floor_bytes: float = 0.0
     floor_flops: float = 0.0
+    touched_bytes: float = 0.0
+    """Of all input sets together: what a cache would have to hold to serve them all."""
 
     def key(self, round_: int) -> str:
         """Identity within a file: the same probe is not measured twice in one round."""
         return json.dumps([self.op, self.point, round_], sort_keys=True)
+
+
+class Ceilings(NamedTuple):
+    """The best rates seen on this machine: no time may say that a probe did better."""
+
+    bytes_per_s: float = math.inf
+    flops_per_s: float = math.inf
+    """Of 16-bit products; those of 8 bits may be twice as fast."""
+    l2_bytes: float = 0.0
+    """Inputs that fit are read from the cache: their bytes set no floor."""
+
+    def floor_s(self, probe: Probe) -> float:
+        """The least seconds that a probe's bytes and FLOPs can take here."""
+        rate = self.flops_per_s * (2 if "fp8" in str(probe.point.get("dtype")) else 1)
+        moved = probe.floor_bytes if probe.touched_bytes > self.l2_bytes else 0.0
+        return max(moved / self.bytes_per_s, probe.floor_flops / rate)
+
+
+def ceilings_of(session: Session, l2_bytes: float) -> Ceilings:
+    """The best rates of the copies and of the 16-bit products in a session's file; unlimited where it holds none."""
+    rows = [row for row in session.rows() if "time_s" in row and not row.get("noisy")]
+    copied = [row["floor_bytes"] / row["time_s"] for row in rows if row["op"] == "copy"]
+    products = [row for row in rows if row["op"] == "gemm" and row["dtype"] != "fp8"]
+    multiplied = [row["floor_flops"] / row["time_s"] for row in products]
+    return Ceilings(max(copied, default=math.inf), max(multiplied, default=math.inf), l2_bytes)
 
 
 class Timing(NamedTuple):
@@ -127,12 +153,14 @@ def run(
     device: torch.device,
     rounds: int = 1,
     report: Report = no_report,
+    ceilings: Ceilings = Ceilings(),  # noqa: B008  (a tuple of numbers)
+    deadline: float = math.inf,
 ) -> int:
     """Measure every probe not in the file yet, `rounds` times on different minutes; return how many rows came.
 
     A probe that runs out of memory is noted as skipped, and so are larger ones of its op: the grid shrinks. One
     that fails otherwise is noted too, and tried again by the next run; after `MOST_FAILURES` of its kind the rest is
-    left out.
+    left out. Past `deadline` (on `time.monotonic`'s clock) nothing more is begun; the next run goes on there.
 
     Raises:
         KvplanError: the card itself failed.
@@ -142,30 +170,43 @@ def run(
     failures: Counter[str] = Counter()
     for number, (probe, round_) in enumerate(todo):
         report(probe.op, number, len(todo))
+        if time.monotonic() > deadline:
+            left = {"op": "stage", "machine": session.machine["machine"], "of": probe.op}
+            session.append(left | {"skipped": f"no time left for {len(todo) - number} points"})
+            return number
         if failures[_kind(probe)] >= MOST_FAILURES:
             continue
         row = {"op": probe.op, "machine": session.machine["machine"], "round": round_, **probe.point}
+        row |= {"floor_bytes": probe.floor_bytes, "floor_flops": probe.floor_flops}
+        key = {"key": probe.key(round_)}
         if probe.floor_bytes > too_large.get(probe.op, math.inf):
-            row |= {"skipped": "larger than a point that ran out of memory"}
+            row |= key | {"skipped": "larger than a point that ran out of memory"}
         else:
             try:
-                row |= measure(probe, device)
+                row |= key | _gated(measure(probe, device), ceilings.floor_s(probe))
             except Exception as error:  # kernels come from many libraries: no probe may cost the others
-                if not out_of_memory(error):
+                row["skipped"] = why_skipped(error)
+                end_on_a_failed_card(error, row | key, session)
+                if out_of_memory(error):
+                    row |= key
+                    too_large[probe.op] = probe.floor_bytes
+                else:
                     failures[_kind(probe)] += 1
-                    row |= {"skipped": one_line(error)}
-                    end_on_a_failed_card(error, row | {"key": probe.key(round_)}, session)
-                    session.append(row)
-                    release(device)
-                    continue
-                row |= {"skipped": OUT_OF_MEMORY}
-                too_large[probe.op] = probe.floor_bytes
-        row |= {"floor_bytes": probe.floor_bytes, "floor_flops": probe.floor_flops, "key": probe.key(round_)}
         session.append(row)
-        session.done.add(probe.key(round_))
+        if "key" in row:
+            session.done.add(probe.key(round_))
         release(device)
     report("", len(todo), len(todo))
     return len(todo)
+
+
+def _gated(measured: dict[str, Any], floor_s: float) -> dict[str, Any]:
+    """What was measured, or why it is no measurement: sooner done than its bytes and FLOPs allow."""
+    time_s = measured["time_s"]
+    if time_s >= PLAUSIBLE * floor_s:
+        return measured
+    why = f"{1e6 * time_s:.3g} us, where its bytes and FLOPs take {1e6 * floor_s:.3g}: not a measurement"
+    return {"skipped": why}
 
 
 def _kind(probe: Probe) -> str:
@@ -178,7 +219,7 @@ def end_on_a_failed_card(error: Exception, row: dict[str, Any], session: Session
 
     The row's key keeps the next run from what brought the card down.
     """
-    if "CUDA error" in str(error):
+    if "CUDA error" in str(error) and not out_of_memory(error):
         session.append(row)
         raise KvplanError(
             f"the card fails: {one_line(error)}; what was measured is in {session.path}, run it again to go on"
@@ -193,115 +234,12 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
+def why_skipped(error: Exception) -> str:
+    """What a row says of a probe that failed."""
+    return OUT_OF_MEMORY if out_of_memory(error) else one_line(error)
+
+
 def one_line(error: Exception) -> str:
     """An error's kind and first line."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0][:160]}" if said else type(error).__name__
-
-
-def release(device: torch.device) -> None:
-    """Give cached memory back, so that a probe starts from the same state as the first one did."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-
-
-def machine_facts(device: torch.device) -> dict[str, Any]:
-    """The first row of a file: what was measured on, with which software."""
-    facts: dict[str, Any] = {
-        "op": "machine",
-        "schema_version": SCHEMA_VERSION,
-        "engine": "torch",
-        "engine_version": torch.__version__,
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    if device.type != "cuda":
-        name = f"cpu-{platform.machine()}-{torch.get_num_threads()}t"
-        return facts | {"machine": name, "gpu": "cpu", "threads": torch.get_num_threads()}
-    properties = torch.cuda.get_device_properties(device)
-    return facts | {
-        "machine": properties.name,
-        "gpu": properties.name,
-        "cuda": torch.version.cuda,
-        "driver": _nvml(lambda nvml, handle: nvml.nvmlSystemGetDriverVersion(), ""),
-        "compute_capability": f"{properties.major}.{properties.minor}",
-        "num_sms": properties.multi_processor_count,
-        "l2_bytes": getattr(properties, "L2_cache_size", 0),
-        "total_bytes": properties.total_memory,
-    }
-
-
-def clocks(device: torch.device) -> dict[str, Any]:
-    """SM and memory clock and power just after a probe; empty without NVML."""
-    if device.type != "cuda":
-        return {}
-
-    def read(nvml: Any, handle: Any) -> dict[str, Any]:
-        return {
-            "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-            "power_w": round(nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
-        }
-
-    return dict(_nvml(read, {}))
-
-
-def used_bytes(device: torch.device) -> int | None:
-    """Memory the card has given away, by NVML (context and libraries included); None without NVML."""
-    found = _nvml(lambda nvml, handle: nvml.nvmlDeviceGetMemoryInfo(handle).used, -1)
-    return None if found < 0 or device.type != "cuda" else int(found)
-
-
-def strangers(device_name: str) -> list[int]:
-    """Process ids of other programs computing on this card; a measurement beside them is not one.
-
-    Ask before this process touches the card: in a container NVML may know it by another id.
-    """
-    if device_name != "cuda":
-        return []
-
-    def read(nvml: Any, handle: Any) -> list[int]:
-        return [p.pid for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid != os.getpid()]
-
-    return list(_nvml(read, []))
-
-
-def _nvml(read: Callable[[Any, Any], Any], otherwise: Any) -> Any:
-    """Ask NVML about the first visible card; `otherwise` where library or driver are not there or do not say."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-        if first.startswith(("GPU-", "MIG-")):
-            return read(pynvml, pynvml.nvmlDeviceGetHandleByUUID(first))
-        return read(pynvml, pynvml.nvmlDeviceGetHandleByIndex(int(first) if first.isdigit() else 0))
-    except ImportError:
-        return otherwise
-    except pynvml.NVMLError:
-        return otherwise
-
-
-def pick_device(name: str) -> torch.device:
-    """`cuda` or `cpu`; a card that is not there, or a torch that cannot use it, is one clear line.
-
-    A CPU is measured on one thread: several would wait for each other whenever the machine does anything else.
-    """
-    if name == "cpu":
-        torch.set_num_threads(1)
-        return torch.device("cpu")
-    if name != "cuda":
-        raise KvplanError(f"no device {name!r}; there is cuda, cpu")
-    if torch.version.cuda is None:
-        raise KvplanError(
-            f"this torch ({torch.__version__}) is a CPU build; install a CUDA build, or choose the device cpu"
-        )
-    with warnings.catch_warnings(
-        record=True
-    ) as said:  # torch warns of an old driver: that is the reason to give
-        warnings.simplefilter("always")
-        found = torch.cuda.is_available()
-    if not found:
-        why = str(said[0].message).splitlines()[0] if said else "no card, or a driver older than this CUDA"
-        raise KvplanError(f"torch sees no CUDA device ({why[:160]}); try `nvidia-smi`")
-    return torch.device("cuda", torch.cuda.current_device())

@@ -1,45 +1,133 @@
-"""Everything that is measured on one card, in order: what pays most comes first, so that an early end leaves a fit."""
+"""Everything that is measured on one card, in order: what pays most comes first, so that an early end leaves a fit.
+
+Each stage has a share of the time; what one leaves goes to those after it. Within a stage the points are taken from all
+over its grid in turn, so that wherever it ends, its whole range was measured.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from itertools import accumulate
+from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
-from kvplan.calibrate.measure import attention, mixed_attention, probes, steps
+import torch
+
+from kvplan.calibrate.measure import attention, products, steps
 from kvplan.calibrate.measure.allocation import measure_memory
-from kvplan.calibrate.measure.grids import GRIDS
+from kvplan.calibrate.measure.device import machine_facts, pick_device, strangers
+from kvplan.calibrate.measure.grids import GRIDS, Grid
+from kvplan.calibrate.measure.kernels import Kernels, choose_kernels
+from kvplan.calibrate.measure.probes import MIN_REPEATS, TARGET_S, Ceilings, Probe, ceilings_of, run
 from kvplan.calibrate.measure.transformers_batches import measure_batching
 from kvplan.calibrate.session import Report, Session, open_session
 from kvplan.errors import KvplanError
 
+SETUP_S = 0.04
+"""Of a probe, whatever it allocates: kernels looked up, tables filled, the cache given back (assumed)."""
+LAUNCH_S = 2e-5
+"""Least time of a call (assumed)."""
+FILL = 0.15
+"""Share of the copy rate at which random inputs are drawn (assumed)."""
+
+
+class Stage(NamedTuple):
+    """One kind of probe and its share of the time."""
+
+    name: str
+    share: float
+    list_probes: Callable[[Grid, torch.device, Kernels], list[Probe]]
+
+
+STAGES = (
+    Stage("ceilings", 0.01, lambda g, d, k: [*products.copy_probes(g, d), *products.large_product(g, d)]),
+    Stage("decode attention", 0.22, attention.decode_probes),
+    Stage("whole steps", 0.30, steps.step_probes),
+    Stage("products", 0.09, products.gemm_probes),
+    Stage("experts", 0.02, lambda g, d, k: products.moe_probes(g, d)),
+    Stage("prompt chunks", 0.04, lambda g, d, k: steps.prefill_step_probes(g, d)),
+    Stage("prompt attention", 0.05, lambda g, d, k: attention.prefill_probes(g, d)),
+    Stage("mixed attention", 0.07, attention.mixed_probes),
+    Stage("sampling", 0.01, lambda g, d, k: products.sampling_probes(g, d)),
+    Stage("draft and verify", 0.03, steps.speculative_probes),
+    Stage("shared prompts", 0.02, attention.shared_probes),
+    Stage("latent attention", 0.03, attention.mla_probes),
+)
+"""In this order, after memory (`MEMORY_SHARE`) and before host times and a real scheduler's batches."""
+MEMORY_SHARE, HOST_SHARE, BATCHES_SHARE = 0.04, 0.01, 0.06
+
+
+def spread(probes: list[Probe]) -> list[Probe]:
+    """The same probes from all over the grid in turn: in the order of their index's bits read backwards."""
+    width = max(1, (len(probes) - 1).bit_length())
+    return [p for _, p in sorted(enumerate(probes), key=lambda x: int(f"{x[0]:0{width}b}"[::-1], 2))]
+
+
+def planned_s(probe: Probe, ceilings: Ceilings, device_type: str) -> float:
+    """Seconds that a probe will take, set-up included, were it as quick as its bytes and FLOPs allow."""
+    call = LAUNCH_S + ceilings.floor_s(probe)
+    repeats = min(100, max(MIN_REPEATS, TARGET_S[device_type] / call))
+    drawn = max(probe.touched_bytes, probe.floor_bytes) / (FILL * ceilings.bytes_per_s)
+    return SETUP_S + drawn + (5 + repeats) * call
+
+
+class Planned(NamedTuple):
+    """What a stage gets done in its share of the time."""
+
+    name: str
+    probes: list[Probe]
+    num_points: int
+    """Of the whole grid."""
+    planned_s: float
+
+
+def plan(
+    grid: Grid, device: torch.device, kernels: Kernels, ceilings: Ceilings, budget_s: float
+) -> list[Planned]:
+    """The points that fit the time on a card of such rates, stage by stage; what one leaves goes to the next."""
+    clock = shares = MEMORY_SHARE
+    clock *= budget_s if budget_s < inf else 0.0
+    planned = []
+    for stage in STAGES:
+        shares += stage.share
+        points = spread(stage.list_probes(grid, device, kernels))
+        ends = list(accumulate((planned_s(p, ceilings, device.type) for p in points), initial=clock))
+        count = sum(end <= shares * budget_s for end in ends[1:])
+        planned.append(Planned(stage.name, points[:count], len(points), ends[count] - clock))
+        clock = ends[count]
+    return planned
+
 
 def measure_stages(
-    out: Path, device_name: str, grid_name: str, *, rounds: int, force: bool, report: Report
+    out: Path, device_name: str, grid_name: str, *, rounds: int, force: bool, budget_s: float, report: Report
 ) -> Session:
     """Measure as `kvplan.calibrate.card.measure_card` says."""
+    begun = time.monotonic()
     if grid_name and grid_name not in GRIDS:
         raise KvplanError(f"no grid {grid_name!r}; there is {', '.join(GRIDS)}")
-    others = probes.strangers(device_name)  # before this process touches the card: containers count anew
-    device = probes.pick_device(device_name)
+    others = strangers(device_name)  # before this process touches the card: containers count processes anew
+    device = pick_device(device_name)
     grid = GRIDS[grid_name or ("cpu" if device.type == "cpu" else "default")]
     if others and not force:
         raise KvplanError(
             f"process {others[0]} computes on this card too; stop it, or measure beside it with --force"
         )
-    session = open_session(out, probes.machine_facts(device))
+    facts = machine_facts(device)
+    session = open_session(out, facts)
     measure_memory(grid, session, device, report)
-    attention.check_kernels(device, grid.kv_dtypes)
-    points = [
-        *steps.copy_probes(grid, device),
-        *steps.step_probes(grid, device),
-        *steps.prefill_step_probes(grid, device),
-        *attention.decode_probes(grid, device),
-        *attention.prefill_probes(grid, device),
-        *mixed_attention.mixed_probes(grid, device),
-        *steps.gemm_probes(grid, device),
-        *steps.moe_probes(grid, device),
-        *attention.mla_probes(grid, device),
-    ]
-    probes.run(points, session, device, rounds or grid.rounds, report)
-    steps.host_times(grid, session, device)
-    measure_batching(grid, session, device, report)
+    kernels = choose_kernels(device, grid.kv_dtypes, grid.page)
+    for kv_dtype in set(grid.kv_dtypes) - set(kernels.decode):
+        wrong = {"op": "stage", "machine": session.machine["machine"], "of": f"attention over {kv_dtype}"}
+        session.append(wrong | {"skipped": f"no kernel over {kv_dtype} KV is right on this machine"})
+    shares = MEMORY_SHARE
+    for stage in STAGES:
+        shares += stage.share
+        ceilings = ceilings_of(session, facts.get("l2_bytes", grid.l2_bytes))
+        points = spread(stage.list_probes(grid, device, kernels))
+        run(points, session, device, rounds or grid.rounds, report, ceilings, begun + shares * budget_s)
+    steps.host_times(grid, session, device, kernels, begun + (shares + HOST_SHARE) * budget_s)
+    if time.monotonic() < begun + (1 - BATCHES_SHARE / 2) * budget_s:
+        measure_batching(grid, session, device, report)
     return session

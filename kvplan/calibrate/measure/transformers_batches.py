@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kvplan.calibrate.measure.grids import Grid, Serving
-from kvplan.calibrate.measure.probes import machine_facts, one_line, release
-from kvplan.calibrate.measure.steps import model_facts, weight_bytes
+from kvplan.calibrate.measure.device import machine_facts, release
+from kvplan.calibrate.measure.grids import Grid, Serving, model_facts, weight_bytes
+from kvplan.calibrate.measure.probes import one_line
 from kvplan.calibrate.session import Point, Report, Session, batches_path, no_report, open_session
 
 RUNS = 2

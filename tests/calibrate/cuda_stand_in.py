@@ -1,0 +1,148 @@
+"""A stand-in for a card: torch.cuda's counters, events, graphs and NVML over tensors that lie in this machine's memory.
+
+Only what cannot be without a GPU is played: devices named cuda become the CPU, events say a modelled time, graphs run
+their step while they are captured and nothing when replayed, counters count the tensors alive. The code under test is
+the code that a card runs.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+CUDA = torch.device("cuda", 0)
+CPU = torch.device("cpu")
+TOTAL_BYTES = 16 << 30
+CONTEXT_BYTES = 500 << 20
+
+
+class _OnTheCpu(TorchFunctionMode):
+    """Tensors asked for on `cuda` are made on the CPU, and say of themselves that they are on a card."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
+            return True
+        if func is torch.Tensor.device.__get__:  # type: ignore[attr-defined]
+            return CUDA
+        kwargs = {k: CPU if k == "device" and v is not None else v for k, v in (kwargs or {}).items()}
+        args = tuple(CPU if isinstance(a, torch.device) else a for a in args)
+        return func(*args, **kwargs)
+
+
+class Card:
+    """What the stand-in plays; tests change it."""
+
+    event_s = 1e-3
+    """Seconds between two events."""
+    strangers: tuple[int, ...] = ()
+    free_bytes = 15 << 30
+    graphs = 0
+
+    def allocated(self) -> int:
+        """Bytes of the tensors alive."""
+        with torch._C.DisableTorchFunction():
+            seen = {}
+            for x in gc.get_objects():
+                if type(x) is torch.Tensor:
+                    seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return sum(seen.values())
+
+
+class _Event:
+    card: Card
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        pass
+
+    def record(self) -> None:
+        pass
+
+    def elapsed_time(self, end: Any) -> float:
+        return 1e3 * self.card.event_s
+
+
+class _Stream:
+    def wait_stream(self, other: Any) -> None:
+        pass
+
+
+@contextmanager
+def _entered(*args: Any) -> Iterator[None]:
+    yield
+
+
+def nvml(card: Card) -> ModuleType:
+    """pynvml as far as it is asked."""
+    module = ModuleType("pynvml")
+    answers: dict[str, Any] = {
+        "NVMLError": type("NVMLError", (Exception,), {}),
+        "NVML_CLOCK_SM": 1,
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetHandleByUUID": lambda name: name,
+        "nvmlSystemGetDriverVersion": lambda: "580.65",
+        "nvmlDeviceGetClockInfo": lambda handle, kind: 1980,
+        "nvmlDeviceGetPowerUsage": lambda handle: 512_000,
+        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=CONTEXT_BYTES + card.allocated()),
+        "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
+            SimpleNamespace(pid=pid) for pid in (os.getpid(), *card.strangers)
+        ],
+    }
+    for name, answer in answers.items():
+        setattr(module, name, answer)
+    return module
+
+
+@contextmanager
+def stand_in() -> Iterator[Card]:
+    """Play a Hopper card for the duration; `torch.device("cuda")` works as far as kvplan uses it."""
+    card = Card()
+    kind = type("Event", (_Event,), {"card": card})
+
+    class Graph:
+        def __init__(self) -> None:
+            card.graphs += 1
+
+        def replay(self) -> None:
+            pass
+
+    properties = SimpleNamespace(
+        name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, L2_cache_size=50 << 20,
+        total_memory=TOTAL_BYTES,
+    )  # fmt: skip
+    played: dict[str, Callable[..., Any] | Any] = {
+        "is_available": lambda: True,
+        "current_device": lambda: 0,
+        "get_device_properties": lambda device=None: properties,
+        "get_device_capability": lambda device=None: (9, 0),
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "mem_get_info": lambda device=None: (card.free_bytes, TOTAL_BYTES),
+        "memory_allocated": lambda device=None: card.allocated(),
+        "memory_reserved": lambda device=None: card.allocated(),
+        "max_memory_allocated": lambda device=None: card.allocated(),
+        "reset_peak_memory_stats": lambda device=None: None,
+        "current_stream": _Stream,
+        "Stream": _Stream,
+        "stream": _entered,
+        "graph": _entered,
+        "CUDAGraph": Graph,
+        "Event": kind,
+    }
+    generator = torch.Generator
+    with pytest.MonkeyPatch.context() as patch, _OnTheCpu():
+        for name, answer in played.items():
+            patch.setattr(torch.cuda, name, answer)
+        patch.setattr(torch.version, "cuda", "13.0")
+        patch.setattr(torch, "Generator", lambda device=None: generator())
+        patch.setitem(sys.modules, "pynvml", nvml(card))
+        yield card
