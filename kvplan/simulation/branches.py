@@ -70,7 +70,7 @@ def _node(branch: Any, record: Record, depth: int, is_leaf: bool) -> Node:
     end = FINISH_REASONS[record.finish_reason]
     pruned = end == "pruned" or (is_leaf and branch.kind == "step" and end != "stop")
     return Node(
-        branch.id, branch.parent, depth, branch.kind, record.prompt_tokens, record.hit_tokens,
-        record.output_tokens, end, pruned, record.arrival / TICKS_PER_S,
-        record.finish / TICKS_PER_S,
+        branch=branch.id, parent=branch.parent, depth=depth, kind=branch.kind, prompt_tokens=record.prompt_tokens,
+        hit_tokens=record.hit_tokens, output_tokens=record.output_tokens, end=end, pruned=pruned,
+        start_s=record.arrival / TICKS_PER_S, finish_s=record.finish / TICKS_PER_S,
     )  # fmt: skip

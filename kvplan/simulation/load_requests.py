@@ -165,7 +165,7 @@ class RequestRows:
         else:
             segments = self.load.prompt(row)
         priority = self.load.classes[class_id].priority
-        request = SimRequest(row, segments, told, output, thinking, class_id, priority)
+        request = SimRequest(row, segments, told, output, thinking, class_id=class_id, priority=priority)
         if self.load.previous_turn is not None:
             request.session, request.turn = self._place_in_session(row)
         return request

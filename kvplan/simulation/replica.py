@@ -167,19 +167,20 @@ class Replica(ReplicaStats):
     def _begin_leap(self, planned: Leap, now: int, next_arrival: int) -> int:
         steps, decodes, context, is_open = planned
         base, slope, limit = self.step_time.decode_line(decodes, context)
-        lasts = -((context - limit) // decodes)
         ahead = len(self.in_flight)
-        first = self.in_flight[0].ticks if ahead else 0
-        if lasts < steps:
-            steps = lasts
-        ticks, widening = base + slope * context, slope * decodes
-        leap = self.leap = LeapInFlight(now, ahead, first, steps, decodes, ticks, widening, is_open)
-        n = steps - ahead
-        end = now + first + n * ticks + widening * (n * (n - 1) // 2)
-        if is_open and end > next_arrival:
-            leap.num_steps = steps = leap.reads_until(next_arrival)
-            leap.open = False  # it ends where that arrival would cut it
-            end = leap.ends_at(steps)
+        leap = self.leap = LeapInFlight(
+            start=now,
+            ahead=ahead,
+            first=self.in_flight[0].ticks if ahead else 0,
+            num_steps=min(steps, -((context - limit) // decodes)),
+            num_decodes=decodes,
+            ticks=base + slope * context,
+            slope=slope * decodes,
+            open=is_open,
+        )
+        end = leap.ends_at(leap.num_steps)
+        if is_open and end > next_arrival:  # it ends where that arrival would cut it
+            return self.cut(next_arrival) + next_arrival - now
         return end - now
 
     def cut(self, now: int) -> int:

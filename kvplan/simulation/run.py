@@ -252,7 +252,9 @@ class Run:
     def _prefill(self, fleet: Fleet, request: SimRequest) -> None:
         """Disaggregated: compute the prompt elsewhere first; its one token is thrown away, as vLLM's proxy does."""
         process = fleet.choose_prefill(request, self.env.now)
-        prefill = SimRequest(request.row, request.prompt, 1, 1, 0, request.class_id, request.priority)
+        prefill = SimRequest(
+            request.row, request.prompt, 1, 1, class_id=request.class_id, priority=request.priority
+        )
         prefill.arrival = request.arrival
         if not self._rejects(process, prefill, request):
             prefill.on_end = lambda done, now, reason: self._transfer(fleet, done, request, reason)

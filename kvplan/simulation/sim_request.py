@@ -18,32 +18,11 @@ class SimRequest(Request):
     """One request and its history so far."""
 
     __slots__ = (
-        "admitted",
-        "arrival",
-        "class_id",
-        "decode_from",
-        "discarded",
-        "first_token",
-        "first_visible",
-        "held",
-        "high_water",
-        "hit_tokens",
-        "kv_area",
-        "lost_at",
-        "lost_ticks",
-        "on_end",
-        "output_tokens",
-        "recomputed",
-        "replica",
-        "row",
-        "scheduled",
-        "session",
-        "since",
-        "thinking_tokens",
-        "transferred",
-        "turn",
-        "weight_from",
-    )
+        "admitted", "arrival", "class_id", "decode_from", "discarded", "first_token", "first_visible", "held",
+        "high_water", "hit_tokens", "kv_area", "lost_at", "lost_ticks", "on_end", "output_tokens",
+        "recomputed", "replica", "row", "scheduled", "session", "since", "thinking_tokens", "transferred",
+        "turn", "weight_from",
+    )  # fmt: skip
 
     def __init__(
         self,

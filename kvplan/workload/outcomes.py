@@ -7,7 +7,7 @@ sample of a problem is the same under every strategy, so that strategies are com
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import exp, log, sqrt
 from statistics import NormalDist
 
@@ -123,7 +123,10 @@ class TraceSampler:
         skill, facts = self.others.get(branch.model, (self.skill, self.facts))
         length, error_at = _length_and_error(skill, facts, z, u_right, u_where)
         wrong = 1 + int(u_wrong * facts.wrong_answers)
-        return _Trace(facts, skill.p, length, 0.0, error_at, wrong, bias, length)
+        return _Trace(
+            facts=facts, p=skill.p, length=length, done=0.0, error_at=error_at, wrong=wrong, bias=bias,
+            first_length=length,
+        )  # fmt: skip
 
     def _continued(self, old: _Trace, done: float) -> _Trace:
         """A sibling future of the same prefix: right so far, it may still go wrong; wrong, it stays wrong."""
@@ -134,8 +137,7 @@ class TraceSampler:
             wrong_at = share + (1 - share) * _first_error(stays, self.rng.random())
             error_at = 2.0 if self.rng.random() < stays else wrong_at
         wrong = int(self.rng.integers(1, old.facts.wrong_answers + 1))
-        bias = self._inherit(old.bias)
-        return _Trace(old.facts, old.p, old.length, done, error_at, wrong, bias, old.first_length)
+        return replace(old, done=done, error_at=error_at, wrong=wrong, bias=self._inherit(old.bias))
 
     def _revised(self, old: _Trace) -> _Trace:
         facts = old.facts
@@ -143,9 +145,8 @@ class TraceSampler:
         right = change >= facts.revision_loss if old.right else change < facts.revision_gain
         spread = exp(facts.sigma_within * self.rng.standard_normal())
         length = max(old.first_length * facts.revision_length * spread, 1.0)
-        bias = self._inherit(old.bias)
         error_at = 2.0 if right else 0.5
-        return _Trace(facts, old.p, length, 0.0, error_at, old.wrong, bias, old.first_length)
+        return replace(old, length=length, done=0.0, error_at=error_at, bias=self._inherit(old.bias))
 
     def _inherit(self, bias: float) -> float:
         rho = self.scores.correlation
