@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kvplan.workload.strategies.strategy import Answer, Ask, Branch, Strategy
+from kvplan.workload.strategies.strategy import Answer, Ask, Branch, Plan
 
 CLASSIFIER = -1
 """The id of the classifying branch; strategies number theirs from 0."""
@@ -15,15 +15,13 @@ CLASSIFIER = -1
 class Tier:
     """Where one class of problems goes."""
 
-    start: Callable[[], Strategy]
+    start: Callable[[], Plan]
     """The strategy of this tier."""
     model: str = ""
     """The model that runs it; empty = the scenario's main one."""
 
 
-def difficulty_router(
-    tiers: Sequence[Tier], classifier_model: str = "", instruction_tokens: int = 0
-) -> Strategy:
+def difficulty_router(tiers: Sequence[Tier], classifier_model: str = "", instruction_tokens: int = 0) -> Plan:
     """Classify, then follow the tier's strategy on the tier's model.
 
     The classifier reads the prompt and says one token; it errs with the rate the problems state. Cost-aware
@@ -38,7 +36,7 @@ def difficulty_router(
     return (yield from on_model(tier.start(), tier.model))
 
 
-def on_model(plan: Strategy, model: str) -> Strategy:
+def on_model(plan: Plan, model: str) -> Plan:
     """The same strategy with all its branches on `model`."""
     ask = next(plan)
     while True:
