@@ -19,7 +19,7 @@ from kvplan.memory.plan import estimate
 from kvplan.scenario.schema import StepTimeSpec, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, StatedStepTime
-from kvplan.simulation.simulator import Solution, simulate, solve
+from kvplan.simulation.simulator import SolveResult, simulate, solve
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.strategies.footprint import Held, footprint
 
@@ -132,7 +132,9 @@ def one_gpu(num_blocks: int, fixed_us: float, per_context_token_ns: float = 0.0)
     return Setup(config, StatedStepTime.of(time), 147_456.0, 1)
 
 
-def run(strategy: dict[str, object], num_problems: int, facts: dict[str, object], setup: Setup) -> Solution:
+def run(
+    strategy: dict[str, object], num_problems: int, facts: dict[str, object], setup: Setup
+) -> SolveResult:
     problems = {
         "num_problems": num_problems,
         "prompt": {"kind": "constant", "value": 200},
@@ -142,7 +144,7 @@ def run(strategy: dict[str, object], num_problems: int, facts: dict[str, object]
     return solve(parse_scenario({"model": "Qwen/Qwen3-8B", "problems": problems}), setups={"": setup})
 
 
-def seconds(solution: Solution) -> float:
+def seconds(solution: SolveResult) -> float:
     return float(np.mean([s.finish - s.arrival for s in solution.solved])) / TICKS_PER_S
 
 

@@ -17,7 +17,7 @@ from kvplan.search.strategy_row import strategy_row
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.metrics import summarise
 from kvplan.simulation.result import Result
-from kvplan.simulation.simulator import Solution, simulate, solve
+from kvplan.simulation.simulator import SolveResult, simulate, solve
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
@@ -132,7 +132,7 @@ def _solved(scenario: Scenario) -> Row:
     return row
 
 
-def _problem_latencies(scenario: Scenario, found: Solution) -> Row:
+def _problem_latencies(scenario: Scenario, found: SolveResult) -> Row:
     """Latencies of whole problems, milliseconds, and how many are in time and right often enough."""
     assert scenario.problems is not None
     per_ms = TICKS_PER_S / 1e3

@@ -14,7 +14,7 @@ from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import active_parameters
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.records import FINISH_REASONS
-from kvplan.simulation.simulator import Solution
+from kvplan.simulation.simulator import SolveResult
 from kvplan.timing.work import step_work
 from kvplan.units import TICKS_PER_S, GiB
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
@@ -73,7 +73,9 @@ class StrategyRow:
         return 3600 / self.gpu_s_per_correct if self.gpu_s_per_correct else 0.0
 
 
-def strategy_row(scenario: Scenario, problems: Problems, spec: StrategySpec, found: Solution) -> StrategyRow:
+def strategy_row(
+    scenario: Scenario, problems: Problems, spec: StrategySpec, found: SolveResult
+) -> StrategyRow:
     """One strategy's run as a line of the table. Raises DoesNotFit when the run solved no problem."""
     records, effort, result, solved = found.records, found.effort, found.result, found.solved
     if not solved:
@@ -141,7 +143,7 @@ def _api_usd(problems: Problems, records: Any) -> float:
     return float(api_cost_usd(price, prompt, visible, hidden, cached_tokens=cached).sum())
 
 
-def _flops(scenario: Scenario, problems: Problems, found: Solution) -> float:
+def _flops(scenario: Scenario, problems: Problems, found: SolveResult) -> float:
     """2 FLOPs per active parameter and token, and attention's over the contexts; verifier included."""
     columns = ("prompt_tokens", "hit_tokens", "output_tokens", "recomputed_tokens")
     replica, verifier, total = found.records["replica"], problems.verifier, 0.0

@@ -112,9 +112,9 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     if sglang is not None and flags.async_scheduling is None:  # the overlap loop is SGLang's default on a GPU
         flags = flags.model_copy(update={"async_scheduling": True})
     plan = estimate(
-        _model(deployment.model, folder), deployment.gpu, flags,
+        model_beside(deployment.model, folder), deployment.gpu, flags,
         engine=f"vllm@{deployment.engine_version}" if sglang is None else "sglang",
-        colocate={role: _model(name, folder) for role, name in deployment.colocate.items()},
+        colocate={role: model_beside(name, folder) for role, name in deployment.colocate.items()},
     )  # fmt: skip
     if plan.layout is None:
         raise DoesNotFit(plan.refusal.reason if plan.refusal else plan.shortfall)
@@ -134,10 +134,10 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     ranks = args.data_parallel_size
     config = _engine_config(args, layout, deployment)
     return Setup(
-        config if sglang is None else _sglang_sizes(config, flags.max_num_seqs),
-        step_time,
-        kv_bytes_per_token(layout, args),
-        args.num_gpus // ranks,
+        config=config if sglang is None else _sglang_sizes(config, flags.max_num_seqs),
+        step_time=step_time,
+        kv_bytes_per_token=kv_bytes_per_token(layout, args),
+        num_gpus=args.num_gpus // ranks,
         usd_per_gpu_hour=gpu.price_per_hour,
         lockstep_ranks=ranks if model.is_moe else 1,
         replicas_per_copy=1 if model.is_moe else ranks,
@@ -248,7 +248,7 @@ def _group(group: KvGroup, args: ResolvedArgs) -> KVCacheGroup:
     )
 
 
-def _model(name: str, folder: Path) -> ModelSpec:
+def model_beside(name: str, folder: Path) -> ModelSpec:
     """A model by name, or by a path that starts at the scenario's folder."""
     beside = folder / name
     return load_model(str(beside) if path_exists(beside) else name)

@@ -43,16 +43,14 @@ class LeapInFlight:
 
     def ends_at(self, reads: int) -> int:
         """When the first so many outputs have been read."""
-        n = reads - self.ahead
-        return self.start + self.first + n * self.ticks + self.slope * (n * (n - 1) // 2)
+        return self.start + self.first + series(self.ticks, self.slope, reads - self.ahead)
 
     def reads_until(self, now: int) -> int:
         """The fewest reads that end at `now` or later; never more than were planned."""
         gap = now - self.start - self.first
         if gap <= 0:
             return 1
-        steps = steps_to_cover(self.ticks, self.slope, gap) + self.ahead
-        return min(steps, self.num_steps)
+        return min(steps_to_cover(self.ticks, self.slope, gap) + self.ahead, self.num_steps)
 
 
 def series(ticks: int, slope: int, n: int) -> int:
@@ -74,6 +72,6 @@ def steps_to_cover(ticks: int, slope: int, gap: int) -> int:
         return -(-gap // ticks)
     b = 2 * ticks - slope
     n = max(0, (isqrt(b * b + 8 * slope * gap) - b) // (2 * slope) - 1)
-    while n * ticks + slope * (n * (n - 1) // 2) < gap:
+    while series(ticks, slope, n) < gap:
         n += 1
     return n

@@ -61,7 +61,7 @@ def simulate(
     return result
 
 
-class Solution(NamedTuple):
+class SolveResult(NamedTuple):
     """One strategy over all problems."""
 
     strategy: str
@@ -85,7 +85,7 @@ def solve(
     progress: Progress | None = None,
     setups: dict[str, Setup] | None = None,
     observer: Observer = NO_OBSERVER,
-) -> Solution:
+) -> SolveResult:
     """Run one strategy (the scenario's first by default) over the scenario's problems.
 
     Raises KvplanError for what cannot be simulated, DoesNotFit when model and verifier do not fit together.
@@ -101,7 +101,7 @@ def solve(
     return solution(run, source)
 
 
-def solution(run: Run, source: BranchRequests) -> Solution:
+def solution(run: Run, source: BranchRequests) -> SolveResult:
     """What came of a run whose requests were branches."""
     result = collect(run, {"default": run.scenario.slo}, len(run.records), is_open_loop=False)
     result.limited_by = _limit(run, source, result)
@@ -110,7 +110,7 @@ def solution(run: Run, source: BranchRequests) -> Solution:
         for fleet in run.fleets.values()
         for process in fleet.processes
     }
-    return Solution(
+    return SolveResult(
         strategy=source.spec.name,
         solved=source.solved,
         records=run.records,

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 
 from kvplan.errors import DoesNotFit, KvplanError, did_you_mean
 from kvplan.gpu import get_gpu
-from kvplan.models.load import load_model, path_exists
 from kvplan.profiles.step_times import make_step_times
 from kvplan.scenario.schema import Deployment, Scenario
 from kvplan.schedulers.vllm.config import KVCacheGroup
-from kvplan.simulation.deploy import Setup, StatedStepTime, set_up, set_ups
+from kvplan.simulation.deploy import Setup, StatedStepTime, model_beside, set_up, set_ups
 from kvplan.timing.step import NO_KNOT, StepShape, StepTime
 from kvplan.workload.problems import Problems, StrategySpec
 
@@ -93,8 +92,7 @@ def verifier_step_time(scenario: Scenario) -> StepTime | None:
         return None
     if scenario.step_time.fixed_us is not None:
         return StatedStepTime.of(scenario.step_time)
-    beside = scenario.folder / verifier.model
-    model = load_model(str(beside) if path_exists(beside) else verifier.model)
+    model = model_beside(verifier.model, scenario.folder)
     return make_step_times(model, get_gpu(scenario.gpu), scenario.engine, engine=scenario.engine_name).time
 
 

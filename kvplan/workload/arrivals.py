@@ -89,7 +89,7 @@ class ClosedLoop(Config):
     """Mean pause between an answer and the next request, exponential; 0 = none."""
 
 
-class Replay(Config):
+class TraceReplay(Config):
     """The times of the trace, stretched or squeezed."""
 
     kind: Literal["replay"]
@@ -98,7 +98,8 @@ class Replay(Config):
 
 
 Arrivals = Annotated[
-    Poisson | Gamma | Weibull | Even | Ramp | AllAtOnce | ClosedLoop | Replay, Field(discriminator="kind")
+    Poisson | Gamma | Weibull | Even | Ramp | AllAtOnce | ClosedLoop | TraceReplay,
+    Field(discriminator="kind"),
 ]
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvplan.content import Content, Segment, output_of, prompt_of
 from kvplan.errors import KvplanError
-from kvplan.workload.arrivals import ClosedLoop, Replay, arrival_times
+from kvplan.workload.arrivals import ClosedLoop, TraceReplay, arrival_times
 from kvplan.workload.classes import MAX_REQUESTS, RequestClass, Turns, Workload
 from kvplan.workload.lengths import correlated_uniforms, quantile
 from kvplan.workload.traces import Trace, read_trace
@@ -126,7 +126,9 @@ def _from_trace(workload: Workload, trace: Trace, streams: dict[str, np.random.G
     spec = workload.arrivals
     recorded = np.array([row.arrival_s for row in rows])
     arrival = (
-        recorded / spec.speed if isinstance(spec, Replay) else arrival_times(spec, n, streams["arrivals"])
+        recorded / spec.speed
+        if isinstance(spec, TraceReplay)
+        else arrival_times(spec, n, streams["arrivals"])
     )
     load = _empty_load(workload, np.zeros(n, np.int64), arrival)
     load.prompt_tokens = np.array([row.prompt_tokens for row in rows], np.int64)
@@ -159,14 +161,15 @@ def _empty_load(workload: Workload, class_id: Ints, arrival_s: Floats) -> Load:
     if not n:
         raise KvplanError("the workload is empty: no requests")
     classes = list(workload.by_name.values())
-    per_class = {key: np.array([getattr(c, key) for c in classes]) for key in ("stop",)}
-    stop = per_class["stop"][class_id]
+    stop = np.array([c.stop for c in classes])[class_id]
     limits = np.array([c.max_tokens or 0 for c in classes], np.int64)[class_id]
     zeros = np.zeros(n, np.int64)
     return Load(
-        arrival_s, class_id, zeros, zeros.copy(), zeros.copy(), limits, stop == "length", stop == "never",
-        np.full(n, np.inf), np.full(n, -1), np.full(n, -1), np.zeros(n), list(workload.by_name), classes,
-        workload.arrivals if isinstance(workload.arrivals, ClosedLoop) else None,
+        arrival_s=arrival_s, class_id=class_id, prompt_tokens=zeros, thinking_tokens=zeros.copy(),
+        output_tokens=zeros.copy(), max_tokens=limits, ends_by_length=stop == "length", never_stops=stop == "never",
+        leaves_after_s=np.full(n, np.inf), prefix_group=np.full(n, -1), next_turn=np.full(n, -1), pause_s=np.zeros(n),
+        class_names=list(workload.by_name), classes=classes,
+        closed_loop=workload.arrivals if isinstance(workload.arrivals, ClosedLoop) else None,
     )  # fmt: skip
 
 

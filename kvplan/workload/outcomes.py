@@ -15,7 +15,7 @@ import numpy as np
 
 from kvplan.formulas import quality
 from kvplan.workload.quality_sets import QualitySet, Skill
-from kvplan.workload.strategies.session import Outcome
+from kvplan.workload.strategies.session import BranchOutcome
 from kvplan.workload.strategies.strategy import ALL, RIGHT, Branch, Reason
 
 Z = NormalDist()
@@ -89,16 +89,16 @@ class TraceSampler:
         self._d = quality.d_prime(self.scores.true_positive_rate, self.scores.true_negative_rate)
         self._cut = Z.inv_cdf(min(max(self.scores.true_negative_rate, 1e-9), 1 - 1e-9))
 
-    def draw(self, branch: Branch, parent: Outcome | None) -> Outcome:
+    def draw(self, branch: Branch, parent: BranchOutcome | None) -> BranchOutcome:
         """Return what `branch` will do (see `Sampler`)."""
         if branch.kind == "classify":
-            return Outcome(1, 0, "stop", self._classify(), 0.0)
+            return BranchOutcome(1, 0, "stop", self._classify(), 0.0)
         trace = self.traces[branch.id] = self._trace(branch, parent)
         return DRAWS[branch.kind](self, branch, trace)
 
     # --- the hidden trace -------------------------------------------------------------------------------
 
-    def _trace(self, branch: Branch, parent: Outcome | None) -> _Trace:
+    def _trace(self, branch: Branch, parent: BranchOutcome | None) -> _Trace:
         if branch.parent is None or parent is None:
             return self._root(branch)
         old = self.traces[branch.parent]
@@ -154,7 +154,7 @@ class TraceSampler:
 
     # --- one way of ending per kind -----------------------------------------------------------------------
 
-    def _whole(self, branch: Branch, trace: _Trace) -> Outcome:
+    def _whole(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         """Thinking, closed at the budget if it comes to that, then the answer, unless `max_tokens` cuts."""
         natural = max(trace.length - trace.done, 1.0)
         wanted = _at_least(natural * branch.length_scale, branch.min_thinking_tokens)
@@ -166,36 +166,38 @@ class TraceSampler:
         trace.done = trace.length
         if held_back:
             reason: Reason = "stop" if thinking == wanted else "length"
-            return Outcome(thinking, thinking, reason, None, self._score(branch, trace, trace.right))
+            return BranchOutcome(thinking, thinking, reason, None, self._score(branch, trace, trace.right))
         return self._ended(branch, trace, thinking)
 
-    def _answer(self, branch: Branch, trace: _Trace) -> Outcome:
+    def _answer(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         return self._ended(branch, trace, 0)
 
-    def _critique(self, branch: Branch, trace: _Trace) -> Outcome:
+    def _critique(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         tokens = min(trace.facts.answer_tokens, branch.max_tokens)
-        return Outcome(tokens, tokens, "stop", None, self._score(branch, trace, trace.right))
+        return BranchOutcome(tokens, tokens, "stop", None, self._score(branch, trace, trace.right))
 
-    def _step(self, branch: Branch, trace: _Trace) -> Outcome:
+    def _step(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         """A piece of the trace; the answer is its last stretch and is cut into steps like the rest."""
         thinking = max(round(trace.length - trace.done), 0)
         left = _at_least(trace.length + trace.facts.answer_tokens - trace.done, 1)
         trace.done += min(left, branch.max_tokens)
         if left > branch.max_tokens:
             cut = branch.max_tokens
-            return Outcome(
+            return BranchOutcome(
                 cut, min(thinking, cut), "length", None, self._score(branch, trace, trace.on_track)
             )
-        return Outcome(left, thinking, "stop", self._says(trace), self._score(branch, trace, trace.right))
+        return BranchOutcome(
+            left, thinking, "stop", self._says(trace), self._score(branch, trace, trace.right)
+        )
 
-    def _ended(self, branch: Branch, trace: _Trace, thinking: int) -> Outcome:
+    def _ended(self, branch: Branch, trace: _Trace, thinking: int) -> BranchOutcome:
         tokens = thinking + trace.facts.answer_tokens
         if tokens <= branch.max_tokens:
-            return Outcome(
+            return BranchOutcome(
                 tokens, thinking, "stop", self._says(trace), self._score(branch, trace, trace.right)
             )
         cut = branch.max_tokens
-        return Outcome(cut, min(thinking, cut), "length", None, self._score(branch, trace, False))
+        return BranchOutcome(cut, min(thinking, cut), "length", None, self._score(branch, trace, False))
 
     def _close_early(self, trace: _Trace, thinking: float) -> None:
         """Thinking of another length than the natural one: some right traces are lost, or some wrong ones saved."""

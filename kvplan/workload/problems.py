@@ -21,7 +21,7 @@ from kvplan.workload.quality_sets import QualitySet, Skill, quality_set, read_pa
 from kvplan.workload.strategies.catalog import make, read
 from kvplan.workload.strategies.routing import Tier, difficulty_router
 from kvplan.workload.strategies.session import Problem
-from kvplan.workload.strategies.strategy import Plan
+from kvplan.workload.strategies.strategy import Strategy
 from kvplan.workload.verifiers import Verifier
 
 ThinkingKv = Literal["keep", "drop_after_turn", "never_cache", "drop_at_answer"]
@@ -65,7 +65,7 @@ class RouterSpec(Config):
         edges = np.cumsum([tier.share for tier in self.tiers])
         return min(int(np.searchsorted(edges, ease)), len(self.tiers) - 1)
 
-    def start(self) -> Plan:
+    def start(self) -> Strategy:
         """A fresh generator."""
         tiers = [Tier(tier.strategy.start, tier.model) for tier in self.tiers]
         return difficulty_router(tiers, self.classifier_model, self.instruction_tokens)
@@ -147,7 +147,7 @@ class StrategySpec(Config):
         )
         return names - {""}
 
-    def start(self) -> Plan:
+    def start(self) -> Strategy:
         """A fresh generator of this strategy."""
         router = self.router
         return router.start() if router else make(self.strategy, **self.params)()

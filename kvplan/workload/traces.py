@@ -23,7 +23,7 @@ MOONCAKE_BLOCK_TOKENS = 512
 """Tokens that one hash id of a Mooncake trace stands for (its README)."""
 
 
-class Row(NamedTuple):
+class TraceRow(NamedTuple):
     """One request of a trace."""
 
     arrival_s: float
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 class Trace(NamedTuple):
     """What a reader found."""
 
-    rows: list[Row]
+    rows: list[TraceRow]
     block_tokens: int
     """Tokens per entry of `block_ids`; 0 where the trace tells nothing about sharing."""
     num_bad_rows: int
@@ -79,9 +79,9 @@ def read_trace(spec: TraceSpec, folder: Path, rng: np.random.Generator) -> Trace
     return found._replace(rows=[row._replace(arrival_s=row.arrival_s - start) for row in rows])
 
 
-def _checked(rows: Iterator[tuple[int, Row | str]], path: Path, spec: TraceSpec) -> Trace:
+def _checked(rows: Iterator[tuple[int, TraceRow | str]], path: Path, spec: TraceSpec) -> Trace:
     """Keep sound rows in order of time; a bad one is an error or, if so asked, a count."""
-    kept: list[Row] = []
+    kept: list[TraceRow] = []
     bad = 0
     for number, row in rows:
         problem = row if isinstance(row, str) else _problem(row, kept)
@@ -96,7 +96,7 @@ def _checked(rows: Iterator[tuple[int, Row | str]], path: Path, spec: TraceSpec)
     return Trace(kept, MOONCAKE_BLOCK_TOKENS if spec.format == "mooncake" else 0, bad)
 
 
-def _problem(row: Row, before: list[Row]) -> str:
+def _problem(row: TraceRow, before: list[TraceRow]) -> str:
     """What is wrong with a row that could be parsed; empty if nothing."""
     if not 0 <= row.arrival_s < 1e12:
         return f"arrival time {row.arrival_s} s"
@@ -127,7 +127,7 @@ def _column(header: dict[str, str], names: tuple[str, ...]) -> str | None:
     return next((header[name] for name in names if name in header), None)
 
 
-def _read_csv(path: Path, needed: tuple[str, ...] = ()) -> Iterator[tuple[int, Row | str]]:
+def _read_csv(path: Path, needed: tuple[str, ...] = ()) -> Iterator[tuple[int, TraceRow | str]]:
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
         header = {name.strip().lower(): name for name in reader.fieldnames or ()}
@@ -140,12 +140,12 @@ def _read_csv(path: Path, needed: tuple[str, ...] = ()) -> Iterator[tuple[int, R
             yield number, _csv_row(record, picked)
 
 
-def _csv_row(record: dict[str, Any], picked: list[str | None]) -> Row | str:
+def _csv_row(record: dict[str, Any], picked: list[str | None]) -> TraceRow | str:
     arrival, prompt, output, thinking = (record.get(c) if c else None for c in picked)
     if None in record:
         return "more fields than the header"
     try:
-        return Row(_seconds(arrival), _count(prompt), _count(output), _count(thinking or 0))
+        return TraceRow(_seconds(arrival), _count(prompt), _count(output), _count(thinking or 0))
     except (ValueError, TypeError, OverflowError):
         return f"not numbers: {', '.join(str(record.get(c)) for c in picked if c)}"
 
@@ -182,16 +182,16 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield number, found if isinstance(found, dict) else f"not a JSON object: {line.strip()[:40]}"
 
 
-def _read_mooncake(path: Path) -> Iterator[tuple[int, Row | str]]:
+def _read_mooncake(path: Path) -> Iterator[tuple[int, TraceRow | str]]:
     for number, record in _json_lines(path):
         yield number, record if isinstance(record, str) else _mooncake_row(record)
 
 
-def _mooncake_row(record: dict[str, Any]) -> Row | str:
+def _mooncake_row(record: dict[str, Any]) -> TraceRow | str:
     try:
         ids = tuple(map(_count, record.get("hash_ids", ())))
-        row = Row(float(record["timestamp"]) / 1e3, _count(record["input_length"]), _count(record["output_length"]),
-                  block_ids=ids)  # fmt: skip
+        prompt, output = _count(record["input_length"]), _count(record["output_length"])
+        row = TraceRow(float(record["timestamp"]) / 1e3, prompt, output, block_ids=ids)
     except (KeyError, ValueError, TypeError, OverflowError):
         return "needs timestamp, input_length, output_length and hash_ids, all numbers"
     if ids and not 0 <= len(ids) * MOONCAKE_BLOCK_TOKENS - row.prompt_tokens < MOONCAKE_BLOCK_TOKENS:
@@ -199,7 +199,7 @@ def _mooncake_row(record: dict[str, Any]) -> Row | str:
     return row
 
 
-def _read_vllm_bench(path: Path) -> Iterator[tuple[int, Row | str]]:
+def _read_vllm_bench(path: Path) -> Iterator[tuple[int, TraceRow | str]]:
     """A result of `vllm bench serve --save-result --save-detailed` (one JSON), or one request per JSONL line."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8", errors="replace"))
@@ -217,7 +217,7 @@ def _json_columns(record: dict[str, Any]) -> list[str | None]:
     return [_column(header, names) for names in (_ARRIVAL, _PROMPT, _OUTPUT, _THINKING)]
 
 
-def _bench_rows(result: dict[str, Any], path: Path) -> Iterator[tuple[int, Row | str]]:
+def _bench_rows(result: dict[str, Any], path: Path) -> Iterator[tuple[int, TraceRow | str]]:
     lens, outs = result["input_lens"], result.get("output_lens")
     starts = result.get("start_times") or [0.0] * len(lens)
     if not (isinstance(lens, list) and isinstance(outs, list) and len(lens) == len(outs) == len(starts)):
@@ -228,7 +228,7 @@ def _bench_rows(result: dict[str, Any], path: Path) -> Iterator[tuple[int, Row |
         yield i + 1, _csv_row(record, ["t", "p", "o", None])
 
 
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row | str]]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, TraceRow | str]]]] = {
     "mooncake": _read_mooncake,
     "azure": lambda path: _read_csv(path, _NEEDED["azure"]),
     "servegen": lambda path: _read_csv(path, _NEEDED["servegen"]),

@@ -17,11 +17,11 @@ from kvplan.simulation.branch_requests import BranchRequests
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.records import FINISH_REASONS, UNSET
 from kvplan.simulation.run import Run
-from kvplan.simulation.simulator import Solution, simulate, solution, solve
+from kvplan.simulation.simulator import SolveResult, simulate, solution, solve
 from kvplan.simulation.solve_setup import set_up_all
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.problems import Problems, StrategySpec
-from kvplan.workload.strategies import Answer, Ask, Branch, Plan
+from kvplan.workload.strategies import Answer, Ask, Branch, Strategy
 
 SHORT = {"thinking_tokens": 400, "answer_tokens": 20, "sigma_between": 0.2}
 STATED = {"fixed_us": 5000, "per_prefill_token_us": 20}
@@ -39,7 +39,7 @@ def scenario(strategy: str | dict[str, object], num_problems: int = 4, **more: o
     return parse_scenario({"model": "Qwen/Qwen3-8B", "step_time": STATED, "problems": problems})
 
 
-def key(solution: Solution) -> tuple[object, ...]:
+def key(solution: SolveResult) -> tuple[object, ...]:
     records = solution.records
     return (
         solution.solved,
@@ -82,7 +82,7 @@ def test_leap_equals_step_by_step(name: str) -> None:
     assert key(leap) == key(step)
 
 
-def erratic(seed: int) -> Plan:
+def erratic(seed: int) -> Strategy:
     """Any strategy at all: starts, forks, waits and cancels by a seed."""
     dice, ids, done, running = random.Random(seed), iter(range(10**6)), [], []
     for _ in range(dice.randint(1, 5)):
@@ -112,7 +112,7 @@ def test_branching_conserves_blocks(seed: int, num_blocks: int, caching: bool) -
     """Random strategies over random trees end, free every block, and never hold more than logical KV."""
 
     class Erratic(StrategySpec):
-        def start(self) -> Plan:
+        def start(self) -> Strategy:
             return erratic(seed)
 
     told = scenario("single_pass", 2)
@@ -307,7 +307,7 @@ def test_dropping_kv_conserves_blocks(seed: int, num_blocks: int, policy: str) -
     """Random strategies under both policies free every block, and leaping equals stepping."""
 
     class Erratic(StrategySpec):
-        def start(self) -> Plan:
+        def start(self) -> Strategy:
             return erratic(seed)
 
     told = scenario("single_pass", 2, thinking_kv=policy)

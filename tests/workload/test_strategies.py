@@ -15,7 +15,7 @@ from kvplan.errors import KvplanError
 from kvplan.formulas import quality
 from kvplan.workload.outcomes import ScoreModel, TraceSampler
 from kvplan.workload.quality_sets import Difficulty, QualitySet, Skill, skills
-from kvplan.workload.strategies import RIGHT, Branch, Launch, Outcome, Problem, Session
+from kvplan.workload.strategies import RIGHT, Branch, BranchOutcome, Launch, Problem, Session
 from kvplan.workload.strategies.alone import Ledger, run_alone
 from kvplan.workload.strategies.catalog import STRATEGIES, make
 from kvplan.workload.strategies.footprint import Held, footprint
@@ -27,11 +27,11 @@ FACTS = QualitySet(sigma_between=0.0, thinking_tokens=4000, answer_tokens=100)
 class Scripted:
     """A sampler that does as told: what each branch does is a function of the branch and its parent."""
 
-    def __init__(self, script: Callable[[Branch, Outcome | None], Outcome]) -> None:
+    def __init__(self, script: Callable[[Branch, BranchOutcome | None], BranchOutcome]) -> None:
         self.script = script
         self.asked: list[Branch] = []
 
-    def draw(self, branch: Branch, parent: Outcome | None) -> Outcome:
+    def draw(self, branch: Branch, parent: BranchOutcome | None) -> BranchOutcome:
         self.asked.append(branch)
         return self.script(branch, parent)
 
@@ -39,7 +39,7 @@ class Scripted:
 def traces(lengths: list[int], answers: list[int], scores: list[float] | None = None) -> Scripted:
     """Branch i ends by itself after lengths[i] tokens with answers[i] and scores[i]."""
     marks = scores or [0.5] * len(lengths)
-    return Scripted(lambda b, _: Outcome(lengths[b.id], 0, "stop", answers[b.id], marks[b.id]))
+    return Scripted(lambda b, _: BranchOutcome(lengths[b.id], 0, "stop", answers[b.id], marks[b.id]))
 
 
 def run(name: str, sampler: object, **params: object) -> Ledger:
@@ -95,7 +95,7 @@ def test_eight_branches_over_a_shared_prompt() -> None:
 def forests(draw: st.DrawFn) -> list[Launch]:
     """Random trees of branches: forks from anywhere, own prompts, dropped thinking."""
     prompt = (Segment("system", draw(st.integers(0, 40))), Segment("p", draw(st.integers(1, 70))))
-    made = [Launch(Branch(0), 0, prompt, Outcome(draw(st.integers(1, 60)), 5, "stop", None, 0.0))]
+    made = [Launch(Branch(0), 0, prompt, BranchOutcome(draw(st.integers(1, 60)), 5, "stop", None, 0.0))]
     session = Session(Problem(0, 1), make("single_pass")(), Scripted(lambda b, p: made[0].outcome))
     for i in range(1, draw(st.integers(1, 9))):
         parent = draw(st.sampled_from(made))
@@ -106,7 +106,7 @@ def forests(draw: st.DrawFn) -> list[Launch]:
             draw(st.integers(0, 20)),
             draw(st.booleans()),
         )
-        outcome = Outcome(draw(st.integers(1, 60)), draw(st.integers(0, 60)), "stop", None, 0.0)
+        outcome = BranchOutcome(draw(st.integers(1, 60)), draw(st.integers(0, 60)), "stop", None, 0.0)
         made.append(Launch(child, i, session._prompt(child, parent), outcome))
     return made
 
@@ -135,7 +135,7 @@ def test_sharing_never_costs_blocks(launches: list[Launch], block_size: int) -> 
 
 def test_a_child_names_its_parents_tokens() -> None:
     """A fork from the middle names the parent's first tokens; a next turn leaves the thinking out."""
-    parent = Launch(Branch(0), 7, (Segment("problem0", 500),), Outcome(1000, 800, "stop", RIGHT, 0.0))
+    parent = Launch(Branch(0), 7, (Segment("problem0", 500),), BranchOutcome(1000, 800, "stop", RIGHT, 0.0))
     session = Session(PROMPT, make("single_pass")(), Scripted(lambda b, p: parent.outcome))
     assert session._prompt(Branch(1, 0, 300), parent) == (Segment("problem0", 500), Segment("out:7", 300))
     turn = session._prompt(Branch(2, 0, extra_prompt=40, drop_thinking=True), parent)
@@ -203,9 +203,9 @@ def test_budget_forcing_waits_and_ends() -> None:
     """Thinking 1,000 + 300 + 300 with two waits: 1,600 generated, 2 extra prompt tokens, then the answer."""
     sampler = Scripted(
         lambda b, p: (
-            Outcome(100, 0, "stop", RIGHT, 0.0)
+            BranchOutcome(100, 0, "stop", RIGHT, 0.0)
             if b.kind == "answer"
-            else Outcome(min(1000 if p is None else 300, b.max_tokens), 0, "stop", None, 0.0)
+            else BranchOutcome(min(1000 if p is None else 300, b.max_tokens), 0, "stop", None, 0.0)
         )
     )
     ledger = run("budget_forcing", sampler, num_waits=2)
@@ -224,7 +224,7 @@ def test_budget_forcing_reaches_its_minimum_and_keeps_its_maximum() -> None:
 def test_sequential_revision_selects_round_three_and_pays_for_four() -> None:
     """Scores 0.61, 0.76, 0.78, 0.781: round 4 gains less than 0.01, so round 3 is kept and four are paid."""
     scores = {0: 0.61, 2: 0.76, 4: 0.78, 6: 0.781, 8: 0.9}
-    sampler = Scripted(lambda b, p: Outcome(1000, 800, "stop", RIGHT, scores[b.id]))
+    sampler = Scripted(lambda b, p: BranchOutcome(1000, 800, "stop", RIGHT, scores[b.id]))
     ledger = run("sequential_revision", sampler, max_rounds=5, min_gain=0.01)
     assert ledger.answer.branch == 4
     assert ledger.num_branches == ledger.answer.samples == 4
@@ -235,9 +235,9 @@ def test_critiques_are_passes_of_their_own() -> None:
     """With critiques three rounds take five passes, and each critique re-reads the draft's answer."""
     sampler = Scripted(
         lambda b, p: (
-            Outcome(120, 120, "stop", None, 0.0)
+            BranchOutcome(120, 120, "stop", None, 0.0)
             if b.kind == "critique"
-            else Outcome(1000, 800, "stop", RIGHT, 0.3 + 0.1 * b.id)
+            else BranchOutcome(1000, 800, "stop", RIGHT, 0.3 + 0.1 * b.id)
         )
     )
     ledger = run("sequential_revision", sampler, max_rounds=3, critique_tokens=120)
@@ -368,15 +368,15 @@ def test_a_grpo_group_is_sixteen_of_one_prompt() -> None:
     groups = many("grpo_group", 0.3, 300)
     assert {g.num_branches for g in groups} == {16}
     assert accuracy(groups) == near(0.3, 300)
-    long = Scripted(lambda b, p: Outcome(b.max_tokens, b.max_tokens, "length", None, 0.0))
+    long = Scripted(lambda b, p: BranchOutcome(b.max_tokens, b.max_tokens, "length", None, 0.0))
     assert run("grpo_group", long).generated_tokens == 16 * 32_768
 
 
 # --- trees -------------------------------------------------------------------------------------------------
 
 
-def endless(b: Branch, parent: Outcome | None) -> Outcome:
-    return Outcome(b.max_tokens, b.max_tokens, "length", None, 0.5)
+def endless(b: Branch, parent: BranchOutcome | None) -> BranchOutcome:
+    return BranchOutcome(b.max_tokens, b.max_tokens, "length", None, 0.5)
 
 
 def test_beam_search_generates_308_steps() -> None:
@@ -397,9 +397,9 @@ def test_beam_aggregation_decides_who_stays(aggregation: str, kept: int) -> None
         kept = 4
     sampler = Scripted(
         lambda b, p: (
-            Outcome(10, 10, "length", None, marks[b.id])
+            BranchOutcome(10, 10, "length", None, marks[b.id])
             if b.id < 2
-            else Outcome(10, 10, "stop", RIGHT, marks[b.id])
+            else BranchOutcome(10, 10, "stop", RIGHT, marks[b.id])
         )
     )
     ledger = run(
@@ -437,11 +437,11 @@ def test_pruning_by_steps_saves_18_of_32() -> None:
     last_good = [8, 2, 3, 1]
     chain: dict[int, tuple[int, int]] = {}
 
-    def script(b: Branch, parent: Outcome | None) -> Outcome:
+    def script(b: Branch, parent: BranchOutcome | None) -> BranchOutcome:
         which, step = (b.id, 1) if b.parent is None else (chain[b.parent][0], chain[b.parent][1] + 1)
         chain[b.id] = which, step
         score = 0.9 if step < last_good[which] or which == 0 else 0.1
-        return Outcome(32, 32, "stop" if step == 8 else "length", RIGHT if step == 8 else None, score)
+        return BranchOutcome(32, 32, "stop" if step == 8 else "length", RIGHT if step == 8 else None, score)
 
     ledger = run("prune_by_steps", Scripted(script), n=4, step_tokens=32)
     assert ledger.num_branches == 14
@@ -473,7 +473,7 @@ def test_tree_search_explores_and_exploits() -> None:
 def test_rollouts_share_the_trace_they_start_from() -> None:
     """A trace of 2,048 with steps of 512 and 8 rollouts: 24 rollouts from 512, 1,024 and 1,536 tokens."""
     sampler = Scripted(
-        lambda b, p: Outcome(
+        lambda b, p: BranchOutcome(
             2048 if b.parent is None else 100, 2048 if b.parent is None else 0, "stop", 0, 0.0
         )
     )
@@ -504,7 +504,7 @@ def test_a_rollout_from_a_right_prefix_is_right_more_often() -> None:
 
 def test_a_chat_drops_its_thinking() -> None:
     """Turn 3's prompt is 500 + 2 x (200 answer + 40 message): 980 tokens; with the thinking kept, 2,580."""
-    sampler = Scripted(lambda b, p: Outcome(1000, 800, "stop", RIGHT, 0.0))
+    sampler = Scripted(lambda b, p: BranchOutcome(1000, 800, "stop", RIGHT, 0.0))
     ledger = run("chat", sampler, num_turns=3, user_tokens=40)
     assert ledger.prompt_tokens == 500 + 740 + 980
     kept = run("chat", Scripted(sampler.script), num_turns=3, user_tokens=40, drop_thinking=False)
@@ -529,7 +529,7 @@ def make_params(name: str) -> set[str]:
 def test_the_first_samples_are_the_same_under_every_strategy() -> None:
     """Common luck: best-of-16 begins with the very traces of best-of-4, and with single pass's one."""
 
-    def first(n: int) -> list[Outcome]:
+    def first(n: int) -> list[BranchOutcome]:
         sampler = TraceSampler(Skill(0.5, 4000), FACTS, ScoreModel(), np.random.default_rng(3))
         return [sampler.draw(Branch(i), None) for i in range(n)]
 

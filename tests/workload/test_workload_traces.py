@@ -12,7 +12,7 @@ from places import TRUTH
 from kvplan.errors import KvplanError
 from kvplan.workload.classes import Workload
 from kvplan.workload.load import draw_load
-from kvplan.workload.traces import Row, Trace, TraceSpec, read_trace
+from kvplan.workload.traces import Trace, TraceRow, TraceSpec, read_trace
 
 
 def read(path: Path, fmt: str, **keys: object) -> Trace:
@@ -31,7 +31,7 @@ def test_mooncake(tmp_path: Path) -> None:
     rows = [{"timestamp": 3000, "input_length": 600, "output_length": 5, "hash_ids": [7, 8]},
             {"timestamp": 4500, "input_length": 512, "output_length": 6, "hash_ids": [7]}]  # fmt: skip
     path = write(tmp_path, "t.jsonl", "\n".join(map(json.dumps, rows)))
-    assert read(path, "mooncake").rows == [Row(0, 600, 5, 0, (7, 8)), Row(1.5, 512, 6, 0, (7,))]
+    assert read(path, "mooncake").rows == [TraceRow(0, 600, 5, 0, (7, 8)), TraceRow(1.5, 512, 6, 0, (7,))]
     keys = {"trace": {"path": "t.jsonl", "format": "mooncake"}, "arrivals": {"kind": "replay", "speed": 2}}
     load = draw_load(Workload.model_validate(keys), tmp_path)
     assert load.prompt(0) == (("b7", 512, 0), ("b8", 88, 0))
@@ -43,26 +43,26 @@ def test_azure_dates_and_line_ends(tmp_path: Path) -> None:
     text = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:17:03.9799600,4808,10\r\n"
     text += "2023-11-16 18:18:04.0000000,1,2"
     rows = read(write(tmp_path, "a.csv", text), "azure").rows
-    assert rows[1] == Row(pytest.approx(60.02004), 1, 2)
+    assert rows[1] == TraceRow(pytest.approx(60.02004), 1, 2)
 
 
 def test_servegen_has_thinking(tmp_path: Path) -> None:
     text = "arrival_s,client_id,input_tokens,output_tokens,reason_tokens\n1.8,48,396,395,333\n"
-    assert read(write(tmp_path, "s.csv", text), "servegen").rows == [Row(0, 396, 395, 333)]
+    assert read(write(tmp_path, "s.csv", text), "servegen").rows == [TraceRow(0, 396, 395, 333)]
 
 
 def test_vllm_bench_json_and_jsonl(tmp_path: Path) -> None:
     """The detailed result's lists, in order of their start times; or one request per line."""
     result = {"input_lens": [5, 6], "output_lens": [7, 8], "start_times": [11.5, 10.0]}
     path = write(tmp_path, "r.json", json.dumps(result))
-    assert read(path, "vllm_bench").rows == [Row(0, 6, 8), Row(1.5, 5, 7)]
+    assert read(path, "vllm_bench").rows == [TraceRow(0, 6, 8), TraceRow(1.5, 5, 7)]
     path = write(tmp_path, "r.jsonl", '{"timestamp": 1, "prompt_len": 5, "output_len": 9}\n\n')
-    assert read(path, "vllm_bench").rows == [Row(0, 5, 9)]
+    assert read(path, "vllm_bench").rows == [TraceRow(0, 5, 9)]
 
 
 def test_plain_csv_knows_the_usual_names(tmp_path: Path) -> None:
     path = write(tmp_path, "p.csv", "arrived_at,num_prefill_tokens,num_decode_tokens\n0,10,3\n2,11,4\n")
-    assert read(path, "csv").rows == [Row(0, 10, 3), Row(2, 11, 4)]
+    assert read(path, "csv").rows == [TraceRow(0, 10, 3), TraceRow(2, 11, 4)]
 
 
 @pytest.mark.parametrize(

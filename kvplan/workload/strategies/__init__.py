@@ -1,7 +1,7 @@
 """Reasoning strategies that branch, prune, vote, revise and stop: plain generators, no clock, no engine."""
 
-from kvplan.workload.strategies.session import Launch, Orders, Outcome, Problem, Sampler, Session
-from kvplan.workload.strategies.strategy import ALL, RIGHT, Answer, Ask, Branch, Finished, Plan
+from kvplan.workload.strategies.session import BranchOutcome, Launch, Orders, Problem, Sampler, Session
+from kvplan.workload.strategies.strategy import ALL, RIGHT, Answer, Ask, Branch, FinishedBranch, Strategy
 
 __all__ = [
     "ALL",
@@ -9,12 +9,12 @@ __all__ = [
     "Answer",
     "Ask",
     "Branch",
-    "Finished",
+    "BranchOutcome",
+    "FinishedBranch",
     "Launch",
     "Orders",
-    "Outcome",
-    "Plan",
     "Problem",
     "Sampler",
     "Session",
+    "Strategy",
 ]

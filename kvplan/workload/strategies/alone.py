@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from kvplan.workload.strategies.footprint import Footprint, Held, footprint
 from kvplan.workload.strategies.session import Launch, Orders, Problem, Sampler, Session
-from kvplan.workload.strategies.strategy import Answer, Plan
+from kvplan.workload.strategies.strategy import Answer, Strategy
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class Ledger:
             self.scored_tokens += launch.prompt_tokens + tokens
 
 
-def run_alone(problem: Problem, plan: Plan, sampler: Sampler, *, block_size: int = 0) -> Ledger:
+def run_alone(problem: Problem, plan: Strategy, sampler: Sampler, *, block_size: int = 0) -> Ledger:
     """Run a strategy on one problem with nothing in its way; `block_size` > 0 also finds the peak of its KV."""
     session, ledger, running = Session(problem, plan, sampler), Ledger(), _Running()
     orders = session.begin()
@@ -57,7 +57,9 @@ def run_alone(problem: Problem, plan: Plan, sampler: Sampler, *, block_size: int
             return ledger
         if block_size and running.next_end() > running.looked_at:
             running.looked_at = running.next_end()
-            ledger.peak = _larger(ledger.peak, footprint(running.held_at_next_end(), block_size))
+            held = footprint(running.held_at_next_end(), block_size)
+            if ledger.peak is None or held.full_block_blocks > ledger.peak.full_block_blocks:
+                ledger.peak = held
         launch = running.pop()
         ledger.end(launch, launch.tokens)
         orders = session.finish(launch.branch.id)
@@ -97,7 +99,3 @@ class _Running:
     def held_at_next_end(self) -> list[Held]:
         end = self.next_end()
         return [Held.of(launch, end - began) for began, launch in self.since.values()]
-
-
-def _larger(a: Footprint | None, b: Footprint) -> Footprint:
-    return b if a is None or b.full_block_blocks > a.full_block_blocks else a

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.workload.strategies import parallel, sequential, stepwise
-from kvplan.workload.strategies.strategy import Plan
+from kvplan.workload.strategies.strategy import Strategy
 
-STRATEGIES: dict[str, Callable[..., Plan]] = {
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "single_pass": sequential.single_pass,
     "extended_thinking": sequential.extended_thinking,
     "budget_forcing": sequential.budget_forcing,
@@ -61,7 +61,7 @@ def read(name: str, **values: Any) -> dict[str, Any]:
     return {key: getattr(settings, key) for key in model.model_fields}
 
 
-def make(name: str, **values: Any) -> Callable[[], Plan]:
+def make(name: str, **values: Any) -> Callable[[], Strategy]:
     """Return a function that starts strategy `name` with these parameters; each call starts it afresh.
 
     Raises what `read` raises, and KvplanError for parameters that contradict each other.

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 from kvplan.workload.strategies.params import Count, Share, Tokens
-from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, Finished, Plan
+from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, FinishedBranch, Strategy
 
 
-def best_of_n(n: Count = 16, max_tokens: Tokens = ALL, thinking_token_budget: Tokens = ALL) -> Plan:
+def best_of_n(n: Count = 16, max_tokens: Tokens = ALL, thinking_token_budget: Tokens = ALL) -> Strategy:
     """Sample n traces, let the verifier score each, answer with the best. Cobbe et al. 2021, arXiv 2110.14168."""
     ask = _samples(range(n), max_tokens, thinking_token_budget, score=True)
     return best(finished := (yield ask), len(finished))
@@ -17,7 +17,7 @@ def best_of_n(n: Count = 16, max_tokens: Tokens = ALL, thinking_token_budget: To
 
 def self_consistency(
     n: Count = 16, max_tokens: Tokens = ALL, thinking_token_budget: Tokens = ALL, vote_stop: bool = True
-) -> Plan:
+) -> Strategy:
     """Sample n traces and answer by majority. Wang et al. 2022, arXiv 2203.11171.
 
     With `vote_stop` the rest is cancelled as soon as no outcome of it could change the winner.
@@ -28,7 +28,7 @@ def self_consistency(
     return vote(finished)
 
 
-def first_finish(m: Count = 1, k: Count = 5, max_tokens: Tokens = ALL) -> Plan:
+def first_finish(m: Count = 1, k: Count = 5, max_tokens: Tokens = ALL) -> Strategy:
     """short-m@k: start k traces, stop when m are done, majority of those, ties to the shortest.
 
     Hassid et al. 2025, arXiv 2505.17813.
@@ -44,7 +44,7 @@ def adaptive_best_of_n(
     n_hard: Count = 64,
     n_medium: Count = 16,
     max_tokens: Tokens = ALL,
-) -> Plan:
+) -> Strategy:
     """Sample a probe, judge the difficulty by it, spend accordingly, answer with the best of all.
 
     The probe's estimate is the share of its traces that the verifier scores above 0.5: at `easy` or more
@@ -60,7 +60,7 @@ def adaptive_best_of_n(
     return best(finished, len(finished))
 
 
-def pruned_under_pressure(n: Count = 64, max_tokens: Tokens = ALL) -> Plan:
+def pruned_under_pressure(n: Count = 64, max_tokens: Tokens = ALL) -> Strategy:
     """STEP: n traces; when blocks run out the engine ends the worst-scored instead of preempting; weighted vote.
 
     arXiv 2601.09093. Each trace's weight is its score.
@@ -69,7 +69,7 @@ def pruned_under_pressure(n: Count = 64, max_tokens: Tokens = ALL) -> Plan:
     return vote((yield Ask(start=branches)), weighted=True)
 
 
-def grpo_group(group_size: Count = 16, max_tokens: Tokens = 32768) -> Plan:
+def grpo_group(group_size: Count = 16, max_tokens: Tokens = 32768) -> Strategy:
     """One rollout group of GRPO: G traces of one prompt, each with a rule's reward, none chosen.
 
     Shao et al. 2024, arXiv 2402.03300; G = 16 and 32,768 tokens as in DeepSeek-R1, arXiv 2501.12948. The
@@ -79,7 +79,7 @@ def grpo_group(group_size: Count = 16, max_tokens: Tokens = 32768) -> Plan:
     return Answer.of(min(finished, key=lambda f: f.id), len(finished))
 
 
-def best(finished: Iterable[Finished], samples: int) -> Answer:
+def best(finished: Iterable[FinishedBranch], samples: int) -> Answer:
     """The highest-scored branch that has an answer; no answer when none has."""
     answered = [f for f in finished if f.answer is not None]
     if not answered:
@@ -87,7 +87,7 @@ def best(finished: Iterable[Finished], samples: int) -> Answer:
     return Answer.of(max(answered, key=lambda f: f.score), samples)
 
 
-def vote(finished: list[Finished], weighted: bool = False) -> Answer:
+def vote(finished: list[FinishedBranch], weighted: bool = False) -> Answer:
     """The answer with the most votes (or the largest sum of scores), ties to the one with the shortest trace."""
     answered = sorted((f for f in finished if f.answer is not None), key=lambda f: f.tokens)
     if not answered:
@@ -99,7 +99,7 @@ def vote(finished: list[Finished], weighted: bool = False) -> Answer:
     return Answer(winner, next(f.id for f in answered if f.answer == winner), len(finished))
 
 
-def _decided(finished: list[Finished], outstanding: int) -> bool:
+def _decided(finished: list[FinishedBranch], outstanding: int) -> bool:
     """Whether the leader stays ahead even if all the rest agreed on the runner-up."""
     votes = Counter(f.answer for f in finished if f.answer is not None).most_common(2)
     second = votes[1][1] if len(votes) > 1 else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kvplan.workload.strategies.strategy import Answer, Ask, Branch, Plan
+from kvplan.workload.strategies.strategy import Answer, Ask, Branch, Strategy
 
 CLASSIFIER = -1
 """The id of the classifying branch; strategies number theirs from 0."""
@@ -15,13 +15,15 @@ CLASSIFIER = -1
 class Tier:
     """Where one class of problems goes."""
 
-    start: Callable[[], Plan]
+    start: Callable[[], Strategy]
     """The strategy of this tier."""
     model: str = ""
     """The model that runs it; empty = the scenario's main one."""
 
 
-def difficulty_router(tiers: Sequence[Tier], classifier_model: str = "", instruction_tokens: int = 0) -> Plan:
+def difficulty_router(
+    tiers: Sequence[Tier], classifier_model: str = "", instruction_tokens: int = 0
+) -> Strategy:
     """Classify, then follow the tier's strategy on the tier's model.
 
     The classifier reads the prompt and says one token; it errs with the rate the problems state. Cost-aware
@@ -36,7 +38,7 @@ def difficulty_router(tiers: Sequence[Tier], classifier_model: str = "", instruc
     return (yield from on_model(tier.start(), tier.model))
 
 
-def on_model(plan: Plan, model: str) -> Plan:
+def on_model(plan: Strategy, model: str) -> Strategy:
     """The same strategy with all its branches on `model`."""
     ask = next(plan)
     while True:

@@ -6,13 +6,13 @@ from typing import Literal
 
 from kvplan.errors import KvplanError
 from kvplan.workload.strategies.params import Count, Share, Tokens, TokensOrNone
-from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, Plan
+from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, Strategy
 
 EFFORT_BUDGETS = {"minimal": 128, "low": 1024, "medium": 2048, "high": 4096}
 """Thinking budgets behind `reasoning_effort`. Source: LiteLLM's defaults (litellm/constants.py, 2025)."""
 
 
-def single_pass(max_tokens: Tokens = ALL) -> Plan:
+def single_pass(max_tokens: Tokens = ALL) -> Strategy:
     """One trace, streamed: chain of thought. Wei et al. 2022, arXiv 2201.11903."""
     [trace] = yield Ask(start=(Branch(0, max_tokens=max_tokens, visible=True),))
     return Answer.of(trace)
@@ -23,7 +23,7 @@ def extended_thinking(
     max_tokens: Tokens = ALL,
     effort: Literal["minimal", "low", "medium", "high"] | None = None,
     length_scale: float = 1.0,
-) -> Plan:
+) -> Strategy:
     """One trace whose thinking is closed at a soft budget, and cut at a hard `max_tokens`.
 
     `effort` is a named budget; `length_scale` is what a budget stated in the prompt does to natural lengths
@@ -46,7 +46,7 @@ def budget_forcing(
     num_waits: int = 0,
     max_thinking_tokens: Tokens = ALL,
     end_tokens: TokensOrNone = 8,
-) -> Plan:
+) -> Strategy:
     """s1: think on after "Wait" until the minimum and the number of waits are reached, end by force at the budget.
 
     Muennighoff et al. 2025, arXiv 2501.19393. Each "Wait" costs one prompt token, the forced end `end_tokens`.
@@ -76,7 +76,7 @@ def sequential_revision(
     instruction_tokens: Count = 50,
     drop_thinking: bool = True,
     max_tokens: Tokens = ALL,
-) -> Plan:
+) -> Strategy:
     """Draft, score, revise, until a round's score gains less than `min_gain`; answer with the last that gained.
 
     With `critique_tokens` each revision follows a critique of the draft, a pass of its own that is paid for.
@@ -109,7 +109,7 @@ def chat(
     pause_s: float = 30.0,
     max_tokens: Tokens = ALL,
     drop_thinking: bool = True,
-) -> Plan:
+) -> Strategy:
     """A conversation whose thinking is left out of the next turn's prompt, as chat templates of Qwen3 and R1 do.
 
     The answer is computed again as prompt (its KV saw the thinking), and the cached thinking is dead weight.

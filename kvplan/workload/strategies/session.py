@@ -31,10 +31,10 @@ from typing import NamedTuple, Protocol
 
 from kvplan.content import Content, Segment, length_of, output_of
 from kvplan.errors import KvplanError
-from kvplan.workload.strategies.strategy import Answer, Branch, Finished, Plan, Reason
+from kvplan.workload.strategies.strategy import Answer, Branch, FinishedBranch, Reason, Strategy
 
 
-class Outcome(NamedTuple):
+class BranchOutcome(NamedTuple):
     """What a branch will do, drawn when it is launched."""
 
     tokens: int
@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 class Sampler(Protocol):
     """Draws outcomes. One object per problem, with a random stream of its own."""
 
-    def draw(self, branch: Branch, parent: Outcome | None) -> Outcome:
+    def draw(self, branch: Branch, parent: BranchOutcome | None) -> BranchOutcome:
         """Return what `branch` will do; called once per branch, in order of launch."""
         ...
 
@@ -79,7 +79,7 @@ class Launch:
     branch: Branch
     request_id: int
     prompt: Content
-    outcome: Outcome
+    outcome: BranchOutcome
 
     @property
     def prompt_tokens(self) -> int:
@@ -128,7 +128,7 @@ class Session:
     """
 
     problem: Problem
-    plan: Plan
+    plan: Strategy
     sampler: Sampler
     new_id: Callable[[], int] = field(default_factory=lambda: count().__next__)
     """Gives each launch its request id."""
@@ -138,7 +138,7 @@ class Session:
     ended: set[int] = field(default_factory=set)
     """Branches that finished or were pruned; others may continue them. Cancelled ones are not among them."""
     answer: Answer | None = None
-    _inbox: list[Finished] = field(default_factory=list)
+    _inbox: list[FinishedBranch] = field(default_factory=list)
     _wait: int = 0
     _root: Content = ()
 
@@ -152,37 +152,29 @@ class Session:
 
         A branch that was cancelled in the same instant is ignored.
         """
-        launch = self.launches[branch_id]
-        return self._deliver(branch_id, Finished(launch.branch, *launch.outcome))
-
-    def prune(self, branch_id: int, tokens: int) -> Orders:
-        """The engine ended `branch_id` after `tokens` tokens, before it had an answer."""
-        launch = self.launches[branch_id]
-        old = launch.outcome
-        launch.outcome = Outcome(tokens, min(tokens, old.thinking_tokens), "pruned", None, old.score)
-        return self._deliver(branch_id, Finished(launch.branch, *launch.outcome))
-
-    def cut(self, branch_id: int, tokens: int) -> None:
-        """The engine has room for only `tokens` tokens (max_model_len): the branch will end there, unanswered."""
-        launch = self.launches[branch_id]
-        old = launch.outcome
-        launch.outcome = Outcome(tokens, min(tokens, old.thinking_tokens), "length", None, old.score)
-
-    def _deliver(self, branch_id: int, finished: Finished) -> Orders:
         if branch_id not in self.running:
             return IDLE
+        launch = self.launches[branch_id]
         self.running.remove(branch_id)
         self.ended.add(branch_id)
-        self._inbox.append(finished)
+        self._inbox.append(FinishedBranch(launch.branch, *launch.outcome))
         if self.running and len(self._inbox) < self._wait:
             return IDLE
-        return self._resume()
-
-    def _resume(self) -> Orders:
         inbox, self._inbox = self._inbox, []
         return self._advance(inbox)
 
-    def _advance(self, inbox: list[Finished] | None) -> Orders:
+    def prune(self, branch_id: int, tokens: int) -> Orders:
+        """The engine ended `branch_id` after `tokens` tokens, before it had an answer."""
+        self.cut(branch_id, tokens, "pruned")
+        return self.finish(branch_id)
+
+    def cut(self, branch_id: int, tokens: int, reason: Reason = "length") -> None:
+        """The branch has room for only `tokens` tokens (max_model_len): it will end there, unanswered."""
+        launch = self.launches[branch_id]
+        old = launch.outcome
+        launch.outcome = BranchOutcome(tokens, min(tokens, old.thinking_tokens), reason, None, old.score)
+
+    def _advance(self, inbox: list[FinishedBranch] | None) -> Orders:
         """Let the generator run to its next `Ask` that waits for something, or to its end."""
         start: dict[int, Launch] = {}
         cancel: list[int] = []

@@ -11,7 +11,7 @@ from typing import Literal
 from kvplan.errors import KvplanError
 from kvplan.workload.strategies.parallel import best
 from kvplan.workload.strategies.params import Count, Share, Tokens
-from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, Finished, Plan
+from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, FinishedBranch, Strategy
 
 Aggregation = Literal["sum", "min", "last"]
 AGGREGATE: dict[Aggregation, Callable[[float, float], float]] = {
@@ -28,7 +28,7 @@ def beam_search(
     step_tokens: Tokens = 512,
     num_iterations: Count = 40,
     aggregation: Aggregation = "last",
-) -> Plan:
+) -> Strategy:
     """Keep the `beam_width` best partial traces, let each branch, score the steps, repeat.
 
     Starts from `beam_width` first steps, so that w x b x i is w + w b (i - 1) steps at most. A finished trace
@@ -52,7 +52,7 @@ def beam_search(
 
 def prune_by_steps(
     n: Count = 4, step_tokens: Tokens = 512, num_steps: Count = 64, threshold: Share = 0.5
-) -> Plan:
+) -> Strategy:
     """n chains, each on its own; a chain ends at the first step that the PRM scores below the threshold.
 
     Answers with the best of the chains that came through; right chains that were pruned on the way are the
@@ -61,7 +61,7 @@ def prune_by_steps(
     ids = count()
     steps: dict[int, int] = {}
     finished = yield Ask(start=tuple(_step(next(ids), None, step_tokens) for _ in range(n)), wait=1)
-    complete: list[Finished] = []
+    complete: list[FinishedBranch] = []
     while finished:
         start = []
         for f in finished:
@@ -78,7 +78,7 @@ def prune_by_steps(
 class _Node:
     """One step in the search tree."""
 
-    finished: Finished | None
+    finished: FinishedBranch | None
     parent: _Node | None
     children: list[_Node] = field(default_factory=list)
     visits: int = 0
@@ -96,7 +96,7 @@ def tree_search(
     step_tokens: Tokens = 512,
     exploration: float = 1.0,
     max_tokens: Tokens = ALL,
-) -> Plan:
+) -> Strategy:
     """MCTS: select by UCB, expand by `branch_factor` steps, roll the best out to its end, score, back up.
 
     Answers with the best-scored rollout. Hao et al. 2023 (RAP), arXiv 2305.14992; Zhang et al. 2024 (ReST-MCTS*),
@@ -105,7 +105,7 @@ def tree_search(
     if exploration < 0:
         raise KvplanError(f"exploration must be 0 or more, not {exploration}")
     ids, root = count(), _Node(None, None)
-    complete: list[Finished] = []
+    complete: list[FinishedBranch] = []
     for _ in range(num_simulations):
         leaf = _select(root, exploration)
         if leaf.finished is None or (leaf.visits and not leaf.finished.done):
@@ -126,7 +126,7 @@ def tree_search(
     return best(complete, len(complete))
 
 
-def monte_carlo_labels(rollouts: Count = 8, step_tokens: Tokens = 512, max_tokens: Tokens = ALL) -> Plan:
+def monte_carlo_labels(rollouts: Count = 8, step_tokens: Tokens = 512, max_tokens: Tokens = ALL) -> Strategy:
     """Label every step of a trace by the share of rollouts from its prefix that get there: how PRM data is made.
 
     Wang et al. 2023 (Math-Shepherd), arXiv 2312.08935. The most sharing-heavy load there is: each rollout's
@@ -145,7 +145,7 @@ def _step(branch_id: int, parent: int | None, step_tokens: int) -> Branch:
     return Branch(branch_id, parent, kind="step", max_tokens=step_tokens, score=True)
 
 
-def _parent(finished: Finished) -> int:
+def _parent(finished: FinishedBranch) -> int:
     assert finished.branch.parent is not None
     return finished.branch.parent
 

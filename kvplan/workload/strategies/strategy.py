@@ -1,9 +1,9 @@
 """What a strategy says and hears: branches to run, branches to cancel, finished ones. No clock, no engine.
 
-A strategy is a plain generator. It yields `Ask`s and is sent the list of `Finished` branches that each one
+A strategy is a plain generator. It yields `Ask`s and is sent the list of `FinishedBranch` branches that each one
 waited for; what it returns is its `Answer`:
 
-    def best_of_n(n: int, max_tokens: int) -> Plan:
+    def best_of_n(n: int, max_tokens: int) -> Strategy:
         finished = yield Ask(start=tuple(Branch(i, max_tokens=max_tokens, score=True) for i in range(n)))
         return Answer.of(max(finished, key=lambda f: f.score))
 
@@ -64,7 +64,7 @@ class Branch:
     length_scale: float = 1.0
     """Transform of the natural thinking length: a budget or an effort stated in the prompt."""
     score: bool = False
-    """The verifier scores it when it finishes; `Finished.score` holds the result."""
+    """The verifier scores it when it finishes; `FinishedBranch.score` holds the result."""
     visible: bool = False
     """The user reads its answer as it streams; otherwise nothing is seen before the strategy returns."""
     prunable: bool = False
@@ -74,7 +74,7 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedBranch:
     """A branch that ended, as the strategy sees it."""
 
     branch: Branch
@@ -129,10 +129,10 @@ class Answer:
         return self.answer == RIGHT
 
     @classmethod
-    def of(cls, finished: Finished, samples: int = 1) -> Answer:
+    def of(cls, finished: FinishedBranch, samples: int = 1) -> Answer:
         """The answer of one finished branch."""
         return cls(finished.answer, finished.id, samples)
 
 
-Plan: TypeAlias = Generator[Ask, list[Finished], Answer]
+Strategy: TypeAlias = Generator[Ask, list[FinishedBranch], Answer]
 """A running strategy."""
