@@ -1,6 +1,6 @@
 """When requests arrive: open-loop processes as arrays of times; the closed loop is only described here.
 
-Knows no clock and no engine: `simulate` turns seconds into ticks and runs the closed loop.
+Knows no clock and no engine: the simulation turns seconds into ticks and runs the closed loop.
 """
 
 from __future__ import annotations
