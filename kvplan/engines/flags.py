@@ -126,11 +126,6 @@ class ResolvedArgs(EngineArgs):
         """GPUs of all replicas."""
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
 
-    @property
-    def max_concurrent_batches(self) -> int:
-        """Steps in flight: pipeline stages, one more under asynchronous scheduling (vLLM 0.32)."""
-        return self.pipeline_parallel_size + self.async_scheduling
-
 
 class EngineVersion(NamedTuple):
     """Which engine, and how old: defaults and overheads follow it."""

@@ -170,7 +170,6 @@ class Names:
 
 
 _ROOTS = ("model.", "language_model.", "backbone.", "transformer.", "decoder.")
-_SYNONYMS = (("mixer.", "self_attn."), ("feed_forward.", "mlp."), ("block_sparse_moe.", "mlp."))
 
 
 def canonical(name: str) -> str:
