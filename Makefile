@@ -86,9 +86,9 @@ app: $(APP)  ## the planner in a browser
 clean:
 	rm -rf $(VENV) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-calibrate-gpu: $(STAMP)  ## measure this machine's GPU and write its profile
+calibrate-gpu: $(STAMP)  ## measure this machine's GPU in 12 minutes (BUDGET_S) and write its profile
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[gpu]' 'transformers>=5.17'
-	$(BIN)/kvplan calibrate --measurements calibration/measurements/local.jsonl -o calibration/profiles/local.json
+	$(BIN)/kvplan calibrate --budget-s $(or $(BUDGET_S),720) --measurements calibration/measurements/local.jsonl -o calibration/profiles/local.json
 
 live: $(DEV)  ## calibrate a real vLLM on this CPU and replay a trace on it (installs 3.5 GB)
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm

@@ -35,6 +35,7 @@ def calibrate_command(
     model: str = "",
     gpu: str = "",
     rounds: int = 0,
+    budget_s: float = 0.0,
     force: Annotated[bool, SWITCH] = False,
     quiet: Annotated[bool, SWITCH] = False,
     json: Annotated[bool, SWITCH] = False,
@@ -61,6 +62,8 @@ def calibrate_command(
         The card that the server runs on: a name of `kvplan gpus`, or cpu.
     rounds
         How often each point is measured, on different minutes; default: once, a server's loads three times.
+    budget_s
+        Seconds that measuring a card may take: each stage gets its share, points all over its range first; 0: no limit.
     force
         Measure although another process computes on the card.
     quiet
@@ -72,6 +75,8 @@ def calibrate_command(
     facts = None
     if rounds < 0:
         raise KvplanError(f"--rounds {rounds}: a number from 1 up, or 0 for the default")
+    if not budget_s >= 0:
+        raise KvplanError(f"--budget-s {budget_s}: seconds, from 0 up (0: no limit)")
     if measurements.resolve() == output.resolve():
         raise KvplanError(
             f"--measurements and --output both name {output}; write the profile to another file"
@@ -81,7 +86,7 @@ def calibrate_command(
         facts = _measure_server(server, model, gpu, measurements, rounds or 3, report)
     else:
         grid = "quick" if quick and device == "cuda" else ""
-        measure_card(measurements, device, grid, rounds=rounds, force=force, report=report)
+        measure_card(measurements, device, grid, rounds=rounds, force=force, budget_s=budget_s, report=report)
     profile = build([measurements], name=output.stem)
     write_profile(profile, output)
     if json:

@@ -28,11 +28,17 @@ CONTEXT_BYTES = 500 << 20
 class _OnTheCpu(TorchFunctionMode):
     """Tensors asked for on `cuda` are made on the CPU, and say of themselves that they are on a card."""
 
+    def __init__(self, card: Card) -> None:
+        super().__init__()
+        self.card = card
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
             return True
         if func is torch.Tensor.device.__get__:  # type: ignore[attr-defined]
             return CUDA
+        if func is torch.empty and isinstance(args[0], int) and args[0] > 0.97 * self.card.free_bytes:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
         kwargs = {k: CPU if k == "device" and v is not None else v for k, v in (kwargs or {}).items()}
         args = tuple(CPU if isinstance(a, torch.device) else a for a in args)
         return func(*args, **kwargs)
@@ -44,7 +50,7 @@ class Card:
     event_s = 1e-3
     """Seconds between two events."""
     strangers: tuple[int, ...] = ()
-    free_bytes = 15 << 30
+    free_bytes = 1 << 26
     graphs = 0
 
     def allocated(self) -> int:
@@ -139,10 +145,12 @@ def stand_in() -> Iterator[Card]:
         "Event": kind,
     }
     generator = torch.Generator
-    with pytest.MonkeyPatch.context() as patch, _OnTheCpu():
+    with pytest.MonkeyPatch.context() as patch, _OnTheCpu(card):
         for name, answer in played.items():
             patch.setattr(torch.cuda, name, answer)
         patch.setattr(torch.version, "cuda", "13.0")
-        patch.setattr(torch, "Generator", lambda device=None: generator())
+        patch.setattr(
+            torch, "Generator", type("Generator", (), {"__new__": lambda cls, device=None: generator()})
+        )
         patch.setitem(sys.modules, "pynvml", nvml(card))
         yield card

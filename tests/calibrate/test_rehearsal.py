@@ -20,15 +20,25 @@ torch = pytest.importorskip("torch", reason="rehearsing a card needs torch")
 from cuda_stand_in import CUDA, Card, stand_in  # noqa: E402
 
 from kvplan.calibrate import card as entry  # noqa: E402
-from kvplan.calibrate.measure import allocation, device, grids, kernels, probes, stages, steps  # noqa: E402
+from kvplan.calibrate.measure import (  # noqa: E402
+    allocation,
+    device,
+    grids,
+    kernels,
+    probes,
+    stages,
+    steps,
+    transformers_batches,
+)
 from kvplan.calibrate.session import Session  # noqa: E402
 from kvplan.errors import KvplanError  # noqa: E402
 
 MEASURE = Path(probes.__file__).parent
 SMALL = replace(
     grids.CPU, name="default", kv_dtypes=("bfloat16", "fp8"), models=(grids.TINY, grids.TINY_MOE), batches=(1, 4),
-    contexts=(64, 256), chunks=(64,), pasts=(0, 64), mixed_batches=(4,), mixed_contexts=(256,), gemm_tokens=(1, 64),
-    step_batches=(1, 4), step_contexts=(64, 256), copy_bytes=(1 << 20,), max_pool_bytes=1 << 24, l2_bytes=1 << 16,
+    contexts=(64,), chunks=(32,), pasts=(0, 32), mixed_chunks=(16,),
+    mixed_batches=(4,), mixed_contexts=(256,), gemm_tokens=(1, 16),
+    step_batches=(1, 4), step_contexts=(64,), copy_bytes=(1 << 20,), max_pool_bytes=1 << 24, l2_bytes=1 << 16,
 )  # fmt: skip
 
 
@@ -80,6 +90,9 @@ def traced() -> Iterator[dict[str, set[int]]]:
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     monkeypatch.setitem(grids.GRIDS, "default", SMALL)
     monkeypatch.setitem(probes.TARGET_S, "cuda", 1e-3)
+    monkeypatch.setattr(probes, "MIN_REPEATS", 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     monkeypatch.setattr(kernels, "find_spec", lambda name: name == "triton" or None)
     right = {"triton": (kernels.sdpa_kernel, "triton")}
     monkeypatch.setattr(kernels, "DECODE_KERNELS", right)
@@ -93,6 +106,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     monkeypatch.setattr(stages, "ceilings_of", lambda *args: probes.ceilings_of(*args) and unlimited)
     with stand_in() as found:
         yield found
+    torch.set_num_threads(threads)
 
 
 def _grouped(rows: Any, weights: Any, offs: Any) -> Any:
@@ -121,6 +135,11 @@ def test_every_line_that_needs_a_card_is_rehearsed(
         "sampling", "shared_attention",
     }  # fmt: skip
     assert card.graphs
+    assert (
+        kernels.num_sms(CUDA) == 132
+    )  # kernels of Triton's and batches of transformers have tests of their own
+    assert transformers_batches._free_bytes(CUDA) == card.free_bytes
+    assert transformers_batches.Recorder(None, print, [], CUDA, 0.0)._now() > 0
     wanted = {(path.name, line) for path in MEASURE.glob("*.py") for line in cuda_lines(path)}
     missed = sorted((name, line) for name, line in wanted if line not in traced.get(str(MEASURE / name), ()))
     share = 1 - len(missed) / len(wanted)

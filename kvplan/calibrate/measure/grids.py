@@ -141,6 +141,7 @@ DEFAULT = Grid(
     serving=Serving(LLAMA_8B, 48, 6.0, 512, 128, 16384, 512, 22.0),
     max_pool_bytes=24 << 30,
     l2_bytes=96 << 20,
+    rounds=3,
 )
 QUICK = Grid(
     name="quick",

@@ -155,8 +155,9 @@ def run(
     report: Report = no_report,
     ceilings: Ceilings = Ceilings(),  # noqa: B008  (a tuple of numbers)
     deadline: float = math.inf,
+    first_round: int = 0,
 ) -> int:
-    """Measure every probe not in the file yet, `rounds` times on different minutes; return how many rows came.
+    """Measure every probe not in the file yet, once in each round; return how many rows came.
 
     A probe that runs out of memory is noted as skipped, and so are larger ones of its op: the grid shrinks. One
     that fails otherwise is noted too, and tried again by the next run; after `MOST_FAILURES` of its kind the rest is
@@ -165,7 +166,7 @@ def run(
     Raises:
         KvplanError: the card itself failed.
     """
-    todo = [(p, r) for r in range(rounds) for p in probes if p.key(r) not in session.done]
+    todo = [(p, r) for r in range(first_round, rounds) for p in probes if p.key(r) not in session.done]
     too_large: dict[str, float] = {}
     failures: Counter[str] = Counter()
     for number, (probe, round_) in enumerate(todo):

@@ -19,7 +19,7 @@ from kvplan.calibrate.measure import attention, products, steps
 from kvplan.calibrate.measure.allocation import measure_memory
 from kvplan.calibrate.measure.device import machine_facts, pick_device, strangers
 from kvplan.calibrate.measure.grids import GRIDS, Grid
-from kvplan.calibrate.measure.kernels import Kernels, choose_kernels
+from kvplan.calibrate.measure.kernels import Kernels, Named, choose_kernels, sdpa_kernel
 from kvplan.calibrate.measure.probes import MIN_REPEATS, TARGET_S, Ceilings, Probe, ceilings_of, run
 from kvplan.calibrate.measure.transformers_batches import measure_batching
 from kvplan.calibrate.session import Report, Session, open_session
@@ -100,6 +100,29 @@ def plan(
     return planned
 
 
+H100 = Ceilings(2.7e12, 6.5e14, 50e6)
+"""Copy and 16-bit product rates of an H100 SXM: 80 % of 3.35 TB/s, 65 % of 989 TFLOP/s (assumed)."""
+OTHER = (("memory", MEMORY_SHARE), ("host", HOST_SHARE), ("batches", BATCHES_SHARE))
+
+
+def planned_on_an_h100(budget_s: float) -> list[tuple[str, int, int, float]]:
+    """(stage, points, points of the whole grid, seconds) of the default grid with our Triton kernels; then the total.
+
+    Memory, host times and batches are no probes: they are planned with their share.
+    """
+    grid = GRIDS["default"]
+    named = {kv_dtype: Named("triton", sdpa_kernel) for kv_dtype in grid.kv_dtypes}
+    kernels = Kernels(named, named, mla=True, fp8_products=True)
+    found = plan(grid, torch.device("cuda"), kernels, H100, budget_s)
+    lines = [(s.name, len(s.probes), s.num_points, s.planned_s) for s in found]
+    lines += [(name, 0, 0, share * budget_s) for name, share in OTHER]
+    points, seconds = sum(len(s.probes) for s in found), sum(s.planned_s for s in found)
+    again, left = grid.rounds - 1, budget_s - sum(line[3] for line in lines)
+    lines += [(f"{again} more rounds", again * points, again * points, min(again * seconds, left))]
+    points, of, seconds = (sum(line[i] for line in lines) for i in (1, 2, 3))  # type: ignore[misc]
+    return [*lines, ("all", points, of, seconds)]
+
+
 def measure_stages(
     out: Path, device_name: str, grid_name: str, *, rounds: int, force: bool, budget_s: float, report: Report
 ) -> Session:
@@ -114,20 +137,30 @@ def measure_stages(
         raise KvplanError(
             f"process {others[0]} computes on this card too; stop it, or measure beside it with --force"
         )
-    facts = machine_facts(device)
-    session = open_session(out, facts)
+    session = open_session(out, machine_facts(device))
     measure_memory(grid, session, device, report)
     kernels = choose_kernels(device, grid.kv_dtypes, grid.page)
     for kv_dtype in set(grid.kv_dtypes) - set(kernels.decode):
         wrong = {"op": "stage", "machine": session.machine["machine"], "of": f"attention over {kv_dtype}"}
         session.append(wrong | {"skipped": f"no kernel over {kv_dtype} KV is right on this machine"})
-    shares = MEMORY_SHARE
+    rounds, shares = rounds or grid.rounds, MEMORY_SHARE
     for stage in STAGES:
         shares += stage.share
-        ceilings = ceilings_of(session, facts.get("l2_bytes", grid.l2_bytes))
-        points = spread(stage.list_probes(grid, device, kernels))
-        run(points, session, device, rounds or grid.rounds, report, ceilings, begun + shares * budget_s)
+        _run_stage(stage, session, grid, device, kernels, report, (0, 1), begun + shares * budget_s)
     steps.host_times(grid, session, device, kernels, begun + (shares + HOST_SHARE) * budget_s)
     if time.monotonic() < begun + (1 - BATCHES_SHARE / 2) * budget_s:
         measure_batching(grid, session, device, report)
+    for again in range(1, rounds):  # minutes later, with the time that is left
+        for stage in STAGES:
+            _run_stage(stage, session, grid, device, kernels, report, (again, again + 1), begun + budget_s)
     return session
+
+
+def _run_stage(
+    stage: Stage, session: Session, grid: Grid, device: torch.device, kernels: Kernels, report: Report,
+    rounds: tuple[int, int], deadline: float,
+) -> None:  # fmt: skip
+    """Measure a stage's points in these rounds, until the deadline; the ceilings are those of the file so far."""
+    ceilings = ceilings_of(session, session.machine.get("l2_bytes", grid.l2_bytes))
+    points = spread(stage.list_probes(grid, device, kernels))
+    run(points, session, device, rounds[1], report, ceilings, deadline, rounds[0])
