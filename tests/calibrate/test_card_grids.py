@@ -106,3 +106,29 @@ def test_a_family_with_too_few_points_does_not_cost_the_profile(tmp_path: Path) 
     (tmp_path / "bad.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in [MACHINE, rows[0]]))
     with pytest.raises(KvplanError, match="step"):
         build([tmp_path / "bad.jsonl"])
+
+
+@pytest.mark.parametrize("budget_s", [60, 150])
+def test_what_fits_a_short_time_can_be_fitted(budget_s: float, tmp_path: Path) -> None:
+    """A plan thinned to the time keeps its order and its stages, stays within it, and still tells every coefficient."""
+    known = load_profile("h200-vllm").timing
+    assert known is not None
+    points, every = (card_points(DEFAULT, True, seconds) for seconds in (budget_s, float("inf")))
+    assert len(points) < len(every)
+    assert {p["op"] for p in points} == {p["op"] for p in every}
+    path = tmp_path / "m.jsonl"
+    values = known.coefficients | {"step.step_s": 1e-4, "step.layer_s": 4e-6, "step.row_s": 5e-7}
+    timed_rows = timed(points, {k: v for k, v in values.items() if not k.startswith("host.")})
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in [MACHINE, *timed_rows]))
+    timing = build([path]).timing
+    assert timing is not None
+    assert not [why for why in timing.assumed.values() if why.startswith("left out")]
+    held = [e for e in timing.errors if e.held_out == "points marked held_out" and e.regime == "decode"]
+    assert max(e.median for e in held) < 0.02, held
+
+
+def test_the_whole_grid_fits_twelve_minutes() -> None:
+    """Planned by the floors of an H100: one round of all points, memory, host and batches; then two rounds more."""
+    *stages_of, whole = stages.planned_on_an_h100(720.0)
+    assert all(points == of for _, points, of, _ in stages_of)
+    assert whole[3] <= 720.0

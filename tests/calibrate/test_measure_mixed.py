@@ -52,9 +52,9 @@ def test_flex_attention_takes_decodes_and_prompts_together(shape) -> None:
     assert relative_error(out, kernels.reference(case)) < 1e-5
 
 
-def test_our_ragged_kernel_takes_decodes_and_prompts_together() -> None:
-    """The Triton kernel, interpreted, equals float32 attention; also for groups that do not fill a tile."""
-    pytest.importorskip("triton", reason="the ragged kernel needs triton")
+def test_our_kernels_are_attention() -> None:
+    """The Triton kernels, interpreted, equal float32 attention: ragged, decode, latent; groups that fill no tile too."""
+    pytest.importorskip("triton", reason="our kernels need triton")
     check = """
 import torch
 from kvplan.calibrate.measure import kernels as m
@@ -63,6 +63,14 @@ for shape in (AttentionShape(8, 2, 32), AttentionShape(4, 4, 64), AttentionShape
     case = m.make_batch(shape, m.SMALL_CASE, 16, "float32", torch.device("cpu"))
     error = m.relative_error(m.MIXED_KERNELS["triton"][0](case)(), m.reference(case))
     assert error < 1e-5, (shape, error)
+    case = m.make_batch(shape, m.decoding([5, 64, 300]), 16, "float32", torch.device("cpu"))
+    error = m.relative_error(m.DECODE_KERNELS["triton"][0](case)(), m.reference(case))
+    assert error < 1e-5, (shape, error)
+case = m.make_mla_batch((16, 64, 16), [5, 130], 64, torch.device("cpu"))
+case = case._replace(q=case.q.float(), pool=case.pool.float())
+latent = case._replace(pool=torch.cat([case.pool, case.pool], 1))
+error = m.relative_error(m.mla_decode(case, 16)(), m.reference(latent)[..., :64])
+assert error < 1e-5, error
 """
     root = ROOT
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root)}
