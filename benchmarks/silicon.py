@@ -37,12 +37,12 @@ from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profiles.profile import pick
 from kvplan.profiles.step_times import ELEMENT_BYTES, find_formats
 from kvplan.scenario.schema import SGLangFlags, parse_scenario
-from kvplan.schedulers.request import cdiv
 from kvplan.schedulers.vllm.config import BatchWait, EngineConfig
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import ModelStepTime
 from kvplan.timing.work import step_work
+from kvplan.units import cdiv
 
 Row = dict[str, str]
 

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from kvplan.conformance.scenario import ScenarioRequest, check_requests, name_prompts
 from kvplan.content import Content, length_of
-from kvplan.schedulers.request import Request, cdiv
+from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
+from kvplan.units import cdiv
 
 
 class KVCacheLayers(KVCacheGroup):

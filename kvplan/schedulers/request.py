@@ -14,12 +14,6 @@ from typing import Literal
 
 from kvplan.content import Content, Segment, merge_segments, output_of
 
-
-def cdiv(a: int, b: int) -> int:
-    """Divide, rounding up."""
-    return -(-a // b)
-
-
 NEVER = 1 << 60
 """A step that does not come, a position that no request reaches."""
 

@@ -53,7 +53,7 @@ def test_flex_attention_takes_decodes_and_prompts_together(shape) -> None:
 
 
 def test_our_kernels_are_attention() -> None:
-    """The Triton kernels, interpreted, equal float32 attention: ragged, decode, latent; groups that fill no tile too."""
+    """The Triton kernels, interpreted, equal float32 attention: ragged, decode, latent; half-filled tiles too."""
     pytest.importorskip("triton", reason="our kernels need triton")
     check = """
 import torch

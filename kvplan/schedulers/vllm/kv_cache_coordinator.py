@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kvplan.schedulers.request import BlockHash, BlockHasher, Request, cdiv
+from kvplan.schedulers.request import BlockHash, BlockHasher, Request
 from kvplan.schedulers.vllm.block_pool import BlockPool, KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.mamba_manager import MambaManager
@@ -18,6 +18,7 @@ from kvplan.schedulers.vllm.single_type_kv_cache_manager import (
     SlotDemand,
 )
 from kvplan.schedulers.vllm.window_managers import ChunkedLocalAttentionManager, SlidingWindowManager
+from kvplan.units import cdiv
 
 MANAGERS: dict[str, type[SingleTypeKVCacheManager]] = {
     "full": FullAttentionManager,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvplan.schedulers.request import BlockHash, BlockHasher, Request, cdiv
+from kvplan.schedulers.request import BlockHash, BlockHasher, Request
 from kvplan.schedulers.vllm.block_pool import BlockPool, GroupHash, KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.schedulers.vllm.mamba_split import (
@@ -17,6 +17,7 @@ from kvplan.schedulers.vllm.mamba_split import (
     is_mamba_prefill_checkpoint_valid,
 )
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import Hits, SingleTypeKVCacheManager, SlotDemand
+from kvplan.units import cdiv
 
 
 class MambaManager(SingleTypeKVCacheManager):

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kvplan.schedulers.request import NEVER, BlockHash, BlockHasher, Request, cdiv
+from kvplan.schedulers.request import NEVER, BlockHash, BlockHasher, Request
 from kvplan.schedulers.vllm.block_pool import BlockPool, KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
+from kvplan.units import cdiv
 
 Hits = tuple[list[list[KVCacheBlock]], int]
 """Per group the blocks of a prefix-cache hit (null blocks where none is needed), and its length in tokens."""

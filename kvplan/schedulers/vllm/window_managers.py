@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvplan.schedulers.request import BlockHash, cdiv
+from kvplan.schedulers.request import BlockHash
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import Hits, SingleTypeKVCacheManager, append_hits
+from kvplan.units import cdiv
 
 
 class SlidingWindowManager(SingleTypeKVCacheManager):
