@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from kvplan.pages import calibration, deployments_tab, memory_tab, simulation_tab, strategies_tab
+from kvplan.pages import calibration_tab, deployments_tab, memory_tab, simulation_tab, strategies_tab
 from kvplan.pages.sidebar import sidebar
 from kvplan.pages.widgets import BIND
 
@@ -43,7 +43,7 @@ def main() -> None:
         if fourth.open:
             deployments_tab.render(search)
     with fifth:
-        calibration.render(is_open=bool(fifth.open))
+        calibration_tab.render(is_open=bool(fifth.open))
 
 
 main()

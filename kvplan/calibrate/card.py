@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 
-from kvplan.calibrate.session import Report, Session, no_report
+from kvplan.calibrate.session import MeasurementSession, Report, no_report
 from kvplan.errors import KvplanError
 
 USAGE = "usage: python -m kvplan.calibrate.card FILE [cuda|cpu] [default|quick|cpu] [--force] [--budget-s SECONDS]"
@@ -38,7 +38,7 @@ def measure_card(
     force: bool = False,
     budget_s: float = 0.0,
     report: Report = no_report,
-) -> Session:
+) -> MeasurementSession:
     """Measure this machine's card (or its CPU, with tiny shapes) into `out`, skipping what is there.
 
     `rounds` repeats every point on different minutes; 0 = as the grid says. `budget_s` ends it after so many seconds,

@@ -28,7 +28,7 @@ def batches_path(path: Path) -> Path:
 
 
 @dataclass(slots=True)
-class Session:
+class MeasurementSession:
     """One file of measurements being written: what is in it already and the machine it belongs to."""
 
     path: Path
@@ -48,9 +48,9 @@ class Session:
         return list(read_rows(self.path))
 
 
-def open_session(path: Path, machine: Row) -> Session:
+def open_session(path: Path, machine: Row) -> MeasurementSession:
     """Open or continue a measurement file; a file of another machine is refused, a torn last line dropped."""
-    session = Session(path, machine)
+    session = MeasurementSession(path, machine)
     _drop_torn_line(path)
     rows = list(read_rows(path)) if path.exists() else []
     for row in rows:

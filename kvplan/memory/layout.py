@@ -28,7 +28,7 @@ from kvplan.formulas.capacity import (
 from kvplan.formulas.varying import Ints
 from kvplan.memory.kv.backends import Capability
 from kvplan.memory.kv.groups import Group, bytes_per_block, group_layers, on_stage
-from kvplan.memory.kv.mixers import Setup
+from kvplan.memory.kv.mixers import LayoutSetup
 from kvplan.memory.kv.pages import Pages, model_pages
 from kvplan.memory.kv.versions import MIRRORED, Rules, Version, rules_for
 from kvplan.models.spec import AttentionKind, ModelSpec
@@ -156,7 +156,7 @@ def kv_layout(
         KvplanError: a combination that the engine refuses.
     """
     rules = rules_for(version)
-    pages = model_pages(Setup.of(model, args, capability, rules), draft)
+    pages = model_pages(LayoutSetup.of(model, args, capability, rules), draft)
     if _hybrid_manager_off(model, args):
         args = args.model_copy(update={"disable_hybrid_kv_cache_manager": True})
     return pages_layout(pages, args, available_bytes, longest=model.default_max_model_len, version=version)

@@ -26,10 +26,10 @@ from kvplan.calibrate.measure.grids import (  # noqa: E402
     Serving,
     model_facts,
 )
-from kvplan.calibrate.measure.transformers_batches import Recorder, Request, batch_shape, draw_requests  # noqa: E402
+from kvplan.calibrate.measure.transformers_batches import BatchedRequest, Recorder, batch_shape, draw_requests  # noqa: E402
 from kvplan.calibrate.measurements import read_measurements  # noqa: E402
 from kvplan.calibrate.outcome import skipped_points  # noqa: E402
-from kvplan.calibrate.session import Session, batches_path, open_session  # noqa: E402
+from kvplan.calibrate.session import MeasurementSession, batches_path, open_session  # noqa: E402
 from kvplan.cli.profile_report import batch_lines, skipped_lines  # noqa: E402
 from kvplan.gpu import get_gpu  # noqa: E402
 from kvplan.profiles.profile import load_profile  # noqa: E402
@@ -41,7 +41,7 @@ RECORDED = FIXTURES / "m.transformers.jsonl"
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Session:
+def session(tmp_path: Path) -> MeasurementSession:
     return open_session(tmp_path / "m.jsonl", device.machine_facts(DEVICE))
 
 
@@ -85,7 +85,7 @@ class FakeProcessor:
     """A scheduler of one chunk or one token a batch for every request, with transformers' three calls and names."""
 
     def __init__(self, breaks_at: int = 10**9) -> None:
-        self.waiting: list[Request] = []
+        self.waiting: list[BatchedRequest] = []
         self.active: list[Any] = []
         self.ran, self.breaks_at = 0, breaks_at
         self.inputs_and_outputs = SimpleNamespace(requests_in_batch=[])
@@ -119,7 +119,9 @@ class FakeProcessor:
         ]
 
 
-def drive(processor: FakeProcessor, requests: list[Request], deadline: float = float("inf")) -> Recorder:
+def drive(
+    processor: FakeProcessor, requests: list[BatchedRequest], deadline: float = float("inf")
+) -> Recorder:
     """transformers' loop, in this thread."""
     recorder = Recorder(processor, processor.waiting.append, list(requests), DEVICE, deadline)
     recorder.install()
@@ -135,7 +137,7 @@ def drive(processor: FakeProcessor, requests: list[Request], deadline: float = f
 
 def test_every_batch_that_ran_is_recorded() -> None:
     """Each token is computed once: over all batches the sums are those of the requests, whoever shared a batch."""
-    requests = [Request(0.5, 8, 4), Request(2.0, 16, 6), Request(40.0, 5, 3)]
+    requests = [BatchedRequest(0.5, 8, 4), BatchedRequest(2.0, 16, 6), BatchedRequest(40.0, 5, 3)]
     processor = FakeProcessor()
     recorder = drive(processor, requests)
     assert processor.ran == len(recorder.rows)
@@ -147,7 +149,7 @@ def test_every_batch_that_ran_is_recorded() -> None:
 
 def test_arrivals_follow_the_clock_of_batches_and_skip_idle_time() -> None:
     """A request joins once so many batches ran, or at once where the engine would stand idle."""
-    requests = [Request(0.0, 4, 9), Request(3.0, 6, 2), Request(1000.0, 7, 2)]
+    requests = [BatchedRequest(0.0, 4, 9), BatchedRequest(3.0, 6, 2), BatchedRequest(1000.0, 7, 2)]
     joined = [r["num_prefill_tokens"] for r in drive(FakeProcessor(), requests).rows]
     assert joined[:5] == [4, 0, 0, 6, 0]
     assert joined[9] == 7
@@ -156,12 +158,12 @@ def test_arrivals_follow_the_clock_of_batches_and_skip_idle_time() -> None:
 
 def test_a_run_past_its_deadline_hands_in_no_more() -> None:
     """The budget ends a run where it is."""
-    assert drive(FakeProcessor(), [Request(0.0, 4, 9)], deadline=time.perf_counter() - 1).rows == []
+    assert drive(FakeProcessor(), [BatchedRequest(0.0, 4, 9)], deadline=time.perf_counter() - 1).rows == []
 
 
 def test_batches_before_an_error_are_kept() -> None:
     """Out of memory in the third batch: two are recorded, and the error is known though the loop swallows it."""
-    recorder = drive(FakeProcessor(breaks_at=3), [Request(0.0, 4, 9)])
+    recorder = drive(FakeProcessor(breaks_at=3), [BatchedRequest(0.0, 4, 9)])
     assert len(recorder.rows) == 2
     assert isinstance(recorder.error, torch.OutOfMemoryError)
 
@@ -175,7 +177,9 @@ def fake_transformers(monkeypatch: pytest.MonkeyPatch, **names: Any) -> None:
     monkeypatch.setitem(sys.modules, "transformers", module)
 
 
-def test_without_transformers_one_line_says_so(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_transformers_one_line_says_so(
+    session: MeasurementSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The reason is in the file once, however often it is tried; what a fit reads is untouched."""
     monkeypatch.setattr(transformers_batches, "find_spec", lambda name: None)
     for _ in range(2):
@@ -189,7 +193,7 @@ def test_without_transformers_one_line_says_so(session: Session, monkeypatch: py
     assert skipped_points(session.path) == {}
 
 
-def test_another_interface_is_one_line(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_interface_is_one_line(session: MeasurementSession, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transformers without continuous batching is named with what it lacks; nothing is raised."""
     fake_transformers(monkeypatch)
     note = transformers_batches.measure_batching(CPU, session, DEVICE)
@@ -198,7 +202,7 @@ def test_another_interface_is_one_line(session: Session, monkeypatch: pytest.Mon
 
 
 def test_a_run_that_broke_off_keeps_its_batches_and_is_run_again(
-    session: Session, monkeypatch: pytest.MonkeyPatch
+    session: MeasurementSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of a broken run stay in the file, whole runs are not repeated, a broken one is."""
     fake_transformers(monkeypatch)
@@ -208,7 +212,7 @@ def test_a_run_that_broke_off_keeps_its_batches_and_is_run_again(
         def __init__(self, *args: Any) -> None:
             pass
 
-        def run(self, requests: list[Request]) -> Recorder:
+        def run(self, requests: list[BatchedRequest]) -> Recorder:
             ran.append(requests[0].arrival)
             return drive(FakeProcessor(3 if len(ran) == 2 else 10**9), requests)
 
@@ -334,7 +338,7 @@ def test_no_batches_is_no_error(tmp_path: Path) -> None:
     assert check_batches(tmp_path / "m.jsonl", timing) is None
 
 
-def test_transformers_itself(session: Session) -> None:
+def test_transformers_itself(session: MeasurementSession) -> None:
     """Where transformers is installed, its own scheduler runs two short loads and every batch of them is recorded."""
     pytest.importorskip(
         "transformers", reason="the batches of a real scheduler need transformers 5.17 or later"

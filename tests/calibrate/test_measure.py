@@ -23,7 +23,7 @@ from kvplan.calibrate.measure.grids import (
     weight_bytes,
 )
 from kvplan.calibrate.measure.probes import Probe
-from kvplan.calibrate.session import Session, open_session
+from kvplan.calibrate.session import MeasurementSession, open_session
 from kvplan.errors import KvplanError
 
 DEVICE = torch.device("cpu")
@@ -31,11 +31,11 @@ SDPA = kernels.Kernels({"bfloat16": kernels.Named("sdpa", kernels.sdpa_kernel)},
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Session:
+def session(tmp_path: Path) -> MeasurementSession:
     return open_session(tmp_path / "m.jsonl", device.machine_facts(DEVICE))
 
 
-def rows(session: Session) -> list[dict]:
+def rows(session: MeasurementSession) -> list[dict]:
     return [json.loads(line) for line in session.path.read_text().splitlines()]
 
 
@@ -47,7 +47,7 @@ def counting_probe(calls: list[int], point: int = 1) -> Probe:
     return Probe("count", {"n": point}, prepare)
 
 
-def test_a_finished_point_is_not_measured_again(session: Session) -> None:
+def test_a_finished_point_is_not_measured_again(session: MeasurementSession) -> None:
     """A second run over the same file measures only what is missing, whatever was measured stays."""
     calls: list[int] = []
     assert probes.run([counting_probe(calls)], session, DEVICE) == 1
@@ -57,13 +57,13 @@ def test_a_finished_point_is_not_measured_again(session: Session) -> None:
     assert [r["n"] for r in rows(session) if r["op"] == "count"] == [1, 2]
 
 
-def test_rounds_are_separate_rows(session: Session) -> None:
+def test_rounds_are_separate_rows(session: MeasurementSession) -> None:
     """Each round of a probe is a row of its own: repetitions on different minutes."""
     probes.run([counting_probe([])], session, DEVICE, rounds=3)
     assert [r["round"] for r in rows(session) if r["op"] == "count"] == [0, 1, 2]
 
 
-def test_a_torn_last_line_is_dropped_and_a_torn_middle_named(session: Session) -> None:
+def test_a_torn_last_line_is_dropped_and_a_torn_middle_named(session: MeasurementSession) -> None:
     """A run killed while writing loses its last row at most; damage elsewhere is an error with its line number."""
     probes.run([counting_probe([])], session, DEVICE)
     whole = session.path.read_text()
@@ -75,7 +75,7 @@ def test_a_torn_last_line_is_dropped_and_a_torn_middle_named(session: Session) -
         open_session(session.path, session.machine)
 
 
-def test_a_file_of_another_machine_is_refused(session: Session) -> None:
+def test_a_file_of_another_machine_is_refused(session: MeasurementSession) -> None:
     """Two machines' figures never end in one file."""
     text = session.path.read_text().replace('"machine": "cpu', '"machine": "gpu')
     session.path.write_text(text)
@@ -92,7 +92,7 @@ def test_a_file_of_another_machine_is_refused(session: Session) -> None:
         RuntimeError("CUDA error: out of memory"),
     ],
 )
-def test_out_of_memory_is_a_row_and_the_rest_goes_on(session: Session, error: Exception) -> None:
+def test_out_of_memory_is_a_row_and_the_rest_goes_on(session: MeasurementSession, error: Exception) -> None:
     """A probe that does not fit, whoever says so, is noted as skipped; later probes are measured."""
 
     def too_big() -> list:
@@ -105,7 +105,7 @@ def test_out_of_memory_is_a_row_and_the_rest_goes_on(session: Session, error: Ex
     assert second["time_s"] > 0
 
 
-def test_the_grid_shrinks_after_an_out_of_memory(session: Session) -> None:
+def test_the_grid_shrinks_after_an_out_of_memory(session: MeasurementSession) -> None:
     """Points of the same op that move more bytes than one that did not fit are not tried; smaller ones are."""
     tried: list[str] = []
 
@@ -124,7 +124,7 @@ def test_the_grid_shrinks_after_an_out_of_memory(session: Session) -> None:
     assert skipped == {5: "out of memory", 9: "larger than a point that ran out of memory"}
 
 
-def test_a_probe_that_fails_costs_only_itself(session: Session) -> None:
+def test_a_probe_that_fails_costs_only_itself(session: MeasurementSession) -> None:
     """Whatever a kernel's library raises is noted in one line; the next run tries that probe again."""
 
     def broken() -> list:
@@ -141,7 +141,7 @@ def test_a_probe_that_fails_costs_only_itself(session: Session) -> None:
     assert probes.run(two(), again, DEVICE) == 1
 
 
-def test_a_card_that_fails_ends_the_run(session: Session) -> None:
+def test_a_card_that_fails_ends_the_run(session: MeasurementSession) -> None:
     """A failed card answers nothing more: the run ends at once, and the line says how to go on."""
 
     def broken() -> list:
@@ -157,7 +157,7 @@ def test_a_card_that_fails_ends_the_run(session: Session) -> None:
 
 
 def test_a_memory_probe_that_fails_costs_only_itself(
-    session: Session, monkeypatch: pytest.MonkeyPatch
+    session: MeasurementSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its reason is noted and the next ones run; one that brings the card down ends the run, and is not tried again."""
 
@@ -179,7 +179,7 @@ def test_a_memory_probe_that_fails_costs_only_itself(
     assert session.path.read_text() == before
 
 
-def test_a_kernel_that_never_works_is_left_alone(session: Session) -> None:
+def test_a_kernel_that_never_works_is_left_alone(session: MeasurementSession) -> None:
     """After a few failures the rest of that kind is not tried; other kinds of the same op are."""
     tried: list[str] = []
 
@@ -300,7 +300,7 @@ def test_a_step_writes_its_tokens_and_gives_one_each() -> None:
     assert changed.any(1).sum() == 3
 
 
-def test_pool_bytes_equal_the_formula(session: Session) -> None:
+def test_pool_bytes_equal_the_formula(session: MeasurementSession) -> None:
     """A real KV pool takes 2 * L * H * d * bytes per token, exactly, beyond the allocator's rounding."""
     allocation.measure_memory(CPU, session, DEVICE)
     pools = [r for r in rows(session) if r["op"] == "memory_pool"]

@@ -30,7 +30,7 @@ from kvplan.calibrate.measure import (  # noqa: E402
     steps,
     transformers_batches,
 )
-from kvplan.calibrate.session import Session  # noqa: E402
+from kvplan.calibrate.session import MeasurementSession  # noqa: E402
 from kvplan.errors import KvplanError  # noqa: E402
 
 MEASURE = Path(probes.__file__).parent
@@ -148,7 +148,7 @@ def test_every_line_that_needs_a_card_is_rehearsed(
 
 def test_a_time_below_the_floor_is_refused(card: Card, tmp_path: Path) -> None:
     """Seconds that beat the measured copy and product rates are no measurement; the row says so and is not fitted."""
-    session = Session(tmp_path / "m.jsonl", {"machine": "card"})
+    session = MeasurementSession(tmp_path / "m.jsonl", {"machine": "card"})
     fast = probes.Ceilings(1e9, 1e12)
     one = probes.Probe("gemm", {"dtype": "bfloat16"}, lambda: [lambda: None], 1e7, 1e6, 1e7)
     card.event_s = 1e-3

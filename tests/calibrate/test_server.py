@@ -16,7 +16,7 @@ from places import FIXTURES
 
 from kvplan.calibrate.server import loads
 from kvplan.calibrate.server.client import Server, Stream, parse_metrics
-from kvplan.calibrate.server.loads import Injection, Load, measure_server
+from kvplan.calibrate.server.loads import Injection, ServerLoad, measure_server
 from kvplan.calibrate.session import open_session
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
@@ -89,7 +89,7 @@ def observe(server: Server, path: Path) -> list[dict]:
 
 def test_rows_come_from_streamed_tokens(serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorded streams give decode and prefill rows with the recorded times; a second pass sends nothing twice."""
-    monkeypatch.setattr(loads, "LOADS", (Load(1, 64, 12), Load(2, 512, 12)))
+    monkeypatch.setattr(loads, "LOADS", (ServerLoad(1, 64, 12), ServerLoad(2, 512, 12)))
     monkeypatch.setattr(loads, "INJECTIONS", ())
     server = serve()
     rows = observe(server, tmp_path / "m.jsonl")
@@ -107,7 +107,7 @@ def test_rows_come_from_streamed_tokens(serve, tmp_path: Path, monkeypatch: pyte
 def test_recorded_times_give_the_recorded_step() -> None:
     """The step time of a lone stream is its last token's time less its first's, over the steps between."""
     times = tuple(moment for moment, line in EXCHANGE["streams"]["64"][0] if "[DONE]" not in line)
-    row = loads.decode_row(Load(1, 64, 12), [Stream(64, 0.0, times)])
+    row = loads.decode_row(ServerLoad(1, 64, 12), [Stream(64, 0.0, times)])
     assert row is not None
     assert row["time_s"] == pytest.approx((times[-1] - times[0]) / 11)
 
@@ -116,10 +116,10 @@ def test_decode_window_counts_only_common_tokens() -> None:
     """Steps are counted where every stream decodes; streams that never overlap give no row."""
     first = Stream(10, 0.0, tuple(i / 10 for i in range(1, 21)))
     late = Stream(10, 0.0, tuple(0.55 + i / 10 for i in range(20)))
-    row = loads.decode_row(Load(2, 10, 20), [first, late])
+    row = loads.decode_row(ServerLoad(2, 10, 20), [first, late])
     assert row is not None
     assert row["time_s"] == pytest.approx(0.1, rel=0.05)
-    assert loads.decode_row(Load(2, 10, 20), [first, Stream(10, 0.0, (5.0, 6.0))]) is None
+    assert loads.decode_row(ServerLoad(2, 10, 20), [first, Stream(10, 0.0, (5.0, 6.0))]) is None
 
 
 def test_mixed_step_is_the_decoders_longest_gap() -> None:
@@ -225,7 +225,7 @@ def test_a_server_that_dies_midway_costs_only_what_was_not_sent(
     serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its error says where the rows are; the next call sends what is missing and nothing twice."""
-    monkeypatch.setattr(loads, "LOADS", (Load(1, 64, 12), Load(2, 512, 12)))
+    monkeypatch.setattr(loads, "LOADS", (ServerLoad(1, 64, 12), ServerLoad(2, 512, 12)))
     monkeypatch.setattr(loads, "INJECTIONS", ())
     left = [2]  # the warm-up and the first load
 

@@ -15,8 +15,8 @@ from kvplan.cli.main import run as cli
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.memory.demand import Demand
+from kvplan.memory.mixed_lengths import varying_traces
 from kvplan.memory.plan import concurrency_curve, estimate
-from kvplan.memory.varying import varying_traces
 from kvplan.pages.jobs import Job, Progress
 from kvplan.pages.uploads import MAX_BYTES, model_from_text, scenario_from_text, through_files
 from kvplan.profiles.profile import load_profile

@@ -17,7 +17,7 @@ from kvplan.calibrate.fit.held_out import bootstrap, held_out_errors, measured_r
 from kvplan.calibrate.fit.identify import identify, unfelt
 from kvplan.calibrate.fit.least_squares import Predict, Prior
 from kvplan.calibrate.fit.mixing import timed_apart
-from kvplan.calibrate.fit.problem import Problem, run, scaled
+from kvplan.calibrate.fit.problem import FitProblem, run, scaled
 from kvplan.calibrate.fit.terms import (
     Term,
     attention_term,
@@ -146,11 +146,11 @@ def _merged(parts: Sequence[Fitted], index: int) -> dict[str, float]:
     return {k: float(f"{v:.6g}") for part in parts if part.draws for k, v in part.draws[index].items()}
 
 
-def _problem(name: str, rows: list[Row], term: Term, known: Mapping[str, float]) -> Problem:
+def _problem(name: str, rows: list[Row], term: Term, known: Mapping[str, float]) -> FitProblem:
     held = dict(known)
     if name == "step":
-        return Problem(name, rows, term, lambda some: predict_steps(some, held))
-    return Problem(name, rows, term, lambda some: predict_family(name, some, held))
+        return FitProblem(name, rows, term, lambda some: predict_steps(some, held))
+    return FitProblem(name, rows, term, lambda some: predict_family(name, some, held))
 
 
 def _merge_fixed(term: Term) -> dict[str, tuple[float, str]]:
@@ -162,7 +162,7 @@ def _merge_fixed(term: Term) -> dict[str, tuple[float, str]]:
     return {"step.layer_s": (0.0, why)}
 
 
-def _to_scale(problem: Problem) -> Problem:
+def _to_scale(problem: FitProblem) -> FitProblem:
     """Start an unknown machine where its rows are: all rates and times scaled alike, beliefs about times dropped."""
     measured = column(problem.rows, "time_s")
     start = problem.term.start
@@ -226,7 +226,7 @@ def step_term(
 
 
 def _fit_family(
-    problem: Problem, given: Mapping[str, tuple[float, str]], num_draws: int, rng: np.random.Generator
+    problem: FitProblem, given: Mapping[str, tuple[float, str]], num_draws: int, rng: np.random.Generator
 ) -> Fitted:
     held = _stated(problem.term, given)
     term = Term(
@@ -247,7 +247,7 @@ def _fit_family(
 
 
 def _above_sheet(
-    problem: Problem, given: Mapping[str, tuple[float, str]], gpu: GpuSpec | None
+    problem: FitProblem, given: Mapping[str, tuple[float, str]], gpu: GpuSpec | None
 ) -> dict[str, tuple[float, str]]:
     """Experts' matrix rate, stated, where the rows would put it beyond what the card can do.
 

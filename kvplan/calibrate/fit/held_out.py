@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvplan.calibrate.fit.least_squares import Array, Solution
-from kvplan.calibrate.fit.problem import Problem, regime, run, scaled, solve_rows
+from kvplan.calibrate.fit.problem import FitProblem, regime, run, scaled, solve_rows
 from kvplan.calibrate.fit.terms import column, shapes
 from kvplan.calibrate.measurements import Row
 from kvplan.profiles.timing_profile import RegimeError
@@ -18,7 +18,7 @@ BINS = (0, 1024, 4096, 16384, 65536, math.inf)
 """Context ranges that are left out in turn."""
 
 
-def held_out_errors(problem: Problem, rows: list[Row], solution: Solution) -> list[RegimeError]:
+def held_out_errors(problem: FitProblem, rows: list[Row], solution: Solution) -> list[RegimeError]:
     """Errors on points the fit had not seen: context ranges left out in turn, models likewise, marked rows."""
     found: list[RegimeError] = []
     for what, label in (("ranges left out in turn", _range_of), ("models left out in turn", _model_of)):
@@ -33,7 +33,7 @@ def held_out_errors(problem: Problem, rows: list[Row], solution: Solution) -> li
 
 
 def _left_out(
-    problem: Problem, rows: list[Row], labels: Any, solution: Solution, what: str
+    problem: FitProblem, rows: list[Row], labels: Any, solution: Solution, what: str
 ) -> list[RegimeError]:
     seen: list[Row] = []
     ratios: list[Array] = []
@@ -70,7 +70,7 @@ def summaries(family: str, rows: Sequence[Row], ratio: Array, what: str) -> list
 
 
 def bootstrap(
-    problem: Problem, rows: Sequence[Row], solution: Solution, errors: Sequence[RegimeError], num_draws: int,
+    problem: FitProblem, rows: Sequence[Row], solution: Solution, errors: Sequence[RegimeError], num_draws: int,
     rng: np.random.Generator,
 ) -> list[dict[str, float]]:  # fmt: skip
     """Refits to resampled residuals, each scaled by a common error as large as the held-out bias.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvplan.calibrate.fit.least_squares import Array, Solution, blind_spots, sensitivities
-from kvplan.calibrate.fit.problem import Problem, scaled
+from kvplan.calibrate.fit.problem import FitProblem, scaled
 from kvplan.calibrate.fit.terms import HINTS, Term
 from kvplan.calibrate.measurements import Row
 from kvplan.errors import KvplanError
@@ -22,7 +22,7 @@ BOOSTED = 0.02
 """What a coefficient must show at so many times its start to count as felt."""
 
 
-def identify(problem: Problem, rows: Sequence[Row]) -> dict[str, str]:
+def identify(problem: FitProblem, rows: Sequence[Row]) -> dict[str, str]:
     """Raise for coefficients these rows cannot tell; return the soft ones they leave at the belief."""
     names = list(problem.term.start)
     if len(rows) < 3:
@@ -48,7 +48,7 @@ def identify(problem: Problem, rows: Sequence[Row]) -> dict[str, str]:
     return dict.fromkeys((name for name in alone), why) | _told_apart(problem, jacobian)
 
 
-def _told_apart(problem: Problem, jacobian: Array) -> dict[str, str]:
+def _told_apart(problem: FitProblem, jacobian: Array) -> dict[str, str]:
     """Raise for coefficients that only change together, unless the card's data sheet tells one; then say so."""
     names = list(problem.term.start)
     hard = [i for i, name in enumerate(names) if not _is_soft(name)]
@@ -69,7 +69,7 @@ def _is_soft(name: str) -> bool:
     return name.rsplit(".", 1)[1] in SOFT
 
 
-def _felt(problem: Problem, rows: Sequence[Row]) -> Array:
+def _felt(problem: FitProblem, rows: Sequence[Row]) -> Array:
     """Sensitivities at the start; a coefficient that starts too small to be felt is judged `BOOST` times as large."""
     start = problem.term.start
     predict = problem.build(rows)
@@ -88,7 +88,7 @@ def _on_data_sheet(name: str, term: Term) -> bool:
     return name.endswith(".bytes_per_s") and name.startswith("gemm") and name in term.priors
 
 
-def unfelt(problem: Problem, rows: Sequence[Row], solution: Solution) -> dict[str, str]:
+def unfelt(problem: FitProblem, rows: Sequence[Row], solution: Solution) -> dict[str, str]:
     """Coefficients that turned out too small to see: what is known of them is a bound, and the profile says so."""
     size = np.abs(sensitivities(problem.build(rows), solution.values)).max(axis=0)
     why = "below 0.5 % of every measured point: a bound, not a measurement"

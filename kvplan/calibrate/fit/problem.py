@@ -19,7 +19,7 @@ EFFECTIVE_ROWS = 200
 Regime = Literal["decode", "prefill", "mixed", "gemm", "moe", "all_reduce"]
 
 
-class Problem(NamedTuple):
+class FitProblem(NamedTuple):
     """One family to fit: rows, how to predict them, where to start, what is believed."""
 
     name: str
@@ -29,14 +29,14 @@ class Problem(NamedTuple):
 
 
 def run(
-    problem: Problem, rows: Sequence[Row], start: Mapping[str, float], max_iterations: int = 60
+    problem: FitProblem, rows: Sequence[Row], start: Mapping[str, float], max_iterations: int = 60
 ) -> Solution:
     """Solve one family, its beliefs as extra rows; every regime weighs the same, however many rows it has."""
     return solve_rows(problem, rows, column(rows, "time_s"), start, max_iterations)
 
 
 def solve_rows(
-    problem: Problem, rows: Sequence[Row], measured: Array, start: Mapping[str, float], max_iterations: int
+    problem: FitProblem, rows: Sequence[Row], measured: Array, start: Mapping[str, float], max_iterations: int
 ) -> Solution:
     """Solve for given times of the rows, such as resampled ones."""
     predict, priors = problem.build(rows), problem.term.priors

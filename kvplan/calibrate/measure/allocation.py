@@ -10,16 +10,18 @@ from collections.abc import Iterator
 
 import torch
 
-from kvplan.calibrate.measure.decoder import Decoder, Layer, captured, make_layers, mlp, moe
+from kvplan.calibrate.measure.decoder import Decoder, DecoderLayer, captured, make_layers, mlp, moe
 from kvplan.calibrate.measure.device import release, used_bytes
 from kvplan.calibrate.measure.grids import Grid, StepModel
 from kvplan.calibrate.measure.kernels import DECODE_KERNELS, TORCH_DTYPES, decoding, pick_kernel, sdpa_kernel
 from kvplan.calibrate.measure.probes import end_on_a_failed_card, why_skipped
 from kvplan.calibrate.measurements import Row
-from kvplan.calibrate.session import Report, Session, no_report
+from kvplan.calibrate.session import MeasurementSession, Report, no_report
 
 
-def measure_memory(grid: Grid, session: Session, device: torch.device, report: Report = no_report) -> None:
+def measure_memory(
+    grid: Grid, session: MeasurementSession, device: torch.device, report: Report = no_report
+) -> None:
     """Append every memory row of this grid that is not in the file yet; what fails is noted and passed over."""
     sources = (context_rows, pool_rows, growth_rows, largest_pool_rows, activation_rows, graph_rows)
     for number, source in enumerate(sources):
@@ -162,7 +164,7 @@ def activation_rows(grid: Grid, device: torch.device) -> Iterator[Row]:
         del layer
 
 
-def _activation(model: StepModel, layer: Layer, chunk: int, device: torch.device) -> Row:
+def _activation(model: StepModel, layer: DecoderLayer, chunk: int, device: torch.device) -> Row:
     x = torch.randn(chunk, model.hidden_size, device=device, dtype=torch.bfloat16)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats(device)

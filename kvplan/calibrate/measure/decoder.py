@@ -17,7 +17,7 @@ from kvplan.calibrate.measure.grids import AttentionShape, StepModel
 from kvplan.calibrate.measure.kernels import Kernel, make_batch
 
 
-class Layer(NamedTuple):
+class DecoderLayer(NamedTuple):
     """Random weights of one layer; expert weights have a leading expert dimension."""
 
     qkv: torch.Tensor
@@ -34,14 +34,14 @@ def random_tensor(*size: int, device: torch.device, dtype: torch.dtype = torch.b
 
 def make_layers(
     model: StepModel, num_layers: int, device: torch.device, dtype: torch.dtype = torch.bfloat16
-) -> list[Layer]:
+) -> list[DecoderLayer]:
     """Weights of `num_layers` layers, drawn afresh for each."""
     shape, hidden, wide = model.attention, model.hidden_size, model.intermediate_size
     heads, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     lead = (model.num_experts,) if model.num_experts else ()
     draw = partial(random_tensor, device=device, dtype=dtype)
     return [
-        Layer(
+        DecoderLayer(
             qkv=draw(heads + 2 * kv, hidden),
             out=draw(hidden, heads),
             gate_up=draw(*lead, 2 * wide, hidden),
@@ -52,13 +52,13 @@ def make_layers(
     ]
 
 
-def mlp(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+def mlp(layer: DecoderLayer, x: torch.Tensor) -> torch.Tensor:
     """Gated MLP, (tokens, hidden) -> (tokens, hidden)."""
     gate, up = (x @ layer.gate_up.T).chunk(2, -1)
     return (silu(gate) * up) @ layer.down.T
 
 
-def moe(layer: Layer, x: torch.Tensor, top_k: int) -> torch.Tensor:
+def moe(layer: DecoderLayer, x: torch.Tensor, top_k: int) -> torch.Tensor:
     """Top-k experts: tokens sorted by expert, one grouped product; a loop over experts where torch has none."""
     assert layer.router is not None
     weights, chosen = (x @ layer.router.T).softmax(-1).topk(top_k, -1)

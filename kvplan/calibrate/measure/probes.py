@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kvplan.calibrate.measure.device import clocks, release
-from kvplan.calibrate.session import Point, Report, Session, no_report
+from kvplan.calibrate.session import MeasurementSession, Point, Report, no_report
 from kvplan.errors import KvplanError
 
 MIN_REPEATS = 5
@@ -73,7 +73,7 @@ class Ceilings(NamedTuple):
         return max(moved / self.bytes_per_s, probe.floor_flops / rate)
 
 
-def ceilings_of(session: Session, l2_bytes: float) -> Ceilings:
+def ceilings_of(session: MeasurementSession, l2_bytes: float) -> Ceilings:
     """The best rates of the copies and of the 16-bit products in a session's file; unlimited where it holds none."""
     rows = [row for row in session.rows() if "time_s" in row and not row.get("noisy")]
     copied = [row["floor_bytes"] / row["time_s"] for row in rows if row["op"] == "copy"]
@@ -149,7 +149,7 @@ def measure(probe: Probe, device: torch.device) -> dict[str, Any]:
 
 def run(
     probes: Iterable[Probe],
-    session: Session,
+    session: MeasurementSession,
     device: torch.device,
     rounds: int = 1,
     report: Report = no_report,
@@ -215,7 +215,7 @@ def _kind(probe: Probe) -> str:
     return " ".join([probe.op, *(str(probe.point.get(name)) for name in ("mode", "dtype", "kv_dtype"))])
 
 
-def end_on_a_failed_card(error: Exception, row: dict[str, Any], session: Session) -> None:
+def end_on_a_failed_card(error: Exception, row: dict[str, Any], session: MeasurementSession) -> None:
     """Write the row and raise if the card failed: it answers nothing else until the process ends.
 
     The row's key keeps the next run from what brought the card down.

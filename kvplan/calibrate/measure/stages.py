@@ -22,7 +22,7 @@ from kvplan.calibrate.measure.grids import GRIDS, Grid
 from kvplan.calibrate.measure.kernels import Kernels, Named, choose_kernels, sdpa_kernel
 from kvplan.calibrate.measure.probes import MIN_REPEATS, TARGET_S, Ceilings, Probe, ceilings_of, run
 from kvplan.calibrate.measure.transformers_batches import measure_batching
-from kvplan.calibrate.session import Report, Session, open_session
+from kvplan.calibrate.session import MeasurementSession, Report, open_session
 from kvplan.errors import KvplanError
 
 SETUP_S = 0.04
@@ -33,7 +33,7 @@ FILL = 0.15
 """Share of the copy rate at which random inputs are drawn (assumed)."""
 
 
-class Stage(NamedTuple):
+class MeasureStage(NamedTuple):
     """One kind of probe and its share of the time."""
 
     name: str
@@ -42,18 +42,20 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("ceilings", 0.01, lambda g, d, k: [*products.copy_probes(g, d), *products.large_product(g, d)]),
-    Stage("decode attention", 0.22, attention.decode_probes),
-    Stage("whole steps", 0.30, steps.step_probes),
-    Stage("products", 0.09, products.gemm_probes),
-    Stage("experts", 0.02, lambda g, d, k: products.moe_probes(g, d)),
-    Stage("prompt chunks", 0.04, lambda g, d, k: steps.prefill_step_probes(g, d)),
-    Stage("prompt attention", 0.05, lambda g, d, k: attention.prefill_probes(g, d)),
-    Stage("mixed attention", 0.07, attention.mixed_probes),
-    Stage("sampling", 0.01, lambda g, d, k: products.sampling_probes(g, d)),
-    Stage("draft and verify", 0.03, steps.speculative_probes),
-    Stage("shared prompts", 0.02, attention.shared_probes),
-    Stage("latent attention", 0.03, attention.mla_probes),
+    MeasureStage(
+        "ceilings", 0.01, lambda g, d, k: [*products.copy_probes(g, d), *products.large_product(g, d)]
+    ),
+    MeasureStage("decode attention", 0.22, attention.decode_probes),
+    MeasureStage("whole steps", 0.30, steps.step_probes),
+    MeasureStage("products", 0.09, products.gemm_probes),
+    MeasureStage("experts", 0.02, lambda g, d, k: products.moe_probes(g, d)),
+    MeasureStage("prompt chunks", 0.04, lambda g, d, k: steps.prefill_step_probes(g, d)),
+    MeasureStage("prompt attention", 0.05, lambda g, d, k: attention.prefill_probes(g, d)),
+    MeasureStage("mixed attention", 0.07, attention.mixed_probes),
+    MeasureStage("sampling", 0.01, lambda g, d, k: products.sampling_probes(g, d)),
+    MeasureStage("draft and verify", 0.03, steps.speculative_probes),
+    MeasureStage("shared prompts", 0.02, attention.shared_probes),
+    MeasureStage("latent attention", 0.03, attention.mla_probes),
 )
 """In this order, after memory (`MEMORY_SHARE`) and before host times and a real scheduler's batches."""
 MEMORY_SHARE, HOST_SHARE, BATCHES_SHARE = 0.04, 0.01, 0.06
@@ -125,7 +127,7 @@ def planned_on_an_h100(budget_s: float) -> list[tuple[str, int, int, float]]:
 
 def measure_stages(
     out: Path, device_name: str, grid_name: str, *, rounds: int, force: bool, budget_s: float, report: Report
-) -> Session:
+) -> MeasurementSession:
     """Measure as `kvplan.calibrate.card.measure_card` says."""
     begun = time.monotonic()
     if grid_name and grid_name not in GRIDS:
@@ -157,8 +159,8 @@ def measure_stages(
 
 
 def _run_stage(
-    stage: Stage, session: Session, grid: Grid, device: torch.device, kernels: Kernels, report: Report,
-    rounds: tuple[int, int], deadline: float,
+    stage: MeasureStage, session: MeasurementSession, grid: Grid, device: torch.device, kernels: Kernels,
+    report: Report, rounds: tuple[int, int], deadline: float,
 ) -> None:  # fmt: skip
     """Measure a stage's points in these rounds, until the deadline; the ceilings are those of the file so far."""
     ceilings = ceilings_of(session, session.machine.get("l2_bytes", grid.l2_bytes))

@@ -18,7 +18,7 @@ from kvplan.calibrate.measure.grids import HELD_OUT, Grid, StepModel, model_fact
 from kvplan.calibrate.measure.kernels import Kernels, Named, decoding, sdpa_kernel
 from kvplan.calibrate.measure.probes import Probe, end_on_a_failed_card, why_skipped
 from kvplan.calibrate.measurements import Row
-from kvplan.calibrate.session import Point, Session
+from kvplan.calibrate.session import MeasurementSession, Point
 
 
 def step_probes(grid: Grid, device: torch.device, kernels: Kernels) -> list[Probe]:
@@ -117,7 +117,9 @@ def _prefill_layers(model: StepModel, chunk: int, device: torch.device) -> list[
     return [call]
 
 
-def host_times(grid: Grid, session: Session, device: torch.device, kernels: Kernels, deadline: float) -> None:
+def host_times(
+    grid: Grid, session: MeasurementSession, device: torch.device, kernels: Kernels, deadline: float
+) -> None:
     """Time the host needs to launch an eager step, without waiting for the GPU: append one row per batch.
 
     The slope over batches is the host's time per sequence, the rest its time per step.

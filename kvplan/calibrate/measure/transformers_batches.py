@@ -24,7 +24,7 @@ import torch
 from kvplan.calibrate.measure.device import machine_facts, release
 from kvplan.calibrate.measure.grids import Grid, Serving, model_facts, weight_bytes
 from kvplan.calibrate.measure.probes import one_line
-from kvplan.calibrate.session import Point, Report, Session, batches_path, no_report, open_session
+from kvplan.calibrate.session import MeasurementSession, Point, Report, batches_path, no_report, open_session
 
 RUNS = 2
 """Run 0 to fit, run 1 to predict."""
@@ -34,7 +34,7 @@ UNLIKE = (ImportError, AttributeError, TypeError, ValueError, KeyError, RuntimeE
 """What a transformers of another interface, or one without room on the card, raises."""
 
 
-class Request(NamedTuple):
+class BatchedRequest(NamedTuple):
     """One request: when it arrives (in batches run so far), its prompt's tokens and how many it asks for."""
 
     arrival: float
@@ -42,7 +42,7 @@ class Request(NamedTuple):
     output_tokens: int
 
 
-def draw_requests(serving: Serving, seed: int) -> list[Request]:
+def draw_requests(serving: Serving, seed: int) -> list[BatchedRequest]:
     """Poisson arrivals with lognormal lengths, each cut to four times its median."""
     rng, clock, requests = random.Random(seed), 0.0, []
     for _ in range(serving.num_requests):
@@ -51,7 +51,7 @@ def draw_requests(serving: Serving, seed: int) -> list[Request]:
             max(2, min(4 * middle, round(rng.lognormvariate(math.log(middle), width))))
             for middle, width in ((serving.prompt_tokens, 0.8), (serving.output_tokens, 0.6))
         )
-        requests.append(Request(clock, prompt, output))
+        requests.append(BatchedRequest(clock, prompt, output))
     return requests
 
 
@@ -76,8 +76,8 @@ class Recorder:
 
     processor: Any
     """transformers' ContinuousBatchProcessor: prepare_next_batch, _generation_step, update_batch."""
-    submit: Callable[[Request], None]
-    waiting: list[Request]
+    submit: Callable[[BatchedRequest], None]
+    waiting: list[BatchedRequest]
     device: torch.device
     deadline: float
     """On `time.perf_counter`'s clock; no request is handed in after it."""
@@ -183,12 +183,12 @@ class Engine:
             )
         self.run(draw_requests(serving, RUNS)[:4])  # warm-up, not kept
 
-    def run(self, requests: list[Request]) -> Recorder:
+    def run(self, requests: list[BatchedRequest]) -> Recorder:
         """Serve these requests in transformers' own loop and thread; every batch is in the recorder's rows."""
         manager = self.model.init_continuous_batching(self.generation, self.options)
         rng, vocab = random.Random(len(requests)), self.serving.model.vocab_size
 
-        def submit(request: Request) -> None:
+        def submit(request: BatchedRequest) -> None:
             prompt = [rng.randrange(vocab) for _ in range(request.prompt_tokens)]
             manager.add_request(prompt, max_new_tokens=request.output_tokens)
 
@@ -231,7 +231,9 @@ def llama_config(serving: Serving) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure_batching(grid: Grid, session: Session, device: torch.device, report: Report = no_report) -> str:
+def measure_batching(
+    grid: Grid, session: MeasurementSession, device: torch.device, report: Report = no_report
+) -> str:
     """Run what is not in the file yet; return what kept it from running, in one line, or nothing.
 
     Rows are written at the end, also of runs that broke off; only whole runs are not run again.
@@ -270,7 +272,7 @@ def _key(grid: Grid, run: int) -> str:
     return f"batching {grid.name} {run}"
 
 
-def _serve(engine: Engine, grid: Grid, todo: list[int], file: Session, report: Report) -> None:
+def _serve(engine: Engine, grid: Grid, todo: list[int], file: MeasurementSession, report: Report) -> None:
     """All repetitions of the runs in turn, then their rows; raises what ended a run, after writing."""
     taken: dict[int, list[list[Point]]] = {run: [] for run in todo}
     cases = [run for _ in range(grid.serving.repeats) for run in todo]
@@ -312,7 +314,7 @@ def _shape(row: Point) -> Point:
     return {name: value for name, value in row.items() if name not in TIMES}
 
 
-def _note(session: Session, note: str) -> None:
+def _note(session: MeasurementSession, note: str) -> None:
     """Leave the reason in the main file, once."""
     if note not in session.done:
         session.append(

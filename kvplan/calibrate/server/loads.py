@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from kvplan.calibrate.measurements import SCHEMA_VERSION
 from kvplan.calibrate.server.client import CacheFacts, Server, Stream
-from kvplan.calibrate.session import Point, Report, Session, no_report, open_session
+from kvplan.calibrate.session import MeasurementSession, Point, Report, no_report, open_session
 from kvplan.errors import KvplanError
 from kvplan.models.spec import ModelSpec
 
 
-class Load(NamedTuple):
+class ServerLoad(NamedTuple):
     """One bounded load: `concurrency` requests of one shape sent at once."""
 
     concurrency: int
@@ -47,12 +47,14 @@ INJECTIONS = tuple(
 """12 injections of at most 1,024 tokens, one chunk under any common token budget; 132 requests."""
 
 LOADS = tuple(
-    Load(concurrency, prompt, 48) for concurrency in (1, 2, 4, 8, 16, 32) for prompt in (64, 512, 2048, 8192)
+    ServerLoad(concurrency, prompt, 48)
+    for concurrency in (1, 2, 4, 8, 16, 32)
+    for prompt in (64, 512, 2048, 8192)
 )
 """At most 24 loads, 252 requests, 12,096 output tokens."""
 
 
-def possible_loads(facts: CacheFacts) -> list[Load]:
+def possible_loads(facts: CacheFacts) -> list[ServerLoad]:
     """The loads that fit: within the model's length and half of the pool, so that nothing is preempted."""
     pool = facts.block_size * facts.num_gpu_blocks // 2
     return [
@@ -68,7 +70,11 @@ def _prompt(num_tokens: int, rng: random.Random) -> list[int]:
 
 
 def send_load(
-    server: Server, facts: CacheFacts, load: Load, rng: random.Random, started: Future[float] | None = None
+    server: Server,
+    facts: CacheFacts,
+    load: ServerLoad,
+    rng: random.Random,
+    started: Future[float] | None = None,
 ) -> list[Stream]:
     """Send one load, all requests at once, and wait for every stream.
 
@@ -94,7 +100,7 @@ def send_load(
         raise
 
 
-def decode_row(load: Load, streams: list[Stream]) -> dict[str, Any] | None:
+def decode_row(load: ServerLoad, streams: list[Stream]) -> dict[str, Any] | None:
     """The pure decode steps of a load: the window in which every stream is decoding, tokens counted in it.
 
     Time of a step = window / steps, a step being one token of every stream; None if they never overlap.
@@ -117,7 +123,7 @@ def decode_row(load: Load, streams: list[Stream]) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def prefill_row(load: Load, streams: list[Stream]) -> dict[str, Any] | None:
+def prefill_row(load: ServerLoad, streams: list[Stream]) -> dict[str, Any] | None:
     """A lone prompt's time to its first token: one prefill step, network and host included."""
     if load.concurrency != 1:
         return None
@@ -144,7 +150,7 @@ def send_injection(
     server: Server, facts: CacheFacts, case: Injection, rng: random.Random
 ) -> tuple[list[Stream], Stream]:
     """Start the decoders, send the prompt once all have tokens to spare, and wait for everybody."""
-    load = Load(case.concurrency, case.context_tokens, 64)
+    load = ServerLoad(case.concurrency, case.context_tokens, 64)
 
     def inject() -> Stream:
         lone = decoders_started.result()
@@ -182,7 +188,7 @@ def mixed_row(case: Injection, decoders: list[Stream], lone: Stream) -> dict[str
 def observe(
     server: Server,
     facts: CacheFacts,
-    session: Session,
+    session: MeasurementSession,
     subject: Point,
     rounds: int = 3,
     seed: int = 0,
@@ -194,7 +200,7 @@ def observe(
     costs only what was not yet sent.
     """
     rng = random.Random(seed)
-    cases: list[Load | Injection] = [*possible_loads(facts), *possible_injections(facts)]
+    cases: list[ServerLoad | Injection] = [*possible_loads(facts), *possible_injections(facts)]
     keys = {json.dumps([type(load).__name__, load, r]): (load, r) for r in range(rounds) for load in cases}
     todo = {key: case for key, case in keys.items() if key not in session.done}
     if todo:
@@ -210,7 +216,7 @@ def observe(
 
 
 def _rows(
-    server: Server, facts: CacheFacts, load: Load | Injection, rng: random.Random
+    server: Server, facts: CacheFacts, load: ServerLoad | Injection, rng: random.Random
 ) -> list[dict[str, Any]]:
     """The step rows that one load gives."""
     if isinstance(load, Injection):

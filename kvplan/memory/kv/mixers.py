@@ -17,7 +17,7 @@ from kvplan.models.weights import stage_spans
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class LayoutSetup:
     """A model and flags, with what start-up decides first."""
 
     model: ModelSpec
@@ -31,7 +31,7 @@ class Setup:
     rules: Rules
 
     @classmethod
-    def of(cls, model: ModelSpec, args: EngineArgs, capability: Capability, rules: Rules) -> Setup:
+    def of(cls, model: ModelSpec, args: EngineArgs, capability: Capability, rules: Rules) -> LayoutSetup:
         """Check the parallel sizes and resolve the KV dtype.
 
         Raises:
@@ -68,7 +68,7 @@ def _skipped_layers(model: ModelSpec, args: EngineArgs) -> frozenset[str]:
     return frozenset(skipped)
 
 
-def find_mixers(setup: Setup, draft: ModelSpec | None = None) -> list[Mixer]:
+def find_mixers(setup: LayoutSetup, draft: ModelSpec | None = None) -> list[Mixer]:
     """Return every part that owns KV, in the order the engine builds them; drafting layers last, on the last stage.
 
     Raises:
@@ -91,7 +91,7 @@ def find_mixers(setup: Setup, draft: ModelSpec | None = None) -> list[Mixer]:
     return _choose_backends(setup, found)
 
 
-def _of(setup: Setup, layer: LayerSpec, index: int, stage: int) -> list[Mixer]:
+def _of(setup: LayoutSetup, layer: LayerSpec, index: int, stage: int) -> list[Mixer]:
     made = []
     for spec in layer.mixers:
         windowed = spec.kind is AttentionKind.SLIDING and "sliding_window" in setup.skipped
@@ -101,7 +101,7 @@ def _of(setup: Setup, layer: LayerSpec, index: int, stage: int) -> list[Mixer]:
     return made
 
 
-def _drafting(setup: Setup, draft: ModelSpec | None) -> tuple[int, Sequence[LayerSpec]]:
+def _drafting(setup: LayoutSetup, draft: ModelSpec | None) -> tuple[int, Sequence[LayerSpec]]:
     """The layers that draft, and the number of the first one."""
     model, args = setup.model, setup.args
     if not args.num_speculative_tokens or args.speculative_method == "ngram":
@@ -116,7 +116,7 @@ def _drafting(setup: Setup, draft: ModelSpec | None) -> tuple[int, Sequence[Laye
     return 0 if model.architecture.startswith(("Qwen3", "MiMoV2")) else len(model.layers), model.mtp_layers
 
 
-def _choose_backends(setup: Setup, mixers: Sequence[Mixer]) -> list[Mixer]:
+def _choose_backends(setup: LayoutSetup, mixers: Sequence[Mixer]) -> list[Mixer]:
     """Give every attention its backend, and the format that backend stores."""
     forced = _forced_backend(setup)
     known: dict[Mixer, tuple[Backend, str]] = {}
@@ -131,7 +131,7 @@ def _choose_backends(setup: Setup, mixers: Sequence[Mixer]) -> list[Mixer]:
     return chosen
 
 
-def _choose_backend(setup: Setup, m: Mixer, forced: str | None) -> tuple[Backend, str]:
+def _choose_backend(setup: LayoutSetup, m: Mixer, forced: str | None) -> tuple[Backend, str]:
     backend = select_backend(setup.capability, _needs(setup, m), forced)
     if m.kv_format not in backend.kv_dtypes:
         raise KvplanError(
@@ -140,7 +140,7 @@ def _choose_backend(setup: Setup, m: Mixer, forced: str | None) -> tuple[Backend
     return backend, stored_format(backend, m.kv_format)
 
 
-def _forced_backend(setup: Setup) -> str | None:
+def _forced_backend(setup: LayoutSetup) -> str | None:
     """Gemma 4 mixes head sizes that FlashAttention 3 cannot serve: all its layers go to Triton."""
     model = setup.model
     if setup.args.attention_backend is None and model.architecture.startswith("Gemma4"):
@@ -149,7 +149,7 @@ def _forced_backend(setup: Setup) -> str | None:
     return setup.args.attention_backend
 
 
-def _needs(setup: Setup, m: Mixer) -> LayerNeeds:
+def _needs(setup: LayoutSetup, m: Mixer) -> LayerNeeds:
     spec, args = m.spec, setup.args
     is_mla = spec.kind is AttentionKind.MLA
     return LayerNeeds(

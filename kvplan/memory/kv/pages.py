@@ -9,7 +9,7 @@ from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.memory.kv.formats import group_format, indexer_token_bytes, token_bytes
 from kvplan.memory.kv.groups import Layer, Page
-from kvplan.memory.kv.mixers import Mixer, Setup, distinct_backends, find_mixers
+from kvplan.memory.kv.mixers import LayoutSetup, Mixer, distinct_backends, find_mixers
 from kvplan.memory.kv.sizes import Sizes, settle_sizes
 from kvplan.memory.kv.states import state_bytes
 from kvplan.models.spec import AttentionKind, ModelSpec
@@ -27,7 +27,7 @@ class Pages:
 
 
 @lru_cache(64)
-def model_pages(setup: Setup, draft: ModelSpec | None = None) -> Pages:
+def model_pages(setup: LayoutSetup, draft: ModelSpec | None = None) -> Pages:
     """Work out the page of every layer. The same for pools of any size, hence remembered.
 
     Raises:
@@ -47,7 +47,7 @@ def model_pages(setup: Setup, draft: ModelSpec | None = None) -> Pages:
     return Pages(tuple(layers), block_sizes[0], formats[0] if formats else "auto", names)
 
 
-def _pages(setup: Setup, m: Mixer, sizes: Sizes) -> list[Page]:
+def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
     """The page of a mixer, and its indexer's if it has one."""
     if m.spec.kind is AttentionKind.STATE:
         return [_state_page(setup, m, sizes)]
@@ -62,16 +62,16 @@ def _pages(setup: Setup, m: Mixer, sizes: Sizes) -> list[Page]:
     return [page, Page(AttentionKind.MLA, sizes.block_size, width, shape=("indexer", width))]
 
 
-def _token_bytes(setup: Setup, m: Mixer) -> int:
+def _token_bytes(setup: LayoutSetup, m: Mixer) -> int:
     return token_bytes(m.spec, m.kv_format, setup.dtype, setup.tp)
 
 
-def _shape(setup: Setup, m: Mixer) -> tuple[int | str, ...]:
+def _shape(setup: LayoutSetup, m: Mixer) -> tuple[int | str, ...]:
     heads = int(kv_heads_per_rank(m.spec.num_kv_heads, setup.tp))
     return heads, m.spec.head_dim, m.spec.v_head_dim, group_format(m.spec, m.kv_format, setup.dtype)
 
 
-def _window_page(setup: Setup, m: Mixer, sizes: Sizes) -> Page:
+def _window_page(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> Page:
     """A window chooses its own block: the largest its kernel takes within the page of the other layers."""
     assert m.backend is not None
     per_token = _token_bytes(setup, m)
@@ -92,13 +92,13 @@ def _window_page(setup: Setup, m: Mixer, sizes: Sizes) -> Page:
     return page
 
 
-def _retained(setup: Setup) -> int:
+def _retained(setup: LayoutSetup) -> int:
     """Tokens kept behind a window because several MTP modules re-read the end of a prefill."""
     drafts = setup.args.num_speculative_tokens if setup.args.speculative_method == "mtp" else 0
     return drafts - 1 if min(len(setup.model.mtp_layers), drafts) > 1 else 0
 
 
-def _state_page(setup: Setup, m: Mixer, sizes: Sizes) -> Page:
+def _state_page(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> Page:
     args, state = setup.args, m.spec.state
     assert state is not None
     aligned = args.enable_prefix_caching is not False

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from kvplan.errors import KvplanError
 from kvplan.memory.kv.backends import Backend
 from kvplan.memory.kv.formats import PACKED_LATENT, stored_format, token_bytes
-from kvplan.memory.kv.mixers import Mixer, Setup, distinct_backends
+from kvplan.memory.kv.mixers import LayoutSetup, Mixer, distinct_backends
 from kvplan.memory.kv.states import state_bytes
 from kvplan.models.spec import AttentionKind
 from kvplan.units import cdiv
@@ -32,7 +32,7 @@ class Sizes:
     """Tokens between two kept states; 0: as `block_size`."""
 
 
-def settle_sizes(setup: Setup, mixers: Sequence[Mixer]) -> Sizes:
+def settle_sizes(setup: LayoutSetup, mixers: Sequence[Mixer]) -> Sizes:
     """Settle one stage's sizes: what backends take, then room for a state, then room for unquantised layers.
 
     Raises:
@@ -69,7 +69,7 @@ def preferred_block_size(backends: Sequence[Backend]) -> int:
     return min(c for c in candidates if all(b.takes_block(c) for b in backends))
 
 
-def _cover_state(setup: Setup, mixers: Sequence[Mixer], sizes: Sizes, state: int, unit: int) -> Sizes:
+def _cover_state(setup: LayoutSetup, mixers: Sequence[Mixer], sizes: Sizes, state: int, unit: int) -> Sizes:
     """Lengthen attention blocks until a page holds a state; pad the state to that page."""
     backends = distinct_backends(mixers)
     turbo = setup.args.kv_cache_dtype.startswith("turboquant_")
@@ -86,7 +86,7 @@ def _cover_state(setup: Setup, mixers: Sequence[Mixer], sizes: Sizes, state: int
     return Sizes(block, state_page_bytes=0 if page == state else page, state_block_size=block)
 
 
-def _cover_skipped(setup: Setup, mixers: Sequence[Mixer], sizes: Sizes) -> Sizes:
+def _cover_skipped(setup: LayoutSetup, mixers: Sequence[Mixer], sizes: Sizes) -> Sizes:
     """Lengthen the quantised layers' blocks until their page holds an unquantised layer's smallest one."""
     quantized, plain = _model_token_bytes(setup, mixers, "stored"), _model_token_bytes(setup, mixers, "plain")
     if plain == quantized:
@@ -103,7 +103,7 @@ def _first_attention(mixers: Sequence[Mixer]) -> Mixer:
     return next(m for m in mixers if m.backend)
 
 
-def _model_token_bytes(setup: Setup, mixers: Sequence[Mixer], which: str) -> int:
+def _model_token_bytes(setup: LayoutSetup, mixers: Sequence[Mixer], which: str) -> int:
     """Bytes a token by the engine's short cut: first layer's KV heads, widest head of any layer, V as wide as K.
 
     `stored` is the run's format as the first layer's backend would store it, `flag` the format of the flag,
