@@ -1,6 +1,6 @@
 """What a card and its kernels cost: rates, fixed times and the few formulas that turn work into seconds.
 
-Everything broadcasts over numpy arrays. Knows no model; `timing` adds up a step.
+Everything broadcasts over numpy arrays. Knows no model; `step` adds up.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What one engine step must move and multiply on one GPU: bytes and FLOPs from a model's shapes.
 
-Knows shapes and how parallelism cuts them. Does not know how fast anything is (`timing` does).
+Knows shapes and how parallelism cuts them. Does not know how fast anything is (`costs` does).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def step_work(
     """Count one rank's work. Byte sizes are per parameter and per KV element (scales included by the caller).
 
     Pipeline stages run in turn on a batch cut in `pipeline_parallel_size` parts, so a step of all parts reads
-    every weight once and every context on its own stage; `timing` divides accordingly. Without expert parallelism
+    every weight once and every context on its own stage; `step` divides accordingly. Without expert parallelism
     the experts are cut over tensor and data ranks together, as vLLM does.
     """
     tp = tensor_parallel_size

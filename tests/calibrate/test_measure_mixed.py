@@ -53,7 +53,7 @@ def test_flex_attention_takes_decodes_and_prompts_together(shape) -> None:
 
 
 def test_our_kernels_are_attention() -> None:
-    """The Triton kernels, interpreted, equal float32 attention: ragged, decode, latent; half-filled tiles too."""
+    """The Triton kernels, interpreted, equal float32 attention: ragged, decode, latent, odd groups."""
     pytest.importorskip("triton", reason="our kernels need triton")
     check = """
 import torch

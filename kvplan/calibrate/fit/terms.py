@@ -1,6 +1,6 @@
 """What each family of measurements should take, as a function of coefficients: the fit's side of `timing`'s physics.
 
-The formulas are those of `costs` and `timing`, called with arrays; here is only which coefficients a family
+The formulas are those of `costs` and `step`, called with arrays; here is only which coefficients a family
 has, where the search starts and what to measure when the data cannot tell one.
 """
 

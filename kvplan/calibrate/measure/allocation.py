@@ -6,6 +6,8 @@ the pools are real too, counted by tensor storage; what only a GPU has (context,
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 
 import torch
@@ -20,13 +22,20 @@ from kvplan.calibrate.session import MeasurementSession, Report, no_report
 
 
 def measure_memory(
-    grid: Grid, session: MeasurementSession, device: torch.device, report: Report = no_report
+    grid: Grid,
+    session: MeasurementSession,
+    device: torch.device,
+    report: Report = no_report,
+    deadline: float = math.inf,
 ) -> None:
-    """Append every memory row of this grid that is not in the file yet; what fails is noted and passed over."""
+    """Append every memory row of this grid that is not in the file yet; what fails is noted and passed over.
+
+    Past `deadline` (on `time.monotonic`'s clock) no further kind of them is begun; the next run goes on there.
+    """
     sources = (context_rows, pool_rows, growth_rows, largest_pool_rows, activation_rows, graph_rows)
     for number, source in enumerate(sources):
         key = f"memory {source.__name__} {grid.name}"
-        if key in session.done:
+        if key in session.done or time.monotonic() > deadline:
             continue
         report(f"memory: {source.__name__.removesuffix('_rows')}", number, len(sources))
         machine = session.machine["machine"]

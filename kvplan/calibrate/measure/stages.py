@@ -140,7 +140,7 @@ def measure_stages(
             f"process {others[0]} computes on this card too; stop it, or measure beside it with --force"
         )
     session = open_session(out, machine_facts(device))
-    measure_memory(grid, session, device, report)
+    measure_memory(grid, session, device, report, begun + MEMORY_SHARE * budget_s)
     kernels = choose_kernels(device, grid.kv_dtypes, grid.page)
     for kv_dtype in set(grid.kv_dtypes) - set(kernels.decode):
         wrong = {"op": "stage", "machine": session.machine["machine"], "of": f"attention over {kv_dtype}"}

@@ -2,7 +2,7 @@
 
 Tables: matrix products, grouped-query and MLA attention, fused experts, all-reduce, per GPU, engine and version.
 They are kernels, not steps: launches between kernels, norms, the sampler and the host are not in them, so those
-coefficients are stated as assumptions (`ASSUMED`). The tables stay in the package; only fits may be kept.
+coefficients are stated as assumptions (`assumed`). The tables stay in the package; only fits may be kept.
 """
 
 from __future__ import annotations
