@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import subprocess
@@ -68,6 +69,16 @@ assert plan.num_traces > 0
 def test_no_module_bears_the_name_of_a_verb() -> None:
     """Neither a room nor a file of one."""
     assert not [name for name in modules() if name.rpartition(".")[2] in VERBS]
+
+
+def test_no_two_public_classes_bear_one_name() -> None:
+    """Whoever reads a name knows which one is meant."""
+    homes: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "kvplan").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(path.name)
+    assert not {name: files for name, files in homes.items() if len(files) > 1}
 
 
 def test_capacity_keeps_its_public_name() -> None:

@@ -34,7 +34,7 @@ COMMANDS = {
         "search_commands:recommend_command",
         "What to run: deployments that keep the targets, the cheapest first.",
     ),
-    "fit": ("fit:fit_command", "Step-time profiles from measurements or published kernels."),
+    "fit": ("calibration_commands:fit_command", "Step-time profiles from measurements or published kernels."),
     "compare-run": (
         "observed_commands:compare_run_command",
         "A real run beside a simulation of the same requests: signed errors.",
@@ -43,7 +43,10 @@ COMMANDS = {
         "observed_commands:reconcile_command",
         "A real engine's start-up log beside the plan; learns its overheads.",
     ),
-    "calibrate": ("calibration:calibrate_command", "Measure this card, or a live server, and fit a profile."),
+    "calibrate": (
+        "calibration_commands:calibrate_command",
+        "Measure this card, or a live server, and fit a profile.",
+    ),
     "models": ("catalog_commands:models_command", "Bundled models."),
     "gpus": ("catalog_commands:gpus_command", "The GPU table."),
 }
