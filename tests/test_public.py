@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from places import ROOT
@@ -104,3 +106,14 @@ def test_a_typo_is_not_a_moved_module() -> None:
     """Only moved modules get a hint."""
     with pytest.raises(ModuleNotFoundError, match=r"No module named .kvplan\.plam."):
         importlib.import_module("kvplan.plam")
+
+
+def test_verbs_take_names_files_and_dictionaries(tmp_path: Path) -> None:
+    """A scenario is what its file says, however it is handed over."""
+    said = {"model": "Qwen/Qwen3-8B", "gpu": "h100", "workload": {"num_requests": 3}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps(said))
+    results = [kvplan.simulate(given) for given in (said, path, str(path), kvplan.load_scenario(path))]
+    assert len({result.duration_s for result in results}) == 1
+    with pytest.raises(kvplan.KvplanError, match="nothing to compare"):
+        kvplan.compare(said)

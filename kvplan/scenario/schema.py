@@ -5,7 +5,7 @@ YAML is read safely; a scenario runs no code and reads no file that it does not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -238,6 +238,13 @@ def load_scenario(path: str | Path, overrides: Iterable[str] = ()) -> Scenario:
     """
     data, file = read_scenario(path, overrides)
     return parse_scenario(data, file.name, file.parent)
+
+
+def as_scenario(scenario: Scenario | Mapping[str, Any] | str | Path) -> Scenario:
+    """A scenario as it is, from what a file would say, or by a bundled name or path."""
+    if isinstance(scenario, Scenario):
+        return scenario
+    return parse_scenario(dict(scenario)) if isinstance(scenario, Mapping) else load_scenario(scenario)
 
 
 def read_scenario(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], Path]:

@@ -5,16 +5,17 @@ Runs `solve` once per strategy and reads one row off each run. Knows no clock an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import kvplan
 from kvplan.errors import DoesNotFit, KvplanError
-from kvplan.scenario.schema import Scenario
+from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.search.choices import Choice, best_within, pareto
 from kvplan.search.strategy_row import StrategyRow, strategy_row
 from kvplan.search.tables import Column, text_table
@@ -152,7 +153,7 @@ COLUMNS: tuple[Column[StrategyRow], ...] = (
 
 
 def compare(
-    scenario: Scenario,
+    scenario: Scenario | Mapping[str, Any] | str | Path,
     *,
     setups: dict[str, Setup] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -160,8 +161,10 @@ def compare(
 ) -> Comparison:
     """Run every strategy of the scenario over the same problems.
 
-    Raises KvplanError for a scenario without problems, and what `solve` raises.
+    `scenario` may be a bundled name, a file, or a dictionary of what a file would say. Raises KvplanError for one
+    without problems, and what `solve` raises.
     """
+    scenario = as_scenario(scenario)
     problems = scenario.problems
     if problems is None:
         raise KvplanError("nothing to compare: the scenario has no `problems` with `strategies`")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from kvplan.limits import Limit
-from kvplan.scenario.schema import Scenario
+from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.simulation.branch_requests import BranchRequests, Solved
 from kvplan.simulation.collect import collect
 from kvplan.simulation.deploy import Setup, set_ups
@@ -25,7 +27,7 @@ IDLE_SHARE = 0.2
 
 
 def simulate(
-    scenario: Scenario,
+    scenario: Scenario | Mapping[str, Any] | str | Path,
     *,
     step_by_step: bool = False,
     progress: Progress | None = None,
@@ -36,11 +38,13 @@ def simulate(
 ) -> Result:
     """Run a scenario to its end, its horizon, a verdict, or Ctrl-C; always returns what was simulated.
 
+    `scenario` may be a bundled name, a file, or a dictionary of what a file would say.
     Without `keep_records` only what the report needs of each request stays in memory; without `keep_samples` no
     timeline is taken.
     `setups` replaces the planned engines, by name in `scenario.deployments`; `observer` looks on and may end the run.
     Raises KvplanError for what cannot be simulated, DoesNotFit when an engine would not start.
     """
+    scenario = as_scenario(scenario)
     if scenario.problems is not None:
         return solve(
             scenario, step_by_step=step_by_step, progress=progress, setups=setups, observer=observer
