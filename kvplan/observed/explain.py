@@ -210,7 +210,9 @@ def _with(plan: Plan, update: dict[str, object], engine: EngineVersion | None = 
 
 def _flag_changes(plan: Plan) -> list[tuple[str, dict[str, object]]]:
     model, args = plan.question.model, plan.args
-    changes: list[tuple[str, dict[str, object]]] = [
+    ranks = [n for n in (2, 4, 8) if args.tensor_parallel_size > 1 and n != args.tensor_parallel_size]
+    changes: list[tuple[str, dict[str, object]]] = [(f"-tp {n}", {"tensor_parallel_size": n}) for n in ranks]
+    changes += [
         (f"--kv-cache-dtype {dtype}", {"kv_cache_dtype": dtype})
         for dtype in ("fp8", "bfloat16")
         if dtype != args.kv_cache_dtype

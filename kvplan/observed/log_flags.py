@@ -40,6 +40,7 @@ _PATTERNS = {engine: (_pairs(words), _options(words)) for engine in WORDS if (wo
 _METHOD = re.compile(
     r"""(?:SpeculativeConfig\(|speculative[-_]config['"]?(?:\s?[:=]\s?|\s+)['"]?\{).{0,200}?method['"]?\s?[=:]\s?['"](\w+)"""
 )
+_NO_DRAFTS = re.compile(r"""speculative_config['"]?\s?[=:]\s?(?:None|null)\b""")
 _LAYERS = re.compile(
     r"""skip[-_]layers['"]?(?:\s?[=:]\s?\[(?P<list>[\w'", ]*)\]|(?P<words>(?:\s+['"]?\w+['"]?(?!\S))+))"""
 )
@@ -73,6 +74,8 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
     found = understand({word: value for word, value in spoken.items() if value is not None}, engine)
     if method := _METHOD.search(line):
         found["speculative_method"] = _method(method[1])
+    if _NO_DRAFTS.search(line):
+        found["num_speculative_tokens"] = 0
     if layers := _LAYERS.search(line):
         found["kv_cache_dtype_skip_layers"] = tuple(
             re.findall(r"\w+", layers["list"] or layers["words"] or "")

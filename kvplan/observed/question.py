@@ -138,6 +138,7 @@ def args_of(log: StartupLog, model: ModelSpec, more: EngineArgs | None = None) -
     """The log's flags as `EngineArgs`; those the user states win. Values that no engine takes are left out."""
     figures = log.figures
     told: dict[str, Any] = {k: value for k, value in log.flags.items() if k in EngineArgs.model_fields}
+    told = {**log.assumed_ranks, **told}
     if figures.get("utilization") and "kv_cache_memory_bytes" not in told:
         told.setdefault("gpu_memory_utilization", figures["utilization"])
     length = figures.get("concurrency_len") or figures.get("context_len") or figures.get("max_seq_len")

@@ -26,6 +26,8 @@ _PACKED = {
 }
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BREAK = re.compile(r"[\r\n]+")
+_COMMENT = re.compile(r"^\s*(?:[#>$]\s+)+")
+"""What shells, quotes and comments put before a line."""
 
 
 def file_lines(name: str | Path) -> Iterator[str]:
@@ -79,7 +81,7 @@ def _text(decoded: str) -> str:
 
 
 def clean_lines(lines: str | Iterable[str]) -> Iterator[str]:
-    """Lines of a text, or of an iterable of lines, without colours and in pieces of bounded length."""
+    """Lines of a text, or of an iterable of lines, bare of colours and comment marks, in pieces of bounded length."""
     pieces = _BREAK.split(lines) if isinstance(lines, str) else lines
     size = 0
     for line in pieces:
@@ -91,4 +93,4 @@ def clean_lines(lines: str | Iterable[str]) -> Iterator[str]:
         if "\0" in line:
             raise KvplanError("binary data, not a log")
         for start in range(0, len(line), LONGEST_LINE):
-            yield _COLOUR.sub("", line[start : start + LONGEST_LINE])
+            yield _COMMENT.sub("", _COLOUR.sub("", line[start : start + LONGEST_LINE]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -43,6 +44,8 @@ class StartupLog:
     """Figure -> line number it was read from."""
     flags: Mapping[str, object]
     """Flags by `EngineArgs` field."""
+    assumed_ranks: Mapping[str, int]
+    """Sizes of splits of which only rank 0 speaks: two or more."""
     month: str
     """Year and month of its first dated line, e.g. 2025-07; empty if its lines carry no year."""
     notes: tuple[str, ...]
@@ -61,7 +64,12 @@ _RANK = re.compile(
 _OPTION = re.compile(r"\s*(?:-\s+)?['\"]?--?[a-z]")
 """A line of a wrapped command, or of a list of arguments."""
 _STAMP = re.compile(r"\[?(20\d\d-[01]\d)-[0-3]\d[ T]")
+_COMMAND = re.compile(r"(?:[A-Z_]+=\S+ )*(?:vllm serve|trtllm-serve|python3? -m (?:vllm|sglang)\.)")
+"""A command line that begins a line."""
+_RANKS = {"tensor_parallel_size": "TP", "pipeline_parallel_size": "PP", "data_parallel_size": "DP"}
+"""What a worker's name calls its rank of each split: Worker_DP1_PP0_TP3; only splits of two and more are named."""
 _BANNERS = (
+    "non-default args",
     "Initializing an LLM engine",
     "LLM engine (v",
     "server_args=ServerArgs",
@@ -105,6 +113,8 @@ def read_log(lines: str | Iterable[str]) -> StartupLog:
 
 Readings = dict[str, list[tuple[int, Reading]]]
 """Figure -> (which pattern found it, reading)."""
+Told = dict[str, dict[str, list[tuple[object, int]]]]
+"""Engine -> flag -> (value, line number)."""
 
 
 @dataclass(slots=True)
@@ -112,9 +122,7 @@ class _Start:
     """What has been read of one start."""
 
     readings: dict[str, Readings] = field(default_factory=lambda: {e: defaultdict(list) for e in ENGINES})
-    flags: dict[str, dict[str, list[tuple[object, int]]]] = field(
-        default_factory=lambda: {e: defaultdict(list) for e in ENGINES}
-    )
+    flags: Told = field(default_factory=lambda: {e: defaultdict(list) for e in ENGINES})
     version: dict[str, str] = field(default_factory=dict)
     model: str = ""
     gpu: str = ""
@@ -122,6 +130,10 @@ class _Start:
     v0: bool = False
     v1: bool = False
     banners: set[tuple[str, str]] = field(default_factory=set)
+    workers: dict[str, int] = field(default_factory=dict)
+    """Size of a split -> highest rank among its workers' names."""
+    preamble: Told | None = None
+    """Flags told before the engine spoke, by a command above the log: they hold for a restart too."""
     starts: int = 1
     num_lines: int = 0
 
@@ -131,6 +143,7 @@ class _Start:
         if not self.month and (stamp := _STAMP.match(line)):
             self.month = stamp[1]
         self._figures(number, line)
+        self._workers(line)
         if any(literal in line for literal in FLAG_LINES) or _OPTION.match(line):
             self._configuration(number, line)
         if not self.gpu and any(literal in line for literal in GPU_LINES):
@@ -145,14 +158,30 @@ class _Start:
 
     def at(self, line: str) -> _Start:
         """The start that a line belongs to: a new one when the same process says hello again."""
+        if _COMMAND.match(line) and any(self.readings.values()):
+            return _Start(starts=self.starts + 1, gpu=self.gpu)
         banner = next((b for b in _BANNERS if b in line), None)
         if banner is None:
             return self
-        hello = (banner, _rank(line))
-        again = hello in self.banners
-        start = _Start(starts=self.starts + 1, gpu=self.gpu, version=self.version) if again else self
+        hello = (banner, _rank(line).partition(" pid=")[0])
+        start = self._restart() if hello in self.banners else self
+        if start.preamble is None:
+            start.preamble = deepcopy(start.flags)
         start.banners.add(hello)
         return start
+
+    def _restart(self) -> _Start:
+        assert self.preamble is not None
+        again = _Start(starts=self.starts + 1, gpu=self.gpu, version=self.version)
+        again.flags, again.preamble = deepcopy(self.preamble), self.preamble
+        return again
+
+    def _workers(self, line: str) -> None:
+        match = _RANK.search(line[:400])
+        name = match and (match["vllm"] if match["vllm"] and "Worker" in match["vllm"] else match["sglang"])
+        for size, letters in _RANKS.items():
+            for rank in re.findall(rf"{letters}(\d{{1,3}})\b", (name or "").replace("_", " ")):
+                self.workers[size] = max(int(rank), self.workers.get(size, 0))
 
     def _figures(self, number: int, line: str) -> None:
         for engine, patterns in ENGINES.items():
@@ -171,13 +200,17 @@ class _Start:
         """The start that was read last."""
         engine = self._engine()
         flags, ranks = self._agreed_flags(engine), 1
-        for size in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
-            ranks *= int(str(flags.get(size, 1)))
+        sizes = {size: max(2, rank + 1) for size, rank in self.workers.items() if size not in flags}
+        notes = [f"{size} {num} by the names of its workers" for size, num in sizes.items()]
+        flags |= {size: num for size, num in sizes.items() if self.workers[size]}
+        for size in _RANKS:
+            ranks *= _ranks(flags.get(size, sizes.get(size)))
         readings = self.readings[engine]
         if engine == "sglang":
             readings = {name: _firsts(found) if name in _TWICE else found for name, found in readings.items()}
         figures = _figures(readings, ranks)
-        notes = [f"the log holds {self.starts} starts; the last one is used"] if self.starts > 1 else []
+        if self.starts > 1:
+            notes.append(f"the log holds {self.starts} starts; the last one is used")
         return StartupLog(
             engine=engine,
             version=self.version.get(engine, ""),
@@ -187,6 +220,7 @@ class _Start:
             figures={name: reading.value for name, reading in figures.items()},
             lines={name: reading.line for name, reading in figures.items()},
             flags=flags,
+            assumed_ranks={size: num for size, num in sizes.items() if size not in flags},
             month=self.month,
             notes=tuple(notes),
         )
@@ -233,6 +267,11 @@ _FIXED = ("max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "gp
 """Flags that nothing changes between the command line and the engine."""
 _TELLING = {"kv_gib", "cache_tokens", "num_gpu_blocks", "kv_bytes", "k_gib"}
 """Figures that say how large the KV pool became; without one there is nothing to compare."""
+
+
+def _ranks(told: object) -> int:
+    """A split's size as logged, 1 where it is none."""
+    return told if type(told) is int and 0 < told <= 4096 else 1
 
 
 def _rank(line: str) -> str:
