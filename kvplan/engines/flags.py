@@ -36,6 +36,11 @@ def as_length(value: Any) -> Any:
     return -1 if isinstance(value, str) and value.strip().lower() == "auto" else as_count(value)
 
 
+def as_backend(value: Any) -> Any:
+    """A backend's name in capitals, as vLLM looks it up (`AttentionBackendEnum[name.upper()]`)."""
+    return value.upper() if isinstance(value, str) else value
+
+
 Degree = Annotated[int, Field(ge=1, le=4096)]
 Count = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 40)]
 Length = Annotated[int, BeforeValidator(as_length), Field(ge=-1, le=1 << 32)]
@@ -72,7 +77,7 @@ class EngineArgs(Config):
     """auto, bfloat16, fp8, fp8_e4m3, fp8_e5m2, fp8_per_token_head, int8_per_token_head, nvfp4, fp8_ds_mla ..."""
     kv_cache_dtype_skip_layers: tuple[str, ...] = ()
     """Layers that keep the model's dtype: layer numbers, or sliding_window."""
-    attention_backend: str | None = None
+    attention_backend: Annotated[str | None, BeforeValidator(as_backend)] = None
     """Attention kernels, e.g. FLASH_ATTN or FLASHINFER; None = the best the GPU and the KV dtype allow."""
     enable_prefix_caching: bool | None = None
     """Reuse full blocks of earlier prompts."""

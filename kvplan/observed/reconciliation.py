@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
-from kvplan.memory.answers import Plan
+from kvplan.memory.answers import Plan, Question
 from kvplan.memory.plan import answer
 from kvplan.memory.report import SCHEMA_VERSION
 from kvplan.memory.serve_command import serve_flags, to_words
@@ -178,8 +179,9 @@ class Reconciliation:
             fewer = EngineArgs(
                 **{k: v for k, v in args.model_dump(exclude_defaults=True).items() if k != name}
             )
-            if answer(replace(question, args=fewer)).args == self.plan.args:
-                args = fewer
+            with suppress(KvplanError):  # a flag that the others stand on
+                if answer(replace(question, args=fewer)).args == self.plan.args:
+                    args = fewer
         return args
 
 
@@ -205,7 +207,8 @@ def reconcile(
     """
     told = log if isinstance(log, StartupLog) else read_log(log)
     question, assumptions = question_of(told, model, gpu, engine, args, entry_point)
-    plan = answer(question)
+    plan, left_out = _answerable(question, args)
+    assumptions += left_out
     pool = printed_pool(told, plan)
     stated = stated_flags(told, engine, args)
     better = adopt(told, plan, pool, stated)
@@ -229,6 +232,27 @@ def reconcile(
         why_nothing_learned=why,
         assumptions=assumptions,
     )
+
+
+def _answerable(question: Question, asked: EngineArgs | None) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, without those flags of the log that no plan can be made with, and what was left out.
+
+    Raises KvplanError where the user's own flags, or model and card, allow none.
+    """
+    try:
+        return answer(question), ()
+    except KvplanError as error:
+        told = question.args.model_dump(exclude_defaults=True)
+        keep = asked.model_fields_set if asked else frozenset()
+        for name in sorted(set(told) - keep):
+            args = EngineArgs(**{k: v for k, v in told.items() if k != name})
+            with suppress(KvplanError):
+                flag = "--" + name.replace("_", "-")
+                return answer(replace(question, args=args)), (f"the log's {flag} is left out: {error}",)
+        if set(told) - keep:
+            args = EngineArgs(**{k: v for k, v in told.items() if k in keep})
+            return answer(replace(question, args=args)), (f"the log's flags are left out: {error}",)
+        raise
 
 
 def _lines(log: StartupLog, plan: Plan, pool: PrintedPool) -> tuple[Line, ...]:

@@ -63,3 +63,29 @@ def test_a_command_above_the_log_holds_for_every_start() -> None:
     assert read_log(command + start + start).flags["gpu_memory_utilization"] == 0.5
     other = command.replace("0.5", "0.7")
     assert read_log(command + start + other + start).flags["gpu_memory_utilization"] == 0.7
+
+
+def test_decode_context_parallel_ranks_share_the_tokens() -> None:
+    """46.80 GiB a rank are 5,721,088 tokens over 8 ranks of MLA."""
+    found = of("decode-context-parallel", "h200")
+    args = found.plan.args
+    assert (args.tensor_parallel_size, args.decode_context_parallel_size) == (8, 8)
+    assert found.log.figures["cache_tokens"] == 5_721_088
+    assert explained(found)["cache_tokens"] == "follows from the printed GiB"
+    assert "--decode-context-parallel-size 8" in found.estimate_command()
+
+
+def test_a_flag_that_cannot_be_planned_does_not_lose_the_report() -> None:
+    """A DCP that does not divide the ranks is left out, and said."""
+    lines = (PUBLIC / "decode-context-parallel.log").read_text()
+    found = reconcile(lines.replace("context-parallel-size 8", "context-parallel-size 3"), gpu="h200")
+    assert found.plan.args.tensor_parallel_size == 8
+    assert found.plan.args.decode_context_parallel_size == 1
+    assert "the log's --decode-context-parallel-size is left out" in str(found)
+
+
+def test_backends_are_read_in_any_case() -> None:
+    """vLLM takes flashinfer for FLASHINFER; tokens follow from the 64.69 GiB."""
+    found = of("lower-case-backend", "gb10", "Qwen/Qwen3.6-35B-A3B")
+    assert found.plan.args.attention_backend == "FLASHINFER"
+    assert explained(found)["cache_tokens"].startswith("follows from the printed GiB")
