@@ -22,10 +22,14 @@ SEQS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Usual values of max_num_seqs."""
 
 
-def explain(name: str, printed: float | None, planned: float, plan: Plan, pool: PrintedPool) -> str:
-    """What the residual between a log's figure and the plan's comes from. Sizes in GiB."""
+def explain(
+    name: str, printed: float | None, planned: float, plan: Plan, pool: PrintedPool, stated: Collection[str]
+) -> str:
+    """What the residual between a log's figure and the plan's comes from, under the `stated` flags. Sizes in GiB."""
     if printed is None:
         return "not printed"
+    if name == "weights":
+        return _explain_weights(printed, planned, plan, stated)
     if name in _SIZES:
         return _SIZES[name](printed, planned, plan)
     return _explain_count(name, printed, plan, pool)
@@ -35,11 +39,13 @@ def _explain_total(printed: float, planned: float, plan: Plan) -> str:
     return "what CUDA reports there" if abs(printed - planned) > 0.005 else "agrees"
 
 
-def _explain_weights(printed: float, planned: float, plan: Plan) -> str:
+def _explain_weights(printed: float, planned: float, plan: Plan, stated: Collection[str]) -> str:
     """Which format or split loads that many GiB."""
     if abs(printed - planned) <= max(0.06, CLOSE * planned):
         return "agrees"
-    for what, update in _formats(plan):
+    for what, update in formats(plan):
+        if set(update) & set(stated):
+            continue
         try:
             size = gib(rank_weights(plan.question.model, plan.args.model_copy(update=update)))
         except KvplanError:
@@ -49,7 +55,7 @@ def _explain_weights(printed: float, planned: float, plan: Plan) -> str:
     return f"{printed / planned - 1:+.0%}: another checkpoint format, or layers the config does not tell"
 
 
-def _formats(plan: Plan) -> Iterator[tuple[str, dict[str, object]]]:
+def formats(plan: Plan) -> Iterator[tuple[str, dict[str, object]]]:
     """Other ways to load the model."""
     if plan.question.model.quantization is None:
         for name in ("fp8", "bitsandbytes"):
@@ -115,7 +121,6 @@ def _within(value: float, size: Range) -> bool:
 
 _SIZES: dict[str, Callable[[float, float, Plan], str]] = {
     "total": _explain_total,
-    "weights": _explain_weights,
     "activation": _explain_activation,
     "non_torch": _explain_runtime,
     "cuda_graph": _explain_graphs,
@@ -130,7 +135,8 @@ def _explain_count(name: str, printed: float, plan: Plan, pool: PrintedPool) -> 
     if pool.printed_gib is None:
         return "the pool is read off this figure" if pool.num_bytes else "no pool gives this figure"
     if pool.holds(name, printed):
-        return "follows from the printed GiB"
+        states = " of K and V; the states' slots are pinned" if pool.states_pinned else ""
+        return f"follows from the printed GiB{states}"
     what = alternative(name, printed, plan, pool)
     if what:
         return f"follows from the printed GiB {what}"

@@ -68,6 +68,7 @@ VLLM = _patterns(
         ("attention_block", "attention block size to", r"Setting attention block size to # tokens"),
         ("refused_len", "larger than the maximum number of tokens", r"max seq len \(#\) is larger"),
         ("cache_tokens", "larger than the maximum number of tokens", r"stored in KV cache \(#\)"),
+        ("encoder_tokens", "Encoder cache will be", r"initialized with a budget of # tokens"),
         ("state_blocks", "Mamba cache blocks", r"Mamba cache blocks \(#\)"),
     ]
 )
@@ -120,6 +121,11 @@ TRTLLM = _patterns(
         ("max_num_tokens", "maxNumTokens:", r"TRTGptModel maxNumTokens: #"),
         ("max_batch_size", "maxBatchSize:", r"TRTGptModel maxBatchSize: #"),
         ("max_seq_len", "maxSequenceLen:", r"TRTGptModel maxSequenceLen: #"),
+        ("max_seq_len", "max_num_requests=", r"\bmax_seq_len=#"),
+        ("max_batch_size", "max_num_requests=", r"max_num_requests=#"),
+        ("max_num_tokens", "max_num_requests=", r"max_num_tokens=#"),
+        ("utilization", "max_tokens are set", r"are set \(to #"),
+        ("pinned_tokens", "max_tokens are set", r"are set \(to [\d.]+ and #"),
     ]
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from kvplan.engines.spelling import WORDS
 from kvplan.errors import KvplanError
 from kvplan.memory.answers import Plan
 from kvplan.memory.layout import Layout
@@ -31,6 +32,8 @@ class PrintedPool:
     """Layout of the smallest pool that prints the same GiB (or of `num_bytes`); None if it is refused."""
     high: Layout | None
     """Layout of the largest."""
+    states_pinned: bool = False
+    """Whether the states take what a flag says, not their usual share (SGLang's --max-mamba-cache-size)."""
 
     def holds(self, name: str, printed: float) -> bool:
         """Whether a printed figure lies between those of the smallest and the largest such pool."""
@@ -42,10 +45,13 @@ class PrintedPool:
 
 
 def figure(layout: Layout, name: str) -> float:
-    """num_gpu_blocks, cache_tokens or max_concurrency of a layout."""
+    """num_gpu_blocks, cache_tokens or max_concurrency of a layout; SGLang and TensorRT-LLM count whole pages."""
     if name == "num_gpu_blocks":
         return layout.num_blocks
-    return layout.kv_cache_size_tokens if name == "cache_tokens" else layout.max_concurrency
+    if name == "max_concurrency":
+        return layout.max_concurrency
+    whole_pages = layout.attention_backends[0] in WORDS.keys() - {"vllm"}
+    return layout.num_blocks * layout.block_size if whole_pages else layout.kv_cache_size_tokens
 
 
 def pool_gib(log: StartupLog) -> float | None:
@@ -69,6 +75,19 @@ def printed_pool(log: StartupLog, plan: Plan) -> PrintedPool:
         return PrintedPool(None, exact, layout, layout)
     off = 0 if "kv_bytes" in log.figures else ROUNDING * sum(name in log.figures for name in _PARTS)
     return replace(pool_within(plan, size, off), num_bytes=exact if exact is not None else int(size * GiB))
+
+
+def pinned_pool(log: StartupLog, plan: Plan) -> PrintedPool | None:
+    """SGLang's K and V alone, if they become the printed tokens: a flag pins its states, printed apart."""
+    states = log.figures.get("conv_gib", 0.0) + log.figures.get("ssm_gib", 0.0)
+    size = pool_gib(log)
+    if log.engine != "sglang" or not states or size is None:
+        return None
+    off = ROUNDING * sum(name in log.figures for name in ("kv_gib", "k_gib", "v_gib"))
+    ends = [int((size - states + end) * GiB) // plan.shape.bytes_per_block for end in (-off, off)]
+    low, high = (replace(plan.shape, num_blocks=max(0, blocks)) for blocks in ends)
+    pool = PrintedPool(size, None, low, high, states_pinned=True)
+    return pool if pool.holds("cache_tokens", log.figures.get("cache_tokens", 0.0)) else None
 
 
 def pool_within(plan: Plan, size: float, off: float) -> PrintedPool:

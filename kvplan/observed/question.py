@@ -48,7 +48,7 @@ def question_of(
         if abs(share - usual) > 0.003:
             flags = flags.model_copy(update={"gpu_memory_utilization": share})
             assumed += (f"mem_fraction_static {share:g} by the log's free memory; the default is {usual:g}",)
-    if log.model and model is None and log.model.rsplit("/", 1)[-1] != spec.name.rsplit("/", 1)[-1]:
+    if model is None and not _same_name(log.model, spec.name):
         assumed += (f"{log.model} is planned as {spec.name}, which has its architecture",)
     length = flags.max_model_len or 0
     spec = replace(spec, max_model_len=max(spec.max_model_len, length))
@@ -78,6 +78,13 @@ def _model(log: StartupLog) -> ModelSpec:
             f"the log's model {log.model!r} is not bundled; give its config: --model path/to/config.json"
         )
     return load_model(name)
+
+
+def _same_name(told: str, name: str) -> bool:
+    """Whether a log's name or path may be that of a repository: its last part, and its publisher where it has one."""
+    publisher, _, last = told.rpartition("/")
+    repository = publisher and "/" not in publisher and publisher[0] not in ".~"
+    return told == name or (not repository and last == name.rpartition("/")[2]) or name in _spellings(told)
 
 
 def _spellings(told: str) -> list[str]:
@@ -140,7 +147,7 @@ def args_of(log: StartupLog, model: ModelSpec, more: EngineArgs | None = None) -
     told: dict[str, Any] = {k: value for k, value in log.flags.items() if k in EngineArgs.model_fields}
     told = {**log.assumed_ranks, **told}
     if figures.get("utilization") and "kv_cache_memory_bytes" not in told:
-        told.setdefault("gpu_memory_utilization", figures["utilization"])
+        told.setdefault("gpu_memory_utilization", round(figures["utilization"], 6))
     length = figures.get("concurrency_len") or figures.get("context_len") or figures.get("max_seq_len")
     if length:
         told["max_model_len"] = int(length)

@@ -9,7 +9,7 @@ Knows no formula of memory and no log format.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from kvplan.models.load import find_bundled
 from kvplan.models.spec import ModelSpec
 from kvplan.observed.explain import adopt, contradictions, explain
 from kvplan.observed.learn import Unlearned, activation_bytes, learn, non_torch_gib, planned_graphs
-from kvplan.observed.pool import PrintedPool, printed_pool
+from kvplan.observed.pool import PrintedPool, figure, pinned_pool, printed_pool
 from kvplan.observed.question import question_of, stated_flags
 from kvplan.observed.startup import StartupLog, read_log
 from kvplan.profiles.memory_profile import MemoryProfile
@@ -215,6 +215,8 @@ def reconcile(
     if better is not None:
         plan = answer(better.question)
         pool, assumptions = printed_pool(told, plan), (*assumptions, better.why)
+    elif not pool.holds("cache_tokens", told.figures.get("cache_tokens", 0)):
+        pool = pinned_pool(told, plan) or pool
     conflicts = contradictions(told, plan, pool)
     overheads, why = None, conflicts[0] if conflicts else ""
     if not conflicts:
@@ -225,7 +227,7 @@ def reconcile(
     return Reconciliation(
         log=told,
         plan=plan,
-        lines=_lines(told, plan, pool),
+        lines=_lines(told, plan, pool, stated),
         pool=pool,
         contradictions=conflicts,
         overheads=overheads,
@@ -255,7 +257,7 @@ def _answerable(question: Question, asked: EngineArgs | None) -> tuple[Plan, tup
         raise
 
 
-def _lines(log: StartupLog, plan: Plan, pool: PrintedPool) -> tuple[Line, ...]:
+def _lines(log: StartupLog, plan: Plan, pool: PrintedPool, stated: Collection[str]) -> tuple[Line, ...]:
     """The figures in the order an engine meets them."""
     budget, shape, figures, profile = plan.budget, plan.shape, log.figures, plan.question.profile
     assert profile is not None
@@ -274,11 +276,11 @@ def _lines(log: StartupLog, plan: Plan, pool: PrintedPool) -> tuple[Line, ...]:
     )
     counts = (
         ("num_gpu_blocks", "blocks", "blocks", shape.num_blocks),
-        ("cache_tokens", "tokens", "tokens", shape.kv_cache_size_tokens),
+        ("cache_tokens", "tokens", "tokens", figure(shape, "cache_tokens")),
         ("max_concurrency", "concurrency", "x", shape.max_concurrency),
     )
     return tuple(
-        Line(name, label, unit, printed, planned, explain(name, printed, planned, plan, pool))
+        Line(name, label, unit, printed, planned, explain(name, printed, planned, plan, pool, stated))
         for name, label, unit, printed, planned in (
             *((name, label, "GiB", printed, gib(size)) for name, label, printed, size in sizes),
             *((name, label, unit, figures.get(name), planned) for name, label, unit, planned in counts),
