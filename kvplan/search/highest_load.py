@@ -88,7 +88,8 @@ class LoadTest(NamedTuple):
             grown = problems.model_copy(update={**changed, "num_problems": number})
             return scenario.model_copy(update={"problems": grown})
         work = scenario.workload
-        changed = {"arrivals": self._arrivals(load, work.arrivals), "seed": work.seed + shift}
+        said = work.arrivals if "arrivals" in work.model_fields_set else None
+        changed = {"arrivals": self._arrivals(load, said), "seed": work.seed + shift}
         if work.trace is None:
             changed["num_requests"] = self._number(load, work.num_requests)
         return scenario.model_copy(update={"workload": work.model_copy(update=changed)})
@@ -98,6 +99,8 @@ class LoadTest(NamedTuple):
             return AllAtOnce(kind="all_at_once")
         if self.kind == "users":
             return ClosedLoop(kind="closed_loop", concurrency=int(load), pause_s=getattr(now, "pause_s", 0.0))
+        if now is None:
+            return Poisson(kind="poisson", rate=load)
         if now.kind == "replay":
             return now.model_copy(update={"speed": load})
         if now.kind == "ramp":

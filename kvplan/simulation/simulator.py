@@ -58,7 +58,9 @@ def simulate(
     if not keep_samples:
         run.timeline.next_at = NEVER_COMES
     run.go()
-    is_open_loop = scenario.workload.arrivals.kind not in ("closed_loop", "all_at_once")
+    for note in load.notes:
+        run.note(note)
+    is_open_loop = load.arrivals.kind not in ("closed_loop", "all_at_once")
     slos = {name: cls.slo or scenario.slo for name, cls in scenario.workload.by_name.items()}
     result = collect(run, slos, len(load), is_open_loop)
     result.num_bad_rows = load.num_bad_rows

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from kvplan.config import Config
-from kvplan.workload.arrivals import Arrivals, Poisson
+from kvplan.workload.arrivals import Arrivals, Poisson, TraceReplay
 from kvplan.workload.lengths import Constant, Correlation, Count, Length, Tokens
 from kvplan.workload.traces import TraceSpec
 
@@ -101,7 +101,7 @@ class Workload(RequestClass):
     seed: int = Field(0, ge=0, lt=2**63)
     """Same seed, same requests, same bytes out."""
     arrivals: Arrivals = Poisson(kind="poisson", rate=1.0)
-    """When they arrive."""
+    """When they arrive; left out beside a trace: at the trace's own times, as `{kind: replay}`."""
     classes: dict[str, RequestClass] = Field(default_factory=dict)
     """Several classes by name, mixed by `share`."""
     trace: TraceSpec | None = None
@@ -119,6 +119,10 @@ class Workload(RequestClass):
             )
         if self.arrivals.kind == "replay" and not self.trace:
             raise ValueError("arrivals of kind replay need a trace")
+        if self.trace and "arrivals" not in self.model_fields_set:
+            self.__dict__["arrivals"] = TraceReplay(
+                kind="replay"
+            )  # not said: searches choose a process of theirs
         return self
 
     @property

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvplan.content import Content, Segment, output_of, prompt_of
 from kvplan.errors import KvplanError
-from kvplan.workload.arrivals import ClosedLoop, TraceReplay, arrival_times
+from kvplan.workload.arrivals import Arrivals, ClosedLoop, Poisson, TraceReplay, arrival_times
 from kvplan.workload.classes import MAX_REQUESTS, RequestClass, Turns, Workload
 from kvplan.workload.lengths import correlated_uniforms, quantile
 from kvplan.workload.traces import Trace, read_trace
@@ -53,17 +53,25 @@ class Load:
     """Seconds between the answer to the turn before and this one."""
     class_names: list[str]
     classes: list[RequestClass]
-    closed_loop: ClosedLoop | None = None
+    arrivals: Arrivals
+    """How they come, in the end: a trace without times may say it."""
     block_ids: list[tuple[int, ...]] | None = None
     """A trace's block names per request."""
     block_tokens: int = 0
     num_bad_rows: int = 0
-    """Rows of the trace that were left out as damaged."""
+    """Rows of the trace that were left out: damaged, or requests that had failed."""
+    notes: tuple[str, ...] = ()
+    """What of the trace is not as one might think."""
     previous_turn: Ints | None = None
     """The inverse of `next_turn`; None without sessions."""
 
     def __len__(self) -> int:
         return len(self.class_id)
+
+    @property
+    def closed_loop(self) -> ClosedLoop | None:
+        """The clients, if each waits for its answer."""
+        return self.arrivals if isinstance(self.arrivals, ClosedLoop) else None
 
     def prompt(self, i: int) -> Content:
         """What request `i` asks: shared parts first, its own tokens last."""
@@ -123,14 +131,13 @@ def _from_trace(workload: Workload, trace: Trace, streams: dict[str, np.random.G
     if "num_requests" in workload.model_fields_set:
         rows = rows[: workload.num_requests]
     n = len(rows)
-    spec = workload.arrivals
-    recorded = np.array([row.arrival_s for row in rows])
-    arrival = (
-        recorded / spec.speed
-        if isinstance(spec, TraceReplay)
-        else arrival_times(spec, n, streams["arrivals"])
-    )
+    spec, notes = _how_sent(workload.arrivals, trace)
+    if isinstance(spec, TraceReplay):
+        arrival = np.array([row.arrival_s for row in rows], float) / spec.speed
+    else:
+        arrival = arrival_times(spec, n, streams["arrivals"])
     load = _empty_load(workload, np.zeros(n, np.int64), arrival)
+    load.arrivals, load.notes = spec, notes
     load.prompt_tokens = np.array([row.prompt_tokens for row in rows], np.int64)
     load.output_tokens = np.array([row.output_tokens for row in rows], np.int64)
     load.thinking_tokens = np.array([row.thinking_tokens for row in rows], np.int64)
@@ -138,6 +145,37 @@ def _from_trace(workload: Workload, trace: Trace, streams: dict[str, np.random.G
     load.block_tokens, load.num_bad_rows = trace.block_tokens, trace.num_bad_rows
     _draw_prefix(load, streams["prefix"])
     return load
+
+
+def _how_sent(said: Arrivals, trace: Trace) -> tuple[Arrivals, tuple[str, ...]]:
+    """How the requests of a trace come, and what to say about it. Raises KvplanError if nothing tells."""
+    notes = []
+    if trace.num_failed:
+        notes.append(f"requests of the trace that had failed were left out: {trace.num_failed:,}")
+    if not isinstance(said, TraceReplay):
+        if trace.has_times:
+            notes.append(f"the trace's own arrival times were not used: workload.arrivals is {said.kind}")
+        return said, tuple(notes)
+    if trace.has_times:
+        return said, tuple(notes)
+    if trace.sent is None:
+        raise KvplanError(
+            "the trace has no arrival times; say workload.arrivals, e.g. {kind: poisson, rate: 1.0}"
+            " (or --request-rate)"
+        )
+    how = ", ".join(
+        f"{k} {v:g}" for k, v in trace.sent.model_dump(exclude_defaults=True, exclude={"kind"}).items()
+    )
+    notes.append(
+        f"the bench result has no start times: arrivals are drawn as it was sent, {trace.sent.kind}"
+        + (f" at {how}" if how else "")
+    )
+    faster = (
+        trace.sent.model_copy(update={"rate": trace.sent.rate * said.speed})
+        if isinstance(trace.sent, Poisson)
+        else trace.sent
+    )
+    return faster, tuple(notes)
 
 
 def _from_classes(workload: Workload, streams: dict[str, np.random.Generator]) -> Load:
@@ -168,8 +206,7 @@ def _empty_load(workload: Workload, class_id: Ints, arrival_s: Floats) -> Load:
         arrival_s=arrival_s, class_id=class_id, prompt_tokens=zeros, thinking_tokens=zeros.copy(),
         output_tokens=zeros.copy(), max_tokens=limits, ends_by_length=stop == "length", never_stops=stop == "never",
         leaves_after_s=np.full(n, np.inf), prefix_group=np.full(n, -1), next_turn=np.full(n, -1), pause_s=np.zeros(n),
-        class_names=list(workload.by_name), classes=classes,
-        closed_loop=workload.arrivals if isinstance(workload.arrivals, ClosedLoop) else None,
+        class_names=list(workload.by_name), classes=classes, arrivals=workload.arrivals,
     )  # fmt: skip
 
 
