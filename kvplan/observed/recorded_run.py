@@ -7,7 +7,6 @@ the simulator nor profiles.
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvplan.errors import KvplanError
+from kvplan.workload.bench_result import BenchResult, bench_result, json_of, read_text
 
 Array = NDArray[np.float64]
+
+LARGEST = 1e12
+"""Of any figure in a file: seconds, milliseconds or tokens."""
 
 STATISTICS: dict[str, Callable[[Array], float]] = {
     "mean": lambda x: float(np.mean(x)),
@@ -41,6 +44,8 @@ class RecordedRun(NamedTuple):
     """Of all requests; NaN = the file does not say."""
     kv_peak: float = math.nan
     """Largest share of the KV pool in use; NaN = the file does not say."""
+    notes: tuple[str, ...] = ()
+    """What of the file is not in the figures, or not measured."""
 
     @property
     def makespan_s(self) -> float:
@@ -80,6 +85,12 @@ class RunComparison(NamedTuple):
         """One line by name."""
         return next(x for x in self.lines if (x.metric, x.statistic) == (metric, statistic))
 
+    @property
+    def notes(self) -> list[str]:
+        """What is left out of either run, or not measured in it."""
+        runs = (("real", self.real), ("simulated", self.simulated))
+        return [f"{name} run: {note}" for name, run in runs for note in run.notes]
+
     def to_dict(self) -> dict[str, Any]:
         """The `--json` document; figures that a file does not hold are null."""
         return {
@@ -94,12 +105,14 @@ class RunComparison(NamedTuple):
                 for x in self.lines
             ],
             "per_request_mape": {k: _known(v) for k, v in self.mape.items()},
+            "notes": self.notes,
         }
 
     def __str__(self) -> str:
         lines = [f"{'':<26}{'real':>14}{'simulated':>14}{'error':>9}"]
         lines += [str(x) for x in self.lines if math.isfinite(x.real) or math.isfinite(x.simulated)]
         lines += ["", *(f"per-request MAPE {name:<9}{value:>36.1%}" for name, value in self.mape.items())]
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -123,7 +136,8 @@ def compare_runs(real: RecordedRun, simulated: RecordedRun) -> RunComparison:
             continue
         a, b = a[both], b[both]
         lines += [MetricError(metric, name, f(a), f(b)) for name, f in STATISTICS.items()]
-        mape[metric] = float(np.mean(np.abs(b / a - 1.0)))
+        with np.errstate(over="ignore"):
+            mape[metric] = float(np.mean(np.abs(b / a - 1.0)))
     lines.append(MetricError("makespan_s", "total", real.makespan_s, simulated.makespan_s))
     lines.append(MetricError("num_preemptions", "total", real.num_preemptions, simulated.num_preemptions))
     lines.append(MetricError("kv_peak_fraction", "max", real.kv_peak, simulated.kv_peak))
@@ -148,50 +162,80 @@ def _same_requests(real: RecordedRun, simulated: RecordedRun) -> None:
 
 
 def read_run(path: Path, totals: Path | None = None) -> RecordedRun:
-    """Read a per-request file; `totals` adds preemptions and KV peak from a JSON document of the same run."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise KvplanError(
-            f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or 'not UTF-8'})"
-        ) from None
-    run = _parse(text, path)
+    """Read a per-request file; `totals` adds preemptions and KV peak from a JSON document of the same run.
+
+    Requests that failed (no output) are left out and counted in the run's notes.
+    Raises KvplanError for what cannot be read, naming the file.
+    """
+    run = _parse(read_text(path), path)
     return run if totals is None else _with_totals(run, totals)
 
 
 def _parse(text: str, path: Path) -> RecordedRun:
     if path.suffix == ".csv":
-        return _from_table(list(csv.DictReader(text.splitlines())), path)
-    try:
-        documents = [json.loads(text)]
-    except ValueError:
         try:
-            documents = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError:
-            raise KvplanError(f"{path}: neither CSV (.csv), JSON nor JSONL") from None
-    first = documents[0] if documents else None
-    if isinstance(first, dict) and "ttfts" in first:
-        return _from_bench(first, path)
-    rows = documents if len(documents) > 1 else first if isinstance(first, list) else []
-    if isinstance(first, dict) and isinstance(first.get("requests"), dict):
-        rows = list(first["requests"].values())
-    return _from_table([r for r in rows if isinstance(r, dict)], path)
+            return _from_table(list(csv.DictReader(text.splitlines())), path)
+        except csv.Error as error:
+            raise KvplanError(f"{path}: not a CSV table ({error})") from None
+    bench = bench_result(text, path)
+    if bench is not None:
+        return _from_bench(bench, path)
+    whole = json_of(text)
+    if isinstance(whole, dict):
+        requests = whole.get("requests")
+        rows = list(requests.values()) if isinstance(requests, dict) else [whole]
+    elif isinstance(whole, list):
+        rows = whole
+    else:
+        rows = [json_of(line) for line in text.splitlines() if line.strip()]
+        if not rows or any(row is None for row in rows):
+            raise KvplanError(f"{path}: neither CSV (.csv), JSON nor JSONL")
+    return _from_table([_aiperf_row(r) if "metrics" in r else r for r in rows if isinstance(r, dict)], path)
 
 
-def _from_bench(document: Mapping[str, Any], path: Path) -> RecordedRun:
-    """`vllm bench serve --save-result --save-detailed`: seconds in parallel lists."""
-    needed = ("input_lens", "output_lens", "ttfts", "itls")
-    missing = [k for k in needed if not document.get(k)]
-    if missing:
+def _aiperf_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of AIPerf's `profile_export.jsonl` in this module's names; latencies are milliseconds there."""
+    metrics, said = record["metrics"], record.get("metadata")
+
+    def value(name: str) -> Any:
+        found = metrics.get(name) if isinstance(metrics, dict) else None
+        return found.get("value") if isinstance(found, dict) else None
+
+    start = _float(said.get("request_start_ns")) if isinstance(said, dict) else None
+    failed = record.get("error") is not None
+    return {
+        "arrival_s": None if start is None else start / 1e9,
+        "prompt_tokens": 1 if failed else value("input_sequence_length"),
+        "output_tokens": 0 if failed else value("output_sequence_length"),
+        "ttft_ms": value("time_to_first_token"),
+        "e2e_ms": value("request_latency"),
+        "tpot_ms": value("inter_token_latency"),
+    }
+
+
+def _from_bench(found: BenchResult, path: Path) -> RecordedRun:
+    """Seconds in parallel lists; without start times, requests are taken to come evenly at the request rate."""
+    if found.ttfts is None or found.itls is None:
+        missing = [name for name in ("ttfts", "itls") if getattr(found, name) is None]
         raise KvplanError(f"{path}: no {', '.join(missing)}; save the bench result with --save-detailed")
-    ttft = np.array(document["ttfts"], float) * 1e3
-    decode = np.array([sum(gaps) for gaps in document["itls"]]) * 1e3
-    output = np.array(document["output_lens"], float)
-    starts = np.array(document.get("start_times") or np.zeros(len(ttft)), float)
+    if not all(isinstance(gaps, list) for gaps in found.itls):
+        raise KvplanError(f"{path}: itls must hold one list of gaps per request")
+    ttft = _numbers("ttfts", found.ttfts, path) * 1e3
+    decode = np.array([_numbers("itls", gaps, path).sum() for gaps in found.itls]) * 1e3
+    output = _numbers("output_lens", found.output_lens, path)
+    rate = found.request_rate
+    starts: Array
+    notes: tuple[str, ...] = ()
+    if found.start_times is not None:
+        starts = _numbers("start_times", found.start_times, path)
+    else:
+        gap = 1 / rate if rate is not None and math.isfinite(rate) else 0.0
+        how = f"every {gap:g} s, its request_rate" if gap else "all at once"
+        starts, notes = np.arange(len(output)) * gap, (f"no start times: arrivals are taken as {how}",)
     with np.errstate(divide="ignore", invalid="ignore"):
         tpot = np.where(output > 1, decode / (output - 1), np.nan)
-    prompt = np.array(document["input_lens"], float)
-    return _ordered(RecordedRun(starts - starts.min(), prompt, output, ttft, tpot, ttft + decode))
+    prompt = _numbers("input_lens", found.input_lens, path)
+    return _ordered(RecordedRun(starts, prompt, output, ttft, tpot, ttft + decode, notes=notes), path)
 
 
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -204,75 +248,103 @@ _NAMES: dict[str, tuple[str, ...]] = {
 
 def _from_table(rows: Sequence[Mapping[str, Any]], path: Path) -> RecordedRun:
     """One row per request, times in the columns' units: `ttft_ms` or `ttft_s`, or kvplan's absolute seconds."""
+    rows = [row for row in rows if row.get("finish_reason") not in ("rejected", "refused")]
     if not rows:
         raise KvplanError(f"{path}: no requests in it")
-    rows = [row for row in rows if row.get("finish_reason") not in ("rejected", "refused")]
-    read = {name: _column(rows, names) for name, names in _NAMES.items()}
-    for name in ("prompt_tokens", "output_tokens"):
-        if read[name] is None:
-            raise KvplanError(f"{path}: no column {' or '.join(_NAMES[name])}; it has {', '.join(rows[0])}")
+    read = {name: _column(rows, names, path) for name, names in _NAMES.items()}
+    prompt, output = read["prompt_tokens"], read["output_tokens"]
+    if prompt is None or output is None:
+        lacking = _NAMES["prompt_tokens" if prompt is None else "output_tokens"]
+        has = ", ".join(str(name) for name in [*rows[0]][:40])
+        raise KvplanError(f"{path}: no column {' or '.join(lacking)}; it has {has}")
     arrival = read["arrival_s"] if read["arrival_s"] is not None else np.zeros(len(rows))
-    ttft = _latency(rows, "ttft", "first_token_s", arrival)
-    e2e = _latency(rows, "e2e", "finish_s", arrival)
+    ttft = _latency(rows, "ttft", "first_token_s", arrival, path)
+    e2e = _latency(rows, "e2e", "finish_s", arrival, path)
     if ttft is None or e2e is None:
         raise KvplanError(f"{path}: needs ttft_ms and e2e_ms (or first_token_s and finish_s) per request")
-    prompt, output = read["prompt_tokens"], read["output_tokens"]
-    assert prompt is not None
-    assert output is not None
     with np.errstate(divide="ignore", invalid="ignore"):
         computed = np.where(output > 1, (e2e - ttft) / (output - 1), np.nan)
-    tpot = _latency(rows, "tpot", "", arrival)
+    tpot = _latency(rows, "tpot", "", arrival, path)
     preemptions = read["num_preemptions"]
-    total = math.nan if preemptions is None else float(preemptions.sum())
     return _ordered(
         RecordedRun(
-            arrival_s=arrival - arrival.min(),
+            arrival_s=arrival,
             prompt_tokens=prompt,
             output_tokens=output,
             ttft_ms=ttft,
             tpot_ms=computed if tpot is None else tpot,
             e2e_ms=e2e,
-            num_preemptions=total,
-        )
+            num_preemptions=math.nan if preemptions is None else float(preemptions.sum()),
+        ),
+        path,
     )
 
 
-def _column(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Array | None:
+def _column(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> Array | None:
     name = next((n for n in names if n in rows[0]), None)
-    if name is None:
-        return None
+    return None if name is None else _numbers(f"column {name}", [row.get(name) for row in rows], path)
+
+
+def _numbers(what: str, values: Sequence[Any], path: Path) -> Array:
+    """Floats, NaN where nothing is written. Raises KvplanError for anything else, and beyond `LARGEST`."""
+    found = [math.nan if value in (None, "") else _float(value) for value in values]
+    bad = next((i for i, value in enumerate(found) if value is None or abs(value) > LARGEST), None)
+    if bad is not None:
+        raise KvplanError(
+            f"{path}: {what}: not a number in every row (row {bad + 1}: {str(values[bad])[:40]!r})"
+        )
+    return np.array(found, float)
+
+
+def _float(value: Any) -> float | None:
     try:
-        return np.array([float(row[name]) if row[name] not in (None, "") else math.nan for row in rows])
-    except (KeyError, TypeError, ValueError) as error:
-        raise KvplanError(f"column {name}: not a number in every row ({error})") from None
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
-def _latency(rows: Sequence[Mapping[str, Any]], name: str, absolute: str, arrival: Array) -> Array | None:
+def _latency(
+    rows: Sequence[Mapping[str, Any]], name: str, absolute: str, arrival: Array, path: Path
+) -> Array | None:
     for column, scale in ((f"{name}_ms", 1.0), (f"{name}_s", 1e3)):
-        found = _column(rows, (column,))
+        found = _column(rows, (column,), path)
         if found is not None:
             return found * scale
-    found = _column(rows, (absolute,)) if absolute else None
+    found = _column(rows, (absolute,), path) if absolute else None
     return None if found is None else (found - arrival) * 1e3
 
 
-def _ordered(run: RecordedRun) -> RecordedRun:
-    """In order of arrival; equal arrivals keep the file's order."""
-    order = np.argsort(run.arrival_s, kind="stable")
-    return run._replace(**{name: getattr(run, name)[order] for name in RecordedRun._fields[:6]})
+def _ordered(run: RecordedRun, path: Path) -> RecordedRun:
+    """Without failed requests, in order of arrival from 0; equal arrivals keep the file's order."""
+    served = run.output_tokens != 0
+    if not served.any():
+        raise KvplanError(f"{path}: every request failed: none has output tokens")
+    order = np.flatnonzero(served)
+    order = order[np.argsort(run.arrival_s[order], kind="stable")]
+    for name in ("arrival_s", "prompt_tokens", "output_tokens"):
+        bad = order[~(getattr(run, name)[order] >= 0)]
+        if len(bad):
+            raise KvplanError(f"{path}: {name} of request {bad[0] + 1} is {getattr(run, name)[bad[0]]:g}")
+    columns = {name: getattr(run, name)[order] for name in RecordedRun._fields[:6]}
+    columns["arrival_s"] = columns["arrival_s"] - columns["arrival_s"].min()
+    failed = len(served) - len(order)
+    notes = (
+        (*run.notes, f"{failed} of {len(served)} requests failed and are left out") if failed else run.notes
+    )
+    return run._replace(**columns, notes=notes)
 
 
 def _with_totals(run: RecordedRun, path: Path) -> RecordedRun:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise KvplanError(f"{path}: not a JSON document ({error})") from None
-    preemptions = document.get("num_preemptions", run.num_preemptions)
-    peak = document.get("kv_peak_fraction", run.kv_peak)
-    return run._replace(
-        num_preemptions=math.nan if preemptions is None else float(preemptions),
-        kv_peak=math.nan if peak is None else float(peak),
-    )
+    document = json_of(read_text(path))
+    if not isinstance(document, dict):
+        raise KvplanError(f"{path}: not a JSON document")
+    found: dict[str, Any] = {}
+    for field, key in (("num_preemptions", "num_preemptions"), ("kv_peak", "kv_peak_fraction")):
+        value = document.get(key, getattr(run, field))
+        found[field] = math.nan if value is None else _float(value)
+        if found[field] is None:
+            raise KvplanError(f"{path}: {key} is no number: {str(value)[:40]!r}")
+    return run._replace(**found)
 
 
 def _cell(value: float) -> str:
@@ -291,7 +363,8 @@ def chart_svg(found: RunComparison, width: int = 320) -> str:
 
 def _panel(found: RunComparison, metric: str, left: int, width: int) -> str:
     a, b = getattr(found.real, metric) / 1e3, getattr(found.simulated, metric) / 1e3
-    top = float(np.nanmax([*a, *b])) or 1.0
+    known = [float(v) for v in (*a, *b) if math.isfinite(v)]
+    top = max(known, default=0.0) or 1.0
     x, y = left + 30 + a / top * width, 20 + width - b / top * width
     dots = "".join(
         f'<circle cx="{p:.1f}" cy="{q:.1f}" r="2" fill="#4c78a8" fill-opacity="0.5"/>\n'

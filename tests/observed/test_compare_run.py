@@ -145,3 +145,86 @@ def test_table_and_chart_show_what_is_known(tmp_path: Path) -> None:
     found = compare_runs(*(read_run(real_csv(tmp_path / name)) for name in ("a.csv", "b.csv")))
     assert "kv_peak" not in str(found)
     assert chart_svg(found).startswith("<svg")
+
+
+def test_a_failed_request_leaves_the_rest(tmp_path: Path) -> None:
+    """One request of the benchmark failed; the simulation of its file has the other two: they are compared."""
+    path = bench_json(tmp_path / "bench.json")
+    document = json.loads(path.read_text())
+    document["output_lens"][1], document["ttfts"][1], document["itls"][1] = 0, 0.0, []
+    path.write_text(json.dumps(document))
+    found = compare_runs(read_run(path), read_run(real_csv(tmp_path / "s.csv", [ROWS[0], ROWS[2]])))
+    assert found.line("ttft_ms").error == pytest.approx(0.0)
+    assert found.notes == ["real run: 1 of 3 requests failed and are left out"]
+    assert found.to_dict()["num_requests"] == 2
+    assert "note: real run: 1 of 3" in str(found)
+
+
+def test_no_start_times_are_said(tmp_path: Path) -> None:
+    """Without start times requests come at the file's request rate, and a note says so."""
+    path = bench_json(tmp_path / "bench.json")
+    document = json.loads(path.read_text()) | {"request_rate": 8.0}
+    del document["start_times"]
+    path.write_text(json.dumps(document))
+    run_ = read_run(path)
+    assert run_.arrival_s.tolist() == [0, 0.125, 0.25]
+    assert run_.notes == ("no start times: arrivals are taken as every 0.125 s, its request_rate",)
+
+
+def test_aiperf_says_the_same(tmp_path: Path) -> None:
+    """AIPerf's profile export: nanoseconds since 1970, milliseconds, records in order of their ends."""
+    lines = [
+        {
+            "metadata": {"request_start_ns": 1_759_813_207 * 10**9 + int(arrival * 1e9)},
+            "metrics": {
+                "input_sequence_length": {"value": prompt, "unit": "tokens"},
+                "output_sequence_length": {"value": output, "unit": "tokens"},
+                "time_to_first_token": {"value": ttft, "unit": "ms"},
+                "request_latency": {"value": e2e, "unit": "ms"},
+                **(
+                    {"inter_token_latency": {"value": (e2e - ttft) / (output - 1), "unit": "ms"}}
+                    if output > 1
+                    else {}
+                ),
+            },
+            "error": None,
+        }
+        for arrival, prompt, output, ttft, e2e in reversed(ROWS)
+    ]
+    lines.append({"metadata": {"request_start_ns": 5}, "metrics": {"error_isl": {"value": 3}}, "error": {}})
+    path = tmp_path / "profile_export.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    found = read_run(path)
+    same(read_run(real_csv(tmp_path / "real.csv")), found)
+    assert found.notes == ("1 of 4 requests failed and are left out",)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("x.json", '{"ttfts": [1], "itls": [3], "input_lens": [1], "output_lens": [2]}', "one list of gaps"),
+        ("x.json", '{"ttfts": ["a"], "itls": [[]], "input_lens": [1], "output_lens": [2]}', "ttfts: not a number"),
+        ("x.json", '{"ttfts": [1], "itls": [[]], "input_lens": 7, "output_lens": [2]}', "lists of one length"),
+        ("x.json", '{"ttfts": [1], "itls": [[]], "input_lens": [1], "output_lens": [0]}', "every request failed"),
+        ("x.json", '{"ttfts": [1], "itls": [[]], "input_lens": [1], "output_lens": [1e400]}', "not a number"),
+        ("x.json", "[" * 100_000, "neither CSV"),
+        ("x.json", "9" * 60_000, "neither CSV"),
+        ("x.csv", "input_tokens,output_tokens,ttft_ms,e2e_ms\n-1,1,1,2\n", "prompt_tokens of request 1 is -1"),
+        ("x.csv", "input_tokens,output_tokens,ttft_ms,e2e_ms\n1,1\n,,,,9\n", "prompt_tokens of request 2 is nan"),
+        ("x.csv", 'a,"' + "b" * 200_000, "not a CSV table"),
+        ("x.jsonl", "1\n2\n", "no requests in it"),
+        ("x.jsonl", '{"finish_reason": "rejected"}', "no requests in it"),
+    ],
+)  # fmt: skip
+def test_damage_is_one_line(name: str, text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(KvplanError, match=words):
+        read_run(tmp_path / name)
+
+
+def test_totals_that_are_none(tmp_path: Path) -> None:
+    run_, totals = real_csv(tmp_path / "r.csv"), tmp_path / "t.json"
+    for text, words in (("[]", "not a JSON document"), ('{"num_preemptions": "x"}', "is no number")):
+        totals.write_text(text)
+        with pytest.raises(KvplanError, match=words):
+            read_run(run_, totals)
