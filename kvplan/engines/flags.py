@@ -87,7 +87,7 @@ class EngineArgs(Config):
     """Schedule step k+1 while step k runs."""
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     """Order of the waiting queue."""
-    long_prefill_token_threshold: Annotated[int, Field(ge=0)] = 0
+    long_prefill_token_threshold: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Cap on one prompt's tokens in a step while others wait or run; 0 = none."""
     scheduler_reserve_full_isl: bool = True
     """Admit a prompt only if all of it fits now."""
@@ -99,7 +99,7 @@ class EngineArgs(Config):
     """Dtype of the convolution state."""
     mamba_ssm_cache_dtype: str = "auto"
     """Dtype of the recurrent state."""
-    mamba_block_size: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
+    mamba_block_size: Annotated[int, Field(ge=8, le=10**9, multiple_of=8)] | None = None
     """Tokens between two kept states, with prefix caching only; beside attention the attention's block size wins."""
     mamba_cache_mode: Literal["align", "none"] | None = None
     """Which states stay; vLLM itself takes align with prefix caching and none without, whatever is asked."""

@@ -231,7 +231,10 @@ def _from_bench(found: BenchResult, path: Path) -> RecordedRun:
     else:
         gap = 1 / rate if rate is not None and math.isfinite(rate) else 0.0
         how = f"every {gap:g} s, its request_rate" if gap else "all at once"
-        starts, notes = np.arange(len(output)) * gap, (f"no start times: arrivals are taken as {how}",)
+        starts, notes = (
+            np.asarray(np.arange(len(output)) * gap, np.float64),
+            (f"no start times: arrivals are taken as {how}",),
+        )
     with np.errstate(divide="ignore", invalid="ignore"):
         tpot = np.where(output > 1, decode / (output - 1), np.nan)
     prompt = _numbers("input_lens", found.input_lens, path)

@@ -26,6 +26,11 @@ MAX_HORIZON_S = 90 * 24 * 3600.0
 """Simulated seconds; the clock's picoseconds fill 63 bits after 106 days."""
 MAX_FILE_BYTES = 4 << 20
 MAX_NODES = 200_000
+MAX_DEPTH = 50
+MAX_DIGITS = 400
+"""Characters of a number; Python's own limit is 4,300, and base 60 (`1:30:00`) has none."""
+MAX_MERGES = 16
+"""Mappings that one `<<:` may name."""
 
 
 def _quoted(version: Any) -> Any:
@@ -94,15 +99,15 @@ class SGLangFlags(Config):
     """Scales the share of future tokens that running requests are expected to use."""
     enable_mixed_chunk: bool = False
     """Running requests decode inside the prefill pass."""
-    max_prefill_tokens: int = Field(16384, ge=1)
+    max_prefill_tokens: int = Field(16384, ge=1, le=10**9)
     """Prompt tokens after which no further request joins a prefill pass."""
-    prefill_max_requests: Annotated[int, Field(ge=1)] | None = None
+    prefill_max_requests: Annotated[int, Field(ge=1, le=10**9)] | None = None
     """Most requests in a prefill pass."""
-    prefill_decode_interval: int = Field(0, ge=0)
+    prefill_decode_interval: int = Field(0, ge=0, le=10**9)
     """Decode passes between two prefill passes."""
     radix_eviction_policy: Literal["lru", "lfu"] = "lru"
     """Which cached leaf goes first."""
-    priority_scheduling_preemption_threshold: int = Field(10, ge=0)
+    priority_scheduling_preemption_threshold: int = Field(10, ge=0, le=10**9)
     """With `engine.scheduling_policy: priority`: by how much a priority must be better to take a place."""
 
 
@@ -130,7 +135,7 @@ class Deployment(Config):
     """TensorRT-LLM: hold prompts back while others decode, until a step is fuller."""
     router: Literal["round_robin", "least_kv", "prefix_aware"] = "round_robin"
     """Which replica gets the next request."""
-    max_queue: Annotated[int, Field(ge=0)] | None = None
+    max_queue: Annotated[int, Field(ge=0, le=10**9)] | None = None
     """Requests beyond this many waiting on a replica are refused at once."""
     frontend: Frontend = Frontend()
     """Time that requests spend in the API server; none by default: times are the engine's own."""
@@ -138,7 +143,7 @@ class Deployment(Config):
     """Prefill and decode apart."""
     step_time: StepTimeSpec = StepTimeSpec()
     """Where step times come from."""
-    colocate: dict[str, str] = Field(default_factory=dict)
+    colocate: dict[str, str] = Field(default_factory=dict, max_length=64)
     """Role (draft, reward, reference, critic) -> another model on the same GPUs: its memory comes off the budget."""
 
     @property
@@ -200,7 +205,7 @@ class Scenario(Deployment):
     """What arrives."""
     problems: Problems | None = None
     """What is to be solved, by which strategies; then nothing else arrives."""
-    models: dict[str, Deployment] = Field(default_factory=dict)
+    models: dict[str, Deployment] = Field(default_factory=dict, max_length=64)
     """Further models of the same run; a class names the one that serves it."""
     slo: Slo = Slo()
     """Targets; a class may have its own."""
@@ -262,6 +267,8 @@ def parse_scenario(data: dict[str, Any], where: str = "scenario", folder: Path =
         scenario = Scenario.model_validate(data)
     except ValidationError as error:
         raise KvplanError(f"{where}: {_first_problem(error, data)}") from None
+    except RecursionError:
+        raise KvplanError(f"{where}: nested too deeply") from None
     scenario._folder = folder
     return scenario
 
@@ -294,55 +301,114 @@ def _read(file: Path) -> str:
         raise KvplanError(f"{file}: cannot be read as text ({type(error).__name__})") from None
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """The safe loader, but a key said twice is an error instead of the last one's."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value!r} is there twice", key.start_mark
-                )
-            if isinstance(key.value, str):
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                if len(value.value) > MAX_MERGES and isinstance(value, yaml.SequenceNode):
+                    raise _refusal(f"more than {MAX_MERGES} mappings are merged into one", key.start_mark)
+            elif not isinstance(key, yaml.ScalarNode):
+                raise _refusal("a key must be a plain word", key.start_mark)
+            elif key.value in seen:
+                raise _refusal(f"key {key.value[:80]!r} is there twice", key.start_mark)
+            else:
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_NODES:
+            raise _refusal(f"more than {MAX_NODES} merged keys", node.start_mark)
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _refusal(what: str, mark: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, what, mark)
+
+
+def _yaml(text: str, where: str) -> Any:
+    """Read YAML in time linear in its size. Raises KvplanError for what is none, too large or too deep."""
     try:
+        _look_over(text, where)
         data = yaml.load(text, _Loader)
-        count = sum(1 for _ in zip(_nodes(data), range(MAX_NODES + 1), strict=False))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise KvplanError(
-            f"{where}{line}: not YAML ({getattr(error, 'problem', None) or 'unreadable'})"
-        ) from None
-    except (RecursionError, ValueError):
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
+        problem = "nested too deeply" if "nesting depth" in problem else problem
+        raise KvplanError(f"{where}{line}: not YAML ({problem})") from None
+    except (RecursionError, ValueError, TypeError, AttributeError, LookupError) as error:
+        if isinstance(error, KvplanError):
+            raise
         raise KvplanError(f"{where}: nested too deeply or not YAML") from None
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise KvplanError(f"{where}: must be a mapping with keys such as model, gpu, workload")
-    if count > MAX_NODES:
-        raise KvplanError(f"{where}: more than {MAX_NODES} values; put long lists into a trace file")
+    _check_size(data, where)
     return data
 
 
-def _nodes(data: Any) -> Iterator[None]:
-    """Every value, aliases expanded: a document that explodes is noticed before it is copied."""
-    yield None
-    for child in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
-        yield from _nodes(child)
+def _look_over(text: str, where: str) -> None:
+    """Count events before anything is built: values, depth, digits."""
+    depth = count = 0
+    for event in yaml.parse(text, _Loader):
+        starts = isinstance(event, yaml.CollectionStartEvent)
+        depth += starts - isinstance(event, yaml.CollectionEndEvent)
+        count += starts or isinstance(event, yaml.ScalarEvent | yaml.AliasEvent)
+        if depth > MAX_DEPTH:
+            raise _too_deep(where)
+        if count > MAX_NODES:
+            raise _too_large(where)
+        if (
+            isinstance(event, yaml.ScalarEvent)
+            and len(event.value) > MAX_DIGITS
+            and event.implicit[0]
+            and event.value[0] in "+-.0123456789"
+        ):
+            line = getattr(event.start_mark, "line", 0) + 1
+            raise KvplanError(f"{where} line {line}: a number of {len(event.value)} characters")
+
+
+def _check_size(data: Any, where: str) -> None:
+    """Count every value, aliases expanded: a document that explodes is noticed before it is copied."""
+    left = [(data, 0)]
+    for _ in range(MAX_NODES):
+        if not left:
+            return
+        value, depth = left.pop()
+        if depth > MAX_DEPTH:
+            raise _too_deep(where)
+        below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        left += [(child, depth + 1) for child in below]
+        if len(left) > MAX_NODES:
+            break
+    if left:
+        raise _too_large(where)
+
+
+def _too_large(where: str) -> KvplanError:
+    return KvplanError(f"{where}: more than {MAX_NODES} values; put long lists into a trace file")
+
+
+def _too_deep(where: str) -> KvplanError:
+    return KvplanError(f"{where}: nested too deeply, more than {MAX_DEPTH} levels")
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    data = _yaml(text, where)
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise KvplanError(f"{where}: must be a mapping with keys such as model, gpu, workload")
+    return data
 
 
 def _set(data: dict[str, Any], override: str) -> None:
     """Apply one `engine.max_num_seqs=64`; the value is read as YAML."""
     path, eq, value = override.partition("=")
-    if not eq or not path:
-        raise KvplanError(f"--set {override}: write key.path=value, e.g. engine.max_num_seqs=64")
+    if not eq or not path or path.count(".") > MAX_DEPTH:
+        raise KvplanError(f"--set {override[:200]}: write key.path=value, e.g. engine.max_num_seqs=64")
     try:
-        set_key(data, path, yaml.load(value, _Loader))
-    except (yaml.YAMLError, ValueError, RecursionError):
+        set_key(data, path, _yaml(value, "--set"))
+    except KvplanError:
         raise KvplanError(f"--set {path[:80]}: {value[:80]!r} is not a YAML value") from None
 
 
@@ -381,7 +447,7 @@ def _locate(loc: tuple[int | str, ...], data: Any) -> tuple[str, list[str]]:
         inside = (
             part in data
             if isinstance(data, dict)
-            else isinstance(data, list | tuple) and isinstance(part, int)
+            else isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
         )
         if not inside and i < len(loc) - 1:
             classes = [c for c in classes if _tag(c) == part] or classes

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from kvplan.config import Config
 from kvplan.workload.arrivals import Arrivals, Poisson, TraceReplay
-from kvplan.workload.lengths import Constant, Correlation, Count, Length, Tokens
+from kvplan.workload.lengths import LONGEST, Constant, Correlation, Count, Length, Tokens
 from kvplan.workload.traces import TraceSpec
 
 MAX_REQUESTS = 20_000_000
@@ -72,7 +72,7 @@ class RequestClass(Config):
     """The first so many prompt tokens are shared (a system prompt, a few-shot preamble)."""
     shared_prefix_groups: int = Field(1, ge=1, le=1_000_000)
     """Different shared prefixes; each request uses one, drawn at random."""
-    max_tokens: Annotated[Tokens, Field(ge=1)] | None = None
+    max_tokens: Annotated[Tokens, Field(ge=1, le=LONGEST)] | None = None
     """What the client sends; None = up to max_model_len, as vLLM."""
     stop: Literal["eos", "length", "never"] = "eos"
     """eos: ends by itself at the drawn length, which the scheduler does not know. length: max_tokens is the
@@ -102,7 +102,7 @@ class Workload(RequestClass):
     """Same seed, same requests, same bytes out."""
     arrivals: Arrivals = Poisson(kind="poisson", rate=1.0)
     """When they arrive; left out beside a trace: at the trace's own times, as `{kind: replay}`."""
-    classes: dict[str, RequestClass] = Field(default_factory=dict)
+    classes: dict[str, RequestClass] = Field(default_factory=dict, max_length=1000)
     """Several classes by name, mixed by `share`."""
     trace: TraceSpec | None = None
     """Real requests; then prompt, thinking and answer lengths come from it."""

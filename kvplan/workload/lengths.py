@@ -78,13 +78,13 @@ class Empirical(Config):
     kind: Literal["empirical"]
     values: tuple[Count, ...] = Field(min_length=1)
     """Tokens."""
-    weights: tuple[float, ...] | None = None
+    weights: tuple[Annotated[float, Field(ge=0, le=1e12)], ...] | None = None
     """How likely each value is; None = all the same."""
 
     @model_validator(mode="after")
     def _weights_fit(self) -> Empirical:
         w = self.weights
-        if w is not None and (len(w) != len(self.values) or min(w) < 0 or sum(w) <= 0):
+        if w is not None and (len(w) != len(self.values) or sum(w) <= 0):
             raise ValueError("weights need one non-negative number per value, not all zero")
         return self
 

@@ -5,14 +5,16 @@ Draws problems and the samplers that go with them; knows no clock and no engine.
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from kvplan.config import Config
+from kvplan.config import Config, complaint
 from kvplan.errors import KvplanError
 from kvplan.workload.arrivals import Arrivals, ClosedLoop, arrival_times
 from kvplan.workload.lengths import Constant, Count, Length, quantile
@@ -28,6 +30,8 @@ ThinkingKv = Literal["keep", "drop_after_turn", "never_cache", "drop_at_answer"]
 
 
 ROUTER = "difficulty_router"
+MAX_STRATEGIES = 256
+"""In one comparison, one per value of each list."""
 
 
 class TierSpec(Config):
@@ -40,11 +44,17 @@ class TierSpec(Config):
     strategy: StrategySpec
     """What its problems get."""
 
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if len(self.strategy.expanded()) > 1:
+            raise KvplanError(f"{ROUTER}: a tier has one strategy; {self.strategy.name} stands for several")
+        return self
+
 
 class RouterSpec(Config):
     """Parameters of `difficulty_router`."""
 
-    tiers: tuple[TierSpec, ...]
+    tiers: tuple[TierSpec, ...] = Field(min_length=1, max_length=64)
     """Easiest first."""
     accuracy: float = Field(1.0, ge=0, le=1)
     """Share of problems that the classifier puts into their own tier; the others land in a random wrong one."""
@@ -91,19 +101,33 @@ class StrategySpec(Config):
         if not isinstance(data, dict):
             return data
         known = {key: data[key] for key in cls.model_fields if key in data}
+        params = known.get("params", {})
         extra = {key: value for key, value in data.items() if key not in known}
-        return known | {"params": {**data.get("params", {}), **extra}}
+        return known | {"params": {**params, **extra} if isinstance(params, dict) else params}
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
+        if self.strategy == ROUTER:
+            assert self.router is not None  # read once, here
+            return self
+        count = prod(len(v) for v in self.params.values() if isinstance(v, list))
+        if not 1 <= count <= MAX_STRATEGIES:
+            raise KvplanError(
+                f"{self.strategy}: lists make {count:,} strategies; 1 to {MAX_STRATEGIES} may be compared"
+            )
         for spec in self.expanded():
             spec.start()
         return self
 
-    @property
+    @cached_property
     def router(self) -> RouterSpec | None:
         """The router's parameters, if this is one."""
-        return RouterSpec.model_validate(self.params) if self.strategy == ROUTER else None
+        if self.strategy != ROUTER:
+            return None
+        try:
+            return RouterSpec.model_validate(self.params)
+        except ValidationError as error:
+            raise KvplanError(f"{ROUTER}: {complaint(error)}") from None
 
     @property
     def name(self) -> str:
@@ -183,11 +207,15 @@ class Problems(Config):
     """When problems arrive; by default one at a time."""
     quality: Annotated[QualitySet, BeforeValidator(_named)] = Field("assumed-u-shape", validate_default=True)
     """How often and at what length the model solves them: a bundled set's name, or a set spelled out."""
-    qualities: dict[str, Annotated[QualitySet, BeforeValidator(_named)]] = Field(default_factory=dict)
+    qualities: dict[str, Annotated[QualitySet, BeforeValidator(_named)]] = Field(
+        default_factory=dict, max_length=64
+    )
     """The same for the scenario's further models, by name."""
     pass_table: str | None = None
     """CSV of problem, sample, tokens, correct: the user's own samples, instead of the set's p and lengths."""
-    strategies: tuple[StrategySpec, ...] = (StrategySpec(strategy="single_pass"),)
+    strategies: Annotated[tuple[StrategySpec, ...], Field(min_length=1, max_length=MAX_STRATEGIES)] = (
+        StrategySpec(strategy="single_pass"),
+    )
     """What to compare; `kvplan simulate` runs the first."""
     verifier: Verifier = Verifier()
     """Who scores."""
@@ -207,8 +235,11 @@ class Problems(Config):
 
     @model_validator(mode="after")
     def _can_be_done(self) -> Self:
-        if not self.strategies:
-            raise KvplanError("strategies: name at least one")
+        count = sum(len(said.expanded()) for said in self.strategies)
+        if count > MAX_STRATEGIES:
+            raise KvplanError(
+                f"strategies: {count:,} with all their lists; at most {MAX_STRATEGIES} may be compared"
+            )
         if self.thinking_kv == "drop_at_answer" and self.compression is None:
             raise KvplanError(
                 "thinking_kv: drop_at_answer cannot work: the answer attends to the thinking it follows;"

@@ -6,11 +6,13 @@ Facts only; the draws are `outcomes.py`'s, the arithmetic `kvplan.formulas.quali
 from __future__ import annotations
 
 import csv
+import io
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import yaml
@@ -20,23 +22,25 @@ from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.formulas import quality
 from kvplan.resources import catalog_dir
+from kvplan.workload.bench_result import read_text
+from kvplan.workload.lengths import LONGEST
+
+Share = Annotated[float, Field(ge=0, le=1)]
+BetaShape = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class Difficulty(Config):
     """The distribution of p, the chance that one sample solves a problem: a Beta, or levels with shares."""
 
-    beta: tuple[float, float] | None = None
+    beta: tuple[BetaShape, BetaShape] | None = None
     """(a, b) of a Beta distribution."""
-    levels: tuple[tuple[float, float], ...] = ()
+    levels: tuple[tuple[Share, Share], ...] = ()
     """(p, share of problems) pairs."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.beta is None) == (not self.levels):
             raise KvplanError("difficulty is either beta: [a, b] or levels: [[p, share], ...]")
-        if self.beta is not None and min(self.beta) <= 0:
-            raise KvplanError(f"difficulty: beta: both numbers must be above 0, not {list(self.beta)}")
-        quality.probability("difficulty: p", [p for p, _ in self.levels])
         if self.levels and abs(sum(share for _, share in self.levels) - 1) > 1e-6:
             raise KvplanError("difficulty: the shares of the levels must add up to 1")
         return self
@@ -60,27 +64,27 @@ class QualitySet(Config):
     assumed: tuple[str, ...] = ()
     """Fields that no source states."""
     difficulty: Difficulty = Difficulty(levels=((0.5, 1.0),))
-    thinking_tokens: float = Field(8000, gt=0)
+    thinking_tokens: float = Field(8000, gt=0, le=LONGEST)
     """Mean thinking tokens of a trace that nothing cuts."""
-    answer_tokens: int = Field(400, ge=1)
+    answer_tokens: int = Field(400, ge=1, le=LONGEST)
     """Visible tokens after the thinking."""
-    sigma_within: float = Field(0.3, ge=0)
+    sigma_within: float = Field(0.3, ge=0, le=5)
     """Lognormal spread of the length between samples of one problem."""
-    sigma_between: float = Field(0.45, ge=0)
+    sigma_between: float = Field(0.45, ge=0, le=5)
     """Lognormal spread of the mean length between problems."""
-    wrong_to_right_length: float = Field(1.0, gt=0)
+    wrong_to_right_length: float = Field(1.0, gt=0, le=1000)
     """How many times longer a wrong trace thinks than a right one of the same problem."""
-    wrong_answers: int = Field(4, ge=1)
+    wrong_answers: int = Field(4, ge=1, le=1_000_000)
     """Different wrong answers that a problem's wrong traces spread over, evenly; what a vote is up against."""
-    forced_exponent: float = Field(1.0, ge=0)
+    forced_exponent: float = Field(1.0, ge=0, le=100)
     """A trace whose thinking is closed after a share s of it is right with chance p * s**this."""
-    thinking_curve: tuple[tuple[float, float], ...] = ()
+    thinking_curve: tuple[tuple[Annotated[float, Field(ge=0, le=LONGEST)], Share], ...] = ()
     """Measured (thinking tokens, accuracy) points instead of that rule; may rise and fall again (overthinking)."""
     revision_gain: float = Field(0.15, ge=0, le=1)
     """Chance that another pass (a "Wait", a revision) mends a wrong trace."""
     revision_loss: float = Field(0.05, ge=0, le=1)
     """Chance that it spoils a right one; with gains exhausted the curve turns down (overthinking)."""
-    revision_length: float = Field(0.35, gt=0)
+    revision_length: float = Field(0.35, gt=0, le=1000)
     """Thinking tokens of such a pass, as a share of a trace's."""
 
     @field_validator("thinking_curve")
@@ -133,19 +137,18 @@ def read_pass_table(path: Path) -> dict[str, Samples]:
 
     Raises KvplanError naming the missing columns, or the row and what is wrong with it.
     """
+    found: dict[str, list[tuple[int, bool]]] = {}
     try:
-        with path.open(newline="") as file:
-            rows = csv.DictReader(file)
-            missing = {"problem", "sample", "tokens", "correct"} - set(rows.fieldnames or ())
-            if missing:
-                raise KvplanError(
-                    f"{path}: no column {', '.join(sorted(missing))}; need problem, sample, tokens, correct"
-                )
-            found: dict[str, list[tuple[int, bool]]] = {}
-            for number, row in enumerate(rows, start=2):
-                found.setdefault(row["problem"], []).append(_sample(path, number, row))
-    except (OSError, UnicodeDecodeError) as error:
-        raise KvplanError(f"{path}: cannot read the pass/fail table ({error})") from None
+        rows = csv.DictReader(io.StringIO(read_text(path)))
+        missing = {"problem", "sample", "tokens", "correct"} - set(rows.fieldnames or ())
+        if missing:
+            raise KvplanError(
+                f"{path}: no column {', '.join(sorted(missing))}; need problem, sample, tokens, correct"
+            )
+        for number, row in enumerate(rows, start=2):
+            found.setdefault(row["problem"], []).append(_sample(path, number, row))
+    except csv.Error as error:
+        raise KvplanError(f"{path}: the pass/fail table is no CSV ({error})") from None
     if not found:
         raise KvplanError(f"{path}: the pass/fail table has no rows")
     return {name: Samples(*map(tuple, zip(*samples, strict=True))) for name, samples in found.items()}
@@ -154,11 +157,13 @@ def read_pass_table(path: Path) -> dict[str, Samples]:
 def _sample(path: Path, number: int, row: dict[str, str]) -> tuple[int, bool]:
     truth = {"1": True, "true": True, "0": False, "false": False}.get((row["correct"] or "").strip().lower())
     tokens = (row["tokens"] or "").strip()
-    if truth is None or not tokens.isdigit() or int(tokens) < 1:
+    count = int(tokens) if re.fullmatch("[0-9]{1,12}", tokens) else 0
+    if truth is None or not 1 <= count <= LONGEST:
         raise KvplanError(
-            f"{path}, line {number}: tokens must be 1 or more and correct 0 or 1, not {tokens!r} and {row['correct']!r}"
+            f"{path}, line {number}: tokens must be 1 to {LONGEST:,} and correct 0 or 1,"
+            f" not {tokens[:40]!r} and {str(row['correct'])[:40]!r}"
         )
-    return int(tokens), truth
+    return count, truth
 
 
 @dataclass(frozen=True, slots=True)

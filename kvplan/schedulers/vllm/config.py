@@ -55,7 +55,7 @@ class KVCacheGroup(Config):
 class BatchWait(Config):
     """Prompts held back while others decode, until they fill a step or have waited long enough (TensorRT-LLM)."""
 
-    timeout_iters: int = Field(ge=1)
+    timeout_iters: int = Field(ge=1, le=10**9)
     """Steps that prompts are held back at most (TensorRT-LLM `batch_wait_timeout_iters`)."""
     max_tokens_ratio: float = Field(gt=0, le=1)
     """Share of max_num_batched_tokens that ends the wait (TensorRT-LLM `batch_wait_max_tokens_ratio`)."""

@@ -6,15 +6,28 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from kvplan.errors import KvplanError
 from kvplan.units import human_readable_int
+from kvplan.workload.lengths import LONGEST
+
+MAX_BRANCHES = 100_000
+"""That a problem may start at once; more would be hours of work between two looks at the clock."""
 
 _Read = BeforeValidator(lambda value: human_readable_int(value) if isinstance(value, str) else value)
 
-Tokens = Annotated[int, _Read, Field(ge=1)]
+Tokens = Annotated[int, _Read, Field(ge=1, le=LONGEST)]
 """A number of tokens, 1 or more; 32k = 32,000 and 32K = 32,768 as everywhere."""
-TokensOrNone = Annotated[int, _Read, Field(ge=0)]
+TokensOrNone = Annotated[int, _Read, Field(ge=0, le=LONGEST)]
 """A number of tokens, 0 allowed."""
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
 """1 or more."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A probability or a share."""
+
+
+def check_branches(strategy: str, num_branches: int) -> None:
+    """Raise KvplanError for more branches at once than `MAX_BRANCHES`."""
+    if num_branches > MAX_BRANCHES:
+        raise KvplanError(
+            f"{strategy} would start {num_branches:,} branches at once; at most {MAX_BRANCHES:,}"
+        )

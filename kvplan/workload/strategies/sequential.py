@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from kvplan.errors import KvplanError
 from kvplan.workload.strategies.params import Count, Share, Tokens, TokensOrNone
@@ -22,7 +24,7 @@ def extended_thinking(
     thinking_token_budget: Tokens = ALL,
     max_tokens: Tokens = ALL,
     effort: Literal["minimal", "low", "medium", "high"] | None = None,
-    length_scale: float = 1.0,
+    length_scale: Annotated[float, Field(gt=0, le=1000)] = 1.0,
 ) -> Strategy:
     """One trace whose thinking is closed at a soft budget, and cut at a hard `max_tokens`.
 
@@ -43,7 +45,7 @@ def extended_thinking(
 
 def budget_forcing(
     min_tokens: TokensOrNone = 0,
-    num_waits: int = 0,
+    num_waits: Annotated[int, Field(ge=0, le=10_000)] = 0,
     max_thinking_tokens: Tokens = ALL,
     end_tokens: TokensOrNone = 8,
 ) -> Strategy:
@@ -106,7 +108,7 @@ def sequential_revision(
 def chat(
     num_turns: Count = 3,
     user_tokens: Count = 200,
-    pause_s: float = 30.0,
+    pause_s: Annotated[float, Field(ge=0, le=1e7)] = 30.0,
     max_tokens: Tokens = ALL,
     drop_thinking: bool = True,
 ) -> Strategy:

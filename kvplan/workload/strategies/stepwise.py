@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf, log, sqrt
-from typing import Literal
+from typing import Annotated, Literal
 
-from kvplan.errors import KvplanError
+from pydantic import Field
+
 from kvplan.workload.strategies.parallel import best
-from kvplan.workload.strategies.params import Count, Share, Tokens
+from kvplan.workload.strategies.params import Count, Share, Tokens, check_branches
 from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, FinishedBranch, Strategy
 
 Aggregation = Literal["sum", "min", "last"]
@@ -34,6 +35,7 @@ def beam_search(
     Starts from `beam_width` first steps, so that w x b x i is w + w b (i - 1) steps at most. A finished trace
     keeps its place in the beam. Snell et al. 2024, arXiv 2408.03314.
     """
+    check_branches("beam_search", beam_width * branch_factor)
     ids, join = count(), AGGREGATE[aggregation]
     beam = yield Ask(start=tuple(_step(next(ids), None, step_tokens) for _ in range(beam_width)))
     value = {f.id: join(FIRST[aggregation], f.score) for f in beam}
@@ -94,7 +96,7 @@ def tree_search(
     num_simulations: Count = 16,
     branch_factor: Count = 4,
     step_tokens: Tokens = 512,
-    exploration: float = 1.0,
+    exploration: Annotated[float, Field(ge=0, le=1e6)] = 1.0,
     max_tokens: Tokens = ALL,
 ) -> Strategy:
     """MCTS: select by UCB, expand by `branch_factor` steps, roll the best out to its end, score, back up.
@@ -102,8 +104,6 @@ def tree_search(
     Answers with the best-scored rollout. Hao et al. 2023 (RAP), arXiv 2305.14992; Zhang et al. 2024 (ReST-MCTS*),
     arXiv 2406.03816.
     """
-    if exploration < 0:
-        raise KvplanError(f"exploration must be 0 or more, not {exploration}")
     ids, root = count(), _Node(None, None)
     complete: list[FinishedBranch] = []
     for _ in range(num_simulations):
@@ -134,6 +134,7 @@ def monte_carlo_labels(rollouts: Count = 8, step_tokens: Tokens = 512, max_token
     """
     [trace] = yield Ask(start=(Branch(0, max_tokens=max_tokens),))
     ends = range(step_tokens, trace.thinking_tokens, step_tokens)
+    check_branches("monte_carlo_labels", len(ends) * rollouts)
     prefixes = [end for end in ends for _ in range(rollouts)]
     finished = yield Ask(
         start=tuple(Branch(1 + i, 0, end, max_tokens=max_tokens) for i, end in enumerate(prefixes))
