@@ -157,6 +157,8 @@ def serve_command(
         print(yaml_config(question.model.name, flags, serving))
     else:
         print(shell_command(question.model.name, flags, serving))
+    if question.model.planned_as:
+        print(f"kvplan: {question.model.name} is planned as {question.model.planned_as}", file=sys.stderr)
     missing = unspoken(flags, serving)
     if missing:
         print(f"kvplan: left out, {serving} has no such flag: {', '.join(missing)}", file=sys.stderr)

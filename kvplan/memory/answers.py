@@ -211,6 +211,7 @@ class Plan:
         question = self.question
         return {
             "model": question.model.name,
+            "planned_as": question.model.planned_as or None,
             "gpu": question.gpu.name,
             "engine": str(question.engine),
             "entry_point": question.entry_point,
@@ -253,13 +254,14 @@ class Plan:
 
     def _headline(self) -> list[str]:
         """What the engine would log of its pool and what that means for the asked traces, or why it does not start."""
-        engine, refusal = self.question.engine.engine, self.refusal
+        engine, refusal, model = self.question.engine.engine, self.refusal, self.question.model
+        stands_in = [f"{model.name} is planned as {model.planned_as}."] if model.planned_as else []
         if refusal:
             starts = engine == "sglang" and refusal.max_model_len > 0
-            return [f"{'Falls short' if starts else 'Does not start'}: {refusal.reason}."]
+            return [*stands_in, f"{'Falls short' if starts else 'Does not start'}: {refusal.reason}."]
         tokens, pool = int(self.cache_tokens.value), self.budget.kv.size.value
         logged = log_lines(engine, tokens, self.max_model_len, pool, self.max_concurrency.value)
-        return [*logged, self._traces_line()]
+        return [*stands_in, *logged, self._traces_line()]
 
     def _traces_line(self) -> str:
         """What the engine's figures mean for traces of the expected lengths."""

@@ -138,7 +138,7 @@ def _as_seen(gpu: GpuSpec, learned: MemoryProfile) -> GpuSpec:
 def _weights(model: ModelSpec, args: ResolvedArgs, num_bytes: int, learned: MemoryProfile) -> Row:
     """Computed weights, and what the profile saw the model load beyond them."""
     why = _weights_reason(model, args)
-    more = learned.weights_gib.get(model.name)
+    more = learned.weights_gib.get(model.name) or learned.weights_gib.get(model.planned_as)
     if more is None:
         return Row("weights", "weights", exact(num_bytes), "computed", why)
     low, value, high = (num_bytes + int(one * GiB) for one in (more.low, more.value, more.high))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,13 +12,15 @@ from kvplan.models.config import read_json
 from kvplan.models.spec import ModelSpec
 from kvplan.resources import catalog_dir
 
-__all__ = ["bundled_models", "find_bundled", "from_config", "load_model", "path_exists"]
+__all__ = ["aliases", "bundled_models", "find_bundled", "from_config", "load_model", "path_exists"]
 
 
 def load_model(name_or_path: str | Path, *, hub: bool = False) -> ModelSpec:
     """Find a model by bundled name, config.json file, folder, or (with `hub`) Hugging Face repo id.
 
-    Bundled names ignore case and may leave out the organisation. The network is used only with `hub=True`.
+    Bundled names ignore case and may leave out the organisation; one with an organisation is that name or a listed
+    alias, never another publisher's. An alias keeps its name, and `planned_as` says whose config it is planned with.
+    The network is used only with `hub=True`.
 
     Raises:
         KvplanError: nothing found (the closest bundled names are offered), or the config is bad.
@@ -25,12 +28,8 @@ def load_model(name_or_path: str | Path, *, hub: bool = False) -> ModelSpec:
     text = str(name_or_path)
     if not text.strip():
         raise KvplanError("no model named: give a bundled name, a config.json or a folder")
-    bundled = find_bundled(text)
-    if bundled is not None:
-        config = _read_bundled(bundled)
-        return from_config(
-            config, bundled.stem.replace("--", "/"), f"bundled: {config.get('_source', 'unknown')}"
-        )
+    if text.casefold() in _index():
+        return _bundled(*_index()[text.casefold()])
     path = Path(text).expanduser()
     if path_exists(path):
         file = path / "config.json" if path.is_dir() else path
@@ -49,7 +48,19 @@ def bundled_models() -> tuple[str, ...]:
 
 def find_bundled(name: str) -> Path | None:
     """The bundled config of that name, or None. Ignores case and a missing organisation; knows aliases."""
-    return _index().get(name.casefold())
+    found = _index().get(name.casefold())
+    return found[1] if found else None
+
+
+def aliases() -> tuple[str, ...]:
+    """Names of checkpoints that share a bundled one's config, sorted."""
+    return tuple(sorted(read_json(catalog_dir() / "models" / "aliases.json")))
+
+
+def _bundled(name: str, file: Path) -> ModelSpec:
+    config, own = _read_bundled(file), file.stem.replace("--", "/")
+    found = from_config(config, name, f"bundled: {config.get('_source', 'unknown')}")
+    return found if name == own else replace(found, planned_as=own)
 
 
 def _bundled_files() -> list[Path]:
@@ -57,17 +68,15 @@ def _bundled_files() -> list[Path]:
 
 
 @cache
-def _index() -> dict[str, Path]:
-    """Every way to write a bundled model's name, in lower case; real names win over aliases."""
+def _index() -> dict[str, tuple[str, Path]]:
+    """Every way to write a bundled model, in lower case -> its name and config; real names win over aliases."""
     named = {path.stem.replace("--", "/"): path for path in _bundled_files()}
-    file = catalog_dir() / "models" / "aliases.json"
-    aliases = (
-        {alias: named[str(target)] for alias, target in read_json(file).items()} if file.is_file() else {}
-    )
-    index: dict[str, Path] = {}
-    for name, path in [*named.items(), *aliases.items()]:
-        index.setdefault(name.casefold(), path)
-        index.setdefault(name.rpartition("/")[2].casefold(), path)
+    listed = read_json(catalog_dir() / "models" / "aliases.json")
+    named |= {alias: named[str(target)] for alias, target in listed.items()}
+    index: dict[str, tuple[str, Path]] = {}
+    for name, path in named.items():
+        index.setdefault(name.casefold(), (name, path))
+        index.setdefault(name.rpartition("/")[2].casefold(), (name, path))
     return index
 
 
@@ -75,11 +84,11 @@ def _read_bundled(path: Path) -> dict[str, object]:
     """A bundled config; a quantised checkpoint names the one it was made from and adds its own keys."""
     config = read_json(path)
     base = config.get("_base")
-    return config if base is None else {**read_json(_index()[str(base).casefold()]), **config}
+    return config if base is None else {**read_json(_index()[str(base).casefold()][1]), **config}
 
 
 def _known_names() -> list[str]:
-    names = bundled_models()
+    names = (*bundled_models(), *aliases())
     return [*names, *(name.rpartition("/")[2] for name in names)]
 
 

@@ -187,6 +187,8 @@ class ModelSpec:
     """Multi-token-prediction layers; they cost memory only when speculation uses them."""
     source: str = ""
     """Where the config came from: bundled (with its source), a path, or a hub revision."""
+    planned_as: str = ""
+    """The bundled checkpoint whose config stands for this one, which has the same; empty: its own."""
     score_head: tuple[int, ...] = ()
     """Reward models: widths of the layers that replace the LM head, e.g. (3584, 2); empty for an LM."""
     vision: VisionSpec | None = None

@@ -48,8 +48,9 @@ def question_of(
         if abs(share - usual) > 0.003:
             flags = flags.model_copy(update={"gpu_memory_utilization": share})
             assumed += (f"mem_fraction_static {share:g} by the log's free memory; the default is {usual:g}",)
-    if model is None and not _same_name(log.model, spec.name):
-        assumed += (f"{log.model} is planned as {spec.name}, which has its architecture",)
+    same = spec.planned_as or spec.name
+    if model is None and not _same_name(log.model, same):
+        assumed += (f"{log.model} is planned as {same}, which has its architecture",)
     length = flags.max_model_len or 0
     spec = replace(spec, max_model_len=max(spec.max_model_len, length))
     profile = memory_profile(version.engine, version.version, version.legacy)
@@ -88,9 +89,13 @@ def _same_name(told: str, name: str) -> bool:
 
 
 def _spellings(told: str) -> list[str]:
-    """Names that a path may stand for: itself, its last part, the repository of a hub cache's folder."""
+    """Names that a log's model may stand for: itself; of a path also its last part, or its hub cache's repository.
+
+    A name with an organisation is that publisher's alone.
+    """
     cached = [part.removeprefix("models--").replace("--", "/") for part in told.split("/") if "--" in part]
-    return [told, told.rsplit("/", 1)[-1], *cached]
+    is_path = told.count("/") != 1 or told.startswith((".", "/", "~"))
+    return [told, *cached, *([told.rsplit("/", 1)[-1]] if is_path else [])]
 
 
 def _card(log: StartupLog) -> GpuSpec:

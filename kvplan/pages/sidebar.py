@@ -14,7 +14,7 @@ from kvplan.memory.answers import Option
 from kvplan.memory.demand import Demand
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.plan import Plan, estimate
-from kvplan.models.load import bundled_models, load_model
+from kvplan.models.load import aliases, bundled_models, load_model
 from kvplan.models.spec import ModelSpec
 from kvplan.pages.uploads import checked, model_from_text
 from kvplan.pages.widgets import BIND
@@ -71,7 +71,7 @@ class Asked(NamedTuple):
 def sidebar() -> Asked:
     """Model, card, flags, lengths."""
     bar = st.sidebar
-    models, cards = [*bundled_models(), PASTED], gpu_names()
+    models, cards = [*sorted((*bundled_models(), *aliases())), PASTED], gpu_names()
     model = bar.selectbox("Model", models, index=_at(models, "Qwen/Qwen3-8B"), key="model", **BIND)
     config = _pasted() if model == PASTED else ""
     gpu = bar.selectbox("GPU", cards, index=_at(cards, "h100-sxm"), key="gpu", **BIND)

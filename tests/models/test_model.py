@@ -17,7 +17,7 @@ from places import ROOT
 
 from kvplan.errors import KvplanError
 from kvplan.models.config import MAX_CONFIG_BYTES, parse_json
-from kvplan.models.load import bundled_models, find_bundled, from_config, load_model
+from kvplan.models.load import aliases, bundled_models, find_bundled, from_config, load_model
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 from kvplan.models.weights import active_parameters, heaviest_rank, parameters
 
@@ -284,10 +284,23 @@ def test_names_ignore_case_and_organisation(name: str) -> None:
     assert load_model(name).name == "Qwen/Qwen3-8B"
 
 
-def test_aliases() -> None:
-    """Another checkpoint of the same architecture."""
-    assert load_model("meta-llama/Llama-3.1-8B-Instruct") is not None
-    assert find_bundled("llama-3.1-8b-instruct") == find_bundled("meta-llama/Llama-3.1-8B")
+def test_an_alias_keeps_its_name() -> None:
+    """The asked checkpoint is the one to serve; the other only lends its config."""
+    targets = json.loads((CATALOG / "aliases.json").read_text())
+    assert set(aliases()) == set(targets)
+    for name, target in targets.items():
+        for spelling in (name, name.upper()):
+            model = load_model(spelling)
+            assert (model.name, model.planned_as) == (name, target)
+            assert replace(model, name=target, planned_as="") == load_model(target)
+    assert load_model("llama-3.1-8b-instruct").name == "meta-llama/Llama-3.1-8B-Instruct"
+    assert load_model("Qwen/Qwen3-8B").planned_as == ""
+
+
+def test_a_publishers_name_is_not_anothers() -> None:
+    """Checkpoints of one name by two publishers are quantised differently."""
+    with pytest.raises(KvplanError, match="did you mean"):
+        load_model("RedHatAI/Qwen3.6-35B-A3B-NVFP4")
 
 
 def test_files_and_folders(tmp_path: Path) -> None:
