@@ -6,6 +6,7 @@ model. Knows nothing of memory; block size and KV dtype of a model's layers are 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
@@ -66,7 +67,7 @@ class EngineArgs(Config):
     max_num_batched_tokens: Count | None = None
     """Most tokens in one step."""
     gpu_memory_utilization: float | None = None
-    """Share of the card's total memory the engine may fill; 0.92 (0.9 before vLLM 0.21)."""
+    """Share of the card's total memory the engine may fill; 0.92 (0.9 before vLLM 0.20)."""
     kv_cache_memory_bytes: Count | None = None
     """Size of the KV pool per GPU; overrides gpu_memory_utilization."""
     num_gpu_blocks_override: Count | None = None
@@ -139,6 +140,12 @@ class EngineVersion(NamedTuple):
     version: tuple[int, int] = LATEST["vllm"]
     legacy: bool = False
     """vLLM's first engine (V0): all before 0.8, and later on cards it was kept for."""
+    patch: int | None = None
+    """Third number of the version, where one was given; None: the last of its series."""
+
+    def is_vllm(self, *since: int) -> bool:
+        """Whether this is vLLM of at least that version; no other engine's numbers are compared with vLLM's."""
+        return self.engine == "vllm" and self.version >= since
 
     def __str__(self) -> str:
         """As `--engine` takes it, e.g. vllm@0.32."""
@@ -164,7 +171,9 @@ def parse_engine(text: str) -> EngineVersion:
     if len(parts) < 2 or not all(p.isdigit() and len(p) < 5 for p in parts[:2]) or kind not in ("", "v0"):
         raise KvplanError(f"{version!r} is not a version of {name}; write e.g. {name}@0.19")
     numbers = (int(parts[0]), int(parts[1]))
-    return EngineVersion(name, numbers, kind == "v0" or (name == "vllm" and numbers < (0, 8)))  # type: ignore[arg-type]
+    patch = int(digits[0]) if len(parts) > 2 and (digits := re.match(r"\d{1,4}", parts[2])) else None
+    legacy = kind == "v0" or (name == "vllm" and numbers < (0, 8))
+    return EngineVersion(name, numbers, legacy, patch)  # type: ignore[arg-type]
 
 
 def resolve(
@@ -210,7 +219,7 @@ def resolve(
 
 def _kv_cache_dtype(args: EngineArgs, model: ModelSpec, version: EngineVersion) -> str:
     """auto takes what a quantised checkpoint asks for, from vLLM 0.12 on."""
-    if args.kv_cache_dtype != "auto" or version.engine != "vllm" or version.version < (0, 12):
+    if args.kv_cache_dtype != "auto" or not version.is_vllm(0, 12):
         return args.kv_cache_dtype
     return checkpoint_kv_dtype(model.quantization or {})
 
@@ -226,9 +235,9 @@ def _utilization(args: EngineArgs, version: EngineVersion) -> float:
 
 
 def _default_utilization(version: EngineVersion) -> float:
-    """0.92 came with CUDA graphs inside the budget (0.21); SGLang's is `sglang_defaults`'."""
+    """0.92 came with CUDA graphs inside the budget (0.20); SGLang's is `sglang_defaults`'."""
     if version.engine == "vllm":
-        return 0.92 if version.version >= (0, 21) else 0.9
+        return 0.92 if version.is_vllm(0, 20) else 0.9
     return 0.9 if version.engine == "tensorrt-llm" else 0.88
 
 
@@ -254,13 +263,13 @@ def _chunked_prefill(args: EngineArgs, version: EngineVersion, max_model_len: in
 
 
 def _prefix_caching(args: EngineArgs, model: ModelSpec, version: EngineVersion) -> bool:
-    """On, except for V0, models without attention, and hybrids of older versions."""
+    """On, except for V0, models without attention, and hybrids of vLLM before 0.21."""
     if args.enable_prefix_caching is not None:
         return args.enable_prefix_caching
     kinds = {mixer.kind for layer in model.layers for mixer in layer.mixers} - {AttentionKind.NONE}
     if version.legacy or kinds == {AttentionKind.STATE}:
         return False
-    return not model.is_hybrid or version.version >= (0, 21)
+    return not model.is_hybrid or version.engine != "vllm" or version.is_vllm(0, 21)
 
 
 def _mamba_cache_mode(
@@ -293,7 +302,7 @@ def _async(args: EngineArgs, version: EngineVersion) -> bool:
     if args.async_scheduling is not None:
         return args.async_scheduling
     cpu_drafts = args.num_speculative_tokens > 0 and args.speculative_method == "ngram"
-    return version.engine == "vllm" and version.version >= (0, 14) and not cpu_drafts
+    return version.is_vllm(0, 14) and not cpu_drafts
 
 
 def _batch(
@@ -327,7 +336,7 @@ def _batch_defaults(
         return 8192, 2048
     if version.legacy:
         return 2048, 256
-    if gpu.total_bytes >= 160 * GiB and version.version >= (0, 20):
+    if gpu.total_bytes >= 160 * GiB and version.is_vllm(0, 20):
         return 16384, 1024
     if gpu.total_bytes >= 70 * GiB and "a100" not in gpu.name:
         return (16384 if offline else 8192), 1024

@@ -1,6 +1,6 @@
 """Where a card's memory goes, row by row, and what is left for KV. Bytes, each with a range and its source.
 
-    vLLM           KV = utilization x total - weights - activation peak - runtime growth - CUDA graphs (from 0.21)
+    vLLM           KV = utilization x total - weights - activation peak - runtime growth - CUDA graphs (from 0.20)
     SGLang         KV = free after loading - free before loading x (1 - mem_fraction_static)
     TensorRT-LLM   KV = free_gpu_memory_fraction x free after loading
 
@@ -106,7 +106,7 @@ def make_budget(
     others = tuple(_colocated_row(c) for c in colocated)
     weights = _weights(model, args, weights_bytes, learned)
     activation, runtime = _activation(over, engine), _runtime(over, learned, args)
-    graphs = _graphs(over, learned.graphs_in_budget)
+    graphs = _graphs(over, learned.graphs_in_budget and gpu.vendor != "amd")
     taken = [row.size for row in (weights, *others, activation, runtime, graphs)]
     outside, kv = _split(gpu, args, engine, taken, runtime.size.value)
     return Budget(

@@ -256,7 +256,7 @@ def contradictions(log: StartupLog, plan: Plan, pool: PrintedPool) -> tuple[str,
 
 
 def _budget_conflict(log: StartupLog, plan: Plan) -> Iterator[str]:
-    """vLLM's identity: utilization x total = weights + activation + non-torch + KV (+ graphs from 0.21)."""
+    """vLLM's identity: utilization x total = weights + activation + non-torch + KV (+ graphs from 0.20)."""
     names = ("total_gib", "weights_gib", "activation_gib", "non_torch_gib", "kv_gib")
     if log.engine != "vllm" or any(log.figures.get(name) is None for name in names):
         return

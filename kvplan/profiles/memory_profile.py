@@ -55,7 +55,7 @@ class MemoryProfile(Config):
     runtime_gib_per_peer: Figure
     """The same for every further tensor-parallel rank, GiB."""
     graphs_in_budget: bool
-    """Whether CUDA graphs are deducted before the KV pool (vLLM 0.21 and later)."""
+    """Whether CUDA graphs are deducted before the KV pool (vLLM 0.20 and later; never on ROCm)."""
     graph_mib_per_layer: dict[str, Figure]
     """MiB per captured graph and layer, by GPU architecture; `default` for the others."""
     total_gib: dict[str, Figure] = Field(default_factory=dict)

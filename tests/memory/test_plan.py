@@ -10,7 +10,6 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kvplan.observed.flags import read_flags
 from places import TRUTH
 
 from kvplan.engines.flags import EngineArgs, parse_engine, resolve
@@ -26,6 +25,7 @@ from kvplan.memory.overheads import num_graphs
 from kvplan.memory.plan import answer, estimate, rank_weights
 from kvplan.memory.serve_command import serve_flags, shell_command, yaml_config
 from kvplan.models.load import from_config, load_model
+from kvplan.observed.log_flags import read_flags
 from kvplan.units import GiB
 
 QWEN = "Qwen/Qwen3-8B"
@@ -167,7 +167,8 @@ def test_defaults_follow_the_version() -> None:
     """0.92 since CUDA graphs count (0.21); asynchronous since 0.14; V0 prefills a whole prompt at once."""
     model, gpu = load_model(QWEN), get_gpu("a10g")
     assert resolve(EngineArgs(), model, gpu, "vllm").gpu_memory_utilization == 0.92
-    assert resolve(EngineArgs(), model, gpu, "vllm@0.20").gpu_memory_utilization == 0.9
+    assert resolve(EngineArgs(), model, gpu, "vllm@0.20").gpu_memory_utilization == 0.92
+    assert resolve(EngineArgs(), model, gpu, "vllm@0.19").gpu_memory_utilization == 0.9
     assert resolve(EngineArgs(), model, gpu, "vllm@0.13").async_scheduling is False
     assert resolve(EngineArgs(), model, gpu, "vllm@0.14").async_scheduling is True
     old = resolve(EngineArgs(max_model_len=20_000), model, gpu, "vllm@0.6")
@@ -175,9 +176,14 @@ def test_defaults_follow_the_version() -> None:
     assert parse_engine("vllm@0.6").legacy
 
 
-def test_graphs_count_from_0_21_on() -> None:
-    """Before, they live outside the budget; eager engines have none."""
-    assert estimate(QWEN, "h100", engine="vllm@0.20").budget.graphs.size.value == 0
+def test_graphs_count_from_0_20_on() -> None:
+    """Before, they live outside the budget, and on ROCm always; eager engines have none.
+
+    vLLM 0.19 has VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS = False in `envs.py`, 0.20 True.
+    """
+    assert estimate(QWEN, "h100", engine="vllm@0.19").budget.graphs.size.value == 0
+    assert estimate(QWEN, "h100", engine="vllm@0.20").budget.graphs.size.value > 0
+    assert estimate(QWEN, "mi300x").budget.graphs.size.value == 0
     assert estimate(QWEN, "h100", engine="vllm@0.21").budget.graphs.size.value > 0
     assert estimate(QWEN, "h100", EngineArgs(enforce_eager=True)).budget.graphs.size.value == 0
 
