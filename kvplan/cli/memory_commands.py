@@ -120,6 +120,7 @@ def serve_command(
     engine: str = "vllm",
     args: FLAGS = None,
     demand: DEMAND = None,
+    colocate: Annotated[tuple[str, ...], SWITCH] = (),
     format: Literal["shell", "yaml"] = "shell",
     hub: Annotated[bool, SWITCH] = False,
 ) -> int:
@@ -143,20 +144,25 @@ def serve_command(
         A name of `kvplan gpus`, or `local`.
     engine
         vllm, sglang or tensorrt-llm, with an optional @version.
+    colocate
+        ROLE=MODEL of another model on the same GPUs, as for `estimate`; the draft is part of the command.
     format
         shell, or yaml: a file for `vllm serve --config`, SGLang's `--config`, or what TensorRT-LLM takes only from
         `--extra_llm_api_options`.
     hub
         Fetch the config from the Hugging Face hub if it is not bundled.
     """
-    plan = estimate(load_model(model, hub=hub), get_gpu(gpu), args, engine=engine, demand=demand)
+    plan = estimate(
+        load_model(model, hub=hub), get_gpu(gpu), args, engine=engine, demand=demand,
+        colocate=read_colocate(colocate),
+    )  # fmt: skip
     question = plan.question
     flags = with_length(question.args, question.demand)
     serving = question.engine.engine
     if format == "yaml":
-        print(yaml_config(question.model.name, flags, serving))
+        print(yaml_config(question.model.name, flags, serving, question.draft))
     else:
-        print(shell_command(question.model.name, flags, serving))
+        print(shell_command(question.model.name, flags, serving, question.draft))
     if question.model.planned_as:
         print(f"kvplan: {question.model.name} is planned as {question.model.planned_as}", file=sys.stderr)
     missing = unspoken(flags, serving)

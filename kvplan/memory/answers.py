@@ -57,6 +57,11 @@ class Question:
     colocate: tuple[tuple[str, ModelSpec], ...] = ()
     profile: MemoryProfile | None = None
 
+    @property
+    def draft(self) -> ModelSpec | None:
+        """The model that drafts, where one does."""
+        return dict(self.colocate).get("draft")
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
@@ -165,7 +170,7 @@ class Plan:
         """The command that starts this plan, serving no longer a context than the stated lengths need."""
         question = self.question
         args = question.args if self.too_long else with_length(question.args, question.demand)
-        return shell_command(question.model.name, args, question.engine.engine)
+        return shell_command(question.model.name, args, question.engine.engine, question.draft)
 
     def to_dict(self, options: Sequence[Option] = ()) -> dict[str, object]:
         """The document of `kvplan estimate --json`: the same keys whatever the answer, nulls for what is not known."""

@@ -26,6 +26,8 @@ from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.kv.checks import check_sharding
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.memory.other_engines import default_utilization, pool_layout, running_requests
+from kvplan.memory.serve_command import flag_text
+from kvplan.models.fp8_blocks import ragged_shard
 from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.models.weights import weight_bytes
@@ -88,7 +90,21 @@ def estimate(
         ),
         profile=profile,
     )
-    return answer(question)
+    return answer(_with_draft(question))
+
+
+def _with_draft(question: Question) -> Question:
+    """The method by the model that drafts; a method that needs one is refused without it."""
+    method, draft = question.args.speculative_method, question.draft
+    if draft is None and method in ("eagle", "draft_model"):
+        raise KvplanError(
+            f"--speculative-method {method}: name the model that drafts, --colocate draft=MODEL"
+            " (mtp and ngram need none)"
+        )
+    if draft is None:
+        return question
+    method = "eagle" if draft.draft_vocab_size else "draft_model"
+    return replace(question, args=question.args.model_copy(update={"speculative_method": method}))
 
 
 C = TypeVar("C", EngineArgs, Demand)
@@ -137,6 +153,7 @@ class _Memory(NamedTuple):
 def _memory(question: Question) -> _Memory:
     args = _resolved(question)
     check_sharding(question.model, args)
+    _check_fp8_blocks(question, args)
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(_length(question, args)))
     worst = min(budgets, key=lambda b: b.kv.size.value)
     layouts = _layouts(question, args, budgets)
@@ -148,6 +165,32 @@ def _memory(question: Question) -> _Memory:
         shape = found
         refusal = _overflow(worst, found, args) or _too_few_states(found, args, question.engine)
     return _Memory(_with_requests(question, args, shape, worst), worst, layouts, shape, refusal)
+
+
+def _check_fp8_blocks(question: Question, args: ResolvedArgs) -> None:
+    """Refuse shards that are no whole number of the checkpoint's FP8 blocks, with the sizes that are."""
+    if question.engine.engine == "tensorrt-llm" or (found := _ragged_shard(question, args)) is None:
+        return
+    tp = args.tensor_parallel_size
+    fewer = [n for n in (8, 4, 2, 1) if n < tp and tp % n == 0]
+    changes: list[dict[str, object]] = [{"tensor_parallel_size": tp, "enable_expert_parallel": True}]
+    changes += [{"tensor_parallel_size": n} for n in fewer]
+    loads = (c for c in changes if _ragged_shard(question, args.model_copy(update=c)) is None)
+    said = flag_text(question.engine.engine, **next(loads, {}))
+    would = f"; {said} would load" if said else ""
+    raise KvplanError(f"{question.engine} does not load this with tensor_parallel_size {tp}: {found}{would}")
+
+
+def _ragged_shard(question: Question, args: ResolvedArgs) -> str | None:
+    engine = question.engine
+    return ragged_shard(
+        question.model,
+        tensor_parallel_size=args.tensor_parallel_size,
+        data_parallel_size=args.data_parallel_size,
+        enable_expert_parallel=args.enable_expert_parallel,
+        refines_experts=engine.is_vllm(0, 29),
+        splits_ba=engine.engine == "sglang" and (*engine.version, engine.patch or 99) < (0, 5, 9),
+    )
 
 
 def _length(question: Question, args: ResolvedArgs) -> int:
@@ -279,9 +322,6 @@ def _layout(question: Question, args: ResolvedArgs, available: list[int]) -> Lay
     """The KV layout of these pool sizes, one per stage, or the engine's refusal."""
     if min(available) <= 0 and args.num_gpu_blocks_override is None:
         return KvCacheTooSmall("no memory left for KV", 0, min(available), 0)
-    draft = dict(question.colocate).get("draft")
-    if draft:
-        args = args.model_copy(update={"speculative_method": "draft_model"})
     try:
         if question.engine.engine != "vllm":
             return pool_layout(
@@ -292,7 +332,7 @@ def _layout(question: Question, args: ResolvedArgs, available: list[int]) -> Lay
             args,
             available,
             capability=capability(question.gpu),
-            draft=draft,
+            draft=question.draft,
             version=question.engine.version,
         )
     except KvCacheTooSmall as small:
@@ -340,7 +380,7 @@ def _overflow(budget: Budget, layout: Layout, args: ResolvedArgs) -> Refusal | N
 def _too_few_states(layout: Layout, args: ResolvedArgs, engine: EngineVersion) -> Refusal | None:
     """Full CUDA graphs want a block of state per sequence (vLLM since 0.17, `config/compilation.py`)."""
     states = any(group.kind is AttentionKind.STATE for group in layout.groups)
-    checks = engine.engine == "vllm" and engine.version >= (0, 17) and not args.enforce_eager
+    checks = engine.is_vllm(0, 17) and not args.enforce_eager
     if not (states and checks and args.max_num_seqs > layout.num_blocks):
         return None
     reason = (

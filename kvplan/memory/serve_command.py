@@ -9,6 +9,7 @@ from typing import Any
 from kvplan.engines.flags import Engine, EngineArgs
 from kvplan.engines.spelling import spell
 from kvplan.memory.demand import Demand
+from kvplan.models.spec import ModelSpec
 
 Flags = dict[str, Any]
 """Flag (without dashes in front) -> value; True and False are switches."""
@@ -17,7 +18,7 @@ TRTLLM_FILE = "trtllm-options.yaml"
 """Options that trtllm-serve takes only from a file, --extra_llm_api_options."""
 
 
-def serve_flags(args: EngineArgs, engine: Engine = "vllm") -> Flags:
+def serve_flags(args: EngineArgs, engine: Engine = "vllm", draft: ModelSpec | None = None) -> Flags:
     """Flags that differ from the defaults, in the engine's words; `spelling.unspoken` names those it has none for.
 
     >>> serve_flags(EngineArgs(tensor_parallel_size=2, enable_prefix_caching=False))
@@ -31,18 +32,25 @@ def serve_flags(args: EngineArgs, engine: Engine = "vllm") -> Flags:
     drafts, method = spoken.pop("num_speculative_tokens", 0), spoken.pop("speculative_method", "mtp")
     flags = {word.replace("_", "-"): value for word, value in spoken.items()}
     if drafts:
-        flags["speculative-config"] = {"method": method, "num_speculative_tokens": drafts}
+        told = {"method": method} if draft is None else _drafter(draft)
+        flags["speculative-config"] = told | {"num_speculative_tokens": drafts}
     return flags
+
+
+def _drafter(draft: ModelSpec) -> dict[str, str]:
+    """vLLM's words for a model that drafts."""
+    method = "eagle3" if draft.draft_vocab_size else "draft_model"
+    return {"method": method, "model": draft.name}
 
 
 def flag_text(engine: Engine = "vllm", **changes: object) -> str:
     """How an engine's command line says some changes.
 
-    >>> flag_text("sglang", max_num_seqs=64), flag_text(kv_cache_dtype="fp8")
-    ('--max-running-requests 64', '--kv-cache-dtype fp8')
+    >>> flag_text("sglang", max_num_seqs=64), flag_text(enable_expert_parallel=True)
+    ('--max-running-requests 64', '--enable-expert-parallel')
     """
     flags = serve_flags(EngineArgs.model_construct(**changes), engine)  # type: ignore[arg-type]
-    return " ".join(f"--{name} {value}" for name, value in flags.items())
+    return " ".join(to_words(flags))
 
 
 def trtllm_options(args: EngineArgs) -> dict[str, Any]:
@@ -65,7 +73,9 @@ def with_length(args: EngineArgs, demand: Demand) -> EngineArgs:
     return args.model_copy(update={"max_model_len": demand.trace_tokens(0)})
 
 
-def shell_command(model: str, args: EngineArgs, engine: Engine = "vllm") -> str:
+def shell_command(
+    model: str, args: EngineArgs, engine: Engine = "vllm", draft: ModelSpec | None = None
+) -> str:
     """One line for a shell.
 
     >>> print(shell_command("Qwen/Qwen3-8B", EngineArgs(tensor_parallel_size=2, max_model_len=16896)))
@@ -76,7 +86,7 @@ def shell_command(model: str, args: EngineArgs, engine: Engine = "vllm") -> str:
         "sglang": ["python", "-m", "sglang.launch_server", "--model-path", model],
         "tensorrt-llm": ["trtllm-serve", model],
     }[engine]
-    return shlex.join([*start, *to_words(serve_flags(args, engine))])
+    return shlex.join([*start, *to_words(serve_flags(args, engine, draft))])
 
 
 def to_words(flags: Flags) -> list[str]:
@@ -94,7 +104,7 @@ def _words(flag: str, value: Any) -> list[str]:
     return [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
 
 
-def yaml_config(model: str, args: EngineArgs, engine: Engine = "vllm") -> str:
+def yaml_config(model: str, args: EngineArgs, engine: Engine = "vllm", draft: ModelSpec | None = None) -> str:
     """A file for `vllm serve --config`, `sglang.launch_server --config`, `trtllm-serve --extra_llm_api_options`.
 
     >>> print(yaml_config("Qwen/Qwen3-8B", EngineArgs(tensor_parallel_size=2)))
@@ -107,7 +117,7 @@ def yaml_config(model: str, args: EngineArgs, engine: Engine = "vllm") -> str:
     if engine == "tensorrt-llm":
         return "\n".join(_sections(trtllm_options(args)))
     lines = [f"{'model' if engine == 'vllm' else 'model-path'}: {model}"]
-    lines += [f"{flag}: {_yaml(value)}" for flag, value in serve_flags(args, engine).items()]
+    lines += [f"{flag}: {_yaml(value)}" for flag, value in serve_flags(args, engine, draft).items()]
     return "\n".join(lines)
 
 

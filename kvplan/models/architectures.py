@@ -16,6 +16,7 @@ from kvplan.models.vision import vision_tower
 
 BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "LlamaForCausalLM": dense.llama,
+    "LlamaForCausalLMEagle3": dense.llama,
     "MistralForCausalLM": dense.mistral,
     "Mistral3ForConditionalGeneration": dense.mistral,
     "Phi3ForCausalLM": dense.phi3,
@@ -155,6 +156,9 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         or text.section("quantization_config").raw
         or None,
         source=source,
+        draft_vocab_size=text.count("draft_vocab_size", default=text.count("vocab_size"), high=1 << 28)
+        if architecture.endswith("Eagle3")
+        else 0,
     )
 
 

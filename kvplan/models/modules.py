@@ -273,7 +273,9 @@ def head_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
     """What turns the last hidden state into an answer: final norm, then LM head or reward head."""
     hidden = model.hidden_size
     yield vector("norm", hidden)
-    if model.score_head:
+    if model.draft_vocab_size:
+        yield from _eagle3_modules(model, cut)
+    elif model.score_head:
         yield from _score_modules(model.score_head, hidden, cut)
     elif not model.tie_word_embeddings:
         yield Module("lm_head", "lm_head", padded_vocab(model, cut), hidden)
@@ -290,6 +292,26 @@ def _score_modules(widths: tuple[int, ...], hidden: int, cut: Cut) -> Iterator[M
     inner = even(widths[0], cut.tp, "channels of the reward head")
     yield Module("score.0", "score", inner, hidden, inner, itemsize=4, linear=False)
     yield Module("score.2", "score", widths[1], inner, widths[1], itemsize=4, linear=False)
+
+
+def _eagle3_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
+    """What an EAGLE-3 head has beyond a Llama layer; its embedding is the target's.
+
+    `fc` joins three of the target's hidden states, whole on every rank; Q, K and V read embedding and state side by
+    side, so twice the columns; the LM head scores a vocabulary of its own, and `d2t` maps it to the target's (int64).
+    Source: vLLM 0.32 `model_executor/models/llama_eagle3.py`.
+    """
+    hidden, rows = model.hidden_size, model.draft_vocab_size
+    yield Module("fc", "mtp", hidden, 3 * hidden, linear=False)
+    for module in mixer_modules(model.layers[0].attention, hidden, cut):
+        if module.name.endswith(("q_proj", "k_proj", "v_proj")):
+            yield module._replace(name=f"{module.name}.state", bias=0)
+    yield vector("hidden_norm", hidden)
+    padded = (
+        rows if cut.checkpoint else even(cdiv(rows, VOCAB_MULTIPLE) * VOCAB_MULTIPLE, cut.tp, "draft rows")
+    )
+    yield Module("lm_head", "lm_head", padded, hidden)
+    yield vector("d2t", rows, itemsize=8)
 
 
 def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:

@@ -198,6 +198,8 @@ class ModelSpec:
     """Whether the config says how long; if not, `max_model_len` is vLLM's 2,048 and the user may ask for any length."""
     longrope_original_len: int = 0
     """The length before longrope scaling, which vLLM serves unless told otherwise; 0: no longrope."""
+    draft_vocab_size: int = 0
+    """Rows of an EAGLE-3 head's own LM head; 0: not such a head."""
     quantization: Mapping[str, object] | None = None
     """The config's `quantization_config`, as it stands; `quantization.py` reads it."""
 

@@ -109,7 +109,8 @@ def active_parameters(model: ModelSpec) -> int:
 
 def _checkpoint(model: ModelSpec, *, vision: bool, mtp: bool) -> Iterator[Module]:
     cut = Cut(checkpoint=True)
-    yield embedding_module(model, cut)
+    if not model.draft_vocab_size:
+        yield embedding_module(model, cut)
     for layer in model.layers:
         yield from layer_modules(layer, model.hidden_size, cut)
     yield from head_modules(model, cut)
@@ -155,7 +156,7 @@ def heaviest_rank(
     """
     loader = _Loader(
         model=model,
-        cut=_cut(tensor_parallel_size, data_parallel_size, enable_expert_parallel),
+        cut=rank_cut(tensor_parallel_size, data_parallel_size, enable_expert_parallel),
         rule=quantization_rule(model, quantization),
         itemsize=_itemsize(model, dtype),
         use_mtp=use_mtp,
@@ -191,7 +192,8 @@ def stage_spans(num_layers: int, stages: int) -> tuple[tuple[int, int], ...]:
     return tuple((end - size, end) for end, size in zip(ends, sizes, strict=True))
 
 
-def _cut(tp: int, dp: int, expert_parallel: bool) -> Cut:
+def rank_cut(tp: int, dp: int, expert_parallel: bool) -> Cut:
+    """How one rank's share is cut out under tensor, data and expert parallelism."""
     for name, size in (("tensor_parallel_size", tp), ("data_parallel_size", dp)):
         if not 1 <= size <= 1 << 16:
             raise KvplanError(f"{name} must be at least 1, not {size}")
@@ -231,7 +233,9 @@ class _Loader(NamedTuple):
         """Weights of the layers in `span`, and of what stands at the pipeline's ends."""
         model, first, last = self.model, span[0] == 0, span[1] == num_layers
         tied = last and model.tie_word_embeddings and not model.score_head
-        embeds = first or tied or model.architecture.startswith(EMBEDDING_EVERYWHERE)
+        embeds = not model.draft_vocab_size and (
+            first or tied or model.architecture.startswith(EMBEDDING_EVERYWHERE)
+        )
         heads = last or model.architecture.startswith(HEAD_EVERYWHERE)
         mtp = mtp_modules(model, self.cut) if self.use_mtp and last else ()
         tower = vision_modules(model.vision, self.cut.tp) if self.vision and model.vision else ()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 
 from kvplan.cli.main import run
+from kvplan.memory.plan import estimate
+from kvplan.scenario.schema import parse_scenario
+from kvplan.search.recommending import recommend
 
+QWEN = "Qwen/Qwen3-8B"
 INSTRUCT, THINKING = "Qwen/Qwen3-30B-A3B-Instruct-2507", "Qwen/Qwen3-30B-A3B-Thinking-2507"
 Capture = pytest.CaptureFixture[str]
 
@@ -31,3 +36,84 @@ def test_the_document_names_the_asked_checkpoint(capsys: Capture) -> None:
     assert f"vllm serve {INSTRUCT} " in document["serve_command"] + " "
     assert run(["estimate", INSTRUCT, "-tp", "2"]) == 0
     assert f"{INSTRUCT} is planned as {THINKING}." in capsys.readouterr().out
+
+
+BLOCKS = [
+    ("Qwen/Qwen3.6-35B-A3B-FP8 -tp 8", "64 wide", "--tensor-parallel-size 4"),
+    ("deepseek-ai/DeepSeek-R1 -tp 32", "576 wide", "--tensor-parallel-size 8"),
+    ("Qwen/Qwen3-235B-A22B-FP8 -tp 8 --engine vllm@0.20", "192 wide", "--enable-expert-parallel"),
+    ("Qwen/Qwen3-235B-A22B-FP8 -tp 8 --engine vllm@0.28", "192 wide", "--enable-expert-parallel"),
+    ("MiniMaxAI/MiniMax-M2.5 --gpu h200 -tp 8 --engine vllm@0.20", "192 wide", "--enable-expert-parallel"),
+    ("Qwen/Qwen3-235B-A22B-FP8 -tp 8 --engine sglang", "192 wide", "--ep-size 8"),
+    ("Qwen/Qwen3.5-397B-A17B-FP8 --gpu h20 -tp 8 --engine sglang@0.5.8", "gates of linear attention", ""),
+]
+"""Refused at load: vllm PR 52915, sglang 3345, vllm 17569, vllm recipes, sglang 19045 (0.5.8.post1)."""
+
+
+@pytest.mark.parametrize(("asked", "why", "would"), BLOCKS)
+def test_shards_are_whole_fp8_blocks(asked: str, why: str, would: str, capsys: Capture) -> None:
+    """vLLM 0.32 `validate_fp8_block_shape`, 0.28 also for experts; SGLang 0.5.23 `validate_block_quant_shapes`."""
+    assert run(["estimate", *asked.split()]) == 2
+    err = capsys.readouterr().err
+    assert why in err
+    assert would in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "Qwen/Qwen3.6-35B-A3B-FP8 -tp 4",
+        "deepseek-ai/DeepSeek-R1 --gpu h200 -tp 8",
+        "Qwen/Qwen3-235B-A22B-FP8 -tp 8",
+        "Qwen/Qwen3-235B-A22B-FP8 -tp 8 --engine vllm@0.29",
+        "Qwen/Qwen3-235B-A22B-FP8 -tp 8 --enable-expert-parallel --engine vllm@0.20",
+        "Qwen/Qwen3.5-397B-A17B-FP8 --gpu h20 -tp 8 --engine sglang",
+        "Qwen/Qwen3-235B-A22B -tp 8 --engine vllm@0.20",
+    ],
+)
+def test_whole_blocks_are_loaded(asked: str) -> None:
+    """From 0.29 on vLLM splits the scale blocks of experts; whole experts and 16-bit weights have no shards to check."""
+    assert run(["estimate", *asked.split()]) == 0
+
+
+def test_a_refused_shape_is_not_ranked() -> None:
+    """P02: the engine does not load the larger of the two sizes."""
+    scenario = parse_scenario(
+        {
+            "engine_version": "0.20", "model": "Qwen/Qwen3-235B-A22B-FP8", "gpu": "h100",
+            "workload": {
+                "num_requests": 20, "arrivals": {"kind": "poisson", "rate": 1}, "prompt": 500, "thinking": 300,
+                "answer": 100,
+            },
+            "slo": {"ttft_ms": 2000, "tpot_ms": 40},
+            "search": {"over": {"engine.tensor_parallel_size": [4, 8]}},
+        }
+    )  # fmt: skip
+    found = recommend(scenario, overrides=["search.rate=1"]).candidates
+    assert [c.settings["engine.tensor_parallel_size"] for c in found if c.feasible] == [4]
+    assert [c.cause for c in found if not c.feasible] == ["refused"]
+
+
+@pytest.mark.parametrize("method", ["eagle", "draft_model"])
+def test_a_drafter_is_named(method: str, capsys: Capture) -> None:
+    """vLLM's --speculative-config needs `model` for both."""
+    asked = [QWEN, "--speculative-method", method, "--num-speculative-tokens", "3"]
+    for command in ("estimate", "serve-command"):
+        assert run([command, *asked]) == 2
+        err = capsys.readouterr().err
+        assert "--colocate draft=MODEL" in err
+        assert err.count("\n") == 1
+    assert run(["serve-command", *asked, "--colocate", "draft=Qwen/Qwen3-0.6B"]) == 0
+    words = shlex.split(capsys.readouterr().out)
+    told = json.loads(words[words.index("--speculative-config") + 1])
+    assert told == {"method": "draft_model", "model": "Qwen/Qwen3-0.6B", "num_speculative_tokens": 3}
+
+
+def test_an_sglang_hybrid_with_stated_requests() -> None:
+    """L10: a log of SGLang on an H100 prints 330,323 tokens, 17.58 GB of states, with its radix cache on."""
+    plan = estimate(
+        "Qwen/Qwen3.6-27B-FP8", "h100", engine="sglang", gpu_memory_utilization=0.85, max_num_seqs=32
+    )
+    assert plan.cache_tokens.value == pytest.approx(330_323, rel=0.01)
+    assert plan.args.max_num_seqs == 32
