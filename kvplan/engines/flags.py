@@ -7,6 +7,7 @@ model. Knows nothing of memory; block size and KV dtype of a model's layers are 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
@@ -176,6 +177,13 @@ def parse_engine(text: str) -> EngineVersion:
     return EngineVersion(name, numbers, legacy, patch)  # type: ignore[arg-type]
 
 
+def as_read_by(engine: EngineVersion, model: ModelSpec) -> ModelSpec:
+    """The model with the longest context that this engine's version reads from its config."""
+    if not model.yarn_max_model_len or engine.engine != "vllm" or engine.is_vllm(0, 30):
+        return model
+    return replace(model, max_model_len=model.yarn_max_model_len)
+
+
 def resolve(
     args: EngineArgs,
     model: ModelSpec,
@@ -249,10 +257,17 @@ def _max_model_len(args: EngineArgs, model: ModelSpec) -> int:
         raise KvplanError("--max-model-len 0: a length in tokens, or -1 for the longest that fits")
     if asked > model.max_model_len and model.max_model_len_stated:
         raise KvplanError(
-            f"--max-model-len {asked:,}: {model.name} is made for {model.max_model_len:,}; "
-            "a longer context needs rope scaling in its config.json"
+            f"--max-model-len {asked:,}: {model.name} is made for {model.max_model_len:,}; {_longer(model, asked)}"
         )
     return asked
+
+
+def _longer(model: ModelSpec, asked: int) -> str:
+    """What a longer context needs."""
+    if asked <= model.yarn_max_model_len:
+        scaled = model.yarn_max_model_len
+        return f"its YaRN scaling reaches {scaled:,} once config.json says max_position_embeddings {scaled}"
+    return "a longer context needs rope scaling in its config.json"
 
 
 def _chunked_prefill(args: EngineArgs, version: EngineVersion, max_model_len: int) -> bool:

@@ -15,7 +15,15 @@ from typing import NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from kvplan.config import complaint
-from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, parse_engine, resolve
+from kvplan.engines.flags import (
+    EngineArgs,
+    EngineVersion,
+    EntryPoint,
+    ResolvedArgs,
+    as_read_by,
+    parse_engine,
+    resolve,
+)
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.formulas.capacity import pool_blocks
 from kvplan.gpu import GpuSpec, get_gpu
@@ -78,11 +86,12 @@ def estimate(
     if unknown := sorted(set(flags) - set(EngineArgs.model_fields) - set(Demand.model_fields)):
         known = (*EngineArgs.model_fields, *Demand.model_fields)
         raise KvplanError(f"estimate() has no keyword {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    version = parse_engine(engine) if isinstance(engine, str) else engine
     question = Question(
-        model=load_model(model) if isinstance(model, str) else model,
+        model=as_read_by(version, load_model(model) if isinstance(model, str) else model),
         gpu=get_gpu(gpu) if isinstance(gpu, str) else gpu,
         args=asked,
-        engine=parse_engine(engine) if isinstance(engine, str) else engine,
+        engine=version,
         demand=load,
         entry_point=entry_point,
         colocate=tuple(

@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping
 from kvplan.models.config import Keys
 from kvplan.models.families import dense, hybrid, moe
 from kvplan.models.families.common import Body
-from kvplan.models.rope import longrope_original_len, max_model_len, rotary_tables, states_max_model_len
+from kvplan.models.rope import (
+    longrope_original_len,
+    max_model_len,
+    rotary_tables,
+    states_max_model_len,
+    yarn_max_model_len,
+)
 from kvplan.models.spec import ModelSpec
 from kvplan.models.vision import vision_tower
 
@@ -151,6 +157,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         score_head=score_head(architecture, text),
         vision=vision_tower(outer, architecture, text.count("hidden_size")),
         longrope_original_len=longrope_original_len(text),
+        yarn_max_model_len=yarn_max_model_len(text),
         rotary=rotary_tables(text, architecture, body.layers),
         quantization=outer.section("quantization_config").raw
         or text.section("quantization_config").raw

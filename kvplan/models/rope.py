@@ -47,6 +47,20 @@ def longrope_original_len(text: Keys) -> int:
     return Keys(text.name, {**rope.raw, **text.raw}).count("original_max_position_embeddings", default=0)
 
 
+def yarn_max_model_len(text: Keys) -> int:
+    """`original_max_position_embeddings` times the factor where the rope type is yarn, else 0.
+
+    vLLM up to 0.29 took this for the longest context; since 0.30 (PR 56446) `max_position_embeddings` counts as scaled.
+    """
+    rope = text.section("rope_scaling" if "rope_scaling" in text else "rope_parameters")
+    factor, original = rope.raw.get("factor"), rope.raw.get("original_max_position_embeddings")
+    if rope.raw.get("rope_type", rope.raw.get("type")) != "yarn" or not isinstance(original, int):
+        return 0
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 4096:
+        return 0
+    return int(rope.count("original_max_position_embeddings") * factor)
+
+
 def _rope_factors(text: Keys) -> Iterator[float]:
     key, rope = text.first("rope_scaling", "rope_parameters")
     if rope is None:

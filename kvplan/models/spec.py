@@ -196,6 +196,8 @@ class ModelSpec:
     """Rotary tables, one per kind of rotary embedding in the model."""
     max_model_len_stated: bool = True
     """Whether the config says how long; if not, `max_model_len` is vLLM's 2,048 and the user may ask for any length."""
+    yarn_max_model_len: int = 0
+    """Original length times YaRN's factor, the longest context for vLLM before 0.30; 0: no YaRN."""
     longrope_original_len: int = 0
     """The length before longrope scaling, which vLLM serves unless told otherwise; 0: no longrope."""
     draft_vocab_size: int = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kvplan.engines.flags import LATEST, EngineArgs, EngineVersion, EntryPoint, parse_engine
+from kvplan.engines.flags import LATEST, EngineArgs, EngineVersion, EntryPoint, as_read_by, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names, match_product
 from kvplan.memory.answers import Question
@@ -40,7 +40,7 @@ def question_of(
     """What the log was started with, and what had to be assumed."""
     card = get_gpu(gpu) if isinstance(gpu, str) else gpu or _card(log)
     version, assumed = _version(log, engine)
-    spec = load_model(model) if isinstance(model, str) else model or _model(log)
+    spec = as_read_by(version, load_model(model) if isinstance(model, str) else model or _model(log))
     flags = args_of(log, spec, args)
     share = _sglang_share(log)
     if share is not None and flags.gpu_memory_utilization is None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
+from typing import Any
 
 import pytest
 
 from kvplan.cli.main import run
+from kvplan.errors import KvplanError
 from kvplan.memory.plan import estimate
+from kvplan.models.load import from_config
 from kvplan.scenario.schema import parse_scenario
 from kvplan.search.recommending import recommend
+from kvplan.units import GiB
 
 QWEN = "Qwen/Qwen3-8B"
 INSTRUCT, THINKING = "Qwen/Qwen3-30B-A3B-Instruct-2507", "Qwen/Qwen3-30B-A3B-Thinking-2507"
@@ -73,7 +77,7 @@ def test_shards_are_whole_fp8_blocks(asked: str, why: str, would: str, capsys: C
     ],
 )
 def test_whole_blocks_are_loaded(asked: str) -> None:
-    """From 0.29 on vLLM splits the scale blocks of experts; whole experts and 16-bit weights have no shards to check."""
+    """From 0.29 on vLLM splits experts' scale blocks; whole experts and 16-bit weights have none to check."""
     assert run(["estimate", *asked.split()]) == 0
 
 
@@ -117,3 +121,71 @@ def test_an_sglang_hybrid_with_stated_requests() -> None:
     )
     assert plan.cache_tokens.value == pytest.approx(330_323, rel=0.01)
     assert plan.args.max_num_seqs == 32
+
+
+YARN: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288,
+    "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+    "vocab_size": 151936, "max_position_embeddings": 40960, "torch_dtype": "bfloat16",
+    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+}  # fmt: skip
+"""Qwen3-8B as its model card says to lengthen it (C04)."""
+
+
+@pytest.mark.parametrize(
+    ("engine", "longest"),
+    [("vllm@0.8", 131072), ("vllm@0.29", 131072), ("vllm@0.30", 40960), ("vllm", 40960), ("sglang", 40960)],
+)
+def test_yarn_by_version(engine: str, longest: int) -> None:
+    """`_get_and_verify_max_len` of vLLM 0.29 and 0.30: the factor applies to the original length, then not at all."""
+    model = from_config(YARN, "yarn")
+    assert estimate(model, "h100", engine=engine).max_model_len == longest
+    with pytest.raises(KvplanError, match="is made for") as refused:
+        estimate(model, "h100", engine=engine, max_model_len=131073)
+    assert "needs rope scaling" in str(refused.value)
+    if longest < 131072:
+        with pytest.raises(KvplanError, match="max_position_embeddings 131072"):
+            estimate(model, "h100", engine=engine, max_model_len=131072)
+
+
+EAGLE3: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "hidden_size": 4096,
+    "intermediate_size": 12288, "num_hidden_layers": 1, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "head_dim": 128, "vocab_size": 151936, "draft_vocab_size": 32000, "max_position_embeddings": 40960,
+    "torch_dtype": "bfloat16",
+}  # fmt: skip
+"""An EAGLE-3 head of Qwen3-8B (C01)."""
+
+
+def test_an_eagle3_head_drafts() -> None:
+    """One layer more of KV; its weights are the matrices of vLLM's `llama_eagle3.py`, the embedding the target's."""
+    hidden, q, kv = 4096, 4096, 1024
+    matrices = (
+        3 * hidden * hidden + 2 * hidden * (q + 2 * kv) + q * hidden + 3 * hidden * 12288 + 32000 * hidden
+    )
+    rotary, plain = 2 * 40960 * 128, estimate(QWEN, "h100")
+    plan = estimate(QWEN, "h100", num_speculative_tokens=3, colocate={"draft": from_config(EAGLE3, "head")})
+    assert plan.budget.colocated[0].size.value == pytest.approx(2 * matrices + rotary, rel=0.001)
+    assert plan.bytes_per_token - plain.bytes_per_token == 2 * kv * 2
+    words = shlex.split(plan.serve_command)
+    told = json.loads(words[words.index("--speculative-config") + 1])
+    assert told == {"method": "eagle3", "model": "head", "num_speculative_tokens": 3}
+
+
+def test_ministral_3_is_read() -> None:
+    """C02: 80 KiB a token and rank at two ranks, as its log's 52.36 GiB and 686,320 tokens say."""
+    text = {
+        "model_type": "ministral3", "hidden_size": 5120, "intermediate_size": 16384, "num_hidden_layers": 40,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072,
+        "max_position_embeddings": 262144, "sliding_window": None, "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 16384},
+    }  # fmt: skip
+    config = {
+        "architectures": ["Mistral3ForConditionalGeneration"],
+        "model_type": "mistral3",
+        "text_config": text,
+    }
+    plan = estimate(
+        from_config(config, "ministral"), "a100-80gb", tensor_parallel_size=2, max_model_len=100_000
+    )
+    assert plan.bytes_per_token == 80 * 1024 == pytest.approx(52.36 * GiB / 686_320, rel=1e-4)
