@@ -1,4 +1,8 @@
-"""Writing files so that nothing is lost: one finds the old file or the whole new one, whenever the plug is pulled."""
+"""Where the bundled files live, and writing files so that nothing is lost.
+
+Bundled files lie beside the package in a checkout, inside it after installation. A written file is the old one or the
+whole new one, whenever the plug is pulled.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,34 @@ from pathlib import Path
 from typing import IO
 
 from kvplan.errors import KvplanError
+
+PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = PACKAGE / "_data"
+
+
+def _dir(installed: str, checkout: str) -> Path:
+    inside = _INSTALLED / installed
+    return inside if inside.is_dir() else PACKAGE.parent / checkout
+
+
+def catalog_dir() -> Path:
+    """Model configs and the GPU table."""
+    return PACKAGE / "catalog"
+
+
+def scenarios_dir() -> Path:
+    """The runnable scenarios, `*.yaml`."""
+    return _dir("scenarios", "scenarios")
+
+
+def profiles_dir() -> Path:
+    """The fitted profiles, `*.json`."""
+    return _dir("profiles", "calibration/profiles")
+
+
+def measurements_dir() -> Path:
+    """Raw measurements, `*.jsonl`."""
+    return _dir("measurements", "calibration/measurements")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.resources import catalog_dir
+from kvplan.files import catalog_dir
 from kvplan.units import GiB
 
 

@@ -11,7 +11,7 @@ import pytest
 from places import ROOT
 
 from kvplan.cli.main import COMMANDS, build_app, run, spell
-from kvplan.resources import scenarios_dir
+from kvplan.files import scenarios_dir
 
 README = (ROOT / "README.md").read_text()
 CONSOLE = re.findall(r"```console\n(.*?)```", README, re.S)

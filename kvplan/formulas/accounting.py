@@ -17,7 +17,7 @@ from pydantic import Field
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.resources import catalog_dir
+from kvplan.files import catalog_dir
 
 Floats = NDArray[np.float64]
 

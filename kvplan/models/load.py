@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 
 from kvplan.errors import KvplanError, did_you_mean
+from kvplan.files import catalog_dir
 from kvplan.models.architectures import from_config
 from kvplan.models.config import read_json
 from kvplan.models.spec import ModelSpec
-from kvplan.resources import catalog_dir
 
 __all__ = ["aliases", "bundled_models", "find_bundled", "from_config", "load_model", "path_exists"]
 

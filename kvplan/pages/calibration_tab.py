@@ -12,12 +12,12 @@ from kvplan.calibrate.fit.predictions import Predicted, predictions, thinned
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.charts import fits as charts
 from kvplan.errors import KvplanError
+from kvplan.files import measurements_dir
 from kvplan.observed.recorded_run import RunComparison, compare_runs, read_run
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import through_files
 from kvplan.pages.widgets import BIND, chart, guarded, run_box
 from kvplan.profiles.profile import Profile, bundled_profiles, load_profile, profile_json
-from kvplan.resources import measurements_dir
 from kvplan.simulation.observer import Observer
 
 File = tuple[str, bytes]

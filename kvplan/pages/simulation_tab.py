@@ -9,6 +9,7 @@ import streamlit as st
 
 from kvplan.charts import runs as charts
 from kvplan.errors import KvplanError
+from kvplan.files import scenarios_dir
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.sidebar import Asked
 from kvplan.pages.uploads import scenario_from_text, through_files
@@ -21,7 +22,6 @@ from kvplan.pages.widgets import (
     run_box,
     scenario_to_copy,
 )
-from kvplan.resources import scenarios_dir
 from kvplan.scenario.schema import Scenario, dump_scenario
 from kvplan.simulation.bench_report import bench_block, bench_tail
 from kvplan.simulation.block_map import BlockMap, holdings

@@ -8,9 +8,9 @@ import streamlit as st
 
 from kvplan.charts import runs, searches
 from kvplan.errors import KvplanError
+from kvplan.files import scenarios_dir
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.widgets import bundled_scenario, chart, marked, or_complaint, run_box, scenario_to_copy
-from kvplan.resources import scenarios_dir
 from kvplan.scenario.schema import Scenario
 from kvplan.search.comparison import Comparison, compare
 from kvplan.simulation.branches import BranchNotes, tree

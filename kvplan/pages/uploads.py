@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from kvplan.errors import KvplanError
+from kvplan.files import profiles_dir
 from kvplan.models.load import find_bundled, load_model
 from kvplan.models.spec import ModelSpec
-from kvplan.resources import profiles_dir
 from kvplan.scenario.schema import Scenario, load_scenario
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError
-from kvplan.resources import catalog_dir
+from kvplan.files import catalog_dir
 
 
 class Figure(Config):

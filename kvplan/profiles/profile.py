@@ -14,9 +14,9 @@ from pydantic import Field, ValidationError
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
+from kvplan.files import profiles_dir
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.profiles.timing_profile import TimingProfile
-from kvplan.resources import profiles_dir
 
 
 class Profile(Config):

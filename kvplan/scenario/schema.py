@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model
 from kvplan.config import Config
 from kvplan.engines.flags import Engine, EngineArgs
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.resources import scenarios_dir
+from kvplan.files import scenarios_dir
 from kvplan.scenario.space import Search
 from kvplan.schedulers.sglang.config import SchedulePolicyName
 from kvplan.schedulers.vllm.config import Admission, BatchWait

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import yaml
 
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.resources import catalog_dir
+from kvplan.files import catalog_dir
 
 HOURS = 24
 

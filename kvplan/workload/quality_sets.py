@@ -20,8 +20,8 @@ from pydantic import Field, field_validator, model_validator
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
+from kvplan.files import catalog_dir
 from kvplan.formulas import quality
-from kvplan.resources import catalog_dir
 from kvplan.workload.bench_result import read_text
 from kvplan.workload.lengths import LONGEST
 

@@ -17,11 +17,11 @@ from app_driver import calm, dots, metrics, one_line, press, run, shown_scenario
 
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli.main import run as cli
+from kvplan.files import measurements_dir
 from kvplan.models.load import find_bundled
 from kvplan.pages.sidebar import PASTED
 from kvplan.pages.simulation_tab import shown_ms
 from kvplan.pages.uploads import MAX_BYTES
-from kvplan.resources import measurements_dir
 from kvplan.scenario.schema import dump_scenario, load_scenario
 from kvplan.search.comparison import compare
 from kvplan.search.recommending import recommend

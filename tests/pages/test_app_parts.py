@@ -14,13 +14,13 @@ from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli.main import run as cli
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
+from kvplan.files import measurements_dir
 from kvplan.memory.demand import Demand
 from kvplan.memory.mixed_lengths import varying_traces
 from kvplan.memory.plan import concurrency_curve, estimate
 from kvplan.pages.jobs import Job, Progress
 from kvplan.pages.uploads import MAX_BYTES, model_from_text, scenario_from_text, through_files
 from kvplan.profiles.profile import load_profile
-from kvplan.resources import measurements_dir
 from kvplan.scenario.schema import load_scenario
 from kvplan.simulation.block_map import BlockMap, Extent, holdings, ranges
 from kvplan.simulation.branches import BranchNotes, tree

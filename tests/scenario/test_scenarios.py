@@ -12,8 +12,8 @@ import pytest
 
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
+from kvplan.files import scenarios_dir
 from kvplan.limits import Limit
-from kvplan.resources import scenarios_dir
 from kvplan.scenario.schema import dump_scenario, load_scenario, parse_scenario
 from kvplan.simulation.deploy import StatedStepTime, set_ups
 from kvplan.simulation.result import Result
