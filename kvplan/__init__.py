@@ -59,6 +59,7 @@ _MOVED = {
     "kvplan.recommend": "the function kvplan.recommend; its module is kvplan.search.recommending",
     "kvplan.reconcile": "the function kvplan.reconcile; its module is kvplan.observed.reconciliation",
     "kvplan.records": "kvplan.simulation.records",
+    "kvplan.resources": "kvplan.files",
     "kvplan.result": "kvplan.simulation.result",
     "kvplan.simulate": "the function kvplan.simulate; its room is kvplan.simulation",
     "kvplan.trace": "kvplan.simulation.trace",

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from kvplan.errors import KvplanError
 
@@ -46,15 +46,17 @@ def measurements_dir() -> Path:
 
 
 @contextmanager
-def written_whole(path: Path | str, newline: str | None = None) -> Iterator[IO[str]]:
-    """Open a text file that takes the place of `path` when the block ends, and leaves it alone if the block fails.
+def written_whole(path: Path | str, newline: str | None = None, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that takes the place of `path` when the block ends, and leaves it alone if the block fails.
 
     A temporary file beside it is flushed to the disk and renamed. A link keeps pointing where it did, permissions
-    stay, and what is no regular file (a pipe, /dev/stdout) is written straight. Raises OSError naming `path`.
+    stay, and what is no regular file (a pipe, /dev/stdout) is written straight. `mode` is "w" (UTF-8) or "wb".
+    Raises OSError naming `path`.
     """
     target = Path(os.path.realpath(path))
+    encoding = None if "b" in mode else "utf-8"
     if target.exists() and not target.is_file():
-        with target.open("w", encoding="utf-8", newline=newline) as stream:
+        with target.open(mode, encoding=encoding, newline=newline) as stream:
             yield stream
         return
     try:
@@ -62,7 +64,7 @@ def written_whole(path: Path | str, newline: str | None = None) -> Iterator[IO[s
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline=newline) as file:
+        with os.fdopen(handle, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fchmod(file.fileno(), _mode(target))
@@ -82,7 +84,39 @@ def write_whole(path: Path | str, text: str) -> None:
         file.write(text)
 
 
-def refuse_same_file(reads: Iterable[Path | str | None], writes: dict[str, Path | str | None]) -> None:
+@contextmanager
+def locked(path: Path | str) -> Iterator[IO[bytes]]:
+    """Open a file (made if it is not there) to read and append; one process at a time, others wait.
+
+    Who replaces it (`written_whole`) while holding it takes nothing from those who wait: they open the new one.
+    """
+    import fcntl  # not on Windows, where nothing is appended to
+
+    while True:
+        with open(path, "a+b", buffering=0) as file:
+            with suppress(OSError):  # file systems without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(file, path):
+                yield file
+                return
+
+
+def append_whole(path: Path | str, line: str) -> None:
+    """Append a line and bring it to the disk, whole or not at all; a last line without its end is given one."""
+    with locked(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        glued = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        try:
+            data = b"\n" * glued + f"{line}\n".encode()
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError as error:
+            os.truncate(path, size)
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def refuse_same_file(reads: Iterable[Path | str | None], writes: Mapping[str, Path | str | None]) -> None:
     """Refuse to write, under the flags named in `writes`, over an input or over another output.
 
     Raises KvplanError. Links and different spellings of one path count as the same file; pipes may be shared.
@@ -103,6 +137,14 @@ def _identity(path: Path | str) -> str:
 
 def _is_stream(path: Path | str) -> bool:
     return os.path.exists(path) and not os.path.isfile(path)
+
+
+def _is_at(file: IO[bytes], path: Path | str) -> bool:
+    """Whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _mode(path: Path) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvplan.calibrate.measurements import Row, read_rows
 from kvplan.errors import KvplanError
+from kvplan.files import append_whole, write_whole
 
 Point = dict[str, int | float | str | bool]
 """What tells one measured point from others of its op."""
@@ -38,10 +38,7 @@ class MeasurementSession:
 
     def append(self, row: Row) -> None:
         """Write one row and flush it to disk: an interrupted run keeps every finished point."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_whole(self.path, json.dumps(row))
 
     def rows(self) -> list[Row]:
         """All rows of the file."""
@@ -88,4 +85,4 @@ def _drop_torn_line(path: Path) -> None:
     try:
         json.loads(torn)
     except ValueError:
-        path.write_text(f"{kept}\n" if kept else "", encoding="utf-8")
+        write_whole(path, f"{kept}\n" if kept else "")

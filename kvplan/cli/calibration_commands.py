@@ -13,11 +13,12 @@ from kvplan.calibrate.card import measure_card
 from kvplan.calibrate.outcome import pool_checks, skipped_points
 from kvplan.calibrate.server.client import CacheFacts, Server
 from kvplan.calibrate.server.loads import measure_server
-from kvplan.calibrate.session import Report, check_writable, no_report
+from kvplan.calibrate.session import Report, batches_path, check_writable, no_report
 from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.profile_report import report_lines
 from kvplan.cli.progress import Progress
 from kvplan.errors import KvplanError, did_you_mean
+from kvplan.files import refuse_same_file
 from kvplan.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles.profile import Profile, load_profile, write_profile
@@ -76,10 +77,8 @@ def calibrate_command(
         raise KvplanError(f"--rounds {rounds}: a number from 1 up, or 0 for the default")
     if not budget_s >= 0:
         raise KvplanError(f"--budget-s {budget_s}: seconds, from 0 up (0: no limit)")
-    if measurements.resolve() == output.resolve():
-        raise KvplanError(
-            f"--measurements and --output both name {output}; write the profile to another file"
-        )
+    outputs = {"--measurements": measurements, "--output": output}
+    refuse_same_file([model or None, batches_path(measurements)], outputs)
     check_writable(output)
     if server:
         facts = _measure_server(server, model, gpu, measurements, rounds or 3, report)
@@ -188,6 +187,7 @@ def fit_command(
     json
         The profile as one JSON document on stdout.
     """
+    refuse_same_file([*files, fill or None], {"--output": output})
     profile = build(
         files,
         source=from_,

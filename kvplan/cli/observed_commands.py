@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from kvplan.cli.options import FLAGS, SWITCH, print_json
 from kvplan.engines.flags import EntryPoint
 from kvplan.errors import KvplanError
+from kvplan.files import refuse_same_file, write_whole
 from kvplan.models.load import load_model
 from kvplan.observed.reader import file_lines
 from kvplan.observed.reconciliation import reconcile
@@ -64,6 +65,7 @@ def reconcile_command(
     json
         One JSON document on stdout.
     """
+    refuse_same_file([log, model], {"--save": save})
     told = read_log(file_lines(log))
     name = model or (told.model if hub else None)
     spec = load_model(name, hub=hub) if name else None
@@ -82,7 +84,7 @@ def _save(name: str, content: str) -> None:
     if path.suffix != ".json":
         raise KvplanError(f"--save {name}: a profile's file name ends in .json")
     try:
-        path.write_text(content + "\n", encoding="utf-8")
+        write_whole(path, content + "\n")
     except OSError as error:
         raise KvplanError(f"--save {name}: cannot be written ({error.strerror})") from None
     print(f"kvplan: overheads written to {path}", file=sys.stderr)
@@ -116,10 +118,11 @@ def compare_run_command(
     json
         One JSON document on stdout.
     """
+    refuse_same_file([real, result, real_totals, totals], {"--chart": chart})
     found = compare_runs(read_run(real, real_totals), read_run(result, totals))
     if chart is not None:
         try:
-            chart.write_text(chart_svg(found), encoding="utf-8")
+            write_whole(chart, chart_svg(found))
         except OSError as error:
             raise KvplanError(f"{chart}: cannot be written ({error.strerror})") from None
     if json:

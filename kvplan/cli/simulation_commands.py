@@ -11,7 +11,10 @@ from cyclopts import Parameter
 from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.progress import Progress
 from kvplan.errors import KvplanError
+from kvplan.files import refuse_same_file
+from kvplan.models.load import path_exists
 from kvplan.scenario import schema as scenarios
+from kvplan.search.grid import texts_in
 from kvplan.simulation.bench_report import bench_text
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.deploy import set_ups
@@ -99,8 +102,11 @@ def simulate_command(
         return 0
     if no_records and (records or trace):
         raise KvplanError("--no-records keeps no rows to write; drop it, or drop --records and --trace")
+    refuse_same_file([scenario, *_named_files(loaded)], {"--records": records, "--trace": trace})
     if records:
         check_target(records)
+    if trace and not trace.parent.is_dir():
+        raise KvplanError(f"--trace {trace}: there is no folder {trace.parent}")
     progress = None if quiet else Progress()
     setups = set_ups(loaded) if loaded.problems is None else None
     blocks = BlockMap()
@@ -126,6 +132,12 @@ def simulate_command(
     if result.verdict == "interrupted":
         print("kvplan: interrupted; the figures cover what was simulated so far", file=sys.stderr)
     return result.exit_code
+
+
+def _named_files(scenario: scenarios.Scenario) -> list[Path]:
+    """Every file that a scenario names: its traces, tables, models, profiles."""
+    texts = texts_in(scenario.model_dump(mode="json", exclude={"name"}))
+    return [path for text in texts for path in (scenario.folder / text, Path(text)) if path_exists(path)]
 
 
 def _bench_flags(

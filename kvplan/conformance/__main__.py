@@ -19,6 +19,7 @@ from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import Stuck
 from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.files import refuse_same_file, written_whole
 
 TWINS = {"vllm": {"0.32": "vLLM 0.32.0"}, "sglang": {"0.5.23": "SGLang 0.5.23"}}
 """Engine -> version -> what the twin mirrors; the last version is the default."""
@@ -78,12 +79,13 @@ def run(arguments: list[str]) -> DoesNotFit | None:
     """Do what the command line says; return why the run ended early, if it did."""
     options = make_parser().parse_args(arguments)
     mirrors = mirrored(options)
+    refuse_same_file([options.scenario], {"--output": options.output})
     scenario, replay = open_scenario(options)
     result = replay.run()
     totals = json.dumps(replay.totals(result))
     with ExitStack() as stack:
         if options.output or not options.summary:
-            file = stack.enter_context(open(options.output, "w")) if options.output else sys.stdout
+            file = stack.enter_context(written_whole(options.output)) if options.output else sys.stdout
             write_log(mirrors, scenario, result, file)
             print(totals, file=file)
         if options.output or options.summary:

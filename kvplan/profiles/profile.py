@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import profiles_dir
+from kvplan.files import profiles_dir, write_whole
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.profiles.timing_profile import TimingProfile
 
@@ -66,10 +66,10 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
 
 def write_profile(profile: Profile, path: Path) -> None:
-    """Write a profile as JSON, as `load_profile` reads it; folders are made."""
+    """Write a profile as JSON, as `load_profile` reads it, whole or not at all; folders are made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(profile_json(profile), encoding="utf-8")
+        write_whole(path, profile_json(profile))
     except OSError as error:
         raise KvplanError(f"{path}: cannot be written ({error.strerror})") from None
 

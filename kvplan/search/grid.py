@@ -190,19 +190,19 @@ def _hash(settings: dict[str, Any], scenario: Scenario | None) -> str:
         files: list[str] = []
     else:
         said = scenario.model_dump(mode="json", exclude={"name", "search"})
-        files = [found for text in _texts(said) if (found := _contents(scenario.folder / text))]
+        files = [found for text in texts_in(said) if (found := _contents(scenario.folder / text))]
     text = json.dumps([kvplan.__version__, said, files], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_in(value: Any) -> Iterator[str]:
     """Every text in a document that could name a file."""
     if isinstance(value, str):
         if "." in value or "/" in value:
             yield value
     elif isinstance(value, dict | list):
         for child in value.values() if isinstance(value, dict) else value:
-            yield from _texts(child)
+            yield from texts_in(child)
 
 
 def _contents(path: Path) -> str:

@@ -1,8 +1,8 @@
 """The file of a sweep: rows are appended as points finish, and found again after a kill.
 
-CSV and JSONL are appended to directly. Parquet cannot be: its rows wait in a JSONL file beside it. At the end the
-file is written anew in the order of the points, so that how a sweep ran leaves no trace in it. A torn last line, as a
-kill leaves it, is dropped; so are rows whose point failed for want of a worker.
+CSV and JSONL are appended to directly, under a lock: two sweeps may fill one file. Parquet cannot be: its rows wait in
+a JSONL file beside it. At the end the file is written anew in the order of the points, so that how a sweep ran leaves
+no trace in it. A torn last line, as a kill leaves it, is cut off; any other line that is no row is refused.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 from kvplan.errors import KvplanError
+from kvplan.files import append_whole, locked, written_whole
 from kvplan.search.point_row import COUNTS, FIGURES, TEXTS, Row
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -33,7 +34,6 @@ class SweepFile:
     """The columns of the swept keys."""
     found: dict[str, Row] = field(default_factory=dict)
     """Finished rows by their point's hash."""
-    _file: Any = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -56,87 +56,103 @@ class SweepFile:
         if not self.path.parent.is_dir():
             raise KvplanError(f"-o {self.path}: there is no folder {self.path.parent}")
         try:
-            rows = _read_parquet(self.path) if self._is_parquet and self.path.exists() else []
-            rows += self._read_journal() if self.journal.exists() else []
-            for row in rows:
-                self._check(row)
-                self.found[row[HASH]] = row
-            self._rewrite(self.journal, list(self.found.values()))
-            self._file = self.journal.open("a", encoding="utf-8", newline="")
-        except (OSError, UnicodeDecodeError) as error:
+            self._read_parquet()
+            with locked(self.journal) as file:
+                self._read_journal(file)
+        except OSError as error:
             raise self._trouble(error) from None
-
-    def _check(self, row: Row) -> None:
-        if tuple(row) != self.columns:
-            other = [name for name in row if name not in FIGURES and name != HASH]
-            raise KvplanError(
-                f"-o {self.path}: holds a sweep over {', '.join(other) or 'something else'}, not over "
-                f"{', '.join(self.keys)}; choose another file, or remove it"
-            )
-
-    def _read_journal(self) -> list[Row]:
-        """The whole lines; a torn last one is dropped."""
-        text = self.journal.read_text(encoding="utf-8", errors="replace")
-        if self.journal.suffix == ".jsonl":
-            return [row for line in text.split("\n") if isinstance(row := _line(line), dict)]
-        whole = text[: text.rfind("\n") + 1]
-        header, *lines = list(csv.reader(io.StringIO(whole))) or [[]]
-        if text and tuple(header) != self.columns:
-            self._check(dict.fromkeys(header or text[:40].split(",")))
-        return [
-            dict(zip(header, map(_value, header, line), strict=True))
-            for line in lines
-            if len(line) == len(header)
-        ]
 
     def add(self, row: Row) -> None:
         """Append one finished row, whole and at once. Raises KvplanError when the disk does not take it."""
         try:
-            self._file.write(self._text(row, self.journal))
-            self._file.flush()
+            append_whole(self.journal, self._text(row, self.journal))
         except OSError as error:
             raise self._trouble(error) from None
         self.found[row[HASH]] = row
 
     def finish(self, order: Sequence[str]) -> None:
-        """Write all rows in the order of their points, then those of other points that the file held before."""
-        rows = {h: self.found[h] for h in order if h in self.found}
-        rows |= {h: row for h, row in self.found.items() if h not in rows}
+        """Write all rows in the order of their points, then those of other points, also of a sweep that still runs."""
         try:
-            self.close()
-            if self._is_parquet:
-                _write_parquet(self.path, list(rows.values()), self.columns)
-                self.journal.unlink()
-            else:
-                self._rewrite(self.path, list(rows.values()))
+            with locked(self.journal) as file:
+                self._read_parquet()
+                self._read_journal(file)
+                rows = {h: self.found[h] for h in order if h in self.found} | self.found
+                if self._is_parquet:
+                    _write_parquet(self.path, list(rows.values()), self.columns)
+                    self.journal.unlink()
+                else:
+                    with written_whole(self.path) as out:
+                        lines = [self._header, *(self._text(row, self.path) for row in rows.values())]
+                        out.writelines(f"{line}\n" for line in lines if line)
         except OSError as error:
             raise self._trouble(error) from None
 
-    def close(self) -> None:
-        """Leave the rows as they are."""
-        if self._file is not None:
-            try:
-                self._file.close()
-            except OSError as error:
-                raise self._trouble(error) from None
-            finally:
-                self._file = None
+    @property
+    def _header(self) -> str:
+        """The first line of a CSV; the other formats have none."""
+        return _csv_line(self.columns) if self.path.suffix == ".csv" else ""
 
-    def _rewrite(self, path: Path, rows: list[Row]) -> None:
-        """Replace a file as a whole: a kill leaves the old one or the new one."""
-        beside = path.with_name(path.name + ".new")
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                csv.writer(file, lineterminator="\n").writerow(self.columns)
-            file.writelines(self._text(row, path) for row in rows)
-        os.replace(beside, path)
+    def _read_parquet(self) -> None:
+        if self._is_parquet and self.path.exists():
+            for row in _read_parquet(self.path):
+                self._keep(row, "")
+
+    def _read_journal(self, file: IO[bytes]) -> None:
+        """Note the rows of a locked file; its torn last line is cut off, a whole one without its end gets it."""
+        file.seek(0)
+        *lines, last = file.read().split(b"\n")
+        texts = [line.decode(errors="replace") for line in lines]
+        size = file.tell()
+        if last and self._is_torn(last.decode(errors="replace"), is_first=not lines):
+            size -= len(last)
+            file.truncate(size)
+        elif last:
+            file.write(b"\n")
+            texts.append(last.decode(errors="replace"))
+        if self._header and size == 0:
+            file.write(f"{self._header}\n".encode())
+        elif self._header and texts:
+            self._check_columns(next(csv.reader([texts[0]]), []))
+            texts[0] = ""
+        for number, text in enumerate(texts, 1):
+            if text:
+                where = f" line {number}"
+                self._keep(self._row(text, where), where)
+
+    def _is_torn(self, text: str, is_first: bool) -> bool:
+        """Whether a last line without its end is the beginning of one of ours."""
+        if self._header:
+            return self._header.startswith(text) if is_first else len(_cells(text)) != len(self.columns)
+        head = f'{{"{HASH}": "'
+        return _json(text) is None and text[: len(head)] == head[: len(text)]
+
+    def _row(self, text: str, where: str) -> Row:
+        if not self._header:
+            return _json(text) or self._refuse(where, f"{text[:40]!r} is no row of a sweep")
+        try:
+            return dict(zip(self.columns, map(_value, self.columns, _cells(text)), strict=True))
+        except ValueError:
+            return self._refuse(where, f"{text[:40]!r} is no row of this sweep")
+
+    def _keep(self, row: Row, where: str) -> None:
+        self._check_columns(list(row))
+        wrong = [name for name in (HASH, *FIGURES) if not _is_sound(name, row[name])]
+        if wrong:
+            self._refuse(where, f"{wrong[0]} cannot be {str(row[wrong[0]])[:40]!r}")
+        self.found[row[HASH]] = row
+
+    def _check_columns(self, columns: list[str]) -> None:
+        if tuple(columns) != self.columns:
+            other = ", ".join(name for name in columns if name not in FIGURES and name != HASH)
+            self._refuse(
+                "", f"holds a sweep over {other[:200] or 'something else'}, not over {', '.join(self.keys)}"
+            )
+
+    def _refuse(self, where: str, why: str) -> NoReturn:
+        raise KvplanError(f"-o {self.path}{where}: {why}; choose another file, or remove it")
 
     def _text(self, row: Row, path: Path) -> str:
-        if path.suffix == ".jsonl":
-            return json.dumps(row, default=str) + "\n"
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(["" if v is None else v for v in row.values()])
-        return line.getvalue()
+        return _csv_line(row.values()) if path.suffix == ".csv" else json.dumps(row, default=str)
 
     def _trouble(self, error: Exception) -> KvplanError:
         why = getattr(error, "strerror", None) or type(error).__name__
@@ -144,11 +160,39 @@ class SweepFile:
         return KvplanError(f"-o {self.path}: {why}{kept}; run the same command again to go on")
 
 
-def _line(text: str) -> Any:
+def _csv_line(values: Iterable[Any]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(
+        ["" if v is None else " ".join(v.splitlines()) if isinstance(v, str) else v for v in values]
+    )
+    return out.getvalue()
+
+
+def _cells(text: str) -> list[str]:
     try:
-        return json.loads(text)
-    except ValueError:
+        return next(csv.reader([text], strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _json(text: str) -> Row | None:
+    """The object that a line holds, if it holds one."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
         return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_sound(column: str, value: Any) -> bool:
+    """Whether a figure has its kind of value; None where a point has no figures."""
+    if column in (HASH, *TEXTS):
+        return isinstance(value, str) or (value is None and column in TEXTS[:2])
+    if column == "slo_met":
+        return value is None or isinstance(value, bool)
+    if column in COUNTS:
+        return value is None or (type(value) is int and abs(value) < 2**63)
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def _value(column: str, text: str) -> Any:
@@ -185,9 +229,8 @@ def _write_parquet(path: Path, rows: list[Row], columns: Sequence[str]) -> None:
         return pa.array([v if isinstance(v, str) else json.dumps(v, default=str) for v in values])
 
     table = {name: column(name) for name in columns}
-    beside = path.with_name(path.name + ".new")
-    parquet.write_table(pa.table(table), beside)
-    os.replace(beside, path)
+    with written_whole(path, mode="wb") as file:
+        parquet.write_table(pa.table(table), file)
 
 
 _TYPES = {**dict.fromkeys(COUNTS, "int64"), "slo_met": "bool"}

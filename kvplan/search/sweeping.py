@@ -107,9 +107,6 @@ def sweep_rows(
                 progress(number, len(todo))
     except KeyboardInterrupt:
         interrupted = True
-    finally:
-        if file is not None:
-            file.close()
     if file is not None:
         file.finish([p.hash for p in points])
     finished = [_row(p, rows[p.hash]) for p in points if p.hash in rows]

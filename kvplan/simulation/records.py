@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvplan.errors import KvplanError
+from kvplan.files import written_whole
 from kvplan.units import TICKS_PER_S
 
 UNSET = -1
@@ -165,7 +166,7 @@ def _rows(columns: dict[str, NDArray[Any]]) -> zip[tuple[Any, ...]]:
 
 
 def _write_csv(columns: dict[str, NDArray[Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path, newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(columns)
         out.writerows([_plain(v) for v in row] for row in _rows(columns))
@@ -179,7 +180,7 @@ def _plain(value: Any) -> Any:
 
 
 def _write_jsonl(columns: dict[str, NDArray[Any]], path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    with written_whole(path) as file:
         for row in _rows(columns):
             values = (None if isinstance(v, float) and v != v else v for v in row)
             file.write(json.dumps(dict(zip(columns, values, strict=True))) + "\n")
@@ -191,7 +192,9 @@ def _write_parquet(columns: dict[str, NDArray[Any]], path: Path) -> None:
         import pyarrow.parquet as pq
     except ImportError:
         raise KvplanError(f"--records {path}: Parquet needs pyarrow: pip install 'kvplan[sweep]'") from None
-    pq.write_table(pa.table({name: pa.array(column) for name, column in columns.items()}), path)
+    table = pa.table({name: pa.array(column) for name, column in columns.items()})
+    with written_whole(path, mode="wb") as file:
+        pq.write_table(table, file)
 
 
 _WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kvplan.errors import KvplanError
+from kvplan.files import written_whole
 from kvplan.simulation.block_map import BlockMap, ranges
 from kvplan.simulation.metrics import Sample
 from kvplan.simulation.records import FINISH_REASONS, UNSET, Record, Records
@@ -34,7 +35,7 @@ def chrome_trace(records: Records, samples: list[Sample], blocks: BlockMap | Non
 def write_trace(records: Records, samples: list[Sample], path: Path, blocks: BlockMap | None = None) -> None:
     """Write the trace as JSON. Raises KvplanError if the file cannot be written."""
     try:
-        with path.open("w", encoding="utf-8") as file:
+        with written_whole(path) as file:
             json.dump(chrome_trace(records, samples, blocks), file, separators=(",", ":"))
     except OSError as error:
         raise KvplanError(f"--trace {path}: {error.strerror or error}") from None

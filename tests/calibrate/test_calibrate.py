@@ -157,7 +157,7 @@ def test_rows_of_a_served_model_carry_its_name_or_its_shape(tmp_path: Path) -> N
         (["--measurements", "{folder}"], "no measurement file that can be read (Is a directory)"),
         (["--measurements", "{folder}/array"], "array:1: not a measurement row"),
         (["--measurements", "{folder}/no-op"], "no-op:1: not a measurement row"),
-        (["--measurements", "{folder}/p.json", "-o", "{folder}/p.json"], "both name"),
+        (["--measurements", "{folder}/p.json", "-o", "{folder}/p.json"], "is written by --measurements"),
     ],
 )
 def test_a_file_that_will_not_do_is_told_before_anything_is_measured(

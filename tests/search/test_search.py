@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -240,7 +241,6 @@ def test_a_file_is_gone_on_with(tmp_path: Path, suffix: str) -> None:
     file.open()
     for row in rows.rows[3:5]:
         file.add(row)
-    file.close()
     with file.journal.open("a") as out:
         out.write(file._text(rows.rows[0], file.journal)[:50])
     again = sweep_rows(BASE, OVER, output=torn)
@@ -284,19 +284,89 @@ def test_another_file_is_left_alone(tmp_path: Path, name: str, contents: str | N
         assert path.read_text() == contents
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
-def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.csv"
     file = SweepFile(path, tuple(OVER))
     file.open()
-    file.close()
-    file._file = open("/dev/full", "w")  # noqa: SIM115
-    row = sweep_rows(BASE, OVER).rows[0]
-    with pytest.raises(KvplanError, match="No space left on device; run the same command again to go on"):
-        file.add(row)
+    rows = sweep_rows(BASE, OVER).rows
+    file.add(rows[0])
+    before = path.read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(KvplanError, match=r"No space left on device; 1 finished rows are kept; run the same"):
+        file.add(rows[1])
     with pytest.raises(KvplanError, match="No space left"):
-        file.close()
-    assert path.read_text().count("\n") == 1
+        file.finish([row[HASH] for row in rows])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_last_row_without_its_end_is_completed(tmp_path: Path, suffix: str) -> None:
+    """An editor took the last newline off: the row counts, and the next one is not glued to it."""
+    path = tmp_path / f"rows{suffix}"
+    whole = sweep_rows(BASE, OVER, output=path).rows
+    text = path.read_text()
+    path.write_text(text.removesuffix("\n"))
+    again = sweep_rows(BASE, {**OVER, "workload.arrivals.rate": [0.5, 8, 9]}, output=path)
+    assert again.num_found == len(whole)
+    assert path.read_text().startswith(text.splitlines()[0])
+    assert len(path.read_text().splitlines()) == len(again.rows) + (suffix == ".csv")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_two_sweeps_fill_one_file(tmp_path: Path, suffix: str) -> None:
+    """Whichever ends first, the rows of both are there, whole and in order."""
+    path, other = tmp_path / f"rows{suffix}", tmp_path / f"other{suffix}"
+    whole = sweep_rows(BASE, OVER, output=other).rows
+    one, two = SweepFile(path, tuple(OVER)), SweepFile(path, tuple(OVER))
+    one.open()
+    two.open()
+    for i, row in enumerate(whole):
+        (one if i % 2 else two).add(row)
+    one.finish([row[HASH] for row in whole])
+    two.add(whole[0])
+    two.finish([row[HASH] for row in whole])
+    assert path.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("hello", "line 2: 'hello' is no row"),
+        ('{"point": 3', "line 2: .* is no row"),
+        ("[" * 100_000, "line 2: .* is no row"),
+        ({"point": ["x"]}, "point cannot be"),
+        ({"completed": "many"}, "completed cannot be 'many'"),
+        ({"completed": 10**40}, "completed cannot be"),
+        ({"mean_ttft_ms": float("nan")}, "mean_ttft_ms cannot be 'nan'"),
+        ({"error": 5}, "error cannot be '5'"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named_and_kept(tmp_path: Path, line: str | Row, said: str) -> None:
+    """Nothing that somebody wrote is dropped in silence."""
+    path = tmp_path / "rows.jsonl"
+    sweep_rows(BASE, OVER, output=path)
+    first, second, *rest = path.read_text().splitlines()
+    bad = line if isinstance(line, str) else json.dumps(json.loads(second) | line)
+    path.write_text("\n".join([first, bad, *rest]) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(KvplanError, match=said):
+        sweep_rows(BASE, OVER, output=path)
+    assert path.read_bytes() == before
+
+
+def test_a_cell_that_is_no_number_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    sweep_rows(BASE, OVER, output=path)
+    rows = list(csv.reader(path.read_text().splitlines()))
+    rows[1][rows[0].index("completed")] = "many"
+    path.write_text("".join(",".join(row) + "\n" for row in rows))
+    with pytest.raises(KvplanError, match=r"line 2: .* is no row of this sweep"):
+        sweep_rows(BASE, OVER, output=path)
 
 
 @pytest.mark.parametrize(("workers", "stop"), [(1, "SIGINT"), (2, "SIGINT"), (2, "SIGKILL")])
