@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from kvplan.errors import KvplanError
 
@@ -114,6 +115,42 @@ def append_whole(path: Path | str, line: str) -> None:
         except OSError as error:
             os.truncate(path, size)
             raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@contextmanager
+def patient_streams() -> Iterator[None]:
+    """Standard output and error whose reader may leave (`| head`) or never was there (`2>&-`): the work goes on."""
+    with redirect_stdout(_Patient(sys.stdout)), redirect_stderr(_Patient(sys.stderr)):
+        yield
+
+
+class _Patient:
+    """A text stream that drops what nobody reads."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or open(os.devnull, "w")  # noqa: SIM115
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Let what is buffered, and what comes, go nowhere: Python flushes once more when it ends."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def refuse_same_file(reads: Iterable[Path | str | None], writes: Mapping[str, Path | str | None]) -> None:

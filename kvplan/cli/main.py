@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 from pydantic import ValidationError
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 import kvplan
 from kvplan.config import complaint
 from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.files import patient_streams
 
 COMMANDS = {
     "estimate": ("memory_commands:estimate_command", "Does it fit: memory, blocks, traces at once."),
@@ -100,12 +100,19 @@ def spell(words: Sequence[str]) -> list[str]:
 
 
 def run(words: Sequence[str]) -> int:
-    """Run one command line and return its exit code; errors go to stderr in one line."""
+    """Run one command line and return its exit code; errors go to stderr in one line.
+
+    The code is the answer's, also where nobody reads it to its end (`| head`).
+    """
+    with patient_streams():
+        return _run(words)
+
+
+def _run(words: Sequence[str]) -> int:
     try:
         app = build_app(words[0] if words else "")
         result = app(spell(words), exit_on_error=False, print_error=False, result_action="return_value")
-        if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk shows here, not when Python ends
+        sys.stdout.flush()  # a full disk shows here, not when Python ends
     except ValidationError as error:
         return _complain(complaint(error, flag=True), 2)
     except CycloptsError as error:
@@ -118,10 +125,7 @@ def run(words: Sequence[str]) -> int:
         code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
         return _complain("interrupted", 130) if code == 130 else int(code or 0)
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            return _complain(f"{error.filename or 'output'}: {error.strerror or error}", 2)
-        sys.stderr.close()
-        return 0
+        return _complain(f"{error.filename or 'output'}: {error.strerror or error}", 2)
     return result if isinstance(result, int) else 0
 
 
@@ -145,8 +149,3 @@ def _complain(text: str, code: int) -> int:
     text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 3 :]}"
     print(f"kvplan: {text}", file=sys.stderr)
     return code
-
-
-def main() -> NoReturn:
-    """Entry point of the `kvplan` script."""
-    sys.exit(run(sys.argv[1:]))

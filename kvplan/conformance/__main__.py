@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import Stuck
 from kvplan.errors import DoesNotFit, KvplanError
-from kvplan.files import refuse_same_file, written_whole
+from kvplan.files import patient_streams, refuse_same_file, written_whole
 
 TWINS = {"vllm": {"0.32": "vLLM 0.32.0"}, "sglang": {"0.5.23": "SGLang 0.5.23"}}
 """Engine -> version -> what the twin mirrors; the last version is the default."""
@@ -94,15 +93,18 @@ def run(arguments: list[str]) -> DoesNotFit | None:
 
 
 def main() -> int:
-    """Run the command; errors are one line."""
+    """Run the command; errors are one line, and the exit code stands when nobody reads the log to its end."""
+    with patient_streams():
+        return _main()
+
+
+def _main() -> int:
     try:
         stuck = run(sys.argv[1:])
+        sys.stdout.flush()
     except KvplanError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever reads the log has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         return 2

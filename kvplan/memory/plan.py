@@ -352,7 +352,10 @@ def _shape(question: Question, args: ResolvedArgs, budget: Budget) -> Layout:
     """The layout of a pool of any size, with the blocks that this budget would give."""
     unbound = args.model_copy(update={"num_gpu_blocks_override": None})
     endless = _layout(question, unbound, [1 << 60] * args.pipeline_parallel_size)
-    assert isinstance(endless, Layout), "an endless pool fits everything"
+    if isinstance(endless, KvCacheTooSmall):
+        raise KvplanError(
+            f"{question.model.name}: no pool holds a sequence ({endless}); check its config.json"
+        )
     blocks = pool_blocks(max(0, budget.kv.size.value), max(1, endless.bytes_per_block))
     return replace(endless, num_blocks=int(blocks))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -30,7 +31,7 @@ def load_model(name_or_path: str | Path, *, hub: bool = False) -> ModelSpec:
         raise KvplanError("no model named: give a bundled name, a config.json or a folder")
     if text.casefold() in _index():
         return _bundled(*_index()[text.casefold()])
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # of a user who is not there: the name as it is
     if path_exists(path):
         file = path / "config.json" if path.is_dir() else path
         return from_config(_with_sidecar(file), path.name if path.is_dir() else _file_name(path), str(file))

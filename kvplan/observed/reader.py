@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -32,11 +33,11 @@ _COMMENT = re.compile(r"^\s*(?:[#>$]\s+)+")
 
 def file_lines(name: str | Path) -> Iterator[str]:
     """Lines of a file, or of standard input for `-`. Raises KvplanError for what is no text, or too long."""
-    if str(name) == "-":
+    if str(name) == "-" and sys.stdin is not None:
         yield from stream_lines(sys.stdin.buffer)
         return
     try:
-        with Path(name).expanduser().open("rb") as file:
+        with open(os.path.expanduser(name), "rb") as file:
             yield from stream_lines(file)
     except (OSError, ValueError) as error:
         if isinstance(error, KvplanError):
