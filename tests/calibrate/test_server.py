@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 from places import FIXTURES
 
-from kvplan.calibrate.server import loads
+from kvplan.calibrate.server import client, loads
 from kvplan.calibrate.server.client import Server, Stream, parse_metrics
 from kvplan.calibrate.server.loads import Injection, ServerLoad, measure_server
 from kvplan.calibrate.session import open_session
@@ -247,6 +249,105 @@ def test_a_server_that_dies_midway_costs_only_what_was_not_sent(
     measure_server(out, url, model, "cpu", rounds=1)
     assert out.read_text().startswith(kept)
     assert left[0] == 100 - 1 - 2
+
+
+class Dripping(Recorded):
+    """A byte every 20 ms, for as long as somebody reads."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(200):
+            time.sleep(0.02)
+            try:
+                self.wfile.write(b" ")
+            except OSError:
+                return
+
+    do_POST = do_GET
+
+
+class Endless(Recorded):
+    """More than anybody asked for: events without an end, or a line without one."""
+
+    piece = b": still there\n" * 10_000
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(self.piece)
+
+    do_GET = do_POST
+
+
+class OneLine(Endless):
+    piece = b"data: " + b"x" * 100_000
+
+
+def test_an_answer_has_a_deadline_and_so_have_all_of_them(serve) -> None:
+    """A byte now and then never runs into a socket's time-out; the whole has an end, too."""
+    slow = replace(serve(Dripping), answer_s=0.2)
+    begun = time.monotonic()
+    for ask in (lambda: slow.get("/metrics"), lambda: slow.stream("m", [1], 2)):
+        with pytest.raises(KvplanError, match="did not end its answer within 0 s"):
+            ask()
+    assert time.monotonic() - begun < 2
+    with pytest.raises(KvplanError, match="is not done within 0 h"):
+        replace(slow, whole_s=0.0).get("/metrics")
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"), [(Endless, "streams without an end"), (OneLine, "streams without an end")]
+)
+def test_an_answer_has_a_most_of_bytes(serve, handler, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MOST_BYTES", 1 << 20)
+    server = serve(handler)
+    with pytest.raises(KvplanError, match=said):
+        server.stream("m", [1], 2)
+    with pytest.raises(KvplanError, match="answered with more than 1 MiB"):
+        server.get("/metrics")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"GET /metrics": 'vllm:cache_config_info{block_size="None",num_gpu_blocks="9"} 1'},
+            "block_size .* 'None'",
+        ),
+        ({"GET /metrics": 'vllm:cache_config_info{num_gpu_blocks="9"} 1'}, "block_size .* 'nothing'"),
+        (
+            {"GET /metrics": 'vllm:cache_config_info{block_size="16",num_gpu_blocks="²"} 1'},
+            "num_gpu_blocks .* '²'",
+        ),
+        ({"GET /v1/models": "9" * 10_000}, "did not answer in JSON"),
+        ({"GET /v1/models": '{"data": [{"id": "m", "max_model_len": Infinity}]}'}, "lists no model"),
+        ({"GET /v1/models": "[" * 100_000}, "did not answer in JSON"),
+    ],
+)
+def test_facts_that_are_none(serve, changed: dict[str, str], said: str) -> None:
+    """What is no number, or one of 10,000 digits."""
+
+    class Odd(Recorded):
+        def do_GET(self) -> None:
+            answer = changed.get(f"GET {self.path}")
+            if answer is None:
+                return super().do_GET()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer.encode())
+
+    with pytest.raises(KvplanError, match=said):
+        serve(Odd).facts()
+
+
+def test_a_long_line_of_metrics_takes_no_time() -> None:
+    begun = time.monotonic()
+    assert not list(parse_metrics("x" * 1_000_000 + "\nx{" + "a" * 1_000_000))
+    assert len(list(parse_metrics("x{" + "a" * 300_000 + "} 1"))) == 1
+    assert time.monotonic() - begun < 2
 
 
 def test_a_server_that_does_not_answer(serve) -> None:
