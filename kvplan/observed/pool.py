@@ -92,8 +92,8 @@ def pinned_pool(log: StartupLog, plan: Plan) -> PrintedPool | None:
 
 def pool_within(plan: Plan, size: float, off: float) -> PrintedPool:
     """A pool of `size` GiB give or take `off`, laid out by the plan."""
-    ends = [layout_of(plan, int((size + end) * GiB)) for end in (-off, off)]
-    return PrintedPool(size, None, *ends)
+    low, high = (layout_of(plan, int((size + end) * GiB)) for end in (-off, off))
+    return PrintedPool(size, None, low, high)
 
 
 def layout_of(plan: Plan, num_bytes: int) -> Layout | None:
