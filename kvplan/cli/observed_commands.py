@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
 
+from kvplan.cli.memory_commands import estimate_command
 from kvplan.cli.options import FLAGS, SWITCH, print_json
 from kvplan.engines.flags import EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.files import refuse_same_file, write_whole
 from kvplan.models.load import load_model
 from kvplan.observed.reader import file_lines
-from kvplan.observed.reconciliation import reconcile
+from kvplan.observed.reconciliation import Reconciliation, reconcile
 from kvplan.observed.recorded_run import chart_svg, compare_runs, read_run
 from kvplan.observed.startup import read_log
 
@@ -36,7 +42,7 @@ def reconcile_command(
 
     Reads logs of vLLM (V0 and V1), SGLang and TensorRT-LLM. Only figures and known flags are taken from a log:
     keys and tokens in its command lines are neither shown nor stored. Exit code 1 when its figures exclude each
-    other.
+    other, or lie further from the plan than any overhead accounts for.
 
     For example:
 
@@ -70,13 +76,38 @@ def reconcile_command(
     name = model or (told.model if hub else None)
     spec = load_model(name, hub=hub) if name else None
     found = reconcile(told, model=spec, gpu=gpu, engine=engine, args=args, entry_point=entry_point)
+    command = _command(found)
     if json:
-        print_json(found.to_dict())
+        print_json({**found.to_dict(), "estimate_command": command})
     else:
         print(found)
+        if command:
+            print(f"Keep them with --save PROFILE.json, then:\n{command}")
     if save:
-        _save(save, found.profile(Path(save).stem).model_dump_json(indent=1, exclude_defaults=True))
-    return 1 if found.contradictions else 0
+        _save(save, _profile(found, Path(save).stem))
+    return 0 if found.agrees else 1
+
+
+def _profile(found: Reconciliation, name: str) -> str:
+    return found.profile(name).model_dump_json(indent=1, exclude_defaults=True)
+
+
+def _command(found: Reconciliation) -> str | None:
+    """The estimate under the learned overheads, once it has been run; None where it does not run."""
+    if found.overheads is None or not found.estimate_command():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        profile = Path(folder) / "learned.json"
+        profile.write_text(_profile(found, "learned"), encoding="utf-8")
+        words = shlex.split(found.estimate_command(str(profile)))[2:]
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                App(default_command=estimate_command)(
+                    words, exit_on_error=False, print_error=False, result_action="return_value"
+                )
+        except (CycloptsError, ValidationError, KvplanError):
+            return None
+    return found.estimate_command()
 
 
 def _save(name: str, content: str) -> None:

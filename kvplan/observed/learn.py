@@ -7,10 +7,12 @@ plan is least sure, into runtime growth, or, if nothing is left for that, into t
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from kvplan.memory.answers import Plan
 from kvplan.memory.overheads import estimate_overheads, forward_bytes
-from kvplan.memory.plan import answer
+from kvplan.memory.plan import answer, rank_weights
+from kvplan.observed.explain import formats
 from kvplan.observed.pool import PrintedPool
 from kvplan.observed.startup import StartupLog
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
@@ -25,17 +27,25 @@ PLAUSIBLE = (-0.75, 8.0)
 """GiB of runtime growth that a log may imply; beyond it something else was another."""
 
 
+FEWEST_BITS = 3.5
+"""Bits a weight that a checkpoint may be quantised to."""
+
+
 class Unlearned(Exception):
     """A log teaches nothing; the message says why."""
 
+    def __init__(self, why: str, beyond: bool = False) -> None:
+        super().__init__(why)
+        self.beyond = beyond
+        """Whether the log and its plan are further apart than any overhead accounts for."""
+
 
 def learn(log: StartupLog, plan: Plan, pool: PrintedPool) -> MemoryProfile:
-    """The profile. Raises Unlearned where a flag states the pool, or the log does not tell it."""
-    args = plan.question.args
+    """The profile. Raises Unlearned where a flag states the pool, the log does not tell it, or it is out of bounds."""
+    if why := _stated(log, plan, pool):
+        raise Unlearned(why)
     if pool.num_bytes is None:
         raise Unlearned("the log prints no pool that this model and these flags would give")
-    if args.kv_cache_memory_bytes or args.num_gpu_blocks_override:
-        raise Unlearned("a flag states the pool, so it says nothing of overheads")
     profile = plan.question.profile
     assert profile is not None
     profile = _with_graphs(log, plan, _with_weights(log, plan, profile))
@@ -43,29 +53,95 @@ def learn(log: StartupLog, plan: Plan, pool: PrintedPool) -> MemoryProfile:
     if peak is not None:
         profile = with_peak(plan, profile, peak)
     target = pool.num_bytes + min(MARGIN, plan.shape.bytes_per_block // 2)
-    solved = _with_rest(plan, profile, target, peak is not None)
-    if PLAUSIBLE[0] <= solved.runtime_gib.value <= PLAUSIBLE[1]:
+    solved = _with_rest(log, plan, profile, target)
+    if _plausible(solved):
         return solved
-    if log.figures.get("weights_gib") is None:
-        return _with_other_weights(plan, profile, target)
+    return _with_other_format(log, plan, profile, target, solved.runtime_gib.value)
+
+
+def _stated(log: StartupLog, plan: Plan, pool: PrintedPool) -> str:
+    """Which flag states the pool, so that it says nothing of overheads; empty if none does."""
+    args, tokens = plan.question.args, log.figures.get("pinned_tokens")
+    if args.kv_cache_memory_bytes or args.num_gpu_blocks_override:
+        return "a flag states the pool, so it says nothing of overheads"
+    if tokens and 0 <= log.figures.get("cache_tokens", 0) - tokens < plan.shape.block_size:
+        return f"max_tokens {tokens:,.0f} states the pool, so it says nothing of overheads"
+    return "a flag states the slots of its states, and so the pool" if pool.states_pinned else ""
+
+
+def _plausible(profile: MemoryProfile) -> bool:
+    return PLAUSIBLE[0] <= profile.runtime_gib.value <= PLAUSIBLE[1]
+
+
+def _with_other_format(
+    log: StartupLog, plan: Plan, profile: MemoryProfile, pool: int, growth: float
+) -> MemoryProfile:
+    """Weights in another format that the checkpoint may have, where no line prints them and tokens confirm the model.
+
+    Raises Unlearned where none leaves a plausible growth.
+    """
+    model, planned = plan.question.model, gib(plan.budget.weights.size.value)
+    printed = "weights_gib" in log.figures
+    counted = log.figures.get("num_gpu_blocks") or log.figures.get("cache_tokens")
+    found = []
+    for what, update in formats(plan) if counted and not printed else ():
+        if "quantization" in update:
+            more = gib(rank_weights(model, plan.args.model_copy(update=update))) - planned
+            weights = _figure(more).model_copy(update={"source": f"no line prints weights; taken {what}"})
+            other = profile.model_copy(update={"weights_gib": {model.name: weights}})
+            found.append(_with_rest(log, plan, other, pool))
+    usual = profile.runtime_gib.value
+    best = min(filter(_plausible, found), key=lambda one: abs(one.runtime_gib.value - usual), default=None)
+    if best is not None:
+        return best
+    missing = "" if printed else "the log lacks its loading line ('Model loading took ... GiB'), and "
     raise Unlearned(
-        f"the pool would need a runtime growth of {solved.runtime_gib.value:.1f} GiB; "
-        "card, utilisation or ranks are not the log's"
+        f"{missing}the pool would need a runtime growth of {growth:.1f} GiB, outside {PLAUSIBLE[0]:g} to "
+        f"{PLAUSIBLE[1]:g}; card, utilisation, ranks or checkpoint are not the log's",
+        beyond=True,
     )
 
 
-def _with_other_weights(plan: Plan, profile: MemoryProfile, pool: int) -> MemoryProfile:
-    """The remainder as weights, where the log prints none: a checkpoint format that the config does not tell."""
-    name = plan.question.model.name
-    one = profile.model_copy(update={"weights_gib": {name: _figure(1.0)}})
-    slope = _pool(plan, profile) - _pool(plan, one)
-    more = _surplus(plan, profile, pool) / slope
-    loaded = gib(plan.budget.weights.size.value) + more
-    if not 0 < loaded < gib(plan.budget.total.size.value):
-        raise Unlearned(
-            f"the pool would need {loaded:.1f} GiB of weights; card or utilisation are not the log's"
-        )
-    return profile.model_copy(update={"weights_gib": {name: _figure(more)}})
+class Learned(NamedTuple):
+    """One figure of a profile that a log taught."""
+
+    name: str
+    """Field of `MemoryProfile`, and which model's, card's or architecture's it is."""
+    value: float
+    usual: float | None
+    """The bundled figure; None where there is none."""
+    source: str
+
+    def __str__(self) -> str:
+        usual = "" if self.usual is None else f", bundled {self.usual:.3g}"
+        source = "" if self.source == SOURCE else f", {self.source}"
+        return f"{self.name} {self.value:.4g} ({_UNITS[self.name.split()[0]]}{usual}{source})"
+
+
+_UNITS = {
+    "sampler_bytes_per_logit": "bytes",
+    "forward_scale": "x the widest layer's tensors",
+    "vision_gib": "GiB of activation peak",
+    "runtime_gib": "GiB a GPU",
+    "graph_mib_per_layer": "MiB a graph and layer",
+    "total_gib": "GiB",
+    "weights_gib": "GiB beyond the computed",
+}
+
+
+def learned_values(profile: MemoryProfile, bundled: MemoryProfile) -> tuple[Learned, ...]:
+    """Every figure in which a profile differs from the bundled one."""
+    found = []
+    for name in _UNITS:
+        new, old = getattr(profile, name), getattr(bundled, name)
+        if isinstance(new, Figure):
+            new, old = {"": new}, {"": old}
+        for key, figure in new.items():
+            usual = old.get(key)
+            if figure != usual:
+                spelled = f"{name} of {key}" if key else name
+                found.append(Learned(spelled, figure.value, usual.value if usual else None, figure.source))
+    return tuple(found)
 
 
 def activation_bytes(log: StartupLog) -> float | None:
@@ -104,8 +180,23 @@ def _with_weights(log: StartupLog, plan: Plan, profile: MemoryProfile) -> Memory
     printed = log.figures.get("weights_gib")
     if printed is None:
         return profile
+    low, high = _loadable(plan)
+    if not low <= printed <= high:
+        raise Unlearned(
+            f"{printed:.2f} GiB of weights are not {plan.question.model.name}'s, whose formats hold {low:.1f} to "
+            f"{high:.1f} GiB a rank",
+            beyond=True,
+        )
     more = printed - gib(plan.budget.weights.size.value)
     return profile.model_copy(update={"weights_gib": {plan.question.model.name: _figure(more)}})
+
+
+def _loadable(plan: Plan) -> tuple[float, float]:
+    """Fewest and most GiB of weights a rank may load: from 3.5 to 16 bits a weight, a tenth and a draft head more."""
+    plain = replace(plan.question.model, quantization=None)
+    most = gib(rank_weights(plain, plan.args.model_copy(update={"quantization": None})))
+    planned = gib(plan.budget.weights.size.value)
+    return min(most * FEWEST_BITS / 16, 0.9 * planned), 1.1 * max(most, planned) + 1
 
 
 def _with_graphs(log: StartupLog, plan: Plan, profile: MemoryProfile) -> MemoryProfile:
@@ -126,7 +217,7 @@ def planned_graphs(plan: Plan, profile: MemoryProfile) -> int:
     return estimate_overheads(plan.question.model, plan.args, plan.question.gpu, profile).graphs.value
 
 
-def with_peak(plan: Plan, profile: MemoryProfile, peak: float) -> MemoryProfile:
+def with_peak(plan: Plan, profile: MemoryProfile, peak: float, largest: str = "") -> MemoryProfile:
     """The profile whose largest activation is `peak`: the largest kind scaled to it, the others capped by it."""
     model, args = plan.question.model, plan.args
     logits = args.max_num_seqs * model.vocab_size
@@ -136,7 +227,7 @@ def with_peak(plan: Plan, profile: MemoryProfile, peak: float) -> MemoryProfile:
         "forward_scale": peak / max(1, forward_bytes(model, args)),
         "vision_gib": peak / GiB,
     }
-    largest = _largest(plan)
+    largest = largest or _largest(plan)
     update = {
         name: _figure(value)
         for name, value in fits.items()
@@ -153,16 +244,21 @@ def _largest(plan: Plan) -> str:
     return "sampler_bytes_per_logit" if why.startswith("sampler") else "forward_scale"
 
 
-def _with_rest(plan: Plan, profile: MemoryProfile, pool: int, peak_known: bool) -> MemoryProfile:
-    """Solve for runtime growth, which every engine's pool falls linearly with; then, if need be, for the peak."""
+def _with_rest(log: StartupLog, plan: Plan, profile: MemoryProfile, pool: int) -> MemoryProfile:
+    """Solve for runtime growth, which every engine's pool falls linearly with; then, if need be, for the peak.
+
+    Where the log says that images were profiled, what exceeds the usual growth is theirs.
+    """
     runtime = profile.runtime_gib.value + _surplus(plan, profile, pool) / _slope(plan, profile)
-    usual = profile.runtime_gib.low <= runtime <= PLAUSIBLE[1]
-    if peak_known or usual or plan.question.engine.engine == "sglang":
+    images = "encoder_tokens" in log.figures and plan.question.model.vision is not None
+    most = profile.runtime_gib.value if images else PLAUSIBLE[1]
+    usual = profile.runtime_gib.low <= runtime <= most
+    if activation_bytes(log) is not None or usual or plan.question.engine.engine == "sglang":
         return profile.model_copy(update={"runtime_gib": _figure(runtime)})
     peak = plan.budget.activation.size.value + (runtime - profile.runtime_gib.value) * GiB
     if peak > MOST_PEAK * plan.budget.total.size.value:
         return profile.model_copy(update={"runtime_gib": _figure(runtime)})
-    other = with_peak(plan, profile, max(0.0, peak))
+    other = with_peak(plan, profile, max(0.0, peak), "vision_gib" if images else "")
     rest = profile.runtime_gib.value + _surplus(plan, other, pool) / _slope(plan, other)
     return other.model_copy(update={"runtime_gib": _figure(rest)})
 

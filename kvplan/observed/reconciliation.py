@@ -21,15 +21,23 @@ from kvplan.gpu import GpuSpec
 from kvplan.memory.answers import Plan, Question
 from kvplan.memory.plan import answer
 from kvplan.memory.report import SCHEMA_VERSION
-from kvplan.memory.serve_command import serve_flags, to_words
-from kvplan.models.load import find_bundled
+from kvplan.memory.serve_command import to_words
+from kvplan.models.load import find_bundled, load_model
 from kvplan.models.spec import ModelSpec
 from kvplan.observed.explain import adopt, contradictions, explain
-from kvplan.observed.learn import Unlearned, activation_bytes, learn, non_torch_gib, planned_graphs
+from kvplan.observed.learn import (
+    Learned,
+    Unlearned,
+    activation_bytes,
+    learn,
+    learned_values,
+    non_torch_gib,
+    planned_graphs,
+)
 from kvplan.observed.pool import PrintedPool, figure, pinned_pool, printed_pool
 from kvplan.observed.question import question_of, stated_flags
 from kvplan.observed.startup import StartupLog, read_log
-from kvplan.profiles.memory_profile import MemoryProfile
+from kvplan.profiles.memory_profile import MemoryProfile, memory_profile
 from kvplan.profiles.profile import Profile
 from kvplan.units import GiB, gib
 
@@ -95,6 +103,20 @@ class Reconciliation:
     """Why there are none; empty where there are."""
     assumptions: tuple[str, ...]
     """What the log did not say and was assumed."""
+    beyond: bool = False
+    """Whether nothing was learned because log and plan are further apart than any overhead accounts for."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether log and plan may be of one start: no figures exclude each other, no residual is out of bounds."""
+        return not (self.contradictions or self.beyond)
+
+    @property
+    def learned(self) -> tuple[Learned, ...]:
+        """Every figure that the saved profile holds in place of a bundled one."""
+        engine = self.plan.question.engine
+        bundled = memory_profile(engine.engine, engine.version, engine.legacy)
+        return learned_values(self.overheads, bundled) if self.overheads else ()
 
     def profile(self, name: str) -> Profile:
         """The overheads as a profile for `estimate --profile`. Raises KvplanError where nothing was learned."""
@@ -135,8 +157,10 @@ class Reconciliation:
             "contradictions": list(self.contradictions),
             "assumptions": list(self.assumptions),
             "overheads": self.overheads.model_dump(mode="json") if self.overheads else None,
+            "learned": [value._asdict() for value in self.learned],
             "why_nothing_learned": self.why_nothing_learned or None,
-            "estimate_command": self.estimate_command(),
+            "conclusion": self.conclusion,
+            "estimate_command": self.estimate_command() or None,
         }
 
     def __str__(self) -> str:
@@ -149,27 +173,53 @@ class Reconciliation:
             "\n".join(rows),
             "\n".join(f"Note: {note}." for note in (*self.log.notes, *self.assumptions)),
             "\n".join(f"Contradiction: {one}." for one in self.contradictions),
-            self._learned(),
+            self.conclusion,
         ]
         return "\n\n".join(filter(None, parts))
 
-    def _learned(self) -> str:
-        profile = self.overheads
-        if profile is None:
+    @property
+    def conclusion(self) -> str:
+        """Where the KV cache's residual goes, and every figure learned; or why none was."""
+        if self.overheads is None:
             return f"No overheads learned: {self.why_nothing_learned}."
-        return (
-            f"Overheads learned: sampler {profile.sampler_bytes_per_logit.value:.3g} B a logit, forward "
-            f"{profile.forward_scale.value:.3g}, runtime {profile.runtime_gib.value:.2f} GiB. Keep them with "
-            f"--save PROFILE.json, then:\n{self.estimate_command()}"
-        )
+        figures = "; ".join(map(str, self.learned))
+        return f"{self._verdict(self.overheads)}\nOverheads learned: {figures or 'none that differ'}."
+
+    def _verdict(self, overheads: MemoryProfile) -> str:
+        """What the plan becomes under the learned overheads."""
+        question, rows = self.plan.question, self.plan.budget.rows
+        told = answer(replace(question, profile=overheads)).budget.rows
+        changed = [
+            f"{new.label} {gib(new.size.value):.2f} GiB (planned {gib(old.size.value):.2f})"
+            for old, new in zip(rows, told, strict=True)
+            if old.name not in ("kv_pool", "outside_budget")
+            and abs(gib(new.size.value - old.size.value)) >= 0.01
+        ]
+        if not changed:
+            return "The log's KV cache is the planned one."
+        images = "; the log profiled images" if "encoder_tokens" in self.log.figures else ""
+        return f"The log's KV cache follows with {', '.join(changed)}{images}."
 
     def estimate_command(self, profile: str = "PROFILE.json") -> str:
-        """The estimate that gives the log's pool back, with the saved overheads."""
+        """The estimate that gives the log's pool back, with the saved overheads; empty if there is none.
+
+        Models from elsewhere than a bundled config or a path, and lengths beyond the config's, have none.
+        """
+        if self.overheads is None:
+            return ""
         question = self.plan.question
-        name = question.model.name
-        model = name if find_bundled(name) else question.model.source or name
-        words = ["kvplan", "estimate", model, "--gpu", question.gpu.name, "--engine", str(question.engine)]
-        return shlex.join([*words, *to_words(serve_flags(self._needed_flags())), "--profile", profile])
+        name = question.model.name if find_bundled(question.model.name) else question.model.source
+        flags = self._needed_flags().model_dump(exclude_defaults=True)
+        try:
+            answer(
+                replace(question, model=load_model(name), args=EngineArgs(**flags), profile=self.overheads)
+            )
+        except KvplanError:
+            return ""
+        words = ["kvplan", "estimate", name, "--gpu", question.gpu.name, "--engine", str(question.engine)]
+        words += ["--entry-point", question.entry_point] if question.entry_point != "serve" else []
+        words += to_words({flag.replace("_", "-"): value for flag, value in flags.items()})
+        return shlex.join([*words, "--profile", profile])
 
     def _needed_flags(self) -> EngineArgs:
         """The log's flags without those that the engine would choose by itself."""
@@ -218,12 +268,12 @@ def reconcile(
     elif not pool.holds("cache_tokens", told.figures.get("cache_tokens", 0)):
         pool = pinned_pool(told, plan) or pool
     conflicts = contradictions(told, plan, pool)
-    overheads, why = None, conflicts[0] if conflicts else ""
+    overheads, why, beyond = None, conflicts[0] if conflicts else "", False
     if not conflicts:
         try:
             overheads = learn(told, plan, pool)
         except Unlearned as reason:
-            why = str(reason)
+            why, beyond = str(reason), reason.beyond
     return Reconciliation(
         log=told,
         plan=plan,
@@ -233,6 +283,7 @@ def reconcile(
         overheads=overheads,
         why_nothing_learned=why,
         assumptions=assumptions,
+        beyond=beyond,
     )
 
 

@@ -60,6 +60,7 @@ def _log(asked: Asked) -> None:
     for line in found.contradictions:
         st.error(f"The log contradicts itself: {line}")
     st.dataframe([line.to_dict() for line in found.lines], hide_index=True)
+    st.markdown(marked(found.conclusion))
     if found.overheads:
         learned = found.profile("from-log").model_dump_json(indent=1, exclude_defaults=True)
         st.download_button(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from places import FIXTURES
 
+from kvplan.cli.main import run
+from kvplan.memory.plan import answer
 from kvplan.observed.reader import file_lines
 from kvplan.observed.reconciliation import Reconciliation, reconcile
 from kvplan.observed.startup import read_log
+from kvplan.profiles.memory_profile import memory_profile
 
 PUBLIC = FIXTURES / "logs" / "public"
 MINISTRAL = str(PUBLIC / "ministral3-14b.json")
@@ -89,3 +97,120 @@ def test_backends_are_read_in_any_case() -> None:
     found = of("lower-case-backend", "gb10", "Qwen/Qwen3.6-35B-A3B")
     assert found.plan.args.attention_backend == "FLASHINFER"
     assert explained(found)["cache_tokens"].startswith("follows from the printed GiB")
+
+
+# ---- what is learned
+
+
+def test_a_profile_run_of_images_is_not_a_drafter() -> None:
+    """speculative_config=None rules drafts out; beside 21.86 GiB of weights, images leave 0.32 GiB for KV."""
+    found = of("no-drafts-wsl", "rtx-5090")
+    assert found.log.flags["num_speculative_tokens"] == 0
+    assert "MTP" not in str(found)
+    assert "RedHatAI/Qwen3.6-35B-A3B-NVFP4 is planned as" in str(found)
+    learned = {value.name: value.value for value in found.learned}
+    assert learned["vision_gib"] == pytest.approx(2.27, abs=0.01)
+    assert learned["runtime_gib"] == pytest.approx(0.68, abs=0.01)
+    assert "activation peak 2.27 GiB (planned 0.65); the log profiled images" in found.conclusion
+    told = answer(replace(found.plan.question, profile=found.overheads))
+    assert told.shape.kv_cache_size_tokens == 6_288
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "model"),
+    [("negative-pool", "h100", "google/gemma-3-27b-it"), ("refused-without-loading", "rtx-5090", None)],
+)
+def test_weights_that_no_line_prints_are_not_made_up(name: str, gpu: str, model: str | None) -> None:
+    """+18.5 and -33.6 GiB of weights were "measured": nothing is, the missing line is named, the exit code is 1."""
+    found = of(name, gpu, model)
+    assert found.overheads is None
+    assert found.learned == ()
+    assert "lacks its loading line ('Model loading took ... GiB')" in found.conclusion
+    words = ["reconcile", str(PUBLIC / f"{name}.log"), "--gpu", gpu, *(("--model", model) if model else ())]
+    assert run(words) == 1
+
+
+def test_an_8b_model_does_not_load_61_gib() -> None:
+    """A pool that 61 GiB of weights would leave, without a loading line, and with one: neither is learned."""
+    lines = (PUBLIC / "restart.log").read_text().split("\n(APIServer", 1)[0]
+    lines = lines.replace("'gpu_memory_utilization': 0.5", "'gpu_memory_utilization': 0.98")
+    lines = lines.replace("22.90 GiB", "14.00 GiB").replace("166,752", "101,936")
+    silent = reconcile(lines.replace("Model loading took 15.27 GiB memory", ""), gpu="h100")
+    assert silent.overheads is None
+    assert not silent.agrees
+    spoken = reconcile(lines.replace("15.27 GiB", "61.00 GiB"), gpu="h100")
+    assert spoken.overheads is None
+    assert not spoken.agrees
+    assert "61.00 GiB of weights are not Qwen/Qwen3-8B's" in spoken.conclusion
+
+
+def test_pinned_state_slots_leave_the_tokens_to_k_and_v() -> None:
+    """SGLang: 171,008 tokens of 64 KiB are K + V, 10.44 GiB; the states beside them take what a flag says."""
+    found = of("sglang-pinned-states", "h100")
+    assert found.plan.shape.bytes_per_block == 64 * 1024
+    keys_and_values = found.log.figures["k_gib"] + found.log.figures["v_gib"]
+    assert keys_and_values == pytest.approx(171_008 * 64 * 1024 / 2**30, abs=0.01)
+    assert "K and V" in explained(found)["cache_tokens"]
+    assert found.agrees
+    assert found.overheads is None
+
+
+def test_a_hybrids_tokens_follow_in_sglang() -> None:
+    """330,323 tokens beside 124 slots of states, by the usual shares."""
+    found = of("sglang-hybrid-fp8", "h100")
+    assert explained(found)["cache_tokens"] == "follows from the printed GiB"
+    assert found.plan.shape.kv_cache_size_tokens == pytest.approx(330_323, rel=0.01)
+
+
+def test_a_pool_of_max_tokens_teaches_nothing() -> None:
+    """TensorRT-LLM: lengths are read off `max_seq_len=`, 860,320 tokens are max_tokens in blocks of 32."""
+    found = of("trtllm-max-tokens", "h200", "meta-llama/Llama-3.1-8B")
+    args = found.plan.args
+    assert (args.max_model_len, args.max_num_seqs, args.max_num_batched_tokens) == (157, 4096, 23552)
+    assert args.gpu_memory_utilization == pytest.approx(0.8)
+    assert explained(found)["cache_tokens"] == "follows from the printed GiB"
+    assert found.overheads is None
+    assert "max_tokens 860,308 states the pool" in found.conclusion
+    assert found.agrees
+
+
+def test_every_learned_figure_is_printed() -> None:
+    """What a saved profile holds in place of the bundled figures is in text and document."""
+    found = of("no-drafts-wsl", "rtx-5090")
+    saved = found.profile("x").memory
+    assert saved is not None
+    usual = memory_profile("vllm", (0, 20))
+    changed = {name for name in type(saved).model_fields if getattr(saved, name) != getattr(usual, name)}
+    assert {value.name.split()[0] for value in found.learned} == changed
+    for value in found.learned:
+        assert str(value) in str(found)
+    assert found.to_dict()["conclusion"] == found.conclusion
+    assert str(found).endswith(found.conclusion)
+
+
+PLANNED = {
+    "commented-command": ("a100-80gb", MINISTRAL),
+    "worker-names": ("a100-80gb", MINISTRAL),
+    "no-drafts-wsl": ("rtx-5090", None),
+    "lower-case-backend": ("gb10", "Qwen/Qwen3.6-35B-A3B"),
+    "decode-context-parallel": ("h200", None),
+    "restart": ("h100", None),
+    "sglang-hybrid-fp8": ("h100", None),
+}
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_printed_commands_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The follow-up command is one that `estimate` takes, and gives the log's tokens back."""
+    gpu, model = PLANNED[name]
+    saved = tmp_path / "saved.json"
+    log = str(PUBLIC / f"{name}.log")
+    words = ["reconcile", log, "--gpu", gpu, *(("--model", model) if model else ()), "--save", str(saved)]
+    assert run(words) == 0
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert command.startswith("kvplan estimate ")
+    assert run([*shlex.split(command.replace("PROFILE.json", str(saved)))[1:], "--json"]) in (0, 1)
+    plan = json.loads(capsys.readouterr().out)
+    if name != "lower-case-backend":  # whose tokens vLLM 0.20.2 counts as 0.21 does
+        printed = read_log(file_lines(log)).figures["cache_tokens"]
+        assert plan["kv"]["cache_tokens"] == pytest.approx(printed, rel=0.005)

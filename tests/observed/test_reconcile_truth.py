@@ -59,6 +59,7 @@ UNKNOWN_MODELS = {
 NOT_LEARNED = {
     "v0-2080ti22g-qwen3-30b-a3b-tp4-131k": "its 1.21x does not follow from its 4.07 GiB: named as a contradiction",
     "v1-h100-gptoss-120b-blog": "share of the card not told, and not 0.9",
+    "v1-h20-qwen35-27b": "11.8 GiB of weights by its pool, which prints none: less than 4 bits a weight",
     "sgl-kt-dsv3-tp2": "--max-total-tokens states the pool",
     "v1-glm47-nvfp4-tp4": "79.1 GiB of weights and KV in 0.8 of a 96 GB card",
 }
