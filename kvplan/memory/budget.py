@@ -91,20 +91,20 @@ def make_budget(
     args: ResolvedArgs,
     gpu: GpuSpec,
     engine: EngineVersion,
-    weights_bytes: int,
+    loaded: Range,
     *,
     colocated: tuple[Colocated, ...] = (),
     last_stage: bool = True,
     profile: MemoryProfile | None = None,
 ) -> Budget:
-    """Memory of one rank on one pipeline stage."""
+    """Memory of one rank on one pipeline stage that loads so many bytes of weights."""
     learned = profile or memory_profile(engine.engine, engine.version, engine.legacy)
     gpu = _as_seen(gpu, learned)
     over = estimate_overheads(model, args, gpu, learned, last_stage=last_stage)
     low, high = gpu.total_bytes_range
     total = Row("total", "total", Range(gpu.total_bytes, low, high), "measured", _card_source(gpu))
     others = tuple(_colocated_row(c) for c in colocated)
-    weights = _weights(model, args, weights_bytes, learned)
+    weights = _weights(model, args, loaded, learned)
     activation, runtime = _activation(over, engine), _runtime(over, learned, args)
     graphs = _graphs(over, learned.graphs_in_budget and gpu.vendor != "amd")
     taken = [row.size for row in (weights, *others, activation, runtime, graphs)]
@@ -135,13 +135,14 @@ def _as_seen(gpu: GpuSpec, learned: MemoryProfile) -> GpuSpec:
     )
 
 
-def _weights(model: ModelSpec, args: ResolvedArgs, num_bytes: int, learned: MemoryProfile) -> Row:
+def _weights(model: ModelSpec, args: ResolvedArgs, loaded: Range, learned: MemoryProfile) -> Row:
     """Computed weights, and what the profile saw the model load beyond them."""
     why = _weights_reason(model, args)
     more = learned.weights_gib.get(model.name) or learned.weights_gib.get(model.planned_as)
     if more is None:
-        return Row("weights", "weights", exact(num_bytes), "computed", why)
-    low, value, high = (num_bytes + int(one * GiB) for one in (more.low, more.value, more.high))
+        why += "; padding by the kernel" if loaded.low < loaded.high else ""
+        return Row("weights", "weights", loaded, "computed", why)
+    low, value, high = (loaded.value + int(one * GiB) for one in (more.low, more.value, more.high))
     return Row("weights", "weights", Range(value, low, high), "measured", more.source)
 
 

@@ -34,6 +34,7 @@ from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.kv.checks import check_sharding
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.memory.other_engines import default_utilization, pool_layout, running_requests
+from kvplan.memory.overheads import Range
 from kvplan.memory.serve_command import flag_text
 from kvplan.models.fp8_blocks import ragged_shard
 from kvplan.models.load import load_model
@@ -267,7 +268,10 @@ def _with_requests(question: Question, args: ResolvedArgs, shape: Layout, budget
 
 def _stage_budgets(question: Question, args: ResolvedArgs, trace_tokens: int) -> list[Budget]:
     """One budget per pipeline stage: each as heavy as the heaviest, but only the last one samples."""
-    weights = rank_weights(question.model, args, question.engine.legacy)
+    weights, least = (
+        rank_weights(question.model, args, question.engine.legacy, least_padding=least)
+        for least in (False, True)
+    )
     others = tuple(_colocated(question, args, role, model, trace_tokens) for role, model in question.colocate)
     last = args.pipeline_parallel_size - 1
     return [
@@ -276,7 +280,7 @@ def _stage_budgets(question: Question, args: ResolvedArgs, trace_tokens: int) ->
             args,
             question.gpu,
             question.engine,
-            weights,
+            Range(weights, least, weights),
             colocated=others,
             last_stage=stage == last,
             profile=question.profile,
@@ -285,7 +289,9 @@ def _stage_budgets(question: Question, args: ResolvedArgs, trace_tokens: int) ->
     ]
 
 
-def rank_weights(model: ModelSpec, args: EngineArgs, legacy: bool = False) -> int:
+def rank_weights(
+    model: ModelSpec, args: EngineArgs, legacy: bool = False, *, least_padding: bool = False
+) -> int:
     """Bytes of weights on the rank that holds most, drafting layers included if they draft."""
     return weight_bytes(
         model,
@@ -297,6 +303,7 @@ def rank_weights(model: ModelSpec, args: EngineArgs, legacy: bool = False) -> in
         dtype=args.dtype,
         use_mtp=args.num_speculative_tokens > 0 and args.speculative_method == "mtp",
         legacy=legacy,
+        least_padding=least_padding,
     )
 
 

@@ -33,6 +33,8 @@ class Scheme:
     """Activations are scaled by the checkpoint's constants: no kernel looks for their maximum."""
     pad: tuple[int, int] = (1, 1)
     """Multiples that the kernel's layout rounds (output and intermediate, hidden) sizes up to."""
+    least_pad: tuple[int, int] | None = None
+    """The same for the kernel that rounds least; None: all alike."""
 
     def matrix_bytes(self, rows: int, cols: int) -> int:
         """Bytes of one `rows` x `cols` matrix with its scales."""
@@ -44,7 +46,9 @@ FP8_TENSOR = Scheme("fp8 per tensor", 8, tensor_bytes=8)
 FP8_STATIC = replace(FP8_TENSOR, is_static=True)
 FP8_CHANNEL = Scheme("fp8 per channel", 8, 4)
 INT8_CHANNEL = Scheme("int8 per channel", 8, 4)
-MXFP4 = Scheme("mxfp4", 4, 1, block_cols=32, pad=(128, 256))
+MXFP4 = Scheme("mxfp4", 4, 1, block_cols=32, pad=(128, 256), least_pad=(128, 128))
+"""Marlin and TensorRT-LLM's kernels pad hidden sizes to 256, CUTLASS and DeepGEMM to 128 (vLLM 0.32, `oracle/mxfp4.py:
+mxfp4_round_up_hidden_size_and_intermediate_size`)."""
 MXFP8 = Scheme("mxfp8", 8, 1, block_cols=32)
 NVFP4 = Scheme("nvfp4", 4, 1, block_cols=16, tensor_bytes=8)
 NF4 = Scheme("nf4", 4, 4, block_cols=64)
@@ -299,7 +303,7 @@ def _compressed_scheme(weights: Keys, k: Keys) -> Scheme:
     raise k.error(f"quantization_config: {bits}-bit {kind[:20]} weights by {strategy[:20]} are not known")
 
 
-MXFP4_LINEAR = replace(MXFP4, pad=(1, 1))
+MXFP4_LINEAR = replace(MXFP4, pad=(1, 1), least_pad=None)
 
 _ALGORITHMS = {
     "FP8": FP8_STATIC,

@@ -135,6 +135,7 @@ def heaviest_rank(
     use_mtp: bool = False,
     language_model_only: bool = False,
     legacy: bool = False,
+    least_padding: bool = False,
 ) -> RankWeights:
     """Weights of the rank that holds most, as vLLM shards them.
 
@@ -149,6 +150,7 @@ def heaviest_rank(
         dtype: of what is not quantised; auto: the checkpoint's, with float32 loaded as 16 bits.
         use_mtp: load the multi-token-prediction layers.
         language_model_only: leave the vision tower out.
+        least_padding: sizes as rounded up by the kernel that rounds least; else by the one that vLLM prefers.
         legacy: vLLM's first engine (V0), which kept latent attention's absorbed products as matrices.
 
     Raises:
@@ -162,6 +164,7 @@ def heaviest_rank(
         use_mtp=use_mtp,
         vision=not language_model_only,
         legacy=legacy,
+        least_padding=least_padding,
     )
     spans = stage_spans(len(model.layers), pipeline_parallel_size)
     return max((loader.stage(span, len(model.layers)) for span in spans), key=lambda rank: rank.total)
@@ -218,6 +221,7 @@ class _Loader(NamedTuple):
     use_mtp: bool
     vision: bool
     legacy: bool
+    least_padding: bool
 
     def module_bytes(self, m: Module) -> int:
         scheme = self.rule(m) if m.linear else None
@@ -226,7 +230,7 @@ class _Loader(NamedTuple):
             return m.parameters * itemsize
         if m.role == "expert" and scheme.block_rows > 1:
             scheme = _finer_blocks(scheme, m)
-        rows, cols = _padded(m, scheme.pad)
+        rows, cols = _padded(m, (self.least_padding and scheme.least_pad) or scheme.pad)
         return m.copies * (scheme.matrix_bytes(rows, cols) + (rows if m.bias else 0) * self.itemsize)
 
     def stage(self, span: tuple[int, int], num_layers: int) -> RankWeights:
