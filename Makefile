@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick explore pictures lint types check bench oracle ray app clean calibrate-gpu live
+.PHONY: help demo test quick explore fuzz lowest pictures lint types check bench oracle ray app clean calibrate-gpu live
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,19 @@ types: $(DEV)  ## mypy, strict
 
 check: lint types test  ## all that CI runs
 
+fuzz: $(DEV)  ## 112,000 damaged files into every reader; COUNT of each kind, another SEED
+	$(BIN)/python tests/fuzz.py --seed $(or $(SEED),0) $(if $(COUNT),--count $(COUNT))
+
+LOWEST := .venv-lowest
+$(LOWEST)/.done: pyproject.toml
+	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -c "import tomllib; [print(d.replace('>=', '==')) for d in tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']]" > $(LOWEST)/lowest.txt
+	@$(LOWEST)/bin/pip install -q --disable-pip-version-check -r $(LOWEST)/lowest.txt 'pytest>=8.2' 'hypothesis>=6.100'
+	@touch $@
+
+lowest: $(LOWEST)/.done  ## the fast laws of the core on the lowest versions that pyproject.toml states
+	$(LOWEST)/bin/python -m pytest -m "not slow" tests/models tests/memory tests/scenario tests/simulation tests/cli
+
 bench: $(DEV)  ## speed figures, printed as ratios of one run
 	@for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
@@ -84,7 +97,7 @@ app: $(APP)  ## the planner in a browser
 	$(BIN)/streamlit run app.py
 
 clean:
-	rm -rf $(VENV) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 calibrate-gpu: $(STAMP)  ## measure this machine's GPU in 12 minutes (BUDGET_S) and write its profile
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[gpu]' 'transformers>=5.17'

@@ -138,9 +138,9 @@ def read_rows(path: Path) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise KvplanError(f"{path}:{number}: not a JSON object; measurement files are JSONL") from None
-        if not isinstance(row, dict) or "op" not in row:
+        if not isinstance(row, dict) or not isinstance(row.get("op"), str):
             raise KvplanError(f"{path}:{number}: not a measurement row (an object with an op)")
         row["_at"] = f"{path}:{number}"
         yield row

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kvplan.calibrate.measurements import Row, read_rows
 from kvplan.calibrate.session import batches_path
+from kvplan.errors import KvplanError
 
 _OUTCOME = ("skipped", "time_s", "spread", "num_repeats", "noisy", "sm_clock_mhz", "power_w", "key", "_at",
             "floor_bytes", "floor_flops")  # fmt: skip
@@ -35,12 +36,20 @@ def pool_checks(path: Path) -> list[PoolCheck]:
     """Bytes per token of every real KV pool of a file, beside the formula."""
     return [
         PoolCheck(
-            row["num_layers"], row["num_kv_heads"], row["head_dim"], row["kv_dtype"],
-            row["formula_bytes_per_token"], row["bytes_per_token"],
+            _positive(row, "num_layers"), _positive(row, "num_kv_heads"), _positive(row, "head_dim"),
+            str(row.get("kv_dtype", "bf16")),
+            _positive(row, "formula_bytes_per_token"), _positive(row, "bytes_per_token"),
         )
         for row in read_rows(path)
         if row["op"] == "memory_pool" and "skipped" not in row
     ]  # fmt: skip
+
+
+def _positive(row: Row, name: str) -> Any:
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e15:
+        raise KvplanError(f"{row['_at']}: {name} of a KV pool must be above 0, not {str(value)[:40]!r}")
+    return value
 
 
 def skipped_points(path: Path) -> dict[str, int]:
@@ -50,7 +59,9 @@ def skipped_points(path: Path) -> dict[str, int]:
     missing = {_point(row): row for row in rows if "skipped" in row and _point(row) not in measured}
     has_batches = batches_path(path).exists()
     return dict(
-        Counter(row["skipped"] for row in missing.values() if not (has_batches and row["op"] == "batching"))
+        Counter(
+            str(row["skipped"]) for row in missing.values() if not (has_batches and row["op"] == "batching")
+        )
     )
 
 

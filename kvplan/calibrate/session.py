@@ -57,7 +57,7 @@ def open_session(path: Path, machine: Row) -> MeasurementSession:
                 "choose another file"
             )
         if "key" in row:
-            session.done.add(row["key"])
+            session.done.add(str(row["key"]))
     check_writable(path)
     if not rows:
         session.append(machine)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -127,30 +128,21 @@ def check_requests(requests: Sequence[ScenarioRequest]) -> None:
 
 
 def _check_cycles(requests: Sequence[ScenarioRequest]) -> None:
-    """Follow `after` backwards from every request; a request met twice on one way waits for itself."""
-    follows = {request.id: request.follows for request in requests}
-    done: set[str] = set()
-
-    def visit(request_id: str, way: tuple[str, ...]) -> None:
-        if request_id in way:
-            raise ValueError(f"requests wait for each other: {' -> '.join((*way, request_id))}")
-        if request_id not in done:
-            for other in follows[request_id]:
-                visit(other, (*way, request_id))
-            done.add(request_id)
-
-    for request_id in follows:
-        visit(request_id, ())
+    """A request that waits for itself, over others, never comes."""
+    try:
+        TopologicalSorter({request.id: request.follows for request in requests}).prepare()
+    except CycleError as error:
+        raise ValueError(f"requests wait for each other: {' -> '.join(error.args[1][:20])}") from None
 
 
 def read_scenario(kind: type[S], path: str | Path, **changes: Any) -> S:
     """Read a scenario file as one engine's kind of scenario."""
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise KvplanError(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise KvplanError(f"{path} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise KvplanError(f"{path} is not JSON: {str(error)[:200]}") from None
     if not isinstance(data, dict):
         raise KvplanError(f"{path}: a scenario is a JSON object, not a {type(data).__name__}")
     try:

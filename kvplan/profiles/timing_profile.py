@@ -7,9 +7,10 @@ Coefficients are named `family.format.field`, e.g. `gemm.bf16.bytes_per_s`, `gqa
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, Literal, NamedTuple
+from dataclasses import MISSING, fields, replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -26,6 +27,8 @@ from kvplan.timing.costs import (
 )
 from kvplan.timing.step import ModelStepTime, StepShape
 from kvplan.timing.work import StepWork
+
+T = TypeVar("T", GemmCosts, AttentionCosts, ReduceCosts)
 
 BORROWED_FLOPS = {"fp8": 1.6, "fp8_static": 1.6, "fp8_block": 1.4, "nvfp4": 2.5, "mxfp4": 1.0, "int4": 0.9}
 """Matrix rate over bf16's where a profile has no products of that format (assumed, 0.7 to 1.3 of it)."""
@@ -75,9 +78,11 @@ def check_name(name: str) -> None:
     """Raise ValueError for a coefficient that does not exist, e.g. `gqa.bf16.bytes_per_sec`."""
     family, *middle = name.split(".")[:-1] or [""]
     known = [f"{'.'.join([family, *middle])}.{f}" for f in FIELDS.get(family, ())]
+    if family == "reduce" and not (middle and re.fullmatch("[0-9]{1,6}", middle[0])):
+        raise ValueError(f"{name[:80]}: reduce is followed by a number of ranks, as in reduce.4.kernel_s")
     if name not in known or len(middle) != (family not in ("step", "host")):
         every = [f"{kind}.FORMAT.{f}" for kind, names in FIELDS.items() for f in names]
-        raise ValueError(f"no coefficient {name!r}{did_you_mean(name, known or every)}")
+        raise ValueError(f"no coefficient {name[:80]!r}{did_you_mean(name, known or every)}")
 
 
 class TimingProfile(Config):
@@ -186,6 +191,14 @@ def _fields(values: Mapping[str, float], prefix: str) -> dict[str, float]:
     return {k[len(prefix) + 1 :]: v for k, v in values.items() if k.startswith(prefix + ".")}
 
 
+def _costs(kind: type[T], found: Mapping[str, float], name: str) -> T:
+    """The costs of a family. Raises KvplanError for a profile that lacks one of its coefficients."""
+    lacking = [f.name for f in fields(kind) if f.default is MISSING and f.name not in found]
+    if lacking:
+        raise KvplanError(f"the profile has {name}.{next(iter(found))}, but no {name}.{lacking[0]}")
+    return kind(**found)
+
+
 def _gemm(values: Mapping[str, float], kind: str, fmt: str, notes: list[str]) -> GemmCosts:
     """Products of a format: its own, a like format's, for experts the dense ones', or bf16's scaled."""
     for like in (fmt, *ALIKE.get(fmt, ())):
@@ -193,16 +206,17 @@ def _gemm(values: Mapping[str, float], kind: str, fmt: str, notes: list[str]) ->
         if own:
             if like != fmt:
                 notes.append(f"{kind} in {fmt}: as in {like}")
-            return GemmCosts(**own)
+            return _costs(GemmCosts, own, f"{kind}.{like}")
     if kind == "moe":
         return _gemm(values, "gemm", fmt, notes)
     base = _fields(values, "gemm.bf16")
     if not base:
         raise KvplanError(f"the profile has no products in {fmt} nor in bf16; measure gemm or step rows")
     if fmt in ("bf16", "float32"):
-        return GemmCosts(**base)
+        return _costs(GemmCosts, base, "gemm.bf16")
     notes.append(f"products in {fmt}: bf16's read rate, {BORROWED_FLOPS.get(fmt, 1.0)} x its matrix rate")
-    return GemmCosts(**base | {"flops_per_s": base["flops_per_s"] * BORROWED_FLOPS.get(fmt, 1.0)})
+    costs = _costs(GemmCosts, base, "gemm.bf16")
+    return replace(costs, flops_per_s=costs.flops_per_s * BORROWED_FLOPS.get(fmt, 1.0))
 
 
 def _attention(values: Mapping[str, float], mla: bool, fmt: str, notes: list[str]) -> AttentionCosts:
@@ -210,16 +224,18 @@ def _attention(values: Mapping[str, float], mla: bool, fmt: str, notes: list[str
     own = _fields(values, f"{kind}.{fmt}")
     base = _fields(values, f"{kind}.bf16")
     if own:
-        return AttentionCosts(**{k: v for k, v in base.items() if "mixed" in k or "serial" in k} | own)
+        lent = {k: v for k, v in base.items() if "mixed" in k or "serial" in k}
+        return _costs(AttentionCosts, lent | own, f"{kind}.{fmt}")
     if not base:
         if not mla:
             raise KvplanError("the profile has no attention; measure decode_attention or step rows")
         notes.append("MLA attention: rates of grouped-query attention")
         return _attention(values, False, fmt, notes)
     if fmt in ("bf16", "float32"):
-        return AttentionCosts(**base)
+        return _costs(AttentionCosts, base, f"{kind}.bf16")
     notes.append(f"KV in {fmt}: {BORROWED_KV.get(fmt, 0.7)} x bf16's bytes per second")
-    return AttentionCosts(**base | {"bytes_per_s": base["bytes_per_s"] * BORROWED_KV.get(fmt, 0.7)})
+    costs = _costs(AttentionCosts, base, f"{kind}.bf16")
+    return replace(costs, bytes_per_s=costs.bytes_per_s * BORROWED_KV.get(fmt, 0.7))
 
 
 def _reduce(values: Mapping[str, float], num_ranks: int, link: float, notes: list[str]) -> ReduceCosts:
@@ -235,4 +251,4 @@ def _reduce(values: Mapping[str, float], num_ranks: int, link: float, notes: lis
     nearest = min(measured, key=lambda n: abs(n - num_ranks))
     if nearest != num_ranks:
         notes.append(f"all-reduce among {num_ranks}: as among {nearest}")
-    return ReduceCosts(**_fields(values, f"reduce.{nearest}"))
+    return _costs(ReduceCosts, _fields(values, f"reduce.{nearest}"), f"reduce.{nearest}")
