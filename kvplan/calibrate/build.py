@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from kvplan.calibrate.card_memory import learn_overheads
 from kvplan.calibrate.fit.batches import Batches, check_batches
 from kvplan.calibrate.fit.families import fit
 from kvplan.calibrate.fit.problem import regime
@@ -53,7 +54,7 @@ def build(
 ) -> Profile:
     """Read a source, fit it, and say where it came from.
 
-    `fill` lends families (formats, ranks) that these measurements lack, from another profile of the same card.
+    Memory rows of a card become the overheads of `engine`, where they tell them. `fill` lends families (formats, ranks) that these measurements lack, from another profile of the same card.
     """
     measurements, card, known = _read(files, source, gpu, engine)
     timing = fit(measurements, gpu=card, assume=known | dict(assume or {}))
@@ -65,6 +66,7 @@ def build(
         engine_version=str(machine.get("engine_version", "")),
         source=str(machine.get("source") or _measured_on(machine)),
         licence=str(machine.get("licence", "")),
+        memory=learn_overheads(measurements, card, engine),
         timing=timing,
     )
     return _filled(profile, fill) if fill else profile

@@ -66,6 +66,8 @@ class Measurements(NamedTuple):
     families: dict[str, list[Row]]
     skipped: int
     """Rows marked `skipped` or `noisy`."""
+    memory: Sequence[Row] = ()
+    """What pools, context, activations and graphs took; not timed."""
     eager: Sequence[Row] = ()
     """Decode steps outside CUDA graphs, of a card whose other steps are in them: they tell launches."""
 
@@ -80,6 +82,7 @@ def collect(rows: Iterable[Row]) -> Measurements:
     machine: Row = {}
     families: dict[str, list[Row]] = defaultdict(list)
     eager: list[Row] = []
+    memory: list[Row] = []
     skipped = 0
     for row in rows:
         op = row.get("op")
@@ -95,14 +98,16 @@ def collect(rows: Iterable[Row]) -> Measurements:
                 eager.append(_checked(row))
             elif op not in IGNORED:
                 families[family(row)].append(_checked(row))
-        elif not str(op).startswith("memory"):
+        elif str(op).startswith("memory"):
+            memory += [] if row.get("skipped") else [row]
+        else:
             raise KvplanError(f"{_at(row)}: unknown op {op!r}{did_you_mean(str(op), _REQUIRED)}")
     if not families:
         raise KvplanError(
             "no timed rows; an op is one of "
             + ", ".join(o for o in _REQUIRED if o not in (*IGNORED, "eager_step"))
         )
-    return Measurements(machine, dict(families), skipped, eager)
+    return Measurements(machine, dict(families), skipped, memory, eager)
 
 
 def family(row: Mapping[str, Any]) -> str:

@@ -33,8 +33,8 @@ class PoolCheck(NamedTuple):
 
 
 def pool_checks(path: Path) -> list[PoolCheck]:
-    """Bytes per token of every real KV pool of a file, beside the formula."""
-    return [
+    """Bytes per token of every real KV pool of a file, beside the formula; each once."""
+    found = [
         PoolCheck(
             _positive(row, "num_layers"), _positive(row, "num_kv_heads"), _positive(row, "head_dim"),
             str(row.get("kv_dtype", "bf16")),
@@ -43,6 +43,7 @@ def pool_checks(path: Path) -> list[PoolCheck]:
         for row in read_rows(path)
         if row["op"] == "memory_pool" and "skipped" not in row
     ]  # fmt: skip
+    return list(dict.fromkeys(found))  # a run that was cut off counted its pools again
 
 
 def _positive(row: Row, name: str) -> Any:
@@ -55,8 +56,8 @@ def _positive(row: Row, name: str) -> Any:
 def skipped_points(path: Path) -> dict[str, int]:
     """Why points of a file were not measured -> how many; those that a later run did measure are not counted."""
     rows = list(read_rows(path))
-    measured = {_point(row) for row in rows if "time_s" in row}
-    missing = {_point(row): row for row in rows if "skipped" in row and _point(row) not in measured}
+    measured = {point_of(row) for row in rows if "time_s" in row}
+    missing = {point_of(row): row for row in rows if "skipped" in row and point_of(row) not in measured}
     has_batches = batches_path(path).exists()
     return dict(
         Counter(
@@ -65,5 +66,6 @@ def skipped_points(path: Path) -> dict[str, int]:
     )
 
 
-def _point(row: Row) -> str:
-    return json.dumps({k: v for k, v in row.items() if k not in _OUTCOME}, sort_keys=True)
+def point_of(row: Row, apart: tuple[str, ...] = ()) -> str:
+    """What was to be measured, without these fields besides."""
+    return json.dumps({k: v for k, v in row.items() if k not in (*_OUTCOME, *apart)}, sort_keys=True)

@@ -14,8 +14,10 @@ from kvplan.calibrate.outcome import pool_checks, skipped_points
 from kvplan.calibrate.server.client import CacheFacts, Server
 from kvplan.calibrate.server.loads import measure_server
 from kvplan.calibrate.session import Report, batches_path, check_writable, no_report
+from kvplan.calibrate.two_cards import coefficient_ratios, time_ratios
+from kvplan.cli.fit_plot import write_plot
 from kvplan.cli.options import SWITCH, print_json
-from kvplan.cli.profile_report import report_lines
+from kvplan.cli.profile_report import comparison_lines, report_lines
 from kvplan.cli.progress import Progress
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import refuse_same_file
@@ -36,6 +38,7 @@ def calibrate_command(
     gpu: str = "",
     rounds: int = 0,
     budget_s: float = 0.0,
+    plot: Path | None = None,
     force: Annotated[bool, SWITCH] = False,
     quiet: Annotated[bool, SWITCH] = False,
     json: Annotated[bool, SWITCH] = False,
@@ -64,6 +67,8 @@ def calibrate_command(
         How often each point is measured, on different minutes; default: once, a server's loads three times.
     budget_s
         Seconds that measuring a card may take: each stage gets its share, points all over its range first; 0: no limit.
+    plot
+        Write predicted over measured times of every fitted row here (.svg).
     force
         Measure although another process computes on the card.
     quiet
@@ -87,6 +92,8 @@ def calibrate_command(
         measure_card(measurements, device, grid, rounds=rounds, force=force, budget_s=budget_s, report=report)
     profile = build([measurements], name=output.stem)
     write_profile(profile, output)
+    if plot is not None:
+        write_plot(profile, [measurements], plot)
     if json:
         print_json(document(profile, measurements, facts))
     else:
@@ -138,6 +145,7 @@ def document(profile: Profile, measured: Path, facts: CacheFacts | None) -> dict
         "batches": batches._asdict() | {"errors": [error.model_dump() for error in batches.errors]}
         if batches
         else None,
+        "memory": profile.memory.model_dump(mode="json") if profile.memory else None,
         "skipped": skipped_points(measured),
     }
 
@@ -161,6 +169,8 @@ def fit_command(
     name: str = "",
     assume: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     fill: str = "",
+    plot: Path | None = None,
+    compare: Path | None = None,
     json: Annotated[bool, SWITCH] = False,
 ) -> int:
     """Fit step-time coefficients to measurements, with held-out errors and bootstrap draws.
@@ -177,13 +187,19 @@ def fit_command(
     gpu
         The card: a name of the GPU table, or of aiconfigurator (h200_sxm). Its data sheet bounds the rates.
     engine
-        vllm, tensorrt-llm or sglang; which kernel tables to read.
+        vllm, tensorrt-llm or sglang, with an optional @version: which kernel tables to read, whose overheads
+        memory rows teach.
     name
         The profile's name; default: card, engine and version.
     assume
         NAME=VALUE: state a coefficient instead of fitting it (repeat for several); inf for a rate: no cost.
     fill
         A profile of the same card that lends formats these measurements lack.
+    plot
+        Write predicted over measured times of every fitted row here (.svg); of kvplan's own format.
+    compare
+        Measurements of another card of the same kind: print the ratios of times and coefficients, and where they differ
+        beyond both errors.
     json
         The profile as one JSON document on stdout.
     """
@@ -199,7 +215,14 @@ def fit_command(
     )
     if output is not None:
         write_profile(profile, output)
-    if json:
+    if plot is not None or compare is not None:
+        _need_rows(files, from_)
+    if plot is not None:
+        write_plot(profile, files, plot)
+    if compare is not None:
+        other = build([compare], gpu=gpu, engine=engine, assume=read_assumptions(assume))
+        print("\n".join(_comparison(files[0], profile, compare, other)))
+    elif json:
         print_json(profile.model_dump(mode="json"))
     else:
         measured = files[0] if from_ == "jsonl" and len(files) == 1 else None
@@ -207,6 +230,18 @@ def fit_command(
         if output is not None:
             print(f"\nwritten: {output}")
     return 0
+
+
+def _need_rows(files: tuple[Path, ...], source: Source) -> None:
+    """--plot and --compare go through measured rows."""
+    if source != "jsonl" or len(files) != 1:
+        raise KvplanError("--plot and --compare take one measurement file (JSONL, see calibration/README.md)")
+
+
+def _comparison(first: Path, profile: Profile, second: Path, other: Profile) -> list[str]:
+    assert profile.timing is not None
+    assert other.timing is not None
+    return comparison_lines(time_ratios(first, second), coefficient_ratios(profile.timing, other.timing))
 
 
 def read_assumptions(pairs: tuple[str, ...]) -> dict[str, tuple[float, str]]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kvplan.calibrate.build import batches_beside
 from kvplan.calibrate.fit.batches import Batches
 from kvplan.calibrate.outcome import pool_checks, skipped_points
+from kvplan.calibrate.two_cards import CoefficientRatio, TimeRatio
+from kvplan.profiles.memory_profile import Figure, MemoryProfile
 from kvplan.profiles.profile import Profile
 from kvplan.profiles.timing_profile import RegimeError
 
 
 def report_lines(profile: Profile, measured: Path | None = None) -> list[str]:
     """The profile, and of the measurement file behind it: memory against the formula, batches, what is missing."""
+    lines = [*profile_lines(profile), *memory_lines(profile.memory)]
     if measured is None:
-        return profile_lines(profile)
+        return lines
     return [
-        *profile_lines(profile),
+        *lines,
         *pool_lines(measured),
         *batch_lines(batches_beside(measured, profile)),
         *skipped_lines(skipped_points(measured)),
@@ -41,6 +45,44 @@ def profile_lines(profile: Profile) -> list[str]:
     if timing.assumed:
         lines += ["", "not measured:", *(f"  {name}: {why}" for name, why in timing.assumed.items())]
     return lines
+
+
+def memory_lines(memory: MemoryProfile | None) -> list[str]:
+    """The overheads that `estimate --profile` takes, each with its range and source; nothing without any."""
+    if memory is None:
+        return []
+    figures = {name: getattr(memory, name) for name in type(memory).model_fields}
+    flat = {
+        f"{name}{f'.{kind}' if kind else ''}": figure
+        for name, value in figures.items()
+        for kind, figure in (value.items() if isinstance(value, dict) else [("", value)])
+        if isinstance(figure, Figure)
+    }
+    head = f"\n{f'overheads for estimate ({memory.engine})':<34}{'value':>10}{'low':>10}{'high':>10}"
+    return [
+        head,
+        *(f"{k:<34}{f.value:>10.4g}{f.low:>10.4g}{f.high:>10.4g}  {f.source}" for k, f in flat.items()),
+    ]
+
+
+def comparison_lines(times: Sequence[TimeRatio], coefficients: Sequence[CoefficientRatio]) -> list[str]:
+    """Two cards of one kind: ratios of times and coefficients, second over first, and where they differ."""
+    lines = [f"{'times, second over first':<34}{'points':>8}{'ratio':>9}{'error':>9}"]
+    lines += [
+        f"{t.family:<34}{t.num_points:>8,}{t.ratio:>9.3f}{t.error:>9.1%}{_apart(t.differs)}" for t in times
+    ]
+    lines += ["", f"{'coefficient':<34}{'first':>12}{'second':>12}{'ratio':>9}"]
+    lines += [
+        f"{c.name:<34}{c.first[0]:>12.4g}{c.second[0]:>12.4g}{c.ratio:>9.3f}{_apart(c.differs)}"
+        for c in coefficients
+    ]
+    apart = [*(t.family for t in times if t.differs), *(c.name for c in coefficients if c.differs)]
+    said = f"beyond both errors: {', '.join(apart)}" if apart else "nowhere beyond both errors"
+    return [*lines, "", f"the cards differ {said}"]
+
+
+def _apart(differs: bool) -> str:
+    return "  differs" if differs else ""
 
 
 def error_line(what: str, e: RegimeError) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 
@@ -30,9 +31,12 @@ def measure_memory(
 ) -> None:
     """Append every memory row of this grid that is not in the file yet; what fails is noted and passed over.
 
-    Past `deadline` (on `time.monotonic`'s clock) no further kind of them is begun; the next run goes on there.
+    Past `deadline` (on `time.monotonic`'s clock) no further row is begun; the next run begins that kind again.
     """
-    sources = (context_rows, pool_rows, growth_rows, largest_pool_rows, activation_rows, graph_rows)
+    sources = (
+        context_rows, pool_rows, growth_rows, largest_pool_rows, activation_rows, sampler_rows, graph_rows,
+        runtime_rows,
+    )  # fmt: skip
     for number, source in enumerate(sources):
         key = f"memory {source.__name__} {grid.name}"
         if key in session.done or time.monotonic() > deadline:
@@ -43,6 +47,8 @@ def measure_memory(
             for row in source(grid, device):
                 session.append({"machine": machine, **row})
                 release(device)
+                if time.monotonic() > deadline:
+                    return
         except Exception as error:  # as for other probes: none may cost the others
             skipped = {"op": f"memory_{source.__name__}", "machine": machine, "skipped": why_skipped(error)}
             end_on_a_failed_card(error, skipped | {"key": key}, session)
@@ -60,7 +66,7 @@ def context_rows(grid: Grid, device: torch.device) -> Iterator[Row]:
     if device.type != "cuda":
         return
     torch.ones(1, device=device)
-    after_context = used_bytes(device)
+    reserved, after_context = torch.cuda.memory_reserved(device), used_bytes(device)
     x = torch.randn(1024, 1024, device=device, dtype=torch.bfloat16)
     x @ x
     torch.cuda.synchronize()
@@ -70,6 +76,7 @@ def context_rows(grid: Grid, device: torch.device) -> Iterator[Row]:
         "total_bytes": total,
         "free_bytes": free,
         "nvml_used_after_context_bytes": after_context,
+        "torch_reserved_after_context_bytes": reserved,
         "nvml_used_after_gemm_bytes": used_bytes(device),
         "torch_reserved_bytes": torch.cuda.memory_reserved(device),
     }
@@ -184,9 +191,28 @@ def _activation(model: StepModel, layer: DecoderLayer, chunk: int, device: torch
     del y
     return {
         "op": "memory_activation", "model": model.name, "hidden_size": model.hidden_size,
-        "intermediate_size": model.intermediate_size, "num_tokens": chunk, "peak_bytes": peak,
+        "intermediate_size": model.intermediate_size, "num_experts": model.num_experts, "num_tokens": chunk,
+        "peak_bytes": peak,
         "formula_bytes": 2 * chunk * (2 * model.intermediate_size + model.intermediate_size + model.hidden_size),
     }  # fmt: skip
+
+
+def sampler_rows(grid: Grid, device: torch.device) -> Iterator[Row]:
+    """Peak of torch's allocator, logits included, while every row of them draws a token as vLLM 0.17 and later do."""
+    if device.type != "cuda":
+        return
+    for rows, vocab in product(grid.sampled_rows, grid.vocabularies):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        logits = torch.empty(rows, vocab, device=device, dtype=torch.bfloat16).normal_()
+        wide = logits.float()
+        shares = wide.softmax(-1)
+        shares.div_(torch.empty_like(shares).exponential_()).argmax(-1)
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated(device) - before
+        del logits, wide, shares
+        yield {"op": "memory_sampler", "num_rows": rows, "vocab_size": vocab, "peak_bytes": peak}
 
 
 def graph_rows(grid: Grid, device: torch.device) -> Iterator[Row]:
@@ -208,3 +234,15 @@ def graph_rows(grid: Grid, device: torch.device) -> Iterator[Row]:
             **{f"{k}_bytes": after[k] - before[k] for k in after},
         }  # fmt: skip
         del replay, decoder
+
+
+def runtime_rows(grid: Grid, device: torch.device) -> Iterator[Row]:
+    """What the process holds once kernels of every kind were loaded, outside torch's allocator too."""
+    if device.type != "cuda":
+        return
+    torch.cuda.synchronize()
+    yield {
+        "op": "memory_runtime",
+        "nvml_used_bytes": used_bytes(device),
+        "torch_reserved_bytes": torch.cuda.memory_reserved(device),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -66,6 +67,11 @@ def used_bytes(device: torch.device) -> int | None:
     """Memory the card has given away, by NVML (context and libraries included); None without NVML."""
     found = _nvml(lambda nvml, handle: nvml.nvmlDeviceGetMemoryInfo(handle).used, -1)
     return None if found < 0 or device.type != "cuda" else int(found)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Bytes that can still be allocated on the card; no bound on a CPU."""
+    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else math.inf
 
 
 def strangers(device_name: str) -> list[int]:

@@ -6,7 +6,7 @@ counts where weights stop and arithmetic starts to dominate, prompt chunks over 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from kvplan.calibrate.session import Point
@@ -215,6 +215,23 @@ def weight_bytes(model: StepModel, num_tokens: int) -> float:
         missed = (1 - model.experts_per_token / model.num_experts) ** num_tokens
         distinct = model.num_experts * (1 - missed)
     return 2.0 * (model.num_layers * (attention + distinct * expert) + hidden * model.vocab_size)
+
+
+WEIGHTS_SHARE, POOL_SHARE = 0.85, 0.5
+"""Of the free memory: what weights of a measured model and what one pool may take."""
+
+
+def fitting_grid(grid: Grid, free_bytes: float) -> Grid:
+    """The same grid with models cut to layers that the card holds, and pools that it grants."""
+
+    def cut(model: StepModel) -> StepModel:
+        while model.num_layers > 1 and weight_bytes(model, 1 << 20) > WEIGHTS_SHARE * free_bytes:
+            model = model._replace(num_layers=model.num_layers // 2)
+        return model
+
+    most = int(min(grid.max_pool_bytes, POOL_SHARE * free_bytes))
+    models = tuple(cut(model) for model in grid.models)
+    return replace(grid, models=models, draft_model=cut(grid.draft_model), max_pool_bytes=most)
 
 
 def model_facts(model: StepModel) -> Point:

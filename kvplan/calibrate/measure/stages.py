@@ -17,8 +17,8 @@ import torch
 
 from kvplan.calibrate.measure import attention, products, steps
 from kvplan.calibrate.measure.allocation import measure_memory
-from kvplan.calibrate.measure.device import machine_facts, pick_device, strangers
-from kvplan.calibrate.measure.grids import GRIDS, Grid
+from kvplan.calibrate.measure.device import free_bytes, machine_facts, pick_device, strangers
+from kvplan.calibrate.measure.grids import GRIDS, Grid, fitting_grid
 from kvplan.calibrate.measure.kernels import Kernels, Named, choose_kernels, sdpa_kernel
 from kvplan.calibrate.measure.probes import MIN_REPEATS, TARGET_S, Ceilings, Probe, ceilings_of, run
 from kvplan.calibrate.measure.transformers_batches import measure_batching
@@ -134,7 +134,9 @@ def measure_stages(
         raise KvplanError(f"no grid {grid_name!r}; there is {', '.join(GRIDS)}")
     others = strangers(device_name)  # before this process touches the card: containers count processes anew
     device = pick_device(device_name)
-    grid = GRIDS[grid_name or ("cpu" if device.type == "cpu" else "default")]
+    grid = fitting_grid(
+        GRIDS[grid_name or ("cpu" if device.type == "cpu" else "default")], free_bytes(device)
+    )
     if others and not force:
         raise KvplanError(
             f"process {others[0]} computes on this card too; stop it, or measure beside it with --force"
@@ -151,7 +153,7 @@ def measure_stages(
         _run_stage(stage, session, grid, device, kernels, report, (0, 1), begun + shares * budget_s)
     steps.host_times(grid, session, device, kernels, begun + (shares + HOST_SHARE) * budget_s)
     if time.monotonic() < begun + (1 - BATCHES_SHARE / 2) * budget_s:
-        measure_batching(grid, session, device, report)
+        measure_batching(grid, session, device, report, begun + budget_s)
     for again in range(1, rounds):  # minutes later, with the time that is left
         for stage in STAGES:
             _run_stage(stage, session, grid, device, kernels, report, (again, again + 1), begun + budget_s)

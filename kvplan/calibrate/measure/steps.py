@@ -124,8 +124,10 @@ def host_times(
 
     The slope over batches is the host's time per sequence, the rest its time per step.
     """
-    model, found = grid.models[0], kernels.decode["bfloat16"]
-    for batch in grid.step_batches if device.type == "cuda" else ():
+    model, found = grid.models[0], kernels.decode.get("bfloat16")
+    if device.type != "cuda" or found is None:
+        return
+    for batch in grid.step_batches:
         key = f"host_step {model.name} {batch}"
         row: Row = {"op": "host_step", "machine": session.machine["machine"], "num_decodes": batch}
         if key in session.done or time.monotonic() > deadline:

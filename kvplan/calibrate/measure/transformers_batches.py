@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kvplan.calibrate.measure.device import machine_facts, release
+from kvplan.calibrate.measure.device import free_bytes, machine_facts, release
 from kvplan.calibrate.measure.grids import Grid, Serving, model_facts, weight_bytes
 from kvplan.calibrate.measure.probes import one_line
 from kvplan.calibrate.session import MeasurementSession, Point, Report, batches_path, no_report, open_session
@@ -232,19 +232,27 @@ def llama_config(serving: Serving) -> dict[str, Any]:
 
 
 def measure_batching(
-    grid: Grid, session: MeasurementSession, device: torch.device, report: Report = no_report
+    grid: Grid,
+    session: MeasurementSession,
+    device: torch.device,
+    report: Report = no_report,
+    deadline: float = math.inf,
 ) -> str:
     """Run what is not in the file yet; return what kept it from running, in one line, or nothing.
+
+    Runs share what is left until `deadline` (on `time.monotonic`'s clock), at most `Serving.budget_s` each.
 
     Rows are written at the end, also of runs that broke off; only whole runs are not run again.
     """
     try:
         if find_spec("transformers") is None:
             raise ImportError("transformers is not installed")
-        serving = fitting(grid.serving, _free_bytes(device))
+        serving = fitting(grid.serving, free_bytes(device))
         file = open_session(batches_path(session.path), engine_facts(serving, device))
         todo = [run for run in range(RUNS) if _key(grid, run) not in file.done]
         if todo:
+            left = (deadline - time.monotonic()) / (len(todo) * serving.repeats + 1)  # one to warm up
+            serving = serving._replace(budget_s=min(serving.budget_s, left))
             _serve(Engine(serving, device), replace(grid, serving=serving), todo, file, report)
         note = ""
     except UNLIKE as error:
@@ -262,10 +270,6 @@ def fitting(serving: Serving, free_bytes: float) -> Serving:
     while model.num_layers > 1 and weight_bytes(model, 1) + model.num_layers * kv > 0.7 * free_bytes:
         model = model._replace(num_layers=model.num_layers // 2)
     return serving._replace(model=model)
-
-
-def _free_bytes(device: torch.device) -> float:
-    return float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else math.inf
 
 
 def _key(grid: Grid, run: int) -> str:
