@@ -2,7 +2,9 @@
 
 Seeds are the project's own files. Damage keeps the shape of a format (values of a tree, cells of a table, tokens of a
 log line), so that it gets past the first check. Anything but a result or a `KvplanError` is a fault, and
-so is more than `LIMIT_S`. The same seed damages the same way: `python tests/fuzz.py --kinds log --seed 3 --count 1000` repeats a run.
+so is more than `LIMIT_S`. The same seed damages the same way; this repeats a run:
+
+    python tests/fuzz.py --kinds log --seed 3 --count 1000
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def build(
 ) -> Profile:
     """Read a source, fit it, and say where it came from.
 
-    Memory rows of a card become the overheads of `engine`, where they tell them. `fill` lends families (formats, ranks) that these measurements lack, from another profile of the same card.
+    Memory rows of a card become the overheads of `engine`, where they tell them. `fill` lends families (formats,
+    ranks) that these measurements lack, from another profile of the same card.
     """
     measurements, card, known = _read(files, source, gpu, engine)
     timing = fit(measurements, gpu=card, assume=known | dict(assume or {}))

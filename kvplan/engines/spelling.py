@@ -1,7 +1,7 @@
 """How each engine spells the flags of `EngineArgs`: one table, written to command lines and read from logs.
 
 A `Word` says a field in one engine's way. Command lines of vLLM and SGLang dash it, logs and TensorRT-LLM do not.
-Knows words and values, not lines: `memory.serve_command` writes them, `observed.flags` finds them.
+Knows words and values, not lines: `memory.serve_command` writes them, `observed.log_flags` finds them.
 """
 
 from __future__ import annotations

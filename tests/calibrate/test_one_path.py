@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvplan.cli import calibration
+from kvplan.cli import calibration_commands
 from kvplan.cli.main import run
 from kvplan.files import measurements_dir
 
@@ -22,7 +22,7 @@ THIN = [
 @pytest.fixture
 def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run both commands over one file; exit code, profile less its name, stdout and stderr of each."""
-    monkeypatch.setattr(calibration, "measure_card", lambda *args, **options: None)
+    monkeypatch.setattr(calibration_commands, "measure_card", lambda *args, **options: None)
 
     def outcome(text: str) -> list[tuple[int, dict | None, str, str]]:
         file = tmp_path / "m.jsonl"
