@@ -174,6 +174,7 @@ def test_a_log_is_set_beside_its_plan() -> None:
     calm(app.text_area(key="log").set_value(LOG).run())
     lines = next(frame.value for frame in app.dataframe if "printed" in frame.value)
     assert lines.set_index("name")["printed"]["cache_tokens"] == 18_176
+    assert any("Overheads learned: runtime" in text.value.replace("\\", "") for text in app.markdown)
     for text in ("nothing of an engine", LOG + "#" * MAX_BYTES):
         calm(app.text_area(key="log").set_value(text).run())
         assert len(app.error) == 2  # the plan's verdict, and the log's

@@ -1,0 +1,95 @@
+"""Start-up logs with something broken in them: a report or one named error, never a traceback."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+
+import pytest
+from places import FIXTURES
+
+from kvplan.errors import KvplanError
+from kvplan.observed.reconciliation import reconcile
+
+LOGS = sorted((FIXTURES / "logs").rglob("*.txt")) + sorted((FIXTURES / "logs").rglob("*.log"))
+ODD = (
+    "0", "-1", "1", "3", "0.0", "-0.5", "1e40", "nan", "inf", "-inf", "None", "True", "[]", "{}", "''", "auto",
+    "9" * 30, "9" * 400, "9" * 5000, "1,0,0", "0.00000001", "12345678901234567890", "\u0663\u0664", "\u00b2", "x" * 300,
+)  # fmt: skip
+"""Values that no engine prints."""
+NUMBERED = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def _number(lines: list[str], draw: random.Random) -> None:
+    """One number of one line becomes another value."""
+    at = draw.randrange(len(lines))
+    found = list(NUMBERED.finditer(lines[at]))
+    if found:
+        hit = draw.choice(found)
+        lines[at] = lines[at][: hit.start()] + draw.choice(ODD) + lines[at][hit.end() :]
+
+
+def _value(lines: list[str], draw: random.Random) -> None:
+    """What stands after one colon, equals sign or flag becomes another value."""
+    at = draw.randrange(len(lines))
+    found = list(re.finditer(r"(?<=[:=] )[^\s,)}]+|(?<==)[^\s,)}]+|(?<=\w )[\w./-]+", lines[at]))
+    if found:
+        hit = draw.choice(found)
+        lines[at] = lines[at][: hit.start()] + draw.choice(ODD) + lines[at][hit.end() :]
+
+
+def _drop(lines: list[str], draw: random.Random) -> None:
+    del lines[draw.randrange(len(lines))]
+
+
+def _repeat(lines: list[str], draw: random.Random) -> None:
+    lines.insert(draw.randrange(len(lines)), draw.choice(lines))
+
+
+def _cut(lines: list[str], draw: random.Random) -> None:
+    at = draw.randrange(len(lines))
+    lines[at] = lines[at][: draw.randrange(len(lines[at]) + 1)]
+
+
+def _borrow(lines: list[str], draw: random.Random) -> None:
+    """A line of another log."""
+    other = draw.choice(LOGS).read_text().splitlines()
+    lines.insert(draw.randrange(len(lines) + 1), draw.choice(other))
+
+
+def _flag(lines: list[str], draw: random.Random) -> None:
+    """A flag that was not there, with a value that may not be one."""
+    flag = draw.choice(
+        ("tensor-parallel-size", "pipeline-parallel-size", "decode-context-parallel-size", "max-model-len", "block-size",
+         "max-num-seqs", "kv-cache-dtype", "num-gpu-blocks-override", "kv-cache-memory-bytes", "gpu-memory-utilization",
+         "attention-backend", "mamba-block-size", "num-speculative-tokens", "dtype", "quantization", "max-num-batched-tokens")
+    )  # fmt: skip
+    lines.insert(0, f"vllm serve --{flag} {draw.choice((*ODD, '2', '7', '16', 'fp8', '4096', '0.5'))}")
+
+
+KINDS: tuple[Callable[[list[str], random.Random], None], ...] = (
+    _number, _number, _value, _drop, _repeat, _cut, _borrow, _flag,
+)  # fmt: skip
+
+
+def mutated(seed: int) -> str:
+    """A log with one to three things broken; the same for the same seed."""
+    draw = random.Random(seed)
+    lines = draw.choice(LOGS).read_text().splitlines()
+    for _ in range(draw.randint(1, 3)):
+        if lines:
+            draw.choice(KINDS)(lines, draw)
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_a_broken_log_gives_a_report_or_a_named_error(block: int) -> None:
+    """300 seeded mutations: no exception but KvplanError, whose text is one short line; reports can be printed."""
+    for seed in range(50 * block, 50 * (block + 1)):
+        try:
+            found = reconcile(mutated(seed), gpu="h100", model="Qwen/Qwen3-8B" if seed % 3 == 0 else None)
+        except KvplanError as error:
+            assert len(str(error)) < 2000, seed
+        else:
+            assert str(found).endswith(found.conclusion), seed
