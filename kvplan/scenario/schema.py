@@ -191,7 +191,7 @@ class Limits(Config):
     horizon_s: float = Field(MAX_HORIZON_S, gt=0, le=MAX_HORIZON_S)
     """Simulated seconds; what has not finished by then is counted as unfinished."""
     wall_clock_s: float = Field(3600.0, gt=0, le=1e7)
-    """Real seconds the simulation itself may take."""
+    """Real seconds the simulation itself may take, drawing its requests included."""
     thrash_ratio: float = Field(4.0, gt=0, le=1e6)
     """The run ends with a verdict when recomputed tokens exceed this many times the useful ones."""
 

@@ -215,9 +215,12 @@ class BranchRequests:
             self.effort.cut_traces += end.reason == "length" or end.thinking_tokens >= budget
 
     def _then(self, attempt: Attempt, orders: Orders) -> None:
-        """Obey at the end of this instant: the replica is still reading its step."""
+        """Obey at the end of this instant: the replica is still reading its step.
+
+        Among several replicas, a tick later: after all that ends now, so that none has begun its next step or not.
+        """
         if orders.start or orders.cancel or orders.answer is not None:
-            self.run.at(0, partial(self._obey, attempt, orders))
+            self.run.at(int(len(self.run.replicas) > 1), partial(self._obey, attempt, orders))
 
     def _close(self, attempt: Attempt, answer: Answer) -> None:
         """The strategy has settled on an answer."""

@@ -86,8 +86,9 @@ class LoadRequests:
             self.run.at(at - self.run.env.now, partial(self._come, row))
 
     def _come(self, row: int) -> None:
-        self._send(row)
-        self._await_next()
+        if not self.run.stop.triggered:  # else many of one moment would all come before the end is noticed
+            self._send(row)
+            self._await_next()
 
     def _send(self, row: int) -> None:
         """A request arrives: refused, or on its way to a replica; its client may give up."""

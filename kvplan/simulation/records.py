@@ -173,9 +173,11 @@ def _write_csv(columns: dict[str, NDArray[Any]], path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Nine decimals of a second, and nothing where nothing happened."""
+    """Nine decimals of a second, nothing where nothing happened, and no name that a spreadsheet would run."""
     if isinstance(value, float):
         return "" if value != value else f"{value:.9f}".rstrip("0").rstrip(".")
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return "'" + value
     return value
 
 

@@ -32,7 +32,8 @@ class Replica(ReplicaStats):
     leap: LeapInFlight | None = None
     inbox: list[SimRequest] = field(default_factory=list)
     """Came during a leap; the engine learns of them when it ends."""
-    inbox_since: int = 0
+    inbox_since: int = NEVER_COMES
+    """The first end of a step that sees them wait."""
     leavers: list[SimRequest] = field(default_factory=list)
     """Clients that gave up; the engine learns of it before the next output is applied."""
 
@@ -45,8 +46,7 @@ class Replica(ReplicaStats):
         self.queued_blocks += -(-request.num_prompt_tokens // self.block_size)
         request.arrival_time = self.num_submitted  # its order: ties in time are possible, ties in order not
         if self.leap is not None:
-            if not self.inbox:
-                self.inbox_since = self.leap.start if self.engine.num_waiting else now
+            self.inbox_since = min(self.inbox_since, self.leap.ends_at(self.leap.reads_until(now)))
             self.inbox.append(request)
         else:
             self.engine.add_request(request)
@@ -82,6 +82,7 @@ class Replica(ReplicaStats):
             reads = self.leap.reads_until(now)
             done = reads - (self.leap.ends_at(reads) > now)
             if done:
+                self._note_inbox(self.leap, self.leap.ends_at(done))
                 self._finish_leap(self.leap, done, self.leap.ends_at(done))
 
     def spare_blocks(self, now: int) -> int:
@@ -178,6 +179,8 @@ class Replica(ReplicaStats):
             slope=slope * decodes,
             open=is_open,
         )
+        self.inbox_since = NEVER_COMES
+        self.waits_for = self._why_waiting(decodes) if self.engine.num_waiting else ""
         end = leap.ends_at(leap.num_steps)
         if is_open and end > next_arrival:  # it ends where that arrival would cut it
             return self.cut(next_arrival) + next_arrival - now
@@ -205,16 +208,17 @@ class Replica(ReplicaStats):
         if self.leavers:
             self._finish_leap_with_leavers(leap, now)
         else:
+            self._note_inbox(leap, now)
             self._finish_leap(leap, leap.num_steps, now)
-        if self.inbox:
-            self._empty_inbox(now)
-
-    def _empty_inbox(self, now: int) -> None:
-        if not self.waits_for and self.engine.num_running >= self.config.max_num_seqs - 1:
-            self.totals.blocked_seqs_ticks += now - self.inbox_since
         for request in self.inbox:
             self.engine.add_request(request)
         self.inbox.clear()
+
+    def _note_inbox(self, leap: LeapInFlight, now: int) -> None:
+        """Who came during the leap has waited since a step began after that, as step by step would say."""
+        if not self.waits_for and now > self.inbox_since:
+            why = self._why_waiting(leap.num_decodes)
+            setattr(self.totals, why, getattr(self.totals, why) + now - self.inbox_since)
 
     def _finish_leap_with_leavers(self, leap: LeapInFlight, now: int) -> None:
         """Somebody left during the leap's last step: schedule it alone, so that they can go before its output."""
@@ -222,8 +226,11 @@ class Replica(ReplicaStats):
         begun = leap.start
         if steps:
             begun = leap.ends_at(steps)
+            self._note_inbox(leap, begun)
             self._finish_leap(leap, steps, begun)
         self.in_flight.append(self._schedule(begun))
+        if self.inbox_since <= begun and not self.waits_for:
+            self.waits_for = self._why_waiting(leap.num_decodes)
         self._read_step(now)
 
     def _read_step(self, now: int) -> None:

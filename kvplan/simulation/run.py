@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 import simpy
-from simpy.events import URGENT, Event
+from simpy.events import NORMAL, URGENT, Event
 
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
@@ -68,11 +68,12 @@ class Run:
         source: Source,
         step_by_step: bool = False,
         observer: Observer = NO_OBSERVER,
+        started: float | None = None,
     ) -> None:
         self.scenario, self.source, self.observer = scenario, source, observer
         self.env: Any = simpy.Environment(0)
         self.stop: Event = self.env.event()
-        self.started = time.monotonic()
+        self.started = time.monotonic() if started is None else started
         self.records = Records(source.class_names, setups[""].kv_bytes_per_token)
         self.meter = TokenMeter()
         self.timeline = Timeline(max(TICKS_PER_S // 20, round(source.span_s / 400 * TICKS_PER_S)))
@@ -117,6 +118,13 @@ class Run:
         event.callbacks.append(lambda _: callback())
         self.env.schedule(event, URGENT, delay)
 
+    def _pass(self, ticks: int, replica_id: int) -> Event:
+        """Let time pass for a replica; what ends at one moment ends in order of replicas, leaping or not."""
+        event = Event(self.env)
+        event._ok, event._value = True, None
+        self.env.schedule(event, NORMAL + 1 + replica_id, ticks)
+        return event
+
     def halt(self, verdict: str) -> None:
         """End the run after what happens now."""
         if not self.stop.triggered:
@@ -151,9 +159,9 @@ class Run:
             if not source.runs_ahead or now >= env.peek():
                 process.can_cut = replica.leap is not None
                 try:
-                    yield env.timeout(now - env.now)
+                    yield self._pass(now - env.now, replica.id)
                 except simpy.Interrupt:
-                    yield env.timeout(replica.cut(env.now))
+                    yield self._pass(replica.cut(env.now), replica.id)
                     now = env.now
                 process.can_cut = False
             replica.complete(now)
@@ -201,12 +209,15 @@ class Run:
             self.halt("interrupted")
         if self.turns % CHECK_EVERY:
             return
-        if time.monotonic() - self.started > self.scenario.limits.wall_clock_s:
-            self.halt("wall_clock")
+        self._look_at_the_clock()
         recomputed = sum(r.totals.recomputed_tokens for r in self.replicas)
         useful = sum(r.totals.decode_tokens + r.totals.prefill_tokens for r in self.replicas) - recomputed
         if recomputed > self.scenario.limits.thrash_ratio * useful:
             self.halt("thrash")
+
+    def _look_at_the_clock(self) -> None:
+        if time.monotonic() - self.started > self.scenario.limits.wall_clock_s:
+            self.halt("wall_clock")
 
     # --- a request's way --------------------------------------------------------------------
 
@@ -291,4 +302,6 @@ class Run:
         del self.alive[request.row]
         process, _ = self.place_of.pop(request.row, (None, request))
         self.now = now
+        if not len(self.records) % CHECK_EVERY:  # where all are refused, no step ends
+            self._look_at_the_clock()
         self.source.ended(request, reason, generated, process)

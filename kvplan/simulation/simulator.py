@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ def simulate(
     `setups` replaces the planned engines, by name in `scenario.deployments`; `observer` looks on and may end the run.
     Raises KvplanError for what cannot be simulated, DoesNotFit when an engine would not start.
     """
+    started = time.monotonic()
     scenario = as_scenario(scenario)
     if scenario.problems is not None:
         return solve(
@@ -52,7 +54,7 @@ def simulate(
     setups = setups or set_ups(scenario)
     load = draw_load(scenario.workload, scenario.folder)
     source = LoadRequests(load, scenario.workload.seed, progress)
-    run = Run(scenario, setups, source, step_by_step, observer)
+    run = Run(scenario, setups, source, step_by_step, observer, started)
     if not keep_records:
         run.records.keep(SUMMARY_FIELDS)
     if not keep_samples:
@@ -97,12 +99,13 @@ def solve(
     Raises KvplanError for what cannot be simulated, DoesNotFit when model and verifier do not fit together.
     """
     assert scenario.problems is not None
+    started = time.monotonic()
     chosen = spec or scenario.problems.strategies[0].expanded()[0]
     scenario = only_models_of(scenario, chosen)
     setups = setups or set_up_all(scenario)
     check_setups(setups, scenario)
     source = BranchRequests(scenario, chosen, verifier_step_time(scenario), progress, observer)
-    run = Run(scenario, setups, source, step_by_step, observer)
+    run = Run(scenario, setups, source, step_by_step, observer, started)
     run.go()
     return solution(run, source)
 

@@ -149,6 +149,14 @@ def test_targets_are_checked_before_a_run(tmp_path: Path) -> None:
             check_target(path)
 
 
+def test_a_class_is_no_formula(tmp_path: Path) -> None:
+    """A spreadsheet would run a name that begins like a formula; in CSV it is quoted as text."""
+    found = Records(["=HYPERLINK(1)"])
+    found.add(Record(*[0] * len(Record._fields)))
+    write_records(found, tmp_path / "r.csv")
+    assert (tmp_path / "r.csv").read_text().splitlines()[1].startswith("0,'=HYPERLINK(1),")
+
+
 def test_a_hundred_thousand_records_are_sixteen_megabytes() -> None:
     """Flat integers, no Python object per record."""
     found = Records(["default"])
