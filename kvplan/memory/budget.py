@@ -18,7 +18,7 @@ from kvplan.engines.flags import EngineVersion, ResolvedArgs
 from kvplan.gpu import GpuSpec
 from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads
 from kvplan.models.spec import ModelSpec
-from kvplan.profiles.memory_profile import MemoryProfile, memory_profile
+from kvplan.profiles.memory_profile import UNSEEN_SPREAD, MemoryProfile, memory_profile
 from kvplan.units import GiB, gib
 
 SourceKind = Literal["computed", "measured", "assumed"]
@@ -101,12 +101,15 @@ def make_budget(
     learned = profile or memory_profile(engine.engine, engine.version, engine.legacy)
     gpu = _as_seen(gpu, learned)
     over = estimate_overheads(model, args, gpu, learned, last_stage=last_stage)
+    kind: SourceKind = "measured"
+    if not learned.has_seen(gpu):
+        over, kind = _unseen(over), "assumed"
     low, high = gpu.total_bytes_range
     total = Row("total", "total", Range(gpu.total_bytes, low, high), "measured", _card_source(gpu))
     others = tuple(_colocated_row(c) for c in colocated)
     weights = _weights(model, args, loaded, learned)
-    activation, runtime = _activation(over, engine), _runtime(over, learned, args)
-    graphs = _graphs(over, learned.graphs_in_budget and gpu.vendor != "amd")
+    activation, runtime = _activation(over, engine, kind), _runtime(over, learned, args, kind)
+    graphs = _graphs(over, learned.graphs_in_budget and gpu.vendor != "amd", kind)
     taken = [row.size for row in (weights, *others, activation, runtime, graphs)]
     outside, kv = _split(gpu, args, engine, taken, runtime.size.value)
     return Budget(
@@ -118,6 +121,24 @@ def make_budget(
         graphs=graphs,
         colocated=others,
         kv=kv,
+    )
+
+
+NO_LOGS = "no start-up log of this kind of card"
+
+
+def _unseen(over: Overheads) -> Overheads:
+    """The overheads of a kind of card that no start-up log is known of: others', in a wider range."""
+
+    def wide(size: Range) -> Range:
+        return Range(size.value, int(size.low / UNSEEN_SPREAD), int(size.high * UNSEEN_SPREAD))
+
+    return over._replace(
+        activation=wide(over.activation),
+        activation_why=f"{NO_LOGS}; {over.activation_why}",
+        runtime=wide(over.runtime),
+        graphs=wide(over.graphs),
+        graphs_source=f"{NO_LOGS}; {over.graphs_source}",
     )
 
 
@@ -211,22 +232,23 @@ def _colocated_row(other: Colocated) -> Row:
     return Row(f"colocated_{other.role}", f"{other.role} model", size, "computed", why)
 
 
-def _activation(over: Overheads, engine: EngineVersion) -> Row:
+def _activation(over: Overheads, engine: EngineVersion, kind: SourceKind) -> Row:
     if engine.engine == "sglang":
         why = f"about {gib(over.activation.value):.2f} GiB, inside the reserve of mem_fraction_static"
         return Row("activation", "activation peak", NOTHING, "computed", why)
-    return Row("activation", "activation peak", over.activation, "measured", over.activation_why)
+    return Row("activation", "activation peak", over.activation, kind, over.activation_why)
 
 
-def _runtime(over: Overheads, learned: MemoryProfile, args: ResolvedArgs) -> Row:
+def _runtime(over: Overheads, learned: MemoryProfile, args: ResolvedArgs, kind: SourceKind) -> Row:
     peers = learned.runtime_gib_per_peer.source if args.tensor_parallel_size > 1 else ""
-    kind: SourceKind = "assumed" if "assumed" in peers else "measured"
-    why = learned.runtime_gib.source + (f"; per further rank: {peers}" if peers else "")
+    why = f"{NO_LOGS}; " if kind == "assumed" else ""
+    why += learned.runtime_gib.source + (f"; per further rank: {peers}" if peers else "")
+    kind = "assumed" if "assumed" in peers else kind
     return Row("non_torch", "runtime (non-torch)", over.runtime, kind, why)
 
 
-def _graphs(over: Overheads, inside: bool) -> Row:
+def _graphs(over: Overheads, inside: bool, kind: SourceKind) -> Row:
     if inside:
-        return Row("cuda_graph", "CUDA graphs", over.graphs, "measured", over.graphs_source)
+        return Row("cuda_graph", "CUDA graphs", over.graphs, kind, over.graphs_source)
     about = f"about {gib(over.graphs.value):.2f} GiB, taken outside the budget"
     return Row("cuda_graph", "CUDA graphs", NOTHING, "computed", about)

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from kvplan.config import Config
 from kvplan.errors import KvplanError
 from kvplan.files import catalog_dir
+from kvplan.gpu import GpuSpec
 
 
 class Figure(Config):
@@ -33,6 +34,12 @@ class Figure(Config):
         if not self.low <= self.value <= self.high:
             raise ValueError(f"{self.value} lies outside {self.low}..{self.high}")
         return self
+
+
+LOGGED_CAPABILITIES = (7.0, 7.5, 8.0, 8.6, 8.9, 9.0, 11.0, 12.0, 12.1)
+"""CUDA compute capabilities whose start-up logs the bundled figures were learned from or held to."""
+UNSEEN_SPREAD = 2.0
+"""Assumed: on other cards (ROCm, B200 and B300, Orin) a figure may be half the least seen, or twice the most."""
 
 
 class MemoryProfile(Config):
@@ -62,6 +69,11 @@ class MemoryProfile(Config):
     """What CUDA called the card's total, GiB, by the GPU table's name; the table's figure for others."""
     weights_gib: dict[str, Figure] = Field(default_factory=dict)
     """Loaded weights less the computed ones, GiB a GPU, by model; nothing for others."""
+
+    def has_seen(self, gpu: GpuSpec) -> bool:
+        """Whether start-up logs of this kind of card are behind the figures."""
+        logged = gpu.vendor == "nvidia" and gpu.compute_capability in LOGGED_CAPABILITIES
+        return logged or gpu.name in self.total_gib
 
 
 @cache

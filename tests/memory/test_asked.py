@@ -196,3 +196,15 @@ def test_padding_by_the_kernel_is_a_range() -> None:
     weights = estimate("openai/gpt-oss-120b", "h100").budget.weights
     assert gib(weights.size.low) < 64.38 < gib(weights.size.high) == pytest.approx(65.91, abs=0.01)
     assert "padding by the kernel (63.33-65.91)" in weights.source
+
+
+@pytest.mark.parametrize("gpu", ["mi300x", "b300", "strix-halo"])
+def test_overheads_of_unseen_cards_are_assumed(gpu: str) -> None:
+    """No start-up log of these is behind any figure: nothing of theirs is called measured, and the range is wider."""
+    unseen, seen = estimate(QWEN, gpu).budget, estimate(QWEN, "h200").budget
+    for row, measured in ((unseen.activation, seen.activation), (unseen.runtime, seen.runtime)):
+        assert row.kind == "assumed"
+        assert "no start-up log of this kind of card" in row.source
+        assert measured.kind == "measured"
+        assert row.size.high / row.size.low > 2 * measured.size.high / measured.size.low
+    assert unseen.graphs.kind != "measured"
