@@ -255,7 +255,9 @@ class Plan:
             width = max(len(option.change) for option in options)
             changes = [f"  {option.change:<{width}}  {option.effect}" for option in options]
             parts.append("\n".join(["What would fit:", *changes]))
-        return "\n\n".join([*parts, self.serve_command])
+        if self.refusal is None:
+            parts.append(self.serve_command)
+        return "\n\n".join(parts)
 
     def _headline(self) -> list[str]:
         """What the engine would log of its pool and what that means for the asked traces, or why it does not start."""

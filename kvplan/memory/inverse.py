@@ -148,7 +148,11 @@ def _shorter_output(plan: Plan) -> Iterator[Option]:
     demand = plan.question.demand
     if plan.refusal or not demand.output_len or demand.output_len < 2:
         return
-    yield from _most(plan, "output_len", demand.output_len - 1, _SHORTER)
+    for option in _most(plan, "output_len", demand.output_len - 1, _SHORTER):
+        if (
+            2 * (option.plan.question.demand.output_len or 0) >= demand.output_len
+        ):  # else it is another question
+            yield option
 
 
 def _fewer_traces(plan: Plan) -> Iterator[Option]:
@@ -157,7 +161,8 @@ def _fewer_traces(plan: Plan) -> Iterator[Option]:
     if plan.refusal or plan.too_long or plan.num_traces < 1 or demand.num_traces == 1:
         return
     name = "num_samples" if demand.num_requests == 1 else "num_requests"
-    yield from _most(plan, name, getattr(demand, name), _FEWER)
+    if 2 * plan.num_traces >= demand.num_traces:  # else it is another question
+        yield from _most(plan, name, getattr(demand, name), _FEWER)
 
 
 def _most(plan: Plan, name: str, high: int, rank: int) -> Iterator[Option]:

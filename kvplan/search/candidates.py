@@ -5,6 +5,7 @@ The closed form comes first: what does not fit, has no room in the allowed GPUs,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
 from statistics import fmean, stdev
@@ -14,7 +15,7 @@ from kvplan.limits import Limit
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.highest_load import Highest, LoadTest, Trial, highest_load
-from kvplan.search.point_row import Interrupted, Row, error_row, run_point
+from kvplan.search.point_row import Interrupted, Row, cached_setups, error_row, run_point
 from kvplan.simulation.simulator import simulate, solve
 from kvplan.simulation.solve_setup import set_up_all
 from kvplan.workload.arrivals import ClosedLoop
@@ -85,9 +86,19 @@ class Measure:
         limit, more = what_limits(test, met, found)
         missed = None if found.missed is None else found.missed.load
         row |= met.row | {"highest": met.load, "missed": missed, "limit": limit}
+        row |= _rests_on(cached_setups(scenario)[""].sources, scenario.pricing.usd_per_gpu_hour is not None)
         row |= {"pruned": False, "num_draws": 1, "copies": copies, "accuracy": accuracy}
         row["num_simulations"] = found.num_simulations + (accuracy is not None) + more
         return row | _too_many(copies, room, gpus, self.search)
+
+
+def _rests_on(sources: Mapping[str, str], priced: bool) -> Row:
+    """What a row's step times and price come from."""
+    return {
+        "step_time": sources["step_time"],
+        "step_time_error": sources.get("step_time_error", ""),
+        "price_source": "stated" if priced else sources["price"],
+    }
 
 
 def _ruled_out(cause: str, why: str, *, pruned: bool = True, **more: float) -> Row:

@@ -50,6 +50,8 @@ class Comparison:
     advice: list[str] = field(default_factory=list)
     caveats: tuple[str, ...] = ()
     """Which engines the scheduler's rules stand for without having been checked against them."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """What step times, their error, the KV pool and the price come from; alike for all rows."""
     interrupted: bool = False
     """Ctrl-C came: only the strategies that were done are here."""
 
@@ -83,6 +85,7 @@ class Comparison:
             "recommended_thinking_budget": self.caps,
             "advice": self.advice,
             "caveats": list(self.caveats),
+            "sources": self.sources,
         }
 
     def to_frame(self) -> Any:
@@ -110,6 +113,8 @@ class Comparison:
               for r in rows if r.verdict != "completed"),
             *(f"advice: {text}" for text in self.advice),
             *(f"caveat: {text}" for text in self.caveats),
+            *(f"{name.replace('_', ' ')}: {self.sources[name]}"
+              for name in ("step_time", "step_time_error", "price") if name in self.sources),
         ]  # fmt: skip
         return "\n".join([*head, *lines, "", *notes])
 
@@ -171,12 +176,14 @@ def compare(
     specs = [spec for said in problems.strategies for spec in said.expanded()]
     rows: list[StrategyRow] = []
     caveats: dict[str, None] = {}
+    sources: dict[str, str] = {}
     for number, spec in enumerate(specs):
         found = solve(scenario, spec, setups=setups, observer=observer)
         if found.verdict == "interrupted":
             break
         rows.append(strategy_row(scenario, problems, spec, found))
         caveats |= dict.fromkeys(found.result.caveats)
+        sources = found.result.sources
         if progress is not None:
             progress(number + 1, len(specs))
     if not rows:
@@ -188,7 +195,7 @@ def compare(
     advice = list(_advice(problems, specs, tasks, caps["p99_of_traces"]))
     return Comparison(
         scenario=scenario, rows=rows, caution=_caution(problems), choice=choice, reason=reason, caps=caps,
-        advice=advice, caveats=tuple(caveats), interrupted=interrupted,
+        advice=advice, caveats=tuple(caveats), sources=sources, interrupted=interrupted,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ EXPLAINED = (
     "* = no other candidate is as cheap, as fast (p99) and as accurate; copies x GPUs of each, spares included",
     "$/M: per million visible tokens; room: the load may grow by so much; latencies: p99 at a copy's highest load",
 )
+BARE = "~ = timed by a bare roofline, which flatters a card; ranked after the rows that a profile times"
 WIDTH = 100
 """A table that is wider has two lines a row: what is run, and how it does."""
 LOADS = {"rate": "rate/s", "users": "users", "batch": "by deadline"}
@@ -90,10 +91,21 @@ class Candidate:
     """What starts one copy."""
     lift: str = ""
     """The cheapest single change that carries more load, simulated."""
+    step_time: str = ""
+    """What times its steps: measured, by which profile; or assumed, a bare roofline."""
+    step_time_error: str = ""
+    """Held-out error of that profile."""
+    price_source: str = ""
+    """Where the price of a GPU-hour comes from."""
     day: DayPlan | None = None
     num_simulations: int = 0
     figures: Row = field(default_factory=dict)
     """As in a sweep, at the highest load of one copy."""
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether a bare roofline times it: data-sheet rates without overheads, which flatter a card."""
+        return self.step_time.startswith("assumed")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the same keys always."""
@@ -101,6 +113,7 @@ class Candidate:
         plain = {f.name: getattr(self, f.name) for f in fields(Candidate) if f.name not in left_out}
         day = None if self.day is None else {**self.day._asdict(), "saved": self.day.saved}
         shown = {name: self.figures.get(name) for name in SHOWN}
+        plain["is_bare"] = self.is_bare
         return {"settings": self.settings, **plain, "commands": list(self.commands), **shown, "day": day}
 
 
@@ -240,7 +253,7 @@ def _latencies(found: Recommendation) -> list[Column[Candidate]]:
 
 
 def _table(found: Recommendation, rows: list[Candidate]) -> list[str]:
-    mark: Column[Candidate] = ("", lambda c: "*" if c.pareto else "")
+    mark: Column[Candidate] = ("", lambda c: "*" if c.pareto else "~" if c.is_bare else "")
     settings, figures = [mark, *_settings(found)], _figures(found)
     one = text_table([*settings, *figures], rows)
     if len(max(one, key=len)) <= WIDTH:
@@ -253,6 +266,7 @@ def _notes(found: Recommendation, feasible: list[Candidate]) -> list[str]:
     notes = [found.reason]
     if feasible:
         notes[:0] = EXPLAINED
+        notes += _rests_on(feasible)
         best = feasible[0]
         notes += [f"run: {command}" for command in best.commands]
         spare = 0 if best.headroom is None else found.search.spare
@@ -268,6 +282,22 @@ def _notes(found: Recommendation, feasible: list[Candidate]) -> list[str]:
         notes += [f"{said}: {len(some)} of {len(found.candidates)} {_ruled_out(some)}"] if some else []
     notes.append(f"simulations: {sum(c.num_simulations for c in found.candidates):,}")
     return notes
+
+
+def _rests_on(feasible: list[Candidate]) -> list[str]:
+    """What times and prices the rows, each source once, with a row that it holds for where there are several."""
+    notes = [BARE] if any(c.is_bare for c in feasible) else []
+    for what, told in (("step times", _timed), ("prices", lambda c: c.price_source)):
+        first = {told(c): c for c in reversed(feasible) if told(c)}
+        notes += [
+            f"{what}{f' of {settings_text(c.settings)}' if len(first) > 1 else ''}: {source}"
+            for source, c in reversed(first.items())
+        ]
+    return notes
+
+
+def _timed(row: Candidate) -> str:
+    return "; ".join(filter(None, (row.step_time, row.step_time_error)))
 
 
 def _ruled_out(rows: list[Candidate]) -> str:

@@ -146,7 +146,8 @@ def _candidate(point: Point, row: Row, search: Search) -> Candidate:
         highest=highest, low=row["low"], high=row["high"], num_draws=row["num_draws"], at_least=row["missed"] is None,
         copies=copies, num_gpus=bought * gpus, headroom=highest / (load / copies) - 1 if load else None,
         usd_per_hour=bought * usd, usd_per_million_visible_tokens=visible, usd_per_correct=correct,
-        limited_by=row["limit"], commands=_commands(scenario), day=day, num_simulations=spent, figures=row,
+        limited_by=row["limit"], step_time=row["step_time"], step_time_error=row["step_time_error"],
+        price_source=row["price_source"], commands=_commands(scenario), day=day, num_simulations=spent, figures=row,
     )  # fmt: skip
 
 
@@ -162,17 +163,17 @@ def _costs(row: Row, usd_per_hour: float, load: float, search: Search) -> tuple[
 
 
 def _commands(scenario: Scenario) -> tuple[str, ...]:
-    return tuple(shell_command(d.model, d.engine) for d in scenario.deployments.values())
+    return tuple(shell_command(d.model, d.engine, d.engine_name) for d in scenario.deployments.values())
 
 
 def _cost_key(candidate: Candidate, search: Search) -> tuple[float, ...]:
-    """What is better is smaller: feasible, cheap for the load, or per answer or token where no load is asked."""
+    """What is better is smaller: feasible, timed by a profile, cheap for the load (else per answer or token)."""
     if not candidate.feasible:
         return (1.0, inf, inf)
     figures = (candidate.usd_per_correct, candidate.usd_per_million_visible_tokens, candidate.usd_per_hour)
     asked = search.kind == "batch" or search.rate is not None or search.users is not None
     cost = candidate.usd_per_hour if asked else next(c for c in figures if c is not None)
-    return 0.0, cost or 0.0, -(candidate.headroom or candidate.highest or 0.0)
+    return (0.5 if candidate.is_bare else 0.0), cost or 0.0, -(candidate.headroom or candidate.highest or 0.0)
 
 
 def _ranked(points: Sequence[Point], rows: Mapping[int, Row], search: Search) -> list[Candidate]:
@@ -180,6 +181,7 @@ def _ranked(points: Sequence[Point], rows: Mapping[int, Row], search: Search) ->
     candidates = [_candidate(point, rows[point.index], search) for point in points if point.index in rows]
     found = sorted(candidates, key=lambda c: _cost_key(c, search))
     feasible = [c for c in found if c.feasible]
+    feasible = [c for c in feasible if not c.is_bare] or feasible
     if not feasible:
         return found
     cost = [_cost_key(c, search)[1] for c in feasible]
@@ -200,4 +202,5 @@ def _lifted(candidates: list[Candidate], execution: Execution, search: Search) -
 
 def _best_reason(best: Candidate) -> str:
     cost = f"{best.num_gpus} GPUs, ${best.usd_per_hour:,.2f} an hour"
-    return f"{settings_text(best.settings)} is the cheapest: {cost}, limited by {best.limited_by}"
+    among = " of rows timed by a bare roofline" if best.is_bare else ""
+    return f"{settings_text(best.settings)} is the cheapest{among}: {cost}, limited by {best.limited_by}"

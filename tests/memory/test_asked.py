@@ -10,6 +10,7 @@ import pytest
 
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
+from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.plan import estimate
 from kvplan.models.load import from_config
 from kvplan.scenario.schema import parse_scenario
@@ -208,3 +209,38 @@ def test_overheads_of_unseen_cards_are_assumed(gpu: str) -> None:
         assert measured.kind == "measured"
         assert row.size.high / row.size.low > 2 * measured.size.high / measured.size.low
     assert unseen.graphs.kind != "measured"
+
+
+def test_no_command_follows_a_refusal(capsys: Capture) -> None:
+    """What does not start is not there to be copied; what would start is."""
+    assert run(["estimate", "meta-llama/Llama-3.1-70B"]) == 1
+    out = capsys.readouterr().out
+    assert "Does not start" in out
+    assert "vllm serve" not in out
+
+
+def test_far_from_fitting_no_other_question_is_answered() -> None:
+    """A tenth of the length, or of the traces, is no way to hold what was asked."""
+    plan = estimate(QWEN, "rtx-4090", input_len=512, output_len="16k", num_requests=512)
+    options = what_would_fit(plan)
+    assert not plan.fits
+    assert not any(option.change.startswith(("--output-len", "--num-requests")) for option in options)
+
+
+def test_rows_of_a_bare_roofline_come_last() -> None:
+    """H800 shares the H100's rates; timed without overheads it must not beat the card that a profile times."""
+    told = {
+        "model": QWEN, "gpu": "h100",
+        "workload": {
+            "num_requests": 20, "arrivals": {"kind": "poisson", "rate": 1}, "prompt": 500, "thinking": 300,
+            "answer": 100,
+        },
+        "slo": {"ttft_ms": 2000, "tpot_ms": 40},
+        "search": {"over": {"gpu": ["h800", "h100"]}, "rate": 1, "usd_per_gpu_hour": {"h800": 0.1}},
+    }  # fmt: skip
+    found = recommend(parse_scenario(told))
+    feasible = [c for c in found.candidates if c.feasible]
+    assert [(c.settings["gpu"], c.is_bare) for c in feasible] == [("h100", False), ("h800", True)]
+    assert [c.price_source for c in feasible] == ["the GPU table, assumed", "stated"]
+    assert "~ = timed by a bare roofline" in str(found)
+    assert "held-out" in str(found)
