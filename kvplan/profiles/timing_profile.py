@@ -100,7 +100,7 @@ class TimingProfile(Config):
     """Bootstrap: sets of coefficients as likely as the fitted one, for intervals."""
     host_overlaps: bool = True
     """Asynchronous scheduling hides host time."""
-    max_capture_size: int = MAX_CAPTURE_SIZE
+    max_capture_size: int = Field(MAX_CAPTURE_SIZE, ge=0, le=1 << 16)
     """Largest CUDA-graph batch; 0 = measured eagerly."""
     num_points: int = 0
     """Rows fitted."""
@@ -113,6 +113,11 @@ class TimingProfile(Config):
             if value < 0 or (value == 0 and name.endswith("bytes_per_s")):
                 raise ValueError(f"{name} must be above 0, not {value}")
         return values
+
+    @field_validator("draws")
+    @classmethod
+    def _all_exist(cls, draws: tuple[dict[str, float], ...]) -> tuple[dict[str, float], ...]:
+        return tuple(cls._exist(draw) for draw in draws)
 
     def step_time(self, work: StepWork, **formats: Any) -> ModelStepTime:
         """Step time of a model's work on this card; formats as in `step_costs`."""
