@@ -21,7 +21,8 @@ ODD = (
 FLAGS = (
     "tensor-parallel-size", "pipeline-parallel-size", "decode-context-parallel-size", "max-model-len", "block-size",
     "max-num-seqs", "max-num-batched-tokens", "num-gpu-blocks-override", "kv-cache-memory-bytes", "kv-cache-dtype",
-    "gpu-memory-utilization", "attention-backend", "mamba-block-size", "num-speculative-tokens", "dtype", "quantization",
+    "gpu-memory-utilization", "attention-backend", "mamba-block-size", "num-speculative-tokens", "dtype",
+    "quantization",
 )  # fmt: skip
 NUMBERED = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 

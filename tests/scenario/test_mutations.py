@@ -11,10 +11,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from kvplan.resources import scenarios_dir
 from mutations import mutated
 
 from kvplan.cli.main import run
+from kvplan.files import scenarios_dir
 
 NUM = int(os.environ.get("KVPLAN_MUTATIONS", "300"))
 """Of each kind of file."""
