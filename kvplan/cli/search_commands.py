@@ -13,7 +13,7 @@ from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.progress import Progress
 from kvplan.scenario.schema import load_scenario
 from kvplan.search.comparison import compare
-from kvplan.search.execution import Execution, num_cores
+from kvplan.search.execution import Execution, default_workers
 from kvplan.search.recommending import recommend
 from kvplan.search.sweep_file import HASH
 from kvplan.search.sweeping import Sweep, sweep_rows
@@ -173,7 +173,7 @@ def sweep_command(
     progress = None if quiet else Progress(noun="points")
     found = sweep_rows(
         scenario, over, overrides=set, sample=sample, seed=seed, output=output, force=force, progress=progress,
-        execution=Execution(backend, num_cores() if workers is None else workers, address),
+        execution=Execution(backend, default_workers() if workers is None else workers, address),
     )  # fmt: skip
     plain = [{key: value for key, value in row.items() if key != HASH} for row in found.rows]
     if json:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,11 @@ class WorkerDied(Exception):
 def num_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers() -> int:
+    """One per core; one where joblib is missing, as after a plain `pip install .`."""
+    return num_cores() if find_spec("joblib") else 1
 
 
 class FinishedPoint(NamedTuple):

@@ -20,7 +20,7 @@ from kvplan.scenario.space import Search
 from kvplan.search.candidates import Measure, Refine, make_load_test, total_load
 from kvplan.search.choices import pareto
 from kvplan.search.day_plan import day_shares, plan_day
-from kvplan.search.execution import Execution, execute, num_cores
+from kvplan.search.execution import Execution, default_workers, execute
 from kvplan.search.grid import Point, make_axes, make_points, read_base, settings_text
 from kvplan.search.lift import find_lifts
 from kvplan.search.nearest import nothing_feasible
@@ -56,7 +56,7 @@ def recommend(
     if search.day is not None:
         day_shares(search.day)
     points = make_points(base, axes, force=force)
-    execution = Execution(backend, num_cores() if workers is None else workers, address)
+    execution = Execution(backend, default_workers() if workers is None else workers, address)
     rows: dict[int, Row] = {}
     try:
         _gather(rows, points, execution, Measure(search), progress)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvplan.scenario.schema import Scenario
-from kvplan.search.execution import Execution, execute, num_cores
+from kvplan.search.execution import Execution, default_workers, execute
 from kvplan.search.grid import Point, make_axes, make_points, read_base
 from kvplan.search.point_row import Row
 from kvplan.search.sweep_file import HASH, SweepFile
@@ -53,7 +53,7 @@ def sweep(
 
     found = sweep_rows(
         scenario, over, sample=sample, seed=seed, output=output, force=force, progress=progress,
-        execution=Execution(backend, num_cores() if workers is None else workers, address),
+        execution=Execution(backend, default_workers() if workers is None else workers, address),
     )  # fmt: skip
     if found.interrupted:
         if not found.rows:

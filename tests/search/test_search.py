@@ -21,6 +21,7 @@ import kvplan
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
+from kvplan.search import execution
 from kvplan.search.execution import Execution, execute
 from kvplan.search.grid import Axis, make_axes, make_points, parse_axis, read_base
 from kvplan.search.point_row import FIGURES, Row
@@ -226,6 +227,14 @@ def test_a_cluster_that_does_not_answer_is_one_line() -> None:
         sweep_rows(BASE, OVER, execution=Execution("ray", address="127.0.0.1:9"))
     with pytest.raises(KvplanError, match="write host:port"):
         sweep_rows(BASE, OVER, execution=Execution("ray", address="nowhere"))
+
+
+def test_without_joblib_there_is_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pip install .` brings no joblib, and the README's sweeps run then, too."""
+    monkeypatch.setattr(execution, "find_spec", lambda name: None)
+    assert execution.default_workers() == 1
+    monkeypatch.undo()
+    assert execution.default_workers() == execution.num_cores()
 
 
 # --- files ------------------------------------------------------------------------------------------
