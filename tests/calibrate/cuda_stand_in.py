@@ -7,13 +7,13 @@ the code that a card runs.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
-TOTAL_BYTES = 16 << 30
 CONTEXT_BYTES = 500 << 20
+GRAPH_BYTES = 1 << 19
 
 
 class _OnTheCpu(TorchFunctionMode):
@@ -41,7 +41,11 @@ class _OnTheCpu(TorchFunctionMode):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         kwargs = {k: CPU if k == "device" and v is not None else v for k, v in (kwargs or {}).items()}
         args = tuple(CPU if isinstance(a, torch.device) else a for a in args)
-        return func(*args, **kwargs)
+        made = func(*args, **kwargs)
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if type(one) is torch.Tensor:
+                self.card.tensors[id(one)] = one
+        return made
 
 
 class Card:
@@ -50,17 +54,23 @@ class Card:
     event_s = 1e-3
     """Seconds between two events."""
     strangers: tuple[int, ...] = ()
+    name = "NVIDIA H100 80GB HBM3"
+    capability = (9, 0)
+    num_sms = 132
+    total_bytes = 80 << 30
     free_bytes = 1 << 26
+    power_w = 512
     graphs = 0
+    graphs_alive = 0
+
+    def __init__(self) -> None:
+        self.tensors: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
 
     def allocated(self) -> int:
         """Bytes of the tensors alive."""
         with torch._C.DisableTorchFunction():
-            seen = {}
-            for x in gc.get_objects():
-                if type(x) is torch.Tensor:
-                    seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return sum(seen.values())
+            storages = [x.untyped_storage() for x in self.tensors.values()]
+            return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
 class _Event:
@@ -97,8 +107,10 @@ def nvml(card: Card) -> ModuleType:
         "nvmlDeviceGetHandleByUUID": lambda name: name,
         "nvmlSystemGetDriverVersion": lambda: "580.65",
         "nvmlDeviceGetClockInfo": lambda handle, kind: 1980,
-        "nvmlDeviceGetPowerUsage": lambda handle: 512_000,
-        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=CONTEXT_BYTES + card.allocated()),
+        "nvmlDeviceGetPowerUsage": lambda handle: 1000 * card.power_w,
+        "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(
+            used=CONTEXT_BYTES + card.allocated() + card.graphs_alive * GRAPH_BYTES
+        ),
         "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
             SimpleNamespace(pid=pid) for pid in (os.getpid(), *card.strangers)
         ],
@@ -117,22 +129,29 @@ def stand_in() -> Iterator[Card]:
     class Graph:
         def __init__(self) -> None:
             card.graphs += 1
+            card.graphs_alive += 1
+
+        def __del__(self) -> None:
+            card.graphs_alive -= 1
 
         def replay(self) -> None:
             pass
 
-    properties = SimpleNamespace(
-        name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, L2_cache_size=50 << 20,
-        total_memory=TOTAL_BYTES,
-    )  # fmt: skip
+    def properties(device: Any = None) -> SimpleNamespace:
+        major, minor = card.capability
+        return SimpleNamespace(
+            name=card.name, major=major, minor=minor, multi_processor_count=card.num_sms, L2_cache_size=50 << 20,
+            total_memory=card.total_bytes,
+        )  # fmt: skip
+
     played: dict[str, Callable[..., Any] | Any] = {
         "is_available": lambda: True,
         "current_device": lambda: 0,
-        "get_device_properties": lambda device=None: properties,
-        "get_device_capability": lambda device=None: (9, 0),
+        "get_device_properties": properties,
+        "get_device_capability": lambda device=None: card.capability,
         "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,
-        "mem_get_info": lambda device=None: (card.free_bytes, TOTAL_BYTES),
+        "mem_get_info": lambda device=None: (card.free_bytes, card.total_bytes),
         "memory_allocated": lambda device=None: card.allocated(),
         "memory_reserved": lambda device=None: card.allocated(),
         "max_memory_allocated": lambda device=None: card.allocated(),

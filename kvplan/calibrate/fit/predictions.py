@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from kvplan.calibrate.fit.families import LEFT_OUT
 from kvplan.calibrate.fit.problem import regime
 from kvplan.calibrate.fit.terms import column, predict_family, predict_steps
 from kvplan.calibrate.measurements import Measurements
@@ -24,10 +25,12 @@ class Predicted(NamedTuple):
 
 
 def predictions(measurements: Measurements, timing: TimingProfile) -> list[Predicted]:
-    """Every fitted row of the measurements."""
+    """Every fitted row of the measurements; families that could not be fitted are passed over."""
     found = []
     values = timing.coefficients
     for family, rows in measurements.families.items():
+        if timing.assumed.get(family, "").startswith(LEFT_OUT):
+            continue
         predict = predict_steps(rows, values) if family == "step" else predict_family(family, rows, values)
         both = zip(rows, column(rows, "time_s"), predict(values), strict=True)
         found += [Predicted(f"{regime(row)} {family}", float(a), float(b)) for row, a, b in both]

@@ -29,6 +29,8 @@ SETUP_S = 0.04
 """Of a probe, whatever it allocates: kernels looked up, tables filled, the cache given back (assumed)."""
 LAUNCH_S = 2e-5
 """Least time of a call (assumed)."""
+LEAST_BATCHES_S = 10.0
+"""Time that transformers' batches must have left: loading it, the model and warming up are no probe that can be cut."""
 FILL = 0.15
 """Share of the copy rate at which random inputs are drawn (assumed)."""
 
@@ -152,7 +154,8 @@ def measure_stages(
         shares += stage.share
         _run_stage(stage, session, grid, device, kernels, report, (0, 1), begun + shares * budget_s)
     steps.host_times(grid, session, device, kernels, begun + (shares + HOST_SHARE) * budget_s)
-    if time.monotonic() < begun + (1 - BATCHES_SHARE / 2) * budget_s:
+    left = begun + budget_s - time.monotonic()
+    if left > max(LEAST_BATCHES_S, BATCHES_SHARE / 2 * budget_s if budget_s < inf else 0.0):
         measure_batching(grid, session, device, report, begun + budget_s)
     for again in range(1, rounds):  # minutes later, with the time that is left
         for stage in STAGES:
