@@ -51,4 +51,4 @@ def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert run(["simulate", "chat", "--num-prompts", "10", "--trace", str(path), "--quiet"]) == 0
     assert json.loads(path.read_text())["traceEvents"]
     assert run(["simulate", "chat", "--num-prompts", "2", "--trace", "/nowhere/x.json", "--quiet"]) == 2
-    assert "No such file" in capsys.readouterr().err
+    assert "there is no folder" in capsys.readouterr().err
