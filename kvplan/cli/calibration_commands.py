@@ -82,7 +82,7 @@ def calibrate_command(
         raise KvplanError(f"--rounds {rounds}: a number from 1 up, or 0 for the default")
     if not budget_s >= 0:
         raise KvplanError(f"--budget-s {budget_s}: seconds, from 0 up (0: no limit)")
-    outputs = {"--measurements": measurements, "--output": output}
+    outputs = {"--measurements": measurements, "--output": output, "--plot": plot}
     refuse_same_file([model or None, batches_path(measurements)], outputs)
     check_writable(output)
     if server:
@@ -203,7 +203,7 @@ def fit_command(
     json
         The profile as one JSON document on stdout.
     """
-    refuse_same_file([*files, fill or None], {"--output": output})
+    refuse_same_file([*files, fill or None], {"--output": output, "--plot": plot})
     profile = build(
         files,
         source=from_,

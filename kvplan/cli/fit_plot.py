@@ -10,6 +10,7 @@ from pathlib import Path
 from kvplan.calibrate.fit.predictions import Predicted, predictions, thinned
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.errors import KvplanError
+from kvplan.files import write_whole
 from kvplan.profiles.profile import Profile
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#555555")
@@ -26,7 +27,7 @@ def write_plot(profile: Profile, files: Sequence[Path], path: Path) -> None:
     svg = predicted_svg(predictions(read_measurements(files), profile.timing))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(svg, encoding="utf-8")
+        write_whole(path, svg)
     except OSError as error:
         raise KvplanError(f"{path}: cannot be written ({error.strerror})") from None
 
