@@ -70,6 +70,7 @@ FOLDED = {
         "assumed": "object: coefficient -> reason",
         "ranges": "object: what -> [low, high]",
         "batches": "null or object: batches that transformers ran, and the profile's errors on them",
+        "memory": "null or object: overheads for estimate, each with value, low, high, source",
         "skipped": "object: reason -> integer",
     },
 }
