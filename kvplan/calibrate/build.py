@@ -57,7 +57,7 @@ def build(
     Memory rows of a card become the overheads of `engine`, where they tell them. `fill` lends families (formats,
     ranks) that these measurements lack, from another profile of the same card.
     """
-    measurements, card, known = _read(files, source, gpu, engine)
+    measurements, card, known = _read(files, source, gpu, engine.partition("@")[0])
     timing = fit(measurements, gpu=card, assume=known | dict(assume or {}))
     machine = measurements.machine
     profile = Profile(

@@ -11,6 +11,7 @@ from statistics import median
 
 from kvplan.calibrate.measurements import Measurements, Row
 from kvplan.engines.flags import parse_engine
+from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.profiles.memory_profile import Figure, MemoryProfile, memory_profile
 from kvplan.units import GiB, MiB
@@ -20,13 +21,22 @@ UNTOLD = "not told by the measurements, bundled: "
 NEW_SAMPLER = (0, 17)
 """First vLLM that draws tokens as `memory_sampler` rows do."""
 
+_POSITIVE: dict[str, tuple[str, ...]] = {
+    "memory_context": (),
+    "memory_runtime": (),
+    "memory_activation": ("num_tokens", "hidden_size", "intermediate_size", "peak_bytes"),
+    "memory_sampler": ("num_rows", "vocab_size", "peak_bytes"),
+    "memory_cuda_graph": ("num_layers",),
+}
+"""Ops that teach something, and the fields that must be above 0."""
+
 
 def learn_overheads(found: Measurements, card: GpuSpec | None, engine: str) -> MemoryProfile | None:
     """Overheads of `engine` (with an optional @version) on the measured card; None where no row is a card's."""
     rows: dict[str, list[Row]] = {}
     for row in found.memory:
-        rows.setdefault(row["op"], []).append(row)
-    if not rows.keys() - {"memory_pool"}:
+        rows.setdefault(row["op"], []).append(_checked(row))
+    if not rows.keys() & _POSITIVE.keys():
         return None
     version = parse_engine(engine)
     base = memory_profile(version.engine, version.version, version.legacy)
@@ -51,11 +61,25 @@ def learn_overheads(found: Measurements, card: GpuSpec | None, engine: str) -> M
         "graph_mib_per_layer": {name: _untold(figure) for name, figure in graphs.items()}
         | {kind: _graphs(rows.get("memory_cuda_graph", []), where, graphs.get(kind, graphs["default"]))},
     }
-    total = found.machine.get("total_bytes", 0) / GiB
-    if card and total:
+    total = float(found.machine.get("total_bytes") or 0) / GiB
+    if card and total > 0:
         told_total = Figure(value=total, low=total, high=total, source=f"{where}: CUDA's total")
         learned["total_gib"] = {card.name: told_total}
     return base.model_copy(update=learned)
+
+
+def _checked(row: Row) -> Row:
+    """The row, if what is read of it are numbers; bytes that NVML did not say are None."""
+    needed = _POSITIVE.get(row["op"], ())
+    used = {k: v for k, v in row.items() if k in needed or k.endswith("_bytes")}
+    for name, value in (dict.fromkeys(needed) | used).items() if row["op"] in _POSITIVE else ():
+        if value is None and name.startswith("nvml"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
+            raise KvplanError(f"{row.get('_at', 'row')}: {name} must be a number, not {str(value)[:40]!r}")
+        if name in needed and value <= 0:
+            raise KvplanError(f"{row.get('_at', 'row')}: {name} must be above 0, not {value}")
+    return row
 
 
 def _untold(figure: Figure) -> Figure:
@@ -89,10 +113,12 @@ def _runtime(rows: dict[str, list[Row]], base: MemoryProfile, where: str) -> Fig
     begun = next((r for r in rows.get("memory_context", []) if r.get("nvml_used_after_gemm_bytes")), None)
     if begun is None:
         return _untold(bundled)
-    context = begun["nvml_used_after_context_bytes"] - begun["torch_reserved_after_context_bytes"]
-    libraries = begun["nvml_used_after_gemm_bytes"] - begun["torch_reserved_bytes"]
+    context = begun.get("nvml_used_after_context_bytes", 0) - begun.get(
+        "torch_reserved_after_context_bytes", 0
+    )
+    libraries = begun["nvml_used_after_gemm_bytes"] - begun.get("torch_reserved_bytes", 0)
     ends = [
-        r["nvml_used_bytes"] - r["torch_reserved_bytes"]
+        r["nvml_used_bytes"] - r.get("torch_reserved_bytes", 0)
         for r in rows.get("memory_runtime", [])
         if r.get("nvml_used_bytes")
     ]
@@ -109,8 +135,8 @@ def _runtime(rows: dict[str, list[Row]], base: MemoryProfile, where: str) -> Fig
 
 def _graphs(rows: Sequence[Row], where: str, bundled: Figure) -> Figure:
     """MiB a captured graph and layer: outside torch's pool, at most with the pool, which engines share among graphs."""
-    with_nvml = [r for r in rows if "nvml_bytes" in r]
-    outside = [(r["nvml_bytes"] - r["reserved_bytes"]) / r["num_layers"] / MiB for r in with_nvml]
+    with_nvml = [r for r in rows if r.get("nvml_bytes") is not None]
+    outside = [(r["nvml_bytes"] - r.get("reserved_bytes", 0)) / r["num_layers"] / MiB for r in with_nvml]
     whole = [max(r["nvml_bytes"], 0) / r["num_layers"] / MiB for r in with_nvml]
     if not outside or median(outside) <= 0:
         return _untold(bundled)

@@ -203,7 +203,9 @@ def fit_command(
     json
         The profile as one JSON document on stdout.
     """
-    refuse_same_file([*files, fill or None], {"--output": output, "--plot": plot})
+    refuse_same_file([*files, fill or None, compare], {"--output": output, "--plot": plot})
+    if plot is not None or compare is not None:
+        _need_rows(files, from_)
     profile = build(
         files,
         source=from_,
@@ -215,13 +217,17 @@ def fit_command(
     )
     if output is not None:
         write_profile(profile, output)
-    if plot is not None or compare is not None:
-        _need_rows(files, from_)
     if plot is not None:
         write_plot(profile, files, plot)
     if compare is not None:
         other = build([compare], gpu=gpu, engine=engine, assume=read_assumptions(assume))
-        print("\n".join(_comparison(files[0], profile, compare, other)))
+        assert profile.timing is not None
+        assert other.timing is not None
+        times, fitted = time_ratios(files[0], compare), coefficient_ratios(profile.timing, other.timing)
+        if json:
+            print_json({"times": [t._asdict() for t in times], "coefficients": [c._asdict() for c in fitted]})
+        else:
+            print("\n".join(comparison_lines(times, fitted)))
     elif json:
         print_json(profile.model_dump(mode="json"))
     else:
@@ -236,12 +242,6 @@ def _need_rows(files: tuple[Path, ...], source: Source) -> None:
     """--plot and --compare go through measured rows."""
     if source != "jsonl" or len(files) != 1:
         raise KvplanError("--plot and --compare take one measurement file (JSONL, see calibration/README.md)")
-
-
-def _comparison(first: Path, profile: Profile, second: Path, other: Profile) -> list[str]:
-    assert profile.timing is not None
-    assert other.timing is not None
-    return comparison_lines(time_ratios(first, second), coefficient_ratios(profile.timing, other.timing))
 
 
 def read_assumptions(pairs: tuple[str, ...]) -> dict[str, tuple[float, str]]:

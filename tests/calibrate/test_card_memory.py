@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvplan.calibrate.build import build
+from kvplan.calibrate.card import write_folder
 from kvplan.calibrate.card_memory import UNTOLD, learn_overheads
 from kvplan.calibrate.measurements import Measurements
 from kvplan.calibrate.two_cards import coefficient_ratios, time_ratios
@@ -141,3 +145,41 @@ def test_two_cards_of_one_kind_are_compared(tmp_path: Path, capsys: pytest.Captu
     ) == 18  # decodes alone do not tell attention: left out
     assert run(["fit", str(a), str(b), "--compare", str(b)]) == 2
     assert build([a]).memory is not None
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            {"op": "memory_sampler", "num_rows": 0, "vocab_size": 1, "peak_bytes": 1},
+            "num_rows must be above 0",
+        ),
+        ({"op": "memory_activation"}, "num_tokens must be a number"),
+        (CONTEXT | {"nvml_used_after_gemm_bytes": "many"}, "must be a number, not 'many'"),
+    ],
+)
+def test_memory_rows_that_are_none_are_named(row: dict[str, Any], says: str) -> None:
+    """A foreign row is one line, no traceback."""
+    with pytest.raises(KvplanError, match=says):
+        learned(row)
+    none = {name: None for name in CONTEXT if name.startswith("nvml")}
+    assert learned(CONTEXT | none).runtime_gib.source.startswith(UNTOLD)
+
+
+def test_the_folder_of_its_own_holds_all_that_it_imports(tmp_path: Path) -> None:
+    """Every kvplan module that a copied file names was copied too; without words `run.py` says how it is called."""
+    write_folder(tmp_path / "folder")
+    files = {p.relative_to(tmp_path / "folder") for p in (tmp_path / "folder").rglob("*.py")}
+    copied = {".".join(p.with_suffix("").parts).removesuffix(".__init__") for p in files}
+    for file in files:
+        for node in ast.walk(ast.parse((tmp_path / "folder" / file).read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("kvplan"):
+                names = {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+                assert names & copied, (file, node.module)
+                assert str(node.module) in copied, (file, node.module)
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "folder" / "run.py"],
+        cwd=tmp_path, env={}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith("usage")
