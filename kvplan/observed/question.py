@@ -85,17 +85,20 @@ def _same_name(told: str, name: str) -> bool:
     """Whether a log's name or path may be that of a repository: its last part, and its publisher where it has one."""
     publisher, _, last = told.rpartition("/")
     repository = publisher and "/" not in publisher and publisher[0] not in ".~"
-    return told == name or (not repository and last == name.rpartition("/")[2]) or name in _spellings(told)
+    return name in (told, *_cached(told)) or (not repository and last == name.rpartition("/")[2])
 
 
 def _spellings(told: str) -> list[str]:
-    """Names that a log's model may stand for: itself; of a path also its last part, or its hub cache's repository.
+    """Names that a log's model may stand for: itself, its hub cache's repository, and its last part.
 
-    A name with an organisation is that publisher's alone.
+    The last part of a repository's name may be another publisher's checkpoint, which is then said.
     """
-    cached = [part.removeprefix("models--").replace("--", "/") for part in told.split("/") if "--" in part]
-    is_path = told.count("/") != 1 or told.startswith((".", "/", "~"))
-    return [told, *cached, *([told.rsplit("/", 1)[-1]] if is_path else [])]
+    return [told, *_cached(told), told.rpartition("/")[2]]
+
+
+def _cached(told: str) -> list[str]:
+    """Repositories that the folders of a path were downloaded from."""
+    return [part.removeprefix("models--").replace("--", "/") for part in told.split("/") if "--" in part]
 
 
 def _card(log: StartupLog) -> GpuSpec:
