@@ -347,8 +347,8 @@ def bad() -> Iterator[tuple[dict[str, object], str]]:
     )
     yield {"strategies": [{"strategy": "best_of_n", "n": 0}]}, "greater than or equal to 1"
     yield {"strategies": [{"strategy": "beam_search", "step_tokens": 9000}]}, "longer than a whole trace"
-    yield {"strategies": []}, "at least one"
-    yield {"quality": {"difficulty": {"levels": [[1.2, 1.0]]}}}, "must lie in [0, 1]"
+    yield {"strategies": []}, "at least 1 item"
+    yield {"quality": {"difficulty": {"levels": [[1.2, 1.0]]}}}, "less than or equal to 1"
     yield {"quality": "assumed-u-shap"}, "did you mean assumed-u-shape"
 
 
@@ -384,7 +384,7 @@ def test_pass_tables_bring_their_own_problems(tmp_path) -> None:
     table.write_text("problem,sample,tokens,correct\na,0,100,maybe\n")
     with pytest.raises(KvplanError, match=r"line 2.*maybe"):
         draw_tasks(problems, tmp_path)
-    with pytest.raises(KvplanError, match="cannot read"):
+    with pytest.raises(KvplanError, match="cannot be read"):
         draw_tasks(Problems(pass_table="none.csv"), tmp_path)
     assert np.isfinite(tasks[0].arrival_s)
 
