@@ -108,6 +108,10 @@ def sweep_rows(
     except KeyboardInterrupt:
         interrupted = True
     if file is not None:
+        for unwritten in (
+            rows.keys() - file.found.keys()
+        ):  # Ctrl-C came between a result and its row in the file
+            file.add(rows[unwritten])
         file.finish([p.hash for p in points])
     finished = [_row(p, rows[p.hash]) for p in points if p.hash in rows]
     return Sweep(finished, len(points), num_found, interrupted)

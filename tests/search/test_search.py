@@ -21,7 +21,7 @@ import kvplan
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
-from kvplan.search import execution
+from kvplan.search import execution, sweep_file
 from kvplan.search.execution import Execution, execute
 from kvplan.search.grid import Axis, make_axes, make_points, parse_axis, read_base
 from kvplan.search.point_row import FIGURES, Row
@@ -400,6 +400,28 @@ def test_what_was_finished_survives(tmp_path: Path, workers: int, stop: str) -> 
     whole = [row for row in found if row["error"] is not None]
     assert all(row["verdict"] == "completed" for row in whole[:-1])
     assert len({row[HASH] for row in whole}) == len(whole)
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_ctrl_c_while_a_row_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_written: bool
+) -> None:
+    """What is told as finished is in the file, once, whether the signal came before or after the disk took it."""
+    append, told = sweep_file.append_whole, []
+
+    def interrupted(path: Path, text: str) -> None:
+        told.append(text)
+        if len(told) != 3 or is_written:
+            append(path, text)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_file, "append_whole", interrupted)
+    path = tmp_path / "rows.csv"
+    found = sweep_rows(BASE, OVER, output=path)
+    assert found.interrupted
+    assert len(found.rows) == 3
+    assert [row[HASH] for row in rows_of(path)] == [row[HASH] for row in found.rows]
 
 
 def test_a_worker_leaves_ctrl_c_to_its_parent() -> None:
