@@ -6,11 +6,25 @@ Knows shapes and how parallelism cuts them. Does not know how fast anything is (
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec
+
+
+class Product(NamedTuple):
+    """Equal matrix products of a step on one rank: (tokens x in) x (in x out)."""
+
+    count: int
+    out_features: float
+    in_features: float
+
+    @property
+    def parameters(self) -> float:
+        """Weights of all of them."""
+        return self.count * self.out_features * self.in_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +41,8 @@ class AttentionWork:
     """Of one query-key pair in prefill."""
     num_heads: int
     num_kv_heads: int
+    head_dim: int = 0
+    """Width of a key; of the latent, for MLA; 0 for an indexer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,21 @@ class ExpertWork:
     """Activations of one token in one expert, in and out of its products, 16 bits each."""
     tokens_factor: float = 1.0
     """Tokens that reach the experts per token of this rank (data-parallel ranks pool theirs)."""
+    hidden_size: int = 0
+    intermediate_size: float = 0.0
+    """Of one expert on this rank."""
+    experts_per_token: int = 0
+    num_ranks: int = 1
+    """Over which whole experts are spread."""
+
+
+class ExpertGather(NamedTuple):
+    """Tokens on their way to experts on other data-parallel ranks (dispatch) and back (combine)."""
+
+    num_ranks: int
+    num_layers: int
+    token_bytes: float
+    """Of one token of one rank, one way, 16 bits an element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +103,16 @@ class StepWork:
     all_reduce_bytes: float = 0.0
     """Of one token in one reduction."""
     pipeline_stages: int = 1
-    num_gemms: int = 0
+    products: tuple[Product, ...] = ()
     """Matrix products of a step outside experts and head."""
+    head: Product = Product(1, 0, 0)
+    gathers: ExpertGather | None = None
+    """What passes between data-parallel ranks around the experts."""
+
+    @property
+    def num_gemms(self) -> int:
+        """Matrix products of a step outside experts and head."""
+        return sum(p.count for p in self.products)
 
     @property
     def num_attention_layers(self) -> int:
@@ -106,8 +145,9 @@ def step_work(
     tp = tensor_parallel_size
     layers = Counter(model.layers)
     hidden = model.hidden_size
-    dense = sum(n * _dense_params(layer, hidden, tp) for layer, n in layers.items())
-    head = hidden * -(-model.vocab_size // tp)
+    products = _products(layers, hidden, tp)
+    dense = sum(p.parameters for p in products)
+    head = Product(1, -(-model.vocab_size // tp), hidden)
     ep = tp * data_parallel_size if enable_expert_parallel else 1
     cut = 1 if enable_expert_parallel else tp * data_parallel_size
     per_weight = weight_bytes if expert_weight_bytes is None else expert_weight_bytes
@@ -115,13 +155,14 @@ def step_work(
         _expert_work(layer.mlp, n, hidden, ep, cut, per_weight, data_parallel_size)
         for layer, n in _by_mlp(layers).items()
     )
+    pooled = sum(e.num_layers for e in experts) if data_parallel_size > 1 else 0
     reduces = sum(n * _num_reductions(layer) for layer, n in layers.items()) + 1 if tp > 1 else 0
     return StepWork(
         num_layers=len(model.layers),
         dense_bytes=dense * weight_bytes,
         dense_flops=2.0 * dense,
-        head_bytes=head * 2.0,
-        head_flops=2.0 * head,
+        head_bytes=head.parameters * 2.0,
+        head_flops=2.0 * head.parameters,
         activation_bytes=len(model.layers) * hidden * 2.0,
         attention=_attention_work(layers, tp, kv_bytes),
         experts=experts,
@@ -130,7 +171,9 @@ def step_work(
         num_all_reduces=reduces,
         all_reduce_bytes=hidden * 2.0,
         pipeline_stages=pipeline_parallel_size,
-        num_gemms=sum(n * _num_gemms(layer) for layer, n in layers.items()),
+        products=products,
+        head=head,
+        gathers=ExpertGather(data_parallel_size, pooled, hidden * 2.0) if pooled else None,
     )
 
 
@@ -156,6 +199,10 @@ def _expert_work(
         expert_flops=2.0 * params,
         visit_bytes=visit_bytes(hidden, mlp.intermediate_size / cut, mlp.num_matrices),
         tokens_factor=float(pooled),
+        hidden_size=hidden,
+        intermediate_size=mlp.intermediate_size / cut,
+        experts_per_token=mlp.experts_per_token,
+        num_ranks=ep,
     )
 
 
@@ -169,33 +216,57 @@ def visit_bytes(hidden: Any, intermediate: Any, num_matrices: Any = 3) -> Any:
     return 2 * (2 * hidden + num_matrices * intermediate)
 
 
-def _dense_params(layer: LayerSpec, hidden: int, tp: int) -> float:
-    """Parameters of one layer that every token visits, on one rank."""
-    mlp = layer.mlp
+def _products(layers: Counter[LayerSpec], hidden: int, tp: int) -> tuple[Product, ...]:
+    """The products of all layers that every token takes part in, equal ones counted together."""
+    counts: Counter[tuple[float, float]] = Counter()
+    for layer, n in layers.items():
+        for mixer in layer.mixers:
+            for shape in projections(mixer, hidden, tp):
+                counts[shape] += n
+        for shape in _mlp_products(layer.mlp, hidden, tp):
+            counts[shape] += n
+    return tuple(Product(n, *shape) for shape, n in counts.items())
+
+
+def _mlp_products(mlp: MlpSpec, hidden: int, tp: int) -> Iterator[tuple[float, float]]:
+    """(out, in) features of a dense MLP, or of a router and the experts that every token visits."""
     if mlp.num_experts:
-        params = hidden * mlp.num_experts + mlp.num_matrices * hidden * mlp.shared_intermediate_size / tp
-    else:
-        params = mlp.num_matrices * hidden * mlp.intermediate_size / tp
-    return params + sum(projection_params(a, hidden, tp) for a in layer.mixers)
+        yield mlp.num_experts, hidden
+    width = (mlp.shared_intermediate_size if mlp.num_experts else mlp.intermediate_size) / tp
+    if width:
+        yield (mlp.num_matrices - 1) * width, hidden
+        yield hidden, width
 
 
-def projection_params(a: AttentionSpec, hidden: int, tp: int) -> float:
-    """Parameters of one mixer's projections on one rank; KV heads are replicated when tp is larger."""
-    heads = a.num_heads / tp
+def projections(a: AttentionSpec, hidden: int, tp: int) -> Iterator[tuple[float, float]]:
+    """(out, in) features of one mixer's products on one rank; KV heads are replicated when tp is larger."""
+    heads, v = a.num_heads / tp, a.v_head_dim or a.head_dim
+    if a.kind is AttentionKind.NONE:
+        return
     if a.kind is AttentionKind.MLA:
-        qk, v = a.qk_nope_head_dim + a.qk_rope_head_dim, a.v_head_dim
-        query = a.q_lora_rank * (hidden + heads * qk) if a.q_lora_rank else hidden * heads * qk
-        latent = hidden * (a.kv_lora_rank + a.qk_rope_head_dim)
-        return query + latent + a.kv_lora_rank * heads * (a.qk_nope_head_dim + v) + heads * v * hidden
-    if a.state is not None:
-        return hidden * _state_width(a.state) / tp
-    v = a.v_head_dim or a.head_dim
-    kv_heads = (
-        0
-        if a.kv_shared_with is not None or not a.num_kv_heads
-        else int(kv_heads_per_rank(a.num_kv_heads, tp))
-    )
-    return hidden * (heads * a.head_dim * (1 + a.gated) + kv_heads * (a.head_dim + v) + heads * v)
+        latent, qk = a.kv_lora_rank + a.qk_rope_head_dim, a.qk_nope_head_dim + a.qk_rope_head_dim
+        yield a.q_lora_rank + latent if a.q_lora_rank else heads * qk + latent, hidden
+        if a.q_lora_rank:
+            yield heads * qk, a.q_lora_rank
+        yield heads * (a.qk_nope_head_dim + v), a.kv_lora_rank
+        yield hidden, heads * v
+    elif a.state is not None:
+        inner = _state_inner(a.state)
+        yield (_state_width(a.state) - inner) / tp, hidden
+        yield hidden, inner / tp
+    else:
+        shares = a.kv_shared_with is not None or not a.num_kv_heads
+        kv_heads = 0 if shares else int(kv_heads_per_rank(a.num_kv_heads, tp))
+        yield heads * a.head_dim * (1 + a.gated) + kv_heads * (a.head_dim + v), hidden
+        yield hidden, heads * v
+
+
+def _state_inner(state: StateSpec) -> int:
+    """Columns that a state mixer's output projection takes in."""
+    facts = dict(state.facts)
+    if state.family == "gdn_attention":
+        return facts["num_v_heads"] * facts["head_v_dim"]
+    return facts["num_heads"] * facts["head_dim"] if state.family == "kda" else facts["intermediate_size"]
 
 
 def _state_width(state: StateSpec) -> int:
@@ -218,14 +289,6 @@ def _num_reductions(layer: LayerSpec) -> int:
     return int(mixes) + int(layer.mlp.intermediate_size > 0)
 
 
-def _num_gemms(layer: LayerSpec) -> int:
-    """Products of one layer outside its experts: qkv and out; gate-up and down, or the router; MLA's factors."""
-    attention = sum({AttentionKind.NONE: 0, AttentionKind.MLA: 6}.get(a.kind, 2) for a in layer.mixers)
-    mlp = layer.mlp
-    shared = 2 * (mlp.shared_intermediate_size > 0)
-    return attention + (1 + shared if mlp.num_experts else 2 * (mlp.intermediate_size > 0))
-
-
 def _attention_work(layers: Counter[LayerSpec], tp: int, kv_bytes: float) -> tuple[AttentionWork, ...]:
     counts: Counter[AttentionSpec] = Counter()
     for layer, n in layers.items():
@@ -242,11 +305,12 @@ def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[Atten
         v = a.v_head_dim or a.head_dim
         kv = int(kv_heads_per_rank(a.num_kv_heads, tp))
         flops = 2.0 * heads * (a.head_dim + v)
-        return (AttentionWork(n, a.window, kv * (a.head_dim + v) * kv_bytes, flops, flops, heads, kv),)
+        per_token = kv * (a.head_dim + v) * kv_bytes
+        return (AttentionWork(n, a.window, per_token, flops, flops, heads, kv, a.head_dim),)
     latent = a.kv_lora_rank + a.qk_rope_head_dim
     decode = 2.0 * heads * (latent + a.kv_lora_rank)
     pair = 2.0 * heads * (a.qk_nope_head_dim + a.qk_rope_head_dim + a.v_head_dim)
-    main = AttentionWork(n, a.index_topk, latent * kv_bytes, decode, pair, heads, 1)
+    main = AttentionWork(n, a.index_topk, latent * kv_bytes, decode, pair, heads, 1, latent)
     if not a.index_topk:
         return (main,)
     flops = 2.0 * a.index_num_heads * a.index_head_dim
