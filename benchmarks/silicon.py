@@ -35,7 +35,7 @@ from kvplan.memory.plan import estimate
 from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profiles.profile import pick
-from kvplan.profiles.step_times import ELEMENT_BYTES, find_formats
+from kvplan.profiles.step_times import ELEMENT_BYTES, default_link, find_formats
 from kvplan.scenario.schema import SGLangFlags, parse_scenario
 from kvplan.schedulers.vllm.config import BatchWait, EngineConfig
 from kvplan.simulation.deploy import Setup
@@ -239,9 +239,9 @@ def step_time(
         weight_bytes=ELEMENT_BYTES[weight], expert_weight_bytes=ELEMENT_BYTES[expert], kv_bytes=ELEMENT_BYTES[kv],
     )  # fmt: skip
     mla = any(layer.attention.kind is AttentionKind.MLA for layer in model.layers)
-    link = get_gpu(GPUS[row["system"]]).interconnect_bandwidth
+    link = default_link(get_gpu(GPUS[row["system"]]))
     found: ModelStepTime = timing.step_time(
-        work, weight_format=weight, expert_format=expert, kv_format=kv, mla=mla, link_bytes_per_s=link
+        work, weight_format=weight, expert_format=expert, kv_format=kv, mla=mla, link=link
     )
     return found
 

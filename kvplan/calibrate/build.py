@@ -5,14 +5,16 @@ Knows where rows come from and how a card is named; the fitting itself is `fit`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from kvplan.calibrate.card_memory import learn_overheads
 from kvplan.calibrate.fit.batches import Batches, check_batches
-from kvplan.calibrate.fit.families import fit
-from kvplan.calibrate.fit.problem import regime
+from kvplan.calibrate.fit.families import NUM_DRAWS, fit
 from kvplan.calibrate.measurements import Measurements, Row, collect, read_measurements
 from kvplan.calibrate.sources import aiconfigurator
 from kvplan.calibrate.sources.llmservingsim import llmservingsim_rows
@@ -20,6 +22,7 @@ from kvplan.calibrate.sources.splitwise import splitwise_rows
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names, match_product
 from kvplan.profiles.profile import Profile
+from kvplan.profiles.timing_profile import TimingProfile
 
 Source = Literal["jsonl", "aiconfigurator", "llmservingsim", "splitwise"]
 
@@ -57,6 +60,9 @@ def build(
     Memory rows of a card become the overheads of `engine`, where they tell them. `fill` lends families (formats,
     ranks) that these measurements lack, from another profile of the same card.
     """
+    if source == "aiconfigurator":
+        profile = _kernel_profile(files, gpu, engine.partition("@")[0], name, dict(assume or {}))
+        return _filled(profile, fill) if fill else profile
     measurements, card, known = _read(files, source, gpu, engine.partition("@")[0])
     timing = fit(measurements, gpu=card, assume=known | dict(assume or {}))
     machine = measurements.machine
@@ -91,10 +97,6 @@ def _read(
     files: Sequence[Path], source: Source, gpu: str, engine: str
 ) -> tuple[Measurements, GpuSpec | None, dict[str, tuple[float, str]]]:
     """Rows, the card they speak of (None: not in the GPU table), and what this source leaves to assumptions."""
-    if source == "aiconfigurator":
-        found = _timed_both_ways(collect(aiconfigurator.file_rows(files))) if files else _tables(gpu, engine)
-        card = get_gpu(aiconfigurator.SYSTEMS[str(found.machine["machine"])])
-        return found, card, aiconfigurator.assumed(card)
     if not files:
         raise KvplanError(f"name the files to fit (--from {source} reads files)")
     if source == "llmservingsim":
@@ -110,34 +112,40 @@ def _read(
     return found, get_gpu(gpu) if gpu else _known_card(product, size), {}
 
 
-def _tables(gpu: str, engine: str) -> Measurements:
-    """The installed kernel tables of a card."""
+def _kernel_profile(
+    files: Sequence[Path], gpu: str, engine: str, name: str, assume: dict[str, tuple[float, str]]
+) -> Profile:
+    """The installed kernel tables of a card as surfaces; what they do not hold is assumed.
+
+    Draws scale each family by what left-out points were off in the median.
+    """
+    if files:
+        raise KvplanError("--from aiconfigurator reads the installed package; leave out the files")
     systems = {table: system for system, table in aiconfigurator.SYSTEMS.items()}
     system = gpu if gpu in aiconfigurator.SYSTEMS else systems.get(get_gpu(gpu).name if gpu else "", gpu)
-    return _timed_both_ways(collect(aiconfigurator.kernel_rows(system, engine)))
-
-
-def behind(profile: Profile) -> Measurements | None:
-    """What a profile was fitted to, read from the package that holds it; None if no package does.
-
-    Raises:
-        KvplanError: the package is not installed.
-    """
-    if profile.timing is None or not profile.source.startswith(aiconfigurator.SOURCE):
-        return None
-    found = _tables(profile.gpu, profile.engine)
-    fitted = {name.rpartition(".")[0] for name in profile.timing.coefficients}
-    return found._replace(families={name: rows for name, rows in found.families.items() if name in fitted})
-
-
-def _timed_both_ways(found: Measurements) -> Measurements:
-    """Without the attention families that a table timed for decodes only, or for prompts only."""
-    families = {
-        name: rows
-        for name, rows in found.families.items()
-        if name.split(".")[0] not in ("gqa", "mla") or len({regime(row) for row in rows}) > 1
-    }
-    return found._replace(families=families)
+    card = get_gpu(aiconfigurator.SYSTEMS.get(system, system))
+    tables = aiconfigurator.kernel_tables(system, engine, card)
+    given = aiconfigurator.assumed(card) | assume
+    rng = np.random.default_rng(0)
+    sizes = {error.family: error.median for error in reversed(tables.errors)}
+    draws = tuple(
+        {f"{k}.scale": float(f"{math.exp(size * rng.standard_normal()):.4g}") for k, size in sizes.items()}
+        for _ in range(NUM_DRAWS)
+    )
+    timing = TimingProfile(
+        coefficients={k: v for k, (v, _) in sorted(given.items())},
+        assumed={k: why for k, (_, why) in sorted(given.items())},
+        errors=tables.errors,
+        ranges=tables.ranges,
+        draws=draws,
+        num_points=sum(source.num_points for source in tables.kernels.values()),
+        kernels=tables.kernels,
+    ).with_surfaces(tables.surfaces)
+    return Profile(
+        name=name or f"{card.name}-{engine}-{tables.version}", gpu=card.name, engine=engine,
+        engine_version=tables.version, source="; ".join((aiconfigurator.SOURCE, *tables.notes)), licence="Apache-2.0",
+        timing=timing,
+    )  # fmt: skip
 
 
 def _known_card(name: str, total_bytes: int) -> GpuSpec | None:
@@ -176,19 +184,30 @@ def _filled(profile: Profile, other: Profile) -> Profile:
     assert mine is not None
     if theirs is None:
         raise KvplanError(f"--fill {other.name} holds no step times")
-    have = {k.rsplit(".", 1)[0] for k in mine.coefficients}
-    lent = {k: v for k, v in theirs.coefficients.items() if k.rsplit(".", 1)[0] not in have | {"host"}}
-    families = sorted({k.rsplit(".", 1)[0] for k in lent})
-    why = f"from {other.name}"
+    have = {k.rsplit(".", 1)[0] for k in mine.coefficients} | mine.kernels.keys() | {"host"}
+    if any(k.startswith("reduce.") for k in have):
+        have |= {"links"}
+    lent = {k: v for k, v in theirs.coefficients.items() if k.rsplit(".", 1)[0] not in have}
+    kernels = {k: v for k, v in theirs.kernels.items() if k not in have}
+    surfaces = {
+        k: v for k, v in theirs.surfaces.items() if k in kernels or ("links" in kernels and _is_link(k))
+    }
+    families = sorted({k.rsplit(".", 1)[0] for k in lent} | kernels.keys())
+    taken = lent.keys() | {f"{k}.scale" for k in kernels}
     merged = mine.model_copy(
         update={
             "coefficients": dict(sorted((mine.coefficients | lent).items())),
-            "assumed": mine.assumed | dict.fromkeys(families, why),
+            "kernels": mine.kernels | kernels,
+            "assumed": mine.assumed | dict.fromkeys(families, f"from {other.name}"),
             "draws": tuple(
-                mine_draw | {k: v for k, v in their_draw.items() if k in lent}
+                mine_draw | {k: v for k, v in their_draw.items() if k in taken}
                 for mine_draw, their_draw in zip(mine.draws, theirs.draws, strict=False)
             ),
         }
-    )
+    ).with_surfaces({**mine.surfaces, **surfaces})
     source = f"{profile.source}; {', '.join(families)} from {other.source} ({other.engine_version}, {other.licence})"
     return profile.model_copy(update={"timing": merged, "source": source})
+
+
+def _is_link(name: str) -> bool:
+    return name.startswith(("all_reduce.", "all_gather."))

@@ -14,8 +14,9 @@ from pydantic import Field, ValidationError
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import profiles_dir, write_whole
+from kvplan.files import profiles_dir, write_whole, written_whole
 from kvplan.profiles.memory_profile import MemoryProfile
+from kvplan.profiles.surface_file import packed
 from kvplan.profiles.timing_profile import TimingProfile
 
 
@@ -52,7 +53,10 @@ def load_profile(name_or_path: str | Path) -> Profile:
     if path.suffix != ".json" and _is_file(bundled):
         path = bundled
     try:
-        return Profile.model_validate_json(path.read_text(encoding="utf-8"))
+        found = Profile.model_validate_json(path.read_text(encoding="utf-8"))
+        if found.timing is None or not found.timing.kernels:
+            return found
+        return found.model_copy(update={"timing": found.timing.with_surfaces(surfaces_path(path))})
     except OSError:
         known = [p.stem for p in sorted(profiles_dir().glob("*.json"))]
         said = str(name_or_path)[:120]
@@ -65,11 +69,19 @@ def load_profile(name_or_path: str | Path) -> Profile:
         raise KvplanError(f"{path}: not a profile ({where + ': ' if where else ''}{first['msg']})") from None
 
 
+def surfaces_path(profile: Path) -> Path:
+    """Where the measured surfaces of a profile's file lie."""
+    return profile.with_suffix(".surfaces.xz")
+
+
 def write_profile(profile: Profile, path: Path) -> None:
     """Write a profile as JSON, as `load_profile` reads it, whole or not at all; folders are made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, profile_json(profile))
+        if profile.timing is not None and profile.timing.kernels:
+            with written_whole(surfaces_path(path), mode="wb") as file:
+                file.write(packed(profile.timing.surfaces))
     except OSError as error:
         raise KvplanError(f"{path}: cannot be written ({error.strerror})") from None
 

@@ -15,16 +15,17 @@ from kvplan.models.modules import Cut, Module, layer_modules
 from kvplan.models.quantization import Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profiles.profile import Profile, load_profile, pick
+from kvplan.profiles.timing_profile import ELEMENT_BYTES as ELEMENT_BYTES
+from kvplan.timing.links import LINKS, Link
 from kvplan.timing.step import ModelStepTime, StepShape, roofline
 from kvplan.timing.work import StepWork, step_work
 
-ELEMENT_BYTES = {
-    "bf16": 2.0, "float32": 4.0, "fp8": 1.0, "fp8_block": 1.0, "fp8_static": 1.0, "int8": 1.0, "nvfp4": 0.5625,
-    "mxfp4": 0.53125, "int4": 0.53,
-}  # fmt: skip
-"""Bytes per weight or KV element, block scales included."""
 ROOFLINE_SHARE = 0.8
 """Share of the data sheet's rates that a roofline without a profile counts on (assumed, 0.6 to 0.9)."""
+
+
+LINK_SHARE = 0.7
+"""Share of a link's rate that exchanges reach (assumed, 0.5 to 0.85)."""
 
 
 class StepTimes(NamedTuple):
@@ -52,8 +53,11 @@ def make_step_times(
     *,
     engine: str = "vllm",
     profile: Profile | str | Path | None = None,
+    link: Link | None = None,
 ) -> StepTimes:
     """Step times of `model` on `gpu` under `args`; `profile` names or is one, None picks the best.
+
+    `link`, if stated, comes before what the profile's machine had between its GPUs.
 
     Raises:
         KvplanError: a profile that is not there or holds no step times.
@@ -68,11 +72,21 @@ def make_step_times(
         note = "" if chosen.gpu in ("", gpu.name) else f"profile of {chosen.gpu} used for {gpu.name}"
     if chosen is None or chosen.timing is None:
         return _from_data_sheet(work, gpu, note)
-    options: dict[str, Any] = formats | {"link_bytes_per_s": gpu.interconnect_bandwidth}
+    options: dict[str, Any] = formats | {"link": link or default_link(gpu)}
     notes = tuple(n for n in (note, *chosen.timing.borrowed(work, **options)) if n)
     time = chosen.timing.step_time(work, **options)
     draws = tuple(chosen.timing.draw_times(work, **options))
     return StepTimes(time, draws, chosen, f"measured: profile {chosen.name}", notes)
+
+
+def default_link(gpu: GpuSpec) -> Link:
+    """What joins cards of a kind where neither a profile nor the user says: half the data sheet's rate, or PCIe's."""
+    if gpu.interconnect.startswith("PCIe"):
+        return LINKS["pcie5" if gpu.pcie_gb_s > 32 else "pcie4"]
+    rate = LINK_SHARE * gpu.interconnect_bandwidth
+    return Link(
+        gpu.interconnect, rate, LINKS["nvlink"].latency_s, f"{LINK_SHARE:.0%} of the data sheet, assumed"
+    )
 
 
 def _from_data_sheet(work: StepWork, gpu: GpuSpec, note: str) -> StepTimes:

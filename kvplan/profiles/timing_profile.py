@@ -9,27 +9,33 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
+from kvplan.profiles.surface_file import Surfaces, read_surfaces
 from kvplan.timing.costs import (
     MAX_CAPTURE_SIZE,
     AttentionCosts,
     GemmCosts,
     HostCosts,
     ReduceCosts,
-    StepCosts,
     capture_sizes,
 )
-from kvplan.timing.step import ModelStepTime, StepShape
+from kvplan.timing.links import Link
+from kvplan.timing.step import FREE, ModelStepTime, StepCosts, StepShape
 from kvplan.timing.work import StepWork
 
+ELEMENT_BYTES = {
+    "bf16": 2.0, "float32": 4.0, "fp8": 1.0, "fp8_block": 1.0, "fp8_static": 1.0, "int8": 1.0, "nvfp4": 0.5625,
+    "mxfp4": 0.53125, "int4": 0.53,
+}  # fmt: skip
+"""Bytes per weight or KV element, block scales included."""
 T = TypeVar("T", GemmCosts, AttentionCosts, ReduceCosts)
-
 BORROWED_FLOPS = {"fp8": 1.6, "fp8_static": 1.6, "fp8_block": 1.4, "nvfp4": 2.5, "mxfp4": 1.0, "int4": 0.9}
 """Matrix rate over bf16's where a profile has no products of that format (assumed, 0.7 to 1.3 of it)."""
 ALIKE = {
@@ -45,23 +51,24 @@ BORROWED_KV = {"fp8": 0.7}
 """KV bytes per second over bf16's: fp8 is read about 1.4 times faster, at half the bytes."""
 
 FIELDS = {
-    "gemm": {f.name for f in fields(GemmCosts)},
-    "moe": {f.name for f in fields(GemmCosts)},
-    "gqa": {f.name for f in fields(AttentionCosts)},
-    "mla": {f.name for f in fields(AttentionCosts)},
+    "gemm": {f.name for f in fields(GemmCosts)} | {"scale"},
+    "moe": {f.name for f in fields(GemmCosts)} | {"scale"},
+    "gqa": {f.name for f in fields(AttentionCosts)} | {"scale"},
+    "mla": {f.name for f in fields(AttentionCosts)} | {"scale"},
     "reduce": {f.name for f in fields(ReduceCosts)},
     "step": {"step_s", "layer_s", "row_s", "launch_s", "activation_bytes_per_s"},
     "host": {"step_s", "row_s", "gap_s"},
 }
 """Family -> the fields its coefficients may have."""
-RING_S = 10e-6
-"""Fixed part of an all-reduce that no profile measured."""
+
+
+Regime = Literal["decode", "prefill", "mixed", "gemm", "moe", "all_reduce"]
 
 
 class RegimeError(Config):
     """How far predictions of held-out points were off, |predicted / measured - 1|."""
 
-    regime: Literal["decode", "prefill", "mixed", "gemm", "moe", "all_reduce"]
+    regime: Regime
     """What kind of step or kernel."""
     family: str = ""
     """Which coefficients: gemm.bf16, gqa.fp8, step, ..."""
@@ -69,6 +76,7 @@ class RegimeError(Config):
     """Which points the fit had not seen."""
     num_points: int = Field(gt=0)
     median: float = Field(ge=0)
+    p90: float | None = Field(None, ge=0)
     p95: float = Field(ge=0)
     bias: float
     """Mean of ln(predicted / measured); below 0: too fast."""
@@ -85,8 +93,23 @@ def check_name(name: str) -> None:
         raise ValueError(f"no coefficient {name[:80]!r}{did_you_mean(name, known or every)}")
 
 
+class KernelSource(Config):
+    """Which measurements a surface holds, and how they stood up to the data sheet."""
+
+    version: str
+    """Engine and version of the kernels."""
+    num_points: int = Field(ge=0)
+    """Rows of the table that it is made of."""
+    refused: int = 0
+    """Rows left out: quicker than 1.05 of the data sheet."""
+    share: float = 0.0
+    """Of the data sheet's rate, in the median of large points."""
+    why: str = ""
+    """Why this version, and what looks wrong about it."""
+
+
 class TimingProfile(Config):
-    """Coefficients with their provenance; the tables they came from are not kept."""
+    """Measured surfaces (in a file beside the profile) and coefficients, with their provenance."""
 
     coefficients: dict[str, float]
     """Name -> value, SI units."""
@@ -103,7 +126,27 @@ class TimingProfile(Config):
     max_capture_size: int = Field(MAX_CAPTURE_SIZE, ge=0, le=1 << 16)
     """Largest CUDA-graph batch; 0 = measured eagerly."""
     num_points: int = 0
-    """Rows fitted."""
+    """Rows fitted or kept."""
+    kernels: dict[str, KernelSource] = Field(default_factory=dict)
+    """Where each surface comes from; the surfaces are in a file beside the profile."""
+    _file: Path | None = PrivateAttr(default=None)
+    _surfaces: Surfaces | None = PrivateAttr(default=None)
+
+    @property
+    def surfaces(self) -> Surfaces:
+        """What was measured, read when first asked for; empty for a profile of coefficients."""
+        if self._surfaces is not None:
+            return self._surfaces
+        return read_surfaces(self._file) if self.kernels and self._file else {}
+
+    def with_surfaces(self, surfaces: Surfaces | Path) -> TimingProfile:
+        """The profile with these surfaces, or with those of a file."""
+        found = self.model_copy()
+        if isinstance(surfaces, Path):
+            found._file = surfaces
+        else:
+            found._surfaces = surfaces
+        return found
 
     @field_validator("coefficients")
     @classmethod
@@ -129,14 +172,18 @@ class TimingProfile(Config):
 
     def borrowed(self, work: StepWork, **formats: Any) -> tuple[str, ...]:
         """What `step_time` has to take from another format or number of ranks."""
-        return step_costs(self.coefficients, **formats, num_ranks=work.num_ranks).borrowed
+        return self._found(self.coefficients, work, formats).borrowed
 
     def _time(self, values: Mapping[str, float], work: StepWork, formats: dict[str, Any]) -> ModelStepTime:
+        return ModelStepTime(work, self._found(values, work, formats).costs)
+
+    def _found(self, values: Mapping[str, float], work: StepWork, formats: dict[str, Any]) -> Found:
         sizes = capture_sizes(self.max_capture_size) if self.max_capture_size else ()
-        found = step_costs(
-            values, **formats, num_ranks=work.num_ranks, overlaps=self.host_overlaps, sizes=sizes
-        )
-        return ModelStepTime(work, found.costs)
+        ranks = work.gathers.num_ranks if work.gathers else 1
+        return step_costs(
+            values, self.surfaces, **formats, num_ranks=work.num_ranks, num_data_ranks=ranks,
+            overlaps=self.host_overlaps, sizes=sizes,
+        )  # fmt: skip
 
     def outside(self, shape: StepShape) -> tuple[str, ...]:
         """Which measured ranges a step leaves, one phrase each; empty inside all of them."""
@@ -161,35 +208,144 @@ class Found(NamedTuple):
 
 def step_costs(
     values: Mapping[str, float],
+    surfaces: Surfaces | None = None,
     *,
     weight_format: str = "bf16",
     expert_format: str | None = None,
     kv_format: str = "bf16",
     mla: bool = False,
     num_ranks: int = 1,
-    link_bytes_per_s: float = math.inf,
+    num_data_ranks: int = 1,
+    link: Link | None = None,
     overlaps: bool = False,
     sizes: tuple[int, ...] = (),
 ) -> Found:
-    """Pick a model's costs from a profile's coefficients, borrowing across formats where one is missing.
+    """Pick a model's costs from a profile's surfaces and coefficients, borrowing across formats where one is missing.
 
-    `link_bytes_per_s` (one direction, per GPU) serves for all-reduces that the profile never measured.
+    `link` (stated, or the card's) serves where the profile timed no exchange among so many ranks.
     """
     notes: list[str] = []
-    gemm = _gemm(values, "gemm", weight_format, notes)
-    experts = _gemm(values, "moe", expert_format or weight_format, notes)
-    head = _gemm(values, "gemm", "bf16", [])
-    attention = _attention(values, mla, kv_format, notes)
+    known = _Known(values, surfaces or {}, notes)
+    gemm = known.products("gemm", weight_format)
+    experts = known.products("moe", expert_format or weight_format)
+    attention = known.attention("mla" if mla else "gqa", kv_format)
     fixed = {k: values.get(f"step.{k}", 0.0) for k in ("step_s", "layer_s", "row_s")}
     host = HostCosts(
         values.get("host.step_s", 0.0), values.get("host.row_s", 0.0), overlaps,
         gap_s=values.get("host.gap_s", 0.0), launch_s=values.get("step.launch_s", 0.0),
     )  # fmt: skip
     costs = StepCosts(
-        gemm, experts, head, attention, _reduce(values, num_ranks, link_bytes_per_s, notes), host,
+        gemm, experts, replace(known, notes=[]).products("gemm", "bf16"), attention,
+        reduce=known.all_reduce(num_ranks, link), gather=known.gather(num_data_ranks, link), host=host,
         activation_bytes_per_s=values.get("step.activation_bytes_per_s", math.inf), capture_sizes=sizes, **fixed,
     )  # fmt: skip
     return Found(costs, tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a profile says of kernels: measured surfaces first, then fitted coefficients, then the next format's."""
+
+    values: Mapping[str, float]
+    surfaces: Surfaces
+    notes: list[str]
+
+    def products(self, kind: str, fmt: str) -> Any:
+        """Products or experts of a format: its own, a like format's, or bf16's scaled; experts as dense ones last."""
+        for like in (fmt, *ALIKE.get(fmt, ())):
+            found = self._own(f"{kind}.{like}", GemmCosts)
+            if found is not None:
+                if like != fmt:
+                    self.notes.append(f"{kind} in {fmt}: as in {like}")
+                return found
+        base = self._own(f"{kind}.bf16", GemmCosts)
+        if base is None and kind == "moe":
+            return self._dense_experts(fmt)
+        if base is None:
+            raise KvplanError(f"the profile has no products in {fmt} nor in bf16; measure gemm or step rows")
+        if fmt in ("bf16", "float32"):
+            return base
+        faster = BORROWED_FLOPS.get(fmt, 1.0)
+        what = "products" if kind == "gemm" else "experts"
+        self.notes.append(f"{what} in {fmt}: bf16's read rate, {faster} x its matrix rate")
+        if isinstance(base, GemmCosts):
+            return replace(base, flops_per_s=base.flops_per_s * faster)
+        sheet = base.sheet._replace(
+            flops_per_s=base.sheet.flops_per_s * faster, element_bytes=ELEMENT_BYTES[fmt]
+        )
+        return replace(base, sheet=sheet)
+
+    def _dense_experts(self, fmt: str) -> Any:
+        """Experts of a profile that timed none: as its products."""
+        dense = self.products("gemm", fmt)
+        if isinstance(dense, GemmCosts):
+            return dense
+        return GemmCosts(0.8 * dense.sheet.bytes_per_s, 0.6 * dense.sheet.flops_per_s)
+
+    def attention(self, kind: str, fmt: str) -> Any:
+        """Attention at a KV format: its own, or bf16's read slower."""
+        own, base = (self._own(f"{kind}.{f}", AttentionCosts) for f in (fmt, "bf16"))
+        if isinstance(own, AttentionCosts) and base is not None:
+            mixed = {f.name for f in fields(AttentionCosts) if f.name.startswith(("mixed", "serial"))}
+            stated = {k.rsplit(".", 1)[1] for k in self.values if k.startswith(f"{kind}.{fmt}.")}
+            return replace(own, **{k: getattr(base, k) for k in mixed - stated})
+        if own is not None:
+            return own
+        if base is None and kind == "gqa":
+            raise KvplanError("the profile has no attention; measure decode_attention or step rows")
+        if base is None:
+            self.notes.append("MLA attention: rates of grouped-query attention")
+            return self.attention("gqa", fmt)
+        if fmt in ("bf16", "float32"):
+            return base
+        slower = BORROWED_KV.get(fmt, 0.7)
+        self.notes.append(f"KV in {fmt}: {slower} x bf16's bytes per second")
+        if isinstance(base, AttentionCosts):
+            return replace(base, bytes_per_s=base.bytes_per_s * slower)
+        return replace(base, sheet=base.sheet._replace(bytes_per_s=base.sheet.bytes_per_s * slower))
+
+    def _own(self, family: str, kind: type[Any]) -> Any:
+        """A family's surface, at this draw's scale, or its coefficients; None if the profile has neither."""
+        stated = _fields(self.values, family)
+        scale = stated.pop("scale", 1.0)
+        surface = self.surfaces.get(family)
+        if surface is not None:
+            return replace(surface, scale=scale) if scale != 1.0 else surface
+        return _costs(kind, stated, family) if stated else None
+
+    def all_reduce(self, num_ranks: int, link: Link | None) -> Any:
+        """All-reduce among so many ranks: over a stated link, as measured, as among the nearest, or over the card's."""
+        if num_ranks == 1:
+            return FREE
+        if link is not None and link.is_stated:
+            return link.all_reduce(num_ranks)
+        measured = {int(k.split(".")[1]) for k in self.surfaces if k.startswith("all_reduce.")}
+        fitted = {int(k.split(".")[1]) for k in self.values if k.startswith("reduce.")}
+        if not measured | fitted:
+            link = link or Link("")
+            self.notes.append(f"all-reduce: a ring over {link}")
+            return link.all_reduce(num_ranks)
+        nearest = min(measured or fitted, key=lambda n: abs(n - num_ranks))
+        if nearest != num_ranks:
+            self.notes.append(f"all-reduce among {num_ranks}: as among {nearest}")
+        curve = self.surfaces.get(f"all_reduce.{nearest}")
+        if curve is not None:
+            return curve
+        return _costs(ReduceCosts, _fields(self.values, f"reduce.{nearest}"), f"reduce.{nearest}")
+
+    def gather(self, num_ranks: int, link: Link | None) -> Any:
+        """Passing every data-parallel rank's tokens to all, as measured or over the link."""
+        if num_ranks == 1:
+            return FREE
+        measured = {int(k.split(".")[1]) for k in self.surfaces if k.startswith("all_gather.")}
+        if measured and not (link is not None and link.is_stated):
+            nearest = min(measured, key=lambda n: abs(n - num_ranks))
+            if nearest != num_ranks:
+                self.notes.append(f"dispatch and combine among {num_ranks}: as among {nearest}")
+            return self.surfaces[f"all_gather.{nearest}"]
+        link = link or Link("")
+        self.notes.append(f"dispatch and combine: over {link}")
+        return link.gather(num_ranks)
 
 
 def _fields(values: Mapping[str, float], prefix: str) -> dict[str, float]:
@@ -202,58 +358,3 @@ def _costs(kind: type[T], found: Mapping[str, float], name: str) -> T:
     if lacking:
         raise KvplanError(f"the profile has {name}.{next(iter(found))}, but no {name}.{lacking[0]}")
     return kind(**found)
-
-
-def _gemm(values: Mapping[str, float], kind: str, fmt: str, notes: list[str]) -> GemmCosts:
-    """Products of a format: its own, a like format's, for experts the dense ones', or bf16's scaled."""
-    for like in (fmt, *ALIKE.get(fmt, ())):
-        own = _fields(values, f"{kind}.{like}")
-        if own:
-            if like != fmt:
-                notes.append(f"{kind} in {fmt}: as in {like}")
-            return _costs(GemmCosts, own, f"{kind}.{like}")
-    if kind == "moe":
-        return _gemm(values, "gemm", fmt, notes)
-    base = _fields(values, "gemm.bf16")
-    if not base:
-        raise KvplanError(f"the profile has no products in {fmt} nor in bf16; measure gemm or step rows")
-    if fmt in ("bf16", "float32"):
-        return _costs(GemmCosts, base, "gemm.bf16")
-    notes.append(f"products in {fmt}: bf16's read rate, {BORROWED_FLOPS.get(fmt, 1.0)} x its matrix rate")
-    costs = _costs(GemmCosts, base, "gemm.bf16")
-    return replace(costs, flops_per_s=costs.flops_per_s * BORROWED_FLOPS.get(fmt, 1.0))
-
-
-def _attention(values: Mapping[str, float], mla: bool, fmt: str, notes: list[str]) -> AttentionCosts:
-    kind = "mla" if mla else "gqa"
-    own = _fields(values, f"{kind}.{fmt}")
-    base = _fields(values, f"{kind}.bf16")
-    if own:
-        lent = {k: v for k, v in base.items() if "mixed" in k or "serial" in k}
-        return _costs(AttentionCosts, lent | own, f"{kind}.{fmt}")
-    if not base:
-        if not mla:
-            raise KvplanError("the profile has no attention; measure decode_attention or step rows")
-        notes.append("MLA attention: rates of grouped-query attention")
-        return _attention(values, False, fmt, notes)
-    if fmt in ("bf16", "float32"):
-        return _costs(AttentionCosts, base, f"{kind}.bf16")
-    notes.append(f"KV in {fmt}: {BORROWED_KV.get(fmt, 0.7)} x bf16's bytes per second")
-    costs = _costs(AttentionCosts, base, f"{kind}.bf16")
-    return replace(costs, bytes_per_s=costs.bytes_per_s * BORROWED_KV.get(fmt, 0.7))
-
-
-def _reduce(values: Mapping[str, float], num_ranks: int, link: float, notes: list[str]) -> ReduceCosts:
-    """All-reduce among so many ranks, or among the nearest measured number, or a ring over the link."""
-    if num_ranks == 1:
-        return ReduceCosts()
-    measured = sorted({int(k.split(".")[1]) for k in values if k.startswith("reduce.")})
-    if not measured:
-        notes.append(
-            f"all-reduce: a ring over the link plus {RING_S * 1e6:.0f} microseconds (assumed, 4 to 30)"
-        )
-        return ReduceCosts(RING_S, link * num_ranks / (2.0 * (num_ranks - 1)))
-    nearest = min(measured, key=lambda n: abs(n - num_ranks))
-    if nearest != num_ranks:
-        notes.append(f"all-reduce among {num_ranks}: as among {nearest}")
-    return _costs(ReduceCosts, _fields(values, f"reduce.{nearest}"), f"reduce.{nearest}")

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from kvplan.timing.work import AttentionWork, ExpertWork, Number, Product, StepShape
+
+FAR_TOKENS = float(1 << 40)
+"""More context than any step has: where lines end."""
 CROWDING_TOKENS = 4096
 """Context at which crowding is half felt."""
 MAX_CAPTURE_SIZE = 512
 """Largest batch that vLLM captures a CUDA graph for by default (`max_cudagraph_capture_size`)."""
 
-Number = Any
-"""A Python number or a numpy array; the formulas here take both."""
+Array = NDArray[np.float64]
+Seconds = Callable[[Number], Number]
+"""Of a size: tokens, bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,18 @@ class GemmCosts:
     """Of each product, however small."""
     visit_bytes_per_s: float = math.inf
     """Experts only: activations gathered, quantised, passed between the products and scattered back, per visit."""
+
+    def curve(self, products: Sequence[Product], num_bytes: float) -> Seconds:
+        """Seconds of a step's products over its tokens; `num_bytes` of weights in all."""
+        flops, kernels_s = (
+            2.0 * sum(p.parameters for p in products),
+            self.kernel_s * sum(p.num for p in products),
+        )
+        return lambda tokens: kernels_s + gemm_s(self, num_bytes, flops * tokens)
+
+    def experts(self, e: ExpertWork) -> Seconds:
+        """Seconds of the expert layers over the tokens that reach them."""
+        return lambda tokens: experts_s(e, self, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +79,15 @@ class AttentionCosts:
     serial_bytes_per_s: float = math.inf
     """One KV head read by one thread block: the critical path of a kernel that does not split the context."""
 
+    def line(self, a: AttentionWork, batch: float) -> Line:
+        """Seconds of one layer's decodes over their summed context; `kernel_s` and `sequence_s` apart."""
+        slope = context_token_s(self, a.kv_bytes_per_token, a.decode_flops_per_token)
+        return Line(np.array([0.0, FAR_TOKENS]), np.array([0.0, FAR_TOKENS * slope]))
+
+    def seconds(self, a: AttentionWork, shape: StepShape) -> Number:
+        """Seconds of one layer's attention in a step; `kernel_s` and `sequence_s` apart."""
+        return attention_s(self, a, shape)
+
 
 @dataclass(frozen=True, slots=True)
 class ReduceCosts:
@@ -77,6 +105,16 @@ class ReduceCosts:
     two_shot_bytes_per_s: float = math.inf
     """Message bytes per second of the two-shot algorithm."""
 
+    def __call__(self, num_bytes: Number) -> Number:
+        """Seconds of one all-reduce of a message.
+
+        >>> costs = ReduceCosts(3e-6, 4e10, two_shot_s=2e-5, two_shot_bytes_per_s=2e11)
+        >>> round(costs(4e5) * 1e6), round(costs(4e6) * 1e6)
+        (13, 40)
+        """
+        one_shot = self.kernel_s + num_bytes / self.bytes_per_s
+        return smaller(one_shot, self.two_shot_s + num_bytes / self.two_shot_bytes_per_s)
+
 
 @dataclass(frozen=True, slots=True)
 class HostCosts:
@@ -91,29 +129,6 @@ class HostCosts:
     """Between two steps, hidden by nothing: results to the host, the next step's launch."""
     launch_s: float = 0.0
     """Per layer outside CUDA graphs: kernels launched one by one while the GPU follows, so the longer counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepCosts:
-    """All costs of one model's step on one rank: its formats picked from what a card offers."""
-
-    gemm: GemmCosts
-    """Projections, dense MLPs, shared experts."""
-    experts: GemmCosts
-    head: GemmCosts
-    attention: AttentionCosts
-    reduce: ReduceCosts = ReduceCosts()
-    host: HostCosts = HostCosts()
-    step_s: float = 0.0
-    """GPU time of every step, whatever it holds."""
-    layer_s: float = 0.0
-    """Per layer, beyond its products and attention: norms, rotary embedding, launches."""
-    row_s: float = 0.0
-    """Per sampled row: logits processing, sampler."""
-    activation_bytes_per_s: float = math.inf
-    """Residual-stream bytes per second through a layer's element-wise kernels."""
-    capture_sizes: tuple[int, ...] = ()
-    """CUDA-graph sizes that the token count is padded to; beyond the last, eager and unpadded."""
 
 
 def larger(a: Number, b: Number) -> Number:
@@ -138,17 +153,6 @@ def p_norm(a: Number, b: Number, p: float) -> Number:
 def gemm_s(costs: GemmCosts, num_bytes: Number, flops: Number) -> Number:
     """Seconds of a matrix product: the p-norm of reading its weights and of multiplying, without `kernel_s`."""
     return p_norm(num_bytes / costs.bytes_per_s, flops / costs.flops_per_s, costs.p_norm)
-
-
-def reduce_s(costs: ReduceCosts, num_bytes: Number) -> Number:
-    """Seconds of one all-reduce of a message.
-
-    >>> costs = ReduceCosts(3e-6, 4e10, two_shot_s=2e-5, two_shot_bytes_per_s=2e11)
-    >>> round(reduce_s(costs, 4e5) * 1e6), round(reduce_s(costs, 4e6) * 1e6)
-    (13, 40)
-    """
-    one_shot = costs.kernel_s + num_bytes / costs.bytes_per_s
-    return smaller(one_shot, costs.two_shot_s + num_bytes / costs.two_shot_bytes_per_s)
 
 
 def expected_experts(num_experts: Number, share: Number, num_tokens: Number) -> Number:
@@ -204,3 +208,56 @@ def capture_sizes(max_size: int = MAX_CAPTURE_SIZE) -> tuple[int, ...]:
     """
     sizes = [1, 2, 4, *range(8, 256, 8), *range(256, max_size + 1, 16)]
     return tuple(s for s in sizes if s <= max_size)
+
+
+def attention_s(costs: AttentionCosts, a: AttentionWork, shape: StepShape) -> Number:
+    """Seconds of one layer's attention to its contexts: decodes, prompt chunks, or both in one kernel.
+
+    A kernel that serves both neither packs query heads nor splits contexts as the decode kernel does: decodes
+    cost more, and the whole lasts at least as long as one thread block needs for the longest context.
+    """
+    context, pairs = capped(shape, a.cap)
+    chunk, batch = shape.num_prefill_tokens, shape.num_decodes
+    decode_s = context_token_s(costs, a.kv_bytes_per_token, a.decode_flops_per_token)
+    if not isinstance(chunk, np.ndarray) and not chunk:
+        return context * decode_s
+    mixed_s = mixed_token_s(costs, a.kv_bytes_per_token, a.num_heads / a.num_kv_heads, batch, context)
+    worked = (pairs + costs.extra_keys * chunk) * (a.pair_flops / costs.flops_per_s)
+    blocks = costs.mixed_block_s * a.num_heads * batch * chunk / larger(shape.num_prefills, 1)
+    longest = larger(context / larger(batch, 1), pairs / larger(chunk, 1))
+    serial = longest * (a.kv_bytes_per_token / a.num_kv_heads / costs.serial_bytes_per_s)
+    mixed = larger(context * larger(decode_s, mixed_s) + worked + blocks, serial)
+    return np.where(chunk > 0, mixed, context * decode_s) if isinstance(chunk, np.ndarray) else mixed
+
+
+def experts_s(e: ExpertWork, costs: GemmCosts, num_tokens: Number) -> Number:
+    """Seconds of the expert layers: the expected distinct experts are read, every visit is multiplied."""
+    tokens = num_tokens * e.tokens_factor
+    read = expected_experts(e.num_experts, e.share, tokens) * e.expert_bytes
+    visits = tokens * e.share * e.num_experts
+    moved_s = visits * e.visit_bytes / costs.visit_bytes_per_s
+    return e.num_layers * (gemm_s(costs, read, visits * e.expert_flops) + moved_s + costs.kernel_s)
+
+
+def capped(shape: StepShape, cap: int) -> tuple[Number, Number]:
+    """Decode context and prefill pairs when no query sees more than `cap` tokens (0: any), from the means."""
+    if not cap:
+        return shape.decode_context, shape.prefill_attention
+    context = smaller(shape.decode_context, shape.num_decodes * cap)
+    return context, smaller(shape.prefill_attention, shape.num_prefill_tokens * float(cap))
+
+
+class Line(NamedTuple):
+    """Seconds over the summed context: linear between points, level before the first and after the last."""
+
+    x: Array
+    y: Array
+
+    def capped(self, context: float) -> Line:
+        """Level from a context on."""
+        inside = self.x < context
+        return Line(np.append(self.x[inside], context), np.append(self.y[inside], self.at(context)))
+
+    def at(self, context: Number) -> Number:
+        """Seconds at a context."""
+        return np.interp(context, self.x, self.y)

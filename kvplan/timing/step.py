@@ -13,6 +13,8 @@ A roofline or a fitted profile fills the same `StepCosts` and answers the same q
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -21,44 +23,20 @@ import numpy as np
 from kvplan.timing.costs import (
     AttentionCosts,
     GemmCosts,
-    Number,
+    HostCosts,
+    Line,
     ReduceCosts,
-    StepCosts,
-    context_token_s,
-    expected_experts,
-    gemm_s,
+    Seconds,
     larger,
-    mixed_token_s,
     p_norm,
     padded,
-    reduce_s,
-    smaller,
 )
-from kvplan.timing.work import AttentionWork, ExpertWork, StepWork
+from kvplan.timing.work import AttentionWork, ExpertWork, Number, Product, StepWork
+from kvplan.timing.work import StepShape as StepShape
 from kvplan.units import TICKS_PER_S
 
 NO_KNOT = 1 << 62
 """The context at which a line without a further knot ends: none that a simulation reaches."""
-
-
-class StepShape(NamedTuple):
-    """All that a step's duration may depend on; every field is a number or an array of one shape.
-
-    The same tuple is the fit's design-matrix row and the simulator's question.
-    """
-
-    num_tokens: Number
-    """Tokens computed in the step, prefill and decode."""
-    num_decodes: Number
-    """Sequences that compute one token each (or 1 + drafts)."""
-    decode_context: Number
-    """Sum over decoding sequences of the tokens attended to."""
-    num_prefill_tokens: Number = 0
-    """Tokens of prompt chunks in the step."""
-    num_prefills: Number = 0
-    """Prompts with a chunk in the step."""
-    prefill_attention: Number = 0.0
-    """Sum over chunks of q * (past + q / 2): the query-key pairs that causal attention visits."""
 
 
 class StepTime(Protocol):
@@ -88,12 +66,94 @@ def roofline(
     return ModelStepTime(work, StepCosts(gemm, gemm, gemm, attention, reduce))
 
 
-class _Line(NamedTuple):
-    """A batch size's pure decode step in ticks: max(floor, base + sum of slope * min(context, knot))."""
+class ProductCosts(Protocol):
+    """Matrix products of one format: fitted rates or measured surfaces."""
 
-    base: int
-    slopes: tuple[tuple[int, int], ...]
+    def curve(self, products: Sequence[Product], num_bytes: float) -> Seconds:
+        """Seconds of a step's products over its tokens."""
+        ...
+
+
+class ExpertCosts(Protocol):
+    """Fused experts of one format: fitted rates or measured surfaces."""
+
+    def experts(self, e: ExpertWork) -> Seconds:
+        """Seconds of the expert layers over the tokens that reach them."""
+        ...
+
+
+class AttentionTimes(Protocol):
+    """Attention at one KV format: fitted rates or measured surfaces."""
+
+    @property
+    def bytes_per_s(self) -> float:
+        """At which recurrent states are read and written."""
+        ...
+
+    @property
+    def kernel_s(self) -> float:
+        """Of each layer's call, where `line` leaves it out."""
+        ...
+
+    @property
+    def sequence_s(self) -> float:
+        """Per layer, KV head and decoding sequence, where `line` leaves it out."""
+        ...
+
+    def line(self, a: AttentionWork, batch: float) -> Line:
+        """Seconds of one layer's decodes over their summed context."""
+        ...
+
+    def seconds(self, a: AttentionWork, shape: StepShape) -> Number:
+        """Seconds of one layer's attention in a step."""
+        ...
+
+
+FREE, NO_HOST = ReduceCosts(), HostCosts()
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """All costs of one model's step on one rank: its formats picked from what a card offers."""
+
+    gemm: ProductCosts
+    """Projections, dense MLPs, shared experts."""
+    experts: ExpertCosts
+    head: ProductCosts
+    attention: AttentionTimes
+    reduce: Seconds = FREE
+    """Of one all-reduce of so many bytes."""
+    gather: Seconds = FREE
+    """Of passing so many bytes of all data-parallel ranks to each: tokens to experts, and half the way back."""
+    host: HostCosts = NO_HOST
+    step_s: float = 0.0
+    """GPU time of every step, whatever it holds."""
+    layer_s: float = 0.0
+    """Per layer, beyond its products and attention: norms, rotary embedding, launches."""
+    row_s: float = 0.0
+    """Per sampled row: logits processing, sampler."""
+    activation_bytes_per_s: float = math.inf
+    """Residual-stream bytes per second through a layer's element-wise kernels."""
+    capture_sizes: tuple[int, ...] = ()
+    """CUDA-graph sizes that the token count is padded to; beyond the last, eager and unpadded."""
+
+
+class _Line(NamedTuple):
+    """A batch size's pure decode step in ticks: at least `floor`, and `a + b * context` from each start on."""
+
+    starts: list[int]
+    a: list[int]
+    b: list[int]
     floor: int
+
+
+class _Parts(NamedTuple):
+    """The sizes that a step's linear part depends on, as functions."""
+
+    dense: Seconds
+    head: Seconds
+    experts: tuple[tuple[float, Seconds], ...]
+    """How many tokens reach the experts per token of this rank, and what they take."""
 
 
 @dataclass(slots=True)
@@ -104,6 +164,7 @@ class ModelStepTime:
     costs: StepCosts
     _lines: dict[int, _Line] = field(default_factory=dict, repr=False)
     _linear: dict[tuple[int, int, int], float] = field(default_factory=dict, repr=False)
+    _parts: _Parts | None = field(default=None, repr=False)
 
     def seconds(self, shape: StepShape) -> Number:
         """Duration in seconds; broadcasts over arrays in `shape`."""
@@ -113,42 +174,39 @@ class ModelStepTime:
     def ticks(self, shape: StepShape) -> int:
         """Duration of one step in picoseconds."""
         if shape.num_tokens == shape.num_decodes and not shape.num_prefill_tokens:
-            base, slopes, floor = self._line(shape.num_decodes)
-            context = int(shape.decode_context)
-            return max(floor, base + sum(slope * min(context, knot) for slope, knot in slopes))
+            a, b, _ = self.decode_line(shape.num_decodes, int(shape.decode_context))
+            return a + b * int(shape.decode_context)
         return round(float(self.seconds(shape)) * TICKS_PER_S)
 
     def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
         """Return (a, b, limit): a pure decode step takes `a + b * context` from `decode_context` up to `limit`."""
-        a, slopes, floor = self._lines.get(num_decodes) or self._line(num_decodes)
-        b, limit = 0, NO_KNOT
-        for slope, knot in slopes:
-            if decode_context >= knot:
-                a += slope * knot
-            else:
-                b += slope
-                if knot < limit:
-                    limit = knot
-        if a + b * decode_context >= floor:
-            return a, b, limit
-        return floor, 0, min(limit, -((a - floor) // b)) if b else limit
+        starts, a, b, floor = self._lines.get(num_decodes) or self._line(num_decodes)
+        i = bisect_right(starts, decode_context)
+        limit = starts[i] if i < len(starts) else NO_KNOT
+        base, slope = a[i - 1], b[i - 1]
+        if base + slope * decode_context >= floor:
+            return base, slope, limit
+        return floor, 0, min(limit, -((base - floor) // slope)) if slope else limit
 
     def _line(self, num_decodes: int) -> _Line:
-        line = self._lines.get(num_decodes)
-        if line is None:
-            line = self._lines[num_decodes] = self._make_line(num_decodes)
-        return line
-
-    def _make_line(self, num_decodes: int) -> _Line:
         empty = StepShape(num_decodes, num_decodes, 0)
-        host, gpu = self._host_s(empty), self._linear_s(empty) + self._attention_s(empty)
-        slopes = tuple(
-            (max(1, round(self._context_token_s(a) * TICKS_PER_S)), num_decodes * a.cap if a.cap else NO_KNOT)
-            for a in self.work.attention
+        host, gpu = self._host_s(empty), self._linear_s(empty) + self._state_s(num_decodes)
+        kinds = [(a, self.costs.attention.line(a, num_decodes)) for a in self.work.attention]
+        lines = [(a.num_layers, line.capped(num_decodes * a.cap) if a.cap else line) for a, line in kinds]
+        knots = np.unique(np.concatenate([[0.0, 1.0], *(line.x for _, line in lines)]).round())
+        knots = np.append(knots, 2.0 * knots[-1])
+        each = [n * line.at(knots) for n, line in lines]
+        ticks = sum(each, np.zeros(len(knots))) * (TICKS_PER_S / self.work.pipeline_stages)
+        slopes = [max(0, round(s)) for s in (np.diff(ticks) / np.diff(knots)).tolist()]
+        starts = [int(x) for x in knots[:-1]]
+        overlaps = self.costs.host.overlaps
+        a = [round((gpu if overlaps else gpu + host) * TICKS_PER_S + ticks[0])]
+        for before, after, start in zip(slopes, slopes[1:], starts[1:], strict=False):
+            a.append(a[-1] + (before - after) * start)
+        line = self._lines[num_decodes] = _Line(
+            starts, a, slopes, round(host * TICKS_PER_S) if overlaps else 0
         )
-        if self.costs.host.overlaps:
-            return _Line(round(gpu * TICKS_PER_S), slopes, round(host * TICKS_PER_S))
-        return _Line(round((gpu + host) * TICKS_PER_S), slopes, 0)
+        return line
 
     def _host_s(self, shape: StepShape) -> Number:
         return self.costs.host.step_s + self.costs.host.row_s * (shape.num_decodes + shape.num_prefills)
@@ -157,91 +215,59 @@ class ModelStepTime:
         """All that does not depend on contexts; remembered for scalar shapes."""
         rows = shape.num_tokens - shape.num_prefill_tokens + shape.num_prefills
         if not isinstance(shape.num_tokens, int):
-            return linear_s(self.work, self.costs, shape.num_tokens, rows, shape.num_decodes)
+            return self._linear_at(shape.num_tokens, rows, shape.num_decodes)
         key = (shape.num_tokens, rows, shape.num_decodes)
         found = self._linear.get(key)
         if found is None:
-            found = self._linear[key] = float(linear_s(self.work, self.costs, *key))
+            found = self._linear[key] = float(self._linear_at(*key))
         return found
 
-    def _context_token_s(self, a: AttentionWork) -> float:
-        per_layer = context_token_s(self.costs.attention, a.kv_bytes_per_token, a.decode_flops_per_token)
-        return float(a.num_layers / self.work.pipeline_stages * per_layer)
+    def _linear_at(self, num_tokens: Number, rows: Number, num_decodes: Number) -> Number:
+        """Seconds of a step without reading contexts: products, element-wise kernels, reductions, fixed parts.
+
+        `rows` are sampled. Outside CUDA graphs launches and the GPU's work overlap softly (p-norm 3).
+        """
+        work, costs = self.work, self.costs
+        parts = self._parts or self._make_parts()
+        stages = work.pipeline_stages
+        tokens = padded(num_tokens, costs.capture_sizes)
+        m = tokens / stages
+        products = parts.dense(m) + sum(experts(m * factor) for factor, experts in parts.experts)
+        element = tokens * work.activation_bytes / costs.activation_bytes_per_s + costs.row_s * rows
+        sequences = work.num_layer_heads * costs.attention.sequence_s * num_decodes
+        between = (
+            work.num_all_reduces * costs.reduce(tokens * work.all_reduce_bytes)
+            if work.num_all_reduces
+            else 0.0
+        )
+        if work.gathers:
+            moved = m * work.gathers.num_ranks * work.gathers.token_bytes
+            between += 2.0 * stages * work.gathers.num_layers * costs.gather(moved)
+        total = self._fixed_s() + products * stages + parts.head(rows) + element + sequences + between
+        if not costs.host.launch_s:
+            return total
+        eager = p_norm(total, work.num_layers * costs.host.launch_s, 3.0)
+        largest = costs.capture_sizes[-1] if costs.capture_sizes else 0
+        if isinstance(num_tokens, np.ndarray):
+            return np.where(num_tokens > largest, eager, total)
+        return eager if num_tokens > largest else total
+
+    def _fixed_s(self) -> float:
+        """Seconds of launches and tails that every step pays, whatever it holds."""
+        work, costs = self.work, self.costs
+        kernels_s = work.num_attention_layers * costs.attention.kernel_s
+        return costs.step_s + costs.host.gap_s + costs.layer_s * work.num_layers + kernels_s
+
+    def _make_parts(self) -> _Parts:
+        work, costs = self.work, self.costs
+        experts = tuple((e.tokens_factor, costs.experts.experts(e)) for e in work.experts)
+        head = costs.head.curve((work.head,), work.head_bytes)
+        self._parts = _Parts(costs.gemm.curve(work.products, work.dense_bytes), head, experts)
+        return self._parts
+
+    def _state_s(self, num_decodes: Number) -> Number:
+        return num_decodes * self.work.state_bytes / self.costs.attention.bytes_per_s
 
     def _attention_s(self, shape: StepShape) -> Number:
-        total = shape.num_decodes * self.work.state_bytes / self.costs.attention.bytes_per_s
-        for a in self.work.attention:
-            total = (
-                total + a.num_layers * attention_s(self.costs.attention, a, shape) / self.work.pipeline_stages
-            )
-        return total
-
-
-def attention_s(costs: AttentionCosts, a: AttentionWork, shape: StepShape) -> Number:
-    """Seconds of one layer's attention to its contexts: decodes, prompt chunks, or both in one kernel.
-
-    A kernel that serves both neither packs query heads nor splits contexts as the decode kernel does: decodes
-    cost more, and the whole lasts at least as long as one thread block needs for the longest context.
-    """
-    context, pairs = capped(shape, a.cap)
-    chunk, batch = shape.num_prefill_tokens, shape.num_decodes
-    decode_s = context_token_s(costs, a.kv_bytes_per_token, a.decode_flops_per_token)
-    if not isinstance(chunk, np.ndarray) and not chunk:
-        return context * decode_s
-    mixed_s = mixed_token_s(costs, a.kv_bytes_per_token, a.num_heads / a.num_kv_heads, batch, context)
-    worked = (pairs + costs.extra_keys * chunk) * (a.pair_flops / costs.flops_per_s)
-    blocks = costs.mixed_block_s * a.num_heads * batch * chunk / larger(shape.num_prefills, 1)
-    longest = larger(context / larger(batch, 1), pairs / larger(chunk, 1))
-    serial = longest * (a.kv_bytes_per_token / a.num_kv_heads / costs.serial_bytes_per_s)
-    mixed = larger(context * larger(decode_s, mixed_s) + worked + blocks, serial)
-    return np.where(chunk > 0, mixed, context * decode_s) if isinstance(chunk, np.ndarray) else mixed
-
-
-def capped(shape: StepShape, cap: int) -> tuple[Number, Number]:
-    """Decode context and prefill pairs when no query sees more than `cap` tokens (0: any), from the means."""
-    if not cap:
-        return shape.decode_context, shape.prefill_attention
-    context = smaller(shape.decode_context, shape.num_decodes * cap)
-    return context, smaller(shape.prefill_attention, shape.num_prefill_tokens * float(cap))
-
-
-def linear_s(
-    work: StepWork, costs: StepCosts, num_tokens: Number, rows: Number, num_decodes: Number
-) -> Number:
-    """Seconds of a step without reading contexts: products, element-wise kernels, reductions, fixed parts.
-
-    `rows` are sampled. Outside CUDA graphs launches and the GPU's work overlap softly (p-norm 3).
-    """
-    stages = work.pipeline_stages
-    tokens = padded(num_tokens, costs.capture_sizes)
-    m = tokens / stages
-    dense = gemm_s(costs.gemm, work.dense_bytes, work.dense_flops * m) * stages
-    head = gemm_s(costs.head, work.head_bytes, work.head_flops * rows) + costs.head.kernel_s
-    experts = sum(experts_s(e, costs.experts, m) for e in work.experts) * stages
-    element = tokens * work.activation_bytes / costs.activation_bytes_per_s + costs.row_s * rows
-    message_s = reduce_s(costs.reduce, tokens * work.all_reduce_bytes)
-    sequences = work.num_layer_heads * costs.attention.sequence_s * num_decodes
-    fixed = fixed_s(work, costs) + work.num_all_reduces * message_s
-    total = fixed + dense + head + experts + element + sequences
-    if not costs.host.launch_s:
-        return total
-    eager = p_norm(total, work.num_layers * costs.host.launch_s, 3.0)
-    largest = costs.capture_sizes[-1] if costs.capture_sizes else 0
-    if isinstance(num_tokens, np.ndarray):
-        return np.where(num_tokens > largest, eager, total)
-    return eager if num_tokens > largest else total
-
-
-def fixed_s(work: StepWork, costs: StepCosts) -> float:
-    """Seconds of launches and tails that every step pays, whatever it holds."""
-    kernels = work.num_gemms * costs.gemm.kernel_s + work.num_attention_layers * costs.attention.kernel_s
-    return costs.step_s + costs.host.gap_s + costs.layer_s * work.num_layers + kernels
-
-
-def experts_s(e: ExpertWork, costs: GemmCosts, num_tokens: Number) -> Number:
-    """Seconds of the expert layers: the expected distinct experts are read, every visit is multiplied."""
-    tokens = num_tokens * e.tokens_factor
-    read = expected_experts(e.num_experts, e.share, tokens) * e.expert_bytes
-    visits = tokens * e.share * e.num_experts
-    moved_s = visits * e.visit_bytes / costs.visit_bytes_per_s
-    return e.num_layers * (gemm_s(costs, read, visits * e.expert_flops) + moved_s + costs.kernel_s)
+        layers = sum(a.num_layers * self.costs.attention.seconds(a, shape) for a in self.work.attention)
+        return self._state_s(shape.num_decodes) + layers / self.work.pipeline_stages

@@ -8,18 +8,17 @@ piecewise-linear line over the summed context. Knows no model and no file.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kvplan.timing.costs import Number, expected_experts
-from kvplan.timing.work import AttentionWork, ExpertWork, Product
+from kvplan.timing.costs import Array, Line, capped, expected_experts
+from kvplan.timing.work import AttentionWork, ExpertWork, Number, Product, StepShape
 
-Array = NDArray[np.float64]
 Shape = tuple[int, ...]
 
 START_S = 2e-6
@@ -78,9 +77,9 @@ class GemmSurface:
     """ln(measured / sheet) by tokens, out and in features."""
     scale: float = 1.0
 
-    def curve(self, products: Sequence[Product]) -> Curve:
-        """Seconds of all the products of a step over its tokens."""
-        total = sum((p.count * self.column(p.out_features, p.in_features) for p in products), np.zeros(1))
+    def curve(self, products: Sequence[Product], num_bytes: float = 0.0) -> Curve:
+        """Seconds of all the products of a step over its tokens; their bytes follow from the format."""
+        total = sum((p.num * self.column(p.out_features, p.in_features) for p in products), np.zeros(1))
         seconds = self.scale * np.broadcast_to(total, self.tokens.shape)
         return Curve(tuple(self.tokens.tolist()), tuple(seconds.tolist()))
 
@@ -89,7 +88,8 @@ class GemmSurface:
         (n, a), (k, b) = _between(self.outs, out_features), _between(self.ins, in_features)
         corner = self.ratio[:, n : n + 2, k : k + 2]
         ratio = np.tensordot(corner, np.outer([1 - a, a], [1 - b, b]), 2)
-        return np.exp(ratio) * product_sheet_s(self.sheet, self.tokens, out_features, in_features)
+        seconds: Array = np.exp(ratio) * product_sheet_s(self.sheet, self.tokens, out_features, in_features)
+        return seconds
 
     def points(self, num_tokens: float, out_features: float, in_features: float) -> list[tuple[float, ...]]:
         """The table's points that the answer for one product is made of, (tokens, out, in) each."""
@@ -190,13 +190,39 @@ class AttentionSurface:
     """A shape that was not measured lies between others of as many KV heads; else it is one of fewer KV heads with
     more sequences. Whichever tells left-out shapes better."""
     scale: float = 1.0
-    kernel_s = 0.0
-    sequence_s = 0.0
+    _lines: dict[tuple[AttentionWork, float], tuple[Line, Curve]] = field(default_factory=dict, repr=False)
+
+    @property
+    def kernel_s(self) -> float:
+        """Inside `line` and `seconds`."""
+        return 0.0
+
+    @property
+    def sequence_s(self) -> float:
+        """Inside `line` and `seconds`."""
+        return 0.0
 
     @property
     def bytes_per_s(self) -> float:
         """Of recurrent states, which no table holds: what long contexts are read at, in the median of the shapes."""
         return float(self.sheet.bytes_per_s / np.exp(np.median(self.decode[:, -1, -1])))
+
+    def seconds(self, a: AttentionWork, shape: StepShape) -> Number:
+        """Seconds of one layer's attention in a step: decodes in one kernel, prompts in another."""
+        if isinstance(shape.num_decodes, np.ndarray):
+            rows = zip(*np.broadcast_arrays(*shape), strict=True)
+            return np.array([self.seconds(a, StepShape(*(x.item() for x in row))) for row in rows])
+        context, pairs = capped(shape, a.cap)
+        batch, prompts = shape.num_decodes, shape.num_prefills
+        found = self._lines.get((a, batch))
+        if found is None:
+            found = self._lines[a, batch] = (self.line(a, batch or 1), self.prompt_curve(a))
+        line, prompt = found
+        total = line.at(context) if batch else 0.0
+        if prompts and shape.num_prefill_tokens:
+            start_s = prompt.y[0]
+            total += start_s + prompts * (prompt(math.sqrt(2.0 * pairs / prompts)) - start_s)
+        return total
 
     def line(self, a: AttentionWork, batch: float) -> Line:
         """Seconds of one layer's decode of `batch` sequences over their summed context."""
@@ -204,8 +230,7 @@ class AttentionSurface:
         i, w = _between(self.batches, batch * times)
         near = (1 - w) * ratio[i] + w * ratio[min(i + 1, len(ratio) - 1)]
         x = batch * np.append(self.contexts, FAR * self.contexts[-1])
-        flops = a.decode_flops_per_token * x
-        seconds = np.exp(np.append(near, near[-1])) * self.sheet.seconds(a.kv_bytes_per_token * x, 0.0 * flops)
+        seconds = np.exp(np.append(near, near[-1])) * self.sheet.seconds(a.kv_bytes_per_token * x, 0.0)
         return Line(x, self.scale * np.maximum.accumulate(seconds))
 
     def prompt_curve(self, a: AttentionWork) -> Curve:
@@ -237,22 +262,6 @@ class AttentionSurface:
         if w > 0:
             chosen.append((index[heads[i + 1], kv, size], w))
         return chosen, a.num_kv_heads / kv
-
-
-class Line(NamedTuple):
-    """Seconds over the summed context: linear between points, level before the first."""
-
-    x: Array
-    y: Array
-
-    def capped(self, context: float) -> Line:
-        """Level from a context on."""
-        inside = self.x < context
-        return Line(np.append(self.x[inside], context), np.append(self.y[inside], self.at(context)))
-
-    def at(self, context: Number) -> Number:
-        """Seconds at a context."""
-        return np.interp(context, self.x, self.y)
 
 
 def _between(axis: Array, at: float) -> tuple[int, float]:

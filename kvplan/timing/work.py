@@ -13,18 +13,41 @@ from typing import Any, NamedTuple
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec
 
+Number = Any
+"""A Python number or a numpy array; the formulas of this room take both."""
+
+
+class StepShape(NamedTuple):
+    """All that a step's duration may depend on; every field is a number or an array of one shape.
+
+    The same tuple is the fit's design-matrix row and the simulator's question.
+    """
+
+    num_tokens: Number
+    """Tokens computed in the step, prefill and decode."""
+    num_decodes: Number
+    """Sequences that compute one token each (or 1 + drafts)."""
+    decode_context: Number
+    """Sum over decoding sequences of the tokens attended to."""
+    num_prefill_tokens: Number = 0
+    """Tokens of prompt chunks in the step."""
+    num_prefills: Number = 0
+    """Prompts with a chunk in the step."""
+    prefill_attention: Number = 0.0
+    """Sum over chunks of q * (past + q / 2): the query-key pairs that causal attention visits."""
+
 
 class Product(NamedTuple):
     """Equal matrix products of a step on one rank: (tokens x in) x (in x out)."""
 
-    count: int
+    num: int
     out_features: float
     in_features: float
 
     @property
     def parameters(self) -> float:
         """Weights of all of them."""
-        return self.count * self.out_features * self.in_features
+        return self.num * self.out_features * self.in_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +101,9 @@ class ExpertGather(NamedTuple):
     """Of one token of one rank, one way, 16 bits an element."""
 
 
+NO_HEAD = Product(1, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class StepWork:
     """One rank's work in a step, as numbers per step, per token, per sequence and per context token."""
@@ -92,7 +118,7 @@ class StepWork:
     head_flops: float
     """Of one sampled row (a decode or a prompt's last chunk)."""
     activation_bytes: float
-    """Residual-stream bytes of one token, summed over layers."""
+    """Of one token through the element-wise kernels of all layers, 16 bits each."""
     attention: tuple[AttentionWork, ...]
     experts: tuple[ExpertWork, ...] = ()
     state_bytes: float = 0.0
@@ -105,14 +131,14 @@ class StepWork:
     pipeline_stages: int = 1
     products: tuple[Product, ...] = ()
     """Matrix products of a step outside experts and head."""
-    head: Product = Product(1, 0, 0)
+    head: Product = NO_HEAD
     gathers: ExpertGather | None = None
     """What passes between data-parallel ranks around the experts."""
 
     @property
     def num_gemms(self) -> int:
         """Matrix products of a step outside experts and head."""
-        return sum(p.count for p in self.products)
+        return sum(p.num for p in self.products)
 
     @property
     def num_attention_layers(self) -> int:
@@ -163,7 +189,7 @@ def step_work(
         dense_flops=2.0 * dense,
         head_bytes=head.parameters * 2.0,
         head_flops=2.0 * head.parameters,
-        activation_bytes=len(model.layers) * hidden * 2.0,
+        activation_bytes=2.0 * sum(n * _activations(layer, hidden, tp) for layer, n in layers.items()),
         attention=_attention_work(layers, tp, kv_bytes),
         experts=experts,
         state_bytes=sum(n * _state_bytes(a) for layer, n in layers.items() for a in layer.mixers) / tp,
@@ -226,6 +252,16 @@ def _products(layers: Counter[LayerSpec], hidden: int, tp: int) -> tuple[Product
         for shape in _mlp_products(layer.mlp, hidden, tp):
             counts[shape] += n
     return tuple(Product(n, *shape) for shape, n in counts.items())
+
+
+def _activations(layer: LayerSpec, hidden: int, tp: int) -> float:
+    """Elements of one token that a layer's element-wise kernels read and write: norms that also add the residual
+    (two in, two out), rotary embedding in place, the gate's product (two in, one out)."""
+    mlp = layer.mlp
+    mixers = [a for a in layer.mixers if a.kind is not AttentionKind.NONE]
+    width = (mlp.shared_intermediate_size if mlp.num_experts else mlp.intermediate_size) / tp
+    rotary = sum(2.0 * (a.num_heads / tp + max(1, a.num_kv_heads // tp)) * a.head_dim for a in mixers)
+    return 4.0 * hidden * (len(mixers) + (mlp.intermediate_size > 0)) + rotary + mlp.num_matrices * width
 
 
 def _mlp_products(mlp: MlpSpec, hidden: int, tp: int) -> Iterator[tuple[float, float]]:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
-from kvplan.timing.costs import AttentionCosts, GemmCosts, HostCosts, StepCosts, capture_sizes
-from kvplan.timing.step import ModelStepTime, StepShape, roofline
+from kvplan.timing.costs import AttentionCosts, GemmCosts, HostCosts, capture_sizes
+from kvplan.timing.step import ModelStepTime, StepCosts, StepShape, roofline
 from kvplan.timing.work import step_work
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from kvplan.calibrate.fit.least_squares import Array, Predict, Solution, solve
 from kvplan.calibrate.fit.terms import Term, column
 from kvplan.calibrate.measurements import Row
+from kvplan.profiles.timing_profile import Regime
 
 NOISE = 0.02
 """Relative error of a row that a prior is weighed against."""
 EFFECTIVE_ROWS = 200
 """However many rows a family has, beliefs weigh as against this many."""
-
-Regime = Literal["decode", "prefill", "mixed", "gemm", "moe", "all_reduce"]
 
 
 class FitProblem(NamedTuple):

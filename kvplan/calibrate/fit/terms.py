@@ -20,9 +20,9 @@ from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.step_times import ELEMENT_BYTES
 from kvplan.profiles.timing_profile import step_costs
-from kvplan.timing.costs import AttentionCosts, GemmCosts, ReduceCosts, expected_experts, gemm_s, reduce_s
-from kvplan.timing.step import ModelStepTime, StepShape, attention_s
-from kvplan.timing.work import AttentionWork, StepWork, projection_params, step_work, visit_bytes
+from kvplan.timing.costs import AttentionCosts, GemmCosts, ReduceCosts, attention_s, expected_experts, gemm_s
+from kvplan.timing.step import ModelStepTime, StepShape
+from kvplan.timing.work import AttentionWork, StepWork, projections, step_work, visit_bytes
 
 HINTS = {
     "bytes_per_s": "decode steps at batch 1 and at a batch of 64 or more, contexts 512 and 8k or longer",
@@ -160,7 +160,7 @@ def predict_family(name: str, rows: Sequence[Row], known: Mapping[str, float]) -
         return _predict_moe(name, rows, ELEMENT_BYTES.get(fmt, 2.0))
     if kind == "reduce":
         moved = column(rows, "num_bytes")
-        return lambda v: np.asarray(reduce_s(_costs(ReduceCosts, v, name), moved))
+        return lambda v: np.asarray(_costs(ReduceCosts, v, name)(moved))
     work, shape = _attention_work(kind, rows, ELEMENT_BYTES.get(fmt, 2.0)), shapes(rows)
     products = _block_products_s(rows, known) if kind == "mla" else 0.0
 
@@ -181,9 +181,13 @@ def _block_products_s(rows: Sequence[Row], known: Mapping[str, float]) -> Array:
         raise KvplanError("mla_module rows include projections: gemm rows in bf16 must be fitted with them")
     costs = GemmCosts(**{k.rsplit(".", 1)[1]: v for k, v in known.items() if k.startswith("gemm.bf16.")})
     shape = shapes(rows)
-    params = np.array([projection_params(_mla_spec(row), row["hidden_size"], 1) for row in rows])
+    params = np.array([_projection_params(row) for row in rows])
     seconds = gemm_s(costs, params * 2.0, 2.0 * params * shape.num_tokens) + 6 * costs.kernel_s
     return np.where([row["op"] == "mla_module" for row in rows], seconds, 0.0)
+
+
+def _projection_params(row: Row) -> float:
+    return sum(n * k for n, k in projections(_mla_spec(row), row["hidden_size"], 1))
 
 
 def _mla_spec(row: Row) -> AttentionSpec:

@@ -1,29 +1,34 @@
-"""NVIDIA's measured kernel tables (package `aiconfigurator-core`, Apache-2.0) as measurement rows.
+"""NVIDIA's measured kernel tables (package `aiconfigurator-core`, Apache-2.0) as surfaces.
 
-Tables: matrix products, grouped-query and MLA attention, fused experts, all-reduce, per GPU, engine and version.
-They are kernels, not steps: launches between kernels, norms, the sampler and the host are not in them, so those
-coefficients are stated as assumptions (`assumed`). The tables stay in the package; only fits may be kept.
+Tables: matrix products, grouped-query and MLA attention, fused experts, exchanges between GPUs, per GPU, engine and
+version. They are kernels, not steps: launches between kernels, norms, the sampler and the host are not in them; those
+coefficients are stated as assumptions (`assumed`). No table is believed blindly: points beyond the data sheet are
+refused, and a format whose experts stream far below it is compared with other versions of the same kernels.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kvplan.calibrate.measurements import Row
+from kvplan.calibrate.fit.surfaces import Made, attention_surface, expert_surface, gemm_surface, link_curve
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.gpu import GpuSpec
-from kvplan.timing.costs import MAX_CAPTURE_SIZE
+from kvplan.models.spec import AttentionKind, AttentionSpec
+from kvplan.profiles.surface_file import Surface
+from kvplan.profiles.timing_profile import ELEMENT_BYTES, KernelSource, RegimeError
+from kvplan.timing.costs import Array
+from kvplan.timing.surfaces import AttentionSurface, Curve, GemmSurface, Sheet
+from kvplan.timing.work import Product, projections
 
 SOURCE = "kernel tables of aiconfigurator-core"
-"""What profiles fitted to them name as their source."""
-MAX_ROWS = 3000
-"""Rows kept of each table and format: every k-th of the sorted rows, so that all shapes stay represented."""
+"""What profiles made of them name as their source."""
 SYSTEMS = {
     "h100_sxm": "h100-sxm", "h200_sxm": "h200", "b200_sxm": "b200", "b300_sxm": "b300", "gb200": "gb200",
     "gb300": "gb300", "l40s": "l40s", "l4": "l4", "a100_sxm": "a100-80gb", "h100_pcie": "h100-pcie",
@@ -37,21 +42,29 @@ FORMATS = {
 }  # fmt: skip
 MXFP4_IN_FP8 = "w4a8_mxfp4_mxfp8"
 """mxfp4 experts multiplied in fp8: what TensorRT-LLM runs where the card can (Blackwell)."""
-L2_RESIDENT = (1 << 20, 100 << 20)
-"""Decode rows whose KV lies between these bytes are left out: repeated in a loop they read from L2, not memory."""
-ENOUGH_ROWS = 150
-HOST_BOUND_MS = 0.025
+ENOUGH_ROWS = 80
+"""Rows of a format from which a version counts."""
+HOST_BOUND_S = 25e-6
 """A format whose quickest tenth of products takes longer was timed launching, not multiplying: left out."""
 LAUNCHED_APART = 1.5
 """An engine's MLA blocks that take so many times TensorRT-LLM's were timed with gaps between their kernels.
 
 Those with gaps take 1.6 to 2.4 times as long on four cards; on the B200, both timed in graphs, 1.1.
 """
-PASSES = 12.0
-"""Times a layer's element-wise kernels move one token's residual stream (norms, rotary, activation, adds)."""
+WORTH_KEEPING = 1.05
+"""How much quicker fp8 products without that search must be to have a surface of their own."""
 MOST_OF_A_PRODUCT = 0.3
 """Share of an fp8 product's time that is left at least when the search for its largest activation is taken off."""
-_MLA = {"hidden_size": 7168, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+LEAST_ATTENTION = 0.15
+"""Share of an MLA block's time that is left to attention at least when its products are taken off."""
+FAR_BELOW = 0.6
+"""Experts that stream at less than this share of the data sheet are compared with other versions of their kernels."""
+HOPELESS = 0.3
+"""fp8 experts below this share are left out: those scaled in blocks read the same bytes."""
+BETTER = 1.25
+"""How many times quicker another version must be to be taken instead."""
+DISTRIBUTION = "power_law_1.01"
+"""How tokens are spread over experts: unevenly; where experts are spread over ranks, the fullest one's time."""
 
 Table = dict[str, Any]
 
@@ -64,8 +77,22 @@ def systems_dir() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "systems" / "data"
 
 
-def kernel_rows(system: str, engine: str) -> Iterator[Row]:
-    """Rows of one system and engine (vllm, trtllm, sglang), newest version of each table."""
+class Tables(NamedTuple):
+    """What was made of a card's tables for one engine."""
+
+    surfaces: dict[str, Surface]
+    kernels: dict[str, KernelSource]
+    errors: tuple[RegimeError, ...]
+    version: str
+    """Of the engine whose products were timed."""
+    notes: tuple[str, ...]
+    """What was taken from elsewhere."""
+    ranges: dict[str, tuple[float, float]]
+    """Measured from, to: batch, context, prompt."""
+
+
+def kernel_tables(system: str, engine: str, gpu: GpuSpec) -> Tables:
+    """Surfaces of one system and engine (vllm, trtllm, sglang), the newest version of each table that holds up."""
     folder = systems_dir() / system
     if not folder.is_dir():
         known = sorted(p.name for p in systems_dir().iterdir() if p.is_dir())
@@ -77,71 +104,317 @@ def kernel_rows(system: str, engine: str) -> Iterator[Row]:
     if gemm is None:
         engines = sorted(p.name for p in (folder / "gemm").iterdir()) if (folder / "gemm").is_dir() else []
         raise KvplanError(f"{system} has no tables of {engine!r}; it has {', '.join(engines) or 'none'}")
-    mla = _mla_engine(folder, name)
-    borrowed = (
-        "" if mla == name else "; MLA blocks are TensorRT-LLM's, this engine's were timed launch by launch"
-    )
-    yield _machine(system, engine, gemm.parent.name, borrowed)
-    yield from _gemm_rows(_read(gemm))
-    scales = _newest(folder, "quantize", name, "computescale_perf")
-    if scales is not None:
-        yield from _static_rows(_read(gemm), _read(scales))
-    for kind, file, convert in (
-        ("attention", "generation_attention_perf", _decode_rows),
-        ("attention", "context_attention_perf", _prefill_rows),
-        ("mla", "mla_generation_module_perf", _mla_rows),
-        ("mla", "mla_context_module_perf", _mla_rows),
-        ("comm", "custom_allreduce_perf", _reduce_rows),
-    ):
-        path = _newest(folder, kind, mla if kind == "mla" else name, file)
-        if path is not None:
-            yield from convert(_read(path))
-    yield from _expert_tables(sorted((folder / "moe" / name).glob("*/moe_perf.parquet"), key=_version), name)
+    maker = _Maker(folder, name, gpu)
+    maker.products(gemm)
+    maker.attention()
+    maker.mla()
+    maker.experts()
+    maker.links()
+    errors = tuple(error for made in maker.made.values() for error in made.errors)
+    surfaces = {family: made.surface for family, made in maker.made.items()} | maker.curves
+    return Tables(surfaces, maker.kernels, errors, gemm.parent.name, tuple(maker.notes), _ranges(surfaces))
 
 
-def file_rows(paths: Sequence[Path]) -> Iterator[Row]:
-    """Rows of single tables given as files, named SYSTEM__ENGINE_VERSION__TABLE.parquet; attention, all-reduce."""
-    converters = {
-        "generation_attention_perf": _decode_rows,
-        "context_attention_perf": _prefill_rows,
-        "custom_allreduce_perf": _reduce_rows,
-        "gemm_perf": _gemm_rows,
-    }
-    facts = [path.stem.split("__") for path in paths]
-    if not all(len(parts) == 3 and parts[0] in SYSTEMS and parts[2] in converters for parts in facts):
-        raise KvplanError(
-            f"name tables SYSTEM__ENGINE_VERSION__TABLE.parquet; SYSTEM is one of {', '.join(SYSTEMS)}, "
-            f"TABLE one of {', '.join(converters)}"
+def _ranges(surfaces: Mapping[str, Surface]) -> dict[str, tuple[float, float]]:
+    """Where attention was measured."""
+    for surface in surfaces.values():
+        if isinstance(surface, AttentionSurface):
+            axes = (surface.batches, surface.contexts, surface.lengths)
+            names = ("num_decodes", "mean_context", "chunk_tokens")
+            return {name: (1.0, float(axis[-1])) for name, axis in zip(names, axes, strict=True)}
+    return {}
+
+
+class _Maker:
+    """Tables of one folder and engine on their way to surfaces."""
+
+    def __init__(self, folder: Path, engine: str, gpu: GpuSpec) -> None:
+        self.folder, self.engine, self.gpu = folder, engine, gpu
+        self.made: dict[str, Made] = {}
+        self.curves: dict[str, Surface] = {}
+        self.kernels: dict[str, KernelSource] = {}
+        self.notes: list[str] = []
+
+    def sheet(self, fmt: str, flops: str = "") -> Sheet:
+        """The card's data sheet for a format; `flops`: in which its products run, where that is another."""
+        known = {"fp8": "fp8", "nvfp4": "fp4", "mxfp4": "bf16", "int4": "bf16"}.get(fmt.split("_")[0], "bf16")
+        return Sheet(self.gpu.bandwidth, self.gpu.flops(flops or known), ELEMENT_BYTES[fmt])
+
+    def keep(self, family: str, made: Made, version: str, why: str = "") -> None:
+        """Take a surface, and note where it comes from."""
+        self.made[family] = made
+        low = f"large points reach {made.share:.2f} of the data sheet" if made.share < FAR_BELOW else ""
+        self.kernels[family] = KernelSource(
+            version=version, num_points=made.num_points, refused=made.refused, share=round(made.share, 3),
+            why="; ".join(x for x in (why, low) if x),
+        )  # fmt: skip
+
+    def products(self, path: Path) -> None:
+        """Every format of the products' table that was timed multiplying."""
+        table, version = _read(path), f"{self.engine} {path.parent.name}"
+        for dtype in sorted(set(table["gemm_dtype"].tolist()) & FORMATS.keys()):
+            part = _where(table, table["gemm_dtype"] == dtype)
+            fmt = FORMATS[dtype]
+            if np.quantile(part["time_s"], 0.1) > HOST_BOUND_S:
+                self.notes.append(f"gemm.{fmt} of {version} was timed launching, not multiplying: left out")
+                continue
+            self.keep(f"gemm.{fmt}", gemm_surface(part, self.sheet(fmt), f"gemm.{fmt}"), version)
+        scales = _newest(self.folder, "quantize", self.engine, "computescale_perf")
+        if scales is not None and "gemm.fp8" in self.made:
+            static = _without_search(_where(table, table["gemm_dtype"] == "fp8"), _read(scales))
+            why = "gemm.fp8 less the search for the largest activation, timed alone"
+            self.keep(
+                "gemm.fp8_static", gemm_surface(static, self.sheet("fp8"), "gemm.fp8_static"), version, why
+            )
+        self._compare_eight_bits()
+
+    def _compare_eight_bits(self) -> None:
+        """Say where fp8 products are slower than bf16's, which no card is built for."""
+        bf16 = self.made.get("gemm.bf16")
+        for family in [f for f in self.made if f.startswith("gemm.fp8")]:
+            if bf16 is None:
+                continue
+            wide = [(n, k) for n in (4096, 8192) for k in (4096, 8192)]
+            ratio = [_at(self.made[family].surface, n, k) / _at(bf16.surface, n, k) for n, k in wide]
+            if (slower := float(np.median(ratio))) > 1.0:
+                source = self.kernels[family]
+                why = "; ".join(
+                    x for x in (source.why, f"{slower:.2f} x bf16's time at 256 tokens and more") if x
+                )
+                self.kernels[family] = source.model_copy(update={"why": why})
+
+    def attention(self) -> None:
+        """Grouped-query attention of every KV format timed for decodes and prompts."""
+        paths = [_newest(self.folder, "attention", self.engine, f"{kind}_attention_perf") for kind in
+                 ("generation", "context")]  # fmt: skip
+        if None in paths:
+            return
+        decode, prompt = (_read(path) for path in paths if path is not None)
+        for dtype in sorted(set(decode["kv_cache_dtype"].tolist()) & set(prompt["kv_cache_dtype"].tolist())):
+            fmt = FORMATS.get(dtype)
+            parts = [_attention_points(table, dtype) for table in (decode, prompt)]
+            if fmt is None or not all(len(part["time_s"]) for part in parts):
+                continue
+            made = attention_surface(*parts, self.sheet(fmt, "bf16"), f"gqa.{fmt}")
+            assert paths[0] is not None
+            self.keep(f"gqa.{fmt}", made, f"{self.engine} {paths[0].parent.name}")
+
+    def mla(self) -> None:
+        """MLA blocks less their products; TensorRT-LLM's where this engine's were timed launch by launch."""
+        engine = _mla_engine(self.folder, self.engine)
+        paths = [
+            _newest(self.folder, "mla", engine, f"mla_{kind}_module_perf")
+            for kind in ("generation", "context")
+        ]
+        if None in paths or "gemm.bf16" not in self.made:
+            return
+        decode, prompt = (_read(path) for path in paths if path is not None)
+        why = "" if engine == self.engine else "TensorRT-LLM's: this engine's were timed launch by launch"
+        if why:
+            self.notes.append("MLA blocks are TensorRT-LLM's, this engine's were timed launch by launch")
+        for dtype in sorted(set(decode["kv_cache_dtype"].tolist()) & set(prompt["kv_cache_dtype"].tolist())):
+            fmt = FORMATS.get(dtype)
+            parts = [_mla_points(table, dtype, self.made["gemm.bf16"].surface) for table in (decode, prompt)]
+            if fmt is None or not all(len(part["time_s"]) for part in parts):
+                continue
+            made = attention_surface(
+                *parts, self.sheet(fmt, "bf16"), f"mla.{fmt}", pair_flops=2.0 * (192 + 128)
+            )
+            assert paths[0] is not None
+            self.keep(f"mla.{fmt}", made, f"{engine} {paths[0].parent.name}", why)
+
+    def experts(self) -> None:
+        """Fused experts of every format, from the newest version unless it streams far below an older or like one."""
+        paths = sorted(
+            (self.folder / "moe" / self.engine).glob("*/moe_perf.parquet"), key=_version, reverse=True
         )
-    systems = {parts[0] for parts in facts}
-    if len(systems) > 1:
-        raise KvplanError(f"tables of {', '.join(sorted(systems))}; fit one card at a time")
-    system, engine = facts[0][0], facts[0][1]
-    name, _, version = engine.partition("_")
-    yield _machine(system, name, version)
-    for path, (_, _, table) in zip(paths, facts, strict=True):
-        yield from converters[table](_read(path))
+        wanted = {FORMATS.get(dtype, "mxfp4") for path in paths for dtype in _dtypes(path)}
+        for fmt in sorted(wanted):
+            parts = [(self._expert_points(path, dtype), f"{self.engine} {path.parent.name}", dtype)
+                     for path in paths for dtype in _dtypes(path) if FORMATS.get(dtype, "mxfp4") == fmt]  # fmt: skip
+            if fmt == "mxfp4" and not any(dtype == MXFP4_IN_FP8 for _, _, dtype in parts):
+                parts += self._like_kernels()
+            tried = [self._tried(fmt, *part) for part in parts if len(part[0]["tokens"]) >= ENOUGH_ROWS]
+            if tried:
+                self._choose(fmt, tried)
+
+    def _tried(self, fmt: str, points: Table, version: str, dtype: str) -> _Tried:
+        sheet = self.sheet(fmt, "fp8" if dtype == MXFP4_IN_FP8 else "")
+        return _Tried(expert_surface(points, sheet, f"moe.{fmt}"), points, version, dtype)
+
+    def _choose(self, fmt: str, tried: list[_Tried]) -> None:
+        """The newest, or the quickest if that streams far below it; older ones of its speed lend shapes it lacks."""
+        first, best = tried[0], max(tried, key=lambda one: one.made.share)
+        why = ""
+        if first.made.share < FAR_BELOW and best.made.share > BETTER * first.made.share:
+            why = (f"{first.dtype} of {first.version} streams at {first.made.share:.2f} of the data sheet, "
+                   f"{best.dtype} of {best.version} at {best.made.share:.2f}")  # fmt: skip
+            first = best
+        if first.made.share < HOPELESS and fmt == "fp8":
+            self.notes.append(
+                f"moe.fp8 of {first.version} streams at {first.made.share:.2f} of the data sheet: as in fp8_block"
+            )
+            return
+        alike = [one for one in tried if one is not first and one.dtype == first.dtype
+                 and first.made.share / BETTER < one.made.share < BETTER * first.made.share]  # fmt: skip
+        points, lent = first.points, []
+        for one in alike:
+            more = _missing_shapes(points, one.points)
+            if len(more["tokens"]):
+                points = {name: np.concatenate([points[name], more[name]]) for name in points}
+                lent.append(f"other shapes from {one.version}")
+        made = self._tried(fmt, points, first.version, first.dtype).made if lent else first.made
+        self.keep(f"moe.{fmt}", made, first.version, "; ".join(x for x in (why, *lent) if x))
+
+    def _like_kernels(self) -> list[tuple[Table, str, str]]:
+        """mxfp4 experts with fp8 activations where SGLang timed FlashInfer's, which vLLM runs on Blackwell too."""
+        path = _newest(self.folder, "moe", "sglang", "moe_perf")
+        if self.engine != "vllm" or path is None or MXFP4_IN_FP8 not in _dtypes(path):
+            return []
+        return [(self._expert_points(path, MXFP4_IN_FP8), f"sglang {path.parent.name}", MXFP4_IN_FP8)]
+
+    def _expert_points(self, path: Path, dtype: str) -> Table:
+        table = _read(path)
+        chosen = (table["moe_dtype"] == dtype) & (table["distribution"] == DISTRIBUTION)
+        part = _where(
+            table, chosen & (table["moe_tp_size"] * table["moe_ep_size"] <= 16) & (table["time_s"] > 0)
+        )
+        return {
+            "hidden": part["hidden_size"], "cut": part["inter_size"] / part["moe_tp_size"], "topk": part["topk"],
+            "experts": part["num_experts"], "ranks": part["moe_ep_size"], "tokens": part["num_tokens"],
+            "time_s": part["time_s"],
+        }  # fmt: skip
+
+    def links(self) -> None:
+        """All-reduce by number of ranks, the quicker of the engine's own and NCCL's; all-gather of NCCL."""
+        own, nccl = (_newest(self.folder, "comm", self.engine, "custom_allreduce_perf"),
+                     _newest(self.folder, "comm", "nccl", "nccl_perf"))  # fmt: skip
+        found: dict[str, list[tuple[Array, Array]]] = {}
+        for path, size in ((own, 2.0), (nccl, 2.0)):
+            if path is None:
+                continue
+            table = _read(path)
+            for name, num_bytes, time_s in _exchanges(table, size):
+                found.setdefault(name, []).append((num_bytes, time_s))
+        for name, parts in sorted(found.items()):
+            self.curves[name] = link_curve(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        if found:
+            versions = [f"{p.parent.parent.name} {p.parent.name}" for p in (own, nccl) if p is not None]
+            count = sum(len(curve.x) for curve in self.curves.values() if isinstance(curve, Curve))
+            pcie = (
+                ""
+                if "NVLink" in self.gpu.interconnect
+                else f"measured on a server of {self.gpu.name}, not yours"
+            )
+            self.kernels["links"] = KernelSource(version=", ".join(versions), num_points=count, why=pcie)
 
 
-def _machine(system: str, engine: str, version: str, borrowed: str = "") -> Row:
-    return {
-        "op": "machine", "machine": system, "engine": engine, "engine_version": version,
-        "gpu": SYSTEMS.get(system, ""), "async_scheduling": True, "max_capture_size": MAX_CAPTURE_SIZE,
-        "source": SOURCE + borrowed, "licence": "Apache-2.0",
-    }  # fmt: skip
+class _Tried(NamedTuple):
+    """One version of a format's experts."""
+
+    made: Made
+    points: Table
+    version: str
+    dtype: str
+
+
+def _missing_shapes(have: Table, more: Table) -> Table:
+    """The points of shapes that others lack."""
+    names = ("hidden", "cut", "topk", "experts", "ranks")
+    known = set(zip(*(have[name].tolist() for name in names), strict=True))
+    rows = zip(*(more[name].tolist() for name in names), strict=True)
+    return _where(more, np.array([row not in known for row in rows]))
+
+
+def _exchanges(table: Table, element: float) -> Iterator[tuple[str, Array, Array]]:
+    """(name, bytes, seconds) of every exchange in 16 bits and number of ranks; sizes of gathers are of the whole."""
+    kinds = table["op_name"] if "nccl_dtype" in table else np.full(len(table["time_s"]), "all_reduce")
+    chosen = table["nccl_dtype"] == "half" if "nccl_dtype" in table else np.array(
+        [not str(x).endswith("eager") for x in table.get("backend", table["kernel_source"]).tolist()])  # fmt: skip
+    for kind in ("all_reduce", "all_gather"):
+        for ranks in sorted(set(table["num_gpus"].tolist()) - {1}):
+            part = _where(
+                table, chosen & (kinds == kind) & (table["num_gpus"] == ranks) & (table["time_s"] > 0)
+            )
+            if len(part["time_s"]):
+                yield f"{kind}.{ranks}", part["message_size"] * element, part["time_s"]
+
+
+def _attention_points(table: Table, dtype: str) -> Table:
+    """Decodes or prompts of one KV format, without windows."""
+    chosen = (table["kv_cache_dtype"] == dtype) & (
+        table.get("window_size", np.zeros(len(table["time_s"]))) == 0
+    )
+    chosen &= (table["num_heads"] % table["num_key_value_heads"] == 0) & (table["time_s"] > 0)
+    chosen &= (table["num_heads"] >= 2) & np.isin(table["head_dim"], (64, 128, 256, 512))
+    decode = bool((table["step"] > 0).any())
+    if not decode:
+        chosen &= (table["batch_size"] == 1) & (table["num_key_value_heads"] <= 8)
+    part = _where(table, chosen)
+    found = {"heads": part["num_heads"], "kv_heads": part["num_key_value_heads"], "head_dim": part["head_dim"],
+             "time_s": part["time_s"]}  # fmt: skip
+    if decode:
+        return found | {"batch": part["batch_size"], "context": part["step"] + part["isl"]}
+    return found | {"length": part["isl"]}
+
+
+def _mla_points(table: Table, dtype: str, gemm: GemmSurface) -> Table:
+    """DeepSeek's MLA blocks of one KV format less their products in 16 bits."""
+    chosen = (table["gemm_type"] == "bfloat16") & (table["kv_cache_dtype"] == dtype) & (table["time_s"] > 0)
+    decode = bool((table["step"] > 0).any())
+    if not decode:
+        chosen &= table["batch_size"] == 1
+    part = _where(table, chosen)
+    tokens = part["batch_size"] * (1 if decode else part["isl"])
+    products_s = np.zeros(len(tokens))
+    for heads in np.unique(part["num_heads"]):
+        spec = AttentionSpec(AttentionKind.MLA, int(heads), 1, v_head_dim=128, kv_lora_rank=512, qk_rope_head_dim=64,
+                             qk_nope_head_dim=128, q_lora_rank=1536)  # fmt: skip
+        curve = gemm.curve([Product(1, n, k) for n, k in projections(spec, 7168, 1)], 0.0)
+        here = part["num_heads"] == heads
+        products_s[here] = curve(tokens[here].astype(float))
+    time_s = np.maximum(part["time_s"] - products_s, LEAST_ATTENTION * part["time_s"])
+    ones = np.ones(len(tokens), int)
+    found = {"heads": part["num_heads"], "kv_heads": ones, "head_dim": 576 * ones, "time_s": time_s}
+    if decode:
+        return found | {"batch": part["batch_size"], "context": part["step"] + 1}
+    return found | {"length": part["isl"]}
+
+
+def _without_search(table: Table, scales: Table) -> Table:
+    """fp8 products of checkpoints that state the activations' scales: without looking for the largest activation.
+
+    The tables time that search with every fp8 product, and once more alone, by tokens and input features.
+    """
+    widths = np.unique(scales["k"])
+    nearest = widths[np.abs(np.log(table["k"][:, None] / widths)).argmin(axis=1)]
+    search_s = np.zeros(len(nearest))
+    for width in np.unique(nearest):
+        timed = _where(scales, scales["k"] == width)
+        order, here = np.argsort(timed["m"]), nearest == width
+        search_s[here] = np.interp(table["m"][here], timed["m"][order], timed["time_s"][order])
+    return table | {"time_s": np.maximum(table["time_s"] - search_s, MOST_OF_A_PRODUCT * table["time_s"])}
+
+
+def _at(surface: GemmSurface, outs: float, ins: float) -> float:
+    """Mean seconds of a product of 256 and more tokens."""
+    return float(surface.column(outs, ins)[(surface.tokens >= 256) & (surface.tokens <= 4096)].mean())
+
+
+def _where(table: Table, chosen: Any) -> Table:
+    return {name: values[chosen] for name, values in table.items()}
 
 
 def assumed(gpu: GpuSpec) -> dict[str, tuple[float, str]]:
     """What kernel tables cannot tell, with the reason and the range believed."""
     return {
-        "mixed_bytes_per_s": (float("inf"), "timed apart: decodes beside a prompt cost what they do alone (assumed)"),
-        "mixed_crowding": (0.0, "as mixed_bytes_per_s"),
-        "mixed_block_s": (0.0, "as mixed_bytes_per_s"),
-        "step.layer_s": (4e-6, "norms, rotary embedding, activation of a layer in a CUDA graph: assumed, 2 to 10 us"),
+        "step.layer_s": (1e-5, "norms, rotary embedding, activation of a layer: assumed, 5 to 15 us; "
+                               "LLMServingSim timed 9 to 11 us of them on an RTX 4090 and an RTX PRO 6000"),
         "step.launch_s": (5e-4, "launches of a layer outside CUDA graphs: assumed, 0.26 to 0.79 ms in published runs"),
         "step.step_s": (1e-4, "embedding, sampling, graph replay: assumed, 50 to 300 us"),
         "step.row_s": (5e-7, "sampler per row: assumed, 0.2 to 1 us"),
-        "step.activation_bytes_per_s": (gpu.bandwidth / PASSES, f"{PASSES:.0f} passes over a token's stream, assumed"),
+        "step.activation_bytes_per_s": (gpu.bandwidth, "element-wise kernels at the data sheet's rate: assumed, "
+                                        "0.8 to 2 of it; an RTX PRO 6000's move at 1.0 to 2.4"),
         "host.step_s": (2e-3, "CPU time of a step, hidden while the GPU works longer: assumed, 1 to 4 ms"),
         "host.row_s": (1e-5, "CPU time per sequence: assumed, 5 to 20 us"),
     }  # fmt: skip
@@ -156,12 +429,12 @@ def _mla_engine(folder: Path, name: str) -> str:
     own, other = (_newest(folder, "mla", engine, "mla_generation_module_perf") for engine in (name, "trtllm"))
     if own is None or other is None:
         return name
-    return "trtllm" if _quickest_ms(own) > LAUNCHED_APART * _quickest_ms(other) else name
+    return "trtllm" if _quickest_s(own) > LAUNCHED_APART * _quickest_s(other) else name
 
 
-def _quickest_ms(path: Path) -> float:
+def _quickest_s(path: Path) -> float:
     table = _read(path)
-    return float(table["time_ms"][(table["gemm_type"] == "bfloat16") & (table["num_heads"] == 16)].min())
+    return float(table["time_s"][(table["gemm_type"] == "bfloat16") & (table["num_heads"] == 16)].min())
 
 
 def _newest(folder: Path, kind: str, engine: str, file: str) -> Path | None:
@@ -173,6 +446,11 @@ def _version(path: Path) -> list[int]:
     return [int(x) for x in re.findall(r"\d+", path.parent.name)]
 
 
+def _dtypes(path: Path) -> list[str]:
+    return sorted(set(_read(path)["moe_dtype"].tolist()) & {*FORMATS, MXFP4_IN_FP8})
+
+
+@cache
 def _read(path: Path) -> Table:
     try:
         import pyarrow.parquet as parquet
@@ -180,189 +458,7 @@ def _read(path: Path) -> Table:
         raise KvplanError("reading the tables needs pyarrow: pip install 'kvplan[aiconfigurator]'") from None
     table = parquet.read_table(path)
     found = {name: np.asarray(table[name].to_pylist()) for name in table.column_names}
-    found["time_ms"] = found.pop("latency") if "latency" in found else found.pop("latency_ms")
+    found["time_s"] = 1e-3 * (found.pop("latency") if "latency" in found else found.pop("latency_ms"))
     if "attn_dtype" in found and "head_dim" not in found:  # older tables hold one head size
-        found["head_dim"] = np.full(len(found["time_ms"]), 128)
+        found["head_dim"] = np.full(len(found["time_s"]), 128)
     return found
-
-
-def _where(table: Table, chosen: Any, order: Sequence[str]) -> Table:
-    """Rows of a table that are chosen, thinned to `MAX_ROWS` along a sort by `order`; impossible times dropped."""
-    chosen = chosen & (table["time_ms"] > 0)
-    index = np.flatnonzero(chosen)
-    index = index[np.lexsort([table[name][index] for name in reversed(order)])]
-    if len(index) > MAX_ROWS:
-        index = index[np.linspace(0, len(index) - 1, MAX_ROWS).astype(int)]
-    return {name: values[index] for name, values in table.items()}
-
-
-def _dicts(table: Table, names: dict[str, str], op: str, **fixed: Any) -> Iterator[Row]:
-    """Table rows as measurement rows under our names."""
-    columns = {ours: table[theirs].tolist() for ours, theirs in names.items()}
-    times = table["time_ms"].tolist()
-    for i, time_ms in enumerate(times):
-        yield {"op": op, **fixed, **{k: v[i] for k, v in columns.items()}, "time_ms": time_ms}
-
-
-def _gemm_rows(table: Table) -> Iterator[Row]:
-    """Layer-like products only (a million weights and more); the fastest kernel where several were timed."""
-    names = {"num_tokens": "m", "out_features": "n", "in_features": "k"}
-    for dtype in sorted(set(table["gemm_dtype"].tolist()) & FORMATS.keys()):
-        size = table["n"].astype(np.int64) * table["k"]
-        chosen = (table["gemm_dtype"] == dtype) & (size >= 1 << 20) & (table["m"] <= 8192)
-        if not chosen.any():
-            continue
-        part = _fastest(_where_all(table, chosen), ("m", "n", "k"))
-        if np.quantile(part["time_ms"], 0.1) > HOST_BOUND_MS:
-            continue
-        part = _where(part, np.ones(len(part["m"]), bool), ("n", "k", "m"))
-        yield from _dicts(part, names, "gemm", dtype=FORMATS[dtype])
-
-
-def _static_rows(table: Table, scales: Table) -> Iterator[Row]:
-    """fp8 products of checkpoints that state the activations' scales: without looking for the largest activation.
-
-    The tables time that search with every fp8 product, and once more alone, by tokens and input features.
-    """
-    part = _where_all(table, table["gemm_dtype"] == "fp8")
-    widths = np.unique(scales["k"])
-    nearest = (
-        widths[np.abs(np.log(part["k"][:, None] / widths)).argmin(axis=1)] if len(part["k"]) else widths[:0]
-    )
-    search_ms = np.zeros(len(nearest))
-    for width in np.unique(nearest):
-        timed = _where_all(scales, scales["k"] == width)
-        order, here = np.argsort(timed["m"]), nearest == width
-        search_ms[here] = np.interp(part["m"][here], timed["m"][order], timed["time_ms"][order])
-    part["time_ms"] = np.maximum(part["time_ms"] - search_ms, MOST_OF_A_PRODUCT * part["time_ms"])
-    part["gemm_dtype"] = np.full(len(nearest), "fp8_static")
-    yield from _gemm_rows(part)
-
-
-def _where_all(table: Table, chosen: Any) -> Table:
-    return {name: values[chosen] for name, values in table.items()}
-
-
-def _fastest(table: Table, keys: Sequence[str]) -> Table:
-    """One row per key, its smallest time."""
-    order = np.lexsort([table["time_ms"], *(table[k] for k in keys)])
-    stacked = np.stack([table[k][order] for k in keys])
-    first = np.concatenate([[True], np.any(stacked[:, 1:] != stacked[:, :-1], axis=0)])
-    return {name: values[order][first] for name, values in table.items()}
-
-
-def _attention_tables(table: Table, order: Sequence[str], extra: Any) -> Iterator[tuple[str, Table]]:
-    window = table.get("window_size", np.zeros(len(table["time_ms"])))
-    for dtype in sorted(set(table["kv_cache_dtype"].tolist()) & FORMATS.keys()):
-        chosen = (table["kv_cache_dtype"] == dtype) & (window == 0) & extra
-        chosen &= np.isin(table["head_dim"], (64, 128, 256)) & (table["num_heads"] >= 4)
-        chosen &= (table["num_key_value_heads"] <= 8) & (
-            table["num_heads"] <= 16 * table["num_key_value_heads"]
-        )
-        yield FORMATS[dtype], _where(table, chosen, order)
-
-
-_HEADS = {"num_heads": "num_heads", "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
-
-
-def _decode_rows(table: Table) -> Iterator[Row]:
-    batch = table["batch_size"].astype(np.int64)
-    table = table | {"decode_context": batch * (table["step"] + table["isl"])}
-    element = np.where(table["kv_cache_dtype"] == "fp8", 1, 2)
-    held = 2 * table["num_key_value_heads"] * table["head_dim"] * element * table["decode_context"]
-    clear = (held <= L2_RESIDENT[0]) | (held >= L2_RESIDENT[1])
-    names = _HEADS | {"num_decodes": "batch_size", "decode_context": "decode_context"}
-    for fmt, part in _attention_tables(
-        table, ("num_key_value_heads", "num_heads", "batch_size", "step"), clear
-    ):
-        yield from _dicts(part, names, "decode_attention", kv_dtype=fmt)
-
-
-def _prefill_rows(table: Table) -> Iterator[Row]:
-    tokens = table["batch_size"].astype(np.int64) * table["isl"]
-    pairs = tokens * (table["isl"] / 2 + table["step"])
-    table = table | {"tokens": tokens, "pairs": pairs}
-    names = _HEADS | {
-        "num_prefill_tokens": "tokens",
-        "prefill_attention": "pairs",
-        "num_prefills": "batch_size",
-    }
-    fits = (tokens <= 32768) & (table["isl"] >= 64)
-    for fmt, part in _attention_tables(
-        table, ("num_key_value_heads", "num_heads", "batch_size", "isl"), fits
-    ):
-        yield from _dicts(part, names, "prefill_attention", kv_dtype=fmt)
-
-
-def _mla_rows(table: Table) -> Iterator[Row]:
-    """Whole MLA blocks, projections included; their products are predicted from the gemm rows.
-
-    A KV format that only prompts were timed in is left out.
-    """
-    decode = bool((table["step"] > 0).any())
-    batch = table["batch_size"].astype(np.int64)
-    tokens = batch if decode else batch * table["isl"]
-    table = table | {
-        "tokens": tokens,
-        "context": batch * (table["step"] + 1),
-        "pairs": tokens * table["isl"] / 2,
-    }
-    names = {"num_heads": "num_heads"}
-    if decode:
-        names |= {"num_decodes": "batch_size", "decode_context": "context"}
-    else:
-        names |= {"num_prefill_tokens": "tokens", "prefill_attention": "pairs", "num_prefills": "batch_size"}
-    dense = (table["gemm_type"] == "bfloat16") & (table["num_heads"] >= 8) & (tokens <= 32768)
-    for dtype in sorted(set(table["kv_cache_dtype"].tolist()) & FORMATS.keys()):
-        part = _where(
-            table, dense & (table["kv_cache_dtype"] == dtype), ("num_heads", "batch_size", "step", "isl")
-        )
-        yield from _dicts(part, names, "mla_module", kv_dtype=FORMATS[dtype], dtype="bf16", **_MLA)
-
-
-def _expert_tables(paths: Sequence[Path], engine: str) -> Iterator[Row]:
-    """Expert rows, each format from the newest version that timed enough of it (some re-time a few kernels only)."""
-    tables = [_read(path) for path in paths]
-    counts = {
-        dtype: [int(np.sum((t["moe_dtype"] == dtype) & (t["distribution"] == "balanced"))) for t in tables]
-        for dtype in sorted({d for t in tables for d in t["moe_dtype"].tolist()} & {*FORMATS, MXFP4_IN_FP8})
-    }
-    unused = "w4a16_mxfp4" if engine == "trtllm" and MXFP4_IN_FP8 in counts else MXFP4_IN_FP8
-    counts.pop(unused, None)
-    for dtype, each in counts.items():
-        enough = [table for table, count in zip(tables, each, strict=True) if count >= ENOUGH_ROWS]
-        if enough:
-            yield from _moe_rows(enough[-1], dtype)
-
-
-def _moe_rows(table: Table, dtype: str) -> Iterator[Row]:
-    """Fused experts under balanced routing, where the number of distinct experts is known."""
-    chosen = (table["moe_dtype"] == dtype) & (table["distribution"] == "balanced")
-    chosen &= (table["moe_tp_size"] * table["moe_ep_size"] <= 8) & (table["num_tokens"] <= 16384)
-    part = _fastest(_where_all(table, chosen), _MOE_KEYS)
-    part = _where(part, np.ones(len(part["time_ms"]), bool), _MOE_KEYS)
-    local = part["num_experts"] // part["moe_ep_size"]
-    visits = part["num_tokens"] * part["topk"] / part["moe_ep_size"]
-    part |= {
-        "local": local, "distinct": np.minimum(local, np.maximum(1.0, visits)),
-        "cut": part["inter_size"] / part["moe_tp_size"],
-    }  # fmt: skip
-    names = {
-        "num_tokens": "num_tokens", "hidden_size": "hidden_size", "intermediate_size": "cut",
-        "num_experts": "num_experts", "experts_per_token": "topk", "num_local_experts": "local",
-        "distinct_experts": "distinct",
-    }  # fmt: skip
-    yield from _dicts(part, names, "moe", dtype=FORMATS.get(dtype, "mxfp4"))
-
-
-_MOE_KEYS = ("hidden_size", "inter_size", "num_experts", "topk", "moe_tp_size", "moe_ep_size", "num_tokens")
-
-
-def _reduce_rows(table: Table) -> Iterator[Row]:
-    backend = table.get("backend", table["kernel_source"])
-    names = [] if backend is None else backend.tolist()
-    chosen = np.array([not str(name).endswith("eager") for name in names])
-    sizes = (table["message_size"] >= 1 << 11) & (table["message_size"] <= 1 << 27)
-    part = _where(table, chosen & sizes, ("num_gpus", "message_size"))
-    part = part | {"num_bytes": 2 * part["message_size"]}
-    yield from _dicts(part, {"num_ranks": "num_gpus", "num_bytes": "num_bytes"}, "all_reduce")
