@@ -24,7 +24,7 @@ from kvplan.models.spec import AttentionKind, AttentionSpec
 from kvplan.profiles.surface_file import Surface
 from kvplan.profiles.timing_profile import ELEMENT_BYTES, KernelSource, RegimeError
 from kvplan.timing.costs import Array
-from kvplan.timing.surfaces import AttentionSurface, Curve, GemmSurface, Sheet
+from kvplan.timing.surfaces import FULL, AttentionSurface, Curve, GemmSurface, Sheet
 from kvplan.timing.work import Product, projections
 
 SOURCE = "kernel tables of aiconfigurator-core"
@@ -234,7 +234,7 @@ class _Maker:
                      for path in paths for dtype in _dtypes(path) if FORMATS.get(dtype, "mxfp4") == fmt]  # fmt: skip
             if fmt == "mxfp4" and not any(dtype == MXFP4_IN_FP8 for _, _, dtype in parts):
                 parts += self._like_kernels()
-            tried = [self._tried(fmt, *part) for part in parts if len(part[0]["tokens"]) >= ENOUGH_ROWS]
+            tried = [self._tried(fmt, *part) for part in parts if _is_enough(part[0])]
             if tried:
                 self._choose(fmt, tried)
 
@@ -316,6 +316,11 @@ class _Tried(NamedTuple):
     points: Table
     version: str
     dtype: str
+
+
+def _is_enough(points: Table) -> bool:
+    """Whether a version timed a format's experts from one token to all of them hit, often enough to count."""
+    return len(points["tokens"]) >= ENOUGH_ROWS and {1, FULL} <= set(points["tokens"].tolist())
 
 
 def _missing_shapes(have: Table, more: Table) -> Table:
