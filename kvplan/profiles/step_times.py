@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvplan.engines.flags import EngineArgs
+from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.models.modules import Cut, Module, layer_modules
 from kvplan.models.quantization import Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.profiles.nearest import nearest_profile
 from kvplan.profiles.profile import Profile, load_profile, pick
 from kvplan.profiles.timing_profile import ELEMENT_BYTES as ELEMENT_BYTES
 from kvplan.timing.links import LINKS, Link
-from kvplan.timing.step import ModelStepTime, StepShape, roofline
+from kvplan.timing.step import ModelStepTime, StepShape
 from kvplan.timing.work import StepWork, step_work
-
-ROOFLINE_SHARE = 0.8
-"""Share of the data sheet's rates that a roofline without a profile counts on (assumed, 0.6 to 0.9)."""
-
 
 LINK_SHARE = 0.7
 """Share of a link's rate that exchanges reach (assumed, 0.5 to 0.85)."""
@@ -34,15 +32,15 @@ class StepTimes(NamedTuple):
     time: ModelStepTime
     draws: tuple[ModelStepTime, ...]
     """As likely as `time`; empty without a profile."""
-    profile: Profile | None
+    profile: Profile
     source: str
-    """measured: which profile; or assumed: the roofline."""
+    """measured: which profile; or assumed: the profile of which other card."""
     notes: tuple[str, ...]
     """What was borrowed or assumed on the way."""
 
     def outside(self, shape: StepShape) -> tuple[str, ...]:
         """Measured ranges that a step leaves; empty inside, and for a roofline, which measured nothing."""
-        timing = self.profile.timing if self.profile else None
+        timing = self.profile.timing
         return timing.outside(shape) if timing else ()
 
 
@@ -66,17 +64,23 @@ def make_step_times(
     formats = find_formats(model, args)
     work = model_work(model, args, formats)
     if profile is None:
-        chosen, note = pick(gpu.name, engine)
+        found, note = pick(gpu.name, engine)
+        if found is None:
+            chosen, note = nearest_profile(gpu, engine)
+            rests_on = f"assumed: profile {chosen.name} scaled to {gpu.name}'s data sheet"
+        else:
+            chosen, rests_on = found, f"measured: profile {found.name}"
     else:
         chosen = profile if isinstance(profile, Profile) else load_profile(profile)
         note = "" if chosen.gpu in ("", gpu.name) else f"profile of {chosen.gpu} used for {gpu.name}"
-    if chosen is None or chosen.timing is None:
-        return _from_data_sheet(work, gpu, note)
+        rests_on = f"measured: profile {chosen.name}"
+    if chosen.timing is None:
+        raise KvplanError(f"profile {chosen.name} holds no step times; name another or leave it out")
     options: dict[str, Any] = formats | {"link": link or default_link(gpu)}
     notes = tuple(n for n in (note, *chosen.timing.borrowed(work, **options)) if n)
     time = chosen.timing.step_time(work, **options)
     draws = tuple(chosen.timing.draw_times(work, **options))
-    return StepTimes(time, draws, chosen, f"measured: profile {chosen.name}", notes)
+    return StepTimes(time, draws, chosen, rests_on, notes)
 
 
 def default_link(gpu: GpuSpec) -> Link:
@@ -87,15 +91,6 @@ def default_link(gpu: GpuSpec) -> Link:
     return Link(
         gpu.interconnect, rate, LINKS["nvlink"].latency_s, f"{LINK_SHARE:.0%} of the data sheet, assumed"
     )
-
-
-def _from_data_sheet(work: StepWork, gpu: GpuSpec, note: str) -> StepTimes:
-    share = ROOFLINE_SHARE
-    time = roofline(
-        work, share * gpu.bandwidth, share * gpu.flops("bf16"), share * gpu.interconnect_bandwidth
-    )
-    why = f"assumed: {share:.0%} of {gpu.name}'s data-sheet rates, no overheads"
-    return StepTimes(time, (), None, why, (note,) if note else ())
 
 
 def model_work(model: ModelSpec, args: EngineArgs, formats: dict[str, Any]) -> StepWork:

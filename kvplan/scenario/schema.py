@@ -19,6 +19,7 @@ from kvplan.files import scenarios_dir
 from kvplan.scenario.space import Search
 from kvplan.schedulers.sglang.config import SchedulePolicyName
 from kvplan.schedulers.vllm.config import Admission, BatchWait
+from kvplan.timing.links import LinkName
 from kvplan.workload.classes import Slo, Workload
 from kvplan.workload.problems import Problems
 
@@ -90,6 +91,21 @@ class Frontend(Config):
         return (self.request_ms + self.per_1k_tokens_ms * num_prompt_tokens / 1000) / 1000
 
 
+class Interconnect(Config):
+    """What joins a deployment's GPUs, where it is not what the profile's machine had."""
+
+    kind: LinkName | None = None
+    """pcie4, pcie5, nvlink, ib; None = what the GPU table says of the card."""
+    gb_s: Annotated[float, Field(gt=0, le=1e5)] | None = None
+    """10^9 bytes a second that one GPU's exchanges reach, one direction; None = the kind's usual."""
+    latency_us: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    """Microseconds of one hop; None = the kind's usual."""
+
+
+def _named_link(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class SGLangFlags(Config):
     """SGLang's own flags; sizes (--context-length, --page-size, ...) are in `engine` under vLLM's names."""
 
@@ -137,6 +153,8 @@ class Deployment(Config):
     """Which replica gets the next request."""
     max_queue: Annotated[int, Field(ge=0, le=10**9)] | None = None
     """Requests beyond this many waiting on a replica are refused at once."""
+    interconnect: Annotated[Interconnect, BeforeValidator(_named_link)] | None = None
+    """pcie4, pcie5, nvlink or ib, or a mapping with gb_s and latency_us: comes before what a profile's machine had."""
     frontend: Frontend = Frontend()
     """Time that requests spend in the API server; none by default: times are the engine's own."""
     disaggregation: Disaggregation | None = None

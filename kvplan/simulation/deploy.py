@@ -18,12 +18,13 @@ from kvplan.memory.layout import KvGroup, Layout
 from kvplan.memory.plan import estimate
 from kvplan.models.load import load_model, path_exists
 from kvplan.models.spec import AttentionKind, ModelSpec
-from kvplan.profiles.step_times import make_step_times
+from kvplan.profiles.step_times import default_link, make_step_times
 from kvplan.profiles.timing_profile import TimingProfile
-from kvplan.scenario.schema import Deployment, Scenario, SGLangFlags, StepTimeSpec
+from kvplan.scenario.schema import Deployment, Interconnect, Scenario, SGLangFlags, StepTimeSpec
 from kvplan.schedulers.sglang.config import SGLangConfig
 from kvplan.schedulers.vllm.admission import caveats
 from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup
+from kvplan.timing.links import LINKS, Link
 from kvplan.timing.step import NO_KNOT, ModelStepTime, StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 
@@ -264,15 +265,26 @@ def _step_time(
     profile = spec.profile
     if profile is not None and path_exists(folder / profile):
         profile = str(folder / profile)
-    found = make_step_times(model, gpu, args, engine=deployment.engine_name, profile=profile)
+    link = stated_link(gpu, deployment.interconnect)
+    found = make_step_times(model, gpu, args, engine=deployment.engine_name, profile=profile, link=link)
     sources = {"step_time": found.source}
-    timing = found.profile.timing if found.profile else None
+    timing = found.profile.timing
+    if link is not None and args.num_gpus > 1:
+        sources["interconnect"] = str(link)
     if timing is not None and timing.errors:
         sources["step_time_error"] = _errors(timing)
     if found.notes:
         sources["step_time_notes"] = "; ".join(found.notes)
     times = [_on_clock(time, args.async_scheduling) for time in (found.time, *found.draws)]
     return times[0], tuple(times[1:]), found.outside, sources
+
+
+def stated_link(gpu: GpuSpec, asked: Interconnect | None) -> Link | None:
+    """The link that a scenario states, its gaps from the kind or the card; None where it states none."""
+    if asked is None:
+        return None
+    link = LINKS[asked.kind] if asked.kind else default_link(gpu)
+    return link.stated(asked.gb_s, asked.latency_us)
 
 
 def _errors(timing: TimingProfile) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from kvplan.timing.costs import ReduceCosts
 
@@ -45,7 +46,8 @@ class Link:
         )  # fmt: skip
 
 
-LINKS = {
+LinkName = Literal["pcie4", "pcie5", "nvlink", "ib"]
+LINKS: dict[str, Link] = {
     "pcie4": Link("pcie4", 12e9, 20e-6, "assumed, 8 to 20 GB/s: half of x16 or less without peer-to-peer copies"),
     "pcie5": Link("pcie5", 16e9, 20e-6, "assumed, 12 to 40 GB/s: through the host, as two RTX PRO 6000"),
     "nvlink": Link("nvlink", 300e9, 3e-6, "assumed, 200 to 700 GB/s by generation"),
