@@ -7,22 +7,19 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from kvplan.calibrate.build import behind, build
-from kvplan.calibrate.fit.predictions import Predicted, predictions, thinned
+from kvplan.calibrate.build import build
+from kvplan.calibrate.fit.predictions import Predicted, predictions
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.charts import fits as charts
-from kvplan.errors import KvplanError
 from kvplan.files import measurements_dir
 from kvplan.observed.recorded_run import RunComparison, compare_runs, read_run
 from kvplan.pages.jobs import Progress, Work
 from kvplan.pages.uploads import through_files
 from kvplan.pages.widgets import BIND, chart, guarded, run_box
-from kvplan.profiles.profile import Profile, bundled_profiles, load_profile, profile_json
+from kvplan.profiles.profile import Profile, bundled_profiles, profile_json
 from kvplan.simulation.observer import Observer
 
 File = tuple[str, bytes]
-MAX_POINTS = 1200
-"""Drawn of each regime."""
 
 
 class Fit(NamedTuple):
@@ -40,12 +37,10 @@ def render(is_open: bool) -> None:
         return
     profile = next(profile for profile in bundled_profiles() if profile.name == name)
     _errors(profile)
-    points = st.container()
+    _kernels(profile)
     _range(profile)
     guarded(_fit)
     guarded(_real_run)
-    with points:  # last: reading them takes a second or two
-        _points_behind(profile)
 
 
 def _errors(profile: Profile) -> None:
@@ -83,42 +78,20 @@ def _range(profile: Profile) -> None:
             )
 
 
-def _points_behind(profile: Profile) -> None:
-    """What the profile says of the points it was fitted to, where a package holds them."""
-    if profile.timing is None:
+def _kernels(profile: Profile) -> None:
+    """Which kernels the profile took as measured, and how they stand beside the data sheet."""
+    if profile.timing is None or not profile.timing.kernels:
         return
-    st.subheader("Predicted against measured")
-    try:
-        points = _points(profile.name)
-    except KvplanError as error:
-        st.info(f"The measurements are not part of kvplan: {error}")
-        return
-    if not points:
-        st.info("The measurements are not part of kvplan and in no package it reads; see its source above.")
-        return
-    first = "decode" if "decode" in points else min(points)
-    regime = st.segmented_control(
-        "Regime", sorted(points), default=first, required=True, key="regime", **BIND
-    )
-    shown = points[regime]
-    chart(charts.predicted_measured([row._asdict() for row in shown]), "points")
-    st.caption(
-        f"{len(shown):,} of the points the profile was fitted to, read from the installed tables. "
-        "On the line: predicted as measured."
-    )
-
-
-@st.cache_data(max_entries=8, show_spinner="Reading the measurements behind this profile")
-def _points(name: str) -> dict[str, list[Predicted]]:
-    """Points by regime, few enough to draw; empty where no package holds them."""
-    profile = load_profile(name)
-    measurements = behind(profile)
-    assert profile.timing is not None
-    regimes: dict[str, list[Predicted]] = {}
-    for row in predictions(measurements, profile.timing) if measurements else ():
-        regime, _, family = row.kind.partition(" ")
-        regimes.setdefault(regime, []).append(row._replace(kind=family))
-    return {regime: thinned(rows, MAX_POINTS) for regime, rows in regimes.items()}
+    st.subheader("Kernels as measured")
+    st.table(
+        [
+            {"kernels": f"`{name}`", "from": source.version, "points": f"{source.num_points:,}",
+             "refused": source.refused, "of the data sheet": f"{source.share:.2f}" if source.share else "",
+             "why, and what looks wrong": source.why}
+            for name, source in profile.timing.kernels.items()
+        ],
+        hide_index=True,
+    )  # fmt: skip
 
 
 def _fit() -> None:

@@ -6,6 +6,7 @@ The one place that decides formats (weights, experts, KV) and which profile serv
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from kvplan.timing.links import LINKS, Link
 from kvplan.timing.step import ModelStepTime, StepShape
 from kvplan.timing.work import StepWork, step_work
 
+WORKSTATION = ("rtx-",)
+"""Cards found in all sorts of machines: what the tables' server had between them says little of yours."""
 LINK_SHARE = 0.7
 """Share of a link's rate that exchanges reach (assumed, 0.5 to 0.85)."""
 
@@ -86,7 +89,8 @@ def make_step_times(
 def default_link(gpu: GpuSpec) -> Link:
     """What joins cards of a kind where neither a profile nor the user says: half the data sheet's rate, or PCIe's."""
     if gpu.interconnect.startswith("PCIe"):
-        return LINKS["pcie5" if gpu.pcie_gb_s > 32 else "pcie4"]
+        found = LINKS["pcie5" if gpu.pcie_gb_s > 32 else "pcie4"]
+        return replace(found, comes_first=gpu.name.startswith(WORKSTATION))
     rate = LINK_SHARE * gpu.interconnect_bandwidth
     return Link(
         gpu.interconnect, rate, LINKS["nvlink"].latency_s, f"{LINK_SHARE:.0%} of the data sheet, assumed"

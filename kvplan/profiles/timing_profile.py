@@ -28,6 +28,7 @@ from kvplan.timing.costs import (
 )
 from kvplan.timing.links import Link
 from kvplan.timing.step import FREE, ModelStepTime, StepCosts, StepShape
+from kvplan.timing.surfaces import Curve
 from kvplan.timing.work import StepWork
 
 ELEMENT_BYTES = {
@@ -309,7 +310,7 @@ class _Known:
         stated = _fields(self.values, family)
         scale = stated.pop("scale", 1.0)
         surface = self.surfaces.get(family)
-        if surface is not None:
+        if surface is not None and not isinstance(surface, Curve):
             return replace(surface, scale=scale) if scale != 1.0 else surface
         return _costs(kind, stated, family) if stated else None
 
@@ -317,7 +318,8 @@ class _Known:
         """All-reduce among so many ranks: over a stated link, as measured, as among the nearest, or over the card's."""
         if num_ranks == 1:
             return FREE
-        if link is not None and link.is_stated:
+        if link is not None and link.comes_first:
+            self.notes.append(f"all-reduce: a ring over {link}")
             return link.all_reduce(num_ranks)
         measured = {int(k.split(".")[1]) for k in self.surfaces if k.startswith("all_reduce.")}
         fitted = {int(k.split(".")[1]) for k in self.values if k.startswith("reduce.")}
@@ -338,7 +340,7 @@ class _Known:
         if num_ranks == 1:
             return FREE
         measured = {int(k.split(".")[1]) for k in self.surfaces if k.startswith("all_gather.")}
-        if measured and not (link is not None and link.is_stated):
+        if measured and not (link is not None and link.comes_first):
             nearest = min(measured, key=lambda n: abs(n - num_ranks))
             if nearest != num_ranks:
                 self.notes.append(f"dispatch and combine among {num_ranks}: as among {nearest}")

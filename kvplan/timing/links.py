@@ -20,8 +20,8 @@ class Link:
     """Of one hop: start, copy through the host or switch, synchronise."""
     source: str = "assumed"
     """Where the two numbers come from."""
-    is_stated: bool = False
-    """By the user: then it comes before what a profile measured on its own machine."""
+    comes_first: bool = False
+    """Before what a profile's own machine measured: the user stated it, or machines with this card differ much."""
 
     def __str__(self) -> str:
         kind = f"{self.name} at " if self.name else ""
@@ -40,7 +40,7 @@ class Link:
     def stated(self, gb_s: float | None, latency_us: float | None) -> Link:
         """With the user's numbers in place of these."""
         return replace(
-            self, is_stated=True, source="stated" if gb_s is not None else f"stated as {self.name}, {self.source}",
+            self, comes_first=True, source="stated" if gb_s is not None else f"stated as {self.name}, {self.source}",
             bytes_per_s=self.bytes_per_s if gb_s is None else gb_s * 1e9,
             latency_s=self.latency_s if latency_us is None else latency_us / 1e6,
         )  # fmt: skip

@@ -160,7 +160,8 @@ FEATURE_WEIGHTS = np.array([1.0, 1.0, 1.0, 1.0, 0.25])
 def _features(shapes: Array) -> Array:
     """What makes expert shapes alike: width, cut width, experts held, share visited, ranks; as logarithms."""
     hidden, cut, topk, experts, ranks = shapes.T
-    return np.log(np.stack([hidden, cut, experts / ranks, topk / experts, ranks], axis=1))
+    found: Array = np.log(np.stack([hidden, cut, experts / ranks, topk / experts, ranks], axis=1))
+    return found
 
 
 def experts_sheet_s(sheet: Sheet, e: ExpertWork, tokens: Number) -> Array:

@@ -260,7 +260,9 @@ def _activations(layer: LayerSpec, hidden: int, tp: int) -> float:
     mlp = layer.mlp
     mixers = [a for a in layer.mixers if a.kind is not AttentionKind.NONE]
     width = (mlp.shared_intermediate_size if mlp.num_experts else mlp.intermediate_size) / tp
-    rotary = sum(2.0 * (a.num_heads / tp + max(1, a.num_kv_heads // tp)) * a.head_dim for a in mixers)
+    rotary = sum(
+        2.0 * (a.num_heads / tp + float(kv_heads_per_rank(a.num_kv_heads, tp))) * a.head_dim for a in mixers
+    )
     return 4.0 * hidden * (len(mixers) + (mlp.intermediate_size > 0)) + rotary + mlp.num_matrices * width
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvplan.profiles.timing_profile import Regime, RegimeError
 from kvplan.timing.costs import Array
@@ -33,7 +34,7 @@ Points = Mapping[str, Array]
 BEYOND = 1.05
 """Of the data sheet: quicker points are refused."""
 TOKENS = (
-    1, 2, 4, 8, 16, 17, 32, 33, 48, 64, 65, 80, 96, 128, 129, 160, 192, 193, 256, 257, 512, 513, 768, 769, 1024, 1025,
+    1, 2, 4, 8, 16, 17, 32, 33, 48, 64, 65, 80, 96, 128, 129, 160, 192, 193, 256, 257, 384, 512, 513, 768, 769, 1024, 1025,
     1280, 1281, 1536, 1537, 1792, 1793, 2048, 2049, 2304, 2560, 2561, 3072, 3073, 3584, 3585, 4096, 4097, 8192, 16384,
     32768,
 )  # fmt: skip
@@ -82,7 +83,8 @@ def _left_out_columns(ratio: Array, axes: Sequence[Array]) -> Array:
         estimate = np.full(moved.shape, np.nan)
         estimate[1:-1] = (1 - place) * moved[:-2] + place * moved[2:]
         found.append(np.moveaxis(estimate, 0, axis))
-    return (found[0] + found[1]) / 2 - ratio
+    errors: Array = (found[0] + found[1]) / 2 - ratio
+    return errors
 
 
 def attention_surface(
@@ -106,7 +108,7 @@ def attention_surface(
     flops = np.array([pair_flops * h if pair_flops else 4.0 * h * d for h, _, d in prompt_shapes])
     one = np.ones(1)
     prompt_s = _by_shape(
-        prompt | {"one": np.ones(len(prompt["length"]))}, prompt_shapes, one, lengths, "one", "length"
+        {**prompt, "one": np.ones(len(prompt["length"]))}, prompt_shapes, one, lengths, "one", "length"
     )
     work = 0.5 * lengths**2 * flops[:, None]
     prompt_s, also = _refused(prompt_s[:, 0], work / sheet.flops_per_s)
@@ -271,7 +273,7 @@ def _refused(seconds: Array, bare_s: Array) -> tuple[Array, int]:
     return np.where(beyond, np.nan, seconds), int(beyond.sum())
 
 
-def _filled(ratio: Array, axes: Sequence[Array]) -> Array:
+def _filled(ratio: Array, axes: Sequence[NDArray[Any]]) -> Array:
     """Holes from neighbours along the last axes, averaged; what is still missing along the first."""
     found = ratio.copy()
     for _ in range(2):

@@ -192,7 +192,7 @@ class _Maker:
         decode, prompt = (_read(path) for path in paths if path is not None)
         for dtype in sorted(set(decode["kv_cache_dtype"].tolist()) & set(prompt["kv_cache_dtype"].tolist())):
             fmt = FORMATS.get(dtype)
-            parts = [_attention_points(table, dtype) for table in (decode, prompt)]
+            parts = _attention_points(decode, dtype), _attention_points(prompt, dtype)
             if fmt is None or not all(len(part["time_s"]) for part in parts):
                 continue
             made = attention_surface(*parts, self.sheet(fmt, "bf16"), f"gqa.{fmt}")
@@ -214,7 +214,8 @@ class _Maker:
             self.notes.append("MLA blocks are TensorRT-LLM's, this engine's were timed launch by launch")
         for dtype in sorted(set(decode["kv_cache_dtype"].tolist()) & set(prompt["kv_cache_dtype"].tolist())):
             fmt = FORMATS.get(dtype)
-            parts = [_mla_points(table, dtype, self.made["gemm.bf16"].surface) for table in (decode, prompt)]
+            gemm = self.made["gemm.bf16"].surface
+            parts = _mla_points(decode, dtype, gemm), _mla_points(prompt, dtype, gemm)
             if fmt is None or not all(len(part["time_s"]) for part in parts):
                 continue
             made = attention_surface(
@@ -334,8 +335,11 @@ def _missing_shapes(have: Table, more: Table) -> Table:
 def _exchanges(table: Table, element: float) -> Iterator[tuple[str, Array, Array]]:
     """(name, bytes, seconds) of every exchange in 16 bits and number of ranks; sizes of gathers are of the whole."""
     kinds = table["op_name"] if "nccl_dtype" in table else np.full(len(table["time_s"]), "all_reduce")
-    chosen = table["nccl_dtype"] == "half" if "nccl_dtype" in table else np.array(
-        [not str(x).endswith("eager") for x in table.get("backend", table["kernel_source"]).tolist()])  # fmt: skip
+    if "nccl_dtype" in table:
+        chosen = table["nccl_dtype"] == "half"
+    else:
+        ways = table["backend" if "backend" in table else "kernel_source"].tolist()
+        chosen = np.array([not str(way).endswith("eager") for way in ways])
     for kind in ("all_reduce", "all_gather"):
         for ranks in sorted(set(table["num_gpus"].tolist()) - {1}):
             part = _where(
