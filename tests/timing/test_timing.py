@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.timing.costs import AttentionCosts, GemmCosts, HostCosts, capture_sizes
 from kvplan.timing.step import ModelStepTime, StepCosts, StepShape, roofline
-from kvplan.timing.work import step_work
+from kvplan.timing.work import Product, step_work
 
 
 def model(*attention: AttentionSpec, mlp: MlpSpec | None = None, layers: int = 32) -> ModelSpec:
@@ -152,7 +152,7 @@ def test_graph_padding_is_a_staircase() -> None:
     """With captured sizes 1, 2, 4, 8, 16 ... nine sequences multiply as sixteen do, but read their own contexts."""
     gemm = GemmCosts(1e30, 1e12)
     costs = StepCosts(gemm, gemm, gemm, AttentionCosts(1e12, 1e30), capture_sizes=capture_sizes())
-    work = replace(step_work(model()), head_flops=0.0)
+    work = replace(step_work(model()), head=Product(1, 0, 0))
     time = ModelStepTime(work, costs)
     nine, sixteen = (time.seconds(StepShape(n, n, 0)) for n in (9, 16))
     assert nine == pytest.approx(sixteen)

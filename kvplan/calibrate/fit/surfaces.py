@@ -115,6 +115,7 @@ def attention_surface(
     prompt_ratio = _filled(
         np.log(prompt_s / sheet.seconds(0.0, work)), (np.arange(len(flops)) + 1.0, lengths)
     )
+    lengths_left = _left_out_middles(np.log(prompt_s / sheet.seconds(0.0, work)), lengths)
     surface = AttentionSurface(
         sheet, shapes, batches, contexts, _grown(ratio), lengths, prompt_shapes, prompt_ratio, bool(use_heads)
     )
@@ -125,6 +126,7 @@ def attention_surface(
     errors += _errors(
         "decode", family, "(batch, context) left out in turn", _left_out_cells(ratio, shapes)[:, :, near]
     )
+    errors += _errors("prefill", family, "prompt lengths left out in turn", lengths_left)
     return Made(surface, _count(seconds) + _count(prompt_s), refused + also, share, errors)
 
 
