@@ -103,6 +103,20 @@ def kernels() -> tuple[str, str]:
     return f"{middle:.1%} is the middle of {len(cases)} medians", f"{worst[5]}: {worst[2]} of {worst[0]}"
 
 
+def sums() -> tuple[str, str]:
+    cases = [row for row in rows("kernels") if row[2] == "shapes"]
+    assert len(cases[0]) == 9
+    worst = max(cases, key=lambda row: abs(percent(row[7])))
+    middle = median(percent(row[4]) for row in cases)
+    return f"{middle:.1%} is the middle of {len(cases)} medians", f"{worst[7]}: {worst[1]} of {worst[0]}"
+
+
+def linked() -> tuple[str, str]:
+    runs = [row for row in rows("kernels", "| run | prefixes |") if row[1] == "replayed" and "p2" in row[0]]
+    each = "; ".join(f"{name.partition('_')[2]} {e2e}" for name, _, _, _, e2e in runs)
+    return f"mean E2E {each}", f"TTFT {max((row[2] for row in runs), key=lambda cell: abs(percent(cell)))}"
+
+
 def serving(kind: str) -> tuple[str, str]:
     [row] = [row for row in rows("step-time", "| kind | points |") if row[0] == kind]
     _, points, tpot, tpot90, _, ttft, ttft90, _ = row
@@ -128,6 +142,8 @@ CLAIMS = [
     ("every scheduling decision", "vLLM 0.32's own scheduler", scheduler, "scheduler"),
     ("every decision under SGLang", "SGLang 0.5.23's own scheduler", sglang, "scheduler-sglang"),
     ("kernel and step times", "points the fit had not seen", kernels, "step-time"),
+    ("a step's products, whole models", "kernel tables' shapes left out", sums, "kernels"),
+    ("links between GPUs", "real runs of vLLM 0.19 with a stated link", linked, "kernels"),
     ("latency of a server, dense models", "published points", lambda: serving("dense"), "step-time"),
     ("latency of a server, mixtures", "published points", lambda: serving("MoE"), "step-time"),
     ("calibrate, then simulate", "a live vLLM on a CPU", live, "calibration"),

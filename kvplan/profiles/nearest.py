@@ -7,6 +7,7 @@ links are the card's own. Marked as assumed, with draws as wide as two cards of 
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import replace
 
 import numpy as np
@@ -56,13 +57,14 @@ def _scaled(timing: TimingProfile, known: GpuSpec, asked: GpuSpec) -> TimingProf
             return value * multiply(name)
         return value * memory if name.endswith("bytes_per_s") else value
 
-    coefficients = {
-        k: coefficient(k, v) for k, v in timing.coefficients.items() if not k.startswith("reduce.")
-    }
-    rng = np.random.default_rng(0)
-    scales = [math.exp(WIDTH * rng.standard_normal()) for _ in timing.draws]
-    families = {k.rpartition(".")[0] for k in timing.coefficients} | timing.kernels.keys()
-    draws = tuple(_wider(draw, families, scale) for draw, scale in zip(timing.draws, scales, strict=True))
+    def scaled(values: dict[str, float]) -> dict[str, float]:
+        return {k: coefficient(k, v) for k, v in values.items() if not k.startswith("reduce.")}
+
+    coefficients, rng = scaled(timing.coefficients), np.random.default_rng(0)
+    draws = tuple(
+        _wider(coefficients | scaled(draw), timing.kernels.keys(), math.exp(WIDTH * rng.standard_normal()))
+        for draw in timing.draws
+    )
     surfaces: Surfaces = {
         name: _rescaled(surface, memory, multiply(f"{name}."))
         for name, surface in timing.surfaces.items()
@@ -72,10 +74,17 @@ def _scaled(timing: TimingProfile, known: GpuSpec, asked: GpuSpec) -> TimingProf
     return timing.model_copy(update=update).with_surfaces(surfaces)
 
 
-def _wider(draw: dict[str, float], families: set[str], scale: float) -> dict[str, float]:
+def _wider(values: dict[str, float], surfaces: Set[str], scale: float) -> dict[str, float]:
     """A draw whose kernels all take `scale` times as long."""
-    kernels = {f for f in families if f.startswith(("gemm.", "moe.", "gqa.", "mla."))}
-    return draw | {f"{f}.scale": scale * draw.get(f"{f}.scale", 1.0) for f in kernels}
+    found = dict(values)
+    for name, value in values.items():
+        if not name.startswith(("gemm.", "moe.", "gqa.", "mla.")):
+            continue
+        if name.endswith(("bytes_per_s", "flops_per_s")):
+            found[name] = value / scale
+        elif name.endswith("_s"):
+            found[name] = value * scale
+    return found | {f"{f}.scale": scale * values.get(f"{f}.scale", 1.0) for f in surfaces if f != "links"}
 
 
 def _rescaled(surface: Surface, memory: float, multiply: float) -> Surface:

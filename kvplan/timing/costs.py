@@ -79,10 +79,10 @@ class AttentionCosts:
     serial_bytes_per_s: float = math.inf
     """One KV head read by one thread block: the critical path of a kernel that does not split the context."""
 
-    def line(self, a: AttentionWork, batch: float) -> Line:
+    def line(self, a: AttentionWork, batch: float) -> ContextLine:
         """Seconds of one layer's decodes over their summed context; `kernel_s` and `sequence_s` apart."""
         slope = context_token_s(self, a.kv_bytes_per_token, a.decode_flops_per_token)
-        return Line(np.array([0.0, FAR_TOKENS]), np.array([0.0, FAR_TOKENS * slope]))
+        return ContextLine(np.array([0.0, FAR_TOKENS]), np.array([0.0, FAR_TOKENS * slope]))
 
     def seconds(self, a: AttentionWork, shape: StepShape) -> Number:
         """Seconds of one layer's attention in a step; `kernel_s` and `sequence_s` apart."""
@@ -247,16 +247,16 @@ def capped(shape: StepShape, cap: int) -> tuple[Number, Number]:
     return context, smaller(shape.prefill_attention, shape.num_prefill_tokens * float(cap))
 
 
-class Line(NamedTuple):
+class ContextLine(NamedTuple):
     """Seconds over the summed context: linear between points, level before the first and after the last."""
 
     x: Array
     y: Array
 
-    def capped(self, context: float) -> Line:
+    def capped(self, context: float) -> ContextLine:
         """Level from a context on."""
         inside = self.x < context
-        return Line(np.append(self.x[inside], context), np.append(self.y[inside], self.at(context)))
+        return ContextLine(np.append(self.x[inside], context), np.append(self.y[inside], self.at(context)))
 
     def at(self, context: Number) -> Number:
         """Seconds at a context."""

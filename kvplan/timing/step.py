@@ -22,9 +22,9 @@ import numpy as np
 
 from kvplan.timing.costs import (
     AttentionCosts,
+    ContextLine,
     GemmCosts,
     HostCosts,
-    Line,
     ReduceCosts,
     Seconds,
     larger,
@@ -100,7 +100,7 @@ class AttentionTimes(Protocol):
         """Per layer, KV head and decoding sequence, where `line` leaves it out."""
         ...
 
-    def line(self, a: AttentionWork, batch: float) -> Line:
+    def line(self, a: AttentionWork, batch: float) -> ContextLine:
         """Seconds of one layer's decodes over their summed context."""
         ...
 

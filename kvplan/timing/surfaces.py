@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from kvplan.timing.costs import Array, Line, capped, expected_experts
+from kvplan.timing.costs import Array, ContextLine, capped, expected_experts
 from kvplan.timing.work import AttentionWork, ExpertWork, Number, Product, StepShape
 
 Shape = tuple[int, ...]
@@ -191,7 +191,9 @@ class AttentionSurface:
     """A shape that was not measured lies between others of as many KV heads; else it is one of fewer KV heads with
     more sequences. Whichever tells left-out shapes better."""
     scale: float = 1.0
-    _lines: dict[tuple[AttentionWork, float], tuple[Line, Curve]] = field(default_factory=dict, repr=False)
+    _lines: dict[tuple[AttentionWork, float], tuple[ContextLine, Curve]] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def kernel_s(self) -> float:
@@ -225,14 +227,14 @@ class AttentionSurface:
             total += start_s + prompts * (prompt(math.sqrt(2.0 * pairs / prompts)) - start_s)
         return total
 
-    def line(self, a: AttentionWork, batch: float) -> Line:
+    def line(self, a: AttentionWork, batch: float) -> ContextLine:
         """Seconds of one layer's decode of `batch` sequences over their summed context."""
         ratio, times = self._decode_of(a)
         i, w = _between(self.batches, batch * times)
         near = (1 - w) * ratio[i] + w * ratio[min(i + 1, len(ratio) - 1)]
         x = batch * np.append(self.contexts, FAR * self.contexts[-1])
         seconds = np.exp(np.append(near, near[-1])) * self.sheet.seconds(a.kv_bytes_per_token * x, 0.0)
-        return Line(x, self.scale * np.maximum.accumulate(seconds))
+        return ContextLine(x, self.scale * np.maximum.accumulate(seconds))
 
     def prompt_curve(self, a: AttentionWork) -> Curve:
         """Seconds of one layer's attention of one prompt over its length, nothing cached before it."""
