@@ -266,7 +266,9 @@ class ModelStepTime:
         return self._parts
 
     def _state_s(self, num_decodes: Number) -> Number:
-        return num_decodes * self.work.state_bytes / self.costs.attention.bytes_per_s
+        if not self.work.state_bytes:
+            return 0.0
+        return num_decodes * (self.work.state_bytes / self.costs.attention.bytes_per_s)
 
     def _attention_s(self, shape: StepShape) -> Number:
         layers = sum(a.num_layers * self.costs.attention.seconds(a, shape) for a in self.work.attention)

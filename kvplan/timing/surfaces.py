@@ -191,9 +191,11 @@ class AttentionSurface:
     """A shape that was not measured lies between others of as many KV heads; else it is one of fewer KV heads with
     more sequences. Whichever tells left-out shapes better."""
     scale: float = 1.0
-    _lines: dict[tuple[AttentionWork, float], tuple[ContextLine, Curve]] = field(
-        default_factory=dict, repr=False
+    _curves: dict[tuple[int, float], tuple[Curve, Curve]] = field(
+        default_factory=dict, init=False, repr=False
     )
+    _works: list[AttentionWork] = field(default_factory=list, init=False, repr=False)
+    """Kept, so that no other work gets an id in `_curves`."""
 
     @property
     def kernel_s(self) -> float:
@@ -217,15 +219,20 @@ class AttentionSurface:
             return np.array([self.seconds(a, StepShape(*(x.item() for x in row))) for row in rows])
         context, pairs = capped(shape, a.cap)
         batch, prompts = shape.num_decodes, shape.num_prefills
-        found = self._lines.get((a, batch))
-        if found is None:
-            found = self._lines[a, batch] = (self.line(a, batch or 1), self.prompt_curve(a))
-        line, prompt = found
-        total = line.at(context) if batch else 0.0
+        decode, prompt = self._curves.get((id(a), batch)) or self._curves_of(a, batch)
+        total = decode(context) if batch else 0.0
         if prompts and shape.num_prefill_tokens:
             start_s = prompt.y[0]
             total += start_s + prompts * (prompt(math.sqrt(2.0 * pairs / prompts)) - start_s)
         return total
+
+    def _curves_of(self, a: AttentionWork, batch: int) -> tuple[Curve, Curve]:
+        """Decodes over the summed context, one prompt over its length; remembered while the work lives."""
+        line = self.line(a, batch or 1)
+        decode = Curve(tuple(line.x.tolist()), tuple(line.y.tolist()))
+        found = self._curves[id(a), batch] = (decode, self.prompt_curve(a))
+        self._works.append(a)
+        return found
 
     def line(self, a: AttentionWork, batch: float) -> ContextLine:
         """Seconds of one layer's decode of `batch` sequences over their summed context."""
