@@ -68,9 +68,9 @@ def gemm_surface(points: Points, sheet: Sheet, family: str) -> Made:
     large = (mesh[0] >= 2048) & (mesh[1] >= 2048) & (mesh[2] >= 2048)
     share = float(np.nanmedian((bare / seconds)[large]))
     errors = _errors("gemm", family, "(out, in) shapes left out in turn", _left_out_columns(ratio, (n, k)))
-    return Made(
-        GemmSurface(sheet, m, n, k, _filled(ratio, (m, n, k))), _count(seconds), refused, share, errors
-    )
+    least = np.log(np.maximum(bare, 1e-12) / (BEYOND * product_sheet_s(sheet, *mesh)))
+    whole = np.maximum(_filled(ratio, (m, n, k)), least)  # holes keep to the data sheet too
+    return Made(GemmSurface(sheet, m, n, k, whole), _count(seconds), refused, share, errors)
 
 
 def _left_out_columns(ratio: Array, axes: Sequence[Array]) -> Array:
