@@ -224,8 +224,10 @@ def replay(run: Run, folder: Path, prefixes: bool, work: Path) -> dict[str, tupl
     with trace.open("w") as file:
         for i, (row, ids) in enumerate(zip(rows, hashes, strict=True)):
             tail = [10**9 + i] if int(row["input_tokens"]) % 16 else []
-            record = {"timestamp": 1e3 * float(row["arrival_s"]), "input_length": int(row["input_tokens"]),
-                      "output_length": int(row["output_tokens"]), "hash_ids": [*ids, *tail] if prefixes else []}  # fmt: skip
+            record = {
+                "timestamp": 1e3 * float(row["arrival_s"]), "input_length": int(row["input_tokens"]),
+                "output_length": int(row["output_tokens"]), "hash_ids": [*ids, *tail] if prefixes else [],
+            }  # fmt: skip
             file.write(json.dumps(record) + "\n")
     link = (
         {"interconnect": LINK} if run.engine.keys() & {"tensor_parallel_size", "data_parallel_size"} else {}
@@ -280,8 +282,8 @@ Made by `benchmarks/validate_kernels.py`. {len(bundled_profiles())} profiles tak
 ## Whole-model sums against points left out
 
 All products of {len(MODELS)} bundled models at TP 1, 2, 4 and 8, each taken as the table's nearest (out, in), summed at
-every number of tokens that the table timed, up to {MOST_TOKENS:,}. `shapes`: every (out, in) of the model is left out at
-once, at all token counts, and told from the shapes beside it; this is harder than a real model, whose shapes lie
+every number of tokens that the table timed, up to {MOST_TOKENS:,}. `shapes`: every (out, in) of the model is left out
+at once, at all token counts, and told from the shapes beside it; this is harder than a real model, whose shapes lie
 between the table's and not on a hole of it. `tokens`: the token counts that a surface does not keep.
 
 {sums_table()}
@@ -289,8 +291,8 @@ between the table's and not on a hole of it. `tokens`: the token counts that a s
 ## Attention and experts
 
 What the profiles carry of points left out in turn, while they were made. Decode attention: one head shape left out
-whole, and one (shape, batch, context) left out; contexts to 64k. Experts: token counts from 192 on; the counts between 2
-and 96 are not kept, for one draw of a router zigzags there, and are told from the share of experts hit.
+whole, and one (shape, batch, context) left out; contexts to 64k. Experts: token counts from 192 on; the counts between
+2 and 96 are not kept, for one draw of a router zigzags there, and are told from the share of experts hit.
 
 {kernels_table()}
 

@@ -220,7 +220,7 @@ def test_aiconfigurator_tables_give_the_shipped_profile() -> None:
 
 
 def test_experts_far_below_the_data_sheet_are_not_taken() -> None:
-    """fp8 experts of vLLM 0.24 on Hopper stream at 0.15 to 0.2 of the data sheet: blocks' stand in, or 0.19's kernels."""
+    """fp8 experts of vLLM 0.24 on Hopper stream at 0.15 to 0.2 of the data sheet: blocks' stand in, or 0.19's."""
     for name in ("h100-sxm-vllm", "h200-vllm"):
         timing = PROFILES[name].timing
         assert timing is not None
