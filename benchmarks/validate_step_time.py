@@ -151,7 +151,8 @@ def write(points: list[Point], readings: str, num_rows: int, every: int) -> None
 ### Profiles: error on points the fit had not seen
 
 Of fitted profiles context ranges and models are left out in turn; of measured surfaces shapes, token counts or points,
-one kernel at a time. Kernels err more than whole steps do, for errors of a step's many kernels cancel in part: whole-model
+one kernel at a time. Kernels err more than whole steps do, for errors of a step's many kernels cancel in part:
+whole-model
 sums, attention and experts by card are in [kernels](kernels.md).
 
 {profile_table()}
@@ -159,7 +160,8 @@ sums, attention and experts by card are in [kernels](kernels.md).
 ### Measured serving points (aiconfigurator's silicon sample)
 
 {"" if every == 1 else f"One row in {every} of the sample. "}{len(points):,} of {num_rows:,} aggregated
-points of H100, H200, B200, B300 with vLLM, TensorRT-LLM or SGLang; the others lack a bundled model or a profile of that engine, or have states under SGLang, which are not simulated. No time
+points of H100, H200, B200, B300 with vLLM, TensorRT-LLM or SGLang; the others lack a bundled model or a profile of
+that engine, or have states under SGLang, which are not simulated. No time
 was fitted to them. Clients and servers are those that the sources published (`benchmarks/silicon.py` names them):
 InferenceMAX's points, 10 requests per client, all clients at once, lengths of 0.8 to 1.0 of the stated ones;
 aiconfigurator's own, genai-perf with constant lengths. Whether a point is a mean or a median is not stated; means are
@@ -191,7 +193,8 @@ Before kernels were kept as measured, the points of this sample that no choice w
 and 12.8 % (MoE) in TPOT, by 24 and 40 % in TTFT (medians); they are kept aside and not in these tables.
 
 What stays off, and why
-* Prompts of fp8 and fp4 models on B200, H200 come 10 to 20 % early. Tables are timed in short bursts, a server's prompts
+* Prompts of fp8 and fp4 models on B200, H200 come 10 to 20 % early. Tables are timed in short bursts, a server's
+  prompts
   run at the power limit (a guess); what an engine adds around kernels, per sequence and prompt chunk, is not here yet.
 * No TPOT is over +100 %; the largest are DeepSeek-R1 on H200 at 4 to 64 clients (multi-token prediction, see below).
 * Llama-3.1-8B's steps on H100 are quicker here, by 0.3 to 0.9 ms at eight clients on any number of GPUs: whether its
