@@ -78,10 +78,10 @@ def write_profile(profile: Profile, path: Path) -> None:
     """Write a profile as JSON, as `load_profile` reads it, whole or not at all; folders are made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, profile_json(profile))
         if profile.timing is not None and profile.timing.kernels:
             with written_whole(surfaces_path(path), mode="wb") as file:
                 file.write(packed(profile.timing.surfaces))
+        write_whole(path, profile_json(profile))
     except OSError as error:
         raise KvplanError(f"{path}: cannot be written ({error.strerror})") from None
 

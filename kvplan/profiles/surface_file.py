@@ -28,6 +28,8 @@ KINDS: dict[str, type[Surface]] = {
 }  # fmt: skip
 """By the first part of the name; links are curves."""
 PACKED = ("ratio", "decode", "prompt")
+MOST_BYTES = 1 << 26
+"""Read of a file, decompressed; the bundled ones have less than 2 MiB."""
 STEP = 0.01
 """Resolution of a stored ratio: half a percent at most is lost."""
 
@@ -57,13 +59,14 @@ def read_surfaces(path: Path) -> Surfaces:
         KvplanError: no such file, or not one of ours.
     """
     try:
-        first, _, body = lzma.decompress(path.read_bytes()).partition(b"\n")
+        content = lzma.LZMADecompressor().decompress(path.read_bytes(), MOST_BYTES)
+        first, _, body = content.partition(b"\n")
         return _unpacked(json.loads(first), body)
     except OSError:
         raise KvplanError(
             f"{path}: the profile's measured surfaces are not beside it; copy both files"
         ) from None
-    except (lzma.LZMAError, ValueError, KeyError, TypeError):
+    except (lzma.LZMAError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise KvplanError(f"{path}: not a file of measured surfaces") from None
 
 

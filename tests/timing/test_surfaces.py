@@ -54,7 +54,7 @@ def test_a_file_holds_its_surfaces(tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("model", ["Qwen/Qwen3-8B", "openai/gpt-oss-120b", "deepseek-ai/DeepSeek-V3"])
 def test_lines_are_exact_between_knots(model: str) -> None:
-    """A pure decode step is a + b * context up to the line's limit, in whole ticks, and never falls with the context."""
+    """A pure decode step is a + b * context up to the line's limit, in whole ticks, and never falls."""
     time = make_step_times(load_model(model), get_gpu("h200"), EngineArgs(tensor_parallel_size=8)).time
     for batch in (1, 7, 48, 200):
         context, before = batch, 0
