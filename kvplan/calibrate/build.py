@@ -15,6 +15,7 @@ import numpy as np
 from kvplan.calibrate.card_memory import learn_overheads
 from kvplan.calibrate.fit.batches import Batches, check_batches
 from kvplan.calibrate.fit.families import NUM_DRAWS, fit
+from kvplan.calibrate.fit.terms import element_wise
 from kvplan.calibrate.measurements import Measurements, Row, collect, read_measurements
 from kvplan.calibrate.sources import aiconfigurator
 from kvplan.calibrate.sources.llmservingsim import llmservingsim_rows
@@ -109,7 +110,8 @@ def _read(
         return found, get_gpu(SPLITWISE_GPUS[str(found.machine["machine"])]), dict(SPLITWISE_ASSUMED)
     found = read_measurements(files)
     product, size = str(found.machine.get("gpu", "")), int(found.machine.get("total_bytes", 0))
-    return found, get_gpu(gpu) if gpu else _known_card(product, size), {}
+    known = get_gpu(gpu) if gpu else _known_card(product, size)
+    return found, known, element_wise(known) if known else {}
 
 
 def _kernel_profile(

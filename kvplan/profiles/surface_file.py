@@ -10,7 +10,7 @@ import json
 import lzma
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +51,28 @@ def packed(surfaces: Surfaces) -> bytes:
     return lzma.compress(json.dumps(head).encode() + b"\n" + body, preset=9)
 
 
-@cache
 def read_surfaces(path: Path) -> Surfaces:
-    """The surfaces of a file.
+    """The surfaces of a file, remembered until it is written again.
 
     Raises:
         KvplanError: no such file, or not one of ours.
     """
     try:
-        content = lzma.LZMADecompressor().decompress(path.read_bytes(), MOST_BYTES)
-        first, _, body = content.partition(b"\n")
-        return _unpacked(json.loads(first), body)
+        found = path.stat()
+        return _read(path, found.st_mtime_ns, found.st_size)
     except OSError:
         raise KvplanError(
             f"{path}: the profile's measured surfaces are not beside it; copy both files"
         ) from None
+
+
+@lru_cache(64)
+def _read(path: Path, mtime_ns: int, size: int) -> Surfaces:
+    """The time and size of the file tell it from a later one of its name."""
+    try:
+        content = lzma.LZMADecompressor().decompress(path.read_bytes(), MOST_BYTES)
+        first, _, body = content.partition(b"\n")
+        return _unpacked(json.loads(first), body)
     except (lzma.LZMAError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise KvplanError(f"{path}: not a file of measured surfaces") from None
 

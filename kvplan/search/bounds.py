@@ -1,6 +1,6 @@
 """What no schedule can beat: lower bounds on latency and work, in closed form; hopeless points are not simulated.
 
-    a request alone        its tokens, one per step, each step as short as with nobody else in the batch
+    a request alone        its tokens, one per step, each step as short as at the best batch size
     all requests together  steps at the best batch size that KV memory and max_num_seqs allow; weights read once a
                            step, KV once a token
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
-from kvplan.timing.step import NO_KNOT, StepShape, StepTime
+from kvplan.timing.step import StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 from kvplan.workload.load import Load, draw_load, settle_lengths
@@ -103,9 +103,16 @@ def _too_slow_alone(load: Load, need: Need, setup: Setup) -> str:
 
 
 def alone_step_s(load: Load, rows: NDArray[np.int64], setup: Setup) -> Floats:
-    """Seconds per token that each request needs at least: the step of a batch of one, at its shortest context."""
+    """Seconds per token that each request needs at least: a step of its shortest context.
+
+    Alone, or with others that have none: kernels read one long context slower than as many tokens of several.
+    """
     time, tokens = setup.step_time, 1 + setup.config.num_speculative_tokens
-    step = {p: time.ticks(StepShape(1, 1, p)) for p in np.unique(load.prompt_tokens[rows]).tolist()}
+    sizes = [1 << i for i in range(setup.config.max_num_seqs.bit_length())]
+    step = {
+        prompt: min(time.ticks(StepShape(size, size, prompt)) for size in sizes)
+        for prompt in np.unique(load.prompt_tokens[rows]).tolist()
+    }
     return np.array([step[p] for p in load.prompt_tokens[rows].tolist()]) / TICKS_PER_S / tokens
 
 
@@ -140,18 +147,17 @@ def _without_largest(values: Floats, count: int) -> float:
 def least_seconds(setup: Setup, tokens: float, contexts: float, shares: bool = False) -> float:
     """Seconds that one engine needs at least to decode `tokens` tokens whose contexts add up to `contexts`.
 
-    With t(B, C) = a(B) + b C for B sequences of summed context C: every step costs a(B) at least, there are
+    With t(B, C) >= a(B) + b C for B sequences of summed context C: every step costs a(B) at least, there are
     max(tokens / B, contexts / pool) steps, and each context token is read once. `shares`: sequences may have blocks
     in common, so the pool does not bound the summed context.
     """
     config, time = setup.config, setup.step_time
-    per_token, alone, slope, is_line = _facts(_Timed(time), config.max_num_seqs)
+    per_token, alone, slope = _facts(_Timed(time), config.max_num_seqs, config.max_model_len)
     fixed = tokens * per_token
     if not config.kv_cache_groups and not shares:
         pool = (config.num_gpu_blocks - 1) * config.block_size
         fixed = max(fixed, alone * contexts / pool)
-    ticks = fixed + slope * contexts if is_line else max(fixed, slope * contexts)
-    return ticks / TICKS_PER_S / (1 + config.num_speculative_tokens)
+    return (fixed + slope * contexts) / TICKS_PER_S / (1 + config.num_speculative_tokens)
 
 
 class _Timed:
@@ -168,18 +174,25 @@ class _Timed:
 
 
 @lru_cache(512)
-def _facts(timed: _Timed, most: int) -> tuple[float, float, float, bool]:
-    """Ticks per token at the best batch size, of a step alone, per context token; and whether these add up."""
+def _facts(timed: _Timed, most: int, longest: int) -> tuple[float, float, float]:
+    """Ticks per token at the best batch size, of a step alone, and of a context token at least, besides those."""
     time = timed.time
     sizes = _sizes(most)
     ticks = [time.ticks(StepShape(size, size, 0)) for size in sizes]
     largest = [*(following - 1 for following in sizes[1:]), most]
     per_token = min(t / size for t, size in zip(ticks, largest, strict=True))
-    _, slope, limit = time.decode_line(1, 0)
-    is_line = limit >= NO_KNOT and slope > 0
-    if not is_line:
-        slope = time.decode_line(1, 1 << 50)[1]
-    return per_token, float(ticks[0]), float(slope), is_line
+    slope = min(_least_slope(time, size, last * longest) for size, last in zip(sizes, largest, strict=True))
+    return per_token, float(ticks[0]), slope
+
+
+def _least_slope(time: StepTime, size: int, furthest: int) -> float:
+    """The largest b with t(C) >= t(0) + b C for every context up to `furthest`: the least at any knot of the line."""
+    first, least, context = time.ticks(StepShape(size, size, 0)), float("inf"), 0
+    while context < furthest:
+        base, slope, limit = time.decode_line(size, context)
+        context = min(limit, furthest)
+        least = min(least, (base + slope * context - first) / context)
+    return least
 
 
 def _sizes(most: int) -> list[int]:

@@ -40,3 +40,13 @@ def test_a_damaged_file_is_one_line(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(KvplanError, match="not a file of measured surfaces"):
         read_surfaces(path)
+
+
+def test_a_file_that_was_written_again_is_read_again(tmp_path: Path) -> None:
+    """A notebook or app that lives on after another fit sees the new one."""
+    assert A100.timing is not None
+    path = tmp_path / "x.surfaces.xz"
+    path.write_bytes(packed(A100.timing.surfaces))
+    assert "gemm.bf16" in read_surfaces(path)
+    path.write_bytes(packed({}))
+    assert read_surfaces(path) == {}

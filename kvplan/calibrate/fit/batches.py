@@ -21,6 +21,7 @@ from kvplan.calibrate.measurements import Measurements, Row, read_measurements
 from kvplan.calibrate.session import batches_path
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
+from kvplan.profiles.surface_file import Surfaces
 from kvplan.profiles.timing_profile import RegimeError, TimingProfile
 
 AS_CALIBRATED = "as calibrated"
@@ -59,7 +60,7 @@ def check_batches(path: Path, timing: TimingProfile, gpu: GpuSpec | None = None)
     if not held:
         return None
     masked = not str(machine.get("attention", "")).startswith("flash")
-    errors, totals = _judged(AS_CALIBRATED, held, held, timing.coefficients)
+    errors, totals = _judged(AS_CALIBRATED, held, held, timing.coefficients, timing.surfaces)
     note = ""
     try:
         values = _refitted(read_measurements([path]), found, gpu, masked)
@@ -75,9 +76,13 @@ def check_batches(path: Path, timing: TimingProfile, gpu: GpuSpec | None = None)
 
 
 def _judged(
-    what: str, held: Sequence[Row], asked: Sequence[Row], values: Mapping[str, float]
+    what: str,
+    held: Sequence[Row],
+    asked: Sequence[Row],
+    values: Mapping[str, float],
+    surfaces: Surfaces | None = None,
 ) -> tuple[list[RegimeError], dict[str, float]]:
-    predicted, measured = predict_steps(asked, {})(values), column(held, "time_s")
+    predicted, measured = predict_steps(asked, {}, surfaces)(values), column(held, "time_s")
     errors = summaries("transformers", held, np.log(predicted / measured), what)
     return errors, {what: round(float(predicted.sum() / measured.sum() - 1), 4)}
 

@@ -19,6 +19,7 @@ from kvplan.calibrate.fit.least_squares import Predict, Prior
 from kvplan.calibrate.fit.mixing import timed_apart
 from kvplan.calibrate.fit.problem import FitProblem, run, scaled
 from kvplan.calibrate.fit.terms import (
+    ACTIVATIONS,
     Term,
     attention_term,
     column,
@@ -81,7 +82,7 @@ def fit(
     stated = dict(assume or {})
     rng = np.random.default_rng(seed)
     parts: list[Fitted] = []
-    known: dict[str, float] = {}
+    known = {name: value for name, (value, _) in stated.items() if name == ACTIVATIONS}
     left_out: dict[str, str] = {}
     for name, rows in sorted(measurements.families.items(), key=_order):
         given = timed_apart(machine, families) | stated

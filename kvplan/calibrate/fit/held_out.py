@@ -62,6 +62,7 @@ def summaries(family: str, rows: Sequence[Row], ratio: Array, what: str) -> list
                 held_out=what,
                 num_points=len(part),
                 median=round(float(np.median(size)), 4),
+                p90=round(float(np.quantile(size, 0.9)), 4),
                 p95=round(float(np.quantile(size, 0.95)), 4),
                 bias=round(float(part.mean()), 4),
             )

@@ -31,7 +31,11 @@ def predictions(measurements: Measurements, timing: TimingProfile) -> list[Predi
     for family, rows in measurements.families.items():
         if timing.assumed.get(family, "").startswith(LEFT_OUT):
             continue
-        predict = predict_steps(rows, values) if family == "step" else predict_family(family, rows, values)
+        predict = (
+            predict_steps(rows, values, timing.surfaces)
+            if family == "step"
+            else predict_family(family, rows, values)
+        )
         both = zip(rows, column(rows, "time_s"), predict(values), strict=True)
         found += [Predicted(f"{regime(row)} {family}", float(a), float(b)) for row, a, b in both]
     return found

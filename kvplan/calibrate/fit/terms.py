@@ -19,10 +19,13 @@ from kvplan.gpu import GpuSpec
 from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.step_times import ELEMENT_BYTES
+from kvplan.profiles.surface_file import Surfaces
 from kvplan.profiles.timing_profile import step_costs
 from kvplan.timing.costs import AttentionCosts, GemmCosts, ReduceCosts, attention_s, expected_experts, gemm_s
 from kvplan.timing.step import ModelStepTime, StepShape
 from kvplan.timing.work import AttentionWork, StepWork, projections, step_work, visit_bytes
+
+ACTIVATIONS = "step.activation_bytes_per_s"
 
 HINTS = {
     "bytes_per_s": "decode steps at batch 1 and at a batch of 64 or more, contexts 512 and 8k or longer",
@@ -151,6 +154,12 @@ def shapes(rows: Sequence[Row]) -> StepShape:
     return StepShape(tokens, decodes, context, chunk, prefills, pairs)
 
 
+def element_wise(gpu: GpuSpec) -> dict[str, tuple[float, str]]:
+    """Norms, rotary embedding and gates, which no row of a known card tells apart from other fixed times."""
+    why = "element-wise kernels at the data sheet's rate: assumed, 0.8 to 2 of it; an RTX PRO 6000's move at 1.0 to 2.4"
+    return {ACTIVATIONS: (gpu.bandwidth, why)}
+
+
 def predict_family(name: str, rows: Sequence[Row], known: Mapping[str, float]) -> Predict:
     """Seconds of every row of a kernel family; `known` coefficients of earlier families are held."""
     kind, fmt = name.split(".", 1)
@@ -250,8 +259,10 @@ def _attention_work(kind: str, rows: Sequence[Row], element: float) -> Attention
     return AttentionWork(1, 0, 2.0 * kv * dim * element, 4.0 * heads * dim, 4.0 * heads * dim, heads, kv)
 
 
-def predict_steps(rows: Sequence[Row], known: Mapping[str, float]) -> Predict:
-    """Seconds of whole steps, model by model; `known` coefficients are held."""
+def predict_steps(
+    rows: Sequence[Row], known: Mapping[str, float], surfaces: Surfaces | None = None
+) -> Predict:
+    """Seconds of whole steps, model by model; `known` coefficients and measured surfaces are held."""
     shape = shapes(rows)
     keys = [step_key(row) for row in rows]
     groups = [(key, np.array([i for i, k in enumerate(keys) if k == key])) for key in dict.fromkeys(keys)]
@@ -260,7 +271,7 @@ def predict_steps(rows: Sequence[Row], known: Mapping[str, float]) -> Predict:
         seconds = np.empty(len(rows))
         for key, index in groups:
             work, formats = step_subject(key)
-            costs = step_costs({**known, **v}, **formats, num_ranks=work.num_ranks).costs
+            costs = step_costs({**known, **v}, surfaces, **formats, num_ranks=work.num_ranks).costs
             seconds[index] = ModelStepTime(work, costs).seconds(StepShape(*(f[index] for f in shape)))
         return seconds
 

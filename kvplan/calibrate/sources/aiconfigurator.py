@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvplan.calibrate.fit.surfaces import Made, attention_surface, expert_surface, gemm_surface, link_curve
+from kvplan.calibrate.fit.terms import element_wise
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.gpu import GpuSpec
 from kvplan.models.spec import AttentionKind, AttentionSpec
@@ -422,8 +423,7 @@ def assumed(gpu: GpuSpec) -> dict[str, tuple[float, str]]:
         "step.launch_s": (5e-4, "launches of a layer outside CUDA graphs: assumed, 0.26 to 0.79 ms in published runs"),
         "step.step_s": (1e-4, "embedding, sampling, graph replay: assumed, 50 to 300 us"),
         "step.row_s": (5e-7, "sampler per row: assumed, 0.2 to 1 us"),
-        "step.activation_bytes_per_s": (gpu.bandwidth, "element-wise kernels at the data sheet's rate: assumed, "
-                                        "0.8 to 2 of it; an RTX PRO 6000's move at 1.0 to 2.4"),
+        **element_wise(gpu),
         "host.step_s": (2e-3, "CPU time of a step, hidden while the GPU works longer: assumed, 1 to 4 ms"),
         "host.row_s": (1e-5, "CPU time per sequence: assumed, 5 to 20 us"),
     }  # fmt: skip
