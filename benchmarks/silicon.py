@@ -27,13 +27,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvplan.engines.flags import EngineArgs
+from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.memory.plan import estimate
 from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.profiles.engine_terms import with_terms
 from kvplan.profiles.profile import pick
 from kvplan.profiles.step_times import ELEMENT_BYTES, default_link, find_formats
 from kvplan.scenario.schema import SGLangFlags, parse_scenario
@@ -48,6 +49,8 @@ Row = dict[str, str]
 
 GPUS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200", "b200_sxm": "b200", "b300_sxm": "b300"}
 ENGINES = {"trtllm": "tensorrt-llm", "vllm": "vllm", "sglang": "sglang"}
+VERSION = "@0.19"
+"""Of the rows that state one, vLLM's are 0.15 to 0.19, for which the engine's terms are one."""
 FORMATS = {"fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "int4_wo": "int4", "bfloat16": "bf16",
            "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4"}  # fmt: skip
 SAME_SHAPES = {"Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B"}
@@ -240,6 +243,9 @@ def step_time(
     )  # fmt: skip
     mla = any(layer.attention.kind is AttentionKind.MLA for layer in model.layers)
     link = default_link(get_gpu(GPUS[row["system"]]))
+    args = EngineArgs(tensor_parallel_size=where.tensor, data_parallel_size=where.data)
+    engine = parse_engine(f"{ENGINES[row['backend']]}{VERSION if row['backend'] == 'vllm' else ''}")
+    timing, _ = with_terms(timing, engine, model, get_gpu(GPUS[row["system"]]), args, work, expert)
     found: ModelStepTime = timing.step_time(
         work, weight_format=weight, expert_format=expert, kv_format=kv, mla=mla, link=link
     )

@@ -115,6 +115,9 @@ class EngineArgs(Config):
     """Weights and activations: auto, bfloat16, float16, float32."""
     enforce_eager: bool = False
     """No CUDA graphs."""
+    generation_config: Literal["auto", "vllm"] = "auto"
+    """Where requests get sampling parameters that they leave out: auto, the checkpoint's (often top-k and top-p, which
+    cost time per sequence), or vllm, none."""
 
 
 class ResolvedArgs(EngineArgs):

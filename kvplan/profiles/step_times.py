@@ -10,15 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvplan.engines.flags import EngineArgs
+from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.models.modules import Cut, Module, layer_modules
 from kvplan.models.quantization import Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.profiles.engine_terms import with_terms
 from kvplan.profiles.nearest import nearest_profile
 from kvplan.profiles.profile import Profile, load_profile, pick
 from kvplan.profiles.timing_profile import ELEMENT_BYTES as ELEMENT_BYTES
+from kvplan.profiles.timing_profile import TimingProfile
 from kvplan.timing.links import LINKS, Link
 from kvplan.timing.step import ModelStepTime, StepShape
 from kvplan.timing.work import StepWork, step_work
@@ -52,7 +54,7 @@ def make_step_times(
     gpu: GpuSpec,
     args: EngineArgs | None = None,
     *,
-    engine: str = "vllm",
+    engine: EngineVersion | str = "vllm",
     profile: Profile | str | Path | None = None,
     link: Link | None = None,
 ) -> StepTimes:
@@ -64,12 +66,13 @@ def make_step_times(
         KvplanError: a profile that is not there or holds no step times.
     """
     args = args or EngineArgs()
+    engine = parse_engine(engine) if isinstance(engine, str) else engine
     formats = find_formats(model, args)
     work = model_work(model, args, formats)
     if profile is None:
-        found, note = pick(gpu.name, engine)
+        found, note = pick(gpu.name, engine.engine)
         if found is None:
-            chosen, note = nearest_profile(gpu, engine)
+            chosen, note = nearest_profile(gpu, engine.engine)
             rests_on = f"assumed: profile {chosen.name} scaled to {gpu.name}'s data sheet"
         else:
             chosen, rests_on = found, f"measured: profile {found.name}"
@@ -79,11 +82,21 @@ def make_step_times(
         rests_on = f"measured: profile {chosen.name}"
     if chosen.timing is None:
         raise KvplanError(f"profile {chosen.name} holds no step times; name another or leave it out")
+    timing, around = with_terms(chosen.timing, engine, model, gpu, args, work, formats["expert_format"])
+    timing = timing.model_copy(update={"max_capture_size": _max_capture_size(timing, engine, args)})
     options: dict[str, Any] = formats | {"link": link or default_link(gpu)}
-    notes = tuple(n for n in (note, *chosen.timing.borrowed(work, **options)) if n)
-    time = chosen.timing.step_time(work, **options)
-    draws = tuple(chosen.timing.draw_times(work, **options))
-    return StepTimes(time, draws, chosen, rests_on, notes)
+    notes = tuple(n for n in (note, around, *timing.borrowed(work, **options)) if n)
+    draws = tuple(timing.draw_times(work, **options))
+    return StepTimes(timing.step_time(work, **options), draws, chosen, rests_on, notes)
+
+
+def _max_capture_size(timing: TimingProfile, engine: EngineVersion, args: EngineArgs) -> int:
+    """Largest CUDA graph: the profile's, less where vLLM captures less (`max_cudagraph_capture_size`, 0.11 on)."""
+    if args.enforce_eager:
+        return 0
+    if args.max_num_seqs is None or not engine.is_vllm(0, 11):
+        return timing.max_capture_size
+    return min(timing.max_capture_size, 2 * args.max_num_seqs)
 
 
 def default_link(gpu: GpuSpec) -> Link:

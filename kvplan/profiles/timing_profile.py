@@ -58,7 +58,7 @@ FIELDS = {
     "mla": {f.name for f in fields(AttentionCosts)} | {"scale"},
     "reduce": {f.name for f in fields(ReduceCosts)},
     "step": {"step_s", "layer_s", "row_s", "launch_s", "activation_bytes_per_s"},
-    "host": {"step_s", "row_s", "gap_s"},
+    "host": {"step_s", "row_s", "gap_s", "many_s"},
 }
 """Family -> the fields its coefficients may have."""
 
@@ -149,6 +149,18 @@ class TimingProfile(Config):
             found._surfaces = surfaces
         return found
 
+    def with_values(self, values: Mapping[str, float], scales: Mapping[str, float]) -> TimingProfile:
+        """The profile with other coefficients, and families `scales` times as slow, in the draws too."""
+        scaled = {k: v * self.coefficients.get(k, 1.0) for k, v in scales.items() if v != 1.0}
+        draws = tuple(
+            {k: v for k, v in draw.items() if k not in values}
+            | {k: scales[k] * draw.get(k, 1.0) for k in scaled}
+            for draw in self.draws
+        )
+        return self.model_copy(
+            update={"coefficients": self.coefficients | dict(values) | scaled, "draws": draws}
+        )
+
     @field_validator("coefficients")
     @classmethod
     def _exist(cls, values: dict[str, float]) -> dict[str, float]:
@@ -179,7 +191,7 @@ class TimingProfile(Config):
         return ModelStepTime(work, self._found(values, work, formats).costs)
 
     def _found(self, values: Mapping[str, float], work: StepWork, formats: dict[str, Any]) -> Found:
-        sizes = capture_sizes(self.max_capture_size) if self.max_capture_size else ()
+        sizes = capture_sizes(self.max_capture_size)
         ranks = work.gathers.num_ranks if work.gathers else 1
         return step_costs(
             values, self.surfaces, **formats, num_ranks=work.num_ranks, num_data_ranks=ranks,
@@ -234,6 +246,7 @@ def step_costs(
     host = HostCosts(
         values.get("host.step_s", 0.0), values.get("host.row_s", 0.0), overlaps,
         gap_s=values.get("host.gap_s", 0.0), launch_s=values.get("step.launch_s", 0.0),
+        many_s=values.get("host.many_s", 0.0),
     )  # fmt: skip
     costs = StepCosts(
         gemm, experts, replace(known, notes=[]).products("gemm", "bf16"), attention,

@@ -169,6 +169,11 @@ class Deployment(Config):
         """Whose scheduler and flags these are."""
         return "vllm" if self.sglang is None else "sglang"
 
+    @property
+    def engine_of(self) -> str:
+        """The engine as `--engine` names it, e.g. vllm@0.32."""
+        return f"vllm@{self.engine_version}" if self.sglang is None else "sglang"
+
     @model_validator(mode="before")
     @classmethod
     def _replaced(cls, data: Any) -> Any:

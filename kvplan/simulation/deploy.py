@@ -114,7 +114,7 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         flags = flags.model_copy(update={"async_scheduling": True})
     plan = estimate(
         model_beside(deployment.model, folder), deployment.gpu, flags,
-        engine=f"vllm@{deployment.engine_version}" if sglang is None else "sglang",
+        engine=deployment.engine_of,
         colocate={role: model_beside(name, folder) for role, name in deployment.colocate.items()},
     )  # fmt: skip
     if plan.layout is None:
@@ -266,7 +266,7 @@ def _step_time(
     if profile is not None and path_exists(folder / profile):
         profile = str(folder / profile)
     link = stated_link(gpu, deployment.interconnect)
-    found = make_step_times(model, gpu, args, engine=deployment.engine_name, profile=profile, link=link)
+    found = make_step_times(model, gpu, args, engine=deployment.engine_of, profile=profile, link=link)
     sources = {"step_time": found.source}
     timing = found.profile.timing
     if link is not None and args.num_gpus > 1:

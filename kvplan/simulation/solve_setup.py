@@ -93,7 +93,7 @@ def verifier_step_time(scenario: Scenario) -> StepTime | None:
     if scenario.step_time.fixed_us is not None:
         return StatedStepTime.of(scenario.step_time)
     model = model_beside(verifier.model, scenario.folder)
-    return make_step_times(model, get_gpu(scenario.gpu), scenario.engine, engine=scenario.engine_name).time
+    return make_step_times(model, get_gpu(scenario.gpu), scenario.engine, engine=scenario.engine_of).time
 
 
 def compressed(setup: Setup, problems: Problems) -> Setup:

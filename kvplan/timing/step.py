@@ -209,7 +209,16 @@ class ModelStepTime:
         return line
 
     def _host_s(self, shape: StepShape) -> Number:
-        return self.costs.host.step_s + self.costs.host.row_s * (shape.num_decodes + shape.num_prefills)
+        host, rows = self.costs.host, shape.num_decodes + shape.num_prefills
+        few = host.step_s + host.row_s * rows
+        if not host.many_s:
+            return few
+        is_many = shape.num_decodes > max(self.costs.capture_sizes, default=0)
+        return (
+            np.where(is_many, np.maximum(few, host.many_s * rows), few)
+            if isinstance(few, np.ndarray)
+            else (max(few, host.many_s * rows) if is_many else few)
+        )
 
     def _linear_s(self, shape: StepShape) -> Number:
         """All that does not depend on contexts; remembered for scalar shapes."""
