@@ -15,12 +15,13 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.models.modules import Cut, Module, layer_modules
 from kvplan.models.quantization import Scheme, quantization_rule
-from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.models.spec import AttentionKind, MlpSpec, ModelSpec
 from kvplan.profiles.engine_terms import with_terms
 from kvplan.profiles.nearest import nearest_profile
 from kvplan.profiles.profile import Profile, load_profile, pick
 from kvplan.profiles.timing_profile import ELEMENT_BYTES as ELEMENT_BYTES
 from kvplan.profiles.timing_profile import TimingProfile
+from kvplan.timing.costs import HostCosts
 from kvplan.timing.links import LINKS, Link
 from kvplan.timing.step import ModelStepTime, StepShape
 from kvplan.timing.work import StepWork, step_work
@@ -42,6 +43,8 @@ class StepTimes(NamedTuple):
     """measured: which profile; or assumed: the profile of which other card."""
     notes: tuple[str, ...]
     """What was borrowed or assumed on the way."""
+    draft: ModelStepTime | None = None
+    """One pass of the drafter, with `num_speculative_tokens`; None where drafting takes no time on the GPU."""
 
     def outside(self, shape: StepShape) -> tuple[str, ...]:
         """Measured ranges that a step leaves; empty inside, and for a roofline, which measured nothing."""
@@ -57,10 +60,12 @@ def make_step_times(
     engine: EngineVersion | str = "vllm",
     profile: Profile | str | Path | None = None,
     link: Link | None = None,
+    draft_model: ModelSpec | None = None,
 ) -> StepTimes:
     """Step times of `model` on `gpu` under `args`; `profile` names or is one, None picks the best.
 
-    `link`, if stated, comes before what the profile's machine had between its GPUs.
+    `link`, if stated, comes before what the profile's machine had between its GPUs. `draft_model` is who drafts, an
+    EAGLE head or a model.
 
     Raises:
         KvplanError: a profile that is not there or holds no step times.
@@ -87,7 +92,41 @@ def make_step_times(
     options: dict[str, Any] = formats | {"link": link or default_link(gpu)}
     notes = tuple(n for n in (note, around, *timing.borrowed(work, **options)) if n)
     draws = tuple(timing.draw_times(work, **options))
-    return StepTimes(timing.step_time(work, **options), draws, chosen, rests_on, notes)
+    drafter = find_drafter(model, args, draft_model)
+    draft = _drafting(drafter, timing, args, options["link"]) if drafter else None
+    return StepTimes(timing.step_time(work, **options), draws, chosen, rests_on, notes, draft)
+
+
+def find_drafter(
+    model: ModelSpec, args: EngineArgs, draft_model: ModelSpec | None = None
+) -> ModelSpec | None:
+    """What runs once for each draft: a model, a layer of the target with its LM head, or nothing (n-gram).
+
+    MTP runs its own layer. An EAGLE head that is not named is one dense layer of the target's attention (its width,
+    where the target is a mixture, is that of all experts a token visits: assumed).
+    """
+    if not args.num_speculative_tokens or args.speculative_method == "ngram":
+        return None
+    if draft_model is not None or args.speculative_method == "draft_model":
+        return draft_model
+    if args.speculative_method == "mtp" and model.mtp_layers:
+        return replace(model, layers=model.mtp_layers[:1])
+    last = next(
+        (a for a in reversed(model.layers) if a.attention.kind is AttentionKind.FULL), model.layers[-1]
+    )
+    mlp = last.mlp
+    if mlp.num_experts:
+        width = mlp.intermediate_size * mlp.experts_per_token + mlp.shared_intermediate_size
+        mlp = MlpSpec(intermediate_size=width)
+    return replace(model, layers=(replace(last, mlp=mlp, beside=None),))
+
+
+def _drafting(drafter: ModelSpec, timing: TimingProfile, args: EngineArgs, link: Link) -> ModelStepTime:
+    """A decode step of the drafter: its kernels and layers; sampling and the host are the verifying step's."""
+    flags = args.model_copy(update={"data_parallel_size": 1})
+    formats = find_formats(drafter, flags)
+    time = timing.step_time(model_work(drafter, flags, formats), **formats | {"link": link})
+    return ModelStepTime(time.work, replace(time.costs, host=HostCosts(), row_s=0.0, step_s=0.0))
 
 
 def _max_capture_size(timing: TimingProfile, engine: EngineVersion, args: EngineArgs) -> int:

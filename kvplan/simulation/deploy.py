@@ -25,7 +25,7 @@ from kvplan.schedulers.sglang.config import SGLangConfig
 from kvplan.schedulers.vllm.admission import caveats
 from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup
 from kvplan.timing.links import LINKS, Link
-from kvplan.timing.step import NO_KNOT, ModelStepTime, StepShape, StepTime
+from kvplan.timing.step import NO_KNOT, DraftedStepTime, ModelStepTime, StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 
 Outside = Callable[[StepShape], tuple[str, ...]]
@@ -266,7 +266,11 @@ def _step_time(
     if profile is not None and path_exists(folder / profile):
         profile = str(folder / profile)
     link = stated_link(gpu, deployment.interconnect)
-    found = make_step_times(model, gpu, args, engine=deployment.engine_of, profile=profile, link=link)
+    drafts = deployment.colocate.get("draft")
+    found = make_step_times(
+        model, gpu, args, engine=deployment.engine_of, profile=profile, link=link,
+        draft_model=model_beside(drafts, folder) if drafts else None,
+    )  # fmt: skip
     sources = {"step_time": found.source}
     timing = found.profile.timing
     if link is not None and args.num_gpus > 1:
@@ -275,7 +279,12 @@ def _step_time(
         sources["step_time_error"] = _errors(timing)
     if found.notes:
         sources["step_time_notes"] = "; ".join(found.notes)
-    times = [_on_clock(time, args.async_scheduling) for time in (found.time, *found.draws)]
+    times: list[StepTime] = [_on_clock(time, args.async_scheduling) for time in (found.time, *found.draws)]
+    if found.draft is not None:
+        times = [DraftedStepTime(time, found.draft, args.num_speculative_tokens) for time in times]
+        sources["drafting"] = (
+            f"{args.num_speculative_tokens} passes of {found.draft.work.num_layers} layers a step"
+        )
     return times[0], tuple(times[1:]), found.outside, sources
 
 

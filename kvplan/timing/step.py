@@ -66,6 +66,30 @@ def roofline(
     return ModelStepTime(work, StepCosts(gemm, gemm, gemm, attention, reduce))
 
 
+@dataclass(frozen=True, slots=True)
+class DraftedStepTime:
+    """Steps that verify drafts, and the passes that drafted them: one after the other, as vLLM runs them."""
+
+    verify: StepTime
+    draft: StepTime
+    """One pass of the drafter over the decoding sequences."""
+    num_drafts: int
+    """Passes a step."""
+
+    def ticks(self, shape: StepShape) -> int:
+        """Duration of one step; a step of prompts alone drafts nothing."""
+        found, num = self.verify.ticks(shape), shape.num_decodes
+        if not num:
+            return found
+        return found + self.num_drafts * self.draft.ticks(StepShape(num, num, shape.decode_context))
+
+    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
+        """Of a decode step without drafts to verify, and its drafting."""
+        a, b, limit = self.verify.decode_line(num_decodes, decode_context)
+        more, slope, knot = self.draft.decode_line(num_decodes, decode_context)
+        return a + self.num_drafts * more, b + self.num_drafts * slope, min(limit, knot)
+
+
 class ProductCosts(Protocol):
     """Matrix products of one format: fitted rates or measured surfaces."""
 

@@ -1,0 +1,109 @@
+"""Drafting takes time: who drafts, what a pass costs, and when speculation stops paying."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvplan.engines.flags import EngineArgs
+from kvplan.gpu import get_gpu
+from kvplan.models.load import load_model
+from kvplan.profiles.step_times import find_drafter, make_step_times
+from kvplan.scenario.schema import parse_scenario
+from kvplan.simulation.deploy import set_ups
+from kvplan.simulation.simulator import simulate
+from kvplan.timing.step import DraftedStepTime, ModelStepTime, StepShape
+
+LLAMA, DEEPSEEK = load_model("meta-llama/Llama-3.1-8B-Instruct"), load_model("deepseek-ai/DeepSeek-V3.1")
+
+
+def args(method: str, num: int, **flags: Any) -> EngineArgs:
+    return EngineArgs(num_speculative_tokens=num, speculative_method=method, max_num_seqs=256, **flags)  # type: ignore[arg-type]
+
+
+def test_who_drafts() -> None:
+    """MTP its own layer, EAGLE a dense layer, a model of its own all of it, an n-gram lookup nobody."""
+    mtp = find_drafter(DEEPSEEK, args("mtp", 1))
+    assert mtp is not None
+    assert mtp.layers == DEEPSEEK.mtp_layers[:1]
+    eagle = find_drafter(DEEPSEEK, args("eagle", 3))
+    assert eagle is not None
+    assert len(eagle.layers) == 1
+    assert eagle.layers[0].mlp.num_experts == 0
+    assert eagle.vocab_size == DEEPSEEK.vocab_size
+    small = load_model("meta-llama/Llama-3.2-1B-Instruct")
+    assert find_drafter(LLAMA, args("draft_model", 3), small) is small
+    assert find_drafter(LLAMA, args("ngram", 3)) is None
+    assert find_drafter(LLAMA, args("eagle", 0)) is None
+
+
+@pytest.mark.parametrize("num", [1, 3, 5])
+def test_a_step_is_its_verification_and_a_pass_for_each_draft(num: int) -> None:
+    found = make_step_times(LLAMA, get_gpu("h100"), args("eagle", num))
+    assert found.draft is not None
+    both = DraftedStepTime(found.time, found.draft, num)
+    shape = StepShape(8 * (1 + num), 8, 8000)
+    apart = both.ticks(shape) - found.time.ticks(shape)
+    assert apart == num * found.draft.ticks(StepShape(8, 8, 8000)) > 0
+    prompt = StepShape(512, 0, 0, 512, 1, 512 * 256.0)
+    assert both.ticks(prompt) == found.time.ticks(prompt)
+    a, b, limit = both.decode_line(8, 8000)
+    assert limit > 8000
+    assert a + b * 8000 == both.ticks(StepShape(8, 8, 8000))
+
+
+def test_a_pass_reads_the_head_and_a_layer() -> None:
+    """At batch 1 a pass of an EAGLE layer takes its share of the weights that the whole model reads, and no less."""
+    found = make_step_times(LLAMA, get_gpu("h100"), args("eagle", 3))
+    assert found.draft is not None
+    work = found.draft.work
+    floor = (work.dense_bytes + work.head_bytes) / get_gpu("h100").bandwidth
+    took = found.draft.ticks(StepShape(1, 1, 100)) / 1e12
+    assert floor <= took < 2 * floor
+
+
+def test_speculation_stops_paying_at_a_batch() -> None:
+    """Two of three drafts right: nearly twice as quick alone, slower than without where steps are bound by products."""
+    found = make_step_times(LLAMA, get_gpu("h100"), args("eagle", 3))
+    assert found.draft is not None
+    both = DraftedStepTime(found.time, found.draft, 3)
+    gain = {
+        num: 2.2
+        * found.time.ticks(StepShape(num, num, 500 * num))
+        / both.ticks(StepShape(4 * num, num, 500 * num))
+        for num in (1, 16, 256)
+    }
+    assert gain[1] > 1.5 > gain[256]
+    assert gain[16] > gain[256]
+
+
+def test_simulations_pay_for_drafts() -> None:
+    """With n-gram drafts of the same number and luck, a run ends sooner by what drafting takes; results name it."""
+    spec: dict[str, Any] = {
+        "model": "meta-llama/Llama-3.1-8B-Instruct", "gpu": "h100",
+        "engine": {"num_speculative_tokens": 2, "max_model_len": 8192, "async_scheduling": False},
+        "workload": {"num_requests": 6, "arrivals": {"kind": "all_at_once"}, "prompt": 64, "answer": 200},
+    }  # fmt: skip
+    times = {}
+    drafter = {"draft": "meta-llama/Llama-3.2-1B-Instruct"}
+    for method, beside in (("draft_model", drafter), ("ngram", {})):
+        engine = spec["engine"] | {"speculative_method": method}
+        scenario = parse_scenario({**spec, "engine": engine, "colocate": beside})
+        setup = set_ups(scenario)[""]
+        assert isinstance(setup.step_time, DraftedStepTime if method == "draft_model" else ModelStepTime)
+        assert ("drafting" in setup.sources) == (method == "draft_model")
+        times[method] = simulate(scenario).latencies.tpot.mean()
+    assert times["draft_model"] > 1.2 * times["ngram"]
+
+
+def test_a_draft_model_beside_the_target_drafts() -> None:
+    scenario = parse_scenario({
+        "model": "meta-llama/Llama-3.1-8B-Instruct", "gpu": "h100",
+        "engine": {"num_speculative_tokens": 2, "speculative_method": "draft_model", "max_model_len": 8192},
+        "colocate": {"draft": "meta-llama/Llama-3.2-1B-Instruct"},
+    })  # fmt: skip
+    time = set_ups(scenario)[""].step_time
+    assert isinstance(time, DraftedStepTime)
+    assert isinstance(time.draft, ModelStepTime)
+    assert time.draft.work.num_layers == 16
