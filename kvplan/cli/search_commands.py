@@ -63,6 +63,7 @@ def recommend_command(
     spare: int | None = None,
     max_gpus: int | None = None,
     day: str | None = None,
+    interconnect: str | None = None,
     workers: int | None = None,
     backend: str = "local",
     address: str | None = None,
@@ -92,6 +93,8 @@ def recommend_command(
         GPUs allowed in all.
     day
         Load over a day, a bundled profile: reasoning-api, office-hours.
+    interconnect
+        What joins the GPUs: pcie4, pcie5, nvlink or ib, also with numbers, e.g. pcie5,gb_s=16,latency_us=20.
     workers
         Processes; one per core by default.
     backend
@@ -114,6 +117,7 @@ def recommend_command(
         "day": day,
     }
     flags = [f"search.{key}={value}" for key, value in said.items() if value is not None]
+    flags += [f"interconnect={interconnect}"] if interconnect else []
     found = recommend(
         scenario, over, overrides=[*set, *flags], backend=backend, address=address, force=force,
         workers=workers, progress=None if quiet else Progress(noun="candidates"),

@@ -45,6 +45,7 @@ def simulate_command(
     max_concurrency: int | None = None,
     seed: int | None = None,
     goodput: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    interconnect: str | None = None,
 ) -> int:
     """Simulate a scenario: throughput, latencies, preemptions, KV occupancy.
 
@@ -92,10 +93,14 @@ def simulate_command(
         Seed of the workload.
     goodput
         Targets such as ttft:2000 tpot:50 e2el:60000, milliseconds.
+    interconnect
+        What joins the GPUs: pcie4, pcie5, nvlink or ib, also with numbers, e.g. pcie5,gb_s=16,latency_us=20.
     """
     flags = _bench_flags(num_prompts, request_rate, burstiness, max_concurrency, seed, goodput)
     if skip_bad_rows:
         flags.append("workload.trace.skip_bad_rows=true")
+    if interconnect:
+        flags.append(f"interconnect={interconnect}")
     loaded = scenarios.load_scenario(scenario, [*set, *flags])
     if dump_scenario:
         print(scenarios.dump_scenario(loaded), end="")

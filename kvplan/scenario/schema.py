@@ -103,7 +103,12 @@ class Interconnect(Config):
 
 
 def _named_link(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
+    """A kind, or as a command line says it: pcie5,gb_s=16,latency_us=20."""
+    if not isinstance(value, str):
+        return value
+    kind, *stated = value.split(",")
+    found: dict[str, str] = dict([kind.split("=", 1)]) if "=" in kind else {"kind": kind}
+    return found | dict(part.split("=", 1) if "=" in part else (part, "") for part in stated)
 
 
 class SGLangFlags(Config):
@@ -154,7 +159,8 @@ class Deployment(Config):
     max_queue: Annotated[int, Field(ge=0, le=10**9)] | None = None
     """Requests beyond this many waiting on a replica are refused at once."""
     interconnect: Annotated[Interconnect, BeforeValidator(_named_link)] | None = None
-    """pcie4, pcie5, nvlink or ib, or a mapping with gb_s and latency_us: comes before what a profile's machine had."""
+    """pcie4, pcie5, nvlink or ib, also with numbers (pcie5,gb_s=16,latency_us=20 or a mapping): comes before what a
+    profile's machine had."""
     frontend: Frontend = Frontend()
     """Time that requests spend in the API server; none by default: times are the engine's own."""
     disaggregation: Disaggregation | None = None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kvplan.cli.main import run
 from kvplan.engines.flags import EngineArgs
 from kvplan.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles.profile import load_profile
 from kvplan.profiles.step_times import default_link, make_step_times
 from kvplan.profiles.surface_file import STEP, packed, read_surfaces
-from kvplan.scenario.schema import Deployment
+from kvplan.scenario.schema import Deployment, Interconnect
 from kvplan.simulation.deploy import stated_link
 from kvplan.timing.links import LINKS
 from kvplan.timing.step import NO_KNOT, StepShape
@@ -87,9 +88,24 @@ def test_the_user_s_link_comes_first() -> None:
     assert slow > make_step_times(model, gpu, args).time.seconds(shape) + 128 * 64 * 5120 * 2 / 8e9
     assert default_link(get_gpu("rtx-pro-6000")).comes_first
     assert not default_link(gpu).comes_first
-    plain = Deployment.model_validate({"model": "Qwen/Qwen3-32B", "interconnect": "pcie5"}).interconnect
-    assert plain is not None
-    assert plain.kind == "pcie5"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "gb_s", "latency_us"),
+    [
+        ("pcie5", "pcie5", None, None), ("nvlink,gb_s=300", "nvlink", 300, None),
+        ("pcie4,gb_s=12,latency_us=20", "pcie4", 12, 20), ("gb_s=25", None, 25, None),
+    ],
+)  # fmt: skip
+def test_a_link_is_one_word_with_numbers(said: str, kind: str | None, gb_s: float, latency_us: float) -> None:
+    found = Deployment.model_validate({"model": "Qwen/Qwen3-32B", "interconnect": said}).interconnect
+    assert found == Interconnect(kind=kind, gb_s=gb_s, latency_us=latency_us)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("said", ["pcie9", "pcie5,gb=3", "pcie5,gb_s", "pcie5,gb_s=fast", "", "pcie5,,"])
+def test_no_link_is_guessed(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", "chat", "--interconnect", said or ",", "--dump-scenario"]) == 2
+    assert "interconnect" in capsys.readouterr().err
 
 
 def test_a_ring_moves_every_byte_twice() -> None:
