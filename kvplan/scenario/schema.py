@@ -106,9 +106,8 @@ def _named_link(value: Any) -> Any:
     """A kind, or as a command line says it: pcie5,gb_s=16,latency_us=20."""
     if not isinstance(value, str):
         return value
-    kind, *stated = value.split(",")
-    found: dict[str, str] = dict([kind.split("=", 1)]) if "=" in kind else {"kind": kind}
-    return found | dict(part.split("=", 1) if "=" in part else (part, "") for part in stated)
+    parts = value if "=" in value.partition(",")[0] else f"kind={value}"
+    return {name: said for name, _, said in (part.partition("=") for part in parts.split(","))}
 
 
 class SGLangFlags(Config):
@@ -132,6 +131,9 @@ class SGLangFlags(Config):
     """With `engine.scheduling_policy: priority`: by how much a priority must be better to take a place."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class Deployment(Config):
     """One model on its GPUs, and how many copies of it."""
 
@@ -143,8 +145,9 @@ class Deployment(Config):
     """Flags of `vllm serve`."""
     engine_version: Annotated[str, BeforeValidator(_quoted)] = "0.32"
     """Of vLLM; its defaults follow."""
-    acceptance_rate: float = Field(0.7, ge=0, le=1)
-    """Speculation: how likely each draft is right; a decode keeps the right ones before the first wrong one."""
+    acceptance_rate: Share | Annotated[tuple[Share, ...], Field(min_length=1, max_length=64)] = 0.7
+    """Speculation: how likely each draft is right, given that those before it were; a list says it by position, as
+    engines log it (the last holds beyond). A decode keeps the right ones before the first wrong one."""
     sglang: SGLangFlags | None = None
     """Given, even as `{}`: SGLang's scheduler and memory rules instead of vLLM's; `engine_version` has no say then."""
     replicas: int = Field(1, ge=1, le=4096)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from kvplan.scenario.schema import Deployment
 from kvplan.schedulers.leap.allowed import why_not
 from kvplan.schedulers.leap.scheduler import LeapScheduler
@@ -113,12 +111,42 @@ class FleetBuilder:
         self.num_replicas += 1
         return Replica(self.num_replicas - 1, engine, setup.step_time, config, self.meter, self.ended)
 
-    def _accept(self, rate: float) -> Callable[[Request, int], int]:
-        """How many drafts are right, each with the deployment's chance, up to the first wrong one."""
-        rng = np.random.default_rng([self.seed, 2, len(self.modes)])
+    def _accept(self, rate: float | tuple[float, ...]) -> Callable[[Request, int], int]:
+        """How many drafts are right, each with its position's chance, up to the first wrong one.
+
+        Drawn by request and token, so that a request's luck does not hang on who else runs.
+        """
+        rates = (rate,) if isinstance(rate, float) else rate
+        stream = (self.seed, 2, len(self.modes))
 
         def accept(request: Request, num_drafts: int) -> int:
-            right = rng.random(num_drafts) < rate
-            return num_drafts if right.all() else int(right.argmin())
+            assert isinstance(request, SimRequest)
+            draws = uniforms(stream, request.row, request.num_output_tokens, num_drafts)
+            for i, draw in enumerate(draws):
+                if draw >= rates[min(i, len(rates) - 1)]:
+                    return i
+            return num_drafts
 
         return accept
+
+
+_MASK, _GOLDEN = (1 << 64) - 1, 0x9E3779B97F4A7C15
+
+
+def uniforms(stream: tuple[int, ...], row: int, token: int, count: int) -> list[float]:
+    """Uniform numbers of a request at a token: SplitMix64 (Steele, Lea and Flood, 2014) of all that names them.
+
+    >>> uniforms((0,), 1, 7, 2) == uniforms((0,), 1, 7, 3)[:2]
+    True
+    """
+    state = 0
+    for part in (*stream, row, token):
+        state = _mixed((state ^ part) & _MASK)
+    return [(_mixed((state + i * _GOLDEN) & _MASK) >> 11) * 2.0**-53 for i in range(count)]
+
+
+def _mixed(state: int) -> int:
+    state = (state + _GOLDEN) & _MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    return state ^ (state >> 31)

@@ -18,6 +18,7 @@ from places import ROOT
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.simulation.deploy import Setup, StatedStepTime
+from kvplan.simulation.fleets import uniforms
 from kvplan.simulation.in_flight import series, steps_to_cover
 from kvplan.simulation.records import FINISH_REASONS
 from kvplan.simulation.result import Result
@@ -427,6 +428,52 @@ def test_speculation_saves_steps(is_async: bool) -> None:
     assert steps[0.0] == pytest.approx(150, abs=5)
     assert steps[1.0] == pytest.approx(51, abs=5)
     assert steps[1.0] < steps[0.7] < steps[0.0]
+
+
+def test_acceptance_by_position() -> None:
+    """First drafts always right, second never: two tokens a step; the last rate holds for positions beyond."""
+    workload = {"num_requests": 4, "prompt": 64, "thinking": 0, "answer": 120, "stop": "length",
+                "arrivals": {"kind": "all_at_once"}}  # fmt: skip
+    steps = {}
+    for rates in ([1.0, 0.0], [1.0, 0.0, 1.0], [1.0, 1.0], [1.0]):
+        found = run(workload, False, {"acceptance_rate": rates}, num_speculative_tokens=3, spec_method="draft_model",
+                    async_scheduling=False)  # fmt: skip
+        steps[tuple(rates)] = found.totals.steps
+    assert steps[1.0, 0.0] == steps[1.0, 0.0, 1.0] == pytest.approx(60, abs=3)
+    assert steps[1.0, 1.0] == steps[(1.0,)] == pytest.approx(30, abs=3)
+
+
+def steps_of(row: int, output: int, rate: float, num_drafts: int) -> int:
+    """Decode steps of a request whose drafts are drawn by its own tokens."""
+    token, steps = 1, 0
+    while token < output:
+        draws = uniforms((0, 2, 0), row, token, num_drafts)
+        token += 1 + next((i for i, draw in enumerate(draws) if draw >= rate), num_drafts)
+        steps += 1
+    return steps
+
+
+@pytest.mark.parametrize("num", [1, 9])
+def test_a_request_s_luck_is_its_own(num: int) -> None:
+    """Which drafts are right does not hang on who else runs: the longest-lived of many decides their steps."""
+    workload = {"num_requests": num, "prompt": 64, "thinking": 0, "answer": 200, "stop": "length",
+                "arrivals": {"kind": "all_at_once"}}  # fmt: skip
+    found = run(workload, False, {"acceptance_rate": 0.6}, num_speculative_tokens=3, spec_method="draft_model",
+                async_scheduling=False, max_num_seqs=16, num_gpu_blocks=2000)  # fmt: skip
+    each = [steps_of(row, 200, 0.6, 3) for row in range(num)]
+    assert found.totals.steps == max(each) + 1
+    assert len(set(each)) > 3 or num == 1
+
+
+def test_draws_are_uniform_and_apart() -> None:
+    """Mean and spread of uniform numbers; neighbours in row, token and place do not follow each other."""
+    grid = np.array([uniforms((5, 2, 0), row, token, 4) for row in range(60) for token in range(60)])
+    assert grid.mean() == pytest.approx(0.5, abs=0.01)
+    assert grid.var() == pytest.approx(1 / 12, abs=0.003)
+    by_row = grid[:, 0].reshape(60, 60)
+    for one, two in ((grid[:, 0], grid[:, 1]), (by_row[1:].ravel(), by_row[:-1].ravel()),
+                     (by_row[:, 1:].ravel(), by_row[:, :-1].ravel())):  # fmt: skip
+        assert abs(np.corrcoef(one, two)[0, 1]) < 0.06
 
 
 def test_time_is_never_measured_here() -> None:
