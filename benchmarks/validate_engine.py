@@ -31,7 +31,7 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles import engine_terms, step_times
-from kvplan.profiles.engine_terms import EngineTerms, Term
+from kvplan.profiles.engine_terms import EngineTerms, Ranged
 from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation import metrics
 from kvplan.simulation.simulator import simulate
@@ -167,7 +167,7 @@ def with_values(terms: EngineTerms | None, **values: float) -> EngineTerms:
     """The terms of vLLM 0.11 with other values."""
     base = terms or engine_terms.find_terms(parse_engine("vllm@0.11"))
     assert base is not None
-    return base.model_copy(update={name: Term(v, v, v) for name, v in values.items()})
+    return base.model_copy(update={name: Ranged(v, v, v) for name, v in values.items()})
 
 
 class using:  # noqa: N801

@@ -27,7 +27,7 @@ PLAIN_SAMPLING = frozenset({"GptOssForCausalLM", "NemotronHForCausalLM"})
 US, MS = 1e-6, 1e-3
 
 
-class Term(NamedTuple):
+class Ranged(NamedTuple):
     """A fitted time, and the range it had over fits that left out one model family each."""
 
     value: float
@@ -47,21 +47,21 @@ class EngineTerms(Config):
     """First version."""
     until: tuple[int, int] | None = None
     """First version that it no longer holds for; None: the newest."""
-    layer_us: Term
+    layer_us: Ranged
     """Of a layer beyond its kernels."""
-    tensor_parallel_us: Term = Term(0, 0, 0)
+    tensor_parallel_us: Ranged = Ranged(0, 0, 0)
     """More of each layer over several tensor-parallel ranks: they wait for the last one."""
-    sequence_us: Term
+    sequence_us: Ranged
     """Of each running sequence: inputs, logits, sampler, outputs."""
-    sampled_us: Term = Term(0, 0, 0)
+    sampled_us: Ranged = Ranged(0, 0, 0)
     """More of each sequence where top-k or top-p is on."""
-    fp8_experts_us: Term = Term(0, 0, 0)
+    fp8_experts_us: Ranged = Ranged(0, 0, 0)
     """More of each layer of fp8 experts."""
-    blackwell_bf16_experts: Term = Term(1, 1, 1)
+    blackwell_bf16_experts: Ranged = Ranged(1, 1, 1)
     """Time of bf16 experts on Blackwell over the kernel table's: other kernels then."""
-    launch_ms: dict[ModelClass, Term] = Field(default_factory=dict)
+    launch_ms: dict[ModelClass, Ranged] = Field(default_factory=dict)
     """Launches of a layer where a step fits no CUDA graph."""
-    many_us: dict[str, Term] = Field(default_factory=dict)
+    many_us: dict[str, Ranged] = Field(default_factory=dict)
     """Architecture of the card -> CPU time of each sequence of a step beyond the CUDA graphs."""
     evidence: Literal["fitted", "assumed"]
     source: str

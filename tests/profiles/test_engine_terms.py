@@ -7,7 +7,7 @@ import pytest
 from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.gpu import get_gpu
 from kvplan.models.load import load_model
-from kvplan.profiles.engine_terms import EngineTerms, Term, all_terms, find_terms, model_class
+from kvplan.profiles.engine_terms import EngineTerms, Ranged, all_terms, find_terms, model_class
 from kvplan.profiles.profile import load_profile
 from kvplan.profiles.step_times import StepTimes, make_step_times
 from kvplan.timing.step import StepShape
@@ -42,7 +42,7 @@ def test_every_version_of_vllm_from_0_11_on_has_one_row(minor: int) -> None:
 
 def test_ranges_hold_their_value_and_say_where_from() -> None:
     for row in all_terms():
-        each = [value for value in vars(row).values() if isinstance(value, Term)]
+        each = [value for value in vars(row).values() if isinstance(value, Ranged)]
         each += [*row.launch_ms.values(), *row.many_us.values()]
         assert all(t.low <= t.value <= t.high for t in each), row.versions
         assert len(row.source) > 20
@@ -71,7 +71,7 @@ def test_sampling_parameters_of_the_checkpoint_cost_time() -> None:
 
 
 def test_ranks_wait_for_each_other() -> None:
-    row = terms("vllm@0.32").model_copy(update={"tensor_parallel_us": Term(0, 0, 0)})
+    row = terms("vllm@0.32").model_copy(update={"tensor_parallel_us": Ranged(0, 0, 0)})
     assert row.tensor_parallel_us.value == 0 < terms("vllm@0.32").tensor_parallel_us.value
     model, timing = load_model("Qwen/Qwen3-32B"), load_profile("h100-sxm-vllm").timing
     assert timing is not None
