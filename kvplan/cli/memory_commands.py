@@ -126,7 +126,7 @@ def serve_command(
 ) -> int:
     """Print the command that serves the plan: only the flags that differ from the engine's defaults.
 
-    Exit code 1, with the reason on stderr, when the plan does not fit.
+    Exit code 1, with the reason on stderr, when the plan does not fit; nothing is printed of one that does not start.
 
     For example:
 
@@ -156,6 +156,9 @@ def serve_command(
         load_model(model, hub=hub), get_gpu(gpu), args, engine=engine, demand=demand,
         colocate=read_colocate(colocate),
     )  # fmt: skip
+    if not plan.serves:
+        print(f"kvplan: {plan.reason}", file=sys.stderr)
+        return 1
     question = plan.question
     flags = with_length(question.args, question.demand)
     serving = question.engine.engine

@@ -24,6 +24,10 @@ from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.units import cdiv, gib
 
 
+FAR = "No change of a flag holds it on these cards; `kvplan recommend` ranks cards, flags and copies for a load."
+"""Said where only other cards, more of them or nothing known would do."""
+
+
 class Span(NamedTuple):
     """A count with the range that the memory overheads leave open."""
 
@@ -112,11 +116,12 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the engine starts and the asked traces live at once."""
-        return (
-            self.refusal is None
-            and self.too_long is None
-            and self.num_traces >= self.question.demand.num_traces
-        )
+        return self.serves and self.num_traces >= self.question.demand.num_traces
+
+    @property
+    def serves(self) -> bool:
+        """Whether the engine starts and takes the asked traces, be it in waves."""
+        return self.refusal is None and self.too_long is None
 
     @property
     def fits_for_sure(self) -> bool:
@@ -209,7 +214,7 @@ class Plan:
                 "price_per_hour": "assumed: GPU table, or --price-per-hour",
             },
             "what_would_fit": [option.to_dict() for option in options],
-            "serve_command": self.serve_command,
+            "serve_command": self.serve_command if self.serves else None,
         }
 
     def _inputs(self) -> dict[str, object]:
@@ -255,9 +260,14 @@ class Plan:
             width = max(len(option.change) for option in options)
             changes = [f"  {option.change:<{width}}  {option.effect}" for option in options]
             parts.append("\n".join(["What would fit:", *changes]))
-        if self.refusal is None:
+        if not self.fits and not any(self._on_the_same_cards(option.plan) for option in options):
+            parts.append(FAR)
+        if self.serves:
             parts.append(self.serve_command)
         return "\n\n".join(parts)
+
+    def _on_the_same_cards(self, other: Plan) -> bool:
+        return other.question.gpu == self.question.gpu and other.args.num_gpus == self.args.num_gpus
 
     def _headline(self) -> list[str]:
         """What the engine would log of its pool and what that means for the asked traces, or why it does not start."""

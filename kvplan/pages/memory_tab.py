@@ -38,8 +38,9 @@ def _answer(asked: Asked) -> None:
     chart(charts.concurrency(plan, lengths, curve_of(asked, lengths)), "concurrency")
     st.caption("Band: the range that measured overheads leave open. Samples of one request share its prompt.")
     _ways_out(options)
-    st.subheader("What to run")
-    st.code(plan.serve_command, language="bash", wrap_lines=True)
+    if plan.serves:
+        st.subheader("What to run")
+        st.code(plan.serve_command, language="bash", wrap_lines=True)
 
 
 def _log(asked: Asked) -> None:
