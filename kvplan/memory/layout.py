@@ -99,6 +99,8 @@ class Layout:
     kv_cache_dtype: str
     attention_backends: tuple[str, ...]
     version: Version = MIRRORED
+    counts_pages: bool = False
+    """Whether the engine prints the tokens of its pages (SGLang, TensorRT-LLM); vLLM has rules by version."""
 
     @property
     def blocks_per_request(self) -> int:
@@ -112,7 +114,9 @@ class Layout:
 
     @property
     def kv_cache_size_tokens(self) -> int:
-        """`GPU KV cache size` as vLLM prints it; for hybrids not a token capacity."""
+        """Size of the pool in tokens as the engine prints it; vLLM's is for hybrids not a token capacity."""
+        if self.counts_pages:
+            return self.num_blocks * self.block_size
         if rules_for(self.version).tokens_by_concurrency:
             return int(self.max_concurrency * self.max_model_len)
         smallest = min(group.block_size for group in self.groups)

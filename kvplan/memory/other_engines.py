@@ -94,6 +94,7 @@ def pool_layout(
         max_in_flight_tokens=args.max_num_batched_tokens,
         kv_cache_dtype=kv_dtype,
         attention_backends=(engine.engine,),
+        counts_pages=True,
     )
 
 

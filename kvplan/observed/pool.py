@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from kvplan.engines.spelling import WORDS
 from kvplan.errors import KvplanError
 from kvplan.memory.answers import Plan
 from kvplan.memory.layout import Layout
@@ -45,13 +44,12 @@ class PrintedPool:
 
 
 def figure(layout: Layout, name: str) -> float:
-    """num_gpu_blocks, cache_tokens or max_concurrency of a layout; SGLang and TensorRT-LLM count whole pages."""
+    """num_gpu_blocks, cache_tokens or max_concurrency of a layout."""
     if name == "num_gpu_blocks":
         return layout.num_blocks
     if name == "max_concurrency":
         return layout.max_concurrency
-    whole_pages = layout.attention_backends[0] in WORDS.keys() - {"vllm"}
-    return layout.num_blocks * layout.block_size if whole_pages else layout.kv_cache_size_tokens
+    return layout.kv_cache_size_tokens
 
 
 def pool_gib(log: StartupLog) -> float | None:

@@ -499,6 +499,17 @@ def test_serve_command_names_only_what_differs() -> None:
     assert shell_command(QWEN, EngineArgs(max_model_len=8192), "sglang").endswith("--context-length 8192")
 
 
+@pytest.mark.parametrize(("engine", "page"), [("sglang", 1), ("sglang", 64), ("tensorrt-llm", 32)])
+@pytest.mark.parametrize("length", [1000, 16_896, 29_999])
+def test_other_engines_print_the_tokens_of_their_pages(engine: str, page: int, length: int) -> None:
+    """`max_total_num_tokens` and `max tokens in paged KV cache` are whole pages, whatever the context is."""
+    args = EngineArgs(max_model_len=length, block_size=page)
+    plan = estimate(QWEN, "h100", args, engine=engine)
+    asked = estimate(QWEN, "h100", EngineArgs(max_model_len=4096, block_size=page), engine=engine)
+    assert plan.cache_tokens.value == plan.shape.num_blocks * page == asked.cache_tokens.value
+    assert plan.budget.kv.size.value // plan.bytes_per_token - plan.cache_tokens.value in range(page)
+
+
 def test_serve_command_speaks_sglang_and_tensorrt() -> None:
     """Switches that turn off what vLLM's turn on, tokens for blocks, and a file for what has no flag."""
     args = EngineArgs(
