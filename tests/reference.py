@@ -30,7 +30,7 @@ from kvplan.workload.strategies.catalog import STRATEGIES, parameters
 
 EXIT_1 = {
     "estimate": "the engine does not start, or the asked traces do not fit at once",
-    "serve-command": "the plan does not fit; the command is printed all the same",
+    "serve-command": "the plan does not fit; the command is printed if the traces are served all the same",
     "simulate": "a target is missed, a request rejected, nothing served, or the run thrashes",
     "compare": "no strategy keeps the limits",
     "sweep": "every point failed",

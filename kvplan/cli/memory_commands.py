@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from kvplan.cli.options import DEMAND, FLAGS, SWITCH, print_json
@@ -10,6 +12,7 @@ from kvplan.engines.flags import EntryPoint, parse_engine
 from kvplan.engines.spelling import unspoken
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu
+from kvplan.memory.answers import Option, Plan
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.plan import estimate
 from kvplan.memory.serve_command import shell_command, with_length, yaml_config
@@ -69,11 +72,37 @@ def estimate_command(
         profile=read_overheads(profile, engine) if profile else None,
     )  # fmt: skip
     options = what_would_fit(plan)
-    if json:
-        print_json(plan.to_dict(options))
-    else:
+    if not json:
         print(plan.text(options))
+        return 0 if plan.fits else 1
+    own = [f"--colocate={pair}" for pair in colocate] + ([f"--profile={profile}"] if profile else [])
+    own += [f"--engine={engine}", f"--entry-point={entry_point}", *(["--hub"] if hub else [])]
+    document = plan.to_dict(options)
+    document["what_would_fit"] = [
+        option.to_dict() | {"command": estimate_line([model, *own], gpu, price_per_hour, plan, option)}
+        for option in options
+    ]
+    print_json(document)
     return 0 if plan.fits else 1
+
+
+def estimate_line(own: Sequence[str], gpu: str, price: float | None, plan: Plan, option: Option) -> str:
+    """The whole command that asks for an option: this command's own words, then all flags, each once."""
+    now = option.plan.question
+    other_card = now.gpu != plan.question.gpu
+    words = [*own, f"--gpu={now.gpu.name if other_card else gpu}"]
+    words += [] if price is None or other_card else [f"--price-per-hour={price!r}"]
+    for name, value in (
+        now.args.model_dump(exclude_defaults=True) | now.demand.model_dump(exclude_defaults=True)
+    ).items():
+        words += _words("--" + name.replace("_", "-"), value)
+    return shlex.join(["kvplan", "estimate", *words])
+
+
+def _words(flag: str, value: object) -> list[str]:
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag.strip('-')}"]
+    return [f"{flag}={one}" for one in (value if isinstance(value, tuple) else (value,))]
 
 
 def read_colocate(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -42,12 +42,11 @@ def what_would_fit(plan: Plan, limit: int = 8) -> tuple[Option, ...]:
         return ()
     base = _startable(plan)
     proposed = [(base, _FREE), *(found for source in _SOURCES for found in source(base))]
-    options = {
-        option.change: option
-        for changed, rank in reversed(proposed)
-        if changed is not None and (option := _option(plan.question, changed, rank))
-    }
-    ranked = sorted(reversed(options.values()), key=lambda option: (option.rank, option.plan.price_per_hour))
+    options: dict[str, Option] = {}
+    for changed, rank in proposed:
+        if changed is not None and (option := _option(plan.question, changed, rank)):
+            options.setdefault(option.change, option)
+    ranked = sorted(options.values(), key=lambda option: (option.rank, option.plan.price_per_hour))
     return tuple(ranked[:limit])
 
 
@@ -286,7 +285,7 @@ def _wider(plan: Plan) -> Iterator[Plan]:
 
 
 def _copies(plan: Plan) -> Plan | None:
-    """As many replicas as hold all traces, if it is more than there are; what one holds may change with their number."""
+    """As many replicas as hold all traces, if more than there are; what one holds may change with their number."""
     asked, changed = plan.question.demand.num_traces, plan
     for _ in range(4):
         each = changed.num_traces // changed.args.data_parallel_size
