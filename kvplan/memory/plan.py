@@ -198,9 +198,17 @@ def _ragged_shard(question: Question, args: ResolvedArgs) -> str | None:
         tensor_parallel_size=args.tensor_parallel_size,
         data_parallel_size=args.data_parallel_size,
         enable_expert_parallel=args.enable_expert_parallel,
+        merged_whole=_checks_merged(engine, question.model),
         refines_experts=engine.is_vllm(0, 29),
         splits_ba=engine.engine == "sglang" and (*engine.version, engine.patch or 99) < (0, 5, 9),
     )
+
+
+def _checks_merged(engine: EngineVersion, model: ModelSpec) -> bool:
+    """vLLM lets merged matrices be ragged from 0.14 on; SGLang only MiMo's, whose code skips the check."""
+    if engine.engine == "sglang":
+        return not model.architecture.startswith("MiMoV2")
+    return not engine.is_vllm(0, 14)
 
 
 def _length(question: Question, args: ResolvedArgs) -> int:

@@ -82,6 +82,62 @@ def test_whole_blocks_are_loaded(asked: str) -> None:
     assert run(["estimate", *asked.split()]) == 0
 
 
+LITE = {
+    "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "hidden_size": 2048,
+    "num_hidden_layers": 2, "num_attention_heads": 16, "num_key_value_heads": 16, "kv_lora_rank": 512, "q_lora_rank": None,
+    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "intermediate_size": 10944,
+    "moe_intermediate_size": 1408, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1, "vocab_size": 102400, "max_position_embeddings": 8192, "torch_dtype": "bfloat16",
+}  # fmt: skip
+"""DeepSeek-V2-Lite's widths."""
+BY_QUANT = {
+    "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+    "compressed-tensors": {
+        "quant_method": "compressed-tensors", "format": "float-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": {
+            "num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128]}}},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "engine", "tp", "why"),
+    [
+        ("fp8", "vllm@0.13", 1, "gate_proj would be 10944 wide"),
+        ("fp8", "vllm@0.14", 1, ""),
+        ("fp8", "vllm@0.14", 2, "down_proj would be 5472 wide"),
+        ("fp8", "sglang", 1, "gate_proj would be 10944 wide"),
+        ("compressed-tensors", "vllm", 1, "gate_proj would be 10944 wide"),
+    ],
+)
+def test_merged_matrices_are_checked_by_version(method: str, engine: str, tp: int, why: str) -> None:
+    """vLLM's pull request 30836 (0.14) lets merged ones be ragged, where its config knows the block size (33327)."""
+    model = from_config({**LITE, "quantization_config": BY_QUANT[method]}, "lite")
+
+    def ask() -> bool:
+        return estimate(model, "h100", engine=engine, tensor_parallel_size=tp).refusal is None
+
+    if why:
+        with pytest.raises(KvplanError, match=why):
+            ask()
+    else:
+        assert ask()
+
+
+def test_a_query_that_nothing_is_merged_with_is_whole_blocks() -> None:
+    """Latent attention without q_lora: one column-parallel matrix, 16 heads of 192 over 16 ranks."""
+    told = {**LITE, "intermediate_size": 16384, "quantization_config": BY_QUANT["fp8"]}
+    with pytest.raises(KvplanError, match="latent q_proj would be 192 wide"):
+        estimate(from_config(told, "lite"), "h100", tensor_parallel_size=16)
+
+
+def test_keys_of_one_head_a_rank_are_no_whole_block_before_0_14() -> None:
+    """MiMo-V2-Flash's keys are 192 wide; the change that served it is the one of 0.14, SGLang skips its check."""
+    for engine, loads in (("vllm@0.13", False), ("vllm@0.14", True), ("sglang", True)):
+        words = ["estimate", "XiaomiMiMo/MiMo-V2-Flash", "--gpu", "h200", "-tp", "8", "--engine", engine]
+        assert run(words) == (0 if loads else 2), engine
+
+
 def test_a_refused_shape_is_not_ranked() -> None:
     """P02: the engine does not load the larger of the two sizes."""
     scenario = parse_scenario(
