@@ -187,7 +187,7 @@ class _Start:
         for engine, patterns in ENGINES.items():
             for index, pattern in enumerate(patterns):
                 for match in pattern.regex.finditer(line) if pattern.literal in line else ():
-                    reading = Reading(float(match[1].replace(",", "")), number, _rank(line))
+                    reading = Reading(_number(pattern.figure, match[1], number), number, _rank(line))
                     self.readings[engine][pattern.figure].append((index, reading))
 
     def _configuration(self, number: int, line: str) -> None:
@@ -261,6 +261,20 @@ class _Start:
                 )
             agreed[name] = next(iter(values), told[0][0])
         return agreed
+
+
+_MOST = {"gib": 1 << 10, "mib": 1 << 20}
+"""Unit at the end of a figure's name -> more than any card has of it."""
+_MOST_COUNTED = 1 << 40
+"""Bytes, tokens, blocks, sequences."""
+
+
+def _number(figure: str, printed: str, line: int) -> float:
+    """A printed number; KvplanError where no engine counts that far."""
+    value = float(printed.replace(",", ""))
+    if abs(value) > _MOST.get(figure.rpartition("_")[2], _MOST_COUNTED):
+        raise KvplanError(f"line {line} of the log tells {figure} {value:,g}, more than any card holds")
+    return value
 
 
 _FIXED = ("max_model_len", "tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization")

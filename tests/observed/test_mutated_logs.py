@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from places import FIXTURES
 
 from kvplan.errors import KvplanError
+from kvplan.memory.plan import estimate
+from kvplan.observed.patterns import ENGINES
 from kvplan.observed.reconciliation import reconcile
 
 LOGS = sorted((FIXTURES / "logs").rglob("*.txt")) + sorted((FIXTURES / "logs").rglob("*.log"))
@@ -96,3 +100,32 @@ def test_a_broken_log_gives_a_report_or_a_named_error(block: int) -> None:
         except KvplanError as error:
             said = str(error)
         assert 0 < len(said) < 2000, seed
+
+
+def printed_figures(text: str) -> list[tuple[int, int]]:
+    """Where the figures of a log stand that the reader takes."""
+    found = [
+        match.span(1)
+        for patterns in ENGINES.values()
+        for pattern in patterns
+        for line in re.finditer(r"[^\n]+", text)
+        if pattern.literal in line[0]
+        for match in pattern.regex.finditer(text, line.start(), line.end())
+    ]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("path", [p for p in LOGS if p.parent.name == "logs"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("huge", ["9" * 400, "9" * 17])
+def test_no_figure_is_more_than_a_card_holds(path: Path, huge: str) -> None:
+    """Every figure in turn, past any float and past any card: one line that names its line, or it is not that log's."""
+    text = path.read_text()
+    model = estimate("Qwen/Qwen3-8B", "h100").question.model
+    for start, end in printed_figures(text):
+        try:
+            json.dumps(
+                reconcile(text[:start] + huge + text[end:], model=model, gpu="h100").to_dict(),
+                allow_nan=False,
+            )
+        except KvplanError as error:
+            assert "\n" not in str(error)
