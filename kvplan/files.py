@@ -117,6 +117,28 @@ def append_whole(path: Path | str, line: str) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a cell begins that a spreadsheet would run (OWASP: CSV injection)."""
+
+
+def safe_cell(value: Any) -> Any:
+    """A value as a cell of a CSV: text that a spreadsheet would run gets an apostrophe; `cell_text` takes it off.
+
+    >>> safe_cell("=HYPERLINK(1)"), safe_cell("'=x"), safe_cell("it's"), safe_cell(-1)
+    ("'=HYPERLINK(1)", "''=x", "it's", -1)
+    """
+    return f"'{value}" if isinstance(value, str) and value.lstrip("'").startswith(_FORMULA) else value
+
+
+def cell_text(cell: str) -> str:
+    """The text of a cell that `safe_cell` made.
+
+    >>> cell_text("'=HYPERLINK(1)"), cell_text("''=x"), cell_text("it's"), cell_text("'t")
+    ('=HYPERLINK(1)', "'=x", "it's", "'t")
+    """
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell
+
+
 @contextmanager
 def patient_streams() -> Iterator[None]:
     """Standard output and error whose reader may leave (`| head`) or never was there (`2>&-`): the work goes on."""

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from places import ROOT
 
 from kvplan.errors import KvplanError
-from kvplan.files import refuse_same_file, write_whole, written_whole
+from kvplan.files import cell_text, refuse_same_file, safe_cell, write_whole, written_whole
 
 WRITER = """
 import sys
@@ -110,3 +112,17 @@ def test_outputs_never_fall_on_inputs_or_on_each_other(tmp_path: Path) -> None:
     with pytest.raises(KvplanError, match="is written by --records"):
         refuse_same_file([], {"--records": tmp_path / "x", "--trace": tmp_path / "x"})
     refuse_same_file([path, None], {"--records": "/dev/null", "--trace": "/dev/null", "--plot": None})
+
+
+FORMULAS = ("=1+1", "+1", "-1", "@x", "\tx", "'=x", "''+x")
+
+
+@given(st.text() | st.sampled_from(FORMULAS) | st.text("'=+-@a\t"))
+@example("'")
+@example("it's")
+def test_no_cell_is_run_and_every_cell_comes_back(text: str) -> None:
+    """A spreadsheet runs a cell by its first character; the apostrophe before it is taken off again."""
+    cell = safe_cell(text)
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert cell_text(cell) == text
+    assert (cell == text) == (not text.lstrip("'").startswith(("=", "+", "-", "@", "\t", "\r")))

@@ -11,14 +11,17 @@ it. The third lists what would be measured in so many seconds on an H100, by byt
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from importlib.util import find_spec
 from math import inf
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from kvplan.calibrate.session import MeasurementSession, Report, no_report
 from kvplan.errors import KvplanError
+from kvplan.files import write_whole
 
 USAGE = "usage: python -m kvplan.calibrate.card FILE [cuda|cpu] [default|quick|cpu] [--force] [--budget-s SECONDS]"
 RUN = """import sys
@@ -106,11 +109,14 @@ def write_folder(folder: Path) -> None:
     needed = ["__init__.py", "errors.py", "files.py", "calibrate/__init__.py"]
     needed += [f"calibrate/{name}.py" for name in ("card", "session", "measurements")]
     needed += [path.relative_to(package).as_posix() for path in package.glob("calibrate/measure/*.py")]
-    for name in needed:
-        target = folder / "kvplan" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(package / name, target)
-    (folder / "run.py").write_text(RUN, encoding="utf-8")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        for name in needed:
+            target = Path(beside) / "folder" / "kvplan" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(package / name, target)
+        write_whole(Path(beside) / "folder" / "run.py", RUN)
+        os.replace(Path(beside) / "folder", folder)
 
 
 def plan_lines(budget_s: float) -> list[str]:

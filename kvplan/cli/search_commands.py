@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.progress import Progress
+from kvplan.files import safe_cell
 from kvplan.scenario.schema import load_scenario
 from kvplan.search.comparison import compare
 from kvplan.search.execution import Execution, default_workers
@@ -208,4 +209,4 @@ def _remarks(found: Sweep, output: Path | None) -> list[str]:
 def _print_csv(rows: list[dict[str, Any]]) -> None:
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(rows[0])
-    out.writerows(["" if v is None else v for v in row.values()] for row in rows)
+    out.writerows(["" if v is None else safe_cell(v) for v in row.values()] for row in rows)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from kvplan.errors import KvplanError
-from kvplan.files import append_whole, locked, written_whole
+from kvplan.files import append_whole, cell_text, locked, safe_cell, written_whole
 from kvplan.search.point_row import COUNTS, FIGURES, TEXTS, Row
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -162,7 +162,10 @@ class SweepFile:
 def _csv_line(values: Iterable[Any]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="").writerow(
-        ["" if v is None else " ".join(v.splitlines()) if isinstance(v, str) else v for v in values]
+        [
+            "" if v is None else safe_cell(" ".join(v.splitlines()) if isinstance(v, str) else v)
+            for v in values
+        ]
     )
     return out.getvalue()
 
@@ -197,7 +200,7 @@ def _is_sound(column: str, value: Any) -> bool:
 def _value(column: str, text: str) -> Any:
     """A cell of a CSV as it was before it was written; keys are filled in from the point later."""
     if column in TEXTS or column not in FIGURES:
-        return text
+        return cell_text(text)
     if text == "":
         return None
     if column in COUNTS:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvplan.errors import KvplanError
-from kvplan.files import written_whole
+from kvplan.files import safe_cell, written_whole
 from kvplan.units import TICKS_PER_S
 
 UNSET = -1
@@ -176,9 +176,7 @@ def _plain(value: Any) -> Any:
     """Nine decimals of a second, nothing where nothing happened, and no name that a spreadsheet would run."""
     if isinstance(value, float):
         return "" if value != value else f"{value:.9f}".rstrip("0").rstrip(".")
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return "'" + value
-    return value
+    return safe_cell(value)
 
 
 def _write_jsonl(columns: dict[str, NDArray[Any]], path: Path) -> None:

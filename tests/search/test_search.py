@@ -24,7 +24,7 @@ from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.search import execution, sweep_file
 from kvplan.search.execution import Execution, execute
 from kvplan.search.grid import Axis, make_axes, make_points, parse_axis, read_base
-from kvplan.search.point_row import FIGURES, Row
+from kvplan.search.point_row import FIGURES, Row, error_row
 from kvplan.search.sweep_file import HASH, SweepFile
 from kvplan.search.sweeping import sweep, sweep_rows
 from kvplan.simulation.simulator import simulate
@@ -340,6 +340,28 @@ def test_two_sweeps_fill_one_file(tmp_path: Path, suffix: str) -> None:
     two.add(whole[0])
     two.finish([row[HASH] for row in whole])
     assert path.read_bytes() == other.read_bytes()
+
+
+def test_no_cell_of_a_sweep_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of the user's, as keys and in errors, are text to a spreadsheet; found again as they were."""
+    path, key = tmp_path / "rows.csv", "name"
+    texts = ["=HYPERLINK(1)", "-x", "@a", "it's", "'=b"]
+    rows = [{HASH: f"{n:016x}", key: text, **error_row(text)} for n, text in enumerate(texts)]
+    file = SweepFile(path, (key,))
+    file.open()
+    for row in rows:
+        file.add(row)
+    file.finish([row[HASH] for row in rows])
+    cells = [cell for line in csv.reader(path.read_text().splitlines()) for cell in line]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    again = SweepFile(path, (key,))
+    again.open()
+    assert [(row[key], row["error"]) for row in again.found.values()] == [(text, text) for text in texts]
+    scenario = tmp_path / "my.yaml"
+    scenario.write_text(json.dumps(BASE))
+    assert run(["sweep", str(scenario), "--over", "name==x,-y", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert [line[0] for line in csv.reader(out.splitlines())][1:] == ["'=x", "'-y"]
 
 
 @pytest.mark.parametrize(
