@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
+from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Deployment
 from kvplan.schedulers.leap.allowed import why_not
 from kvplan.schedulers.leap.scheduler import LeapScheduler
@@ -20,6 +23,11 @@ from kvplan.simulation.replica_stats import Ended
 from kvplan.simulation.router import Router
 from kvplan.simulation.sim_request import SimRequest
 from kvplan.units import TICKS_PER_S
+
+MOST_STEPPED_BLOCKS = 20_000_000
+"""Blocks of all replicas that go step by step; each takes 250 bytes or so, 5 GB in all."""
+FEW_REPLICAS = 16
+"""So many are set up whatever the time is."""
 
 
 @dataclass(slots=True)
@@ -70,7 +78,11 @@ class FleetBuilder:
     ended: Ended
     start: Callable[[list[ReplicaProcess]], None]
     """Puts one engine, or the ranks of a lockstep group, on the clock."""
+    deadline: float = inf
+    """`time.monotonic()` at which the run's time is over: building thousands of pools takes part of it."""
     num_replicas: int = 0
+    num_stepped_blocks: int = 0
+    """Blocks of replicas that go step by step: each is an object."""
     modes: dict[str, str] = field(default_factory=dict)
     """Deployment -> `leap`, or why it goes step by step."""
 
@@ -78,6 +90,8 @@ class FleetBuilder:
         """Return the replicas of a deployment, each with its process on the clock."""
         fleet = Fleet(deployment, setup, Router(deployment.router), Router(deployment.router))
         apart = deployment.disaggregation
+        copies = deployment.replicas * setup.replicas_per_copy + (apart.prefill_replicas if apart else 0)
+        self._check_room(setup, copies * setup.lockstep_ranks)
         for _ in range(deployment.replicas * setup.replicas_per_copy):
             fleet.decode += self._copy(name, fleet, decodes_only=apart is not None)
         for _ in range(apart.prefill_replicas if apart else 0):
@@ -100,7 +114,8 @@ class FleetBuilder:
             room = max(config.max_model_len + config.max_num_seqs, config.max_num_batched_tokens)
             config = config.model_copy(update={"max_num_batched_tokens": room})
         engine: SchedulerInterface
-        reason = "asked for" if self.step_by_step else "" if setup.sglang is not None else why_not(config)
+        reason = self._why_steps(setup)
+        self._check_time()
         if setup.sglang is not None:
             engine = SGLangEngine(sglang_config(config, setup.sglang), may_leap=not reason)
         elif reason:
@@ -110,6 +125,28 @@ class FleetBuilder:
         self.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
         self.num_replicas += 1
         return Replica(self.num_replicas - 1, engine, setup.step_time, config, self.meter, self.ended)
+
+    def _why_steps(self, setup: Setup) -> str:
+        """Why its replicas go step by step; empty where they leap."""
+        return "asked for" if self.step_by_step else "" if setup.sglang is not None else why_not(setup.config)
+
+    def _check_time(self) -> None:
+        """Where a few replicas are set up, the run itself looks at the clock, and has something to show."""
+        if self.num_replicas >= FEW_REPLICAS and time.monotonic() > self.deadline:
+            raise KvplanError(
+                f"limits.wall_clock_s: over when {self.num_replicas:,} replicas had been set up; "
+                "ask for fewer, or give it longer"
+            )
+
+    def _check_room(self, setup: Setup, num_replicas: int) -> None:
+        """Refuse what would fill this machine's memory."""
+        if setup.sglang is None and self._why_steps(setup):
+            self.num_stepped_blocks += num_replicas * setup.config.num_gpu_blocks
+        if self.num_stepped_blocks > MOST_STEPPED_BLOCKS:
+            raise KvplanError(
+                f"{num_replicas:,} replicas of {setup.config.num_gpu_blocks:,} blocks, step by step: "
+                f"{MOST_STEPPED_BLOCKS:,} blocks in all can be simulated so; ask for fewer replicas"
+            )
 
     def _accept(self, rate: float | tuple[float, ...]) -> Callable[[Request, int], int]:
         """How many drafts are right, each with its position's chance, up to the first wrong one.

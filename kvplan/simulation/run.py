@@ -32,7 +32,9 @@ from kvplan.units import TICKS_PER_S
 Process = Generator[Event, Any, None]
 
 CHECK_EVERY = 256
-"""Steps and leaps between two looks at the wall clock and at thrashing."""
+"""Steps and leaps between two looks at thrashing."""
+LOOK_EVERY = 16
+"""Steps, leaps or requests between two looks at the wall clock; a step of a large batch takes milliseconds."""
 
 
 class Source(Protocol):
@@ -81,14 +83,14 @@ class Run:
         self.alive: dict[int, SimRequest] = {}
         self.place_of: dict[int, tuple[ReplicaProcess, SimRequest]] = {}
         """Where a request is, and the engine's request for it."""
-        self.turns = 0
+        self.turns = self.sent = 0
         self.interrupted = False
         self.verdict = ""
         self.now = 0
         """When the last request ended; once the run is over, when it ended."""
         builder = FleetBuilder(
             seed=scenario.workload.seed, step_by_step=step_by_step, meter=self.meter, ended=self.ended,
-            start=self._start,
+            start=self._start, deadline=self.started + scenario.limits.wall_clock_s,
         )  # fmt: skip
         self.modes = builder.modes
         self.fleets = {
@@ -166,7 +168,7 @@ class Run:
                 process.can_cut = False
             replica.complete(now)
             self.turns += 1
-            if now >= self.timeline.next_at or self.interrupted or not self.turns % CHECK_EVERY:
+            if now >= self.timeline.next_at or self.interrupted or not self.turns % LOOK_EVERY:
                 self._check(now)
                 if self.stop.triggered:
                     return
@@ -201,15 +203,15 @@ class Run:
             self._check(env.now)
 
     def _check(self, now: int) -> None:
-        """Sample the timeline; look at who wants to end the run; now and then at the wall clock and at thrashing."""
+        """Sample the timeline; look at who wants to end the run, at the wall clock, now and then at thrashing."""
         if now >= self.timeline.next_at:
             self.timeline.add(now, take_sample(self.replicas, now))
             self.observer.on_sample(now / TICKS_PER_S, self.replicas)
         if self.interrupted or self.observer.cancelled():
             self.halt("interrupted")
+        self._look_at_the_clock()
         if self.turns % CHECK_EVERY:
             return
-        self._look_at_the_clock()
         recomputed = sum(r.totals.recomputed_tokens for r in self.replicas)
         useful = sum(r.totals.decode_tokens + r.totals.prefill_tokens for r in self.replicas) - recomputed
         if recomputed > self.scenario.limits.thrash_ratio * useful:
@@ -223,6 +225,9 @@ class Run:
 
     def send(self, fleet: Fleet, request: SimRequest, place: Callable[[Fleet, SimRequest], None]) -> None:
         """Through the API server, if that takes time; then `place` it on a replica."""
+        self.sent += 1
+        if not self.sent % LOOK_EVERY:  # choosing among thousands of replicas takes its time
+            self._look_at_the_clock()
         ticks = fleet.frontend_ticks(request.num_prompt_tokens)
         if ticks:
             self.at(ticks, lambda: place(fleet, request) if request.row in self.alive else None)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
+from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.simulation.deploy import Setup, StatedStepTime
@@ -384,6 +386,33 @@ def test_the_horizon_ends_a_run(by_step: bool) -> None:
     assert (
         found.records["output_tokens"].sum() == found.totals.decode_tokens + found.records["first_token"].size
     )
+
+
+@pytest.mark.parametrize("step_by_step", [False, True])
+@pytest.mark.parametrize("router", ["round_robin", "least_kv"])
+def test_the_wall_clock_ends_a_run_of_thousands_of_replicas(step_by_step: bool, router: str) -> None:
+    """Setting them up, choosing among them and stepping: each falls under the limit."""
+    told = {
+        "model": "Qwen/Qwen3-8B", "gpu": "h100", "step_time": {"fixed_us": 8000}, "replicas": 4096, "router": router,
+        "limits": {"wall_clock_s": 0.5},
+        "workload": {"num_requests": 20_000, "arrivals": {"kind": "all_at_once"}, "prompt": 100, "answer": 2000},
+    }  # fmt: skip
+    begun = time.monotonic()
+    with suppress(KvplanError):
+        assert simulate(told, step_by_step=step_by_step).verdict == "wall_clock"
+    assert time.monotonic() - begun < 10
+
+
+def test_replicas_that_memory_cannot_step_are_refused() -> None:
+    """Each block is an object: the bound is told before gigabytes are gone."""
+    told = {
+        "model": "Qwen/Qwen3-8B",
+        "gpu": "h100",
+        "replicas": 3,
+        "engine": {"num_gpu_blocks_override": 9_000_000},
+    }
+    with pytest.raises(KvplanError, match="replicas of 9,000,000 blocks, step by step: 20,000,000 blocks"):
+        simulate(told, step_by_step=True)
 
 
 def test_the_wall_clock_ends_a_run() -> None:
