@@ -127,13 +127,19 @@ class BlockHasher:
     """Chained names of blocks: equal prefixes get equal numbers (vLLM `get_request_block_hasher`).
 
     vLLM chains SHA-256 over token values; here each new (parent, content) pair gets the next number, so
-    nothing can collide. Names are made when they are first asked for.
+    nothing can collide. Names are made when they are first asked for. A name can cover some tokens after its block.
     """
 
-    def __init__(self, hash_block_size: int) -> None:
+    def __init__(self, hash_block_size: int, num_lookahead_tokens: int = 0) -> None:
         self.hash_block_size = hash_block_size
+        self.num_lookahead_tokens = num_lookahead_tokens
         self._names: dict[tuple[BlockHash, Content], BlockHash] = {}
         self._chains: dict[str, list[BlockHash]] = {}
+
+    def num_hashed_tokens(self, request: Request) -> int:
+        """Count the tokens in blocks that have a name: full ones, and the tokens after them known as well."""
+        num_tokens = max(0, request.num_tokens - self.num_lookahead_tokens)
+        return num_tokens - num_tokens % self.hash_block_size
 
     def block_hashes(self, request: Request, num_tokens: int) -> list[BlockHash]:
         """Return the request's block names, of at least all full blocks within its first `num_tokens`."""
@@ -141,7 +147,7 @@ class BlockHasher:
         size = self.hash_block_size
         for start in range(len(chain) * size, num_tokens - size + 1, size):
             parent = chain[-1] if chain else 0
-            content = request.content(start, start + size)
+            content = request.content(start, start + size + self.num_lookahead_tokens)
             chain.append(self._names.setdefault((parent, content), len(self._names) + 1))
         return chain
 

@@ -130,8 +130,22 @@ def prompt_lengths(requests: list[Json]) -> dict[str, int]:
     return lengths
 
 
-def random_scenario(seed: int) -> Json:
-    """One scenario; the same seed gives the same scenario."""
+def random_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Json:
+    """One scenario; the same seed gives the same scenario, but for flags that a version does not have."""
+    scenario = _scenario(seed)
+    if version >= (0, 33):
+        scenario |= _flags_of_033(Random(f"0.33 {seed}"), scenario)
+    return scenario
+
+
+def _flags_of_033(rng: Random, scenario: Json) -> Json:
+    flags: Json = {"prefill_schedule_interval": rng.choice([2, 3, 5])} if rng.random() < 0.2 else {}
+    if scenario.get("spec_method") == "eagle" and rng.random() < 0.3:
+        flags["disable_lookahead_block_hashes"] = True
+    return flags
+
+
+def _scenario(seed: int) -> Json:
     rng = Random(seed)
     block_size = rng.choice([4, 4, 8, 16])
     num_drafts = rng.choice([0, 0, 0, 1, 2, 3])

@@ -2,8 +2,9 @@
 
     python vllm_oracle.py [--first SEED] [--count N] [--scenario FILE ...]
 
-Needs vLLM 0.32.0 (CPU wheel; no model, no GPU): `make oracle` installs it into a virtual environment of its own. One
-driver, `kvplan.conformance.vllm_replay`, runs both engines: here vLLM's scheduler wears the twin's face.
+Takes whatever vLLM Python finds, and the twin's rules of that version. `make oracle` installs the CPU wheel of 0.32.0
+(no model, no GPU) into a virtual environment of its own; `make oracle VLLM=0.33` puts another version's Python in front
+of it. One driver, `kvplan.conformance.vllm_replay`, runs both engines: here vLLM's scheduler wears the twin's face.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import sys
 import tempfile
 from argparse import ArgumentParser
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +27,7 @@ os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HU
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+import vllm
 from random_scenarios import RANDOM_MAX_STEPS, random_scenario, run_hash
 from vllm.config import (
     CacheConfig,
@@ -35,12 +39,10 @@ from vllm.config import (
     VllmConfig,
 )
 from vllm.sampling_params import SamplingParams
-from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1 import kv_cache_interface as specs
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request as VllmRequest
 from vllm.v1.request import RequestStatus as VllmStatus
@@ -52,9 +54,10 @@ from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.request import Request, RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.schedulers.vllm.output import SchedulerOutput
+from kvplan.schedulers.vllm.rules import parse_version
 
 logging.disable(logging.WARNING)
-STOP_TOKEN = 1
+VERSION = parse_version(vllm.__version__)
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -78,6 +81,33 @@ def model_folder(num_layers: int) -> str:
 
 
 FOLDERS = {layers: model_folder(layers) for layers in (1, 2)}
+
+
+def found(name: str, *modules: str) -> Any:
+    """Something of vLLM that stood in different modules; None in versions without it."""
+    for module in modules:
+        try:
+            return getattr(import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+    return None
+
+
+def known(call: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+    """The arguments that this version knows; raises ValueError where one that it does not know asks for something."""
+    names = signature(call).parameters
+    unknown = {
+        k: v for k, v in arguments.items() if k not in names and v != EngineConfig.model_fields[k].default
+    }
+    if unknown:
+        raise ValueError(f"no {', '.join(unknown)} in this version")
+    return {k: v for k, v in arguments.items() if k in names}
+
+
+get_hash_fn_by_name = found("get_hash_fn_by_name", "vllm.utils.hashing", "vllm.utils")
+get_kv_cache_groups = found(
+    "get_kv_cache_groups", "vllm.v1.core.kv_cache_planning", "vllm.v1.core.kv_cache_utils"
+)
 
 
 def kv_cache_spec(group: KVCacheGroup, config: EngineConfig) -> specs.KVCacheSpec:
@@ -118,16 +148,23 @@ def vllm_config(config: EngineConfig) -> VllmConfig:
         enable_chunked_prefill=config.enable_chunked_prefill,
         policy=config.policy,
         async_scheduling=False,
-        watermark=config.watermark,
-        scheduler_reserve_full_isl=config.scheduler_reserve_full_isl,
         long_prefill_token_threshold=config.long_prefill_token_threshold,
+        **known(
+            SchedulerConfig,
+            watermark=config.watermark,
+            scheduler_reserve_full_isl=config.scheduler_reserve_full_isl,
+            prefill_schedule_interval=config.prefill_schedule_interval,
+        ),
     )
     modes = {group.mode for group in config.groups if group.kind == "mamba"}
     cache = CacheConfig(
         block_size=config.block_size,
         enable_prefix_caching=config.enable_prefix_caching,
-        prefix_match_unit=config.prefix_match_unit,
-        prefix_cache_retention_interval=config.prefix_cache_retention_interval,
+        **known(
+            CacheConfig,
+            prefix_match_unit=config.prefix_match_unit,
+            prefix_cache_retention_interval=config.prefix_cache_retention_interval,
+        ),
         **({"mamba_cache_mode": modes.pop()} if modes else {}),
     )
     extra: dict[str, Any] = {}
@@ -140,6 +177,7 @@ def vllm_config(config: EngineConfig) -> VllmConfig:
             num_speculative_tokens=config.num_speculative_tokens,
             target_model_config=model,
             target_parallel_config=extra["parallel_config"],
+            **known(SpeculativeConfig, disable_lookahead_block_hashes=config.disable_lookahead_block_hashes),
             **drafter.get(config.spec_method, lookup),
         )
     whole = VllmConfig(
@@ -157,7 +195,9 @@ def vllm_config(config: EngineConfig) -> VllmConfig:
 def vllm_scheduler(config: EngineConfig, scenario: VLLMScenario) -> tuple[Scheduler, VllmConfig]:
     """vLLM's scheduler for the same engine; layers are grouped by vLLM itself."""
     whole = vllm_config(config)
-    register_all_kvcache_specs(whole)
+    register = found("register_all_kvcache_specs", "vllm.v1.core.single_type_kv_cache_manager")
+    if register:
+        register(whole)
     whole.scheduler_config.disable_hybrid_kv_cache_manager = False
     if scenario.kv_cache_layers:
         whole.cache_config.kv_cache_layout = "LBNHC"
@@ -167,27 +207,33 @@ def vllm_scheduler(config: EngineConfig, scenario: VLLMScenario) -> tuple[Schedu
             size = layer.block_size or (config.max_model_len if whole_state else config.block_size)
             spec = kv_cache_spec(layer.model_copy(update={"block_size": size}), config)
             layers |= {f"{i}.{j}": spec for j in range(layer.layers)}
-        groups = kv_cache_utils.get_kv_cache_groups(whole, layers)
+        groups = get_kv_cache_groups(whole, layers)
     else:
         groups = [
-            specs.KVCacheGroupSpec([str(i)], kv_cache_spec(group, config), is_eagle_group=group.eagle)
+            specs.KVCacheGroupSpec(
+                [str(i)],
+                kv_cache_spec(group, config),
+                **({"is_eagle_group": True} if group.eagle and VERSION >= (0, 32) else {}),
+            )
             for i, group in enumerate(config.groups)
         ]
     cache = specs.KVCacheConfig(
         num_blocks=config.num_gpu_blocks,
         kv_cache_tensors=[],
         kv_cache_groups=groups,
-        prefix_cache_retention_interval=config.prefix_cache_retention_interval,
+        **known(specs.KVCacheConfig, prefix_cache_retention_interval=config.prefix_cache_retention_interval),
     )
     whole.cache_config.block_size = min(group.kv_cache_spec.block_size for group in groups)
-    block_size, hash_block_size = kv_cache_utils.resolve_kv_cache_block_sizes(cache, whole)
+    sizes = {"block_size": whole.cache_config.block_size, "hash_block_size": whole.cache_config.block_size}
+    resolve = found("resolve_kv_cache_block_sizes", "vllm.v1.core.kv_cache_utils")
+    if resolve:
+        sizes = dict(zip(sizes, resolve(cache, whole), strict=True))
     scheduler = (AsyncScheduler if config.async_scheduling else Scheduler)(
         vllm_config=whole,
         kv_cache_config=cache,
         structured_output_manager=StructuredOutputManager(whole),
-        block_size=block_size,
-        hash_block_size=hash_block_size,
         log_stats=True,
+        **{name: size for name, size in sizes.items() if name in signature(Scheduler).parameters},
     )
     return scheduler, whole
 
@@ -249,8 +295,11 @@ class VllmFace:
         kv_cache_utils.init_none_hash(hash_function)
         self.hasher = None
         if config.enable_prefix_caching:
-            unit = self.vllm.hash_block_size
-            self.hasher = kv_cache_utils.get_request_block_hasher(unit, hash_function)
+            unit = getattr(self.vllm, "hash_block_size", self.vllm.cache_config.block_size)
+            lookahead = getattr(self.vllm, "num_hash_lookahead_tokens", 0)
+            self.hasher = kv_cache_utils.get_request_block_hasher(
+                unit, hash_function, *([lookahead] if lookahead else [])
+            )
 
     @property
     def running(self) -> list[VllmRequest]:
@@ -264,15 +313,17 @@ class VllmFace:
         return bool(self.vllm.has_requests())
 
     def token(self, name: str, index: int) -> int:
-        """A number for each named token; the stop token is nobody's."""
-        return self.tokens.setdefault((name, index), len(self.tokens) + STOP_TOKEN + 1)
+        """A number for each named token."""
+        return self.tokens.setdefault((name, index), len(self.tokens) + 1)
 
     def add_request(self, request: Request) -> None:
         prompt = [self.token(s.name, i) for s in request.prompt for i in range(s.start, s.end)]
         params = SamplingParams(
             max_tokens=request.max_tokens,
             ignore_eos=True,
-            stop_token_ids=[STOP_TOKEN] if request.stop_at else None,
+            stop_token_ids=[self.token(f"out:{request.request_id}", request.stop_at - 1)]
+            if request.stop_at
+            else None,
         )
         theirs = VllmRequest(
             request_id=request.request_id,
@@ -282,6 +333,7 @@ class VllmFace:
             arrival_time=float(request.arrival_time),
             priority=request.priority,
             block_hasher=self.hasher,
+            **({"eos_token_id": None} if "eos_token_id" in signature(VllmRequest).parameters else {}),
         )
         self.twins[request.request_id] = (request, theirs)
         self.vllm.add_request(theirs)
@@ -325,12 +377,8 @@ class VllmFace:
     def _sample(self, request_id: str, output: SchedulerOutput, num_accepted: int) -> list[int]:
         if request_id in output.prefill_chunks:
             return []
-        ours, theirs = self.twins[request_id]
-        first = theirs.num_output_tokens
-        positions = range(first, first + 1 + num_accepted)
-        return [
-            STOP_TOKEN if j + 1 == ours.stop_at else self.token(f"out:{request_id}", j) for j in positions
-        ]
+        first = self.twins[request_id][1].num_output_tokens
+        return [self.token(f"out:{request_id}", j) for j in range(first, first + 1 + num_accepted)]
 
     def finish_requests(self, request_ids: Iterable[str]) -> None:
         for request_id in request_ids:
@@ -359,9 +407,15 @@ class OracleReplay(VLLMReplay):
         self.manager = face.kv_cache_manager.block_pool
 
 
+def scenario_of(data: dict[str, Any], is_async: bool) -> VLLMScenario:
+    """A scenario under the rules of the vLLM that is here."""
+    version = ".".join(map(str, VERSION))
+    return VLLMScenario(**data | {"async_scheduling": is_async, "engine_version": version})
+
+
 def compare(data: dict[str, Any], is_async: bool) -> tuple[int, str]:
     """Run both; return the number of steps, and the first difference or why vLLM refuses the scenario."""
-    scenario = VLLMScenario(**data | {"async_scheduling": is_async})
+    scenario = scenario_of(data, is_async)
     try:
         theirs = OracleReplay(scenario).run(max_steps=RANDOM_MAX_STEPS).steps
     except ValueError as error:
@@ -378,7 +432,7 @@ def compare(data: dict[str, Any], is_async: bool) -> tuple[int, str]:
 
 def golden_hash(data: dict[str, Any], is_async: bool) -> str:
     """The first half of the hash over all that vLLM did in a scenario."""
-    replay = OracleReplay(VLLMScenario(**data | {"async_scheduling": is_async}))
+    replay = OracleReplay(scenario_of(data, is_async))
     steps = replay.run(max_steps=RANDOM_MAX_STEPS).steps
     return run_hash(steps)
 
@@ -387,7 +441,7 @@ def write_golden(seeds: Iterable[int], path: Path) -> None:
     """Write vLLM's hashes of random scenarios, for tests that run without vLLM."""
     hashes = {}
     for seed in seeds:
-        data = random_scenario(seed)
+        data = random_scenario(seed, VERSION)
         hashes[seed] = [golden_hash(data, is_async) for is_async in (False, True)]
     path.write_text(json.dumps(hashes, indent=0) + "\n")
 
@@ -410,7 +464,8 @@ def main() -> int:
     if options.write:
         write_golden(seeds, options.write)
         return 0
-    cases = [json.loads(path.read_text()) for path in options.scenario] or map(random_scenario, seeds)
+    cases = [json.loads(path.read_text()) for path in options.scenario]
+    cases = cases or (random_scenario(seed, VERSION) for seed in seeds)
     counts: Counter[str] = Counter()
     for data in cases:
         for is_async in (False, True):

@@ -27,12 +27,19 @@ def _admits_what_fits(config: EngineConfig) -> bool:
     )
 
 
+def _prefills_any_time(config: EngineConfig) -> bool:
+    """Whether no step is kept for decodes."""
+    return config.prefill_schedule_interval == 1 or not config.rules.prefill_cadence_is_local
+
+
 ANY = None
 ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "kv_cache_groups": _one_full_group,
     "num_speculative_tokens": (0,),
     "admission": _admits_what_fits,
     "batch_wait": (None,),
+    "prefill_schedule_interval": _prefills_any_time,
+    "engine_version": ANY,  # `running` follows the one rule that touches what leaps
     "policy": ("fcfs", "priority"),
     "async_scheduling": (False, True),
     "enable_prefix_caching": (False, True),
@@ -47,7 +54,8 @@ ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "long_prefill_token_threshold": ANY,
     "prefix_match_unit": ANY,  # without say in one full-attention group, like the next
     "prefix_cache_retention_interval": ANY,
-    "spec_method": ANY,  # without say while nothing is drafted
+    "spec_method": ANY,  # without say while nothing is drafted, like the next
+    "disable_lookahead_block_hashes": ANY,
 }
 """Field -> the values that leap, or a rule that asks the whole config; ANY = all."""
 
@@ -61,6 +69,7 @@ WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
     ),
     "admission": lambda config: f"admission {config.admission}: only vLLM's rules are in closed form",
     "batch_wait": lambda config: "batch_wait counts steps",
+    "prefill_schedule_interval": lambda config: "prefill_schedule_interval counts steps",
 }
 
 

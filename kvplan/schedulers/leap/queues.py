@@ -20,6 +20,7 @@ class LeapQueues:
         self.config = config
         self.is_async = config.async_scheduling
         self.is_fcfs = config.policy == "fcfs"
+        self.victims_let_others_go_on = not self.is_fcfs and config.rules.victims_let_others_go_on
         size, usable = config.block_size, config.num_gpu_blocks - 1
         self.block_size = size
         self.batch = DecodeBatch(size)

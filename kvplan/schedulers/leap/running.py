@@ -8,7 +8,7 @@ several prompts in chunks, preemption by priority or beside a chunk, and a budge
 from __future__ import annotations
 
 from kvplan.schedulers.leap.queues import LeapQueues
-from kvplan.schedulers.leap.state import DECODE, ENDING, PREFILL, OpenStep, Sequence
+from kvplan.schedulers.leap.state import DECODE, ENDING, PREFILL, WAITING, OpenStep, Sequence
 from kvplan.schedulers.protocol import Chunk
 
 
@@ -84,7 +84,9 @@ def _walk(queues: LeapQueues, step: OpenStep) -> None:
             num_tokens = min(wanted, step.budget)
             need = queues.blocks(computed + num_tokens) - queues.blocks(computed)
             at = _make_room(queues, step, seq, need, order, served, at)
-            if at < 0:
+            if seq.stage is WAITING:
+                if queues.victims_let_others_go_on:
+                    continue
                 break
             queues.pool.take(need)
             served[seq.admission] = num_tokens
@@ -103,7 +105,7 @@ def _make_room(
     served: dict[int, int],
     at: int,
 ) -> int:
-    """Preempt until `need` blocks are free; return the sequence's place in `order`, or -1 if it had to go itself."""
+    """Preempt until `need` blocks are free or the sequence went itself; return its place in `order` then."""
     while need > queues.pool.num_free:
         place = len(order) - 1 if queues.is_fcfs else order.index(max(order, key=lambda seq: seq.key))
         victim = order.pop(place)
@@ -112,7 +114,7 @@ def _make_room(
         step.budget += already
         queues.preempt(victim, step, already)
         if victim is seq:
-            return -1
+            break
     return at
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kvplan.schedulers.request import Request, RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.output import SchedulerOutput
 from kvplan.schedulers.vllm.scheduler import Scheduler
@@ -19,17 +18,6 @@ class AsyncScheduler(Scheduler):
                 request = self.requests[request_id]
                 request.num_output_placeholders += 1 + output.num_draft_tokens.get(request_id, 0)
                 request.num_spec_tokens = self.num_spec_tokens
-
-    def _update_request_with_output(self, request: Request, num_sampled: int, is_stale: bool) -> bool:
-        """Fill the places; name blocks that are full of known tokens now (vLLM: same name)."""
-        was_running, num_tokens = request.status is RequestStatus.RUNNING, request.num_tokens
-        stopped = super()._update_request_with_output(request, num_sampled, is_stale)
-        if not is_stale:
-            request.num_output_placeholders -= request.num_tokens - num_tokens
-        if was_running:
-            computed = request.num_computed_tokens - request.num_output_placeholders
-            self.kv_cache_manager.cache_blocks(request, computed)
-        return stopped
 
     def _update_draft_token_ids(self, output: SchedulerOutput) -> None:
         """Do nothing: drafts never leave the GPU."""

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from kvplan.config import Config
+from kvplan.schedulers.vllm.rules import MIRRORED, Rules, parse_version
 
 Kind = Literal["full", "sliding_window", "chunked_local", "mamba"]
 Admission = Literal["grow", "reserve_max", "max_utilization"]
@@ -64,6 +65,8 @@ class BatchWait(Config):
 class EngineConfig(Config):
     """Everything that the scheduler and the KV cache manager decide by."""
 
+    engine_version: str = Field(MIRRORED, pattern=r"^\d{1,4}\.\d{1,4}")
+    """vLLM's version; `rules` has what it does differently."""
     block_size: int = Field(16, ge=1)
     """Tokens per KV block."""
     num_gpu_blocks: int = Field(ge=2)
@@ -100,6 +103,10 @@ class EngineConfig(Config):
     """Drafts per decode step."""
     spec_method: Literal["eagle", "mtp", "draft_model", "ngram"] = "eagle"
     """Who drafts."""
+    disable_lookahead_block_hashes: bool = False
+    """EAGLE and MTP drop the last hit block as before 0.33 (a key of `--speculative-config`)."""
+    prefill_schedule_interval: int = Field(1, ge=1)
+    """Steps from one that prefills to the next, while requests decode; from 0.33 on, without data parallelism."""
 
     admission: Admission = "grow"
     """When a waiting request may enter; grow is vLLM's."""
@@ -107,9 +114,25 @@ class EngineConfig(Config):
     """Whether waiting prompts are held back for a fuller step; None, as in vLLM: never."""
 
     @property
+    def rules(self) -> Rules:
+        """What this version does differently."""
+        return Rules(parse_version(self.engine_version))
+
+    @property
     def use_eagle(self) -> bool:
-        """Whether drafts come from the model's own hidden states (vLLM `use_eagle_block_drop`)."""
+        """Whether drafts come from the model's own hidden states (vLLM: same name)."""
         return self.num_speculative_tokens > 0 and self.spec_method in ("eagle", "mtp")
+
+    @property
+    def num_hash_lookahead_tokens(self) -> int:
+        """Tokens after a block that its name covers too, since the drafter's KV depends on them (vLLM: same name)."""
+        legacy = self.disable_lookahead_block_hashes or not self.rules.lookahead_block_hashes
+        return int(self.use_eagle and self.enable_prefix_caching and not legacy)
+
+    @property
+    def use_eagle_block_drop(self) -> bool:
+        """Whether hits leave out a block, whose drafter KV may depend on a token that differs (vLLM: same name)."""
+        return self.use_eagle and not self.num_hash_lookahead_tokens
 
     @property
     def num_lookahead_tokens(self) -> int:

@@ -20,7 +20,7 @@ class KVCacheManager:
         self.enable_caching = config.enable_prefix_caching
         self.num_lookahead_tokens = config.num_lookahead_tokens
         self.block_pool = BlockPool(config.num_gpu_blocks, self.enable_caching, len(config.groups))
-        self.hasher = BlockHasher(config.hash_block_size)
+        self.hasher = BlockHasher(config.hash_block_size, config.num_hash_lookahead_tokens)
         self.coordinator = get_kv_cache_coordinator(config, self.block_pool, self.hasher)
         self.watermark_blocks = int(config.watermark * config.num_gpu_blocks)
         self.empty_hit = CacheHit([() for _ in config.groups], 0)
@@ -37,7 +37,7 @@ class KVCacheManager:
         """Find the cached prefix (vLLM: same name): all tokens but the last at most."""
         if not self.enable_caching:
             return self.empty_hit
-        hashes = self.hasher.block_hashes(request, request.num_tokens)
+        hashes = self.hasher.block_hashes(request, self.hasher.num_hashed_tokens(request))
         return self.coordinator.find_longest_cache_hit(hashes, request.num_tokens - 1)
 
     def allocate_slots(

@@ -31,7 +31,8 @@ class MambaManager(SingleTypeKVCacheManager):
         super().__init__(config, group, group_id, pool, hasher)
         self.align = group.mode == "align"
         self.num_speculative_blocks = config.num_speculative_tokens
-        self.drop_eagle_checkpoint_block = config.use_eagle
+        self.drop_eagle_checkpoint_block = config.use_eagle_block_drop
+        self.marks_states_once = config.rules.states_are_marked_once
         self.cached_blocks_this_step: set[GroupHash] = set()
         """States that this step writes: nobody can read them before the next one."""
         self.last_state_block_idx: dict[str, int] = {}
@@ -272,6 +273,8 @@ class MambaManager(SingleTypeKVCacheManager):
             request.num_prompt_tokens, unit, self.drop_eagle_checkpoint_block
         )
         if num_tokens <= 0 or num_tokens != prompt_position or index >= len(table) or table[index].is_null:
+            return
+        if self.marks_states_once and table[index].num_hash_tokens == num_tokens:
             return
         self._cache_state(request, table[index], num_tokens)
         if num_tokens % self.block_size:

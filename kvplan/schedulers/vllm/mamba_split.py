@@ -61,7 +61,7 @@ class MambaSplit:
             block_size=min(config.group_block_sizes),
             scheduler_block_size=config.scheduler_block_size,
             hash_block_size=config.hash_block_size,
-            use_eagle=config.use_eagle,
+            use_eagle=config.use_eagle_block_drop,
             partial_hits=config.partial_hash_hits and config.hash_block_size < config.scheduler_block_size,
             checkpoint_alignment=mamba[0].checkpoint_alignment
             if all(g.checkpoint_blocks for g in mamba)

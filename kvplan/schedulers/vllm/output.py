@@ -41,6 +41,10 @@ class StepBudget:
     chunk: int
     """Cap on one prompt's tokens; 0 = none."""
     prefill_scheduled: bool = False
+    prefill_admitted: bool = False
+    """Whether a waiting request was admitted with more than one token left to compute."""
+    defers_prefills: bool = False
+    """Whether this step is kept for decodes."""
 
     def available(self) -> int:
         """Return the most tokens one request can get."""

@@ -1,6 +1,6 @@
 """Who runs in a step, and with how many tokens: vLLM V1's scheduler, decision for decision.
 
-Mirrors `v1/core/sched/scheduler.py` of vLLM 0.32. There is no clock: `schedule()` opens a step,
+Mirrors `v1/core/sched/scheduler.py` of vLLM 0.32, and by `rules` that of other versions. There is no clock: `schedule()` opens a step,
 `update_from_output()` applies what the model sampled in it. With asynchronous scheduling step k + 1 is
 scheduled before the output of step k.
 """
@@ -15,6 +15,7 @@ from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.kv_cache_manager import KVCacheManager
 from kvplan.schedulers.vllm.mamba_split import MambaSplit
 from kvplan.schedulers.vllm.output import SchedulerOutput, StepBudget, check_stop
+from kvplan.schedulers.vllm.prefill_cadence import PrefillCadence
 from kvplan.schedulers.vllm.request_queue import QUEUES
 
 
@@ -33,6 +34,12 @@ class Scheduler:
         self._by_priority = config.policy == "priority"
         self._max_model_len = config.max_model_len
         self._mamba_split = MambaSplit.of(config)
+        rules = config.rules
+        self._victims_let_others_go_on = self._by_priority and rules.victims_let_others_go_on
+        self._caches_outputs = config.async_scheduling or (
+            config.num_speculative_tokens > 0 and rules.verified_blocks_are_cached_at_once
+        )
+        self._prefill_cadence = PrefillCadence.of(config)
         self._blocks_to_leave = ADMISSIONS[config.admission]
         self._holds_back = HeldBack(config, config.batch_wait) if config.batch_wait else None
 
@@ -63,12 +70,18 @@ class Scheduler:
             draft_slots=config.draft_slots,
             chunk=0 if alone else config.long_prefill_token_threshold,
         )
+        if self._prefill_cadence:
+            budget.defers_prefills = self._prefill_cadence.defers(self.running)
         self._schedule_running(output, budget)
         held = self._holds_back is not None and self._holds_back(
             self.waiting, len(self.running), output.total_num_scheduled_tokens
         )
         if not output.preempted and not held:
             self._schedule_waiting(output, budget)
+            if self._prefill_cadence:
+                self._prefill_cadence.note_waiting(self.waiting, budget)
+        if self._prefill_cadence:
+            self._prefill_cadence.note_step(output, budget)
         self.kv_cache_manager.free_copied_blocks()
         self._update_after_schedule(output)
         return output
@@ -81,10 +94,11 @@ class Scheduler:
             num_new_tokens = self._num_new_tokens(request, budget)
             if num_new_tokens > 0:
                 if request.num_computed_tokens + num_new_tokens >= request.num_slots:
-                    if not self._make_room(request, num_new_tokens, output, budget):
+                    index = self._make_room(index, num_new_tokens, output, budget)
+                    if request.status is not RequestStatus.RUNNING:
+                        if self._victims_let_others_go_on:
+                            continue
                         return
-                    if output.preempted:
-                        index = self.running.index(request)  # victims may have stood before it
                 budget.prefill_scheduled |= request.is_prefill_chunk
                 self._schedule_drafts(request, num_new_tokens, output)
                 output.num_scheduled_tokens[request.request_id] = num_new_tokens
@@ -96,20 +110,23 @@ class Scheduler:
         computed, placeholders = request.num_computed_tokens, request.num_output_placeholders
         if placeholders and computed + 2 - placeholders >= request.num_prompt_tokens + request.max_tokens:
             return 0  # the step in flight surely ends it
+        if budget.defers_prefills and request.is_prefill_chunk:
+            return 0
         num_new_tokens = request.num_tokens + request.num_spec_tokens + placeholders - computed
         if 0 < budget.chunk < num_new_tokens:
             num_new_tokens = budget.chunk
         num_new_tokens = min(num_new_tokens, budget.available(), self._max_model_len - computed - 1)
         return self._mamba_split.clip(request, num_new_tokens) if self._mamba_split else num_new_tokens
 
-    def _make_room(
-        self, request: Request, num_new_tokens: int, output: SchedulerOutput, budget: StepBudget
-    ) -> bool:
-        """Preempt others until the request has its slots; False if it was the last to go."""
+    def _make_room(self, index: int, num_new_tokens: int, output: SchedulerOutput, budget: StepBudget) -> int:
+        """Preempt others until a running request has its slots, or it was the last to go; return its place then."""
+        request = self.running[index]
         while not self.kv_cache_manager.allocate_slots(request, num_new_tokens):
             if self._by_priority:
                 victim = max(self.running, key=lambda r: (r.priority, r.arrival_time))
-                self.running.remove(victim)
+                place = self.running.index(victim)
+                del self.running[place]
+                index -= place < index
                 if victim.request_id in output.num_scheduled_tokens:
                     budget.give_back(output.num_scheduled_tokens.pop(victim.request_id))
                     output.num_draft_tokens.pop(victim.request_id, None)
@@ -118,8 +135,8 @@ class Scheduler:
             self._preempt_request(victim)
             output.preempted.append(victim.request_id)
             if victim is request:
-                return False
-        return True
+                break
+        return index
 
     def _schedule_drafts(self, request: Request, num_new_tokens: int, output: SchedulerOutput) -> None:
         """Note how many of the tokens are drafts; the budget may have cut some."""
@@ -150,6 +167,8 @@ class Scheduler:
             request = self.waiting.peek_request()
             if request.num_stale_output_tokens:  # its last output is not in yet
                 skipped.append(self.waiting.pop_request())
+                if self._prefill_cadence:
+                    self._prefill_cadence.deferred.add(request)
             elif not self._admit(request, output, budget):
                 break
         self.waiting.prepend_requests(reversed(skipped))
@@ -175,6 +194,7 @@ class Scheduler:
         request.status = RequestStatus.RUNNING
         request.num_computed_tokens = hit.num_tokens
         output.admitted[request.request_id] = hit.num_tokens
+        budget.prefill_admitted |= hit.num_tokens < request.num_tokens - 1
         output.num_scheduled_tokens[request.request_id] = num_new_tokens
         if num_drafts:
             output.num_draft_tokens[request.request_id] = num_drafts
@@ -189,6 +209,8 @@ class Scheduler:
         A single-token admission beside decodes is padded to a decode's size, so that one CUDA graph fits all.
         """
         num_new_tokens, num_drafts = request.num_tokens - num_hit_tokens, 0
+        if budget.defers_prefills and num_new_tokens > 1:
+            return 0, 0
         decodes = bool(output.num_scheduled_tokens) and len(output.num_scheduled_tokens) > len(
             output.admitted
         )
@@ -256,8 +278,17 @@ class Scheduler:
         return finished
 
     def _update_request_with_output(self, request: Request, num_sampled: int, is_stale: bool) -> bool:
-        """Append sampled tokens up to an end; was there one? (vLLM: same name)."""
-        return check_stop(request, num_sampled, self._max_model_len)
+        """Append sampled tokens up to an end; was there one? Name blocks that are full of known tokens now."""
+        was_running, num_tokens = request.status is RequestStatus.RUNNING, request.num_tokens
+        stopped = check_stop(request, num_sampled, self._max_model_len)
+        num_new = request.num_tokens - num_tokens
+        if not is_stale and request.num_output_placeholders > 0:
+            request.num_output_placeholders -= num_new
+        if was_running and self._caches_outputs:
+            past_end = num_sampled - num_new
+            known = request.num_computed_tokens - request.num_in_flight_tokens - past_end
+            self.kv_cache_manager.cache_blocks(request, known)
+        return stopped
 
     def _update_draft_token_ids(self, output: SchedulerOutput) -> None:
         """Take the drafter's k tokens for each request past its prompt (vLLM `update_draft_token_ids`)."""

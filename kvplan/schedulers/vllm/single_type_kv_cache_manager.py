@@ -56,6 +56,7 @@ class SingleTypeKVCacheManager:
         self.use_eagle = False
         """Whether hits drop the last block, for the drafter needs its hidden states; set by the coordinator.
         """
+        self.pins_below_junction = config.rules.junctions_are_pinned_below
         self.max_admission_blocks = self._max_admission_blocks(config)
         self.req_to_blocks: dict[str, list[KVCacheBlock]] = {}
         self.num_cached_block: dict[str, int] = {}
@@ -153,10 +154,13 @@ class SingleTypeKVCacheManager:
         Groups that keep little name only what a hit at one of `boundaries` needs.
         """
         first = self.num_cached_block.get(request.request_id, 0)
-        end = num_tokens // self.block_size
+        end = min(num_tokens, self.hasher.num_hashed_tokens(request)) // self.block_size
         if first < end:
-            if request.shared_prefix_boundary:
-                boundaries = (*boundaries, request.shared_prefix_boundary)
+            junction = request.shared_prefix_boundary
+            if junction:
+                boundaries = (*boundaries, junction)
+                if self.use_eagle and self.pins_below_junction:
+                    boundaries = (*boundaries, junction - self.block_size)
             mask = self.reachable_block_mask(first, end, boundaries)
             table = self.req_to_blocks[request.request_id]
             hashes = self.hasher.block_hashes(request, end * self.block_size)
@@ -222,7 +226,7 @@ class FullAttentionManager(SingleTypeKVCacheManager):
         """Name the prompt's tail where it ends inside a block (vLLM: same name)."""
         unit = self.hasher.hash_block_size
         limit = request.num_prompt_tokens - (0 if self.use_eagle else 1)
-        boundary = limit // unit * unit
+        boundary = min(limit // unit * unit, self.hasher.num_hashed_tokens(request))
         if boundary == 0 or boundary > num_tokens or boundary % self.block_size == 0:
             return
         table = self.req_to_blocks[request.request_id]
