@@ -291,6 +291,7 @@ class VllmFace:
         self.twins: dict[str, tuple[Request, VllmRequest]] = {}
         self.outputs: dict[int, Any] = {}
         self.tokens: dict[tuple[str, int], int] = {}
+        self.current_step = 0
         hash_function = get_hash_fn_by_name(whole.cache_config.prefix_caching_hash_algo)
         kv_cache_utils.init_none_hash(hash_function)
         self.hasher = None
@@ -340,18 +341,22 @@ class VllmFace:
 
     def schedule(self) -> SchedulerOutput:
         ran = {request.request_id for request in self.vllm.running}
-        preemptions = {i: theirs.num_preemptions for i, (_, theirs) in self.twins.items()}
+        places = {i: getattr(theirs, "num_output_placeholders", 0) for i, (_, theirs) in self.twins.items()}
         batch = self.vllm.schedule()
-        output = SchedulerOutput(self.vllm.current_step, dict(batch.num_scheduled_tokens))
+        runs = {request.request_id for request in self.vllm.running}
+        self.current_step += 1
+        output = SchedulerOutput(self.current_step, dict(batch.num_scheduled_tokens))
         self.outputs[output.step] = batch
         output.num_draft_tokens = {i: len(d) for i, d in batch.scheduled_spec_decode_tokens.items()}
         for i, num_tokens in output.num_scheduled_tokens.items():
             theirs = self.twins[i][1]
-            if theirs.is_prefill_chunk:
+            if theirs.num_computed_tokens < theirs.num_tokens + places[i]:
                 output.prefill_chunks.add(i)
             if i not in ran:
                 output.admitted[i] = theirs.num_computed_tokens - num_tokens
-        output.preempted = [i for i, (_, t) in self.twins.items() if t.num_preemptions > preemptions[i]]
+        output.preempted = [i for i in ran if i not in runs]  # a step that preempts admits nobody
+        for i in output.preempted:
+            self.twins[i][0].num_preemptions += 1
         self._copy_state()
         return output
 
@@ -390,7 +395,6 @@ class VllmFace:
         for ours, theirs in self.twins.values():
             ours.num_tokens = theirs.num_tokens
             ours.num_computed_tokens = theirs.num_computed_tokens
-            ours.num_preemptions = theirs.num_preemptions
             ours.status = {
                 VllmStatus.WAITING: RequestStatus.WAITING,
                 VllmStatus.RUNNING: RequestStatus.RUNNING,
