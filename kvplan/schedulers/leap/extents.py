@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kvplan.schedulers.leap.contents import ContentTrie
-from kvplan.schedulers.leap.state import BlockRun, Hit, Path, Piece, Sequence
+from kvplan.schedulers.leap.state import BlockRun, Hit, Path, Piece, Sequence, Trunk
 
 
 class PrefixHits(NamedTuple):
@@ -31,6 +31,9 @@ class PrefixHits(NamedTuple):
 
 
 NO_HITS = PrefixHits([], 0, 0)
+NAMELESS = BlockRun(None, 0)
+NAMELESS_TRUNK = Trunk(None, (0, "", 0), None)
+"""Of pieces whose blocks have no name."""
 
 
 class ExtentPool:
@@ -39,7 +42,9 @@ class ExtentPool:
     `hash_lag` is 1 under asynchronous scheduling, where the token of the step in flight is not known yet.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, enable_caching: bool, hash_lag: int) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, enable_caching: bool, hash_lag: int, unhashed_first: bool = True
+    ) -> None:
         self.block_size = block_size
         self.hash_lag = hash_lag
         self.num_free = num_blocks
@@ -49,6 +54,9 @@ class ExtentPool:
         self.num_unhashed = num_blocks
         self._queue = Piece(None, None, 0, 0, 0)  # type: ignore[arg-type]
         self._queue.next = self._queue.prev = self._queue
+        self.unhashed_first = unhashed_first or not enable_caching
+        if not self.unhashed_first:
+            self._line_up(num_blocks)
 
     # --- taking and giving back -------------------------------------------------------------
 
@@ -56,6 +64,9 @@ class ExtentPool:
         """Take blocks from the front of the free queue (vLLM `get_new_blocks`)."""
         self.num_taken += num_blocks
         self.num_free -= num_blocks
+        if not self.unhashed_first:
+            self._take_in_line(num_blocks)
+            return
         self.num_unhashed -= num_blocks
         if self.num_unhashed < 0:
             self._evict(-self.num_unhashed)
@@ -73,6 +84,26 @@ class ExtentPool:
             self._unlink(piece)
             self._drop(piece)
 
+    def _line_up(self, num_blocks: int) -> None:
+        """Put blocks without a name at the tail of the queue, as versions did that took blocks as they were freed."""
+        if num_blocks and not self.unhashed_first:
+            self._link(Piece(NAMELESS, NAMELESS_TRUNK, 0, num_blocks, 0), self._queue.prev)
+
+    def _take_in_line(self, num_blocks: int) -> None:
+        while num_blocks:
+            piece = self._queue.next
+            if piece.run is not NAMELESS:
+                evicted = min(num_blocks, piece.hi - piece.lo)
+                self._evict(evicted)
+                num_blocks -= evicted
+                continue
+            taken = min(num_blocks, piece.hi)
+            piece.hi -= taken
+            self.num_unhashed -= taken
+            num_blocks -= taken
+            if not piece.hi:
+                self._unlink(piece)
+
     def release(self, seq: Sequence, num_held: int, num_hashed: int) -> None:
         """Give back a whole table, deep end first (vLLM `free`): unhashed to the queue's front, hashed to its tail."""
         num_hashed = min(num_hashed, seq.cacheable // self.block_size)
@@ -83,6 +114,7 @@ class ExtentPool:
             return
         self.num_free += num_held - num_hashed
         self.num_unhashed += num_held - num_hashed
+        self._line_up(num_held - num_hashed)
         for piece in reversed(run.pieces[:]):
             self._give_back(piece, num_hashed)
         for other, lo, hi in reversed(seq.table):

@@ -20,11 +20,20 @@ class LeapQueues:
         self.config = config
         self.is_async = config.async_scheduling
         self.is_fcfs = config.policy == "fcfs"
-        self.victims_let_others_go_on = not self.is_fcfs and config.rules.victims_let_others_go_on
         size, usable = config.block_size, config.num_gpu_blocks - 1
         self.block_size = size
         self.batch = DecodeBatch(size)
-        self.pool = ExtentPool(usable, size, config.enable_prefix_caching, hash_lag=int(self.is_async))
+        rules = config.rules
+        self.pool = ExtentPool(
+            usable,
+            size,
+            config.enable_prefix_caching,
+            hash_lag=int(self.is_async),
+            unhashed_first=rules.unhashed_blocks_go_first,
+        )
+        self.victims_let_others_go_on = not self.is_fcfs and rules.victims_let_others_go_on
+        self.spares_lone_prompts = rules.lone_prompts_have_no_cap
+        self.reserves_full_isl = config.reserves_full_isl
         self.running: dict[int, Sequence] = {}
         """By admission number, which is vLLM's order."""
         self.waiting = QUEUES[config.policy]()

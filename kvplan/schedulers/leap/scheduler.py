@@ -207,7 +207,7 @@ class LeapScheduler(LeapQueues):
 
     def schedule(self) -> Step:
         """Decide one step (vLLM: same name): running requests first, then waiting ones unless one was preempted."""
-        company = len(self.running) + len(self.waiting) > 1
+        company = len(self.running) + len(self.waiting) > 1 or not self.spares_lone_prompts
         step = OpenStep(self._token_budget, self.config.long_prefill_token_threshold if company else 0)
         self._finished_unread, self._blocked, self._look_ahead = False, None, True
         schedule_running(self, step)

@@ -111,9 +111,17 @@ class BlockPool:
     window or a state has left behind.
     """
 
-    def __init__(self, num_gpu_blocks: int, enable_caching: bool, num_groups: int = 1) -> None:
+    def __init__(
+        self,
+        num_gpu_blocks: int,
+        enable_caching: bool,
+        num_groups: int = 1,
+        takes_unhashed_first: bool = True,
+    ) -> None:
         self.num_gpu_blocks = num_gpu_blocks
         self.enable_caching = enable_caching
+        self.takes_unhashed_first = takes_unhashed_first
+        """Whether freed blocks without a name go to the front of the queue; else they too go to its tail."""
         self.blocks = [KVCacheBlock(i) for i in range(num_gpu_blocks)]
         self.free_block_queue = FreeKVCacheBlockQueue(self.blocks)
         self.null_block = self.free_block_queue.popleft_n(1)[0]
@@ -176,10 +184,11 @@ class BlockPool:
             block.ref_cnt -= 1
             if block.ref_cnt == 0 and not block.is_null:
                 self.num_used_by_group[block.group] -= 1
-                (evict_first if block.block_hash is None else evict_last).append(block)
+                self.num_cached_free_blocks += block.block_hash is not None
+                to_front = block.block_hash is None and self.takes_unhashed_first
+                (evict_first if to_front else evict_last).append(block)
         self.free_block_queue.prepend_n(evict_first)
         self.free_block_queue.append_n(evict_last)
-        self.num_cached_free_blocks += len(evict_last)
 
     def cache_block(self, block: KVCacheBlock, key: GroupHash, num_tokens: int) -> None:
         """Name a block whose prefix has `num_tokens` tokens (vLLM `_insert_block_hash`)."""

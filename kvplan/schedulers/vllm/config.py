@@ -119,6 +119,11 @@ class EngineConfig(Config):
         return Rules(parse_version(self.engine_version))
 
     @property
+    def reserves_full_isl(self) -> bool:
+        """Whether a prompt is admitted only if all of it fits."""
+        return self.scheduler_reserve_full_isl and self.rules.whole_prompts_must_fit
+
+    @property
     def use_eagle(self) -> bool:
         """Whether drafts come from the model's own hidden states (vLLM: same name)."""
         return self.num_speculative_tokens > 0 and self.spec_method in ("eagle", "mtp")

@@ -19,7 +19,9 @@ class KVCacheManager:
         self.max_model_len = config.max_model_len
         self.enable_caching = config.enable_prefix_caching
         self.num_lookahead_tokens = config.num_lookahead_tokens
-        self.block_pool = BlockPool(config.num_gpu_blocks, self.enable_caching, len(config.groups))
+        self.block_pool = BlockPool(
+            config.num_gpu_blocks, self.enable_caching, len(config.groups), config.rules.unhashed_blocks_go_first
+        )
         self.hasher = BlockHasher(config.hash_block_size, config.num_hash_lookahead_tokens)
         self.coordinator = get_kv_cache_coordinator(config, self.block_pool, self.hasher)
         self.watermark_blocks = int(config.watermark * config.num_gpu_blocks)
@@ -98,7 +100,7 @@ class KVCacheManager:
         """Return the free blocks that a waiting request needs without any hit: for its first chunk, or all of it."""
         chunk, end = min(request.num_tokens, config.max_num_batched_tokens), self._prefill_end(request)
         demands = [SlotDemand(min(chunk + self.num_lookahead_tokens, self.max_model_len), chunk, end)]
-        if config.scheduler_reserve_full_isl:
+        if config.reserves_full_isl:
             demands.append(SlotDemand(request.num_tokens, request.num_tokens, end, apply_admission_cap=True))
         count = self.coordinator.get_num_blocks_to_allocate
         return max(count(request.request_id, demand, self.empty_hit.blocks, 0) for demand in demands)

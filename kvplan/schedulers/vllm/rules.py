@@ -57,6 +57,34 @@ class Rules:
     def __init__(self, version: Version) -> None:
         self.version = version
 
+    sure_ends_are_foreseen = Rule(
+        (0, 15),
+        "Asynchronous: a request that the step in flight surely ends is not scheduled once more.",
+        "It is, and that token is thrown away.",
+        "v1/core/sched/scheduler.py: schedule",
+        "",
+    )
+    whole_prompts_must_fit = Rule(
+        (0, 19),
+        "A prompt is admitted only if all of it fits (scheduler_reserve_full_isl).",
+        "It is admitted if its first chunk fits.",
+        "v1/core/sched/scheduler.py: schedule",
+        "",
+    )
+    lone_prompts_have_no_cap = Rule(
+        (0, 32),
+        "long_prefill_token_threshold caps a prompt only beside other requests.",
+        "It caps a lone prompt too.",
+        "v1/core/sched/scheduler.py: schedule",
+        "",
+    )
+    unhashed_blocks_go_first = Rule(
+        (0, 32),
+        "Freed blocks without a name go to the front of the free queue.",
+        "All freed blocks go to its tail.",
+        "v1/core/block_pool.py: free_blocks",
+        "",
+    )
     lookahead_block_hashes = Rule(
         (0, 33),
         "A block's name covers the token after it, if EAGLE or MTP drafts; hits keep their last block.",

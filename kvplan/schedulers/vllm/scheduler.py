@@ -35,6 +35,8 @@ class Scheduler:
         self._max_model_len = config.max_model_len
         self._mamba_split = MambaSplit.of(config)
         rules = config.rules
+        self._spares_lone_prompts = rules.lone_prompts_have_no_cap
+        self._foresees_ends = rules.sure_ends_are_foreseen
         self._victims_let_others_go_on = self._by_priority and rules.victims_let_others_go_on
         self._caches_outputs = config.async_scheduling or (
             config.num_speculative_tokens > 0 and rules.verified_blocks_are_cached_at_once
@@ -63,7 +65,7 @@ class Scheduler:
         self.kv_cache_manager.new_step_starts()
         output = SchedulerOutput(self.current_step)
         config = self.config
-        alone = len(self.running) + len(self.waiting) <= 1
+        alone = self._spares_lone_prompts and len(self.running) + len(self.waiting) <= 1
         budget = StepBudget(
             tokens=config.max_num_batched_tokens,
             inputs=config.max_num_batched_tokens,
@@ -108,7 +110,7 @@ class Scheduler:
     def _num_new_tokens(self, request: Request, budget: StepBudget) -> int:
         """Return how many tokens a running request gets within budget and model length, drafts and all."""
         computed, placeholders = request.num_computed_tokens, request.num_output_placeholders
-        if placeholders and computed + 2 - placeholders >= request.num_prompt_tokens + request.max_tokens:
+        if placeholders and self._foresees_ends and computed + 2 - placeholders >= request.num_prompt_tokens + request.max_tokens:
             return 0  # the step in flight surely ends it
         if budget.defers_prefills and request.is_prefill_chunk:
             return 0
@@ -183,7 +185,7 @@ class Scheduler:
             request,
             num_new_tokens,
             hit,
-            full_sequence_must_fit=self.config.scheduler_reserve_full_isl,
+            full_sequence_must_fit=self.config.reserves_full_isl,
             reserved_blocks=self._blocks_to_leave(
                 self.kv_cache_manager, self.running, request, hit.num_tokens + num_new_tokens
             ),
