@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from kvplan.models.config import Keys
 from kvplan.models.families import dense, hybrid, moe
 from kvplan.models.families.common import Body
+from kvplan.models.families.decoders import DECODERS
 from kvplan.models.rope import (
     longrope_original_len,
     max_model_len,
@@ -76,6 +77,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "Qwen3ForSequenceClassification": dense.qwen3,
     "LlamaForSequenceClassification": dense.llama,
     "Gemma2ForSequenceClassification": dense.gemma2,
+    **{name: row.build for name, row in DECODERS.items()},
 }
 """vLLM's architecture names; what is not here is refused."""
 
@@ -139,6 +141,8 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
     architecture = find_architecture(outer)
     defaults = next((d for prefix, d in DEFAULTS.items() if architecture.startswith(prefix)), {})
     text = Keys(name, {**defaults, **config, **text_section(outer).raw})
+    row = DECODERS.get(architecture)
+    text = row.read(text) if row else text
     try:
         body = BUILDERS[architecture](text)
     except (OverflowError, RecursionError):
@@ -153,12 +157,17 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         max_model_len=max_model_len(text, outer.text("model_type")),
         max_model_len_stated=states_max_model_len(text),
         dtype=dtype(outer, text),
-        tie_word_embeddings=text.flag("tie_word_embeddings", architecture.startswith(TIED_BY_DEFAULT)),
+        extras=body.extras,
+        final_norms=body.final_norms,
+        lm_head_bias=body.lm_head_bias,
+        tie_word_embeddings=text.flag(
+            "tie_word_embeddings", row.tied if row else architecture.startswith(TIED_BY_DEFAULT)
+        ),
         score_head=score_head(architecture, text),
         vision=vision_tower(outer, architecture, text.count("hidden_size")),
         longrope_original_len=longrope_original_len(text),
         yarn_max_model_len=yarn_max_model_len(text),
-        rotary=rotary_tables(text, architecture, body.layers),
+        rotary=rotary_tables(text, architecture, body.layers) if row is None or row.rotary else (),
         quantization=outer.section("quantization_config").raw
         or text.section("quantization_config").raw
         or None,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import kv_heads_per_rank
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec, Weight
 from kvplan.units import cdiv
 
 VOCAB_MULTIPLE = 64
@@ -81,7 +81,7 @@ def vector(name: str, size: int, itemsize: int = 0, role: str = "norm") -> Modul
 
 def mixer_modules(a: AttentionSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     """The weights of one attention or state mixer, names relative to the layer."""
-    if a.kind is AttentionKind.NONE:
+    if a.kind is AttentionKind.NONE or a.weightless:
         return iter(())
     if a.kind is AttentionKind.MLA:
         return _mla(a, hidden, cut)
@@ -103,9 +103,12 @@ def _gqa(a: AttentionSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     if a.sinks:
         yield vector("self_attn.sinks", heads)
     if a.qk_norm:
-        yield vector("self_attn.q_norm", q if a.qk_norm == "all" else a.head_dim)
+        whole = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+        sizes = {"head": (a.head_dim, a.head_dim), "all": (q, k), "whole": whole}
+        q_norm, k_norm = sizes[a.qk_norm]
+        yield vector("self_attn.q_norm", q_norm)
         if a.kv_shared_with is None:
-            yield vector("self_attn.k_norm", k if a.qk_norm == "all" else a.head_dim)
+            yield vector("self_attn.k_norm", k_norm)
 
 
 def _mla(a: AttentionSpec, hidden: int, cut: Cut) -> Iterator[Module]:
@@ -252,33 +255,49 @@ def layer_modules(layer: LayerSpec, hidden: int, cut: Cut) -> list[Module]:
     """All weights of one layer on one rank, names relative to the layer."""
     found = [m for mixer in layer.mixers for m in mixer_modules(mixer, hidden, cut)]
     found += mlp_modules(layer.mlp, hidden, cut)
+    found += extra_modules(layer.extras, cut)
     found.append(vector("norms", layer.norm_size))
     return found
 
 
-def padded_vocab(model: ModelSpec, cut: Cut) -> int:
-    """Rows of the embedding on one rank."""
+def extra_modules(extras: tuple[Weight, ...], cut: Cut) -> Iterator[Module]:
+    """A family's own weights on one rank; under `mlp.` they are the MLP's, else the attention's."""
+    for w in extras:
+        rows, cols = w.rows, w.cols
+        if w.cut == "rows":
+            rows = cut.split(rows, f"rows of {w.name}")
+        elif w.cut == "cols":
+            cols = cut.split(cols, f"columns of {w.name}")
+        elif w.cut == "vocab":
+            rows = padded_rows(rows, cut)
+        role = "mlp" if w.name.startswith("mlp.") else "norm" if cols == 1 else "attention"
+        yield Module(w.name, role, rows, cols, rows if w.bias else 0, w.copies, w.itemsize, w.linear)
+
+
+def padded_rows(rows: int, cut: Cut) -> int:
+    """Rows of a vocabulary's matrix on one rank."""
     if cut.checkpoint:
-        return model.vocab_size
-    padded = cdiv(model.vocab_size, VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    return even(padded, cut.tp, "rows of the padded vocabulary")
+        return rows
+    return even(cdiv(rows, VOCAB_MULTIPLE) * VOCAB_MULTIPLE, cut.tp, "rows of the padded vocabulary")
 
 
 def embedding_module(model: ModelSpec, cut: Cut) -> Module:
     """The token embedding."""
-    return Module("embed_tokens", "embedding", padded_vocab(model, cut), model.hidden_size, linear=False)
+    rows = padded_rows(model.vocab_size, cut)
+    return Module("embed_tokens", "embedding", rows, model.hidden_size, linear=False)
 
 
 def head_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
     """What turns the last hidden state into an answer: final norm, then LM head or reward head."""
     hidden = model.hidden_size
-    yield vector("norm", hidden)
+    yield vector("norm", model.final_norms * hidden)
     if model.draft_vocab_size:
         yield from _eagle3_modules(model, cut)
     elif model.score_head:
         yield from _score_modules(model.score_head, hidden, cut)
     elif not model.tie_word_embeddings:
-        yield Module("lm_head", "lm_head", padded_vocab(model, cut), hidden)
+        rows = padded_rows(model.vocab_size, cut)
+        yield Module("lm_head", "lm_head", rows, hidden, rows if model.lm_head_bias else 0)
 
 
 def _score_modules(widths: tuple[int, ...], hidden: int, cut: Cut) -> Iterator[Module]:
@@ -307,10 +326,7 @@ def _eagle3_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
         if module.name.endswith(("q_proj", "k_proj", "v_proj")):
             yield module._replace(name=f"{module.name}.state", bias=0)
     yield vector("hidden_norm", hidden)
-    padded = (
-        rows if cut.checkpoint else even(cdiv(rows, VOCAB_MULTIPLE) * VOCAB_MULTIPLE, cut.tp, "draft rows")
-    )
-    yield Module("lm_head", "lm_head", padded, hidden)
+    yield Module("lm_head", "lm_head", padded_rows(rows, cut), hidden)
     yield vector("d2t", rows, itemsize=8)
 
 

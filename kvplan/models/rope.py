@@ -16,6 +16,7 @@ TWO_ROTARIES = ("Gemma3", "Gemma4", "MiMoV2")
 
 _MAX_LEN_KEYS = (
     "max_position_embeddings",
+    "n_positions",
     "max_seq_len",
     "seq_length",
     "max_sequence_length",

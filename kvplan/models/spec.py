@@ -68,6 +68,22 @@ class StateSpec:
         return dict(self.facts)[key]
 
 
+class Weight(NamedTuple):
+    """A matrix or vector beside a family's usual ones, whole model."""
+
+    name: str
+    rows: int
+    cols: int = 1
+    cut: Literal["", "rows", "cols", "vocab"] = ""
+    """How tensor parallelism cuts it: not at all, by rows, by columns, or as rows of a padded vocabulary."""
+    bias: bool = False
+    copies: int = 1
+    itemsize: int = 0
+    """Bytes per element; 0: the model's dtype's."""
+    linear: bool = False
+    """A quantisation method may convert it."""
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """The shape of one layer's attention, whole model."""
@@ -95,14 +111,17 @@ class AttentionSpec:
     bias: bool = False
     """Biases on the Q, K and V projections."""
     out_bias: bool = False
-    qk_norm: Literal["", "head", "all"] = ""
-    """Norms of Q and K: none, one weight per head dimension, or one per projected element (MiniMax)."""
+    qk_norm: Literal["", "head", "all", "whole"] = ""
+    """Norms of Q and K: none, one weight per head dimension, one per projected element (MiniMax), or one per element
+    of all ranks together (OLMo)."""
     gated: bool = False
     """The Q projection also yields an output gate (Qwen3-Next)."""
     sinks: bool = False
     """One learned sink per head (gpt-oss)."""
     keys_are_values: bool = False
     """The checkpoint has no V projection (Gemma 4's global layers)."""
+    weightless: bool = False
+    """It keeps KV but has no weights of its own: another layer's, or the layer's other attention's, serve it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +160,8 @@ class LayerSpec:
     """A state mixer that runs beside the attention in the same layer (Falcon-H1)."""
     norm_size: int = 0
     """Elements of the layer's norms and scales, those inside attention and state mixers left out."""
+    extras: tuple[Weight, ...] = ()
+    """What the family has beyond these parts."""
 
     @property
     def mixers(self) -> tuple[AttentionSpec, ...]:
@@ -198,6 +219,11 @@ class ModelSpec:
     """Whether the config says how long; if not, `max_model_len` is vLLM's 2,048 and the user may ask for any length."""
     yarn_max_model_len: int = 0
     """Original length times YaRN's factor, the longest context for vLLM before 0.30; 0: no YaRN."""
+    extras: tuple[Weight, ...] = ()
+    """What the family has beside the layers: learned positions, norms of the embedding ..."""
+    final_norms: int = 1
+    """Vectors of the hidden size after the last layer: 2 for a norm with a bias, 0 for none."""
+    lm_head_bias: bool = False
     longrope_original_len: int = 0
     """The length before longrope scaling, which vLLM serves unless told otherwise; 0: no longrope."""
     draft_vocab_size: int = 0

@@ -17,6 +17,7 @@ from kvplan.models.modules import (
     Module,
     checkpoint_name,
     embedding_module,
+    extra_modules,
     head_modules,
     layer_modules,
     mtp_modules,
@@ -111,6 +112,7 @@ def _checkpoint(model: ModelSpec, *, vision: bool, mtp: bool) -> Iterator[Module
     cut = Cut(checkpoint=True)
     if not model.draft_vocab_size:
         yield embedding_module(model, cut)
+    yield from extra_modules(model.extras, cut)
     for layer in model.layers:
         yield from layer_modules(layer, model.hidden_size, cut)
     yield from head_modules(model, cut)
@@ -245,7 +247,13 @@ class _Loader(NamedTuple):
         tower = vision_modules(model.vision, self.cut.tp) if self.vision and model.vision else ()
         return RankWeights(
             layers=tuple(self.layer(i) for i in range(*span)),
-            embedding=self.module_bytes(embedding_module(model, self.cut)) if embeds else 0,
+            embedding=sum(
+                self.module_bytes(m)
+                for m in (
+                    *((embedding_module(model, self.cut),) if embeds else ()),
+                    *(extra_modules(model.extras, self.cut) if first else ()),
+                )
+            ),
             lm_head=sum(
                 self.module_bytes(m) for m in head_modules(model, self.cut) if heads or m.role == "score"
             ),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from kvplan.models.config import MAX_LAYERS, Keys
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, Weight
 
 
 class Body(NamedTuple):
@@ -14,6 +14,10 @@ class Body(NamedTuple):
 
     layers: tuple[LayerSpec, ...]
     mtp_layers: tuple[LayerSpec, ...] = ()
+    extras: tuple[Weight, ...] = ()
+    """What stands beside the layers."""
+    final_norms: int = 1
+    lm_head_bias: bool = False
 
 
 NO_ATTENTION = AttentionSpec(AttentionKind.NONE)
@@ -81,13 +85,17 @@ def experts(k: Keys, width: int, number: str | tuple[str, ...], **traits: Any) -
 
 
 def stack(
-    k: Keys, attentions: list[AttentionSpec], mlps: list[MlpSpec], norms: int = 2
+    k: Keys,
+    attentions: list[AttentionSpec],
+    mlps: list[MlpSpec],
+    norms: int = 2,
+    extras: tuple[Weight, ...] = (),
 ) -> tuple[LayerSpec, ...]:
     """Pair attentions with MLPs; `norms` norms of the hidden size each. Equal layers are one object."""
     size = norms * k.count("hidden_size")
     seen: dict[tuple[int, int], LayerSpec] = {}
     for a, m in zip(attentions, mlps, strict=True):
-        seen.setdefault((id(a), id(m)), LayerSpec(a, m, norm_size=size))
+        seen.setdefault((id(a), id(m)), LayerSpec(a, m, norm_size=size, extras=extras))
     return tuple(seen[id(a), id(m)] for a, m in zip(attentions, mlps, strict=True))
 
 

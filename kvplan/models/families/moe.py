@@ -51,7 +51,7 @@ def qwen2_moe(k: Keys) -> Body:
 
 def qwen3_moe(k: Keys) -> Body:
     """Qwen3 MoE."""
-    n, moe = num_layers(k), experts(k, k.count("moe_intermediate_size"), "num_experts")
+    n, moe = num_layers(k), experts(k, k.count("moe_intermediate_size"), ("num_experts", "num_local_experts"))
     return Body(stack(k, [gqa(k, qk_norm="head")] * n, sparse_layers(k, n, moe)))
 
 

@@ -1,0 +1,388 @@
+"""Plain decoders, declared: a family is a row that says where it differs from Llama.
+
+Attention over all tokens or windows, then an MLP or experts, in every layer. A family that needs more than a row has a
+builder of its own in `dense`, `moe`, `latent` or `hybrid`. Checked against vLLM 0.32's classes
+(`tests/models/test_architectures.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from kvplan.models.config import Keys
+from kvplan.models.families.common import Body, by_layer_type, gqa, mtp, num_layers, stack, windowed
+from kvplan.models.spec import AttentionSpec, MlpSpec, Weight
+
+Switch = bool | str
+"""Always, never, or the config's key that says so."""
+
+
+class Experts(NamedTuple):
+    """A mixture of experts: which keys say how many and how wide, and which layers have them."""
+
+    number: str = "num_experts"
+    top: str = "num_experts_per_tok"
+    width: str = "moe_intermediate_size"
+    shared: str = ""
+    """Key of the number of shared experts; empty: none, or as `shared_width` says."""
+    shared_width: str = ""
+    """Key of the width of one shared expert, of all of them together where `shared` is empty; empty: as `width`."""
+    shared_once: bool = False
+    """`shared_width` is that of all shared experts together, however many."""
+    dense: str = "first_k_dense_replace"
+    """Key of the number of layers before the first one with experts."""
+    every: str = "moe_layer_freq"
+    """Key of the period of layers with experts."""
+    matrices: int = 3
+    correction: Switch = False
+    """A correction of each expert's score."""
+    itemsize: int = 0
+    """Bytes of a router weight; 0: the model's dtype's."""
+
+
+class Decoder(NamedTuple):
+    """Where a family differs from Llama."""
+
+    keys: Mapping[str, str] = {}
+    """Usual key -> the family's name of it."""
+    defaults: Mapping[str, object] = {}
+    """Values of its config class, for keys that configs leave out."""
+    bias: Switch = "attention_bias"
+    """Biases of Q, K and V."""
+    out_bias: Switch = False
+    mlp_bias: Switch = "mlp_bias"
+    qk_norm: str = ""
+    """Norms of Q and K: none, head, all, whole, or the key that turns on norms per head."""
+    gated: Switch = False
+    sinks: bool = False
+    matrices: int = 3
+    """3 for a gated MLP, 2 for up and down."""
+    experts: Experts | None = None
+    norms: int = 2
+    layernorm: bool = False
+    """Norms have biases too."""
+    wide: bool = False
+    """An MLP whose width the config leaves out is four times the hidden size."""
+    final_norms: int = 1
+    window: bool = False
+    """A bare `sliding_window` holds for all layers; else only `layer_types` say so."""
+    window_adds: int = 0
+    """Tokens the engine adds to the config's window."""
+    rotary: bool = True
+    """The engine keeps a table of cosines; its bridge to transformers' classes does not."""
+    tied: bool = False
+    """The config class ties the embeddings unless told otherwise."""
+    head_bias: Switch = False
+    extras: Callable[[Keys], tuple[Weight, ...]] = lambda k: ()
+    """What each layer has besides."""
+    around: Callable[[Keys], tuple[Weight, ...]] = lambda k: ()
+    """What stands beside the layers."""
+
+    def read(self, k: Keys) -> Keys:
+        """The config under the usual names."""
+        renamed = {usual: k.raw[theirs] for usual, theirs in self.keys.items() if theirs in k}
+        read = Keys(k.name, {**self.defaults, **k.raw, **renamed})
+        if self.wide and "intermediate_size" not in read:
+            return Keys(k.name, {**read.raw, "intermediate_size": 4 * read.count("hidden_size")})
+        return read
+
+    def build(self, k: Keys) -> Body:
+        """The layers."""
+        n = num_layers(k)
+        attention = gqa(
+            k,
+            bias=_on(k, self.bias),
+            out_bias=_on(k, self.out_bias),
+            qk_norm=self._norms_of_qk(k),
+            gated=_on(k, self.gated),
+            sinks=self.sinks,
+        )
+        size = (2 if self.layernorm else 1) * self.norms
+        layers = stack(k, self._attentions(k, attention, n), self._mlps(k, n), size, self.extras(k))
+        return Body(
+            layers,
+            mtp(k, layers[-1]),
+            extras=self.around(k),
+            final_norms=2 if self.layernorm else self.final_norms,
+            lm_head_bias=_on(k, self.head_bias),
+        )
+
+    def _norms_of_qk(self, k: Keys) -> str:
+        if self.qk_norm in ("", "head", "all", "whole"):
+            return self.qk_norm
+        return "head" if k.flag(self.qk_norm) else ""
+
+    def _attentions(self, k: Keys, attention: AttentionSpec, n: int) -> list[AttentionSpec]:
+        types = k.per_layer("layer_types", n)
+        if types and "sliding_window" in k:
+            k = Keys(k.name, {**k.raw, "sliding_window": k.count("sliding_window") + self.window_adds})
+            return by_layer_type(k, attention, types)
+        if self.window and k.count("sliding_window", default=0, low=0):
+            return [windowed(k, attention)] * n
+        return [attention] * n
+
+    def _mlps(self, k: Keys, n: int) -> list[MlpSpec]:
+        bias = _on(k, self.mlp_bias)
+        if self.experts is None:
+            return [MlpSpec(k.count("intermediate_size"), self.matrices, bias=bias)] * n
+        moe, sparse = routed(k, self.experts), layers_with_experts(k, self.experts, n)
+        dense = moe if all(sparse) else MlpSpec(k.count("intermediate_size"), self.matrices, bias=bias)
+        return [moe if s else dense for s in sparse]
+
+
+def _on(k: Keys, switch: Switch) -> bool:
+    return k.flag(switch) if isinstance(switch, str) else switch
+
+
+def routed(k: Keys, e: Experts) -> MlpSpec:
+    """A layer's experts."""
+    width, number = k.count(e.width), k.count(e.number, high=1 << 16)
+    top = k.count(e.top, high=1 << 16)
+    if top > number:
+        raise k.error(f"{e.top} {top} is more than the {number} experts")
+    return MlpSpec(
+        width,
+        e.matrices,
+        num_experts=number,
+        experts_per_token=top,
+        shared_intermediate_size=_shared(k, e, width),
+        router_correction=_on(k, e.correction),
+        router_itemsize=e.itemsize,
+    )
+
+
+def _shared(k: Keys, e: Experts, width: int) -> int:
+    """Summed width of the experts that every token visits."""
+    each = k.count(e.shared_width, default=0 if not e.shared else width, low=0) if e.shared_width else width
+    if not e.shared:
+        return each if e.shared_width else 0
+    number = k.count(e.shared, default=0, low=0, high=1 << 16)
+    return each * (min(number, 1) if e.shared_once else number)
+
+
+def layers_with_experts(k: Keys, e: Experts, n: int) -> list[bool]:
+    """Whether each layer has experts: as `mlp_layer_types` lists, or from the first sparse layer on."""
+    if types := k.per_layer("mlp_layer_types", n):
+        if unknown := set(types) - {"dense", "sparse"}:
+            raise k.error(f"mlp_layer_types: unknown kind {sorted(unknown)[0]!r}")
+        return [kind == "sparse" for kind in types]
+    first, every = k.count(e.dense, default=0, low=0), k.count(e.every, default=1)
+    return [i >= first and i % every == 0 for i in range(n)]
+
+
+# ---- what some families have besides
+
+
+def _per_head_gate(k: Keys) -> tuple[Weight, ...]:
+    """Laguna: one gate per head."""
+    if not k.flag("gating"):
+        return ()
+    heads = k.count("num_attention_heads")
+    return (Weight("self_attn.g_proj", heads, k.count("hidden_size"), cut="rows", linear=True),)
+
+
+def _norm_biases(k: Keys) -> tuple[Weight, ...]:
+    """Ling 2: the norms of Q and K have biases."""
+    return (Weight("self_attn.qk_norm_bias", 2 * k.count("head_dim")),) if k.flag("use_qk_norm") else ()
+
+
+def _positions(offset: int = 0) -> Callable[[Keys], tuple[Weight, ...]]:
+    """Learned positions, `offset` more than the context."""
+
+    def around(k: Keys) -> tuple[Weight, ...]:
+        rows = k.count("max_position_embeddings") + offset
+        return (Weight("embed_positions", rows, k.count("hidden_size")),)
+
+    return around
+
+
+GPT2_KEYS = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+    "intermediate_size": "n_inner",
+}
+BIASED = Decoder(bias=True, out_bias=True, mlp_bias=True, matrices=2, layernorm=True)
+"""GPT-2's shape: biases everywhere, an MLP of two matrices."""
+OPTIONAL_BIAS = Decoder(out_bias="attention_bias")
+
+DECODERS: dict[str, Decoder] = {
+    "ArceeForCausalLM": Decoder(matrices=2, rotary=False),
+    "ApertusForCausalLM": Decoder(matrices=2, qk_norm="head"),
+    "CohereForCausalLM": Decoder(norms=1, tied=True, qk_norm="use_qk_norm"),
+    "Cohere2ForCausalLM": Decoder(norms=1, tied=True, window_adds=1),
+    "CwmForCausalLM": Decoder(rotary=False),
+    "Ernie4_5ForCausalLM": Decoder(bias="use_bias", out_bias="use_bias", tied=True),
+    "ExaoneForCausalLM": Decoder(keys={"num_hidden_layers": "num_layers"}),
+    "GlmForCausalLM": Decoder(rotary=False),
+    "GPTJForCausalLM": Decoder(
+        GPT2_KEYS, bias=False, mlp_bias=True, matrices=2, layernorm=True, norms=1, wide=True, head_bias=True
+    ),
+    "GPTNeoXForCausalLM": BIASED._replace(rotary=False),
+    "GraniteSWAForCausalLM": Decoder(sinks=True),
+    "HunYuanDenseV1ForCausalLM": Decoder(qk_norm="head", rotary=False),
+    "HyperCLOVAXForCausalLM": Decoder(norms=4),
+    "InternLM2ForCausalLM": Decoder(),
+    "InternLM3ForCausalLM": Decoder(bias="qkv_bias", out_bias="bias"),
+    "IQuestCoderForCausalLM": OPTIONAL_BIAS,
+    "Jais2ForCausalLM": BIASED._replace(rotary=False),
+    "LLaMAForCausalLM": OPTIONAL_BIAS,
+    "MiniCPMForCausalLM": Decoder(tied=True),
+    "Ministral3ForCausalLM": Decoder(window=True),
+    "NanbeigeForCausalLM": Decoder(rotary=False),
+    "NemotronForCausalLM": Decoder(matrices=2, layernorm=True),
+    "OlmoForCausalLM": Decoder(norms=0, final_norms=0, rotary=False),
+    "Olmo2ForCausalLM": Decoder(qk_norm="whole", rotary=False),
+    "Olmo3ForCausalLM": Decoder(qk_norm="whole", rotary=False),
+    "OrionForCausalLM": Decoder(layernorm=True),
+    "PanguEmbeddedForCausalLM": Decoder(bias="bias", out_bias="bias"),
+    "PhiForCausalLM": BIASED._replace(norms=1, rotary=False),
+    "Plamo3ForCausalLM": Decoder(norms=4, qk_norm="head"),
+    "Rnj1ForCausalLM": Decoder(norms=4, qk_norm="head"),
+    "SeedOssForCausalLM": Decoder(out_bias="attention_out_bias", rotary=False),
+    "SmolLM3ForCausalLM": Decoder(rotary=False, tied=True),
+    "SolarForCausalLM": OPTIONAL_BIAS,
+    "StableLmForCausalLM": Decoder(bias="use_qkv_bias", layernorm=True),
+    "Starcoder2ForCausalLM": BIASED._replace(rotary=False, tied=True),
+    "TeleChat2ForCausalLM": Decoder(
+        {
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "intermediate_size": "ffn_hidden_size",
+        },
+        out_bias=True,
+        extras=lambda k: (Weight("mlp.down_proj_bias", k.count("hidden_size")),),
+    ),
+    "TeleChat3ForCausalLM": OPTIONAL_BIAS,
+    "TeleFLMForCausalLM": OPTIONAL_BIAS,
+    "VaultGemmaForCausalLM": Decoder(rotary=False, tied=True),
+    "BloomForCausalLM": BIASED._replace(
+        keys={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embed"},
+        around=lambda k: (Weight("embed_norm", 2 * k.count("hidden_size")),),
+        wide=True,
+        rotary=False,
+        tied=True,
+    ),
+    "ChatGLMModel": Decoder(
+        {
+            "num_hidden_layers": "num_layers",
+            "intermediate_size": "ffn_hidden_size",
+            "num_key_value_heads": "multi_query_group_num",
+            "head_dim": "kv_channels",
+            "vocab_size": "padded_vocab_size",
+            "max_position_embeddings": "seq_length",
+        },
+        {"partial_rotary_factor": 0.5},
+        bias="add_qkv_bias",
+        out_bias="add_bias_linear",
+        mlp_bias="add_bias_linear",
+    ),
+    # learned positions
+    "GPT2LMHeadModel": BIASED._replace(
+        keys=GPT2_KEYS, around=_positions(), wide=True, rotary=False, tied=True
+    ),
+    "GPTBigCodeForCausalLM": BIASED._replace(
+        keys=GPT2_KEYS, around=_positions(), wide=True, rotary=False, tied=True
+    ),
+    "OPTForCausalLM": BIASED._replace(
+        keys={"intermediate_size": "ffn_dim"}, around=_positions(2), rotary=False, tied=True
+    ),
+    # experts
+    "AfmoeForCausalLM": Decoder(
+        norms=4,
+        qk_norm="head",
+        gated=True,
+        experts=Experts(shared="num_shared_experts", dense="num_dense_layers", correction=True, itemsize=4),
+    ),
+    "BailingMoeForCausalLM": Decoder(
+        bias="use_qkv_bias",
+        experts=Experts(shared="num_shared_experts", correction="moe_router_enable_expert_bias"),
+    ),
+    "BailingMoeV2ForCausalLM": Decoder(
+        bias="use_qkv_bias",
+        qk_norm="use_qk_norm",
+        extras=_norm_biases,
+        experts=Experts(
+            shared="num_shared_experts",
+            shared_width="moe_shared_expert_intermediate_size",
+            correction="moe_router_enable_expert_bias",
+            itemsize=4,
+        ),
+    ),
+    "Cohere2MoeForCausalLM": Decoder(
+        norms=1, tied=True, window_adds=1, experts=Experts(width="intermediate_size")
+    ),
+    "DeepseekForCausalLM": Decoder(experts=Experts("n_routed_experts", shared="n_shared_experts")),
+    "Ernie4_5_MoeForCausalLM": Decoder(
+        bias="use_bias",
+        out_bias="use_bias",
+        tied=True,
+        experts=Experts(
+            "moe_num_experts",
+            "moe_k",
+            shared="moe_num_shared_experts",
+            dense="moe_layer_start_index",
+            correction=True,
+            itemsize=4,
+        ),
+    ),
+    "ExaoneMoeForCausalLM": Decoder(
+        qk_norm="head", experts=Experts(shared="num_shared_experts", correction=True)
+    ),
+    "FlexOlmoForCausalLM": Decoder(qk_norm="whole", rotary=False, experts=Experts(width="intermediate_size")),
+    "GraniteMoeSWAForCausalLM": Decoder(
+        sinks=True,
+        experts=Experts(
+            "num_local_experts", width="intermediate_size", shared_width="shared_intermediate_size"
+        ),
+    ),
+    "HunYuanMoEV1ForCausalLM": Decoder(
+        qk_norm="head",
+        rotary=False,
+        experts=Experts(top="moe_topk", shared="num_shared_expert", shared_width="intermediate_size"),
+    ),
+    "HYV3ForCausalLM": Decoder(
+        qk_norm="head",
+        experts=Experts(shared="num_shared_experts", correction=True, itemsize=4),
+    ),
+    "LagunaForCausalLM": Decoder(
+        qk_norm="head",
+        extras=_per_head_gate,
+        experts=Experts(shared_width="shared_expert_intermediate_size", correction=True),
+    ),
+    "MellumForCausalLM": Decoder(qk_norm="head", rotary=False, experts=Experts("num_local_experts")),
+    "OlmoeForCausalLM": Decoder(qk_norm="whole", experts=Experts(width="intermediate_size")),
+    "Param2MoEForCausalLM": Decoder(
+        bias="use_qkv_bias",
+        qk_norm="use_qk_norm",
+        experts=Experts(
+            shared="num_shared_experts",
+            shared_width="moe_shared_expert_intermediate_size",
+            shared_once=True,
+            correction=True,
+            itemsize=4,
+        ),
+    ),
+    "PhiMoEForCausalLM": Decoder(
+        out_bias="attention_bias",
+        layernorm=True,
+        window=True,
+        head_bias="lm_head_bias",
+        experts=Experts("num_local_experts", width="intermediate_size"),
+    ),
+    "SarvamMoEForCausalLM": Decoder(
+        bias="use_qkv_bias",
+        qk_norm="use_qk_norm",
+        extras=_norm_biases,
+        experts=Experts(
+            shared="num_shared_experts",
+            shared_width="moe_shared_expert_intermediate_size",
+            correction="moe_router_enable_expert_bias",
+        ),
+    ),
+}
+"""vLLM's architecture name -> its row."""
+DECODERS["ExaoneMoEForCausalLM"] = DECODERS["ExaoneMoeForCausalLM"]
+DECODERS["ChatGLMForConditionalGeneration"] = DECODERS["ChatGLMModel"]
