@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kvplan.models.config import Keys
-from kvplan.models.families import dense, hybrid, moe
+from kvplan.models.families import dense, hybrid, latent, moe, unusual
 from kvplan.models.families.common import Body
 from kvplan.models.families.decoders import DECODERS
 from kvplan.models.rope import (
@@ -70,6 +70,33 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "GraniteMoeHybridForCausalLM": hybrid.granite_hybrid,
     "NemotronHForCausalLM": hybrid.nemotron_h,
     "Lfm2ForCausalLM": hybrid.lfm2,
+    "Lfm2MoeForCausalLM": hybrid.lfm2_moe,
+    "NemotronHPuzzleForCausalLM": hybrid.nemotron_h,
+    "MambaForCausalLM": hybrid.mamba,
+    "FalconMambaForCausalLM": hybrid.mamba,
+    "Mamba2ForCausalLM": hybrid.mamba2_only,
+    "JambaForCausalLM": hybrid.jamba,
+    "Zamba2ForCausalLM": hybrid.zamba2,
+    "OlmoHybridForCausalLM": hybrid.olmo_hybrid,
+    "BailingMoeV2_5ForCausalLM": hybrid.bailing_linear,
+    "BailingMoeV3ForCausalLM": hybrid.bailing_v3,
+    "Qwen4ExpForCausalLM": hybrid.qwen4,
+    "AXK1ForCausalLM": latent.axk1,
+    "PanguUltraMoEForCausalLM": latent.pangu_ultra,
+    "SarvamMLAForCausalLM": latent.sarvam_mla,
+    "MistralLarge3ForCausalLM": moe.deepseek,
+    "HYV4ForCausalLM": latent.hunyuan4,
+    "LongcatFlashForCausalLM": latent.longcat,
+    "LongcatFlashNgramForCausalLM": latent.longcat_ngram,
+    "MiniCPM3ForCausalLM": latent.minicpm3,
+    "FalconForCausalLM": unusual.falcon,
+    "Step3TextForCausalLM": unusual.step3,
+    "Step3p5ForCausalLM": unusual.step3p5,
+    "HrmTextForCausalLM": unusual.hrm_text,
+    "IQuestLoopCoderForCausalLM": unusual.iquest_loop,
+    "K2HorizonForCausalLM": unusual.k2_horizon,
+    "PanguProMoEV2ForCausalLM": unusual.pangu_pro_v2,
+    "Gemma3nForCausalLM": unusual.gemma3n,
     # reward models: the same body, another head
     "Qwen2ForRewardModel": dense.qwen2,
     "Qwen2ForProcessRewardModel": dense.qwen2,
@@ -120,7 +147,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
 }
 """Keys that published configs of a family leave out, with the values of its config class."""
 
-TIED_BY_DEFAULT = ("Gemma", "Lfm2")
+TIED_BY_DEFAULT = ("Gemma", "Lfm2", "Falcon", "Mamba", "Zamba2")
 """Families whose config class ties the embeddings unless told otherwise (architecture prefixes)."""
 
 DTYPES = ("bfloat16", "float16", "float32")

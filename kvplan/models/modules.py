@@ -169,11 +169,38 @@ def _kda(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     yield Module("self_attn.conv1d", "attention", 3 * width, s["conv_kernel_size"], itemsize=4, linear=False)
     yield Module("self_attn.b_proj", "attention", heads, hidden)
     for gate in ("f", "g"):
+        if dict(s.facts).get("whole_gates"):
+            yield Module(f"self_attn.{gate}_proj", "attention", width, hidden)
+            continue
         yield Module(f"self_attn.{gate}_a_proj", "attention", dim, hidden)
         yield Module(f"self_attn.{gate}_b_proj", "attention", width, dim)
     yield vector("self_attn.A_log_and_dt_bias", heads + width, itemsize=4)
     yield vector("self_attn.o_norm", dim)
     yield Module("self_attn.o_proj", "attention", hidden, width)
+
+
+def _mamba1(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    inner = cut.split(s["intermediate_size"], "Mamba channels")
+    rank, size = s["time_step_rank"], s["state_size"]
+    yield Module("mamba.in_proj", "attention", 2 * inner, hidden)
+    yield Module("mamba.conv1d", "attention", inner, s["conv_kernel"], bias=inner, linear=False)
+    yield Module("mamba.x_proj", "attention", rank + 2 * size, inner)
+    yield Module("mamba.dt_proj", "attention", inner, rank, bias=inner)
+    yield Module("mamba.A", "norm", inner, size, itemsize=4, linear=False)
+    yield vector("mamba.D", inner)
+    if s.gated_norm:
+        yield vector("mamba.dt_b_c_norms", rank + 2 * size)
+    yield Module("mamba.out_proj", "attention", hidden, inner)
+
+
+def _linear_attention(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    heads, dim = cut.split(s["num_heads"], "linear-attention heads"), s["head_dim"]
+    width = heads * dim
+    yield Module("self_attn.query_key_value", "attention", 3 * width, hidden)
+    yield Module("self_attn.g_proj", "attention", width, hidden)
+    yield Module("self_attn.dense", "attention", hidden, width)
+    yield vector("self_attn.qk_norm", 2 * dim if s["qk_norm"] else 0)
+    yield vector("self_attn.g_norm", width)
 
 
 def _short_conv(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
@@ -183,7 +210,14 @@ def _short_conv(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     yield Module("conv.out_proj", "attention", hidden, width)
 
 
-STATE_MODULES = {"mamba2": _mamba2, "gdn_attention": _gdn, "kda": _kda, "short_conv": _short_conv}
+STATE_MODULES = {
+    "mamba1": _mamba1,
+    "mamba2": _mamba2,
+    "gdn_attention": _gdn,
+    "kda": _kda,
+    "linear_attention": _linear_attention,
+    "short_conv": _short_conv,
+}
 
 
 # ---- MLPs and experts

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from kvplan.models.config import Keys
 from kvplan.models.spec import LayerSpec, RotaryTable
 
-NO_ROTARY = ("NemotronH", "KimiLinear")
+NO_ROTARY = ("NemotronH", "KimiLinear", "Jamba", "Zamba2")
 TWO_ROTARIES = ("Gemma3", "Gemma4", "MiMoV2")
 """Families whose windowed layers have a rotary embedding of their own."""
 

@@ -49,20 +49,22 @@ class StateSpec:
 
     `facts` by family, named as the arguments of vLLM's state-shape formulas:
 
+    * mamba1: intermediate_size, state_size, conv_kernel, time_step_rank
     * mamba2: intermediate_size, n_groups, num_heads, head_dim, state_size, conv_kernel
     * gdn_attention: num_k_heads, num_v_heads, head_k_dim, head_v_dim, conv_kernel_size
-    * kda: num_heads, head_dim, conv_kernel_size
+    * kda: num_heads, head_dim, conv_kernel_size; whole_gates where the gates have no low-rank form
+    * linear_attention: num_heads, head_dim, qk_norm
     * short_conv: intermediate_size, conv_kernel
     """
 
     family: str
-    """vLLM's name: mamba2, gdn_attention, kda, short_conv."""
+    """vLLM's name: mamba1, mamba2, gdn_attention, kda, linear_attention, short_conv."""
     facts: tuple[tuple[str, int], ...]
     """The config's sizes its shape formula needs, as (name, value) pairs."""
     ssm_dtype: str = "auto"
     """Dtype of the recurrent state under `--mamba-ssm-cache-dtype auto`; auto: as the convolution state."""
     gated_norm: bool = True
-    """The mixer has a norm of its own before its output projection (Mamba 2)."""
+    """The mixer has norms of its own: before its output projection (Mamba 2), of its step sizes (Jamba)."""
 
     def __getitem__(self, key: str) -> int:
         return dict(self.facts)[key]
@@ -120,6 +122,8 @@ class AttentionSpec:
     """One learned sink per head (gpt-oss)."""
     keys_are_values: bool = False
     """The checkpoint has no V projection (Gemma 4's global layers)."""
+    sized_as: tuple[int, int] | None = None
+    """KV heads and head size that vLLM sizes blocks by, where it takes a latent for plain attention (Ling 3)."""
     weightless: bool = False
     """It keeps KV but has no weights of its own: another layer's, or the layer's other attention's, serve it."""
 

@@ -19,6 +19,8 @@ from kvplan.models.spec import AttentionKind
 from kvplan.units import cdiv
 
 DEFAULT_BLOCK_SIZE = 16
+UNALIGNED = {"linear_attention"}
+"""States that vLLM 0.32 makes no room for in attention's blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def settle_sizes(setup: LayoutSetup, mixers: Sequence[Mixer]) -> Sizes:
     if not backends:
         return sizes
     states = [m.spec.state for m in mixers if m.spec.state]
-    if states:
+    if states and {state.family for state in states} != UNALIGNED:
         largest = max(state_bytes(state, setup.args, setup.dtype) for state in states)
         is_gdn = any(state.family == "gdn_attention" for state in states)
         sizes = _cover_state(setup, mixers, sizes, largest, setup.rules.gdn_block_step if is_gdn else 1)
@@ -110,6 +112,11 @@ def _model_token_bytes(setup: LayoutSetup, mixers: Sequence[Mixer], which: str) 
     `plain` the model's dtype. Packed latents count a byte an element here.
     """
     spec = _first_attention(mixers).spec
+    if spec.sized_as:
+        heads, dim = spec.sized_as
+        spec = replace(
+            spec, kind=AttentionKind.FULL, num_kv_heads=heads, head_dim=dim, v_head_dim=dim, sized_as=None
+        )
     if spec.kind is not AttentionKind.MLA:
         widest = max(layer.attention.head_dim for layer in setup.model.layers)
         spec = replace(spec, head_dim=widest, v_head_dim=widest)

@@ -72,5 +72,21 @@ def _short_conv(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
     return even(state["intermediate_size"], tp, "channels") * (state["conv_kernel"] - 1 + drafts), 0
 
 
-_ELEMENTS = {"mamba2": _mamba2, "gdn_attention": _gated_delta_net, "kda": _kda, "short_conv": _short_conv}
+def _mamba1(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
+    inner = even(state["intermediate_size"], tp, "state channels")
+    return inner * (state["conv_kernel"] - 1), inner * state["state_size"]
+
+
+def _linear_attention(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
+    return 0, even(state["num_heads"], tp, "state heads") * state["head_dim"] ** 2
+
+
+_ELEMENTS = {
+    "mamba1": _mamba1,
+    "mamba2": _mamba2,
+    "gdn_attention": _gated_delta_net,
+    "kda": _kda,
+    "linear_attention": _linear_attention,
+    "short_conv": _short_conv,
+}
 """Family -> elements of the convolution state and of the recurrent state on one rank."""

@@ -45,7 +45,7 @@ class Decoder(NamedTuple):
     """Where a family differs from Llama."""
 
     keys: Mapping[str, str] = {}
-    """Usual key -> the family's name of it."""
+    """Usual key -> the family's name of it, `section.key` where a section holds it."""
     defaults: Mapping[str, object] = {}
     """Values of its config class, for keys that configs leave out."""
     bias: Switch = "attention_bias"
@@ -81,7 +81,9 @@ class Decoder(NamedTuple):
 
     def read(self, k: Keys) -> Keys:
         """The config under the usual names."""
-        renamed = {usual: k.raw[theirs] for usual, theirs in self.keys.items() if theirs in k}
+        renamed = {
+            usual: found for usual, theirs in self.keys.items() if (found := _nested(k, theirs)) is not None
+        }
         read = Keys(k.name, {**self.defaults, **k.raw, **renamed})
         if self.wide and "intermediate_size" not in read:
             return Keys(k.name, {**read.raw, "intermediate_size": 4 * read.count("hidden_size")})
@@ -129,6 +131,12 @@ class Decoder(NamedTuple):
         moe, sparse = routed(k, self.experts), layers_with_experts(k, self.experts, n)
         dense = moe if all(sparse) else MlpSpec(k.count("intermediate_size"), self.matrices, bias=bias)
         return [moe if s else dense for s in sparse]
+
+
+def _nested(k: Keys, key: str) -> object:
+    """The value of a key, `section.key` where a section of the config holds it; None where absent."""
+    section, dot, inner = key.partition(".")
+    return k.section(section).raw.get(inner) if dot else k.raw.get(key)
 
 
 def _on(k: Keys, switch: Switch) -> bool:
@@ -231,6 +239,7 @@ DECODERS: dict[str, Decoder] = {
     "LLaMAForCausalLM": OPTIONAL_BIAS,
     "MiniCPMForCausalLM": Decoder(tied=True),
     "Ministral3ForCausalLM": Decoder(window=True),
+    "MuseGlimmerForCausalLM": Decoder(norms=4, gated="use_attn_output_gate"),
     "NanbeigeForCausalLM": Decoder(rotary=False),
     "NemotronForCausalLM": Decoder(matrices=2, layernorm=True),
     "OlmoForCausalLM": Decoder(norms=0, final_norms=0, rotary=False),
@@ -244,6 +253,7 @@ DECODERS: dict[str, Decoder] = {
     "SeedOssForCausalLM": Decoder(out_bias="attention_out_bias", rotary=False),
     "SmolLM3ForCausalLM": Decoder(rotary=False, tied=True),
     "SolarForCausalLM": OPTIONAL_BIAS,
+    "Step1ForCausalLM": Decoder({"num_key_value_heads": "num_attention_groups"}, rotary=False),
     "StableLmForCausalLM": Decoder(bias="use_qkv_bias", layernorm=True),
     "Starcoder2ForCausalLM": BIASED._replace(rotary=False, tied=True),
     "TeleChat2ForCausalLM": Decoder(
@@ -313,6 +323,19 @@ DECODERS: dict[str, Decoder] = {
     ),
     "Cohere2MoeForCausalLM": Decoder(
         norms=1, tied=True, window_adds=1, experts=Experts(width="intermediate_size")
+    ),
+    "DbrxForCausalLM": Decoder(
+        {
+            "hidden_size": "d_model",
+            "num_hidden_layers": "n_layers",
+            "num_attention_heads": "n_heads",
+            "max_position_embeddings": "max_seq_len",
+            "num_key_value_heads": "attn_config.kv_n_heads",
+            "intermediate_size": "ffn_config.ffn_hidden_size",
+            "num_experts": "ffn_config.moe_num_experts",
+            "num_experts_per_tok": "ffn_config.moe_top_k",
+        },
+        experts=Experts(width="intermediate_size"),
     ),
     "DeepseekForCausalLM": Decoder(experts=Experts("n_routed_experts", shared="n_shared_experts")),
     "Ernie4_5_MoeForCausalLM": Decoder(

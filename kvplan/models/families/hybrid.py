@@ -17,8 +17,9 @@ from kvplan.models.families.common import (
     num_layers,
     stack,
 )
+from kvplan.models.families.decoders import Experts, layers_with_experts, routed
 from kvplan.models.families.moe import deepseek_mlps, mla, sparse_layers
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, StateSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, StateSpec, Weight
 from kvplan.units import cdiv
 
 
@@ -122,6 +123,7 @@ def granite_hybrid(k: Keys) -> Body:
     n, hidden = num_layers(k), k.count("hidden_size")
     types = k.per_layer("layer_types", n)
     mixers = {"attention": gqa(k)}
+    types = tuple({"linear_attention": "mamba", "full_attention": "attention"}.get(t, t) for t in types)
     if not types or "mamba" in types:
         mixers["mamba"] = _bamba_mixer(k, k.count("mamba_expand", default=2) * hidden)
     if unknown := set(types) - set(mixers):
@@ -136,6 +138,8 @@ def granite_hybrid(k: Keys) -> Body:
 
 def nemotron_h(k: Keys) -> Body:
     """Nemotron-H, Nano v2, Nemotron 3: one of Mamba-2 (M), attention (*), MLP (-) or experts (E) a layer."""
+    if "block_configs" in k:
+        raise k.error("block_configs: layers of different sizes are not supported here")
     pattern = k.text("hybrid_override_pattern") or _nemotron_pattern(k)
     heads, head_dim = k.count("mamba_num_heads"), k.count("mamba_head_dim")
     keys = ("n_groups", "ssm_state_size", "conv_kernel")
@@ -159,7 +163,8 @@ def nemotron_h(k: Keys) -> Body:
 
 
 def _nemotron_pattern(k: Keys) -> str:
-    letters = {"mamba": "M", "attention": "*", "mlp": "-", "moe": "E"}
+    letters = {"mamba": "M", "linear_attention": "M", "attention": "*", "full_attention": "*"}
+    letters |= {"mlp": "-", "moe": "E"}
     types = k.texts("layers_block_type")
     if not types:
         raise k.error("hybrid_override_pattern is missing")
@@ -208,6 +213,203 @@ def lfm2(k: Keys) -> Body:
     if not types or set(types) - set(made):
         raise k.error("layer_types must name conv or full_attention for every layer")
     return Body(stack(k, [made[t] for t in types], [MlpSpec(_lfm2_width(k))] * n))
+
+
+def lfm2_moe(k: Keys) -> Body:
+    """LFM2 MoE: LFM2 with experts from the third layer on."""
+    n = num_layers(k)
+    body = lfm2(Keys(k.name, {**k.raw, "block_auto_adjust_ff_dim": False}))
+    e = Experts(dense="num_dense_layers", correction="use_expert_bias")
+    moe, dense = routed(k, e), dense_mlp(k)
+    sparse = layers_with_experts(k, e, n)
+    mlps = [moe if s else dense for s in sparse]
+    return Body(stack(k, [layer.attention for layer in body.layers], mlps))
+
+
+def mamba1(k: Keys, intermediate: int, *keys: str, norms: bool) -> AttentionSpec:
+    """A Mamba mixer; `keys` name the state's size, the convolution's width and the rank of its steps."""
+    size, kernel, rank = keys
+    default_rank = cdiv(k.count("hidden_size"), 16)
+    spec = StateSpec(
+        "mamba1",
+        (
+            ("intermediate_size", intermediate),
+            ("state_size", k.count(size)),
+            ("conv_kernel", k.count(kernel, low=2, high=64)),
+            (
+                "time_step_rank",
+                default_rank if k.raw.get(rank) == "auto" else k.count(rank, default=default_rank),
+            ),
+        ),
+        gated_norm=norms,
+    )
+    return AttentionSpec(AttentionKind.STATE, state=spec)
+
+
+def mamba(k: Keys) -> Body:
+    """Mamba and Falcon-Mamba: states only, whose norms in Falcon's have no weights."""
+    n = num_layers(k)
+    width = k.count("intermediate_size", default=k.count("expand", default=2) * k.count("hidden_size"))
+    mixer = mamba1(k, width, "state_size", "conv_kernel", "time_step_rank", norms=False)
+    return Body(stack(k, [mixer] * n, [NO_MLP] * n, norms=1))
+
+
+def mamba2_only(k: Keys) -> Body:
+    """Mamba 2: states only."""
+    n = num_layers(k)
+    heads, dim = k.count("num_heads"), k.count("head_dim")
+    mixer = mamba2(k, heads, dim, heads * dim, "n_groups", "state_size", "conv_kernel")
+    return Body(stack(k, [mixer] * n, [NO_MLP] * n, norms=1))
+
+
+def jamba(k: Keys) -> Body:
+    """Jamba: Mamba with a few attention layers, experts in every other one."""
+    n, hidden = num_layers(k), k.count("hidden_size")
+    width = k.count("mamba_expand", default=2) * hidden
+    mixer = mamba1(k, width, "mamba_d_state", "mamba_d_conv", "mamba_dt_rank", norms=True)
+    attention = gqa(k)
+    every, first = k.count("attn_layer_period", default=8), k.count("attn_layer_offset", default=4, low=0)
+    mixers = [attention if i % every == first else mixer for i in range(n)]
+    period, offset = (
+        k.count("expert_layer_period", default=2),
+        k.count("expert_layer_offset", default=1, low=0),
+    )
+    dense = dense_mlp(k)
+    moe = dense
+    if k.count("num_experts", default=16) > 1:
+        moe = routed(k, Experts(width="intermediate_size"))
+    return Body(stack(k, mixers, [moe if i % period == offset else dense for i in range(n)]))
+
+
+def zamba2(k: Keys) -> Body:
+    """Zamba 2: Mamba 2, and now and then an attention block whose weights several layers share."""
+    hidden, heads = k.count("hidden_size"), k.count("num_attention_heads")
+    types = k.texts("layers_block_type")
+    if not types or set(types) - {"mamba", "linear_attention", "hybrid"}:
+        raise k.error("layers_block_type must name mamba or hybrid for every layer")
+    if k.flag("use_shared_attention_adapter"):
+        raise k.error("use_shared_attention_adapter is not supported")
+    inner = k.count("mamba_expand", default=2) * hidden
+    ssm = k.count("n_mamba_heads", default=8)
+    mixer = mamba2(k, ssm, inner // ssm, inner, "mamba_ngroups", "mamba_d_state", "mamba_d_conv")
+    dim = k.count("attention_head_dim", default=2 * hidden // heads)
+    kept = AttentionSpec(AttentionKind.FULL, heads, heads, dim, dim, weightless=True)
+    plain = LayerSpec(mixer, NO_MLP, norm_size=hidden)
+    blocks, seen, layers = k.count("num_mem_blocks", default=1), 0, []
+    for kind in types:
+        if kind != "hybrid":
+            layers.append(plain)
+            continue
+        extras = (*_zamba_adapters(k), *(_zamba_block(k, heads * dim) if seen < blocks else ()))
+        layers.append(LayerSpec(kept, NO_MLP, beside=mixer, norm_size=hidden, extras=extras))
+        seen += 1
+    return Body(tuple(layers))
+
+
+def _zamba_block(k: Keys, wide: int) -> tuple[Weight, ...]:
+    """The shared block; its attention reads the hidden state and the embedding side by side."""
+    hidden, width = k.count("hidden_size"), k.count("intermediate_size")
+    return (
+        Weight("self_attn.qkv_proj", 3 * wide, 2 * hidden, cut="rows", linear=True),
+        Weight("self_attn.o_proj", hidden, wide, cut="cols", linear=True),
+        Weight("mlp.gate_up_proj", 2 * width, hidden, cut="rows", linear=True),
+        Weight("mlp.down_proj", hidden, width, cut="cols", linear=True),
+        Weight("shared_norms", 3 * hidden),
+    )
+
+
+def _zamba_adapters(k: Keys) -> tuple[Weight, ...]:
+    """What each layer adds to the shared block."""
+    hidden, width, rank = k.count("hidden_size"), k.count("intermediate_size"), k.count("adapter_rank")
+    return (
+        Weight("linear", hidden, hidden, linear=True),
+        Weight("mlp.adapter.A", rank, hidden, linear=True),
+        Weight("mlp.adapter.B", 2 * width, rank, cut="rows", linear=True),
+    )
+
+
+def olmo_hybrid(k: Keys) -> Body:
+    """OLMo Hybrid: three gated delta nets to one full attention."""
+    n = num_layers(k)
+    made = {"linear_attention": gdn(k), "full_attention": gqa(k, qk_norm="all")}
+    types = k.per_layer("layer_types", n)
+    if not types or set(types) - set(made):
+        raise k.error("layer_types must name linear_attention or full_attention for every layer")
+    return Body(stack(k, [made[t] for t in types], [dense_mlp(k)] * n))
+
+
+def qwen4(k: Keys) -> Body:
+    """Qwen 4: Qwen3-Next's layers between streams of hidden states that low-rank matrices mix."""
+    if k.counts("ple_layer_ids"):
+        raise k.error("ple_layer_ids (embeddings of n-grams per layer) is not supported")
+    n, streams, rank = num_layers(k), k.count("hc_count", high=64), k.count("hc_lowrank")
+    hidden = k.count("hidden_size")
+    types = k.per_layer("layer_types", n)
+    made = {"linear_attention": gdn(k), "indexed_attention": gqa(k, qk_norm="head", gated=True)}
+    made["full_attention"] = made["indexed_attention"]
+    if not types or set(types) - set(made):
+        raise k.error("layer_types must name linear_attention or indexed_attention for every layer")
+    mlps = sparse_layers(k, n, _qwen_shared(k))
+    mixes = _qwen4_mixes(streams * hidden, rank, streams * streams, 2)
+    layers = stack(k, [made[t] for t in types], mlps, 0, mixes)
+    return Body(layers, extras=_qwen4_mixes(streams * hidden, rank, 0, 1), final_norms=0)
+
+
+def _qwen4_mixes(wide: int, rank: int, inject: int, copies: int) -> tuple[Weight, ...]:
+    """Hyper-connections: a norm over all streams, down to a low rank and up again."""
+    return (
+        Weight("hyper.norm", wide, copies=copies),
+        Weight("hyper.down", rank + inject, wide, copies=copies),
+        Weight("hyper.up", wide, rank, copies=copies),
+    )
+
+
+def bailing_linear(k: Keys) -> Body:
+    """Ling and Ring 2.5: linear attention with a latent attention in every group of layers."""
+    n, group = num_layers(k), k.count("layer_group_size")
+    linear = state(
+        "linear_attention",
+        num_heads=k.count("num_attention_heads"),
+        head_dim=k.count("head_dim"),
+        qk_norm=int(k.flag("use_qk_norm")),
+    )
+    latent = mla(k)
+    mixers = [latent if _is_latent(i, n, group) else linear for i in range(n)]
+    return Body(stack(k, mixers, _bailing_mlps(k, n)))
+
+
+def bailing_v3(k: Keys) -> Body:
+    """Ling 3: KDA with whole gates, and a latent attention in every group of layers."""
+    n, group = num_layers(k), k.count("layer_group_size")
+    if not k.flag("no_kda_lora"):
+        raise k.error("no_kda_lora must be true, as the engine expects")
+    kda = state(
+        "kda",
+        num_heads=k.count("num_attention_heads"),
+        head_dim=k.count("head_dim"),
+        conv_kernel_size=k.count("short_conv_kernel_size", low=2, high=64),
+        whole_gates=1,
+    )
+    kv_heads = k.count("num_key_value_heads", default=k.count("num_attention_heads"))
+    latent = mla(k, sized_as=(kv_heads, k.count("head_dim")))
+    mixers = [latent if _is_latent(i, n, group) else kda for i in range(n)]
+    return Body(stack(k, mixers, _bailing_mlps(k, n)))
+
+
+def _is_latent(i: int, n: int, group: int) -> bool:
+    """The last layer of each group, and all layers that fill no group."""
+    return (i + 1) % group == 0 or i >= n // group * group
+
+
+def _bailing_mlps(k: Keys, n: int) -> list[MlpSpec]:
+    e = Experts(
+        shared="num_shared_experts",
+        shared_width="moe_shared_expert_intermediate_size",
+        correction="moe_router_enable_expert_bias",
+        itemsize=4,
+    )
+    moe = routed(k, e)
+    return [moe if sparse else dense_mlp(k) for sparse in layers_with_experts(k, e, n)]
 
 
 def _lfm2_width(k: Keys) -> int:

@@ -1,0 +1,127 @@
+"""Latent attention beside DeepSeek's own: A.X K1, openPangu Ultra, Sarvam, HunYuan 4, LongCat, MiniCPM 3."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvplan.models.config import MAX_LAYERS, Keys
+from kvplan.models.families.common import Body, dense_mlp, mtp, num_layers, stack
+from kvplan.models.families.decoders import Experts, layers_with_experts, routed
+from kvplan.models.families.moe import deepseek_mlps, mla
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, Weight
+
+
+def axk1(k: Keys) -> Body:
+    """A.X K1: DeepSeek V3 with a norm after the MLP."""
+    n = num_layers(k)
+    layers = stack(k, [mla(k)] * n, deepseek_mlps(k, n), norms=3)
+    return Body(layers, mtp(k, layers[-1]))
+
+
+def mixed(k: Keys, n: int, e: Experts) -> list[MlpSpec]:
+    """Dense layers first, then experts."""
+    moe = routed(k, e)
+    return [moe if sparse else dense_mlp(k) for sparse in layers_with_experts(k, e, n)]
+
+
+def pangu_ultra(k: Keys) -> Body:
+    """openPangu Ultra MoE: norms before and after both parts."""
+    n = num_layers(k)
+    e = Experts("n_routed_experts", shared="n_shared_experts", correction="router_enable_expert_bias")
+    layers = stack(k, [mla(k)] * n, mixed(k, n, e), norms=4 if k.flag("sandwich_norm") else 2)
+    return Body(layers, mtp(k, layers[-1]))
+
+
+def sarvam_mla(k: Keys) -> Body:
+    """Sarvam with latent attention."""
+    n = num_layers(k)
+    e = Experts(
+        shared="num_shared_experts",
+        shared_width="moe_shared_expert_intermediate_size",
+        correction=k.flag("moe_router_enable_expert_bias", True),
+    )
+    return Body(stack(k, [mla(k)] * n, mixed(k, n, e)))
+
+
+def hunyuan4(k: Keys) -> Body:
+    """HunYuan 4: gated latent attention with sinks, and four streams of hidden states mixed in every layer.
+
+    vLLM 0.32 builds no indexer for it.
+    """
+    n, hidden, streams = num_layers(k), k.count("hidden_size"), k.count("hc_mult", default=4)
+    attention = mla(k)
+    wide = attention.num_heads * attention.v_head_dim
+    extras = [Weight("self_attn.linear_gate", wide, hidden, cut="rows", linear=True)]
+    if k.flag("learnable_sink"):
+        extras.append(Weight("self_attn.sink", attention.num_heads, cut="rows", itemsize=4))
+    mixes = 2 * streams
+    extras += [
+        Weight("hyper.fn", mixes, streams * hidden, copies=2, itemsize=4),
+        Weight("hyper.base_and_scale", mixes + 2, copies=2, itemsize=4),
+    ]
+    around = (
+        Weight("hyper_head.fn", streams, streams * hidden, itemsize=4),
+        Weight("hyper_head.base_and_scale", streams + 1, itemsize=4),
+    )
+    e = Experts("n_routed_experts", shared="n_shared_experts", correction=True, itemsize=4)
+    layers = stack(k, [attention] * n, mixed(k, n, e), extras=tuple(extras))
+    return Body(layers, mtp(k, layers[-1]), extras=around)
+
+
+def longcat(k: Keys) -> Body:
+    """LongCat Flash: two latent attentions and two dense MLPs a layer, and experts, some of which do nothing."""
+    n, hidden = k.count("num_layers", "num_hidden_layers", high=MAX_LAYERS), k.count("hidden_size")
+    width = k.count("ffn_hidden_size", "intermediate_size")
+    number, idle = k.count("n_routed_experts"), k.count("zero_expert_num", default=0, low=0)
+    moe = MlpSpec(
+        k.count("expert_ffn_hidden_size", "moe_intermediate_size"),
+        num_experts=number,
+        experts_per_token=k.count("moe_topk", "num_experts_per_tok"),
+        shared_intermediate_size=2 * width,
+        router_correction=True,
+        router_itemsize=4,
+    )
+    idle_router = (
+        Weight("mlp.gate.idle", idle, hidden, itemsize=4),
+        Weight("mlp.gate.idle_correction", idle, itemsize=4),
+    )
+    layer = LayerSpec(mla(k), moe, beside=mla(k), norm_size=4 * hidden, extras=idle_router if idle else ())
+    return Body((layer,) * n)
+
+
+def longcat_ngram(k: Keys) -> Body:
+    """LongCat Flash Lite: embeddings of n-grams beside those of tokens."""
+    hidden = k.count("hidden_size")
+    tables = k.count("emb_split_num") * (k.count("emb_neighbor_num") - 1)
+    rows = k.count("vocab_size") * k.count("ngram_vocab_size_ratio")
+    each = hidden // tables
+    extras = (
+        Weight("ngram.projection", tables * each, hidden),
+        Weight("ngram.embedder", _ngram_rows(rows, tables), each, cut="vocab"),
+    )
+    return longcat(k)._replace(extras=extras)
+
+
+def _ngram_rows(rows: int, tables: int) -> int:
+    """Rows of all tables: each is one row longer than the last, so that their sizes differ."""
+    return sum(rows + 2 * i + 1 for i in range(tables))
+
+
+def minicpm3(k: Keys) -> Body:
+    """MiniCPM 3: latent projections, but keys and values of every head are kept."""
+    n, hidden, latent = num_layers(k), k.count("hidden_size"), mla(k)
+    heads, dim = latent.num_heads, latent.head_dim
+    expanded = heads * (latent.qk_nope_head_dim + latent.v_head_dim)
+    extras = (
+        Weight("self_attn.q_a_proj", latent.q_lora_rank, hidden, linear=True),
+        Weight("self_attn.q_b_proj", heads * dim, latent.q_lora_rank, cut="rows", linear=True),
+        Weight(
+            "self_attn.kv_a_proj_with_mqa", latent.kv_lora_rank + latent.qk_rope_head_dim, hidden, linear=True
+        ),
+        Weight("self_attn.kv_b_proj", expanded, latent.kv_lora_rank, cut="rows", linear=True),
+        Weight("self_attn.o_proj", hidden, heads * latent.v_head_dim, cut="cols", linear=True),
+        Weight("self_attn.latent_norms", latent.q_lora_rank + latent.kv_lora_rank),
+    )
+    kept = AttentionSpec(AttentionKind.FULL, heads, heads, dim, dim, weightless=True)
+    kept = replace(kept, qk_rope_head_dim=latent.qk_rope_head_dim)
+    return Body(stack(k, [kept] * n, [dense_mlp(k)] * n, extras=extras))
