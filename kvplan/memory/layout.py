@@ -27,7 +27,7 @@ from kvplan.formulas.capacity import (
 )
 from kvplan.formulas.varying import Ints
 from kvplan.memory.kv.backends import Capability
-from kvplan.memory.kv.groups import Group, bytes_per_block, group_layers, on_stage
+from kvplan.memory.kv.groups import Group, bytes_per_block, group_layers, on_stage, pack
 from kvplan.memory.kv.mixers import LayoutSetup
 from kvplan.memory.kv.pages import Pages, model_pages
 from kvplan.memory.kv.versions import MIRRORED, Rules, Version, rules_for
@@ -189,7 +189,10 @@ def pages_layout(
     """
     rules = rules_for(version)
     hybrid = not args.disable_hybrid_kv_cache_manager
-    groups = group_layers(pages.layers, hybrid=hybrid, merge_ratio=rules.merge_ratio)
+    if pages.packed and hybrid:
+        groups = pack(pages.layers)
+    else:
+        groups = group_layers(pages.layers, hybrid=hybrid, merge_ratio=rules.merge_ratio)
     if not groups:
         raise KvplanError("no layer of this model keeps KV or a state: there is no cache to plan")
     request = _Request(args.decode_context_parallel_size, max_in_flight_tokens(args, rules))

@@ -81,6 +81,8 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "BailingMoeV2_5ForCausalLM": hybrid.bailing_linear,
     "BailingMoeV3ForCausalLM": hybrid.bailing_v3,
     "Qwen4ExpForCausalLM": hybrid.qwen4,
+    "MiniMaxM3SparseForCausalLM": moe.minimax_m3,
+    "DeepseekV4ForCausalLM": latent.deepseek_v4,
     "AXK1ForCausalLM": latent.axk1,
     "PanguUltraMoEForCausalLM": latent.pangu_ultra,
     "SarvamMLAForCausalLM": latent.sarvam_mla,
@@ -144,6 +146,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "head_dim": 256,
         "max_position_embeddings": 131072,
     },
+    "Gemma4": {"global_head_dim": 512},
 }
 """Keys that published configs of a family leave out, with the values of its config class."""
 
@@ -195,14 +198,21 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         longrope_original_len=longrope_original_len(text),
         yarn_max_model_len=yarn_max_model_len(text),
         rotary=rotary_tables(text, architecture, body.layers) if row is None or row.rotary else (),
-        quantization=outer.section("quantization_config").raw
-        or text.section("quantization_config").raw
-        or None,
+        quantization=quantization_section(outer, text),
         source=source,
         draft_vocab_size=text.count("draft_vocab_size", default=text.count("vocab_size"), high=1 << 28)
         if architecture.endswith("Eagle3")
         else 0,
     )
+
+
+def quantization_section(outer: Keys, text: Keys) -> Mapping[str, object] | None:
+    """The config's `quantization_config`, with DeepSeek V4's dtype of experts, which stands beside it."""
+    found = outer.section("quantization_config").raw or text.section("quantization_config").raw
+    if not found:
+        return None
+    expert_dtype = text.text("expert_dtype")
+    return {**found, "expert_dtype": expert_dtype} if expert_dtype else found
 
 
 def text_section(outer: Keys) -> Keys:

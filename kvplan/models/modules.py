@@ -304,6 +304,8 @@ def extra_modules(extras: tuple[Weight, ...], cut: Cut) -> Iterator[Module]:
             cols = cut.split(cols, f"columns of {w.name}")
         elif w.cut == "vocab":
             rows = padded_rows(rows, cut)
+        elif w.cut == "heads":
+            rows = cut.kv_heads(rows // w.unit) * w.unit
         role = "mlp" if w.name.startswith("mlp.") else "norm" if cols == 1 else "attention"
         yield Module(w.name, role, rows, cols, rows if w.bias else 0, w.copies, w.itemsize, w.linear)
 

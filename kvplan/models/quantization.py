@@ -206,7 +206,13 @@ def _fp8(k: Keys) -> Rule:
     if block and (len(block) != 2 or not all(block)):
         raise k.error("quantization_config: weight_block_size must be two sizes")
     scheme = fp8_block(*block) if block else FP8_TENSOR
-    return _everywhere(scheme, _ignored(k, "modules_to_not_convert", "ignored_layers"))
+    rule = _everywhere(scheme, _ignored(k, "modules_to_not_convert", "ignored_layers"))
+    if k.text("expert_dtype") != "fp4":
+        return rule
+    # DeepSeek V4: scales are powers of two, one byte each; experts are MXFP4
+    small = replace(scheme, scale_bytes=1)
+    plain = replace(MXFP4, pad=(1, 1), least_pad=None)
+    return lambda module: plain if module.role == "expert" else small if rule(module) else None
 
 
 def _fbgemm(k: Keys) -> Rule:

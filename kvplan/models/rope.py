@@ -11,8 +11,10 @@ from kvplan.models.config import Keys
 from kvplan.models.spec import LayerSpec, RotaryTable
 
 NO_ROTARY = ("NemotronH", "KimiLinear", "Jamba", "Zamba2")
-TWO_ROTARIES = ("Gemma3", "Gemma4", "MiMoV2")
+TWO_ROTARIES = ("Gemma3", "Gemma4", "MiMoV2", "Laguna", "Step3p5", "Step3p7")
 """Families whose windowed layers have a rotary embedding of their own."""
+WIDE_ROTARY = ("GptOss", "PanguUltra", "DeepseekV4")
+"""Families that keep the table in float32."""
 
 _MAX_LEN_KEYS = (
     "max_position_embeddings",
@@ -84,25 +86,37 @@ def rotary_tables(text: Keys, architecture: str, layers: tuple[LayerSpec, ...]) 
         return ()
     attentions = [a for layer in layers for a in layer.mixers if a.num_heads]
     positions, latent = rotary_positions(text), any(a.kv_lora_rank for a in attentions)
-    dims = {(a.window > 0, a.qk_rope_head_dim or a.head_dim) for a in attentions}
-    share, fixed = partial_rotary(text), text.count("rotary_dim", default=0, low=0)
-    if not architecture.startswith(TWO_ROTARIES):
+    two = architecture.startswith(TWO_ROTARIES)
+    fixed = text.count("rotary_dim", "rope_head_dim", "qk_rope_dim", default=0, low=0)
+    dims = {
+        (a.window > 0, fixed or a.qk_rope_head_dim or int(a.head_dim * partial_rotary(text, a.window > 0)))
+        for a in attentions
+    }
+    if not two:
         dims = {(False, max(d for _, d in dims))} if dims else set()
-    longest = text.count("max_position_embeddings", default=2048)
-    # DeepSeek's yarn keeps its table in float32
-    itemsize = 4 if latent and text.section("rope_scaling").text("rope_type", "type") == "yarn" else 2
-    sparse = any(a.index_head_dim for a in attentions)
-    indexers = 2 if sparse and not text.flag("indexer_rope_interleave") else 1
+    longest = text.count("max_position_embeddings", "max_position_embedding", default=2048)
+    itemsize = 4 if architecture.startswith(WIDE_ROTARY) or (latent and _is_yarn(text)) else 2
+    sparse = latent and any(a.index_head_dim for a in attentions)
+    copies = 2 if sparse and not text.flag("indexer_rope_interleave") else 1
+    if len({bool(a.compress_ratio) for a in attentions}) > 1:
+        return (RotaryTable(longest, fixed or attentions[0].qk_rope_head_dim, itemsize),) * 2
+    if any(m.state and m.state.family == "linear_attention" for layer in layers for m in layer.mixers):
+        copies = 2  # linear attention has a rotary embedding of its own
     return tuple(
-        RotaryTable(longest if local else positions, fixed or (d if latent else int(d * share)), itemsize)
+        RotaryTable(longest if local else positions, d, itemsize)
         for local, d in sorted(dims)
-        for _ in range(indexers)
+        for _ in range(copies)
     )
+
+
+def _is_yarn(text: Keys) -> bool:
+    """DeepSeek's yarn keeps its table in float32."""
+    return text.section("rope_scaling").text("rope_type", "type") == "yarn"
 
 
 def rotary_positions(text: Keys) -> int:
     """Rows of the rotary table: scaled positions for linear and yarn scaling, both tables for longrope."""
-    longest = text.count("max_position_embeddings", default=2048)
+    longest = text.count("max_position_embeddings", "max_position_embedding", default=2048)
     key, rope = text.first("rope_scaling", "rope_parameters")
     k = text.section(key) if rope is not None else Keys(text.name, {})
     if original := longrope_original_len(text):
@@ -118,13 +132,28 @@ def rotary_positions(text: Keys) -> int:
     return longest
 
 
-def partial_rotary(text: Keys) -> float:
-    """Share of each head that is rotated."""
-    value = text.raw.get(
-        "partial_rotary_factor", text.section("rope_parameters").raw.get("partial_rotary_factor")
-    )
+def partial_rotary(text: Keys, windowed: bool = False) -> float:
+    """Share of each head that is rotated, in windowed layers or in the others."""
+    rope = text.section("rope_parameters")
+    nested = rope.raw.get("sliding_attention" if windowed else "full_attention")
+    listed = _listed_share(text, windowed)
+    if listed is not None:
+        value: object = listed
+    elif isinstance(nested, dict):
+        value = nested.get("partial_rotary_factor") if nested.get("rope_type") != "proportional" else 1.0
+    else:
+        value = text.raw.get("partial_rotary_factor", rope.raw.get("partial_rotary_factor"))
     if value is None:
         return 1.0
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise text.error("partial_rotary_factor must be a number between 0 and 1")
     return float(value)
+
+
+def _listed_share(text: Keys, windowed: bool) -> object:
+    """Step's list of shares, one a layer."""
+    shares, types = text.raw.get("partial_rotary_factors"), text.texts("layer_types")
+    if not isinstance(shares, list) or len(shares) < len(types):
+        return None
+    kind = "sliding_attention" if windowed else "full_attention"
+    return next((share for share, t in zip(shares, types, strict=False) if t == kind), None)

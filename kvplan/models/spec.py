@@ -22,6 +22,8 @@ class AttentionKind(StrEnum):
     """As full, but only tokens of the current chunk of `window` tokens (Llama 4)."""
     MLA = "mla"
     """One latent vector per token: kv_lora_rank + qk_rope_head_dim (DeepSeek V2/V3, Kimi-K2)."""
+    COMPRESSED = "compressed"
+    """A window of latents, and behind it one latent for every `compress_ratio` tokens (DeepSeek V4)."""
     STATE = "state"
     """A state of fixed size per sequence: Mamba 2, gated delta net, KDA, short convolution."""
     NONE = "none"
@@ -76,8 +78,10 @@ class Weight(NamedTuple):
     name: str
     rows: int
     cols: int = 1
-    cut: Literal["", "rows", "cols", "vocab"] = ""
-    """How tensor parallelism cuts it: not at all, by rows, by columns, or as rows of a padded vocabulary."""
+    cut: Literal["", "rows", "cols", "vocab", "heads"] = ""
+    """How tensor parallelism cuts it: not at all, by rows, by columns, as rows of a padded vocabulary, or by heads of
+    `unit` rows, copied where there are more ranks than heads."""
+    unit: int = 1
     bias: bool = False
     copies: int = 1
     itemsize: int = 0
@@ -105,6 +109,10 @@ class AttentionSpec:
     index_head_dim: int = 0
     """Width of the sparse-attention indexer's key (DeepSeek V3.2, GLM-5); 0 where a layer has no indexer."""
     index_num_heads: int = 0
+    index_itemsize: int = 1
+    """Bytes per element of an indexer's key; 1: fp8, with scales."""
+    compress_ratio: int = 0
+    """Tokens behind one compressed latent; 0: only the window."""
     index_topk: int = 0
     """Tokens that sparse attention really reads; also set on layers that reuse another layer's indexer."""
     state: StateSpec | None = None

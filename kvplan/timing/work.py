@@ -316,7 +316,7 @@ def _state_width(state: StateSpec) -> int:
     if state.family == "gdn_attention":
         value = facts["num_v_heads"] * facts["head_v_dim"]
         return 2 * facts["num_k_heads"] * facts["head_k_dim"] + 3 * value + 2 * facts["num_v_heads"]
-    if state.family == "kda":
+    if state.family in ("kda", "linear_attention"):
         return 5 * facts["num_heads"] * facts["head_dim"]
     return 4 * facts["intermediate_size"]
 
@@ -331,7 +331,7 @@ def _attention_work(layers: Counter[LayerSpec], tp: int, kv_bytes: float) -> tup
     counts: Counter[AttentionSpec] = Counter()
     for layer, n in layers.items():
         for a in layer.mixers:
-            if a.kind.keeps_tokens:
+            if a.kind.keeps_tokens or a.kind is AttentionKind.COMPRESSED:
                 counts[a] += n
     return tuple(work for a, n in counts.items() for work in _kinds_of(a, n, tp, kv_bytes))
 
@@ -339,6 +339,8 @@ def _attention_work(layers: Counter[LayerSpec], tp: int, kv_bytes: float) -> tup
 def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[AttentionWork, ...]:
     """The attention of `n` layers; a sparse one adds its indexer, which reads every token of the context."""
     heads = max(1, a.num_heads // tp)
+    if a.kind is AttentionKind.COMPRESSED:
+        return _compressed(a, n, heads)
     if a.kind is not AttentionKind.MLA:
         v = a.v_head_dim or a.head_dim
         kv = int(kv_heads_per_rank(a.num_kv_heads, tp))
@@ -355,6 +357,22 @@ def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[Atten
     return main, AttentionWork(n, 0, a.index_head_dim + 4.0, flops, flops, a.index_num_heads, 1)
 
 
+def _compressed(a: AttentionSpec, n: int, heads: int) -> tuple[AttentionWork, ...]:
+    """DeepSeek V4: the window's latents, and compressed ones, all of them or those that an indexer picks; fp8."""
+    flops, latent = 4.0 * heads * a.head_dim, a.head_dim + 72.0
+    found = [AttentionWork(n, a.window, latent, flops, flops, heads, 1)]
+    if not a.compress_ratio:
+        return tuple(found)
+    ratio = a.compress_ratio
+    reach = a.index_topk * ratio
+    found.append(AttentionWork(n, reach, latent / ratio, flops / ratio, flops / ratio, heads, 1))
+    if a.index_topk:
+        looks = 2.0 * a.index_num_heads * a.index_head_dim / ratio
+        width = (a.index_head_dim + 4.0) / ratio
+        found.append(AttentionWork(n, 0, width, looks, looks, a.index_num_heads, 1))
+    return tuple(found)
+
+
 def _state_bytes(a: AttentionSpec) -> float:
     """Recurrent state read and written once a step; convolution states are small beside it."""
     if a.state is None:
@@ -366,5 +384,7 @@ def _state_bytes(a: AttentionSpec) -> float:
         * facts.get("head_v_dim", 0)
         * facts.get("head_k_dim", 0),
         "kda": facts.get("num_heads", 0) * facts.get("head_dim", 0) ** 2,
+        "linear_attention": facts.get("num_heads", 0) * facts.get("head_dim", 0) ** 2,
+        "mamba1": facts.get("intermediate_size", 0) * facts.get("state_size", 0),
     }
     return 2.0 * element * elements.get(a.state.family, 0)

@@ -42,6 +42,7 @@ class LayerNeeds:
     """The user's --block-size; None lets the backend choose."""
     is_mla: bool = False
     is_sparse: bool = False
+    is_compressed: bool = False
     has_sinks: bool = False
     has_window: bool = False
     dcp: int = 1
@@ -164,6 +165,18 @@ BACKENDS = {
             is_sparse=True,
             dtypes=("bfloat16",),
         ),
+        Backend("MINIMAX_M3_SPARSE", _FP8, (128,), fixed=True, head_sizes=(128,), is_sparse=True),
+        Backend(
+            "FLASHMLA_SPARSE_DSV4",
+            ("auto", "fp8", "fp8_e4m3", "fp8_ds_mla"),
+            (256,),
+            fixed=True,
+            majors=(9, 10),
+            head_sizes=(512,),
+            is_mla=True,
+            is_sparse=True,
+            windows=True,
+        ),
     )
 }
 
@@ -178,6 +191,10 @@ def priorities(capability: Capability, needs: LayerNeeds) -> list[str]:
         return [
             "FLASH_ATTN_DIFFKV" if major == 9 else "TRITON_ATTN_DIFFKV"
         ]  # the model's own choice, no fallback
+    if needs.is_compressed:
+        return ["FLASHMLA_SPARSE_DSV4"]
+    if needs.is_sparse and not needs.is_mla:
+        return ["MINIMAX_M3_SPARSE"]
     if not needs.is_mla:
         first = ["FLASHINFER", "FLASH_ATTN"] if major == 10 else ["FLASH_ATTN", "FLASHINFER"]
         return [*first, "TRITON_ATTN", "FLEX_ATTENTION", "TURBOQUANT"]

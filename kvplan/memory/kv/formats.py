@@ -80,12 +80,16 @@ def element_bytes(kv_format: str, dtype: str) -> int:
     return ITEM_BYTES[dtype] if kv_format == "auto" else ITEM_BYTES.get(kv_format, 1)
 
 
-def indexer_token_bytes(index_head_dim: int) -> int:
+def indexer_token_bytes(index_head_dim: int, itemsize: int = 1) -> int:
     """Return the bytes of one token in a sparse-attention indexer: an fp8 key, a 4-byte scale per 128 elements.
+
+    `itemsize` 2: the key alone, in 16 bits (MiniMax M3).
 
     >>> indexer_token_bytes(128)
     132
     """
+    if itemsize > 1:
+        return index_head_dim * itemsize
     return index_head_dim + index_head_dim // 128 * 4
 
 

@@ -150,6 +150,48 @@ def _promoted(page: Page, block_size: int) -> Page:
     return replace(page, kind=AttentionKind.FULL, block_size=block_size, padded_bytes=padded, retained=0)
 
 
+def pack(layers: Sequence[Layer]) -> list[Group]:
+    """Group layers whose pages differ in size and lie together in a block (vLLM's `_get_packed_kv_cache_groups`).
+
+    Layers that need the same number of blocks for any sequence make a bucket. A bucket with as many layers of each
+    page size is a repeating pattern; patterns with several sizes stay whole, and say how many repeats the groups of
+    the others get.
+    """
+    layers = [layer._replace(is_last=i == len(layers)) for i, layer in enumerate(layers, 1)]
+    buckets: dict[tuple[object, ...], list[Layer]] = {}
+    for layer in layers:
+        buckets.setdefault(_need(layer.page), []).append(layer)
+    patterns = [_by_size(bucket) for bucket in buckets.values()]
+    even = [p for p in patterns if len({len(same) for same in p}) == 1]
+    least = max((len(p[0]) for p in even if len(p) > 1), default=0)
+    repeats = _least_padding([len(p[0]) for p in even], least) if least else 0
+    groups = []
+    for bucket, pattern in zip(buckets.values(), patterns, strict=True):
+        num_groups = cdiv(len(pattern[0]), repeats) if repeats and pattern in even else 1
+        if num_groups == 1:
+            groups.append(bucket)
+            continue
+        rows = list(zip(*pattern, strict=True))
+        groups += [[layer for row in rows[i::num_groups] for layer in row] for i in range(num_groups)]
+    return groups
+
+
+def _by_size(bucket: list[Layer]) -> list[list[Layer]]:
+    found: dict[int, list[Layer]] = {}
+    for layer in bucket:
+        found.setdefault(layer.page.num_bytes, []).append(layer)
+    return list(found.values())
+
+
+def _least_padding(sizes: list[int], least: int) -> int:
+    """The group size from `least` on that pads all `sizes` least; of equals the largest."""
+    return min(
+        range(least, max(sizes) + 1),
+        key=lambda d: (sum(-size % d for size in sizes), -d),
+        default=least,
+    )
+
+
 class _CannotPad(Exception):
     """A latent page that does not divide the largest page: sparse kernels index whole rows."""
 

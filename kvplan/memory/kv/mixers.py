@@ -151,9 +151,11 @@ def _forced_backend(setup: LayoutSetup) -> str | None:
 
 def _needs(setup: LayoutSetup, m: Mixer) -> LayerNeeds:
     spec, args = m.spec, setup.args
-    is_mla = spec.kind is AttentionKind.MLA
+    compressed = spec.kind is AttentionKind.COMPRESSED
+    is_mla = spec.kind is AttentionKind.MLA or compressed
     return LayerNeeds(
-        head_size=spec.kv_lora_rank + spec.qk_rope_head_dim if is_mla else spec.head_dim,
+        is_compressed=compressed,
+        head_size=spec.kv_lora_rank + spec.qk_rope_head_dim if spec.kv_lora_rank else spec.head_dim,
         # chunked attention picks its kernel before it learns that it is skipped from quantisation
         kv_dtype=args.kv_cache_dtype if spec.kind is AttentionKind.CHUNKED else m.kv_format,
         num_heads=spec.num_heads // setup.tp,
@@ -161,7 +163,7 @@ def _needs(setup: LayoutSetup, m: Mixer) -> LayerNeeds:
         dtype=setup.dtype,
         block_size=args.block_size,
         is_mla=is_mla,
-        is_sparse=spec.index_topk > 0,
+        is_sparse=spec.index_topk > 0 or compressed,
         has_sinks=spec.sinks,
         has_window=spec.kind is AttentionKind.SLIDING,
         dcp=args.decode_context_parallel_size,

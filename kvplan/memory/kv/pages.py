@@ -12,7 +12,8 @@ from kvplan.memory.kv.groups import Layer, Page
 from kvplan.memory.kv.mixers import LayoutSetup, Mixer, distinct_backends, find_mixers
 from kvplan.memory.kv.sizes import Sizes, settle_sizes
 from kvplan.memory.kv.states import state_bytes
-from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
+from kvplan.units import cdiv
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Pages:
     """The engine's --block-size after start-up has adjusted it (on the first stage)."""
     kv_cache_dtype: str
     backends: tuple[str, ...]
+    packed: bool = False
+    """Groups are packed by `groups.pack`: a block's pages lie together, and need not be of one size."""
 
 
 @lru_cache(64)
@@ -44,7 +47,8 @@ def model_pages(setup: LayoutSetup, draft: ModelSpec | None = None) -> Pages:
         layers += [Layer(stage, page) for m in here for page in _pages(setup, m, sizes)]
     formats = [m.kv_format for m in mixers if m.backend and m.kv_format != "auto"]
     names = tuple(b.name for b in distinct_backends(mixers))
-    return Pages(tuple(layers), block_sizes[0], formats[0] if formats else "auto", names)
+    packed = any(m.spec.kind is AttentionKind.COMPRESSED for m in mixers)
+    return Pages(tuple(layers), block_sizes[0], formats[0] if formats else "auto", names, packed)
 
 
 def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
@@ -53,13 +57,47 @@ def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
         return [_state_page(setup, m, sizes)]
     if m.spec.kind is AttentionKind.SLIDING:
         return [_window_page(setup, m, sizes)]
+    if m.spec.kind is AttentionKind.COMPRESSED:
+        return _compressed_pages(m.spec, sizes.block_size)
     page = Page(
         m.spec.kind, sizes.block_size, _token_bytes(setup, m), window=m.spec.window, shape=_shape(setup, m)
     )
     if not m.spec.index_head_dim:
         return [page]
-    width = indexer_token_bytes(m.spec.index_head_dim)
+    width = indexer_token_bytes(m.spec.index_head_dim, m.spec.index_itemsize)
     return [page, Page(AttentionKind.MLA, sizes.block_size, width, shape=("indexer", width))]
+
+
+V4_WINDOW_BLOCK, V4_LATENT_BYTES, V4_ALIGN = 64, 584, 576
+"""DeepSeek V4's pages: tokens in a block of a window, bytes of a packed latent of 512, and what pages are rounded up
+to (vLLM 0.32 `v1/attention/backends/mla/sparse_swa.py`, `models/deepseek_v4/compressor.py`)."""
+
+
+def _compressed_pages(a: AttentionSpec, block_size: int) -> list[Page]:
+    """DeepSeek V4: the window; compressed latents; and, as windows too, what compressors have not yet summed up."""
+
+    def page(kind: AttentionKind, tokens: int, content: int, what: str, window: int = 0) -> Page:
+        size = cdiv(content, V4_ALIGN) * V4_ALIGN
+        return Page(kind, tokens, content // tokens, window=window, padded_bytes=size, shape=(what,))
+
+    ratio, window = a.compress_ratio, a.window
+    found = [
+        page(AttentionKind.SLIDING, V4_WINDOW_BLOCK, V4_WINDOW_BLOCK * V4_LATENT_BYTES, "window", window)
+    ]
+    if not ratio:
+        return found
+    rows, (block, overlap) = block_size // ratio, (4, 2) if ratio == 4 else (8, 1)
+
+    def waiting(width: int, what: str) -> Page:
+        content = block * 2 * overlap * width * 4
+        return page(AttentionKind.SLIDING, block, content, what, overlap * ratio)
+
+    if a.index_head_dim:
+        keys = rows * indexer_token_bytes(a.index_head_dim)
+        found.append(page(AttentionKind.MLA, block_size, keys, "index"))
+        found.append(waiting(a.index_head_dim, "index waiting"))
+    found.append(page(AttentionKind.MLA, block_size, rows * V4_LATENT_BYTES, f"latent {ratio}"))
+    return [*found, waiting(a.head_dim, f"waiting {ratio}")]
 
 
 def _token_bytes(setup: LayoutSetup, m: Mixer) -> int:

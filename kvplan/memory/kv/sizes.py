@@ -79,7 +79,8 @@ def _cover_state(setup: LayoutSetup, mixers: Sequence[Mixer], sizes: Sizes, stat
     if turbo and setup.skipped:
         per_token = math.lcm(per_token, _model_token_bytes(setup, mixers, "plain"))
     step = max(min(backends[0].block_sizes), sizes.block_size)
-    if _first_attention(mixers).spec.kind is AttentionKind.MLA:
+    first = _first_attention(mixers).spec
+    if first.kind is AttentionKind.MLA and not first.sized_as:
         step = max(step, 128)  # keeps the kernel blocks of a split block a multiple of 128 tokens
     block = step * cdiv(state, step * per_token)
     unit = math.lcm(unit, *(min(b.block_sizes) for b in backends))
@@ -117,7 +118,7 @@ def _model_token_bytes(setup: LayoutSetup, mixers: Sequence[Mixer], which: str) 
         spec = replace(
             spec, kind=AttentionKind.FULL, num_kv_heads=heads, head_dim=dim, v_head_dim=dim, sized_as=None
         )
-    if spec.kind is not AttentionKind.MLA:
+    elif spec.kind is not AttentionKind.MLA:
         widest = max(layer.attention.head_dim for layer in setup.model.layers)
         spec = replace(spec, head_dim=widest, v_head_dim=widest)
     stored = stored_format(distinct_backends(mixers)[0], setup.args.kv_cache_dtype)

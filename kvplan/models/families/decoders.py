@@ -11,7 +11,16 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from kvplan.models.config import Keys
-from kvplan.models.families.common import Body, by_layer_type, gqa, mtp, num_layers, stack, windowed
+from kvplan.models.families.common import (
+    NO_MLP,
+    Body,
+    by_layer_type,
+    gqa,
+    mtp,
+    num_layers,
+    stack,
+    windowed,
+)
 from kvplan.models.spec import AttentionSpec, MlpSpec, Weight
 
 Switch = bool | str
@@ -58,6 +67,8 @@ class Decoder(NamedTuple):
     sinks: bool = False
     matrices: int = 3
     """3 for a gated MLP, 2 for up and down."""
+    whole_mlp: bool = False
+    """Tensor parallelism leaves the MLP whole on every rank."""
     experts: Experts | None = None
     norms: int = 2
     layernorm: bool = False
@@ -101,7 +112,9 @@ class Decoder(NamedTuple):
             sinks=self.sinks,
         )
         size = (2 if self.layernorm else 1) * self.norms
-        layers = stack(k, self._attentions(k, attention, n), self._mlps(k, n), size, self.extras(k))
+        extras = (*self.extras(k), *(_whole_mlp(k) if self.whole_mlp else ()))
+        mlps = [NO_MLP] * n if self.whole_mlp else self._mlps(k, n)
+        layers = stack(k, self._attentions(k, attention, n), mlps, size, extras)
         return Body(
             layers,
             mtp(k, layers[-1]),
@@ -180,6 +193,15 @@ def layers_with_experts(k: Keys, e: Experts, n: int) -> list[bool]:
 
 
 # ---- what some families have besides
+
+
+def _whole_mlp(k: Keys) -> tuple[Weight, ...]:
+    """Up and down with biases, on every rank."""
+    hidden, width = k.count("hidden_size"), k.count("intermediate_size")
+    return (
+        Weight("mlp.up_proj", width, hidden, bias=True, linear=True),
+        Weight("mlp.down_proj", hidden, width, bias=True, linear=True),
+    )
 
 
 def _per_head_gate(k: Keys) -> tuple[Weight, ...]:
@@ -294,7 +316,7 @@ DECODERS: dict[str, Decoder] = {
         keys=GPT2_KEYS, around=_positions(), wide=True, rotary=False, tied=True
     ),
     "GPTBigCodeForCausalLM": BIASED._replace(
-        keys=GPT2_KEYS, around=_positions(), wide=True, rotary=False, tied=True
+        keys=GPT2_KEYS, around=_positions(), wide=True, whole_mlp=True, rotary=False, tied=True
     ),
     "OPTForCausalLM": BIASED._replace(
         keys={"intermediate_size": "ffn_dim"}, around=_positions(2), rotary=False, tied=True

@@ -323,7 +323,7 @@ def _zamba_adapters(k: Keys) -> tuple[Weight, ...]:
     hidden, width, rank = k.count("hidden_size"), k.count("intermediate_size"), k.count("adapter_rank")
     return (
         Weight("linear", hidden, hidden, linear=True),
-        Weight("mlp.adapter.A", rank, hidden, linear=True),
+        Weight("mlp.adapter.A", rank, hidden, cut="rows", linear=True),
         Weight("mlp.adapter.B", 2 * width, rank, cut="rows", linear=True),
     )
 
@@ -331,7 +331,7 @@ def _zamba_adapters(k: Keys) -> tuple[Weight, ...]:
 def olmo_hybrid(k: Keys) -> Body:
     """OLMo Hybrid: three gated delta nets to one full attention."""
     n = num_layers(k)
-    made = {"linear_attention": gdn(k), "full_attention": gqa(k, qk_norm="all")}
+    made = {"linear_attention": gdn(k), "full_attention": gqa(k, qk_norm="whole")}
     types = k.per_layer("layer_types", n)
     if not types or set(types) - set(made):
         raise k.error("layer_types must name linear_attention or full_attention for every layer")

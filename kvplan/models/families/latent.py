@@ -125,3 +125,110 @@ def minicpm3(k: Keys) -> Body:
     kept = AttentionSpec(AttentionKind.FULL, heads, heads, dim, dim, weightless=True)
     kept = replace(kept, qk_rope_head_dim=latent.qk_rope_head_dim)
     return Body(stack(k, [kept] * n, [dense_mlp(k)] * n, extras=extras))
+
+
+COMPRESSED_HEADS = 64
+"""DeepSeek V4's kernels take that many query heads at least, so sinks are padded to it."""
+
+
+def deepseek_v4(k: Keys) -> Body:
+    """DeepSeek V4: a window of latents in every layer, compressed latents behind it, hyper-connections between layers.
+
+    Source: vLLM 0.32 `models/deepseek_v4`.
+    """
+    if k.count("vision_n_layers", default=0, low=0):
+        raise k.error("vision_n_layers: the vision variant is not supported")
+    n, hidden = num_layers(k), k.count("hidden_size")
+    ratios = k.counts("compress_ratios")[:n]
+    if len(ratios) != n or set(ratios) - {0, 1, 4, 128}:
+        raise k.error("compress_ratios must be 0, 4 or 128 for every layer")
+    hashed = k.count("num_hash_layers", default=0, low=0)
+    width, vocab = k.count("moe_intermediate_size"), k.count("vocab_size")
+    number, top = k.count("n_routed_experts"), k.count("num_experts_per_tok")
+    shared = width * k.count("n_shared_experts", default=1, low=0, high=1 << 16)
+    moe = MlpSpec(width, num_experts=number, experts_per_token=top, shared_intermediate_size=shared)
+    scored = replace(moe, router_correction=True)
+    made: dict[int, tuple[AttentionSpec, tuple[Weight, ...]]] = {r: _compressed(k, r) for r in set(ratios)}
+    layers = []
+    for i, ratio in enumerate(ratios):
+        attention, extras = made[ratio]
+        table = (Weight("mlp.gate.tid2eid", vocab, top, itemsize=4),) if i < hashed else ()
+        mlp = moe if i < hashed else scored
+        layers.append(LayerSpec(attention, mlp, norm_size=2 * hidden, extras=(*extras, *table)))
+    streams = k.count("hc_mult", default=4, high=64)
+    around = (
+        Weight("hyper_head.fn", streams, streams * hidden, itemsize=4),
+        Weight("hyper_head.base_and_scale", streams + 1, itemsize=4),
+    )
+    return Body(tuple(layers), extras=around)
+
+
+def _compressed(k: Keys, ratio: int) -> tuple[AttentionSpec, tuple[Weight, ...]]:
+    """One layer's attention and its weights, hyper-connections among them."""
+    heads, dim, hidden = k.count("num_attention_heads"), k.count("head_dim"), k.count("hidden_size")
+    ratio = 0 if ratio == 1 else ratio
+    indexed = ratio == 4
+    index_dim, index_heads = k.count("index_head_dim"), k.count("index_n_heads")
+    attention = AttentionSpec(
+        AttentionKind.COMPRESSED,
+        heads,
+        1,
+        dim,
+        dim,
+        k.count("sliding_window"),
+        qk_rope_head_dim=k.count("qk_rope_head_dim"),
+        q_lora_rank=k.count("q_lora_rank"),
+        compress_ratio=ratio,
+        index_head_dim=index_dim if indexed else 0,
+        index_num_heads=index_heads if indexed else 0,
+        index_topk=k.count("index_topk") if indexed else 0,
+        weightless=True,
+    )
+    return attention, (*_v4_projections(k, heads, dim), *_v4_compressor(k, ratio), *_v4_hyper(k, hidden))
+
+
+def _v4_projections(k: Keys, heads: int, dim: int) -> tuple[Weight, ...]:
+    hidden, latent = k.count("hidden_size"), k.count("q_lora_rank")
+    groups, out = k.count("o_groups"), k.count("o_lora_rank")
+    return (
+        Weight("self_attn.wqa_wkv", latent + dim, hidden, linear=True),
+        Weight("self_attn.wq_b", heads * dim, latent, cut="rows", linear=True),
+        Weight("self_attn.wo_a", groups * out, heads * dim // groups, cut="rows", linear=True),
+        Weight("self_attn.wo_b", hidden, groups * out, cut="cols", linear=True),
+        Weight("self_attn.q_and_kv_norm", latent + dim),
+        Weight("self_attn.sinks", max(heads, COMPRESSED_HEADS), itemsize=4),
+    )
+
+
+def _v4_compressor(k: Keys, ratio: int) -> tuple[Weight, ...]:
+    """What turns `ratio` latents into one; with overlapping windows, and an indexer, at a ratio of 4."""
+    if not ratio:
+        return ()
+    hidden, dim, index = k.count("hidden_size"), k.count("head_dim"), k.count("index_head_dim")
+    overlap = 2 if ratio == 4 else 1
+    own = (
+        Weight("self_attn.compressor.ape", ratio, overlap * dim, itemsize=4),
+        Weight("self_attn.compressor.wkv_wgate", 2 * overlap * dim, hidden),
+        Weight("self_attn.compressor.norm", dim),
+    )
+    if ratio != 4:
+        return own
+    index_heads = k.count("index_n_heads")
+    return (
+        *own,
+        Weight("self_attn.indexer.wq_b", index_heads * index, k.count("q_lora_rank"), linear=True),
+        Weight("self_attn.indexer.weights_proj", index_heads, hidden),
+        Weight("self_attn.indexer.compressor.ape", ratio, overlap * index, itemsize=4),
+        Weight("self_attn.indexer.compressor.wkv_wgate", 2 * overlap * index, hidden),
+        Weight("self_attn.indexer.compressor.norm", index),
+    )
+
+
+def _v4_hyper(k: Keys, hidden: int) -> tuple[Weight, ...]:
+    """Mixing of the streams before and after attention, and before and after the MLP."""
+    streams = k.count("hc_mult", default=4, high=64)
+    mixes = streams * (streams + 2)
+    return (
+        Weight("hyper.fn", mixes, streams * hidden, copies=2, itemsize=4),
+        Weight("hyper.base_and_scale", mixes + 3, copies=2, itemsize=4),
+    )

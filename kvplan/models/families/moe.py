@@ -19,7 +19,7 @@ from kvplan.models.families.common import (
     stack,
     windowed,
 )
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, Weight
 
 
 def mixtral(k: Keys) -> Body:
@@ -101,6 +101,47 @@ def minimax_m2(k: Keys) -> Body:
         router_itemsize=4,
     )
     return Body(stack(k, [attention] * n, [moe] * n))
+
+
+def minimax_m3(k: Keys) -> Body:
+    """MiniMax M3: from some layer on, attention reads only the blocks that an indexer picks."""
+    n, hidden = num_layers(k), k.count("hidden_size")
+    sparse = k.section("sparse_attention_config")
+    picks, is_moe = sparse.counts("sparse_attention_freq")[:n], k.counts("moe_layer_freq")
+    if len(picks) != n or len(is_moe) != n:
+        raise k.error(f"sparse_attention_freq and moe_layer_freq must have num_hidden_layers = {n} entries")
+    full = gqa(k, qk_norm="head" if k.flag("use_qk_norm", True) else "")
+    heads, dim = sparse.count("sparse_num_index_heads"), sparse.count("sparse_index_dim")
+    picked = replace(
+        full,
+        index_topk=sparse.count("sparse_topk_blocks") * sparse.count("sparse_block_size"),
+        index_head_dim=dim,
+        index_num_heads=heads,
+        index_itemsize=2,
+    )
+    indexer = (
+        Weight("self_attn.index_q_proj", heads * dim, hidden, cut="heads", unit=dim, linear=True),
+        Weight("self_attn.index_k_proj", dim, hidden, linear=True),
+        Weight("self_attn.index_norms", 2 * dim),
+    )
+    width = k.count("intermediate_size")
+    moe = experts(
+        k,
+        width,
+        "num_local_experts",
+        shared_intermediate_size=k.count("shared_intermediate_size", default=width)
+        * k.count("n_shared_experts", default=1, low=0, high=1 << 16),
+        router_correction=k.flag("use_routing_bias", True),
+        router_itemsize=4,
+    )
+    dense = MlpSpec(k.count("dense_intermediate_size"))
+    layers = tuple(
+        LayerSpec(
+            picked if p else full, moe if m else dense, norm_size=2 * hidden, extras=indexer if p else ()
+        )
+        for p, m in zip(picks, is_moe, strict=True)
+    )
+    return Body(layers, mtp(k, layers[-1], "num_mtp_modules"))
 
 
 def granite_moe(k: Keys) -> Body:
@@ -185,11 +226,27 @@ def gemma4(k: Keys) -> Body:
     made = {"sliding_attention": local, "full_attention": whole}
     if unknown := set(types) - set(made):
         raise k.error(f"layer_types: unknown attention kind {sorted(unknown)[0]!r}")
-    if k.count("hidden_size_per_layer_input", default=0, low=0) or k.flag("use_double_wide_mlp"):
-        raise k.error(
-            "hidden_size_per_layer_input (Gemma 4's small, per-layer-embedding models) is not supported yet"
-        )
-    return Body(_gemma4_layers(k, _share_kv(k, [made[t] for t in types], types)))
+    extras, around = _gemma4_side(k, n)
+    return Body(_gemma4_layers(k, _share_kv(k, [made[t] for t in types], types), extras), extras=around)
+
+
+def _gemma4_side(k: Keys, n: int) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
+    """The small models' embeddings per layer: what each layer has of them, and what stands beside the layers."""
+    side, hidden = k.count("hidden_size_per_layer_input", default=0, low=0), k.count("hidden_size")
+    if not side:
+        return (), ()
+    rows = k.count("vocab_size_per_layer_input", "vocab_size")
+    layer = (
+        Weight("per_layer_input_gate", side, hidden, linear=True),
+        Weight("per_layer_projection", hidden, side, linear=True),
+        Weight("post_per_layer_input_norm", hidden),
+    )
+    around = (
+        Weight("embed_tokens_per_layer", rows, n * side, cut="vocab"),
+        Weight("per_layer_model_projection", n * side, hidden, cut="rows"),
+        Weight("per_layer_projection_norm", side),
+    )
+    return layer, around
 
 
 def _share_kv(k: Keys, attentions: list[AttentionSpec], types: tuple[str, ...]) -> list[AttentionSpec]:
@@ -203,10 +260,15 @@ def _share_kv(k: Keys, attentions: list[AttentionSpec], types: tuple[str, ...]) 
     ]
 
 
-def _gemma4_layers(k: Keys, attentions: list[AttentionSpec]) -> tuple[LayerSpec, ...]:
+def _gemma4_layers(
+    k: Keys, attentions: list[AttentionSpec], extras: tuple[Weight, ...]
+) -> tuple[LayerSpec, ...]:
     dense = dense_mlp(k)
     if not k.flag("enable_moe_block"):
-        return stack(k, attentions, [dense] * len(attentions), norms=4)
+        double = replace(dense, intermediate_size=2 * dense.intermediate_size)
+        wide = k.flag("use_double_wide_mlp")
+        mlps = [double if wide and a.kv_shared_with is not None else dense for a in attentions]
+        return stack(k, attentions, mlps, 4, extras)
     width, beside = k.count("moe_intermediate_size"), dense.intermediate_size
     moe = experts(k, width, "num_experts", shared_intermediate_size=beside, router_scales=True)
     return stack(k, attentions, [moe] * len(attentions), norms=7)

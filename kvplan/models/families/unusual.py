@@ -140,7 +140,7 @@ def k2_horizon(k: Keys) -> Body:
         Weight("self_attn.v_router_bias", choices, itemsize=4),
         Weight("self_attn.v_experts", keys, hidden, cut="rows", copies=choices, linear=True),
         Weight("self_attn.o_proj", hidden, queries, cut="cols", linear=True),
-        Weight("self_attn.qk_norm", queries + keys),
+        Weight("self_attn.qk_norm", queries + keys, cut="rows"),
         Weight("self_attn.gate_proj", queries, hidden, cut="rows", linear=True),
         *((Weight("mlp.gate_bias", k.count("num_experts"), itemsize=4),) if k.flag("moe_gate_bias") else ()),
     )
@@ -186,16 +186,16 @@ def gemma3n(k: Keys) -> Body:
         Weight("altup.prediction_coefs", streams * streams, streams),
         Weight("altup.modality_router", streams, hidden),
         Weight("altup.router_norm", hidden),
-        Weight("laurel.linear_left", rank, hidden),
-        Weight("laurel.linear_right", hidden, rank, cut="rows"),
+        Weight("laurel.linear_left", rank, hidden, cut="rows"),
+        Weight("laurel.linear_right", hidden, rank, cut="cols"),
         Weight("per_layer_input_gate", side, hidden, linear=True),
         Weight("per_layer_projection", hidden, side, linear=True),
         Weight("side_norms", 2 * hidden),
     )
     around = (
-        Weight("altup_projections", hidden, hidden, copies=2 * (streams - 1)),
+        Weight("altup_projections", hidden, hidden, cut="rows", copies=2 * (streams - 1)),
         Weight("embed_tokens_per_layer", k.count("vocab_size_per_layer_input"), n * side, cut="vocab"),
-        Weight("per_layer_model_projection", n * side, hidden),
+        Weight("per_layer_model_projection", n * side, hidden, cut="rows"),
         Weight("per_layer_projection_norm", side),
     )
     attentions = _share_from(k, by_layer_type(k, gqa(k, qk_norm="head"), types), types)
