@@ -221,6 +221,7 @@ class Plan:
         return {
             "model": question.model.name,
             "planned_as": question.model.planned_as or None,
+            "assumed": question.model.assumed or None,
             "gpu": question.gpu.name,
             "engine": str(question.engine),
             "entry_point": question.entry_point,
@@ -251,7 +252,9 @@ class Plan:
 
     def text(self, options: Sequence[Option] = ()) -> str:
         """The answer in the order an engine's log and then its user would tell it."""
+        assumed = self.question.model.assumed
         parts = [
+            *([f"Assumed: {self.question.model.architecture} is {assumed}."] if assumed else []),
             memory_text(self.budget, self.args.num_gpus, self.bytes_per_token),
             "\n".join(self._headline()),
         ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from kvplan.models.config import Keys
 from kvplan.models.families import dense, hybrid, latent, moe, unusual
 from kvplan.models.families.common import Body
-from kvplan.models.families.decoders import DECODERS
+from kvplan.models.families.decoders import DECODERS, assumed_plain
 from kvplan.models.rope import (
     longrope_original_len,
     max_model_len,
@@ -172,14 +172,19 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
     defaults = next((d for prefix, d in DEFAULTS.items() if architecture.startswith(prefix)), {})
     text = Keys(name, {**defaults, **config, **text_section(outer).raw})
     row = DECODERS.get(architecture)
+    known = architecture in BUILDERS
+    row = row if known else assumed_plain(text)
+    if row is None and not known:
+        raise outer.error(f"architecture {architecture[:80]!r} is not supported: its attention is unknown")
     text = row.read(text) if row else text
     try:
-        body = BUILDERS[architecture](text)
+        body = row.build(text) if row else BUILDERS[architecture](text)
     except (OverflowError, RecursionError):
         raise outer.error("holds numbers or nesting beyond any model") from None
     return ModelSpec(
         name=name,
         architecture=architecture,
+        assumed="" if known else "planned as a plain decoder",
         layers=body.layers,
         mtp_layers=body.mtp_layers,
         hidden_size=text.count("hidden_size"),
@@ -221,20 +226,16 @@ def text_section(outer: Keys) -> Keys:
 
 
 def find_architecture(k: Keys) -> str:
-    """The config's architecture, if kvplan knows it; else an error that names it."""
+    """The config's architecture, or that of its model type."""
     names = k.texts("architectures")
     model_type = k.text("model_type")
     if not names and not model_type:
         raise k.error("architectures is missing")
     if names:
-        architecture = names[0]
-    elif model_type in BY_MODEL_TYPE:
-        architecture = BY_MODEL_TYPE[model_type]
-    else:
-        raise k.error(f"architectures is missing and model_type {model_type[:60]!r} is not known")
-    if architecture not in BUILDERS:
-        raise k.error(f"architecture {architecture[:80]!r} is not supported: its attention is unknown")
-    return architecture
+        return names[0]
+    if model_type in BY_MODEL_TYPE:
+        return BY_MODEL_TYPE[model_type]
+    raise k.error(f"architectures is missing and model_type {model_type[:60]!r} is not known")
 
 
 def dtype(outer: Keys, text: Keys) -> str:

@@ -222,6 +222,8 @@ class ModelSpec:
     """Where the config came from: bundled (with its source), a path, or a hub revision."""
     planned_as: str = ""
     """The bundled checkpoint whose config stands for this one, which has the same; empty: its own."""
+    assumed: str = ""
+    """What is assumed of an architecture that is not known; empty: known."""
     score_head: tuple[int, ...] = ()
     """Reward models: widths of the layers that replace the LM head, e.g. (3584, 2); empty for an LM."""
     vision: VisionSpec | None = None

@@ -16,6 +16,7 @@ from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.highest_load import Highest, LoadTest, Trial, highest_load
 from kvplan.search.point_row import Interrupted, Row, cached_setups, error_row, run_point
+from kvplan.simulation.deploy import model_beside
 from kvplan.simulation.simulator import simulate, solve
 from kvplan.simulation.solve_setup import set_up_all
 from kvplan.workload.arrivals import ClosedLoop
@@ -143,6 +144,8 @@ def hardware(test: LoadTest) -> tuple[int, float]:
     setups = test.setups() or set_up_all(scenario)
     gpus, usd = 0, 0.0
     for name, deployment in scenario.deployments.items():
+        if assumed := model_beside(deployment.model, scenario.folder).assumed:
+            raise KvplanError(f"{deployment.model} is {assumed}: what is assumed is never ranked")
         setup, apart = setups[name], deployment.disaggregation
         places = deployment.replicas * setup.replicas_per_copy + (apart.prefill_replicas if apart else 0)
         number = places * setup.lockstep_ranks * setup.num_gpus

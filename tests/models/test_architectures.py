@@ -95,3 +95,37 @@ def test_most_text_architectures_are_covered() -> None:
     """112 of the 118 in vLLM 0.32's registry, and all but one of those it runs through transformers' classes."""
     text = [name for name in CASES if name in BUILDERS and name.endswith(("CausalLM", "Model"))]
     assert len(text) >= 112
+
+
+UNKNOWN = {
+    "architectures": ["NewForCausalLM"],
+    "model_type": "new",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+}
+
+
+def test_an_unknown_architecture_of_plain_keys_is_assumed_a_plain_decoder() -> None:
+    """It says so, and weighs what a Llama of these sizes weighs."""
+    model = from_config(UNKNOWN, "new")
+    llama = from_config({**UNKNOWN, "architectures": ["LlamaForCausalLM"]}, "llama")
+    assert model.assumed == "planned as a plain decoder"
+    assert not llama.assumed
+    assert heaviest_rank(model) == heaviest_rank(llama)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["sliding_window", "layer_types", "num_experts", "kv_lora_rank", "state_size", "compress_ratios", "new"],
+)
+def test_an_unknown_key_refuses_an_unknown_architecture(key: str) -> None:
+    """Whatever it may mean; a null counts as absent."""
+    with pytest.raises(KvplanError, match="'NewForCausalLM' is not supported"):
+        from_config({**UNKNOWN, key: 1}, "new")
+    assert from_config({**UNKNOWN, key: None}, "new").assumed

@@ -361,7 +361,11 @@ def bad(message: str, **changes: Any) -> Any:
     ("message", "changes"),
     [
         bad("architectures is missing", architectures=None),
-        bad("'RwkvForCausalLM' is not supported", architectures=["RwkvForCausalLM"]),
+        bad(
+            "'RwkvForCausalLM' is not supported",
+            architectures=["RwkvForCausalLM"],
+            attention_hidden_size=4096,
+        ),
         bad("architectures must be a list of texts", architectures="LlamaForCausalLM"),
         bad("hidden_size is missing", hidden_size=None),
         bad("num_attention_heads is 0", num_attention_heads=0),

@@ -431,3 +431,32 @@ DECODERS: dict[str, Decoder] = {
 """vLLM's architecture name -> its row."""
 DECODERS["ExaoneMoEForCausalLM"] = DECODERS["ExaoneMoeForCausalLM"]
 DECODERS["ChatGLMForConditionalGeneration"] = DECODERS["ChatGLMModel"]
+
+PLAIN_KEYS = frozenset(
+    """
+    architectures model_type dtype torch_dtype auto_map transformers_version name_or_path quantization_config
+    hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size
+    max_position_embeddings attention_bias mlp_bias tie_word_embeddings hidden_act hidden_activation rms_norm_eps
+    layer_norm_eps norm_eps rope_theta rope_scaling rope_parameters partial_rotary_factor initializer_range
+    attention_dropout hidden_dropout resid_pdrop embd_pdrop use_cache bos_token_id eos_token_id pad_token_id
+    unk_token_id sep_token_id pretraining_tp use_qk_norm qk_norm attention_out_bias use_bias
+    logits_scaling embedding_multiplier residual_multiplier attention_multiplier logit_scale
+    """.split()
+)
+"""Keys that an unknown architecture may have and still be planned as a plain decoder: none of them says anything of
+windows, states, latents, experts, sparse, shared or compressed layers."""
+PLAIN = Decoder(bias="attention_bias", out_bias="attention_out_bias")
+
+
+def assumed_plain(k: Keys) -> Decoder | None:
+    """A plain decoder where every key of the config is a plain decoder's; else None."""
+    if any(key not in PLAIN_KEYS and not key.startswith("_") for key, v in k.raw.items() if v is not None):
+        return None
+    normed = any(k.raw.get(key) is True for key in ("use_qk_norm", "qk_norm"))
+    biased = k.raw.get("use_bias") is True
+    return PLAIN._replace(
+        qk_norm="head" if normed else "",
+        bias=biased or PLAIN.bias,
+        out_bias=biased or PLAIN.out_bias,
+        mlp_bias=biased or PLAIN.mlp_bias,
+    )
