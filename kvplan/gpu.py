@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from kvplan.config import Config
+from kvplan.config import Config, complaint
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import catalog_dir
 from kvplan.units import GiB
@@ -155,6 +157,8 @@ def gpu_names() -> list[str]:
 def get_gpu(name: str) -> GpuSpec:
     """Look up a card by name or alias; `local` asks the machine's first GPU through NVML.
 
+    A card that is not in the table is stated: `gib=20,gbps=672,tflops=44`, or a YAML file of a row's keys.
+
     Raises KvplanError with the closest names.
 
     >>> get_gpu("H100").usable_gib, get_gpu("NVIDIA RTX PRO 6000 Blackwell").name
@@ -162,12 +166,117 @@ def get_gpu(name: str) -> GpuSpec:
     """
     if name.casefold() == "local":
         return local()
+    if "=" in name:
+        return stated(dict(_pair(part, name) for part in name.split(",")), name)
+    if name.casefold().endswith((".yaml", ".yml")):
+        return card_file(Path(name))
     found = _by_alias().get(_fold(name)) or _without_size(name)
     if found is None:
         names = [*gpu_names(), *(a for row in _rows().values() for a in row["aliases"])]
         hint = did_you_mean(name, names) or f"; `kvplan gpus` lists all {len(_rows())}"
         raise KvplanError(f"unknown GPU {name!r}{hint}")
     return GpuSpec(**_rows()[found])
+
+
+STATED = {
+    "gib": "usable_gib",
+    "gbps": "bandwidth_gb_s",
+    "tflops": "bf16",
+    "fp8": "fp8",
+    "fp4": "fp4",
+    "name": "name",
+    "price": "price_per_hour",
+    "link": "interconnect_gb_s",
+    "cc": "compute_capability",
+}
+"""Words of a stated card -> what they are."""
+
+
+def _pair(part: str, whole: str) -> tuple[str, str]:
+    key, equals, value = part.strip().partition("=")
+    if not equals or key.strip().casefold() not in STATED:
+        raise KvplanError(
+            f"--gpu {whole[:120]!r}: write gib=20,gbps=672,tflops=44; {', '.join(STATED)} are known"
+        )
+    return key.strip().casefold(), value.strip()
+
+
+def stated(words: Mapping[str, object], where: str) -> GpuSpec:
+    """A card from its memory (GiB that CUDA reports), bandwidth (GB/s) and dense 16-bit rate (TFLOP/s).
+
+    Raises KvplanError for what is missing or no number.
+
+    >>> stated({"gib": "20", "gbps": 672, "tflops": 44}, "a test").total_bytes == 20 * GiB
+    True
+    """
+    if missing := [key for key in ("gib", "gbps", "tflops") if key not in words]:
+        raise KvplanError(
+            f"--gpu {where[:120]!r}: {', '.join(missing)} missing; write gib=20,gbps=672,tflops=44"
+        )
+    if unknown := set(words) - set(STATED):
+        raise KvplanError(
+            f"--gpu {where[:120]!r}: unknown {sorted(unknown)[0]!r}; {', '.join(STATED)} are known"
+        )
+    numbers = {key: _positive(key, value, where) for key, value in words.items() if key != "name"}
+    name, gib = str(words.get("name") or "stated"), numbers["gib"]
+    rates = {"bf16": numbers["tflops"], "fp16": numbers["tflops"]}
+    rates |= {key: numbers[key] for key in ("fp8", "fp4") if key in numbers}
+    link = numbers.get("link", 32.0)
+    return GpuSpec(
+        name=name,
+        product=name,
+        compute_capability=numbers.get("cc", 12.0 if "fp4" in numbers else 8.9 if "fp8" in numbers else 8.0),
+        nominal_gb=gib,
+        usable_gib=gib,
+        usable_gib_range=(gib, gib),
+        bandwidth_gb_s=numbers["gbps"],
+        dense_tflops=rates,
+        interconnect="as stated" if "link" in numbers else "assumed: PCIe 4 x16",
+        interconnect_gb_s=link,
+        pcie_gb_s=32,
+        price_per_hour=numbers.get("price", 0.0),
+        source="stated by the user",
+    )
+
+
+def _positive(key: str, value: object, where: str) -> float:
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e7 and not (key == "price" and number == 0):
+        raise KvplanError(f"--gpu {where[:120]!r}: {key} must be a number above 0, not {str(value)[:40]!r}")
+    return number
+
+
+def card_file(path: Path) -> GpuSpec:
+    """A card from a YAML file: the words of `stated`, or all keys of a row of the table."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise KvplanError(f"--gpu {path}: cannot be read ({str(error).splitlines()[0][:120]})") from None
+    if not isinstance(found, dict):
+        raise KvplanError(f"--gpu {path}: holds no card; write gib: 20, gbps: 672, tflops: 44")
+    if "gib" in found:
+        return stated(found, str(path))
+    try:
+        return GpuSpec(**{str(key): value for key, value in found.items()})
+    except ValidationError as error:
+        raise KvplanError(f"--gpu {path}: {complaint(error)}") from None
+
+
+def split_count(text: str) -> tuple[int, str]:
+    """How many cards, and which: `8xH20-141GB`, `2 x h100`; 1 where no number stands in front.
+
+    >>> split_count("2xh100"), split_count("h100"), split_count("8x H20-141GB")
+    ((2, 'h100'), (1, 'h100'), (8, 'H20-141GB'))
+    """
+    found = re.fullmatch(r"\s*(\d{1,4})\s*[xX*]\s*(\S.*)", text)
+    if not found or int(found[1]) < 1:
+        return 1, text
+    return int(found[1]), found[2]
 
 
 def _without_size(name: str) -> str | None:
@@ -195,7 +304,9 @@ def match_product(product: str, total_bytes: int) -> GpuSpec:
         raise KvplanError(
             f"the card calls itself {product!r}, which is not in the table; name a similar one with --gpu"
         )
-    return min(near, key=lambda g: (abs(g.total_bytes - total_bytes), -len(g.product)))
+    return min(
+        near, key=lambda g: (folded != _fold(g.product), abs(g.total_bytes - total_bytes), -len(g.product))
+    )
 
 
 def local(index: int = 0) -> GpuSpec:

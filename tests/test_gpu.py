@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from kvplan.errors import KvplanError
-from kvplan.gpu import get_gpu, gpu_names, match_product
+from kvplan.gpu import get_gpu, gpu_names, match_product, split_count
 from kvplan.memory.plan import estimate
 from kvplan.units import GiB
 
@@ -47,7 +49,10 @@ WANTED = [
 def test_table_covers_t4_to_gb300() -> None:
     """The cards people rent and own are there."""
     assert set(WANTED) <= set(gpu_names())
-    assert len(gpu_names()) >= 25
+    assert len(gpu_names()) >= 90
+    for family in ("rtx-30", "rtx-40", "rtx-50", "rtx-a", "rtx-pro-", "a800", "h800", "h20", "mi", "jetson-"):
+        assert any(name.startswith(family) for name in gpu_names()), family
+    assert sum("-mig-" in name for name in gpu_names()) >= 10
 
 
 @pytest.mark.parametrize("name", gpu_names())
@@ -168,3 +173,56 @@ def test_local_without_nvml_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(KvplanError, match="nvidia-ml-py"):
         get_gpu("local")
+
+
+@pytest.mark.parametrize("name", gpu_names())
+def test_usable_memory_has_a_source_or_is_marked_assumed(name: str) -> None:
+    """Seen in logs, as a card of the same memory, or said to be assumed or estimated."""
+    source = get_gpu(name).source
+    assert any(
+        word in source
+        for word in ("from public logs", "total as", "assumed", "estimated", " B", "total", "memory")
+    )
+
+
+def test_a_stated_card() -> None:
+    """Numbers as the user gives them; the rest says that it is assumed."""
+    gpu = get_gpu("gib=20,gbps=672,tflops=44,name=mine,price=0.5")
+    assert (gpu.name, gpu.total_bytes, gpu.bandwidth, gpu.flops(), gpu.price_per_hour) == (
+        "mine", 20 * GiB, 672e9, 44e12, 0.5,
+    )  # fmt: skip
+    assert gpu.source == "stated by the user"
+    assert gpu.interconnect.startswith("assumed")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gib=20", "gbps, tflops missing"),
+        ("gib=20,gbps=x,tflops=1", "gbps must be a number above 0"),
+        ("gib=20,colour=red", "are known"),
+        ("gib=-1,gbps=1,tflops=1", "gib must be a number above 0"),
+        ("nowhere.yaml", "cannot be read"),
+    ],
+)
+def test_a_stated_card_that_is_wrong(text: str, message: str) -> None:
+    with pytest.raises(KvplanError, match=message):
+        get_gpu(text)
+
+
+def test_a_card_file(tmp_path: Path) -> None:
+    """The short words, or a whole row."""
+    short, whole = tmp_path / "short.yaml", tmp_path / "whole.yaml"
+    short.write_text("gib: 20\ngbps: 672\ntflops: 44\n")
+    whole.write_text(yaml.safe_dump(get_gpu("l4").model_dump(mode="json")))
+    assert get_gpu(str(short)).total_bytes == 20 * GiB
+    assert get_gpu(str(whole)) == get_gpu("l4")
+    short.write_text("gib: [1]")
+    with pytest.raises(KvplanError):
+        get_gpu(str(short))
+
+
+def test_counts_of_cards() -> None:
+    assert split_count("8xH20-141GB") == (8, "H20-141GB")
+    assert get_gpu(split_count("8xH20-141GB")[1]).name == "h20-141gb"
+    assert split_count("0xh100") == (1, "0xh100")

@@ -11,15 +11,17 @@ from kvplan.models.load import bundled_models, load_model
 from kvplan.models.spec import ModelSpec
 
 
-def gpus_command(*, json: Annotated[bool, SWITCH] = False) -> int:
+def gpus_command(*, all: Annotated[bool, SWITCH] = False, json: Annotated[bool, SWITCH] = False) -> int:
     """List the GPU table: usable memory, rates, links, assumed prices, sources.
 
     Parameters
     ----------
+    all
+        MIG slices too.
     json
         One JSON document on stdout.
     """
-    cards = [get_gpu(name) for name in gpu_names()]
+    cards = [get_gpu(name) for name in gpu_names() if all or json or "-mig-" not in name]
     if json:
         print_json({"schema_version": 1, "gpus": [card.model_dump(mode="json") for card in cards]})
         return 0

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from kvplan.cli.options import DEMAND, FLAGS, SWITCH, print_json
-from kvplan.engines.flags import EntryPoint, parse_engine
+from kvplan.engines.flags import EngineArgs, EntryPoint, parse_engine
 from kvplan.engines.spelling import unspoken
 from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec, get_gpu
+from kvplan.gpu import GpuSpec, get_gpu, split_count
 from kvplan.memory.answers import Option, Plan
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.plan import estimate
@@ -50,7 +50,8 @@ def estimate_command(
     model
         A bundled name (`kvplan models`), a config.json, or a folder that holds one.
     gpu
-        A name of `kvplan gpus`, or `local` to ask this machine's card.
+        A name of `kvplan gpus`, `local` to ask this machine's card, `gib=20,gbps=672,tflops=44` or a YAML file of
+        one that is not there; `2xh100` for two of them.
     engine
         vllm, sglang or tensorrt-llm, with an optional @version.
     entry_point
@@ -66,8 +67,9 @@ def estimate_command(
     json
         One JSON document on stdout.
     """
+    card, args = cards(gpu, args)
     plan = estimate(
-        load_model(model, hub=hub), priced(get_gpu(gpu), price_per_hour), args, engine=engine, demand=demand,
+        load_model(model, hub=hub), priced(card, price_per_hour), args, engine=engine, demand=demand,
         entry_point=entry_point, colocate=read_colocate(colocate),
         profile=read_overheads(profile, engine) if profile else None,
     )  # fmt: skip
@@ -90,7 +92,7 @@ def estimate_line(own: Sequence[str], gpu: str, price: float | None, plan: Plan,
     """The whole command that asks for an option: this command's own words, then all flags, each once."""
     now = option.plan.question
     other_card = now.gpu != plan.question.gpu
-    words = [*own, f"--gpu={now.gpu.name if other_card else gpu}"]
+    words = [*own, f"--gpu={now.gpu.name if other_card else split_count(gpu)[1]}"]
     words += [] if price is None or other_card else [f"--price-per-hour={price!r}"]
     for name, value in (
         now.args.model_dump(exclude_defaults=True) | now.demand.model_dump(exclude_defaults=True)
@@ -103,6 +105,18 @@ def _words(flag: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag.strip('-')}"]
     return [f"{flag}={one}" for one in (value if isinstance(value, tuple) else (value,))]
+
+
+def cards(text: str, args: EngineArgs | None) -> tuple[GpuSpec, EngineArgs | None]:
+    """The card, and the flags: `2xh100` is tensor-parallel over 2 where the flags name no parallel size."""
+    count, name = split_count(text)
+    args = args or EngineArgs()
+    asked = args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size
+    if count > 1 and asked == 1:
+        return get_gpu(name), args.model_copy(update={"tensor_parallel_size": count})
+    if 1 < count < asked:
+        raise KvplanError(f"--gpu {text}: {count} cards, the parallel sizes ask for {asked}")
+    return get_gpu(name), args
 
 
 def read_colocate(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -181,8 +195,9 @@ def serve_command(
     hub
         Fetch the config from the Hugging Face hub if it is not bundled.
     """
+    card, args = cards(gpu, args)
     plan = estimate(
-        load_model(model, hub=hub), get_gpu(gpu), args, engine=engine, demand=demand,
+        load_model(model, hub=hub), card, args, engine=engine, demand=demand,
         colocate=read_colocate(colocate),
     )  # fmt: skip
     if not plan.serves:

@@ -432,8 +432,7 @@ DECODERS: dict[str, Decoder] = {
 DECODERS["ExaoneMoEForCausalLM"] = DECODERS["ExaoneMoeForCausalLM"]
 DECODERS["ChatGLMForConditionalGeneration"] = DECODERS["ChatGLMModel"]
 
-PLAIN_KEYS = frozenset(
-    """
+_PLAIN_KEYS = """
     architectures model_type dtype torch_dtype auto_map transformers_version name_or_path quantization_config
     hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size
     max_position_embeddings attention_bias mlp_bias tie_word_embeddings hidden_act hidden_activation rms_norm_eps
@@ -441,8 +440,8 @@ PLAIN_KEYS = frozenset(
     attention_dropout hidden_dropout resid_pdrop embd_pdrop use_cache bos_token_id eos_token_id pad_token_id
     unk_token_id sep_token_id pretraining_tp use_qk_norm qk_norm attention_out_bias use_bias
     logits_scaling embedding_multiplier residual_multiplier attention_multiplier logit_scale
-    """.split()
-)
+"""
+PLAIN_KEYS = frozenset(_PLAIN_KEYS.split())
 """Keys that an unknown architecture may have and still be planned as a plain decoder: none of them says anything of
 windows, states, latents, experts, sparse, shared or compressed layers."""
 PLAIN = Decoder(bias="attention_bias", out_bias="attention_out_bias")

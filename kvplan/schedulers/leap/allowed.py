@@ -74,7 +74,9 @@ WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
     ),
     "admission": lambda config: f"admission {config.admission}: only vLLM's rules are in closed form",
     "batch_wait": lambda config: "batch_wait counts steps",
-    "engine_version": lambda config: f"vLLM {config.engine_version}, asynchronous: sure ends are not foreseen",
+    "engine_version": lambda config: (
+        f"vLLM {config.engine_version}, asynchronous: sure ends are not foreseen"
+    ),
     "prefill_schedule_interval": lambda config: "prefill_schedule_interval counts steps",
 }
 

@@ -43,7 +43,12 @@ class ExtentPool:
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, enable_caching: bool, hash_lag: int, unhashed_first: bool = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        enable_caching: bool,
+        hash_lag: int,
+        unhashed_first: bool = True,
     ) -> None:
         self.block_size = block_size
         self.hash_lag = hash_lag

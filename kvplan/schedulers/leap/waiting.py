@@ -61,9 +61,7 @@ def try_head(queues: LeapQueues, budget: int, chunk: int) -> Admissible | Blocke
         if not config.enable_chunked_prefill:
             return BlockedHead(_next_hit(queues, seq, hits), lacks_tokens=True)
         num_tokens = budget
-    needed = (
-        -(-(last if queues.reserves_full_isl else computed + num_tokens) // size) - hits.num_blocks
-    )
+    needed = -(-(last if queues.reserves_full_isl else computed + num_tokens) // size) - hits.num_blocks
     reserved = queues.watermark_blocks if queues.running else 0
     if needed + hits.num_evictable + reserved > queues.pool.num_free:
         return BlockedHead(_next_hit(queues, seq, hits), lacks_tokens=False)

@@ -20,7 +20,10 @@ class KVCacheManager:
         self.enable_caching = config.enable_prefix_caching
         self.num_lookahead_tokens = config.num_lookahead_tokens
         self.block_pool = BlockPool(
-            config.num_gpu_blocks, self.enable_caching, len(config.groups), config.rules.unhashed_blocks_go_first
+            config.num_gpu_blocks,
+            self.enable_caching,
+            len(config.groups),
+            config.rules.unhashed_blocks_go_first,
         )
         self.hasher = BlockHasher(config.hash_block_size, config.num_hash_lookahead_tokens)
         self.coordinator = get_kv_cache_coordinator(config, self.block_pool, self.hasher)

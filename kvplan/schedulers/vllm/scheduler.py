@@ -110,7 +110,11 @@ class Scheduler:
     def _num_new_tokens(self, request: Request, budget: StepBudget) -> int:
         """Return how many tokens a running request gets within budget and model length, drafts and all."""
         computed, placeholders = request.num_computed_tokens, request.num_output_placeholders
-        if placeholders and self._foresees_ends and computed + 2 - placeholders >= request.num_prompt_tokens + request.max_tokens:
+        if (
+            placeholders
+            and self._foresees_ends
+            and computed + 2 - placeholders >= request.num_prompt_tokens + request.max_tokens
+        ):
             return 0  # the step in flight surely ends it
         if budget.defers_prefills and request.is_prefill_chunk:
             return 0
