@@ -32,7 +32,7 @@ class Profile(Config):
     memory: MemoryProfile | None = None
     """Overheads learned there; None: the bundled ones serve."""
     timing: TimingProfile | None = None
-    """Step-time coefficients fitted there; None: the roofline serves."""
+    """Step times measured there; None: the profile tells memory alone."""
     source: str = Field("", max_length=2000)
     """Who measured what, when."""
     engine_version: str = ""

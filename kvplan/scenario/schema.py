@@ -41,10 +41,10 @@ def _quoted(version: Any) -> Any:
 
 
 class StepTimeSpec(Config):
-    """Where step times come from: a fitted profile, the roofline, or four stated coefficients."""
+    """Where step times come from: a profile, of this card or the most alike, or four stated coefficients."""
 
     profile: str | None = None
-    """A bundled profile's name or a path; None = the best for this GPU and engine, else the roofline."""
+    """A bundled profile's name or a path; None = the best for this card and engine, else a like card's, scaled."""
     fixed_us: Annotated[float, Field(ge=0, le=1e9)] | None = None
     """Stated instead: microseconds of every step. Then the three below count too."""
     per_sequence_us: float = Field(0.0, ge=0, le=1e9)

@@ -33,7 +33,7 @@ EXPLAINED = (
     "* = no other candidate is as cheap, as fast (p99) and as accurate; copies x GPUs of each, spares included",
     "$/M: per million visible tokens; room: the load may grow by so much; latencies: p99 at a copy's highest load",
 )
-BARE = "~ = timed by a bare roofline, which flatters a card; ranked after the rows that a profile times"
+ASSUMED = "~ = no profile of this card: another's, scaled by data sheets (half to twice); after the rows that one times"
 WIDTH = 100
 """A table that is wider has two lines a row: what is run, and how it does."""
 LOADS = {"rate": "rate/s", "users": "users", "batch": "by deadline"}
@@ -92,7 +92,7 @@ class Candidate:
     lift: str = ""
     """The cheapest single change that carries more load, simulated."""
     step_time: str = ""
-    """What times its steps: measured, by which profile; or assumed, a bare roofline."""
+    """What times its steps: measured, by which profile; or assumed, another card's."""
     step_time_error: str = ""
     """Held-out error of that profile."""
     price_source: str = ""
@@ -103,8 +103,8 @@ class Candidate:
     """As in a sweep, at the highest load of one copy."""
 
     @property
-    def is_bare(self) -> bool:
-        """Whether a bare roofline times it: data-sheet rates without overheads, which flatter a card."""
+    def is_assumed(self) -> bool:
+        """Whether another card's profile times it, scaled by data sheets: half to twice; measured rows come first."""
         return self.step_time.startswith("assumed")
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Candidate:
         plain = {f.name: getattr(self, f.name) for f in fields(Candidate) if f.name not in left_out}
         day = None if self.day is None else {**self.day._asdict(), "saved": self.day.saved}
         shown = {name: self.figures.get(name) for name in SHOWN}
-        plain["is_bare"] = self.is_bare
+        plain["is_assumed"] = self.is_assumed
         return {"settings": self.settings, **plain, "commands": list(self.commands), **shown, "day": day}
 
 
@@ -253,7 +253,7 @@ def _latencies(found: Recommendation) -> list[Column[Candidate]]:
 
 
 def _table(found: Recommendation, rows: list[Candidate]) -> list[str]:
-    mark: Column[Candidate] = ("", lambda c: "*" if c.pareto else "~" if c.is_bare else "")
+    mark: Column[Candidate] = ("", lambda c: "*" if c.pareto else "~" if c.is_assumed else "")
     settings, figures = [mark, *_settings(found)], _figures(found)
     one = text_table([*settings, *figures], rows)
     if len(max(one, key=len)) <= WIDTH:
@@ -286,7 +286,7 @@ def _notes(found: Recommendation, feasible: list[Candidate]) -> list[str]:
 
 def _rests_on(feasible: list[Candidate]) -> list[str]:
     """What times and prices the rows, each source once, with a row that it holds for where there are several."""
-    notes = [BARE] if any(c.is_bare for c in feasible) else []
+    notes = [ASSUMED] if any(c.is_assumed for c in feasible) else []
     for what, told in (("step times", _timed), ("prices", lambda c: c.price_source)):
         first = {told(c): c for c in reversed(feasible) if told(c)}
         notes += [

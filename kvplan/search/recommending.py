@@ -173,7 +173,11 @@ def _cost_key(candidate: Candidate, search: Search) -> tuple[float, ...]:
     figures = (candidate.usd_per_correct, candidate.usd_per_million_visible_tokens, candidate.usd_per_hour)
     asked = search.kind == "batch" or search.rate is not None or search.users is not None
     cost = candidate.usd_per_hour if asked else next(c for c in figures if c is not None)
-    return (0.5 if candidate.is_bare else 0.0), cost or 0.0, -(candidate.headroom or candidate.highest or 0.0)
+    return (
+        (0.5 if candidate.is_assumed else 0.0),
+        cost or 0.0,
+        -(candidate.headroom or candidate.highest or 0.0),
+    )
 
 
 def _ranked(points: Sequence[Point], rows: Mapping[int, Row], search: Search) -> list[Candidate]:
@@ -181,7 +185,7 @@ def _ranked(points: Sequence[Point], rows: Mapping[int, Row], search: Search) ->
     candidates = [_candidate(point, rows[point.index], search) for point in points if point.index in rows]
     found = sorted(candidates, key=lambda c: _cost_key(c, search))
     feasible = [c for c in found if c.feasible]
-    feasible = [c for c in feasible if not c.is_bare] or feasible
+    feasible = [c for c in feasible if not c.is_assumed] or feasible
     if not feasible:
         return found
     cost = [_cost_key(c, search)[1] for c in feasible]
@@ -202,5 +206,5 @@ def _lifted(candidates: list[Candidate], execution: Execution, search: Search) -
 
 def _best_reason(best: Candidate) -> str:
     cost = f"{best.num_gpus} GPUs, ${best.usd_per_hour:,.2f} an hour"
-    among = " of rows timed by a bare roofline" if best.is_bare else ""
+    among = " of cards without a profile" if best.is_assumed else ""
     return f"{settings_text(best.settings)} is the cheapest{among}: {cost}, limited by {best.limited_by}"

@@ -283,8 +283,8 @@ def test_far_from_fitting_no_other_question_is_answered() -> None:
     assert not any(option.change.startswith(("--output-len", "--num-requests")) for option in options)
 
 
-def test_rows_of_a_bare_roofline_come_last() -> None:
-    """H800 shares the H100's rates; timed without overheads it must not beat the card that a profile times."""
+def test_cards_without_a_profile_come_last() -> None:
+    """H800 shares the H100's rates; scaled from another it must not beat the card that a profile times."""
     told = {
         "model": QWEN, "gpu": "h100",
         "workload": {
@@ -296,7 +296,7 @@ def test_rows_of_a_bare_roofline_come_last() -> None:
     }  # fmt: skip
     found = recommend(parse_scenario(told))
     feasible = [c for c in found.candidates if c.feasible]
-    assert [(c.settings["gpu"], c.is_bare) for c in feasible] == [("h100", False), ("h800", True)]
+    assert [(c.settings["gpu"], c.is_assumed) for c in feasible] == [("h100", False), ("h800", True)]
     assert [c.price_source for c in feasible] == ["the GPU table, assumed", "stated"]
-    assert "~ = timed by a bare roofline" in str(found)
+    assert "~ = no profile of this card" in str(found)
     assert "held-out" in str(found)
