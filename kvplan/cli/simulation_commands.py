@@ -22,7 +22,7 @@ from kvplan.simulation.observer import NO_OBSERVER, Observer
 from kvplan.simulation.records import check_target, write_records
 from kvplan.simulation.simulator import simulate
 from kvplan.simulation.trace import write_trace
-from kvplan.simulation.uncertainty import intervals
+from kvplan.simulation.uncertainty import intervals, ranges
 
 
 def simulate_command(
@@ -37,6 +37,7 @@ def simulate_command(
     step_by_step: Annotated[bool, SWITCH] = False,
     no_records: Annotated[bool, SWITCH] = False,
     uncertainty: int = 0,
+    no_range: Annotated[bool, SWITCH] = False,
     skip_bad_rows: Annotated[bool, SWITCH] = False,
     dump_scenario: Annotated[bool, SWITCH] = False,
     num_prompts: int | None = None,
@@ -76,7 +77,9 @@ def simulate_command(
     no_records
         Keep only what the report needs of each request.
     uncertainty
-        Simulate again under so many of the profile's bootstrap draws; give each figure a 5-95 % interval.
+        Simulate again under so many of the profile's bootstrap draws; figures get 5-95 % of those instead of a range.
+    no_range
+        Do not simulate the ends of what step times may be; figures then have no range.
     skip_bad_rows
         Leave damaged rows of a trace out and count them.
     dump_scenario
@@ -125,7 +128,14 @@ def simulate_command(
             raise KvplanError(
                 "--uncertainty: not for scenarios with problems; compare their strategies instead"
             )
-        result.intervals = intervals(loaded, setups, uncertainty)
+        result.intervals, result.interval_of = (
+            intervals(loaded, setups, uncertainty),
+            "5-95 % of the profile's draws",
+        )
+    elif setups is not None and not no_range:
+        found = ranges(loaded, setups, result)
+        if found is not None:
+            result.intervals, result.interval_of, result.doubts = found.figures, found.what, found.flips
     if records:
         write_records(result.records, records)
     if trace:

@@ -16,6 +16,7 @@ from kvplan.gpu import GpuSpec
 from kvplan.models.modules import Cut, Module, layer_modules
 from kvplan.models.quantization import Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, MlpSpec, ModelSpec
+from kvplan.profiles.doubt import Doubt, find_doubt
 from kvplan.profiles.engine_terms import with_terms
 from kvplan.profiles.nearest import nearest_profile
 from kvplan.profiles.profile import Profile, load_profile, pick
@@ -43,6 +44,8 @@ class StepTimes(NamedTuple):
     """measured: which profile; or assumed: the profile of which other card."""
     notes: tuple[str, ...]
     """What was borrowed or assumed on the way."""
+    doubt: Doubt
+    """How far they may be off."""
     draft: ModelStepTime | None = None
     """One pass of the drafter, with `num_speculative_tokens`; None where drafting takes no time on the GPU."""
 
@@ -94,7 +97,10 @@ def make_step_times(
     draws = tuple(timing.draw_times(work, **options))
     drafter = find_drafter(model, args, draft_model)
     draft = _drafting(drafter, timing, args, options["link"]) if drafter else None
-    return StepTimes(timing.step_time(work, **options), draws, chosen, rests_on, notes, draft)
+    doubt = find_doubt(
+        chosen.timing, engine, model, rests_on.startswith("measured") and chosen.gpu in ("", gpu.name)
+    )
+    return StepTimes(timing.step_time(work, **options), draws, chosen, rests_on, notes, doubt, draft)
 
 
 def find_drafter(

@@ -102,18 +102,34 @@ def _too_slow_alone(load: Load, need: Need, setup: Setup) -> str:
     )
 
 
+class _Timed:
+    """A step time by its identity: setups are shared between points, their facts need finding once."""
+
+    def __init__(self, time: StepTime) -> None:
+        self.time = time
+
+    def __hash__(self) -> int:
+        return id(self.time)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Timed) and other.time is self.time
+
+
 def alone_step_s(load: Load, rows: NDArray[np.int64], setup: Setup) -> Floats:
     """Seconds per token that each request needs at least: a step of its shortest context.
 
     Alone, or with others that have none: kernels read one long context slower than as many tokens of several.
     """
-    time, tokens = setup.step_time, 1 + setup.config.num_speculative_tokens
-    sizes = [1 << i for i in range(setup.config.max_num_seqs.bit_length())]
-    step = {
-        prompt: min(time.ticks(StepShape(size, size, prompt)) for size in sizes)
-        for prompt in np.unique(load.prompt_tokens[rows]).tolist()
-    }
-    return np.array([step[p] for p in load.prompt_tokens[rows].tolist()]) / TICKS_PER_S / tokens
+    timed, tokens = _Timed(setup.step_time), 1 + setup.config.num_speculative_tokens
+    prompts, which = np.unique(load.prompt_tokens[rows], return_inverse=True)
+    step = np.array([_least_ticks(timed, setup.config.max_num_seqs, prompt) for prompt in prompts.tolist()])
+    return step[which] / TICKS_PER_S / tokens
+
+
+@lru_cache(1 << 16)
+def _least_ticks(timed: _Timed, most: int, context: int) -> int:
+    """Of a step with so much context in all, at the best batch size."""
+    return min(timed.time.ticks(StepShape(1 << i, 1 << i, context)) for i in range(most.bit_length()))
 
 
 def _too_much_work(load: Load, needs: list[Need], setup: Setup, replicas: int) -> str:
@@ -158,19 +174,6 @@ def least_seconds(setup: Setup, tokens: float, contexts: float, shares: bool = F
         pool = (config.num_gpu_blocks - 1) * config.block_size
         fixed = max(fixed, alone * contexts / pool)
     return (fixed + slope * contexts) / TICKS_PER_S / (1 + config.num_speculative_tokens)
-
-
-class _Timed:
-    """A step time by its identity: setups are shared between points, their facts need finding once."""
-
-    def __init__(self, time: StepTime) -> None:
-        self.time = time
-
-    def __hash__(self) -> int:
-        return id(self.time)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Timed) and other.time is self.time
 
 
 @lru_cache(512)

@@ -87,7 +87,9 @@ class Measure:
         limit, more = what_limits(test, met, found)
         missed = None if found.missed is None else found.missed.load
         row |= met.row | {"highest": met.load, "missed": missed, "limit": limit}
-        row |= _rests_on(cached_setups(scenario)[""].sources, scenario.pricing.usd_per_gpu_hour is not None)
+        setup = cached_setups(scenario)[""]
+        row |= _rests_on(setup.sources, scenario.pricing.usd_per_gpu_hour is not None)
+        row |= {"step_low": setup.doubt[0], "step_high": setup.doubt[1]}
         row |= {"pruned": False, "num_draws": 1, "copies": copies, "accuracy": accuracy}
         row["num_simulations"] = found.num_simulations + (accuracy is not None) + more
         return row | _too_many(copies, room, gpus, self.search)

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from functools import partial
 from html import escape
+from math import ceil
 from typing import Any
 
 import kvplan
@@ -95,6 +96,9 @@ class Candidate:
     """What times its steps: measured, by which profile; or assumed, another card's."""
     step_time_error: str = ""
     """Held-out error of that profile."""
+    step_low: float = 1.0
+    """Its steps may take from so many times as long, in nine cases of ten."""
+    step_high: float = 1.0
     price_source: str = ""
     """Where the price of a GPU-hour comes from."""
     day: DayPlan | None = None
@@ -107,6 +111,19 @@ class Candidate:
         """Whether another card's profile times it, scaled by data sheets: half to twice; measured rows come first."""
         return self.step_time.startswith("assumed")
 
+    @property
+    def usd_per_hour_range(self) -> tuple[float, float] | None:
+        """Dollars an hour at the ends of what its steps may take: copies are whole, and follow the load of one."""
+        if not self.copies or self.highest is None or self.headroom is None or self.usd_per_hour is None:
+            return None
+        each = self.figures["usd_per_hour_per_copy"]
+        spare = round(self.usd_per_hour / each) - self.copies
+        load = self.highest * self.copies / (1 + self.headroom)
+        low, high = (
+            max(1, ceil(load * end / self.highest - 1e-9)) + spare for end in (self.step_low, self.step_high)
+        )
+        return low * each, high * each
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the same keys always."""
         left_out = {"scenario", "figures", "day", "settings"}
@@ -114,6 +131,7 @@ class Candidate:
         day = None if self.day is None else {**self.day._asdict(), "saved": self.day.saved}
         shown = {name: self.figures.get(name) for name in SHOWN}
         plain["is_assumed"] = self.is_assumed
+        plain["usd_per_hour_low"], plain["usd_per_hour_high"] = self.usd_per_hour_range or (None, None)
         return {"settings": self.settings, **plain, "commands": list(self.commands), **shown, "day": day}
 
 
@@ -175,6 +193,24 @@ class Recommendation:
         more = len(feasible) - SHOWN_ROWS
         lines += [f"... and {more} more"] if more > 0 else []
         return "\n".join([*lines, *([""] if lines else []), *_notes(self, feasible)])
+
+
+def tie(feasible: list[Candidate]) -> str:
+    """Whether another card or engine may be cheaper than the first within the error of their step times; "" if not.
+
+    Rows that one profile times share its error, so their order stands.
+    """
+    best = feasible[0]
+    mine = best.usd_per_hour_range
+    for other in feasible[1:]:
+        theirs = other.usd_per_hour_range
+        if mine is None or theirs is None or other.step_time == best.step_time or theirs[0] > mine[1]:
+            continue
+        return (
+            f"; tied with {settings_text(other.settings)} within the error of step times (${mine[0]:,.2f} to "
+            f"{mine[1]:,.2f} against {theirs[0]:,.2f} to {theirs[1]:,.2f}): steps measured on either card settle it"
+        )
+    return ""
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -25,7 +25,7 @@ from kvplan.search.grid import Point, make_axes, make_points, read_base, setting
 from kvplan.search.lift import find_lifts
 from kvplan.search.nearest import nothing_feasible
 from kvplan.search.point_row import Row, slos_of
-from kvplan.search.recommendation import Candidate, Recommendation
+from kvplan.search.recommendation import Candidate, Recommendation, tie
 from kvplan.search.sweeping import Progress
 
 ROUNDS = 4
@@ -64,7 +64,7 @@ def recommend(
         candidates = _ranked(points, rows, search)
         if candidates[0].feasible:
             candidates = _lifted(candidates, execution, search)
-            reason = _best_reason(candidates[0])
+            reason = _best_reason(candidates[0]) + tie([c for c in candidates if c.feasible])
         else:
             reason = nothing_feasible(candidates, execution, search)
         return Recommendation(whole, search, candidates, reason)
@@ -147,6 +147,7 @@ def _candidate(point: Point, row: Row, search: Search) -> Candidate:
         copies=copies, num_gpus=bought * gpus, headroom=highest / (load / copies) - 1 if load else None,
         usd_per_hour=bought * usd, usd_per_million_visible_tokens=visible, usd_per_correct=correct,
         limited_by=row["limit"], step_time=row["step_time"], step_time_error=row["step_time_error"],
+        step_low=row["step_low"], step_high=row["step_high"],
         price_source=row["price_source"], commands=_commands(scenario), day=day, num_simulations=spent, figures=row,
     )  # fmt: skip
 

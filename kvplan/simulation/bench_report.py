@@ -103,6 +103,7 @@ def bench_tail(result: Result) -> list[str]:
         f"Limited by: {result.limited_by}",
         *(f"Advice: {text}" for text in result.advice),
         *_intervals(result),
+        *(f"Unsure: {text}" for text in result.doubts),
         *(f"Caveat: {text}" for text in result.caveats),
         *(f"Note: {text}" for text in result.to_dict()["notes"]),
         *(f"{key.replace('_', ' ').capitalize()}: {text}" for key, text in result.sources.items()),
@@ -113,8 +114,10 @@ def bench_tail(result: Result) -> list[str]:
 def _intervals(result: Result) -> list[str]:
     shown = ("mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "output_throughput")
     found = result.intervals or {}
-    return [f"{name}: {found[name][0]:.2f} to {found[name][1]:.2f} (5-95 % of the profile's draws)"
-            for name in shown if name in found]  # fmt: skip
+    lines = [
+        f"  {name:<20}{found[name][0]:>12,.2f} to {found[name][1]:,.2f}" for name in shown if name in found
+    ]
+    return [f"Range ({result.interval_of})", *lines] if lines else []
 
 
 def _thrash(result: Result) -> str:

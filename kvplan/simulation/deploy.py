@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -56,6 +57,8 @@ class Setup:
     """Step times as likely as `step_time`, for intervals."""
     outside: Outside = anywhere
     """Which measured ranges a step leaves."""
+    doubt: tuple[float, float] = (1.0, 1.0)
+    """Steps may take from so many to so many times as long, in nine cases of ten; stated ones take just so long."""
     sources: dict[str, str] = field(default_factory=dict)
     """Where the figures come from."""
     sglang: SGLangFlags | None = None
@@ -129,21 +132,23 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         raise KvplanError("data-parallel attention is simulated for vLLM only; leave out `sglang`")
     if layout.num_blocks < 2:
         raise DoesNotFit(f"{model.name} on {gpu.name}: the KV pool has no usable block")
-    step_time, draws, outside, sources = _step_time(model, gpu, args, deployment, folder)
+    timed = _step_time(model, gpu, args, deployment, folder)
+    sources = timed.sources
     if sglang is not None:
         sources["scheduler"] = "SGLang 0.5.23's, as its own logs show it"
     ranks = args.data_parallel_size
     config = _engine_config(args, layout, deployment)
     return Setup(
         config=config if sglang is None else _sglang_sizes(config, flags.max_num_seqs),
-        step_time=step_time,
+        step_time=timed.time,
         kv_bytes_per_token=kv_bytes_per_token(layout, args),
         num_gpus=args.num_gpus // ranks,
         usd_per_gpu_hour=gpu.price_per_hour,
         lockstep_ranks=ranks if model.is_moe else 1,
         replicas_per_copy=1 if model.is_moe else ranks,
-        draws=draws,
-        outside=outside,
+        draws=timed.draws,
+        outside=timed.outside,
+        doubt=timed.doubt,
         sources={**sources, "kv_pool": plan.budget.kv.source, "price": "the GPU table, assumed"},
         sglang=sglang,
     )
@@ -255,13 +260,24 @@ def model_beside(name: str, folder: Path) -> ModelSpec:
     return load_model(str(beside) if path_exists(beside) else name)
 
 
+class _Timed(NamedTuple):
+    """Step times, as likely other ones, their measured range, where they come from, how far they may be off."""
+
+    time: StepTime
+    draws: tuple[StepTime, ...]
+    outside: Outside
+    sources: dict[str, str]
+    doubt: tuple[float, float]
+
+
 def _step_time(
     model: ModelSpec, gpu: GpuSpec, args: ResolvedArgs, deployment: Deployment, folder: Path
-) -> tuple[StepTime, tuple[StepTime, ...], Outside, dict[str, str]]:
-    """Step times, as likely other ones, their measured range, and where they come from."""
+) -> _Timed:
     spec = deployment.step_time
     if spec.fixed_us is not None:
-        return StatedStepTime.of(spec), (), anywhere, {"step_time": "stated in the scenario"}
+        return _Timed(
+            StatedStepTime.of(spec), (), anywhere, {"step_time": "stated in the scenario"}, (1.0, 1.0)
+        )
     profile = spec.profile
     if profile is not None and path_exists(folder / profile):
         profile = str(folder / profile)
@@ -271,7 +287,7 @@ def _step_time(
         model, gpu, args, engine=deployment.engine_of, profile=profile, link=link,
         draft_model=model_beside(drafts, folder) if drafts else None,
     )  # fmt: skip
-    sources = {"step_time": found.source}
+    sources = {"step_time": found.source, "step_time_range": str(found.doubt)}
     timing = found.profile.timing
     if link is not None and args.num_gpus > 1:
         sources["interconnect"] = str(link)
@@ -285,7 +301,7 @@ def _step_time(
         sources["drafting"] = (
             f"{args.num_speculative_tokens} passes of {found.draft.work.num_layers} layers a step"
         )
-    return times[0], tuple(times[1:]), found.outside, sources
+    return _Timed(times[0], tuple(times[1:]), found.outside, sources, (found.doubt.low, found.doubt.high))
 
 
 def stated_link(gpu: GpuSpec, asked: Interconnect | None) -> Link | None:

@@ -80,7 +80,11 @@ class Result:
     caveats: tuple[str, ...] = ()
     """Which engines the scheduler's rules stand for without having been checked against them."""
     intervals: dict[str, list[float]] | None = None
-    """5 and 95 % of each figure over the profile's draws; None = not asked for."""
+    """[low, high] of each figure where it was asked for."""
+    interval_of: str = ""
+    """What the intervals are over."""
+    doubts: tuple[str, ...] = ()
+    """Verdicts that the ends of the step times' range do not share."""
 
     @property
     def latencies(self) -> Latencies:
@@ -152,6 +156,8 @@ class Result:
                 "classes": [self._class(i) for i in range(len(self.classes))],
                 "cost": self._cost(),
                 "intervals": self.intervals,
+                "interval_of": self.interval_of,
+                "doubts": self.doubts,
                 "timeline": [sample._asdict() for sample in self.samples],
                 "modes": self.modes,
                 "caveats": self.caveats,

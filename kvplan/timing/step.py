@@ -90,6 +90,26 @@ class DraftedStepTime:
         return a + self.num_drafts * more, b + self.num_drafts * slope, min(limit, knot)
 
 
+@dataclass(frozen=True, slots=True)
+class ScaledStepTime:
+    """Steps that all take `factor` times as long: an end of what they may take."""
+
+    time: StepTime
+    factor: float
+
+    def ticks(self, shape: StepShape) -> int:
+        """Duration of one step."""
+        if shape.num_tokens == shape.num_decodes and not shape.num_prefill_tokens:
+            a, b, _ = self.decode_line(shape.num_decodes, int(shape.decode_context))
+            return a + b * int(shape.decode_context)
+        return round(self.time.ticks(shape) * self.factor)
+
+    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
+        """The line, scaled; its pieces meet within a tick's rounding."""
+        a, b, limit = self.time.decode_line(num_decodes, decode_context)
+        return round(a * self.factor), round(b * self.factor), limit
+
+
 class ProductCosts(Protocol):
     """Matrix products of one format: fitted rates or measured surfaces."""
 

@@ -1,0 +1,154 @@
+"""How far step times may be off: ranges from models left out, through the queue, and what they do to decisions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kvplan.cli.main import run
+from kvplan.engines.flags import parse_engine
+from kvplan.gpu import get_gpu
+from kvplan.models.load import load_model
+from kvplan.profiles.doubt import UNMEASURED, UNSEEN_ENGINE, all_errors, find_doubt
+from kvplan.profiles.profile import load_profile
+from kvplan.profiles.step_times import make_step_times
+from kvplan.scenario.schema import parse_scenario
+from kvplan.search.recommendation import Candidate, tie
+from kvplan.simulation.deploy import set_ups
+from kvplan.simulation.simulator import simulate
+from kvplan.simulation.uncertainty import ranges
+from kvplan.timing.step import ScaledStepTime, StepShape
+
+DENSE, MIXTURE = load_model("Qwen/Qwen3-8B"), load_model("openai/gpt-oss-120b")
+SPEC: dict[str, Any] = {
+    "model": "Qwen/Qwen3-8B", "gpu": "h100",
+    "workload": {
+        "num_requests": 60, "arrivals": {"kind": "poisson", "rate": 2}, "prompt": 300, "thinking": 200, "answer": 100,
+    },
+    "engine": {"max_num_seqs": 16, "max_model_len": 8192},
+}  # fmt: skip
+
+
+def test_every_regime_holds_one_and_says_where_from() -> None:
+    """A range holds its own prediction, and rests on more than one family."""
+    for row in all_errors():
+        assert row.low < 1 < row.high
+        assert row.num_families > 2
+        assert len(row.source) > 20
+
+
+@pytest.mark.parametrize(
+    ("profile", "engine", "model", "points"),
+    [
+        ("h100-sxm-vllm", "vllm@0.11", DENSE, "ML.ENERGY"), ("h100-sxm-vllm", "vllm@0.32", MIXTURE, "silicon"),
+        ("h200-sglang", "sglang", DENSE, "silicon"), ("rtx-4090-vllm", "vllm@0.32", DENSE, "LLMServingSim"),
+    ],
+)  # fmt: skip
+def test_the_regime_follows_engine_version_and_class(
+    profile: str, engine: str, model: Any, points: str
+) -> None:
+    timing = load_profile(profile).timing
+    assert timing is not None
+    assert points in find_doubt(timing, parse_engine(engine), model, is_own_card=True).why
+
+
+def test_what_nobody_measured_is_wide() -> None:
+    timing = load_profile("h100-sxm-vllm").timing
+    assert timing is not None
+    assert find_doubt(timing, parse_engine("vllm"), DENSE, is_own_card=False) == UNMEASURED
+    assert find_doubt(timing, parse_engine("vllm@0.8"), DENSE, is_own_card=True) == UNSEEN_ENGINE
+    narrow = make_step_times(DENSE, get_gpu("h100")).doubt
+    for gpu, profile in (("h800", None), ("h100", "h200-vllm")):
+        found = make_step_times(DENSE, get_gpu(gpu), profile=profile).doubt
+        assert found.low < narrow.low < 1 < narrow.high < found.high
+
+
+@pytest.mark.parametrize("factor", [0.83, 1.0, 1.2345])
+def test_scaled_steps_leap_as_they_step(factor: float) -> None:
+    """A decode step is its line, at every context and across every knot, its slope in whole picoseconds; others scale."""
+    time = make_step_times(load_model("google/gemma-3-27b-it"), get_gpu("h100")).time
+    scaled = ScaledStepTime(time, factor)
+    for context in (0, 16, 1000, 16384, 16385, 200_000, 10_000_000):
+        a, b, limit = scaled.decode_line(16, context)
+        assert scaled.ticks(StepShape(16, 16, context)) == a + b * context
+        assert limit == time.decode_line(16, context)[2]
+        assert a + b * context == pytest.approx(factor * time.ticks(StepShape(16, 16, context)), rel=1e-5)
+    mixed = StepShape(516, 16, 8000, 500, 1, 125_000.0)
+    assert scaled.ticks(mixed) == pytest.approx(factor * time.ticks(mixed), abs=1)
+
+
+def test_a_range_holds_the_run_and_its_ends() -> None:
+    """Latencies lie between the ends, tokens a second too; a queue makes more of the slow end than the step has."""
+    scenario = parse_scenario(
+        SPEC | {"workload": SPEC["workload"] | {"arrivals": {"kind": "poisson", "rate": 6}}}
+    )
+    setups = set_ups(scenario)
+    result = simulate(scenario, setups=setups)
+    found = ranges(scenario, setups, result)
+    assert found is not None
+    document = result.to_dict()
+    for name, (low, high) in found.figures.items():
+        assert low <= document[name] <= high
+    low, high = setups[""].doubt
+    tpot = found.figures["mean_tpot_ms"]
+    assert tpot[0] < document["mean_tpot_ms"] < tpot[1]
+    assert found.figures["mean_ttft_ms"][1] / document["mean_ttft_ms"] > high
+    ends = [simulate(scenario, setups={"": replace(setups[""], step_time=ScaledStepTime(setups[""].step_time, end))})
+            for end in (low, high)]  # fmt: skip
+    assert tpot[1] == max(run.to_dict()["mean_tpot_ms"] for run in ends)
+
+
+def test_stated_steps_have_no_doubt() -> None:
+    scenario = parse_scenario(SPEC | {"step_time": {"fixed_us": 10_000}})
+    setups = set_ups(scenario)
+    assert setups[""].doubt == (1.0, 1.0)
+    assert ranges(scenario, setups, simulate(scenario, setups=setups)) is None
+
+
+def test_a_verdict_that_the_ends_do_not_share_is_unsure() -> None:
+    """A target just met is missed at the slow end; one far away is not."""
+    plain = simulate(parse_scenario(SPEC)).latencies.tpot.max()
+    for limit, unsure in ((plain * 1.02, True), (plain * 3, False)):
+        scenario = parse_scenario(SPEC | {"slo": {"tpot_ms": float(limit), "share": 1.0}})
+        setups = set_ups(scenario)
+        result = simulate(scenario, setups=setups)
+        assert result.slo_met
+        found = ranges(scenario, setups, result)
+        assert found is not None
+        assert any("missed at the slow end" in text for text in found.flips) == unsure
+
+
+def test_the_command_gives_low_and_high(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(json.dumps(SPEC))
+    assert run(["simulate", str(path), "--quiet"]) == 0
+    assert "Range (90 %: step times" in capsys.readouterr().out
+    assert run(["simulate", str(path), "--quiet", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    low, high = document["intervals"]["mean_tpot_ms"]
+    assert low < document["mean_tpot_ms"] < high
+    assert run(["simulate", str(path), "--quiet", "--json", "--no-range"]) == 0
+    assert json.loads(capsys.readouterr().out)["intervals"] is None
+
+
+def candidate(gpu: str, step_time: str, highest: float, copies: int, usd: float, doubt: float) -> Candidate:
+    return Candidate(
+        settings={"gpu": gpu}, scenario=None, feasible=True, pruned=False, cause="", why="", highest=highest,
+        copies=copies, headroom=highest * copies / 100 - 1, usd_per_hour=copies * usd, step_time=step_time,
+        step_low=1 - doubt, step_high=1 + doubt, figures={"usd_per_hour_per_copy": usd},
+    )  # fmt: skip
+
+
+def test_ranks_that_the_error_could_turn_are_ties() -> None:
+    """100 users: 11 copies of one card or 6 of another at nearly the same price; copies are whole at both ends."""
+    first, second = candidate("a", "p", 9.5, 11, 1.0, 0.1), candidate("b", "q", 18, 6, 2.0, 0.1)
+    assert first.usd_per_hour_range == (10.0, 12.0)
+    assert second.usd_per_hour_range == (10.0, 14.0)
+    assert "tied with gpu b" in tie([first, second])
+    assert tie([first]) == ""
+    assert tie([first, replace(second, step_time="p")]) == ""
+    assert tie([first, candidate("c", "q", 18, 6, 4.0, 0.1)]) == ""
+    assert "tied" in tie([first, candidate("c", "q", 18, 6, 4.0, 0.55)])
