@@ -69,7 +69,7 @@ $(LOWEST)/.done: pyproject.toml
 	@touch $@
 
 lowest: $(LOWEST)/.done  ## the fast laws of the core on the lowest versions that pyproject.toml states
-	$(LOWEST)/bin/python -m pytest -m "not slow" tests/formulas tests/models tests/scenario tests/cli
+	$(LOWEST)/bin/python -m pytest -m "not slow" tests/formulas tests/models tests/scenario tests/cli tests/simulation/test_metrics.py
 
 bench: $(DEV)  ## speed figures, printed as ratios of one run
 	@for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done

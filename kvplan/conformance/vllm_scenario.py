@@ -59,6 +59,8 @@ class VLLMScenario(EngineConfig):
     """Free text."""
     note: str = ""
     """Free text."""
+    num_gpu_blocks: int = Field(ge=2, le=2_000_000)
+    """Blocks of the pool, null block included; each is an object, as in vLLM."""
     accept_rate: float = Field(0.7, ge=0, le=1)
     """Chance that a draft is right."""
     kv_cache_layers: tuple[KVCacheLayers, ...] = ()

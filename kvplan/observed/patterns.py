@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
+NUMBER = r"((?<!\d)(?<!\d,)-?\d[\d,]*(?:\.\d+)?)"
+"""Begins where the digits do: tried at each of them, a pasted line of 60,000 takes minutes."""
 
 
 class Pattern(NamedTuple):

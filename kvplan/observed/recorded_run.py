@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvplan.errors import KvplanError
+from kvplan.sums import exact_mean, exact_sum
 from kvplan.workload.bench_result import BenchResult, bench_result, json_of, read_text
 
 Array = NDArray[np.float64]
@@ -24,7 +25,7 @@ LARGEST = 1e12
 """Of any figure in a file: seconds, milliseconds or tokens."""
 
 STATISTICS: dict[str, Callable[[Array], float]] = {
-    "mean": lambda x: float(np.mean(x)),
+    "mean": exact_mean,
     "p50": lambda x: float(np.quantile(x, 0.5)),
     "p90": lambda x: float(np.quantile(x, 0.9)),
     "p99": lambda x: float(np.quantile(x, 0.99)),
@@ -137,7 +138,7 @@ def compare_runs(real: RecordedRun, simulated: RecordedRun) -> RunComparison:
         a, b = a[both], b[both]
         lines += [MetricError(metric, name, f(a), f(b)) for name, f in STATISTICS.items()]
         with np.errstate(over="ignore"):
-            mape[metric] = float(np.mean(np.abs(b / a - 1.0)))
+            mape[metric] = exact_mean(np.abs(b / a - 1.0))
     lines.append(MetricError("makespan_s", "total", real.makespan_s, simulated.makespan_s))
     lines.append(MetricError("num_preemptions", "total", real.num_preemptions, simulated.num_preemptions))
     lines.append(MetricError("kv_peak_fraction", "max", real.kv_peak, simulated.kv_peak))
@@ -221,7 +222,7 @@ def _from_bench(found: BenchResult, path: Path) -> RecordedRun:
     if not all(isinstance(gaps, list) for gaps in found.itls):
         raise KvplanError(f"{path}: itls must hold one list of gaps per request")
     ttft = _numbers("ttfts", found.ttfts, path) * 1e3
-    decode = np.array([_numbers("itls", gaps, path).sum() for gaps in found.itls]) * 1e3
+    decode = np.array([exact_sum(_numbers("itls", gaps, path)) for gaps in found.itls]) * 1e3
     output = _numbers("output_lens", found.output_lens, path)
     rate = found.request_rate
     starts: Array

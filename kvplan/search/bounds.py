@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
+from kvplan.sums import exact_mean, exact_sum
 from kvplan.timing.step import StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
@@ -157,7 +158,7 @@ def _too_much_work(load: Load, needs: list[Need], setup: Setup, replicas: int) -
 
 
 def _without_largest(values: Floats, count: int) -> float:
-    return float(np.sort(values)[: len(values) - count].sum())
+    return exact_sum(np.sort(values)[: len(values) - count])
 
 
 def least_seconds(setup: Setup, tokens: float, contexts: float, shares: bool = False) -> float:
@@ -213,4 +214,4 @@ def mean_stay_s(scenario: Scenario, setups: Mapping[str, Setup], per_token_ms: f
         return float(load.output_tokens.mean()) * per_token_ms / 1e3
     setup = setups[""]
     rows = np.flatnonzero(load.class_id >= 0)
-    return float((alone_step_s(load, rows, setup) * load.output_tokens).mean())
+    return exact_mean(alone_step_s(load, rows, setup) * load.output_tokens)

@@ -18,6 +18,7 @@ from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.metrics import summarise
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import SolveResult, simulate, solve
+from kvplan.sums import exact_mean
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
@@ -145,9 +146,9 @@ def _problem_latencies(scenario: Scenario, found: SolveResult) -> Row:
     row: Row = {
         "completed": len(found.solved),
         "failed": asked - len(found.solved),
-        "mean_e2el_ms": float(took.mean()),
+        "mean_e2el_ms": exact_mean(took),
     }
-    row |= {"p99_e2el_ms": summarise(took).p99, "mean_ttfvt_ms": float(seen.mean())}
+    row |= {"p99_e2el_ms": summarise(took).p99, "mean_ttfvt_ms": exact_mean(seen)}
     row |= {"p99_ttfvt_ms": summarise(seen).p99, "goodput_share": share}
     row["slo_met"] = share >= slo.share and right >= scenario.problems.min_accuracy
     return row

@@ -15,6 +15,7 @@ from kvplan.models.weights import active_parameters
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.records import FINISH_REASONS
 from kvplan.simulation.simulator import SolveResult
+from kvplan.sums import exact_sum
 from kvplan.timing.work import step_work
 from kvplan.units import TICKS_PER_S, GiB
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
@@ -140,7 +141,7 @@ def _api_usd(problems: Problems, records: Any) -> float:
         records["output_tokens"] - hidden,
         records["hit_tokens"],
     )
-    return float(api_cost_usd(price, prompt, visible, hidden, cached_tokens=cached).sum())
+    return exact_sum(api_cost_usd(price, prompt, visible, hidden, cached_tokens=cached))
 
 
 def _flops(scenario: Scenario, problems: Problems, found: SolveResult) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvplan.simulation.records import Records
+from kvplan.sums import exact_mean, exact_sum
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
@@ -44,7 +45,9 @@ def summarise(values: Floats) -> Summary:
     if not len(kept):
         return NOTHING
     p50, p90, p95, p99 = np.percentile(kept, PERCENTILES)
-    return Summary(*map(float, (kept.mean(), p50, kept.std(), p90, p95, p99)))
+    middle = exact_mean(kept)
+    std = exact_mean((kept - middle) ** 2) ** 0.5
+    return Summary(middle, float(p50), std, *map(float, (p90, p95, p99)))
 
 
 class Latencies(NamedTuple):
@@ -164,10 +167,10 @@ class TokenMeter:
         middle = np.exp((np.arange(_NUM_BINS) + 0.5) * _LOG_WIDTH) / TICKS_PER_MS
         share = np.cumsum(self._counts) / self._counts.sum()
         p50, p90, p95, p99 = middle[np.searchsorted(share, np.array(PERCENTILES) / 100)]
-        mean = self.sum_ticks / self.total / TICKS_PER_MS
+        average = self.sum_ticks / self.total / TICKS_PER_MS
         # no @ here: BLAS would wake its threads for a few thousand numbers, at a quarter of a short run's CPU time
-        variance = float((self._counts * (middle - mean) ** 2).sum()) / self._counts.sum()
-        return Summary(mean, *map(float, (p50, variance**0.5, p90, p95, p99)))
+        variance = exact_sum(self._counts * (middle - average) ** 2) / float(self._counts.sum())
+        return Summary(average, *map(float, (p50, variance**0.5, p90, p95, p99)))
 
     def peak_tokens_per_s(self) -> float:
         """Decoded tokens per second in the busiest bucket."""

@@ -19,6 +19,7 @@ from kvplan.scenario.schema import Scenario
 from kvplan.simulation.metrics import Latencies, Sample, Summary, latencies, meets, summarise
 from kvplan.simulation.records import FINISH_REASONS, UNSET, Records
 from kvplan.simulation.replica_stats import Totals
+from kvplan.sums import exact_sum
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
@@ -257,7 +258,7 @@ class Result:
             "thinking_share": thinking / output if output else None,
             "answers_cut_while_thinking": int(cut.sum()),
             "mean_preemptions_per_request": self.totals.preemptions / max(1, len(self.records)),
-            "kv_gib_s_per_answer": float(gib_s.sum()) / self.num_completed if self.num_completed else None,
+            "kv_gib_s_per_answer": exact_sum(gib_s) / self.num_completed if self.num_completed else None,
             "kv_peak_gib": self.pool.peak_fraction * self.pool.num_blocks * self.pool.block_size
             * self.pool.bytes_per_token / 2**30,
         }  # fmt: skip

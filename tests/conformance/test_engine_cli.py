@@ -52,6 +52,7 @@ BAD = {
     "unknown request key": (GOOD | {"requests": [{"id": "a", "output": 5, "prompt": [1]}]}, "requests.0"),
     "negative count": (GOOD | {"max_num_seqs": -1}, "max_num_seqs"),
     "no blocks": (GOOD | {"num_gpu_blocks": 1}, "num_gpu_blocks"),
+    "more blocks than memory": (GOOD | {"num_gpu_blocks": 10**12}, "num_gpu_blocks"),
     "over max_model_len": (GOOD | {"max_model_len": 20}, "over max_model_len 20"),
     "cycle": (GOOD | {"requests": [r | {"after": "b"} for r in GOOD["requests"]]}, "wait for each other"),
     "unknown request": (GOOD | {"requests": [GOOD["requests"][0] | {"after": "x"}]}, "which is not there"),

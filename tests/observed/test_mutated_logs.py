@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from kvplan.errors import KvplanError
 from kvplan.memory.plan import estimate
 from kvplan.observed.patterns import ENGINES
 from kvplan.observed.reconciliation import reconcile
+from kvplan.observed.startup import read_log
 
 LOGS = sorted((FIXTURES / "logs").rglob("*.txt")) + sorted((FIXTURES / "logs").rglob("*.log"))
 ODD = (
@@ -128,3 +130,14 @@ def test_no_figure_is_more_than_a_card_holds(path: Path, huge: str) -> None:
                 reconcile(text[:start] + huge + text[end:], model=model, gpu="h100").to_dict(),
                 allow_nan=False,
             )
+
+
+@pytest.mark.parametrize("pasted", ["7", "7,", "7.", "-"])
+def test_a_pasted_line_of_digits_costs_linear_time(pasted: str) -> None:
+    """60,000 characters after every literal that a figure's line holds: read in a second each, not in minutes."""
+    literals = sorted({pattern.literal for patterns in ENGINES.values() for pattern in patterns})
+    begun = time.process_time()
+    for literal in literals:
+        with suppress(KvplanError):
+            read_log(f"{literal} {pasted * (60_000 // len(pasted))}")
+    assert time.process_time() - begun < len(literals)
