@@ -7,6 +7,7 @@ Every complaint names file and line. Knows the format, not the physics.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ IGNORED = (
     "sampling",
     "draft_step",
     "verify_step",
+    "eager_mixed_step",
     "shared_attention",
     "batching",
     "stage",
@@ -167,6 +169,8 @@ def _same_machine(machine: Row, row: Row) -> Row:
         raise KvplanError(
             f"{_at(row)}: schema_version {row['schema_version']!r}; this kvplan reads {SCHEMA_VERSION}"
         )
+    if not isinstance(row.get("defaults", {}), dict):
+        raise KvplanError(f"{_at(row)}: defaults must be an object, not {str(row['defaults'])[:40]}")
     return machine | {k: v for k, v in row.items() if k != "_at"} if row["op"] == "machine" else machine
 
 
@@ -178,8 +182,16 @@ def _checked(row: Row) -> Row:
         value = row.get(name)
         if value is None:
             raise KvplanError(f"{at}: {op} row without {name}; it needs {', '.join(_REQUIRED[op])}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST:
+    for name, value in row.items():
+        counts = name in _REQUIRED[op] or name.startswith("num_")
+        if counts and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LARGEST
+        ):
             raise KvplanError(f"{at}: {name} must be a number from 0 up, not {str(value)[:40]}")
+    if row.get("num_tokens", math.inf) < row.get("num_prefill_tokens", 0) + row.get("num_decodes", 0):
+        raise KvplanError(
+            f"{at}: num_tokens {row['num_tokens']:g} are fewer than its decodes and its prompt's"
+        )
     return row
 
 

@@ -167,6 +167,10 @@ MACHINE = {"op": "machine", "machine": "m", "engine": "vllm"}
         ([MACHINE, GOOD | {"engine": "sglang"}], "engine 'sglang' among rows of 'vllm'"),
         ([MACHINE, MACHINE | {"machine": "other"}], "machine 'other' among rows of 'm'"),
         ([MACHINE | {"schema_version": 99}], "schema_version 99"),
+        ([MACHINE | {"defaults": "model"}], "defaults must be an object"),
+        ([GOOD | {"num_prefills": -2}], "num_prefills must be a number from 0 up"),
+        ([GOOD | {"num_prefills": float("inf")}], "num_prefills must be a number from 0 up"),
+        ([GOOD | {"num_tokens": 3, "num_prefill_tokens": 9}], "num_tokens 3 are fewer than"),
         ([MACHINE], "no timed rows"),
     ],
 )

@@ -25,8 +25,10 @@ from kvplan.calibrate.measure.grids import (
 from kvplan.calibrate.measure.probes import Probe
 from kvplan.calibrate.session import MeasurementSession, open_session
 from kvplan.errors import KvplanError
+from kvplan.timing.costs import MAX_CAPTURE_SIZE
 
 DEVICE = torch.device("cpu")
+TRITON = kernels.Named("triton", kernels.sdpa_kernel)
 SDPA = kernels.Kernels({"bfloat16": kernels.Named("sdpa", kernels.sdpa_kernel)}, {})
 
 
@@ -299,6 +301,40 @@ def test_a_step_writes_its_tokens_and_gives_one_each() -> None:
     assert tokens.shape == (3,)
     changed = (step.batches[0].pool != before).any(-1).any(-1)
     assert changed.any(1).sum() == 3
+
+
+def test_a_mixed_step_gives_a_token_to_each_sequence() -> None:
+    """Decodes beside a prompt's chunk: the last token of each gets logits, all new tokens' K and V are written."""
+    parts = [*kernels.decoding([17, 32]), (0, 20)]
+    torch.manual_seed(1)
+    every = decoder.Decoder(TINY, parts, 16, kernels.sdpa_kernel, DEVICE)
+    torch.manual_seed(1)
+    last = decoder.Decoder(TINY, parts, 16, kernels.sdpa_kernel, DEVICE, samples_all=False)
+    before = last.batches[0].pool.clone()
+    assert last.step().tolist() == every.step()[[0, 1, 21]].tolist()
+    assert (last.batches[0].pool != before).any(-1).any(-1)[:, 0].sum() == 22
+
+
+def test_mixed_steps_are_what_engines_run() -> None:
+    """On a card in a graph up to the largest captured size, eagerly beyond; held out; none reads less than weights."""
+    assert steps.CAPTURED == MAX_CAPTURE_SIZE
+    on_card = kernels.Kernels({"bfloat16": TRITON}, {"bfloat16": TRITON})
+    probes = steps.mixed_step_probes(DEFAULT, torch.device("cuda"), on_card)
+    for probe in probes:
+        facts = probe.point
+        assert facts["held_out"]
+        assert facts["num_tokens"] == facts["num_decodes"] + facts["num_prefill_tokens"]
+        assert facts["prefill_attention"] == facts["num_prefill_tokens"] ** 2 / 2
+        small = facts["num_tokens"] <= MAX_CAPTURE_SIZE
+        assert facts["mode"] == ("graph" if small and probe.op == "mixed_step" else "eager")
+        assert probe.floor_bytes > weight_bytes(
+            next(m for m in DEFAULT.models if m.name == facts["model"]), 1
+        )
+    assert {p.op for p in probes} == {"mixed_step", "eager_mixed_step"}
+    assert {p.point["model"] for p in probes} == {m.name for m in DEFAULT.models}
+    assert steps.mixed_step_probes(DEFAULT, torch.device("cuda"), on_card._replace(mixed={})) == []
+    here = steps.mixed_step_probes(CPU, DEVICE, SDPA)
+    assert {(p.op, p.point["mode"]) for p in here} == {("mixed_step", "eager")}
 
 
 def test_pool_bytes_equal_the_formula(session: MeasurementSession) -> None:

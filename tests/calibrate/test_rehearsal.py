@@ -162,7 +162,7 @@ def test_every_line_that_needs_a_card_is_rehearsed(rehearsed: Rehearsal) -> None
         "memory_context", "memory_pool", "memory_growth", "memory_largest_pool", "memory_activation",
         "memory_sampler", "memory_cuda_graph", "memory_runtime", "copy", "gemm", "moe", "decode_attention",
         "prefill_attention", "mixed_attention", "mla_decode", "decode_step", "eager_step", "prefill_step",
-        "draft_step", "verify_step", "host_step", "sampling", "shared_attention",
+        "mixed_step", "eager_mixed_step", "draft_step", "verify_step", "host_step", "sampling", "shared_attention",
     }  # fmt: skip
     assert rehearsed.card.graphs
     wanted = {(path.name, line) for path in MEASURE.glob("*.py") for line in cuda_lines(path)}

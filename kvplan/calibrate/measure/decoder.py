@@ -88,7 +88,11 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class Decoder:
-    """One step over a batch with one paged pool per layer; sequences compute their last token, or their last few."""
+    """One step over a batch with one paged pool per layer; sequences compute their last token, or their last few.
+
+    `samples_all`: every token gets logits, as drafts that are verified do; else the last one of each sequence, as an
+    engine does of a prompt's chunk.
+    """
 
     def __init__(
         self,
@@ -97,6 +101,7 @@ class Decoder:
         page: int,
         kernel: Kernel,
         device: torch.device,
+        samples_all: bool = True,
     ) -> None:
         self.model = model
         self.layers = make_layers(model, model.num_layers, device)
@@ -113,14 +118,18 @@ class Decoder:
         self.cos, self.sin = angle.cos().to(self.embedding.dtype), angle.sin().to(self.embedding.dtype)
         self.pages = [batch.table[row, place // page].long() for batch in self.batches]
         self.slot = place % page
+        self.sampled = (
+            slice(None) if samples_all else torch.tensor([new for _, new in parts]).cumsum(0).to(device) - 1
+        )
 
     def step(self) -> torch.Tensor:
-        """Run the step: tokens in, as many tokens out; the new tokens' KV is written to the pools."""
+        """Run the step: tokens in, one out for each that is sampled; the new tokens' KV is written to the pools."""
         x = self.embedding[self.tokens]
         for index, layer in enumerate(self.layers):
             x = x + self._attention(index, rms_norm(x, x.shape[-1:]))
             y = rms_norm(x, x.shape[-1:])
             x = x + (mlp(layer, y) if layer.router is None else moe(layer, y, self.model.experts_per_token))
+        x = x[self.sampled]
         return (rms_norm(x, x.shape[-1:]) @ self.embedding.T).argmax(-1)
 
     def _attention(self, index: int, x: torch.Tensor) -> torch.Tensor:

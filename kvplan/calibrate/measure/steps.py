@@ -48,9 +48,39 @@ def speculative_probes(grid: Grid, device: torch.device, kernels: Kernels) -> li
     return probes
 
 
+CAPTURED = 512
+"""Tokens of the largest step that engines capture: `kvplan.timing.costs.MAX_CAPTURE_SIZE`, not copied along."""
+
+
+def mixed_step_probes(grid: Grid, device: torch.device, kernels: Kernels) -> list[Probe]:
+    """Whole steps of decodes beside a prompt's chunk, all held out: do attention, products and fixed times add up?
+
+    As engines run them: a CUDA graph up to `CAPTURED` tokens, eagerly beyond; smaller ones eagerly too, at one context.
+    None on a card without a kernel that takes both: gathering pages first is not what an engine does.
+    """
+    probes: list[Probe] = []
+    if device.type == "cuda" and "bfloat16" not in kernels.mixed:
+        return probes
+    for model, chunk, batch, context in product(
+        grid.models, grid.mixed_chunks, grid.mixed_batches, grid.mixed_contexts
+    ):
+        facts: Point = {
+            "num_decodes": batch, "decode_context": batch * context, "num_prefill_tokens": chunk, "num_prefills": 1,
+            "prefill_attention": chunk * chunk / 2, "held_out": True,
+        }  # fmt: skip
+        parts = [*decoding([context] * batch), (0, chunk)]
+        graph = device.type == "cuda" and batch + chunk <= CAPTURED
+        modes = {"mixed_step": "graph" if graph else "eager"}
+        if graph and context == grid.mixed_contexts[0]:
+            modes["eager_mixed_step"] = "eager"
+        for op, mode in modes.items():
+            probes += _step_probe(op, model, parts, mode, facts, kernels, grid, device, samples_all=False)
+    return probes
+
+
 def _step_probe(
     op: str, model: StepModel, parts: list[tuple[int, int]], mode: str, facts: Point, kernels: Kernels, grid: Grid,
-    device: torch.device,
+    device: torch.device, samples_all: bool = True,
 ) -> list[Probe]:  # fmt: skip
     """The probe of one whole step; none where it is too large or cannot run here."""
     lone = all(new == 1 for _, new in parts)
@@ -73,11 +103,12 @@ def _step_probe(
     kernel = found.kernel
 
     def prepare() -> list[Callable[[], object]]:
-        decoder = Decoder(model, parts, grid.page, kernel, device)
+        decoder = Decoder(model, parts, grid.page, kernel, device, samples_all)
         return [captured(decoder.step) if mode == "graph" else decoder.step]
 
     weights = weight_bytes(model, tokens)
-    flops = 2.0 * tokens * (weight_bytes(model, 1) / 2)
+    body, rows = weight_bytes(model._replace(vocab_size=0), 1), tokens if samples_all else len(parts)
+    flops = tokens * body + 2.0 * rows * model.hidden_size * model.vocab_size
     return [Probe(op, point, prepare, weights + kv, flops, weights + kv)]
 
 
