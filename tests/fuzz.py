@@ -24,6 +24,7 @@ from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,7 @@ from kvplan.calibrate.outcome import pool_checks, skipped_points
 from kvplan.calibrate.server.client import Server, _token_times
 from kvplan.calibrate.server.loads import possible_injections, possible_loads
 from kvplan.calibrate.session import open_session
+from kvplan.cli.main import run
 from kvplan.conformance.scenario import read_scenario
 from kvplan.conformance.sglang_replay import SGLangReplay
 from kvplan.conformance.sglang_scenario import SGLangScenario
@@ -420,6 +422,36 @@ def _profile_seeds() -> list[tuple[str, str]]:
     return found
 
 
+QWEN = "Qwen/Qwen3-8B"
+LIMITED = ["--quiet", "--json", "--set", "limits.wall_clock_s=0.3"]
+COMMANDS: dict[str, tuple[float, Callable[[str], list[str]]]] = {
+    "model config": (0.02, lambda path: ["estimate", path, "--json"]),
+    "scenario": (0.02, lambda path: ["simulate", path, *LIMITED]),
+    "compare-run": (0.05, lambda path: ["compare-run", path, path, "--json"]),
+    "start-up log": (0.05, lambda path: ["reconcile", path, "--gpu", "h100", "--model", QWEN, "--json"]),
+    "fit": (0.01, lambda path: ["fit", path, "--json"]),
+    "profile": (0.02, lambda path: ["estimate", QWEN, "--profile", path, "--json"]),
+}
+"""Kind -> the share of its files that also go through a command, and its words."""
+
+
+class WrongExit(Exception):
+    """A command ended otherwise than with 0 or 1 and a document, or with 2 and one line."""
+
+
+def check_command(words: list[str]) -> None:
+    """Run a command in this process."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = run(words)
+    said = err.getvalue()
+    refused = code == 2 and not out.getvalue() and said.count("\n") == 1
+    if not refused:
+        if code not in (0, 1) or "Traceback" in said:
+            raise WrongExit(f"{code}: {' '.join(words[:1])}: {said[-300:]}")
+        if out.getvalue():
+            json.loads(out.getvalue())
+
+
 class Kind(NamedTuple):
     """One reader: how many damaged files it gets, its seeds, the damage."""
 
@@ -485,6 +517,10 @@ def run_some(name: str, seed: int, count: int) -> Outcome:
             signal.alarm(6 * LIMIT_S)
             signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
             try:
+                share, words = COMMANDS.get(name, (0.0, None))
+                if words and luck.random() < share:
+                    counts["commands"] += 1
+                    check_command(words(str(path)))
                 kind.read(path, luck)
                 counts["results"] += 1
             except KvplanError:
@@ -516,7 +552,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
     total, faults = Counter[str](), {}
-    print(f"{'kind':<14}{'files':>9}{'results':>9}{'refused':>9}{'faults':>8}{'slow':>6}{'slowest':>9}")
+    print(
+        f"{'kind':<14}{'files':>9}{'results':>9}{'refused':>9}{'commands':>10}{'faults':>8}{'slow':>6}{'slowest':>9}"
+    )
     with ProcessPoolExecutor(options.workers) as pool:
         parts = {
             name: _parts(pool, name, options.seed, options.count or KINDS[name].count)
@@ -542,8 +580,9 @@ def _parts(pool: ProcessPoolExecutor, name: str, seed: int, count: int) -> list[
 
 
 def _row(name: str, counts: Counter[str], slowest: float) -> str:
-    figures = [counts.total(), *(counts[key] for key in ("results", "refused", "faults"))]
-    wide = "".join(f"{figure:>{width},}" for figure, width in zip(figures, (9, 9, 9, 8), strict=True))
+    figures = [counts[key] for key in ("results", "refused", "commands", "faults")]
+    figures = [counts.total() - counts["commands"], *figures]
+    wide = "".join(f"{figure:>{width},}" for figure, width in zip(figures, (9, 9, 9, 10, 8), strict=True))
     return f"{name:<14}{wide}{counts['slow']:>6,}{slowest:>7.1f} s"
 
 
