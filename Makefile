@@ -58,7 +58,7 @@ types: $(DEV)  ## mypy, strict
 
 check: lint types test  ## all that CI runs
 
-fuzz: $(DEV)  ## 116,000 damaged files into every reader; COUNT of each kind, another SEED
+fuzz: $(DEV)  ## 110,000 damaged files into every reader; COUNT of each kind, another SEED
 	$(BIN)/python tests/fuzz.py --seed $(or $(SEED),0) $(if $(COUNT),--count $(COUNT))
 
 LOWEST := .venv-lowest

@@ -262,14 +262,17 @@ class Plan:
             width = max(len(option.change) for option in options)
             changes = [f"  {option.change:<{width}}  {option.effect}" for option in options]
             parts.append("\n".join(["What would fit:", *changes]))
-        if not self.fits and not any(self._on_the_same_cards(option.plan) for option in options):
+        if self.is_far(options):
             parts.append(FAR)
         if self.serves:
             parts.append(self.serve_command)
         return "\n\n".join(parts)
 
-    def _on_the_same_cards(self, other: Plan) -> bool:
-        return other.question.gpu == self.question.gpu and other.args.num_gpus == self.args.num_gpus
+    def is_far(self, options: Sequence[Option]) -> bool:
+        """Whether none of the changes that would fit leaves the cards as they are."""
+        cards = (self.question.gpu, self.args.num_gpus)
+        kept = [(o.plan.question.gpu, o.plan.args.num_gpus) == cards for o in options]
+        return not self.fits and not any(kept)
 
     def _headline(self) -> list[str]:
         """What the engine would log of its pool and what that means for the asked traces, or why it does not start."""

@@ -7,7 +7,7 @@ import streamlit as st
 
 from kvplan.charts import plans as charts
 from kvplan.errors import KvplanError
-from kvplan.memory.answers import Option, Plan, Span
+from kvplan.memory.answers import FAR, Option, Plan, Span
 from kvplan.memory.mixed_lengths import varying_traces
 from kvplan.memory.plan import concurrency_curve
 from kvplan.observed.reconciliation import reconcile
@@ -38,6 +38,8 @@ def _answer(asked: Asked) -> None:
     chart(charts.concurrency(plan, lengths, curve_of(asked, lengths)), "concurrency")
     st.caption("Band: the range that measured overheads leave open. Samples of one request share its prompt.")
     _ways_out(options)
+    if plan.is_far(options):
+        st.caption(FAR)
     if plan.serves:
         st.subheader("What to run")
         st.code(plan.serve_command, language="bash", wrap_lines=True)
