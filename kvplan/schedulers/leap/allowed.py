@@ -32,9 +32,10 @@ def _prefills_any_time(config: EngineConfig) -> bool:
     return config.prefill_schedule_interval == 1 or not config.rules.prefill_cadence_is_local
 
 
-def _foresees_ends(config: EngineConfig) -> bool:
-    """Whether this version's rules are in closed form; those not listed leave what leaps alone."""
-    return config.rules.sure_ends_are_foreseen or not config.async_scheduling
+def _rules_in_closed_form(config: EngineConfig) -> bool:
+    """Whether this version's rules are in closed form: those not asked for leave what leaps alone, or are followed."""
+    foresees = config.rules.sure_ends_are_foreseen or not config.async_scheduling
+    return foresees and (config.rules.unchunked_heads_block or config.enable_chunked_prefill)
 
 
 ANY = None
@@ -44,7 +45,7 @@ ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "admission": _admits_what_fits,
     "batch_wait": (None,),
     "prefill_schedule_interval": _prefills_any_time,
-    "engine_version": _foresees_ends,
+    "engine_version": _rules_in_closed_form,
     "policy": ("fcfs", "priority"),
     "async_scheduling": (False, True),
     "enable_prefix_caching": (False, True),
@@ -75,7 +76,7 @@ WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
     "admission": lambda config: f"admission {config.admission}: only vLLM's rules are in closed form",
     "batch_wait": lambda config: "batch_wait counts steps",
     "engine_version": lambda config: (
-        f"vLLM {config.engine_version}, asynchronous: sure ends are not foreseen"
+        f"vLLM {config.engine_version} with asynchronous scheduling or without chunked prefill"
     ),
     "prefill_schedule_interval": lambda config: "prefill_schedule_interval counts steps",
 }

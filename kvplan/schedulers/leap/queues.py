@@ -32,6 +32,7 @@ class LeapQueues:
             unhashed_first=rules.unhashed_blocks_go_first,
         )
         self.victims_let_others_go_on = not self.is_fcfs and rules.victims_let_others_go_on
+        self.counts_idle_victims = rules.idle_victims_move_nobody
         self.spares_lone_prompts = rules.lone_prompts_have_no_cap
         self.reserves_full_isl = config.reserves_full_isl
         self.running: dict[int, Sequence] = {}

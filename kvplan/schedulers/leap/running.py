@@ -109,8 +109,8 @@ def _make_room(
     while need > queues.pool.num_free:
         place = len(order) - 1 if queues.is_fcfs else order.index(max(order, key=lambda seq: seq.key))
         victim = order.pop(place)
-        at -= place < at
         already = served.pop(victim.admission, 0)
+        at -= place < at and (already > 0 or queues.counts_idle_victims)
         step.budget += already
         queues.preempt(victim, step, already)
         if victim is seq:

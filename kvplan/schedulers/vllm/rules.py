@@ -58,9 +58,16 @@ class Rules:
         self.version = version
 
     sure_ends_are_foreseen = Rule(
-        (0, 15),
+        (0, 12),
         "Asynchronous: a request that the step in flight surely ends is not scheduled once more.",
         "It is, and that token is thrown away.",
+        "v1/core/sched/scheduler.py: schedule",
+        "",
+    )
+    unchunked_heads_block = Rule(
+        (0, 12),
+        "Without chunked prefill, a prompt longer than what is left of the step blocks those behind it.",
+        "They pass it, and all that were passed return to the queue in reverse.",
         "v1/core/sched/scheduler.py: schedule",
         "",
     )
@@ -71,18 +78,25 @@ class Rules:
         "v1/core/sched/scheduler.py: schedule",
         "",
     )
-    lone_prompts_have_no_cap = Rule(
-        (0, 32),
-        "long_prefill_token_threshold caps a prompt only beside other requests.",
-        "It caps a lone prompt too.",
-        "v1/core/sched/scheduler.py: schedule",
-        "",
-    )
     unhashed_blocks_go_first = Rule(
-        (0, 32),
+        (0, 28),
         "Freed blocks without a name go to the front of the free queue.",
         "All freed blocks go to its tail.",
         "v1/core/block_pool.py: free_blocks",
+        "",
+    )
+    idle_victims_move_nobody = Rule(
+        (0, 28),
+        "By priority, a victim that stood before the request in turn makes nobody miss the step.",
+        "If it had no tokens in this step, the next running request is passed over.",
+        "v1/core/sched/scheduler.py: schedule",
+        "",
+    )
+    lone_prompts_have_no_cap = Rule(
+        (0, 31),
+        "long_prefill_token_threshold caps a prompt only beside other requests.",
+        "It caps a lone prompt too.",
+        "v1/core/sched/scheduler.py: schedule",
         "",
     )
     lookahead_block_hashes = Rule(

@@ -36,6 +36,8 @@ class Scheduler:
         self._mamba_split = MambaSplit.of(config)
         rules = config.rules
         self._spares_lone_prompts = rules.lone_prompts_have_no_cap
+        self._counts_idle_victims = rules.idle_victims_move_nobody
+        self._unchunked_heads_block = rules.unchunked_heads_block
         self._foresees_ends = rules.sure_ends_are_foreseen
         self._victims_let_others_go_on = self._by_priority and rules.victims_let_others_go_on
         self._caches_outputs = config.async_scheduling or (
@@ -132,8 +134,9 @@ class Scheduler:
                 victim = max(self.running, key=lambda r: (r.priority, r.arrival_time))
                 place = self.running.index(victim)
                 del self.running[place]
-                index -= place < index
-                if victim.request_id in output.num_scheduled_tokens:
+                scheduled = victim.request_id in output.num_scheduled_tokens
+                index -= place < index and (scheduled or self._counts_idle_victims)
+                if scheduled:
                     budget.give_back(output.num_scheduled_tokens.pop(victim.request_id))
                     output.num_draft_tokens.pop(victim.request_id, None)
             else:
@@ -175,9 +178,20 @@ class Scheduler:
                 skipped.append(self.waiting.pop_request())
                 if self._prefill_cadence:
                     self._prefill_cadence.deferred.add(request)
-            elif not self._admit(request, output, budget):
+            elif self._admit(request, output, budget):
+                continue
+            elif self._is_passed_over(request, output, budget):
+                skipped.insert(0, self.waiting.pop_request())
+            else:
                 break
         self.waiting.prepend_requests(reversed(skipped))
+
+    def _is_passed_over(self, request: Request, output: SchedulerOutput, budget: StepBudget) -> bool:
+        """Say whether a prompt that cannot be cut lets those behind it go first, as it once did."""
+        if self._unchunked_heads_block or self.config.enable_chunked_prefill:
+            return False
+        num_hit_tokens = self.kv_cache_manager.get_computed_blocks(request).num_tokens
+        return not self._first_chunk(request, num_hit_tokens, output, budget)[0]
 
     def _admit(self, request: Request, output: SchedulerOutput, budget: StepBudget) -> bool:
         """Look up the prefix cache, size the first chunk, take blocks; False if the request must wait."""
