@@ -47,6 +47,10 @@ COMMANDS = {
         "calibration_commands:calibrate_command",
         "Measure this card, or a live server, and fit a profile.",
     ),
+    "conformance": (
+        "conformance_commands:conformance_command",
+        "Scenarios as vLLM or SGLang schedules them, and logs held to that.",
+    ),
     "models": ("catalog_commands:models_command", "Bundled models."),
     "gpus": ("catalog_commands:gpus_command", "The GPU table."),
 }

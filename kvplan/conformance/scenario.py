@@ -145,11 +145,16 @@ def read_scenario(kind: type[S], path: str | Path, **changes: Any) -> S:
         raise KvplanError(f"{path} is not JSON: {str(error)[:200]}") from None
     if not isinstance(data, dict):
         raise KvplanError(f"{path}: a scenario is a JSON object, not a {type(data).__name__}")
+    return make_scenario(kind, data | changes, str(path))
+
+
+def make_scenario(kind: type[S], data: dict[str, Any], name: str) -> S:
+    """Make a scenario of JSON; raises KvplanError that says of which file or log it is."""
     try:
-        return kind(**data | changes)
+        return kind(**data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise KvplanError(
-            f"{path}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
+            f"{name}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
         ) from None

@@ -16,8 +16,8 @@ from kvplan.conformance.vllm_records import StepRecord
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import Stuck, find_stuck
 from kvplan.schedulers.request import Request, RequestStatus
-from kvplan.schedulers.vllm.admission import caveats
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
+from kvplan.schedulers.vllm.caveats import caveats
 from kvplan.schedulers.vllm.output import SchedulerOutput
 from kvplan.schedulers.vllm.scheduler import Scheduler
 

@@ -93,6 +93,8 @@ class EngineArgs(Config):
     """Cap on one prompt's tokens in a step while others wait or run; 0 = none."""
     scheduler_reserve_full_isl: bool = True
     """Admit a prompt only if all of it fits now."""
+    prefill_schedule_interval: Annotated[int, Field(ge=1, le=10**9)] = 1
+    """Steps from one with prompt tokens to the next while requests decode; from vLLM 0.33 on."""
     watermark: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of blocks kept free when admitting."""
     disable_hybrid_kv_cache_manager: bool = False

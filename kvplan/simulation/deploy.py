@@ -23,8 +23,9 @@ from kvplan.profiles.step_times import default_link, make_step_times
 from kvplan.profiles.timing_profile import TimingProfile
 from kvplan.scenario.schema import Deployment, Interconnect, Scenario, SGLangFlags, StepTimeSpec
 from kvplan.schedulers.sglang.config import SGLangConfig
-from kvplan.schedulers.vllm.admission import caveats
+from kvplan.schedulers.vllm.caveats import caveats, describe_rules
 from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup
+from kvplan.schedulers.vllm.rules import parse_version, write_version
 from kvplan.timing.links import LINKS, Link
 from kvplan.timing.step import NO_KNOT, DraftedStepTime, ModelStepTime, StepShape, StepTime
 from kvplan.units import TICKS_PER_S
@@ -138,6 +139,8 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         sources["scheduler"] = "SGLang 0.5.23's, as its own logs show it"
     ranks = args.data_parallel_size
     config = _engine_config(args, layout, deployment)
+    if sglang is None:
+        sources["scheduler"] = describe_rules(config)
     return Setup(
         config=config if sglang is None else _sglang_sizes(config, flags.max_num_seqs),
         step_time=timed.time,
@@ -212,6 +215,8 @@ def _engine_config(args: ResolvedArgs, layout: Layout, deployment: Deployment) -
     """
     try:
         rules = {name: getattr(deployment, name) for name in ("admission", "batch_wait")}
+        if deployment.engine_name == "vllm":
+            rules["engine_version"] = write_version(parse_version(deployment.engine_version))
         return EngineConfig.model_validate(_vllm_config(args, layout).model_dump() | rules)
     except ValidationError as error:
         text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
@@ -239,6 +244,7 @@ def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
         kv_cache_groups=() if plain else groups,
         num_speculative_tokens=drafts,
         spec_method=args.speculative_method,
+        prefill_schedule_interval=args.prefill_schedule_interval,
     )
 
 

@@ -135,7 +135,24 @@ def random_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Json:
     scenario = _scenario(seed)
     if version >= (0, 33):
         scenario |= _flags_of_033(Random(f"0.33 {seed}"), scenario)
-    return scenario
+    return scenario if version >= (0, 32) else _plain(scenario, version)
+
+
+LATER = ("watermark", "scheduler_reserve_full_isl", "prefix_cache_retention_interval")
+"""Flags that versions before 0.32 do not all have."""
+BEYOND_PLAIN = (
+    "kv_cache_groups",
+    "kv_cache_layers",
+    "num_speculative_tokens",
+    "spec_method",
+    "prefix_match_unit",
+)
+
+
+def _plain(scenario: Json, version: tuple[int, int]) -> Json:
+    """Full attention without drafts: what older versions are held to; under 0.11 first come, first served."""
+    kept = {key: value for key, value in scenario.items() if key not in (*LATER, *BEYOND_PLAIN)}
+    return kept if version >= (0, 12) else kept | {"policy": "fcfs"}
 
 
 def _flags_of_033(rng: Random, scenario: Json) -> Json:

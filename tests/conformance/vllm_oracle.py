@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import lzma
 import os
 import sys
 import tempfile
@@ -28,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import vllm
-from random_scenarios import RANDOM_MAX_STEPS, random_scenario, run_hash
+from make_golden import pack
+from random_scenarios import BEYOND_PLAIN, RANDOM_MAX_STEPS, random_scenario, run_hash
 from vllm.config import (
     CacheConfig,
     DeviceConfig,
@@ -57,6 +59,7 @@ from kvplan.schedulers.vllm.output import SchedulerOutput
 from kvplan.schedulers.vllm.rules import parse_version
 
 logging.disable(logging.WARNING)
+HERE = Path(__file__).resolve().parent
 VERSION = parse_version(vllm.__version__)
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
@@ -450,6 +453,70 @@ def write_golden(seeds: Iterable[int], path: Path) -> None:
     path.write_text(json.dumps(hashes, indent=0) + "\n")
 
 
+COLUMNS = ("step", "n_sched", "n_tokens", "n_decode", "used", "free_end", "new_blocks")
+COLUMNS += ("evicted", "hit_tokens", "n_waiting", "n_finished")
+STATE_COLUMNS = ("recycled", "cached_end", "n_drafts", "n_accepted", "n_aborted")
+
+
+def golden_row(data: dict[str, Any], is_async: bool) -> dict[str, Any]:
+    """What vLLM did in a scenario, in the form of `golden.jsonl.xz`."""
+    replay = OracleReplay(scenario_of(data, is_async))
+    result = replay.run()
+    groups = [f"group{i}" for i in range(len(result.steps[0].group_end))]
+    totals = replay._decisions(result)
+    return {
+        "name": data["name"],
+        "mode": "async" if is_async else "sync",
+        "vllm_version": vllm.__version__,
+        "sched_sha256": result.sched_sha256,
+        "state_sha256": result.state_sha256,
+        "columns": [*COLUMNS, *STATE_COLUMNS, *groups],
+        "rows": [step.row(with_state=True) for step in result.steps],
+        "preemptions": [[step.step, step.preempted] for step in result.steps if step.preempted],
+        "summary": {key: totals[key] for key in TOTALS},
+    }
+
+
+BRIEF: dict[str, Any] = {"summary": {"steps": 0}}
+TOTALS = ("steps", "stuck", "preemptions", "scheduled_tokens", "hit_tokens")
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The objects of a packed file; none if there is no file."""
+    return [json.loads(line) for line in lzma.open(path)] if path.exists() else []
+
+
+def write_logs(folder: Path) -> None:
+    """Write vLLM's logs of all scenarios that it takes, and its hashes of 200 random ones.
+
+    Steps are kept where 0.32 did otherwise, for versions that are held to every feature.
+    """
+    mirrored = {(row["name"], row["mode"]): row for row in lines_of(HERE / "golden.jsonl.xz")}
+    rows, refused = [], 0
+    for data in lines_of(HERE / "scenarios.jsonl.xz") + lines_of(folder / "scenarios.jsonl.xz"):
+        if VERSION < (0, 32) and any(data.get(key) for key in BEYOND_PLAIN):
+            continue
+        if VERSION < (0, 12) and data.get("policy") == "priority":
+            continue
+        if VERSION < (0, 32) and mirrored.get((data["name"], "sync"), BRIEF)["summary"]["steps"] > 1000:
+            continue
+        for is_async in (False, True):
+            try:
+                row = golden_row(data, is_async)
+            except ValueError as error:
+                refused += 1
+                print(data["name"], f"refused: {str(error).splitlines()[-1][:150]}")
+                continue
+            known = mirrored.get((row["name"], row["mode"]), {})
+            if VERSION < (0, 32) or row["sched_sha256"] == known.get("sched_sha256"):
+                row = {
+                    key: value for key, value in row.items() if key not in ("columns", "rows", "preemptions")
+                }
+            rows.append(row)
+    pack(folder / "golden.jsonl.xz", rows)
+    write_golden(range(200), folder / "random_golden.json")
+
+
 def differing(mine: StepRecord, reference: StepRecord) -> dict[str, Any]:
     """Fields of a step that are not the same."""
     ours, theirs = mine.to_json(), reference.to_json()
@@ -462,11 +529,15 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--count", type=int, default=300, help="scenarios")
     parser.add_argument("--write", type=Path, help="write vLLM's hashes there instead of comparing")
+    parser.add_argument("--logs", type=Path, help="write vLLM's logs of all scenarios into this folder")
     parser.add_argument("--scenario", nargs="*", type=Path, default=[], help="files instead of seeds")
     options = parser.parse_args()
     seeds = range(options.first, options.first + options.count)
     if options.write:
         write_golden(seeds, options.write)
+        return 0
+    if options.logs:
+        write_logs(options.logs)
         return 0
     cases = [json.loads(path.read_text()) for path in options.scenario]
     cases = cases or (random_scenario(seed, VERSION) for seed in seeds)

@@ -68,13 +68,3 @@ class HeldBack:
         held = tokens < rule.max_tokens_ratio * max_tokens and self.num_waited < rule.timeout_iters
         self.num_waited = self.num_waited + 1 if held else 0
         return held
-
-
-def caveats(config: EngineConfig) -> tuple[str, ...]:
-    """Say of which engines a config's rules are unchecked stand-ins; empty for vLLM's own rules."""
-    found = []
-    if config.admission != "grow":
-        found.append(f"admission {config.admission}: not checked against TensorRT-LLM")
-    if config.batch_wait:
-        found.append("batch_wait: not checked against TensorRT-LLM's own logs")
-    return tuple(found)

@@ -10,7 +10,7 @@ from kvplan.schedulers.vllm.output import SchedulerOutput, StepBudget
 
 
 class PrefillCadence:
-    """Holds prefill back until the interval since the last step with prefill is over (vLLM `local_prefill_interval`)."""
+    """Holds prefill back for an interval of steps after one with prefill (vLLM `local_prefill_interval`)."""
 
     def __init__(self, interval: int) -> None:
         self.interval = interval

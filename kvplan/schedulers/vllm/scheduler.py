@@ -1,8 +1,8 @@
 """Who runs in a step, and with how many tokens: vLLM V1's scheduler, decision for decision.
 
-Mirrors `v1/core/sched/scheduler.py` of vLLM 0.32, and by `rules` that of other versions. There is no clock: `schedule()` opens a step,
-`update_from_output()` applies what the model sampled in it. With asynchronous scheduling step k + 1 is
-scheduled before the output of step k.
+Mirrors `v1/core/sched/scheduler.py` of vLLM 0.32, and by `rules` that of other versions. There is no clock:
+`schedule()` opens a step, `update_from_output()` applies what the model sampled in it. With asynchronous scheduling
+step k + 1 is scheduled before the output of step k.
 """
 
 from __future__ import annotations
