@@ -95,8 +95,10 @@ def spell(words: Sequence[str]) -> list[str]:
     >>> spell(["estimate", "m", "-tp=2", "--max_model_len", "8k"])
     ['estimate', 'm', '--tensor-parallel-size=2', '--max-model-len', '8k']
     """
-    spelled = []
-    for word in words:
+    spelled: list[str] = []
+    for i, word in enumerate(words):
+        if word == "--":  # an engine's command stands behind it
+            return [*spelled, *words[i:]]
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-") if flag.startswith("--") else SHORT.get(flag, flag)
         spelled.append(flag + equals + value)
@@ -140,6 +142,9 @@ def _cyclopts_complaint(error: CycloptsError) -> str:
     if isinstance(cause, KvplanError):
         return str(cause)
     text = " ".join(str(error).split())
+    for short in SHORT:
+        if f'Unknown option: "-{short}' in text or f"Unknown option: -{short}." in text:
+            return f"unknown option -{short}; did you mean {short}?"
     unused = text.removeprefix("Unused Tokens: [").removesuffix("].")
     return (
         f"unexpected argument {unused}; see kvplan COMMAND --help"

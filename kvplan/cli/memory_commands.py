@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from kvplan.cli.options import DEMAND, FLAGS, SWITCH, print_json
+from kvplan.engines.command import Command, read_command
 from kvplan.engines.flags import EngineArgs, EntryPoint, parse_engine
 from kvplan.engines.spelling import unspoken
 from kvplan.errors import KvplanError
@@ -16,16 +19,16 @@ from kvplan.memory.answers import Option, Plan
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.plan import estimate
 from kvplan.memory.serve_command import shell_command, with_length, yaml_config
-from kvplan.models.load import load_model
+from kvplan.models.load import find_bundled, load_model, path_exists
 from kvplan.profiles.memory_profile import MemoryProfile
 
 
 def estimate_command(
     model: str,
     /,
-    *,
+    *command: str,
     gpu: str = "h100",
-    engine: str = "vllm",
+    engine: str | None = None,
     entry_point: EntryPoint = "serve",
     args: FLAGS = None,
     demand: DEMAND = None,
@@ -45,15 +48,20 @@ def estimate_command(
 
         kvplan estimate deepseek-ai/DeepSeek-R1 --gpu h200 -tp 8 --engine vllm@0.19 --json
 
+        kvplan estimate --gpu 8xh200 -- vllm serve deepseek-ai/DeepSeek-R1 -tp 8 --kv-cache-dtype fp8
+
     Parameters
     ----------
     model
         A bundled name (`kvplan models`), a config.json, or a folder that holds one.
+    command
+        Behind `--`, the engine's own command instead of a model: vllm serve, sglang.launch_server, trtllm-serve, a
+        docker line, or one quoted text with its exports.
     gpu
         A name of `kvplan gpus`, `local` to ask this machine's card, `gib=20,gbps=672,tflops=44` or a YAML file of
         one that is not there; `2xh100` for two of them.
     engine
-        vllm, sglang or tensorrt-llm, with an optional @version.
+        vllm, sglang or tensorrt-llm, with an optional @version; left out: the command's, else vllm.
     entry_point
         serve (`vllm serve`) or llm (offline); their batch defaults differ.
     colocate
@@ -67,24 +75,39 @@ def estimate_command(
     json
         One JSON document on stdout.
     """
+    told, colocated = None, read_colocate(colocate)
+    overrides: Mapping[str, Any] = {}
+    if command or " " in model.strip():
+        told = read_command((model, *command))
+        model, overrides, args = told.model, told.hf_overrides, _over(told.args, args)
+        colocated |= _draft_of(told)
+    engine = engine or (told.engine if told else "vllm")
     card, args = cards(gpu, args)
+    spec = load_model(model, hub=hub, hf_overrides=overrides)
+    if told and told.allows_long:
+        spec = replace(spec, max_model_len_stated=False)
     plan = estimate(
-        load_model(model, hub=hub), priced(card, price_per_hour), args, engine=engine, demand=demand,
-        entry_point=entry_point, colocate=read_colocate(colocate),
+        spec, priced(card, price_per_hour), args, engine=engine,
+        demand=demand, entry_point=entry_point, colocate=colocated,
         profile=read_overheads(profile, engine) if profile else None,
     )  # fmt: skip
     options = what_would_fit(plan)
     if not json:
-        print(plan.text(options))
+        print("\n".join([plan.text(options), *_command_lines(told)]))
         return 0 if plan.fits else 1
-    own = [f"--colocate={pair}" for pair in colocate] + ([f"--profile={profile}"] if profile else [])
+    own = [f"--colocate={role}={name}" for role, name in colocated.items()]
+    own += [f"--profile={profile}"] if profile else []
     own += [f"--engine={engine}", f"--entry-point={entry_point}", *(["--hub"] if hub else [])]
+    is_whole = not overrides and not (
+        told and told.allows_long
+    )  # else no line of our own flags says the same
     document = plan.to_dict(options)
     document["what_would_fit"] = [
-        option.to_dict() | {"command": estimate_line([model, *own], gpu, price_per_hour, plan, option)}
+        option.to_dict()
+        | {"command": estimate_line([model, *own], gpu, price_per_hour, plan, option) if is_whole else None}
         for option in options
     ]
-    print_json(document)
+    print_json(document | ({"command": _command_facts(told)} if told else {}))
     return 0 if plan.fits else 1
 
 
@@ -105,6 +128,46 @@ def _words(flag: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag.strip('-')}"]
     return [f"{flag}={one}" for one in (value if isinstance(value, tuple) else (value,))]
+
+
+def _over(pasted: EngineArgs, own: EngineArgs | None) -> EngineArgs:
+    """The command's flags, and over them kvplan's own."""
+    return pasted.model_copy(update=own.model_dump(exclude_defaults=True)) if own else pasted
+
+
+def _draft_of(told: Command) -> dict[str, str]:
+    """The model that drafts, where kvplan knows it."""
+    known = told.draft and (find_bundled(told.draft) or path_exists(Path(told.draft)))
+    return {"draft": told.draft} if known else {}
+
+
+def _command_facts(told: Command) -> dict[str, object]:
+    """What of the command acts and what does not."""
+    return {
+        "engine": told.engine,
+        "model": told.model,
+        "no_effect": list(told.no_effect),
+        "not_planned": list(told.not_planned),
+        "environment": sorted(told.environment),
+        "draft_left_out": told.draft if told.draft and not _draft_of(told) else None,
+    }
+
+
+def _command_lines(told: Command | None) -> list[str]:
+    """The same for people."""
+    if told is None:
+        return []
+    lines = [*told.notes]
+    if told.draft and not _draft_of(told):
+        lines.append(f"Left out, no config of it is bundled: {told.draft}, which drafts")
+    if told.not_planned:
+        lines.append(f"Changes memory or time, not planned: {', '.join(told.not_planned)}")
+    if told.no_effect:
+        lines.append(f"No effect on the plan: {', '.join(told.no_effect)}")
+    unread = sorted(set(told.environment) - {"VLLM_ALLOW_LONG_MAX_MODEL_LEN"})
+    if unread:
+        lines.append(f"Environment, not read: {', '.join(unread)}")
+    return ["", *lines] if lines else []
 
 
 def cards(text: str, args: EngineArgs | None) -> tuple[GpuSpec, EngineArgs | None]:

@@ -117,9 +117,17 @@ class EngineArgs(Config):
     """Weights and activations: auto, bfloat16, float16, float32."""
     enforce_eager: bool = False
     """No CUDA graphs."""
-    generation_config: Literal["auto", "vllm"] = "auto"
-    """Where requests get sampling parameters that they leave out: auto, the checkpoint's (often top-k and top-p, which
-    cost time per sequence), or vllm, none."""
+    generation_config: str = "auto"
+    """Where requests get sampling parameters that they leave out: auto or a folder, the checkpoint's (often top-k and
+    top-p, which cost time per sequence); vllm, none."""
+    language_model_only: bool = False
+    """Leave out the vision or audio tower of a multimodal model."""
+    enable_lora: bool = False
+    """Serve LoRA adapters."""
+    max_loras: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Adapters in one batch: memory for so many is taken at start-up."""
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """Rank that every adapter's memory is taken for."""
 
 
 class ResolvedArgs(EngineArgs):

@@ -9,6 +9,7 @@ CUDA context and NCCL lie outside vLLM's budget: its baseline is taken after the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from math import ceil
@@ -17,6 +18,7 @@ from typing import Literal
 from kvplan.engines.flags import EngineVersion, ResolvedArgs
 from kvplan.gpu import GpuSpec
 from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads
+from kvplan.models.lora import lora_bytes
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.memory_profile import UNSEEN_SPREAD, MemoryProfile, memory_profile
 from kvplan.units import GiB, gib
@@ -106,7 +108,7 @@ def make_budget(
         over, kind = _unseen(over), "assumed"
     low, high = gpu.total_bytes_range
     total = Row("total", "total", Range(gpu.total_bytes, low, high), "measured", _card_source(gpu))
-    others = tuple(_colocated_row(c) for c in colocated)
+    others = (*_lora(model, args), *(_colocated_row(c) for c in colocated))
     weights = _weights(model, args, loaded, learned)
     activation, runtime = _activation(over, engine, kind), _runtime(over, learned, args, kind)
     graphs = _graphs(over, learned.graphs_in_budget and gpu.vendor != "amd", kind)
@@ -230,6 +232,23 @@ def _colocated_row(other: Colocated) -> Row:
         f" and {gib(other.kv_bytes):.2f} GiB of its KV" if other.kv_bytes else ""
     )
     return Row(f"colocated_{other.role}", f"{other.role} model", size, "computed", why)
+
+
+def _lora(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
+    """Memory that adapters may fill, taken at start-up."""
+    if not args.enable_lora:
+        return
+    size = lora_bytes(
+        model,
+        max_loras=args.max_loras,
+        max_lora_rank=args.max_lora_rank,
+        tensor_parallel_size=args.tensor_parallel_size,
+        pipeline_parallel_size=args.pipeline_parallel_size,
+        data_parallel_size=args.data_parallel_size,
+        enable_expert_parallel=args.enable_expert_parallel,
+    )
+    why = f"{args.max_loras} of rank {args.max_lora_rank}: A and B of every matrix"
+    yield Row("lora", "LoRA adapters", exact(size), "computed", why)
 
 
 def _activation(over: Overheads, engine: EngineVersion, kind: SourceKind) -> Row:

@@ -58,7 +58,8 @@ def estimate_overheads(
     tokens, rows = args.max_num_batched_tokens, args.max_num_seqs
     sampler = _sampler(model, args, profile) if last_stage else NOTHING
     forward = _scaled(forward_bytes(model, args), profile.forward_scale)
-    tower = _scaled(GiB if model.vision else 0, profile.vision_gib)
+    sees = model.vision and not args.language_model_only
+    tower = _scaled(GiB if sees else 0, profile.vision_gib)
     peaks = [
         (sampler, f"sampler of {rows:,} x {model.vocab_size:,} logits", profile.sampler_bytes_per_logit),
         (forward, f"forward pass of {tokens:,} tokens", profile.forward_scale),

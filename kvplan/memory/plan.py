@@ -310,6 +310,7 @@ def rank_weights(
         quantization=args.quantization,
         dtype=args.dtype,
         use_mtp=args.num_speculative_tokens > 0 and args.speculative_method == "mtp",
+        language_model_only=args.language_model_only,
         legacy=legacy,
         least_padding=least_padding,
     )

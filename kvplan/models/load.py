@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,12 +17,14 @@ from kvplan.models.spec import ModelSpec
 __all__ = ["aliases", "bundled_models", "find_bundled", "from_config", "load_model", "path_exists"]
 
 
-def load_model(name_or_path: str | Path, *, hub: bool = False) -> ModelSpec:
+def load_model(
+    name_or_path: str | Path, *, hub: bool = False, hf_overrides: Mapping[str, object] | None = None
+) -> ModelSpec:
     """Find a model by bundled name, config.json file, folder, or (with `hub`) Hugging Face repo id.
 
     Bundled names ignore case and may leave out the organisation; one with an organisation is that name or a listed
     alias, never another publisher's. An alias keeps its name, and `planned_as` says whose config it is planned with.
-    The network is used only with `hub=True`.
+    The network is used only with `hub=True`. `hf_overrides` are laid over the config, as vLLM lays its flag's.
 
     Raises:
         KvplanError: nothing found (the closest bundled names are offered), or the config is bad.
@@ -30,13 +33,15 @@ def load_model(name_or_path: str | Path, *, hub: bool = False) -> ModelSpec:
     if not text.strip():
         raise KvplanError("no model named: give a bundled name, a config.json or a folder")
     if text.casefold() in _index():
-        return _bundled(*_index()[text.casefold()])
+        return _bundled(*_index()[text.casefold()], hf_overrides or {})
     path = Path(os.path.expanduser(text))  # of a user who is not there: the name as it is
     if path_exists(path):
         file = path / "config.json" if path.is_dir() else path
-        return from_config(_with_sidecar(file), path.name if path.is_dir() else _file_name(path), str(file))
+        name = path.name if path.is_dir() else _file_name(path)
+        return from_config(overlaid(_with_sidecar(file), hf_overrides or {}), name, str(file))
     if hub:
-        return from_config(*_download(text))
+        config, name, source = _download(text)
+        return from_config(overlaid(config, hf_overrides or {}), name, source)
     looks_local = text.endswith(".json") or text.startswith((".", "/", "~"))
     what = "no such file or folder" if looks_local else "not a bundled model, a file or a folder"
     raise KvplanError(f"{text[:120]!r}: {what}{did_you_mean(text[:120], _known_names())}")
@@ -58,8 +63,18 @@ def aliases() -> tuple[str, ...]:
     return tuple(sorted(read_json(catalog_dir() / "models" / "aliases.json")))
 
 
-def _bundled(name: str, file: Path) -> ModelSpec:
-    config, own = _read_bundled(file), file.stem.replace("--", "/")
+def overlaid(config: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, object]:
+    """The config with overrides: a section such as `text_config` key by key, all else as a whole."""
+    laid = dict(config)
+    for key, value in overrides.items():
+        inner = laid.get(key)
+        nested = key.endswith("_config") and isinstance(value, Mapping) and isinstance(inner, Mapping)
+        laid[key] = overlaid(inner, value) if nested else value  # type: ignore[arg-type]
+    return laid
+
+
+def _bundled(name: str, file: Path, overrides: Mapping[str, object]) -> ModelSpec:
+    config, own = overlaid(_read_bundled(file), overrides), file.stem.replace("--", "/")
     found = from_config(config, name, f"bundled: {config.get('_source', 'unknown')}")
     return found if name == own else replace(found, planned_as=own)
 

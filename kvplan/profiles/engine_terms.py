@@ -120,7 +120,7 @@ def with_terms(
 
 def samples(model: ModelSpec, args: EngineArgs) -> bool:
     """Whether requests are sampled with top-k or top-p unless they say otherwise (`--generation-config`)."""
-    return args.generation_config == "auto" and model.architecture not in PLAIN_SAMPLING
+    return args.generation_config != "vllm" and model.architecture not in PLAIN_SAMPLING
 
 
 def model_class(model: ModelSpec) -> ModelClass:

@@ -1,0 +1,466 @@
+"""Reading the command that starts an engine: `vllm serve ...` as people paste it, with what stands around it.
+
+Takes shell lines with `export`s, docker lines, Kubernetes argument lists, `python -m` and `sglang.launch_server`,
+`trtllm-serve`. Every flag of vLLM's parser is known (`catalog/vllm_flags.json`): it acts, is listed as without effect
+on the plan, or is listed as changing memory in a way that is not planned. What the parser would refuse is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from kvplan.engines.flags import EngineArgs, as_count
+from kvplan.engines.spelling import WORDS, understand
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.files import catalog_dir
+
+STARTS = {
+    "vllm": "vllm",
+    "vllm.entrypoints.openai.api_server": "vllm",
+    "vllm.entrypoints.api_server": "vllm",
+    "vllm.entrypoints.cli.main": "vllm",
+    "sglang": "sglang",
+    "sglang.launch_server": "sglang",
+    "trtllm-serve": "tensorrt-llm",
+}
+"""Words that start an engine."""
+IMAGES = {"vllm-openai": "vllm", "vllm/vllm": "vllm", "rocm/vllm": "vllm", "lmsysorg/sglang": "sglang"}
+"""Parts of a container image's name whose arguments are the engine's."""
+ENDS = {"&", "&&", "|", "||", ";", ">", ">>", "2>&1", "2>", "|&", "&>", "</dev/null"}
+"""Shell words behind which the command ends."""
+NOT_PLANNED = {
+    "cpu-offload-gb": "weights in host memory",
+    "cpu-offload-params": "weights in host memory",
+    "offload-backend": "weights in host memory",
+    "offload-group-size": "weights in host memory",
+    "offload-num-in-group": "weights in host memory",
+    "enable-dbo": "two micro-batches",
+    "ubatch-size": "micro-batches",
+    "enable-eplb": "redundant experts",
+    "eplb-config": "redundant experts",
+    "prefill-context-parallel-size": "prompts split over ranks",
+    "quantization-config": "quantisation of a checkpoint's own",
+    "enable-sleep-mode": "memory given back while asleep",
+    "mm-ipc-gpu-memory-gb": "memory for image tensors",
+    "max-num-active-seqs": "waiting requests that keep KV",
+    "kv-sharing-fast-prefill": "layers that skip prefill",
+    "diffusion-config": "diffusion decoding",
+    "engram-config": "n-gram memories",
+    "use-replayssm": "states that are replayed",
+    "enable-return-routed-experts": "buffers of routed experts",
+}
+"""Flags that change memory, scheduling or time in ways that are not planned, and what they are about."""
+OURS = {field: field.replace("_", "-") for field in EngineArgs.model_fields}
+GONE = {
+    "disable-log-requests": "log lines are off unless --enable-log-requests",
+    "swap-space": "swapping went with the first engine",
+    "num-scheduler-steps": "multi-step scheduling went with the first engine",
+    "max-seq-len-to-capture": "now --max-cudagraph-capture-size",
+    "use-v2-block-manager": "the only one since long",
+    "guided-decoding-backend": "now --structured-outputs-config",
+    "enable-reasoning": "now --reasoning-parser alone",
+    "rope-scaling": "now --hf-overrides",
+    "rope-theta": "now --hf-overrides",
+    "task": "now --runner and --convert",
+    "cuda-graph-sizes": "now --cudagraph-capture-sizes",
+    "preemption-mode": "swapping went with the first engine",
+    "device": "found by itself",
+    "num-lookahead-slots": "now --speculative-config",
+    "speculative-model": "now --speculative-config",
+    "override-neuron-config": "now --additional-config",
+    "enable-expert-parallelism": "--enable-expert-parallel",
+}
+"""Flags of older versions, and what became of them: 0.32's parser refuses them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command, read."""
+
+    engine: str
+    model: str
+    args: EngineArgs
+    draft: str = ""
+    """The model that drafts."""
+    hf_overrides: Mapping[str, Any] = field(default_factory=dict)
+    no_effect: tuple[str, ...] = ()
+    """Flags that do not change the plan."""
+    not_planned: tuple[str, ...] = ()
+    """Flags that change it in ways that are not planned, with what they are about."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """`export`ed and prefixed variables."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def allows_long(self) -> bool:
+        """Whether lengths beyond the model's are allowed (VLLM_ALLOW_LONG_MAX_MODEL_LEN)."""
+        return self.environment.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0").casefold() in ("1", "true")
+
+
+@cache
+def vllm_flags() -> dict[str, str]:
+    """Every flag of vLLM's parser -> its kind."""
+    return {name: told.split()[0] for name, told in _table().items()}
+
+
+@cache
+def _table() -> dict[str, str]:
+    found: dict[str, str] = json.loads((catalog_dir() / "vllm_flags.json").read_text())["flags"]
+    return found
+
+
+@cache
+def _also() -> dict[str, str]:
+    """Other spellings -> flag."""
+    return {also.lstrip("-"): name for name, told in _table().items() for also in told.split()[1:]}
+
+
+def read_command(text: str | Sequence[str]) -> Command:
+    """Read a command: one text as pasted, or a shell's words.
+
+    Raises:
+        KvplanError: no engine is started, no model named, a flag or value that the engine's parser refuses.
+
+    >>> told = read_command("vllm serve Qwen/Qwen3-8B -tp 2 --max-model-len 32k --port 8000")
+    >>> told.model, told.args.tensor_parallel_size, told.args.max_model_len, told.no_effect
+    ('Qwen/Qwen3-8B', 2, 32000, ('--port',))
+    """
+    words = _words(text)
+    environment, engine, rest = _start(words)
+    rest = [_filled(word, environment) for word in rest]
+    if engine == "vllm":
+        return _vllm(rest, environment)
+    return _other(engine, rest, environment)
+
+
+def _words(text: str | Sequence[str]) -> list[str]:
+    if not isinstance(text, str):
+        parts = list(text)
+        if len(parts) != 1 or not re.search(r"\s", parts[0]):
+            return parts
+        text = parts[0]
+    text = re.sub(r"\\\s*\n", " ", text.replace("\r", ""))
+    listed = re.findall(r"^\s*-\s+(.*?)\s*$", text, re.MULTILINE)
+    if listed and not re.search(r"^\s*(vllm|python3?|docker|trtllm-serve|export)\b", text, re.MULTILINE):
+        text = " ".join(_yaml_item(item) for item in listed)  # a Kubernetes args list
+    elif text.lstrip().startswith("["):
+        text = _json_list(text)
+    lines = [re.sub(r"(^|\s)#.*$", "", line) for line in text.split("\n")]
+    try:
+        return shlex.split(" ; ".join(line for line in lines if line.strip()))
+    except ValueError as error:
+        raise KvplanError(f"the command cannot be read: {str(error).lower()}") from None
+
+
+def _yaml_item(item: str) -> str:
+    quoted = len(item) > 1 and item[0] == item[-1] and item[0] in "'\""
+    return shlex.quote(item[1:-1] if quoted else item)
+
+
+def _json_list(text: str) -> str:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return shlex.join(map(str, found)) if isinstance(found, list) else text
+
+
+def _start(words: list[str]) -> tuple[dict[str, str], str, list[str]]:
+    """(environment, engine, the words behind its start)."""
+    environment: dict[str, str] = {}
+    for i, word in enumerate(words):
+        if pair := re.fullmatch(r"([A-Za-z_]\w*)=(.*)", word, re.DOTALL):
+            environment[pair[1]] = _filled(pair[2], environment)
+            continue
+        if len(word) > 8 and " serve " in f"{word} " and i and words[i - 1] in ("-c", "-lc"):
+            inner = _start(_words(word))  # bash -c "vllm serve ..."
+            return {**environment, **inner[0]}, inner[1], inner[2]
+        name = word.rpartition("/")[2] if not word.startswith("-") else ""
+        engine = STARTS.get(name) or STARTS.get(word)
+        if engine and _is_start(words, i, name):
+            rest = words[i + 1 :]
+            return environment, engine, _ended(rest[1:] if rest and rest[0] == "serve" else rest)
+        image = next((e for part, e in IMAGES.items() if part in word.partition(":")[0]), "")
+        if image and "run" in words[:i] and not _starts_later(words[i + 1 :]):
+            return environment, image, _ended(words[i + 1 :])
+    if words and words[0].startswith("--"):
+        return environment, "vllm", _ended(words)  # arguments alone, as in a Kubernetes list
+    raise KvplanError(
+        "no engine is started: paste vllm serve MODEL ..., python -m sglang.launch_server ... or trtllm-serve MODEL ..."
+    )
+
+
+def _is_start(words: list[str], i: int, name: str) -> bool:
+    if name in ("vllm", "sglang"):
+        return i + 1 < len(words) and words[i + 1] == "serve"
+    return True
+
+
+def _starts_later(words: list[str]) -> bool:
+    return any(STARTS.get(word) and _is_start(words, i, word) for i, word in enumerate(words)) or any(
+        word in ("-c", "-lc") for word in words
+    )
+
+
+def _ended(words: list[str]) -> list[str]:
+    kept = []
+    for word in words:
+        if word in ENDS or word.startswith((">", "2>")):
+            break
+        if word.endswith(";") and len(word) > 1:
+            kept.append(word[:-1])
+            break
+        kept.append(word)
+    return kept
+
+
+def _filled(word: str, environment: Mapping[str, str]) -> str:
+    """Shell variables by their values, or by the default that stands with them."""
+
+    def value(found: re.Match[str]) -> str:
+        name, default = found["a"] or found["b"], found["default"]
+        return environment.get(name, default if default is not None else found[0])
+
+    return re.sub(r"\$(?:\{(?P<a>\w+)(?::?-(?P<default>[^}]*))?\}|(?P<b>\w+))", value, word)
+
+
+# ---- vLLM
+
+
+def _split_flags(words: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """(flag without dashes, its values); the flag is empty for words before the first one."""
+    name: str = ""
+    values: list[str] = []
+    for word in words:
+        if re.match(r"--?[A-Za-z]", word):
+            yield name, values
+            name, equals, value = word.lstrip("-").partition("=")
+            if not word.startswith("--") and (short := re.fullmatch(r"O(\d)", name)):
+                name, equals, value = "optimization-level", "=", short[1]
+            values = [value] if equals else []
+        else:
+            values.append(word)
+    yield name, values
+
+
+def _known(name: str) -> tuple[str, str, bool | None]:
+    """(flag, key within its JSON, False where negated); raises for what vLLM's parser refuses."""
+    base, _, inner = name.partition(".")
+    base = _also().get(base, base.replace("_", "-"))
+    if base in vllm_flags():
+        return base, inner, None
+    if base.startswith("no-") and vllm_flags().get(base[3:]) == "switch":
+        return base[3:], inner, False
+    if base in GONE:
+        raise KvplanError(f"--{base}: vLLM 0.32 has no such flag ({GONE[base]})")
+    raise KvplanError(
+        f"--{base[:60]}: vLLM 0.32 has no such flag{did_you_mean(base[:60], ('tensor-parallel-size', *vllm_flags()))}"
+    )
+
+
+def _vllm(words: list[str], environment: dict[str, str]) -> Command:
+    told: dict[str, Any] = {}
+    model, unaffected, unplanned = "", [], []
+    for i, (name, values) in enumerate(_split_flags(words)):
+        if i == 0:
+            model = values[0] if values else ""
+            if len(values) > 1:
+                raise KvplanError(f"unrecognized argument {values[1][:60]!r} behind the model {model[:60]!r}")
+            continue
+        flag, inner, negated = _known(name)
+        kind = vllm_flags()[flag]
+        value, spare = _value(flag, kind, inner, negated, values)
+        model = model or (spare[0] if spare else "")
+        if flag in ("model", "model-tag"):
+            model = str(value)
+        elif flag in NOT_PLANNED and negated is None:
+            unplanned.append(f"--{flag} ({NOT_PLANNED[flag]})")
+        elif flag in ACTS:
+            merged = isinstance(told.get(flag), dict) and isinstance(value, dict)
+            told[flag] = {**told[flag], **value} if merged else value
+        else:
+            unaffected.append(f"--{flag}")
+    if not model:
+        raise KvplanError("the command names no model")
+    fields, draft, notes = _fields(told)
+    return Command(
+        engine="vllm",
+        model=model,
+        args=EngineArgs(**fields),
+        draft=draft,
+        hf_overrides=_object(told.get("hf-overrides"), "hf-overrides"),
+        no_effect=tuple(dict.fromkeys(unaffected)),
+        not_planned=tuple(dict.fromkeys(unplanned)),
+        environment=environment,
+        notes=tuple(notes),
+    )
+
+
+ACTS = {
+    *OURS.values(),
+    *(
+        "speculative-config",
+        "spec-method",
+        "spec-model",
+        "spec-tokens",
+        "hf-overrides",
+        "limit-mm-per-prompt",
+    ),
+    *("max-cudagraph-capture-size", "cudagraph-capture-sizes", "compilation-config", "optimization-level"),
+    *("disable-sliding-window", "mm-encoder-only"),
+}
+"""Flags that act on the plan."""
+
+
+def _value(
+    flag: str, kind: str, inner: str, negated: bool | None, values: list[str]
+) -> tuple[Any, list[str]]:
+    """A flag's value and the words that do not belong to it."""
+    if inner:
+        value = _plain(values[0]) if values else True
+        for part in reversed(inner.split(".")):
+            value = {part: value}
+        return value, values[1:]
+    if kind == "switch":
+        if values and values[0].casefold() in ("true", "false"):
+            return values[0].casefold() == "true", values[1:]
+        return (True if negated is None else negated), values
+    if kind == "list":
+        return tuple(values), []
+    if not values:
+        if kind == "maybe":
+            return True, []
+        raise KvplanError(f"--{flag}: expected one argument")
+    if "$" in values[0] and flag in ACTS:
+        raise KvplanError(f"--{flag} {values[0]}: the variable's value is not stated")
+    return values[0], values[1:]
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def _object(value: Any, flag: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    found = _plain(value) if isinstance(value, str) else value
+    if not isinstance(found, dict):
+        raise KvplanError(f"--{flag}: must be a JSON object, not {str(value)[:60]}")
+    return found
+
+
+def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
+    """Fields of `EngineArgs`, the draft model, notes."""
+    fields = {name: told[flag] for name, flag in OURS.items() if flag in told}
+    notes: list[str] = []
+    speculation = _object(told.get("speculative-config"), "speculative-config")
+    for key, flag in (
+        ("method", "spec-method"),
+        ("model", "spec-model"),
+        ("num_speculative_tokens", "spec-tokens"),
+    ):
+        if flag in told:
+            speculation[key] = told[flag]
+    draft = ""
+    if speculation:
+        found, draft = _speculation(speculation)
+        fields |= found
+    limits = _object(told.get("limit-mm-per-prompt"), "limit-mm-per-prompt")
+    if limits and not any(_count_of(limit) for limit in limits.values()):
+        fields["language_model_only"] = True
+    if _graphs_off(told):
+        fields["enforce_eager"] = True
+    if told.get("disable-sliding-window"):
+        notes.append("--disable-sliding-window shortens the context to the window")
+    return fields, draft, notes
+
+
+def _count_of(limit: Any) -> Any:
+    return limit.get("count", 1) if isinstance(limit, dict) else limit
+
+
+def _graphs_off(told: Mapping[str, Any]) -> bool:
+    """No CUDA graphs: level 0, mode NONE, or no sizes to capture."""
+    compilation = told.get("compilation-config")
+    if isinstance(compilation, str) and compilation.strip().isdigit():
+        return compilation.strip() == "0"
+    config = _object(compilation, "compilation-config")
+    mode = str(config.get("cudagraph_mode", "")).upper().rpartition(".")[2]
+    size = told.get("max-cudagraph-capture-size", config.get("max_cudagraph_capture_size"))
+    return mode == "NONE" or str(told.get("optimization-level")) == "0" or str(size) == "0"
+
+
+METHODS = {
+    "ngram": "ngram",
+    "ngram_gpu": "ngram",
+    "suffix": "ngram",
+    "draft_model": "draft_model",
+    "eagle": "eagle",
+}
+METHODS |= {"eagle3": "eagle", "mtp": "mtp", "p_eagle": "eagle"}
+
+
+def _speculation(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """How vLLM reads --speculative-config: the method, or what the model's name says; tokens as stated."""
+    method, draft = str(config.get("method") or "").casefold(), str(config.get("model") or "")
+    if not method:
+        method = "ngram" if draft == "ngram" else "eagle" if "eagle" in draft.casefold() else "draft_model"
+    short = "mtp" if method.endswith("mtp") else METHODS.get(method)
+    if short is None:
+        raise KvplanError(
+            f"--speculative-config: method {method[:40]!r} is not planned; {', '.join(METHODS)} are"
+        )
+    tokens = config.get("num_speculative_tokens")
+    if tokens is None:
+        raise KvplanError("--speculative-config: num_speculative_tokens is missing")
+    return {"num_speculative_tokens": tokens, "speculative_method": short}, (
+        draft if short in ("eagle", "draft_model") else ""
+    )
+
+
+# ---- other engines
+
+
+def _other(engine: str, words: list[str], environment: dict[str, str]) -> Command:
+    """SGLang's and TensorRT-LLM's flags by their words; what has none is listed as without effect."""
+    spoken: dict[str, Any] = {}
+    unaffected, model = [], ""
+    known = {w for word in WORDS[engine] for w in (word.word, *word.also)}
+    known |= {"tp", "dp", "ep", "pp"}
+    for i, (name, values) in enumerate(_split_flags(words)):
+        if i == 0:
+            model = values[0] if values else ""
+            continue
+        key = name.replace("-", "_")
+        if key in ("model_path", "model"):
+            model = values[0] if values else ""
+        elif key in known:
+            spoken[key] = _number(values[0]) if values else True
+        else:
+            unaffected.append(f"--{name}")
+    if not model:
+        raise KvplanError("the command names no model")
+    fields = understand(spoken, engine)
+    return Command(
+        engine=engine,
+        model=model,
+        args=EngineArgs(**fields),
+        no_effect=tuple(dict.fromkeys(unaffected)),
+        environment=environment,
+    )
+
+
+def _number(text: str) -> Any:
+    try:
+        return as_count(text)
+    except (ValueError, KvplanError):
+        return _plain(text)
