@@ -1,4 +1,4 @@
-"""`kvplan models` and `kvplan gpus`: what is bundled."""
+"""`kvplan models`, `gpus` and `support`: what is bundled, what is planned, how it was checked."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import sys
 from typing import Annotated
 
 from kvplan.cli.options import SWITCH, print_json
-from kvplan.gpu import GpuSpec, get_gpu, gpu_names
+from kvplan.engines.flags import parse_engine
+from kvplan.errors import KvplanError
+from kvplan.gpu import GpuSpec, get_gpu, gpu_names, split_count
+from kvplan.models.architectures import architectures, how_checked
 from kvplan.models.load import bundled_models, load_model
 from kvplan.models.spec import ModelSpec
+from kvplan.profiles.memory_profile import memory_profile
 
 
 def gpus_command(*, all: Annotated[bool, SWITCH] = False, json: Annotated[bool, SWITCH] = False) -> int:
@@ -44,16 +48,26 @@ def _gpu_line(card: GpuSpec) -> str:
     return f"{size}{rates}          {link}{card.price_per_hour:>6.2f}{note}"
 
 
-def models_command(pattern: str = "", /, *, json: Annotated[bool, SWITCH] = False) -> int:
+def models_command(
+    pattern: str = "",
+    /,
+    *,
+    family: Annotated[bool, SWITCH] = False,
+    json: Annotated[bool, SWITCH] = False,
+) -> int:
     """List the bundled models.
 
     Parameters
     ----------
     pattern
         Only names that contain it.
+    family
+        Instead, every architecture that is planned, and how it was checked.
     json
         One JSON document on stdout.
     """
+    if family:
+        return _families(pattern, json)
     names = [name for name in bundled_models() if pattern.casefold() in name.casefold()]
     if json:
         print_json({"schema_version": 1, "models": [_model_facts(name, load_model(name)) for name in names]})
@@ -71,3 +85,60 @@ def _model_facts(name: str, model: ModelSpec) -> dict[str, object]:
         "attention": sorted({str(mixer.kind) for layer in model.layers for mixer in layer.mixers}),
         "source": model.source,
     }
+
+
+def _families(pattern: str, json: bool) -> int:
+    found = {name: how_checked(name) for name in architectures() if pattern.casefold() in name.casefold()}
+    if json:
+        print_json({"schema_version": 1, "architectures": found})
+        return 0 if found else 1
+    print(
+        "\n".join(f"{name:<44}{how}" for name, how in found.items())
+        or f"no architecture contains {pattern!r}"
+    )
+    return 0 if found else 1
+
+
+def support_command(model: str, gpu: str = "h100", engine: str = "vllm", /) -> int:
+    """Say in one line whether a model, a card and an engine are planned, and how each was checked.
+
+    For example:
+
+        kvplan support deepseek-ai/DeepSeek-V4-Flash h200 vllm@0.32
+
+    Parameters
+    ----------
+    model
+        A bundled name, a config.json, or a folder that holds one.
+    gpu
+        A name of `kvplan gpus`, or a stated card.
+    engine
+        vllm, sglang or tensorrt-llm, with an optional @version.
+    """
+    try:
+        spec = load_model(model)
+    except KvplanError as error:
+        print(f"refused: {error}")
+        return 1
+    card, version = get_gpu(split_count(gpu)[1]), parse_engine(engine)
+    form = str((spec.quantization or {}).get("quant_method", spec.dtype))
+    tower = ""
+    if spec.vision:
+        tower = (
+            "; tower not known: --language-model-only"
+            if spec.vision.family == "unlisted"
+            else "; with its tower"
+        )
+    assumed = spec.assumed and f"assumed: {spec.assumed}; "
+    learned = memory_profile(version.engine, version.version, version.legacy)
+    seen = "from logs" if learned.has_seen(card) else "assumed, no log of this kind of card"
+    print(
+        f"{assumed}planned: {spec.architecture} ({assumed or how_checked(spec.architecture)}{tower}), {form}; "
+        f"{card.name} ({_how_known(card)}); {version} (overheads {seen})"
+    )
+    return 0
+
+
+def _how_known(card: GpuSpec) -> str:
+    """Where its usable memory comes from."""
+    return "memory assumed" if "assumed" in card.source or "estimated" in card.source else card.source

@@ -53,6 +53,10 @@ COMMANDS = {
     ),
     "models": ("catalog_commands:models_command", "Bundled models."),
     "gpus": ("catalog_commands:gpus_command", "The GPU table."),
+    "support": (
+        "catalog_commands:support_command",
+        "Whether a model, a card, an engine are planned, and how checked.",
+    ),
 }
 """Name -> (module of this room:function, a line for the list of commands); imported when called. Add a command here."""
 

@@ -126,7 +126,7 @@ class EngineArgs(Config):
     """Serve LoRA adapters."""
     max_loras: Annotated[int, Field(ge=1, le=4096)] = 1
     """Adapters in one batch: memory for so many is taken at start-up."""
-    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    max_lora_rank: Annotated[Literal[1, 8, 16, 32, 64, 128, 256, 320, 512], BeforeValidator(as_count)] = 16
     """Rank that every adapter's memory is taken for."""
 
 

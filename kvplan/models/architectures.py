@@ -18,7 +18,7 @@ from kvplan.models.rope import (
     states_max_model_len,
     yarn_max_model_len,
 )
-from kvplan.models.spec import ModelSpec
+from kvplan.models.spec import ModelSpec, Weight
 from kvplan.models.vision import vision_tower
 
 BUILDERS: dict[str, Callable[[Keys], Body]] = {
@@ -82,6 +82,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "BailingMoeV3ForCausalLM": hybrid.bailing_v3,
     "Qwen4ExpForCausalLM": hybrid.qwen4,
     "MiniMaxM3SparseForCausalLM": moe.minimax_m3,
+    "MiniMaxM3ForCausalLM": moe.minimax_m3,
     "DeepseekV4ForCausalLM": latent.deepseek_v4,
     "AXK1ForCausalLM": latent.axk1,
     "PanguUltraMoEForCausalLM": latent.pangu_ultra,
@@ -135,8 +136,82 @@ BY_MODEL_TYPE = {
     "qwen3_next": "Qwen3NextForCausalLM",
     "falcon_h1": "FalconH1ForCausalLM",
     "nemotron_h": "NemotronHForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
+    "deepseek": "DeepseekForCausalLM",
+    "ernie4_5": "Ernie4_5ForCausalLM",
+    "exaone4_5_text": "Exaone4ForCausalLM",
+    "internlm2": "InternLM2ForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "phi": "PhiForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "seed_oss": "SeedOssForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
 }
 """For configs without `architectures`: the model type says as much."""
+
+TEXT_OF = {
+    "KimiK3ForConditionalGeneration": "KimiLinearForCausalLM",
+    "MiniMaxM3SparseForConditionalGeneration": "MiniMaxM3SparseForCausalLM",
+    "Step3p7ForConditionalGeneration": "Step3p5ForCausalLM",
+    "Step3VLForConditionalGeneration": "Step3TextForCausalLM",
+    "MuseGlimmerForConditionalGeneration": "MuseGlimmerForCausalLM",
+    "Cohere2VisionForConditionalGeneration": "Cohere2ForCausalLM",
+    "Exaone4_5_ForConditionalGeneration": "Exaone4ForCausalLM",
+    "Gemma3nForConditionalGeneration": "Gemma3nForCausalLM",
+    "Glm4vForConditionalGeneration": "Glm4ForCausalLM",
+    "Glm4vMoeForConditionalGeneration": "Glm4MoeForCausalLM",
+    "GlmOcrForConditionalGeneration": "Glm4ForCausalLM",
+    "Qwen2VLForConditionalGeneration": "Qwen2ForCausalLM",
+    "Qwen2_5_VLForConditionalGeneration": "Qwen2ForCausalLM",
+    "Qwen2_5OmniForConditionalGeneration": "Qwen2ForCausalLM",
+    "Qwen2_5OmniModel": "Qwen2ForCausalLM",
+    "Qwen3OmniMoeForConditionalGeneration": "Qwen3MoeForCausalLM",
+    "Qwen3ASRForConditionalGeneration": "Qwen3ForCausalLM",
+    "Qwen3ASRRealtimeGeneration": "Qwen3ForCausalLM",
+    "Qwen4ExpForConditionalGeneration": "Qwen4ExpForCausalLM",
+    "KimiVLForConditionalGeneration": "DeepseekV3ForCausalLM",
+    "MoonshotKimiaForCausalLM": "Qwen2ForCausalLM",
+    "DotsOCRForCausalLM": "Qwen2ForCausalLM",
+    "KeyeForConditionalGeneration": "Qwen3ForCausalLM",
+    "KeyeVL1_5ForConditionalGeneration": "Qwen3ForCausalLM",
+    "PaddleOCRVLForConditionalGeneration": "Ernie4_5ForCausalLM",
+    "OpenCUAForConditionalGeneration": "Qwen2ForCausalLM",
+    "Phi4MMForCausalLM": "Phi3ForCausalLM",
+    "Phi3VForCausalLM": "Phi3ForCausalLM",
+    "Phi4ForCausalLMV": "Phi3ForCausalLM",
+    "MiMoV2OmniForCausalLM": "MiMoV2ForCausalLM",
+    "QianfanOCRForConditionalGeneration": "Qwen3ForCausalLM",
+    "BailingMoeV3VLForConditionalGeneration": "BailingMoeV3ForCausalLM",
+    "MiniCPMV4_6ForConditionalGeneration": "Qwen3_5ForCausalLM",
+    "MiniCPMV4_7ForConditionalGeneration": "Qwen3_5ForCausalLM",
+    "AriaForConditionalGeneration": "AriaTextForCausalLM",
+    **dict.fromkeys(
+        (
+            *("AudioFlamingo3ForConditionalGeneration", "BeeForConditionalGeneration"),
+            *("GlmAsrForConditionalGeneration", "GraniteSpeechForConditionalGeneration"),
+            *("GraniteSpeechPlusForConditionalGeneration", "InternVLForConditionalGeneration"),
+            *("InternVLChatModel", "InternS1ForConditionalGeneration", "Idefics3ForConditionalGeneration"),
+            *("SmolVLMForConditionalGeneration", "LlavaForConditionalGeneration"),
+            *("LlavaNextForConditionalGeneration", "LlavaNextVideoForConditionalGeneration"),
+            *("LlavaOnevisionForConditionalGeneration", "PaliGemmaForConditionalGeneration"),
+            *("Qwen2AudioForConditionalGeneration", "VoxtralForConditionalGeneration", "UltravoxModel"),
+            *("LightOnOCRForConditionalGeneration", "Lfm2VlForConditionalGeneration", "Ovis2_5"),
+            *("SkyworkR1VChatModel", "H2OVLChatModel", "NVLM_D", "Eagle2_5_VLForConditionalGeneration"),
+            *("NemotronH_Nano_VL_V2", "NemotronH_Nano_Omni_Reasoning_V3", "Llama_Nemotron_Nano_VL"),
+            *("Granite4VisionForConditionalGeneration", "DeepseekVLV2ForCausalLM"),
+            *(
+                "DeepseekOCRForCausalLM",
+                "FunAudioChatForConditionalGeneration",
+                "PixtralForConditionalGeneration",
+            ),
+        ),
+        "",
+    ),
+}
+"""Multimodal architecture -> its language model's; empty: as the nested config says."""
+TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 
 DEFAULTS: dict[str, dict[str, object]] = {
     "Gemma3": {
@@ -147,13 +222,32 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "max_position_embeddings": 131072,
     },
     "Gemma4": {"global_head_dim": 512},
+    "Glm4v": {"partial_rotary_factor": 0.5},
+    "GlmOcr": {"partial_rotary_factor": 0.5},
 }
 """Keys that published configs of a family leave out, with the values of its config class."""
 
 TIED_BY_DEFAULT = ("Gemma", "Lfm2", "FalconFor", "FalconMamba", "MambaFor", "Zamba2")
 """Families whose config class ties the embeddings unless told otherwise (architecture prefixes)."""
 
+ORACLE = "weights and KV plan equal vLLM 0.32's own class and planner"
+TEXT_ORACLE = f"{ORACLE}, language model alone"
+UNHELD: dict[str, str] = {}
+"""Architectures that no oracle was asked about, or whose language model alone was, and how they were checked."""
+
 DTYPES = ("bfloat16", "float16", "float32")
+
+
+def architectures() -> tuple[str, ...]:
+    """Every architecture that is planned, sorted."""
+    return tuple(sorted({*BUILDERS, *TEXT_OF}))
+
+
+def how_checked(architecture: str) -> str:
+    """How an architecture was checked; empty where it is not known."""
+    if architecture not in BUILDERS and architecture not in TEXT_OF:
+        return ""
+    return UNHELD.get(architecture, ORACLE)
 
 
 def from_config(config: Mapping[str, object], name: str = "config.json", source: str = "") -> ModelSpec:
@@ -171,6 +265,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
     architecture = find_architecture(outer)
     defaults = next((d for prefix, d in DEFAULTS.items() if architecture.startswith(prefix)), {})
     text = Keys(name, {**defaults, **config, **text_section(outer).raw})
+    whole, architecture = architecture, text_architecture(outer, architecture)
     row = DECODERS.get(architecture)
     known = architecture in BUILDERS
     row = row if known else assumed_plain(text)
@@ -183,7 +278,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         raise outer.error("holds numbers or nesting beyond any model") from None
     return ModelSpec(
         name=name,
-        architecture=architecture,
+        architecture=whole,
         assumed="" if known else "planned as a plain decoder",
         layers=body.layers,
         mtp_layers=body.mtp_layers,
@@ -192,14 +287,13 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         max_model_len=max_model_len(text, outer.text("model_type")),
         max_model_len_stated=states_max_model_len(text),
         dtype=dtype(outer, text),
-        extras=body.extras,
+        extras=(*body.extras, *newline(whole, text)),
         final_norms=body.final_norms,
         lm_head_bias=body.lm_head_bias,
-        tie_word_embeddings=text.flag(
-            "tie_word_embeddings", row.tied if row else architecture.startswith(TIED_BY_DEFAULT)
-        ),
+        tie_word_embeddings=outer.flag("tie_word_embeddings")
+        or text.flag("tie_word_embeddings", row.tied if row else architecture.startswith(TIED_BY_DEFAULT)),
         score_head=score_head(architecture, text),
-        vision=vision_tower(outer, architecture, text.count("hidden_size")),
+        vision=vision_tower(outer, whole, text.count("hidden_size")),
         longrope_original_len=longrope_original_len(text),
         yarn_max_model_len=yarn_max_model_len(text),
         rotary=rotary_tables(text, architecture, body.layers) if row is None or row.rotary else (),
@@ -222,7 +316,34 @@ def quantization_section(outer: Keys, text: Keys) -> Mapping[str, object] | None
 
 def text_section(outer: Keys) -> Keys:
     """The language model's part of a multimodal config; the whole config where it is not nested."""
-    return outer.section("text_config") if "text_config" in outer else outer
+    thinker = outer.section("thinker_config")
+    for k in (outer, thinker):
+        for key in TEXT_SECTIONS:
+            if key in k:
+                return k.section(key)
+    return thinker if "thinker_config" in outer else outer
+
+
+def newline(architecture: str, text: Keys) -> tuple[Weight, ...]:
+    """LLaVA's learned end of an image's row, which stays without the tower."""
+    has = architecture.startswith(("LlavaNextForC", "LlavaOnevisionForC"))
+    return (Weight("image_newline", text.count("hidden_size")),) if has else ()
+
+
+def text_architecture(outer: Keys, architecture: str) -> str:
+    """The language model's architecture: its own, or of a multimodal one as the table or the nested config says."""
+    if architecture not in TEXT_OF:
+        return architecture
+    if TEXT_OF[architecture]:
+        return TEXT_OF[architecture]
+    text = text_section(outer)
+    names = text.texts("architectures")
+    if names and names[0] in BUILDERS:
+        return names[0]
+    kind = text.text("model_type")
+    if kind in BY_MODEL_TYPE:
+        return BY_MODEL_TYPE[kind]
+    raise outer.error(f"architecture {architecture!r}: its language model {kind[:60]!r} is not known")
 
 
 def find_architecture(k: Keys) -> str:

@@ -167,9 +167,11 @@ def _kda(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     for name in ("q_proj", "k_proj", "v_proj"):
         yield Module(f"self_attn.{name}", "attention", width, hidden)
     yield Module("self_attn.conv1d", "attention", 3 * width, s["conv_kernel_size"], itemsize=4, linear=False)
-    yield Module("self_attn.b_proj", "attention", heads, hidden)
+    # Kimi-K3's projections are one matrix, whose rows are padded
+    padding = -(4 * width + dim + heads) % 16 if "checkpoints" in dict(s.facts) and not cut.checkpoint else 0
+    yield Module("self_attn.b_proj", "attention", heads + padding, hidden)
     for gate in ("f", "g"):
-        if dict(s.facts).get("whole_gates"):
+        if dict(s.facts).get("whole_gates") or (gate == "g" and dict(s.facts).get("whole_output_gate")):
             yield Module(f"self_attn.{gate}_proj", "attention", width, hidden)
             continue
         yield Module(f"self_attn.{gate}_a_proj", "attention", dim, hidden)

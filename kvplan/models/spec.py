@@ -54,7 +54,8 @@ class StateSpec:
     * mamba1: intermediate_size, state_size, conv_kernel, time_step_rank
     * mamba2: intermediate_size, n_groups, num_heads, head_dim, state_size, conv_kernel
     * gdn_attention: num_k_heads, num_v_heads, head_k_dim, head_v_dim, conv_kernel_size
-    * kda: num_heads, head_dim, conv_kernel_size; whole_gates where the gates have no low-rank form
+    * kda: num_heads, head_dim, conv_kernel_size; whole_gates where the gates have no low-rank form, whole_output_gate
+      where the output's has none; checkpoints where prefills export their state
     * linear_attention: num_heads, head_dim, qk_norm
     * short_conv: intermediate_size, conv_kernel
     """

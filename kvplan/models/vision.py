@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kvplan.errors import KvplanError
 from kvplan.models.config import Keys
 from kvplan.models.modules import Module, vector
 from kvplan.models.spec import VisionSpec
@@ -22,11 +23,15 @@ FAMILIES = {
     "KimiK25": "moonvit",
 }
 """Architecture prefix -> tower."""
+TOWERS = ("vision_config", "audio_config", "thinker_config", "audio_tower_config", "encoder_config")
+"""Sections of a config that describe a tower."""
 
 
 def vision_tower(outer: Keys, architecture: str, text_hidden: int) -> VisionSpec | None:
     """Read the tower's sizes; None where the config has no `vision_config` or the model is text only."""
     family = next((f for prefix, f in FAMILIES.items() if architecture.startswith(prefix)), None)
+    if family is None and any(key in outer for key in TOWERS):
+        return VisionSpec("unlisted", ())
     if family is None or "vision_config" not in outer or architecture.endswith("CausalLM"):
         return None
     k = outer.section("vision_config")
@@ -35,6 +40,10 @@ def vision_tower(outer: Keys, architecture: str, text_hidden: int) -> VisionSpec
 
 def vision_modules(tower: VisionSpec, tp: int) -> list[Module]:
     """The tower's weights on one of `tp` ranks."""
+    if tower.family == "unlisted":
+        raise KvplanError(
+            "the weights of this model's vision or audio tower are not known; --language-model-only plans without it"
+        )
     return [m._replace(name="vision." + m.name, role="vision") for m in _MODULES[tower.family](tower, tp)]
 
 

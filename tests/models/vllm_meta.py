@@ -97,8 +97,8 @@ class _Op(_Silent):
             raise AttributeError(name)
         return self
 
-    def __call__(self, *args: object, **options: object) -> None:
-        raise RuntimeError("a compiled op was called")
+    def __call__(self, *args: object, **options: object) -> int:
+        return 1
 
 
 class _Ranks(_Silent):

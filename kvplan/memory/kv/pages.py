@@ -148,6 +148,8 @@ def _state_page(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> Page:
         padded_bytes=sizes.state_page_bytes,
         shape=(state.family,),
         speculative_blocks=args.num_speculative_tokens,
-        checkpoint_blocks=int(state.family in setup.rules.checkpoint_families),
+        checkpoint_blocks=int(
+            state.family in setup.rules.checkpoint_families or "checkpoints" in dict(state.facts)
+        ),
         aligned=aligned,
     )

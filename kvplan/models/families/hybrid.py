@@ -69,16 +69,37 @@ def kimi_linear(k: Keys) -> Body:
     kda_layers = set(linear.counts("kda_layers"))  # counted from 1
     if not kda_layers <= set(range(1, n + 1)):
         raise k.error(f"kda_layers names layers beyond num_hidden_layers {n}")
-    kda = state(
-        "kda",
-        num_heads=linear.count("num_heads"),
-        head_dim=linear.count("head_dim"),
-        conv_kernel_size=linear.count("short_conv_kernel_size", default=4, low=2, high=64),
-    )
-    latent = mla(k)
+    facts = {
+        "num_heads": linear.count("num_heads"),
+        "head_dim": linear.count("head_dim"),
+        "conv_kernel_size": linear.count("short_conv_kernel_size", default=4, low=2, high=64),
+    }
+    if linear.flag("use_full_rank_gate"):
+        facts |= {"whole_output_gate": 1, "checkpoints": 1}
+    kda = state("kda", "auto", **facts)
+    latent, hidden = mla(k), k.count("hidden_size")
     attentions = [kda if i + 1 in kda_layers else latent for i in range(n)]
-    layers = stack(k, attentions, deepseek_mlps(k, n))
-    return Body(layers, mtp(k, layers[-1]))
+    layers = stack(k, attentions, _kimi_mlps(k, n))
+    layers = tuple(replace(layer, extras=_kimi_k3_weights(k, layer)) for layer in layers)
+    around = (Weight("output_attn_res", 2 * hidden),) if "attn_res_block_size" in k else ()
+    return Body(layers, mtp(k, layers[-1]), extras=around)
+
+
+def _kimi_mlps(k: Keys, n: int) -> list[MlpSpec]:
+    """DeepSeek's experts; Kimi-K3's work in a narrower width."""
+    width = k.count("routed_expert_hidden_size", default=0, low=0)
+    return [replace(m, latent_size=width) if m.num_experts else m for m in deepseek_mlps(k, n)]
+
+
+def _kimi_k3_weights(k: Keys, layer: LayerSpec) -> tuple[Weight, ...]:
+    """What Kimi-K3's layers have besides: mixing of earlier blocks, a norm of the experts' input, an output gate."""
+    hidden, a = k.count("hidden_size"), layer.attention
+    found = [Weight("attn_res", 4 * hidden)] if "attn_res_block_size" in k else []
+    if layer.mlp.num_experts and k.flag("latent_moe_use_norm"):
+        found.append(Weight("mlp.routed_expert_norm", k.count("routed_expert_hidden_size")))
+    if a.kind is AttentionKind.MLA and k.flag("mla_use_output_gate"):
+        found.append(Weight("self_attn.g_proj", a.num_heads * a.v_head_dim, hidden, cut="rows", linear=True))
+    return tuple(found)
 
 
 def mamba2(

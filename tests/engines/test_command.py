@@ -1,0 +1,176 @@
+"""Pasted commands: what vLLM's parser takes is taken, what it refuses is refused, what does nothing is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from places import FIXTURES
+
+from kvplan.cli.main import run
+from kvplan.engines.command import ACTS, NOT_PLANNED, Command, read_command, vllm_flags
+from kvplan.engines.flags import EngineArgs
+from kvplan.errors import KvplanError
+from kvplan.gpu import get_gpu, split_count
+from kvplan.memory.plan import estimate
+from kvplan.models.load import from_config, load_model
+from kvplan.models.lora import lora_bytes
+
+TEXT = (FIXTURES / "recipe_commands.txt").read_text()
+RECIPES = [tuple(block.split("\n", 1)) for block in TEXT.split("\n== ")[1:]]
+
+
+def test_every_flag_of_vllms_parser_is_known() -> None:
+    """318 actions of the parser, less help and the positional model."""
+    assert len(vllm_flags()) == 316
+    assert set(ACTS) - {"num-speculative-tokens", "speculative-method"} <= set(vllm_flags())
+    assert set(NOT_PLANNED) <= set(vllm_flags())
+    assert not set(NOT_PLANNED) & set(ACTS)
+
+
+@pytest.mark.parametrize("name", sorted(vllm_flags()))
+def test_every_flag_acts_or_is_listed(name: str) -> None:
+    """None is dropped in silence."""
+    if name in ("model", "hf-overrides", "limit-mm-per-prompt", "speculative-config") or name in ACTS:
+        return
+    kind = vllm_flags()[name]
+    words = ["vllm", "serve", "m", f"--{name}", *([] if kind in ("switch", "maybe") else ["1"])]
+    told = read_command(words)
+    listed = told.no_effect + tuple(flag.split(" ")[0] for flag in told.not_planned)
+    assert listed == (f"--{name}",)
+
+
+def outcome(head: str, text: str) -> str:
+    """planned, or the first words of the refusal."""
+    card = head.split(" | ")[1]
+    try:
+        told = read_command(text)
+        model = load_model(told.model, hf_overrides=told.hf_overrides)
+        estimate(model, get_gpu(split_count(card)[1]), told.args, engine=told.engine)
+    except KvplanError as error:
+        return str(error)
+    return "planned"
+
+
+def test_recipes_are_read() -> None:
+    """Every command is read, or refused as vLLM's own parser refuses it."""
+    refused = 0
+    for _, text in RECIPES:
+        if "--disable-log-requests" in text or "serve serve" in text:
+            with pytest.raises(KvplanError, match=r"vLLM 0.32 has no such flag|unrecognized argument"):
+                read_command(text)
+            refused += 1
+        else:
+            read_command(text)
+    assert refused == 3
+
+
+def test_most_recipes_are_planned() -> None:
+    """Those that are not: models whose config is not bundled, and what the engine itself refuses."""
+    outcomes = [outcome(head, text) for head, text in RECIPES]
+    unknown = [o for o in outcomes if "not a bundled model" in o]
+    planned = [o for o in outcomes if o == "planned"]
+    assert len(RECIPES) == 51
+    assert len(planned) >= 34
+    assert len(unknown) <= 11
+
+
+TP, PP, DP = "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"
+DRAFTS, METHOD = "num_speculative_tokens", "speculative_method"
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("vllm serve m -tp 2 -pp=3 -dp 4", {TP: 2, PP: 3, DP: 4}),
+        ("vllm serve m --max_model_len=32K -ep", {"max_model_len": 32768, "enable_expert_parallel": True}),
+        ("vllm serve m --no-enable-prefix-caching", {"enable_prefix_caching": False}),
+        ("vllm serve m -sc.method mtp -sc.num_speculative_tokens 2", {METHOD: "mtp", DRAFTS: 2}),
+        (
+            """vllm serve m --speculative-config '{"method":"eagle3","model":"x/y","num_speculative_tokens":3}'""",
+            {METHOD: "eagle", DRAFTS: 3},
+        ),
+        ("vllm serve m --spec-method ngram --spec-tokens 4", {METHOD: "ngram", DRAFTS: 4}),
+        ("vllm serve m -cc.cudagraph_mode=NONE", {"enforce_eager": True}),
+        ("vllm serve m -O0", {"enforce_eager": True}),
+        ("vllm serve m --limit-mm-per-prompt.image 0", {"language_model_only": True}),
+        ("""vllm serve m --limit-mm-per-prompt '{"image": 1, "video": 0}'""", {}),
+        ("vllm serve m --enable-lora --max-lora-rank 64", {"enable_lora": True, "max_lora_rank": 64}),
+        ("nohup env A=1 python -m vllm.entrypoints.openai.api_server --model m -tp 2 > log 2>&1 &", {TP: 2}),
+        ("N=4\nvllm serve m -tp ${N} --max-model-len ${LEN:-8192}", {TP: 4, "max_model_len": 8192}),
+        ("docker run x vllm/vllm-openai:v1 --model m --max-num-seqs 8", {"max_num_seqs": 8}),
+        ('docker run --entrypoint bash x -c "vllm serve m -tp 2"', {TP: 2}),
+        ('["--model", "m", "--tensor-parallel-size", "2"]', {TP: 2}),
+        ('- --model\n- m\n- "--tensor-parallel-size=2"', {TP: 2}),
+    ],
+)
+def test_spellings(text: str, fields: dict[str, Any]) -> None:
+    """As the shell and vLLM read them."""
+    told = read_command(text)
+    assert (told.engine, told.model) == ("vllm", "m")
+    assert told.args == EngineArgs(**fields)
+
+
+def test_other_engines() -> None:
+    """Their flags by their words."""
+    sglang = read_command(
+        "python3 -m sglang.launch_server --model-path m --tp 8 --mem-fraction-static 0.8 --port 1"
+    )
+    assert (sglang.engine, sglang.model, sglang.no_effect) == ("sglang", "m", ("--port",))
+    assert (sglang.args.tensor_parallel_size, sglang.args.gpu_memory_utilization) == (8, 0.8)
+    trt = read_command("trtllm-serve m --tp_size 4 --max_batch_size 64")
+    assert (trt.engine, trt.args.tensor_parallel_size, trt.args.max_num_seqs) == ("tensorrt-llm", 4, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ls -l", "no engine is started"),
+        ("vllm serve", "names no model"),
+        ("vllm bench serve --model m", "no engine is started"),
+        ("vllm serve m --tensor-parallel-sise 2", "did you mean tensor-parallel-size"),
+        ("vllm serve m --swap-space 4", "has no such flag"),
+        ("vllm serve m other", "unrecognized argument 'other'"),
+        ("vllm serve m -tp", "expected one argument"),
+        ("vllm serve m -tp $N", "value is not stated"),
+        ("vllm serve m --speculative-config nothing", "must be a JSON object"),
+        ('vllm serve "m', "cannot be read"),
+    ],
+)
+def test_refusals(text: str, message: str) -> None:
+    with pytest.raises(KvplanError, match=message):
+        read_command(text)
+
+
+def test_estimate_takes_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Behind `--`; what does nothing is named; kvplan's own flags stand before it and win."""
+    words = ["estimate", "--gpu", "2xh100", "--max-model-len", "8k", "--", "vllm", "serve", "Qwen/Qwen3-8B"]
+    assert run([*words, "-tp", "2", "--max-model-len", "4096", "--port", "80"]) == 0
+    out = capsys.readouterr().out
+    assert "Maximum concurrency for 8,000 tokens" in out
+    assert out.rstrip().endswith("No effect on the plan: --port")
+
+
+def test_hf_overrides_act() -> None:
+    """A longer rope, as vLLM lays it over the config."""
+    told: Command = read_command("""vllm serve Qwen/Qwen3-8B --hf-overrides '{"num_hidden_layers": 2}'""")
+    assert len(load_model(told.model, hf_overrides=told.hf_overrides).layers) == 2
+
+
+def test_tp_with_two_dashes_suggests_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["estimate", "Qwen/Qwen3-8B", "--tp", "2"]) == 2
+    assert "did you mean -tp?" in capsys.readouterr().err
+
+
+def test_lora_memory_equals_vllms() -> None:
+    """A and B of every matrix, of the embedding and of the head: vLLM 0.32's own LoRA manager on this Llama."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+    }
+    assert lora_bytes(from_config(config), max_loras=1, max_lora_rank=16) == 12_304_384
