@@ -41,6 +41,11 @@ def kept_twice(model: ModelSpec, tp: int) -> int:
     return sum(2 * (a.num_heads // tp) * (a.qk_nope_head_dim + a.v_head_dim) * a.kv_lora_rank for a in latent)
 
 
+def text_only(name: str) -> bool:
+    """Whether vLLM ran the language model alone."""
+    return bool(CASES[name].get("flags", {}).get("language_model_only"))
+
+
 def started() -> list[tuple[str, int]]:
     return [
         (name, tp) for name, case in CASES.items() for tp in SIZES if "error" not in case["vllm"][str(tp)]
@@ -53,7 +58,7 @@ def test_weights_equal_vllms(name: str, tp: int) -> None:
     if (name, tp) in PADDED:
         pytest.skip(PADDED[name, tp])
     theirs, model = CASES[name]["vllm"][str(tp)], model_of(name)
-    mine = heaviest_rank(model, tensor_parallel_size=tp)
+    mine = heaviest_rank(model, tensor_parallel_size=tp, language_model_only=text_only(name))
     weights = mine.total - mine.rotary - kept_twice(model, tp)
     assert abs(weights - theirs["weights"]) <= max(1024, theirs["weights"] // 300_000)
     assert mine.rotary == theirs["rotary"]
@@ -65,6 +70,8 @@ def test_kv_plan_equals_vllms(name: str, tp: int) -> None:
     theirs, model = CASES[name]["vllm"][str(tp)], model_of(name)
     kinds = {m.kind for layer in model.layers for m in layer.mixers} - {AttentionKind.NONE}
     flags = {"attention_backend": CASES[name].get("flags", {}).get("attention_backend")}
+    if text_only(name):
+        flags["language_model_only"] = True
     args = EngineArgs(
         tensor_parallel_size=tp,
         max_num_batched_tokens=8192,
@@ -88,7 +95,7 @@ def test_what_vllm_cannot_cut_is_refused(name: str) -> None:
         said = CASES[name]["vllm"][str(tp)].get("error", "")
         if "must be divisible by tensor parallel size" in said:
             with pytest.raises(KvplanError):
-                heaviest_rank(model_of(name), tensor_parallel_size=tp)
+                heaviest_rank(model_of(name), tensor_parallel_size=tp, language_model_only=text_only(name))
 
 
 def test_most_text_architectures_are_covered() -> None:
