@@ -232,8 +232,58 @@ TIED_BY_DEFAULT = ("Gemma", "Lfm2", "FalconFor", "FalconMamba", "MambaFor", "Zam
 
 ORACLE = "weights and KV plan equal vLLM 0.32's own class and planner"
 TEXT_ORACLE = f"{ORACLE}, language model alone"
-UNHELD: dict[str, str] = {}
-"""Architectures that no oracle was asked about, or whose language model alone was, and how they were checked."""
+BY_FORMULA = "its body is a family held to vLLM's class; this class itself was not run"
+UNHELD = frozenset(
+    {
+        "AriaForConditionalGeneration",
+        "BailingMoeV3VLForConditionalGeneration",
+        "BeeForConditionalGeneration",
+        "DeepseekOCRForCausalLM",
+        "DeepseekVLV2ForCausalLM",
+        "DotsOCRForCausalLM",
+        "Eagle2_5_VLForConditionalGeneration",
+        "FunAudioChatForConditionalGeneration",
+        "Gemma3nForConditionalGeneration",
+        "Glm4vMoeForConditionalGeneration",
+        "Granite4VisionForConditionalGeneration",
+        "H2OVLChatModel",
+        "InternS1ForConditionalGeneration",
+        "InternVLChatModel",
+        "KeyeForConditionalGeneration",
+        "KeyeVL1_5ForConditionalGeneration",
+        "KimiK3ForConditionalGeneration",
+        "KimiVLForConditionalGeneration",
+        "Lfm2VlForConditionalGeneration",
+        "LightOnOCRForConditionalGeneration",
+        "LlamaForCausalLMEagle3",
+        "Llama_Nemotron_Nano_VL",
+        "MiMoV2OmniForCausalLM",
+        "MiniMaxM3ForCausalLM",
+        "MiniMaxM3SparseForConditionalGeneration",
+        "MoonshotKimiaForCausalLM",
+        "NVLM_D",
+        "NemotronH_Nano_Omni_Reasoning_V3",
+        "NemotronH_Nano_VL_V2",
+        "OpenCUAForConditionalGeneration",
+        "Ovis2_5",
+        "Phi3VForCausalLM",
+        "Phi4ForCausalLMV",
+        "Phi4MMForCausalLM",
+        "PixtralForConditionalGeneration",
+        "Qwen2ForSequenceClassification",
+        "Qwen2_5OmniModel",
+        "Qwen3ASRRealtimeGeneration",
+        "Qwen3ForSequenceClassification",
+        "Qwen3OmniMoeForConditionalGeneration",
+        "Qwen4ExpForConditionalGeneration",
+        "SkyworkR1VChatModel",
+        "Step3VLForConditionalGeneration",
+        "Step3p7ForConditionalGeneration",
+        "UltravoxModel",
+        "VoxtralForConditionalGeneration",
+    }
+)
+"""Architectures whose own class no oracle was asked about."""
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -247,7 +297,9 @@ def how_checked(architecture: str) -> str:
     """How an architecture was checked; empty where it is not known."""
     if architecture not in BUILDERS and architecture not in TEXT_OF:
         return ""
-    return UNHELD.get(architecture, ORACLE)
+    if architecture in UNHELD:
+        return BY_FORMULA
+    return TEXT_ORACLE if architecture in TEXT_OF else ORACLE
 
 
 def from_config(config: Mapping[str, object], name: str = "config.json", source: str = "") -> ModelSpec:

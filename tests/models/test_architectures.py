@@ -17,7 +17,8 @@ from places import FIXTURES
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.memory.layout import kv_layout
-from kvplan.models.architectures import BUILDERS, from_config
+from kvplan.models.architectures import BUILDERS, ORACLE, UNHELD, architectures, from_config, how_checked
+from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.models.weights import heaviest_rank
 from kvplan.units import GiB
@@ -102,6 +103,15 @@ def test_most_text_architectures_are_covered() -> None:
     """112 of the 118 in vLLM 0.32's registry, and all but one of those it runs through transformers' classes."""
     text = [name for name in CASES if name in BUILDERS and name.endswith(("CausalLM", "Model"))]
     assert len(text) >= 112
+
+
+def test_unheld_architectures_are_those_no_oracle_ran() -> None:
+    """What `kvplan models --family` says of each name is what the two fixtures hold."""
+    ran = {CASES[name]["config"].get("architectures", [name])[0] for name, _ in started()}
+    bundled = json.loads((FIXTURES / "weights_vllm_0.32.json").read_text())["bytes"]
+    ran |= {load_model(name).architecture for name in {key.split("@")[0] for key in bundled}}
+    assert set(architectures()) - ran == UNHELD
+    assert how_checked("LlamaForCausalLM") == ORACLE
 
 
 UNKNOWN = {
