@@ -68,7 +68,7 @@ def test_what_nobody_measured_is_wide() -> None:
 
 @pytest.mark.parametrize("factor", [0.83, 1.0, 1.2345])
 def test_scaled_steps_leap_as_they_step(factor: float) -> None:
-    """A decode step is its line, at every context and across every knot, its slope in whole picoseconds; others scale."""
+    """A decode step is its line, at every context and across knots, its slope in whole picoseconds; others scale."""
     time = make_step_times(load_model("google/gemma-3-27b-it"), get_gpu("h100")).time
     scaled = ScaledStepTime(time, factor)
     for context in (0, 16, 1000, 16384, 16385, 200_000, 10_000_000):
