@@ -81,8 +81,18 @@ $(ORACLE)/.done: tests/conformance/oracle-requirements.txt
 	@$(ORACLE)/bin/pip install -q --disable-pip-version-check -r tests/conformance/oracle-requirements.txt
 	@touch $@
 
-oracle: $(ORACLE)/.done  ## the engine twin against vLLM's own scheduler (installs 1.8 GB)
-	$(ORACLE)/bin/python tests/conformance/vllm_oracle.py --count $(or $(COUNT),300) --first $(or $(FIRST),0)
+# Another version is its wheel's Python in front of 0.32's compiled parts; a folder with a `vllm` in it will do too.
+VLLM ?= 0.32
+VLLM_PATH := $(if $(findstring /,$(VLLM)),$(VLLM),$(if $(filter 0.32,$(VLLM)),,$(ORACLE)/vllm-$(VLLM)))
+
+$(ORACLE)/vllm-%/vllm: $(ORACLE)/.done
+	@$(ORACLE)/bin/pip download -q --disable-pip-version-check --no-deps -d $(@D)/wheel vllm==$*.0
+	@$(ORACLE)/bin/python -c "import glob, sys, zipfile; w = zipfile.ZipFile(glob.glob('$(@D)/wheel/*.whl')[0]); \
+	  w.extractall('$(@D)', [n for n in w.namelist() if n.endswith(('.py', '.json', 'METADATA'))])"
+	@rm -r $(@D)/wheel
+
+oracle: $(ORACLE)/.done $(if $(VLLM_PATH),$(VLLM_PATH)/vllm)  ## the twin against vLLM's own scheduler, VLLM=0.33 or another (installs 1.8 GB)
+	PYTHONPATH=$(VLLM_PATH) $(ORACLE)/bin/python tests/conformance/vllm_oracle.py --count $(or $(COUNT),300) --first $(or $(FIRST),0)
 
 ray: $(DEV)  ## sweeps on a real local Ray cluster, started and stopped by the tests
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[ray]'

@@ -34,6 +34,18 @@ def golden() -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["name"], row["mode"]): row for row in _load("golden.jsonl.xz")}
 
 
+@cache
+def scenarios_of(version: str) -> dict[str, dict[str, Any]]:
+    """Name -> scenario as JSON, of all scenarios that a version was run on."""
+    return scenarios() | {row["name"]: row for row in _load(f"vllm/{version}/scenarios.jsonl.xz")}
+
+
+@cache
+def logs_of(version: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """(name, sync | async) -> what that version of vLLM did; steps only where 0.32 did otherwise."""
+    return {(row["name"], row["mode"]): row for row in _load(f"vllm/{version}/golden.jsonl.xz")}
+
+
 def replay(name: str, mode: str, **changes: Any) -> ReplayResult[StepRecord]:
     """Run one scenario on the twin."""
     scenario = VLLMScenario(**scenarios()[name] | {"async_scheduling": mode == "async"} | changes)

@@ -12,7 +12,7 @@ from kvplan.conformance.replay import ReplayResult, ScenarioReplay
 from kvplan.conformance.scenario import make_scenario, read_scenario
 from kvplan.conformance.sglang_replay import SGLangReplay
 from kvplan.conformance.sglang_scenario import SGLangScenario
-from kvplan.conformance.twins import Twin, find_twin
+from kvplan.conformance.twins import ENGINES, Twin, find_twin
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
@@ -73,10 +73,12 @@ def write_log(twin: Twin, scenario: Config, result: ReplayResult[Any], totals: s
 def mirrored_by(mirrors: str) -> Twin:
     """Find the twin of what a log says it is of, e.g. `vLLM 0.33.0`."""
     engine, _, version = mirrors.partition(" ")
-    name = engine.lower()
-    if name not in KINDS or not version:
+    name = next((known for known in ENGINES if known == engine.lower()), None)
+    if name is None or not version:
         raise KvplanError(f"mirrors {mirrors!r}: a log is of vLLM or SGLang and a version, e.g. vLLM 0.33.0")
-    try:
-        return find_twin(name, write_version(parse_version(version)) if name == "vllm" else version)  # type: ignore[arg-type]
-    except ValueError:
-        raise KvplanError(f"mirrors {mirrors!r}: {version} is no version") from None
+    if name == "vllm":
+        try:
+            version = write_version(parse_version(version))
+        except ValueError:
+            raise KvplanError(f"mirrors {mirrors!r}: {version} is no version") from None
+    return find_twin(name, version)

@@ -100,7 +100,7 @@ def test_missing_file(command: Command) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--engine-version 0.31", "--engine-version 0.31: vllm has a twin of 0.32"),
+        ("--engine-version 0.34", "--engine-version 0.34: vllm has a twin of 0.11 to 0.33"),
         ("--engine sglang --engine-version 0.32", "--engine-version 0.32: sglang has a twin of 0.5.23"),
         ("--engine sglang --leap", "--leap is vLLM's leaping scheduler; leave it out for sglang"),
     ],

@@ -88,6 +88,16 @@ def test_random_workloads(mode: str, seed: int, cut: bool) -> None:
 
 
 @MODES
+@given(seed=st.integers(0, 2**32), version=st.sampled_from(["0.11", "0.19", "0.26", "0.30", "0.33"]))
+@settings(max_examples=80, deadline=None)
+def test_random_workloads_of_other_versions(mode: str, seed: int, version: str) -> None:
+    """It follows the rules of each version as the stepping scheduler does, or says that it cannot leap."""
+    row = random_scenario(Random(seed)) | {"engine_version": version}
+    if not why_not(scenario_of(row, mode).engine_config):
+        assert not difference(row, mode, Random(seed))
+
+
+@MODES
 @given(seed=st.integers(0, 2**32), chunked=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_no_eviction_in_an_ample_pool(mode: str, seed: int, chunked: bool) -> None:

@@ -19,8 +19,10 @@ REFUSED: dict[str, Any] = {
     "num_speculative_tokens": 3,
     "admission": "reserve_max",
     "batch_wait": {"timeout_iters": 3, "max_tokens_ratio": 0.5},
+    "prefill_schedule_interval": 2,
+    "engine_version": "0.11",
 }
-"""Field -> a value that the engine takes and the leap does not."""
+"""Field -> a value that the engine takes and the leap does not, asynchronous and of a version where that counts."""
 
 
 @pytest.mark.parametrize("field", EngineConfig.model_fields)
@@ -38,8 +40,9 @@ def test_nothing_else_is_listed() -> None:
 @pytest.mark.parametrize("field", REFUSED)
 def test_a_value_that_is_not_listed_is_refused(field: str) -> None:
     """One line says why, and the scheduler does not start."""
-    config = EngineConfig.model_validate(PLAIN.model_dump() | {field: REFUSED[field]})
-    assert not why_not(PLAIN)
+    plain = PLAIN.model_copy(update={"engine_version": "0.33", "async_scheduling": True})
+    config = EngineConfig.model_validate(plain.model_dump() | {field: REFUSED[field]})
+    assert not why_not(plain)
     assert why_not(config) == WHY_NOT[field](config)
     with pytest.raises(AssertionError):
         LeapScheduler(config)
