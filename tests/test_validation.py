@@ -170,7 +170,7 @@ CLAIMS = [
     ("blocks of a printed KV memory", "start-up logs of vLLM", blocks, "memory-blocks"),
     ("KV pool from flags alone", "logs of models that taught nothing", pool, "memory-pool"),
     ("pools of SGLang, TensorRT-LLM", "their start-up logs", other_engines, "memory-other-engines"),
-    ("every scheduling decision", "vLLM 0.32's own scheduler", scheduler, "scheduler"),
+    ("every scheduling decision", "vLLM 0.32's own scheduler, and other versions'", scheduler, "scheduler"),
     ("every decision under SGLang", "SGLang 0.5.23's own scheduler", sglang, "scheduler-sglang"),
     ("kernel and step times", "points the fit had not seen", kernels, "step-time"),
     ("a step's products, whole models", "kernel tables' shapes left out", sums, "kernels"),

@@ -144,7 +144,7 @@ class Deployment(Config):
     engine: EngineArgs = EngineArgs()
     """Flags of `vllm serve`."""
     engine_version: Annotated[str, BeforeValidator(_quoted)] = "0.32"
-    """Of vLLM; its defaults follow."""
+    """Of vLLM: its defaults, its planner's and its scheduler's rules; 0.11 to 0.33 were held to their own logs."""
     acceptance_rate: Share | Annotated[tuple[Share, ...], Field(min_length=1, max_length=64)] = 0.7
     """Speculation: how likely each draft is right, given that those before it were; a list says it by position, as
     engines log it (the last holds beyond). A decode keeps the right ones before the first wrong one."""

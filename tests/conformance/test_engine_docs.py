@@ -67,7 +67,7 @@ hashes; windows, states and speculation go step by step.
 {rows}
 
 Random scenarios over all of these features, both engines run side by side (`make oracle`); refused: vLLM does not
-take the flags.
+take the flags. Versions before 0.32: full attention without drafts ([what differs](versions.md)).
 
 | scenarios | logs | steps | refused | differing |
 |---|---|---|---|---|

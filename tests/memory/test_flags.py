@@ -47,6 +47,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "scheduling_policy": (DENSE, {}, "priority"),
     "long_prefill_token_threshold": (DENSE, {}, 1024),
     "scheduler_reserve_full_isl": (DENSE, {}, False),
+    "prefill_schedule_interval": (DENSE, {}, 4),
     "watermark": (DENSE, {}, 0.1),
     "disable_hybrid_kv_cache_manager": (WINDOWED, {"max_model_len": 16384}, True),
     "mamba_cache_dtype": (HYBRID, {"tensor_parallel_size": 4}, "float32"),
