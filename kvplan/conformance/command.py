@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from kvplan.conformance.runs import read_for, replay_of, twin_for, write_log
+from kvplan.conformance.runs import open_scenario, replay_of, write_log
 from kvplan.conformance.suite import Verdict, check, compare, read_logs
 from kvplan.conformance.twins import EngineName, describe_twins
 from kvplan.conformance.vllm_stuck import Stuck
+from kvplan.errors import KvplanError
 from kvplan.files import refuse_same_file, written_whole
 
 ABOUT = (
@@ -56,9 +57,10 @@ def _run(
     output: str | None,
     summary: bool,
 ) -> int:
-    twin = twin_for(engine, engine_version, leap)
+    if leap and engine != "vllm":
+        raise KvplanError("--leap is vLLM's leaping scheduler; leave it out for sglang")
     refuse_same_file([path], {"--output": output})
-    scenario = read_for(twin, path, is_async)
+    twin, scenario = open_scenario(path, engine, engine_version, is_async)
     replay = replay_of(scenario, leap)
     result = replay.run()
     totals = jsonlib.dumps(replay.totals(result))

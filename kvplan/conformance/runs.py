@@ -12,7 +12,7 @@ from kvplan.conformance.replay import ReplayResult, ScenarioReplay
 from kvplan.conformance.scenario import make_scenario, read_scenario
 from kvplan.conformance.sglang_replay import SGLangReplay
 from kvplan.conformance.sglang_scenario import SGLangScenario
-from kvplan.conformance.twins import ENGINES, Twin, find_twin
+from kvplan.conformance.twins import ENGINES, EngineName, Twin, find_twin
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
@@ -22,27 +22,27 @@ from kvplan.schedulers.vllm.rules import parse_version, write_version
 KINDS: dict[str, type[Config]] = {"vllm": VLLMScenario, "sglang": SGLangScenario}
 
 
-def twin_for(engine: Any, version: str | None, leap: bool = False) -> Twin:
-    """Find the twin that is asked for; raises KvplanError if there is none."""
-    if leap and engine != "vllm":
-        raise KvplanError("--leap is vLLM's leaping scheduler; leave it out for sglang")
-    return find_twin(engine, version)
+def open_scenario(
+    path: str | Path, engine: EngineName, version: str | None, is_async: bool
+) -> tuple[Twin, Config]:
+    """Read a scenario file and find its twin: of the version asked for, or of the scenario's own, or the default.
 
-
-def changes_for(twin: Twin, is_async: bool) -> dict[str, Any]:
-    """Return the keys of a scenario that a run sets."""
+    Raises KvplanError for a version without a twin.
+    """
+    twin = find_twin(engine, version)
     changes: dict[str, Any] = {"async_scheduling": True} if is_async else {}
-    return changes | ({"engine_version": twin.version} if twin.engine == "vllm" else {})
-
-
-def read_for(twin: Twin, path: str | Path, is_async: bool) -> Config:
-    """Read a scenario file for a twin."""
-    return read_scenario(KINDS[twin.engine], path, **changes_for(twin, is_async))
+    if engine == "vllm" and version:
+        changes["engine_version"] = twin.version
+    scenario = read_scenario(KINDS[engine], path, **changes)
+    return find_twin(engine, getattr(scenario, "engine_version", None)), scenario
 
 
 def make_for(twin: Twin, data: Mapping[str, Any], name: str, is_async: bool) -> Config:
     """Make a scenario of JSON for a twin; `name` is said where it is wrong."""
-    return make_scenario(KINDS[twin.engine], {**data, **changes_for(twin, is_async)}, name)
+    changes: dict[str, Any] = {"async_scheduling": True} if is_async else {}
+    if twin.engine == "vllm":
+        changes["engine_version"] = twin.version
+    return make_scenario(KINDS[twin.engine], {**data, **changes}, name)
 
 
 def replay_of(scenario: Config, leap: bool = False) -> ScenarioReplay[Any, Any]:

@@ -95,6 +95,17 @@ def test_a_log_of_ones_own_is_run_again(
     assert row["difference"].startswith("step 1: sched ")
 
 
+def test_a_scenario_may_name_its_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its rules are followed, unless the command says another."""
+    path = write(tmp_path / "s.json", [scenarios()["mam_align_bestof8"] | {"engine_version": "0.33"}])
+    hashes = []
+    for flags in ((), ("--engine-version", "0.33"), ("--engine-version", "0.32")):
+        assert run(["conformance", str(path), "--summary", *flags]) == 0
+        hashes.append(json.loads(capsys.readouterr().out)["sched_sha256"])
+    newer, older = (log[("mam_align_bestof8", "sync")]["sched_sha256"] for log in (logs_of("0.33"), golden()))
+    assert hashes == [newer, newer, older]
+
+
 def test_decisions_alone_are_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another simulator need not know blocks: who ran with how much, and who was preempted."""
     log = log_of(tmp_path)

@@ -22,7 +22,7 @@ from kvplan.schedulers.vllm.rules import (
     CHECKED,
     NOT_MODELLED,
     Rule,
-    Rules,
+    SchedulerRules,
     changes,
     parse_version,
     write_version,
@@ -118,12 +118,12 @@ def test_a_rule_turned_over_is_caught(name: str, monkeypatch: pytest.MonkeyPatch
 
     assert equal(), "the logs must agree before the rule is turned over"
     followed = parse_version(version) >= rule.since
-    monkeypatch.setattr(Rules, name, replace(rule, since=(99, 0) if followed else (0, 0)))
+    monkeypatch.setattr(SchedulerRules, name, replace(rule, since=(99, 0) if followed else (0, 0)))
     assert not equal()
 
 
 def flipped(name: str, rule: Rule, version: tuple[int, int]) -> tuple[bool, bool]:
-    return getattr(Rules(version), name), getattr(Rules((version[0], version[1] - 1)), name)
+    return getattr(SchedulerRules(version), name), getattr(SchedulerRules((version[0], version[1] - 1)), name)
 
 
 @pytest.mark.parametrize("name", changes())

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from kvplan.config import Config
-from kvplan.schedulers.vllm.rules import MIRRORED, Rules, parse_version
+from kvplan.schedulers.vllm.rules import MIRRORED, SchedulerRules, parse_version
 
 Kind = Literal["full", "sliding_window", "chunked_local", "mamba"]
 Admission = Literal["grow", "reserve_max", "max_utilization"]
@@ -114,9 +114,9 @@ class EngineConfig(Config):
     """Whether waiting prompts are held back for a fuller step; None, as in vLLM: never."""
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> SchedulerRules:
         """What this version does differently."""
-        return Rules(parse_version(self.engine_version))
+        return SchedulerRules(parse_version(self.engine_version))
 
     @property
     def reserves_full_isl(self) -> bool:

@@ -42,7 +42,7 @@ CHECKED: dict[Version, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One thing that vLLM began to do; an attribute of `Rules` that says whether a version does it."""
+    """One thing that vLLM began to do; an attribute of `SchedulerRules` that says whether a version does it."""
 
     since: Version
     """The version that began."""
@@ -56,19 +56,19 @@ class Rule:
     """Between which versions' logs it was seen; all of them are equal to the twin's."""
 
     @overload
-    def __get__(self, rules: None, owner: type[Rules]) -> Rule: ...
+    def __get__(self, rules: None, owner: type[SchedulerRules]) -> Rule: ...
 
     @overload
-    def __get__(self, rules: Rules, owner: type[Rules]) -> bool: ...
+    def __get__(self, rules: SchedulerRules, owner: type[SchedulerRules]) -> bool: ...
 
-    def __get__(self, rules: Rules | None, owner: type[Rules]) -> Rule | bool:
+    def __get__(self, rules: SchedulerRules | None, owner: type[SchedulerRules]) -> Rule | bool:
         return self if rules is None else rules.version >= self.since
 
 
-class Rules:
+class SchedulerRules:
     """The rules of one version.
 
-    >>> Rules((0, 33)).lookahead_block_hashes, Rules((0, 32)).lookahead_block_hashes
+    >>> SchedulerRules((0, 33)).lookahead_block_hashes, SchedulerRules((0, 32)).lookahead_block_hashes
     (True, False)
     """
 
@@ -220,5 +220,5 @@ NOT_MODELLED = (
 
 def changes() -> dict[str, Rule]:
     """Name -> rule, the oldest first."""
-    found = {name: rule for name, rule in vars(Rules).items() if isinstance(rule, Rule)}
+    found = {name: rule for name, rule in vars(SchedulerRules).items() if isinstance(rule, Rule)}
     return dict(sorted(found.items(), key=lambda item: item[1].since))

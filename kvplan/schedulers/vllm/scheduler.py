@@ -34,6 +34,7 @@ class Scheduler:
         self._by_priority = config.policy == "priority"
         self._max_model_len = config.max_model_len
         self._mamba_split = MambaSplit.of(config)
+        self._reserves_full_isl = config.reserves_full_isl
         rules = config.rules
         self._spares_lone_prompts = rules.lone_prompts_have_no_cap
         self._counts_idle_victims = rules.idle_victims_move_nobody
@@ -203,7 +204,7 @@ class Scheduler:
             request,
             num_new_tokens,
             hit,
-            full_sequence_must_fit=self.config.reserves_full_isl,
+            full_sequence_must_fit=self._reserves_full_isl,
             reserved_blocks=self._blocks_to_leave(
                 self.kv_cache_manager, self.running, request, hit.num_tokens + num_new_tokens
             ),
