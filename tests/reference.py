@@ -36,7 +36,8 @@ EXIT_1 = {
     "sweep": "every point failed",
     "recommend": "no deployment keeps the targets",
     "reconcile": "figures of the log exclude each other",
-    "models": "no bundled model's name contains the pattern",
+    "models": "no bundled model's (or architecture's) name contains the pattern",
+    "support": "the model is refused",
 }
 """What exit code 1 means; commands not named here do not end with it."""
 

@@ -1,0 +1,88 @@
+"""docs/support.md is what the code says; `kvplan support` ends with the code it should."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from reference import table
+from validation import section
+
+from kvplan.cli.main import run
+from kvplan.engines.command import vllm_flags
+from kvplan.files import catalog_dir
+from kvplan.gpu import get_gpu, gpu_names
+from kvplan.models.architectures import BUILDERS, TEXT_OF, architectures, how_checked
+from kvplan.models.load import bundled_models
+from kvplan.models.quantization import METHODS
+from kvplan.models.vision import FAMILIES
+
+PAGE = "support.md"
+
+
+def test_architectures() -> None:
+    towers = tuple(FAMILIES)
+
+    def tower(name: str) -> str:
+        if name in TEXT_OF:
+            return "not known: `--language-model-only`"
+        multimodal = name.startswith(towers) and name.endswith("ConditionalGeneration")
+        return "with its tower" if multimodal else ""
+
+    rows = [(f"`{name}`", how_checked(name), tower(name)) for name in architectures()]
+    counts = f"{len(rows)} names; {len(BUILDERS)} whole, {len(TEXT_OF)} by their language model alone."
+    head = table("architecture, checked by, tower", rows)
+    section("architectures", f"## Architectures\n\n{counts}\n\n{head}", PAGE)
+
+
+def test_formats_and_models() -> None:
+    formats = ", ".join(f"`{name}`" for name in METHODS)
+    text = (
+        f"## Formats of weights\n\n{formats}; bfloat16, float16, float32. Other values of `quant_method` (`quark`, "
+        f"`torchao`, `hqq`, `gguf`) are refused by name.\n\n## Models\n\n{len(bundled_models())} are bundled "
+        "(`kvplan models`); any `config.json` of an architecture above is read."
+    )
+    section("formats", text, PAGE)
+
+
+def test_cards() -> None:
+    rows = [
+        (f"`{gpu.name}`", gpu.product, f"{gpu.usable_gib:g}", f"{gpu.bandwidth_gb_s:g}", gpu.source)
+        for gpu in map(get_gpu, gpu_names())
+    ]
+    text = table("card, product, usable GiB, GB/s, source", rows)
+    section("cards", f"## Cards\n\n{len(rows)} by name; `--gpu` also takes a stated card.\n\n{text}", PAGE)
+
+
+def test_engines() -> None:
+    overheads = json.loads((catalog_dir() / "overheads.json").read_text())["overheads"]
+    rows = [
+        (
+            row["engine"] + (" (V0)" if row["legacy"] else ""),
+            ".".join(map(str, row["since"])),
+            row["runtime_gib"]["source"],
+        )
+        for row in overheads
+    ]
+    text = (
+        f"## Engine versions\n\n{table('engine, since, overheads learnt from', rows)}\n\nPasted commands: all "
+        f"{len(vllm_flags())} flags of vLLM 0.32's parser, of SGLang's and TensorRT-LLM's those that change the plan."
+    )
+    section("engines", text, PAGE)
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "said"),
+    [
+        (0, "Qwen/Qwen3-8B h200 vllm@0.32", "equal vLLM 0.32's own class"),
+        (0, "deepseek-ai/DeepSeek-V4-Flash 8xh200 vllm", "planned: DeepseekV4ForCausalLM"),
+        (1, "no/such-model h200 vllm", "refused: "),
+    ],
+)
+def test_support_says_it_in_one_line(
+    code: int, words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["support", *words.split()]) == code
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert printed.count("\n") == 1
