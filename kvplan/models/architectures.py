@@ -281,6 +281,7 @@ UNHELD = frozenset(
         "Step3p7ForConditionalGeneration",
         "UltravoxModel",
         "VoxtralForConditionalGeneration",
+        "XverseForCausalLM",
     }
 )
 """Architectures whose own class no oracle was asked about."""

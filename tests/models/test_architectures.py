@@ -114,6 +114,13 @@ def test_unheld_architectures_are_those_no_oracle_ran() -> None:
     assert how_checked("LlamaForCausalLM") == ORACLE
 
 
+@pytest.mark.parametrize("name", ["XverseForCausalLM"])
+def test_names_that_vllm_ran_as_llama(name: str) -> None:
+    """vLLM up to 0.23; the oracle of 0.32 has them no more."""
+    llama = CASES["LlamaForCausalLM"]["config"] | {"architectures": [name]}
+    assert heaviest_rank(from_config(llama, name)) == heaviest_rank(model_of("LlamaForCausalLM"))
+
+
 UNKNOWN = {
     "architectures": ["NewForCausalLM"],
     "model_type": "new",

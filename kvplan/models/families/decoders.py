@@ -275,6 +275,7 @@ DECODERS: dict[str, Decoder] = {
     "SeedOssForCausalLM": Decoder(out_bias="attention_out_bias", rotary=False),
     "SmolLM3ForCausalLM": Decoder(rotary=False, tied=True),
     "SolarForCausalLM": OPTIONAL_BIAS,
+    "XverseForCausalLM": Decoder(),
     "Step1ForCausalLM": Decoder({"num_key_value_heads": "num_attention_groups"}, rotary=False),
     "StableLmForCausalLM": Decoder(bias="use_qkv_bias", layernorm=True),
     "Starcoder2ForCausalLM": BIASED._replace(rotary=False, tied=True),
