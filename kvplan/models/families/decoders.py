@@ -50,7 +50,7 @@ class Experts(NamedTuple):
     """Bytes of a router weight; 0: the model's dtype's."""
 
 
-class Decoder(NamedTuple):
+class PlainDecoder(NamedTuple):
     """Where a family differs from Llama."""
 
     keys: Mapping[str, str] = {}
@@ -234,52 +234,52 @@ GPT2_KEYS = {
     "max_position_embeddings": "n_positions",
     "intermediate_size": "n_inner",
 }
-BIASED = Decoder(bias=True, out_bias=True, mlp_bias=True, matrices=2, layernorm=True)
+BIASED = PlainDecoder(bias=True, out_bias=True, mlp_bias=True, matrices=2, layernorm=True)
 """GPT-2's shape: biases everywhere, an MLP of two matrices."""
-OPTIONAL_BIAS = Decoder(out_bias="attention_bias")
+OPTIONAL_BIAS = PlainDecoder(out_bias="attention_bias")
 
-DECODERS: dict[str, Decoder] = {
-    "ArceeForCausalLM": Decoder(matrices=2, rotary=False),
-    "ApertusForCausalLM": Decoder(matrices=2, qk_norm="head"),
-    "CohereForCausalLM": Decoder(norms=1, tied=True, qk_norm="use_qk_norm"),
-    "Cohere2ForCausalLM": Decoder(norms=1, tied=True, window_adds=1),
-    "CwmForCausalLM": Decoder(rotary=False),
-    "Ernie4_5ForCausalLM": Decoder(bias="use_bias", out_bias="use_bias", tied=True),
-    "ExaoneForCausalLM": Decoder(keys={"num_hidden_layers": "num_layers"}),
-    "GlmForCausalLM": Decoder(rotary=False),
-    "GPTJForCausalLM": Decoder(
+DECODERS: dict[str, PlainDecoder] = {
+    "ArceeForCausalLM": PlainDecoder(matrices=2, rotary=False),
+    "ApertusForCausalLM": PlainDecoder(matrices=2, qk_norm="head"),
+    "CohereForCausalLM": PlainDecoder(norms=1, tied=True, qk_norm="use_qk_norm"),
+    "Cohere2ForCausalLM": PlainDecoder(norms=1, tied=True, window_adds=1),
+    "CwmForCausalLM": PlainDecoder(rotary=False),
+    "Ernie4_5ForCausalLM": PlainDecoder(bias="use_bias", out_bias="use_bias", tied=True),
+    "ExaoneForCausalLM": PlainDecoder(keys={"num_hidden_layers": "num_layers"}),
+    "GlmForCausalLM": PlainDecoder(rotary=False),
+    "GPTJForCausalLM": PlainDecoder(
         GPT2_KEYS, bias=False, mlp_bias=True, matrices=2, layernorm=True, norms=1, wide=True, head_bias=True
     ),
     "GPTNeoXForCausalLM": BIASED._replace(rotary=False),
-    "GraniteSWAForCausalLM": Decoder(sinks=True),
-    "HunYuanDenseV1ForCausalLM": Decoder(qk_norm="head", rotary=False),
-    "HyperCLOVAXForCausalLM": Decoder(norms=4),
-    "InternLM2ForCausalLM": Decoder(),
-    "InternLM3ForCausalLM": Decoder(bias="qkv_bias", out_bias="bias"),
+    "GraniteSWAForCausalLM": PlainDecoder(sinks=True),
+    "HunYuanDenseV1ForCausalLM": PlainDecoder(qk_norm="head", rotary=False),
+    "HyperCLOVAXForCausalLM": PlainDecoder(norms=4),
+    "InternLM2ForCausalLM": PlainDecoder(),
+    "InternLM3ForCausalLM": PlainDecoder(bias="qkv_bias", out_bias="bias"),
     "IQuestCoderForCausalLM": OPTIONAL_BIAS,
     "Jais2ForCausalLM": BIASED._replace(rotary=False),
     "LLaMAForCausalLM": OPTIONAL_BIAS,
-    "MiniCPMForCausalLM": Decoder(tied=True),
-    "Ministral3ForCausalLM": Decoder(window=True),
-    "MuseGlimmerForCausalLM": Decoder(norms=4, gated="use_attn_output_gate"),
-    "NanbeigeForCausalLM": Decoder(rotary=False),
-    "NemotronForCausalLM": Decoder(matrices=2, layernorm=True),
-    "OlmoForCausalLM": Decoder(norms=0, final_norms=0, rotary=False),
-    "Olmo2ForCausalLM": Decoder(qk_norm="whole", rotary=False),
-    "Olmo3ForCausalLM": Decoder(qk_norm="whole", rotary=False),
-    "OrionForCausalLM": Decoder(layernorm=True),
-    "PanguEmbeddedForCausalLM": Decoder(bias="bias", out_bias="bias"),
+    "MiniCPMForCausalLM": PlainDecoder(tied=True),
+    "Ministral3ForCausalLM": PlainDecoder(window=True),
+    "MuseGlimmerForCausalLM": PlainDecoder(norms=4, gated="use_attn_output_gate"),
+    "NanbeigeForCausalLM": PlainDecoder(rotary=False),
+    "NemotronForCausalLM": PlainDecoder(matrices=2, layernorm=True),
+    "OlmoForCausalLM": PlainDecoder(norms=0, final_norms=0, rotary=False),
+    "Olmo2ForCausalLM": PlainDecoder(qk_norm="whole", rotary=False),
+    "Olmo3ForCausalLM": PlainDecoder(qk_norm="whole", rotary=False),
+    "OrionForCausalLM": PlainDecoder(layernorm=True),
+    "PanguEmbeddedForCausalLM": PlainDecoder(bias="bias", out_bias="bias"),
     "PhiForCausalLM": BIASED._replace(norms=1, rotary=False),
-    "Plamo3ForCausalLM": Decoder(norms=4, qk_norm="head"),
-    "Rnj1ForCausalLM": Decoder(norms=4, qk_norm="head"),
-    "SeedOssForCausalLM": Decoder(out_bias="attention_out_bias", rotary=False),
-    "SmolLM3ForCausalLM": Decoder(rotary=False, tied=True),
+    "Plamo3ForCausalLM": PlainDecoder(norms=4, qk_norm="head"),
+    "Rnj1ForCausalLM": PlainDecoder(norms=4, qk_norm="head"),
+    "SeedOssForCausalLM": PlainDecoder(out_bias="attention_out_bias", rotary=False),
+    "SmolLM3ForCausalLM": PlainDecoder(rotary=False, tied=True),
     "SolarForCausalLM": OPTIONAL_BIAS,
-    "XverseForCausalLM": Decoder(),
-    "Step1ForCausalLM": Decoder({"num_key_value_heads": "num_attention_groups"}, rotary=False),
-    "StableLmForCausalLM": Decoder(bias="use_qkv_bias", layernorm=True),
+    "XverseForCausalLM": PlainDecoder(),
+    "Step1ForCausalLM": PlainDecoder({"num_key_value_heads": "num_attention_groups"}, rotary=False),
+    "StableLmForCausalLM": PlainDecoder(bias="use_qkv_bias", layernorm=True),
     "Starcoder2ForCausalLM": BIASED._replace(rotary=False, tied=True),
-    "TeleChat2ForCausalLM": Decoder(
+    "TeleChat2ForCausalLM": PlainDecoder(
         {
             "num_hidden_layers": "n_layer",
             "num_attention_heads": "n_head",
@@ -290,7 +290,7 @@ DECODERS: dict[str, Decoder] = {
     ),
     "TeleChat3ForCausalLM": OPTIONAL_BIAS,
     "TeleFLMForCausalLM": OPTIONAL_BIAS,
-    "VaultGemmaForCausalLM": Decoder(rotary=False, tied=True),
+    "VaultGemmaForCausalLM": PlainDecoder(rotary=False, tied=True),
     "BloomForCausalLM": BIASED._replace(
         keys={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embed"},
         around=lambda k: (Weight("embed_norm", 2 * k.count("hidden_size")),),
@@ -298,7 +298,7 @@ DECODERS: dict[str, Decoder] = {
         rotary=False,
         tied=True,
     ),
-    "ChatGLMModel": Decoder(
+    "ChatGLMModel": PlainDecoder(
         {
             "num_hidden_layers": "num_layers",
             "intermediate_size": "ffn_hidden_size",
@@ -323,17 +323,17 @@ DECODERS: dict[str, Decoder] = {
         keys={"intermediate_size": "ffn_dim"}, around=_positions(2), rotary=False, tied=True
     ),
     # experts
-    "AfmoeForCausalLM": Decoder(
+    "AfmoeForCausalLM": PlainDecoder(
         norms=4,
         qk_norm="head",
         gated=True,
         experts=Experts(shared="num_shared_experts", dense="num_dense_layers", correction=True, itemsize=4),
     ),
-    "BailingMoeForCausalLM": Decoder(
+    "BailingMoeForCausalLM": PlainDecoder(
         bias="use_qkv_bias",
         experts=Experts(shared="num_shared_experts", correction="moe_router_enable_expert_bias"),
     ),
-    "BailingMoeV2ForCausalLM": Decoder(
+    "BailingMoeV2ForCausalLM": PlainDecoder(
         bias="use_qkv_bias",
         qk_norm="use_qk_norm",
         extras=_norm_biases,
@@ -344,10 +344,10 @@ DECODERS: dict[str, Decoder] = {
             itemsize=4,
         ),
     ),
-    "Cohere2MoeForCausalLM": Decoder(
+    "Cohere2MoeForCausalLM": PlainDecoder(
         norms=1, tied=True, window_adds=1, experts=Experts(width="intermediate_size")
     ),
-    "DbrxForCausalLM": Decoder(
+    "DbrxForCausalLM": PlainDecoder(
         {
             "hidden_size": "d_model",
             "num_hidden_layers": "n_layers",
@@ -360,8 +360,8 @@ DECODERS: dict[str, Decoder] = {
         },
         experts=Experts(width="intermediate_size"),
     ),
-    "DeepseekForCausalLM": Decoder(experts=Experts("n_routed_experts", shared="n_shared_experts")),
-    "Ernie4_5_MoeForCausalLM": Decoder(
+    "DeepseekForCausalLM": PlainDecoder(experts=Experts("n_routed_experts", shared="n_shared_experts")),
+    "Ernie4_5_MoeForCausalLM": PlainDecoder(
         bias="use_bias",
         out_bias="use_bias",
         tied=True,
@@ -374,33 +374,33 @@ DECODERS: dict[str, Decoder] = {
             itemsize=4,
         ),
     ),
-    "ExaoneMoeForCausalLM": Decoder(
+    "ExaoneMoeForCausalLM": PlainDecoder(
         qk_norm="head", experts=Experts(shared="num_shared_experts", correction=True)
     ),
-    "FlexOlmoForCausalLM": Decoder(qk_norm="whole", rotary=False, experts=Experts(width="intermediate_size")),
-    "GraniteMoeSWAForCausalLM": Decoder(
+    "FlexOlmoForCausalLM": PlainDecoder(qk_norm="whole", rotary=False, experts=Experts(width="intermediate_size")),
+    "GraniteMoeSWAForCausalLM": PlainDecoder(
         sinks=True,
         experts=Experts(
             "num_local_experts", width="intermediate_size", shared_width="shared_intermediate_size"
         ),
     ),
-    "HunYuanMoEV1ForCausalLM": Decoder(
+    "HunYuanMoEV1ForCausalLM": PlainDecoder(
         qk_norm="head",
         rotary=False,
         experts=Experts(top="moe_topk", shared="num_shared_expert", shared_width="intermediate_size"),
     ),
-    "HYV3ForCausalLM": Decoder(
+    "HYV3ForCausalLM": PlainDecoder(
         qk_norm="head",
         experts=Experts(shared="num_shared_experts", correction=True, itemsize=4),
     ),
-    "LagunaForCausalLM": Decoder(
+    "LagunaForCausalLM": PlainDecoder(
         qk_norm="head",
         extras=_per_head_gate,
         experts=Experts(shared_width="shared_expert_intermediate_size", correction=True),
     ),
-    "MellumForCausalLM": Decoder(qk_norm="head", rotary=False, experts=Experts("num_local_experts")),
-    "OlmoeForCausalLM": Decoder(qk_norm="whole", experts=Experts(width="intermediate_size")),
-    "Param2MoEForCausalLM": Decoder(
+    "MellumForCausalLM": PlainDecoder(qk_norm="head", rotary=False, experts=Experts("num_local_experts")),
+    "OlmoeForCausalLM": PlainDecoder(qk_norm="whole", experts=Experts(width="intermediate_size")),
+    "Param2MoEForCausalLM": PlainDecoder(
         bias="use_qkv_bias",
         qk_norm="use_qk_norm",
         experts=Experts(
@@ -411,14 +411,14 @@ DECODERS: dict[str, Decoder] = {
             itemsize=4,
         ),
     ),
-    "PhiMoEForCausalLM": Decoder(
+    "PhiMoEForCausalLM": PlainDecoder(
         out_bias="attention_bias",
         layernorm=True,
         window=True,
         head_bias="lm_head_bias",
         experts=Experts("num_local_experts", width="intermediate_size"),
     ),
-    "SarvamMoEForCausalLM": Decoder(
+    "SarvamMoEForCausalLM": PlainDecoder(
         bias="use_qkv_bias",
         qk_norm="use_qk_norm",
         extras=_norm_biases,
@@ -445,10 +445,10 @@ _PLAIN_KEYS = """
 PLAIN_KEYS = frozenset(_PLAIN_KEYS.split())
 """Keys that an unknown architecture may have and still be planned as a plain decoder: none of them says anything of
 windows, states, latents, experts, sparse, shared or compressed layers."""
-PLAIN = Decoder(bias="attention_bias", out_bias="attention_out_bias")
+PLAIN = PlainDecoder(bias="attention_bias", out_bias="attention_out_bias")
 
 
-def assumed_plain(k: Keys) -> Decoder | None:
+def assumed_plain(k: Keys) -> PlainDecoder | None:
     """A plain decoder where every key of the config is a plain decoder's; else None."""
     if any(key not in PLAIN_KEYS and not key.startswith("_") for key, v in k.raw.items() if v is not None):
         return None
