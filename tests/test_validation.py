@@ -158,6 +158,15 @@ def doubt() -> tuple[str, str]:
     return f"{share} of {num} points of models left out lie inside", f"{worst[3]}: {worst[2]}"
 
 
+def power() -> tuple[str, str]:
+    found = {(row[0], row[1].split()[0]): row[2:] for row in rows("energy", "| figure | points |")}
+    watts, joules = found["watts, predicted step", "all"], found["J/token, all predicted", "all"]
+    return (
+        f"watts {watts[0]}, joules a token {joules[0]} in the median",
+        f"{joules[1]} at the 90th percentile",
+    )
+
+
 def live() -> tuple[str, str]:
     [row] = [r for r in rows("calibration") if "replayed" in r[0]]
     [each] = [r for r in rows("calibration") if "per request" in r[0]]
@@ -180,6 +189,7 @@ CLAIMS = [
     ("steps of vLLM 0.11 servers", "ML.ENERGY, a model family left out", engines, "engine"),
     ("steps of vLLM 0.15 servers", "BLIS's runs, nothing fitted", newer, "engine"),
     ("90 % ranges of steps", "families left out", doubt, "ranges"),
+    ("watts, joules a token", "ML.ENERGY, a model family left out", power, "energy"),
     ("calibrate, then simulate", "a live vLLM on a CPU", live, "calibration"),
 ]
 

@@ -215,6 +215,10 @@ class Pricing(Config):
 
     usd_per_gpu_hour: Annotated[float, Field(ge=0, le=1e6)] | None = None
     """None = the GPU table's price."""
+    grid_gco2_per_kwh: float = Field(473.0, ge=0, le=1e5)
+    """Grams of CO2 that a kilowatt-hour costs; the world's mean of 2024 (Ember, Global Electricity Review 2025)."""
+    pue: float = Field(1.2, ge=1, le=10)
+    """Power of the whole centre over that of its cards (assumed: 1.1 to 1.6); hosts are not in the watts."""
 
 
 class Limits(Config):

@@ -91,6 +91,8 @@ def _reasoning(result: Result, d: dict[str, Any]) -> list[str]:
         _line("Mean batch:", d["mean_batch_size"]),
         _line("KV peak (% of the fullest pool):", 100.0 * d["kv_peak_fraction"]),
         _line("KV GiB-seconds per answer:", reasoning["kv_gib_s_per_answer"]),
+        _line("GPU power (W, all GPUs):", d["energy"]["mean_watts"]),
+        _line("Energy per output token (J):", d["energy"]["joules_per_output_token"]),
     ]
 
 
@@ -107,6 +109,11 @@ def bench_tail(result: Result) -> list[str]:
         *(f"Caveat: {text}" for text in result.caveats),
         *(f"Note: {text}" for text in result.to_dict()["notes"]),
         *(f"{key.replace('_', ' ').capitalize()}: {text}" for key, text in result.sources.items()),
+        *(
+            [f"Power: {result.energy.source}, {result.energy.low - 1:+.0%} to {result.energy.high - 1:+.0%}"]
+            if result.energy
+            else []
+        ),
         *(f"Mode: {text}" for text in dict.fromkeys(result.modes.values()) if text != "leap"),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvplan.simulation.diagnosis import advise, limited_by
+from kvplan.simulation.energy import energy
 from kvplan.simulation.replica_stats import Totals
 from kvplan.simulation.result import Pool, Result, total
 from kvplan.simulation.run import Run
@@ -45,6 +46,7 @@ def collect(run: Run, slos: dict[str, Slo], num_requests: int, is_open_loop: boo
         caveats=tuple(dict.fromkeys(text for fleet in fleets for text in fleet.setup.caveats)),
         engines={name: f.setup.config.model_dump(mode="json") for name, f in run.fleets.items()},
     )
+    result.energy = energy(list(fleets), run.records, result.duration_s)
     result.limited_by = limited_by(result, is_open_loop)
     result.advice = advise(result)
     return result

@@ -19,6 +19,7 @@ from kvplan.memory.layout import KvGroup, Layout
 from kvplan.memory.plan import estimate
 from kvplan.models.load import load_model, path_exists
 from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.profiles.power import Power, find_power
 from kvplan.profiles.step_times import default_link, make_step_times
 from kvplan.profiles.timing_profile import TimingProfile
 from kvplan.scenario.schema import Deployment, Interconnect, Scenario, SGLangFlags, StepTimeSpec
@@ -60,6 +61,8 @@ class Setup:
     """Which measured ranges a step leaves."""
     doubt: tuple[float, float] = (1.0, 1.0)
     """Steps may take from so many to so many times as long, in nine cases of ten; stated ones take just so long."""
+    power: Power | None = None
+    """What its cards draw; None where nobody knows."""
     sources: dict[str, str] = field(default_factory=dict)
     """Where the figures come from."""
     sglang: SGLangFlags | None = None
@@ -152,6 +155,7 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         draws=timed.draws,
         outside=timed.outside,
         doubt=timed.doubt,
+        power=find_power(gpu),
         sources={**sources, "kv_pool": plan.budget.kv.source, "price": "the GPU table, assumed"},
         sglang=sglang,
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import kvplan
 from kvplan.scenario.schema import Scenario
+from kvplan.simulation.energy import Energy
 from kvplan.simulation.metrics import Latencies, Sample, Summary, latencies, meets, summarise
 from kvplan.simulation.records import FINISH_REASONS, UNSET, Records
 from kvplan.simulation.replica_stats import Totals
@@ -80,6 +81,8 @@ class Result:
     """What each deployment's scheduler ran with, defaults resolved."""
     caveats: tuple[str, ...] = ()
     """Which engines the scheduler's rules stand for without having been checked against them."""
+    energy: Energy | None = None
+    """Watts of all GPUs; None where they cannot be told."""
     intervals: dict[str, list[float]] | None = None
     """[low, high] of each figure where it was asked for."""
     interval_of: str = ""
@@ -156,6 +159,7 @@ class Result:
                 "reasoning": self._reasoning(),
                 "classes": [self._class(i) for i in range(len(self.classes))],
                 "cost": self._cost(),
+                "energy": self._energy(),
                 "intervals": self.intervals,
                 "interval_of": self.interval_of,
                 "doubts": self.doubts,
@@ -291,6 +295,20 @@ class Result:
             "usd_per_million_visible_tokens": usd / visible * 1e6 if visible else None,
             "usd_per_answer": usd / self.num_completed if self.num_completed else None,
         }
+
+    def _energy(self) -> dict[str, Any]:
+        """Watts, joules, kWh and grams of CO2 at the scenario's grid factor and PUE; low and high of the watts."""
+        found, pricing = self.energy, self.scenario.pricing
+        tokens = self._counts()["total_output_tokens"]
+        names = ("mean_watts", "mean_watts_low", "mean_watts_high", "joules_per_output_token",
+                 "kwh_per_million_output_tokens", "gco2_per_million_output_tokens")  # fmt: skip
+        if found is None or not tokens:
+            return dict.fromkeys((*names, "source"))
+        watts = found.mean_watts
+        joules = watts * self.duration_s / tokens
+        kwh = joules * 1e6 / 3.6e6 * pricing.pue
+        values = (watts, watts * found.low, watts * found.high, joules, kwh, kwh * pricing.grid_gco2_per_kwh)
+        return {**dict(zip(names, values, strict=True)), "source": found.source}
 
     def _repr_html_(self) -> str:
         """A small table for notebooks."""

@@ -377,7 +377,9 @@ DECODERS: dict[str, PlainDecoder] = {
     "ExaoneMoeForCausalLM": PlainDecoder(
         qk_norm="head", experts=Experts(shared="num_shared_experts", correction=True)
     ),
-    "FlexOlmoForCausalLM": PlainDecoder(qk_norm="whole", rotary=False, experts=Experts(width="intermediate_size")),
+    "FlexOlmoForCausalLM": PlainDecoder(
+        qk_norm="whole", rotary=False, experts=Experts(width="intermediate_size")
+    ),
     "GraniteMoeSWAForCausalLM": PlainDecoder(
         sinks=True,
         experts=Experts(
