@@ -303,7 +303,7 @@ class Scheduler:
         was_running, num_tokens = request.status is RequestStatus.RUNNING, request.num_tokens
         stopped = check_stop(request, num_sampled, self._max_model_len)
         num_new = request.num_tokens - num_tokens
-        if not is_stale and request.num_output_placeholders > 0:
+        if self.config.async_scheduling and not is_stale:
             request.num_output_placeholders -= num_new
         if was_running and self._caches_outputs:
             past_end = num_sampled - num_new
