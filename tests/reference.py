@@ -35,6 +35,7 @@ EXIT_1 = {
     "compare": "no strategy keeps the limits",
     "sweep": "every point failed",
     "recommend": "no deployment keeps the targets",
+    "conformance": "a log differs, or a run is stuck for want of memory",
     "reconcile": "figures of the log exclude each other",
     "models": "no bundled model's (or architecture's) name contains the pattern",
     "support": "the model is refused",
@@ -58,6 +59,7 @@ FOLDED = {
     },
     "sweep": {},
     "compare-run": {"per_request_mape": "object: metric -> number"},
+    "conformance": {},
     "reconcile": {
         "log.figures": "object: figure -> number",
         "log.flags": "object: flag -> value",
@@ -311,6 +313,7 @@ def documents_of(folder: Path) -> dict[str, list[Any]]:
             f"chat {quick} --rate 1 --over gpu=l40s,rtx-3090 --workers 1 --set search.span=1 --set search.seeds=1"
         ],
         "compare-run": [f"{real} {simulated}"],
+        "conformance": [str(_log(folder))],
         "reconcile": [f"{log} --gpu h200"],
         "models": ["Qwen3-8B"],
         "gpus": [""],
@@ -319,6 +322,16 @@ def documents_of(folder: Path) -> dict[str, list[Any]]:
         name: [_document([name, *words.split(), "--json"]) for words in questions]
         for name, questions in asked.items()
     }
+
+
+def _log(folder: Path) -> Path:
+    """A log of a small scenario."""
+    request = {"id": "a", "prompt": [{"len": 9}], "output_len": 3}
+    scenario, log = folder / "scenario.json", folder / "log.jsonl"
+    scenario.write_text(json.dumps({"num_gpu_blocks": 20, "max_model_len": 40, "requests": [request]}))
+    with redirect_stdout(io.StringIO()):
+        assert run(["conformance", str(scenario), "-o", str(log)]) == 0
+    return log
 
 
 def _document(words: list[str]) -> Any:

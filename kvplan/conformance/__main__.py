@@ -15,7 +15,11 @@ def make_parser() -> ArgumentParser:
     """Return the command line."""
     parser = ArgumentParser(prog="python -m kvplan.conformance", description=ABOUT)
     parser.add_argument(
-        "paths", nargs="*", metavar="PATH", help="a scenario (JSON), or logs and folders of them"
+        "paths",
+        nargs="*",
+        default=None,
+        metavar="PATH",
+        help="a scenario (JSON), or logs and folders of them",
     )
     parser.add_argument("--engine", choices=ENGINES, default="vllm", help="whose scheduler (vllm)")
     parser.add_argument("--engine-version", help="of the engine (vllm: 0.32; sglang: 0.5.23)")
@@ -39,7 +43,8 @@ def main() -> int:
 
 def _main() -> int:
     try:
-        code = conform(**vars(make_parser().parse_args(sys.argv[1:])))
+        options = vars(make_parser().parse_args(sys.argv[1:]))
+        code = conform(options.pop("paths") or (), **options)
         sys.stdout.flush()
     except KvplanError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -84,10 +84,10 @@ def test_033_has_every_log() -> None:
 
 
 WHERE = {
-    "sure_ends_are_foreseen": ("0.15", "s01_plain_cot", "async"),
+    "sure_ends_are_foreseen": ("0.19", "e_s01_plain_cot", "async"),
     "unchunked_heads_block": ("0.11", "unchunked_heads", "sync"),
     "whole_prompts_must_fit": ("0.19", "s05e_reserve_isl_on", "sync"),
-    "unhashed_blocks_go_first": ("0.19", "m04_free_order", "sync"),
+    "unhashed_blocks_go_first": ("0.19", "e_m06_preempt_cascade", "sync"),
     "idle_victims_move_nobody": ("0.19", "idle_victim_0", "async"),
     "lone_prompts_have_no_cap": ("0.19", "lpt_lone", "sync"),
     "lookahead_block_hashes": ("0.33", "spec_k1_multiturn", "sync"),
