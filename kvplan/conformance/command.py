@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from kvplan.conformance.runs import open_scenario, replay_of, write_log
-from kvplan.conformance.suite import Verdict, check, compare, read_logs
+from kvplan.conformance.suite import Verdict, check, compare, read_goldens, read_logs
 from kvplan.conformance.twins import EngineName, describe_twins
 from kvplan.conformance.vllm_stuck import Stuck
 from kvplan.errors import KvplanError
@@ -80,7 +80,7 @@ def _run(
 
 def _judge(paths: Sequence[str], leap: bool, truth: str | None, json: bool) -> int:
     logs = [log for path in paths for log in read_logs(Path(path))]
-    known = {log.key: log for log in read_logs(Path(truth))} if truth else {}
+    known = {log.key: log for log in read_goldens(Path(truth))} if truth else {}
     verdicts = [compare(log, known) if truth else check(log, leap) for log in logs]
     differing = [verdict for verdict in verdicts if verdict.difference]
     print(jsonlib.dumps(_as_json(verdicts), indent=1) if json else "\n".join(_table(verdicts)))

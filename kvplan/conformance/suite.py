@@ -54,18 +54,20 @@ class Verdict:
 
 
 def read_logs(path: Path) -> list[Log]:
-    """Read a log, or all logs of a folder; raises KvplanError for what is neither."""
+    """Read a log, or all goldens and logs of a folder; raises KvplanError for what is neither."""
     if not path.is_dir():
         return [_read_log(path)]
-    logs = [
-        log
-        for folder in [path, *sorted(p for p in path.rglob("*") if p.is_dir())]
-        for log in _goldens(folder)
-    ]
+    logs = read_goldens(path)
     logs += [_read_log(p) for p in sorted(path.glob("*.jsonl")) if p.stem not in ("golden", "scenarios")]
     if not logs:
         raise KvplanError(f"{path}: no golden.jsonl or golden.jsonl.xz there, nor in its folders, and no log")
     return logs
+
+
+def read_goldens(folder: Path) -> list[Log]:
+    """Read the engines' own logs of a folder and those in it."""
+    folders = [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]
+    return [log for place in folders for log in _goldens(place)]
 
 
 def _lines(path: Path) -> list[Json]:
