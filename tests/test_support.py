@@ -12,25 +12,23 @@ from kvplan.cli.main import run
 from kvplan.engines.command import vllm_flags
 from kvplan.files import catalog_dir
 from kvplan.gpu import get_gpu, gpu_names
-from kvplan.models.architectures import BUILDERS, TEXT_OF, architectures, how_checked
+from kvplan.models.architectures import TEXT_OF, architectures, how_checked
 from kvplan.models.load import bundled_models
 from kvplan.models.quantization import METHODS
-from kvplan.models.vision import FAMILIES
+from kvplan.models.vision import has_tower
 
 PAGE = "support.md"
 
 
 def test_architectures() -> None:
-    towers = tuple(FAMILIES)
-
     def tower(name: str) -> str:
-        if name in TEXT_OF:
-            return "not known: `--language-model-only`"
-        multimodal = name.startswith(towers) and name.endswith("ConditionalGeneration")
-        return "with its tower" if multimodal else ""
+        if has_tower(name):
+            return "with its tower"
+        return "not known: `--language-model-only`" if name in TEXT_OF else ""
 
     rows = [(f"`{name}`", how_checked(name), tower(name)) for name in architectures()]
-    counts = f"{len(rows)} names; {len(BUILDERS)} whole, {len(TEXT_OF)} by their language model alone."
+    alone = sum(name in TEXT_OF and not has_tower(name) for name in architectures())
+    counts = f"{len(rows)} names; {len(rows) - alone} whole, {alone} by their language model alone."
     head = table("architecture, checked by, tower", rows)
     section("architectures", f"## Architectures\n\n{counts}\n\n{head}", PAGE)
 

@@ -19,7 +19,7 @@ from kvplan.models.rope import (
     yarn_max_model_len,
 )
 from kvplan.models.spec import ModelSpec, Weight
-from kvplan.models.vision import vision_tower
+from kvplan.models.vision import has_tower, vision_tower
 
 BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "LlamaForCausalLM": dense.llama,
@@ -251,7 +251,6 @@ UNHELD = frozenset(
         "InternVLChatModel",
         "KeyeForConditionalGeneration",
         "KeyeVL1_5ForConditionalGeneration",
-        "KimiK3ForConditionalGeneration",
         "KimiVLForConditionalGeneration",
         "Lfm2VlForConditionalGeneration",
         "LightOnOCRForConditionalGeneration",
@@ -300,7 +299,7 @@ def how_checked(architecture: str) -> str:
         return ""
     if architecture in UNHELD:
         return BY_FORMULA
-    return TEXT_ORACLE if architecture in TEXT_OF else ORACLE
+    return TEXT_ORACLE if architecture in TEXT_OF and not has_tower(architecture) else ORACLE
 
 
 def from_config(config: Mapping[str, object], name: str = "config.json", source: str = "") -> ModelSpec:

@@ -187,7 +187,7 @@ class VisionSpec:
     """A vision tower that the engine loads with the model."""
 
     family: str
-    """siglip, pixtral, llama4, qwen3_vl, gemma4 or moonvit."""
+    """A name of `kvplan.models.vision`, or unlisted."""
     facts: tuple[tuple[str, int], ...]
 
     def __getitem__(self, key: str) -> int:

@@ -21,10 +21,24 @@ FAMILIES = {
     "Qwen3_5": "qwen3_vl",
     "Gemma4": "gemma4",
     "KimiK25": "moonvit",
+    "KimiK3": "moonvit3d",
+    "Qwen2VL": "qwen2_vl",
+    "Qwen2_5_VL": "qwen2_5_vl",
+    "Glm4v": "glm4v",
+    "InternVLFor": "internvl",
+    "LlavaForC": "clip",
+    "PaliGemma": "paligemma",
+    "Cohere2Vision": "cohere2_vision",
 }
 """Architecture prefix -> tower."""
+CUT_BY_HEADS = frozenset({"qwen2_vl", "qwen2_5_vl", "glm4v", "clip", "paligemma", "cohere2_vision"})
 TOWERS = ("vision_config", "audio_config", "thinker_config", "audio_tower_config", "encoder_config")
 """Sections of a config that describe a tower."""
+
+
+def has_tower(architecture: str) -> bool:
+    """Whether the architecture's tower is known."""
+    return architecture.startswith(tuple(FAMILIES)) and architecture.endswith("ConditionalGeneration")
 
 
 def vision_tower(outer: Keys, architecture: str, text_hidden: int) -> VisionSpec | None:
@@ -35,7 +49,19 @@ def vision_tower(outer: Keys, architecture: str, text_hidden: int) -> VisionSpec
     if family is None or "vision_config" not in outer or architecture.endswith("CausalLM"):
         return None
     k = outer.section("vision_config")
-    return VisionSpec(family, (("text_hidden", text_hidden), *_READERS[family](k).items()))
+    if family == "clip" and (k.text("model_type") != "clip_vision_model" or _last_layer(outer) is None):
+        return VisionSpec("unlisted", ())
+    if family == "clip":
+        k = Keys(
+            k.name,
+            {**k.raw, "num_hidden_layers": k.count("num_hidden_layers") + 1 + (_last_layer(outer) or 0)},
+        )
+    if family == "cohere2_vision":
+        k = Keys(k.name, {**k.raw, "alignment": outer.raw.get("alignment_intermediate_size")})
+    facts = {"text_hidden": text_hidden, **_READERS[family](k)}
+    if family in CUT_BY_HEADS:
+        facts["heads"] = k.count("num_attention_heads", "num_heads")
+    return VisionSpec(family, tuple(facts.items()))
 
 
 def vision_modules(tower: VisionSpec, tp: int) -> list[Module]:
@@ -44,7 +70,22 @@ def vision_modules(tower: VisionSpec, tp: int) -> list[Module]:
         raise KvplanError(
             "the weights of this model's vision or audio tower are not known; --language-model-only plans without it"
         )
+    if tower.family in CUT_BY_HEADS and tower["heads"] % tp:
+        raise KvplanError(f"the vision tower's {tower['heads']} heads do not divide by {tp} ranks")
     return [m._replace(name="vision." + m.name, role="vision") for m in _MODULES[tower.family](tower, tp)]
+
+
+def _last_layer(outer: Keys) -> int | None:
+    """LLaVA's `vision_feature_layer`: layers after it are not loaded; None where it is a list."""
+    found = outer.raw.get("vision_feature_layer", -2)
+    return found if isinstance(found, int) and found < 0 else None
+
+
+def vision_rotary(tower: VisionSpec) -> int:
+    """Bytes of the tower's own table of cosines and sines, where its class keeps one."""
+    if tower.family not in ("qwen2_vl", "qwen2_5_vl", "glm4v"):
+        return 0
+    return 8192 * (tower["hidden"] // tower["heads"] // 2) * 2
 
 
 # ---- sizes
@@ -90,6 +131,56 @@ def _gemma4(k: Keys) -> dict[str, int]:
     return {**_plain(k), "positions": positions, "head_dim": k.count("head_dim", default=max(head_dim, 1))}
 
 
+def _qwen2(k: Keys) -> dict[str, int]:
+    hidden = k.count("embed_dim", "hidden_size")
+    return {
+        "hidden": hidden,
+        "width": hidden * k.count("mlp_ratio", default=4)
+        if "embed_dim" in k
+        else k.count("intermediate_size"),
+        "layers": k.count("depth", high=4096),
+        "patch": k.count("patch_size", high=4096),
+        "pixels": k.count("in_channels", "in_chans", default=3, high=64)
+        * k.count("temporal_patch_size", default=2, high=64),
+        "merge": k.count("spatial_merge_size", default=2, high=64) ** 2,
+        "output": k.count("out_hidden_size", "hidden_size"),
+    }
+
+
+def _glm4v(k: Keys) -> dict[str, int]:
+    output = k.count("out_hidden_size")
+    return {
+        **_qwen2(k),
+        "width": output,
+        "merger": k.count("intermediate_size"),
+        "image": k.count("image_size"),
+    }
+
+
+def _internvl(k: Keys) -> dict[str, int]:
+    grid = 1
+    for image, patch in zip(k.counts("image_size"), k.counts("patch_size"), strict=True):
+        grid *= image // max(patch, 1)
+    return {
+        "hidden": k.count("hidden_size"),
+        "width": k.count("intermediate_size"),
+        "layers": k.count("num_hidden_layers", high=4096),
+        "patch": k.counts("patch_size")[0],
+        "positions": grid + 1,
+        "bias": int(k.flag("attention_bias")),
+        "qk_norm": int(k.flag("use_qk_norm")),
+        "final_norm": int(not k.flag("use_mean_pooling", True)),
+    }
+
+
+def _cohere2(k: Keys) -> dict[str, int]:
+    return {**_sized(k), "alignment": k.count("alignment", default=36864)}
+
+
+def _moonvit3d(k: Keys) -> dict[str, int]:
+    return {**_moonvit(k), "qkv": k.count("qkv_hidden_size"), "heads": k.count("vt_num_attention_heads")}
+
+
 def _moonvit(k: Keys) -> dict[str, int]:
     grid = k.count("init_pos_emb_height", default=64) * k.count("init_pos_emb_width", default=64)
     return {**_plain(k), "positions": grid, "merge": 4}
@@ -102,6 +193,14 @@ _READERS = {
     "qwen3_vl": _qwen,
     "gemma4": _gemma4,
     "moonvit": _moonvit,
+    "moonvit3d": _moonvit3d,
+    "qwen2_vl": _qwen2,
+    "qwen2_5_vl": _qwen2,
+    "glm4v": _glm4v,
+    "internvl": _internvl,
+    "clip": _sized,
+    "paligemma": _sized,
+    "cohere2_vision": _cohere2,
 }
 
 
@@ -187,6 +286,83 @@ def _moonvit_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
     yield _linear("linear_2", v["text_hidden"], merged)
 
 
+def _moonvit3d_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
+    hidden, merged, n = v["hidden"], v["hidden"] * v["merge"], v["layers"]
+    ranks = 1 if v["heads"] % tp else tp  # whole where its heads do not divide; the projector always is
+    yield _linear("patch_embed", hidden, 3 * v["patch"] ** 2, bias=False)
+    yield vector("pos_emb", v["positions"] * hidden)
+    yield _linear("wqkv", 3 * cdiv(v["qkv"], ranks), hidden, bias=False, copies=n)
+    yield _linear("wo", hidden, cdiv(v["qkv"], ranks), bias=False, copies=n)
+    yield _linear("mlp", 2 * cdiv(v["width"], ranks), hidden, bias=False, copies=n)
+    yield vector("norms", 2 * hidden * n + hidden)
+    yield _linear("linear_1", merged, merged, bias=False)
+    yield _linear("linear_2", v["text_hidden"], merged, bias=False)
+    yield vector("post_norm", v["text_hidden"])
+
+
+def _merger(v: VisionSpec, tp: int) -> Iterator[Module]:
+    merged = v["hidden"] * v["merge"]
+    yield _linear("merger.fc1", cdiv(merged, tp), merged)
+    yield _linear("merger.fc2", v["output"], cdiv(merged, tp))
+
+
+def _qwen2_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
+    hidden, newer = v["hidden"], v.family == "qwen2_5_vl"
+    if newer and v["width"] % tp:
+        raise KvplanError(f"the vision tower's MLP of {v['width']} does not divide by {tp} ranks")
+    yield _linear("patch_embed", hidden, v["pixels"] * v["patch"] ** 2, bias=False)
+    yield from _blocks(v, tp, gated=newer, norms=2 if newer else 4)
+    yield vector("merger.norm", hidden if newer else 2 * hidden)
+    yield from _merger(v, tp)
+
+
+def _glm4v_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
+    hidden, output, merger = v["hidden"], v["output"], cdiv(v["merger"], tp)
+    yield _linear("patch_embed", hidden, v["pixels"] * v["patch"] ** 2)
+    yield vector("position_embedding", (v["image"] // v["patch"]) ** 2 * hidden)
+    yield from _blocks(v, tp, gated=True, bias=False, norms=2)
+    yield vector("post_norms", 2 * hidden + 2 * output)
+    yield _linear("downsample", output, hidden * v["merge"])
+    yield _linear("merger.proj", cdiv(output, tp), output, bias=False)
+    yield _linear("merger.gate_up", 2 * merger, output, bias=False)
+    yield _linear("merger.down", output, merger, bias=False)
+
+
+def _internvl_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
+    hidden, merged, n, width = v["hidden"], 4 * v["hidden"], v["layers"], cdiv(v["width"], tp)
+    yield _linear("patch_embedding", hidden, 3 * v["patch"] ** 2)
+    yield vector("class_and_position_embedding", (1 + v["positions"]) * hidden)
+    yield _linear("attn.qkv", 3 * hidden, hidden, bool(v["bias"]), n)  # attention is not cut
+    yield _linear("attn.proj", hidden, hidden, copies=n)
+    yield _linear("mlp.up", width, hidden, copies=n)
+    yield _linear("mlp.down", hidden, width, copies=n)
+    yield vector("norms_and_scales", (6 + 2 * v["qk_norm"]) * hidden * n + 2 * hidden * v["final_norm"])
+    yield vector("projector.norm", 2 * merged)
+    yield _linear("projector.linear_1", v["text_hidden"], merged)
+    yield _linear("projector.linear_2", v["text_hidden"], v["text_hidden"])
+
+
+def _clip_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
+    hidden = v["hidden"]
+    yield _linear("patch_embedding", hidden, 3 * v["patch"] ** 2, bias=False)
+    yield vector("class_and_position_embedding", ((v["image"] // v["patch"]) ** 2 + 2) * hidden)
+    yield vector("pre_layernorm", 2 * hidden)
+    yield from _blocks(v, tp)
+    yield _linear("projector.linear_1", cdiv(v["text_hidden"], tp), hidden)
+    yield _linear("projector.linear_2", v["text_hidden"], cdiv(v["text_hidden"], tp))
+
+
+def _other_siglip_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
+    """PaliGemma's and Command A Vision's: Gemma 3's tower, other projectors."""
+    yield from (m for m in _siglip_modules(v, tp) if not m.name.startswith("projector"))
+    if v.family == "paligemma":
+        yield _linear("projector", v["text_hidden"], v["hidden"])
+    else:
+        gated = v["alignment"] // 2
+        yield _linear("projector.linear_1", cdiv(2 * gated, tp), 4 * v["hidden"])
+        yield _linear("projector.linear_2", v["text_hidden"], cdiv(gated, tp))
+
+
 _MODULES = {
     "siglip": _siglip_modules,
     "pixtral": _pixtral_modules,
@@ -194,4 +370,12 @@ _MODULES = {
     "qwen3_vl": _qwen_modules,
     "gemma4": _gemma4_modules,
     "moonvit": _moonvit_modules,
+    "moonvit3d": _moonvit3d_modules,
+    "qwen2_vl": _qwen2_modules,
+    "qwen2_5_vl": _qwen2_modules,
+    "glm4v": _glm4v_modules,
+    "internvl": _internvl_modules,
+    "clip": _clip_modules,
+    "paligemma": _other_siglip_modules,
+    "cohere2_vision": _other_siglip_modules,
 }

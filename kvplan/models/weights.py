@@ -24,7 +24,7 @@ from kvplan.models.modules import (
 )
 from kvplan.models.quantization import Rule, Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
-from kvplan.models.vision import vision_modules
+from kvplan.models.vision import vision_modules, vision_rotary
 from kvplan.units import cdiv
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -259,7 +259,8 @@ class _Loader(NamedTuple):
             ),
             vision=sum(map(self.module_bytes, tower)),
             mtp=sum(map(self.module_bytes, mtp)),
-            rotary=sum(table.positions * table.dims * table.itemsize for table in model.rotary),
+            rotary=sum(table.positions * table.dims * table.itemsize for table in model.rotary)
+            + (vision_rotary(model.vision) if self.vision and model.vision else 0),
         )
 
     def layer(self, index: int) -> LayerWeights:
