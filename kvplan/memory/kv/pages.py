@@ -10,7 +10,7 @@ from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.memory.kv.formats import group_format, indexer_token_bytes, token_bytes
 from kvplan.memory.kv.groups import Layer, Page
 from kvplan.memory.kv.mixers import LayoutSetup, Mixer, distinct_backends, find_mixers
-from kvplan.memory.kv.sizes import Sizes, settle_sizes
+from kvplan.memory.kv.sizes import Sizes, gdn_exports_states, settle_sizes
 from kvplan.memory.kv.states import state_bytes
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 from kvplan.units import cdiv
@@ -149,7 +149,9 @@ def _state_page(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> Page:
         shape=(state.family,),
         speculative_blocks=args.num_speculative_tokens,
         checkpoint_blocks=int(
-            state.family in setup.rules.checkpoint_families or "checkpoints" in dict(state.facts)
+            state.family in setup.rules.checkpoint_families
+            or "checkpoints" in dict(state.facts)
+            or gdn_exports_states(setup, state)
         ),
         aligned=aligned,
     )

@@ -15,7 +15,7 @@ from kvplan.memory.kv.backends import Backend
 from kvplan.memory.kv.formats import PACKED_LATENT, stored_format, token_bytes
 from kvplan.memory.kv.mixers import LayoutSetup, Mixer, distinct_backends
 from kvplan.memory.kv.states import state_bytes
-from kvplan.models.spec import AttentionKind
+from kvplan.models.spec import AttentionKind, StateSpec
 from kvplan.units import cdiv
 
 DEFAULT_BLOCK_SIZE = 16
@@ -34,6 +34,23 @@ class Sizes:
     """Tokens between two kept states; 0: as `block_size`."""
 
 
+GDN_CHECKPOINT_ALIGNMENT = 64
+"""Tokens (vLLM `FLASHINFER_GDN_CHECKPOINT_ALIGNMENT`)."""
+
+
+def gdn_exports_states(setup: LayoutSetup, state: StateSpec) -> bool:
+    """Say whether FlashInfer runs a gated delta net's prefill and a state is kept per block.
+
+    On Hopper always, on Blackwell with keys of 128 (and CUDA 13, for which vLLM's wheels are built). Source: vLLM 0.33
+    `model_executor/layers/mamba/gdn/qwen_gdn_linear_attn.py: _resolve_gdn_prefill_backend`.
+    """
+    if state.family != "gdn_attention" or not setup.rules.gdn_exports_states:
+        return False
+    major = setup.capability[0]
+    flashinfer = setup.capability == (9, 0) or (major in (10, 12) and state["head_k_dim"] == 128)
+    return flashinfer and setup.args.enable_prefix_caching is not False
+
+
 def settle_sizes(setup: LayoutSetup, mixers: Sequence[Mixer]) -> Sizes:
     """Settle one stage's sizes: what backends take, then room for a state, then room for unquantised layers.
 
@@ -48,8 +65,8 @@ def settle_sizes(setup: LayoutSetup, mixers: Sequence[Mixer]) -> Sizes:
     states = [m.spec.state for m in mixers if m.spec.state]
     if states and {state.family for state in states} != UNALIGNED:
         largest = max(state_bytes(state, setup.args, setup.dtype) for state in states)
-        is_gdn = any(state.family == "gdn_attention" for state in states)
-        sizes = _cover_state(setup, mixers, sizes, largest, setup.rules.gdn_block_step if is_gdn else 1)
+        exports = any(gdn_exports_states(setup, state) for state in states)
+        sizes = _cover_state(setup, mixers, sizes, largest, GDN_CHECKPOINT_ALIGNMENT if exports else 1)
     return _cover_skipped(setup, mixers, sizes) if setup.skipped else sizes
 
 

@@ -25,8 +25,9 @@ class Rules(NamedTuple):
     """Kinds with fewer than this many times the smallest kind's layers make groups of the largest; 1.25 before 0.18."""
     checkpoint_families: frozenset[str] = frozenset({"mamba2"})
     """States that get one more block, to export a checkpoint from inside a prefill; none before 0.32."""
-    gdn_block_step: int = 1
-    """Attention blocks beside a gated delta net come in multiples of this many tokens; 64 from 0.33 on."""
+    gdn_exports_states: bool = False
+    """A gated delta net whose prefill FlashInfer runs exports checkpoints as well, at multiples of 64 tokens; from
+    0.33 on, with prefix caching."""
 
 
 def rules_for(version: Version) -> Rules:
@@ -42,6 +43,6 @@ def rules_for(version: Version) -> Rules:
         counts_steps_in_flight=version >= (0, 26),
         keeps_null_block=version >= (0, 29),
         merge_ratio=1.5 if version >= (0, 18) else 1.25,
-        checkpoint_families=frozenset(checkpoints | {"gdn_attention"} if newer else checkpoints),
-        gdn_block_step=64 if newer else 1,
+        checkpoint_families=frozenset(checkpoints),
+        gdn_exports_states=newer,
     )
