@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from kvplan.cli.options import DEMAND, FLAGS, SWITCH, print_json
-from kvplan.engines.command import Command, read_command
+from kvplan.engines.command import Command, NoStart, read_command
 from kvplan.engines.flags import EngineArgs, EntryPoint, parse_engine
 from kvplan.engines.spelling import unspoken
 from kvplan.errors import KvplanError
@@ -78,7 +78,12 @@ def estimate_command(
     told, colocated = None, read_colocate(colocate)
     overrides: Mapping[str, Any] = {}
     if command or " " in model.strip():
-        told = read_command((model, *command))
+        try:
+            told = read_command((model, *command))
+        except NoStart:
+            if command:
+                raise KvplanError(f"unexpected argument {command[0]!r}") from None
+            raise
         model, overrides, args = told.model, told.hf_overrides, _over(told.args, args)
         colocated |= _draft_of(told)
     engine = engine or (told.engine if told else "vllm")

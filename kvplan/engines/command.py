@@ -115,6 +115,10 @@ def _table() -> dict[str, str]:
     return found
 
 
+class NoStart(KvplanError):
+    """No engine is started in what was pasted."""
+
+
 @cache
 def _also() -> dict[str, str]:
     """Other spellings -> flag."""
@@ -191,7 +195,7 @@ def _start(words: list[str]) -> tuple[dict[str, str], str, list[str]]:
             return environment, image, _ended(words[i + 1 :])
     if words and words[0].startswith("--"):
         return environment, "vllm", _ended(words)  # arguments alone, as in a Kubernetes list
-    raise KvplanError(
+    raise NoStart(
         "no engine is started: paste vllm serve MODEL ..., python -m sglang.launch_server ... or trtllm-serve MODEL ..."
     )
 

@@ -257,8 +257,9 @@ def _moe(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
         yield from _matrices("mlp.shared_experts.", "mlp", replace(m, bias=False), shared, hidden)
     inside = m.latent_size or hidden
     if m.latent_size:
-        yield Module("mlp.fc1_latent_proj", "mlp", inside, hidden)
-        yield Module("mlp.fc2_latent_proj", "mlp", hidden, inside)
+        quantised = m.latent_quantised
+        yield Module("mlp.fc1_latent_proj", "mlp", inside, hidden, linear=quantised)
+        yield Module("mlp.fc2_latent_proj", "mlp", hidden, inside, linear=quantised)
     width = even(m.intermediate_size, cut.expert_tp, "channels of an expert")
     yield from _matrices("mlp.experts.", "expert", m, width, inside, copies=cdiv(m.num_experts, cut.ep))
 

@@ -111,7 +111,9 @@ def rotary_tables(text: Keys, architecture: str, layers: tuple[LayerSpec, ...]) 
 
 def _is_yarn(text: Keys) -> bool:
     """DeepSeek's yarn keeps its table in float32."""
-    return text.section("rope_scaling").text("rope_type", "type") == "yarn"
+    return any(
+        text.section(s).text("rope_type", "type") == "yarn" for s in ("rope_scaling", "rope_parameters")
+    )
 
 
 def rotary_positions(text: Keys) -> int:
