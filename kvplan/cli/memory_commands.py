@@ -7,10 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from kvplan.cli.options import DEMAND, FLAGS, SWITCH, print_json
-from kvplan.engines.command import Command, NoStart, read_command
 from kvplan.engines.flags import EngineArgs, EntryPoint, parse_engine
 from kvplan.engines.spelling import unspoken
 from kvplan.errors import KvplanError
@@ -21,6 +20,9 @@ from kvplan.memory.plan import estimate
 from kvplan.memory.serve_command import shell_command, with_length, yaml_config
 from kvplan.models.load import find_bundled, load_model, path_exists
 from kvplan.profiles.memory_profile import MemoryProfile
+
+if TYPE_CHECKING:
+    from kvplan.engines.command import Command
 
 
 def estimate_command(
@@ -78,12 +80,7 @@ def estimate_command(
     told, colocated = None, read_colocate(colocate)
     overrides: Mapping[str, Any] = {}
     if command or " " in model.strip():
-        try:
-            told = read_command((model, *command))
-        except NoStart:
-            if command:
-                raise KvplanError(f"unexpected argument {command[0]!r}") from None
-            raise
+        told = _pasted(model, command)
         model, overrides, args = told.model, told.hf_overrides, _over(told.args, args)
         colocated |= _draft_of(told)
     engine = engine or (told.engine if told else "vllm")
@@ -138,6 +135,20 @@ def _words(flag: str, value: object) -> list[str]:
 def _over(pasted: EngineArgs, own: EngineArgs | None) -> EngineArgs:
     """The command's flags, and over them kvplan's own."""
     return pasted.model_copy(update=own.model_dump(exclude_defaults=True)) if own else pasted
+
+
+def _pasted(first: str, others: tuple[str, ...]) -> Command:
+    from kvplan.engines.command import (  # only where one is pasted: a cold start stays short
+        NoStart,
+        read_command,
+    )
+
+    try:
+        return read_command((first, *others))
+    except NoStart:
+        if others:
+            raise KvplanError(f"unexpected argument {others[0]!r}") from None
+        raise
 
 
 def _draft_of(told: Command) -> dict[str, str]:
