@@ -159,6 +159,11 @@ def kv_layout(
         KvCacheTooSmall: not even one request of max_model_len fits.
         KvplanError: a combination that the engine refuses.
     """
+    if version < MIRRORED and any(layer.attention.kind is AttentionKind.COMPRESSED for layer in model.layers):
+        raise KvplanError(
+            f"{model.name}: compressed attention is planned as vLLM {MIRRORED[0]}.{MIRRORED[1]} lays it out; how "
+            f"{version[0]}.{version[1]} does is not known"
+        )
     rules = rules_for(version)
     pages = model_pages(LayoutSetup.of(model, args, capability, rules), draft)
     if _hybrid_manager_off(model, args):

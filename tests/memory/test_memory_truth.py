@@ -44,8 +44,8 @@ def args_of(row: Row, **more: Any) -> EngineArgs:
 # Printed KV GiB -> printed tokens or blocks
 
 EXPLAINED = {
-    "v1-h200x2-dsv4-flash": "DeepSeek V4's compressed attention is not modelled, and refused by name",
-    "v1-pro5000x8-dsv4-flash": "DeepSeek V4's compressed attention is not modelled, and refused by name",
+    "v1-h200x2-dsv4-flash": "DeepSeek V4 as versions before 0.32 lay it out is not known, and refused by name",
+    "v1-pro5000x8-dsv4-flash": "DeepSeek V4 as versions before 0.32 lay it out is not known, and refused by name",
 }
 """Rows that are not reproduced, and why."""
 

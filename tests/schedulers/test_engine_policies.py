@@ -17,7 +17,8 @@ from kvplan.conformance.vllm_stuck import find_stuck
 from kvplan.content import Segment
 from kvplan.errors import DoesNotFit
 from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
-from kvplan.schedulers.vllm.admission import ADMISSIONS, caveats
+from kvplan.schedulers.vllm.admission import ADMISSIONS
+from kvplan.schedulers.vllm.caveats import caveats
 
 
 def run_random(seed: int, **rules: str) -> tuple[VLLMScenario, ReplayResult[StepRecord], VLLMReplay]:
