@@ -45,6 +45,8 @@ from kvplan.units import gib
 
 __all__ = ["Plan", "Question", "answer", "estimate"]
 
+SKIPS_TOWERS = (0, 27)
+"""Since when `--language-model-only` leaves the tower's weights out: 0.32's classes do, a log of 0.26 holds them."""
 ROLES = ("draft", "reward", "reference", "critic")
 """Models that may live beside the planned one."""
 
@@ -276,8 +278,11 @@ def _with_requests(question: Question, args: ResolvedArgs, shape: Layout, budget
 
 def _stage_budgets(question: Question, args: ResolvedArgs, trace_tokens: int) -> list[Budget]:
     """One budget per pipeline stage: each as heavy as the heaviest, but only the last one samples."""
+    loads = args
+    if question.engine.engine == "vllm" and not question.engine.is_vllm(*SKIPS_TOWERS):
+        loads = args.model_copy(update={"language_model_only": False})
     weights, least = (
-        rank_weights(question.model, args, question.engine.legacy, least_padding=least)
+        rank_weights(question.model, loads, question.engine.legacy, least_padding=least)
         for least in (False, True)
     )
     others = tuple(_colocated(question, args, role, model, trace_tokens) for role, model in question.colocate)

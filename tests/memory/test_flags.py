@@ -57,6 +57,10 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "quantization": (DENSE, {}, "fp8"),
     "dtype": (DENSE, {"kv_cache_dtype": "fp8"}, "float32"),
     "enforce_eager": (DENSE, {}, True),
+    "language_model_only": (WINDOWED, {"max_model_len": 16384}, True),
+    "enable_lora": (DENSE, {}, True),
+    "max_loras": (DENSE, {"enable_lora": True}, 4),
+    "max_lora_rank": (DENSE, {"enable_lora": True}, 64),
 }
 """Field -> (model, flags beside it, a value that changes the answer)."""
 WITHOUT_EFFECT = {

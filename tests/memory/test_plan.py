@@ -560,6 +560,8 @@ SPOKEN: dict[str, Any] = {
     "quantization": "fp8",
     "dtype": "float16",
     "enforce_eager": True,
+    "language_model_only": True,
+    "enable_lora": True,
 }
 """A value other than the default of every flag; 8 where none is named."""
 
