@@ -25,6 +25,7 @@ from kvplan.formulas.capacity import kv_bytes_per_token, latent_bytes_per_token
 from kvplan.memory.kv.backends import BACKENDS, KV_DTYPES
 from kvplan.memory.kv.groups import Layer, Page, bytes_per_block, group_layers
 from kvplan.memory.kv.pages import Pages
+from kvplan.memory.kv.versions import MIRRORED
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout, pages_layout
 from kvplan.models.load import from_config
 from kvplan.models.quantization import checkpoint_kv_dtype
@@ -72,18 +73,21 @@ def pages_of(case: Case) -> Pages:
     return Pages(tuple(layers), 16, "auto", ())
 
 
-def layout_of(case: Case) -> Layout:
+def layout_of(case: Case, version: tuple[int, int] = MIRRORED) -> Layout:
     available = case.get("available_bytes") or int(case["available_gib"] * GiB)
     if "specs" in case:
-        return pages_layout(pages_of(case), args_of(case), available, longest=case["max_model_len"])
+        return pages_layout(
+            pages_of(case), args_of(case), available, longest=case["max_model_len"], version=version
+        )
     model = model_of(case["config"], json.dumps(case.get("config_update", {})))
-    return kv_layout(model, args_of(case), available, capability=CARDS[case.get("device", "H100")])
+    card = CARDS[case.get("device", "H100")]
+    return kv_layout(model, args_of(case), available, capability=card, version=version)
 
 
-def answer(case: Case) -> Case:
+def answer(case: Case, version: tuple[int, int] = MIRRORED) -> Case:
     """What kvplan says, in the golden's words."""
     try:
-        found = layout_of(case)
+        found = layout_of(case, version)
     except KvCacheTooSmall as small:
         return {"refused": small.max_model_len}
     except KvplanError:
@@ -303,6 +307,28 @@ def test_newer_versions_widen_gated_delta_net_blocks() -> None:
     }
     assert [found.block_size for found in sizes.values()] == [272, 320]
     assert [found.groups[0].blocks_per_request for found in sizes.values()] == [2, 3]
+
+
+def test_equals_vllm_033_on_random_cases() -> None:
+    """The planner of 0.33 on models, cards, parallel sizes, dtypes and flags drawn at random, refusals included."""
+    packed = (FIXTURES / "layout_golden_0.33.json.gz").read_bytes()
+    known: list[tuple[Case, Case]] = json.loads(gzip.decompress(packed))
+    assert len(known) >= 150
+    for case, golden in known:
+        assert comparable(case, answer(case, (0, 33))) == comparable(case, golden), case
+
+
+def test_states_are_exported_where_flashinfer_runs() -> None:
+    """From 0.33 on, with prefix caching: Hopper and Blackwell keep one more block, Ampere and Ada none."""
+    for card, blocks in (("H100", 3), ("B200", 3), ("A100", 2), ("L40S", 2)):
+        found = kv_layout(
+            model_of("qwen3-next-80b-a3b"),
+            flags(tp=4),
+            20 * GiB,
+            capability=CARDS[card],
+            version=(0, 33),
+        )
+        assert (found.groups[0].blocks_per_request, found.block_size % 64 == 0) == (blocks, blocks == 3), card
 
 
 @given(
