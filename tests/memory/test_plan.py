@@ -560,6 +560,7 @@ SPOKEN: dict[str, Any] = {
     "quantization": "fp8",
     "dtype": "float16",
     "enforce_eager": True,
+    "generation_config": "vllm",
     "language_model_only": True,
     "enable_lora": True,
 }
