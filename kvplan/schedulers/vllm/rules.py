@@ -80,21 +80,21 @@ class SchedulerRules:
         "Asynchronous: a request that the step in flight surely ends is not scheduled once more.",
         "It is, and that token is thrown away.",
         "v1/core/sched/scheduler.py: schedule",
-        "logs of 0.11 and 0.15",
+        "logs of 0.11 and 0.12",
     )
     unchunked_heads_block = Rule(
         (0, 12),
         "Without chunked prefill, a prompt longer than what is left of the step blocks those behind it.",
         "They pass it, and all that were passed return to the queue in reverse.",
         "v1/core/sched/scheduler.py: schedule",
-        "logs of 0.11 and 0.15",
+        "logs of 0.11 and 0.12",
     )
     whole_prompts_must_fit = Rule(
         (0, 19),
         "A prompt is admitted only if all of it fits (scheduler_reserve_full_isl).",
         "It is admitted if its first chunk fits.",
         "v1/core/sched/scheduler.py: schedule",
-        "logs of 0.15 and 0.19",
+        "logs of 0.18 and 0.19",
     )
     unhashed_blocks_go_first = Rule(
         (0, 24),
@@ -108,7 +108,7 @@ class SchedulerRules:
         "By priority, a victim that stood before the request in turn makes nobody miss the step.",
         "If it had no tokens in this step, the next running request is passed over.",
         "v1/core/sched/scheduler.py: schedule",
-        "logs of 0.19 and 0.28",
+        "logs of 0.27 and 0.28",
     )
     lone_prompts_have_no_cap = Rule(
         (0, 31),
