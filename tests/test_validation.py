@@ -89,6 +89,13 @@ def scheduler() -> tuple[str, str]:
     )
 
 
+def versions() -> tuple[str, str]:
+    number, first, last = found("versions", r"(\d+) versions from (\S+) to (\S+) were run")
+    logs = sum(int(row[2]) + int(row[4]) for row in rows("versions", "What a version is held to"))
+    differing = sum(int(row[4].replace(",", "")) for row in rows("scheduler", "Random scenarios"))
+    return f"{logs:,} logs kept, {number} versions from {first} to {last} run", f"{differing} differ"
+
+
 def sglang() -> tuple[str, str]:
     scenarios, logs = found("scheduler-sglang", r"(\d+) scenarios in both event loops: (\d+) logs")
     [random] = found("scheduler-sglang", r"(\d+) random scenarios with")
@@ -185,7 +192,8 @@ CLAIMS = [
     ("blocks of a printed KV memory", "start-up logs of vLLM", blocks, "memory-blocks"),
     ("KV pool from flags alone", "logs of models that taught nothing", pool, "memory-pool"),
     ("pools of SGLang, TensorRT-LLM", "their start-up logs", other_engines, "memory-other-engines"),
-    ("every scheduling decision", "vLLM 0.32's own scheduler, and other versions'", scheduler, "scheduler"),
+    ("every scheduling decision", "vLLM 0.32's own scheduler", scheduler, "scheduler"),
+    ("by the rules of other versions", "those versions' own schedulers", versions, "versions"),
     ("every decision under SGLang", "SGLang 0.5.23's own scheduler", sglang, "scheduler-sglang"),
     ("kernel and step times", "points the fit had not seen", kernels, "step-time"),
     ("a step's products, whole models", "kernel tables' shapes left out", sums, "kernels"),

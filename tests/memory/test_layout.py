@@ -115,6 +115,14 @@ def cases(origin: str) -> list[tuple[Case, Case]]:
     return [(case, golden) for kind, case, golden in GOLDEN["cases"] if kind == origin]
 
 
+@cache
+def cases_of_033() -> list[tuple[Case, Case]]:
+    """What 0.33's planner said, as for 0.32."""
+    packed = (FIXTURES / "layout_golden_0.33.json.gz").read_bytes()
+    found: list[tuple[Case, Case]] = json.loads(gzip.decompress(packed))
+    return found
+
+
 @pytest.mark.parametrize(("case", "golden"), cases("chosen") + cases("logs"), ids=lambda x: x.get("id", ""))
 def test_equals_vllm(case: Case, golden: Case) -> None:
     """Groups, blocks, tokens and concurrency, or the refusal and the length that would fit: all equal."""
@@ -170,6 +178,7 @@ vLLM 0.32.0's planner runs on a CPU; these are its answers and kvplan's. Equal m
 page bytes, blocks a request, pool blocks, printed tokens and concurrency, or the refusal and its longest length.
 Besides the {len(listed)} below, {scores[True]} of {scores.total()} further cases are equal, drawn at
 random over models, cards, parallel sizes, KV dtypes and flags, or made to stress one of them.
+{len(cases_of_033())} random cases of vLLM 0.33.0's planner are equal as well.
 
 Assumed as in the reference: FlashInfer, DeepGEMM and FlashMLA installed, FlashAttention 4 not. Not planned:
 encoder-decoder models, DeepSeek V4, KV connectors, ReplaySSM, image inputs (Gemma 3 and 4 then pick other kernels).
@@ -311,10 +320,8 @@ def test_newer_versions_widen_gated_delta_net_blocks() -> None:
 
 def test_equals_vllm_033_on_random_cases() -> None:
     """The planner of 0.33 on models, cards, parallel sizes, dtypes and flags drawn at random, refusals included."""
-    packed = (FIXTURES / "layout_golden_0.33.json.gz").read_bytes()
-    known: list[tuple[Case, Case]] = json.loads(gzip.decompress(packed))
-    assert len(known) >= 150
-    for case, golden in known:
+    assert len(cases_of_033()) >= 150
+    for case, golden in cases_of_033():
         assert comparable(case, answer(case, (0, 33))) == comparable(case, golden), case
 
 
