@@ -39,7 +39,7 @@ def open_scenario(
 
 def make_for(twin: Twin, data: Mapping[str, Any], name: str, is_async: bool) -> Config:
     """Make a scenario of JSON for a twin; `name` is said where it is wrong."""
-    changes: dict[str, Any] = {"async_scheduling": True} if is_async else {}
+    changes: dict[str, Any] = {"async_scheduling": is_async}
     if twin.engine == "vllm":
         changes["engine_version"] = twin.version
     return make_scenario(KINDS[twin.engine], {**data, **changes}, name)

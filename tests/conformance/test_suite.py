@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_conformance import golden, logs_of, scenarios
+from engine_conformance import golden, logs_of, scenarios, scenarios_of
 from sglang_conformance import golden as sglang_golden
 from sglang_conformance import scenarios as sglang_scenarios
 
@@ -36,6 +36,10 @@ def suite(tmp_path: Path) -> Path:
     )
     newer = [log for key, log in logs_of("0.33").items() if key[0] in NAMES]
     write(tmp_path / "vllm" / "0.33" / "golden.jsonl", newer)
+    idle = scenarios_of("0.19")["idle_victim_0"]  # asynchronous unless told otherwise
+    write(tmp_path / "vllm" / "0.19" / "scenarios.jsonl", [idle])
+    older = [log for key, log in logs_of("0.19").items() if key[0] == "idle_victim_0"]
+    write(tmp_path / "vllm" / "0.19" / "golden.jsonl", older)
     write(tmp_path / "sglang" / "scenarios.jsonl", [sglang_scenarios()["g01_plain"]])
     write(tmp_path / "sglang" / "golden.jsonl", [sglang_golden()["g01_plain", "normal"]])
     return tmp_path
@@ -64,7 +68,12 @@ def test_a_folder_of_logs_is_run_again(suite: Path, capsys: pytest.CaptureFixtur
     code, rows = verdicts(capsys, str(suite))
     assert code == 0
     assert [row["mirrors"] for row in rows].count("vLLM 0.33.0") == 6
-    assert {row["mirrors"] for row in rows} == {"vLLM 0.32.0", "vLLM 0.33.0", "SGLang 0.5.23"}
+    assert {row["mirrors"] for row in rows} == {
+        "vLLM 0.19.0",
+        "vLLM 0.32.0",
+        "vLLM 0.33.0",
+        "SGLang 0.5.23",
+    }
     assert not any(row["difference"] for row in rows)
     assert run(["conformance", str(suite)]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["vLLM", "0.32.0", "6", "638", "0"]
