@@ -454,6 +454,8 @@ def assumed_plain(k: Keys) -> PlainDecoder | None:
     """A plain decoder where every key of the config is a plain decoder's; else None."""
     if any(key not in PLAIN_KEYS and not key.startswith("_") for key, v in k.raw.items() if v is not None):
         return None
+    if not {"hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"} <= k.raw.keys():
+        return None
     normed = any(k.raw.get(key) is True for key in ("use_qk_norm", "qk_norm"))
     biased = k.raw.get("use_bias") is True
     return PLAIN._replace(
