@@ -19,16 +19,17 @@ def rows() -> list[dict[str, str]]:
 
 
 def test_dense_models_on_real_cards(rows: list[dict[str, str]]) -> None:
-    """H100, H200 and B200, three engines: 12 % in the median of TPOT and of TTFT; every third point here.
+    """H100, H200 and B200, three engines: 8 % in the median of TPOT, 13 % of TTFT; every third point here.
 
-    `docs/validation.md` has all points, the mixtures of experts and the worst ones.
+    Kernels as measured tell TPOT better than the curves before them (12 % was the bar of both) and prompts a little
+    worse. `docs/validation.md` has all points, the mixtures of experts and the worst ones.
     """
     dense = [row for row in rows if (model := known_model(row["model_path"])) and not model.is_moe]
     points = [p for p in map(point, dense[::3]) if p is not None]
     assert len(points) == 211
-    assert np.median([abs(p.tpot_error) for p in points]) <= 0.12
-    assert np.median([abs(p.ttft_error) for p in points]) <= 0.12
-    assert abs(np.mean([p.tpot_error for p in points])) <= 0.12
+    assert np.median([abs(p.tpot_error) for p in points]) <= 0.08
+    assert np.median([abs(p.ttft_error) for p in points]) <= 0.13
+    assert abs(np.mean([p.tpot_error for p in points])) <= 0.06
 
 
 def test_llama_on_h200_from_nothing_but_kernels_and_a_script(rows: list[dict[str, str]]) -> None:
@@ -51,8 +52,15 @@ def test_the_last_client_waits_for_room_in_a_step(rows: list[dict[str, str]]) ->
     ]  # fmt: skip
     points = [p for p in map(point, chosen) if p is not None]
     assert len(points) == 6
-    assert max(abs(p.ttft_error) for p in points) <= 0.10
-    assert max(abs(p.tpot_error) for p in points) <= 0.10
+    assert max(abs(p.ttft_error) for p in points) <= 0.17
+    assert max(abs(p.tpot_error) for p in points) <= 0.02
+    for clients in (
+        8,
+        16,
+    ):  # what grows is the wait for another to end, not the prompt
+        of = {int(p.row["osl"]): p for p in points if float(p.row["concurrency"]) == clients}
+        real = float(of[512].row["silicon_ttft_ms"]) / float(of[128].row["silicon_ttft_ms"])
+        assert of[512].ttft / of[128].ttft == pytest.approx(real, rel=0.03)
     eight = [r for r in chosen if float(r["concurrency"]) == 8]
     assert max(p.ttft for r in eight if (p := point(r, Reading(slack=0)))) <= 150
 
@@ -63,8 +71,8 @@ def test_prompts_held_back_for_fuller_batches(rows: list[dict[str, str]]) -> Non
     waiting = [r for r in chosen if r["isl"] == r["osl"] == "1024" and float(r["tp_size"]) < 8]
     points = [p for p in map(point, waiting[::3]) if p is not None]
     assert len(points) == 6
-    assert max(abs(p.ttft_error) for p in points) <= 0.15
-    assert max(abs(p.tpot_error) for p in points) <= 0.08
+    assert max(abs(p.ttft_error) for p in points) <= 0.09
+    assert max(abs(p.tpot_error) for p in points) <= 0.09
 
 
 def test_mixtures_of_experts_on_real_cards(rows: list[dict[str, str]]) -> None:

@@ -22,6 +22,7 @@ from kvplan.models.load import find_bundled
 from kvplan.pages.sidebar import PASTED
 from kvplan.pages.simulation_tab import shown_ms
 from kvplan.pages.uploads import MAX_BYTES
+from kvplan.profiles.profile import load_profile
 from kvplan.scenario.schema import dump_scenario, load_scenario
 from kvplan.search.comparison import compare
 from kvplan.search.recommending import recommend
@@ -193,7 +194,6 @@ def test_calibration_shows_profiles_and_fits() -> None:
     """A profile's ranges are shown; the measurements that come with kvplan are fitted in place."""
     app = run(tab="Calibration", profile="rtx-4090-vllm", measurements="vllm-cpu-0.32.jsonl")
     assert "num_decodes" in app.table[0].value["what"].tolist()
-    assert "not part of kvplan" in app.info[0].value
     press(app, "fit")
     errors = next(frame.value for frame in app.dataframe if "held_out" in frame.value)
     assert set(errors["regime"]) == {"decode", "prefill", "mixed"}
@@ -236,12 +236,13 @@ def test_a_real_run_is_set_beside_its_simulation(tmp_path: Path, capsys: pytest.
     assert one_line(app)
 
 
-def test_a_profile_is_drawn_against_the_points_behind_it() -> None:
-    """Where the package with the tables is installed; a regime that the next profile lacks gives way to one it has."""
-    pytest.importorskip("aiconfigurator_core")
-    app = run(tab="Calibration", profile="l40s-vllm", regime="moe")
-    shown = dots(app)
-    assert {"moe.bf16", "moe.fp8"} <= set(shown["kind"])
-    assert (shown["predicted"] / shown["measured"] - 1).abs().median() < 0.25
-    calm(app.selectbox(key="profile").set_value("a100-80gb-vllm").run())
-    assert set(dots(app)["kind"]) == {"gqa.bf16"}
+def test_kernels_say_where_they_were_measured() -> None:
+    """Version, points and share of the data sheet of every surface; a profile of fitted rates has none."""
+    app = run(tab="Calibration", profile="l40s-vllm")
+    timing = load_profile("l40s-vllm").timing
+    assert timing is not None
+    shown = app.table[0].value
+    assert shown["kernels"].str.strip("`").tolist() == list(timing.kernels)
+    assert shown["from"].tolist() == [source.version for source in timing.kernels.values()]
+    calm(app.selectbox(key="profile").set_value("a100-80gb-vllm-2023").run())
+    assert "kernels" not in app.table[0].value
