@@ -65,7 +65,7 @@ class AttentionWork:
     num_heads: int
     num_kv_heads: int
     head_dim: int = 0
-    """Width of a key; of the latent, for MLA; 0 for an indexer."""
+    """Width of a key; of the latent, for MLA; of an indexer's own. 0: not told, as fitted rates need not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,25 +351,26 @@ def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[Atten
     decode = 2.0 * heads * (latent + a.kv_lora_rank)
     pair = 2.0 * heads * (a.qk_nope_head_dim + a.qk_rope_head_dim + a.v_head_dim)
     main = AttentionWork(n, a.index_topk, latent * kv_bytes, decode, pair, heads, 1, latent)
-    if not a.index_topk:
+    if not a.index_head_dim:  # dense, or a layer that takes the picks of one before it
         return (main,)
     flops = 2.0 * a.index_num_heads * a.index_head_dim
-    return main, AttentionWork(n, 0, a.index_head_dim + 4.0, flops, flops, a.index_num_heads, 1)
+    index = AttentionWork(n, 0, a.index_head_dim + 4.0, flops, flops, a.index_num_heads, 1, a.index_head_dim)
+    return main, index
 
 
 def _compressed(a: AttentionSpec, n: int, heads: int) -> tuple[AttentionWork, ...]:
     """DeepSeek V4: the window's latents, and compressed ones, all of them or those that an indexer picks; fp8."""
     flops, latent = 4.0 * heads * a.head_dim, a.head_dim + 72.0
-    found = [AttentionWork(n, a.window, latent, flops, flops, heads, 1)]
+    found = [AttentionWork(n, a.window, latent, flops, flops, heads, 1, a.head_dim)]
     if not a.compress_ratio:
         return tuple(found)
     ratio = a.compress_ratio
     reach = a.index_topk * ratio
-    found.append(AttentionWork(n, reach, latent / ratio, flops / ratio, flops / ratio, heads, 1))
+    found.append(AttentionWork(n, reach, latent / ratio, flops / ratio, flops / ratio, heads, 1, a.head_dim))
     if a.index_topk:
         looks = 2.0 * a.index_num_heads * a.index_head_dim / ratio
         width = (a.index_head_dim + 4.0) / ratio
-        found.append(AttentionWork(n, 0, width, looks, looks, a.index_num_heads, 1))
+        found.append(AttentionWork(n, 0, width, looks, looks, a.index_num_heads, 1, a.index_head_dim))
     return tuple(found)
 
 
