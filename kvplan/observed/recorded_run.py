@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvplan.errors import KvplanError
-from kvplan.sums import exact_mean, exact_sum
+from kvplan.formulas.sums import exact_mean, exact_sum
 from kvplan.workload.bench_result import BenchResult, bench_result, json_of, read_text
 
 Array = NDArray[np.float64]

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kvplan.formulas.sums import exact_mean, exact_sum
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
-from kvplan.sums import exact_mean, exact_sum
 from kvplan.timing.step import StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo

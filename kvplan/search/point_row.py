@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from kvplan.errors import KvplanError
+from kvplan.formulas.sums import exact_mean
 from kvplan.scenario.schema import Deployment, Scenario
 from kvplan.search.strategy_row import strategy_row
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.metrics import summarise
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import SolveResult, simulate, solve
-from kvplan.sums import exact_mean
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from kvplan.errors import DoesNotFit
 from kvplan.formulas.accounting import Floats, api_cost_usd, api_price
+from kvplan.formulas.sums import exact_sum
 from kvplan.models.load import load_model, path_exists
 from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import active_parameters
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.records import FINISH_REASONS
 from kvplan.simulation.simulator import SolveResult
-from kvplan.sums import exact_sum
 from kvplan.timing.work import step_work
 from kvplan.units import TICKS_PER_S, GiB
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler

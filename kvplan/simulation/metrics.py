@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kvplan.formulas.sums import exact_mean, exact_sum
 from kvplan.simulation.records import Records
-from kvplan.sums import exact_mean, exact_sum
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 

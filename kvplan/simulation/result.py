@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kvplan
+from kvplan.formulas.sums import exact_sum
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.energy import Energy
 from kvplan.simulation.metrics import Latencies, Sample, Summary, latencies, meets, summarise
 from kvplan.simulation.records import FINISH_REASONS, UNSET, Records
 from kvplan.simulation.replica_stats import Totals
-from kvplan.sums import exact_sum
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
