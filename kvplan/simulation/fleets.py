@@ -12,9 +12,9 @@ from kvplan.scenario.schema import Deployment
 from kvplan.schedulers.leap.allowed import why_not
 from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.protocol import SchedulerInterface
-from kvplan.schedulers.request import Request
 from kvplan.schedulers.sglang.stepper import SGLangEngine
 from kvplan.schedulers.step_by_step import StepByStep
+from kvplan.simulation.acceptance import accept_drafts
 from kvplan.simulation.deploy import Setup, sglang_config
 from kvplan.simulation.metrics import TokenMeter
 from kvplan.simulation.replica import Replica
@@ -119,7 +119,8 @@ class FleetBuilder:
         if setup.sglang is not None:
             engine = SGLangEngine(sglang_config(config, setup.sglang), may_leap=not reason)
         elif reason:
-            engine = StepByStep(config, self._accept(fleet.deployment.acceptance_rate))
+            stream = (self.seed, 2, len(self.modes))
+            engine = StepByStep(config, accept_drafts(fleet.deployment.acceptance_rate, stream))
         else:
             engine = LeapScheduler(config)
         self.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
@@ -147,43 +148,3 @@ class FleetBuilder:
                 f"{num_replicas:,} replicas of {setup.config.num_gpu_blocks:,} blocks, step by step: "
                 f"{MOST_STEPPED_BLOCKS:,} blocks in all can be simulated so; ask for fewer replicas"
             )
-
-    def _accept(self, rate: float | tuple[float, ...]) -> Callable[[Request, int], int]:
-        """How many drafts are right, each with its position's chance, up to the first wrong one.
-
-        Drawn by request and token, so that a request's luck does not hang on who else runs.
-        """
-        rates = (rate,) if isinstance(rate, float) else rate
-        stream = (self.seed, 2, len(self.modes))
-
-        def accept(request: Request, num_drafts: int) -> int:
-            assert isinstance(request, SimRequest)
-            draws = uniforms(stream, request.row, request.num_output_tokens, num_drafts)
-            for i, draw in enumerate(draws):
-                if draw >= rates[min(i, len(rates) - 1)]:
-                    return i
-            return num_drafts
-
-        return accept
-
-
-_MASK, _GOLDEN = (1 << 64) - 1, 0x9E3779B97F4A7C15
-
-
-def uniforms(stream: tuple[int, ...], row: int, token: int, count: int) -> list[float]:
-    """Uniform numbers of a request at a token: SplitMix64 (Steele, Lea and Flood, 2014) of all that names them.
-
-    >>> uniforms((0,), 1, 7, 2) == uniforms((0,), 1, 7, 3)[:2]
-    True
-    """
-    state = 0
-    for part in (*stream, row, token):
-        state = _mixed((state ^ part) & _MASK)
-    return [(_mixed((state + i * _GOLDEN) & _MASK) >> 11) * 2.0**-53 for i in range(count)]
-
-
-def _mixed(state: int) -> int:
-    state = (state + _GOLDEN) & _MASK
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-    return state ^ (state >> 31)

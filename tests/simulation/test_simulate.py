@@ -19,8 +19,8 @@ from places import ROOT
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
+from kvplan.simulation.acceptance import uniforms
 from kvplan.simulation.deploy import Setup, StatedStepTime
-from kvplan.simulation.fleets import uniforms
 from kvplan.simulation.in_flight import series, steps_to_cover
 from kvplan.simulation.records import FINISH_REASONS
 from kvplan.simulation.result import Result
