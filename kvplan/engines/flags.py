@@ -161,6 +161,10 @@ class EngineVersion(NamedTuple):
         """Whether this is vLLM of at least that version; no other engine's numbers are compared with vLLM's."""
         return self.engine == "vllm" and self.version >= since
 
+    def is_between(self, engine: str, since: tuple[int, int], until: tuple[int, int] | None) -> bool:
+        """Whether this is `engine` from `since` on and before `until`; None: no end."""
+        return self.engine == engine and since <= self.version and (until is None or self.version < until)
+
     def __str__(self) -> str:
         """As `--engine` takes it, e.g. vllm@0.32."""
         kept = "-v0" if self.legacy and self.version >= (0, 8) else ""

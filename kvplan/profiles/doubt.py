@@ -74,7 +74,7 @@ def find_doubt(timing: TimingProfile, engine: EngineVersion, model: ModelSpec, i
     evidence: Evidence = "tables" if "step.layer_s" in timing.assumed else "steps"
     kind = "dense" if model_class(model) in ("dense", "states") else "mixture"
     for row in all_errors():
-        fits = row.engine == engine.engine and row.since <= engine.version < (row.until or (1 << 30, 0))
+        fits = engine.is_between(row.engine, row.since, row.until)
         if fits and row.evidence == evidence and row.kind in (None, kind):
             return Doubt(
                 row.low,

@@ -86,10 +86,7 @@ def all_terms() -> tuple[EngineTerms, ...]:
 
 def find_terms(engine: EngineVersion) -> EngineTerms | None:
     """The row of an engine's version; None where no whole steps of it were seen."""
-    for row in all_terms():
-        if row.engine == engine.engine and row.since <= engine.version < (row.until or (1 << 30, 0)):
-            return row
-    return None
+    return next((row for row in all_terms() if engine.is_between(row.engine, row.since, row.until)), None)
 
 
 def with_terms(
@@ -105,7 +102,7 @@ def with_terms(
     layer_us += terms.tensor_parallel_us.value if work.num_ranks > 1 else 0.0
     sampled_us = terms.sampled_us.value if samples(model, args) else 0.0
     values = {
-        "step.step_s": 0.0,
+        "step.step_s": 0.0,  # a step's own was fitted too, and came out as none
         "step.layer_s": layer_us * US,
         "step.row_s": (terms.sequence_us.value + sampled_us) * US,
     }

@@ -258,11 +258,7 @@ class ModelStepTime:
         if not host.many_s:
             return few
         is_many = shape.num_decodes > max(self.costs.capture_sizes, default=0)
-        return (
-            np.where(is_many, np.maximum(few, host.many_s * rows), few)
-            if isinstance(few, np.ndarray)
-            else (max(few, host.many_s * rows) if is_many else few)
-        )
+        return larger(few, host.many_s * rows * is_many)
 
     def _linear_s(self, shape: StepShape) -> Number:
         """All that does not depend on contexts; remembered for scalar shapes."""
