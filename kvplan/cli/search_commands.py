@@ -63,6 +63,7 @@ def recommend_command(
     deadline: float | None = None,
     spare: int | None = None,
     max_gpus: int | None = None,
+    max_dollars_per_hour: float | None = None,
     day: str | None = None,
     interconnect: str | None = None,
     workers: int | None = None,
@@ -92,6 +93,8 @@ def recommend_command(
         Copies beyond those needed; 1 is the n+1 rule.
     max_gpus
         GPUs allowed in all.
+    max_dollars_per_hour
+        Dollars allowed in all, spares included.
     day
         Load over a day, a bundled profile: reasoning-api, office-hours.
     interconnect
@@ -115,6 +118,7 @@ def recommend_command(
         "deadline_s": deadline,
         "spare": spare,
         "max_gpus": max_gpus,
+        "max_dollars_per_hour": max_dollars_per_hour,
         "day": day,
     }
     flags = [f"search.{key}={value}" for key, value in said.items() if value is not None]

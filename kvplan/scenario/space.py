@@ -27,6 +27,8 @@ class Search(Config):
     """Copies beyond those that the load needs: 1 is the n+1 rule."""
     max_gpus: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """All copies together, spares included."""
+    max_dollars_per_hour: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    """All copies together, spares included."""
     max_copies: int = Field(4096, ge=1, le=100_000)
     """More copies than this are not thought of."""
     usd_per_gpu_hour: dict[str, Usd] = Field(default_factory=dict)

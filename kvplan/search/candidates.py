@@ -56,20 +56,21 @@ class Measure:
             return row | _ruled_out("memory" if isinstance(error, DoesNotFit) else "refused", str(error))
         row |= {"num_gpus_per_copy": gpus, "usd_per_hour_per_copy": usd}
         try:
-            return row | self._measured(test, gpus)
+            return row | self._measured(test, gpus, usd)
         except KvplanError as error:
             return row | _ruled_out("refused", str(error), pruned=False)
 
-    def _measured(self, test: LoadTest, gpus: int) -> Row:
+    def _measured(self, test: LoadTest, gpus: int, usd: float) -> Row:
         search, scenario = self.search, test.scenario
-        room = most_copies(search, gpus)
+        room = most_copies(search, gpus, usd)
         if room < 1:
-            why = f"one copy and {search.spare} spare take {gpus * (1 + search.spare)} GPUs"
-            return _ruled_out("gpus", f"{why}, {search.max_gpus} are allowed")
-        least = share_of(total_load(scenario, search), room, search.kind)
-        hopeless = test.closed_form(least) if least else ""
-        if hopeless and search.max_gpus is not None and hopeless.startswith("cannot keep up"):
-            why = f"{room} copies, as many as {search.max_gpus} GPUs hold: {hopeless}"
+            least = 1 + search.spare
+            why = f"one copy and {search.spare} spare take {least * gpus} GPUs, ${least * usd:,.2f} an hour"
+            return _ruled_out("gpus", f"{why}; {allowed(search)} allowed")
+        share = share_of(total_load(scenario, search), room, search.kind)
+        hopeless = test.closed_form(share) if share else ""
+        if hopeless and room < search.max_copies and hopeless.startswith("cannot keep up"):
+            why = f"{room} copies, as many as {allowed(search)} allowed: {hopeless}"
             return _ruled_out("gpus", why, num_closed_form=1)
         if hopeless:
             return _ruled_out("time", hopeless, num_closed_form=1)
@@ -92,7 +93,7 @@ class Measure:
         row |= {"step_low": setup.doubt[0], "step_high": setup.doubt[1]}
         row |= {"pruned": False, "num_draws": 1, "copies": copies, "accuracy": accuracy}
         row["num_simulations"] = found.num_simulations + (accuracy is not None) + more
-        return row | _too_many(copies, room, gpus, self.search)
+        return row | _too_many(copies, room, gpus, usd, self.search)
 
 
 def _rests_on(sources: Mapping[str, str], priced: bool) -> Row:
@@ -123,12 +124,20 @@ def _never(found: Highest) -> Row:
     return row | _ruled_out("time", f"even at {missed.load:.3g}, {share}{accuracy}", pruned=False)
 
 
-def _too_many(copies: int, room: int, gpus: int, search: Search) -> Row:
+def _too_many(copies: int, room: int, gpus: int, usd: float, search: Search) -> Row:
     if copies <= room:
         return {}
-    needed = (copies + search.spare) * gpus
-    limit = f"{search.max_gpus} GPUs" if search.max_gpus else f"{search.max_copies} copies"
-    return {"cause": "gpus", "error": f"the load needs {copies} copies, {needed} GPUs; {limit} are allowed"}
+    bought = copies + search.spare
+    needed = f"{copies} copies, {bought * gpus} GPUs, ${bought * usd:,.2f} an hour"
+    return {"cause": "gpus", "error": f"the load needs {needed}; {allowed(search)} allowed"}
+
+
+def allowed(search: Search) -> str:
+    """What may be bought, with its verb: "8 GPUs are", "$20.00 an hour is", or all the copies that are thought of."""
+    gpus = search.max_gpus
+    limits = [f"{gpus} GPUs are" if gpus > 1 else "1 GPU is"] if gpus else []
+    limits += [f"${search.max_dollars_per_hour:,.2f} an hour is"] if search.max_dollars_per_hour else []
+    return " and ".join(limits) or f"{search.max_copies} copies are"
 
 
 def make_load_test(scenario: Scenario, search: Search) -> LoadTest:
@@ -156,11 +165,13 @@ def hardware(test: LoadTest) -> tuple[int, float]:
     return gpus, usd
 
 
-def most_copies(search: Search, gpus: int) -> int:
-    """Copies that the allowed GPUs hold, spares taken off."""
-    if search.max_gpus is None:
-        return search.max_copies
-    return min(search.max_copies, search.max_gpus // gpus - search.spare)
+def most_copies(search: Search, gpus: int, usd_per_hour: float) -> int:
+    """Copies that the allowed GPUs and dollars pay for, spares taken off."""
+    limits = [search.max_copies]
+    limits += [search.max_gpus // gpus - search.spare] if search.max_gpus else []
+    if search.max_dollars_per_hour and usd_per_hour:
+        limits.append(int(search.max_dollars_per_hour / usd_per_hour + 1e-9) - search.spare)
+    return min(limits)
 
 
 def total_load(scenario: Scenario, search: Search) -> float:

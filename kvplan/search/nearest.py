@@ -8,7 +8,7 @@ from math import inf
 
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
-from kvplan.search.candidates import Alone, Measure
+from kvplan.search.candidates import Alone, Measure, allowed
 from kvplan.search.execution import Execution, Task, run_scenarios
 from kvplan.search.grid import settings_text
 from kvplan.search.point_row import LATENCIES, Row, asked_latencies
@@ -19,7 +19,7 @@ MOST_COPIES = 100_000
 WORDS = {
     "memory": "do not fit in memory",
     "refused": "are refused",
-    "gpus": "need more GPUs than allowed",
+    "gpus": "need more GPUs or dollars than allowed",
     "time": "are too slow",
     "accuracy": "are wrong too often",
 }
@@ -34,13 +34,14 @@ def nothing_feasible(ruled: Sequence[Candidate], execution: Execution, search: S
 
 def _nearest(ruled: Sequence[Candidate], execution: Execution, search: Search) -> str:
     """The candidate that misses by least: by GPUs, measured without their limit; else by time; else by memory."""
-    free = search.model_copy(update={"max_gpus": None, "max_copies": MOST_COPIES})
+    free = search.model_copy(
+        update={"max_gpus": None, "max_dollars_per_hour": None, "max_copies": MOST_COPIES}
+    )
     short = [one for one in ruled if one.cause == "gpus"]
     carrying = [(_bought(row, search), one) for one, row in _run(short, execution, Measure(free))]
     if carrying:
         (gpus, usd), one = min(carrying, key=lambda each: each[0])
-        limit = f"{search.max_gpus} GPUs" if search.max_gpus else f"{search.max_copies} copies"
-        enough = f"{gpus:,} GPUs (${usd:,.2f} an hour) would do, {limit} are allowed"
+        enough = f"{gpus:,} GPUs (${usd:,.2f} an hour) would do, {allowed(search)} allowed"
         return f"nearest: {settings_text(one.settings)}: {enough}"
     slow = [one for one in ruled if one.cause in ("time", "accuracy")]
     tried = _run(slow, execution, Alone(search))

@@ -300,7 +300,7 @@ def test_the_gpus_that_would_do_do() -> None:
     """Where only the number of GPUs is in the way, what is said to suffice suffices, and one less does not."""
     data = changed(BASE, rate=40.0, max_gpus=1, over={"engine.max_num_seqs": [32]})
     said = recommend(data).reason
-    assert ", 1 GPUs are allowed" in said
+    assert ", 1 GPU is allowed" in said
     gpus = int(said.partition("seqs 32: ")[2].partition(" GPUs")[0])
     assert recommend(changed(data, max_gpus=gpus)).best is not None
     assert recommend(changed(data, max_gpus=gpus - 1)).best is None
