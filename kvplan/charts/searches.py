@@ -146,13 +146,50 @@ def ranking(found: Recommendation, most: int = 12) -> Layered:
     return alt.layer(bars).properties(height=110 + 40 * len(rows))
 
 
-def _candidate(place: int, candidate: Candidate) -> dict[str, object]:
-    what = ", ".join(str(value) for value in candidate.settings.values())
+def speed_and_throughput(found: Recommendation, most: int = 12) -> Layered:
+    """Tokens a second that a user sees against tokens a second that a GPU gives, each deployment at its highest load.
+
+    Bars: the 90 % range of step times, which moves both alike.
+    """
+    feasible = [c for c in found.candidates if c.feasible and c.figures.get("mean_tpot_ms")][:most]
+    rows: Rows = [_speed(place, candidate) for place, candidate in enumerate(feasible)]
+    base = alt.Chart(inline(rows)).encode(
+        x=alt.X("per_user:Q", title="output tokens a second, per user", scale=_ROOM),
+        y=alt.Y("per_gpu:Q", title="output tokens a second, per GPU", scale=_ROOM),
+    )
+    colour = alt.Color("state:N", scale=colour_scale({"best": BLUE, "others": SKY}), legend=legend(2))
+    dots = base.mark_circle(opacity=1, size=110).encode(
+        color=colour,
+        tooltip=[*tips("what:N"), *(alt.Tooltip(f"{name}:Q", format=",.0f") for name in ("per_user", "per_gpu")),
+                 alt.Tooltip("usd:Q", format=",.2f")],
+    )  # fmt: skip
+    across = base.mark_rule(color=GREY).encode(x=alt.X("user_low:Q"), x2=alt.X2("user_high:Q"))
+    up = base.mark_rule(color=GREY).encode(y=alt.Y("gpu_low:Q"), y2=alt.Y2("gpu_high:Q"))
+    names = base.mark_text(align="left", dx=9, dy=-9, color=GREY).encode(text=alt.Text("what:N"))
+    return alt.layer(across, up, dots, names).properties(height=320)
+
+
+def _speed(place: int, candidate: Candidate) -> dict[str, object]:
+    per_user = 1e3 / candidate.figures["mean_tpot_ms"]
+    per_gpu = candidate.figures["output_throughput"] / candidate.figures["num_gpus_per_copy"]
+    slow, fast = candidate.step_high, candidate.step_low
     return {
-        "what": what,
+        **_candidate(place, candidate),
+        "per_user": per_user,
+        "per_gpu": per_gpu,
+        "user_low": per_user / slow,
+        "user_high": per_user / fast,
+        "gpu_low": per_gpu / slow,
+        "gpu_high": per_gpu / fast,
+    }
+
+
+def _candidate(place: int, candidate: Candidate) -> dict[str, object]:
+    return {
+        "what": candidate.label,
         "usd": candidate.usd_per_hour,
         "gpus": candidate.num_gpus,
         "limited_by": candidate.limited_by,
-        "label": f"{what}|{candidate.num_gpus} GPUs, {candidate.limited_by}",
+        "label": f"{candidate.label}|{candidate.num_gpus} GPUs, {candidate.limited_by}",
         "state": "others" if place else "best",
     }

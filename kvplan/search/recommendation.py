@@ -107,6 +107,17 @@ class Candidate:
     """As in a sweep, at the highest load of one copy."""
 
     @property
+    def label(self) -> str:
+        """Its settings in few words, e.g. h100-sxm, tp 2, kv fp8."""
+        words = []
+        for key, value in self.settings.items():
+            end, text = key.rpartition(".")[2], value_text(value)
+            words.append(
+                text.rpartition("/")[2] if end in ("gpu", "model") else f"{SHORT.get(end, end)} {text}"
+            )
+        return ", ".join(words)
+
+    @property
     def is_assumed(self) -> bool:
         """Whether another card's profile times it, scaled by data sheets: half to twice; measured rows come first."""
         return self.step_time.startswith("assumed")
@@ -189,7 +200,7 @@ class Recommendation:
     def __str__(self) -> str:
         """The table of what is feasible, best first, and what stands behind it."""
         feasible = [c for c in self.candidates if c.feasible]
-        lines = _table(self, feasible[:SHOWN_ROWS]) if feasible else []
+        lines = table_lines(self, feasible[:SHOWN_ROWS]) if feasible else []
         more = len(feasible) - SHOWN_ROWS
         lines += [f"... and {more} more"] if more > 0 else []
         return "\n".join([*lines, *([""] if lines else []), *_notes(self, feasible)])
@@ -288,7 +299,8 @@ def _latencies(found: Recommendation) -> list[Column[Candidate]]:
     return [column(target) for target in asked_latencies(found.scenario)]
 
 
-def _table(found: Recommendation, rows: list[Candidate]) -> list[str]:
+def table_lines(found: Recommendation, rows: list[Candidate]) -> list[str]:
+    """The table of some candidates: a line each, or two where that is wider than a terminal."""
     mark: Column[Candidate] = ("", lambda c: "*" if c.pareto else "~" if c.is_assumed else "")
     settings, figures = [mark, *_settings(found)], _figures(found)
     one = text_table([*settings, *figures], rows)
