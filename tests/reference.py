@@ -29,6 +29,7 @@ from kvplan.simulation.records import CSV_COLUMNS, FINISH_REASONS
 from kvplan.workload.strategies.catalog import STRATEGIES, parameters
 
 EXIT_1 = {
+    "plan": "the cards that there are do not carry the load, or no deployment keeps the targets",
     "estimate": "the engine does not start, or the asked traces do not fit at once",
     "serve-command": "the plan does not fit; the command is printed if the traces are served all the same",
     "simulate": "a target is missed, a request rejected, nothing served, or the run thrashes",
@@ -57,6 +58,7 @@ FOLDED = {
         "candidates[].settings": "object: scenario key -> value",
         "candidates[].day": "null or a schedule of hours",
     },
+    "plan": {"recommendation": "object: the document of `kvplan recommend`"},
     "sweep": {},
     "compare-run": {"per_request_mape": "object: metric -> number"},
     "conformance": {},
@@ -311,6 +313,9 @@ def documents_of(folder: Path) -> dict[str, list[Any]]:
         ],
         "recommend": [
             f"chat {quick} --rate 1 --over gpu=l40s,rtx-3090 --workers 1 --set search.span=1 --set search.seeds=1"
+        ],
+        "plan": [
+            "Qwen/Qwen3-8B --gpu 1xl40s --users 99 --pause 1 --thinking 1K --prompt 100 --answer 50 --quiet --workers 1"
         ],
         "compare-run": [f"{real} {simulated}"],
         "conformance": [str(_log(folder))],

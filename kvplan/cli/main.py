@@ -19,6 +19,10 @@ from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.files import patient_streams
 
 COMMANDS = {
+    "plan": (
+        "plan_command:plan_command",
+        "One question: does it work, what to run, what it costs, how sure.",
+    ),
     "estimate": ("memory_commands:estimate_command", "Does it fit: memory, blocks, traces at once."),
     "serve-command": ("memory_commands:serve_command", "The command that serves a plan; shell or YAML."),
     "simulate": (

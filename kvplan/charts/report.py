@@ -1,0 +1,128 @@
+"""The answer of `plan` as one HTML page that needs no network: verdict, pictures, figures with their sources, commands.
+
+Numbers are the answer's own, written as `kvplan plan` writes them; charts are inline SVG.
+"""
+
+from __future__ import annotations
+
+import shlex
+from html import escape
+from string import Template
+
+import kvplan
+from kvplan.charts.plans import memory_bar
+from kvplan.charts.saving import chart_svg
+from kvplan.charts.searches import ranking, speed_and_throughput
+from kvplan.scenario.schema import dump_scenario
+from kvplan.search.planning import Answer, doubt_lines, question_rows, run_lines
+from kvplan.search.recommendation import EXPLAINED, table_lines
+from kvplan.units import gib
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --good: #00664a; --bad: #a33b00; }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; color: var(--ink);
+       background: #fff; margin: 0 auto; max-width: 860px; padding: 32px 20px 64px; }
+h1 { font-size: 1.5rem; line-height: 1.3; margin: 0 0 4px; border-left: 6px solid $tone; padding-left: 14px; }
+h2 { font-size: 1.1rem; margin: 36px 0 8px; }
+p.soft, figcaption, footer { color: var(--soft); font-size: .875rem; }
+figure { margin: 12px 0 0; overflow-x: auto; }
+figure svg { width: 100%; min-width: 520px; height: auto; display: block; }
+pre { background: #f6f8fa; border: 1px solid var(--line); border-radius: 6px; padding: 12px; overflow-x: auto;
+      font: .8125rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 8px 0; }
+.scroll { overflow-x: auto; }
+.scroll table { min-width: 520px; }
+table { border-collapse: collapse; font-size: .875rem; width: 100%; }
+th, td { text-align: left; padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+li { margin: 3px 0; overflow-wrap: anywhere; }
+@media print { body { padding: 0; max-width: none; font-size: 11pt; } h2 { break-after: avoid; }
+  figure, table { break-inside: avoid; } pre { white-space: pre-wrap; } }
+</style>
+</head>
+<body>
+<h1>$verdict</h1>
+<p class="soft">kvplan $version; asked: <code>$command</code></p>
+$body
+<footer><p>Every figure is computed by kvplan $version from the inputs at the end of this page; the same question gives
+the same page.</p></footer>
+</body>
+</html>
+""")
+
+
+def report_html(answer: Answer) -> str:
+    """The page. Raises KvplanError where vl-convert, which draws the pictures, is missing."""
+    parts = [_asked(answer)]
+    feasible = [c for c in answer.found.candidates if c.feasible]
+    if feasible:
+        parts += [
+            _figure("Deployments by cost", chart_svg(ranking(answer.found)), "US dollars an hour for all copies."),
+            _text("", "\n".join(table_lines(answer.found, feasible))),
+            *(f'<p class="soft">{escape(line)}</p>' for line in EXPLAINED),
+            _figure("Speed against throughput", chart_svg(speed_and_throughput(answer.found)),
+                    "Each deployment at the highest load that keeps the targets; bars: the 90 % range of step times."),
+            _text("What to run", "\n".join(line.strip() for line in run_lines(answer)[1:])),
+            _memory(answer),
+            _listed("How sure", doubt_lines(answer)[1:]),
+        ]  # fmt: skip
+    parts.append(_text("Inputs", dump_scenario(answer.found.scenario)))
+    return PAGE.substitute(
+        title=escape(f"{answer.found.scenario.model}: {'fits' if answer.fits else 'does not fit'}"),
+        tone="var(--good)" if answer.fits else "var(--bad)",
+        verdict=escape(answer.verdict),
+        version=kvplan.__version__,
+        command=escape(command_line(answer)),
+        body="\n".join(parts),
+    )
+
+
+def command_line(answer: Answer) -> str:
+    """The command that asks this again."""
+    words = ["kvplan", "plan", answer.found.scenario.model]
+    for cards in answer.cards:
+        words.append(f"--gpu={cards.number}x{cards.name}" if cards.number else f"--gpu={cards.name}")
+    for name, value in answer.question.model_dump(exclude_defaults=True).items():
+        words.append(f"--{name.replace('_', '-')}={value}")
+    return shlex.join(words)
+
+
+def _asked(answer: Answer) -> str:
+    """The question, and what was assumed where nobody said it."""
+    rows = [[escape(cell) for cell in row] for row in question_rows(answer.question)]
+    cells = "".join(f"<tr><td>{name}</td><td>{text}</td><td>{note}</td></tr>" for name, text, note in rows)
+    return f"<h2>What was asked</h2><table>{cells}</table>"
+
+
+def _memory(answer: Answer) -> str:
+    """The fullest GPU's memory, a row each with its source."""
+    if answer.plan is None:
+        return ""
+    rows = [
+        f'<tr><td>{escape(row.label)}</td><td class="number">{gib(row.size.value):,.2f}</td><td class="number">'
+        f"{gib(row.size.low):,.2f} to {gib(row.size.high):,.2f}</td><td>{escape(row.source)}</td></tr>"
+        for row in answer.plan.budget.rows
+    ]
+    table = f"<table><tr><th>Memory of a GPU</th><th>GiB</th><th>range</th><th>source</th></tr>{''.join(rows)}</table>"
+    picture = _figure("Where a GPU's memory goes", chart_svg(memory_bar(answer.plan)), "")
+    return f'{picture}<div class="scroll">{table}</div>'
+
+
+def _figure(title: str, svg: str, caption: str) -> str:
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<h2>{escape(title)}</h2><figure role="img" aria-label="{escape(title)}">{svg}{below}</figure>'
+
+
+def _text(title: str, text: str) -> str:
+    return (f"<h2>{escape(title)}</h2>" if title else "") + f"<pre>{escape(text)}</pre>"
+
+
+def _listed(title: str, lines: list[str]) -> str:
+    items = "".join(f"<li>{escape(' '.join(line.split()))}</li>" for line in lines)
+    return f"<h2>{escape(title)}</h2><ul>{items}</ul>"

@@ -1,0 +1,87 @@
+"""`kvplan plan`: one question, one answer, with its doubt."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from kvplan.cli.options import SWITCH, print_json
+from kvplan.cli.progress import Progress
+from kvplan.errors import KvplanError
+from kvplan.files import write_whole
+from kvplan.scenario.schema import dump_scenario
+from kvplan.search.planning import Answer, first_look, plan
+from kvplan.search.question import Question, make_scenario, read_cards
+
+
+def plan_command(
+    model: str,
+    /,
+    *,
+    gpu: Annotated[tuple[str, ...], SWITCH] = (),
+    question: Annotated[Question | None, Parameter(name="*")] = None,
+    scenario: Path | None = None,
+    report: Path | None = None,
+    workers: int | None = None,
+    json: Annotated[bool, SWITCH] = False,
+    quiet: Annotated[bool, SWITCH] = False,
+) -> int:
+    """Answer one question: does it work, what to run, what it costs, how sure that is.
+
+    For example:
+
+        kvplan plan Qwen/QwQ-32B --gpu 2xh100 --users 500 --thinking 32K
+
+        kvplan plan Qwen/Qwen3-8B --rate 5 --slo "visible<60s" --max-dollars-per-hour 20 --report plan.html
+
+    Parameters
+    ----------
+    model
+        A bundled name (`kvplan models`), a config.json, or a folder that holds one.
+    gpu
+        A card, as many as it takes; 2xh100: two that there are. Repeatable; default: h100, h200, b200, a100-80gb.
+    scenario
+        Write the scenario that the question stands for; `kvplan recommend` on it gives the same ranking.
+    report
+        Write the answer as one HTML page that needs no network.
+    workers
+        Processes; one per core by default.
+    json
+        One JSON document on stdout.
+    quiet
+        No progress on stderr.
+    """
+    question = question or Question()
+    cards = read_cards(gpu)
+    stands_for = make_scenario(model, cards, question)
+    if report is not None:
+        _report()  # what is missing is said before the work
+    if scenario is not None:
+        write_whole(scenario, dump_scenario(stands_for))
+    if not quiet:
+        print(first_look(model, cards, question), file=sys.stderr, flush=True)
+    answer = plan(
+        model, gpu, question, workers=workers, progress=None if quiet else Progress(noun="candidates")
+    )
+    if report is not None:
+        write_whole(report, _report()(answer))
+    if json:
+        print_json(answer.to_dict())
+    else:
+        print(answer)
+    return answer.exit_code
+
+
+def _report() -> Callable[[Answer], str]:
+    """What writes the page; its libraries load only where a page is asked for."""
+    try:
+        from kvplan.charts.report import report_html
+        from kvplan.charts.saving import check_plot
+    except ImportError as error:
+        raise KvplanError(f"--report needs {error.name}: pip install 'kvplan[plot]'") from None
+    check_plot(Path("report.html"))
+    return report_html
