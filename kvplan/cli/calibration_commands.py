@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,13 +11,15 @@ from cyclopts import Parameter
 
 from kvplan.calibrate.build import Source, batches_beside, build
 from kvplan.calibrate.card import measure_card
+from kvplan.calibrate.fit.predictions import predictions, thinned
+from kvplan.calibrate.measurements import read_measurements
 from kvplan.calibrate.outcome import pool_checks, skipped_points
 from kvplan.calibrate.server.client import CacheFacts, Server
 from kvplan.calibrate.server.loads import measure_server
 from kvplan.calibrate.session import Report, batches_path, check_writable, no_report
 from kvplan.calibrate.two_cards import coefficient_ratios, time_ratios
-from kvplan.cli.fit_plot import write_plot
 from kvplan.cli.options import SWITCH, print_json
+from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.profile_report import comparison_lines, report_lines
 from kvplan.cli.progress import Progress
 from kvplan.errors import KvplanError, did_you_mean
@@ -25,6 +28,9 @@ from kvplan.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles.profile import Profile, load_profile, write_profile
 from kvplan.profiles.timing_profile import FIELDS, check_name
+
+MOST_POINTS = 4800
+"""Dots of a picture."""
 
 
 def calibrate_command(
@@ -85,6 +91,7 @@ def calibrate_command(
     outputs = {"--measurements": measurements, "--output": output, "--plot": plot}
     refuse_same_file([model or None, batches_path(measurements)], outputs)
     check_writable(output)
+    check_plot(plot)
     if server:
         facts = _measure_server(server, model, gpu, measurements, rounds or 3, report)
     else:
@@ -92,8 +99,7 @@ def calibrate_command(
         measure_card(measurements, device, grid, rounds=rounds, force=force, budget_s=budget_s, report=report)
     profile = build([measurements], name=output.stem)
     write_profile(profile, output)
-    if plot is not None:
-        write_plot(profile, [measurements], plot)
+    _draw(profile, [measurements], plot)
     if json:
         print_json(document(profile, measurements, facts))
     else:
@@ -206,6 +212,7 @@ def fit_command(
     refuse_same_file([*files, fill or None, compare], {"--output": output, "--plot": plot})
     if plot is not None or compare is not None:
         _need_rows(files, from_)
+    check_plot(plot)
     profile = build(
         files,
         source=from_,
@@ -217,8 +224,7 @@ def fit_command(
     )
     if output is not None:
         write_profile(profile, output)
-    if plot is not None:
-        write_plot(profile, files, plot)
+    _draw(profile, files, plot)
     if compare is not None:
         other = build([compare], gpu=gpu, engine=engine, assume=read_assumptions(assume))
         assert profile.timing is not None
@@ -236,6 +242,13 @@ def fit_command(
         if output is not None:
             print(f"\nwritten: {output}")
     return 0
+
+
+def _draw(profile: Profile, files: Sequence[Path], plot: Path | None) -> None:
+    """Every fitted row, predicted beside measured; as many as one can tell apart."""
+    if plot is not None and profile.timing is not None:
+        rows = thinned(predictions(read_measurements(files), profile.timing), MOST_POINTS)
+        write_plot(plot, "fit", [row._asdict() for row in rows])
 
 
 def _need_rows(files: tuple[Path, ...], source: Source) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from kvplan.cli.options import DEMAND, FLAGS, SWITCH, print_json
+from kvplan.cli.plots import check_plot, write_plot
 from kvplan.engines.flags import EngineArgs, EntryPoint, parse_engine
 from kvplan.engines.spelling import unspoken
 from kvplan.errors import KvplanError
@@ -38,6 +39,7 @@ def estimate_command(
     profile: str | None = None,
     price_per_hour: float | None = None,
     hub: Annotated[bool, SWITCH] = False,
+    plot: Path | None = None,
     json: Annotated[bool, SWITCH] = False,
 ) -> int:
     """Does it fit: where the memory goes, what the engine would print, how many traces live at once.
@@ -74,9 +76,12 @@ def estimate_command(
         US dollars for one GPU-hour, instead of the table's.
     hub
         Fetch the config from the Hugging Face hub if it is not bundled.
+    plot
+        Draw the memory of a GPU: .svg, .png or .html.
     json
         One JSON document on stdout.
     """
+    check_plot(plot)
     told, colocated = None, read_colocate(colocate)
     overrides: Mapping[str, Any] = {}
     if command or " " in model.strip():
@@ -94,6 +99,7 @@ def estimate_command(
         profile=read_overheads(profile, engine) if profile else None,
     )  # fmt: skip
     options = what_would_fit(plan)
+    write_plot(plot, "estimate", plan)
     if not json:
         print("\n".join([plan.text(options), *_command_lines(told)]))
         return 0 if plan.fits else 1

@@ -15,13 +15,14 @@ from pydantic import ValidationError
 
 from kvplan.cli.memory_commands import estimate_command
 from kvplan.cli.options import FLAGS, SWITCH, print_json
+from kvplan.cli.plots import check_plot, write_plot
 from kvplan.engines.flags import EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.files import refuse_same_file, write_whole
 from kvplan.models.load import load_model
 from kvplan.observed.reader import file_lines
 from kvplan.observed.reconciliation import Reconciliation, reconcile
-from kvplan.observed.recorded_run import chart_svg, compare_runs, read_run
+from kvplan.observed.recorded_run import compare_runs, read_run
 from kvplan.observed.startup import read_log
 
 
@@ -128,7 +129,7 @@ def compare_run_command(
     *,
     real_totals: Path | None = None,
     totals: Path | None = None,
-    chart: Path | None = None,
+    plot: Path | None = None,
     json: Annotated[bool, SWITCH] = False,
 ) -> int:
     """Compare a real run with a simulation of the same requests.
@@ -144,18 +145,15 @@ def compare_run_command(
         JSON with num_preemptions and kv_peak_fraction of the real run.
     totals
         The same of the simulation: `kvplan simulate --json`.
-    chart
-        Write a scatter plot of simulated over real latencies here (.svg).
+    plot
+        Draw simulated over real latencies: .svg, .png or .html.
     json
         One JSON document on stdout.
     """
-    refuse_same_file([real, result, real_totals, totals], {"--chart": chart})
+    refuse_same_file([real, result, real_totals, totals], {"--plot": plot})
+    check_plot(plot)
     found = compare_runs(read_run(real, real_totals), read_run(result, totals))
-    if chart is not None:
-        try:
-            write_whole(chart, chart_svg(found))
-        except OSError as error:
-            raise KvplanError(f"{chart}: cannot be written ({error.strerror})") from None
+    write_plot(plot, "compare-run", found)
     if json:
         print_json(found.to_dict())
     else:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from kvplan.cli.options import SWITCH, print_json
+from kvplan.cli.plots import check_plot, check_report, write_plot, write_report
 from kvplan.cli.progress import Progress
-from kvplan.errors import KvplanError
 from kvplan.files import write_whole
 from kvplan.scenario.schema import dump_scenario
-from kvplan.search.planning import Answer, first_look, plan
+from kvplan.search.planning import first_look, plan
 from kvplan.search.question import Question, make_scenario, read_cards
 
 
@@ -26,6 +25,7 @@ def plan_command(
     question: Annotated[Question | None, Parameter(name="*")] = None,
     scenario: Path | None = None,
     report: Path | None = None,
+    plot: Path | None = None,
     workers: int | None = None,
     json: Annotated[bool, SWITCH] = False,
     quiet: Annotated[bool, SWITCH] = False,
@@ -48,6 +48,8 @@ def plan_command(
         Write the scenario that the question stands for; `kvplan recommend` on it gives the same ranking.
     report
         Write the answer as one HTML page that needs no network.
+    plot
+        Draw speed against throughput of the deployments: .svg, .png or .html.
     workers
         Processes; one per core by default.
     json
@@ -58,8 +60,8 @@ def plan_command(
     question = question or Question()
     cards = read_cards(gpu)
     stands_for = make_scenario(model, cards, question)
-    if report is not None:
-        _report()  # what is missing is said before the work
+    check_plot(plot)
+    check_report(report)
     if scenario is not None:
         write_whole(scenario, dump_scenario(stands_for))
     if not quiet:
@@ -67,21 +69,10 @@ def plan_command(
     answer = plan(
         model, gpu, question, workers=workers, progress=None if quiet else Progress(noun="candidates")
     )
-    if report is not None:
-        write_whole(report, _report()(answer))
+    write_plot(plot, "recommend", answer.found)
+    write_report(report, answer)
     if json:
         print_json(answer.to_dict())
     else:
         print(answer)
     return answer.exit_code
-
-
-def _report() -> Callable[[Answer], str]:
-    """What writes the page; its libraries load only where a page is asked for."""
-    try:
-        from kvplan.charts.report import report_html
-        from kvplan.charts.saving import check_plot
-    except ImportError as error:
-        raise KvplanError(f"--report needs {error.name}: pip install 'kvplan[plot]'") from None
-    check_plot(Path("report.html"))
-    return report_html

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from kvplan.cli.options import SWITCH, print_json
+from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.progress import Progress
 from kvplan.files import safe_cell
 from kvplan.scenario.schema import load_scenario
@@ -25,6 +26,7 @@ def compare_command(
     /,
     *,
     set: tuple[str, ...] = (),
+    plot: Path | None = None,
     json: Annotated[bool, SWITCH] = False,
     quiet: Annotated[bool, SWITCH] = False,
 ) -> int:
@@ -36,13 +38,17 @@ def compare_command(
         A YAML file with `problems:` and its `strategies:`, or a bundled scenario's name.
     set
         Change a key, e.g. --set problems.num_problems=50; may be repeated.
+    plot
+        Draw accuracy against latency: .svg, .png or .html.
     json
         One JSON document on stdout.
     quiet
         No progress on stderr.
     """
+    check_plot(plot)
     loaded = load_scenario(scenario, list(set))
     found = compare(loaded, progress=None if quiet else Progress(noun="strategies"))
+    write_plot(plot, "compare", found)
     if json:
         print_json(found.to_dict())
     else:
@@ -70,6 +76,7 @@ def recommend_command(
     backend: str = "local",
     address: str | None = None,
     force: Annotated[bool, SWITCH] = False,
+    plot: Path | None = None,
     json: Annotated[bool, SWITCH] = False,
     quiet: Annotated[bool, SWITCH] = False,
 ) -> int:
@@ -107,11 +114,14 @@ def recommend_command(
         Of a Ray cluster; without it one is started on this machine.
     force
         Allow more candidates than are sensible.
+    plot
+        Draw tokens a second per user against those per GPU: .svg, .png or .html.
     json
         One JSON document on stdout.
     quiet
         No progress on stderr.
     """
+    check_plot(plot)
     said = {
         "rate": rate,
         "users": users,
@@ -127,6 +137,7 @@ def recommend_command(
         scenario, over, overrides=[*set, *flags], backend=backend, address=address, force=force,
         workers=workers, progress=None if quiet else Progress(noun="candidates"),
     )  # fmt: skip
+    write_plot(plot, "recommend", found)
     if json:
         print_json(found.to_dict())
     else:

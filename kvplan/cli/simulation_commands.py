@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from kvplan.cli.options import SWITCH, print_json
+from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.progress import Progress
 from kvplan.errors import KvplanError
 from kvplan.files import refuse_same_file
@@ -32,6 +33,7 @@ def simulate_command(
     set: Annotated[tuple[str, ...], SWITCH] = (),
     records: Path | None = None,
     trace: Path | None = None,
+    plot: Path | None = None,
     json: Annotated[bool, SWITCH] = False,
     quiet: Annotated[bool, SWITCH] = False,
     step_by_step: Annotated[bool, SWITCH] = False,
@@ -68,6 +70,8 @@ def simulate_command(
         Write one row per request: .csv, .jsonl or .parquet.
     trace
         Write a Chrome trace for Perfetto; with --step-by-step it also says who owns which blocks.
+    plot
+        Draw KV over time: .svg, .png or .html.
     json
         One JSON document on stdout.
     quiet
@@ -110,7 +114,10 @@ def simulate_command(
         return 0
     if no_records and (records or trace):
         raise KvplanError("--no-records keeps no rows to write; drop it, or drop --records and --trace")
-    refuse_same_file([scenario, *_named_files(loaded)], {"--records": records, "--trace": trace})
+    refuse_same_file(
+        [scenario, *_named_files(loaded)], {"--records": records, "--trace": trace, "--plot": plot}
+    )
+    check_plot(plot)
     if records:
         check_target(records)
     if trace and not trace.parent.is_dir():
@@ -140,6 +147,7 @@ def simulate_command(
         write_records(result.records, records)
     if trace:
         write_trace(result.records, result.samples, trace, blocks)
+    write_plot(plot, "simulate", result)
     if json:
         print_json(result.to_dict())
     else:

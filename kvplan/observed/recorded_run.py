@@ -353,30 +353,3 @@ def _with_totals(run: RecordedRun, path: Path) -> RecordedRun:
 
 def _cell(value: float) -> str:
     return f"{value:,.2f}" if math.isfinite(value) else "-"
-
-
-def chart_svg(found: RunComparison, width: int = 320) -> str:
-    """Two scatter plots, simulated over real, of TTFT and E2E per request; points on the diagonal agree."""
-    panels = [
-        _panel(found, metric, i * (width + 40), width) for i, metric in enumerate(("ttft_ms", "e2e_ms"))
-    ]
-    size = f'width="{2 * width + 80}" height="{width + 60}"'
-    style = 'font-family="sans-serif" font-size="12"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n{"".join(panels)}</svg>\n'
-
-
-def _panel(found: RunComparison, metric: str, left: int, width: int) -> str:
-    a, b = getattr(found.real, metric) / 1e3, getattr(found.simulated, metric) / 1e3
-    known = [float(v) for v in (*a, *b) if math.isfinite(v)]
-    top = max(known, default=0.0) or 1.0
-    x, y = left + 30 + a / top * width, 20 + width - b / top * width
-    dots = "".join(
-        f'<circle cx="{p:.1f}" cy="{q:.1f}" r="2" fill="#4c78a8" fill-opacity="0.5"/>\n'
-        for p, q in zip(x, y, strict=True)
-        if math.isfinite(p + q)
-    )
-    frame = f'<rect x="{left + 30}" y="20" width="{width}" height="{width}" fill="none" stroke="#999"/>'
-    diagonal = f'<line x1="{left + 30}" y1="{20 + width}" x2="{left + 30 + width}" y2="20" stroke="#e45756"/>'
-    name = metric.removesuffix("_ms").upper()
-    title = f'<text x="{left + 30}" y="14">{name}: simulated over real, 0 to {top:,.2f} s</text>'
-    return f"{frame}\n{diagonal}\n{title}\n{dots}"

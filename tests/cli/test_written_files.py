@@ -20,15 +20,13 @@ from pathlib import Path
 import pytest
 from places import FIXTURES, ROOT
 
-from kvplan.calibrate.build import build
 from kvplan.calibrate.card import write_folder
 from kvplan.calibrate.session import open_session
-from kvplan.cli.fit_plot import write_plot
 from kvplan.cli.main import run
 from kvplan.conformance.command import conform
 from kvplan.errors import KvplanError
 from kvplan.files import append_whole
-from kvplan.profiles.profile import Profile, load_profile, write_profile
+from kvplan.profiles.profile import load_profile, write_profile
 from kvplan.scenario.schema import parse_scenario
 from kvplan.search.point_row import error_row
 from kvplan.search.sweep_file import HASH, SweepFile
@@ -78,7 +76,7 @@ ONTO = (
     "sweep my.yaml --over gpu=h100 -o t.csv",
     "sweep my.yaml --over gpu=h100 -o t.jsonl",
     "reconcile start.json --save start.json",
-    "compare-run real.csv sim.csv --chart real.csv",
+    "compare-run real.csv sim.csv --plot real.csv",
     "calibrate --measurements m.jsonl -o m.jsonl",
     "calibrate --model e.json -o e.json",
 )
@@ -109,11 +107,6 @@ def simulated() -> Result:
     return simulate(parse_scenario(data))
 
 
-@cache
-def fitted() -> Profile:
-    return build([MEASURED])
-
-
 def _sweep(path: Path) -> None:
     file = SweepFile(path, ("gpu",))
     file.open()
@@ -129,14 +122,12 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "timeline.json": lambda path: write_trace(simulated().records, simulated().samples, path),
     "profile.json": lambda path: write_profile(load_profile("h100-sxm-vllm"), path),
     "learned.json": lambda path: run(["reconcile", "start.json", "--gpu", "h200", "--save", str(path)]),
-    "plot.svg": lambda path: write_plot(fitted(), [Path("m.jsonl")], path),
-    "chart.svg": lambda path: run(["compare-run", "real.csv", "sim.csv", "--chart", str(path)]),
     "engine.jsonl": lambda path: conform(["e.json"], output=str(path)),
     "rows.csv": _sweep,
     "rows.jsonl": _sweep,
     "rows.parquet": _sweep,
 }
-"""What is written -> how; twice the same bytes."""
+"""What is written -> how; twice the same bytes. Pictures go the same way; what draws them does not survive a fork."""
 BESIDE = {"profile.surfaces.xz"}
 """What a profile of measured surfaces has beside it."""
 
@@ -241,7 +232,7 @@ def test_a_kill_of_the_folder_leaves_none_of_it(tmp_path: Path) -> None:
 
 
 COMMANDS = (
-    "fit m.jsonl -o fitted.json --plot fitted.svg",
+    "fit m.jsonl -o fitted.json",
     "simulate my.yaml --quiet --records r.csv --trace t.json",
     "sweep my.yaml --over workload.seed=1,2,3 --quiet --workers 1 -o rows.csv",
     "reconcile start.json --gpu h200 --save learned.json",

@@ -178,7 +178,7 @@ def test_recorded_runs(tmp_path: Path, capsys: Capture) -> None:
 
     def one(text: str, rng: Random) -> None:
         path = write(tmp_path / rng.choice(["r.csv" if text[:7] == "request" else "r.json", "r.jsonl"]), text)
-        words = ["compare-run", str(path), str(result), "--chart", str(tmp_path / "c.svg")]
+        words = ["compare-run", str(path), str(result), "--plot", str(tmp_path / "c.svg")]
         if rng.random() < 0.3:
             words += ["--real-totals", str(write(tmp_path / "totals.json", mutated(totals, rng)))]
         ends_well([*words, *rng.choice([[], ["--json"]])], text, capsys)

@@ -1,0 +1,75 @@
+"""Charts as files, and the report: what is asked for is written, numbers are the document's, no network."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("altair")
+pytest.importorskip("vl_convert")
+
+from kvplan.charts.report import report_html
+from kvplan.charts.saving import check_plot
+from kvplan.cli.main import run
+from kvplan.errors import KvplanError
+from kvplan.search.planning import Answer, plan
+
+STARTS = {".svg": b"<svg", ".png": b"\x89PNG", ".html": b"<!DOCTYPE html>"}
+
+
+@pytest.mark.parametrize("suffix", STARTS)
+def test_a_picture_is_written_as_its_suffix_says(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"memory{suffix}"
+    assert run(["estimate", "Qwen/Qwen3-8B", "--plot", str(path)]) == 0
+    assert path.read_bytes().lstrip().startswith(STARTS[suffix])
+
+
+@pytest.mark.parametrize("name", ["memory.jpg", "memory", "no/such/folder/memory.svg"])
+def test_what_cannot_be_written_is_said_before_the_work(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["simulate", "chat", "--plot", str(tmp_path / name)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("kvplan: --plot ")
+
+
+def test_a_missing_library_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    with pytest.raises(KvplanError, match=r"pip install 'kvplan\[plot\]'"):
+        check_plot(Path("a.svg"))
+
+
+@pytest.fixture(scope="module")
+def answer() -> Answer:
+    return plan("Qwen/Qwen3-8B", ["1xl40s"], users=12, pause=5.0, thinking=2048, prompt=200, answer=100)
+
+
+def test_the_report_holds_the_answer(answer: Answer) -> None:
+    """Verdict, every deployment, every command and every memory row of the document, in one page."""
+    page = report_html(answer)
+    assert answer.best is not None
+    assert answer.plan is not None
+    for text in (answer.verdict, *answer.best.commands, *(row.label for row in answer.plan.budget.rows)):
+        assert text in page
+    assert page.count("<svg") == 3
+
+
+def test_the_report_asks_nobody(answer: Answer) -> None:
+    """No script, no style or picture from elsewhere."""
+    page = report_html(answer)
+    assert not re.findall(r"<script|<link|<img|<iframe|@import|url\(\s*['\"]?(?:https?:)?//", page)
+    assert set(re.findall(r"https?://[^\s\"'<)]+", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+
+
+def test_a_name_is_text_in_the_report(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's path may hold anything."""
+    nasty = answer.found.scenario.model_copy(update={"model": "<script>alert(1)</script>"})
+    monkeypatch.setattr(answer.found, "scenario", nasty)
+    assert "<script>" not in report_html(answer)
