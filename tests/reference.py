@@ -38,6 +38,7 @@ EXIT_1 = {
     "recommend": "no deployment keeps the targets",
     "conformance": "a log differs, or a run is stuck for want of memory",
     "reconcile": "figures of the log exclude each other",
+    "list": "no name of that kind contains the pattern",
     "models": "no bundled model's (or architecture's) name contains the pattern",
     "support": "the model is refused",
 }
@@ -59,6 +60,8 @@ FOLDED = {
         "candidates[].day": "null or a schedule of hours",
     },
     "plan": {"recommendation": "object: the document of `kvplan recommend`"},
+    "list": {},
+    "show": {"is": "object or text: what the name stands for"},
     "sweep": {},
     "compare-run": {"per_request_mape": "object: metric -> number"},
     "conformance": {},
@@ -320,6 +323,8 @@ def documents_of(folder: Path) -> dict[str, list[Any]]:
         "compare-run": [f"{real} {simulated}"],
         "conformance": [str(_log(folder))],
         "reconcile": [f"{log} --gpu h200"],
+        "list": ["", "strategies best"],
+        "show": ["best_of_n"],
         "models": ["Qwen3-8B"],
         "gpus": [""],
     }

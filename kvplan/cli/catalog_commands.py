@@ -70,13 +70,14 @@ def models_command(
         return _families(pattern, json)
     names = [name for name in bundled_models() if pattern.casefold() in name.casefold()]
     if json:
-        print_json({"schema_version": 1, "models": [_model_facts(name, load_model(name)) for name in names]})
+        print_json({"schema_version": 1, "models": [model_facts(name, load_model(name)) for name in names]})
         return 0
     print("\n".join(names) if names else f"no bundled model's name contains {pattern!r}")
     return 0 if names else 1
 
 
-def _model_facts(name: str, model: ModelSpec) -> dict[str, object]:
+def model_facts(name: str, model: ModelSpec) -> dict[str, object]:
+    """What one asks of a model first, as plain values."""
     return {
         "name": name,
         "architecture": model.architecture,

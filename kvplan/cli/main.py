@@ -55,6 +55,8 @@ COMMANDS = {
         "conformance_commands:conformance_command",
         "Scenarios as vLLM or SGLang schedules them, and logs held to that.",
     ),
+    "list": ("list_commands:list_command", "Everything that has a name, by kind."),
+    "show": ("list_commands:show_command", "What a name stands for: parameters, defaults, source."),
     "models": ("catalog_commands:models_command", "Bundled models."),
     "gpus": ("catalog_commands:gpus_command", "The GPU table."),
     "support": (
