@@ -53,6 +53,12 @@ def calibrate_command(
 
     Raw measurements are appended as they come: run it again after an interruption and it goes on where it was.
 
+    For example:
+
+        kvplan calibrate --budget-s 600 --measurements card.jsonl -o card.json
+
+        kvplan calibrate --server http://localhost:8000 --model Qwen/Qwen3-8B --gpu h100
+
     Parameters
     ----------
     device
@@ -180,6 +186,10 @@ def fit_command(
     json: Annotated[bool, SWITCH] = False,
 ) -> int:
     """Fit step-time coefficients to measurements, with held-out errors and bootstrap draws.
+
+    For example:
+
+        kvplan fit measurements.jsonl -o my-card.json --plot my-card.svg
 
     Parameters
     ----------

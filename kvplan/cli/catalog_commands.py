@@ -18,6 +18,10 @@ from kvplan.profiles.memory_profile import memory_profile
 def gpus_command(*, all: Annotated[bool, SWITCH] = False, json: Annotated[bool, SWITCH] = False) -> int:
     """List the GPU table: usable memory, rates, links, assumed prices, sources.
 
+    For example:
+
+        kvplan gpus --all
+
     Parameters
     ----------
     all
@@ -56,6 +60,12 @@ def models_command(
     json: Annotated[bool, SWITCH] = False,
 ) -> int:
     """List the bundled models.
+
+    For example:
+
+        kvplan models qwen3
+
+        kvplan models --family
 
     Parameters
     ----------

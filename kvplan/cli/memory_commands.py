@@ -16,6 +16,7 @@ from kvplan.engines.spelling import unspoken
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, split_count
 from kvplan.memory.answers import Option, Plan
+from kvplan.memory.demand import Demand
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.plan import estimate
 from kvplan.memory.serve_command import shell_command, with_length, yaml_config
@@ -35,6 +36,7 @@ def estimate_command(
     entry_point: EntryPoint = "serve",
     args: FLAGS = None,
     demand: DEMAND = None,
+    users: str | None = None,
     colocate: Annotated[tuple[str, ...], SWITCH] = (),
     profile: str | None = None,
     price_per_hour: float | None = None,
@@ -68,6 +70,8 @@ def estimate_command(
         vllm, sglang or tensorrt-llm, with an optional @version; left out: the command's, else vllm.
     entry_point
         serve (`vllm serve`) or llm (offline); their batch defaults differ.
+    users
+        People who all wait for an answer at one moment, the same as --num-requests; `kvplan plan` lets them pause.
     colocate
         ROLE=MODEL of another model on the same GPUs; roles: draft, reward, reference, critic. Repeatable.
     profile
@@ -82,6 +86,8 @@ def estimate_command(
         One JSON document on stdout.
     """
     check_plot(plot)
+    if users is not None:
+        demand = Demand.model_validate((demand or Demand()).model_dump() | {"num_requests": users})
     told, colocated = None, read_colocate(colocate)
     overrides: Mapping[str, Any] = {}
     if command or " " in model.strip():

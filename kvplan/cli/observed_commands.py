@@ -134,6 +134,10 @@ def compare_run_command(
 ) -> int:
     """Compare a real run with a simulation of the same requests.
 
+    For example:
+
+        kvplan compare-run bench.jsonl records.csv --plot runs.svg
+
     Parameters
     ----------
     real

@@ -12,9 +12,9 @@ from kvplan.memory.demand import Demand
 
 SWITCH = Parameter(negative="")
 """A parameter without a --no- form."""
-FLAGS = Annotated[EngineArgs | None, Parameter(name="*")]
+FLAGS = Annotated[EngineArgs | None, Parameter(name="*", group="The engine's own flags")]
 """The engine's flags, flattened into the command's own."""
-DEMAND = Annotated[Demand | None, Parameter(name="*")]
+DEMAND = Annotated[Demand | None, Parameter(name="*", group="The expected load")]
 """The expected load, flattened."""
 
 

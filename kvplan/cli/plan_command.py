@@ -22,7 +22,7 @@ def plan_command(
     /,
     *,
     gpu: Annotated[tuple[str, ...], SWITCH] = (),
-    question: Annotated[Question | None, Parameter(name="*")] = None,
+    question: Annotated[Question | None, Parameter(name="*", group="The question")] = None,
     scenario: Path | None = None,
     report: Path | None = None,
     plot: Path | None = None,

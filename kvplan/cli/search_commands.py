@@ -32,6 +32,10 @@ def compare_command(
 ) -> int:
     """Compare test-time strategies: accuracy, latency, tokens, KV and cost per correct answer.
 
+    For example:
+
+        kvplan compare strategy_best_of_n --set problems.num_problems=50
+
     Parameters
     ----------
     scenario
@@ -81,6 +85,12 @@ def recommend_command(
     quiet: Annotated[bool, SWITCH] = False,
 ) -> int:
     """Recommend deployments: which GPUs, flags and copies keep the targets at the lowest cost.
+
+    For example:
+
+        kvplan recommend recommend_qwq_500_users --users 300
+
+        kvplan recommend chat --rate 20 --over gpu=h100,h200 engine.tensor_parallel_size=1,2 --plot chat.svg
 
     Parameters
     ----------
@@ -162,6 +172,10 @@ def sweep_command(
     quiet: Annotated[bool, SWITCH] = False,
 ) -> int:
     """Simulate every combination of some keys' values; one row each, CSV on stdout or into a file.
+
+    For example:
+
+        kvplan sweep chat --over gpu=h100,h200 engine.max_num_seqs=64,128 -o rows.csv
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ def simulate_command(
 ) -> int:
     """Simulate a scenario: throughput, latencies, preemptions, KV occupancy.
 
-    Examples:
+    For example:
 
         kvplan simulate long_thinking --set engine.kv_cache_dtype=fp8
 

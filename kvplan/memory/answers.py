@@ -23,7 +23,7 @@ from kvplan.models.spec import ModelSpec
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.units import cdiv, gib
 
-FAR = "No change of a flag holds it on these cards; `kvplan recommend` ranks cards, flags and copies for a load."
+FAR = "No change of a flag holds it on these cards; `kvplan plan` ranks cards, flags and copies for a load."
 """Said where only other cards, more of them or nothing known would do."""
 
 

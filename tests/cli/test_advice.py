@@ -123,7 +123,7 @@ def test_far_from_fitting_cards_are_counted(words: list[str], cards: str, capsys
     assert run(["estimate", *words, "--input-len", "512", "--output-len", "16K"]) == 1
     out = capsys.readouterr().out
     assert cards in out
-    assert "kvplan recommend" in out
+    assert "kvplan plan" in out
 
 
 def test_what_is_never_served_is_no_command(capsys: Capture) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from places import ROOT
 
-from kvplan.cli.main import COMMANDS, run, spell
+from kvplan.cli.main import COMMANDS, build_app, run, spell
 from kvplan.engines.flags import EngineArgs
 
 QWEN = "Qwen/Qwen3-8B"
@@ -246,6 +249,24 @@ def test_help_has_examples_and_no_colour(capsys: Capture, monkeypatch: pytest.Mo
     assert "kvplan estimate Qwen/Qwen3-8B" in text
     assert "--gpu-memory-utilization" in text
     assert "\x1b[" not in top + text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_how_it_is_used(name: str, capsys: Capture) -> None:
+    """Each has examples of itself, and each example is a command line that is taken."""
+    module, _, function = COMMANDS[name][0].partition(":")
+    about = getattr(import_module(f"kvplan.cli.{module}"), function).__doc__.partition("    Parameters\n")[0]
+    lines = re.findall(r"^ {8}.*?(kvplan .*)$", about.partition("For example:")[2], re.M)
+    assert any(line.split()[1] == name for line in lines)
+    for line in lines:
+        words = shlex.split(line)
+        words = words[: words.index(">")] if ">" in words else words
+        build_app(words[1]).parse_args(spell(words[1:]), exit_on_error=False, print_error=False)
+
+
+def test_a_model_that_is_not_bundled_is_offered_from_the_hub(capsys: Capture) -> None:
+    assert run(["estimate", "somebody/new-model-7b"]) == 2
+    assert "--hub asks the Hugging Face hub" in capsys.readouterr().err
 
 
 def test_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
