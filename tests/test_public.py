@@ -15,7 +15,7 @@ from places import ROOT
 
 import kvplan
 
-VERBS = ("compare", "estimate", "plan", "recommend", "reconcile", "simulate", "sweep")
+VERBS = ("compare", "estimate", "recommend", "reconcile", "simulate", "sweep")
 NAMES = (
     *("Demand", "EngineArgs", "GpuSpec", "KvplanError", "ModelSpec", "Plan", "Profile", "Result", "Scenario"),
     *VERBS,

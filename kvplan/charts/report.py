@@ -14,7 +14,7 @@ from kvplan.charts.plans import memory_bar
 from kvplan.charts.saving import chart_svg
 from kvplan.charts.searches import ranking, speed_and_throughput
 from kvplan.scenario.schema import dump_scenario
-from kvplan.search.planning import Answer, doubt_lines, question_rows, run_lines
+from kvplan.search.planning import ServingAnswer, doubt_lines, question_rows, run_lines
 from kvplan.search.recommendation import EXPLAINED, table_lines
 from kvplan.units import gib
 
@@ -57,7 +57,7 @@ the same page.</p></footer>
 """)
 
 
-def report_html(answer: Answer) -> str:
+def report_html(answer: ServingAnswer) -> str:
     """The page. Raises KvplanError where vl-convert, which draws the pictures, is missing."""
     parts = [_asked(answer)]
     feasible = [c for c in answer.found.candidates if c.feasible]
@@ -83,7 +83,7 @@ def report_html(answer: Answer) -> str:
     )
 
 
-def command_line(answer: Answer) -> str:
+def command_line(answer: ServingAnswer) -> str:
     """The command that asks this again."""
     words = ["kvplan", "plan", answer.found.scenario.model]
     for cards in answer.cards:
@@ -93,14 +93,14 @@ def command_line(answer: Answer) -> str:
     return shlex.join(words)
 
 
-def _asked(answer: Answer) -> str:
+def _asked(answer: ServingAnswer) -> str:
     """The question, and what was assumed where nobody said it."""
     rows = [[escape(cell) for cell in row] for row in question_rows(answer.question)]
     cells = "".join(f"<tr><td>{name}</td><td>{text}</td><td>{note}</td></tr>" for name, text, note in rows)
     return f"<h2>What was asked</h2><table>{cells}</table>"
 
 
-def _memory(answer: Answer) -> str:
+def _memory(answer: ServingAnswer) -> str:
     """The fullest GPU's memory, a row each with its source."""
     if answer.plan is None:
         return ""

@@ -14,7 +14,7 @@ from kvplan.cli.progress import Progress
 from kvplan.files import write_whole
 from kvplan.scenario.schema import dump_scenario
 from kvplan.search.planning import first_look, plan
-from kvplan.search.question import Question, make_scenario, read_cards
+from kvplan.search.question import ServingQuestion, make_scenario, read_cards
 
 
 def plan_command(
@@ -22,7 +22,7 @@ def plan_command(
     /,
     *,
     gpu: Annotated[tuple[str, ...], SWITCH] = (),
-    question: Annotated[Question | None, Parameter(name="*", group="The question")] = None,
+    question: Annotated[ServingQuestion | None, Parameter(name="*", group="The question")] = None,
     scenario: Path | None = None,
     report: Path | None = None,
     plot: Path | None = None,
@@ -57,7 +57,7 @@ def plan_command(
     quiet
         No progress on stderr.
     """
-    question = question or Question()
+    question = question or ServingQuestion()
     cards = read_cards(gpu)
     stands_for = make_scenario(model, cards, question)
     check_plot(plot)

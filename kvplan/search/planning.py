@@ -24,7 +24,7 @@ from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.candidates import Measure
 from kvplan.search.execution import Execution, default_workers, run_scenarios
-from kvplan.search.question import Cards, Question, make_scenario, read_cards, sizes
+from kvplan.search.question import Cards, ServingQuestion, make_scenario, read_cards, sizes
 from kvplan.search.recommendation import Candidate, Recommendation, table_lines
 from kvplan.search.recommending import recommend
 from kvplan.search.sweeping import Progress
@@ -74,10 +74,10 @@ class Change(NamedTuple):
 
 
 @dataclass(slots=True)
-class Answer:
+class ServingAnswer:
     """A verdict, the ranking behind it, and what they hang on."""
 
-    question: Question
+    question: ServingQuestion
     cards: tuple[Cards, ...]
     found: Recommendation
     owned: tuple[Owned, ...]
@@ -161,26 +161,26 @@ class Answer:
 def plan(
     model: str,
     gpu: Sequence[str] = (),
-    question: Question | None = None,
+    question: ServingQuestion | None = None,
     *,
     workers: int | None = 1,
     progress: Progress | None = None,
     **asked: Any,
-) -> Answer:
+) -> ServingAnswer:
     """Answer one question: does it work, what should run, what does it cost, how sure is that.
 
-    `gpu`: cards, `2xh100` for two that there are; `asked`: the fields of `Question`. Raises KvplanError for an
+    `gpu`: cards, `2xh100` for two that there are; `asked`: the fields of `ServingQuestion`. Raises KvplanError for an
     unknown name and for lengths that the model does not take.
     """
-    question = question or Question(**asked)
+    question = question or ServingQuestion(**asked)
     cards = read_cards([gpu] if isinstance(gpu, str) else gpu)
     scenario = make_scenario(model, cards, question)
     found = recommend(scenario, workers=workers, progress=progress)
     owned = tuple(_owned(c, found, question) for c in cards if c.number)
     best = found.best
     if best is None or best.scenario is None:
-        return Answer(question, cards, found, owned, None, ())
-    answer = Answer(question, cards, found, owned, memory_of(best.scenario, question), ())
+        return ServingAnswer(question, cards, found, owned, None, ())
+    answer = ServingAnswer(question, cards, found, owned, memory_of(best.scenario, question), ())
     if not found.interrupted:
         execution = Execution("local", default_workers() if workers is None else workers)
         answer.changes = tuple(_changes(question, best, execution, found.search))
@@ -188,7 +188,7 @@ def plan(
     return answer
 
 
-def first_look(model: str, cards: Sequence[Cards], question: Question) -> str:
+def first_look(model: str, cards: Sequence[Cards], question: ServingQuestion) -> str:
     """What the closed form says at once: how many of the longest requests the fewest cards that start it hold.
 
     Raises KvplanError as `plan` does.
@@ -215,7 +215,7 @@ def first_look(model: str, cards: Sequence[Cards], question: Question) -> str:
     return f"at first sight: {sizes(cards[0])[-1]} x {cards[0].name} do not start it: {reason}"
 
 
-def memory_of(scenario: Scenario, question: Question) -> Plan | None:
+def memory_of(scenario: Scenario, question: ServingQuestion) -> Plan | None:
     """The plan of a deployment's memory, at its longest requests."""
     longest = Demand(input_len=question.prompt, output_len=max(1, question.thinking + question.answer))
     model, card = load_model(scenario.model), get_gpu(scenario.gpu)
@@ -225,7 +225,7 @@ def memory_of(scenario: Scenario, question: Question) -> Plan | None:
         return None
 
 
-def _owned(cards: Cards, found: Recommendation, question: Question) -> Owned:
+def _owned(cards: Cards, found: Recommendation, question: ServingQuestion) -> Owned:
     """What so many cards carry: the deployment that needs fewest of them, as often as they hold it."""
     mine = [c for c in found.candidates if c.feasible and c.settings[GPU_KEY] == cards.name]
     held = [(cards.number // c.figures["num_gpus_per_copy"] - question.spare, c) for c in mine]
@@ -236,7 +236,7 @@ def _owned(cards: Cards, found: Recommendation, question: Question) -> Owned:
     return Owned(cards, best, copies, load)
 
 
-def _others(model: str, question: Question, cards: Sequence[Cards], workers: int) -> Iterable[Owned]:
+def _others(model: str, question: ServingQuestion, cards: Sequence[Cards], workers: int) -> Iterable[Owned]:
     """What as many of the cards do that nobody named."""
     count, named = max(c.number for c in cards), {get_gpu(c.name).name for c in cards}
     asked = tuple(Cards(count, c.name) for c in read_cards(()) if c.name not in named)
@@ -251,7 +251,9 @@ def _is_enough(candidate: Candidate, cards: Cards) -> bool:
     return candidate.num_gpus is not None and candidate.num_gpus <= cards.number
 
 
-def _changes(question: Question, best: Candidate, execution: Execution, search: Search) -> Iterable[Change]:
+def _changes(
+    question: ServingQuestion, best: Candidate, execution: Execution, search: Search
+) -> Iterable[Change]:
     """What the best needs when one thing is not as it was taken to be."""
     assert best.scenario is not None
     variants = list(_variants(question, best.scenario))
@@ -261,7 +263,7 @@ def _changes(question: Question, best: Candidate, execution: Execution, search: 
         yield Change(what, copies, None if copies is None else copies * row["usd_per_hour_per_copy"])
 
 
-def _variants(question: Question, scenario: Scenario) -> Iterable[tuple[str, Scenario]]:
+def _variants(question: ServingQuestion, scenario: Scenario) -> Iterable[tuple[str, Scenario]]:
     """The scenario with one assumption changed, and that in words."""
 
     def changed(what: str, **update: Any) -> tuple[str, Scenario]:
@@ -286,11 +288,11 @@ def _variants(question: Question, scenario: Scenario) -> Iterable[tuple[str, Sce
 # --- words -------------------------------------------------------------------------------------
 
 
-def _model(answer: Answer) -> str:
+def _model(answer: ServingAnswer) -> str:
     return answer.found.scenario.model.rpartition("/")[2]
 
 
-def _load_text(question: Question) -> str:
+def _load_text(question: ServingQuestion) -> str:
     if question.users:
         return f"{question.users:,} users"
     return f"{question.rate:g} requests a second"
@@ -313,7 +315,7 @@ def _headroom(owned: Owned) -> str:
     return f"{_copies_text(best)}, ${best.usd_per_hour:,.2f}/h, the load may grow by {best.headroom:.0%}"
 
 
-def question_rows(q: Question) -> list[tuple[str, str, str]]:
+def question_rows(q: ServingQuestion) -> list[tuple[str, str, str]]:
     """What was asked: the name, the value, and whether anybody said it."""
     mark = {name: f"assumed: --{name}" for name in q.assumed}
     load = ("load", f"{q.rate:g} requests a second, Poisson", "") if q.users is None else (
@@ -329,14 +331,14 @@ def question_rows(q: Question) -> list[tuple[str, str, str]]:
     return rows
 
 
-def question_lines(question: Question) -> list[str]:
+def question_lines(question: ServingQuestion) -> list[str]:
     """The same as text."""
     rows = question_rows(question)
     width = max(len(text) for _, text, _ in rows)
     return ["Asked", *(f"  {name:<10}{text:<{width}}   {note}".rstrip() for name, text, note in rows)]
 
 
-def run_lines(answer: Answer) -> list[str]:
+def run_lines(answer: ServingAnswer) -> list[str]:
     """The command of the best deployment, and how often it runs."""
     best = answer.best
     assert best is not None
@@ -351,7 +353,7 @@ def run_lines(answer: Answer) -> list[str]:
     return lines
 
 
-def doubt_lines(answer: Answer) -> list[str]:
+def doubt_lines(answer: ServingAnswer) -> list[str]:
     """How sure: each figure with its range and source, what changes the answer, what would shrink the doubt."""
     best, unit = answer.best, "users" if answer.question.users else "requests a second"
     assert best is not None

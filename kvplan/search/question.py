@@ -60,7 +60,7 @@ class Cards(NamedTuple):
         return f"{self.number} x {self.name}" if self.number else self.name
 
 
-class Question(Config):
+class ServingQuestion(Config):
     """What people ask: who wants how much of which model, on what, how fast."""
 
     users: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
@@ -93,7 +93,7 @@ class Question(Config):
         return text
 
     @model_validator(mode="after")
-    def _says_the_load(self) -> Question:
+    def _says_the_load(self) -> ServingQuestion:
         if (self.users is None) == (self.rate is None):
             raise ValueError("say --users (people at once) or --rate (requests per second), one of them")
         return self
@@ -170,7 +170,7 @@ def _is_named(text: str) -> bool:
     return "=" not in text and "/" not in text and not text.endswith((".yaml", ".yml"))
 
 
-def make_scenario(model: str, cards: Iterable[Cards], question: Question) -> Scenario:
+def make_scenario(model: str, cards: Iterable[Cards], question: ServingQuestion) -> Scenario:
     """The scenario whose recommendation answers the question.
 
     Raises KvplanError for an unknown model, and for lengths that the model does not take.
@@ -202,7 +202,7 @@ def sizes(cards: Cards) -> list[int]:
     return [1 << i for i in range(most.bit_length())]
 
 
-def check_lengths(model: ModelSpec, question: Question) -> int:
+def check_lengths(model: ModelSpec, question: ServingQuestion) -> int:
     """The context to serve, a multiple of 1,024; KvplanError where the model takes less."""
     longest = cdiv(question.longest, 1024) * 1024
     if longest <= model.max_model_len:
@@ -217,7 +217,7 @@ def check_lengths(model: ModelSpec, question: Question) -> int:
     )
 
 
-def _workload(question: Question) -> dict[str, Any]:
+def _workload(question: ServingQuestion) -> dict[str, Any]:
     arrivals: dict[str, Any] = {"kind": "poisson", "rate": question.rate}
     if question.users:
         arrivals = {

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from kvplan.errors import KvplanError
 from kvplan.models.load import load_model
 from kvplan.scenario.schema import dump_scenario, parse_scenario
-from kvplan.search.planning import Answer, first_look, plan
+from kvplan.search.planning import ServingAnswer, first_look, plan
 from kvplan.search.question import (
     LONGEST,
-    Question,
+    ServingQuestion,
     check_lengths,
     make_scenario,
     read_cards,
@@ -28,18 +28,18 @@ SMALL = {"thinking": 2048, "prompt": 200, "answer": 100, "users": 12, "pause": 5
 
 
 @pytest.fixture(scope="module")
-def answer() -> Answer:
+def answer() -> ServingAnswer:
     return plan("Qwen/Qwen3-8B", ["1xl40s"], **SMALL)
 
 
-def test_the_answer_is_the_recommendation_of_the_scenario_it_writes(answer: Answer) -> None:
+def test_the_answer_is_the_recommendation_of_the_scenario_it_writes(answer: ServingAnswer) -> None:
     """Through YAML and back: the same ranking, the same figures."""
     written = parse_scenario(yaml.safe_load(dump_scenario(answer.found.scenario)))
     again = recommend(written)
     assert [c.to_dict() for c in again.candidates] == [c.to_dict() for c in answer.found.candidates]
 
 
-def test_the_verdict_follows_from_cards_counted_and_needed(answer: Answer) -> None:
+def test_the_verdict_follows_from_cards_counted_and_needed(answer: ServingAnswer) -> None:
     owned = answer.owned[0]
     assert owned.best is not None
     assert (
@@ -79,7 +79,7 @@ def test_dollars_that_do_not_suffice_are_the_reason() -> None:
     assert "$0.01 an hour is allowed" in asked.verdict
 
 
-def test_every_change_moves_one_thing(answer: Answer) -> None:
+def test_every_change_moves_one_thing(answer: ServingAnswer) -> None:
     """Longer thinking, longer prompts and a shorter pause never need fewer copies."""
     assert answer.best is not None
     assert len(answer.changes) == 3
@@ -89,7 +89,7 @@ def test_every_change_moves_one_thing(answer: Answer) -> None:
 
 def test_lengths_are_as_told() -> None:
     """Half the traces think longer than the typical; one in a hundred is cut at the longest."""
-    question = Question(users=5, thinking=20_000)
+    question = ServingQuestion(users=5, thinking=20_000)
     work = make_scenario("Qwen/Qwen3-8B", read_cards(["h100"]), question).workload
     load = draw_load(work.model_copy(update={"num_requests": 20_000}))
     cut = (load.thinking_tokens == 20_000).mean()
@@ -100,13 +100,13 @@ def test_lengths_are_as_told() -> None:
 
 def test_lengths_that_the_model_does_not_take_are_refused_with_those_it_does() -> None:
     model = load_model("Qwen/Qwen3-8B")
-    question = Question(users=1, thinking=200_000)
+    question = ServingQuestion(users=1, thinking=200_000)
     with pytest.raises(KvplanError, match=r"--thinking [0-9]+ would fit") as told:
         check_lengths(model, question)
     room = int(str(told.value).partition("--thinking ")[2].split()[0])
-    assert check_lengths(model, Question(users=1, thinking=room)) <= model.max_model_len
+    assert check_lengths(model, ServingQuestion(users=1, thinking=room)) <= model.max_model_len
     with pytest.raises(KvplanError):
-        check_lengths(model, Question(users=1, thinking=room + 1))
+        check_lengths(model, ServingQuestion(users=1, thinking=room + 1))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_targets_that_say_nothing_are_refused(text: str, said: str) -> None:
 @pytest.mark.parametrize("said", [{}, {"users": 3, "rate": 1.0}])
 def test_one_load_is_asked(said: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match="one of them"):
-        Question.model_validate(said)
+        ServingQuestion.model_validate(said)
 
 
 def test_cards_are_counted_or_not() -> None:
@@ -147,11 +147,11 @@ def test_cards_are_counted_or_not() -> None:
 
 def test_the_first_look_is_the_closed_form() -> None:
     """As `estimate` says, before anything is simulated."""
-    question = Question(users=500)
+    question = ServingQuestion(users=500)
     text = first_look("Qwen/QwQ-32B", read_cards(["2xh100"]), question)
     assert text.startswith("at first sight: 2 x h100-sxm hold 7 of the longest requests (40,960 tokens)")
 
 
 def test_the_typical_is_the_longest_over_its_quantile() -> None:
-    assert Question(users=1, thinking=floor(1000 * LONGEST)).median_thinking == 1000
-    assert Question(users=1, thinking=500, typical_thinking=800).median_thinking == 500
+    assert ServingQuestion(users=1, thinking=floor(1000 * LONGEST)).median_thinking == 1000
+    assert ServingQuestion(users=1, thinking=500, typical_thinking=800).median_thinking == 500
