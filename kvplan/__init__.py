@@ -14,6 +14,8 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from typing import Any
 
+from kvplan.pictures import DRAWN
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -32,12 +34,30 @@ _HOME = {
     "load_model": "kvplan.models.load",
     "load_profile": "kvplan.profiles.profile",
     "load_scenario": "kvplan.scenario.schema",
-    "plan": "kvplan.search.planning",
     "recommend": "kvplan.search.recommending",
     "reconcile": "kvplan.observed.reconciliation",
     "simulate": "kvplan.simulation.simulator",
     "sweep": "kvplan.search.sweeping",
 }
+
+_DRAWN = {
+    "Plan": {"memory": "kvplan.charts.plans:memory_bar"},
+    "Result": {
+        "kv": "kvplan.charts.runs:kv_over_time",
+        "queue": "kvplan.charts.runs:queue_over_time",
+        "latency": "kvplan.charts.runs:latency_shares",
+    },
+    "Comparison": {
+        "pareto": "kvplan.charts.searches:pareto",
+        "per_gpu_hour": "kvplan.charts.searches:correct_per_gpu_hour",
+    },
+    "Recommendation": {
+        "ranking": "kvplan.charts.searches:ranking",
+        "speed": "kvplan.charts.searches:speed_and_throughput",
+    },
+}
+"""What `result.plot` draws: class -> picture -> function of the charts. Add a picture here."""
+DRAWN.update(_DRAWN)
 
 __all__ = ["__version__", *sorted(_HOME)]
 
@@ -53,7 +73,7 @@ _MOVED = {
     "kvplan.layout": "kvplan.memory.layout",
     "kvplan.metrics": "kvplan.simulation.metrics",
     "kvplan.model": "kvplan.models",
-    "kvplan.plan": "the function kvplan.plan; memory plans are kvplan.memory.plan",
+    "kvplan.plan": "kvplan.memory.plan",
     "kvplan.planning": "kvplan.memory",
     "kvplan.profile": "kvplan.profiles.profile",
     "kvplan.quality": "kvplan.formulas.quality",

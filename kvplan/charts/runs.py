@@ -91,7 +91,7 @@ def queue_over_time(result: Result) -> Layered:
 LATENCIES = {"ttft": "time to first token", "tpot": "time per output token", "e2el": "end to end"}
 
 
-def latency_shares(result: Result, name: str) -> Layered:
+def latency_shares(result: Result, name: str = "e2el") -> Layered:
     """Share of requests that are at most so slow, for one of `LATENCIES`; targets as rules."""
     values = np.sort(getattr(result.latencies, name))
     values = values[~np.isnan(values)]

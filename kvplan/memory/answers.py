@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs
@@ -20,6 +20,7 @@ from kvplan.memory.layout import Layout
 from kvplan.memory.report import SCHEMA_VERSION, log_lines, memory_html, memory_text
 from kvplan.memory.serve_command import shell_command, with_length
 from kvplan.models.spec import ModelSpec
+from kvplan.pictures import Pictures
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.units import cdiv, gib
 
@@ -69,6 +70,9 @@ class Question:
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """The answer: memory of the fullest GPU, the engine's own figures, and what they mean for the asked load."""
+
+    plot: ClassVar[Pictures] = Pictures()
+    """Pictures of it, Altair charts: `dir(result.plot)` names them."""
 
     question: Question
     args: ResolvedArgs

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 import kvplan
 from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.search.choices import Choice, best_within, pareto
 from kvplan.search.strategy_row import StrategyRow, strategy_row
@@ -37,6 +38,9 @@ SURE = 0.02
 @dataclass(slots=True)
 class Comparison:
     """All rows, what they rest on, what to choose."""
+
+    plot: ClassVar[Pictures] = Pictures()
+    """Pictures of it, Altair charts: `dir(result.plot)` names them."""
 
     scenario: Scenario
     rows: list[StrategyRow]

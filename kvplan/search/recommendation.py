@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from html import escape
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 import kvplan
+from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.day_plan import DayPlan
@@ -149,6 +150,9 @@ class Candidate:
 @dataclass(slots=True)
 class Recommendation:
     """All candidates, the best first."""
+
+    plot: ClassVar[Pictures] = Pictures()
+    """Pictures of it, Altair charts: `dir(result.plot)` names them."""
 
     scenario: Scenario
     search: Search

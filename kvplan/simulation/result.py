@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 import kvplan
 from kvplan.formulas.sums import exact_sum
+from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.energy import Energy
 from kvplan.simulation.metrics import Latencies, Sample, Summary, latencies, meets, summarise
@@ -55,6 +56,9 @@ class Pool:
 @dataclass(slots=True)
 class Result:
     """One run. `to_dict` is the `--json` document, `to_frame` the records, `records`, `samples` the raw material."""
+
+    plot: ClassVar[Pictures] = Pictures()
+    """Pictures of it, Altair charts: `dir(result.plot)` names them."""
 
     scenario: Scenario
     verdict: str

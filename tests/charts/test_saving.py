@@ -15,7 +15,7 @@ from kvplan.charts.report import report_html
 from kvplan.charts.saving import check_plot
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
-from kvplan.search.planning import Answer, plan
+from kvplan.search.planning import ServingAnswer, plan
 
 STARTS = {".svg": b"<svg", ".png": b"\x89PNG", ".html": b"<!DOCTYPE html>"}
 
@@ -44,11 +44,11 @@ def test_a_missing_library_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def answer() -> Answer:
+def answer() -> ServingAnswer:
     return plan("Qwen/Qwen3-8B", ["1xl40s"], users=12, pause=5.0, thinking=2048, prompt=200, answer=100)
 
 
-def test_the_report_holds_the_answer(answer: Answer) -> None:
+def test_the_report_holds_the_answer(answer: ServingAnswer) -> None:
     """Verdict, every deployment, every command and every memory row of the document, in one page."""
     page = report_html(answer)
     assert answer.best is not None
@@ -58,7 +58,7 @@ def test_the_report_holds_the_answer(answer: Answer) -> None:
     assert page.count("<svg") == 3
 
 
-def test_the_report_asks_nobody(answer: Answer) -> None:
+def test_the_report_asks_nobody(answer: ServingAnswer) -> None:
     """No script, no style or picture from elsewhere."""
     page = report_html(answer)
     assert not re.findall(r"<script|<link|<img|<iframe|@import|url\(\s*['\"]?(?:https?:)?//", page)
@@ -68,8 +68,26 @@ def test_the_report_asks_nobody(answer: Answer) -> None:
     }
 
 
-def test_a_name_is_text_in_the_report(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_text_in_the_report(answer: ServingAnswer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model's path may hold anything."""
     nasty = answer.found.scenario.model_copy(update={"model": "<script>alert(1)</script>"})
     monkeypatch.setattr(answer.found, "scenario", nasty)
     assert "<script>" not in report_html(answer)
+
+
+def test_results_draw_themselves(answer: ServingAnswer) -> None:
+    """Every picture that a class offers can be drawn; an unknown one is told with those there are."""
+    from kvplan import estimate, simulate
+    from kvplan.pictures import DRAWN
+
+    results = {
+        "Plan": estimate("Qwen/Qwen3-8B", "h100"),
+        "Result": simulate({"model": "Qwen/Qwen3-8B", "workload": {"num_requests": 5}}),
+        "Recommendation": answer.found,
+    }
+    for name, result in results.items():
+        assert dir(result.plot) == sorted(DRAWN[name])
+        for picture in DRAWN[name]:
+            assert getattr(result.plot, picture)().to_dict()["layer"]
+    with pytest.raises(AttributeError, match="did you mean kv"):
+        results["Result"].plot.kvs  # noqa: B018
