@@ -95,11 +95,13 @@ _MANY = ("cache_tokens", "max_concurrency", "num_gpu_blocks")
 """Figures that one process prints once per rank."""
 
 
-def read_log(lines: str | Iterable[str]) -> StartupLog:
+def read_log(lines: str | Iterable[str], *, broken_off: str = "") -> StartupLog:
     """Read a start-up log.
 
     Args:
         lines: the text, or its lines (`file_lines` streams a file).
+        broken_off: an engine; then a log may end before the KV cache is sized, or hold no start at all, and is taken
+            for that engine's where its figures do not tell another.
 
     Raises:
         KvplanError: no start-up in it, figures of two engines, figures that contradict each other, binary data.
@@ -108,7 +110,7 @@ def read_log(lines: str | Iterable[str]) -> StartupLog:
     for number, line in enumerate(clean_lines(lines), 1):
         start = start.at(line)
         start.read(number, line)
-    return start.result()
+    return start.result(broken_off)
 
 
 Readings = dict[str, list[tuple[int, Reading]]]
@@ -196,9 +198,9 @@ class _Start:
             for name, value in read_flags(line, engine).items():
                 self.flags[engine][name].append((value, number))
 
-    def result(self) -> StartupLog:
+    def result(self, broken_off: str = "") -> StartupLog:
         """The start that was read last."""
-        engine = self._engine()
+        engine = self._engine(broken_off)
         flags, ranks = self._agreed_flags(engine), 1
         sizes = {size: max(2, rank + 1) for size, rank in self.workers.items() if size not in flags}
         notes = [f"{size} {num} by the names of its workers" for size, num in sizes.items()]
@@ -225,15 +227,27 @@ class _Start:
             notes=tuple(notes),
         )
 
-    def _engine(self) -> str:
+    def _engine(self, broken_off: str) -> str:
         """The engine whose figures these are."""
         told = {engine: set(found) & _TELLING for engine, found in self.readings.items()}
         engines = [engine for engine, figures in told.items() if figures]
         if len(engines) > 1:
             raise KvplanError(f"figures of {' and '.join(engines)} in one log; give the log of one engine")
-        if not engines:
+        if not engines and not broken_off:
             raise KvplanError(self._why_nothing())
-        return engines[0]
+        return engines[0] if engines else self._spoken_of(broken_off)
+
+    def _spoken_of(self, usual: str) -> str:
+        """The engine that a log of no pool speaks of most: its version, figures, flags."""
+
+        def told(engine: str) -> tuple[int, int, bool]:
+            return (
+                len(self.readings[engine]) + 9 * (engine in self.version),
+                len(self.flags[engine]),
+                engine == usual,
+            )
+
+        return max(ENGINES, key=told)
 
     def _why_nothing(self) -> str:
         began = self.banners or any(self.flags.values())
