@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from kvplan.errors import KvplanError
 
-_METRIC = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)$")
+_METRIC = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>\S+)(?:\s+\d+)?$")
 _LABEL = re.compile(r'(?<!\w)(\w+)="((?:[^"\\]|\\.)*)"')
 _COUNT = re.compile(r"[0-9]{1,12}", re.ASCII)
 MOST_BYTES = 16 << 20
