@@ -39,6 +39,7 @@ EXIT_1 = {
     "conformance": "a log differs, or a run is stuck for want of memory",
     "reconcile": "figures of the log exclude each other",
     "list": "no name of that kind contains the pattern",
+    "why": "a cause was found",
     "models": "no bundled model's (or architecture's) name contains the pattern",
     "support": "the model is refused",
 }
@@ -70,6 +71,7 @@ FOLDED = {
         "log.flags": "object: flag -> value",
         "overheads": "null or object: the memory section of a profile",
     },
+    "why": {"messages[].figures": "object: figure -> number"},
     "models": {},
     "gpus": {"gpus[].dense_tflops": "object: format -> number"},
     "calibrate": {
@@ -325,6 +327,11 @@ def documents_of(folder: Path) -> dict[str, list[Any]]:
         "reconcile": [f"{log} --gpu h200"],
         "list": ["", "strategies best"],
         "show": ["best_of_n"],
+        "why": [
+            f"{FIXTURES / 'why' / 'states-l40s.txt'} --gpu l40s",
+            f"{FIXTURES / 'why' / 'full.txt'}",
+            f"{log} --gpu h200",
+        ],
         "models": ["Qwen3-8B"],
         "gpus": [""],
     }

@@ -47,6 +47,10 @@ COMMANDS = {
         "observed_commands:reconcile_command",
         "A real engine's start-up log beside the plan; learns its overheads.",
     ),
+    "why": (
+        "observed_commands:why_command",
+        "Why an engine does not start, holds too little or waits; the flags that mend it.",
+    ),
     "calibrate": (
         "calibration_commands:calibrate_command",
         "Measure this card, or a live server, and fit a profile.",

@@ -1,4 +1,4 @@
-"""`kvplan reconcile` and `compare-run`: a start-up log beside the plan, a real run beside its simulation."""
+"""`kvplan reconcile`, `why` and `compare-run`: what a real engine logged beside plan and simulation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
+from kvplan.calibrate.server.client import Server
 from kvplan.cli.memory_commands import estimate_command
 from kvplan.cli.options import FLAGS, SWITCH, print_json
 from kvplan.cli.plots import check_plot, write_plot
@@ -20,10 +21,14 @@ from kvplan.engines.flags import EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.files import refuse_same_file, write_whole
 from kvplan.models.load import load_model
+from kvplan.observed.diagnosis.findings import find, read_text
+from kvplan.observed.diagnosis.messages import Message
+from kvplan.observed.load_lines import EngineLoad
+from kvplan.observed.metrics_page import is_page, log_of, pages_of, read_page
 from kvplan.observed.reader import file_lines
 from kvplan.observed.reconciliation import Reconciliation, reconcile
 from kvplan.observed.recorded_run import compare_runs, read_run
-from kvplan.observed.startup import read_log
+from kvplan.observed.startup import StartupLog, read_log
 
 
 def reconcile_command(
@@ -120,6 +125,84 @@ def _save(name: str, content: str) -> None:
     except OSError as error:
         raise KvplanError(f"--save {name}: cannot be written ({error.strerror})") from None
     print(f"kvplan: overheads written to {path}", file=sys.stderr)
+
+
+def why_command(
+    source: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    model: str | None = None,
+    gpu: str | None = None,
+    engine: str | None = None,
+    entry_point: EntryPoint = "serve",
+    args: FLAGS = None,
+    hub: Annotated[bool, SWITCH] = False,
+    json: Annotated[bool, SWITCH] = False,
+) -> int:
+    """Why an engine does not start, holds less KV than planned, or keeps requests waiting; and what mends it.
+
+    Reads what there is: a start-up log, an out-of-memory or "max seq len" message with or without its traceback, the
+    lines of a serving engine, a page of vLLM's /metrics or its address. Causes come ranked, each with its figures
+    and the flags that mend it; where model and card are known, every flag was planned again before it is printed.
+    Exit code 0 when nothing is amiss, 1 when there is a cause.
+
+    For example:
+
+        docker logs vllm 2>&1 | kvplan why - --gpu l40s
+
+        kvplan why start.log --model ./config.json --gpu rtx-4090
+
+        kvplan why http://localhost:8000 --gpu h100
+
+    Parameters
+    ----------
+    source
+        A file, - for standard input, or the address of a running vLLM.
+    model
+        Bundled name, config.json or folder, where the text does not name a bundled model.
+    gpu
+        A name of `kvplan gpus`, where the text does not name its card.
+    engine
+        E.g. vllm@0.19, where the text does not print its version.
+    entry_point
+        serve (`vllm serve`) or llm (offline); their batch defaults differ.
+    hub
+        Fetch the config from the Hugging Face hub if it is not bundled.
+    json
+        One JSON document on stdout.
+    """
+    is_address = source.startswith(("http://", "https://"))
+    log, messages, load = _live(source) if is_address else _read(source, engine)
+    name = model or (log.model if hub else None)
+    spec = load_model(name, hub=hub) if name else None
+    found = find(log, messages, load, model=spec, gpu=gpu, engine=engine, args=args, entry_point=entry_point)
+    if json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+    return 1 if found.causes else 0
+
+
+def _live(address: str) -> tuple[StartupLog, tuple[Message, ...], EngineLoad | None]:
+    """A running server's figures and load."""
+    server = Server(address.removesuffix("/").removesuffix("/metrics"), timeout_s=10.0)
+    page = read_page(server.get("/metrics"))
+    try:
+        facts = server.facts()
+    except KvplanError:  # only its metrics are open to us
+        return log_of(page), (), page.load
+    return log_of(page, facts.engine_version, facts.max_model_len), (), page.load
+
+
+def _read(source: str, engine: str | None) -> tuple[StartupLog, tuple[Message, ...], EngineLoad | None]:
+    """A file's figures, complaints and load; a page of metrics has the last of its pages."""
+    lines = tuple(file_lines(source))
+    text = "\n".join(lines)
+    if is_page(text):
+        *_, last = pages_of(text)
+        page = read_page(last)
+        return log_of(page), (), page.load
+    return read_text(lines, engine)
 
 
 def compare_run_command(
