@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from kvplan.observed.diagnosis.cause import Case, Cause, Fix, about, options, proven
 from kvplan.observed.diagnosis.messages import SPEAKS, Message, stage_of
@@ -10,6 +10,8 @@ from kvplan.units import gib
 
 MUCH_OTHER = 1.0
 """GiB that another process holds; CUDA's own context is less."""
+CONTEXT = 0.6
+"""GiB that CUDA's context takes of a card, beside what PyTorch reserves."""
 MUCH_IDLE = 0.1
 """Share of the card that the allocator holds without using it."""
 
@@ -27,9 +29,7 @@ def allocation(case: Case) -> Iterator[Cause]:
 
 def _held_by_others(case: Case, told: Message) -> Iterator[Cause]:
     said = told.figures
-    others = said.get("others", 0.0)
-    if not others and {"total", "free", "mine"} <= said.keys():
-        others = max(0.0, said["total"] - said["free"] - said["mine"])
+    others = _others(said)
     if others < MUCH_OTHER:
         return
     where = f" of the card's {said['total']:.2f}" if "total" in said else ""
@@ -42,6 +42,21 @@ def _held_by_others(case: Case, told: Message) -> Iterator[Cause]:
     yield Cause(
         "occupied", words, 0.9 if others > 0.1 * (total or 24) else 0.7, (ended, *((fix,) if fix else ()))
     )
+
+
+def _others(said: Mapping[str, float]) -> float:
+    """GiB that other processes hold, as far as PyTorch tells.
+
+    From 2.2 on it lists them and speaks of "this process" apart; 2.1, and a process in a container, list themselves
+    among them; before that only the card's total, what is free and what this process reserved are told.
+    """
+    own = said.get("reserved", said.get("allocated", 0.0) + said.get("idle", 0.0))
+    if "mine" in said:
+        left = said["total"] - said["free"] - said["mine"] if {"total", "free"} <= said.keys() else 0.0
+        return said.get("others") or left
+    if "others" in said:
+        return said["others"] - own - CONTEXT if own and said.get("processes", 1) > 1 else 0.0
+    return said["total"] - said["free"] - own - CONTEXT if own and {"total", "free"} <= said.keys() else 0.0
 
 
 def _idle(told: Message) -> Iterator[Cause]:

@@ -260,7 +260,10 @@ STAGES = (
         "load",
         r"load_model|create_weights|initialize_model|weight_loader|load_weights|process_weights_after_loading|get_model\(",
     ),
-    ("serve", r"execute_model|forward_(?:batch|extend|decode)|run_batch|event_loop|step\("),
+    (
+        "serve",
+        r"execute_model|forward_(?:batch|extend|decode)|run_batch|event_loop|engine_step|engine_loop|step\(",
+    ),
 )
 """Where an allocation failed, by functions of the traceback above it; the first that is found."""
 SPEAKS = {"load": "loading the weights", "profile": "the profile run", "sampler": "the sampler's warm-up",
@@ -325,7 +328,7 @@ def _of_window(number: int, window: str, first: int, above: Iterable[str]) -> It
             seen.add(kind.name)
             figures = _figures(match)
             if kind.name == "allocation":
-                figures |= _allocation(window[match.end() :], "\n".join(above))
+                figures |= _allocation(window[match.end() :].partition("out of memory")[0], "\n".join(above))
             yield Message(kind.name, kind.engine, figures, number)
 
 
@@ -343,9 +346,14 @@ def _allocation(rest: str, above: str) -> dict[str, float]:
     """What PyTorch says of the card, who else is on it, and how far the engine had come."""
     match = ALLOCATION.search(rest) or OLD_ALLOCATION.search(rest)
     figures = _figures(match) if match else {}
-    others = sum(_figures(found)["used"] for found in OTHERS.finditer(rest))
-    stage = next((i for i, (_, names) in enumerate(STAGES) if re.search(names, above)), len(STAGES))
-    return figures | ({"others": others} if others else {}) | {"stage": float(stage)}
+    others = [_figures(found)["used"] for found in OTHERS.finditer(rest)]
+    stage = _stage(above) if _stage(above) < len(STAGES) else _stage(rest)
+    listed = {"others": sum(others), "processes": float(len(others))} if others else {}
+    return figures | listed | {"stage": float(stage)}
+
+
+def _stage(text: str) -> int:
+    return next((i for i, (_, names) in enumerate(STAGES) if re.search(names, text)), len(STAGES))
 
 
 def stage_of(message: Message) -> str:

@@ -76,7 +76,11 @@ def _pinned(case: Case, short: Short, fixes: tuple[Fix, ...]) -> Iterator[Cause]
 def _share(case: Case, short: Short, fixes: tuple[Fix, ...]) -> Iterator[Cause]:
     """gpu_memory_utilization below the usual."""
     share, total = case.share(), _total(case)
-    if share is None or total is None or share >= HIGHEST_SHARE:
+    if share is None or share >= HIGHEST_SHARE:
+        return
+    if total is None:
+        if share < USUAL_SHARE:
+            yield _low(share)
         return
     more = (HIGHEST_SHARE - share) * total
     enough = short.missing is not None and more >= short.missing
@@ -91,6 +95,13 @@ def _share(case: Case, short: Short, fixes: tuple[Fix, ...]) -> Iterator[Cause]:
     mended = tuple(fix for fix in own if fix)[:1] or about(fixes, "--gpu-memory-utilization")
     flag = Fix(f"--gpu-memory-utilization {HIGHEST_SHARE:g}", f"{more:.2f} GiB more for KV", False)
     yield Cause("utilization", words, weight, mended or ((flag,) if case.plan is None and enough else ()))
+
+
+def _low(share: float) -> Cause:
+    """A share below the usual, of a card that nobody names."""
+    words = f"gpu_memory_utilization {share:g} is low: {HIGHEST_SHARE / share:.1f} times as much is usual"
+    fix = Fix(f"--gpu-memory-utilization {HIGHEST_SHARE:g}", "if nothing else is on the card", False)
+    return Cause("utilization", words, 0.6 if share > 0.5 else 0.78, (fix,))
 
 
 def _length(case: Case, short: Short, fixes: tuple[Fix, ...]) -> Iterator[Cause]:
