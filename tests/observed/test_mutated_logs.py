@@ -15,6 +15,7 @@ from places import FIXTURES
 
 from kvplan.errors import KvplanError
 from kvplan.memory.plan import estimate
+from kvplan.observed.diagnosis.findings import findings
 from kvplan.observed.patterns import ENGINES
 from kvplan.observed.reconciliation import reconcile
 from kvplan.observed.startup import read_log
@@ -100,6 +101,19 @@ def test_a_broken_log_gives_a_report_or_a_named_error(block: int) -> None:
             found = reconcile(mutated(seed), gpu="h100", model="Qwen/Qwen3-8B" if seed % 3 == 0 else None)
             said = found.conclusion
             assert str(found).endswith(said), seed
+        except KvplanError as error:
+            said = str(error)
+        assert 0 < len(said) < 2000, seed
+
+
+def test_a_broken_log_has_causes_or_a_named_error() -> None:
+    """50 seeded mutations through `why`, with and without model and card: its document can be printed."""
+    for seed in (60, 133, 147, *range(47)):  # the first three once ended in a traceback
+        gpu, model = ("h100" if seed % 4 else None), ("Qwen/Qwen3-8B" if seed % 3 == 0 else None)
+        try:
+            found = findings(mutated(seed), gpu=gpu, model=model)
+            json.dumps(found.to_dict(), allow_nan=False)
+            said = found.verdict
         except KvplanError as error:
             said = str(error)
         assert 0 < len(said) < 2000, seed

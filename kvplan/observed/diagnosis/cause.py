@@ -82,11 +82,17 @@ class Case:
         """A printed figure."""
         return self.log.figures.get(name)
 
+    def number(self, flag: str) -> float | None:
+        """A flag of the log, where its value is a number above 0."""
+        told = self.log.flags.get(flag)
+        is_number = isinstance(told, int | float) and not isinstance(told, bool) and 0 < told < 1e15
+        return float(told) if is_number else None  # type: ignore[arg-type]
+
     def share(self) -> float | None:
         """gpu_memory_utilization, or what the engine calls it: told, else planned."""
-        told = self.log.flags.get("gpu_memory_utilization", self.log.figures.get("utilization"))
-        if told is not None:
-            return float(str(told))
+        told = self.number("gpu_memory_utilization") or self.log.figures.get("utilization")
+        if told is not None and 0 < told <= 1:
+            return told
         return self.found.plan.args.gpu_memory_utilization if self.found else None
 
 

@@ -56,8 +56,7 @@ def _full(case: Case, load: EngineLoad | None, thrown: bool) -> Cause:
 
 
 def _is_capped(case: Case, load: EngineLoad) -> bool:
-    told = case.log.flags.get("max_num_seqs")
-    limit = int(str(told)) if told else case.plan.args.max_num_seqs if case.plan else None
+    limit = case.number("max_num_seqs") or (case.plan.args.max_num_seqs if case.plan else None)
     return load.most_running >= 0.97 * limit if limit else load.most_running in SEQS
 
 
