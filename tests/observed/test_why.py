@@ -221,6 +221,28 @@ SAID = [
         {"seqs": 3},
     ),
     (
+        "Decode out of memory happened. #retracted_reqs: 2, #new_token_ratio: 0.4000 -> 0.9000",  # 0.4
+        "retracted",
+        {"seqs": 2},
+    ),
+    (
+        "RuntimeError: The memory capacity is unbalanced. Some GPUs may be occupied by other processes. "
+        "pre_model_load_memory=19.25, local_gpu_memory=30.5, local_gpu_memory * 0.9=27.45",
+        "unbalanced",
+        {"least": 19.25, "here": 30.5},
+    ),
+    (
+        "The sum of prompt length (4000) and query length (0) max_tokens (2048) should not exceed max_seq_len (4096)",
+        "context",  # TensorRT-LLM 1.0
+        {"asked": 4000, "answer": 2048, "length": 4096},
+    ),
+    (
+        "[TensorRT-LLM][ERROR] Assertion failed: maxTokensInPagedKvCache (3200) must be large enough to process at "
+        "least 1 sequence to completion (i.e. must be larger than beam_width (1) * tokensPerBlock (64))",
+        "too_long",
+        {"held": 3200},
+    ),
+    (
         "Input length (40000 tokens) exceeds the maximum allowed length (32768 tokens).",
         "context",
         {"asked": 40000, "length": 32768},
@@ -292,6 +314,17 @@ def test_weights_are_the_cause_where_they_are_larger_than_the_card() -> None:
 def test_fragmentation_is_told_by_idle_memory() -> None:
     found = findings("in execute_model\n" + oom("", 23.6, 18.0, "5.20 GiB"))
     assert "fragmentation" in {cause.name for cause in found.causes}
+
+
+def test_fixes_are_in_the_engines_own_words() -> None:
+    """SGLang's --context-length, TensorRT-LLM's max_seq_len: what a user of each can type."""
+    for text, says in (
+        ("Input length (40000 tokens) exceeds the maximum allowed length (32768 tokens).", "--context-length 40000"),
+        ("maxTokensInPagedKvCache (3200) must be large enough to process", "max_seq_len 3200"),
+        ("max seq len (29000) is larger than the maximum number of tokens that can be stored in KV cache (3)",
+         "--max-model-len 3"),
+    ):  # fmt: skip
+        assert findings(text).causes[0].fixes[0].change == says
 
 
 # ---- load

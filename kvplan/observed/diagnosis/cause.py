@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.spelling import spell, unspoken
 from kvplan.errors import KvplanError
 from kvplan.memory.answers import Plan, Question
 from kvplan.memory.inverse import what_would_fit
@@ -165,6 +166,31 @@ def spelled(flags: dict[str, object]) -> str:
         flag = SHORT.get(name, "--" + name.replace("_", "-"))
         words.append(flag if value is True else f"--no-{flag[2:]}" if value is False else f"{flag} {value}")
     return " ".join(words)
+
+
+def in_words_of(engine: str, change: str) -> str:
+    """A change in vLLM's words, as another engine says it; what it has no word for stays as it is.
+
+    >>> in_words_of("sglang", "--max-model-len 3200"), in_words_of("sglang", "nvidia-smi; end it")
+    ('--context-length 3200', 'nvidia-smi; end it')
+    """
+    if engine == "vllm":
+        return change
+    fields = {flag: field for field, flag in SHORT.items()}
+    words = change.split()
+    names, values = words[::2], words[1::2]
+    told = {
+        fields.get(name, name[2:].replace("-", "_")): value
+        for name, value in zip(names, values, strict=False)
+    }
+    if len(names) != len(values) or not told.keys() <= EngineArgs.model_fields.keys():
+        return change
+    args = EngineArgs.model_validate(told)
+    if unspoken(args, engine):
+        return change
+    dash = (lambda word: "--" + word.replace("_", "-")) if engine == "sglang" else str
+    said = {**spell(args, engine, in_file=True), **spell(args, engine)}
+    return " ".join(f"{dash(word)} {value}" for word, value in said.items()) or change
 
 
 def holds(plan: Plan) -> str:

@@ -15,7 +15,7 @@ from kvplan.gpu import GpuSpec
 from kvplan.memory.report import SCHEMA_VERSION
 from kvplan.models.spec import ModelSpec
 from kvplan.observed.diagnosis.allocation import allocation
-from kvplan.observed.diagnosis.cause import Case, Cause
+from kvplan.observed.diagnosis.cause import Case, Cause, in_words_of
 from kvplan.observed.diagnosis.gap import gap, missing_gib
 from kvplan.observed.diagnosis.loaded import loaded
 from kvplan.observed.diagnosis.messages import Message, read_messages
@@ -167,7 +167,13 @@ def find(
         why = str(error)
     case = Case(log, messages, load, found)
     causes = [cause for rule in RULES for cause in rule(case)]
-    return Findings(case, _ranked(causes), why)
+    return Findings(case, _ranked(_spoken(cause, log.engine) for cause in causes), why)
+
+
+def _spoken(cause: Cause, engine: str) -> Cause:
+    """The cause with its fixes in the engine's own words."""
+    fixes = tuple(fix._replace(change=in_words_of(engine, fix.change)) for fix in cause.fixes)
+    return cause._replace(fixes=fixes)
 
 
 def _ranked(causes: Iterable[Cause]) -> tuple[Cause, ...]:

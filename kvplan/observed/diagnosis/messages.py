@@ -154,13 +154,18 @@ KINDS = _kinds(
         ),
         ("graph_capture", "sglang", "apture cuda graph failed", r"Capture cuda graph failed"),
         ("graph_capture", "sglang", "apture CUDA graph failed", r"Capture CUDA graph failed"),
-        ("unbalanced", "sglang", "memory capacity is unbalanced", r"memory capacity is unbalanced"),
+        (
+            "unbalanced",
+            "sglang",
+            "memory capacity is unbalanced",
+            r"memory capacity is unbalanced(?:.{0,80}?_memory=<least>, local_gpu_memory=<here>)?",
+        ),
         (
             "retracted",
             "sglang",
-            "Retract requests",
-            r"(?:KV cache pool is full|Decode out of memory happened)\. Retract requests"
-            r".{0,40}?#retracted_reqs: <seqs>",
+            "#retracted_reqs",
+            r"(?:KV cache pool is full\. Retract requests|[Dd]ecode out of memory happened)"
+            r".{0,9}#retracted_reqs: <seqs>",
         ),
         (
             "retracted",
@@ -184,19 +189,13 @@ KINDS = _kinds(
             "too_long",
             "tensorrt-llm",
             "maxTokensInPagedKvCache",
-            r"max(?:imum)?TokensInPagedKvCache \(<held>\) must be (?:large enough|greater)",
-        ),
-        (
-            "too_long",
-            "tensorrt-llm",
-            "KV cache",
-            r"max sequence length \(<asked>\).{0,120}?KV cache.{0,80}?\(<held>\)",
+            r"maxTokensInPagedKvCache \(<held>\) must be large enough",
         ),
         (
             "context",
             "tensorrt-llm",
             "max_seq_len",
-            r"prompt length \(?<asked>\)?.{0,160}?should not exceed max_seq_len \(<length>\)",
+            r"prompt length \(<asked>\).{0,60}? max_tokens \(<answer>\) should not exceed max_seq_len \(<length>\)",
         ),
         (
             "context",

@@ -98,11 +98,10 @@ def _cards(case: Case, said: Mapping[str, float]) -> Iterator[Cause]:
 
 def _context(case: Case, said: Mapping[str, float]) -> Iterator[Cause]:
     length, asked = said.get("length"), said.get("asked")
-    served = f" of {length:,.0f} tokens" if length else ""
-    wanted = f"{asked:,.0f} tokens" if asked else "a request"
-    words = (
-        f"{wanted} asked of a server whose context ends there{served}: prompt and answer together must fit"
-    )
+    asked = asked + said.get("answer", 0.0) if asked else None
+    wanted = f"{asked:,.0f} tokens" if asked else "a request longer than that"
+    served = f"{length:,.0f} tokens" if length else "its max_model_len"
+    words = f"{wanted} asked of a server that serves {served} a request, prompt and answer together"
     longer = int(asked) if asked else None
     fix = proven(case.plan, max_model_len=longer) if longer else None
     unproven = Fix(
@@ -164,7 +163,8 @@ def _capture(case: Case, said: Mapping[str, float]) -> Iterator[Cause]:
 
 
 def _unbalanced(case: Case, said: Mapping[str, float]) -> Iterator[Cause]:
-    words = "one card of the group has far less free than the others: another process is on it"
+    counts = f" ({said['least']:.1f} GiB where another has {said['here']:.1f})" if "least" in said else ""
+    words = f"one card of the group has far less free than the others{counts}: another process is on it"
     yield Cause("occupied", words, 0.95, (Fix("nvidia-smi; end the other process", "", False),))
 
 
