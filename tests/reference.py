@@ -40,6 +40,7 @@ EXIT_1 = {
     "reconcile": "figures of the log exclude each other",
     "list": "no name of that kind contains the pattern",
     "why": "a cause was found",
+    "watch": "a limit is crossed",
     "models": "no bundled model's (or architecture's) name contains the pattern",
     "support": "the model is refused",
 }
@@ -72,6 +73,10 @@ FOLDED = {
         "overheads": "null or object: the memory section of a profile",
     },
     "why": {"messages[].figures": "object: figure -> number"},
+    "watch": {
+        "thinking_budget": "null or object: tokens, share_cut, resident_tokens",
+        "tokens.mean_thinking": "null or number",
+    },
     "models": {},
     "gpus": {"gpus[].dense_tflops": "object: format -> number"},
     "calibrate": {
@@ -298,6 +303,7 @@ def documents_of(folder: Path) -> dict[str, list[Any]]:
     simulated.write_text(real.read_text())
     log = FIXTURES / "logs" / "vllm-0.11-tp8-docker.txt"
     quick = "--set workload.num_requests=5 --quiet"
+    watched = FIXTURES / "watch" / "rollout"
     asked = {
         "estimate": [
             "Qwen/Qwen3-8B --gpu h100 --output-len 8K --num-samples 8",
@@ -331,6 +337,10 @@ def documents_of(folder: Path) -> dict[str, list[Any]]:
             f"{FIXTURES / 'why' / 'states-l40s.txt'} --gpu l40s",
             f"{FIXTURES / 'why' / 'full.txt'}",
             f"{log} --gpu h200",
+        ],
+        "watch": [
+            f"{watched}.prom {watched}.jsonl --scenario chat --max-kv 0.5 --gpu h100 --model Qwen/Qwen3-8B",
+            f"{watched}.jsonl",
         ],
         "models": ["Qwen3-8B"],
         "gpus": [""],

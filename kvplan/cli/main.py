@@ -51,6 +51,10 @@ COMMANDS = {
         "observed_commands:why_command",
         "Why an engine does not start, holds too little or waits; the flags that mend it.",
     ),
+    "watch": (
+        "watch_command:watch_command",
+        "A live vLLM beside its plan: KV, queue, preemptions, tokens, when it is full; limits for CI.",
+    ),
     "calibrate": (
         "calibration_commands:calibrate_command",
         "Measure this card, or a live server, and fit a profile.",
