@@ -189,7 +189,7 @@ KINDS = _kinds(
             "too_long",
             "tensorrt-llm",
             "maxTokensInPagedKvCache",
-            r"maxTokensInPagedKvCache \(<held>\) must be large enough",
+            r"maxTokensInPagedKvCache (?:\(<held>\) )?must be large enough",
         ),
         (
             "context",

@@ -55,7 +55,7 @@ def starved(case: Case) -> Iterator[Cause]:
 def _short(case: Case) -> Short:
     told, figures, plan = case.message("too_long"), case.log.figures, case.plan
     said = told.figures if told else {}
-    tokens = said.get("held") or figures.get("estimated_len")
+    tokens = said.get("held") or figures.get("estimated_len") or figures.get("cache_tokens")
     needed = said.get("needed") or figures.get("needed_gib") or needed_gib(plan)
     held = figures.get("kv_gib")
     if held is None and told is None and plan is not None:
