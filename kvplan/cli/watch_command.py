@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -106,6 +107,8 @@ def watch_command(
     if source.startswith(("http://", "https://")):
         requests = _requests_of(more)
         server = _Live(source, interval or 10.0, 0.0 if once else math.inf if duration is None else duration)
+        if gpu or expected:
+            plan.ask(server.server)
         view = _follow(server, requests, expected, plan, limits, quiet=json or once)
     else:
         pages, requests = _saved([source, *more], interval)
@@ -180,11 +183,19 @@ class _Planner:
     ) -> None:
         self.model, self.gpu, self.engine, self.args = model, gpu, engine, args
         self.deployments = list(expected.deployments.values()) if expected else []
+        self.version = ""
+        self.max_model_len: int | None = None
+
+    def ask(self, server: Server) -> None:
+        """Version and longest context of a live server, where it tells more than its metrics."""
+        with suppress(KvplanError):
+            facts = server.facts()
+            self.version, self.max_model_len = facts.engine_version, facts.max_model_len
 
     def __call__(self, pages: Sequence[Snapshot]) -> Reconciliation | None:
         if not pages:
             return None
-        log = log_of(pages[-1])
+        log = log_of(pages[-1], self.version, self.max_model_len)
         gpu, args = self.gpu, self.args
         same = [
             one for one in self.deployments if _last_part(one.model) == _last_part(self.model or log.model)
