@@ -311,7 +311,7 @@ def documents_of(folder: Path) -> dict[str, list[Any]]:
             "meta-llama/Llama-3.1-70B --gpu h100",
         ],
         "simulate": [
-            f"chat {quick} --uncertainty 2",
+            f"chat {quick}",
             f"long_thinking {quick}",
             "strategy_best_of_n --set problems.num_problems=2 --quiet",
         ],

@@ -23,7 +23,7 @@ from kvplan.simulation.observer import NO_OBSERVER, Observer
 from kvplan.simulation.records import check_target, write_records
 from kvplan.simulation.simulator import simulate
 from kvplan.simulation.trace import write_trace
-from kvplan.simulation.uncertainty import intervals, ranges
+from kvplan.simulation.uncertainty import ranges
 
 
 def simulate_command(
@@ -38,7 +38,6 @@ def simulate_command(
     quiet: Annotated[bool, SWITCH] = False,
     step_by_step: Annotated[bool, SWITCH] = False,
     no_records: Annotated[bool, SWITCH] = False,
-    uncertainty: int = 0,
     no_range: Annotated[bool, SWITCH] = False,
     skip_bad_rows: Annotated[bool, SWITCH] = False,
     dump_scenario: Annotated[bool, SWITCH] = False,
@@ -80,8 +79,6 @@ def simulate_command(
         Simulate every step instead of leaping; slower, the same results.
     no_records
         Keep only what the report needs of each request.
-    uncertainty
-        Simulate again under so many of the profile's bootstrap draws; figures get 5-95 % of those instead of a range.
     no_range
         Do not simulate the ends of what step times may be; figures then have no range.
     skip_bad_rows
@@ -130,16 +127,7 @@ def simulate_command(
         loaded, step_by_step=step_by_step, progress=progress, keep_records=not no_records, setups=setups,
         observer=observer,
     )  # fmt: skip
-    if uncertainty > 0:
-        if setups is None:
-            raise KvplanError(
-                "--uncertainty: not for scenarios with problems; compare their strategies instead"
-            )
-        result.intervals, result.interval_of = (
-            intervals(loaded, setups, uncertainty),
-            "5-95 % of the profile's draws",
-        )
-    elif setups is not None and not no_range:
+    if setups is not None and not no_range:
         found = ranges(loaded, setups, result)
         if found is not None:
             result.intervals, result.interval_of, result.doubts = found.figures, found.what, found.flips

@@ -1,16 +1,13 @@
 """A card that nobody profiled, told from the most alike one that somebody did.
 
 Kernels keep their share of the data sheet, launches and the host keep their times. What joins the cards is not scaled:
-links are the card's own. Marked as assumed, with draws as wide as two cards of one class differ.
+links are the card's own. Marked as assumed; `doubt` says how far it may be off.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Set
 from dataclasses import replace
-
-import numpy as np
 
 from kvplan.gpu import GpuSpec, get_gpu
 from kvplan.profiles.profile import Profile, bundled_profiles
@@ -18,8 +15,6 @@ from kvplan.profiles.surface_file import Surface, Surfaces
 from kvplan.profiles.timing_profile import TimingProfile
 from kvplan.timing.surfaces import Curve
 
-WIDTH = 0.25
-"""One sigma of ln(time): two cards of one class, told from each other's profiles, differ by 10 to 40 % (assumed)."""
 OTHER_ARCHITECTURE = 1.0
 """How much further a card of another architecture is; a factor of e in a rate counts as much."""
 SHEET_NAMES = {"fp8_block": "fp8", "fp8_static": "fp8", "nvfp4": "fp4", "mxfp4": "bf16", "int4": "bf16"}
@@ -60,31 +55,13 @@ def _scaled(timing: TimingProfile, known: GpuSpec, asked: GpuSpec) -> TimingProf
     def scaled(values: dict[str, float]) -> dict[str, float]:
         return {k: coefficient(k, v) for k, v in values.items() if not k.startswith("reduce.")}
 
-    coefficients, rng = scaled(timing.coefficients), np.random.default_rng(0)
-    draws = tuple(
-        _wider(coefficients | scaled(draw), timing.kernels.keys(), math.exp(WIDTH * rng.standard_normal()))
-        for draw in timing.draws
-    )
     surfaces: Surfaces = {
         name: _rescaled(surface, memory, multiply(f"{name}."))
         for name, surface in timing.surfaces.items()
         if not isinstance(surface, Curve)
     }
-    update = {"coefficients": coefficients, "draws": draws}
+    update = {"coefficients": scaled(timing.coefficients), "draws": ()}
     return timing.model_copy(update=update).with_surfaces(surfaces)
-
-
-def _wider(values: dict[str, float], surfaces: Set[str], scale: float) -> dict[str, float]:
-    """A draw whose kernels all take `scale` times as long."""
-    found = dict(values)
-    for name, value in values.items():
-        if not name.startswith(("gemm.", "moe.", "gqa.", "mla.")):
-            continue
-        if name.endswith(("bytes_per_s", "flops_per_s")):
-            found[name] = value / scale
-        elif name.endswith("_s"):
-            found[name] = value * scale
-    return found | {f"{f}.scale": scale * values.get(f"{f}.scale", 1.0) for f in surfaces if f != "links"}
 
 
 def _rescaled(surface: Surface, memory: float, multiply: float) -> Surface:

@@ -37,8 +37,6 @@ class StepTimes(NamedTuple):
     """Step times for one deployment, and what they rest on."""
 
     time: ModelStepTime
-    draws: tuple[ModelStepTime, ...]
-    """As likely as `time`; empty without a profile."""
     profile: Profile
     source: str
     """measured: which profile; or assumed: the profile of which other card."""
@@ -94,13 +92,12 @@ def make_step_times(
     timing = timing.model_copy(update={"max_capture_size": _max_capture_size(timing, engine, args)})
     options: dict[str, Any] = formats | {"link": link or default_link(gpu)}
     notes = tuple(n for n in (note, around, *timing.borrowed(work, **options)) if n)
-    draws = tuple(timing.draw_times(work, **options))
     drafter = find_drafter(model, args, draft_model)
     draft = _drafting(drafter, timing, args, options["link"]) if drafter else None
     doubt = find_doubt(
         chosen.timing, engine, model, rests_on.startswith("measured") and chosen.gpu in ("", gpu.name)
     )
-    return StepTimes(timing.step_time(work, **options), draws, chosen, rests_on, notes, doubt, draft)
+    return StepTimes(timing.step_time(work, **options), chosen, rests_on, notes, doubt, draft)
 
 
 def find_drafter(

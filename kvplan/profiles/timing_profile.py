@@ -121,7 +121,8 @@ class TimingProfile(Config):
     ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Measured from, to: num_decodes, mean_context, chunk_tokens, num_ranks."""
     draws: tuple[dict[str, float], ...] = ()
-    """Bootstrap: sets of coefficients as likely as the fitted one, for intervals."""
+    """Bootstrap: sets of coefficients as likely as the fitted one; how sure the fit is of itself (for two cards
+    of one kind), not how wrong it is elsewhere."""
     host_overlaps: bool = True
     """Asynchronous scheduling hides host time."""
     max_capture_size: int = Field(MAX_CAPTURE_SIZE, ge=0, le=1 << 16)
@@ -150,16 +151,9 @@ class TimingProfile(Config):
         return found
 
     def with_values(self, values: Mapping[str, float], scales: Mapping[str, float]) -> TimingProfile:
-        """The profile with other coefficients, and families `scales` times as slow, in the draws too."""
+        """The profile with other coefficients, and families `scales` times as slow."""
         scaled = {k: v * self.coefficients.get(k, 1.0) for k, v in scales.items() if v != 1.0}
-        draws = tuple(
-            {k: v for k, v in draw.items() if k not in values}
-            | {k: scales[k] * draw.get(k, 1.0) for k in scaled}
-            for draw in self.draws
-        )
-        return self.model_copy(
-            update={"coefficients": self.coefficients | dict(values) | scaled, "draws": draws}
-        )
+        return self.model_copy(update={"coefficients": self.coefficients | dict(values) | scaled})
 
     @field_validator("coefficients")
     @classmethod
@@ -178,10 +172,6 @@ class TimingProfile(Config):
     def step_time(self, work: StepWork, **formats: Any) -> ModelStepTime:
         """Step time of a model's work on this card; formats as in `step_costs`."""
         return self._time(self.coefficients, work, formats)
-
-    def draw_times(self, work: StepWork, **formats: Any) -> list[ModelStepTime]:
-        """One step time per bootstrap draw, for `--uncertainty`."""
-        return [self._time(self.coefficients | draw, work, formats) for draw in self.draws]
 
     def borrowed(self, work: StepWork, **formats: Any) -> tuple[str, ...]:
         """What `step_time` has to take from another format or number of ranks."""

@@ -55,8 +55,6 @@ class Setup:
     """Data-parallel ranks that step together (MoE)."""
     replicas_per_copy: int = 1
     """Independent data-parallel replicas in one copy."""
-    draws: tuple[StepTime, ...] = ()
-    """Step times as likely as `step_time`, for intervals."""
     outside: Outside = anywhere
     """Which measured ranges a step leaves."""
     doubt: tuple[float, float] = (1.0, 1.0)
@@ -152,7 +150,6 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         usd_per_gpu_hour=gpu.price_per_hour,
         lockstep_ranks=ranks if model.is_moe else 1,
         replicas_per_copy=1 if model.is_moe else ranks,
-        draws=timed.draws,
         outside=timed.outside,
         doubt=timed.doubt,
         power=find_power(gpu),
@@ -271,10 +268,9 @@ def model_beside(name: str, folder: Path) -> ModelSpec:
 
 
 class _Timed(NamedTuple):
-    """Step times, as likely other ones, their measured range, where they come from, how far they may be off."""
+    """Step times, their measured range, where they come from, how far they may be off."""
 
     time: StepTime
-    draws: tuple[StepTime, ...]
     outside: Outside
     sources: dict[str, str]
     doubt: tuple[float, float]
@@ -285,9 +281,7 @@ def _step_time(
 ) -> _Timed:
     spec = deployment.step_time
     if spec.fixed_us is not None:
-        return _Timed(
-            StatedStepTime.of(spec), (), anywhere, {"step_time": "stated in the scenario"}, (1.0, 1.0)
-        )
+        return _Timed(StatedStepTime.of(spec), anywhere, {"step_time": "stated in the scenario"}, (1.0, 1.0))
     profile = spec.profile
     if profile is not None and path_exists(folder / profile):
         profile = str(folder / profile)
@@ -305,13 +299,13 @@ def _step_time(
         sources["step_time_error"] = _errors(timing)
     if found.notes:
         sources["step_time_notes"] = "; ".join(found.notes)
-    times: list[StepTime] = [_on_clock(time, args.async_scheduling) for time in (found.time, *found.draws)]
+    time: StepTime = _on_clock(found.time, args.async_scheduling)
     if found.draft is not None:
-        times = [DraftedStepTime(time, found.draft, args.num_speculative_tokens) for time in times]
+        time = DraftedStepTime(time, found.draft, args.num_speculative_tokens)
         sources["drafting"] = (
             f"{args.num_speculative_tokens} passes of {found.draft.work.num_layers} layers a step"
         )
-    return _Timed(times[0], tuple(times[1:]), found.outside, sources, (found.doubt.low, found.doubt.high))
+    return _Timed(time, found.outside, sources, (found.doubt.low, found.doubt.high))
 
 
 def stated_link(gpu: GpuSpec, asked: Interconnect | None) -> Link | None:

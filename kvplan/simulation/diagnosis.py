@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from kvplan.limits import Limit
 from kvplan.memory.serve_command import flag_text
 from kvplan.simulation.records import UNSET
@@ -81,9 +79,7 @@ def _idle_pool(result: Result) -> list[str]:
 
 
 def _long_queues(result: Result) -> list[str]:
-    waits = result.records.seconds("scheduled") - result.records.seconds("arrival")
-    lasts = result.records.seconds("finish") - result.records.seconds("arrival")
-    if not np.nansum(lasts) or np.nansum(waits) < 0.5 * np.nansum(lasts):
+    if not result.is_overloaded:
         return []
     return [
         "most of the time to an answer was spent in the queue: the load is above what this deployment sustains"

@@ -27,6 +27,16 @@ from kvplan.workload.classes import Slo
 
 SCHEMA_VERSION = 1
 
+ENERGY = (
+    "mean_watts",
+    "joules_per_output_token",
+    "kwh_per_million_output_tokens",
+    "gco2_per_million_output_tokens",
+)
+"""Watts of all GPUs while it ran, joules of the cards; kWh and grams of CO2 at the scenario's PUE and grid factor."""
+LONG_QUEUES = 0.5
+"""Requests spent more than this share of their time in the queue: the load is above what is sustained."""
+
 VERDICTS = {
     "completed": "every request ended",
     "horizon": "the horizon was reached first",
@@ -127,6 +137,14 @@ class Result:
         asked = [(slo.share, good[done == i].sum(), (class_id == i).sum()) for i, slo in enumerate(self.slos)
                  if not slo.is_empty]  # fmt: skip
         return all(hits >= share * count for share, hits, count in asked)
+
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether requests spent most of their time in the queue: the load is above what this deployment sustains."""
+        records = self.records
+        waits = records.seconds("scheduled") - records.seconds("arrival")
+        lasts = float(np.nansum(records.seconds("finish") - records.seconds("arrival")))
+        return lasts > 0 and float(np.nansum(waits)) >= LONG_QUEUES * lasts
 
     @property
     def exit_code(self) -> int:
@@ -301,18 +319,15 @@ class Result:
         }
 
     def _energy(self) -> dict[str, Any]:
-        """Watts, joules, kWh and grams of CO2 at the scenario's grid factor and PUE; low and high of the watts."""
+        """Watts, joules, kWh and grams of CO2 at the scenario's grid factor and PUE; ranges are in `intervals`."""
         found, pricing = self.energy, self.scenario.pricing
         tokens = self._counts()["total_output_tokens"]
-        names = ("mean_watts", "mean_watts_low", "mean_watts_high", "joules_per_output_token",
-                 "kwh_per_million_output_tokens", "gco2_per_million_output_tokens")  # fmt: skip
         if found is None or not tokens:
-            return dict.fromkeys((*names, "source"))
-        watts = found.mean_watts
-        joules = watts * self.duration_s / tokens
+            return dict.fromkeys((*ENERGY, "source"))
+        joules = found.mean_watts * self.duration_s / tokens
         kwh = joules * 1e6 / 3.6e6 * pricing.pue
-        values = (watts, watts * found.low, watts * found.high, joules, kwh, kwh * pricing.grid_gco2_per_kwh)
-        return {**dict(zip(names, values, strict=True)), "source": found.source}
+        values = (found.mean_watts, joules, kwh, kwh * pricing.grid_gco2_per_kwh)
+        return {**dict(zip(ENERGY, values, strict=True)), "source": found.source}
 
     def _repr_html_(self) -> str:
         """A small table for notebooks."""

@@ -1,34 +1,34 @@
-"""How sure a simulation is of its figures: the same requests under step times that may be.
+"""How sure a simulation is of its figures: the same requests at both ends of what steps may take.
 
 A setup says how far its step times may be off (`profiles.doubt`, from models that were left out). The run is repeated
-at both ends, so that a queue amplifies what it amplifies; a figure's range holds all three. A profile also keeps
-bootstrap draws of its coefficients, which tell how sure the fit is of itself, not how wrong it has been elsewhere. The
-workload's own luck is in neither: all runs see the same requests.
+at both ends, so that a queue amplifies what it amplifies; a figure's range holds all three. What watts add of their own
+(`profiles.power`) is independent of that and joins it in quadrature. The workload's own luck is in neither: all runs
+see the same requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from math import exp, hypot, log
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
-from kvplan.simulation.result import Result
+from kvplan.simulation.result import ENERGY, Result
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import ScaledStepTime
 
-LOW, HIGH = 5, 95
+ENDS = (0, 1)
+"""The quick and the slow end of a setup's `doubt`."""
+END_NAMES = ("quick", "slow")
 
 
 class Ranges(NamedTuple):
     """What a run is like at the ends of what its steps may take."""
 
     figures: dict[str, list[float]]
-    """Every top-level figure -> [low, high] over the run and its two ends."""
+    """Every figure of the document's top level, cost and energy -> [low, high] over the run and its two ends."""
     flips: tuple[str, ...]
     """Verdicts that the ends do not share, a sentence each."""
     what: str
@@ -37,21 +37,25 @@ class Ranges(NamedTuple):
 
 def ranges(scenario: Scenario, setups: dict[str, Setup], result: Result) -> Ranges | None:
     """Simulate the ends of the step times' range; None where all of them are stated, or the run broke off."""
-    if all(setup.doubt == (1.0, 1.0) for setup in setups.values()) or result.verdict == "interrupted":
+    if not is_doubted(setups) or result.verdict == "interrupted":
         return None
     ends = [
-        simulate(scenario, setups=_scaled(setups, end), keep_records=False, keep_samples=False)
-        for end in (0, 1)
+        simulate(scenario, setups=at_end(setups, end), keep_records=False, keep_samples=False) for end in ENDS
     ]
     found = [_numbers(run) for run in (result, *ends)]
-    names = [name for name in found[0] if all(name in figures for figures in found)]
-    spans = {name: [min(f[name] for f in found), max(f[name] for f in found)] for name in names}
-    widest = max(setups.values(), key=lambda setup: setup.doubt[1] / setup.doubt[0])
-    what = f"90 %: step times {widest.doubt[0] - 1:+.0%} to {widest.doubt[1] - 1:+.0%}"
-    return Ranges(spans, tuple(_flips(result, *ends)), what)
+    own = watts_doubt(setups)
+    spans = {name: span([f.get(name) for f in found], own if name in ENERGY else None) for name in found[0]}
+    known = {name: list(both) for name, both in spans.items() if both is not None}
+    return Ranges(known, tuple(flips(result, ends)), doubt_text(setups))
 
 
-def _scaled(setups: dict[str, Setup], end: int) -> dict[str, Setup]:
+def is_doubted(setups: Mapping[str, Setup]) -> bool:
+    """Whether any step time may be off; stated ones may not."""
+    return any(setup.doubt != (1.0, 1.0) for setup in setups.values())
+
+
+def at_end(setups: Mapping[str, Setup], end: int) -> dict[str, Setup]:
+    """The setups with all steps at the quick (0) or the slow (1) end of what they may take."""
     return {
         name: replace(setup, step_time=ScaledStepTime(setup.step_time, setup.doubt[end]))
         if setup.doubt[end] != 1.0 else setup
@@ -59,45 +63,69 @@ def _scaled(setups: dict[str, Setup], end: int) -> dict[str, Setup]:
     }  # fmt: skip
 
 
-def _flips(result: Result, quick: Result, slow: Result) -> Iterator[str]:
-    """What the ends decide otherwise."""
-    for end, run in (("quick", quick), ("slow", slow)):
-        if run.slo_met != result.slo_met:
-            yield (
-                f"targets are {'met' if result.slo_met else 'missed'}, and {'met' if run.slo_met else 'missed'} "
-                f"at the {end} end of the step's range"
-            )
-        if run.limited_by != result.limited_by:
-            yield f"limited by {result.limited_by}, at the {end} end of the step's range by {run.limited_by}"
-        if run.verdict != result.verdict:
-            yield f"{result.verdict}, at the {end} end of the step's range {run.verdict}"
+def doubt_text(setups: Mapping[str, Setup]) -> str:
+    """How far steps may be off, the widest of several."""
+    widest = max(setups.values(), key=lambda setup: setup.doubt[1] / setup.doubt[0])
+    return f"90 %: step times {widest.doubt[0] - 1:+.0%} to {widest.doubt[1] - 1:+.0%}"
 
 
-def intervals(scenario: Scenario, setups: dict[str, Setup], num_draws: int) -> dict[str, list[float]]:
-    """Return [low, high] of every top-level figure, from at most `num_draws` draws of the profiles.
+def watts_doubt(setups: Mapping[str, Setup]) -> tuple[float, float]:
+    """Watts may be from so many to so many times what is predicted, steps aside; the widest of several cards."""
+    powers = [setup.power for setup in setups.values() if setup.power is not None]
+    return min((p.low for p in powers), default=1.0), max((p.high for p in powers), default=1.0)
 
-    Raises KvplanError when no deployment's profile has draws: a roofline and stated times have none.
+
+def span(
+    values: Sequence[float | None], own: tuple[float, float] | None = None
+) -> tuple[float, float] | None:
+    """(low, high) of a figure at its step times (first) and at their ends; None where one of them has none.
+
+    `own`: further factors that the figure may be off by, independent of its step times.
+
+    >>> span([10.0, 9.0, 13.0]), span([None, 1.0, 2.0])
+    ((9.0, 13.0), None)
+    >>> span([10.0, 10.0, 10.0], (0.8, 1.25))
+    (8.0, 12.5)
     """
-    available = max(len(setup.draws) for setup in setups.values())
-    if not available:
-        raise KvplanError("--uncertainty needs a profile with bootstrap draws; these step times have none")
-    found = [_figures(scenario, setups, i) for i in range(min(num_draws, available))]
-    names = [name for name in found[0] if all(name in figures for figures in found)]
-    return {name: [float(v) for v in np.percentile([f[name] for f in found], (LOW, HIGH))] for name in names}
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    value, low, high = known[0], min(known), max(known)
+    if own is None or value <= 0 or low <= 0:
+        return low, high
+    return (
+        value * exp(-hypot(log(low / value), log(own[0]))),
+        value * exp(hypot(log(high / value), log(own[1]))),
+    )
 
 
-def _figures(scenario: Scenario, setups: dict[str, Setup], draw: int) -> dict[str, float]:
-    drawn = {
-        name: replace(setup, step_time=setup.draws[draw % len(setup.draws)]) if setup.draws else setup
-        for name, setup in setups.items()
-    }
-    return _numbers(simulate(scenario, setups=drawn, keep_records=False))
+def flips(result: Result, ends: Sequence[Result]) -> Iterator[str]:
+    """What the quick and the slow end decide otherwise, a sentence each."""
+    for end, run in zip(END_NAMES, ends, strict=True):
+        where = f"at the {end} end of the step's range"
+        if run.slo_met != result.slo_met:
+            yield f"targets are {_met(result)}, and {_met(run)} {where}"
+        if run.limited_by != result.limited_by:
+            yield f"limited by {result.limited_by}, {where} by {run.limited_by}"
+        if run.verdict != result.verdict:
+            yield f"{result.verdict}, {where} {run.verdict}"
+        if run.is_overloaded != result.is_overloaded:
+            yield f"{_loaded(result)}, {where} {_loaded(run)}"
+
+
+def _met(result: Result) -> str:
+    return "met" if result.slo_met else "missed"
+
+
+def _loaded(result: Result) -> str:
+    return "overloaded" if result.is_overloaded else "not overloaded"
 
 
 def _numbers(result: Result) -> dict[str, float]:
-    """The top-level figures of a document."""
-    document = result.to_dict()
+    """The figures of a document that can be off: its top level's, cost's and energy's."""
+    document: dict[str, Any] = result.to_dict()
+    found = document | document["cost"] | document["energy"]
     return {
-        k: v for k, v in document.items()
+        k: v for k, v in found.items()
         if isinstance(v, float | int) and not isinstance(v, bool) and k != "schema_version"
     }  # fmt: skip

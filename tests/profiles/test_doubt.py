@@ -19,7 +19,7 @@ from kvplan.scenario.schema import parse_scenario
 from kvplan.search.recommendation import Candidate, tie
 from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.simulator import simulate
-from kvplan.simulation.uncertainty import ranges
+from kvplan.simulation.uncertainty import ranges, watts_doubt
 from kvplan.timing.step import ScaledStepTime, StepShape
 
 DENSE, MIXTURE = load_model("Qwen/Qwen3-8B"), load_model("openai/gpt-oss-120b")
@@ -90,8 +90,10 @@ def test_a_range_holds_the_run_and_its_ends() -> None:
     found = ranges(scenario, setups, result)
     assert found is not None
     document = result.to_dict()
+    document |= document["cost"] | document["energy"]
     for name, (low, high) in found.figures.items():
         assert low <= document[name] <= high
+    assert {"usd_per_million_output_tokens", "joules_per_output_token"} <= found.figures.keys()
     low, high = setups[""].doubt
     tpot = found.figures["mean_tpot_ms"]
     assert tpot[0] < document["mean_tpot_ms"] < tpot[1]
@@ -152,3 +154,30 @@ def test_ranks_that_the_error_could_turn_are_ties() -> None:
     assert tie([first, replace(second, step_time="p")]) == ""
     assert tie([first, candidate("c", "q", 18, 6, 4.0, 0.1)]) == ""
     assert "tied" in tie([first, candidate("c", "q", 18, 6, 4.0, 0.55)])
+
+
+def test_watts_add_their_own_doubt_in_quadrature() -> None:
+    """J/token of a run: at least as wide as watts alone, narrower than both ranges multiplied."""
+    scenario = parse_scenario(SPEC)
+    setups = set_ups(scenario)
+    result = simulate(scenario, setups=setups)
+    found = ranges(scenario, setups, result)
+    assert found is not None
+    value = result.to_dict()["energy"]["joules_per_output_token"]
+    low, high = (end / value for end in found.figures["joules_per_output_token"])
+    own, (quick, slow) = watts_doubt(setups), setups[""].doubt
+    assert own[0] * quick < low <= own[0]
+    assert own[1] <= high < own[1] * slow
+
+
+def test_an_overload_that_the_ends_do_not_share_is_unsure() -> None:
+    """At the load where queues begin to grow, the slow end is overloaded."""
+    said = set()
+    for rate in (8, 9, 10, 11, 12):
+        work = SPEC["workload"] | {"arrivals": {"kind": "poisson", "rate": rate}, "num_requests": 150}
+        scenario = parse_scenario(SPEC | {"workload": work})
+        setups = set_ups(scenario)
+        found = ranges(scenario, setups, simulate(scenario, setups=setups))
+        assert found is not None
+        said |= {text for text in found.flips if "overloaded" in text}
+    assert any("slow end of the step's range overloaded" in text for text in said)

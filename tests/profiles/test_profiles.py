@@ -171,14 +171,12 @@ def test_formats_are_found() -> None:
 
 
 def test_a_card_without_a_profile_says_so() -> None:
-    """The most alike card's profile serves, scaled, marked as assumed, with draws half to twice as long."""
+    """The most alike card's profile serves, scaled, marked as assumed, half to twice as long."""
     found = make_step_times(load_model("Qwen/Qwen3-8B"), get_gpu("t4"))
     assert found.source.startswith("assumed: profile ")
     assert "kvplan fit" in found.notes[0]
-    shape = StepShape(16, 16, 16 * 1024)
-    each = [draw.seconds(shape) / found.time.seconds(shape) for draw in found.draws]
-    assert min(each) < 0.8
-    assert max(each) > 1.25
+    assert found.doubt.low <= 0.5
+    assert found.doubt.high >= 2
 
 
 def test_scaled_kernels_keep_their_share() -> None:
@@ -196,15 +194,6 @@ def test_outside_the_measured_range_is_marked() -> None:
     assert found.outside(StepShape(8, 8, 8 * 4096)) == ()
     (note,) = found.outside(StepShape(8, 8, 8 * 100_000))
     assert "mean_context 100,000 outside the measured 16 to 16,384" in note
-
-
-def test_draws_surround_the_fit() -> None:
-    """Bootstrap draws lie on both sides of the fitted step time and within a factor 1.5 of it."""
-    found = make_step_times(load_model("Qwen/Qwen3-8B"), get_gpu("h200"))
-    shape = StepShape(64, 64, 64 * 8192)
-    each = [draw.seconds(shape) / found.time.seconds(shape) for draw in found.draws]
-    assert min(each) < 1 < max(each)
-    assert all(1 / 1.5 < ratio < 1.5 for ratio in each)
 
 
 def test_aiconfigurator_tables_give_the_shipped_profile() -> None:

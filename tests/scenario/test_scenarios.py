@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,10 +14,8 @@ from kvplan.errors import KvplanError
 from kvplan.files import scenarios_dir
 from kvplan.limits import Limit
 from kvplan.scenario.schema import dump_scenario, load_scenario, parse_scenario
-from kvplan.simulation.deploy import StatedStepTime, set_ups
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
-from kvplan.simulation.uncertainty import intervals
 
 NAMES = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))
 SIMULATED = [name for name in NAMES if getattr(load_scenario(name), "problems", None) is None]
@@ -231,25 +228,6 @@ def test_dump_is_the_scenario(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert again.model_dump() == loaded.model_dump()
     assert run(["simulate", "chat", "--request-rate", "inf", "--seed", "9", "--dump-scenario"]) == 0
     assert "all_at_once" in capsys.readouterr().out
-
-
-def test_uncertainty_needs_draws(capsys: pytest.CaptureFixture[str]) -> None:
-    """Stated step times have no draws: one line. A profile's draws give an interval around the figure."""
-    stated = ["--set", "step_time={fixed_us: 5000}", "--set", "workload.num_requests=5", "--quiet"]
-    assert run(["simulate", "chat", *stated, "--uncertainty", "4"]) == 2
-    assert "needs a profile with bootstrap draws" in capsys.readouterr().err
-
-
-def test_intervals_span_the_draws() -> None:
-    """Half and double the fixed time: the interval of TPOT lies between those two runs."""
-    scenario = load_scenario("chat", ["workload.num_requests=30", "step_time={fixed_us: 6000}"])
-    setups = set_ups(scenario)
-    times = tuple(StatedStepTime(ms * 10**9, 0, 0, 10**6) for ms in (4, 6, 9))
-    drawn = {"": replace(setups[""], draws=times)}
-    found = intervals(scenario, drawn, 3)
-    alone = [simulate(scenario, setups={"": replace(setups[""], step_time=t)}).to_dict() for t in times]
-    low, high = found["mean_tpot_ms"]
-    assert alone[0]["mean_tpot_ms"] < low < alone[1]["mean_tpot_ms"] < high < alone[2]["mean_tpot_ms"]
 
 
 def test_a_result_in_a_notebook() -> None:
