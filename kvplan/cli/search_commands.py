@@ -164,6 +164,7 @@ def sweep_command(
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     sample: int | None = None,
     seed: int = 0,
+    no_range: Annotated[bool, SWITCH] = False,
     workers: int | None = None,
     backend: str = "local",
     address: str | None = None,
@@ -191,6 +192,8 @@ def sweep_command(
         Run this many combinations, drawn at random, instead of all.
     seed
         Draws the sample; the scenario's own seeds draw the load, the same for every point.
+    no_range
+        Do not simulate the ends of what step times may be: a third of the time; _low and _high stay empty.
     workers
         Processes; one per core by default.
     backend
@@ -206,8 +209,8 @@ def sweep_command(
     """
     progress = None if quiet else Progress(noun="points")
     found = sweep_rows(
-        scenario, over, overrides=set, sample=sample, seed=seed, output=output, force=force, progress=progress,
-        execution=Execution(backend, default_workers() if workers is None else workers, address),
+        scenario, over, overrides=set, sample=sample, seed=seed, output=output, force=force, ranges=not no_range,
+        progress=progress, execution=Execution(backend, default_workers() if workers is None else workers, address),
     )  # fmt: skip
     plain = [{key: value for key, value in row.items() if key != HASH} for row in found.rows]
     if json:

@@ -76,6 +76,8 @@ class LoadTest(NamedTuple):
     queue that grows is then seen to miss it, and the KV cache to fill."""
     seed_shift: int = 0
     """Added to the scenario's seeds: other draws of the same load."""
+    end: int | None = None
+    """All steps at the quick (0) or the slow (1) end of what they may take."""
 
     def at(self, load: float) -> Scenario:
         """The scenario under a load."""
@@ -131,7 +133,7 @@ class LoadTest(NamedTuple):
         why = self.closed_form(load)
         if why:
             return Trial(load, False, {}, why)
-        row = run_point(self.at(load))
+        row = run_point(self.at(load), self.end)
         if row["error"]:
             raise KvplanError(row["error"])
         met = row["verdict"] == "completed" and row["slo_met"] is not False
@@ -146,7 +148,7 @@ class LoadTest(NamedTuple):
 
     def setups(self) -> dict[str, Setup] | None:
         """The planned engines; None where strategies plan their own."""
-        return None if self.scenario.problems is not None else cached_setups(self.scenario)
+        return None if self.scenario.problems is not None else cached_setups(self.scenario, self.end)
 
     def guess(self) -> float:
         """A load to begin with."""

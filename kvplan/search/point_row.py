@@ -5,6 +5,7 @@ A point that cannot run is a row too: its `error` says why, and its figures are 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from kvplan.scenario.schema import Deployment, Scenario
 from kvplan.search.strategy_row import strategy_row
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.metrics import summarise
-from kvplan.simulation.result import Result
+from kvplan.simulation.result import ENERGY, Result
 from kvplan.simulation.simulator import SolveResult, simulate, solve
+from kvplan.simulation.solve_setup import only_models_of, set_up_all
+from kvplan.simulation.uncertainty import ENDS, at_end, flips, is_doubted, span, watts_doubt
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
@@ -26,7 +29,7 @@ Row = dict[str, Any]
 
 COUNTS = ("completed", "failed", "num_preemptions", "recomputed_tokens", "num_gpus")
 """Whole numbers."""
-TEXTS = ("verdict", "limited_by", "error")
+TEXTS = ("verdict", "limited_by", "unsure", "error")
 _FROM_RESULT = (
     "completed", "failed", "duration_s", "request_throughput", "output_throughput", "visible_throughput",
     "mean_ttft_ms", "p99_ttft_ms", "mean_ttfvt_ms", "p99_ttfvt_ms", "mean_tpot_ms", "p99_tpot_ms", "mean_e2el_ms",
@@ -34,8 +37,23 @@ _FROM_RESULT = (
     "mean_batch_size", "verdict", "limited_by",
 )  # fmt: skip
 _FROM_COST = ("num_gpus", "usd_per_hour", "usd_per_million_output_tokens", "usd_per_million_visible_tokens")
-FIGURES = (*_FROM_RESULT[:-2], "goodput_share", "accuracy", "correct_per_s", "usd_per_correct", *_FROM_COST,
-           *_FROM_RESULT[-2:], "error")  # fmt: skip
+_PLAIN = (
+    *_FROM_RESULT[:-2],
+    "goodput_share",
+    "accuracy",
+    "correct_per_s",
+    "usd_per_correct",
+    *_FROM_COST,
+    *ENERGY,
+)
+RANGED = (
+    "request_throughput", "output_throughput", "visible_throughput", "mean_ttft_ms", "p99_ttft_ms", "mean_ttfvt_ms",
+    "p99_ttfvt_ms", "mean_tpot_ms", "p99_tpot_ms", "mean_e2el_ms", "p99_e2el_ms", "goodput_share", "correct_per_s",
+    "usd_per_correct", *_FROM_COST[2:], *ENERGY,
+)  # fmt: skip
+"""Figures with a `_low` and a `_high`: a 90 % range, from the ends of what steps may take; None where none were run."""
+RANGES = tuple(f"{name}_{end}" for name in RANGED for end in ("low", "high"))
+FIGURES = (*_PLAIN, *_FROM_RESULT[-2:], *RANGES, "unsure", "error")
 """The columns behind a point's keys, named as in `kvplan simulate --json` and `kvplan compare --json`. Under a strategy
 `completed` and the latencies are those of problems; the rest counts branches."""
 LATENCIES = {
@@ -62,17 +80,42 @@ class Interrupted(Exception):
     """Ctrl-C came while the point ran."""
 
 
-def run_point(scenario: Scenario) -> Row:
-    """Simulate one point. What is refused, does not fit or fails is said in `error` and stops nothing.
+def run_point(scenario: Scenario, end: int | None = None) -> Row:
+    """Simulate one point; all steps at the quick (0) or slow (1) `end` of what they may take, if one is given.
 
-    Raises Interrupted for a run that Ctrl-C cut short: half a run is no row.
+    What is refused, does not fit or fails is said in `error` and stops nothing. Raises Interrupted for a run that
+    Ctrl-C cut short: half a run is no row.
     """
+    return _told(lambda: _run(scenario, end)[0])
+
+
+def run_ranged(scenario: Scenario) -> Row:
+    """As `run_point`, and again at both ends of what steps may take: figures with ranges, what they could turn."""
+    return _told(lambda: _ranged(scenario))
+
+
+def _ranged(scenario: Scenario) -> Row:
+    row, result = _run(scenario)
+    setups = point_setups(scenario)
+    if not is_doubted(setups):
+        return with_ranges(row, [row] * len(ENDS), setups)
+    rows, results = zip(*(_run(scenario, end) for end in ENDS), strict=True)
+    return with_ranges(row, rows, setups) | {"unsure": "; ".join(flips(result, results))}
+
+
+def with_ranges(row: Row, ends: Sequence[Row], setups: Mapping[str, Setup]) -> Row:
+    """A row with [low, high] of its figures, from its rows at both ends."""
+    own, found = watts_doubt(setups), dict(row)
+    for name in RANGED:
+        both = span([row[name], *(end[name] for end in ends)], own if name in ENERGY else None)
+        found[f"{name}_low"], found[f"{name}_high"] = both or (None, None)
+    return found
+
+
+def _told(run: Callable[[], Row]) -> Row:
+    """A row, or a row that says why there is none."""
     try:
-        if scenario.problems is not None:
-            return _solved(scenario)
-        return result_row(
-            simulate(scenario, setups=cached_setups(scenario), keep_records=False, keep_samples=False)
-        )
+        return run()
     except KvplanError as error:
         return error_row(str(error))
     except (
@@ -92,10 +135,19 @@ def error_row(reason: str) -> Row:
     return {**dict.fromkeys(FIGURES), "error": reason}
 
 
-def cached_setups(scenario: Scenario) -> dict[str, Setup]:
+def point_setups(scenario: Scenario, end: int | None = None) -> dict[str, Setup]:
+    """The planned engines of a load or of problems, steps at one `end` of what they may take if one is given."""
+    if scenario.problems is None:
+        return cached_setups(scenario, end)
+    spec = scenario.problems.strategies[0].expanded()[0]
+    setups = set_up_all(only_models_of(scenario, spec))
+    return setups if end is None else at_end(setups, end)
+
+
+def cached_setups(scenario: Scenario, end: int | None = None) -> dict[str, Setup]:
     """The planned engines; points that differ in their load alone share them."""
     return {
-        name: _cached_setup(deployment.model_dump_json(include=_DEPLOYED), scenario.folder)
+        name: _cached_setup(deployment.model_dump_json(include=_DEPLOYED), scenario.folder, end)
         for name, deployment in scenario.deployments.items()
     }
 
@@ -104,7 +156,9 @@ _DEPLOYED = set(Deployment.model_fields)
 
 
 @lru_cache(64)
-def _cached_setup(deployment: str, folder: Path) -> Setup:
+def _cached_setup(deployment: str, folder: Path, end: int | None) -> Setup:
+    if end is not None:
+        return at_end({"": _cached_setup(deployment, folder, None)}, end)[""]
     return set_up(Deployment.model_validate_json(deployment), folder)
 
 
@@ -115,22 +169,31 @@ def result_row(result: Result) -> Row:
     document, good = result.to_dict(), result.good
     row = error_row("") | {name: document[name] for name in _FROM_RESULT}
     row |= {name: document["cost"][name] for name in _FROM_COST}
+    row |= {name: document["energy"][name] for name in ENERGY}
     row["goodput_share"] = None if good is None else float(good.sum()) / max(1, result.num_requests)
     row["limited_by"] = str(row["limited_by"])
+    row["unsure"] = ""
     return row
 
 
-def _solved(scenario: Scenario) -> Row:
+def _run(scenario: Scenario, end: int | None = None) -> tuple[Row, Result]:
+    if scenario.problems is not None:
+        return _solved(scenario, end)
+    result = simulate(scenario, setups=cached_setups(scenario, end), keep_records=False, keep_samples=False)
+    return result_row(result), result
+
+
+def _solved(scenario: Scenario, end: int | None) -> tuple[Row, Result]:
     """The figures of a strategy: of its branches, and over them those of its problems."""
     assert scenario.problems is not None
     spec = scenario.problems.strategies[0].expanded()[0]
-    found = solve(scenario, spec)
+    found = solve(scenario, spec, setups=None if end is None else point_setups(scenario, end))
     row = result_row(found.result)
     if found.solved:
         line = strategy_row(scenario, scenario.problems, spec, found)
         row |= {"accuracy": line.accuracy, "correct_per_s": line.correct_per_s}
         row |= {"usd_per_correct": line.usd_per_correct} | _problem_latencies(scenario, found)
-    return row
+    return row, found.result
 
 
 def _problem_latencies(scenario: Scenario, found: SolveResult) -> Row:

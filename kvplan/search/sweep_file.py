@@ -189,7 +189,7 @@ def _json(text: str) -> Row | None:
 def _is_sound(column: str, value: Any) -> bool:
     """Whether a figure has its kind of value; None where a point has no figures."""
     if column in (HASH, *TEXTS):
-        return isinstance(value, str) or (value is None and column in TEXTS[:2])
+        return isinstance(value, str) or (value is None and column in TEXTS[:3])
     if column == "slo_met":
         return value is None or isinstance(value, bool)
     if column in COUNTS:

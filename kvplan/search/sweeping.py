@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from kvplan.scenario.schema import Scenario
 from kvplan.search.execution import Execution, default_workers, execute
 from kvplan.search.grid import Point, make_axes, make_points, read_base
-from kvplan.search.point_row import Row
+from kvplan.search.point_row import Row, run_point, run_ranged
 from kvplan.search.sweep_file import HASH, SweepFile
 
 Progress = Callable[[int, int], None]
@@ -28,6 +28,7 @@ def sweep(
     workers: int | None = None,
     address: str | None = None,
     force: bool = False,
+    ranges: bool = True,
     progress: Progress | None = None,
 ) -> Any:
     """Simulate every combination of values; return a pandas DataFrame with a row per point, in grid order.
@@ -40,6 +41,8 @@ def sweep(
         backend: "local", or "ray" with the `address` of a cluster (None: one on this machine).
         workers: processes; None = one per core.
         force: run more than 20,000 points.
+        ranges: simulate each point at both ends of what its steps may take too, three runs instead of one; `_low` and
+            `_high` of the figures are None without.
         progress: called with (finished, all).
 
     All points see the same draws (common random numbers), unless a seed is swept. A point that fails is a row
@@ -52,7 +55,7 @@ def sweep(
     import pandas as pd
 
     found = sweep_rows(
-        scenario, over, sample=sample, seed=seed, output=output, force=force, progress=progress,
+        scenario, over, sample=sample, seed=seed, output=output, force=force, ranges=ranges, progress=progress,
         execution=Execution(backend, default_workers() if workers is None else workers, address),
     )  # fmt: skip
     if found.interrupted:
@@ -84,6 +87,7 @@ def sweep_rows(
     output: str | Path | None = None,
     execution: Execution | None = None,
     force: bool = False,
+    ranges: bool = True,
     progress: Progress | None = None,
 ) -> Sweep:
     """Like `sweep`, as plain rows. After Ctrl-C the finished ones are kept, in the file and here."""
@@ -97,9 +101,9 @@ def sweep_rows(
     rows = {p.hash: _row(p, kept[p.hash]) for p in points if p.hash in kept}
     num_found = sum(p.hash in rows for p in points)
     todo = list({p.hash: p for p in points if p.hash not in rows}.values())
-    interrupted = False
+    interrupted, task = False, run_ranged if ranges else run_point
     try:
-        for number, (point, figures) in enumerate(execute(todo, execution or Execution()), 1):
+        for number, (point, figures) in enumerate(execute(todo, execution or Execution(), task), 1):
             rows[point.hash] = _row(point, figures)
             if file is not None:
                 file.add(rows[point.hash])

@@ -24,9 +24,10 @@ from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.search import execution, sweep_file
 from kvplan.search.execution import Execution, execute
 from kvplan.search.grid import Axis, make_axes, make_points, parse_axis, read_base
-from kvplan.search.point_row import FIGURES, Row, error_row
+from kvplan.search.point_row import FIGURES, RANGED, Row, error_row, run_point
 from kvplan.search.sweep_file import HASH, SweepFile
 from kvplan.search.sweeping import sweep, sweep_rows
+from kvplan.simulation.result import ENERGY
 from kvplan.simulation.simulator import simulate
 
 BASE = {
@@ -490,3 +491,29 @@ def test_axes_are_read_as_yaml() -> None:
     assert parse_axis("a.b=1,2.5,x,true,null").values == (1, 2.5, "x", True, None)
     assert make_axes({"gpu": "h100", "seed": range(3)}) == [Axis("gpu", ("h100",)), Axis("seed", (0, 1, 2))]
     assert sweep is kvplan.sweep
+
+
+def test_rows_have_ranges_and_say_what_those_could_turn() -> None:
+    """Three runs: the point and both ends. Stated steps have none to spread; without ranges the columns stay empty."""
+    base = {
+        "model": "Qwen/Qwen3-8B", "gpu": "h100", "slo": {"tpot_ms": 8.5},
+        "workload": {"num_requests": 40, "prompt": 300, "answer": 60, "arrivals": {"kind": "poisson", "rate": 10}},
+    }  # fmt: skip
+    (row,) = sweep_rows(base, {"engine.max_num_seqs": [32]}).rows
+    alone = run_point(parse_scenario(base | {"engine": {"max_num_seqs": 32}}))
+    ends = [run_point(parse_scenario(base | {"engine": {"max_num_seqs": 32}}), end) for end in (0, 1)]
+    for name in RANGED:
+        if alone[name] is None:
+            assert row[f"{name}_low"] is None
+            continue
+        low, high = (row[f"{name}_{end}"] for end in ("low", "high"))
+        both = sorted([alone[name], *(end[name] for end in ends)])
+        assert low <= both[0] <= row[name] <= both[-1] <= high
+        assert name in ENERGY or (low, high) == (both[0], both[-1])
+    assert row["slo_met"] is True
+    assert "targets are met, and missed at the slow end" in row["unsure"]
+    (plain,) = sweep_rows(base, {"engine.max_num_seqs": [32]}, ranges=False).rows
+    assert plain["mean_tpot_ms"] == row["mean_tpot_ms"]
+    assert plain["mean_tpot_ms_low"] is None
+    (stated,) = sweep_rows(base | {"step_time": {"fixed_us": 9000}}, {"engine.max_num_seqs": [32]}).rows
+    assert stated["mean_tpot_ms_low"] == stated["mean_tpot_ms"] == stated["mean_tpot_ms_high"]
