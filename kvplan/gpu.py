@@ -1,6 +1,6 @@
 """The GPU table: what CUDA calls a card's total memory, its rates and its price. Facts only, a source per row.
 
-Rows live in `catalog/gpus.json`. Knows nothing of engines or models.
+Rows live in `catalog/gpus.json`, prices in `catalog/gpu_prices.yaml`. Knows nothing of engines or models.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from kvplan.config import Config, complaint
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import catalog_dir
+from kvplan.price_book import bundled_prices
 from kvplan.units import GiB
 
 
@@ -57,8 +58,10 @@ class GpuSpec(Config):
     """Bytes a GPU sends over it, one direction, 10^9 a second."""
     pcie_gb_s: float = Field(gt=0)
     """Bytes a GPU sends to the host, one direction, 10^9 a second."""
-    price_per_hour: float = Field(ge=0)
-    """US dollars an hour on demand; assumed, meant to be overridden."""
+    price_per_hour: float = Field(0.0, ge=0)
+    """US dollars an hour on demand; meant to be overridden."""
+    price_source: str = "stated"
+    """Who asks that price, and when."""
     source: str
     """Where the row comes from."""
 
@@ -136,6 +139,12 @@ def _rows() -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in table["gpus"]}
 
 
+def _spec(name: str) -> GpuSpec:
+    price = bundled_prices()[name]
+    told = {"price_per_hour": price.usd_per_hour, "price_source": f"{price.source}, {price.date}"}
+    return GpuSpec(**_rows()[name], **told)
+
+
 @cache
 def _by_alias() -> dict[str, str]:
     return {_fold(a): name for name, row in _rows().items() for a in (name, row["product"], *row["aliases"])}
@@ -175,7 +184,7 @@ def get_gpu(name: str) -> GpuSpec:
         names = [*gpu_names(), *(a for row in _rows().values() for a in row["aliases"])]
         hint = did_you_mean(name, names) or f"; `kvplan gpus` lists all {len(_rows())}"
         raise KvplanError(f"unknown GPU {name!r}{hint}")
-    return GpuSpec(**_rows()[found])
+    return _spec(found)
 
 
 STATED = {
@@ -293,7 +302,7 @@ def _without_size(name: str) -> str | None:
 def match_product(product: str, total_bytes: int) -> GpuSpec:
     """The row whose product name is `product` as a driver prints it; of several, the nearest in size."""
     folded = _fold(product)
-    rows = [GpuSpec(**row) for row in _rows().values()]
+    rows = [_spec(name) for name in _rows()]
     same = [
         g
         for g in rows

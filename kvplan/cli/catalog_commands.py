@@ -16,7 +16,7 @@ from kvplan.profiles.memory_profile import memory_profile
 
 
 def gpus_command(*, all: Annotated[bool, SWITCH] = False, json: Annotated[bool, SWITCH] = False) -> int:
-    """List the GPU table: usable memory, rates, links, assumed prices, sources.
+    """List the GPU table: usable memory, rates, links, prices, sources.
 
     For example:
 
@@ -37,7 +37,7 @@ def gpus_command(*, all: Annotated[bool, SWITCH] = False, json: Annotated[bool, 
     for card in cards:
         print(_gpu_line(card))
     print(
-        "Usable: what CUDA reports. Rates dense. Prices assumed (--price-per-hour). Sources: --json",
+        "Usable: what CUDA reports. Rates dense. Prices on demand, of 2026 (--price-per-hour). Sources: --json",
         file=sys.stderr,
     )
     return 0

@@ -243,7 +243,7 @@ def priced(gpu: GpuSpec, price_per_hour: float | None) -> GpuSpec:
         return gpu
     if not 0 <= price_per_hour < 1e6:
         raise KvplanError(f"--price-per-hour {price_per_hour:g}: US dollars, 0 or more")
-    return gpu.model_copy(update={"price_per_hour": price_per_hour})
+    return gpu.model_copy(update={"price_per_hour": price_per_hour, "price_source": "--price-per-hour"})
 
 
 def serve_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -21,3 +22,8 @@ DEMAND = Annotated[Demand | None, Parameter(name="*", group="The expected load")
 def print_json(document: Any) -> None:
     """One document on stdout."""
     print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def price_file(path: Path | None) -> list[str]:
+    """`--prices` as a scenario's key; the path holds wherever the scenario lies."""
+    return [] if path is None else [f"pricing.file={json.dumps(str(path.absolute()))}"]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kvplan.cli.options import SWITCH, print_json
+from kvplan.cli.options import SWITCH, price_file, print_json
 from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.progress import Progress
 from kvplan.errors import KvplanError
@@ -48,6 +48,7 @@ def simulate_command(
     seed: int | None = None,
     goodput: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
     interconnect: str | None = None,
+    prices: Path | None = None,
 ) -> int:
     """Simulate a scenario: throughput, latencies, preemptions, KV occupancy.
 
@@ -99,10 +100,13 @@ def simulate_command(
         Targets such as ttft:2000 tpot:50 e2el:60000, milliseconds.
     interconnect
         What joins the GPUs: pcie4, pcie5, nvlink or ib, also with numbers, e.g. pcie5,gb_s=16,latency_us=20.
+    prices
+        A YAML file of GPU prices and grid factors (pricing.file), before the bundled ones.
     """
     flags = _bench_flags(num_prompts, request_rate, burstiness, max_concurrency, seed, goodput)
     if skip_bad_rows:
         flags.append("workload.trace.skip_bad_rows=true")
+    flags += price_file(prices)
     if interconnect:
         flags.append(f"interconnect={interconnect}")
     loaded = scenarios.load_scenario(scenario, [*set, *flags])

@@ -214,7 +214,7 @@ class Plan:
             "sources": {f"{row.name}_bytes": row.source for row in (self.budget.total, *rows)}
             | {
                 "model": self.question.model.source,
-                "price_per_hour": "assumed: GPU table, or --price-per-hour",
+                "price_per_hour": self.question.gpu.price_source,
             },
             "what_would_fit": [option.to_dict() for option in options],
             "serve_command": self.serve_command if self.serves else None,

@@ -213,10 +213,14 @@ class Deployment(Config):
 class Pricing(Config):
     """What the GPUs cost."""
 
+    file: str | None = None
+    """A YAML file of prices (`gpus:`) and grid factors (`grids:`), which come before the bundled ones."""
     usd_per_gpu_hour: Annotated[float, Field(ge=0, le=1e6)] | None = None
-    """None = the GPU table's price."""
-    grid_gco2_per_kwh: float = Field(473.0, ge=0, le=1e5)
-    """Grams of CO2 that a kilowatt-hour costs; the world's mean of 2024 (Ember, Global Electricity Review 2025)."""
+    """None = the file's, else the GPU table's price."""
+    grid: str = "world"
+    """Whose electricity: a grid of the file or a bundled one."""
+    grid_gco2_per_kwh: Annotated[float, Field(ge=0, le=1e5)] | None = None
+    """Grams of CO2 that a kilowatt-hour costs; None = the grid's."""
     pue: float = Field(1.2, ge=1, le=10)
     """Power of the whole centre over that of its cards (assumed: 1.1 to 1.6); hosts are not in the watts."""
 

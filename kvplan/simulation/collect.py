@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kvplan.simulation.diagnosis import advise, limited_by
 from kvplan.simulation.energy import energy
+from kvplan.simulation.pricing import Price, find_grid, find_price
 from kvplan.simulation.replica_stats import Totals
 from kvplan.simulation.result import Pool, Result, total
 from kvplan.simulation.run import Run
@@ -24,7 +27,7 @@ def collect(run: Run, slos: dict[str, Slo], num_requests: int, is_open_loop: boo
     _note_extrapolation(run)
     fleets = run.fleets.values()
     gpus = [(fleet.setup, len(fleet.processes) * fleet.setup.num_gpus) for fleet in fleets]
-    price = run.scenario.pricing.usd_per_gpu_hour
+    prices = {name: find_price(run.scenario, fleet.setup) for name, fleet in run.fleets.items()}
     result = Result(
         scenario=run.scenario,
         verdict=run.verdict,
@@ -36,17 +39,18 @@ def collect(run: Run, slos: dict[str, Slo], num_requests: int, is_open_loop: boo
         itl=run.meter.intervals(),
         peak_output_throughput=run.meter.peak_tokens_per_s(),
         num_gpus=sum(n for _, n in gpus),
-        usd_per_hour=sum(n * (setup.usd_per_gpu_hour if price is None else price) for setup, n in gpus),
+        usd_per_hour=sum(n * price.usd_per_hour for (_, n), price in zip(gpus, prices.values(), strict=True)),
         classes=list(slos),
         slos=list(slos.values()),
         num_requests=num_requests,
         modes=run.modes,
-        sources=_sources(run),
+        sources=_sources(run, prices),
         notes=run.notes,
         caveats=tuple(dict.fromkeys(text for fleet in fleets for text in fleet.setup.caveats)),
         engines={name: f.setup.config.model_dump(mode="json") for name, f in run.fleets.items()},
     )
     result.energy = energy(list(fleets), run.records, result.duration_s)
+    result.grid = find_grid(run.scenario)
     result.limited_by = limited_by(result, is_open_loop)
     result.advice = advise(result)
     return result
@@ -66,12 +70,12 @@ def _pool(run: Run, totals: Totals) -> Pool:
     )
 
 
-def _sources(run: Run) -> dict[str, str]:
+def _sources(run: Run, prices: Mapping[str, Price]) -> dict[str, str]:
     """Where figures come from; those of further models carry their names."""
     return {
         f"{name}: {key}" if name else key: text
         for name, fleet in run.fleets.items()
-        for key, text in fleet.setup.sources.items()
+        for key, text in (fleet.setup.sources | {"price": prices[name].source}).items()
     }
 
 

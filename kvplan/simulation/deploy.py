@@ -51,6 +51,8 @@ class Setup:
     num_gpus: int
     """GPUs of one replica."""
     usd_per_gpu_hour: float = 0.0
+    gpu: str = ""
+    """The card's name."""
     lockstep_ranks: int = 1
     """Data-parallel ranks that step together (MoE)."""
     replicas_per_copy: int = 1
@@ -148,12 +150,13 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         kv_bytes_per_token=kv_bytes_per_token(layout, args),
         num_gpus=args.num_gpus // ranks,
         usd_per_gpu_hour=gpu.price_per_hour,
+        gpu=gpu.name,
         lockstep_ranks=ranks if model.is_moe else 1,
         replicas_per_copy=1 if model.is_moe else ranks,
         outside=timed.outside,
         doubt=timed.doubt,
         power=find_power(gpu),
-        sources={**sources, "kv_pool": plan.budget.kv.source, "price": "the GPU table, assumed"},
+        sources={**sources, "kv_pool": plan.budget.kv.source, "price": gpu.price_source},
         sglang=sglang,
     )
 

@@ -97,6 +97,8 @@ class Result:
     """Which engines the scheduler's rules stand for without having been checked against them."""
     energy: Energy | None = None
     """Watts of all GPUs; None where they cannot be told."""
+    grid: tuple[float, str] = (0.0, "")
+    """Grams of CO2 a kilowatt-hour of its electricity emits, and who says so."""
     intervals: dict[str, list[float]] | None = None
     """[low, high] of each figure where it was asked for."""
     interval_of: str = ""
@@ -312,6 +314,7 @@ class Result:
         return {
             "num_gpus": self.num_gpus,
             "usd_per_hour": self.usd_per_hour,
+            "price_source": self.sources.get("price"),
             "usd": usd,
             "usd_per_million_output_tokens": usd / counts["total_output_tokens"] * 1e6 if visible else None,
             "usd_per_million_visible_tokens": usd / visible * 1e6 if visible else None,
@@ -323,11 +326,16 @@ class Result:
         found, pricing = self.energy, self.scenario.pricing
         tokens = self._counts()["total_output_tokens"]
         if found is None or not tokens:
-            return dict.fromkeys((*ENERGY, "source"))
+            return dict.fromkeys(ENERGY) | {"source": None} | self._counted_with()
         joules = found.mean_watts * self.duration_s / tokens
         kwh = joules * 1e6 / 3.6e6 * pricing.pue
-        values = (found.mean_watts, joules, kwh, kwh * pricing.grid_gco2_per_kwh)
-        return {**dict(zip(ENERGY, values, strict=True)), "source": found.source}
+        values = (found.mean_watts, joules, kwh, kwh * self.grid[0])
+        return {**dict(zip(ENERGY, values, strict=True)), "source": found.source, **self._counted_with()}
+
+    def _counted_with(self) -> dict[str, Any]:
+        """What kWh and CO2 are counted with."""
+        grams, source = self.grid
+        return {"pue": self.scenario.pricing.pue, "grid_gco2_per_kwh": grams, "grid_source": source}
 
     def _repr_html_(self) -> str:
         """A small table for notebooks."""

@@ -15,6 +15,7 @@ from kvplan.simulation.deploy import Setup, set_ups
 from kvplan.simulation.in_flight import NEVER_COMES
 from kvplan.simulation.load_requests import LoadRequests
 from kvplan.simulation.observer import NO_OBSERVER, Observer, Progress
+from kvplan.simulation.pricing import find_grid
 from kvplan.simulation.records import SUMMARY_FIELDS, Records
 from kvplan.simulation.result import Result
 from kvplan.simulation.run import Run
@@ -51,6 +52,7 @@ def simulate(
         return solve(
             scenario, step_by_step=step_by_step, progress=progress, setups=setups, observer=observer
         ).result
+    find_grid(scenario)  # what is wrong with a price file is said before the run
     setups = setups or set_ups(scenario)
     load = draw_load(scenario.workload, scenario.folder)
     source = LoadRequests(load, scenario.workload.seed, progress)
@@ -102,6 +104,7 @@ def solve(
     started = time.monotonic()
     chosen = spec or scenario.problems.strategies[0].expanded()[0]
     scenario = only_models_of(scenario, chosen)
+    find_grid(scenario)
     setups = setups or set_up_all(scenario)
     check_setups(setups, scenario)
     source = BranchRequests(scenario, chosen, verifier_step_time(scenario), progress, observer)

@@ -1,0 +1,108 @@
+"""What GPUs cost an hour and what a grid's kilowatt-hour emits: bundled rows with date and source, and one's own file.
+
+    gpus: {h100-sxm: {usd_per_hour: 2.10, date: 2026-10-01, source: our contract}}
+    grids: {ours: {gco2_per_kwh: 30, year: 2025, source: the utility's disclosure}}
+
+Own rows come before the bundled ones (`catalog/gpu_prices.yaml`, `catalog/grids.yaml`). Knows no scenario.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from kvplan.config import Config
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.files import catalog_dir
+
+MAX_BYTES = 1 << 20
+
+
+class GpuPrice(Config):
+    """What one card costs."""
+
+    usd_per_hour: float = Field(ge=0, le=1e6)
+    date: date
+    """When it was so."""
+    source: str
+    """Who says so."""
+
+    def __str__(self) -> str:
+        """E.g. $2.50 an hour (a page, on demand, 2026-08-26)."""
+        return f"${self.usd_per_hour:.2f} an hour ({self.source}, {self.date})"
+
+
+class GridFactor(Config):
+    """What a kilowatt-hour emits."""
+
+    gco2_per_kwh: float = Field(ge=0, le=1e5)
+    """Grams of CO2 equivalents."""
+    year: int = Field(ge=1990, le=2100)
+    """That it was measured in."""
+    source: str
+    """Who says so."""
+
+    def __str__(self) -> str:
+        """E.g. 473 g a kWh (Ember, 2024)."""
+        return f"{self.gco2_per_kwh:g} g a kWh ({self.source}, {self.year})"
+
+
+class PriceBook(Config):
+    """A file of one's own prices and grid factors."""
+
+    gpus: dict[str, GpuPrice] = Field(default_factory=dict, max_length=10_000)
+    """By a card's name or alias."""
+    grids: dict[str, GridFactor] = Field(default_factory=dict, max_length=10_000)
+    """By the name that `pricing.grid` gives."""
+
+    def grid(self, name: str) -> GridFactor:
+        """A grid of this book, else a bundled one. Raises KvplanError with the closest names."""
+        known = bundled_grids() | self.grids
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+            raise KvplanError(f"no grid factor for {name!r}{hint}")
+        return known[name]
+
+
+@cache
+def bundled_prices() -> dict[str, GpuPrice]:
+    """Every card's price by its name in the GPU table."""
+    table = _load(catalog_dir() / "gpu_prices.yaml")
+    assumed = {k: table["assumed"][k] for k in ("date", "source")}
+    rows = {name: assumed | {"usd_per_hour": usd} for name, usd in table["assumed"]["usd_per_hour"].items()}
+    return {name: GpuPrice(**row) for name, row in (rows | table["listed"]).items()}
+
+
+@cache
+def bundled_grids() -> dict[str, GridFactor]:
+    """Every bundled grid factor by its name."""
+    return {name: GridFactor(**row) for name, row in _load(catalog_dir() / "grids.yaml").items()}
+
+
+def read_price_book(path: Path) -> PriceBook:
+    """Read a file of prices and grid factors. Raises KvplanError in one line for what is none."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise KvplanError(f"{path}: prices of {path.stat().st_size:,} bytes; at most {MAX_BYTES:,}")
+        found = _load(path)
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise KvplanError(f"{path}: cannot be read ({str(error).splitlines()[0][:120]})") from None
+    if not isinstance(found, dict):
+        raise KvplanError(f"{path}: holds no prices; write gpus: and grids: as kvplan/price_book.py shows")
+    try:
+        return PriceBook.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise KvplanError(f"{path}: {where}: {first['msg'].splitlines()[0][:120]}") from None
+
+
+def _load(path: Path) -> Any:
+    """YAML, read safely; libyaml, where it is there, takes a tenth of the time."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)

@@ -1,0 +1,62 @@
+"""What a scenario's GPUs cost and its electricity emits, and who says so: stated, its file's, or bundled."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from kvplan.errors import KvplanError
+from kvplan.gpu import get_gpu
+from kvplan.price_book import GridFactor, PriceBook, read_price_book
+from kvplan.scenario.schema import Scenario
+from kvplan.simulation.deploy import Setup
+
+
+class Price(NamedTuple):
+    """Of one GPU."""
+
+    usd_per_hour: float
+    source: str
+
+
+def find_price(scenario: Scenario, setup: Setup) -> Price:
+    """What an hour of a deployment's GPU costs. Raises KvplanError for a price file that cannot be read."""
+    stated = scenario.pricing.usd_per_gpu_hour
+    if stated is not None:
+        return Price(stated, "stated")
+    own = _prices(find_book(scenario), setup.gpu)
+    return own or Price(setup.usd_per_gpu_hour, setup.sources.get("price", ""))
+
+
+def find_grid(scenario: Scenario) -> tuple[float, str]:
+    """Grams of CO2 a kilowatt-hour, and who says so."""
+    pricing = scenario.pricing
+    if pricing.grid_gco2_per_kwh is not None:
+        return pricing.grid_gco2_per_kwh, "stated"
+    grid: GridFactor = find_book(scenario).grid(pricing.grid)
+    return grid.gco2_per_kwh, f"{pricing.grid}: {grid.source}, {grid.year}"
+
+
+def find_book(scenario: Scenario) -> PriceBook:
+    """The scenario's own prices; empty without a file."""
+    if scenario.pricing.file is None:
+        return PriceBook()
+    return _read(scenario.folder / scenario.pricing.file)
+
+
+@lru_cache(16)
+def _read(path: Path) -> PriceBook:
+    return read_price_book(path)
+
+
+def _prices(book: PriceBook, gpu: str) -> Price | None:
+    """The book's price of a card, under any of its names."""
+    for name, row in book.gpus.items():
+        try:
+            same = gpu in (name, get_gpu(name).name)
+        except KvplanError:
+            same = False
+        if same:
+            return Price(row.usd_per_hour, f"{row.source}, {row.date}")
+    return None
