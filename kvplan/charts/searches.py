@@ -26,6 +26,7 @@ from kvplan.charts.drawing import (
 from kvplan.search.comparison import Comparison
 from kvplan.search.recommendation import Candidate, Recommendation
 from kvplan.search.strategy_row import StrategyRow
+from kvplan.search.tables import range_text
 
 
 def pareto(found: Comparison) -> Layered:
@@ -127,7 +128,10 @@ def budget_sweep(found: Comparison, field: str) -> Layered:
 
 
 def ranking(found: Recommendation, most: int = 12) -> Layered:
-    """Dollars an hour for the asked load, configuration by configuration, the best first; what gives out first."""
+    """Dollars an hour for the asked load, configuration by configuration, the best first; what gives out first.
+
+    Lines: the 90 % range, where steps may be quicker or slower than predicted.
+    """
     feasible = [c for c in found.candidates if c.feasible and c.usd_per_hour is not None][:most]
     rows: Rows = [_candidate(place, candidate) for place, candidate in enumerate(feasible)]
     two_lines = alt.Axis(labelLimit=240, labelOverlap=False, labelExpr="split(datum.label, '|')")
@@ -140,10 +144,11 @@ def ranking(found: Recommendation, most: int = 12) -> Layered:
         tooltip=[
             *tips("what:N"),
             alt.Tooltip("usd:Q", format=",.2f"),
-            *tips("gpus:Q", "limited_by:N"),
+            *tips("range:N", "joules_per_token:Q", "gpus:Q", "limited_by:N"),
         ],
     )
-    return alt.layer(bars).properties(height=110 + 40 * len(rows))
+    ranges = base.mark_rule(color=GREY, strokeWidth=2).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"))
+    return alt.layer(bars, ranges).properties(height=110 + 40 * len(rows))
 
 
 def speed_and_throughput(found: Recommendation, most: int = 12) -> Layered:
@@ -188,6 +193,10 @@ def _candidate(place: int, candidate: Candidate) -> dict[str, object]:
     return {
         "what": candidate.label,
         "usd": candidate.usd_per_hour,
+        "low": candidate.usd_per_hour_low,
+        "high": candidate.usd_per_hour_high,
+        "range": range_text(candidate.to_dict(), "usd_per_hour"),
+        "joules_per_token": candidate.figures.get("joules_per_output_token"),
         "gpus": candidate.num_gpus,
         "limited_by": candidate.limited_by,
         "label": f"{candidate.label}|{candidate.num_gpus} GPUs, {candidate.limited_by}",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kvplan.cli.options import SWITCH, print_json
+from kvplan.cli.options import SWITCH, price_file, print_json
 from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.progress import Progress
 from kvplan.files import safe_cell
@@ -26,6 +26,9 @@ def compare_command(
     /,
     *,
     set: tuple[str, ...] = (),
+    prices: Path | None = None,
+    robust: Annotated[bool, SWITCH] = False,
+    no_range: Annotated[bool, SWITCH] = False,
     plot: Path | None = None,
     json: Annotated[bool, SWITCH] = False,
     quiet: Annotated[bool, SWITCH] = False,
@@ -42,6 +45,12 @@ def compare_command(
         A YAML file with `problems:` and its `strategies:`, or a bundled scenario's name.
     set
         Change a key, e.g. --set problems.num_problems=50; may be repeated.
+    prices
+        A YAML file of GPU prices and grid factors (pricing.file), before the bundled ones.
+    robust
+        Choose by the slow end of what steps may take.
+    no_range
+        Do not simulate the ends of what step times may be: a third of the time, no ranges.
     plot
         Draw accuracy against latency: .svg, .png or .html.
     json
@@ -50,8 +59,10 @@ def compare_command(
         No progress on stderr.
     """
     check_plot(plot)
-    loaded = load_scenario(scenario, list(set))
-    found = compare(loaded, progress=None if quiet else Progress(noun="strategies"))
+    loaded = load_scenario(scenario, [*set, *price_file(prices)])
+    found = compare(
+        loaded, ranges=not no_range, robust=robust, progress=None if quiet else Progress(noun="strategies")
+    )
     write_plot(plot, "compare", found)
     if json:
         print_json(found.to_dict())
@@ -76,6 +87,9 @@ def recommend_command(
     max_dollars_per_hour: float | None = None,
     day: str | None = None,
     interconnect: str | None = None,
+    prices: Path | None = None,
+    robust: Annotated[bool, SWITCH] = False,
+    no_range: Annotated[bool, SWITCH] = False,
     workers: int | None = None,
     backend: str = "local",
     address: str | None = None,
@@ -116,6 +130,12 @@ def recommend_command(
         Load over a day, a bundled profile: reasoning-api, office-hours.
     interconnect
         What joins the GPUs: pcie4, pcie5, nvlink or ib, also with numbers, e.g. pcie5,gb_s=16,latency_us=20.
+    prices
+        A YAML file of GPU prices and grid factors (pricing.file), before the bundled ones.
+    robust
+        Rank by what the slow end of what steps may take costs.
+    no_range
+        Do not simulate the ends of what step times may be; ranges then follow the steps' in proportion.
     workers
         Processes; one per core by default.
     backend
@@ -143,6 +163,9 @@ def recommend_command(
     }
     flags = [f"search.{key}={value}" for key, value in said.items() if value is not None]
     flags += [f"interconnect={interconnect}"] if interconnect else []
+    flags += price_file(prices)
+    flags += ["search.robust=true"] if robust else []
+    flags += ["search.ranges=false"] if no_range else []
     found = recommend(
         scenario, over, overrides=[*set, *flags], backend=backend, address=address, force=force,
         workers=workers, progress=None if quiet else Progress(noun="candidates"),
@@ -164,6 +187,7 @@ def sweep_command(
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     sample: int | None = None,
     seed: int = 0,
+    prices: Path | None = None,
     no_range: Annotated[bool, SWITCH] = False,
     workers: int | None = None,
     backend: str = "local",
@@ -192,6 +216,8 @@ def sweep_command(
         Run this many combinations, drawn at random, instead of all.
     seed
         Draws the sample; the scenario's own seeds draw the load, the same for every point.
+    prices
+        A YAML file of GPU prices and grid factors (pricing.file), before the bundled ones.
     no_range
         Do not simulate the ends of what step times may be: a third of the time; _low and _high stay empty.
     workers
@@ -209,8 +235,9 @@ def sweep_command(
     """
     progress = None if quiet else Progress(noun="points")
     found = sweep_rows(
-        scenario, over, overrides=set, sample=sample, seed=seed, output=output, force=force, ranges=not no_range,
-        progress=progress, execution=Execution(backend, default_workers() if workers is None else workers, address),
+        scenario, over, overrides=[*set, *price_file(prices)], sample=sample, seed=seed, output=output, force=force,
+        ranges=not no_range, progress=progress,
+        execution=Execution(backend, default_workers() if workers is None else workers, address),
     )  # fmt: skip
     plain = [{key: value for key, value in row.items() if key != HASH} for row in found.rows]
     if json:

@@ -23,7 +23,7 @@ from kvplan.simulation.observer import NO_OBSERVER, Observer
 from kvplan.simulation.records import check_target, write_records
 from kvplan.simulation.simulator import simulate
 from kvplan.simulation.trace import write_trace
-from kvplan.simulation.uncertainty import ranges
+from kvplan.simulation.uncertainty import add_ranges
 
 
 def simulate_command(
@@ -132,9 +132,7 @@ def simulate_command(
         observer=observer,
     )  # fmt: skip
     if setups is not None and not no_range:
-        found = ranges(loaded, setups, result)
-        if found is not None:
-            result.intervals, result.interval_of, result.doubts = found.figures, found.what, found.flips
+        add_ranges(loaded, setups, result)
     if records:
         write_records(result.records, records)
     if trace:

@@ -20,8 +20,11 @@ from kvplan.simulation.observer import Observer
 
 NUM_REQUESTS = 80
 """Simulated at each load that is tried."""
-COLUMNS = ("highest", "copies", "num_gpus", "usd_per_hour", "headroom", "p99_ttfvt_ms", "p99_e2el_ms",
-           "kv_peak_fraction", "limited_by", "lift")  # fmt: skip
+COLUMNS = ("highest", "highest_low", "highest_high", "copies", "num_gpus", "usd_per_hour", "usd_per_hour_low",
+           "usd_per_hour_high", "headroom", "p99_ttfvt_ms", "p99_e2el_ms", "p99_e2el_ms_low", "p99_e2el_ms_high",
+           "mean_watts", "joules_per_output_token", "joules_per_output_token_low", "joules_per_output_token_high",
+           "kwh_per_million_output_tokens", "gco2_per_million_output_tokens", "kv_peak_fraction", "limited_by", "lift",
+           "price_source")  # fmt: skip
 
 
 def inputs(asked: Asked) -> Scenario | str:
@@ -87,6 +90,7 @@ def _show(found: Recommendation) -> None:
         [{**row["settings"], **{k: row[k] for k in COLUMNS}} for row in rows if row["feasible"]],
         hide_index=True,
     )
+    st.caption("  \n".join(map(marked, found.rests_on)))
     ruled_out = [{**row["settings"], "why": row["why"]} for row in rows if not row["feasible"]]
     if ruled_out:
         st.subheader("Ruled out")

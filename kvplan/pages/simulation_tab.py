@@ -25,11 +25,13 @@ from kvplan.pages.widgets import (
 from kvplan.scenario.schema import Scenario, dump_scenario
 from kvplan.simulation.bench_report import bench_block, bench_tail
 from kvplan.simulation.block_map import BlockMap, holdings
+from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.observer import Observer
 from kvplan.simulation.records import write_records
 from kvplan.simulation.result import VERDICTS, Result
 from kvplan.simulation.simulator import simulate
 from kvplan.simulation.trace import chrome_trace
+from kvplan.simulation.uncertainty import add_ranges
 
 SOURCES = ("Bundled", "From the sidebar", "Upload")
 
@@ -82,7 +84,10 @@ def work(scenario: Scenario, with_blocks: bool) -> Work:
     def run(progress: Progress, observer: Observer) -> SimulatedRun:
         blocks = BlockMap()
         look = Observer(observer.cancelled, blocks.look)
-        result = simulate(scenario, step_by_step=with_blocks, progress=progress, observer=look)
+        setups = set_ups(scenario) if scenario.problems is None else None
+        result = simulate(scenario, step_by_step=with_blocks, progress=progress, observer=look, setups=setups)
+        if setups is not None:
+            add_ranges(scenario, setups, result, Observer(observer.cancelled))
         return SimulatedRun(result, blocks)
 
     return run
@@ -144,8 +149,49 @@ def _headline(result: Result) -> None:
             st.metric(label, shown_ms(value), width="content")
         st.metric("Preemptions", f"{document['num_preemptions']:,}", width="content")
         st.metric("KV peak", f"{document['kv_peak_fraction']:.1%}", width="content")
+        energy = document["energy"]
+        if energy["mean_watts"] is not None:
+            st.metric("GPU power", f"{energy['mean_watts']:,.0f} W", width="content")
+            joules = energy["joules_per_output_token"]
+            st.metric("Energy per output token", f"{joules:.3g} J", width="content")
+    _ranges(result, document)
     for text in (*result.advice, *result.caveats):
         st.caption(marked(text))
+
+
+RANGED = (
+    ("output_throughput", "output tokens/s"),
+    ("mean_ttft_ms", "mean TTFT"),
+    ("mean_tpot_ms", "mean TPOT"),
+    ("mean_e2el_ms", "mean E2EL"),
+    ("mean_watts", "watts"),
+    ("joules_per_output_token", "J per output token"),
+    ("usd_per_million_output_tokens", "$ per million output tokens"),
+)
+
+
+def _ranges(result: Result, document: dict[str, Any]) -> None:
+    """The 90 % range of what the headline shows, what it could turn, and what energy and dollars are counted with."""
+    found = result.intervals or {}
+    said = [f"{label} {_span(name, found[name])}" for name, label in RANGED if name in found]
+    if said:
+        st.caption(marked(f"Range ({result.interval_of}): {'; '.join(said)}."))
+    for text in result.doubts:
+        st.warning(marked(f"Unsure: {text}."))
+    energy, cost = document["energy"], document["cost"]
+    if energy["mean_watts"] is not None:
+        grams = energy["gco2_per_million_output_tokens"]
+        st.caption(
+            f"{energy['kwh_per_million_output_tokens']:.3g} kWh and {grams:,.3g} g of CO2 per million output tokens at "
+            f"PUE {energy['pue']:g} and {energy['grid_gco2_per_kwh']:g} g a kWh ({energy['grid_source']}). Power: "
+            f"{energy['source']}. Price: {cost['price_source']}."
+        )
+
+
+def _span(name: str, ends: list[float]) -> str:
+    if name.endswith("_ms"):
+        return f"{shown_ms(ends[0])} to {shown_ms(ends[1])}"
+    return f"{ends[0]:,.3g} to {ends[1]:,.3g}" if ends[1] < 1000 else f"{ends[0]:,.0f} to {ends[1]:,.0f}"
 
 
 def shown_ms(value: float | None) -> str:

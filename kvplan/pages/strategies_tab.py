@@ -93,6 +93,7 @@ def _show(outcome: ComparedStrategies) -> None:
     st.subheader("All figures")
     rows = found.to_dict()["strategies"]
     st.dataframe([{"no": number, **row} for number, row in enumerate(rows, 1)], hide_index=True)
+    st.caption("  \n".join(map(marked, found.rests_on)))
     for text in found.advice:
         st.caption(marked(f"Advice: {text}."))
 

@@ -46,6 +46,10 @@ class Search(Config):
     """How many of the best rows are narrowed to `precision` and get an interval."""
     target_width: float = Field(0.05, gt=0, le=1)
     """The interval's half width, relative, at which drawing stops."""
+    ranges: bool = True
+    """Simulate the best rows, and those that may tie with them, at both ends of what their steps may take."""
+    robust: bool = False
+    """Rank by what the slow end of the steps' range costs."""
 
     @model_validator(mode="after")
     def _one_load(self) -> Search:
@@ -55,6 +59,11 @@ class Search(Config):
         if self.day is not None and self.rate is None and self.users is None:
             raise ValueError("day: its shares are of a rate or of users; say which")
         return self
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a load is asked for; without one candidates carry as much as fits."""
+        return self.kind == "batch" or self.rate is not None or self.users is not None
 
     @property
     def kind(self) -> str:

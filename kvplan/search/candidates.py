@@ -15,10 +15,12 @@ from kvplan.limits import Limit
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.highest_load import Highest, LoadTest, Trial, highest_load
-from kvplan.search.point_row import Interrupted, Row, cached_setups, error_row, run_point
+from kvplan.search.point_row import Interrupted, Row, error_row, point_setups, run_point, with_ranges
 from kvplan.simulation.deploy import model_beside
+from kvplan.simulation.pricing import find_price
 from kvplan.simulation.simulator import simulate, solve
 from kvplan.simulation.solve_setup import set_up_all
+from kvplan.simulation.uncertainty import ENDS, is_doubted
 from kvplan.workload.arrivals import ClosedLoop
 
 MEASURED = (
@@ -26,6 +28,13 @@ MEASURED = (
     "cause", "num_simulations", "num_closed_form", "limit",
 )  # fmt: skip
 """What a candidate's row says beside `figures.FIGURES`, which are those at its highest load."""
+AT_ENDS = ("highest_low", "highest_high", "limit_low", "limit_high")
+"""What a row says once the ends of what its steps may take were simulated: the highest load of one copy from the slow
+end to the quick one, and what gives out first there."""
+END_PRECISION = 0.03
+"""Relative width to which the highest load is narrowed at the ends."""
+END_FACTOR = 1.1
+"""Between two loads tried there."""
 OVERLOAD = 1.5
 """What gives out first is read off a run at so many times the highest load."""
 CALM = 4
@@ -48,7 +57,7 @@ class Measure:
 
     def __call__(self, scenario: Scenario) -> Row:
         """Find the highest load and how many copies carry the asked one."""
-        row = error_row("") | dict.fromkeys(MEASURED)
+        row = error_row("") | dict.fromkeys((*MEASURED, *AT_ENDS))
         try:
             test = make_load_test(scenario, self.search)
             gpus, usd = hardware(test)
@@ -88,20 +97,22 @@ class Measure:
         limit, more = what_limits(test, met, found)
         missed = None if found.missed is None else found.missed.load
         row |= met.row | {"highest": met.load, "missed": missed, "limit": limit}
-        setup = cached_setups(scenario)[""]
-        row |= _rests_on(setup.sources, scenario.pricing.usd_per_gpu_hour is not None)
-        row |= {"step_low": setup.doubt[0], "step_high": setup.doubt[1]}
+        setups = point_setups(scenario)
+        row |= _rests_on(setups[""].sources) | {"price_source": find_price(scenario, setups[""]).source}
+        row |= {"step_low": min(s.doubt[0] for s in setups.values())}
+        row |= {"step_high": max(s.doubt[1] for s in setups.values())}
+        row["energy_source"] = "" if (power := setups[""].power) is None else power.source
         row |= {"pruned": False, "num_draws": 1, "copies": copies, "accuracy": accuracy}
         row["num_simulations"] = found.num_simulations + (accuracy is not None) + more
         return row | _too_many(copies, room, gpus, usd, self.search)
 
 
-def _rests_on(sources: Mapping[str, str], priced: bool) -> Row:
-    """What a row's step times and price come from."""
+def _rests_on(sources: Mapping[str, str]) -> Row:
+    """What a row's step times come from."""
     return {
         "step_time": sources["step_time"],
         "step_time_error": sources.get("step_time_error", ""),
-        "price_source": "stated" if priced else sources["price"],
+        "step_time_range": sources.get("step_time_range", ""),
     }
 
 
@@ -160,8 +171,7 @@ def hardware(test: LoadTest) -> tuple[int, float]:
         setup, apart = setups[name], deployment.disaggregation
         places = deployment.replicas * setup.replicas_per_copy + (apart.prefill_replicas if apart else 0)
         number = places * setup.lockstep_ranks * setup.num_gpus
-        price = scenario.pricing.usd_per_gpu_hour
-        gpus, usd = gpus + number, usd + number * (setup.usd_per_gpu_hour if price is None else price)
+        gpus, usd = gpus + number, usd + number * find_price(scenario, setup).usd_per_hour
     return gpus, usd
 
 
@@ -301,6 +311,45 @@ def _width(loads: list[float]) -> float:
     if len(loads) < 3 or not fmean(loads):
         return 0.0
     return T_90.get(len(loads), 1.645) * stdev(loads) / sqrt(len(loads)) / fmean(loads)
+
+
+@dataclass(frozen=True, slots=True)
+class AtEnds:
+    """The task: figures at a candidate's highest load, and that load, at both ends of what its steps may take."""
+
+    search: Search
+    found: dict[str, Row]
+    """Scenario as JSON -> the row that `Measure` and `Refine` made of it."""
+
+    def __call__(self, scenario: Scenario) -> Row:
+        """The row's ranges; a few simulations, from loads that its steps alone would allow."""
+        row = self.found[scenario.model_dump_json()]
+        test = make_load_test(scenario, self.search)
+        load, setups = row["highest"], point_setups(test.scenario)
+        if not is_doubted(setups):
+            stated = {"highest_low": load, "highest_high": load, "num_simulations": 0}
+            return with_ranges(row, [row, row], setups) | stated
+        rows = [run_point(test.at(load), end) for end in ENDS]
+        spent = len(rows)
+        found: Row = {}
+        for end, name in zip(ENDS, ("high", "low"), strict=True):
+            top = self._highest(test._replace(end=end), load / row[("step_low", "step_high")[end]])
+            spent += top.num_simulations
+            found |= {f"highest_{name}": top.load, f"limit_{name}": _seen_limit(top)}
+        return with_ranges(row, rows, setups) | found | {"num_simulations": spent}
+
+    def _highest(self, test: LoadTest, guess: float) -> Highest:
+        precision = max(END_PRECISION, self.search.precision)
+        return highest_load(test, precision, guess, END_FACTOR, most_load(test.scenario, self.search))
+
+
+def _seen_limit(found: Highest) -> str:
+    """What gave out in the trials that were missed; empty where none says."""
+    load = found.load or 1.0
+    for trial in sorted(found.over, key=lambda t: abs(t.load / load - OVERLOAD)):
+        if trial.load / load >= NEAR[0] and trial.row["limited_by"] != Limit.ARRIVAL_RATE:
+            return str(trial.row["limited_by"])
+    return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ Runs `solve` once per strategy and reads one row off each run. Knows no clock an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,10 +19,14 @@ from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.search.choices import Choice, best_within, pareto
 from kvplan.search.strategy_row import StrategyRow, strategy_row
-from kvplan.search.tables import Column, text_table
+from kvplan.search.tables import Column, range_text, text_table
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.observer import NO_OBSERVER, Observer
-from kvplan.simulation.simulator import solve
+from kvplan.simulation.pricing import find_grid
+from kvplan.simulation.result import ENERGY
+from kvplan.simulation.simulator import SolveResult, solve
+from kvplan.simulation.solve_setup import only_models_of, set_up_all
+from kvplan.simulation.uncertainty import END_NAMES, ENDS, at_end, flips, is_doubted, watts_doubt
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks
 
 SCHEMA_VERSION = 1
@@ -83,7 +87,7 @@ class Comparison:
             "kvplan_version": kvplan.__version__,
             "inputs": self.scenario.model_dump(mode="json"),
             "caution": self.caution,
-            "strategies": [{f.name: getattr(row, f.name) for f in fields(StrategyRow)} for row in self.rows],
+            "strategies": [row.to_dict() for row in self.rows],
             "choice": self.choice or None,
             "reason": self.reason,
             "recommended_thinking_budget": self.caps,
@@ -91,6 +95,16 @@ class Comparison:
             "caveats": list(self.caveats),
             "sources": self.sources,
         }
+
+    @property
+    def rests_on(self) -> list[str]:
+        """The ranges of latency and cost, energy of the most accurate row, what times and prices the rows."""
+        rows = sorted(self.rows, key=lambda r: (-r.accuracy, r.latency_p99_s))
+        named = ("step_time", "step_time_range", "step_time_error", "price")
+        sources = [
+            f"{name.replace('_', ' ')}: {self.sources[name]}" for name in named if name in self.sources
+        ]
+        return [*_ranged(rows), *_energy(self.scenario, rows), *sources]
 
     def to_frame(self) -> Any:
         """The rows as a pandas DataFrame."""
@@ -117,8 +131,7 @@ class Comparison:
               for r in rows if r.verdict != "completed"),
             *(f"advice: {text}" for text in self.advice),
             *(f"caveat: {text}" for text in self.caveats),
-            *(f"{name.replace('_', ' ')}: {self.sources[name]}"
-              for name in ("step_time", "step_time_error", "price") if name in self.sources),
+            *self.rests_on,
         ]  # fmt: skip
         return "\n".join([*head, *lines, "", *notes])
 
@@ -143,6 +156,7 @@ COLUMNS: tuple[Column[StrategyRow], ...] = (
     ("correct/s", lambda r: f"{r.correct_per_s:.4g}"),
     ("GPU-s/correct", lambda r: _si(r.gpu_s_per_correct)),
     ("$/correct", lambda r: "-" if r.usd_per_correct is None else f"{r.usd_per_correct:.4f}"),
+    ("J/correct", lambda r: _si(r.joules_per_correct)),
     ("tokens", lambda r: _si(r.generated_tokens)),
     ("verified", lambda r: _si(r.verified_tokens)),
     ("re-prefilled", lambda r: _si(r.reprefilled_tokens)),
@@ -165,27 +179,42 @@ def compare(
     scenario: Scenario | Mapping[str, Any] | str | Path,
     *,
     setups: dict[str, Setup] | None = None,
+    ranges: bool = True,
+    robust: bool = False,
     progress: Callable[[int, int], None] | None = None,
     observer: Observer = NO_OBSERVER,
 ) -> Comparison:
     """Run every strategy of the scenario over the same problems.
 
-    `scenario` may be a bundled name, a file, or a dictionary of what a file would say. Raises KvplanError for one
-    without problems, and what `solve` raises.
+    `scenario` may be a bundled name, a file, or a dictionary of what a file would say. `ranges`: each is run at both
+    ends of what its steps may take too, three runs instead of one. `robust`: choose by the slow end. Raises KvplanError
+    for a scenario without problems, for `robust` without `ranges`, and what `solve` raises.
     """
     scenario = as_scenario(scenario)
     problems = scenario.problems
     if problems is None:
         raise KvplanError("nothing to compare: the scenario has no `problems` with `strategies`")
+    if robust and not ranges:
+        raise KvplanError("robust chooses by the slow end of the ranges: they cannot be left out")
     specs = [spec for said in problems.strategies for spec in said.expanded()]
     rows: list[StrategyRow] = []
+    ends: list[tuple[StrategyRow, ...]] = []
     caveats: dict[str, None] = {}
     sources: dict[str, str] = {}
     for number, spec in enumerate(specs):
-        found = solve(scenario, spec, setups=setups, observer=observer)
+        planned = setups or set_up_all(only_models_of(scenario, spec))
+        found = solve(scenario, spec, setups=planned, observer=observer)
         if found.verdict == "interrupted":
             break
-        rows.append(strategy_row(scenario, problems, spec, found))
+        row = strategy_row(scenario, problems, spec, found)
+        runs = []
+        if ranges and is_doubted(planned):
+            runs = [solve(scenario, spec, setups=at_end(planned, end), observer=observer) for end in ENDS]
+        if any(run.verdict == "interrupted" for run in runs):
+            break
+        peak = row.sharing_peak_blocks
+        ends.append(tuple(strategy_row(scenario, problems, spec, run, peak) for run in runs))
+        rows.append(_ranged_row(row, found, ends[-1], runs, planned) if ranges else row)
         caveats |= dict.fromkeys(found.result.caveats)
         sources = found.result.sources
         if progress is not None:
@@ -193,7 +222,8 @@ def compare(
     if not rows:
         raise KeyboardInterrupt
     rows, interrupted = _with_pareto(rows), len(rows) < len(specs)
-    choice, reason = _choose(scenario, problems, rows)
+    choice, reason = _choose(scenario, problems, _slow(rows, ends) if robust else rows)
+    reason += _turned(scenario, problems, rows, ends, choice)
     tasks = draw_tasks(problems, scenario.folder)
     caps = recommended_caps(problems, tasks, specs, rows)
     advice = list(_advice(problems, specs, tasks, caps["p99_of_traces"]))
@@ -207,6 +237,62 @@ def _with_pareto(rows: list[StrategyRow]) -> list[StrategyRow]:
     cost = [inf if row.usd_per_correct is None else row.usd_per_correct for row in rows]
     front = pareto([row.accuracy for row in rows], [[row.latency_p99_s for row in rows], cost])
     return [replace(row, pareto=bool(on)) for row, on in zip(rows, front, strict=True)]
+
+
+def _ranged_row(
+    row: StrategyRow, found: SolveResult, ends: Sequence[StrategyRow], runs: Sequence[SolveResult],
+    planned: Mapping[str, Setup],
+) -> StrategyRow:  # fmt: skip
+    """The row with its ranges; what is stated takes just so long."""
+    said = flips(found.result, [run.result for run in runs]) if runs else ()
+    return row.with_ends(ends or (row,) * len(ENDS), watts_doubt(planned), tuple(said))
+
+
+def _slow(rows: Sequence[StrategyRow], ends: Sequence[Sequence[StrategyRow]]) -> list[StrategyRow]:
+    """Each row as it is at the slow end of what its steps may take."""
+    return [end[1] if end else row for row, end in zip(rows, ends, strict=True)]
+
+
+def _turned(
+    scenario: Scenario, problems: Problems, rows: Sequence[StrategyRow],
+    ends: Sequence[Sequence[StrategyRow]], choice: str,
+) -> str:  # fmt: skip
+    """Which other choice the ends of the step times' range would make; "" where they make the same."""
+    if not any(ends):
+        return ""
+    said = []
+    for place, name in enumerate(END_NAMES):
+        at = [end[place] if end else row for row, end in zip(rows, ends, strict=True)]
+        other, _ = _choose(scenario, problems, at)
+        if other != choice:
+            said.append(f"{other or 'none keeps the limits'} at the {name} end of the step's range")
+    return f"; within the error of step times it may be another: {', '.join(said)}" if said else ""
+
+
+def _ranged(rows: Sequence[StrategyRow]) -> Iterator[str]:
+    """The ranges of latency and cost, and what those could turn."""
+    shown = (
+        ("p99 s", "latency_p99_s"),
+        ("$/correct", "usd_per_correct"),
+        ("J/correct", "joules_per_correct"),
+    )
+    for row in rows:
+        if row.ranges.get("latency_p99_s", (0, 0))[0] < row.ranges.get("latency_p99_s", (0, 0))[1]:
+            document = row.to_dict()
+            said = ", ".join(f"{title} {range_text(document, name)}" for title, name in shown)
+            unsure = f"; unsure: {'; '.join(row.unsure)}" if row.unsure else ""
+            yield f"90 % of {row.strategy}: {said}{unsure}"
+
+
+def _energy(scenario: Scenario, rows: Sequence[StrategyRow]) -> Iterator[str]:
+    """kWh and CO2 of the first row, and what they are counted with."""
+    best, pricing, (grams_per_kwh, grid) = rows[0].to_dict(), scenario.pricing, find_grid(scenario)
+    if best["mean_watts"] is not None:
+        watts, *_, kwh, grams = (range_text(best, name) for name in ENERGY)
+        yield (
+            f"energy of {rows[0].strategy}: {watts} W; {kwh} kWh and {grams} g of CO2 per million output tokens at "
+            f"PUE {pricing.pue:g} and {grams_per_kwh:g} g a kWh ({grid})"
+        )
 
 
 def _choose(scenario: Scenario, problems: Problems, rows: list[StrategyRow]) -> tuple[str, str]:

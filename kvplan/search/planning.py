@@ -358,9 +358,10 @@ def doubt_lines(answer: ServingAnswer) -> list[str]:
     best, unit = answer.best, "users" if answer.question.users else "requests a second"
     assert best is not None
     lines = ["How sure"]
-    usd = best.usd_per_hour_range
-    if usd and usd[0] != usd[1]:
-        lines.append(f"  ${usd[0]:,.2f} to {usd[1]:,.2f}/h if steps take {best.step_low:.2g} to {best.step_high:.2g}"
+    low, high = best.usd_per_hour_low, best.usd_per_hour_high
+    if low is not None and low != high:
+        most = "any price" if high is None else f"{high:,.2f}/h"
+        lines.append(f"  ${low:,.2f} to {most} if steps take {best.step_low:.2g} to {best.step_high:.2g}"
                      " times as long (nine in ten do)")  # fmt: skip
     if best.low is not None and best.high is not None:
         lines.append(

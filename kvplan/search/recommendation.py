@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from functools import partial
 from html import escape
-from math import ceil
+from math import inf
 from typing import Any, ClassVar
 
 import kvplan
@@ -15,8 +15,10 @@ from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.day_plan import DayPlan
 from kvplan.search.grid import settings_text, value_text
-from kvplan.search.point_row import Row, asked_latencies
-from kvplan.search.tables import Column, text_table
+from kvplan.search.point_row import RANGED, Row, asked_latencies
+from kvplan.search.tables import Column, range_text, text_table
+from kvplan.simulation.pricing import find_grid
+from kvplan.simulation.result import ENERGY
 
 SCHEMA_VERSION = 1
 SHOWN = (
@@ -27,13 +29,19 @@ SHOWN = (
     "kv_peak_fraction",
     "kv_mean_fraction",
     "accuracy",
+    *ENERGY,
 )
-"""Figures at the highest load that the document gives of a candidate."""
+"""Figures at the highest load that the document gives of a candidate, with their ranges; watts are of one copy."""
 
+ASKED = ("usd_per_hour",)
+"""What ranks candidates for an asked load."""
+UNASKED = ("usd_per_correct", "usd_per_million_visible_tokens", "usd_per_hour")
+"""Without one: the first that a candidate has."""
 SHOWN_ROWS = 12
 EXPLAINED = (
     "* = no other candidate is as cheap, as fast (p99) and as accurate; copies x GPUs of each, spares included",
     "$/M: per million visible tokens; room: the load may grow by so much; latencies: p99 at a copy's highest load",
+    "90 %: from errors on models left out, simulated; ~: in proportion to the steps, not simulated",
 )
 ASSUMED = "~ = no profile of this card: another's, scaled by data sheets (half to twice); after the rows that one times"
 WIDTH = 100
@@ -73,14 +81,28 @@ class Candidate:
     low: float | None = None
     high: float | None = None
     """90 % interval of `highest` over draws of the load; None = one draw."""
+    highest_low: float | None = None
+    highest_high: float | None = None
+    """90 % range of `highest`: at the slow and the quick end of what its steps may take, and over draws."""
+    is_range_simulated: bool = False
+    """Whether the ends were simulated, through the queue; else ranges follow the steps' in proportion."""
     num_draws: int = 0
     copies: int | None = None
     """For the asked load, without spares."""
+    copies_low: float | None = None
+    copies_high: float | None = None
+    """At the quick and the slow end; None: at the slow end no number of them carries it."""
     num_gpus: int | None = None
     """All copies and spares."""
     usd_per_hour: float | None = None
+    usd_per_hour_low: float | None = None
+    usd_per_hour_high: float | None = None
     usd_per_million_visible_tokens: float | None = None
+    usd_per_million_visible_tokens_low: float | None = None
+    usd_per_million_visible_tokens_high: float | None = None
     usd_per_correct: float | None = None
+    usd_per_correct_low: float | None = None
+    usd_per_correct_high: float | None = None
     headroom: float | None = None
     """Share by which the load may grow before a copy is missing, spares not counted."""
     limited_by: str = ""
@@ -100,6 +122,10 @@ class Candidate:
     step_low: float = 1.0
     """Its steps may take from so many times as long, in nine cases of ten."""
     step_high: float = 1.0
+    step_time_range: str = ""
+    """That range, and which points it rests on."""
+    unsure: tuple[str, ...] = ()
+    """What the range could turn, a sentence each."""
     price_source: str = ""
     """Where the price of a GPU-hour comes from."""
     day: DayPlan | None = None
@@ -123,27 +149,39 @@ class Candidate:
         """Whether another card's profile times it, scaled by data sheets: half to twice; measured rows come first."""
         return self.step_time.startswith("assumed")
 
-    @property
-    def usd_per_hour_range(self) -> tuple[float, float] | None:
-        """Dollars an hour at the ends of what its steps may take: copies are whole, and follow the load of one."""
-        if not self.copies or self.highest is None or self.headroom is None or self.usd_per_hour is None:
-            return None
-        each = self.figures["usd_per_hour_per_copy"]
-        spare = round(self.usd_per_hour / each) - self.copies
-        load = self.highest * self.copies / (1 + self.headroom)
-        low, high = (
-            max(1, ceil(load * end / self.highest - 1e-9)) + spare for end in (self.step_low, self.step_high)
-        )
-        return low * each, high * each
+    def cost(self, search: Search, end: str = "") -> float:
+        """What it is ranked by: dollars an hour for the asked load, else per answer or token; `end`: "", _low, _high.
+
+        inf where at that end no load is sustained.
+        """
+        names = ASKED if search.is_asked else UNASKED
+        name = next(name for name in names if getattr(self, name) is not None)
+        value: float | None = getattr(self, f"{name}{end}")
+        return inf if value is None else value
+
+    def pessimistic_cost(self, search: Search) -> float:
+        """The same at the slow end of what its steps may take."""
+        return self.cost(search, "_high")
+
+    def shares_error(self, other: Candidate) -> bool:
+        """Whether one model is timed by one profile in both: what is wrong in one is wrong in the other."""
+        models = [str(c.settings.get("model")) for c in (self, other)]
+        return self.step_time == other.step_time and models[0] == models[1]
+
+    def may_beat(self, best: Candidate, search: Search) -> bool:
+        """Whether this one may be as cheap as the best within the error of their steps."""
+        if self.is_assumed != best.is_assumed or self.shares_error(best):
+            return False
+        return self.cost(search, "_low") <= best.cost(search, "_high")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the same keys always."""
         left_out = {"scenario", "figures", "day", "settings"}
         plain = {f.name: getattr(self, f.name) for f in fields(Candidate) if f.name not in left_out}
         day = None if self.day is None else {**self.day._asdict(), "saved": self.day.saved}
-        shown = {name: self.figures.get(name) for name in SHOWN}
-        plain["is_assumed"] = self.is_assumed
-        plain["usd_per_hour_low"], plain["usd_per_hour_high"] = self.usd_per_hour_range or (None, None)
+        ends = [f"{name}{end}" for name in SHOWN if name in RANGED for end in ("_low", "_high")]
+        shown = {name: self.figures.get(name) for name in (*SHOWN, *ends)}
+        plain["is_assumed"], plain["unsure"] = self.is_assumed, list(self.unsure)
         return {"settings": self.settings, **plain, "commands": list(self.commands), **shown, "day": day}
 
 
@@ -175,6 +213,14 @@ class Recommendation:
     def num_pruned(self) -> int:
         """Candidates that were never simulated."""
         return sum(c.pruned for c in self.candidates)
+
+    @property
+    def rests_on(self) -> list[str]:
+        """The ranges of the rows whose ends were simulated, the first's energy, what times and prices the rows."""
+        feasible = [c for c in self.candidates if c.feasible]
+        if not feasible:
+            return []
+        return [*_ranged(self, feasible), *_energy(self, feasible[0]), *_rests_on(feasible)]
 
     def to_dict(self) -> dict[str, Any]:
         """The `--json` document."""
@@ -210,22 +256,35 @@ class Recommendation:
         return "\n".join([*lines, *([""] if lines else []), *_notes(self, feasible)])
 
 
-def tie(feasible: list[Candidate]) -> str:
-    """Whether another card or engine may be cheaper than the first within the error of their step times; "" if not.
+def tie(feasible: list[Candidate], search: Search) -> str:
+    """Whether another row may be cheaper than the first within the error of their step times, and what would settle it.
 
-    Rows that one profile times share its error, so their order stands.
+    "" where none is. Rows in which one profile times one model share its error, so their order stands.
     """
     best = feasible[0]
-    mine = best.usd_per_hour_range
     for other in feasible[1:]:
-        theirs = other.usd_per_hour_range
-        if mine is None or theirs is None or other.step_time == best.step_time or theirs[0] > mine[1]:
-            continue
-        return (
-            f"; tied with {settings_text(other.settings)} within the error of step times (${mine[0]:,.2f} to "
-            f"{mine[1]:,.2f} against {theirs[0]:,.2f} to {theirs[1]:,.2f}): steps measured on either card settle it"
-        )
+        if other.may_beat(best, search):
+            wide = max((best, other), key=lambda c: c.step_high / c.step_low)
+            return (
+                f"; tied with {settings_text(other.settings)} within the error of step times ({_cost(best, search)} "
+                f"against {_cost(other, search)}). What settles it: {_settled_by(wide)}"
+            )
     return ""
+
+
+def _cost(row: Candidate, search: Search) -> str:
+    low, high = (row.cost(search, end) for end in ("_low", "_high"))
+    upper = "no load at all" if high == inf else _number(high)
+    return f"${_number(low)} to {upper}"
+
+
+def _settled_by(row: Candidate) -> str:
+    """The figure whose measurement would narrow the wider of two ranges, as this one predicts it."""
+    figures, end = row.figures, f"{row.step_low - 1:+.0%} to {row.step_high - 1:+.0%}"
+    tpot, batch = figures.get("mean_tpot_ms"), figures.get("mean_batch_size")
+    step = f" (predicted: {tpot:.3g} ms, {end})" if tpot else f" ({end})"
+    many = f" at {batch:.0f} sequences" if batch else ""
+    return f"the time per output token of {settings_text(row.settings)}{many}{step}"
 
 
 def _number(value: float | None, digits: int = 4) -> str:
@@ -239,7 +298,10 @@ def _load(row: Candidate) -> str:
 
 
 def _interval(row: Candidate) -> str:
-    return "-" if row.low is None or row.high is None else f"{row.low:.3g}..{row.high:.3g}"
+    if row.highest_low is None or row.highest_high is None:
+        return "-"
+    about = "" if row.is_range_simulated else "~"
+    return f"{about}{_number(row.highest_low, 3)}..{_number(row.highest_high, 3)}"
 
 
 def _share(value: float | None, digits: int = 0) -> str:
@@ -288,6 +350,7 @@ def _figures(found: Recommendation) -> list[Column[Candidate]]:
         *cost,
         ("room", lambda c: _share(c.headroom)),
         *_latencies(found),
+        ("J/tok", _joules),
         ("KV", lambda c: _share(c.figures.get("kv_peak_fraction"))),
         ("limited by", lambda c: c.limited_by),
     ]
@@ -301,6 +364,10 @@ def _latencies(found: Recommendation) -> list[Column[Candidate]]:
         return title, lambda c: "-" if c.figures.get(figure) is None else _number(c.figures[figure] / unit, 3)
 
     return [column(target) for target in asked_latencies(found.scenario)]
+
+
+def _joules(row: Candidate) -> str:
+    return _number(row.figures.get("joules_per_output_token"), 3)
 
 
 def table_lines(found: Recommendation, rows: list[Candidate]) -> list[str]:
@@ -318,7 +385,7 @@ def _notes(found: Recommendation, feasible: list[Candidate]) -> list[str]:
     notes = [found.reason]
     if feasible:
         notes[:0] = EXPLAINED
-        notes += _rests_on(feasible)
+        notes += found.rests_on
         best = feasible[0]
         notes += [f"run: {command}" for command in best.commands]
         spare = 0 if best.headroom is None else found.search.spare
@@ -336,6 +403,32 @@ def _notes(found: Recommendation, feasible: list[Candidate]) -> list[str]:
     return notes
 
 
+def _ranged(found: Recommendation, feasible: list[Candidate]) -> list[str]:
+    """The ranges of the rows whose ends were simulated, and what those could turn."""
+    latencies = [(*TITLES[target], f"p99_{target}") for target in asked_latencies(found.scenario)]
+    lines = []
+    for row in (c for c in feasible if c.is_range_simulated and c.step_low < c.step_high):
+        money = [("copies", 1.0, "copies"), ("$/h", 1.0, "usd_per_hour")]
+        said = [f"{title} {range_text(row.to_dict(), name, unit)}" for title, unit, name in money]
+        said += [f"{title} {range_text(row.figures, name, unit)}" for title, unit, name in latencies]
+        said += [f"J/tok {range_text(row.figures, 'joules_per_output_token')}"]
+        unsure = f"; unsure: {'; '.join(row.unsure)}" if row.unsure else ""
+        lines.append(f"90 % of {settings_text(row.settings)}: {', '.join(said)}{unsure}")
+    return lines
+
+
+def _energy(found: Recommendation, best: Candidate) -> list[str]:
+    """Watts, kWh and CO2 of the first row, and what they are counted with."""
+    watts, *_, kwh, grams = (range_text(best.figures, name) for name in ENERGY)
+    if watts == "-":
+        return []
+    pricing, (grams_per_kwh, grid) = found.scenario.pricing, find_grid(found.scenario)
+    return [
+        f"energy of a copy at its highest load: {watts} W; {kwh} kWh and {grams} g of CO2 per million output tokens "
+        f"at PUE {pricing.pue:g} and {grams_per_kwh:g} g a kWh ({grid}); {best.figures.get('energy_source') or ''}"
+    ]
+
+
 def _rests_on(feasible: list[Candidate]) -> list[str]:
     """What times and prices the rows, each source once, with a row that it holds for where there are several."""
     notes = [ASSUMED] if any(c.is_assumed for c in feasible) else []
@@ -349,7 +442,7 @@ def _rests_on(feasible: list[Candidate]) -> list[str]:
 
 
 def _timed(row: Candidate) -> str:
-    return "; ".join(filter(None, (row.step_time, row.step_time_error)))
+    return "; ".join(filter(None, (row.step_time, row.step_time_range, row.step_time_error)))
 
 
 def _ruled_out(rows: list[Candidate]) -> str:

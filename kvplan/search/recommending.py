@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import ceil, inf
+from math import ceil, inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from kvplan.errors import KvplanError
 from kvplan.memory.serve_command import shell_command
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.scenario.space import Search
-from kvplan.search.candidates import Measure, Refine, make_load_test, total_load
+from kvplan.search.candidate_range import CostEnd, find_costs, find_ends, unsure
+from kvplan.search.candidates import AtEnds, Measure, Refine, make_load_test, total_load
 from kvplan.search.choices import pareto
 from kvplan.search.day_plan import day_shares, plan_day
 from kvplan.search.execution import Execution, default_workers, execute
@@ -30,6 +31,8 @@ from kvplan.search.sweeping import Progress
 
 ROUNDS = 4
 """Times the best rows get their intervals: one may cost them the first place."""
+TIES = 4
+"""Rows beyond the best ones whose ends are simulated, because they may be as cheap as the first."""
 
 
 def recommend(
@@ -61,10 +64,12 @@ def recommend(
     try:
         _gather(rows, points, execution, Measure(search), progress)
         _refine(rows, points, execution, search, whole)
+        if search.ranges:
+            _look_at_ends(rows, points, execution, search)
         candidates = _ranked(points, rows, search)
         if candidates[0].feasible:
             candidates = _lifted(candidates, execution, search)
-            reason = _best_reason(candidates[0]) + tie([c for c in candidates if c.feasible])
+            reason = _best_reason(candidates[0], search) + tie([c for c in candidates if c.feasible], search)
         else:
             reason = nothing_feasible(candidates, execution, search)
         return Recommendation(whole, search, candidates, reason)
@@ -103,7 +108,7 @@ def _refine(
     feasible = [p for p in points if not rows[p.index]["error"]]
     done = {p.index for p in feasible if rows[p.index]["missed"] is None}
     for number in range(ROUNDS if search.refine else 0):
-        ranked = sorted(feasible, key=lambda p: _cost_key(_candidate(p, rows[p.index], search), search))
+        ranked = sorted(feasible, key=lambda p: cost_key(_candidate(p, rows[p.index], search), search))
         chosen = [p for p in ranked[: search.refine] if p.index not in done]
         if not chosen or (number and ranked[0].index in done):
             return
@@ -124,6 +129,37 @@ def _narrow(row: Row, interval: Row, load: float) -> None:
         row["copies"] = max(row["copies"], ceil(load / row["low"] - 1e-9))
 
 
+def _look_at_ends(
+    rows: dict[int, Row], points: Sequence[Point], execution: Execution, search: Search
+) -> None:
+    """Simulate the best rows, and those that may be as cheap as the first, at the ends of what their steps may take."""
+    feasible = [p for p in points if not rows[p.index]["error"]]
+    done: set[int] = set()
+    for _ in range(ROUNDS if search.refine else 0):
+        ranked = sorted(feasible, key=lambda p: cost_key(_candidate(p, rows[p.index], search), search))
+        near = [*ranked[: search.refine], *_may_tie(ranked, rows, search)[:TIES]]
+        chosen = [p for p in dict.fromkeys(p.index for p in near) if p not in done]
+        if not chosen:
+            return
+        named = {p.index: p for p in near}
+        found: dict[int, Row] = {}
+        measured = {p.scenario.model_dump_json(): rows[p.index] for p in near if p.scenario}
+        _gather(found, [named[index] for index in chosen], execution, AtEnds(search, measured))
+        done |= found.keys()
+        for index, row in found.items():
+            spent = rows[index]["num_simulations"] + row.pop("num_simulations")
+            rows[index] |= row | {"num_simulations": spent}
+
+
+def _may_tie(ranked: Sequence[Point], rows: Mapping[int, Row], search: Search) -> list[Point]:
+    """Those below the best rows that would be as cheap as the first at one end of the ranges."""
+    if not ranked:
+        return []
+    best = _candidate(ranked[0], rows[ranked[0].index], search)
+    others = [(p, _candidate(p, rows[p.index], search)) for p in ranked[search.refine :]]
+    return [p for p, other in others if other.may_beat(best, search)]
+
+
 def _candidate(point: Point, row: Row, search: Search) -> Candidate:
     """A measured row as users read it."""
     spent = row.get("num_simulations") or 0
@@ -137,7 +173,8 @@ def _candidate(point: Point, row: Row, search: Search) -> Candidate:
     load, copies, highest = total_load(scenario, search), row["copies"], row["highest"]
     gpus, usd = row["num_gpus_per_copy"], row["usd_per_hour_per_copy"]
     bought = copies + (search.spare if load else 0)
-    visible, correct = _costs(row, bought * usd, load or highest, search)
+    costs = find_costs(row, bought * usd, load or highest, search)
+    slow, quick = find_ends(row, load, search)
     day = None
     if search.day is not None and load:
         day = plan_day(day_shares(search.day), load, row["low"] or highest, search.spare, gpus, usd)
@@ -145,38 +182,37 @@ def _candidate(point: Point, row: Row, search: Search) -> Candidate:
         settings=point.settings, scenario=scenario, feasible=True, pruned=False, cause="", why="",
         highest=highest, low=row["low"], high=row["high"], num_draws=row["num_draws"], at_least=row["missed"] is None,
         copies=copies, num_gpus=bought * gpus, headroom=highest / (load / copies) - 1 if load else None,
-        usd_per_hour=bought * usd, usd_per_million_visible_tokens=visible, usd_per_correct=correct,
+        **costs._asdict(), **_ranges(slow, quick), is_range_simulated=row["highest_low"] is not None,
+        unsure=unsure(row, load, slow, quick, search), step_time_range=row["step_time_range"],
         limited_by=row["limit"], step_time=row["step_time"], step_time_error=row["step_time_error"],
         step_low=row["step_low"], step_high=row["step_high"],
         price_source=row["price_source"], commands=_commands(scenario), day=day, num_simulations=spent, figures=row,
     )  # fmt: skip
 
 
-def _costs(row: Row, usd_per_hour: float, load: float, search: Search) -> tuple[float | None, float | None]:
-    """Dollars per million visible tokens and per correct answer, under the load that is planned for."""
-    done = row["completed"]
-    visible = row["visible_throughput"] * row["duration_s"] / done if done else 0.0
-    per_s = load if search.kind == "rate" else done / row["duration_s"] * load / row["highest"]
-    if not per_s:
-        return None, None
-    each = usd_per_hour / 3600 / per_s
-    return (each / visible * 1e6 if visible else None), (each / row["accuracy"] if row["accuracy"] else None)
+def _ranges(slow: CostEnd, quick: CostEnd) -> Row:
+    """The fields of a candidate that its ends say, low and high."""
+    found: Row = {"highest_low": slow.highest, "highest_high": quick.highest}
+    pairs = [("copies", quick.copies, slow.copies)]
+    pairs += [(name, getattr(quick.costs, name), getattr(slow.costs, name)) for name in quick.costs._fields]
+    for name, low, high in pairs:
+        found[f"{name}_low"] = low
+        found[f"{name}_high"] = high if high is not None and isfinite(high) else None
+    return found
 
 
 def _commands(scenario: Scenario) -> tuple[str, ...]:
     return tuple(shell_command(d.model, d.engine, d.engine_name) for d in scenario.deployments.values())
 
 
-def _cost_key(candidate: Candidate, search: Search) -> tuple[float, ...]:
+def cost_key(candidate: Candidate, search: Search) -> tuple[float, ...]:
     """What is better is smaller: feasible, timed by a profile, cheap for the load (else per answer or token)."""
     if not candidate.feasible:
         return (1.0, inf, inf)
-    figures = (candidate.usd_per_correct, candidate.usd_per_million_visible_tokens, candidate.usd_per_hour)
-    asked = search.kind == "batch" or search.rate is not None or search.users is not None
-    cost = candidate.usd_per_hour if asked else next(c for c in figures if c is not None)
+    cost = candidate.pessimistic_cost(search) if search.robust else candidate.cost(search)
     return (
         (0.5 if candidate.is_assumed else 0.0),
-        cost or 0.0,
+        cost,
         -(candidate.headroom or candidate.highest or 0.0),
     )
 
@@ -184,12 +220,12 @@ def _cost_key(candidate: Candidate, search: Search) -> tuple[float, ...]:
 def _ranked(points: Sequence[Point], rows: Mapping[int, Row], search: Search) -> list[Candidate]:
     """Those measured, best first, the Pareto front marked, the infeasible ones last."""
     candidates = [_candidate(point, rows[point.index], search) for point in points if point.index in rows]
-    found = sorted(candidates, key=lambda c: _cost_key(c, search))
+    found = sorted(candidates, key=lambda c: cost_key(c, search))
     feasible = [c for c in found if c.feasible]
     feasible = [c for c in feasible if not c.is_assumed] or feasible
     if not feasible:
         return found
-    cost = [_cost_key(c, search)[1] for c in feasible]
+    cost = [c.cost(search) for c in feasible]
     late = [c.figures["p99_e2el_ms"] or inf for c in feasible]
     front = pareto([c.figures["accuracy"] or 0.0 for c in feasible], [cost, late])
     marked = [replace(c, pareto=bool(on)) for c, on in zip(feasible, front, strict=True)]
@@ -205,7 +241,9 @@ def _lifted(candidates: list[Candidate], execution: Execution, search: Search) -
     return [replace(c, lift=said.get(id(c), "")) for c in candidates]
 
 
-def _best_reason(best: Candidate) -> str:
+def _best_reason(best: Candidate, search: Search) -> str:
     cost = f"{best.num_gpus} GPUs, ${best.usd_per_hour:,.2f} an hour"
     among = " of cards without a profile" if best.is_assumed else ""
+    if search.robust:
+        among = f" at the slow end of its steps' range{among}"
     return f"{settings_text(best.settings)} is the cheapest{among}: {cost}, limited by {best.limited_by}"

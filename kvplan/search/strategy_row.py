@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,18 @@ from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import active_parameters
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.records import FINISH_REASONS
+from kvplan.simulation.result import ENERGY
 from kvplan.simulation.simulator import SolveResult
+from kvplan.simulation.uncertainty import span
 from kvplan.timing.work import step_work
 from kvplan.units import TICKS_PER_S, GiB
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
 from kvplan.workload.strategies.alone import run_alone
+
+PER_JOULE = ("joules_per_correct", *ENERGY)
+RANGED = ("accuracy", "latency_p50_s", "latency_p99_s", "first_visible_p50_s", "correct_per_s", "gpu_s_per_correct",
+          "usd_per_correct", *PER_JOULE)  # fmt: skip
+"""Figures with a 90 % range, from the ends of what steps may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,17 @@ class StrategyRow:
     """Blocks of one problem's branches at their peak, under each sharing rule, with nothing in their way."""
     limited_by: str
     verdict: str
+    mean_watts: float | None = None
+    """Of all GPUs while it ran, a verifier's own work left out; None where nobody knows."""
+    joules_per_output_token: float | None = None
+    kwh_per_million_output_tokens: float | None = None
+    gco2_per_million_output_tokens: float | None = None
+    """Both at the scenario's PUE and grid factor."""
+    joules_per_correct: float | None = None
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Figure -> (low, high), 90 %; empty where the ends were not simulated."""
+    unsure: tuple[str, ...] = ()
+    """What the ends of the step times' range decide otherwise."""
     pareto: bool = False
     """No other strategy has at least this accuracy at no more latency (p99) and cost."""
 
@@ -73,11 +92,37 @@ class StrategyRow:
         """Right answers that an hour of one GPU yields."""
         return 3600 / self.gpu_s_per_correct if self.gpu_s_per_correct else 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; each ranged figure with its `_low` and `_high`, None where nobody simulated the ends."""
+        plain = {f.name: getattr(self, f.name) for f in fields(StrategyRow) if f.name != "ranges"}
+        for name in RANGED:
+            plain[f"{name}_low"], plain[f"{name}_high"] = self.ranges.get(name, (None, None))
+        return plain | {"unsure": list(self.unsure)}
+
+    def with_ends(
+        self, ends: Sequence[StrategyRow], own: tuple[float, float], unsure: Sequence[str]
+    ) -> StrategyRow:
+        """The row with its ranges; `own`: what watts may be off by besides their step times."""
+        found = {}
+        for name in RANGED:
+            values = [getattr(row, name) for row in (self, *ends)]
+            both = span(values, own if name in PER_JOULE else None)
+            if both is not None:
+                found[name] = both
+        return replace(self, ranges=found, unsure=tuple(unsure))
+
 
 def strategy_row(
-    scenario: Scenario, problems: Problems, spec: StrategySpec, found: SolveResult
+    scenario: Scenario,
+    problems: Problems,
+    spec: StrategySpec,
+    found: SolveResult,
+    peak: dict[str, int] | None = None,
 ) -> StrategyRow:
-    """One strategy's run as a line of the table. Raises DoesNotFit when the run solved no problem."""
+    """One strategy's run as a line of the table; `peak`: its `sharing_peak`, if it is known already.
+
+    Raises DoesNotFit when the run solved no problem.
+    """
     records, effort, result, solved = found.records, found.effort, found.result, found.solved
     if not solved:
         raise DoesNotFit(f"{spec.name}: no problem was solved; the run ended with {found.verdict}")
@@ -91,6 +136,8 @@ def strategy_row(
     pruned = int((records["finish_reason"] == FINISH_REASONS.index("pruned")).sum())
     per_token = result.pool.bytes_per_token
     busy = result.totals.busy_ticks or 1
+    energy = result.to_dict()["energy"]
+    joules = None if energy["mean_watts"] is None else energy["mean_watts"] * result.duration_s
 
     def each(total: float) -> float | None:
         return total / right if right else None
@@ -121,9 +168,11 @@ def strategy_row(
         cut_share=effort.cut_traces / max(1, effort.traces),
         false_alarms=effort.false_alarms,
         misses=effort.misses,
-        sharing_peak_blocks=sharing_peak(problems, spec, draw_tasks(problems, scenario.folder)[0]),
+        sharing_peak_blocks=peak or sharing_peak(problems, spec, draw_tasks(problems, scenario.folder)[0]),
         limited_by=str(result.limited_by),
         verdict=found.verdict,
+        joules_per_correct=None if joules is None else each(joules),
+        **{name: energy[name] for name in ENERGY},
     )
 
 

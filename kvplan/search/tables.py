@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 Column = tuple[str, Callable[[T], str]]
@@ -21,3 +21,23 @@ def text_table(
         return text.ljust(widths[i]) if left is None or i in left else text.rjust(widths[i])
 
     return ["  ".join(cell(i, text) for i, text in enumerate(line)).rstrip() for line in table]
+
+
+def range_text(row: Mapping[str, Any], name: str, unit: float = 1.0) -> str:
+    """A figure of a row with its range, in `unit`s; "-" where there is none.
+
+    >>> range_text({"ttft": 1500.0, "ttft_low": 1200.0, "ttft_high": None}, "ttft", 1e3)
+    '1.5'
+    >>> range_text({"ttft": 1500.0, "ttft_low": 1200.0, "ttft_high": 2000.0}, "ttft", 1e3)
+    '1.5 (1.2..2)'
+    """
+    value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        return "-"
+    if low is None or high is None or low == high:
+        return _short(value / unit)
+    return f"{_short(value / unit)} ({_short(low / unit)}..{_short(high / unit)})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
+from kvplan.simulation.observer import NO_OBSERVER, Observer
 from kvplan.simulation.result import ENERGY, Result
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import ScaledStepTime
@@ -35,13 +36,29 @@ class Ranges(NamedTuple):
     """How far the steps may be off."""
 
 
-def ranges(scenario: Scenario, setups: dict[str, Setup], result: Result) -> Ranges | None:
-    """Simulate the ends of the step times' range; None where all of them are stated, or the run broke off."""
+def add_ranges(
+    scenario: Scenario, setups: dict[str, Setup], result: Result, observer: Observer = NO_OBSERVER
+) -> None:
+    """Simulate the ends and note in a result what they say; nothing where `ranges` has none."""
+    found = ranges(scenario, setups, result, observer)
+    if found is not None:
+        result.intervals, result.interval_of, result.doubts = found.figures, found.what, found.flips
+
+
+def ranges(
+    scenario: Scenario, setups: dict[str, Setup], result: Result, observer: Observer = NO_OBSERVER
+) -> Ranges | None:
+    """Simulate the ends of the step times' range; None where all of them are stated, or a run broke off."""
     if not is_doubted(setups) or result.verdict == "interrupted":
         return None
     ends = [
-        simulate(scenario, setups=at_end(setups, end), keep_records=False, keep_samples=False) for end in ENDS
+        simulate(
+            scenario, setups=at_end(setups, end), keep_records=False, keep_samples=False, observer=observer
+        )
+        for end in ENDS
     ]
+    if any(run.verdict == "interrupted" for run in ends):
+        return None
     found = [_numbers(run) for run in (result, *ends)]
     own = watts_doubt(setups)
     spans = {name: span([f.get(name) for f in found], own if name in ENERGY else None) for name in found[0]}

@@ -159,11 +159,13 @@ def test_a_branch_is_as_long_as_its_sequence() -> None:
 def test_a_ranking_is_drawn_best_first() -> None:
     """A bar per feasible candidate, in the search's order, with what limits it."""
     scenario = load_scenario("chat", ["workload.num_requests=6", "slo.ttft_ms=2000", "slo.tpot_ms=200"])
-    found = recommend(scenario.model_dump(mode="json", exclude_defaults=True), {"gpu": ["l40s", "rtx-4090"]})
+    said = scenario.model_dump(mode="json", exclude_defaults=True)
+    found = recommend(said, {"gpu": ["l40s", "rtx-4090"]}, overrides=["search.refine=0"])
     rows = [row for row in rows_of(searches.ranking(found).to_dict()) if "what" in row]
     best = [candidate for candidate in found.candidates if candidate.feasible]
     assert best
     assert {row["what"]: row["usd"] for row in rows} == {str(c.settings["gpu"]): c.usd_per_hour for c in best}
+    assert all(row["low"] <= row["usd"] <= row["high"] for row in rows)
     assert {row["what"] for row in rows if row["state"] == "best"} == {str(best[0].settings["gpu"])}
 
 

@@ -152,7 +152,7 @@ def test_a_refused_shape_is_not_ranked() -> None:
             "search": {"over": {"engine.tensor_parallel_size": [4, 8]}},
         }
     )  # fmt: skip
-    found = recommend(scenario, overrides=["search.rate=1"]).candidates
+    found = recommend(scenario, overrides=["search.rate=1", "search.refine=0"]).candidates
     assert [c.settings["engine.tensor_parallel_size"] for c in found if c.feasible] == [4]
     assert [c.cause for c in found if not c.feasible] == ["refused"]
 

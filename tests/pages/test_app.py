@@ -106,7 +106,14 @@ def test_simulate_says_what_the_command_says(printed: Callable[..., Any]) -> Non
         "Mean E2EL": shown_ms(document["mean_e2el_ms"]),
         "Preemptions": f"{document['num_preemptions']:,}",
         "KV peak": f"{document['kv_peak_fraction']:.1%}",
+        "GPU power": f"{document['energy']['mean_watts']:,.0f} W",
+        "Energy per output token": f"{document['energy']['joules_per_output_token']:.3g} J",
     }
+    low, high = document["intervals"]["mean_tpot_ms"]
+    captions = " ".join(text.value for text in app.caption)
+    assert f"mean TPOT {shown_ms(low)} to {shown_ms(high)}" in captions
+    assert document["cost"]["price_source"] in captions
+    assert document["energy"]["grid_source"] in captions
 
 
 def test_the_sidebar_makes_a_scenario() -> None:
@@ -154,6 +161,10 @@ def test_strategies_say_what_compare_says() -> None:
     assert shown["accuracy"].tolist() == [row.accuracy for row in found.rows]
     assert shown["kv_gib_s"].tolist() == [row.kv_gib_s for row in found.rows]
     assert any(found.reason in box.value for box in (*app.success, *app.warning))
+    assert shown["usd_per_correct_high"].tolist() == [r.to_dict()["usd_per_correct_high"] for r in found.rows]
+    captions = " ".join(text.value for text in app.caption)
+    assert "step time range: " in captions
+    assert "90 % of " in captions
 
 
 def test_recommend_ranks_as_the_search_does() -> None:
@@ -168,6 +179,13 @@ def test_recommend_ranks_as_the_search_does() -> None:
     shown = app.dataframe[0].value
     assert shown["usd_per_hour"].tolist() == [c.usd_per_hour for c in found.candidates if c.feasible]
     assert shown["limited_by"].tolist() == [c.limited_by for c in found.candidates if c.feasible]
+    assert shown["usd_per_hour_high"].tolist() == [
+        c.usd_per_hour_high for c in found.candidates if c.feasible
+    ]
+    assert shown["price_source"].tolist() == [c.price_source for c in found.candidates if c.feasible]
+    captions = " ".join(text.value for text in app.caption)
+    assert "90 % of gpu" in captions
+    assert " W; " in captions
 
 
 def test_a_log_is_set_beside_its_plan() -> None:

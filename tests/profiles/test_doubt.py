@@ -16,6 +16,7 @@ from kvplan.profiles.doubt import UNMEASURED, UNSEEN_ENGINE, all_errors, find_do
 from kvplan.profiles.profile import load_profile
 from kvplan.profiles.step_times import make_step_times
 from kvplan.scenario.schema import parse_scenario
+from kvplan.scenario.space import Search
 from kvplan.search.recommendation import Candidate, tie
 from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.simulator import simulate
@@ -136,24 +137,42 @@ def test_the_command_gives_low_and_high(tmp_path: Any, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["intervals"] is None
 
 
-def candidate(gpu: str, step_time: str, highest: float, copies: int, usd: float, doubt: float) -> Candidate:
+def candidate(gpu: str, step_time: str, copies: tuple[int, int, int], usd: float) -> Candidate:
+    """Copies at the quick end, as predicted, at the slow end."""
+    low, middle, high = copies
     return Candidate(
-        settings={"gpu": gpu}, scenario=None, feasible=True, pruned=False, cause="", why="", highest=highest,
-        copies=copies, headroom=highest * copies / 100 - 1, usd_per_hour=copies * usd, step_time=step_time,
-        step_low=1 - doubt, step_high=1 + doubt, figures={"usd_per_hour_per_copy": usd},
+        settings={"gpu": gpu}, scenario=None, feasible=True, pruned=False, cause="", why="", copies=middle,
+        usd_per_hour=middle * usd, usd_per_hour_low=low * usd, usd_per_hour_high=high * usd, step_time=step_time,
+        step_low=0.9, step_high=1.2, figures={"mean_tpot_ms": 20.0, "mean_batch_size": 64.0},
     )  # fmt: skip
 
 
 def test_ranks_that_the_error_could_turn_are_ties() -> None:
-    """100 users: 11 copies of one card or 6 of another at nearly the same price; copies are whole at both ends."""
-    first, second = candidate("a", "p", 9.5, 11, 1.0, 0.1), candidate("b", "q", 18, 6, 2.0, 0.1)
-    assert first.usd_per_hour_range == (10.0, 12.0)
-    assert second.usd_per_hour_range == (10.0, 14.0)
-    assert "tied with gpu b" in tie([first, second])
-    assert tie([first]) == ""
-    assert tie([first, replace(second, step_time="p")]) == ""
-    assert tie([first, candidate("c", "q", 18, 6, 4.0, 0.1)]) == ""
-    assert "tied" in tie([first, candidate("c", "q", 18, 6, 4.0, 0.55)])
+    """11 copies of one card or 6 of another at nearly the same price; what would settle it is named."""
+    asked = Search(users=100)
+    first, second = candidate("a", "p", (10, 11, 12), 1.0), candidate("b", "q", (5, 6, 7), 2.0)
+    said = tie([first, second], asked)
+    assert "tied with gpu b" in said
+    assert "time per output token of gpu a at 64 sequences (predicted: 20 ms, -10% to +20%)" in said
+    assert tie([first], asked) == ""
+    assert tie([first, replace(second, step_time="p")], asked) == ""
+    assert tie([first, candidate("c", "q", (5, 6, 7), 4.0)], asked) == ""
+    assert "tied" in tie([first, candidate("c", "q", (3, 6, 9), 4.0)], asked)
+
+
+def test_one_profile_shares_its_error_for_one_model_only() -> None:
+    """Two models that one profile times are wrong each in its own way."""
+    asked = Search(rate=1)
+    first, second = candidate("a", "p", (10, 11, 12), 1.0), candidate("a", "p", (5, 6, 7), 2.0)
+    one, two = (replace(first, settings={"model": "m"}), replace(second, settings={"model": "n"}))
+    assert tie([one, two], asked)
+    assert not tie([one, replace(two, settings={"model": "m"})], asked)
+
+
+def test_no_load_at_the_slow_end_costs_any_price() -> None:
+    lost = replace(candidate("a", "p", (10, 11, 12), 1.0), usd_per_hour_high=None)
+    assert lost.pessimistic_cost(Search(rate=1)) == float("inf")
+    assert "no load at all" in tie([lost, candidate("b", "q", (5, 6, 7), 2.0)], Search(rate=1))
 
 
 def test_watts_add_their_own_doubt_in_quadrature() -> None:

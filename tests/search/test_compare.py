@@ -41,7 +41,7 @@ def table(
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
 def test_every_strategy_scenario_runs(path: Path) -> None:
     """All of them, with fewer problems: the run ends by itself and every figure is a number that makes sense."""
-    found = compare(load_scenario(path, ["problems.num_problems=3"]))
+    found = compare(load_scenario(path, ["problems.num_problems=3"]), ranges=False)
     assert found.rows
     for row in found.rows:
         assert row.verdict == "completed"
@@ -73,6 +73,30 @@ def test_more_samples_buy_accuracy_for_money() -> None:
     assert four.usd_per_correct is not None
     assert sixteen.usd_per_correct > four.usd_per_correct
     assert found.choice == "best_of_n(n=16)"
+
+
+def test_ranges_come_from_both_ends_and_may_change_the_choice() -> None:
+    """A limit just above the best one's p99 is missed at the slow end: another is chosen there, and by `robust`."""
+    cut = "{strategy: extended_thinking, thinking_token_budget: 1000}"
+    said = ["problems.num_problems=6", f"problems.strategies=[single_pass, {cut}]"]
+    free = compare(load_scenario("strategy_thinking_budget", said))
+    best = next(row for row in free.rows if row.strategy == free.choice)
+    for row in free.rows:
+        low, high = row.ranges["latency_p99_s"]
+        assert low < row.latency_p99_s < high
+        assert row.ranges["usd_per_correct"][1] > row.usd_per_correct if row.usd_per_correct else True
+        assert row.ranges["joules_per_output_token"][0] < row.joules_per_output_token
+        assert row.to_dict()["latency_p99_s_high"] == high
+    limit = [*said, f"slo.e2el_ms={best.latency_p99_s * 1010}"]
+    tight = load_scenario("strategy_thinking_budget", limit)
+    found, robust = compare(tight), compare(tight, robust=True)
+    assert found.choice == best.strategy
+    assert "within the error of step times it may be another" in found.reason
+    assert robust.choice != best.strategy
+    plain = compare(tight, ranges=False)
+    assert plain.rows[0].to_dict()["latency_p99_s_high"] is None
+    with pytest.raises(KvplanError, match="robust chooses by the slow end"):
+        compare(tight, ranges=False, robust=True)
 
 
 def test_a_latency_limit_changes_the_choice() -> None:

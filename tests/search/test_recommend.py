@@ -19,11 +19,11 @@ from kvplan.scenario.space import Search
 from kvplan.search.candidates import make_load_test, share_of, total_load
 from kvplan.search.day_plan import day_shares, plan_day
 from kvplan.search.execution import Execution
-from kvplan.search.grid import make_axes, make_points, read_base
+from kvplan.search.grid import make_axes, make_points, read_base, settings_text
 from kvplan.search.lift import find_lifts
 from kvplan.search.point_row import run_point
 from kvplan.search.recommendation import Candidate, Recommendation
-from kvplan.search.recommending import recommend
+from kvplan.search.recommending import cost_key, recommend
 
 WORKLOAD = {
     "num_requests": 40,
@@ -291,6 +291,66 @@ def test_disaggregated_and_tiered_fleets_are_candidates() -> None:
     both: list[Candidate] = recommend(tiers, {"replicas": [2, 6]}).candidates
     assert sorted((c.num_gpus or 0) // (c.copies or 1) for c in both) == [4, 8]
     assert all(len(c.commands) == 2 for c in both)
+
+
+# --- what the error of step times could turn --------------------------------------------------------------
+
+
+def test_the_best_rows_are_simulated_at_the_ends_of_their_steps(found: Recommendation) -> None:
+    """What the range says: its low load is sustained with slow steps, dollars follow, all others are in proportion."""
+    best = found.best
+    assert best is not None
+    assert best.is_range_simulated
+    for c in (c for c in found.candidates if c.feasible):
+        assert c.highest_low < c.highest < c.highest_high
+        assert c.copies_low <= c.copies <= c.copies_high
+        assert c.usd_per_hour_low <= c.usd_per_hour <= c.usd_per_hour_high
+        assert c.usd_per_hour_high == pytest.approx((c.copies_high + 1) * c.figures["usd_per_hour"])
+        assert c.usd_per_million_visible_tokens_high >= c.usd_per_million_visible_tokens
+        if c.is_range_simulated:
+            assert c.figures["p99_e2el_ms_low"] < c.figures["p99_e2el_ms"] < c.figures["p99_e2el_ms_high"]
+        elif c.low is None:
+            assert c.highest_low == pytest.approx(c.highest / c.step_high)
+    search = found.search.model_copy(update={"spare": 0})
+    test = make_load_test(best.scenario, search)._replace(end=1)
+    assert test.try_load(best.highest_low).met
+    assert f"90 % of {settings_text(best.settings)}: copies" in str(found)
+
+
+def test_robust_ranks_by_the_slow_end() -> None:
+    """Cheap as predicted but doubtful comes after a little dearer and sure; what may cost any price comes last."""
+
+    def row(low: float, usd: float, high: float | None) -> Candidate:
+        return Candidate(
+            settings={}, scenario=None, feasible=True, pruned=False, cause="", why="", usd_per_hour=usd,
+            usd_per_hour_low=low, usd_per_hour_high=high,
+        )  # fmt: skip
+
+    rows = [row(9, 10, 20), row(11, 12, 14), row(5, 6, None)]
+    for robust, order in ((False, [6, 10, 12]), (True, [12, 10, 6])):
+        asked = Search(rate=1, robust=robust)
+        assert [c.usd_per_hour for c in sorted(rows, key=lambda c: cost_key(c, asked))] == order
+
+
+@pytest.mark.parametrize(
+    ("name", "over", "changes", "settled"),
+    [
+        ("grpo", "gpu: [h100, h200], engine.kv_cache_dtype: [fp8]", ["search.deadline_s=150"], "gpu h100"),
+        (
+            "qwq_500_users", "gpu+engine.tensor_parallel_size: [[h200, 2], [h100, 4]], engine.kv_cache_dtype: [fp8]",
+            ["search.span=2", "workload.num_requests=200", "workload.arrivals.pause_s=30"],
+            "gpu h200, tensor_parallel_size 2",
+        ),
+    ],
+    ids=["grpo", "qwq"],
+)  # fmt: skip
+def test_bundled_scenarios_that_tie_say_so(name: str, over: str, changes: list[str], settled: str) -> None:
+    """H100 or H200 is a matter of a step's error; the figure that would settle it is named with its prediction."""
+    quick = ["search.seeds=1", "search.refine=1", "search.precision=0.1", f"search.over={{{over}}}"]
+    found = recommend(scenario(name, *changes, *quick))
+    assert "; tied with gpu h" in found.reason
+    assert settled in found.reason.partition("What settles it: the time per output token of ")[2]
+    assert "(predicted: " in found.reason
 
 
 # --- nothing feasible, bad input -------------------------------------------------------------------------

@@ -517,3 +517,33 @@ def test_rows_have_ranges_and_say_what_those_could_turn() -> None:
     assert plain["mean_tpot_ms_low"] is None
     (stated,) = sweep_rows(base | {"step_time": {"fixed_us": 9000}}, {"engine.max_num_seqs": [32]}).rows
     assert stated["mean_tpot_ms_low"] == stated["mean_tpot_ms"] == stated["mean_tpot_ms_high"]
+
+
+def test_own_prices_reach_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """simulate, sweep, recommend and compare take the file; an unknown grid is said before anything runs."""
+    own = "gpus: {H100: {usd_per_hour: 1.5, date: 2026-10-01, source: our contract}}"
+    (tmp_path / "p.yaml").write_text(own)
+    (tmp_path / "s.yaml").write_text(json.dumps(BASE | {"slo": {}}))
+    scenario, prices = str(tmp_path / "s.yaml"), ["--prices", str(tmp_path / "p.yaml"), "--quiet", "--json"]
+    assert run(["simulate", scenario, *prices, "--no-range"]) == 0
+    assert json.loads(capsys.readouterr().out)["cost"]["usd_per_hour"] == 1.5
+    assert run(["sweep", scenario, "--over", "gpu=h100", "--workers", "1", "--no-range", *prices]) == 0
+    assert json.loads(capsys.readouterr().out)["points"][0]["usd_per_hour"] == 1.5
+    search = [
+        "--set",
+        "slo.tpot_ms=50",
+        "--set",
+        "search.refine=0",
+        "--set",
+        "search.span=1",
+        "--workers",
+        "1",
+    ]
+    assert run(["recommend", scenario, "--over", "gpu=h100", "--rate", "1", *search, *prices]) == 0
+    (best,) = json.loads(capsys.readouterr().out)["candidates"]
+    assert (best["usd_per_hour"], best["price_source"]) == (1.5, "our contract, 2026-10-01")
+    solve = ["strategy_best_of_n", "--set", "problems.num_problems=2", "--set", "gpu=h100", "--no-range"]
+    assert run(["compare", *solve, *prices]) in (0, 1)
+    assert json.loads(capsys.readouterr().out)["sources"]["price"] == "our contract, 2026-10-01"
+    assert run(["simulate", scenario, "--set", "pricing.grid=worl", "--quiet"]) == 2
+    assert "did you mean world" in capsys.readouterr().err
