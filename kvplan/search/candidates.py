@@ -20,7 +20,7 @@ from kvplan.simulation.deploy import model_beside
 from kvplan.simulation.pricing import find_price
 from kvplan.simulation.simulator import simulate, solve
 from kvplan.simulation.solve_setup import set_up_all
-from kvplan.simulation.uncertainty import ENDS, is_doubted
+from kvplan.simulation.uncertainty import find_ends, is_doubted
 from kvplan.workload.arrivals import ClosedLoop
 
 MEASURED = (
@@ -99,8 +99,9 @@ class Measure:
         row |= met.row | {"highest": met.load, "missed": missed, "limit": limit}
         setups = point_setups(scenario)
         row |= _rests_on(setups[""].sources) | {"price_source": find_price(scenario, setups[""]).source}
-        row |= {"step_low": min(s.doubt[0] for s in setups.values())}
-        row |= {"step_high": max(s.doubt[1] for s in setups.values())}
+        quick, slow = find_ends(met.row["is_extrapolated"])
+        row |= {"step_low": min(quick.factor(s) for s in setups.values())}
+        row |= {"step_high": max(slow.factor(s) for s in setups.values())}
         row["energy_source"] = "" if (power := setups[""].power) is None else power.source
         row |= {"pruned": False, "num_draws": 1, "copies": copies, "accuracy": accuracy}
         row["num_simulations"] = found.num_simulations + (accuracy is not None) + more
@@ -329,11 +330,12 @@ class AtEnds:
         if not is_doubted(setups):
             stated = {"highest_low": load, "highest_high": load, "num_simulations": 0}
             return with_ranges(row, [row, row], setups) | stated
-        rows = [run_point(test.at(load), end) for end in ENDS]
+        ends = find_ends(row["is_extrapolated"])
+        rows = [run_point(test.at(load), end) for end in ends]
         spent = len(rows)
         found: Row = {}
-        for end, name in zip(ENDS, ("high", "low"), strict=True):
-            top = self._highest(test._replace(end=end), load / row[("step_low", "step_high")[end]])
+        for end, name, steps in zip(ends, ("high", "low"), ("step_low", "step_high"), strict=True):
+            top = self._highest(test._replace(end=end), load / row[steps])
             spent += top.num_simulations
             found |= {f"highest_{name}": top.load, f"limit_{name}": _seen_limit(top)}
         return with_ranges(row, rows, setups) | found | {"num_simulations": spent}

@@ -26,7 +26,7 @@ from kvplan.simulation.pricing import find_grid
 from kvplan.simulation.result import ENERGY
 from kvplan.simulation.simulator import SolveResult, solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
-from kvplan.simulation.uncertainty import END_NAMES, ENDS, at_end, flips, is_doubted, watts_doubt
+from kvplan.simulation.uncertainty import END_NAMES, at_end, find_ends, flips, is_doubted, watts_doubt
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks
 
 SCHEMA_VERSION = 1
@@ -209,7 +209,8 @@ def compare(
         row = strategy_row(scenario, problems, spec, found)
         runs = []
         if ranges and is_doubted(planned):
-            runs = [solve(scenario, spec, setups=at_end(planned, end), observer=observer) for end in ENDS]
+            ends_of = find_ends(found.result.is_extrapolated)
+            runs = [solve(scenario, spec, setups=at_end(planned, e), observer=observer) for e in ends_of]
         if any(run.verdict == "interrupted" for run in runs):
             break
         peak = row.sharing_peak_blocks
@@ -245,7 +246,7 @@ def _ranged_row(
 ) -> StrategyRow:  # fmt: skip
     """The row with its ranges; what is stated takes just so long."""
     said = flips(found.result, [run.result for run in runs]) if runs else ()
-    return row.with_ends(ends or (row,) * len(ENDS), watts_doubt(planned), tuple(said))
+    return row.with_ends(ends or (row, row), watts_doubt(planned), tuple(said))
 
 
 def _slow(rows: Sequence[StrategyRow], ends: Sequence[Sequence[StrategyRow]]) -> list[StrategyRow]:

@@ -15,6 +15,7 @@ from kvplan.scenario.schema import Scenario
 from kvplan.search.bounds import cannot_meet, mean_stay_s
 from kvplan.search.point_row import Row, cached_setups, run_point, slos_of
 from kvplan.simulation.deploy import Setup
+from kvplan.simulation.uncertainty import End
 from kvplan.workload.arrivals import AllAtOnce, ClosedLoop, Poisson
 
 MAX_REQUESTS = 5000
@@ -76,8 +77,8 @@ class LoadTest(NamedTuple):
     queue that grows is then seen to miss it, and the KV cache to fill."""
     seed_shift: int = 0
     """Added to the scenario's seeds: other draws of the same load."""
-    end: int | None = None
-    """All steps at the quick (0) or the slow (1) end of what they may take."""
+    end: End | None = None
+    """All steps at one end of what they may take."""
 
     def at(self, load: float) -> Scenario:
         """The scenario under a load."""

@@ -21,7 +21,7 @@ from kvplan.simulation.metrics import summarise
 from kvplan.simulation.result import ENERGY, Result
 from kvplan.simulation.simulator import SolveResult, simulate, solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
-from kvplan.simulation.uncertainty import ENDS, at_end, flips, is_doubted, span, watts_doubt
+from kvplan.simulation.uncertainty import End, at_end, find_ends, flips, is_doubted, span, watts_doubt
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
@@ -29,6 +29,8 @@ Row = dict[str, Any]
 
 COUNTS = ("completed", "failed", "num_preemptions", "recomputed_tokens", "num_gpus")
 """Whole numbers."""
+TRUTHS = ("slo_met", "is_extrapolated")
+"""True or false."""
 TEXTS = ("verdict", "limited_by", "unsure", "error")
 _FROM_RESULT = (
     "completed", "failed", "duration_s", "request_throughput", "output_throughput", "visible_throughput",
@@ -53,7 +55,7 @@ RANGED = (
 )  # fmt: skip
 """Figures with a `_low` and a `_high`: a 90 % range, from the ends of what steps may take; None where none were run."""
 RANGES = tuple(f"{name}_{end}" for name in RANGED for end in ("low", "high"))
-FIGURES = (*_PLAIN, *_FROM_RESULT[-2:], *RANGES, "unsure", "error")
+FIGURES = (*_PLAIN, "is_extrapolated", *_FROM_RESULT[-2:], *RANGES, "unsure", "error")
 """The columns behind a point's keys, named as in `kvplan simulate --json` and `kvplan compare --json`. Under a strategy
 `completed` and the latencies are those of problems; the rest counts branches."""
 LATENCIES = {
@@ -80,8 +82,8 @@ class Interrupted(Exception):
     """Ctrl-C came while the point ran."""
 
 
-def run_point(scenario: Scenario, end: int | None = None) -> Row:
-    """Simulate one point; all steps at the quick (0) or slow (1) `end` of what they may take, if one is given.
+def run_point(scenario: Scenario, end: End | None = None) -> Row:
+    """Simulate one point; all steps at one `end` of what they may take, if one is given.
 
     What is refused, does not fit or fails is said in `error` and stops nothing. Raises Interrupted for a run that
     Ctrl-C cut short: half a run is no row.
@@ -98,8 +100,8 @@ def _ranged(scenario: Scenario) -> Row:
     row, result = _run(scenario)
     setups = point_setups(scenario)
     if not is_doubted(setups):
-        return with_ranges(row, [row] * len(ENDS), setups)
-    rows, results = zip(*(_run(scenario, end) for end in ENDS), strict=True)
+        return with_ranges(row, [row, row], setups)
+    rows, results = zip(*(_run(scenario, end) for end in find_ends(result.is_extrapolated)), strict=True)
     return with_ranges(row, rows, setups) | {"unsure": "; ".join(flips(result, results))}
 
 
@@ -135,7 +137,7 @@ def error_row(reason: str) -> Row:
     return {**dict.fromkeys(FIGURES), "error": reason}
 
 
-def point_setups(scenario: Scenario, end: int | None = None) -> dict[str, Setup]:
+def point_setups(scenario: Scenario, end: End | None = None) -> dict[str, Setup]:
     """The planned engines of a load or of problems, steps at one `end` of what they may take if one is given."""
     if scenario.problems is None:
         return cached_setups(scenario, end)
@@ -144,7 +146,7 @@ def point_setups(scenario: Scenario, end: int | None = None) -> dict[str, Setup]
     return setups if end is None else at_end(setups, end)
 
 
-def cached_setups(scenario: Scenario, end: int | None = None) -> dict[str, Setup]:
+def cached_setups(scenario: Scenario, end: End | None = None) -> dict[str, Setup]:
     """The planned engines; points that differ in their load alone share them."""
     return {
         name: _cached_setup(deployment.model_dump_json(include=_DEPLOYED), scenario.folder, end)
@@ -156,7 +158,7 @@ _DEPLOYED = set(Deployment.model_fields)
 
 
 @lru_cache(64)
-def _cached_setup(deployment: str, folder: Path, end: int | None) -> Setup:
+def _cached_setup(deployment: str, folder: Path, end: End | None) -> Setup:
     if end is not None:
         return at_end({"": _cached_setup(deployment, folder, None)}, end)[""]
     return set_up(Deployment.model_validate_json(deployment), folder)
@@ -173,17 +175,18 @@ def result_row(result: Result) -> Row:
     row["goodput_share"] = None if good is None else float(good.sum()) / max(1, result.num_requests)
     row["limited_by"] = str(row["limited_by"])
     row["unsure"] = ""
+    row["is_extrapolated"] = result.is_extrapolated
     return row
 
 
-def _run(scenario: Scenario, end: int | None = None) -> tuple[Row, Result]:
+def _run(scenario: Scenario, end: End | None = None) -> tuple[Row, Result]:
     if scenario.problems is not None:
         return _solved(scenario, end)
     result = simulate(scenario, setups=cached_setups(scenario, end), keep_records=False, keep_samples=False)
     return result_row(result), result
 
 
-def _solved(scenario: Scenario, end: int | None) -> tuple[Row, Result]:
+def _solved(scenario: Scenario, end: End | None) -> tuple[Row, Result]:
     """The figures of a strategy: of its branches, and over them those of its problems."""
     assert scenario.problems is not None
     spec = scenario.problems.strategies[0].expanded()[0]

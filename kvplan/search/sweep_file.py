@@ -17,7 +17,7 @@ from typing import IO, Any, NoReturn
 
 from kvplan.errors import KvplanError
 from kvplan.files import append_whole, cell_text, locked, safe_cell, written_whole
-from kvplan.search.point_row import COUNTS, FIGURES, TEXTS, Row
+from kvplan.search.point_row import COUNTS, FIGURES, TEXTS, TRUTHS, Row
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 HASH = "point"
@@ -190,7 +190,7 @@ def _is_sound(column: str, value: Any) -> bool:
     """Whether a figure has its kind of value; None where a point has no figures."""
     if column in (HASH, *TEXTS):
         return isinstance(value, str) or (value is None and column in TEXTS[:3])
-    if column == "slo_met":
+    if column in TRUTHS:
         return value is None or isinstance(value, bool)
     if column in COUNTS:
         return value is None or (type(value) is int and abs(value) < 2**63)
@@ -205,7 +205,7 @@ def _value(column: str, text: str) -> Any:
         return None
     if column in COUNTS:
         return int(text)
-    return text == "True" if column == "slo_met" else float(text)
+    return text == "True" if column in TRUTHS else float(text)
 
 
 def _read_parquet(path: Path) -> list[Row]:
@@ -235,7 +235,7 @@ def _write_parquet(path: Path, rows: list[Row], columns: Sequence[str]) -> None:
         parquet.write_table(pa.table(table), file)
 
 
-_TYPES = {**dict.fromkeys(COUNTS, "int64"), "slo_met": "bool"}
+_TYPES = dict.fromkeys(COUNTS, "int64") | dict.fromkeys(TRUTHS, "bool")
 
 
 def _pyarrow(path: Path) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kvplan.simulation.deploy import Setup
 from kvplan.simulation.diagnosis import advise, limited_by
 from kvplan.simulation.energy import energy
+from kvplan.simulation.metrics import Sample
 from kvplan.simulation.pricing import Price, find_grid, find_price
 from kvplan.simulation.replica_stats import Totals
-from kvplan.simulation.result import Pool, Result, total
+from kvplan.simulation.result import EXTRAPOLATES, Pool, Result, total
 from kvplan.simulation.run import Run
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
@@ -24,7 +26,7 @@ def collect(run: Run, slos: dict[str, Slo], num_requests: int, is_open_loop: boo
     for replica in run.replicas:
         for note in replica.notes:
             run.note(note)
-    _note_extrapolation(run)
+    _note_extrapolation(run, totals)
     fleets = run.fleets.values()
     gpus = [(fleet.setup, len(fleet.processes) * fleet.setup.num_gpus) for fleet in fleets]
     prices = {name: find_price(run.scenario, fleet.setup) for name, fleet in run.fleets.items()}
@@ -79,13 +81,26 @@ def _sources(run: Run, prices: Mapping[str, Price]) -> dict[str, str]:
     }
 
 
-def _note_extrapolation(run: Run) -> None:
-    """Say where the run left what its profile measured, as the samples saw it; of a single replica only."""
+def _note_extrapolation(run: Run, totals: Totals) -> None:
+    """Say where the run left what its profile measured, as the samples saw it; of a single replica only.
+
+    Without samples the mean step stands for all.
+    """
     if len(run.replicas) > 1:
         return
-    for s in run.timeline.samples:
-        held = s.prompt_tokens + s.shared_tokens + s.thinking_tokens + s.answer_tokens
-        each = StepShape(s.running, s.running, held)
-        for phrase in run.fleets[""].setup.outside(each) if s.running else ():
+    setup = run.fleets[""].setup
+    for shape in [_shape(s) for s in run.timeline.samples if s.running] or [_mean_shape(setup, totals)]:
+        for phrase in setup.outside(shape) if shape.num_decodes else ():
             what, _, limits = phrase.partition(" outside ")
-            run.note(f"step times extrapolate: {what.split()[0]} outside {limits}")
+            run.note(f"{EXTRAPOLATES}: {what.split()[0]} outside {limits}")
+
+
+def _shape(sample: Sample) -> StepShape:
+    held = sample.prompt_tokens + sample.shared_tokens + sample.thinking_tokens + sample.answer_tokens
+    return StepShape(sample.running, sample.running, held)
+
+
+def _mean_shape(setup: Setup, totals: Totals) -> StepShape:
+    busy = totals.busy_ticks or 1
+    running = round(totals.batch_ticks / busy)
+    return StepShape(running, running, round(totals.used_block_ticks / busy * setup.config.block_size))

@@ -34,6 +34,8 @@ ENERGY = (
     "gco2_per_million_output_tokens",
 )
 """Watts of all GPUs while it ran, joules of the cards; kWh and grams of CO2 at the scenario's PUE and grid factor."""
+EXTRAPOLATES = "step times extrapolate"
+"""How a note begins that says so."""
 LONG_QUEUES = 0.5
 """Requests spent more than this share of their time in the queue: the load is above what is sustained."""
 
@@ -139,6 +141,11 @@ class Result:
         asked = [(slo.share, good[done == i].sum(), (class_id == i).sum()) for i, slo in enumerate(self.slos)
                  if not slo.is_empty]  # fmt: skip
         return all(hits >= share * count for share, hits, count in asked)
+
+    @property
+    def is_extrapolated(self) -> bool:
+        """Whether steps lay outside of what their profile measured."""
+        return any(note.startswith(EXTRAPOLATES) for note in self.notes)
 
     @property
     def is_overloaded(self) -> bool:

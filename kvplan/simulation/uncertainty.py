@@ -20,9 +20,28 @@ from kvplan.simulation.result import ENERGY, Result
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import ScaledStepTime
 
-ENDS = (0, 1)
-"""The quick and the slow end of a setup's `doubt`."""
+
+class End(NamedTuple):
+    """One end of what a setup's steps may take."""
+
+    place: int
+    """0: the quick one, 1: the slow one."""
+    is_wide: bool = False
+    """Beyond what was measured: `WIDER` as far, in logarithms."""
+
+    def factor(self, setup: Setup) -> float:
+        """Steps take so many times as long as predicted."""
+        return setup.doubt[self.place] ** (WIDER if self.is_wide else 1)
+
+
+WIDER = 2
+"""How much wider a range is outside of what its profile measured (assumed)."""
 END_NAMES = ("quick", "slow")
+
+
+def find_ends(is_wide: bool) -> tuple[End, End]:
+    """The quick and the slow end."""
+    return End(0, is_wide), End(1, is_wide)
 
 
 class Ranges(NamedTuple):
@@ -55,7 +74,7 @@ def ranges(
         simulate(
             scenario, setups=at_end(setups, end), keep_records=False, keep_samples=False, observer=observer
         )
-        for end in ENDS
+        for end in find_ends(result.is_extrapolated)
     ]
     if any(run.verdict == "interrupted" for run in ends):
         return None
@@ -63,7 +82,7 @@ def ranges(
     own = watts_doubt(setups)
     spans = {name: span([f.get(name) for f in found], own if name in ENERGY else None) for name in found[0]}
     known = {name: list(both) for name, both in spans.items() if both is not None}
-    return Ranges(known, tuple(flips(result, ends)), doubt_text(setups))
+    return Ranges(known, tuple(flips(result, ends)), doubt_text(setups, result.is_extrapolated))
 
 
 def is_doubted(setups: Mapping[str, Setup]) -> bool:
@@ -71,19 +90,21 @@ def is_doubted(setups: Mapping[str, Setup]) -> bool:
     return any(setup.doubt != (1.0, 1.0) for setup in setups.values())
 
 
-def at_end(setups: Mapping[str, Setup], end: int) -> dict[str, Setup]:
-    """The setups with all steps at the quick (0) or the slow (1) end of what they may take."""
+def at_end(setups: Mapping[str, Setup], end: End) -> dict[str, Setup]:
+    """The setups with all steps at one end of what they may take."""
     return {
-        name: replace(setup, step_time=ScaledStepTime(setup.step_time, setup.doubt[end]))
-        if setup.doubt[end] != 1.0 else setup
+        name: replace(setup, step_time=ScaledStepTime(setup.step_time, end.factor(setup)))
+        if end.factor(setup) != 1.0 else setup
         for name, setup in setups.items()
     }  # fmt: skip
 
 
-def doubt_text(setups: Mapping[str, Setup]) -> str:
+def doubt_text(setups: Mapping[str, Setup], is_wide: bool = False) -> str:
     """How far steps may be off, the widest of several."""
     widest = max(setups.values(), key=lambda setup: setup.doubt[1] / setup.doubt[0])
-    return f"90 %: step times {widest.doubt[0] - 1:+.0%} to {widest.doubt[1] - 1:+.0%}"
+    low, high = (end.factor(widest) - 1 for end in find_ends(is_wide))
+    why = f", {WIDER} times as wide (assumed): steps lie outside of what was measured" if is_wide else ""
+    return f"90 %: step times {low:+.0%} to {high:+.0%}{why}"
 
 
 def watts_doubt(setups: Mapping[str, Setup]) -> tuple[float, float]:

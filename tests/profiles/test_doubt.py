@@ -200,3 +200,26 @@ def test_an_overload_that_the_ends_do_not_share_is_unsure() -> None:
         assert found is not None
         said |= {text for text in found.flips if "overloaded" in text}
     assert any("slow end of the step's range overloaded" in text for text in said)
+
+
+def test_a_range_is_wider_outside_of_what_was_measured() -> None:
+    """Contexts that the profile's tables do not reach: twice as far in logarithms, and the text says why."""
+    far = parse_scenario(SPEC | {
+        "model": "Qwen/Qwen3-8B", "gpu": "rtx-4090", "engine": {"max_num_seqs": 4, "max_model_len": 32768},
+        "workload": {"num_requests": 4, "arrivals": {"kind": "all_at_once"}, "prompt": 30_000, "answer": 300},
+    })  # fmt: skip
+    work = SPEC["workload"] | {"arrivals": {"kind": "all_at_once"}, "num_requests": 16}
+    near = parse_scenario(SPEC | {"gpu": "rtx-4090", "workload": work})
+    spans = []
+    for scenario in (near, far):
+        setups = set_ups(scenario)
+        for keep in (True, False):
+            result = simulate(scenario, setups=setups, keep_samples=keep)
+            assert result.is_extrapolated == (scenario is far)
+        found = ranges(scenario, setups, result)
+        assert found is not None
+        assert ("outside of what was measured" in found.what) == (scenario is far)
+        spans.append(found.figures["mean_tpot_ms"][1] / result.to_dict()["mean_tpot_ms"])
+    doubt = set_ups(near)[""].doubt
+    assert spans[0] == pytest.approx(doubt[1], rel=1e-3)
+    assert spans[1] == pytest.approx(doubt[1] ** 2, rel=1e-3)

@@ -24,6 +24,7 @@ from kvplan.search.lift import find_lifts
 from kvplan.search.point_row import run_point
 from kvplan.search.recommendation import Candidate, Recommendation
 from kvplan.search.recommending import cost_key, recommend
+from kvplan.simulation.uncertainty import find_ends
 
 WORKLOAD = {
     "num_requests": 40,
@@ -312,7 +313,7 @@ def test_the_best_rows_are_simulated_at_the_ends_of_their_steps(found: Recommend
         elif c.low is None:
             assert c.highest_low == pytest.approx(c.highest / c.step_high)
     search = found.search.model_copy(update={"spare": 0})
-    test = make_load_test(best.scenario, search)._replace(end=1)
+    test = make_load_test(best.scenario, search)._replace(end=find_ends(False)[1])
     assert test.try_load(best.highest_low).met
     assert f"90 % of {settings_text(best.settings)}: copies" in str(found)
 

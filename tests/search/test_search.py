@@ -29,6 +29,7 @@ from kvplan.search.sweep_file import HASH, SweepFile
 from kvplan.search.sweeping import sweep, sweep_rows
 from kvplan.simulation.result import ENERGY
 from kvplan.simulation.simulator import simulate
+from kvplan.simulation.uncertainty import find_ends
 
 BASE = {
     "model": "Qwen/Qwen3-8B",
@@ -501,7 +502,9 @@ def test_rows_have_ranges_and_say_what_those_could_turn() -> None:
     }  # fmt: skip
     (row,) = sweep_rows(base, {"engine.max_num_seqs": [32]}).rows
     alone = run_point(parse_scenario(base | {"engine": {"max_num_seqs": 32}}))
-    ends = [run_point(parse_scenario(base | {"engine": {"max_num_seqs": 32}}), end) for end in (0, 1)]
+    ends = [
+        run_point(parse_scenario(base | {"engine": {"max_num_seqs": 32}}), end) for end in find_ends(False)
+    ]
     for name in RANGED:
         if alone[name] is None:
             assert row[f"{name}_low"] is None
