@@ -110,7 +110,10 @@ def bench_tail(result: Result) -> list[str]:
         *(f"Note: {text}" for text in result.to_dict()["notes"]),
         *(f"{key.replace('_', ' ').capitalize()}: {text}" for key, text in result.sources.items()),
         *(
-            [f"Power: {result.energy.source}, {result.energy.low - 1:+.0%} to {result.energy.high - 1:+.0%}"]
+            [
+                f"Power: {result.energy.source}, {result.energy.low - 1:+.0%} to {result.energy.high - 1:+.0%}",
+                _carbon(result),
+            ]
             if result.energy
             else []
         ),
@@ -118,11 +121,22 @@ def bench_tail(result: Result) -> list[str]:
     ]
 
 
+def _carbon(result: Result) -> str:
+    """kWh and CO2, and what they are counted with."""
+    energy = result.to_dict()["energy"]
+    kwh, grams = (energy[f"{name}_per_million_output_tokens"] for name in ("kwh", "gco2"))
+    if kwh is None:
+        return "Energy: no output"
+    with_what = f"PUE {energy['pue']:g}, {energy['grid_gco2_per_kwh']:g} g a kWh ({energy['grid_source']})"
+    return f"Energy: {kwh:.3g} kWh and {grams:.3g} g of CO2 per million output tokens; {with_what}"
+
+
 def _intervals(result: Result) -> list[str]:
-    shown = ("mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "output_throughput")
+    shown = ("mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "output_throughput", "mean_watts",
+             "joules_per_output_token", "usd_per_million_output_tokens")  # fmt: skip
     found = result.intervals or {}
     lines = [
-        f"  {name:<20}{found[name][0]:>12,.2f} to {found[name][1]:,.2f}" for name in shown if name in found
+        f"  {name:<32}{found[name][0]:>12,.2f} to {found[name][1]:,.2f}" for name in shown if name in found
     ]
     return [f"Range ({result.interval_of})", *lines] if lines else []
 
