@@ -21,7 +21,16 @@ from kvplan.simulation.metrics import summarise
 from kvplan.simulation.result import ENERGY, Result
 from kvplan.simulation.simulator import SolveResult, simulate, solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
-from kvplan.simulation.uncertainty import End, at_end, find_ends, flips, is_doubted, span, watts_doubt
+from kvplan.simulation.uncertainty import (
+    End,
+    at_end,
+    board_watts,
+    find_ends,
+    flips,
+    is_doubted,
+    span,
+    watts_doubt,
+)
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
@@ -111,6 +120,8 @@ def with_ranges(row: Row, ends: Sequence[Row], setups: Mapping[str, Setup]) -> R
     for name in RANGED:
         both = span([row[name], *(end[name] for end in ends)], own if name in ENERGY else None)
         found[f"{name}_low"], found[f"{name}_high"] = both or (None, None)
+    if found["mean_watts_high"] is not None:
+        found["mean_watts_high"] = min(found["mean_watts_high"], board_watts(setups, row["num_gpus"]))
     return found
 
 

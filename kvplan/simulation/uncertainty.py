@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import exp, hypot, log
+from math import exp, hypot, inf, log
 from typing import Any, NamedTuple
 
 from kvplan.scenario.schema import Scenario
@@ -82,6 +82,8 @@ def ranges(
     own = watts_doubt(setups)
     spans = {name: span([f.get(name) for f in found], own if name in ENERGY else None) for name in found[0]}
     known = {name: list(both) for name, both in spans.items() if both is not None}
+    if "mean_watts" in known:
+        known["mean_watts"][1] = min(known["mean_watts"][1], board_watts(setups, result.num_gpus))
     return Ranges(known, tuple(flips(result, ends)), doubt_text(setups, result.is_extrapolated))
 
 
@@ -111,6 +113,11 @@ def watts_doubt(setups: Mapping[str, Setup]) -> tuple[float, float]:
     """Watts may be from so many to so many times what is predicted, steps aside; the widest of several cards."""
     powers = [setup.power for setup in setups.values() if setup.power is not None]
     return min((p.low for p in powers), default=1.0), max((p.high for p in powers), default=1.0)
+
+
+def board_watts(setups: Mapping[str, Setup], num_gpus: int) -> float:
+    """What so many cards draw at most, the board power of the hungriest; inf where none is known."""
+    return num_gpus * max((s.power.costs.tdp for s in setups.values() if s.power is not None), default=inf)
 
 
 def span(

@@ -183,6 +183,7 @@ def test_watts_add_their_own_doubt_in_quadrature() -> None:
     found = ranges(scenario, setups, result)
     assert found is not None
     value = result.to_dict()["energy"]["joules_per_output_token"]
+    assert found.figures["mean_watts"][1] <= 700
     low, high = (end / value for end in found.figures["joules_per_output_token"])
     own, (quick, slow) = watts_doubt(setups), setups[""].doubt
     assert own[0] * quick < low <= own[0]

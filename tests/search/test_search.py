@@ -513,6 +513,7 @@ def test_rows_have_ranges_and_say_what_those_could_turn() -> None:
         both = sorted([alone[name], *(end[name] for end in ends)])
         assert low <= both[0] <= row[name] <= both[-1] <= high
         assert name in ENERGY or (low, high) == (both[0], both[-1])
+    assert row["mean_watts_high"] <= 700
     assert row["slo_met"] is True
     assert "targets are met, and missed at the slow end" in row["unsure"]
     (plain,) = sweep_rows(base, {"engine.max_num_seqs": [32]}, ranges=False).rows
