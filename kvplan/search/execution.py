@@ -10,10 +10,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,8 @@ RETRIES = 2
 QUIET = "ignore:resource_tracker"
 """Of Python's warnings, in the processes of a sweep."""
 FEEDER = "ExecutorManagerThread"
+WATCH_S = 1.0
+"""Between two looks whether the parent still lives."""
 JOIN_S = 2.0
 """How long a thread that is asked to end is waited for."""
 
@@ -155,7 +158,21 @@ def _run_numbered(place: int, task: Task, scenario: Scenario | None, parent: int
     """Ctrl-C reaches every process; between two points a worker leaves it to its parent, which ends it."""
     if os.getpid() != parent:  # joblib runs tasks in the parent where it may not start processes
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _end_with(parent)
     return place, _run(task, scenario)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """A parent that is killed outright ends nobody: this worker then ends itself, in the middle of a point too."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_S)
+        os._exit(1)
+
+    if os.getppid() == parent:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _joblib() -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 from worker_killer import Killer
 
 import kvplan
@@ -551,3 +552,31 @@ def test_own_prices_reach_every_command(tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads(capsys.readouterr().out)["sources"]["price"] == "our contract, 2026-10-01"
     assert run(["simulate", scenario, "--set", "pricing.grid=worl", "--quiet"]) == 2
     assert "did you mean world" in capsys.readouterr().err
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """In the middle of a point: nobody is left to burn a core for a sweep that is gone."""
+    code = """
+import os, time
+from kvplan.scenario.schema import load_scenario
+from kvplan.search.execution import Execution, run_scenarios
+
+def endless(scenario):
+    open(f"{sys.argv[1]}/{os.getpid()}", "w").close()
+    time.sleep(600)
+
+run_scenarios([load_scenario("chat")] * 2, Execution("local", 2), endless)
+"""
+    script = tmp_path / "sweep.py"
+    script.write_text(code.replace("{sys.argv[1]}", str(tmp_path / "pids")))
+    (tmp_path / "pids").mkdir()
+    parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 60
+    while len(pids := [int(p.name) for p in (tmp_path / "pids").iterdir()]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline + 10
+        time.sleep(0.1)
