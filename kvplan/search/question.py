@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from math import exp
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -85,6 +86,8 @@ class ServingQuestion(Config):
     """Load over a day, a bundled profile: reasoning-api, office-hours."""
     spare: int = Field(0, ge=0, le=100)
     """Copies beyond those needed; 1 is the n+1 rule."""
+    prices: str | None = None
+    """A YAML file of GPU prices and grid factors, before the bundled ones."""
 
     @field_validator("slo")
     @classmethod
@@ -185,6 +188,7 @@ def make_scenario(model: str, cards: Iterable[Cards], question: ServingQuestion)
         "engine": {"max_model_len": longest},
         "workload": _workload(question),
         "slo": read_targets(question.slo),
+        "pricing": {"file": None if question.prices is None else str(Path(question.prices).resolve())},
         "search": load
         | {
             "spare": question.spare,

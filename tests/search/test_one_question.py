@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import floor
+from pathlib import Path
 
 import pytest
 import yaml
@@ -77,6 +78,14 @@ def test_a_target_that_no_card_meets_comes_first() -> None:
 def test_dollars_that_do_not_suffice_are_the_reason() -> None:
     asked = plan("Qwen/Qwen3-8B", ["l40s"], **SMALL | {"max_dollars_per_hour": 0.01})
     assert "$0.01 an hour is allowed" in asked.verdict
+
+
+def test_prices_of_ones_own_come_first(tmp_path: Path) -> None:
+    book = tmp_path / "prices.yaml"
+    book.write_text("gpus: {l40s: {usd_per_hour: 0.125, date: 2026-10-01, source: our contract}}\n")
+    asked = plan("Qwen/Qwen3-8B", ["1xl40s"], **SMALL, prices=str(book))
+    assert asked.best is not None
+    assert asked.best.usd_per_hour == 0.125 * asked.best.num_gpus
 
 
 def test_every_change_moves_one_thing(answer: ServingAnswer) -> None:
