@@ -277,11 +277,11 @@ class BranchRequests:
 
     def _score_here(self, process: ReplicaProcess, work: ScoreWork, done: Callable[[], None]) -> None:
         """Queue the score for the GPU; all that wait at the end of a step are one batch."""
-        batches = process.score_batches
+        batches = process.steps.score_batches
         if not batches:
             assert self.verifier_time is not None
             batches.append(ScoreBatch(self.verifier_time, self.effort))
-            process.wake()
+            process.steps.wake()
         batches[-1].works.append(work)
         batches[-1].done.append(done)
 

@@ -16,9 +16,10 @@ from kvplan.schedulers.sglang.stepper import SGLangEngine
 from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.acceptance import accept_drafts
 from kvplan.simulation.deploy import Setup, sglang_config
+from kvplan.simulation.lockstep import LockstepGroup
 from kvplan.simulation.metrics import TokenMeter
 from kvplan.simulation.replica import Replica
-from kvplan.simulation.replica_process import ReplicaProcess
+from kvplan.simulation.replica_process import EngineProcess, ReplicaProcess
 from kvplan.simulation.replica_stats import Ended
 from kvplan.simulation.router import Router
 from kvplan.simulation.sim_request import SimRequest
@@ -76,7 +77,7 @@ class FleetBuilder:
     step_by_step: bool
     meter: TokenMeter
     ended: Ended
-    start: Callable[[list[ReplicaProcess]], None]
+    start: Callable[[EngineProcess], None]
     """Puts one engine, or the ranks of a lockstep group, on the clock."""
     deadline: float = inf
     """`time.monotonic()` at which the run's time is over: building thousands of pools takes part of it."""
@@ -101,11 +102,10 @@ class FleetBuilder:
     def _copy(self, name: str, fleet: Fleet, decodes_only: bool = False) -> list[ReplicaProcess]:
         """One engine, or the ranks of a lockstep group."""
         num_ranks = fleet.setup.lockstep_ranks
-        ranks = [ReplicaProcess(self._replica(name, fleet, decodes_only)) for _ in range(num_ranks)]
-        if num_ranks > 1:
-            self.modes[name] = "step by step: data-parallel ranks of a mixture of experts run in lockstep"
-        self.start(ranks)
-        return ranks
+        ranks = [self._replica(name, fleet, decodes_only) for _ in range(num_ranks)]
+        steps = EngineProcess(LockstepGroup(ranks) if num_ranks > 1 else ranks[0])
+        self.start(steps)
+        return [ReplicaProcess(rank, steps) for rank in ranks]
 
     def _replica(self, name: str, fleet: Fleet, decodes_only: bool) -> Replica:
         """Return the next replica, leaping if its engine can."""

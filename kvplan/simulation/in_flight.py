@@ -22,6 +22,18 @@ class StepInFlight(NamedTuple):
     preempts: bool = False
 
 
+class Stretch(NamedTuple):
+    """Steps in a row whose durations are an arithmetic series."""
+
+    first: int
+    """Ticks of the first."""
+    last: int
+    """Ticks of the last."""
+    num_steps: int
+    start: int
+    end: int
+
+
 @dataclass(slots=True)
 class LeapInFlight:
     """A leap in flight: the read of what was in flight (asynchronous only), then an arithmetic series of steps."""
@@ -52,6 +64,15 @@ class LeapInFlight:
             return 1
         return min(steps_to_cover(self.ticks, self.slope, gap) + self.ahead, self.num_steps)
 
+    def weight(self, reads: int) -> int:
+        """Sum over the series' first so many reads of their place (from 1) times their ticks."""
+        return weighted_series(self.ticks, self.slope, reads)
+
+    def stretches(self, reads: int) -> list[Stretch]:
+        """The series' first so many reads, by arithmetic series of durations."""
+        start, last = self.start + self.first, self.ticks + self.slope * (reads - 1)
+        return [Stretch(self.ticks, last, reads, start, start + series(self.ticks, self.slope, reads))]
+
 
 def series(ticks: int, slope: int, n: int) -> int:
     """Sum of n steps, the first of `ticks`, each `slope` longer than the one before.
@@ -60,6 +81,15 @@ def series(ticks: int, slope: int, n: int) -> int:
     36
     """
     return n * ticks + slope * (n * (n - 1) // 2)
+
+
+def weighted_series(ticks: int, slope: int, n: int) -> int:
+    """Sum over n steps of their place, from 1, times their ticks.
+
+    >>> weighted_series(10, 2, 3)  # 1 * 10 + 2 * 12 + 3 * 14
+    76
+    """
+    return ticks * (n * (n + 1) // 2) + slope * ((n - 1) * n * (n + 1) // 3)
 
 
 def steps_to_cover(ticks: int, slope: int, gap: int) -> int:

@@ -55,7 +55,7 @@ class LoadRequests:
         self.run, load, deployments = run, self.load, run.scenario.deployments
         self._fleets = [run.fleets[cls.model] for cls in load.classes]
         self._rows = RequestRows(load, [fleet.setup.config.max_model_len for fleet in self._fleets])
-        is_alone = len(run.replicas) == 1 and not self._any_follow
+        is_alone = len(run.engines) == 1 and not self._any_follow
         self.runs_ahead = is_alone and not self._any_leave
         self._tells_next = is_alone and all(d.frontend == Frontend() for d in deployments.values())
         first_turns = np.flatnonzero(~np.isnan(load.arrival_s))

@@ -186,6 +186,11 @@ class Replica(ReplicaStats):
             return self.cut(next_arrival) + next_arrival - now
         return end - now
 
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether a leap is in flight."""
+        return self.leap is not None
+
     def cut(self, now: int) -> int:
         """Shorten the leap in flight to the first end of a step at `now` or later; return the ticks until then."""
         assert self.leap is not None
@@ -194,7 +199,8 @@ class Replica(ReplicaStats):
 
     def stretch(self, ticks: int) -> None:
         """Let the step under way last as long as its group's longest."""
-        self.in_flight[0] = self.in_flight[0]._replace(ticks=ticks)
+        if self.in_flight[0].ticks != ticks:
+            self.in_flight[0] = self.in_flight[0]._replace(ticks=ticks)
 
     # --- complete ---------------------------------------------------------------------------
 
@@ -231,6 +237,7 @@ class Replica(ReplicaStats):
         self.in_flight.append(self._schedule(begun))
         if self.inbox_since <= begun and not self.waits_for:
             self.waits_for = self._why_waiting(leap.num_decodes)
+        self.stretch(now - begun)
         self._read_step(now)
 
     def _read_step(self, now: int) -> None:
@@ -266,7 +273,8 @@ class Replica(ReplicaStats):
             if late is not NOTHING:
                 self._read(late, now)
             return
-        start = leap.start + leap.first
+        start = leap.ends_at(1)
+        self.stretch(start - leap.start)
         self._account(self.in_flight.popleft(), start)
         if early is not NOTHING:
             self._read(early, start)

@@ -14,7 +14,7 @@ from typing import Any
 from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.request import RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulation.in_flight import LeapInFlight, StepInFlight, series
+from kvplan.simulation.in_flight import LeapInFlight, StepInFlight
 from kvplan.simulation.metrics import TokenMeter
 from kvplan.simulation.records import UNSET
 from kvplan.simulation.sim_request import LENGTH, REJECTED, STOP, SimRequest
@@ -162,7 +162,7 @@ class ReplicaStats:
         if self.waits_for:
             self._note_waiting(ticks)
         if self._to_visible and self._to_visible[0][0] <= self.num_reads:
-            self._show(0, 0, now, self.num_reads - 1)
+            self._show(lambda _: now)
 
     def _pause(self, ticks: int) -> None:
         """A step without decodes: who decodes waits longer for the next token, those who joined last the least."""
@@ -183,29 +183,29 @@ class ReplicaStats:
 
     def _account_series(self, leap: LeapInFlight, reads: int, start: int, now: int, used: int) -> None:
         """Add the read steps of a leap, in closed form."""
-        totals, before, ticks, slope = self.totals, self.num_reads, leap.ticks, leap.slope
+        totals, before, decodes = self.totals, self.num_reads, leap.num_decodes
         duration = now - start
         totals.steps += reads
         self.num_reads = before + reads
-        pairs = reads * (reads - 1) // 2
-        self.read_weight += (before + 1) * duration + ticks * pairs + slope * (pairs * (2 * reads - 1) // 3)
-        totals.batch_ticks += duration * leap.num_decodes
+        self.read_weight += before * duration + leap.weight(reads)
+        totals.batch_ticks += duration * decodes
         totals.used_block_ticks += duration * used
-        totals.decode_tokens += leap.num_decodes * reads
+        totals.decode_tokens += decodes * reads
         totals.decode_ticks += duration
-        self.meter.add(ticks, ticks + slope * (reads - 1), leap.num_decodes, reads, start, now)
+        for first, last, steps, begun, end in leap.stretches(reads):
+            self.meter.add(first, last, decodes, steps, begun, end)
         if self.waits_for:
             self._note_waiting(duration)
         if self._to_visible and self._to_visible[0][0] <= self.num_reads:
-            self._show(ticks, slope, start, before)
+            self._show(lambda read: leap.ends_at(leap.ahead + read - before))
 
-    def _show(self, ticks: int, slope: int, start: int, before: int) -> None:
+    def _show(self, ends_at: Callable[[int], int]) -> None:
         """Set the time of first visible tokens that came in the steps just read."""
         heap = self._to_visible
         while heap and heap[0][0] <= self.num_reads:
             step, _, preemptions, request = heappop(heap)
             if request.num_preemptions == preemptions and request in self.resident:
-                request.first_visible = start + series(ticks, slope, step - before)
+                request.first_visible = ends_at(step)
 
     def _note_blocks(self, used: int) -> None:
         if used > self.totals.peak_used_blocks:

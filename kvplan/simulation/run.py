@@ -23,10 +23,9 @@ from kvplan.simulation.interrupts import interrupts
 from kvplan.simulation.metrics import Timeline, TokenMeter
 from kvplan.simulation.observer import NO_OBSERVER, Observer
 from kvplan.simulation.records import Records
-from kvplan.simulation.replica import take_sample
-from kvplan.simulation.replica_process import ReplicaProcess
+from kvplan.simulation.replica import Replica, take_sample
+from kvplan.simulation.replica_process import EngineProcess, ReplicaProcess
 from kvplan.simulation.sim_request import REFUSED, REJECTED, TIMEOUT, UNFINISHED, SimRequest
-from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 
 Process = Generator[Event, Any, None]
@@ -88,6 +87,8 @@ class Run:
         self.verdict = ""
         self.now = 0
         """When the last request ended; once the run is over, when it ended."""
+        self.engines: list[EngineProcess] = []
+        """What steps by itself: replicas, and groups of ranks in lockstep."""
         builder = FleetBuilder(
             seed=scenario.workload.seed, step_by_step=step_by_step, meter=self.meter, ended=self.ended,
             start=self._start, deadline=self.started + scenario.limits.wall_clock_s,
@@ -138,20 +139,18 @@ class Run:
 
     # --- the clock --------------------------------------------------------------------------
 
-    def _start(self, ranks: list[ReplicaProcess]) -> None:
-        serve = self._serve(ranks[0]) if len(ranks) == 1 else self._serve_lockstep(ranks)
-        process = self.env.process(serve)
-        for rank in ranks:
-            rank.process = process
+    def _start(self, process: EngineProcess) -> None:
+        process.process = self.env.process(self._serve(process))
+        self.engines.append(process)
 
-    def _serve(self, process: ReplicaProcess) -> Process:
-        """One replica's life: decide a step or a leap, let its time pass, read what it gave."""
-        env, source, replica, now = self.env, self.source, process.replica, 0
+    def _serve(self, process: EngineProcess) -> Process:
+        """An engine's life: decide a step or a leap, let its time pass, read what it gave."""
+        env, source, engine, now = self.env, self.source, process.engine, 0
         while True:
             while process.score_batches:
                 yield from self._score(process)
                 now = env.now
-            ticks = replica.begin(now, source.next_at)
+            ticks = engine.begin(now, source.next_at)
             if ticks is None:
                 process.sleeper = env.event()
                 yield process.sleeper
@@ -159,48 +158,28 @@ class Run:
                 continue
             now += ticks
             if not source.runs_ahead or now >= env.peek():
-                process.can_cut = replica.leap is not None
+                process.can_cut = engine.can_be_cut
                 try:
-                    yield self._pass(now - env.now, replica.id)
+                    yield self._pass(now - env.now, engine.id)
                 except simpy.Interrupt:
-                    yield self._pass(replica.cut(env.now), replica.id)
+                    yield self._pass(engine.cut(env.now), engine.id)
                     now = env.now
                 process.can_cut = False
-            replica.complete(now)
+            engine.complete(now)
             self.turns += 1
             if now >= self.timeline.next_at or self.interrupted or not self.turns % LOOK_EVERY:
                 self._check(now)
                 if self.stop.triggered:
                     return
 
-    def _score(self, process: ReplicaProcess) -> Process:
+    def _score(self, process: EngineProcess) -> Process:
         """A verifier on the same GPUs scores what waits; the engine stands still."""
+        assert isinstance(process.engine, Replica), "refused beside ranks in lockstep"
         batch = process.score_batches.popleft()
         ticks = batch.begin()
         yield self.env.timeout(ticks)
-        process.replica.stall(ticks)
+        process.engine.stall(ticks)
         batch.end()
-
-    def _serve_lockstep(self, ranks: list[ReplicaProcess]) -> Process:
-        """Ranks that step together: each step lasts as long as the fullest rank's; idle ranks run dummy batches."""
-        env, replicas = self.env, [rank.replica for rank in ranks]
-        dummy = replicas[0].step_time.ticks(StepShape(1, 1, 1))
-        while True:
-            waits = [replica.begin(env.now, may_leap=False) for replica in replicas]
-            if all(wait is None for wait in waits):
-                sleeper = env.event()
-                for rank in ranks:
-                    rank.sleeper = sleeper
-                yield sleeper
-                continue
-            ticks = max(dummy if wait is None else wait for wait in waits)
-            yield env.timeout(ticks)
-            for replica, wait in zip(replicas, waits, strict=True):
-                if wait is not None:
-                    replica.stretch(ticks)
-                    replica.complete(env.now)
-            self.turns += 1
-            self._check(env.now)
 
     def _check(self, now: int) -> None:
         """Sample the timeline; look at who wants to end the run, at the wall clock, now and then at thrashing."""

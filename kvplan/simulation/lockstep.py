@@ -1,0 +1,86 @@
+"""Data-parallel ranks that step together: each step lasts as long as the fullest rank's, idle ranks run dummy batches.
+
+Between two changes anywhere in the group each rank leaps. A change of one rank ends the step of all, not their leaps: a
+rank is looked at again when it has something to tell, and reads off the group's clock what time has passed. Knows no
+SimPy, no routing and no workload.
+"""
+
+from __future__ import annotations
+
+from kvplan.simulation.group_clock import GroupClock, Line, RankLeap
+from kvplan.simulation.in_flight import NEVER_COMES
+from kvplan.simulation.replica import Replica
+from kvplan.timing.step import StepShape
+
+DUMMY_BATCH = StepShape(1, 1, 1)
+"""What an idle rank computes, so that its experts are there for the others: one token."""
+
+
+class LockstepGroup:
+    """Ranks in lockstep, driven as a `Replica` is."""
+
+    def __init__(self, ranks: list[Replica]) -> None:
+        self.id, self.ranks = ranks[0].id, ranks
+        self.clock = GroupClock()
+        self._dummy: Line = ranks[0].step_time.ticks(DUMMY_BATCH), 0
+        self._now = 0
+
+    def begin(self, now: int, next_arrival: int = NEVER_COMES) -> int | None:
+        """Decide what each rank runs next; return the ticks until one has something to tell, None if all are idle.
+
+        What a new request would end is planned up to `next_arrival` only.
+        """
+        self._now, lines, reads, is_open = now, [], NEVER_COMES, False
+        for rank in self.ranks:
+            line, until = self._begin_rank(rank, now)
+            lines.append(line)
+            reads = min(reads, until)
+            is_open |= rank.leap is None or rank.leap.open
+        if reads == NEVER_COMES:
+            return None
+        end = self.clock.plan(now, lines, reads)
+        if is_open and end > next_arrival:
+            return self.cut(next_arrival) + next_arrival - now
+        return end - now
+
+    def _begin_rank(self, rank: Replica, now: int) -> tuple[Line, int]:
+        """The durations of a rank's next reads, were it alone, and how many follow that line."""
+        leap = rank.leap
+        if leap is None:
+            ticks = rank.begin(now)
+            if ticks is None:
+                return self._dummy, NEVER_COMES
+            if rank.leap is None:
+                return (ticks, 0), 1
+            leap = rank.leap = RankLeap.of(rank.leap, self.clock)
+        assert isinstance(leap, RankLeap)
+        return leap.next_line
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether more than one step is in flight."""
+        return self.clock.planned > self.clock.reads + 1
+
+    def cut(self, now: int) -> int:
+        """Let what is in flight end with the first step that ends at `now` or later; return the ticks until then."""
+        return self.clock.cut(now) - now
+
+    def complete(self, now: int) -> None:
+        """Read what has run, of those ranks that have something to tell or are to be told something."""
+        self.clock.land()
+        for rank in self.ranks:
+            leap = rank.leap
+            if leap is None:
+                if rank.in_flight:
+                    rank.stretch(now - self._now)
+                    rank.complete(now)
+                continue
+            assert isinstance(leap, RankLeap)
+            if leap.is_over or rank.leavers or (leap.open and rank.inbox):
+                leap.num_steps = self.clock.reads - leap.begun
+                rank.complete(now)
+        self._forget()
+
+    def _forget(self) -> None:
+        begun = (rank.leap.begun for rank in self.ranks if isinstance(rank.leap, RankLeap))
+        self.clock.forget(min(begun, default=self.clock.reads))
