@@ -14,6 +14,7 @@ from typing import Any
 from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.request import RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.simulation.held_tokens import GrowingTokens, HeldTokens, held_tokens
 from kvplan.simulation.in_flight import LeapInFlight, StepInFlight
 from kvplan.simulation.metrics import TokenMeter
 from kvplan.simulation.records import UNSET
@@ -73,6 +74,8 @@ class ReplicaStats:
     totals: Totals = field(default_factory=Totals)
     resident: dict[SimRequest, None] = field(default_factory=dict)
     """Requests that hold blocks."""
+    still: dict[SimRequest, None] = field(default_factory=dict)
+    """Those of them that do not decode in closed form: they have prompt chunks to come, or drafts."""
     notes: list[str] = field(default_factory=list)
     num_submitted: int = 0
     queued_blocks: int = 0
@@ -89,6 +92,7 @@ class ReplicaStats:
     """Why requests wait since the last schedule: the field of `Totals` that the time goes to; empty = none wait."""
     _to_visible: list[tuple[int, int, int, SimRequest]] = field(default_factory=list)
     """Heap of (read step that gives the first visible token, row, preemptions then, request)."""
+    _growing: GrowingTokens = field(default_factory=GrowingTokens)
     num_blocks: int = field(init=False)
     """Usable blocks."""
     block_size: int = field(init=False)
@@ -103,20 +107,10 @@ class ReplicaStats:
         self.drafts = config.num_speculative_tokens
         self.one_full_group = len(groups) == 1 and groups[0].kind == "full"
 
-    def held_tokens(self) -> tuple[int, int, int, int]:
-        """KV held by requests now, in tokens: prompt, prompt found in the cache, thinking, answer."""
-        own = shared = thinking = answer = 0
-        for request in self.resident:
-            held = request.held
-            if request.decode_from != UNSET:
-                held += self.num_reads - request.decode_from
-            prompt, hit, hidden = request.num_prompt_tokens, request.hit_tokens, request.thinking_tokens
-            if held < prompt + hidden:
-                prompt = min(held, prompt)
-                hidden, hit = held - prompt, min(hit, prompt)
-            own, shared = own + prompt - hit, shared + hit
-            thinking, answer = thinking + hidden, answer + held - prompt - hidden
-        return own, shared, thinking, answer
+    def held_tokens(self) -> HeldTokens:
+        """KV held by requests now."""
+        still = [held_tokens(request, request.held) for request in self.still]
+        return HeldTokens(*map(sum, zip(self._growing.at(self.num_reads), *still, strict=True)))
 
     def generated(self, request: SimRequest) -> int:
         """Tokens that a request has been given so far, up to the last read step."""
@@ -205,7 +199,9 @@ class ReplicaStats:
         while heap and heap[0][0] <= self.num_reads:
             step, _, preemptions, request = heappop(heap)
             if request.num_preemptions == preemptions and request in self.resident:
-                request.first_visible = ends_at(step)
+                self._growing.answers(step)
+                if request.first_visible == UNSET:
+                    request.first_visible = ends_at(step)
 
     def _note_blocks(self, used: int) -> None:
         if used > self.totals.peak_used_blocks:
@@ -224,7 +220,7 @@ class ReplicaStats:
         setattr(self.totals, self.waits_for, getattr(self.totals, self.waits_for) + ticks)
 
     def _admitted(self, request: SimRequest, hit_tokens: int, now: int) -> None:
-        self.resident[request] = None
+        self.resident[request] = self.still[request] = None
         if not request.admitted:
             request.admitted = True
             self.queued_blocks -= -(-request.num_prompt_tokens // self.block_size)
@@ -254,6 +250,7 @@ class ReplicaStats:
             request.held += self.num_reads - request.decode_from
             request.decode_from = UNSET
             self.num_decoding -= 1
+            self._growing.leave(request, request.held, self.num_reads)
 
     def _preempted(self, request: SimRequest, now: int) -> None:
         self.totals.preemptions += 1
@@ -262,6 +259,7 @@ class ReplicaStats:
         request.held = 0
         request.lost_at = now
         self.resident.pop(request, None)
+        self.still.pop(request, None)
 
     def _read(self, outputs: Any, now: int) -> None:
         """Note first tokens and ends."""
@@ -292,21 +290,20 @@ class ReplicaStats:
         self._hold(request, request.held, now)
         request.decode_from, request.weight_from = self.num_reads, self.read_weight
         self.num_decoding += 1
-        if request.first_visible == UNSET:
-            generated = request.held + 1 - request.num_prompt_tokens
-            missing = request.thinking_tokens + 1 - generated
-            if missing <= 0:
-                request.first_visible = now
-            else:
-                heappush(
-                    self._to_visible,
-                    (self.num_reads + missing, request.row, request.num_preemptions, request),
-                )
+        del self.still[request]
+        self._growing.join(request, request.held, self.num_reads)
+        missing = request.thinking_tokens + request.num_prompt_tokens - request.held
+        if missing > 0:
+            entry = (self.num_reads + missing, request.row, request.num_preemptions, request)
+            heappush(self._to_visible, entry)
+        elif request.first_visible == UNSET:
+            request.first_visible = now
 
     def _end(self, request: SimRequest, now: int, reason: int, generated: int) -> None:
         if request in self.resident:
             self._stop_holding(request, now)
             del self.resident[request]
+            self.still.pop(request, None)
         elif not request.admitted:
             self.queued_blocks -= -(-request.num_prompt_tokens // self.block_size)
         if request.first_visible != UNSET and generated <= request.thinking_tokens:

@@ -9,6 +9,11 @@ import numpy as np
 import pytest
 
 from kvplan.scenario.schema import parse_scenario
+from kvplan.simulation.held_tokens import held_tokens
+from kvplan.simulation.observer import Observer
+from kvplan.simulation.records import UNSET
+from kvplan.simulation.replica import Replica
+from kvplan.simulation.sim_request import SimRequest
 from kvplan.simulation.simulator import simulate
 
 WAITS = ("blocked_seqs_ticks", "blocked_tokens_ticks", "blocked_blocks_ticks")
@@ -81,3 +86,33 @@ def test_the_wall_clock_counts_requests_that_never_step() -> None:
     result = simulate(parse_scenario({"model": "Qwen/Qwen3-8B", "workload": workload, "limits": limits}))
     assert result.verdict == "wall_clock"
     assert 0 < len(result.records) < 1_000_000
+
+
+def sums_are_those_of_each(replica: Replica) -> int:
+    """Look at each request; return how many grow in closed form."""
+
+    def held(request: SimRequest) -> int:
+        grown = 0 if request.decode_from == UNSET else replica.num_reads - request.decode_from
+        return request.held + grown
+
+    each = [held_tokens(request, held(request)) for request in replica.resident]
+    assert replica.held_tokens() == tuple(map(sum, zip((0, 0, 0, 0), *each, strict=True)))
+    return len(replica.resident) - len(replica.still)
+
+
+@pytest.mark.parametrize("step_by_step", [False, True], ids=["leap", "step"])
+@pytest.mark.parametrize("blocks", [260, 4000])
+def test_held_tokens_are_those_of_each(blocks: int, step_by_step: bool) -> None:
+    """Running sums of prompt, shared prompt, thinking and answer in the cache; blocks may run out."""
+    lengths = {"kind": "lognormal", "sigma": 0.7, "high": 900}
+    workload = {
+        "num_requests": 40, "arrivals": {"kind": "poisson", "rate": 100}, "shared_prefix_tokens": 64,
+        "prompt": lengths | {"median": 200}, "thinking": lengths | {"median": 100}, "answer": lengths | {"median": 50},
+    }  # fmt: skip
+    engine = {"num_gpu_blocks_override": blocks, "max_model_len": 4096, "max_num_batched_tokens": 512}
+    scenario = parse_scenario({"model": "Qwen/Qwen3-8B", "workload": workload, "engine": engine})
+    growing: list[int] = []
+    look = Observer(on_sample=lambda _, replicas: growing.extend(map(sums_are_those_of_each, replicas)))
+    found = simulate(scenario, step_by_step=step_by_step, observer=look)
+    assert sum(growing) > 100
+    assert (found.totals.preemptions > 0) == (blocks < 1000)
