@@ -28,6 +28,8 @@ class Replica(ReplicaStats):
 
     on_pressure: Callable[[Replica, int], None] | None = None
     """Asked before each decision; may `prune` when `engine.is_short`."""
+    on_change: Callable[[], object] | None = None
+    """Told whenever blocks or requests have come or gone otherwise than by decoding."""
     in_flight: deque[StepInFlight] = field(default_factory=deque)
     leap: LeapInFlight | None = None
     inbox: list[SimRequest] = field(default_factory=list)
@@ -42,6 +44,7 @@ class Replica(ReplicaStats):
     def submit(self, request: SimRequest, now: int) -> None:
         """Queue a request: now, or when the leap in flight ends."""
         request.replica = self.id
+        self._change()
         self.num_submitted += 1
         self.queued_blocks += -(-request.num_prompt_tokens // self.block_size)
         request.arrival_time = self.num_submitted  # its order: ties in time are possible, ties in order not
@@ -50,6 +53,10 @@ class Replica(ReplicaStats):
             self.inbox.append(request)
         else:
             self.engine.add_request(request)
+
+    def _change(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
 
     def stall(self, ticks: int) -> None:
         """Let time pass without a step: sequences keep what they hold."""
@@ -100,6 +107,7 @@ class Replica(ReplicaStats):
 
         A leap that a new request would end is planned up to `next_arrival` only.
         """
+        self._change()
         if self.leavers:
             self._let_go(now)
         if self.on_pressure is not None:
@@ -206,6 +214,7 @@ class Replica(ReplicaStats):
 
     def complete(self, now: int) -> None:
         """Read what has run: a step, or a leap."""
+        self._change()
         leap = self.leap
         if leap is None:
             self._read_step(now)
@@ -298,16 +307,14 @@ class Replica(ReplicaStats):
 
 def take_sample(replicas: Sequence[Replica], now: int) -> Sample:
     """What this moment looks like, over all replicas."""
-    prompt, shared, thinking, answer = map(sum, zip(*(r.held_tokens() for r in replicas), strict=True))
-    return Sample(
-        now / TICKS_PER_S,
-        running=sum(r.engine.num_running for r in replicas),
-        waiting=sum(r.num_waiting for r in replicas),
-        used_blocks=sum(r.num_blocks - r.engine.num_free_blocks for r in replicas),
-        cached_blocks=sum(r.engine.num_cached_free_blocks for r in replicas),
-        prompt_tokens=prompt,
-        shared_tokens=shared,
-        thinking_tokens=thinking,
-        answer_tokens=answer,
-        preemptions=sum(r.totals.preemptions for r in replicas),
-    )
+    return Sample(now / TICKS_PER_S, *map(sum, zip(*map(_look_at, replicas), strict=True)))
+
+
+def _look_at(replica: Replica) -> tuple[int, ...]:
+    """A sample's counts, in its order."""
+    engine = replica.engine
+    used = replica.num_blocks - engine.num_free_blocks
+    return (
+        engine.num_running, replica.num_waiting, used, engine.num_cached_free_blocks, *replica.held_tokens(),
+        replica.totals.preemptions,
+    )  # fmt: skip

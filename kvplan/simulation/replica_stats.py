@@ -109,8 +109,11 @@ class ReplicaStats:
 
     def held_tokens(self) -> HeldTokens:
         """KV held by requests now."""
+        growing = self._growing.at(self.num_reads)
+        if not self.still:
+            return growing
         still = [held_tokens(request, request.held) for request in self.still]
-        return HeldTokens(*map(sum, zip(self._growing.at(self.num_reads), *still, strict=True)))
+        return HeldTokens(*map(sum, zip(growing, *still, strict=True)))
 
     def generated(self, request: SimRequest) -> int:
         """Tokens that a request has been given so far, up to the last read step."""

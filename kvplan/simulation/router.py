@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from heapq import heappop, heappush, heapreplace
 
 from kvplan.simulation.replica import Replica
 from kvplan.simulation.sim_request import SimRequest
@@ -18,6 +20,45 @@ IMBALANCE = 8
 """Requests by which a replica may be ahead of the shortest queue and still be chosen for its cache."""
 
 
+Key = tuple[int, ...]
+
+
+class LeastFirst:
+    """The first of the replicas with the least key, without asking all of them each time.
+
+    While a replica only decodes its key does not fall: it takes blocks. So a key that was once asked for is a bound
+    until the replica says that it has changed, and only those at the front of a heap of bounds are asked again.
+    """
+
+    def __init__(self, replicas: Sequence[Replica], key: Callable[[Replica, int], Key]) -> None:
+        self._key = key
+        self._latest: list[tuple[Key, int]] = [((), place) for place in range(len(replicas))]
+        self._heap: list[tuple[Key, int]] = []
+        """Bounds and places; only a place's latest counts."""
+        self._changed = set(range(len(replicas)))
+        for place, replica in enumerate(replicas):
+            replica.on_change = partial(self._changed.add, place)
+
+    def first(self, replicas: Sequence[Replica], now: int) -> int:
+        """Return its place."""
+        for place in self._changed:
+            entry = self._latest[place] = self._key(replicas[place], now), place
+            heappush(self._heap, entry)
+        self._changed.clear()
+        while True:
+            entry = self._heap[0]
+            key, place = entry
+            if self._latest[place] is not entry:
+                heappop(self._heap)
+                continue
+            found = self._key(replicas[place], now)
+            if found == key:
+                return place
+            assert found > key, "a replica's key fell, and nobody was told"
+            self._latest[place] = found, place
+            heapreplace(self._heap, self._latest[place])
+
+
 @dataclass(slots=True)
 class Router:
     """A policy and what it remembers."""
@@ -26,12 +67,20 @@ class Router:
     num_routed: int = 0
     owners: dict[tuple[object, ...], int] = field(default_factory=dict)
     """Beginning of a prompt -> place of the replica that saw it last."""
+    least: LeastFirst | None = None
 
     def choose(self, replicas: Sequence[Replica], request: SimRequest, now: int) -> int:
-        """Return the place of the replica that gets the request."""
+        """Return the place of the replica that gets the request; the replicas are the same at every call."""
         place = ROUTERS[self.policy](self, replicas, request, now) if len(replicas) > 1 else 0
         self.num_routed += 1
         return place
+
+    def first(self, replicas: Sequence[Replica], key: Callable[[Replica, int], Key], now: int) -> int:
+        """Return the place of the first replica with the least key; the key is the same at every call."""
+        if not replicas[0].one_full_group:  # blocks may come back while all decode
+            return min(range(len(replicas)), key=lambda place: key(replicas[place], now))
+        self.least = self.least or LeastFirst(replicas, key)
+        return self.least.first(replicas, now)
 
 
 def round_robin(router: Router, replicas: Sequence[Replica], request: SimRequest, now: int) -> int:
@@ -41,14 +90,16 @@ def round_robin(router: Router, replicas: Sequence[Replica], request: SimRequest
 
 def least_kv(router: Router, replicas: Sequence[Replica], request: SimRequest, now: int) -> int:
     """The one with the most free blocks after its queue is served; among equals the one with fewer requests."""
-    return min(
-        range(len(replicas)), key=lambda i: (-replicas[i].spare_blocks(now), replicas[i].num_requests, i)
-    )
+    return router.first(replicas, _fullness, now)
+
+
+def _fullness(replica: Replica, now: int) -> Key:
+    return -replica.spare_blocks(now), replica.num_requests
 
 
 def prefix_aware(router: Router, replicas: Sequence[Replica], request: SimRequest, now: int) -> int:
     """The one that last saw the longest beginning of this prompt, unless it is far busier than another."""
-    shortest = min(range(len(replicas)), key=lambda i: (replicas[i].num_requests, i))
+    shortest = router.first(replicas, _num_requests, now)
     limit = replicas[shortest].num_requests + IMBALANCE
     keys = [request.prompt[:n] for n in range(len(request.prompt), 0, -1)]
     found = (router.owners[key] for key in keys if key in router.owners)
@@ -59,6 +110,10 @@ def prefix_aware(router: Router, replicas: Sequence[Replica], request: SimReques
     while len(router.owners) > MAX_PREFIXES:
         del router.owners[next(iter(router.owners))]
     return place
+
+
+def _num_requests(replica: Replica, now: int) -> Key:
+    return (replica.num_requests,)
 
 
 ROUTERS: dict[str, Callable[[Router, Sequence[Replica], SimRequest, int], int]] = {

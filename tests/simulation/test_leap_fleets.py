@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from kvplan.scenario.schema import parse_scenario
+from kvplan.simulation.deploy import set_ups
+from kvplan.simulation.replica import Replica
+from kvplan.simulation.router import Router
 from kvplan.simulation.simulator import simulate, solve
 
 STEP = {"fixed_us": 8000, "per_sequence_us": 20, "per_context_token_ns": 65, "per_prefill_token_us": 30}
@@ -75,3 +80,28 @@ def test_strategies(strategy: dict[str, Any], placement: str) -> None:
     found, stepped = solve(spec), solve(spec, step_by_step=True)
     same(found.result, stepped.result)
     assert [(s.finish, s.correct) for s in found.solved] == [(s.finish, s.correct) for s in stepped.solved]
+
+
+@pytest.mark.parametrize("step_by_step", [False, True], ids=["leap", "step"])
+@pytest.mark.parametrize("router", ["least_kv", "prefix_aware"])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_least_is_the_least_of_all(
+    router: str, step_by_step: bool, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router that asks few replicas finds the one that asking all of them would; blocks run out, clients leave."""
+    first, places = Router.first, []
+
+    def checked(self: Router, replicas: Sequence[Replica], key: Any, now: int) -> int:
+        place = first(self, replicas, key, now)
+        assert place == min(range(len(replicas)), key=lambda i: (key(replicas[i], now), i))
+        places.append(place)
+        return place
+
+    monkeypatch.setattr(Router, "first", checked)
+    load = {**LOAD, "num_requests": 150, "timeout_s": 5.0, "arrivals": {"kind": "poisson", "rate": 60}}
+    spec = parse_scenario({**SMALL, "replicas": 5, "router": router, "workload": load})
+    setups = {name: replace(setup, lockstep_ranks=ranks) for name, setup in set_ups(spec).items()}
+    found = simulate(spec, step_by_step=step_by_step, setups=setups)
+    assert len(set(places)) == 5 * ranks
+    assert found.totals.preemptions > 0 or ranks > 1
+    assert found.num_completed < 150
