@@ -103,7 +103,34 @@ PASSED_OVER: Json = {
 }  # fmt: skip
 """A step passes a over, asynchronously: the token read meanwhile is known from then on, and its blocks are hashed."""
 
+
+def three(*requests: tuple[int, int, int, int]) -> Json:
+    """Three requests of (prompt, output, priority, arrival) on seven blocks of two tokens: lower ones have to go."""
+    engine = {
+        "block_size": 2, "num_gpu_blocks": 8, "max_model_len": 16, "policy": "priority", "max_num_seqs": 8,
+        "max_num_batched_tokens": 64, "scheduler_reserve_full_isl": False, "enable_prefix_caching": False,
+    }  # fmt: skip
+    rows = [
+        {
+            "id": name,
+            "prompt": [{"len": prompt}],
+            "output_len": output,
+            "priority": priority,
+            "arrival_step": step,
+        }
+        for name, (prompt, output, priority, step) in zip("abc", requests, strict=True)
+    ]
+    return engine | {"requests": rows}
+
+
+LOWEST = (leap_running, "_preempt_lowest")
 SCENARIOS = {
+    "a victim gives back what it got in the step": (
+        three((1, 8, 2, 1), (2, 4, 1, 2), (5, 8, 0, 0)), (*LOWEST, "int(victim.admission < seq.admission)", "0")),
+    "nobody is served behind one that had to go itself": (
+        three((4, 2, 0, 1), (1, 7, 2, 0), (4, 5, 1, 2)), (*LOWEST, "not queues.victims_let_others_go_on", "False")),
+    "one that has made room is not served": (
+        three((4, 8, 2, 0), (5, 5, 1, 2), (1, 7, 2, 1)), (*LOWEST, "seq.stage is WAITING", "False")),
     "a victim's budget goes to others": (
         REFUND, (leap_running, "_make_room", "step.budget += already", "pass")),
     "no watermark when nothing runs": (
@@ -180,7 +207,7 @@ def test_a_block_is_hashed_once(is_async: bool) -> None:
 
 MARKS = {
     "a decode that a step passes over": (
-        False, (leap_running, "_settle", "seq.run.marks.append", "[].append")),
+        False, (leap_running, "_pass_over", "seq.run.marks.append", "[].append")),
     "what the last token before a step without it completes": (
         True, (leap.LeapScheduler, "_hash_all_known", "self._mark_until", "lambda *_: None")),
 }  # fmt: skip

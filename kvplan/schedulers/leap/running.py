@@ -2,14 +2,19 @@
 
 The policy is `Scheduler._schedule_running` and `_make_room`. It is written again because a decoding request has no
 counters here that could be updated, and must not be visited; the tests hold both to each other. Visits are left for
-several prompts in chunks, preemption by priority or beside a chunk, and a budget smaller than the batch.
+several prompts in chunks, preemption beside a chunk, or by priority while somebody ends, and a budget smaller than the
+batch.
 """
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from kvplan.schedulers.leap.queues import LeapQueues
 from kvplan.schedulers.leap.state import DECODE, ENDING, PREFILL, WAITING, OpenStep, Sequence
 from kvplan.schedulers.protocol import Chunk
+
+_KEY = attrgetter("key")
 
 
 def schedule_running(queues: LeapQueues, step: OpenStep) -> None:
@@ -34,8 +39,12 @@ def schedule_running(queues: LeapQueues, step: OpenStep) -> None:
         pool.take(need)
     elif queues.is_fcfs:
         _preempt_tail(queues, step, need)
-    else:
+    elif any(
+        seq.stage is ENDING for seq in queues.running.values()
+    ):  # a victim that moves the others' places
         return _walk(queues, step)
+    else:
+        return _preempt_lowest(queues, step)
     step.num_decodes = batch.num_decodes
     step.context = batch.context + batch.num_decodes
     step.budget -= batch.num_decodes
@@ -57,6 +66,32 @@ def _preempt_tail(queues: LeapQueues, step: OpenStep, need: int) -> None:
         if victim.stage is DECODE and queues.batch.takes_block(victim):
             need -= 1
         queues.preempt(victim, step)
+
+
+def _preempt_lowest(queues: LeapQueues, step: OpenStep) -> None:
+    """Serve decodes in order, preempting whoever is least important whenever no block is left.
+
+    Only those that take a block need to be looked at; and all behind one that had to go itself, where the engine's
+    version serves nobody behind it.
+    """
+    batch, pool, running = queues.batch, queues.pool, queues.running
+    passed: list[Sequence] = []
+    for seq in list(filter(batch.takes_block, running.values())):
+        if seq.stage is WAITING:  # it has made room for another
+            continue
+        while not pool.num_free and seq.stage is DECODE:
+            victim = max(running.values(), key=_KEY)
+            queues.preempt(victim, step, already=int(victim.admission < seq.admission))
+        if seq.stage is DECODE:
+            pool.take(1)
+        elif not queues.victims_let_others_go_on:
+            passed = [other for other in running.values() if other.admission > seq.admission]
+            break
+    step.num_decodes = batch.num_decodes - len(passed)
+    step.context = batch.context + step.num_decodes - sum(seq.computed_at(batch.num_steps) for seq in passed)
+    step.budget -= step.num_decodes
+    for seq in passed:
+        _pass_over(queues, seq)
 
 
 def _add_chunk(queues: LeapQueues, seq: Sequence, num_tokens: int, step: OpenStep) -> None:
@@ -128,7 +163,13 @@ def _settle(queues: LeapQueues, step: OpenStep, seq: Sequence, num_tokens: int) 
         step.num_decodes += 1
         step.context += seq.base + now + 1
     elif seq.stage is DECODE:
-        if seq.run is not None:
-            seq.run.marks.append((queues.pool.num_hashed(seq, seq.base + now), None, seq.base))
-        queues.batch.pass_over(seq)
-        queues.passed_over.append(seq)
+        _pass_over(queues, seq)
+
+
+def _pass_over(queues: LeapQueues, seq: Sequence) -> None:
+    """Let a decoding request miss the step."""
+    if seq.run is not None:
+        hashed = queues.pool.num_hashed(seq, seq.computed_at(queues.batch.num_steps))
+        seq.run.marks.append((hashed, None, seq.base))
+    queues.batch.pass_over(seq)
+    queues.passed_over.append(seq)
