@@ -15,9 +15,11 @@ from kvplan.conformance.vllm_records import StepRecord
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.content import Segment
+from kvplan.schedulers.leap import contents
 from kvplan.schedulers.leap import running as leap_running
 from kvplan.schedulers.leap import scheduler as leap
 from kvplan.schedulers.leap import waiting as leap_waiting
+from kvplan.schedulers.leap.contents import ContentTrie
 from kvplan.schedulers.leap.extents import ExtentPool
 from kvplan.schedulers.leap.state import BlockRun, Hit, Sequence, Trunk
 from kvplan.schedulers.request import Request
@@ -305,3 +307,35 @@ def test_queue_mutants(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutate(monkeypatch, ExtentPool, function, right, wrong)
     with pytest.raises(AssertionError):
         test()
+
+
+# --- paths --------------------------------------------------------------------------------------
+
+
+def test_a_known_path_is_the_one_that_a_walk_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that go on where others ended take their paths as far as these are theirs too."""
+    known, seen = ContentTrie._known_path, []
+
+    def checked(self: ContentTrie, request: Request) -> list[tuple[Trunk, int, int]]:
+        path, node, depth = known(self, request), self._root, 0
+        for trunk, lo, hi in path:
+            child = node.children[contents._block_key(request, depth, self.block_size)]
+            assert child is trunk
+            assert child.owner is not None
+            end = (
+                contents.common_tokens(request, child.owner, (depth + 1) * self.block_size) // self.block_size
+            )
+            assert (lo, hi) == (depth, end)
+            node, depth = child, end
+        seen.append(len(path))
+        return path
+
+    monkeypatch.setattr(contents, "FEW_TRUNKS", 0)
+    monkeypatch.setattr(ContentTrie, "_known_path", checked)
+    for seed in range(150):
+        scenario = VLLMScenario(
+            **random_scenario(Random(seed)) | {"enable_prefix_caching": True, "block_size": 2}
+        )
+        LeapReplay(scenario).run()
+    assert sum(length > 0 for length in seen) > 50
+    assert max(seen) > 1

@@ -12,6 +12,9 @@ from kvplan.content import output_of
 from kvplan.schedulers.leap.state import ContentKey, Path, Trunk
 from kvplan.schedulers.request import NEVER, Request
 
+FEW_TRUNKS = 4
+"""A path of so many trunks is walked sooner than it is looked up."""
+
 
 class ContentTrie:
     """Every content that is cached, being computed or wanted."""
@@ -19,11 +22,14 @@ class ContentTrie:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self._root = Trunk(None, (0, "", 0), None)
+        self._long_paths: dict[str, Path] = {}
+        """Output of a request that owns a trunk -> the request's path, where that is long."""
 
     def enter(self, request: Request) -> Path:
         """Return a request's path; its last trunk is held until `leave`."""
-        size, node, depth = self.block_size, self._root, 0
-        path: list[tuple[Trunk, int, int]] = []
+        size = self.block_size
+        path = self._known_path(request)
+        node, _, depth = path[-1] if path else (self._root, 0, 0)
         while True:
             key = _block_key(request, depth, size)
             child = node.children.get(key)
@@ -31,10 +37,34 @@ class ContentTrie:
                 child = child or self._grow(node, key, request)
                 child.refs += 1
                 path.append((child, depth, NEVER))
+                if len(path) > FEW_TRUNKS:
+                    self._long_paths[output_of(request.request_id)] = tuple(path)
                 return tuple(path)
             end = common_tokens(request, child.owner, (depth + 1) * size) // size
             path.append((child, depth, end))
             node, depth = child, end
+
+    def _known_path(self, request: Request) -> list[tuple[Trunk, int, int]]:
+        """Return the beginning of a request's path if it goes on where another one ended: that one's, as far as shared.
+
+        Else a beam of many steps would walk all of its ancestors at each.
+        """
+        prompt, size = request.prompt, self.block_size
+        for last in range(len(prompt) - 1, FEW_TRUNKS // 2, -1):
+            known = self._long_paths.get(prompt[last].name)
+            if known is None or prompt[last].start:
+                continue
+            owner = known[-1][0].owner
+            if owner is None or owner.prompt != prompt[:last]:
+                continue
+            shared = owner.num_prompt_tokens + prompt[last].length
+            path = list(known[:-1])
+            while (
+                path and (path[-1][2] + 1) * size > shared
+            ):  # where the other one left this trunk it may stay
+                path.pop()
+            return path
+        return []
 
     def leave(self, trunk: Trunk) -> None:
         """Drop one reference; a content that nobody refers to is forgotten."""
@@ -42,6 +72,8 @@ class ContentTrie:
         while not trunk.refs and trunk.parent is not None:
             parent = trunk.parent
             del parent.children[trunk.key]
+            if self._long_paths and trunk.owner is not None:
+                self._long_paths.pop(output_of(trunk.owner.request_id), None)
             parent.refs -= 1
             trunk = parent
 

@@ -198,6 +198,8 @@ class ExtentPool:
 
     def _first_copy(self, pieces: list[Piece], depth: int, end: int, now: int) -> tuple[Piece | None, int]:
         """Return the copy of the block at `depth` that was hashed first, and up to where it surely stays the first."""
+        if len(pieces) == 1 and pieces[0].lo <= depth < pieces[0].hi and pieces[0].run.owner is None:
+            return pieces[0], min(end, pieces[0].hi)
         found: list[Piece] = []
         for piece in pieces:
             if piece.lo > depth:
@@ -241,6 +243,8 @@ class ExtentPool:
     def _cut(self, hit: Hit) -> Piece:
         """Cut the piece that is exactly a hit out of its run; of a free one the deep rest stays in front."""
         pieces = hit.run.pieces
+        if pieces[0].lo == hit.lo and pieces[0].hi == hit.hi:
+            return pieces[0]
         at = next(i for i, piece in enumerate(pieces) if piece.lo <= hit.lo < piece.hi)
         piece = pieces[at]
         if piece.hi > hit.hi:
