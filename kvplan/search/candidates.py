@@ -92,7 +92,7 @@ class Measure:
         spent = found.num_simulations + (accuracy is not None)
         row: Row = {"num_simulations": spent, "num_closed_form": found.num_pruned}
         if found.met is None:
-            return row | _never(found)
+            return row | _never(test, found)
         copies, met, found = copies_needed(test, found, found.met, self.search)
         limit, more = what_limits(test, met, found)
         missed = None if found.missed is None else found.missed.load
@@ -122,10 +122,10 @@ def _ruled_out(cause: str, why: str, *, pruned: bool = True, **more: float) -> R
     return {"pruned": pruned, "cause": cause, "error": why, **more}
 
 
-def _never(found: Highest) -> Row:
+def _never(test: LoadTest, found: Highest) -> Row:
     """No load is sustained."""
-    missed = found.missed
-    assert missed is not None
+    assert found.missed is not None
+    missed = test.whole(found.missed)
     row = missed.row
     if not row:
         return _ruled_out("time", missed.why)
@@ -254,8 +254,10 @@ def what_limits(test: LoadTest, met: Trial, found: Highest) -> tuple[str, int]:
     if found.missed is None:
         return str(met.row["limited_by"]), 0
     for trial in sorted(found.over, key=lambda t: abs(t.load / met.load - OVERLOAD)):
-        if NEAR[0] <= trial.load / met.load <= NEAR[1] and trial.row["limited_by"] != Limit.ARRIVAL_RATE:
-            return str(trial.row["limited_by"]), 0
+        if NEAR[0] <= trial.load / met.load <= NEAR[1]:
+            limit = test.whole(trial).row["limited_by"]
+            if limit != Limit.ARRIVAL_RATE:
+                return str(limit), 0
     over = test.at(ceil(met.load * OVERLOAD) if test.kind != "rate" else met.load * OVERLOAD)
     if over.problems is not None:
         result = solve(over).result
@@ -335,9 +337,10 @@ class AtEnds:
         spent = len(rows)
         found: Row = {}
         for end, name, steps in zip(ends, ("high", "low"), ("step_low", "step_high"), strict=True):
-            top = self._highest(test._replace(end=end), load / row[steps])
+            at_end = test._replace(end=end)
+            top = self._highest(at_end, load / row[steps])
             spent += top.num_simulations
-            found |= {f"highest_{name}": top.load, f"limit_{name}": _seen_limit(top)}
+            found |= {f"highest_{name}": top.load, f"limit_{name}": _seen_limit(at_end, top)}
         return with_ranges(row, rows, setups) | found | {"num_simulations": spent}
 
     def _highest(self, test: LoadTest, guess: float) -> Highest:
@@ -345,12 +348,14 @@ class AtEnds:
         return highest_load(test, precision, guess, END_FACTOR, most_load(test.scenario, self.search))
 
 
-def _seen_limit(found: Highest) -> str:
+def _seen_limit(test: LoadTest, found: Highest) -> str:
     """What gave out in the trials that were missed; empty where none says."""
     load = found.load or 1.0
     for trial in sorted(found.over, key=lambda t: abs(t.load / load - OVERLOAD)):
-        if trial.load / load >= NEAR[0] and trial.row["limited_by"] != Limit.ARRIVAL_RATE:
-            return str(trial.row["limited_by"])
+        if trial.load / load >= NEAR[0]:
+            limit = test.whole(trial).row["limited_by"]
+            if limit != Limit.ARRIVAL_RATE:
+                return str(limit)
     return ""
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario
 from kvplan.search.bounds import cannot_meet, mean_stay_s
-from kvplan.search.point_row import Row, cached_setups, run_point, slos_of
+from kvplan.search.point_row import CUT, Row, cached_setups, run_point, slos_of
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.uncertainty import End
 from kvplan.workload.arrivals import AllAtOnce, ClosedLoop, Poisson
@@ -34,7 +34,8 @@ class Trial(NamedTuple):
     load: float
     met: bool
     row: Row
-    """The figures of the simulation; empty when the closed form answered."""
+    """The figures of the simulation; empty when the closed form answered, `CUT` when it stopped at the first proof of a
+    miss."""
     why: str = ""
     """The closed form's reason."""
 
@@ -134,13 +135,26 @@ class LoadTest(NamedTuple):
         why = self.closed_form(load)
         if why:
             return Trial(load, False, {}, why)
-        row = run_point(self.at(load), self.end)
+        row = self._first_proof(self.at(load))
         if row["error"]:
             raise KvplanError(row["error"])
         met = row["verdict"] == "completed" and row["slo_met"] is not False
         if self.kind == "batch":
             met = met and not row["failed"] and row["duration_s"] <= self.deadline_s
         return Trial(load, met, row)
+
+    def _first_proof(self, scenario: Scenario) -> Row:
+        """The figures of a run, or `CUT` where it is surely missed: too many are late, or the deadline has passed."""
+        limits, last = scenario.limits, self.deadline_s * (1 + 1e-9)
+        if last >= limits.horizon_s:
+            return run_point(scenario, self.end, stop_when_missed=True)
+        limits = limits.model_copy(update={"horizon_s": last})
+        row = run_point(scenario.model_copy(update={"limits": limits}), self.end, stop_when_missed=True)
+        return CUT if row["verdict"] == "horizon" else row
+
+    def whole(self, trial: Trial) -> Trial:
+        """A trial with all figures of its simulation, also where it stopped as soon as it had missed."""
+        return trial._replace(row=run_point(self.at(trial.load), self.end)) if trial.row is CUT else trial
 
     def closed_form(self, load: float) -> str:
         """Why a load cannot be sustained, "" where nothing forbids it or nothing can be said."""

@@ -91,13 +91,14 @@ class Interrupted(Exception):
     """Ctrl-C came while the point ran."""
 
 
-def run_point(scenario: Scenario, end: End | None = None) -> Row:
+def run_point(scenario: Scenario, end: End | None = None, stop_when_missed: bool = False) -> Row:
     """Simulate one point; all steps at one `end` of what they may take, if one is given.
 
-    What is refused, does not fit or fails is said in `error` and stops nothing. Raises Interrupted for a run that
-    Ctrl-C cut short: half a run is no row.
+    What is refused, does not fit or fails is said in `error` and stops nothing. A run that is to stop as soon as its
+    targets are missed has no figures then, only the verdict missed. Raises Interrupted for a run that Ctrl-C cut short:
+    half a run is no row.
     """
-    return _told(lambda: _run(scenario, end)[0])
+    return _told(lambda: _run(scenario, end, stop_when_missed)[0])
 
 
 def run_ranged(scenario: Scenario) -> Row:
@@ -148,6 +149,10 @@ def error_row(reason: str) -> Row:
     return {**dict.fromkeys(FIGURES), "error": reason}
 
 
+CUT: Row = {**error_row(""), "verdict": "missed", "slo_met": False}
+"""Of a run that stopped as soon as its targets were missed."""
+
+
 def point_setups(scenario: Scenario, end: End | None = None) -> dict[str, Setup]:
     """The planned engines of a load or of problems, steps at one `end` of what they may take if one is given."""
     if scenario.problems is None:
@@ -190,18 +195,22 @@ def result_row(result: Result) -> Row:
     return row
 
 
-def _run(scenario: Scenario, end: End | None = None) -> tuple[Row, Result]:
+def _run(scenario: Scenario, end: End | None = None, stop: bool = False) -> tuple[Row, Result]:
     if scenario.problems is not None:
-        return _solved(scenario, end)
-    result = simulate(scenario, setups=cached_setups(scenario, end), keep_records=False, keep_samples=False)
-    return result_row(result), result
+        return _solved(scenario, end, stop)
+    setups = cached_setups(scenario, end)
+    result = simulate(scenario, setups=setups, keep_records=False, keep_samples=False, stop_when_missed=stop)
+    return CUT if result.verdict == "missed" else result_row(result), result
 
 
-def _solved(scenario: Scenario, end: End | None) -> tuple[Row, Result]:
+def _solved(scenario: Scenario, end: End | None, stop: bool) -> tuple[Row, Result]:
     """The figures of a strategy: of its branches, and over them those of its problems."""
     assert scenario.problems is not None
     spec = scenario.problems.strategies[0].expanded()[0]
-    found = solve(scenario, spec, setups=None if end is None else point_setups(scenario, end))
+    setups = None if end is None else point_setups(scenario, end)
+    found = solve(scenario, spec, setups=setups, stop_when_missed=stop)
+    if found.verdict == "missed":
+        return CUT, found.result
     row = result_row(found.result)
     if found.solved:
         line = strategy_row(scenario, scenario.problems, spec, found)

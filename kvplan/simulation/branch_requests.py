@@ -20,6 +20,7 @@ from kvplan.scenario.schema import Scenario
 from kvplan.schedulers.request import OutputKv
 from kvplan.simulation.fleets import Fleet
 from kvplan.simulation.in_flight import NEVER_COMES
+from kvplan.simulation.misses import is_over
 from kvplan.simulation.observer import NO_OBSERVER, Observer, Progress
 from kvplan.simulation.records import UNSET
 from kvplan.simulation.replica import Replica
@@ -29,6 +30,7 @@ from kvplan.simulation.scoring import Effort, Read, ReadCache, RemoteQueue, Scor
 from kvplan.simulation.sim_request import LENGTH, PRUNED, STOP, SimRequest
 from kvplan.timing.step import StepTime
 from kvplan.units import TICKS_PER_S
+from kvplan.workload.classes import Slo
 from kvplan.workload.outcomes import TraceSampler
 from kvplan.workload.problems import StrategySpec, Task, draw_tasks, task_sampler
 from kvplan.workload.strategies.session import Launch, Orders, Session
@@ -48,6 +50,12 @@ class Solved(NamedTuple):
     answered: bool
     num_branches: int
     samples: int
+
+
+def is_late(solved: Solved, slo: Slo) -> bool:
+    """Whether a problem's answer came, or was first seen, later than its target."""
+    took, seen = solved.finish - solved.arrival, solved.first_visible - solved.arrival
+    return is_over(took, slo.e2el_ms) or is_over(seen, slo.ttfvt_ms)
 
 
 @dataclass(slots=True)
@@ -92,6 +100,9 @@ class BranchRequests:
         self.paused: set[int] = set()
         self.new_id = count().__next__
         self.read_cache = ReadCache(problems.verifier.kv_tokens)
+        self.stops_when_missed = False
+        """Whether the run ends once its targets are surely missed."""
+        self._may_be_late = len(self.tasks) * (1 - scenario.slo.share)
         self._coming = iter(self.tasks)
         policy = problems.thinking_kv
         self.output_kv: OutputKv = "keep" if policy == "drop_at_answer" else policy
@@ -237,6 +248,9 @@ class BranchRequests:
             samples=answer.samples,
         )
         self.solved.append(outcome)
+        self._may_be_late -= is_late(outcome, self.run.scenario.slo)
+        if self.stops_when_missed and self._may_be_late < -1e-6:
+            self.run.halt("missed")
         if self.progress is not None:
             self.progress(len(self.solved), len(self.tasks))
         if self.problems.arrivals.kind == "closed_loop":

@@ -17,6 +17,7 @@ from kvplan.content import Content, Segment, prompt_of
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import MAX_HORIZON_S, Frontend
 from kvplan.simulation.in_flight import NEVER_COMES
+from kvplan.simulation.misses import Misses
 from kvplan.simulation.observer import Progress
 from kvplan.simulation.replica_process import ReplicaProcess
 from kvplan.simulation.run import Run
@@ -42,6 +43,8 @@ class LoadRequests:
         self.next_at, self.runs_ahead = NEVER_COMES, False
         self.open = len(load)
         """Requests that have not ended and still can."""
+        self.misses: Misses | None = None
+        """Ends the run once its targets are surely missed; None lets it go on."""
         self._any_follow = load.closed_loop is not None or load.previous_turn is not None
         self._any_leave = bool(np.isfinite(load.leaves_after_s).any())
         self._coming: Iterator[tuple[int, int]] = iter(())
@@ -106,6 +109,8 @@ class LoadRequests:
     def ended(self, request: SimRequest, reason: int, generated: int, process: ReplicaProcess | None) -> None:
         """Let come what waited for this request; after the last one the run is over."""
         self.open -= 1
+        if self.misses is not None and self.misses.settle(request, self.run.now, reason, generated):
+            self.run.halt("missed")
         if self.progress is not None:
             self.progress(len(self.run.records), len(self.load))
         if self._any_follow:

@@ -44,6 +44,7 @@ VERDICTS = {
     "horizon": "the horizon was reached first",
     "wall_clock": "the wall-clock limit was reached first",
     "interrupted": "interrupted",
+    "missed": "its targets were missed, whatever came",
     "thrash": "preemption and recomputation eat each other",
 }
 

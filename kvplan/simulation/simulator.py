@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kvplan.limits import Limit
 from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.simulation.branch_requests import BranchRequests, Solved
@@ -14,6 +16,7 @@ from kvplan.simulation.collect import collect
 from kvplan.simulation.deploy import Setup, set_ups
 from kvplan.simulation.in_flight import NEVER_COMES
 from kvplan.simulation.load_requests import LoadRequests
+from kvplan.simulation.misses import Misses
 from kvplan.simulation.observer import NO_OBSERVER, Observer, Progress
 from kvplan.simulation.pricing import find_grid
 from kvplan.simulation.records import SUMMARY_FIELDS, Records
@@ -37,6 +40,7 @@ def simulate(
     keep_samples: bool = True,
     setups: dict[str, Setup] | None = None,
     observer: Observer = NO_OBSERVER,
+    stop_when_missed: bool = False,
 ) -> Result:
     """Run a scenario to its end, its horizon, a verdict, or Ctrl-C; always returns what was simulated.
 
@@ -44,18 +48,24 @@ def simulate(
     Without `keep_records` only what the report needs of each request stays in memory; without `keep_samples` no
     timeline is taken.
     `setups` replaces the planned engines, by name in `scenario.deployments`; `observer` looks on and may end the run.
+    `stop_when_missed` ends it, with the verdict missed, as soon as its targets cannot be met any more, whatever comes.
     Raises KvplanError for what cannot be simulated, DoesNotFit when an engine would not start.
     """
     started = time.monotonic()
     scenario = as_scenario(scenario)
     if scenario.problems is not None:
         return solve(
-            scenario, step_by_step=step_by_step, progress=progress, setups=setups, observer=observer
-        ).result
+            scenario, step_by_step=step_by_step, progress=progress, setups=setups, observer=observer,
+            stop_when_missed=stop_when_missed,
+        ).result  # fmt: skip
     find_grid(scenario)  # what is wrong with a price file is said before the run
     setups = setups or set_ups(scenario)
     load = draw_load(scenario.workload, scenario.folder)
     source = LoadRequests(load, scenario.workload.seed, progress)
+    slos = {name: cls.slo or scenario.slo for name, cls in scenario.workload.by_name.items()}
+    if stop_when_missed:
+        counts = np.bincount(load.class_id, minlength=len(slos))
+        source.misses = Misses(list(slos.values()), counts.tolist())
     run = Run(scenario, setups, source, step_by_step, observer, started)
     if not keep_records:
         run.records.keep(SUMMARY_FIELDS)
@@ -65,7 +75,6 @@ def simulate(
     for note in load.notes:
         run.note(note)
     is_open_loop = load.arrivals.kind not in ("closed_loop", "all_at_once")
-    slos = {name: cls.slo or scenario.slo for name, cls in scenario.workload.by_name.items()}
     result = collect(run, slos, len(load), is_open_loop)
     result.num_bad_rows = load.num_bad_rows
     return result
@@ -95,9 +104,11 @@ def solve(
     progress: Progress | None = None,
     setups: dict[str, Setup] | None = None,
     observer: Observer = NO_OBSERVER,
+    stop_when_missed: bool = False,
 ) -> SolveResult:
     """Run one strategy (the scenario's first by default) over the scenario's problems.
 
+    `stop_when_missed` ends the run as soon as too many problems are late for its targets.
     Raises KvplanError for what cannot be simulated, DoesNotFit when model and verifier do not fit together.
     """
     assert scenario.problems is not None
@@ -108,6 +119,7 @@ def solve(
     setups = setups or set_up_all(scenario)
     check_setups(setups, scenario)
     source = BranchRequests(scenario, chosen, verifier_step_time(scenario), progress, observer)
+    source.stops_when_missed = stop_when_missed
     run = Run(scenario, setups, source, step_by_step, observer, started)
     run.go()
     return solution(run, source)
