@@ -261,11 +261,21 @@ def _known(name: str) -> tuple[str, str, bool | None]:
         return base, inner, None
     if base.startswith("no-") and vllm_flags().get(base[3:]) == "switch":
         return base[3:], inner, False
+    if len(begun := _begun(base)) == 1:
+        return begun[0], inner, None
+    if begun:
+        raise KvplanError(f"--{base}: ambiguous, could be {', '.join(f'--{name}' for name in begun[:4])}")
     if base in GONE:
         raise KvplanError(f"--{base}: vLLM 0.32 has no such flag ({GONE[base]})")
     raise KvplanError(
         f"--{base[:60]}: vLLM 0.32 has no such flag{did_you_mean(base[:60], ('tensor-parallel-size', *vllm_flags()))}"
     )
+
+
+def _begun(base: str) -> list[str]:
+    """Flags that a spelling begins, as the parser lets them be cut short: `--tensor-parallel 4`."""
+    spelled = {**{name: name for name in vllm_flags()}, **_also()}
+    return sorted({flag for name, flag in spelled.items() if len(name) > 3 and name.startswith(base)})
 
 
 def _vllm(words: list[str], environment: dict[str, str]) -> Command:

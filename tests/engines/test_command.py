@@ -84,6 +84,7 @@ DRAFTS, METHOD = "num_speculative_tokens", "speculative_method"
     [
         ("vllm serve m -tp 2 -pp=3 -dp 4", {TP: 2, PP: 3, DP: 4}),
         ("vllm serve m --max_model_len=32K -ep", {"max_model_len": 32768, "enable_expert_parallel": True}),
+        ("vllm serve m --tensor-parallel 4 --max-num-se 8", {TP: 4, "max_num_seqs": 8}),
         ("vllm serve m --no-enable-prefix-caching", {"enable_prefix_caching": False}),
         ("vllm serve m -sc.method mtp -sc.num_speculative_tokens 2", {METHOD: "mtp", DRAFTS: 2}),
         (
@@ -130,6 +131,7 @@ def test_other_engines() -> None:
         ("vllm bench serve --model m", "no engine is started"),
         ("vllm serve m --tensor-parallel-sise 2", "did you mean tensor-parallel-size"),
         ("vllm serve m --swap-space 4", "has no such flag"),
+        ("vllm serve m --max 4", "ambiguous, could be"),
         ("vllm serve m other", "unrecognized argument 'other'"),
         ("vllm serve m -tp", "expected one argument"),
         ("vllm serve m -tp $N", "value is not stated"),

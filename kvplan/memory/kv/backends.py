@@ -214,6 +214,10 @@ def is_quantized(kv_dtype: str) -> bool:
     return kv_dtype not in _AUTO
 
 
+OWN = ("DIFFKV", "MINIMAX_M3_SPARSE")
+"""Ends of backends that a model's layers ask for themselves, whatever `--attention-backend` says."""
+
+
 def select_backend(capability: Capability, needs: LayerNeeds, forced: str | None = None) -> Backend:
     """Return the backend the engine would use for this layer on this GPU.
 
@@ -229,7 +233,7 @@ def select_backend(capability: Capability, needs: LayerNeeds, forced: str | None
         raise KvplanError(f"unknown attention backend {forced!r}{did_you_mean(forced, BACKENDS)}")
     reasons = []
     names = priorities(capability, needs)
-    for name in [forced] if forced and not names[0].endswith("DIFFKV") else names:
+    for name in [forced] if forced and not names[0].endswith(OWN) else names:
         backend = BACKENDS[name]
         reason = refusal(backend, capability, needs)
         if not reason:
