@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -12,6 +13,8 @@ from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import catalog_dir
 from kvplan.models.architectures import from_config
 from kvplan.models.config import read_json
+from kvplan.models.gguf import gguf_config
+from kvplan.models.quantization import GGUF_BITS
 from kvplan.models.spec import ModelSpec
 
 __all__ = ["aliases", "bundled_models", "find_bundled", "from_config", "load_model", "path_exists"]
@@ -35,6 +38,10 @@ def load_model(
     if text.casefold() in _index():
         return _bundled(*_index()[text.casefold()], hf_overrides or {})
     path = Path(os.path.expanduser(text))  # of a user who is not there: the name as it is
+    if path.suffix.casefold() == ".gguf" and path_exists(path):
+        return from_config(overlaid(gguf_config(path), hf_overrides or {}), path.stem, str(path))
+    if (named := _named_gguf(text, hf_overrides or {})) is not None and not path_exists(path):
+        return named
     if path_exists(path):
         file = path / "config.json" if path.is_dir() else path
         name = path.name if path.is_dir() else _file_name(path)
@@ -46,6 +53,20 @@ def load_model(
     what = "no such file or folder" if looks_local else "not a bundled model, a file or a folder"
     elsewhere = "; --hub asks the Hugging Face hub" if text.count("/") == 1 and not looks_local else ""
     raise KvplanError(f"{text[:120]!r}: {what}{did_you_mean(text[:120], _known_names())}{elsewhere}")
+
+
+def _named_gguf(text: str, overrides: Mapping[str, object]) -> ModelSpec | None:
+    """A bundled model in a GGUF type that stands in a name: `publisher/Model-GGUF:Q4_K_M`, `Model-Q4_K_M.gguf`."""
+    found = re.fullmatch(r"(.+?)(?:-GGUF)?[:.-](?:UD-)?([A-Z0-9_]+?)(?:_XL)?(?:\.gguf)?", text, re.IGNORECASE)
+    if found is None or found[2].upper() not in GGUF_BITS or not re.search(r"gguf|:", text, re.IGNORECASE):
+        return None
+    base = find_bundled(found[1].rpartition("/")[2])
+    if base is None:
+        return None
+    kept = {key: value for key, value in _read_bundled(base).items() if key != "quantization_config"}
+    kept |= {"quantization_config": {"quant_method": "gguf", "file_type": found[2].upper()}}
+    model = from_config(overlaid(kept, overrides), text, f"bundled: {kept.get('_source', 'unknown')}")
+    return replace(model, planned_as=base.stem.replace("--", "/"))
 
 
 def bundled_models() -> tuple[str, ...]:

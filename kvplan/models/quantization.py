@@ -122,10 +122,24 @@ def _section(model: ModelSpec) -> Keys:
     return Keys(model.name, {**k.raw, **k.section("quantization").raw})
 
 
+ON_LOAD = {
+    "fp8": FP8_TENSOR,
+    "fp8_per_tensor": FP8_TENSOR,
+    "fp8_per_channel": FP8_CHANNEL,
+    "fp8_per_block": fp8_block(128, 128),
+    "int8_per_channel_weight_only": INT8_CHANNEL,
+    "mxfp8": MXFP8,
+    "nvfp4_per_token": NVFP4,
+    "experts_int8": INT8_CHANNEL,
+    "bitsandbytes": NF4_DOUBLE,
+}
+"""What `--quantization` makes of a 16-bit checkpoint."""
+
+
 def _on_load(model: ModelSpec, quantization: str | None) -> Rule:
     if quantization is None:
         return lambda module: None
-    schemes = {"fp8": FP8_TENSOR, "bitsandbytes": NF4_DOUBLE, "experts_int8": INT8_CHANNEL}
+    schemes = ON_LOAD
     if quantization not in schemes:
         raise Keys(model.name, {}).error(
             f"has no quantization_config, and --quantization {quantization[:40]} cannot quantise on load"
@@ -263,6 +277,12 @@ def _mxfp4(k: Keys) -> Rule:
     return lambda module: MXFP4 if module.role == "expert" and module.name not in ignored else None
 
 
+def _mxfp8(k: Keys) -> Rule:
+    return _everywhere(
+        MXFP8, _ignored(k, "ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers")
+    )
+
+
 def _bitsandbytes(k: Keys) -> Rule:
     nf4 = NF4_DOUBLE if k.flag("bnb_4bit_use_double_quant") else NF4
     scheme = INT8_CHANNEL if k.flag("load_in_8bit", k.flag("_load_in_8bit")) else nf4
@@ -298,6 +318,8 @@ def _compressed_scheme(weights: Keys, k: Keys) -> Scheme:
     )
     if bits == 4 and kind == "float":
         return MXFP4_LINEAR if group == 32 else NVFP4
+    if bits == 8 and kind == "float" and group == 32:
+        return MXFP8
     if strategy == "group" or (bits < 8 and strategy == "channel"):
         return grouped(bits, group or -1, not weights.flag("symmetric", True))
     if strategy == "block":
@@ -354,6 +376,169 @@ def _algorithm(name: str, k: Keys) -> Scheme:
     return _ALGORITHMS[name]
 
 
+# ---- Quark
+
+
+def _quark(k: Keys) -> Rule:
+    """AMD's: one config for all layers, others by name, a list of those left alone.
+
+    As vLLM 0.32 reads the list: names and `re:` patterns hold, wildcards do not; experts are all left alone or none.
+    """
+    listed = k.texts("exclude")
+    experts = [name.partition(".experts.")[0] + ".experts" for name in listed if ".experts." in name]
+    ignored = Names([*experts, *(name for name in listed if name.startswith("re:") or "*" not in name)])
+    whole = _quark_scheme(k.section("global_quant_config"), k)
+    named = k.section("layer_quant_config")
+    others = [(Names([name]), _quark_scheme(named.section(name), k)) for name in named.raw]
+
+    def rule(module: Module) -> Scheme | None:
+        if not module.linear or module.role == "lm_head" or module.name in ignored:
+            return None
+        return next((scheme for names, scheme in others if module.name in names), whole)
+
+    return rule
+
+
+def _quark_scheme(config: Keys, k: Keys) -> Scheme | None:
+    """The scheme of one of Quark's configs; None where it leaves weights alone."""
+    told = config.raw.get("weight")
+    if isinstance(told, list):  # two steps of scales: NVFP4
+        return NVFP4 if len(told) > 1 else _quark_scheme(Keys(k.name, {"weight": told[0]}), k)
+    weight = config.section("weight")
+    dtype, scheme = weight.text("dtype"), weight.text("qscheme", default="per_tensor")
+    if not dtype:
+        return None
+    if dtype in ("fp4", "mx") and weight.text("mx_element_dtype", default="fp4") == "fp4":
+        return MXFP4_LINEAR
+    if dtype.startswith(("fp6", "fp8")) and scheme == "per_group":
+        return replace(MXFP8, name=f"mx{dtype[:3]}", bits=int(dtype[2]))
+    if scheme == "per_block":
+        sizes = weight.counts("block_size") or (128, 128)
+        return fp8_block(*sizes[:2]) if len(sizes) >= 2 and all(sizes) else fp8_block(128, 128)
+    if dtype.startswith("fp8"):
+        return FP8_CHANNEL if scheme == "per_channel" else FP8_TENSOR
+    if dtype == "int8":
+        return (
+            INT8_CHANNEL if scheme == "per_channel" else replace(INT8_CHANNEL, scale_bytes=0, tensor_bytes=8)
+        )
+    if dtype in ("int4", "uint4"):
+        return grouped(4, weight.count("group_size", default=-1, low=-1), dtype == "uint4")
+    raise k.error(f"quantization_config: Quark's {dtype[:20]} weights {scheme[:20]} are not known")
+
+
+# ---- torchao, HQQ, GGUF: no class of vLLM 0.32 sizes them without their libraries
+
+
+def _torchao(k: Keys) -> Rule:
+    """A config class of torchao's, or one for each module; experts stay as they are (vLLM converts linear layers)."""
+    default = k.section("quant_type").section("default")
+    skipped = _ignored(k, "modules_to_not_convert")
+    data = default.section("_data")
+    each = data.section("module_fqn_to_config").raw or data.section("fqn_to_config").raw
+    if not each:
+        whole: Scheme | None = _torchao_scheme(default, k)
+        schemes: list[tuple[Names, Scheme | None]] = []
+    else:
+        read = {
+            name: _torchao_scheme(Keys(k.name, v), k) if isinstance(v, dict) else None
+            for name, v in each.items()
+        }
+        whole = read.pop("_default", None)
+        schemes = [(Names([name]), scheme) for name, scheme in read.items()]
+
+    def rule(module: Module) -> Scheme | None:
+        if not module.linear or module.role in ("expert", "lm_head") or module.name in skipped:
+            return None
+        return next((scheme for names, scheme in schemes if module.name in names), whole)
+
+    return rule
+
+
+def _torchao_scheme(config: Keys, k: Keys) -> Scheme:
+    """Bytes by torchao's config class: 4-bit weights for its tiled kernels, or spread out to bytes for the others."""
+    kind, data = config.text("_type"), config.section("_data")
+    group = data.count("group_size", default=128, low=-1)
+    if kind == "Int4WeightOnlyConfig":
+        return Scheme(f"int4 group {group}", 4, 4, block_cols=max(group, 0))
+    if kind.startswith("Float8"):
+        granularity = str(data.raw.get("granularity"))
+        return FP8_CHANNEL if "PerRow" in granularity or kind == "Float8WeightOnlyConfig" else FP8_TENSOR
+    if kind in ("Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"):
+        return INT8_CHANNEL
+    if kind in (
+        "Int8DynamicActivationInt4WeightConfig",
+        "Int8DynamicActivationIntxWeightConfig",
+        "IntxWeightOnlyConfig",
+    ):
+        return Scheme("int4 in bytes", 8, 4, block_cols=group if "group_size" in data else 0)
+    raise k.error(f"quantization_config: torchao's {kind[:60]!r} is not known")
+
+
+def _hqq(k: Keys) -> Rule:
+    """Half-quadratic quantisation: a scale and a zero point, 16 bits each, per group."""
+    config = k.section("quant_config")
+    sizes = config.section("weight_quant_params") if "weight_quant_params" in config else k
+    bits, group = (
+        sizes.count("nbits", "bits", default=4, high=8),
+        sizes.count("group_size", default=64, low=-1),
+    )
+    scheme = Scheme(f"hqq {bits} bits, group {group}", bits, 4, block_cols=max(group, 0))
+    return _everywhere(scheme, _ignored(k, "skip_modules"))
+
+
+GGUF_BITS = {
+    **{
+        "IQ1_S": 2.0042,
+        "IQ1_M": 2.146,
+        "IQ2_XXS": 2.3824,
+        "IQ2_XS": 2.5882,
+        "IQ2_S": 2.7403,
+        "IQ2_M": 2.9294,
+    },
+    **{
+        "IQ3_XXS": 3.2548,
+        "IQ3_XS": 3.4977,
+        "IQ3_S": 3.6606,
+        "IQ3_M": 3.7628,
+        "IQ4_XS": 4.4597,
+        "IQ4_NL": 4.6818,
+    },
+    **{
+        "Q2_K_S": 2.9697,
+        "Q2_K": 3.1593,
+        "Q3_K_S": 3.6429,
+        "Q3_K_M": 3.996,
+        "Q3_K_L": 4.2979,
+        "Q4_K_S": 4.6672,
+    },
+    **{
+        "Q4_K_M": 4.8944,
+        "Q5_K_S": 5.5704,
+        "Q5_K_M": 5.7036,
+        "Q6_K": 6.5633,
+        "Q8_0": 8.5008,
+        "F16": 16.0,
+        "BF16": 16.0,
+    },
+    **{"Q4_0": 4.5, "Q4_1": 5.0, "Q5_0": 5.5, "Q5_1": 6.0, "MXFP4": 4.25, "F32": 32.0},
+}
+"""Bits per weight of a whole file, by the name it bears: mixes as llama.cpp's quantize makes them of Llama-3.1-8B
+(its tools/quantize/README.md; Q3_K_M from its first edition), plain types as their blocks are."""
+
+
+def _gguf(k: Keys) -> Rule:
+    """Every matrix of a GGUF file, embedding and head too, at the file's mean bits per weight."""
+    named = k.text("file_type").upper().removeprefix("UD-")
+    bits = k.raw.get("bits_per_weight", GGUF_BITS.get(named))
+    if not isinstance(bits, int | float) or not 0 < bits <= 64:
+        raise k.error(
+            f"quantization_config: GGUF type {named[:20]!r} is not known ({', '.join(GGUF_BITS)} are)"
+        )
+    whole = int(bits)
+    scheme = Scheme(f"gguf {named or 'file'}", whole, (bits - whole) / 8, block_cols=1)
+    return lambda module: scheme if module.linear or module.role in ("embedding", "lm_head") else None
+
+
 METHODS: Mapping[str, Callable[[Keys], Rule]] = {
     "fp8": _fp8,
     "fbgemm_fp8": _fbgemm,
@@ -361,7 +546,10 @@ METHODS: Mapping[str, Callable[[Keys], Rule]] = {
     "awq_marlin": _awq,
     "gptq": _gptq,
     "gptq_marlin": _gptq,
+    "auto_awq": _awq,
+    "auto_gptq": _gptq,
     "auto-round": _auto_round,
+    "inc": _auto_round,
     "intel/auto-round": _auto_round,
     "mxfp4": _mxfp4,
     "bitsandbytes": _bitsandbytes,
@@ -369,4 +557,10 @@ METHODS: Mapping[str, Callable[[Keys], Rule]] = {
     "modelopt": _modelopt,
     "modelopt_fp4": _modelopt,
     "modelopt_mixed": _modelopt,
+    "modelopt_mxfp8": _mxfp8,
+    "mxfp8": _mxfp8,
+    "quark": _quark,
+    "torchao": _torchao,
+    "hqq": _hqq,
+    "gguf": _gguf,
 }

@@ -226,7 +226,7 @@ class _Loader(NamedTuple):
     least_padding: bool
 
     def module_bytes(self, m: Module) -> int:
-        scheme = self.rule(m) if m.linear else None
+        scheme = self.rule(m) if m.linear or m.role == "embedding" else None
         itemsize = m.itemsize or self.itemsize
         if scheme is None:
             return m.parameters * itemsize

@@ -1,0 +1,146 @@
+"""Formats that checkpoints come in: GGUF's header and names, torchao's and HQQ's configs, Quark's lists.
+
+Quark, MXFP8, NVFP4, AWQ and fp8 are held to vLLM's own classes in `test_architectures.py` (the cases named `dense@`
+and `moe@`). vLLM 0.32 sizes neither GGUF nor HQQ, and torchao only with its library: those follow their specifications.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvplan.errors import KvplanError
+from kvplan.models.architectures import from_config
+from kvplan.models.load import load_model
+from kvplan.models.weights import heaviest_rank
+from kvplan.units import GiB
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+LINEAR = 2 * (4 * 1024**2 + 3 * 1024 * 4096)
+"""Weights of the layers' matrices."""
+ENDS, NORMS = 2 * 32000 * 1024, 5 * 1024
+
+
+def weights(quantization: dict[str, Any]) -> int:
+    mine = heaviest_rank(from_config({**LLAMA, "quantization_config": quantization}))
+    return mine.total - mine.rotary
+
+
+def torchao(kind: str, **data: Any) -> dict[str, Any]:
+    return {"quant_method": "torchao", "quant_type": {"default": {"_type": kind, "_data": data}}}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bits"),
+    [
+        (torchao("Int4WeightOnlyConfig", group_size=128), 4 + 32 / 128),
+        (torchao("Int8DynamicActivationInt4WeightConfig", group_size=32), 8 + 32 / 32),
+        (torchao("ModuleFqnToConfig", module_fqn_to_config={"_default": None}), 16),
+        (
+            {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}},
+            4.5,
+        ),
+        ({"quant_method": "mxfp8"}, 8.25),
+    ],
+)
+def test_bits_of_a_weight(quantization: dict[str, Any], bits: float) -> None:
+    """Of the layers' matrices; ends and norms keep 16."""
+    assert weights(quantization) == LINEAR * bits / 8 + 2 * (ENDS + NORMS)
+
+
+def test_torchao_keeps_what_its_map_leaves_out() -> None:
+    """A module named with null stays in 16 bits, others take the default."""
+    int4 = {"_type": "Int4WeightOnlyConfig", "_data": {"group_size": 128}}
+    each = torchao(
+        "ModuleFqnToConfig", module_fqn_to_config={"_default": int4, "model.layers.0.mlp.down_proj": None}
+    )
+    spared = 1024 * 4096
+    assert (
+        weights(each) - weights(torchao("Int4WeightOnlyConfig", group_size=128)) == spared * (16 - 4.25) / 8
+    )
+
+
+def test_quark_reads_its_list_as_vllm_does() -> None:
+    """Names and `re:` patterns hold; a wildcard does not (vLLM 0.32)."""
+    weight = {"dtype": "fp4", "qscheme": "per_group", "group_size": 32}
+    quark = {"quant_method": "quark", "global_quant_config": {"weight": weight}}
+    assert weights({**quark, "exclude": ["*mlp*"]}) == weights({**quark, "exclude": ["lm_head"]})
+    kept = weights({**quark, "exclude": ["re:.*mlp.*"]}) - weights({**quark, "exclude": []})
+    assert kept == 2 * 3 * 1024 * 4096 * (16 - 4.25) / 8
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"),
+    [
+        ("Llama-3.1-8B-GGUF:Q4_K_M", 4.58),
+        ("some/Llama-3.1-8B-Q6_K.gguf", 6.14),
+        ("x/Llama-3.1-8B-GGUF:UD-IQ2_M", 2.74),
+    ],
+)
+def test_a_gguf_type_in_a_name(name: str, gib: float) -> None:
+    """Sizes that llama.cpp publishes for Llama-3.1-8B (tools/quantize/README.md)."""
+    mine = heaviest_rank(load_model(name))
+    assert (mine.total - mine.rotary) / GiB == pytest.approx(gib, abs=0.01)
+    assert load_model(name).planned_as == "meta-llama/Llama-3.1-8B"
+
+
+def gguf(kinds: dict[str, int], architecture: str = "llama") -> bytes:
+    """A file's header: Llama's facts, its tensors in the types asked for, others in Q4_K (12)."""
+
+    def text(of: str) -> bytes:
+        return struct.pack("<Q", len(of)) + of.encode()
+
+    facts = {"embedding_length": 1024, "feed_forward_length": 4096, "block_count": 2, "context_length": 4096}
+    facts |= {"attention.head_count": 8}
+    said = text("general.architecture") + struct.pack("<I", 8) + text(architecture)
+    said += text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b")
+    said += b"".join(text(f"{architecture}.{key}") + struct.pack("<II", 4, of) for key, of in facts.items())
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd": (1024, 32000),
+        "output": (1024, 32000),
+        "output_norm": (1024,),
+    }
+    for i in range(2):
+        shapes |= {f"blk.{i}.{x}": (1024, 1024) for x in ("attn_q", "attn_k", "attn_v", "attn_output")}
+        shapes |= {f"blk.{i}.{x}": (1024, 4096) for x in ("ffn_gate", "ffn_up", "ffn_down")}
+        shapes |= {f"blk.{i}.{x}": (1024,) for x in ("attn_norm", "ffn_norm")}
+    for name, sizes in shapes.items():
+        kind = kinds.get(name, 0 if len(sizes) == 1 else 12)
+        said += text(f"{name}.weight") + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, 0)
+    return struct.pack("<4sIQQ", b"GGUF", 3, len(shapes), len(facts) + 2) + said
+
+
+def test_a_gguf_file_weighs_what_its_header_says(tmp_path: Path) -> None:
+    """Q4_K is 144 bytes for 256 weights, Q6_K 210; norms are 16 bits once loaded."""
+    file = tmp_path / "tiny-Q4_K_M.gguf"
+    file.write_bytes(gguf({"output": 14}))
+    mine = heaviest_rank(load_model(file))
+    quantised = (LINEAR + ENDS // 2) // 256 * 144 + ENDS // 2 // 256 * 210
+    assert mine.total - mine.rotary == pytest.approx(quantised + 2 * NORMS, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"GGUF", "damaged GGUF header"),
+        (b"nothing at all, but long enough to be read", "not a GGUF file"),
+        (gguf({})[:900], "damaged GGUF header"),
+        (gguf({"output": 77}), "tensors of type 77"),
+        (gguf({}, "mamba"), "architecture 'mamba' is not planned"),
+    ],
+)
+def test_bad_gguf_files_are_named(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(data)
+    with pytest.raises(KvplanError, match=message):
+        load_model(tmp_path / "bad.gguf")
