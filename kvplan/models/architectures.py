@@ -187,6 +187,9 @@ TEXT_OF = {
     "MiniCPMV4_6ForConditionalGeneration": "Qwen3_5ForCausalLM",
     "MiniCPMV4_7ForConditionalGeneration": "Qwen3_5ForCausalLM",
     "AriaForConditionalGeneration": "AriaTextForCausalLM",
+    "GLM4VForCausalLM": "ChatGLMModel",
+    "MossTranscribeDiarizeForConditionalGeneration": "Qwen3ForCausalLM",
+    "MiniCPMV": "",
     **dict.fromkeys(
         (
             *("AudioFlamingo3ForConditionalGeneration", "BeeForConditionalGeneration"),
@@ -211,6 +214,14 @@ TEXT_OF = {
     ),
 }
 """Multimodal architecture -> its language model's; empty: as the nested config says."""
+MINICPMV = {
+    "2.0": "MiniCPMForCausalLM",
+    "2.5": "LlamaForCausalLM",
+    "2.6": "Qwen2ForCausalLM",
+    "4.0": "LlamaForCausalLM",
+    "4.5": "Qwen3ForCausalLM",
+}
+"""MiniCPM-V's version -> its language model."""
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 
 DEFAULTS: dict[str, dict[str, object]] = {
@@ -235,51 +246,26 @@ TEXT_ORACLE = f"{ORACLE}, language model alone"
 BY_FORMULA = "its body is a family held to vLLM's class; this class itself was not run"
 UNHELD = frozenset(
     {
-        "AriaForConditionalGeneration",
+        "AriaTextForCausalLM",
         "BailingMoeV3VLForConditionalGeneration",
-        "BeeForConditionalGeneration",
-        "DeepseekOCRForCausalLM",
         "DeepseekVLV2ForCausalLM",
-        "DotsOCRForCausalLM",
-        "Eagle2_5_VLForConditionalGeneration",
         "FunAudioChatForConditionalGeneration",
         "Gemma3nForConditionalGeneration",
-        "Glm4vMoeForConditionalGeneration",
         "Granite4VisionForConditionalGeneration",
-        "H2OVLChatModel",
         "InternS1ForConditionalGeneration",
-        "InternVLChatModel",
-        "KeyeForConditionalGeneration",
-        "KeyeVL1_5ForConditionalGeneration",
-        "KimiVLForConditionalGeneration",
-        "Lfm2VlForConditionalGeneration",
-        "LightOnOCRForConditionalGeneration",
         "LlamaForCausalLMEagle3",
         "Llama_Nemotron_Nano_VL",
         "MiMoV2OmniForCausalLM",
         "MiniMaxM3ForCausalLM",
-        "MiniMaxM3SparseForConditionalGeneration",
         "MoonshotKimiaForCausalLM",
-        "NVLM_D",
         "NemotronH_Nano_Omni_Reasoning_V3",
-        "NemotronH_Nano_VL_V2",
-        "OpenCUAForConditionalGeneration",
         "Ovis2_5",
-        "Phi3VForCausalLM",
         "Phi4ForCausalLMV",
-        "Phi4MMForCausalLM",
-        "PixtralForConditionalGeneration",
         "Qwen2ForSequenceClassification",
         "Qwen2_5OmniModel",
         "Qwen3ASRRealtimeGeneration",
         "Qwen3ForSequenceClassification",
-        "Qwen3OmniMoeForConditionalGeneration",
-        "Qwen4ExpForConditionalGeneration",
-        "SkyworkR1VChatModel",
-        "Step3VLForConditionalGeneration",
         "Step3p7ForConditionalGeneration",
-        "UltravoxModel",
-        "VoxtralForConditionalGeneration",
         "XverseForCausalLM",
     }
 )
@@ -345,7 +331,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         tie_word_embeddings=outer.flag("tie_word_embeddings")
         or text.flag("tie_word_embeddings", row.tied if row else architecture.startswith(TIED_BY_DEFAULT)),
         score_head=score_head(architecture, text),
-        vision=vision_tower(outer, whole, text.count("hidden_size")),
+        vision=vision_tower(outer, whole, text.count("hidden_size"), multimodal=whole in TEXT_OF),
         longrope_original_len=longrope_original_len(text),
         yarn_max_model_len=yarn_max_model_len(text),
         rotary=rotary_tables(text, architecture, body.layers) if row is None or row.rotary else (),
@@ -378,7 +364,7 @@ def text_section(outer: Keys) -> Keys:
 
 def newline(architecture: str, text: Keys) -> tuple[Weight, ...]:
     """LLaVA's learned end of an image's row, which stays without the tower."""
-    has = architecture.startswith(("LlavaNextForC", "LlavaOnevisionForC"))
+    has = architecture.startswith(("LlavaNextForC", "LlavaOnevisionForC", "BeeForC"))
     return (Weight("image_newline", text.count("hidden_size")),) if has else ()
 
 
@@ -388,6 +374,8 @@ def text_architecture(outer: Keys, architecture: str) -> str:
         return architecture
     if TEXT_OF[architecture]:
         return TEXT_OF[architecture]
+    if architecture == "MiniCPMV":
+        return _of_version(outer)
     text = text_section(outer)
     names = text.texts("architectures")
     if names and names[0] in BUILDERS:
@@ -396,6 +384,14 @@ def text_architecture(outer: Keys, architecture: str) -> str:
     if kind in BY_MODEL_TYPE:
         return BY_MODEL_TYPE[kind]
     raise outer.error(f"architecture {architecture!r}: its language model {kind[:60]!r} is not known")
+
+
+def _of_version(outer: Keys) -> str:
+    """MiniCPM-V's language model, which only the version tells."""
+    version = str(outer.raw.get("version"))
+    if version not in MINICPMV:
+        raise outer.error(f"version {version[:20]!r} of MiniCPMV is not known ({', '.join(MINICPMV)} are)")
+    return MINICPMV[version]
 
 
 def find_architecture(k: Keys) -> str:

@@ -274,6 +274,10 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "Mixtral": (("mlp.", "block_sparse_moe."),),
     "GraniteMoe": (("mlp.shared_experts.", "shared_mlp."), ("mlp.", "block_sparse_moe.")),
     "KimiLinear": (("mlp.", "block_sparse_moe."),),
+    "MiniMaxM3": (
+        ("mlp.experts.", "block_sparse_moe.experts."),
+        ("mlp.shared_experts.", "block_sparse_moe.shared_experts."),
+    ),
 }
 """Architecture prefix -> where its checkpoints call a module otherwise; ignore lists use those names."""
 
@@ -301,7 +305,9 @@ def extra_modules(extras: tuple[Weight, ...], cut: Cut) -> Iterator[Module]:
     """A family's own weights on one rank; under `mlp.` they are the MLP's, else the attention's."""
     for w in extras:
         rows, cols = w.rows, w.cols
-        if w.cut == "rows":
+        if w.cut in ("rows", "cols") and w.unit > 1 and w.unit % cut.tp:
+            pass  # whole on every rank
+        elif w.cut == "rows":
             rows = cut.split(rows, f"rows of {w.name}")
         elif w.cut == "cols":
             cols = cut.split(cols, f"columns of {w.name}")

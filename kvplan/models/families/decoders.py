@@ -261,7 +261,9 @@ DECODERS: dict[str, PlainDecoder] = {
     "LLaMAForCausalLM": OPTIONAL_BIAS,
     "MiniCPMForCausalLM": PlainDecoder(tied=True),
     "Ministral3ForCausalLM": PlainDecoder(window=True),
-    "MuseGlimmerForCausalLM": PlainDecoder(norms=4, gated="use_attn_output_gate"),
+    "MuseGlimmerForCausalLM": PlainDecoder(
+        defaults={"use_attn_output_gate": True}, norms=4, gated="use_attn_output_gate"
+    ),
     "NanbeigeForCausalLM": PlainDecoder(rotary=False),
     "NemotronForCausalLM": PlainDecoder(matrices=2, layernorm=True),
     "OlmoForCausalLM": PlainDecoder(norms=0, final_norms=0, rotary=False),
@@ -328,6 +330,9 @@ DECODERS: dict[str, PlainDecoder] = {
         qk_norm="head",
         gated=True,
         experts=Experts(shared="num_shared_experts", dense="num_dense_layers", correction=True, itemsize=4),
+    ),
+    "AriaTextForCausalLM": PlainDecoder(
+        experts=Experts("moe_num_experts", "moe_topk", "intermediate_size", shared="moe_num_shared_experts")
     ),
     "BailingMoeForCausalLM": PlainDecoder(
         bias="use_qkv_bias",

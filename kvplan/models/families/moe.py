@@ -67,7 +67,7 @@ def deepseek_mlps(k: Keys, n: int) -> list[MlpSpec]:
         shared_intermediate_size=width
         * k.count("n_shared_experts", "num_shared_experts", default=0, low=0, high=1 << 16),
         router_correction=k.text("topk_method", default=_default_topk(k)) == "noaux_tc",
-        router_itemsize=4 if k.text("model_type").startswith("glm4_moe") else 0,
+        router_itemsize=4 if k.text("model_type").startswith(("glm4_moe", "glm4v_moe")) else 0,
     )
     first, every = k.count("first_k_dense_replace", default=0, low=0), k.count("moe_layer_freq", default=1)
     return _interleave(k, [moe if i >= first and i % every == 0 else None for i in range(n)])
@@ -298,6 +298,9 @@ def mla(k: Keys, **traits: Any) -> AttentionSpec:
 def deepseek(k: Keys) -> Body:
     """DeepSeek V2, V3, R1 and Kimi-K2."""
     n = num_layers(k)
+    if "kv_lora_rank" not in k:  # DeepSeek-OCR's language model: heads without latents
+        layers = stack(k, [gqa(k)] * n, deepseek_mlps(k, n))
+        return Body(layers)
     if "q_lora_rank" not in k.raw:
         raise k.error("q_lora_rank is missing (null where queries are not compressed)")
     layers = stack(k, [mla(k)] * n, deepseek_mlps(k, n))

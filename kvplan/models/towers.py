@@ -1,0 +1,687 @@
+"""Vision and audio towers by declaration: an architecture's row says which parts its config's sizes make.
+
+A part is a `Weight`: rows, columns, and how tensor parallelism cuts it. Each row is held to vLLM 0.32's own class.
+Knows no bytes (`vision` places the parts on ranks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from kvplan.models.config import Keys
+from kvplan.models.spec import Weight
+
+Parts = Iterator[Weight]
+
+
+class Source(NamedTuple):
+    """What a row reads: the whole config, the section with the tower's sizes, the language model's width."""
+
+    outer: Keys
+    tower: Keys
+    text: int
+
+
+class Tower(NamedTuple):
+    """One row: where the sizes stand, and what they make."""
+
+    section: str
+    parts: Callable[[Source], Parts]
+    heads: bool = True
+    """Attention is cut by heads: they must divide by the ranks."""
+    rotary: bool = False
+    """It keeps a table of cosines and sines for 8,192 positions."""
+    kind: str = ""
+    """`model_type` of the only tower that the row describes, where the architecture takes others too."""
+
+
+def linear(name: str, rows: int, cols: int, cut: str = "", *, bias: bool = True, copies: int = 1) -> Weight:
+    """A matrix; `cut` is rows or cols."""
+    return Weight(
+        name, rows, cols, "rows" if cut == "rows" else "cols" if cut else "", bias=bias, copies=copies
+    )
+
+
+def vector(name: str, size: int, copies: int = 1) -> Weight:
+    """Norms, positions, scales."""
+    return Weight(name, size, copies=copies)
+
+
+def sizes(k: Keys) -> tuple[int, int, int]:
+    """Hidden size, width of the MLP, layers, under the names that towers give them."""
+    hidden = k.count("embed_dim", "d_model", "hidden_size", "width")
+    return (
+        hidden,
+        k.count("intermediate_size", "encoder_ffn_dim", default=4 * hidden),
+        k.count("num_hidden_layers", "encoder_layers", "depth", "layers", high=4096),
+    )
+
+
+def blocks(
+    k: Keys,
+    *,
+    layers: int = 0,
+    cut: bool = True,
+    gated: bool = False,
+    bias: bool = True,
+    norms: int = 4,
+    inner: int = 0,
+    kv: int = 0,
+    cut_mlp: bool = True,
+    key_bias: bool = True,
+) -> Parts:
+    """The transformer's layers: fused Q, K and V, the output, the MLP, and `norms` vectors of the hidden size each.
+
+    `inner`: width of the heads together where it is not the hidden size; `kv`: of the keys' heads.
+    """
+    hidden, width, n = sizes(k)
+    n, inner = layers or n, inner or hidden
+    rows, cols = ("rows", "cols") if cut else ("", "")
+    mlp_rows, mlp_cols = (rows, cols) if cut_mlp else ("", "")
+    if key_bias:
+        yield linear("attn.qkv", inner + 2 * (kv or inner), hidden, rows, bias=bias, copies=n)
+    else:
+        yield linear("attn.qv", 2 * inner, hidden, rows, bias=bias, copies=n)
+        yield linear("attn.k", inner, hidden, rows, bias=False, copies=n)
+    yield linear("attn.out", hidden, inner, cols, bias=bias, copies=n)
+    yield linear("fc1", (2 if gated else 1) * width, hidden, mlp_rows, bias=bias, copies=n)
+    yield linear("fc2", hidden, width, mlp_cols, bias=bias, copies=n)
+    yield vector("norms", norms * hidden, n)
+
+
+def patches(k: Keys, *, bias: bool = True, positions: int = -1, frames: int = 1) -> Parts:
+    """The convolution that cuts an image into patches, and learned positions: a grid's unless told."""
+    hidden, patch = sizes(k)[0], k.count("patch_size", high=4096)
+    channels = k.count("num_channels", "in_channels", "in_chans", default=3, high=64)
+    yield linear("patch_embedding", hidden, channels * frames * patch**2, bias=bias)
+    if positions:
+        yield vector("positions", (positions if positions > 0 else grid(k)) * hidden)
+
+
+def grid(k: Keys) -> int:
+    """Patches of the largest image."""
+    return (k.count("image_size", high=1 << 20) // k.count("patch_size", high=4096)) ** 2
+
+
+def merge(k: Keys, *keys: str) -> int:
+    """Patches that become one token."""
+    return k.count(*keys or ("spatial_merge_size",), default=2, high=64) ** 2
+
+
+def two(
+    name: str, sizes: tuple[int, int, int], *, bias: bool = True, cut: bool = False, norm: int = 0
+) -> Parts:
+    """A norm of `norm` elements and two matrices: (out, middle, in)."""
+    out, middle, into = sizes
+    if norm:
+        yield vector(f"{name}.norm", norm)
+    yield linear(f"{name}.linear_1", middle, into, "rows" if cut else "", bias=bias)
+    yield linear(f"{name}.linear_2", out, middle, "cols" if cut else "", bias=bias)
+
+
+# ---- images: SigLIP, CLIP, InternViT, Pixtral, Qwen, MoonViT
+
+
+def siglip(k: Keys, *, layers: int = 0, positions: int = -1, post: bool = True) -> Parts:
+    """SigLIP without its projector."""
+    yield from patches(k, positions=positions)
+    yield from blocks(k, layers=layers)
+    if post:
+        yield vector("post_layernorm", 2 * sizes(k)[0])
+
+
+def clip(k: Keys, *, layers: int = 0, post: bool = False) -> Parts:
+    """CLIP up to the layer that is read: a class token, norms before the layers."""
+    hidden = sizes(k)[0]
+    yield from patches(k, bias=False, positions=grid(k) + 1)
+    yield vector("class_and_pre_layernorm", 3 * hidden)
+    yield from blocks(k, layers=layers)
+    if post:
+        yield vector("post_layernorm", 2 * hidden)
+
+
+def last_layer(s: Source, default: int = -2) -> int:
+    """Layers up to the one that `vision_feature_layer` reads."""
+    layers = sizes(s.tower)[2]
+    read = s.outer.raw.get("vision_feature_layer", default)
+    return layers + 1 + read if isinstance(read, int) and -layers <= read < 0 else layers
+
+
+def idefics3(s: Source) -> Parts:
+    """SigLIP, pixels shuffled, one matrix."""
+    shuffled = sizes(s.tower)[0] * s.outer.count("scale_factor", default=2, high=64) ** 2
+    yield from siglip(s.tower)
+    yield linear("connector", s.text, shuffled, bias=False)
+
+
+def aria(s: Source) -> Parts:
+    """SigLIP without its last norm, and queries that attend to the patches."""
+    hidden = sizes(s.tower)[0]
+    middle = s.text
+    yield from siglip(s.tower, post=False)
+    yield vector("query", s.outer.count("max_value_projector_patch_to_query_dict", default=256) * hidden)
+    yield linear("cross_attn", 7 * hidden, hidden, bias=False)
+    yield linear("cross_attn.linear", hidden, hidden)
+    yield vector("cross_attn.biases_and_norms", 10 * hidden)
+    yield linear("feed_forward.linear_in", middle, hidden, "rows", bias=False)
+    yield linear("feed_forward.linear_out", s.text, middle, "cols", bias=False)
+
+
+def paddle_ocr(s: Source) -> Parts:
+    """SigLIP, four patches merged."""
+    hidden = sizes(s.tower)[0]
+    merged = hidden * merge(s.tower)
+    yield from siglip(s.tower)
+    yield from two("mlp_AR", (s.text, merged, merged), norm=2 * hidden)
+
+
+def keye(s: Source) -> Parts:
+    """The same with packed positions, the projector cut; version 1.5 norms what it merged."""
+    hidden = sizes(s.tower)[0]
+    merged = hidden * merge(s.tower)
+    newer = s.outer.text("model_type").endswith("1_5")
+    yield from siglip(s.tower)
+    yield vector("packing_positions", 32768 * hidden)
+    yield from two("mlp_AR", (s.text, merged, merged), cut=True, norm=2 * (merged if newer else hidden))
+
+
+def lfm2_vl(s: Source) -> Parts:
+    """SigLIP 2, pixels unshuffled."""
+    merged = sizes(s.tower)[0] * s.outer.count("downsample_factor", default=2, high=64) ** 2
+    layers = last_layer(s, -1)
+    yield from siglip(s.tower, positions=s.tower.count("num_patches", default=256), layers=layers)
+    middle = s.outer.count("projector_hidden_size", default=2560)
+    norm = 2 * merged if s.outer.flag("projector_use_layernorm", True) else 0
+    yield from two(
+        "projector", (s.text, middle, merged), bias=s.outer.flag("projector_bias", True), norm=norm
+    )
+
+
+def minicpmv4(s: Source) -> Parts:
+    """SigLIP with a merger between its layers and another behind them."""
+    hidden, width, _ = sizes(s.tower)
+    merged = 4 * hidden
+    yield from siglip(s.tower)
+    yield linear("vit_merger.qkv", 3 * hidden, hidden, "rows")
+    yield linear("vit_merger.out", hidden, hidden, "cols")
+    yield vector("vit_merger.norm", 2 * hidden)
+    yield from two("vit_merger", (hidden, 4 * width, merged), norm=2 * merged)
+    yield from two("merger", (s.text, merged, merged), norm=2 * merged)
+
+
+def minicpmv(s: Source) -> Parts:
+    """SigLIP, and queries of the language model's width that attend to the patches."""
+    layers = sizes(s.tower)[2] - int(s.outer.flag("drop_vision_last_layer", True))
+    text = s.text
+    yield from siglip(s.tower, layers=layers)
+    yield vector("resampler.query", s.outer.count("query_num", default=64) * text)
+    yield linear("resampler.proj_and_attn", 5 * text, text, bias=False)
+    yield linear("resampler.kv_proj", text, sizes(s.tower)[0], bias=False)
+    yield vector("resampler.biases_and_norms", 10 * text)
+
+
+def phi4mm(s: Source) -> Parts:
+    """SigLIP of fixed sizes and the speech encoder: conformer layers between convolutions."""
+    v = Keys(
+        s.outer.name,
+        {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "patch_size": 14},
+    )
+    yield from siglip(v, positions=1024, post=False)
+    yield vector("separators", 2 * 1152)
+    yield from two("img_projection", (s.text, s.text, 1152))
+    a = s.outer.section("audio_processor").section("config")
+    dim, width, n = a.count("attention_dim"), a.count("linear_units"), a.count("num_blocks", high=4096)
+    conv = a.section("nemo_conv_settings").count("conv_channels", default=1024)
+    yield linear("embed.out", dim, conv * a.count("input_size") // a.count("time_reduction", default=8))
+    yield linear("embed.conv", 3 * conv, 9)
+    yield linear("embed.pointwise", 2 * conv, conv)
+    yield vector("attention_bias_and_means", 1000 * a.count("attention_heads") + 2 * a.count("input_size"))
+    yield linear("feed_forward.up", 4 * width, dim, copies=n)
+    yield linear("feed_forward.down", dim, width, copies=2 * n)
+    yield linear("self_attn", 4 * dim, dim, copies=n)
+    yield linear("conv.pointwise", 4 * dim, dim, copies=n)
+    yield linear("conv.depthwise", dim, a.count("kernel_size", high=64), copies=n)
+    yield vector("norms_and_gates", 12 * dim, n)
+    for name in ("audio_projection", "audio_projection_for_vision"):
+        yield from two(name, (s.text, s.text, dim))
+
+
+def eagle(s: Source) -> Parts:
+    """SigLIP, pixels shuffled, three layers."""
+    merged = 4 * sizes(s.tower)[0]
+    yield from siglip(s.tower)
+    yield from two("mlp1", (s.text, s.text, merged), norm=2 * merged)
+
+
+def bee(s: Source) -> Parts:
+    """SigLIP without its last norm, a projector with a norm, four times as wide as the language model."""
+    hidden = sizes(s.tower)[0]
+    yield from siglip(s.tower, post=False)
+    yield from two("projector", (s.text, 4 * s.text, hidden), norm=2 * hidden)
+
+
+def llava_onevision(s: Source) -> Parts:
+    """SigLIP, a whole projector on every rank."""
+    yield from siglip(s.tower, layers=last_layer(s, -1), post=False)
+    yield from two("projector", (s.text, s.text, sizes(s.tower)[0]))
+
+
+def llava_next(s: Source, *, cut: bool = True) -> Parts:
+    """CLIP up to its last layer but one."""
+    yield from clip(s.tower, layers=last_layer(s))
+    yield from two("projector", (s.text, s.text, sizes(s.tower)[0]), cut=cut)
+
+
+def phi3v(s: Source) -> Parts:
+    """CLIP-L of fixed sizes, up to its last layer but one."""
+    v = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "patch_size": 14,
+        "image_size": 336,
+    }
+    yield from clip(Keys(s.outer.name, v))
+    yield vector("separators", 2 * 4096)
+    yield Weight(
+        "embed_tokens", s.outer.count("vocab_size"), s.text, "vocab"
+    )  # beside the language model's own
+    yield from two("img_projection", (s.text, s.text, 4096))
+
+
+def intern_vit(s: Source, *, bias: bool = True) -> Parts:
+    """InternViT, its pixels shuffled. Layers scale what they add."""
+    k = s.tower
+    hidden, _, layers = sizes(k)
+    heads = k.count("num_attention_heads") + k.count("num_dummy_heads", default=0, low=0)
+    inner = hidden // k.count("num_attention_heads") * heads
+    select = s.outer.raw.get("select_layer", -1)
+    layers += 1 + select if isinstance(select, int) and -layers <= select < 0 else 0
+    qk_norm = 2 * inner if k.flag("qk_normalization") else 0
+    norms = 4 if k.text("norm_type") == "rms_norm" else 6
+    yield from patches(k, positions=grid(k) + 1)
+    yield vector("class_embedding", hidden)
+    yield from blocks(k, layers=layers, norms=norms, inner=inner)
+    yield vector("qk_norm", qk_norm, layers)
+    middle = s.text if bias else s.outer.section("llm_config").count("intermediate_size")
+    yield from two("mlp1", (s.text, middle, 4 * hidden), bias=bias, norm=8 * hidden)
+
+
+RADIO = {"vit_base_patch16_224": (768, 12, 3072), "vit_large_patch16_224": (1024, 24, 4096)}
+RADIO |= {"vit_huge_patch16_224": (1280, 32, 5120), "vit_giant_patch14_224": (1408, 40, 6144)}
+"""RADIO's models: hidden size, layers, width."""
+
+
+def radio(s: Source) -> Parts:
+    """RADIO: learned positions of its largest image, registers, a second embedding for pairs of frames."""
+    args = s.tower.section("args")
+    if args.text("model") not in RADIO:
+        raise s.tower.error(f"RADIO model {args.text('model')[:40]!r} is not known")
+    hidden, layers, width = RADIO[args.text("model")]
+    v = {"hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": layers}
+    k = Keys(s.tower.name, {**v, "patch_size": s.tower.count("patch_size", default=16, high=4096)})
+    side = args.count("cpe_max_size", default=2048) // k.count("patch_size")
+    frames = s.tower.count("video_temporal_patch_size", default=1, high=64)
+    merged, middle = 4 * hidden, s.outer.count("projector_hidden_size")
+    yield from patches(k, bias=False, positions=side**2)
+    if frames > 1 and s.tower.flag("separate_video_embedder", True):
+        yield from patches(k, bias=False, positions=0, frames=frames)
+    yield vector("registers", _registers(args) * hidden)
+    yield from blocks(k, norms=6)
+    yield from two("mlp1", (s.text, middle, merged), bias=False, norm=merged)
+
+
+def _registers(args: Keys) -> int:
+    """One token, or one a teacher, filled up to a multiple."""
+    found = args.raw.get("teachers")
+    names = {str(t.get("name")) for t in found if isinstance(t, dict)} if isinstance(found, list) else set()
+    tokens = len(names) if args.flag("cls_token_per_teacher") else 1
+    multiple = args.count("register_multiple", default=0, low=0)
+    return tokens + (multiple - tokens % multiple if multiple else 0)
+
+
+def pixtral(s: Source) -> Parts:
+    """Pixtral; an adapter, with four patches merged before it where the config says so."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    yield from patches(k, bias=False, positions=0)
+    yield vector("ln_pre", hidden)
+    yield from blocks(k, gated=True, bias=False, norms=2)
+    if k.text("mm_projector_id") == "patch_merge":
+        yield linear("patch_merger", hidden, hidden * merge(k), bias=False)
+    if k.flag("add_pre_mm_projector_layer_norm"):
+        yield vector("pre_norm", hidden)
+    yield from two("adapter", (s.text, s.text, hidden), bias=k.flag("adapter_bias", True))
+
+
+def lighton_ocr(s: Source) -> Parts:
+    """Pixtral as Mistral 3 has it."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    yield from patches(k, bias=False, positions=0)
+    yield vector("ln_pre_and_norm", 2 * hidden)
+    yield from blocks(k, gated=True, bias=False, norms=2)
+    yield linear("patch_merger", hidden, hidden * merge(s.outer), bias=False)
+    bias = s.outer.flag("multimodal_projector_bias")
+    yield from two("projector", (s.text, s.text, hidden), bias=bias, cut=True)
+
+
+def qwen2_5(k: Keys, *, out: int = 0) -> Parts:
+    """Qwen 2.5's tower; `num_key_value_heads` fewer than heads in EXAONE 4.5's."""
+    hidden, merged = sizes(k)[0], sizes(k)[0] * merge(k)
+    kv = hidden // k.count("num_heads") * k.count("num_key_value_heads", default=k.count("num_heads"))
+    frames = k.count("temporal_patch_size", default=2, high=64)
+    yield from patches(k, bias=False, positions=0, frames=frames)
+    yield from blocks(k, gated=True, norms=2, kv=kv)
+    yield from two("merger", (out or k.count("out_hidden_size"), merged, merged), cut=True, norm=hidden)
+
+
+def glm_ocr(s: Source) -> Parts:
+    """GLM-4.xV's tower with norms of Q and K, without learned positions."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    out, width = k.count("out_hidden_size"), sizes(k)[1]
+    frames = k.count("temporal_patch_size", default=2, high=64)
+    yield from patches(k, positions=0, frames=frames)
+    yield from blocks(k, gated=True, bias=k.flag("attention_bias"), norms=2)
+    yield vector("qk_norms", 2 * hidden // k.count("num_heads"), sizes(k)[2])
+    yield linear("downsample", out, hidden * merge(k))
+    yield linear("merger.proj", out, out, "rows", bias=False)
+    yield vector("norms", 2 * out + hidden)
+    yield from _gated(out, width, out)
+
+
+def _gated(out: int, width: int, into: int) -> Parts:
+    """A gated MLP, cut."""
+    yield linear("merger.gate_up", 2 * width, into, "rows", bias=False)
+    yield linear("merger.down", out, width, "cols", bias=False)
+
+
+def glm4v_9b(s: Source) -> Parts:
+    """EVA-CLIP of GLM-4V-9B: patches convolved again, a gated projector as wide as the language model's MLP."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    yield from patches(k, positions=k.count("num_positions", default=grid(k) + 1))
+    yield vector("class_embedding", hidden)
+    yield from blocks(k)
+    yield linear("conv", s.text, 4 * hidden)
+    yield linear("linear_proj", s.text, s.text, bias=False)
+    yield vector("norms_and_marks", 4 * s.text)
+    yield from _gated(s.text, s.outer.count("ffn_hidden_size"), s.text)
+
+
+def dots_ocr(s: Source) -> Parts:
+    """A gated tower without biases, its merger as Qwen's."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    bias, merged = k.flag("use_bias"), sizes(k)[0] * merge(k)
+    yield from patches(k, positions=0)
+    yield vector("norms", (1 + int(k.flag("post_norm", True))) * hidden)
+    yield from blocks(k, gated=True, bias=bias, norms=2)
+    yield from two("merger", (k.count("hidden_size"), merged, merged), cut=True, norm=2 * hidden)
+
+
+def moonvit(s: Source) -> Parts:
+    """MoonViT, its projector whole."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    grid_size = k.count("init_pos_emb_height", default=64) * k.count("init_pos_emb_width", default=64)
+    yield from patches(k, positions=grid_size)
+    yield from blocks(k)
+    yield vector("final_layernorm", 2 * hidden)
+    yield from two("projector", (s.text, 4 * hidden, 4 * hidden), norm=2 * hidden)
+
+
+def muse_glimmer(s: Source) -> Parts:
+    """A tower whose MLPs and adapter are whole on every rank."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    frames = k.count("patch_temporal", default=2, high=64)
+    middle = k.count("adapter_dim", default=s.outer.count("projector_hidden_size", default=4096))
+    yield from patches(
+        k, bias=False, positions=k.count("pos_emb_height") * k.count("pos_emb_width"), frames=frames
+    )
+    yield vector("norms_around", 4 * hidden)
+    yield from blocks(k, cut_mlp=False)
+    yield linear("adapter", middle, hidden * merge(k, "merge_size", "merge_kernel_size"), bias=False)
+    yield from two("adapter", (s.text, middle, middle), bias=False)
+
+
+def minimax_m3(s: Source) -> Parts:
+    """CLIP without positions over pairs of frames, a projector before the merging and one after."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    compression = k.section("img_token_compression_config")
+    frames = compression.count("temporal_patch_size", default=2, high=64)
+    middle = s.outer.count("projector_hidden_size", default=s.text)
+    yield from patches(k, bias=False, positions=0, frames=frames)
+    yield vector("pre_layernorm", 2 * hidden)
+    yield from blocks(k)
+    yield from two("projector", (s.text, middle, hidden), cut=True)
+    yield from two("patch_merge", (s.text, middle, merge(compression) * s.text), cut=True)
+
+
+def step3(s: Source) -> Parts:
+    """CLIP-like, with two convolutions that thin the patches out."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    out = k.count("output_hidden_size")
+    yield from patches(k, positions=grid(k) + 1)
+    yield vector("class_embedding", hidden)
+    yield from blocks(k)
+    yield linear("downsampler", out, 4 * hidden)
+    yield linear("downsampler2", 2 * out, 9 * out)
+    yield linear("projector", s.text, 2 * out, bias=s.outer.flag("projector_bias", True))
+
+
+def deepseek_ocr(s: Source) -> Parts:
+    """SAM's ViT-B, whole on every rank, and CLIP-L; one matrix behind both."""
+    sam = Keys(s.outer.name, {"hidden_size": 768, "num_hidden_layers": 12, "patch_size": 16})
+    v = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14, "image_size": 224}
+    yield from patches(sam, positions=64 * 64)
+    yield from blocks(sam, cut=False)
+    yield vector("sam.relative_positions", 64 * (8 * 2 * 27 + 4 * 2 * 127))
+    yield linear("sam.neck", 256, 768 + 9 * 256, bias=False)
+    yield vector("sam.neck_norms", 4 * 256)
+    yield linear("sam.net_2", 512, 9 * 256, bias=False)
+    yield linear("sam.net_3", 1024, 9 * 512, bias=False)
+    yield from clip(Keys(s.outer.name, v))
+    yield linear("projector", s.text, 2048)
+    yield vector("newline_and_separator", 2 * s.text)
+
+
+# ---- sound: Whisper and its kin
+
+
+def whisper(
+    k: Keys, *, cut: bool = True, positions: bool = True, itemsize: int = 0, post: bool = True
+) -> Parts:
+    """Whisper's encoder; keys have no bias where projections are apart."""
+    hidden = sizes(k)[0]
+    yield linear("conv1", hidden, 3 * k.count("num_mel_bins", default=80))
+    yield linear("conv2", hidden, 3 * hidden)
+    if positions:
+        found = k.count("max_source_positions", default=1500)
+        yield Weight("embed_positions", found * hidden, itemsize=itemsize)
+    yield from blocks(k, cut=cut, key_bias=cut)
+    if post:
+        yield vector("layer_norm", 2 * hidden)
+
+
+def audio_flamingo(s: Source) -> Parts:
+    """Whisper's encoder, two matrices."""
+    bias = s.outer.flag("projector_bias", True)
+    yield from whisper(s.tower, cut=False)
+    yield from two("projector", (s.text, s.text, sizes(s.tower)[0]), bias=bias)
+
+
+def qwen2_audio(s: Source) -> Parts:
+    """Whisper's encoder, one matrix."""
+    yield from whisper(s.tower, cut=False)
+    yield linear("projector", s.text, sizes(s.tower)[0])
+
+
+def glm_asr(s: Source) -> Parts:
+    """Whisper's encoder with rotary positions, four frames merged."""
+    hidden, width, _ = sizes(s.tower)
+    yield from whisper(s.tower, positions=False)
+    yield from two("projector", (s.text, 2 * s.text, width if width == 4 * hidden else 4 * hidden), cut=True)
+
+
+def ultravox(s: Source) -> Parts:
+    """Whisper's encoder, frames stacked, a gated projector with norms."""
+    stacked = sizes(s.tower)[0] * s.outer.count("stack_factor", default=8)
+    middle = s.outer.count("hidden_size", default=4096)
+    inner = middle // 2 if s.outer.text("projector_act", default="swiglu") == "swiglu" else middle
+    yield from whisper(s.tower)
+    yield vector("norms", stacked + (inner if s.outer.flag("projector_ln_mid") else s.text))
+    yield linear("linear_1", middle, stacked, bias=False)
+    yield linear("linear_2", s.text, inner, bias=False)
+
+
+def voxtral(s: Source) -> Parts:
+    """Whisper's encoder, its positions in float32, frames joined."""
+    joined = sizes(s.tower)[0] * s.tower.count("downsample_factor", default=4)
+    yield from whisper(s.tower, itemsize=4)
+    yield from two("adapter", (s.text, s.text, joined), bias=False)
+
+
+def moss_transcribe(s: Source) -> Parts:
+    """Whisper's encoder, four frames joined, a norm behind."""
+    joined = 4 * sizes(s.tower)[0]
+    yield from whisper(s.tower)
+    yield from two("adaptor", (s.text, s.text, joined), norm=2 * s.text)
+
+
+def qwen3_audio(k: Keys) -> Parts:
+    """Qwen 3's sound: three convolutions over time and pitch, then Whisper's layers."""
+    hidden, conv = sizes(k)[0], k.count("downsample_hidden_size")
+    pitches = -(-k.count("num_mel_bins", default=128) // 8)
+    yield linear("conv2d1", conv, 9)
+    yield linear("conv2d2", 2 * conv, 9 * conv)
+    yield linear("conv_out", hidden, conv * pitches, bias=False)
+    heads = k.count("encoder_attention_heads")
+    yield from (part._replace(unit=heads) if part.cut else part for part in blocks(k))
+    yield vector("ln_post", 2 * hidden)
+    yield from two("proj", (k.count("output_dim"), hidden, hidden))
+
+
+def qwen3_asr(s: Source) -> Parts:
+    """Its sound alone."""
+    yield from qwen3_audio(s.tower)
+
+
+def qwen3_omni(s: Source) -> Parts:
+    """Qwen 3's sound and images; deep features are merged as the last ones are."""
+    k = s.tower.section("vision_config")
+    hidden, merged = sizes(k)[0], sizes(k)[0] * merge(k)
+    deep = len(k.counts("deepstack_visual_indexes"))
+    frames, out = k.count("temporal_patch_size", default=2, high=64), k.count("out_hidden_size")
+    yield from qwen3_audio(s.tower.section("audio_config"))
+    yield from patches(k, positions=k.count("num_position_embeddings"), frames=frames)
+    yield from blocks(k)
+    yield from two("merger", (out, merged, merged), cut=True, norm=2 * hidden)
+    for _ in range(deep):
+        yield from two("merger_list", (out, merged, merged), cut=True, norm=2 * merged)
+
+
+def qwen2_5_omni(s: Source) -> Parts:
+    """Whisper's layers and Qwen 2.5's images."""
+    sound = s.tower.section("audio_config")
+    hidden, out = sizes(sound)[0], sound.count("output_dim")
+    yield from whisper(sound, cut=False, positions=False)
+    yield vector("audio_bos_eos", 2 * out)
+    yield linear("proj", out, hidden)
+    yield from qwen2_5(s.tower.section("vision_config"))
+
+
+def granite_speech(s: Source) -> Parts:
+    """A conformer and a Q-Former that reads windows of its frames."""
+    k, p = s.tower, s.outer.section("projector_config")
+    hidden, n, out = k.count("hidden_dim"), k.count("num_layers", high=4096), k.count("output_dim")
+    inner = k.count("num_heads") * k.count("dim_head")
+    width, conv = (
+        hidden * k.count("feedforward_mult", default=4),
+        hidden * k.count("conv_expansion_factor", default=2),
+    )
+    yield linear("input_linear", hidden, k.count("input_dim"))
+    for name in ("ff1", "ff2"):
+        yield linear(f"{name}.up", width, hidden, "rows", copies=n)
+        yield linear(f"{name}.down", hidden, width, "cols", copies=n)
+    yield linear("attn.q_kv", 3 * inner, hidden, bias=False, copies=n)
+    yield linear("attn.out", hidden, inner, copies=n)
+    yield vector("attn.positions", (2 * k.count("max_pos_emb") + 1) * k.count("dim_head"), n)
+    yield linear("conv.up", 2 * conv, hidden, copies=n)
+    yield linear("conv.depth", conv, k.count("conv_kernel_size", high=64), bias=False, copies=n)
+    yield linear("conv.down", hidden, conv, copies=n)
+    yield vector("norms", 10 * hidden + 2 * conv, n)
+    yield linear("out", out, hidden, "rows")
+    yield linear("out_mid", hidden, out, "cols")
+    yield from _qformer(
+        p, s.outer.count("window_size", default=15) // s.outer.count("downsample_rate", default=5)
+    )
+    yield linear("projector", s.text, p.count("hidden_size"))
+
+
+def _qformer(p: Keys, queries: int) -> Parts:
+    """BLIP-2's Q-Former: self-attention in each layer, cross-attention in every second."""
+    hidden, width, n = sizes(p)
+    cross = -(-n // p.count("cross_attention_frequency", default=2))
+    seen = p.count("encoder_hidden_size", default=hidden)
+    yield vector("query_and_norm", (queries + 2) * hidden)
+    yield linear("attention", 4 * hidden, hidden, copies=n)
+    yield linear("cross.query_out", 2 * hidden, hidden, copies=cross)
+    yield linear("cross.key_value", 2 * hidden, seen, copies=cross)
+    yield linear("intermediate", width, hidden, copies=n)
+    yield linear("output", hidden, width, copies=n)
+    yield vector("norms", 4 * hidden, n)
+    yield vector("cross.norms", 2 * hidden, cross)
+
+
+DECLARED: dict[str, Tower] = {
+    "AriaForConditionalGeneration": Tower("vision_config", aria),
+    "AudioFlamingo3ForConditionalGeneration": Tower("audio_config", audio_flamingo, heads=False),
+    "BeeForConditionalGeneration": Tower("vision_config", bee),
+    "DeepseekOCRForCausalLM": Tower("vision_config", deepseek_ocr, heads=False),
+    "DotsOCRForCausalLM": Tower("vision_config", dots_ocr),
+    "Eagle2_5_VLForConditionalGeneration": Tower("vision_config", eagle),
+    "Exaone4_5_ForConditionalGeneration": Tower("vision_config", lambda s: qwen2_5(s.tower), rotary=True),
+    "GLM4VForCausalLM": Tower("vision_config", glm4v_9b),
+    "GlmAsrForConditionalGeneration": Tower("audio_config", glm_asr),
+    "GlmOcrForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True),
+    "GraniteSpeechForConditionalGeneration": Tower("encoder_config", granite_speech, heads=False),
+    "GraniteSpeechPlusForConditionalGeneration": Tower("encoder_config", granite_speech, heads=False),
+    "H2OVLChatModel": Tower("vision_config", intern_vit),
+    "Idefics3ForConditionalGeneration": Tower("vision_config", idefics3),
+    "InternVLChatModel": Tower("vision_config", intern_vit),
+    "KeyeForConditionalGeneration": Tower("vision_config", keye),
+    "KeyeVL1_5ForConditionalGeneration": Tower("vision_config", keye),
+    "KimiVLForConditionalGeneration": Tower("vision_config", moonvit),
+    "Lfm2VlForConditionalGeneration": Tower("vision_config", lfm2_vl),
+    "LightOnOCRForConditionalGeneration": Tower("vision_config", lighton_ocr),
+    "NemotronH_Nano_VL_V2": Tower("vision_config", radio, heads=False),
+    "LlavaNextForConditionalGeneration": Tower("vision_config", llava_next, kind="clip_vision_model"),
+    "LlavaNextVideoForConditionalGeneration": Tower(
+        "vision_config", lambda s: llava_next(s, cut=False), kind="clip_vision_model"
+    ),
+    "LlavaOnevisionForConditionalGeneration": Tower(
+        "vision_config", llava_onevision, kind="siglip_vision_model"
+    ),
+    "MiniCPMV4_6ForConditionalGeneration": Tower("vision_config", minicpmv4),
+    "MiniCPMV4_7ForConditionalGeneration": Tower("vision_config", minicpmv4),
+    "MiniCPMV": Tower("vision_config", minicpmv),
+    "MiniMaxM3SparseForConditionalGeneration": Tower("vision_config", minimax_m3),
+    "MossTranscribeDiarizeForConditionalGeneration": Tower("audio_config", moss_transcribe),
+    "MuseGlimmerForConditionalGeneration": Tower("vision_config", muse_glimmer),
+    "NVLM_D": Tower("vision_config", lambda s: intern_vit(s, bias=False)),
+    "OpenCUAForConditionalGeneration": Tower("vision_config", lambda s: qwen2_5(s.tower), rotary=True),
+    "PaddleOCRVLForConditionalGeneration": Tower("vision_config", paddle_ocr),
+    "Phi3VForCausalLM": Tower("img_processor", phi3v, heads=False),
+    "Phi4MMForCausalLM": Tower("audio_processor", phi4mm, heads=False),
+    "PixtralForConditionalGeneration": Tower("vision_config", pixtral),
+    "QianfanOCRForConditionalGeneration": Tower("vision_config", intern_vit),
+    "Qwen2AudioForConditionalGeneration": Tower("audio_config", qwen2_audio, heads=False),
+    "Qwen2_5OmniForConditionalGeneration": Tower("thinker_config", qwen2_5_omni, heads=False, rotary=True),
+    "Qwen2_5OmniModel": Tower("thinker_config", qwen2_5_omni, heads=False, rotary=True),
+    "Qwen3ASRForConditionalGeneration": Tower("audio_config", qwen3_asr, heads=False),
+    "Qwen3ASRRealtimeGeneration": Tower("audio_config", qwen3_asr, heads=False),
+    "Qwen3OmniMoeForConditionalGeneration": Tower("thinker_config", qwen3_omni, heads=False, rotary=True),
+    "SkyworkR1VChatModel": Tower("vision_config", intern_vit),
+    "SmolVLMForConditionalGeneration": Tower("vision_config", idefics3),
+    "Step3VLForConditionalGeneration": Tower("vision_config", step3),
+    "UltravoxModel": Tower("audio_config", ultravox),
+    "VoxtralForConditionalGeneration": Tower("audio_config", voxtral),
+}
+"""Architecture -> its tower."""
