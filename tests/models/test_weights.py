@@ -33,6 +33,10 @@ LOGS = ROOT.parent / "shared" / "truth" / "memory" / "cases.jsonl"
 GOLDEN = ROOT / "tests" / "fixtures" / "weights_vllm_0.32.json"
 
 PUBLISHED = {
+    "google/gemma-7b": 8_537_680_896,
+    "Qwen/Qwen1.5-0.5B-Chat": 463_987_712,
+    "LiquidAI/LFM2-1.2B": 1_170_340_608,
+    "LiquidAI/LFM2-350M": 354_483_968,
     "ByteDance-Seed/Seed-OSS-36B-Instruct": 36_151_104_512,
     "codellama/CodeLlama-34b-Instruct-hf": 33_743_970_304,
     "nvidia/NVIDIA-Nemotron-Nano-12B-v2": 12_310_001_152,
@@ -111,7 +115,13 @@ PUBLISHED = {
 }
 """Totals as the checkpoints' publishers give them (safetensors metadata on the model pages, or model cards)."""
 
-PUBLISHED_WITH_MTP = {"zai-org/GLM-4.5": 358_337_791_296, "zai-org/GLM-4.5-Air": 110_468_824_832}
+ERNIE_WITH_MTP = 300_474_051_776 + 8192
+"""ERNIE-4.5-300B-A47B: a dense prediction layer; of three norms counted it has two."""
+PUBLISHED_WITH_MTP = {
+    "baidu/ERNIE-4.5-300B-A47B-PT": ERNIE_WITH_MTP,
+    "zai-org/GLM-4.5": 358_337_791_296,
+    "zai-org/GLM-4.5-Air": 110_468_824_832,
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -120,6 +130,7 @@ def test_parameters_equal_the_published_total(name: str) -> None:
 
 
 NEARLY = {
+    "LiquidAI/LFM2-8B-A1B": 8_339_929_856,
     "moonshotai/Moonlight-16B-A3B-Instruct": 15_960_111_936,
     "mistralai/Ministral-3-8B-Reasoning-2512": 8_918_016_000,
     "zai-org/GLM-4.1V-9B-Thinking": 10_293_777_416,

@@ -85,6 +85,8 @@ class PlainDecoder(NamedTuple):
     tied: bool = False
     """The config class ties the embeddings unless told otherwise."""
     head_bias: Switch = False
+    dense_drafts: bool = False
+    """Layers of multi-token prediction are as the first layer, not as the last."""
     extras: Callable[[Keys], tuple[Weight, ...]] = lambda k: ()
     """What each layer has besides."""
     around: Callable[[Keys], tuple[Weight, ...]] = lambda k: ()
@@ -117,7 +119,7 @@ class PlainDecoder(NamedTuple):
         layers = stack(k, self._attentions(k, attention, n), mlps, size, extras)
         return Body(
             layers,
-            mtp(k, layers[-1]),
+            mtp(k, layers[0] if self.dense_drafts else layers[-1]),
             extras=self.around(k),
             final_norms=2 if self.layernorm else self.final_norms,
             lm_head_bias=_on(k, self.head_bias),
@@ -370,6 +372,7 @@ DECODERS: dict[str, PlainDecoder] = {
         bias="use_bias",
         out_bias="use_bias",
         tied=True,
+        dense_drafts=True,
         experts=Experts(
             "moe_num_experts",
             "moe_k",
