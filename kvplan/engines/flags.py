@@ -122,6 +122,10 @@ class EngineArgs(Config):
     top-p, which cost time per sequence); vllm, none."""
     language_model_only: bool = False
     """Leave out the vision or audio tower of a multimodal model."""
+    skip_mm_profiling: bool = False
+    """Start without running the tower on the largest images, so without memory for that."""
+    mm_encoder_tp_mode: Literal["weights", "data"] = "weights"
+    """weights: the tower is cut like the model; data: each rank holds it whole and runs its own images."""
     enable_lora: bool = False
     """Serve LoRA adapters."""
     max_loras: Annotated[int, Field(ge=1, le=4096)] = 1

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.gpu import GpuSpec
+from kvplan.memory.tower_profile import tower_bytes
 from kvplan.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
 from kvplan.timing.costs import capture_sizes
@@ -58,12 +59,11 @@ def estimate_overheads(
     tokens, rows = args.max_num_batched_tokens, args.max_num_seqs
     sampler = _sampler(model, args, profile) if last_stage else NOTHING
     forward = _scaled(forward_bytes(model, args), profile.forward_scale)
-    sees = model.vision and not args.language_model_only
-    tower = _scaled(GiB if sees else 0, profile.vision_gib)
+    tower, of_tower = _tower(model, args, profile)
     peaks = [
         (sampler, f"sampler of {rows:,} x {model.vocab_size:,} logits", profile.sampler_bytes_per_logit),
         (forward, f"forward pass of {tokens:,} tokens", profile.forward_scale),
-        (tower, "vision tower", profile.vision_gib),
+        (tower, "vision tower", of_tower),
     ]
     size, what, figure = max(peaks, key=lambda peak: peak[0].value)
     activation = Range(size.value, max(p[0].low for p in peaks), max(p[0].high for p in peaks))
@@ -73,6 +73,16 @@ def estimate_overheads(
     graphs = _scaled(MiB * num_graphs(args, gpu) * _stage_layers(model, args), per_layer)
     why = f"{num_graphs(args, gpu)} graphs x {_stage_layers(model, args)} layers; {per_layer.source}"
     return Overheads(activation, f"{what}; {figure.source}", runtime, graphs, why)
+
+
+def _tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> tuple[Range, Figure]:
+    """The peak of profiling the vision tower, and the figure behind it."""
+    if model.vision is None or args.language_model_only or args.skip_mm_profiling:
+        return NOTHING, profile.vision_gib
+    known = tower_bytes(model.vision, args) if profile.vision_scale else None
+    if known is None or profile.vision_scale is None:
+        return _scaled(GiB, profile.vision_gib), profile.vision_gib
+    return _scaled(known, profile.vision_scale), profile.vision_scale
 
 
 def _scaled(unit: float, figure: Figure) -> Range:

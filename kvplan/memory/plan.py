@@ -316,6 +316,7 @@ def rank_weights(
         dtype=args.dtype,
         use_mtp=args.num_speculative_tokens > 0 and args.speculative_method == "mtp",
         language_model_only=args.language_model_only,
+        whole_tower=args.mm_encoder_tp_mode == "data",
         legacy=legacy,
         least_padding=least_padding,
     )

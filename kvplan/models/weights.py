@@ -136,6 +136,7 @@ def heaviest_rank(
     dtype: str = "auto",
     use_mtp: bool = False,
     language_model_only: bool = False,
+    whole_tower: bool = False,
     legacy: bool = False,
     least_padding: bool = False,
 ) -> RankWeights:
@@ -152,6 +153,7 @@ def heaviest_rank(
         dtype: of what is not quantised; auto: the checkpoint's, with float32 loaded as 16 bits.
         use_mtp: load the multi-token-prediction layers.
         language_model_only: leave the vision tower out.
+        whole_tower: hold the tower whole on every rank.
         least_padding: sizes as rounded up by the kernel that rounds least; else by the one that vLLM prefers.
         legacy: vLLM's first engine (V0), which kept latent attention's absorbed products as matrices.
 
@@ -165,6 +167,7 @@ def heaviest_rank(
         itemsize=_itemsize(model, dtype),
         use_mtp=use_mtp,
         vision=not language_model_only,
+        tower_tp=1 if whole_tower else tensor_parallel_size,
         legacy=legacy,
         least_padding=least_padding,
     )
@@ -222,6 +225,7 @@ class _Loader(NamedTuple):
     itemsize: int
     use_mtp: bool
     vision: bool
+    tower_tp: int
     legacy: bool
     least_padding: bool
 
@@ -244,7 +248,7 @@ class _Loader(NamedTuple):
         )
         heads = last or model.architecture.startswith(HEAD_EVERYWHERE)
         mtp = mtp_modules(model, self.cut) if self.use_mtp and last else ()
-        tower = vision_modules(model.vision, self.cut.tp) if self.vision and model.vision else ()
+        tower = vision_modules(model.vision, self.tower_tp) if self.vision and model.vision else ()
         return RankWeights(
             layers=tuple(self.layer(i) for i in range(*span)),
             embedding=sum(

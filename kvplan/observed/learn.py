@@ -12,6 +12,7 @@ from typing import NamedTuple
 from kvplan.memory.answers import Plan
 from kvplan.memory.overheads import estimate_overheads, forward_bytes
 from kvplan.memory.plan import answer, rank_weights
+from kvplan.memory.tower_profile import tower_bytes
 from kvplan.observed.explain import formats
 from kvplan.observed.pool import PrintedPool
 from kvplan.observed.startup import StartupLog
@@ -122,6 +123,7 @@ _UNITS = {
     "sampler_bytes_per_logit": "bytes",
     "forward_scale": "x the widest layer's tensors",
     "vision_gib": "GiB of activation peak",
+    "vision_scale": "x what profiling the tower holds",
     "runtime_gib": "GiB a GPU",
     "graph_mib_per_layer": "MiB a graph and layer",
     "total_gib": "GiB",
@@ -134,6 +136,8 @@ def learned_values(profile: MemoryProfile, bundled: MemoryProfile) -> tuple[Lear
     found = []
     for name in _UNITS:
         new, old = getattr(profile, name), getattr(bundled, name)
+        if new is None:
+            continue
         if isinstance(new, Figure):
             new, old = {"": new}, {"": old}
         for key, figure in new.items():
@@ -225,7 +229,7 @@ def with_peak(plan: Plan, profile: MemoryProfile, peak: float, largest: str = ""
     fits = {
         "sampler_bytes_per_logit": max(0.0, peak - hidden) / max(1, logits),
         "forward_scale": peak / max(1, forward_bytes(model, args)),
-        "vision_gib": peak / GiB,
+        _of_tower(plan, profile): peak / (_tower(plan) or GiB),
     }
     largest = largest or _largest(plan)
     update = {
@@ -236,11 +240,22 @@ def with_peak(plan: Plan, profile: MemoryProfile, peak: float, largest: str = ""
     return profile.model_copy(update=update)
 
 
+def _tower(plan: Plan) -> int | None:
+    """Bytes that profiling the tower takes by its sizes; None where they are not known."""
+    vision = plan.question.model.vision
+    return tower_bytes(vision, plan.args) if vision else None
+
+
+def _of_tower(plan: Plan, profile: MemoryProfile) -> str:
+    """The coefficient that the tower's peak is told by."""
+    return "vision_scale" if profile.vision_scale and _tower(plan) else "vision_gib"
+
+
 def _largest(plan: Plan) -> str:
     """The coefficient that the plan's activation peak comes from."""
     why = plan.budget.activation.why
     if why.startswith("vision"):
-        return "vision_gib"
+        return "vision_scale" if _tower(plan) else "vision_gib"
     return "sampler_bytes_per_logit" if why.startswith("sampler") else "forward_scale"
 
 
@@ -258,7 +273,7 @@ def _with_rest(log: StartupLog, plan: Plan, profile: MemoryProfile, pool: int) -
     peak = plan.budget.activation.size.value + (runtime - profile.runtime_gib.value) * GiB
     if peak > MOST_PEAK * plan.budget.total.size.value:
         return profile.model_copy(update={"runtime_gib": _figure(runtime)})
-    other = with_peak(plan, profile, max(0.0, peak), "vision_gib" if images else "")
+    other = with_peak(plan, profile, max(0.0, peak), _of_tower(plan, profile) if images else "")
     rest = profile.runtime_gib.value + _surplus(plan, other, pool) / _slope(plan, other)
     return other.model_copy(update={"runtime_gib": _figure(rest)})
 

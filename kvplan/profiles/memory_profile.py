@@ -56,7 +56,10 @@ class MemoryProfile(Config):
     forward_scale: Figure
     """Peak of the profiling forward pass over the live tensors of its widest layer."""
     vision_gib: Figure
-    """Peak of profiling a vision tower, GiB."""
+    """Peak of profiling a vision tower, GiB: of towers whose largest image is not known, or where it was learned."""
+    vision_scale: Figure | None = None
+    """Peak of profiling other towers over what their layers hold (`kvplan.memory.tower_profile`); None: `vision_gib`
+    holds for all."""
     runtime_gib: Figure
     """Growth outside torch's peak: lazily loaded kernels, workspaces, fragmentation, GiB a GPU."""
     runtime_gib_per_peer: Figure

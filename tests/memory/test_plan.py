@@ -562,6 +562,8 @@ SPOKEN: dict[str, Any] = {
     "enforce_eager": True,
     "generation_config": "vllm",
     "language_model_only": True,
+    "skip_mm_profiling": True,
+    "mm_encoder_tp_mode": "data",
     "enable_lora": True,
 }
 """A value other than the default of every flag; 8 where none is named."""

@@ -1,0 +1,72 @@
+"""Profiling a vision tower: as many of the largest images as vLLM's budget holds, cut as the tower is cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvplan.engines.flags import EngineArgs
+from kvplan.memory.plan import estimate
+from kvplan.memory.tower_profile import LARGEST, tower_bytes
+from kvplan.models.load import load_model
+from kvplan.models.vision import FAMILIES
+from kvplan.profiles.memory_profile import memory_profile
+from kvplan.units import GiB
+
+QWEN, GEMMA = load_model("Qwen/Qwen3.6-27B"), load_model("google/gemma-3-27b-it")
+
+
+def peak(model: Any = QWEN, **flags: Any) -> int:
+    args = estimate(model, "h100", EngineArgs(max_model_len=8192, max_num_seqs=8, **flags)).args
+    found = tower_bytes(model.vision, args)
+    assert found is not None
+    return found
+
+
+def test_one_image_of_65536_patches_whatever_the_batch_below_it() -> None:
+    """Qwen's largest image is 16,384 tokens; a batch of 32,768 profiles two."""
+    assert peak(max_num_batched_tokens=2048) == peak(max_num_batched_tokens=16384)
+    assert peak(max_num_batched_tokens=32768) == 2 * peak(max_num_batched_tokens=2048)
+
+
+def test_small_images_fill_the_batch() -> None:
+    """Gemma 3's are 256 tokens of 4,096 patches: 32 of them in a batch of 8,192."""
+    assert peak(GEMMA, max_num_batched_tokens=8192) == 32 * peak(GEMMA, max_num_batched_tokens=256)
+
+
+def test_ranks_cut_all_but_the_hidden_states() -> None:
+    """And nothing where each rank holds the tower whole."""
+    one, four = peak(), peak(tensor_parallel_size=4)
+    assert one / 4 < four < one
+    assert peak(tensor_parallel_size=4, mm_encoder_tp_mode="data") == one
+
+
+def test_no_tower_is_profiled_where_none_is_run() -> None:
+    for flags in ({"skip_mm_profiling": True}, {"language_model_only": True}):
+        plan = estimate(QWEN, "rtx-pro-6000", EngineArgs(max_num_seqs=8, max_model_len=8192, **flags))
+        assert not plan.budget.activation.why.startswith("vision")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "peak_gib"),
+    [
+        # RTX 5090, vLLM 0.20: 0.8 x 31.36 less weights 21.86, runtime 0.68, KV 0.32; no graphs
+        ("Qwen/Qwen3.6-35B-A3B", {"max_num_seqs": 32, "max_num_batched_tokens": 8192}, 2.27),
+        # RTX 5060 Ti TP4: what was learned from its log
+        ("Qwen/Qwen3.6-27B", {"tensor_parallel_size": 4, "max_num_batched_tokens": 4096}, 0.65),
+    ],
+)
+def test_peaks_of_logs_lie_inside_the_range(name: str, flags: dict[str, Any], peak_gib: float) -> None:
+    scale = memory_profile("vllm", (0, 20)).vision_scale
+    assert scale is not None
+    model = load_model(name)
+    args = estimate(model, "h100", EngineArgs(max_model_len=8192, **flags)).args
+    known = tower_bytes(model.vision, args) if model.vision else None
+    assert known is not None
+    assert scale.low * known <= peak_gib * GiB <= scale.high * known
+
+
+def test_every_listed_tower_has_a_largest_image() -> None:
+    """Declared towers keep the range of an unknown one."""
+    assert set(FAMILIES.values()) <= set(LARGEST)
