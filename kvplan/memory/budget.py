@@ -107,7 +107,7 @@ def make_budget(
     if not learned.has_seen(gpu):
         over, kind = _unseen(over), "assumed"
     low, high = gpu.total_bytes_range
-    total = Row("total", "total", Range(gpu.total_bytes, low, high), "measured", _card_source(gpu))
+    total = Row("total", "total", Range(gpu.total_bytes, low, high), _card_kind(gpu), _card_source(gpu))
     others = (*_lora(model, args), *(_colocated_row(c) for c in colocated))
     weights = _weights(model, args, loaded, learned)
     activation, runtime = _activation(over, engine, kind), _runtime(over, learned, args, kind)
@@ -142,6 +142,12 @@ def _unseen(over: Overheads) -> Overheads:
         graphs=wide(over.graphs),
         graphs_source=f"{NO_LOGS}; {over.graphs_source}",
     )
+
+
+def _card_kind(gpu: GpuSpec) -> SourceKind:
+    """assumed where no log or tool printed this card's total."""
+    unsure = ("assumed", "estimated", "stated by the user", "total as")
+    return "assumed" if any(word in gpu.source for word in unsure) else "measured"
 
 
 def _card_source(gpu: GpuSpec) -> str:

@@ -36,6 +36,7 @@ from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.memory.other_engines import default_utilization, pool_layout, running_requests
 from kvplan.memory.overheads import Range
 from kvplan.memory.serve_command import flag_text
+from kvplan.models.drafts import BODY_OF_EAGLE, eagle_head
 from kvplan.models.fp8_blocks import ragged_shard
 from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
@@ -115,7 +116,11 @@ def _with_draft(question: Question) -> Question:
         )
     if draft is None:
         return question
-    method = "eagle" if draft.draft_vocab_size else "draft_model"
+    if method == "eagle" and draft.architecture == BODY_OF_EAGLE:
+        draft = eagle_head(draft)
+        others = tuple((role, draft if role == "draft" else model) for role, model in question.colocate)
+        question = replace(question, colocate=others)
+    method = "eagle" if draft.is_eagle else "draft_model"
     return replace(question, args=question.args.model_copy(update={"speculative_method": method}))
 
 

@@ -39,7 +39,7 @@ def serve_flags(args: EngineArgs, engine: Engine = "vllm", draft: ModelSpec | No
 
 def _drafter(draft: ModelSpec) -> dict[str, str]:
     """vLLM's words for a model that drafts."""
-    method = "eagle3" if draft.draft_vocab_size else "draft_model"
+    method = "eagle3" if draft.draft_vocab_size else "eagle" if draft.shares_ends else "draft_model"
     return {"method": method, "model": draft.name}
 
 

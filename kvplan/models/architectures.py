@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kvplan.models.config import Keys
+from kvplan.models.drafts import EAGLE, EAGLE3, EAGLE3_OF_LLAMA, EAGLE3_OF_QWEN3, eagle_head
 from kvplan.models.families import dense, hybrid, latent, moe, unusual
 from kvplan.models.families.common import Body
 from kvplan.models.families.decoders import DECODERS, assumed_plain
@@ -23,7 +24,8 @@ from kvplan.models.vision import has_tower, vision_tower
 
 BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "LlamaForCausalLM": dense.llama,
-    "LlamaForCausalLMEagle3": dense.llama,
+    **dict.fromkeys((*EAGLE3_OF_LLAMA, EAGLE), dense.llama),
+    **dict.fromkeys(EAGLE3_OF_QWEN3, dense.qwen3),
     "MistralForCausalLM": dense.mistral,
     "Mistral3ForConditionalGeneration": dense.mistral,
     "Phi3ForCausalLM": dense.phi3,
@@ -253,13 +255,15 @@ UNHELD = frozenset(
         "Gemma3nForConditionalGeneration",
         "Granite4VisionForConditionalGeneration",
         "InternS1ForConditionalGeneration",
-        "LlamaForCausalLMEagle3",
         "Llama_Nemotron_Nano_VL",
         "MiMoV2OmniForCausalLM",
         "MiniMaxM3ForCausalLM",
         "MoonshotKimiaForCausalLM",
         "NemotronH_Nano_Omni_Reasoning_V3",
         "Ovis2_5",
+        "PEagleDraftModel",
+        "PeagleLlamaForCausalLM",
+        "PeagleQwen3ForCausalLM",
         "Phi4ForCausalLMV",
         "Qwen2ForSequenceClassification",
         "Qwen2_5OmniModel",
@@ -314,7 +318,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         body = row.build(text) if row else BUILDERS[architecture](text)
     except (OverflowError, RecursionError):
         raise outer.error("holds numbers or nesting beyond any model") from None
-    return ModelSpec(
+    model = ModelSpec(
         name=name,
         architecture=whole,
         assumed="" if known else "planned as a plain decoder",
@@ -338,9 +342,10 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         quantization=quantization_section(outer, text),
         source=source,
         draft_vocab_size=text.count("draft_vocab_size", default=text.count("vocab_size"), high=1 << 28)
-        if architecture.endswith("Eagle3")
+        if architecture in EAGLE3
         else 0,
     )
+    return eagle_head(model) if architecture == EAGLE else model
 
 
 def quantization_section(outer: Keys, text: Keys) -> Mapping[str, object] | None:

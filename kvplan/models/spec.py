@@ -248,6 +248,8 @@ class ModelSpec:
     """The length before longrope scaling, which vLLM serves unless told otherwise; 0: no longrope."""
     draft_vocab_size: int = 0
     """Rows of an EAGLE-3 head's own LM head; 0: not such a head."""
+    shares_ends: bool = False
+    """EAGLE's first head: embedding and LM head are the target's."""
     quantization: Mapping[str, object] | None = None
     """The config's `quantization_config`, as it stands; `quantization.py` reads it."""
 
@@ -259,6 +261,11 @@ class ModelSpec:
     def default_max_model_len(self) -> int:
         """What vLLM serves without `--max-model-len`."""
         return self.longrope_original_len or self.max_model_len
+
+    @property
+    def is_eagle(self) -> bool:
+        """Whether it is a head that drafts from another model's hidden states."""
+        return bool(self.draft_vocab_size) or self.shares_ends
 
     @property
     def is_moe(self) -> bool:

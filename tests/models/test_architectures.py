@@ -106,10 +106,11 @@ def test_most_text_architectures_are_covered() -> None:
 
 
 def test_unheld_architectures_are_those_no_oracle_ran() -> None:
-    """What `kvplan models --family` says of each name is what the two fixtures hold."""
+    """What `kvplan models --family` says of each name is what the three fixtures hold."""
     ran = {CASES[name]["config"].get("architectures", [name])[0] for name, _ in started()}
     bundled = json.loads((FIXTURES / "weights_vllm_0.32.json").read_text())["bytes"]
     ran |= {load_model(name).architecture for name in {key.split("@")[0] for key in bundled}}
+    ran |= set(json.loads((FIXTURES / "heads_vllm_0.32.json").read_text())["heads"])
     assert set(architectures()) - ran == UNHELD
     assert how_checked("LlamaForCausalLM") == ORACLE
 
