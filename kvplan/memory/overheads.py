@@ -14,7 +14,6 @@ from typing import NamedTuple
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.gpu import GpuSpec
-from kvplan.memory.tower_profile import tower_bytes
 from kvplan.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
 from kvplan.timing.costs import capture_sizes
@@ -79,6 +78,8 @@ def _tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> tupl
     """The peak of profiling the vision tower, and the figure behind it."""
     if model.vision is None or args.language_model_only or args.skip_mm_profiling:
         return NOTHING, profile.vision_gib
+    from kvplan.memory.tower_profile import tower_bytes  # only for models that see: a cold start stays short
+
     known = tower_bytes(model.vision, args) if profile.vision_scale else None
     if known is None or profile.vision_scale is None:
         return _scaled(GiB, profile.vision_gib), profile.vision_gib

@@ -13,7 +13,6 @@ from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import catalog_dir
 from kvplan.models.architectures import from_config
 from kvplan.models.config import read_json
-from kvplan.models.gguf import gguf_config
 from kvplan.models.quantization import GGUF_BITS
 from kvplan.models.spec import ModelSpec
 
@@ -39,6 +38,10 @@ def load_model(
         return _bundled(*_index()[text.casefold()], hf_overrides or {})
     path = Path(os.path.expanduser(text))  # of a user who is not there: the name as it is
     if path.suffix.casefold() == ".gguf" and path_exists(path):
+        from kvplan.models.gguf import (
+            gguf_config,  # only where there is such a file: a cold start stays short
+        )
+
         return from_config(overlaid(gguf_config(path), hf_overrides or {}), path.stem, str(path))
     if (named := _named_gguf(text, hf_overrides or {})) is not None and not path_exists(path):
         return named

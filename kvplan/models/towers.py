@@ -15,7 +15,7 @@ from kvplan.models.spec import Weight
 Parts = Iterator[Weight]
 
 
-class Source(NamedTuple):
+class TowerFacts(NamedTuple):
     """What a row reads: the whole config, the section with the tower's sizes, the language model's width."""
 
     outer: Keys
@@ -27,7 +27,7 @@ class Tower(NamedTuple):
     """One row: where the sizes stand, and what they make."""
 
     section: str
-    parts: Callable[[Source], Parts]
+    parts: Callable[[TowerFacts], Parts]
     heads: bool = True
     """Attention is cut by heads: they must divide by the ranks."""
     rotary: bool = False
@@ -141,21 +141,21 @@ def clip(k: Keys, *, layers: int = 0, post: bool = False) -> Parts:
         yield vector("post_layernorm", 2 * hidden)
 
 
-def last_layer(s: Source, default: int = -2) -> int:
+def last_layer(s: TowerFacts, default: int = -2) -> int:
     """Layers up to the one that `vision_feature_layer` reads."""
     layers = sizes(s.tower)[2]
     read = s.outer.raw.get("vision_feature_layer", default)
     return layers + 1 + read if isinstance(read, int) and -layers <= read < 0 else layers
 
 
-def idefics3(s: Source) -> Parts:
+def idefics3(s: TowerFacts) -> Parts:
     """SigLIP, pixels shuffled, one matrix."""
     shuffled = sizes(s.tower)[0] * s.outer.count("scale_factor", default=2, high=64) ** 2
     yield from siglip(s.tower)
     yield linear("connector", s.text, shuffled, bias=False)
 
 
-def aria(s: Source) -> Parts:
+def aria(s: TowerFacts) -> Parts:
     """SigLIP without its last norm, and queries that attend to the patches."""
     hidden = sizes(s.tower)[0]
     middle = s.text
@@ -168,7 +168,7 @@ def aria(s: Source) -> Parts:
     yield linear("feed_forward.linear_out", s.text, middle, "cols", bias=False)
 
 
-def paddle_ocr(s: Source) -> Parts:
+def paddle_ocr(s: TowerFacts) -> Parts:
     """SigLIP, four patches merged."""
     hidden = sizes(s.tower)[0]
     merged = hidden * merge(s.tower)
@@ -176,7 +176,7 @@ def paddle_ocr(s: Source) -> Parts:
     yield from two("mlp_AR", (s.text, merged, merged), norm=2 * hidden)
 
 
-def keye(s: Source) -> Parts:
+def keye(s: TowerFacts) -> Parts:
     """The same with packed positions, the projector cut; version 1.5 norms what it merged."""
     hidden = sizes(s.tower)[0]
     merged = hidden * merge(s.tower)
@@ -186,7 +186,7 @@ def keye(s: Source) -> Parts:
     yield from two("mlp_AR", (s.text, merged, merged), cut=True, norm=2 * (merged if newer else hidden))
 
 
-def lfm2_vl(s: Source) -> Parts:
+def lfm2_vl(s: TowerFacts) -> Parts:
     """SigLIP 2, pixels unshuffled."""
     merged = sizes(s.tower)[0] * s.outer.count("downsample_factor", default=2, high=64) ** 2
     layers = last_layer(s, -1)
@@ -198,7 +198,7 @@ def lfm2_vl(s: Source) -> Parts:
     )
 
 
-def minicpmv4(s: Source) -> Parts:
+def minicpmv4(s: TowerFacts) -> Parts:
     """SigLIP with a merger between its layers and another behind them."""
     hidden, width, _ = sizes(s.tower)
     merged = 4 * hidden
@@ -210,7 +210,7 @@ def minicpmv4(s: Source) -> Parts:
     yield from two("merger", (s.text, merged, merged), norm=2 * merged)
 
 
-def minicpmv(s: Source) -> Parts:
+def minicpmv(s: TowerFacts) -> Parts:
     """SigLIP, and queries of the language model's width that attend to the patches."""
     layers = sizes(s.tower)[2] - int(s.outer.flag("drop_vision_last_layer", True))
     text = s.text
@@ -221,7 +221,7 @@ def minicpmv(s: Source) -> Parts:
     yield vector("resampler.biases_and_norms", 10 * text)
 
 
-def phi4mm(s: Source) -> Parts:
+def phi4mm(s: TowerFacts) -> Parts:
     """SigLIP of fixed sizes and the speech encoder: conformer layers between convolutions."""
     v = Keys(
         s.outer.name,
@@ -247,33 +247,33 @@ def phi4mm(s: Source) -> Parts:
         yield from two(name, (s.text, s.text, dim))
 
 
-def eagle(s: Source) -> Parts:
+def eagle(s: TowerFacts) -> Parts:
     """SigLIP, pixels shuffled, three layers."""
     merged = 4 * sizes(s.tower)[0]
     yield from siglip(s.tower)
     yield from two("mlp1", (s.text, s.text, merged), norm=2 * merged)
 
 
-def bee(s: Source) -> Parts:
+def bee(s: TowerFacts) -> Parts:
     """SigLIP without its last norm, a projector with a norm, four times as wide as the language model."""
     hidden = sizes(s.tower)[0]
     yield from siglip(s.tower, post=False)
     yield from two("projector", (s.text, 4 * s.text, hidden), norm=2 * hidden)
 
 
-def llava_onevision(s: Source) -> Parts:
+def llava_onevision(s: TowerFacts) -> Parts:
     """SigLIP, a whole projector on every rank."""
     yield from siglip(s.tower, layers=last_layer(s, -1), post=False)
     yield from two("projector", (s.text, s.text, sizes(s.tower)[0]))
 
 
-def llava_next(s: Source, *, cut: bool = True) -> Parts:
+def llava_next(s: TowerFacts, *, cut: bool = True) -> Parts:
     """CLIP up to its last layer but one."""
     yield from clip(s.tower, layers=last_layer(s))
     yield from two("projector", (s.text, s.text, sizes(s.tower)[0]), cut=cut)
 
 
-def phi3v(s: Source) -> Parts:
+def phi3v(s: TowerFacts) -> Parts:
     """CLIP-L of fixed sizes, up to its last layer but one."""
     v = {
         "hidden_size": 1024,
@@ -290,7 +290,7 @@ def phi3v(s: Source) -> Parts:
     yield from two("img_projection", (s.text, s.text, 4096))
 
 
-def intern_vit(s: Source, *, bias: bool = True) -> Parts:
+def intern_vit(s: TowerFacts, *, bias: bool = True) -> Parts:
     """InternViT, its pixels shuffled. Layers scale what they add."""
     k = s.tower
     hidden, _, layers = sizes(k)
@@ -313,7 +313,7 @@ RADIO |= {"vit_huge_patch16_224": (1280, 32, 5120), "vit_giant_patch14_224": (14
 """RADIO's models: hidden size, layers, width."""
 
 
-def radio(s: Source) -> Parts:
+def radio(s: TowerFacts) -> Parts:
     """RADIO: learned positions of its largest image, registers, a second embedding for pairs of frames."""
     args = s.tower.section("args")
     if args.text("model") not in RADIO:
@@ -341,7 +341,7 @@ def _registers(args: Keys) -> int:
     return tokens + (multiple - tokens % multiple if multiple else 0)
 
 
-def pixtral(s: Source) -> Parts:
+def pixtral(s: TowerFacts) -> Parts:
     """Pixtral; an adapter, with four patches merged before it where the config says so."""
     k, hidden = s.tower, sizes(s.tower)[0]
     yield from patches(k, bias=False, positions=0)
@@ -354,7 +354,7 @@ def pixtral(s: Source) -> Parts:
     yield from two("adapter", (s.text, s.text, hidden), bias=k.flag("adapter_bias", True))
 
 
-def lighton_ocr(s: Source) -> Parts:
+def lighton_ocr(s: TowerFacts) -> Parts:
     """Pixtral as Mistral 3 has it."""
     k, hidden = s.tower, sizes(s.tower)[0]
     yield from patches(k, bias=False, positions=0)
@@ -375,7 +375,7 @@ def qwen2_5(k: Keys, *, out: int = 0) -> Parts:
     yield from two("merger", (out or k.count("out_hidden_size"), merged, merged), cut=True, norm=hidden)
 
 
-def glm_ocr(s: Source) -> Parts:
+def glm_ocr(s: TowerFacts) -> Parts:
     """GLM-4.xV's tower with norms of Q and K, without learned positions."""
     k, hidden = s.tower, sizes(s.tower)[0]
     out, width = k.count("out_hidden_size"), sizes(k)[1]
@@ -395,7 +395,7 @@ def _gated(out: int, width: int, into: int) -> Parts:
     yield linear("merger.down", out, width, "cols", bias=False)
 
 
-def glm4v_9b(s: Source) -> Parts:
+def glm4v_9b(s: TowerFacts) -> Parts:
     """EVA-CLIP of GLM-4V-9B: patches convolved again, a gated projector as wide as the language model's MLP."""
     k, hidden = s.tower, sizes(s.tower)[0]
     yield from patches(k, positions=k.count("num_positions", default=grid(k) + 1))
@@ -407,7 +407,7 @@ def glm4v_9b(s: Source) -> Parts:
     yield from _gated(s.text, s.outer.count("ffn_hidden_size"), s.text)
 
 
-def dots_ocr(s: Source) -> Parts:
+def dots_ocr(s: TowerFacts) -> Parts:
     """A gated tower without biases, its merger as Qwen's."""
     k, hidden = s.tower, sizes(s.tower)[0]
     bias, merged = k.flag("use_bias"), sizes(k)[0] * merge(k)
@@ -417,7 +417,7 @@ def dots_ocr(s: Source) -> Parts:
     yield from two("merger", (k.count("hidden_size"), merged, merged), cut=True, norm=2 * hidden)
 
 
-def moonvit(s: Source) -> Parts:
+def moonvit(s: TowerFacts) -> Parts:
     """MoonViT, its projector whole."""
     k, hidden = s.tower, sizes(s.tower)[0]
     grid_size = k.count("init_pos_emb_height", default=64) * k.count("init_pos_emb_width", default=64)
@@ -427,7 +427,7 @@ def moonvit(s: Source) -> Parts:
     yield from two("projector", (s.text, 4 * hidden, 4 * hidden), norm=2 * hidden)
 
 
-def muse_glimmer(s: Source) -> Parts:
+def muse_glimmer(s: TowerFacts) -> Parts:
     """A tower whose MLPs and adapter are whole on every rank."""
     k, hidden = s.tower, sizes(s.tower)[0]
     frames = k.count("patch_temporal", default=2, high=64)
@@ -441,7 +441,7 @@ def muse_glimmer(s: Source) -> Parts:
     yield from two("adapter", (s.text, middle, middle), bias=False)
 
 
-def minimax_m3(s: Source) -> Parts:
+def minimax_m3(s: TowerFacts) -> Parts:
     """CLIP without positions over pairs of frames, a projector before the merging and one after."""
     k, hidden = s.tower, sizes(s.tower)[0]
     compression = k.section("img_token_compression_config")
@@ -454,7 +454,7 @@ def minimax_m3(s: Source) -> Parts:
     yield from two("patch_merge", (s.text, middle, merge(compression) * s.text), cut=True)
 
 
-def step3(s: Source) -> Parts:
+def step3(s: TowerFacts) -> Parts:
     """CLIP-like, with two convolutions that thin the patches out."""
     k, hidden = s.tower, sizes(s.tower)[0]
     out = k.count("output_hidden_size")
@@ -466,7 +466,7 @@ def step3(s: Source) -> Parts:
     yield linear("projector", s.text, 2 * out, bias=s.outer.flag("projector_bias", True))
 
 
-def deepseek_ocr(s: Source) -> Parts:
+def deepseek_ocr(s: TowerFacts) -> Parts:
     """SAM's ViT-B, whole on every rank, and CLIP-L; one matrix behind both."""
     sam = Keys(s.outer.name, {"hidden_size": 768, "num_hidden_layers": 12, "patch_size": 16})
     v = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14, "image_size": 224}
@@ -500,27 +500,27 @@ def whisper(
         yield vector("layer_norm", 2 * hidden)
 
 
-def audio_flamingo(s: Source) -> Parts:
+def audio_flamingo(s: TowerFacts) -> Parts:
     """Whisper's encoder, two matrices."""
     bias = s.outer.flag("projector_bias", True)
     yield from whisper(s.tower, cut=False)
     yield from two("projector", (s.text, s.text, sizes(s.tower)[0]), bias=bias)
 
 
-def qwen2_audio(s: Source) -> Parts:
+def qwen2_audio(s: TowerFacts) -> Parts:
     """Whisper's encoder, one matrix."""
     yield from whisper(s.tower, cut=False)
     yield linear("projector", s.text, sizes(s.tower)[0])
 
 
-def glm_asr(s: Source) -> Parts:
+def glm_asr(s: TowerFacts) -> Parts:
     """Whisper's encoder with rotary positions, four frames merged."""
     hidden, width, _ = sizes(s.tower)
     yield from whisper(s.tower, positions=False)
     yield from two("projector", (s.text, 2 * s.text, width if width == 4 * hidden else 4 * hidden), cut=True)
 
 
-def ultravox(s: Source) -> Parts:
+def ultravox(s: TowerFacts) -> Parts:
     """Whisper's encoder, frames stacked, a gated projector with norms."""
     stacked = sizes(s.tower)[0] * s.outer.count("stack_factor", default=8)
     middle = s.outer.count("hidden_size", default=4096)
@@ -531,14 +531,14 @@ def ultravox(s: Source) -> Parts:
     yield linear("linear_2", s.text, inner, bias=False)
 
 
-def voxtral(s: Source) -> Parts:
+def voxtral(s: TowerFacts) -> Parts:
     """Whisper's encoder, its positions in float32, frames joined."""
     joined = sizes(s.tower)[0] * s.tower.count("downsample_factor", default=4)
     yield from whisper(s.tower, itemsize=4)
     yield from two("adapter", (s.text, s.text, joined), bias=False)
 
 
-def moss_transcribe(s: Source) -> Parts:
+def moss_transcribe(s: TowerFacts) -> Parts:
     """Whisper's encoder, four frames joined, a norm behind."""
     joined = 4 * sizes(s.tower)[0]
     yield from whisper(s.tower)
@@ -558,12 +558,12 @@ def qwen3_audio(k: Keys) -> Parts:
     yield from two("proj", (k.count("output_dim"), hidden, hidden))
 
 
-def qwen3_asr(s: Source) -> Parts:
+def qwen3_asr(s: TowerFacts) -> Parts:
     """Its sound alone."""
     yield from qwen3_audio(s.tower)
 
 
-def qwen3_omni(s: Source) -> Parts:
+def qwen3_omni(s: TowerFacts) -> Parts:
     """Qwen 3's sound and images; deep features are merged as the last ones are."""
     k = s.tower.section("vision_config")
     hidden, merged = sizes(k)[0], sizes(k)[0] * merge(k)
@@ -577,7 +577,7 @@ def qwen3_omni(s: Source) -> Parts:
         yield from two("merger_list", (out, merged, merged), cut=True, norm=2 * merged)
 
 
-def qwen2_5_omni(s: Source) -> Parts:
+def qwen2_5_omni(s: TowerFacts) -> Parts:
     """Whisper's layers and Qwen 2.5's images."""
     sound = s.tower.section("audio_config")
     hidden, out = sizes(sound)[0], sound.count("output_dim")
@@ -587,7 +587,7 @@ def qwen2_5_omni(s: Source) -> Parts:
     yield from qwen2_5(s.tower.section("vision_config"))
 
 
-def granite_speech(s: Source) -> Parts:
+def granite_speech(s: TowerFacts) -> Parts:
     """A conformer and a Q-Former that reads windows of its frames."""
     k, p = s.tower, s.outer.section("projector_config")
     hidden, n, out = k.count("hidden_dim"), k.count("num_layers", high=4096), k.count("output_dim")

@@ -6,13 +6,16 @@ Towers are never quantised here: published checkpoints leave them in 16 bits.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from kvplan.errors import KvplanError
 from kvplan.models.config import Keys
 from kvplan.models.modules import Cut, Module, extra_modules, vector
 from kvplan.models.spec import VisionSpec
-from kvplan.models.towers import DECLARED, Source, Tower
 from kvplan.units import cdiv
+
+if TYPE_CHECKING:
+    from kvplan.models.towers import Tower
 
 FAMILIES = {
     "Gemma3": "siglip",
@@ -42,6 +45,8 @@ TOWERS = ("vision_config", "audio_config", "thinker_config", "audio_tower_config
 
 def has_tower(architecture: str) -> bool:
     """Whether the architecture's tower is known."""
+    from kvplan.models.towers import DECLARED
+
     listed = architecture.startswith(tuple(FAMILIES)) and architecture.endswith("ConditionalGeneration")
     return listed or architecture in DECLARED
 
@@ -53,6 +58,10 @@ def vision_tower(
 
     `multimodal`: the architecture always has a tower, whatever section its sizes stand in.
     """
+    if not multimodal and not any(key in outer for key in TOWERS):
+        return None
+    from kvplan.models.towers import DECLARED  # only where there is a tower: a cold start stays short
+
     if architecture in DECLARED:
         return declared_tower(outer, DECLARED[architecture], text_hidden)
     family = next((f for prefix, f in FAMILIES.items() if architecture.startswith(prefix)), None)
@@ -83,8 +92,10 @@ def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | No
         return None
     if row.kind not in ("", k.text("model_type")):
         return VisionSpec("unlisted", ())
+    from kvplan.models.towers import TowerFacts
+
     try:
-        parts = tuple(row.parts(Source(outer, k, text_hidden)))
+        parts = tuple(row.parts(TowerFacts(outer, k, text_hidden)))
         facts = _heads(k) if row.heads else {}
         facts |= {"table": _table(k)} if row.rotary else {}
     except KvplanError:
