@@ -413,32 +413,48 @@ def _graphs_off(told: Mapping[str, Any]) -> bool:
     return mode == "NONE" or str(told.get("optimization-level")) == "0" or str(size) == "0"
 
 
-METHODS = {
-    "ngram": "ngram",
-    "ngram_gpu": "ngram",
-    "suffix": "ngram",
-    "draft_model": "draft_model",
-    "eagle": "eagle",
-}
-METHODS |= {"eagle3": "eagle", "mtp": "mtp", "p_eagle": "eagle"}
+MTP_NAMES = """
+    mtp deepseek_mtp dots3_note_mtp mimo_mtp mimo_v2_mtp glm4_moe_mtp glm4_moe_lite_mtp glm_ocr_mtp ernie_mtp
+    nemotron_h_mtp exaone_moe_mtp exaone4_5_mtp qwen3_next_mtp qwen4_exp_mtp qwen3_5_mtp longcat_flash_mtp
+    bailing_hybrid_v3_mtp minimax_m3_mtp bailing_hybrid_mtp kimi_k3_mtp pangu_ultra_moe_mtp step3p5_mtp hy_v3_mtp
+    hy_v4_mtp gemma4_mtp inkling_mtp glm5_next_mtp
+"""
+METHODS = {"ngram": "ngram", "[ngram]": "ngram", "ngram_gpu": "ngram", "suffix": "ngram"}
+METHODS |= {"draft_model": "draft_model", "eagle": "eagle", "eagle3": "eagle"}
+METHODS |= dict.fromkeys(MTP_NAMES.split(), "mtp")
+"""vLLM 0.32's names of methods -> kvplan's."""
+UNPLANNED_METHODS = ("medusa", "mlp_speculator", "dflash", "dspark", "extract_hidden_states", "custom_class")
 
 
 def _speculation(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """How vLLM reads --speculative-config: the method, or what the model's name says; tokens as stated."""
-    method, draft = str(config.get("method") or "").casefold(), str(config.get("model") or "")
+    method, draft = str(config.get("method") or ""), str(config.get("model") or "")
     if not method:
-        method = "ngram" if draft == "ngram" else "eagle" if "eagle" in draft.casefold() else "draft_model"
-    short = "mtp" if method.endswith("mtp") else METHODS.get(method)
-    if short is None:
+        method = "ngram" if draft in ("ngram", "[ngram]") else "draft_model"
+    if method == "draft_model":
+        method = _method_of(draft)
+    if method in UNPLANNED_METHODS:
+        raise KvplanError(f"--speculative-config: method {method!r} is not planned")
+    if method not in METHODS:
         raise KvplanError(
-            f"--speculative-config: method {method[:40]!r} is not planned; {', '.join(METHODS)} are"
+            f"--speculative-config: vLLM has no method {method[:40]!r}{did_you_mean(method[:40], METHODS)}"
         )
-    tokens = config.get("num_speculative_tokens")
+    tokens, short = config.get("num_speculative_tokens"), METHODS[method]
     if tokens is None:
         raise KvplanError("--speculative-config: num_speculative_tokens is missing")
+    if short in ("eagle", "draft_model") and not draft:
+        raise KvplanError(f"--speculative-config: method {method!r} needs a model")
     return {"num_speculative_tokens": tokens, "speculative_method": short}, (
         draft if short in ("eagle", "draft_model") else ""
     )
+
+
+def _method_of(draft: str) -> str:
+    """What vLLM takes a model that drafts for, by its name."""
+    name = draft.casefold()
+    if "eagle-" in name:
+        return "eagle"
+    return next((method for method in ("eagle3", "dflash", "dspark") if method in name), "draft_model")
 
 
 # ---- other engines

@@ -97,6 +97,18 @@ DRAFTS, METHOD = "num_speculative_tokens", "speculative_method"
             """vllm serve m --speculative-config '{"method":"eagle3","model":"x/y","num_speculative_tokens":3}'""",
             {METHOD: "eagle", DRAFTS: 3},
         ),
+        (
+            """vllm serve m --speculative-config '{"model":"yuhuili/EAGLE-x","num_speculative_tokens":2}'""",
+            {METHOD: "eagle", DRAFTS: 2},
+        ),
+        (
+            """vllm serve m --speculative-config '{"model":"x/small","num_speculative_tokens":2}'""",
+            {METHOD: "draft_model", DRAFTS: 2},
+        ),
+        (
+            """vllm serve m --speculative-config '{"method":"qwen3_next_mtp","num_speculative_tokens":2}'""",
+            {METHOD: "mtp", DRAFTS: 2},
+        ),
         ("vllm serve m --spec-method ngram --spec-tokens 4", {METHOD: "ngram", DRAFTS: 4}),
         ("vllm serve m -cc.cudagraph_mode=NONE", {"enforce_eager": True}),
         ("vllm serve m -O0", {"enforce_eager": True}),
@@ -142,6 +154,10 @@ def test_other_engines() -> None:
         ("vllm serve m -tp", "expected one argument"),
         ("vllm serve m -tp $N", "value is not stated"),
         ("vllm serve m --speculative-config nothing", "must be a JSON object"),
+        ("vllm serve m --spec-method medusa --spec-tokens 2", "'medusa' is not planned"),
+        ("vllm serve m --spec-method egle --spec-tokens 2", "vLLM has no method 'egle'; did you mean eagle"),
+        ("vllm serve m --spec-method eagle3 --spec-tokens 2", "needs a model"),
+        ("vllm serve m --spec-method mtp", "num_speculative_tokens is missing"),
         ('vllm serve "m', "cannot be read"),
     ],
 )
