@@ -33,6 +33,10 @@ def _grid(v: VisionSpec, merge: int = 1) -> Largest:
     return Largest(side**2, side**2 // merge, 3 * v["patch"] ** 2)
 
 
+def _declared(v: VisionSpec) -> Largest:
+    return Largest(v["patches"], v["tokens"], v["pixels"])
+
+
 LARGEST: dict[str, Callable[[VisionSpec], Largest]] = {
     # 16,777,216 pixels in patches of 16, 12,845,056 in patches of 14; four become a token
     "qwen3_vl": lambda v: Largest(65536, 16384, v["pixels"] * v["patch"] ** 2),
@@ -60,13 +64,14 @@ WHOLE = frozenset({"gemma4"})
 
 def tower_bytes(vision: VisionSpec, args: ResolvedArgs) -> int | None:
     """Peak of profiling the tower on one rank; None for towers whose largest image is not known."""
-    if vision.family not in LARGEST:
+    if vision.family not in LARGEST and "patches" not in dict(vision.facts):
         return None
-    largest = LARGEST[vision.family](vision)
+    largest = LARGEST.get(vision.family, _declared)(vision)
     whole = vision.family in WHOLE or args.mm_encoder_tp_mode == "data"
     tp = 1 if whole else args.tensor_parallel_size
     tokens = max(largest.tokens, 1)
     items = max(1, min(max(args.max_num_batched_tokens, tokens) // tokens, args.max_num_seqs * 999))
-    hidden, sides = vision["hidden"], 3 if vision.family in GATED else 2
+    gated = vision.family in GATED or dict(vision.facts).get("gated")
+    hidden, sides = vision["hidden"], 3 if gated else 2
     widest = max(7 * hidden, sides * vision["width"]) / tp
     return int(2 * items * largest.patches * (largest.pixels + 2 * hidden + widest))

@@ -6,7 +6,7 @@ Knows no bytes (`vision` places the parts on ranks).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from kvplan.models.config import Keys
@@ -32,6 +32,8 @@ class Tower(NamedTuple):
     """Attention is cut by heads: they must divide by the ranks."""
     rotary: bool = False
     """It keeps a table of cosines and sines for 8,192 positions."""
+    largest: Callable[[TowerFacts], Mapping[str, int]] | None = None
+    """What start-up profiles: patches and tokens of the largest item, widths; None: not known."""
     kind: str = ""
     """`model_type` of the only tower that the row describes, where the architecture takes others too."""
 
@@ -630,31 +632,82 @@ def _qformer(p: Keys, queries: int) -> Parts:
     yield vector("cross.norms", 2 * hidden, cross)
 
 
+# ---- the largest item that a processor makes
+
+
+def _item(k: Keys, patches: int, tokens: int, *, pixels: int = 0, gated: bool = False) -> Mapping[str, int]:
+    """Facts of one item: patches (or frames) through the tower, tokens they become."""
+    hidden, width, _ = sizes(k)
+    patch = k.count("patch_size", default=0, low=0)
+    found = {"hidden": hidden, "width": width, "patches": patches, "tokens": max(tokens, 1)}
+    return found | {"pixels": pixels or 3 * patch**2, "gated": int(gated)}
+
+
+def tiles(s: TowerFacts) -> Mapping[str, int]:
+    """InternVL's: the tiles of a picture and its thumbnail, four patches a token."""
+    most = s.outer.count("max_dynamic_patch", default=12) + 1
+    return _item(s.tower, most * (grid(s.tower) + 1), most * grid(s.tower) // 4)
+
+
+def pinpoints(s: TowerFacts) -> Mapping[str, int]:
+    """LLaVA-NeXT's: a picture in four tiles, and whole."""
+    return _item(s.tower, 5 * (grid(s.tower) + 1), 5 * grid(s.tower))
+
+
+def one_image(s: TowerFacts, *, gated: bool = False) -> Mapping[str, int]:
+    """One image of `image_size`, its patches merged."""
+    merged = merge(s.tower) if s.tower.text("mm_projector_id") in ("", "patch_merge") else 1
+    return _item(s.tower, grid(s.tower), grid(s.tower) // merged, gated=gated)
+
+
+def qwen_image(k: Keys, *, gated: bool) -> Mapping[str, int]:
+    """65,536 patches, four of them a token."""
+    frames = k.count("temporal_patch_size", default=2, high=64)
+    return _item(k, 65536, 16384, pixels=3 * frames * k.count("patch_size", high=4096) ** 2, gated=gated)
+
+
+def omni_image(gated: bool) -> Callable[[TowerFacts], Mapping[str, int]]:
+    """The images beside the sound, which takes less."""
+    return lambda s: qwen_image(s.tower.section("vision_config"), gated=gated)
+
+
+def half_minute(s: TowerFacts, frames: int) -> Mapping[str, int]:
+    """Whisper's window of 30 s: 1,500 positions, `frames` of them a token."""
+    positions = s.tower.count("max_source_positions", default=1500)
+    return _item(
+        s.tower, positions, positions // frames, pixels=2 * s.tower.count("num_mel_bins", default=80)
+    )
+
+
 DECLARED: dict[str, Tower] = {
     "AriaForConditionalGeneration": Tower("vision_config", aria),
-    "AudioFlamingo3ForConditionalGeneration": Tower("audio_config", audio_flamingo, heads=False),
+    "AudioFlamingo3ForConditionalGeneration": Tower(
+        "audio_config", audio_flamingo, heads=False, largest=lambda s: half_minute(s, 2)
+    ),
     "BeeForConditionalGeneration": Tower("vision_config", bee),
     "DeepseekOCRForCausalLM": Tower("vision_config", deepseek_ocr, heads=False),
     "DotsOCRForCausalLM": Tower("vision_config", dots_ocr),
     "Eagle2_5_VLForConditionalGeneration": Tower("vision_config", eagle),
     "Exaone4_5_ForConditionalGeneration": Tower("vision_config", lambda s: qwen2_5(s.tower), rotary=True),
     "GLM4VForCausalLM": Tower("vision_config", glm4v_9b),
-    "GlmAsrForConditionalGeneration": Tower("audio_config", glm_asr),
+    "GlmAsrForConditionalGeneration": Tower("audio_config", glm_asr, largest=lambda s: half_minute(s, 4)),
     "GlmOcrForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True),
     "GraniteSpeechForConditionalGeneration": Tower("encoder_config", granite_speech, heads=False),
     "GraniteSpeechPlusForConditionalGeneration": Tower("encoder_config", granite_speech, heads=False),
-    "H2OVLChatModel": Tower("vision_config", intern_vit),
+    "H2OVLChatModel": Tower("vision_config", intern_vit, largest=tiles),
     "Idefics3ForConditionalGeneration": Tower("vision_config", idefics3),
-    "InternVLChatModel": Tower("vision_config", intern_vit),
+    "InternVLChatModel": Tower("vision_config", intern_vit, largest=tiles),
     "KeyeForConditionalGeneration": Tower("vision_config", keye),
     "KeyeVL1_5ForConditionalGeneration": Tower("vision_config", keye),
     "KimiVLForConditionalGeneration": Tower("vision_config", moonvit),
     "Lfm2VlForConditionalGeneration": Tower("vision_config", lfm2_vl),
     "LightOnOCRForConditionalGeneration": Tower("vision_config", lighton_ocr),
     "NemotronH_Nano_VL_V2": Tower("vision_config", radio, heads=False),
-    "LlavaNextForConditionalGeneration": Tower("vision_config", llava_next, kind="clip_vision_model"),
+    "LlavaNextForConditionalGeneration": Tower(
+        "vision_config", llava_next, largest=pinpoints, kind="clip_vision_model"
+    ),
     "LlavaNextVideoForConditionalGeneration": Tower(
-        "vision_config", lambda s: llava_next(s, cut=False), kind="clip_vision_model"
+        "vision_config", lambda s: llava_next(s, cut=False), largest=pinpoints, kind="clip_vision_model"
     ),
     "LlavaOnevisionForConditionalGeneration": Tower(
         "vision_config", llava_onevision, kind="siglip_vision_model"
@@ -662,26 +715,43 @@ DECLARED: dict[str, Tower] = {
     "MiniCPMV4_6ForConditionalGeneration": Tower("vision_config", minicpmv4),
     "MiniCPMV4_7ForConditionalGeneration": Tower("vision_config", minicpmv4),
     "MiniCPMV": Tower("vision_config", minicpmv),
-    "MiniMaxM3SparseForConditionalGeneration": Tower("vision_config", minimax_m3),
-    "MossTranscribeDiarizeForConditionalGeneration": Tower("audio_config", moss_transcribe),
+    "MiniMaxM3SparseForConditionalGeneration": Tower("vision_config", minimax_m3, largest=one_image),
+    "MossTranscribeDiarizeForConditionalGeneration": Tower(
+        "audio_config", moss_transcribe, largest=lambda s: half_minute(s, 4)
+    ),
     "MuseGlimmerForConditionalGeneration": Tower("vision_config", muse_glimmer),
-    "NVLM_D": Tower("vision_config", lambda s: intern_vit(s, bias=False)),
-    "OpenCUAForConditionalGeneration": Tower("vision_config", lambda s: qwen2_5(s.tower), rotary=True),
+    "NVLM_D": Tower("vision_config", lambda s: intern_vit(s, bias=False), largest=tiles),
+    "OpenCUAForConditionalGeneration": Tower(
+        "vision_config",
+        lambda s: qwen2_5(s.tower),
+        rotary=True,
+        largest=lambda s: qwen_image(s.tower, gated=True),
+    ),
     "PaddleOCRVLForConditionalGeneration": Tower("vision_config", paddle_ocr),
     "Phi3VForCausalLM": Tower("img_processor", phi3v, heads=False),
     "Phi4MMForCausalLM": Tower("audio_processor", phi4mm, heads=False),
-    "PixtralForConditionalGeneration": Tower("vision_config", pixtral),
-    "QianfanOCRForConditionalGeneration": Tower("vision_config", intern_vit),
-    "Qwen2AudioForConditionalGeneration": Tower("audio_config", qwen2_audio, heads=False),
-    "Qwen2_5OmniForConditionalGeneration": Tower("thinker_config", qwen2_5_omni, heads=False, rotary=True),
-    "Qwen2_5OmniModel": Tower("thinker_config", qwen2_5_omni, heads=False, rotary=True),
+    "PixtralForConditionalGeneration": Tower(
+        "vision_config", pixtral, largest=lambda s: one_image(s, gated=True)
+    ),
+    "QianfanOCRForConditionalGeneration": Tower("vision_config", intern_vit, largest=tiles),
+    "Qwen2AudioForConditionalGeneration": Tower(
+        "audio_config", qwen2_audio, heads=False, largest=lambda s: half_minute(s, 2)
+    ),
+    "Qwen2_5OmniForConditionalGeneration": Tower(
+        "thinker_config", qwen2_5_omni, heads=False, rotary=True, largest=omni_image(True)
+    ),
+    "Qwen2_5OmniModel": Tower(
+        "thinker_config", qwen2_5_omni, heads=False, rotary=True, largest=omni_image(True)
+    ),
     "Qwen3ASRForConditionalGeneration": Tower("audio_config", qwen3_asr, heads=False),
     "Qwen3ASRRealtimeGeneration": Tower("audio_config", qwen3_asr, heads=False),
-    "Qwen3OmniMoeForConditionalGeneration": Tower("thinker_config", qwen3_omni, heads=False, rotary=True),
-    "SkyworkR1VChatModel": Tower("vision_config", intern_vit),
+    "Qwen3OmniMoeForConditionalGeneration": Tower(
+        "thinker_config", qwen3_omni, heads=False, rotary=True, largest=omni_image(False)
+    ),
+    "SkyworkR1VChatModel": Tower("vision_config", intern_vit, largest=tiles),
     "SmolVLMForConditionalGeneration": Tower("vision_config", idefics3),
     "Step3VLForConditionalGeneration": Tower("vision_config", step3),
-    "UltravoxModel": Tower("audio_config", ultravox),
-    "VoxtralForConditionalGeneration": Tower("audio_config", voxtral),
+    "UltravoxModel": Tower("audio_config", ultravox, largest=lambda s: half_minute(s, 8)),
+    "VoxtralForConditionalGeneration": Tower("audio_config", voxtral, largest=lambda s: half_minute(s, 4)),
 }
 """Architecture -> its tower."""

@@ -98,6 +98,7 @@ def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | No
         parts = tuple(row.parts(TowerFacts(outer, k, text_hidden)))
         facts = _heads(k) if row.heads else {}
         facts |= {"table": _table(k)} if row.rotary else {}
+        facts |= row.largest(TowerFacts(outer, k, text_hidden)) if row.largest else {}
     except KvplanError:
         return VisionSpec("unlisted", ())
     return VisionSpec("declared", tuple(facts.items()), parts)

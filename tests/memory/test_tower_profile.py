@@ -68,5 +68,12 @@ def test_peaks_of_logs_lie_inside_the_range(name: str, flags: dict[str, Any], pe
 
 
 def test_every_listed_tower_has_a_largest_image() -> None:
-    """Declared towers keep the range of an unknown one."""
+    """Declared towers whose config does not tell keep the range of an unknown one."""
     assert set(FAMILIES.values()) <= set(LARGEST)
+
+
+def test_a_declared_tower_profiles_what_its_config_says() -> None:
+    """InternVL cuts a picture in 12 tiles and a thumbnail, 1,025 patches and 256 tokens each: two fit 8,192 tokens."""
+    intern = load_model("OpenGVLab/InternVL3_5-8B")
+    patches = 2 * 13 * 1025
+    assert peak(intern, max_num_batched_tokens=8192) == 2 * patches * (588 + 2 * 1024 + 2 * 4096)
