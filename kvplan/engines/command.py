@@ -389,13 +389,23 @@ def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
         found, draft = _speculation(speculation)
         fields |= found
     limits = _object(told.get("limit-mm-per-prompt"), "limit-mm-per-prompt")
-    if limits and not any(_count_of(limit) for limit in limits.values()):
+    if _no_items(limits):
         fields["language_model_only"] = True
+    elif limits and not any(_count_of(limit) for limit in limits.values()):
+        notes.append(
+            f"--limit-mm-per-prompt: {', '.join(limits)} off, the tower stays for others (image 0 and video 0: none)"
+        )
     if _graphs_off(told):
         fields["enforce_eager"] = True
     if told.get("disable-sliding-window"):
         notes.append("--disable-sliding-window shortens the context to the window")
     return fields, draft, notes
+
+
+def _no_items(limits: Mapping[str, Any]) -> bool:
+    """Whether limits leave a model text alone: images and videos off, or sound where nothing else is named."""
+    off = {name for name, limit in limits.items() if not _count_of(limit)}
+    return off == limits.keys() and ({"image", "video"} <= off or off == {"audio"})
 
 
 def _count_of(limit: Any) -> Any:

@@ -112,7 +112,12 @@ DRAFTS, METHOD = "num_speculative_tokens", "speculative_method"
         ("vllm serve m --spec-method ngram --spec-tokens 4", {METHOD: "ngram", DRAFTS: 4}),
         ("vllm serve m -cc.cudagraph_mode=NONE", {"enforce_eager": True}),
         ("vllm serve m -O0", {"enforce_eager": True}),
-        ("vllm serve m --limit-mm-per-prompt.image 0", {"language_model_only": True}),
+        (
+            "vllm serve m --limit-mm-per-prompt.image 0 --limit-mm-per-prompt.video 0",
+            {"language_model_only": True},
+        ),
+        ("vllm serve m --limit-mm-per-prompt.video 0", {}),
+        ("""vllm serve m --limit-mm-per-prompt '{"audio": 0}'""", {"language_model_only": True}),
         ("""vllm serve m --limit-mm-per-prompt '{"image": 1, "video": 0}'""", {}),
         ("vllm serve m --enable-lora --max-lora-rank 64", {"enable_lora": True, "max_lora_rank": 64}),
         ("nohup env A=1 python -m vllm.entrypoints.openai.api_server --model m -tp 2 > log 2>&1 &", {TP: 2}),
