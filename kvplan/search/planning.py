@@ -98,6 +98,12 @@ class ServingAnswer:
         return any(o.is_enough for o in self.owned) if self.owned else self.best is not None
 
     @property
+    def is_sure(self) -> bool:
+        """Whether the verdict stands at the slow end of what steps may take too."""
+        enough = [o for o in self.owned if o.is_enough]
+        return not enough or any(map(_is_sure, enough))
+
+    @property
     def exit_code(self) -> int:
         """0 fits, 1 does not, 130 interrupted."""
         return 130 if self.found.interrupted else int(not self.fits)
@@ -113,7 +119,10 @@ class ServingAnswer:
             return f"{asked} takes {need}, the cheapest of {_cards_text(self.cards)}"
         enough = [o for o in self.owned if o.is_enough]
         if enough:
-            return f"fits: {asked} on {', '.join(str(o.cards) for o in enough)}; {_headroom(enough[0])}"
+            word = "fits"
+            if not self.is_sure and enough[0].best:
+                word += f" unless steps take {enough[0].best.step_high:.2g} times as long, as they may"
+            return f"{word}: {asked} on {', '.join(str(o.cards) for o in enough)}; {_headroom(enough[0])}"
         instead = [str(o.cards) for o in self.others if o.is_enough]
         would = f", or {' or '.join(instead)}" if instead else ""
         return f"does not fit: {'; '.join(map(self._short, self.owned))}; {asked} takes {need}{would}"
@@ -134,6 +143,7 @@ class ServingAnswer:
             "assumed": list(self.question.assumed),
             "fits": self.fits,
             "verdict": self.verdict,
+            "is_sure": self.is_sure,
             "gpus": [owned.to_dict() for owned in self.owned],
             "other_gpus": [owned.to_dict() for owned in self.others],
             "cache_tokens": None if memory is None else {"value": memory.value, "low": memory.low, "high": memory.high},
@@ -300,6 +310,15 @@ def _load_text(question: ServingQuestion) -> str:
 
 def _cards_text(cards: Sequence[Cards]) -> str:
     return ", ".join(c.name for c in cards)
+
+
+def _is_sure(owned: Owned) -> bool:
+    """Whether the cards carry the load at the slow end of what its steps may take too."""
+    best = owned.best
+    assert best is not None
+    if best.usd_per_hour is None or best.usd_per_hour_high is None or best.num_gpus is None:
+        return best.usd_per_hour_high is not None
+    return best.num_gpus * best.usd_per_hour_high <= best.usd_per_hour * owned.cards.number * (1 + 1e-9)
 
 
 def _copies_text(best: Candidate) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from math import floor
 from pathlib import Path
 
@@ -49,8 +51,21 @@ def test_the_verdict_follows_from_cards_counted_and_needed(answer: ServingAnswer
         == answer.fits
         == (answer.exit_code == 0)
     )
-    assert answer.verdict.startswith("fits: Qwen3-8B for 12 users on 1 x l40s")
+    assert re.match(
+        r"fits( unless steps take .* as they may)?: Qwen3-8B for 12 users on 1 x l40s", answer.verdict
+    )
     assert owned.load == pytest.approx(owned.copies * (owned.best.low or owned.best.highest))
+
+
+def test_a_verdict_that_the_slow_end_would_turn_says_so(answer: ServingAnswer) -> None:
+    """As many copies at the slow end as there are cards: sure; one more: not."""
+    best = answer.best
+    assert best is not None
+    for copies, is_sure in ((1, True), (2, False)):
+        slower = replace(best, usd_per_hour_high=copies * best.usd_per_hour)
+        told = replace(answer, owned=(answer.owned[0]._replace(best=slower),))
+        assert told.is_sure == is_sure
+        assert (" unless steps take " in told.verdict) != is_sure
 
 
 def test_too_few_cards_are_told_with_what_they_carry_and_what_it_takes() -> None:
