@@ -100,7 +100,7 @@ class StatedStepTime:
         decode = self.per_sequence * shape.num_decodes + self.per_context * shape.decode_context
         return int(self.fixed + decode + self.per_prefill * shape.num_prefill_tokens)
 
-    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
+    def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
         """A pure decode step is `a + b * context`, for every context."""
         return self.fixed + self.per_sequence * num_decodes, self.per_context, NO_KNOT
 

@@ -121,10 +121,10 @@ class CappedContext:
             shape._replace(decode_context=min(shape.decode_context, shape.num_decodes * self.keep))
         )
 
-    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
+    def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
         """As the uncapped line up to the cap, flat beyond it."""
         cap = num_decodes * self.keep
         if decode_context >= cap:
-            return self.ticks(StepShape(num_decodes, num_decodes, cap)), 0, NO_KNOT
-        base, slope, limit = self.time.decode_line(num_decodes, decode_context)
+            return self.ticks(StepShape(num_tokens or num_decodes, num_decodes, cap)), 0, NO_KNOT
+        base, slope, limit = self.time.decode_line(num_decodes, decode_context, num_tokens)
         return base, slope, min(limit, cap)

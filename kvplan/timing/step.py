@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvplan.timing.costs import (
     AttentionCosts,
@@ -35,6 +36,7 @@ from kvplan.timing.work import AttentionWork, ExpertWork, Number, Product, StepW
 from kvplan.timing.work import StepShape as StepShape
 from kvplan.units import TICKS_PER_S
 
+Ticks = NDArray[np.int64]
 NO_KNOT = 1 << 62
 """The context at which a line without a further knot ends: none that a simulation reaches."""
 
@@ -46,10 +48,21 @@ class StepTime(Protocol):
         """Duration of one step of this shape."""
         ...
 
-    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
-        """Return (a, b, limit): `ticks` of a pure decode step is exactly `a + b * context` for every
-        context from `decode_context` up to, not including, `limit`."""
+    def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
+        """Return (a, b, limit): `ticks` of a step of decodes alone is exactly `a + b * context` for every context
+        from `decode_context` up to, not including, `limit`. `num_tokens` counts drafts too; 0 = one token each."""
         ...
+
+
+def decode_ticks(time: StepTime, num_decodes: int, num_tokens: int, contexts: Ticks) -> Ticks:
+    """Durations of steps of the same decodes, whose summed contexts rise from step to step; each is its `ticks`."""
+    found, at = np.empty_like(contexts), 0
+    while at < len(contexts):
+        a, b, limit = time.decode_line(num_decodes, int(contexts[at]), num_tokens)
+        end = int(contexts.searchsorted(limit)) if contexts[-1] >= limit else len(contexts)
+        found[at:end] = contexts[at:end] * b + a
+        at = end
+    return found
 
 
 def roofline(
@@ -83,11 +96,16 @@ class DraftedStepTime:
             return found
         return found + self.num_drafts * self.draft.ticks(StepShape(num, num, shape.decode_context))
 
-    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
-        """Of a decode step without drafts to verify, and its drafting."""
-        a, b, limit = self.verify.decode_line(num_decodes, decode_context)
+    def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
+        """Of a decode step with its drafting."""
+        a, b, limit = self.verify.decode_line(num_decodes, decode_context, num_tokens)
         more, slope, knot = self.draft.decode_line(num_decodes, decode_context)
         return a + self.num_drafts * more, b + self.num_drafts * slope, min(limit, knot)
+
+
+def is_decode(shape: StepShape) -> bool:
+    """Whether a step holds decodes alone, with or without drafts: then its duration is on a line."""
+    return bool(shape.num_decodes) and not shape.num_prefills and not shape.num_prefill_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +117,14 @@ class ScaledStepTime:
 
     def ticks(self, shape: StepShape) -> int:
         """Duration of one step."""
-        if shape.num_tokens == shape.num_decodes and not shape.num_prefill_tokens:
-            a, b, _ = self.decode_line(shape.num_decodes, int(shape.decode_context))
+        if is_decode(shape):
+            a, b, _ = self.decode_line(shape.num_decodes, int(shape.decode_context), shape.num_tokens)
             return a + b * int(shape.decode_context)
         return round(self.time.ticks(shape) * self.factor)
 
-    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
+    def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
         """The line, scaled; its pieces meet within a tick's rounding."""
-        a, b, limit = self.time.decode_line(num_decodes, decode_context)
+        a, b, limit = self.time.decode_line(num_decodes, decode_context, num_tokens)
         return round(a * self.factor), round(b * self.factor), limit
 
 
@@ -183,7 +201,8 @@ class StepCosts:
 
 
 class _Line(NamedTuple):
-    """A batch size's pure decode step in ticks: at least `floor`, and `a + b * context` from each start on."""
+    """Decode steps of one batch size and as many drafts, in ticks: at least `floor`, and `a + b * context` from each
+    start on."""
 
     starts: list[int]
     a: list[int]
@@ -202,11 +221,11 @@ class _Parts(NamedTuple):
 
 @dataclass(slots=True)
 class ModelStepTime:
-    """One model's step time on one rank: work over costs. A `StepTime`; lines are cached per batch size."""
+    """One model's step time on one rank: work over costs. A `StepTime`; lines are cached per batch size and tokens."""
 
     work: StepWork
     costs: StepCosts
-    _lines: dict[int, _Line] = field(default_factory=dict, repr=False)
+    _lines: dict[tuple[int, int], _Line] = field(default_factory=dict, repr=False)
     _linear: dict[tuple[int, int, int], float] = field(default_factory=dict, repr=False)
     _parts: _Parts | None = field(default=None, repr=False)
 
@@ -217,14 +236,15 @@ class ModelStepTime:
 
     def ticks(self, shape: StepShape) -> int:
         """Duration of one step in picoseconds."""
-        if shape.num_tokens == shape.num_decodes and not shape.num_prefill_tokens:
-            a, b, _ = self.decode_line(shape.num_decodes, int(shape.decode_context))
+        if is_decode(shape):
+            a, b, _ = self.decode_line(shape.num_decodes, int(shape.decode_context), shape.num_tokens)
             return a + b * int(shape.decode_context)
         return round(float(self.seconds(shape)) * TICKS_PER_S)
 
-    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
+    def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
         """Return (a, b, limit): a pure decode step takes `a + b * context` from `decode_context` up to `limit`."""
-        starts, a, b, floor = self._lines.get(num_decodes) or self._line(num_decodes)
+        key = num_decodes, num_tokens or num_decodes
+        starts, a, b, floor = self._lines.get(key) or self._line(*key)
         i = bisect_right(starts, decode_context)
         limit = starts[i] if i < len(starts) else NO_KNOT
         base, slope = a[i - 1], b[i - 1]
@@ -232,8 +252,8 @@ class ModelStepTime:
             return base, slope, limit
         return floor, 0, min(limit, -((base - floor) // slope)) if slope else limit
 
-    def _line(self, num_decodes: int) -> _Line:
-        empty = StepShape(num_decodes, num_decodes, 0)
+    def _line(self, num_decodes: int, num_tokens: int) -> _Line:
+        empty = StepShape(num_tokens, num_decodes, 0)
         host, gpu = self._host_s(empty), self._linear_s(empty) + self._state_s(num_decodes)
         kinds = [(a, self.costs.attention.line(a, num_decodes)) for a in self.work.attention]
         lines = [(a.num_layers, line.capped(num_decodes * a.cap) if a.cap else line) for a, line in kinds]
@@ -247,7 +267,7 @@ class ModelStepTime:
         a = [round((gpu if overlaps else gpu + host) * TICKS_PER_S + ticks[0])]
         for before, after, start in zip(slopes, slopes[1:], starts[1:], strict=False):
             a.append(a[-1] + (before - after) * start)
-        line = self._lines[num_decodes] = _Line(
+        line = self._lines[num_decodes, num_tokens] = _Line(
             starts, a, slopes, round(host * TICKS_PER_S) if overlaps else 0
         )
         return line

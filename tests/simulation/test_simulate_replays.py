@@ -117,7 +117,7 @@ class TableStepTime:
             (self._layers_us(shape.num_tokens, decodes + shape.num_prefills) + LAYERS * float(attention)) * US
         )
 
-    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
+    def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
         """Straight between two contexts of the table."""
         lines = self._lines.setdefault(num_decodes, []) or self._make_lines(num_decodes)
         return next(line for line in lines if decode_context < line[2])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.timing.costs import AttentionCosts, GemmCosts, HostCosts, capture_sizes
-from kvplan.timing.step import ModelStepTime, StepCosts, StepShape, roofline
+from kvplan.timing.step import ModelStepTime, StepCosts, StepShape, decode_ticks, roofline
 from kvplan.timing.work import Product, step_work
 
 
@@ -39,15 +39,38 @@ HOSTS = {
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("name", MODELS)
 @settings(deadline=None)
-@given(batch=st.integers(1, 600), start=st.integers(1, 60_000), steps=st.integers(0, 10_000))
-def test_decode_line_is_ticks(name: str, host: str, batch: int, start: int, steps: int) -> None:
-    """The line equals `ticks` at its start and at any context before its limit."""
+@given(
+    batch=st.integers(1, 600), start=st.integers(1, 60_000), steps=st.integers(0, 10_000), drafts=st.integers(0, 5)
+)  # fmt: skip
+def test_decode_line_is_ticks(name: str, host: str, batch: int, start: int, steps: int, drafts: int) -> None:
+    """The line equals `ticks` at its start and at any context before its limit, drafts to verify or none."""
     time = ModelStepTime(step_work(MODELS[name]), HOSTS[host])
-    context = batch * start
-    a, b, limit = time.decode_line(batch, context)
+    context, tokens = batch * start, batch * (1 + drafts)
+    a, b, limit = time.decode_line(batch, context, tokens)
     assert limit > context
     for c in (context, min(context + steps * batch, limit - 1), limit - 1):
-        assert a + b * c == time.ticks(StepShape(batch, batch, c))
+        assert a + b * c == time.ticks(StepShape(tokens, batch, c))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_of_a_batch_at_once(name: str, host: str) -> None:
+    """Durations over rising contexts are those of each step alone, across the knots of its line."""
+    time = ModelStepTime(step_work(MODELS[name]), HOSTS[host])
+    contexts = np.array([70, 71, 5000, 9 * 1024 - 1, 9 * 1024, 9 * 1024 + 8, 10**6, 10**7])
+    for tokens in (9, 36):
+        each = [time.ticks(StepShape(tokens, 9, c)) for c in contexts.tolist()]
+        assert decode_ticks(time, 9, tokens, contexts).tolist() == each
+    assert decode_ticks(time, 9, 9, contexts[:0]).tolist() == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_drafts_cost_what_their_tokens_do(name: str) -> None:
+    """A step that verifies drafts takes what the physics says of its tokens, to a line's rounding."""
+    time = ModelStepTime(step_work(MODELS[name]), HOSTS["sync"])
+    shape = StepShape(64, 16, 400_000)
+    assert time.ticks(shape) == pytest.approx(time.seconds(shape) * 1e12, rel=1e-4)
+    assert time.ticks(shape) > time.ticks(StepShape(16, 16, 400_000))
 
 
 @pytest.mark.parametrize("name", MODELS)
