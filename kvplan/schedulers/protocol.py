@@ -10,10 +10,22 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kvplan.schedulers.request import Request
 
-AcceptDrafts = Callable[[Request, int], int]
-"""(request, drafts scheduled) -> drafts accepted."""
+Counts = NDArray[np.int64]
+
+
+class AcceptDrafts(Protocol):
+    """Which drafts are right: fixed by request and output position, however the request gets there."""
+
+    def __call__(self, request: Request, num_drafts: int) -> int:
+        """Of the drafts after the request's tokens so far: how many are right in a row."""
+
+    def runs(self, request: Request, first: int, count: int, num_drafts: int) -> Counts:
+        """The same at `count` output positions from `first` on, shape (count,)."""
 
 
 class Chunk(NamedTuple):
