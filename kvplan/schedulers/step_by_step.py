@@ -79,7 +79,11 @@ class StepByStep:
         accepted = None
         if output.num_draft_tokens and self._accept is not None:
             live = scheduler.requests
-            accepted = {i: self._accept(live[i], n) for i, n in output.num_draft_tokens.items() if i in live}
+            accepted = {
+                i: self._accept(live[i], n)
+                for i, n in output.num_draft_tokens.items()
+                if i in live and i not in output.admitted  # whose drafts are placeholders
+            }
         first_tokens = [request for request in completed if request.request_id in scheduler.requests]
         finished = scheduler.update_from_output(output, accepted)
         for request in finished:
@@ -94,9 +98,17 @@ class StepByStep:
     @property
     def is_short(self) -> bool:
         """Whether the next decode step needs more blocks than there are, so that somebody is preempted."""
-        size = self.config.block_size
+        config, size = self.config, self.config.block_size
         due = (r for r in self.scheduler.running if r.num_computed_tokens >= self._prefill_ends[r.request_id])
-        return sum(r.num_computed_tokens % size == 0 for r in due) > self.num_free_blocks
+        if not config.num_speculative_tokens:
+            return sum(r.num_computed_tokens % size == 0 for r in due) > self.num_free_blocks
+        more = 1 + config.num_speculative_tokens + config.num_lookahead_tokens
+        tables = self.scheduler.kv_cache_manager.coordinator.managers[0].req_to_blocks
+        need = (
+            -(-min(r.num_computed_tokens + more, config.max_model_len) // size) - len(tables[r.request_id])
+            for r in due
+        )
+        return sum(max(0, blocks) for blocks in need) > self.num_free_blocks
 
     @property
     def num_waiting(self) -> int:
