@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 from kvplan.conformance.scenario import ScenarioRequest
 from kvplan.conformance.vllm_scenario import VLLMScenario
+from kvplan.schedulers.leap.make import make_leap_scheduler
 from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.step_by_step import StepByStep
+from kvplan.simulation.acceptance import accept_drafts
 from kvplan.simulation.deploy import StatedStepTime
 from kvplan.simulation.in_flight import NEVER_COMES
 from kvplan.simulation.metrics import TokenMeter
@@ -48,7 +50,8 @@ class Clocked:
     def __init__(self, scenario: VLLMScenario, leaps: bool) -> None:
         config = scenario.engine_config
         self.scenario = scenario
-        self.engine = LeapScheduler(config) if leaps else StepByStep(config)
+        accept = accept_drafts(scenario.accept_rate, (7,))
+        self.engine = make_leap_scheduler(config, accept) if leaps else StepByStep(config, accept)
         self.replica = Replica(0, self.engine, STEP_TIME, config, TokenMeter(), self._ended)
         self.records: list[Record] = []
         self.hit_tokens = 0

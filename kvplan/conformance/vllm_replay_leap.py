@@ -8,8 +8,11 @@ leaps.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
+
+import numpy as np
 
 from kvplan.conformance.replay import ReplayResult
 from kvplan.conformance.vllm_records import StepRecord
@@ -18,9 +21,10 @@ from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import Stuck
 from kvplan.errors import KvplanError
 from kvplan.schedulers.leap.allowed import why_not
-from kvplan.schedulers.leap.scheduler import LeapScheduler
+from kvplan.schedulers.leap.draft_scheduler import DraftLeapScheduler
+from kvplan.schedulers.leap.make import make_leap_scheduler
 from kvplan.schedulers.leap.state import Sequence, Stage
-from kvplan.schedulers.protocol import Leap
+from kvplan.schedulers.protocol import Counts, Leap
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.output import SchedulerOutput
 
@@ -36,6 +40,21 @@ class Look(NamedTuple):
     hit_tokens: int
 
 
+class ScriptedDrafts:
+    """Drafts that are right where a scenario says so."""
+
+    def __init__(self, run_of: Callable[[Request, int, int], int]) -> None:
+        self.run_of = run_of
+
+    def __call__(self, request: Request, num_drafts: int) -> int:
+        """Of the drafts after a request's tokens so far: how many are right in a row."""
+        return self.run_of(request, request.num_output_tokens, num_drafts)
+
+    def runs(self, request: Request, first: int, count: int, num_drafts: int) -> Counts:
+        """The same at `count` output positions from `first` on."""
+        return np.array([self.run_of(request, first + i, num_drafts) for i in range(count)], np.int64)
+
+
 class LeapReplay(VLLMReplay):
     """One run of a scenario on `LeapScheduler`.
 
@@ -48,7 +67,7 @@ class LeapReplay(VLLMReplay):
         if reason:
             raise KvplanError(f"{scenario.name or 'the scenario'} cannot leap: {reason}")
         super().__init__(scenario)
-        self.engine = LeapScheduler(config)
+        self.engine = make_leap_scheduler(config, ScriptedDrafts(self._run_of))
         self.leaps = leaps
         self.rng = rng
         self.num_leaps = 0
@@ -121,7 +140,9 @@ class LeapReplay(VLLMReplay):
         return list(self.engine.running.values())
 
     def _spell_step(self, before: dict[Request, int]) -> None:
+        decodes = {seq.request for seq in self._running() if seq.stage is Stage.DECODE}
         step = self.engine.schedule()
+        chunks = {chunk.request: chunk.num_tokens for chunk in step.chunks}
         spelled = StepRecord(0, hits={request.request_id: hit for request, hit in step.admitted})
         victims = {request.request_id for request in step.preempted}
         spelled.preempted = [r.request_id for r in reversed(before) if r.request_id in victims]
@@ -129,9 +150,12 @@ class LeapReplay(VLLMReplay):
             request = seq.request
             admitted = request.request_id in spelled.hits
             start = spelled.hits[request.request_id] if admitted else before[request]
-            num_tokens = self.engine.computed_tokens(request.request_id) - start
+            num_tokens = chunks.get(request, 0)
+            if request in decodes:
+                num_tokens = self._decode_tokens(request, start)
             if num_tokens:
-                kind = "decode" if num_tokens == 1 and start >= request.num_prompt_tokens else "prefill"
+                is_decode = request in decodes or (num_tokens == 1 and start >= request.num_prompt_tokens)
+                kind = "decode" if is_decode else "prefill"
                 if admitted:
                     kind = "resumed" if request.num_preemptions else "new"
                 spelled.sched.append((request.request_id, num_tokens, start, kind))
@@ -142,17 +166,38 @@ class LeapReplay(VLLMReplay):
         self.num_leapt_steps += num_steps
         running = [seq.request for seq in self._running()]
         decodes = [r for r in running if self.engine.sequences[r.request_id].stage is Stage.DECODE]
-        context = sum(before[r] + 1 for r in decodes)
+        each = 1 + self.engine.config.num_speculative_tokens
+        starts = {r: self._starts(r, before[r], num_steps) for r in decodes}
+        context = sum(before[r] + each for r in decodes)
         assert (len(decodes), context) == (leap.num_decodes, leap.decode_context)
         outputs = self.engine.commit_leap(num_steps)
         for i in range(num_steps):
             self._spelled.append(
-                StepRecord(0, sched=[(r.request_id, 1, before[r] + i, "decode") for r in decodes])
+                StepRecord(0, sched=[(r.request_id, each, starts[r][i], "decode") for r in decodes])
             )
         ends: list[list[Request]] = [[] for _ in range(num_steps)]
         ends[0] = outputs.first.finished
         ends[-1] = [*ends[-1], *outputs.last.finished]
         self._known_ends.extend(ends)
+
+    def _decode_tokens(self, request: Request, start: int) -> int:
+        """Return the tokens that a decode has just been given."""
+        if isinstance(self.engine, DraftLeapScheduler):
+            return self.engine.unfull.get(request, self.engine.decode_tokens)
+        return self.engine.computed_tokens(request.request_id) - start
+
+    def _starts(self, request: Request, start: int, num_steps: int) -> list[int]:
+        """Return the tokens computed before each of a leap's steps."""
+        seq = self.engine.sequences[request.request_id]
+        now = self.engine.batch.num_steps
+        return [start, *(seq.computed_at(now + i) for i in range(1, num_steps))]
+
+    def _run_of(self, request: Request, position: int, num_drafts: int) -> int:
+        """Count right drafts in a row from an output position on."""
+        definition, right = self._defs[request.request_id], 0
+        while right < num_drafts and self._is_right(definition, position + right):
+            right += 1
+        return right
 
     def _apply(self, record: StepRecord) -> None:
         self._in_flight.popleft()

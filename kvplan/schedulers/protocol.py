@@ -66,10 +66,21 @@ NOTHING = Outputs([], [])
 """Shared; nobody may append to it."""
 
 
+class DraftedSteps(NamedTuple):
+    """What the coming steps of a leap over speculation are, one by one."""
+
+    num_tokens: int
+    """Tokens of each, drafts included."""
+    contexts: Counts
+    """Tokens attended to."""
+    taken: Counts
+    """Blocks taken from the leap's start to the end of each step's schedule."""
+
+
 class Leap(NamedTuple):
     """Up to `max_steps` steps that are "+1 for everyone": the same sequences decode, nothing else happens.
 
-    Step i (from 0) attends to `decode_context + i * num_decodes` tokens.
+    Step i (from 0) attends to `decode_context + i * num_decodes` tokens, or as `drafted` says.
     """
 
     max_steps: int
@@ -77,6 +88,21 @@ class Leap(NamedTuple):
     decode_context: int
     ends_on_arrival: bool
     """Whether a new request would be looked at, so that the leap must be cut when one comes."""
+    drafted: DraftedSteps | None = None
+    """With drafts, where a step gives each sequence as many tokens as are right."""
+
+
+class DecodePath(Protocol):
+    """What reads of outputs do to one sequence of a leaping engine with drafts, from its prefill's token on."""
+
+    def tokens(self) -> Counts:
+        """Prompt and sampled tokens after each read, the prefill's own first; as far as is known."""
+
+    def held(self) -> Counts:
+        """Tokens in the cache or in flight after each read."""
+
+    def after(self, num_reads: int) -> tuple[int, int]:
+        """Both after so many reads behind the prefill's own."""
 
 
 class LeapOutputs(NamedTuple):
@@ -92,7 +118,7 @@ new_chunk: Callable[[tuple[Request, int, int]], Chunk] = partial(tuple.__new__, 
 new_step: Callable[[tuple[int, int, list[Chunk], list[tuple[Request, int]], list[Request]]], Step]
 new_step = partial(tuple.__new__, Step)
 new_outputs: Callable[[tuple[list[Request], list[Request]]], Outputs] = partial(tuple.__new__, Outputs)
-new_leap: Callable[[tuple[int, int, int, bool]], Leap] = partial(tuple.__new__, Leap)
+new_leap: Callable[[tuple[int, int, int, bool, DraftedSteps | None]], Leap] = partial(tuple.__new__, Leap)
 new_leap_outputs: Callable[[tuple[Outputs, Outputs]], LeapOutputs] = partial(tuple.__new__, LeapOutputs)
 
 
@@ -123,8 +149,15 @@ class SchedulerInterface(Protocol):
     def free_blocks_in(self, num_steps: int) -> int:
         """Return the free blocks that so many steps of the leap just planned leave."""
 
+    def decode_path(self, request: Request) -> DecodePath | None:
+        """Return how a decoding request fares with drafts; None if it has ended, or its own counters tell it."""
+
     def head(self) -> Request:
         """Return the request that waits first."""
+
+    @property
+    def keeps_counters(self) -> bool:
+        """Whether the requests' own counters tell after every read what was computed and sampled."""
 
     @property
     def num_running(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from kvplan.schedulers.protocol import AcceptDrafts, Chunk, Leap, LeapOutputs, Outputs, Step
+from kvplan.schedulers.protocol import AcceptDrafts, Chunk, DecodePath, Leap, LeapOutputs, Outputs, Step
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 from kvplan.schedulers.vllm.config import EngineConfig
@@ -89,6 +89,15 @@ class StepByStep:
         for request in finished:
             del self._prefill_ends[request.request_id]
         return Outputs(first_tokens, finished)
+
+    def decode_path(self, request: Request) -> DecodePath | None:
+        """None: a request's own counters tell it."""
+        return None
+
+    @property
+    def keeps_counters(self) -> bool:
+        """Every step counts."""
+        return True
 
     @property
     def num_running(self) -> int:

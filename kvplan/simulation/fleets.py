@@ -10,7 +10,7 @@ from math import inf
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Deployment
 from kvplan.schedulers.leap.allowed import why_not
-from kvplan.schedulers.leap.scheduler import LeapScheduler
+from kvplan.schedulers.leap.make import make_leap_scheduler
 from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.sglang.stepper import SGLangEngine
 from kvplan.schedulers.step_by_step import StepByStep
@@ -115,21 +115,25 @@ class FleetBuilder:
             config = config.model_copy(update={"max_num_batched_tokens": room})
         engine: SchedulerInterface
         reason = self._why_steps(setup)
+        accept = accept_drafts(fleet.deployment.acceptance_rate, (self.seed, 2, len(self.modes)))
         self._check_time()
         if setup.sglang is not None:
             engine = SGLangEngine(sglang_config(config, setup.sglang), may_leap=not reason)
         elif reason:
-            stream = (self.seed, 2, len(self.modes))
-            engine = StepByStep(config, accept_drafts(fleet.deployment.acceptance_rate, stream))
+            engine = StepByStep(config, accept)
         else:
-            engine = LeapScheduler(config)
+            engine = make_leap_scheduler(config, accept)
         self.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
         self.num_replicas += 1
         return Replica(self.num_replicas - 1, engine, setup.step_time, config, self.meter, self.ended)
 
     def _why_steps(self, setup: Setup) -> str:
         """Why its replicas go step by step; empty where they leap."""
-        return "asked for" if self.step_by_step else "" if setup.sglang is not None else why_not(setup.config)
+        if self.step_by_step or setup.sglang is not None:
+            return "asked for" if self.step_by_step else ""
+        if setup.lockstep_ranks > 1 and setup.config.num_speculative_tokens:
+            return "speculation: no line holds the steps of ranks in lockstep that draft"
+        return why_not(setup.config)
 
     def _check_time(self) -> None:
         """Where a few replicas are set up, the run itself looks at the clock, and has something to show."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import NamedTuple
 
+from kvplan.schedulers.protocol import Counts, DraftedSteps
+
 NEVER_COMES = 1 << 63
 """Later than any tick of a run."""
 
@@ -53,6 +55,11 @@ class LeapInFlight:
     open: bool
     """Whether a new request ends it."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a step."""
+        return self.num_decodes
+
     def ends_at(self, reads: int) -> int:
         """When the first so many outputs have been read."""
         return self.start + self.first + series(self.ticks, self.slope, reads - self.ahead)
@@ -72,6 +79,48 @@ class LeapInFlight:
         """The series' first so many reads, by arithmetic series of durations."""
         start, last = self.start + self.first, self.ticks + self.slope * (reads - 1)
         return [Stretch(self.ticks, last, reads, start, start + series(self.ticks, self.slope, reads))]
+
+    def ticks_of(self, step: int) -> int:
+        """Duration of a step, counted from 0."""
+        return self.ticks + step * self.slope
+
+
+@dataclass(slots=True)
+class DraftedLeapInFlight:
+    """The same with drafts: no two steps are alike, so their ends are a table."""
+
+    start: int
+    ahead: int
+    first: int
+    num_steps: int
+    num_decodes: int
+    steps: DraftedSteps
+    durations: Counts
+    """Ticks of each step."""
+    ends: Counts
+    """When each ends, from the end of the first read or the start on."""
+    open: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a step, drafts included."""
+        return self.steps.num_tokens
+
+    def ends_at(self, reads: int) -> int:
+        """When the first so many outputs have been read."""
+        steps = reads - self.ahead
+        return self.start + self.first + (int(self.ends[steps - 1]) if steps else 0)
+
+    def reads_until(self, now: int) -> int:
+        """The fewest reads that end at `now` or later; never more than were planned."""
+        gap = now - self.start - self.first
+        if gap <= 0:
+            return 1
+        return min(int(self.ends.searchsorted(gap)) + 1 + self.ahead, self.num_steps)
+
+    def ticks_of(self, step: int) -> int:
+        """Duration of a step, counted from 0."""
+        return int(self.durations[step])
 
 
 def series(ticks: int, slope: int, n: int) -> int:

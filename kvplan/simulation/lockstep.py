@@ -8,7 +8,7 @@ SimPy, no routing and no workload.
 from __future__ import annotations
 
 from kvplan.simulation.group_clock import GroupClock, Line, RankLeap
-from kvplan.simulation.in_flight import NEVER_COMES
+from kvplan.simulation.in_flight import NEVER_COMES, LeapInFlight
 from kvplan.simulation.replica import Replica
 from kvplan.timing.step import StepShape
 
@@ -52,6 +52,7 @@ class LockstepGroup:
                 return self._dummy, NEVER_COMES
             if rank.leap is None:
                 return (ticks, 0), 1
+            assert isinstance(rank.leap, LeapInFlight), "ranks that draft go step by step"
             leap = rank.leap = RankLeap.of(rank.leap, self.clock)
         assert isinstance(leap, RankLeap)
         return leap.next_line

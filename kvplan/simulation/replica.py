@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvplan.schedulers.protocol import NOTHING, Leap
-from kvplan.simulation.in_flight import NEVER_COMES, LeapInFlight, StepInFlight
+from kvplan.simulation.in_flight import NEVER_COMES, DraftedLeapInFlight, LeapInFlight, StepInFlight
 from kvplan.simulation.metrics import Sample
 from kvplan.simulation.records import UNSET
 from kvplan.simulation.replica_stats import ReplicaStats
 from kvplan.simulation.sim_request import REJECTED, TIMEOUT, SimRequest
-from kvplan.timing.step import StepShape
+from kvplan.timing.step import StepShape, decode_ticks
 from kvplan.units import TICKS_PER_S
 
 
@@ -31,7 +31,7 @@ class Replica(ReplicaStats):
     on_change: Callable[[], object] | None = None
     """Told whenever blocks or requests have come or gone otherwise than by decoding."""
     in_flight: deque[StepInFlight] = field(default_factory=deque)
-    leap: LeapInFlight | None = None
+    leap: LeapInFlight | DraftedLeapInFlight | None = None
     inbox: list[SimRequest] = field(default_factory=list)
     """Came during a leap; the engine learns of them when it ends."""
     inbox_since: int = NEVER_COMES
@@ -130,7 +130,10 @@ class Replica(ReplicaStats):
         """A step with nothing in it and nothing in flight: either a last word about ends, or the head is stuck."""
         while self.in_flight:
             self.in_flight.popleft()
-            self._read(self.engine.update_from_output(), now)
+            outputs = self.engine.update_from_output()
+            if self.drafts:
+                self._note_read(now)
+            self._read(outputs, now)
         if self.engine.num_waiting and not self.engine.num_running and not preempts:
             head = self.engine.head()
             assert isinstance(head, SimRequest)
@@ -174,21 +177,29 @@ class Replica(ReplicaStats):
         return StepInFlight(ticks, step.num_decodes, num_prefills, is_empty, bool(step.preempted))
 
     def _begin_leap(self, planned: Leap, now: int, next_arrival: int) -> int:
-        steps, decodes, context, is_open = planned
-        base, slope, limit = self.step_time.decode_line(decodes, context)
+        steps, decodes, context, is_open, drafted = planned
+        leap: LeapInFlight | DraftedLeapInFlight
         ahead = len(self.in_flight)
-        leap = self.leap = LeapInFlight(
-            start=now,
-            ahead=ahead,
-            first=self.in_flight[0].ticks if ahead else 0,
-            num_steps=min(steps, -((context - limit) // decodes)),
-            num_decodes=decodes,
-            ticks=base + slope * context,
-            slope=slope * decodes,
-            open=is_open,
-        )
+        first = self.in_flight[0].ticks if ahead else 0
+        if drafted is None:
+            base, slope, limit = self.step_time.decode_line(decodes, context)
+            leap = LeapInFlight(
+                start=now,
+                ahead=ahead,
+                first=first,
+                num_steps=min(steps, -((context - limit) // decodes)),
+                num_decodes=decodes,
+                ticks=base + slope * context,
+                slope=slope * decodes,
+                open=is_open,
+            )
+        else:
+            durations = decode_ticks(self.step_time, decodes, drafted.num_tokens, drafted.contexts)
+            ends = durations.cumsum()
+            leap = DraftedLeapInFlight(now, ahead, first, steps, decodes, drafted, durations, ends, is_open)
+        self.leap = leap
         self.inbox_since = NEVER_COMES
-        self.waits_for = self._why_waiting(decodes) if self.engine.num_waiting else ""
+        self.waits_for = self._why_waiting(leap.num_tokens) if self.engine.num_waiting else ""
         end = leap.ends_at(leap.num_steps)
         if is_open and end > next_arrival:  # it ends where that arrival would cut it
             return self.cut(next_arrival) + next_arrival - now
@@ -229,13 +240,13 @@ class Replica(ReplicaStats):
             self.engine.add_request(request)
         self.inbox.clear()
 
-    def _note_inbox(self, leap: LeapInFlight, now: int) -> None:
+    def _note_inbox(self, leap: LeapInFlight | DraftedLeapInFlight, now: int) -> None:
         """Who came during the leap has waited since a step began after that, as step by step would say."""
         if not self.waits_for and now > self.inbox_since:
-            why = self._why_waiting(leap.num_decodes)
+            why = self._why_waiting(leap.num_tokens)
             setattr(self.totals, why, getattr(self.totals, why) + now - self.inbox_since)
 
-    def _finish_leap_with_leavers(self, leap: LeapInFlight, now: int) -> None:
+    def _finish_leap_with_leavers(self, leap: LeapInFlight | DraftedLeapInFlight, now: int) -> None:
         """Somebody left during the leap's last step: schedule it alone, so that they can go before its output."""
         steps = leap.num_steps - 1
         begun = leap.start
@@ -245,7 +256,7 @@ class Replica(ReplicaStats):
             self._finish_leap(leap, steps, begun)
         self.in_flight.append(self._schedule(begun))
         if self.inbox_since <= begun and not self.waits_for:
-            self.waits_for = self._why_waiting(leap.num_decodes)
+            self.waits_for = self._why_waiting(leap.num_tokens)
         self.stretch(now - begun)
         self._read_step(now)
 
@@ -255,7 +266,9 @@ class Replica(ReplicaStats):
         self._account(self.in_flight.popleft(), now)
         outputs = self.engine.update_from_output()
         if self.drafts:
-            self._look_at_each(now)
+            self._note_read(now)
+            if self.engine.keeps_counters:
+                self._look_at_each(now)
         if outputs is not NOTHING:
             self._read(outputs, now)
 
@@ -263,11 +276,33 @@ class Replica(ReplicaStats):
         """What a closed form would say of every sequence: KV held, first visible token."""
         for request in self.resident:
             self._hold(request, request.num_computed_tokens, now)
-            if request.first_visible == UNSET and request.num_output_tokens > request.thinking_tokens:
-                request.first_visible = now
+            if request.first_visible == UNSET and request.decode_from != UNSET:
+                self._see(request, now)
 
-    def _finish_leap(self, leap: LeapInFlight, steps: int, now: int) -> None:
+    def _finish_drafted(self, leap: DraftedLeapInFlight, steps: int, now: int) -> None:
+        """Let the engine take the steps of a leap over drafts; blocks are counted after each, not in the mean."""
+        totals, start = self.totals, leap.start + leap.first
+        used = leap.steps.taken[:steps] + (self.num_blocks - self.engine.num_free_blocks)
+        early, late = self.engine.commit_leap(steps)
+        self._note_blocks(int(used[-1]))
+        totals.leaps += 1
+        totals.leapt_steps += steps
+        if leap.ahead:
+            self._account(self.in_flight.popleft(), start, int(used[0]))
+            self._note_read(start)
+            if early is not NOTHING:
+                self._read(early, start)
+            self.in_flight.append(StepInFlight(leap.ticks_of(steps - 1), leap.num_decodes))
+        if steps > leap.ahead:
+            self._account_each(leap, steps - leap.ahead, start, now, used[leap.ahead :])
+        if late is not NOTHING:
+            self._read(late, now)
+
+    def _finish_leap(self, leap: LeapInFlight | DraftedLeapInFlight, steps: int, now: int) -> None:
         """Let the engine take the leap's steps and account for them."""
+        if isinstance(leap, DraftedLeapInFlight):
+            self._finish_drafted(leap, steps, now)
+            return
         engine, totals = self.engine, self.totals
         used = self.num_blocks - engine.num_free_blocks
         taken = engine.num_taken_blocks

@@ -6,16 +6,17 @@ any sequence's life is a difference of two numbers. Knows no queue and no clock 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
 
-from kvplan.schedulers.protocol import SchedulerInterface
+from kvplan.schedulers.protocol import Counts, SchedulerInterface
 from kvplan.schedulers.request import RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.simulation.draft_books import ReadTimes, dot, kv_area, visible_at
 from kvplan.simulation.held_tokens import GrowingTokens, HeldTokens, held_tokens
-from kvplan.simulation.in_flight import LeapInFlight, StepInFlight
+from kvplan.simulation.in_flight import DraftedLeapInFlight, LeapInFlight, StepInFlight
 from kvplan.simulation.metrics import TokenMeter
 from kvplan.simulation.records import UNSET
 from kvplan.simulation.sim_request import LENGTH, REJECTED, STOP, SimRequest
@@ -90,6 +91,8 @@ class ReplicaStats:
     """(sequences, ticks) that decoding ones have stood still for, while others' prompts ran alone."""
     waits_for: str = ""
     """Why requests wait since the last schedule: the field of `Totals` that the time goes to; empty = none wait."""
+    times: ReadTimes = field(default_factory=ReadTimes)
+    """With drafts, in a leaping engine: when outputs were read."""
     _to_visible: list[tuple[int, int, int, SimRequest]] = field(default_factory=list)
     """Heap of (read step that gives the first visible token, row, preemptions then, request)."""
     _growing: GrowingTokens = field(default_factory=GrowingTokens)
@@ -97,7 +100,8 @@ class ReplicaStats:
     """Usable blocks."""
     block_size: int = field(init=False)
     drafts: int = field(init=False)
-    """Speculation: drafts per decode. A step may give a sequence several tokens, so they are looked at one by one."""
+    """Speculation: drafts per decode. A step may give a sequence several tokens; what it gave is a path to look up,
+    or, step by step, is looked at one by one."""
     one_full_group: bool = field(init=False)
     """Whether every token of a request takes a slot of one kind, so that its need is known beforehand."""
 
@@ -112,13 +116,21 @@ class ReplicaStats:
         growing = self._growing.at(self.num_reads)
         if not self.still:
             return growing
-        still = [held_tokens(request, request.held) for request in self.still]
+        still = [held_tokens(request, self._holds(request)) for request in self.still]
         return HeldTokens(*map(sum, zip(growing, *still, strict=True)))
+
+    def _holds(self, request: SimRequest) -> int:
+        """Tokens of a request that does not grow by one a read: as told last, or by its path over drafts."""
+        path = request.decode_path
+        return request.held if path is None else path.after(self.times.count - request.decode_from)[1]
 
     def generated(self, request: SimRequest) -> int:
         """Tokens that a request has been given so far, up to the last read step."""
         if self.drafts:
-            return request.num_output_tokens
+            path = request.decode_path
+            if path is None:
+                return request.num_output_tokens
+            return path.after(self.times.count - request.decode_from)[0] - request.num_prompt_tokens
         if request.decode_from == UNSET:
             return max(0, request.high_water + 1 - request.num_prompt_tokens)
         return request.held + 1 - request.num_prompt_tokens + self.num_reads - request.decode_from
@@ -136,14 +148,16 @@ class ReplicaStats:
             f"the pool has {self.num_blocks} of {self.block_size} tokens"
         )
 
-    def _account(self, step: StepInFlight, now: int) -> None:
-        """Add one read step that ended now."""
+    def _account(self, step: StepInFlight, now: int, used: int | None = None) -> None:
+        """Add one read step that ended now; `used` blocks were, or still are."""
+        if used is None:
+            used = self.num_blocks - self.engine.num_free_blocks
         totals, ticks, decodes = self.totals, step.ticks, step.num_decodes
         totals.steps += 1
         self.num_reads += decodes > 0
         self.read_weight += self.num_reads * ticks
         totals.batch_ticks += ticks * (decodes + step.num_chunks)
-        totals.used_block_ticks += ticks * (self.num_blocks - self.engine.num_free_blocks)
+        totals.used_block_ticks += ticks * used
         if decodes:
             totals.decode_tokens += decodes
             paused = self._end_pauses(ticks, decodes, now) if self.pauses else 0
@@ -196,6 +210,34 @@ class ReplicaStats:
         if self._to_visible and self._to_visible[0][0] <= self.num_reads:
             self._show(lambda read: leap.ends_at(leap.ahead + read - before))
 
+    def _account_each(
+        self, leap: DraftedLeapInFlight, reads: int, start: int, now: int, used: Counts
+    ) -> None:
+        """Add the read steps of a leap over drafts; `used` blocks were in each."""
+        totals, durations, decodes = self.totals, leap.durations[:reads], leap.num_decodes
+        duration, at = now - start, start
+        totals.steps += reads
+        self.num_reads += reads
+        totals.batch_ticks += duration * decodes
+        totals.used_block_ticks += dot(durations, used)
+        totals.decode_tokens += decodes * reads
+        totals.decode_ticks += duration
+        add = self.meter.add
+        for ticks in durations.tolist():
+            add(ticks, ticks, decodes, 1, at, at + ticks)
+            at += ticks
+        if self.waits_for:
+            self._note_waiting(duration)
+        self.times.extend(leap.ends[:reads] + start, self._decoding_since())
+
+    def _note_read(self, now: int) -> None:
+        """With drafts and no look at each sequence: when an output was read."""
+        if not self.engine.keeps_counters:
+            self.times.add(now, self._decoding_since())
+
+    def _decoding_since(self) -> Iterator[int]:
+        return (request.decode_from for request in self.resident if request.decode_from != UNSET)
+
     def _show(self, ends_at: Callable[[int], int]) -> None:
         """Set the time of first visible tokens that came in the steps just read."""
         heap = self._to_visible
@@ -245,7 +287,9 @@ class ReplicaStats:
 
     def _stop_holding(self, request: SimRequest, now: int) -> None:
         """Close the account of KV held over time: while decoding, one token more per read step."""
-        if request.decode_from == UNSET:
+        if self.drafts:
+            self._stop_drafting(request, now)
+        elif request.decode_from == UNSET:
             request.kv_area += request.held * (now - request.since)
         else:
             offset = request.held - request.decode_from
@@ -254,6 +298,21 @@ class ReplicaStats:
             request.decode_from = UNSET
             self.num_decoding -= 1
             self._growing.leave(request, request.held, self.num_reads)
+
+    def _stop_drafting(self, request: SimRequest, now: int) -> None:
+        """With drafts: look up in the path what was held, and when the first visible token came."""
+        path = request.decode_path
+        if path is None:
+            request.kv_area += request.held * (now - request.since)
+            request.decode_from = UNSET
+            return
+        times = self.times.of(request.decode_from)
+        request.kv_area += kv_area(path, times, now)
+        request.held = path.after(len(times) - 1)[1]
+        if request.first_visible == UNSET:
+            seen = visible_at(path, times, request.num_prompt_tokens + request.thinking_tokens)
+            request.first_visible = UNSET if seen is None else seen
+        request.decode_from, request.decode_path = UNSET, None
 
     def _preempted(self, request: SimRequest, now: int) -> None:
         self.totals.preemptions += 1
@@ -289,6 +348,7 @@ class ReplicaStats:
         if request not in self.resident:
             return  # preempted while this token was in flight
         if self.drafts:
+            self._starts_drafting(request, now)
             return
         self._hold(request, request.held, now)
         request.decode_from, request.weight_from = self.num_reads, self.read_weight
@@ -300,6 +360,20 @@ class ReplicaStats:
             entry = (self.num_reads + missing, request.row, request.num_preemptions, request)
             heappush(self._to_visible, entry)
         elif request.first_visible == UNSET:
+            request.first_visible = now
+
+    def _starts_drafting(self, request: SimRequest, now: int) -> None:
+        """With drafts: follow its path, if it has one, else look at it after every read."""
+        path = request.decode_path = self.engine.decode_path(request)
+        request.decode_from = self.times.count
+        if path is not None:
+            self._hold(request, request.held, now)
+        elif request.first_visible == UNSET:
+            self._see(request, now)
+
+    def _see(self, request: SimRequest, now: int) -> None:
+        """Note the first visible token, if it has just come."""
+        if request.num_output_tokens > request.thinking_tokens:
             request.first_visible = now
 
     def _end(self, request: SimRequest, now: int, reason: int, generated: int) -> None:

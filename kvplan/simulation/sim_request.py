@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvplan.content import Content
+from kvplan.schedulers.protocol import DecodePath
 from kvplan.schedulers.request import Request
 from kvplan.simulation.records import FINISH_REASONS, UNSET
 
@@ -18,10 +19,10 @@ class SimRequest(Request):
     """One request and its history so far."""
 
     __slots__ = (
-        "admitted", "arrival", "class_id", "decode_from", "discarded", "first_token", "first_visible", "held",
-        "high_water", "hit_tokens", "kv_area", "lost_at", "lost_ticks", "on_end", "output_tokens",
-        "recomputed", "replica", "row", "scheduled", "session", "since", "thinking_tokens", "transferred",
-        "turn", "weight_from",
+        "admitted", "arrival", "class_id", "decode_from", "decode_path", "discarded", "first_token",
+        "first_visible", "held", "high_water", "hit_tokens", "kv_area", "lost_at", "lost_ticks",
+        "on_end", "output_tokens", "recomputed", "replica", "row", "scheduled", "session", "since",
+        "thinking_tokens", "transferred", "turn", "weight_from",
     )  # fmt: skip
 
     def __init__(
@@ -52,8 +53,10 @@ class SimRequest(Request):
         self.since = 0
         """When `held` last changed."""
         self.decode_from = UNSET
-        """The replica's count of read steps when decoding began; UNSET = does not decode."""
+        """The replica's count of read steps when decoding began; UNSET = does not decode. With drafts, of all reads."""
         self.weight_from = 0
+        self.decode_path: DecodePath | None = None
+        """With drafts, in a leaping engine: what reads have given it since then."""
         self.kv_area = 0
         """Token-ticks held so far."""
         self.high_water = 0

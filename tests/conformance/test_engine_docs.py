@@ -60,7 +60,7 @@ def test_the_table_of_the_docs_is_this_one() -> None:
 {len(scenarios())} scenarios, each with synchronous and asynchronous scheduling: {len(golden())} logs of
 vLLM 0.32.0's own scheduler and KV cache manager. Equal in every log and step: batches, victims, hits, evictions, block
 counts; no scenario is left out. `leaps` counts the scenarios that the leaping scheduler runs too, with the same
-hashes; windows, states and speculation go step by step.
+hashes; windows and states go step by step.
 
 | what | scenarios | steps | tokens scheduled | preemptions | hit tokens | evicted blocks | leaps |
 |---|---|---|---|---|---|---|---|

@@ -16,7 +16,7 @@ PLAIN = EngineConfig(num_gpu_blocks=100, max_model_len=200)
 
 REFUSED: dict[str, Any] = {
     "kv_cache_groups": ({"kind": "sliding_window", "window": 64},),
-    "num_speculative_tokens": 3,
+    "num_speculative_tokens": 3,  # beside a cap of two tokens
     "admission": "reserve_max",
     "batch_wait": {"timeout_iters": 3, "max_tokens_ratio": 0.5},
     "prefill_schedule_interval": 2,
@@ -40,7 +40,9 @@ def test_nothing_else_is_listed() -> None:
 @pytest.mark.parametrize("field", REFUSED)
 def test_a_value_that_is_not_listed_is_refused(field: str) -> None:
     """One line says why, and the scheduler does not start."""
-    plain = PLAIN.model_copy(update={"engine_version": "0.33", "async_scheduling": True})
+    plain = PLAIN.model_copy(
+        update={"engine_version": "0.33", "async_scheduling": True, "long_prefill_token_threshold": 2}
+    )
     config = EngineConfig.model_validate(plain.model_dump() | {field: REFUSED[field]})
     assert not why_not(plain)
     assert why_not(config) == WHY_NOT[field](config)

@@ -134,12 +134,12 @@ SCENARIOS = {
     "one that has made room is not served": (
         three((4, 8, 2, 0), (5, 5, 1, 2), (1, 7, 2, 1)), (*LOWEST, "seq.stage is WAITING", "False")),
     "a victim's budget goes to others": (
-        REFUND, (leap_running, "_make_room", "step.budget += already", "pass")),
+        REFUND, (leap_running, "make_room", "step.budget += already + queues.draft_slots * (already > 0)", "pass")),
     "no watermark when nothing runs": (
         ALONE, (leap_waiting, "try_head", "queues.watermark_blocks if queues.running else 0",
                 "queues.watermark_blocks")),
     "the last block of a sure end is hashed as it is read": (
-        SURE_END, (leap.LeapScheduler, "_finish", "self._mark_until", "lambda *_: None")),
+        SURE_END, (leap.LeapScheduler, "_hold_last", "self._mark_until", "lambda *_: None")),
     "a token that was read is known": (
         PASSED_OVER, (leap.LeapScheduler, "_hash_all_known", "seq.known = computed + 1", "pass")),
 }  # fmt: skip

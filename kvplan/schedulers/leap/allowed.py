@@ -32,6 +32,11 @@ def _prefills_any_time(config: EngineConfig) -> bool:
     return config.prefill_schedule_interval == 1 or not config.rules.prefill_cadence_is_local
 
 
+def _drafts_in_closed_form(config: EngineConfig) -> bool:
+    """Whether steps verify all drafts, or show that they do not: no cap on prompts that cuts every decode as well."""
+    return not 0 < config.long_prefill_token_threshold <= config.num_speculative_tokens
+
+
 def _rules_in_closed_form(config: EngineConfig) -> bool:
     """Whether this version's rules are in closed form: those not asked for leave what leaps alone, or are followed."""
     foresees = config.rules.sure_ends_are_foreseen or not config.async_scheduling
@@ -41,7 +46,8 @@ def _rules_in_closed_form(config: EngineConfig) -> bool:
 ANY = None
 ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "kv_cache_groups": _one_full_group,
-    "num_speculative_tokens": (0,),
+    "num_speculative_tokens": _drafts_in_closed_form,
+    "disable_lookahead_block_hashes": ANY,
     "admission": _admits_what_fits,
     "batch_wait": (None,),
     "prefill_schedule_interval": _prefills_any_time,
@@ -60,8 +66,7 @@ ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "long_prefill_token_threshold": ANY,
     "prefix_match_unit": ANY,  # without say in one full-attention group, like the next
     "prefix_cache_retention_interval": ANY,
-    "spec_method": ANY,  # without say while nothing is drafted, like the next
-    "disable_lookahead_block_hashes": ANY,
+    "spec_method": ANY,
 }
 """Field -> the values that leap, or a rule that asks the whole config; ANY = all."""
 
@@ -71,7 +76,7 @@ WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
         " closed form"
     ),
     "num_speculative_tokens": lambda config: (
-        "speculation: how many tokens a step emits is not known beforehand"
+        f"long_prefill_token_threshold {config.long_prefill_token_threshold} cuts the drafts of every decode"
     ),
     "admission": lambda config: f"admission {config.admission}: only vLLM's rules are in closed form",
     "batch_wait": lambda config: "batch_wait counts steps",

@@ -30,6 +30,10 @@ class DecodeBatch:
         self._ends: list[tuple[int, int, Sequence]] = []
         """Heap of (num_steps once the last token is scheduled, admission, sequence); stale entries are skipped."""
 
+    def next_context(self) -> int:
+        """Return what the next step's decodes attend to."""
+        return self.context + self.num_decodes
+
     def start(self, seq: Sequence) -> None:
         """Let a sequence decode from the next step on: all its tokens are computed."""
         seq.stage = DECODE

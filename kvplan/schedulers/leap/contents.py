@@ -17,21 +17,22 @@ FEW_TRUNKS = 4
 
 
 class ContentTrie:
-    """Every content that is cached, being computed or wanted."""
+    """Every content that is cached, being computed or wanted; a block's includes `lookahead` tokens after it."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, lookahead: int = 0) -> None:
         self.block_size = block_size
+        self.lookahead = lookahead
         self._root = Trunk(None, (0, "", 0), None)
         self._long_paths: dict[str, Path] = {}
         """Output of a request that owns a trunk -> the request's path, where that is long."""
 
     def enter(self, request: Request) -> Path:
         """Return a request's path; its last trunk is held until `leave`."""
-        size = self.block_size
+        size, more = self.block_size, self.lookahead
         path = self._known_path(request)
         node, _, depth = path[-1] if path else (self._root, 0, 0)
         while True:
-            key = _block_key(request, depth, size)
+            key = _block_key(request, depth, size, more)
             child = node.children.get(key)
             if child is None or child.owner is None or child.owner is request:
                 child = child or self._grow(node, key, request)
@@ -40,7 +41,7 @@ class ContentTrie:
                 if len(path) > FEW_TRUNKS:
                     self._long_paths[output_of(request.request_id)] = tuple(path)
                 return tuple(path)
-            end = common_tokens(request, child.owner, (depth + 1) * size) // size
+            end = (common_tokens(request, child.owner, (depth + 1) * size + more) - more) // size
             path.append((child, depth, end))
             node, depth = child, end
 
@@ -60,7 +61,7 @@ class ContentTrie:
             shared = owner.num_prompt_tokens + prompt[last].length
             path = list(known[:-1])
             while (
-                path and (path[-1][2] + 1) * size > shared
+                path and (path[-1][2] + 1) * size + self.lookahead > shared
             ):  # where the other one left this trunk it may stay
                 path.pop()
             return path
@@ -83,12 +84,12 @@ class ContentTrie:
         return child
 
 
-def _block_key(request: Request, depth: int, size: int) -> ContentKey:
+def _block_key(request: Request, depth: int, size: int, lookahead: int = 0) -> ContentKey:
     """Name the content of one block of a request; equal contents have equal names."""
     first = request.prompt[0]
-    if not depth and first.length >= size:
+    if not depth and first.length >= size + lookahead:
         return 0, first.name, first.start
-    content = request.content(depth * size, (depth + 1) * size)
+    content = request.content(depth * size, (depth + 1) * size + lookahead)
     return (depth, content[0].name, content[0].start) if len(content) == 1 else (depth, content)
 
 

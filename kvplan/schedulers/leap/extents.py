@@ -28,6 +28,8 @@ class PrefixHits(NamedTuple):
     num_blocks: int
     num_evictable: int
     """How many of them lie in the free queue."""
+    num_found: int = 0
+    """With the one that a drafter leaves out."""
 
 
 NO_HITS = PrefixHits([], 0, 0)
@@ -39,7 +41,9 @@ NAMELESS_TRUNK = Trunk(None, (0, "", 0), None)
 class ExtentPool:
     """Free blocks and cached contents of one engine with one full-attention group.
 
-    `hash_lag` is 1 under asynchronous scheduling, where the token of the step in flight is not known yet.
+    `hash_lag` is 1 under asynchronous scheduling, where the token of the step in flight is not known yet. Hits leave
+    out their last block if they are to be dropped for a drafter that needs its hidden states (EAGLE, MTP), or blocks
+    are hashed with `lookahead` tokens after them.
     """
 
     def __init__(
@@ -49,13 +53,17 @@ class ExtentPool:
         enable_caching: bool,
         hash_lag: int,
         unhashed_first: bool = True,
+        drops_last_hit: bool = False,
+        lookahead: int = 0,
     ) -> None:
         self.block_size = block_size
+        self.drops_last_hit = drops_last_hit
+        self.lookahead = lookahead
         self.hash_lag = hash_lag
         self.num_free = num_blocks
         self.num_taken = 0
         self.num_evicted = 0
-        self.trie = ContentTrie(block_size) if enable_caching else None
+        self.trie = ContentTrie(block_size, lookahead) if enable_caching else None
         self.num_unhashed = num_blocks
         self._queue = Piece(None, None, 0, 0, 0)  # type: ignore[arg-type]
         self._queue.next = self._queue.prev = self._queue
@@ -160,7 +168,7 @@ class ExtentPool:
             self._touch(hit)
         seq.table = hits.stretches
         run = seq.run = BlockRun(seq, seq.admission)
-        run.marks.append((seq.computed // self.block_size, when, 0))
+        run.marks.append((min(seq.computed, seq.num_tokens - self.lookahead) // self.block_size, when, 0))
         first = hits.num_blocks
         for trunk, lo, hi in seq.path:
             if hi > first:
@@ -190,11 +198,21 @@ class ExtentPool:
             while depth < end:
                 piece, stop = self._first_copy(trunk.pieces, depth, end, now)
                 if piece is None:
-                    return PrefixHits(hits, depth, evictable) if depth else NO_HITS
+                    return self._hits(hits, depth, evictable) if depth else NO_HITS
                 hits.append(Hit(piece.run, depth, stop))
                 evictable += 0 if piece.refs else stop - depth
                 depth = stop
-        return PrefixHits(hits, depth, evictable)
+        return self._hits(hits, depth, evictable)
+
+    def _hits(self, hits: list[Hit], num_blocks: int, num_evictable: int) -> PrefixHits:
+        """What was found, less the block that a drafter leaves out."""
+        if not (self.drops_last_hit and num_blocks):
+            return PrefixHits(hits, num_blocks, num_evictable, num_blocks)
+        run, lo, hi = hits.pop()
+        is_free = not next(piece for piece in run.pieces if piece.lo <= lo < piece.hi).refs
+        if lo < hi - 1:
+            hits.append(Hit(run, lo, hi - 1))
+        return PrefixHits(hits, num_blocks - 1, num_evictable - is_free, num_blocks)
 
     def _first_copy(self, pieces: list[Piece], depth: int, end: int, now: int) -> tuple[Piece | None, int]:
         """Return the copy of the block at `depth` that was hashed first, and up to where it surely stays the first."""
@@ -206,13 +224,17 @@ class ExtentPool:
                 end = min(end, piece.lo)
                 continue
             owner = piece.run.owner
-            hashed = min(piece.hi, self.num_hashed(owner, owner.computed_at(now))) if owner else piece.hi
+            hashed = min(piece.hi, self.hashed_at(owner, now)) if owner else piece.hi
             if hashed > depth:
                 found.append(piece)
                 end = min(end, hashed)
         if len(found) < 2:
             return (found[0], end) if found else (None, depth)
         return min(found, key=lambda piece: self._when_hashed(piece.run, depth)), depth + 1
+
+    def hashed_at(self, seq: Sequence, now: int) -> int:
+        """Full blocks of a running sequence that are hashed in the step that was scheduled last."""
+        return self.num_hashed(seq, seq.computed_at(now))
 
     def num_hashed(self, seq: Sequence, computed: int) -> int:
         """Full blocks, of a running sequence's `computed` tokens, whose content is known and therefore hashed."""

@@ -44,6 +44,25 @@ class LeapQueues:
         """Decoding, but not scheduled in this step."""
         self.watermark_blocks = int(config.watermark * config.num_gpu_blocks)
         self.num_admissions = 0
+        self.draft_slots = config.draft_slots
+        """Tokens of the budget that drafting takes for each request in a step."""
+
+    def padding(self, num_hit_tokens: int, step: OpenStep | None) -> int:
+        """Return the placeholder drafts of an admission of one token; without drafts there are none."""
+        return 0
+
+    def holds(self, seq: Sequence, already: int = 0) -> tuple[int, int, int]:
+        """Return a running sequence's blocks, how many are hashed, its tokens once every step in flight is read.
+
+        `already` tokens were scheduled in this step, and are taken back.
+        """
+        computed = seq.computed_at(self.batch.num_steps)
+        hashed = self.pool.num_hashed(seq, computed + already)
+        return self.blocks(computed + already), hashed, computed + 1
+
+    def next_hash(self, seq: Sequence, depth: int) -> int:
+        """Return the step in which a decoding sequence hashes its block at `depth`, as far as is known."""
+        return (depth + 1) * self.block_size - 1 - seq.base
 
     def blocks(self, num_tokens: int) -> int:
         """Return the blocks that so many tokens fill or begin."""
@@ -63,12 +82,11 @@ class LeapQueues:
 
         `already` tokens were scheduled in this step. The token in flight, if there is one, still counts.
         """
-        computed = seq.computed_at(self.batch.num_steps)
-        self.stop_running(seq)
+        held, hashed, num_tokens = self.holds(seq, already)
         if seq.stage is not PREFILL:
-            seq.num_tokens = computed + 1
-        hashed = self.pool.num_hashed(seq, computed + already)
-        self.pool.release(seq, self.blocks(computed + already), hashed)
+            seq.num_tokens = num_tokens
+        self.stop_running(seq)
+        self.pool.release(seq, held, hashed)
         seq.stage, seq.computed = WAITING, 0
         seq.request.status = RequestStatus.PREEMPTED
         seq.request.num_preemptions += 1

@@ -118,7 +118,7 @@ def _walk(queues: LeapQueues, step: OpenStep) -> None:
             wanted = 1 if seq.stage is DECODE else step.chunk_of(seq.num_tokens - computed)
             num_tokens = min(wanted, step.budget)
             need = queues.blocks(computed + num_tokens) - queues.blocks(computed)
-            at = _make_room(queues, step, seq, need, order, served, at)
+            at = make_room(queues, step, seq, need, order, served, at)
             if seq.stage is WAITING:
                 if queues.victims_let_others_go_on:
                     continue
@@ -131,7 +131,7 @@ def _walk(queues: LeapQueues, step: OpenStep) -> None:
         _settle(queues, step, seq, served.get(seq.admission, 0))
 
 
-def _make_room(
+def make_room(
     queues: LeapQueues,
     step: OpenStep,
     seq: Sequence,
@@ -146,7 +146,7 @@ def _make_room(
         victim = order.pop(place)
         already = served.pop(victim.admission, 0)
         at -= place < at and (already > 0 or queues.counts_idle_victims)
-        step.budget += already
+        step.budget += already + queues.draft_slots * (already > 0)
         queues.preempt(victim, step, already)
         if victim is seq:
             break

@@ -31,6 +31,7 @@ from kvplan.schedulers.leap.state import (
 from kvplan.schedulers.leap.waiting import NO_PLACE, BlockedHead, schedule_waiting, try_head
 from kvplan.schedulers.protocol import (
     NOTHING,
+    DecodePath,
     Leap,
     LeapOutputs,
     Outputs,
@@ -72,11 +73,14 @@ class LeapScheduler(LeapQueues):
         """Queue a new request (vLLM: same name). Its `stop_at` is read now: a leap knows ends beforehand."""
         assert request.request_id not in self.sequences, f"duplicate request id {request.request_id}"
         self._num_arrivals += 1
-        seq = Sequence(request, (request.priority, self._num_arrivals))
+        seq = self._new_sequence(request, (request.priority, self._num_arrivals))
         self.sequences[request.request_id] = seq
         if not (self.is_fcfs and self.waiting):
             self._blocked, self._look_ahead = None, False
         self.waiting.add_request(seq)
+
+    def _new_sequence(self, request: Request, key: tuple[int, int]) -> Sequence:
+        return Sequence(request, key)
 
     def abort(self, request_id: str) -> bool:
         """Take a request out, its blocks at once (vLLM `finish_requests`); False if it has ended already."""
@@ -86,10 +90,10 @@ class LeapScheduler(LeapQueues):
         if seq.stage is WAITING:
             self.waiting.remove_requests({seq})
         else:
-            computed = seq.computed_at(self.batch.num_steps)
+            held, hashed, _ = self.holds(seq)
             self.stop_running(seq)
             self._drop_output(seq)
-            self.pool.release(seq, self.blocks(computed), self.pool.num_hashed(seq, computed))
+            self.pool.release(seq, held, hashed)
         self._close(seq, RequestStatus.FINISHED_ABORTED)
         return True
 
@@ -100,6 +104,11 @@ class LeapScheduler(LeapQueues):
     def computed_tokens(self, request_id: str) -> int:
         """Return how many tokens of a live request have KV, or get it in a step in flight."""
         return self.sequences[request_id].computed_at(self.batch.num_steps)
+
+    @property
+    def keeps_counters(self) -> bool:
+        """Decoding requests are not touched."""
+        return False
 
     @property
     def num_running(self) -> int:
@@ -134,6 +143,10 @@ class LeapScheduler(LeapQueues):
     def free_blocks_in(self, num_steps: int) -> int:
         """Return the free blocks that so many steps of the leap just planned leave."""
         return self.pool.num_free - self.batch.demand(num_steps)
+
+    def decode_path(self, request: Request) -> DecodePath | None:
+        """Without drafts every read gives a decoding request one token."""
+        return None
 
     def head(self) -> Request:
         """Return the request that waits first."""
@@ -174,11 +187,20 @@ class LeapScheduler(LeapQueues):
         if steps < 1:
             return None
         ends_on_arrival = not self.is_fcfs or not (self.waiting or full)
-        return new_leap((steps, num_decodes, batch.context + num_decodes, ends_on_arrival))
+        return new_leap((steps, num_decodes, batch.context + num_decodes, ends_on_arrival, None))
+
+    def _decoded_on(self, seq: Sequence) -> bool:
+        """Whether a sequence whose last token is scheduled has been scheduled once more since."""
+        return seq.computed_at(self.batch.num_steps) == seq.end
+
+    @property
+    def _decode_budget(self) -> int:
+        """Tokens of the budget that the decodes of a step take."""
+        return self.batch.num_decodes
 
     def _head_stays_out(self) -> BlockedHead | None:
         """Look at the head of the queue as the next step would, if all only decode in it."""
-        budget, chunk = self._token_budget - self.batch.num_decodes, self.config.long_prefill_token_threshold
+        budget, chunk = self._token_budget - self._decode_budget, self.config.long_prefill_token_threshold
         found = try_head(self, budget, chunk)
         return found if isinstance(found, BlockedHead) else None
 
@@ -193,7 +215,7 @@ class LeapScheduler(LeapQueues):
         if self.is_async:
             early = self.update_from_output()
             in_flight = self._read_later([])
-            ended = [seq for seq in in_flight[1] if seq.computed_at(batch.num_steps) == seq.end]
+            ended = [seq for seq in in_flight[1] if self._decoded_on(seq)]
             self._in_flight.append(
                 ([], [seq for seq in in_flight[1] if seq not in ended]) if ended else in_flight
             )
@@ -210,7 +232,7 @@ class LeapScheduler(LeapQueues):
         company = len(self.running) + len(self.waiting) > 1 or not self.spares_lone_prompts
         step = OpenStep(self._token_budget, self.config.long_prefill_token_threshold if company else 0)
         self._finished_unread, self._blocked, self._look_ahead = False, None, True
-        schedule_running(self, step)
+        self._schedule_running(step)
         self.batch.num_steps += 1
         self.batch.context += step.num_decodes
         for seq in step.completed:
@@ -219,6 +241,9 @@ class LeapScheduler(LeapQueues):
             self._blocked = schedule_waiting(self, step)
         self._in_flight.append(self._read_later(step.first_tokens))
         return new_step((step.num_decodes, step.context, step.chunks, step.admitted, step.preempted))
+
+    def _schedule_running(self, step: OpenStep) -> None:
+        schedule_running(self, step)
 
     def update_from_output(self) -> Outputs:
         """Read the tokens of the oldest scheduled step (vLLM: same name): first tokens and ends."""
@@ -250,17 +275,21 @@ class LeapScheduler(LeapQueues):
         if seq.stage is WAITING:
             self.waiting.remove_requests({seq})
         else:
-            computed = seq.computed_at(self.batch.num_steps)
-            hashed = (seq.end - 1) // self.block_size
-            if seq.stage is ENDING:
-                self._mark_until(seq, computed, hashed)
+            held, hashed = self._hold_last(seq)
             self.stop_running(seq)
             self._drop_output(seq)
-            self.pool.release(seq, self.blocks(computed), hashed)
+            self.pool.release(seq, held, hashed)
         request.num_tokens = seq.end
         stopped = seq.end - request.num_prompt_tokens == request.stop_at
         self._close(seq, RequestStatus.FINISHED_STOPPED if stopped else RequestStatus.FINISHED_LENGTH_CAPPED)
         return request
+
+    def _hold_last(self, seq: Sequence) -> tuple[int, int]:
+        """Return the blocks of a sequence that ends, its last token read, and how many are hashed."""
+        computed, hashed = seq.computed_at(self.batch.num_steps), (seq.end - 1) // self.block_size
+        if seq.stage is ENDING:
+            self._mark_until(seq, computed, hashed)
+        return self.blocks(computed), hashed
 
     def _drop_output(self, seq: Sequence) -> None:
         """A request that ends takes the names of what it generated along, if it was asked to."""

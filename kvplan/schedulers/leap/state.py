@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kvplan.content import Content
 from kvplan.schedulers.protocol import Chunk
@@ -67,6 +67,8 @@ class BlockRun:
     marks: list[Mark] = field(default_factory=list)
     base: int = 0
     """The owner's `base` as it decoded; hashing beyond the marks follows from it."""
+    plans: list[Any] = field(default_factory=list)
+    """With drafts: what its decodes were; hashing beyond the marks follows from them."""
 
 
 @dataclass(slots=True, eq=False, repr=False)

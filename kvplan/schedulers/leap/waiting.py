@@ -36,15 +36,21 @@ Admissible = tuple[PrefixHits, int, int]
 def schedule_waiting(queues: LeapQueues, step: OpenStep) -> BlockedHead | None:
     """Admit while tokens, places and blocks last; return why the head surely stays out, None if that is not sure."""
     while queues.waiting:
-        found = try_head(queues, step.budget, step.chunk)
+        found = try_head(queues, step.budget, step.chunk, step)
         if isinstance(found, BlockedHead):
             return None if found.lacks_tokens and step.chunks else found
         _admit(queues, found, step)
     return None
 
 
-def try_head(queues: LeapQueues, budget: int, chunk: int) -> Admissible | BlockedHead:
-    """Look up what the head of the queue would get of the tokens left in a step; `chunk` caps them, 0 = no cap."""
+def try_head(
+    queues: LeapQueues, budget: int, chunk: int, step: OpenStep | None = None
+) -> Admissible | BlockedHead:
+    """Look up what the head of the queue would get of the tokens left in a step; `chunk` caps them, 0 = no cap.
+
+    No step: one of decodes alone.
+    """
+    budget -= queues.draft_slots
     if budget <= 0:
         return NO_TOKENS
     config = queues.config
@@ -57,15 +63,20 @@ def try_head(queues: LeapQueues, budget: int, chunk: int) -> Admissible | Blocke
     num_tokens = last - computed
     if 0 < chunk < num_tokens:
         num_tokens = chunk
+    padding = queues.padding(computed, step) if num_tokens == 1 else 0
+    num_tokens += padding
     if num_tokens > budget:
-        if not config.enable_chunked_prefill:
-            return BlockedHead(_next_hit(queues, seq, hits), lacks_tokens=True)
+        if padding or not config.enable_chunked_prefill:
+            return BlockedHead(_looked_at(queues, seq, hits, padding), lacks_tokens=True)
         num_tokens = budget
-    needed = -(-(last if queues.reserves_full_isl else computed + num_tokens) // size) - hits.num_blocks
+    slots = queues.blocks(computed + num_tokens)
+    needed = slots - hits.num_blocks
+    if computed + num_tokens < last and queues.reserves_full_isl:
+        needed = max(slots, -(-last // size)) - hits.num_blocks
     reserved = queues.watermark_blocks if queues.running else 0
     if needed + hits.num_evictable + reserved > queues.pool.num_free:
-        return BlockedHead(_next_hit(queues, seq, hits), lacks_tokens=False)
-    return hits, num_tokens, -(-(computed + num_tokens) // size) - hits.num_blocks
+        return BlockedHead(_looked_at(queues, seq, hits, padding), lacks_tokens=False)
+    return hits, num_tokens, slots - hits.num_blocks
 
 
 def _admit(queues: LeapQueues, admissible: Admissible, step: OpenStep) -> None:
@@ -79,25 +90,35 @@ def _admit(queues: LeapQueues, admissible: Admissible, step: OpenStep) -> None:
     seq.computed = num_hit_tokens + num_tokens
     queues.pool.adopt(seq, hits, when=2 * queues.batch.num_steps - 2)
     queues.pool.take(num_blocks)
-    step.budget -= num_tokens
+    step.budget -= num_tokens + queues.draft_slots
     step.chunks.append(new_chunk((seq.request, num_tokens, num_hit_tokens)))
     step.admitted.append((seq.request, num_hit_tokens))
     seq.request.status = RequestStatus.RUNNING
-    if seq.computed == seq.num_tokens:
+    if seq.computed >= seq.num_tokens:
         queues.start_decode(seq, step)
     else:
         seq.stage = PREFILL
         queues.prefills.append(seq)
 
 
+def _looked_at(queues: LeapQueues, seq: Sequence, hits: PrefixHits, padding: int) -> int:
+    """Return the step in which a blocked head may get in, for the change of its hits alone.
+
+    Fewer hits do not help, but for one that is padded: then it asks for a chunk, which is smaller or can be cut.
+    """
+    if padding and hits.num_evictable:
+        return queues.batch.num_steps
+    return _next_hit(queues, seq, hits)
+
+
 def _next_hit(queues: LeapQueues, seq: Sequence, hits: PrefixHits) -> int:
     """Return the step in which a running sequence may hash the block that ends the head's hits."""
-    depth, size = hits.num_blocks, queues.block_size
-    if depth >= (seq.num_tokens - 1) // size:
+    depth = hits.num_found
+    if depth >= (seq.num_tokens - 1) // queues.block_size:
         return NEVER
     return min(
         (
-            (depth + 1) * size - 1 - other.base if other.stage is DECODE else queues.batch.num_steps
+            queues.next_hash(other, depth) if other.stage is DECODE else queues.batch.num_steps
             for other in queues.pool.growing_at(seq.path, depth)
         ),
         default=NEVER,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvplan.schedulers.protocol import NOTHING, Chunk, Leap, LeapOutputs, Outputs, Step
+from kvplan.schedulers.protocol import NOTHING, Chunk, DecodePath, Leap, LeapOutputs, Outputs, Step
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.sglang import leap
 from kvplan.schedulers.sglang.config import SGLangConfig
@@ -103,6 +103,15 @@ class SGLangEngine:
         """Pages that will be free after so many passes of the leap under way."""
         needed = leap.tokens_needed(self.scheduler.running_batch.reqs, self.config.page_size, num_steps)
         return (self.scheduler.cache.available_and_evictable - needed) // self.config.page_size
+
+    def decode_path(self, request: Request) -> DecodePath | None:
+        """None: nothing is drafted."""
+        return None
+
+    @property
+    def keeps_counters(self) -> bool:
+        """Requests' own counters are not kept."""
+        return False
 
     def head(self) -> Request:
         """The request that waits first."""

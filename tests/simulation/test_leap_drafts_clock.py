@@ -1,0 +1,135 @@
+"""Leaping over drafts is stepping through them on a clock: times, records, KV held, why requests wait."""
+
+from __future__ import annotations
+
+import os
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from clocked import Clocked
+from draft_scenarios import drafted_scenario
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kvplan.conformance.vllm_scenario import VLLMScenario
+from kvplan.scenario.schema import parse_scenario
+from kvplan.schedulers.leap.allowed import why_not
+from kvplan.schedulers.protocol import DraftedSteps
+from kvplan.simulation import draft_books
+from kvplan.simulation.draft_books import ReadTimes, dot
+from kvplan.simulation.in_flight import DraftedLeapInFlight
+from kvplan.simulation.simulator import simulate
+
+EXAMPLES = 1500 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 50
+"""Of each mode; 3,000 with `make explore`."""
+MODES = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+WAITS = ("used_block_ticks", "blocked_seqs_ticks", "blocked_tokens_ticks", "blocked_blocks_ticks")
+"""What a leap without drafts tells for its whole length is told step by step here."""
+
+
+@MODES
+@given(seed=st.integers(0, 2**32))
+@example(
+    seed=40_061
+)  # a chunk of one token becomes a decode of several: what is left for the queue's head shrinks
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_random_scenarios(is_async: bool, seed: int) -> None:
+    """Every record to the picosecond, every sum, on any workload, with arrivals and aborts in the middle of steps."""
+    scenario = VLLMScenario(**drafted_scenario(Random(seed)) | {"async_scheduling": is_async})
+    if why_not(scenario.engine_config):
+        return
+    leap, step = Clocked(scenario, leaps=True), Clocked(scenario, leaps=False)
+    assert leap.run() == step.run()
+    for name in WAITS:
+        assert getattr(leap.replica.totals, name) == getattr(step.replica.totals, name), name
+
+
+def reasoning(rng: Random) -> dict[str, Any]:
+    """A load of long answers on an engine that drafts."""
+    method = rng.choice(["draft_model", "ngram"])
+    workload = {
+        "num_requests": 25, "seed": rng.randrange(1000), "stop": rng.choice(["eos", "length"]),
+        "arrivals": rng.choice([{"kind": "poisson", "rate": 20}, {"kind": "closed_loop", "concurrency": 6}]),
+        "prompt": {"kind": "lognormal", "median": 200, "sigma": 0.7, "high": 4000},
+        "thinking": {"kind": "lognormal", "median": 300, "sigma": 0.6, "high": 1500},
+        "answer": {"kind": "lognormal", "median": 40, "sigma": 0.6, "high": 300},
+        **rng.choice([{}, {"timeout_s": 2}, {"abort_share": 0.3, "abort_after_s": 1.0}]),
+    }  # fmt: skip
+    engine = {
+        "num_speculative_tokens": rng.choice([1, 3, 5]),
+        "speculative_method": method,
+        "max_num_seqs": rng.choice([4, 16]), "max_model_len": 8192,
+        "async_scheduling": rng.choice([True, False]), "max_num_batched_tokens": rng.choice([512, 8192]),
+    }  # fmt: skip
+    rates = rng.choice([0.7, (0.8, 0.6, 0.5)])
+    beside = {"draft": "Qwen/Qwen3-0.6B"} if method == "draft_model" else {}
+    return {
+        "model": "Qwen/Qwen3-8B", "colocate": beside, "workload": workload, "engine": engine,
+        "acceptance_rate": rates,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_simulations(seed: int) -> None:
+    """A whole simulation with a measured profile, whose drafting takes time: same records, sums, diagnosis."""
+    scenario = parse_scenario(reasoning(Random(seed)))
+    leaps, steps = simulate(scenario), simulate(scenario, step_by_step=True)
+    assert leaps.modes == {"": "leap"}
+    assert np.array_equal(leaps.records.table, steps.records.table)
+    for name in ("steps", "busy_ticks", "batch_ticks", "decode_tokens", "peak_used_blocks", *WAITS):
+        assert getattr(leaps.totals, name) == getattr(steps.totals, name), name
+    assert leaps.limited_by == steps.limited_by
+    assert leaps.totals.leapt_steps > leaps.totals.steps / 3
+
+
+def test_times_are_kept_while_somebody_needs_them() -> None:
+    """Old reads make room for new ones; what was needed is still there."""
+    times, needed = ReadTimes(), 1
+    for read in range(1, 40_000):
+        times.add(7 * read, [needed])
+        needed = max(needed, read - 50)
+    times.extend(7 * np.arange(40_000, 40_100), [needed])
+    assert times.of(needed).tolist() == [7 * read for read in range(needed, 40_100)]
+    assert len(times._times) < 20_000
+
+
+def test_sums_are_exact() -> None:
+    """Durations of an hour and a hundred million tokens overflow 64 bits in a second step; not here."""
+    ticks, tokens = np.full(5, 3600 * 10**12), np.full(5, 10**8)
+    assert dot(ticks, tokens) == 5 * 3600 * 10**20
+
+
+@MODES
+def test_ends_of_steps_and_reads(is_async: bool) -> None:
+    """When outputs are read, and how many by a time, agree; asynchronous, the step in flight is read first."""
+    durations = np.array([10, 12, 11])
+    steps = DraftedSteps(8, np.array([5, 9, 12]), np.array([0, 1, 1]))
+    first = 4 if is_async else 0
+    leap = DraftedLeapInFlight(100, int(is_async), first, 3, 2, steps, durations, durations.cumsum(), True)
+    ends = [104, 114, 126] if is_async else [110, 122, 133]
+    assert [leap.ends_at(reads) for reads in (1, 2, 3)] == ends
+    for reads, end in enumerate(ends, 1):
+        assert leap.reads_until(end) == reads
+        assert leap.reads_until(end + 1) == min(reads + 1, 3)
+    assert leap.num_tokens == 8
+
+
+def test_a_wrong_book_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison above would notice KV held a read too long, or visible tokens seen a token late."""
+    scenario = VLLMScenario(**drafted_scenario(Random(3)))
+    right = Clocked(scenario, leaps=False).run()
+    for name, wrong in (
+        (
+            "kv_area",
+            lambda path, times, now: dot(np.append(np.diff(times), 0), path.held()[1 : len(times) + 1]),
+        ),
+        ("visible_at", lambda path, times, hidden: draft_books.visible_at(path, times, hidden + 1)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"kvplan.simulation.replica_stats.{name}", wrong)
+            try:
+                assert Clocked(scenario, leaps=True).run() != right
+            except (IndexError, ValueError):
+                continue
