@@ -148,6 +148,9 @@ class Deployment(Config):
     acceptance_rate: Share | Annotated[tuple[Share, ...], Field(min_length=1, max_length=64)] = 0.7
     """Speculation: how likely each draft is right, given that those before it were; a list says it by position, as
     engines log it (the last holds beyond). A decode keeps the right ones before the first wrong one."""
+    accepted_lengths: Annotated[tuple[Share, ...], Field(min_length=1, max_length=65)] | None = None
+    """Speculation, instead of `acceptance_rate`: shares of the decode steps that kept 0, 1, 2 ... drafts, as measured;
+    they add up to 1. With fewer drafts than were measured, the first ones fare as they did."""
     sglang: SGLangFlags | None = None
     """Given, even as `{}`: SGLang's scheduler and memory rules instead of vLLM's; `engine_version` has no say then."""
     replicas: int = Field(1, ge=1, le=4096)
@@ -195,6 +198,19 @@ class Deployment(Config):
         if isinstance(data, dict) and data.get("admission") == "conservative":
             raise ValueError("admission: conservative is gone: `sglang: {}` runs SGLang's own scheduler")
         return data
+
+    @model_validator(mode="after")
+    def _lengths_are_shares(self) -> Deployment:
+        shares = self.accepted_lengths
+        if shares is None:
+            return self
+        if "acceptance_rate" in self.model_fields_set:
+            raise ValueError("acceptance_rate and accepted_lengths say the same thing; give one of them")
+        if abs(sum(shares) - 1) > 0.005:
+            raise ValueError(
+                f"accepted_lengths adds up to {sum(shares):g}, not 1: shares of 0, 1, 2 ... drafts kept"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sglang_is_modelled(self) -> Deployment:

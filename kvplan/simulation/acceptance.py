@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from math import ceil
+from collections.abc import Sequence
+from itertools import pairwise
+from math import ceil, fsum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,15 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 Words = NDArray[np.uint64]
 
 
-def accept_drafts(rate: float | tuple[float, ...], stream: tuple[int, ...]) -> AcceptDrafts:
-    """How many drafts are right, each with its position's chance, up to the first wrong one; the last rate holds on."""
+def accept_drafts(
+    rate: float | tuple[float, ...], stream: tuple[int, ...], lengths: tuple[float, ...] | None = None
+) -> AcceptDrafts:
+    """How many drafts are right, each with its position's chance, up to the first wrong one; the last rate holds on.
+
+    `lengths` comes before `rate`: shares of the steps that kept 0, 1, 2 ... drafts; none keeps more.
+    """
+    if lengths is not None:
+        return DrawnDrafts((*rates_of(lengths), 0.0), stream)
     return DrawnDrafts((rate,) if isinstance(rate, float) else rate, stream)
 
 
@@ -54,6 +63,19 @@ class DrawnDrafts:
 
     def _rate(self, place: int) -> float:
         return self.rates[min(place, len(self.rates) - 1)]
+
+
+def rates_of(shares: Sequence[float]) -> tuple[float, ...]:
+    """Turn a measured distribution of accepted lengths into each draft's chance, given that those before were right.
+
+    `shares[n]` of the steps kept n drafts. Draft i (from 1) is right with P(n >= i) / P(n >= i - 1); behind a length
+    that no step reached, never.
+
+    >>> rates_of([0.25, 0.25, 0.5])
+    (0.75, 0.6666666666666666)
+    """
+    tails = [fsum(shares[i:]) for i in range(len(shares))]
+    return tuple(b / a if a > 0 else 0.0 for a, b in pairwise(tails))
 
 
 def uniforms(stream: tuple[int, ...], row: int, token: int, count: int) -> list[float]:

@@ -115,7 +115,8 @@ class FleetBuilder:
             config = config.model_copy(update={"max_num_batched_tokens": room})
         engine: SchedulerInterface
         reason = self._why_steps(setup)
-        accept = accept_drafts(fleet.deployment.acceptance_rate, (self.seed, 2, len(self.modes)))
+        told, stream = fleet.deployment, (self.seed, 2, len(self.modes))
+        accept = accept_drafts(told.acceptance_rate, stream, told.accepted_lengths)
         self._check_time()
         if setup.sglang is not None:
             engine = SGLangEngine(sglang_config(config, setup.sglang), may_leap=not reason)

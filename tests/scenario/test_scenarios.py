@@ -66,6 +66,19 @@ def test_a_starved_pool_preempts() -> None:
     assert any("preemptions" in text for text in found.advice)
 
 
+def test_drafts_save_steps() -> None:
+    """A draft a step, right in 85 of 100: 1.85 tokens a step, which lasts little longer while the batch is small."""
+    few = "workload.num_requests=100"
+    drafted, plain = (
+        result("speculative_thinking", few, *more) for more in ((), ("engine.num_speculative_tokens=0",))
+    )
+    assert drafted.modes == plain.modes == {"": "leap"}
+    tokens = drafted.records["output_tokens"].sum() / drafted.totals.decode_tokens
+    assert tokens == pytest.approx(1.85, abs=0.03)
+    assert drafted.slo_met is True
+    assert drafted.summaries()["tpot"].mean < 0.75 * plain.summaries()["tpot"].mean
+
+
 def test_shared_prompts_are_hits() -> None:
     """With the cache, all but the first request of each preamble hit its 3,000 tokens, rounded down to blocks."""
     found = result("shared_prompts", "workload.num_requests=80")
