@@ -71,6 +71,29 @@ def test_paths_are_followed(right: list[int]) -> None:
     assert follow(np.array(right, np.int64)).tolist() == path
 
 
+@given(right=st.lists(st.integers(0, 3), min_size=2, max_size=200), start=st.integers(1, 199))
+@settings(max_examples=40, deadline=None)
+def test_paths_that_meet_are_one(right: list[int], start: int) -> None:
+    """A path from elsewhere, as after a preemption, is what following it alone gives, joined to the last or not."""
+    batch = DraftBatch(4, drafts.Drafting(3, 0, 1000, False, False, 0, _Given(right)))
+    seq = drafts.DraftSequence(_request(prompt=6, output=1 + len(right)), (0, 1))
+    batch._path(seq, 7)
+    start = min(start, len(right))
+    alone = follow(np.array(right[start:], np.int64)) + 7 + start
+    assert batch._path(seq, 7 + start).tolist() == alone.tolist()
+
+
+class _Given:
+    def __init__(self, right: list[int]) -> None:
+        self.right = right
+
+    def __call__(self, request: Any, num_drafts: int) -> int:
+        return self.right[request.num_output_tokens - 1]
+
+    def runs(self, request: Any, first: int, count: int, num_drafts: int) -> Any:
+        return np.array(self.right[first - 1 : first - 1 + count], np.int64)
+
+
 def test_a_plan_adds_up() -> None:
     """Nine tokens with two drafts, the first of them right at every other position: what each step is, by hand."""
     batch = DraftBatch(4, drafts.Drafting(2, 2, 100, False, False, 0, _EveryOther()))
@@ -156,12 +179,13 @@ MUTANTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
         DraftPlan, "named_before", lambda right: lambda self, step, is_read: right(self, step, False)),
     "names as soon as read": (
         DraftPlan, "named_before", lambda right: lambda self, step, is_read: right(self, step, True)),
+    "a preempted path goes on as before": (
+        drafts, "_joined", lambda right: lambda seq, tokens: seq.path_before),
     "names a step late": (DraftPlan, "when_named", lambda right: lambda self, depth: right(self, depth) + 2),
     "hits keep the drafter's block": (
         DraftPool, "_hits", lambda right: lambda self, hits, n, free: drafts_hits(hits, n, free)),
     "decodes take one token of the budget": (
         DraftLeapScheduler, "_decode_budget", lambda right: property(lambda self: self.batch.num_decodes)),
-    "victims take a block a step": (DraftPlan, "takes", lambda right: lambda self, step: min(1, right(self, step))),
 }  # fmt: skip
 
 

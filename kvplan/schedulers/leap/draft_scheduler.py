@@ -16,7 +16,7 @@ from kvplan.schedulers.leap.drafts import (
     NoneRight,
 )
 from kvplan.schedulers.leap.extents import ExtentPool
-from kvplan.schedulers.leap.running import make_room
+from kvplan.schedulers.leap.running import make_room, preempt_tail
 from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.leap.state import DECODE, ENDING, PREFILL, WAITING, BlockRun, OpenStep, Sequence
 from kvplan.schedulers.leap.waiting import NO_PLACE
@@ -258,28 +258,13 @@ class DraftLeapScheduler(LeapScheduler):
             self._add_chunk(seq, num_tokens, step)
         elif need <= pool.num_free:
             pool.take(need)
-        elif self.is_fcfs:
-            self._preempt_tail(step)
+        elif self.is_fcfs and self.decode_tokens <= self.block_size:  # nobody takes two blocks
+            preempt_tail(self, step, need)
         else:
             return self._walk(step)
         step.num_decodes, step.context = batch.num_decodes, batch.next_context()
         step.budget -= self._decode_budget
         return None
-
-    def _preempt_tail(self, step: OpenStep) -> None:
-        """All decode, and blocks run out: serve them in order, preempting the tail whenever too few are left."""
-        now, pool = self.batch.num_steps, self.pool
-        for seq in list(self.running.values()):
-            plan = _plan_of(seq)
-            if seq.stage is not DECODE or plan is None:
-                continue
-            need = plan.takes(plan.at(now))
-            while need > pool.num_free:
-                victim = self.tail()
-                self.preempt(victim, step)
-                if victim is seq:
-                    return
-            pool.take(need)
 
     def _add_chunk(self, seq: Sequence, num_tokens: int, step: OpenStep) -> None:
         """Note a running request's next chunk; blocks and budget are taken."""

@@ -23,6 +23,8 @@ from kvplan.schedulers.protocol import AcceptDrafts, Counts
 from kvplan.schedulers.request import NEVER, Request
 
 _SHORT = 128
+_SOON = 32
+"""Steps within which two paths of one request meet, if they ever do: each skips few positions."""
 _LEVELS = 6
 """Doublings of the jump table; longer jumps are taken one by one."""
 
@@ -108,10 +110,6 @@ class DraftPlan:
         """Blocks held when a step is scheduled."""
         return int(self.blocks[min(step, len(self.reach))])
 
-    def takes(self, step: int) -> int:
-        """Blocks that a step takes."""
-        return int(self.blocks[step + 1] - self.blocks[step])
-
     def named_before(self, step: int, is_read: bool) -> int:
         """Full blocks with a name before a step is scheduled, the outputs before it read or not yet."""
         if step > len(self.reach):
@@ -193,6 +191,8 @@ class DraftSequence(Sequence):
     """Tokens at which `right` begins."""
     right: Counts | None = None
     """Right drafts in a row at each of the coming positions; drawn once."""
+    path_before: Counts | None = None
+    """The tokens after each step of the last plan."""
 
     def computed_at(self, num_steps: int) -> int:
         """Tokens computed or in flight once the engine has taken `num_steps` steps."""
@@ -345,9 +345,21 @@ class DraftBatch(DecodeBatch):
             seq.first, first = tokens, tokens - seq.request.num_prompt_tokens
             count = max(0, seq.end - tokens)
             seq.right = self.drafting.accept.runs(seq.request, first, count, self.drafting.num_drafts)
-        return follow(seq.right[tokens - seq.first :]) + tokens
+        path = _joined(seq, tokens)
+        if path is None:
+            path = follow(seq.right[tokens - seq.first :]) + tokens
+        seq.path_before = path
+        return path
 
     # --- what is asked of the coming steps --------------------------------------------------
+
+    def takes_block(self, seq: Sequence) -> bool:
+        """Whether a sequence takes blocks in the next step."""
+        assert isinstance(seq, DraftSequence)
+        plan = seq.plan
+        assert plan is not None
+        step = plan.at(self.num_steps)
+        return bool(plan.blocks[step + 1] > plan.blocks[step])
 
     def next_demand(self) -> int:
         """Return the blocks that the next step's decodes take."""
@@ -391,6 +403,23 @@ class DraftBatch(DecodeBatch):
                 return int(when)
             heappop(ends)
         return NEVER
+
+
+def _joined(seq: DraftSequence, tokens: int) -> Counts | None:
+    """Return the path from `tokens` on if it soon meets the last one: from there on they are one."""
+    before, right, at = seq.path_before, seq.right, tokens
+    lead: list[int] = []
+    if before is None or right is None:
+        return None
+    for _ in range(_SOON):
+        place = int(before.searchsorted(at))
+        if place == len(before):
+            return None
+        if before[place] == at:
+            return np.concatenate([lead, before[place:]]) if lead else before[place:]
+        lead.append(at)
+        at = min(at + 1 + int(right[at - seq.first]), seq.end)
+    return None
 
 
 def follow(right: Counts) -> Counts:

@@ -38,7 +38,7 @@ def schedule_running(queues: LeapQueues, step: OpenStep) -> None:
     elif need <= pool.num_free:
         pool.take(need)
     elif queues.is_fcfs:
-        _preempt_tail(queues, step, need)
+        preempt_tail(queues, step, need)
     elif any(
         seq.stage is ENDING for seq in queues.running.values()
     ):  # a victim that moves the others' places
@@ -51,7 +51,7 @@ def schedule_running(queues: LeapQueues, step: OpenStep) -> None:
     return None
 
 
-def _preempt_tail(queues: LeapQueues, step: OpenStep, need: int) -> None:
+def preempt_tail(queues: LeapQueues, step: OpenStep, need: int) -> None:
     """Serve `need` decodes a block each, in order, preempting the tail whenever none is left.
 
     Whoever is last in `running` is also the last to be served, so only the victims need to be looked at.
