@@ -17,7 +17,7 @@ from leap_scenarios import compare
 
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
-from kvplan.schedulers.leap import drafts
+from kvplan.schedulers.leap import drafts, waiting
 from kvplan.schedulers.leap.allowed import why_not
 from kvplan.schedulers.leap.draft_scheduler import DraftLeapScheduler, DraftPool
 from kvplan.schedulers.leap.drafts import DraftBatch, DraftPlan, follow
@@ -123,6 +123,31 @@ def _request(prompt: int, output: int) -> Any:
     from kvplan.schedulers.request import Request
 
     return Request("one", (Segment("x", prompt),), output)
+
+
+FEWER_HITS: dict[str, Any] = {
+    "block_size": 4, "num_gpu_blocks": 12, "max_num_batched_tokens": 6, "max_num_seqs": 4, "max_model_len": 128,
+    "num_speculative_tokens": 3, "spec_method": "ngram", "scheduler_reserve_full_isl": False,
+    "requests": [
+        {"id": "a", "prompt": [{"len": 9}], "output_len": 1},
+        {"id": "d", "prompt": [{"len": 21}], "output_len": 1, "arrival_step": 4},
+        {"id": "b", "prompt": [{"len": 4}], "output_len": 30, "arrival_step": 12},
+        {"id": "c", "prompt": [{"prompt_of": "a"}], "output_len": 1, "arrival_step": 14},
+    ],
+}  # fmt: skip
+"""c wants one token beside its hits, padded to four where the step has two left. Once b has taken one of the hit blocks
+it asks for a chunk instead, which can be cut."""
+
+
+@MODES
+def test_a_padded_head_gets_in_with_fewer_hits(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at in every step while its hits can be taken; else it would wait for b's end."""
+    assert not difference(FEWER_HITS, mode)
+    leap = LeapReplay(VLLMScenario(**FEWER_HITS | {"async_scheduling": mode == "async"}))
+    leap.run()
+    assert leap.finish["c"] < leap.finish["b"]
+    monkeypatch.setattr(waiting, "_looked_at", lambda queues, seq, hits, padding: 1 << 60)
+    assert difference(FEWER_HITS, mode)
 
 
 def is_caught(num_seeds: int) -> bool:
