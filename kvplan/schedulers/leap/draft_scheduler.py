@@ -144,9 +144,8 @@ class DraftLeapScheduler(LeapScheduler):
     def stop_running(self, seq: Sequence) -> None:
         """Take a sequence out of the batch; its stage stays."""
         super().stop_running(seq)
-        if seq.run is not None and len(seq.run.plans) > 0:
-            for plan in seq.run.plans:
-                plan.close()
+        for plan in seq.run.plans if seq.run is not None else ():
+            plan.close()
 
     def decode_path(self, request: Request) -> DraftStory | None:
         """Return how a decoding request fares; it stays so when the request leaves."""
