@@ -48,13 +48,25 @@ def same(found: Any, stepped: Any) -> None:
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("fleet", FLEETS)
 def test_fleets(fleet: str, is_async: bool, seed: int) -> None:
+    check_fleet(fleet, seed, {"async_scheduling": is_async})
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("fleet", FLEETS)
+def test_fleets_that_draft(fleet: str, is_async: bool) -> None:
+    """The same where steps give several tokens; a transferred prompt of one token left is padded to a decode's size."""
+    drafts = {"num_speculative_tokens": 2, "speculative_method": "ngram"}
+    check_fleet(fleet, 1, {"async_scheduling": is_async, **drafts})
+
+
+def check_fleet(fleet: str, seed: int, flags: dict[str, Any]) -> None:
     load = {**LOAD, "seed": seed}
     if fleet == "two_models":
         own = {
             key: load.pop(key) for key in ("prompt", "answer", "shared_prefix_tokens", "shared_prefix_groups")
         }
         load["classes"] = {"here": {**own}, "there": {**own, "model": "other"}}
-    engine = {**SMALL["engine"], "async_scheduling": is_async}
+    engine = {**SMALL["engine"], **flags}
     spec = parse_scenario({**SMALL, **FLEETS[fleet], "engine": engine, "workload": load})
     found, stepped = simulate(spec), simulate(spec, step_by_step=True)
     same(found, stepped)

@@ -82,6 +82,21 @@ def test_leap_equals_step_by_step(name: str) -> None:
     assert key(leap) == key(step)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_leap_over_drafts_equals_step_by_step(name: str) -> None:
+    """The same where every step verifies three drafts, asynchronous for every other strategy."""
+    params, more, blocks = CASES[name]
+    told = scenario({"strategy": name, **params}, 2, **more)
+    setups = engine(
+        blocks,
+        num_speculative_tokens=3,
+        spec_method="eagle",
+        async_scheduling=list(CASES).index(name) % 2 > 0,
+    )
+    leap, step = (solve(told, setups=setups, step_by_step=flag) for flag in (False, True))
+    assert key(leap) == key(step)
+
+
 def erratic(seed: int) -> Strategy:
     """Any strategy at all: starts, forks, waits and cancels by a seed."""
     dice, ids, done, running = random.Random(seed), iter(range(10**6)), [], []
