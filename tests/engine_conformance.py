@@ -46,6 +46,24 @@ def logs_of(version: str) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["name"], row["mode"]): row for row in _load(f"vllm/{version}/golden.jsonl.xz")}
 
 
+@cache
+def offload_scenarios() -> dict[str, dict[str, Any]]:
+    """Name -> scenario as JSON, of those with a tier beyond the GPU and their twins without."""
+    return {row["name"]: row for row in _load("offload/scenarios.jsonl.xz")}
+
+
+@cache
+def offload_golden(version: str = "") -> dict[tuple[str, str], dict[str, Any]]:
+    """(name, sync | async) -> what vLLM and its CPU tier did; of 0.32, or of another version."""
+    return {(row["name"], row["mode"]): row for row in _load(f"offload/{version}/golden.jsonl.xz")}
+
+
+def offload_replay(name: str, mode: str, **changes: Any) -> VLLMReplay:
+    """Set up one scenario with its tier on the twin."""
+    scenario = VLLMScenario(**offload_scenarios()[name] | {"async_scheduling": mode == "async"} | changes)
+    return VLLMReplay(scenario)
+
+
 def replay(name: str, mode: str, **changes: Any) -> ReplayResult[StepRecord]:
     """Run one scenario on the twin."""
     scenario = VLLMScenario(**scenarios()[name] | {"async_scheduling": mode == "async"} | changes)

@@ -89,6 +89,16 @@ def scheduler() -> tuple[str, str]:
     )
 
 
+def offloading() -> tuple[str, str]:
+    scenarios, logs = found("offloading", r"(\d+) scenarios, synchronous and asynchronous: (\d+) logs")
+    runs = rows("offloading", "Random engines")
+    random, differing = (sum(int(row[i].replace(",", "")) for row in runs) for i in (1, 5))
+    return (
+        f"{logs} logs of {scenarios} scenarios and {random:,} random logs, every step",
+        f"{differing} differ",
+    )
+
+
 def versions() -> tuple[str, str]:
     number, first, last = found("versions", r"(\d+) versions from (\S+) to (\S+) were run")
     logs = sum(int(row[2]) + int(row[4]) for row in rows("versions", "What a version is held to"))
@@ -193,6 +203,7 @@ CLAIMS = [
     ("KV pool from flags alone", "logs of models that taught nothing", pool, "memory-pool"),
     ("pools of SGLang, TensorRT-LLM", "their start-up logs", other_engines, "memory-other-engines"),
     ("every scheduling decision", "vLLM 0.32's own scheduler", scheduler, "scheduler"),
+    ("every load, store and eviction", "vLLM 0.32's own offloading to host memory", offloading, "offloading"),
     ("by the rules of other versions", "those versions' own schedulers", versions, "versions"),
     ("every decision under SGLang", "SGLang 0.5.23's own scheduler", sglang, "scheduler-sglang"),
     ("kernel and step times", "points the fit had not seen", kernels, "step-time"),

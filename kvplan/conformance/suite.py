@@ -17,6 +17,7 @@ from typing import Any
 from kvplan.conformance.replay import ReplayResult, sha256_of
 from kvplan.conformance.runs import make_for, mirrored_by, replay_of
 from kvplan.conformance.twins import Twin
+from kvplan.conformance.vllm_replay import offload_sha256
 from kvplan.errors import KvplanError
 
 Json = dict[str, Any]
@@ -145,6 +146,8 @@ def check(log: Log, leap: bool = False) -> Verdict:
     result = replay_of(scenario, leap).run()
     verdict = Verdict(log, len(result.steps))
     told = {"sched_sha256": result.sched_sha256, "state_sha256": result.state_sha256}
+    if getattr(scenario, "offload", None) is not None:
+        told["offload_sha256"] = offload_sha256(result)
     differing = [
         key
         for key in told

@@ -7,6 +7,57 @@ from typing import Any
 
 
 @dataclass(slots=True)
+class OffloadRecord:
+    """What happened to the tier in one step."""
+
+    lookups: list[tuple[str, int, int | None]] = field(default_factory=list)
+    """(id, tokens hit on the GPU, tokens hit in the tier; None = ask again)."""
+    ext: dict[str, int] = field(default_factory=dict)
+    """id -> tokens of the load that began."""
+    load: list[tuple[int, str, int, list[str]]] = field(default_factory=list)
+    """(job, id, GPU blocks, chunks): a chunk is the id of who named it first, @, its last token, and / its group."""
+    store: list[tuple[int, str, int, list[str]]] = field(default_factory=list)
+    store_failed: list[tuple[str, int]] = field(default_factory=list)
+    """(id, chunks) for which the tier had no room."""
+    flush: list[int] = field(default_factory=list)
+    """Jobs that the step waited for."""
+    completed: list[int] = field(default_factory=list)
+    """Jobs whose end the scheduler learned of."""
+    cpu_evicted: list[str] = field(default_factory=list)
+    cpu_used: int | None = None
+    """Slots taken after schedule(); None where nothing was left to schedule."""
+    cpu_pinned: int | None = None
+    cpu_writing: int | None = None
+    remote: list[str] = field(default_factory=list)
+    """Requests that wait for their load."""
+    holding: list[str] = field(default_factory=list)
+    """Waiting requests that hold blocks."""
+    deferred: int | None = None
+    """GPU blocks kept back until the step in flight is processed."""
+    fenced: int | None = None
+    """GPU blocks whose reuse would flush a store."""
+    jobs: int | None = None
+    """Jobs under way."""
+
+    def line(self) -> str:
+        """Return the line that `offload_sha256` hashes."""
+        loads, stores = (
+            ";".join(f"{job},{i},{n},{'+'.join(chunks)}" for job, i, n, chunks in jobs)
+            for jobs in (self.load, self.store)
+        )
+        lookups = ";".join(f"{i},{local},{external}" for i, local, external in self.lookups)
+        counts = (self.cpu_used, self.cpu_pinned, self.cpu_writing, self.deferred)
+        numbers = ",".join("" if count is None else str(count) for count in counts)
+        flush, completed = ",".join(map(str, self.flush)), ",".join(map(str, self.completed))
+        parts = (loads, stores, flush, completed, ",".join(self.cpu_evicted), lookups, ",".join(self.remote))
+        return "|".join(parts) + f"|{numbers}\n"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of a log's line."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(slots=True)
 class StepRecord:
     """What was decided in one step; block counts leave out the null block."""
 
@@ -40,10 +91,13 @@ class StepRecord:
     free_end: int = 0
     cached_end: int = 0
     group_end: list[int] = field(default_factory=list)
+    offload: OffloadRecord | None = None
+    """What happened to the tier beyond the GPU; None without one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as one line of the log."""
-        return {"type": "step"} | {name: getattr(self, name) for name in self.__slots__}
+        own = {name: getattr(self, name) for name in self.__slots__ if name != "offload"}
+        return {"type": "step"} | own | (self.offload.to_json() if self.offload is not None else {})
 
     def row(self, with_state: bool) -> list[int | None]:
         """Return the reference log's columns: counts of this step, None where nothing was scheduled any more."""
@@ -70,8 +124,16 @@ class StepRecord:
         return f"{batch}|{','.join(self.preempted)}\n"
 
     def state_line(self) -> str:
-        """Return the line that `state_sha256` hashes."""
+        """Return the line that `state_sha256` hashes; logs of offloading have another one."""
+        if self.offload is not None:
+            return self._offload_state_line()
         free = "" if self.free is None else self.free
         counts = f"{self.new_blocks},{self.recycled},{free},{self.free_end},{self.cached_end}"
         groups = "|".join(",".join(map(str, used)) for used in (self.group_used, self.group_end))
+        return f"{counts}|{groups}|{','.join(self.finished)}|{','.join(a[0] for a in self.aborted)}\n"
+
+    def _offload_state_line(self) -> str:
+        free = "" if self.free is None else self.free
+        counts = f"{self.new_blocks},{self.evicted},{free},{self.free_end},{self.cached_end}"
+        groups = ",".join(map(str, self.group_used))
         return f"{counts}|{groups}|{','.join(self.finished)}|{','.join(a[0] for a in self.aborted)}\n"

@@ -7,22 +7,87 @@ its output. Asynchronous: schedule step s, then apply the output of step s - 1.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 
-from kvplan.conformance.replay import MAX_STEPS, STUCK_STEPS, ReplayResult, ScenarioReplay
+from kvplan.conformance.replay import MAX_STEPS, STUCK_STEPS, ReplayResult, ScenarioReplay, sha256_of
 from kvplan.conformance.scenario import ScenarioRequest
-from kvplan.conformance.vllm_records import StepRecord
+from kvplan.conformance.vllm_offload import ChunkNames, StepCopies, VLLMRequest
+from kvplan.conformance.vllm_records import OffloadRecord, StepRecord
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import Stuck, find_stuck
 from kvplan.schedulers.request import Request, RequestStatus
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 from kvplan.schedulers.vllm.caveats import caveats
+from kvplan.schedulers.vllm.kv_loads import KVLoads
+from kvplan.schedulers.vllm.offloading.jobs import KVConnectorOutput, OffloadingConnectorMetadata
+from kvplan.schedulers.vllm.offloading.worker import OffloadingConnectorWorker
 from kvplan.schedulers.vllm.output import SchedulerOutput
 from kvplan.schedulers.vllm.scheduler import Scheduler
 
+_PLACES = {RequestStatus.RUNNING: "running", RequestStatus.WAITING_FOR_REMOTE_KVS: "loading"}
 
-class VLLMReplay(ScenarioReplay[ScenarioRequest, StepRecord]):
+
+class OffloadReplay:
+    """The worker of a scenario with a tier, and what is logged of both."""
+
+    def __init__(self, scheduler: Scheduler, loads: KVLoads, copies: StepCopies) -> None:
+        self.scheduler = scheduler
+        self.loads = loads
+        self.connector = loads.connector
+        self.worker = OffloadingConnectorWorker(copies)
+        self.names = ChunkNames(len(scheduler.kv_cache_manager.coordinator.managers))
+        self._outputs: deque[KVConnectorOutput] = deque()
+
+    def execute(
+        self, meta: OffloadingConnectorMetadata, record: StepRecord, requests: Iterable[Request]
+    ) -> None:
+        """Do the worker's part of a step."""
+        decisions, manager = meta.decisions, self.connector.manager
+        for request_id, keys in decisions.offers:
+            self.names.note(request_id, keys)
+        deferred = self.loads.deferred_frees
+        record.offload = OffloadRecord(
+            lookups=decisions.lookups,
+            ext=decisions.external,
+            load=[(j.job_id, j.request_id, j.num_blocks, self.names(j.keys)) for j in meta.load_jobs],
+            store=[(j.job_id, j.request_id, j.num_blocks, self.names(j.keys)) for j in meta.store_jobs],
+            store_failed=decisions.store_failed,
+            flush=sorted(meta.jobs_to_flush),
+            cpu_evicted=self.names(decisions.evicted),
+            cpu_used=manager.num_used,
+            cpu_pinned=manager.num_pinned,
+            cpu_writing=manager.num_write_pending,
+            remote=[r.request_id for r in requests if r.status is RequestStatus.WAITING_FOR_REMOTE_KVS],
+            holding=[r.request_id for r in self.loads.holding],
+            deferred=deferred.num_blocks if deferred is not None else 0,
+            fenced=self.connector.num_fenced_blocks,
+            jobs=self.connector.num_jobs,
+        )
+        record.group_used = self.blocks_of_groups()
+        self.worker.handle_preemptions(meta)
+        self._outputs.append(self.worker.post_forward(meta))
+
+    def blocks_of_groups(self) -> list[int]:
+        """Count the blocks in each group's tables; those kept back for a step are in none."""
+        managers = self.scheduler.kv_cache_manager.coordinator.managers
+        tables = [manager.req_to_blocks.values() for manager in managers]
+        return [len({b for table in t for b in table if not b.is_null}) for t in tables]
+
+    def read(self, record: StepRecord) -> KVConnectorOutput:
+        """Return what the oldest step's poll saw."""
+        output = self._outputs.popleft()
+        record.offload = record.offload or OffloadRecord()
+        record.offload.completed += sorted(output.completed_jobs)
+        return output
+
+
+def offload_sha256(result: ReplayResult[StepRecord]) -> str:
+    """Hash over all that was decided about the tier."""
+    return sha256_of((step.offload or OffloadRecord()).line() for step in result.steps)
+
+
+class VLLMReplay(ScenarioReplay[VLLMRequest, StepRecord]):
     """One run of a scenario on the twin of vLLM's scheduler, or on another one with its methods."""
 
     def __init__(self, scenario: VLLMScenario, scheduler: Scheduler | None = None) -> None:
@@ -36,6 +101,10 @@ class VLLMReplay(ScenarioReplay[ScenarioRequest, StepRecord]):
         self._in_flight: deque[SchedulerOutput] = deque()
         self._arrival: int | None = 0
         """When the next request comes, as far as is known."""
+        self._offload: OffloadReplay | None = None
+        if scenario.offload is not None and self.scheduler.loads is not None:
+            copies = StepCopies(scenario.offload)
+            self._offload = OffloadReplay(self.scheduler, self.scheduler.loads, copies)
 
     def iter_steps(self, max_steps: int = MAX_STEPS) -> Iterator[StepRecord]:
         """Yield a record per step until all is done, or stuck for good."""
@@ -46,7 +115,7 @@ class VLLMReplay(ScenarioReplay[ScenarioRequest, StepRecord]):
             if self._has_requests():
                 output = self._schedule(record)
                 busy = record.n_tokens > 0 or any(o.num_scheduled_tokens for o in self._in_flight)
-                idle_steps = 0 if busy else idle_steps + 1
+                idle_steps = 0 if busy or self._copies_run() else idle_steps + 1
                 self._in_flight.append(output)
                 holds_back = self.scenario.async_scheduling and len(self._in_flight) < 2
                 if not (holds_back and (record.n_tokens or self._has_requests())):
@@ -76,6 +145,7 @@ class VLLMReplay(ScenarioReplay[ScenarioRequest, StepRecord]):
             "evicted": sum(step.evicted for step in result.steps),
             "peak_used": max((step.used or 0 for step in result.steps), default=0),
             "state_sha256": result.state_sha256,
+            **({"offload_sha256": offload_sha256(result)} if self._offload else {}),
             "caveats": caveats(self.scheduler.config),
         }
 
@@ -92,6 +162,9 @@ class VLLMReplay(ScenarioReplay[ScenarioRequest, StepRecord]):
             "sched_sha256": result.sched_sha256,
         }
 
+    def _copies_run(self) -> bool:
+        return self._offload is not None and self._offload.connector.has_pending_push_work()
+
     def _has_requests(self) -> bool:
         return self.scheduler.has_requests()
 
@@ -105,6 +178,8 @@ class VLLMReplay(ScenarioReplay[ScenarioRequest, StepRecord]):
         record.free_end = self.pool.get_num_free_blocks()
         record.cached_end = self.pool.num_cached_blocks
         record.group_end = list(self.pool.num_used_by_group)
+        if self._offload is not None:
+            record.group_end = self._offload.blocks_of_groups()
 
     def _arrivals(self) -> list[str]:
         if self._arrival is None or self._arrival > self.step:
@@ -128,7 +203,7 @@ class VLLMReplay(ScenarioReplay[ScenarioRequest, StepRecord]):
                 continue
             if when == definition.abort_when or (when == "before_schedule" and due < self.step):
                 request = self.requests[request_id]
-                place = "running" if request.status is RequestStatus.RUNNING else "waiting"
+                place = _PLACES.get(request.status, "waiting")
                 self._abort(request_id)
                 record.aborted.append((request_id, place, request.num_output_tokens))
                 self._note_finish(request_id)
@@ -156,6 +231,8 @@ class VLLMReplay(ScenarioReplay[ScenarioRequest, StepRecord]):
         record.waiting = [request.request_id for request in self.scheduler.waiting]
         record.group_used = list(self.pool.num_used_by_group)
         record.spec = dict(output.num_draft_tokens)
+        if self._offload is not None and output.kv_connector_metadata is not None:
+            self._offload.execute(output.kv_connector_metadata, record, self.requests.values())
         return output
 
     @staticmethod
@@ -175,7 +252,8 @@ class VLLMReplay(ScenarioReplay[ScenarioRequest, StepRecord]):
                 accepted[request_id] = self._num_accepted(request_id, num_drafts, output)
         record.accepted = {i: n for i, n in accepted.items() if i not in self.finish}
         before = {i: self.requests[i].num_tokens for i in output.num_scheduled_tokens}
-        finished = self.scheduler.update_from_output(output, accepted)
+        kv_output = self._offload.read(record) if self._offload is not None else None
+        finished = self.scheduler.update_from_output(output, accepted, kv_output)
         record.sampled = [i for i, n in before.items() if self.requests[i].num_tokens > n]
         record.finished = [request.request_id for request in finished]
         for request_id in record.finished:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pydantic import Field, model_validator
 
 from kvplan.conformance.scenario import ScenarioRequest, check_requests, name_prompts
+from kvplan.conformance.vllm_offload import OffloadScenario, VLLMRequest
 from kvplan.content import Content, length_of
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
@@ -65,8 +66,10 @@ class VLLMScenario(EngineConfig):
     """Chance that a draft is right."""
     kv_cache_layers: tuple[KVCacheLayers, ...] = ()
     """Layers to group, instead of `kv_cache_groups`."""
-    requests: tuple[ScenarioRequest, ...]
+    requests: tuple[VLLMRequest, ...]
     """What arrives; the order breaks ties."""
+    offload: OffloadScenario | None = None
+    """A tier in host memory, instead of `kv_offloading`; its copies take steps."""
 
     @property
     def engine_config(self) -> EngineConfig:
@@ -76,6 +79,8 @@ class VLLMScenario(EngineConfig):
             fields["kv_cache_groups"] = group_layers(
                 self.kv_cache_layers, self.block_size, self.max_model_len
             )
+        if self.offload is not None:
+            fields["kv_offloading"] = self.offload.engine_part
         return EngineConfig(**fields)
 
     @model_validator(mode="after")
@@ -96,7 +101,7 @@ class VLLMScenario(EngineConfig):
         prompt = length_of(self.prompts[request.id])
         return request.max_tokens or self.max_model_len - prompt
 
-    def make_request(self, request: ScenarioRequest, arrival: int) -> Request:
+    def make_request(self, request: VLLMRequest, arrival: int) -> Request:
         """Return the request as the engine sees it."""
         return Request(
             request.id,
@@ -105,6 +110,8 @@ class VLLMScenario(EngineConfig):
             priority=request.priority,
             arrival_time=arrival,
             stop_at=request.output_len if request.stop == "eos" else None,
+            max_load_tokens=request.max_load_tokens,
+            max_offload_tokens=request.max_offload_tokens,
         )
 
     @model_validator(mode="after")

@@ -24,11 +24,12 @@ class RequestStatus(IntEnum):
     """Where a request is in its life; everything after PREEMPTED is finished (vLLM `RequestStatus`)."""
 
     WAITING = 1
-    RUNNING = 2
-    PREEMPTED = 3
-    FINISHED_STOPPED = 4
-    FINISHED_LENGTH_CAPPED = 5
-    FINISHED_ABORTED = 6
+    WAITING_FOR_REMOTE_KVS = 2
+    RUNNING = 3
+    PREEMPTED = 4
+    FINISHED_STOPPED = 5
+    FINISHED_LENGTH_CAPPED = 6
+    FINISHED_ABORTED = 7
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +54,11 @@ class Request:
     their names when it ends; never_cache = they never get any. The two are not vLLM's.
     """
 
+    max_load_tokens: int | None = None
+    """Most tokens that are loaded from a tier beyond the GPU; None = all (vLLM `kv_transfer_params`)."""
+    max_offload_tokens: int | None = None
+    """Of the first so many tokens KV is stored there; None = of all (vLLM `kv_transfer_params`)."""
+
     status: RequestStatus = field(default=RequestStatus.WAITING, init=False)
     num_prompt_tokens: int = field(init=False)
     num_tokens: int = field(init=False)
@@ -70,6 +76,8 @@ class Request:
     shared_prefix_boundary: int = field(default=0, init=False)
     """A position where other requests share more than a sparse group has cached; pinned for the next one."""
     num_preemptions: int = field(default=0, init=False)
+    last_sched_seq: int = field(default=0, init=False)
+    """The last step with tokens that it was in, counted by the scheduler where frees are deferred."""
     num_slots: int = field(default=0, init=False)
     """A step that ends before this many computed tokens changes no block; kept by `KVCacheManager`."""
     _ends: list[int] = field(init=False, repr=False)

@@ -1,7 +1,7 @@
 """Packs reference logs of vLLM into `scenarios.jsonl.xz` and `golden.jsonl.xz`.
 
-make_golden.py FOLDER: it has scenarios*/NAME.json and golden*/{sync,async}/NAME.json, as vLLM's own scheduler left
-them.
+make_golden.py FOLDER [offload]: it has scenarios*/NAME.json and golden*/{sync,async}/NAME.json, as vLLM's own scheduler
+left them. Of the logs of offloading, in the folder of that name, hashes and totals are kept.
 """
 
 from __future__ import annotations
@@ -42,17 +42,39 @@ def golden_row(name: str, mode: str, log: dict[str, Any]) -> dict[str, Any]:
     return row | {"summary": {key: log["summary"][key] for key in (*SUMMARY, "evicted", "peak_used")}}
 
 
+OFFLOAD_SUMMARY = (
+    "loads",
+    "load_chunks",
+    "stores",
+    "store_chunks",
+    "store_failed",
+    "cpu_evicted",
+    "flushed",
+    "retries",
+)
+
+
+def offload_row(name: str, mode: str, log: dict[str, Any]) -> dict[str, Any]:
+    """Keep hashes and totals; without a tier the log has no state that is compared."""
+    row = golden_row(name, mode, log)
+    summary = {key: log["summary"][key] for key in OFFLOAD_SUMMARY if key in log["summary"]}
+    kept = ("name", "mode", "vllm_version", "sched_sha256", *(("state_sha256",) if summary else ()))
+    tier = {"offload_sha256": log["offload_sha256"]} if summary else {}
+    return {key: row[key] for key in kept} | tier | {"summary": row["summary"] | summary}
+
+
 def main() -> None:
     """Pack both files."""
     source = Path(sys.argv[1])
+    make_row, target = (offload_row, HERE / sys.argv[2]) if len(sys.argv) > 2 else (golden_row, HERE)
     scenarios, golden = [], []
     for path in sorted(source.glob("scenarios*/*.json")):
         scenarios.append(json.loads(path.read_text()))
         folder = source / path.parent.name.replace("scenarios", "golden")
         for mode in ("sync", "async"):
-            golden.append(golden_row(path.stem, mode, json.loads((folder / mode / path.name).read_text())))
-    pack(HERE / "scenarios.jsonl.xz", scenarios)
-    pack(HERE / "golden.jsonl.xz", golden)
+            golden.append(make_row(path.stem, mode, json.loads((folder / mode / path.name).read_text())))
+    pack(target / "scenarios.jsonl.xz", scenarios)
+    pack(target / "golden.jsonl.xz", golden)
 
 
 if __name__ == "__main__":

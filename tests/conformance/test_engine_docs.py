@@ -75,7 +75,7 @@ take the flags. Versions before 0.32: full attention without drafts ([what diffe
 
 {len(MUTANTS)} deliberate errors (wrong free order, blocks named a step late, admission in a preempting step ...) are
 each caught by these logs. Not checked against their engine: the admission rules `reserve_max` and `max_utilization`
-(TensorRT-LLM); its `batch_wait` was held to measured latencies alone. Not modelled: KV connectors, encoder inputs, LoRA
-limits, pipeline parallelism, multi-module MTP, n-gram drafters that propose fewer than k tokens, drafts whose number
-varies.""",
+(TensorRT-LLM); its `batch_wait` was held to measured latencies alone. Of the KV connectors vLLM's own offloading to
+host memory is modelled ([offloading](offloading.md)). Not modelled: encoder inputs, LoRA limits, pipeline parallelism,
+multi-module MTP, n-gram drafters that propose fewer than k tokens, drafts whose number varies.""",
     )

@@ -213,7 +213,7 @@ def windows_are_admitted_without_a_cap(patch: Patch) -> None:
 
 @mutant("swa_multiturn")
 def windows_are_cached_densely(patch: Patch) -> None:
-    patch.setattr(Window, "reachable_block_mask", lambda self, first, end, boundaries: None)
+    patch.setattr(Window, "reachable_block_mask", lambda self, first, end, boundaries, retention: None)
 
 
 @mutant("swa_junction")
@@ -273,9 +273,9 @@ def drafters_need_no_slots(patch: Patch) -> None:
 
 @mutant("spec_k3_eagle")
 def rejected_drafts_stay_computed(patch: Patch) -> None:
-    def update(self: Any, output: Any, accepted: Any = None) -> list[Request]:
+    def update(self: Any, output: Any, accepted: Any = None, kv_output: Any = None) -> list[Request]:
         output.num_draft_tokens = {}
-        return update_from_output(self, output, accepted)
+        return update_from_output(self, output, accepted, kv_output)
 
     update_from_output = Scheduler.update_from_output
     patch.setattr(Scheduler, "update_from_output", update)

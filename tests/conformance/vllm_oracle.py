@@ -138,6 +138,21 @@ def kv_cache_spec(group: KVCacheGroup, config: EngineConfig) -> specs.KVCacheSpe
     )
 
 
+def kv_transfer_config(config: EngineConfig) -> Any:
+    """The tier beyond the GPU, all but its size."""
+    from vllm.config import KVTransferConfig
+
+    told = config.kv_offloading.model_dump(
+        exclude={"num_chunks", "kv_bytes_per_token"}, exclude_defaults=True
+    )
+    return KVTransferConfig(
+        kv_connector="OffloadingConnector",
+        kv_role="kv_both",
+        engine_id="oracle",
+        kv_connector_extra_config=told,
+    )
+
+
 def vllm_config(config: EngineConfig) -> VllmConfig:
     """The same engine in vLLM's config classes."""
     model = ModelConfig(
@@ -183,6 +198,8 @@ def vllm_config(config: EngineConfig) -> VllmConfig:
             **known(SpeculativeConfig, disable_lookahead_block_hashes=config.disable_lookahead_block_hashes),
             **drafter.get(config.spec_method, lookup),
         )
+    if config.kv_offloading is not None:
+        extra["kv_transfer_config"] = kv_transfer_config(config)
     whole = VllmConfig(
         model_config=model,
         scheduler_config=scheduler,
@@ -286,6 +303,8 @@ class CountedPool:
 class VllmFace:
     """vLLM's scheduler with the methods that `VLLMReplay` calls."""
 
+    loads = None
+
     def __init__(self, config: EngineConfig, scenario: VLLMScenario) -> None:
         self.config = config
         self.vllm, whole = vllm_scheduler(config, scenario)
@@ -298,7 +317,7 @@ class VllmFace:
         hash_function = get_hash_fn_by_name(whole.cache_config.prefix_caching_hash_algo)
         kv_cache_utils.init_none_hash(hash_function)
         self.hasher = None
-        if config.enable_prefix_caching:
+        if config.enable_prefix_caching or config.kv_offloading is not None:
             unit = getattr(self.vllm, "hash_block_size", self.vllm.cache_config.block_size)
             lookahead = getattr(self.vllm, "num_hash_lookahead_tokens", 0)
             self.hasher = kv_cache_utils.get_request_block_hasher(
@@ -322,12 +341,15 @@ class VllmFace:
 
     def add_request(self, request: Request) -> None:
         prompt = [self.token(s.name, i) for s in request.prompt for i in range(s.start, s.end)]
+        caps = {"max_load_tokens": request.max_load_tokens, "max_offload_tokens": request.max_offload_tokens}
+        caps = {name: cap for name, cap in caps.items() if cap is not None}
         params = SamplingParams(
             max_tokens=request.max_tokens,
             ignore_eos=True,
             stop_token_ids=[self.token(f"out:{request.request_id}", request.stop_at - 1)]
             if request.stop_at
             else None,
+            extra_args={"kv_transfer_params": caps} if caps else None,
         )
         theirs = VllmRequest(
             request_id=request.request_id,
@@ -363,7 +385,13 @@ class VllmFace:
         self._copy_state()
         return output
 
-    def update_from_output(self, output: SchedulerOutput, accepted: Mapping[str, int]) -> list[Request]:
+    def kv_connector_output(self, step: int) -> Any:
+        """What the worker of a tier beyond the GPU saw in a step."""
+        return None
+
+    def update_from_output(
+        self, output: SchedulerOutput, accepted: Mapping[str, int], kv_output: Any = None
+    ) -> list[Request]:
         ids = list(output.num_scheduled_tokens)
         sampled = [self._sample(i, output, accepted.get(i, 0)) for i in ids]
         alive = [i for i in ids if i in self.vllm.requests]
@@ -374,6 +402,7 @@ class VllmFace:
             logprobs=None,
             prompt_logprobs_dict={},
             pooler_output=[],
+            kv_connector_output=self.kv_connector_output(output.step),
         )
         self.vllm.update_from_output(self.outputs.pop(output.step), result)
         num_drafts = self.config.num_speculative_tokens
@@ -402,14 +431,17 @@ class VllmFace:
                 VllmStatus.WAITING: RequestStatus.WAITING,
                 VllmStatus.RUNNING: RequestStatus.RUNNING,
                 VllmStatus.PREEMPTED: RequestStatus.PREEMPTED,
+                VllmStatus.WAITING_FOR_REMOTE_KVS: RequestStatus.WAITING_FOR_REMOTE_KVS,
             }.get(theirs.status, RequestStatus.FINISHED_STOPPED)
 
 
 class OracleReplay(VLLMReplay):
     """A run on vLLM; recycled blocks are counted by its pool."""
 
+    face_kind = VllmFace
+
     def __init__(self, scenario: VLLMScenario) -> None:
-        face: Any = VllmFace(scenario.engine_config, scenario)
+        face: Any = self.face_kind(scenario.engine_config, scenario)
         super().__init__(scenario, face)
         self.manager = face.kv_cache_manager.block_pool
 

@@ -19,6 +19,7 @@ REFUSED: dict[str, Any] = {
     "num_speculative_tokens": 3,  # beside a cap of two tokens
     "admission": "reserve_max",
     "batch_wait": {"timeout_iters": 3, "max_tokens_ratio": 0.5},
+    "kv_offloading": {"num_chunks": 100},
     "prefill_schedule_interval": 2,
     "engine_version": "0.11",
 }

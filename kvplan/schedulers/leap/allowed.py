@@ -50,6 +50,7 @@ ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "disable_lookahead_block_hashes": ANY,
     "admission": _admits_what_fits,
     "batch_wait": (None,),
+    "kv_offloading": (None,),
     "prefill_schedule_interval": _prefills_any_time,
     "engine_version": _rules_in_closed_form,
     "policy": ("fcfs", "priority"),
@@ -80,6 +81,7 @@ WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
     ),
     "admission": lambda config: f"admission {config.admission}: only vLLM's rules are in closed form",
     "batch_wait": lambda config: "batch_wait counts steps",
+    "kv_offloading": lambda config: "a tier beyond the GPU: the ends of its copies are seen step by step",
     "engine_version": lambda config: (
         f"vLLM {config.engine_version} with asynchronous scheduling or without chunked prefill"
     ),

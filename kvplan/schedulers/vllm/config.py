@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from kvplan.config import Config
+from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
 from kvplan.schedulers.vllm.rules import MIRRORED, SchedulerRules, parse_version
 
 Kind = Literal["full", "sliding_window", "chunked_local", "mamba"]
@@ -107,6 +108,9 @@ class EngineConfig(Config):
     """EAGLE and MTP drop the last hit block as before 0.33 (a key of `--speculative-config`)."""
     prefill_schedule_interval: int = Field(1, ge=1)
     """Steps from one that prefills to the next, while requests decode; from 0.33 on, without data parallelism."""
+
+    kv_offloading: OffloadingConfig | None = None
+    """A tier of KV in host memory behind the GPU's blocks; None = there is none."""
 
     admission: Admission = "grow"
     """When a waiting request may enter; grow is vLLM's."""
@@ -227,6 +231,27 @@ class EngineConfig(Config):
                 f"prefix_cache_retention_interval {interval} must be a multiple of"
                 f" {self.scheduler_block_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_offload(self) -> EngineConfig:
+        if self.kv_offloading is None:
+            return self
+        if self.admission != "grow" or self.batch_wait:
+            raise ValueError("kv_offloading is vLLM's connector: it goes with admission grow alone")
+        if self.prefill_schedule_interval > 1 and self.rules.prefill_cadence_is_local:
+            raise ValueError("kv_offloading with prefill_schedule_interval is not followed")
+        if self.partial_hash_hits:
+            raise ValueError("kv_offloading with a prefix_match_unit below the block size is not followed")
+        if any(size % self.hash_block_size for size in self.group_block_sizes):
+            raise ValueError("kv_offloading of groups with different block sizes needs enable_prefix_caching")
+        interval = self.prefix_cache_retention_interval
+        chunk = self.kv_offloading.blocks_per_chunk
+        for group, size in zip(self.groups, self.group_block_sizes, strict=True):
+            if group.kind != "full" and interval and interval % (size * chunk):
+                raise ValueError(
+                    f"prefix_cache_retention_interval {interval} must be a multiple of {size * chunk} (a chunk)"
+                )
         return self
 
     @model_validator(mode="after")

@@ -92,11 +92,16 @@ class KVCacheCoordinator:
         )
 
     def allocate_new_computed_blocks(
-        self, request_id: str, blocks: GroupBlocks, num_computed_tokens: int
+        self, request_id: str, blocks: GroupBlocks, num_computed_tokens: int, num_external_tokens: int = 0
     ) -> None:
         """Start the tables with hit blocks, all groups before any block is taken (vLLM: same name)."""
         for manager, hit in zip(self.managers, blocks, strict=True):
-            manager.add_local_computed_blocks(request_id, hit, num_computed_tokens)
+            manager.add_local_computed_blocks(request_id, hit, num_computed_tokens, num_external_tokens)
+        if num_external_tokens:
+            for manager in self.managers:
+                manager.allocate_external_computed_blocks(
+                    request_id, num_computed_tokens, num_external_tokens
+                )
 
     def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> None:
         """Take each group's blocks, group by group (vLLM: same name)."""
@@ -121,6 +126,10 @@ class KVCacheCoordinator:
         """Give back what windows and states have left behind (vLLM: same name)."""
         for manager in self.managers:
             manager.remove_skipped_blocks(request_id, processed_computed_tokens)
+
+    def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        """Forget a request and return its blocks, group by group, for the caller to give back (vLLM: same name)."""
+        return [block for manager in self.managers for block in manager.pop_blocks_for_free(request_id)]
 
     def free(self, request_id: str) -> None:
         """Give back all blocks of a request, group by group (vLLM: same name)."""

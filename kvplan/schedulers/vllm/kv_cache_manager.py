@@ -6,9 +6,10 @@ Mirrors vLLM's `v1/core/kv_cache_manager.py`. Knows no queues and no budgets.
 from __future__ import annotations
 
 from kvplan.schedulers.request import NEVER, BlockHasher, Request, RequestStatus
-from kvplan.schedulers.vllm.block_pool import BlockPool
+from kvplan.schedulers.vllm.block_pool import BlockPool, KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.kv_cache_coordinator import CacheHit, get_kv_cache_coordinator
+from kvplan.schedulers.vllm.mamba_manager import MambaManager
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import SlotDemand
 
 
@@ -54,36 +55,44 @@ class KVCacheManager:
         full_sequence_must_fit: bool = False,
         reserved_blocks: int = 0,
         has_scheduled_reqs: bool = True,
+        num_external_tokens: int = 0,
     ) -> bool:
         """Give the request slots for `num_new_tokens` more; False if there are not enough (vLLM: same name).
 
-        `hit` is what a request brings when it is admitted; `reserved_blocks` must stay free for others. Blocks
+        `hit` is what a request brings when it is admitted, `num_external_tokens` what will be loaded after it: these
+        blocks get no names before they are, and drafters no slots. `reserved_blocks` must stay free for others. Blocks
         behind a window come back even if the rest fails.
         """
         hit = hit or self.empty_hit
         request_id, pool = request.request_id, self.block_pool
         num_computed = request.num_computed_tokens + hit.num_tokens
+        if num_external_tokens:
+            num_computed = min(num_computed + num_external_tokens, self.max_model_len)
+        num_lookahead = 0 if num_external_tokens else self.num_lookahead_tokens
         count, end = self.coordinator.get_num_blocks_to_allocate, self._prefill_end(request)
         watermark = 0
         if has_scheduled_reqs and request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
             watermark = self.watermark_blocks
         if full_sequence_must_fit:
             num_all = min(request.num_tokens, self.max_model_len)
-            demand = SlotDemand(num_all, num_all, end, apply_admission_cap=True)
+            demand = SlotDemand(num_all, num_all, end, True, num_external_tokens)
             needed = count(request_id, demand, hit.blocks, num_computed)
             if needed + watermark > pool.get_num_free_blocks():
                 return False
         num_main = num_computed + num_new_tokens
-        num_slots = min(num_main + self.num_lookahead_tokens, self.max_model_len)
+        num_slots = min(num_main + num_lookahead, self.max_model_len)
         if self._recycles:
-            self._remove_skipped_blocks(request_id, max(0, num_computed - request.num_in_flight_tokens))
-        needed = count(request_id, SlotDemand(num_slots, num_main, end), hit.blocks, num_computed)
+            self.remove_skipped_blocks(request_id, max(0, num_computed - request.num_in_flight_tokens))
+        demand = SlotDemand(num_slots, num_main, end, False, num_external_tokens)
+        needed = count(request_id, demand, hit.blocks, num_computed)
         if needed + watermark + reserved_blocks > pool.get_num_free_blocks():
             return False
-        if any(hit.blocks):
-            self.coordinator.allocate_new_computed_blocks(request_id, hit.blocks, num_computed)
+        if num_external_tokens or any(hit.blocks):
+            self.coordinator.allocate_new_computed_blocks(
+                request_id, hit.blocks, num_computed, num_external_tokens
+            )
         self.coordinator.allocate_new_blocks(request_id, num_slots, num_main)
-        if self.enable_caching:
+        if self.enable_caching and not num_external_tokens:
             self.coordinator.cache_blocks(request, _nameable(request, min(num_main, request.num_tokens)))
         if self._changes_at_block_ends:
             request.num_slots = self._next_change(request_id, num_computed - request.num_in_flight_tokens)
@@ -121,7 +130,8 @@ class KVCacheManager:
         tables = (m.req_to_blocks.get(request.request_id, ()) for m in self.coordinator.managers)
         return sum(not block.is_null for table in tables for block in table)
 
-    def _remove_skipped_blocks(self, request_id: str, processed_computed_tokens: int) -> None:
+    def remove_skipped_blocks(self, request_id: str, processed_computed_tokens: int) -> None:
+        """Give back what windows and states have left behind (vLLM: same name)."""
         before = self.block_pool.get_num_free_blocks()
         self.coordinator.remove_skipped_blocks(request_id, processed_computed_tokens)
         self.num_recycled += self.block_pool.get_num_free_blocks() - before
@@ -133,12 +143,32 @@ class KVCacheManager:
 
     def free(self, request: Request) -> None:
         """Give back all of a request's blocks (vLLM: same name)."""
+        self._forget_outputs(request)
+        self.coordinator.free(request.request_id)
+        request.num_slots = 0
+
+    def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
+        """Forget a request and return its blocks, for the caller to give back later (vLLM: same name)."""
+        self._forget_outputs(request)
+        request.num_slots = 0
+        return self.coordinator.pop_blocks_for_free(request.request_id)
+
+    def _forget_outputs(self, request: Request) -> None:
+        """Take the names of generated blocks away where nobody will ask for them."""
         if request.output_kv == "drop_after_turn" and request.is_finished:
             for manager in self.coordinator.managers:
                 table = manager.req_to_blocks.get(request.request_id, [])
                 self.block_pool.forget_blocks(table[request.num_prompt_tokens // manager.block_size :])
-        self.coordinator.free(request.request_id)
-        request.num_slots = 0
+
+    def take_boundary_state_offloads(self) -> dict[str, list[tuple[int, KVCacheBlock, int]]]:
+        """Drain the states written since the last call: request -> (group, block, position) (vLLM: same name)."""
+        offloads: dict[str, list[tuple[int, KVCacheBlock, int]]] = {}
+        for manager in self.coordinator.managers:
+            if isinstance(manager, MambaManager):
+                pending, manager.pending_boundary_state_offloads = manager.pending_boundary_state_offloads, []
+                for request_id, block, position in pending:
+                    offloads.setdefault(request_id, []).append((manager.group_id, block, position))
+        return offloads
 
     def free_copied_blocks(self) -> None:
         """Let go of both ends of this step's block copies (vLLM `take_kv_cache_block_copies`)."""

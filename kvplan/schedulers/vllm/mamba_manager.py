@@ -16,7 +16,12 @@ from kvplan.schedulers.vllm.mamba_split import (
     get_mamba_prefill_checkpoint_position,
     is_mamba_prefill_checkpoint_valid,
 )
-from kvplan.schedulers.vllm.single_type_kv_cache_manager import Hits, SingleTypeKVCacheManager, SlotDemand
+from kvplan.schedulers.vllm.single_type_kv_cache_manager import (
+    Hits,
+    Retention,
+    SingleTypeKVCacheManager,
+    SlotDemand,
+)
 from kvplan.units import cdiv
 
 
@@ -40,6 +45,9 @@ class MambaManager(SingleTypeKVCacheManager):
         self.allocated_block_reqs: set[str] = set()
         self.checkpoints: dict[str, tuple[int, int]] = {}
         """Requests whose step writes a state inside its chunk: (position, index of the block)."""
+        self.pending_boundary_state_offloads: list[tuple[str, KVCacheBlock, int]] = []
+        """(request, block, position) of states written and worth keeping, for a connector to store."""
+        self.offers_states = self.align and config.kv_offloading is not None
 
     def most_blocks(self, num_tokens: int) -> int:
         """Return 1 + drafts, and in mode align one for the state before and one for a checkpoint."""
@@ -83,9 +91,11 @@ class MambaManager(SingleTypeKVCacheManager):
                 return [[*gap, block] for block in cached], length
         return [[] for _ in group_ids], 0
 
-    def reachable_block_mask(self, first: int, end: int, boundaries: Sequence[int]) -> list[bool] | None:
+    def reachable_block_mask(
+        self, first: int, end: int, boundaries: Sequence[int], retention: Retention
+    ) -> list[bool] | None:
         """Keep the states at the boundaries and at each interval's end (vLLM: same name)."""
-        align, size, interval = self.cache_hit_alignment_tokens, self.block_size, self.retention_interval
+        align, size, interval = retention.align, self.block_size, retention.interval
         if interval is None:
             return None
         per_segment = interval // size
@@ -144,9 +154,9 @@ class MambaManager(SingleTypeKVCacheManager):
         num_tokens = demand.num_tokens_main_model  # a drafter has no state layers
         num_required = cdiv(num_tokens, self.block_size) + self.num_speculative_blocks
         num_new = num_required - len(new_computed_blocks) - len(self.req_to_blocks.get(request_id, ()))
+        num_local = num_computed_tokens - demand.num_external_tokens
         copied = (
-            self.has_partial_local_hit(new_computed_blocks, num_computed_tokens)
-            or request_id in self.partial_hit_reqs
+            self.has_partial_local_hit(new_computed_blocks, num_local) or request_id in self.partial_hit_reqs
         )
         if copied:
             num_new = max(num_new, 0) + 1
@@ -240,12 +250,15 @@ class MambaManager(SingleTypeKVCacheManager):
         if copy.block_hash is not None:
             self.cached_blocks_this_step.add(copy.block_hash)
 
-    def free(self, request_id: str) -> None:
-        """Give back a request's state blocks (vLLM: same name)."""
+    def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        """Forget a request and the states it wrote in this step (vLLM: same name)."""
         self.allocated_block_reqs.discard(request_id)
         for notes in (self.last_state_block_idx, self.num_retired_blocks, self.checkpoints):
             notes.pop(request_id, None)
-        super().free(request_id)
+        pending = self.pending_boundary_state_offloads
+        if pending:
+            self.pending_boundary_state_offloads = [entry for entry in pending if entry[0] != request_id]
+        return super().pop_blocks_for_free(request_id)
 
     def cache_blocks(self, request: Request, num_tokens: int, boundaries: Sequence[int]) -> None:
         """Name the states worth keeping (vLLM: same name) and note that they are written in this step."""
@@ -257,6 +270,9 @@ class MambaManager(SingleTypeKVCacheManager):
         for block in self.req_to_blocks[request.request_id][before:after]:
             if block.block_hash is not None:
                 self.cached_blocks_this_step.add(block.block_hash)
+                if self.offers_states:
+                    entry = request.request_id, block, block.num_hash_tokens
+                    self.pending_boundary_state_offloads.append(entry)
 
     def _cache_partial_tail_block(self, request: Request, num_tokens: int) -> None:
         """Name the state at the prompt's last resumable position (vLLM: same name)."""
@@ -291,7 +307,7 @@ class MambaManager(SingleTypeKVCacheManager):
         if position == prompt_position:
             return True
         block = position // self.block_size - 1
-        mask = self.reachable_block_mask(block, block + 1, ())
+        mask = self.reachable_block_mask(block, block + 1, (), self.retention)
         return position % self.block_size == 0 and (mask is None or mask[0])
 
     def _cache_state(

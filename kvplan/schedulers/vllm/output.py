@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvplan.schedulers.request import Request, RequestStatus
+from kvplan.schedulers.vllm.offloading.jobs import OffloadingConnectorMetadata
 
 
 @dataclass(slots=True)
@@ -23,6 +24,8 @@ class SchedulerOutput:
     """Requests that left the waiting queue in this step -> tokens their prefix-cache hit saves."""
     preempted: list[str] = field(default_factory=list)
     """Victims, in the order in which they lost their blocks."""
+    kv_connector_metadata: OffloadingConnectorMetadata | None = None
+    """What the step loads, stores and waits for; None without a connector."""
 
     @property
     def total_num_scheduled_tokens(self) -> int:

@@ -12,8 +12,11 @@ from collections.abc import Iterable, Mapping
 from kvplan.schedulers.request import Request, RequestStatus
 from kvplan.schedulers.vllm.admission import ADMISSIONS, HeldBack
 from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.kv_cache_coordinator import CacheHit
 from kvplan.schedulers.vllm.kv_cache_manager import KVCacheManager
+from kvplan.schedulers.vllm.kv_loads import KVLoads
 from kvplan.schedulers.vllm.mamba_split import MambaSplit
+from kvplan.schedulers.vllm.offloading.jobs import KVConnectorOutput
 from kvplan.schedulers.vllm.output import SchedulerOutput, StepBudget, check_stop
 from kvplan.schedulers.vllm.prefill_cadence import PrefillCadence
 from kvplan.schedulers.vllm.request_queue import QUEUES
@@ -28,7 +31,8 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         self.waiting = QUEUES[config.policy]()
         self.running: list[Request] = []
-        self.finished_req_ids: set[str] = set()
+        self.finished_req_ids: dict[str, None] = {}
+        """Ended since the last schedule(), in order; vLLM keeps a set."""
         self.current_step = 0
         self.num_spec_tokens = config.num_speculative_tokens
         self._by_priority = config.policy == "priority"
@@ -47,20 +51,36 @@ class Scheduler:
         self._prefill_cadence = PrefillCadence.of(config)
         self._blocks_to_leave = ADMISSIONS[config.admission]
         self._holds_back = HeldBack(config, config.batch_wait) if config.batch_wait else None
+        self.loads = KVLoads(config, self.kv_cache_manager) if config.kv_offloading is not None else None
+        self.deferred_frees = self.loads.deferred_frees if self.loads is not None else None
 
     def add_request(self, request: Request) -> None:
         """Queue a new request (vLLM: same name)."""
         assert request.request_id not in self.requests, f"duplicate request id {request.request_id}"
         self.requests[request.request_id] = request
         self.waiting.add_request(request)
+        if self.loads is not None:
+            self.loads.connector.on_new_request(request)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queues, loading ones included."""
+        return len(self.waiting) + (len(self.loads.holding) if self.loads is not None else 0)
 
     def has_unfinished_requests(self) -> bool:
         """Whether anything runs or waits (vLLM: same name)."""
-        return bool(self.running or self.waiting)
+        return bool(self.running or self.num_waiting)
 
     def has_requests(self) -> bool:
-        """Whether schedule() has something to say: also that requests have finished (vLLM: same name)."""
-        return self.has_unfinished_requests() or bool(self.finished_req_ids)
+        """Whether schedule() has something to say: also that requests have finished, or copies are under way.
+
+        (vLLM: same name.)
+        """
+        if self.has_unfinished_requests() or self.finished_req_ids:
+            return True
+        return self.loads is not None and (
+            bool(self.requests) or self.loads.connector.has_pending_push_work()
+        )
 
     def schedule(self) -> SchedulerOutput:
         """Choose the next step's batch: running requests first, then waiting ones (vLLM: same name)."""
@@ -68,7 +88,7 @@ class Scheduler:
         self.kv_cache_manager.new_step_starts()
         output = SchedulerOutput(self.current_step)
         config = self.config
-        alone = self._spares_lone_prompts and len(self.running) + len(self.waiting) <= 1
+        alone = self._spares_lone_prompts and len(self.running) + self.num_waiting <= 1
         budget = StepBudget(
             tokens=config.max_num_batched_tokens,
             inputs=config.max_num_batched_tokens,
@@ -88,6 +108,11 @@ class Scheduler:
         if self._prefill_cadence:
             self._prefill_cadence.note_step(output, budget)
         self.kv_cache_manager.free_copied_blocks()
+        if self.loads is not None:
+            finished = [*self.finished_req_ids]
+            output.kv_connector_metadata = self.loads.connector.build_connector_meta(output, finished)
+        if self.deferred_frees is not None and output.num_scheduled_tokens:
+            self.deferred_frees.step_scheduled(self.requests[i] for i in output.num_scheduled_tokens)
         self._update_after_schedule(output)
         return output
 
@@ -100,6 +125,8 @@ class Scheduler:
             if num_new_tokens > 0:
                 if request.num_computed_tokens + num_new_tokens >= request.num_slots:
                     index = self._make_room(index, num_new_tokens, output, budget)
+                    if index < 0:
+                        return
                     if request.status is not RequestStatus.RUNNING:
                         if self._victims_let_others_go_on:
                             continue
@@ -128,11 +155,18 @@ class Scheduler:
         return self._mamba_split.clip(request, num_new_tokens) if self._mamba_split else num_new_tokens
 
     def _make_room(self, index: int, num_new_tokens: int, output: SchedulerOutput, budget: StepBudget) -> int:
-        """Preempt others until a running request has its slots, or it was the last to go; return its place then."""
+        """Preempt others until a running request has its slots, or it was the last to go; return its place then.
+
+        -1 = the next victim's blocks are in the step in flight: nobody gets anything before that is processed.
+        """
         request = self.running[index]
         while not self.kv_cache_manager.allocate_slots(request, num_new_tokens):
+            victim = self.running[-1]
             if self._by_priority:
                 victim = max(self.running, key=lambda r: (r.priority, r.arrival_time))
+            if self.deferred_frees is not None and not self.deferred_frees.can_free(victim):
+                return -1
+            if self._by_priority:
                 place = self.running.index(victim)
                 del self.running[place]
                 scheduled = victim.request_id in output.num_scheduled_tokens
@@ -141,7 +175,7 @@ class Scheduler:
                     budget.give_back(output.num_scheduled_tokens.pop(victim.request_id))
                     output.num_draft_tokens.pop(victim.request_id, None)
             else:
-                victim = self.running.pop()
+                self.running.pop()
             self._preempt_request(victim)
             output.preempted.append(victim.request_id)
             if victim is request:
@@ -160,6 +194,8 @@ class Scheduler:
     def _preempt_request(self, request: Request) -> None:
         """Take all blocks back; the request starts over from the front of the queue (vLLM: same name)."""
         self.kv_cache_manager.free(request)
+        if self.loads is not None:
+            self.loads.inflight_prefills.pop(request, None)
         request.status = RequestStatus.PREEMPTED
         request.num_computed_tokens = 0
         request.num_spec_tokens = 0
@@ -169,23 +205,34 @@ class Scheduler:
         self.waiting.prepend_requests([request])
 
     def _schedule_waiting(self, output: SchedulerOutput, budget: StepBudget) -> None:
-        """Admit waiting requests while tokens, places and blocks last; one that must wait blocks the rest."""
+        """Admit waiting requests while tokens, places and blocks last; one that must wait blocks the rest.
+
+        Those that hold blocks, for their load, come before all others.
+        """
         skipped: list[Request] = []
-        while self.waiting and budget.tokens > 0 and budget.inputs > budget.draft_slots:
-            if len(self.running) >= self.config.max_num_seqs:
+        loads = self.loads
+        while budget.tokens > 0 and budget.inputs > budget.draft_slots:
+            queue = loads.holding if loads is not None and loads.holding else self.waiting
+            if not queue or len(self.running) >= self.config.max_num_seqs:
                 break
-            request = self.waiting.peek_request()
-            if request.num_stale_output_tokens:  # its last output is not in yet
-                skipped.append(self.waiting.pop_request())
+            request: Request = queue.peek_request()
+            if loads is not None and not loads.is_ready(request):
+                loads.skipped.append(queue.pop_request())
+            elif request.num_stale_output_tokens:  # its last output is not in yet
+                skipped.append(queue.pop_request())
                 if self._prefill_cadence:
                     self._prefill_cadence.deferred.add(request)
             elif self._admit(request, output, budget):
-                continue
+                queue.pop_request()
+            elif loads is not None and loads.passes(request):
+                (loads.skipped if loads.holds(request) else skipped).append(queue.pop_request())
             elif self._is_passed_over(request, output, budget):
-                skipped.insert(0, self.waiting.pop_request())
+                skipped.insert(0, queue.pop_request())
             else:
                 break
         self.waiting.prepend_requests(reversed(skipped))
+        if loads is not None:
+            loads.requeue_skipped()
 
     def _is_passed_over(self, request: Request, output: SchedulerOutput, budget: StepBudget) -> bool:
         """Say whether a prompt that cannot be cut lets those behind it go first, as it once did."""
@@ -196,9 +243,14 @@ class Scheduler:
 
     def _admit(self, request: Request, output: SchedulerOutput, budget: StepBudget) -> bool:
         """Look up the prefix cache, size the first chunk, take blocks; False if the request must wait."""
-        hit = self.kv_cache_manager.get_computed_blocks(request)
-        uncached = hit.num_uncached_common_prefix_tokens
-        request.shared_prefix_boundary = hit.num_tokens + uncached if uncached else 0
+        hit = self.kv_cache_manager.empty_hit
+        if not request.num_computed_tokens:
+            hit = self.kv_cache_manager.get_computed_blocks(request)
+            uncached = hit.num_uncached_common_prefix_tokens
+            request.shared_prefix_boundary = hit.num_tokens + uncached if uncached else 0
+            if self.loads is not None and self._loads_instead(self.loads, request, hit):
+                return False
+        num_computed_tokens = request.num_computed_tokens + hit.num_tokens
         num_new_tokens, num_drafts = self._first_chunk(request, hit.num_tokens, output, budget)
         if num_new_tokens == 0 or not self.kv_cache_manager.allocate_slots(
             request,
@@ -206,20 +258,46 @@ class Scheduler:
             hit,
             full_sequence_must_fit=self._reserves_full_isl,
             reserved_blocks=self._blocks_to_leave(
-                self.kv_cache_manager, self.running, request, hit.num_tokens + num_new_tokens
+                self.kv_cache_manager, self.running, request, num_computed_tokens + num_new_tokens
             ),
             has_scheduled_reqs=bool(self.running),
         ):
             return False
-        self.running.append(self.waiting.pop_request())
+        self.running.append(request)
         request.status = RequestStatus.RUNNING
-        request.num_computed_tokens = hit.num_tokens
-        output.admitted[request.request_id] = hit.num_tokens
-        budget.prefill_admitted |= hit.num_tokens < request.num_tokens - 1
+        request.num_computed_tokens = num_computed_tokens
+        output.admitted[request.request_id] = num_computed_tokens
+        budget.prefill_admitted |= num_computed_tokens < request.num_tokens - 1
+        if self.loads is not None and num_computed_tokens + num_new_tokens < request.num_tokens:
+            self.loads.inflight_prefills[request] = None
         output.num_scheduled_tokens[request.request_id] = num_new_tokens
         if num_drafts:
             output.num_draft_tokens[request.request_id] = num_drafts
         budget.take(num_new_tokens)
+        return True
+
+    def _loads_instead(self, loads: KVLoads, request: Request, hit: CacheHit) -> bool:
+        """Ask the tier what it has after the GPU's hit; True if the request is not admitted because of that now.
+
+        It waits for its load, asks again in the next step, or has no room for the load and blocks the rest.
+        """
+        num_external = loads.connector.get_num_new_matched_tokens(request, hit.num_tokens)
+        if num_external == 0:
+            return False
+        if num_external is None:
+            loads.passed = request
+            return True
+        if self.kv_cache_manager.allocate_slots(
+            request,
+            0,
+            hit,
+            full_sequence_must_fit=self._reserves_full_isl,
+            reserved_blocks=loads.reserved_blocks(),
+            has_scheduled_reqs=bool(self.running),
+            num_external_tokens=num_external,
+        ):
+            loads.connector.update_state_after_alloc(request, num_external)
+            loads.start(request, hit.num_tokens + num_external)
         return True
 
     def _first_chunk(
@@ -229,7 +307,8 @@ class Scheduler:
 
         A single-token admission beside decodes is padded to a decode's size, so that one CUDA graph fits all.
         """
-        num_new_tokens, num_drafts = request.num_tokens - num_hit_tokens, 0
+        num_computed_tokens = request.num_computed_tokens + num_hit_tokens
+        num_new_tokens, num_drafts = request.num_tokens - num_computed_tokens, 0
         if budget.defers_prefills and num_new_tokens > 1:
             return 0, 0
         decodes = bool(output.num_scheduled_tokens) and len(output.num_scheduled_tokens) > len(
@@ -237,7 +316,7 @@ class Scheduler:
         )
         if self.num_spec_tokens and num_new_tokens == 1 and not budget.prefill_scheduled:
             padded = 1 + self.num_spec_tokens
-            if (decodes or num_hit_tokens) and num_hit_tokens + padded + 1 <= self._max_model_len:
+            if (decodes or num_computed_tokens) and num_computed_tokens + padded + 1 <= self._max_model_len:
                 if padded > budget.available():
                     return 0, 0
                 num_new_tokens, num_drafts = padded, self.num_spec_tokens
@@ -262,10 +341,15 @@ class Scheduler:
             request.is_prefill_chunk = request.num_computed_tokens < known
             if request.is_prefill_chunk:
                 output.prefill_chunks.add(request_id)
-        self.finished_req_ids = set()
+            elif self.loads is not None:
+                self.loads.inflight_prefills.pop(request, None)
+        self.finished_req_ids = {}
 
     def update_from_output(
-        self, output: SchedulerOutput, accepted: Mapping[str, int] | None = None
+        self,
+        output: SchedulerOutput,
+        accepted: Mapping[str, int] | None = None,
+        kv_connector_output: KVConnectorOutput | None = None,
     ) -> list[Request]:
         """Apply what the model sampled in a step; return the requests that ended (vLLM: same name).
 
@@ -273,9 +357,11 @@ class Scheduler:
         none.
         """
         finished = []
+        if self.deferred_frees is not None and output.num_scheduled_tokens:
+            self.deferred_frees.step_processed()
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request = self.requests.get(request_id)
-            if request is None:
+            if request is None or request.is_finished:
                 continue  # aborted or ended while the step ran
             request.num_in_flight_tokens -= num_tokens
             is_stale = request.num_stale_output_tokens > 0
@@ -296,7 +382,23 @@ class Scheduler:
                 self._free_request(request)
         self._remove(finished)
         self._update_draft_token_ids(output)
+        if kv_connector_output is not None:
+            self._update_from_kv_xfer_finished(kv_connector_output)
         return finished
+
+    def _update_from_kv_xfer_finished(self, kv_connector_output: KVConnectorOutput) -> None:
+        """Take in which copies have ended: loaded requests can go on, aborted ones give their blocks back.
+
+        (vLLM: same name.)
+        """
+        assert self.loads is not None
+        self.loads.connector.update_connector_output(kv_connector_output)
+        for request_id in kv_connector_output.finished_recving:
+            request = self.requests[request_id]
+            if request.is_finished:
+                self._free_blocks(request)
+            else:
+                self.loads.finished_recving.add(request)
 
     def _update_request_with_output(self, request: Request, num_sampled: int, is_stale: bool) -> bool:
         """Append sampled tokens up to an end; was there one? Name blocks that are full of known tokens now."""
@@ -323,17 +425,32 @@ class Scheduler:
         self, request_ids: Iterable[str], status: RequestStatus = RequestStatus.FINISHED_ABORTED
     ) -> list[Request]:
         """End requests from outside, wherever they are; their blocks are free at once (vLLM: same name)."""
-        live = [self.requests[i] for i in dict.fromkeys(request_ids) if i in self.requests]
+        found = [self.requests[i] for i in dict.fromkeys(request_ids) if i in self.requests]
+        live = [request for request in found if not request.is_finished]
         self._remove(live)
         for request in live:
+            is_loading = self.loads is not None and self.loads.is_loading(request)
             request.status = status
-            self._free_request(request)
+            self._free_request(request, delay_free_blocks=is_loading)
         return live
 
-    def _free_request(self, request: Request) -> None:
-        """Give back a finished request's blocks and forget it (vLLM: same name)."""
-        self.finished_req_ids.add(request.request_id)
-        self.kv_cache_manager.free(request)
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> None:
+        """Forget a finished request and give back its blocks, after its load if there is one (vLLM: same name)."""
+        if self.loads is not None:
+            self.loads.forget(request)
+            processed = max(0, request.num_computed_tokens - request.num_in_flight_tokens)
+            self.kv_cache_manager.remove_skipped_blocks(request.request_id, processed)
+            self.loads.connector.request_finished(request)
+        self.finished_req_ids[request.request_id] = None
+        if not delay_free_blocks:
+            self._free_blocks(request)
+
+    def _free_blocks(self, request: Request) -> None:
+        """Give back a finished request's blocks, once the step in flight no longer writes them (vLLM: same name)."""
+        if self.deferred_frees is None or self.deferred_frees.can_free(request):
+            self.kv_cache_manager.free(request)
+        else:
+            self.deferred_frees.defer(request)
         self.kv_cache_manager.hasher.forget(request.request_id)
         del self.requests[request.request_id]
 
@@ -345,3 +462,5 @@ class Scheduler:
             self.running = [request for request in self.running if request not in gone]
             if num_running - len(self.running) < len(gone):
                 self.waiting.remove_requests(gone)
+                if self.loads is not None:
+                    self.loads.holding.remove_requests(gone)

@@ -30,6 +30,21 @@ class SlotDemand(NamedTuple):
     """Where the prompt, or what a preempted request recomputes, ends."""
     apply_admission_cap: bool = False
     """Whether to count no more than kinds that recycle ever hold at once: for the whole prompt, at admission."""
+    num_external_tokens: int = 0
+    """Of the computed tokens, those that are loaded from beyond the GPU."""
+
+
+class Retention(NamedTuple):
+    """Which blocks of a kind that forgets are worth keeping for later hits."""
+
+    align: int
+    """Tokens between two places where a hit can end."""
+    interval: int | None
+    """Tokens between two places that are kept; 0 = the prompt's end alone, None = all."""
+    use_eagle: bool
+    """Whether a hit looks one block further, for the drafter."""
+    final_segment_end: int | None = None
+    """The block where the request ends, whose tail is kept as well; None = not known."""
 
 
 class SingleTypeKVCacheManager:
@@ -112,13 +127,21 @@ class SingleTypeKVCacheManager:
         num_new = max(num_required - max(num_skipped, len(new_computed_blocks) + num_held), 0)
         touched = new_computed_blocks[max(0, num_skipped - num_held) :]
         num_evictable = sum(block.ref_cnt == 0 and not block.is_null for block in touched)
-        copied = self.has_partial_local_hit(new_computed_blocks, num_computed_tokens)
+        num_local = num_computed_tokens - demand.num_external_tokens
+        copied = self.has_partial_local_hit(new_computed_blocks, num_local)
         return num_new + num_evictable + copied
 
     def add_local_computed_blocks(
-        self, request_id: str, new_computed_blocks: Sequence[KVCacheBlock], num_computed_tokens: int
+        self,
+        request_id: str,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        num_computed_tokens: int,
+        num_external_tokens: int = 0,
     ) -> None:
-        """Start a table with the blocks of a hit (vLLM: same name); those behind the window become null."""
+        """Start a table with the blocks of a hit (vLLM: same name); those behind the window become null.
+
+        `num_computed_tokens` counts the `num_external_tokens` that will be loaded after the hit.
+        """
         table = self.req_to_blocks.setdefault(request_id, [])
         assert not table
         num_skipped = self.get_num_skipped_tokens(num_computed_tokens) // self.block_size
@@ -127,10 +150,22 @@ class SingleTypeKVCacheManager:
         table.extend([self.pool.null_block] * num_skipped)
         table.extend(held)
         self.num_cached_block[request_id] = len(table)
-        if self.has_partial_local_hit(held, num_computed_tokens):
-            index = num_computed_tokens // self.block_size
+        num_local = num_computed_tokens - num_external_tokens
+        if self.has_partial_local_hit(held, num_local):
+            index = num_local // self.block_size
             self.partial_hit_reqs[request_id] = (index, held[-1])
             self.num_cached_block[request_id] = index
+
+    def allocate_external_computed_blocks(
+        self, request_id: str, num_computed_tokens: int, num_external_tokens: int
+    ) -> None:
+        """Take blocks for tokens that will be loaded, as far as they are not behind the window (vLLM: same name)."""
+        in_reach = num_computed_tokens - max(0, self.get_num_skipped_tokens(num_computed_tokens))
+        if min(in_reach, num_external_tokens) > 0:
+            table = self.req_to_blocks[request_id]
+            num_new = cdiv(num_computed_tokens, self.block_size) - len(table)
+            if num_new > 0:
+                table.extend(self.pool.get_new_blocks(num_new, self.group_id))
 
     def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> None:
         """Take blocks for `num_tokens` slots; a shared partial block is copied first (vLLM: same name)."""
@@ -161,7 +196,7 @@ class SingleTypeKVCacheManager:
                 boundaries = (*boundaries, junction)
                 if self.use_eagle and self.pins_below_junction:
                     boundaries = (*boundaries, junction - self.block_size)
-            mask = self.reachable_block_mask(first, end, boundaries)
+            mask = self.reachable_block_mask(first, end, boundaries, self.retention)
             table = self.req_to_blocks[request.request_id]
             hashes = self.hasher.block_hashes(request, end * self.block_size)
             for i in range(first, end):
@@ -170,15 +205,26 @@ class SingleTypeKVCacheManager:
                     self.pool.cache_full_block(table[i], key, (i + 1) * self.block_size)
             self.num_cached_block[request.request_id] = end
 
-    def reachable_block_mask(self, first: int, end: int, boundaries: Sequence[int]) -> list[bool] | None:
+    @property
+    def retention(self) -> Retention:
+        """What the prefix cache keeps."""
+        return Retention(self.cache_hit_alignment_tokens, self.retention_interval, self.use_eagle)
+
+    def reachable_block_mask(
+        self, first: int, end: int, boundaries: Sequence[int], retention: Retention
+    ) -> list[bool] | None:
         """Say which of the blocks `first .. end - 1` are worth a name; None = all (vLLM: same name)."""
         return None
 
-    def free(self, request_id: str) -> None:
-        """Give back a request's blocks, the last one first (vLLM: same name)."""
+    def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        """Forget a request; its blocks, in order of allocation, go back to the pool by the caller (vLLM: same name)."""
         self.num_cached_block.pop(request_id, None)
         self.partial_hit_reqs.pop(request_id, None)
-        self.pool.free_blocks(reversed(self.req_to_blocks.pop(request_id, [])))
+        return self.req_to_blocks.pop(request_id, [])
+
+    def free(self, request_id: str) -> None:
+        """Give back a request's blocks, the last one first (vLLM: same name)."""
+        self.pool.free_blocks(reversed(self.pop_blocks_for_free(request_id)))
 
     def remove_skipped_blocks(self, request_id: str, processed_computed_tokens: int) -> None:
         """Give back blocks that no later token attends to (vLLM: same name); null blocks take their place."""

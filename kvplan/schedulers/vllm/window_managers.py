@@ -9,7 +9,12 @@ from collections.abc import Sequence
 
 from kvplan.schedulers.request import BlockHash
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.schedulers.vllm.single_type_kv_cache_manager import Hits, SingleTypeKVCacheManager, append_hits
+from kvplan.schedulers.vllm.single_type_kv_cache_manager import (
+    Hits,
+    Retention,
+    SingleTypeKVCacheManager,
+    append_hits,
+)
 from kvplan.units import cdiv
 
 
@@ -77,12 +82,14 @@ class SlidingWindowManager(SingleTypeKVCacheManager):
             del blocks[end:]
         return computed, end * size
 
-    def reachable_block_mask(self, first: int, end: int, boundaries: Sequence[int]) -> list[bool] | None:
+    def reachable_block_mask(
+        self, first: int, end: int, boundaries: Sequence[int], retention: Retention
+    ) -> list[bool] | None:
         """Keep what a hit at a boundary, or at an interval's end, needs (vLLM: same name)."""
-        align, size, interval = self.cache_hit_alignment_tokens, self.block_size, self.retention_interval
+        (align, interval, use_eagle, final), size = retention, self.block_size
         if align % size:
             return None
-        needed, shift = self._contiguous_blocks_for_hit(self.use_eagle), int(self.use_eagle)
+        needed, shift = self._contiguous_blocks_for_hit(use_eagle), int(use_eagle)
         mask = [False] * (end - first)
         if interval != 0:
             per_segment = (align if interval is None else interval) // size
@@ -90,6 +97,10 @@ class SlidingWindowManager(SingleTypeKVCacheManager):
                 return None
             for i in range(max(first, shift), end):
                 mask[i - first] = (i - shift) % per_segment >= per_segment - needed
+            if final is not None and not use_eagle and final % per_segment:
+                start = max(final - final % per_segment, final - needed)
+                for i in range(max(first, start), min(end, final)):
+                    mask[i - first] = True
         if interval is not None:
             for boundary in boundaries:
                 last = boundary // align * align // size + shift

@@ -1,0 +1,26 @@
+"""What the offloading connector is told, by vLLM's names and with vLLM's defaults. Knows no engine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from kvplan.config import Config
+
+
+class OffloadingConfig(Config):
+    """The CPU tier of one engine: `kv_connector_extra_config` of vLLM's OffloadingConnector."""
+
+    num_chunks: int = Field(ge=1)
+    """Slots of the tier; a chunk of any KV cache group takes one (memory/offloading.py has the arithmetic)."""
+    blocks_per_chunk: int = Field(1, ge=1)
+    """GPU blocks of a group that are stored and loaded together."""
+    eviction_policy: Literal["lru", "arc"] = "lru"
+    """Which chunk leaves a full tier."""
+    offload_prompt_only: bool = True
+    """Store prompts alone; answers reach the tier as part of the next turn's prompt."""
+    store_threshold: int = Field(0, ge=0)
+    """Store a chunk from this offer on; 0 and 1 = at once."""
+    max_tracker_size: int = Field(64_000, ge=1)
+    """Chunks whose offers are counted for store_threshold."""

@@ -1,0 +1,75 @@
+"""Random scenarios with a tier beyond the GPU: those of `random_scenarios`, with less room and more that returns."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from random_scenarios import prompt_lengths, random_scenario
+
+Json = dict[str, Any]
+
+
+def random_offload_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Json:
+    """One scenario; the same seed gives the same scenario."""
+    rng = Random(f"offload {seed}")
+    scenario = random_scenario(seed, version)
+    for key in ("prefix_match_unit", "prefill_schedule_interval"):
+        scenario.pop(key, None)
+    for group in (*scenario.get("kv_cache_groups", ()), *scenario.get("kv_cache_layers", ())):
+        group.pop("checkpoint_blocks", None)
+        group.pop("checkpoint_alignment", None)
+    factor = rng.choice([1, 1, 1, 2, 3])
+    interval = scenario.get("prefix_cache_retention_interval")
+    if interval:
+        scenario["prefix_cache_retention_interval"] = interval * factor
+    blocks = scenario["num_gpu_blocks"]
+    scenario["offload"] = _tier(rng, factor, max(factor, int(blocks * rng.choice([0.3, 0.7, 1.5, 4, 10]))))
+    requests = scenario["requests"]
+    for request in requests:
+        if rng.random() < 0.05:
+            request["max_load_tokens"] = rng.randint(0, 60)
+        if rng.random() < 0.05:
+            request["max_offload_tokens"] = rng.randint(0, 60)
+    for i in range(rng.choice([0, 4, 8, 16])):
+        requests.append(_returning(rng, scenario, i))
+    return scenario
+
+
+def _tier(rng: Random, factor: int, num_blocks: int) -> Json:
+    tier: Json = {"num_cpu_blocks": num_blocks, "block_size_factor": factor}
+    tier |= {"store_delay": rng.choice([0, 1, 1, 2, 7, 20]), "load_delay": rng.choice([0, 1, 1, 2, 7, 20])}
+    for key, value, chance in (
+        ("policy", "arc", 0.4),
+        ("offload_prompt_only", False, 0.5),
+        ("store_threshold", rng.choice([1, 2, 3]), 0.15),
+        ("max_tracker_size", rng.choice([1, 4, 20]), 0.15),
+        ("store_blocks_per_step", rng.choice([1, 2, 5]), 0.3),
+        ("load_blocks_per_step", rng.choice([1, 2, 5]), 0.3),
+    ):
+        if rng.random() < chance:
+            tier[key] = value
+    return tier
+
+
+def _returning(rng: Random, scenario: Json, i: int) -> Json:
+    """A request that continues an earlier one's conversation, or asks the same once more."""
+    known = scenario["requests"]
+    other = rng.choice(known)["id"]
+    room = scenario["max_model_len"] - _longest(known, other)
+    request: Json = {"id": f"back{i}", "after": [other], "delay_steps": rng.choice([0, 2, 10, 30])}
+    request["prompt"] = [{"prompt_of": other}]
+    request["output_len"] = max(1, min(rng.randint(1, 12), room))
+    if room > 8 and rng.random() < 0.6:
+        output = next(r["output_len"] for r in known if r["id"] == other)
+        told = min(rng.randint(1, output), room - 2)
+        request["prompt"].append({"output_of": other, "len": told})
+        request["output_len"] = max(1, min(request["output_len"], room - told))
+    if scenario["policy"] == "priority":
+        request["priority"] = rng.randint(0, 3)
+    return request
+
+
+def _longest(known: list[Json], request_id: str) -> int:
+    """Tokens of a request's prompt."""
+    return prompt_lengths(known)[request_id]

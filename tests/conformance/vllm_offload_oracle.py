@@ -1,0 +1,282 @@
+"""Runs random scenarios on vLLM's own scheduler with its own KV offloading, and on the twin, and compares every step.
+
+    python vllm_offload_oracle.py [--first SEED] [--count N] [--scenario FILE ...]
+
+Both sides of vLLM's connector run, and its CPU manager; the copies are those of `kvplan.conformance.vllm_offload`,
+which take steps. One order is not vLLM's: it walks a set of requests that have ended, here it is that of their ends.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import vllm_oracle as oracle
+from random_offload import random_offload_scenario
+from random_scenarios import RANDOM_MAX_STEPS
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
+from vllm.utils.math_utils import round_up
+from vllm.v1.kv_offload.base import TransferResult
+from vllm.v1.kv_offload.cpu.spec import CPUOffloadingSpec
+from vllm.v1.outputs import KVConnectorOutput
+
+from kvplan.conformance.vllm_offload import StepCopies
+from kvplan.conformance.vllm_records import OffloadRecord, StepRecord
+from kvplan.conformance.vllm_replay import VLLMReplay
+from kvplan.conformance.vllm_scenario import VLLMScenario
+from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.offloading.jobs import TransferJob
+from kvplan.schedulers.vllm.output import SchedulerOutput
+
+
+class Copies:
+    """The step-counted copies behind the face of vLLM's worker of the CPU tier."""
+
+    def __init__(self, copies: StepCopies) -> None:
+        self.copies = copies
+        self.wait = copies.wait
+
+    def submit_store(self, job_id: int, src: Any, dst: Any) -> bool:
+        self.copies.submit(TransferJob(job_id, "", True, len(src.block_ids), ()))
+        return True
+
+    def submit_load(self, job_id: int, src: Any, dst: Any, **flags: Any) -> bool:
+        self.copies.submit(TransferJob(job_id, "", False, len(dst.block_ids), ()))
+        return True
+
+    def get_finished(self) -> list[TransferResult]:
+        return [TransferResult(job_id=job_id, success=True) for job_id in self.copies.get_finished()]
+
+    def shutdown(self) -> None:
+        """Nothing to close."""
+
+
+class OffloadFace(oracle.VllmFace):
+    """vLLM's scheduler with its connector, and what was seen of it in the last step."""
+
+    loads = None
+
+    def __init__(self, config: EngineConfig, scenario: VLLMScenario) -> None:
+        assert config.kv_offloading is not None
+        assert scenario.offload is not None
+        tier, asked = config.kv_offloading, CPUOffloadingSpec.__init__
+
+        def sized(self: Any, offloading: Any) -> None:
+            chunk = offloading.worker_kv_bytes_per_block * offloading.cache.blocks_per_chunk
+            offloading.extra_config["cpu_bytes_to_use"] = tier.num_chunks * round_up(
+                chunk, self.BLOCK_SIZE_ALIGNMENT
+            )
+            asked(self, offloading)
+
+        CPUOffloadingSpec.__init__ = sized
+        try:
+            super().__init__(config, scenario)
+            self.worker = KVConnectorFactory.create_connector(
+                config=self.vllm.vllm_config,
+                role=KVConnectorRole.WORKER,
+                kv_cache_config=self.vllm.kv_cache_config,
+            )
+        finally:
+            CPUOffloadingSpec.__init__ = asked
+        self.worker.connector_worker.worker = Copies(StepCopies(scenario.offload))
+        self.connector = self.vllm.connector.connector_scheduler
+        self.tier = self.connector.manager
+        assert self.tier._num_chunks == tier.num_chunks
+        self.results: dict[int, KVConnectorOutput] = {}
+        self.names: dict[bytes, str] = {}
+        self.seen = OffloadRecord()
+        self.completed: list[int] = []
+        self.stored: list[list[str]] = []
+        self.loaded: list[list[str]] = []
+        self._watch()
+        self._order_ends()
+
+    def name(self, keys: Iterable[bytes], context: Any) -> list[str]:
+        for key in keys:
+            group = (
+                f"/{int.from_bytes(key[-4:], 'big')}"
+                if len(self.connector.config.kv_group_configs) > 1
+                else ""
+            )
+            name = f"{context.req_id}@{context.get_offload_key_position(key)}{group}"
+            self.names.setdefault(key, name)
+        return [self.names[key] for key in keys]
+
+    def _watch(self) -> None:
+        """Write down what goes through the connector and the tier."""
+        store, load = self.tier.prepare_store, self.tier.prepare_load
+        match, alloc = self.connector.get_num_new_matched_tokens, self.connector.update_state_after_alloc
+        update = self.connector.update_connector_output
+
+        def prepare_store(keys: Any, context: Any) -> Any:
+            keys = list(keys)
+            self.name(keys, context)
+            taken = store(keys, context)
+            if taken is None:
+                self.seen.store_failed.append((context.req_id, len(keys)))
+            else:
+                self.seen.cpu_evicted += [self.names[key] for key in taken.evicted_keys]
+                self.stored.append(self.name(taken.keys_to_store, context))
+            return taken
+
+        def prepare_load(keys: Any, context: Any) -> Any:
+            keys = list(keys)
+            self.loaded.append(self.name(keys, context))
+            return load(keys, context)
+
+        def matched(request: Any, num_tokens: int, max_num_new_tokens: Any = None) -> Any:
+            found = match(request, num_tokens, max_num_new_tokens)
+            self.seen.lookups.append((request.request_id, num_tokens, found[0]))
+            return found
+
+        def allocated(request: Any, blocks: Any, num_tokens: int) -> Any:
+            if num_tokens:
+                self.seen.ext[request.request_id] = num_tokens
+            return alloc(request, blocks, num_tokens)
+
+        def updated(output: Any) -> Any:
+            meta = output.kv_connector_worker_meta
+            self.completed += sorted(meta.completed_jobs) if meta else []
+            return update(output)
+
+        self.tier.prepare_store, self.tier.prepare_load = prepare_store, prepare_load
+        self.connector.get_num_new_matched_tokens = matched
+        self.connector.update_state_after_alloc = allocated
+        self.connector.update_connector_output = updated
+
+    def _order_ends(self) -> None:
+        """Put the set of requests that ended into the order of their ends."""
+        ends: dict[str, int] = {}
+        free, build = self.vllm._free_request, self.vllm._build_kv_connector_meta
+
+        def free_request(request: Any, *args: Any, **kwargs: Any) -> Any:
+            ends.setdefault(request.request_id, len(ends))
+            return free(request, *args, **kwargs)
+
+        def build_meta(connector: Any, output: Any) -> Any:
+            output.finished_req_ids = dict.fromkeys(sorted(output.finished_req_ids, key=ends.__getitem__))
+            return build(connector, output)
+
+        self.vllm._free_request, self.vllm._build_kv_connector_meta = free_request, build_meta
+
+    def schedule(self) -> SchedulerOutput:
+        self.seen, self.stored, self.loaded = OffloadRecord(), [], []
+        output = super().schedule()
+        meta = self.outputs[output.step].kv_connector_metadata
+        loads, stores = dict(meta.load_jobs), dict(meta.store_jobs)
+        stored = [names for names in self.stored if names]
+        seen, tier = self.seen, self.tier
+        seen.load = [
+            (job, t.req_id, len(t.dst_spec.block_ids), names)
+            for (job, t), names in zip(loads.items(), self.loaded, strict=True)
+        ]
+        seen.store = [
+            (job, t.req_id, len(t.src_spec.block_ids), names)
+            for (job, t), names in zip(stores.items(), stored, strict=True)
+        ]
+        seen.flush = sorted(meta.jobs_to_flush or ())
+        seen.cpu_used = tier._num_allocated_chunks - len(tier._free_list)
+        seen.cpu_pinned = seen.cpu_used - tier._num_evictable_cache_chunks
+        seen.cpu_writing = tier._num_write_pending_chunks
+        seen.remote = [
+            i for i, (_, r) in self.twins.items() if r.status == oracle.VllmStatus.WAITING_FOR_REMOTE_KVS
+        ]
+        seen.holding = [r.request_id for r in self.vllm.kv_holding_waiting]
+        seen.deferred = sum(len(blocks) for _, blocks in self.vllm.deferred_frees)
+        seen.fenced, seen.jobs = len(self.connector._block_id_to_pending_jobs), len(self.connector._jobs)
+        self.results[output.step] = self._execute(meta, self.outputs[output.step])
+        return output
+
+    def _execute(self, meta: Any, batch: Any) -> KVConnectorOutput:
+        """The worker's part of a step, as vLLM's model runner orders it."""
+        worker = self.worker
+        worker.handle_preemptions(meta)
+        worker.bind_connector_metadata(meta)
+        worker.start_load_kv(None)
+        worker.wait_for_save()
+        done = worker.get_transfer_results(batch.finished_req_ids)
+        output = KVConnectorOutput()
+        output.finished_sending = done.finished_sending or None
+        output.finished_recving = done.finished_recving or None
+        output.kv_connector_worker_meta = worker.build_connector_worker_meta()
+        worker.clear_connector_metadata()
+        return output
+
+    def kv_connector_output(self, step: int) -> KVConnectorOutput:
+        return self.results.pop(step)
+
+
+class OffloadOracleReplay(oracle.OracleReplay):
+    """A run on vLLM with its tier."""
+
+    face_kind = OffloadFace
+
+    def _copies_run(self) -> bool:
+        face: Any = self.scheduler
+        return bool(face.vllm.connector.has_pending_push_work())
+
+    def _schedule(self, record: StepRecord) -> SchedulerOutput:
+        output = super()._schedule(record)
+        face: Any = self.scheduler
+        record.offload = face.seen
+        return output
+
+    def _apply(self, record: StepRecord) -> None:
+        face: Any = self.scheduler
+        face.completed = []
+        super()._apply(record)
+        record.offload = record.offload or OffloadRecord()
+        record.offload.completed = list(face.completed)
+
+
+def compare(data: dict[str, Any], is_async: bool) -> tuple[int, int, str]:
+    """Run both; return the number of steps and of jobs, and the first difference or why somebody refuses."""
+    try:
+        scenario = oracle.scenario_of(data, is_async)
+    except ValueError as error:
+        return 0, 0, f"refused: {' '.join(str(error).split())[:250]}"
+    try:
+        theirs = OffloadOracleReplay(scenario).run(max_steps=RANDOM_MAX_STEPS).steps
+    except (ValueError, AssertionError) as error:
+        return 0, 0, f"vLLM refuses: {(str(error) or 'assertion').splitlines()[-1][:150]}"
+    ours = VLLMReplay(scenario).run(max_steps=RANDOM_MAX_STEPS).steps
+    num_jobs = sum(len(step.offload.load) + len(step.offload.store) for step in theirs if step.offload)
+    for mine, reference in zip(ours, theirs, strict=False):
+        difference = oracle.differing(mine, reference)
+        if difference:
+            return len(theirs), num_jobs, f"DIFFERS at step {reference.step}: {difference}"
+    if len(ours) != len(theirs):
+        return len(theirs), num_jobs, f"DIFFERS: {len(ours)} steps, vLLM {len(theirs)}"
+    return len(theirs), num_jobs, ""
+
+
+def main() -> int:
+    """Compare and count."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--count", type=int, default=300, help="scenarios")
+    parser.add_argument("--scenario", nargs="*", type=Path, default=[], help="files instead of seeds")
+    options = parser.parse_args()
+    cases = [json.loads(path.read_text()) for path in options.scenario]
+    seeds = range(options.first, options.first + options.count)
+    cases = cases or (random_offload_scenario(seed, oracle.VERSION) for seed in seeds)
+    counts: Counter[str] = Counter()
+    for data in cases:
+        for is_async in (False, True):
+            steps, jobs, word = compare(data, is_async)
+            counts.update(logs=1, steps=steps, jobs=jobs)
+            counts.update(refused="refuse" in word[:14], differing=word.startswith("DIFF"))
+            if word:
+                print(data.get("name"), "async" if is_async else "sync", word[:600], flush=True)
+    print(", ".join(f"{n} {what}" for what, n in counts.items()))
+    return 1 if counts["differing"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
