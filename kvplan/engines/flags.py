@@ -97,6 +97,10 @@ class EngineArgs(Config):
     """Steps from one with prompt tokens to the next while requests decode; from vLLM 0.33 on."""
     watermark: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of blocks kept free when admitting."""
+    kv_offloading_size: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """GiB of host memory for KV that leaves the GPU, all ranks of an engine together; None = no such tier."""
+    kv_offloading_backend: Literal["native", "lmcache"] = "native"
+    """Who keeps that tier: native, vLLM itself; lmcache, an outside server (not planned)."""
     disable_hybrid_kv_cache_manager: bool = False
     """Treat sliding and chunked layers as full attention."""
     mamba_cache_dtype: str = "auto"

@@ -17,6 +17,7 @@ from kvplan.limits import Limit
 from kvplan.memory.budget import Budget
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.layout import Layout
+from kvplan.memory.offloading import OffloadTier, find_tier, offloads
 from kvplan.memory.report import SCHEMA_VERSION, log_lines, memory_html, memory_text
 from kvplan.memory.serve_command import shell_command, with_length
 from kvplan.models.spec import ModelSpec
@@ -92,6 +93,16 @@ class Plan:
     """Tokens of one full-grown trace of the asked load."""
     traces: Span
     """Traces of the asked load that KV memory holds at once, over all replicas."""
+
+    @property
+    def offload(self) -> OffloadTier | None:
+        """The tier of KV in host memory, of one replica; None where none is asked for."""
+        question = self.question
+        if not offloads(question.args, question.engine):
+            return None
+        return find_tier(
+            question.model, question.gpu, self.args, question.engine, self.shape, self.trace_tokens
+        )
 
     @property
     def max_model_len(self) -> int:
@@ -252,6 +263,7 @@ class Plan:
             "cache_tokens": self.cache_tokens.value if started else shape.kv_cache_size_tokens,
             "max_concurrency": self.max_concurrency.value if started else shape.max_concurrency,
             "blocks_per_request": shape.blocks_per_request,
+            "offload": tier.to_dict() if (tier := self.offload) else None,
         }
 
     def text(self, options: Sequence[Option] = ()) -> str:
@@ -287,7 +299,9 @@ class Plan:
             return [*stands_in, f"{'Falls short' if starts else 'Does not start'}: {refusal.reason}."]
         tokens, pool = int(self.cache_tokens.value), self.budget.kv.size.value
         logged = log_lines(engine, tokens, self.max_model_len, pool, self.max_concurrency.value)
-        return [*stands_in, *logged, self._traces_line()]
+        tier = self.offload
+        offloaded = tier.lines(self.trace_tokens, self.cache_tokens.value) if tier else []
+        return [*stands_in, *logged, self._traces_line(), *offloaded]
 
     def _traces_line(self) -> str:
         """What the engine's figures mean for traces of the expected lengths."""

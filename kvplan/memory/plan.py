@@ -33,6 +33,7 @@ from kvplan.memory.budget import Budget, Colocated, make_budget
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.kv.checks import check_sharding
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
+from kvplan.memory.offloading import offloads
 from kvplan.memory.other_engines import default_utilization, pool_layout, running_requests
 from kvplan.memory.overheads import Range
 from kvplan.memory.serve_command import flag_text
@@ -170,6 +171,7 @@ class _Memory(NamedTuple):
 def _memory(question: Question) -> _Memory:
     args = _resolved(question)
     check_sharding(question.model, args)
+    offloads(args, question.engine)
     _check_fp8_blocks(question, args)
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(_length(question, args)))
     worst = min(budgets, key=lambda b: b.kv.size.value)

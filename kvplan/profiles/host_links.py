@@ -1,0 +1,60 @@
+"""What joins a GPU with the memory beyond it: PCIe, NVLink-C2C, drives. `catalog/host_links.yaml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import yaml
+
+from kvplan.files import catalog_dir
+from kvplan.gpu import GpuSpec
+
+HostLinkName = Literal["pcie3", "pcie4", "pcie5", "c2c", "nvme4", "nvme5"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostLink:
+    """One direction of one GPU's way to the tier beyond it; the other direction is as fast, and independent."""
+
+    name: str
+    bytes_per_s: float
+    low: float
+    """Bytes a second at the slow end of the range."""
+    high: float
+    latency_s: float
+    """From the submission of a job to its first byte."""
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.bytes_per_s / 1e9:g} GB/s ({self.source})"
+
+    def seconds(self, num_bytes: float) -> float:
+        """Return how long a copy of so many bytes takes, alone on the link."""
+        return self.latency_s + num_bytes / self.bytes_per_s
+
+
+@cache
+def _table() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((catalog_dir() / "host_links.yaml").read_text())
+    return found
+
+
+def find_host_link(gpu: GpuSpec, kind: HostLinkName | None = None, gb_s: float | None = None) -> HostLink:
+    """Return the link of a kind, or the card's own; `gb_s` in place of its rate."""
+    table = _table()
+    name = kind or _own_link(gpu, table["c2c_cards"])
+    row = table["links"][name]
+    low, high = row["range"]
+    link = HostLink(name, row["gb_s"] * 1e9, low * 1e9, high * 1e9, row["latency_us"] / 1e6, row["source"])
+    if gb_s is None:
+        return link
+    rate = gb_s * 1e9
+    return replace(link, bytes_per_s=rate, low=rate, high=rate, source="stated")
+
+
+def _own_link(gpu: GpuSpec, c2c_cards: list[str]) -> str:
+    if gpu.name in c2c_cards:
+        return "c2c"
+    return "pcie5" if gpu.pcie_gb_s > 32 else "pcie4" if gpu.pcie_gb_s > 16 else "pcie3"
