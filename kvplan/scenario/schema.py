@@ -16,6 +16,7 @@ from kvplan.config import Config
 from kvplan.engines.flags import Engine, EngineArgs
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import scenarios_dir
+from kvplan.profiles.host_links import HostLinkName
 from kvplan.scenario.space import Search
 from kvplan.schedulers.sglang.config import SchedulePolicyName
 from kvplan.schedulers.vllm.config import Admission, BatchWait
@@ -110,6 +111,33 @@ def _named_link(value: Any) -> Any:
     return {name: said for name, _, said in (part.partition("=") for part in parts.split(","))}
 
 
+class KvOffloading(Config):
+    """How the tier of `engine.kv_offloading_size` is kept, and what joins it with the GPUs; vLLM's connector keys."""
+
+    eviction_policy: Literal["lru", "arc"] = "lru"
+    """Which chunk leaves a full tier."""
+    offload_prompt_only: bool = True
+    """Store prompts alone; answers come with the next turn's prompt."""
+    blocks_per_chunk: int = Field(1, ge=1, le=4096)
+    """GPU blocks stored and loaded together."""
+    store_threshold: int = Field(0, ge=0, le=10**6)
+    """Store a chunk from this offer on; 0 and 1 = at once."""
+    max_tracker_size: int = Field(64_000, ge=1, le=10**9)
+    """Chunks whose offers are counted for store_threshold."""
+    spec_name: Literal["CPUOffloadingSpec", "TieringOffloadingSpec"] = "CPUOffloadingSpec"
+    """vLLM's TieringOffloadingSpec puts files, objects or other machines below host memory: not simulated."""
+    link: HostLinkName | None = None
+    """pcie3, pcie4, pcie5, c2c, nvme4 or nvme5; None = the card's own (`catalog/host_links.yaml`)."""
+    gb_s: Annotated[float, Field(gt=0, le=1e5)] | None = None
+    """10^9 bytes a second of one GPU, one direction; None = the link's usual."""
+
+    @model_validator(mode="after")
+    def _one_tier(self) -> KvOffloading:
+        if self.spec_name != "CPUOffloadingSpec":
+            raise ValueError("spec_name TieringOffloadingSpec: tiers below host memory are not simulated")
+        return self
+
+
 class SGLangFlags(Config):
     """SGLang's own flags; sizes (--context-length, --page-size, ...) are in `engine` under vLLM's names."""
 
@@ -167,6 +195,8 @@ class Deployment(Config):
     interconnect: Annotated[Interconnect, BeforeValidator(_named_link)] | None = None
     """pcie4, pcie5, nvlink or ib, also with numbers (pcie5,gb_s=16,latency_us=20 or a mapping): comes before what a
     profile's machine had."""
+    kv_offloading: KvOffloading = KvOffloading()
+    """How the tier of `engine.kv_offloading_size` is kept, and over which link."""
     frontend: Frontend = Frontend()
     """Time that requests spend in the API server; none by default: times are the engine's own."""
     disaggregation: Disaggregation | None = None

@@ -7,19 +7,69 @@ are computed. Knows no clock.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 from kvplan.schedulers.protocol import AcceptDrafts, Chunk, DecodePath, Leap, LeapOutputs, Outputs, Step
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.offloading.jobs import KVConnectorOutput, OffloadingConnectorMetadata
+from kvplan.schedulers.vllm.offloading.worker import Copies, OffloadingConnectorWorker
 from kvplan.schedulers.vllm.output import SchedulerOutput
+
+
+@dataclass(slots=True)
+class OffloadTotals:
+    """What an engine's tier did so far, in tokens, GPU blocks and chunks."""
+
+    lookups: int = 0
+    """Requests whose prompt was looked up there, each time once an answer came."""
+    lookup_hits: int = 0
+    """Those of them that loaded."""
+    retries: int = 0
+    """Times a request was told to ask again, since chunks of its prompt were under way."""
+    loaded_tokens: int = 0
+    load_jobs: int = 0
+    load_blocks: int = 0
+    store_jobs: int = 0
+    store_blocks: int = 0
+    stored_chunks: int = 0
+    failed_offers: int = 0
+    """Offers for which the tier had no room."""
+    evicted_chunks: int = 0
+    flushed_jobs: int = 0
+    """Stores that a step waited for, since it wrote over their blocks."""
+
+    def note(self, meta: OffloadingConnectorMetadata) -> None:
+        """Add one step's decisions."""
+        decisions = meta.decisions
+        for _, _, found in decisions.lookups:
+            self.retries += found is None
+            self.lookups += found is not None
+        self.lookup_hits += len(decisions.external)
+        self.loaded_tokens += sum(decisions.external.values())
+        self.load_jobs += len(meta.load_jobs)
+        self.load_blocks += sum(job.num_blocks for job in meta.load_jobs)
+        self.store_jobs += len(meta.store_jobs)
+        self.store_blocks += sum(job.num_blocks for job in meta.store_jobs)
+        self.stored_chunks += sum(len(job.keys) for job in meta.store_jobs)
+        self.failed_offers += len(decisions.store_failed)
+        self.evicted_chunks += len(decisions.evicted)
+        self.flushed_jobs += len(meta.jobs_to_flush)
 
 
 class StepByStep:
     """`Scheduler`, walking every step; the same methods and outcomes as `LeapScheduler`, and never a leap."""
 
-    def __init__(self, config: EngineConfig, accept: AcceptDrafts | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, accept: AcceptDrafts | None = None, copies: Copies | None = None
+    ) -> None:
+        """`copies` moves KV to and from the tier beyond the GPU, if the engine has one."""
+        assert (copies is None) == (config.kv_offloading is None)
         self.config = config
+        self.offloaded = OffloadTotals()
+        self._worker = OffloadingConnectorWorker(copies) if copies is not None else None
+        self._kv_outputs: deque[KVConnectorOutput] = deque()
         self.scheduler = make_scheduler(config)
         self._accept = accept
         self._in_flight: deque[tuple[SchedulerOutput, list[Request]]] = deque()
@@ -52,6 +102,11 @@ class StepByStep:
         scheduler = self.scheduler
         output = scheduler.schedule()
         requests = scheduler.requests
+        if self._worker is not None and output.kv_connector_metadata is not None:
+            meta = output.kv_connector_metadata
+            self.offloaded.note(meta)
+            self._worker.handle_preemptions(meta)
+            self._kv_outputs.append(self._worker.post_forward(meta))
         for request_id in output.admitted:
             self._prefill_ends[request_id] = requests[request_id].num_tokens
         chunks: list[Chunk] = []
@@ -85,7 +140,8 @@ class StepByStep:
                 if i in live and i not in output.admitted  # whose drafts are placeholders
             }
         first_tokens = [request for request in completed if request.request_id in scheduler.requests]
-        finished = scheduler.update_from_output(output, accepted)
+        kv_output = self._kv_outputs.popleft() if self._kv_outputs else None
+        finished = scheduler.update_from_output(output, accepted, kv_output)
         for request in finished:
             del self._prefill_ends[request.request_id]
         return Outputs(first_tokens, finished)
@@ -122,7 +178,7 @@ class StepByStep:
     @property
     def num_waiting(self) -> int:
         """Requests in the queue, preempted ones included."""
-        return len(self.scheduler.waiting)
+        return self.scheduler.num_waiting
 
     @property
     def num_free_blocks(self) -> int:
@@ -145,5 +201,7 @@ class StepByStep:
 
     def head(self) -> Request:
         """The request that waits first."""
-        first: Request = self.scheduler.waiting.peek_request()
+        loads = self.scheduler.loads
+        queue = loads.holding if loads is not None and loads.holding else self.scheduler.waiting
+        first: Request = queue.peek_request()
         return first

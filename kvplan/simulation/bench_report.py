@@ -31,6 +31,7 @@ def bench_block(result: Result) -> str:
         *_head(result, document),
         *(line for key, title, name in SECTIONS for line in _latency(result.summaries()[key], title, name)),
         *_reasoning(result, document),
+        *_offload(document["offload"]),
         "=" * WIDTH,
     ]
     return "\n".join(lines)
@@ -93,6 +94,26 @@ def _reasoning(result: Result, d: dict[str, Any]) -> list[str]:
         _line("KV GiB-seconds per answer:", reasoning["kv_gib_s_per_answer"]),
         _line("GPU power (W, all GPUs):", d["energy"]["mean_watts"]),
         _line("Energy per output token (J):", d["energy"]["joules_per_output_token"]),
+    ]
+
+
+def _offload(tier: dict[str, Any] | None) -> list[str]:
+    """What the tier beyond the GPU did, where there is one."""
+    if tier is None:
+        return []
+    share = tier["loaded_share"]
+    return [
+        f"{'KV beyond the GPU':-^{WIDTH}}",
+        _line("Requests that loaded:", tier["lookup_hits"]),
+        _line("Loaded tokens:", tier["loaded_tokens"]),
+        _line("Loaded of all prompt tokens not hit (%):", None if share is None else 100.0 * share),
+        _line("Loaded (GiB a rank):", tier["loaded_bytes_per_rank"] / 2**30),
+        _line("Stored (GiB a rank):", tier["stored_bytes_per_rank"] / 2**30),
+        _line("Chunks evicted:", tier["evicted_chunks"]),
+        _line("Offers without room:", tier["failed_offers"]),
+        _line("Asked again:", tier["retries"]),
+        _line("Steps waited for copies (s):", tier["flush_s"]),
+        _line("Tier filled (%):", 100.0 * tier["chunks_used"] / tier["chunks"]),
     ]
 
 

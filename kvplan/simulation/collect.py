@@ -9,6 +9,7 @@ from kvplan.simulation.diagnosis import advise, limited_by
 from kvplan.simulation.energy import energy
 from kvplan.simulation.metrics import Sample
 from kvplan.simulation.pricing import Price, find_grid, find_price
+from kvplan.simulation.offload_figures import offload_figures
 from kvplan.simulation.replica_stats import Totals
 from kvplan.simulation.result import EXTRAPOLATES, Pool, Result, total
 from kvplan.simulation.run import Run
@@ -51,6 +52,7 @@ def collect(run: Run, slos: dict[str, Slo], num_requests: int, is_open_loop: boo
         caveats=tuple(dict.fromkeys(text for fleet in fleets for text in fleet.setup.caveats)),
         engines={name: f.setup.config.model_dump(mode="json") for name, f in run.fleets.items()},
     )
+    result.offload = offload_figures(run, totals)
     result.energy = energy(list(fleets), run.records, result.duration_s)
     result.grid = find_grid(run.scenario)
     result.limited_by = limited_by(result, is_open_loop)

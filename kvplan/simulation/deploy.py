@@ -16,9 +16,11 @@ from kvplan.engines.flags import ResolvedArgs
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.memory.layout import KvGroup, Layout
+from kvplan.memory.offloading import num_slots
 from kvplan.memory.plan import estimate
 from kvplan.models.load import load_model, path_exists
 from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.profiles.host_links import HostLink, find_host_link
 from kvplan.profiles.power import Power, find_power
 from kvplan.profiles.step_times import default_link, make_step_times
 from kvplan.profiles.timing_profile import TimingProfile
@@ -26,7 +28,9 @@ from kvplan.scenario.schema import Deployment, Interconnect, Scenario, SGLangFla
 from kvplan.schedulers.sglang.config import SGLangConfig
 from kvplan.schedulers.vllm.caveats import caveats, describe_rules
 from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup
+from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
 from kvplan.schedulers.vllm.rules import parse_version, write_version
+from kvplan.simulation.transfers import TimedCopies
 from kvplan.timing.links import LINKS, Link
 from kvplan.timing.step import NO_KNOT, DraftedStepTime, ModelStepTime, StepShape, StepTime
 from kvplan.units import TICKS_PER_S
@@ -38,6 +42,19 @@ Outside = Callable[[StepShape], tuple[str, ...]]
 def anywhere(shape: StepShape) -> tuple[str, ...]:
     """Nothing was measured, so nothing lies outside it."""
     return ()
+
+
+class Tier(NamedTuple):
+    """A tier of KV in host memory: over what and how much of a block."""
+
+    link: HostLink
+    block_bytes: int
+    """That one rank copies for one GPU block."""
+    size_gib: float
+
+    def copies(self) -> TimedCopies:
+        """Return the copies of one more engine."""
+        return TimedCopies(self.link, self.block_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +84,8 @@ class Setup:
     """Where the figures come from."""
     sglang: SGLangFlags | None = None
     """SGLang's flags, if its scheduler runs instead of vLLM's."""
+    tier: Tier | None = None
+    """What lies beyond the GPU; None = nothing."""
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -141,7 +160,10 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     if sglang is not None:
         sources["scheduler"] = "SGLang 0.5.23's, as its own logs show it"
     ranks = args.data_parallel_size
-    config = _engine_config(args, layout, deployment)
+    config = _engine_config(args, layout, deployment, model)
+    tier = _tier(deployment, gpu, args, layout)
+    if tier is not None:
+        sources["kv_offloading"] = f"{config.kv_offloading.num_chunks:,} chunks; {tier.link}"  # type: ignore[union-attr]
     if sglang is None:
         sources["scheduler"] = describe_rules(config)
     return Setup(
@@ -158,6 +180,41 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         power=find_power(gpu),
         sources={**sources, "kv_pool": plan.budget.kv.source, "price": gpu.price_source},
         sglang=sglang,
+        tier=tier,
+    )
+
+
+def _tier(deployment: Deployment, gpu: GpuSpec, args: ResolvedArgs, layout: Layout) -> Tier | None:
+    """What a deployment has beyond the GPU; raises KvplanError for keys of a tier that is not there."""
+    told = deployment.kv_offloading
+    if args.kv_offloading_size is None:
+        if told.model_fields_set:
+            raise KvplanError(
+                "kv_offloading: says how a tier is kept; engine.kv_offloading_size gives it its GiB"
+            )
+        return None
+    return Tier(find_host_link(gpu, told.link, told.gb_s), layout.bytes_per_block, args.kv_offloading_size)
+
+
+def _offloading_config(
+    deployment: Deployment, model: ModelSpec, args: ResolvedArgs, layout: Layout
+) -> OffloadingConfig | None:
+    """The tier as the scheduler sees it."""
+    told = deployment.kv_offloading
+    if args.kv_offloading_size is None:
+        return None
+    chunks = num_slots(model, args, layout, told.blocks_per_chunk)
+    if not chunks:
+        raise DoesNotFit(
+            f"engine.kv_offloading_size {args.kv_offloading_size:g} GiB holds not one chunk of KV"
+        )
+    return OffloadingConfig(
+        num_chunks=chunks,
+        blocks_per_chunk=told.blocks_per_chunk,
+        eviction_policy=told.eviction_policy,
+        offload_prompt_only=told.offload_prompt_only,
+        store_threshold=told.store_threshold,
+        max_tracker_size=told.max_tracker_size,
     )
 
 
@@ -212,7 +269,9 @@ KINDS: dict[AttentionKind, Kind] = {
 }
 
 
-def _engine_config(args: ResolvedArgs, layout: Layout, deployment: Deployment) -> EngineConfig:
+def _engine_config(
+    args: ResolvedArgs, layout: Layout, deployment: Deployment, model: ModelSpec
+) -> EngineConfig:
     """The scheduler's view of a plan under the deployment's rules.
 
     Raises KvplanError for rules that this layout does not take.
@@ -221,6 +280,7 @@ def _engine_config(args: ResolvedArgs, layout: Layout, deployment: Deployment) -
         rules = {name: getattr(deployment, name) for name in ("admission", "batch_wait")}
         if deployment.engine_name == "vllm":
             rules["engine_version"] = write_version(parse_version(deployment.engine_version))
+        rules["kv_offloading"] = _offloading_config(deployment, model, args, layout)
         return EngineConfig.model_validate(_vllm_config(args, layout).model_dump() | rules)
     except ValidationError as error:
         text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")

@@ -23,6 +23,7 @@ from kvplan.simulation.replica_process import EngineProcess, ReplicaProcess
 from kvplan.simulation.replica_stats import Ended
 from kvplan.simulation.router import Router
 from kvplan.simulation.sim_request import SimRequest
+from kvplan.simulation.transfers import TimedCopies
 from kvplan.units import TICKS_PER_S
 
 MOST_STEPPED_BLOCKS = 20_000_000
@@ -114,6 +115,7 @@ class FleetBuilder:
             room = max(config.max_model_len + config.max_num_seqs, config.max_num_batched_tokens)
             config = config.model_copy(update={"max_num_batched_tokens": room})
         engine: SchedulerInterface
+        copies: TimedCopies | None = None
         reason = self._why_steps(setup)
         told, stream = fleet.deployment, (self.seed, 2, len(self.modes))
         accept = accept_drafts(told.acceptance_rate, stream, told.accepted_lengths)
@@ -121,12 +123,15 @@ class FleetBuilder:
         if setup.sglang is not None:
             engine = SGLangEngine(sglang_config(config, setup.sglang), may_leap=not reason)
         elif reason:
-            engine = StepByStep(config, accept)
+            copies = setup.tier.copies() if setup.tier is not None else None
+            engine = StepByStep(config, accept, copies)
         else:
             engine = make_leap_scheduler(config, accept)
         self.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
         self.num_replicas += 1
-        return Replica(self.num_replicas - 1, engine, setup.step_time, config, self.meter, self.ended)
+        return Replica(
+            self.num_replicas - 1, engine, setup.step_time, config, self.meter, self.ended, copies=copies
+        )
 
     def _why_steps(self, setup: Setup) -> str:
         """Why its replicas go step by step; empty where they leap."""

@@ -21,7 +21,8 @@ class StepInFlight(NamedTuple):
     """Prompt chunks that are computed (a transferred prompt's are not)."""
     is_empty: bool = False
     """Nothing was scheduled."""
-    preempts: bool = False
+    makes_room: bool = False
+    """Somebody was preempted or a copy ended in it: the next step may admit whom it did not."""
 
 
 class Stretch(NamedTuple):

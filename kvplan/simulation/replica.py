@@ -18,6 +18,7 @@ from kvplan.simulation.metrics import Sample
 from kvplan.simulation.records import UNSET
 from kvplan.simulation.replica_stats import ReplicaStats
 from kvplan.simulation.sim_request import REJECTED, TIMEOUT, SimRequest
+from kvplan.simulation.transfers import IDLE_LOOP_TICKS, TimedCopies
 from kvplan.timing.step import StepShape, decode_ticks
 from kvplan.units import TICKS_PER_S
 
@@ -38,6 +39,8 @@ class Replica(ReplicaStats):
     """The first end of a step that sees them wait."""
     leavers: list[SimRequest] = field(default_factory=list)
     """Clients that gave up; the engine learns of it before the next output is applied."""
+    copies: TimedCopies | None = None
+    """What moves KV to and from the tier beyond the GPU, if there is one."""
 
     # --- requests come and go ---------------------------------------------------------------
 
@@ -121,12 +124,12 @@ class Replica(ReplicaStats):
             step = self._schedule(now)
             self.in_flight.append(step)
             if step.is_empty and not any(f.ticks for f in self.in_flight):
-                self._settle_empty(now, step.preempts)
+                self._settle_empty(now, step.makes_room)
             elif step.is_empty or len(self.in_flight) > self.config.async_scheduling:
                 break
         return self.in_flight[0].ticks if self.in_flight else None
 
-    def _settle_empty(self, now: int, preempts: bool) -> None:
+    def _settle_empty(self, now: int, makes_room: bool) -> None:
         """A step with nothing in it and nothing in flight: either a last word about ends, or the head is stuck."""
         while self.in_flight:
             self.in_flight.popleft()
@@ -134,7 +137,7 @@ class Replica(ReplicaStats):
             if self.drafts:
                 self._note_read(now)
             self._read(outputs, now)
-        if self.engine.num_waiting and not self.engine.num_running and not preempts:
+        if self.engine.num_waiting and not self.engine.num_running and not makes_room:
             head = self.engine.head()
             assert isinstance(head, SimRequest)
             self.notes.append(
@@ -146,6 +149,9 @@ class Replica(ReplicaStats):
 
     def _schedule(self, now: int) -> StepInFlight:
         """One step of the engine; admissions and preemptions are noted."""
+        if self.copies is not None:
+            self.copies.begin(now, now + sum(step.ticks for step in self.in_flight))
+        num_ended = self.copies.num_ended if self.copies is not None else 0
         step: Any = self.engine.schedule()  # whose requests are the `SimRequest`s it was given
         for request in step.preempted:
             self._preempted(request, now)
@@ -169,12 +175,25 @@ class Replica(ReplicaStats):
         num_tokens = decodes * (1 + self.drafts) + num_prefill
         shape = StepShape(num_tokens, decodes, context, num_prefill, num_prefills, pairs)
         ticks = self.step_time.ticks(shape) if shape.num_tokens else 0
+        makes_room = bool(step.preempted)
+        if self.copies is not None:
+            ended = self.copies.num_ended > num_ended
+            ticks += self._wait_for_copies(self.copies, ticks, ended)
+            makes_room = makes_room or ended
         engine = self.engine
         self._note_blocks(self.num_blocks - engine.num_free_blocks)
         self.waits_for = self._why_waiting(shape.num_tokens) if engine.num_waiting else ""
         self.totals.prefill_tokens += num_prefill
         is_empty = not step.num_decodes and not step.chunks
-        return StepInFlight(ticks, step.num_decodes, num_prefills, is_empty, bool(step.preempted))
+        return StepInFlight(ticks, step.num_decodes, num_prefills, is_empty, makes_room)
+
+    def _wait_for_copies(self, copies: TimedCopies, ticks: int, ended: bool) -> int:
+        """Return how much longer copies make a step: those it flushes, or the loop that waits for one."""
+        waits = copies.launch(ticks)
+        self.totals.flush_ticks += waits
+        if waits or ticks or any(step.ticks for step in self.in_flight):
+            return waits
+        return IDLE_LOOP_TICKS if ended or not copies.is_idle else 0
 
     def _begin_leap(self, planned: Leap, now: int, next_arrival: int) -> int:
         steps, decodes, context, is_open, drafted = planned

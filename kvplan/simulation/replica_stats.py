@@ -45,6 +45,8 @@ class Totals:
     prefill_tokens: int = 0
     recomputed_tokens: int = 0
     preemptions: int = 0
+    flush_ticks: int = 0
+    """Steps waited for copies to the tier beyond the GPU, whose blocks they wrote over."""
     blocked_seqs_ticks: int = 0
     """Requests wait while the batch has max_num_seqs sequences."""
     blocked_tokens_ticks: int = 0
@@ -167,7 +169,8 @@ class ReplicaStats:
             else:
                 totals.decode_ticks += ticks
         else:
-            totals.prefill_ticks += ticks
+            if not step.is_empty:
+                totals.prefill_ticks += ticks
             if self.num_decoding and ticks:
                 self._pause(ticks)
         if self.waits_for:

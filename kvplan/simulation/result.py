@@ -102,6 +102,8 @@ class Result:
     """Watts of all GPUs; None where they cannot be told."""
     grid: tuple[float, str] = (0.0, "")
     """Grams of CO2 a kilowatt-hour of its electricity emits, and who says so."""
+    offload: dict[str, Any] | None = None
+    """What the tier beyond the GPUs did; None where there is none."""
     intervals: dict[str, list[float]] | None = None
     """[low, high] of each figure where it was asked for."""
     interval_of: str = ""
@@ -192,6 +194,7 @@ class Result:
                 "classes": [self._class(i) for i in range(len(self.classes))],
                 "cost": self._cost(),
                 "energy": self._energy(),
+                "offload": self.offload,
                 "intervals": self.intervals,
                 "interval_of": self.interval_of,
                 "doubts": self.doubts,

@@ -1,0 +1,107 @@
+"""Copies between a GPU and the tier beyond it, on the clock: one queue each way, over a stated link.
+
+A store waits for the kernels launched before it, a load for those of its own step; each direction moves one job at a
+time, first in, first out, beside the model's steps. Ends are seen at the poll of a step, just after its launch. Times
+are ticks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kvplan.profiles.host_links import HostLink
+from kvplan.schedulers.vllm.offloading.jobs import TransferJob
+from kvplan.units import TICKS_PER_S
+
+POLL_TICKS = TICKS_PER_S // 1000
+"""Host time from a step's decision to its poll, in which small copies still end (assumed, 0.3 to 2 ms)."""
+IDLE_LOOP_TICKS = TICKS_PER_S // 1000
+"""How long an engine sleeps between empty steps while copies run (vLLM `v1/engine/core.py`)."""
+
+
+class Transfer(NamedTuple):
+    """A copy that has its turn."""
+
+    job: TransferJob
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class TimedCopies:
+    """The copies of one engine; its ranks copy their parts side by side."""
+
+    link: HostLink
+    block_bytes: int
+    """That one rank copies for one GPU block."""
+    now: int = 0
+    """The decision of the step under way."""
+    gpu_free_at: int = 0
+    """End of the kernels launched so far."""
+    waited_until: int = 0
+    """End of the last copy that the step under way must wait for."""
+    num_ended: int = 0
+    """Copies whose end was seen."""
+    log: list[Transfer] | None = None
+    """All copies, where somebody wants to see them."""
+    busy_ticks: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
+    """By direction, stores first: time in which it moved bytes."""
+    _running: dict[bool, deque[Transfer]] = field(default_factory=lambda: {True: deque(), False: deque()})
+    _free_at: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
+    _loads: list[TransferJob] = field(default_factory=list)
+    """Of the step under way: they begin behind its kernels."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no copy is under way."""
+        return not (self._loads or any(self._running.values()))
+
+    def begin(self, now: int, gpu_free_at: int) -> None:
+        """Note that a step is being decided, and when the kernels before it end."""
+        self.now, self.gpu_free_at, self.waited_until = now, gpu_free_at, 0
+
+    def submit(self, job: TransferJob) -> None:
+        """Queue a copy."""
+        if job.is_store:
+            self._start(job, self.gpu_free_at)
+        else:
+            self._loads.append(job)
+
+    def _start(self, job: TransferJob, not_before: int) -> None:
+        way = job.is_store
+        start = max(self._free_at[way], not_before)
+        ticks = round(self.link.seconds(job.num_blocks * self.block_bytes) * TICKS_PER_S)
+        transfer = Transfer(job, start, start + ticks)
+        self._free_at[way] = transfer.end
+        self._running[way].append(transfer)
+        self.busy_ticks[way] += ticks
+        if self.log is not None:
+            self.log.append(transfer)
+
+    def wait(self, jobs: Collection[int]) -> None:
+        """Hold the step under way until these have ended."""
+        for running in self._running.values():
+            for transfer in running:
+                if transfer.job.job_id in jobs:
+                    self.waited_until = max(self.waited_until, transfer.end)
+
+    def get_finished(self) -> list[int]:
+        """Poll: return the jobs that have ended, those that were waited for among them."""
+        seen, ended = max(self.now + POLL_TICKS, self.waited_until), []
+        for running in self._running.values():
+            while running and running[0].end <= seen:
+                ended.append(running.popleft().job.job_id)
+        self.num_ended += len(ended)
+        return ended
+
+    def launch(self, ticks: int) -> int:
+        """Let the step of so many ticks run; return how much longer it takes for what it waited for."""
+        waits = max(0, self.waited_until - self.gpu_free_at)
+        self.gpu_free_at += waits + ticks
+        for job in self._loads:
+            self._start(job, self.gpu_free_at)
+        self._loads.clear()
+        return waits

@@ -1,0 +1,170 @@
+"""A tier of KV beyond the GPU on the clock: copies over a stated link, beside the model's steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvplan.errors import KvplanError
+from kvplan.profiles.host_links import HostLink
+from kvplan.scenario.schema import parse_scenario
+from kvplan.schedulers.vllm.offloading.jobs import TransferJob
+from kvplan.simulation.result import Result
+from kvplan.simulation.simulator import simulate
+from kvplan.simulation.transfers import POLL_TICKS, TimedCopies
+from kvplan.units import TICKS_PER_S
+
+MS = TICKS_PER_S // 1000
+LINK = HostLink("stated", 1e9, 1e9, 1e9, 0.0, "stated")
+"""A block of 1,000,000 bytes takes a millisecond."""
+
+
+def copies() -> TimedCopies:
+    return TimedCopies(LINK, 1_000_000)
+
+
+def job(number: int, blocks: int, is_store: bool) -> TransferJob:
+    return TransferJob(number, "r", is_store, blocks, ())
+
+
+def test_each_way_is_a_queue_of_its_own() -> None:
+    """Stores wait for stores and loads for loads, never for each other; a load begins behind its step's kernels."""
+    link = copies()
+    link.log = []
+    link.begin(0, 0)
+    for number, blocks, is_store in ((0, 5, True), (1, 3, True), (2, 4, False), (3, 1, False)):
+        link.submit(job(number, blocks, is_store))
+    assert link.launch(10 * MS) == 0
+    spans = {t.job.job_id: (t.start // MS, t.end // MS) for t in link.log}
+    assert spans == {0: (0, 5), 1: (5, 8), 2: (10, 14), 3: (14, 15)}
+
+
+def test_ends_are_seen_at_polls() -> None:
+    """A copy that ended is seen at the next poll, in order of submission within its direction."""
+    link = copies()
+    link.begin(0, 0)
+    link.submit(job(0, 5, True))
+    assert link.get_finished() == []
+    link.launch(2 * MS)
+    link.begin(3 * MS, 3 * MS)
+    assert link.get_finished() == []
+    link.begin(5 * MS - POLL_TICKS, 5 * MS)
+    assert link.get_finished() == [0]
+    assert link.is_idle
+
+
+def test_a_flush_makes_its_step_longer() -> None:
+    """The step waits before its kernels until the store has ended, and the poll sees it."""
+    link = copies()
+    link.begin(0, 0)
+    link.submit(job(0, 30, True))
+    link.launch(10 * MS)
+    link.begin(10 * MS, 10 * MS)
+    link.wait({0})
+    assert link.get_finished() == [0]
+    assert link.launch(10 * MS) == 20 * MS
+
+
+def scenario(**changes: Any) -> dict[str, Any]:
+    """Sessions that fall out of a small pool and come back; steps of stated length."""
+    told: dict[str, Any] = {
+        "model": "Qwen/Qwen3-8B",
+        "gpu": "h100",
+        "engine": {"max_model_len": 4096, "num_gpu_blocks_override": 400, "kv_offloading_size": 20},
+        "kv_offloading": {"gb_s": 25},
+        "step_time": {"fixed_us": 5000, "per_prefill_token_us": 50},
+        "workload": {
+            "num_requests": 24,
+            "arrivals": {"kind": "poisson", "rate": 3},
+            "prompt": {"kind": "uniform", "low": 600, "high": 1400},
+            "answer": {"kind": "uniform", "low": 20, "high": 80},
+            "session": {"turns": {"kind": "constant", "value": 3}, "pause_s": 8},
+        },
+    }
+    for key, value in changes.items():
+        told[key] = told.get(key, {}) | value if isinstance(value, dict) else value
+    return told
+
+
+def run(step_by_step: bool = False, **changes: Any) -> Result:
+    return simulate(parse_scenario(scenario(**changes)), step_by_step=step_by_step)
+
+
+def without(**changes: Any) -> Result:
+    told = scenario(**changes)
+    told["engine"] |= {"kv_offloading_size": None}
+    del told["kv_offloading"]
+    return simulate(parse_scenario(told), step_by_step=True)
+
+
+def test_a_tier_saves_prompts() -> None:
+    """The same requests: less is computed, first tokens come sooner; computed and found make up all prompts."""
+    few = {"engine": {"max_num_seqs": 4}}
+    tier, plain = run(**few), without(**few)
+    assert tier.totals.preemptions == plain.totals.preemptions == 0
+    assert tier.num_completed == plain.num_completed == len(tier.records)
+    assert tier.totals.prefill_tokens < 0.8 * plain.totals.prefill_tokens
+    assert tier.summaries()["ttft"].mean < plain.summaries()["ttft"].mean
+    for result in (tier, plain):
+        prompts = int(result.records["prompt_tokens"].sum())
+        found = int(result.records["hit_tokens"].sum())
+        assert result.totals.prefill_tokens + found == prompts
+
+
+def test_a_slower_link_is_slower() -> None:
+    """First tokens come later the thinner the link, and at last later than without a tier: a load is taken anyway."""
+    ttft = [run(kv_offloading={"gb_s": rate}).summaries()["ttft"].mean for rate in (400, 25, 2, 0.2)]
+    assert ttft == sorted(ttft)
+    assert ttft[-1] > without().summaries()["ttft"].mean
+
+
+def test_a_small_tier_turns_over() -> None:
+    """It evicts, and loads less than a large one."""
+    small, large = run(engine={"kv_offloading_size": 0.5}), run()
+    assert small.offload is not None and large.offload is not None  # noqa: PT018
+    assert small.offload["evicted_chunks"] > 0 == large.offload["evicted_chunks"]
+    assert small.offload["loaded_tokens"] < large.offload["loaded_tokens"]
+    assert small.offload["chunks_used"] <= small.offload["chunks"]
+
+
+def test_the_way_back_by_hand() -> None:
+    """One session, two turns, the GPU flushed between: copy, the poll that sees it, and a step.
+
+    992 of the second prompt's 1,012 tokens are loaded, 62 blocks of 2.25 MiB at 25 GB/s in 5.9 ms, behind a step
+    without kernels; seen within a poll of the 1 ms loop, then one step computes the rest.
+    """
+    told = scenario(
+        engine={"num_gpu_blocks_override": 260, "enable_prefix_caching": False, "async_scheduling": False},
+        workload={
+            "num_requests": 1,
+            "prompt": {"kind": "constant", "value": 1000},
+            "answer": {"kind": "constant", "value": 8},
+            "session": {
+                "turns": {"kind": "constant", "value": 2}, "pause_s": 2, "pause": "constant",
+                "message": {"kind": "constant", "value": 4},
+            },
+        },
+    )  # fmt: skip
+    told["workload"]["arrivals"] = {"kind": "poisson", "rate": 1}
+    result = simulate(parse_scenario(told))
+    first, second = (result.records.seconds("first_token") - result.records.seconds("arrival"))[:2]
+    assert first == pytest.approx(0.005 + 1000 * 50e-6)
+    loaded = 992  # whole blocks of the first prompt: answers are not stored
+    copy = 62 * 16 * 147456 / 25e9 + 30e-6
+    rest = 0.005 + (1012 - loaded) * 50e-6
+    assert copy + rest <= second <= copy + rest + 2 * 1e-3 + 1e-6
+    assert result.offload is not None
+    assert result.offload["loaded_tokens"] == loaded
+
+
+def test_what_is_not_simulated_is_refused_by_name() -> None:
+    """Tiers below host memory; keys of a tier that is not there; SGLang."""
+    with pytest.raises(KvplanError, match="TieringOffloadingSpec"):
+        run(kv_offloading={"spec_name": "TieringOffloadingSpec"})
+    told = scenario()
+    told["engine"] |= {"kv_offloading_size": None}
+    with pytest.raises(KvplanError, match=r"engine\.kv_offloading_size"):
+        simulate(parse_scenario(told))
+    with pytest.raises(KvplanError, match="sglang has a host tier of its own"):
+        simulate(parse_scenario(scenario() | {"sglang": {}}))
