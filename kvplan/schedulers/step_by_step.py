@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from kvplan.schedulers.protocol import AcceptDrafts, Chunk, DecodePath, Leap, LeapOutputs, Outputs, Step
+from kvplan.schedulers.protocol import (
+    NOTHING,
+    AcceptDrafts,
+    Chunk,
+    DecodePath,
+    Leap,
+    LeapOutputs,
+    Outputs,
+    Step,
+)
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.offloading.jobs import KVConnectorOutput, OffloadingConnectorMetadata
 from kvplan.schedulers.vllm.offloading.worker import Copies, OffloadingConnectorWorker
 from kvplan.schedulers.vllm.output import SchedulerOutput
+from kvplan.schedulers.vllm.quiet_steps import QuietSteps
 
 
 @dataclass(slots=True)
@@ -62,9 +72,13 @@ class StepByStep:
     """`Scheduler`, walking every step; the same methods and outcomes as `LeapScheduler`, and never a leap."""
 
     def __init__(
-        self, config: EngineConfig, accept: AcceptDrafts | None = None, copies: Copies | None = None
+        self,
+        config: EngineConfig,
+        accept: AcceptDrafts | None = None,
+        copies: Copies | None = None,
+        leaps: bool = False,
     ) -> None:
-        """`copies` moves KV to and from the tier beyond the GPU, if the engine has one."""
+        """`copies` moves KV to and from the tier beyond the GPU, if the engine has one; it may leap between them."""
         assert (copies is None) == (config.kv_offloading is None)
         self.config = config
         self.offloaded = OffloadTotals()
@@ -72,6 +86,7 @@ class StepByStep:
         self._kv_outputs: deque[KVConnectorOutput] = deque()
         self.scheduler = make_scheduler(config)
         self._accept = accept
+        self._quiet = QuietSteps(self.scheduler) if leaps and copies is not None else None
         self._in_flight: deque[tuple[SchedulerOutput, list[Request]]] = deque()
         self._prefill_ends: dict[str, int] = {}
         """Request id -> computed tokens at which its prefill is done."""
@@ -90,12 +105,24 @@ class StepByStep:
         return self.scheduler.has_requests()
 
     def plan_leap(self) -> Leap | None:
-        """Never leap."""
-        return None
+        """Propose the steps between copies, of an engine with a tier; else never leap."""
+        if self._quiet is None:
+            return None
+        in_flight = self._in_flight[0][0] if self._in_flight else None
+        if self._in_flight and self._in_flight[0][1]:
+            return None
+        steps = self._quiet.most_steps(in_flight)
+        if steps < 2 or (in_flight is None and self.config.async_scheduling):
+            return None
+        running = self.scheduler.running
+        context = sum(request.num_computed_tokens for request in running) + len(running)
+        return Leap(steps, len(running), context, True)
 
     def commit_leap(self, num_steps: int) -> LeapOutputs:
-        """There is no leap to take."""
-        raise AssertionError(f"no leap was planned, {num_steps} steps asked for")
+        """Take steps of the leap just planned: nobody ends in them."""
+        assert self._quiet is not None
+        self._quiet.take(num_steps)
+        return LeapOutputs(NOTHING, NOTHING)
 
     def schedule(self) -> Step:
         """Decide one step and sort it into decodes and chunks."""
@@ -196,8 +223,9 @@ class StepByStep:
         return self.scheduler.kv_cache_manager.block_pool.num_taken
 
     def free_blocks_in(self, num_steps: int) -> int:
-        """There is no leap to look into."""
-        raise AssertionError(f"no leap was planned, {num_steps} steps asked for")
+        """Return the free blocks that so many steps of the leap just planned leave."""
+        assert self._quiet is not None
+        return self._quiet.free_blocks_in(num_steps)
 
     def head(self) -> Request:
         """The request that waits first."""

@@ -124,9 +124,11 @@ class FleetBuilder:
             engine = SGLangEngine(sglang_config(config, setup.sglang), may_leap=not reason)
         elif reason:
             copies = setup.tier.copies() if setup.tier is not None else None
-            engine = StepByStep(config, accept, copies)
+            engine = StepByStep(config, accept, copies, leaps=not self.step_by_step)
         else:
             engine = make_leap_scheduler(config, accept)
+        if copies is not None and not self.step_by_step:
+            reason = f"{reason}; leaps between them"
         self.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
         self.num_replicas += 1
         return Replica(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from kvplan.errors import KvplanError
@@ -75,7 +76,7 @@ def scenario(**changes: Any) -> dict[str, Any]:
         "kv_offloading": {"gb_s": 25},
         "step_time": {"fixed_us": 5000, "per_prefill_token_us": 50},
         "workload": {
-            "num_requests": 24,
+            "num_requests": 14,
             "arrivals": {"kind": "poisson", "rate": 3},
             "prompt": {"kind": "uniform", "low": 600, "high": 1400},
             "answer": {"kind": "uniform", "low": 20, "high": 80},
@@ -114,7 +115,7 @@ def test_a_tier_saves_prompts() -> None:
 
 def test_a_slower_link_is_slower() -> None:
     """First tokens come later the thinner the link, and at last later than without a tier: a load is taken anyway."""
-    ttft = [run(kv_offloading={"gb_s": rate}).summaries()["ttft"].mean for rate in (400, 25, 2, 0.2)]
+    ttft = [run(kv_offloading={"gb_s": rate}).summaries()["ttft"].mean for rate in (400, 25, 0.5)]
     assert ttft == sorted(ttft)
     assert ttft[-1] > without().summaries()["ttft"].mean
 
@@ -168,3 +169,29 @@ def test_what_is_not_simulated_is_refused_by_name() -> None:
         simulate(parse_scenario(told))
     with pytest.raises(KvplanError, match="sglang has a host tier of its own"):
         simulate(parse_scenario(scenario() | {"sglang": {}}))
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kv_offloading": {"offload_prompt_only": False}},
+        {"engine": {"kv_offloading_size": 0.5}},
+        {"engine": {"num_gpu_blocks_override": 290}},
+    ],
+    ids=["plain", "answers too", "small tier", "small pool"],
+)
+def test_leaps_between_copies_change_nothing(changes: dict[str, Any], is_async: bool) -> None:
+    """Every request's times to the tick, and all that the tier did, are those of the steps one by one."""
+    told = scenario(**changes)
+    told["engine"] |= {"async_scheduling": is_async}
+    leaping, walking = (simulate(parse_scenario(told), step_by_step=walks) for walks in (False, True))
+    for name, column in leaping.records.columns().items():
+        assert np.array_equal(column, walking.records.columns()[name]), name
+    assert leaping.offload == walking.offload
+    sums = ("steps", "decode_ticks", "prefill_ticks", "preemptions", "prefill_tokens", "flush_ticks")
+    assert all(getattr(leaping.totals, name) == getattr(walking.totals, name) for name in sums)
+    stores_answers = changes.get("kv_offloading", {}).get("offload_prompt_only") is False
+    assert (leaping.totals.leapt_steps == 0) == stores_answers
+    assert walking.totals.leaps == 0

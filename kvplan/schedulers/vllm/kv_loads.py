@@ -48,6 +48,14 @@ class DeferredFrees:
         while self._queue and self._queue[0][0] <= self._num_processed:
             self._manager.block_pool.free_blocks(reversed(self._queue.popleft()[1]))
 
+    def steps_passed(self, num_steps: int, requests: Iterable[Request]) -> None:
+        """Count steps that were scheduled and as many that were processed, these requests in all of them."""
+        assert not self._queue
+        self._num_scheduled += num_steps
+        self._num_processed += num_steps
+        for request in requests:
+            request.last_sched_seq += num_steps
+
     def can_free(self, request: Request) -> bool:
         """Whether no step in flight writes a request's blocks."""
         return request.last_sched_seq <= self._num_processed

@@ -45,7 +45,7 @@ class Scheduler:
         self._unchunked_heads_block = rules.unchunked_heads_block
         self._foresees_ends = rules.sure_ends_are_foreseen
         self._victims_let_others_go_on = self._by_priority and rules.victims_let_others_go_on
-        self._caches_outputs = config.async_scheduling or (
+        self.caches_outputs = config.async_scheduling or (
             config.num_speculative_tokens > 0 and rules.verified_blocks_are_cached_at_once
         )
         self._prefill_cadence = PrefillCadence.of(config)
@@ -407,7 +407,7 @@ class Scheduler:
         num_new = request.num_tokens - num_tokens
         if self.config.async_scheduling and not is_stale:
             request.num_output_placeholders -= num_new
-        if was_running and self._caches_outputs:
+        if was_running and self.caches_outputs:
             past_end = num_sampled - num_new
             known = request.num_computed_tokens - request.num_in_flight_tokens - past_end
             self.kv_cache_manager.cache_blocks(request, known)
