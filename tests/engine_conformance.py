@@ -58,10 +58,17 @@ def offload_golden(version: str = "") -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["name"], row["mode"]): row for row in _load(f"offload/{version}/golden.jsonl.xz")}
 
 
-def offload_replay(name: str, mode: str, **changes: Any) -> VLLMReplay:
-    """Set up one scenario with its tier on the twin."""
-    scenario = VLLMScenario(**offload_scenarios()[name] | {"async_scheduling": mode == "async"} | changes)
-    return VLLMReplay(scenario)
+@cache
+def offload_scenarios_of(version: str) -> dict[str, dict[str, Any]]:
+    """Name -> scenario as JSON, of all with a tier that a version was run on."""
+    return offload_scenarios() | {row["name"]: row for row in _load(f"offload/{version}/scenarios.jsonl.xz")}
+
+
+def offload_replay(name: str, mode: str, version: str = "") -> VLLMReplay:
+    """Set up one scenario with its tier on the twin; of 0.32, or of another version."""
+    told = offload_scenarios_of(version)[name] if version else offload_scenarios()[name]
+    rules = {"engine_version": version} if version else {}
+    return VLLMReplay(VLLMScenario(**told | {"async_scheduling": mode == "async"} | rules))
 
 
 def replay(name: str, mode: str, **changes: Any) -> ReplayResult[StepRecord]:

@@ -35,6 +35,8 @@ class OffloadScenario(Config):
     """Store a chunk from this offer on."""
     max_tracker_size: int = Field(64_000, ge=1)
     """Chunks whose offers are counted."""
+    sync_load_tokens: int = Field(0, ge=0)
+    """Tokens that a step may load before its forward pass (`sync_load_budget_bytes`, from 0.33 on)."""
     store_delay: int = Field(1, ge=0)
     """Polls from the start of a store to its end; 0 = in the poll of the step that begins it."""
     load_delay: int = Field(1, ge=0)
@@ -54,6 +56,7 @@ class OffloadScenario(Config):
             offload_prompt_only=self.offload_prompt_only,
             store_threshold=self.store_threshold,
             max_tracker_size=self.max_tracker_size,
+            sync_load_budget_bytes=self.sync_load_tokens,
         )
 
 

@@ -46,7 +46,6 @@ class OffloadReplay:
         decisions, manager = meta.decisions, self.connector.manager
         for request_id, keys in decisions.offers:
             self.names.note(request_id, keys)
-        deferred = self.loads.deferred_frees
         record.offload = OffloadRecord(
             lookups=decisions.lookups,
             ext=decisions.external,
@@ -60,13 +59,21 @@ class OffloadReplay:
             cpu_writing=manager.num_write_pending,
             remote=[r.request_id for r in requests if r.status is RequestStatus.WAITING_FOR_REMOTE_KVS],
             holding=[r.request_id for r in self.loads.holding],
-            deferred=deferred.num_blocks if deferred is not None else 0,
+            deferred=self._deferred(),
             fenced=self.connector.num_fenced_blocks,
             jobs=self.connector.num_jobs,
         )
         record.group_used = self.blocks_of_groups()
         self.worker.handle_preemptions(meta)
         self._outputs.append(self.worker.post_forward(meta))
+
+    def _deferred(self) -> int:
+        """Count the blocks kept back: from 0.33 on without what windows have left behind."""
+        deferred = self.loads.deferred_frees
+        if deferred is None:
+            return 0
+        newer = self.scheduler.config.rules.version >= (0, 33)
+        return deferred.num_held_blocks if newer else deferred.num_blocks
 
     def blocks_of_groups(self) -> list[int]:
         """Count the blocks in each group's tables; those kept back for a step are in none."""

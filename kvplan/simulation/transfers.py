@@ -65,8 +65,8 @@ class TimedCopies:
 
     def submit(self, job: TransferJob) -> None:
         """Queue a copy."""
-        if job.is_store:
-            self._start(job, self.gpu_free_at)
+        if job.is_store or job.is_sync:
+            self._start(job, self.gpu_free_at if job.is_store else self.now)
         else:
             self._loads.append(job)
 

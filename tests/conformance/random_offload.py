@@ -25,6 +25,9 @@ def random_offload_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Js
         scenario["prefix_cache_retention_interval"] = interval * factor
     blocks = scenario["num_gpu_blocks"]
     scenario["offload"] = _tier(rng, factor, max(factor, int(blocks * rng.choice([0.3, 0.7, 1.5, 4, 10]))))
+    later = Random(f"offload 0.33 {seed}")
+    if version >= (0, 33) and later.random() < 0.4:
+        scenario["offload"]["sync_load_tokens"] = later.choice([16, 60, 400])
     requests = scenario["requests"]
     for request in requests:
         if rng.random() < 0.05:

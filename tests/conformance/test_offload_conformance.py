@@ -132,6 +132,9 @@ prefix caching, which vLLM does not start with a connector.
 |---|---|---|---|---|---|
 {table}
 
+vLLM 0.33.0 ([what it does differently](versions.md)): {len(offload_golden("0.33"))} logs of these scenarios and of
+random ones, synchronous loads among them, are equal to its twin's.
+
 {len(MUTANTS)} deliberate errors are each caught by these logs. Where vLLM walks a set (requests that ended before one
 step) its own order differs from run to run; the logs and the twin take the order of the ends. Not followed, and refused
 by name: partial Mamba tails (`prefix_match_unit` below the block size). Not modelled: copies that fail, context

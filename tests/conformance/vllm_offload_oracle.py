@@ -1,6 +1,7 @@
 """Runs random scenarios on vLLM's own scheduler with its own KV offloading, and on the twin, and compares every step.
 
     python vllm_offload_oracle.py [--first SEED] [--count N] [--scenario FILE ...]
+    python vllm_offload_oracle.py --logs offload/0.33       # that version's hashes of the bundled scenarios
 
 Both sides of vLLM's connector run, and its CPU manager; the copies are those of `kvplan.conformance.vllm_offload`,
 which take steps. One order is not vLLM's: it walks a set of requests that have ended, here it is that of their ends.
@@ -16,7 +17,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import vllm
 import vllm_oracle as oracle
+from make_golden import pack
 from random_offload import random_offload_scenario
 from random_scenarios import RANDOM_MAX_STEPS
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
@@ -28,11 +31,15 @@ from vllm.v1.outputs import KVConnectorOutput
 
 from kvplan.conformance.vllm_offload import StepCopies
 from kvplan.conformance.vllm_records import OffloadRecord, StepRecord
-from kvplan.conformance.vllm_replay import VLLMReplay
+from kvplan.conformance.vllm_replay import VLLMReplay, offload_sha256
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.offloading.jobs import TransferJob
 from kvplan.schedulers.vllm.output import SchedulerOutput
+
+HERE = Path(__file__).resolve().parent
+OWN_SEEDS = range(40)
+"""Random scenarios whose logs are kept for versions beside 0.32: for what the bundled ones do not show."""
 
 
 class Copies:
@@ -86,6 +93,9 @@ class OffloadFace(oracle.VllmFace):
             CPUOffloadingSpec.__init__ = asked
         self.worker.connector_worker.worker = Copies(StepCopies(scenario.offload))
         self.connector = self.vllm.connector.connector_scheduler
+        if scenario.offload.sync_load_tokens:
+            budget = {"sync_load_budget_bytes": scenario.offload.sync_load_tokens, "kv_bytes_per_token": 1}
+            self.connector.config = self.connector.config._replace(**budget)
         self.tier = self.connector.manager
         assert self.tier._num_chunks == tier.num_chunks
         self.results: dict[int, KVConnectorOutput] = {}
@@ -188,7 +198,8 @@ class OffloadFace(oracle.VllmFace):
             i for i, (_, r) in self.twins.items() if r.status == oracle.VllmStatus.WAITING_FOR_REMOTE_KVS
         ]
         seen.holding = [r.request_id for r in self.vllm.kv_holding_waiting]
-        seen.deferred = sum(len(blocks) for _, blocks in self.vllm.deferred_frees)
+        deferred = [block for _, blocks in self.vllm.deferred_frees for block in blocks]
+        seen.deferred = sum(oracle.VERSION < (0, 33) or not block.is_null for block in deferred)
         seen.fenced, seen.jobs = len(self.connector._block_id_to_pending_jobs), len(self.connector._jobs)
         self.results[output.step] = self._execute(meta, self.outputs[output.step])
         return output
@@ -256,13 +267,44 @@ def compare(data: dict[str, Any], is_async: bool) -> tuple[int, int, str]:
     return len(theirs), num_jobs, ""
 
 
+def write_logs(folder: Path) -> None:
+    """Write vLLM's hashes of all bundled scenarios and of some random ones, which are kept beside them."""
+    bundled = oracle.lines_of(HERE / "offload" / "scenarios.jsonl.xz")
+    drawn = (random_offload_scenario(seed, oracle.VERSION) for seed in OWN_SEEDS)
+    own = [data for data in drawn if not compare(data, is_async=False)[2]]
+    rows = []
+    for data in bundled + own:
+        for is_async in (False, True):
+            scenario = oracle.scenario_of(data, is_async)
+            replay = OffloadOracleReplay if scenario.offload is not None else oracle.OracleReplay
+            result = replay(scenario).run()
+            row = {
+                "name": data["name"],
+                "mode": "async" if is_async else "sync",
+                "vllm_version": vllm.__version__,
+            }
+            row |= {"sched_sha256": result.sched_sha256}
+            if scenario.offload is not None:
+                row |= {"state_sha256": result.state_sha256, "offload_sha256": offload_sha256(result)}
+            rows.append(row | {"summary": {"steps": len(result.steps)}})
+    folder.mkdir(parents=True, exist_ok=True)
+    pack(folder / "scenarios.jsonl.xz", own)
+    pack(folder / "golden.jsonl.xz", rows)
+
+
 def main() -> int:
     """Compare and count."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--count", type=int, default=300, help="scenarios")
     parser.add_argument("--scenario", nargs="*", type=Path, default=[], help="files instead of seeds")
+    parser.add_argument(
+        "--logs", type=Path, help="write vLLM's hashes of the bundled scenarios into this folder"
+    )
     options = parser.parse_args()
+    if options.logs:
+        write_logs(options.logs)
+        return 0
     cases = [json.loads(path.read_text()) for path in options.scenario]
     seeds = range(options.first, options.first + options.count)
     cases = cases or (random_offload_scenario(seed, oracle.VERSION) for seed in seeds)

@@ -136,6 +136,7 @@ class EngineConfig(Config):
     def num_hash_lookahead_tokens(self) -> int:
         """Tokens after a block that its name covers too, since the drafter's KV depends on them (vLLM: same name)."""
         legacy = self.disable_lookahead_block_hashes or not self.rules.lookahead_block_hashes
+        legacy = legacy or self.kv_offloading is not None
         return int(self.use_eagle and self.enable_prefix_caching and not legacy)
 
     @property
@@ -237,6 +238,8 @@ class EngineConfig(Config):
     def _can_offload(self) -> EngineConfig:
         if self.kv_offloading is None:
             return self
+        if self.kv_offloading.sync_load_budget_bytes and self.rules.version < (0, 33):
+            raise ValueError("sync_load_budget_bytes: vLLM has it from 0.33 on")
         if self.admission != "grow" or self.batch_wait:
             raise ValueError("kv_offloading is vLLM's connector: it goes with admission grow alone")
         if self.prefill_schedule_interval > 1 and self.rules.prefill_cadence_is_local:

@@ -56,19 +56,20 @@ class KVCacheManager:
         reserved_blocks: int = 0,
         has_scheduled_reqs: bool = True,
         num_external_tokens: int = 0,
+        loads_later: bool = False,
     ) -> bool:
         """Give the request slots for `num_new_tokens` more; False if there are not enough (vLLM: same name).
 
-        `hit` is what a request brings when it is admitted, `num_external_tokens` what will be loaded after it: these
-        blocks get no names before they are, and drafters no slots. `reserved_blocks` must stay free for others. Blocks
-        behind a window come back even if the rest fails.
+        `hit` is what a request brings when it is admitted, `num_external_tokens` what is loaded after it. If it
+        `loads_later` than this step, its blocks get no names before that, and drafters no slots. `reserved_blocks` must
+        stay free for others. Blocks behind a window come back even if the rest fails.
         """
         hit = hit or self.empty_hit
         request_id, pool = request.request_id, self.block_pool
         num_computed = request.num_computed_tokens + hit.num_tokens
         if num_external_tokens:
             num_computed = min(num_computed + num_external_tokens, self.max_model_len)
-        num_lookahead = 0 if num_external_tokens else self.num_lookahead_tokens
+        num_lookahead = 0 if loads_later else self.num_lookahead_tokens
         count, end = self.coordinator.get_num_blocks_to_allocate, self._prefill_end(request)
         watermark = 0
         if has_scheduled_reqs and request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
@@ -92,7 +93,7 @@ class KVCacheManager:
                 request_id, hit.blocks, num_computed, num_external_tokens
             )
         self.coordinator.allocate_new_blocks(request_id, num_slots, num_main)
-        if self.enable_caching and not num_external_tokens:
+        if self.enable_caching and not loads_later:
             self.coordinator.cache_blocks(request, _nameable(request, min(num_main, request.num_tokens)))
         if self._changes_at_block_ends:
             request.num_slots = self._next_change(request_id, num_computed - request.num_in_flight_tokens)

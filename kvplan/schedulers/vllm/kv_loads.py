@@ -33,8 +33,13 @@ class DeferredFrees:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks kept back."""
+        """Blocks kept back, what windows have left behind included."""
         return sum(len(blocks) for _, blocks in self._queue)
+
+    @property
+    def num_held_blocks(self) -> int:
+        """Those of them that are blocks."""
+        return sum(not block.is_null for _, blocks in self._queue for block in blocks)
 
     def step_scheduled(self, requests: Iterable[Request]) -> None:
         """Count a step with tokens, and who is in it."""

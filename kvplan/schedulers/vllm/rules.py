@@ -152,6 +152,34 @@ class SchedulerRules:
         "v1/core/single_type_kv_cache_manager.py: MambaManager._cache_partial_block",
         "logs of 0.32 and 0.33",
     )
+    tier_ranks_by_request = Rule(
+        (0, 33),
+        "KV offloading, LRU: a running request's chunks have one rank, its tail the oldest, from their first use on.",
+        "Chunks rank one by one as they are stored, and anew when the request ends.",
+        "v1/kv_offload/cpu/policies/lru.py",
+        "logs of 0.32 and 0.33",
+    )
+    lookups_restart_stores = Rule(
+        (0, 33),
+        "KV offloading: a request that starts over offers all its chunks again.",
+        "It goes on behind those it had offered.",
+        "kv_connector/v1/offloading/scheduler.py: get_num_new_matched_tokens",
+        "logs of 0.32 and 0.33",
+    )
+    chunks_are_stored_whole = Rule(
+        (0, 33),
+        "KV offloading: a chunk of several blocks is left out if one of them that a hit needs has gone.",
+        "It is left out if its last block has gone.",
+        "kv_connector/v1/offloading/scheduler.py: _build_store_jobs",
+        "logs of 0.32 and 0.33",
+    )
+    ends_take_back_tokens = Rule(
+        (0, 33),
+        "KV offloading: accepted drafts past a request's end do not count when its windows give blocks back.",
+        "They do, so that a block or a state more comes back before the others.",
+        "v1/core/sched/scheduler.py: _update_request_with_output",
+        "logs of 0.32 and 0.33",
+    )
     prefill_cadence_is_local = Rule(
         (0, 33),
         "prefill_schedule_interval holds prompts back on engines without data parallelism.",
@@ -211,8 +239,8 @@ NOT_MODELLED = (
     ),
     Difference(
         (0, 33),
-        "With a KV connector EAGLE still drops a block; loads from a host pool wait for steps in flight.",
-        "config/vllm.py: num_hash_lookahead_tokens; v1/core/sched/scheduler.py: defer_async_loads",
+        "Loads from HiSparse's host pool wait for steps in flight.",
+        "v1/core/sched/scheduler.py: defer_async_loads",
     ),
 )
 """Before 0.32 these concern windows, states, drafts and 0.11's priorities; from 0.33 on what the twin does not have."""

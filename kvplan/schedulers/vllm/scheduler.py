@@ -44,6 +44,7 @@ class Scheduler:
         self._counts_idle_victims = rules.idle_victims_move_nobody
         self._unchunked_heads_block = rules.unchunked_heads_block
         self._foresees_ends = rules.sure_ends_are_foreseen
+        self._takes_back_tokens = rules.ends_take_back_tokens
         self._victims_let_others_go_on = self._by_priority and rules.victims_let_others_go_on
         self.caches_outputs = config.async_scheduling or (
             config.num_speculative_tokens > 0 and rules.verified_blocks_are_cached_at_once
@@ -243,15 +244,18 @@ class Scheduler:
 
     def _admit(self, request: Request, output: SchedulerOutput, budget: StepBudget) -> bool:
         """Look up the prefix cache, size the first chunk, take blocks; False if the request must wait."""
-        hit = self.kv_cache_manager.empty_hit
+        hit, num_external = self.kv_cache_manager.empty_hit, 0
         if not request.num_computed_tokens:
             hit = self.kv_cache_manager.get_computed_blocks(request)
             uncached = hit.num_uncached_common_prefix_tokens
             request.shared_prefix_boundary = hit.num_tokens + uncached if uncached else 0
-            if self.loads is not None and self._loads_instead(self.loads, request, hit):
-                return False
-        num_computed_tokens = request.num_computed_tokens + hit.num_tokens
-        num_new_tokens, num_drafts = self._first_chunk(request, hit.num_tokens, output, budget)
+            if self.loads is not None:
+                found = self._load(self.loads, request, hit)
+                if found is None:
+                    return False
+                num_external = found
+        num_computed_tokens = request.num_computed_tokens + hit.num_tokens + num_external
+        num_new_tokens, num_drafts = self._first_chunk(request, hit.num_tokens + num_external, output, budget)
         if num_new_tokens == 0 or not self.kv_cache_manager.allocate_slots(
             request,
             num_new_tokens,
@@ -261,8 +265,11 @@ class Scheduler:
                 self.kv_cache_manager, self.running, request, num_computed_tokens + num_new_tokens
             ),
             has_scheduled_reqs=bool(self.running),
+            num_external_tokens=num_external,
         ):
             return False
+        if num_external and self.loads is not None:
+            self.loads.connector.update_state_after_alloc(request, num_external)
         self.running.append(request)
         request.status = RequestStatus.RUNNING
         request.num_computed_tokens = num_computed_tokens
@@ -276,17 +283,18 @@ class Scheduler:
         budget.take(num_new_tokens)
         return True
 
-    def _loads_instead(self, loads: KVLoads, request: Request, hit: CacheHit) -> bool:
-        """Ask the tier what it has after the GPU's hit; True if the request is not admitted because of that now.
+    def _load(self, loads: KVLoads, request: Request, hit: CacheHit) -> int | None:
+        """Ask the tier what it has after the GPU's hit; return the tokens that are loaded inside this step.
 
-        It waits for its load, asks again in the next step, or has no room for the load and blocks the rest.
+        None = the request is not admitted now: it waits for its load, asks again in the next step, or has no room for
+        the load and blocks the rest.
         """
         num_external = loads.connector.get_num_new_matched_tokens(request, hit.num_tokens)
-        if num_external == 0:
-            return False
+        if num_external == 0 or loads.connector.loads_in_step(request):
+            return num_external
         if num_external is None:
             loads.passed = request
-            return True
+            return None
         if self.kv_cache_manager.allocate_slots(
             request,
             0,
@@ -295,10 +303,11 @@ class Scheduler:
             reserved_blocks=loads.reserved_blocks(),
             has_scheduled_reqs=bool(self.running),
             num_external_tokens=num_external,
+            loads_later=True,
         ):
             loads.connector.update_state_after_alloc(request, num_external)
             loads.start(request, hit.num_tokens + num_external)
-        return True
+        return None
 
     def _first_chunk(
         self, request: Request, num_hit_tokens: int, output: SchedulerOutput, budget: StepBudget
@@ -411,6 +420,8 @@ class Scheduler:
             past_end = num_sampled - num_new
             known = request.num_computed_tokens - request.num_in_flight_tokens - past_end
             self.kv_cache_manager.cache_blocks(request, known)
+        if stopped and self._takes_back_tokens and not is_stale:
+            request.num_computed_tokens -= num_sampled - num_new
         return stopped
 
     def _update_draft_token_ids(self, output: SchedulerOutput) -> None:

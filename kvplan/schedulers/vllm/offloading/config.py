@@ -24,3 +24,7 @@ class OffloadingConfig(Config):
     """Store a chunk from this offer on; 0 and 1 = at once."""
     max_tracker_size: int = Field(64_000, ge=1)
     """Chunks whose offers are counted for store_threshold."""
+    sync_load_budget_bytes: int = Field(0, ge=0)
+    """Bytes that a rank may load inside a step, before its forward pass, instead of behind it; from 0.33 on."""
+    kv_bytes_per_token: int = Field(1, ge=1)
+    """Of one rank, all groups together: what that budget is counted in."""

@@ -61,6 +61,8 @@ class SchedulerOffloadConfig:
     alignment_tokens: int | None
     """Where hits can end, if all full-attention groups agree on it."""
     retention_interval: int | None
+    stores_whole_chunks: bool
+    """Whether a chunk is left out when one of its blocks that a hit needs has gone."""
     mamba_align_size: int | None
     """Chunk tokens of groups with states, None = there are none."""
 
@@ -94,6 +96,7 @@ class SchedulerOffloadConfig:
             if full
             else max(group.tokens_per_chunk for group in groups),
             retention_interval=config.prefix_cache_retention_interval,
+            stores_whole_chunks=config.rules.chunks_are_stored_whole,
             mamba_align_size=states[0] if states else None,
         )
 
@@ -107,12 +110,29 @@ class SchedulerOffloadConfig:
     ) -> list[bool] | None:
         """Say which of a group's chunks `first .. end - 1` a later hit can need; None = all.
 
-        A chunk counts if one of its blocks does (vLLM `_reachable_store_block_mask`).
+        A chunk counts if one of its blocks does.
         """
+        mask, per_chunk = (
+            self.reachable_blocks(group, first, end, boundaries, final_segment_end),
+            self.blocks_per_chunk,
+        )
+        if mask is None:
+            return None
+        return [any(mask[i : i + per_chunk]) for i in range(0, len(mask), per_chunk)]
+
+    def reachable_blocks(
+        self,
+        group: GroupOffloadConfig,
+        first: int,
+        end: int,
+        boundaries: Sequence[int],
+        final_segment_end: int | None,
+    ) -> list[bool] | None:
+        """Say it of the chunks' blocks (vLLM `_reachable_store_block_mask`)."""
         per_chunk = self.blocks_per_chunk
         if self.alignment_tokens is None:
             return None
-        mask = group.manager.reachable_block_mask(
+        return group.manager.reachable_block_mask(
             first * per_chunk,
             end * per_chunk,
             boundaries,
@@ -123,9 +143,6 @@ class SchedulerOffloadConfig:
                 None if final_segment_end is None else final_segment_end * per_chunk,
             ),
         )
-        if mask is None:
-            return None
-        return [any(mask[i : i + per_chunk]) for i in range(0, len(mask), per_chunk)]
 
     def final_swa_alignment_blocks(self, group: GroupOffloadConfig) -> int | None:
         """Return the blocks between two places where a window's hit can end (vLLM: same name)."""

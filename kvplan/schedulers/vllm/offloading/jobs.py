@@ -18,6 +18,8 @@ class TransferJob(NamedTuple):
     """GPU blocks copied; of several groups together."""
     keys: tuple[OffloadKey, ...]
     """Chunks read or written."""
+    is_sync: bool = False
+    """A load that its own step waits for."""
 
 
 class KVConnectorOutput(NamedTuple):

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
 from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
 from kvplan.schedulers.vllm.offloading.policies import (
-    POLICIES,
     CachePolicy,
     ChunkStatus,
     OffloadKey,
+    RequestCacheAccess,
     head_first,
+    make_policy,
 )
 
 
@@ -37,29 +37,12 @@ class PrepareStoreOutput(NamedTuple):
     evicted_keys: list[OffloadKey]
 
 
-@dataclass(slots=True)
-class RequestCacheAccess:
-    """Chunks that one request had to do with (vLLM `_RequestCacheAccess`)."""
-
-    seen: dict[OffloadKey, None] = field(default_factory=dict)
-    inserted: set[OffloadKey] = field(default_factory=set)
-    reused: set[OffloadKey] = field(default_factory=set)
-    store_misses: set[OffloadKey] = field(default_factory=set)
-    finished: bool = False
-
-    def record(self, keys: Iterable[OffloadKey], reused: Iterable[OffloadKey]) -> None:
-        """Note what was offered or loaded; what the request itself inserted is not reused by it."""
-        for key in keys:
-            self.seen.setdefault(key)
-        self.reused.update(key for key in reused if key not in self.inserted)
-
-
 class CPUOffloadingManager:
     """Chunks in host memory (vLLM: same name)."""
 
-    def __init__(self, config: OffloadingConfig) -> None:
+    def __init__(self, config: OffloadingConfig, ranks_by_request: bool = False) -> None:
         self.num_chunks = config.num_chunks
-        self.policy: CachePolicy = POLICIES[config.eviction_policy](config.num_chunks)
+        self.policy: CachePolicy = make_policy(config.eviction_policy, config.num_chunks, ranks_by_request)
         self.store_threshold = config.store_threshold
         self.max_tracker_size = config.max_tracker_size
         self.num_evictable = 0
@@ -100,7 +83,15 @@ class CPUOffloadingManager:
             assert chunk.is_ready, key
             self.num_evictable -= chunk.ref_cnt == 0
             chunk.ref_cnt += 1
-        access.record(keys, keys)
+        self._record_request_cache_access(keys, access, keys)
+
+    def _record_request_cache_access(
+        self, keys: Iterable[OffloadKey], access: RequestCacheAccess, reused: Iterable[OffloadKey]
+    ) -> None:
+        """Note a request's use of chunks (vLLM: same name)."""
+        new = access.record(keys, reused)
+        if new:
+            self.policy.on_request_access(new, access)
 
     def complete_load(self, keys: Iterable[OffloadKey]) -> None:
         """Unpin chunks (vLLM: same name); they stay in the tier."""
@@ -150,7 +141,7 @@ class CPUOffloadingManager:
             self.policy.on_store_miss(misses)
             access.store_misses.update(misses)
         recorded = {*to_store, *ready}
-        access.record((key for key in keys if key in recorded), ready)
+        self._record_request_cache_access((key for key in keys if key in recorded), access, ready)
         evicted: list[OffloadKey] = []
         num_missing = len(to_store) - (self.num_chunks - self.num_used)
         if to_store and num_missing > 0:
@@ -162,7 +153,7 @@ class CPUOffloadingManager:
             evicted = victims
             self.num_evictable -= len(evicted)
         for key in to_store:
-            self.policy.insert(key, ChunkStatus())
+            self.policy.insert(key, ChunkStatus(), access)
         self.num_write_pending += len(to_store)
         access.inserted.update(to_store)
         return PrepareStoreOutput(to_store, evicted)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
 
@@ -34,14 +35,37 @@ class ChunkStatus:
         return self.ref_cnt >= 0
 
 
+@dataclass(slots=True)
+class RequestCacheAccess:
+    """Chunks that one request had to do with (vLLM `_RequestCacheAccess`)."""
+
+    seen: dict[OffloadKey, None] = field(default_factory=dict)
+    inserted: set[OffloadKey] = field(default_factory=set)
+    reused: set[OffloadKey] = field(default_factory=set)
+    store_misses: set[OffloadKey] = field(default_factory=set)
+    finished: bool = False
+    rank: int = 0
+    """Its chunks' age under LRU, from its first use on; 0 = none yet."""
+
+    def record(self, keys: Iterable[OffloadKey], reused: Iterable[OffloadKey]) -> list[OffloadKey]:
+        """Note what was offered or loaded, return what is new; what the request itself inserted is not reused by it."""
+        new = [key for key in keys if key not in self.seen]
+        self.seen.update(dict.fromkeys(new))
+        self.reused.update(key for key in reused if key not in self.inserted)
+        return new
+
+
 class CachePolicy(Protocol):
     """Chunks in the order in which they leave (vLLM: same name)."""
 
     def get(self, key: OffloadKey) -> ChunkStatus | None:
         """Return a chunk, or None if the tier does not have it."""
 
-    def insert(self, key: OffloadKey, chunk: ChunkStatus) -> None:
+    def insert(self, key: OffloadKey, chunk: ChunkStatus, access: RequestCacheAccess) -> None:
         """Take a new chunk in."""
+
+    def on_request_access(self, keys: Sequence[OffloadKey], access: RequestCacheAccess) -> None:
+        """See chunks that a request uses for the first time."""
 
     def on_store_miss(self, keys: Sequence[OffloadKey]) -> None:
         """See chunks offered that are not in the tier, before they come in."""
@@ -82,9 +106,12 @@ class LRUCachePolicy:
         """Return a chunk, or None (vLLM: same name)."""
         return self.chunks.get(key)
 
-    def insert(self, key: OffloadKey, chunk: ChunkStatus) -> None:
+    def insert(self, key: OffloadKey, chunk: ChunkStatus, access: RequestCacheAccess) -> None:
         """Take a new chunk in, as the youngest (vLLM: same name)."""
         self.chunks[key] = chunk
+
+    def on_request_access(self, keys: Sequence[OffloadKey], access: RequestCacheAccess) -> None:
+        """A use before the request's end changes nothing."""
 
     def on_store_miss(self, keys: Sequence[OffloadKey]) -> None:
         """Nothing to learn from a miss."""
@@ -114,6 +141,89 @@ class LRUCachePolicy:
         return victims
 
 
+class RequestLRUCachePolicy:
+    """LRU of 0.33 (vLLM `LRUCachePolicy`): a request's chunks have its rank from first use on, the tail oldest."""
+
+    def __init__(self, cache_capacity: int) -> None:
+        self.chunks: dict[OffloadKey, ChunkStatus] = {}
+        self._ranks: dict[OffloadKey, tuple[int, int]] = {}
+        self._heap: list[tuple[int, int, int, OffloadKey]] = []
+        """(rank, less the end, group, chunk); an entry whose rank has changed is void."""
+        self._next_rank = 0
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def get(self, key: OffloadKey) -> ChunkStatus | None:
+        """Return a chunk, or None (vLLM: same name)."""
+        return self.chunks.get(key)
+
+    def _new_rank(self) -> int:
+        self._next_rank += 1
+        return self._next_rank
+
+    def _set_rank(self, key: OffloadKey, rank: tuple[int, int]) -> None:
+        self._ranks[key] = rank
+        heappush(self._heap, (*rank, key.group_id, key))
+
+    def _request_rank(self, access: RequestCacheAccess) -> int:
+        access.rank = access.rank or self._new_rank()
+        return access.rank
+
+    def insert(self, key: OffloadKey, chunk: ChunkStatus, access: RequestCacheAccess) -> None:
+        """Take a new chunk in, with its request's rank (vLLM: same name)."""
+        self.chunks[key] = chunk
+        self._set_rank(key, (self._request_rank(access), -key.num_tokens))
+
+    def on_store_miss(self, keys: Sequence[OffloadKey]) -> None:
+        """Make chunks the youngest; those that are missing are not there (vLLM: the same as a touch)."""
+
+    def on_request_access(self, keys: Sequence[OffloadKey], access: RequestCacheAccess) -> None:
+        """Give chunks the request's rank, unless theirs is younger (vLLM: same name)."""
+        request_rank = self._request_rank(access)
+        for key in keys:
+            rank = (request_rank, -key.num_tokens)
+            if key in self.chunks and self._ranks[key] < rank:
+                self._set_rank(key, rank)
+
+    def touch(self, keys: Sequence[OffloadKey]) -> None:
+        """Make chunks the youngest, the head last (vLLM: same name)."""
+        for key in reversed(keys):
+            if key in self.chunks:
+                self._set_rank(key, (self._new_rank(), 0))
+
+    def on_request_finished(
+        self,
+        keys: Sequence[OffloadKey],
+        inserted_only: Collection[OffloadKey],
+        reused: Collection[OffloadKey],
+    ) -> None:
+        """Rank all of a request's chunks anew (vLLM: same name)."""
+        self.touch(keys)
+
+    def evict(self, num_chunks: int, protected: Collection[OffloadKey]) -> list[OffloadKey] | None:
+        """Drop the oldest (vLLM: same name)."""
+        victims: dict[OffloadKey, tuple[int, int, int, OffloadKey]] = {}
+        passed: list[tuple[int, int, int, OffloadKey]] = []
+        while self._heap and len(victims) < num_chunks:
+            entry = heappop(self._heap)
+            key = entry[3]
+            if self._ranks.get(key) != entry[:2] or key in victims:
+                continue
+            if self.chunks[key].ref_cnt or key in protected:
+                passed.append(entry)
+            else:
+                victims[key] = entry
+        enough = len(victims) == num_chunks
+        for entry in (*passed, *(() if enough else victims.values())):
+            heappush(self._heap, entry)
+        if not enough:
+            return None
+        for key in victims:
+            del self.chunks[key], self._ranks[key]
+        return list(victims)
+
+
 class ARCCachePolicy:
     """Adaptive replacement (vLLM: same name): T1 holds chunks used once, T2 those reused by a later request.
 
@@ -136,11 +246,14 @@ class ARCCachePolicy:
         """Return a chunk, or None (vLLM: same name)."""
         return self.t1.get(key) or self.t2.get(key)
 
-    def insert(self, key: OffloadKey, chunk: ChunkStatus) -> None:
+    def insert(self, key: OffloadKey, chunk: ChunkStatus, access: RequestCacheAccess) -> None:
         """Take a new chunk into T1 (vLLM: same name)."""
         self.t1[key] = chunk
         self.b1.pop(key, None)
         self.b2.pop(key, None)
+
+    def on_request_access(self, keys: Sequence[OffloadKey], access: RequestCacheAccess) -> None:
+        """A use before the request's end changes nothing."""
 
     def on_store_miss(self, keys: Sequence[OffloadKey]) -> None:
         """Shift T1's share by what the ghosts remember (vLLM: same name)."""
@@ -224,11 +337,11 @@ def _first(
             yield key
 
 
-POLICIES: dict[str, type[LRUCachePolicy] | type[ARCCachePolicy]] = {
-    "lru": LRUCachePolicy,
-    "arc": ARCCachePolicy,
-}
-"""eviction_policy -> policy (vLLM `CachePolicyFactory`)."""
+def make_policy(name: str, cache_capacity: int, ranks_by_request: bool) -> CachePolicy:
+    """Return the policy of a name, as a version has it (vLLM `CachePolicyFactory`)."""
+    if name == "arc":
+        return ARCCachePolicy(cache_capacity)
+    return (RequestLRUCachePolicy if ranks_by_request else LRUCachePolicy)(cache_capacity)
 
 
 def head_first(keys: Iterable[OffloadKey]) -> list[OffloadKey]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from kvplan.schedulers.request import BlockHasher, Request
 from kvplan.schedulers.vllm.block_pool import KVCacheBlock
 from kvplan.schedulers.vllm.offloading.groups import SchedulerOffloadConfig
-from kvplan.schedulers.vllm.offloading.manager import RequestCacheAccess
-from kvplan.schedulers.vllm.offloading.policies import OffloadKey
+from kvplan.schedulers.vllm.offloading.policies import OffloadKey, RequestCacheAccess
 
 
 @dataclass(slots=True)
@@ -49,10 +48,12 @@ class RequestOffloadState:
                 for end in range((len(keys) + 1) * size, num_tokens + 1, size):
                     keys.append(OffloadKey(hashes[end // hasher.hash_block_size - 1], group.group_id, end))
 
-    def clear_blocks(self) -> None:
-        """Forget the table: the request starts over."""
+    def clear_blocks(self, restart: bool = False) -> None:
+        """Forget the table: the request starts over; its stores too if asked."""
         for state in self.group_states:
             state.blocks.clear()
+            if restart:
+                state.next_stored_chunk_idx = 0
 
     def storable_chunks(self, i: int, num_offloadable_tokens: int) -> int:
         """Count leading chunks of group `i` that can be stored: computed, in blocks, named (vLLM: same name).

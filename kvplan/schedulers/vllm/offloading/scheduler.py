@@ -57,7 +57,13 @@ class OffloadingConnectorScheduler:
         self.hasher: BlockHasher = kv_cache_manager.hasher
         managers = kv_cache_manager.coordinator.managers
         self.config = SchedulerOffloadConfig.of(config, config.kv_offloading, managers)
-        self.manager = CPUOffloadingManager(config.kv_offloading)
+        self.manager = CPUOffloadingManager(config.kv_offloading, config.rules.tier_ranks_by_request)
+        self._restarts_stores = config.rules.lookups_restart_stores
+        self._sync_budget = config.kv_offloading.sync_load_budget_bytes
+        self._kv_bytes_per_token = config.kv_offloading.kv_bytes_per_token
+        self._sync_bytes = 0
+        self._sync_loads: set[str] = set()
+        """Requests that load inside this step."""
         self.num_unordered_ends = 0
         """Steps before which several requests had ended: vLLM takes them in the order of a set of strings."""
         self._lookup = ChunkLookup(self.config, self.manager.lookup)
@@ -130,22 +136,40 @@ class OffloadingConnectorScheduler:
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> int | None:
         """Return the tokens that can be loaded after the GPU's hit; None = ask again (vLLM: same name)."""
         state = self._req_status[request.request_id]
-        state.clear_blocks()
+        state.clear_blocks(self._restarts_stores)
         if state.transfer_jobs:
             num_tokens = None
         else:
             state.update_offload_keys(self.hasher)
             state.num_locally_computed_tokens = num_computed_tokens
             num_tokens = self._lookup(state, self._chunks_being_loaded)
+        if self._sync_budget:
+            self._reserve_sync_load(state, num_computed_tokens, num_tokens or 0)
         self._decisions.lookups.append((request.request_id, num_computed_tokens, num_tokens))
         return num_tokens
+
+    def _reserve_sync_load(
+        self, state: RequestOffloadState, num_computed_tokens: int, num_hit_tokens: int
+    ) -> None:
+        """Let a hit load inside the step if the step's budget has room, and a token is left to compute (vLLM: same)."""
+        request_id = state.req.request_id
+        self._sync_loads.discard(request_id)
+        num_bytes = num_hit_tokens * self._kv_bytes_per_token
+        leaves = num_computed_tokens + num_hit_tokens < state.req.num_tokens
+        if num_hit_tokens and leaves and self._sync_bytes + num_bytes <= self._sync_budget:
+            self._sync_bytes += num_bytes
+            self._sync_loads.add(request_id)
+
+    def loads_in_step(self, request: Request) -> bool:
+        """Whether the load just looked up happens inside the step, so that the request runs in it."""
+        return request.request_id in self._sync_loads
 
     def update_state_after_alloc(self, request: Request, num_external_tokens: int) -> None:
         """Begin the load of a request that has its blocks (vLLM: same name)."""
         if not num_external_tokens:
             return
         state = self._req_status[request.request_id]
-        computed = state.num_locally_computed_tokens
+        computed, is_sync = state.num_locally_computed_tokens, request.request_id in self._sync_loads
         end = computed + num_external_tokens
         keys: list[OffloadKey] = []
         num_blocks = 0
@@ -157,7 +181,7 @@ class OffloadingConnectorScheduler:
                 (
                     i
                     for i in range(cdiv(computed, group.tokens_per_block), last)
-                    if not table[i].is_null and table[i].block_hash is None
+                    if not table[i].is_null and (is_sync or table[i].block_hash is None)
                 ),
                 last,
             )
@@ -168,9 +192,9 @@ class OffloadingConnectorScheduler:
             group_state.next_stored_chunk_idx = num_chunks
         self.manager.prepare_load(keys, state.access)
         job = self._new_job(state, tuple(keys), is_store=False, num_blocks=num_blocks)
-        self._load_jobs.append(job)
+        self._load_jobs.append(job._replace(is_sync=is_sync))
         self._decisions.external[request.request_id] = num_external_tokens
-        if self._tracks_loads:
+        if self._tracks_loads and not is_sync:
             self._chunks_being_loaded.update(keys)
 
     def _new_job(
@@ -214,6 +238,7 @@ class OffloadingConnectorScheduler:
                 if not state.transfer_jobs:
                     del self._req_status[request_id]
         self._load_jobs, self._jobs_to_flush, self._allocated = [], set(), set()
+        self._sync_bytes, self._sync_loads = 0, set()
         self._decisions = OffloadingDecisions()
         return meta
 
@@ -249,7 +274,7 @@ class OffloadingConnectorScheduler:
         for request_id in output.preempted:
             state = self._req_status.get(request_id)
             if state is not None:
-                self._jobs_to_flush |= state.transfer_jobs
+                self._jobs_to_flush |= state.transfer_jobs - {job.job_id for job in self._load_jobs}
         pending = self._block_to_pending_jobs
         if pending:
             for block in self._allocated:

@@ -72,8 +72,24 @@ def chunks_to_offer(config: SchedulerOffloadConfig, state: RequestOffloadState, 
                 for i in range(first, end)
             ]
             mask = [m and not d for m, d in zip(mask or [True] * len(done), done, strict=True)]
+        if config.stores_whole_chunks:
+            blocks = config.reachable_blocks(group, first, end, boundaries, final)
+            whole = _are_whole(config, group_state, first, end, blocks)
+            mask = whole if mask is None else [m and w for m, w in zip(mask, whole, strict=True)]
         store.keys.extend(_stored_keys(config, group_state, first, end, mask))
     return store
+
+
+def _are_whole(
+    config: SchedulerOffloadConfig, state: RequestGroupState, first: int, end: int, mask: list[bool] | None
+) -> list[bool]:
+    """Say of each chunk whether all its blocks that a hit needs are still there."""
+    per_chunk = config.blocks_per_chunk
+    start = first * per_chunk
+    gone = [
+        state.blocks[i] is None and (mask is None or mask[i - start]) for i in range(start, end * per_chunk)
+    ]
+    return [not any(gone[i : i + per_chunk]) for i in range(0, len(gone), per_chunk)]
 
 
 def _stored_keys(

@@ -50,8 +50,12 @@ class OffloadingConnectorWorker:
     def post_forward(self, meta: OffloadingConnectorMetadata) -> KVConnectorOutput:
         """After it is launched: submit this step's loads, and poll."""
         for job in meta.load_jobs:
-            self._load_jobs[job.job_id] = job.request_id
+            if not job.is_sync:
+                self._load_jobs[job.job_id] = job.request_id
             self.copies.submit(job)
+        sync = {job.job_id for job in meta.load_jobs if job.is_sync}
+        if sync:
+            self.copies.wait(sync)
         completed = self.copies.get_finished()
         loaded = [self._load_jobs.pop(job_id) for job_id in completed if job_id in self._load_jobs]
         return KVConnectorOutput(completed, loaded)
