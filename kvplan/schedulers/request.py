@@ -141,7 +141,8 @@ class BlockHasher:
     def __init__(self, hash_block_size: int, num_lookahead_tokens: int = 0) -> None:
         self.hash_block_size = hash_block_size
         self.num_lookahead_tokens = num_lookahead_tokens
-        self._names: dict[tuple[BlockHash, Content], BlockHash] = {}
+        self._names: dict[tuple[BlockHash, Content] | tuple[BlockHash, str, int], BlockHash] = {}
+        """Parent and content; of a block within one run of tokens, the run's name and where in it the block starts."""
         self._chains: dict[str, list[BlockHash]] = {}
 
     def num_hashed_tokens(self, request: Request) -> int:
@@ -152,11 +153,25 @@ class BlockHasher:
     def block_hashes(self, request: Request, num_tokens: int) -> list[BlockHash]:
         """Return the request's block names, of at least all full blocks within its first `num_tokens`."""
         chain = self._chains.setdefault(request.request_id, [])
-        size = self.hash_block_size
-        for start in range(len(chain) * size, num_tokens - size + 1, size):
+        size, names = self.hash_block_size, self._names
+        start = len(chain) * size
+        while start + size <= num_tokens:
             parent = chain[-1] if chain else 0
+            num_blocks = (num_tokens - start) // size
+            if start < request.num_prompt_tokens:
+                name, index, left = request.prompt_token(start)
+                whole = min(num_blocks, (left - self.num_lookahead_tokens) // size)
+                for offset in range(index, index + whole * size, size):
+                    parent = names.setdefault((parent, name, offset), len(names) + 1)
+                    chain.append(parent)
+                if whole > 0:
+                    start += whole * size
+                    continue
             content = request.content(start, start + size + self.num_lookahead_tokens)
-            chain.append(self._names.setdefault((parent, content), len(self._names) + 1))
+            [run, *others] = content
+            key = (parent, content) if others else (parent, run.name, run.start)
+            chain.append(names.setdefault(key, len(names) + 1))
+            start += size
         return chain
 
     def forget(self, request_id: str) -> None:

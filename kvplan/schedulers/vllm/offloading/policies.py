@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
@@ -19,6 +20,8 @@ class OffloadKey(NamedTuple):
     """Where the chunk ends in its sequence (vLLM `get_offload_key_position`)."""
 
 
+new_key: Callable[[tuple[int, int, int]], OffloadKey] = partial(tuple.__new__, OffloadKey)
+"""Takes the fields as one tuple: a third of a call of the class, and there is one for each chunk of each prompt."""
 NOT_READY = -1
 
 

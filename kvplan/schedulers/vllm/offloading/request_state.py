@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from kvplan.schedulers.request import BlockHasher, Request
 from kvplan.schedulers.vllm.block_pool import KVCacheBlock
 from kvplan.schedulers.vllm.offloading.groups import SchedulerOffloadConfig
-from kvplan.schedulers.vllm.offloading.policies import OffloadKey, RequestCacheAccess
+from kvplan.schedulers.vllm.offloading.policies import OffloadKey, RequestCacheAccess, new_key
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class RequestOffloadState:
             if (len(keys) + 1) * size <= num_tokens:
                 hashes = hasher.block_hashes(self.req, num_tokens)
                 for end in range((len(keys) + 1) * size, num_tokens + 1, size):
-                    keys.append(OffloadKey(hashes[end // hasher.hash_block_size - 1], group.group_id, end))
+                    keys.append(new_key((hashes[end // hasher.hash_block_size - 1], group.group_id, end)))
 
     def clear_blocks(self, restart: bool = False) -> None:
         """Forget the table: the request starts over; its stores too if asked."""
