@@ -37,6 +37,10 @@ def _answer(asked: Asked) -> None:
     lengths = trace_lengths(plan)
     chart(charts.concurrency(plan, lengths, curve_of(asked, lengths)), "concurrency")
     st.caption("Band: the range that measured overheads leave open. Samples of one request share its prompt.")
+    if tier := plan.offload:
+        st.subheader("KV beyond the GPU")
+        for line in tier.lines(plan.trace_tokens, plan.cache_tokens.value):
+            st.markdown(marked(line))
     _ways_out(options)
     if plan.is_far(options):
         st.caption(FAR)

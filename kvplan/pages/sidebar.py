@@ -123,6 +123,9 @@ def _sizes() -> dict[str, Any]:
             "gpu_memory_utilization (0: the engine's)", 0.0, 1.0, 0.0, 0.01, key="gpu_memory_utilization", **BIND
         ),
         "block_size": st.number_input("block_size (0: the engine's)", 0, 1 << 12, 0, key="block_size", **BIND),
+        "kv_offloading_size": st.number_input(
+            "kv_offloading_size, GiB of host memory (0: none)", 0, 1 << 16, 0, key="kv_offloading_size", **BIND
+        ),
     }  # fmt: skip
     return {name: value or None for name, value in limits.items()} | {
         "pipeline_parallel_size": st.select_slider("Pipeline parallel", (1, 2, 4, 8), key="pp", **BIND),

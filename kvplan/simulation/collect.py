@@ -8,8 +8,8 @@ from kvplan.simulation.deploy import Setup
 from kvplan.simulation.diagnosis import advise, limited_by
 from kvplan.simulation.energy import energy
 from kvplan.simulation.metrics import Sample
-from kvplan.simulation.pricing import Price, find_grid, find_price
 from kvplan.simulation.offload_figures import offload_figures
+from kvplan.simulation.pricing import Price, find_grid, find_price
 from kvplan.simulation.replica_stats import Totals
 from kvplan.simulation.result import EXTRAPOLATES, Pool, Result, total
 from kvplan.simulation.run import Run

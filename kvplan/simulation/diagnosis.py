@@ -103,4 +103,23 @@ def _max_num_seqs(result: Result) -> str:
     return flag_text(result.scenario.engine_name, max_num_seqs=1).split()[0]
 
 
-RULES = (_preempted, _cut_thinking, _idle_pool, _long_queues, _busy_api_server)
+def _idle_tier(result: Result) -> list[str]:
+    """A tier beyond the GPU that nobody read, or that forgets what comes back."""
+    tier = result.offload
+    if tier is None:
+        return []
+    size = result.scenario.engine.kv_offloading_size
+    if not tier["lookup_hits"]:
+        return [
+            f"nothing was ever loaded from kv_offloading_size {size:g}: prompts that return still lie on the GPU, or"
+            " none return; it buys nothing at this load"
+        ]
+    if tier["evicted_chunks"] > tier["stored_chunks"] / 2 and (tier["loaded_share"] or 0) < 0.5:
+        return [
+            f"most of what kv_offloading_size {size:g} stores leaves before it is asked for: a larger one, or a"
+            " store_threshold of 2, would keep what returns"
+        ]
+    return []
+
+
+RULES = (_preempted, _idle_tier, _cut_thinking, _idle_pool, _long_queues, _busy_api_server)

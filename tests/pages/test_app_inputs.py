@@ -21,7 +21,8 @@ NOT_IN_THE_LINK = {"config_text", "log"}
 """Texts too long for an address."""
 LINK: dict[str, object] = {
     "model": "Qwen/QwQ-32B", "gpu": "h200", "engine": "sglang", "tp": 2, "kv_cache_dtype": "fp8", "max_model_len": 9000,
-    "max_num_seqs": 77, "max_num_batched_tokens": 4096, "gpu_memory_utilization": 0.8, "block_size": 32, "pp": 2,
+    "max_num_seqs": 77, "max_num_batched_tokens": 4096, "gpu_memory_utilization": 0.8, "block_size": 32,
+    "kv_offloading_size": 64, "pp": 2,
     "dp": 4, "dcp": 2, "quantization": "fp8", "enable_prefix_caching": False, "enable_expert_parallel": True,
     "input_len": 100, "thinking_len": 3000, "answer_len": 300, "spread": 0.3, "num_samples": 3, "num_requests": 2,
     "log_is_mine": True, "source": "From the sidebar", "num_prompts": 9, "request_rate": 1.5, "slo_ttft": 900.0,
@@ -40,6 +41,7 @@ LINK: dict[str, object] = {
         {"max_model_len": 1},
         {"max_num_seqs": 1 << 20, "max_num_batched_tokens": 1},
         {"gpu_memory_utilization": 0.01},
+        {"model": "Qwen/Qwen3-8B", "kv_offloading_size": 100},
         {"gpu": "rtx-4090", "model": "deepseek-ai/DeepSeek-R1"},
         {"pp": 8, "dp": 16, "enable_expert_parallel": "true", "model": "Qwen/Qwen3-30B-A3B"},
         {"num_samples": 100_000, "num_requests": 100_000, "spread": 1.5},

@@ -195,3 +195,11 @@ def test_leaps_between_copies_change_nothing(changes: dict[str, Any], is_async: 
     stores_answers = changes.get("kv_offloading", {}).get("offload_prompt_only") is False
     assert (leaping.totals.leapt_steps == 0) == stores_answers
     assert walking.totals.leaps == 0
+
+
+def test_advice_says_when_it_buys_nothing() -> None:
+    """Prompts that never return are stored and never read."""
+    alone = {"turns": {"kind": "constant", "value": 1}}
+    result = run(workload={"session": alone, "num_requests": 6})
+    assert any("it buys nothing at this load" in text for text in result.advice)
+    assert not any("buys nothing" in text for text in run().advice)
