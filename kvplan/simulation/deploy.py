@@ -44,7 +44,7 @@ def anywhere(shape: StepShape) -> tuple[str, ...]:
     return ()
 
 
-class Tier(NamedTuple):
+class HostTier(NamedTuple):
     """A tier of KV in host memory: over what and how much of a block."""
 
     link: HostLink
@@ -84,7 +84,7 @@ class Setup:
     """Where the figures come from."""
     sglang: SGLangFlags | None = None
     """SGLang's flags, if its scheduler runs instead of vLLM's."""
-    tier: Tier | None = None
+    tier: HostTier | None = None
     """What lies beyond the GPU; None = nothing."""
 
     @property
@@ -184,7 +184,7 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     )
 
 
-def _tier(deployment: Deployment, gpu: GpuSpec, args: ResolvedArgs, layout: Layout) -> Tier | None:
+def _tier(deployment: Deployment, gpu: GpuSpec, args: ResolvedArgs, layout: Layout) -> HostTier | None:
     """What a deployment has beyond the GPU; raises KvplanError for keys of a tier that is not there."""
     told = deployment.kv_offloading
     if args.kv_offloading_size is None:
@@ -193,7 +193,7 @@ def _tier(deployment: Deployment, gpu: GpuSpec, args: ResolvedArgs, layout: Layo
                 "kv_offloading: says how a tier is kept; engine.kv_offloading_size gives it its GiB"
             )
         return None
-    return Tier(find_host_link(gpu, told.link, told.gb_s), layout.bytes_per_block, args.kv_offloading_size)
+    return HostTier(find_host_link(gpu, told.link, told.gb_s), layout.bytes_per_block, args.kv_offloading_size)
 
 
 def _offloading_config(
