@@ -193,7 +193,9 @@ def _tier(deployment: Deployment, gpu: GpuSpec, args: ResolvedArgs, layout: Layo
                 "kv_offloading: says how a tier is kept; engine.kv_offloading_size gives it its GiB"
             )
         return None
-    return HostTier(find_host_link(gpu, told.link, told.gb_s), layout.bytes_per_block, args.kv_offloading_size)
+    return HostTier(
+        find_host_link(gpu, told.link, told.gb_s), layout.bytes_per_block, args.kv_offloading_size
+    )
 
 
 def _offloading_config(
