@@ -53,6 +53,8 @@ class OffloadTotals:
     def note(self, meta: OffloadingConnectorMetadata) -> None:
         """Add one step's decisions."""
         decisions = meta.decisions
+        if not (decisions.lookups or decisions.offers or meta.load_jobs or meta.jobs_to_flush):
+            return
         for _, _, found in decisions.lookups:
             self.retries += found is None
             self.lookups += found is not None

@@ -552,6 +552,7 @@ SPOKEN: dict[str, Any] = {
     "scheduling_policy": "priority",
     "scheduler_reserve_full_isl": False,
     "watermark": 0.25,
+    "kv_offloading_backend": "lmcache",
     "disable_hybrid_kv_cache_manager": True,
     "mamba_cache_dtype": "float32",
     "mamba_ssm_cache_dtype": "float16",

@@ -34,6 +34,8 @@ class RequestOffloadState:
     transfer_jobs: set[int] = field(default_factory=set)
     """Its jobs under way: one load, or stores."""
     finished_signaled: bool = False
+    has_nothing_to_store: bool = False
+    """Whether it has offered all that may ever be stored; known once somebody asked."""
 
     def __post_init__(self) -> None:
         self.group_states = [RequestGroupState() for _ in self.config.groups]
@@ -50,6 +52,7 @@ class RequestOffloadState:
 
     def clear_blocks(self, restart: bool = False) -> None:
         """Forget the table: the request starts over; its stores too if asked."""
+        self.has_nothing_to_store = False
         for state in self.group_states:
             state.blocks.clear()
             if restart:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from kvplan.schedulers.request import NEVER, BlockHasher, Request
+from kvplan.schedulers.request import BlockHasher, Request
 from kvplan.schedulers.vllm.block_pool import KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.kv_cache_manager import KVCacheManager
@@ -102,13 +102,15 @@ class OffloadingConnectorScheduler:
     def has_nothing_to_store(self, request_id: str) -> bool:
         """Whether a request that decodes has offered all that may be stored, and grows by nothing that may."""
         state = self._req_status[request_id]
+        if state.has_nothing_to_store:
+            return True
         most = state.num_offloadable_tokens(state.req.num_prompt_tokens)
-        if state.num_offloadable_tokens(NEVER) > most and state.req.num_tokens >= most:
-            return False
-        return all(
+        capped = self.config.offload_prompt_only or most == state.req.max_offload_tokens
+        state.has_nothing_to_store = capped and all(
             group_state.next_stored_chunk_idx >= most // group.tokens_per_chunk
             for group, group_state in zip(self.config.groups, state.group_states, strict=True)
         )
+        return state.has_nothing_to_store
 
     def follow_tables(self, request_ids: Iterable[str]) -> None:
         """Take in the blocks that requests got in steps without copies: nobody else can have watched them."""
