@@ -49,6 +49,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "scheduler_reserve_full_isl": (DENSE, {}, False),
     "prefill_schedule_interval": (DENSE, {}, 4),
     "watermark": (DENSE, {}, 0.1),
+    "kv_offloading_size": (DENSE, {}, 16),
     "disable_hybrid_kv_cache_manager": (WINDOWED, {"max_model_len": 16384}, True),
     "mamba_cache_dtype": (HYBRID, {"tensor_parallel_size": 4}, "float32"),
     "mamba_ssm_cache_dtype": (HYBRID, {"tensor_parallel_size": 4}, "float32"),
@@ -66,6 +67,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
 }
 """Field -> (model, flags beside it, a value that changes the answer)."""
 WITHOUT_EFFECT = {
+    "kv_offloading_backend": "lmcache is an outside server's tier, refused by name beside a size; nothing without one",
     "mamba_cache_mode": "vLLM overrides it: align with prefix caching, none without",
     "generation_config": "nothing of memory; sampling with top-k takes time with vLLM 0.11, tests/profiles",
     "mamba_block_size": "beside attention the attention's block size wins; see the test on a model of states alone",
