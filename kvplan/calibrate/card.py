@@ -106,7 +106,7 @@ def write_folder(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise KvplanError(f"{folder} is not empty; name a new folder")
     package = Path(__file__).parents[1]
-    needed = ["__init__.py", "errors.py", "files.py", "calibrate/__init__.py"]
+    needed = ["__init__.py", "errors.py", "files.py", "pictures.py", "calibrate/__init__.py"]
     needed += [f"calibrate/{name}.py" for name in ("card", "session", "measurements")]
     needed += [path.relative_to(package).as_posix() for path in package.glob("calibrate/measure/*.py")]
     folder.parent.mkdir(parents=True, exist_ok=True)

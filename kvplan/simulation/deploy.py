@@ -24,7 +24,7 @@ from kvplan.profiles.host_links import HostLink, find_host_link
 from kvplan.profiles.power import Power, find_power
 from kvplan.profiles.step_times import default_link, make_step_times
 from kvplan.profiles.timing_profile import TimingProfile
-from kvplan.scenario.schema import Deployment, Interconnect, Scenario, SGLangFlags, StepTimeSpec
+from kvplan.scenario.schema import Deployment, Interconnect, KvOffloading, Scenario, SGLangFlags, StepTimeSpec
 from kvplan.schedulers.sglang.config import SGLangConfig
 from kvplan.schedulers.vllm.caveats import caveats, describe_rules
 from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup
@@ -188,7 +188,7 @@ def _tier(deployment: Deployment, gpu: GpuSpec, args: ResolvedArgs, layout: Layo
     """What a deployment has beyond the GPU; raises KvplanError for keys of a tier that is not there."""
     told = deployment.kv_offloading
     if args.kv_offloading_size is None:
-        if told.model_fields_set:
+        if told != KvOffloading():
             raise KvplanError(
                 "kv_offloading: says how a tier is kept; engine.kv_offloading_size gives it its GiB"
             )

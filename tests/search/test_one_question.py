@@ -68,8 +68,12 @@ def test_a_verdict_that_the_slow_end_would_turn_says_so(answer: ServingAnswer) -
         assert (" unless steps take " in told.verdict) != is_sure
 
 
-def test_too_few_cards_are_told_with_what_they_carry_and_what_it_takes() -> None:
-    asked = plan("Qwen/Qwen3-8B", ["1xl40s"], **SMALL | {"users": 2000, "pause": 1.0})
+def test_too_few_cards_are_told_with_what_they_carry_and_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kvplan.search.question.CARDS", ("l40s", "a100-80gb"))
+    few = SMALL | {"users": 900, "pause": 1.0, "thinking": 500, "prompt": 50, "answer": 20}
+    asked = plan("Qwen/Qwen3-8B", ["1xl40s"], **few)
     assert asked.exit_code == 1
     assert asked.best is not None
     assert asked.best.num_gpus > 1
@@ -80,7 +84,7 @@ def test_too_few_cards_are_told_with_what_they_carry_and_what_it_takes() -> None
         in asked.verdict
     )
     assert {o.cards.number for o in asked.others} == {1}
-    assert 0 < asked.owned[0].load < 2000
+    assert 0 < asked.owned[0].load < 900
 
 
 def test_a_target_that_no_card_meets_comes_first() -> None:
