@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
 from random import Random
 from typing import Any
 
 import pytest
 from leap_scenarios import compare, random_scenario
+from syntax_mutants import mutate
 
 from kvplan.conformance.vllm_records import StepRecord
 from kvplan.conformance.vllm_replay_leap import LeapReplay
@@ -18,43 +16,12 @@ from kvplan.content import Segment
 from kvplan.schedulers.leap import contents
 from kvplan.schedulers.leap import running as leap_running
 from kvplan.schedulers.leap import scheduler as leap
-from kvplan.schedulers.leap import waiting as leap_waiting
 from kvplan.schedulers.leap.contents import ContentTrie
 from kvplan.schedulers.leap.extents import ExtentPool
 from kvplan.schedulers.leap.state import BlockRun, Hit, Sequence, Trunk
 from kvplan.schedulers.request import Request
 
 Json = dict[str, Any]
-
-
-class Swap(ast.NodeTransformer):
-    """Puts one expression or statement in the place of another."""
-
-    def __init__(self, right: str, wrong: str) -> None:
-        self.right, self.wrong = (ast.parse(text).body[0] for text in (right, wrong))
-        if isinstance(self.right, ast.Expr):
-            assert isinstance(self.wrong, ast.Expr)
-            self.right, self.wrong = self.right.value, self.wrong.value
-        self.num_swapped = 0
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        """Swap a node that says the same."""
-        if ast.dump(node) == ast.dump(self.right):
-            self.num_swapped += 1
-            return self.wrong
-        return self.generic_visit(node)
-
-
-def mutate(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, right: str, wrong: str) -> None:
-    """Bend one rule in the syntax tree of a function."""
-    function = getattr(place, name)
-    swap = Swap(right, wrong)
-    tree = swap.visit(ast.parse(textwrap.dedent(inspect.getsource(function))))
-    assert swap.num_swapped == 1, f"{name} does not say {right!r} once"
-    flags = function.__code__.co_flags & annotations.compiler_flag
-    names: Json = {}
-    exec(compile(ast.fix_missing_locations(tree), __file__, "exec", flags), function.__globals__, names)
-    monkeypatch.setattr(place, name, names[name])
 
 
 # --- whole scenarios ----------------------------------------------------------------------------
@@ -136,7 +103,7 @@ SCENARIOS = {
     "a victim's budget goes to others": (
         REFUND, (leap_running, "make_room", "step.budget += already + queues.draft_slots * (already > 0)", "pass")),
     "no watermark when nothing runs": (
-        ALONE, (leap_waiting, "try_head", "queues.watermark_blocks if queues.running else 0",
+        ALONE, (leap, "try_head", "queues.watermark_blocks if queues.running else 0",
                 "queues.watermark_blocks")),
     "the last block of a sure end is hashed as it is read": (
         SURE_END, (leap.LeapScheduler, "_hold_last", "self._mark_until", "lambda *_: None")),
