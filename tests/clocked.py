@@ -47,7 +47,8 @@ class Told(NamedTuple):
 class Clocked:
     """One run. `leaps=False` is the step-by-step scheduler behind the same replica."""
 
-    def __init__(self, scenario: VLLMScenario, leaps: bool) -> None:
+    def __init__(self, scenario: VLLMScenario, leaps: bool, block_ticks: bool = False) -> None:
+        self.sums = (*SUMS, "used_block_ticks") if block_ticks else SUMS
         config = scenario.engine_config
         self.scenario = scenario
         accept = accept_drafts(scenario.accept_rate, (7,))
@@ -156,7 +157,7 @@ class Clocked:
         return Told(
             self.records, self.hit_tokens, engine.num_taken_blocks, evicted, engine.num_free_blocks,
             engine.num_cached_free_blocks, (meter.total, meter.sum_ticks),
-            {name: getattr(totals, name) for name in SUMS},
+            {name: getattr(totals, name) for name in self.sums},
         )  # fmt: skip
 
 
@@ -175,5 +176,5 @@ SUMS = (
     "steps", "decode_ticks", "prefill_ticks", "mixed_ticks", "batch_ticks", "peak_used_blocks", "decode_tokens",
     "prefill_tokens", "recomputed_tokens", "preemptions",
 )  # fmt: skip
-"""The replica's sums that leaping must not change. (KV used over time is not here: inside a leap it is the mean of
-the leap's two ends. Nor is why requests wait, which a leap tells for its whole length.)"""
+"""The replica's sums that leaping must not change. (KV used over time is not here: with full attention it is the mean
+of a leap's two ends. Nor is why requests wait, which a leap tells for its whole length.)"""

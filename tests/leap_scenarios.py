@@ -9,6 +9,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from kvplan.conformance.replay import MAX_STEPS
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
@@ -111,10 +112,10 @@ def _request(rng: Random, mix: Json, name: str, output: int, prompt: list[Json],
     return request
 
 
-def compare(scenario: VLLMScenario, leap: LeapReplay) -> str:
+def compare(scenario: VLLMScenario, leap: LeapReplay, max_steps: int = MAX_STEPS) -> str:
     """Run a scenario step by step and on the leap; say where they first differ, empty if nowhere."""
     walk = VLLMReplay(scenario, make_scheduler(scenario.engine_config))
-    theirs, ours = walk.run().steps, leap.run().steps
+    theirs, ours = walk.run(max_steps).steps, leap.run(max_steps).steps
     for a, b in zip(theirs, ours, strict=False):
         if a.sched_line() != b.sched_line():
             return f"step {a.step}: step by step {a.sched_line()!r}, leap {b.sched_line()!r}"

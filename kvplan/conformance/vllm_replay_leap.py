@@ -8,13 +8,13 @@ leaps.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
 
-from kvplan.conformance.replay import ReplayResult
+from kvplan.conformance.replay import MAX_STEPS, ReplayResult
 from kvplan.conformance.vllm_records import StepRecord
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
@@ -24,7 +24,7 @@ from kvplan.schedulers.leap.allowed import why_not
 from kvplan.schedulers.leap.draft_scheduler import DraftLeapScheduler
 from kvplan.schedulers.leap.make import make_leap_scheduler
 from kvplan.schedulers.leap.state import Sequence, Stage
-from kvplan.schedulers.protocol import Counts, Leap
+from kvplan.schedulers.protocol import ContentsMatter, Counts, Leap
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.output import SchedulerOutput
 
@@ -80,6 +80,13 @@ class LeapReplay(VLLMReplay):
         """Steps of the last leap that are not written down yet."""
         self._known_ends: deque[list[Request]] = deque()
         """Who ends at the coming reads of outputs, as far as a leap has told."""
+
+    def iter_steps(self, max_steps: int = MAX_STEPS) -> Iterator[StepRecord]:
+        """Yield the record of each step; raise KvplanError where cached contents turn out to matter."""
+        try:
+            yield from super().iter_steps(max_steps)
+        except ContentsMatter as why:
+            raise KvplanError(f"{self.scenario.name or 'the scenario'} cannot leap: {why}") from why
 
     def find_stuck(self) -> Stuck | None:
         """Say what a run that is stuck waits for."""

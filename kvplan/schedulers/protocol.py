@@ -105,6 +105,17 @@ class DecodePath(Protocol):
         """Both after so many reads behind the prefill's own."""
 
 
+class FreeBlocks(NamedTuple):
+    """Free blocks after each step i (from 0) of a leap."""
+
+    first: int
+    least: int
+    total: int
+    """Their sum."""
+    weighted: int
+    """The sum of i times them."""
+
+
 class LeapOutputs(NamedTuple):
     """What became known in a leap: at its first read, of the step that was in flight (asynchronous only; an end then
     makes it a leap of one step), and at its last."""
@@ -120,6 +131,13 @@ new_step = partial(tuple.__new__, Step)
 new_outputs: Callable[[tuple[list[Request], list[Request]]], Outputs] = partial(tuple.__new__, Outputs)
 new_leap: Callable[[tuple[int, int, int, bool, DraftedSteps | None]], Leap] = partial(tuple.__new__, Leap)
 new_leap_outputs: Callable[[tuple[Outputs, Outputs]], LeapOutputs] = partial(tuple.__new__, LeapOutputs)
+
+
+class ContentsMatter(Exception):
+    """Somebody asks for content that may be cached where contents are not written down: the run must be walked.
+
+    Raised by `add_request`, `schedule` and `plan_leap` of a scheduler that leaps; it cannot go on then.
+    """
 
 
 class SchedulerInterface(Protocol):
@@ -148,6 +166,9 @@ class SchedulerInterface(Protocol):
 
     def free_blocks_in(self, num_steps: int) -> int:
         """Return the free blocks that so many steps of the leap just planned leave."""
+
+    def free_blocks_over(self, num_steps: int) -> FreeBlocks | None:
+        """Return the free blocks after each of so many steps of the leap just planned; None where they only fall."""
 
     def decode_path(self, request: Request) -> DecodePath | None:
         """Return how a decoding request fares with drafts; None if it has ended, or its own counters tell it."""

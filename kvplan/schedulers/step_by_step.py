@@ -14,6 +14,7 @@ from kvplan.schedulers.protocol import (
     AcceptDrafts,
     Chunk,
     DecodePath,
+    FreeBlocks,
     Leap,
     LeapOutputs,
     Outputs,
@@ -228,6 +229,10 @@ class StepByStep:
         """Return the free blocks that so many steps of the leap just planned leave."""
         assert self._quiet is not None
         return self._quiet.free_blocks_in(num_steps)
+
+    def free_blocks_over(self, num_steps: int) -> FreeBlocks | None:
+        """Blocks are told at a leap's two ends."""
+        return None
 
     def head(self) -> Request:
         """The request that waits first."""

@@ -10,7 +10,7 @@ from math import inf
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Deployment
 from kvplan.schedulers.leap.allowed import why_not
-from kvplan.schedulers.leap.make import make_leap_scheduler
+from kvplan.schedulers.leap.make import counts_contents, make_leap_scheduler
 from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.sglang.stepper import SGLangEngine
 from kvplan.schedulers.step_by_step import StepByStep
@@ -82,6 +82,8 @@ class FleetBuilder:
     """Puts one engine, or the ranks of a lockstep group, on the clock."""
     deadline: float = inf
     """`time.monotonic()` at which the run's time is over: building thousands of pools takes part of it."""
+    contents: str = ""
+    """Why what blocks hold matters in this run; engines that do not write it down go step by step then."""
     num_replicas: int = 0
     num_stepped_blocks: int = 0
     """Blocks of replicas that go step by step: each is an object."""
@@ -141,7 +143,8 @@ class FleetBuilder:
             return "asked for" if self.step_by_step else ""
         if setup.lockstep_ranks > 1 and setup.config.num_speculative_tokens:
             return "speculation: no line holds the steps of ranks in lockstep that draft"
-        return why_not(setup.config)
+        reason = why_not(setup.config)
+        return reason or (self.contents if counts_contents(setup.config) else "")
 
     def _check_time(self) -> None:
         """Where a few replicas are set up, the run itself looks at the clock, and has something to show."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvplan.schedulers.protocol import NOTHING, Leap
+from kvplan.schedulers.protocol import NOTHING, FreeBlocks, Leap
 from kvplan.simulation.in_flight import NEVER_COMES, DraftedLeapInFlight, LeapInFlight, StepInFlight
 from kvplan.simulation.metrics import Sample
 from kvplan.simulation.records import UNSET
@@ -325,12 +325,20 @@ class Replica(ReplicaStats):
         engine, totals = self.engine, self.totals
         used = self.num_blocks - engine.num_free_blocks
         taken = engine.num_taken_blocks
+        free = engine.free_blocks_over(steps)
         early, late = engine.commit_leap(steps)
-        peak = used + engine.num_taken_blocks - taken
+        peak = self.num_blocks - free.least if free else used + engine.num_taken_blocks - taken
         if peak > totals.peak_used_blocks:
             totals.peak_used_blocks = peak
         totals.leaps += 1
         totals.leapt_steps += steps
+        is_exact = free is not None and type(leap) is LeapInFlight  # a lockstep group's steps are no series
+        if free is not None:
+            if is_exact:
+                self._account_blocks(leap, free, now)
+            else:
+                peak = self.num_blocks - engine.num_free_blocks
+            used, peak = (0, 0) if is_exact else (used, peak)
         if not leap.ahead:
             self._account_series(leap, steps, leap.start, now, (used + peak) // 2)
             if late is not NOTHING:
@@ -338,7 +346,7 @@ class Replica(ReplicaStats):
             return
         start = leap.ends_at(1)
         self.stretch(start - leap.start)
-        self._account(self.in_flight.popleft(), start)
+        self._account(self.in_flight.popleft(), start, 0 if is_exact else None)
         if early is not NOTHING:
             self._read(early, start)
         self.in_flight.append(StepInFlight(leap.ticks + (steps - 1) * leap.slope, leap.num_decodes))
@@ -346,6 +354,15 @@ class Replica(ReplicaStats):
             self._account_series(leap, steps - 1, start, now, (used + peak) // 2)
         if late is not NOTHING:
             self._read(late, now)
+
+    def _account_blocks(self, leap: LeapInFlight, free: FreeBlocks, now: int) -> None:
+        """Sum up the blocks used over a leap's time, step by step: of one in flight, as the next one was scheduled."""
+        total, weighted, duration = free.total, free.weighted, now - leap.start
+        if leap.ahead:
+            total -= free.first
+            weighted -= total
+        free_ticks = leap.ticks * total + leap.slope * weighted + leap.first * free.first * leap.ahead
+        self.totals.used_block_ticks += duration * self.num_blocks - free_ticks
 
     def _let_go(self, now: int) -> None:
         """Take out requests whose clients have gone."""

@@ -151,7 +151,7 @@ class ReplicaStats:
         )
 
     def _account(self, step: StepInFlight, now: int, used: int | None = None) -> None:
-        """Add one read step that ended now; `used` blocks were, or still are."""
+        """Add one read step that ended now, in which `used` blocks were held; None = as many as are now."""
         if used is None:
             used = self.num_blocks - self.engine.num_free_blocks
         totals, ticks, decodes = self.totals, step.ticks, step.num_decodes

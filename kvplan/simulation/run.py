@@ -70,6 +70,7 @@ class Run:
         step_by_step: bool = False,
         observer: Observer = NO_OBSERVER,
         started: float | None = None,
+        contents: str = "",
     ) -> None:
         self.scenario, self.source, self.observer = scenario, source, observer
         self.env: Any = simpy.Environment(0)
@@ -91,7 +92,7 @@ class Run:
         """What steps by itself: replicas, and groups of ranks in lockstep."""
         builder = FleetBuilder(
             seed=scenario.workload.seed, step_by_step=step_by_step, meter=self.meter, ended=self.ended,
-            start=self._start, deadline=self.started + scenario.limits.wall_clock_s,
+            start=self._start, deadline=self.started + scenario.limits.wall_clock_s, contents=contents,
         )  # fmt: skip
         self.modes = builder.modes
         self.fleets = {

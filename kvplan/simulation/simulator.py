@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from kvplan.limits import Limit
 from kvplan.scenario.schema import Scenario, as_scenario
+from kvplan.schedulers.protocol import ContentsMatter
 from kvplan.simulation.branch_requests import BranchRequests, Solved
 from kvplan.simulation.collect import collect
 from kvplan.simulation.deploy import Setup, set_ups
@@ -26,6 +27,8 @@ from kvplan.simulation.scoring import Effort
 from kvplan.simulation.solve_setup import check_setups, only_models_of, set_up_all, verifier_step_time
 from kvplan.workload.load import draw_load
 from kvplan.workload.problems import StrategySpec
+
+R = TypeVar("R")
 
 IDLE_SHARE = 0.2
 """An engine that is idle for longer than this waits for arrivals."""
@@ -59,25 +62,38 @@ def simulate(
             stop_when_missed=stop_when_missed,
         ).result  # fmt: skip
     find_grid(scenario)  # what is wrong with a price file is said before the run
-    setups = setups or set_ups(scenario)
+    engines = setups or set_ups(scenario)
     load = draw_load(scenario.workload, scenario.folder)
-    source = LoadRequests(load, scenario.workload.seed, progress)
     slos = {name: cls.slo or scenario.slo for name, cls in scenario.workload.by_name.items()}
-    if stop_when_missed:
-        counts = np.bincount(load.class_id, minlength=len(slos))
-        source.misses = Misses(list(slos.values()), counts.tolist())
-    run = Run(scenario, setups, source, step_by_step, observer, started)
-    if not keep_records:
-        run.records.keep(SUMMARY_FIELDS)
-    if not keep_samples:
-        run.timeline.next_at = NEVER_COMES
-    run.go()
+    counts = np.bincount(load.class_id, minlength=len(slos)).tolist()
+
+    def go(contents: str) -> Run:
+        source = LoadRequests(load, scenario.workload.seed, progress)
+        if stop_when_missed:
+            source.misses = Misses(list(slos.values()), counts)
+        run = Run(scenario, engines, source, step_by_step, observer, started, contents)
+        if not keep_records:
+            run.records.keep(SUMMARY_FIELDS)
+        if not keep_samples:
+            run.timeline.next_at = NEVER_COMES
+        run.go()
+        return run
+
+    run = _once_more_if_contents_matter(go)
     for note in load.notes:
         run.note(note)
     is_open_loop = load.arrivals.kind not in ("closed_loop", "all_at_once")
     result = collect(run, slos, len(load), is_open_loop)
     result.num_bad_rows = load.num_bad_rows
     return result
+
+
+def _once_more_if_contents_matter(go: Callable[[str], R]) -> R:
+    """Run; where that finds out that cached contents matter, run again with the engines concerned step by step."""
+    try:
+        return go("")
+    except ContentsMatter as why:
+        return go(str(why))
 
 
 class SolveResult(NamedTuple):
@@ -118,11 +134,18 @@ def solve(
     find_grid(scenario)
     setups = setups or set_up_all(scenario)
     check_setups(setups, scenario)
-    source = BranchRequests(scenario, chosen, verifier_step_time(scenario), progress, observer)
-    source.stops_when_missed = stop_when_missed
-    run = Run(scenario, setups, source, step_by_step, observer, started)
-    run.go()
-    return solution(run, source)
+    engines, step_time = setups, verifier_step_time(scenario)
+
+    def go(contents: str) -> SolveResult:
+        source = BranchRequests(scenario, chosen, step_time, progress, observer)
+        source.stops_when_missed = stop_when_missed
+        run = Run(scenario, engines, source, step_by_step, observer, started, contents)
+        run.go()
+        return solution(run, source)
+
+    if observer is not NO_OBSERVER:  # it is told of every branch once
+        return go("branches share prompts in groups that forget")
+    return _once_more_if_contents_matter(go)
 
 
 def solution(run: Run, source: BranchRequests) -> SolveResult:

@@ -52,7 +52,7 @@ CAN_LEAP = {name for name, data in scenarios().items() if not why_not(VLLMScenar
 
 
 def test_what_cannot_leap_says_why() -> None:
-    """Full attention leaps, preemption, stop tokens, aborts and drafts included; all else is refused by name."""
+    """A few ways to cache prefixes, and drafts beside windows and states, are refused by name, before anything runs."""
     refused = sorted(set(scenarios()) - CAN_LEAP)
     print("step by step only:", *refused)
     assert {name.split("_")[0] for name in refused} == {"abort", "chk", "mam", "mix", "spec", "swa"}

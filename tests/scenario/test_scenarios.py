@@ -99,10 +99,8 @@ def test_an_agent_hits_its_own_conversation() -> None:
     assert 0.5 < share < 1
 
 
-def test_windows_and_states_go_step_by_step() -> None:
-    for name in ("sliding_window", "hybrid"):
-        assert result(name, "workload.num_requests=24").modes[""].startswith("step by step")
-    for name in ("chat", "moe_lockstep"):
+def test_windows_and_states_leap() -> None:
+    for name in ("sliding_window", "hybrid", "chat", "moe_lockstep"):
         assert result(name, "workload.num_requests=24").modes[""] == "leap"
 
 

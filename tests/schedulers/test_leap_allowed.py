@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kvplan.scenario.schema import parse_scenario
-from kvplan.schedulers.leap.allowed import ALLOWED, WHY_NOT, why_not
+from kvplan.schedulers.leap.allowed import ALLOWED, WHY_NOT, has_one_full_group, why_not
 from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.simulator import simulate
@@ -15,7 +15,7 @@ from kvplan.simulation.simulator import simulate
 PLAIN = EngineConfig(num_gpu_blocks=100, max_model_len=200)
 
 REFUSED: dict[str, Any] = {
-    "kv_cache_groups": ({"kind": "sliding_window", "window": 64},),
+    "kv_cache_groups": ({"kind": "chunked_local", "chunk": 64},),
     "num_speculative_tokens": 3,  # beside a cap of two tokens
     "admission": "reserve_max",
     "batch_wait": {"timeout_iters": 3, "max_tokens_ratio": 0.5},
@@ -52,12 +52,14 @@ def test_a_value_that_is_not_listed_is_refused(field: str) -> None:
 
 
 @pytest.mark.parametrize("group", [{"block_size": 32}, {"eagle": True}, {"repeat": 2}])
-def test_a_full_group_of_its_own_kind_is_refused(group: dict[str, Any]) -> None:
-    """Blocks of another size, hits cut short for a drafter, two tables: the closed forms know none of them."""
-    assert why_not(EngineConfig(num_gpu_blocks=100, max_model_len=200, kv_cache_groups=(group,)))
-    assert not why_not(
-        EngineConfig(num_gpu_blocks=100, max_model_len=200, kv_cache_groups=({"block_size": 16},))
-    )
+def test_a_full_group_of_its_own_kind_is_another_leap(group: dict[str, Any]) -> None:
+    """Blocks of another size and two tables are counted, not written down; hits cut short for a drafter are neither."""
+    config = EngineConfig(num_gpu_blocks=100, max_model_len=200, kv_cache_groups=(group,))
+    assert bool(why_not(config)) == ("eagle" in group)
+    assert not has_one_full_group(config)
+    plain = EngineConfig(num_gpu_blocks=100, max_model_len=200, kv_cache_groups=({"block_size": 16},))
+    assert has_one_full_group(plain)
+    assert not why_not(plain)
 
 
 def test_new_values_and_new_fields_go_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,49 @@ from typing import Any
 from kvplan.schedulers.vllm.config import EngineConfig
 
 
-def _one_full_group(config: EngineConfig) -> bool:
+def has_one_full_group(config: EngineConfig) -> bool:
     """Whether there is one table of the engine's own blocks, no hit of it cut short for a drafter that is not there."""
     first, *others = config.groups
     own_blocks = first.kind == "full" and first.block_size == config.block_size
     return not others and own_blocks and (config.use_eagle or not first.eagle)
+
+
+def _groups_in_closed_form(config: EngineConfig) -> bool:
+    """Whether what the groups take, give back and name is in closed form (`groups`)."""
+    return has_one_full_group(config) or not why_no_groups(config)
+
+
+def why_no_groups(config: EngineConfig) -> str:
+    """Say which of the groups are not in closed form; empty where all are."""
+    groups = config.groups
+    states = {
+        (g.block_size, g.checkpoint_blocks, g.checkpoint_alignment) for g in groups if g.kind == "mamba"
+    }
+    if len(states) > 1:
+        return "states of several kinds"
+    if any(
+        g.kind == "mamba" and g.mode == "none" and (g.block_size or 0) < config.max_model_len for g in groups
+    ):
+        return "states in mode none of several blocks"
+    if config.num_speculative_tokens:
+        return "drafts beside them"
+    if config.admission == "reserve_max":
+        return "admission by what requests may ever hold"
+    return _why_no_names(config) if config.enable_prefix_caching else ""
+
+
+def _why_no_names(config: EngineConfig) -> str:
+    """Say which blocks' names are not in closed form."""
+    groups, kinds = config.groups, {g.kind for g in config.groups}
+    if any(g.eagle for g in groups):
+        return "hits cut short for a drafter"
+    if not kinds & {"full", "sliding_window"}:
+        return "chunks or states alone hit what was never computed"
+    if config.prefix_cache_retention_interval != 0 and kinds - {"full", "chunked_local"}:
+        return "prefix_cache_retention_interval"
+    if kinds & {"mamba", "chunked_local"} and len({*config.group_block_sizes, config.hash_block_size}) > 1:
+        return "prefix caching of states or chunks with blocks of several sizes"
+    return "" if config.rules.unhashed_blocks_go_first else "blocks freed in line"
 
 
 def _admits_what_fits(config: EngineConfig) -> bool:
@@ -45,7 +83,7 @@ def _rules_in_closed_form(config: EngineConfig) -> bool:
 
 ANY = None
 ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
-    "kv_cache_groups": _one_full_group,
+    "kv_cache_groups": _groups_in_closed_form,
     "num_speculative_tokens": _drafts_in_closed_form,
     "disable_lookahead_block_hashes": ANY,
     "admission": _admits_what_fits,
@@ -73,8 +111,7 @@ ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
 
 WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
     "kv_cache_groups": lambda config: (
-        f"KV cache groups {sorted({group.kind for group in config.groups})}: freed blocks and sparse hits are not in"
-        " closed form"
+        f"KV cache groups {sorted({group.kind for group in config.groups})}: {why_no_groups(config)} not in closed form"
     ),
     "num_speculative_tokens": lambda config: (
         f"long_prefill_token_threshold {config.long_prefill_token_threshold} cuts the drafts of every decode"

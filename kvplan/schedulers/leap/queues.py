@@ -5,32 +5,74 @@ What the loops of `running` and `waiting` work on. Knows no leap and nothing of 
 
 from __future__ import annotations
 
+from typing import NamedTuple, Protocol
+
 from kvplan.schedulers.leap.batch import DecodeBatch
-from kvplan.schedulers.leap.extents import ExtentPool
-from kvplan.schedulers.leap.state import DECODE, PREFILL, WAITING, OpenStep, Sequence
-from kvplan.schedulers.request import RequestStatus
+from kvplan.schedulers.leap.extents import ExtentPool, PrefixHits
+from kvplan.schedulers.leap.state import DECODE, PREFILL, WAITING, OpenStep, Path, Sequence
+from kvplan.schedulers.request import NEVER, RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.request_queue import QUEUES
+
+Admissible = tuple[PrefixHits, int, int]
+"""How the head of the queue can be admitted: its hits, its first chunk's tokens, the blocks that these take."""
+
+
+class BlockedHead(NamedTuple):
+    """Why the head of the queue cannot be admitted before an end, an abort or, under priority, an arrival."""
+
+    limit: int
+    """The step in which it must be looked at all the same."""
+    lacks_tokens: bool
+    """Whether it waits for tokens of a step: a request that stops decoding lets it in too."""
+    need: int = NEVER
+    """So many free blocks let it in, where blocks come back while all decode."""
+    room: int = NEVER
+    """So many cached blocks may be taken before one that it could hit."""
+
+
+class LeapPool(Protocol):
+    """What the loops ask of a pool: an `ExtentPool`, or for several groups numbers alone."""
+
+    num_free: int
+    num_unhashed: int
+    num_taken: int
+    num_evicted: int
+
+    def take(self, num_blocks: int) -> None:
+        """Take blocks from the front of the free queue."""
+
+    def release(self, seq: Sequence, num_held: int, num_hashed: int) -> None:
+        """Give back a whole table."""
+
+    def adopt(self, seq: Sequence, hits: PrefixHits, when: int) -> None:
+        """Hold an admitted request's hits."""
+
+    def num_hashed(self, seq: Sequence, computed: int) -> int:
+        """Return how many blocks have a name."""
+
+    def forget(self, seq: Sequence) -> None:
+        """Drop a request that has ended."""
+
+    def find_longest_cache_hit(self, seq: Sequence, max_blocks: int, now: int) -> PrefixHits:
+        """Return the longest cached prefix."""
+
+    def growing_at(self, path: Path, depth: int) -> list[Sequence]:
+        """Return the running sequences that will hash the block at `depth` of a path."""
 
 
 class LeapQueues:
     """Queues, decoding batch and block pool of one engine."""
 
+    batch: DecodeBatch
+    pool: LeapPool
+
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.is_async = config.async_scheduling
         self.is_fcfs = config.policy == "fcfs"
-        size, usable = config.block_size, config.num_gpu_blocks - 1
-        self.block_size = size
-        self.batch = DecodeBatch(size)
         rules = config.rules
-        self.pool = ExtentPool(
-            usable,
-            size,
-            config.enable_prefix_caching,
-            hash_lag=int(self.is_async),
-            unhashed_first=rules.unhashed_blocks_go_first,
-        )
+        self._set_up_blocks(config)
         self.victims_let_others_go_on = not self.is_fcfs and rules.victims_let_others_go_on
         self.counts_idle_victims = rules.idle_victims_move_nobody
         self.spares_lone_prompts = rules.lone_prompts_have_no_cap
@@ -64,9 +106,39 @@ class LeapQueues:
         """Return the step in which a decoding sequence hashes its block at `depth`, as far as is known."""
         return (depth + 1) * self.block_size - 1 - seq.base
 
+    def _set_up_blocks(self, config: EngineConfig) -> None:
+        self.block_size = config.block_size
+        self.batch = DecodeBatch(config.block_size)
+        self.pool = ExtentPool(
+            config.num_gpu_blocks - 1,
+            config.block_size,
+            config.enable_prefix_caching,
+            hash_lag=int(self.is_async),
+            unhashed_first=config.rules.unhashed_blocks_go_first,
+        )
+
+    def try_head(self, budget: int, chunk: int, step: OpenStep | None = None) -> Admissible | BlockedHead:
+        """Look up what the head of the queue would get of the tokens left in a step; `chunk` caps them, 0 = no cap."""
+        raise NotImplementedError
+
     def blocks(self, num_tokens: int) -> int:
         """Return the blocks that so many tokens fill or begin."""
         return -(-num_tokens // self.block_size)
+
+    def tokens_of(self, seq: Sequence, wanted: int, budget: int) -> int:
+        """Return how many of the tokens that a running request wants it gets of a step that has `budget` left."""
+        return wanted if wanted < budget else budget
+
+    def give_back(self, seq: Sequence) -> None:
+        """Give back what a running request has left behind: nothing where all tokens see all others."""
+
+    def blocks_for(self, seq: Sequence, computed: int, num_tokens: int) -> int:
+        """Return the blocks that so many tokens more take."""
+        return self.blocks(computed + num_tokens) - self.blocks(computed)
+
+    def take_for(self, seq: Sequence, num_tokens: int, num_blocks: int) -> None:
+        """Take these blocks."""
+        self.pool.take(num_blocks)
 
     def tail(self) -> Sequence:
         """Return the running request that was admitted last."""

@@ -22,19 +22,19 @@ def schedule_running(queues: LeapQueues, step: OpenStep) -> None:
     batch, pool = queues.batch, queues.pool
     need = batch.next_demand()
     if batch.num_decodes > step.budget or len(queues.prefills) > 1:
-        return _walk(queues, step)
+        return walk(queues, step)
     if queues.prefills:
         seq = queues.prefills[0]
         num_tokens = min(step.chunk_of(seq.num_tokens - seq.computed), step.budget - batch.num_decodes)
         need += queues.blocks(seq.computed + num_tokens) - queues.blocks(seq.computed)
         if need > pool.num_free or not num_tokens:
-            return _walk(queues, step)
+            return walk(queues, step)
         # Whoever is behind the chunk gets its token whether the chunk is booked before or after it: it was admitted
         # with tokens to spare behind those ahead, of whom none has had more in one step since (a chunk that was cut
         # by the budget let nobody in behind it).
         pool.take(need)
         step.budget -= num_tokens
-        _add_chunk(queues, seq, num_tokens, step)
+        add_chunk(queues, seq, num_tokens, step)
     elif need <= pool.num_free:
         pool.take(need)
     elif queues.is_fcfs:
@@ -42,7 +42,7 @@ def schedule_running(queues: LeapQueues, step: OpenStep) -> None:
     elif any(
         seq.stage is ENDING for seq in queues.running.values()
     ):  # a victim that moves the others' places
-        return _walk(queues, step)
+        return walk(queues, step)
     else:
         return _preempt_lowest(queues, step)
     step.num_decodes = batch.num_decodes
@@ -94,7 +94,7 @@ def _preempt_lowest(queues: LeapQueues, step: OpenStep) -> None:
         _pass_over(queues, seq)
 
 
-def _add_chunk(queues: LeapQueues, seq: Sequence, num_tokens: int, step: OpenStep) -> None:
+def add_chunk(queues: LeapQueues, seq: Sequence, num_tokens: int, step: OpenStep) -> None:
     """Note a running request's next chunk; blocks and budget are taken."""
     step.chunks.append(Chunk(seq.request, num_tokens, seq.computed))
     seq.computed += num_tokens
@@ -105,7 +105,7 @@ def _add_chunk(queues: LeapQueues, seq: Sequence, num_tokens: int, step: OpenSte
         step.completed.append(seq)
 
 
-def _walk(queues: LeapQueues, step: OpenStep) -> None:
+def walk(queues: LeapQueues, step: OpenStep) -> None:
     """Schedule the running requests one by one, as vLLM does."""
     now = queues.batch.num_steps
     order = list(queues.running.values())
@@ -116,14 +116,18 @@ def _walk(queues: LeapQueues, step: OpenStep) -> None:
         if seq.stage is not ENDING:
             computed = seq.computed_at(now)
             wanted = 1 if seq.stage is DECODE else step.chunk_of(seq.num_tokens - computed)
-            num_tokens = min(wanted, step.budget)
-            need = queues.blocks(computed + num_tokens) - queues.blocks(computed)
+            num_tokens = queues.tokens_of(seq, wanted, step.budget)
+            if not num_tokens:
+                at += 1
+                continue
+            queues.give_back(seq)
+            need = queues.blocks_for(seq, computed, num_tokens)
             at = make_room(queues, step, seq, need, order, served, at)
             if seq.stage is WAITING:
                 if queues.victims_let_others_go_on:
                     continue
                 break
-            queues.pool.take(need)
+            queues.take_for(seq, num_tokens, need)
             served[seq.admission] = num_tokens
             step.budget -= num_tokens
         at += 1
@@ -158,7 +162,7 @@ def _settle(queues: LeapQueues, step: OpenStep, seq: Sequence, num_tokens: int) 
     now = queues.batch.num_steps
     if seq.stage is PREFILL:
         if num_tokens:
-            _add_chunk(queues, seq, num_tokens, step)
+            add_chunk(queues, seq, num_tokens, step)
     elif seq.stage is DECODE and num_tokens:
         step.num_decodes += 1
         step.context += seq.base + now + 1

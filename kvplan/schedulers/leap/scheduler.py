@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 
 from kvplan.schedulers.leap.allowed import why_not
-from kvplan.schedulers.leap.queues import LeapQueues
+from kvplan.schedulers.leap.queues import Admissible, BlockedHead, LeapQueues
 from kvplan.schedulers.leap.running import schedule_running
 from kvplan.schedulers.leap.state import (
     DECODE,
@@ -28,10 +28,11 @@ from kvplan.schedulers.leap.state import (
     OpenStep,
     Sequence,
 )
-from kvplan.schedulers.leap.waiting import NO_PLACE, BlockedHead, schedule_waiting, try_head
+from kvplan.schedulers.leap.waiting import NO_PLACE, schedule_waiting, try_head
 from kvplan.schedulers.protocol import (
     NOTHING,
     DecodePath,
+    FreeBlocks,
     Leap,
     LeapOutputs,
     Outputs,
@@ -144,6 +145,10 @@ class LeapScheduler(LeapQueues):
         """Return the free blocks that so many steps of the leap just planned leave."""
         return self.pool.num_free - self.batch.demand(num_steps)
 
+    def free_blocks_over(self, num_steps: int) -> FreeBlocks | None:
+        """Blocks are only taken while all decode."""
+        return None
+
     def decode_path(self, request: Request) -> DecodePath | None:
         """Without drafts every read gives a decoding request one token."""
         return None
@@ -161,8 +166,7 @@ class LeapScheduler(LeapQueues):
         num_decodes = batch.num_decodes
         if not num_decodes or self.prefills or len(self._in_flight) != self.is_async:
             return None
-        free = self.pool.num_free
-        if num_decodes > self._token_budget or batch.next_demand() > free:
+        if num_decodes > self._token_budget or self.is_short:
             return None
         full = len(self.running) >= self._max_num_seqs
         steps, limit = batch.next_end() - batch.num_steps, NEVER
@@ -179,11 +183,7 @@ class LeapScheduler(LeapQueues):
                 steps = 1
             elif batch.surprises():
                 steps += 1
-        if limit < steps:
-            steps = limit
-        least = num_decodes * (steps // self.block_size)
-        if least + num_decodes > free and (least > free or batch.demand(steps) > free):
-            steps = batch.steps_that_fit(free)
+        steps = self._steps_that_fit(steps if steps < limit else limit)
         if steps < 1:
             return None
         ends_on_arrival = not self.is_fcfs or not (self.waiting or full)
@@ -198,16 +198,32 @@ class LeapScheduler(LeapQueues):
         """Tokens of the budget that the decodes of a step take."""
         return self.batch.num_decodes
 
+    def _steps_that_fit(self, steps: int) -> int:
+        """Return for how many of these steps blocks last and the head of the queue stays out."""
+        free, num_decodes, batch = self.pool.num_free, self.batch.num_decodes, self.batch
+        least = num_decodes * (steps // self.block_size)
+        if least + num_decodes > free and (least > free or batch.demand(steps) > free):
+            return batch.steps_that_fit(free)
+        return steps
+
+    def _pass_steps(self, num_steps: int) -> None:
+        """Take the blocks of so many steps of the leap just planned."""
+        self.pool.take(self.batch.demand(num_steps))
+
+    def try_head(self, budget: int, chunk: int, step: OpenStep | None = None) -> Admissible | BlockedHead:
+        """Look up what the head of the queue would get of the tokens left in a step; `chunk` caps them, 0 = no cap."""
+        return try_head(self, budget, chunk, step)
+
     def _head_stays_out(self) -> BlockedHead | None:
         """Look at the head of the queue as the next step would, if all only decode in it."""
         budget, chunk = self._token_budget - self._decode_budget, self.config.long_prefill_token_threshold
-        found = try_head(self, budget, chunk)
+        found = self.try_head(budget, chunk)
         return found if isinstance(found, BlockedHead) else None
 
     def commit_leap(self, num_steps: int) -> LeapOutputs:
         """Take `num_steps` steps of the leap just planned, at least one; all of them or cut short."""
         batch = self.batch
-        self.pool.take(batch.demand(num_steps))
+        self._pass_steps(num_steps)
         batch.num_steps += num_steps
         batch.context += num_steps * batch.num_decodes
         self._finished_unread = False

@@ -7,36 +7,20 @@ grow in one way: a running sequence computes the very block that ends them (`Blo
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from kvplan.schedulers.leap.extents import PrefixHits
-from kvplan.schedulers.leap.queues import LeapQueues
+from kvplan.schedulers.leap.queues import Admissible, BlockedHead, LeapQueues
 from kvplan.schedulers.leap.state import DECODE, PREFILL, OpenStep, Sequence
 from kvplan.schedulers.protocol import new_chunk
 from kvplan.schedulers.request import NEVER, RequestStatus
-
-
-class BlockedHead(NamedTuple):
-    """Why the head of the queue cannot be admitted before an end, an abort or, under priority, an arrival."""
-
-    limit: int
-    """The step in which it must be looked at all the same."""
-    lacks_tokens: bool
-    """Whether it waits for tokens of a step: a request that stops decoding lets it in too."""
-
 
 NO_PLACE = BlockedHead(NEVER, lacks_tokens=False)
 NO_TOKENS = BlockedHead(NEVER, lacks_tokens=True)
 
 
-Admissible = tuple[PrefixHits, int, int]
-"""How the head of the queue can be admitted: its hits, its first chunk's tokens, the blocks that these take."""
-
-
 def schedule_waiting(queues: LeapQueues, step: OpenStep) -> BlockedHead | None:
     """Admit while tokens, places and blocks last; return why the head surely stays out, None if that is not sure."""
     while queues.waiting:
-        found = try_head(queues, step.budget, step.chunk, step)
+        found = queues.try_head(step.budget, step.chunk, step)
         if isinstance(found, BlockedHead):
             return None if found.lacks_tokens and step.chunks else found
         _admit(queues, found, step)
@@ -89,7 +73,7 @@ def _admit(queues: LeapQueues, admissible: Admissible, step: OpenStep) -> None:
     num_hit_tokens = hits.num_blocks * queues.block_size
     seq.computed = num_hit_tokens + num_tokens
     queues.pool.adopt(seq, hits, when=2 * queues.batch.num_steps - 2)
-    queues.pool.take(num_blocks)
+    queues.take_for(seq, num_tokens, num_blocks)
     step.budget -= num_tokens + queues.draft_slots
     step.chunks.append(new_chunk((seq.request, num_tokens, num_hit_tokens)))
     step.admitted.append((seq.request, num_hit_tokens))

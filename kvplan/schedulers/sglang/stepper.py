@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from kvplan.schedulers.protocol import NOTHING, Chunk, DecodePath, Leap, LeapOutputs, Outputs, Step
+from kvplan.schedulers.protocol import (
+    NOTHING,
+    Chunk,
+    DecodePath,
+    FreeBlocks,
+    Leap,
+    LeapOutputs,
+    Outputs,
+    Step,
+)
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.sglang import leap
 from kvplan.schedulers.sglang.config import SGLangConfig
@@ -103,6 +112,10 @@ class SGLangEngine:
         """Pages that will be free after so many passes of the leap under way."""
         needed = leap.tokens_needed(self.scheduler.running_batch.reqs, self.config.page_size, num_steps)
         return (self.scheduler.cache.available_and_evictable - needed) // self.config.page_size
+
+    def free_blocks_over(self, num_steps: int) -> FreeBlocks | None:
+        """Blocks are only taken while all decode."""
+        return None
 
     def decode_path(self, request: Request) -> DecodePath | None:
         """None: nothing is drafted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.config import EngineConfig
@@ -32,6 +33,15 @@ def is_mamba_prefill_checkpoint_valid(
         and start + unit <= checkpoint < end
         and (checkpoint - start) % alignment == 0
     )
+
+
+class SplitProgress(NamedTuple):
+    """What a split reads of a request, where there is no `Request` that counts."""
+
+    num_computed_tokens: int
+    num_prompt_tokens: int
+    num_tokens: int
+    shared_prefix_boundary: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +79,7 @@ class MambaSplit:
             max_chunk=min(config.max_num_batched_tokens, threshold),
         )
 
-    def clip(self, request: Request, num_new_tokens: int, num_hit_tokens: int = 0) -> int:
+    def clip(self, request: Request | SplitProgress, num_new_tokens: int, num_hit_tokens: int = 0) -> int:
         """Return how many of the new tokens may run (vLLM `Scheduler._mamba_block_aligned_split`).
 
         A state is written where a chunk ends, so chunks end at block ends, at the prompt's last resumable
