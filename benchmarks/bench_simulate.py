@@ -20,7 +20,7 @@ from time import process_time
 from typing import Any
 
 from kvplan.scenario.schema import Scenario, parse_scenario
-from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
@@ -40,8 +40,15 @@ class Row:
     answer: int
     is_async: bool = False
     drafts: int = 0
+    block_size: int = 16
+    groups: tuple[KVCacheGroup, ...] = ()
 
 
+FULL = KVCacheGroup()
+GPT_OSS = (KVCacheGroup(kind="sliding_window", window=128), FULL)
+GEMMA_3 = (KVCacheGroup(kind="sliding_window", window=1024, repeat=6), FULL)
+QWEN3_NEXT = (KVCacheGroup(kind="mamba", block_size=272, repeat=3), KVCacheGroup(block_size=272))
+LLAMA_4 = (KVCacheGroup(kind="chunked_local", chunk=8192, repeat=3), FULL)
 ROWS = {
     "ample": Row(26_600, 0.14, 6000),
     "ample, async": Row(26_600, 0.14, 6000, is_async=True),
@@ -51,6 +58,12 @@ ROWS = {
     "3 drafts": Row(26_600, 0.3, 6000, drafts=3),
     "3 drafts, async": Row(26_600, 0.3, 6000, is_async=True, drafts=3),
     "3 drafts, tight": Row(7_700, 1.0, 6000, drafts=3),
+    "gpt-oss-20b": Row(27_264, 0.14, 6000, groups=GPT_OSS),
+    "gpt-oss-20b, async": Row(27_264, 0.14, 6000, is_async=True, groups=GPT_OSS),
+    "gpt-oss-20b, tight": Row(7_872, 1.0, 6000, groups=GPT_OSS),
+    "Gemma-3-27B": Row(53_889, 0.14, 6000, groups=GEMMA_3),
+    "Qwen3-Next": Row(1_988, 0.14, 6000, block_size=272, groups=QWEN3_NEXT),
+    "Llama-4-Scout": Row(106_500, 0.14, 6000, groups=LLAMA_4),
 }
 STEPPED = 40
 """Requests that go step by step: enough of them for a rate, not for a full batch."""
@@ -77,6 +90,8 @@ def run(row: Row, num_requests: int, keep_records: bool = True, step_by_step: bo
     spec = scenario(row, num_requests)
     config = EngineConfig(
         num_gpu_blocks=row.num_blocks + 1,
+        block_size=row.block_size,
+        kv_cache_groups=row.groups,
         max_num_seqs=128,
         max_num_batched_tokens=8192,
         max_model_len=40_960,
@@ -175,7 +190,7 @@ def report(name: str, num_requests: int, keep_records: bool, yardstick: float) -
     changes = totals.leaps + totals.steps - totals.leapt_steps
     rate = num_requests / cpu_s
     ratio = f"{rate / yardstick:9.1f}x" if yardstick else f"{'':10}"
-    print(f"{name:16}{num_requests:>10,}{rate:>12,.0f}{ratio}{changes / num_requests:>9.1f}"
+    print(f"{name:19}{num_requests:>10,}{rate:>12,.0f}{ratio}{changes / num_requests:>9.1f}"
           f"{totals.steps / num_requests:>9.0f}{totals.preemptions / num_requests:>9.1f}{peak_mb:>9.0f}")  # fmt: skip
 
 
@@ -198,9 +213,9 @@ def main() -> None:
     print("".join(f"{name:>{width}}" for name, width in columns.items()) + f"{'peak MB':>9}")
     for name in [args.row] if args.row else ROWS:
         row = ROWS[name]
-        yardstick = 0.0 if args.row else stepped(row) if row.drafts else naive(row, 300)
+        yardstick = 0.0 if args.row else stepped(row) if row.drafts or row.groups else naive(row, 300)
         report(name, args.num_requests, not args.no_records, yardstick)
-    print("yardstick: the naive loop; with drafts the same simulation step by step")
+    print("yardstick: the naive loop; with drafts or other groups the same simulation step by step")
     print("per request: changes = leaps and single steps; peak MB = of the process so far")
 
 
