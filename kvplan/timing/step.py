@@ -198,6 +198,10 @@ class StepCosts:
     """Residual-stream bytes per second through a layer's element-wise kernels."""
     capture_sizes: tuple[int, ...] = ()
     """CUDA-graph sizes that the token count is padded to; beyond the last, eager and unpadded."""
+    shared_reads: float = 0.0
+    """Share of KV blocks held by several sequences that is read once, not once for each."""
+    skew: float = 0.0
+    """By which share decode attention takes longer where lengths differ within a batch, as a load's do."""
 
 
 class _Line(NamedTuple):
