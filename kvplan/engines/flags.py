@@ -59,6 +59,8 @@ class EngineArgs(Config):
     """Number of data-parallel replicas (-dp); with MoE models they run in lockstep."""
     decode_context_parallel_size: Degree = 1
     """Ranks that split the tokens of MLA or replicated KV between them (-dcp)."""
+    api_server_count: Degree | None = None
+    """API server processes before all data-parallel replicas (-asc); None = as many as those."""
     enable_expert_parallel: bool = False
     """Shard experts instead of splitting each one."""
     max_model_len: Length | None = None

@@ -57,7 +57,7 @@ FIELDS = {
     "gqa": {f.name for f in fields(AttentionCosts)} | {"scale"},
     "mla": {f.name for f in fields(AttentionCosts)} | {"scale"},
     "reduce": {f.name for f in fields(ReduceCosts)},
-    "step": {"step_s", "layer_s", "row_s", "launch_s", "activation_bytes_per_s"},
+    "step": {"step_s", "layer_s", "row_s", "launch_s", "activation_bytes_per_s", "shared_reads", "skew"},
     "host": {"step_s", "row_s", "gap_s", "many_s"},
 }
 """Family -> the fields its coefficients may have."""
@@ -125,6 +125,8 @@ class TimingProfile(Config):
     of one kind), not how wrong it is elsewhere."""
     host_overlaps: bool = True
     """Asynchronous scheduling hides host time."""
+    seen_by_client: bool = False
+    """Steps were timed at a server's clients: what its API server takes is in them."""
     max_capture_size: int = Field(MAX_CAPTURE_SIZE, ge=0, le=1 << 16)
     """Largest CUDA-graph batch; 0 = measured eagerly."""
     num_points: int = 0
@@ -162,6 +164,8 @@ class TimingProfile(Config):
             check_name(name)
             if value < 0 or (value == 0 and name.endswith("bytes_per_s")):
                 raise ValueError(f"{name} must be above 0, not {value}")
+            if name == "step.shared_reads" and value > 1:
+                raise ValueError(f"{name} is a share, at most 1, not {value}")
         return values
 
     @field_validator("draws")
@@ -232,7 +236,7 @@ def step_costs(
     gemm = known.products("gemm", weight_format)
     experts = known.products("moe", expert_format or weight_format)
     attention = known.attention("mla" if mla else "gqa", kv_format)
-    fixed = {k: values.get(f"step.{k}", 0.0) for k in ("step_s", "layer_s", "row_s")}
+    fixed = {k: values.get(f"step.{k}", 0.0) for k in ("step_s", "layer_s", "row_s", "shared_reads", "skew")}
     host = HostCosts(
         values.get("host.step_s", 0.0), values.get("host.row_s", 0.0), overlaps,
         gap_s=values.get("host.gap_s", 0.0), launch_s=values.get("step.launch_s", 0.0),

@@ -54,6 +54,9 @@ class StepTimeSpec(Config):
     """Nanoseconds per token of decode context."""
     per_prefill_token_us: float = Field(0.0, ge=0, le=1e9)
     """Microseconds per prompt token."""
+    shared_reads: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the KV that several running sequences hold together (branches of one prompt) which a decode step reads
+    once, not once for each; None = the profile's: 1 on CPUs, 0 on GPUs without cascade attention (L2: 0 to 0.5)."""
 
     @model_validator(mode="after")
     def _one_source(self) -> StepTimeSpec:
@@ -79,17 +82,28 @@ class Disaggregation(Config):
     """Fixed time per transfer."""
 
 
+Time = Annotated[float, Field(ge=0, le=1e6)]
+
+
 class Frontend(Config):
-    """What stands before an engine: HTTP, prompt text to tokens, the way back. A latency without a queue of its own."""
+    """What stands before an engine: its API server processes. Each time that is not given is as measured for the
+    engine's version, or none where step times are stated."""
 
-    request_ms: float = Field(0.0, ge=0, le=1e6)
-    """Of every request, there and back."""
-    per_1k_tokens_ms: float = Field(0.0, ge=0, le=1e6)
-    """Of a thousand prompt tokens."""
+    request_ms: Time | None = None
+    """CPU time of a request: HTTP, checks, the way to the engine and its end."""
+    per_1k_tokens_ms: Time | None = None
+    """CPU time of a thousand prompt tokens: text to tokens."""
+    latency_ms: Time | None = None
+    """Hops between processes, of a request; nobody queues for them."""
+    output_us: Time | None = None
+    """Microseconds of CPU of a sequence's new tokens: taken from the engine and made text."""
+    send_us: Time | None = None
+    """Microseconds of CPU of a piece of a stream; tokens that come before the last were sent leave in one piece."""
 
-    def seconds(self, num_prompt_tokens: int) -> float:
-        """Seconds that a request with so long a prompt spends outside the engine."""
-        return (self.request_ms + self.per_1k_tokens_ms * num_prompt_tokens / 1000) / 1000
+
+def _no_frontend(value: Any) -> Any:
+    """`none`: no times at all."""
+    return dict.fromkeys(Frontend.model_fields, 0.0) if value == "none" else value
 
 
 class Interconnect(Config):
@@ -197,8 +211,9 @@ class Deployment(Config):
     profile's machine had."""
     kv_offloading: KvOffloading = KvOffloading()
     """How the tier of `engine.kv_offloading_size` is kept, and over which link."""
-    frontend: Frontend = Frontend()
-    """Time that requests spend in the API server; none by default: times are the engine's own."""
+    frontend: Annotated[Frontend, BeforeValidator(_no_frontend)] = Frontend()
+    """What requests and tokens take in the API servers (`engine.api_server_count`), so that times are a client's;
+    `none`: nothing."""
     disaggregation: Disaggregation | None = None
     """Prefill and decode apart."""
     step_time: StepTimeSpec = StepTimeSpec()

@@ -87,11 +87,13 @@ def _too_slow_alone(load: Load, need: Need, setup: Setup) -> str:
     if need.slo.is_empty or not len(need.rows):
         return ""
     step_s = alone_step_s(load, need.rows, setup)
+    more = load.output_tokens[need.rows] - 1
+    seen_s = np.maximum(0.0, step_s - _first_token_late_s(load, setup) / np.maximum(more, 1))
     good = np.ones(len(need.rows), bool)
     for limit, seconds in (
-        (need.slo.e2el_ms, step_s * (load.output_tokens[need.rows] - 1)),
+        (need.slo.e2el_ms, step_s * more),
         (need.slo.ttfvt_ms, step_s * load.thinking_tokens[need.rows]),
-        (need.slo.tpot_ms, step_s * (load.output_tokens[need.rows] > 1)),
+        (need.slo.tpot_ms, seen_s * (more > 0)),
     ):
         good &= seconds * 1e3 <= (np.inf if limit is None else limit)
     misses = int((~good).sum())
@@ -101,6 +103,21 @@ def _too_slow_alone(load: Load, need: Need, setup: Setup) -> str:
         f"too slow even alone: at most {1 - misses / len(need.rows):.1%} of requests can meet their targets, "
         f"{need.slo.share:.1%} must"
     )
+
+
+def _first_token_late_s(load: Load, setup: Setup) -> float:
+    """Most seconds by which API servers delay a first token: then its client's time per token is shorter by that.
+
+    All requests' work and a round over the fullest batch come before it, in what is left of a process while it makes
+    text; infinite where nothing is.
+    """
+    api, most = setup.api, setup.config.max_num_seqs
+    requests = api.share * (api.request * len(load) + api.prompt_token * exact_sum(load.prompt_tokens))
+    text = most * api.output
+    left = 1 - text / max(1, _least_ticks(_Timed(setup.step_time), most, 0))
+    if text and left <= 0:
+        return float("inf")
+    return (requests + text + most * api.send) / left / TICKS_PER_S if requests + text + api.send else 0.0
 
 
 class _Timed:

@@ -202,7 +202,16 @@ class BranchRequests:
     # --- branches end ----------------------------------------------------------------------------
 
     def ended(self, request: SimRequest, reason: int, generated: int, process: ReplicaProcess | None) -> None:
-        """A branch left its replica: have it scored, tell the strategy."""
+        """A branch left its replica: go on when its client has it."""
+        if request.finish_delay:
+            self.run.at(request.finish_delay, partial(self._ended, request, reason, generated, process))
+        else:
+            self._ended(request, reason, generated, process)
+
+    def _ended(
+        self, request: SimRequest, reason: int, generated: int, process: ReplicaProcess | None
+    ) -> None:
+        """Have a branch scored, tell the strategy."""
         attempt, launch = self.owners.pop(request.row)
         branch = launch.branch
         if branch.id not in attempt.session.running:  # cancelled by its own strategy
@@ -213,7 +222,7 @@ class BranchRequests:
             return
         self._count_cut(launch)
         if branch.visible and request.first_visible != UNSET:
-            attempt.first_visible = request.first_visible
+            attempt.first_visible = request.seen_visible
         if branch.score:
             self._score(attempt, launch, process)
         else:

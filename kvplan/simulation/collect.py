@@ -13,6 +13,7 @@ from kvplan.simulation.pricing import Price, find_grid, find_price
 from kvplan.simulation.replica_stats import Totals
 from kvplan.simulation.result import EXTRAPOLATES, Pool, Result, total
 from kvplan.simulation.run import Run
+from kvplan.simulation.saturation import load_share, near_saturation
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
@@ -39,7 +40,9 @@ def collect(run: Run, slos: dict[str, Slo], num_requests: int, is_open_loop: boo
         samples=run.timeline.samples,
         totals=totals,
         pool=_pool(run, totals),
-        itl=run.meter.intervals(),
+        itl=run.meter.seen_intervals(),
+        engine_itl=run.meter.intervals(),
+        api_server_load=_api_server_load(run),
         peak_output_throughput=run.meter.peak_tokens_per_s(),
         num_gpus=sum(n for _, n in gpus),
         usd_per_hour=sum(n * price.usd_per_hour for (_, n), price in zip(gpus, prices.values(), strict=True)),
@@ -54,6 +57,8 @@ def collect(run: Run, slos: dict[str, Slo], num_requests: int, is_open_loop: boo
     )
     result.offload = offload_figures(run, totals)
     result.energy = energy(list(fleets), run.records, result.duration_s)
+    if is_open_loop and len(fleets) == 1:
+        _tell_load(run, result)
     result.grid = find_grid(run.scenario)
     result.limited_by = limited_by(result, is_open_loop)
     result.advice = advise(result)
@@ -72,6 +77,21 @@ def _pool(run: Run, totals: Totals) -> Pool:
         block_s=totals.used_block_ticks / TICKS_PER_S,
         replicas=len(main.decode),
     )
+
+
+def _tell_load(run: Run, result: Result) -> None:
+    """How near the load is to saturation, and what that means where it is near."""
+    fleet = run.fleets[""]
+    result.load_share = load_share(fleet, run.records, run.source.span_s)
+    text = near_saturation(result.load_share, fleet.setup.doubt) if result.load_share is not None else ""
+    if text:
+        run.note(text)
+
+
+def _api_server_load(run: Run) -> float | None:
+    """Work that came to the API servers, as a share of their time while the run lasted; None where they take none."""
+    queues = [replica.api for replica in run.replicas if replica.api is not None]
+    return sum(queue.asked for queue in queues) / (len(queues) * run.now) if queues and run.now else None
 
 
 def _sources(run: Run, prices: Mapping[str, Price]) -> dict[str, str]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from kvplan.engines.flags import ResolvedArgs
+from kvplan.engines.flags import EngineArgs, ResolvedArgs, parse_engine
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.memory.layout import KvGroup, Layout
@@ -20,6 +20,7 @@ from kvplan.memory.offloading import num_slots
 from kvplan.memory.plan import estimate
 from kvplan.models.load import load_model, path_exists
 from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.profiles.api_server import find_costs
 from kvplan.profiles.host_links import HostLink, find_host_link
 from kvplan.profiles.power import Power, find_power
 from kvplan.profiles.step_times import default_link, make_step_times
@@ -30,9 +31,11 @@ from kvplan.schedulers.vllm.caveats import caveats, describe_rules
 from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup
 from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
 from kvplan.schedulers.vllm.rules import parse_version, write_version
+from kvplan.simulation.api_server import NO_API_SERVER, ApiServerTimes
 from kvplan.simulation.transfers import TimedCopies
+from kvplan.timing.costs import AttentionCosts
 from kvplan.timing.links import LINKS, Link
-from kvplan.timing.step import NO_KNOT, DraftedStepTime, ModelStepTime, StepShape, StepTime
+from kvplan.timing.step import NO_KNOT, AttentionTimes, DraftedStepTime, ModelStepTime, StepShape, StepTime
 from kvplan.units import TICKS_PER_S
 
 Outside = Callable[[StepShape], tuple[str, ...]]
@@ -78,6 +81,12 @@ class Setup:
     """Which measured ranges a step leaves."""
     doubt: tuple[float, float] = (1.0, 1.0)
     """Steps may take from so many to so many times as long, in nine cases of ten; stated ones take just so long."""
+    shared_reads: float = 0.0
+    """Share of the KV that several running sequences hold together which a step reads once, not once for each."""
+    api: ApiServerTimes = NO_API_SERVER
+    """What one engine's share of the API servers takes."""
+    api_ends: tuple[ApiServerTimes, ApiServerTimes] = (NO_API_SERVER, NO_API_SERVER)
+    """The least and the most of it that was measured."""
     power: Power | None = None
     """What its cards draw; None where nobody knows."""
     sources: dict[str, str] = field(default_factory=dict)
@@ -166,6 +175,7 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         sources["kv_offloading"] = f"{config.kv_offloading.num_chunks:,} chunks; {tier.link}"  # type: ignore[union-attr]
     if sglang is None:
         sources["scheduler"] = describe_rules(config)
+    apis = [api_times(deployment, args, end, timed.seen_by_client) for end in ("value", "low", "high")]
     return Setup(
         config=config if sglang is None else _sglang_sizes(config, flags.max_num_seqs),
         step_time=timed.time,
@@ -173,10 +183,13 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         num_gpus=args.num_gpus // ranks,
         usd_per_gpu_hour=gpu.price_per_hour,
         gpu=gpu.name,
+        shared_reads=timed.shared_reads,
         lockstep_ranks=ranks if model.is_moe else 1,
         replicas_per_copy=1 if model.is_moe else ranks,
         outside=timed.outside,
         doubt=timed.doubt,
+        api=apis[0],
+        api_ends=(apis[1], apis[2]),
         power=find_power(gpu),
         sources={**sources, "kv_pool": plan.budget.kv.source, "price": gpu.price_source},
         sglang=sglang,
@@ -217,6 +230,38 @@ def _offloading_config(
         offload_prompt_only=told.offload_prompt_only,
         store_threshold=told.store_threshold,
         max_tracker_size=told.max_tracker_size,
+    )
+
+
+def api_times(
+    deployment: Deployment,
+    args: EngineArgs,
+    end: Literal["value", "low", "high"] = "value",
+    only_stated: bool = False,
+) -> ApiServerTimes:
+    """What API servers take for one data-parallel replica: as stated, the rest as measured for the engine's version.
+
+    Stated step times are a world of their own: nothing else takes time unless it is stated too. So it is with
+    `only_stated`, where a profile was timed at a server's clients.
+    """
+    costs = find_costs(parse_engine(deployment.engine_of))
+    is_stated = only_stated or deployment.step_time.fixed_us is not None
+    ranks = args.data_parallel_size
+    share = ranks / (args.api_server_count or (ranks if deployment.sglang is None else 1))
+
+    def ticks(name: str, unit_s: float, times: float = 1.0) -> int:
+        value = getattr(deployment.frontend, name)
+        if value is None:
+            value = 0.0 if is_stated or costs is None else getattr(getattr(costs, name), end)
+        return round(float(value) * unit_s * TICKS_PER_S * times)
+
+    return ApiServerTimes(
+        request=ticks("request_ms", 1e-3),
+        prompt_token=ticks("per_1k_tokens_ms", 1e-6),
+        output=ticks("output_us", 1e-6, share),
+        send=ticks("send_us", 1e-6, share),
+        latency=ticks("latency_ms", 1e-3),
+        share=share,
     )
 
 
@@ -339,14 +384,18 @@ class _Timed(NamedTuple):
     outside: Outside
     sources: dict[str, str]
     doubt: tuple[float, float]
+    shared_reads: float
+    seen_by_client: bool = False
 
 
 def _step_time(
     model: ModelSpec, gpu: GpuSpec, args: ResolvedArgs, deployment: Deployment, folder: Path
 ) -> _Timed:
     spec = deployment.step_time
+    shared = spec.shared_reads
     if spec.fixed_us is not None:
-        return _Timed(StatedStepTime.of(spec), anywhere, {"step_time": "stated in the scenario"}, (1.0, 1.0))
+        stated = {"step_time": "stated in the scenario"}
+        return _Timed(StatedStepTime.of(spec), anywhere, stated, (1.0, 1.0), shared or 0.0)
     profile = spec.profile
     if profile is not None and path_exists(folder / profile):
         profile = str(folder / profile)
@@ -370,7 +419,10 @@ def _step_time(
         sources["drafting"] = (
             f"{args.num_speculative_tokens} passes of {found.draft.work.num_layers} layers a step"
         )
-    return _Timed(time, found.outside, sources, (found.doubt.low, found.doubt.high))
+    shared = found.time.costs.shared_reads if shared is None else shared
+    at_client = timing is not None and timing.seen_by_client
+    ends = (found.doubt.low, found.doubt.high)
+    return _Timed(time, found.outside, sources, ends, shared, at_client)
 
 
 def stated_link(gpu: GpuSpec, asked: Interconnect | None) -> Link | None:
@@ -391,6 +443,14 @@ def _errors(timing: TimingProfile) -> str:
 
 
 def _on_clock(time: ModelStepTime, is_async: bool) -> ModelStepTime:
-    """Host time hides under the GPU's with asynchronous scheduling, and adds to it without."""
-    host = replace(time.costs.host, overlaps=is_async)
-    return ModelStepTime(time.work, replace(time.costs, host=host))
+    """Host time hides under the GPU's with asynchronous scheduling, and adds to it without; lengths differ."""
+    costs = replace(time.costs, host=replace(time.costs.host, overlaps=is_async))
+    return ModelStepTime(time.work, replace(costs, attention=_skewed(costs.attention, costs.skew)))
+
+
+def _skewed(attention: AttentionTimes, skew: float) -> AttentionTimes:
+    """Decodes of unequal lengths; a surface has them as they were timed."""
+    if not skew or not isinstance(attention, AttentionCosts):
+        return attention
+    return replace(attention, bytes_per_s=attention.bytes_per_s / (1 + skew),
+                   mixed_bytes_per_s=attention.mixed_bytes_per_s / (1 + skew))  # fmt: skip

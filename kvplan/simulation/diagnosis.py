@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from kvplan.limits import Limit
 from kvplan.memory.serve_command import flag_text
 from kvplan.simulation.records import UNSET
@@ -11,10 +9,6 @@ from kvplan.simulation.result import Result
 
 WAITING_SHARE = 0.05
 """Requests waited for a resource in more than this share of busy time: it limits."""
-STREAMED_TOKEN_US = 85.0
-"""CPU time that vLLM 0.32's API server takes for a streamed token, 32 to 64 streams: `benchmarks/live_frontend.py`."""
-BUSY_API_SERVER = 0.8
-"""Share of one API server process from which tokens begin to wait for it."""
 
 
 def limited_by(result: Result, is_open_loop: bool) -> Limit:
@@ -86,19 +80,6 @@ def _long_queues(result: Result) -> list[str]:
     ]
 
 
-def _busy_api_server(result: Result) -> list[str]:
-    """Each replica has one API server process unless told; vLLM only, SGLang's and TensorRT-LLM's were not measured."""
-    rate = result.peak_output_throughput / result.pool.replicas
-    busy = rate * STREAMED_TOKEN_US / 1e6
-    if result.scenario.engine_name != "vllm" or busy < BUSY_API_SERVER:
-        return []
-    return [
-        f"at its peak an engine gives {rate:,.0f} tokens a second, and one API server process streams about "
-        f"{round(1e6 / STREAMED_TOKEN_US, -3):,.0f} ({STREAMED_TOKEN_US:.0f} us of one core a token, measured): start "
-        f"--api-server-count {math.ceil(busy / BUSY_API_SERVER)}, or clients see tokens later than said here"
-    ]
-
-
 def _max_num_seqs(result: Result) -> str:
     return flag_text(result.scenario.engine_name, max_num_seqs=1).split()[0]
 
@@ -122,4 +103,4 @@ def _idle_tier(result: Result) -> list[str]:
     return []
 
 
-RULES = (_preempted, _idle_tier, _cut_thinking, _idle_pool, _long_queues, _busy_api_server)
+RULES = (_preempted, _idle_tier, _cut_thinking, _idle_pool, _long_queues)

@@ -15,6 +15,7 @@ from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.sglang.stepper import SGLangEngine
 from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.acceptance import accept_drafts
+from kvplan.simulation.api_server import ApiServers
 from kvplan.simulation.deploy import Setup, sglang_config
 from kvplan.simulation.lockstep import LockstepGroup
 from kvplan.simulation.metrics import TokenMeter
@@ -22,6 +23,7 @@ from kvplan.simulation.replica import Replica
 from kvplan.simulation.replica_process import EngineProcess, ReplicaProcess
 from kvplan.simulation.replica_stats import Ended
 from kvplan.simulation.router import Router
+from kvplan.simulation.shared_prefixes import SharedPrefixes
 from kvplan.simulation.sim_request import SimRequest
 from kvplan.simulation.transfers import TimedCopies
 from kvplan.units import TICKS_PER_S
@@ -57,10 +59,6 @@ class Fleet:
     def choose_prefill(self, request: SimRequest, now: int) -> ReplicaProcess:
         """The replica that computes a request's prompt."""
         return self.prefill[self.prefill_router.choose([p.replica for p in self.prefill], request, now)]
-
-    def frontend_ticks(self, num_prompt_tokens: int) -> int:
-        """Ticks until a request reaches the engine."""
-        return round(self.deployment.frontend.seconds(num_prompt_tokens) * TICKS_PER_S)
 
     def transfer_ticks(self, num_prompt_tokens: int) -> int:
         """Ticks to move a prompt's KV from prefill to decode."""
@@ -133,18 +131,28 @@ class FleetBuilder:
             reason = f"{reason}; leaps between them"
         self.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
         self.num_replicas += 1
-        return Replica(
-            self.num_replicas - 1, engine, setup.step_time, config, self.meter, self.ended, copies=copies
+        api = ApiServers(setup.api) if setup.api.takes_time else None
+        replica = Replica(
+            self.num_replicas - 1, engine, setup.step_time, config, self.meter, self.ended, api, copies=copies
         )
+        if setup.shared_reads and config.enable_prefix_caching:
+            replica.shared_reads, replica.shared = setup.shared_reads, SharedPrefixes(config.block_size)
+        return replica
 
     def _why_steps(self, setup: Setup) -> str:
         """Why its replicas go step by step; empty where they leap."""
-        if self.step_by_step or setup.sglang is not None:
-            return "asked for" if self.step_by_step else ""
-        if setup.lockstep_ranks > 1 and setup.config.num_speculative_tokens:
+        config = setup.config
+        if self.step_by_step:
+            return "asked for"
+        if setup.shared_reads and (config.async_scheduling or config.num_speculative_tokens):
+            return (
+                "prompts are read once for all that share them, under asynchronous scheduling or with drafts"
+            )
+        if setup.sglang is not None:
+            return ""
+        if setup.lockstep_ranks > 1 and config.num_speculative_tokens:
             return "speculation: no line holds the steps of ranks in lockstep that draft"
-        reason = why_not(setup.config)
-        return reason or (self.contents if counts_contents(setup.config) else "")
+        return why_not(config) or (self.contents if counts_contents(config) else "")
 
     def _check_time(self) -> None:
         """Where a few replicas are set up, the run itself looks at the clock, and has something to show."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
 from typing import NamedTuple
 
@@ -55,6 +55,8 @@ class LeapInFlight:
     """Ticks by which each later step is longer."""
     open: bool
     """Whether a new request ends it."""
+    num_sent: int = field(default=0, kw_only=True)
+    """Reads whose outputs the API servers have got; a request that comes to them looks so far."""
 
     @property
     def num_tokens(self) -> int:
@@ -101,6 +103,8 @@ class DraftedLeapInFlight:
     ends: Counts
     """When each ends, from the end of the first read or the start on."""
     open: bool
+    num_sent: int = 0
+    """As of a leap without drafts."""
 
     @property
     def num_tokens(self) -> int:
@@ -118,6 +122,12 @@ class DraftedLeapInFlight:
         if gap <= 0:
             return 1
         return min(int(self.ends.searchsorted(gap)) + 1 + self.ahead, self.num_steps)
+
+    def stretches(self, reads: int) -> list[Stretch]:
+        """The first so many reads behind the first, each by itself."""
+        begun = self.start + self.first
+        each = zip(self.durations[:reads].tolist(), self.ends[:reads].tolist(), strict=True)
+        return [Stretch(ticks, ticks, 1, begun + end - ticks, begun + end) for ticks, end in each]
 
     def ticks_of(self, step: int) -> int:
         """Duration of a step, counted from 0."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from kvplan.content import Content, Segment, prompt_of
 from kvplan.errors import KvplanError
-from kvplan.scenario.schema import MAX_HORIZON_S, Frontend
+from kvplan.scenario.schema import MAX_HORIZON_S
 from kvplan.simulation.in_flight import NEVER_COMES
 from kvplan.simulation.misses import Misses
 from kvplan.simulation.observer import Progress
@@ -55,12 +55,12 @@ class LoadRequests:
 
     def start(self, run: Run) -> None:
         """Let the first ones come."""
-        self.run, load, deployments = run, self.load, run.scenario.deployments
+        self.run, load = run, self.load
         self._fleets = [run.fleets[cls.model] for cls in load.classes]
         self._rows = RequestRows(load, [fleet.setup.config.max_model_len for fleet in self._fleets])
         is_alone = len(run.engines) == 1 and not self._any_follow
         self.runs_ahead = is_alone and not self._any_leave
-        self._tells_next = is_alone and all(d.frontend == Frontend() for d in deployments.values())
+        self._tells_next = is_alone and run.replicas[0].api is None
         first_turns = np.flatnonzero(~np.isnan(load.arrival_s))
         if load.closed_loop is not None:
             self._start_clients(first_turns.tolist(), load.closed_loop.concurrency, load.closed_loop.pause_s)
@@ -114,31 +114,34 @@ class LoadRequests:
         if self.progress is not None:
             self.progress(len(self.run.records), len(self.load))
         if self._any_follow:
-            self.open -= self._follow(request.row, reason)
+            self.open -= self._follow(request.row, reason, request.finish_delay)
         if not self.open:
             self.run.halt("completed")
 
-    def _follow(self, row: int, reason: int) -> int:
-        """Send what waited for this request; return how many never will come, their session cut short."""
+    def _follow(self, row: int, reason: int, seen_after: int) -> int:
+        """Send what waited for this request; return how many never will come, their session cut short.
+
+        Its client sees the end so many ticks from now.
+        """
         load, lost = self.load, 0
         following = int(load.next_turn[row])
         if following >= 0 and reason <= LENGTH:
-            self._send_after(float(load.pause_s[following]), following)
+            self._send_after(float(load.pause_s[following]), following, seen_after)
             return 0
         while following >= 0:
             lost += 1
             following = int(load.next_turn[following])
         client = next(self._clients, None)
         if client is not None:
-            self._send_after(float(self._pauses[row]), client)
+            self._send_after(float(self._pauses[row]), client, seen_after)
         return lost
 
-    def _send_after(self, pause_s: float, row: int) -> None:
-        """Send a request after a pause of at least one tick.
+    def _send_after(self, pause_s: float, row: int, seen_after: int = 0) -> None:
+        """Send a request after a pause of at least one tick, which begins in so many ticks.
 
         So it comes after all that ends now, on whatever replica; requests of one moment come in order of rows.
         """
-        delay = max(1, round(pause_s * TICKS_PER_S))
+        delay = seen_after + max(1, round(pause_s * TICKS_PER_S))
         when = self.run.env.now + delay
         if when not in self._due:
             self.run.at(delay, self._send_due)

@@ -51,7 +51,7 @@ def summarise(values: Floats) -> Summary:
 
 
 class Latencies(NamedTuple):
-    """Per finished request, milliseconds, in the order of the records."""
+    """Per finished request, milliseconds, in the order of the records: a client's, through the API server."""
 
     ttft: Floats
     """Arrival to first token of any kind."""
@@ -65,15 +65,21 @@ class Latencies(NamedTuple):
 
 def latencies(records: Records) -> Latencies:
     """Latencies of the requests that got their whole answer."""
-    table = {name: records.seconds(name)[records.completed] * 1e3 for name in
-             ("arrival", "first_token", "first_visible", "finish")}  # fmt: skip
-    more = records["output_tokens"][records.completed] - 1
-    decode = table["finish"] - table["first_token"]
-    tpot = np.divide(decode, more, out=np.full_like(decode, np.nan), where=more > 0)
-    start = table["arrival"]
-    return Latencies(
-        table["first_token"] - start, table["first_visible"] - start, tpot, table["finish"] - start
-    )
+    return _latencies(records, "arrival", "first_token", "finish", "first_visible")
+
+
+def engine_latencies(records: Records) -> Latencies:
+    """The same as the engine's own clock has them; none to the first visible token."""
+    return _latencies(records, "engine_arrival", "engine_first_token", "engine_finish")
+
+
+def _latencies(records: Records, arrival: str, first: str, finish: str, visible: str = "") -> Latencies:
+    done = records.completed
+    start, first_at, end = (records.seconds(name)[done] * 1e3 for name in (arrival, first, finish))
+    visible_at = records.seconds(visible)[done] * 1e3 if visible else np.full_like(start, np.nan)
+    more = records["output_tokens"][done] - 1
+    tpot = np.divide(end - first_at, more, out=np.full_like(end, np.nan), where=more > 0)
+    return Latencies(first_at - start, visible_at - start, tpot, end - start)
 
 
 def meets(found: Latencies, class_id: NDArray[np.int64], slos: list[Slo]) -> NDArray[np.bool_]:
@@ -110,6 +116,15 @@ class TokenMeter:
     _counts: Floats = field(default_factory=lambda: np.zeros(_NUM_BINS))
     _tokens: Floats = field(default_factory=lambda: np.zeros(_NUM_BUCKETS))
     _pending: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    _merged: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    _shift: Floats | None = None
+    """What merged pieces change in the bins as clients see them."""
+    _fewer: float = 0.0
+    """By how many intervals they see less."""
+
+    def merge(self, first: int, last: int, weight: int, first_seen: int, last_seen: int) -> None:
+        """Of what was added: clients see so many intervals as fewer, longer ones, with several tokens in each piece."""
+        self._merged.append((first, last, weight, first_seen, last_seen))
 
     def add(self, first: int, last: int, num_decodes: int, num_steps: int, start: int, end: int) -> None:
         """Count a leap (or a step): intervals from `first` to `last` ticks between `start` and `end`."""
@@ -121,25 +136,23 @@ class TokenMeter:
         """Move what was added into the bins."""
         if not self._pending:
             return
+        self._flush_merged()
         first, last, weight, start, end = np.array(self._pending, np.int64).T
         self.total += int(weight.sum())
         self.sum_ticks += sum([w * (a + b) for a, b, w, _, _ in self._pending]) // 2
-        self._bin(first.astype(float), last.astype(float), weight)
+        self._counts += _binned(first.astype(float), last.astype(float), weight.astype(float))
         self._spread(start, end, weight.astype(float))
         self._pending = []
 
-    def _bin(self, first: Floats, last: Floats, weight: NDArray[np.int64]) -> None:
-        """Cut every arithmetic series into pieces narrower than a bin."""
-        low, high = (
-            np.log(np.maximum(np.minimum(first, last), 1)),
-            np.log(np.maximum(np.maximum(first, last), 1)),
-        )
-        pieces = np.minimum(np.ceil((high - low) / _LOG_WIDTH), 2000).astype(np.int64) + 1
-        owner = np.repeat(np.arange(len(pieces)), pieces)
-        step = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        ticks = first[owner] + (last - first)[owner] * (step + 0.5) / pieces[owner]
-        bins = np.minimum(np.log(np.maximum(ticks, 1.0)) / _LOG_WIDTH, _NUM_BINS - 1).astype(np.int64)
-        self._counts += np.bincount(bins, (weight / pieces)[owner], _NUM_BINS)
+    def _flush_merged(self) -> None:
+        if not self._merged:
+            return
+        first, last, weight, first_seen, last_seen = np.array(self._merged, np.float64).T
+        seen = weight * (first + last) / (first_seen + last_seen)
+        shift = _binned(first_seen, last_seen, seen) - _binned(first, last, weight)
+        self._shift = shift if self._shift is None else self._shift + shift
+        self._fewer += exact_sum(weight) - exact_sum(seen)
+        self._merged = []
 
     def _spread(self, start: NDArray[np.int64], end: NDArray[np.int64], tokens: Floats) -> None:
         """Tokens per bucket of time, each leap spread evenly over its duration."""
@@ -160,22 +173,46 @@ class TokenMeter:
         self._tokens += found[:_NUM_BUCKETS]
 
     def intervals(self) -> Summary:
-        """Inter-token latency: mean exact, percentiles within half a bin, milliseconds."""
+        """Inter-token latency of the engine: mean exact, percentiles within half a bin, milliseconds."""
         self.flush()
-        if not self.total:
+        return self._summary(self._counts, float(self.total))
+
+    def seen_intervals(self) -> Summary:
+        """Time between two pieces of a stream, as a client counts; between two tokens unless some left together."""
+        self.flush()
+        if self._shift is None:
+            return self.intervals()
+        return self._summary(np.maximum(self._counts + self._shift, 0.0), self.total - self._fewer)
+
+    def _summary(self, counts: Floats, total: float) -> Summary:
+        if not total:
             return NOTHING
         middle = np.exp((np.arange(_NUM_BINS) + 0.5) * _LOG_WIDTH) / TICKS_PER_MS
-        share = np.cumsum(self._counts) / self._counts.sum()
+        share = np.cumsum(counts) / counts.sum()
         p50, p90, p95, p99 = middle[np.searchsorted(share, np.array(PERCENTILES) / 100)]
-        average = self.sum_ticks / self.total / TICKS_PER_MS
+        average = self.sum_ticks / total / TICKS_PER_MS
         # no @ here: BLAS would wake its threads for a few thousand numbers, at a quarter of a short run's CPU time
-        variance = exact_sum(self._counts * (middle - average) ** 2) / float(self._counts.sum())
+        variance = exact_sum(counts * (middle - average) ** 2) / float(counts.sum())
         return Summary(average, *map(float, (p50, variance**0.5, p90, p95, p99)))
 
     def peak_tokens_per_s(self) -> float:
         """Decoded tokens per second in the busiest bucket."""
         self.flush()
         return float(self._tokens.max()) * TICKS_PER_S / self.bucket_ticks
+
+
+def _binned(first: Floats, last: Floats, weight: Floats) -> Floats:
+    """Counts by bin: every arithmetic series is cut into pieces narrower than a bin."""
+    low, high = (
+        np.log(np.maximum(np.minimum(first, last), 1)),
+        np.log(np.maximum(np.maximum(first, last), 1)),
+    )
+    pieces = np.minimum(np.ceil((high - low) / _LOG_WIDTH), 2000).astype(np.int64) + 1
+    owner = np.repeat(np.arange(len(pieces)), pieces)
+    step = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    ticks = first[owner] + (last - first)[owner] * (step + 0.5) / pieces[owner]
+    bins = np.minimum(np.log(np.maximum(ticks, 1.0)) / _LOG_WIDTH, _NUM_BINS - 1).astype(np.int64)
+    return np.bincount(bins, (weight / pieces)[owner], _NUM_BINS).astype(float)
 
 
 assert log(1e17) / _LOG_WIDTH < _NUM_BINS

@@ -1,6 +1,6 @@
-"""One flat record per request that left the system: 64-bit integers in one array, 20 of them a request.
+"""One flat record per request that left the system: 64-bit integers in one array, 23 of them a request.
 
-A million requests take 160 MB. Times are picoseconds of the simulator's clock; statistics live in `metrics`.
+A million requests take 184 MB. Times are picoseconds of the simulator's clock; statistics live in `metrics`.
 """
 
 from __future__ import annotations
@@ -30,17 +30,22 @@ refused = the queue was full, unfinished = the run ended first, pruned = ended b
 
 
 class Record(NamedTuple):
-    """A request's life. Ticks are picoseconds, `UNSET` = did not happen."""
+    """A request's life. Ticks are picoseconds, `UNSET` = did not happen. Times are a client's unless named engine_."""
 
     request_id: int
     arrival: int
+    engine_arrival: int
+    """The engine has it: the API server is done with the prompt."""
     scheduled: int
-    """First admission into a batch."""
+    """First admission into a batch, in the engine."""
     first_token: int
     """First token of any kind (vLLM's TTFT)."""
     first_visible: int
     """First token after the thinking."""
     finish: int
+    engine_first_token: int
+    """The end of the step that gave it; the client's is later by the API server."""
+    engine_finish: int
     prompt_tokens: int
     output_tokens: int
     """Generated and kept."""
@@ -67,12 +72,16 @@ class Record(NamedTuple):
     """Time between a preemption and the next token."""
 
 
-_TIMES = ("arrival", "scheduled", "first_token", "first_visible", "finish")
+_TIMES = (
+    "arrival", "engine_arrival", "scheduled", "first_token", "first_visible", "finish", "engine_first_token",
+    "engine_finish",
+)  # fmt: skip
 
 
 SUMMARY_FIELDS = (
-    "arrival", "scheduled", "first_token", "first_visible", "finish", "prompt_tokens", "output_tokens",
-    "thinking_tokens", "hit_tokens", "discarded_tokens", "kv_token_us", "finish_reason", "class_id",
+    "arrival", "engine_arrival", "scheduled", "first_token", "first_visible", "finish", "engine_first_token",
+    "engine_finish", "prompt_tokens", "output_tokens", "thinking_tokens",
+    "hit_tokens", "discarded_tokens", "kv_token_us", "finish_reason", "class_id",
 )  # fmt: skip
 """What the report needs of each request; the rest of a record can be left out of memory."""
 
@@ -140,6 +149,7 @@ CSV_COLUMNS = (
     "request_id", "class", "arrival_s", "scheduled_s", "prompt_tokens", "output_tokens", "thinking_tokens",
     "first_token_s", "first_visible_token_s", "finish_s", "finish_reason", "num_preemptions", "preempted_s",
     "recomputed_tokens", "hit_tokens", "discarded_tokens", "kv_gib_s", "replica", "session", "turn",
+    "engine_arrival_s", "engine_first_token_s", "engine_finish_s",
 )  # fmt: skip
 """The columns of `--records`; seconds count from the start of the run, empty = did not happen."""
 

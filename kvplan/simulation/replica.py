@@ -44,10 +44,26 @@ class Replica(ReplicaStats):
 
     # --- requests come and go ---------------------------------------------------------------
 
+    def receive(self, request: SimRequest, now: int) -> int:
+        """Take a request into the API server; return the ticks until the engine gets it (then `submit`)."""
+        if self.api is None:
+            return 0
+        if self.leap is not None:
+            self._send_outputs(self.leap, self.leap.reads_until(now) - 1)
+        return self.api.receive(request.num_prompt_tokens, now)
+
+    def expect(self, request: SimRequest, change: int) -> None:
+        """One more request is (1), or no longer is (-1), on its way here: routers count it."""
+        self._change()
+        self.num_coming += change
+        self.queued_blocks += change * -(-request.num_prompt_tokens // self.block_size)
+
     def submit(self, request: SimRequest, now: int) -> None:
         """Queue a request: now, or when the leap in flight ends."""
         request.replica = self.id
         self._change()
+        if not request.transferred:
+            request.engine_arrival = now
         self.num_submitted += 1
         self.queued_blocks += -(-request.num_prompt_tokens // self.block_size)
         request.arrival_time = self.num_submitted  # its order: ties in time are possible, ties in order not
@@ -83,8 +99,8 @@ class Replica(ReplicaStats):
 
     @property
     def num_requests(self) -> int:
-        """Requests here, running or waiting."""
-        return self.engine.num_running + self.num_waiting
+        """Requests here, running, waiting or on their way through the API server."""
+        return self.engine.num_running + self.num_waiting + self.num_coming
 
     def stop(self, now: int) -> None:
         """The run ends now: read the steps that have ended."""
@@ -113,6 +129,8 @@ class Replica(ReplicaStats):
         self._change()
         if self.leavers:
             self._let_go(now)
+        if self.api is not None:
+            self.api.forget()
         if self.on_pressure is not None:
             self.on_pressure(self, now)
         while True:
@@ -172,6 +190,7 @@ class Replica(ReplicaStats):
             num_prefills += 1
             num_prefill += num_tokens
             pairs += num_tokens * (before + num_tokens / 2)
+        context = max(decodes, context - self._read_once())
         num_tokens = decodes * (1 + self.drafts) + num_prefill
         shape = StepShape(num_tokens, decodes, context, num_prefill, num_prefills, pairs)
         ticks = self.step_time.ticks(shape) if shape.num_tokens else 0
@@ -198,6 +217,7 @@ class Replica(ReplicaStats):
     def _begin_leap(self, planned: Leap, now: int, next_arrival: int) -> int:
         steps, decodes, context, is_open, drafted = planned
         leap: LeapInFlight | DraftedLeapInFlight
+        context -= self._read_once()
         ahead = len(self.in_flight)
         first = self.in_flight[0].ticks if ahead else 0
         if drafted is None:
@@ -242,6 +262,27 @@ class Replica(ReplicaStats):
 
     # --- complete ---------------------------------------------------------------------------
 
+    def _send_outputs(self, leap: LeapInFlight | DraftedLeapInFlight, reads: int) -> None:
+        """The API servers get the outputs of a leap's first so many reads."""
+        if self.api is None:
+            return
+        if leap.num_sent < leap.ahead <= reads:
+            step, end = self.in_flight[0], leap.ends_at(1)
+            leap.num_sent = leap.ahead
+            self._send_step(step._replace(ticks=end - leap.start), end)
+        known, leap.num_sent = leap.num_sent - leap.ahead, max(reads, leap.num_sent)
+        for first, last, steps, _, end in leap.stretches(reads - leap.ahead) if reads > leap.ahead else ():
+            slope = (last - first) // (steps - 1) if steps > 1 else 0
+            skip = min(known, steps)
+            known -= skip
+            if steps > skip:
+                self.api.give(leap.num_decodes, first + skip * slope, slope, steps - skip, end)
+
+    def _send_step(self, step: StepInFlight, now: int) -> None:
+        """The API servers get a step's outputs; each chunk of a prompt counts as one."""
+        if self.api is not None and step.ticks:
+            self.api.give(step.num_decodes + step.num_chunks, step.ticks, 0, 1, now)
+
     def complete(self, now: int) -> None:
         """Read what has run: a step, or a leap."""
         self._change()
@@ -282,7 +323,9 @@ class Replica(ReplicaStats):
     def _read_step(self, now: int) -> None:
         if self.leavers:
             self._let_go(now)
-        self._account(self.in_flight.popleft(), now)
+        step = self.in_flight.popleft()
+        self._send_step(step, now)
+        self._account(step, now)
         outputs = self.engine.update_from_output()
         if self.drafts:
             self._note_read(now)
@@ -319,6 +362,7 @@ class Replica(ReplicaStats):
 
     def _finish_leap(self, leap: LeapInFlight | DraftedLeapInFlight, steps: int, now: int) -> None:
         """Let the engine take the leap's steps and account for them."""
+        self._send_outputs(leap, steps)
         if isinstance(leap, DraftedLeapInFlight):
             self._finish_drafted(leap, steps, now)
             return

@@ -14,11 +14,13 @@ from typing import Any
 from kvplan.schedulers.protocol import Counts, SchedulerInterface
 from kvplan.schedulers.request import RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.simulation.api_server import ApiServers
 from kvplan.simulation.draft_books import ReadTimes, dot, kv_area, visible_at
 from kvplan.simulation.held_tokens import GrowingTokens, HeldTokens, held_tokens
 from kvplan.simulation.in_flight import DraftedLeapInFlight, LeapInFlight, StepInFlight
 from kvplan.simulation.metrics import TokenMeter
 from kvplan.simulation.records import UNSET
+from kvplan.simulation.shared_prefixes import SharedPrefixes
 from kvplan.simulation.sim_request import LENGTH, REJECTED, STOP, SimRequest
 from kvplan.timing.step import StepTime
 
@@ -74,6 +76,12 @@ class ReplicaStats:
     config: EngineConfig
     meter: TokenMeter
     ended: Ended
+    api: ApiServers | None = None
+    """Its share of the API servers; None where they take no time."""
+    shared_reads: float = 0.0
+    """Share of what several sequences hold together that a step reads once."""
+    shared: SharedPrefixes | None = None
+    """What they hold together; None where each reads its own."""
     totals: Totals = field(default_factory=Totals)
     resident: dict[SimRequest, None] = field(default_factory=dict)
     """Requests that hold blocks."""
@@ -81,8 +89,10 @@ class ReplicaStats:
     """Those of them that do not decode in closed form: they have prompt chunks to come, or drafts."""
     notes: list[str] = field(default_factory=list)
     num_submitted: int = 0
+    num_coming: int = 0
+    """Requests on their way through the API server."""
     queued_blocks: int = 0
-    """Blocks for the prompts that were never admitted yet."""
+    """Blocks for the prompts that were never admitted yet, or are on their way."""
     num_reads: int = 0
     """Steps with decodes whose output was read: every sequence that decodes has grown by one in each."""
     read_weight: int = 0
@@ -150,6 +160,18 @@ class ReplicaStats:
             f"the pool has {self.num_blocks} of {self.block_size} tokens"
         )
 
+    def _delay(self, now: int) -> int:
+        """Ticks from the step's end at `now` to a client's seeing its tokens."""
+        return self.api.delay_at(now) if self.api is not None else 0
+
+    def _count_intervals(self, first: int, last: int, num: int, steps: int, start: int, end: int) -> None:
+        """Count the intervals of so many sequences' tokens over steps of `first` to `last` ticks."""
+        self.meter.add(first, last, num, steps, start, end)
+        api = self.api
+        if api is not None and api.times.is_late(num, first):
+            seen = api.times.round
+            self.meter.merge(first, last, num * steps, seen(num, first), seen(num, last))
+
     def _account(self, step: StepInFlight, now: int, used: int | None = None) -> None:
         """Add one read step that ended now, in which `used` blocks were held; None = as many as are now."""
         if used is None:
@@ -163,7 +185,7 @@ class ReplicaStats:
         if decodes:
             totals.decode_tokens += decodes
             paused = self._end_pauses(ticks, decodes, now) if self.pauses else 0
-            self.meter.add(ticks, ticks, decodes - paused, 1, now - ticks, now)
+            self._count_intervals(ticks, ticks, decodes - paused, 1, now - ticks, now)
             if step.num_chunks:
                 totals.mixed_ticks += ticks
             else:
@@ -177,6 +199,10 @@ class ReplicaStats:
             self._note_waiting(ticks)
         if self._to_visible and self._to_visible[0][0] <= self.num_reads:
             self._show(lambda _: now)
+
+    def _read_once(self) -> int:
+        """Tokens of the summed context that a step does not read again."""
+        return round(self.shared_reads * self.shared.num_redundant) if self.shared is not None else 0
 
     def _pause(self, ticks: int) -> None:
         """A step without decodes: who decodes waits longer for the next token, those who joined last the least."""
@@ -207,7 +233,7 @@ class ReplicaStats:
         totals.decode_tokens += decodes * reads
         totals.decode_ticks += duration
         for first, last, steps, begun, end in leap.stretches(reads):
-            self.meter.add(first, last, decodes, steps, begun, end)
+            self._count_intervals(first, last, decodes, steps, begun, end)
         if self.waits_for:
             self._note_waiting(duration)
         if self._to_visible and self._to_visible[0][0] <= self.num_reads:
@@ -250,6 +276,7 @@ class ReplicaStats:
                 self._growing.answers(step)
                 if request.first_visible == UNSET:
                     request.first_visible = ends_at(step)
+                    request.visible_delay = self._delay(request.first_visible)
 
     def _note_blocks(self, used: int) -> None:
         if used > self.totals.peak_used_blocks:
@@ -320,6 +347,8 @@ class ReplicaStats:
     def _preempted(self, request: SimRequest, now: int) -> None:
         self.totals.preemptions += 1
         self._stop_holding(request, now)
+        if self.shared is not None:
+            self.shared.remove(request)
         request.high_water = max(request.high_water, request.held)
         request.held = 0
         request.lost_at = now
@@ -342,14 +371,16 @@ class ReplicaStats:
     def _starts_decoding(self, request: SimRequest, now: int) -> None:
         """A prefill has given its token: the first one, or the next one after a preemption."""
         if request.first_token == UNSET:
-            request.first_token = now
+            request.first_token, request.first_delay = now, self._delay(now)
             if not request.thinking_tokens:
-                request.first_visible = now
+                request.first_visible, request.visible_delay = now, request.first_delay
         elif request.lost_at != UNSET:
             self.meter.add(now - request.lost_at, now - request.lost_at, 1, 1, now - 1, now)
             request.lost_ticks += now - request.lost_at
         if request not in self.resident:
             return  # preempted while this token was in flight
+        if self.shared is not None:
+            self.shared.add(request)
         if self.drafts:
             self._starts_drafting(request, now)
             return
@@ -363,7 +394,7 @@ class ReplicaStats:
             entry = (self.num_reads + missing, request.row, request.num_preemptions, request)
             heappush(self._to_visible, entry)
         elif request.first_visible == UNSET:
-            request.first_visible = now
+            request.first_visible, request.visible_delay = now, self._delay(now)
 
     def _starts_drafting(self, request: SimRequest, now: int) -> None:
         """With drafts: follow its path, if it has one, else look at it after every read."""
@@ -383,9 +414,18 @@ class ReplicaStats:
         if request in self.resident:
             self._stop_holding(request, now)
             del self.resident[request]
+            if self.shared is not None:
+                self.shared.remove(request)
             self.still.pop(request, None)
         elif not request.admitted:
             self.queued_blocks -= -(-request.num_prompt_tokens // self.block_size)
         if request.first_visible != UNSET and generated <= request.thinking_tokens:
             request.first_visible = UNSET
+        if (
+            self.drafts and request.thinking_tokens
+        ):  # seen as late as the last token: a path is looked at when it ends
+            request.visible_delay = self._delay(now)
+        if reason in (STOP, LENGTH):  # a stream's tokens leave in order
+            seen = max(request.first_token + request.first_delay, request.seen_visible)
+            request.finish_delay = max(self._delay(now), seen - now)
         self.ended(request, now, reason, generated)

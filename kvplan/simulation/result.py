@@ -19,7 +19,15 @@ from kvplan.formulas.sums import exact_sum
 from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.energy import Energy
-from kvplan.simulation.metrics import Latencies, Sample, Summary, latencies, meets, summarise
+from kvplan.simulation.metrics import (
+    Latencies,
+    Sample,
+    Summary,
+    engine_latencies,
+    latencies,
+    meets,
+    summarise,
+)
 from kvplan.simulation.records import FINISH_REASONS, UNSET, Records
 from kvplan.simulation.replica_stats import Totals
 from kvplan.units import TICKS_PER_S
@@ -81,6 +89,11 @@ class Result:
     totals: Totals
     pool: Pool
     itl: Summary
+    """As a client counts: time between two pieces of a stream."""
+    engine_itl: Summary
+    """Time between two tokens in the engine."""
+    api_server_load: float | None
+    """What requests and streams ask of the API server processes' time; beyond 1, tokens leave several at once."""
     peak_output_throughput: float
     num_gpus: int
     usd_per_hour: float
@@ -106,6 +119,8 @@ class Result:
     """What the tier beyond the GPUs did; None where there is none."""
     intervals: dict[str, list[float]] | None = None
     """[low, high] of each figure where it was asked for."""
+    load_share: float | None = None
+    """Of an open loop: load over the highest that its deployment sustains."""
     interval_of: str = ""
     """What the intervals are over."""
     doubts: tuple[str, ...] = ()
@@ -115,6 +130,11 @@ class Result:
     def latencies(self) -> Latencies:
         """Of every finished request, milliseconds."""
         return latencies(self.records)
+
+    @property
+    def engine_latencies(self) -> Latencies:
+        """The same without the API servers."""
+        return engine_latencies(self.records)
 
     @property
     def pool_tokens(self) -> int:
@@ -237,17 +257,26 @@ class Result:
             "visible_throughput": (output - counts["total_thinking_tokens"]) / duration,
             "total_token_throughput": (output + counts["total_input_tokens"]) / duration,
             "max_output_tokens_per_s": self.peak_output_throughput,
+            "api_server_load": self.api_server_load,
+            "load_share": self.load_share,
             "max_concurrent_requests": peak_concurrency(self.records),
         }
 
     def summaries(self) -> dict[str, Summary]:
-        """Latencies by vLLM's short names; ttfvt is the time to the first visible token."""
+        """Latencies by vLLM's short names, a client's; ttfvt is the time to the first visible token.
+
+        Those named engine_ are without the API servers, and so is the time in the queue.
+        """
         found = self.latencies
         named = {"ttft": found.ttft, "ttfvt": found.ttfvt, "tpot": found.tpot, "e2el": found.e2el}
-        waits = self.records.seconds("scheduled") - self.records.seconds("arrival")
+        alone = self.engine_latencies
+        in_engine = {"ttft": alone.ttft, "tpot": alone.tpot, "e2el": alone.e2el}
+        waits = self.records.seconds("scheduled") - self.records.seconds("engine_arrival")
         return {
             **{k: summarise(v) for k, v in named.items()},
             "itl": self.itl,
+            **{f"engine_{k}": summarise(v) for k, v in in_engine.items()},
+            "engine_itl": self.engine_itl,
             "queue": summarise(waits * 1e3),
         }
 

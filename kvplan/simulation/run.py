@@ -1,7 +1,7 @@
 """A run on a clock: the only file that knows SimPy.
 
-    source -> frontend -> router -> replica: decide a step or a leap, let its time pass, read what it gave
-                                       ^ cut short by an arrival it would look at, or by a client that leaves
+    source -> router -> API server -> replica: decide a step or a leap, let its time pass, read what it gave
+                                         ^ cut short by an arrival it would look at, or by a client that leaves
 
 The clock counts whole picoseconds, so leaping and stepping agree exactly. An arrival that falls on the end of a
 step is seen by the next one.
@@ -22,7 +22,7 @@ from kvplan.simulation.fleets import Fleet, FleetBuilder
 from kvplan.simulation.interrupts import interrupts
 from kvplan.simulation.metrics import Timeline, TokenMeter
 from kvplan.simulation.observer import NO_OBSERVER, Observer
-from kvplan.simulation.records import Records
+from kvplan.simulation.records import UNSET, Records
 from kvplan.simulation.replica import Replica, take_sample
 from kvplan.simulation.replica_process import EngineProcess, ReplicaProcess
 from kvplan.simulation.sim_request import REFUSED, REJECTED, TIMEOUT, UNFINISHED, SimRequest
@@ -87,7 +87,9 @@ class Run:
         self.interrupted = False
         self.verdict = ""
         self.now = 0
-        """When the last request ended; once the run is over, when it ended."""
+        """When the last request ended in its engine; once the run is over, when it ended."""
+        self.seen = 0
+        """When the last client got its last token."""
         self.engines: list[EngineProcess] = []
         """What steps by itself: replicas, and groups of ranks in lockstep."""
         builder = FleetBuilder(
@@ -114,6 +116,7 @@ class Run:
             process, served = self.place_of.get(request.row, (None, request))
             generated = process.replica.generated(served) if process else 0
             self.records.add(request.record(self.now, UNFINISHED, generated))
+        self.now = max(self.now, self.seen)
 
     def at(self, delay: int, callback: Callable[[], None]) -> None:
         """Call back after so many ticks, before anything else that happens at that time."""
@@ -204,15 +207,11 @@ class Run:
     # --- a request's way --------------------------------------------------------------------
 
     def send(self, fleet: Fleet, request: SimRequest, place: Callable[[Fleet, SimRequest], None]) -> None:
-        """Through the API server, if that takes time; then `place` it on a replica."""
+        """`place` it on a replica."""
         self.sent += 1
         if not self.sent % LOOK_EVERY:  # choosing among thousands of replicas takes its time
             self._look_at_the_clock()
-        ticks = fleet.frontend_ticks(request.num_prompt_tokens)
-        if ticks:
-            self.at(ticks, lambda: place(fleet, request) if request.row in self.alive else None)
-        else:
-            place(fleet, request)
+        place(fleet, request)
 
     def place(self, fleet: Fleet, request: SimRequest) -> None:
         """To a replica that computes its prompt, or all of it."""
@@ -221,21 +220,35 @@ class Run:
         else:
             self._route(fleet, request)
 
-    def submit(self, process: ReplicaProcess, request: SimRequest) -> None:
-        """To this replica."""
+    def submit(self, process: ReplicaProcess, request: SimRequest, max_queue: int | None = None) -> None:
+        """To this replica, through its API server unless another's has had it; refused where the queue is full."""
+        replica = process.replica
+        ticks = 0 if request.transferred else replica.receive(request, self.env.now)
+        if not ticks:
+            self._hand_over(process, request, max_queue)
+            return
         self.place_of[request.row] = process, request
-        process.submit(request, self.env.now)
+        replica.expect(request, 1)
+
+        def come() -> None:
+            replica.expect(request, -1)
+            if request.row in self.alive:
+                self._hand_over(process, request, max_queue)
+
+        self.at(ticks, come)
+
+    def _hand_over(self, process: ReplicaProcess, request: SimRequest, max_queue: int | None) -> None:
+        if max_queue is not None and process.replica.num_waiting >= max_queue:
+            self.ended(request, self.env.now, REFUSED, 0)
+        else:
+            self.place_of[request.row] = process, request
+            process.submit(request, self.env.now)
 
     def _route(self, fleet: Fleet, request: SimRequest) -> None:
         """To the replica that the router chooses, unless it cannot or will not take it."""
         process = fleet.choose(request, self.env.now)
-        max_queue = fleet.deployment.max_queue
-        if self._rejects(process, request, request):
-            return
-        if max_queue is not None and process.replica.num_waiting >= max_queue:
-            self.ended(request, self.env.now, REFUSED, 0)
-        else:
-            self.submit(process, request)
+        if not self._rejects(process, request, request):
+            self.submit(process, request, fleet.deployment.max_queue)
 
     def _rejects(self, process: ReplicaProcess, served: SimRequest, request: SimRequest) -> bool:
         """End a request if the replica can never hold what it is to serve of it."""
@@ -260,6 +273,7 @@ class Run:
         """Move the prompt's KV; then the request queues where it decodes."""
         self.place_of.pop(request.row, None)
         request.scheduled, request.hit_tokens = prefill.scheduled, prefill.hit_tokens
+        request.engine_arrival = prefill.engine_arrival
         request.kv_area, request.transferred = prefill.kv_area, True
         if reason == TIMEOUT:
             self.ended(request, self.env.now, TIMEOUT, 0)
@@ -272,7 +286,7 @@ class Run:
         if request.row not in self.alive:
             return
         process, served = self.place_of.get(request.row, (None, request))
-        if process is None:
+        if process is None or served.engine_arrival == UNSET:
             self.ended(request, self.env.now, TIMEOUT, 0)
         else:
             process.leave(served)
@@ -287,6 +301,7 @@ class Run:
         del self.alive[request.row]
         process, _ = self.place_of.pop(request.row, (None, request))
         self.now = now
+        self.seen = max(self.seen, now + request.finish_delay)
         if not len(self.records) % CHECK_EVERY:  # where all are refused, no step ends
             self._look_at_the_clock()
         self.source.ended(request, reason, generated, process)

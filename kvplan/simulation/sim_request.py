@@ -19,10 +19,10 @@ class SimRequest(Request):
     """One request and its history so far."""
 
     __slots__ = (
-        "admitted", "arrival", "class_id", "decode_from", "decode_path", "discarded", "first_token",
-        "first_visible", "held", "high_water", "hit_tokens", "kv_area", "lost_at", "lost_ticks",
-        "on_end", "output_tokens", "recomputed", "replica", "row", "scheduled", "session", "since",
-        "thinking_tokens", "transferred", "turn", "weight_from",
+        "admitted", "arrival", "class_id", "decode_from", "decode_path", "discarded", "engine_arrival",
+        "finish_delay", "first_delay", "first_token", "first_visible", "held", "high_water", "hit_tokens",
+        "kv_area", "lost_at", "lost_ticks", "on_end", "output_tokens", "recomputed", "replica", "row", "scheduled",
+        "session", "since", "thinking_tokens", "transferred", "turn", "visible_delay", "weight_from",
     )  # fmt: skip
 
     def __init__(
@@ -44,7 +44,10 @@ class SimRequest(Request):
         self.class_id = class_id
         self.session = row
         self.turn = 0
-        self.arrival = self.scheduled = self.first_token = self.first_visible = self.lost_at = UNSET
+        self.arrival = self.engine_arrival = self.scheduled = UNSET
+        self.first_token = self.first_visible = self.lost_at = UNSET
+        self.first_delay = self.visible_delay = self.finish_delay = 0
+        """From the end of the step that gave a token to the client's seeing it."""
         self.admitted = False
         """Whether the replica it is on has ever admitted it."""
         self.replica = 0
@@ -69,11 +72,18 @@ class SimRequest(Request):
         """Its prompt's KV came over the wire: the first prefill costs no time here."""
         self.on_end: Callable[[SimRequest, int, int], None] | None = None
 
+    @property
+    def seen_visible(self) -> int:
+        """When its client sees the first token after the thinking."""
+        return self.first_visible if self.first_visible == UNSET else self.first_visible + self.visible_delay
+
     def record(self, finish: int, reason: int, generated: int) -> tuple[int, ...]:
-        """The flat record, in the order of `records.Record`."""
+        """The flat record of one that the engine is done with, in the order of `records.Record`."""
+        first = self.first_token
         return (
-            self.row, self.arrival, self.scheduled, self.first_token, self.first_visible, finish,
-            self.num_prompt_tokens, generated, min(self.thinking_tokens, generated), self.num_preemptions,
-            self.recomputed, self.hit_tokens, self.discarded, self.kv_area // 10**6, reason, self.class_id,
-            self.replica, self.session, self.turn, self.lost_ticks,
+            self.row, self.arrival, self.engine_arrival, self.scheduled,
+            first if first == UNSET else first + self.first_delay, self.seen_visible, finish + self.finish_delay,
+            first, finish, self.num_prompt_tokens, generated, min(self.thinking_tokens, generated),
+            self.num_preemptions, self.recomputed, self.hit_tokens, self.discarded, self.kv_area // 10**6, reason,
+            self.class_id, self.replica, self.session, self.turn, self.lost_ticks,
         )  # fmt: skip

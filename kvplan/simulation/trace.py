@@ -44,7 +44,7 @@ def write_trace(records: Records, samples: list[Sample], path: Path, blocks: Blo
 def _requests(served: list[Record]) -> Iterator[Event]:
     slots: dict[int, Slots] = {}
     for record in served:
-        slot = slots.setdefault(record.replica, Slots()).take(record.scheduled, record.finish)
+        slot = slots.setdefault(record.replica, Slots()).take(record.scheduled, record.engine_finish)
         yield from _slices(record, slot)
         yield from _waiting(record)
 
@@ -70,16 +70,17 @@ class Slots:
 
 
 def _slices(record: Record, slot: int) -> Iterator[Event]:
-    """The request, then its phases inside it."""
+    """The request, then its phases inside it, as the engine has them."""
     args = {"prompt_tokens": record.prompt_tokens, "output_tokens": record.output_tokens,
             "preemptions": record.num_preemptions, "end": FINISH_REASONS[record.finish_reason]}  # fmt: skip
-    yield _slice(f"request {record.request_id}", record, slot, record.scheduled, record.finish, args)
-    first = record.finish if record.first_token == UNSET else record.first_token
-    visible = record.finish if record.first_visible == UNSET else record.first_visible
+    yield _slice(f"request {record.request_id}", record, slot, record.scheduled, record.engine_finish, args)
+    end = record.engine_finish
+    first = end if record.engine_first_token == UNSET else record.engine_first_token
+    visible = end if record.first_visible == UNSET else min(record.first_visible, end)
     yield _slice("prefill", record, slot, record.scheduled, first)
     if record.thinking_tokens:
         yield _slice("thinking", record, slot, first, visible)
-    yield _slice("answer", record, slot, visible, record.finish)
+    yield _slice("answer", record, slot, visible, end)
 
 
 def _slice(name: str, record: Record, slot: int, start: int, end: int, args: Event | None = None) -> Event:

@@ -95,7 +95,9 @@ def is_doubted(setups: Mapping[str, Setup]) -> bool:
 def at_end(setups: Mapping[str, Setup], end: End) -> dict[str, Setup]:
     """The setups with all steps at one end of what they may take."""
     return {
-        name: replace(setup, step_time=ScaledStepTime(setup.step_time, end.factor(setup)))
+        name: replace(
+            setup, step_time=ScaledStepTime(setup.step_time, end.factor(setup)), api=setup.api_ends[end.place]
+        )
         if end.factor(setup) != 1.0 else setup
         for name, setup in setups.items()
     }  # fmt: skip

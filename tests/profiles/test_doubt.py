@@ -99,9 +99,13 @@ def test_a_range_holds_the_run_and_its_ends() -> None:
     tpot = found.figures["mean_tpot_ms"]
     assert tpot[0] < document["mean_tpot_ms"] < tpot[1]
     assert found.figures["mean_ttft_ms"][1] / document["mean_ttft_ms"] > high
-    ends = [simulate(scenario, setups={"": replace(setups[""], step_time=ScaledStepTime(setups[""].step_time, end))})
-            for end in (low, high)]  # fmt: skip
-    assert tpot[1] == max(run.to_dict()["mean_tpot_ms"] for run in ends)
+    setup = setups[""]
+    ends = [
+        replace(setup, step_time=ScaledStepTime(setup.step_time, end), api=api)
+        for end, api in zip((low, high), setup.api_ends, strict=True)
+    ]
+    runs = [simulate(scenario, setups={"": end}) for end in ends]
+    assert tpot[1] == max(run.to_dict()["mean_tpot_ms"] for run in runs)
 
 
 def test_stated_steps_have_no_doubt() -> None:
@@ -205,12 +209,13 @@ def test_an_overload_that_the_ends_do_not_share_is_unsure() -> None:
 
 def test_a_range_is_wider_outside_of_what_was_measured() -> None:
     """Contexts that the profile's tables do not reach: twice as far in logarithms, and the text says why."""
-    far = parse_scenario(SPEC | {
+    steps = SPEC | {"frontend": "none"}
+    far = parse_scenario(steps | {
         "model": "Qwen/Qwen3-8B", "gpu": "rtx-4090", "engine": {"max_num_seqs": 4, "max_model_len": 32768},
         "workload": {"num_requests": 4, "arrivals": {"kind": "all_at_once"}, "prompt": 30_000, "answer": 300},
     })  # fmt: skip
     work = SPEC["workload"] | {"arrivals": {"kind": "all_at_once"}, "num_requests": 16}
-    near = parse_scenario(SPEC | {"gpu": "rtx-4090", "workload": work})
+    near = parse_scenario(steps | {"gpu": "rtx-4090", "workload": work})
     spans = []
     for scenario in (near, far):
         setups = set_ups(scenario)

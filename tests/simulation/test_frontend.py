@@ -1,14 +1,18 @@
-"""The API server before an engine: a latency that clients see and that moves when requests come."""
+"""The API servers before an engine: a queue that clients see, that moves when requests come, and that holds no step."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvplan.profiles.profile import load_profile
 from kvplan.scenario.schema import parse_scenario
+from kvplan.simulation.api_server import backlog
+from kvplan.simulation.deploy import set_up
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
 
@@ -47,17 +51,125 @@ def test_a_lone_client_sees_the_frontend_and_nothing_else() -> None:
     assert slow.duration_s - plain.duration_s == pytest.approx(latency.sum())
 
 
-@given(st.floats(0, 200), st.floats(0, 50), st.integers(0, 99), st.sampled_from([1, 2]))
-def test_leaping_equals_stepping(request_ms: float, per_1k: float, seed: int, replicas: int) -> None:
-    """The same times to the picosecond, whenever requests come out of the frontend."""
-    changes = {"frontend": {"request_ms": request_ms, "per_1k_tokens_ms": per_1k}, "replicas": replicas}
+COSTS = st.fixed_dictionaries({
+    "request_ms": st.floats(0, 200), "per_1k_tokens_ms": st.floats(0, 50), "latency_ms": st.sampled_from([0, 3]),
+    "output_us": st.sampled_from([0, 30, 400]), "send_us": st.sampled_from([0, 60, 1500]),
+})  # fmt: skip
+
+
+@given(COSTS, st.integers(0, 99), st.sampled_from([1, 2]), st.sampled_from([1, 3]), st.booleans())
+def test_leaping_equals_stepping(
+    frontend: dict[str, float], seed: int, replicas: int, servers: int, is_async: bool
+) -> None:
+    """The same times to the picosecond, whenever requests come out of the servers and tokens reach clients."""
+    changes = {
+        "frontend": frontend, "replicas": replicas,
+        "engine": {"api_server_count": servers, "data_parallel_size": 2, "async_scheduling": is_async},
+    }  # fmt: skip
     for arrivals in ({"kind": "poisson", "rate": 4.0}, {"kind": "closed_loop", "concurrency": 5}):
         workload = {
-            "num_requests": 20, "arrivals": arrivals, "seed": seed, "prompt": 500,
-            "answer": {"kind": "uniform", "low": 2, "high": 60},
+            "num_requests": 20, "arrivals": arrivals, "seed": seed, "prompt": 500, "thinking": 20,
+            "answer": {"kind": "uniform", "low": 2, "high": 60}, "timeout_s": 2,
         }  # fmt: skip
-        runs = [run(step, workload=workload, **changes) for step in (False, True)]
-        assert (runs[0].records.table == runs[1].records.table).all()
+        leapt, stepped = (run(step, workload=workload, **changes) for step in (False, True))
+        assert (leapt.records.table == stepped.records.table).all()
+        assert leapt.api_server_load == stepped.api_server_load
+
+
+@given(st.integers(0, 500), st.integers(0, 60), st.integers(1, 50), st.integers(0, 5), st.integers(1, 30))
+def test_the_backlog_of_a_run_of_steps_is_lindleys(
+    behind: int, work: int, ticks: int, slope: int, count: int
+) -> None:
+    """In closed form what one step after the other gives: passed time off, never below nothing, new work on."""
+    found = behind
+    for step in range(count):
+        found = max(0, found - ticks - slope * step) + work
+    assert backlog(behind, work, ticks, slope, count) == found
+
+
+def test_requests_queue_for_the_servers_core() -> None:
+    """Poisson arrivals at one process of constant work wait rho s / (2 (1 - rho)) in the mean (Khinchine)."""
+    rate, work_s = 40.0, 0.015
+    load = {
+        "num_requests": 20_000, "arrivals": {"kind": "poisson", "rate": rate}, "prompt": 1, "answer": 1,
+    }  # fmt: skip
+    records = run(workload=load, frontend={"request_ms": 1e3 * work_s}).records
+    waits = records.seconds("engine_arrival") - records.seconds("arrival") - work_s
+    busy = rate * work_s
+    assert waits.mean() == pytest.approx(busy * work_s / (2 * (1 - busy)), rel=0.1)
+
+
+STEADY = {"fixed_us": 4000, "per_sequence_us": 0, "per_context_token_ns": 0, "per_prefill_token_us": 0}
+STREAMS = {"num_requests": 60, "prompt": 1, "answer": 500, "arrivals": {"kind": "all_at_once"}}
+
+
+def streams(servers: int = 1, **frontend: float) -> Result:
+    """Sixty streams of a token every 4 ms."""
+    engine = {"api_server_count": servers}
+    return run(workload=STREAMS, step_time=STEADY, frontend=frontend, engine=engine)
+
+
+def test_a_slow_server_never_holds_the_engine_back() -> None:
+    """The engine's own times are those without a server; clients' are later, by the middle of the pieces of a step."""
+    plain, slow = streams(), streams(output_us=10, send_us=20)
+    assert (slow.records["engine_finish"] == plain.records["finish"]).all()
+    late_us = (slow.records["finish"] - slow.records["engine_finish"]) / 1e6
+    assert late_us == pytest.approx(60 * 10 + 61 / 2 * 20, abs=1)
+    assert slow.engine_itl == plain.itl == slow.itl
+    assert slow.api_server_load == pytest.approx(60 * 30 / 4000, rel=0.01)
+
+
+def test_tokens_that_wait_leave_in_one_piece() -> None:
+    """Where a round over all streams takes longer than a step, its length is that of a stream's pieces: 60 x 100 us of
+    what making text leaves, half of the core; nothing more piles up, and time per token stays the engine's."""
+    slow = streams(output_us=4000 / 60 / 2, send_us=100)
+    assert slow.itl.median == pytest.approx(60 * 0.1 / 0.5, rel=0.01)
+    assert slow.itl.mean == pytest.approx(12, rel=0.01)
+    assert slow.engine_itl.median == pytest.approx(4, rel=0.01)
+    assert slow.latencies.tpot.mean() == pytest.approx(4, rel=0.01)
+    late_ms = (slow.records["finish"] - slow.records["engine_finish"]) / 1e9
+    assert (late_ms < 12).all()
+    assert slow.api_server_load == pytest.approx(2, rel=0.01)
+
+
+def test_several_servers_share_the_streams() -> None:
+    """Two processes have half the load each."""
+    one, two = (streams(servers, output_us=10, send_us=20) for servers in (1, 2))
+    work = [(found.api_server_load or 0) * found.duration_s for found in (one, two)]
+    assert work[0] == pytest.approx(2 * work[1])
+
+
+def test_a_client_comes_back_when_it_has_its_last_token() -> None:
+    """A closed loop of one: every round takes longer by what its last token takes to get out."""
+    loop = {
+        "num_requests": 10,
+        "prompt": 1,
+        "answer": 20,
+        "arrivals": {"kind": "closed_loop", "concurrency": 1},
+    }
+    sync = {"async_scheduling": False}
+    plain, slow = (
+        run(workload=loop, step_time=STEADY, engine=sync, frontend=f) for f in ("none", {"send_us": 1000})
+    )
+    assert slow.duration_s - plain.duration_s == pytest.approx(10 * 0.001)
+    assert slow.engine_latencies.e2el == pytest.approx(plain.latencies.e2el)
+
+
+def test_a_clients_times_are_the_default() -> None:
+    """As measured for the engine's version, unless step times are stated; with `none` both names say the engine's."""
+    setup = set_up(parse_scenario({"model": "Qwen/Qwen3-8B", "gpu": "h100"}))
+    assert setup.api.takes_time
+    assert all(low <= value <= high for low, value, high in zip(setup.api_ends[0], setup.api, setup.api_ends[1],
+                                                               strict=True))  # fmt: skip
+    assert not set_up(
+        parse_scenario({"model": "Qwen/Qwen3-8B", "gpu": "h100", "step_time": STEP})
+    ).api.takes_time
+    document = run(frontend="none").to_dict()
+    for name in ("ttft", "tpot", "itl", "e2el"):
+        assert document[f"mean_{name}_ms"] == document[f"mean_engine_{name}_ms"]
+    assert document["api_server_load"] is None
+    document = run(frontend=SLOW).to_dict()
+    assert document["mean_ttft_ms"] > 10 + document["mean_engine_ttft_ms"]
 
 
 def test_who_leaves_in_the_frontend_never_reaches_the_engine() -> None:
@@ -83,3 +195,34 @@ def test_strategies_call_through_it() -> None:
         simulate(parse_scenario(data | extra)) for extra in ({}, {"frontend": {"request_ms": 250}})
     )
     assert slow.duration_s - plain.duration_s == pytest.approx(4 * 0.25)
+
+
+def test_a_profile_timed_at_clients_has_its_api_server_in_it(tmp_path: Path) -> None:
+    """A server that was calibrated from outside: nothing is added to what its clients saw."""
+    profile = load_profile("rtx-4090-vllm")
+    assert profile.timing is not None
+    for at_client in (False, True):
+        timing = profile.timing.model_copy(update={"seen_by_client": at_client})
+        path = tmp_path / f"{at_client}.json"
+        path.write_text(profile.model_copy(update={"name": "mine", "timing": timing}).model_dump_json())
+        scenario = {"model": "Qwen/Qwen3-8B", "gpu": "rtx-4090", "step_time": {"profile": str(path)}}
+        setup = set_up(parse_scenario(scenario | {"engine": {"max_model_len": 8192}}))
+        assert setup.api.takes_time is not at_client
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_leaping_over_drafts_equals_stepping(is_async: bool) -> None:
+    """Several tokens a step, each step of a length of its own: the same times at engine and client."""
+    workload = {
+        "num_requests": 20, "arrivals": {"kind": "poisson", "rate": 20.0}, "prompt": 500, "thinking": 20,
+        "answer": {"kind": "uniform", "low": 2, "high": 60}, "timeout_s": 2,
+    }  # fmt: skip
+    engine = {
+        "num_speculative_tokens": 2, "speculative_method": "ngram", "async_scheduling": is_async, "max_model_len": 8192,
+    }  # fmt: skip
+    frontend = {"request_ms": 30, "output_us": 300, "send_us": 600}
+    leapt, stepped = (
+        run(step, workload=workload, engine=engine, frontend=frontend) for step in (False, True)
+    )
+    assert leapt.modes[""] == "leap"
+    assert (leapt.records.table == stepped.records.table).all()

@@ -326,19 +326,6 @@ def test_runaways_run_to_their_limit() -> None:
     assert any("cut while still thinking" in text for text in found.advice)
 
 
-@pytest.mark.parametrize(
-    ("fixed_us", "replicas", "servers"), [(4000, 1, 2), (2000, 1, 4), (4000, 2, 0), (8000, 1, 0)]
-)
-def test_more_tokens_than_one_api_server_streams(fixed_us: int, replicas: int, servers: int) -> None:
-    """60 decodes a step give 15,000, 30,000, 2 x 7,500 and 7,500 tokens a second; one process carries some 12,000."""
-    step = {"fixed_us": fixed_us, "per_sequence_us": 0, "per_context_token_ns": 0, "per_prefill_token_us": 0}
-    load = {"num_requests": 60, "prompt": 1, "answer": 2000, "arrivals": {"kind": "all_at_once"}}
-    found = run(load, False, {"step_time": step, "replicas": replicas})
-    words = [text for text in found.advice if "--api-server-count" in text]
-    assert bool(words) == bool(servers)
-    assert all(f"--api-server-count {servers}," in text for text in words)
-
-
 # --- it always ends -----------------------------------------------------------------------------
 
 

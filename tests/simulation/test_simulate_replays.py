@@ -18,9 +18,12 @@ import pytest
 from places import TRUTH
 from scipy.interpolate import RegularGridInterpolator
 
+from kvplan.gpu import get_gpu
+from kvplan.models.load import load_model
+from kvplan.profiles.step_times import make_step_times
 from kvplan.scenario.schema import Scenario, StepTimeSpec, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulation.deploy import Setup, StatedStepTime
+from kvplan.simulation.deploy import Setup, StatedStepTime, set_ups
 from kvplan.simulation.metrics import latencies
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
@@ -259,3 +262,18 @@ def test_mooncake_hits_under_eviction_are_a_naive_lru(num_gpu_blocks: int) -> No
     order = np.argsort(found.records["request_id"])
     assert found.records["hit_tokens"][order].tolist() == expected
     assert found.totals.preemptions == 0
+
+
+def test_lengths_that_differ_make_attention_longer() -> None:
+    """A profile's `step.skew` slows the decode attention of simulated batches by its share, and nothing else."""
+    spec = {"model": "meta-llama/Llama-3.1-8B", "gpu": "rtx-4090", "engine": {"max_model_len": 8192}}
+    scenario = parse_scenario(spec)
+    setup = set_ups(scenario)[""]
+    plain = make_step_times(load_model(spec["model"]), get_gpu("rtx-4090"), scenario.engine).time
+    skew = plain.costs.skew
+    assert 0.02 <= skew <= 0.13
+    for num, context in ((8, 8_000), (64, 64_000)):
+        a, b, _ = plain.decode_line(num, context)
+        slower, more, _ = setup.step_time.decode_line(num, context)
+        assert more / b == pytest.approx(1 + skew, rel=1e-3)
+        assert slower == pytest.approx(a, rel=0.05)

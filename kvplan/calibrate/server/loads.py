@@ -244,6 +244,7 @@ def measure_server(
         "engine": "vllm",
         "engine_version": facts.engine_version,
         "date": time.strftime("%Y-%m-%d"),
+        "seen_by_client": True,
         **{k: v for k, v in facts._asdict().items() if k not in ("model", "engine_version")},
     }
     session = open_session(out, machine)
