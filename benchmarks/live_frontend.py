@@ -5,8 +5,9 @@
 starts vLLM's CPU build on a tiny local model with a byte-level BPE tokenizer of 32,000 entries, trained on the
 standard library (nothing is downloaded), and sends prompts one at a time. Time outside the engine = time to the first
 token at the client, less the queue and prefill time that the engine reports in /metrics. Prints it by prompt length,
-the server process's own CPU time beside it, and the line through them: a scenario's `frontend`. Then streams answers of
-200 tokens to 32 and 64 clients at once and prints the server's CPU time per token, which bounds what one can stream.
+the server process's own CPU time beside it. Then many clients at once, for what they take of the server's CPU: requests
+of one token with short and long prompts, and answers of 300 tokens, streamed and not, with the pieces that streams
+came in. Last a scenario's `frontend` (`catalog/api_servers.yaml`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.live_vllm import vllm_server
 from kvplan.calibrate.server.client import Server, parse_metrics
 
-STREAMS, ANSWER = (32, 64, 32, 64), 200
+STREAMS, ANSWER = (32, 64, 128), 300
+BURST = 64
 WORDS = (100, 800, 3200, 6400)
 ENGINE_SECONDS = ("vllm:request_queue_time_seconds_sum", "vllm:request_prefill_time_seconds_sum")
 TOKENIZER = """
@@ -111,20 +113,28 @@ def measure(url: str, port: int, num_requests: int) -> Iterator[Outside]:
         yield Outside(round(np.mean([n for _, n in seen])), wall / num_requests, cpu / num_requests)
 
 
-def stream(url: str, model: str) -> None:
-    """Read one streamed answer to its end."""
-    with completion(url, model, "import os", max_tokens=ANSWER) as answer:
-        answer.read()
+def pieces(url: str, model: str, prompt: str, num_tokens: int, streamed: bool) -> int:
+    """Read one answer to its end; return in how many pieces it came."""
+    with completion(url, model, prompt, max_tokens=num_tokens, stream=streamed) as answer:
+        lines = list(answer)
+    return sum(line.startswith(b"data: {") for line in lines) if streamed else 1
 
 
-def measure_streams(url: str, port: int) -> Iterator[tuple[int, float]]:
-    """(clients, the server's CPU seconds per token)."""
-    model = Server(url).facts().model
-    for clients in STREAMS:
-        cpu = cpu_s(port)
-        with ThreadPoolExecutor(clients) as pool:
-            list(pool.map(lambda _: stream(url, model), range(clients)))
-        yield clients, (cpu_s(port) - cpu) / (clients * ANSWER)
+class Together(NamedTuple):
+    """Many clients at once: the server's CPU seconds of each, and the pieces that all their answers came in."""
+
+    cpu_s: float
+    num_pieces: int
+
+
+def together(url: str, port: int, clients: int, words: int, num_tokens: int, streamed: bool) -> Together:
+    """So many requests at once, each of its own prompt."""
+    model, vocabulary = Server(url).facts().model, sorted({w for w in __doc__.split() if w.isalpha()})
+    prompts = [" ".join(random.Random(i).choices(vocabulary, k=words)) for i in range(clients)]
+    before = cpu_s(port)
+    with ThreadPoolExecutor(clients) as pool:
+        found = sum(pool.map(lambda prompt: pieces(url, model, prompt, num_tokens, streamed), prompts))
+    return Together((cpu_s(port) - before) / clients, found)
 
 
 def main() -> None:
@@ -136,20 +146,36 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         server = vllm_server(
-            options.python, Path(name), options.port, TOKENIZER, max_model_len=16384, max_num_seqs=64
+            options.python,
+            Path(name),
+            options.port,
+            TOKENIZER,
+            max_model_len=16384,
+            max_num_seqs=max(STREAMS),
         )
         with server as url:
             found = list(measure(url, options.port, options.requests))
-            streamed = list(measure_streams(url, options.port))
+            short, long = (together(url, options.port, BURST, n, 1, True) for n in (WORDS[0], WORDS[2]))
+            answers = [
+                [together(url, options.port, clients, 20, ANSWER, streamed) for streamed in (False, True)]
+                for clients in STREAMS
+            ]
     for one in found:
         print(f"{one.prompt_tokens:>6,} prompt tokens: {1e3 * one.wall_s:5.1f} ms outside the engine, "
               f"{1e3 * one.cpu_s:5.1f} ms of CPU")  # fmt: skip
-    slope, fixed = np.polyfit([f.prompt_tokens for f in found], [f.wall_s for f in found], 1)
-    for clients, seconds in streamed:
-        print(
-            f"{clients:>6,} streams: {1e6 * seconds:5.1f} us of CPU a token, {1 / seconds:,.0f} tokens a CPU second"
-        )
-    print(f"frontend: {{request_ms: {1e3 * fixed:.1f}, per_1k_tokens_ms: {1e6 * slope:.2f}}}")
+    token_s = (long.cpu_s - short.cpu_s) / (found[2].prompt_tokens - found[0].prompt_tokens)
+    request_s = short.cpu_s - token_s * found[0].prompt_tokens
+    outputs, sends = [], []
+    for clients, (whole, streamed) in zip(STREAMS, answers, strict=True):
+        outputs.append((whole.cpu_s - request_s) / ANSWER)
+        sends.append((streamed.cpu_s - whole.cpu_s) * clients / streamed.num_pieces)
+        per_piece = clients * ANSWER / streamed.num_pieces
+        print(f"{clients:>6,} answers at once: {1e6 * outputs[-1]:5.1f} us of CPU a token, streamed "
+              f"{1e6 * sends[-1]:5.1f} us more a piece of {per_piece:.2f} tokens")  # fmt: skip
+    hops_s = found[0].wall_s - short.cpu_s
+    print(f"frontend: {{request_ms: {1e3 * request_s:.1f}, per_1k_tokens_ms: {1e6 * token_s:.2f}, "
+          f"latency_ms: {1e3 * hops_s:.1f}, output_us: {1e6 * np.mean(outputs):.0f}, "
+          f"send_us: {1e6 * np.mean(sends):.0f}}}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ The sample states lengths, concurrency and GPUs; how the points were taken is pu
   Llama's tokenizer puts one in front: the last of C clients then waits until another has ended.
 
 Both clients send C requests at once, then the next when one ends; warm-up requests end before that, so they change
-nothing. They see the API server too: `FRONTEND` is what vLLM 0.32's takes on a CPU core, measured apart from these
-points by `live_frontend.py` and the same for all. Both tools write means and medians and the sample does not say
+nothing. They see the API server too, as it was measured apart from these points (`catalog/api_servers.yaml`), whatever
+the engine. Both tools write means and medians and the sample does not say
 which it kept; the points look like means (the first burst is in them), so means are compared.
 """
 
@@ -39,7 +39,7 @@ from kvplan.profiles.profile import pick
 from kvplan.profiles.step_times import ELEMENT_BYTES, default_link, find_formats
 from kvplan.scenario.schema import SGLangFlags, parse_scenario
 from kvplan.schedulers.vllm.config import BatchWait, EngineConfig
-from kvplan.simulation.deploy import Setup
+from kvplan.simulation.deploy import Setup, api_times
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import ModelStepTime
 from kvplan.timing.work import step_work
@@ -49,14 +49,14 @@ Row = dict[str, str]
 
 GPUS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200", "b200_sxm": "b200", "b300_sxm": "b300"}
 ENGINES = {"trtllm": "tensorrt-llm", "vllm": "vllm", "sglang": "sglang"}
-VERSION = "@0.19"
-"""Of the rows that state one, vLLM's are 0.15 to 0.19, for which the engine's terms are one."""
+UNSTATED = {"2025-10-29": "0.10", "2026-04-03": "0.19"}
+"""vLLM of rows that state no release, by date: InferenceMAX's first runs, whose scripts pass --async-scheduling, and a
+nightly build beside 0.19."""
 FORMATS = {"fp8": "fp8", "fp8_block": "fp8_block", "nvfp4": "nvfp4", "int4_wo": "int4", "bfloat16": "bf16",
            "w4a16_mxfp4": "mxfp4", "w4a8_mxfp4_mxfp8": "mxfp4"}  # fmt: skip
 SAME_SHAPES = {"Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B"}
 BLOCKS = {"trtllm": 32, "vllm": 32, "sglang": 1}
 """Tokens per KV block; vLLM's backends take 16 and more, 32 stands for them all."""
-FRONTEND = {"request_ms": 7.0, "per_1k_tokens_ms": 2.5}
 GENERATED_SLACK = 1500
 """Tokens over isl + C that aiconfigurator's later generator writes as max_num_tokens."""
 BOS_TOKENS = {"meta-llama/Llama-3.1-8B-Instruct": 1, "meta-llama/Llama-3.1-70B": 1}
@@ -73,6 +73,21 @@ def is_inferencemax(row: Row) -> bool:
     return (int(row["isl"]), int(row["osl"])) in INFERENCEMAX_LENGTHS and "epnone" not in row["id"]
 
 
+def is_multi_token(row: Row) -> bool:
+    """Whether a row is multi-token prediction, which the sample does not state.
+
+    InferenceX's changelog adds dsr1-fp8-h200-trt-mtp (pull request 392) before these rows: 1.2 to 1.9 times as quick a
+    token as the same server a month before and two weeks later, first tokens as late.
+    """
+    return row["system"] == "h200_sxm" and row["backend"] == "trtllm" and row["measured"] == "2026-01-14"
+
+
+def vllm_version(row: Row) -> str:
+    """The version a row states, without its patch, or that of its date."""
+    stated = row["backend_version"].split(".")
+    return ".".join(stated[:2]) if stated[0].isdigit() else UNSTATED[row["measured"]]
+
+
 def is_reproduced(row: Row) -> bool:
     """Whether a row is one of aiconfigurator's points taken by hand, before there was a generator of server flags."""
     return row["backend_version"] == "1.0.0rc3" and row["image"].startswith("silicon_concurrency")
@@ -83,8 +98,8 @@ class Reading(NamedTuple):
 
     slack: int = -1
     """max_num_tokens - isl - clients of aiconfigurator's points taken by hand."""
-    frontend: dict[str, float] = FRONTEND
-    """What a request spends in the API server."""
+    frontend: Any = {}  # noqa: RUF012
+    """What API servers take where it is not what was measured."""
     static_scales: bool = True
     """Whether Llama-3.1-70B's fp8 products have static scales, as nvidia/Llama-3.1-70B-Instruct-FP8 has them."""
     launch_ms: float | None = None
@@ -96,9 +111,8 @@ READINGS = {
     "as taken": TAKEN,
     "max_num_tokens = isl + C, as aiconfigurator's web page advises": Reading(slack=0),
     "max_num_tokens = isl + C + 1500, as its later generator writes": Reading(slack=GENERATED_SLACK),
-    "no API server": Reading(frontend={}),
-    "5 ms a request in the API server": Reading(frontend=FRONTEND | {"request_ms": 5.0}),
-    "15 ms a request in the API server": Reading(frontend=FRONTEND | {"request_ms": 15.0}),
+    "no API server": Reading(frontend="none"),
+    "10 ms more a request in the API server": Reading(frontend={"latency_ms": 15.0}),
     "no launches outside CUDA graphs": Reading(launch_ms=0.0),
     "0.26 ms of launches a layer outside CUDA graphs": Reading(launch_ms=0.26),
     "0.79 ms of launches a layer outside CUDA graphs": Reading(launch_ms=0.79),
@@ -244,7 +258,9 @@ def step_time(
     mla = any(layer.attention.kind is AttentionKind.MLA for layer in model.layers)
     link = default_link(get_gpu(GPUS[row["system"]]))
     args = EngineArgs(tensor_parallel_size=where.tensor, data_parallel_size=where.data)
-    engine = parse_engine(f"{ENGINES[row['backend']]}{VERSION if row['backend'] == 'vllm' else ''}")
+    engine = parse_engine(
+        f"vllm@{vllm_version(row)}" if row["backend"] == "vllm" else ENGINES[row["backend"]]
+    )
     timing, _ = with_terms(timing, engine, model, get_gpu(GPUS[row["system"]]), args, work, expert)
     found: ModelStepTime = timing.step_time(
         work, weight_format=weight, expert_format=expert, kv_format=kv, mla=mla, link=link
@@ -314,7 +330,7 @@ class Point(NamedTuple):
 
 
 def sample(path: Path) -> list[Row]:
-    """Aggregated serving rows of cards and engines with a profile."""
+    """Aggregated serving rows of cards and engines with a profile, without multi-token prediction."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return [
@@ -324,6 +340,7 @@ def sample(path: Path) -> list[Row]:
         and r["system"] in GPUS
         and r["backend"] in ENGINES
         and (r["gemm_quant_mode"] in FORMATS or not states_weights(r))
+        and not is_multi_token(r)
     ]
 
 
@@ -355,5 +372,7 @@ def point(row: Row, reading: Reading = TAKEN) -> Point | None:
     stand_in = parse_scenario(
         {"model": "Qwen/Qwen3-8B", "gpu": "h100", "workload": workload, "frontend": reading.frontend}
     )
-    found = simulate(stand_in, setups={"": Setup(config, time, 1e5, 1, sglang=flags.sglang)}).latencies
+    args = EngineArgs(data_parallel_size=where.data)
+    setup = Setup(config, time, 1e5, 1, sglang=flags.sglang, api=api_times(stand_in, args))
+    found = simulate(stand_in, setups={"": setup}).latencies
     return Point(row, model.is_moe, float(found.tpot.mean()), float(found.ttft.mean()))

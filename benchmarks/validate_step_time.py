@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.silicon import FRONTEND, READINGS, TAKEN, Point, Reading, Row, point, sample, states_weights
+from benchmarks.silicon import READINGS, TAKEN, Point, Reading, Row, point, sample, states_weights
 from kvplan.profiles.profile import bundled_profiles
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "validation" / "step-time.md"
@@ -105,6 +105,18 @@ def main() -> None:
     write(points, table, len(chosen), args.every)
 
 
+LEFT_OUT = """DeepSeek-R1 on H200 under TensorRT-LLM measured on 2026-01-14, which is
+multi-token prediction: InferenceX's changelog adds dsr1-fp8-h200-trt-mtp (pull request 392), and a token takes 1.2 to
+1.9 times less than on the same server a month before and two weeks later, a first token no less."""
+
+
+def by_evidence(p: Point) -> tuple[str, ...]:
+    """Which of the sample's weak spots a point has."""
+    if p.row["backend"] == "sglang" and p.row["system"] == "b200_sxm":
+        return kind(p), "SGLang on B200"
+    return kind(p), "weights stated" if states_weights(p.row) else "weights not stated"
+
+
 def by_source(p: Point) -> tuple[str, ...]:
     return kind(p), p.source, p.row["backend"], p.row["system"], f"{p.row['isl']} / {p.row['osl']}"
 
@@ -168,9 +180,8 @@ aiconfigurator's own, genai-perf with constant lengths. Whether a point is a mea
 compared, which agree far better (the first burst is in them). GPUs of InferenceMAX's rows that count TP x EP twice are
 read as its scripts start them. KV pools are the planner's.
 
-Clients see the API server too: {FRONTEND["request_ms"]:g} ms a request and {FRONTEND["per_1k_tokens_ms"]:g} ms per
-1,000 prompt tokens, which is what vLLM 0.32's takes on a CPU core here (`benchmarks/live_frontend.py`), the same for
-every point. Prompts beyond the largest CUDA graph pay 0.5 ms of launches a layer, which the profiles assume: these
+Clients see the API server too, as vLLM 0.32's was measured (`catalog/api_servers.yaml`), the same for every point.
+Prompts beyond the largest CUDA graph pay 0.5 ms of launches a layer, which the profiles assume: these
 points showed that they were missing, published runs say how long they are (docs/step-time.md). Three things that the
 sample leaves open were settled after seeing points. What each choice is worth stands below.
 * max_num_tokens of aiconfigurator's points of TensorRT-LLM 1.0.0rc3, which predate its generator of flags. Taken is
@@ -185,6 +196,12 @@ sample leaves open were settled after seeing points. What each choice is worth s
 
 {silicon_table(points, lambda p: (kind(p),), "kind")}
 
+Of which, points of SGLang on B200 and points that do not state their weights apart:
+
+{silicon_table(points, by_evidence, "kind, which")}
+
+Left out of the sample beforehand: {LEFT_OUT}
+
 {silicon_table(points, by_source, "kind, taken by, engine, card, prompt / answer tokens")}
 
 {silicon_table(points, by_model, "kind, model, card, engine, weights")}
@@ -196,7 +213,6 @@ What stays off, and why
 * Prompts of fp8 and fp4 models on B200, H200 come 10 to 20 % early. Tables are timed in short bursts, a server's
   prompts
   run at the power limit (a guess); what an engine adds around kernels, per sequence and prompt chunk, is not here yet.
-* No TPOT is over +100 %; the largest are DeepSeek-R1 on H200 at 4 to 64 clients (multi-token prediction, see below).
 * Llama-3.1-8B's steps on H100 are quicker here, by 0.3 to 0.9 ms at eight clients on any number of GPUs: whether its
   servers overlapped the host's work with the card's is not stated.
 * At 64 clients on four and eight GPUs, and at 128 on two to eight, Llama-3.1-8B's first tokens come up to ten times
@@ -206,8 +222,13 @@ What stays off, and why
   simulated: their first tokens (DeepSeek on B200) come several times later than here.
 * Qwen3-32B on one H100 under SGLang waits for KV four to eight times longer there: its pool was smaller than planned.
 * TensorRT-LLM balances attention ranks; the ranks here do not wait for each other's prompts.
-* DeepSeek-R1 points of one shape differ by 1.7 times between dates (8.6 and 14.9 ms at 4 clients): some look like
-  multi-token prediction, which the sample does not state.
+* Engines changed by more than the errors here while the points were taken, and kernel tables are of one version each
+  (vLLM 0.24, TensorRT-LLM 1.3.0rc20): MiniMax-M2.5 on B200 took 20 to 30 % longer under vLLM 0.17 and a nightly build
+  than under 0.19 on the same cards, DeepSeek in fp8 on eight B200 40 % longer under TensorRT-LLM 1.1 than 1.2, gpt-oss
+  on H200 a third longer in November 2025 than in December. vLLM's own terms by version (0.15 and newer have none but
+  the ranks' waiting) do not tell them apart, and a term per layer and engine does not either: TensorRT-LLM's H100
+  points are 6 % early with Llama-3.1-8B, 2 % with Qwen3-32B, 4 % late with Llama-3.1-70B on H200.
+* Repeated settings differ by 5 to 10 % in TPOT between servers of one version (MiniMax-M2.5, 16 to 128 clients).
 * Points of 4000 / 1000 tokens state no concurrency; the batch size is taken for it.
 * A few 4-bit mixtures wait for KV in the simulation and did not in reality (DeepSeek nvfp4 on four B200, Kimi and
   MiniMax at high concurrency): the pool was planned too small. Their TTFT is off by minutes and carries the MoE bias.
