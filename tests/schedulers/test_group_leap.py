@@ -26,7 +26,7 @@ from kvplan.schedulers.leap.group_scheduler import GroupScheduler
 from kvplan.schedulers.leap.group_sequence import GroupSequence
 from kvplan.schedulers.leap.group_tables import Spec, StateTable
 from kvplan.schedulers.leap.groups import Groups
-from kvplan.schedulers.leap.named_queue import Extent, NamedQueue
+from kvplan.schedulers.leap.named_queue import NamedBlocks, NamedQueue
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.config import EngineConfig
 
@@ -171,7 +171,7 @@ def test_mutants(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_of_equal_blocks_the_first_named_is_hit() -> None:
     """A request that computed its prompt twice hits the older copy where it is left, the younger one behind it."""
     seq = GroupSequence(Request("r", (Segment("x", 40),), 1), (0, 1))
-    old, young = Extent(0, 0, 3, 10, run=1), Extent(0, 0, 8, 20, run=2)
+    old, young = NamedBlocks(0, 0, 3, 10, run=1), NamedBlocks(0, 0, 8, 20, run=2)
     seq.parked += [young, old]
     groups = Groups(EngineConfig(num_gpu_blocks=99, max_model_len=64, block_size=4, kv_cache_groups=({}, {})))
     seq.parked += [extent._replace(group=1) for extent in seq.parked]

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from kvplan.schedulers.leap.group_tables import CHUNKED, STATE, WINDOW, Spec, StateTable
 from kvplan.schedulers.leap.groups import Groups
-from kvplan.schedulers.leap.named_queue import Extent, run_of
+from kvplan.schedulers.leap.named_queue import NamedBlocks, run_of
 
 
 class Dropping(NamedTuple):
     """A decoding sequence that leaves named blocks behind, as it was when steps were taken."""
 
-    parked: list[Extent]
+    parked: list[NamedBlocks]
     """Where the numbers go."""
     admission: int
     base: int
@@ -21,7 +21,7 @@ class Dropping(NamedTuple):
     """Processed tokens behind which all was given back as it began to decode."""
     first_processed: int
     ends: tuple[int, ...]
-    inherited: list[Extent]
+    inherited: list[NamedBlocks]
     cacheable: int
     before: list[tuple[int, StateTable | None]]
     """Its states' tables as its first steps began."""
@@ -58,7 +58,7 @@ class Drops:
         assert len(events) == self.end - self._first, (len(events), self.end - self._first)
         for number, (_, admission, group, minus, one) in enumerate(events, self._first):
             run = run_of(one.inherited, group, -minus, admission)
-            one.parked.append(Extent(group, -minus, 1 - minus, number, run))
+            one.parked.append(NamedBlocks(group, -minus, 1 - minus, number, run))
         self._dropping = []
         self._first = self.end
 

@@ -13,7 +13,7 @@ from kvplan.schedulers.leap.group_batch import GroupBatch
 from kvplan.schedulers.leap.group_sequence import GroupSequence
 from kvplan.schedulers.leap.group_tables import CHUNKED, STATE, WHOLE, WINDOW, Returned, Spec, StateTable
 from kvplan.schedulers.leap.groups import Groups
-from kvplan.schedulers.leap.named_queue import Extent, NamedQueue, run_of
+from kvplan.schedulers.leap.named_queue import NamedBlocks, NamedQueue, run_of
 from kvplan.schedulers.leap.own_hits import NO_OWN_HITS, OwnHits, find_own_hits, hold
 from kvplan.schedulers.leap.state import Path, Sequence
 
@@ -121,7 +121,7 @@ class GroupPool:
             stop = hi
             for start in sorted(cuts)[-2::-1]:
                 run = run_of(held, group, start, seq.admission)
-                seq.parked.append(Extent(group, start, stop, number, run))
+                seq.parked.append(NamedBlocks(group, start, stop, number, run))
                 number += stop - start
                 stop = start
         return number

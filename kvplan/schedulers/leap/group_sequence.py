@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from kvplan.schedulers.leap.group_tables import StateTable
-from kvplan.schedulers.leap.named_queue import Extent
+from kvplan.schedulers.leap.named_queue import NamedBlocks
 from kvplan.schedulers.leap.state import Sequence
 from kvplan.schedulers.request import Request
 
@@ -48,9 +48,9 @@ class GroupSequence(Sequence):
         """Tokens at which hits may end, whose blocks keep names in windows."""
         self.junction = 0
         """Where its own full attention groups had more than others, when it was last looked at; 0 = nowhere."""
-        self.inherited: list[Extent] = []
+        self.inherited: list[NamedBlocks] = []
         """The hits that it holds."""
-        self.parked: list[Extent] = []
+        self.parked: list[NamedBlocks] = []
         """Its own named blocks in the free queue, as far as their numbers are known."""
         self.drops: list[Unnumbered] = []
         """Steps in which it left some behind whose numbers are not known."""

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from typing import NamedTuple
 
 
-class Extent(NamedTuple):
+class NamedBlocks(NamedTuple):
     """Blocks `lo .. hi - 1` of one table that joined the queue together, the last one first."""
 
     group: int
@@ -22,22 +22,22 @@ class Extent(NamedTuple):
     run: int
     """The admission in which they got their names."""
 
-    def left(self, front: int) -> Extent:
+    def left(self, front: int) -> NamedBlocks:
         """Return what is still behind the front."""
         taken = front - self.number
-        return self if taken <= 0 else Extent(self.group, self.lo, self.hi - taken, front, self.run)
+        return self if taken <= 0 else NamedBlocks(self.group, self.lo, self.hi - taken, front, self.run)
 
-    def part(self, lo: int, hi: int) -> Extent:
+    def part(self, lo: int, hi: int) -> NamedBlocks:
         """Return some of the blocks."""
-        return Extent(self.group, lo, hi, self.number + self.hi - hi, self.run)
+        return NamedBlocks(self.group, lo, hi, self.number + self.hi - hi, self.run)
 
-    def holds(self, part: Extent) -> bool:
+    def holds(self, part: NamedBlocks) -> bool:
         """Whether a part is one of these blocks' own."""
         here = self.group == part.group and self.run == part.run and self.lo <= part.lo and part.hi <= self.hi
         return here and part.number == self.number + self.hi - part.hi
 
 
-def run_of(inherited: list[Extent], group: int, block: int, admission: int) -> int:
+def run_of(inherited: list[NamedBlocks], group: int, block: int, admission: int) -> int:
     """Return the admission in which a held block got its name: in this one, or a hit in an earlier one."""
     for extent in inherited:
         if extent.group == group and extent.lo <= block < extent.hi:

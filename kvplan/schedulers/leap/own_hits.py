@@ -11,7 +11,7 @@ from typing import NamedTuple
 from kvplan.schedulers.leap.group_sequence import GroupSequence
 from kvplan.schedulers.leap.group_tables import CHUNKED, FULL, STATE, Spec
 from kvplan.schedulers.leap.groups import Groups
-from kvplan.schedulers.leap.named_queue import Extent, NamedQueue
+from kvplan.schedulers.leap.named_queue import NamedBlocks, NamedQueue
 from kvplan.schedulers.protocol import ContentsMatter
 
 Blocks = list[tuple[int, int]]
@@ -24,7 +24,7 @@ class OwnHits(NamedTuple):
     num_tokens: int
     junction: int
     """How far one kind alone would have matched, if that is further; else 0."""
-    pieces: list[Extent]
+    pieces: list[NamedBlocks]
     """The blocks, as parts of what is parked."""
 
     @property
@@ -129,7 +129,7 @@ def _both(a: Blocks, b: Blocks) -> Blocks:
     return [(lo, hi) for lo, hi in both if lo < hi]
 
 
-def _choose(seq: GroupSequence, group: int, spec: Spec, num_tokens: int) -> list[Extent]:
+def _choose(seq: GroupSequence, group: int, spec: Spec, num_tokens: int) -> list[NamedBlocks]:
     """Return which copies a hit of so many tokens takes in one group: of each block the one named first."""
     wanted: Blocks = [(spec.gone(num_tokens), num_tokens // spec.size)]
     pieces = []
