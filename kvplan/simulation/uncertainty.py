@@ -119,7 +119,9 @@ def watts_doubt(setups: Mapping[str, Setup]) -> tuple[float, float]:
 
 def board_watts(setups: Mapping[str, Setup], num_gpus: int) -> float:
     """What so many cards draw at most, the board power of the hungriest; inf where none is known."""
-    return num_gpus * max((s.power.costs.tdp for s in setups.values() if s.power is not None), default=inf)
+    return num_gpus * max(
+        (float(s.power.costs.tdp) for s in setups.values() if s.power is not None), default=inf
+    )
 
 
 def span(

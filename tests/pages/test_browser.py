@@ -44,7 +44,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 )  # fmt: skip
 TABS = ("Estimate", "Simulate", "Strategies", "Recommend", "Calibration")
-MAX_PICTURE_BYTES = 150_000
+MAX_PICTURE_BYTES = 200_000
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +237,8 @@ def test_a_run_as_seen_and_taken_away(page: Page, printed: Callable[..., str]) -
         "Mean E2EL": shown_ms(document["mean_e2el_ms"]),
         "Preemptions": f"{document['num_preemptions']:,}",
         "KV peak": f"{document['kv_peak_fraction']:.1%}",
+        "GPU power": f"{document['energy']['mean_watts']:,.0f} W",
+        "Energy per output token": f"{document['energy']['joules_per_output_token']:.3g} J",
     }
     trace = json.loads(page.download("perfetto", "trace.json"))["traceEvents"]
     owners = {event["ts"]: event["args"] for event in trace if event["name"] == "block owners"}

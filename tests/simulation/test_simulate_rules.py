@@ -69,6 +69,8 @@ def test_the_text_says_it_too(capsys: pytest.CaptureFixture[str]) -> None:
             "--set",
             "problems.num_problems=1",
             "--set",
+            "problems.strategies=[{strategy: self_consistency, n: 2, max_tokens: 500}]",
+            "--set",
             "admission=reserve_max",
             "--json",
         ]
