@@ -61,12 +61,19 @@ class ApiServerTimes(NamedTuple):
     def sent_after(self, behind: int, num_streams: int, step: int) -> int:
         """Ticks from the end of a step to its middle piece's way out, `behind` ticks of other work before it.
 
-        Later steps' text comes before what is not sent by then.
+        Later steps' text comes before what is not sent by then, but not before the text that waits already, and
+        sending keeps its least share: what is behind is waited for once, however much comes after it.
+
+        >>> times = ApiServerTimes(output=8, send=2)
+        >>> times.sent_after(40, 9, 100), times.sent_after(10_000, 100, 100)
+        (50, 13232)
         """
-        work = behind + self.send * (num_streams + 1) // 2
+        sending = self.send * (num_streams + 1) // 2
+        work = behind + sending
         if work <= step:
             return work
-        return step + (work - step) * step // self._left(num_streams, step)
+        after_later_text = step + (work - step) * step // self._left(num_streams, step)
+        return min(after_later_text, behind + sending * LEAST_SHARE)
 
     def _left(self, num_streams: int, step: int) -> int:
         """Of a step's time, what making text leaves for sending."""

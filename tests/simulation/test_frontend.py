@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from kvplan.profiles.profile import load_profile
 from kvplan.scenario.schema import parse_scenario
-from kvplan.simulation.api_server import backlog
+from kvplan.simulation.api_server import LEAST_SHARE, backlog
 from kvplan.simulation.deploy import set_up
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
+from kvplan.units import TICKS_PER_S
 
 STEP = {"fixed_us": 5000, "per_sequence_us": 20, "per_context_token_ns": 10, "per_prefill_token_us": 50}
 SLOW = {"request_ms": 10, "per_1k_tokens_ms": 2.5}
@@ -131,6 +132,16 @@ def test_tokens_that_wait_leave_in_one_piece() -> None:
     late_ms = (slow.records["finish"] - slow.records["engine_finish"]) / 1e9
     assert (late_ms < 12).all()
     assert slow.api_server_load == pytest.approx(2, rel=0.01)
+
+
+@pytest.mark.parametrize("output_us", [100, 300, 600])
+def test_a_server_behind_ends_its_text_and_no_later(output_us: int) -> None:
+    """Text for longer than a step keeps the core busy: the last tokens leave when all text that came is made, after a
+    round of sending at its least share at most; what waits is waited for once."""
+    found = streams(output_us=output_us, send_us=20)
+    text_s = 60 * 500 * output_us / 1e6
+    assert 0 < found.duration_s - text_s < 60 * 20e-6 * LEAST_SHARE
+    assert found.records["engine_finish"].max() == 2 * TICKS_PER_S
 
 
 def test_several_servers_share_the_streams() -> None:
