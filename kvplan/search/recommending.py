@@ -28,6 +28,7 @@ from kvplan.search.nearest import nothing_feasible
 from kvplan.search.point_row import Row, slos_of
 from kvplan.search.recommendation import Candidate, Recommendation, tie
 from kvplan.search.sweeping import Progress
+from kvplan.simulation.pricing import check_prices
 
 ROUNDS = 4
 """Times the best rows get their intervals: one may cost them the first place."""
@@ -59,6 +60,7 @@ def recommend(
     if search.day is not None:
         day_shares(search.day)
     points = make_points(base, axes, force=force)
+    check_prices(p.scenario for p in points if p.scenario)
     execution = Execution(backend, default_workers() if workers is None else workers, address)
     rows: dict[int, Row] = {}
     try:

@@ -12,6 +12,7 @@ from kvplan.search.execution import Execution, default_workers, execute
 from kvplan.search.grid import Point, make_axes, make_points, read_base
 from kvplan.search.point_row import Row, run_point, run_ranged
 from kvplan.search.sweep_file import HASH, SweepFile
+from kvplan.simulation.pricing import check_prices
 
 Progress = Callable[[int, int], None]
 """Called with (points finished, points in all)."""
@@ -94,6 +95,7 @@ def sweep_rows(
     points = make_points(
         read_base(scenario, overrides), make_axes(over), sample=sample, seed=seed, force=force
     )
+    check_prices(p.scenario for p in points if p.scenario)
     file = SweepFile(Path(output), tuple(points[0].settings)) if output is not None else None
     if file is not None:
         file.open()

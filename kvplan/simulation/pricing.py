@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,20 @@ def find_grid(scenario: Scenario) -> tuple[float, str]:
         return pricing.grid_gco2_per_kwh, "stated"
     grid: GridFactor = find_book(scenario).grid(pricing.grid)
     return grid.gco2_per_kwh, f"{pricing.grid}: {grid.source}, {grid.year}"
+
+
+def check_prices(scenarios: Iterable[Scenario]) -> None:
+    """Raise KvplanError, the first one's, where none of the scenarios has prices and a grid factor that can be read."""
+    first: KvplanError | None = None
+    for scenario in scenarios:
+        try:
+            find_book(scenario)
+            find_grid(scenario)
+            return
+        except KvplanError as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def find_book(scenario: Scenario) -> PriceBook:

@@ -554,6 +554,20 @@ def test_own_prices_reach_every_command(tmp_path: Path, capsys: pytest.CaptureFi
     assert "did you mean world" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [{"file": "none.yaml"}, {"grid": "mars"}])
+@pytest.mark.parametrize(("command", "more"), [("sweep", []), ("recommend", ["--rate", "1"])])
+def test_prices_of_no_point_are_bad_input(
+    command: str, more: list[str], wrong: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file or grid that no point can read ends the search in one line before it begins, as it ends a simulation."""
+    (tmp_path / "s.yaml").write_text(json.dumps(BASE | {"pricing": wrong}))
+    assert run([command, str(tmp_path / "s.yaml"), "--over", "gpu=h100,h200", "--quiet", *more]) == 2
+    said = capsys.readouterr()
+    assert not said.out
+    assert next(iter(wrong.values())) in said.err
+    assert said.err.count("\n") == 1
+
+
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     """In the middle of a point: nobody is left to burn a core for a sweep that is gone."""
     code = """
