@@ -12,6 +12,7 @@ from places import ROOT
 
 from kvplan.cli.main import COMMANDS, build_app, run, spell
 from kvplan.files import scenarios_dir
+from kvplan.gpu import get_gpu
 
 README = (ROOT / "README.md").read_text()
 CONSOLE = re.findall(r"```console\n(.*?)```", README, re.S)
@@ -35,6 +36,12 @@ def test_the_estimate_is_what_the_command_prints(capsys: pytest.CaptureFixture[s
     command, _, printed = block.partition("\n")
     assert run(shlex.split(command)[2:]) in (0, 1)
     assert capsys.readouterr().out.split() == printed.split()
+
+
+def test_the_plan_is_priced_as_the_table_prices() -> None:
+    """Its search is too long for a test; copies times cards times the card's price it has to be."""
+    [(copies, cards, gpu, usd)] = re.findall(r"takes (\d+) copies of (\d+) x (\S+) \(\$([\d.]+)/h\)", README)
+    assert int(copies) * int(cards) * get_gpu(gpu).price_per_hour == float(usd)
 
 
 @pytest.mark.parametrize("line", LINES)
