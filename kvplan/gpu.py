@@ -176,7 +176,7 @@ def get_gpu(name: str) -> GpuSpec:
     if name.casefold() == "local":
         return local()
     if "=" in name:
-        return stated(dict(_pair(part, name) for part in name.split(",")), name)
+        return stated(_words(name), name)
     if name.casefold().endswith((".yaml", ".yml")):
         return card_file(Path(name))
     found = _by_alias().get(_fold(name)) or _without_size(name)
@@ -199,6 +199,16 @@ STATED = {
     "cc": "compute_capability",
 }
 """Words of a stated card -> what they are."""
+
+
+def _words(text: str) -> dict[str, str]:
+    """What gib=20,gbps=672,tflops=44 says; a word said twice is an error instead of the last one's."""
+    found: dict[str, str] = {}
+    for key, value in (_pair(part, text) for part in text.split(",")):
+        if key in found:
+            raise KvplanError(f"--gpu {text[:120]!r}: {key} is there twice")
+        found[key] = value
+    return found
 
 
 def _pair(part: str, whole: str) -> tuple[str, str]:
@@ -244,6 +254,7 @@ def stated(words: Mapping[str, object], where: str) -> GpuSpec:
         interconnect_gb_s=link,
         pcie_gb_s=32,
         price_per_hour=numbers.get("price", 0.0),
+        price_source="stated" if "price" in numbers else "none stated, counted as $0 (price=2.50)",
         source="stated by the user",
     )
 

@@ -193,6 +193,10 @@ def test_a_stated_card() -> None:
     )  # fmt: skip
     assert gpu.source == "stated by the user"
     assert gpu.interconnect.startswith("assumed")
+    assert gpu.price_source == "stated"
+    free = get_gpu("gib=20,gbps=672,tflops=44")
+    assert free.price_per_hour == 0
+    assert free.price_source.startswith("none stated")
 
 
 @pytest.mark.parametrize(
@@ -202,6 +206,7 @@ def test_a_stated_card() -> None:
         ("gib=20,gbps=x,tflops=1", "gbps must be a number above 0"),
         ("gib=20,colour=red", "are known"),
         ("gib=-1,gbps=1,tflops=1", "gib must be a number above 0"),
+        ("gib=20,gib=80,gbps=1,tflops=1", "gib is there twice"),
         ("nowhere.yaml", "cannot be read"),
     ],
 )
