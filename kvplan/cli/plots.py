@@ -22,11 +22,9 @@ PICTURES = {
 
 def check_plot(path: Path | None) -> None:
     """Raise KvplanError before the work where the picture could not be written: its suffix, its folder, a library."""
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise KvplanError(f"--plot {path}: there is no folder {path.parent}")
-    _charts("saving").check_plot(path)
+    if path is not None:
+        _check_folder("--plot", path)
+        _charts("saving").check_plot(path)
 
 
 def write_plot(path: Path | None, command: str, *result: Any) -> None:
@@ -41,7 +39,15 @@ def check_report(path: Path | None) -> None:
     if path is not None:
         if path.suffix.lower() not in (".html", ".htm"):
             raise KvplanError(f"--report {path}: write a .html file")
-        check_plot(path.with_suffix(".html"))
+        _check_folder("--report", path)
+        _charts("saving").check_plot(path.with_suffix(".html"))
+
+
+def _check_folder(flag: str, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise KvplanError(f"{flag} {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise KvplanError(f"{flag} {path}: is a folder")
 
 
 def write_report(path: Path | None, answer: Any) -> None:

@@ -91,3 +91,17 @@ def test_results_draw_themselves(answer: ServingAnswer) -> None:
             assert getattr(result.plot, picture)().to_dict()["layer"]
     with pytest.raises(AttributeError, match="did you mean kv"):
         results["Result"].plot.kvs  # noqa: B018
+
+
+@pytest.mark.parametrize("flag", ["--plot", "--report"])
+@pytest.mark.parametrize("place", ["none/x.html", "folder.html"])
+def test_no_place_to_write_is_said_before_the_work(
+    flag: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the flag that named it: no such folder, or a folder itself."""
+    (tmp_path / "folder.html").mkdir()
+    path = str(tmp_path / place)
+    assert run(["plan", "Qwen/Qwen3-8B", "--gpu", "1xh100", "--users", "1", flag, path]) == 2
+    said = capsys.readouterr()
+    assert not said.out
+    assert said.err.startswith(f"kvplan: {flag} {path}: ")
