@@ -160,7 +160,7 @@ def test_a_ranking_is_drawn_best_first() -> None:
     """A bar per feasible candidate, in the search's order, with what limits it."""
     scenario = load_scenario("chat", ["workload.num_requests=6", "slo.ttft_ms=2000", "slo.tpot_ms=200"])
     said = scenario.model_dump(mode="json", exclude_defaults=True)
-    found = recommend(said, {"gpu": ["l40s", "rtx-4090"]}, overrides=["search.refine=0"])
+    found = recommend(said, {"gpu": ["l40s", "rtx-4090"]}, overrides=["search.refine=0", "search.span=1"])
     rows = [row for row in rows_of(searches.ranking(found).to_dict()) if "what" in row]
     best = [candidate for candidate in found.candidates if candidate.feasible]
     assert best

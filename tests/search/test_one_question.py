@@ -71,7 +71,7 @@ def test_a_verdict_that_the_slow_end_would_turn_says_so(answer: ServingAnswer) -
 def test_too_few_cards_are_told_with_what_they_carry_and_what_it_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kvplan.search.question.CARDS", ("l40s", "a100-80gb"))
+    monkeypatch.setattr("kvplan.search.question.CARDS", ("l40s", "l4"))
     few = SMALL | {"users": 900, "pause": 1.0, "thinking": 500, "prompt": 50, "answer": 20}
     asked = plan("Qwen/Qwen3-8B", ["1xl40s"], **few)
     assert asked.exit_code == 1
