@@ -22,6 +22,7 @@ from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.observer import NO_OBSERVER, Observer
 from kvplan.simulation.records import check_target, write_records
 from kvplan.simulation.simulator import simulate
+from kvplan.simulation.tier_gain import add_tier_gain
 from kvplan.simulation.trace import write_trace
 from kvplan.simulation.uncertainty import add_ranges
 
@@ -51,6 +52,8 @@ def simulate_command(
     prices: Path | None = None,
 ) -> int:
     """Simulate a scenario: throughput, latencies, preemptions, KV occupancy.
+
+    With `engine.kv_offloading_size` the same requests are simulated without the tier too, and both are shown.
 
     For example:
 
@@ -133,6 +136,7 @@ def simulate_command(
     )  # fmt: skip
     if setups is not None and not no_range:
         add_ranges(loaded, setups, result)
+    add_tier_gain(loaded, result)
     if records:
         write_records(result.records, records)
     if trace:

@@ -30,6 +30,7 @@ from kvplan.simulation.observer import Observer
 from kvplan.simulation.records import write_records
 from kvplan.simulation.result import VERDICTS, Result
 from kvplan.simulation.simulator import simulate
+from kvplan.simulation.tier_gain import add_tier_gain
 from kvplan.simulation.trace import chrome_trace
 from kvplan.simulation.uncertainty import add_ranges
 
@@ -88,6 +89,7 @@ def work(scenario: Scenario, with_blocks: bool) -> Work:
         result = simulate(scenario, step_by_step=with_blocks, progress=progress, observer=look, setups=setups)
         if setups is not None:
             add_ranges(scenario, setups, result, Observer(observer.cancelled))
+        add_tier_gain(scenario, result, Observer(observer.cancelled))
         return SimulatedRun(result, blocks)
 
     return run

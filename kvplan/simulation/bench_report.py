@@ -32,14 +32,14 @@ def bench_block(result: Result) -> str:
         *(line for key, title, name in SECTIONS for line in _latency(result.summaries()[key], title, name)),
         *_reasoning(result, document),
         *_offload(document["offload"]),
+        *_both_sides(document["offload_comparison"]),
         "=" * WIDTH,
     ]
     return "\n".join(lines)
 
 
 def _line(label: str, value: Any) -> str:
-    text = f"{value:.2f}" if isinstance(value, float) else "-" if value is None else f"{value}"
-    return f"{label:<40} {text:<10}".rstrip()
+    return f"{label:<40} {_cell(value):<10}".rstrip()
 
 
 def _head(result: Result, d: dict[str, Any]) -> list[str]:
@@ -118,6 +118,41 @@ def _offload(tier: dict[str, Any] | None) -> list[str]:
         _line("Steps waited for copies (s):", tier["flush_s"]),
         _line("Tier filled (%):", 100.0 * tier["chunks_used"] / tier["chunks"]),
     ]
+
+
+SIDES = (
+    ("prefix_cache_hit_rate", "Prompt tokens found (%)", 100.0),
+    ("loaded_tokens", "Tokens loaded", 1),
+    ("prefill_tokens", "Prompt tokens computed", 1),
+    ("recomputed_tokens", "  lost to preemption", 1),
+    ("mean_ttft_ms", "Mean TTFT (ms)", 1.0),
+    ("p99_ttft_ms", "P99 TTFT (ms)", 1.0),
+    ("mean_tpot_ms", "Mean TPOT (ms)", 1.0),
+    ("output_throughput", "Output tokens/s", 1.0),
+    ("busy_s", "GPU time in steps (s)", 1.0),
+    ("usd_per_million_output_tokens", "$ per million output", 1.0),
+)
+"""Key, label and unit of what is compared."""
+
+
+def _both_sides(both: dict[str, Any] | None) -> list[str]:
+    """The same requests with the tier and without, where both were simulated."""
+    if both is None:
+        return []
+    return [
+        f"{'With the tier and without':-^{WIDTH}}",
+        f"{'':<26}{'with':>12}{'without':>12}",
+        *(_pair(f"{label}:", both["with"][key], both["without"][key], unit) for key, label, unit in SIDES),
+    ]
+
+
+def _pair(label: str, one: Any, other: Any, unit: float) -> str:
+    cells = [_cell(None if value is None else value * unit) for value in (one, other)]
+    return f"{label:<26}{cells[0]:>12}{cells[1]:>12}"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else "-" if value is None else f"{value}"
 
 
 def bench_tail(result: Result) -> list[str]:

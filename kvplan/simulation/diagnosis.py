@@ -89,7 +89,7 @@ def _idle_tier(result: Result) -> list[str]:
     tier = result.offload
     if tier is None:
         return []
-    size = result.scenario.engine.kv_offloading_size
+    size = max(d.engine.kv_offloading_size or 0 for d in result.scenario.deployments.values())
     if not tier["lookup_hits"]:
         return [
             f"nothing was ever loaded from kv_offloading_size {size:g}: prompts that return still lie on the GPU, or"

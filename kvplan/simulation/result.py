@@ -117,6 +117,8 @@ class Result:
     """Grams of CO2 a kilowatt-hour of its electricity emits, and who says so."""
     offload: dict[str, Any] | None = None
     """What the tier beyond the GPUs did; None where there is none."""
+    offload_comparison: dict[str, dict[str, Any]] | None = None
+    """The same requests `with` and `without` the tier, where it was asked for."""
     intervals: dict[str, list[float]] | None = None
     """[low, high] of each figure where it was asked for."""
     load_share: float | None = None
@@ -215,6 +217,7 @@ class Result:
                 "cost": self._cost(),
                 "energy": self._energy(),
                 "offload": self.offload,
+                "offload_comparison": self.offload_comparison,
                 "intervals": self.intervals,
                 "interval_of": self.interval_of,
                 "doubts": self.doubts,
