@@ -64,6 +64,49 @@ def kv_over_time(result: Result) -> Layered:
     ).properties(height=HEIGHT + 60)
 
 
+def tier_over_time(result: Result) -> Layered:
+    """Slots taken in the tiers beyond the GPUs, all of them as a rule; `result.offload` must be there."""
+    assert result.offload is not None
+    rows = [{"time_s": s.time_s, "chunks": s.tier_chunks} for s in result.samples]
+    area = (
+        alt.Chart(inline(rows))
+        .mark_area(color=SKY, interpolate="step-after")
+        .encode(
+            x=alt.X("time_s:Q", title="seconds"),
+            y=alt.Y("chunks:Q", title="chunks in the tier", axis=token_axis()),
+            tooltip=[*seconds("time_s"), alt.Tooltip("chunks:Q", format=",")],
+        )
+    )
+    total = result.offload["chunks"]
+    return alt.layer(area, *limit_rule("y", total, f"tier {total:,} chunks")).properties(height=200)
+
+
+COPIED = {"loaded": BLUE, "stored": ORANGE}
+
+
+def copies_over_time(result: Result) -> Layered:
+    """GiB of KV loaded from the tiers beyond the GPUs and stored there so far, each rank's part."""
+    assert result.offload is not None
+    gib = result.offload["bytes_per_block_and_rank"] / 2**30
+    rows = [
+        {"time_s": s.time_s, "what": what, "gib": count * gib}
+        for s in result.samples
+        for what, count in zip(COPIED, (s.loaded_blocks, s.stored_blocks), strict=True)
+    ]
+    line = (
+        alt.Chart(inline(rows))
+        .mark_line(interpolate="step-after")
+        .encode(
+            x=alt.X("time_s:Q", title="seconds"),
+            y=alt.Y("gib:Q", title="GiB a rank, so far"),
+            color=alt.Color("what:N", scale=colour_scale(COPIED), legend=legend(2)),
+            strokeDash=alt.StrokeDash("what:N", legend=None),
+            tooltip=[*seconds("time_s"), *tips("what:N"), alt.Tooltip("gib:Q", format=",.2f")],
+        )
+    )
+    return alt.layer(line).properties(height=200)
+
+
 QUEUE_COLOURS = {"running": BLUE, "waiting": ORANGE, "preemptions so far": VERMILION}
 
 
@@ -191,6 +234,30 @@ def block_map(blocks: BlockMap, moment: Moment, replica: int = 0, columns: int =
         )
         .properties(height=100 + 13 * -(-num_cells // columns))
     )
+
+
+SLOT_COLOURS = {"read or written by a copy": ORANGE, "filled": SKY, "free": "#88888822"}
+
+
+def tier_slots(moment: Moment, replica: int = 0) -> Layered:
+    """The slots of a replica's tier at one moment, by what they are used for; it must have one."""
+    slots = moment.tiers[replica]
+    assert slots is not None
+    rows = [
+        {"state": state, "order": i, "slots": count}
+        for i, (state, count) in enumerate(zip(SLOT_COLOURS, slots, strict=True))
+    ]
+    bar = (
+        alt.Chart(inline(rows))
+        .mark_bar()
+        .encode(
+            x=alt.X("slots:Q", title="slots of the tier, a chunk each", axis=token_axis()),
+            color=alt.Color("state:N", scale=colour_scale(SLOT_COLOURS), legend=legend(3)),
+            order=alt.Order("order:Q"),
+            tooltip=[*tips("state:N"), alt.Tooltip("slots:Q", format=",")],
+        )
+    )
+    return alt.layer(bar).properties(height=40)
 
 
 def _cell(i: int, columns: int, per_cell: int) -> dict[str, Any]:

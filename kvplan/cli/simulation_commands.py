@@ -72,7 +72,8 @@ def simulate_command(
     records
         Write one row per request: .csv, .jsonl or .parquet.
     trace
-        Write a Chrome trace for Perfetto; with --step-by-step it also says who owns which blocks.
+        Write a Chrome trace for Perfetto, copies to and from a tier included; with --step-by-step it also says who owns
+        which blocks.
     plot
         Draw KV over time: .svg, .png or .html.
     json
@@ -129,7 +130,7 @@ def simulate_command(
     progress = None if quiet else Progress()
     setups = set_ups(loaded) if loaded.problems is None else None
     blocks = BlockMap()
-    observer = Observer(on_sample=blocks.look) if trace and step_by_step else NO_OBSERVER
+    observer = _onlooker(loaded, blocks if step_by_step else None) if trace else NO_OBSERVER
     result = simulate(
         loaded, step_by_step=step_by_step, progress=progress, keep_records=not no_records, setups=setups,
         observer=observer,
@@ -140,7 +141,7 @@ def simulate_command(
     if records:
         write_records(result.records, records)
     if trace:
-        write_trace(result.records, result.samples, trace, blocks)
+        write_trace(result.records, result.samples, trace, blocks, result.copies)
     write_plot(plot, "simulate", result)
     if json:
         print_json(result.to_dict())
@@ -149,6 +150,14 @@ def simulate_command(
     if result.verdict == "interrupted":
         print("kvplan: interrupted; the figures cover what was simulated so far", file=sys.stderr)
     return result.exit_code
+
+
+def _onlooker(scenario: scenarios.Scenario, blocks: BlockMap | None) -> Observer:
+    """Who notes what a trace shows beyond records and samples: owners of blocks, copies to and from a tier."""
+    if blocks is not None:
+        return Observer(on_sample=blocks.look, copies=True)
+    has_tier = any(d.engine.kv_offloading_size for d in scenario.deployments.values())
+    return Observer(copies=True) if has_tier else NO_OBSERVER
 
 
 def _named_files(scenario: scenarios.Scenario) -> list[Path]:

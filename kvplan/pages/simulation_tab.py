@@ -23,7 +23,7 @@ from kvplan.pages.widgets import (
     scenario_to_copy,
 )
 from kvplan.scenario.schema import Scenario, dump_scenario
-from kvplan.simulation.bench_report import bench_block, bench_tail
+from kvplan.simulation.bench_report import bench_block, bench_tail, side_rows
 from kvplan.simulation.block_map import BlockMap, holdings
 from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.observer import Observer
@@ -84,7 +84,7 @@ def work(scenario: Scenario, with_blocks: bool) -> Work:
 
     def run(progress: Progress, observer: Observer) -> SimulatedRun:
         blocks = BlockMap()
-        look = Observer(observer.cancelled, blocks.look)
+        look = Observer(observer.cancelled, blocks.look, copies=True)
         setups = set_ups(scenario) if scenario.problems is None else None
         result = simulate(scenario, step_by_step=with_blocks, progress=progress, observer=look, setups=setups)
         if setups is not None:
@@ -121,6 +121,8 @@ def _show(found: SimulatedRun) -> None:
     with right:
         st.subheader("Running, waiting, preempted")
         chart(charts.queue_over_time(result), "queue_time")
+    if result.offload is not None:
+        _tier(result)
     st.subheader("Latencies")
     for column, name in zip(st.columns(3), charts.LATENCIES, strict=True):
         with column:
@@ -132,6 +134,21 @@ def _show(found: SimulatedRun) -> None:
     st.code(bench_block(result), language=None)
     st.caption("  \n".join(map(marked, bench_tail(result))))
     _downloads(found)
+
+
+def _tier(result: Result) -> None:
+    """The tier beyond the GPUs: its fill, what moved, and the same requests without it."""
+    st.subheader("KV beyond the GPU")
+    left, right = st.columns(2)
+    with left:
+        chart(charts.tier_over_time(result), "tier_time")
+    with right:
+        chart(charts.copies_over_time(result), "copies_time")
+    if result.offload_comparison is None:
+        return
+    rows = [dict(zip(("", "with the tier", "without"), row, strict=True)) for row in side_rows(result)]
+    with st.container(key="tier_sides"):
+        st.table(rows)
 
 
 def _headline(result: Result) -> None:
@@ -228,6 +245,8 @@ def _blocks(blocks: BlockMap) -> None:
     if len(moment.replicas) > 1:
         replica = st.selectbox("Replica", range(len(moment.replicas)), key="block_replica")
     chart(charts.block_map(blocks, moment, replica), "block_map")
+    if moment.tiers[replica] is not None:
+        chart(charts.tier_slots(moment, replica), "tier_slots")
     rows = holdings(moment.replicas[replica])
     st.caption(
         f"At {moment.time_s:.6f} s: {len(rows)} requests hold blocks of {blocks.block_size} tokens. The longest:"
@@ -251,7 +270,8 @@ def _downloads(found: SimulatedRun) -> None:
         st.download_button(
             "Perfetto trace",
             lambda: json.dumps(
-                chrome_trace(result.records, result.samples, found.blocks), separators=(",", ":")
+                chrome_trace(result.records, result.samples, found.blocks, result.copies),
+                separators=(",", ":"),
             ),
             "trace.json",
             key="perfetto",

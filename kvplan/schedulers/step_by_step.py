@@ -94,6 +94,12 @@ class StepByStep:
         self._prefill_ends: dict[str, int] = {}
         """Request id -> computed tokens at which its prefill is done."""
 
+    def tier_counts(self) -> tuple[int, int, int]:
+        """Slots taken in the tier beyond the GPU, GPU blocks loaded from it and stored there so far."""
+        loads = self.scheduler.loads
+        used = loads.connector.manager.num_used if loads is not None else 0
+        return used, self.offloaded.load_blocks, self.offloaded.store_blocks
+
     def add_request(self, request: Request) -> None:
         """Queue a new request."""
         self.scheduler.add_request(request)

@@ -32,7 +32,7 @@ def bench_block(result: Result) -> str:
         *(line for key, title, name in SECTIONS for line in _latency(result.summaries()[key], title, name)),
         *_reasoning(result, document),
         *_offload(document["offload"]),
-        *_both_sides(document["offload_comparison"]),
+        *_both_sides(result),
         "=" * WIDTH,
     ]
     return "\n".join(lines)
@@ -135,20 +135,28 @@ SIDES = (
 """Key, label and unit of what is compared."""
 
 
-def _both_sides(both: dict[str, Any] | None) -> list[str]:
-    """The same requests with the tier and without, where both were simulated."""
+def side_rows(result: Result) -> list[tuple[str, str, str]]:
+    """What is compared, with the tier and without; nothing where not both were simulated."""
+    both = result.offload_comparison
     if both is None:
+        return []
+    values = [(label, both["with"][key], both["without"][key], unit) for key, label, unit in SIDES]
+    return [(label, _scaled(one, unit), _scaled(other, unit)) for label, one, other, unit in values]
+
+
+def _both_sides(result: Result) -> list[str]:
+    rows = side_rows(result)
+    if not rows:
         return []
     return [
         f"{'With the tier and without':-^{WIDTH}}",
         f"{'':<26}{'with':>12}{'without':>12}",
-        *(_pair(f"{label}:", both["with"][key], both["without"][key], unit) for key, label, unit in SIDES),
+        *(f"{f'{label}:':<26}{one:>12}{other:>12}" for label, one, other in rows),
     ]
 
 
-def _pair(label: str, one: Any, other: Any, unit: float) -> str:
-    cells = [_cell(None if value is None else value * unit) for value in (one, other)]
-    return f"{label:<26}{cells[0]:>12}{cells[1]:>12}"
+def _scaled(value: float | None, unit: float) -> str:
+    return _cell(None if value is None else value * unit)
 
 
 def _cell(value: Any) -> str:

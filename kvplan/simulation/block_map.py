@@ -28,11 +28,23 @@ class Extent(NamedTuple):
     """Ids of the requests that hold them; several: shared; none: free, but cached."""
 
 
+class TierSlots(NamedTuple):
+    """Slots of one engine's tier beyond the GPU."""
+
+    moving: int
+    """Read or written by a copy."""
+    resting: int
+    """Filled otherwise: to be loaded, or evicted."""
+    free: int
+
+
 class Moment(NamedTuple):
     """All blocks of all replicas at one time; blocks in no extent are free and empty."""
 
     time_s: float
     replicas: tuple[tuple[Extent, ...], ...]
+    tiers: tuple[TierSlots | None, ...] = ()
+    """By replica; None where it has none."""
 
 
 class Holding(NamedTuple):
@@ -66,7 +78,7 @@ class BlockMap:
             return
         self.num_blocks = max(e.config.num_gpu_blocks for e in engines)
         self.block_size = engines[0].config.block_size
-        self.moments.append(Moment(time_s, tuple(extents(engine) for engine in engines)))
+        self.moments.append(Moment(time_s, tuple(map(extents, engines)), tuple(map(tier_slots, engines))))
         if len(self.moments) >= self.max_moments:
             del self.moments[1::2]
             self._stride *= 2
@@ -93,6 +105,17 @@ def extents(engine: StepByStep) -> tuple[Extent, ...]:
                 if not block.is_null:
                     owners.setdefault(block.block_id, []).append(request)
     return tuple(_joined((block, tuple(who)) for block, who in sorted(owners.items())))
+
+
+def tier_slots(engine: StepByStep) -> TierSlots | None:
+    """The slots of an engine's tier now; None where it has none."""
+    loads = engine.scheduler.loads
+    if loads is None:
+        return None
+    manager = loads.connector.manager
+    return TierSlots(
+        manager.num_pinned, manager.num_used - manager.num_pinned, manager.num_chunks - manager.num_used
+    )
 
 
 def _cached(pool: BlockPool) -> Iterable[int]:

@@ -56,6 +56,7 @@ def collect(run: Run, slos: dict[str, Slo], num_requests: int, is_open_loop: boo
         engines={name: f.setup.config.model_dump(mode="json") for name, f in run.fleets.items()},
     )
     result.offload = offload_figures(run, totals)
+    result.copies = {r.id: r.copies.log for r in run.replicas if r.copies is not None and r.copies.log}
     result.energy = energy(list(fleets), run.records, result.duration_s)
     if is_open_loop and len(fleets) == 1:
         _tell_load(run, result)

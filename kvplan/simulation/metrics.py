@@ -234,6 +234,12 @@ class Sample(NamedTuple):
     answer_tokens: int
     preemptions: int = 0
     """So far."""
+    tier_chunks: int = 0
+    """Slots taken in the tiers beyond the GPUs."""
+    loaded_blocks: int = 0
+    """GPU blocks loaded from them so far."""
+    stored_blocks: int = 0
+    """GPU blocks stored there so far."""
 
 
 @dataclass(slots=True)

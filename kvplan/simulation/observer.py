@@ -31,6 +31,8 @@ class Observer:
     """Called with (seconds, replicas) whenever the timeline takes a sample."""
     on_branch: Callable[[int, Any], None] = field(default=_look_away)
     """Called with (problem, launch) for every branch that a strategy starts."""
+    copies: bool = False
+    """Whether the result is to list every copy to and from a tier beyond the GPUs."""
 
 
 NO_OBSERVER = Observer()

@@ -39,6 +39,7 @@ def offload_figures(run: Run, totals: Totals) -> dict[str, Any] | None:
     return {
         **{field.name: getattr(summed, field.name) for field in fields(OffloadTotals)},
         "loaded_share": summed.loaded_tokens / answered if answered else None,
+        "bytes_per_block_and_rank": block,
         "loaded_bytes_per_rank": summed.load_blocks * block,
         "stored_bytes_per_rank": summed.store_blocks * block,
         "load_link_busy": loaded / seconds,

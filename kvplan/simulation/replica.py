@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvplan.schedulers.protocol import NOTHING, FreeBlocks, Leap
+from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.in_flight import NEVER_COMES, DraftedLeapInFlight, LeapInFlight, StepInFlight
 from kvplan.simulation.metrics import Sample
 from kvplan.simulation.records import UNSET
@@ -21,6 +22,9 @@ from kvplan.simulation.sim_request import REJECTED, TIMEOUT, SimRequest
 from kvplan.simulation.transfers import IDLE_LOOP_TICKS, TimedCopies
 from kvplan.timing.step import StepShape, decode_ticks
 from kvplan.units import TICKS_PER_S
+
+NO_TIER = (0, 0, 0)
+"""Slots taken in it, blocks loaded from it and stored there."""
 
 
 @dataclass(slots=True)
@@ -431,5 +435,5 @@ def _look_at(replica: Replica) -> tuple[int, ...]:
     used = replica.num_blocks - engine.num_free_blocks
     return (
         engine.num_running, replica.num_waiting, used, engine.num_cached_free_blocks, *replica.held_tokens(),
-        replica.totals.preemptions,
+        replica.totals.preemptions, *(engine.tier_counts() if isinstance(engine, StepByStep) else NO_TIER),
     )  # fmt: skip

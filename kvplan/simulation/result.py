@@ -30,6 +30,7 @@ from kvplan.simulation.metrics import (
 )
 from kvplan.simulation.records import FINISH_REASONS, UNSET, Records
 from kvplan.simulation.replica_stats import Totals
+from kvplan.simulation.transfers import Copy
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
@@ -119,6 +120,8 @@ class Result:
     """What the tier beyond the GPUs did; None where there is none."""
     offload_comparison: dict[str, dict[str, Any]] | None = None
     """The same requests `with` and `without` the tier, where it was asked for."""
+    copies: dict[int, list[Copy]] = field(default_factory=dict)
+    """Replica -> its copies to and from the tier, where an observer asked for them."""
     intervals: dict[str, list[float]] | None = None
     """[low, high] of each figure where it was asked for."""
     load_share: float | None = None

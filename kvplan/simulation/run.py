@@ -102,6 +102,9 @@ class Run:
             for name, deployment in scenario.deployments.items()
         }
         self.replicas = [process.replica for fleet in self.fleets.values() for process in fleet.processes]
+        for replica in self.replicas:
+            if replica.copies is not None and observer.copies:
+                replica.copies.log = []
 
     def go(self) -> None:
         """Run until everything has ended or something stops it."""

@@ -1,14 +1,14 @@
 """Records -> Chrome trace, as Perfetto and chrome://tracing read it: a timeline of who ran when.
 
 One process per replica, one track per running slot with a slice per request and its phases inside (slices of
-one track nest), waiting as asynchronous spans, counters for blocks, running and waiting. Whole microseconds,
-so that rounding keeps the nesting.
+one track nest), waiting as asynchronous spans, counters for blocks, running and waiting. With a tier beyond the GPU
+a track of loads and one of stores, and a counter of its slots. Whole microseconds, so that rounding keeps the nesting.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,50 @@ from kvplan.files import written_whole
 from kvplan.simulation.block_map import BlockMap, ranges
 from kvplan.simulation.metrics import Sample
 from kvplan.simulation.records import FINISH_REASONS, UNSET, Record, Records
+from kvplan.simulation.transfers import Copy
 
 Event = dict[str, Any]
 TICKS_PER_US = 10**6
+COPY_TRACKS = {False: (1 << 20, "loads from the tier"), True: (1 << 20 | 1, "stores to the tier")}
+"""Stores? -> number and name of the track: beyond those of running slots."""
+NO_COPIES: Mapping[int, Sequence[Copy]] = {}
 
 
-def chrome_trace(records: Records, samples: list[Sample], blocks: BlockMap | None = None) -> dict[str, Any]:
-    """Return the trace document, with who owned which blocks if that was noted; `json.dump` writes it."""
+def chrome_trace(
+    records: Records,
+    samples: list[Sample],
+    blocks: BlockMap | None = None,
+    copies: Mapping[int, Sequence[Copy]] = NO_COPIES,
+) -> dict[str, Any]:
+    """Return the trace document, with who owned which blocks and what was copied where that was noted.
+
+    `copies`: replica -> its copies to and from the tier. `json.dump` writes the document.
+    """
     served = sorted(
         (Record(*row) for row in records.table.tolist() if row[2] != UNSET), key=lambda r: r.scheduled
     )
-    events = [*_names(served), *_requests(served), *_counters(samples), *_owners(blocks)]
+    events = [
+        *_names(served),
+        *_requests(served),
+        *_copies(copies),
+        *_counters(samples),
+        *_tier_counters(samples),
+        *_owners(blocks),
+    ]
     return {"displayTimeUnit": "ms", "traceEvents": events}
 
 
-def write_trace(records: Records, samples: list[Sample], path: Path, blocks: BlockMap | None = None) -> None:
+def write_trace(
+    records: Records,
+    samples: list[Sample],
+    path: Path,
+    blocks: BlockMap | None = None,
+    copies: Mapping[int, Sequence[Copy]] = NO_COPIES,
+) -> None:
     """Write the trace as JSON. Raises KvplanError if the file cannot be written."""
     try:
         with written_whole(path) as file:
-            json.dump(chrome_trace(records, samples, blocks), file, separators=(",", ":"))
+            json.dump(chrome_trace(records, samples, blocks, copies), file, separators=(",", ":"))
     except OSError as error:
         raise KvplanError(f"--trace {path}: {error.strerror or error}") from None
 
@@ -110,6 +135,27 @@ def _counters(samples: list[Sample]) -> Iterator[Event]:
             "name": "blocks",
             "args": {"used": sample.used_blocks, "cached": sample.cached_blocks},
         }
+
+
+def _tier_counters(samples: list[Sample]) -> Iterator[Event]:
+    """Slots taken in the tiers, and GPU blocks that moved so far, all replicas together; nothing without a tier."""
+    for sample in samples if any(sample.stored_blocks for sample in samples) else ():
+        common = {"ph": "C", "pid": 0, "ts": round(sample.time_s * 1e6)}
+        yield {**common, "name": "tier chunks", "args": {"used": sample.tier_chunks}}
+        moved = {"loaded": sample.loaded_blocks, "stored": sample.stored_blocks}
+        yield {**common, "name": "tier blocks moved", "args": moved}
+
+
+def _copies(copies: Mapping[int, Sequence[Copy]]) -> Iterator[Event]:
+    """A slice per copy; those of one direction follow each other."""
+    for replica, made in copies.items():
+        for tid, name in COPY_TRACKS.values():
+            yield {"name": "thread_name", "ph": "M", "pid": replica, "tid": tid, "args": {"name": name}}
+        for copy in made:
+            begin, what = copy.start // TICKS_PER_US, "store" if copy.is_store else "load"
+            yield {"name": f"{what} request {copy.request_id}", "ph": "X", "pid": replica,
+                   "tid": COPY_TRACKS[copy.is_store][0], "ts": begin, "dur": copy.end // TICKS_PER_US - begin,
+                   "args": {"blocks": copy.num_blocks}}  # fmt: skip
 
 
 def _owners(blocks: BlockMap | None) -> Iterator[Event]:

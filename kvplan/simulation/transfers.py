@@ -30,6 +30,16 @@ class Transfer(NamedTuple):
     end: int
 
 
+class Copy(NamedTuple):
+    """What is noted of a copy for those who look at a run."""
+
+    request_id: str
+    is_store: bool
+    num_blocks: int
+    start: int
+    end: int
+
+
 @dataclass(slots=True)
 class TimedCopies:
     """The copies of one engine; its ranks copy their parts side by side."""
@@ -45,8 +55,8 @@ class TimedCopies:
     """End of the last copy that the step under way must wait for."""
     num_ended: int = 0
     """Copies whose end was seen."""
-    log: list[Transfer] | None = None
-    """All copies, where somebody wants to see them."""
+    log: list[Copy] | None = None
+    """All copies in the order of their turns, where somebody wants to see them."""
     busy_ticks: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
     """By direction, stores first: time in which it moved bytes."""
     _running: dict[bool, deque[Transfer]] = field(default_factory=lambda: {True: deque(), False: deque()})
@@ -79,7 +89,7 @@ class TimedCopies:
         self._running[way].append(transfer)
         self.busy_ticks[way] += ticks
         if self.log is not None:
-            self.log.append(transfer)
+            self.log.append(Copy(job.request_id, way, job.num_blocks, start, transfer.end))
 
     def wait(self, jobs: Collection[int]) -> None:
         """Hold the step under way until these have ended."""

@@ -122,6 +122,31 @@ def test_a_block_has_one_cell_and_its_owners_colour() -> None:
     assert next(cell for cell in cells if cell["block"] == "0")["state"] == "free"
 
 
+def test_a_tier_is_drawn_as_it_was() -> None:
+    """Its fill under the rule of all slots, what moved up to the run's sums; at a moment all slots in three states."""
+    told = ["workload.num_requests=6", "engine.num_gpu_blocks_override=2600", "engine.kv_offloading_size=9"]
+    blocks = BlockMap()
+    result = simulate(
+        load_scenario("offload_tools", told), step_by_step=True, observer=Observer(on_sample=blocks.look)
+    )
+    tier = result.offload
+    assert tier is not None
+    spec = runs.tier_over_time(result).to_dict()
+    fill = [row["chunks"] for row in rows_of(spec) if "chunks" in row]
+    assert fill == [s.tier_chunks for s in result.samples]
+    assert limits(spec) == {f"tier {tier['chunks']:,} chunks": tier["chunks"]}
+    moved = list(rows_of(runs.copies_over_time(result).to_dict()))
+    for what in runs.COPIED:
+        so_far = [row["gib"] for row in moved if row["what"] == what]
+        assert so_far == sorted(so_far)
+        assert 0 < so_far[-1] <= tier[f"{what}_bytes_per_rank"] / 2**30
+    assert any(moment.tiers[0].moving for moment in blocks.moments if moment.tiers[0] is not None)
+    for moment in blocks.moments[::16]:
+        slots = [row["slots"] for row in rows_of(runs.tier_slots(moment).to_dict())]
+        assert sum(slots) == tier["chunks"]
+        assert min(slots) >= 0
+
+
 def test_strategies_are_drawn_as_compared(comparison: Comparison) -> None:
     """A dot each, the front as the table has it, the limit and the caps as rules."""
     spec = searches.pareto(comparison).to_dict()

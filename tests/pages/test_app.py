@@ -148,6 +148,20 @@ def test_who_owns_which_block_is_shown() -> None:
     assert rows["shared"].max() > 0
 
 
+def test_a_tier_is_shown_beside_no_tier(printed: Callable[..., Any]) -> None:
+    """The table has the command's figures of both sides; at a moment the slots of the tier are drawn."""
+    told = ["workload.num_requests=6", "engine.num_gpu_blocks_override=2600", "engine.kv_offloading_size=9"]
+    app = press(run(tab="Simulate", scenario="offload_tools", set="\n".join(told), owners="true"), "simulate")
+    flags = [word for text in told for word in ("--set", text)]
+    both = printed("simulate", "offload_tools", *flags, "--quiet")["offload_comparison"]
+    sides = next(table.value for table in app.table if "without" in table.value)
+    shown = dict(zip(sides[""], zip(sides["with the tier"], sides["without"], strict=True), strict=True))
+    assert shown["Tokens loaded"] == (str(both["with"]["loaded_tokens"]), "0")
+    assert shown["Mean TTFT (ms)"] == tuple(f"{both[s]['mean_ttft_ms']:.2f}" for s in ("with", "without"))
+    drawn = " ".join(chart.proto.spec for chart in app.get("vega_lite_chart"))
+    assert all(title in drawn for title in ("chunks in the tier", "GiB a rank, so far", "slots of the tier"))
+
+
 # --- Strategies, Recommend, Calibration ------------------------------------------------------------
 
 

@@ -37,8 +37,8 @@ def test_each_way_is_a_queue_of_its_own() -> None:
     for number, blocks, is_store in ((0, 5, True), (1, 3, True), (2, 4, False), (3, 1, False)):
         link.submit(job(number, blocks, is_store))
     assert link.launch(10 * MS) == 0
-    spans = {t.job.job_id: (t.start // MS, t.end // MS) for t in link.log}
-    assert spans == {0: (0, 5), 1: (5, 8), 2: (10, 14), 3: (14, 15)}
+    spans = [(copy.is_store, copy.num_blocks, copy.start // MS, copy.end // MS) for copy in link.log]
+    assert spans == [(True, 5, 0, 5), (True, 3, 5, 8), (False, 4, 10, 14), (False, 1, 14, 15)]
 
 
 def test_ends_are_seen_at_polls() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from kvplan.cli.main import run
 from kvplan.scenario.schema import load_scenario
+from kvplan.simulation.observer import Observer
 from kvplan.simulation.simulator import simulate
-from kvplan.simulation.trace import chrome_trace
+from kvplan.simulation.trace import COPY_TRACKS, chrome_trace
 
 
 def test_slices_of_one_track_nest() -> None:
@@ -35,6 +37,45 @@ def test_slices_of_one_track_nest() -> None:
     outer = [name for slices in tracks.values() for *_, name in slices if name.startswith("request")]
     served = (result.records["scheduled"] >= 0).sum()
     assert len(outer) == len(set(outer)) == served
+
+
+def test_copies_have_tracks_of_their_own() -> None:
+    """Per replica one of loads and one of stores, in which slices follow each other; they add up to what was copied."""
+    told = [
+        "workload.num_requests=12",
+        "replicas=2",
+        "engine.num_gpu_blocks_override=2600",
+        "engine.kv_offloading_size=9",
+    ]
+    scenario = load_scenario("offload_tools", told)
+    result = simulate(scenario, observer=Observer(copies=True))
+    events = chrome_trace(result.records, result.samples, copies=result.copies)["traceEvents"]
+    assert result.offload is not None
+    tracks = defaultdict(list)
+    for event in events:
+        if event["ph"] == "X" and event["tid"] in (COPY_TRACKS[False][0], COPY_TRACKS[True][0]):
+            tracks[event["pid"], event["tid"]].append(event)
+    assert len(tracks) == 4
+    for made in tracks.values():
+        assert all(a["ts"] + a["dur"] <= b["ts"] for a, b in pairwise(made))
+    for is_store, name in ((False, "load"), (True, "store")):
+        mine = [
+            event for (_, tid), made in tracks.items() if tid == COPY_TRACKS[is_store][0] for event in made
+        ]
+        assert len(mine) == result.offload[f"{name}_jobs"]
+        assert sum(event["args"]["blocks"] for event in mine) == result.offload[f"{name}_blocks"]
+        assert all(event["name"].startswith(f"{name} request ") for event in mine)
+    chunks = [e["args"]["used"] for e in events if e["name"] == "tier chunks"]
+    assert 0 < max(chunks) <= result.offload["chunks"]
+
+
+def test_looking_at_copies_changes_nothing() -> None:
+    """The run with its copies listed is the run without."""
+    scenario = load_scenario("offload_tools", ["workload.num_requests=6"])
+    seen, plain = simulate(scenario, observer=Observer(copies=True)), simulate(scenario)
+    assert seen.to_dict() == plain.to_dict()
+    assert seen.copies
+    assert not plain.copies
 
 
 def test_no_more_tracks_than_running_requests() -> None:
