@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from validation import section
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
@@ -135,9 +136,11 @@ def test_other_tiers_are_refused_by_name() -> None:
         plan(engine="sglang")
 
 
-PUBLISHED_H20 = {1024: (0.078, 0.015), 65536: (15.2, 0.161)}
-"""Reused prefix -> seconds to compute it, and to load it over a GPU hit, published of one H20 with Qwen3-Coder-30B-A3B
-(96 KiB a token) under vLLM 0.18, host memory at 54 GB/s: both ends of a curve from 1k to 64k tokens."""
+PUBLISHED_H20 = {1024: (0.042, 0.057, 0.078), 65536: (0.111, 0.272, 15.2)}
+"""Reused prefix -> seconds to the first token: from the GPU, from host memory at 54 GB/s, computed. Both ends of a
+curve published of one H20 with Qwen3-Coder-30B-A3B (96 KiB a token) under vLLM 0.18 (repository gahow/agentic-kvc)."""
+BAR = 0.10
+"""How near each is to be."""
 
 
 def h20_seconds(num_tokens: int) -> tuple[float, float]:
@@ -149,17 +152,43 @@ def h20_seconds(num_tokens: int) -> tuple[float, float]:
 
 
 def test_beside_a_published_curve() -> None:
-    """From card, link and model alone, nothing measured on that card.
+    """From card, link and model alone, nothing measured on that card: computing 64k tokens comes within the bar.
 
-    Computing 64k tokens is within 10 %, 1k within 13 % (what the server adds in front is not in it). Loads carry the
-    copy alone, which must be less than what was measured: at 64k it is three quarters of it.
+    What does not (the docs' table says so) is not asserted.
     """
-    tiers = {n: h20_seconds(n) for n in PUBLISHED_H20}
-    off = {n: tiers[n][1] / PUBLISHED_H20[n][0] - 1 for n in tiers}
-    assert abs(off[65536]) < 0.10
-    assert abs(off[1024]) < 0.13
-    assert all(tiers[n][0] < PUBLISHED_H20[n][1] for n in tiers)
-    assert tiers[65536][0] / PUBLISHED_H20[65536][1] > 0.7
+    rows = []
+    for n, (hit, host, computed) in PUBLISHED_H20.items():
+        load, compute = h20_seconds(n)
+        for what, there, here in (
+            ("computed", computed, compute),
+            ("loaded, over a GPU hit", host - hit, load),
+        ):
+            off = here / there - 1
+            rows.append(
+                f"| {n:,} | {what} | {1000 * there:,.0f} | {1000 * here:,.0f} | {off:+.0%} | "
+                f"{'yes' if abs(off) <= BAR else 'no'} |"
+            )
+    assert abs(h20_seconds(65536)[1] / PUBLISHED_H20[65536][2] - 1) <= BAR
+    table = "\n".join(rows)
+    section(
+        "offload-curve",
+        f"""## A published curve of reload and recompute
+
+One H20, Qwen3-Coder-30B-A3B, vLLM 0.18: milliseconds to the first token after a reused prefix, both published ends of
+the curve. Here from the data sheet, the link and the model alone (Qwen3-30B-A3B, which has the same shapes). The bar
+was {100 * BAR:.0f} % at each length.
+
+| tokens | what | published, ms | kvplan, ms | off | within |
+|---|---|---|---|---|---|
+{table}
+
+Not reached, with the likely cause: the first token of a short prompt also takes what the server does around it (API,
+tokenising, host work), of which the closed form has nothing. A load is priced as the copy of its bytes alone; the
+published difference to a hit on the GPU also holds the steps that look it up, launch its copies block by block and see
+their end. Neither was measured apart there, so nothing was fitted to it. The times of a hit on the GPU (42 and 111 ms)
+are of that kind altogether and are not predicted. Between the ends no published figures were at hand.""",
+        "validation/offloading.md",
+    )
 
 
 def test_links_follow_the_card() -> None:
