@@ -97,8 +97,8 @@ def answers_are_not_reused(patch: Patch) -> None:
 @mutant("mam_align_multiturn")
 def hits_take_the_newest_copy(patch: Patch) -> None:
     def get_one(self: Any, key: Any) -> Any:
-        blocks = self._cache.get(key)
-        return list(blocks.values())[-1] if blocks else None
+        found = self._cache.get(key)
+        return list(found.values())[-1] if isinstance(found, dict) else found
 
     patch.setattr(block_pool.BlockHashToBlockMap, "get_one_block", get_one)
 

@@ -78,30 +78,41 @@ class BlockHashToBlockMap:
     """
 
     def __init__(self) -> None:
-        self._cache: dict[GroupHash, dict[int, KVCacheBlock]] = {}
+        self._cache: dict[GroupHash, KVCacheBlock | dict[int, KVCacheBlock]] = {}
+        """The block itself where there is one, as nearly always: a dictionary each would be most of the memory."""
 
     def get_one_block(self, key: GroupHash) -> KVCacheBlock | None:
         """Return the copy cached first, or None."""
-        blocks = self._cache.get(key)
-        return next(iter(blocks.values())) if blocks else None
+        found = self._cache.get(key)
+        return next(iter(found.values())) if isinstance(found, dict) else found
 
     def contain(self, key: GroupHash, block_id: int) -> bool:
         """Whether this block is cached under this name."""
-        return block_id in self._cache.get(key, ())
+        found = self._cache.get(key)
+        if isinstance(found, dict):
+            return block_id in found
+        return found is not None and found.block_id == block_id
 
     def insert(self, key: GroupHash, block: KVCacheBlock) -> None:
         """Cache a block under a name."""
-        self._cache.setdefault(key, {})[block.block_id] = block
+        found = self._cache.setdefault(key, block)
+        if isinstance(found, dict):
+            found[block.block_id] = block
+        elif found is not block:
+            self._cache[key] = {found.block_id: found, block.block_id: block}
 
     def pop(self, key: GroupHash, block_id: int) -> KVCacheBlock | None:
         """Drop one block's entry; return the block if it was there."""
-        blocks = self._cache.get(key)
-        if blocks is None:
+        found = self._cache.get(key)
+        if isinstance(found, dict):
+            block = found.pop(block_id, None)
+            if not found:
+                del self._cache[key]
+            return block
+        if found is None or found.block_id != block_id:
             return None
-        block = blocks.pop(block_id, None)
-        if not blocks:
-            del self._cache[key]
-        return block
+        del self._cache[key]
+        return found
 
 
 class BlockPool:
@@ -206,7 +217,10 @@ class BlockPool:
         """Name a block that is full; a name it had as a partial block goes (vLLM `cache_full_blocks`)."""
         if block.block_hash is not None:
             self._remove_cached_block_hashes(block)
-        self.cache_block(block, key, num_tokens)
+        block.block_hash, block.num_hash_tokens = key, num_tokens
+        self.num_cached_blocks += 1
+        self.num_cached_free_blocks += block.ref_cnt == 0
+        self.cached_block_hash_to_block.insert(key, block)
 
     def cache_partial_block(
         self, block: KVCacheBlock, key: GroupHash, num_tokens: int, replace_existing: bool = False

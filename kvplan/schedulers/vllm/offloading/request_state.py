@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from kvplan.schedulers.request import BlockHasher, Request
 from kvplan.schedulers.vllm.block_pool import KVCacheBlock
@@ -47,8 +48,10 @@ class RequestOffloadState:
             keys, size = state.offload_keys, group.tokens_per_chunk
             if (len(keys) + 1) * size <= num_tokens:
                 hashes = hasher.block_hashes(self.req, num_tokens)
-                for end in range((len(keys) + 1) * size, num_tokens + 1, size):
-                    keys.append(new_key((hashes[end // hasher.hash_block_size - 1], group.group_id, end)))
+                ends = range((len(keys) + 1) * size, num_tokens + 1, size)
+                step = size // hasher.hash_block_size
+                names = hashes[(len(keys) + 1) * step - 1 :: step]
+                keys.extend(map(new_key, zip(names, repeat(group.group_id), ends)))
 
     def clear_blocks(self, restart: bool = False) -> None:
         """Forget the table: the request starts over; its stores too if asked."""
