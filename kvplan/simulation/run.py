@@ -17,6 +17,7 @@ import simpy
 from simpy.events import NORMAL, URGENT, Event
 
 from kvplan.scenario.schema import Scenario
+from kvplan.simulation.collector import rare_searches
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.fleets import Fleet, FleetBuilder
 from kvplan.simulation.interrupts import interrupts
@@ -110,7 +111,7 @@ class Run:
         """Run until everything has ended or something stops it."""
         self.source.start(self)
         self.at(round(self.scenario.limits.horizon_s * TICKS_PER_S), lambda: self.halt("horizon"))
-        with interrupts(self):
+        with interrupts(self), rare_searches():
             self.verdict = str(self.env.run(until=self.stop))
         self.now = max(self.env.now, self.now)
         for replica in self.replicas:
