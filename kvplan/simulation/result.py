@@ -356,13 +356,14 @@ class Result:
         hours = self.duration_s / 3600
         usd = self.usd_per_hour * hours
         counts = self._counts()
-        visible = counts["total_output_tokens"] - counts["total_thinking_tokens"]
+        tokens = counts["total_output_tokens"]
+        visible = tokens - counts["total_thinking_tokens"]
         return {
             "num_gpus": self.num_gpus,
             "usd_per_hour": self.usd_per_hour,
             "price_source": self.sources.get("price"),
             "usd": usd,
-            "usd_per_million_output_tokens": usd / counts["total_output_tokens"] * 1e6 if visible else None,
+            "usd_per_million_output_tokens": usd / tokens * 1e6 if tokens else None,
             "usd_per_million_visible_tokens": usd / visible * 1e6 if visible else None,
             "usd_per_answer": usd / self.num_completed if self.num_completed else None,
         }

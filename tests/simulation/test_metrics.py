@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvplan.errors import KvplanError
+from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.metrics import Sample, Timeline, TokenMeter, latencies, meets, summarise
 from kvplan.simulation.records import Record, Records, check_target, write_records
 from kvplan.simulation.result import peak_concurrency
+from kvplan.simulation.simulator import simulate
 from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
@@ -176,3 +178,14 @@ def test_a_summary_does_not_depend_on_the_order(values: list[float], luck: rando
     strided = np.zeros((len(mixed), 3))
     strided[:, 1] = mixed
     assert summarise(np.array(values)) == summarise(np.array(mixed)) == summarise(strided[:, 1])
+
+
+def test_tokens_that_are_all_thinking_have_a_price() -> None:
+    """Answers cut while they think: output costs what it costs, visible tokens have no price."""
+    work = {"num_requests": 3, "prompt": 50, "thinking": 100, "answer": 20, "max_tokens": 40}
+    result = simulate(
+        parse_scenario({"model": "Qwen/Qwen3-8B", "step_time": {"fixed_us": 5000}, "workload": work})
+    )
+    cost = result.to_dict()["cost"]
+    assert cost["usd_per_million_visible_tokens"] is None
+    assert cost["usd_per_million_output_tokens"] == pytest.approx(cost["usd"] / 120 * 1e6)
