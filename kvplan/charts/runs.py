@@ -93,18 +93,23 @@ def copies_over_time(result: Result) -> Layered:
         for s in result.samples
         for what, count in zip(COPIED, (s.loaded_blocks, s.stored_blocks), strict=True)
     ]
+    return _steps(rows, COPIED, "gib:Q", "GiB a rank, so far", ",.2f").properties(height=200)
+
+
+def _steps(rows: Rows, colours: Mapping[str, str], figure: str, title: str, form: str) -> Layered:
+    """A figure over time, a line of steps for each `what`."""
     line = (
         alt.Chart(inline(rows))
         .mark_line(interpolate="step-after")
         .encode(
             x=alt.X("time_s:Q", title="seconds"),
-            y=alt.Y("gib:Q", title="GiB a rank, so far"),
-            color=alt.Color("what:N", scale=colour_scale(COPIED), legend=legend(2)),
+            y=alt.Y(figure, title=title),
+            color=alt.Color("what:N", scale=colour_scale(colours), legend=legend(len(colours))),
             strokeDash=alt.StrokeDash("what:N", legend=None),
-            tooltip=[*seconds("time_s"), *tips("what:N"), alt.Tooltip("gib:Q", format=",.2f")],
+            tooltip=[*seconds("time_s"), *tips("what:N"), alt.Tooltip(figure, format=form)],
         )
     )
-    return alt.layer(line).properties(height=200)
+    return alt.layer(line)
 
 
 QUEUE_COLOURS = {"running": BLUE, "waiting": ORANGE, "preemptions so far": VERMILION}
@@ -117,18 +122,7 @@ def queue_over_time(result: Result) -> Layered:
         for s in result.samples
         for what, count in zip(QUEUE_COLOURS, (s.running, s.waiting, s.preemptions), strict=True)
     ]
-    line = (
-        alt.Chart(inline(rows))
-        .mark_line(interpolate="step-after")
-        .encode(
-            x=alt.X("time_s:Q", title="seconds"),
-            y=alt.Y("count:Q", title="requests"),
-            color=alt.Color("what:N", scale=colour_scale(QUEUE_COLOURS), legend=legend(3)),
-            strokeDash=alt.StrokeDash("what:N", legend=None),
-            tooltip=[alt.Tooltip("time_s:Q", format=".1f"), *tips("what:N", "count:Q")],
-        )
-    )
-    return alt.layer(line).properties(height=HEIGHT + 60)
+    return _steps(rows, QUEUE_COLOURS, "count:Q", "requests", ",").properties(height=HEIGHT + 60)
 
 
 LATENCIES = {"ttft": "time to first token", "tpot": "time per output token", "e2el": "end to end"}
