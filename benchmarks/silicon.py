@@ -41,7 +41,7 @@ from kvplan.scenario.schema import SGLangFlags, parse_scenario
 from kvplan.schedulers.vllm.config import BatchWait, EngineConfig
 from kvplan.simulation.deploy import Setup, api_times
 from kvplan.simulation.simulator import simulate
-from kvplan.timing.step import ModelStepTime
+from kvplan.timing.step import ModelStepTime, ScaledStepTime
 from kvplan.timing.work import step_work
 from kvplan.units import cdiv
 
@@ -104,6 +104,8 @@ class Reading(NamedTuple):
     """Whether Llama-3.1-70B's fp8 products have static scales, as nvidia/Llama-3.1-70B-Instruct-FP8 has them."""
     launch_ms: float | None = None
     """Launches of a layer outside CUDA graphs, instead of the profile's."""
+    ends: tuple[float, float] = (1.0, 1.0)
+    """How many times as long steps take, and what prompts add to them."""
 
 
 TAKEN = Reading()
@@ -373,6 +375,7 @@ def point(row: Row, reading: Reading = TAKEN) -> Point | None:
         {"model": "Qwen/Qwen3-8B", "gpu": "h100", "workload": workload, "frontend": reading.frontend}
     )
     args = EngineArgs(data_parallel_size=where.data)
-    setup = Setup(config, time, 1e5, 1, sglang=flags.sglang, api=api_times(stand_in, args))
+    steps = time if reading.ends == (1.0, 1.0) else ScaledStepTime(time, *reading.ends)
+    setup = Setup(config, steps, 1e5, 1, sglang=flags.sglang, api=api_times(stand_in, args))
     found = simulate(stand_in, setups={"": setup}).latencies
     return Point(row, model.is_moe, float(found.tpot.mean()), float(found.ttft.mean()))

@@ -239,7 +239,8 @@ def _break_even(
 
     doubt = times.doubt
     return Lengths(
-        at(link.high, steps * IDLE_LOOP_S, doubt.high), at(link.low, IDLE_LOOP_S + busy, doubt.low)
+        at(link.high, steps * IDLE_LOOP_S, doubt.prompt_high),
+        at(link.low, IDLE_LOOP_S + busy, doubt.prompt_low),
     )
 
 

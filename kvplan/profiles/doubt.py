@@ -1,8 +1,9 @@
 """How far step times may be off: what errors on models that were left out say, by engine and class of model.
 
 `catalog/step_errors.yaml` holds measured over predicted step time, 5 to 95 % of the points of its regime, every family
-of models weighing alike and none predicted from its own points. `benchmarks/validate_ranges.py` makes it and says how
-often the ranges held. A card or an engine that nobody measured has a wide range, and the text says so.
+of models weighing alike and none predicted from its own points. What prompts add to a step is told apart, by first
+tokens: it errs more. `benchmarks/validate_ranges.py` makes it and says how often the ranges held. A card or an engine
+that nobody measured has a wide range, and the text says so.
 """
 
 from __future__ import annotations
@@ -36,27 +37,34 @@ class StepErrors(Config):
     low: float = Field(gt=0)
     """5 % of the points took less than `low` times the prediction."""
     high: float = Field(gt=0)
+    prompt_low: float = Field(gt=0)
+    """5 % of the first tokens came within `prompt_low` times the prediction."""
+    prompt_high: float = Field(gt=0)
     median: float = Field(ge=0)
-    """Median of |predicted / measured - 1|."""
+    """Median of |predicted / measured - 1| of decode steps."""
     num_points: int = Field(ge=0)
     num_families: int = Field(ge=0)
     source: str
 
 
 class Doubt(NamedTuple):
-    """A 90 % range of step times: they may take `low` to `high` times what is predicted."""
+    """A 90 % range of step times: they may take `low` to `high` times what is predicted, and what prompts add to them
+    `prompt_low` to `prompt_high` times."""
 
     low: float
     high: float
+    prompt_low: float
+    prompt_high: float
     why: str
 
     def __str__(self) -> str:
-        """E.g. -7 to +12 % (...)."""
-        return f"{self.low - 1:+.0%} to {self.high - 1:+.0%}: {self.why}"
+        """E.g. -7 to +12 %, prompts -10 to +50 %: why."""
+        prompts = f"prompts {self.prompt_low - 1:+.0%} to {self.prompt_high - 1:+.0%}"
+        return f"{self.low - 1:+.0%} to {self.high - 1:+.0%}, {prompts}: {self.why}"
 
 
-UNMEASURED = Doubt(0.5, 2.0, "nothing was measured on this card (assumed)")
-UNSEEN_ENGINE = Doubt(0.7, 1.5, "no whole steps of this engine were seen (assumed)")
+UNMEASURED = Doubt(0.5, 2.0, 0.4, 3.0, "nothing was measured on this card (assumed)")
+UNSEEN_ENGINE = Doubt(0.7, 1.5, 0.6, 2.5, "no whole steps of this engine were seen (assumed)")
 
 
 @cache
@@ -79,6 +87,8 @@ def find_doubt(timing: TimingProfile, engine: EngineVersion, model: ModelSpec, i
             return Doubt(
                 row.low,
                 row.high,
+                row.prompt_low,
+                row.prompt_high,
                 f"{row.num_points} points of {row.num_families} families left out, {row.source}",
             )
     return UNSEEN_ENGINE

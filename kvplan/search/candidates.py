@@ -100,8 +100,8 @@ class Measure:
         setups = point_setups(scenario)
         row |= _rests_on(setups[""].sources) | {"price_source": find_price(scenario, setups[""]).source}
         quick, slow = find_ends(met.row["is_extrapolated"])
-        row |= {"step_low": min(quick.factor(s) for s in setups.values())}
-        row |= {"step_high": max(slow.factor(s) for s in setups.values())}
+        row |= {"step_low": min(quick.factors(s)[0] for s in setups.values())}
+        row |= {"step_high": max(slow.factors(s)[0] for s in setups.values())}
         row["energy_source"] = "" if (power := setups[""].power) is None else power.source
         row |= {"pruned": False, "num_draws": 1, "copies": copies, "accuracy": accuracy}
         row["num_simulations"] = found.num_simulations + (accuracy is not None) + more

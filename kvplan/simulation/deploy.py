@@ -81,6 +81,8 @@ class Setup:
     """Which measured ranges a step leaves."""
     doubt: tuple[float, float] = (1.0, 1.0)
     """Steps may take from so many to so many times as long, in nine cases of ten; stated ones take just so long."""
+    prompt_doubt: tuple[float, float] = (1.0, 1.0)
+    """The same of what prompts add to a step."""
     shared_reads: float = 0.0
     """Share of the KV that several running sequences hold together which a step reads once, not once for each."""
     api: ApiServerTimes = NO_API_SERVER
@@ -187,7 +189,8 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         lockstep_ranks=ranks if model.is_moe else 1,
         replicas_per_copy=1 if model.is_moe else ranks,
         outside=timed.outside,
-        doubt=timed.doubt,
+        doubt=timed.doubt[:2],
+        prompt_doubt=timed.doubt[2:],
         api=apis[0],
         api_ends=(apis[1], apis[2]),
         power=find_power(gpu),
@@ -383,7 +386,8 @@ class _Timed(NamedTuple):
     time: StepTime
     outside: Outside
     sources: dict[str, str]
-    doubt: tuple[float, float]
+    doubt: tuple[float, float, float, float]
+    """Low and high, of steps and of what prompts add to them."""
     shared_reads: float
     seen_by_client: bool = False
 
@@ -395,7 +399,7 @@ def _step_time(
     shared = spec.shared_reads
     if spec.fixed_us is not None:
         stated = {"step_time": "stated in the scenario"}
-        return _Timed(StatedStepTime.of(spec), anywhere, stated, (1.0, 1.0), shared or 0.0)
+        return _Timed(StatedStepTime.of(spec), anywhere, stated, (1.0, 1.0, 1.0, 1.0), shared or 0.0)
     profile = spec.profile
     if profile is not None and path_exists(folder / profile):
         profile = str(folder / profile)
@@ -421,8 +425,7 @@ def _step_time(
         )
     shared = found.time.costs.shared_reads if shared is None else shared
     at_client = timing is not None and timing.seen_by_client
-    ends = (found.doubt.low, found.doubt.high)
-    return _Timed(time, found.outside, sources, ends, shared, at_client)
+    return _Timed(time, found.outside, sources, found.doubt[:4], shared, at_client)
 
 
 def stated_link(gpu: GpuSpec, asked: Interconnect | None) -> Link | None:

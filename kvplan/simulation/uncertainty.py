@@ -1,6 +1,7 @@
 """How sure a simulation is of its figures: the same requests at both ends of what steps may take.
 
-A setup says how far its step times may be off (`profiles.doubt`, from models that were left out). The run is repeated
+A setup says how far its step times, and what prompts add to them, may be off (`profiles.doubt`, from models that were
+left out). The run is repeated
 at both ends, so that a queue amplifies what it amplifies; a figure's range holds all three. What watts add of their own
 (`profiles.power`) is independent of that and joins it in quadrature. The workload's own luck is in neither: all runs
 see the same requests.
@@ -29,9 +30,10 @@ class End(NamedTuple):
     is_wide: bool = False
     """Beyond what was measured: `WIDER` as far, in logarithms."""
 
-    def factor(self, setup: Setup) -> float:
-        """Steps take so many times as long as predicted."""
-        return setup.doubt[self.place] ** (WIDER if self.is_wide else 1)
+    def factors(self, setup: Setup) -> tuple[float, float]:
+        """Steps, and what prompts add to them, take so many times as long as predicted."""
+        power = WIDER if self.is_wide else 1
+        return setup.doubt[self.place] ** power, setup.prompt_doubt[self.place] ** power
 
 
 WIDER = 2
@@ -96,9 +98,9 @@ def at_end(setups: Mapping[str, Setup], end: End) -> dict[str, Setup]:
     """The setups with all steps at one end of what they may take."""
     return {
         name: replace(
-            setup, step_time=ScaledStepTime(setup.step_time, end.factor(setup)), api=setup.api_ends[end.place]
+            setup, step_time=ScaledStepTime(setup.step_time, *end.factors(setup)), api=setup.api_ends[end.place]
         )
-        if end.factor(setup) != 1.0 else setup
+        if end.factors(setup) != (1.0, 1.0) else setup
         for name, setup in setups.items()
     }  # fmt: skip
 
@@ -106,9 +108,10 @@ def at_end(setups: Mapping[str, Setup], end: End) -> dict[str, Setup]:
 def doubt_text(setups: Mapping[str, Setup], is_wide: bool = False) -> str:
     """How far steps may be off, the widest of several."""
     widest = max(setups.values(), key=lambda setup: setup.doubt[1] / setup.doubt[0])
-    low, high = (end.factor(widest) - 1 for end in find_ends(is_wide))
+    (low, first), (high, last) = (end.factors(widest) for end in find_ends(is_wide))
+    prompts = f", prompts {first - 1:+.0%} to {last - 1:+.0%}" if (first, last) != (low, high) else ""
     why = f", {WIDER} times as wide (assumed): steps lie outside of what was measured" if is_wide else ""
-    return f"90 %: step times {low:+.0%} to {high:+.0%}{why}"
+    return f"90 %: step times {low - 1:+.0%} to {high - 1:+.0%}{prompts}{why}"
 
 
 def watts_doubt(setups: Mapping[str, Setup]) -> tuple[float, float]:

@@ -110,17 +110,32 @@ def is_decode(shape: StepShape) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ScaledStepTime:
-    """Steps that all take `factor` times as long: an end of what they may take."""
+    """Steps that all take `factor` times as long, and `prompts` times what prompts add to one: an end of what they may
+    take."""
 
     time: StepTime
     factor: float
+    prompts: float | None = None
+    """None: as `factor`."""
 
     def ticks(self, shape: StepShape) -> int:
         """Duration of one step."""
         if is_decode(shape):
             a, b, _ = self.decode_line(shape.num_decodes, int(shape.decode_context), shape.num_tokens)
             return a + b * int(shape.decode_context)
-        return round(self.time.ticks(shape) * self.factor)
+        ticks = self.time.ticks(shape)
+        if self.prompts is None:
+            return round(ticks * self.factor)
+        alone = min(ticks, self._decode_ticks(shape))
+        return round(alone * self.factor + (ticks - alone) * self.prompts)
+
+    def _decode_ticks(self, shape: StepShape) -> int:
+        """Of the step without its prompts; 0 where it has nothing else."""
+        if not shape.num_decodes:
+            return 0
+        tokens = int(shape.num_tokens - shape.num_prefill_tokens)
+        a, b, _ = self.time.decode_line(int(shape.num_decodes), int(shape.decode_context), tokens)
+        return a + b * int(shape.decode_context)
 
     def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
         """The line, scaled; its pieces meet within a tick's rounding."""
