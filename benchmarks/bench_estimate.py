@@ -19,8 +19,8 @@ import numpy as np
 from kvplan.formulas.capacity import full_blocks, num_sequences, window_resident_blocks
 from kvplan.gpu import get_gpu
 from kvplan.memory.demand import Demand
+from kvplan.memory.forward import estimate
 from kvplan.memory.inverse import what_would_fit
-from kvplan.memory.plan import estimate
 from kvplan.models.load import load_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -31,7 +31,7 @@ from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
-from kvplan.memory.plan import estimate
+from kvplan.memory.forward import estimate
 from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profiles.engine_terms import with_terms

@@ -47,7 +47,7 @@ from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
-from kvplan.memory.plan import estimate
+from kvplan.memory.forward import estimate
 from kvplan.models.load import load_model
 from kvplan.observed.reconciliation import reconcile
 from kvplan.observed.recorded_run import compare_runs, read_run

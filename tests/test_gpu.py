@@ -11,7 +11,7 @@ import yaml
 
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu, gpu_names, match_product, split_count
-from kvplan.memory.plan import estimate
+from kvplan.memory.forward import estimate
 from kvplan.units import GiB
 
 WANTED = [

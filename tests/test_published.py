@@ -15,7 +15,7 @@ from kvplan.content import Segment
 from kvplan.engines.flags import EngineArgs
 from kvplan.formulas import accounting
 from kvplan.formulas.quality import flops_matched_multiplier
-from kvplan.memory.plan import estimate
+from kvplan.memory.forward import estimate
 from kvplan.scenario.schema import StepTimeSpec, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, StatedStepTime

@@ -17,8 +17,8 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, split_count
 from kvplan.memory.answers import Option, Plan
 from kvplan.memory.demand import Demand
+from kvplan.memory.forward import estimate
 from kvplan.memory.inverse import what_would_fit
-from kvplan.memory.plan import estimate
 from kvplan.memory.serve_command import shell_command, with_length, yaml_config
 from kvplan.models.load import find_bundled, load_model, path_exists
 from kvplan.profiles.memory_profile import MemoryProfile

@@ -1,4 +1,4 @@
-"""A plan's question and answer: what was asked, names looked up, what follows, and how it reads. `plan` fills them.
+"""A plan's question and answer: what was asked, names looked up, what follows, and how it reads. `forward` fills them.
 
 A `Question` can be asked again with one thing changed, which is how `inverse` finds what would fit.
 """

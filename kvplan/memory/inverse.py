@@ -18,7 +18,7 @@ from kvplan.gpu import get_gpu, gpu_names
 from kvplan.limits import Limit
 from kvplan.memory.answers import Option, Plan, Question
 from kvplan.memory.demand import Demand
-from kvplan.memory.plan import answer, answers
+from kvplan.memory.forward import answer, answers
 from kvplan.units import cdiv
 
 _FREE, _QUALITY, _SHORTER, _FEWER, _HARDWARE = range(5)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from kvplan.engines.flags import EngineVersion
 from kvplan.errors import KvplanError
 from kvplan.memory.answers import Plan, Question
+from kvplan.memory.forward import answer, rank_weights
 from kvplan.memory.overheads import Range
-from kvplan.memory.plan import answer, rank_weights
 from kvplan.models.spec import AttentionKind
 from kvplan.observed.pool import ROUNDING, PrintedPool, figure, pool_within
 from kvplan.observed.startup import StartupLog

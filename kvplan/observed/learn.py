@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from kvplan.memory.answers import Plan
+from kvplan.memory.forward import answer, rank_weights
 from kvplan.memory.overheads import estimate_overheads, forward_bytes
-from kvplan.memory.plan import answer, rank_weights
 from kvplan.memory.tower_profile import tower_bytes
 from kvplan.observed.explain import formats
 from kvplan.observed.pool import PrintedPool

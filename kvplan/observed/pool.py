@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from kvplan.errors import KvplanError
 from kvplan.memory.answers import Plan
+from kvplan.memory.forward import answer
 from kvplan.memory.layout import Layout
-from kvplan.memory.plan import answer
 from kvplan.observed.startup import StartupLog
 from kvplan.units import GiB
 

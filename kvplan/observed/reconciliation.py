@@ -19,7 +19,7 @@ from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.memory.answers import Plan, Question
-from kvplan.memory.plan import answer
+from kvplan.memory.forward import answer
 from kvplan.memory.report import SCHEMA_VERSION
 from kvplan.memory.serve_command import to_words
 from kvplan.models.load import find_bundled, load_model

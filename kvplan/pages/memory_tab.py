@@ -8,8 +8,8 @@ import streamlit as st
 from kvplan.charts import plans as charts
 from kvplan.errors import KvplanError
 from kvplan.memory.answers import FAR, Option, Plan, Span
+from kvplan.memory.forward import concurrency_curve
 from kvplan.memory.mixed_lengths import varying_traces
-from kvplan.memory.plan import concurrency_curve
 from kvplan.observed.reconciliation import reconcile
 from kvplan.observed.startup import read_log
 from kvplan.pages.sidebar import Asked, plan_of, read_model

@@ -12,8 +12,8 @@ from kvplan.errors import KvplanError
 from kvplan.gpu import gpu_names
 from kvplan.memory.answers import Option
 from kvplan.memory.demand import Demand
+from kvplan.memory.forward import Plan, estimate
 from kvplan.memory.inverse import what_would_fit
-from kvplan.memory.plan import Plan, estimate
 from kvplan.models.load import aliases, bundled_models, load_model
 from kvplan.models.spec import ModelSpec
 from kvplan.pages.uploads import checked, model_from_text

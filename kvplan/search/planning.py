@@ -18,7 +18,7 @@ from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import get_gpu
 from kvplan.memory.answers import Plan
 from kvplan.memory.demand import Demand
-from kvplan.memory.plan import estimate
+from kvplan.memory.forward import estimate
 from kvplan.models.load import load_model
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search

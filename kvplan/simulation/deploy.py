@@ -1,6 +1,6 @@
 """A deployment of a scenario -> what the simulator runs: an engine's sizes, its step times, what they rest on.
 
-Here capacity (`plan`), step time (`timing`) and the engine meet; none of them knows the others.
+Here capacity (`memory`), step time (`timing`) and the engine meet; none of them knows the others.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from kvplan.engines.flags import EngineArgs, ResolvedArgs, parse_engine
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec
+from kvplan.memory.forward import estimate
 from kvplan.memory.layout import KvGroup, Layout
 from kvplan.memory.offloading import num_slots
-from kvplan.memory.plan import estimate
 from kvplan.models.load import load_model, path_exists
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profiles.api_server import find_costs

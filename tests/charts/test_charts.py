@@ -12,7 +12,7 @@ pytest.importorskip("altair")
 from kvplan.charts import fits, plans, runs, searches
 from kvplan.charts.drawing import PALE, PALETTE
 from kvplan.memory.demand import Demand
-from kvplan.memory.plan import concurrency_curve, estimate
+from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.profiles.profile import bundled_profiles
 from kvplan.scenario.schema import load_scenario
 from kvplan.search.comparison import Comparison, compare

@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvplan.cli.main import run, spell
+from kvplan.memory.forward import estimate
 from kvplan.memory.inverse import what_would_fit
-from kvplan.memory.plan import estimate
 
 QWEN, QWQ, R1 = "Qwen/Qwen3-8B", "Qwen/QwQ-32B", "deepseek-ai/DeepSeek-R1"
 HYBRID, OSS = "Qwen/Qwen3-Next-80B-A3B-Instruct", "openai/gpt-oss-20b"

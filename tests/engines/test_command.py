@@ -13,7 +13,7 @@ from kvplan.engines.command import ACTS, NOT_PLANNED, Command, read_command, vll
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu, split_count
-from kvplan.memory.plan import estimate
+from kvplan.memory.forward import estimate
 from kvplan.models.load import from_config, load_model
 from kvplan.models.lora import lora_bytes
 

@@ -11,8 +11,8 @@ import pytest
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu
+from kvplan.memory.forward import estimate
 from kvplan.memory.inverse import what_would_fit
-from kvplan.memory.plan import estimate
 from kvplan.models.load import from_config
 from kvplan.scenario.schema import parse_scenario
 from kvplan.search.recommending import recommend

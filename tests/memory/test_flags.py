@@ -8,7 +8,7 @@ import pytest
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
-from kvplan.memory.plan import answer, estimate
+from kvplan.memory.forward import answer, estimate
 from kvplan.models.load import from_config, load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.scenario.schema import Deployment

@@ -17,8 +17,8 @@ from kvplan.engines.flags import EngineArgs, resolve
 from kvplan.errors import KvplanError
 from kvplan.limits import Limit
 from kvplan.memory.demand import Demand
+from kvplan.memory.forward import Plan, Question, answer, capability
 from kvplan.memory.layout import kv_layout
-from kvplan.memory.plan import Plan, Question, answer, capability
 from kvplan.profiles.memory_profile import Figure, MemoryProfile, memory_profile
 from kvplan.units import GiB
 

@@ -13,8 +13,8 @@ from kvplan.errors import KvplanError
 from kvplan.formulas.offloading import break_even_tokens, tier_chunks
 from kvplan.gpu import get_gpu
 from kvplan.memory.answers import Plan
+from kvplan.memory.forward import estimate
 from kvplan.memory.offloading import Lengths, bytes_to_copy, prefill_seconds
-from kvplan.memory.plan import estimate
 from kvplan.models.load import load_model
 from kvplan.profiles.host_links import find_host_link
 from kvplan.profiles.step_times import make_step_times

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.memory.plan import estimate
+from kvplan.memory.forward import estimate
 from kvplan.memory.tower_profile import LARGEST, tower_bytes
 from kvplan.models.load import load_model
 from kvplan.models.vision import FAMILIES

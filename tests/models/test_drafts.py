@@ -8,7 +8,7 @@ import pytest
 from places import FIXTURES
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.memory.plan import estimate
+from kvplan.memory.forward import estimate
 from kvplan.models.architectures import from_config
 from kvplan.models.weights import heaviest_rank
 

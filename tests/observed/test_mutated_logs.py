@@ -14,7 +14,7 @@ import pytest
 from places import FIXTURES
 
 from kvplan.errors import KvplanError
-from kvplan.memory.plan import estimate
+from kvplan.memory.forward import estimate
 from kvplan.observed.diagnosis.findings import findings
 from kvplan.observed.patterns import ENGINES
 from kvplan.observed.reconciliation import reconcile

@@ -11,7 +11,7 @@ import pytest
 from places import FIXTURES
 
 from kvplan.cli.main import run
-from kvplan.memory.plan import answer
+from kvplan.memory.forward import answer
 from kvplan.observed.reader import file_lines
 from kvplan.observed.reconciliation import Reconciliation, reconcile
 from kvplan.observed.startup import read_log

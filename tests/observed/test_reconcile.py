@@ -16,7 +16,7 @@ from places import FIXTURES
 
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
-from kvplan.memory.plan import answer
+from kvplan.memory.forward import answer
 from kvplan.observed import reader
 from kvplan.observed.reader import file_lines
 from kvplan.observed.reconciliation import Reconciliation, reconcile

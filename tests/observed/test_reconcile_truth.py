@@ -19,7 +19,7 @@ from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.memory.answers import Question
 from kvplan.memory.demand import Demand
-from kvplan.memory.plan import answer
+from kvplan.memory.forward import answer
 from kvplan.models.spec import ModelSpec
 from kvplan.observed.reconciliation import Reconciliation, reconcile
 from kvplan.observed.startup import read_log

@@ -12,7 +12,7 @@ from places import FIXTURES
 
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
-from kvplan.memory.plan import estimate
+from kvplan.memory.forward import estimate
 from kvplan.observed.diagnosis.cause import proven
 from kvplan.observed.diagnosis.findings import Findings, findings
 from kvplan.observed.diagnosis.messages import KINDS, read_messages, stage_of

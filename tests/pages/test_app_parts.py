@@ -16,8 +16,8 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.files import measurements_dir
 from kvplan.memory.demand import Demand
+from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.memory.mixed_lengths import varying_traces
-from kvplan.memory.plan import concurrency_curve, estimate
 from kvplan.pages.jobs import Job, Progress
 from kvplan.pages.uploads import MAX_BYTES, model_from_text, scenario_from_text, through_files
 from kvplan.profiles.profile import load_profile

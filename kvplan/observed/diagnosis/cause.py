@@ -10,8 +10,8 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.engines.spelling import spell, unspoken
 from kvplan.errors import KvplanError
 from kvplan.memory.answers import Plan, Question
+from kvplan.memory.forward import answer
 from kvplan.memory.inverse import what_would_fit
-from kvplan.memory.plan import answer
 from kvplan.observed.diagnosis.messages import Message
 from kvplan.observed.learn import PLAUSIBLE
 from kvplan.observed.load_lines import EngineLoad

@@ -14,7 +14,7 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.memory.answers import Plan, Question
-from kvplan.memory.plan import answer
+from kvplan.memory.forward import answer
 from kvplan.observed.diagnosis.cause import Case, Cause, Fix, as_printed, gains
 from kvplan.observed.explain import SEQS, formats
 from kvplan.observed.reconciliation import Line, Reconciliation

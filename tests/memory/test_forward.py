@@ -20,9 +20,9 @@ from kvplan.gpu import get_gpu
 from kvplan.limits import Limit
 from kvplan.memory.budget import Colocated
 from kvplan.memory.demand import Demand, TraceBlocks, trace_blocks
+from kvplan.memory.forward import answer, estimate, rank_weights
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.overheads import num_graphs
-from kvplan.memory.plan import answer, estimate, rank_weights
 from kvplan.memory.serve_command import serve_flags, shell_command, yaml_config
 from kvplan.models.load import from_config, load_model
 from kvplan.observed.log_flags import read_flags
