@@ -1,5 +1,6 @@
 """kvplan: KV-cache memory planner and serving simulator for long reasoning traces.
 
+    plan       one question, one answer, with its doubt
     estimate   does it fit: memory, blocks, traces at once      simulate   how it behaves on a clock
     recommend  which deployments keep the targets               compare    which test-time strategy
     sweep      a grid over any keys of a scenario               reconcile  a real start-up log beside the plan
@@ -34,6 +35,7 @@ _HOME = {
     "load_model": "kvplan.models.load",
     "load_profile": "kvplan.profiles.profile",
     "load_scenario": "kvplan.scenario.schema",
+    "plan": "kvplan.search.planning",
     "recommend": "kvplan.search.recommending",
     "reconcile": "kvplan.observed.reconciliation",
     "simulate": "kvplan.simulation.simulator",
@@ -73,7 +75,7 @@ _MOVED = {
     "kvplan.layout": "kvplan.memory.layout",
     "kvplan.metrics": "kvplan.simulation.metrics",
     "kvplan.model": "kvplan.models",
-    "kvplan.plan": "kvplan.memory.forward",
+    "kvplan.plan": "the function kvplan.plan; its module is kvplan.search.planning",
     "kvplan.planning": "kvplan.memory",
     "kvplan.profile": "kvplan.profiles.profile",
     "kvplan.quality": "kvplan.formulas.quality",

@@ -21,7 +21,18 @@ from places import ROOT
 
 PACKAGE = ROOT / "kvplan"
 
-GROUND = ("errors", "units", "config", "limits", "gpu", "content", "files", "pictures", "price_book")
+GROUND = (
+    "errors",
+    "units",
+    "config",
+    "limits",
+    "gpu",
+    "content",
+    "files",
+    "frames",
+    "pictures",
+    "price_book",
+)
 """Files at the foot of the package: one room, under all others."""
 FACE = ("__init__", "__main__", "capacity")
 """What stands above all rooms. Public names (`from kvplan import estimate`) are the face's: no room uses them."""

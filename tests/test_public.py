@@ -15,12 +15,13 @@ from places import ROOT
 
 import kvplan
 
-VERBS = ("compare", "estimate", "recommend", "reconcile", "simulate", "sweep")
+VERBS = ("compare", "estimate", "plan", "recommend", "reconcile", "simulate", "sweep")
 NAMES = (
     *("Demand", "EngineArgs", "GpuSpec", "KvplanError", "ModelSpec", "Plan", "Profile", "Result", "Scenario"),
     *VERBS,
     *("get_gpu", "load_model", "load_profile", "load_scenario"),
 )
+FEW = {"model": "Qwen/Qwen3-8B", "gpu": "h100", "workload": {"num_requests": 3}}
 OPTIONAL = {
     "torch",
     "triton",
@@ -111,10 +112,22 @@ def test_a_typo_is_not_a_moved_module() -> None:
 
 def test_verbs_take_names_files_and_dictionaries(tmp_path: Path) -> None:
     """A scenario is what its file says, however it is handed over."""
-    said = {"model": "Qwen/Qwen3-8B", "gpu": "h100", "workload": {"num_requests": 3}}
+    said = FEW
     path = tmp_path / "mine.yaml"
     path.write_text(json.dumps(said))
     results = [kvplan.simulate(given) for given in (said, path, str(path), kvplan.load_scenario(path))]
     assert len({result.duration_s for result in results}) == 1
     with pytest.raises(kvplan.KvplanError, match="nothing to compare"):
         kvplan.compare(said)
+
+
+def test_a_frame_without_pandas_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every result's `to_frame` says what is missing and what needs nothing."""
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    results = [
+        kvplan.estimate("Qwen/Qwen3-8B", "h100"),
+        kvplan.simulate(FEW),
+    ]
+    for result in results:
+        with pytest.raises(kvplan.KvplanError, match=r"need pandas: pip install"):
+            result.to_frame()

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from places import ROOT
@@ -26,9 +27,15 @@ FEWER = {
 
 
 def test_the_notebook_lines_run() -> None:
-    """The Python block runs without an error."""
+    """The Python block runs without an error, and its figures are those that its comment says."""
     [block] = re.findall(r"```python\n(.*?)```", README, re.S)
-    exec(compile(block, "README.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    memory, answer = names["memory"], names["answer"]
+    said = f"# {memory.num_traces} traces of {memory.trace_tokens:,} tokens at once, {memory.limited_by}"
+    assert said in block
+    assert memory.num_traces > 0
+    assert answer.fits
 
 
 def test_the_estimate_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs
 from kvplan.errors import DoesNotFit
+from kvplan.frames import make_frame
 from kvplan.gpu import GpuSpec
 from kvplan.limits import Limit
 from kvplan.memory.budget import Budget
@@ -336,11 +337,9 @@ class Plan:
 
     def to_frame(self) -> Any:
         """The memory rows as a pandas DataFrame: use, gib, low, high, source."""
-        import pandas as pd
-
         rows = (self.budget.total, *self.budget.rows)
         facts = [(row.name, *(gib(size) for size in row.size), row.source) for row in rows]
-        return pd.DataFrame(facts, columns=["use", "gib", "low", "high", "source"])
+        return make_frame(facts, columns=["use", "gib", "low", "high", "source"])
 
     def __str__(self) -> str:
         return self.text()

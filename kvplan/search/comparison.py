@@ -15,6 +15,7 @@ import numpy as np
 
 import kvplan
 from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.frames import make_frame
 from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.search.choices import Choice, best_within, pareto
@@ -108,9 +109,7 @@ class Comparison:
 
     def to_frame(self) -> Any:
         """The rows as a pandas DataFrame."""
-        import pandas as pd
-
-        return pd.DataFrame(self.to_dict()["strategies"])
+        return make_frame(self.to_dict()["strategies"])
 
     def __str__(self) -> str:
         """The table, best first, and what it means."""

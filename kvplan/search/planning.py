@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 import kvplan
-from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.config import complaint
+from kvplan.errors import DoesNotFit, KvplanError, did_you_mean
 from kvplan.gpu import get_gpu
 from kvplan.memory.answers import Plan
 from kvplan.memory.demand import Demand
@@ -152,8 +155,13 @@ class ServingAnswer:
         }  # fmt: skip
 
     def to_frame(self) -> Any:
-        """The ranked deployments as a pandas DataFrame."""
+        """The ranked deployments as a pandas DataFrame; KvplanError where pandas is missing."""
         return self.found.to_frame()
+
+    @property
+    def plot(self) -> Any:
+        """Pictures of the ranking, Altair charts (`dir(answer.plot)`); those of the memory are `answer.plan.plot`."""
+        return self.found.plot
 
     def _repr_html_(self) -> str:
         """The answer for notebooks."""
@@ -170,7 +178,7 @@ class ServingAnswer:
 
 def plan(
     model: str,
-    gpu: Sequence[str] = (),
+    gpu: str | Sequence[str] = (),
     question: ServingQuestion | None = None,
     *,
     workers: int | None = 1,
@@ -179,10 +187,25 @@ def plan(
 ) -> ServingAnswer:
     """Answer one question: does it work, what should run, what does it cost, how sure is that.
 
-    `gpu`: cards, `2xh100` for two that there are; `asked`: the fields of `ServingQuestion`. Raises KvplanError for an
-    unknown name and for lengths that the model does not take.
+    Args:
+        model: a bundled name, a config.json or a folder.
+        gpu: one card or several; "2xh100": two that there are, "h100": as many as it takes. None named: `CARDS`.
+        question: load, lengths, targets.
+        workers: processes; None = one per core. The answer is the same.
+        progress: called with (done, total) candidates.
+        **asked: fields of `ServingQuestion` by name, instead of `question`; counts as vLLM reads them: "32K".
+
+    Raises:
+        KvplanError: an unknown name, a field out of range, lengths that the model does not take. What does not fit
+            is an answer: `ServingAnswer.fits`.
+
+    >>> answer = plan("Qwen/Qwen3-8B", "1xl40s", users=4, thinking="2K")
+    >>> answer.fits, answer.best.num_gpus
+    (True, 1)
     """
-    question = question or ServingQuestion(**asked)
+    if question is not None and asked:
+        raise KvplanError(f"{min(asked)} is given beside a whole question; say it there")
+    question = question or _question(asked)
     cards = read_cards([gpu] if isinstance(gpu, str) else gpu)
     scenario = make_scenario(model, cards, question)
     found = recommend(scenario, workers=workers, progress=progress)
@@ -196,6 +219,16 @@ def plan(
         answer.changes = tuple(_changes(question, best, execution, found.search))
         answer.others = () if answer.fits else tuple(_others(model, question, cards, execution.workers))
     return answer
+
+
+def _question(asked: dict[str, Any]) -> ServingQuestion:
+    known = ServingQuestion.model_fields
+    if unknown := sorted(set(asked) - set(known)):
+        raise KvplanError(f"plan() has no keyword {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    try:
+        return ServingQuestion(**asked)
+    except ValidationError as error:
+        raise KvplanError(complaint(error)) from None
 
 
 def first_look(model: str, cards: Sequence[Cards], question: ServingQuestion) -> str:

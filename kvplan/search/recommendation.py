@@ -10,6 +10,7 @@ from math import inf
 from typing import Any, ClassVar
 
 import kvplan
+from kvplan.frames import make_frame
 from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
@@ -238,10 +239,8 @@ class Recommendation:
 
     def to_frame(self) -> Any:
         """A row per candidate as a pandas DataFrame, its settings as columns."""
-        import pandas as pd
-
         rows = [candidate.to_dict() for candidate in self.candidates]
-        return pd.DataFrame([row.pop("settings") | row for row in rows]).drop(columns=["commands", "day"])
+        return make_frame([row.pop("settings") | row for row in rows]).drop(columns=["commands", "day"])
 
     def _repr_html_(self) -> str:
         """The table of `kvplan recommend`, for notebooks."""

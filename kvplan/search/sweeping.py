@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvplan.frames import make_frame
 from kvplan.scenario.schema import Scenario
 from kvplan.search.execution import Execution, default_workers, execute
 from kvplan.search.grid import Point, make_axes, make_points, read_base
@@ -51,10 +52,9 @@ def sweep(
 
     Raises:
         KvplanError: a key that does not exist, a grid of absurd size, a file that is another sweep's, a cluster that
-            does not answer.
+            does not answer, no pandas.
     """
-    import pandas as pd
-
+    make_frame([])  # pandas is missed before the work
     found = sweep_rows(
         scenario, over, sample=sample, seed=seed, output=output, force=force, ranges=ranges, progress=progress,
         execution=Execution(backend, default_workers() if workers is None else workers, address),
@@ -63,7 +63,7 @@ def sweep(
         if not found.rows:
             raise KeyboardInterrupt
         warnings.warn(f"interrupted: {len(found.rows)} of {found.num_points} points", stacklevel=2)
-    return pd.DataFrame(found.rows).drop(columns=HASH)
+    return make_frame(found.rows).drop(columns=HASH)
 
 
 class Sweep(NamedTuple):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import kvplan
 from kvplan.formulas.sums import exact_sum
+from kvplan.frames import make_frame
 from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.energy import Energy
@@ -195,9 +196,7 @@ class Result:
 
     def to_frame(self) -> Any:
         """The records as a pandas DataFrame, one row per request."""
-        import pandas as pd
-
-        return pd.DataFrame(self.records.columns())
+        return make_frame(self.records.columns())
 
     def to_dict(self) -> dict[str, Any]:
         """The `--json` document: keys never depend on flags, what was not measured is null."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from math import floor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
+import kvplan
+from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.models.load import load_model
 from kvplan.scenario.schema import dump_scenario, parse_scenario
@@ -40,6 +44,31 @@ def test_the_answer_is_the_recommendation_of_the_scenario_it_writes(answer: Serv
     written = parse_scenario(yaml.safe_load(dump_scenario(answer.found.scenario)))
     again = recommend(written)
     assert [c.to_dict() for c in again.candidates] == [c.to_dict() for c in answer.found.candidates]
+
+
+def test_the_verb_is_the_command(answer: ServingAnswer, capsys: pytest.CaptureFixture[str]) -> None:
+    """`kvplan.plan(...)` and `kvplan plan ... --json` are one document; frames and pictures come with it."""
+    asked = " ".join(f"--{name} {value:g}" for name, value in SMALL.items())
+    code = run(f"plan Qwen/Qwen3-8B --gpu 1xl40s {asked} --json --quiet --workers 1".split())
+    told = kvplan.plan("Qwen/Qwen3-8B", gpu="1xl40s", **SMALL | {"thinking": "2K"})
+    assert json.loads(json.dumps(told.to_dict())) == json.loads(capsys.readouterr().out)
+    assert (code, told.verdict) == (answer.exit_code, answer.verdict)
+    assert len(told.to_frame()) == len(told.found.candidates)
+    assert {"speed", "ranking"} <= set(dir(told.plot))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"user": 5}, "no keyword 'user'; did you mean users"),
+        ({"users": 0}, "users 0: must be"),
+        ({"users": 5, "slo": "fast"}, "write what<time"),
+        ({"question": ServingQuestion(users=5), "users": 6}, "users is given beside a whole question"),
+    ],
+)
+def test_keywords_that_mean_nothing_are_refused_in_one_line(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(KvplanError, match=said):
+        kvplan.plan("Qwen/Qwen3-8B", "l40s", **asked)
 
 
 def test_the_verdict_follows_from_cards_counted_and_needed(answer: ServingAnswer) -> None:
