@@ -32,6 +32,7 @@ GROUND = (
     "frames",
     "pictures",
     "price_book",
+    "tables",
 )
 """Files at the foot of the package: one room, under all others."""
 FACE = ("__init__", "__main__", "capacity")
@@ -67,6 +68,7 @@ ONLY_IN = {
     "transformers": ("calibrate/measure",),
     "triton": ("calibrate/measure",),
     "altair": ("charts/",),
+    "rich": ("cli/terminal.py", "cli/progress.py"),
     "streamlit": ("pages/",),
     "ray": ("search/execution.py",),
     "joblib": ("search/execution.py",),

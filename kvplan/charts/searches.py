@@ -26,7 +26,7 @@ from kvplan.charts.drawing import (
 from kvplan.search.comparison import Comparison
 from kvplan.search.recommendation import Candidate, Recommendation
 from kvplan.search.strategy_row import StrategyRow
-from kvplan.search.tables import range_text
+from kvplan.tables import range_text
 
 
 def pareto(found: Comparison) -> Layered:

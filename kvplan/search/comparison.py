@@ -20,7 +20,6 @@ from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.search.choices import Choice, best_within, pareto
 from kvplan.search.strategy_row import StrategyRow, strategy_row
-from kvplan.search.tables import Column, range_text, text_table
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.observer import NO_OBSERVER, Observer
 from kvplan.simulation.pricing import find_grid
@@ -28,6 +27,7 @@ from kvplan.simulation.result import ENERGY
 from kvplan.simulation.simulator import SolveResult, solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
 from kvplan.simulation.uncertainty import END_NAMES, at_end, find_ends, flips, is_doubted, watts_doubt
+from kvplan.tables import Column, range_text, text_table
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks
 
 SCHEMA_VERSION = 1

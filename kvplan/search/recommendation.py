@@ -17,9 +17,9 @@ from kvplan.scenario.space import Search
 from kvplan.search.day_plan import DayPlan
 from kvplan.search.grid import settings_text, value_text
 from kvplan.search.point_row import RANGED, Row, asked_latencies
-from kvplan.search.tables import Column, range_text, text_table
 from kvplan.simulation.pricing import find_grid
 from kvplan.simulation.result import ENERGY
+from kvplan.tables import Column, range_text, text_table
 
 SCHEMA_VERSION = 1
 SHOWN = (
