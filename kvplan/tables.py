@@ -1,26 +1,70 @@
-"""Tables of text."""
+"""Tables of text: what stands in them, and their plain form; terminals lay them out themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 Column = tuple[str, Callable[[T], str]]
 """A title, and what a row shows under it."""
+WIDTH = 100
+"""A plain table that is wider goes on in a second line a row, where it may be folded."""
 
 
-def text_table(
-    columns: Sequence[Column[T]], rows: Sequence[T], left: Collection[int] | None = None
-) -> list[str]:
-    """The titles' line and a line a row; columns in `left` (None = all) begin at the left, others end at the right."""
-    table = [[title for title, _ in columns], *([show(row) for _, show in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Titles and rows; `str` is the form for pipes, files, notebooks and pages."""
 
-    def cell(i: int, text: str) -> str:
-        return text.ljust(widths[i]) if left is None or i in left else text.rjust(widths[i])
+    titles: tuple[str, ...]
+    """All empty: no line of titles."""
+    rows: tuple[tuple[str, ...], ...]
+    left: frozenset[int] | None = None
+    """Columns that begin at the left, the others end at the right; None = all begin at the left."""
+    fold: int = 0
+    """The column with which a second line a row begins where one is too wide; 0 = never."""
 
-    return ["  ".join(cell(i, text) for i, text in enumerate(line)).rstrip() for line in table]
+    def lines(self) -> list[str]:
+        """A line of titles and a line a row, or two."""
+        whole = self._aligned(0, len(self.titles))
+        if not self.fold or len(max(whole, key=len)) <= WIDTH:
+            return whole
+        above, below = self._aligned(0, self.fold), self._aligned(self.fold, len(self.titles))
+        return [line for pair in zip(above, below, strict=True) for line in (pair[0], f"  {pair[1]}")]
+
+    def _aligned(self, first: int, end: int) -> list[str]:
+        cells = [line[first:end] for line in ([self.titles] if any(self.titles) else []) + [*self.rows]]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+        def cell(i: int, text: str) -> str:
+            return text.ljust(widths[i]) if self.begins_left(first + i) else text.rjust(widths[i])
+
+        return ["  ".join(cell(i, text) for i, text in enumerate(line)).rstrip() for line in cells]
+
+    def begins_left(self, column: int) -> bool:
+        """Whether a column begins at the left."""
+        return self.left is None or column in self.left
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+Part = str | Table
+"""Of what a command prints: lines of text, or a table."""
+
+
+def make_table(
+    columns: Sequence[Column[T]], rows: Sequence[T], left: frozenset[int] | None = None, fold: int = 0
+) -> Table:
+    """The table of some rows."""
+    cells = tuple(tuple(show(row) for _, show in columns) for row in rows)
+    return Table(tuple(title for title, _ in columns), cells, left, fold)
+
+
+def text_of(parts: Sequence[Part]) -> str:
+    """The plain form of what a command prints."""
+    return "\n".join(map(str, parts))
 
 
 def range_text(row: Mapping[str, Any], name: str, unit: float = 1.0) -> str:

@@ -15,7 +15,7 @@ from kvplan.charts.saving import chart_svg
 from kvplan.charts.searches import ranking, speed_and_throughput
 from kvplan.scenario.schema import dump_scenario
 from kvplan.search.planning import ServingAnswer, doubt_lines, question_rows, run_lines
-from kvplan.search.recommendation import EXPLAINED, table_lines
+from kvplan.search.recommendation import EXPLAINED, ranking_table
 from kvplan.units import gib
 
 PAGE = Template("""<!doctype html>
@@ -64,7 +64,7 @@ def report_html(answer: ServingAnswer) -> str:
     if feasible:
         parts += [
             _figure("Deployments by cost", chart_svg(ranking(answer.found)), "US dollars an hour for all copies."),
-            _text("", "\n".join(table_lines(answer.found, feasible))),
+            _text("", str(ranking_table(answer.found, feasible))),
             *(f'<p class="soft">{escape(line)}</p>' for line in EXPLAINED),
             _figure("Speed against throughput", chart_svg(speed_and_throughput(answer.found)),
                     "Each deployment at the highest load that keeps the targets; bars: the 90 % range of step times."),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from kvplan.calibrate.two_cards import coefficient_ratios, time_ratios
 from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.profile_report import comparison_lines, report_lines
-from kvplan.cli.progress import Progress
+from kvplan.cli.progress import shown_stages
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import refuse_same_file
 from kvplan.gpu import get_gpu
@@ -88,7 +88,6 @@ def calibrate_command(
     json
         One JSON document on stdout.
     """
-    report = no_report if quiet else _reporter()
     facts = None
     if rounds < 0:
         raise KvplanError(f"--rounds {rounds}: a number from 1 up, or 0 for the default")
@@ -98,11 +97,14 @@ def calibrate_command(
     refuse_same_file([model or None, batches_path(measurements)], outputs)
     check_writable(output)
     check_plot(plot)
-    if server:
-        facts = _measure_server(server, model, gpu, measurements, rounds or 3, report)
-    else:
-        grid = "quick" if quick and device == "cuda" else ""
-        measure_card(measurements, device, grid, rounds=rounds, force=force, budget_s=budget_s, report=report)
+    with nullcontext(no_report) if quiet else shown_stages("points") as report:
+        if server:
+            facts = _measure_server(server, model, gpu, measurements, rounds or 3, report)
+        else:
+            grid = "quick" if quick and device == "cuda" else ""
+            measure_card(
+                measurements, device, grid, rounds=rounds, force=force, budget_s=budget_s, report=report
+            )
     profile = build([measurements], name=output.stem)
     write_profile(profile, output)
     _draw(profile, [measurements], plot)
@@ -123,19 +125,6 @@ def _measure_server(
         gpu = get_gpu(gpu).name
     name = model or Server(url).facts().model
     return measure_server(measurements, url, load_model(name), gpu, rounds, report)
-
-
-def _reporter() -> Report:
-    """A bar that starts anew for each stage; it shows the time left."""
-    stages: dict[int, Progress] = {}
-
-    def report(what: str, done: int, total: int) -> None:
-        progress = stages.setdefault(total, Progress(noun="points"))
-        progress(done, total)
-        if what and sys.stderr.isatty():
-            print(f" {what:<24}", end="", file=sys.stderr, flush=True)
-
-    return report
 
 
 def document(profile: Profile, measured: Path, facts: CacheFacts | None) -> dict[str, Any]:

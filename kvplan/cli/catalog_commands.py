@@ -6,6 +6,7 @@ import sys
 from typing import Annotated
 
 from kvplan.cli.options import SWITCH, print_json
+from kvplan.cli.terminal import show
 from kvplan.engines.flags import parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names, split_count
@@ -13,6 +14,7 @@ from kvplan.models.architectures import architectures, how_checked
 from kvplan.models.load import bundled_models, load_model
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.memory_profile import memory_profile
+from kvplan.tables import Column, Table, make_table
 
 
 def gpus_command(*, all: Annotated[bool, SWITCH] = False, json: Annotated[bool, SWITCH] = False) -> int:
@@ -33,23 +35,24 @@ def gpus_command(*, all: Annotated[bool, SWITCH] = False, json: Annotated[bool, 
     if json:
         print_json({"schema_version": 1, "gpus": [card.model_dump(mode="json") for card in cards]})
         return 0
-    print(f"{'name':<20}{'usable GiB':>11}{'GB/s':>8}{'bf16':>8}{'fp8':>8} TFLOP/s  {'link':<20}{'$/h':>6}")
-    for card in cards:
-        print(_gpu_line(card))
+    show([make_table(COLUMNS, cards, frozenset({0, 5, 7}))])
     print(
-        "Usable: what CUDA reports. Rates dense. Prices on demand, of 2026 (--price-per-hour). Sources: --json",
+        "Usable: what CUDA reports. bf16, fp8: dense TFLOP/s. Prices: on demand (--price-per-hour). Sources: --json",
         file=sys.stderr,
     )
     return 0
 
 
-def _gpu_line(card: GpuSpec) -> str:
-    half, eighth = card.flops("bf16") / 1e12, card.dense_tflops.get("fp8")
-    fp8 = f"{eighth:>8,.0f}" if eighth else f"{'-':>8}"
-    note = "   shared with the host" if card.unified_memory else ""
-    rates = f"{card.bandwidth_gb_s:>8,.0f}{half:>8,.0f}{fp8}"
-    size, link = f"{card.name:<20}{card.usable_gib:>11.2f}", f"{card.interconnect:<20.20}"
-    return f"{size}{rates}          {link}{card.price_per_hour:>6.2f}{note}"
+COLUMNS: tuple[Column[GpuSpec], ...] = (
+    ("name", lambda card: card.name),
+    ("usable GiB", lambda card: f"{card.usable_gib:.2f}"),
+    ("GB/s", lambda card: f"{card.bandwidth_gb_s:,.0f}"),
+    ("bf16", lambda card: f"{card.flops('bf16') / 1e12:,.0f}"),
+    ("fp8", lambda card: f"{card.dense_tflops['fp8']:,.0f}" if card.dense_tflops.get("fp8") else "-"),
+    ("link", lambda card: card.interconnect),
+    ("$/h", lambda card: f"{card.price_per_hour:.2f}"),
+    ("", lambda card: "shared with the host" if card.unified_memory else ""),
+)
 
 
 def models_command(
@@ -103,10 +106,7 @@ def _families(pattern: str, json: bool) -> int:
     if json:
         print_json({"schema_version": 1, "architectures": found})
         return 0 if found else 1
-    print(
-        "\n".join(f"{name:<44}{how}" for name, how in found.items())
-        or f"no architecture contains {pattern!r}"
-    )
+    show([Table(("", ""), tuple(found.items())) if found else f"no architecture contains {pattern!r}"])
     return 0 if found else 1
 
 

@@ -11,11 +11,13 @@ import yaml
 from kvplan.cli.catalog_commands import model_facts
 from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.profile_report import error_line
+from kvplan.cli.terminal import show
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import scenarios_dir
 from kvplan.gpu import get_gpu, gpu_names
 from kvplan.models.load import aliases, bundled_models, find_bundled, load_model
 from kvplan.profiles.profile import Profile, bundled_profiles
+from kvplan.tables import Table
 from kvplan.workload.quality_sets import quality_sets
 from kvplan.workload.strategies.catalog import STRATEGIES, parameters
 
@@ -65,11 +67,8 @@ def list_command(
     if json:
         print_json({"schema_version": 1, kind: [{"name": name, "about": about} for name, about in rows]})
     else:
-        width = max((len(name) for name, _ in rows), default=0)
-        lines = [
-            f"{name:<{width}}  {shorten(about, SHORT, placeholder=' ...')}".rstrip() for name, about in rows
-        ]
-        print("\n".join(lines) or f"no name of {kind} contains {pattern!r}")
+        cells = tuple((name, shorten(about, SHORT, placeholder=" ...")) for name, about in rows)
+        show([Table(("", ""), cells) if cells else f"no name of {kind} contains {pattern!r}"])
     return 0 if rows else 1
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from kvplan.cli.options import DEMAND, FLAGS, SWITCH, print_json
 from kvplan.cli.plots import check_plot, write_plot
+from kvplan.cli.terminal import show
 from kvplan.engines.flags import EngineArgs, EntryPoint, parse_engine
 from kvplan.engines.spelling import unspoken
 from kvplan.errors import KvplanError
@@ -107,7 +108,7 @@ def estimate_command(
     options = what_would_fit(plan)
     write_plot(plot, "estimate", plan)
     if not json:
-        print("\n".join([plan.text(options), *_command_lines(told)]))
+        show([*plan.parts(options), *_command_lines(told)])
         return 0 if plan.fits else 1
     own = [f"--colocate={role}={name}" for role, name in colocated.items()]
     own += [f"--profile={profile}"] if profile else []

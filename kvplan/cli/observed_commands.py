@@ -17,6 +17,7 @@ from kvplan.calibrate.server.client import Server
 from kvplan.cli.memory_commands import estimate_command
 from kvplan.cli.options import FLAGS, SWITCH, print_json
 from kvplan.cli.plots import check_plot, write_plot
+from kvplan.cli.terminal import show
 from kvplan.engines.flags import EntryPoint
 from kvplan.errors import KvplanError
 from kvplan.files import refuse_same_file, write_whole
@@ -86,7 +87,7 @@ def reconcile_command(
     if json:
         print_json({**found.to_dict(), "estimate_command": command})
     else:
-        print(found)
+        show([str(found)])
         if command:
             print(f"Keep them with --save PROFILE.json, then:\n{command}")
     if save:
@@ -179,7 +180,7 @@ def why_command(
     if json:
         print_json(found.to_dict())
     else:
-        print(found)
+        show([str(found)])
     return 1 if found.causes else 0
 
 
@@ -244,5 +245,5 @@ def compare_run_command(
     if json:
         print_json(found.to_dict())
     else:
-        print(found)
+        show([str(found)])
     return 0

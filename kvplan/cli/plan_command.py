@@ -10,7 +10,8 @@ from cyclopts import Parameter
 
 from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.plots import check_plot, check_report, write_plot, write_report
-from kvplan.cli.progress import Progress
+from kvplan.cli.progress import shown_progress
+from kvplan.cli.terminal import show
 from kvplan.files import write_whole
 from kvplan.scenario.schema import dump_scenario
 from kvplan.search.planning import first_look, plan
@@ -66,13 +67,12 @@ def plan_command(
         write_whole(scenario, dump_scenario(stands_for))
     if not quiet:
         print(first_look(model, cards, question), file=sys.stderr, flush=True)
-    answer = plan(
-        model, gpu, question, workers=workers, progress=None if quiet else Progress(noun="candidates")
-    )
+    with shown_progress("candidates", quiet=quiet) as progress:
+        answer = plan(model, gpu, question, workers=workers, progress=progress)
     write_plot(plot, "recommend", answer.found)
     write_report(report, answer)
     if json:
         print_json(answer.to_dict())
     else:
-        print(answer)
+        show(answer.parts())
     return answer.exit_code

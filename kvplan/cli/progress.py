@@ -1,46 +1,83 @@
-"""Progress of a run on stderr: a bar on a terminal, a plain line per tenth otherwise, nothing when quiet."""
+"""Progress of a run on stderr: rich's bar on a terminal, a plain line per tenth otherwise, nothing when quiet."""
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 REDRAW_S = 0.1
-WIDTH = 30
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+Stages = Callable[[str, int, int], None]
+"""Called with (what is done now, done, total); every stage has another total."""
 
 
-@dataclass(slots=True)
-class Progress:
-    """Call it with (done, total)."""
+@contextmanager
+def shown_progress(noun: str, *, quiet: bool = False) -> Iterator[Progress | None]:
+    """What a run calls while it lasts; None when quiet. However the block ends, the bar is gone."""
+    if quiet:
+        yield None
+        return
+    with _shown(noun) as report:
+        yield lambda done, total: report(0, "", done, total)
 
-    noun: str = "requests"
-    stream: TextIO = field(default_factory=lambda: sys.stderr)
-    _started: float = field(default_factory=time.monotonic)
-    _drawn: float = 0.0
-    _tenth: int = 0
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` are done."""
-        if self.stream.isatty():
-            self._bar(done, total)
-        elif total and done * 10 // total > self._tenth:
-            self._tenth = done * 10 // total
-            print(f"{self._tenth * 10}% {done:,} of {total:,} {self.noun}", file=self.stream, flush=True)
+@contextmanager
+def shown_stages(noun: str) -> Iterator[Stages]:
+    """The same for a run of stages: a bar each."""
+    with _shown(noun) as report:
+        yield lambda what, done, total: report(total, what, done, total)
 
-    def _bar(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._drawn < REDRAW_S and done < total:
-            return
-        self._drawn = now
-        filled = WIDTH * done // max(1, total)
-        left = (now - self._started) / max(1, done) * (total - done)
-        bar = "#" * filled + "-" * (WIDTH - filled)
-        end = "\n" if done == total else ""
-        print(
-            f"\r[{bar}] {done:,}/{total:,} {self.noun}, {left:.0f} s left ",
-            end=end,
-            file=self.stream,
-            flush=True,
-        )
+
+@contextmanager
+def _shown(noun: str) -> Iterator[Callable[[int, str, int, int], None]]:
+    """Called with (stage, what, done, total)."""
+    if sys.stderr.isatty():
+        with _bars(noun) as report:
+            yield report
+    else:
+        yield _tenths(noun)
+
+
+def _tenths(noun: str) -> Callable[[int, str, int, int], None]:
+    """A line for every tenth of a stage."""
+    told: dict[int, int] = {}
+
+    def report(stage: int, what: str, done: int, total: int) -> None:
+        if total and done * 10 // total > told.get(stage, 0):
+            told[stage] = done * 10 // total
+            print(f"{told[stage] * 10}% {done:,} of {total:,} {noun}", file=sys.stderr, flush=True)
+
+    return report
+
+
+@contextmanager
+def _bars(noun: str) -> Iterator[Callable[[int, str, int, int], None]]:
+    """Bars of rich, drawn ten times a second at most: runs call for every request."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeRemainingColumn(),
+    )
+    tasks, drawn = {}, 0.0
+    with Bars(*columns, console=Console(file=sys.stderr), auto_refresh=False, transient=True) as bars:
+
+        def report(stage: int, what: str, done: int, total: int) -> None:
+            nonlocal drawn
+            now = time.monotonic()
+            if now - drawn < REDRAW_S and done < total:
+                return
+            drawn = now
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(noun, total=total)
+            text = f"{noun}, {what}" if what else noun
+            bars.update(tasks[stage], completed=done, total=total, description=text, refresh=True)
+
+        yield report

@@ -11,7 +11,8 @@ from cyclopts import Parameter
 
 from kvplan.cli.options import SWITCH, price_file, print_json
 from kvplan.cli.plots import check_plot, write_plot
-from kvplan.cli.progress import Progress
+from kvplan.cli.progress import shown_progress
+from kvplan.cli.terminal import show
 from kvplan.files import safe_cell
 from kvplan.scenario.schema import load_scenario
 from kvplan.search.comparison import compare
@@ -60,14 +61,13 @@ def compare_command(
     """
     check_plot(plot)
     loaded = load_scenario(scenario, [*set, *price_file(prices)])
-    found = compare(
-        loaded, ranges=not no_range, robust=robust, progress=None if quiet else Progress(noun="strategies")
-    )
+    with shown_progress("strategies", quiet=quiet) as progress:
+        found = compare(loaded, ranges=not no_range, robust=robust, progress=progress)
     write_plot(plot, "compare", found)
     if json:
         print_json(found.to_dict())
     else:
-        print(found)
+        show(found.parts())
     if found.interrupted:
         print("kvplan: interrupted; the strategies that were done are shown", file=sys.stderr)
     return found.exit_code
@@ -166,15 +166,16 @@ def recommend_command(
     flags += price_file(prices)
     flags += ["search.robust=true"] if robust else []
     flags += ["search.ranges=false"] if no_range else []
-    found = recommend(
-        scenario, over, overrides=[*set, *flags], backend=backend, address=address, force=force,
-        workers=workers, progress=None if quiet else Progress(noun="candidates"),
-    )  # fmt: skip
+    with shown_progress("candidates", quiet=quiet) as progress:
+        found = recommend(
+            scenario, over, overrides=[*set, *flags], backend=backend, address=address, force=force,
+            workers=workers, progress=progress,
+        )  # fmt: skip
     write_plot(plot, "recommend", found)
     if json:
         print_json(found.to_dict())
     else:
-        print(found)
+        show(found.parts())
     return found.exit_code
 
 
@@ -233,12 +234,12 @@ def sweep_command(
     quiet
         No progress on stderr.
     """
-    progress = None if quiet else Progress(noun="points")
-    found = sweep_rows(
-        scenario, over, overrides=[*set, *price_file(prices)], sample=sample, seed=seed, output=output, force=force,
-        ranges=not no_range, progress=progress,
-        execution=Execution(backend, default_workers() if workers is None else workers, address),
-    )  # fmt: skip
+    with shown_progress("points", quiet=quiet) as progress:
+        found = sweep_rows(
+            scenario, over, overrides=[*set, *price_file(prices)], sample=sample, seed=seed, output=output,
+            force=force, ranges=not no_range, progress=progress,
+            execution=Execution(backend, default_workers() if workers is None else workers, address),
+        )  # fmt: skip
     plain = [{key: value for key, value in row.items() if key != HASH} for row in found.rows]
     if json:
         print_json({"schema_version": 1, "over": list(over), "points": plain})

@@ -10,7 +10,8 @@ from cyclopts import Parameter
 
 from kvplan.cli.options import SWITCH, price_file, print_json
 from kvplan.cli.plots import check_plot, write_plot
-from kvplan.cli.progress import Progress
+from kvplan.cli.progress import shown_progress
+from kvplan.cli.terminal import show
 from kvplan.errors import KvplanError
 from kvplan.files import refuse_same_file
 from kvplan.models.load import path_exists
@@ -127,14 +128,14 @@ def simulate_command(
         check_target(records)
     if trace and not trace.parent.is_dir():
         raise KvplanError(f"--trace {trace}: there is no folder {trace.parent}")
-    progress = None if quiet else Progress()
     setups = set_ups(loaded) if loaded.problems is None else None
     blocks = BlockMap()
     observer = _onlooker(loaded, blocks if step_by_step else None) if trace else NO_OBSERVER
-    result = simulate(
-        loaded, step_by_step=step_by_step, progress=progress, keep_records=not no_records, setups=setups,
-        observer=observer,
-    )  # fmt: skip
+    with shown_progress("requests", quiet=quiet) as progress:
+        result = simulate(
+            loaded, step_by_step=step_by_step, progress=progress, keep_records=not no_records, setups=setups,
+            observer=observer,
+        )  # fmt: skip
     if setups is not None and not no_range:
         add_ranges(loaded, setups, result)
     add_tier_gain(loaded, result)
@@ -146,7 +147,7 @@ def simulate_command(
     if json:
         print_json(result.to_dict())
     else:
-        print(bench_text(result))
+        show([bench_text(result)])
     if result.verdict == "interrupted":
         print("kvplan: interrupted; the figures cover what was simulated so far", file=sys.stderr)
     return result.exit_code

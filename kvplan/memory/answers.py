@@ -19,11 +19,12 @@ from kvplan.memory.budget import Budget
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.layout import Layout
 from kvplan.memory.offloading import OffloadTier, find_tier, offloads
-from kvplan.memory.report import SCHEMA_VERSION, log_lines, memory_html, memory_text
+from kvplan.memory.report import SCHEMA_VERSION, log_lines, memory_html, memory_table
 from kvplan.memory.serve_command import shell_command, with_length
 from kvplan.models.spec import ModelSpec
 from kvplan.pictures import Pictures
 from kvplan.profiles.memory_profile import MemoryProfile
+from kvplan.tables import Part, Table, text_of
 from kvplan.units import cdiv, gib
 
 FAR = "No change of a flag holds it on these cards; `kvplan plan` ranks cards, flags and copies for a load."
@@ -267,23 +268,25 @@ class Plan:
             "offload": tier.to_dict() if (tier := self.offload) else None,
         }
 
-    def text(self, options: Sequence[Option] = ()) -> str:
+    def parts(self, options: Sequence[Option] = ()) -> list[Part]:
         """The answer in the order an engine's log and then its user would tell it."""
         assumed = self.question.model.assumed
-        parts = [
-            *([f"Assumed: {self.question.model.architecture} is {assumed}."] if assumed else []),
-            memory_text(self.budget, self.args.num_gpus, self.bytes_per_token),
-            "\n".join(self._headline()),
-        ]
+        parts: list[Part] = (
+            [f"Assumed: {self.question.model.architecture} is {assumed}.", ""] if assumed else []
+        )
+        parts += [memory_table(self.budget, self.args.num_gpus, self.bytes_per_token), "", *self._headline()]
         if options:
-            width = max(len(option.change) for option in options)
-            changes = [f"  {option.change:<{width}}  {option.effect}" for option in options]
-            parts.append("\n".join(["What would fit:", *changes]))
+            changes = tuple((f"  {option.change}", option.effect) for option in options)
+            parts += ["", "What would fit:", Table(("", ""), changes)]
         if self.is_far(options):
-            parts.append(FAR)
+            parts += ["", FAR]
         if self.serves:
-            parts.append(self.serve_command)
-        return "\n\n".join(parts)
+            parts += ["", self.serve_command]
+        return parts
+
+    def text(self, options: Sequence[Option] = ()) -> str:
+        """The same as text."""
+        return text_of(self.parts(options))
 
     def is_far(self, options: Sequence[Option]) -> bool:
         """Whether none of the changes that would fit leaves the cards as they are."""

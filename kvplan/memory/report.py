@@ -11,18 +11,20 @@ from html import escape
 
 from kvplan.engines.flags import Engine
 from kvplan.memory.budget import Budget, Row
+from kvplan.tables import Table
 from kvplan.units import KiB, gib
 
 SCHEMA_VERSION = 1
 """Of the JSON documents of `kvplan estimate` and `kvplan reconcile`."""
 
 
-def memory_text(budget: Budget, num_gpus: int, bytes_per_token: int) -> str:
-    """One line per use of the fullest GPU's memory: GiB and source."""
-    lines = [f"{_title(num_gpus):<35}GiB"]
-    for label, size, source in _memory_rows(budget, bytes_per_token):
-        lines.append(f"  {label:<28}{size:>8}   {source}")
-    return "\n".join(lines)
+def memory_table(budget: Budget, num_gpus: int, bytes_per_token: int) -> Table:
+    """One row per use of the fullest GPU's memory: GiB and source."""
+    rows = tuple(
+        (f"  {label:<29}", size, f" {source}")
+        for label, size, source in _memory_rows(budget, bytes_per_token)
+    )
+    return Table((_title(num_gpus), "GiB", ""), rows, frozenset({0, 2}))
 
 
 def memory_html(budget: Budget, num_gpus: int, bytes_per_token: int, lines: Iterable[str]) -> str:

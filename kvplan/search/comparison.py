@@ -27,7 +27,7 @@ from kvplan.simulation.result import ENERGY
 from kvplan.simulation.simulator import SolveResult, solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
 from kvplan.simulation.uncertainty import END_NAMES, at_end, find_ends, flips, is_doubted, watts_doubt
-from kvplan.tables import Column, range_text, text_table
+from kvplan.tables import Column, Part, make_table, range_text, text_of
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks
 
 SCHEMA_VERSION = 1
@@ -111,14 +111,14 @@ class Comparison:
         """The rows as a pandas DataFrame."""
         return make_frame(self.to_dict()["strategies"])
 
-    def __str__(self) -> str:
+    def parts(self) -> list[Part]:
         """The table, best first, and what it means."""
         rows = sorted(self.rows, key=lambda r: (-r.accuracy, r.latency_p99_s))
         api = self.scenario.problems is not None and self.scenario.problems.api_model
         price: list[Column[StrategyRow]] = (
             [(f"$ at {api}", lambda r: _si(r.api_usd_per_correct))] if api else []
         )
-        lines = text_table([*COLUMNS, *price], rows, left={0, 1, len(COLUMNS) - 1})
+        table = make_table([*COLUMNS, *price], rows, frozenset({0, 1, len(COLUMNS) - 1}))
         head = [f"NOTE {self.caution}"] if self.caution else []
         cheapest = self.caps.get("cost_optimal")
         optimal = f"; cheapest per correct answer of those compared: {cheapest:,.0f}" if cheapest else ""
@@ -132,7 +132,10 @@ class Comparison:
             *(f"caveat: {text}" for text in self.caveats),
             *self.rests_on,
         ]  # fmt: skip
-        return "\n".join([*head, *lines, "", *notes])
+        return [*head, table, "", *notes]
+
+    def __str__(self) -> str:
+        return text_of(self.parts())
 
 
 def _si(value: float | None) -> str:

@@ -28,9 +28,10 @@ from kvplan.scenario.space import Search
 from kvplan.search.candidates import Measure
 from kvplan.search.execution import Execution, default_workers, run_scenarios
 from kvplan.search.question import Cards, ServingQuestion, make_scenario, read_cards, sizes
-from kvplan.search.recommendation import Candidate, Recommendation, table_lines
+from kvplan.search.recommendation import Candidate, Recommendation, ranking_table
 from kvplan.search.recommending import recommend
 from kvplan.search.sweeping import Progress
+from kvplan.tables import Part, text_of
 from kvplan.workload.arrivals import ClosedLoop
 from kvplan.workload.lengths import Constant, Lognormal
 
@@ -167,13 +168,17 @@ class ServingAnswer:
         """The answer for notebooks."""
         return f"<pre>{escape(str(self))}</pre>"
 
-    def __str__(self) -> str:
+    def parts(self) -> list[Part]:
         """Verdict; what was asked; deployments; what to run; how sure."""
-        parts = [[self.verdict], question_lines(self.question)]
+        parts: list[Part] = [self.verdict, "", *question_lines(self.question)]
         feasible = [c for c in self.found.candidates if c.feasible]
         if feasible:
-            parts += [table_lines(self.found, feasible[:TABLE_ROWS]), run_lines(self), doubt_lines(self)]
-        return "\n\n".join("\n".join(lines) for lines in parts)
+            parts += ["", ranking_table(self.found, feasible[:TABLE_ROWS])]
+            parts += ["", *run_lines(self), "", *doubt_lines(self)]
+        return parts
+
+    def __str__(self) -> str:
+        return text_of(self.parts())
 
 
 def plan(

@@ -19,7 +19,7 @@ from kvplan.search.grid import settings_text, value_text
 from kvplan.search.point_row import RANGED, Row, asked_latencies
 from kvplan.simulation.pricing import find_grid
 from kvplan.simulation.result import ENERGY
-from kvplan.tables import Column, range_text, text_table
+from kvplan.tables import Column, Part, Table, make_table, range_text, text_of
 
 SCHEMA_VERSION = 1
 SHOWN = (
@@ -45,8 +45,6 @@ EXPLAINED = (
     "90 %: from errors on models left out, simulated; ~: in proportion to the steps, not simulated",
 )
 ASSUMED = "~ = no profile of this card: another's, scaled by data sheets (half to twice); after the rows that one times"
-WIDTH = 100
-"""A table that is wider has two lines a row: what is run, and how it does."""
 LOADS = {"rate": "rate/s", "users": "users", "batch": "by deadline"}
 SHORT = {
     "tensor_parallel_size": "tp",
@@ -246,13 +244,16 @@ class Recommendation:
         """The table of `kvplan recommend`, for notebooks."""
         return f"<pre>{escape(str(self))}</pre>"
 
-    def __str__(self) -> str:
+    def parts(self) -> list[Part]:
         """The table of what is feasible, best first, and what stands behind it."""
         feasible = [c for c in self.candidates if c.feasible]
-        lines = table_lines(self, feasible[:SHOWN_ROWS]) if feasible else []
+        parts: list[Part] = [ranking_table(self, feasible[:SHOWN_ROWS])] if feasible else []
         more = len(feasible) - SHOWN_ROWS
-        lines += [f"... and {more} more"] if more > 0 else []
-        return "\n".join([*lines, *([""] if lines else []), *_notes(self, feasible)])
+        parts += [f"... and {more} more"] if more > 0 else []
+        return [*parts, *([""] if parts else []), *_notes(self, feasible)]
+
+    def __str__(self) -> str:
+        return text_of(self.parts())
 
 
 def tie(feasible: list[Candidate], search: Search) -> str:
@@ -369,15 +370,11 @@ def _joules(row: Candidate) -> str:
     return _number(row.figures.get("joules_per_output_token"), 3)
 
 
-def table_lines(found: Recommendation, rows: list[Candidate]) -> list[str]:
-    """The table of some candidates: a line each, or two where that is wider than a terminal."""
+def ranking_table(found: Recommendation, rows: list[Candidate]) -> Table:
+    """The table of some candidates: what is run, and how it does."""
     mark: Column[Candidate] = ("", lambda c: "*" if c.pareto else "~" if c.is_assumed else "")
-    settings, figures = [mark, *_settings(found)], _figures(found)
-    one = text_table([*settings, *figures], rows)
-    if len(max(one, key=len)) <= WIDTH:
-        return one
-    pairs = zip(text_table(settings, rows), text_table([("", lambda c: ""), *figures], rows), strict=True)
-    return [line for pair in pairs for line in pair]
+    settings = [mark, *_settings(found)]
+    return make_table([*settings, *_figures(found)], rows, fold=len(settings))
 
 
 def _notes(found: Recommendation, feasible: list[Candidate]) -> list[str]:
