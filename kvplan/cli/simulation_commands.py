@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from kvplan.cli.options import SWITCH, price_file, print_json
 from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.progress import shown_progress
+from kvplan.cli.sparkline import kv_lines
 from kvplan.cli.terminal import show
 from kvplan.errors import KvplanError
 from kvplan.files import refuse_same_file
@@ -22,6 +23,7 @@ from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.observer import NO_OBSERVER, Observer
 from kvplan.simulation.records import check_target, write_records
+from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
 from kvplan.simulation.tier_gain import add_tier_gain
 from kvplan.simulation.trace import write_trace
@@ -36,6 +38,7 @@ def simulate_command(
     records: Path | None = None,
     trace: Path | None = None,
     plot: Path | None = None,
+    spark: Annotated[bool, SWITCH] = False,
     json: Annotated[bool, SWITCH] = False,
     quiet: Annotated[bool, SWITCH] = False,
     step_by_step: Annotated[bool, SWITCH] = False,
@@ -77,6 +80,8 @@ def simulate_command(
         which blocks.
     plot
         Draw KV over time: .svg, .png or .html.
+    spark
+        KV over time as a line of blocks below the figures, also where no terminal reads.
     json
         One JSON document on stdout.
     quiet
@@ -147,10 +152,18 @@ def simulate_command(
     if json:
         print_json(result.to_dict())
     else:
-        show([bench_text(result)])
+        show([bench_text(result), *_kv_lines(result, spark)])
     if result.verdict == "interrupted":
         print("kvplan: interrupted; the figures cover what was simulated so far", file=sys.stderr)
     return result.exit_code
+
+
+def _kv_lines(result: Result, is_asked: bool) -> list[str]:
+    """Blocks in use over time, of all pools together."""
+    blocks = max(1, result.pool.num_blocks * result.pool.replicas)
+    times = [sample.time_s for sample in result.samples]
+    shares = [sample.used_blocks / blocks for sample in result.samples]
+    return kv_lines(times, shares, is_asked=is_asked, pool=f"{result.pool_tokens:,} tokens")
 
 
 def _onlooker(scenario: scenarios.Scenario, blocks: BlockMap | None) -> Observer:

@@ -15,6 +15,8 @@ from cyclopts import Parameter
 
 from kvplan.calibrate.server.client import Server
 from kvplan.cli.options import FLAGS, SWITCH, print_json
+from kvplan.cli.sparkline import kv_lines
+from kvplan.cli.terminal import show
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.observed.metrics_page import Snapshot, is_page, log_of, pages_of, read_page
@@ -46,6 +48,7 @@ def watch_command(
     max_preemptions: float | None = None,
     full_within: float | None = None,
     max_tokens: float | None = None,
+    spark: Annotated[bool, SWITCH] = False,
     json: Annotated[bool, SWITCH] = False,
 ) -> int:
     """A live vLLM beside its plan: KV use, queue, preemptions, tokens a request, when the pool is full.
@@ -95,6 +98,8 @@ def watch_command(
         Seconds that the pool must last at this trend.
     max_tokens
         Most output tokens of one request of the log.
+    spark
+        KV use over time as a line of blocks at the end, also where no terminal reads.
     json
         One JSON document on stdout, at the end.
     """
@@ -116,7 +121,9 @@ def watch_command(
     if json:
         print_json(view.to_dict())
     else:
-        print(view)
+        times, shares = [page.time_s for page in view.pages], [page.usage for page in view.pages]
+        pool = f"{view.pool_tokens:,.0f} tokens" if view.pool_tokens > 0 else "the pool"
+        show([str(view), *kv_lines(times, shares, is_asked=spark, pool=pool)])
     return 1 if view.crossed else 0
 
 

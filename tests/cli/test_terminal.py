@@ -9,12 +9,17 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from places import ROOT
 from rich.console import Console
 
 import kvplan
+from kvplan.cli.main import run
 from kvplan.cli.progress import shown_progress, shown_stages
+from kvplan.cli.sparkline import BLOCKS, kv_lines, sparkline
 from kvplan.cli.terminal import draw, turned
 from kvplan.tables import Part, Table, text_of
 
@@ -116,7 +121,60 @@ def test_a_bar_on_a_terminal_leaves_nothing_behind() -> None:
     """Drawn, taken away, the cursor back; the answer stands below."""
     shown = run_on_a_terminal(["simulate", "chat", "--set", "workload.num_requests=20", "--no-range"])
     assert "requests" in shown.partition("=====")[0]
+    assert "KV over time [" in plain(shown)
     assert shown.rfind(SHOW) > shown.rfind(HIDE) >= 0
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 50), st.floats(0, 1)), min_size=2, max_size=40), st.integers(1, 60))
+def test_a_sparkline_shows_the_highest_of_each_slot(steps: list[tuple[float, float]], width: int) -> None:
+    """As a fine scan of the steps finds it, a block at most of rounding at the edges of a slot."""
+    times = np.cumsum([0.0, *(step for step, _ in steps)])
+    shares = np.array([0.0, *(share for _, share in steps)])
+    line = sparkline(list(times), list(shares), width)
+    assert len(line) == width
+    scan = np.linspace(times[0], times[-1], 40 * width + 1)[:-1]
+    held = shares[np.searchsorted(times, scan, side="right") - 1].reshape(width, 40).max(axis=1)
+    shown = np.array([BLOCKS.index(block) for block in line])
+    assert (shown >= np.floor(held * 8 + 1e-6)).all()
+    assert shown.max() == max(BLOCKS.index(b) for b in sparkline([0, 1], [shares[:-1].max()] * 2, 1))
+
+
+def test_a_sparkline_of_known_steps() -> None:
+    """Blank only where nothing is in use, the full block only where all is."""
+    assert sparkline([0, 1, 2, 3, 4], [0.0, 0.001, 0.999, 1.0, 0.0], 4) == " ▁▇█"
+    assert sparkline([0, 8], [0.5, 0.0], 8) == "▄" * 8
+    assert (
+        sparkline([3], [0.5]) == sparkline([3, 3], [0.5, 0.5]) == sparkline([float("nan")] * 2, [1, 1]) == ""
+    )
+
+
+def test_kv_over_time_stands_below_a_simulation_that_is_asked_for_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And on a terminal; a pipe that does not ask gets none."""
+    words = ["simulate", "chat", "--set", "workload.num_requests=20", "--no-range", "--quiet"]
+    assert run(words) == 0
+    assert "KV over time" not in (silent := capsys.readouterr().out)
+    assert run([*words, "--spark"]) == 0
+    *before, last = capsys.readouterr().out.splitlines()
+    assert before == silent.splitlines()
+    result = kvplan.simulate(kvplan.load_scenario("chat", ["workload.num_requests=20"]))
+    peak = max(sample.used_blocks for sample in result.samples) / result.pool.num_blocks
+    assert re.fullmatch(
+        rf"KV over time \[.{{48}}\] \d+ s, highest {peak:.1%} of {result.pool_tokens:,} tokens", last
+    )
+    assert kv_lines([0.0], [0.5], is_asked=True, pool="it") == []
+
+
+def test_kv_over_time_of_saved_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    """`watch` draws the pages' own shares; the pool that filled up ends high."""
+    pages = str(ROOT / "tests" / "fixtures" / "watch" / "rollout.prom")
+    run(["watch", pages, "--spark"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.endswith("highest 98.1% of 51,200 tokens")
+    blocks = [BLOCKS.index(block) for block in line.partition("[")[2].partition("]")[0]]
+    assert blocks == sorted(blocks)
+    assert (blocks[0], blocks[-1]) == (0, 7)
 
 
 def test_rich_loads_on_terminals_only() -> None:
