@@ -67,7 +67,8 @@ def report_html(answer: ServingAnswer) -> str:
             _text("", str(ranking_table(answer.found, feasible))),
             *(f'<p class="soft">{escape(line)}</p>' for line in EXPLAINED),
             _figure("Speed against throughput", chart_svg(speed_and_throughput(answer.found)),
-                    "Each deployment at the highest load that keeps the targets; bars: the 90 % range of step times."),
+                    "Each deployment at the highest load that keeps the targets; bars: the 90 % range of step times; "
+                    "hollow, where there are any: measured by others, at the loads that they ran."),
             _text("What to run", "\n".join(line.strip() for line in run_lines(answer)[1:])),
             _memory(answer),
             _listed("How sure", doubt_lines(answer)[1:]),

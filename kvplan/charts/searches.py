@@ -13,6 +13,7 @@ from kvplan.charts.drawing import (
     HEIGHT,
     PALE,
     SKY,
+    VERMILION,
     Layered,
     Rows,
     colour_scale,
@@ -23,6 +24,8 @@ from kvplan.charts.drawing import (
     tips,
     token_axis,
 )
+from kvplan.charts.published import published_name, published_rows
+from kvplan.gpu import get_gpu
 from kvplan.search.comparison import Comparison
 from kvplan.search.recommendation import Candidate, Recommendation
 from kvplan.search.strategy_row import StrategyRow
@@ -154,24 +157,41 @@ def ranking(found: Recommendation, most: int = 12) -> Layered:
 def speed_and_throughput(found: Recommendation, most: int = 12) -> Layered:
     """Tokens a second that a user sees against tokens a second that a GPU gives, each deployment at its highest load.
 
-    Bars: the 90 % range of step times, which moves both alike.
+    Bars: the 90 % range of step times, which moves both alike. Hollow: what others measured of a model and card that
+    stand here, at whatever load they ran.
     """
     feasible = [c for c in found.candidates if c.feasible and c.figures.get("mean_tpot_ms")][:most]
     rows: Rows = [_speed(place, candidate) for place, candidate in enumerate(feasible)]
+    scenarios = [c.scenario for c in feasible if c.scenario]
+    measured = published_rows((s.model, get_gpu(s.gpu).name) for s in scenarios)
     base = alt.Chart(inline(rows)).encode(
         x=alt.X("per_user:Q", title="output tokens a second, per user", scale=_ROOM),
         y=alt.Y("per_gpu:Q", title="output tokens a second, per GPU", scale=_ROOM),
     )
-    colour = alt.Color("state:N", scale=colour_scale({"best": BLUE, "others": SKY}), legend=legend(2))
+    states = {"best": BLUE, "others": SKY} | ({published_name(): VERMILION} if measured else {})
+    colour = alt.Color("state:N", scale=colour_scale(states), legend=legend(3))
     dots = base.mark_circle(opacity=1, size=110).encode(
         color=colour,
-        tooltip=[*tips("what:N"), *(alt.Tooltip(f"{name}:Q", format=",.0f") for name in ("per_user", "per_gpu")),
-                 alt.Tooltip("usd:Q", format=",.2f")],
-    )  # fmt: skip
+        tooltip=[*tips("what:N"), *_rates(), alt.Tooltip("usd:Q", format=",.2f")],
+    )
     across = base.mark_rule(color=GREY).encode(x=alt.X("user_low:Q"), x2=alt.X2("user_high:Q"))
     up = base.mark_rule(color=GREY).encode(y=alt.Y("gpu_low:Q"), y2=alt.Y2("gpu_high:Q"))
     names = base.mark_text(align="left", dx=9, dy=-9, color=GREY).encode(text=alt.Text("what:N"))
-    return alt.layer(across, up, dots, names).properties(height=320)
+    hollow = (
+        alt.Chart(inline(measured))
+        .mark_point(filled=False, size=60)
+        .encode(
+            x=alt.X("per_user:Q"),
+            y=alt.Y("per_gpu:Q"),
+            color=colour,
+            tooltip=[*tips("what:N", "source:N"), *_rates()],
+        )
+    )
+    return alt.layer(*([hollow] if measured else []), across, up, dots, names).properties(height=320)
+
+
+def _rates() -> list[alt.Tooltip]:
+    return [alt.Tooltip(f"{name}:Q", format=",.0f") for name in ("per_user", "per_gpu")]
 
 
 def _speed(place: int, candidate: Candidate) -> dict[str, object]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
+from places import TRUTH
 
 pytest.importorskip("altair")
 
 from kvplan.charts import fits, plans, runs, searches
 from kvplan.charts.drawing import PALE, PALETTE
+from kvplan.files import catalog_dir
+from kvplan.gpu import get_gpu
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import concurrency_curve, estimate
+from kvplan.models.load import find_bundled
 from kvplan.profiles.profile import bundled_profiles
 from kvplan.scenario.schema import load_scenario
 from kvplan.search.comparison import Comparison, compare
@@ -192,6 +198,45 @@ def test_a_ranking_is_drawn_best_first() -> None:
     assert {row["what"]: row["usd"] for row in rows} == {str(c.settings["gpu"]): c.usd_per_hour for c in best}
     assert all(row["low"] <= row["usd"] <= row["high"] for row in rows)
     assert {row["what"] for row in rows if row["state"] == "best"} == {str(best[0].settings["gpu"])}
+
+
+def test_published_points_stand_beside_predictions_of_the_same_model_and_card() -> None:
+    """Hollow, with who measured them; none of another model or card."""
+    load = ["workload.num_requests=6", "slo.tpot_ms=200", "model=Qwen/Qwen3-8B"]
+    said = load_scenario("chat", load).model_dump(mode="json", exclude_defaults=True)
+    quick = ["search.refine=0", "search.span=1"]
+    for gpus, drawn in ((["h100"], {"h100-sxm"}), (["l40s"], set())):
+        spec = searches.speed_and_throughput(recommend(said, {"gpu": gpus}, overrides=quick)).to_dict()
+        measured = [row for row in rows_of(spec) if "source" in row]
+        assert {row["what"].split()[2].rstrip(",") for row in measured} == drawn
+        assert ("measured: ML.ENERGY" in json.dumps(spec)) == bool(drawn)
+        if drawn:
+            assert spec["layer"][0]["mark"]["filled"] is False
+            assert all("Apache-2.0" in row["source"] for row in measured)
+
+
+def test_published_points_name_bundled_models_and_known_cards() -> None:
+    """And are of whole servers, the least batch first: what a user sees falls as batches grow."""
+    deployments = yaml.safe_load((catalog_dir() / "published_points.yaml").read_text())["deployments"]
+    for row in deployments:
+        assert find_bundled(row["model"])
+        assert get_gpu(row["gpu"]).name == row["gpu"]
+        batches, rates = zip(*row["points"], strict=True)
+        assert list(batches) == sorted(batches)
+        assert rates[-1] / batches[-1] < 0.9 * rates[0] / batches[0]
+
+
+@pytest.mark.skipif(
+    not (TRUTH / "serving" / "mlenergy").is_dir(), reason="the published rows are not beside the checkout"
+)
+def test_published_points_are_those_of_the_benchmark() -> None:
+    lines = (TRUTH / "serving" / "mlenergy" / "points.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["task"] == "gpqa"]
+    told = {(r["model"], r["num_gpus"], r["avg_batch_size"], r["output_tokens_per_s"]) for r in rows
+            if (r["gpu"], r["num_gpus"]) != ("B200", 1)}  # fmt: skip
+    deployments = yaml.safe_load((catalog_dir() / "published_points.yaml").read_text())["deployments"]
+    ours = {(d["model"], d["num_gpus"], batch, rate) for d in deployments for batch, rate in d["points"]}
+    assert ours == told
 
 
 @pytest.mark.parametrize("profile", bundled_profiles(), ids=lambda p: p.name)
