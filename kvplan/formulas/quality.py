@@ -200,6 +200,21 @@ def majority(p: ArrayLike, n: int, wrong_answers: int = 1) -> Array:
     return np.asarray((choose * p**c * (1 - p) ** (n - c) * _vote_weights(n, wrong_answers)).sum(axis=-1))
 
 
+def lead_confidence(first: int, second: int) -> float:
+    """How sure it is that the answer with `first` votes stays ahead of the one with `second`, whatever follows.
+
+    P(share of the leader among the two > 1/2) under a Beta(first + 1, second + 1): a binomial tail, exact.
+    Source: Aggarwal et al. 2023 (arXiv 2305.11860), the Beta stopping criterion.
+
+    >>> [round(lead_confidence(n, 0), 4) for n in (1, 3, 4)], lead_confidence(5, 5)
+    ([0.75, 0.9375, 0.9688], 0.5)
+    """
+    if first < 0 or second < 0:
+        raise KvplanError(f"votes cannot be negative, not {first} and {second}")
+    flips = first + second + 1
+    return float(sum(comb(flips, heads) for heads in range(second + 1, flips + 1)) / 2**flips)
+
+
 def effective_samples(n: ArrayLike, correlation: ArrayLike) -> Array:
     """How many independent candidates n correlated ones are worth: n / (1 + (n - 1) rho).
 

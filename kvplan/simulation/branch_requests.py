@@ -176,7 +176,7 @@ class BranchRequests:
         request.output_kv = self.output_kv
         request.session, request.turn, request.arrival = attempt.task.problem.id, branch.id, run.env.now
         self.effort.needed_prompt_tokens += branch.extra_prompt
-        if branch.drop_thinking and branch.parent is not None and self.output_kv == "keep":
+        if (branch.drop_thinking or branch.folded) and branch.parent is not None and self.output_kv == "keep":
             self.effort.dead_tokens += attempt.session.launches[branch.parent].tokens
         if branch.prunable:
             for process in fleet.decode:
@@ -326,7 +326,8 @@ def _chain(attempt: Attempt, launch: Launch) -> list[Read]:
     links: list[Read] = []
     while True:
         branch = launch.branch
-        if branch.parent is None or branch.drop_thinking or branch.parent_tokens is not None:
+        left_out = branch.drop_thinking or branch.folded or branch.parent_tokens is not None
+        if branch.parent is None or left_out:
             own = launch.prompt_tokens - problem.prompt_tokens + launch.tokens
             return [
                 ((problem.id, None), problem.prompt_tokens),

@@ -28,7 +28,8 @@ def only_models_of(scenario: Scenario, spec: StrategySpec) -> Scenario:
         raise KvplanError(f"{spec.name}: model {name!r} is not in `models`{known}")
     if spec.model:
         main = {field: getattr(scenario.models[spec.model], field) for field in Deployment.model_fields}
-        return scenario.model_copy(update={**main, "models": {}})
+        others = {name: scenario.models[name] for name in sorted(spec.models - {spec.model})}
+        return scenario.model_copy(update={**main, "models": others})
     return scenario.model_copy(
         update={"models": {name: scenario.models[name] for name in sorted(spec.models)}}
     )

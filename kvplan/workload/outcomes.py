@@ -102,7 +102,7 @@ class TraceSampler:
         if branch.parent is None or parent is None:
             return self._root(branch)
         old = self.traces[branch.parent]
-        if branch.kind in ("answer", "critique"):
+        if branch.kind in ("answer", "critique", "summary"):
             return old
         if branch.kind == "step":
             return self._continued(old, old.done)
@@ -157,7 +157,7 @@ class TraceSampler:
     def _whole(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         """Thinking, closed at the budget if it comes to that, then the answer, unless `max_tokens` cuts."""
         natural = max(trace.length - trace.done, 1.0)
-        wanted = _at_least(natural * branch.length_scale, branch.min_thinking_tokens)
+        wanted = _at_least(_heeded(natural * branch.length_scale, branch), branch.min_thinking_tokens)
         held_back = branch.kind == "thinking"
         budget = min(branch.thinking_token_budget, branch.max_tokens if held_back else ALL)
         thinking = min(wanted, budget)
@@ -175,6 +175,12 @@ class TraceSampler:
     def _critique(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         tokens = min(trace.facts.answer_tokens, branch.max_tokens)
         return BranchOutcome(tokens, tokens, "stop", None, self._score(branch, trace, trace.right))
+
+    def _summary(self, branch: Branch, trace: _Trace) -> BranchOutcome:
+        """As long as it is told to be; what it leaves out is not modelled."""
+        return BranchOutcome(
+            branch.max_tokens, branch.max_tokens, "stop", None, self._score(branch, trace, trace.on_track)
+        )
 
     def _step(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         """A piece of the trace; the answer is its last stretch and is cut into steps like the rest."""
@@ -230,8 +236,16 @@ DRAWS = {
     "thinking": TraceSampler._whole,
     "answer": TraceSampler._answer,
     "critique": TraceSampler._critique,
+    "summary": TraceSampler._summary,
     "step": TraceSampler._step,
 }
+
+
+def _heeded(natural: float, branch: Branch) -> float:
+    """Thinking tokens when the prompt states a budget (see `Branch.heed`)."""
+    if natural <= branch.stated_budget:
+        return natural
+    return float(branch.stated_budget**branch.heed * natural ** (1 - branch.heed))
 
 
 def _at_least(tokens: float, least: int) -> int:

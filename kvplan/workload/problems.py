@@ -20,7 +20,7 @@ from kvplan.workload.arrivals import Arrivals, ClosedLoop, arrival_times
 from kvplan.workload.lengths import Constant, Count, Length, quantile
 from kvplan.workload.outcomes import TraceSampler
 from kvplan.workload.quality_sets import QualitySet, Skill, quality_set, read_pass_table, skills, table_skills
-from kvplan.workload.strategies.catalog import make, read
+from kvplan.workload.strategies.catalog import make, model_names, read
 from kvplan.workload.strategies.routing import Tier, difficulty_router
 from kvplan.workload.strategies.session import Problem
 from kvplan.workload.strategies.strategy import Strategy
@@ -168,6 +168,7 @@ class StrategySpec(Config):
             {self.model, *(t.model for t in router.tiers), router.classifier_model}
             if router
             else {self.model}
+            | {n for one in self.expanded() for n in model_names(self.strategy, **one.params)}
         )
         return names - {""}
 

@@ -68,6 +68,22 @@ CASES: dict[str, tuple[dict[str, object], dict[str, object], int]] = {
     "grpo_group": ({"max_tokens": 600}, {}, 200),
     "monte_carlo_labels": ({"step_tokens": 128, "rollouts": 3}, {}, 200),
     "chat": ({"pause_s": 1.0}, {}, 100),
+    "weighted_vote": ({"n": 8}, {"verifier": PRM | {"model": "Qwen/Qwen2.5-Math-7B"}}, 200),
+    "confidence_stopped_vote": ({"n": 8, "batch": 2}, {}, 200),
+    "early_stopped_vote": ({"n": 9, "window": 3}, {}, 200),
+    "first_agreement": ({"m": 2, "n": 6}, {}, 100),
+    "fork_join": ({"n": 4, "prefix_tokens": 100}, {}, 200),
+    "stated_budget": ({"budget_tokens": 200}, {}, 60),
+    "compaction": (
+        {"segment_tokens": 128, "summary_tokens": 32},
+        {"verifier": PRM | {"placement": "remote"}},
+        60,
+    ),
+    "speculative_rejection": ({"n": 8, "step_tokens": 64}, {"verifier": PRM | {"placement": "remote"}}, 200),
+    "diverse_tree_search": ({"step_tokens": 64}, {}, 200),
+    "backtracking_search": ({"step_tokens": 64}, {}, 200),
+    "cascade": ({"n": 4}, {}, 200),
+    "draft_then_verify": ({}, {}, 100),
 }
 
 
@@ -335,6 +351,50 @@ def test_dropping_kv_conserves_blocks(seed: int, num_blocks: int, policy: str) -
         assert all(r.engine.num_free_blocks == r.num_blocks for r in run.replicas)
         found.append(key(solution(run, branches)))
     assert found[0] == found[1]
+
+
+def test_folded_context_leaves_blocks_to_others() -> None:
+    """Where whole traces preempt, folded ones do not; each summary is generated, and read again as prompt."""
+    told = {
+        "num_problems": 6,
+        "arrivals": {"kind": "all_at_once"},
+        "prompt": {"kind": "constant", "value": 40},
+    }
+    folded = {"strategy": "compaction", "segment_tokens": 128, "summary_tokens": 32}
+    whole, short = (solve(scenario(s, **told), setups=engine(80)) for s in ("single_pass", folded))
+    assert whole.records["num_preemptions"].sum() > 0
+    assert short.records["num_preemptions"].sum() == 0
+    assert all(s.answered for s in short.solved)
+    pieces = short.records["turn"] % 2 == 0  # the others are summaries
+    assert (short.records["prompt_tokens"][pieces] <= 40 + 32).all()
+
+
+def test_threads_hit_the_prefix_they_fork_from() -> None:
+    """Four threads from 160 common tokens of a 500-token prompt: each finds 656 = 41 blocks of 16 in the cache."""
+    join = {"strategy": "fork_join", "n": 4, "prefix_tokens": 160, "summary_tokens": 10}
+    records = solve(scenario(join, 1), setups=engine()).records
+    hits = records["hit_tokens"][(records["turn"] > 0) & (records["turn"] < 5)]
+    assert hits.tolist() == [656] * 4
+
+
+def test_a_cascade_runs_on_two_engines() -> None:
+    """Threshold 1: every problem goes on to the large model's own engine; a model that is not there is named."""
+    large = {"": engine()[""], "big": engine()[""]}
+    told = parse_scenario(
+        {"model": "Qwen/Qwen3-8B", "step_time": STATED, "models": {"big": {"model": "Qwen/Qwen3-32B"}},
+         "problems": {"num_problems": 3, "quality": SHORT, "qualities": {"big": SHORT},
+                      "strategies": [{"strategy": "cascade", "large_model": "big", "n": 2, "threshold": 1.0}]}}
+    )  # fmt: skip
+    found = solve(told, setups=large)
+    assert len(found.records) == 3 * 3
+    spec = told.problems.strategies[0]
+    assert spec.models == {"big"}
+    from kvplan.simulation.solve_setup import only_models_of
+
+    assert set(only_models_of(told, spec).models) == {"big"}
+    lost = told.model_copy(update={"models": {}})
+    with pytest.raises(KvplanError, match="model 'big' is not in `models`"):
+        only_models_of(lost, spec)
 
 
 def test_simulate_runs_the_first_strategy() -> None:

@@ -10,19 +10,32 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from kvplan.errors import KvplanError, did_you_mean
-from kvplan.workload.strategies import parallel, sequential, stepwise
+from kvplan.workload.strategies import cascades, parallel, sequential, stepwise, stopping
+from kvplan.workload.strategies.params import ModelName
 from kvplan.workload.strategies.strategy import Strategy
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "single_pass": sequential.single_pass,
     "extended_thinking": sequential.extended_thinking,
+    "stated_budget": sequential.stated_budget,
     "budget_forcing": sequential.budget_forcing,
     "best_of_n": parallel.best_of_n,
     "self_consistency": parallel.self_consistency,
+    "weighted_vote": parallel.weighted_vote,
+    "confidence_stopped_vote": stopping.confidence_stopped_vote,
+    "early_stopped_vote": stopping.early_stopped_vote,
     "first_finish": parallel.first_finish,
+    "first_agreement": stopping.first_agreement,
+    "fork_join": parallel.fork_join,
     "adaptive_best_of_n": parallel.adaptive_best_of_n,
+    "speculative_rejection": stepwise.speculative_rejection,
+    "cascade": cascades.cascade,
+    "draft_then_verify": cascades.draft_then_verify,
+    "compaction": sequential.compaction,
     "sequential_revision": sequential.sequential_revision,
     "beam_search": stepwise.beam_search,
+    "diverse_tree_search": stepwise.diverse_tree_search,
+    "backtracking_search": stepwise.backtracking_search,
     "prune_by_steps": stepwise.prune_by_steps,
     "tree_search": stepwise.tree_search,
     "pruned_under_pressure": parallel.pruned_under_pressure,
@@ -59,6 +72,13 @@ def read(name: str, **values: Any) -> dict[str, Any]:
     except ValidationError as error:
         raise KvplanError(_first_problem(name, model, error)) from None
     return {key: getattr(settings, key) for key in model.model_fields}
+
+
+def model_names(name: str, **values: Any) -> set[str]:
+    """The further models that strategy `name` runs branches on, as its parameters name them."""
+    hints = get_type_hints(STRATEGIES[name], include_extras=True)
+    chosen = read(name, **values)
+    return {chosen[key] for key, hint in hints.items() if hint == ModelName and chosen[key]}
 
 
 def make(name: str, **values: Any) -> Callable[[], Strategy]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from kvplan.workload.strategies.params import Count, Share, Tokens
+from kvplan.workload.strategies.params import Count, Share, Tokens, TokensOrNone
 from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, FinishedBranch, Strategy
 
 
 def best_of_n(n: Count = 16, max_tokens: Tokens = ALL, thinking_token_budget: Tokens = ALL) -> Strategy:
     """Sample n traces, let the verifier score each, answer with the best. Cobbe et al. 2021, arXiv 2110.14168."""
-    ask = _samples(range(n), max_tokens, thinking_token_budget, score=True)
+    ask = samples(range(n), max_tokens, thinking_token_budget, score=True)
     return best(finished := (yield ask), len(finished))
 
 
@@ -22,7 +22,7 @@ def self_consistency(
 
     With `vote_stop` the rest is cancelled as soon as no outcome of it could change the winner.
     """
-    finished = yield _samples(range(n), max_tokens, thinking_token_budget, wait=1 if vote_stop else ALL)
+    finished = yield samples(range(n), max_tokens, thinking_token_budget, wait=1 if vote_stop else ALL)
     while vote_stop and len(finished) < n and not _decided(finished, n - len(finished)):
         finished = finished + (yield Ask(wait=1))
     return vote(finished)
@@ -33,8 +33,42 @@ def first_finish(m: Count = 1, k: Count = 5, max_tokens: Tokens = ALL) -> Strate
 
     Hassid et al. 2025, arXiv 2505.17813.
     """
-    finished = yield _samples(range(k), max_tokens, ALL, wait=min(m, k))
+    finished = yield samples(range(k), max_tokens, wait=min(m, k))
     return vote(finished)
+
+
+def weighted_vote(n: Count = 16, max_tokens: Tokens = ALL, thinking_token_budget: Tokens = ALL) -> Strategy:
+    """Sample n traces, let the verifier score each, answer with the largest sum of scores over equal answers.
+
+    Li et al. 2022, arXiv 2206.02336; "best-of-N weighted" of Snell et al. 2024, arXiv 2408.03314.
+    """
+    return vote((yield samples(range(n), max_tokens, thinking_token_budget, score=True)), weighted=True)
+
+
+def fork_join(
+    n: Count = 4,
+    prefix_tokens: TokensOrNone = 0,
+    summary_tokens: TokensOrNone = 200,
+    max_tokens: Tokens = ALL,
+) -> Strategy:
+    """Think together, fork n threads, join: the thread that most agree with reads the others' summaries and answers.
+
+    Pan et al. 2025, arXiv 2504.15466 (fork and join); Wen et al. 2025, arXiv 2509.04475 (parallel thinking). Threads
+    share the prefix's KV and its mistakes; a summary is `summary_tokens` of prompt.
+    """
+    source = at = None
+    if prefix_tokens:
+        [trunk] = yield Ask(start=(Branch(0, kind="step", max_tokens=prefix_tokens),))
+        if trunk.done:
+            return Answer.of(trunk)
+        source, at = trunk.id, trunk.tokens
+    threads = yield Ask(start=tuple(Branch(1 + i, source, at, max_tokens=max_tokens) for i in range(n)))
+    said = vote(threads)
+    if n == 1 or said.branch is None:
+        return said
+    join = Branch(n + 1, said.branch, extra_prompt=(n - 1) * summary_tokens, kind="answer", visible=True)
+    [joined] = yield Ask(start=(join,))
+    return Answer.of(joined, n)
 
 
 def adaptive_best_of_n(
@@ -52,11 +86,11 @@ def adaptive_best_of_n(
     probe in which nothing looks right counts as hard too. It errs as probes do. After Snell et al. 2024,
     arXiv 2408.03314 (compute-optimal best-of-N), and Damani et al. 2024, arXiv 2410.04707.
     """
-    finished = yield _samples(range(probe), max_tokens, ALL, score=True)
+    finished = yield samples(range(probe), max_tokens, score=True)
     promising = sum(f.score > 0.5 for f in finished) / len(finished)
     if promising < easy:
         total = n_hard if promising <= hard else n_medium
-        finished = finished + (yield _samples(range(probe, max(total, probe)), max_tokens, ALL, score=True))
+        finished = finished + (yield samples(range(probe, max(total, probe)), max_tokens, score=True))
     return best(finished, len(finished))
 
 
@@ -75,7 +109,7 @@ def grpo_group(group_size: Count = 16, max_tokens: Tokens = 32768) -> Strategy:
     Shao et al. 2024, arXiv 2402.03300; G = 16 and 32,768 tokens as in DeepSeek-R1, arXiv 2501.12948. The
     answer is the first trace's: over problems its accuracy is the mean reward.
     """
-    finished = yield _samples(range(group_size), max_tokens, ALL)
+    finished = yield samples(range(group_size), max_tokens)
     return Answer.of(min(finished, key=lambda f: f.id), len(finished))
 
 
@@ -99,13 +133,21 @@ def vote(finished: list[FinishedBranch], weighted: bool = False) -> Answer:
     return Answer(winner, next(f.id for f in answered if f.answer == winner), len(finished))
 
 
+def leaders(finished: Iterable[FinishedBranch]) -> tuple[int, int]:
+    """Votes of the answer that most gave, and of the next."""
+    votes = Counter(f.answer for f in finished if f.answer is not None).most_common(2)
+    return (votes[0][1] if votes else 0), (votes[1][1] if len(votes) > 1 else 0)
+
+
 def _decided(finished: list[FinishedBranch], outstanding: int) -> bool:
     """Whether the leader stays ahead even if all the rest agreed on the runner-up."""
-    votes = Counter(f.answer for f in finished if f.answer is not None).most_common(2)
-    second = votes[1][1] if len(votes) > 1 else 0
-    return bool(votes) and votes[0][1] > second + outstanding
+    first, second = leaders(finished)
+    return first > second + outstanding
 
 
-def _samples(ids: range, max_tokens: int, budget: int, score: bool = False, wait: int = ALL) -> Ask:
+def samples(
+    ids: Iterable[int], max_tokens: int, budget: int = ALL, score: bool = False, wait: int = ALL
+) -> Ask:
+    """Ask for one independent trace per id."""
     branches = (Branch(i, max_tokens=max_tokens, thinking_token_budget=budget, score=score) for i in ids)
     return Ask(start=tuple(branches), wait=wait)

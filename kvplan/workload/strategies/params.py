@@ -25,6 +25,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 """A probability or a share."""
 
 
+ModelName = Annotated[str, Field(max_length=200)]
+"""One of the scenario's `models`; empty = its main one."""
+
+
 def check_branches(strategy: str, num_branches: int) -> None:
     """Raise KvplanError for more branches at once than `MAX_BRANCHES`."""
     if num_branches > MAX_BRANCHES:

@@ -43,6 +43,51 @@ def extended_thinking(
     return Answer.of(trace)
 
 
+def stated_budget(
+    budget_tokens: Tokens = 4096,
+    heed: Share = 1.0,
+    instruction_tokens: TokensOrNone = 20,
+    max_tokens: Tokens = ALL,
+) -> Strategy:
+    """One trace whose prompt states a budget of thinking; what would think longer heeds it, as far as `heed` says.
+
+    Han et al. 2024 (TALE: any model, in the prompt), arXiv 2412.18547; Aggarwal & Welleck 2025 (L1: trained to heed
+    it), arXiv 2503.04697. Nothing is enforced: `extended_thinking` does that.
+    """
+    branch = Branch(
+        0,
+        None,
+        None,
+        instruction_tokens,
+        max_tokens=max_tokens,
+        stated_budget=budget_tokens,
+        heed=heed,
+        visible=True,
+    )
+    [trace] = yield Ask(start=(branch,))
+    return Answer.of(trace)
+
+
+def compaction(
+    segment_tokens: Tokens = 8192, summary_tokens: Tokens = 512, max_folds: Count = 16
+) -> Strategy:
+    """Think `segment_tokens`, write a summary, go on from the problem and the summary alone, until the answer.
+
+    Yan et al. 2025 (InftyThink), arXiv 2503.06692. No sequence outgrows prompt + summary + segment (+ the summary
+    being written); each fold pays its summary twice, as output and as prompt. What a summary loses is not modelled.
+    """
+    [piece] = yield Ask(start=(Branch(0, kind="step", max_tokens=segment_tokens),))
+    for fold in range(1, max_folds + 1):
+        if piece.done:
+            break
+        yield Ask(start=(Branch(2 * fold - 1, piece.id, kind="summary", max_tokens=summary_tokens),))
+        following = Branch(
+            2 * fold, piece.id, None, summary_tokens, folded=True, kind="step", max_tokens=segment_tokens
+        )
+        [piece] = yield Ask(start=(following,))
+    return Answer.of(piece)
+
+
 def budget_forcing(
     min_tokens: TokensOrNone = 0,
     num_waits: Annotated[int, Field(ge=0, le=10_000)] = 0,

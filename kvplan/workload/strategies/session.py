@@ -219,7 +219,7 @@ class Session:
         return self.launches[branch.parent]
 
     def _prompt(self, branch: Branch, parent: Launch | None) -> Content:
-        before = self._root if parent is None else inherited(parent, branch)
+        before = self._root if parent is None or branch.folded else inherited(parent, branch)
         if not branch.extra_prompt:
             return before
         return (*before, Segment(f"own{self.problem.id}.{branch.id}", branch.extra_prompt))

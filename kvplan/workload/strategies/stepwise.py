@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
-from math import inf, log, sqrt
+from math import ceil, inf, log, sqrt
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -52,6 +52,78 @@ def beam_search(
     return Answer.of(max(done, key=lambda f: value[f.id]), len(done)) if done else Answer(None)
 
 
+def diverse_tree_search(
+    num_subtrees: Count = 4, branch_factor: Count = 4, step_tokens: Tokens = 512, num_iterations: Count = 40
+) -> Strategy:
+    """DVTS: so many beams of width 1 side by side, each keeping the best of its own steps; the best end answers.
+
+    Beeching, Tunstall & Rush 2024, "Scaling test-time compute with open models" (Hugging Face). No subtree can crowd
+    out another, which keeps answers apart that `beam_search` would drop.
+    """
+    check_branches("diverse_tree_search", num_subtrees * branch_factor)
+    ids, tips = count(), dict[int, FinishedBranch]()
+    for _ in range(num_iterations):
+        growing = [tree for tree in range(num_subtrees) if tree not in tips or not tips[tree].done]
+        if not growing:
+            break
+        owner = {next(ids): tree for tree in growing for _ in range(branch_factor)}
+        source = {tree: tip.id for tree, tip in tips.items()}
+        children = yield Ask(
+            start=tuple(_step(i, source.get(tree), step_tokens) for i, tree in owner.items())
+        )
+        for child in sorted(children, key=lambda f: f.score):  # the last of each subtree is its best
+            tips[owner[child.id]] = child
+    done = [tip for tip in tips.values() if tip.done]
+    return best(done, len(done))
+
+
+def backtracking_search(
+    branch_factor: Count = 4, step_tokens: Tokens = 512, threshold: Share = 0.5, max_steps: Count = 256
+) -> Strategy:
+    """Depth first: go on from the best step that reaches the threshold; where none does, back to the next best.
+
+    The first trace that ends with a passing step answers. Yao et al. 2023 (tree of thoughts), arXiv 2305.10601.
+    """
+    check_branches("backtracking_search", branch_factor)
+    ids, taken = count(), 0
+    stack: list[FinishedBranch] = []
+    source: int | None = None
+    while taken < max_steps:
+        children = yield Ask(start=tuple(_step(next(ids), source, step_tokens) for _ in range(branch_factor)))
+        taken += branch_factor
+        stack += sorted((f for f in children if f.score >= threshold), key=lambda f: f.score)
+        if not stack:
+            return Answer(None)
+        tip = stack.pop()
+        if tip.done:
+            return Answer.of(tip)
+        source = tip.id
+    return Answer(None)
+
+
+def speculative_rejection(
+    n: Count = 16,
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.5,
+    step_tokens: Tokens = 1024,
+    num_rounds: Count = 64,
+) -> Strategy:
+    """Best-of-N that drops the worse of its unfinished traces: each `step_tokens`, the best share `keep` goes on.
+
+    Sun et al. 2024, arXiv 2410.20290. keep = 1 is best-of-N with scores on the way; what is dropped frees its KV.
+    """
+    ids = count()
+    growing = yield Ask(start=tuple(_step(next(ids), None, step_tokens) for _ in range(n)))
+    complete = [f for f in growing if f.done]
+    for _ in range(num_rounds - 1):
+        growing = sorted((f for f in growing if not f.done), key=lambda f: -f.score)
+        growing = growing[: ceil(keep * len(growing))]
+        if not growing:
+            break
+        growing = yield Ask(start=tuple(_step(next(ids), f.id, step_tokens) for f in growing))
+        complete += [f for f in growing if f.done]
+    return best(complete, len(complete))
+
+
 def prune_by_steps(
     n: Count = 4, step_tokens: Tokens = 512, num_steps: Count = 64, threshold: Share = 0.5
 ) -> Strategy:
@@ -76,7 +148,7 @@ def prune_by_steps(
     return best(complete, len(complete))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Node:
     """One step in the search tree."""
 
@@ -85,6 +157,22 @@ class _Node:
     children: list[_Node] = field(default_factory=list)
     visits: int = 0
     value: float = 0.0
+
+    @property
+    def at(self) -> FinishedBranch:
+        """The step that this node stands for; the root has none."""
+        assert self.finished is not None
+        return self.finished
+
+    @property
+    def branch(self) -> int | None:
+        """Its branch, which children continue; None at the root."""
+        return None if self.finished is None else self.finished.id
+
+    @property
+    def is_to_grow(self) -> bool:
+        """Whether a simulation that gets here adds steps: at the root, and where one was before."""
+        return self.finished is None or (self.visits > 0 and not self.finished.done)
 
     def ucb(self, exploration: float) -> float:
         """Upper confidence bound of a visited child (Kocsis & Szepesvári 2006)."""
@@ -98,31 +186,29 @@ def tree_search(
     step_tokens: Tokens = 512,
     exploration: Annotated[float, Field(ge=0, le=1e6)] = 1.0,
     max_tokens: Tokens = ALL,
+    num_concurrent: Count = 1,
 ) -> Strategy:
     """MCTS: select by UCB, expand by `branch_factor` steps, roll the best out to its end, score, back up.
 
-    Answers with the best-scored rollout. Hao et al. 2023 (RAP), arXiv 2305.14992; Zhang et al. 2024 (ReST-MCTS*),
-    arXiv 2406.03816.
+    Of `num_concurrent` at once each is a virtual loss on its path until it has a score (Chaslot et al. 2008).
+    Hao et al. 2023 (RAP), arXiv 2305.14992; Zhang et al. 2024 (ReST-MCTS*), arXiv 2406.03816.
     """
-    ids, root = count(), _Node(None, None)
-    complete: list[FinishedBranch] = []
-    for _ in range(num_simulations):
-        leaf = _select(root, exploration)
-        if leaf.finished is None or (leaf.visits and not leaf.finished.done):
-            source = leaf.finished.id if leaf.finished else None
-            steps = yield Ask(
-                start=tuple(_step(next(ids), source, step_tokens) for _ in range(branch_factor))
-            )
-            leaf.children = [_Node(f, leaf) for f in steps]
-            leaf = max(leaf.children, key=_prior)
-        end = leaf.finished
-        assert end is not None
-        if not end.done:
-            [end] = yield Ask(
-                start=(Branch(next(ids), end.id, end.tokens, max_tokens=max_tokens, score=True),)
-            )
-        complete.append(end)
-        _back_up(leaf, end.score)
+    ids, root, complete = count(), _Node(None, None), list[FinishedBranch]()
+    while len(complete) < num_simulations:
+        leaves = []
+        for _ in range(min(num_concurrent, num_simulations - len(complete))):
+            leaves.append(_select(root, exploration))
+            _back_up(leaves[-1][0], visits=1)  # a visit that has won nothing yet: the virtual loss
+        parents = {next(ids): leaf for leaf in _growing(leaves) for _ in range(branch_factor)}
+        steps = tuple(_step(i, leaf.branch, step_tokens) for i, leaf in parents.items())
+        for f in (yield Ask(start=steps)):
+            parents[f.id].children.append(_Node(f, parents[f.id]))
+        ends = [_first_visit(leaf, exploration) if grows else leaf for leaf, grows in leaves]
+        rolls = {next(ids): end for end in ends if not end.at.done}
+        rolled = yield Ask(start=tuple(_rollout(i, end.at, max_tokens) for i, end in rolls.items()))
+        for end, f in [(rolls[f.id], f) for f in rolled] + [(end, end.at) for end in ends if end.at.done]:
+            complete.append(f)
+            _back_up(end, value=f.score)
     return best(complete, len(complete))
 
 
@@ -151,23 +237,45 @@ def _parent(finished: FinishedBranch) -> int:
     return finished.branch.parent
 
 
+def _rollout(branch_id: int, source: FinishedBranch, max_tokens: int) -> Branch:
+    return Branch(branch_id, source.id, source.tokens, max_tokens=max_tokens, score=True)
+
+
 def _prior(node: _Node) -> float:
-    assert node.finished is not None
-    return node.finished.score
+    return node.at.score
 
 
-def _select(node: _Node, exploration: float) -> _Node:
-    """Walk down: an unvisited child first, best prior first; else the highest bound."""
+def _select(root: _Node, exploration: float) -> tuple[_Node, bool]:
+    """Walk down: an unvisited child first, best prior first; else the highest bound. Also whether it is to grow."""
+    node = root
     while node.children:
-        fresh = [child for child in node.children if not child.visits]
-        if fresh:
-            return max(fresh, key=_prior)
-        node = max(node.children, key=lambda child: child.ucb(exploration))
-    return node
+        node = _child(node, exploration)
+        if not node.visits:
+            break
+    return node, node.is_to_grow
 
 
-def _back_up(node: _Node | None, score: float) -> None:
+def _child(node: _Node, exploration: float) -> _Node:
+    fresh = [child for child in node.children if not child.visits]
+    if fresh:
+        return max(fresh, key=_prior)
+    return max(node.children, key=lambda child: child.ucb(exploration))
+
+
+def _growing(leaves: Iterable[tuple[_Node, bool]]) -> dict[_Node, None]:
+    """Those that are to grow, each once."""
+    return dict.fromkeys(leaf for leaf, grows in leaves if grows)
+
+
+def _first_visit(node: _Node, exploration: float) -> _Node:
+    """Go on from a node that has just grown: to a child, with its visit."""
+    child = _child(node, exploration)
+    child.visits += 1
+    return child
+
+
+def _back_up(node: _Node | None, visits: int = 0, value: float = 0.0) -> None:
     while node is not None:
-        node.visits += 1
-        node.value += score
+        node.visits += visits
+        node.value += value
         node = node.parent

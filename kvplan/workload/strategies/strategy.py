@@ -25,11 +25,12 @@ ALL = sys.maxsize
 RIGHT = 0
 """The answer id of the right answer; wrong answers are 1, 2, ... so that votes can split."""
 
-Kind = Literal["trace", "step", "thinking", "answer", "revision", "critique", "classify"]
+Kind = Literal["trace", "step", "thinking", "answer", "revision", "critique", "summary", "classify"]
 """trace = thinking, then the answer; step = one piece of a trace, cut at `max_tokens`; thinking = a trace
 whose end is held back (with a parent: it went on, after "Wait"); answer = only the visible part, after
-thinking that the prompt holds; critique = tokens about its parent, no answer of its own; revision = another
-trace on the same question, mending or spoiling; classify = a router's small pass. A trace with a parent is a
+thinking that the prompt holds; critique = tokens about its parent, no answer of its own; summary = the parent
+said in `max_tokens` tokens, no answer of its own; revision = another trace on the same question, mending or
+spoiling; classify = a router's small pass. A trace with a parent is a
 rollout from its middle when `parent_tokens` is set, else the next turn of a chat."""
 
 Reason = Literal["stop", "length", "pruned"]
@@ -62,7 +63,7 @@ class Branch:
     min_thinking_tokens: int = 0
     """The end of thinking is suppressed before this many tokens (budget forcing)."""
     length_scale: float = 1.0
-    """Transform of the natural thinking length: a budget or an effort stated in the prompt."""
+    """Transform of the natural thinking length: an effort stated in the prompt."""
     score: bool = False
     """The verifier scores it when it finishes; `FinishedBranch.score` holds the result."""
     visible: bool = False
@@ -71,6 +72,12 @@ class Branch:
     """When blocks run out the engine may end it (lowest running score first) instead of preempting."""
     model: str = ""
     """Which of several models runs it; empty = the scenario's only one."""
+    folded: bool = False
+    """The prompt has nothing of the parent's content, only the problem and `extra_prompt`: a summary stands for it."""
+    stated_budget: int = ALL
+    """Thinking tokens that the prompt asks for; a trace that would think longer heeds it as far as `heed` says."""
+    heed: float = 1.0
+    """How far: 1 = to the token, 0 = not at all, between them budget^heed x natural length^(1 - heed)."""
 
 
 @dataclass(frozen=True, slots=True)
