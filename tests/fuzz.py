@@ -59,7 +59,7 @@ from kvplan.search.point_row import FIGURES, error_row
 from kvplan.search.sweep_file import HASH, SweepFile
 from kvplan.simulation.simulator import simulate
 from kvplan.workload.load import draw_load
-from kvplan.workload.quality_sets import read_pass_table
+from kvplan.workload.pass_tables import read_pass_table
 from kvplan.workload.traces import TraceSpec, read_trace
 
 LIMIT_S = 20
@@ -228,7 +228,7 @@ def read_trace_file(path: Path, luck: random.Random) -> None:
 
 
 def read_table(path: Path, luck: random.Random) -> None:
-    read_pass_table(path)
+    read_pass_table(str(path))
 
 
 def read_recorded_run(path: Path, luck: random.Random) -> None:
@@ -326,6 +326,18 @@ PLAIN = "arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{i},{100 + i},{20 
 TABLE = "problem,sample,tokens,correct\n" + "".join(
     f"p{i // 3},{i % 3},{100 + i},{i % 2}\n" for i in range(9)
 )
+LM_EVAL = "".join(
+    json.dumps({"doc_id": i // 2, "resps": [["text" * i]], "filtered_resps": [str(i)], "filter": "none",
+                "metrics": ["exact_match"], "exact_match": float(i % 2), "tokens": 9 + i, "score": 0.1 * i}) + "\n"
+    for i in range(6)
+)  # fmt: skip
+LIVECODEBENCH = json.dumps(
+    [{"question_id": f"q{i}", "output_list": ["a" * 9, "b"], "graded_list": [True, False]} for i in range(3)]
+)
+OPENCOMPASS = json.dumps(
+    {"accuracy": 50, "details": [{"example_abbr": "a_0", "pred": ["1", "2"], "correct": [True, False],
+     "prediction": ["x", "y"]}, {"idx": 3, "predictions": [{"prediction": "xy", "label": True}]}]}
+)  # fmt: skip
 SERVER = (
     json.dumps(
         {"object": "list", "version": "0.32.0", "data": [{"id": "Qwen/Qwen3-8B", "max_model_len": 8192}]}
@@ -475,7 +487,10 @@ KINDS = {
     "trace": Kind(10_000, lambda: [("mooncake-.jsonl", MOONCAKE), ("azure-.csv", AZURE), ("csv-.csv", PLAIN),
                                    ("vllm_bench-.json", BENCH)],
                   _either(('{"timestamp', damage_jsonl), ("{", damage_json), ("", damage_csv)), read_trace_file),
-    "pass table": Kind(6000, lambda: [("t.csv", TABLE)], damage_csv, read_table),
+    "pass table": Kind(6000, lambda: [("t.csv", TABLE), ("lm.jsonl", LM_EVAL), ("lcb.json", LIVECODEBENCH),
+                                      ("oc.json", OPENCOMPASS)],
+                       _either(('{"doc_id', damage_jsonl), ("[", damage_json), ("{", damage_json), ("", damage_csv)),
+                       read_table),
     "compare-run": Kind(8000, lambda: [("r.json", BENCH), ("r.csv", RUN_CSV)],
                         _either(("{", damage_json), ("", damage_csv)), read_recorded_run),
     "start-up log": Kind(2000, _log_seeds, damage_lines, read_start_up),

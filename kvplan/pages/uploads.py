@@ -12,6 +12,7 @@ from kvplan.files import profiles_dir
 from kvplan.models.load import find_bundled, load_model
 from kvplan.models.spec import ModelSpec
 from kvplan.scenario.schema import Scenario, load_scenario
+from kvplan.workload.pass_tables import as_pass_table
 
 T = TypeVar("T")
 
@@ -68,7 +69,8 @@ def checked(scenario: Scenario) -> Scenario:
     problems = scenario.problems
     if problems is not None:
         models += [problems.verifier.model] if problems.verifier.model else []
-        _no_file("problems.pass_table", problems.pass_table)
+        if problems.pass_table is not None:
+            _no_file("problems.pass_table", as_pass_table(problems.pass_table).paths[0])
     for name in models:
         if find_bundled(name) is None:
             raise KvplanError(

@@ -101,7 +101,7 @@ class Comparison:
     def rests_on(self) -> list[str]:
         """The ranges of latency and cost, energy of the most accurate row, what times and prices the rows."""
         rows = sorted(self.rows, key=lambda r: (-r.accuracy, r.latency_p99_s))
-        named = ("step_time", "step_time_range", "step_time_error", "price")
+        named = ("quality", "step_time", "step_time_range", "step_time_error", "price")
         sources = [
             f"{name.replace('_', ' ')}: {self.sources[name]}" for name in named if name in self.sources
         ]

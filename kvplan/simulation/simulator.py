@@ -26,6 +26,7 @@ from kvplan.simulation.run import Run
 from kvplan.simulation.scoring import Effort
 from kvplan.simulation.solve_setup import check_setups, only_models_of, set_up_all, verifier_step_time
 from kvplan.workload.load import draw_load
+from kvplan.workload.measured import beyond_measured, quality_said
 from kvplan.workload.problems import StrategySpec
 
 R = TypeVar("R")
@@ -152,6 +153,8 @@ def solution(run: Run, source: BranchRequests) -> SolveResult:
     """What came of a run whose requests were branches."""
     result = collect(run, {"default": run.scenario.slo}, len(run.records), is_open_loop=False)
     result.limited_by = _limit(run, source, result)
+    result.sources = result.sources | {"quality": quality_said(source.problems, run.scenario.folder)}
+    result.caveats += tuple(beyond_measured(source.problems, source.spec, source.tasks))
     models = {
         process.replica.id: fleet.deployment.model
         for fleet in run.fleets.values()

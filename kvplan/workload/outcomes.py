@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 
 from kvplan.formulas import quality
-from kvplan.workload.quality_sets import QualitySet, Skill
+from kvplan.workload.quality_sets import QualitySet, Samples, Skill
 from kvplan.workload.strategies.session import BranchOutcome
 from kvplan.workload.strategies.strategy import ALL, RIGHT, Branch, Reason
 
@@ -45,12 +45,18 @@ class _Trace:
     """Already generated in the branch and its ancestors; under `step` the answer counts too."""
     error_at: float
     """Share of the trace after which it is wrong; above 1 for a right one."""
-    wrong: int
-    """Which wrong answer it would give."""
+    wrong: int | None
+    """Which wrong answer it would give; None = a table says that it gives none."""
     bias: float
     """The heritable part of the verifier's error."""
     first_length: float
     """Thinking tokens of the first trace in this line; a revision's length goes by it."""
+    answer_tokens: int
+    """Visible tokens after the thinking."""
+    score: float | None = None
+    """The score of the whole trace that a table states."""
+    went_on: bool = False
+    """Whether a branch has taken it further: the first does, later ones are other futures of the same prefix."""
 
     @property
     def right(self) -> bool:
@@ -80,6 +86,9 @@ class TraceSampler:
     traces: dict[int, _Trace] = field(default_factory=dict)
     scored_good: dict[int, bool] = field(default_factory=dict)
     """Branch -> whether what the verifier scored was right; what its errors are counted against."""
+    num_rows: int = 0
+    """Samples taken from a table; beyond those that it has they are the same again, in another order."""
+    _rows: list[int] = field(default_factory=list)
     _fresh: list[tuple[float, ...]] = field(default_factory=list)
     _num_fresh: int = 0
     _d: float = 0.0
@@ -104,11 +113,14 @@ class TraceSampler:
         old = self.traces[branch.parent]
         if branch.kind in ("answer", "critique", "summary"):
             return old
-        if branch.kind == "step":
-            return self._continued(old, old.done)
-        if branch.parent_tokens is not None:
+        if branch.parent_tokens is not None and branch.parent_tokens < parent.tokens:
             here = min(branch.parent_tokens, parent.thinking_tokens)
             return self._continued(old, old.done - parent.thinking_tokens + here)
+        if branch.kind == "step" or branch.parent_tokens is not None:
+            if old.went_on:
+                return self._continued(old, old.done)
+            old.went_on = True
+            return replace(old, went_on=False, bias=self._inherit(old.bias))
         if branch.kind == "trace":
             return self._root(branch)  # another turn: a new question
         return self._revised(old)
@@ -121,11 +133,34 @@ class TraceSampler:
         u_right, u_where, u_wrong, z, bias = self._fresh[self._num_fresh]
         self._num_fresh += 1
         skill, facts = self.others.get(branch.model, (self.skill, self.facts))
-        length, error_at = _length_and_error(skill, facts, z, u_right, u_where)
         wrong = 1 + int(u_wrong * facts.wrong_answers)
+        if skill.samples is not None:
+            return self._of_table(skill, facts, skill.samples, u_right, u_where, wrong, bias)
+        length, error_at = _length_and_error(skill, facts, z, u_right, u_where)
         return _Trace(
             facts=facts, p=skill.p, length=length, done=0.0, error_at=error_at, wrong=wrong, bias=bias,
-            first_length=length,
+            first_length=length, answer_tokens=facts.answer_tokens,
+        )  # fmt: skip
+
+    def _of_table(
+        self, skill: Skill, facts: QualitySet, table: Samples, u: float, u_where: float, wrong: int | None, bias: float
+    ) -> _Trace:  # fmt: skip
+        """The next row of a shuffled table: length, correctness, answer and score stay together, none comes twice."""
+        taken = self.num_rows % len(table.tokens)
+        if not taken:
+            self._rows = list(range(len(table.tokens)))
+        place = taken + int(u * (len(self._rows) - taken))
+        self._rows[taken], self._rows[place] = self._rows[place], self._rows[taken]
+        row = self._rows[taken]
+        self.num_rows += 1
+        answer = min(facts.answer_tokens, table.tokens[row] - 1)
+        length = float(max(table.tokens[row] - answer, 1))
+        if table.answers is not None and not table.correct[row]:
+            wrong = table.answers[row] if table.answers[row] > 0 else None
+        return _Trace(
+            facts=facts, p=skill.p, length=length, done=0.0, error_at=2.0 if table.correct[row] else u_where,
+            wrong=wrong, bias=bias, first_length=length, answer_tokens=answer,
+            score=None if table.scores is None else table.scores[row],
         )  # fmt: skip
 
     def _continued(self, old: _Trace, done: float) -> _Trace:
@@ -137,7 +172,9 @@ class TraceSampler:
             wrong_at = share + (1 - share) * _first_error(stays, self.rng.random())
             error_at = 2.0 if self.rng.random() < stays else wrong_at
         wrong = int(self.rng.integers(1, old.facts.wrong_answers + 1))
-        return replace(old, done=done, error_at=error_at, wrong=wrong, bias=self._inherit(old.bias))
+        return replace(
+            old, done=done, error_at=error_at, wrong=wrong, bias=self._inherit(old.bias), score=None, went_on=False
+        )  # fmt: skip
 
     def _revised(self, old: _Trace) -> _Trace:
         facts = old.facts
@@ -146,7 +183,9 @@ class TraceSampler:
         spread = exp(facts.sigma_within * self.rng.standard_normal())
         length = max(old.first_length * facts.revision_length * spread, 1.0)
         error_at = 2.0 if right else 0.5
-        return replace(old, length=length, done=0.0, error_at=error_at, bias=self._inherit(old.bias))
+        return replace(
+            old, length=length, done=0.0, error_at=error_at, bias=self._inherit(old.bias), score=None, went_on=False
+        )  # fmt: skip
 
     def _inherit(self, bias: float) -> float:
         rho = self.scores.correlation
@@ -166,7 +205,9 @@ class TraceSampler:
         trace.done = trace.length
         if held_back:
             reason: Reason = "stop" if thinking == wanted else "length"
-            return BranchOutcome(thinking, thinking, reason, None, self._score(branch, trace, trace.right))
+            return BranchOutcome(
+                thinking, thinking, reason, None, self._score(branch, trace, trace.right, trace.score)
+            )
         return self._ended(branch, trace, thinking)
 
     def _answer(self, branch: Branch, trace: _Trace) -> BranchOutcome:
@@ -174,7 +215,9 @@ class TraceSampler:
 
     def _critique(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         tokens = min(trace.facts.answer_tokens, branch.max_tokens)
-        return BranchOutcome(tokens, tokens, "stop", None, self._score(branch, trace, trace.right))
+        return BranchOutcome(
+            tokens, tokens, "stop", None, self._score(branch, trace, trace.right, trace.score)
+        )
 
     def _summary(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         """As long as it is told to be; what it leaves out is not modelled."""
@@ -185,7 +228,7 @@ class TraceSampler:
     def _step(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         """A piece of the trace; the answer is its last stretch and is cut into steps like the rest."""
         thinking = max(round(trace.length - trace.done), 0)
-        left = _at_least(trace.length + trace.facts.answer_tokens - trace.done, 1)
+        left = _at_least(trace.length + trace.answer_tokens - trace.done, 1)
         trace.done += min(left, branch.max_tokens)
         if left > branch.max_tokens:
             cut = branch.max_tokens
@@ -193,14 +236,18 @@ class TraceSampler:
                 cut, min(thinking, cut), "length", None, self._score(branch, trace, trace.on_track)
             )
         return BranchOutcome(
-            left, thinking, "stop", self._says(trace), self._score(branch, trace, trace.right)
+            left, thinking, "stop", self._says(trace), self._score(branch, trace, trace.right, trace.score)
         )
 
     def _ended(self, branch: Branch, trace: _Trace, thinking: int) -> BranchOutcome:
-        tokens = thinking + trace.facts.answer_tokens
+        tokens = thinking + trace.answer_tokens
         if tokens <= branch.max_tokens:
             return BranchOutcome(
-                tokens, thinking, "stop", self._says(trace), self._score(branch, trace, trace.right)
+                tokens,
+                thinking,
+                "stop",
+                self._says(trace),
+                self._score(branch, trace, trace.right, trace.score),
             )
         cut = branch.max_tokens
         return BranchOutcome(cut, min(thinking, cut), "length", None, self._score(branch, trace, False))
@@ -209,18 +256,20 @@ class TraceSampler:
         """Thinking of another length than the natural one: some right traces are lost, or some wrong ones saved."""
         kept = trace.facts.kept_share(thinking, trace.length)
         if trace.right and kept < 1 and self.rng.random() >= kept:
-            trace.error_at = 0.5
+            trace.error_at, trace.score = 0.5, None
         elif not trace.right and kept > 1 and self.rng.random() < (kept - 1) * trace.p / (1 - trace.p):
-            trace.error_at = 2.0
+            trace.error_at, trace.score = 2.0, None
 
-    def _says(self, trace: _Trace) -> int:
+    def _says(self, trace: _Trace) -> int | None:
         return RIGHT if trace.right else trace.wrong
 
-    def _score(self, branch: Branch, trace: _Trace, good: bool) -> float:
-        """A number in (0, 1); above 0.5 with the verifier's own rates."""
+    def _score(self, branch: Branch, trace: _Trace, good: bool, stated: float | None = None) -> float:
+        """A number in (0, 1); above 0.5 with the verifier's own rates, or what a table states of the whole trace."""
         if not branch.score:
             return float("nan")
         self.scored_good[branch.id] = good
+        if stated is not None:
+            return stated
         x = trace.bias + (self._d if good else 0.0) - self._cut
         return 1 / (1 + exp(-min(max(x, -40.0), 40.0)))
 
@@ -256,9 +305,6 @@ def _length_and_error(
     skill: Skill, facts: QualitySet, z: float, u_right: float, u_where: float
 ) -> tuple[float, float]:
     """Thinking tokens of a whole trace, and the share of it after which it is wrong (2 = never)."""
-    if skill.samples is not None:
-        row = int(u_right * len(skill.samples.tokens))
-        return float(skill.samples.tokens[row]), 2.0 if skill.samples.correct[row] else u_where
     right = u_right < skill.p
     ratio = facts.wrong_to_right_length
     base = skill.thinking_tokens / (skill.p + (1 - skill.p) * ratio)

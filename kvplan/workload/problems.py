@@ -19,7 +19,8 @@ from kvplan.errors import KvplanError
 from kvplan.workload.arrivals import Arrivals, ClosedLoop, arrival_times
 from kvplan.workload.lengths import Constant, Count, Length, quantile
 from kvplan.workload.outcomes import TraceSampler
-from kvplan.workload.quality_sets import QualitySet, Skill, quality_set, read_pass_table, skills, table_skills
+from kvplan.workload.pass_tables import PassTable, read_pass_table
+from kvplan.workload.quality_sets import QualitySet, Skill, quality_set, skills, table_skills
 from kvplan.workload.strategies.catalog import make, model_names, read
 from kvplan.workload.strategies.routing import Tier, difficulty_router
 from kvplan.workload.strategies.session import Problem
@@ -212,8 +213,9 @@ class Problems(Config):
         default_factory=dict, max_length=64
     )
     """The same for the scenario's further models, by name."""
-    pass_table: str | None = None
-    """CSV of problem, sample, tokens, correct: the user's own samples, instead of the set's p and lengths."""
+    pass_table: str | PassTable | None = None
+    """The user's own graded samples instead of the set's p and lengths: a CSV of problem, sample, tokens, correct and,
+    where there are, score and answer; or what an evaluation harness wrote."""
     strategies: Annotated[tuple[StrategySpec, ...], Field(min_length=1, max_length=MAX_STRATEGIES)] = (
         StrategySpec(strategy="single_pass"),
     )
@@ -276,14 +278,14 @@ def draw_tasks(problems: Problems, folder: Path = Path()) -> list[Task]:
     """Draw the problems: the same for every strategy. Raises KvplanError for an unreadable table."""
     arrivals, lengths, _ = np.random.default_rng(problems.seed).spawn(3)
     if problems.pass_table is not None:
-        who = table_skills(read_pass_table(folder / problems.pass_table))
+        who = table_skills(read_pass_table(problems.pass_table, folder).problems)
     else:
-        who = _skills(problems, problems.quality)
+        who = _skills(problems, problems.quality, problems.num_problems)
     count = len(who)
     when = arrival_times(problems.arrivals, count, arrivals)
     prompt = np.maximum(quantile(problems.prompt, lengths.random(count)), problems.shared_prefix_tokens + 1)
     rank = np.argsort(np.argsort([-skill.p for skill in who], kind="stable"), kind="stable") / count
-    further = {name: (_skills(problems, facts), facts) for name, facts in problems.qualities.items()}
+    further = {name: (_skills(problems, facts, count), facts) for name, facts in problems.qualities.items()}
     return [
         Task(
             Problem(i, int(prompt[i]), problems.shared_prefix_tokens), float(when[i]), skill, (problems.seed, i),
@@ -293,9 +295,9 @@ def draw_tasks(problems: Problems, folder: Path = Path()) -> list[Task]:
     ]  # fmt: skip
 
 
-def _skills(problems: Problems, facts: QualitySet) -> list[Skill]:
+def _skills(problems: Problems, facts: QualitySet, num_problems: int) -> list[Skill]:
     luck = np.random.default_rng(problems.seed).spawn(3)[2]
-    return skills(facts, problems.num_problems, luck)
+    return skills(facts, num_problems, luck)
 
 
 def task_sampler(problems: Problems, spec: StrategySpec, task: Task) -> TraceSampler:

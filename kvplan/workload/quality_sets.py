@@ -5,12 +5,8 @@ Facts only; the draws are `outcomes.py`'s, the arithmetic `kvplan.formulas.quali
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from statistics import NormalDist
 from typing import Annotated, Any, Self
 
@@ -22,7 +18,6 @@ from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import catalog_dir
 from kvplan.formulas import quality
-from kvplan.workload.bench_result import read_text
 from kvplan.workload.lengths import LONGEST
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -61,6 +56,14 @@ class QualitySet(Config):
     name: str = "unnamed"
     note: str = ""
     source: str = "assumed"
+    date: str = ""
+    """Of the source, as year-month or year-month-day."""
+    model: str = ""
+    """Whose samples they are, and on which problems."""
+    measured_samples: int = Field(0, ge=0, le=1_000_000)
+    """Most samples a problem that the source counts with; 0 = it does not say."""
+    measured_max_tokens: int = Field(0, ge=0, le=LONGEST)
+    """The max_tokens that the source sampled with; 0 = it does not say."""
     assumed: tuple[str, ...] = ()
     """Fields that no source states."""
     difficulty: Difficulty = Difficulty(levels=((0.5, 1.0),))
@@ -126,44 +129,15 @@ def quality_set(name: str) -> QualitySet:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What a table says of one problem: tokens and correctness of its samples."""
+    """What a table says of one problem: its samples, in the table's order."""
 
     tokens: tuple[int, ...]
+    """Of each whole, thinking and answer."""
     correct: tuple[bool, ...]
-
-
-def read_pass_table(path: Path) -> dict[str, Samples]:
-    """Read a CSV of problem, sample, tokens, correct (0/1 or true/false): one `Samples` per problem.
-
-    Raises KvplanError naming the missing columns, or the row and what is wrong with it.
-    """
-    found: dict[str, list[tuple[int, bool]]] = {}
-    try:
-        rows = csv.DictReader(io.StringIO(read_text(path)))
-        missing = {"problem", "sample", "tokens", "correct"} - set(rows.fieldnames or ())
-        if missing:
-            raise KvplanError(
-                f"{path}: no column {', '.join(sorted(missing))}; need problem, sample, tokens, correct"
-            )
-        for number, row in enumerate(rows, start=2):
-            found.setdefault(row["problem"], []).append(_sample(path, number, row))
-    except csv.Error as error:
-        raise KvplanError(f"{path}: the pass/fail table is no CSV ({error})") from None
-    if not found:
-        raise KvplanError(f"{path}: the pass/fail table has no rows")
-    return {name: Samples(*map(tuple, zip(*samples, strict=True))) for name, samples in found.items()}
-
-
-def _sample(path: Path, number: int, row: dict[str, str]) -> tuple[int, bool]:
-    truth = {"1": True, "true": True, "0": False, "false": False}.get((row["correct"] or "").strip().lower())
-    tokens = (row["tokens"] or "").strip()
-    count = int(tokens) if re.fullmatch("[0-9]{1,12}", tokens) else 0
-    if truth is None or not 1 <= count <= LONGEST:
-        raise KvplanError(
-            f"{path}, line {number}: tokens must be 1 to {LONGEST:,} and correct 0 or 1,"
-            f" not {tokens[:40]!r} and {str(row['correct'])[:40]!r}"
-        )
-    return count, truth
+    answers: tuple[int, ...] | None = None
+    """Which answer each gave: `RIGHT`, wrong ones from 1, -1 = none; None = the table does not say."""
+    scores: tuple[float, ...] | None = None
+    """A verifier's score of each, 0 to 1; None = the table has none."""
 
 
 @dataclass(frozen=True, slots=True)
