@@ -1,7 +1,7 @@
 """Published results, recomputed through the public API: `published/checks.csv` of the reference data.
 
-Inputs, expected values and tolerances are the rows'; each test names its row. Two of them run the simulator, as does
-a run of DeepSeek-R1 that is published elsewhere.
+Inputs, expected values and tolerances are the rows'; each test names its row. Rows on strategies are in
+`workload/test_published_strategies.py`. A run of DeepSeek-R1 that is published elsewhere goes through the simulator.
 """
 
 from __future__ import annotations
@@ -12,15 +12,9 @@ import numpy as np
 import pytest
 
 from kvplan.content import Segment
-from kvplan.engines.flags import EngineArgs
 from kvplan.formulas import accounting
-from kvplan.formulas.quality import flops_matched_multiplier
-from kvplan.memory.forward import estimate
-from kvplan.scenario.schema import StepTimeSpec, parse_scenario
-from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.simulation.deploy import Setup, StatedStepTime
-from kvplan.simulation.simulator import SolveResult, simulate, solve
-from kvplan.units import TICKS_PER_S
+from kvplan.scenario.schema import parse_scenario
+from kvplan.simulation.simulator import simulate
 from kvplan.workload.strategies.footprint import Held, footprint
 
 
@@ -54,40 +48,6 @@ def test_deepseek_live_kv() -> None:
     assert streams * 4989 * 70_272 / 1e12 == pytest.approx(32.5, rel=0.05)
 
 
-def test_deepconf_token_accounting() -> None:
-    """C21: 30 problems x 512 traces; 3.23e8 -> 0.49e8 tokens is -84.7 %, 21.0k tokens a trace (arXiv 2508.15260).
-
-    Recomputed by running the problems: 512 samples each at the stated mean, and what early stopping would keep.
-    """
-    from kvplan.workload.outcomes import ScoreModel, TraceSampler
-    from kvplan.workload.quality_sets import QualitySet, Skill
-    from kvplan.workload.strategies import Problem
-    from kvplan.workload.strategies.alone import run_alone
-    from kvplan.workload.strategies.catalog import make
-
-    mean = 3.23e8 / (30 * 512)
-    assert mean == pytest.approx(21_000, rel=5e-3)
-    facts = QualitySet(answer_tokens=500)
-    start = make("self_consistency", n=512, vote_stop=False)
-    total = sum(
-        run_alone(
-            Problem(i, 200),
-            start(),
-            TraceSampler(Skill(0.5, mean - 500), facts, ScoreModel(), np.random.default_rng(i)),
-        ).generated_tokens
-        for i in range(30)
-    )
-    assert total == pytest.approx(3.23e8, rel=5e-3)
-    assert 100 * (0.49e8 / total - 1) == pytest.approx(-84.7, abs=0.5)
-
-
-def test_flops_matched_multiplier() -> None:
-    """C22: M = 14 and R = 0.16, 0.79, 22 give M + 3 (M - 1) / R = 257.75, 63.4, 15.8 (arXiv 2408.03314, sec. 7)."""
-    found = flops_matched_multiplier(14, [0.16, 0.79, 22])
-    assert found[0] == pytest.approx(257.75)
-    assert found[1:].round(1).tolist() == [63.4, 15.8]
-
-
 def test_shortest_of_twenty_lengths() -> None:
     """Table 1 of arXiv 2505.17813, LN-Super-49B: random, longest and shortest of 20 chains: 12,270, 19,098 and
     7,083 tokens; right in 47.7, 28.9 and 63.4 %. The bundled set reproduces lengths within 5 %, shares in 4 points."""
@@ -119,72 +79,6 @@ def test_short_1_at_5_alone() -> None:
     z = np.exp(0.27 * np.random.default_rng(0).standard_normal((4000, 5)))
     assert 100 * (1 - z.min(1).mean() / z.max(1).mean()) == pytest.approx(50, abs=5)
     assert math.isfinite(float(z.max()))
-
-
-def one_gpu(num_blocks: int, fixed_us: float, per_context_token_ns: float = 0.0) -> Setup:
-    """An engine with stated step times; prompts cost 2 x 8.19 B FLOPs a token at 0.8 of 989 TFLOP/s."""
-    config = EngineConfig(
-        num_gpu_blocks=num_blocks, max_num_seqs=256, max_num_batched_tokens=8192, max_model_len=131_072
-    )
-    time = StepTimeSpec(
-        fixed_us=fixed_us, per_context_token_ns=per_context_token_ns, per_prefill_token_us=20.7
-    )
-    return Setup(config, StatedStepTime.of(time), 147_456.0, 1)
-
-
-def run(
-    strategy: dict[str, object], num_problems: int, facts: dict[str, object], setup: Setup
-) -> SolveResult:
-    problems = {
-        "num_problems": num_problems,
-        "prompt": {"kind": "constant", "value": 200},
-        "strategies": [strategy],
-        "quality": facts,
-    }
-    return solve(parse_scenario({"model": "Qwen/Qwen3-8B", "problems": problems}), setups={"": setup})
-
-
-def seconds(solution: SolveResult) -> float:
-    return float(np.mean([s.finish - s.arrival for s in solution.solved])) / TICKS_PER_S
-
-
-def test_short_1_at_5_takes_half_the_time() -> None:
-    """C14: lognormal lengths with sigma 0.27 within a question: short-1@5 takes almost 50 % less time than
-    majority@5 (arXiv 2505.17813); 5 points, through the simulator, one question at a time."""
-    facts = {"thinking_tokens": 12_000, "answer_tokens": 1, "sigma_within": 0.27, "sigma_between": 0.0}
-    setup = one_gpu(30_000, 10_000)
-    short = run({"strategy": "first_finish", "m": 1, "k": 5}, 150, facts, setup)
-    majority = run({"strategy": "self_consistency", "n": 5, "vote_stop": False}, 150, facts, setup)
-    assert 100 * (1 - seconds(short) / seconds(majority)) == pytest.approx(50, abs=5)
-
-
-C17 = {  # mean tokens of a trace, seconds of one alone, seconds of 64 together, problems (30 drawn twice)
-    "AIME25": (26_400, 204, 2259, 60),
-    "HMMT24": (33_100, 307, 3102, 60),
-    "HMMT25": (29_900, 256, 2680, 60),
-    "GPQA": (11_400, 81, 484, 198),
-}
-
-
-@pytest.mark.parametrize("name", C17)
-def test_self_consistency_64_on_one_gh200(name: str) -> None:
-    """C17: R1-0528-Qwen3-8B on a GH200-96GB at utilization 0.9, 64 traces a problem (arXiv 2601.09093, table 1), 15 %.
-
-    Inputs as the row gives them: KV read at 0.8 x 4.0 TB/s, and the per-step overhead with which one trace
-    alone takes its stated time; FCFS, recompute, prefix caching. The pool is the planner's.
-    """
-    mean, alone, together, count = C17[name]
-    plan = estimate("Qwen/Qwen3-8B", "gh200", EngineArgs(gpu_memory_utilization=0.9))
-    assert plan.layout is not None
-    per_token_s = 147_456 / (0.8 * 4.0e12)
-    overhead_s = (alone - per_token_s * mean * (mean / 2 + 200)) / mean
-    setup = one_gpu(plan.layout.num_blocks, overhead_s * 1e6, per_token_s * 1e9)
-    facts = {"thinking_tokens": mean - 1, "answer_tokens": 1, "sigma_within": 0.30, "sigma_between": 0.45}
-    single = run({"strategy": "single_pass"}, count, facts, setup)
-    assert seconds(single) == pytest.approx(alone, rel=0.05)
-    solution = run({"strategy": "self_consistency", "n": 64, "vote_stop": False}, count, facts, setup)
-    assert solution.records["num_preemptions"].sum() > 0
-    assert seconds(solution) == pytest.approx(together, rel=0.15)
 
 
 @pytest.mark.parametrize(("clients", "tpot_ms"), [(8, 12.8), (16, 17.2), (32, 25.6), (64, 34.6)])

@@ -178,6 +178,11 @@ def drafting() -> tuple[str, str]:
     )
 
 
+def strategies() -> tuple[str, str]:
+    held, of, worst = found("strategies", r"(\d+) of (\d+) within their tolerance; worst: (.+)\.")
+    return f"{held} of {of} published figures within their tolerance", worst
+
+
 def doubt() -> tuple[str, str]:
     [share, num] = found("ranges", r"families: (\d+%) of (\d+) lie inside")
     worst = min(rows("ranges", "| regime | class | family"), key=lambda row: percent(row[3]))
@@ -223,6 +228,12 @@ CLAIMS = [
     ("steps of vLLM 0.11 servers", "ML.ENERGY, a model family left out", engines, "engine"),
     ("steps of vLLM 0.15 servers", "BLIS's runs, nothing fitted", newer, "engine"),
     ("speculation", "a published run of vLLM with stated drafts", drafting, "drafting"),
+    (
+        "what strategies buy and take",
+        "figures of papers and model cards, from their inputs",
+        strategies,
+        "strategies",
+    ),
     ("90 % ranges of steps", "families left out", doubt, "ranges"),
     ("watts, joules a token", "ML.ENERGY, a model family left out", power, "energy"),
     ("damaged files end in one line", "seeded mutations", damaged, "damaged-files"),

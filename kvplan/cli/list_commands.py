@@ -20,11 +20,12 @@ from kvplan.profiles.profile import Profile, bundled_profiles
 from kvplan.tables import Table
 from kvplan.workload.quality_sets import quality_sets
 from kvplan.workload.strategies.catalog import STRATEGIES, parameters
+from kvplan.workload.verifiers import measured_rates
 
 NO_LIMIT = 1 << 62
 SHORT = 100
 """Characters of a line about a name."""
-Kind = Literal["scenarios", "strategies", "quality", "profiles", "models", "gpus"]
+Kind = Literal["scenarios", "strategies", "quality", "verifiers", "profiles", "models", "gpus"]
 
 
 class Shelf(NamedTuple):
@@ -39,7 +40,7 @@ class Shelf(NamedTuple):
 def list_command(
     kind: Kind | None = None, pattern: str = "", /, *, json: Annotated[bool, SWITCH] = False
 ) -> int:
-    """List what has a name: scenarios, strategies, quality, profiles, models, gpus.
+    """List what has a name: scenarios, strategies, quality, verifiers, profiles, models, gpus.
 
     For example:
 
@@ -163,6 +164,21 @@ def _quality() -> Iterator[tuple[str, str]]:
         yield name, ("assumed: " if found.is_assumed else "") + found.source
 
 
+def _verifiers() -> Iterator[tuple[str, str]]:
+    for name, found in measured_rates().items():
+        yield name, f"{found.pairwise_accuracy:.1%} of pairs on {found.benchmark}: {found.source}"
+
+
+def _verifier(name: str) -> dict[str, Any] | None:
+    if name not in measured_rates():
+        return None
+    found = measured_rates()[name]
+    return found.model_dump(mode="json") | {
+        "true_positive_rate": found.rate,
+        "true_negative_rate": found.rate,
+    }
+
+
 def _profiles() -> Iterator[tuple[str, str]]:
     for found in bundled_profiles():
         yield found.name, f"{found.gpu or '-'}, {found.engine} {found.engine_version}"
@@ -216,6 +232,7 @@ SHELVES: dict[str, Shelf] = {
         _quality,
         lambda name: quality_sets()[name].model_dump(mode="json") if name in quality_sets() else None,
     ),
+    "verifiers": Shelf(_verifiers, _verifier),
     "profiles": Shelf(_profiles, _profile),
     "models": Shelf(_models, _model),
     "gpus": Shelf(_gpus, _gpu),

@@ -134,6 +134,19 @@ def d_prime(true_positive_rate: float, true_negative_rate: float) -> float:
     return sum(NormalDist().inv_cdf(min(max(float(r), 1e-9), 1 - 1e-9)) for r in rates)
 
 
+def rate_of_pairs(pairwise_accuracy: float) -> float:
+    """The rate, equal for right and wrong work, of a verifier that scores right above wrong so often.
+
+    Two scores d' apart differ by a normal with deviation sqrt(2), so that d' = sqrt(2) z(accuracy), and a threshold
+    half way is passed by Phi(d' / 2) of either. Source: Green & Swets 1966, two-alternative forced choice.
+
+    >>> round(rate_of_pairs(0.707), 3), rate_of_pairs(0.5), round(d_prime(*[rate_of_pairs(0.9)] * 2), 3)
+    (0.65, 0.5, 1.812)
+    """
+    accuracy = min(max(float(probability("pairwise_accuracy", pairwise_accuracy)), 1e-9), 1 - 1e-9)
+    return NormalDist().cdf(NormalDist().inv_cdf(accuracy) / sqrt(2))
+
+
 def best_of_n(p: ArrayLike, n: ArrayLike, d: ArrayLike) -> Array:
     """Chance that the highest-scored of n samples is right, when scores differ by d' standard deviations.
 

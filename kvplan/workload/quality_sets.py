@@ -21,6 +21,7 @@ from kvplan.formulas import quality
 from kvplan.workload.lengths import LONGEST
 
 Share = Annotated[float, Field(ge=0, le=1)]
+SampleCount = Annotated[int, Field(ge=1, le=1_000_000)]
 BetaShape = Annotated[float, Field(gt=0, le=1e6)]
 
 
@@ -60,8 +61,10 @@ class QualitySet(Config):
     """Of the source, as year-month or year-month-day."""
     model: str = ""
     """Whose samples they are, and on which problems."""
-    measured_samples: int = Field(0, ge=0, le=1_000_000)
-    """Most samples a problem that the source counts with; 0 = it does not say."""
+    coverage: tuple[tuple[SampleCount, Share], ...] = ()
+    """Measured (samples, share of problems with a right one among them): pass@k."""
+    votes: tuple[tuple[SampleCount, Share], ...] = ()
+    """Measured (samples, share of problems whose majority is right)."""
     measured_max_tokens: int = Field(0, ge=0, le=LONGEST)
     """The max_tokens that the source sampled with; 0 = it does not say."""
     assumed: tuple[str, ...] = ()
@@ -103,6 +106,11 @@ class QualitySet(Config):
             return float(min(1.0, thinking / natural) ** self.forced_exponent)
         now, full = quality.thinking_curve([thinking, natural], self.thinking_curve).tolist()
         return float(now / full) if full else 1.0
+
+    @property
+    def measured_samples(self) -> int:
+        """Most samples a problem that its source counts with; 0 = it does not say."""
+        return max((samples for samples, _ in (*self.coverage, *self.votes)), default=0)
 
     @property
     def is_assumed(self) -> bool:

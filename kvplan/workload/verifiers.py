@@ -6,12 +6,16 @@ here. No clock.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Self
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, Self
 
+import yaml
 from pydantic import Field, model_validator
 
 from kvplan.config import Config
-from kvplan.errors import KvplanError
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.files import catalog_dir
+from kvplan.formulas.quality import rate_of_pairs
 from kvplan.workload.outcomes import ScoreModel
 
 
@@ -27,6 +31,29 @@ class ScoreWork(NamedTuple):
 
 
 NOTHING = ScoreWork(0, 0, 0)
+
+
+class MeasuredRates(Config):
+    """How well a reward model tells right samples from wrong ones of the same problem, as somebody measured it."""
+
+    pairwise_accuracy: float = Field(ge=0, le=1)
+    """Share of such pairs in which the right one scores higher."""
+    model: str
+    benchmark: str
+    date: str
+    source: str
+
+    @property
+    def rate(self) -> float:
+        """Its true positive and true negative rate, taken as equal."""
+        return rate_of_pairs(self.pairwise_accuracy)
+
+
+@lru_cache(maxsize=1)
+def measured_rates() -> dict[str, MeasuredRates]:
+    """The bundled ones by name."""
+    rows: dict[str, Any] = yaml.safe_load((catalog_dir() / "verifiers.yaml").read_text())
+    return {name: MeasuredRates(**row) for name, row in rows.items()}
 
 
 class Verifier(Config):
@@ -47,6 +74,8 @@ class Verifier(Config):
     """Its own prompt, read with each score that is not incremental."""
     decode_tokens: int = Field(0, ge=0, le=1_000_000)
     """Length of a generative verdict."""
+    rates: str = ""
+    """A bundled measurement (`kvplan list verifiers`) that stands for both rates, instead of stating them."""
     true_positive_rate: float = Field(1.0, ge=0, le=1)
     """Share of right work that it scores above 0.5."""
     true_negative_rate: float = Field(1.0, ge=0, le=1)
@@ -63,6 +92,25 @@ class Verifier(Config):
     """Remote: scores at a time; others queue."""
     source: str = "assumed"
     """Where the rates come from."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_rates(cls, data: Any) -> Any:
+        name = data.get("rates") if isinstance(data, dict) else None
+        if not isinstance(name, str) or not name:
+            return data
+        if name not in measured_rates():
+            known = did_you_mean(name, measured_rates()) or f"; there are {', '.join(measured_rates())}"
+            raise KvplanError(f"no measured verifier rates {name!r}{known}")
+        found = measured_rates()[name]
+        said = f"{found.source}: {found.pairwise_accuracy:.1%} of pairs on {found.benchmark}; equal rates assumed"
+        both = {"true_positive_rate": found.rate, "true_negative_rate": found.rate, "source": said}
+        stated = [key for key in both if key in data and data[key] != both[key]]
+        if stated:
+            raise KvplanError(
+                f"verifier: rates {name} and {', '.join(stated)} contradict each other; state one"
+            )
+        return data | both
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

@@ -313,7 +313,7 @@ def test_leaving_what_a_set_measured_is_said() -> None:
     """More samples, budgets off the curve or without one, other caps: one line each, and none within."""
     facts = {
         "source": "x",
-        "measured_samples": 16,
+        "coverage": [[1, 0.4], [16, 0.7]],
         "measured_max_tokens": 32768,
         "assumed": ["answer_tokens"],
     }

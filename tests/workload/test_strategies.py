@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -321,11 +322,9 @@ def test_a_probe_errs_as_probes_do() -> None:
     assert np.mean([c.num_branches for c in many("adaptive_best_of_n", 1.0, 100, guess)]) > 10
 
 
-def test_adaptive_saves_samples_on_a_u_shape(capsys: pytest.CaptureFixture[str]) -> None:
-    """Adaptive against uniform best-of-N at equal accuracy on a U-shaped difficulty needs fewer samples.
-
-    Snell et al. (arXiv 2408.03314) report about 4x; ours is printed.
-    """
+@cache
+def adaptive_saving() -> float:
+    """How many times the samples of adaptive best-of-N uniform sampling needs for its accuracy, on a U shape."""
     facts = QualitySet(difficulty=Difficulty(beta=(0.35, 0.35)), sigma_between=0.0)
     chances = [s.p for s in skills(facts, 600, np.random.default_rng(0))]
     sure = ScoreModel(0.97, 0.97)
@@ -334,11 +333,15 @@ def test_adaptive_saves_samples_on_a_u_shape(capsys: pytest.CaptureFixture[str])
     d = quality.d_prime(0.97, 0.97)
     uniform = {n: float(np.mean(quality.best_of_n(np.array(chances), n, d))) for n in range(1, 65)}
     needed = next((n for n, a in uniform.items() if a >= reached), 64)
-    with capsys.disabled():
-        print(
-            f"\nadaptive: {spent:.1f} samples for {reached:.3f}; uniform: {needed}; saves {needed / spent:.2f}x"
-        )
-    assert needed / spent > 1.2
+    return float(needed / spent)
+
+
+def test_adaptive_saves_samples_on_a_u_shape() -> None:
+    """Adaptive against uniform best-of-N at equal accuracy on a U-shaped difficulty needs fewer samples.
+
+    Snell et al. (arXiv 2408.03314) report about 4x, on difficulties of their own; validation/strategies.md has ours.
+    """
+    assert adaptive_saving() > 1.2
 
 
 def test_sure_and_hopeless_problems_gain_nothing() -> None:
