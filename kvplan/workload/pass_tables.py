@@ -103,8 +103,10 @@ FORMATS: dict[str, _Keys] = {
     "csv": _PLAIN,
     "jsonl": _PLAIN,
     "json": _PLAIN,
-    # lm_eval/evaluator.py: doc_id, resps, filtered_resps, filter, metrics, and each metric by its name
-    "lm_eval": _Keys(("doc_id",), ("exact_match", "acc"), answer=("filtered_resps",), text=("resps",)),
+    # lm_eval/evaluator.py: doc_id (of its task), doc_hash, resps, filtered_resps, filter, metrics and each of those
+    "lm_eval": _Keys(
+        ("doc_hash", "doc_id"), ("exact_match", "acc"), answer=("filtered_resps",), text=("resps",)
+    ),
     # lcb_runner/benchmarks/code_generation.py, insert_output_evaluation: one object a problem, lists of samples
     "livecodebench": _Keys(("question_id",), ("graded_list",), answer=(), text=("output_list",)),
     # icl_base_evaluator.py: details by number, or a list whose entries hold a list per run
@@ -368,7 +370,8 @@ def _sample(path: Path, row: _Row, spec: PassTable) -> _Sample:
     estimated = not counted and isinstance(row.text, str)
     if estimated:
         counted = str(max(1, round(len(row.text) / spec.characters_per_token)))
-    count = int(counted) if re.fullmatch("[0-9]{1,12}", counted) else 0
+    whole = re.fullmatch(r"([0-9]{1,12})(\.0*)?", counted)  # 12.0 is what tables of numbers write
+    count = int(whole[1]) if whole else 0
     where = f"{path}, line {row.number}" if path.suffix == ".csv" else f"{path}, row {row.number}"
     if not counted and truth is not None:
         raise KvplanError(f"{where}: neither tokens nor a text to count; pass_table.fields names the key")

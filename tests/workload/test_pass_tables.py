@@ -40,7 +40,7 @@ def read(tmp_path: Path, name: str, content: Any, **more: Any) -> PassTableRead:
 def test_a_table_with_scores_and_answers(tmp_path: Path) -> None:
     table = (
         "problem,sample,correct,tokens,score,answer\n"
-        "a,0,1,100,0.9,42\na,1,0,300,0.2,41\na,2,0,250,0.4,40\na,3,0,90,0.1,41\nb,0,0,50,0.5,\n"
+        "a,0,1,100.0,0.9,42\na,1,0,300,0.2,41\na,2,0,250,0.4,40\na,3,0,90,0.1,41\nb,0,0,50,0.5,\n"
     )
     found = read(tmp_path, "t.csv", table)
     assert found.problems["a"].tokens == (100, 300, 250, 90)
@@ -58,9 +58,9 @@ def test_lm_evaluation_harness(tmp_path: Path) -> None:
 
     def line(doc: int, kind: str, right: float, text: str, answer: str) -> dict[str, Any]:
         return {
-            "doc_id": doc, "doc": {"question": "?"}, "target": "4", "arguments": [["Q", {"until": []}]],
+            "doc_id": doc % 2, "doc": {"question": "?"}, "target": "4", "arguments": [["Q", {"until": []}]],
             "resps": [[text]], "filtered_resps": [answer], "filter": kind, "metrics": ["exact_match"],
-            "exact_match": right, "doc_hash": "h",
+            "exact_match": right, "doc_hash": f"h{doc}",
         }  # fmt: skip
 
     rows = (
@@ -71,11 +71,12 @@ def test_lm_evaluation_harness(tmp_path: Path) -> None:
     assert [s.correct for s in first.problems.values()] == [(False,), (True,)]
     assert [s.tokens for s in first.problems.values()] == [(100,), (50,)]
     assert "tokens of 2 estimated at 4 characters each (assumed)" in first.said
-    written(tmp_path, "samples_gsm8k_2.jsonl", rows[2:])
+    more = line(2, "flexible-extract", 0.0, "z" * 10, "5")  # of another task, under a number that is taken
+    written(tmp_path, "samples_gsm8k_2.jsonl", (*rows[2:], more))
     names = ("samples_gsm8k_1.jsonl", "samples_gsm8k_2.jsonl")
     both = read_pass_table(PassTable(path=names, filter="flexible-extract", characters_per_token=2), tmp_path)
-    assert [len(s.tokens) for s in both.problems.values()] == [1, 2]
-    assert both.problems["0"].tokens == (200,)
+    assert [len(s.tokens) for s in both.problems.values()] == [1, 2, 1]
+    assert both.problems["h0"].tokens == (200,)
     assert "samples_gsm8k_1.jsonl and 1 more (lm_eval)" in both.said
 
 

@@ -35,9 +35,8 @@ def test_a_set_says_where_it_is_from(name: str) -> None:
     facts = SETS[name]
     assert facts.source
     assert set(facts.assumed) <= QualitySet.model_fields.keys()
-    if facts.coverage or facts.votes or facts.thinking_curve:
-        assert facts.date
-        assert facts.model
+    assert facts.date
+    assert facts.model
 
 
 def test_there_are_curves_of_each_kind() -> None:
