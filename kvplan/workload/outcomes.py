@@ -156,7 +156,7 @@ class TraceSampler:
         answer = min(facts.answer_tokens, table.tokens[row] - 1)
         length = float(max(table.tokens[row] - answer, 1))
         if table.answers is not None and not table.correct[row]:
-            wrong = table.answers[row] if table.answers[row] > 0 else None
+            wrong = table.answers[row]
         return _Trace(
             facts=facts, p=skill.p, length=length, done=0.0, error_at=2.0 if table.correct[row] else u_where,
             wrong=wrong, bias=bias, first_length=length, answer_tokens=answer,

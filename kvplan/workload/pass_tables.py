@@ -28,15 +28,13 @@ from kvplan.workload.strategies.strategy import RIGHT
 
 Format = Literal["auto", "csv", "jsonl", "json", "lm_eval", "livecodebench", "opencompass"]
 COLUMNS = ("problem", "sample", "correct", "tokens", "score", "answer", "text")
-NO_ANSWER = -1
-"""In `Samples.answers`: the sample gave none."""
 
 
 class PassTable(Config):
     """A file of graded samples, and where it is unlike the others."""
 
     path: str | tuple[str, ...]
-    """Relative to the scenario file; several files are several runs over the same problems."""
+    """Relative to the scenario file; problems of one name in several files are the same, run again."""
     format: Format = "auto"
     """csv, jsonl, json (rows of problem, sample, correct, tokens and, where there are, score, answer); lm_eval
     (samples_*.jsonl of lm-evaluation-harness), livecodebench (*_eval_all.json), opencompass (results/*.json);
@@ -182,8 +180,7 @@ def _samples(samples: Sequence[_Sample], squashed: bool) -> Samples:
     """One problem's, wrong answers numbered from 1 as they come."""
     ids: dict[str, int] = {}
     answers = tuple(
-        RIGHT if s.correct else NO_ANSWER if not s.answer else ids.setdefault(s.answer, 1 + len(ids))
-        for s in samples
+        RIGHT if s.correct else ids.setdefault(s.answer, 1 + len(ids)) if s.answer else None for s in samples
     )
     known = any(s.answer is not None for s in samples)
     scores = tuple(_squashed(s.score) if squashed else s.score for s in samples if s.score is not None)
@@ -297,7 +294,7 @@ def _details(path: Path, records: list[tuple[int, dict[str, Any]]]) -> list[tupl
     else:
         raise KvplanError(f"{path}: `details` is neither a list nor an object")
     if not found:
-        raise KvplanError(f"{path}: `details` has no samples; was it evaluated with --dump-eval-details?")
+        raise KvplanError(f"{path}: `details` has no samples")
     return list(enumerate(found, start=1))
 
 
@@ -310,6 +307,11 @@ def _rows(
     """One row per sample: a record holds one, or lists of them."""
     keys = FORMATS[kind]
     chosen = spec.filter or next((r["filter"] for _, r in records if isinstance(r.get("filter"), str)), None)
+    if spec.filter and not any(r.get("filter") == spec.filter for _, r in records):
+        there = sorted({str(r["filter"]) for _, r in records if "filter" in r})
+        raise KvplanError(
+            f"{path}: no rows of filter {spec.filter!r}; there are {', '.join(there) or 'none'}"
+        )
     for number, record in records:
         if kind == "lm_eval" and chosen is not None and record.get("filter", chosen) != chosen:
             continue

@@ -142,8 +142,8 @@ class Samples:
     tokens: tuple[int, ...]
     """Of each whole, thinking and answer."""
     correct: tuple[bool, ...]
-    answers: tuple[int, ...] | None = None
-    """Which answer each gave: `RIGHT`, wrong ones from 1, -1 = none; None = the table does not say."""
+    answers: tuple[int | None, ...] | None = None
+    """Which answer each gave: `RIGHT`, wrong ones from 1, None = none; no tuple: the table does not say."""
     scores: tuple[float, ...] | None = None
     """A verifier's score of each, 0 to 1; None = the table has none."""
 

@@ -46,7 +46,7 @@ def test_a_table_with_scores_and_answers(tmp_path: Path) -> None:
     assert found.problems["a"].tokens == (100, 300, 250, 90)
     assert found.problems["a"].answers == (0, 1, 2, 1)
     assert found.problems["a"].scores == (0.9, 0.2, 0.4, 0.1)
-    assert found.problems["b"].answers == (-1,)
+    assert found.problems["b"].answers == (None,)
     assert found.said == (
         "pass table t.csv (csv): 2 problems, 1 to 4 samples each, 20.0% right, 158 tokens on average; "
         "scores of its own; answers of its own"
@@ -156,6 +156,7 @@ def test_field_names_are_configurable(tmp_path: Path) -> None:
         ("t.json", {"details": {}}, {}, "`details` has no samples"),
         ("t.json", [], {}, "has no rows"),
         ("t.json", "", {}, "no column"),
+        ("t.jsonl", ({"doc_id": 1, "resps": [["x"]], "filter": "a"},), {"filter": "b"}, "there are a"),
         ("t.jsonl", ({"a": 1},), {"fields": {"problm": "a"}}, "did you mean problem"),
         ("t.jsonl", ({"a": 1, "correct": 1},), {"fields": {"problem": "b"}}, "row 1: no b"),
     ],
