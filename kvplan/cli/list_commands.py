@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -14,10 +15,12 @@ from kvplan.cli.profile_report import error_line
 from kvplan.cli.terminal import show
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import scenarios_dir
+from kvplan.formulas.quality import pass_at_k
 from kvplan.gpu import get_gpu, gpu_names
 from kvplan.models.load import aliases, bundled_models, find_bundled, load_model
 from kvplan.profiles.profile import Profile, bundled_profiles
 from kvplan.tables import Table
+from kvplan.workload.pass_tables import read_pass_table
 from kvplan.workload.quality_sets import quality_sets
 from kvplan.workload.strategies.catalog import STRATEGIES, parameters
 from kvplan.workload.verifiers import measured_rates
@@ -85,12 +88,13 @@ def show_command(name: str, /, *, json: Annotated[bool, SWITCH] = False) -> int:
     Parameters
     ----------
     name
-        Of anything that `kvplan list` lists.
+        Of anything that `kvplan list` lists, or a file of graded samples (CSV, JSON, JSONL).
     json
         One JSON document on stdout.
     """
-    for kind, shelf in SHELVES.items():
-        found = shelf.find(name)
+    finders = {kind: shelf.find for kind, shelf in SHELVES.items()} | {"pass_table": _pass_table}
+    for kind, find in finders.items():
+        found = find(name)
         if found is None:
             continue
         if json:
@@ -223,6 +227,37 @@ def _gpu(name: str) -> dict[str, Any] | None:
         return get_gpu(name).model_dump(mode="json")
     except KvplanError:
         return None
+
+
+def _pass_table(name: str) -> dict[str, Any] | None:
+    """What a file of graded samples says, and its pass@k."""
+    path = Path(name)
+    if path.suffix not in (".csv", ".json", ".jsonl") or not path.is_file():
+        return None
+    read = read_pass_table(name)
+    counts = [(len(s.correct), sum(s.correct)) for s in read.problems.values()]
+    fewest = min(num for num, _ in counts)
+    ks = [1 << power for power in range(fewest.bit_length())]
+    num, right = zip(*counts, strict=True)
+    return {
+        "is": read.said,
+        "pass_at_k": {k: round(float(pass_at_k(num, right, k).mean()), 4) for k in ks},
+        "mean_tokens": {
+            said: _mean(
+                [
+                    n
+                    for s in read.problems.values()
+                    for n, ok in zip(s.tokens, s.correct, strict=True)
+                    if ok == is_right
+                ]
+            )
+            for said, is_right in (("right", True), ("wrong", False))
+        },
+    }
+
+
+def _mean(values: list[int]) -> float | None:
+    return round(sum(values) / len(values), 1) if values else None
 
 
 SHELVES: dict[str, Shelf] = {

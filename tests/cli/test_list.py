@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,24 @@ def test_a_scenario_shows_its_text(capsys: Capture) -> None:
     """It can be saved and run."""
     assert run(["show", "chat"]) == 0
     assert load_scenario("chat").model in capsys.readouterr().out
+
+
+def test_a_file_of_samples_shows_what_is_in_it(capsys: Capture, tmp_path: Path) -> None:
+    """What was read in a line, pass@k without bias, lengths of right and wrong samples; damaged rows are one line."""
+    table = tmp_path / "own.csv"
+    rows = [f"a,{i},{int(i < 2)},{100 + i}" for i in range(4)] + [f"b,{i},0,{200 + i}" for i in range(5)]
+    table.write_text("problem,sample,correct,tokens\n" + "\n".join(rows))
+    assert run(["show", str(table), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["kind"] == "pass_table"
+    assert shown["is"]["is"].startswith(
+        f"pass table {table} (csv): 2 problems, 4 to 5 samples each, 22.2% right"
+    )
+    assert shown["is"]["pass_at_k"] == {"1": 0.25, "2": round((1 - 1 / 6) / 2, 4), "4": 0.5}
+    assert shown["is"]["mean_tokens"] == {"right": 100.5, "wrong": round((205 + 1010) / 7, 1)}
+    table.write_text("problem,sample,correct,tokens\na,0,1,many\n")
+    assert run(["show", str(table)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_unknown_names_offer_the_closest_and_the_list(capsys: Capture) -> None:
