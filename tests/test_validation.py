@@ -62,8 +62,8 @@ def blocks() -> tuple[str, str]:
 
 
 def pool() -> tuple[str, str]:
-    middle, worst = found("memory-pool", r"Median (\S+%), worst (\S+%)\.")
-    return f"{middle} in the median of {len(rows('memory-pool'))} logs", worst
+    num_logs, middle, worst = found("memory-pool", r"all: (\d+) logs, median (\S+%), .*?worst (\S+%);")
+    return f"{middle} in the median of {num_logs} logs", worst
 
 
 def other_engines() -> tuple[str, str]:

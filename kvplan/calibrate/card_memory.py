@@ -57,6 +57,7 @@ def learn_overheads(found: Measurements, card: GpuSpec | None, engine: str) -> M
         ),
         "vision_gib": _untold(base.vision_gib),
         "runtime_gib": _runtime(rows, base, where),
+        "runtime_gib_of": {},
         "runtime_gib_per_peer": _untold(base.runtime_gib_per_peer),
         "graph_mib_per_layer": {name: _untold(figure) for name, figure in graphs.items()}
         | {kind: _graphs(rows.get("memory_cuda_graph", []), where, graphs.get(kind, graphs["default"]))},

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
-from math import ceil
+from math import ceil, hypot
 from typing import Literal
 
 from kvplan.engines.flags import EngineVersion, ResolvedArgs
 from kvplan.gpu import GpuSpec
-from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads
+from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads, exact
 from kvplan.models.lora import lora_bytes
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.memory_profile import UNSEEN_SPREAD, MemoryProfile, memory_profile
@@ -83,11 +83,6 @@ class Colocated:
     kv_bytes: int
 
 
-def exact(num_bytes: int) -> Range:
-    """A range of one value."""
-    return Range(num_bytes, num_bytes, num_bytes)
-
-
 def make_budget(
     model: ModelSpec,
     args: ResolvedArgs,
@@ -110,8 +105,8 @@ def make_budget(
     total = Row("total", "total", Range(gpu.total_bytes, low, high), _card_kind(gpu), _card_source(gpu))
     others = (*_lora(model, args), *(_colocated_row(c) for c in colocated))
     weights = _weights(model, args, loaded, learned)
-    activation, runtime = _activation(over, engine, kind), _runtime(over, learned, args, kind)
-    graphs = _graphs(over, learned.graphs_in_budget and gpu.vendor != "amd", kind)
+    activation, runtime = _activation(over, engine, kind), _runtime(over, kind)
+    graphs = _graphs(over, over.graphs_inside and gpu.vendor != "amd", kind)
     taken = [row.size for row in (weights, *others, activation, runtime, graphs)]
     outside, kv = _split(gpu, args, engine, taken, runtime.size.value)
     return Budget(
@@ -188,10 +183,17 @@ def _split(
         return outside, Row("kv_pool", "KV cache", asked, "computed", "--kv-cache-memory-bytes")
     share = _share(args, engine, total, used, context)
     low, high = (_share(args, engine, end, used, context).budget for end in gpu.total_bytes_range)
+    more, less = _joint(taken)
     flag = share.flag + ("; the host's own use must fit in it" if gpu.unified_memory else "")
     outside = Row("outside_budget", share.label, exact(total - share.budget), "computed", flag)
-    pool = Range(share.budget - used.value, low - used.high, high - used.low)
+    pool = Range(share.budget - used.value, low - used.value - more, high - used.value + less)
     return outside, Row("kv_pool", "KV cache", pool, "computed", "what weights and overheads leave")
+
+
+def _joint(ranges: list[Range]) -> tuple[int, int]:
+    """(more, less) than their summed values: deviations of one figure say nothing of another's, so squares add up."""
+    more = hypot(*(one.high - one.value for one in ranges))
+    return int(more), int(hypot(*(one.value - one.low for one in ranges)))
 
 
 def _sum(ranges: list[Range]) -> Range:
@@ -264,12 +266,9 @@ def _activation(over: Overheads, engine: EngineVersion, kind: SourceKind) -> Row
     return Row("activation", "activation peak", over.activation, kind, over.activation_why)
 
 
-def _runtime(over: Overheads, learned: MemoryProfile, args: ResolvedArgs, kind: SourceKind) -> Row:
-    peers = learned.runtime_gib_per_peer.source if args.tensor_parallel_size > 1 else ""
-    why = f"{NO_LOGS}; " if kind == "assumed" else ""
-    why += learned.runtime_gib.source + (f"; per further rank: {peers}" if peers else "")
-    kind = "assumed" if "assumed" in peers else kind
-    return Row("non_torch", "runtime (non-torch)", over.runtime, kind, why)
+def _runtime(over: Overheads, kind: SourceKind) -> Row:
+    why = f"{NO_LOGS}; {over.runtime_why}" if kind == "assumed" else over.runtime_why
+    return Row("non_torch", "runtime (non-torch)", over.runtime, "assumed" if "assumed" in why else kind, why)
 
 
 def _graphs(over: Overheads, inside: bool, kind: SourceKind) -> Row:

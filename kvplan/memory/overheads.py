@@ -1,10 +1,15 @@
 """What an engine takes beside weights and KV: activation peak, runtime growth, CUDA graphs. Bytes, with ranges.
 
-Physics with few learned coefficients (`profile.MemoryProfile`): at start-up the engine runs one forward pass of
-max_num_batched_tokens and one sampler of max_num_seqs, and keeps the larger peak free for ever after.
+At start-up the engine runs its vision tower on the largest images, one forward pass of max_num_batched_tokens and one
+sampler of max_num_seqs, and keeps the largest of the three peaks free for ever after (`profile_run` of vLLM's model
+runners). What is live at each, all in 16 bits but the sampler's:
 
-    sampler = coefficient x max_num_seqs x vocabulary + max_num_batched_tokens x hidden x 2
-    forward = max_num_batched_tokens x (3 x hidden + the widest layer's live tensors) x 2
+    kept    = images of that profile and the embeddings they became + the experts' workspace + the GEMMs' workspace
+    sampler = kept + max_num_batched_tokens x hidden x 2 + max_num_seqs x (vocabulary x bytes per logit + hidden x 2)
+    forward = kept + max_num_batched_tokens x (residual streams x hidden + the widest layer's live tensors) x 2
+
+Bytes per logit are a version's: logits, their fp32 copy, what sorting or thresholds need. Few coefficients are learned
+from logs (`profile.MemoryProfile`).
 """
 
 from __future__ import annotations
@@ -14,13 +19,19 @@ from typing import NamedTuple
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.gpu import GpuSpec
-from kvplan.models.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
 from kvplan.timing.costs import capture_sizes
 from kvplan.units import GiB, MiB, cdiv
 
 _MOE_CHUNK = 32768
 """Tokens the fused-experts kernels take at a time; wider batches reuse the same workspace."""
+_GEMM_WORKSPACE = {"hopper": 32 * MiB, "blackwell": 32 * MiB}
+"""What torch lets cuBLAS keep by GPU architecture (`CUDABlas.cpp`)."""
+_USUAL_GEMM_WORKSPACE = 8 * MiB
+_SAMPLER_PROGRAMS = 132
+"""Programs of the top-k/top-p kernel, each with a row of its own: as many as the card has multiprocessors, of which
+H100 and H200 have 132 and the others 72 to 188."""
 
 
 class Range(NamedTuple):
@@ -48,7 +59,10 @@ class Overheads(NamedTuple):
     runtime: Range
     graphs: Range
     """What captured CUDA graphs take, whether or not the budget holds them."""
+    runtime_why: str = ""
     graphs_source: str = ""
+    graphs_inside: bool = False
+    """Whether graphs are deducted before the KV pool."""
 
 
 def estimate_overheads(
@@ -56,68 +70,153 @@ def estimate_overheads(
 ) -> Overheads:
     """Overheads of one rank of `model` under `args`; only the last pipeline stage samples."""
     tokens, rows = args.max_num_batched_tokens, args.max_num_seqs
-    sampler = _sampler(model, args, profile) if last_stage else NOTHING
-    forward = _scaled(forward_bytes(model, args), profile.forward_scale)
+    per_logit = bytes_per_logit(model, profile)
+    kept = kept_bytes(model, args, gpu, profile)
+    logits = _scaled(rows * model.vocab_size, per_logit)
+    sampler = logits + exact(kept + sampler_inputs(model, args, profile)) if last_stage else NOTHING
+    forward = _scaled(forward_bytes(model, args, profile), profile.forward_scale) + exact(kept)
     tower, of_tower = _tower(model, args, profile)
     peaks = [
-        (sampler, f"sampler of {rows:,} x {model.vocab_size:,} logits", profile.sampler_bytes_per_logit),
+        (sampler, f"sampler of {rows:,} x {model.vocab_size:,} logits", per_logit),
         (forward, f"forward pass of {tokens:,} tokens", profile.forward_scale),
         (tower, "vision tower", of_tower),
     ]
     size, what, figure = max(peaks, key=lambda peak: peak[0].value)
     activation = Range(size.value, max(p[0].low for p in peaks), max(p[0].high for p in peaks))
-    peers = _scaled(GiB * (args.tensor_parallel_size - 1), profile.runtime_gib_per_peer)
-    runtime = _scaled(GiB, profile.runtime_gib) + peers
+    runtime, runtime_why = _runtime(args, gpu, profile)
     per_layer = profile.graph_mib_per_layer.get(gpu.architecture, profile.graph_mib_per_layer["default"])
     graphs = _scaled(MiB * num_graphs(args, gpu) * _stage_layers(model, args), per_layer)
     why = f"{num_graphs(args, gpu)} graphs x {_stage_layers(model, args)} layers; {per_layer.source}"
-    return Overheads(activation, f"{what}; {figure.source}", runtime, graphs, why)
+    inside = profile.graphs_in_budget and not (
+        profile.outside_in_second_runner and second_runner(model, profile)
+    )
+    return Overheads(activation, f"{what}; {figure.source}", runtime, graphs, runtime_why, why, inside)
+
+
+def exact(num_bytes: int) -> Range:
+    """A range of one value."""
+    return Range(num_bytes, num_bytes, num_bytes)
+
+
+def second_runner(model: ModelSpec, profile: MemoryProfile) -> bool:
+    """Whether vLLM's second model runner serves the model by default: its sampler holds fewer copies of the logits."""
+    named = profile.second_runner
+    mixers = (mixer for layer in model.layers for mixer in layer.mixers)
+    dense = not model.is_moe and all(mixer.kind is not AttentionKind.STATE for mixer in mixers)
+    return "all" in named or ("dense" in named and dense) or model.architecture in named
+
+
+def bytes_per_logit(model: ModelSpec, profile: MemoryProfile) -> Figure:
+    """What the profiling sampler holds per logit."""
+    second = profile.second_sampler_bytes_per_logit
+    return second if second is not None and second_runner(model, profile) else profile.sampler_bytes_per_logit
+
+
+def kept_bytes(model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile) -> int:
+    """What stays allocated from earlier in the profile run, whichever moment peaks."""
+    workspace = _GEMM_WORKSPACE.get(gpu.architecture, _USUAL_GEMM_WORKSPACE)
+    if profile.keeps_expert_workspace:
+        widths = (_expert_workspace(layer.mlp, model.hidden_size, args) for layer in model.layers)
+        workspace += int(2 * min(args.max_num_batched_tokens, _MOE_CHUNK) * max(widths, default=0))
+    if profile.legacy or not _profiles_tower(model, args):
+        return workspace
+    from kvplan.memory.tower_profile import embedded_bytes
+
+    assert model.vision is not None
+    return workspace + embedded_bytes(model.vision, args, model.hidden_size)
+
+
+def _expert_workspace(mlp: MlpSpec, hidden: int, args: ResolvedArgs) -> float:
+    """Elements per token of the two buffers that the experts' kernels share among all layers.
+
+    Source: `workspace_shapes` of vLLM's Triton and Marlin experts; gpt-oss' own kernels on Hopper have none.
+    """
+    if not mlp.num_experts or mlp.bias:
+        return 0
+    split = 1 if args.enable_expert_parallel else args.tensor_parallel_size
+    expert, width = mlp.intermediate_size / split, mlp.latent_size or hidden
+    return mlp.experts_per_token * (max(expert, width) + max((mlp.num_matrices - 1) * expert, width))
+
+
+def sampler_inputs(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> int:
+    """Bytes beside the logits when the profiling sampler peaks; every rank gathers all logits."""
+    rows, tokens = args.max_num_seqs, args.max_num_batched_tokens
+    thresholds = 4 * model.vocab_size * min(rows, _SAMPLER_PROGRAMS) if profile.sampler_thresholds else 0
+    if second_runner(model, profile):
+        thresholds = 0
+    return 2 * model.hidden_size * (tokens + rows) + thresholds
+
+
+def _profiles_tower(model: ModelSpec, args: ResolvedArgs) -> bool:
+    return model.vision is not None and not args.language_model_only and not args.skip_mm_profiling
 
 
 def _tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> tuple[Range, Figure]:
     """The peak of profiling the vision tower, and the figure behind it."""
-    if model.vision is None or args.language_model_only or args.skip_mm_profiling:
+    if not _profiles_tower(model, args):
         return NOTHING, profile.vision_gib
     from kvplan.memory.tower_profile import tower_bytes  # only for models that see: a cold start stays short
 
+    assert model.vision is not None
     known = tower_bytes(model.vision, args) if profile.vision_scale else None
     if known is None or profile.vision_scale is None:
         return _scaled(GiB, profile.vision_gib), profile.vision_gib
     return _scaled(known, profile.vision_scale), profile.vision_scale
 
 
+def _runtime(args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile) -> tuple[Range, str]:
+    """Growth outside torch's peak, by card and by what joins its ranks."""
+    figure = profile.runtime_gib_of.get(gpu.architecture, profile.runtime_gib)
+    runtime, why = _scaled(GiB, figure), figure.source
+    if args.tensor_parallel_size > 1:
+        joined = profile.runtime_gib_joined if "NVLink" in gpu.interconnect else None
+        if joined is not None:
+            return runtime + _scaled(GiB, joined), f"{why}; joined ranks: {joined.source}"
+        peers = profile.runtime_gib_per_peer
+        runtime += _scaled(GiB * (args.tensor_parallel_size - 1), peers)
+        why += f"; per further rank: {peers.source}"
+    return runtime, why
+
+
 def _scaled(unit: float, figure: Figure) -> Range:
     return Range(int(unit * figure.value), int(unit * figure.low), int(unit * figure.high))
 
 
-def _sampler(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> Range:
-    """The profiling sampler's peak; every rank gathers all logits."""
-    rows = args.max_num_seqs
-    logits = _scaled(rows * model.vocab_size, profile.sampler_bytes_per_logit)
-    hidden = args.max_num_batched_tokens * model.hidden_size * 2
-    return logits + Range(hidden, hidden, hidden)
-
-
-def forward_bytes(model: ModelSpec, args: ResolvedArgs) -> int:
+def forward_bytes(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> int:
     """Peak of live tensors in one forward pass of max_num_batched_tokens, 16-bit activations."""
     tokens, tp = args.max_num_batched_tokens, args.tensor_parallel_size
-    widest = max((_layer_width(layer, model.hidden_size, tokens, tp) for layer in model.layers), default=0.0)
-    return int(2 * tokens * (3 * model.hidden_size + widest))
+    copied = _quantised_copy(model)
+    widths = (_layer_width(layer, model.hidden_size, tokens, tp, copied, profile) for layer in model.layers)
+    widest = max(widths, default=0.0)
+    return int(2 * tokens * (profile.residual_streams * model.hidden_size + widest))
 
 
-def _layer_width(layer: LayerSpec, hidden: int, tokens: int, tp: int) -> float:
-    """Elements per token that the layer's widest moment holds, beside three hidden states."""
-    return max(_mlp_width(layer.mlp, hidden, tokens, tp), *(_attention_width(m, tp) for m in layer.mixers))
+def _quantised_copy(model: ModelSpec) -> float:
+    """Size of the copy that an int8 layer makes of the down projection's input, over the 16-bit one's.
+
+    FP8 layers quantise in the same kernel that multiplies gate and up.
+    """
+    told = str((model.quantization or {}).get("config_groups", ""))
+    return 0.5 if "'num_bits': 8" in told and "'type': 'int'" in told and "'channel'" in told else 0.0
 
 
-def _mlp_width(mlp: MlpSpec, hidden: int, tokens: int, tp: int) -> float:
-    gates = mlp.num_matrices - 1
+def _layer_width(
+    layer: LayerSpec, hidden: int, tokens: int, tp: int, copied: float, profile: MemoryProfile
+) -> float:
+    """Elements per token that the layer's widest moment holds, beside the residual streams."""
+    mlp = layer.mlp
     if not mlp.num_experts:
-        return (gates + 1) * mlp.intermediate_size / tp
+        inside = (mlp.num_matrices + copied) * mlp.intermediate_size / tp
+    else:
+        inside = hidden + mlp.num_matrices * mlp.shared_intermediate_size / tp
+        if not profile.keeps_expert_workspace:
+            inside += _routed_width(mlp, hidden, tp) * min(1.0, _MOE_CHUNK / tokens)
+    return max(inside, *(_attention_width(m, tp) for m in layer.mixers))
+
+
+def _routed_width(mlp: MlpSpec, hidden: int, tp: int) -> float:
     expert = mlp.intermediate_size / tp
-    share = min(1.0, _MOE_CHUNK / tokens)
-    routed = mlp.experts_per_token * (max(gates * expert, hidden) + expert) * share
-    return routed + hidden + mlp.shared_intermediate_size / tp
+    return mlp.experts_per_token * (max((mlp.num_matrices - 1) * expert, hidden) + expert)
 
 
 def _attention_width(spec: AttentionSpec, tp: int) -> float:

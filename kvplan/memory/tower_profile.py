@@ -62,16 +62,36 @@ WHOLE = frozenset({"gemma4"})
 """Towers that every rank holds and runs whole."""
 
 
-def tower_bytes(vision: VisionSpec, args: ResolvedArgs) -> int | None:
-    """Peak of profiling the tower on one rank; None for towers whose largest image is not known."""
+def largest_image(vision: VisionSpec) -> Largest | None:
+    """The largest image of a tower; None where it is not known."""
     if vision.family not in LARGEST and "patches" not in dict(vision.facts):
         return None
-    largest = LARGEST.get(vision.family, _declared)(vision)
+    return LARGEST.get(vision.family, _declared)(vision)
+
+
+def num_items(largest: Largest, args: ResolvedArgs) -> int:
+    """Largest images that start-up profiles at a time."""
+    tokens = max(largest.tokens, 1)
+    return max(1, min(max(args.max_num_batched_tokens, tokens) // tokens, args.max_num_seqs * 999))
+
+
+def embedded_bytes(vision: VisionSpec, args: ResolvedArgs, hidden: int) -> int:
+    """What the profiled images leave allocated until the run ends: their pixels and the embeddings they became."""
+    largest = largest_image(vision)
+    if largest is None:
+        return 2 * args.max_num_batched_tokens * hidden
+    pixels = num_items(largest, args) * largest.patches * largest.pixels
+    return 2 * (pixels + max(args.max_num_batched_tokens, largest.tokens) * hidden)
+
+
+def tower_bytes(vision: VisionSpec, args: ResolvedArgs) -> int | None:
+    """Peak of profiling the tower on one rank; None for towers whose largest image is not known."""
+    largest = largest_image(vision)
+    if largest is None:
+        return None
     whole = vision.family in WHOLE or args.mm_encoder_tp_mode == "data"
     tp = 1 if whole else args.tensor_parallel_size
-    tokens = max(largest.tokens, 1)
-    items = max(1, min(max(args.max_num_batched_tokens, tokens) // tokens, args.max_num_seqs * 999))
     gated = vision.family in GATED or dict(vision.facts).get("gated")
     hidden, sides = vision["hidden"], 3 if gated else 2
     widest = max(7 * hidden, sides * vision["width"]) / tp
-    return int(2 * items * largest.patches * (largest.pixels + 2 * hidden + widest))
+    return int(2 * num_items(largest, args) * largest.patches * (largest.pixels + 2 * hidden + widest))

@@ -25,7 +25,7 @@ from kvplan.models.modules import (
 from kvplan.models.quantization import Rule, Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 from kvplan.models.vision import vision_modules, vision_rotary
-from kvplan.units import cdiv
+from kvplan.units import MiB, cdiv
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -58,6 +58,8 @@ class LayerWeights(NamedTuple):
     num_experts: int
     """Routed experts on this rank."""
     norms: int
+    slack: int = 0
+    """What torch's allocator takes beyond the 16-bit matrices' own bytes (`allocator_slack`); not in the total."""
 
     @property
     def total(self) -> int:
@@ -79,9 +81,14 @@ class RankWeights(NamedTuple):
 
     @property
     def total(self) -> int:
-        """What vLLM prints as "Model loading took ... GiB"."""
+        """Bytes of all tensors."""
         others = self.embedding + self.lm_head + self.vision + self.mtp + self.rotary
         return sum(layer.total for layer in self.layers) + others
+
+    @property
+    def loaded(self) -> int:
+        """What vLLM prints as "Model loading took ... GiB": the tensors as torch's allocator holds them."""
+        return self.total + sum(layer.slack for layer in self.layers)
 
 
 def parameters(model: ModelSpec, *, vision: bool = True, mtp: bool = False) -> int:
@@ -177,8 +184,20 @@ def heaviest_rank(
 
 @lru_cache(256)
 def weight_bytes(model: ModelSpec, **options: Any) -> int:
-    """Bytes of weights on the heaviest rank; options as for `heaviest_rank`. Asked again for every card and flag."""
-    return heaviest_rank(model, **options).total
+    """Bytes that the heaviest rank's weights take, by `heaviest_rank`'s options; asked again for every card."""
+    return heaviest_rank(model, **options).loaded
+
+
+def allocator_slack(size: int) -> int:
+    """Bytes that torch holds beyond a large tensor's own: memory comes in 2 MiB, and a rest of 1 MiB is not split off.
+
+    Source: torch `CUDACachingAllocator.cpp`, kRoundLarge, kMinLargeAlloc, kSmallSize.
+
+    >>> allocator_slack(129 * 2**20 + 2**19), allocator_slack(128 * 2**20)
+    (524288, 0)
+    """
+    left = -size % (2 * MiB)
+    return left if size >= 10 * MiB and left <= MiB else 0
 
 
 def stage_spans(num_layers: int, stages: int) -> tuple[tuple[int, int], ...]:
@@ -269,12 +288,16 @@ class _Loader(NamedTuple):
         """One layer's weights by part."""
         layer, hidden = self.model.layers[index], self.model.hidden_size
         parts = dict.fromkeys(("attention", "mlp", "router", "expert", "norm"), 0)
-        copies = 0
+        copies, fused = 0, dict[str, int]()
         for module in layer_modules(layer, hidden, self.cut):
             name = checkpoint_name(self.model.architecture, module.name)
-            parts[module.role] += self.module_bytes(module._replace(name=f"layers.{index}.{name}"))
+            size = self.module_bytes(module._replace(name=f"layers.{index}.{name}"))
+            parts[module.role] += size
             if module.role == "expert":
                 copies = module.copies
+            if size == module.parameters * self.itemsize:
+                tensor = _fused(module.name)
+                fused[tensor] = fused.get(tensor, 0) + size
         absorbed = sum(_absorbed_elements(a, self.cut) for a in layer.mixers) * self.itemsize
         if self.legacy:
             absorbed += sum(_legacy_elements(a, hidden, self.cut) for a in layer.mixers) * self.itemsize
@@ -285,7 +308,17 @@ class _Loader(NamedTuple):
             parts["expert"] // copies if copies else 0,
             copies,
             parts["norm"],
+            sum(map(allocator_slack, fused.values())),
         )
+
+
+def _fused(name: str) -> str:
+    """The tensor that a module is a part of: vLLM fuses Q, K and V, gate and up, and each of an expert's for all."""
+    parent, _, last = name.rpartition(".")
+    tensor = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"} | dict.fromkeys(
+        ("gate_proj", "up_proj"), "gate_up_proj"
+    )
+    return f"{parent}.{tensor.get(last, last)}"
 
 
 def _absorbed_elements(a: AttentionSpec, cut: Cut) -> int:

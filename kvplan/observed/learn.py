@@ -11,7 +11,13 @@ from typing import NamedTuple
 
 from kvplan.memory.answers import Plan
 from kvplan.memory.forward import answer, rank_weights
-from kvplan.memory.overheads import estimate_overheads, forward_bytes
+from kvplan.memory.overheads import (
+    estimate_overheads,
+    forward_bytes,
+    kept_bytes,
+    sampler_inputs,
+    second_runner,
+)
 from kvplan.memory.tower_profile import tower_bytes
 from kvplan.observed.explain import formats
 from kvplan.observed.pool import PrintedPool
@@ -55,9 +61,9 @@ def learn(log: StartupLog, plan: Plan, pool: PrintedPool) -> MemoryProfile:
         profile = with_peak(plan, profile, peak)
     target = pool.num_bytes + min(MARGIN, plan.shape.bytes_per_block // 2)
     solved = _with_rest(log, plan, profile, target)
-    if _plausible(solved):
+    if _plausible(plan, solved):
         return solved
-    return _with_other_format(log, plan, profile, target, solved.runtime_gib.value)
+    return _with_other_format(log, plan, profile, target, _growth(plan, solved).value)
 
 
 def _stated(log: StartupLog, plan: Plan, pool: PrintedPool) -> str:
@@ -70,8 +76,8 @@ def _stated(log: StartupLog, plan: Plan, pool: PrintedPool) -> str:
     return "a flag states the slots of its states, and so the pool" if pool.states_pinned else ""
 
 
-def _plausible(profile: MemoryProfile) -> bool:
-    return PLAUSIBLE[0] <= profile.runtime_gib.value <= PLAUSIBLE[1]
+def _plausible(plan: Plan, profile: MemoryProfile) -> bool:
+    return PLAUSIBLE[0] <= _growth(plan, profile).value <= PLAUSIBLE[1]
 
 
 def _with_other_format(
@@ -91,8 +97,9 @@ def _with_other_format(
             weights = _figure(more).model_copy(update={"source": f"no line prints weights; taken {what}"})
             other = profile.model_copy(update={"weights_gib": {model.name: weights}})
             found.append(_with_rest(log, plan, other, pool))
-    usual = profile.runtime_gib.value
-    best = min(filter(_plausible, found), key=lambda one: abs(one.runtime_gib.value - usual), default=None)
+    usual = _growth(plan, profile).value
+    likely = [one for one in found if _plausible(plan, one)]
+    best = min(likely, key=lambda one: abs(_growth(plan, one).value - usual), default=None)
     if best is not None:
         return best
     missing = "" if printed else "the log lacks its loading line ('Model loading took ... GiB'), and "
@@ -121,10 +128,12 @@ class Learned(NamedTuple):
 
 _UNITS = {
     "sampler_bytes_per_logit": "bytes",
+    "second_sampler_bytes_per_logit": "bytes",
     "forward_scale": "x the widest layer's tensors",
     "vision_gib": "GiB of activation peak",
     "vision_scale": "x what profiling the tower holds",
     "runtime_gib": "GiB a GPU",
+    "runtime_gib_of": "GiB a GPU",
     "graph_mib_per_layer": "MiB a graph and layer",
     "total_gib": "GiB",
     "weights_gib": "GiB beyond the computed",
@@ -225,13 +234,14 @@ def with_peak(plan: Plan, profile: MemoryProfile, peak: float, largest: str = ""
     """The profile whose largest activation is `peak`: the largest kind scaled to it, the others capped by it."""
     model, args = plan.question.model, plan.args
     logits = args.max_num_seqs * model.vocab_size
-    hidden = args.max_num_batched_tokens * model.hidden_size * 2
+    kept = kept_bytes(model, args, plan.question.gpu, profile)
+    inputs = kept + sampler_inputs(model, args, profile)
     fits = {
-        "sampler_bytes_per_logit": max(0.0, peak - hidden) / max(1, logits),
-        "forward_scale": peak / max(1, forward_bytes(model, args)),
+        _of_sampler(plan, profile): max(0.0, peak - inputs) / max(1, logits),
+        "forward_scale": max(0.0, peak - kept) / max(1, forward_bytes(model, args, profile)),
         _of_tower(plan, profile): peak / (_tower(plan) or GiB),
     }
-    largest = largest or _largest(plan)
+    largest = largest or _largest(plan, profile)
     update = {
         name: _figure(value)
         for name, value in fits.items()
@@ -251,12 +261,20 @@ def _of_tower(plan: Plan, profile: MemoryProfile) -> str:
     return "vision_scale" if profile.vision_scale and _tower(plan) else "vision_gib"
 
 
-def _largest(plan: Plan) -> str:
+def _of_sampler(plan: Plan, profile: MemoryProfile) -> str:
+    """The coefficient that the sampler's peak is told by."""
+    second = profile.second_sampler_bytes_per_logit is not None and second_runner(
+        plan.question.model, profile
+    )
+    return "second_sampler_bytes_per_logit" if second else "sampler_bytes_per_logit"
+
+
+def _largest(plan: Plan, profile: MemoryProfile) -> str:
     """The coefficient that the plan's activation peak comes from."""
     why = plan.budget.activation.why
     if why.startswith("vision"):
         return "vision_scale" if _tower(plan) else "vision_gib"
-    return "sampler_bytes_per_logit" if why.startswith("sampler") else "forward_scale"
+    return _of_sampler(plan, profile) if why.startswith("sampler") else "forward_scale"
 
 
 def _with_rest(log: StartupLog, plan: Plan, profile: MemoryProfile, pool: int) -> MemoryProfile:
@@ -264,18 +282,31 @@ def _with_rest(log: StartupLog, plan: Plan, profile: MemoryProfile, pool: int) -
 
     Where the log says that images were profiled, what exceeds the usual growth is theirs.
     """
-    runtime = profile.runtime_gib.value + _surplus(plan, profile, pool) / _slope(plan, profile)
+    growth = _growth(plan, profile)
+    runtime = growth.value + _surplus(plan, profile, pool) / _slope(plan, profile)
     images = "encoder_tokens" in log.figures and plan.question.model.vision is not None
-    most = profile.runtime_gib.value if images else PLAUSIBLE[1]
-    usual = profile.runtime_gib.low <= runtime <= most
+    most = growth.value if images else PLAUSIBLE[1]
+    usual = growth.low <= runtime <= most
     if activation_bytes(log) is not None or usual or plan.question.engine.engine == "sglang":
-        return profile.model_copy(update={"runtime_gib": _figure(runtime)})
-    peak = plan.budget.activation.size.value + (runtime - profile.runtime_gib.value) * GiB
+        return _with_growth(plan, profile, runtime)
+    peak = plan.budget.activation.size.value + (runtime - growth.value) * GiB
     if peak > MOST_PEAK * plan.budget.total.size.value:
-        return profile.model_copy(update={"runtime_gib": _figure(runtime)})
+        return _with_growth(plan, profile, runtime)
     other = with_peak(plan, profile, max(0.0, peak), _of_tower(plan, profile) if images else "")
-    rest = profile.runtime_gib.value + _surplus(plan, other, pool) / _slope(plan, other)
-    return other.model_copy(update={"runtime_gib": _figure(rest)})
+    return _with_growth(plan, other, growth.value + _surplus(plan, other, pool) / _slope(plan, other))
+
+
+def _growth(plan: Plan, profile: MemoryProfile) -> Figure:
+    """Runtime growth of the plan's card."""
+    return profile.runtime_gib_of.get(plan.question.gpu.architecture, profile.runtime_gib)
+
+
+def _with_growth(plan: Plan, profile: MemoryProfile, gib: float) -> MemoryProfile:
+    """The profile with another runtime growth of the plan's card."""
+    card = plan.question.gpu.architecture
+    if card not in profile.runtime_gib_of:
+        return profile.model_copy(update={"runtime_gib": _figure(gib)})
+    return profile.model_copy(update={"runtime_gib_of": profile.runtime_gib_of | {card: _figure(gib)}})
 
 
 def _surplus(plan: Plan, profile: MemoryProfile, pool: int) -> float:
@@ -285,7 +316,7 @@ def _surplus(plan: Plan, profile: MemoryProfile, pool: int) -> float:
 
 def _slope(plan: Plan, profile: MemoryProfile) -> float:
     """Bytes of pool that one GiB of runtime growth takes."""
-    more = profile.model_copy(update={"runtime_gib": _figure(profile.runtime_gib.value + 1)})
+    more = _with_growth(plan, profile, _growth(plan, profile).value + 1)
     return _pool(plan, profile) - _pool(plan, more)
 
 

@@ -53,6 +53,16 @@ class MemoryProfile(Config):
     """For vLLM's first engine (V0)."""
     sampler_bytes_per_logit: Figure
     """Peak bytes of the profiling sampler per logit (max_num_seqs x vocabulary)."""
+    sampler_thresholds: bool = False
+    """Whether the sampler finds top-k and top-p by thresholds, with a row of fp32 logits per program."""
+    second_runner: tuple[str, ...] = ()
+    """Which models vLLM's second model runner serves by default: architectures, `dense`, or `all`."""
+    second_sampler_bytes_per_logit: Figure | None = None
+    """The same peak in the second model runner."""
+    keeps_expert_workspace: bool = False
+    """Whether the experts' buffers of the profiling pass stay allocated."""
+    residual_streams: int = 3
+    """Tensors of the hidden size that are live at a layer's widest moment."""
     forward_scale: Figure
     """Peak of the profiling forward pass over the live tensors of its widest layer."""
     vision_gib: Figure
@@ -62,10 +72,16 @@ class MemoryProfile(Config):
     holds for all."""
     runtime_gib: Figure
     """Growth outside torch's peak: lazily loaded kernels, workspaces, fragmentation, GiB a GPU."""
+    runtime_gib_of: dict[str, Figure] = Field(default_factory=dict)
+    """The same of cards of a GPU architecture, where logs tell them apart."""
     runtime_gib_per_peer: Figure
     """The same for every further tensor-parallel rank, GiB."""
+    runtime_gib_joined: Figure | None = None
+    """The same where ranks are joined by NVLink, however many, instead of the figure per rank."""
     graphs_in_budget: bool
     """Whether CUDA graphs are deducted before the KV pool (vLLM 0.20 and later; never on ROCm)."""
+    outside_in_second_runner: bool = False
+    """Whether the second model runner does not deduct them yet."""
     graph_mib_per_layer: dict[str, Figure]
     """MiB per captured graph and layer, by GPU architecture; `default` for the others."""
     total_gib: dict[str, Figure] = Field(default_factory=dict)
@@ -81,14 +97,18 @@ class MemoryProfile(Config):
 
 @cache
 def _rows() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads((catalog_dir() / "overheads.json").read_text())["overheads"]
+    """The bundled rows, whole: each says what differs from the one before it of the same engine."""
+    rows: list[dict[str, Any]] = []
+    for told in json.loads((catalog_dir() / "overheads.json").read_text())["overheads"]:
+        same = [row for row in rows if (row["engine"], row["legacy"]) == (told["engine"], told["legacy"])]
+        rows.append((same[-1] if same else {}) | told)
     return rows
 
 
 @cache
 def memory_profile(engine: str, version: tuple[int, int], legacy: bool = False) -> MemoryProfile:
     """The bundled overheads of an engine's version: the newest row that is not newer than it."""
-    same = [row for row in _rows() if row["engine"] == engine and row.get("legacy", False) == legacy]
+    same = [row for row in _rows() if row["engine"] == engine and row["legacy"] == legacy]
     rows = [row for row in same if tuple(row["since"]) <= version]
     if not rows:
         oldest = min(row["since"] for row in same)
