@@ -547,6 +547,25 @@ def moss_transcribe(s: TowerFacts) -> Parts:
     yield from two("adaptor", (s.text, s.text, joined), norm=2 * s.text)
 
 
+def gemma4_audio(k: Keys, text: int) -> Parts:
+    """Gemma 4's Conformer, beside its vision tower: whole on every rank."""
+    hidden, n, heads = k.count("hidden_size"), k.count("num_hidden_layers"), k.count("num_attention_heads")
+    first, second = k.counts("subsampling_conv_channels")[:2]
+    out = k.count("output_proj_dims", default=hidden)
+    yield linear("subsample.conv_1", first, 9, bias=False)
+    yield linear("subsample.conv_2", second, 9 * first, bias=False)
+    yield vector("subsample.norms", first + second)
+    yield linear("subsample.out", hidden, first // 4 * second, bias=False)
+    yield linear("ffw_1", 4 * hidden, hidden, bias=False, copies=2 * n)
+    yield linear("ffw_2", hidden, 4 * hidden, bias=False, copies=2 * n)
+    yield linear("attn.qkv_out_and_relative_k", 5 * hidden, hidden, bias=False, copies=n)
+    yield linear("conv.start_and_end", 3 * hidden, hidden, bias=False, copies=n)
+    yield vector("conv.depthwise", hidden * k.count("conv_kernel_size"), n)
+    yield vector("norms_and_scales", 9 * hidden + hidden // heads, n)
+    yield linear("output_proj", out, hidden)
+    yield linear("embedding_projection", text, out, bias=False)
+
+
 def qwen3_audio(k: Keys) -> Parts:
     """Qwen 3's sound: three convolutions over time and pitch, then Whisper's layers."""
     hidden, conv = sizes(k)[0], k.count("downsample_hidden_size")

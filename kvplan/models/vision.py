@@ -60,7 +60,7 @@ def vision_tower(
     """
     if not multimodal and not any(key in outer for key in TOWERS):
         return None
-    from kvplan.models.towers import DECLARED  # only where there is a tower: a cold start stays short
+    from kvplan.models.towers import DECLARED, gemma4_audio  # only where there is a tower: for cold starts
 
     if architecture in DECLARED:
         return declared_tower(outer, DECLARED[architecture], text_hidden)
@@ -82,7 +82,10 @@ def vision_tower(
     facts = {"text_hidden": text_hidden, **_READERS[family](k)}
     if family in CUT_BY_HEADS:
         facts["heads"] = k.count("num_attention_heads", "num_heads")
-    return VisionSpec(family, tuple(facts.items()))
+    heard = outer.section("audio_config") if family == "gemma4" else Keys(k.name, {})
+    return VisionSpec(
+        family, tuple(facts.items()), tuple(gemma4_audio(heard, text_hidden)) if heard.raw else ()
+    )
 
 
 def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | None:
@@ -124,7 +127,8 @@ def vision_modules(tower: VisionSpec, tp: int) -> list[Module]:
     heads = dict(tower.facts).get("heads", tp) if tower.family in CUT_BY_HEADS else tp
     if heads % tp:
         raise KvplanError(f"tensor_parallel_size {tp}: the tower's {heads} heads do not divide by it")
-    modules = extra_modules(tower.parts, Cut(tp)) if tower.parts else _MODULES[tower.family](tower, tp)
+    made = _MODULES[tower.family](tower, tp) if tower.family in _MODULES else ()
+    modules = (*made, *extra_modules(tower.parts, Cut(tp)))
     return [m._replace(name="vision." + m.name, role="vision") for m in modules]
 
 

@@ -112,6 +112,11 @@ PUBLISHED = {
     "tiiuae/Falcon-H1-34B-Instruct": 33_642_516_224,
     "zai-org/GLM-Z1-32B-0414": 32_566_081_536,
     "nvidia/Llama-3_3-Nemotron-Super-49B-v1": 49_867_145_216,
+    "google/gemma-4-E2B-it": 5_104_297_504,
+    "google/gemma-4-E4B-it": 7_941_100_832,
+    "JetBrains/Mellum2-12B-A2.5B-Instruct": 12_149_923_072,
+    "mistralai/Mistral-7B-Instruct-v0.2": 7_241_732_096,
+    "poolside/Laguna-XS.2": 33_442_617_088,
 }
 """Totals as the checkpoints' publishers give them (safetensors metadata on the model pages, or model cards)."""
 
@@ -121,6 +126,10 @@ PUBLISHED_WITH_MTP = {
     "baidu/ERNIE-4.5-300B-A47B-PT": ERNIE_WITH_MTP,
     "zai-org/GLM-4.5": 358_337_791_296,
     "zai-org/GLM-4.5-Air": 110_468_824_832,
+    "Qwen/Qwen3.5-0.8B": 873_438_784,
+    "Qwen/Qwen3.5-2B": 2_274_069_824,
+    "Qwen/Qwen3.5-4B": 4_659_865_088,
+    "Qwen/Qwen3.5-9B": 9_653_104_368,
 }
 
 
@@ -136,6 +145,7 @@ NEARLY = {
     "zai-org/GLM-4.1V-9B-Thinking": 10_293_777_416,
     "tencent/Hunyuan-7B-Instruct": 7_504_621_568,
     "tencent/Hy3-preview": 295e9,
+    "zai-org/glm-4-9b-hf": 9.4e9,
 }
 """Published totals that are rounded, or count buffers too."""
 

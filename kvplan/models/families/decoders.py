@@ -91,6 +91,8 @@ class PlainDecoder(NamedTuple):
     """What each layer has besides."""
     around: Callable[[Keys], tuple[Weight, ...]] = lambda k: ()
     """What stands beside the layers."""
+    heads_per_layer: str = ""
+    """Key of each layer's number of heads, where layers differ."""
 
     def read(self, k: Keys) -> Keys:
         """The config under the usual names."""
@@ -104,6 +106,16 @@ class PlainDecoder(NamedTuple):
 
     def build(self, k: Keys) -> Body:
         """The layers."""
+        heads = k.counts(self.heads_per_layer)
+        if not heads:
+            return self._build(k)
+        if len(heads) != num_layers(k):
+            raise k.error(f"{self.heads_per_layer} must have num_hidden_layers = {num_layers(k)} entries")
+        made = {h: self._build(Keys(k.name, {**k.raw, "num_attention_heads": h})) for h in set(heads)}
+        layers = tuple(made[h].layers[i] for i, h in enumerate(heads))
+        return made[heads[-1]]._replace(layers=layers)
+
+    def _build(self, k: Keys) -> Body:
         n = num_layers(k)
         attention = gqa(
             k,
@@ -206,12 +218,13 @@ def _whole_mlp(k: Keys) -> tuple[Weight, ...]:
     )
 
 
-def _per_head_gate(k: Keys) -> tuple[Weight, ...]:
-    """Laguna: one gate per head."""
-    if not k.flag("gating"):
+def _gate(k: Keys) -> tuple[Weight, ...]:
+    """Laguna: one gate per head (`true` or `per-head`), or one per element of every head."""
+    if k.raw.get("gating") in (None, False):
         return ()
-    heads = k.count("num_attention_heads")
-    return (Weight("self_attn.g_proj", heads, k.count("hidden_size"), cut="rows", linear=True),)
+    each = 1 if k.raw["gating"] in (True, "per-head") else k.count("head_dim")
+    rows = k.count("num_attention_heads") * each
+    return (Weight("self_attn.g_proj", rows, k.count("hidden_size"), cut="rows", linear=True),)
 
 
 def _norm_biases(k: Keys) -> tuple[Weight, ...]:
@@ -405,7 +418,8 @@ DECODERS: dict[str, PlainDecoder] = {
     ),
     "LagunaForCausalLM": PlainDecoder(
         qk_norm="head",
-        extras=_per_head_gate,
+        extras=_gate,
+        heads_per_layer="num_attention_heads_per_layer",
         experts=Experts(shared_width="shared_expert_intermediate_size", correction=True),
     ),
     "MellumForCausalLM": PlainDecoder(qk_norm="head", rotary=False, experts=Experts("num_local_experts")),
