@@ -184,6 +184,7 @@ TEXT_OF = {
     "Phi3VForCausalLM": "Phi3ForCausalLM",
     "Phi4ForCausalLMV": "Phi3ForCausalLM",
     "MiMoV2OmniForCausalLM": "MiMoV2ForCausalLM",
+    "HCXVisionV2ForCausalLM": "HyperCLOVAXForCausalLM",
     "QianfanOCRForConditionalGeneration": "Qwen3ForCausalLM",
     "BailingMoeV3VLForConditionalGeneration": "BailingMoeV3ForCausalLM",
     "MiniCPMV4_6ForConditionalGeneration": "Qwen3_5ForCausalLM",
@@ -253,21 +254,33 @@ UNHELD = frozenset(
         "DeepseekVLV2ForCausalLM",
         "FunAudioChatForConditionalGeneration",
         "Gemma3nForConditionalGeneration",
-        "Granite4VisionForConditionalGeneration",
-        "InternS1ForConditionalGeneration",
-        "MiMoV2OmniForCausalLM",
         "MiniMaxM3ForCausalLM",
         "NemotronH_Nano_Omni_Reasoning_V3",
-        "Ovis2_5",
         "PEagleDraftModel",
         "PeagleLlamaForCausalLM",
         "PeagleQwen3ForCausalLM",
         "Phi4ForCausalLMV",
-        "Step3p7ForConditionalGeneration",
         "XverseForCausalLM",
     }
 )
 """Architectures whose own class no oracle was asked about."""
+
+REFUSED = {
+    **dict.fromkeys(
+        ("Glm5NextForCausalLM", "Glm5NextForConditionalGeneration"),
+        "vLLM reads a config of its own, which is not public; linear attention beside pooled indexers",
+    ),
+    **dict.fromkeys(
+        ("InklingForCausalLM", "InklingForConditionalGeneration"),
+        "every layer keeps states of short convolutions beside its KV",
+    ),
+}
+"""Architectures that vLLM 0.32 runs and that are refused, and why."""
+TOWERS_NOT_KNOWN = {
+    "DeepseekVLV2ForCausalLM": "a class of the package timm, not of vLLM",
+    "Gemma3nForConditionalGeneration": "a class of the package timm, not of vLLM",
+}
+"""Why a tower has no row, where that was tried."""
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -306,7 +319,8 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
     known = architecture in BUILDERS
     row = row if known else assumed_plain(text)
     if row is None and not known:
-        raise outer.error(f"architecture {architecture[:80]!r} is not supported: its attention is unknown")
+        why = REFUSED.get(architecture, "its attention is unknown")
+        raise outer.error(f"architecture {architecture[:80]!r} is not supported: {why}")
     text = row.read(text) if row else text
     try:
         body = row.build(text) if row else BUILDERS[architecture](text)

@@ -566,6 +566,111 @@ def gemma4_audio(k: Keys, text: int) -> Parts:
     yield linear("embedding_projection", text, out, bias=False)
 
 
+def step3p7(s: TowerFacts) -> Parts:
+    """Step-3.7: a perception encoder, two convolutions that halve its grid, one projector."""
+    hidden = sizes(s.tower)[0]
+    width = round(_ratio(s.tower, "mlp_ratio", 4.0) * hidden)
+    k = Keys(s.tower.name, {**s.tower.raw, "intermediate_size": width})
+    extra = int(k.flag("use_cls_token"))
+    yield from patches(k, bias=False, positions=grid(k) + extra if k.flag("use_abs_posemb", True) else 0)
+    outer_norms = k.flag("use_ln_pre", True) + k.flag("use_ln_post")
+    yield vector("class_and_outer_norms", (extra + 2 * outer_norms) * hidden)
+    yield from blocks(k, norms=4 if k.raw.get("ls_init_value", 0.1) is None else 6)
+    yield linear("downsampler_1", 2 * hidden, 9 * hidden)
+    yield linear("downsampler_2", 4 * hidden, 18 * hidden)
+    yield linear("projector", s.text, 4 * hidden, "rows", bias=s.outer.flag("projector_bias", True))
+
+
+def intern_s1(s: TowerFacts) -> Parts:
+    """Intern-S1: attention whole on every rank, the MLP cut, the projector whole."""
+    k = s.tower
+    hidden, width, n = sizes(k)
+    norm, grid_of = 1 if k.text("norm_type") == "rms_norm" else 2, 1
+    for image, patch in zip(k.counts("image_size"), k.counts("patch_size"), strict=True):
+        grid_of *= image // max(patch, 1)
+    pixels = k.count("num_channels", default=3, high=64) * k.counts("patch_size")[0] ** 2
+    yield linear("patch_embedding", hidden, pixels)
+    yield vector("class_and_positions", (grid_of + 2) * hidden)
+    yield linear("attn.qkv", 3 * hidden, hidden, bias=k.flag("attention_bias"), copies=n)
+    yield linear("attn.out", hidden, hidden, copies=n)
+    yield linear("fc1", width, hidden, "rows", copies=n)
+    yield linear("fc2", hidden, width, "cols", copies=n)
+    yield vector("norms_and_scales", (2 * norm + 2 + 2 * k.flag("use_qk_norm")) * hidden, n)
+    if not k.flag("use_mean_pooling", True):
+        yield vector("final_norm", 2 * hidden)
+    merged = round(hidden / _ratio(s.outer, "downsample_ratio", 0.5) ** 2)
+    yield from two("projector", (s.text, s.text, merged), norm=2 * merged)
+
+
+def ovis2_5(s: TowerFacts) -> Parts:
+    """Ovis 2.5: SigLIP, a head over visual words, their embeddings."""
+    words = s.outer.count("visual_vocab_size", default=65536)
+    merged = sizes(s.tower)[0] * s.tower.count("hidden_stride", default=2, high=64) ** 2
+    yield from siglip(s.tower)
+    yield linear("head", words - 4, merged, bias=False)
+    yield vector("head.norm", 2 * (words - 4))
+    yield vector("visual_words", words * s.text)
+
+
+def granite4_vision(s: TowerFacts) -> Parts:
+    """Granite 4 Vision: SigLIP read at several layers, a windowed Q-Former for each and for four offsets."""
+    queries, window = _fraction(s.outer, "downsample_rate", "4/8")
+    p = s.outer.section("qformer_config")
+    yield from siglip(s.tower, post=False)
+    yield vector("image_newline", s.text)
+    for _ in range(len(_pairs(s.outer, "deepstack_layer_map")) + 4):
+        yield from _qformer(p, queries**2)
+        yield vector("image_positions_and_norm", (window**2 + 2) * sizes(s.tower)[0])
+        yield linear("projector", s.text, sizes(p)[0])
+
+
+def _pairs(k: Keys, key: str) -> list[object]:
+    """A list of lists."""
+    found = k.raw.get(key)
+    if not isinstance(found, list):
+        raise k.error(f"{key} is missing")
+    return found
+
+
+def _ratio(k: Keys, key: str, default: float) -> float:
+    """A number above 0."""
+    found = k.raw.get(key, default)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < 1000:
+        raise k.error(f"{key} must be a number above 0")
+    return found
+
+
+def _fraction(k: Keys, key: str, default: str) -> tuple[int, int]:
+    """Two whole numbers with a slash between them."""
+    over, _, under = k.text(key, default=default).partition("/")
+    if not (over.isdecimal() and under.isdecimal() and len(over + under) < 8):
+        raise k.error(f"{key} must be two whole numbers, as in {default}")
+    return int(over), int(under)
+
+
+def hyperclovax(s: TowerFacts) -> Parts:
+    """HyperCLOVA X Vision 2: Qwen 2.5's tower and a projector. Its ears are not known."""
+    if s.outer.raw.get("audio_config") is not None:
+        raise s.outer.error("audio_config: the audio encoder's weights are not known")
+    yield from qwen2_5(s.tower)
+    yield linear("mm_projector", s.text, s.tower.count("out_hidden_size"))
+
+
+def mimo_v2_omni(s: TowerFacts) -> Parts:
+    """MiMo-V2 Omni's eyes: grouped queries, sinks where attention is windowed. Its ears are not known."""
+    if s.outer.raw.get("audio_config") is not None:
+        raise s.outer.error("audio_config: the audio encoder's weights are not known")
+    k, (hidden, _, n) = s.tower, sizes(s.tower)
+    heads, each = k.count("num_heads"), k.count("qk_channels", default=64)
+    merged = hidden * merge(k)
+    yield from patches(k, bias=False, positions=0, frames=k.count("temporal_patch_size", default=2, high=64))
+    yield from blocks(k, gated=True, norms=2, inner=heads * each, kv=k.count("num_key_value_heads") * each)
+    windows = k.raw.get("vit_window_attn_types")
+    if k.flag("use_sink") and isinstance(windows, list):
+        yield vector("attn.sinks", heads, sum(kind != -1 for kind in windows[:n]))
+    yield from two("merger", (k.count("out_hidden_size"), merged, merged), bias=False, cut=True, norm=hidden)
+
+
 def qwen3_audio(k: Keys) -> Parts:
     """Qwen 3's sound: three convolutions over time and pitch, then Whisper's layers."""
     hidden, conv = sizes(k)[0], k.count("downsample_hidden_size")
@@ -711,10 +816,18 @@ DECLARED: dict[str, Tower] = {
     "GLM4VForCausalLM": Tower("vision_config", glm4v_9b),
     "GlmAsrForConditionalGeneration": Tower("audio_config", glm_asr, largest=lambda s: half_minute(s, 4)),
     "GlmOcrForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True),
+    "Granite4VisionForConditionalGeneration": Tower("vision_config", granite4_vision),
     "GraniteSpeechForConditionalGeneration": Tower("encoder_config", granite_speech, heads=False),
     "GraniteSpeechPlusForConditionalGeneration": Tower("encoder_config", granite_speech, heads=False),
     "H2OVLChatModel": Tower("vision_config", intern_vit, largest=tiles),
+    "HCXVisionV2ForCausalLM": Tower(
+        "vision_config",
+        hyperclovax,
+        rotary=True,
+        largest=lambda s: qwen_image(s.tower, gated=True),
+    ),
     "Idefics3ForConditionalGeneration": Tower("vision_config", idefics3),
+    "InternS1ForConditionalGeneration": Tower("vision_config", intern_s1, heads=False),
     "InternVLChatModel": Tower("vision_config", intern_vit, largest=tiles),
     "KeyeForConditionalGeneration": Tower("vision_config", keye),
     "KeyeVL1_5ForConditionalGeneration": Tower("vision_config", keye),
@@ -731,6 +844,7 @@ DECLARED: dict[str, Tower] = {
     "LlavaOnevisionForConditionalGeneration": Tower(
         "vision_config", llava_onevision, kind="siglip_vision_model"
     ),
+    "MiMoV2OmniForCausalLM": Tower("vision_config", mimo_v2_omni, rotary=True),
     "MiniCPMV4_6ForConditionalGeneration": Tower("vision_config", minicpmv4),
     "MiniCPMV4_7ForConditionalGeneration": Tower("vision_config", minicpmv4),
     "MiniCPMV": Tower("vision_config", minicpmv),
@@ -746,6 +860,7 @@ DECLARED: dict[str, Tower] = {
         rotary=True,
         largest=lambda s: qwen_image(s.tower, gated=True),
     ),
+    "Ovis2_5": Tower("vit_config", ovis2_5),
     "PaddleOCRVLForConditionalGeneration": Tower("vision_config", paddle_ocr),
     "Phi3VForCausalLM": Tower("img_processor", phi3v, heads=False),
     "Phi4MMForCausalLM": Tower("audio_processor", phi4mm, heads=False),
@@ -770,6 +885,7 @@ DECLARED: dict[str, Tower] = {
     "SkyworkR1VChatModel": Tower("vision_config", intern_vit, largest=tiles),
     "SmolVLMForConditionalGeneration": Tower("vision_config", idefics3),
     "Step3VLForConditionalGeneration": Tower("vision_config", step3),
+    "Step3p7ForConditionalGeneration": Tower("vision_config", step3p7),
     "UltravoxModel": Tower("audio_config", ultravox, largest=lambda s: half_minute(s, 8)),
     "VoxtralForConditionalGeneration": Tower("audio_config", voxtral, largest=lambda s: half_minute(s, 4)),
 }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kvplan.models.towers import Tower
 
 FAMILIES = {
-    "Gemma3": "siglip",
+    "Gemma3For": "siglip",
     "Mistral3": "pixtral",
     "Llama4": "llama4",
     "Qwen3VL": "qwen3_vl",
@@ -108,14 +108,14 @@ def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | No
 
 
 def _heads(k: Keys) -> dict[str, int]:
-    heads = k.count("num_attention_heads", "num_heads", "encoder_attention_heads")
+    heads = k.count("num_attention_heads", "num_heads", "encoder_attention_heads", "heads")
     return {"heads": heads + k.count("num_dummy_heads", default=0, low=0)}
 
 
 def _table(k: Keys) -> int:
     """Elements of the rotary table: half a head for each of 8,192 positions."""
     k = k.section("vision_config") if "vision_config" in k else k
-    return 8192 * (k.count("hidden_size") // k.count("num_heads") // 2)
+    return 8192 * (k.count("qk_channels", default=k.count("hidden_size") // k.count("num_heads")) // 2)
 
 
 def vision_modules(tower: VisionSpec, tp: int) -> list[Module]:

@@ -29,6 +29,8 @@ NEVER_CALLED = (
     *("vllm.third_party.flashmla", "vllm.third_party.deep_gemm", "vllm._flashkda_C"),
 )
 """Packages of kernels and of pre-processing: imported, never called."""
+OWN_CODE = frozenset({"step3p7"})
+"""Checkpoints whose published config vLLM reads as it is, though transformers has a class of that name."""
 COMPILED = (
     *("vllm._C_stable_libtorch", "vllm._moe_C_stable_libtorch", "vllm._flashmla_C"),
     *(
@@ -266,6 +268,9 @@ def _tokenizers() -> None:
         module = importlib.import_module(f"vllm.model_executor.models.{name}")
         if hasattr(module, "cached_tokenizer_from_config"):
             module.cached_tokenizer_from_config = lambda *args, **options: _Tokenizer()
+    from vllm.model_executor.models.ovis2_5 import Ovis2_5ProcessingInfo
+
+    Ovis2_5ProcessingInfo.get_hf_processor = lambda self, **options: _Tokenizer()
 
 
 def engine_config(config: dict[str, Any], tp: int, **flags: Any) -> Any:
@@ -280,8 +285,12 @@ def engine_config(config: dict[str, Any], tp: int, **flags: Any) -> Any:
     with open(os.path.join(folder, "config.json"), "w") as file:
         json.dump(config, file)
     kind = config["model_type"]
-    if kind not in dict(_CONFIG_REGISTRY) and kind not in CONFIG_MAPPING:  # code of a checkpoint's own
-        AutoConfig.register(kind, _config_class(kind, {**_CONFIG_REGISTRY, **CONFIG_MAPPING}))
+    if kind in OWN_CODE or (kind not in dict(_CONFIG_REGISTRY) and kind not in CONFIG_MAPPING):
+        layers = (
+            (_CONFIG_REGISTRY, CONFIG_MAPPING) if kind in OWN_CODE else (CONFIG_MAPPING, _CONFIG_REGISTRY)
+        )
+        own = _config_class(kind, collections.ChainMap(*layers))
+        AutoConfig.register(kind, own, exist_ok=True)
     options = {
         "model": folder,
         "load_format": "dummy",
