@@ -426,7 +426,7 @@ def _quark_scheme(config: Keys, k: Keys) -> Scheme | None:
     raise k.error(f"quantization_config: Quark's {dtype[:20]} weights {scheme[:20]} are not known")
 
 
-# ---- torchao, HQQ, GGUF: no class of vLLM 0.32 sizes them without their libraries
+# ---- torchao, HQQ, GGUF: no class of vLLM 0.32 sizes them; held to their libraries' own and to published files
 
 
 def _torchao(k: Keys) -> Rule:
@@ -455,7 +455,10 @@ def _torchao(k: Keys) -> Rule:
 
 
 def _torchao_scheme(config: Keys, k: Keys) -> Scheme:
-    """Bytes by torchao's config class: 4-bit weights for its tiled kernels, or spread out to bytes for the others."""
+    """Bytes by torchao's config class: 4-bit weights for its tiled kernels, or spread out to bytes for the others.
+
+    A group has a scale of 16 bits and a zero point: of 16 bits for the tiled kernels, of a byte for the others.
+    """
     kind, data = config.text("_type"), config.section("_data")
     group = data.count("group_size", default=128, low=-1)
     if kind == "Int4WeightOnlyConfig":
@@ -470,19 +473,21 @@ def _torchao_scheme(config: Keys, k: Keys) -> Scheme:
         "Int8DynamicActivationIntxWeightConfig",
         "IntxWeightOnlyConfig",
     ):
-        return Scheme("int4 in bytes", 8, 4, block_cols=group if "group_size" in data else 0)
+        return Scheme("int4 in bytes", 8, 3, block_cols=group if "group_size" in data else 0)
     raise k.error(f"quantization_config: torchao's {kind[:60]!r} is not known")
 
 
 def _hqq(k: Keys) -> Rule:
-    """Half-quadratic quantisation: a scale and a zero point, 16 bits each, per group."""
+    """Half-quadratic quantisation: a scale and a zero point, 16 bits each, per group; ten 3-bit weights in 32 bits."""
     config = k.section("quant_config")
     sizes = config.section("weight_quant_params") if "weight_quant_params" in config else k
     bits, group = (
         sizes.count("nbits", "bits", default=4, high=8),
         sizes.count("group_size", default=64, low=-1),
     )
-    scheme = Scheme(f"hqq {bits} bits, group {group}", bits, 4, block_cols=max(group, 0))
+    stored, spread = {3: (3, 0.2), 5: (8, 0.0), 6: (8, 0.0), 7: (8, 0.0)}.get(bits, (bits, 0.0))
+    beside = 4 + spread * max(group, 0) / 8
+    scheme = Scheme(f"hqq {bits} bits, group {group}", stored, beside, block_cols=max(group, 0))
     return _everywhere(scheme, _ignored(k, "skip_modules"))
 
 

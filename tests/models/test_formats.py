@@ -1,7 +1,8 @@
 """Formats that checkpoints come in: GGUF's header and names, torchao's and HQQ's configs, Quark's lists.
 
 Quark, MXFP8, NVFP4, AWQ and fp8 are held to vLLM's own classes in `test_architectures.py` (the cases named `dense@`
-and `moe@`). vLLM 0.32 sizes neither GGUF nor HQQ, and torchao only with its library: those follow their specifications.
+and `moe@`). vLLM 0.32 sizes neither GGUF nor HQQ, and torchao only with its library: those are held to the libraries'
+own classes and to published files.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def torchao(kind: str, **data: Any) -> dict[str, Any]:
     ("quantization", "bits"),
     [
         (torchao("Int4WeightOnlyConfig", group_size=128), 4 + 32 / 128),
-        (torchao("Int8DynamicActivationInt4WeightConfig", group_size=32), 8 + 32 / 32),
+        (torchao("Int8DynamicActivationInt4WeightConfig", group_size=32), 8.75),
         (torchao("ModuleFqnToConfig", module_fqn_to_config={"_default": None}), 16),
         (
             {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}},
@@ -57,6 +58,69 @@ def torchao(kind: str, **data: Any) -> dict[str, Any]:
 def test_bits_of_a_weight(quantization: dict[str, Any], bits: float) -> None:
     """Of the layers' matrices; ends and norms keep 16."""
     assert weights(quantization) == LINEAR * bits / 8 + 2 * (ENDS + NORMS)
+
+
+def hqq(bits: int, group: int) -> dict[str, Any]:
+    return {
+        "quant_method": "hqq",
+        "quant_config": {"weight_quant_params": {"nbits": bits, "group_size": group}},
+    }
+
+
+OWN_CLASSES = [
+    (torchao("Int8WeightOnlyConfig"), 8.009765625),
+    (torchao("Int8DynamicActivationInt8WeightConfig"), 8.009765625),
+    (torchao("Float8WeightOnlyConfig"), 8.0078125),
+    (torchao("Int8DynamicActivationIntxWeightConfig", group_size=32), 8.75),
+    (hqq(8, 128), 8.25),
+    (hqq(4, 64), 4.5),
+    (hqq(3, 64), 3.7001953125),
+    (hqq(2, 16), 4.0),
+]
+"""Bits that torchao 0.18's and hqq 0.2.8's own classes hold for a weight of a 1,024 x 4,096 matrix in bfloat16."""
+
+
+@pytest.mark.parametrize(("quantization", "bits"), OWN_CLASSES)
+def test_bits_are_those_of_the_libraries(quantization: dict[str, Any], bits: float) -> None:
+    """A scale a row weighs more here, where some rows are a quarter as long."""
+    mine = (weights(quantization) - 2 * (ENDS + NORMS)) * 8 / LINEAR
+    assert mine == pytest.approx(bits, rel=2.5e-3)
+
+
+def test_torchao_against_a_published_peak() -> None:
+    """pytorch/Qwen3-8B-INT4 and -QAT-INT4: peaks of 6.27 and 6.24 GB, activations included (their model cards)."""
+    int4 = {"quantization_config": torchao("Int4WeightOnlyConfig", group_size=128)}
+    mine = heaviest_rank(load_model("Qwen/Qwen3-8B", hf_overrides=int4))
+    assert 0.98 * 6.24e9 < mine.total - mine.rotary < 6.24e9
+
+
+FILES = {
+    "Qwen3-1.7B-GGUF:Q8_0": 1_834_426_016,
+    "Qwen3-4B-GGUF:Q4_K_M": 2_497_280_256,
+    "Qwen3-8B-GGUF:Q4_K_M": 5_027_783_488,
+    "Qwen3-14B-GGUF:Q4_K_M": 9_001_752_960,
+    "Qwen3-14B-GGUF:Q5_K_M": 10_514_569_568,
+    "Qwen3-14B-GGUF:Q6_K": 12_121_937_248,
+    "Qwen3-14B-GGUF:Q8_0": 15_698_533_728,
+    "Qwen3-32B-GGUF:Q4_K_M": 19_762_149_024,
+    "Qwen3-32B-GGUF:Q5_0": 22_635_493_024,
+    "Qwen3-32B-GGUF:Q5_K_M": 23_214_831_232,
+    "Qwen3-32B-GGUF:Q6_K": 26_883_306_112,
+    "Llama-3.1-8B-Instruct-GGUF:Q4_K_M": 4_920_739_232,
+}
+"""Bytes of the files of Qwen/Qwen3-...-GGUF and bartowski/Meta-Llama-3.1-8B-Instruct-GGUF; 6 MB are the header."""
+
+
+def test_gguf_by_name_against_published_files() -> None:
+    """Half within 0.4 %, all within 1.5 %: mixes differ by model, and the file itself says its own."""
+
+    def off(name: str) -> float:
+        mine = heaviest_rank(load_model(name))
+        return abs((mine.total - mine.rotary) / FILES[name] - 1)
+
+    errors = sorted(map(off, FILES))
+    assert errors[len(errors) // 2] < 0.004
+    assert errors[-1] < 0.015
 
 
 def test_torchao_keeps_what_its_map_leaves_out() -> None:
