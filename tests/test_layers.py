@@ -256,3 +256,23 @@ def test_capacity_loads_nothing_heavy() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = {m.split(".")[0] for m in out.stdout.split()}
     assert not loaded & {"torch", "streamlit", "simpy", "pandas", "altair", "ray", "joblib", "pyarrow"}
+
+
+ESTIMATE = """
+import contextlib, io, sys
+from kvplan.cli.main import run
+with contextlib.redirect_stdout(io.StringIO()):
+    run(["estimate", *sys.argv[1:], "--gpu", "h100"])
+print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-8B", "google/gemma-3-27b-it"])
+def test_a_cold_estimate_needs_no_arrays(model: str) -> None:
+    """Neither numpy nor what knows the time of a step."""
+    out = subprocess.run(
+        [sys.executable, "-c", ESTIMATE, model], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = set(out.stdout.split())
+    assert "kvplan.memory.forward" in loaded
+    assert not {"numpy", "kvplan.timing.step", "kvplan.profiles.step_times"} & loaded

@@ -16,15 +16,12 @@ Nothing in the package asks the notebook's calculators, which are here for you: 
 
 from __future__ import annotations
 
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Literal
 
 from kvplan.formulas.varying import (
-    Floats,
-    Ints,
     _ints,
+    _larger,
+    _smaller,
     cdiv,
     max_traces,
     mean_resident_blocks,
@@ -34,8 +31,17 @@ from kvplan.formulas.varying import (
     sum_overflow_probability,
 )
 
-IntLike = npt.ArrayLike
-"""Integers of any shape; scalars in, scalar out."""
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from kvplan.formulas.varying import Floats, Ints
+
+    IntLike = npt.ArrayLike
+    """Integers of any shape; scalars in, scalar out."""
+else:
+    from kvplan.formulas import arrays as np
+
 Sharing = Literal["none", "full_block", "vllm"]
 
 __all__ = [
@@ -86,7 +92,7 @@ def kv_heads_per_rank(num_kv_heads: IntLike, tp: IntLike) -> Ints:
     >>> print(kv_heads_per_rank(8, 2), kv_heads_per_rank(8, [1, 4, 16]))
     4 [8 2 1]
     """
-    heads: Ints = np.maximum(1, _ints(num_kv_heads) // _ints(tp))
+    heads: Ints = _larger(1, _ints(num_kv_heads) // _ints(tp))
     return heads
 
 
@@ -155,7 +161,7 @@ def sequence_bytes(
     [163840000 671088640]
     """
     n = _ints(num_tokens)
-    kept = n if cap is None else np.minimum(n, _ints(cap))
+    kept = n if cap is None else _smaller(n, _ints(cap))
     return _ints(alpha) + _ints(beta) * kept
 
 
@@ -185,7 +191,7 @@ def window_blocks(
     >>> print(window_blocks(32_768, 1_024, 16_384, 16), window_blocks(32_768, 1_024, [4_096, 8_192], 16))
     1089 [321 577]
     """
-    held = np.minimum(_ints(window) - 1 + _ints(in_flight_tokens), _ints(num_tokens))
+    held = _smaller(_ints(window) - 1 + _ints(in_flight_tokens), _ints(num_tokens))
     return cdiv(held, block_size) + 1
 
 
@@ -199,9 +205,9 @@ def window_peak_blocks(
     >>> print(window_peak_blocks([100, 32_768], 1_024, 16_384, 16))
     [   7 1089]
     """
-    return np.minimum(
-        full_blocks(num_tokens, block_size), window_blocks(num_tokens, window, in_flight_tokens, block_size)
-    )
+    reserved = window_blocks(num_tokens, window, in_flight_tokens, block_size)
+    blocks: Ints = _smaller(full_blocks(num_tokens, block_size), reserved)
+    return blocks
 
 
 def window_resident_blocks(num_tokens: IntLike, window: IntLike, block_size: IntLike) -> Ints:
@@ -217,7 +223,7 @@ def window_resident_blocks(num_tokens: IntLike, window: IntLike, block_size: Int
     64 [ 1 64 64]
     """
     n = _ints(num_tokens)
-    gone: Ints = np.maximum(0, n - _ints(window)) // _ints(block_size)
+    gone: Ints = _larger(0, n - _ints(window)) // _ints(block_size)
     return cdiv(n, block_size) - gone
 
 
@@ -233,7 +239,7 @@ def chunked_blocks(
     >>> print(chunked_blocks(131_072, 8_192, 16_384, 16), chunked_blocks([4_096, 131_072], 8_192, 16_384, 16))
     1536 [ 256 1536]
     """
-    return cdiv(np.minimum(_ints(chunk) + _ints(in_flight_tokens), _ints(num_tokens)), block_size)
+    return cdiv(_smaller(_ints(chunk) + _ints(in_flight_tokens), _ints(num_tokens)), block_size)
 
 
 def chunked_resident_blocks(num_tokens: IntLike, chunk: IntLike, block_size: IntLike) -> Ints:
@@ -247,7 +253,8 @@ def chunked_resident_blocks(num_tokens: IntLike, chunk: IntLike, block_size: Int
     [512 512   1   2]
     """
     n, c = _ints(num_tokens), _ints(chunk)
-    return cdiv(n, block_size) - np.maximum(0, n - 1) // c * c // _ints(block_size)
+    gone: Ints = _larger(0, n - 1) // c * c // _ints(block_size)
+    return cdiv(n, block_size) - gone
 
 
 def state_blocks(drafts: IntLike = 0, checkpoints: IntLike = 0, prefix_caching: npt.ArrayLike = True) -> Ints:
@@ -261,7 +268,7 @@ def state_blocks(drafts: IntLike = 0, checkpoints: IntLike = 0, prefix_caching: 
     >>> print(state_blocks(), state_blocks(drafts=[0, 2], prefix_caching=False))
     2 [1 3]
     """
-    cached = np.asarray(prefix_caching, dtype=np.int64)
+    cached = _ints(prefix_caching)
     return 1 + _ints(drafts) + cached * (1 + _ints(checkpoints))
 
 
@@ -283,7 +290,7 @@ def max_concurrency(num_blocks: IntLike, blocks_per_sequence: IntLike) -> Floats
     >>> print(max_concurrency(20_480, 8_192), max_concurrency(20_480, [8_192, 10_240]))
     2.5 [2.5 2. ]
     """
-    return _floats(num_blocks) / _floats(blocks_per_sequence)
+    return _ints(num_blocks) / _ints(blocks_per_sequence)
 
 
 def num_sequences(num_blocks: IntLike, blocks_per_sequence: IntLike) -> Ints:
@@ -292,7 +299,7 @@ def num_sequences(num_blocks: IntLike, blocks_per_sequence: IntLike) -> Ints:
     >>> print(num_sequences(20_480, 8_192), num_sequences([2_048, 2_049], 2_048))
     2 [0 1]
     """
-    sequences: Ints = np.maximum(0, _ints(num_blocks) - 1) // _ints(blocks_per_sequence)
+    sequences: Ints = _larger(0, _ints(num_blocks) - 1) // _ints(blocks_per_sequence)
     return sequences
 
 
@@ -327,7 +334,7 @@ def shared_blocks(num_tokens: IntLike, block_size: IntLike = 16, sharing: Sharin
     if sharing == "none":
         return 0 * n
     cut = n - 1 if sharing == "vllm" else n
-    shared: Ints = np.maximum(0, cut) // _ints(block_size)
+    shared: Ints = _larger(0, cut) // _ints(block_size)
     return shared
 
 

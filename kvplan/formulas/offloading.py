@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from kvplan.formulas.capacity import IntLike
-from kvplan.formulas.varying import Ints
+    from kvplan.formulas.capacity import IntLike
+    from kvplan.formulas.varying import Ints
+else:
+    from kvplan.formulas import arrays as np
 
 SLOT_ALIGNMENT = 4096
 """Bytes to which a slot is rounded up (vLLM `CPUOffloadingSpec.BLOCK_SIZE_ALIGNMENT`)."""

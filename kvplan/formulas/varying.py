@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
+    Floats = npt.NDArray[np.float64]
+else:
+    from kvplan.formulas import arrays as np
 
 
 def cdiv(a: npt.ArrayLike, b: npt.ArrayLike) -> Ints:
@@ -32,6 +35,16 @@ def cdiv(a: npt.ArrayLike, b: npt.ArrayLike) -> Ints:
 def _ints(x: npt.ArrayLike) -> Ints:
     """Integers as an array; a plain int stays one, which is how the planner asks one figure at a time."""
     return x if isinstance(x, int) else np.asarray(x, dtype=np.int64)
+
+
+def _larger(a: Any, b: Any) -> Any:
+    """The larger of each two."""
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else np.maximum(a, b)
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    """The smaller of each two."""
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else np.minimum(a, b)
 
 
 class Moments(NamedTuple):
@@ -118,9 +131,6 @@ def coarser(distribution: Floats, factor: int) -> Floats:
     return np.asarray(found[: size - int(found[-1] == 0)], dtype=np.float64)
 
 
-_erfc = np.frompyfunc(math.erfc, 1, 1)
-
-
 def overflow_probability(
     num_traces: npt.ArrayLike, num_blocks: npt.ArrayLike, mean: npt.ArrayLike, std: npt.ArrayLike
 ) -> Floats:
@@ -140,7 +150,9 @@ def overflow_probability(
     room = np.asarray(num_blocks, dtype=np.float64) - 0.5 - n * mean
     with np.errstate(divide="ignore"):
         z = room / np.maximum(np.sqrt(n) * std, np.finfo(np.float64).tiny)
-    return np.asarray(0.5 * np.asarray(_erfc(z / math.sqrt(2.0)), dtype=np.float64))[()]
+    return np.asarray(0.5 * np.asarray(np.frompyfunc(math.erfc, 1, 1)(z / math.sqrt(2.0)), dtype=np.float64))[
+        ()
+    ]
 
 
 def sum_overflow_probability(distribution: Floats, num_traces: int, num_blocks: int) -> float:

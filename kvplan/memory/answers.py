@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs
@@ -18,7 +18,6 @@ from kvplan.limits import Limit
 from kvplan.memory.budget import Budget
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.layout import Layout
-from kvplan.memory.offloading import OffloadTier, find_tier, offloads
 from kvplan.memory.report import SCHEMA_VERSION, log_lines, memory_html, memory_table
 from kvplan.memory.serve_command import shell_command, with_length
 from kvplan.models.spec import ModelSpec
@@ -26,6 +25,9 @@ from kvplan.pictures import Pictures
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.tables import Part, Table, text_of
 from kvplan.units import cdiv, gib
+
+if TYPE_CHECKING:
+    from kvplan.memory.offloading import OffloadTier
 
 FAR = "No change of a flag holds it on these cards; `kvplan plan` ranks cards, flags and copies for a load."
 """Said where only other cards, more of them or nothing known would do."""
@@ -100,8 +102,10 @@ class Plan:
     def offload(self) -> OffloadTier | None:
         """The tier of KV in host memory, of one replica; None where none is asked for."""
         question = self.question
-        if not offloads(question.args, question.engine):
+        if question.args.kv_offloading_size is None:
             return None
+        from kvplan.memory.offloading import find_tier  # with step times: a cold start stays short
+
         return find_tier(
             question.model, question.gpu, self.args, question.engine, self.shape, self.trace_tokens
         )

@@ -33,7 +33,6 @@ from kvplan.memory.budget import Budget, Colocated, make_budget
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.kv.checks import check_sharding
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
-from kvplan.memory.offloading import offloads
 from kvplan.memory.other_engines import default_utilization, pool_layout, running_requests
 from kvplan.memory.overheads import Range
 from kvplan.memory.serve_command import flag_text
@@ -168,10 +167,24 @@ class _Memory(NamedTuple):
     refusal: Refusal | None
 
 
+def _check_offloading(args: EngineArgs, engine: EngineVersion) -> None:
+    """Refuse tiers in host memory that are not planned."""
+    if args.kv_offloading_size is None:
+        return
+    if engine.engine != "vllm":
+        raise KvplanError(
+            f"--kv-offloading-size is vLLM's; {engine.engine} has a host tier of its own, not planned"
+        )
+    if args.kv_offloading_backend == "lmcache":
+        raise KvplanError(
+            "--kv-offloading-backend lmcache: an outside server holds that tier and vLLM ignores the size; not planned"
+        )
+
+
 def _memory(question: Question) -> _Memory:
     args = _resolved(question)
     check_sharding(question.model, args)
-    offloads(args, question.engine)
+    _check_offloading(args, question.engine)
     _check_fp8_blocks(question, args)
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(_length(question, args)))
     worst = min(budgets, key=lambda b: b.kv.size.value)

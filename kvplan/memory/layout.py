@@ -11,21 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.formulas import capacity
 from kvplan.formulas.capacity import (
-    IntLike,
     chunked_resident_blocks,
     full_blocks,
     pool_blocks,
     state_blocks,
     window_resident_blocks,
 )
-from kvplan.formulas.varying import Ints
 from kvplan.memory.kv.backends import Capability
 from kvplan.memory.kv.groups import Group, bytes_per_block, group_layers, on_stage, pack
 from kvplan.memory.kv.mixers import LayoutSetup
@@ -33,6 +30,10 @@ from kvplan.memory.kv.pages import Pages, model_pages
 from kvplan.memory.kv.versions import MIRRORED, Rules, Version, rules_for
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.units import gib
+
+if TYPE_CHECKING:
+    from kvplan.formulas.capacity import IntLike
+    from kvplan.formulas.varying import Ints
 
 
 class KvCacheTooSmall(DoesNotFit):
@@ -75,7 +76,7 @@ class KvGroup:
         """
         if self.kind is AttentionKind.STATE:
             states = state_blocks(self.speculative_blocks, prefix_caching=False)
-            return 0 * np.asarray(num_tokens, dtype=np.int64) + states
+            return full_blocks(num_tokens, 1) * 0 + states
         if self.kind is AttentionKind.SLIDING:
             return window_resident_blocks(num_tokens, self.window, self.block_size)
         if self.kind is AttentionKind.CHUNKED:
@@ -132,8 +133,8 @@ class Layout:
 
         For windows and chunks much less than `blocks_per_request`, which has to allow for prefill.
         """
-        blocks: Ints = np.sum([group.resident_blocks(num_tokens) for group in self.groups], axis=0)
-        return blocks
+        first, *others = [group.resident_blocks(num_tokens) for group in self.groups]
+        return sum(others, start=first)
 
 
 def kv_layout(

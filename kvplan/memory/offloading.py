@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
-from kvplan.errors import KvplanError
 from kvplan.formulas.offloading import break_even_tokens, tier_chunks
 from kvplan.gpu import GpuSpec
 from kvplan.memory.layout import KvGroup, Layout
@@ -123,21 +122,6 @@ class OffloadTier:
 
 def _ms(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.0f} ms"
-
-
-def offloads(args: EngineArgs, engine: EngineVersion) -> bool:
-    """Whether the engine has a tier; raises KvplanError for one that is not planned."""
-    if args.kv_offloading_size is None:
-        return False
-    if engine.engine != "vllm":
-        raise KvplanError(
-            f"--kv-offloading-size is vLLM's; {engine.engine} has a host tier of its own, not planned"
-        )
-    if args.kv_offloading_backend == "lmcache":
-        raise KvplanError(
-            "--kv-offloading-backend lmcache: an outside server holds that tier and vLLM ignores the size; not planned"
-        )
-    return True
 
 
 def num_copies(model: ModelSpec, args: EngineArgs) -> int:

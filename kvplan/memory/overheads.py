@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.formulas.capacity import kv_heads_per_rank
+from kvplan.formulas.graphs import capture_sizes
 from kvplan.gpu import GpuSpec
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
-from kvplan.timing.costs import capture_sizes
 from kvplan.units import GiB, MiB, cdiv
 
 _MOE_CHUNK = 32768

@@ -17,14 +17,13 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
+from kvplan.formulas.graphs import MAX_CAPTURE_SIZE, capture_sizes
 from kvplan.profiles.surface_file import Surfaces, read_surfaces
 from kvplan.timing.costs import (
-    MAX_CAPTURE_SIZE,
     AttentionCosts,
     GemmCosts,
     HostCosts,
     ReduceCosts,
-    capture_sizes,
 )
 from kvplan.timing.links import Link
 from kvplan.timing.step import FREE, ModelStepTime, StepCosts, StepShape

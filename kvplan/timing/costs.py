@@ -20,8 +20,6 @@ FAR_TOKENS = float(1 << 40)
 """More context than any step has: where lines end."""
 CROWDING_TOKENS = 4096
 """Context at which crowding is half felt."""
-MAX_CAPTURE_SIZE = 512
-"""Largest batch that vLLM captures a CUDA graph for by default (`max_cudagraph_capture_size`)."""
 
 Array = NDArray[np.float64]
 Seconds = Callable[[Number], Number]
@@ -200,16 +198,6 @@ def padded(num_tokens: Number, sizes: tuple[int, ...]) -> Number:
     table = np.asarray(sizes)
     index = np.minimum(np.searchsorted(table, num_tokens), len(sizes) - 1)
     return np.where(np.asarray(num_tokens) <= sizes[-1], table[index], num_tokens)
-
-
-def capture_sizes(max_size: int = MAX_CAPTURE_SIZE) -> tuple[int, ...]:
-    """The batch sizes that vLLM captures: 1, 2, 4, then every 8 up to 256, every 16 beyond.
-
-    >>> capture_sizes(32)
-    (1, 2, 4, 8, 16, 24, 32)
-    """
-    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, max_size + 1, 16)]
-    return tuple(s for s in sizes if s <= max_size)
 
 
 def attention_s(costs: AttentionCosts, a: AttentionWork, shape: StepShape) -> Number:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvplan.formulas.graphs import capture_sizes
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
-from kvplan.timing.costs import AttentionCosts, GemmCosts, HostCosts, capture_sizes
+from kvplan.timing.costs import AttentionCosts, GemmCosts, HostCosts
 from kvplan.timing.step import ModelStepTime, StepCosts, StepShape, decode_ticks, roofline
 from kvplan.timing.work import Product, step_work
 

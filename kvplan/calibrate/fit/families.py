@@ -34,9 +34,9 @@ from kvplan.calibrate.fit.terms import (
 )
 from kvplan.calibrate.measurements import Measurements, Row
 from kvplan.errors import KvplanError
+from kvplan.formulas.graphs import MAX_CAPTURE_SIZE
 from kvplan.gpu import GpuSpec
 from kvplan.profiles.timing_profile import RegimeError, TimingProfile
-from kvplan.timing.costs import MAX_CAPTURE_SIZE
 
 NUM_DRAWS = 16
 ACHIEVED = 0.8

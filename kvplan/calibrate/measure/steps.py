@@ -49,7 +49,7 @@ def speculative_probes(grid: Grid, device: torch.device, kernels: Kernels) -> li
 
 
 CAPTURED = 512
-"""Tokens of the largest step that engines capture: `kvplan.timing.costs.MAX_CAPTURE_SIZE`, not copied along."""
+"""Tokens of the largest step that engines capture: `kvplan.formulas.graphs.MAX_CAPTURE_SIZE`, not copied along."""
 
 
 def mixed_step_probes(grid: Grid, device: torch.device, kernels: Kernels) -> list[Probe]:

@@ -1,0 +1,16 @@
+"""Batch sizes that vLLM captures as CUDA graphs."""
+
+from __future__ import annotations
+
+MAX_CAPTURE_SIZE = 512
+"""Largest batch that vLLM captures a CUDA graph for by default (`max_cudagraph_capture_size`)."""
+
+
+def capture_sizes(max_size: int = MAX_CAPTURE_SIZE) -> tuple[int, ...]:
+    """1, 2, 4, then every 8 up to 256, every 16 beyond.
+
+    >>> capture_sizes(32)
+    (1, 2, 4, 8, 16, 24, 32)
+    """
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, max_size + 1, 16)]
+    return tuple(s for s in sizes if s <= max_size)
