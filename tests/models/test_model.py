@@ -81,6 +81,10 @@ def test_every_bundled_config_is_read(name: str) -> None:
         assert layer.mlp.intermediate_size or any(m.kind is not AttentionKind.NONE for m in layer.mixers)
 
 
+RETOLD = {"stepfun-ai/Step-3.7-Flash"}
+"""Whose config aiconfigurator retells under an architecture of its own name, without the heads of windowed layers."""
+
+
 def test_the_catalog_agrees_with_aiconfigurator() -> None:
     """Where aiconfigurator-core ships the same model, both configs give the same model."""
     core = pytest.importorskip("aiconfigurator_core", reason="aiconfigurator-core is not installed")
@@ -89,7 +93,7 @@ def test_the_catalog_agrees_with_aiconfigurator() -> None:
     for name in bundled_models():
         renamed = name.replace("Llama-3.1-", "Meta-Llama-3.1-").replace("/", "--")
         file = folder / f"{renamed}_config.json"
-        if not file.is_file():
+        if not file.is_file() or name in RETOLD:
             continue
         theirs, ours = from_config(json.loads(file.read_text()), name), load_model(name)
         vision = ours.vision if theirs.vision is None else theirs.vision  # Llama 4's is left out there

@@ -146,6 +146,7 @@ NEARLY = {
     "tencent/Hunyuan-7B-Instruct": 7_504_621_568,
     "tencent/Hy3-preview": 295e9,
     "zai-org/glm-4-9b-hf": 9.4e9,
+    "stepfun-ai/Step-3.5-Flash": 196.81e9,
 }
 """Published totals that are rounded, or count buffers too."""
 
@@ -153,6 +154,12 @@ NEARLY = {
 @pytest.mark.parametrize("name", NEARLY)
 def test_parameters_come_within_a_thousandth_of_the_published_total(name: str) -> None:
     assert parameters(load_model(name)) == pytest.approx(NEARLY[name], rel=1e-3)
+
+
+def test_steps_drafting_layers_have_no_experts() -> None:
+    """Layers beyond `moe_layers_enum`: three of 0.28 billion, heads aside."""
+    model = load_model("stepfun-ai/Step-3.5-Flash")
+    assert parameters(model, mtp=True) - parameters(model) == pytest.approx(3 * 0.281e9, rel=0.01)
 
 
 @pytest.mark.parametrize("name", PUBLISHED_WITH_MTP)

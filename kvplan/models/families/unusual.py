@@ -81,9 +81,11 @@ def step3p5(k: Keys) -> Body:
     n, hidden = num_layers(k), k.count("hidden_size")
     full = gqa(k, qk_norm="head")
     other = k.section("attention_other_setting")
-    types = k.texts("layer_types")[:n]  # drafting layers stand behind the model's own
-    if len(types) != n or set(types) - {"full_attention", "sliding_attention"}:
+    drafts = len(mtp(k, LayerSpec(full, NO_MLP)))
+    types = k.texts("layer_types")[: n + drafts]  # drafting layers stand behind the model's own
+    if len(types) < n or set(types) - {"full_attention", "sliding_attention"}:
         raise k.error("layer_types must name full_attention or sliding_attention for every layer")
+    types += (types[-1],) * (n + drafts - len(types))
     local = replace(
         full,
         kind=AttentionKind.SLIDING,
@@ -91,14 +93,14 @@ def step3p5(k: Keys) -> Body:
         num_heads=other.count("num_attention_heads", default=full.num_heads),
         num_kv_heads=other.count("num_attention_groups", default=full.num_kv_heads),
     )
-    mlps = _step_mlps(k, n, correction=True, itemsize=4)
+    mlps = _step_mlps(k, n + drafts, correction=True, itemsize=4)
     layers = []
     for kind, mlp in zip(types, mlps, strict=True):
         attention = full if kind == "full_attention" else local
         gate = Weight("self_attn.g_proj", attention.num_heads, hidden, cut="rows", linear=True)
         extras = (gate,) if k.flag("use_head_wise_attn_gate") else ()
         layers.append(LayerSpec(attention, mlp, norm_size=2 * hidden, extras=extras))
-    return Body(tuple(layers), mtp(k, layers[-1]))
+    return Body(tuple(layers[:n]), tuple(layers[n:]))
 
 
 def hrm_text(k: Keys) -> Body:
