@@ -112,6 +112,7 @@ PUBLISHED = {
     "tiiuae/Falcon-H1-34B-Instruct": 33_642_516_224,
     "zai-org/GLM-Z1-32B-0414": 32_566_081_536,
     "nvidia/Llama-3_3-Nemotron-Super-49B-v1": 49_867_145_216,
+    "arcee-ai/Trinity-Mini": 26_123_974_400,
     "google/gemma-4-E2B-it": 5_104_297_504,
     "google/gemma-4-E4B-it": 7_941_100_832,
     "JetBrains/Mellum2-12B-A2.5B-Instruct": 12_149_923_072,
