@@ -550,7 +550,10 @@ def moss_transcribe(s: TowerFacts) -> Parts:
 def gemma4_audio(k: Keys, text: int) -> Parts:
     """Gemma 4's Conformer, beside its vision tower: whole on every rank."""
     hidden, n, heads = k.count("hidden_size"), k.count("num_hidden_layers"), k.count("num_attention_heads")
-    first, second = k.counts("subsampling_conv_channels")[:2]
+    channels = k.counts("subsampling_conv_channels")
+    if len(channels) != 2:
+        raise k.error("subsampling_conv_channels must be two numbers")
+    first, second = channels
     out = k.count("output_proj_dims", default=hidden)
     yield linear("subsample.conv_1", first, 9, bias=False)
     yield linear("subsample.conv_2", second, 9 * first, bias=False)
@@ -585,10 +588,12 @@ def intern_s1(s: TowerFacts) -> Parts:
     """Intern-S1: attention whole on every rank, the MLP cut, the projector whole."""
     k = s.tower
     hidden, width, n = sizes(k)
-    norm, grid_of = 1 if k.text("norm_type") == "rms_norm" else 2, 1
-    for image, patch in zip(k.counts("image_size"), k.counts("patch_size"), strict=True):
-        grid_of *= image // max(patch, 1)
-    pixels = k.count("num_channels", default=3, high=64) * k.counts("patch_size")[0] ** 2
+    norm = 1 if k.text("norm_type") == "rms_norm" else 2
+    images, each = k.counts("image_size"), k.counts("patch_size")
+    if not len(images) == len(each) == 2 or 0 in each:
+        raise k.error("image_size and patch_size must be two numbers each")
+    grid_of = images[0] // each[0] * (images[1] // each[1])
+    pixels = k.count("num_channels", default=3, high=64) * each[0] * each[1]
     yield linear("patch_embedding", hidden, pixels)
     yield vector("class_and_positions", (grid_of + 2) * hidden)
     yield linear("attn.qkv", 3 * hidden, hidden, bias=k.flag("attention_bias"), copies=n)
@@ -604,7 +609,7 @@ def intern_s1(s: TowerFacts) -> Parts:
 
 def ovis2_5(s: TowerFacts) -> Parts:
     """Ovis 2.5: SigLIP, a head over visual words, their embeddings."""
-    words = s.outer.count("visual_vocab_size", default=65536)
+    words = s.outer.count("visual_vocab_size", default=65536, low=5)
     merged = sizes(s.tower)[0] * s.tower.count("hidden_stride", default=2, high=64) ** 2
     yield from siglip(s.tower)
     yield linear("head", words - 4, merged, bias=False)
@@ -633,10 +638,10 @@ def _pairs(k: Keys, key: str) -> list[object]:
 
 
 def _ratio(k: Keys, key: str, default: float) -> float:
-    """A number above 0."""
+    """A number between 0.001 and 1,000."""
     found = k.raw.get(key, default)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < 1000:
-        raise k.error(f"{key} must be a number above 0")
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0.001 <= found <= 1000:
+        raise k.error(f"{key} must be a number between 0.001 and 1,000")
     return found
 
 

@@ -83,9 +83,11 @@ def vision_tower(
     if family in CUT_BY_HEADS:
         facts["heads"] = k.count("num_attention_heads", "num_heads")
     heard = outer.section("audio_config") if family == "gemma4" else Keys(k.name, {})
-    return VisionSpec(
-        family, tuple(facts.items()), tuple(gemma4_audio(heard, text_hidden)) if heard.raw else ()
-    )
+    try:
+        sound = tuple(gemma4_audio(heard, text_hidden)) if heard.raw else ()
+    except KvplanError:
+        return VisionSpec("unlisted", ())
+    return VisionSpec(family, tuple(facts.items()), sound)
 
 
 def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | None:
