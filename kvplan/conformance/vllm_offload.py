@@ -17,7 +17,7 @@ from kvplan.config import Config
 from kvplan.conformance.scenario import ScenarioRequest
 from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
 from kvplan.schedulers.vllm.offloading.jobs import TransferJob
-from kvplan.schedulers.vllm.offloading.policies import OffloadKey
+from kvplan.schedulers.vllm.offloading.policies import OffloadKey, end_of, group_of
 
 
 class OffloadScenario(Config):
@@ -135,8 +135,8 @@ class ChunkNames:
     def note(self, request_id: str, keys: Collection[OffloadKey]) -> None:
         """Name chunks that have no name yet."""
         for key in keys:
-            suffix = f"/{key.group_id}" if self._num_groups > 1 else ""
-            self._names.setdefault(key, f"{request_id}@{key.num_tokens}{suffix}")
+            suffix = f"/{group_of(key)}" if self._num_groups > 1 else ""
+            self._names.setdefault(key, f"{request_id}@{end_of(key)}{suffix}")
 
     def __call__(self, keys: Collection[OffloadKey]) -> list[str]:
         """Return the names of chunks."""

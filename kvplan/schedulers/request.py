@@ -98,8 +98,10 @@ class Request:
         """Ended by a stop token, by length or by an abort."""
         return self.status > RequestStatus.PREEMPTED
 
-    def prompt_token(self, position: int) -> tuple[str, int, int]:
-        """Return stream and index of one prompt token, and how many of the same stream follow, itself included."""
+    def token(self, position: int) -> tuple[str, int, int]:
+        """Return stream and index of one token, and how many of the same stream follow, itself included."""
+        if position >= self.num_prompt_tokens:
+            return output_of(self.request_id), position - self.num_prompt_tokens, NEVER
         i = bisect_right(self._ends, position)
         segment, left = self.prompt[i], self._ends[i] - position
         return segment.name, segment.end - left, left
@@ -131,6 +133,20 @@ BlockHash = int
 """Names the tokens from a sequence's start up to a block's end."""
 
 
+@dataclass(slots=True)
+class _Chain:
+    """One request's block names, and where in which run its last one stands."""
+
+    names: list[BlockHash] = field(default_factory=list)
+    stream: str | None = None
+    """Stream of the last block, None if it has several."""
+    index: int = 0
+    """The stream's next token."""
+    run: list[BlockHash] = field(default_factory=list)
+    place: int = 0
+    """The run's next block."""
+
+
 class BlockHasher:
     """Chained names of blocks: equal prefixes get equal numbers (vLLM `get_request_block_hasher`).
 
@@ -141,9 +157,15 @@ class BlockHasher:
     def __init__(self, hash_block_size: int, num_lookahead_tokens: int = 0) -> None:
         self.hash_block_size = hash_block_size
         self.num_lookahead_tokens = num_lookahead_tokens
-        self._names: dict[tuple[BlockHash, Content] | tuple[BlockHash, str, int], BlockHash] = {}
-        """Parent and content; of a block within one run of tokens, the run's name and where in it the block starts."""
-        self._chains: dict[str, list[BlockHash]] = {}
+        self._num_names = 0
+        self._names: dict[tuple[BlockHash, Content], BlockHash] = {}
+        """Parent and content -> name, of blocks that more than one stream has a part in."""
+        self._runs: dict[tuple[BlockHash, str, int], list[BlockHash]] = {}
+        """Parent, stream and index -> names of the blocks that follow, all of this stream, as far as somebody asked.
+
+        A name stands in one run, or is a mixed block's, so a chain that is within a run finds its next name there.
+        """
+        self._chains: dict[str, _Chain] = {}
 
     def num_hashed_tokens(self, request: Request) -> int:
         """Count the tokens in blocks that have a name: full ones, and the tokens after them known as well."""
@@ -152,27 +174,44 @@ class BlockHasher:
 
     def block_hashes(self, request: Request, num_tokens: int) -> list[BlockHash]:
         """Return the request's block names, of at least all full blocks within its first `num_tokens`."""
-        chain = self._chains.setdefault(request.request_id, [])
-        size, names = self.hash_block_size, self._names
-        start = len(chain) * size
+        chain = self._chains.get(request.request_id)
+        if chain is None:
+            chain = self._chains[request.request_id] = _Chain()
+        size, lookahead = self.hash_block_size, self.num_lookahead_tokens
+        start = len(chain.names) * size
         while start + size <= num_tokens:
-            parent = chain[-1] if chain else 0
-            num_blocks = (num_tokens - start) // size
-            if start < request.num_prompt_tokens:
-                name, index, left = request.prompt_token(start)
-                whole = min(num_blocks, (left - self.num_lookahead_tokens) // size)
-                for offset in range(index, index + whole * size, size):
-                    parent = names.setdefault((parent, name, offset), len(names) + 1)
-                    chain.append(parent)
-                if whole > 0:
-                    start += whole * size
-                    continue
-            content = request.content(start, start + size + self.num_lookahead_tokens)
-            [run, *others] = content
-            key = (parent, content) if others else (parent, run.name, run.start)
-            chain.append(names.setdefault(key, len(names) + 1))
-            start += size
-        return chain
+            stream, index, left = request.token(start)
+            num_blocks = min(num_tokens - start, left - lookahead) // size
+            if num_blocks > 0:
+                self._follow_run(chain, stream, index, num_blocks)
+                start += num_blocks * size
+            else:
+                self._name_mixed(chain, request.content(start, start + size + lookahead))
+                start += size
+        return chain.names
+
+    def _follow_run(self, chain: _Chain, stream: str, index: int, num_blocks: int) -> None:
+        """Name blocks that hold one stream's tokens from `index` on; a chain that is within this run goes on in it."""
+        if chain.stream != stream or chain.index != index:
+            parent = chain.names[-1] if chain.names else 0
+            chain.run, chain.place = self._runs.setdefault((parent, stream, index), []), 0
+        run, end = chain.run, chain.place + num_blocks
+        if end > len(run):
+            num_new = end - len(run)
+            run.extend(range(self._num_names + 1, self._num_names + num_new + 1))
+            self._num_names += num_new
+        chain.names += run[chain.place : end]
+        chain.stream, chain.index, chain.place = stream, index + num_blocks * self.hash_block_size, end
+
+    def _name_mixed(self, chain: _Chain, content: Content) -> None:
+        """Name a block that several streams have a part in."""
+        key = (chain.names[-1] if chain.names else 0, content)
+        name = self._names.get(key)
+        if name is None:
+            self._num_names += 1
+            name = self._names[key] = self._num_names
+        chain.names.append(name)
+        chain.stream = None
 
     def forget(self, request_id: str) -> None:
         """Drop a finished request's chain; the names stay, since its blocks may stay cached."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.content import Segment
+from kvplan.schedulers.request import BlockHasher
 from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
 from kvplan.schedulers.vllm.block_pool import BlockPool
 from kvplan.schedulers.vllm.scheduler import Scheduler
@@ -160,3 +161,33 @@ def test_equal_names_are_equal_tokens(a: list[Segment], b: list[Segment], block_
     for i, (x, y) in enumerate(zip(*names, strict=False)):
         end = (i + 1) * block_size
         assert (x == y) == (tokens(one)[:end] == tokens(two)[:end])
+
+
+@given(
+    segments,
+    segments,
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 60))),
+)
+def test_names_do_not_depend_on_who_asks_when(
+    a: list[Segment], b: list[Segment], size: int, lookahead: int, asked: list[tuple[bool, int]]
+) -> None:
+    """Names asked for bit by bit, in any order and of growing outputs, still are equal exactly for equal tokens."""
+
+    def tokens(request: Request) -> list[tuple[str, int]]:
+        return [(s.name, i) for s in request.content(0, request.num_tokens) for i in range(s.start, s.end)]
+
+    hasher = BlockHasher(size, lookahead)
+    grows = Request("1", tuple(a), 1)
+    takes_up = Request("2", (*grows.prompt, Segment("out:1", 20), *b), 1)
+    for first, num_tokens in (*asked, (True, 99), (False, 99)):
+        request = grows if first else takes_up
+        if request is grows:
+            request.num_tokens = max(request.num_tokens, min(num_tokens, request.num_prompt_tokens + 20))
+        hasher.block_hashes(request, min(num_tokens, hasher.num_hashed_tokens(request)))
+    names = [hasher.block_hashes(r, 0) for r in (grows, takes_up)]
+    for i, (x, y) in enumerate(zip(*names, strict=False)):
+        end = (i + 1) * size + lookahead
+        assert (x == y) == (tokens(grows)[:end] == tokens(takes_up)[:end])
+    assert all(len(set(chain)) == len(chain) for chain in names)

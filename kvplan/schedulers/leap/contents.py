@@ -104,16 +104,8 @@ def common_tokens(a: Request, b: Request, start: int) -> int:
     """
     position = start
     while True:
-        name_a, index_a, left_a = _stream_at(a, position)
-        name_b, index_b, left_b = _stream_at(b, position)
+        name_a, index_a, left_a = a.token(position)
+        name_b, index_b, left_b = b.token(position)
         if name_a != name_b or index_a != index_b:
             return position
         position += min(left_a, left_b)
-
-
-def _stream_at(request: Request, position: int) -> tuple[str, int, int]:
-    """Return stream and index of one token, and how many of the same stream follow, itself included."""
-    prompt_end = request.num_prompt_tokens
-    if position >= prompt_end:
-        return output_of(request.request_id), position - prompt_end, NEVER
-    return request.prompt_token(position)

@@ -10,8 +10,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-GroupHash = tuple[int, int]
-"""(block name, KV cache group): the groups' blocks of one prefix are different blocks."""
+GroupHash = int
+"""A block name and its KV cache group in one number: the groups' blocks of one prefix are different blocks."""
+NAME_BITS = 32
+"""Room for a block name; the group stands above it, so that names that follow each other fall into dictionary slots
+that do."""
+
+
+def group_hash(block_hash: int, group_id: int) -> GroupHash:
+    """Name a group's block (vLLM `make_block_hash_with_group_id`, which packs bytes).
+
+    >>> group_hash(5, 0), group_hash(5, 1) != group_hash(5, 0)
+    (5, True)
+    """
+    return group_id << NAME_BITS | block_hash
 
 
 @dataclass(slots=True, eq=False)
@@ -64,8 +76,7 @@ class FreeKVCacheBlockQueue:
 
     def append_n(self, blocks: Iterable[KVCacheBlock]) -> None:
         """Put blocks at the tail, in order."""
-        for block in blocks:
-            self._queue[block] = None
+        self._queue.update(dict.fromkeys(blocks))
 
     def __iter__(self) -> Iterator[KVCacheBlock]:
         return iter(self._queue)
@@ -101,18 +112,15 @@ class BlockHashToBlockMap:
         elif found is not block:
             self._cache[key] = {found.block_id: found, block.block_id: block}
 
-    def pop(self, key: GroupHash, block_id: int) -> KVCacheBlock | None:
-        """Drop one block's entry; return the block if it was there."""
+    def pop(self, key: GroupHash, block: KVCacheBlock) -> None:
+        """Drop one block's entry, if it is there."""
         found = self._cache.get(key)
-        if isinstance(found, dict):
-            block = found.pop(block_id, None)
+        if found is block:
+            del self._cache[key]
+        elif isinstance(found, dict):
+            found.pop(block.block_id, None)
             if not found:
                 del self._cache[key]
-            return block
-        if found is None or found.block_id != block_id:
-            return None
-        del self._cache[key]
-        return found
 
 
 class BlockPool:
@@ -156,7 +164,7 @@ class BlockPool:
         """Return the cached block of each group, or None when one of them misses (vLLM: same name)."""
         found = []
         for group in group_ids:
-            block = self.cached_block_hash_to_block.get_one_block((block_hash, group))
+            block = self.cached_block_hash_to_block.get_one_block(group_hash(block_hash, group))
             if block is None:
                 return None
             found.append(block)
@@ -168,7 +176,8 @@ class BlockPool:
         taken = self.free_block_queue.popleft_n(num_blocks)
         for block in taken:
             if block.block_hash is not None:
-                self.evict_cached_block(block)
+                self._remove_cached_block_hashes(block)
+                self.num_evicted += 1
             block.ref_cnt = 1
             block.group = group
         self.num_taken += num_blocks
@@ -213,14 +222,31 @@ class BlockPool:
             block.extra_hashes.append(key)
         self.cached_block_hash_to_block.insert(key, block)
 
-    def cache_full_block(self, block: KVCacheBlock, key: GroupHash, num_tokens: int) -> None:
-        """Name a block that is full; a name it had as a partial block goes (vLLM `cache_full_blocks`)."""
-        if block.block_hash is not None:
-            self._remove_cached_block_hashes(block)
-        block.block_hash, block.num_hash_tokens = key, num_tokens
-        self.num_cached_blocks += 1
-        self.num_cached_free_blocks += block.ref_cnt == 0
-        self.cached_block_hash_to_block.insert(key, block)
+    def cache_full_blocks(
+        self,
+        blocks: Sequence[KVCacheBlock],
+        names: Iterable[int],
+        group: int,
+        first: int,
+        block_size: int,
+        mask: Sequence[bool] | None = None,
+    ) -> None:
+        """Name blocks `first`, `first + 1`, ... of a table, which are full (vLLM: same name); mask: those alone.
+
+        A name that one had as a partial block goes.
+        """
+        insert, num_tokens = self.cached_block_hash_to_block.insert, first * block_size
+        for i, (block, name) in enumerate(zip(blocks, names, strict=False)):
+            num_tokens += block_size
+            if block.is_null or (mask is not None and not mask[i]):
+                continue
+            if block.block_hash is not None:
+                self._remove_cached_block_hashes(block)
+            key = group_hash(name, group)
+            block.block_hash, block.num_hash_tokens = key, num_tokens
+            self.num_cached_blocks += 1
+            self.num_cached_free_blocks += block.ref_cnt == 0
+            insert(key, block)
 
     def cache_partial_block(
         self, block: KVCacheBlock, key: GroupHash, num_tokens: int, replace_existing: bool = False
@@ -251,10 +277,13 @@ class BlockPool:
     def _remove_cached_block_hashes(self, block: KVCacheBlock) -> list[GroupHash]:
         if block.block_hash is None:
             return []
-        keys = [block.block_hash, *block.extra_hashes]
+        keys = [block.block_hash]
+        if block.extra_hashes:
+            keys += block.extra_hashes
+            block.extra_hashes = []
         for key in keys:
-            self.cached_block_hash_to_block.pop(key, block.block_id)
-        block.block_hash, block.num_hash_tokens, block.extra_hashes = None, 0, []
+            self.cached_block_hash_to_block.pop(key, block)
+        block.block_hash, block.num_hash_tokens = None, 0
         self.num_cached_blocks -= 1
         self.num_cached_free_blocks -= block.ref_cnt == 0
         return keys

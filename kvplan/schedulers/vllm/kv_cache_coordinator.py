@@ -56,7 +56,6 @@ class KVCacheCoordinator:
     def __init__(self, config: EngineConfig, pool: BlockPool, hasher: BlockHasher) -> None:
         self.hasher = hasher
         self.scheduler_block_size = config.scheduler_block_size
-        self.retention_interval = config.prefix_cache_retention_interval
         groups = config.groups
         self.eagle_group_ids = {i for i, group in enumerate(groups) if group.eagle}
         if config.use_eagle and not self.eagle_group_ids:
@@ -84,12 +83,10 @@ class KVCacheCoordinator:
         num_computed_tokens: int,
     ) -> int:
         """Sum what the groups need (vLLM: same name): the step gets all of it or nothing."""
-        if self.retention_interval != 0:
-            demand = demand._replace(prefill_end=0)
-        return sum(
-            manager.get_num_blocks_to_allocate(request_id, demand, blocks, num_computed_tokens)
-            for manager, blocks in zip(self.managers, new_computed_blocks, strict=True)
-        )
+        num_blocks = 0
+        for manager, blocks in zip(self.managers, new_computed_blocks, strict=True):
+            num_blocks += manager.get_num_blocks_to_allocate(request_id, demand, blocks, num_computed_tokens)
+        return num_blocks
 
     def allocate_new_computed_blocks(
         self, request_id: str, blocks: GroupBlocks, num_computed_tokens: int, num_external_tokens: int = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvplan.schedulers.request import BlockHash, BlockHasher, Request
-from kvplan.schedulers.vllm.block_pool import BlockPool, GroupHash, KVCacheBlock
+from kvplan.schedulers.vllm.block_pool import BlockPool, GroupHash, KVCacheBlock, group_hash
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.schedulers.vllm.mamba_split import (
     get_mamba_prefill_checkpoint_position,
@@ -160,9 +160,8 @@ class MambaManager(SingleTypeKVCacheManager):
         )
         if copied:
             num_new = max(num_new, 0) + 1
-        checkpoint = self._internal_checkpoint(
-            request_id, num_computed_tokens, num_tokens, demand.prefill_end
-        )
+        prefill_end = demand.prefill_end if self.retention_interval == 0 else 0
+        checkpoint = self._internal_checkpoint(request_id, num_computed_tokens, num_tokens, prefill_end)
         if not demand.apply_admission_cap:
             self.checkpoints.pop(request_id, None)
             if checkpoint:
@@ -314,6 +313,6 @@ class MambaManager(SingleTypeKVCacheManager):
         self, request: Request, block: KVCacheBlock, position: int, replace_existing: bool = False
     ) -> None:
         hashes = self.hasher.block_hashes(request, position)
-        key = (hashes[position // self.hasher.hash_block_size - 1], self.group_id)
+        key = group_hash(hashes[position // self.hasher.hash_block_size - 1], self.group_id)
         self.pool.cache_partial_block(block, key, position, replace_existing)
         self.cached_blocks_this_step.add(key)

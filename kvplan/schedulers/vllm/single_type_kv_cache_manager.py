@@ -8,10 +8,11 @@ have in common is the coordinator's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 from kvplan.schedulers.request import NEVER, BlockHash, BlockHasher, Request
-from kvplan.schedulers.vllm.block_pool import BlockPool, KVCacheBlock
+from kvplan.schedulers.vllm.block_pool import BlockPool, KVCacheBlock, group_hash
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.units import cdiv
 
@@ -199,15 +200,13 @@ class SingleTypeKVCacheManager:
             mask = self.reachable_block_mask(first, end, boundaries, self.retention)
             table = self.req_to_blocks[request.request_id]
             hashes = self.hasher.block_hashes(request, end * self.block_size)
-            for i in range(first, end):
-                if not table[i].is_null and (mask is None or mask[i - first]):
-                    key = (hashes[(i + 1) * self.scale - 1], self.group_id)
-                    self.pool.cache_full_block(table[i], key, (i + 1) * self.block_size)
+            names = hashes[(first + 1) * self.scale - 1 :: self.scale]
+            self.pool.cache_full_blocks(table[first:end], names, self.group_id, first, self.block_size, mask)
             self.num_cached_block[request.request_id] = end
 
-    @property
+    @cached_property
     def retention(self) -> Retention:
-        """What the prefix cache keeps."""
+        """What the prefix cache keeps; asked for once the coordinator has said who drafts."""
         return Retention(self.cache_hit_alignment_tokens, self.retention_interval, self.use_eagle)
 
     def reachable_block_mask(
@@ -278,7 +277,8 @@ class FullAttentionManager(SingleTypeKVCacheManager):
         table = self.req_to_blocks[request.request_id]
         index = boundary // self.block_size
         if index < len(table) and not table[index].is_null:
-            key = (self.hasher.block_hashes(request, boundary)[boundary // unit - 1], self.group_id)
+            block_hash = self.hasher.block_hashes(request, boundary)[boundary // unit - 1]
+            key = group_hash(block_hash, self.group_id)
             self.pool.cache_partial_block(table[index], key, boundary)
 
     def find_longest_cache_hit(

@@ -129,8 +129,9 @@ class CPUOffloadingManager:
             self._record_accesses(keys)
         to_store: list[OffloadKey] = []
         ready: list[OffloadKey] = []
+        get = self.policy.get
         for key in keys:
-            chunk = self.policy.get(key)
+            chunk = get(key)
             if chunk is None:
                 if self.counts is None or self.counts.get(key, 0) >= self.store_threshold:
                     to_store.append(key)

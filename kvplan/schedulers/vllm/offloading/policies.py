@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from heapq import heappop, heappush
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+from kvplan.schedulers.vllm.block_pool import NAME_BITS, group_hash
+
+OffloadKey = int
+"""One chunk of one KV cache group: where it ends in its sequence, its group, and the name of the tokens up to its end,
+in one number and from its high bits to its low ones (vLLM packs them into bytes). So one request's chunks sort from
+head to tail, over all groups, as numbers do."""
+MAX_GROUPS = 256
+_END_SHIFT = NAME_BITS + MAX_GROUPS.bit_length() - 1
 
 
-class OffloadKey(NamedTuple):
-    """One chunk of one KV cache group (vLLM: a block hash and a group index packed into bytes)."""
+def offload_key(block_hash: int, group_id: int, num_tokens: int) -> OffloadKey:
+    """Name the chunk of a group that ends after so many tokens (vLLM `make_offload_key`).
 
-    block_hash: int
-    """Name of the tokens up to the chunk's end."""
-    group_id: int
-    num_tokens: int
-    """Where the chunk ends in its sequence (vLLM `get_offload_key_position`)."""
+    >>> key = offload_key(7, 1, 64)
+    >>> group_of(key), end_of(key)
+    (1, 64)
+    """
+    return num_tokens << _END_SHIFT | group_hash(block_hash, group_id)
 
 
-new_key: Callable[[tuple[int, int, int]], OffloadKey] = partial(tuple.__new__, OffloadKey)
-"""Takes the fields as one tuple: a third of a call of the class, and there is one for each chunk of each prompt."""
+def group_of(key: OffloadKey) -> int:
+    """The KV cache group of a chunk (vLLM `get_offload_group_idx`)."""
+    return key >> NAME_BITS & MAX_GROUPS - 1
+
+
+def end_of(key: OffloadKey) -> int:
+    """Tokens up to a chunk's end (vLLM `get_offload_key_position`)."""
+    return key >> _END_SHIFT
+
+
 NOT_READY = -1
 
 
@@ -101,13 +117,10 @@ class LRUCachePolicy:
     def __init__(self, cache_capacity: int) -> None:
         self.chunks: OrderedDict[OffloadKey, ChunkStatus] = OrderedDict()
         """The oldest first."""
+        self.get = self.chunks.get
 
     def __len__(self) -> int:
         return len(self.chunks)
-
-    def get(self, key: OffloadKey) -> ChunkStatus | None:
-        """Return a chunk, or None (vLLM: same name)."""
-        return self.chunks.get(key)
 
     def insert(self, key: OffloadKey, chunk: ChunkStatus, access: RequestCacheAccess) -> None:
         """Take a new chunk in, as the youngest (vLLM: same name)."""
@@ -149,6 +162,7 @@ class RequestLRUCachePolicy:
 
     def __init__(self, cache_capacity: int) -> None:
         self.chunks: dict[OffloadKey, ChunkStatus] = {}
+        self.get = self.chunks.get
         self._ranks: dict[OffloadKey, tuple[int, int]] = {}
         self._heap: list[tuple[int, int, int, OffloadKey]] = []
         """(rank, less the end, group, chunk); an entry whose rank has changed is void."""
@@ -157,17 +171,13 @@ class RequestLRUCachePolicy:
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def get(self, key: OffloadKey) -> ChunkStatus | None:
-        """Return a chunk, or None (vLLM: same name)."""
-        return self.chunks.get(key)
-
     def _new_rank(self) -> int:
         self._next_rank += 1
         return self._next_rank
 
     def _set_rank(self, key: OffloadKey, rank: tuple[int, int]) -> None:
         self._ranks[key] = rank
-        heappush(self._heap, (*rank, key.group_id, key))
+        heappush(self._heap, (*rank, group_of(key), key))
 
     def _request_rank(self, access: RequestCacheAccess) -> int:
         access.rank = access.rank or self._new_rank()
@@ -176,7 +186,7 @@ class RequestLRUCachePolicy:
     def insert(self, key: OffloadKey, chunk: ChunkStatus, access: RequestCacheAccess) -> None:
         """Take a new chunk in, with its request's rank (vLLM: same name)."""
         self.chunks[key] = chunk
-        self._set_rank(key, (self._request_rank(access), -key.num_tokens))
+        self._set_rank(key, (self._request_rank(access), -end_of(key)))
 
     def on_store_miss(self, keys: Sequence[OffloadKey]) -> None:
         """Make chunks the youngest; those that are missing are not there (vLLM: the same as a touch)."""
@@ -185,7 +195,7 @@ class RequestLRUCachePolicy:
         """Give chunks the request's rank, unless theirs is younger (vLLM: same name)."""
         request_rank = self._request_rank(access)
         for key in keys:
-            rank = (request_rank, -key.num_tokens)
+            rank = (request_rank, -end_of(key))
             if key in self.chunks and self._ranks[key] < rank:
                 self._set_rank(key, rank)
 
@@ -349,4 +359,4 @@ def make_policy(name: str, cache_capacity: int, ranks_by_request: bool) -> Cache
 
 def head_first(keys: Iterable[OffloadKey]) -> list[OffloadKey]:
     """Order one request's chunks from head to tail, over all groups (vLLM `order_request_keys`)."""
-    return sorted(sorted(keys, key=lambda key: key.group_id), key=lambda key: key.num_tokens)
+    return sorted(keys)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import repeat
+from operator import or_
 
 from kvplan.schedulers.request import BlockHasher, Request
 from kvplan.schedulers.vllm.block_pool import KVCacheBlock
 from kvplan.schedulers.vllm.offloading.groups import SchedulerOffloadConfig
-from kvplan.schedulers.vllm.offloading.policies import OffloadKey, RequestCacheAccess, new_key
+from kvplan.schedulers.vllm.offloading.policies import OffloadKey, RequestCacheAccess, offload_key
 
 
 @dataclass(slots=True)
@@ -48,10 +48,11 @@ class RequestOffloadState:
             keys, size = state.offload_keys, group.tokens_per_chunk
             if (len(keys) + 1) * size <= num_tokens:
                 hashes = hasher.block_hashes(self.req, num_tokens)
-                ends = range((len(keys) + 1) * size, num_tokens + 1, size)
+                first = offload_key(0, group.group_id, (len(keys) + 1) * size)
+                end = offload_key(0, group.group_id, num_tokens + 1)
+                nameless = range(first, end, offload_key(0, 0, size))
                 step = size // hasher.hash_block_size
-                names = hashes[(len(keys) + 1) * step - 1 :: step]
-                keys.extend(map(new_key, zip(names, repeat(group.group_id), ends)))
+                keys.extend(map(or_, nameless, hashes[(len(keys) + 1) * step - 1 :: step]))
 
     def clear_blocks(self, restart: bool = False) -> None:
         """Forget the table: the request starts over; its stores too if asked."""

@@ -314,6 +314,8 @@ class OffloadingConnectorScheduler:
 
     def _store(self, state: RequestOffloadState, num_tokens: int) -> TransferJob | None:
         """Store what one request has ready; all of the offer, or nothing of it for now."""
+        if state.has_nothing_to_store and not state.req.is_finished:
+            return None
         num_tokens = state.num_offloadable_tokens(num_tokens)
         store = chunks_to_offer(self.config, state, num_tokens)
         keys = self._offer(state, tuple(store.keys)) if store.keys else ()

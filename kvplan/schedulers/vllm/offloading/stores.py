@@ -8,7 +8,7 @@ from typing import NamedTuple
 from kvplan.schedulers.request import BlockHasher, RequestStatus
 from kvplan.schedulers.vllm.block_pool import KVCacheBlock
 from kvplan.schedulers.vllm.offloading.groups import GroupOffloadConfig, SchedulerOffloadConfig
-from kvplan.schedulers.vllm.offloading.policies import OffloadKey
+from kvplan.schedulers.vllm.offloading.policies import OffloadKey, offload_key
 from kvplan.schedulers.vllm.offloading.request_state import RequestGroupState, RequestOffloadState
 
 
@@ -160,4 +160,4 @@ def boundary_key(
     if num_tokens > state.num_offloadable_tokens(state.req.num_tokens) or num_tokens % group.tokens_per_chunk:
         return None
     hashes = hasher.block_hashes(state.req, num_tokens)
-    return OffloadKey(hashes[num_tokens // hasher.hash_block_size - 1], group_id, num_tokens)
+    return offload_key(hashes[num_tokens // hasher.hash_block_size - 1], group_id, num_tokens)
