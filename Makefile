@@ -94,6 +94,7 @@ $(ORACLE)/vllm-%/vllm: $(ORACLE)/.done
 oracle: $(ORACLE)/.done $(if $(VLLM_PATH),$(VLLM_PATH)/vllm)  ## the twin against vLLM's own scheduler, VLLM=0.33 or another (installs 1.8 GB)
 	PYTHONPATH=$(VLLM_PATH) $(ORACLE)/bin/python tests/conformance/vllm_oracle.py --count $(or $(COUNT),300) --first $(or $(FIRST),0)
 	PYTHONPATH=$(VLLM_PATH) $(ORACLE)/bin/python tests/conformance/vllm_offload_oracle.py --count $(or $(COUNT),300) --first $(or $(FIRST),0)
+	$(if $(VLLM_PATH),,$(ORACLE)/bin/python tests/conformance/vllm_offload_oracle.py --tiers --count $(or $(COUNT),300) --first $(or $(FIRST),0))
 
 ray: $(DEV)  ## sweeps on a real local Ray cluster, started and stopped by the tests
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[ray]'

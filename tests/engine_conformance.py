@@ -71,6 +71,13 @@ def offload_replay(name: str, mode: str, version: str = "") -> VLLMReplay:
     return VLLMReplay(VLLMScenario(**told | {"async_scheduling": mode == "async"} | rules))
 
 
+def tiering_replay(name: str, mode: str) -> VLLMReplay:
+    """Set up one scenario with tiers below host memory on the twin."""
+    return VLLMReplay(
+        VLLMScenario(**offload_scenarios_of("tiers")[name] | {"async_scheduling": mode == "async"})
+    )
+
+
 def replay(name: str, mode: str, **changes: Any) -> ReplayResult[StepRecord]:
     """Run one scenario on the twin."""
     scenario = VLLMScenario(**scenarios()[name] | {"async_scheduling": mode == "async"} | changes)

@@ -13,6 +13,7 @@ from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.progress import shown_progress
 from kvplan.cli.sparkline import kv_lines
 from kvplan.cli.terminal import show
+from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.errors import KvplanError
 from kvplan.files import refuse_same_file
 from kvplan.models.load import path_exists
@@ -170,7 +171,10 @@ def _onlooker(scenario: scenarios.Scenario, blocks: BlockMap | None) -> Observer
     """Who notes what a trace shows beyond records and samples: owners of blocks, copies to and from a tier."""
     if blocks is not None:
         return Observer(on_sample=blocks.look, copies=True)
-    has_tier = any(d.engine.kv_offloading_size for d in scenario.deployments.values())
+    has_tier = any(
+        offloading_gib(d.engine.kv_offloading_size, d.engine.kv_transfer_config)
+        for d in scenario.deployments.values()
+    )
     return Observer(copies=True) if has_tier else NO_OBSERVER
 
 

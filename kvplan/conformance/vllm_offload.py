@@ -9,15 +9,34 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Literal
 
 from pydantic import Field
 
 from kvplan.config import Config
 from kvplan.conformance.scenario import ScenarioRequest
-from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
+from kvplan.schedulers.vllm.offloading.config import OffloadingConfig, SecondaryTierConfig
 from kvplan.schedulers.vllm.offloading.jobs import TransferJob
 from kvplan.schedulers.vllm.offloading.policies import OffloadKey, end_of, group_of
+from kvplan.schedulers.vllm.offloading.tiering import DualQueueThreadPool, TierJob
+from kvplan.units import cdiv
+
+
+class TierScenario(SecondaryTierConfig):
+    """A tier below host memory; its transfers take steps."""
+
+    write_delay: int = Field(1, ge=0)
+    """Steps from when a thread takes a write to its end; 0 = it has ended when somebody looks."""
+    read_delay: int = Field(1, ge=0)
+    """Steps of a read."""
+    chunks_per_step: int | None = Field(None, ge=1)
+    """Chunks that one thread moves per step, beside the delay; None = any number."""
+
+    @property
+    def engine_part(self) -> SecondaryTierConfig:
+        """What the engine is told."""
+        return SecondaryTierConfig(**{name: getattr(self, name) for name in SecondaryTierConfig.model_fields})
 
 
 class OffloadScenario(Config):
@@ -46,6 +65,9 @@ class OffloadScenario(Config):
     load_blocks_per_step: int | None = Field(None, ge=1)
     """GPU blocks loaded per step; None = any number."""
 
+    secondary_tiers: tuple[TierScenario, ...] = ()
+    """Tiers below host memory."""
+
     @property
     def engine_part(self) -> OffloadingConfig:
         """What the engine is told."""
@@ -57,6 +79,7 @@ class OffloadScenario(Config):
             store_threshold=self.store_threshold,
             max_tracker_size=self.max_tracker_size,
             sync_load_budget_bytes=self.sync_load_tokens,
+            secondary_tiers=tuple(tier.engine_part for tier in self.secondary_tiers),
         )
 
 
@@ -123,6 +146,42 @@ class StepCopies:
     def _is_done(self, copy: StepCopy, is_store: bool) -> bool:
         late = self.num_polls - copy.begun >= self._delay[is_store]
         return copy.is_forced or (late and (self._rate[is_store] is None or copy.num_left <= 0))
+
+
+class StepFiles:
+    """One tier's threads, on a clock of steps."""
+
+    def __init__(self, tier: TierScenario) -> None:
+        self.tier = tier
+        self.clock = 0
+        self.pool = DualQueueThreadPool(tier.n_read_threads, tier.n_write_threads)
+        self._running: list[tuple[int, int, TierJob]] = []
+        """(end, job id, job)."""
+
+    def enqueue(self, job: TierJob) -> None:
+        """Queue a job."""
+        if self.pool.enqueue(job):
+            self._start(job, self.clock)
+
+    def _start(self, job: TierJob, now: int) -> None:
+        rate = self.tier.chunks_per_step
+        delay = self.tier.read_delay if job.is_promotion else self.tier.write_delay
+        end = now + delay + (cdiv(job.num_chunks, rate) if rate else 0)
+        heappush(self._running, (end, job.job_id, job))
+
+    def ended(self) -> list[TierJob]:
+        """Return what has ended by now; a thread that becomes free takes its next job at that step."""
+        ended = []
+        while self._running and self._running[0][0] <= self.clock:
+            end, _, job = heappop(self._running)
+            ended.append(job)
+            following = self.pool.finish(job)
+            if following is not None:
+                self._start(following, end)
+        return ended
+
+    def look_up(self) -> None:
+        """Answers are there at the next step."""
 
 
 class ChunkNames:

@@ -38,6 +38,12 @@ class OffloadRecord:
     """GPU blocks whose reuse would flush a store."""
     jobs: int | None = None
     """Jobs under way."""
+    promotions: list[tuple[int, int, str, list[str]]] = field(default_factory=list)
+    """(job, tier, id, chunks) that a tier below host memory begins to bring back."""
+    cascades: list[tuple[int, int, str, list[str]]] = field(default_factory=list)
+    """(job, tier, id, chunks) that begin to go to a tier below host memory."""
+    tier_jobs: int | None = None
+    """Jobs of those tiers under way; None where there is no such tier."""
 
     def line(self) -> str:
         """Return the line that `offload_sha256` hashes."""
@@ -50,7 +56,17 @@ class OffloadRecord:
         numbers = ",".join("" if count is None else str(count) for count in counts)
         flush, completed = ",".join(map(str, self.flush)), ",".join(map(str, self.completed))
         parts = (loads, stores, flush, completed, ",".join(self.cpu_evicted), lookups, ",".join(self.remote))
-        return "|".join(parts) + f"|{numbers}\n"
+        return "|".join((*parts, numbers, *self._tier_parts())) + "\n"
+
+    def _tier_parts(self) -> tuple[str, ...]:
+        """What is said of tiers below host memory, where there are any."""
+        if self.tier_jobs is None:
+            return ()
+        begun = (
+            ";".join(f"{job},{tier},{i},{'+'.join(chunks)}" for job, tier, i, chunks in jobs)
+            for jobs in (self.promotions, self.cascades)
+        )
+        return (*begun, str(self.tier_jobs))
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of a log's line."""

@@ -7,12 +7,12 @@ its output. Asynchronous: schedule step s, then apply the output of step s - 1.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 
 from kvplan.conformance.replay import MAX_STEPS, STUCK_STEPS, ReplayResult, ScenarioReplay, sha256_of
 from kvplan.conformance.scenario import ScenarioRequest
-from kvplan.conformance.vllm_offload import ChunkNames, StepCopies, VLLMRequest
+from kvplan.conformance.vllm_offload import ChunkNames, StepCopies, StepFiles, TierScenario, VLLMRequest
 from kvplan.conformance.vllm_records import OffloadRecord, StepRecord
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import Stuck, find_stuck
@@ -21,6 +21,7 @@ from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 from kvplan.schedulers.vllm.caveats import caveats
 from kvplan.schedulers.vllm.kv_loads import KVLoads
 from kvplan.schedulers.vllm.offloading.jobs import KVConnectorOutput, OffloadingConnectorMetadata
+from kvplan.schedulers.vllm.offloading.tiering import TieringOffloadingManager
 from kvplan.schedulers.vllm.offloading.worker import OffloadingConnectorWorker
 from kvplan.schedulers.vllm.output import SchedulerOutput
 from kvplan.schedulers.vllm.scheduler import Scheduler
@@ -38,6 +39,22 @@ class OffloadReplay:
         self.worker = OffloadingConnectorWorker(copies)
         self.names = ChunkNames(len(scheduler.kv_cache_manager.coordinator.managers))
         self._outputs: deque[KVConnectorOutput] = deque()
+        self._files: list[StepFiles] = []
+        self._tiers: TieringOffloadingManager | None = None
+
+    def set_tiers(self, tiers: Sequence[TierScenario]) -> None:
+        """Give each tier below host memory its threads."""
+        manager = self.connector.manager
+        if isinstance(manager, TieringOffloadingManager):
+            self._tiers, manager.log = manager, []
+            self._files = [StepFiles(tier) for tier in tiers]
+            for tier, files in zip(manager.secondary_tiers, self._files, strict=True):
+                tier.transfers = files
+
+    def step_begins(self) -> None:
+        """Let a step pass for files."""
+        for files in self._files:
+            files.clock += 1
 
     def execute(
         self, meta: OffloadingConnectorMetadata, record: StepRecord, requests: Iterable[Request]
@@ -63,9 +80,21 @@ class OffloadReplay:
             fenced=self.connector.num_fenced_blocks,
             jobs=self.connector.num_jobs,
         )
+        self.note_tiers(record.offload)
         record.group_used = self.blocks_of_groups()
         self.worker.handle_preemptions(meta)
         self._outputs.append(self.worker.post_forward(meta))
+
+    def note_tiers(self, record: OffloadRecord) -> None:
+        """Write down the jobs that tiers below host memory have begun."""
+        if self._tiers is None or self._tiers.log is None:
+            return
+        for job in self._tiers.log:
+            begun = record.promotions if job.is_promotion else record.cascades
+            names = self.names(job.keys)
+            begun.append((job.job_id, job.tier, job.request_id, names if job.is_promotion else sorted(names)))
+        self._tiers.log.clear()
+        record.tier_jobs = self._tiers.num_tier_jobs
 
     def _deferred(self) -> int:
         """Count the blocks kept back: from 0.33 on without what windows have left behind."""
@@ -112,6 +141,7 @@ class VLLMReplay(ScenarioReplay[VLLMRequest, StepRecord]):
         if scenario.offload is not None and self.scheduler.loads is not None:
             copies = StepCopies(scenario.offload)
             self._offload = OffloadReplay(self.scheduler, self.scheduler.loads, copies)
+            self._offload.set_tiers(scenario.offload.secondary_tiers)
 
     def iter_steps(self, max_steps: int = MAX_STEPS) -> Iterator[StepRecord]:
         """Yield a record per step until all is done, or stuck for good."""
@@ -219,6 +249,8 @@ class VLLMReplay(ScenarioReplay[VLLMRequest, StepRecord]):
         before = self.pool.num_taken, self.pool.num_evicted, self.manager.num_recycled
         record.free_before = self.pool.get_num_free_blocks()
         running = [request.request_id for request in self.scheduler.running]
+        if self._offload is not None:
+            self._offload.step_begins()
         output = self.scheduler.schedule()
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request = self.requests[request_id]
@@ -261,6 +293,8 @@ class VLLMReplay(ScenarioReplay[VLLMRequest, StepRecord]):
         before = {i: self.requests[i].num_tokens for i in output.num_scheduled_tokens}
         kv_output = self._offload.read(record) if self._offload is not None else None
         finished = self.scheduler.update_from_output(output, accepted, kv_output)
+        if self._offload is not None and record.offload is not None:
+            self._offload.note_tiers(record.offload)
         record.sampled = [i for i, n in before.items() if self.requests[i].num_tokens > n]
         record.finished = [request.request_id for request in finished]
         for request_id in record.finished:

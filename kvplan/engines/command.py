@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 from kvplan.engines.flags import EngineArgs, as_count
+from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.spelling import WORDS, understand
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import catalog_dir
@@ -293,6 +294,8 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
         model = model or (spare[0] if spare else "")
         if flag in ("model", "model-tag"):
             model = str(value)
+        elif flag == "kv-transfer-config" and connector_of(value) not in (None, "OffloadingConnector"):
+            unplanned.append(f"--{flag} (connector {connector_of(value)})")
         elif flag in NOT_PLANNED and negated is None:
             unplanned.append(f"--{flag} ({NOT_PLANNED[flag]})")
         elif flag in ACTS:

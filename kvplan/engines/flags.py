@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field
 
 from kvplan.config import Config
+from kvplan.engines.kv_transfer import kv_transfer_text, offloading_gib
 from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.errors import KvplanError
@@ -103,6 +104,8 @@ class EngineArgs(Config):
     """GiB of host memory for KV that leaves the GPU, all ranks of an engine together; None = no such tier."""
     kv_offloading_backend: Literal["native", "lmcache"] = "native"
     """Who keeps that tier: native, vLLM itself; lmcache, an outside server (not planned)."""
+    kv_transfer_config: Annotated[str | None, BeforeValidator(kv_transfer_text)] = None
+    """A KV connector as vLLM's JSON: OffloadingConnector's bytes, chunks and tiers below host memory; no other one."""
     disable_hybrid_kv_cache_manager: bool = False
     """Treat sliding and chunked layers as full attention."""
     mamba_cache_dtype: str = "auto"
@@ -246,6 +249,7 @@ def resolve(
             "enable_prefix_caching": prefix_caching,
             "enable_chunked_prefill": chunked,
             "async_scheduling": _async(args, version),
+            "kv_offloading_size": offloading_gib(args.kv_offloading_size, args.kv_transfer_config),
             "kv_cache_dtype": _kv_cache_dtype(args, model, version),
             "mamba_cache_mode": _mamba_cache_mode(args, model, version, prefix_caching),
         }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs
+from kvplan.engines.kv_transfer import offloads
 from kvplan.errors import DoesNotFit
 from kvplan.frames import make_frame
 from kvplan.gpu import GpuSpec
@@ -102,7 +103,7 @@ class Plan:
     def offload(self) -> OffloadTier | None:
         """The tier of KV in host memory, of one replica; None where none is asked for."""
         question = self.question
-        if question.args.kv_offloading_size is None:
+        if not offloads(question.args, question.engine):
             return None
         from kvplan.memory.offloading import find_tier  # with step times: a cold start stays short
 

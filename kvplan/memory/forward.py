@@ -24,6 +24,7 @@ from kvplan.engines.flags import (
     parse_engine,
     resolve,
 )
+from kvplan.engines.kv_transfer import offloads
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.formulas.capacity import pool_blocks
 from kvplan.gpu import GpuSpec, get_gpu
@@ -167,24 +168,10 @@ class _Memory(NamedTuple):
     refusal: Refusal | None
 
 
-def _check_offloading(args: EngineArgs, engine: EngineVersion) -> None:
-    """Refuse tiers in host memory that are not planned."""
-    if args.kv_offloading_size is None:
-        return
-    if engine.engine != "vllm":
-        raise KvplanError(
-            f"--kv-offloading-size is vLLM's; {engine.engine} has a host tier of its own, not planned"
-        )
-    if args.kv_offloading_backend == "lmcache":
-        raise KvplanError(
-            "--kv-offloading-backend lmcache: an outside server holds that tier and vLLM ignores the size; not planned"
-        )
-
-
 def _memory(question: Question) -> _Memory:
     args = _resolved(question)
     check_sharding(question.model, args)
-    _check_offloading(args, question.engine)
+    offloads(args, question.engine)
     _check_fp8_blocks(question, args)
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(_length(question, args)))
     worst = min(budgets, key=lambda b: b.kv.size.value)

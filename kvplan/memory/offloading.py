@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
-from kvplan.formulas.offloading import break_even_tokens, tier_chunks
+from kvplan.engines.kv_transfer import offloading_flags
+from kvplan.formulas.offloading import SLOT_ALIGNMENT, break_even_tokens, tier_chunks
 from kvplan.gpu import GpuSpec
 from kvplan.memory.layout import KvGroup, Layout
 from kvplan.models.spec import AttentionKind, ModelSpec
-from kvplan.profiles.host_links import HostLink, find_host_link
+from kvplan.profiles.host_links import DRIVES, Drive, HostLink, find_drive, find_host_link
 from kvplan.profiles.step_times import StepTimes, make_step_times
 from kvplan.timing.step import StepShape
 from kvplan.units import TICKS_PER_S, GiB, cdiv, gib
@@ -35,6 +36,49 @@ class Span2(NamedTuple):
 
     low: int
     high: int
+
+
+@dataclass(frozen=True, slots=True)
+class FilesBelow:
+    """A tier of files below host memory; vLLM deletes none, so it holds what its file system has room for."""
+
+    drive: Drive
+    file_bytes: int
+    """Of one chunk, all copies."""
+    bytes_per_token: float
+    """In files, for each token of a long prompt."""
+    break_even: Lengths
+    reload_s: float
+    """Seconds until a prefix of the asked trace's length is read and loaded, on an idle engine."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return an entry of `kv.offload.file_tiers`."""
+        return {
+            "drive": self.drive.name,
+            "read_gb_s": self.drive.read_bytes_per_s / 1e9,
+            "write_gb_s": self.drive.write_bytes_per_s / 1e9,
+            "file_bytes": self.file_bytes,
+            "bytes_per_token": self.bytes_per_token,
+            "break_even_tokens": list(self.break_even),
+            "reload_s": self.reload_s,
+            "source": str(self.drive),
+        }
+
+    def lines(self, trace_tokens: int, recompute_s: float) -> list[str]:
+        """Say what it holds and from which length on it pays."""
+        read = f"{self.drive.read_bytes_per_s / 1e9:g} GB/s"
+        first, last = self.break_even
+        held = f"{self.bytes_per_token * 1e6 / GiB:,.0f} GiB a million tokens, never deleted"
+        if first is None:
+            return [
+                f"Files below it ({self.drive.name}, reads {read}): {held}. They buy nothing: computing is sooner."
+            ]
+        until = f"{first:,}" if first == last else f"{first:,} to {last:,}" if last else f"{first:,} or never"
+        return [
+            f"Files below it ({self.drive.name}, reads {read}): {held}. What host memory forgot is back sooner than"
+            f" it is computed from {until} tokens on; {trace_tokens:,} in {_ms(self.reload_s)} instead of"
+            f" {_ms(recompute_s)}."
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +105,7 @@ class OffloadTier:
     recompute_s: float
     """Seconds to compute it."""
     timing_source: str
+    files: tuple[FilesBelow, ...] = ()
 
     @property
     def sources(self) -> dict[str, str]:
@@ -88,6 +133,7 @@ class OffloadTier:
             "reload_s": self.reload_s,
             "recompute_s": self.recompute_s,
             "sources": self.sources,
+            "file_tiers": [files.to_dict() for files in self.files],
         }
 
     def lines(self, trace_tokens: int, cache_tokens: float) -> list[str]:
@@ -99,6 +145,7 @@ class OffloadTier:
             f"Host tier: {gib(self.size_bytes):g} GiB, {self.num_chunks:,} chunks of"
             f" {self.bytes_per_chunk / 2**10:,.0f} KiB, {held} tokens ({self.link.name}, {rate}).",
             self._buys(trace_tokens, cache_tokens),
+            *(line for files in self.files for line in files.lines(trace_tokens, self.recompute_s)),
         ]
 
     def _buys(self, trace_tokens: int, cache_tokens: float) -> str:
@@ -140,18 +187,28 @@ def num_slots(model: ModelSpec, args: EngineArgs, layout: Layout, blocks_per_chu
     return int(tier_chunks(size, layout.bytes_per_block, blocks_per_chunk, num_copies(model, args)))
 
 
+def slot_bytes(model: ModelSpec, args: EngineArgs, layout: Layout, blocks_per_chunk: int = 1) -> int:
+    """Return the bytes of a slot, and of a file below it: a chunk's, all copies, rounded up to 4,096."""
+    copied = layout.bytes_per_block * blocks_per_chunk * num_copies(model, args)
+    return cdiv(copied, SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+
+
 def bytes_to_copy(layout: Layout, num_tokens: int) -> int:
     """Return what one rank copies to load a prefix of so many tokens: of windows and states what a hit needs."""
     return sum(_group_bytes(group, num_tokens) for group in layout.groups)
 
 
 def _group_bytes(group: KvGroup, num_tokens: int) -> int:
+    return _group_blocks(group, num_tokens) * group.bytes_per_block
+
+
+def _group_blocks(group: KvGroup, num_tokens: int) -> int:
     blocks = cdiv(num_tokens, group.block_size)
     if group.kind is AttentionKind.STATE:
         blocks = min(1, blocks)
     elif group.window and not group.kind.is_growing:
         blocks = min(blocks, cdiv(group.window, group.block_size))
-    return blocks * group.bytes_per_block
+    return blocks
 
 
 def find_tier(
@@ -164,23 +221,74 @@ def find_tier(
 ) -> OffloadTier:
     """Plan the tier of one engine; `trace_tokens` is the prefix whose two ways back are told."""
     assert args.kv_offloading_size is not None
-    chunks = num_slots(model, args, layout)
+    flags = offloading_flags(args.kv_transfer_config)
+    per_chunk = flags.blocks_per_chunk
+    chunks = num_slots(model, args, layout, per_chunk)
     growing = [g for g in layout.groups if g.kind.is_growing] or list(layout.groups)
     link, times = find_host_link(gpu), make_step_times(model, gpu, args, engine=engine)
     copies = num_copies(model, args)
     return OffloadTier(
         size_bytes=int(args.kv_offloading_size * GiB),
         num_copies=copies,
-        bytes_per_chunk=-(-layout.bytes_per_block * copies // 4096) * 4096,
+        bytes_per_chunk=slot_bytes(model, args, layout, per_chunk),
         num_chunks=chunks,
-        chunk_tokens=min(g.block_size for g in layout.groups),
-        tokens=Span2(_tokens(chunks, layout.groups), _tokens(chunks, tuple(growing))),
+        chunk_tokens=min(g.block_size for g in layout.groups) * per_chunk,
+        tokens=Span2(_tokens(chunks * per_chunk, layout.groups), _tokens(chunks * per_chunk, tuple(growing))),
         link=link,
         bytes_per_token=sum(g.bytes_per_block / g.block_size for g in growing),
-        break_even=_break_even(args, layout, link, times, trace_tokens),
+        break_even=_break_even(args, layout, link, times, trace_tokens, no_files, no_files),
         reload_s=link.seconds(bytes_to_copy(layout, trace_tokens)) + IDLE_LOOP_S,
         recompute_s=prefill_seconds(times, args.max_num_batched_tokens, trace_tokens),
         timing_source=times.source,
+        files=tuple(
+            _files(find_drive(DRIVES[tier.locality]), model, args, layout, link, times, trace_tokens)
+            for tier in flags.secondary_tiers
+        ),
+    )
+
+
+def no_files(num_tokens: int) -> float:
+    """Seconds in which nothing is read from files."""
+    return 0.0
+
+
+def chunks_to_read(layout: Layout, num_tokens: int, blocks_per_chunk: int = 1) -> int:
+    """Count the chunks of a prefix of so many tokens: of windows and states what a hit needs."""
+    return sum(cdiv(_group_blocks(group, num_tokens), blocks_per_chunk) for group in layout.groups)
+
+
+def _files(
+    drive: Drive,
+    model: ModelSpec,
+    args: ResolvedArgs,
+    layout: Layout,
+    link: HostLink,
+    times: StepTimes,
+    trace_tokens: int,
+) -> FilesBelow:
+    """Plan one tier of files: look-up (a step), one thread's reads, then the load from host memory."""
+    per_chunk = offloading_flags(args.kv_transfer_config).blocks_per_chunk
+    file_bytes = slot_bytes(model, args, layout, per_chunk)
+
+    def reading(rate: float) -> Callable[[int], float]:
+        def seconds(num_tokens: int) -> float:
+            return 2 * IDLE_LOOP_S + drive.read_seconds(
+                chunks_to_read(layout, num_tokens, per_chunk), file_bytes, rate
+            )
+
+        return seconds
+
+    growing = [g for g in layout.groups if g.kind.is_growing] or list(layout.groups)
+    return FilesBelow(
+        drive=drive,
+        file_bytes=file_bytes,
+        bytes_per_token=sum(file_bytes / (g.block_size * per_chunk) for g in growing),
+        break_even=_break_even(
+            args, layout, link, times, trace_tokens, reading(drive.read_high), reading(drive.read_low)
+        ),
+        reload_s=reading(drive.read_bytes_per_s)(trace_tokens)
+        + link.seconds(bytes_to_copy(layout, trace_tokens))
+        + IDLE_LOOP_S,
     )
 
 
@@ -199,9 +307,17 @@ def prefill_seconds(times: StepTimes, max_num_batched_tokens: int, num_tokens: i
 
 
 def _break_even(
-    args: ResolvedArgs, layout: Layout, link: HostLink, times: StepTimes, trace_tokens: int
+    args: ResolvedArgs,
+    layout: Layout,
+    link: HostLink,
+    times: StepTimes,
+    trace_tokens: int,
+    quick_read: Callable[[int], float],
+    slow_read: Callable[[int], float],
 ) -> Lengths:
     """Ask at both ends: a fast link, slow kernels and an idle engine; a slow link, fast kernels, a full batch.
+
+    `quick_read` and `slow_read` are what reading files takes before a load, by tokens.
 
     A load is seen at a poll, once a step, and its request runs one step (asynchronous: two) after that.
     """
@@ -215,16 +331,16 @@ def _break_even(
     def recompute(num_tokens: int) -> float:
         return prefill_seconds(times, args.max_num_batched_tokens, num_tokens)
 
-    def at(rate: float, wait_s: float, factor: float) -> int | None:
+    def at(rate: float, wait_s: float, factor: float, read: Callable[[int], float]) -> int | None:
         def reload(num_tokens: int) -> float:
-            return link.latency_s + wait_s + bytes_to_copy(layout, num_tokens) / rate
+            return link.latency_s + wait_s + read(num_tokens) + bytes_to_copy(layout, num_tokens) / rate
 
         return break_even_tokens(reload, _scaled(recompute, factor), layout.block_size, longest)
 
     doubt = times.doubt
     return Lengths(
-        at(link.high, steps * IDLE_LOOP_S, doubt.prompt_high),
-        at(link.low, IDLE_LOOP_S + busy, doubt.prompt_low),
+        at(link.high, steps * IDLE_LOOP_S, doubt.prompt_high, quick_read),
+        at(link.low, IDLE_LOOP_S + busy, doubt.prompt_low, slow_read),
     )
 
 

@@ -1,4 +1,4 @@
-"""What joins a GPU with the memory beyond it: PCIe, NVLink-C2C, drives. `catalog/host_links.yaml`."""
+"""What joins a GPU with the memory beyond it, PCIe or NVLink-C2C, and drives below that. `catalog/host_links.yaml`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import yaml
 from kvplan.files import catalog_dir
 from kvplan.gpu import GpuSpec
 
-HostLinkName = Literal["pcie3", "pcie4", "pcie5", "c2c", "nvme4", "nvme5"]
+HostLinkName = Literal["pcie3", "pcie4", "pcie5", "c2c"]
+DriveName = Literal["nvme4", "nvme5", "cephfs"]
+DRIVES: dict[str | None, DriveName] = {None: "nvme4", "LOCAL": "nvme4", "REMOTE": "cephfs"}
+"""A tier's `locality` in vLLM's words -> the drive taken for it where none is stated (assumed)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +61,44 @@ def _own_link(gpu: GpuSpec, c2c_cards: list[str]) -> str:
     if gpu.name in c2c_cards:
         return "c2c"
     return "pcie5" if gpu.pcie_gb_s > 32 else "pcie4" if gpu.pcie_gb_s > 16 else "pcie3"
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """Where an engine's files lie."""
+
+    name: str
+    read_bytes_per_s: float
+    """Of all threads together."""
+    read_low: float
+    read_high: float
+    write_bytes_per_s: float
+    write_low: float
+    write_high: float
+    latency_s: float
+    """Of one file, on its thread."""
+    source: str
+
+    def __str__(self) -> str:
+        read, write = (f"{rate / 1e9:g}" for rate in (self.read_bytes_per_s, self.write_bytes_per_s))
+        return f"{self.name}, reads {read} and writes {write} GB/s ({self.source})"
+
+    def read_seconds(self, num_files: int, file_bytes: int, rate: float | None = None) -> float:
+        """Return how long one thread reads so many files, alone on the drive: a job of vLLM's is one thread's."""
+        return num_files * (self.latency_s + file_bytes / (rate or self.read_bytes_per_s))
+
+
+def find_drive(
+    name: DriveName = "nvme4", read_gb_s: float | None = None, write_gb_s: float | None = None
+) -> Drive:
+    """Return a drive of a kind; stated rates in place of its own."""
+    row = _table()["drives"][name]
+    rates: dict[str, float] = {}
+    for way, stated in (("read", read_gb_s), ("write", write_gb_s)):
+        value, (low, high) = row[f"{way}_gb_s"], row[f"{way}_range"]
+        if stated is not None:
+            value = low = high = stated
+        rates |= {f"{way}_bytes_per_s": value * 1e9, f"{way}_low": low * 1e9, f"{way}_high": high * 1e9}
+    told = [way for way, stated in (("reads", read_gb_s), ("writes", write_gb_s)) if stated is not None]
+    source = f"{' and '.join(told)} stated; {row['source']}" if told else row["source"]
+    return Drive(name, latency_s=row["latency_us"] / 1e6, source=source, **rates)

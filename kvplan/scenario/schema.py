@@ -16,10 +16,11 @@ from kvplan.config import Config
 from kvplan.engines.flags import Engine, EngineArgs
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import scenarios_dir
-from kvplan.profiles.host_links import HostLinkName
+from kvplan.profiles.host_links import Drive, DriveName, HostLinkName, find_drive
 from kvplan.scenario.space import Search
 from kvplan.schedulers.sglang.config import SchedulePolicyName
 from kvplan.schedulers.vllm.config import Admission, BatchWait
+from kvplan.schedulers.vllm.offloading.config import SecondaryTierConfig
 from kvplan.timing.links import LinkName
 from kvplan.workload.classes import Slo, Workload
 from kvplan.workload.problems import Problems
@@ -125,6 +126,44 @@ def _named_link(value: Any) -> Any:
     return {name: said for name, _, said in (part.partition("=") for part in parts.split(","))}
 
 
+class FileTier(Config):
+    """A tier of files below host memory: an entry of vLLM's `secondary_tiers`, and what the files lie on."""
+
+    type: str = "fs"
+    """fs, vLLM's file system tier; obj, p2p, kvcr, example and tiers of one's own are refused by name."""
+    root_dir: str = ""
+    """Where the files lie; has no effect here."""
+    n_read_threads: int = Field(16, ge=1, le=1024)
+    """Threads that prefer loads."""
+    n_write_threads: int = Field(16, ge=1, le=1024)
+    """Threads that prefer stores."""
+    drive: DriveName = "nvme4"
+    """nvme4, nvme5 or cephfs (`catalog/host_links.yaml`)."""
+    read_gb_s: Annotated[float, Field(gt=0, le=1e5)] | None = None
+    """10^9 bytes a second of all threads of an engine together; None = the drive's usual."""
+    write_gb_s: Annotated[float, Field(gt=0, le=1e5)] | None = None
+    """10^9 bytes a second; None = the drive's usual."""
+
+    @model_validator(mode="after")
+    def _is_followed(self) -> FileTier:
+        if self.type != "fs":
+            raise ValueError(
+                f"type {self.type}: of vLLM's tiers below host memory fs is simulated; obj, p2p, kvcr, example and"
+                " others are not"
+            )
+        return self
+
+    @property
+    def engine_part(self) -> SecondaryTierConfig:
+        """What the engine is told."""
+        return SecondaryTierConfig(n_read_threads=self.n_read_threads, n_write_threads=self.n_write_threads)
+
+    @property
+    def found(self) -> Drive:
+        """The drive, as stated or as the catalog has it."""
+        return find_drive(self.drive, self.read_gb_s, self.write_gb_s)
+
+
 class KvOffloading(Config):
     """How the tier of `engine.kv_offloading_size` is kept, and what joins it with the GPUs; vLLM's connector keys."""
 
@@ -139,16 +178,23 @@ class KvOffloading(Config):
     max_tracker_size: int = Field(64_000, ge=1, le=10**9)
     """Chunks whose offers are counted for store_threshold."""
     spec_name: Literal["CPUOffloadingSpec", "TieringOffloadingSpec"] = "CPUOffloadingSpec"
-    """vLLM's TieringOffloadingSpec puts files, objects or other machines below host memory: not simulated."""
+    """TieringOffloadingSpec puts `secondary_tiers` below host memory."""
+    secondary_tiers: tuple[FileTier, ...] = ()
+    """Each finished store goes on to all of them; what host memory lost comes back from there. Each engine has its own
+    files, which are never deleted."""
     link: HostLinkName | None = None
-    """pcie3, pcie4, pcie5, c2c, nvme4 or nvme5; None = the card's own (`catalog/host_links.yaml`)."""
+    """pcie3, pcie4, pcie5 or c2c; None = the card's own (`catalog/host_links.yaml`)."""
     gb_s: Annotated[float, Field(gt=0, le=1e5)] | None = None
     """10^9 bytes a second of one GPU, one direction; None = the link's usual."""
 
     @model_validator(mode="after")
     def _one_tier(self) -> KvOffloading:
-        if self.spec_name != "CPUOffloadingSpec":
-            raise ValueError("spec_name TieringOffloadingSpec: tiers below host memory are not simulated")
+        if self.secondary_tiers and self.spec_name != "TieringOffloadingSpec":
+            raise ValueError(
+                "secondary_tiers: spec_name TieringOffloadingSpec reads them, CPUOffloadingSpec does not"
+            )
+        if self.spec_name == "TieringOffloadingSpec" and self.store_threshold >= 2:
+            raise ValueError("store_threshold is not supported for TieringOffloadingSpec")
         return self
 
 

@@ -24,6 +24,7 @@ from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.offloading.jobs import KVConnectorOutput, OffloadingConnectorMetadata
+from kvplan.schedulers.vllm.offloading.tiering import SecondaryTierManager, TieringOffloadingManager
 from kvplan.schedulers.vllm.offloading.worker import Copies, OffloadingConnectorWorker
 from kvplan.schedulers.vllm.output import SchedulerOutput
 from kvplan.schedulers.vllm.quiet_steps import QuietSteps
@@ -99,6 +100,13 @@ class StepByStep:
         loads = self.scheduler.loads
         used = loads.connector.manager.num_used if loads is not None else 0
         return used, self.offloaded.load_blocks, self.offloaded.store_blocks
+
+    @property
+    def secondary_tiers(self) -> list[SecondaryTierManager]:
+        """Tiers below host memory; whoever has a clock gives each its `transfers`."""
+        loads = self.scheduler.loads
+        manager = loads.connector.manager if loads is not None else None
+        return manager.secondary_tiers if isinstance(manager, TieringOffloadingManager) else []
 
     def add_request(self, request: Request) -> None:
         """Queue a new request."""

@@ -117,6 +117,18 @@ def _offload(tier: dict[str, Any] | None) -> list[str]:
         _line("Asked again:", tier["retries"]),
         _line("Steps waited for copies (s):", tier["flush_s"]),
         _line("Tier filled (%):", 100.0 * tier["chunks_used"] / tier["chunks"]),
+        *(line for files in tier["file_tiers"] for line in _files(files)),
+    ]
+
+
+def _files(tier: dict[str, Any]) -> list[str]:
+    """What a tier of files below host memory did."""
+    return [
+        _line(f"Files ({tier['drive']}):", tier["files"]),
+        _line("Read from files (GiB):", tier["read_bytes"] / 2**30),
+        _line("Written to files (GiB):", tier["written_bytes"] / 2**30),
+        _line("Drive busy reading (%):", 100.0 * tier["read_busy"]),
+        _line("Drive busy writing (%):", 100.0 * tier["write_busy"]),
     ]
 
 

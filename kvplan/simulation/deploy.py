@@ -13,25 +13,35 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from kvplan.engines.flags import EngineArgs, ResolvedArgs, parse_engine
+from kvplan.engines.kv_transfer import offloading_flags
 from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.gpu import GpuSpec
 from kvplan.memory.forward import estimate
 from kvplan.memory.layout import KvGroup, Layout
-from kvplan.memory.offloading import num_slots
+from kvplan.memory.offloading import num_slots, slot_bytes
 from kvplan.models.load import load_model, path_exists
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profiles.api_server import find_costs
-from kvplan.profiles.host_links import HostLink, find_host_link
+from kvplan.profiles.host_links import DRIVES, HostLink, find_host_link
 from kvplan.profiles.power import Power, find_power
 from kvplan.profiles.step_times import default_link, make_step_times
 from kvplan.profiles.timing_profile import TimingProfile
-from kvplan.scenario.schema import Deployment, Interconnect, KvOffloading, Scenario, SGLangFlags, StepTimeSpec
+from kvplan.scenario.schema import (
+    Deployment,
+    FileTier,
+    Interconnect,
+    KvOffloading,
+    Scenario,
+    SGLangFlags,
+    StepTimeSpec,
+)
 from kvplan.schedulers.sglang.config import SGLangConfig
 from kvplan.schedulers.vllm.caveats import caveats, describe_rules
 from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup
 from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
 from kvplan.schedulers.vllm.rules import parse_version, write_version
 from kvplan.simulation.api_server import NO_API_SERVER, ApiServerTimes
+from kvplan.simulation.file_tiers import TimedFiles
 from kvplan.simulation.transfers import TimedCopies
 from kvplan.timing.costs import AttentionCosts
 from kvplan.timing.links import LINKS, Link
@@ -54,10 +64,17 @@ class HostTier(NamedTuple):
     block_bytes: int
     """That one rank copies for one GPU block."""
     size_gib: float
+    chunk_bytes: int
+    """Of a slot, all ranks' parts; a file below it has as many."""
+    file_tiers: tuple[FileTier, ...] = ()
 
     def copies(self) -> TimedCopies:
         """Return the copies of one more engine."""
-        return TimedCopies(self.link, self.block_bytes)
+        files = [
+            TimedFiles(tier.found, self.chunk_bytes, tier.n_read_threads, tier.n_write_threads)
+            for tier in self.file_tiers
+        ]
+        return TimedCopies(self.link, self.block_bytes, files=files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +189,11 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         sources["scheduler"] = "SGLang 0.5.23's, as its own logs show it"
     ranks = args.data_parallel_size
     config = _engine_config(args, layout, deployment, model)
-    tier = _tier(deployment, gpu, args, layout)
+    tier = _tier(deployment, model, gpu, args, layout)
     if tier is not None:
         sources["kv_offloading"] = f"{config.kv_offloading.num_chunks:,} chunks; {tier.link}"  # type: ignore[union-attr]
+        for i, files in enumerate(tier.file_tiers):
+            sources[f"kv_offloading.secondary_tiers.{i}"] = f"files; {files.found}"
     if sglang is None:
         sources["scheduler"] = describe_rules(config)
     apis = [api_times(deployment, args, end, timed.seen_by_client) for end in ("value", "low", "high")]
@@ -200,9 +219,11 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     )
 
 
-def _tier(deployment: Deployment, gpu: GpuSpec, args: ResolvedArgs, layout: Layout) -> HostTier | None:
+def _tier(
+    deployment: Deployment, model: ModelSpec, gpu: GpuSpec, args: ResolvedArgs, layout: Layout
+) -> HostTier | None:
     """What a deployment has beyond the GPU; raises KvplanError for keys of a tier that is not there."""
-    told = deployment.kv_offloading
+    told = _told_tier(deployment)
     if args.kv_offloading_size is None:
         if told != KvOffloading():
             raise KvplanError(
@@ -210,15 +231,42 @@ def _tier(deployment: Deployment, gpu: GpuSpec, args: ResolvedArgs, layout: Layo
             )
         return None
     return HostTier(
-        find_host_link(gpu, told.link, told.gb_s), layout.bytes_per_block, args.kv_offloading_size
+        find_host_link(gpu, told.link, told.gb_s),
+        layout.bytes_per_block,
+        args.kv_offloading_size,
+        slot_bytes(model, args, layout, told.blocks_per_chunk),
+        told.secondary_tiers,
     )
+
+
+def _told_tier(deployment: Deployment) -> KvOffloading:
+    """How the tier is kept: by the scenario's own keys, or by vLLM's flag; a link may stand beside the latter."""
+    told, flag = deployment.kv_offloading, deployment.engine.kv_transfer_config
+    if flag is None:
+        return told
+    link = {"link": told.link, "gb_s": told.gb_s}
+    if told != KvOffloading(**link):
+        raise KvplanError(
+            "kv_offloading: engine.kv_transfer_config says how the tier is kept; beside it stand link and gb_s alone"
+        )
+    flags = offloading_flags(flag)
+    tiers = tuple(
+        FileTier(
+            n_read_threads=tier.n_read_threads,
+            n_write_threads=tier.n_write_threads,
+            drive=DRIVES[tier.locality],
+        )
+        for tier in flags.secondary_tiers
+    )
+    kept = flags.model_dump(exclude={"cpu_bytes_to_use", "secondary_tiers"})
+    return KvOffloading(**kept, **link, secondary_tiers=tiers)
 
 
 def _offloading_config(
     deployment: Deployment, model: ModelSpec, args: ResolvedArgs, layout: Layout
 ) -> OffloadingConfig | None:
     """The tier as the scheduler sees it."""
-    told = deployment.kv_offloading
+    told = _told_tier(deployment)
     if args.kv_offloading_size is None:
         return None
     chunks = num_slots(model, args, layout, told.blocks_per_chunk)
@@ -233,6 +281,7 @@ def _offloading_config(
         offload_prompt_only=told.offload_prompt_only,
         store_threshold=told.store_threshold,
         max_tracker_size=told.max_tracker_size,
+        secondary_tiers=tuple(tier.engine_part for tier in told.secondary_tiers),
     )
 
 

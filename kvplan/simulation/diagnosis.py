@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.limits import Limit
 from kvplan.memory.serve_command import flag_text
 from kvplan.simulation.records import UNSET
@@ -89,7 +90,8 @@ def _idle_tier(result: Result) -> list[str]:
     tier = result.offload
     if tier is None:
         return []
-    size = max(d.engine.kv_offloading_size or 0 for d in result.scenario.deployments.values())
+    engines = [d.engine for d in result.scenario.deployments.values()]
+    size = max(offloading_gib(e.kv_offloading_size, e.kv_transfer_config) or 0 for e in engines)
     if not tier["lookup_hits"]:
         return [
             f"nothing was ever loaded from kv_offloading_size {size:g}: prompts that return still lie on the GPU, or"

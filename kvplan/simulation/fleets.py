@@ -125,6 +125,9 @@ class FleetBuilder:
         elif reason:
             copies = setup.tier.copies() if setup.tier is not None else None
             engine = StepByStep(config, accept, copies, leaps=not self.step_by_step)
+            if copies is not None:
+                for tier, files in zip(engine.secondary_tiers, copies.files, strict=True):
+                    tier.transfers = files
         else:
             engine = make_leap_scheduler(config, accept)
         if copies is not None and not self.step_by_step:

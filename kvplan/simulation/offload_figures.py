@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from kvplan.schedulers.step_by_step import OffloadTotals, StepByStep
 from kvplan.simulation.replica_stats import Totals
 from kvplan.simulation.run import Run
+from kvplan.simulation.transfers import TimedCopies
 from kvplan.units import TICKS_PER_S
 
 ORDER_NOTE = (
@@ -47,4 +49,26 @@ def offload_figures(run: Run, totals: Totals) -> dict[str, Any] | None:
         "flush_s": totals.flush_ticks / TICKS_PER_S,
         "chunks": sum(tier.manager.num_chunks for tier in tiers),
         "chunks_used": sum(tier.manager.num_used for tier in tiers),
+        "file_tiers": _file_tiers(engines, seconds),
     }
+
+
+def _file_tiers(engines: Sequence[tuple[StepByStep, TimedCopies]], ticks: int) -> list[dict[str, Any]]:
+    """Of each tier below host memory, over all replicas: files held, bytes each way, shares of time it was busy."""
+    found: list[dict[str, Any]] = []
+    for i, first in enumerate(engines[0][1].files):
+        timed = [copies.files[i] for _, copies in engines]
+        read, written = (sum(files.files[way] for files in timed) for way in (True, False))
+        busy = {way: sum(files.busy_s[way] for files in timed) * TICKS_PER_S / ticks for way in (True, False)}
+        found.append(
+            {
+                "drive": first.drive.name,
+                "files": sum(len(engine.secondary_tiers[i].chunks) for engine, _ in engines),
+                "file_bytes": first.file_bytes,
+                "read_bytes": read * first.file_bytes,
+                "written_bytes": written * first.file_bytes,
+                "read_busy": busy[True],
+                "write_busy": busy[False],
+            }
+        )
+    return found

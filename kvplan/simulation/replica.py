@@ -171,9 +171,9 @@ class Replica(ReplicaStats):
 
     def _schedule(self, now: int) -> StepInFlight:
         """One step of the engine; admissions and preemptions are noted."""
+        num_ended = self.copies.num_seen if self.copies is not None else 0
         if self.copies is not None:
             self.copies.begin(now, now + sum(step.ticks for step in self.in_flight))
-        num_ended = self.copies.num_ended if self.copies is not None else 0
         step: Any = self.engine.schedule()  # whose requests are the `SimRequest`s it was given
         for request in step.preempted:
             self._preempted(request, now)
@@ -200,7 +200,7 @@ class Replica(ReplicaStats):
         ticks = self.step_time.ticks(shape) if shape.num_tokens else 0
         makes_room = bool(step.preempted)
         if self.copies is not None:
-            ended = self.copies.num_ended > num_ended
+            ended = self.copies.num_seen > num_ended
             ticks += self._wait_for_copies(self.copies, ticks, ended)
             makes_room = makes_room or ended
         engine = self.engine
@@ -327,6 +327,8 @@ class Replica(ReplicaStats):
     def _read_step(self, now: int) -> None:
         if self.leavers:
             self._let_go(now)
+        if self.copies is not None:
+            self.copies.read(now)
         step = self.in_flight.popleft()
         self._send_step(step, now)
         self._account(step, now)

@@ -55,7 +55,7 @@ def without_tier(scenario: Scenario) -> Scenario:
 
 
 def _plain(deployment: D) -> D:
-    engine = deployment.engine.model_copy(update={"kv_offloading_size": None})
+    engine = deployment.engine.model_copy(update={"kv_offloading_size": None, "kv_transfer_config": None})
     return deployment.model_copy(update={"engine": engine, "kv_offloading": KvOffloading()})
 
 

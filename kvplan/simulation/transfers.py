@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from kvplan.profiles.host_links import HostLink
 from kvplan.schedulers.vllm.offloading.jobs import TransferJob
+from kvplan.simulation.file_tiers import TimedFiles
 from kvplan.units import TICKS_PER_S
 
 POLL_TICKS = TICKS_PER_S // 1000
@@ -53,6 +54,8 @@ class TimedCopies:
     """End of the kernels launched so far."""
     waited_until: int = 0
     """End of the last copy that the step under way must wait for."""
+    files: list[TimedFiles] = field(default_factory=list)
+    """The tiers below host memory, in order."""
     num_ended: int = 0
     """Copies whose end was seen."""
     log: list[Copy] | None = None
@@ -66,12 +69,24 @@ class TimedCopies:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no copy is under way."""
-        return not (self._loads or any(self._running.values()))
+        """Whether no copy is under way, to host memory or below it."""
+        return not (self._loads or any(self._running.values())) and all(files.is_idle for files in self.files)
+
+    @property
+    def num_seen(self) -> int:
+        """Ends that were seen so far, of copies, files and look-ups."""
+        return self.num_ended + sum(files.num_ended for files in self.files)
 
     def begin(self, now: int, gpu_free_at: int) -> None:
         """Note that a step is being decided, and when the kernels before it end."""
         self.now, self.gpu_free_at, self.waited_until = now, gpu_free_at, 0
+        for files in self.files:
+            files.begin(now)
+
+    def read(self, now: int) -> None:
+        """Note that a step's output is being read: what ends with it goes on to files from now on."""
+        for files in self.files:
+            files.now = now
 
     def submit(self, job: TransferJob) -> None:
         """Queue a copy."""

@@ -39,6 +39,29 @@ def random_offload_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Js
     return scenario
 
 
+def random_tiering_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Json:
+    """One scenario with tiers below host memory, which is small and is asked for more."""
+    rng = Random(f"tiering {seed}")
+    scenario = random_offload_scenario(seed, version) | {"name": f"tiers{seed}"}
+    tier = scenario["offload"]
+    tier.pop("store_threshold", None)
+    if rng.random() < 0.7:
+        room = max(1, int(scenario["num_gpu_blocks"] * rng.choice([0.1, 0.2, 0.4, 0.8])))
+        tier["num_cpu_blocks"] = room * tier["block_size_factor"]
+    tier["secondary_tiers"] = [_files(rng) for _ in range(rng.choice([1, 1, 1, 2]))]
+    for i in range(rng.choice([4, 8, 16])):
+        scenario["requests"].append(_returning(rng, scenario, i, "again"))
+    return scenario
+
+
+def _files(rng: Random) -> Json:
+    if rng.random() < 0.2:
+        return {"type": "example"}
+    delays = {way: rng.choice([0, 1, 1, 2, 5, 15]) for way in ("read_delay", "write_delay")}
+    threads = {way: rng.choice([1, 1, 2, 16]) for way in ("n_read_threads", "n_write_threads")}
+    return {"type": "fs", **delays, **threads, "chunks_per_step": rng.choice([None, None, 1, 3])}
+
+
 def _tier(rng: Random, factor: int, num_blocks: int) -> Json:
     tier: Json = {"num_cpu_blocks": num_blocks, "block_size_factor": factor}
     tier |= {"store_delay": rng.choice([0, 1, 1, 2, 7, 20]), "load_delay": rng.choice([0, 1, 1, 2, 7, 20])}
@@ -55,12 +78,12 @@ def _tier(rng: Random, factor: int, num_blocks: int) -> Json:
     return tier
 
 
-def _returning(rng: Random, scenario: Json, i: int) -> Json:
+def _returning(rng: Random, scenario: Json, i: int, name: str = "back") -> Json:
     """A request that continues an earlier one's conversation, or asks the same once more."""
     known = scenario["requests"]
     other = rng.choice(known)["id"]
     room = scenario["max_model_len"] - _longest(known, other)
-    request: Json = {"id": f"back{i}", "after": [other], "delay_steps": rng.choice([0, 2, 10, 30])}
+    request: Json = {"id": f"{name}{i}", "after": [other], "delay_steps": rng.choice([0, 2, 10, 30])}
     request["prompt"] = [{"prompt_of": other}]
     request["output_len"] = max(1, min(rng.randint(1, 12), room))
     if room > 8 and rng.random() < 0.6:

@@ -89,8 +89,9 @@ def loads_have_no_cap(patch: Patch) -> None:
 
 @mutant("store_half_done")
 def what_is_being_written_is_a_miss(patch: Patch) -> None:
-    def look(keys: Any, find: Any) -> int:
-        return next((i for i, key in enumerate(keys) if find(key) is not manager.LookupResult.HIT), len(keys))
+    def look(keys: Any, find: Any, access: Any) -> int:
+        hit = manager.LookupResult.HIT
+        return next((i for i, key in enumerate(keys) if find(key, access) is not hit), len(keys))
 
     patch.setattr(lookup, "maximal_prefix_lookup", look)
 
@@ -109,7 +110,7 @@ def less_than_a_chunk_is_loaded(patch: Patch) -> None:
         if found == 0:
             keys = state.group_states[0].offload_keys
             size = self.config.groups[0].tokens_per_chunk
-            hits = lookup.maximal_prefix_lookup(keys, self.lookup)
+            hits = lookup.maximal_prefix_lookup(keys, self.lookup, state.access)
             return max(0, (hits or 0) * size - state.num_locally_computed_tokens)
         return found
 

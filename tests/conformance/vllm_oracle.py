@@ -138,17 +138,27 @@ def kv_cache_spec(group: KVCacheGroup, config: EngineConfig) -> specs.KVCacheSpe
     )
 
 
+def tier_config(tier: dict[str, Any]) -> dict[str, Any]:
+    """A tier below host memory, files in a folder of their own."""
+    if tier["type"] == "example":
+        return {"type": "example"}
+    return tier | {"root_dir": tempfile.mkdtemp(prefix="kvplan-oracle-")}
+
+
 def kv_transfer_config(config: EngineConfig) -> Any:
     """The tier beyond the GPU, all but its size."""
     from vllm.config import KVTransferConfig
 
     told = config.kv_offloading.model_dump(
-        exclude={"num_chunks", "kv_bytes_per_token"}, exclude_defaults=True
+        exclude={"num_chunks", "kv_bytes_per_token", "secondary_tiers"}, exclude_defaults=True
     )
+    if config.kv_offloading.secondary_tiers:
+        tiers = [tier.model_dump() for tier in config.kv_offloading.secondary_tiers]
+        told |= {"spec_name": "TieringOffloadingSpec", "secondary_tiers": list(map(tier_config, tiers))}
     return KVTransferConfig(
         kv_connector="OffloadingConnector",
         kv_role="kv_both",
-        engine_id="oracle",
+        engine_id=f"oracle-{os.getpid()}",
         kv_connector_extra_config=told,
     )
 

@@ -25,6 +25,11 @@ NEMOTRON = {
 }  # fmt: skip
 """A model of states alone."""
 
+TIER = (
+    '{"kv_connector": "OffloadingConnector", "kv_role": "kv_both", '
+    '"kv_connector_extra_config": {"cpu_bytes_to_use": 17179869184}}'
+)
+
 CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "tensor_parallel_size": (DENSE, {}, 2),
     "pipeline_parallel_size": (DENSE, {}, 2),
@@ -50,6 +55,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "prefill_schedule_interval": (DENSE, {}, 4),
     "watermark": (DENSE, {}, 0.1),
     "kv_offloading_size": (DENSE, {}, 16),
+    "kv_transfer_config": (DENSE, {}, TIER),
     "disable_hybrid_kv_cache_manager": (WINDOWED, {"max_model_len": 16384}, True),
     "mamba_cache_dtype": (HYBRID, {"tensor_parallel_size": 4}, "float32"),
     "mamba_ssm_cache_dtype": (HYBRID, {"tensor_parallel_size": 4}, "float32"),

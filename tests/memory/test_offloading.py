@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from validation import section
 
+from kvplan.engines.command import read_command
 from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.formulas.offloading import break_even_tokens, tier_chunks
 from kvplan.gpu import get_gpu
 from kvplan.memory.answers import Plan
 from kvplan.memory.forward import estimate
-from kvplan.memory.offloading import Lengths, bytes_to_copy, prefill_seconds
+from kvplan.memory.offloading import Lengths, OffloadTier, bytes_to_copy, prefill_seconds
 from kvplan.models.load import load_model
-from kvplan.profiles.host_links import find_host_link
+from kvplan.profiles.host_links import find_drive, find_host_link
 from kvplan.profiles.step_times import make_step_times
 from kvplan.units import GiB
 
@@ -134,6 +136,71 @@ def test_other_tiers_are_refused_by_name() -> None:
         plan(kv_offloading_backend="lmcache")
     with pytest.raises(KvplanError, match="sglang has a host tier of its own"):
         plan(engine="sglang")
+
+
+def told_as_json(**extra: object) -> str:
+    config = {"cpu_bytes_to_use": 64 * GiB, **extra}
+    told = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": config}
+    return json.dumps(told)
+
+
+def tiered(model: str = "Qwen/Qwen3-8B", locality: str | None = None, **extra: object) -> OffloadTier:
+    """A plan with files below host memory, all of it told as vLLM's own JSON."""
+    tiers = [{"type": "fs", "root_dir": "/files", "locality": locality}]
+    text = told_as_json(spec_name="TieringOffloadingSpec", secondary_tiers=tiers, **extra)
+    found = plan(model, kv_offloading_size=None, kv_transfer_config=text).offload
+    assert found is not None
+    return found
+
+
+def test_the_connectors_json_says_what_the_flag_says() -> None:
+    """`cpu_bytes_to_use` and --kv-offloading-size are one figure; the flag comes before the JSON, as in vLLM."""
+    flag = plan().offload
+    told = plan(kv_offloading_size=None, kv_transfer_config=told_as_json()).offload
+    both = plan(kv_offloading_size=32, kv_transfer_config=told_as_json()).offload
+    assert flag is not None and told is not None and both is not None  # noqa: PT018
+    assert told.to_dict() == flag.to_dict()
+    assert both.num_chunks == flag.num_chunks // 2
+
+
+def test_other_connectors_and_tiers_are_refused_by_name() -> None:
+    """What vLLM would start and is not planned, and what vLLM itself refuses."""
+    with pytest.raises(
+        KvplanError, match="connector NixlConnector: of vLLM's, OffloadingConnector is planned"
+    ):
+        plan(kv_transfer_config='{"kv_connector": "NixlConnector", "kv_role": "kv_both"}')
+    with pytest.raises(KvplanError, match=r"secondary tier 'obj': .* fs is planned"):
+        plan(kv_transfer_config=told_as_json(secondary_tiers=[{"type": "obj"}]))
+    with pytest.raises(KvplanError, match="OffloadingConnector has kv_both"):
+        plan(kv_transfer_config='{"kv_connector": "OffloadingConnector", "kv_role": "kv_producer"}')
+    with pytest.raises(KvplanError, match="must be a JSON object"):
+        plan(kv_transfer_config="here")
+    pasted = read_command(['vllm serve m --kv-transfer-config \'{"kv_connector": "NixlConnector"}\''])
+    assert pasted.not_planned == ("--kv-transfer-config (connector NixlConnector)",)
+
+
+def test_files_are_read_by_one_thread_a_request() -> None:
+    """Reading n chunks takes n times a file's latency and bytes; larger chunks pay the latency less often."""
+    small, large = tiered(), tiered(blocks_per_chunk=16)
+    [few], [many] = large.files, small.files
+    drive = find_drive()
+    assert many.file_bytes == 16 * 147456
+    assert few.file_bytes == 16 * many.file_bytes
+    for files, tier in ((few, large), (many, small)):
+        read = 9216 // tier.chunk_tokens * (drive.latency_s + files.file_bytes / drive.read_bytes_per_s)
+        assert files.reload_s == pytest.approx(tier.reload_s + read + 2e-3)
+    assert few.reload_s < many.reload_s
+
+
+def test_files_pay_later_than_host_memory() -> None:
+    """A prefix must be longer to be read from files than to be loaded from memory, and longer over a network."""
+    local, remote = tiered(), tiered(locality="REMOTE")
+    memory, [files], [far] = local.break_even, local.files, remote.files
+    assert memory.low is not None and files.break_even.low is not None  # noqa: PT018
+    assert memory.low < files.break_even.low
+    assert far.break_even == (None, None)
+    assert "They buy nothing" in far.lines(9216, local.recompute_s)[0]
+    assert local.to_dict()["file_tiers"][0]["source"] == str(find_drive())  # type: ignore[index]
 
 
 PUBLISHED_H20 = {1024: (0.042, 0.057, 0.078), 65536: (0.111, 0.272, 15.2)}

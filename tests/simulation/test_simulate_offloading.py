@@ -17,6 +17,7 @@ from kvplan.simulation.transfers import POLL_TICKS, TimedCopies
 from kvplan.units import TICKS_PER_S
 
 MS = TICKS_PER_S // 1000
+TIERING = "TieringOffloadingSpec"
 LINK = HostLink("stated", 1e9, 1e9, 1e9, 0.0, "stated")
 """A block of 1,000,000 bytes takes a millisecond."""
 
@@ -160,9 +161,14 @@ def test_the_way_back_by_hand() -> None:
 
 
 def test_what_is_not_simulated_is_refused_by_name() -> None:
-    """Tiers below host memory; keys of a tier that is not there; SGLang."""
-    with pytest.raises(KvplanError, match="TieringOffloadingSpec"):
-        run(kv_offloading={"spec_name": "TieringOffloadingSpec"})
+    """Tiers of other kinds; keys of a tier that is not there; SGLang."""
+    tiers: dict[str, Any] = {"spec_name": "TieringOffloadingSpec", "secondary_tiers": [{"type": "obj"}]}
+    with pytest.raises(KvplanError, match="type obj: of vLLM's tiers below host memory fs is simulated"):
+        run(kv_offloading=tiers)
+    with pytest.raises(KvplanError, match="spec_name TieringOffloadingSpec reads them"):
+        run(kv_offloading={"secondary_tiers": [{"type": "fs"}]})
+    with pytest.raises(KvplanError, match="store_threshold is not supported"):
+        run(kv_offloading={"spec_name": "TieringOffloadingSpec", "store_threshold": 2})
     told = scenario()
     told["engine"] |= {"kv_offloading_size": None}
     with pytest.raises(KvplanError, match=r"engine\.kv_offloading_size"):
@@ -179,8 +185,12 @@ def test_what_is_not_simulated_is_refused_by_name() -> None:
         {"kv_offloading": {"offload_prompt_only": False}},
         {"engine": {"kv_offloading_size": 0.5}},
         {"engine": {"num_gpu_blocks_override": 290}},
+        {
+            "engine": {"kv_offloading_size": 0.5},
+            "kv_offloading": {"spec_name": TIERING, "secondary_tiers": [{}]},
+        },
     ],
-    ids=["plain", "answers too", "small tier", "small pool"],
+    ids=["plain", "answers too", "small tier", "small pool", "files"],
 )
 def test_leaps_between_copies_change_nothing(changes: dict[str, Any], is_async: bool) -> None:
     """Every request's times to the tick, and all that the tier did, are those of the steps one by one."""

@@ -240,6 +240,8 @@ class EngineConfig(Config):
             return self
         if self.kv_offloading.sync_load_budget_bytes and self.rules.version < (0, 33):
             raise ValueError("sync_load_budget_bytes: vLLM has it from 0.33 on")
+        if self.kv_offloading.secondary_tiers and self.rules.version[:2] != (0, 32):
+            raise ValueError("secondary_tiers: known as vLLM 0.32 has them, of no other version")
         if self.admission != "grow" or self.batch_wait:
             raise ValueError("kv_offloading is vLLM's connector: it goes with admission grow alone")
         if self.prefill_schedule_interval > 1 and self.rules.prefill_cadence_is_local:

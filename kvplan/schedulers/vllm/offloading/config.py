@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kvplan.config import Config
+
+
+class SecondaryTierConfig(Config):
+    """One tier below host memory: an entry of `secondary_tiers` of vLLM's TieringOffloadingSpec."""
+
+    type: Literal["fs", "example"] = "fs"
+    """fs: files of one chunk each, which are never deleted; example: vLLM's in-memory tier, which takes no time."""
+    n_read_threads: int = Field(16, ge=1)
+    """Threads of the fs tier that prefer loads."""
+    n_write_threads: int = Field(16, ge=1)
+    """Threads of the fs tier that prefer stores."""
 
 
 class OffloadingConfig(Config):
@@ -28,3 +39,11 @@ class OffloadingConfig(Config):
     """Bytes that a rank may load inside a step, before its forward pass, instead of behind it; from 0.33 on."""
     kv_bytes_per_token: int = Field(1, ge=1)
     """Of one rank, all groups together: what that budget is counted in."""
+    secondary_tiers: tuple[SecondaryTierConfig, ...] = ()
+    """Tiers below host memory (TieringOffloadingSpec)."""
+
+    @model_validator(mode="after")
+    def _tiers_take_all(self) -> OffloadingConfig:
+        if self.secondary_tiers and self.store_threshold >= 2:
+            raise ValueError("store_threshold is not supported with secondary_tiers")
+        return self

@@ -6,44 +6,51 @@ from collections.abc import Callable, Collection, Sequence
 
 from kvplan.schedulers.vllm.offloading.groups import GroupOffloadConfig, SchedulerOffloadConfig
 from kvplan.schedulers.vllm.offloading.manager import LookupResult
-from kvplan.schedulers.vllm.offloading.policies import OffloadKey
+from kvplan.schedulers.vllm.offloading.policies import OffloadKey, RequestCacheAccess
 from kvplan.schedulers.vllm.offloading.request_state import RequestOffloadState
 from kvplan.units import cdiv
 
-Lookup = Callable[[OffloadKey], LookupResult]
+Lookup = Callable[[OffloadKey, RequestCacheAccess], LookupResult]
 
 
-def maximal_prefix_lookup(keys: Sequence[OffloadKey], lookup: Lookup) -> int | None:
-    """Count the chunks there are from the start; None = one of them is still being written (vLLM: same name)."""
+def maximal_prefix_lookup(
+    keys: Sequence[OffloadKey], lookup: Lookup, access: RequestCacheAccess
+) -> int | None:
+    """Count the chunks there are from the start; None = one of them is not ready or not known (vLLM: same name)."""
     num_hits, pending = 0, False
     for key in keys:
-        result = lookup(key)
+        result = lookup(key, access)
         if result is LookupResult.MISS:
             break
-        pending |= result is LookupResult.HIT_PENDING
+        pending |= result is not LookupResult.HIT
         num_hits += 1
     return None if pending else num_hits
 
 
 def sliding_window_lookup(
-    keys: Sequence[OffloadKey], window: int, first_window: int, lookup: Lookup
+    keys: Sequence[OffloadKey],
+    window: int,
+    first_window: int,
+    lookup: Lookup,
+    access: RequestCacheAccess,
 ) -> int | None:
     """Return where the last run of `window` chunks ends, looking from the right (vLLM: same name).
 
     The rightmost run must have `first_window` chunks. A shorter run counts at the very start; None = a chunk of the run
-    is still being written.
+    is still being written, or one was looked at of which it is not known yet whether it is there.
     """
-    run, pending, required = 0, False, first_window
+    run, pending, unknown, required = 0, False, False, first_window
     for i in range(len(keys) - 1, -1, -1):
-        result = lookup(keys[i])
-        if result is LookupResult.MISS:
+        result = lookup(keys[i], access)
+        if result in (LookupResult.MISS, LookupResult.RETRY):
+            unknown |= result is LookupResult.RETRY
             run, pending, required = 0, False, window
         else:
             pending |= result is LookupResult.HIT_PENDING
             run += 1
         if run == required:
-            return None if pending else i + required
-    return None if pending else run
+            return None if pending or unknown else i + required
+    return None if pending or unknown else run
 
 
 class ChunkLookup:
@@ -91,7 +98,7 @@ class ChunkLookup:
                 if end - computed < size:
                     return 0
                 drops = group.is_eagle_group and group.group_id not in eagle_verified
-                num_hits = self._look(group, keys, computed // size, end, drops)
+                num_hits = self._look(group, keys, computed // size, end, drops, state.access)
                 if num_hits == 0:
                     return 0
                 if num_hits is None:
@@ -116,7 +123,13 @@ class ChunkLookup:
         return None if defers else num_hit_tokens
 
     def _look(
-        self, group: GroupOffloadConfig, keys: Sequence[OffloadKey], first: int, end: int, drops: bool
+        self,
+        group: GroupOffloadConfig,
+        keys: Sequence[OffloadKey],
+        first: int,
+        end: int,
+        drops: bool,
+        access: RequestCacheAccess,
     ) -> int | None:
         """Look up one group's chunks from `first` to where `end` lies; a drafter's group looks one further."""
         size = group.tokens_per_chunk
@@ -124,11 +137,11 @@ class ChunkLookup:
         num_chunks = min(cdiv(query, size), len(keys))
         window = group.window_in_chunks
         if window is None:
-            return maximal_prefix_lookup(keys[first:num_chunks], self.lookup)
+            return maximal_prefix_lookup(keys[first:num_chunks], self.lookup, access)
         first_window = group.load_window_size_in_chunks(min(end, (num_chunks - drops) * size))
         assert first_window is not None
         return sliding_window_lookup(
-            keys[first:num_chunks], window + drops, first_window + drops, self.lookup
+            keys[first:num_chunks], window + drops, first_window + drops, self.lookup, access
         )
 
     def _is_being_loaded(

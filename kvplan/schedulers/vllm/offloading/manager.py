@@ -28,6 +28,8 @@ class LookupResult(Enum):
     HIT = 1
     HIT_PENDING = 2
     """It is there, and still being written."""
+    RETRY = 3
+    """Not known yet: ask again."""
 
 
 class PrepareStoreOutput(NamedTuple):
@@ -64,7 +66,21 @@ class CPUOffloadingManager:
         """Slots that a transfer reads or writes."""
         return self.num_used - self.num_evictable
 
-    def lookup(self, key: OffloadKey) -> LookupResult:
+    def on_new_request(self, access: RequestCacheAccess) -> None:
+        """Note a request (vLLM: same name)."""
+
+    def on_schedule_end(self) -> None:
+        """Close a step's look-ups (vLLM: same name)."""
+
+    def has_pending_work(self) -> bool:
+        """Whether the engine must go on stepping for the tier's own sake (vLLM: same name)."""
+        return False
+
+    def take_evicted(self) -> list[OffloadKey]:
+        """Return what left otherwise than for a store since the last call."""
+        return []
+
+    def lookup(self, key: OffloadKey, access: RequestCacheAccess) -> LookupResult:
         """Say whether a chunk can be loaded (vLLM: same name)."""
         chunk = self.policy.get(key)
         if chunk is None:
@@ -78,12 +94,16 @@ class CPUOffloadingManager:
 
     def prepare_load(self, keys: Sequence[OffloadKey], access: RequestCacheAccess) -> None:
         """Pin chunks until their load ends (vLLM: same name)."""
+        self.pin(keys)
+        self._record_request_cache_access(keys, access, keys)
+
+    def pin(self, keys: Iterable[OffloadKey]) -> None:
+        """Keep chunks in the tier while somebody reads them; `complete_load` lets go of them."""
         for key in keys:
             chunk = self._chunk(key)
             assert chunk.is_ready, key
             self.num_evictable -= chunk.ref_cnt == 0
             chunk.ref_cnt += 1
-        self._record_request_cache_access(keys, access, keys)
 
     def _record_request_cache_access(
         self, keys: Iterable[OffloadKey], access: RequestCacheAccess, reused: Iterable[OffloadKey]
@@ -159,8 +179,12 @@ class CPUOffloadingManager:
         access.inserted.update(to_store)
         return PrepareStoreOutput(to_store, evicted)
 
-    def complete_store(self, keys: Iterable[OffloadKey]) -> None:
-        """Make chunks readable (vLLM: same name)."""
+    def complete_store(self, keys: Iterable[OffloadKey], access: RequestCacheAccess) -> None:
+        """Take in that a store has ended (vLLM: same name)."""
+        self.make_ready(keys)
+
+    def make_ready(self, keys: Iterable[OffloadKey]) -> None:
+        """Make chunks readable."""
         for key in keys:
             chunk = self.policy.get(key)
             if chunk is not None and not chunk.is_ready:

@@ -58,6 +58,7 @@ class ChunkStatus:
 class RequestCacheAccess:
     """Chunks that one request had to do with (vLLM `_RequestCacheAccess`)."""
 
+    request_id: str = ""
     seen: dict[OffloadKey, None] = field(default_factory=dict)
     inserted: set[OffloadKey] = field(default_factory=set)
     reused: set[OffloadKey] = field(default_factory=set)

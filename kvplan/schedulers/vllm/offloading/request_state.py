@@ -28,7 +28,7 @@ class RequestOffloadState:
 
     config: SchedulerOffloadConfig
     req: Request
-    access: RequestCacheAccess = field(default_factory=RequestCacheAccess)
+    access: RequestCacheAccess = field(init=False)
     group_states: list[RequestGroupState] = field(init=False)
     num_locally_computed_tokens: int = 0
     """Hit on the GPU, at its last lookup."""
@@ -39,6 +39,7 @@ class RequestOffloadState:
     """Whether it has offered all that may ever be stored; known once somebody asked."""
 
     def __post_init__(self) -> None:
+        self.access = RequestCacheAccess(self.req.request_id)
         self.group_states = [RequestGroupState() for _ in self.config.groups]
 
     def update_offload_keys(self, hasher: BlockHasher) -> None:

@@ -31,6 +31,7 @@ from kvplan.schedulers.vllm.offloading.stores import (
     chunks_to_offer,
     num_tokens_after,
 )
+from kvplan.schedulers.vllm.offloading.tiering import TieringOffloadingManager
 from kvplan.schedulers.vllm.output import SchedulerOutput
 from kvplan.units import cdiv
 
@@ -57,7 +58,8 @@ class OffloadingConnectorScheduler:
         self.hasher: BlockHasher = kv_cache_manager.hasher
         managers = kv_cache_manager.coordinator.managers
         self.config = SchedulerOffloadConfig.of(config, config.kv_offloading, managers)
-        self.manager = CPUOffloadingManager(config.kv_offloading, config.rules.tier_ranks_by_request)
+        kind = TieringOffloadingManager if config.kv_offloading.secondary_tiers else CPUOffloadingManager
+        self.manager = kind(config.kv_offloading, config.rules.tier_ranks_by_request)
         self._restarts_stores = config.rules.lookups_restart_stores
         self._sync_budget = config.kv_offloading.sync_load_budget_bytes
         self._kv_bytes_per_token = config.kv_offloading.kv_bytes_per_token
@@ -97,7 +99,7 @@ class OffloadingConnectorScheduler:
 
     def has_pending_push_work(self) -> bool:
         """Whether the engine must go on stepping for its jobs' sake (vLLM: same name)."""
-        return bool(self._jobs)
+        return bool(self._jobs) or self.manager.has_pending_work()
 
     def has_nothing_to_store(self, request_id: str) -> bool:
         """Whether a request that decodes has offered all that may be stored, and grows by nothing that may."""
@@ -124,7 +126,8 @@ class OffloadingConnectorScheduler:
 
     def on_new_request(self, request: Request) -> None:
         """Note a request that joins the queue (vLLM: same name)."""
-        self._req_status[request.request_id] = RequestOffloadState(self.config, request)
+        state = self._req_status[request.request_id] = RequestOffloadState(self.config, request)
+        self.manager.on_new_request(state.access)
 
     def request_finished(self, request: Request) -> None:
         """Note that a request has ended, before its blocks are free (vLLM: same name): they are watched from now on."""
@@ -227,6 +230,8 @@ class OffloadingConnectorScheduler:
     ) -> OffloadingConnectorMetadata:
         """Close a step's decisions: what it loads, stores and waits for (vLLM: same name)."""
         self._update_req_states(output)
+        self._decisions.evicted += self.manager.take_evicted()
+        self.manager.on_schedule_end()
         self._flush(output)
         handoffs = self.kv_cache_manager.take_boundary_state_offloads()
         stores = [*self._store_states(handoffs), *self._build_store_jobs(output, finished_req_ids)]
@@ -356,7 +361,7 @@ class OffloadingConnectorScheduler:
             job = self._jobs.pop(job_id)
             state = self._req_status[job.req_id]
             if job.is_store:
-                self.manager.complete_store(job.keys)
+                self.manager.complete_store(job.keys, state.access)
             else:
                 self.manager.complete_load(job.keys)
                 self._chunks_being_loaded.difference_update(job.keys)
