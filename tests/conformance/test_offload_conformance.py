@@ -132,6 +132,12 @@ prefix caching, which vLLM does not start with a connector.
 |---|---|---|---|---|---|
 {table}
 
+Tiers below host memory (`TieringOffloadingSpec`): 5,340 of those jobs bring chunks back, 18,673 take them there. vLLM's
+manager, its `fs` and `example` tiers and their look-ups ran as they are, on real files; its threads and the moment of a
+step's look-ups were stood in for. {len(offload_golden("tiers"))} logs are kept as hashes. Of its tiers `obj`, `p2p` and
+`kvcr` need services and networks that were not there: refused by name, as are versions other than 0.32. Not followed:
+`backpressure`, which goes by the wall clock, reads that fail, `kv_load_tiers` of a request.
+
 vLLM 0.33.0 ([what it does differently](versions.md)): {len(offload_golden("0.33"))} logs of these scenarios and of
 random ones, synchronous loads among them, are equal to its twin's.
 
