@@ -87,9 +87,13 @@ COPIED = {"loaded": BLUE, "stored": ORANGE}
 def copies_over_time(result: Result) -> Layered:
     """GiB of KV loaded from the tiers beyond the GPUs and stored there so far, each rank's part."""
     assert result.offload is not None
-    gib = result.offload["bytes_per_block_and_rank"] / 2**30
+    moved = result.offload
+    gib = {
+        what: moved[f"{what}_bytes_per_rank"] / 2**30 / max(1, moved[blocks])
+        for what, blocks in (("loaded", "load_blocks"), ("stored", "store_blocks"))
+    }
     rows = [
-        {"time_s": s.time_s, "what": what, "gib": count * gib}
+        {"time_s": s.time_s, "what": what, "gib": count * gib[what]}
         for s in result.samples
         for what, count in zip(COPIED, (s.loaded_blocks, s.stored_blocks), strict=True)
     ]

@@ -59,6 +59,9 @@ class KvGroup:
     """Bytes of one layer's page; of all layers' pages together where they differ."""
     bytes_per_block: int
     """Bytes of all the group's pages."""
+    copied_bytes: int
+    """Bytes that a copy of one of its blocks to or from host memory moves on the fullest stage: pages without their
+    padding, or the whole block where layers are packed into it (vLLM `offloading/worker.py: register_kv_caches`)."""
     blocks_per_request: int
     """Blocks that start-up reserves for one request of max_model_len tokens."""
     window: int = 0
@@ -208,10 +211,14 @@ def pages_layout(
     if asked == -1:
         length = _fitted_length(stages, request, length)
     _check_fits(stages, request, length)
+    block_bytes = max(stages.block_bytes)
     return Layout(
-        groups=tuple(_describe(group, request, length) for group in groups),
+        groups=tuple(
+            _describe(group, request, length, block_bytes if pages.packed and hybrid else None)
+            for group in groups
+        ),
         num_blocks=min(stages.num_blocks),
-        bytes_per_block=max(stages.block_bytes),
+        bytes_per_block=block_bytes,
         block_size=pages.block_size,
         max_model_len=length,
         max_in_flight_tokens=request.max_in_flight_tokens,
@@ -328,7 +335,15 @@ def _check_fits(stages: _Stages, request: _Request, length: int) -> None:
         raise KvCacheTooSmall(f"{what}, there are {gib(usable):.2f} GiB; {then}", needed, usable, fits)
 
 
-def _describe(group: Group, request: _Request, length: int) -> KvGroup:
+def _fullest_content(group: Group) -> int:
+    """Bytes of a group's pages without padding, on the pipeline stage that has most of them."""
+    content: dict[int, int] = {}
+    for layer in group:
+        content[layer.stage] = content.get(layer.stage, 0) + layer.page.content_bytes
+    return max(content.values())
+
+
+def _describe(group: Group, request: _Request, length: int, packed_bytes: int | None) -> KvGroup:
     first = group[0].page
     total = sum(layer.page.num_bytes for layer in group)
     same = len({(layer.page.num_bytes, layer.page.shape) for layer in group}) == 1
@@ -338,6 +353,7 @@ def _describe(group: Group, request: _Request, length: int) -> KvGroup:
         block_size=first.block_size,
         page_bytes=first.num_bytes if same else total,
         bytes_per_block=total,
+        copied_bytes=_fullest_content(group) if packed_bytes is None else packed_bytes,
         blocks_per_request=request.group_blocks(group, length),
         window=first.window,
         num_shards=request.dcp if first.kind.is_growing else 1,

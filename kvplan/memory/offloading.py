@@ -199,7 +199,7 @@ def bytes_to_copy(layout: Layout, num_tokens: int) -> int:
 
 
 def _group_bytes(group: KvGroup, num_tokens: int) -> int:
-    return _group_blocks(group, num_tokens) * group.bytes_per_block
+    return _group_blocks(group, num_tokens) * group.copied_bytes
 
 
 def _group_blocks(group: KvGroup, num_tokens: int) -> int:
@@ -235,7 +235,7 @@ def find_tier(
         chunk_tokens=min(g.block_size for g in layout.groups) * per_chunk,
         tokens=Span2(_tokens(chunks * per_chunk, layout.groups), _tokens(chunks * per_chunk, tuple(growing))),
         link=link,
-        bytes_per_token=sum(g.bytes_per_block / g.block_size for g in growing),
+        bytes_per_token=sum(g.copied_bytes / g.block_size for g in growing),
         break_even=_break_even(args, layout, link, times, trace_tokens, no_files, no_files),
         reload_s=link.seconds(bytes_to_copy(layout, trace_tokens)) + IDLE_LOOP_S,
         recompute_s=prefill_seconds(times, args.max_num_batched_tokens, trace_tokens),

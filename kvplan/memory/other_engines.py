@@ -84,7 +84,9 @@ def pool_layout(
         length = min(length, max(1, blocks * page))
     if blocks * page < length:
         raise _too_small(engine, length, block // page, left, blocks * page)
-    group = KvGroup(cells.kind, cells.num_layers, page, block // cells.num_layers, block, cdiv(length, page))
+    group = KvGroup(
+        cells.kind, cells.num_layers, page, block // cells.num_layers, block, block, cdiv(length, page)
+    )
     return Layout(
         groups=(group,),
         num_blocks=blocks,

@@ -61,8 +61,8 @@ class HostTier(NamedTuple):
     """A tier of KV in host memory: over what and how much of a block."""
 
     link: HostLink
-    block_bytes: int
-    """That one rank copies for one GPU block."""
+    block_bytes: tuple[int, ...]
+    """That one rank copies for one GPU block of each group."""
     size_gib: float
     chunk_bytes: int
     """Of a slot, all ranks' parts; a file below it has as many."""
@@ -232,7 +232,7 @@ def _tier(
         return None
     return HostTier(
         find_host_link(gpu, told.link, told.gb_s),
-        layout.bytes_per_block,
+        tuple(group.copied_bytes for group in layout.groups),
         args.kv_offloading_size,
         slot_bytes(model, args, layout, told.blocks_per_chunk),
         told.secondary_tiers,

@@ -37,13 +37,13 @@ def offload_figures(run: Run, totals: Totals) -> dict[str, Any] | None:
     answered = summed.loaded_tokens + totals.prefill_tokens
     seconds = (run.now or 1) * len(engines)
     stored, loaded = (sum(copies.busy_ticks[way] for _, copies in engines) for way in (True, False))
-    block = engines[0][1].block_bytes
+    moved = {way: sum(copies.moved_bytes[way] for _, copies in engines) for way in (True, False)}
     return {
         **{field.name: getattr(summed, field.name) for field in fields(OffloadTotals)},
         "loaded_share": summed.loaded_tokens / answered if answered else None,
-        "bytes_per_block_and_rank": block,
-        "loaded_bytes_per_rank": summed.load_blocks * block,
-        "stored_bytes_per_rank": summed.store_blocks * block,
+        "bytes_per_block_and_rank": list(engines[0][1].block_bytes),
+        "loaded_bytes_per_rank": moved[False],
+        "stored_bytes_per_rank": moved[True],
         "load_link_busy": loaded / seconds,
         "store_link_busy": stored / seconds,
         "flush_s": totals.flush_ticks / TICKS_PER_S,

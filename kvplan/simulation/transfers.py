@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from operator import mul
 from typing import NamedTuple
 
 from kvplan.profiles.host_links import HostLink
@@ -46,8 +47,8 @@ class TimedCopies:
     """The copies of one engine; its ranks copy their parts side by side."""
 
     link: HostLink
-    block_bytes: int
-    """That one rank copies for one GPU block."""
+    block_bytes: tuple[int, ...]
+    """That one rank copies for one GPU block of each group."""
     now: int = 0
     """The decision of the step under way."""
     gpu_free_at: int = 0
@@ -62,6 +63,8 @@ class TimedCopies:
     """All copies in the order of their turns, where somebody wants to see them."""
     busy_ticks: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
     """By direction, stores first: time in which it moved bytes."""
+    moved_bytes: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
+    """By direction: bytes of one rank."""
     _running: dict[bool, deque[Transfer]] = field(default_factory=lambda: {True: deque(), False: deque()})
     _free_at: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
     _loads: list[TransferJob] = field(default_factory=list)
@@ -98,7 +101,9 @@ class TimedCopies:
     def _start(self, job: TransferJob, not_before: int) -> None:
         way = job.is_store
         start = max(self._free_at[way], not_before)
-        ticks = round(self.link.seconds(job.num_blocks * self.block_bytes) * TICKS_PER_S)
+        num_bytes = sum(map(mul, job.group_blocks, self.block_bytes))
+        ticks = round(self.link.seconds(num_bytes) * TICKS_PER_S)
+        self.moved_bytes[way] += num_bytes
         transfer = Transfer(job, start, start + ticks)
         self._free_at[way] = transfer.end
         self._running[way].append(transfer)

@@ -61,11 +61,11 @@ class Copies:
         self.wait = copies.wait
 
     def submit_store(self, job_id: int, src: Any, dst: Any) -> bool:
-        self.copies.submit(TransferJob(job_id, "", True, len(src.block_ids), ()))
+        self.copies.submit(TransferJob(job_id, "", True, (len(src.block_ids),), ()))
         return True
 
     def submit_load(self, job_id: int, src: Any, dst: Any, **flags: Any) -> bool:
-        self.copies.submit(TransferJob(job_id, "", False, len(dst.block_ids), ()))
+        self.copies.submit(TransferJob(job_id, "", False, (len(dst.block_ids),), ()))
         return True
 
     def get_finished(self) -> list[TransferResult]:

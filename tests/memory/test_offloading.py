@@ -80,6 +80,31 @@ def test_a_load_copies_windows_only_once() -> None:
     assert bytes_to_copy(shape, 16384) - bytes_to_copy(shape, 8192) == 512 * full.bytes_per_block
 
 
+def test_padding_is_not_copied() -> None:
+    """A state's page is padded to the attention's; a copy leaves that out. Attention's own pages have none."""
+    shape = plan("Qwen/Qwen3-Next-80B-A3B-Instruct", tensor_parallel_size=4).shape
+    states = 32 // 4 * 128 * 128 * 2
+    convolution = 3 * (2 * 16 * 128 + 32 * 128) // 4 * 2
+    for group in shape.groups:
+        if group.kind.is_growing:
+            assert group.copied_bytes == group.bytes_per_block == 12 * 272 * 2 * 256 * 2
+        else:
+            assert group.copied_bytes == 12 * (states + convolution) < group.bytes_per_block
+
+
+def test_a_short_group_copies_its_own_layers() -> None:
+    """Gemma 3: of the pool's blocks of ten layers, a window group of eight copies eight."""
+    shape = plan("google/gemma-3-27b-it", tensor_parallel_size=2).shape
+    assert {(g.num_layers, g.copied_bytes) for g in shape.groups} == {(n, n * 65536) for n in (8, 9, 10)}
+    assert shape.bytes_per_block == 10 * 65536
+
+
+def test_layers_packed_into_a_block_are_copied_with_it() -> None:
+    """DeepSeek V4: pages of several sizes lie together, so every group's block moves the pool's whole block."""
+    shape = plan("deepseek-ai/DeepSeek-V4-Flash", "h200", tensor_parallel_size=8).shape
+    assert {group.copied_bytes for group in shape.groups} == {shape.bytes_per_block}
+
+
 @pytest.mark.parametrize(("size", "factor"), [(64, 2.0), (200, 1.5)])
 def test_more_memory_holds_more(size: float, factor: float) -> None:
     """Slots grow with the size."""

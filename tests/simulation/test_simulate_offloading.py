@@ -11,6 +11,7 @@ from kvplan.errors import KvplanError
 from kvplan.profiles.host_links import HostLink
 from kvplan.scenario.schema import parse_scenario
 from kvplan.schedulers.vllm.offloading.jobs import TransferJob
+from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
 from kvplan.simulation.transfers import POLL_TICKS, TimedCopies
@@ -23,11 +24,11 @@ LINK = HostLink("stated", 1e9, 1e9, 1e9, 0.0, "stated")
 
 
 def copies() -> TimedCopies:
-    return TimedCopies(LINK, 1_000_000)
+    return TimedCopies(LINK, (1_000_000,))
 
 
 def job(number: int, blocks: int, is_store: bool) -> TransferJob:
-    return TransferJob(number, "r", is_store, blocks, ())
+    return TransferJob(number, "r", is_store, (blocks,), ())
 
 
 def test_each_way_is_a_queue_of_its_own() -> None:
@@ -158,6 +159,34 @@ def test_the_way_back_by_hand() -> None:
     assert copy + rest <= second <= copy + rest + 2 * 1e-3 + 1e-6
     assert result.offload is not None
     assert result.offload["loaded_tokens"] == loaded
+
+
+@pytest.mark.parametrize(
+    ("model", "blocks"),
+    [("openai/gpt-oss-20b", 540), ("nvidia/NVIDIA-Nemotron-Nano-9B-v2", 70), ("Qwen/Qwen3-8B", 300)],
+)
+def test_each_group_moves_its_own_bytes(model: str, blocks: int) -> None:
+    """What the link carried is the sum over groups of blocks and the bytes of that group's block."""
+    told = scenario(workload={"num_requests": 14, "prompt": {"kind": "uniform", "low": 1500, "high": 2600}})
+    told |= {"model": model, "engine": {"kv_offloading_size": 20, "max_model_len": 4096, "max_num_seqs": 4}}
+    told["workload"]["session"] |= {"pause_s": 1}
+    told["engine"]["num_gpu_blocks_override"] = blocks
+    parsed = parse_scenario(told)
+    [setup] = set_ups(parsed).values()
+    assert setup.tier is not None
+    jobs: list[TransferJob] = []
+    submit = TimedCopies.submit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TimedCopies, "submit", lambda self, job: (jobs.append(job), submit(self, job))[1])
+        tier = simulate(parsed).offload
+    assert tier is not None
+    for is_store, name, total in ((True, "stored", "store_blocks"), (False, "loaded", "load_blocks")):
+        moved = [job.group_blocks for job in jobs if job.is_store == is_store]
+        by_group = [sum(blocks) for blocks in zip(*moved, strict=True)]
+        num_bytes = sum(n * b for n, b in zip(by_group, setup.tier.block_bytes, strict=True))
+        assert tier[f"{name}_bytes_per_rank"] == num_bytes
+        assert sum(by_group) == tier[total]
+    assert tier["store_blocks"] > 0
 
 
 def test_what_is_not_simulated_is_refused_by_name() -> None:

@@ -14,12 +14,17 @@ class TransferJob(NamedTuple):
     job_id: int
     request_id: str
     is_store: bool
-    num_blocks: int
-    """GPU blocks copied; of several groups together."""
+    group_blocks: tuple[int, ...]
+    """GPU blocks copied, of each group."""
     keys: tuple[OffloadKey, ...]
     """Chunks read or written."""
     is_sync: bool = False
     """A load that its own step waits for."""
+
+    @property
+    def num_blocks(self) -> int:
+        """GPU blocks copied, of all groups together."""
+        return sum(self.group_blocks)
 
 
 class KVConnectorOutput(NamedTuple):

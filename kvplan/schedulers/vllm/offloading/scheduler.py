@@ -177,7 +177,7 @@ class OffloadingConnectorScheduler:
         computed, is_sync = state.num_locally_computed_tokens, request.request_id in self._sync_loads
         end = computed + num_external_tokens
         keys: list[OffloadKey] = []
-        num_blocks = 0
+        group_blocks: list[int] = []
         for group, group_state in zip(self.config.groups, state.group_states, strict=True):
             table = group.manager.req_to_blocks[request.request_id]
             self._allocated.update(block for block in table if not block.is_null)
@@ -193,19 +193,24 @@ class OffloadingConnectorScheduler:
             num_chunks = cdiv(end, group.tokens_per_chunk)
             if first < last:
                 keys += group_state.offload_keys[first // self.config.blocks_per_chunk : num_chunks]
-            num_blocks += last - first
+            group_blocks.append(last - first)
             group_state.next_stored_chunk_idx = num_chunks
         self.manager.prepare_load(keys, state.access)
-        job = self._new_job(state, tuple(keys), is_store=False, num_blocks=num_blocks)
+        job = self._new_job(state, tuple(keys), is_store=False, group_blocks=group_blocks)
         self._load_jobs.append(job._replace(is_sync=is_sync))
         self._decisions.external[request.request_id] = num_external_tokens
         if self._tracks_loads and not is_sync:
             self._chunks_being_loaded.update(keys)
 
     def _new_job(
-        self, state: RequestOffloadState, keys: tuple[OffloadKey, ...], *, is_store: bool, num_blocks: int
+        self,
+        state: RequestOffloadState,
+        keys: tuple[OffloadKey, ...],
+        *,
+        is_store: bool,
+        group_blocks: Iterable[int],
     ) -> TransferJob:
-        job = TransferJob(self._num_jobs, state.req.request_id, is_store, num_blocks, keys)
+        job = TransferJob(self._num_jobs, state.req.request_id, is_store, tuple(group_blocks), keys)
         self._num_jobs += 1
         state.transfer_jobs.add(job.job_id)
         self._jobs[job.job_id] = TransferJobStatus(job.request_id, keys, is_store)
@@ -301,7 +306,8 @@ class OffloadingConnectorScheduler:
                     continue
                 keys = self._offer(state, (key,))
                 if keys:
-                    job = self._new_job(state, keys, is_store=True, num_blocks=1)
+                    one = (int(i == group_id) for i in range(len(self.config.groups)))
+                    job = self._new_job(state, keys, is_store=True, group_blocks=one)
                     self._watch(job.job_id, [block])
                     self._jobs[job.job_id].fenced_blocks = [block]
                     yield job
@@ -330,7 +336,7 @@ class OffloadingConnectorScheduler:
             state.advance_stored_idx(num_tokens)
             return None
         blocks = blocks_to_store(self.config, state, store, keys)
-        job = self._new_job(state, keys, is_store=True, num_blocks=len(blocks.fenced) + len(blocks.deferred))
+        job = self._new_job(state, keys, is_store=True, group_blocks=blocks.group_blocks)
         status = self._jobs[job.job_id]
         status.fenced_blocks, status.deferred_fence_blocks = blocks.fenced, blocks.deferred
         self._watch(job.job_id, blocks.fenced)

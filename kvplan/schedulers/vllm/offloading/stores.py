@@ -27,6 +27,8 @@ class StoreBlocks(NamedTuple):
     """Of windows and states: they can be handed out again while the request lives."""
     deferred: list[KVCacheBlock]
     """Of full attention: they can be handed out again once the request has ended."""
+    group_blocks: list[int]
+    """How many of each group."""
 
 
 def num_tokens_after(state: RequestOffloadState, num_scheduled: Mapping[str, int]) -> int:
@@ -136,14 +138,16 @@ def blocks_to_store(
     config: SchedulerOffloadConfig, state: RequestOffloadState, store: Store, keys: Iterable[OffloadKey]
 ) -> StoreBlocks:
     """Collect the blocks of the chunks that go to the tier, and note how far each group has come."""
-    wanted, blocks = set(keys), StoreBlocks([], [])
+    wanted, blocks = set(keys), StoreBlocks([], [], [])
     per_chunk = config.blocks_per_chunk
     for group, group_state, (first, end) in zip(config.groups, state.group_states, store.ranges, strict=True):
         into = blocks.deferred if group.window_in_chunks is None else blocks.fenced
+        num_before = len(into)
         for i in range(first, end):
             if group_state.offload_keys[i] in wanted:
                 table = group_state.blocks[i * per_chunk : (i + 1) * per_chunk]
                 into.extend(block for block in table if block is not None)
+        blocks.group_blocks.append(len(into) - num_before)
         group_state.next_stored_chunk_idx = max(group_state.next_stored_chunk_idx, end)
     return blocks
 
