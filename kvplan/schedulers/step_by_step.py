@@ -23,6 +23,7 @@ from kvplan.schedulers.protocol import (
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.async_scheduler import make_scheduler
 from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.held_prefix import HeldPrefix, held_prefix
 from kvplan.schedulers.vllm.offloading.jobs import KVConnectorOutput, OffloadingConnectorMetadata
 from kvplan.schedulers.vllm.offloading.tiering import SecondaryTierManager, TieringOffloadingManager
 from kvplan.schedulers.vllm.offloading.worker import Copies, OffloadingConnectorWorker
@@ -107,6 +108,10 @@ class StepByStep:
         loads = self.scheduler.loads
         manager = loads.connector.manager if loads is not None else None
         return manager.secondary_tiers if isinstance(manager, TieringOffloadingManager) else []
+
+    def held_prefix(self, request: Request) -> HeldPrefix:
+        """What is held of the prompt of a request that is not here."""
+        return held_prefix(self.scheduler, request)
 
     def add_request(self, request: Request) -> None:
         """Queue a new request."""

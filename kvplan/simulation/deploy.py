@@ -179,6 +179,8 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         raise KvplanError(
             "admission and batch_wait are rules for vLLM's scheduler; leave them out beside `sglang`"
         )
+    if sglang is not None and deployment.router == "kv_aware":
+        raise KvplanError("router kv_aware is simulated with vLLM's scheduler only; leave out `sglang`")
     if sglang is not None and model.is_moe and args.data_parallel_size > 1:
         raise KvplanError("data-parallel attention is simulated for vLLM only; leave out `sglang`")
     if layout.num_blocks < 2:

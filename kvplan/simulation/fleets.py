@@ -93,7 +93,7 @@ class FleetBuilder:
         fleet = Fleet(deployment, setup, Router(deployment.router), Router(deployment.router))
         apart = deployment.disaggregation
         copies = deployment.replicas * setup.replicas_per_copy + (apart.prefill_replicas if apart else 0)
-        self._check_room(setup, copies * setup.lockstep_ranks)
+        self._check_room(setup, copies * setup.lockstep_ranks, deployment.router)
         for _ in range(deployment.replicas * setup.replicas_per_copy):
             fleet.decode += self._copy(name, fleet, decodes_only=apart is not None)
         for _ in range(apart.prefill_replicas if apart else 0):
@@ -116,7 +116,8 @@ class FleetBuilder:
             config = config.model_copy(update={"max_num_batched_tokens": room})
         engine: SchedulerInterface
         copies: TimedCopies | None = None
-        reason = self._why_steps(setup)
+        leaps = False
+        reason = self._why_steps(setup, fleet.deployment.router)
         told, stream = fleet.deployment, (self.seed, 2, len(self.modes))
         accept = accept_drafts(told.acceptance_rate, stream, told.accepted_lengths)
         self._check_time()
@@ -124,13 +125,14 @@ class FleetBuilder:
             engine = SGLangEngine(sglang_config(config, setup.sglang), may_leap=not reason)
         elif reason:
             copies = setup.tier.copies() if setup.tier is not None else None
-            engine = StepByStep(config, accept, copies, leaps=not self.step_by_step)
+            leaps = not self.step_by_step and fleet.deployment.router != "kv_aware"
+            engine = StepByStep(config, accept, copies, leaps=leaps)
             if copies is not None:
                 for tier, files in zip(engine.secondary_tiers, copies.files, strict=True):
                     tier.transfers = files
         else:
             engine = make_leap_scheduler(config, accept)
-        if copies is not None and not self.step_by_step:
+        if copies is not None and leaps:
             reason = f"{reason}; leaps between them"
         self.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
         self.num_replicas += 1
@@ -142,11 +144,13 @@ class FleetBuilder:
             replica.shared_reads, replica.shared = setup.shared_reads, SharedPrefixes(config.block_size)
         return replica
 
-    def _why_steps(self, setup: Setup) -> str:
+    def _why_steps(self, setup: Setup, router: str) -> str:
         """Why its replicas go step by step; empty where they leap."""
         config = setup.config
         if self.step_by_step:
             return "asked for"
+        if router == "kv_aware":
+            return "the router asks at each arrival what every replica holds"
         if setup.shared_reads and (config.async_scheduling or config.num_speculative_tokens):
             return (
                 "prompts are read once for all that share them, under asynchronous scheduling or with drafts"
@@ -165,9 +169,9 @@ class FleetBuilder:
                 "ask for fewer, or give it longer"
             )
 
-    def _check_room(self, setup: Setup, num_replicas: int) -> None:
+    def _check_room(self, setup: Setup, num_replicas: int, router: str) -> None:
         """Refuse what would fill this machine's memory."""
-        if setup.sglang is None and self._why_steps(setup):
+        if setup.sglang is None and self._why_steps(setup, router):
             self.num_stepped_blocks += num_replicas * setup.config.num_gpu_blocks
         if self.num_stepped_blocks > MOST_STEPPED_BLOCKS:
             raise KvplanError(

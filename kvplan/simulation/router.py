@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush, heapreplace
+from operator import mul
 
+from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.replica import Replica
 from kvplan.simulation.sim_request import SimRequest
 
@@ -19,6 +21,8 @@ MAX_PREFIXES = 100_000
 IMBALANCE = 8
 """Requests by which a replica may be ahead of the shortest queue and still be chosen for its cache."""
 
+TIER_WEIGHTS = (1.0, 0.8, 0.3)
+"""What a token on the GPU, in host memory and in files counts (llm-d-kv-cache: `DefaultKVCacheBackendConfig`)."""
 
 Key = tuple[int, ...]
 
@@ -112,6 +116,31 @@ def prefix_aware(router: Router, replicas: Sequence[Replica], request: SimReques
     return place
 
 
+def kv_aware(router: Router, replicas: Sequence[Replica], request: SimRequest, now: int) -> int:
+    """The one that holds most of this prompt, unless it is far busier than another; its tiers count too, for less.
+
+    As routers do that listen to engines' KV cache events (llm-d's precise prefix-cache scorer); events take no time.
+    """
+    shortest = router.first(replicas, _num_requests, now)
+    limit = replicas[shortest].num_requests + IMBALANCE
+    scores = {
+        place: _score(replica, request)
+        for place, replica in enumerate(replicas)
+        if replica.num_requests <= limit
+    }
+    best = max(scores.values())
+    if not best:
+        return shortest
+    holders = (place for place, score in scores.items() if score == best)
+    return min(holders, key=lambda place: (replicas[place].num_requests, place))
+
+
+def _score(replica: Replica, request: SimRequest) -> float:
+    assert isinstance(replica.engine, StepByStep)
+    score: float = sum(map(mul, replica.engine.held_prefix(request), TIER_WEIGHTS))
+    return score
+
+
 def _num_requests(replica: Replica, now: int) -> Key:
     return (replica.num_requests,)
 
@@ -120,4 +149,5 @@ ROUTERS: dict[str, Callable[[Router, Sequence[Replica], SimRequest, int], int]] 
     "round_robin": round_robin,
     "least_kv": least_kv,
     "prefix_aware": prefix_aware,
+    "kv_aware": kv_aware,
 }
