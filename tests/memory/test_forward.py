@@ -553,6 +553,7 @@ SPOKEN: dict[str, Any] = {
     "scheduler_reserve_full_isl": False,
     "watermark": 0.25,
     "kv_offloading_backend": "lmcache",
+    "kv_transfer_config": '{"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}',
     "disable_hybrid_kv_cache_manager": True,
     "mamba_cache_dtype": "float32",
     "mamba_ssm_cache_dtype": "float16",
