@@ -5,8 +5,10 @@ a log may hold API keys and tokens, and nothing of a line is kept but what is as
 
 from __future__ import annotations
 
+import json
 import re
 
+from kvplan.engines.kv_transfer import kv_transfer_text
 from kvplan.engines.spelling import WORDS, logged_words, understand
 
 FLAG_LINES = (
@@ -57,6 +59,7 @@ _GPU = (
     re.compile(r"device_name=((?:NVIDIA|AMD)[\w-]{2,60}?)(?:,|\.json|['\s)]|$)"),
 )
 GPU_LINES = ("GPU ", "NVIDIA", "device_name=", "AMD")
+_TRANSFER = re.compile(r"kv[-_]transfer[-_]config\W{1,4}(?=\{)")
 
 
 def read_flags(line: str, engine: str) -> dict[str, object]:
@@ -71,6 +74,9 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
             spoken.setdefault(
                 key.removeprefix("no_"), _value(match["value"] or str(not key.startswith("no_")))
             )
+    spoken.pop("kv_transfer_config", None)
+    if told := _kv_transfer(line):
+        spoken["kv_transfer_config"] = told
     found = understand({word: value for word, value in spoken.items() if value is not None}, engine)
     if method := _METHOD.search(line):
         found["speculative_method"] = _method(method[1])
@@ -81,6 +87,16 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
             re.findall(r"\w+", layers["list"] or layers["words"] or "")
         )
     return found
+
+
+def _kv_transfer(line: str) -> str | None:
+    """vLLM's JSON of a KV connector, where it is planned; other connectors move KV and leave the pool alone."""
+    if not (begun := _TRANSFER.search(line)):
+        return None
+    try:
+        return kv_transfer_text(json.JSONDecoder().raw_decode(line[begun.end() :])[0])
+    except ValueError:
+        return None
 
 
 def _value(text: str) -> object:

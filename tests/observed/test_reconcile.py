@@ -18,6 +18,7 @@ from kvplan.cli.main import run
 from kvplan.errors import KvplanError
 from kvplan.memory.forward import answer
 from kvplan.observed import reader
+from kvplan.observed.log_flags import read_flags
 from kvplan.observed.reader import file_lines
 from kvplan.observed.reconciliation import Reconciliation, reconcile
 from kvplan.observed.startup import read_log
@@ -396,3 +397,15 @@ def test_any_lines_give_a_log_or_a_named_error(lines: list[str]) -> None:
 def test_profiles_without_the_new_keys_still_load() -> None:
     """Profiles saved before totals and weights were learned read as they did."""
     assert MemoryProfile.model_fields["total_gib"].get_default(call_default_factory=True) == {}
+
+
+def test_kv_connectors_are_no_flag_that_breaks_a_log() -> None:
+    """vLLM's own offloading is read from its JSON; other connectors, and how Python prints one, tell nothing."""
+    nixl = '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}'
+    own = nixl.replace("Nixl", "Offloading")
+    line = "vllm serve m --max-num-seqs 8 --kv-transfer-config "
+    assert read_flags(f"{line}'{nixl}'", "vllm") == {"max_num_seqs": 8}
+    assert read_flags(f"{line}'{own}'", "vllm") == {"max_num_seqs": 8, "kv_transfer_config": own}
+    object_ = "KVTransferConfig(kv_connector='NixlConnector', kv_role='kv_both')"
+    printed = f"non-default args: {{'kv_transfer_config': {object_}, 'max_num_seqs': 8}}"
+    assert read_flags(printed, "vllm") == {"max_num_seqs": 8}
