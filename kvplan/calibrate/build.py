@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from kvplan.calibrate.card_links import learn_links
 from kvplan.calibrate.card_memory import learn_overheads
 from kvplan.calibrate.fit.batches import Batches, check_batches
 from kvplan.calibrate.fit.families import NUM_DRAWS, fit
@@ -78,6 +79,7 @@ def build(
         source=str(machine.get("source") or _measured_on(machine)),
         licence=str(machine.get("licence", "")),
         memory=learn_overheads(measurements, card, engine),
+        links=learn_links(measurements),
         timing=timing,
     )
     return _filled(profile, fill) if fill else profile

@@ -56,9 +56,13 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "prefill_step": ("num_prefill_tokens", "prefill_attention"),
     "mixed_step": ("num_decodes", "decode_context", "num_prefill_tokens", "prefill_attention"),
     "eager_step": ("num_decodes", "decode_context"),
+    "host_link": ("num_bytes",),
+    "file_read": ("file_bytes", "num_files", "num_threads"),
+    "file_write": ("file_bytes", "num_files", "num_threads"),
     **dict.fromkeys(IGNORED, ()),
 }
 """Fields an op cannot do without, besides its time."""
+LINK_OPS = ("host_link", "file_read", "file_write")
 STEP_OPS = ("decode_step", "prefill_step", "mixed_step")
 
 
@@ -71,6 +75,8 @@ class Measurements(NamedTuple):
     """Rows marked `skipped` or `noisy`."""
     memory: Sequence[Row] = ()
     """What pools, context, activations and graphs took; not timed."""
+    links: Sequence[Row] = ()
+    """Copies to and from host memory and files; no part of a step."""
     eager: Sequence[Row] = ()
     """Decode steps outside CUDA graphs, of a card whose other steps are in them: they tell launches."""
 
@@ -86,6 +92,7 @@ def collect(rows: Iterable[Row]) -> Measurements:
     families: dict[str, list[Row]] = defaultdict(list)
     eager: list[Row] = []
     memory: list[Row] = []
+    links: list[Row] = []
     skipped = 0
     for row in rows:
         op = row.get("op")
@@ -99,6 +106,8 @@ def collect(rows: Iterable[Row]) -> Measurements:
             row = {**machine.get("defaults", {}), **row}
             if op == "eager_step":
                 eager.append(_checked(row))
+            elif op in LINK_OPS:
+                links.append(_checked(row))
             elif op not in IGNORED:
                 families[family(row)].append(_checked(row))
         elif str(op).startswith("memory"):
@@ -110,7 +119,7 @@ def collect(rows: Iterable[Row]) -> Measurements:
             "no timed rows; an op is one of "
             + ", ".join(o for o in _REQUIRED if o not in (*IGNORED, "eager_step"))
         )
-    return Measurements(machine, dict(families), skipped, memory, eager)
+    return Measurements(machine, dict(families), skipped, memory, links, eager)
 
 
 def family(row: Mapping[str, Any]) -> str:

@@ -225,7 +225,9 @@ def find_tier(
     per_chunk = flags.blocks_per_chunk
     chunks = num_slots(model, args, layout, per_chunk)
     growing = [g for g in layout.groups if g.kind.is_growing] or list(layout.groups)
-    link, times = find_host_link(gpu), make_step_times(model, gpu, args, engine=engine)
+    times = make_step_times(model, gpu, args, engine=engine)
+    measured = times.links(gpu)
+    link = find_host_link(gpu, measured=measured)
     copies = num_copies(model, args)
     return OffloadTier(
         size_bytes=int(args.kv_offloading_size * GiB),
@@ -241,7 +243,15 @@ def find_tier(
         recompute_s=prefill_seconds(times, args.max_num_batched_tokens, trace_tokens),
         timing_source=times.source,
         files=tuple(
-            _files(find_drive(DRIVES[tier.locality]), model, args, layout, link, times, trace_tokens)
+            _files(
+                find_drive(DRIVES[tier.locality], measured=measured),
+                model,
+                args,
+                layout,
+                link,
+                times,
+                trace_tokens,
+            )
             for tier in flags.secondary_tiers
         ),
     )

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import profiles_dir, write_whole, written_whole
+from kvplan.profiles.measured_links import MeasuredLinks
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.profiles.surface_file import packed
 from kvplan.profiles.timing_profile import TimingProfile
@@ -31,6 +32,8 @@ class Profile(Config):
     """Engine or kernel set."""
     memory: MemoryProfile | None = None
     """Overheads learned there; None: the bundled ones serve."""
+    links: MeasuredLinks | None = None
+    """Links to host memory and files measured there; None: the catalog's serve."""
     timing: TimingProfile | None = None
     """Step times measured there; None: the profile tells memory alone."""
     source: str = Field("", max_length=2000)

@@ -18,6 +18,7 @@ from kvplan.models.quantization import Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, MlpSpec, ModelSpec
 from kvplan.profiles.doubt import Doubt, find_doubt
 from kvplan.profiles.engine_terms import with_terms
+from kvplan.profiles.measured_links import MeasuredLinks
 from kvplan.profiles.nearest import nearest_profile
 from kvplan.profiles.profile import Profile, load_profile, pick
 from kvplan.profiles.timing_profile import ELEMENT_BYTES as ELEMENT_BYTES
@@ -46,6 +47,10 @@ class StepTimes(NamedTuple):
     """How far they may be off."""
     draft: ModelStepTime | None = None
     """One pass of the drafter, with `num_speculative_tokens`; None where drafting takes no time on the GPU."""
+
+    def links(self, gpu: GpuSpec) -> MeasuredLinks | None:
+        """What the profile measured of links to host memory and files, where it is that card's own."""
+        return self.profile.links if self.profile.gpu in ("", gpu.name) else None
 
     def outside(self, shape: StepShape) -> tuple[str, ...]:
         """Measured ranges that a step leaves; empty inside, and for a roofline, which measured nothing."""

@@ -17,6 +17,7 @@ from kvplan.engines.flags import Engine, EngineArgs
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import scenarios_dir
 from kvplan.profiles.host_links import Drive, DriveName, HostLinkName, find_drive
+from kvplan.profiles.measured_links import MeasuredLinks
 from kvplan.scenario.space import Search
 from kvplan.schedulers.sglang.config import SchedulePolicyName
 from kvplan.schedulers.vllm.config import Admission, BatchWait
@@ -137,8 +138,8 @@ class FileTier(Config):
     """Threads that prefer loads."""
     n_write_threads: int = Field(16, ge=1, le=1024)
     """Threads that prefer stores."""
-    drive: DriveName = "nvme4"
-    """nvme4, nvme5 or cephfs (`catalog/host_links.yaml`)."""
+    drive: DriveName | None = None
+    """nvme4, nvme5 or cephfs (`catalog/host_links.yaml`); None = as the profile measured it, else nvme4."""
     read_gb_s: Annotated[float, Field(gt=0, le=1e5)] | None = None
     """10^9 bytes a second of all threads of an engine together; None = the drive's usual."""
     write_gb_s: Annotated[float, Field(gt=0, le=1e5)] | None = None
@@ -158,10 +159,9 @@ class FileTier(Config):
         """What the engine is told."""
         return SecondaryTierConfig(n_read_threads=self.n_read_threads, n_write_threads=self.n_write_threads)
 
-    @property
-    def found(self) -> Drive:
-        """The drive, as stated or as the catalog has it."""
-        return find_drive(self.drive, self.read_gb_s, self.write_gb_s)
+    def found(self, measured: MeasuredLinks | None) -> Drive:
+        """The drive: as stated, as a profile measured it, or as the catalog has it."""
+        return find_drive(self.drive, self.read_gb_s, self.write_gb_s, measured)
 
 
 class KvOffloading(Config):

@@ -23,6 +23,7 @@ from kvplan.models.load import load_model, path_exists
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profiles.api_server import find_costs
 from kvplan.profiles.host_links import DRIVES, HostLink, find_host_link
+from kvplan.profiles.measured_links import MeasuredLinks
 from kvplan.profiles.power import Power, find_power
 from kvplan.profiles.step_times import default_link, make_step_times
 from kvplan.profiles.timing_profile import TimingProfile
@@ -67,11 +68,13 @@ class HostTier(NamedTuple):
     chunk_bytes: int
     """Of a slot, all ranks' parts; a file below it has as many."""
     file_tiers: tuple[FileTier, ...] = ()
+    measured: MeasuredLinks | None = None
+    """What the profile of the step times says of links."""
 
     def copies(self) -> TimedCopies:
         """Return the copies of one more engine."""
         files = [
-            TimedFiles(tier.found, self.chunk_bytes, tier.n_read_threads, tier.n_write_threads)
+            TimedFiles(tier.found(self.measured), self.chunk_bytes, tier.n_read_threads, tier.n_write_threads)
             for tier in self.file_tiers
         ]
         return TimedCopies(self.link, self.block_bytes, files=files)
@@ -191,11 +194,11 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         sources["scheduler"] = "SGLang 0.5.23's, as its own logs show it"
     ranks = args.data_parallel_size
     config = _engine_config(args, layout, deployment, model)
-    tier = _tier(deployment, model, gpu, args, layout)
+    tier = _tier(deployment, model, gpu, args, layout, timed.links)
     if tier is not None:
         sources["kv_offloading"] = f"{config.kv_offloading.num_chunks:,} chunks; {tier.link}"  # type: ignore[union-attr]
         for i, files in enumerate(tier.file_tiers):
-            sources[f"kv_offloading.secondary_tiers.{i}"] = f"files; {files.found}"
+            sources[f"kv_offloading.secondary_tiers.{i}"] = f"files; {files.found(tier.measured)}"
     if sglang is None:
         sources["scheduler"] = describe_rules(config)
     apis = [api_times(deployment, args, end, timed.seen_by_client) for end in ("value", "low", "high")]
@@ -222,7 +225,12 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
 
 
 def _tier(
-    deployment: Deployment, model: ModelSpec, gpu: GpuSpec, args: ResolvedArgs, layout: Layout
+    deployment: Deployment,
+    model: ModelSpec,
+    gpu: GpuSpec,
+    args: ResolvedArgs,
+    layout: Layout,
+    measured: MeasuredLinks | None,
 ) -> HostTier | None:
     """What a deployment has beyond the GPU; raises KvplanError for keys of a tier that is not there."""
     told = _told_tier(deployment)
@@ -233,11 +241,12 @@ def _tier(
             )
         return None
     return HostTier(
-        find_host_link(gpu, told.link, told.gb_s),
+        find_host_link(gpu, told.link, told.gb_s, measured),
         tuple(group.copied_bytes for group in layout.groups),
         args.kv_offloading_size,
         slot_bytes(model, args, layout, told.blocks_per_chunk),
         told.secondary_tiers,
+        measured,
     )
 
 
@@ -441,6 +450,8 @@ class _Timed(NamedTuple):
     """Low and high, of steps and of what prompts add to them."""
     shared_reads: float
     seen_by_client: bool = False
+    links: MeasuredLinks | None = None
+    """What the profile measured of links to host memory and files."""
 
 
 def _step_time(
@@ -476,7 +487,7 @@ def _step_time(
         )
     shared = found.time.costs.shared_reads if shared is None else shared
     at_client = timing is not None and timing.seen_by_client
-    return _Timed(time, found.outside, sources, found.doubt[:4], shared, at_client)
+    return _Timed(time, found.outside, sources, found.doubt[:4], shared, at_client, found.links(gpu))
 
 
 def stated_link(gpu: GpuSpec, asked: Interconnect | None) -> Link | None:

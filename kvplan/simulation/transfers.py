@@ -102,7 +102,7 @@ class TimedCopies:
         way = job.is_store
         start = max(self._free_at[way], not_before)
         num_bytes = sum(map(mul, job.group_blocks, self.block_bytes))
-        ticks = round(self.link.seconds(num_bytes) * TICKS_PER_S)
+        ticks = round(self.link.seconds(num_bytes, way) * TICKS_PER_S)
         self.moved_bytes[way] += num_bytes
         transfer = Transfer(job, start, start + ticks)
         self._free_at[way] = transfer.end

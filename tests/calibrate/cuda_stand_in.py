@@ -39,6 +39,7 @@ class _OnTheCpu(TorchFunctionMode):
             return CUDA
         if func is torch.empty and isinstance(args[0], int) and args[0] > 0.97 * self.card.free_bytes:
             raise torch.OutOfMemoryError("CUDA out of memory.")
+        kwargs = {k: v for k, v in (kwargs or {}).items() if k != "pin_memory"}
         kwargs = {k: CPU if k == "device" and v is not None else v for k, v in (kwargs or {}).items()}
         args = tuple(CPU if isinstance(a, torch.device) else a for a in args)
         made = func(*args, **kwargs)

@@ -20,6 +20,7 @@ from kvplan.calibrate.measure.allocation import measure_memory
 from kvplan.calibrate.measure.device import free_bytes, machine_facts, pick_device, strangers
 from kvplan.calibrate.measure.grids import GRIDS, Grid, fitting_grid
 from kvplan.calibrate.measure.kernels import Kernels, Named, choose_kernels, sdpa_kernel
+from kvplan.calibrate.measure.links import COPY_BYTES, TOTAL_FILE_BYTES, measure_links
 from kvplan.calibrate.measure.probes import MIN_REPEATS, TARGET_S, Ceilings, Probe, ceilings_of, run
 from kvplan.calibrate.measure.transformers_batches import measure_batching
 from kvplan.calibrate.session import MeasurementSession, Report, open_session
@@ -60,8 +61,8 @@ STAGES = (
     MeasureStage("shared prompts", 0.02, attention.shared_probes),
     MeasureStage("latent attention", 0.03, attention.mla_probes),
 )
-"""In this order, after memory (`MEMORY_SHARE`) and before host times and a real scheduler's batches."""
-MEMORY_SHARE, HOST_SHARE, BATCHES_SHARE = 0.04, 0.01, 0.06
+"""In this order, after memory (`MEMORY_SHARE`) and before host times, links and a real scheduler's batches."""
+MEMORY_SHARE, HOST_SHARE, LINKS_SHARE, BATCHES_SHARE = 0.04, 0.01, 0.01, 0.05
 
 
 def spread(probes: list[Probe]) -> list[Probe]:
@@ -107,7 +108,7 @@ def plan(
 
 H100 = Ceilings(2.7e12, 6.5e14, 50e6)
 """Copy and 16-bit product rates of an H100 SXM: 80 % of 3.35 TB/s, 65 % of 989 TFLOP/s (assumed)."""
-OTHER = (("memory", MEMORY_SHARE), ("host", HOST_SHARE), ("batches", BATCHES_SHARE))
+OTHER = (("memory", MEMORY_SHARE), ("host", HOST_SHARE), ("links", LINKS_SHARE), ("batches", BATCHES_SHARE))
 
 
 def planned_on_an_h100(budget_s: float) -> list[tuple[str, int, int, float]]:
@@ -155,6 +156,10 @@ def measure_stages(
         shares += stage.share
         _run_stage(stage, session, grid, device, kernels, report, (0, 1), begun + shares * budget_s)
     steps.host_times(grid, session, device, kernels, begun + (shares + HOST_SHARE) * budget_s)
+    measure_links(
+        session, device, report, begun + (shares + HOST_SHARE + LINKS_SHARE) * budget_s,
+        largest_bytes=min(COPY_BYTES[-1], *grid.copy_bytes), file_bytes=min(TOTAL_FILE_BYTES, *grid.copy_bytes),
+    )  # fmt: skip
     left = begun + budget_s - time.monotonic()
     if left > max(LEAST_BATCHES_S, BATCHES_SHARE / 2 * budget_s if budget_s < inf else 0.0):
         measure_batching(grid, session, device, report, begun + budget_s)
