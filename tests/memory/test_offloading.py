@@ -7,19 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from validation import section
 
 from kvplan.engines.command import read_command
-from kvplan.engines.flags import EngineArgs
 from kvplan.errors import KvplanError
 from kvplan.formulas.offloading import break_even_tokens, tier_chunks
 from kvplan.gpu import get_gpu
 from kvplan.memory.answers import Plan
 from kvplan.memory.forward import estimate
-from kvplan.memory.offloading import Lengths, OffloadTier, bytes_to_copy, prefill_seconds
-from kvplan.models.load import load_model
+from kvplan.memory.offloading import Lengths, OffloadTier, bytes_to_copy
 from kvplan.profiles.host_links import find_drive, find_host_link
-from kvplan.profiles.step_times import make_step_times
 from kvplan.units import GiB
 
 VLLM_SLOTS = [
@@ -226,61 +222,6 @@ def test_files_pay_later_than_host_memory() -> None:
     assert far.break_even == (None, None)
     assert "They buy nothing" in far.lines(9216, local.recompute_s)[0]
     assert local.to_dict()["file_tiers"][0]["source"] == str(find_drive())  # type: ignore[index]
-
-
-PUBLISHED_H20 = {1024: (0.042, 0.057, 0.078), 65536: (0.111, 0.272, 15.2)}
-"""Reused prefix -> seconds to the first token: from the GPU, from host memory at 54 GB/s, computed. Both ends of a
-curve published of one H20 with Qwen3-Coder-30B-A3B (96 KiB a token) under vLLM 0.18 (repository gahow/agentic-kvc)."""
-BAR = 0.10
-"""How near each is to be."""
-
-
-def h20_seconds(num_tokens: int) -> tuple[float, float]:
-    """Seconds to load and to compute a prefix on that card."""
-    flags = EngineArgs(max_num_batched_tokens=8192, max_num_seqs=256)
-    times = make_step_times(load_model("Qwen/Qwen3-30B-A3B"), get_gpu("h20"), flags, engine="vllm@0.18")
-    link = find_host_link(get_gpu("h20"))
-    return link.seconds(98304 * num_tokens), prefill_seconds(times, 8192, num_tokens)
-
-
-def test_beside_a_published_curve() -> None:
-    """From card, link and model alone, nothing measured on that card: computing 64k tokens comes within the bar.
-
-    What does not (the docs' table says so) is not asserted.
-    """
-    rows = []
-    for n, (hit, host, computed) in PUBLISHED_H20.items():
-        load, compute = h20_seconds(n)
-        for what, there, here in (
-            ("computed", computed, compute),
-            ("loaded, over a GPU hit", host - hit, load),
-        ):
-            off = here / there - 1
-            rows.append(
-                f"| {n:,} | {what} | {1000 * there:,.0f} | {1000 * here:,.0f} | {off:+.0%} | "
-                f"{'yes' if abs(off) <= BAR else 'no'} |"
-            )
-    assert abs(h20_seconds(65536)[1] / PUBLISHED_H20[65536][2] - 1) <= BAR
-    table = "\n".join(rows)
-    section(
-        "offload-curve",
-        f"""## A published curve of reload and recompute
-
-One H20, Qwen3-Coder-30B-A3B, vLLM 0.18: milliseconds to the first token after a reused prefix, both published ends of
-the curve. Here from the data sheet, the link and the model alone (Qwen3-30B-A3B, which has the same shapes). The bar
-was {100 * BAR:.0f} % at each length.
-
-| tokens | what | published, ms | kvplan, ms | off | within |
-|---|---|---|---|---|---|
-{table}
-
-Not reached, with the likely cause: the first token of a short prompt also takes what the server does around it (API,
-tokenising, host work), of which the closed form has nothing. A load is priced as the copy of its bytes alone; the
-published difference to a hit on the GPU also holds the steps that look it up, launch its copies block by block and see
-their end. Neither was measured apart there, so nothing was fitted to it. The times of a hit on the GPU (42 and 111 ms)
-are of that kind altogether and are not predicted. Between the ends no published figures were at hand.""",
-        "validation/offloading.md",
-    )
 
 
 def test_links_follow_the_card() -> None:

@@ -7,6 +7,7 @@ and copies go from memory to memory, so that a run without a card walks the same
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import time
@@ -65,7 +66,10 @@ def measure_links(
         report(name, number, len(kinds))
         try:
             for row in rows():
-                session.append({"machine": machine, **row})
+                point = {k: v for k, v in row.items() if k not in ("time_s", "spread")}
+                session.append(
+                    {"machine": machine, **row, "key": json.dumps(["links", point], sort_keys=True)}
+                )
                 release(device)
         except (
             Exception
