@@ -9,8 +9,8 @@ import pytest
 from validation import section
 
 from kvplan.gpu import get_gpu
-from kvplan.memory.layout import Layout
 from kvplan.memory.forward import estimate
+from kvplan.memory.layout import Layout
 from kvplan.profiles.host_links import find_host_link
 from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.simulator import simulate
