@@ -73,10 +73,10 @@ class FilesBelow:
             return [
                 f"Files below it ({self.drive.name}, reads {read}): {held}. They buy nothing: computing is sooner."
             ]
-        until = f"{first:,}" if first == last else f"{first:,} to {last:,}" if last else f"{first:,} or never"
+        until = _from_tokens(first, last)
         return [
             f"Files below it ({self.drive.name}, reads {read}): {held}. What host memory forgot is back sooner than"
-            f" it is computed from {until} tokens on; {trace_tokens:,} in {_ms(self.reload_s)} instead of"
+            f" it is computed from {until}; {trace_tokens:,} in {_ms(self.reload_s)} instead of"
             f" {_ms(recompute_s)}."
         ]
 
@@ -159,12 +159,19 @@ class OffloadTier:
                 "It buys next to nothing: it holds copies of what the GPU's pool of"
                 f" {int(cache_tokens):,} tokens holds, and no more."
             )
-        until = f"{first:,}" if first == last else f"{first:,} to {last:,}" if last else f"{first:,} or never"
+        until = _from_tokens(first, last)
         return (
-            f"A prefix that returns loads sooner than it is computed from {until} tokens on;"
+            f"A prefix that returns loads sooner than it is computed from {until};"
             f" one of {trace_tokens:,} in {_ms(self.reload_s)} instead of {_ms(self.recompute_s)}."
             " Prompts are stored, answers not before the next turn."
         )
+
+
+def _from_tokens(first: int, last: int | None) -> str:
+    """From which length on, at both ends of what is left open."""
+    if last is None:
+        return f"{first:,} tokens on, or never"
+    return f"{first:,} tokens on" if first == last else f"{first:,} to {last:,} tokens on"
 
 
 def _ms(seconds: float) -> str:

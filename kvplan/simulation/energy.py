@@ -1,8 +1,9 @@
 """Watts and joules of a run: what its replicas moved and multiplied, and how long they stood by.
 
-The context that decodes read comes from the records: a prompt of p tokens with an answer of n reads n p + n (n - 1) / 2
-tokens of KV; what a preemption throws away is not counted. A replica that waits draws its card's idle power. Unknown
-for stated step times, which say nothing of work, and for cards whose board power is not known.
+The context that decodes read comes from the records: a prompt of p tokens with an answer of n reads n p + n (n - 1) /
+2 tokens of KV; with drafts a decode reads once for all tokens that it gives; what a preemption throws away is not
+counted. A replica that waits draws its card's idle power. Unknown for stated step times, which say nothing of work,
+and for cards whose board power is not known.
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ def work_of(time: StepTime) -> StepWork | None:
 
 def energy(fleets: list[Fleet], records: Records, duration_s: float) -> Energy | None:
     """Mean watts over a run; None where a deployment's cannot be told."""
-    decoded = sum(p.replica.totals.decode_tokens for fleet in fleets for p in fleet.processes)
+    decoded = sum(p.replica.totals.num_decodes for fleet in fleets for p in fleet.processes)
     if not duration_s or not decoded:
         return None
+    if any(fleet.setup.config.num_speculative_tokens for fleet in fleets):
+        decoded = max(1, int(np.maximum(records["output_tokens"].astype(np.int64) - 1, 0).sum()))
     context = read_context(records) / decoded
     watts, powers = 0.0, []
     for fleet in fleets:
@@ -72,6 +75,4 @@ def read_context(records: Records) -> float:
 
 def _done(totals: Totals, context: float) -> Done:
     tokens = totals.decode_tokens + totals.prefill_tokens
-    return Done(
-        totals.steps, tokens, totals.decode_tokens, totals.decode_tokens, context * totals.decode_tokens
-    )
+    return Done(totals.steps, tokens, totals.decode_tokens, totals.num_decodes, context * totals.num_decodes)

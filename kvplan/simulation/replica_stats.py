@@ -43,7 +43,10 @@ class Totals:
     """The engine waited for another model on the same GPUs."""
     used_block_ticks: int = 0
     peak_used_blocks: int = 0
+    num_decodes: int = 0
+    """Decodes of one sequence in one step; with drafts each gives one token and those drafts that were right."""
     decode_tokens: int = 0
+    """Tokens computed in them, drafts included."""
     prefill_tokens: int = 0
     recomputed_tokens: int = 0
     preemptions: int = 0
@@ -183,7 +186,8 @@ class ReplicaStats:
         totals.batch_ticks += ticks * (decodes + step.num_chunks)
         totals.used_block_ticks += ticks * used
         if decodes:
-            totals.decode_tokens += decodes
+            totals.num_decodes += decodes
+            totals.decode_tokens += decodes * (1 + self.drafts)
             paused = self._end_pauses(ticks, decodes, now) if self.pauses else 0
             self._count_intervals(ticks, ticks, decodes - paused, 1, now - ticks, now)
             if step.num_chunks:
@@ -230,7 +234,8 @@ class ReplicaStats:
         self.read_weight += before * duration + leap.weight(reads)
         totals.batch_ticks += duration * decodes
         totals.used_block_ticks += duration * used
-        totals.decode_tokens += decodes * reads
+        totals.num_decodes += decodes * reads
+        totals.decode_tokens += decodes * reads * (1 + self.drafts)
         totals.decode_ticks += duration
         for first, last, steps, begun, end in leap.stretches(reads):
             self._count_intervals(first, last, decodes, steps, begun, end)
@@ -249,7 +254,8 @@ class ReplicaStats:
         self.num_reads += reads
         totals.batch_ticks += duration * decodes
         totals.used_block_ticks += dot(durations, used)
-        totals.decode_tokens += decodes * reads
+        totals.num_decodes += decodes * reads
+        totals.decode_tokens += decodes * reads * (1 + self.drafts)
         totals.decode_ticks += duration
         add = self.meter.add
         for ticks in durations.tolist():

@@ -73,7 +73,7 @@ def test_drafts_save_steps() -> None:
         result("speculative_thinking", few, *more) for more in ((), ("engine.num_speculative_tokens=0",))
     )
     assert drafted.modes == plain.modes == {"": "leap"}
-    tokens = drafted.records["output_tokens"].sum() / drafted.totals.decode_tokens
+    tokens = drafted.records["output_tokens"].sum() / drafted.totals.num_decodes
     assert tokens == pytest.approx(1.85, abs=0.03)
     assert drafted.slo_met is True
     assert drafted.summaries()["tpot"].mean < 0.75 * plain.summaries()["tpot"].mean

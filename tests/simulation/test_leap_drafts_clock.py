@@ -78,10 +78,22 @@ def test_simulations(seed: int) -> None:
     leaps, steps = simulate(scenario), simulate(scenario, step_by_step=True)
     assert leaps.modes == {"": "leap"}
     assert np.array_equal(leaps.records.table, steps.records.table)
-    for name in ("steps", "busy_ticks", "batch_ticks", "decode_tokens", "peak_used_blocks", *WAITS):
+    for name in (
+        "steps",
+        "busy_ticks",
+        "batch_ticks",
+        "num_decodes",
+        "decode_tokens",
+        "peak_used_blocks",
+        *WAITS,
+    ):
         assert getattr(leaps.totals, name) == getattr(steps.totals, name), name
     assert leaps.limited_by == steps.limited_by
     assert leaps.totals.leapt_steps > leaps.totals.steps / 3
+    given = int(leaps.records["output_tokens"].sum()) - len(leaps.records)
+    totals, drafts = leaps.totals, scenario.engine.num_speculative_tokens
+    assert totals.decode_tokens == totals.num_decodes * (1 + drafts)
+    assert totals.num_decodes < given <= totals.decode_tokens
 
 
 def test_times_are_kept_while_somebody_needs_them() -> None:
