@@ -208,7 +208,7 @@ MUTANTS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
         drafts, "_joined", lambda right: lambda seq, tokens: seq.path_before),
     "names a step late": (DraftPlan, "when_named", lambda right: lambda self, depth: right(self, depth) + 2),
     "hits keep the drafter's block": (
-        DraftPool, "_hits", lambda right: lambda self, hits, n, free: drafts_hits(hits, n, free)),
+        DraftPool, "_hits", lambda right: lambda self, hits, n, free, hold: drafts_hits(hits, n, free)),
     "decodes take one token of the budget": (
         DraftLeapScheduler, "_decode_budget", lambda right: property(lambda self: self.batch.num_decodes)),
 }  # fmt: skip

@@ -18,7 +18,7 @@ from kvplan.schedulers.leap import running as leap_running
 from kvplan.schedulers.leap import scheduler as leap
 from kvplan.schedulers.leap.contents import ContentTrie
 from kvplan.schedulers.leap.extents import ExtentPool
-from kvplan.schedulers.leap.state import BlockRun, Hit, Sequence, Trunk
+from kvplan.schedulers.leap.state import BlockRun, Hit, Hold, Sequence, Trunk
 from kvplan.schedulers.request import Request
 
 Json = dict[str, Any]
@@ -225,8 +225,8 @@ def holder(pool: ExtentPool, *hits: Hit) -> Sequence:
     """A request that holds hits."""
     seq = Sequence(Request("h", (Segment("x", 4),), 1), (0, 9))
     for hit in hits:
-        pool._touch(hit)
-    seq.table, seq.run = list(hits), BlockRun(seq, seq.admission)
+        seq.hold = Hold(seq.hold, hit, pool._touch(hit).trunk, 1)
+    seq.run = BlockRun(seq, seq.admission)
     return seq
 
 
@@ -260,7 +260,7 @@ def test_a_hit_changes_over_where_an_older_copy_starts() -> None:
 QUEUE = {
     "split": ("_cut", "piece.prev if not piece.refs else None", "piece if not piece.refs else None",
               test_a_queued_extent_splits_deep_rest_first),
-    "release": ("release", "reversed(other.pieces[:])", "other.pieces[:]",
+    "release": ("_release_hold", "reversed(other.pieces[:])", "other.pieces[:]",
                 test_pieces_of_one_hit_are_freed_deep_first),
     "copies": ("_first_copy", "end = min(end, piece.lo)", "pass",
                test_a_hit_changes_over_where_an_older_copy_starts),

@@ -15,21 +15,25 @@ Knows runs, pieces and who holds them. Does not know queues, budgets or when any
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import NamedTuple
 
 from kvplan.schedulers.leap.contents import ContentTrie
-from kvplan.schedulers.leap.state import BlockRun, Hit, Path, Piece, Sequence, Trunk
+from kvplan.schedulers.leap.state import BlockRun, Hit, Hold, Path, Piece, Sequence, Trunk
 
 
 class PrefixHits(NamedTuple):
     """The longest prefix found in the cache."""
 
     stretches: list[Hit]
+    """Behind those that `hold` stands for."""
     num_blocks: int
     num_evictable: int
     """How many of them lie in the free queue."""
     num_found: int = 0
     """With the one that a drafter leaves out."""
+    hold: Hold | None = None
+    """What others hold of it already."""
 
 
 NO_HITS = PrefixHits([], 0, 0)
@@ -130,12 +134,23 @@ class ExtentPool:
         self._line_up(num_held - num_hashed)
         for piece in reversed(run.pieces[:]):
             self._give_back(piece, num_hashed)
-        for other, lo, hi in reversed(seq.table):
+        self._release_hold(seq.hold, num_hashed)
+        run.owner, run.base = None, seq.base
+        seq.run = seq.hold = None
+
+    def _release_hold(self, hold: Hold | None, num_hashed: int) -> None:
+        """Let go of hits from the last one on, up to where others hold them."""
+        while hold is not None:
+            hold.refs -= 1
+            if hold.refs:
+                return
+            other, lo, hi = hold.hit
             for piece in reversed(other.pieces[:]):
                 if lo <= piece.lo < hi:
                     self._give_back(piece, num_hashed)
-        run.owner, run.base = None, seq.base
-        seq.run, seq.table = None, []
+            if hold.trunk.hold is hold:
+                hold.trunk.hold = None
+            hold = hold.before
 
     def _give_back(self, piece: Piece, num_hashed: int) -> None:
         """Let go of what stays cached of a piece; the rest loses its name."""
@@ -164,26 +179,34 @@ class ExtentPool:
         """Hold an admitted request's hits and follow what it computes; its first chunk is hashed at `when`."""
         if self.trie is None:
             return
+        hold = hits.hold
         for hit in hits.stretches:
-            self._touch(hit)
-        seq.table = hits.stretches
+            trunk = self._touch(hit).trunk
+            trunk.hold = Hold(hold, hit, trunk)
+            if hold is not None:
+                hold.refs += 1
+            hold = trunk.hold
+        if hold is not None:
+            hold.refs += 1
+        seq.hold = hold
         run = seq.run = BlockRun(seq, seq.admission)
         run.marks.append((min(seq.computed, seq.num_tokens - self.lookahead) // self.block_size, when, 0))
         first = hits.num_blocks
-        for trunk, lo, hi in seq.path:
-            if hi > first:
-                piece = Piece(run, trunk, max(lo, first), hi, 1)
-                run.pieces.append(piece)
-                trunk.pieces.append(piece)
-                trunk.refs += 1
+        behind = takewhile(lambda part: part[2] > first, reversed(seq.path))
+        for trunk, lo, hi in reversed([*behind]):
+            piece = Piece(run, trunk, max(lo, first), hi, 1)
+            run.pieces.append(piece)
+            trunk.pieces.append(piece)
+            trunk.refs += 1
 
-    def _touch(self, hit: Hit) -> None:
+    def _touch(self, hit: Hit) -> Piece:
         """Hold hit blocks; free ones leave the queue (vLLM `touch`)."""
         piece = self._cut(hit)
         if not piece.refs:
             self.num_free -= piece.hi - piece.lo
             self._unlink(piece)
         piece.refs += 1
+        return piece
 
     def find_longest_cache_hit(self, seq: Sequence, max_blocks: int, now: int) -> PrefixHits:
         """Return the longest cached prefix of at most `max_blocks`; of equal blocks the one hashed first."""
@@ -192,22 +215,37 @@ class ExtentPool:
         if not seq.path:
             seq.path = self.trie.enter(seq.request)
         hits: list[Hit] = []
-        evictable = depth = 0
-        for trunk, _, hi in seq.path:
+        evictable = 0
+        at, hold = self._held(seq.path, max_blocks)
+        depth = hold.hit.hi if hold is not None else 0
+        for trunk, _, hi in seq.path[at:]:
             end = min(hi, max_blocks)
             while depth < end:
                 piece, stop = self._first_copy(trunk.pieces, depth, end, now)
                 if piece is None:
-                    return self._hits(hits, depth, evictable) if depth else NO_HITS
+                    return self._hits(hits, depth, evictable, hold) if depth else NO_HITS
                 hits.append(Hit(piece.run, depth, stop))
                 evictable += 0 if piece.refs else stop - depth
                 depth = stop
-        return self._hits(hits, depth, evictable)
+        return self._hits(hits, depth, evictable, hold)
 
-    def _hits(self, hits: list[Hit], num_blocks: int, num_evictable: int) -> PrefixHits:
+    def _held(self, path: Path, max_blocks: int) -> tuple[int, Hold | None]:
+        """Return the deepest hits of a path that somebody holds now, and the part of the path where they end.
+
+        They are what looking from the start would find: what is held does not leave, and of equal blocks the one that
+        was hashed first when they were found stays the first.
+        """
+        if not self.drops_last_hit:
+            for at in range(len(path) - 1, -1, -1):
+                trunk, _, hi = path[at]
+                if trunk.hold is not None and trunk.hold.hit.hi <= min(hi, max_blocks):
+                    return at, trunk.hold
+        return 0, None
+
+    def _hits(self, hits: list[Hit], num_blocks: int, num_evictable: int, hold: Hold | None) -> PrefixHits:
         """What was found, less the block that a drafter leaves out."""
         if not (self.drops_last_hit and num_blocks):
-            return PrefixHits(hits, num_blocks, num_evictable, num_blocks)
+            return PrefixHits(hits, num_blocks, num_evictable, num_blocks, hold)
         run, lo, hi = hits.pop()
         is_free = not next(piece for piece in run.pieces if piece.lo <= lo < piece.hi).refs
         if lo < hi - 1:

@@ -46,6 +46,8 @@ class Trunk:
     """All copies of this content: hashed or still growing, held or free."""
     refs: int = 0
     """Pieces, children, and requests whose path ends here; at zero the content is forgotten."""
+    hold: Hold | None = None
+    """The hit on it that was held last, as long as somebody holds it."""
 
 
 Path = tuple[tuple[Trunk, int, int], ...]
@@ -93,6 +95,18 @@ class Hit(NamedTuple):
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class Hold:
+    """A hit that requests hold, and with it all hits before it: those with a common beginning hold that once."""
+
+    before: Hold | None
+    hit: Hit
+    trunk: Trunk
+    """Where the hit lies."""
+    refs: int = 0
+    """Requests whose last hit it is, and holds right behind it."""
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class Sequence:
     """A live request. Token counts are positions: `computed` tokens have KV, `end` is prompt plus all output."""
 
@@ -115,8 +129,8 @@ class Sequence:
     """Counts admissions; the order of `running`."""
     path: Path = ()
     run: BlockRun | None = None
-    table: list[Hit] = field(default_factory=list)
-    """Hits that it holds, by depth: stretches of other runs."""
+    hold: Hold | None = None
+    """The last of the hits that it holds: stretches of other runs."""
 
     def __post_init__(self) -> None:
         request = self.request
