@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
 from kvplan.config import Config, complaint
-from kvplan.errors import KvplanError
 from kvplan.units import GiB
-
-if TYPE_CHECKING:  # flags.py reads this module
-    from kvplan.engines.flags import EngineArgs, EngineVersion
 
 
 class TierFlags(Config):
@@ -124,18 +120,3 @@ def offloading_gib(size: float | None, text: str | None) -> float | None:
         return size
     told = offloading_flags(text).cpu_bytes_to_use
     return None if told is None else told / GiB
-
-
-def offloads(args: EngineArgs, engine: EngineVersion) -> bool:
-    """Whether an engine has a tier beyond its GPUs; raises KvplanError for one that is not planned."""
-    if offloading_gib(args.kv_offloading_size, args.kv_transfer_config) is None:
-        return False
-    if engine.engine != "vllm":
-        raise KvplanError(
-            f"--kv-offloading-size is vLLM's; {engine.engine} has a host tier of its own, not planned"
-        )
-    if args.kv_offloading_backend == "lmcache":
-        raise KvplanError(
-            "--kv-offloading-backend lmcache: an outside server holds that tier and vLLM ignores the size; not planned"
-        )
-    return True

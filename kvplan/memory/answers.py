@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs
-from kvplan.engines.kv_transfer import offloads
 from kvplan.errors import DoesNotFit
 from kvplan.frames import make_frame
 from kvplan.gpu import GpuSpec
 from kvplan.limits import Limit
 from kvplan.memory.budget import Budget
 from kvplan.memory.demand import Demand, trace_blocks
+from kvplan.memory.kv.checks import offloads
 from kvplan.memory.layout import Layout
 from kvplan.memory.report import SCHEMA_VERSION, log_lines, memory_html, memory_table
 from kvplan.memory.serve_command import shell_command, with_length

@@ -24,7 +24,6 @@ from kvplan.engines.flags import (
     parse_engine,
     resolve,
 )
-from kvplan.engines.kv_transfer import offloads
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.formulas.capacity import pool_blocks
 from kvplan.gpu import GpuSpec, get_gpu
@@ -32,7 +31,7 @@ from kvplan.limits import Limit
 from kvplan.memory.answers import Plan, Question, Refusal, Span
 from kvplan.memory.budget import Budget, Colocated, make_budget
 from kvplan.memory.demand import Demand, trace_blocks
-from kvplan.memory.kv.checks import check_sharding
+from kvplan.memory.kv.checks import check_sharding, offloads
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.memory.other_engines import default_utilization, pool_layout, running_requests
 from kvplan.memory.overheads import Range

@@ -1,8 +1,9 @@
-"""What the engine refuses before it looks at memory: parallel sizes that do not divide, unknown KV dtypes."""
+"""What the engine refuses before it looks at memory: sizes that do not divide, KV dtypes, tiers."""
 
 from __future__ import annotations
 
-from kvplan.engines.flags import EngineArgs
+from kvplan.engines.flags import EngineArgs, EngineVersion
+from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.memory.kv.backends import KV_DTYPES, Capability
 from kvplan.models.quantization import checkpoint_kv_dtype
@@ -87,3 +88,18 @@ def model_dtype(model: ModelSpec, args: EngineArgs) -> str:
     if dtype == "auto":
         return "bfloat16" if model.dtype == "float32" else model.dtype
     return dtype
+
+
+def offloads(args: EngineArgs, engine: EngineVersion) -> bool:
+    """Whether an engine has a tier beyond its GPUs; raises KvplanError for one that is not planned."""
+    if offloading_gib(args.kv_offloading_size, args.kv_transfer_config) is None:
+        return False
+    if engine.engine != "vllm":
+        raise KvplanError(
+            f"--kv-offloading-size is vLLM's; {engine.engine} has a host tier of its own, not planned"
+        )
+    if args.kv_offloading_backend == "lmcache":
+        raise KvplanError(
+            "--kv-offloading-backend lmcache: an outside server holds that tier and vLLM ignores the size; not planned"
+        )
+    return True
