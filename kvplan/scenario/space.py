@@ -10,6 +10,8 @@ from kvplan.config import Config
 
 Usd = Annotated[float, Field(ge=0, le=1e6)]
 Share = Annotated[float, Field(ge=0, le=1e9)]
+MOST_COPIES = 1_000_000_000
+"""Looked at where nobody counts them: one copy is simulated at its share of the load, however many there are."""
 
 
 class Search(Config):
@@ -29,7 +31,7 @@ class Search(Config):
     """All copies together, spares included."""
     max_dollars_per_hour: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """All copies together, spares included."""
-    max_copies: int = Field(4096, ge=1, le=100_000)
+    max_copies: int = Field(4096, ge=1, le=MOST_COPIES)
     """More copies than this are not thought of."""
     usd_per_gpu_hour: dict[str, Usd] = Field(default_factory=dict)
     """GPU name -> price; the GPU table's where left out."""

@@ -376,6 +376,24 @@ class Alone:
 
 
 @dataclass(frozen=True, slots=True)
+class Carries:
+    """The task: whether as many copies as are allowed carry the asked load. One trial, at an even share of it."""
+
+    search: Search
+
+    def __call__(self, scenario: Scenario) -> Row:
+        """`met` says whether they do; a scenario that cannot be planned does not."""
+        try:
+            test = make_load_test(scenario, self.search)
+            room = most_copies(self.search, *hardware(test))
+            load = total_load(scenario, self.search)
+            met = room >= 1 and test.try_load(share_of(load, room, self.search.kind)).met
+        except KvplanError as error:
+            return {"met": False, "error": str(error)}
+        return {"met": met, "error": ""}
+
+
+@dataclass(frozen=True, slots=True)
 class TryLoad:
     """The task: whether a changed candidate sustains a load."""
 

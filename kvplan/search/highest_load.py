@@ -20,6 +20,8 @@ from kvplan.workload.arrivals import AllAtOnce, ClosedLoop, Poisson
 
 MAX_REQUESTS = 5000
 """More in one trial are not simulated for that; then the queue of an overload may go unseen."""
+MOST_USERS = 1_000_000
+"""Of one copy. Where more share it, these are missed already."""
 PER_USER = 4
 """Requests each user asks at least."""
 LOWEST = 1 / 4096
@@ -102,7 +104,8 @@ class LoadTest(NamedTuple):
         if self.kind == "batch":
             return AllAtOnce(kind="all_at_once")
         if self.kind == "users":
-            return ClosedLoop(kind="closed_loop", concurrency=int(load), pause_s=getattr(now, "pause_s", 0.0))
+            users = min(int(load), MOST_USERS)
+            return ClosedLoop(kind="closed_loop", concurrency=users, pause_s=getattr(now, "pause_s", 0.0))
         if now is None:
             return Poisson(kind="poisson", rate=load)
         if now.kind == "replay":

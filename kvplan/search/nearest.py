@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from math import inf
 
 from kvplan.scenario.schema import Scenario
-from kvplan.scenario.space import Search
+from kvplan.scenario.space import MOST_COPIES, Search
 from kvplan.search.candidates import Alone, Measure, allowed
 from kvplan.search.execution import Execution, Task, run_scenarios
 from kvplan.search.grid import settings_text
 from kvplan.search.point_row import LATENCIES, Row, asked_latencies
 from kvplan.search.recommendation import Candidate
 
-MOST_COPIES = 100_000
-"""Looked at when nobody counts them."""
 WORDS = {
     "memory": "do not fit in memory",
     "refused": "are refused",

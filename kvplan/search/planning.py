@@ -25,8 +25,9 @@ from kvplan.memory.forward import estimate
 from kvplan.models.load import load_model
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
-from kvplan.search.candidates import Measure
+from kvplan.search.candidates import Carries, Measure
 from kvplan.search.execution import Execution, default_workers, run_scenarios
+from kvplan.search.grid import make_axes, make_points, read_base
 from kvplan.search.question import Cards, ServingQuestion, make_scenario, read_cards, sizes
 from kvplan.search.recommendation import Candidate, Recommendation, ranking_table
 from kvplan.search.recommending import recommend
@@ -37,6 +38,8 @@ from kvplan.workload.lengths import Constant, Lognormal
 
 SCHEMA_VERSION = 1
 TABLE_ROWS = 6
+FAR = 1000
+"""Where so many times the cards are needed, as many of another card are not tried: none is a thousand times as good."""
 GPU_KEY, TP_KEY = "gpu", "engine.tensor_parallel_size"
 
 
@@ -88,8 +91,8 @@ class ServingAnswer:
     plan: Plan | None
     """Memory of the best deployment."""
     changes: tuple[Change, ...]
-    others: tuple[Owned, ...] = ()
-    """As many of other cards, where those that there are do not carry it."""
+    others: tuple[Cards, ...] = ()
+    """As many of other cards that carry it, looked for where those that there are do not."""
 
     @property
     def best(self) -> Candidate | None:
@@ -127,7 +130,7 @@ class ServingAnswer:
             if not self.is_sure and enough[0].best:
                 word += f" unless steps take {enough[0].best.step_high:.2g} times as long, as they may"
             return f"{word}: {asked} on {', '.join(str(o.cards) for o in enough)}; {_headroom(enough[0])}"
-        instead = [str(o.cards) for o in self.others if o.is_enough]
+        instead = [str(cards) for cards in self.others]
         would = f", or {' or '.join(instead)}" if instead else ""
         return f"does not fit: {'; '.join(map(self._short, self.owned))}; {asked} takes {need}{would}"
 
@@ -149,7 +152,7 @@ class ServingAnswer:
             "verdict": self.verdict,
             "is_sure": self.is_sure,
             "gpus": [owned.to_dict() for owned in self.owned],
-            "other_gpus": [owned.to_dict() for owned in self.others],
+            "other_gpus": [{"gpu": cards.name, "count": cards.number} for cards in self.others],
             "cache_tokens": None if memory is None else {"value": memory.value, "low": memory.low, "high": memory.high},
             "changes": [change._asdict() for change in self.changes],
             "recommendation": self.found.to_dict(),
@@ -222,7 +225,7 @@ def plan(
     if not found.interrupted:
         execution = Execution("local", default_workers() if workers is None else workers)
         answer.changes = tuple(_changes(question, best, execution, found.search))
-        answer.others = () if answer.fits else tuple(_others(model, question, cards, execution.workers))
+        answer.others = tuple(_others(model, question, cards, execution)) if _is_near(answer) else ()
     return answer
 
 
@@ -234,6 +237,13 @@ def _question(asked: dict[str, Any]) -> ServingQuestion:
         return ServingQuestion(**asked)
     except ValidationError as error:
         raise KvplanError(complaint(error)) from None
+
+
+def _is_near(answer: ServingAnswer) -> bool:
+    """Whether the cards that there are do not carry the load, but so many of another card might."""
+    best, most = answer.best, max((c.number for c in answer.cards), default=0)
+    assert best is not None
+    return not answer.fits and (best.num_gpus or 0) <= FAR * most
 
 
 def first_look(model: str, cards: Sequence[Cards], question: ServingQuestion) -> str:
@@ -284,15 +294,23 @@ def _owned(cards: Cards, found: Recommendation, question: ServingQuestion) -> Ow
     return Owned(cards, best, copies, load)
 
 
-def _others(model: str, question: ServingQuestion, cards: Sequence[Cards], workers: int) -> Iterable[Owned]:
-    """What as many of the cards do that nobody named."""
+def _others(
+    model: str, question: ServingQuestion, cards: Sequence[Cards], execution: Execution
+) -> Iterable[Cards]:
+    """As many of the cards that nobody named, where those carry the load: a trial each, not what they carry at most."""
     count, named = max(c.number for c in cards), {get_gpu(c.name).name for c in cards}
     asked = tuple(Cards(count, c.name) for c in read_cards(()) if c.name not in named)
-    quick = make_scenario(model, asked, question)
-    assert quick.search is not None
-    search = quick.search.model_copy(update={"refine": 0})
-    found = recommend(quick.model_copy(update={"search": search}), workers=workers)
-    return [_owned(c, found, question) for c in asked]
+    if not asked:
+        return []
+    scenario = make_scenario(model, asked, question)
+    assert scenario.search is not None
+    points = make_points(read_base(scenario), make_axes(scenario.search.over))
+    candidates = [p.scenario for p in points if p.scenario]
+    rows = run_scenarios(
+        candidates, execution, Carries(scenario.search.model_copy(update={"max_gpus": count}))
+    )
+    carry = {candidate.gpu for candidate, row in zip(candidates, rows, strict=True) if row["met"]}
+    return [c for c in asked if c.name in carry]
 
 
 def _is_enough(candidate: Candidate, cards: Cards) -> bool:
@@ -363,7 +381,7 @@ def _copies_text(best: Candidate) -> str:
     each = best.figures["num_gpus_per_copy"]
     number = (best.num_gpus or 0) // each
     card = best.settings[GPU_KEY]
-    return f"{number} {'copy' if number == 1 else 'copies'} of {each} x {card}"
+    return f"{number:,} {'copy' if number == 1 else 'copies'} of {each} x {card}"
 
 
 def _headroom(owned: Owned) -> str:
@@ -402,7 +420,7 @@ def run_lines(answer: ServingAnswer) -> list[str]:
     spare = f", {answer.found.search.spare} of them spare" if answer.found.search.spare else ""
     number = (best.num_gpus or 0) // best.figures["num_gpus_per_copy"]
     lines = [
-        f"Run {'once' if number == 1 else f'{number} times'}{spare}",
+        f"Run {'once' if number == 1 else f'{number:,} times'}{spare}",
         *(f"  {line}" for line in best.commands),
     ]
     if best.lift:
@@ -427,6 +445,11 @@ def doubt_lines(answer: ServingAnswer) -> list[str]:
     if answer.plan:
         tokens = answer.plan.cache_tokens
         lines.append(f"  its KV pool: {tokens.value:,.0f} tokens ({tokens.low:,.0f} to {tokens.high:,.0f})")
+    number = (best.num_gpus or 0) // best.figures["num_gpus_per_copy"]
+    if number > 1:
+        lines.append(
+            f"  one of {number:,} copies was simulated, at its share of the load: a router that spreads sessions evenly"
+        )
     lines += [f"  {change.what}: {_change_text(change)}" for change in answer.changes]
     lines += _ranking(answer.found)
     lines += [f"  steps: {best.step_time}", f"  prices: {best.price_source}"]
@@ -436,7 +459,7 @@ def doubt_lines(answer: ServingAnswer) -> list[str]:
 def _change_text(change: Change) -> str:
     if change.copies is None:
         return "the targets cannot be met"
-    return f"{change.copies} {'copy' if change.copies == 1 else 'copies'}, ${change.usd_per_hour:,.2f}/h"
+    return f"{change.copies:,} {'copy' if change.copies == 1 else 'copies'}, ${change.usd_per_hour:,.2f}/h"
 
 
 def _ranking(found: Recommendation) -> list[str]:

@@ -19,6 +19,7 @@ from kvplan.gpu import get_gpu, split_count
 from kvplan.models.load import load_model
 from kvplan.models.spec import ModelSpec
 from kvplan.scenario.schema import Scenario, parse_scenario
+from kvplan.scenario.space import MOST_COPIES
 from kvplan.units import cdiv
 from kvplan.workload.lengths import Tokens
 
@@ -101,12 +102,19 @@ class ServingQuestion(Config):
             raise ValueError("say --users (people at once) or --rate (requests per second), one of them")
         return self
 
+    @model_validator(mode="after")
+    def _typical_is_not_the_longest(self) -> ServingQuestion:
+        if self.typical_thinking is not None and self.typical_thinking > self.thinking:
+            raise ValueError(
+                f"--typical-thinking {self.typical_thinking:,} is more than the longest, --thinking {self.thinking:,}; "
+                f"--thinking {round(LONGEST * self.typical_thinking)} cuts one trace in a hundred"
+            )
+        return self
+
     @property
     def median_thinking(self) -> int:
         """Tokens of the typical trace's thinking."""
-        if self.typical_thinking is None:
-            return round(self.thinking / LONGEST)
-        return min(self.typical_thinking, self.thinking)
+        return round(self.thinking / LONGEST) if self.typical_thinking is None else self.typical_thinking
 
     @property
     def longest(self) -> int:
@@ -191,6 +199,7 @@ def make_scenario(model: str, cards: Iterable[Cards], question: ServingQuestion)
         "pricing": {"file": None if question.prices is None else str(Path(question.prices).resolve())},
         "search": load
         | {
+            "max_copies": MOST_COPIES,
             "spare": question.spare,
             "day": question.day,
             "max_dollars_per_hour": question.max_dollars_per_hour,
