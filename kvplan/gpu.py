@@ -273,10 +273,12 @@ def card_file(path: Path) -> GpuSpec:
     """A card from a YAML file: the words of `stated`, or all keys of a row of the table."""
     import yaml
 
+    from kvplan.strict_yaml import complaint_of, load_yaml
+
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise KvplanError(f"--gpu {path}: cannot be read ({str(error).splitlines()[0][:120]})") from None
+        raise KvplanError(f"--gpu {path}: cannot be read ({complaint_of(error)})") from None
     if not isinstance(found, dict):
         raise KvplanError(f"--gpu {path}: holds no card; write gib: 20, gbps: 672, tflops: 44")
     if "gib" in found:

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import catalog_dir
+from kvplan.strict_yaml import complaint_of, load_yaml
 
 MAX_BYTES = 1 << 20
 
@@ -91,7 +92,7 @@ def read_price_book(path: Path) -> PriceBook:
             raise KvplanError(f"{path}: prices of {path.stat().st_size:,} bytes; at most {MAX_BYTES:,}")
         found = _load(path)
     except (OSError, UnicodeDecodeError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise KvplanError(f"{path}: cannot be read ({str(error).splitlines()[0][:120]})") from None
+        raise KvplanError(f"{path}: cannot be read ({complaint_of(error)})") from None
     if not isinstance(found, dict):
         raise KvplanError(f"{path}: holds no prices; write gpus: and grids: as kvplan/price_book.py shows")
     try:
@@ -103,6 +104,4 @@ def read_price_book(path: Path) -> PriceBook:
 
 
 def _load(path: Path) -> Any:
-    """YAML, read safely; libyaml, where it is there, takes a tenth of the time."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    return load_yaml(path.read_text(encoding="utf-8"))

@@ -32,6 +32,7 @@ GROUND = (
     "frames",
     "pictures",
     "price_book",
+    "strict_yaml",
     "tables",
 )
 """Files at the foot of the package: one room, under all others."""

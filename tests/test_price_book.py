@@ -6,11 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from kvplan.engines.flags import NEWEST
 from kvplan.errors import KvplanError
 from kvplan.gpu import get_gpu, gpu_names
 from kvplan.price_book import bundled_grids, bundled_prices, read_price_book
 from kvplan.scenario.schema import parse_scenario
+from kvplan.schedulers.vllm import rules
+from kvplan.search.grid import parse_axis
+from kvplan.search.recommending import recommend
+from kvplan.search.sweeping import sweep_rows
 from kvplan.simulation.simulator import simulate
 
 SPEC: dict[str, Any] = {
@@ -74,3 +80,53 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(KvplanError, match=said) as error:
         read_price_book(tmp_path / "p.yaml")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gpus: {h10: {usd_per_hour: 1, date: 2026-10-01, source: ours}}", "did you mean h100"),
+        ("gpus: {h100: {usd_per_hour: 1, date: 2026-10-01, source: ours},\n"
+         "       h100: {usd_per_hour: 2, date: 2026-10-01, source: ours}}", "key 'h100' is there twice, line 2"),
+        ("grids: {}\ngrids: {}", "key 'grids' is there twice, line 2"),
+    ],
+)  # fmt: skip
+def test_a_row_that_would_price_nothing_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    """An unknown card and a key said twice, by every command that prices, before it works."""
+    (tmp_path / "p.yaml").write_text(text)
+    scenario = parse_scenario(SPEC | {"pricing": {"file": str(tmp_path / "p.yaml")}})
+    searched = {"slo": {"ttft_ms": 1e5}, "pricing": {"file": str(tmp_path / "p.yaml")}}
+    for ask in (
+        lambda: simulate(scenario),
+        lambda: recommend(SPEC | searched, {"gpu": ["h100", "h200"]}),
+        lambda: sweep_rows(scenario, {"gpu": ["h100", "h200"]}),
+    ):
+        with pytest.raises(KvplanError, match=said):
+            ask()
+
+
+def test_a_card_of_ones_own_has_its_price_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the scenario names it."""
+    card = get_gpu("h100").model_dump(mode="json") | {"name": "ours", "aliases": []}
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
+    (tmp_path / "p.yaml").write_text(
+        "gpus: {./card.yaml: {usd_per_hour: 7.5, date: 2026-10-01, source: ours}}"
+    )
+    monkeypatch.chdir(tmp_path)
+    said = SPEC | {"gpu": "./card.yaml", "pricing": {"file": str(tmp_path / "p.yaml")}}
+    assert simulate(parse_scenario(said)).to_dict()["cost"]["usd_per_hour"] == 7.5
+
+
+def test_keys_said_twice_are_refused_wherever_yaml_is_read(tmp_path: Path) -> None:
+    """In a card's file and in the values of an axis too."""
+    (tmp_path / "card.yaml").write_text("gib: 20\ngbps: 600\ngib: 24\n")
+    with pytest.raises(KvplanError, match="key 'gib' is there twice, line 3"):
+        get_gpu(str(tmp_path / "card.yaml"))
+    with pytest.raises(KvplanError, match="key 'n' is there twice"):
+        parse_axis("problems.strategies=[{strategy: best_of_n, n: 4, n: 8}]")
+
+
+def test_the_newest_known_version_is_the_scheduling_rules_own() -> None:
+    assert NEWEST["vllm"] == rules.NEWEST

@@ -106,6 +106,8 @@ def _changes(row: dict[str, object]) -> str:
         (0, "Qwen/Qwen3-8B h200 vllm@0.32", "equal vLLM 0.32's own class"),
         (0, "deepseek-ai/DeepSeek-V4-Flash 8xh200 vllm", "planned: DeepseekV4ForCausalLM"),
         (1, "no/such-model h200 vllm", "refused: "),
+        (1, "Qwen/Qwen3-8B h200 vllm@9.9", "not known: vllm@9.9; the newest known is vllm@0.33"),
+        (1, "Qwen/Qwen3-8B h200 sglang@1.0", "the newest known is sglang@0.5"),
     ],
 )
 def test_support_says_it_in_one_line(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.terminal import show
-from kvplan.engines.flags import parse_engine
+from kvplan.engines.flags import beyond_known, parse_engine
 from kvplan.errors import KvplanError
 from kvplan.gpu import GpuSpec, get_gpu, gpu_names, split_count
 from kvplan.models.architectures import architectures, how_checked
@@ -132,6 +132,9 @@ def support_command(model: str, gpu: str = "h100", engine: str = "vllm", /) -> i
         print(f"refused: {error}")
         return 1
     card, version = get_gpu(split_count(gpu)[1]), parse_engine(engine)
+    if newest := beyond_known(version):
+        print(f"not known: {version}; the newest known is {newest}, by whose rules it would be planned")
+        return 1
     form = str((spec.quantization or {}).get("quant_method", spec.dtype))
     tower = ""
     if spec.vision:

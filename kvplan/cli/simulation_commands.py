@@ -23,6 +23,7 @@ from kvplan.simulation.bench_report import bench_text
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.observer import NO_OBSERVER, Observer
+from kvplan.simulation.pricing import check_prices
 from kvplan.simulation.records import check_target, write_records
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
@@ -130,6 +131,7 @@ def simulate_command(
         [scenario, *_named_files(loaded)], {"--records": records, "--trace": trace, "--plot": plot}
     )
     check_plot(plot)
+    check_prices([loaded])
     if records:
         check_target(records)
     if trace and not trace.parent.is_dir():

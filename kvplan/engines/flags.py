@@ -27,6 +27,8 @@ EntryPoint = Literal["serve", "llm"]
 
 LATEST = {"vllm": (0, 32), "sglang": (0, 5), "tensorrt-llm": (1, 0)}
 """The version mirrored when none is asked for."""
+NEWEST = LATEST | {"vllm": (0, 33)}
+"""The last version whose rules were looked at; later ones are planned by these."""
 
 
 def as_count(value: Any) -> Any:
@@ -182,6 +184,16 @@ class EngineVersion(NamedTuple):
         """As `--engine` takes it, e.g. vllm@0.32."""
         kept = "-v0" if self.legacy and self.version >= (0, 8) else ""
         return f"{self.engine}@{self.version[0]}.{self.version[1]}{kept}"
+
+
+def beyond_known(engine: EngineVersion) -> str:
+    """Which version's rules stand in for one that is newer than all known; "" for known ones.
+
+    >>> beyond_known(parse_engine("vllm@9.9")), beyond_known(parse_engine("vllm@0.19"))
+    ('vllm@0.33', '')
+    """
+    newest = NEWEST[engine.engine]
+    return f"{engine.engine}@{newest[0]}.{newest[1]}" if engine.version > newest else ""
 
 
 def parse_engine(text: str) -> EngineVersion:

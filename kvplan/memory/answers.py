@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import kvplan
-from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs
+from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, beyond_known
 from kvplan.errors import DoesNotFit
 from kvplan.frames import make_frame
 from kvplan.gpu import GpuSpec
@@ -303,6 +303,10 @@ class Plan:
         """What the engine would log of its pool and what that means for the asked traces, or why it does not start."""
         engine, refusal, model = self.question.engine.engine, self.refusal, self.question.model
         stands_in = [f"{model.name} is planned as {model.planned_as}."] if model.planned_as else []
+        if newest := beyond_known(self.question.engine):
+            stands_in.append(
+                f"{self.question.engine} is not known: planned by the rules of {newest}, the newest known."
+            )
         if refusal:
             starts = engine == "sglang" and refusal.max_model_len > 0
             return [*stands_in, f"{'Falls short' if starts else 'Does not start'}: {refusal.reason}."]

@@ -22,6 +22,7 @@ from kvplan.scenario.space import Search
 from kvplan.schedulers.sglang.config import SchedulePolicyName
 from kvplan.schedulers.vllm.config import Admission, BatchWait
 from kvplan.schedulers.vllm.offloading.config import SecondaryTierConfig
+from kvplan.strict_yaml import StrictLoader, load_yaml
 from kvplan.timing.links import LinkName
 from kvplan.workload.classes import Slo, Workload
 from kvplan.workload.problems import Problems
@@ -33,8 +34,6 @@ MAX_NODES = 200_000
 MAX_DEPTH = 50
 MAX_DIGITS = 400
 """Characters of a number; Python's own limit is 4,300, and base 60 (`1:30:00`) has none."""
-MAX_MERGES = 16
-"""Mappings that one `<<:` may name."""
 
 
 def _quoted(version: Any) -> Any:
@@ -449,39 +448,11 @@ def _read(file: Path) -> str:
         raise KvplanError(f"{file}: cannot be read as text ({type(error).__name__})") from None
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The safe loader, but a key said twice is an error instead of the last one's."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, value in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                if len(value.value) > MAX_MERGES and isinstance(value, yaml.SequenceNode):
-                    raise _refusal(f"more than {MAX_MERGES} mappings are merged into one", key.start_mark)
-            elif not isinstance(key, yaml.ScalarNode):
-                raise _refusal("a key must be a plain word", key.start_mark)
-            elif key.value in seen:
-                raise _refusal(f"key {key.value[:80]!r} is there twice", key.start_mark)
-            else:
-                seen.add(key.value)
-        found: dict[Any, Any] = super().construct_mapping(node, deep)
-        return found
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        if len(node.value) > MAX_NODES:
-            raise _refusal(f"more than {MAX_NODES} merged keys", node.start_mark)
-
-
-def _refusal(what: str, mark: Any) -> yaml.YAMLError:
-    return yaml.constructor.ConstructorError(None, None, what, mark)
-
-
 def _yaml(text: str, where: str) -> Any:
     """Read YAML in time linear in its size. Raises KvplanError for what is none, too large or too deep."""
     try:
         _look_over(text, where)
-        data = yaml.load(text, _Loader)
+        data = load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -499,7 +470,7 @@ def _yaml(text: str, where: str) -> Any:
 def _look_over(text: str, where: str) -> None:
     """Count events before anything is built: values, depth, digits."""
     depth = count = 0
-    for event in yaml.parse(text, _Loader):
+    for event in yaml.parse(text, StrictLoader):
         starts = isinstance(event, yaml.CollectionStartEvent)
         depth += starts - isinstance(event, yaml.CollectionEndEvent)
         count += starts or isinstance(event, yaml.ScalarEvent | yaml.AliasEvent)

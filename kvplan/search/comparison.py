@@ -22,7 +22,7 @@ from kvplan.search.choices import Choice, best_within, pareto
 from kvplan.search.strategy_row import StrategyRow, strategy_row
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.observer import NO_OBSERVER, Observer
-from kvplan.simulation.pricing import find_grid
+from kvplan.simulation.pricing import check_prices, find_grid
 from kvplan.simulation.result import ENERGY
 from kvplan.simulation.simulator import SolveResult, solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
@@ -198,6 +198,7 @@ def compare(
         raise KvplanError("nothing to compare: the scenario has no `problems` with `strategies`")
     if robust and not ranges:
         raise KvplanError("robust chooses by the slow end of the ranges: they cannot be left out")
+    check_prices([scenario])
     specs = [spec for said in problems.strategies for spec in said.expanded()]
     rows: list[StrategyRow] = []
     ends: list[tuple[StrategyRow, ...]] = []

@@ -21,6 +21,7 @@ import yaml
 import kvplan
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Scenario, parse_scenario, read_scenario, set_key
+from kvplan.strict_yaml import complaint_of, load_yaml
 
 MAX_POINTS = 20_000
 """More are refused unless forced: at a tenth of a second each, half an hour of one core."""
@@ -78,9 +79,11 @@ def parse_axis(text: str) -> Axis:
     """
     key, equals, values = text.partition("=")
     try:
-        read = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError:
-        raise KvplanError(f"--over {key}: {values!r} is not a list of YAML values") from None
+        read = load_yaml(f"[{values}]")
+    except yaml.YAMLError as error:
+        raise KvplanError(
+            f"--over {key}: {values!r} is not a list of YAML values ({complaint_of(error)})"
+        ) from None
     if not equals or not key.strip() or not read:
         raise KvplanError(f"--over {text}: write key=a,b,c, e.g. engine.max_num_seqs=64,128,256")
     return Axis(key.strip(), tuple(read))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -40,8 +40,13 @@ def find_grid(scenario: Scenario) -> tuple[float, str]:
 
 
 def check_prices(scenarios: Iterable[Scenario]) -> None:
-    """Raise KvplanError, the first one's, where none of the scenarios has prices and a grid factor that can be read."""
+    """Raise KvplanError, the first one's, where none of the scenarios has prices and a grid factor that can be read.
+
+    And where a row of a price file is no card's, neither of the table nor a scenario's: a typo would price nothing.
+    """
     first: KvplanError | None = None
+    scenarios = list(scenarios)
+    _check_cards(scenarios)
     for scenario in scenarios:
         try:
             find_book(scenario)
@@ -51,6 +56,22 @@ def check_prices(scenarios: Iterable[Scenario]) -> None:
             first = first or error
     if first is not None:
         raise first
+
+
+def _check_cards(scenarios: Sequence[Scenario]) -> None:
+    cards = {deployment.gpu for scenario in scenarios for deployment in scenario.deployments.values()}
+    for path in dict.fromkeys(s.folder / s.pricing.file for s in scenarios if s.pricing.file is not None):
+        try:
+            names = list(_read(path).gpus)
+        except KvplanError:
+            continue  # another scenario's file may be read
+        for name in names:
+            if name in cards:
+                continue
+            try:
+                get_gpu(name)
+            except KvplanError as error:
+                raise KvplanError(f"{path}: gpus: {error}") from None
 
 
 def find_book(scenario: Scenario) -> PriceBook:

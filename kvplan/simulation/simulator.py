@@ -19,7 +19,7 @@ from kvplan.simulation.in_flight import NEVER_COMES
 from kvplan.simulation.load_requests import LoadRequests
 from kvplan.simulation.misses import Misses
 from kvplan.simulation.observer import NO_OBSERVER, Observer, Progress
-from kvplan.simulation.pricing import find_grid
+from kvplan.simulation.pricing import check_prices, find_grid
 from kvplan.simulation.records import SUMMARY_FIELDS, Records
 from kvplan.simulation.result import Result
 from kvplan.simulation.run import Run
@@ -62,7 +62,7 @@ def simulate(
             scenario, step_by_step=step_by_step, progress=progress, setups=setups, observer=observer,
             stop_when_missed=stop_when_missed,
         ).result  # fmt: skip
-    find_grid(scenario)  # what is wrong with a price file is said before the run
+    _check_prices(scenario, setups)
     engines = setups or set_ups(scenario)
     load = draw_load(scenario.workload, scenario.folder)
     slos = {name: cls.slo or scenario.slo for name, cls in scenario.workload.by_name.items()}
@@ -113,6 +113,14 @@ class SolveResult(NamedTuple):
     """The run as `kvplan simulate` reports it, branch by branch."""
 
 
+def _check_prices(scenario: Scenario, setups: dict[str, Setup] | None) -> None:
+    """Say before the run what is wrong with a price file; a search, which has its engines, has looked at the cards."""
+    if setups is None:
+        check_prices([scenario])
+    else:
+        find_grid(scenario)
+
+
 def solve(
     scenario: Scenario,
     spec: StrategySpec | None = None,
@@ -132,7 +140,7 @@ def solve(
     started = time.monotonic()
     chosen = spec or scenario.problems.strategies[0].expanded()[0]
     scenario = only_models_of(scenario, chosen)
-    find_grid(scenario)
+    _check_prices(scenario, setups)
     setups = setups or set_up_all(scenario)
     check_setups(setups, scenario)
     engines, step_time = setups, verifier_step_time(scenario)
