@@ -102,6 +102,18 @@ KINDS = _kinds(
             r"attention heads \(<heads>\) must be divisible by tensor parallel size \(<ranks>\)",
         ),
         (
+            "experts",
+            "vllm",
+            "divisible by ep_size",
+            r"n_(?:physical|routed)_experts=<experts> must be divisible by ep_size=<ranks>",
+        ),
+        (
+            "uneven_node",
+            "vllm",
+            "number of tensor parallelism",
+            r"number of GPUs per node is not divisible by the number of tensor parallelism",
+        ),
+        (
             "batch_below_length",
             "vllm",
             "max_num_batched_tokens",
@@ -215,6 +227,19 @@ KINDS = _kinds(
             "out of memory",
             r"(?:CUDA error: out of memory|cudaMalloc.{0,80}?out of memory|Requested size .{0,40}out of memory)",
         ),
+        (
+            "shared_memory",
+            "",
+            "shared memory",
+            r"(?:Error while creating shared memory segment \S+ \(size <size>\)|[Uu]nable to "
+            r"(?:open|mmap|write to|allocate) shared memory)",
+        ),
+        (
+            "shared_memory",
+            "",
+            "/dev/shm",
+            r"(?:[Nn]o space left on device.{0,40}/dev/shm|/dev/shm.{0,80}[Nn]o space left on device)",
+        ),
         ("killed", "", "xit code", r"[Ee]xit ?code:? (?:137|-9)\b"),
         ("killed", "", "OOMKilled", r"OOMKilled"),
         (
@@ -297,33 +322,38 @@ def read_messages(lines: Iterable[str]) -> tuple[Message, ...]:
     """
     found: dict[tuple[str, tuple[tuple[str, float], ...]], Message] = {}
     above: deque[str] = deque(maxlen=120)
-    for number, window, first in _windows(lines):
+    for number, window, tight, first in _windows(lines):
         above.append(window[: min(first, 200)])
-        for message in _of_window(number, window, first, above):
+        for message in _of_window(number, (window, tight), first, above):
             found.setdefault((message.kind, tuple(sorted(message.figures.items()))), message)
     return tuple(found.values())
 
 
-def _windows(lines: Iterable[str]) -> Iterator[tuple[int, str, int]]:
-    """Each line with what may be wrapped below it, in one; its number, and how much of it is the line's own."""
+def _windows(lines: Iterable[str]) -> Iterator[tuple[int, str, str, int]]:
+    """Each line with what may be wrapped below it, in one; its number, and how much of it is the line's own.
+
+    Twice: forms break lines between words, terminals wherever the screen ends.
+    """
     held: deque[str] = deque()
     number = 0
     for line in chain(lines, [""] * (WINDOW - 1)):
         held.append(_PREFIX.sub("", line, count=1)[:LONGEST])
         if len(held) == WINDOW:
             number += 1
-            yield number, " ".join(held)[: 2 * LONGEST], len(held[0])
+            yield number, " ".join(held)[: 2 * LONGEST], "".join(held)[: 2 * LONGEST], len(held[0])
             held.popleft()
 
 
-def _of_window(number: int, window: str, first: int, above: Iterable[str]) -> Iterator[Message]:
+def _of_window(number: int, windows: tuple[str, str], first: int, above: Iterable[str]) -> Iterator[Message]:
     """Complaints that begin in the window's first line."""
     seen = set()
     for kind in KINDS:
-        if kind.literal not in window or kind.name in seen:
+        if kind.name in seen:
             continue
-        match = kind.regex.search(window)
-        if match and match.start() <= first:
+        found = (kind.regex.search(text) if kind.literal in text else None for text in windows)
+        match = next((m for m in found if m and m.start() <= first), None)
+        if match:
+            window = match.string
             seen.add(kind.name)
             figures = _figures(match)
             if kind.name == "allocation":

@@ -72,6 +72,36 @@ def _heads(case: Case, said: Mapping[str, float]) -> Iterator[Cause]:
     yield Cause("split", f"{heads} attention heads do not split over {ranks} ranks", 0.95, fixes)
 
 
+def _experts(case: Case, said: Mapping[str, float]) -> Iterator[Cause]:
+    experts, ranks = int(said["experts"]), int(said["ranks"])
+    good = [n for n in range(1, 2 * ranks + 1) if experts % n == 0]
+    near = sorted(good, key=lambda n: (abs(n - ranks), n))[:2]
+    fixes = tuple(Fix(f"{n} ranks (-tp times -dp)", f"{experts // n} experts a rank", False) for n in near)
+    more = Fix(
+        f"num_redundant_experts {-experts % ranks} (--eplb-config)",
+        "the rest held twice, if load is balanced",
+        False,
+    )
+    yield Cause("split", f"{experts} experts do not split over {ranks} ranks", 0.95, (*fixes, more))
+
+
+def _uneven(case: Case, said: Mapping[str, float]) -> Iterator[Cause]:
+    words = "the cards of a node are no whole number of tensor-parallel groups"
+    fix = Fix("CUDA_VISIBLE_DEVICES with as many cards as -tp, or a -tp that divides them", "", False)
+    yield Cause("split", words, 0.95, (fix,))
+
+
+def _shared_memory(case: Case, said: Mapping[str, float]) -> Iterator[Cause]:
+    size = f" ({said['size'] / 2**20:,.0f} MiB for one of NCCL's buffers)" if said.get("size") else ""
+    words = (
+        f"/dev/shm, through which ranks on one host talk, is full or too small{size}; containers get 64 MiB"
+    )
+    fix = Fix(
+        "docker run --ipc=host, or --shm-size 10g (a pod: an emptyDir in memory at /dev/shm)", "", False
+    )
+    yield Cause("shared_memory", words, 0.9, (fix,))
+
+
 def _batch(case: Case, said: Mapping[str, float]) -> Iterator[Cause]:
     batch, asked = int(said["batch"]), int(said["asked"])
     words = (
@@ -173,6 +203,9 @@ _SAID: dict[str, Told] = {
     "released": _released,
     "derived_len": _derived,
     "heads": _heads,
+    "experts": _experts,
+    "uneven_node": _uneven,
+    "shared_memory": _shared_memory,
     "batch_below_length": _batch,
     "few_cards": _cards,
     "context": _context,
