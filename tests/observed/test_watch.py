@@ -19,8 +19,10 @@ from kvplan.errors import KvplanError
 from kvplan.observed.metrics_page import NO_LENGTHS, Histogram, Snapshot, log_of, pages_of, read_page
 from kvplan.observed.watching.expected import ROOM, compare_classes, lengths_of, thinking_budget
 from kvplan.observed.watching.forecast import FULL, forecast
+from kvplan.observed.watching.futures import MEDIANS, Past, length_weights
 from kvplan.observed.watching.usage_log import Usage, read_usage
-from kvplan.scenario.schema import load_scenario
+from kvplan.scenario.schema import load_scenario, parse_scenario
+from kvplan.simulation.simulator import simulate
 
 EXCHANGE = json.loads((FIXTURES / "vllm_exchange.json").read_text())
 PAGE = """vllm:num_requests_running{{engine="0",model_name="Qwen/Qwen3-8B"}} {running}
@@ -184,6 +186,83 @@ def test_a_recorded_load_is_foretold() -> None:
     ]
     assert len(errors) > 10
     assert np.mean([abs(error) <= 0.2 for error in errors]) >= 0.75
+
+
+CACHE = {"kv_cache_size_tokens": "64000"}
+BUCKETS = (1.0, 10.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, math.inf)
+
+
+def simulated_pages(seed: int, burstiness: float, sigma: float) -> tuple[list[Snapshot], float]:
+    """A page a second of a simulated vLLM until its pool is 98 % held, and when that is."""
+    said = {
+        "model": "Qwen/Qwen3-8B", "gpu": "h100",
+        "engine": {"num_gpu_blocks_override": 4000, "max_model_len": 16_384, "enable_prefix_caching": False},
+        "step_time": {"fixed_us": 25_000, "per_sequence_us": 700},
+        "workload": {
+            "num_requests": 400, "seed": seed,
+            "arrivals": {"kind": "poisson", "rate": 3.5, "burstiness": burstiness},
+            "prompt": {"kind": "uniform", "low": 200, "high": 400}, "thinking": 0,
+            "answer": {"kind": "lognormal", "median": 600, "sigma": sigma},
+        },
+    }  # fmt: skip
+    records = simulate(parse_scenario(said)).records
+    begin, first, end = (records.seconds(name) for name in ("scheduled", "first_token", "finish"))
+    prompt, answer = records["prompt_tokens"], records["output_tokens"]
+    # every running request gets a token a step: steps until a moment, by the stated step time
+    moments = np.arange(0.0, end.max() + 1, 0.05)
+    batch = np.searchsorted(np.sort(begin), moments, "right") - np.searchsorted(
+        np.sort(end), moments, "right"
+    )
+    steps = np.concatenate([[0.0], np.cumsum(0.05 / (0.025 + 0.0007 * batch))[:-1]])
+    first_step, last_step = np.interp(first, moments, steps), np.interp(end, moments, steps)
+
+    def at(now: float) -> Snapshot:
+        live, over = (begin <= now) & (end > now), end <= now
+        done = (np.interp(now, moments, steps) - first_step) / np.maximum(1e-9, last_step - first_step)
+        decoded = np.where(first <= now, np.clip(done, 0, 1) * answer, 0)
+        lengths = [
+            Histogram(
+                BUCKETS, tuple(float((n[over] <= edge).sum()) for edge in BUCKETS), float(n[over].sum())
+            )
+            for n in (prompt, answer)
+        ]
+        held = (np.ceil((prompt + decoded) / 16) * 16)[live].sum() / 64_000
+        waiting = float(((records.seconds("arrival") <= now) & (begin > now)).sum())
+        return Snapshot(now, "m", float(live.sum()), waiting, min(1.0, held), 0.0, float(prompt[begin <= now].sum()),
+                        float(decoded.sum()), float(over.sum()), *lengths, CACHE)  # fmt: skip
+
+    full = next(t for t in np.arange(0.0, 400.0, 0.1) if at(t).usage >= FULL)
+    return [at(float(t)) for t in range(int(full) + 1)], full
+
+
+@pytest.mark.parametrize(
+    ("burstiness", "sigma", "error"),
+    [(1000.0, 0.3, 0.1), (1.0, 0.3, 0.2), (1.0, 1.0, 0.25)],
+    ids=["even", "random", "random, lengths too"],
+)
+def test_the_range_covers_what_it_says(burstiness: float, sigma: float, error: float) -> None:
+    """A load that outgrows its pool, simulated with many seeds: nine of ten times lie in the 90 % range."""
+    inside, off = [], []
+    for seed in range(12):
+        pages, full = simulated_pages(seed, burstiness, sigma)
+        late = [i for i, page in enumerate(pages) if page.usage > 0.3 and full - page.time_s > 3]
+        for i in late[:: max(1, len(late) // 2)]:
+            told, left = forecast(pages[: i + 1]), full - pages[i].time_s
+            inside.append(told.low <= left <= told.high)
+            off.append(abs(told.seconds / left - 1))
+    assert np.mean(inside) >= 0.8
+    assert np.median(off) <= error
+
+
+def test_lengths_follow_from_who_ended_when() -> None:
+    """Requests of one length that end one after another: found within an eighth; where all run on: longer than that."""
+    given = np.full(40, 50.0)
+    started, ended = np.concatenate([[0.0], np.full(40, 3.0)]), np.zeros(40)
+    ended[12:] = 3.0  # 12.5 intervals of 50 tokens
+    weight = length_weights(Past(started, 0.0, given, ended)).sum(axis=1)
+    assert np.exp(np.sum(weight * np.log(MEDIANS))) == pytest.approx(625, rel=0.125)
+    weight = length_weights(Past(started, 0.0, given, np.zeros(40))).sum(axis=1)
+    assert weight[MEDIANS < 1500].sum() < 0.01
 
 
 # ---- requests

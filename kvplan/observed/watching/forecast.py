@@ -1,12 +1,9 @@
-"""When the KV pool is full at this trend: a fluid model of arrivals, decoding and ends, measured on a few pages.
+"""When the KV pool is full at this trend: what a server's pages say of its load, and draws of what that may become.
 
-    running' = arrivals - ends              per second
-    tokens'  = arrivals x prompt + decoded - ends x length
-    decoded  = running / (a + b x tokens)   a step takes longer the more context it reads
-    ends     = h x decoded                  h: requests that ended for each token decoded
+    decoded = running / (a + b x tokens)   per second; a step takes longer the more context it reads
 
-Arrivals, ends and lengths are those of the later half of the pages; a and b are fitted to the time that a decoded token
-took, the level to the last pages. Knows no engine and no clock of its own.
+Arrivals are those of the later half of the pages; a and b are fitted to the time that a decoded token took, the level
+to the last pages; lengths follow from who started and ended when (`futures`). Knows no engine and no clock of its own.
 """
 
 from __future__ import annotations
@@ -20,18 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvplan.observed.metrics_page import Snapshot
+from kvplan.observed.watching.futures import Now, Past, draw_times
 
 Array = NDArray[np.float64]
 
 FULL = 0.98
 """Share of the pool at which requests begin to wait or are preempted: whole blocks, and what a step may need."""
-TREND_PAGES = 40
+TREND_PAGES = 120
 """Pages that the trend of the load is read off, the last ones."""
 SPEED_PAGES = 8
 """Pages that the speed is read off."""
 FARTHEST = 50.0
 """Times the watched span: beyond it a trend says nothing."""
-STEPS = 2000
+QUANTILES = (0.05, 0.5, 0.95)
+"""Of the futures: a 90 % range about the median."""
+SEED = 0
+"""The same pages give the same forecast."""
 
 
 class Trend(NamedTuple):
@@ -62,8 +63,9 @@ class Forecast(NamedTuple):
     seconds: float
     """From the last page; 0 = it is now, infinite = not at this trend, NaN = too little to say."""
     low: float
-    """With more arrivals, fewer ends and quicker steps, each by one standard deviation of what the pages show."""
+    """One in twenty futures that the pages allow is full sooner."""
     high: float
+    """One in twenty is full later."""
     growth: float
     """Share of the pool a second, now."""
 
@@ -102,12 +104,22 @@ def forecast(pages: Sequence[Snapshot]) -> Forecast:
     trend = measure(pages)
     if trend is None or not pool > 0:
         return UNKNOWN
-    more, fewer = _shifted(trend, +1), _shifted(trend, -1)
-    horizon = FARTHEST * (last.time_s - pages[0].time_s)
-    times = [
-        time_to_full(one, last.running, last.usage * pool, pool, horizon) for one in (trend, more, fewer)
-    ]
-    return Forecast(times[0], min(times), max(times), _growth(trend, last.running, last.usage * pool) / pool)
+    span = last.time_s - pages[0].time_s
+    now = Now(
+        running=last.running,
+        held=last.usage * pool,
+        room=FULL * pool,
+        prompt_tokens=_prompt_tokens(pages),
+        base_s=trend.base_s,
+        per_token_s=trend.per_token_s,
+        speed_doubt=trend.speed_doubt,
+        arrivals=trend.num_arrivals,
+        seconds=trend.num_arrivals / trend.arrivals if trend.arrivals else span,
+        horizon_s=FARTHEST * span,
+    )
+    times = draw_times(_past(pages), now, np.random.default_rng(SEED))
+    low, middle, high = (float(np.quantile(times, q, method="nearest")) for q in QUANTILES)
+    return Forecast(middle, low, high, _growth(trend, last.running, last.usage * pool) / pool)
 
 
 def _is_full(pages: Sequence[Snapshot]) -> bool:
@@ -197,17 +209,27 @@ def _slope(x: Array, y: Array, weight: Array) -> float:
     return float(np.average(dx * dy, weights=weight)) / spread if spread > 0 else 0.0
 
 
-def _shifted(trend: Trend, sign: int) -> Trend:
-    """One standard deviation towards full (+1) or away from it: Poisson counts, the scatter of steps."""
-    arrivals = 1 + sign / math.sqrt(trend.num_arrivals) if trend.num_arrivals else 1.0
-    ends = 1 - sign / math.sqrt(trend.num_ends) if trend.num_ends else 1.0
-    slower = 1 - sign * trend.speed_doubt
-    return trend._replace(
-        arrivals=max(0.0, arrivals) * trend.arrivals,
-        ends_per_token=max(0.0, ends) * trend.ends_per_token,
-        base_s=slower * trend.base_s,
-        per_token_s=slower * trend.per_token_s,
+def _past(pages: Sequence[Snapshot]) -> Past:
+    """Who started and ended between the pages, and how many tokens each sequence was given."""
+    first, pairs = pages[0], list(pairwise(pages))
+    mean = [max(1e-9, (before.running + after.running) / 2) for before, after in pairs]
+    decoded = [max(0.0, after.generation_tokens - before.generation_tokens) for before, after in pairs]
+    started = [
+        max(0.0, after.running + after.finished - before.running - before.finished) for before, after in pairs
+    ]
+    held = first.usage * first.pool_tokens / first.running if first.running else 0.0
+    return Past(
+        started=np.array([first.running, *started]),
+        first_age=max(0.0, held - _prompt_tokens(pages)),
+        given=np.array(decoded) / np.array(mean),
+        ended=np.array([max(0.0, after.finished - before.finished) for before, after in pairs]),
     )
+
+
+def _prompt_tokens(pages: Sequence[Snapshot]) -> float:
+    """Of a request, since the server started."""
+    last = pages[-1]
+    return last.prompt_tokens / max(1.0, last.running + last.finished)
 
 
 def _decoded(trend: Trend, running: float, held: float) -> float:
@@ -220,31 +242,3 @@ def _growth(trend: Trend, running: float, held: float) -> float:
     decoded = _decoded(trend, running, held)
     ends = trend.ends_per_token * decoded
     return trend.arrivals * trend.prompt_tokens + decoded - ends * trend.length_tokens
-
-
-def time_to_full(trend: Trend, running: float, held: float, pool: float, horizon: float) -> float:
-    """Seconds until `held` tokens have become `FULL` of `pool`; infinite where they have not by `horizon`.
-
-    Args:
-        trend: of the load.
-        running: sequences in the batch now.
-        held: tokens in the pool now.
-        pool: tokens it holds.
-        horizon: seconds.
-
-    >>> load = Trend(0.0, 0.0, 0.0, 0.0, 0.02, 0.0, 0, 0)  # ten sequences, 50 tokens a second each
-    >>> round(time_to_full(load, 10, 5_000, 10_000, 60), 1)
-    9.6
-    """
-    step, now = horizon / STEPS, 0.0
-    if _growth(trend, running, held) > 0:  # fine enough for what is near
-        step = min(step, (FULL * pool - held) / _growth(trend, running, held) / 50)
-    while now < horizon:
-        decoded = _decoded(trend, running, held)
-        growth = _growth(trend, running, held)
-        if growth > 0 and held + step * growth >= FULL * pool:
-            return now + (FULL * pool - held) / growth
-        running = max(0.0, running + step * (trend.arrivals - trend.ends_per_token * decoded))
-        held, now = max(0.0, held + step * growth), now + step
-        step = min(1.02 * step, horizon / STEPS * 20)
-    return math.inf
