@@ -135,7 +135,7 @@ def test_a_sparkline_shows_the_highest_of_each_slot(steps: list[tuple[float, flo
     scan = np.linspace(times[0], times[-1], 40 * width + 1)[:-1]
     held = shares[np.searchsorted(times, scan, side="right") - 1].reshape(width, 40).max(axis=1)
     shown = np.array([BLOCKS.index(block) for block in line])
-    assert (shown >= np.floor(held * 8 + 1e-6)).all()
+    assert (shown >= np.floor(held * 8 - 1e-6)).all()
     assert shown.max() == max(BLOCKS.index(b) for b in sparkline([0, 1], [shares[:-1].max()] * 2, 1))
 
 
