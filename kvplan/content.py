@@ -40,7 +40,7 @@ def prompt_of(request_id: str | int) -> str:
 
 def length_of(content: Iterable[Segment]) -> int:
     """Count tokens."""
-    return sum(segment.length for segment in content)
+    return sum([segment.length for segment in content])
 
 
 def merge_segments(segments: Iterable[Segment]) -> Content:

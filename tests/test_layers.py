@@ -22,6 +22,7 @@ from places import ROOT
 PACKAGE = ROOT / "kvplan"
 
 GROUND = (
+    "collector",
     "errors",
     "units",
     "config",

@@ -147,22 +147,137 @@ def rate_of_pairs(pairwise_accuracy: float) -> float:
     return NormalDist().cdf(NormalDist().inv_cdf(accuracy) / sqrt(2))
 
 
-def best_of_n(p: ArrayLike, n: ArrayLike, d: ArrayLike) -> Array:
+def best_of_n(p: ArrayLike, n: ArrayLike, d: ArrayLike, *, unanswered: ArrayLike = 0.0) -> Array:
     """Chance that the highest-scored of n samples is right, when scores differ by d' standard deviations.
 
     n * integral of p f1(x) F(x)^(n-1) dx, where F mixes the scores of right and wrong samples. d = 0 gives
-    p whatever n is; a large d gives `coverage`.
+    p whatever n is; a large d gives `coverage`. A share `unanswered` of the samples has no answer to be chosen;
+    p is the share that is right and answered.
 
     >>> best_of_n(0.25, [1, 16], 0.0).round(3).tolist(), best_of_n(0.25, 16, 9.0).round(2).tolist()
     ([0.25, 0.25], 0.99)
+    >>> best_of_n(0.25, [1, 2], 0.0, unanswered=0.5).round(3).tolist()  # one of two answers, if there are two
+    [0.25, 0.375]
     """
-    p, n, d = (np.asarray(x, float)[..., None] for x in (probability("p", p), count("n", n), d))
+    p, n, d, none = (
+        np.asarray(x, float)[..., None]
+        for x in (probability("p", p), count("n", n), d, probability("unanswered", unanswered))
+    )
     stretch = 1 + np.abs(d) / 18
     x = _GRID * stretch + d / 2  # from 9 deviations below the wrong ones to 9 above the right ones
-    right = np.exp(-((x - d) ** 2) / 2) / sqrt(2 * np.pi)
-    mixed = p * normal_cdf(x - d) + (1 - p) * normal_cdf(x)
-    density = n * p * right * mixed ** (n - 1)
+    mixed = none + p * normal_cdf(x - d) + (1 - p - none) * normal_cdf(x)
+    density = n * p * _normal(x - d) * mixed ** (n - 1)
     return np.asarray(np.minimum((density * stretch).sum(axis=-1) * _STEP, 1.0))
+
+
+def adaptive_best_of_n(
+    p: ArrayLike,
+    true_positive_rate: float,
+    true_negative_rate: float,
+    *,
+    probe: int,
+    hard: float,
+    easy: float,
+    n_hard: int,
+    n_medium: int,
+    unanswered: ArrayLike = 0.0,
+) -> Array:
+    """Chance that best-of-N is right when N follows from how many of a probe of samples look right.
+
+    Summed over k, the samples of the probe that score above the threshold; the probe's samples stand for choice with
+    the rest. From `easy` on N is the probe, above `hard` `n_medium`, else `n_hard`. A sample without an answer looks
+    like a wrong one. After Snell et al. 2024 (arXiv 2408.03314) and Damani et al. 2024 (arXiv 2410.04707).
+
+    >>> told = dict(probe=4, hard=0.2, easy=0.8, n_hard=4, n_medium=4)
+    >>> bool(np.isclose(adaptive_best_of_n(0.25, 0.9, 0.8, **told), best_of_n(0.25, 4, d_prime(0.9, 0.8))))
+    True
+    """
+    p, none = probability("p", p)[..., None], probability("unanswered", unanswered)[..., None]
+    d = d_prime(true_positive_rate, true_negative_rate)
+    cut = d - NormalDist().inv_cdf(min(max(true_positive_rate, 1e-9), 1 - 1e-9))
+    stretch = 1 + abs(d) / 18
+    x = _GRID * stretch + d / 2
+    x = (
+        x + ((cut - x[0]) / (_STEP * stretch) % 1 - 0.5) * _STEP * stretch
+    )  # the threshold halfway between points
+    below = none + p * normal_cdf(x - d) + (1 - p - none) * normal_cdf(x)
+    dull = none * normal_cdf(cut) + p * normal_cdf(np.minimum(x, cut) - d)
+    dull = dull + (1 - p - none) * normal_cdf(np.minimum(x, cut))  # looks wrong, and is beaten by x
+    bright = below - dull
+    found = np.zeros(np.broadcast_shapes(p.shape, none.shape)[:-1])
+    for k in range(probe + 1):
+        share = k / probe
+        total = probe if share >= easy else max(probe, n_hard if share <= hard else n_medium)
+        rest = total - probe
+        lit, unlit = bright ** max(k - 1, 0), dull ** max(probe - k - 1, 0)
+        of_probe = np.where(
+            x > cut,
+            probe * comb(probe - 1, k - 1) * lit * dull ** (probe - k) if k else 0.0,
+            probe * comb(probe - 1, k) * bright**k * unlit if k < probe else 0.0,
+        )
+        density = of_probe * below**rest
+        if rest:
+            density = density + rest * comb(probe, k) * bright**k * dull ** (probe - k) * below ** (rest - 1)
+        found += (p * _normal(x - d) * density * stretch).sum(axis=-1) * _STEP
+    return np.asarray(np.minimum(found, 1.0))
+
+
+def first_finish(p: ArrayLike, k: int, wrong_to_right_length: float, sigma: float) -> Array:
+    """Chance that the shortest of k traces is right: short-1@k, whose lengths are lognormal.
+
+    A wrong trace of the same problem is so many times as long. k * integral of p f_right(t) S(t)^(k-1) dt over the
+    log length. Source of the method: Hassid et al. 2025 (arXiv 2505.17813); at ratio 1 it is p, whatever k.
+
+    >>> first_finish([0.3, 0.6], 5, 1.0, 0.3).round(3).tolist(), first_finish(0.5, 5, 1.4, 0.3).round(2).tolist()
+    ([0.3, 0.6], 0.79)
+    """
+    p, k = probability("p", p)[..., None], int(count("k", k))
+    shift = log(wrong_to_right_length) / sigma
+    stretch = 1 + abs(shift) / 18
+    x = _GRID * stretch + shift / 2
+    longer = p * normal_cdf(-x) + (1 - p) * normal_cdf(shift - x)
+    density = k * p * _normal(x) * longer ** (k - 1)
+    return np.asarray(np.minimum((density * stretch).sum(axis=-1) * _STEP, 1.0))
+
+
+def _normal(x: Array) -> Array:
+    """Density of the standard normal distribution."""
+    return np.asarray(np.exp(-(x**2) / 2) / sqrt(2 * np.pi))
+
+
+def beta_quantile(a: float, b: float, share: ArrayLike) -> Array:
+    """The p that this share of a Beta(a, b)'s mass lies below.
+
+    By the log-odds t of p, in which the density p^a (1 - p)^b is smooth and bell-shaped for any a and b, integrated
+    over 8,193 points.
+
+    >>> beta_quantile(1, 1, [0.1, 0.7]).round(4).tolist(), beta_quantile(0.5, 0.5, 0.25).round(4).tolist()
+    ([0.1, 0.7], 0.1464)
+    """
+    grid, mass = _beta_table(a, b)
+    t = np.interp(np.asarray(share, float), mass, grid)
+    return np.asarray(1 / (1 + np.exp(-np.clip(t, -700, 700))))
+
+
+@lru_cache(maxsize=64)
+def _beta_table(a: float, b: float) -> tuple[Array, Array]:
+    """Log-odds, and the mass below each."""
+
+    def height(t: Array) -> Array:
+        return np.asarray(-a * np.logaddexp(0, -t) - b * np.logaddexp(0, t))
+
+    centre = log(a / b)
+    top = float(height(np.asarray(centre)))
+    ends = []
+    for side in (-1.0, 1.0):
+        reach = 1e-3
+        while float(height(np.asarray(centre + side * reach))) > top - 45:
+            reach *= 1.5
+        ends.append(centre + side * reach)
+    grid = np.linspace(ends[0], ends[1], 8193)
+    density = np.exp(height(grid) - top)
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return grid, mass / mass[-1]
 
 
 @lru_cache(maxsize=256)

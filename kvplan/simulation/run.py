@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import simpy
 from simpy.events import NORMAL, URGENT, Event
 
+from kvplan.collector import rare_searches
 from kvplan.scenario.schema import Scenario
-from kvplan.simulation.collector import rare_searches
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.fleets import Fleet, FleetBuilder
 from kvplan.simulation.interrupts import interrupts

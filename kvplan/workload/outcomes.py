@@ -20,6 +20,7 @@ from kvplan.workload.strategies.strategy import ALL, RIGHT, Branch, Reason
 
 Z = NormalDist()
 BLOCK = 16  # first-hand samples drawn at a time
+LATER = 32  # continuations drawn at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +92,16 @@ class TraceSampler:
     _rows: list[int] = field(default_factory=list)
     _fresh: list[tuple[float, ...]] = field(default_factory=list)
     _num_fresh: int = 0
+    _later: list[list[float]] = field(default_factory=list)
+    _later_rng: np.random.Generator | None = None
+    _keeps: float = 0.0
+    _renews: float = 1.0
+    """How much of a parent's bias a branch inherits, how much is its own."""
     _d: float = 0.0
     _cut: float = 0.0
 
     def __post_init__(self) -> None:
+        self._keeps, self._renews = sqrt(self.scores.correlation), sqrt(1 - self.scores.correlation)
         self._d = quality.d_prime(self.scores.true_positive_rate, self.scores.true_negative_rate)
         self._cut = Z.inv_cdf(min(max(self.scores.true_negative_rate, 1e-9), 1 - 1e-9))
 
@@ -120,7 +127,7 @@ class TraceSampler:
             if old.went_on:
                 return self._continued(old, old.done)
             old.went_on = True
-            return replace(old, went_on=False, bias=self._inherit(old.bias))
+            return replace(old, went_on=False, bias=self._keeps * old.bias + self._renews * self._next()[3])
         if branch.kind == "trace":
             return self._root(branch)  # another turn: a new question
         return self._revised(old)
@@ -165,31 +172,39 @@ class TraceSampler:
 
     def _continued(self, old: _Trace, done: float) -> _Trace:
         """A sibling future of the same prefix: right so far, it may still go wrong; wrong, it stays wrong."""
+        u_wrong_at, u_stays, u_wrong, z = self._next()
         share = min(done / old.length, 1.0)
         error_at = old.error_at
         if share < error_at:
             stays = old.p ** (1 - share)
-            wrong_at = share + (1 - share) * _first_error(stays, self.rng.random())
-            error_at = 2.0 if self.rng.random() < stays else wrong_at
-        wrong = int(self.rng.integers(1, old.facts.wrong_answers + 1))
-        return replace(
-            old, done=done, error_at=error_at, wrong=wrong, bias=self._inherit(old.bias), score=None, went_on=False
+            wrong_at = share + (1 - share) * _first_error(stays, u_wrong_at)
+            error_at = 2.0 if u_stays < stays else wrong_at
+        wrong = 1 + int(u_wrong * old.facts.wrong_answers)
+        bias = self._keeps * old.bias + self._renews * z
+        return _Trace(
+            old.facts, old.p, old.length, done, error_at, wrong, bias, old.first_length, old.answer_tokens
         )  # fmt: skip
+
+    def _next(self) -> list[float]:
+        """Luck of branches that go on, from a stream of its own: first-hand samples stay the same beside them."""
+        if not self._later:
+            if self._later_rng is None:
+                self._later_rng = self.rng.spawn(1)[0]
+            draws = self._later_rng.random((LATER, 3)), self._later_rng.standard_normal((LATER, 1))
+            self._later = np.concatenate(draws, axis=1).tolist()
+        return self._later.pop()
 
     def _revised(self, old: _Trace) -> _Trace:
         facts = old.facts
-        change = self.rng.random()
+        change, u_kept, _, z = self._next()
         right = change >= facts.revision_loss if old.right else change < facts.revision_gain
-        spread = exp(facts.sigma_within * self.rng.standard_normal())
+        spread = exp(facts.sigma_within * Z.inv_cdf(min(max(u_kept, 1e-15), 1 - 1e-15)))
         length = max(old.first_length * facts.revision_length * spread, 1.0)
         error_at = 2.0 if right else 0.5
+        bias = self._keeps * old.bias + self._renews * z
         return replace(
-            old, length=length, done=0.0, error_at=error_at, bias=self._inherit(old.bias), score=None, went_on=False
+            old, length=length, done=0.0, error_at=error_at, bias=bias, score=None, went_on=False
         )  # fmt: skip
-
-    def _inherit(self, bias: float) -> float:
-        rho = self.scores.correlation
-        return sqrt(rho) * bias + sqrt(1 - rho) * float(self.rng.standard_normal())
 
     # --- one way of ending per kind -----------------------------------------------------------------------
 
@@ -227,14 +242,15 @@ class TraceSampler:
 
     def _step(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         """A piece of the trace; the answer is its last stretch and is cut into steps like the rest."""
-        thinking = max(round(trace.length - trace.done), 0)
-        left = _at_least(trace.length + trace.answer_tokens - trace.done, 1)
-        trace.done += min(left, branch.max_tokens)
-        if left > branch.max_tokens:
-            cut = branch.max_tokens
+        rest = trace.length - trace.done
+        left = max(round(rest + trace.answer_tokens), 1)
+        thinking, cut = max(round(rest), 0), branch.max_tokens
+        if left > cut:
+            trace.done += cut
             return BranchOutcome(
                 cut, min(thinking, cut), "length", None, self._score(branch, trace, trace.on_track)
             )
+        trace.done += left
         return BranchOutcome(
             left, thinking, "stop", self._says(trace), self._score(branch, trace, trace.right, trace.score)
         )
@@ -255,9 +271,9 @@ class TraceSampler:
     def _close_early(self, trace: _Trace, thinking: float) -> None:
         """Thinking of another length than the natural one: some right traces are lost, or some wrong ones saved."""
         kept = trace.facts.kept_share(thinking, trace.length)
-        if trace.right and kept < 1 and self.rng.random() >= kept:
+        if trace.right and kept < 1 and self._next()[0] >= kept:
             trace.error_at, trace.score = 0.5, None
-        elif not trace.right and kept > 1 and self.rng.random() < (kept - 1) * trace.p / (1 - trace.p):
+        elif not trace.right and kept > 1 and self._next()[0] < (kept - 1) * trace.p / (1 - trace.p):
             trace.error_at, trace.score = 2.0, None
 
     def _says(self, trace: _Trace) -> int | None:
@@ -274,9 +290,10 @@ class TraceSampler:
         return 1 / (1 + exp(-min(max(x, -40.0), 40.0)))
 
     def _classify(self) -> int:
-        if self.num_tiers == 1 or self.rng.random() < self.router_accuracy:
+        told, other, *_ = self._next()
+        if self.num_tiers == 1 or told < self.router_accuracy:
             return self.tier
-        return int((self.tier + self.rng.integers(1, self.num_tiers)) % self.num_tiers)
+        return (self.tier + 1 + int(other * (self.num_tiers - 1))) % self.num_tiers
 
 
 DRAWS = {

@@ -48,7 +48,7 @@ class Ledger:
 
 def run_alone(problem: Problem, plan: Strategy, sampler: Sampler, *, block_size: int = 0) -> Ledger:
     """Run a strategy on one problem with nothing in its way; `block_size` > 0 also finds the peak of its KV."""
-    session, ledger, running = Session(problem, plan, sampler), Ledger(), _Running()
+    session, ledger, running = Session(problem, plan, sampler, spells=block_size > 0), Ledger(), _Running()
     orders = session.begin()
     while True:
         running.obey(orders, ledger)

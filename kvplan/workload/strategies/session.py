@@ -80,11 +80,12 @@ class Launch:
     request_id: int
     prompt: Content
     outcome: BranchOutcome
+    prompt_tokens: int = -1
+    """Length of the prompt; counted where it is not told."""
 
-    @property
-    def prompt_tokens(self) -> int:
-        """Length of the prompt."""
-        return length_of(self.prompt)
+    def __post_init__(self) -> None:
+        if self.prompt_tokens < 0:
+            self.prompt_tokens = length_of(self.prompt)
 
     @property
     def tokens(self) -> int:
@@ -111,10 +112,16 @@ class Orders:
 IDLE = Orders()
 
 
+def _kept(parent: Launch, child: Branch) -> tuple[int, int]:
+    """From where to where `child` takes what its finished parent generated."""
+    tokens = parent.outcome.tokens
+    end = tokens if child.parent_tokens is None else min(child.parent_tokens, tokens)
+    return (min(parent.thinking_tokens, end) if child.drop_thinking else 0), end
+
+
 def inherited(parent: Launch, child: Branch) -> Content:
     """What `child` takes from its finished parent: the prompt, then what was generated or a part of it."""
-    end = parent.tokens if child.parent_tokens is None else min(child.parent_tokens, parent.tokens)
-    begin = min(parent.thinking_tokens, end) if child.drop_thinking else 0
+    begin, end = _kept(parent, child)
     if begin == end:
         return parent.prompt
     return (*parent.prompt, Segment(output_of(parent.request_id), end - begin, begin))
@@ -132,6 +139,8 @@ class Session:
     sampler: Sampler
     new_id: Callable[[], int] = field(default_factory=lambda: count().__next__)
     """Gives each launch its request id."""
+    spells: bool = True
+    """Prompts are spelled out; else only their tokens are counted, in half the time."""
     launches: dict[int, Launch] = field(default_factory=dict)
     """Every branch ever launched, by id."""
     running: set[int] = field(default_factory=set)
@@ -144,7 +153,7 @@ class Session:
 
     def begin(self) -> Orders:
         """Start the strategy; return its first orders."""
-        self._root = self.problem.segments()
+        self._root = self.problem.segments() if self.spells else ()
         return self._advance(None)
 
     def finish(self, branch_id: int) -> Orders:
@@ -207,7 +216,10 @@ class Session:
             raise KvplanError(f"the strategy starts branch {branch.id} twice; an id is used once")
         parent = None if branch.parent is None else self._parent(branch)
         outcome = self.sampler.draw(branch, parent.outcome if parent else None)
-        launch = Launch(branch, self.new_id(), self._prompt(branch, parent), outcome)
+        prompt, tokens = (
+            (self._prompt(branch, parent), -1) if self.spells else ((), self._count(branch, parent))
+        )
+        launch = Launch(branch, self.new_id(), prompt, outcome, tokens)
         self.launches[branch.id] = launch
         self.running.add(branch.id)
         return launch
@@ -217,6 +229,13 @@ class Session:
         if branch.parent not in self.ended:
             raise KvplanError(f"branch {branch.id} continues branch {branch.parent}, which has not finished")
         return self.launches[branch.parent]
+
+    def _count(self, branch: Branch, parent: Launch | None) -> int:
+        """Tokens of the prompt that `_prompt` spells out."""
+        if parent is None or branch.folded:
+            return self.problem.prompt_tokens + branch.extra_prompt
+        begin, end = _kept(parent, branch)
+        return parent.prompt_tokens + end - begin + branch.extra_prompt
 
     def _prompt(self, branch: Branch, parent: Launch | None) -> Content:
         before = self._root if parent is None or branch.folded else inherited(parent, branch)

@@ -37,7 +37,7 @@ Reason = Literal["stop", "length", "pruned"]
 """stop = ended by itself; length = cut by `max_tokens`; pruned = taken by the engine under pressure."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Branch:
     """One request to run. Its prompt is its parent's content plus `extra_prompt` tokens of its own.
 
@@ -80,7 +80,7 @@ class Branch:
     """How far: 1 = to the token, 0 = not at all, between them budget^heed x natural length^(1 - heed)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class FinishedBranch:
     """A branch that ended, as the strategy sees it."""
 

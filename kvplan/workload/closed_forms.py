@@ -1,0 +1,140 @@
+"""Strategies whose chance of being right is a formula: exact given the problem, without a draw.
+
+The other half of `outcomes.py`, which draws what is integrated here; tests hold the two together. Knows strategies,
+quality sets and verifiers; no clock and no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kvplan.formulas import quality
+from kvplan.formulas.quality import Array
+from kvplan.workload.lengths import normal_quantile
+from kvplan.workload.outcomes import ScoreModel
+from kvplan.workload.quality_sets import QualitySet, Skill
+from kvplan.workload.strategies.sequential import EFFORT_BUDGETS
+from kvplan.workload.strategies.strategy import ALL
+
+_NODES = 128
+_Z = normal_quantile((np.arange(_NODES) + 0.5) / _NODES)
+"""Lengths are integrated over so many equal parts of their distribution."""
+
+
+class Sample(NamedTuple):
+    """What one trace of each problem does, as chances; the rest is answered and wrong."""
+
+    right: Array
+    """Right and answered."""
+    unanswered: Array
+    """Cut by `max_tokens`."""
+
+
+def exact_accuracy(
+    strategy: str, settings: Mapping[str, Any], skills: Sequence[Skill], facts: QualitySet, scores: ScoreModel
+) -> Array | None:
+    """Chance of each problem that the strategy, with these parameters, is right; None where no formula has it."""
+    formula = FORMULAS.get(strategy)
+    if formula is None or settings.keys() - READ or any(skill.samples is not None for skill in skills):
+        return None
+    return formula(Case(settings, skills, facts, scores))
+
+
+class Case(NamedTuple):
+    """A strategy's parameters on some problems."""
+
+    settings: Mapping[str, Any]
+    skills: Sequence[Skill]
+    facts: QualitySet
+    scores: ScoreModel
+
+    def sample(self) -> Sample:
+        """One trace under this strategy's caps."""
+        facts = self.facts
+        p = np.array([skill.p for skill in self.skills])[:, None]
+        mean = np.array([skill.thinking_tokens for skill in self.skills])[:, None]
+        base = mean / (p + (1 - p) * facts.wrong_to_right_length)
+        spread = np.exp(facts.sigma_within * _Z - facts.sigma_within**2 / 2)
+        right, cut = self._ends(np.maximum(base * spread, 1.0), is_right=True)
+        mended, cut_wrong = self._ends(
+            np.maximum(base * facts.wrong_to_right_length * spread, 1.0), is_right=False
+        )
+        p = p[:, 0]
+        gain = np.minimum(mended * (p / np.maximum(1 - p, 1e-12))[:, None], 1.0)
+        right_share = p * (right * ~cut).mean(axis=1) + (1 - p) * (gain * ~cut_wrong).mean(axis=1)
+        none = p * cut.mean(axis=1) + (1 - p) * cut_wrong.mean(axis=1)
+        return Sample(np.clip(right_share, 0, 1 - none), none)
+
+    def _ends(self, natural: Array, is_right: bool) -> tuple[Array, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """Of traces that would think so long: how much stays right (or is mended, in units of p), and what is cut."""
+        told, facts = self.settings, self.facts
+        effort = told.get("effort")
+        budget = min(told.get("thinking_token_budget", ALL), EFFORT_BUDGETS[effort] if effort else ALL)
+        wanted = np.maximum(np.round(natural * told.get("length_scale", 1.0)), 1)
+        thinking = np.minimum(wanted, budget)
+        kept = np.where(thinking == np.round(natural), 1.0, _kept(facts, thinking, natural))
+        cut = thinking + facts.answer_tokens > told.get("max_tokens", ALL)
+        return (np.minimum(kept, 1.0) if is_right else np.maximum(kept - 1.0, 0.0)), cut
+
+    @property
+    def d_prime(self) -> float:
+        """Of the verifier."""
+        return quality.d_prime(self.scores.true_positive_rate, self.scores.true_negative_rate)
+
+
+def _kept(facts: QualitySet, thinking: Array, natural: Array) -> Array:
+    """`QualitySet.kept_share`, for arrays."""
+    if not facts.thinking_curve:
+        return np.asarray(np.minimum(1.0, thinking / natural) ** facts.forced_exponent)
+    now, full = (quality.thinking_curve(at, facts.thinking_curve) for at in (thinking, natural))
+    return np.asarray(np.where(full > 0, now / np.where(full > 0, full, 1.0), 1.0))
+
+
+def _one(case: Case) -> Array:
+    return case.sample().right
+
+
+def _best_of_n(case: Case) -> Array:
+    one = case.sample()
+    return quality.best_of_n(one.right, case.settings["n"], case.d_prime, unanswered=one.unanswered)
+
+
+def _adaptive(case: Case) -> Array:
+    one, scores = case.sample(), case.scores
+    told = {key: case.settings[key] for key in ("probe", "hard", "easy", "n_hard", "n_medium")}
+    rates = scores.true_positive_rate, scores.true_negative_rate
+    return quality.adaptive_best_of_n(one.right, *rates, **told, unanswered=one.unanswered)
+
+
+def _vote(case: Case) -> Array | None:
+    """Where nothing is cut and right traces are no shorter: ties, which go to the shortest trace, are then by lot."""
+    one, budget = case.sample(), case.settings["thinking_token_budget"]
+    if case.facts.wrong_to_right_length != 1 or budget != ALL or one.unanswered.max() > 1e-6:
+        return None
+    return quality.majority(one.right, case.settings["n"], case.facts.wrong_answers)
+
+
+def _first_finish(case: Case) -> Array | None:
+    one, facts = case.sample(), case.facts
+    if case.settings["m"] != 1 or one.unanswered.max() > 1e-6 or not facts.sigma_within:
+        return None
+    p = np.array([skill.p for skill in case.skills])
+    return quality.first_finish(p, case.settings["k"], facts.wrong_to_right_length, facts.sigma_within)
+
+
+FORMULAS: dict[str, Callable[[Case], Array | None]] = {
+    "single_pass": _one,
+    "extended_thinking": _one,
+    "grpo_group": _one,
+    "best_of_n": _best_of_n,
+    "adaptive_best_of_n": _adaptive,
+    "self_consistency": _vote,
+    "first_finish": _first_finish,
+}
+"""Strategy -> its formula."""
+READ = {"max_tokens", "thinking_token_budget", "effort", "length_scale", "n", "vote_stop", "m", "k", "group_size",
+        "probe", "hard", "easy", "n_hard", "n_medium"}  # fmt: skip
+"""Parameters that formulas know; with any other a strategy is drawn."""

@@ -1,0 +1,169 @@
+"""Expectations of strategies: formulas lie inside what draws say, intervals hold, the same twice is a tie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kvplan.workload import expectation
+from kvplan.workload.expectation import Expectation, expect
+from kvplan.workload.problems import Problems, StrategySpec, draw_tasks, task_sampler
+from kvplan.workload.strategies.catalog import STRATEGIES
+from kvplan.workload.strategies.session import Problem, Session
+
+NOISY = {"kind": "rule", "true_positive_rate": 0.85, "true_negative_rate": 0.8}
+SHORT = {"thinking_tokens": 400, "answer_tokens": 20, "difficulty": {"beta": [0.5, 0.6]}}
+
+
+def told(strategies: list[Any], **more: Any) -> tuple[Problems, list[StrategySpec]]:
+    problems = Problems(**{"quality": SHORT, "verifier": NOISY, "strategies": strategies, **more})
+    return problems, [spec for said in problems.strategies for spec in said.expanded()]
+
+
+def expected(strategies: list[Any], precision: float = 2.0, **more: Any) -> Expectation:
+    problems, specs = told(strategies, **more)
+    folder = more.pop("folder", Path())
+    return expect(problems, specs, folder, precision=precision)
+
+
+PERFECT = {"kind": "rule"}
+LONG_WRONG = SHORT | {"wrong_to_right_length": 1.4}
+TURNS = SHORT | {"thinking_curve": [[0, 0.1], [300, 0.5], [800, 0.4]]}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "more"),
+    [
+        ({"strategy": "single_pass", "max_tokens": 500}, {}),
+        ({"strategy": "extended_thinking", "thinking_token_budget": 300, "max_tokens": 400}, {}),
+        ({"strategy": "extended_thinking", "thinking_token_budget": 300}, {"quality": TURNS}),
+        ({"strategy": "extended_thinking", "length_scale": 0.5}, {"quality": LONG_WRONG}),
+        ({"strategy": "best_of_n", "n": 8}, {"verifier": PERFECT}),
+        ({"strategy": "best_of_n", "n": 8, "max_tokens": 450}, {"quality": LONG_WRONG}),
+        ({"strategy": "best_of_n", "n": 4, "thinking_token_budget": 250}, {}),
+        ({"strategy": "self_consistency", "n": 9}, {}),
+        ({"strategy": "adaptive_best_of_n", "n_hard": 24, "n_medium": 8}, {}),
+        ({"strategy": "adaptive_best_of_n", "n_hard": 24, "max_tokens": 450}, {"verifier": PERFECT}),
+        ({"strategy": "first_finish", "m": 1, "k": 5}, {"quality": LONG_WRONG}),
+        ("grpo_group", {}),
+    ],
+    ids=str,
+)
+def test_formulas_lie_inside_what_draws_say(
+    strategy: Any, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact on each problem, so less spread is left; the same strategy drawn agrees, on the same problems."""
+    exact = expected([strategy], **more).strategies[0]
+    assert exact.is_exact
+    monkeypatch.setattr(expectation, "exact_accuracy", lambda *told: None)
+    drawn = expected([strategy], **more).strategies[0]
+    assert not drawn.is_exact
+    assert exact.estimate.within < 0.5 * drawn.estimate.within
+    assert drawn.accuracy == pytest.approx(exact.accuracy, abs=3 * drawn.estimate.variance**0.5 + 0.003)
+
+
+def test_the_mean_is_the_distributions() -> None:
+    """One trace of each problem is right as often as the Beta's mean says, to a tenth of a point."""
+    one = expected(["single_pass"]).strategies[0]
+    assert one.accuracy == pytest.approx(0.5 / 1.1, abs=0.004)
+    assert one.interval.low <= 0.5 / 1.1 <= one.interval.high
+
+
+def test_the_same_twice_is_a_tie() -> None:
+    """Two names for one strategy differ in nothing, and a strategy's place in the list changes none of its figures."""
+    vote = {"strategy": "first_finish", "m": 3, "k": 5}
+    named = [
+        {**vote, "label": "one"},
+        {**vote, "label": "other"},
+        {"strategy": "beam_search", "step_tokens": 100},
+    ]
+    found, turned = expected(named, 4.0), expected(named[::-1], 4.0)
+    assert found.difference(0, 1).is_tie
+    assert found.difference(0, 1).high == 0
+    assert str(found.difference(0, 1)) == "one and other: +0.0 to +0.0 points"
+    for a, b in zip(found.strategies, turned.strategies[::-1], strict=True):
+        assert a == b
+    assert found.difference(0, 2).low == pytest.approx(-turned.difference(0, 2).high)
+
+
+def test_draws_grow_until_the_interval_is_narrow() -> None:
+    """Twice the precision takes about four times the problems; a cap ends it and says so."""
+    wide, narrow = (expected([{"strategy": "first_finish", "m": 3}], precision=p) for p in (4.0, 2.0))
+    assert 100 * narrow.strategies[0].interval.half_width <= 2
+    assert 2.5 * wide.num_problems < narrow.num_problems < 6 * wide.num_problems
+    problems, specs = told([{"strategy": "first_finish", "m": 3}])
+    capped = expect(problems, specs, precision=0.1, max_draws=1000)
+    assert "branches were drawn (at most 1,000)" in capped.why
+
+
+def table(folder: Path, num_problems: int = 12) -> str:
+    rng = np.random.default_rng(1)
+    rows = [
+        f"{i},{k},{int(rng.integers(100, 900))},{int(rng.random() < (i + 0.5) / num_problems)}"
+        for i in range(num_problems)
+        for k in range(8)
+    ]
+    (folder / "t.csv").write_text("problem,sample,tokens,correct\n" + "\n".join(rows) + "\n")
+    return "t.csv"
+
+
+def test_a_table_stops_at_what_its_problems_allow(tmp_path: Path) -> None:
+    """Over problems 12 of them cannot say 2 points, and it says how many could; over draws of them there is no end."""
+    problems, specs = told(["single_pass", {"strategy": "best_of_n", "n": 4}], pass_table=table(tmp_path))
+    found = expect(problems, specs, tmp_path)
+    one = found.strategies[0]
+    assert found.over == "problems"
+    assert found.num_problems == 12
+    assert "12 problems allow no more; some " in found.why
+    assert 100 * one.interval.half_width > 10
+    assert one.estimate.between > one.estimate.within / found.num_rounds
+    over = expect(problems, specs, tmp_path, over="draws")
+    assert over.why == ""
+    assert 100 * over.strategies[0].interval.half_width <= 2
+    rows = (tmp_path / "t.csv").read_text().splitlines()[1:]
+    assert over.strategies[0].accuracy == pytest.approx(
+        np.mean([int(row[-1]) for row in rows]), abs=3 * over.strategies[0].estimate.variance ** 0.5
+    )
+
+
+def test_nothing_right_is_no_certainty() -> None:
+    """All wrong in so many draws bounds the accuracy, it does not make it 0 for sure; a formula does."""
+    never = SHORT | {"difficulty": {"levels": [[0.0, 1.0]]}}
+    drawn = expected([{"strategy": "first_finish", "m": 3}], quality=never).strategies[0]
+    assert drawn.accuracy == drawn.interval.low == 0 < drawn.interval.high
+    assert expected(["single_pass"], quality=never).strategies[0].interval == (0, 0)
+
+
+def test_further_models_meet_the_same_problems() -> None:
+    """A model of its own quality set solves its own share."""
+    better = SHORT | {"difficulty": {"beta": [4.0, 1.0]}}
+    found = expected(["single_pass", {"strategy": "single_pass", "model": "big"}], qualities={"big": better})
+    assert found.strategies[1].accuracy == pytest.approx(0.8, abs=0.01)
+    assert found.difference(1, 0).low > 0
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_counted_prompts_are_as_long_as_spelled_out(name: str) -> None:
+    """Without an engine prompts are only counted."""
+    problems = Problems(quality=SHORT, num_problems=3)
+    extra = {"step_tokens": 100} if "step" in name or name in ("beam_search", "tree_search") else {}
+    try:
+        spec = StrategySpec(strategy=name, params=extra)
+    except ValueError:
+        spec = StrategySpec(strategy=name)
+    for task in draw_tasks(problems):
+        lengths = []
+        for spells in (True, False):
+            sampler = task_sampler(problems, spec, task)
+            session = Session(Problem(0, 77, 20), spec.start(), sampler, spells=spells)
+            orders, queue = session.begin(), []
+            while orders.answer is None:
+                queue += orders.start
+                gone = set(orders.cancel)
+                queue = [launch for launch in queue if launch.request_id not in gone]
+                orders = session.finish(queue.pop(0).branch.id)
+            lengths.append([launch.prompt_tokens for launch in session.launches.values()])
+        assert lengths[0] == lengths[1]
