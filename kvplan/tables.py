@@ -79,9 +79,10 @@ def range_text(row: Mapping[str, Any], name: str, unit: float = 1.0) -> str:
     if value is None:
         return "-"
     if low is None or high is None or low == high:
-        return _short(value / unit)
-    return f"{_short(value / unit)} ({_short(low / unit)}..{_short(high / unit)})"
+        return short(value / unit)
+    return f"{short(value / unit)} ({short(low / unit)}..{short(high / unit)})"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Three digits, all of them from 1,000 on."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -33,7 +33,7 @@ from kvplan.tables import range_text
 
 
 def pareto(found: Comparison) -> Layered:
-    """Accuracy against latency, cost as size; those nobody beats in all three are joined and coloured.
+    """Accuracy and its interval against latency, cost as size; those nobody beats in all three are joined, coloured.
 
     Numbers are places in `found.rows`; a strategy that solves nothing has no cost and a small dot.
     """
@@ -46,20 +46,28 @@ def pareto(found: Comparison) -> Layered:
     dots = base.mark_circle(opacity=0.9, stroke="white", strokeWidth=1, invalid="show").encode(
         size=alt.condition("isValid(datum.usd_per_correct)", size, alt.SizeValue(40)),
         color=alt.Color("front:N", scale=colour_scale({"on the front": BLUE, "beaten": PALE}), legend=legend(2)),
-        tooltip=[*tips("strategy:N"), alt.Tooltip("accuracy:Q", format=".1%"), *seconds("latency_p99_s"),
+        tooltip=[*tips("strategy:N"), *shares("accuracy", "accuracy_low", "accuracy_high"), *seconds("latency_p99_s"),
                  alt.Tooltip("usd_per_correct:Q", format=".4f"), *tips("limited_by:N")],
     )  # fmt: skip
+    sure = base.mark_rule(color=GREY, strokeWidth=1).encode(
+        y=alt.Y("accuracy_low:Q", title="problems solved"), y2=alt.Y2("accuracy_high:Q")
+    )
     front = alt.Chart(inline([r for r in rows if r["front"] == "on the front"]))
     line = front.mark_line(color=BLUE, strokeWidth=1, opacity=0.5).encode(
         x=alt.X("latency_p99_s:Q"), y=alt.Y("accuracy:Q")
     )
     numbers = alt.Chart(inline(_numbers(rows))).mark_text(align="left", dx=12, dy=-10, color=GREY)
     numbers = numbers.encode(x=alt.X("latency_p99_s:Q"), y=alt.Y("accuracy:Q"), text=alt.Text("numbers:N"))
-    parts: list[Any] = [line, dots, numbers]
+    parts: list[Any] = [line, sure, dots, numbers]
     limit = found.scenario.slo.e2el_ms
     if limit:
         parts += limit_rule("x", limit / 1000, f"limit {limit / 1000:g} s")
     return alt.layer(*parts).properties(height=320)
+
+
+def shares(*names: str) -> list[Any]:
+    """Tooltips of shares."""
+    return [alt.Tooltip(f"{name}:Q", format=".1%") for name in names]
 
 
 _SHARE = alt.Axis(labelExpr="datum.value <= 1 ? format(datum.value, '.0%') : ''")
@@ -86,6 +94,8 @@ def _strategy(row: StrategyRow) -> dict[str, Any]:
     return {
         "strategy": row.strategy,
         "accuracy": row.accuracy,
+        "accuracy_low": row.accuracy if row.accuracy_low is None else row.accuracy_low,
+        "accuracy_high": row.accuracy if row.accuracy_high is None else row.accuracy_high,
         "latency_p99_s": row.latency_p99_s,
         "usd_per_correct": row.usd_per_correct,
         "correct_per_gpu_hour": row.correct_per_gpu_hour,

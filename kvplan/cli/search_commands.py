@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import csv as csv_module
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,13 +13,16 @@ from kvplan.cli.options import SWITCH, price_file, print_json
 from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.progress import shown_progress
 from kvplan.cli.terminal import show
-from kvplan.files import safe_cell
+from kvplan.files import safe_cell, write_whole
 from kvplan.scenario.schema import load_scenario
 from kvplan.search.comparison import compare
 from kvplan.search.execution import Execution, default_workers
 from kvplan.search.recommending import recommend
+from kvplan.search.strategy_table import csv_text, pick_columns
 from kvplan.search.sweep_file import HASH
 from kvplan.search.sweeping import Sweep, sweep_rows
+from kvplan.workload.expectation import MAX_DRAWS, PRECISION
+from kvplan.workload.population import Over
 
 
 def compare_command(
@@ -30,15 +33,20 @@ def compare_command(
     prices: Path | None = None,
     robust: Annotated[bool, SWITCH] = False,
     no_range: Annotated[bool, SWITCH] = False,
+    precision: float = PRECISION,
+    max_draws: int = MAX_DRAWS,
+    over: Over = "problems",
+    columns: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
+    csv: Path | None = None,
     plot: Path | None = None,
     json: Annotated[bool, SWITCH] = False,
     quiet: Annotated[bool, SWITCH] = False,
 ) -> int:
-    """Compare test-time strategies: accuracy, latency, tokens, KV and cost per correct answer.
+    """Compare test-time strategies: accuracy with its interval, latency, KV and cost per correct answer.
 
     For example:
 
-        kvplan compare strategy_best_of_n --set problems.num_problems=50
+        kvplan compare strategy_best_of_n --precision 1 --columns main tokens
 
     Parameters
     ----------
@@ -52,6 +60,16 @@ def compare_command(
         Choose by the slow end of what steps may take.
     no_range
         Do not simulate the ends of what step times may be: a third of the time, no ranges.
+    precision
+        Points on each side that accuracies are to be known to, 95 %.
+    max_draws
+        Branches to draw at most for that, all strategies together.
+    over
+        What accuracies' intervals are over: problems like these, or draws on just these problems.
+    columns
+        What to show instead: keys of --json's rows, or main, speed, tokens, kv, quality, energy, sampling, ranges, all.
+    csv
+        Write every figure of every strategy to this file.
     plot
         Draw accuracy against latency: .svg, .png or .html.
     json
@@ -60,14 +78,20 @@ def compare_command(
         No progress on stderr.
     """
     check_plot(plot)
+    pick_columns(columns)
     loaded = load_scenario(scenario, [*set, *price_file(prices)])
     with shown_progress("strategies", quiet=quiet) as progress:
-        found = compare(loaded, ranges=not no_range, robust=robust, progress=progress)
+        found = compare(
+            loaded, ranges=not no_range, robust=robust, precision=precision, max_draws=max_draws, over=over,
+            progress=progress,
+        )  # fmt: skip
     write_plot(plot, "compare", found)
+    if csv is not None:
+        write_whole(csv, csv_text(found.rows))
     if json:
         print_json(found.to_dict())
     else:
-        show(found.parts())
+        show(found.text(columns).splitlines())
     if found.interrupted:
         print("kvplan: interrupted; the strategies that were done are shown", file=sys.stderr)
     return found.exit_code
@@ -236,8 +260,8 @@ def sweep_command(
     """
     with shown_progress("points", quiet=quiet) as progress:
         found = sweep_rows(
-            scenario, over, overrides=[*set, *price_file(prices)], sample=sample, seed=seed, output=output,
-            force=force, ranges=not no_range, progress=progress,
+            scenario, over, overrides=[*set, *price_file(prices)], sample=sample, seed=seed, output=output, force=force,
+            ranges=not no_range, progress=progress,
             execution=Execution(backend, default_workers() if workers is None else workers, address),
         )  # fmt: skip
     plain = [{key: value for key, value in row.items() if key != HASH} for row in found.rows]
@@ -267,6 +291,6 @@ def _remarks(found: Sweep, output: Path | None) -> list[str]:
 
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:
-    out = csv.writer(sys.stdout, lineterminator="\n")
+    out = csv_module.writer(sys.stdout, lineterminator="\n")
     out.writerow(rows[0])
     out.writerows(["" if v is None else safe_cell(v) for v in row.values()] for row in rows)

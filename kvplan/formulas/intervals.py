@@ -59,14 +59,15 @@ def share_interval(share: float, variance: float, num_draws: float, degrees: flo
     """Interval of a share whose estimate has this variance.
 
     Wilson's, for as many independent draws as would have that variance: it stays inside [0, 1] and does not vanish
-    where all draws agree. `num_draws` stands in there (inf: the share is exact).
+    where all draws agree. `num_draws` stands in there (inf: the share is exact); next to 0 and 1, where a share's own
+    spread says nothing of what else makes it unsure, one draw in 1 / standard error may be otherwise.
     Source: Wilson 1927, J. Am. Stat. Assoc. 22; the effective number of draws: Kish 1965.
 
     >>> [round(x, 3) for x in share_interval(0.5, 0.25 / 100, 100)], round(share_interval(0.0, 0.0, 20).high, 3)
     ([0.404, 0.596], 0.161)
     """
     spread = share * (1 - share)
-    n = spread / variance if variance > 0 and spread > 0 else num_draws
+    n = num_draws if variance <= 0 else max(spread / variance, min(num_draws, 1 / sqrt(variance)))
     if n == inf:
         return Interval(share, share)
     z2 = student_t(degrees) ** 2

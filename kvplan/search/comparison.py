@@ -1,6 +1,7 @@
-"""`compare`: the same problems, luck and GPUs through several strategies: who gets most right for what.
+"""`compare`: the same problems, luck and GPUs through several strategies: who gets most right for what, and how sure.
 
-Runs `solve` once per strategy and reads one row off each run. Knows no clock and prints nothing.
+Accuracy is what strategies may expect (`workload.expectation`), over many problems; time, cost and KV are simulated on
+the scenario's own. Prints nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 import kvplan
-from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.errors import KvplanError
 from kvplan.frames import make_frame
 from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario, as_scenario
-from kvplan.search.choices import Choice, best_within, pareto
+from kvplan.search.choices import pareto
+from kvplan.search.sampling import PER_CORRECT, Sampling, sample_of, sampled
+from kvplan.search.strategy_advice import advice, caution, recommended_caps
+from kvplan.search.strategy_choice import Chosen, Field
 from kvplan.search.strategy_row import StrategyRow, strategy_row
+from kvplan.search.strategy_table import short_names, table_lines, wrapped
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.observer import NO_OBSERVER, Observer
 from kvplan.simulation.pricing import check_prices, find_grid
@@ -27,17 +32,12 @@ from kvplan.simulation.result import ENERGY
 from kvplan.simulation.simulator import SolveResult, solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
 from kvplan.simulation.uncertainty import END_NAMES, at_end, find_ends, flips, is_doubted, watts_doubt
-from kvplan.tables import Column, Part, make_table, range_text, text_of
+from kvplan.tables import range_text, short
+from kvplan.workload.expectation import MAX_DRAWS, PRECISION, Difference, Drawn, Expectation, expect
+from kvplan.workload.population import Over
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks
 
 SCHEMA_VERSION = 1
-TREES = {"beam_search", "tree_search", "prune_by_steps"}
-UNIFORM = {"best_of_n", "self_consistency", "pruned_under_pressure"}
-"""As many samples of every problem."""
-CAPS = {"max_tokens", "thinking_token_budget", "effort", "max_thinking_tokens", "step_tokens"}
-"""Parameters that bound a trace."""
-SURE = 0.02
-"""A problem with p this close to 0 or 1 gains nothing from more samples."""
 
 
 @dataclass(slots=True)
@@ -49,11 +49,13 @@ class Comparison:
 
     scenario: Scenario
     rows: list[StrategyRow]
+    specs: list[StrategySpec]
+    """Of the rows, in their order."""
+    expectation: Expectation
+    """What accuracy and tokens rest on."""
     caution: str
     """Says that chances of success are assumed; empty when they are not."""
-    choice: str
-    """The best strategy within the limits; empty when none keeps them."""
-    reason: str
+    chosen: Chosen
     caps: dict[str, float]
     """Recommended thinking budgets, tokens."""
     advice: list[str] = field(default_factory=list)
@@ -65,13 +67,21 @@ class Comparison:
     """Ctrl-C came: only the strategies that were done are here."""
 
     @property
+    def choice(self) -> str:
+        """What to run within the limits, of a tie the cheapest; empty when none keeps them."""
+        return self.chosen.name
+
+    @property
+    def reason(self) -> str:
+        """Why, with its interval."""
+        return self.chosen.reason
+
+    @property
     def budgets(self) -> list[tuple[int, StrategyRow]]:
         """The compared thinking budgets [tokens] with their rows, smallest first."""
-        assert self.scenario.problems is not None
-        specs = [spec for said in self.scenario.problems.strategies for spec in said.expanded()]
         swept = [
             (int(spec.settings["thinking_token_budget"]), row)
-            for spec, row in zip(specs, self.rows, strict=False)
+            for spec, row in zip(self.specs, self.rows, strict=True)
             if "thinking_token_budget" in spec.params
         ]
         return sorted(swept, key=lambda pair: pair[0])
@@ -80,6 +90,25 @@ class Comparison:
     def exit_code(self) -> int:
         """130 when interrupted, 1 when no strategy keeps the limits."""
         return 130 if self.interrupted else 0 if self.choice else 1
+
+    @property
+    def differences(self) -> list[Difference]:
+        """Accuracy of the most accurate strategy less each other one's, in the order of the rows."""
+        first = max(range(len(self.rows)), key=lambda i: self.rows[i].accuracy)
+        return [self.expectation.difference(first, i) for i in range(len(self.rows)) if i != first]
+
+    @property
+    def interval_of(self) -> dict[str, str]:
+        """What the intervals are over, by the ends of their keys."""
+        found = self.expectation
+        drawn = "" if found.population.fixed is not None else " drawn"
+        reached = f"; {found.why}" if found.why else ""
+        over = "over draws on these" if found.over == "draws" else "over"
+        return {
+            "accuracy_low, accuracy_high": f"95 % {over} {found.num_problems:,} problems{drawn}{reached}",
+            "_sampling_low, _sampling_high": f"95 % over problems like the {self.rows[0].num_problems:,} simulated",
+            "_low, _high": f"90 % over what steps may take: {self.sources.get('step_time_range', 'stated, exact')}",
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The `--json` document."""
@@ -90,7 +119,14 @@ class Comparison:
             "caution": self.caution,
             "strategies": [row.to_dict() for row in self.rows],
             "choice": self.choice or None,
+            "best": self.chosen.best,
             "reason": self.reason,
+            "ties": [_document(tie) for tie in self.chosen.ties],
+            "differences": [_document(apart) for apart in self.differences],
+            "precision": self.expectation.precision,
+            "num_problems_drawn": self.expectation.num_problems,
+            "accuracy_over": self.expectation.over,
+            "interval_of": self.interval_of,
             "recommended_thinking_budget": self.caps,
             "advice": self.advice,
             "caveats": list(self.caveats),
@@ -101,80 +137,86 @@ class Comparison:
     def rests_on(self) -> list[str]:
         """The ranges of latency and cost, energy of the most accurate row, what times and prices the rows."""
         rows = sorted(self.rows, key=lambda r: (-r.accuracy, r.latency_p99_s))
-        named = ("quality", "step_time", "step_time_range", "step_time_error", "price")
-        sources = [
-            f"{name.replace('_', ' ')}: {self.sources[name]}" for name in named if name in self.sources
-        ]
-        return [*_ranged(rows), *_energy(self.scenario, rows), *sources]
+        return [*_ranged(rows), *_energy(self.scenario, rows), *self._sources()]
+
+    def _sources(self) -> list[str]:
+        named = ("step_time", "step_time_range", "step_time_error", "price")
+        return [f"{name.replace('_', ' ')}: {self.sources[name]}" for name in named if name in self.sources]
 
     def to_frame(self) -> Any:
         """The rows as a pandas DataFrame."""
         return make_frame(self.to_dict()["strategies"])
 
-    def parts(self) -> list[Part]:
-        """The table, best first, and what it means."""
-        rows = sorted(self.rows, key=lambda r: (-r.accuracy, r.latency_p99_s))
-        api = self.scenario.problems is not None and self.scenario.problems.api_model
-        price: list[Column[StrategyRow]] = (
-            [(f"$ at {api}", lambda r: _si(r.api_usd_per_correct))] if api else []
-        )
-        table = make_table([*COLUMNS, *price], rows, frozenset({0, 1, len(COLUMNS) - 1}))
-        head = [f"NOTE {self.caution}"] if self.caution else []
-        cheapest = self.caps.get("cost_optimal")
-        optimal = f"; cheapest per correct answer of those compared: {cheapest:,.0f}" if cheapest else ""
-        notes = [
-            "* = nobody is at least as accurate, as fast (p99) and as cheap",
-            f"choice: {self.reason}" if self.choice else self.reason,
-            f"thinking budget: {self.caps['p99_of_traces']:,.0f} tokens cut one trace in a hundred{optimal}",
-            *(f"{r.strategy}: {r.num_problems} problems solved, then {r.verdict}"
-              for r in rows if r.verdict != "completed"),
-            *(f"advice: {text}" for text in self.advice),
-            *(f"caveat: {text}" for text in self.caveats),
-            *self.rests_on,
-        ]  # fmt: skip
-        return [*head, table, "", *notes]
-
     def __str__(self) -> str:
-        return text_of(self.parts())
+        """The table, best first, and what it means."""
+        return self.text()
+
+    def text(self, columns: Sequence[str] = ()) -> str:
+        """The same with other columns: names or groups of `strategy_table.COLUMNS` and `GROUPS`."""
+        names, shared = short_names(self.specs)
+        order = sorted(
+            range(len(self.rows)), key=lambda i: (-self.rows[i].accuracy, self.rows[i].latency_p99_s)
+        )
+        rows = [self.rows[i] for i in order]
+        head = [f"NOTE {self.caution}"] if self.caution else []
+        above, *table = _split(table_lines(rows, [names[i] for i in order], columns))
+        alike = "; ".join(part for part in (shared, *above) if part)
+        head += [f"all: {alike}"] if alike else []
+        short = {row.strategy: name for row, name in zip(self.rows, names, strict=True)}
+        notes = [_renamed(text, short) for text in self._notes(rows)]
+        lines = [line for text in notes for line in wrapped(text)]
+        return "\n".join([*(line for text in head for line in wrapped(text)), *table[0], "", *lines])
+
+    def _notes(self, rows: Sequence[StrategyRow]) -> Iterator[str]:
+        """What belongs under the table; the choice comes last."""
+        said = self.interval_of
+        yield "* = nobody is at least as accurate, as fast (p99) and as cheap"
+        yield f"accuracy: {said['accuracy_low, accuracy_high']}; latency, cost: {rows[0].num_problems:,} simulated"
+        cheapest = self.caps.get("cost_optimal")
+        optimal = f"; cheapest per correct answer of those simulated: {cheapest:,.0f}" if cheapest else ""
+        yield f"thinking budget: {self.caps['p99_of_traces']:,.0f} tokens cut one trace in a hundred{optimal}"
+        for row in rows:
+            if row.verdict != "completed":
+                yield f"{row.strategy}: {row.num_problems} problems solved, then {row.verdict}"
+            if row.engine_points:
+                yield f"{row.strategy}: pruning or another order changes {row.engine_points:+.1f} points, as simulated"
+        yield from (f"advice: {text}" for text in self.advice)
+        yield from (f"caveat: {text}" for text in self.caveats)
+        shown = next((row for row in rows if row.strategy == self.choice), rows[0])
+        yield from _sampled_line(shown)
+        yield from _ranged([shown])
+        yield from _energy(self.scenario, [shown])
+        yield from self._sources()
+        yield f"choice: {self.reason}" if self.choice else self.reason
 
 
-def _si(value: float | None) -> str:
-    """Four digits and a power of a thousand."""
-    if value is None:
-        return "-"
-    for power, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= power:
-            return f"{value / (1e3 if letter == 'k' else power):.4g}{letter}"
-    return f"{value:.4g}"
+def _split(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands above a table's titles, and the table."""
+    title = next(i for i, line in enumerate(lines) if line.startswith("   strategy"))
+    return list(lines[:title]), list(lines[title:])
 
 
-COLUMNS: tuple[Column[StrategyRow], ...] = (
-    ("", lambda r: "*" if r.pareto else ""),
-    ("strategy", lambda r: r.strategy),
-    ("accuracy", lambda r: f"{r.accuracy:.1%}"),
-    ("p50 s", lambda r: f"{r.latency_p50_s:.1f}"),
-    ("p99 s", lambda r: f"{r.latency_p99_s:.1f}"),
-    ("visible s", lambda r: f"{r.first_visible_p50_s:.1f}"),
-    ("correct/s", lambda r: f"{r.correct_per_s:.4g}"),
-    ("GPU-s/correct", lambda r: _si(r.gpu_s_per_correct)),
-    ("$/correct", lambda r: "-" if r.usd_per_correct is None else f"{r.usd_per_correct:.4f}"),
-    ("J/correct", lambda r: _si(r.joules_per_correct)),
-    ("tokens", lambda r: _si(r.generated_tokens)),
-    ("verified", lambda r: _si(r.verified_tokens)),
-    ("re-prefilled", lambda r: _si(r.reprefilled_tokens)),
-    ("dead", lambda r: _si(r.dead_tokens)),
-    ("FLOPs", lambda r: _si(r.flops)),
-    ("KV GiB-s", lambda r: _si(r.kv_gib_s)),
-    ("logical", lambda r: _si(r.kv_logical_gib_s)),
-    (
-        "sharing saves",
-        lambda r: f"{1 - r.sharing_peak_blocks['full_block'] / r.sharing_peak_blocks['none']:.0%}",
-    ),
-    ("batch", lambda r: f"{r.concurrency:.1f}"),
-    ("preempt", lambda r: f"{r.preemptions:,}"),
-    ("cut", lambda r: f"{r.cut_share:.1%}"),
-    ("limited by", lambda r: r.limited_by),
-)
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    """The text with the names that the table has."""
+    for full in sorted(names, key=len, reverse=True):
+        text = text.replace(full, names[full])
+    return text
+
+
+def _document(apart: Difference) -> dict[str, Any]:
+    return {"a": apart.a, "b": apart.b, "points": apart.points, "low": apart.low, "high": apart.high,
+            "tie": apart.is_tie, "text": f"{'tie: ' if apart.is_tie else ''}{apart}"}  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Runs:
+    """One strategy simulated: as predicted, and at both ends of what steps may take."""
+
+    row: StrategyRow
+    sample: Sampling
+    ends: tuple[StrategyRow, ...]
+    caveats: tuple[str, ...]
+    sources: dict[str, str]
 
 
 def compare(
@@ -183,13 +225,17 @@ def compare(
     setups: dict[str, Setup] | None = None,
     ranges: bool = True,
     robust: bool = False,
+    precision: float = PRECISION,
+    max_draws: int = MAX_DRAWS,
+    over: Over = "problems",
     progress: Callable[[int, int], None] | None = None,
     observer: Observer = NO_OBSERVER,
 ) -> Comparison:
     """Run every strategy of the scenario over the same problems.
 
     `scenario` may be a bundled name, a file, or a dictionary of what a file would say. `ranges`: each is run at both
-    ends of what its steps may take too, three runs instead of one. `robust`: choose by the slow end. Raises KvplanError
+    ends of what its steps may take too, three runs instead of one. `robust`: choose by the slow end. `precision`,
+    `max_draws`, `over`: how sure accuracies are to be, and of what (`workload.expectation.expect`). Raises KvplanError
     for a scenario without problems, for `robust` without `ranges`, and what `solve` raises.
     """
     scenario = as_scenario(scenario)
@@ -199,41 +245,102 @@ def compare(
     if robust and not ranges:
         raise KvplanError("robust chooses by the slow end of the ranges: they cannot be left out")
     check_prices([scenario])
+    if precision <= 0 or max_draws < 1:
+        raise KvplanError(f"precision ({precision:g} points) and max_draws ({max_draws:,}) must be above 0")
     specs = [spec for said in problems.strategies for spec in said.expanded()]
-    rows: list[StrategyRow] = []
-    ends: list[tuple[StrategyRow, ...]] = []
-    caveats: dict[str, None] = {}
-    sources: dict[str, str] = {}
-    for number, spec in enumerate(specs):
-        planned = setups or set_up_all(only_models_of(scenario, spec))
-        found = solve(scenario, spec, setups=planned, observer=observer)
-        if found.verdict == "interrupted":
+    planned = [setups or set_up_all(only_models_of(scenario, spec)) for spec in specs]
+    longest = [{name: setup.config.max_model_len for name, setup in one.items()} for one in planned]
+    expectation = expect(
+        problems, specs, scenario.folder, precision=precision, max_draws=max_draws, over=over, max_model_len=longest
+    )  # fmt: skip
+    done: list[_Runs] = []
+    for number in range(len(specs)):
+        runs = _simulated(scenario, expectation, number, planned[number], ranges, observer)
+        if runs is None:
             break
-        row = strategy_row(scenario, problems, spec, found)
-        runs = []
-        if ranges and is_doubted(planned):
-            ends_of = find_ends(found.result.is_extrapolated)
-            runs = [solve(scenario, spec, setups=at_end(planned, e), observer=observer) for e in ends_of]
-        if any(run.verdict == "interrupted" for run in runs):
-            break
-        peak = row.sharing_peak_blocks
-        ends.append(tuple(strategy_row(scenario, problems, spec, run, peak) for run in runs))
-        rows.append(_ranged_row(row, found, ends[-1], runs, planned) if ranges else row)
-        caveats |= dict.fromkeys(found.result.caveats)
-        sources = found.result.sources
+        done.append(runs)
         if progress is not None:
             progress(number + 1, len(specs))
-    if not rows:
+    if not done:
         raise KeyboardInterrupt
-    rows, interrupted = _with_pareto(rows), len(rows) < len(specs)
-    choice, reason = _choose(scenario, problems, _slow(rows, ends) if robust else rows)
-    reason += _turned(scenario, problems, rows, ends, choice)
+    return _compared(scenario, specs[: len(done)], expectation, done, robust, len(done) < len(specs))
+
+
+def _simulated(
+    scenario: Scenario, expectation: Expectation, number: int, planned: dict[str, Setup], ranges: bool,
+    observer: Observer,
+) -> _Runs | None:  # fmt: skip
+    """One strategy on the clock; None when that was interrupted. Adds what the engine changes to its expectation."""
+    problems, spec = scenario.problems, expectation.drawn[number].spec
+    assert problems is not None
+    found = solve(scenario, spec, setups=planned, observer=observer)
+    if found.verdict == "interrupted":
+        return None
+    tasks, drawn = draw_tasks(problems, scenario.folder), expectation.drawn[number]
+    if found.solved:
+        _add_engine(problems, drawn, tasks, found)
+    expected = expectation.expected(number)
+    row = strategy_row(scenario, problems, spec, found, accuracy=expected.accuracy)
+    sample = sample_of(problems, tasks, found.solved)
+    costs = {name: getattr(row, name) for name in (*PER_CORRECT, "correct_per_s")}
+    row = replace(
+        row,
+        accuracy_low=expected.interval.low,
+        accuracy_high=expected.interval.high,
+        is_exact=expected.is_exact,
+        engine_points=100 * drawn.shift,
+        sampling=sampled(sample, costs, expected.accuracy, expected.estimate.variance),
+    )
+    runs: list[SolveResult] = []
+    if ranges and is_doubted(planned):
+        ends_of = find_ends(found.result.is_extrapolated)
+        runs = [solve(scenario, spec, setups=at_end(planned, e), observer=observer) for e in ends_of]
+    if any(run.verdict == "interrupted" for run in runs):
+        return None
+    peak = row.sharing_peak_blocks
+    ends = tuple(strategy_row(scenario, problems, spec, run, peak, expected.accuracy) for run in runs)
+    return _Runs(
+        row=_ranged_row(row, found, ends, runs, planned) if ranges else row,
+        sample=sample,
+        ends=ends,
+        caveats=tuple(found.result.caveats),
+        sources=found.result.sources,
+    )
+
+
+def _add_engine(problems: Problems, drawn: Drawn, tasks: Sequence[Task], found: SolveResult) -> None:
+    """What the engine made of the problems it was given, beside the same problems and luck without it.
+
+    They differ where it prunes, or lets another branch finish first; mostly nowhere.
+    """
+    by_id = {task.problem.id: task for task in tasks}
+    alone = [drawn.alone(problems, by_id[s.problem]).answer.correct for s in found.solved]
+    apart = np.array([float(s.correct) - float(right) for s, right in zip(found.solved, alone, strict=True)])
+    if not apart.any() and not any(branch.prunable for branch in next(drawn.spec.start()).start):
+        return
+    n = len(apart)
+    drawn.shift = float(apart.mean())
+    seen = float((apart**2).sum()) + 1  # one more that differed: few problems do not prove that none does
+    drawn.shift_variance, drawn.shift_degrees = seen / (n + 1) / n, max(n - 1.0, 1.0)
+
+
+def _compared(
+    scenario: Scenario, specs: list[StrategySpec], expectation: Expectation, done: Sequence[_Runs], robust: bool,
+    interrupted: bool,
+) -> Comparison:  # fmt: skip
+    problems = scenario.problems
+    assert problems is not None
+    rows = _with_pareto([runs.row for runs in done])
+    field_of = Field(scenario, expectation, [runs.sample for runs in done])
+    chosen = field_of.choose([runs.ends[1] if runs.ends else runs.row for runs in done] if robust else rows)
+    chosen = replace(chosen, reason=chosen.reason + _turned(field_of, done, chosen.name))
     tasks = draw_tasks(problems, scenario.folder)
     caps = recommended_caps(problems, tasks, specs, rows)
-    advice = list(_advice(problems, specs, tasks, caps["p99_of_traces"]))
     return Comparison(
-        scenario=scenario, rows=rows, caution=_caution(problems), choice=choice, reason=reason, caps=caps,
-        advice=advice, caveats=tuple(caveats), sources=sources, interrupted=interrupted,
+        scenario=scenario, rows=rows, specs=specs, expectation=expectation, caution=caution(problems), chosen=chosen,
+        caps=caps, advice=list(advice(problems, specs, tasks, caps["p99_of_traces"])),
+        caveats=tuple(dict.fromkeys(text for runs in done for text in runs.caveats)), sources=done[-1].sources,
+        interrupted=interrupted,
     )  # fmt: skip
 
 
@@ -252,40 +359,42 @@ def _ranged_row(
     return row.with_ends(ends or (row, row), watts_doubt(planned), tuple(said))
 
 
-def _slow(rows: Sequence[StrategyRow], ends: Sequence[Sequence[StrategyRow]]) -> list[StrategyRow]:
-    """Each row as it is at the slow end of what its steps may take."""
-    return [end[1] if end else row for row, end in zip(rows, ends, strict=True)]
-
-
-def _turned(
-    scenario: Scenario, problems: Problems, rows: Sequence[StrategyRow],
-    ends: Sequence[Sequence[StrategyRow]], choice: str,
-) -> str:  # fmt: skip
+def _turned(field_of: Field, done: Sequence[_Runs], choice: str) -> str:
     """Which other choice the ends of the step times' range would make; "" where they make the same."""
-    if not any(ends):
+    if not any(runs.ends for runs in done):
         return ""
     said = []
     for place, name in enumerate(END_NAMES):
-        at = [end[place] if end else row for row, end in zip(rows, ends, strict=True)]
-        other, _ = _choose(scenario, problems, at)
+        other = field_of.choose([runs.ends[place] if runs.ends else runs.row for runs in done]).name
         if other != choice:
             said.append(f"{other or 'none keeps the limits'} at the {name} end of the step's range")
     return f"; within the error of step times it may be another: {', '.join(said)}" if said else ""
 
 
+SHOWN = (("mean s", "latency_mean_s"), ("p99 s", "latency_p99_s"), ("$/correct", "usd_per_correct"),
+         ("J/correct", "joules_per_correct"))  # fmt: skip
+
+
+def _sampled_line(row: StrategyRow) -> Iterator[str]:
+    """The intervals of latency and cost over problems."""
+    plain = row.to_dict()
+    said = []
+    for title, name in SHOWN:
+        low, high = plain[f"{name}_sampling_low"], plain[f"{name}_sampling_high"]
+        if low is not None:
+            said.append(f"{title} {short(low)}..{short(high) if high is not None else '(no bound)'}")
+    if said:
+        yield f"95 % of {row.strategy}, over problems like the {row.num_problems:,} simulated: {', '.join(said)}"
+
+
 def _ranged(rows: Sequence[StrategyRow]) -> Iterator[str]:
-    """The ranges of latency and cost, and what those could turn."""
-    shown = (
-        ("p99 s", "latency_p99_s"),
-        ("$/correct", "usd_per_correct"),
-        ("J/correct", "joules_per_correct"),
-    )
+    """The ranges of latency and cost over what steps may take, and what those could turn."""
     for row in rows:
         if row.ranges.get("latency_p99_s", (0, 0))[0] < row.ranges.get("latency_p99_s", (0, 0))[1]:
             document = row.to_dict()
-            said = ", ".join(f"{title} {range_text(document, name)}" for title, name in shown)
+            said = ", ".join(f"{title} {range_text(document, name)}" for title, name in SHOWN)
             unsure = f"; unsure: {'; '.join(row.unsure)}" if row.unsure else ""
-            yield f"90 % of {row.strategy}: {said}{unsure}"
+            yield f"90 % of {row.strategy}, over what steps may take: {said}{unsure}"
 
 
 def _energy(scenario: Scenario, rows: Sequence[StrategyRow]) -> Iterator[str]:
@@ -296,70 +405,4 @@ def _energy(scenario: Scenario, rows: Sequence[StrategyRow]) -> Iterator[str]:
         yield (
             f"energy of {rows[0].strategy}: {watts} W; {kwh} kWh and {grams} g of CO2 per million output tokens at "
             f"PUE {pricing.pue:g} and {grams_per_kwh:g} g a kWh ({grid})"
-        )
-
-
-def _choose(scenario: Scenario, problems: Problems, rows: list[StrategyRow]) -> tuple[str, str]:
-    """The most accurate strategy within T_max and above the minimum; of equals the cheaper."""
-    limit = scenario.slo.e2el_ms / 1000 if scenario.slo.e2el_ms else inf
-    options = [Choice(r.strategy, r.accuracy, r.latency_p99_s, r.usd_per_correct or inf) for r in rows]
-    try:
-        best = best_within(options, limit, problems.min_accuracy)
-    except DoesNotFit as error:
-        return "", str(error)
-    within = f" within {limit:g} s (p99)" if limit < inf else ""
-    return (
-        best.name,
-        f"{best.name} is the most accurate{within}: {best.accuracy:.1%} in {best.latency_s:.1f} s",
-    )
-
-
-def recommended_caps(
-    problems: Problems, tasks: list[Task], specs: list[StrategySpec], rows: list[StrategyRow]
-) -> dict[str, float]:
-    """Thinking budgets: the 99th percentile of what traces would think, and the cheapest budget per right answer
-    among those compared (absent when no budgets were)."""
-    facts = problems.quality
-    means = np.array([task.skill.thinking_tokens for task in tasks])
-    z = np.random.default_rng(problems.seed).standard_normal((64, len(means)))
-    lengths = means * np.exp(facts.sigma_within * z - facts.sigma_within**2 / 2)
-    caps = {"p99_of_traces": float(np.ceil(np.percentile(lengths, 99)))}
-    swept = [
-        (row.usd_per_correct, spec.settings["thinking_token_budget"])
-        for spec, row in zip(specs, rows, strict=False)
-        if "thinking_token_budget" in spec.params and row.usd_per_correct is not None
-    ]
-    if len(swept) > 1:
-        caps["cost_optimal"] = float(min(swept)[1])
-    return caps
-
-
-def _caution(problems: Problems) -> str:
-    if problems.pass_table is not None or not problems.quality.is_assumed:
-        return ""
-    return f"assumed chances of success (quality set {problems.quality.name}): rankings hold for those, not for a model"
-
-
-def _advice(problems: Problems, specs: list[StrategySpec], tasks: list[Task], cap: float) -> Iterator[str]:
-    """What the comparison lacks; `cap` is the thinking that one trace in a hundred exceeds, tokens."""
-    names = {spec.strategy for spec in specs}
-    free = [spec.name for spec in specs if not CAPS & spec.params.keys() and not spec.router]
-    if free:
-        yield (
-            f"no hard cap on thinking in {', '.join(free)}: one trace in a hundred thinks beyond "
-            f"{cap:,.0f} tokens and holds its KV all that time; set thinking_token_budget there"
-        )
-    if names & TREES and "best_of_n" not in names:
-        yield "compare best_of_n before trees: it needs no step scores and is hard to beat at the same tokens"
-    if names & TREES and problems.verifier.kind not in ("prm", "generative"):
-        yield (
-            f"a tree without a process reward model: a {problems.verifier.kind} verifier scores whole answers, "
-            "so the step scores simulated here have no source"
-        )
-    p = np.array([task.skill.p for task in tasks])
-    share = float(np.mean((p < SURE) | (p > 1 - SURE)))
-    if names & UNIFORM and share >= 0.2:
-        yield (
-            f"{share:.0%} of the problems are always or never solved (p beyond {SURE} and {1 - SURE}): "
-            "samples there buy nothing; adaptive_best_of_n probes first"
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from kvplan.errors import DoesNotFit
 from kvplan.formulas.accounting import Floats, api_cost_usd, api_price
-from kvplan.formulas.sums import exact_sum
+from kvplan.formulas.intervals import Interval
+from kvplan.formulas.sums import exact_mean, exact_sum
 from kvplan.models.load import load_model, path_exists
 from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import active_parameters
@@ -25,9 +27,12 @@ from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, t
 from kvplan.workload.strategies.alone import run_alone
 
 PER_JOULE = ("joules_per_correct", *ENERGY)
-RANGED = ("accuracy", "latency_p50_s", "latency_p99_s", "first_visible_p50_s", "correct_per_s", "gpu_s_per_correct",
-          "usd_per_correct", *PER_JOULE)  # fmt: skip
-"""Figures with a 90 % range, from the ends of what steps may take."""
+RANGED = ("latency_mean_s", "latency_p50_s", "latency_p99_s", "first_visible_p50_s", "correct_per_s",
+          "gpu_s_per_correct", "usd_per_correct", *PER_JOULE)  # fmt: skip
+"""Figures with a 90 % range, `_low` to `_high`, from the ends of what steps may take."""
+SAMPLED = ("latency_mean_s", "latency_p50_s", "latency_p99_s", "first_visible_p50_s", "correct_per_s",
+           "gpu_s_per_correct", "usd_per_correct", "joules_per_correct")  # fmt: skip
+"""Figures with a 95 % interval over problems, `_sampling_low` to `_sampling_high` (see `search.sampling`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,9 @@ class StrategyRow:
 
     strategy: str
     accuracy: float
+    """Expected over problems and draws; in a row of one run, the run's own."""
     num_problems: int
+    """That were simulated."""
     num_branches: int
     generated_tokens: int
     verified_tokens: int
@@ -46,6 +53,7 @@ class StrategyRow:
     dead_tokens: int
     """Cached tokens that no later prompt can hit, since the thinking before them was left out of it."""
     flops: float
+    latency_mean_s: float
     latency_p50_s: float
     latency_p99_s: float
     first_visible_p50_s: float
@@ -80,6 +88,17 @@ class StrategyRow:
     gco2_per_million_output_tokens: float | None = None
     """Both at the scenario's PUE and grid factor."""
     joules_per_correct: float | None = None
+    accuracy_low: float | None = None
+    """95 %, over problems or draws; None in a row of one run."""
+    accuracy_high: float | None = None
+    is_exact: bool = False
+    """Whether the chance on each problem is a formula's, and only problems are drawn."""
+    simulated_accuracy: float = 0.0
+    """Of the problems simulated, one draw each."""
+    engine_points: float = 0.0
+    """What the engine changes of the accuracy by pruning and cutting, points; the accuracy has it."""
+    sampling: dict[str, Interval] = field(default_factory=dict)
+    """Figure -> 95 % interval over problems like those simulated; without those that nothing bounds."""
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Figure -> (low, high), 90 %; empty where the ends were not simulated."""
     unsure: tuple[str, ...] = ()
@@ -93,10 +112,14 @@ class StrategyRow:
         return 3600 / self.gpu_s_per_correct if self.gpu_s_per_correct else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; each ranged figure with its `_low` and `_high`, None where nobody simulated the ends."""
-        plain = {f.name: getattr(self, f.name) for f in fields(StrategyRow) if f.name != "ranges"}
+        """Plain values, each ranged and sampled figure with its ends; None where nobody simulated or nothing bounds."""
+        left_out = ("ranges", "sampling")
+        plain = {f.name: getattr(self, f.name) for f in fields(StrategyRow) if f.name not in left_out}
         for name in RANGED:
             plain[f"{name}_low"], plain[f"{name}_high"] = self.ranges.get(name, (None, None))
+        for name in SAMPLED:
+            for end, value in zip(("low", "high"), self.sampling.get(name, (None, None)), strict=True):
+                plain[f"{name}_sampling_{end}"] = value if value is not None and isfinite(value) else None
         return plain | {"unsure": list(self.unsure)}
 
     def with_ends(
@@ -118,15 +141,20 @@ def strategy_row(
     spec: StrategySpec,
     found: SolveResult,
     peak: dict[str, int] | None = None,
+    accuracy: float | None = None,
 ) -> StrategyRow:
     """One strategy's run as a line of the table; `peak`: its `sharing_peak`, if it is known already.
+
+    What a correct answer takes is told by the expected `accuracy`, or without one by the run's own.
 
     Raises DoesNotFit when the run solved no problem.
     """
     records, effort, result, solved = found.records, found.effort, found.result, found.solved
     if not solved:
         raise DoesNotFit(f"{spec.name}: no problem was solved; the run ended with {found.verdict}")
-    right = sum(s.correct for s in solved)
+    of_run = sum(s.correct for s in solved) / len(solved)
+    expected = of_run if accuracy is None else accuracy
+    right = expected * len(solved)
     seconds = found.duration / TICKS_PER_S
     took = np.array([s.finish - s.arrival for s in solved]) / TICKS_PER_S
     seen = np.array([s.first_visible - s.arrival for s in solved]) / TICKS_PER_S
@@ -144,7 +172,8 @@ def strategy_row(
 
     return StrategyRow(
         strategy=spec.name,
-        accuracy=right / len(solved),
+        accuracy=expected,
+        simulated_accuracy=of_run,
         num_problems=len(solved),
         num_branches=len(records),
         generated_tokens=generated,
@@ -152,6 +181,7 @@ def strategy_row(
         reprefilled_tokens=max(0, prompt - effort.needed_prompt_tokens) + recomputed,
         dead_tokens=effort.dead_tokens,
         flops=_flops(scenario, problems, found),
+        latency_mean_s=exact_mean(took),
         latency_p50_s=float(np.percentile(took, 50)),
         latency_p99_s=float(np.percentile(took, 99)),
         first_visible_p50_s=float(np.percentile(seen, 50)),

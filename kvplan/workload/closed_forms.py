@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kvplan.formulas import quality
 from kvplan.formulas.quality import Array
@@ -34,13 +35,23 @@ class Sample(NamedTuple):
 
 
 def exact_accuracy(
-    strategy: str, settings: Mapping[str, Any], skills: Sequence[Skill], facts: QualitySet, scores: ScoreModel
+    strategy: str,
+    settings: Mapping[str, Any],
+    skills: Sequence[Skill],
+    facts: QualitySet,
+    scores: ScoreModel,
+    room: ArrayLike = ALL,
 ) -> Array | None:
-    """Chance of each problem that the strategy, with these parameters, is right; None where no formula has it."""
+    """Chance of each problem that the strategy, with these parameters, is right; None where no formula has it.
+
+    `room`: tokens at most that each problem's traces may have beside their prompt.
+    """
     formula = FORMULAS.get(strategy)
     if formula is None or settings.keys() - READ or any(skill.samples is not None for skill in skills):
         return None
-    return formula(Case(settings, skills, facts, scores))
+    return formula(
+        Case(settings, skills, facts, scores, np.broadcast_to(np.asarray(room, float), len(skills)))
+    )
 
 
 class Case(NamedTuple):
@@ -50,6 +61,7 @@ class Case(NamedTuple):
     skills: Sequence[Skill]
     facts: QualitySet
     scores: ScoreModel
+    room: Array
 
     def sample(self) -> Sample:
         """One trace under this strategy's caps."""
@@ -76,7 +88,7 @@ class Case(NamedTuple):
         wanted = np.maximum(np.round(natural * told.get("length_scale", 1.0)), 1)
         thinking = np.minimum(wanted, budget)
         kept = np.where(thinking == np.round(natural), 1.0, _kept(facts, thinking, natural))
-        cut = thinking + facts.answer_tokens > told.get("max_tokens", ALL)
+        cut = thinking + facts.answer_tokens > np.minimum(told.get("max_tokens", ALL), self.room)[:, None]
         return (np.minimum(kept, 1.0) if is_right else np.maximum(kept - 1.0, 0.0)), cut
 
     @property
@@ -102,8 +114,11 @@ def _best_of_n(case: Case) -> Array:
     return quality.best_of_n(one.right, case.settings["n"], case.d_prime, unanswered=one.unanswered)
 
 
-def _adaptive(case: Case) -> Array:
+def _adaptive(case: Case) -> Array | None:
+    """What max_tokens cuts looks wrong to the verifier; of what max_model_len cuts the formula says nothing."""
     one, scores = case.sample(), case.scores
+    if case.room.min() < case.settings["max_tokens"] and one.unanswered.max() > 1e-6:
+        return None
     told = {key: case.settings[key] for key in ("probe", "hard", "easy", "n_hard", "n_medium")}
     rates = scores.true_positive_rate, scores.true_negative_rate
     return quality.adaptive_best_of_n(one.right, *rates, **told, unanswered=one.unanswered)

@@ -7,9 +7,8 @@ that takes the place of the draw. What an engine would change (it prunes, it cut
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil, inf, sqrt
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from kvplan.formulas.quality import Array
 from kvplan.workload.closed_forms import exact_accuracy
 from kvplan.workload.population import Estimate, Over, Population
 from kvplan.workload.problems import Problems, StrategySpec, Task, task_sampler
-from kvplan.workload.strategies.alone import run_alone
+from kvplan.workload.strategies.alone import Ledger, run_alone
+from kvplan.workload.strategies.strategy import ALL
 
 PRECISION = 2.0
 """Points on each side of an accuracy that are precise enough."""
@@ -36,6 +36,8 @@ class Drawn:
     """One strategy's outcomes, round by round: arrays of one figure a problem."""
 
     spec: StrategySpec
+    max_model_len: Mapping[str, int] = field(default_factory=dict)
+    """Tokens of a prompt and what follows it, by `Branch.model`."""
     right: list[Array] = field(default_factory=list)
     """0 or 1, or the chance where a formula has it."""
     tokens: list[Array] = field(default_factory=list)
@@ -45,6 +47,15 @@ class Drawn:
     """Decode steps from start to answer on an engine of its own: the longest chain of branches."""
     num_branches: int = 0
     is_exact: bool = False
+    shift: float = 0.0
+    """What an engine changes of the accuracy, and how sure that is."""
+    shift_variance: float = 0.0
+    shift_degrees: float = inf
+
+    def alone(self, problems: Problems, task: Task) -> Ledger:
+        """The strategy on one problem."""
+        sampler = task_sampler(problems, self.spec, task)
+        return run_alone(task.problem, self.spec.start(), sampler, max_model_len=self.max_model_len)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +99,7 @@ class Difference:
         return f"{self.a} and {self.b}: {self.low:+.1f} to {self.high:+.1f} points"
 
 
-@dataclass
+@dataclass(slots=True)
 class Expectation:
     """All strategies on one population."""
 
@@ -115,23 +126,43 @@ class Expectation:
         size = self.population.round_size
         return size if self.population.fixed is not None else size * self.num_rounds
 
-    @cached_property
+    @property
     def strategies(self) -> list[Expected]:
         """What each may expect, in the order asked for."""
-        return [self._expected(one) for one in self.drawn]
+        return [self.expected(place) for place in range(len(self.drawn))]
+
+    def apart(self, a: int, b: int) -> Estimate:
+        """Accuracy of one strategy less another's, by their places."""
+        one, other = self.drawn[a], self.drawn[b]
+        found = self.population.mean(np.array(one.right) - np.array(other.right))
+        return replace(
+            found,
+            mean=found.mean + one.shift - other.shift,
+            variance=found.variance + one.shift_variance + other.shift_variance,
+            degrees=min(found.degrees, one.shift_degrees, other.shift_degrees),
+        )
 
     def difference(self, a: int, b: int) -> Difference:
-        """Of two strategies by their places."""
-        one, other = self.drawn[a], self.drawn[b]
-        apart = self.population.mean(np.array(one.right) - np.array(other.right))
+        """The same in points with its interval."""
+        one, other, apart = self.drawn[a], self.drawn[b], self.apart(a, b)
         half = student_t(apart.degrees) * sqrt(apart.variance) if apart.variance else 0.0
         low, high = (100 * (apart.mean + side * half) for side in (-1, 1))
         return Difference(one.spec.name, other.spec.name, 100 * apart.mean, low, high)
 
-    def _expected(self, one: Drawn) -> Expected:
-        mean = self.population.mean
-        tokens = mean(np.array(one.tokens))
-        found = mean(np.array(one.right))
+    def _estimate(self, one: Drawn) -> Estimate:
+        found = self.population.mean(np.array(one.right))
+        return replace(
+            found,
+            mean=min(max(found.mean + one.shift, 0.0), 1.0),
+            variance=found.variance + one.shift_variance,
+            degrees=min(found.degrees, one.shift_degrees),
+        )
+
+    def expected(self, place: int) -> Expected:
+        """What the strategy at a place may expect."""
+        one = self.drawn[place]
+        tokens = self.population.mean(np.array(one.tokens))
+        found = self._estimate(one)
         return Expected(
             strategy=one.spec.name,
             accuracy=found.mean,
@@ -158,7 +189,7 @@ class Expectation:
         return all(100 * self._half_width(one) <= self.precision for one in self.drawn)
 
     def _half_width(self, one: Drawn) -> float:
-        return self._interval(one, self.population.mean(np.array(one.right))).half_width
+        return self._interval(one, self._estimate(one)).half_width
 
     def is_exhausted(self) -> bool:
         """Whether more draws of a fixed set of problems would say little more of others like them."""
@@ -176,13 +207,17 @@ def expect(
     precision: float = PRECISION,
     max_draws: int = MAX_DRAWS,
     over: Over = "problems",
+    max_model_len: Sequence[Mapping[str, int]] = (),
 ) -> Expectation:
     """Run strategies on the same problems and luck until each accuracy is known to `precision` points (95 %).
 
+    `max_model_len`: of each strategy's models, by `Branch.model`; its branches are cut there, as engines do.
     `over` draws: on just the scenario's own problems, however many there may be. Stops after `max_draws` branches, or
     when a pass table's problems allow no more; `Expectation.why` says so. Raises KvplanError for an unreadable table.
     """
-    found = Expectation(Population(problems, folder, over), [Drawn(spec) for spec in specs], precision)
+    limits = max_model_len or [{} for _ in specs]
+    drawn = [Drawn(spec, limit) for spec, limit in zip(specs, limits, strict=True)]
+    found = Expectation(Population(problems, folder, over), drawn, precision)
     spent = 0
     while True:
         tasks = found.population.round(found.num_rounds)
@@ -202,12 +237,9 @@ def expect(
 
 def _run(problems: Problems, one: Drawn, tasks: Sequence[Task]) -> int:
     """One round of one strategy; the branches it took."""
-    spec = one.spec
     with rare_searches():
-        ledgers = [
-            run_alone(task.problem, spec.start(), task_sampler(problems, spec, task)) for task in tasks
-        ]
-    exact = exact_chances(problems, spec, tasks)
+        ledgers = [one.alone(problems, task) for task in tasks]
+    exact = exact_chances(problems, one, tasks)
     one.is_exact = exact is not None
     one.right.append(np.array([float(led.answer.correct) for led in ledgers]) if exact is None else exact)
     one.tokens.append(np.array([float(led.generated_tokens) for led in ledgers]))
@@ -218,14 +250,15 @@ def _run(problems: Problems, one: Drawn, tasks: Sequence[Task]) -> int:
     return branches
 
 
-def exact_chances(problems: Problems, spec: StrategySpec, tasks: Sequence[Task]) -> Array | None:
+def exact_chances(problems: Problems, one: Drawn, tasks: Sequence[Task]) -> Array | None:
     """Chance of each problem by a strategy's formula; None without one."""
+    spec = one.spec
     if spec.router is not None:
         return None
     on = [task.others.get(spec.model, (task.skill, problems.quality)) for task in tasks]
-    return exact_accuracy(
-        spec.strategy, spec.settings, [skill for skill, _ in on], on[0][1], problems.verifier.score_model
-    )
+    skills, facts, scores = [skill for skill, _ in on], on[0][1], problems.verifier.score_model
+    room = np.array([one.max_model_len.get("", ALL) - task.problem.prompt_tokens for task in tasks], float)
+    return exact_accuracy(spec.strategy, spec.settings, skills, facts, scores, room)
 
 
 def _allowed(found: Expectation) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
+from strategy_sentences import check_sentence, check_text
 
 from kvplan.cli.main import run
 from kvplan.errors import KvplanError
@@ -40,8 +41,9 @@ def table(
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
 def test_every_strategy_scenario_runs(path: Path) -> None:
-    """All of them, with fewer problems: the run ends by itself and every figure is a number that makes sense."""
-    found = compare(load_scenario(path, ["problems.num_problems=3"]), ranges=False)
+    """All of them, with fewer problems: the run ends by itself, every figure is a number that makes sense, and the
+    last sentence says what the intervals support."""
+    found = compare(load_scenario(path, ["problems.num_problems=3"]), ranges=False, max_draws=60_000)
     assert found.rows
     for row in found.rows:
         assert row.verdict == "completed"
@@ -56,6 +58,8 @@ def test_every_strategy_scenario_runs(path: Path) -> None:
         assert shared["copy_on_write"] <= shared["full_block"] <= shared["none"]
         assert shared["token"] <= 16 * shared["none"]
     assert any(row.pareto for row in found.rows)
+    check_sentence(found)
+    check_text(found)
     assert path.read_text().startswith("#")
 
 
@@ -226,7 +230,7 @@ def test_a_small_model_with_search_against_a_large_single_pass() -> None:
 def test_hosted_prices_stand_beside_ones_own() -> None:
     found = table(["single_pass"], api_model="deepseek-r1")
     assert found.rows[0].api_usd_per_correct is not None
-    assert "$ at deepseek-r1" in str(found)
+    assert "API $/correct" in found.text(["api_usd_per_correct"])
 
 
 def test_the_command_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

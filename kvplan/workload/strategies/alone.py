@@ -7,11 +7,12 @@ Ticks count decode steps on an empty, endless GPU; prompts cost nothing, verifie
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kvplan.workload.strategies.footprint import Footprint, Held, footprint
 from kvplan.workload.strategies.session import Launch, Orders, Problem, Sampler, Session
-from kvplan.workload.strategies.strategy import Answer, Strategy
+from kvplan.workload.strategies.strategy import ALL, Answer, Strategy
 
 
 @dataclass(slots=True)
@@ -46,11 +47,23 @@ class Ledger:
             self.scored_tokens += launch.prompt_tokens + tokens
 
 
-def run_alone(problem: Problem, plan: Strategy, sampler: Sampler, *, block_size: int = 0) -> Ledger:
-    """Run a strategy on one problem with nothing in its way; `block_size` > 0 also finds the peak of its KV."""
+def run_alone(
+    problem: Problem,
+    plan: Strategy,
+    sampler: Sampler,
+    *,
+    block_size: int = 0,
+    max_model_len: Mapping[str, int] | None = None,
+) -> Ledger:
+    """Run a strategy on one problem with nothing in its way; `block_size` > 0 also finds the peak of its KV.
+
+    `max_model_len`: tokens of a prompt and what follows it, by `Branch.model`; longer branches are cut there.
+    """
     session, ledger, running = Session(problem, plan, sampler, spells=block_size > 0), Ledger(), _Running()
     orders = session.begin()
     while True:
+        if max_model_len:
+            _cut(session, orders, max_model_len)
         running.obey(orders, ledger)
         if orders.answer is not None:
             ledger.answer, ledger.ticks = orders.answer, running.now
@@ -63,6 +76,13 @@ def run_alone(problem: Problem, plan: Strategy, sampler: Sampler, *, block_size:
         launch = running.pop()
         ledger.end(launch, launch.tokens)
         orders = session.finish(launch.branch.id)
+
+
+def _cut(session: Session, orders: Orders, max_model_len: Mapping[str, int]) -> None:
+    for launch in orders.start:
+        room = max_model_len.get(launch.branch.model, ALL) - launch.prompt_tokens
+        if launch.tokens > room:
+            session.cut(launch.branch.id, max(room, 0))
 
 
 @dataclass(slots=True)
