@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick explore fuzz lowest pictures lint types check bench oracle ray app clean calibrate-gpu live
+.PHONY: help demo test quick explore fuzz lowest pictures lint types check bench honest oracle ray app clean calibrate-gpu live
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,6 +73,9 @@ lowest: $(LOWEST)/.done  ## the fast laws of the core on the lowest versions tha
 
 bench: $(DEV)  ## speed figures, printed as ratios of one run
 	@for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+honest: $(DEV)  ## whether intervals of compare cover as often as they say, over 300 seeds; a quarter of an hour
+	$(BIN)/python benchmarks/honest_intervals.py --seeds $(or $(SEEDS),300)
 
 ORACLE := .venv-oracle
 $(ORACLE)/.done: tests/conformance/oracle-requirements.txt

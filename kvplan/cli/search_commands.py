@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv as csv_module
 import sys
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +14,11 @@ from kvplan.cli.options import SWITCH, price_file, print_json
 from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.progress import shown_progress
 from kvplan.cli.terminal import show
+from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.files import safe_cell, write_whole
 from kvplan.scenario.schema import load_scenario
+from kvplan.search.allocation import Price, around, equalise, with_strategies
+from kvplan.search.allocation import frontier as compare_frontier
 from kvplan.search.comparison import compare
 from kvplan.search.execution import Execution, default_workers
 from kvplan.search.recommending import recommend
@@ -36,6 +40,11 @@ def compare_command(
     precision: float = PRECISION,
     max_draws: int = MAX_DRAWS,
     over: Over = "problems",
+    equal: Price | None = None,
+    at: float | None = None,
+    frontier: Annotated[bool, SWITCH] = False,
+    deadline: float | None = None,
+    max_dollars_per_hour: float | None = None,
     columns: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     csv: Path | None = None,
     plot: Path | None = None,
@@ -47,6 +56,8 @@ def compare_command(
     For example:
 
         kvplan compare strategy_best_of_n --precision 1 --columns main tokens
+
+        kvplan compare strategy_beam --equal tokens --frontier
 
     Parameters
     ----------
@@ -66,6 +77,16 @@ def compare_command(
         Branches to draw at most for that, all strategies together.
     over
         What accuracies' intervals are over: problems like these, or draws on just these problems.
+    equal
+        Solve each strategy's knob (N, beam width, a budget) so that a problem takes as much with all.
+    at
+        How much: tokens, GPU-seconds, dollars or seconds; without it what the dearest takes as stated.
+    frontier
+        Say who leads at which price, over curves of each strategy at a quarter to four times its knob.
+    deadline
+        Seconds by which 99 in 100 answers must be there; then knobs are chosen too, a quarter to four times as stated.
+    max_dollars_per_hour
+        Dollars that the GPUs may cost; then knobs are chosen too.
     columns
         What to show instead: keys of --json's rows, or main, speed, tokens, kv, quality, energy, sampling, ranges, all.
     csv
@@ -80,11 +101,27 @@ def compare_command(
     check_plot(plot)
     pick_columns(columns)
     loaded = load_scenario(scenario, [*set, *price_file(prices)])
+    if at is not None and equal is None:
+        raise KvplanError("--at is a price: say --equal tokens, gpu-seconds, dollars or latency")
+    told = loaded
+    if deadline is not None:
+        told = told.model_copy(update={"slo": told.slo.model_copy(update={"e2el_ms": 1000 * deadline})})
+    brought = equalise(told, equal, at) if equal else None
+    if brought is not None:
+        if not brought.reached:
+            raise DoesNotFit(f"no strategy can be had at that price; {brought}")
+        told = with_strategies(told, brought.reached)
+    elif deadline is not None or max_dollars_per_hour is not None:
+        told = around(told)
     with shown_progress("strategies", quiet=quiet) as progress:
         found = compare(
-            loaded, ranges=not no_range, robust=robust, precision=precision, max_draws=max_draws, over=over,
+            told, ranges=not no_range, robust=robust, precision=precision, max_draws=max_draws, over=over,
+            max_dollars_per_hour=inf if max_dollars_per_hour is None else max_dollars_per_hour,
             progress=progress,
         )  # fmt: skip
+    found.equal = brought
+    if frontier:
+        found.frontier = compare_frontier(loaded, equal or "tokens", precision=precision)
     write_plot(plot, "compare", found)
     if csv is not None:
         write_whole(csv, csv_text(found.rows))

@@ -19,6 +19,7 @@ from kvplan.errors import KvplanError
 from kvplan.frames import make_frame
 from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario, as_scenario
+from kvplan.search.allocation import Equal, Frontier
 from kvplan.search.choices import pareto
 from kvplan.search.sampling import PER_CORRECT, Sampling, sample_of, sampled
 from kvplan.search.strategy_advice import advice, caution, recommended_caps
@@ -53,6 +54,8 @@ class Comparison:
     """Of the rows, in their order."""
     expectation: Expectation
     """What accuracy and tokens rest on."""
+    samples: list[Sampling]
+    """The problems that each row was simulated on."""
     caution: str
     """Says that chances of success are assumed; empty when they are not."""
     chosen: Chosen
@@ -65,6 +68,10 @@ class Comparison:
     """What step times, their error, the KV pool and the price come from; alike for all rows."""
     interrupted: bool = False
     """Ctrl-C came: only the strategies that were done are here."""
+    equal: Equal | None = None
+    """The price that all were brought to, where one was asked for."""
+    frontier: Frontier | None = None
+    """Accuracy over price of each strategy, where it was asked for."""
 
     @property
     def choice(self) -> str:
@@ -127,6 +134,8 @@ class Comparison:
             "num_problems_drawn": self.expectation.num_problems,
             "accuracy_over": self.expectation.over,
             "interval_of": self.interval_of,
+            "equal": None if self.equal is None else self.equal.to_dict(),
+            "frontier": None if self.frontier is None else self.frontier.to_dict(),
             "recommended_thinking_budget": self.caps,
             "advice": self.advice,
             "caveats": list(self.caveats),
@@ -172,6 +181,7 @@ class Comparison:
         said = self.interval_of
         yield "* = nobody is at least as accurate, as fast (p99) and as cheap"
         yield f"accuracy: {said['accuracy_low, accuracy_high']}; latency, cost: {rows[0].num_problems:,} simulated"
+        yield from (str(part) for part in (self.equal, self.frontier) if part is not None)
         cheapest = self.caps.get("cost_optimal")
         optimal = f"; cheapest per correct answer of those simulated: {cheapest:,.0f}" if cheapest else ""
         yield f"thinking budget: {self.caps['p99_of_traces']:,.0f} tokens cut one trace in a hundred{optimal}"
@@ -228,6 +238,7 @@ def compare(
     precision: float = PRECISION,
     max_draws: int = MAX_DRAWS,
     over: Over = "problems",
+    max_dollars_per_hour: float = inf,
     progress: Callable[[int, int], None] | None = None,
     observer: Observer = NO_OBSERVER,
 ) -> Comparison:
@@ -235,8 +246,9 @@ def compare(
 
     `scenario` may be a bundled name, a file, or a dictionary of what a file would say. `ranges`: each is run at both
     ends of what its steps may take too, three runs instead of one. `robust`: choose by the slow end. `precision`,
-    `max_draws`, `over`: how sure accuracies are to be, and of what (`workload.expectation.expect`). Raises KvplanError
-    for a scenario without problems, for `robust` without `ranges`, and what `solve` raises.
+    `max_draws`, `over`: how sure accuracies are to be, and of what (`workload.expectation.expect`).
+    Strategies whose GPUs cost more than `max_dollars_per_hour` are not chosen. Raises KvplanError for a scenario
+    without problems, for `robust` without `ranges`, and what `solve` raises.
     """
     scenario = as_scenario(scenario)
     problems = scenario.problems
@@ -263,7 +275,8 @@ def compare(
             progress(number + 1, len(specs))
     if not done:
         raise KeyboardInterrupt
-    return _compared(scenario, specs[: len(done)], expectation, done, robust, len(done) < len(specs))
+    found = _compared(scenario, specs[: len(done)], expectation, done, robust, max_dollars_per_hour)
+    return replace(found, interrupted=len(done) < len(specs))
 
 
 def _simulated(
@@ -326,21 +339,21 @@ def _add_engine(problems: Problems, drawn: Drawn, tasks: Sequence[Task], found: 
 
 def _compared(
     scenario: Scenario, specs: list[StrategySpec], expectation: Expectation, done: Sequence[_Runs], robust: bool,
-    interrupted: bool,
+    max_usd_per_hour: float,
 ) -> Comparison:  # fmt: skip
     problems = scenario.problems
     assert problems is not None
     rows = _with_pareto([runs.row for runs in done])
-    field_of = Field(scenario, expectation, [runs.sample for runs in done])
+    field_of = Field(scenario, expectation, [runs.sample for runs in done], max_usd_per_hour)
     chosen = field_of.choose([runs.ends[1] if runs.ends else runs.row for runs in done] if robust else rows)
     chosen = replace(chosen, reason=chosen.reason + _turned(field_of, done, chosen.name))
     tasks = draw_tasks(problems, scenario.folder)
     caps = recommended_caps(problems, tasks, specs, rows)
     return Comparison(
-        scenario=scenario, rows=rows, specs=specs, expectation=expectation, caution=caution(problems), chosen=chosen,
+        scenario=scenario, rows=rows, specs=specs, expectation=expectation,
+        samples=[runs.sample for runs in done], caution=caution(problems), chosen=chosen,
         caps=caps, advice=list(advice(problems, specs, tasks, caps["p99_of_traces"])),
         caveats=tuple(dict.fromkeys(text for runs in done for text in runs.caveats)), sources=done[-1].sources,
-        interrupted=interrupted,
     )  # fmt: skip
 
 

@@ -48,9 +48,9 @@ class Sampling:
         """All at once are one draw of their crowd; nothing tells how another crowd would fare."""
         return self.problems.arrivals.kind == "all_at_once" and len(self.took) > 1
 
-    def mean(self, values: Array) -> tuple[float, float, float]:
-        """Mean, variance of it, degrees of freedom."""
-        rest, rank = _unexplained(values, self.traits)
+    def mean(self, values: Array, traits: Array | None = None) -> tuple[float, float, float]:
+        """Mean, variance of it, degrees of freedom; what goes with `traits` (the problems' own) does not vary."""
+        rest, rank = _unexplained(values, self.traits if traits is None else traits)
         batches = [rest[i : i + self.batch] for i in range(0, len(rest) - len(rest) % self.batch, self.batch)]
         sums = np.array([part.mean() for part in batches])
         degrees = len(sums) - max(1.0, rank / self.batch)
@@ -63,7 +63,11 @@ class Sampling:
         n = len(values)
         if min(q, 1 - q) * n < TAIL:
             return quantile_interval(values, q)
-        _, variance, degrees = self.mean((values <= np.quantile(values, q)).astype(float))
+        below = self.traits <= np.quantile(
+            self.traits, q, axis=0
+        )  # as a share of the traits goes with the traits
+        traits = np.hstack([self.traits, below.astype(float)])
+        _, variance, degrees = self.mean((values <= np.quantile(values, q)).astype(float), traits)
         half = student_t(degrees) * sqrt(variance)
         low, high = q - half, q + half
         ordered = np.sort(values)

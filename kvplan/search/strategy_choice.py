@@ -41,22 +41,32 @@ class Field:
     scenario: Scenario
     expectation: Expectation
     samples: Sequence[Sampling]
+    max_usd_per_hour: float = inf
 
     def choose(self, rows: Sequence[StrategyRow]) -> Chosen:
         """Of these rows, which may be those at an end of what steps may take."""
         problems, slo = self.scenario.problems, self.scenario.slo
         assert problems is not None
         limit = slo.e2el_ms / 1000 if slo.e2el_ms else inf
-        options = [Choice(r.strategy, r.accuracy, r.latency_p99_s, r.usd_per_correct or inf) for r in rows]
+        cheap = [i for i, r in enumerate(rows) if r.usd_per_hour <= self.max_usd_per_hour * (1 + 1e-9)]
+        if not cheap:
+            least = min(rows, key=lambda r: r.usd_per_hour)
+            return Chosen("", f"no strategy runs on GPUs of ${self.max_usd_per_hour:g} an hour; {least.strategy} comes "
+                          f"closest with ${least.usd_per_hour:.2f}")  # fmt: skip
+        options = [
+            Choice(rows[i].strategy, rows[i].accuracy, rows[i].latency_p99_s, rows[i].usd_per_correct or inf)
+            for i in cheap
+        ]
         try:
             best_within(options, limit, problems.min_accuracy)
         except DoesNotFit as error:
             return Chosen("", str(error))
         fit = [
-            i for i, r in enumerate(rows) if r.latency_p99_s <= limit and r.accuracy >= problems.min_accuracy
+            i for i in cheap if rows[i].latency_p99_s <= limit and rows[i].accuracy >= problems.min_accuracy
         ]
         first = min(fit, key=lambda i: (-rows[i].accuracy, *_price(rows[i])))
         within = f" within {limit:g} s (p99)" if limit < inf else ""
+        within += f" at up to ${self.max_usd_per_hour:g} an hour" if self.max_usd_per_hour < inf else ""
         beside = {i: self.expectation.difference(first, i) for i in fit if i != first}
         tied = [first, *(i for i, apart in beside.items() if apart.is_tie)]
         ties = tuple(apart for apart in beside.values() if apart.is_tie)

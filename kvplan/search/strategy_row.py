@@ -60,6 +60,8 @@ class StrategyRow:
     correct_per_s: float
     gpu_s_per_correct: float | None
     usd_per_correct: float | None
+    usd_per_hour: float
+    """Of all GPUs that it runs on."""
     api_usd_per_correct: float | None
     """The same tokens at the hosted model `api_model`."""
     kv_gib_s: float
@@ -188,6 +190,7 @@ def strategy_row(
         correct_per_s=right / seconds,
         gpu_s_per_correct=each(result.num_gpus * seconds),
         usd_per_correct=each(usd),
+        usd_per_hour=result.usd_per_hour,
         api_usd_per_correct=each(_api_usd(problems, records)) if problems.api_model else None,
         kv_gib_s=result.pool.block_s * result.pool.block_size * per_token / GiB,
         kv_logical_gib_s=float(records["kv_token_us"].sum()) / 1e6 * per_token / GiB,

@@ -70,6 +70,7 @@ COLUMNS: dict[str, Column[StrategyRow]] = {
     "joules_per_correct": ("J/correct", lambda r: si(r.joules_per_correct)),
     "kv_gib_s": ("KV GiB-s", lambda r: si(r.kv_gib_s)),
     "limited_by": ("limited by", lambda r: r.limited_by),
+    "usd_per_hour": ("$/h", lambda r: f"{r.usd_per_hour:.2f}"),
     "first_visible_p50_s": ("visible s", lambda r: f"{r.first_visible_p50_s:.1f}"),
     "correct_per_s": ("correct/s", lambda r: f"{r.correct_per_s:.4g}"),
     "gpu_s_per_correct": ("GPU-s/correct", lambda r: si(r.gpu_s_per_correct)),
