@@ -74,7 +74,7 @@ lowest: $(LOWEST)/.done  ## the fast laws of the core on the lowest versions tha
 bench: $(DEV)  ## speed figures, printed as ratios of one run
 	@for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
-honest: $(DEV)  ## whether intervals of compare cover as often as they say, over 300 seeds; a quarter of an hour
+honest: $(DEV)  ## whether intervals of compare cover as often as they say, over 300 seeds; minutes
 	$(BIN)/python benchmarks/honest_intervals.py --seeds $(or $(SEEDS),300)
 
 ORACLE := .venv-oracle

@@ -82,7 +82,7 @@ def study(
     took: dict[str, list[float]] = defaultdict(list)
     for seed in range(seeds):
         scenario = parse_scenario({"model": "Qwen/Qwen3-8B", "problems": told | {"seed": seed}})
-        found = compare(scenario, setups=engine(), ranges=False, precision=precision)
+        found = compare(scenario, setups=engine(), ranges=False, precision=precision, sensitivity=False)
         for row, sample in zip(found.rows, found.samples, strict=True):
             note(seen[row.strategy, "accuracy"], row.accuracy, (row.accuracy_low, row.accuracy_high))
             for figure in FIGURES:

@@ -22,6 +22,7 @@ from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.search.allocation import Equal, Frontier
 from kvplan.search.choices import pareto
 from kvplan.search.sampling import PER_CORRECT, Sampling, sample_of, sampled
+from kvplan.search.sensitivity import Turn, accuracy_turns, load_turns, price_turns, time_turns, turns_text
 from kvplan.search.strategy_advice import advice, caution, recommended_caps
 from kvplan.search.strategy_choice import Chosen, Field
 from kvplan.search.strategy_row import StrategyRow, strategy_row
@@ -68,6 +69,8 @@ class Comparison:
     """What step times, their error, the KV pool and the price come from; alike for all rows."""
     interrupted: bool = False
     """Ctrl-C came: only the strategies that were done are here."""
+    turns: list[Turn] = field(default_factory=list)
+    """Which stated values would turn the choice, and where."""
     equal: Equal | None = None
     """The price that all were brought to, where one was asked for."""
     frontier: Frontier | None = None
@@ -134,6 +137,7 @@ class Comparison:
             "num_problems_drawn": self.expectation.num_problems,
             "accuracy_over": self.expectation.over,
             "interval_of": self.interval_of,
+            "sensitivity": [turn.to_dict() for turn in self.turns],
             "equal": None if self.equal is None else self.equal.to_dict(),
             "frontier": None if self.frontier is None else self.frontier.to_dict(),
             "recommended_thinking_budget": self.caps,
@@ -178,9 +182,9 @@ class Comparison:
 
     def _notes(self, rows: Sequence[StrategyRow]) -> Iterator[str]:
         """What belongs under the table; the choice comes last."""
-        said = self.interval_of
+        over = self.interval_of
         yield "* = nobody is at least as accurate, as fast (p99) and as cheap"
-        yield f"accuracy: {said['accuracy_low, accuracy_high']}; latency, cost: {rows[0].num_problems:,} simulated"
+        yield f"accuracy: {over['accuracy_low, accuracy_high']}; latency, cost: {rows[0].num_problems:,} simulated"
         yield from (str(part) for part in (self.equal, self.frontier) if part is not None)
         cheapest = self.caps.get("cost_optimal")
         optimal = f"; cheapest per correct answer of those simulated: {cheapest:,.0f}" if cheapest else ""
@@ -197,6 +201,9 @@ class Comparison:
         yield from _ranged([shown])
         yield from _energy(self.scenario, [shown])
         yield from self._sources()
+        said = turns_text(self.turns)
+        if said:
+            yield said
         yield f"choice: {self.reason}" if self.choice else self.reason
 
 
@@ -239,6 +246,7 @@ def compare(
     max_draws: int = MAX_DRAWS,
     over: Over = "problems",
     max_dollars_per_hour: float = inf,
+    sensitivity: bool = True,
     progress: Callable[[int, int], None] | None = None,
     observer: Observer = NO_OBSERVER,
 ) -> Comparison:
@@ -247,7 +255,8 @@ def compare(
     `scenario` may be a bundled name, a file, or a dictionary of what a file would say. `ranges`: each is run at both
     ends of what its steps may take too, three runs instead of one. `robust`: choose by the slow end. `precision`,
     `max_draws`, `over`: how sure accuracies are to be, and of what (`workload.expectation.expect`).
-    Strategies whose GPUs cost more than `max_dollars_per_hour` are not chosen. Raises KvplanError for a scenario
+    Strategies whose GPUs cost more than `max_dollars_per_hour` are not chosen. `sensitivity`: look for what would turn
+    the choice (`search.sensitivity`). Raises KvplanError for a scenario
     without problems, for `robust` without `ranges`, and what `solve` raises.
     """
     scenario = as_scenario(scenario)
@@ -276,7 +285,20 @@ def compare(
     if not done:
         raise KeyboardInterrupt
     found = _compared(scenario, specs[: len(done)], expectation, done, robust, max_dollars_per_hour)
+    if sensitivity and found.choice and len(done) == len(specs):
+        found.turns = _turns(found, planned[found.chosen.place])
     return replace(found, interrupted=len(done) < len(specs))
+
+
+def _turns(found: Comparison, setups: dict[str, Setup]) -> list[Turn]:
+    """What would turn the choice: quality, time, price, load."""
+    scenario, chosen, rows = found.scenario, found.chosen, found.rows
+    return [
+        *accuracy_turns(scenario, found.expectation, chosen.fit, chosen.place),
+        *time_turns(scenario, rows, chosen.place),
+        *price_turns(rows, chosen.tied, chosen.place),
+        *load_turns(scenario, found.specs[chosen.place], setups),
+    ]
 
 
 def _simulated(

@@ -25,6 +25,12 @@ class Chosen:
     name: str
     """A strategy; "" where none keeps the limits."""
     reason: str
+    place: int = -1
+    """Of the strategy among the rows."""
+    tied: tuple[int, ...] = ()
+    """Places of all that cannot be told from the most accurate, it included."""
+    fit: tuple[int, ...] = ()
+    """Places of all that keep the limits."""
     ties: tuple[Difference, ...] = ()
     """The most accurate and those that cannot be told from it; none of them is the best."""
 
@@ -84,7 +90,7 @@ class Field:
             reason = f"{row.strategy} is {what}{within}: {accuracy_text(row)} in {row.latency_p99_s:.1f} s"
         if limit < inf:
             reason += self._doubts(rows, chosen, limit)
-        return Chosen(row.strategy, reason, ties)
+        return Chosen(row.strategy, reason, chosen, tuple(tied), tuple(fit), ties)
 
     def _cheaper(self, rows: Sequence[StrategyRow], tied: Sequence[int], chosen: int) -> str:
         """Whether the cheapest of equally accurate ones is so beyond doubt."""

@@ -208,6 +208,7 @@ def expect(
     max_draws: int = MAX_DRAWS,
     over: Over = "problems",
     max_model_len: Sequence[Mapping[str, int]] = (),
+    min_rounds: int = MIN_ROUNDS,
 ) -> Expectation:
     """Run strategies on the same problems and luck until each accuracy is known to `precision` points (95 %).
 
@@ -223,7 +224,7 @@ def expect(
         tasks = found.population.round(found.num_rounds)
         for one in found.drawn:
             spent += _run(problems, one, tasks)
-        if found.num_rounds < MIN_ROUNDS:
+        if found.num_rounds < min_rounds:
             continue
         if found.is_precise():
             return found
