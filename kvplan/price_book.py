@@ -1,9 +1,11 @@
-"""What GPUs cost an hour and what a grid's kilowatt-hour emits: bundled rows with date and source, and one's own file.
+"""What GPUs and hosted models cost and what a grid's kilowatt-hour emits: bundled rows with date and source, own file.
 
     gpus: {h100-sxm: {usd_per_hour: 2.10, date: 2026-10-01, source: our contract}}
     grids: {ours: {gco2_per_kwh: 30, year: 2025, source: the utility's disclosure}}
+    apis: {our-model: {input: 0.5, output: 2.0, date: 2026-10-01, source: our contract}}
+    routes: [{name: small, share: 0.85, usd_per_request: 0.001}, {name: large, share: 0.15, usd_per_request: 0.05}]
 
-Own rows come before the bundled ones (`catalog/gpu_prices.yaml`, `catalog/grids.yaml`). Knows no scenario.
+Own rows come before the bundled ones (`catalog/gpu_prices.yaml`, `prices.yaml`, `grids.yaml`). Knows no scenario.
 """
 
 from __future__ import annotations
@@ -53,6 +55,35 @@ class GridFactor(Config):
         return f"{self.gco2_per_kwh:g} g a kWh ({self.source}, {self.year})"
 
 
+class ApiPrice(Config):
+    """A hosted model's price list, US dollars per million tokens."""
+
+    model: str = ""
+    """The provider's name of it."""
+    provider: str = ""
+    """Who asks that price."""
+    input: float = Field(ge=0, le=1e6)
+    """Prompt tokens."""
+    cached_input: float | None = Field(None, ge=0, le=1e6)
+    """Prompt tokens found in the provider's cache; None = no discount."""
+    output: float = Field(ge=0, le=1e6)
+    """Generated tokens, hidden ones included."""
+    date: date
+    """In force on this day."""
+    source: str
+    """Where it was read."""
+
+
+class RoutePrice(Config):
+    """One tier that a router sends requests to."""
+
+    name: str = ""
+    share: float = Field(ge=0, le=1)
+    """Of all requests."""
+    usd_per_request: float = Field(ge=0, le=1e6)
+    """What one costs there."""
+
+
 class PriceBook(Config):
     """A file of one's own prices and grid factors."""
 
@@ -60,6 +91,10 @@ class PriceBook(Config):
     """By a card's name or alias."""
     grids: dict[str, GridFactor] = Field(default_factory=dict, max_length=10_000)
     """By the name that `pricing.grid` gives."""
+    apis: dict[str, ApiPrice] = Field(default_factory=dict, max_length=10_000)
+    """Hosted models by the name that `problems.api_model` gives."""
+    routes: tuple[RoutePrice, ...] = Field((), max_length=1000)
+    """Tiers of a router and what a request costs in each; the shares add up to 1."""
 
     def grid(self, name: str) -> GridFactor:
         """A grid of this book, else a bundled one. Raises KvplanError with the closest names."""
@@ -94,7 +129,9 @@ def read_price_book(path: Path) -> PriceBook:
     except (OSError, UnicodeDecodeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise KvplanError(f"{path}: cannot be read ({complaint_of(error)})") from None
     if not isinstance(found, dict):
-        raise KvplanError(f"{path}: holds no prices; write gpus: and grids: as kvplan/price_book.py shows")
+        raise KvplanError(
+            f"{path}: holds no prices; write gpus:, grids:, apis: or routes: as kvplan/price_book.py shows"
+        )
     try:
         return PriceBook.model_validate(found)
     except ValidationError as error:

@@ -63,17 +63,17 @@ def report_html(answer: ServingAnswer) -> str:
     feasible = [c for c in answer.found.candidates if c.feasible]
     if feasible:
         parts += [
-            _figure("Deployments by cost", chart_svg(ranking(answer.found)), "US dollars an hour for all copies."),
-            _text("", str(ranking_table(answer.found, feasible))),
+            figure("Deployments by cost", chart_svg(ranking(answer.found)), "US dollars an hour for all copies."),
+            text("", str(ranking_table(answer.found, feasible))),
             *(f'<p class="soft">{escape(line)}</p>' for line in EXPLAINED),
-            _figure("Speed against throughput", chart_svg(speed_and_throughput(answer.found)),
+            figure("Speed against throughput", chart_svg(speed_and_throughput(answer.found)),
                     "Each deployment at the highest load that keeps the targets; bars: the 90 % range of step times; "
                     "hollow, where there are any: measured by others, at the loads that they ran."),
-            _text("What to run", "\n".join(line.strip() for line in run_lines(answer)[1:])),
+            text("What to run", "\n".join(line.strip() for line in run_lines(answer)[1:])),
             _memory(answer),
-            _listed("How sure", doubt_lines(answer)[1:]),
+            listed("How sure", doubt_lines(answer)[1:]),
         ]  # fmt: skip
-    parts.append(_text("Inputs", dump_scenario(answer.found.scenario)))
+    parts.append(text("Inputs", dump_scenario(answer.found.scenario)))
     return PAGE.substitute(
         title=escape(f"{answer.found.scenario.model}: {'fits' if answer.fits else 'does not fit'}"),
         tone="var(--good)" if answer.fits else "var(--bad)",
@@ -111,19 +111,22 @@ def _memory(answer: ServingAnswer) -> str:
         for row in answer.plan.budget.rows
     ]
     table = f"<table><tr><th>Memory of a GPU</th><th>GiB</th><th>range</th><th>source</th></tr>{''.join(rows)}</table>"
-    picture = _figure("Where a GPU's memory goes", chart_svg(memory_bar(answer.plan)), "")
+    picture = figure("Where a GPU's memory goes", chart_svg(memory_bar(answer.plan)), "")
     return f'{picture}<div class="scroll">{table}</div>'
 
 
-def _figure(title: str, svg: str, caption: str) -> str:
+def figure(title: str, svg: str, caption: str) -> str:
+    """A picture under its title."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<h2>{escape(title)}</h2><figure role="img" aria-label="{escape(title)}">{svg}{below}</figure>'
 
 
-def _text(title: str, text: str) -> str:
+def text(title: str, text: str) -> str:
+    """Lines as they are printed, under a title if there is one."""
     return (f"<h2>{escape(title)}</h2>" if title else "") + f"<pre>{escape(text)}</pre>"
 
 
-def _listed(title: str, lines: list[str]) -> str:
+def listed(title: str, lines: list[str]) -> str:
+    """A list under its title."""
     items = "".join(f"<li>{escape(' '.join(line.split()))}</li>" for line in lines)
     return f"<h2>{escape(title)}</h2><ul>{items}</ul>"

@@ -50,10 +50,11 @@ def _check_folder(flag: str, path: Path) -> None:
         raise KvplanError(f"{flag} {path}: is a folder")
 
 
-def write_report(path: Path | None, answer: Any) -> None:
-    """Write an answer as one page; nothing without a path."""
+def write_report(path: Path | None, answer: Any, page: str = "report:report_html") -> None:
+    """Write an answer as one page; nothing without a path. `page`: file of `kvplan.charts`:function that makes it."""
     if path is not None:
-        write_whole(path, _charts("report").report_html(answer))
+        module, _, make = page.partition(":")
+        write_whole(path, getattr(_charts(module), make)(answer))
 
 
 def _charts(module: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from kvplan.cli.options import SWITCH, price_file, print_json
-from kvplan.cli.plots import check_plot, write_plot
+from kvplan.cli.plots import check_plot, check_report, write_plot, write_report
 from kvplan.cli.progress import shown_progress
 from kvplan.cli.terminal import show
 from kvplan.errors import DoesNotFit, KvplanError
@@ -22,9 +22,10 @@ from kvplan.search.allocation import frontier as compare_frontier
 from kvplan.search.comparison import compare
 from kvplan.search.execution import Execution, default_workers
 from kvplan.search.recommending import recommend
-from kvplan.search.strategy_table import csv_text, pick_columns
+from kvplan.search.strategy_table import csv_text, needs_api, pick_columns
 from kvplan.search.sweep_file import HASH
 from kvplan.search.sweeping import Sweep, sweep_rows
+from kvplan.simulation.pricing import find_apis
 from kvplan.workload.expectation import MAX_DRAWS, PRECISION
 from kvplan.workload.population import Over
 
@@ -45,8 +46,11 @@ def compare_command(
     frontier: Annotated[bool, SWITCH] = False,
     deadline: float | None = None,
     max_dollars_per_hour: float | None = None,
+    api: str | None = None,
+    requests_per_day: float = 100_000,
     columns: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     csv: Path | None = None,
+    report: Path | None = None,
     plot: Path | None = None,
     json: Annotated[bool, SWITCH] = False,
     quiet: Annotated[bool, SWITCH] = False,
@@ -87,10 +91,16 @@ def compare_command(
         Seconds by which 99 in 100 answers must be there; then knobs are chosen too, a quarter to four times as stated.
     max_dollars_per_hour
         Dollars that the GPUs may cost; then knobs are chosen too.
+    api
+        A hosted model to stand beside (problems.api_model): the same tokens at its price, the hidden ones among them.
+    requests_per_day
+        That a price file's routes are billed for.
     columns
-        What to show instead: keys of --json's rows, or main, speed, tokens, kv, quality, energy, sampling, ranges, all.
+        Shown instead: keys of --json's rows, or main, speed, tokens, kv, quality, energy, api, sampling, ranges, all.
     csv
         Write every figure of every strategy to this file.
+    report
+        Write one HTML page: choice, picture, table, how sure, and every hosted model's bill beside one's own.
     plot
         Draw accuracy against latency: .svg, .png or .html.
     json
@@ -99,8 +109,12 @@ def compare_command(
         No progress on stderr.
     """
     check_plot(plot)
+    check_report(report)
     pick_columns(columns)
-    loaded = load_scenario(scenario, [*set, *price_file(prices)])
+    beside = [f"problems.api_model={api}"] if api else []
+    loaded = load_scenario(scenario, [*set, *beside, *price_file(prices)])
+    if needs_api(columns) and (loaded.problems is None or not loaded.problems.api_model):
+        raise KvplanError(f"--columns api: say which, --api NAME; there are {', '.join(find_apis(loaded))}")
     if at is not None and equal is None:
         raise KvplanError("--at is a price: say --equal tokens, gpu-seconds, dollars or latency")
     told = loaded
@@ -117,12 +131,14 @@ def compare_command(
         found = compare(
             told, ranges=not no_range, robust=robust, precision=precision, max_draws=max_draws, over=over,
             max_dollars_per_hour=inf if max_dollars_per_hour is None else max_dollars_per_hour,
+            requests_per_day=requests_per_day,
             progress=progress,
         )  # fmt: skip
     found.equal = brought
     if frontier:
         found.frontier = compare_frontier(loaded, equal or "tokens", precision=precision)
     write_plot(plot, "compare", found)
+    write_report(report, found, "comparison_report:comparison_html")
     if csv is not None:
         write_whole(csv, csv_text(found.rows))
     if json:

@@ -6,39 +6,18 @@ Prices are data (`catalog/prices.yaml`), each with its date and source. Pure; br
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import date
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import yaml
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field
 
-from kvplan.config import Config
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import catalog_dir
+from kvplan.price_book import ApiPrice
 
 Floats = NDArray[np.float64]
-
-
-class ApiPrice(Config):
-    """A hosted model's price list, US dollars per million tokens."""
-
-    model: str
-    """The provider's name of it."""
-    provider: str = ""
-    """Who asks that price."""
-    input: float = Field(ge=0)
-    """Prompt tokens."""
-    cached_input: float | None = Field(None, ge=0)
-    """Prompt tokens found in the provider's cache; None = no discount."""
-    output: float = Field(ge=0)
-    """Generated tokens, hidden ones included."""
-    date: date
-    """In force on this day."""
-    source: str
-    """Where it was read."""
 
 
 @lru_cache(maxsize=1)

@@ -20,6 +20,7 @@ from kvplan.frames import make_frame
 from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.search.allocation import Equal, Frontier
+from kvplan.search.beside_api import Bill, Routing, Tokens, bill, bill_text, route_day, tokens_of
 from kvplan.search.choices import pareto
 from kvplan.search.sampling import PER_CORRECT, Sampling, sample_of, sampled
 from kvplan.search.sensitivity import Turn, accuracy_turns, load_turns, price_turns, time_turns, turns_text
@@ -29,7 +30,7 @@ from kvplan.search.strategy_row import StrategyRow, strategy_row
 from kvplan.search.strategy_table import short_names, table_lines, wrapped
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.observer import NO_OBSERVER, Observer
-from kvplan.simulation.pricing import check_prices, find_grid
+from kvplan.simulation.pricing import check_prices, find_api, find_apis, find_book, find_grid
 from kvplan.simulation.result import ENERGY
 from kvplan.simulation.simulator import SolveResult, solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
@@ -69,6 +70,10 @@ class Comparison:
     """What step times, their error, the KV pool and the price come from; alike for all rows."""
     interrupted: bool = False
     """Ctrl-C came: only the strategies that were done are here."""
+    tokens: list[Tokens] = field(default_factory=list)
+    """What each row's branches read and wrote."""
+    routing: Routing | None = None
+    """A day over the price file's tiers, where it has some."""
     turns: list[Turn] = field(default_factory=list)
     """Which stated values would turn the choice, and where."""
     equal: Equal | None = None
@@ -137,6 +142,8 @@ class Comparison:
             "num_problems_drawn": self.expectation.num_problems,
             "accuracy_over": self.expectation.over,
             "interval_of": self.interval_of,
+            "beside_api": [one.to_dict() for one in self.bills(max(self.chosen.place, 0))],
+            "routing": None if self.routing is None else self.routing._asdict(),
             "sensitivity": [turn.to_dict() for turn in self.turns],
             "equal": None if self.equal is None else self.equal.to_dict(),
             "frontier": None if self.frontier is None else self.frontier.to_dict(),
@@ -155,6 +162,26 @@ class Comparison:
     def _sources(self) -> list[str]:
         named = ("step_time", "step_time_range", "step_time_error", "price")
         return [f"{name.replace('_', ' ')}: {self.sources[name]}" for name in named if name in self.sources]
+
+    def bills(self, place: int) -> list[Bill]:
+        """A row's tokens at every hosted model with a price, the cheapest first."""
+        row, tokens = self.rows[place], self.tokens[place]
+        prices = find_apis(self.scenario).values()
+        return sorted((bill(tokens, price, row.accuracy, row.usd_per_hour) for price in prices),
+                      key=lambda one: (one.usd_per_problem, one.model))  # fmt: skip
+
+    def _api_lines(self, rows: Sequence[StrategyRow]) -> Iterator[str]:
+        """The shown row beside its hosted model, and a day over the tiers."""
+        model = self.scenario.problems.api_model if self.scenario.problems else None
+        if model:
+            for place, row in enumerate(self.rows):
+                if row in rows:
+                    found = next(
+                        one for one in self.bills(place) if one.model == find_api(self.scenario, model).model
+                    )
+                    yield bill_text(row.strategy, found, row.usd_per_correct, row.problems_per_hour)
+        if self.routing is not None:
+            yield str(self.routing)
 
     def to_frame(self) -> Any:
         """The rows as a pandas DataFrame."""
@@ -176,12 +203,13 @@ class Comparison:
         alike = "; ".join(part for part in (shared, *above) if part)
         head += [f"all: {alike}"] if alike else []
         short = {row.strategy: name for row, name in zip(self.rows, names, strict=True)}
-        notes = [_renamed(text, short) for text in self._notes(rows)]
+        notes = [_renamed(text, short) for text in self.notes()]
         lines = [line for text in notes for line in wrapped(text)]
         return "\n".join([*(line for text in head for line in wrapped(text)), *table[0], "", *lines])
 
-    def _notes(self, rows: Sequence[StrategyRow]) -> Iterator[str]:
+    def notes(self) -> Iterator[str]:
         """What belongs under the table; the choice comes last."""
+        rows = sorted(self.rows, key=lambda r: (-r.accuracy, r.latency_p99_s))
         over = self.interval_of
         yield "* = nobody is at least as accurate, as fast (p99) and as cheap"
         yield f"accuracy: {over['accuracy_low, accuracy_high']}; latency, cost: {rows[0].num_problems:,} simulated"
@@ -200,6 +228,7 @@ class Comparison:
         yield from _sampled_line(shown)
         yield from _ranged([shown])
         yield from _energy(self.scenario, [shown])
+        yield from self._api_lines([shown])
         yield from self._sources()
         said = turns_text(self.turns)
         if said:
@@ -231,6 +260,7 @@ class _Runs:
 
     row: StrategyRow
     sample: Sampling
+    tokens: Tokens
     ends: tuple[StrategyRow, ...]
     caveats: tuple[str, ...]
     sources: dict[str, str]
@@ -246,6 +276,7 @@ def compare(
     max_draws: int = MAX_DRAWS,
     over: Over = "problems",
     max_dollars_per_hour: float = inf,
+    requests_per_day: float = 100_000,
     sensitivity: bool = True,
     progress: Callable[[int, int], None] | None = None,
     observer: Observer = NO_OBSERVER,
@@ -256,8 +287,8 @@ def compare(
     ends of what its steps may take too, three runs instead of one. `robust`: choose by the slow end. `precision`,
     `max_draws`, `over`: how sure accuracies are to be, and of what (`workload.expectation.expect`).
     Strategies whose GPUs cost more than `max_dollars_per_hour` are not chosen. `sensitivity`: look for what would turn
-    the choice (`search.sensitivity`). Raises KvplanError for a scenario
-    without problems, for `robust` without `ranges`, and what `solve` raises.
+    the choice (`search.sensitivity`). `requests_per_day`: that a price file's routes are billed for.
+    Raises KvplanError for a scenario without problems, for `robust` without `ranges`, and what `solve` raises.
     """
     scenario = as_scenario(scenario)
     problems = scenario.problems
@@ -269,6 +300,9 @@ def compare(
     if precision <= 0 or max_draws < 1:
         raise KvplanError(f"precision ({precision:g} points) and max_draws ({max_draws:,}) must be above 0")
     specs = [spec for said in problems.strategies for spec in said.expanded()]
+    if problems.api_model:  # what is wrong with prices is said before the runs
+        find_api(scenario, problems.api_model)
+    route_day(find_book(scenario).routes, requests_per_day)
     planned = [setups or set_up_all(only_models_of(scenario, spec)) for spec in specs]
     longest = [{name: setup.config.max_model_len for name, setup in one.items()} for one in planned]
     expectation = expect(
@@ -284,7 +318,9 @@ def compare(
             progress(number + 1, len(specs))
     if not done:
         raise KeyboardInterrupt
-    found = _compared(scenario, specs[: len(done)], expectation, done, robust, max_dollars_per_hour)
+    found = _compared(
+        scenario, specs[: len(done)], expectation, done, robust, max_dollars_per_hour, requests_per_day
+    )
     if sensitivity and found.choice and len(done) == len(specs):
         found.turns = _turns(found, planned[found.chosen.place])
     return replace(found, interrupted=len(done) < len(specs))
@@ -337,6 +373,7 @@ def _simulated(
     return _Runs(
         row=_ranged_row(row, found, ends, runs, planned) if ranges else row,
         sample=sample,
+        tokens=tokens_of(found.records, len(found.solved)),
         ends=ends,
         caveats=tuple(found.result.caveats),
         sources=found.result.sources,
@@ -361,7 +398,7 @@ def _add_engine(problems: Problems, drawn: Drawn, tasks: Sequence[Task], found: 
 
 def _compared(
     scenario: Scenario, specs: list[StrategySpec], expectation: Expectation, done: Sequence[_Runs], robust: bool,
-    max_usd_per_hour: float,
+    max_usd_per_hour: float, requests_per_day: float,
 ) -> Comparison:  # fmt: skip
     problems = scenario.problems
     assert problems is not None
@@ -373,7 +410,8 @@ def _compared(
     caps = recommended_caps(problems, tasks, specs, rows)
     return Comparison(
         scenario=scenario, rows=rows, specs=specs, expectation=expectation,
-        samples=[runs.sample for runs in done], caution=caution(problems), chosen=chosen,
+        samples=[runs.sample for runs in done], tokens=[runs.tokens for runs in done],
+        routing=route_day(find_book(scenario).routes, requests_per_day), caution=caution(problems), chosen=chosen,
         caps=caps, advice=list(advice(problems, specs, tasks, caps["p99_of_traces"])),
         caveats=tuple(dict.fromkeys(text for runs in done for text in runs.caveats)), sources=done[-1].sources,
     )  # fmt: skip

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from kvplan.errors import DoesNotFit
-from kvplan.formulas.accounting import Floats, api_cost_usd, api_price
+from kvplan.formulas.accounting import Floats
 from kvplan.formulas.intervals import Interval
-from kvplan.formulas.sums import exact_mean, exact_sum
+from kvplan.formulas.sums import exact_mean
 from kvplan.models.load import load_model, path_exists
 from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import active_parameters
 from kvplan.scenario.schema import Scenario
+from kvplan.search.beside_api import bill, tokens_of
+from kvplan.simulation.pricing import find_api
 from kvplan.simulation.records import FINISH_REASONS
 from kvplan.simulation.result import ENERGY
 from kvplan.simulation.simulator import SolveResult
@@ -62,8 +64,15 @@ class StrategyRow:
     usd_per_correct: float | None
     usd_per_hour: float
     """Of all GPUs that it runs on."""
+    problems_per_hour: float
+    """That these GPUs carry as simulated."""
     api_usd_per_correct: float | None
     """The same tokens at the hosted model `api_model`."""
+    api_usd_per_problem: float | None
+    api_hidden_share: float | None
+    """Of that, thinking that nobody sees."""
+    break_even_per_hour: float | None
+    """Problems an hour from which on one's own GPUs are cheaper than that API."""
     kv_gib_s: float
     """Physical: blocks held over time."""
     kv_logical_gib_s: float
@@ -169,6 +178,11 @@ def strategy_row(
     energy = result.to_dict()["energy"]
     joules = None if energy["mean_watts"] is None else energy["mean_watts"] * result.duration_s
 
+    billed = None
+    if problems.api_model:
+        tokens = tokens_of(records, len(solved))
+        billed = bill(tokens, find_api(scenario, problems.api_model), expected, result.usd_per_hour)
+
     def each(total: float) -> float | None:
         return total / right if right else None
 
@@ -191,7 +205,11 @@ def strategy_row(
         gpu_s_per_correct=each(result.num_gpus * seconds),
         usd_per_correct=each(usd),
         usd_per_hour=result.usd_per_hour,
-        api_usd_per_correct=each(_api_usd(problems, records)) if problems.api_model else None,
+        problems_per_hour=3600 * len(solved) / seconds if seconds else 0.0,
+        api_usd_per_correct=billed.usd_per_correct if billed else None,
+        api_usd_per_problem=billed.usd_per_problem if billed else None,
+        api_hidden_share=billed.hidden_share if billed else None,
+        break_even_per_hour=billed.break_even_per_hour if billed else None,
         kv_gib_s=result.pool.block_s * result.pool.block_size * per_token / GiB,
         kv_logical_gib_s=float(records["kv_token_us"].sum()) / 1e6 * per_token / GiB,
         kv_peak_fraction=result.pool.peak_fraction,
@@ -214,16 +232,6 @@ def sharing_peak(problems: Problems, spec: StrategySpec, task: Task, block_size:
     alone = run_alone(task.problem, spec.start(), task_sampler(problems, spec, task), block_size=block_size)
     assert alone.peak is not None
     return {rule: alone.peak.blocks(rule) for rule in ("none", "full_block", "copy_on_write", "token")}
-
-
-def _api_usd(problems: Problems, records: Any) -> float:
-    price, hidden = api_price(problems.api_model or ""), records["thinking_tokens"]
-    prompt, visible, cached = (
-        records["prompt_tokens"],
-        records["output_tokens"] - hidden,
-        records["hit_tokens"],
-    )
-    return exact_sum(api_cost_usd(price, prompt, visible, hidden, cached_tokens=cached))
 
 
 def _flops(scenario: Scenario, problems: Problems, found: SolveResult) -> float:

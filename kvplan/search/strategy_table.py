@@ -94,11 +94,20 @@ COLUMNS: dict[str, Column[StrategyRow]] = {
     "kwh_per_million_output_tokens": ("kWh/Mtok", lambda r: si(r.kwh_per_million_output_tokens)),
     "gco2_per_million_output_tokens": ("gCO2/Mtok", lambda r: si(r.gco2_per_million_output_tokens)),
     "api_usd_per_correct": ("API $/correct", lambda r: si(r.api_usd_per_correct)),
+    "api_usd_per_problem": ("API $/problem", lambda r: si(r.api_usd_per_problem)),
+    "api_hidden_share": (
+        "hidden",
+        lambda r: "-" if r.api_hidden_share is None else f"{r.api_hidden_share:.0%}",
+    ),
+    "break_even_per_hour": ("even/h", lambda r: si(r.break_even_per_hour)),
+    "problems_per_hour": ("carried/h", lambda r: si(r.problems_per_hour)),
 }
 """Key of the JSON row (`latency`: the mean) -> title and text."""
 COLUMNS |= {f"{name}_sampling": (f"{name} 95 %", partial(_sampling, name=name)) for name in SAMPLED}
 COLUMNS |= {f"{name}_range": (f"{name} 90 %", partial(_range, name=name)) for name in RANGED}
 
+API = ("api_usd_per_correct", "api_usd_per_problem", "api_hidden_share", "break_even_per_hour")
+"""What is known where a hosted model is named."""
 GROUPS: dict[str, tuple[str, ...]] = {
     "main": ("accuracy", "latency", "latency_p50_s", "latency_p99_s", "usd_per_correct", "joules_per_correct",
              "kv_gib_s", "limited_by"),
@@ -109,6 +118,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
                 "misses"),
     "energy": ("mean_watts", "joules_per_output_token", "kwh_per_million_output_tokens",
                "gco2_per_million_output_tokens", "joules_per_correct"),
+    "api": ("usd_per_correct", *API, "problems_per_hour"),
     "sampling": tuple(f"{name}_sampling" for name in ("latency_mean_s", "latency_p99_s", "usd_per_correct")),
     "ranges": tuple(f"{name}_range" for name in ("latency_mean_s", "latency_p99_s", "usd_per_correct")),
 }  # fmt: skip
@@ -130,6 +140,12 @@ def pick_columns(asked: Sequence[str]) -> list[str]:
             raise KvplanError(f"--columns: no column {name!r}{hint}")
         found |= dict.fromkeys(COLUMNS if name == "all" else GROUPS.get(name, (name,)))
     return list(found)
+
+
+def needs_api(asked: Sequence[str]) -> bool:
+    """Whether columns were asked for, by name or their own group, that nobody knows without a hosted model."""
+    names = {part.strip() for text in asked for part in text.split(",")}
+    return bool(names & {"api", *API})
 
 
 def short_names(specs: Sequence[StrategySpec]) -> tuple[list[str], str]:

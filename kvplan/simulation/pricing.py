@@ -7,9 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from kvplan.errors import KvplanError
+from kvplan.errors import KvplanError, did_you_mean
+from kvplan.formulas.accounting import api_prices
 from kvplan.gpu import get_gpu
-from kvplan.price_book import GridFactor, PriceBook, read_price_book
+from kvplan.price_book import ApiPrice, GridFactor, PriceBook, read_price_book
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
 
@@ -37,6 +38,23 @@ def find_grid(scenario: Scenario) -> tuple[float, str]:
         return pricing.grid_gco2_per_kwh, "stated"
     grid: GridFactor = find_book(scenario).grid(pricing.grid)
     return grid.gco2_per_kwh, f"{pricing.grid}: {grid.source}, {grid.year}"
+
+
+def find_apis(scenario: Scenario) -> dict[str, ApiPrice]:
+    """Hosted models' prices by name: the scenario's file's, then the bundled ones."""
+    own = {
+        name: row if row.model else row.model_copy(update={"model": name})
+        for name, row in find_book(scenario).apis.items()
+    }
+    return own | {name: row for name, row in api_prices().items() if name not in own}
+
+
+def find_api(scenario: Scenario, model: str) -> ApiPrice:
+    """A hosted model's price. Raises KvplanError with the closest names."""
+    known = find_apis(scenario)
+    if model not in known:
+        raise KvplanError(f"no price for {model!r}{did_you_mean(model, known)}; there are {', '.join(known)}")
+    return known[model]
 
 
 def check_prices(scenarios: Iterable[Scenario]) -> None:
