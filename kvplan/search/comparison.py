@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, sqrt
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -358,6 +358,8 @@ def _simulated(
         row,
         accuracy_low=expected.interval.low,
         accuracy_high=expected.interval.high,
+        sd_between_problems=100 * sqrt(expected.estimate.between),
+        sd_within_problem=100 * sqrt(expected.estimate.within),
         is_exact=expected.is_exact,
         engine_points=100 * drawn.shift,
         sampling=sampled(sample, costs, expected.accuracy, expected.estimate.variance),

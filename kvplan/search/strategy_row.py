@@ -102,6 +102,10 @@ class StrategyRow:
     accuracy_low: float | None = None
     """95 %, over problems or draws; None in a row of one run."""
     accuracy_high: float | None = None
+    sd_between_problems: float | None = None
+    """Of the accuracy, points: how problems differ; more problems make its interval narrower."""
+    sd_within_problem: float | None = None
+    """How draws of one problem, or of equally hard ones, differ; next to 0 where a formula has its chance."""
     is_exact: bool = False
     """Whether the chance on each problem is a formula's, and only problems are drawn."""
     simulated_accuracy: float = 0.0

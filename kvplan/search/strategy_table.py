@@ -40,6 +40,10 @@ def _accuracy(row: StrategyRow) -> str:
     return f"{100 * row.accuracy:.1f} ({100 * row.accuracy_low:.1f}..{100 * row.accuracy_high:.1f})"
 
 
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
 def _sharing(row: StrategyRow) -> str:
     return f"{1 - row.sharing_peak_blocks['full_block'] / row.sharing_peak_blocks['none']:.0%}"
 
@@ -88,6 +92,8 @@ COLUMNS: dict[str, Column[StrategyRow]] = {
     "misses": ("misses", lambda r: f"{r.misses:,}"),
     "num_problems": ("simulated", lambda r: f"{r.num_problems:,}"),
     "simulated_accuracy": ("run's %", lambda r: f"{100 * r.simulated_accuracy:.1f}"),
+    "sd_between_problems": ("sd problems", lambda r: _points(r.sd_between_problems)),
+    "sd_within_problem": ("sd draws", lambda r: _points(r.sd_within_problem)),
     "engine_points": ("engine +-", lambda r: f"{r.engine_points:+.1f}"),
     "mean_watts": ("W", lambda r: si(r.mean_watts)),
     "joules_per_output_token": ("J/token", lambda r: si(r.joules_per_output_token)),
@@ -114,8 +120,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "speed": ("first_visible_p50_s", "correct_per_s", "gpu_s_per_correct", "concurrency", "preemptions"),
     "tokens": ("generated_tokens", "verified_tokens", "reprefilled_tokens", "dead_tokens", "flops", "cut_share"),
     "kv": ("kv_gib_s", "kv_logical_gib_s", "sharing_peak_blocks", "preemptions"),
-    "quality": ("accuracy", "simulated_accuracy", "num_problems", "engine_points", "cut_share", "false_alarms",
-                "misses"),
+    "quality": ("accuracy", "simulated_accuracy", "num_problems", "sd_between_problems", "sd_within_problem",
+                "engine_points", "cut_share", "false_alarms", "misses"),
     "energy": ("mean_watts", "joules_per_output_token", "kwh_per_million_output_tokens",
                "gco2_per_million_output_tokens", "joules_per_correct"),
     "api": ("usd_per_correct", *API, "problems_per_hour"),

@@ -77,6 +77,17 @@ def test_intervals_over_problems_shrink_with_problems() -> None:
     assert few.to_dict()["latency_p99_s_sampling_high"] is None
 
 
+def test_problems_and_draws_vary_apart() -> None:
+    """Draws of a vote vary where chances are middling; problems vary as their chances do: all alike, hardly at all."""
+    alike = SHORT | {"difficulty": {"levels": [[0.5, 1.0]]}, "sigma_between": 0.0}
+    apart = SHORT | {"difficulty": {"levels": [[0.0, 0.5], [1.0, 0.5]]}}
+    same, other = (table([THREE], 3, quality=q).rows[0] for q in (alike, apart))
+    assert same.sd_within_problem == pytest.approx(50, abs=5)
+    assert same.sd_between_problems < 10  # type: ignore[operator]
+    assert other.sd_between_problems == pytest.approx(50, abs=5)
+    assert other.sd_within_problem == 0
+
+
 def test_one_crowd_is_one_draw() -> None:
     """Problems that come all at once tell nothing of another crowd: no interval over problems, and null says so."""
     row = table(["single_pass"], 12, arrivals={"kind": "all_at_once"}).rows[0]
