@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import altair as alt
@@ -35,7 +36,8 @@ from kvplan.tables import range_text
 def pareto(found: Comparison) -> Layered:
     """Accuracy and its interval against latency, cost as size; those nobody beats in all three are joined, coloured.
 
-    Numbers are places in `found.rows`; a strategy that solves nothing has no cost and a small dot.
+    Numbers are places in `found.rows`; a strategy that solves nothing has no cost and a small dot. Bars: 95 % over
+    problems; a percentile that nothing bounds above has a bar to the left only.
     """
     rows = _strategies(found)
     base = alt.Chart(inline(rows)).encode(
@@ -52,13 +54,16 @@ def pareto(found: Comparison) -> Layered:
     sure = base.mark_rule(color=GREY, strokeWidth=1).encode(
         y=alt.Y("accuracy_low:Q", title="problems solved"), y2=alt.Y2("accuracy_high:Q")
     )
+    tail = base.mark_rule(color=GREY, strokeWidth=1).encode(
+        x=alt.X("latency_p99_s_low:Q", title="latency p99, seconds"), x2=alt.X2("latency_p99_s_high:Q")
+    )
     front = alt.Chart(inline([r for r in rows if r["front"] == "on the front"]))
     line = front.mark_line(color=BLUE, strokeWidth=1, opacity=0.5).encode(
         x=alt.X("latency_p99_s:Q"), y=alt.Y("accuracy:Q")
     )
     numbers = alt.Chart(inline(_numbers(rows))).mark_text(align="left", dx=12, dy=-10, color=GREY)
     numbers = numbers.encode(x=alt.X("latency_p99_s:Q"), y=alt.Y("accuracy:Q"), text=alt.Text("numbers:N"))
-    parts: list[Any] = [line, sure, dots, numbers]
+    parts: list[Any] = [line, sure, tail, dots, numbers]
     limit = found.scenario.slo.e2el_ms
     if limit:
         parts += limit_rule("x", limit / 1000, f"limit {limit / 1000:g} s")
@@ -91,12 +96,15 @@ def _numbers(rows: Rows) -> Rows:
 
 
 def _strategy(row: StrategyRow) -> dict[str, Any]:
+    tail = row.sampling.get("latency_p99_s", (row.latency_p99_s, row.latency_p99_s))
     return {
         "strategy": row.strategy,
         "accuracy": row.accuracy,
         "accuracy_low": row.accuracy if row.accuracy_low is None else row.accuracy_low,
         "accuracy_high": row.accuracy if row.accuracy_high is None else row.accuracy_high,
         "latency_p99_s": row.latency_p99_s,
+        "latency_p99_s_low": tail[0],
+        "latency_p99_s_high": tail[1] if isfinite(tail[1]) else row.latency_p99_s,
         "usd_per_correct": row.usd_per_correct,
         "correct_per_gpu_hour": row.correct_per_gpu_hour,
         "front": "on the front" if row.pareto else "beaten",

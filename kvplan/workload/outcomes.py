@@ -177,8 +177,7 @@ class TraceSampler:
         error_at = old.error_at
         if share < error_at:
             stays = old.p ** (1 - share)
-            wrong_at = share + (1 - share) * _first_error(stays, u_wrong_at)
-            error_at = 2.0 if u_stays < stays else wrong_at
+            error_at = 2.0 if u_stays < stays else share + (1 - share) * _first_error(stays, u_wrong_at)
         wrong = 1 + int(u_wrong * old.facts.wrong_answers)
         bias = self._keeps * old.bias + self._renews * z
         return _Trace(
@@ -287,7 +286,7 @@ class TraceSampler:
         if stated is not None:
             return stated
         x = trace.bias + (self._d if good else 0.0) - self._cut
-        return 1 / (1 + exp(-min(max(x, -40.0), 40.0)))
+        return 1 / (1 + exp(-x if -40 < x < 40 else -40.0 if x > 0 else 40.0))
 
     def _classify(self) -> int:
         told, other, *_ = self._next()

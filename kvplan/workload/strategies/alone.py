@@ -42,7 +42,7 @@ class Ledger:
     def end(self, launch: Launch, tokens: int) -> None:
         """Count a branch that ended after `tokens` tokens."""
         self.generated_tokens += tokens
-        if launch.branch.score and tokens == launch.tokens:
+        if launch.branch.score and tokens == launch.outcome.tokens:
             self.scored += 1
             self.scored_tokens += launch.prompt_tokens + tokens
 
@@ -74,7 +74,7 @@ def run_alone(
             if ledger.peak is None or held.full_block_blocks > ledger.peak.full_block_blocks:
                 ledger.peak = held
         launch = running.pop()
-        ledger.end(launch, launch.tokens)
+        ledger.end(launch, launch.outcome.tokens)
         orders = session.finish(launch.branch.id)
 
 
@@ -99,9 +99,10 @@ class _Running:
         for request_id in orders.cancel:
             began, launch = self.since.pop(request_id)
             ledger.end(launch, min(self.now - began, launch.tokens))
+        now, since, heap = self.now, self.since, self.heap
         for launch in orders.start:
-            self.since[launch.request_id] = (self.now, launch)
-            heapq.heappush(self.heap, (self.now + launch.tokens, launch.request_id))
+            since[launch.request_id] = (now, launch)
+            heapq.heappush(heap, (now + launch.outcome.tokens, launch.request_id))
             ledger.start(launch)
 
     def pop(self) -> Launch:
