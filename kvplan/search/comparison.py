@@ -160,7 +160,7 @@ class Comparison:
         return [*_ranged(rows), *_energy(self.scenario, rows), *self._sources()]
 
     def _sources(self) -> list[str]:
-        named = ("step_time", "step_time_range", "step_time_error", "price")
+        named = ("quality", "step_time", "step_time_range", "step_time_error", "price")
         return [f"{name.replace('_', ' ')}: {self.sources[name]}" for name in named if name in self.sources]
 
     def bills(self, place: int) -> list[Bill]:

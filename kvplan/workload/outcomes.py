@@ -127,7 +127,11 @@ class TraceSampler:
             if old.went_on:
                 return self._continued(old, old.done)
             old.went_on = True
-            return replace(old, went_on=False, bias=self._keeps * old.bias + self._renews * self._next()[3])
+            bias = self._keeps * old.bias + self._renews * self._next()[3]
+            return _Trace(
+                old.facts, old.p, old.length, old.done, old.error_at, old.wrong, bias, old.first_length,
+                old.answer_tokens, old.score,
+            )  # fmt: skip
         if branch.kind == "trace":
             return self._root(branch)  # another turn: a new question
         return self._revised(old)
