@@ -211,7 +211,7 @@ def _whole(guess: float, is_rising: bool) -> int:
 
 
 @dataclass(slots=True)
-class Curve:
+class PriceCurve:
     """One strategy over its knob: places in an expectation, and the price of each, rising."""
 
     name: str
@@ -237,7 +237,7 @@ class Frontier:
 
     price: Price
     expectation: Expectation
-    curves: list[Curve]
+    curves: list[PriceCurve]
 
     def leader(self, price: float) -> str:
         """Who is the most accurate at a price, beyond doubt; else the tie; "" where fewer than two curves are."""
@@ -322,7 +322,7 @@ def frontier(scenario: Scenario, price: Price = "tokens", *, precision: float = 
     made = []
     for name, places in curves.items():
         order = sorted(places, key=lambda i: asked[i])
-        made.append(Curve(name, order, [asked[i] for i in order]))
+        made.append(PriceCurve(name, order, [asked[i] for i in order]))
     return Frontier(price, found, made)
 
 

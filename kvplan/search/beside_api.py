@@ -17,7 +17,7 @@ from kvplan.price_book import ApiPrice, RoutePrice
 from kvplan.tables import short
 
 
-class Tokens(NamedTuple):
+class BilledTokens(NamedTuple):
     """What one strategy's branches read and wrote, summed over the problems that were simulated."""
 
     num_problems: int
@@ -47,14 +47,14 @@ class Bill(NamedTuple):
         return plain | {"input": self.price.input, "output": self.price.output}
 
 
-def tokens_of(records: Any, num_problems: int) -> Tokens:
+def tokens_of(records: Any, num_problems: int) -> BilledTokens:
     """Sums over a run's branches."""
     names = ("prompt_tokens", "hit_tokens", "output_tokens", "thinking_tokens")
     prompt, cached, output, hidden = (exact_sum(np.asarray(records[name], float)) for name in names)
-    return Tokens(num_problems, prompt, cached, output - hidden, hidden)
+    return BilledTokens(num_problems, prompt, cached, output - hidden, hidden)
 
 
-def bill(tokens: Tokens, price: ApiPrice, accuracy: float, usd_per_hour: float) -> Bill:
+def bill(tokens: BilledTokens, price: ApiPrice, accuracy: float, usd_per_hour: float) -> Bill:
     """What a problem costs at a hosted model, and how it stands against GPUs of `usd_per_hour`."""
     total = float(
         api_cost_usd(price, tokens.prompt, tokens.visible, tokens.hidden, cached_tokens=tokens.cached)

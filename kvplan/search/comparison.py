@@ -20,7 +20,7 @@ from kvplan.frames import make_frame
 from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.search.allocation import Equal, Frontier
-from kvplan.search.beside_api import Bill, Routing, Tokens, bill, bill_text, route_day, tokens_of
+from kvplan.search.beside_api import Bill, BilledTokens, Routing, bill, bill_text, route_day, tokens_of
 from kvplan.search.choices import pareto
 from kvplan.search.sampling import PER_CORRECT, Sampling, sample_of, sampled
 from kvplan.search.sensitivity import Turn, accuracy_turns, load_turns, price_turns, time_turns, turns_text
@@ -36,7 +36,14 @@ from kvplan.simulation.simulator import SolveResult, solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
 from kvplan.simulation.uncertainty import END_NAMES, at_end, find_ends, flips, is_doubted, watts_doubt
 from kvplan.tables import range_text, short
-from kvplan.workload.expectation import MAX_DRAWS, PRECISION, Difference, Drawn, Expectation, expect
+from kvplan.workload.expectation import (
+    MAX_DRAWS,
+    PRECISION,
+    AccuracyDifference,
+    DrawnStrategy,
+    Expectation,
+    expect,
+)
 from kvplan.workload.population import Over
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks
 
@@ -70,7 +77,7 @@ class Comparison:
     """What step times, their error, the KV pool and the price come from; alike for all rows."""
     interrupted: bool = False
     """Ctrl-C came: only the strategies that were done are here."""
-    tokens: list[Tokens] = field(default_factory=list)
+    tokens: list[BilledTokens] = field(default_factory=list)
     """What each row's branches read and wrote."""
     routing: Routing | None = None
     """A day over the price file's tiers, where it has some."""
@@ -107,7 +114,7 @@ class Comparison:
         return 130 if self.interrupted else 0 if self.choice else 1
 
     @property
-    def differences(self) -> list[Difference]:
+    def differences(self) -> list[AccuracyDifference]:
         """Accuracy of the most accurate strategy less each other one's, in the order of the rows."""
         first = max(range(len(self.rows)), key=lambda i: self.rows[i].accuracy)
         return [self.expectation.difference(first, i) for i in range(len(self.rows)) if i != first]
@@ -249,7 +256,7 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
     return text
 
 
-def _document(apart: Difference) -> dict[str, Any]:
+def _document(apart: AccuracyDifference) -> dict[str, Any]:
     return {"a": apart.a, "b": apart.b, "points": apart.points, "low": apart.low, "high": apart.high,
             "tie": apart.is_tie, "text": f"{'tie: ' if apart.is_tie else ''}{apart}"}  # fmt: skip
 
@@ -260,7 +267,7 @@ class _Runs:
 
     row: StrategyRow
     sample: Sampling
-    tokens: Tokens
+    tokens: BilledTokens
     ends: tuple[StrategyRow, ...]
     caveats: tuple[str, ...]
     sources: dict[str, str]
@@ -382,7 +389,7 @@ def _simulated(
     )
 
 
-def _add_engine(problems: Problems, drawn: Drawn, tasks: Sequence[Task], found: SolveResult) -> None:
+def _add_engine(problems: Problems, drawn: DrawnStrategy, tasks: Sequence[Task], found: SolveResult) -> None:
     """What the engine made of the problems it was given, beside the same problems and luck without it.
 
     They differ where it prunes, or lets another branch finish first; mostly nowhere.

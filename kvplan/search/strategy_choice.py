@@ -12,7 +12,7 @@ from kvplan.scenario.schema import Scenario
 from kvplan.search.choices import Choice, best_within
 from kvplan.search.sampling import Sampling, cost_ratio
 from kvplan.search.strategy_row import StrategyRow
-from kvplan.workload.expectation import Difference, Expectation
+from kvplan.workload.expectation import AccuracyDifference, Expectation
 
 TAIL_PROBLEMS = 368
 """Independent problems from which on a 99th percentile has an upper bound (0.99^368 < 2.5 %)."""
@@ -31,7 +31,7 @@ class Chosen:
     """Places of all that cannot be told from the most accurate, it included."""
     fit: tuple[int, ...] = ()
     """Places of all that keep the limits."""
-    ties: tuple[Difference, ...] = ()
+    ties: tuple[AccuracyDifference, ...] = ()
     """The most accurate and those that cannot be told from it; none of them is the best."""
 
     @property

@@ -25,7 +25,7 @@ _Z = normal_quantile((np.arange(_NODES) + 0.5) / _NODES)
 """Lengths are integrated over so many equal parts of their distribution."""
 
 
-class Sample(NamedTuple):
+class OneTrace(NamedTuple):
     """What one trace of each problem does, as chances; the rest is answered and wrong."""
 
     right: Array
@@ -50,11 +50,11 @@ def exact_accuracy(
     if formula is None or settings.keys() - READ or any(skill.samples is not None for skill in skills):
         return None
     return formula(
-        Case(settings, skills, facts, scores, np.broadcast_to(np.asarray(room, float), len(skills)))
+        ExactCase(settings, skills, facts, scores, np.broadcast_to(np.asarray(room, float), len(skills)))
     )
 
 
-class Case(NamedTuple):
+class ExactCase(NamedTuple):
     """A strategy's parameters on some problems."""
 
     settings: Mapping[str, Any]
@@ -63,7 +63,7 @@ class Case(NamedTuple):
     scores: ScoreModel
     room: Array
 
-    def sample(self) -> Sample:
+    def sample(self) -> OneTrace:
         """One trace under this strategy's caps."""
         facts = self.facts
         p = np.array([skill.p for skill in self.skills])[:, None]
@@ -78,7 +78,7 @@ class Case(NamedTuple):
         gain = np.minimum(mended * (p / np.maximum(1 - p, 1e-12))[:, None], 1.0)
         right_share = p * (right * ~cut).mean(axis=1) + (1 - p) * (gain * ~cut_wrong).mean(axis=1)
         none = p * cut.mean(axis=1) + (1 - p) * cut_wrong.mean(axis=1)
-        return Sample(np.clip(right_share, 0, 1 - none), none)
+        return OneTrace(np.clip(right_share, 0, 1 - none), none)
 
     def _ends(self, natural: Array, is_right: bool) -> tuple[Array, np.ndarray[Any, np.dtype[np.bool_]]]:
         """Of traces that would think so long: how much stays right (or is mended, in units of p), and what is cut."""
@@ -105,16 +105,16 @@ def _kept(facts: QualitySet, thinking: Array, natural: Array) -> Array:
     return np.asarray(np.where(full > 0, now / np.where(full > 0, full, 1.0), 1.0))
 
 
-def _one(case: Case) -> Array:
+def _one(case: ExactCase) -> Array:
     return case.sample().right
 
 
-def _best_of_n(case: Case) -> Array:
+def _best_of_n(case: ExactCase) -> Array:
     one = case.sample()
     return quality.best_of_n(one.right, case.settings["n"], case.d_prime, unanswered=one.unanswered)
 
 
-def _adaptive(case: Case) -> Array | None:
+def _adaptive(case: ExactCase) -> Array | None:
     """What max_tokens cuts looks wrong to the verifier; of what max_model_len cuts the formula says nothing."""
     one, scores = case.sample(), case.scores
     if case.room.min() < case.settings["max_tokens"] and one.unanswered.max() > 1e-6:
@@ -124,7 +124,7 @@ def _adaptive(case: Case) -> Array | None:
     return quality.adaptive_best_of_n(one.right, *rates, **told, unanswered=one.unanswered)
 
 
-def _vote(case: Case) -> Array | None:
+def _vote(case: ExactCase) -> Array | None:
     """Where nothing is cut and right traces are no shorter: ties, which go to the shortest trace, are then by lot."""
     one, budget = case.sample(), case.settings["thinking_token_budget"]
     if case.facts.wrong_to_right_length != 1 or budget != ALL or one.unanswered.max() > 1e-6:
@@ -132,7 +132,7 @@ def _vote(case: Case) -> Array | None:
     return quality.majority(one.right, case.settings["n"], case.facts.wrong_answers)
 
 
-def _first_finish(case: Case) -> Array | None:
+def _first_finish(case: ExactCase) -> Array | None:
     one, facts = case.sample(), case.facts
     if case.settings["m"] != 1 or one.unanswered.max() > 1e-6 or not facts.sigma_within:
         return None
@@ -140,7 +140,7 @@ def _first_finish(case: Case) -> Array | None:
     return quality.first_finish(p, case.settings["k"], facts.wrong_to_right_length, facts.sigma_within)
 
 
-FORMULAS: dict[str, Callable[[Case], Array | None]] = {
+FORMULAS: dict[str, Callable[[ExactCase], Array | None]] = {
     "single_pass": _one,
     "extended_thinking": _one,
     "grpo_group": _one,

@@ -32,7 +32,7 @@ MIN_ROUNDS = 4
 
 
 @dataclass(slots=True)
-class Drawn:
+class DrawnStrategy:
     """One strategy's outcomes, round by round: arrays of one figure a problem."""
 
     spec: StrategySpec
@@ -80,7 +80,7 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class AccuracyDifference:
     """Accuracy of one strategy less another's on the same problems and luck, in points, 95 %."""
 
     a: str
@@ -104,7 +104,7 @@ class Expectation:
     """All strategies on one population."""
 
     population: Population
-    drawn: list[Drawn]
+    drawn: list[DrawnStrategy]
     precision: float
     """Points that were asked for."""
     why: str = ""
@@ -142,14 +142,14 @@ class Expectation:
             degrees=min(found.degrees, one.shift_degrees, other.shift_degrees),
         )
 
-    def difference(self, a: int, b: int) -> Difference:
+    def difference(self, a: int, b: int) -> AccuracyDifference:
         """The same in points with its interval."""
         one, other, apart = self.drawn[a], self.drawn[b], self.apart(a, b)
         half = student_t(apart.degrees) * sqrt(apart.variance) if apart.variance else 0.0
         low, high = (100 * (apart.mean + side * half) for side in (-1, 1))
-        return Difference(one.spec.name, other.spec.name, 100 * apart.mean, low, high)
+        return AccuracyDifference(one.spec.name, other.spec.name, 100 * apart.mean, low, high)
 
-    def _estimate(self, one: Drawn) -> Estimate:
+    def _estimate(self, one: DrawnStrategy) -> Estimate:
         found = self.population.mean(np.array(one.right))
         return replace(
             found,
@@ -176,7 +176,7 @@ class Expectation:
             is_exact=one.is_exact,
         )
 
-    def _interval(self, one: Drawn, found: Estimate) -> Interval:
+    def _interval(self, one: DrawnStrategy, found: Estimate) -> Interval:
         if found.degrees < 1:  # one problem says nothing of others
             return Interval(0.0, 1.0)
         draws = (
@@ -188,7 +188,7 @@ class Expectation:
         """Whether every accuracy is known to the precision."""
         return all(100 * self._half_width(one) <= self.precision for one in self.drawn)
 
-    def _half_width(self, one: Drawn) -> float:
+    def _half_width(self, one: DrawnStrategy) -> float:
         return self._interval(one, self._estimate(one)).half_width
 
     def is_exhausted(self) -> bool:
@@ -217,7 +217,7 @@ def expect(
     when a pass table's problems allow no more; `Expectation.why` says so. Raises KvplanError for an unreadable table.
     """
     limits = max_model_len or [{} for _ in specs]
-    drawn = [Drawn(spec, limit) for spec, limit in zip(specs, limits, strict=True)]
+    drawn = [DrawnStrategy(spec, limit) for spec, limit in zip(specs, limits, strict=True)]
     found = Expectation(Population(problems, folder, over), drawn, precision)
     spent = 0
     while True:
@@ -236,7 +236,7 @@ def expect(
             return found
 
 
-def _run(problems: Problems, one: Drawn, tasks: Sequence[Task]) -> int:
+def _run(problems: Problems, one: DrawnStrategy, tasks: Sequence[Task]) -> int:
     """One round of one strategy; the branches it took."""
     with rare_searches():
         ledgers = [one.alone(problems, task) for task in tasks]
@@ -251,7 +251,7 @@ def _run(problems: Problems, one: Drawn, tasks: Sequence[Task]) -> int:
     return branches
 
 
-def exact_chances(problems: Problems, one: Drawn, tasks: Sequence[Task]) -> Array | None:
+def exact_chances(problems: Problems, one: DrawnStrategy, tasks: Sequence[Task]) -> Array | None:
     """Chance of each problem by a strategy's formula; None without one."""
     spec = one.spec
     if spec.router is not None:

@@ -13,7 +13,7 @@ from kvplan.errors import KvplanError
 from kvplan.formulas.accounting import api_prices
 from kvplan.price_book import ApiPrice, RoutePrice
 from kvplan.scenario.schema import parse_scenario
-from kvplan.search.beside_api import Tokens, bill, bill_text, route_day
+from kvplan.search.beside_api import BilledTokens, bill, bill_text, route_day
 from kvplan.search.comparison import Comparison, compare
 
 
@@ -30,7 +30,7 @@ def compared(folder: Path | None = None, prices: str = "", **more: object) -> Co
 def test_a_bill_by_hand() -> None:
     """1,000 prompt tokens at $2, 300 visible and 700 hidden at $10 a million: $0.012, 7/12 of it hidden."""
     price = ApiPrice(model="m", input=2.0, output=10.0, date="2026-01-01", source="here")
-    found = bill(Tokens(10, 10_000, 0, 3_000, 7_000), price, 0.5, usd_per_hour=3.0)
+    found = bill(BilledTokens(10, 10_000, 0, 3_000, 7_000), price, 0.5, usd_per_hour=3.0)
     assert found.usd_per_problem == pytest.approx(0.012)
     assert found.hidden_share == pytest.approx(7 / 12)
     assert found.usd_per_correct == pytest.approx(0.024)
