@@ -9,10 +9,17 @@ import numpy as np
 from kvplan.search.strategy_row import StrategyRow
 from kvplan.workload.problems import Problems, StrategySpec, Task
 
-TREES = {"beam_search", "tree_search", "prune_by_steps"}
-UNIFORM = {"best_of_n", "self_consistency", "pruned_under_pressure"}
+TREES = {"beam_search", "diverse_tree_search", "backtracking_search", "tree_search", "prune_by_steps"}
+UNIFORM = {"best_of_n", "weighted_vote", "self_consistency", "pruned_under_pressure"}
 """As many samples of every problem."""
-CAPS = {"max_tokens", "thinking_token_budget", "effort", "max_thinking_tokens", "step_tokens"}
+CAPS = {
+    "max_tokens",
+    "thinking_token_budget",
+    "effort",
+    "max_thinking_tokens",
+    "step_tokens",
+    "segment_tokens",
+}
 """Parameters that bound a trace."""
 SURE = 0.02
 """A problem with p this close to 0 or 1 gains nothing from more samples."""
