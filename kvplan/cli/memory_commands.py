@@ -206,8 +206,10 @@ def cards(text: str, args: EngineArgs | None) -> tuple[GpuSpec, EngineArgs | Non
     asked = args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size
     if count > 1 and asked == 1:
         return get_gpu(name), args.model_copy(update={"tensor_parallel_size": count})
-    if 1 < count < asked:
-        raise KvplanError(f"--gpu {text}: {count} cards, the parallel sizes ask for {asked}")
+    if name != text and count < asked:
+        raise KvplanError(
+            f"--gpu {text}: {count} card{'s' * (count > 1)}, the parallel sizes ask for {asked}"
+        )
     return get_gpu(name), args
 
 

@@ -8,7 +8,7 @@ What people ask is `question`'s; what is computed, `recommending`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
@@ -189,6 +189,7 @@ def plan(
     gpu: str | Sequence[str] = (),
     question: ServingQuestion | None = None,
     *,
+    deployment: Mapping[str, Any] | None = None,
     workers: int | None = 1,
     progress: Progress | None = None,
     **asked: Any,
@@ -199,6 +200,7 @@ def plan(
         model: a bundled name, a config.json or a folder.
         gpu: one card or several; "2xh100": two that there are, "h100": as many as it takes. None named: `CARDS`.
         question: load, lengths, targets.
+        deployment: what is settled already, as in `make_scenario`: {"engine": {"max_num_seqs": 64}, "sglang": {}}.
         workers: processes; None = one per core. The answer is the same.
         progress: called with (done, total) candidates.
         **asked: fields of `ServingQuestion` by name, instead of `question`; counts as vLLM reads them: "32K".
@@ -215,17 +217,22 @@ def plan(
         raise KvplanError(f"{min(asked)} is given beside a whole question; say it there")
     question = question or _question(asked)
     cards = read_cards([gpu] if isinstance(gpu, str) else gpu)
-    scenario = make_scenario(model, cards, question)
+    scenario = make_scenario(model, cards, question, deployment)
     found = recommend(scenario, workers=workers, progress=progress)
     owned = tuple(_owned(c, found, question) for c in cards if c.number)
     best = found.best
     if best is None or best.scenario is None:
         return ServingAnswer(question, cards, found, owned, None, ())
     answer = ServingAnswer(question, cards, found, owned, memory_of(best.scenario, question), ())
-    if not found.interrupted:
+    if found.interrupted:
+        return answer
+    try:
         execution = Execution("local", default_workers() if workers is None else workers)
         answer.changes = tuple(_changes(question, best, execution, found.search))
-        answer.others = tuple(_others(model, question, cards, execution)) if _is_near(answer) else ()
+        if _is_near(answer):
+            answer.others = tuple(_others(model, question, cards, deployment, execution))
+    except KeyboardInterrupt:  # the ranking stands without them
+        found.interrupted = True
     return answer
 
 
@@ -295,14 +302,18 @@ def _owned(cards: Cards, found: Recommendation, question: ServingQuestion) -> Ow
 
 
 def _others(
-    model: str, question: ServingQuestion, cards: Sequence[Cards], execution: Execution
+    model: str,
+    question: ServingQuestion,
+    cards: Sequence[Cards],
+    deployment: Mapping[str, Any] | None,
+    execution: Execution,
 ) -> Iterable[Cards]:
     """As many of the cards that nobody named, where those carry the load: a trial each, not what they carry at most."""
     count, named = max(c.number for c in cards), {get_gpu(c.name).name for c in cards}
     asked = tuple(Cards(count, c.name) for c in read_cards(()) if c.name not in named)
     if not asked:
         return []
-    scenario = make_scenario(model, asked, question)
+    scenario = make_scenario(model, asked, question, deployment)
     assert scenario.search is not None
     points = make_points(read_base(scenario), make_axes(scenario.search.over))
     candidates = [p.scenario for p in points if p.scenario]

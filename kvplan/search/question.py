@@ -6,7 +6,7 @@ QwQ-32B, 32k thinking, two H100, 500 users, a first token within 2 s: what shoul
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import exp
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -181,19 +181,28 @@ def _is_named(text: str) -> bool:
     return "=" not in text and "/" not in text and not text.endswith((".yaml", ".yml"))
 
 
-def make_scenario(model: str, cards: Iterable[Cards], question: ServingQuestion) -> Scenario:
+def make_scenario(
+    model: str, cards: Iterable[Cards], question: ServingQuestion, deployment: Mapping[str, Any] | None = None
+) -> Scenario:
     """The scenario whose recommendation answers the question.
 
-    Raises KvplanError for an unknown model, and for lengths that the model does not take.
+    `deployment`: keys of the scenario that are settled already, e.g. {"engine": {"max_num_seqs": 64}, "sglang": {}};
+    a parallel size or a KV dtype among them is not searched. Raises KvplanError for an unknown model, and for lengths
+    that the model does not take.
     """
     longest = check_lengths(load_model(model), question)
-    hosts = [[c.name, size] for c in cards for size in sizes(c)]
+    settled = dict(deployment or {})
+    engine = {"max_model_len": longest, **settled.pop("engine", {})}
+    ranks = engine.get("tensor_parallel_size")
+    hosts = [[c.name, size] for c in cards for size in ([ranks] if ranks else sizes(c))]
+    dtypes = [engine["kv_cache_dtype"]] if "kv_cache_dtype" in engine else ["auto", "fp8"]
     load: dict[str, Any] = {"users": question.users} if question.users else {"rate": question.rate}
     data: dict[str, Any] = {
         "name": "plan",
         "model": model,
         "gpu": hosts[0][0],
-        "engine": {"max_model_len": longest},
+        "engine": engine,
+        **settled,
         "workload": _workload(question),
         "slo": read_targets(question.slo),
         "pricing": {"file": None if question.prices is None else str(Path(question.prices).resolve())},
@@ -204,7 +213,7 @@ def make_scenario(model: str, cards: Iterable[Cards], question: ServingQuestion)
             "day": question.day,
             "max_dollars_per_hour": question.max_dollars_per_hour,
         }
-        | {"over": {"gpu+engine.tensor_parallel_size": hosts, "engine.kv_cache_dtype": ["auto", "fp8"]}},
+        | {"over": {"gpu+engine.tensor_parallel_size": hosts, "engine.kv_cache_dtype": dtypes}},
     }
     return parse_scenario(data, "plan")
 
