@@ -7,7 +7,18 @@ from typing import Any
 
 import altair as alt
 
-from kvplan.charts.drawing import BLUE, PALETTE, SKY, VERMILION, Layered, inline, legend, tips
+from kvplan.charts.drawing import (
+    BLUE,
+    EDGE,
+    PALETTE,
+    VERMILION,
+    Layered,
+    inline,
+    legend,
+    seconds_unit,
+    tips,
+    token_axis,
+)
 from kvplan.observed.recorded_run import RunComparison
 from kvplan.profiles.profile import Profile
 from kvplan.profiles.timing_profile import RegimeError
@@ -28,7 +39,7 @@ def profile_errors(profiles: Sequence[Profile]) -> Layered:
             *tips("held_out:N", "points:Q"),
         ],
     )
-    bars = base.mark_rule(color=SKY, strokeWidth=4).encode(
+    bars = base.mark_rule(color=BLUE, strokeWidth=2).encode(
         x=alt.X("median:Q", title="error: median (dot) to p95", axis=alt.Axis(format="%")),
         x2=alt.X2("p95:Q"),
     )
@@ -43,17 +54,28 @@ def _regime(error: RegimeError) -> str:
 
 
 def predicted_measured(rows: Sequence[Mapping[str, Any]], unit: str = "s") -> Layered:
-    """Predicted against measured, on logarithmic axes; rows have measured, predicted and kind."""
+    """Predicted against measured, on logarithmic axes, in the unit that suits; rows have measured, predicted and kind.
+
+    `unit`: of the rows, s or ms.
+    """
+    per_s = {"s": 1.0, "ms": 1e3}[unit]
+    middle = sorted(float(row["measured"]) for row in rows)[len(rows) // 2] if rows else 1.0
+    unit, each = seconds_unit(middle / per_s)
+    rows = [{**row, **{k: float(row[k]) / per_s * each for k in ("measured", "predicted")}} for row in rows]
     values = [float(row[key]) for row in rows for key in ("measured", "predicted")]
     ends = [{"a": v} for v in ((min(values), max(values)) if values else (1.0, 1.0))]
     log = alt.Scale(type="log", nice=False, padding=6)
     dots = (
         alt.Chart(inline(rows))
-        .mark_circle(size=36, opacity=0.6)
+        .mark_circle(size=36, opacity=1, stroke=EDGE, strokeWidth=0.5)
         .encode(
-            x=alt.X("measured:Q", scale=log, title=f"measured, {unit}", axis=alt.Axis(format="~s")),
-            y=alt.Y("predicted:Q", scale=log, title=f"predicted, {unit}", axis=alt.Axis(format="~s")),
-            color=alt.Color("kind:N", scale=alt.Scale(range=list(PALETTE)), legend=legend(4)),
+            x=alt.X("measured:Q", scale=log, title=f"measured, {unit}", axis=token_axis()),
+            y=alt.Y("predicted:Q", scale=log, title=f"predicted, {unit}", axis=token_axis()),
+            color=alt.Color(
+                "kind:N",
+                scale=alt.Scale(domain=sorted({str(r["kind"]) for r in rows}), range=list(PALETTE)),
+                legend=legend(3),
+            ),
             tooltip=[
                 *tips("kind:N"),
                 alt.Tooltip("measured:Q", format=".4~g"),

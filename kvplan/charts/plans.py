@@ -13,6 +13,7 @@ import altair as alt
 
 from kvplan.charts.drawing import (
     BLUE,
+    EDGE,
     GREEN,
     HEIGHT,
     ORANGE,
@@ -49,7 +50,7 @@ def memory_bar(plan: Plan) -> Layered:
     colours = [MEMORY_COLOURS.get(str(s["row"]), VERMILION) for s in segments]
     bar = (
         alt.Chart(inline(segments))
-        .mark_bar(height=40)
+        .mark_bar(height=44, stroke=EDGE, strokeWidth=0.75)
         .encode(
             x=alt.X("gib:Q", stack="zero", title="GiB of one GPU"),
             color=alt.Color("use:N", scale=alt.Scale(domain=names, range=colours), legend=legend(2)),
@@ -62,16 +63,16 @@ def memory_bar(plan: Plan) -> Layered:
         )
     )
     total, budget = gib(plan.budget.total.size.value), gib(plan.budget.budget_bytes)
-    card_rule = limit_rule("x", total, f"card {total:.1f}", at="bottom")
-    budget_rule = limit_rule("x", budget, f"budget {budget:.1f}")
-    return alt.layer(bar, *budget_rule, *card_rule).properties(height=230)
+    card_rule = limit_rule("x", total, f"card {total:.1f} GiB", at="bottom")
+    budget_rule = limit_rule("x", budget, f"budget {budget:.1f} GiB")
+    return alt.layer(bar, *budget_rule, *card_rule).properties(height=150)
 
 
 def _segment(order: int, row: Row) -> dict[str, object]:
     return {
         "order": order,
         "row": row.name,
-        "use": row.label,
+        "use": f"{row.label}: {gib(row.size.value):.1f} GiB",
         "gib": gib(row.size.value),
         "source": row.source,
     }
@@ -92,7 +93,7 @@ def concurrency(plan: Plan, trace_tokens: Sequence[int], curve: Sequence[Span]) 
             axis=token_axis(),
         )
     )
-    band = base.mark_area(opacity=0.3, color=BLUE).encode(
+    band = base.mark_area(fillOpacity=0.3, color=BLUE, stroke=BLUE, strokeWidth=0.5).encode(
         y=alt.Y("low:Q", scale=alt.Scale(type="log"), title="traces at once"), y2=alt.Y2("high:Q")
     )
     shown = [alt.Tooltip(f"{name}:Q", format=",.0f") for name in ("tokens", "traces", "low", "high")]
@@ -110,7 +111,7 @@ def _point(plan: Plan) -> tuple[alt.Chart, alt.Chart]:
     """Where the user's question lies."""
     row = {"tokens": plan.trace_tokens, "traces": plan.traces.value, "name": f"yours: {plan.num_traces:,}"}
     base = alt.Chart(inline([row])).encode(x=alt.X("tokens:Q"), y=alt.Y("traces:Q"))
-    dot = base.mark_point(filled=True, size=110, color=ORANGE, opacity=1)
-    return dot, base.mark_text(align="right", dx=-10, dy=12, color=ORANGE, fontWeight="bold").encode(
+    dot = base.mark_point(filled=True, size=130, color=ORANGE, opacity=1, stroke=EDGE, strokeWidth=1)
+    return dot, base.mark_text(align="right", dx=-10, dy=14, fontWeight="bold").encode(
         text=alt.Text("name:N")
     )

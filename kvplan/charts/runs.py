@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import altair as alt
 import numpy as np
 
 from kvplan.charts.drawing import (
     BLUE,
+    EDGE,
     GREEN,
     GREY,
     HEIGHT,
@@ -26,7 +27,9 @@ from kvplan.charts.drawing import (
     inline,
     legend,
     limit_rule,
+    peaks,
     seconds,
+    seconds_unit,
     tips,
     token_axis,
 )
@@ -54,7 +57,7 @@ def kv_over_time(result: Result) -> Layered:
     shown = [*seconds("time_s"), *tips("kind:N"), alt.Tooltip("tokens:Q", format=",")]
     x = alt.X("time_s:Q", title="seconds")
     y = alt.Y("tokens:Q", title="tokens held", axis=token_axis())
-    area = alt.Chart(inline(rows)).mark_area(interpolate="step-after")
+    area = alt.Chart(inline(rows)).mark_area(interpolate="step-after", stroke=EDGE, strokeWidth=0.5)
     line = alt.Chart(inline(used)).mark_line(interpolate="step-after", strokeWidth=1.5)
     pool = result.pool_tokens
     return alt.layer(
@@ -70,7 +73,7 @@ def tier_over_time(result: Result) -> Layered:
     rows = [{"time_s": s.time_s, "chunks": s.tier_chunks} for s in result.samples]
     area = (
         alt.Chart(inline(rows))
-        .mark_area(color=SKY, interpolate="step-after")
+        .mark_area(color=SKY, interpolate="step-after", stroke=EDGE, strokeWidth=0.75)
         .encode(
             x=alt.X("time_s:Q", title="seconds"),
             y=alt.Y("chunks:Q", title="chunks in the tier", axis=token_axis()),
@@ -81,7 +84,7 @@ def tier_over_time(result: Result) -> Layered:
     return alt.layer(area, *limit_rule("y", total, f"tier {total:,} chunks")).properties(height=200)
 
 
-COPIED = {"loaded": BLUE, "stored": ORANGE}
+COPIED = {"loaded": BLUE, "stored": VERMILION}
 
 
 def copies_over_time(result: Result) -> Layered:
@@ -101,22 +104,30 @@ def copies_over_time(result: Result) -> Layered:
 
 
 def _steps(rows: Rows, colours: Mapping[str, str], figure: str, title: str, form: str) -> Layered:
-    """A figure over time, a line of steps for each `what`."""
+    """A figure over time, a line of steps for each `what`, its name at its highest point."""
+    x, y = alt.X("time_s:Q", title="seconds"), alt.Y(figure, title=title, scale=alt.Scale(nice=True))
+    name = figure.partition(":")[0]
+    names = alt.Chart(inline(peaks(rows, "what", name))).mark_text(
+        dy=-8, fontWeight="bold", baseline="bottom"
+    )
     line = (
         alt.Chart(inline(rows))
         .mark_line(interpolate="step-after")
         .encode(
-            x=alt.X("time_s:Q", title="seconds"),
-            y=alt.Y(figure, title=title),
+            x=x,
+            y=y,
             color=alt.Color("what:N", scale=colour_scale(colours), legend=legend(len(colours))),
-            strokeDash=alt.StrokeDash("what:N", legend=None),
+            strokeDash=alt.StrokeDash(
+                "what:N", legend=None, scale=alt.Scale(domain=list(colours), range=DASHES)
+            ),
             tooltip=[*seconds("time_s"), *tips("what:N"), alt.Tooltip(figure, format=form)],
         )
     )
-    return alt.layer(line)
+    return alt.layer(line, names.encode(x=x, y=y, text=alt.Text("what:N")))
 
 
-QUEUE_COLOURS = {"running": BLUE, "waiting": ORANGE, "preemptions so far": VERMILION}
+DASHES = [[1, 0], [6, 3], [2, 2]]
+QUEUE_COLOURS = {"running": BLUE, "waiting": VERMILION, "preemptions so far": GREEN}
 
 
 def queue_over_time(result: Result) -> Layered:
@@ -133,26 +144,34 @@ LATENCIES = {"ttft": "time to first token", "tpot": "time per output token", "e2
 
 
 def latency_shares(result: Result, name: str = "e2el") -> Layered:
-    """Share of requests that are at most so slow, for one of `LATENCIES`; targets as rules."""
+    """Share of requests that are at most so slow, for one of `LATENCIES`, in the unit that suits; targets as rules."""
     values = np.sort(getattr(result.latencies, name))
     values = values[~np.isnan(values)]
     shares = np.linspace(0.0, 1.0, min(200, len(values))) if len(values) else np.zeros(0)
-    at = np.quantile(values, shares) if len(values) else values
-    rows = [{"ms": float(v), "share": float(q)} for v, q in zip(at, shares, strict=True)]
+    quantiles = np.quantile(values, shares) if len(values) else values
+    targets = sorted({getattr(slo, f"{name}_ms") for slo in result.slos} - {None})
+    longest = max([*targets, *(float(v) for v in values[-1:])], default=1.0)
+    unit, each = seconds_unit(longest / 1e3)
+    rows = [
+        {"time": float(v) / 1e3 * each, "share": float(q)} for v, q in zip(quantiles, shares, strict=True)
+    ]
     line = (
         alt.Chart(inline(rows))
         .mark_line(color=BLUE, interpolate="monotone")
         .encode(
-            x=alt.X("ms:Q", title=f"{LATENCIES[name]}, ms", axis=token_axis()),
+            x=alt.X("time:Q", title=f"{LATENCIES[name]}, {unit}", axis=token_axis()),
             y=alt.Y("share:Q", title="share of requests", axis=alt.Axis(format="%")),
-            tooltip=[alt.Tooltip("ms:Q", format=",.1f"), alt.Tooltip("share:Q", format=".1%")],
+            tooltip=[alt.Tooltip("time:Q", format=",.3~f", title=unit), alt.Tooltip("share:Q", format=".1%")],
         )
     )
-    targets = {getattr(slo, f"{name}_ms") for slo in result.slos} - {None}
     parts: list[Any] = [line]
-    for ms in sorted(targets):  # the name stands where the curve is not: it rises to the right of the rule
+    for (
+        ms
+    ) in targets:  # the name stands inside, and where the curve is not: it rises to the right of the rule
         most = len(values) and np.searchsorted(values, ms, "right") > len(values) / 2
-        parts += limit_rule("x", ms, f"SLO {ms:,g}", "left", "bottom" if most else "top")
+        side: Literal["left", "right"] = "right" if ms > longest / 2 else "left"
+        at: Literal["top", "bottom"] = "bottom" if most else "top"
+        parts += limit_rule("x", ms / 1e3 * each, f"SLO {ms / 1e3 * each:,.4g} {unit}", side, at)
     return alt.layer(*parts).properties(height=200)
 
 
@@ -167,7 +186,7 @@ def request_timeline(records: Records, first: int = 0, count: int = 40) -> Layer
     y = alt.Y("request:O", title="request", axis=alt.Axis(labelOverlap=True))
     bars = (
         alt.Chart(inline(rows))
-        .mark_bar()
+        .mark_bar(stroke=EDGE, strokeWidth=0.5)
         .encode(
             x=alt.X("start_s:Q", title="seconds"),
             x2=alt.X2("end_s:Q"),
@@ -181,7 +200,9 @@ def request_timeline(records: Records, first: int = 0, count: int = 40) -> Layer
         )
     )
     marked = [row for row in rows if row["preemptions"] and row["phase"] == "waiting"]
-    ends = alt.Chart(inline(marked)).mark_point(shape="triangle-down", filled=True, color=VERMILION, size=60)
+    ends = alt.Chart(inline(marked)).mark_point(
+        shape="triangle-down", filled=True, color=VERMILION, size=60, opacity=1
+    )
     shown = tips("request:O", "preemptions:Q")
     pre = ends.encode(x=alt.X("finish_s:Q"), y=y, tooltip=shown) if marked else None
     return alt.layer(bars, *([pre] if pre else [])).properties(height=150 + 11 * len(lanes))
@@ -207,10 +228,10 @@ def _phases(columns: Mapping[str, Any], i: int) -> Rows:
 
 
 OWNERS = (BLUE, ORANGE, GREEN, PINK, SKY)
-MAX_CELLS = 1536
+MAX_CELLS = 1024
 
 
-def block_map(blocks: BlockMap, moment: Moment, replica: int = 0, columns: int = 64) -> Layered:
+def block_map(blocks: BlockMap, moment: Moment, replica: int = 0, columns: int = 32) -> Layered:
     """The pool at one moment, a cell per block (or per few): a colour per owner, shared, cached, free."""
     per_cell = -(-max(1, blocks.high_water) // MAX_CELLS)
     num_cells = -(-max(1, blocks.high_water) // per_cell)
@@ -220,10 +241,10 @@ def block_map(blocks: BlockMap, moment: Moment, replica: int = 0, columns: int =
         for i in range(extent.first // per_cell, (extent.first + extent.length - 1) // per_cell + 1):
             cells[i] |= {"state": _state(extent.owners), "owner": who}
     names = {**{f"one request ({i + 1})": c for i, c in enumerate(OWNERS)},
-             "shared": VERMILION, "cached": PALE, "free": "#88888822"}  # fmt: skip
+             "shared": VERMILION, "cached": PALE, "free": "#88888811"}  # fmt: skip
     return alt.layer(
         alt.Chart(inline(cells))
-        .mark_rect(stroke="#88888833", strokeWidth=0.5)
+        .mark_rect(stroke=EDGE, strokeWidth=0.5)
         .encode(
             x=alt.X("x:O", axis=None),
             y=alt.Y("y:O", axis=None),
@@ -234,7 +255,7 @@ def block_map(blocks: BlockMap, moment: Moment, replica: int = 0, columns: int =
     )
 
 
-SLOT_COLOURS = {"read or written by a copy": ORANGE, "filled": SKY, "free": "#88888822"}
+SLOT_COLOURS = {"read or written by a copy": ORANGE, "filled": SKY, "free": "#88888811"}
 
 
 def tier_slots(moment: Moment, replica: int = 0) -> Layered:
@@ -247,7 +268,7 @@ def tier_slots(moment: Moment, replica: int = 0) -> Layered:
     ]
     bar = (
         alt.Chart(inline(rows))
-        .mark_bar()
+        .mark_bar(stroke=EDGE, strokeWidth=0.75)
         .encode(
             x=alt.X("slots:Q", title="slots of the tier, a chunk each", axis=token_axis()),
             color=alt.Color("state:N", scale=colour_scale(SLOT_COLOURS), legend=legend(3)),
@@ -272,16 +293,90 @@ def _state(owners: tuple[str, ...]) -> str:
 
 
 BRANCH_COLOURS = {"shared with others": SKY, "own": BLUE, "own, pruned": VERMILION}
+MOST_ROWS = 48
+"""Of a tree; families of branches are folded until it has no more."""
 
 
-def branch_tree(nodes: Sequence[Node]) -> Layered:
-    """A problem's branches by token position: what each shares, what it computed itself, which were pruned."""
-    order = [str(node.branch) for node in nodes]
-    rows = [part for node in nodes for part in _spans(node)]
-    y = alt.Y("branch:N", sort=order, title="branch", axis=alt.Axis(labelOverlap=True))
+class Family(NamedTuple):
+    """A branch, or so many alike: of one parent, of one kind and end; or all that grew from one."""
+
+    node: Node
+    """One of them; its tokens are their mean."""
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Its number, or how many there are."""
+        return (
+            str(self.node.branch) if self.size == 1 else f"{self.node.branch} and {self.size - 1:,} like it"
+        )
+
+
+def fold(nodes: Sequence[Node], most: int = MOST_ROWS) -> list[Family]:
+    """Branches as at most so many rows: of leaves that are alike the longest stay, then whole limbs become one."""
+    for kept in (len(nodes), 8, 4, 2, 1):
+        found = _alike(nodes, kept)
+        if len(found) <= most:
+            return found
+    for depth in range(max(node.depth for node in nodes) - 1, -1, -1):
+        found = _alike(_limbs(nodes, depth), 1)
+        if len(found) <= most or depth == 0:
+            return found[:most]
+    return found[:most]
+
+
+def _alike(nodes: Sequence[Node | Family], kept: int) -> list[Family]:
+    """Leaves of one parent, kind and end: the longest stay, the others become one row."""
+    all_of = [node if isinstance(node, Family) else Family(node, 1) for node in nodes]
+    parents = {family.node.parent for family in all_of}
+    families: dict[tuple[int | None, str, bool], list[Family]] = {}
+    for family in all_of:
+        node = family.node
+        if node.branch not in parents:
+            families.setdefault((node.parent, node.kind, node.pruned), []).append(family)
+    rows: dict[int, Family | None] = {}
+    for some in families.values():
+        by_length = sorted(some, key=lambda f: -f.node.output_tokens)
+        rest = by_length[kept - 1 :] if len(some) > kept else []
+        if rest:
+            mean = round(sum(f.node.output_tokens * f.size for f in rest) / sum(f.size for f in rest))
+            rows |= dict.fromkeys((f.node.branch for f in rest), None)
+            first = min(rest, key=lambda f: f.node.branch).node
+            rows[first.branch] = Family(first._replace(output_tokens=mean), sum(f.size for f in rest))
+    shown = (rows.get(f.node.branch, f) for f in all_of)
+    return [family for family in shown if family is not None]
+
+
+def _limbs(nodes: Sequence[Node], depth: int) -> list[Family]:
+    """What grew from a branch of that depth, as one row that reaches as far as its longest."""
+    found: list[Family] = []
+    for node in nodes:  # parents stand before their children
+        if node.depth <= depth:
+            found.append(Family(node, 1))
+        else:
+            limb = found[-1]
+            reach = max(
+                limb.node.prompt_tokens + limb.node.output_tokens, node.prompt_tokens + node.output_tokens
+            )
+            longer = limb.node._replace(output_tokens=reach - limb.node.prompt_tokens)
+            found[-1] = Family(longer, limb.size + 1)
+    return found
+
+
+def branch_tree(nodes: Sequence[Node], most: int = MOST_ROWS) -> Layered:
+    """A problem's branches by token position: what each shares, what it computed itself, which were pruned.
+
+    Large families are folded into rows that say how many they stand for.
+    """
+    families = fold(nodes, most)
+    shown = {family.node.branch: family.name for family in families}
+    rows = [part for family in families for part in _spans(family)]
+    y = alt.Y(
+        "branch:N", sort=list(shown.values()), title=None, axis=alt.Axis(labelOverlap=True, labelLimit=120)
+    )
     bars = (
         alt.Chart(inline(rows))
-        .mark_bar()
+        .mark_bar(stroke=EDGE, strokeWidth=0.5)
         .encode(
             x=alt.X("start:Q", title="tokens from the problem's beginning", axis=token_axis()),
             x2=alt.X2("end:Q"),
@@ -293,24 +388,25 @@ def branch_tree(nodes: Sequence[Node]) -> Layered:
         )
     )
     links = [
-        {"x": n.prompt_tokens, "branch": str(b), "link": n.branch}
-        for n in nodes
-        if n.parent is not None
-        for b in (n.parent, n.branch)
+        {"x": f.node.prompt_tokens, "branch": shown[b], "link": f.node.branch}
+        for f in families
+        if f.node.parent in shown
+        for b in (f.node.parent, f.node.branch)
     ]
     lines = (
         alt.Chart(inline(links))
         .mark_line(color=GREY, strokeWidth=1)
         .encode(x=alt.X("x:Q"), y=y, detail=alt.Detail("link:N"))
     )
-    return alt.layer(bars, lines).properties(height=150 + 12 * len(nodes))
+    return alt.layer(bars, lines).properties(height=60 + 14 * len(families))
 
 
-def _spans(node: Node) -> Rows:
+def _spans(family: Family) -> Rows:
+    node = family.node
     own = "own, pruned" if node.pruned else "own"
     end = node.prompt_tokens + node.output_tokens
     common = {
-        "branch": str(node.branch),
+        "branch": family.name,
         "parent": "the problem" if node.parent is None else str(node.parent),
         "kind": node.kind,
         "ended": node.end,

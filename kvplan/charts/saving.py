@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,27 @@ def save_chart(figure: Layered, path: Path, width: int = WIDTH) -> None:
         file.write(text)
 
 
+def chart_file(spec: Mapping[str, Any], kind: str, width: int = WIDTH) -> bytes:
+    """A chart's specification as the bytes of a file; `kind`: svg or png (two pixels a point)."""
+    drawn, convert = whole(spec, width), _convert()
+    if kind == "png":
+        return bytes(convert.vegalite_to_png(drawn, scale=2))
+    return str(convert.vegalite_to_svg(drawn)).encode()
+
+
+def whole(spec: Mapping[str, Any], width: int = WIDTH) -> dict[str, Any]:
+    """A specification that needs no page around it."""
+    config = spec.get("config", {})
+    return {
+        **spec,
+        "width": width,
+        "config": {
+            **config,
+            **{k: {**config.get(k, {}), **v} if isinstance(v, dict) else v for k, v in THEME.items()},
+        },
+    }
+
+
 def _whole(figure: Layered, width: int) -> dict[str, Any]:
     """A chart that needs no page around it."""
-    return {**specification(figure), "width": width, "config": THEME}
+    return whole(specification(figure), width)

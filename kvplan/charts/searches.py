@@ -9,6 +9,7 @@ import altair as alt
 
 from kvplan.charts.drawing import (
     BLUE,
+    EDGE,
     GREEN,
     GREY,
     HEIGHT,
@@ -45,7 +46,7 @@ def pareto(found: Comparison) -> Layered:
         y=alt.Y("accuracy:Q", title="problems solved", axis=_SHARE, scale=_ROOM),
     )
     size = alt.Size("usd_per_correct:Q", legend=None, scale=alt.Scale(range=[60, 600]))
-    dots = base.mark_circle(opacity=0.9, stroke="white", strokeWidth=1, invalid="show").encode(
+    dots = base.mark_circle(opacity=1, stroke=EDGE, strokeWidth=1, invalid="show").encode(
         size=alt.condition("isValid(datum.usd_per_correct)", size, alt.SizeValue(40)),
         color=alt.Color("front:N", scale=colour_scale({"on the front": BLUE, "beaten": PALE}), legend=legend(2)),
         tooltip=[*tips("strategy:N"), *shares("accuracy", "accuracy_low", "accuracy_high"), *seconds("latency_p99_s"),
@@ -58,10 +59,10 @@ def pareto(found: Comparison) -> Layered:
         x=alt.X("latency_p99_s_low:Q", title="latency p99, seconds"), x2=alt.X2("latency_p99_s_high:Q")
     )
     front = alt.Chart(inline([r for r in rows if r["front"] == "on the front"]))
-    line = front.mark_line(color=BLUE, strokeWidth=1, opacity=0.5).encode(
+    line = front.mark_line(color=BLUE, strokeWidth=1).encode(
         x=alt.X("latency_p99_s:Q"), y=alt.Y("accuracy:Q")
     )
-    numbers = alt.Chart(inline(_numbers(rows))).mark_text(align="left", dx=12, dy=-10, color=GREY)
+    numbers = alt.Chart(inline(_numbers(rows))).mark_text(align="center", dy=-16)
     numbers = numbers.encode(x=alt.X("latency_p99_s:Q"), y=alt.Y("accuracy:Q"), text=alt.Text("numbers:N"))
     parts: list[Any] = [line, sure, tail, dots, numbers]
     limit = found.scenario.slo.e2el_ms
@@ -76,7 +77,7 @@ def shares(*names: str) -> list[Any]:
 
 
 _SHARE = alt.Axis(labelExpr="datum.value <= 1 ? format(datum.value, '.0%') : ''")
-_ROOM = alt.Scale(zero=False, nice=True, padding=16)
+_ROOM = alt.Scale(zero=False, nice=True, padding=30)
 """Dots at the edges are whole."""
 
 
@@ -118,7 +119,7 @@ def correct_per_gpu_hour(found: Comparison) -> Layered:
     two_lines = alt.Axis(labelLimit=260, labelOverlap=False, labelExpr=split)
     return alt.layer(
         alt.Chart(inline(_strategies(found)))
-        .mark_bar(color=GREEN)
+        .mark_bar(color=GREEN, stroke=EDGE, strokeWidth=0.75)
         .encode(
             x=alt.X("correct_per_gpu_hour:Q", title="per GPU-hour"),
             y=alt.Y("label:N", sort="-x", title=None, axis=two_lines),
@@ -160,7 +161,7 @@ def ranking(found: Recommendation, most: int = 12) -> Layered:
         x=alt.X("usd:Q", title="$ an hour for the asked load"),
         y=alt.Y("label:N", sort=[row["label"] for row in rows], title=None, axis=two_lines),
     )
-    bars = base.mark_bar().encode(
+    bars = base.mark_bar(stroke=EDGE, strokeWidth=0.75).encode(
         color=alt.Color("state:N", scale=colour_scale({"best": BLUE, "others": SKY}), legend=legend(2)),
         tooltip=[
             *tips("what:N"),
@@ -169,7 +170,7 @@ def ranking(found: Recommendation, most: int = 12) -> Layered:
         ],
     )
     ranges = base.mark_rule(color=GREY, strokeWidth=2).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"))
-    return alt.layer(bars, ranges).properties(height=110 + 40 * len(rows))
+    return alt.layer(bars, ranges).properties(height=40 + 40 * len(rows))
 
 
 def speed_and_throughput(found: Recommendation, most: int = 12) -> Layered:
@@ -188,13 +189,13 @@ def speed_and_throughput(found: Recommendation, most: int = 12) -> Layered:
     )
     states = {"best": BLUE, "others": SKY} | ({published_name(): VERMILION} if measured else {})
     colour = alt.Color("state:N", scale=colour_scale(states), legend=legend(3))
-    dots = base.mark_circle(opacity=1, size=110).encode(
+    dots = base.mark_circle(opacity=1, size=130, stroke=EDGE, strokeWidth=1).encode(
         color=colour,
         tooltip=[*tips("what:N"), *_rates(), alt.Tooltip("usd:Q", format=",.2f")],
     )
     across = base.mark_rule(color=GREY).encode(x=alt.X("user_low:Q"), x2=alt.X2("user_high:Q"))
     up = base.mark_rule(color=GREY).encode(y=alt.Y("gpu_low:Q"), y2=alt.Y2("gpu_high:Q"))
-    names = base.mark_text(align="left", dx=9, dy=-9, color=GREY).encode(text=alt.Text("what:N"))
+    names = base.mark_text(align="center", dy=-12, baseline="bottom").encode(text=alt.Text("what:N"))
     hollow = (
         alt.Chart(inline(measured))
         .mark_point(filled=False, size=60)
@@ -237,6 +238,6 @@ def _candidate(place: int, candidate: Candidate) -> dict[str, object]:
         "joules_per_token": candidate.figures.get("joules_per_output_token"),
         "gpus": candidate.num_gpus,
         "limited_by": candidate.limited_by,
-        "label": f"{candidate.label}|{candidate.num_gpus} GPUs, {candidate.limited_by}",
+        "label": f"{candidate.label}|{candidate.num_gpus} GPU{'s' * (candidate.num_gpus != 1)}, {candidate.limited_by}",
         "state": "others" if place else "best",
     }

@@ -113,8 +113,9 @@ def test_latencies_end_at_everybody(result: Result, name: str) -> None:
     shares = [r["share"] for r in rows_of(spec) if "share" in r]
     assert shares == sorted(shares)
     assert shares[-1] == 1
-    assert limits(spec) == ({"SLO 800": 800} if name == "ttft" else {})
-    assert any("ms" in title for title in titles(spec))
+    assert limits(spec) == ({"SLO 0.8 s": 0.8} if name == "ttft" else {})
+    unit = "ms" if name == "tpot" else "s"
+    assert f"{runs.LATENCIES[name]}, {unit}" in titles(spec)
 
 
 def test_a_block_has_one_cell_and_its_owners_colour() -> None:
