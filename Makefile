@@ -48,7 +48,7 @@ explore: $(DEV)  ## the laws once more, on examples never drawn before
 
 pictures: $(DEV) $(CHROMIUM)  ## the README's pictures, as the browser test sees the app
 	@mkdir -p docs/images
-	KVPLAN_PICTURES=docs/images $(BIN)/python -m pytest tests/pages/test_browser.py -k looked_at
+	KVPLAN_PICTURES=docs/images $(BIN)/python -m pytest tests/pages/test_browser.py -k "state_can_be_looked_at"
 
 lint: $(DEV)  ## ruff, formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

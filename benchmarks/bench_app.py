@@ -17,8 +17,8 @@ from streamlit.testing.v1 import AppTest
 APP = Path(__file__).resolve().parents[1] / "app.py"
 KNOBS: dict[str, tuple[int, ...]] = {
     "num_samples": (3, 5, 6, 7),
-    "thinking_len": (9_001, 12_001, 20_001, 24_001),
-    "input_len": (100, 900, 1_500, 3_000),
+    "thinking": (9_001, 12_001, 15_001, 18_001),
+    "prompt": (100, 400, 700, 900),
 }
 """What is turned, one after the other, and to which values; samples are counted from the case's own."""
 CASES: dict[str, dict[str, Any]] = {
@@ -55,7 +55,7 @@ def turned(app: AppTest, samples: int) -> list[float]:
     found = []
     for key, values in KNOBS.items():
         for value in values:
-            app.number_input(key=key).set_value(value + samples if key == "num_samples" else value)
+            app.text_input(key=key).set_value(str(value + samples if key == "num_samples" else value))
             found.append(redraw_ms(app))
     return found
 

@@ -26,6 +26,12 @@ def _dir(installed: str, checkout: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / checkout
 
 
+def app_file() -> Path:
+    """What Streamlit runs."""
+    inside = _INSTALLED / "app.py"
+    return inside if inside.is_file() else PACKAGE.parent / "app.py"
+
+
 def catalog_dir() -> Path:
     """Model configs and the GPU table."""
     return PACKAGE / "catalog"

@@ -314,7 +314,7 @@ class Family(NamedTuple):
 
 def fold(nodes: Sequence[Node], most: int = MOST_ROWS) -> list[Family]:
     """Branches as at most so many rows: of leaves that are alike the longest stay, then whole limbs become one."""
-    for kept in (len(nodes), 8, 4, 2, 1):
+    for kept in (len(nodes), 40, 24, 16, 8, 4, 2, 1):
         found = _alike(nodes, kept)
         if len(found) <= most:
             return found
@@ -372,7 +372,7 @@ def branch_tree(nodes: Sequence[Node], most: int = MOST_ROWS) -> Layered:
     shown = {family.node.branch: family.name for family in families}
     rows = [part for family in families for part in _spans(family)]
     y = alt.Y(
-        "branch:N", sort=list(shown.values()), title=None, axis=alt.Axis(labelOverlap=True, labelLimit=120)
+        "branch:N", sort=list(shown.values()), title=None, axis=alt.Axis(labelOverlap=False, labelLimit=150)
     )
     bars = (
         alt.Chart(inline(rows))

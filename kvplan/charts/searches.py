@@ -42,7 +42,7 @@ def pareto(found: Comparison) -> Layered:
     """
     rows = _strategies(found)
     base = alt.Chart(inline(rows)).encode(
-        x=alt.X("latency_p99_s:Q", title="latency p99, seconds", scale=_ROOM),
+        x=alt.X("latency_p99_s:Q", title="latency p99, seconds", scale=_ROOM, axis=alt.Axis(format=".3~r")),
         y=alt.Y("accuracy:Q", title="problems solved", axis=_SHARE, scale=_ROOM),
     )
     size = alt.Size("usd_per_correct:Q", legend=None, scale=alt.Scale(range=[60, 600]))

@@ -23,6 +23,7 @@ COMMANDS = {
         "plan_command:plan_command",
         "One question: does it work, what to run, what it costs, how sure.",
     ),
+    "app": ("app_command:app_command", "The planner in a browser."),
     "estimate": ("memory_commands:estimate_command", "Does it fit: memory, blocks, traces at once."),
     "serve-command": ("memory_commands:serve_command", "The command that serves a plan; shell or YAML."),
     "simulate": (

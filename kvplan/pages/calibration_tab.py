@@ -3,44 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import streamlit as st
 
-from kvplan.calibrate.build import build
-from kvplan.calibrate.fit.predictions import Predicted, predictions
-from kvplan.calibrate.measurements import read_measurements
 from kvplan.charts import fits as charts
+from kvplan.errors import KvplanError
 from kvplan.files import measurements_dir
-from kvplan.observed.recorded_run import RunComparison, compare_runs, read_run
-from kvplan.pages.jobs import Progress, Work
-from kvplan.pages.uploads import through_files
-from kvplan.pages.widgets import BIND, chart, guarded, run_box
-from kvplan.profiles.profile import Profile, bundled_profiles, profile_json
-from kvplan.simulation.observer import Observer
+from kvplan.observed.recorded_run import RunComparison
+from kvplan.pages import links
+from kvplan.pages.asked import Asked
+from kvplan.pages.jobs import read_apart
+from kvplan.pages.uploads import check_size
+from kvplan.pages.widgets import chart, choice, guarded, lines, run_box
+from kvplan.pages.work import Fit, compare_two, fit_work
+from kvplan.profiles.profile import Profile, bundled_profiles, pick, profile_json
 
 File = tuple[str, bytes]
+OF_QUESTION = "of the question's card and engine"
+NONE = "none"
 
 
-class Fit(NamedTuple):
-    """A fitted profile, and its rows both ways."""
+def inputs(asked: Asked | str) -> str:
+    """The profile that is looked at."""
+    names = [OF_QUESTION, *(profile.name for profile in bundled_profiles())]
+    links.check("measurements", (NONE, *_bundled()))
+    return str(choice(st, "Profile", names, "profile"))
 
-    profile: Profile
-    rows: list[Predicted]
+
+def render(asked: Asked, name: str) -> None:
+    """The whole tab."""
+    guarded(lambda: _profile(asked, name))
+    guarded(_fit)
+    guarded(_real_run)
 
 
-def render(is_open: bool) -> None:
-    """The whole tab; its bound inputs even when it is closed."""
-    names = [profile.name for profile in bundled_profiles()]
-    name = st.selectbox("Profile", names, index=names.index("h100-sxm-vllm"), key="profile", **BIND)
-    if not is_open:
-        return
-    profile = next(profile for profile in bundled_profiles() if profile.name == name)
+def _profile(asked: Asked, name: str) -> None:
+    """What one profile rests on."""
+    if name == OF_QUESTION:
+        profile, doubt = pick(asked.card.name, asked.engine)
+        lines(
+            [
+                f"Taken from the question: {asked.card.name}, {asked.engine}."
+                + (f" {doubt[0].upper()}{doubt[1:]}." if doubt else "")
+            ]
+        )
+        if profile is None:
+            st.info(
+                "No profile times this card: a like card's is scaled by data sheets. Measurements make one, below."
+            )
+            return
+    else:
+        profile = next(profile for profile in bundled_profiles() if profile.name == name)
+        lines(["Taken from the question: nothing; the profile is chosen here."])
     _errors(profile)
     _kernels(profile)
     _range(profile)
-    guarded(_fit)
-    guarded(_real_run)
 
 
 def _errors(profile: Profile) -> None:
@@ -54,7 +71,9 @@ def _errors(profile: Profile) -> None:
         st.info("This profile holds no step times.")
         return
     st.subheader("Error on points the fit had not seen")
-    chart(charts.profile_errors([profile]), f"errors_{profile.name}")
+    chart(
+        charts.profile_errors([profile]), f"errors_{profile.name}", "Held-out error by regime, median to p95"
+    )
     st.caption(
         f"Fitted to {timing.num_points:,} measured points; each was predicted by a fit that had not seen it."
     )
@@ -103,42 +122,43 @@ def _fit() -> None:
         max_upload_size=2,
         key="measured",
     )
-    known = {path.name: path for path in sorted(measurements_dir().glob("*.jsonl"))}
+    known = _bundled()
     example = known.get(
-        st.selectbox("or measurements that come with kvplan", ("none", *known), key="measurements", **BIND)
+        str(choice(st, "or measurements that come with kvplan", (NONE, *known), "measurements"))
     )
     chosen = (
         (file.name, file.getvalue()) if file else (example.name, example.read_bytes()) if example else None
     )
     if chosen is None:
         return
-    fit = run_box("fit", chosen, _fit_work(chosen), "Fit")
+    check_size(*chosen)
+    fit = run_box("fit", chosen, lambda: fit_work(FITTED), "Fit", {FITTED: chosen[1]})
     if fit is not None:
         _show_fit(fit)
 
 
-def _fit_work(file: File) -> Work:
-    def read(path: Path) -> Fit:
-        profile = build([path])
-        assert profile.timing is not None
-        return Fit(profile, predictions(read_measurements([path]), profile.timing))
+FITTED = "measurements.jsonl"
 
-    def run(progress: Progress, observer: Observer) -> Fit:
-        return through_files(read, file)
 
-    return run
+def _bundled() -> dict[str, Path]:
+    return {path.name: path for path in sorted(measurements_dir().glob("*.jsonl"))}
 
 
 def _show_fit(fit: Fit) -> None:
     timing = fit.profile.timing
     assert timing is not None
-    chart(charts.predicted_measured([row._asdict() for row in fit.rows]), "fit")
+    chart(
+        charts.predicted_measured([row._asdict() for row in fit.rows]),
+        "fit",
+        "Predicted against measured times",
+    )
     st.dataframe([error.model_dump() for error in timing.errors], hide_index=True)
     st.download_button(
-        "Download the profile",
+        "Profile (JSON)",
         profile_json(fit.profile),
         f"{fit.profile.name}.json",
         key="fitted",
+        on_click="ignore",
     )
 
 
@@ -157,13 +177,24 @@ def _real_run() -> None:
     )
     if real is None or ours is None:
         return
-    found = _compare((f"real-{real.name}", real.getvalue()), (f"simulated-{ours.name}", ours.getvalue()))
+    found = _compare(
+        (_safe("real", real.name), real.getvalue()), (_safe("simulated", ours.name), ours.getvalue())
+    )
     st.dataframe(found.to_dict()["figures"], hide_index=True)
-    chart(charts.run_comparison(found), "real_run")
+    chart(charts.run_comparison(found), "real_run", "Simulated against real latencies")
 
 
+def _safe(which: str, name: str) -> str:
+    """A name for the folder where it is read: only how it ends is the visitor's."""
+    kind = name.rpartition(".")[2].casefold()
+    if kind not in ("json", "jsonl", "csv"):
+        raise KvplanError(f"{which}: a .json, .jsonl or .csv file")
+    return f"{which}.{kind}"
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
 def _compare(real: File, ours: File) -> RunComparison:
-    def read(a: Any, b: Any) -> RunComparison:
-        return compare_runs(read_run(a), read_run(b))
-
-    return through_files(read, real, ours)
+    for name, content in (real, ours):
+        check_size(name, content)
+    found: RunComparison = read_apart(compare_two, real[0], ours[0], files=dict((real, ours)))
+    return found

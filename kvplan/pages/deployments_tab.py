@@ -1,97 +1,279 @@
-"""What to run: targets and load in, configurations that carry it out, ranked by what they cost."""
+"""What to run: the question's answer in full, deployments ranked by what they cost; or a scenario's own search."""
 
 from __future__ import annotations
 
-from typing import Any
+import csv
+import io
+import json
+from typing import Any, NamedTuple
 
 import streamlit as st
 
 from kvplan.charts import searches as charts
-from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
-from kvplan.gpu import gpu_names
-from kvplan.pages.jobs import Progress, Work
-from kvplan.pages.sidebar import KV_DTYPES, Asked
-from kvplan.pages.widgets import BIND, chart, marked, or_complaint, run_box, scenario_to_copy
-from kvplan.scenario.schema import Scenario
-from kvplan.search.recommendation import Recommendation
-from kvplan.search.recommending import recommend
-from kvplan.simulation.observer import Observer
-
-NUM_REQUESTS = 80
-"""Simulated at each load that is tried."""
-COLUMNS = ("highest", "highest_low", "highest_high", "copies", "num_gpus", "usd_per_hour", "usd_per_hour_low",
-           "usd_per_hour_high", "headroom", "p99_ttfvt_ms", "p99_e2el_ms", "p99_e2el_ms_low", "p99_e2el_ms_high",
-           "mean_watts", "joules_per_output_token", "joules_per_output_token_low", "joules_per_output_token_high",
-           "kwh_per_million_output_tokens", "gco2_per_million_output_tokens", "kv_peak_fraction", "limited_by", "lift",
-           "price_source")  # fmt: skip
-
-
-def inputs(asked: Asked) -> Scenario | str:
-    """The search that the widgets stand for, or what is wrong with it."""
-    with st.container(horizontal=True):
-        rate = st.number_input("Requests per second to carry", 0.001, 1e6, 2.0, key="carry", **BIND)
-        ttfvt = st.number_input("SLO: first visible, ms (0: none)", 0.0, 1e9, 0.0, key="slo_visible", **BIND)
-        e2el = st.number_input("SLO: end to end, ms (0: none)", 0.0, 1e9, 600_000.0, key="slo_end", **BIND)
-        share = st.number_input("Share of requests in time", 0.01, 1.0, 0.9, 0.01, key="slo_share", **BIND)
-    for_cards, for_ranks, for_dtypes, for_most = st.columns((2, 1, 1, 1), vertical_alignment="bottom")
-    cards = for_cards.multiselect("Cards", gpu_names(), ("l40s", "h100-sxm", "h200"), key="cards", **BIND)
-    ranks = for_ranks.multiselect("Tensor parallel", (1, 2, 4, 8), (1, 2), key="ranks", **BIND)
-    dtypes = for_dtypes.multiselect("KV cache dtype", KV_DTYPES, ("auto",), key="dtypes", **BIND)
-    most = for_most.number_input("Most GPUs (0: any)", 0, 100_000, 0, key="max_gpus", **BIND)
-    targets = {"ttfvt_ms": ttfvt or None, "e2el_ms": e2el or None, "share": share}
-    over = {"gpu": cards, "engine.tensor_parallel_size": ranks, "engine.kv_cache_dtype": dtypes}
-    return or_complaint(lambda: _search(asked, float(rate), targets, over, int(most)))
+from kvplan.pages import verdict
+from kvplan.pages.asked import ENGINES, OWN, Asked
+from kvplan.pages.jobs import DRAW, read_apart
+from kvplan.pages.simulation_tab import scenario_names
+from kvplan.pages.uploads import simulated
+from kvplan.pages.widgets import (
+    QUESTION,
+    Figure,
+    Source,
+    chart,
+    digits,
+    figures,
+    in_words,
+    lines,
+    marked,
+    or_complaint,
+    pictures,
+    read_source,
+    run_box,
+    scenario_to_copy,
+    shown_ms,
+    source_of,
+)
+from kvplan.pages.work import recommend_work, report_of
+from kvplan.scenario.schema import Scenario, dump_scenario
+from kvplan.search.planning import ServingAnswer, doubt_lines, question_rows
+from kvplan.search.point_row import asked_latencies
+from kvplan.search.recommendation import EXPLAINED, Candidate, Recommendation
 
 
-def _search(asked: Asked, rate: float, slo: dict[str, Any], over: dict[str, Any], most: int) -> Scenario:
-    if not all(over.values()):
-        raise KvplanError("name at least one card, one number of ranks and one KV dtype to try")
-    flags = asked.args.model_dump(exclude_defaults=True)
-    fixed = EngineArgs(**{k: v for k, v in flags.items() if f"engine.{k}" not in over})
-    search = {"over": over, "rate": rate, "max_gpus": most or None, "refine": 1, "seeds": 2}
-    first = asked._replace(gpu=over["gpu"][0], args=fixed)
-    return first.scenario("recommend", NUM_REQUESTS, rate, slo=slo, search=search)
+class Inputs(NamedTuple):
+    """Whose search: the question's, or a scenario's (a complaint in its place, None while its file is to come)."""
+
+    source: Source
+    scenario: Scenario | str | None
 
 
-def work(scenario: Scenario) -> Work:
-    """The search as a job."""
-
-    def run(progress: Progress, observer: Observer) -> Recommendation:
-        def told(done: int, total: int) -> None:
-            progress(done, total)
-            if observer.cancelled():
-                raise KeyboardInterrupt  # what the search takes for the end, with what it has
-
-        return recommend(scenario.model_dump(mode="json", exclude_defaults=True), progress=told)
-
-    return run
+def inputs(asked: Asked | str) -> Inputs:
+    """The tab's inputs."""
+    names = scenario_names("recommend_*")
+    source = source_of("search", names, "recommend_qwq_500_users", "search.max_gpus=32")
+    if source.kind == QUESTION:
+        return Inputs(source, None)
+    return Inputs(source, or_complaint(lambda: read_source(simulated, source, None)))
 
 
-def render(scenario: Scenario | str) -> None:
-    """Search, show the ranking."""
-    told = scenario_to_copy(scenario, "The search as a file (kvplan recommend)")
-    if told is None:
+def render(asked: Asked, told: Inputs) -> None:
+    """The answer, or how to get it."""
+    if told.source.kind == QUESTION:
+        _of_question(asked)
         return
-    found = run_box("recommend", told, work(told), "Recommend")
+    if told.scenario is None:
+        st.info("Upload a scenario file with targets (`slo`) and a `search`.", icon=":material/upload_file:")
+        return
+    lines(
+        [
+            "Taken from the question: nothing. The scenario says model, cards, load, targets, and what may be changed."
+        ]
+    )
+    scenario = scenario_to_copy(
+        told.scenario, "The search as a file", "kvplan recommend scenario.yaml", "search"
+    )
+    if scenario is None:
+        return
+    found = run_box(
+        "recommend", scenario, lambda: recommend_work(scenario), "Recommend", dict(told.source.files)
+    )
     if found is not None:
+        _headline(found)
         _show(found)
 
 
-def _show(found: Recommendation) -> None:
-    (st.success if found.best else st.warning)(marked(found.reason))
-    if found.best:
-        chart(charts.ranking(found), "ranking")
-        for command in found.best.commands:
-            st.code(command, language="bash", wrap_lines=True)
-    rows = [candidate.to_dict() for candidate in found.candidates]
-    st.subheader("Ranked")
-    st.dataframe(
-        [{**row["settings"], **{k: row[k] for k in COLUMNS}} for row in rows if row["feasible"]],
-        hide_index=True,
+def _of_question(asked: Asked) -> None:
+    answer = verdict.answer_of(asked)
+    lines(taken(asked))
+    if answer is None:
+        st.info(
+            "Which cards, how many copies, at what price: the answer simulates this load on each candidate. "
+            "**Check the targets** "
+            "above, and it stands here.",
+            icon=":material/arrow_upward:",
+        )
+        job = st.session_state.get("plan_job")
+        if job is None or not job.is_over or job.result is None or st.session_state["plan_asked"] != asked:
+            return
+        answer = job.result  # cancelled: with what was done so far
+    _headline(answer.found)
+    _show(answer.found)
+    _sure(answer)
+    _take_away(asked, answer)
+
+
+def taken(asked: Asked) -> list[str]:
+    """What the recommendation takes from the question, and what it changes."""
+    model = "your config.json" if asked.model == OWN else asked.model
+    looked = [] if asked.args.tensor_parallel_size > 1 else ["tensor-parallel sizes"]
+    looked += [] if asked.args.kv_cache_dtype != "auto" else ["KV dtypes (auto, fp8)"]
+    said = (
+        f"Taken from the question: {model}, {', '.join((asked.gpu, *asked.also))}, load, lengths, targets, budget, "
+        f"{asked.engine} and its flags."
     )
-    st.caption("  \n".join(map(marked, found.rests_on)))
-    ruled_out = [{**row["settings"], "why": row["why"]} for row in rows if not row["feasible"]]
+    said += f" Looked for: {' and '.join(looked)}, copies." if looked else " Looked for: copies."
+    if asked.num_samples * asked.num_requests > 1:
+        said += " Not taken: samples and requests at one moment."
+    if asked.engine == ENGINES[2]:
+        said += " TensorRT-LLM: its admission rule and step times; memory is vLLM's."
+    return [said]
+
+
+def _headline(found: Recommendation) -> None:
+    best = found.best
+    if best is None:
+        st.warning(marked(f"{found.reason[0].upper()}{found.reason[1:]}."), icon=":material/block:")
+        return
+    usd, low, high = best.usd_per_hour, best.usd_per_hour_low, best.usd_per_hour_high
+    copies = (best.num_gpus or 0) // best.figures["num_gpus_per_copy"]
+    target = asked_latencies(found.scenario)[0]
+    figures(
+        [
+            Figure("Cost", "-" if usd is None else f"${usd:,.2f}/h", _money(low, high), best.price_source),
+            Figure(
+                "Copies",
+                f"{copies:,}",
+                f"of {best.figures['num_gpus_per_copy']} x {best.settings.get('gpu', found.scenario.gpu)}",
+            ),
+            Figure(
+                "Load may grow",
+                "-" if best.headroom is None else f"{best.headroom:.0%}",
+                f"then {in_words(best.limited_by)} gives out",
+            ),
+            Figure(
+                f"{LATENCY_NAMES[target]} p99",
+                shown_ms(best.figures.get(f"p99_{target}")),
+                "at a copy's highest load",
+            ),
+        ]
+    )
+    for command in best.commands:
+        st.code(command, language="bash", wrap_lines=True)
+
+
+def _money(low: float | None, high: float | None) -> str:
+    if low is None or low == high:
+        return ""
+    return f"${low:,.2f} to {'any price' if high is None else f'${high:,.2f}'}"
+
+
+def _show(found: Recommendation) -> None:
+    feasible = [c for c in found.candidates if c.feasible]
+    if feasible:
+        st.subheader("Speed against throughput")
+        drawn = charts.speed_and_throughput(found)
+        chart(drawn, "frontier", "Tokens a second per user against tokens a second per GPU, each deployment")
+        st.caption(
+            "Each at the highest load that keeps the targets; bars: nine cases in ten of what its steps may take; hollow, "
+            "where there are any: measured by others, at the loads that they ran."
+        )
+        st.subheader("Ranked, the cheapest first")
+        st.table([_words(c) for c in feasible[:12]], hide_index=True)
+        if len({c.usd_per_hour for c in feasible}) > 1:
+            chart(charts.ranking(found), "ranking", "Dollars an hour by deployment")
+    ruled_out = [c for c in found.candidates if not c.feasible]
     if ruled_out:
-        st.subheader("Ruled out")
-        st.table(ruled_out, hide_index=True)
+        with st.expander(f"Ruled out: {len(ruled_out)}"):
+            st.table(
+                [{"Deployment": marked(c.label), "Why": marked(c.why)} for c in ruled_out], hide_index=True
+            )
+    if feasible:
+        with st.expander("What the columns mean, ranges and sources"):
+            lines([*EXPLAINED, *found.rests_on])
+
+
+def _words(row: Candidate) -> dict[str, str]:
+    """A candidate as people would say it."""
+    each = row.figures["num_gpus_per_copy"]
+    carried = "-" if row.highest is None else f"{'at least ' if row.at_least else ''}{digits(row.highest)}"
+    ends = (row.highest_low, row.highest_high)
+    carried += f" ({digits(ends[0])} to {digits(ends[1])})" if None not in ends and ends[0] != ends[1] else ""  # type: ignore[arg-type]
+    usd = "-" if row.usd_per_hour is None else f"${row.usd_per_hour:,.2f}"
+    spread = _money(row.usd_per_hour_low, row.usd_per_hour_high)
+    return {
+        "Deployment": marked(row.label),
+        "Runs": f"{(row.num_gpus or 0) // each} x {each} GPU{'s' * (each > 1)}",
+        "An hour": plain_money(usd + (f" ({spread})" if spread else "")),
+        "A copy carries": carried,
+        "First token p99": shown_ms(row.figures.get("p99_ttft_ms")),
+        "Token p99": shown_ms(row.figures.get("p99_tpot_ms")),
+        "Gives out first": in_words(row.limited_by),
+    }
+
+
+LATENCY_NAMES = {
+    "ttft_ms": "First token",
+    "ttfvt_ms": "Visible token",
+    "tpot_ms": "Per token",
+    "e2el_ms": "Whole answer",
+}
+
+
+def plain_money(told: str) -> str:
+    """Dollars in a table of Markdown, where two of them would be a formula."""
+    return told.replace("$", "\\$")
+
+
+def _sure(answer: ServingAnswer) -> None:
+    """How sure, and what would shrink the doubt."""
+    if answer.best is None:
+        return
+    st.subheader("How sure")
+    said = [" ".join(line.split()) for line in doubt_lines(answer)[1:]]
+    at = said.index("To be surer")
+    for title, some in (("", said[:at]), ("To be surer", said[at + 1 :])):
+        st.markdown((f"**{title}**\n\n" if title else "") + "\n".join(f"- {marked(line)}" for line in some))
+    assumed = [f"{name}: {told} ({note})" for name, told, note in question_rows(answer.question) if note]
+    if assumed:
+        with st.expander("Assumed, because nobody said it"):
+            lines(assumed)
+
+
+def _take_away(asked: Asked, answer: ServingAnswer) -> None:
+    found = answer.found
+    rows = [candidate.to_dict() for candidate in found.candidates]
+    st.subheader("Take it away")
+    is_plain = not asked.settled and not asked.config
+    st.code(
+        asked.words("plan") if is_plain else "kvplan recommend plan.yaml", language="bash", wrap_lines=True
+    )
+    if not is_plain:
+        st.caption(
+            "`kvplan plan` takes no engine flags: the scenario below has them; it ranks the same deployments."
+        )
+    with st.container(horizontal=True, gap="small"):
+        st.download_button(
+            "Report (HTML)",
+            lambda: read_apart(report_of, answer, bounds=DRAW),
+            "plan.html",
+            key="report",
+            on_click="ignore",
+        )
+        st.download_button(
+            "JSON",
+            lambda: json.dumps(answer.to_dict(), indent=2, allow_nan=False),
+            "plan.json",
+            key="plan_json",
+            on_click="ignore",
+        )
+        st.download_button(
+            "Rows (CSV)", lambda: _csv(rows), "deployments.csv", key="plan_csv", on_click="ignore"
+        )
+        st.download_button(
+            "Scenario (YAML)", dump_scenario(found.scenario), "plan.yaml", key="plan_yaml", on_click="ignore"
+        )
+    if any(c.feasible for c in found.candidates):
+        with st.expander("Pictures"):
+            pictures({"frontier": charts.speed_and_throughput(found), "cost": charts.ranking(found)}, "plan")
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    flat = [
+        {**row["settings"], **{k: v for k, v in row.items() if not isinstance(v, dict | list)}}
+        for row in rows
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in flat for name in row)))
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue().encode()

@@ -1,53 +1,86 @@
-"""A long piece of work in a thread of its own: progress, a forecast, a question before it gets long, a way to stop.
+"""Visitors' work in processes of its own: so many at once, each bounded, watched, and stopped when nobody waits.
 
-    job = Job(lambda progress, observer: simulate(scenario, progress=progress, observer=observer))
-    job.wait(1.0); job.share; job.forecast_s; job.go_on(); job.stop(); job.result
+    job = Job(simulate_work(scenario, with_blocks=False), is_there=...)
+    job.wait(1.0); job.share; job.left_s; job.go_on(); job.stop(); job.result
 
-The work is measured by its own first seconds, so the forecast costs nothing. Knows no page and no terminal.
+    read_apart(load_model, "config.json", files={"config.json": text})     # short: what a stranger pasted
+
+The server's own process only passes messages, so that it answers everybody whatever one visitor asks.
 """
 
 from __future__ import annotations
 
-import logging
+import multiprocessing
+import os
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import Any
 
 from kvplan.errors import KvplanError
-from kvplan.simulation.observer import Observer
+from kvplan.pages.apart import Bounds, State, Work, just, serve
+from kvplan.pages.turns import resting
 
-Progress = Callable[[int, int], None]
-Work = Callable[[Progress, Observer], Any]
-State = Literal["running", "asking", "done", "failed", "cancelled"]
+_FORKS = "forkserver" in multiprocessing.get_all_start_methods()
+_PROCESSES: Any = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
+if _FORKS:  # each process begins with all of the simulator loaded, and with none of the server's threads
+    _PROCESSES.set_forkserver_preload(["kvplan.pages.work"])
 
-LOOK_AFTER_S = 2.0
-"""The forecast is made when the work has run for so long."""
-ASK_ABOVE_S = 60.0
-"""Work that would take longer waits for a yes."""
-PATIENCE = 10
-"""Work that has shown no progress is given so many times longer before it asks."""
+RUNS_AT_ONCE = max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
+"""Of all visitors together; others wait their turn."""
+MOST_WAITING = 20
+"""More are turned away."""
+READS_AT_ONCE = 2
+READ = Bounds(seconds=10.0, memory_bytes=1 << 30, ask_above_s=float("inf"))
+"""Of a paste or an upload that is only read."""
+DRAW = Bounds(seconds=30.0, memory_bytes=0, ask_above_s=float("inf"))
+"""Of a picture or a report: V8 asks for far more addresses than memory."""
+GRACE_S = 3.0
+"""Work that is told to stop may still hand over what it has; then it is ended."""
 ABANDONED_AFTER_S = 120.0
-"""Nobody has looked for so long: the page was closed."""
+"""Nobody has looked for so long (a browser lets a hidden page sleep for a minute)."""
+GONE_AFTER_S = 3.0
+"""The visitor's page is closed for so long; a page that loads again is back sooner."""
+
+_turns, _reads = threading.Semaphore(RUNS_AT_ONCE), threading.Semaphore(READS_AT_ONCE)
+_line: list[Job] = []
+"""Jobs that wait for their turn, the first in front."""
+_line_lock = threading.Lock()
+
+
+def _always() -> bool:
+    return True
 
 
 class Job:
-    """Work that has begun."""
+    """Work that was asked for."""
 
     def __init__(
-        self, work: Work, ask_above_s: float = ASK_ABOVE_S, look_after_s: float = LOOK_AFTER_S
-    ) -> None:
-        self.state: State = "running"
+        self, work: Work, files: Mapping[str, bytes] | None = None, bounds: Bounds | None = None,
+        is_there: Callable[[], bool] = _always, in_line: bool = True,
+    ) -> None:  # fmt: skip
+        """Get in line, or begin at once. Raises KvplanError when too many wait already.
+
+        `files` lie in the folder where the work runs; `is_there` says whether the visitor still has the page open.
+        """
+        self.state: State = "waiting"
         self.result: Any = None
         self.error = ""
-        """One line for the user, if it failed."""
+        """One line for the visitor, if it failed."""
         self.share = 0.0
         """Done so far, 0 to 1."""
         self.forecast_s = 0.0
         """Seconds it will take in all, once it asks; infinite when nothing was done by then."""
-        self._work, self._ask_above_s, self._look_after_s = work, ask_above_s, look_after_s
+        self._work, self._files, self._bounds = work, dict(files or {}), bounds or Bounds()
+        self._is_there, self._in_line = is_there, in_line
         self._stop, self._yes = threading.Event(), threading.Event()
-        self._started = self._seen = time.monotonic()
+        self._started = self._seen = self._there = time.monotonic()
+        self._marks: list[tuple[float, float]] = []
+        if in_line:
+            _get_in_line(self)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -57,60 +90,192 @@ class Job:
         return self.state in ("done", "failed", "cancelled")
 
     @property
-    def left_s(self) -> float:
-        """Seconds that are left at the pace so far; infinite when nothing is done yet."""
-        elapsed = time.monotonic() - self._started
-        return elapsed * (1 - self.share) / self.share if self.share else float("inf")
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop and still puts together what it has."""
+        return self._stop.is_set() and not self.is_over
+
+    @property
+    def num_before(self) -> int:
+        """Runs that come before this one's turn."""
+        with _line_lock:
+            return _line.index(self) if self in _line else 0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since its turn came."""
+        return time.monotonic() - self._started
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that are left at the pace of the last quarter of the time; None while that says nothing."""
+        now, marks = time.monotonic(), self._marks
+        if len(marks) < 3 or now - self._started < 1.5:
+            return None
+        since = next((m for m in marks if m[0] >= self._started + 0.75 * (now - self._started)), marks[-2])
+        if marks[-1] == since:
+            since = marks[-2]
+        (t0, s0), (t1, s1) = since, marks[-1]
+        pace = (s1 - s0) / (t1 - t0) if t1 > t0 else 0.0
+        whole = s1 / (t1 - self._started)
+        pace = min(pace, whole) if pace > 0 else whole  # what slowed down is not hoped to speed up
+        return max(0.0, (1 - s1) / pace - (now - t1)) if pace > 0 else None
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the end at most so long; return whether it is over. Tells the work that somebody looks."""
+        """Wait for the end at most so long; return whether it is over. Tells the job that somebody looks."""
         self._seen = time.monotonic()
-        self._thread.join(seconds)
+        if seconds:
+            with resting():
+                self._thread.join(seconds)
         return self.is_over
 
     def stop(self) -> None:
         """Cancel; what was done so far may still become the result."""
         self._stop.set()
-        self._yes.set()
 
     def go_on(self) -> None:
         """Answer yes to the question whether it may take that long."""
         self._yes.set()
 
+    # --- its thread: nothing here computes -------------------------------------------------------------
+
     def _run(self) -> None:
         try:
-            self.result = self._work(self._progress, Observer(cancelled=self._cancelled))
-            self.state = "cancelled" if self._stop.is_set() else "done"
-        except KeyboardInterrupt:  # work that was stopped before it had anything
-            self.state = "cancelled"
-        except KvplanError as error:
-            self.error = str(error)
-            self.state = "cancelled" if self._stop.is_set() else "failed"
-        except Exception:  # a thread has nobody to raise to: the log gets the whole story, the user one line
-            logging.getLogger(__name__).exception("a job failed")
-            self.error = "this run failed inside kvplan; the server's log has the details"
+            if not self._in_line:
+                self._with_process()
+            elif self._my_turn():
+                try:
+                    self._with_process()
+                finally:
+                    _turns.release()
+            else:
+                self.state = "cancelled"
+        except Exception as error:  # no process could be started: memory, handles
+            self.error = (
+                f"no process could be started for this run ({type(error).__name__}); try again in a minute"
+            )
             self.state = "failed"
 
-    def _progress(self, done: int, total: int) -> None:
-        self.share = done / max(1, total)
+    def _my_turn(self) -> bool:
+        """Wait for it; False for who leaves the line."""
+        try:
+            while not self._is_unwanted():
+                if self.num_before == 0 and _turns.acquire(timeout=0.05):
+                    return True
+                time.sleep(0.05)
+            return False
+        finally:
+            with _line_lock:
+                _line.remove(self)
 
-    def _cancelled(self) -> bool:
+    def _with_process(self) -> None:
+        folder = tempfile.mkdtemp(prefix="kvplan-")
+        mine, theirs = _PROCESSES.Pipe()
+        process = _PROCESSES.Process(
+            target=serve, args=(theirs, self._work, folder, self._files, self._bounds), daemon=True
+        )
+        try:
+            process.start()
+            theirs.close()
+            self._started, self.state = time.monotonic(), "running"
+            self._follow(mine)
+        finally:
+            mine.close()
+            if process.is_alive():
+                process.join(0.5)
+                process.kill()
+            process.join(5)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _follow(self, pipe: Connection) -> None:
+        """Pass messages on until the work is over, or has to be."""
+        told_at: float | None = None
+        while True:
+            try:
+                if pipe.poll(0.05) and self._read(pipe.recv()):
+                    return
+                if self._yes.is_set() and self.state == "asking":
+                    self.state = "running"
+                    pipe.send("go on")
+                if told_at is None and (self._is_unwanted() or self.elapsed_s > self._bounds.seconds):
+                    told_at = time.monotonic()
+                    pipe.send("stop")
+            except (EOFError, OSError):
+                self._end(
+                    "it ended by itself, as work does that needs more memory or time than the app gives a run"
+                )
+                return
+            if told_at is not None and time.monotonic() - told_at > GRACE_S:
+                self._end("")
+                return
+
+    def _read(self, message: tuple[Any, ...]) -> bool:
+        """Note a message; return whether it was the last."""
+        match message:
+            case ("share", done, total):
+                self.share = done / max(1, total)
+                self._marks.append((time.monotonic(), self.share))
+                if len(self._marks) > 400:
+                    self._marks = self._marks[::2]
+            case ("asking", forecast):
+                self.forecast_s, self.state = forecast, "asking"
+            case ("over", state, result, error):
+                self.result, self.error = result, error
+                if state == "cancelled" and not self._stop.is_set():
+                    self.error = self._too_long()
+                self.state = state
+                return True
+        return False
+
+    def _end(self, why: str) -> None:
+        """The work is ended without a result."""
+        if self._stop.is_set():
+            self.state = "cancelled"
+            return
+        self.error = why or self._too_long()
+        self.state = "failed"
+
+    def _too_long(self) -> str:
+        return (
+            f"this takes longer than {self._bounds.seconds:,.0f} s, which is what the app gives it; the "
+            f"command line goes on"
+        )
+
+    def _is_unwanted(self) -> bool:
         now = time.monotonic()
-        if now - self._seen > ABANDONED_AFTER_S:
+        if self._is_there():
+            self._there = now
+        gone = now - self._there > GONE_AFTER_S
+        if gone or now - self._seen > ABANDONED_AFTER_S:
             self._stop.set()
-        elapsed = now - self._started
-        known = self.share or elapsed > PATIENCE * self._look_after_s
-        if known and elapsed > self._look_after_s and not self._yes.is_set():
-            self._ask()
         return self._stop.is_set()
 
-    def _ask(self) -> None:
-        """Hold the work until somebody answers, if the rest would take long."""
-        elapsed = time.monotonic() - self._started
-        self.forecast_s = elapsed / self.share if self.share else float("inf")
-        if self.forecast_s > self._ask_above_s:
-            self.state = "asking"
-            if not self._yes.wait(ABANDONED_AFTER_S):
-                self._stop.set()
-            self.state = "running"
-        self._yes.set()
+
+def warm_up() -> None:
+    """Have the process from which the others fork loaded before anybody waits for it."""
+    threading.Thread(target=read_apart, args=(len, ""), daemon=True).start()
+
+
+def _get_in_line(job: Job) -> None:
+    with _line_lock:
+        if len(_line) >= MOST_WAITING:
+            raise KvplanError(
+                f"{MOST_WAITING} runs are waiting already: come back in a few minutes, or install kvplan on "
+                f"a machine of "
+                "your own"
+            )
+        _line.append(job)
+
+
+def read_apart(
+    read: Callable[..., Any], *args: Any, files: Mapping[str, bytes] | None = None, bounds: Bounds = READ
+) -> Any:
+    """Call `read` in a process of its own, briefly: what strangers hand over may take long to refuse.
+
+    Raises KvplanError as `read` does, and for what takes too long or too much memory.
+    """
+    with resting(), _reads:
+        job = Job(just(read, *args), files, bounds, in_line=False)
+        job.wait(bounds.seconds + GRACE_S + 5)
+    if job.state == "done":
+        return job.result
+    raise KvplanError(job.error or f"this takes longer than {bounds.seconds:.0f} s")

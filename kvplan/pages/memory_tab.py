@@ -2,140 +2,185 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import streamlit as st
 
 from kvplan.charts import plans as charts
 from kvplan.errors import KvplanError
-from kvplan.memory.answers import FAR, Option, Plan, Span
-from kvplan.memory.forward import concurrency_curve
-from kvplan.memory.mixed_lengths import varying_traces
-from kvplan.observed.reconciliation import reconcile
-from kvplan.observed.startup import read_log
-from kvplan.pages.sidebar import Asked, plan_of, read_model
+from kvplan.memory.answers import FAR, Option, Plan
+from kvplan.observed.reconciliation import Reconciliation
+from kvplan.pages.asked import OWN, Asked
+from kvplan.pages.jobs import read_apart
 from kvplan.pages.uploads import check_size
-from kvplan.pages.widgets import BIND, chart, guarded, marked
+from kvplan.pages.verdict import plan_of
+from kvplan.pages.widgets import Figure, chart, digits, figures, guarded, in_words, marked, pictures, switch
+from kvplan.pages.work import Planned, read_a_log
 from kvplan.units import KiB, gib
 
 
+def inputs() -> tuple[Any, Any]:
+    """Places for the answer, and for a pasted log with the tab's own bound input."""
+    body = st.container()
+    log = st.expander("Paste an engine's start-up log")
+    switch(log, "It is of this model and card", "log_is_mine")
+    return body, log
+
+
 def render(asked: Asked) -> None:
-    """The whole tab."""
+    """The plan."""
     guarded(lambda: _answer(asked))
-    with st.expander("Paste an engine's start-up log"):
-        guarded(lambda: _log(asked))
+
+
+def render_log(asked: Asked) -> None:
+    """A log beside the plan."""
+    guarded(lambda: _log(asked, bool(st.session_state["log_is_mine"])))
 
 
 def _answer(asked: Asked) -> None:
-    plan, options = plan_of(asked)
-    _verdict(plan)
-    _figures(plan, asked)
-    st.subheader("Where the memory goes")
-    chart(charts.memory_bar(plan), "memory")
-    with st.expander("Every row with its source"):
-        st.table(_rows(plan), hide_index=True)
-    st.subheader("Traces at once, by length")
-    lengths = trace_lengths(plan)
-    chart(charts.concurrency(plan, lengths, curve_of(asked, lengths)), "concurrency")
-    st.caption("Band: the range that measured overheads leave open. Samples of one request share its prompt.")
+    found = plan_of(asked)
+    plan = found.plan
+    _figures(asked, found)
+    figure = charts.memory_bar(plan)
+    chart(figure, "memory", f"GiB of one {plan.question.gpu.name}: {_said(plan)}")
+    if not plan.serves or not plan.fits:
+        if plan.serves:
+            st.warning(marked(f"{plan.reason}."), icon=":material/block:")
+        _ways_out(found.options)
+        if plan.is_far(found.options):
+            st.caption(marked(FAR))
+    drawn = {"memory": figure}
+    if any(span.high >= 1 for span in found.curve):
+        st.subheader("Traces at once, by length")
+        drawn["traces"] = charts.concurrency(plan, found.lengths, found.curve)
+        chart(drawn["traces"], "concurrency", "Traces that memory holds at once, falling with their length")
+        st.caption("Band: the range that measured overheads leave open.")
     if tier := plan.offload:
         st.subheader("KV beyond the GPU")
         for line in tier.lines(plan.trace_tokens, plan.cache_tokens.value):
             st.markdown(marked(line))
-    _ways_out(options)
-    if plan.is_far(options):
-        st.caption(FAR)
     if plan.serves:
         st.subheader("What to run")
         st.code(plan.serve_command, language="bash", wrap_lines=True)
+    if plan.fits:
+        _ways_out(found.options)
+    with st.expander("Every figure with its source"):
+        st.table(_rows(plan), hide_index=True)
+        st.table(_engine_rows(plan), hide_index=True)
+        pictures(drawn, "estimate")
+    _taken(asked, plan)
 
 
-def _log(asked: Asked) -> None:
+def _figures(asked: Asked, found: Planned) -> None:
+    plan = found.plan
+    low, high, now = int(plan.traces.low), int(plan.traces.high), plan.num_traces
+    spread = f"{low:,} to {high:,}" if low != high else "at both ends of the range"
+    varying = found.varying
+    price, pool = plan.price_per_hour, plan.budget.kv.size.value
+    row = [
+        Figure("Longest traces at once", f"{now:,}", spread if plan.serves else "it does not start",
+               f"{plan.trace_tokens:,} tokens each: prompt, longest thinking, answer. Limited by "
+               f"{in_words(plan.limited_by)}."),
+        Figure("Typical ones", f"{int(found.typical.value):,}", f"{asked.typical.trace_tokens(0):,} tokens each",
+               None if varying is None else f"{varying:,} if lengths vary as asked, with one overflow in a hundred."),
+        Figure("KV cache", f"{digits(gib(max(0, pool)))} GiB",
+               f"{digits(gib(-pool))} GiB are missing" if pool < 0 else f"{int(_kv(plan)['cache_tokens']):,} tokens"),
+        Figure("Cards", f"${price:,.2f}/h", f"{plan.args.num_gpus} x {plan.question.gpu.name}",
+               plan.question.gpu.price_source),
+    ]  # fmt: skip
+    figures(row)
+
+
+def _kv(plan: Plan) -> dict[str, float]:
+    kv = plan.to_dict()["kv"]
+    assert isinstance(kv, dict)
+    return kv
+
+
+def _said(plan: Plan) -> str:
+    return ", ".join(
+        f"{row.label} {gib(row.size.value):.1f}" for row in plan.budget.rows if row.size.value > 0
+    )
+
+
+def _taken(asked: Asked, plan: Plan) -> None:
+    """What the tab took from the question, and what it left out."""
+    model = "your config.json" if asked.model == OWN else asked.model
+    st.caption(
+        marked(
+            f"Taken from the question: {model}, {asked.gpu}, {asked.engine}, the typical prompt "
+            f"({asked.question.prompt:,} tokens) "
+            f"and the longest thinking and answer ({asked.demand.output_len or 0:,}). Not taken: users, "
+            f"pause and targets, which "
+            "need a clock; the verdict above and the other tabs have them. Context: as the longest request "
+            "needs, unless stated. The "
+            "same in a terminal:"
+        )
+    )
+    st.code(asked.words("estimate", plan.question.args), language="bash", wrap_lines=True)
+
+
+def _log(asked: Asked, same: bool) -> None:
     """A real engine's figures beside the plan's, and the overheads that they imply."""
     text = st.text_area("Start-up log of vLLM, SGLang or TensorRT-LLM", key="log", height=160)
     st.caption("Only figures and known flags are taken from it; not part of the link.")
-    same = st.toggle("It is of the sidebar's model and card", key="log_is_mine", **BIND)
     if not text.strip():
         return
     check_size("the pasted log", text.encode())
-    model = read_model(asked.model, asked.config) if same else None
     try:
-        found = reconcile(read_log(text.splitlines()), model=model, gpu=asked.gpu if same else None)
+        found = log_of(text, asked if same else None)
     except KvplanError as error:
-        raise (
-            error if same else KvplanError(f"{error}; or say that it is of the sidebar's model and card")
-        ) from None
+        raise (error if same else KvplanError(f"{error}; or say that it is of this model and card")) from None
     for line in found.contradictions:
-        st.error(f"The log contradicts itself: {line}")
+        st.error(marked(f"The log contradicts itself: {line}"))
     st.dataframe([line.to_dict() for line in found.lines], hide_index=True)
     st.markdown(marked(found.conclusion))
     if found.overheads:
         learned = found.profile("from-log").model_dump_json(indent=1, exclude_defaults=True)
         st.download_button(
-            "Download the overheads it implies", learned + "\n", "from-log.json", key="overheads"
+            "The overheads it implies (JSON)",
+            learned + "\n",
+            "from-log.json",
+            key="overheads",
+            on_click="ignore",
         )
 
 
-def _verdict(plan: Plan) -> None:
-    if not plan.fits:
-        st.error(marked(f"Does not fit: {plan.reason}."))
-    elif plan.fits_for_sure:
-        st.success("Fits.")
-    else:
-        st.warning("Fits, but not at the worst end of the overheads' range.")
-
-
-def _figures(plan: Plan, asked: Asked) -> None:
-    """What the engine would print, and what it means."""
-    kv = plan.to_dict()["kv"]
-    assert isinstance(kv, dict)
-    with st.container(horizontal=True):
-        st.metric("GPU KV cache size", f"{int(kv['cache_tokens']):,} tokens", width="content")
-        st.metric(
-            f"Maximum concurrency, {plan.max_model_len:,} tokens",
-            f"{kv['max_concurrency']:.2f}x",
-            width="content",
-        )
-        st.metric("KV per token", f"{plan.bytes_per_token / KiB:,.1f} KiB", width="content")
-        st.metric("KV per trace", f"{gib(kv['bytes_per_sequence']):,.2f} GiB", width="content")
-        st.metric(
-            "Traces at once", f"{plan.num_traces:,}", help=f"limited by {plan.limited_by}", width="content"
-        )
-        varying = varying_of(asked)
-        if varying is not None:
-            st.metric(
-                "If lengths vary", f"{varying:,}", width="content",
-                help="Running traces of one replica, lengths drawn with the spread at the left, each somewhere "
-                "between its birth and its end, nothing shared; the pool overflows one time in a hundred.",
-            )  # fmt: skip
+@st.cache_data(max_entries=16, show_spinner=False)
+def log_of(text: str, asked: Asked | None) -> Reconciliation:
+    """A log beside its plan; read in a process of its own."""
+    told = (asked.model, asked.cards.name) if asked else (None, None)
+    found: Reconciliation = read_apart(read_a_log, text, *told, files=asked.files if asked else {})
+    return found
 
 
 def _rows(plan: Plan) -> list[dict[str, str]]:
     rows = (plan.budget.total, *plan.budget.rows)
     return [
-        {"use": row.label, "GiB": f"{gib(row.size.value):.2f}", "source": marked(row.source)} for row in rows
-    ]
+        {"Use": row.label, "GiB": f"{gib(row.size.value):.2f}", "Range": _range(row.size.low, row.size.high),
+         "Source": marked(row.source)}
+        for row in rows
+    ]  # fmt: skip
+
+
+def _range(low: float, high: float) -> str:
+    return f"{gib(low):.2f} to {gib(high):.2f}" if low != high else ""
+
+
+def _engine_rows(plan: Plan) -> list[dict[str, str]]:
+    """What the engine would print, and KV by token and trace."""
+    kv = _kv(plan)
+    told = {
+        "GPU KV cache size": f"{int(kv['cache_tokens']):,} tokens",
+        f"Maximum concurrency for {plan.max_model_len:,} tokens": f"{kv['max_concurrency']:.2f}x",
+        "KV per token": f"{plan.bytes_per_token / KiB:,.1f} KiB",
+        "KV per trace": f"{gib(kv['bytes_per_sequence']):,.2f} GiB",
+        "Block": f"{int(kv['block_size'])} tokens",
+    }
+    return [{"Figure": name, "Value": value} for name, value in told.items()]
 
 
 def _ways_out(options: tuple[Option, ...]) -> None:
     if options:
         st.subheader("What would fit")
-        st.table([{"change": f"`{o.change}`", "then": o.effect} for o in options], hide_index=True)
-
-
-def trace_lengths(plan: Plan) -> tuple[int, ...]:
-    """Lengths to draw the curve at: from the prompt (or 256) to what the model is made for."""
-    first = max(256, plan.question.demand.prompt_tokens() + 1)
-    last = max(2 * first, plan.max_model_len)
-    return tuple(int(n) for n in np.unique(np.geomspace(first, last, 48).round()))
-
-
-@st.cache_data(max_entries=256)
-def curve_of(asked: Asked, lengths: tuple[int, ...]) -> list[Span]:
-    """Concurrency at these lengths."""
-    return concurrency_curve(plan_of(asked)[0], lengths)
-
-
-@st.cache_data(max_entries=256)
-def varying_of(asked: Asked) -> int | None:
-    """Traces that may run when lengths vary."""
-    return varying_traces(plan_of(asked)[0], *asked.lengths.values())
+        st.table([{"Change": f"`{o.change}`", "Then": marked(o.effect)} for o in options], hide_index=True)

@@ -1,139 +1,181 @@
-"""How it behaves: a scenario on the simulator, what happened in it, and everything to take away."""
+"""How it behaves: the question, or a scenario, on a clock; what happened in it, and everything to take away."""
 
 from __future__ import annotations
 
 import json
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import streamlit as st
 
 from kvplan.charts import runs as charts
-from kvplan.errors import KvplanError
 from kvplan.files import scenarios_dir
-from kvplan.pages.jobs import Progress, Work
-from kvplan.pages.sidebar import Asked
-from kvplan.pages.uploads import scenario_from_text, through_files
+from kvplan.pages.asked import ENGINES, OWN, Asked, read_number
+from kvplan.pages.links import BIND
+from kvplan.pages.uploads import MAX_REQUESTS, simulated
 from kvplan.pages.widgets import (
-    BIND,
-    bundled_scenario,
+    BUNDLED,
+    QUESTION,
+    Figure,
+    Source,
     chart,
+    digits,
+    figures,
+    in_words,
+    lines,
     marked,
     or_complaint,
+    pictures,
+    read_source,
     run_box,
     scenario_to_copy,
+    shown_ms,
+    source_of,
+    switch,
+    text,
 )
-from kvplan.scenario.schema import Scenario, dump_scenario
+from kvplan.pages.work import SimulatedRun, simulate_work
+from kvplan.scenario.schema import Scenario
 from kvplan.simulation.bench_report import bench_block, bench_tail, side_rows
 from kvplan.simulation.block_map import BlockMap, holdings
-from kvplan.simulation.deploy import set_ups
-from kvplan.simulation.observer import Observer
 from kvplan.simulation.records import write_records
 from kvplan.simulation.result import VERDICTS, Result
-from kvplan.simulation.simulator import simulate
-from kvplan.simulation.tier_gain import add_tier_gain
 from kvplan.simulation.trace import chrome_trace
-from kvplan.simulation.uncertainty import add_ranges
-
-SOURCES = ("Bundled", "From the sidebar", "Upload")
 
 
-class SimulatedRun(NamedTuple):
-    """A run, and who owned which blocks if that was asked for."""
+class Inputs(NamedTuple):
+    """What to simulate; a complaint in place of a scenario, None while its file is still to come."""
 
-    result: Result
-    blocks: BlockMap
-
-
-def inputs(asked: Asked) -> Scenario | str:
-    """The scenario that the tab's widgets stand for, or what is wrong with it."""
-    source = st.segmented_control(
-        "Scenario", SOURCES, default=SOURCES[0], required=True, key="source", **BIND
-    )
-    read = {"Upload": _uploaded, "From the sidebar": lambda: _built(asked)}.get(str(source), _bundled)
-    return or_complaint(read)
+    source: Source
+    scenario: Scenario | str | None
+    with_blocks: bool
+    files: dict[str, bytes]
 
 
-def _bundled() -> Scenario:
-    names = sorted(path.stem for path in scenarios_dir().glob("*.yaml"))
-    keys = ("scenario", "set")
-    return bundled_scenario("Bundled scenario", names, "long_thinking", keys, "engine.max_num_seqs=64")
+@cache
+def scenario_names(pattern: str = "*") -> list[str]:
+    """Bundled scenarios."""
+    return sorted(path.stem for path in scenarios_dir().glob(f"{pattern}.yaml"))
 
 
-def _uploaded() -> Scenario:
-    file = st.file_uploader("A scenario file", type=["yaml", "yml"], max_upload_size=2, key="scenario_file")
-    if file is None:
-        raise KvplanError("upload a scenario file; it may name bundled models and no files")
-    return scenario_from_text(file.getvalue().decode("utf-8", errors="replace"), file.name.rpartition(".")[0])
+def inputs(asked: Asked | str) -> Inputs:
+    """The tab's inputs, and the scenario that they stand for."""
+    source = source_of("scenario", scenario_names(), "long_thinking", "engine.max_num_seqs=64")
+    number = seed = ""
+    if source.kind == QUESTION:
+        with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
+            number = text(st, "Requests", "num_prompts", placeholder="ten of each user", width=180)
+            seed = text(st, "Seed", "seed", placeholder="0", width=110)
+    with_blocks = switch(st, "Note who owns which block (slower: step by step)", "owners")
+    whole = asked if isinstance(asked, Asked) else None
+    if source.kind == QUESTION and whole is None:
+        return Inputs(source, str(asked), with_blocks, {})
+
+    def read() -> Scenario | None:
+        if source.kind != QUESTION:
+            return read_source(simulated, source, None)
+        assert whole is not None
+        count = read_number("requests", number, 0, 1, MAX_REQUESTS)
+        told = whole._replace(num_simulated=count, seed=read_number("seed", seed, 0, 0, (1 << 63) - 1))
+        return read_source(simulated, source, told)
+
+    files = dict(source.files) | (whole.files if whole and source.kind == QUESTION else {})
+    return Inputs(source, or_complaint(read), with_blocks, files)
 
 
-def _built(asked: Asked) -> Scenario:
-    """The sidebar's deployment under a Poisson load of the sidebar's lengths."""
-    left, middle, right = st.columns(3)
-    requests = left.number_input("Requests", 1, 1_000_000, 200, key="num_prompts", **BIND)
-    rate = middle.number_input("Requests per second", 0.001, 1e6, 2.0, key="request_rate", **BIND)
-    seed = right.number_input("Seed", 0, 1 << 31, 0, key="seed", **BIND)
-    ttft = left.number_input("SLO: first token, ms (0: none)", 0.0, 1e8, 0.0, key="slo_ttft", **BIND)
-    tpot = middle.number_input("SLO: per token, ms (0: none)", 0.0, 1e8, 0.0, key="slo_tpot", **BIND)
-    e2el = right.number_input("SLO: end to end, ms (0: none)", 0.0, 1e9, 0.0, key="slo_e2el", **BIND)
-    slo = {"ttft_ms": ttft or None, "tpot_ms": tpot or None, "e2el_ms": e2el or None}
-    return asked.scenario("from the sidebar", int(requests), rate, int(seed), slo=slo)
-
-
-def work(scenario: Scenario, with_blocks: bool) -> Work:
-    """The simulation as a job."""
-
-    def run(progress: Progress, observer: Observer) -> SimulatedRun:
-        blocks = BlockMap()
-        look = Observer(observer.cancelled, blocks.look, copies=True)
-        setups = set_ups(scenario) if scenario.problems is None else None
-        result = simulate(scenario, step_by_step=with_blocks, progress=progress, observer=look, setups=setups)
-        if setups is not None:
-            add_ranges(scenario, setups, result, Observer(observer.cancelled))
-        add_tier_gain(scenario, result, Observer(observer.cancelled))
-        return SimulatedRun(result, blocks)
-
-    return run
-
-
-def render(scenario: Scenario | str) -> None:
+def render(asked: Asked, told: Inputs) -> None:
     """Run it, show what happened."""
-    told = scenario_to_copy(scenario)
-    if told is None:
+    if told.scenario is None:
+        st.info(
+            "Upload a scenario file: it may name bundled models, cards and profiles.",
+            icon=":material/upload_file:",
+        )
         return
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.download_button("Download the scenario", dump_scenario(told), f"{told.name}.yaml", key="yaml")
-        with_blocks = st.toggle("Note who owns which block (slower: step by step)", key="owners", **BIND)
-    found = run_box("simulate", (told, with_blocks), work(told, with_blocks), "Simulate")
+    if isinstance(told.scenario, Scenario):
+        lines(taken(asked, told.source, told.scenario))
+    where = {QUESTION: "question.yaml", BUNDLED: told.source.name}.get(told.source.kind, told.source.name)
+    changed = " ".join(f"--set '{change}'" for change in told.source.changes)
+    scenario = scenario_to_copy(
+        told.scenario, "The scenario as a file", f"kvplan simulate {where} {changed}".strip(), "scenario"
+    )
+    if scenario is None:
+        return
+    found = run_box(
+        "simulate",
+        (scenario, told.with_blocks),
+        lambda: simulate_work(scenario, told.with_blocks),
+        "Simulate",
+        told.files,
+    )
     if found is not None:
         _show(found)
+    elif "simulate_job" not in st.session_state:
+        st.caption(
+            "A run shows KV cache, queue and latencies over time, single requests, and what limits them."
+        )
+
+
+def taken(asked: Asked, source: Source, scenario: Scenario) -> list[str]:
+    """What the run takes from the question, and what it changes."""
+    if source.kind != QUESTION:
+        return [
+            f"Taken from the question: nothing. The scenario has its own model ({scenario.model}), card "
+            f"({scenario.gpu}), flags "
+            "and load; choose “The question” to run that."
+        ]
+    load, flags = scenario.workload, asked.flags
+    each = flags.tensor_parallel_size * flags.pipeline_parallel_size * flags.data_parallel_size
+    model = "your config.json" if asked.model == OWN else asked.model
+    who = (
+        f"{asked.question.users:,} users"
+        if asked.question.users
+        else f"{asked.question.rate:g} requests a second"
+    )
+    copies = f"{scenario.replicas} {'copy' if scenario.replicas == 1 else 'copies'} on {each} x {scenario.gpu} each"
+    said = [
+        f"Taken from the question: {model}, {who}, all lengths, targets, engine and its flags. Changed: "
+        f"{copies}; context "
+        f"{scenario.engine.max_model_len or 0:,} tokens, as the longest request needs; the first "
+        f"{load.num_requests:,} requests."
+    ]
+    if asked.num_samples * asked.num_requests > 1:
+        said.append(
+            "Not taken: samples and requests at one moment; each request is one trace, when its user asks."
+        )
+    if asked.engine == ENGINES[2]:
+        said.append(
+            "TensorRT-LLM: a request enters when all of its tokens fit (GUARANTEED_NO_EVICT)"
+            + (f", steps as {scenario.step_time.profile} times them" if scenario.step_time.profile else "")
+            + "; memory and the rest of the scheduler are vLLM's."
+        )
+    return said
 
 
 def _show(found: SimulatedRun) -> None:
     result = found.result
     _headline(result)
-    left, right = st.columns(2)
-    with left:
-        st.subheader("KV cache by kind")
-        chart(charts.kv_over_time(result), "kv_time")
-        st.caption(
-            "A token that several requests share counts once for each; the line counts each block once."
-        )
-    with right:
-        st.subheader("Running, waiting, preempted")
-        chart(charts.queue_over_time(result), "queue_time")
+    kv, queue = charts.kv_over_time(result), charts.queue_over_time(result)
+    st.subheader("KV cache by kind")
+    chart(kv, "kv_time", "Tokens held over time by kind, and the pool's size")
+    st.caption("A token that several requests share counts once for each; the line counts each block once.")
+    st.subheader("Running, waiting, preempted")
+    chart(queue, "queue_time", "Requests running and waiting over time, and preemptions so far")
     if result.offload is not None:
         _tier(result)
     st.subheader("Latencies")
-    for column, name in zip(st.columns(3), charts.LATENCIES, strict=True):
+    shares = {name: charts.latency_shares(result, name) for name in charts.LATENCIES}
+    for column, (name, figure) in zip(st.columns(3), shares.items(), strict=True):
         with column:
-            chart(charts.latency_shares(result, name), f"latency_{name}")
+            chart(figure, f"latency_{name}", f"Share of requests by {charts.LATENCIES[name]}")
     _requests(result)
     if found.blocks.moments:
         _blocks(found.blocks)
-    st.subheader("Report")
-    st.code(bench_block(result), language=None)
-    st.caption("  \n".join(map(marked, bench_tail(result))))
-    _downloads(found)
+    with st.expander("Report, as vllm bench serve prints it"):
+        st.code(bench_block(result), language=None)
+        lines(bench_tail(result))
+    _downloads(found, {"kv": kv, "queue": queue, **shares})
 
 
 def _tier(result: Result) -> None:
@@ -141,9 +183,9 @@ def _tier(result: Result) -> None:
     st.subheader("KV beyond the GPU")
     left, right = st.columns(2)
     with left:
-        chart(charts.tier_over_time(result), "tier_time")
+        chart(charts.tier_over_time(result), "tier_time", "Chunks in the tier over time")
     with right:
-        chart(charts.copies_over_time(result), "copies_time")
+        chart(charts.copies_over_time(result), "copies_time", "GiB loaded and stored so far")
     if result.offload_comparison is None:
         return
     rows = [dict(zip(("", "with the tier", "without"), row, strict=True)) for row in side_rows(result)]
@@ -151,35 +193,8 @@ def _tier(result: Result) -> None:
         st.table(rows)
 
 
-def _headline(result: Result) -> None:
-    document = result.to_dict()
-    kept = {None: "", True: ", SLO met", False: ", SLO missed"}[result.slo_met]
-    ended = f"{VERDICTS[result.verdict]}{kept}; limited by {result.limited_by}"
-    (st.success if result.exit_code == 0 else st.warning)(f"{ended[0].upper()}{ended[1:]}.")
-    with st.container(horizontal=True):
-        st.metric("Completed", f"{document['completed']:,} of {document['num_requests']:,}", width="content")
-        st.metric("Output tokens/s", f"{document['output_throughput'] or 0:,.1f}", width="content")
-        for key, label in (
-            ("mean_ttft_ms", "Mean TTFT"),
-            ("mean_tpot_ms", "Mean TPOT"),
-            ("mean_e2el_ms", "Mean E2EL"),
-        ):
-            value = document[key]
-            st.metric(label, shown_ms(value), width="content")
-        st.metric("Preemptions", f"{document['num_preemptions']:,}", width="content")
-        st.metric("KV peak", f"{document['kv_peak_fraction']:.1%}", width="content")
-        energy = document["energy"]
-        if energy["mean_watts"] is not None:
-            st.metric("GPU power", f"{energy['mean_watts']:,.0f} W", width="content")
-            joules = energy["joules_per_output_token"]
-            st.metric("Energy per output token", f"{joules:.3g} J", width="content")
-    _ranges(result, document)
-    for text in (*result.advice, *result.caveats):
-        st.caption(marked(text))
-
-
 RANGED = (
-    ("output_throughput", "output tokens/s"),
+    ("output_throughput", "output tokens a second"),
     ("mean_ttft_ms", "mean TTFT"),
     ("mean_tpot_ms", "mean TPOT"),
     ("mean_e2el_ms", "mean E2EL"),
@@ -189,35 +204,89 @@ RANGED = (
 )
 
 
-def _ranges(result: Result, document: dict[str, Any]) -> None:
-    """The 90 % range of what the headline shows, what it could turn, and what energy and dollars are counted with."""
-    found = result.intervals or {}
-    said = [f"{label} {_span(name, found[name])}" for name, label in RANGED if name in found]
-    if said:
-        st.caption(marked(f"Range ({result.interval_of}): {'; '.join(said)}."))
-    for text in result.doubts:
-        st.warning(marked(f"Unsure: {text}."))
-    energy, cost = document["energy"], document["cost"]
+def _headline(result: Result) -> None:
+    document = result.to_dict()
+    kept = {None: "", True: ", targets met", False: ", targets missed"}[result.slo_met]
+    ended = f"{VERDICTS[result.verdict]}{kept}; limited by {in_words(result.limited_by)}"
+    good = result.exit_code == 0
+    (st.success if good else st.warning)(
+        f"**{marked(ended[0].upper() + ended[1:])}.**",
+        icon=":material/check_circle:" if good else ":material/warning:",
+    )
+    ends = result.intervals or {}
+
+    def ranged(key: str, otherwise: str = "") -> str:
+        return _span(key, ends[key]) if key in ends else otherwise
+
+    figures(
+        [
+            Figure(
+                "Mean TTFT",
+                shown_ms(document["mean_ttft_ms"]),
+                ranged("mean_ttft_ms"),
+                "First token of any kind.",
+            ),
+            Figure(
+                "Mean TPOT",
+                shown_ms(document["mean_tpot_ms"]),
+                ranged("mean_tpot_ms"),
+                "A token after the first.",
+            ),
+            Figure(
+                "Mean E2EL", shown_ms(document["mean_e2el_ms"]), ranged("mean_e2el_ms"), "The whole answer."
+            ),
+            Figure(
+                "KV peak",
+                f"{document['kv_peak_fraction']:.0%}",
+                f"{document['num_preemptions']:,} preemptions",
+            ),
+        ]
+    )
+    _more(result, document)
+    for said in result.doubts:
+        st.warning(marked(f"Unsure: {said}."), icon=":material/help:")
+    lines([*result.advice, *result.caveats])
+
+
+def _more(result: Result, document: dict[str, Any]) -> None:
+    """The other figures, ranges, and what energy and dollars are counted with."""
+    energy, cost, found = document["energy"], document["cost"], result.intervals or {}
+    rows = [
+        ("Completed", f"{document['completed']:,} of {document['num_requests']:,}", ""),
+        ("Output tokens/s", digits(document["output_throughput"] or 0), "output_throughput"),
+        ("Preemptions", f"{document['num_preemptions']:,}", ""),
+    ]
     if energy["mean_watts"] is not None:
-        grams = energy["gco2_per_million_output_tokens"]
-        st.caption(
-            f"{energy['kwh_per_million_output_tokens']:.3g} kWh and {grams:,.3g} g of CO2 per million output tokens at "
-            f"PUE {energy['pue']:g} and {energy['grid_gco2_per_kwh']:g} g a kWh ({energy['grid_source']}). Power: "
-            f"{energy['source']}. Price: {cost['price_source']}."
-        )
+        rows += [
+            ("GPU power", f"{digits(energy['mean_watts'])} W", "mean_watts"),
+            (
+                "Energy per output token",
+                f"{digits(energy['joules_per_output_token'])} J",
+                "joules_per_output_token",
+            ),
+        ]
+    with st.expander("More figures, ranges, sources"):
+        st.table(
+            [{"Figure": name, "Value": value, "Range": _span(key, found[key]) if key in found else ""}
+             for name, value, key in rows], hide_index=True,
+        )  # fmt: skip
+        said = [f"{label} {_span(name, found[name])}" for name, label in RANGED if name in found]
+        told = [f"Range ({result.interval_of}): {'; '.join(said)}."] if said else []
+        if energy["mean_watts"] is not None:
+            grams = energy["gco2_per_million_output_tokens"]
+            told.append(
+                f"{energy['kwh_per_million_output_tokens']:.3g} kWh and {grams:,.3g} g of CO2 per million "
+                f"output tokens at "
+                f"PUE {energy['pue']:g} and {energy['grid_gco2_per_kwh']:g} g a kWh ({energy['grid_source']}). Power: "
+                f"{energy['source']}. Price: {cost['price_source']}."
+            )
+        lines(told)
 
 
 def _span(name: str, ends: list[float]) -> str:
-    if name.endswith("_ms"):
-        return f"{shown_ms(ends[0])} to {shown_ms(ends[1])}"
-    return f"{ends[0]:,.3g} to {ends[1]:,.3g}" if ends[1] < 1000 else f"{ends[0]:,.0f} to {ends[1]:,.0f}"
-
-
-def shown_ms(value: float | None) -> str:
-    """A latency as people read it: milliseconds, seconds from ten on."""
-    if value is None:
-        return "-"
-    return f"{value:,.2f} ms" if value < 10_000 else f"{value / 1000:,.2f} s"
+    shown = shown_ms if name.endswith("_ms") else digits
+    low, high = (shown(end) for end in ends)
+    return low if low == high else f"{low} to {high}"
 
 
 @st.fragment
@@ -227,8 +296,12 @@ def _requests(result: Result) -> None:
     page, total = 40, len(result.records)
     first = 0
     if total > page:
-        first = st.slider("First request", 0, total - page, 0, page, key="first_request")
-    chart(charts.request_timeline(result.records, first, page), "requests")
+        first = st.slider("First request", 0, total - page, 0, page, key="first_request", **BIND)
+    chart(
+        charts.request_timeline(result.records, first, page),
+        "requests",
+        "Phases of single requests over time",
+    )
 
 
 @st.fragment
@@ -239,14 +312,19 @@ def _blocks(blocks: BlockMap) -> None:
     at = times[0]
     if len(times) > 1:
         at = st.select_slider(
-            "Time", times, times[len(times) // 2], format_func=lambda t: f"{t:.2f} s", key="block_time"
+            "Time",
+            times,
+            times[len(times) // 2],
+            format_func=lambda t: f"{t:.2f} s",
+            key="block_time",
+            **BIND,
         )
     moment, replica = blocks.at(at), 0
     if len(moment.replicas) > 1:
-        replica = st.selectbox("Replica", range(len(moment.replicas)), key="block_replica")
-    chart(charts.block_map(blocks, moment, replica), "block_map")
+        replica = st.selectbox("Replica", range(len(moment.replicas)), key="block_replica", **BIND)
+    chart(charts.block_map(blocks, moment, replica), "block_map", "The pool's blocks by owner")
     if moment.tiers[replica] is not None:
-        chart(charts.tier_slots(moment, replica), "tier_slots")
+        chart(charts.tier_slots(moment, replica), "tier_slots", "The tier's slots by use")
     rows = holdings(moment.replicas[replica])
     st.caption(
         f"At {moment.time_s:.6f} s: {len(rows)} requests hold blocks of {blocks.block_size} tokens. The longest:"
@@ -260,13 +338,19 @@ def _clip(ids: str) -> str:
     return ids if len(ids) < 60 else ids[:57] + "..."
 
 
-def _downloads(found: SimulatedRun) -> None:
+def _downloads(found: SimulatedRun, drawn: dict[str, Any]) -> None:
     result = found.result
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, gap="small"):
         st.download_button(
-            "JSON", lambda: json.dumps(result.to_dict(), indent=2, allow_nan=False), "result.json", key="json"
+            "JSON",
+            lambda: json.dumps(result.to_dict(), indent=2, allow_nan=False),
+            "result.json",
+            key="json",
+            on_click="ignore",
         )
-        st.download_button("CSV of requests", lambda: _csv(result), "records.csv", key="csv")
+        st.download_button(
+            "Requests (CSV)", lambda: _csv(result), "records.csv", key="csv", on_click="ignore"
+        )
         st.download_button(
             "Perfetto trace",
             lambda: json.dumps(
@@ -275,15 +359,15 @@ def _downloads(found: SimulatedRun) -> None:
             ),
             "trace.json",
             key="perfetto",
+            on_click="ignore",
         )
+    with st.expander("Pictures"):
+        pictures(drawn, "simulate")
 
 
 def _csv(result: Result) -> bytes:
     """The same bytes as `--records out.csv`."""
-
-    def written(path: Any) -> bytes:
+    with TemporaryDirectory(prefix="kvplan-") as folder:
+        path = Path(folder) / "records.csv"
         write_records(result.records, path)
-        content: bytes = path.read_bytes()
-        return content
-
-    return through_files(written, ("records.csv", b""))
+        return path.read_bytes()

@@ -2,127 +2,243 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from typing import NamedTuple
 
 import streamlit as st
 
 from kvplan.charts import runs, searches
-from kvplan.errors import KvplanError
-from kvplan.files import scenarios_dir
-from kvplan.pages.jobs import Progress, Work
-from kvplan.pages.widgets import bundled_scenario, chart, marked, or_complaint, run_box, scenario_to_copy
+from kvplan.charts.drawing import Layered
+from kvplan.pages.asked import OWN, TABLE, Asked, mean_thinking
+from kvplan.pages.links import BIND
+from kvplan.pages.simulation_tab import scenario_names
+from kvplan.pages.uploads import check_size, compared
+from kvplan.pages.widgets import (
+    BUNDLED,
+    FILE,
+    Figure,
+    Source,
+    chart,
+    digits,
+    figures,
+    in_words,
+    lines,
+    marked,
+    or_complaint,
+    pictures,
+    read_source,
+    run_box,
+    scenario_to_copy,
+    shown_ms,
+    source_of,
+    switch,
+)
+from kvplan.pages.work import ComparedStrategies, compare_work
 from kvplan.scenario.schema import Scenario
-from kvplan.search.comparison import Comparison, compare
-from kvplan.simulation.branches import BranchNotes, tree
-from kvplan.simulation.observer import Observer
-from kvplan.simulation.records import Records
-from kvplan.simulation.simulator import solve
+from kvplan.search.comparison import Comparison
 
 
-class ComparedStrategies(NamedTuple):
-    """The comparison, and the branches of each strategy over a few problems."""
+class Inputs(NamedTuple):
+    """What to compare; a complaint in place of a scenario, None while its file is still to come."""
 
-    found: Comparison
-    grown: dict[str, tuple[BranchNotes, Records]]
-
-
-def inputs() -> Scenario | str:
-    """A scenario with problems, or what is wrong with it."""
-    names = sorted(path.stem for path in scenarios_dir().glob("strategy_*.yaml"))
-    return or_complaint(lambda: _with_problems(names))
+    source: Source
+    scenario: Scenario | str | None
+    of_question: bool
+    files: dict[str, bytes]
 
 
-def _with_problems(names: list[str]) -> Scenario:
-    keys, example = ("strategies", "strategies_set"), "problems.num_problems=50"
-    scenario = bundled_scenario("Strategies to compare", names, "strategy_thinking_budget", keys, example)
-    if scenario.problems is None:
-        raise KvplanError("nothing to compare: the scenario has no `problems` with `strategies`")
-    return scenario
+def inputs(asked: Asked | str) -> Inputs:
+    """The tab's inputs, and the scenario with problems that they stand for."""
+    names = scenario_names("strategy_*")
+    source = source_of(
+        "strategies", names, "strategy_thinking_budget", "problems.num_problems=50", (BUNDLED, FILE)
+    )
+    of_question = switch(st, "On the question's model, cards, load and lengths", "of_question", True)
+    with st.expander("Your own samples"):
+        table = st.file_uploader(
+            "CSV of problem, sample, tokens, correct", type="csv", max_upload_size=2, key="pass_table",
+            help="Instead of the scenario's assumed chances and lengths.",
+        )  # fmt: skip
+    if of_question and isinstance(asked, str):
+        return Inputs(source, asked, of_question, {})
+    whole = asked if of_question and isinstance(asked, Asked) else None
+    own = () if table is None else ((TABLE, table.getvalue()),)
+    files = dict(source.files) | dict(own) | (whole.files if whole else {})
+
+    def read() -> Scenario | None:
+        for name, content in own:
+            check_size(name, content)
+        return read_source(compared, source, whole, own)
+
+    return Inputs(source, or_complaint(read), of_question, files)
 
 
-def work(scenario: Scenario) -> Work:
-    """The comparison as a job, then each strategy once more over few problems, for its tree."""
-
-    def run(progress: Progress, observer: Observer) -> ComparedStrategies:
-        found = compare(scenario, progress=progress, observer=observer)
-        return ComparedStrategies(found, _grow(scenario, observer))
-
-    return run
-
-
-def _grow(scenario: Scenario, observer: Observer) -> dict[str, tuple[BranchNotes, Records]]:
-    assert scenario.problems is not None
-    grown = {}
-    for spec in (one for said in scenario.problems.strategies for one in said.expanded()):
-        notes = BranchNotes()
-        solution = solve(scenario, spec, observer=Observer(observer.cancelled, on_branch=notes.start))
-        grown[spec.name] = (notes, solution.records)
-    return grown
-
-
-def render(scenario: Scenario | str) -> None:
+def render(asked: Asked, told: Inputs) -> None:
     """Compare, show."""
-    told = scenario_to_copy(scenario)
-    if told is None:
+    if told.scenario is None:
+        st.info(
+            "Upload a scenario file with `problems` and their `strategies`.", icon=":material/upload_file:"
+        )
         return
-    outcome = run_box("compare", told, work(told), "Compare")
+    if isinstance(told.scenario, Scenario):
+        lines(taken(asked, told, told.scenario))
+    scenario = scenario_to_copy(
+        told.scenario, "The scenario as a file", "kvplan compare scenario.yaml", "strategies"
+    )
+    if scenario is None:
+        return
+    outcome = run_box("compare", scenario, lambda: compare_work(scenario), "Compare", told.files)
     if outcome is not None:
         _show(outcome)
+    elif "compare_job" not in st.session_state:
+        st.caption(
+            "A comparison shows who is most accurate, fastest and cheapest per right answer, and how each one branches."
+        )
+
+
+def taken(asked: Asked, told: Inputs, scenario: Scenario) -> list[str]:
+    """What the comparison takes from the question, and what it changes."""
+    assert scenario.problems is not None
+    if not told.of_question:
+        return [
+            f"Taken from the question: nothing. The scenario has its own model ({scenario.model}), card "
+            f"({scenario.gpu}), "
+            "arrivals and lengths."
+        ]
+    model = "your config.json" if asked.model == OWN else asked.model
+    load = (
+        f"{asked.question.users:,} at a time" if asked.question.users else f"{asked.question.rate:g} a second"
+    )
+    lengths = (
+        "lengths and chances are your table's"
+        if scenario.problems.pass_table
+        else f"thinking {mean_thinking(asked.question):,} tokens on average, prompts and answers as asked"
+    )
+    return [
+        f"Taken from the question: {model}, {scenario.replicas} x {scenario.gpu}, {asked.engine} and its "
+        f"flags, problems {load}; "
+        f"{lengths}. Not taken: targets. From the scenario: {scenario.problems.num_problems:,} problems, "
+        f"how hard they are "
+        f"({scenario.problems.quality.name}), the strategies."
+    ]
 
 
 def _show(outcome: ComparedStrategies) -> None:
     found = outcome.found
-    if found.caution:
-        st.info(found.caution[0].upper() + found.caution[1:])
-    told = f"Choice: {found.reason}." if found.choice else f"No choice: {found.reason}."
-    (st.success if found.choice else st.warning)(marked(told))
-    left, right = st.columns(2)
-    with left:
-        st.subheader("Accuracy, latency, cost")
-        chart(searches.pareto(found), "pareto")
-        st.caption(
-            "Dot size: dollars per correct answer. Blue: nobody is as accurate, as fast and as cheap. "
-            "Numbers: as beside."
-        )
-    with right:
-        st.subheader("Correct answers per GPU-hour")
-        chart(searches.correct_per_gpu_hour(found), "per_hour")
-    if len(found.budgets) > 1:
-        _budgets(found)
-    _tree(outcome)
-    st.subheader("All figures")
     rows = found.to_dict()["strategies"]
-    st.dataframe([{"no": number, **row} for number, row in enumerate(rows, 1)], hide_index=True)
-    st.caption("  \n".join(map(marked, found.rests_on)))
-    for text in found.advice:
-        st.caption(marked(f"Advice: {text}."))
-
-
-def _budgets(found: Comparison) -> None:
-    st.subheader("Thinking budget")
-    for column, field in zip(st.columns(2), searches.SWEPT, strict=True):
-        with column:
-            chart(searches.budget_sweep(found, field), f"budgets_{field}")
-    cheapest = found.caps.get("cost_optimal")
-    text = f"A budget of {found.caps['p99_of_traces']:,.0f} tokens cuts one trace in a hundred"
+    told = f"Choice: {found.reason}." if found.choice else f"No choice: {found.reason}."
+    (st.success if found.choice else st.warning)(
+        marked(told), icon=":material/check_circle:" if found.choice else ":material/warning:"
+    )
+    _figures(found, rows)
+    if found.caution:
+        st.info(marked(found.caution[0].upper() + found.caution[1:]), icon=":material/info:")
+    st.subheader("Accuracy, latency, cost")
+    front, per_hour = searches.pareto(found), searches.correct_per_gpu_hour(found)
+    chart(front, "pareto", "Accuracy against latency of each strategy; cost as size")
     st.caption(
-        text
+        "Dot size: dollars per correct answer. Blue: nobody is as accurate, as fast and as cheap. "
+        "Numbers: as in the table and below."
+    )
+    st.subheader("Correct answers per GPU-hour")
+    chart(per_hour, "per_hour", "Correct answers per GPU-hour by strategy")
+    drawn = {"pareto": front, "per-hour": per_hour}
+    if len(found.budgets) > 1:
+        drawn |= _budgets(found)
+    if outcome.trees:
+        _tree(outcome)
+    st.subheader("All figures")
+    st.dataframe([{"no": number, **row} for number, row in enumerate(rows, 1)], hide_index=True)
+    with st.container(horizontal=True, gap="small"):
+        st.download_button(
+            "Rows (CSV)", lambda: _csv(rows), "strategies.csv", key="compare_csv", on_click="ignore"
+        )
+        st.download_button(
+            "JSON", lambda: json.dumps(found.to_dict(), indent=2, allow_nan=False), "compare.json",
+            key="compare_json", on_click="ignore",
+        )  # fmt: skip
+    with st.expander("Pictures"):
+        pictures(drawn, "compare")
+    with st.expander("Ranges and sources"):
+        lines([*found.rests_on, *(f"Advice: {said}." for said in found.advice)])
+
+
+def _figures(found: Comparison, rows: list[dict[str, object]]) -> None:
+    """The chosen strategy, or the most accurate, in figures."""
+    best = next(
+        (row for row in found.rows if row.strategy == found.choice),
+        max(found.rows, key=lambda row: row.accuracy),
+    )
+    row, name = rows[found.rows.index(best)], best.strategy
+    cost = row["usd_per_correct"]
+    figures(
+        [
+            Figure("Problems solved", f"{row['accuracy']:.0%}", _ends(row, "accuracy", lambda v: f"{v:.0%}"), name),
+            Figure("Latency p99", shown_ms(1e3 * float(str(row["latency_p99_s"]))),
+                   _ends(row, "latency_p99_s", lambda v: shown_ms(1e3 * v))),
+            Figure("Per correct answer", "-" if cost is None else f"${digits(float(str(cost)))}",
+                   _ends(row, "usd_per_correct", lambda v: f"${digits(v)}")),
+            Figure("Correct per GPU-hour", digits(best.correct_per_gpu_hour),
+                   f"limited by {in_words(best.limited_by)}"),
+        ]
+    )  # fmt: skip
+
+
+def _ends(row: dict[str, object], name: str, shown) -> str:  # type: ignore[no-untyped-def]
+    """Its range, where the row has one."""
+    ends = [row.get(f"{name}{end}") for end in ("_low", "_high")]
+    if None in ends or ends[0] == ends[1]:
+        return ""
+    return f"{shown(ends[0])} to {shown(ends[1])}"
+
+
+def _csv(rows: list[dict[str, object]]) -> bytes:
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _budgets(found: Comparison) -> dict[str, Layered]:
+    st.subheader("Thinking budget")
+    drawn = {field: searches.budget_sweep(found, field) for field in searches.SWEPT}
+    for column, (field, figure) in zip(st.columns(2), drawn.items(), strict=True):
+        with column:
+            chart(figure, f"budgets_{field}", f"{searches.SWEPT[field][0]} by thinking budget")
+    cheapest = found.caps.get("cost_optimal")
+    said = f"A budget of {found.caps['p99_of_traces']:,.0f} tokens cuts one trace in a hundred"
+    st.caption(
+        said
         + (f"; {cheapest:,.0f} is the cheapest per correct answer of those compared." if cheapest else ".")
     )
+    return {f"budget-{field}": figure for field, figure in drawn.items()}
 
 
 @st.fragment
 def _tree(outcome: ComparedStrategies) -> None:
     st.subheader("One problem's branches")
     left, right = st.columns(2)
-    names = list(outcome.grown)
-    most = max(names, key=lambda name: sum(map(len, outcome.grown[name][0].launches.values())))
-    name = left.selectbox("Strategy", names, index=names.index(most), key="tree_strategy")
-    notes, records = outcome.grown[name]
-    problem = right.selectbox("Problem", sorted(notes.launches), key="tree_problem")
-    nodes = tree(notes, records, problem)
-    chart(runs.branch_tree(nodes), "tree")
+    names = list(outcome.trees)
+    most = max(names, key=lambda name: sum(map(len, outcome.trees[name].values())))
+    name = left.selectbox("Strategy", names, index=names.index(most), key="tree_strategy", **BIND)
+    trees = outcome.trees[name]
+    problem = right.selectbox("Problem", sorted(trees), key="tree_problem", **BIND)
+    nodes = trees.get(problem, [])
+    if not nodes:
+        st.caption("This problem has no branches.")
+        return
+    folded = runs.fold(nodes)
+    chart(runs.branch_tree(nodes), "tree", "Branches of one problem by token position")
     pruned = sum(node.pruned for node in nodes)
-    told = f"{len(nodes)} branches" if len(nodes) > 1 else "One branch, nothing to share"
-    freed = f", {pruned} pruned: their blocks are free at once, cached until others take them"
+    told = f"{len(nodes):,} branches" if len(nodes) > 1 else "One branch, nothing to share"
+    told += (
+        f" in {len(folded)} rows: a row with a number stands for so many alike"
+        if len(folded) < len(nodes)
+        else ""
+    )
+    freed = f", {pruned:,} pruned: their blocks are free at once, cached until others take them"
     st.caption(told + (freed if pruned else "") + ".")

@@ -1,34 +1,94 @@
-"""What the tabs share: charts, complaints, scenarios to choose and to copy, running something long."""
+"""What the tabs share: inputs that hold links to their word, charts, complaints, figures in a row, runs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from html import escape
+from pathlib import Path
+from string import punctuation
+from tempfile import gettempdir
+from typing import Any, NamedTuple, TypeVar
 
 import streamlit as st
+from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from kvplan.charts.drawing import Layered, specification
 from kvplan.errors import KvplanError
-from kvplan.pages.jobs import Job, Work
-from kvplan.pages.uploads import scenario_by_name
+from kvplan.files import PACKAGE
+from kvplan.pages import links
+from kvplan.pages.apart import Work
+from kvplan.pages.asked import Asked
+from kvplan.pages.jobs import DRAW, Job, read_apart
+from kvplan.pages.links import BIND
+from kvplan.pages.uploads import check_size
+from kvplan.pages.work import picture_of
 from kvplan.scenario.schema import Scenario, dump_scenario
 
-BIND: dict[str, Any] = {"bind": "query-params"}
-"""Every input is part of the page's address, so that a link reopens the same question."""
+T = TypeVar("T")
 PATIENCE_S = 1.5
 """A run that is over by then shows no progress bar."""
+ESCAPED = re.compile(f"([{re.escape(punctuation)}])")
+CODE = re.compile(r"`([^`\n]+)`|(?<!\S)\(?(--[a-z][\w-]*)")
+"""What is shown in the font of code: words between backticks, and flags."""
 
 
-def chart(figure: Layered, key: str) -> None:
-    """Show a chart at the width there is."""
-    st.vega_lite_chart(specification(figure), width="stretch", key=key)
+# --- inputs ---------------------------------------------------------------------------------------
 
 
-def marked(text: str) -> str:
-    """Markdown that shows a text as it is: flags neither break nor become dashes, two dollars are no formula."""
-    text = text.replace("$", "\\$") if text.count("$") > 1 else text
-    return re.sub(r"(?<!\S)(\(?)(--[a-z][\w-]*)", r"\1`\2`", text)
+def text(place: Any, label: str, key: str, value: str = "", **more: Any) -> str:
+    """A line of text, as typed."""
+    return str(place.text_input(label, value, key=key, max_chars=200, **BIND, **more) or "")
+
+
+def choice(place: Any, label: str, options: Sequence[Any], key: str, first: Any = None, **more: Any) -> Any:
+    """One of several."""
+    links.check(key, options)
+    at = 0 if first is None else list(options).index(first)
+    return place.selectbox(label, options, index=at, key=key, **BIND, **more)
+
+
+def switch(place: Any, label: str, key: str, value: bool = False, **more: Any) -> bool:
+    """On or off."""
+    links.check_switch(key)
+    return bool(place.toggle(label, value=value, key=key, **BIND, **more))
+
+
+def changes(place: Any, label: str, key: str, example: str) -> tuple[str, ...]:
+    """Lines of key=value."""
+    told = place.text_area(label, key=key, max_chars=4000, height=68, placeholder=example, **BIND)
+    return tuple(line.strip() for line in str(told or "").splitlines() if line.strip())
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def plain(told: str) -> str:
+    r"""Markdown that shows any text as it is: no link, picture, formula, emphasis, emoji or second line.
+
+    >>> plain("![x](http://a.b) $1")
+    '\\!\\[x\\]\\(http\\:\\/\\/a\\.b\\) \\$1'
+    """
+    return ESCAPED.sub(r"\\\1", " ".join(told.split()))
+
+
+def marked(told: str) -> str:
+    """The same, with flags and what stands between backticks in the font of code."""
+    told, shown, at = " ".join(told.split()), "", 0
+    for found in CODE.finditer(told):
+        which = 1 if found[1] is not None else 2
+        shown += ESCAPED.sub(r"\\\1", told[at : found.start(which)].removesuffix("`")) + f"`{found[which]}`"
+        at = found.end()
+    return shown + ESCAPED.sub(r"\\\1", told[at:])
+
+
+def refuse(told: str, place: Any = st) -> None:
+    """A user's mistake, in one line that names no place of the server."""
+    for root in (str(PACKAGE.parent), gettempdir(), str(Path.home())):
+        told = re.sub(re.escape(root) + r"(/[^\s:'\",]*)?/", "", told)
+    place.error(marked(told), icon=":material/error:")
 
 
 def guarded(show: Callable[[], None]) -> None:
@@ -36,92 +96,328 @@ def guarded(show: Callable[[], None]) -> None:
     try:
         show()
     except KvplanError as error:
-        st.error(marked(str(error)))
+        refuse(str(error))
 
 
-def or_complaint(read: Callable[[], Scenario]) -> Scenario | str:
-    """The scenario that a tab's widgets stand for, or what is wrong with it."""
+def or_complaint(read: Callable[[], T]) -> T | str:
+    """What a tab's inputs stand for, or what is wrong with them."""
     try:
         return read()
     except KvplanError as error:
         return str(error)
 
 
-def bundled_scenario(
-    label: str, names: Sequence[str], first: str, keys: tuple[str, str], example: str
-) -> Scenario:
-    """A bundled scenario with changes; `keys` are those of the name and of the changes."""
-    left, right = st.columns(2)
-    name = left.selectbox(label, names, index=names.index(first), key=keys[0], **BIND)
-    changes = right.text_area(
-        "Changes, a key=value a line", key=keys[1], max_chars=4000, height=68, placeholder=example, **BIND
+def shown_ms(value: float | None) -> str:
+    """A time of so many milliseconds as people read it, three digits and a unit.
+
+    >>> shown_ms(3359.21), shown_ms(49.85), shown_ms(128_600), shown_ms(1.6e6), shown_ms(None)
+    ('3.36 s', '49.9 ms', '129 s', '26.7 min', '-')
+    """
+    if value is None:
+        return "-"
+    for unit, size, until in (
+        ("ms", 1.0, 999.5),
+        ("s", 1e3, 599_500.0),
+        ("min", 6e4, 7.2e6),
+        ("h", 3.6e6, float("inf")),
+    ):
+        if value < until:
+            return f"{digits(value / size)} {unit}"
+    raise AssertionError(value)
+
+
+def digits(value: float) -> str:
+    """Three digits that count, thousands whole.
+
+    >>> digits(0.0123), digits(3.3592), digits(128.6), digits(397008.2)
+    ('0.0123', '3.36', '129', '397,008')
+    """
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
+
+
+def in_words(limit: object) -> str:
+    """What gives out first, as people say it."""
+    return str(limit).replace("_", " ")
+
+
+def about(seconds: float | None) -> str:
+    """How long something takes, no more exact than it is known."""
+    if seconds is None or seconds == float("inf"):
+        return "an unknown time"
+    for unit, size, until in (("s", 1.0, 90.0), ("min", 60.0, 5400.0), ("h", 3600.0, float("inf"))):
+        if seconds < until:
+            value = seconds / size
+            return f"about {max(1, round(value)) if value < 10 else 5 * round(value / 5)} {unit}"
+    raise AssertionError(seconds)
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def chart(figure: Layered, key: str, told: str = "") -> None:
+    """Show a chart at the width there is, its key above it; `told`: what it shows, for who does not see it."""
+    spec = specification(figure)
+    colours = key_of(spec)
+    if colours:
+        marks = "".join(
+            f'<li><i style="background:{colour}"></i>{escape(name)}</li>' for name, colour in colours.items()
+        )
+        st.html(f'<ul class="key">{marks}</ul>')
+    st.vega_lite_chart(spec, width="stretch", key=key, alt=told or None)
+
+
+def key_of(spec: dict[str, Any]) -> dict[str, str]:
+    """Take a chart's legend out of it: as text of the page it breaks into as many lines as a phone needs."""
+    found: dict[str, str] = {}
+    for layer in spec.get("layer", [spec]):
+        colour = layer.get("encoding", {}).get("color", {})
+        scale = colour.get("scale", {})
+        if isinstance(scale, dict) and "domain" in scale and "legend" in colour:
+            found |= dict(zip(scale["domain"], scale["range"], strict=False))
+            colour["legend"] = None
+    return found
+
+
+class Figure(NamedTuple):
+    """A number worth its size."""
+
+    label: str
+    value: str
+    beside: str = ""
+    """Its range, or what it is of."""
+    help: str | None = None
+
+
+def figures(row: Iterable[Figure]) -> None:
+    """Figures in a row; two beside each other on a phone."""
+    with st.container(horizontal=True, gap="small"):
+        for one in row:
+            st.metric(
+                one.label,
+                one.value,
+                one.beside or None,
+                delta_color="off",
+                delta_arrow="off",
+                help=one.help,
+                width=168,
+            )
+
+
+def pictures(drawn: Mapping[str, Layered], name: str) -> None:
+    """Charts to take away, as SVG and PNG."""
+    with st.container(horizontal=True, gap="small"):
+        for what, figure in drawn.items():
+            for kind in ("svg", "png"):
+                st.download_button(
+                    f"{what} ({kind.upper()})", partial(_picture, figure, kind), f"kvplan-{name}-{what}.{kind}",
+                    key=f"{name}_{what}_{kind}", on_click="ignore",
+                )  # fmt: skip
+
+
+def _picture(figure: Layered, kind: str) -> bytes:
+    """Drawn in a process of its own: the library brings a whole browser's engine."""
+    drawn: bytes = read_apart(picture_of, specification(figure), kind, bounds=DRAW)
+    return drawn
+
+
+def lines(said: Iterable[str]) -> None:
+    """Small print, a line each."""
+    st.caption("  \n".join(map(marked, said)))
+
+
+QUESTION, BUNDLED, FILE = "The question", "Bundled scenario", "Your scenario"
+UPLOADED = "uploaded.yaml"
+
+
+class Source(NamedTuple):
+    """Where a tab's scenario comes from."""
+
+    kind: str
+    name: str = ""
+    changes: tuple[str, ...] = ()
+    files: tuple[tuple[str, bytes], ...] = ()
+
+
+def source_of(
+    key: str, names: Sequence[str], first: str, example: str, kinds: Sequence[str] = (QUESTION, BUNDLED, FILE)
+) -> Source:
+    """Inputs that choose a scenario. `key`: of the bundled one's name; others are KEY_source, KEY_set, KEY_file."""
+    links.check(f"{key}_source", kinds)
+    kind = st.segmented_control(
+        "What",
+        kinds,
+        default=kinds[0],
+        required=True,
+        key=f"{key}_source",
+        label_visibility="collapsed",
+        **BIND,
     )
-    st.caption("Model, card and flags are the scenario's own, not the sidebar's.")
-    return _named(name, tuple(line.strip() for line in changes.splitlines() if line.strip()))
+    if kind == QUESTION:
+        return Source(QUESTION)
+    left, right = st.columns(2)
+    if kind == BUNDLED:
+        name = str(choice(left, "Scenario", names, key, first))
+        return Source(BUNDLED, name, changes(right, "Changes, a key=value a line", f"{key}_set", example))
+    file = left.file_uploader("A scenario file", type=["yaml", "yml"], max_upload_size=2, key=f"{key}_file")
+    told = changes(right, "Changes, a key=value a line", f"{key}_set", example)
+    return Source(FILE, UPLOADED, told, () if file is None else ((UPLOADED, file.getvalue()),))
 
 
-@st.cache_data(max_entries=64)
-def _named(name: str, changes: tuple[str, ...]) -> Scenario:
-    return scenario_by_name(name, changes)
+def read_source(
+    read: Callable[..., Scenario],
+    source: Source,
+    asked: Asked | None,
+    more: tuple[tuple[str, bytes], ...] = (),
+) -> Scenario | None:
+    """The scenario; None while a file is still to come. Raises KvplanError. Equal ones are read once."""
+    if source.kind == FILE and not source.files:
+        return None
+    for name, content in (*source.files, *more):
+        check_size(name, content)
+    return _scenario(read, source.name, asked, source.changes, (*source.files, *more), read.__name__)
 
 
-def scenario_to_copy(scenario: Scenario | str, title: str = "The scenario as a file") -> Scenario | None:
+@st.cache_data(max_entries=64, show_spinner=False)
+def _scenario(
+    _read: Callable[..., Scenario], name: str, asked: Asked | None, told: tuple[str, ...],
+    files: tuple[tuple[str, bytes], ...], which: str = "",
+) -> Scenario:  # fmt: skip
+    """In the server's own process only what no stranger wrote."""
+    everything = {**dict(files), **(asked.files if asked else {})}
+    arguments = (name, asked, told, tuple(everything))
+    found: Scenario = (
+        read_apart(_read, *arguments, files=everything) if everything or told else _read(*arguments)
+    )
+    return found
+
+
+def scenario_to_copy(scenario: Scenario | str, title: str, command: str, key: str) -> Scenario | None:
     """Show a scenario as a file, or what is wrong with it; return it if it is one."""
     if isinstance(scenario, str):
-        st.error(marked(scenario))
+        refuse(scenario)
         return None
     with st.expander(title):
+        st.code(command, language="bash", wrap_lines=True)
         st.code(dump_scenario(scenario), language="yaml")
+        st.download_button(
+            "Scenario (YAML)", dump_scenario(scenario), f"{scenario.name or 'scenario'}.yaml",
+            key=f"{key}_yaml", on_click="ignore",
+        )  # fmt: skip
     return scenario
 
 
-def run_box(name: str, asked: Any, work: Work, label: str) -> Any:
+# --- running --------------------------------------------------------------------------------------
+
+
+def run_box(
+    name: str, asked: Any, work: Callable[[], Work], label: str, files: Mapping[str, bytes] | None = None
+) -> Any:
     """A button that starts `work`, its progress, a way to cancel it; return the last result, or None.
 
-    `asked` says what the work depends on: a result of other inputs is still shown, and says so.
+    `asked` says what the work depends on: a result of other inputs is still shown, and says so. A link that says
+    `run=NAME` starts it.
     """
     state = st.session_state
-    if st.button(label, key=f"{name}_run", type="primary"):
-        if f"{name}_job" in state:
-            state[f"{name}_job"].stop()
-        state[f"{name}_job"], state[f"{name}_asked"] = Job(work), asked
-        state[f"{name}_job"].wait(PATIENCE_S)
+    pressed = st.button(label, key=f"{name}_run", type="primary")
+    linked = name in links.told("run") and f"{name}_job" not in state and not state.get(f"{name}_refused")
+    if pressed or linked:
+        try:
+            start(name, asked, work(), files)
+        except KvplanError as error:
+            state[f"{name}_refused"] = True
+            refuse(str(error))
+            return None
     job: Job | None = state.get(f"{name}_job")
     if job is None:
         return None
     if not job.wait(0):
-        _under_way(name)
+        under_way(name)
         return None
+    return over(name, asked)
+
+
+def start(name: str, asked: Any, work: Work, files: Mapping[str, bytes] | None = None) -> None:
+    """Begin, and end what else this visitor has running. Raises KvplanError when too many wait."""
+    state = st.session_state
+    for key in [str(key) for key in state if str(key).endswith("_job")]:
+        if not state[key].is_over:
+            state[key].stop()
+    state[f"{name}_job"] = Job(work, files, is_there=presence())
+    state[f"{name}_asked"] = asked
+    st.query_params["run"] = name
+    state[f"{name}_job"].wait(PATIENCE_S)
+
+
+def over(name: str, asked: Any) -> Any:
+    """What a run that has ended left."""
+    job: Job = st.session_state[f"{name}_job"]
     if job.state == "failed":
-        st.error(marked(job.error))
-    if job.state == "cancelled":
-        st.warning("Cancelled." + (" The figures cover what was done so far." if job.result else ""))
-    if job.result is not None and state[f"{name}_asked"] != asked:
-        st.info("The inputs have changed since this run; run again for the new ones.")
+        refuse(job.error)
+    elif job.state == "cancelled":
+        kept = (
+            " The figures cover what was done so far." if job.result is not None else " Nothing was done yet."
+        )
+        st.warning(
+            f"Cancelled.{kept if not job.error else ' ' + marked(job.error) + '.' + kept}",
+            icon=":material/stop_circle:",
+        )
+    if job.result is not None and st.session_state[f"{name}_asked"] != asked:
+        st.info(
+            "The inputs have changed since this run; run again for the new ones.", icon=":material/update:"
+        )
     return job.result
 
 
+def presence() -> Callable[[], bool]:
+    """Whether this visitor's page is still open, to be asked from anywhere."""
+    context = get_script_run_ctx()
+    if context is None or not runtime.exists():
+        return lambda: True
+    session = context.session_id
+    return lambda: runtime.exists() and runtime.get_instance().is_active_session(session)
+
+
+SEARCHES = ("plan", "recommend")
+"""Runs whose later steps are not known when they begin: no time left is promised."""
+
+
+def _how_far(name: str, job: Job) -> str:
+    so_far = f"{job.elapsed_s:.0f} s so far"
+    if name in SEARCHES:
+        looked = (
+            f"{job.share:.0%} of the deployments looked at"
+            if job.share < 1
+            else "Now their ranges, and what changes the answer"
+        )
+        return f"{looked}; {so_far}"
+    if job.share >= 1:
+        return f"Summing up; {so_far}"
+    left = job.left_s
+    return f"{job.share:.0%} done, {so_far if left is None else f'{about(left)} left'}"
+
+
 @st.fragment(run_every=0.5)
-def _under_way(name: str) -> None:
+def under_way(name: str) -> None:
     """Progress, or the question whether it may take so long."""
     job: Job = st.session_state[f"{name}_job"]
     if job.wait(0):
         st.rerun()
+    if job.is_stopping:
+        st.warning("Cancelled. What was done so far is put together.", icon=":material/stop_circle:")
+        return
     if job.state == "asking":
         st.warning(
-            f"This would take {_about(job.forecast_s)}. A smaller load or a shorter run answers sooner."
+            f"This would take {about(job.forecast_s)}. A smaller load or a shorter run answers sooner.",
+            icon=":material/hourglass:",
+        )
+    elif job.state == "waiting":
+        before = job.num_before
+        st.progress(
+            0.0, text=f"Waiting for a turn: {before or 'no'} run{'s' * (before != 1)} before this one"
         )
     else:
-        st.progress(min(1.0, job.share), text=f"{job.share:.0%} done, {_about(job.left_s)} left")
+        st.progress(min(1.0, job.share), text=_how_far(name, job))
     with st.container(horizontal=True):
         if job.state == "asking":
             st.button("Run it anyway", key=f"{name}_go_on", on_click=job.go_on)
         st.button("Cancel", key=f"{name}_cancel", on_click=job.stop)
-
-
-def _about(seconds: float) -> str:
-    if seconds == float("inf"):
-        return "an unknown time"
-    if seconds < 120:
-        return f"about {seconds:,.0f} s"
-    return f"about {seconds / 60:,.0f} min" if seconds < 7200 else f"about {seconds / 3600:,.0f} h"

