@@ -164,8 +164,8 @@ def _show(found: Recommendation) -> None:
         drawn = charts.speed_and_throughput(found)
         chart(drawn, "frontier", "Tokens a second per user against tokens a second per GPU, each deployment")
         st.caption(
-            "Each at the highest load that keeps the targets; bars: nine cases in ten of what its steps may take; hollow, "
-            "where there are any: measured by others, at the loads that they ran."
+            "Each at the highest load that keeps the targets; bars: nine cases in ten of what its steps may take; "
+            "hollow, where there are any: measured by others, at the loads that they ran."
         )
         st.subheader("Ranked, the cheapest first")
         st.table([_words(c) for c in feasible[:12]], hide_index=True)

@@ -13,7 +13,7 @@ from places import TRUTH
 pytest.importorskip("altair")
 
 from kvplan.charts import fits, plans, runs, searches
-from kvplan.charts.drawing import PALE, PALETTE
+from kvplan.charts.drawing import EDGE, PALE, PALETTE
 from kvplan.files import catalog_dir
 from kvplan.gpu import get_gpu
 from kvplan.memory.demand import Demand
@@ -24,7 +24,7 @@ from kvplan.scenario.schema import load_scenario
 from kvplan.search.comparison import Comparison, compare
 from kvplan.search.recommending import recommend
 from kvplan.simulation.block_map import BlockMap
-from kvplan.simulation.branches import BranchNotes, tree
+from kvplan.simulation.branches import BranchNotes, Node, tree
 from kvplan.simulation.observer import Observer
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
@@ -276,3 +276,40 @@ def _luminance(rgb: tuple[float, float, float]) -> float:
 
 def _contrast(a: float, b: float) -> float:
     return (max(a, b) + 0.05) / (min(a, b) + 0.05)
+
+
+def _leaves(count: int, parent: int | None, first: int, depth: int = 0) -> list[Node]:
+    start = 0 if parent is None else 100
+    return [
+        Node(first + i, parent, depth, "sample", start, start, 50 + i, "stop", False, 0.0, 1.0)
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 48, 49, 500, 4096])
+def test_a_family_is_folded_into_rows_that_count_it(count: int) -> None:
+    """No more rows than fit, nobody left out, the longest branch still there; small trees are as they are."""
+    nodes = _leaves(count, None, 0)
+    families = runs.fold(nodes)
+    assert sum(family.size for family in families) == count
+    assert len(families) <= runs.MOST_ROWS
+    assert (len(families) == count) == (count <= runs.MOST_ROWS)
+    assert max(f.node.output_tokens for f in families) == 50 + count - 1
+
+
+def test_limbs_of_a_deep_tree_become_rows() -> None:
+    """Sixty branches of sixty each: what grew from one is a row that reaches as far as its longest."""
+    trunk = _leaves(30, None, 0)
+    nodes = [node for root in trunk for node in (root, *_leaves(60, root.branch, 1000 + 60 * root.branch, 1))]
+    families = runs.fold(nodes)
+    assert len(families) <= runs.MOST_ROWS
+    assert sum(family.size for family in families) == len(nodes)
+
+
+def test_what_is_filled_stands_out_from_light_and_dark() -> None:
+    """The edge of filled marks: 3:1 on white and on a dark page; lines take none of the pale colours."""
+    edge = _luminance(_linear(EDGE))
+    assert min(_contrast(edge, 1.0), _contrast(edge, 0.0095)) > 3
+    for colours in (runs.QUEUE_COLOURS, runs.COPIED):
+        for colour in colours.values():
+            assert min(_contrast(_luminance(_linear(colour)), base) for base in (1.0, 0.0095)) > 3

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from kvplan.memory.mixed_lengths import varying_traces
 from kvplan.models.load import load_model
 from kvplan.pages.apart import Bounds, Progress, Work
 from kvplan.pages.jobs import GONE_AFTER_S, GRACE_S, MOST_WAITING, READ, RUNS_AT_ONCE, Job, read_apart
+from kvplan.pages.turns import PAGES_AT_ONCE, page_turn, resting
 from kvplan.pages.uploads import simulated
 from kvplan.pages.widgets import marked, plain
 from kvplan.profiles.profile import load_profile
@@ -196,6 +198,42 @@ def _even(progress: Progress, observer: Observer) -> str:
         time.sleep(0.1)
         progress(done + 1, 40)
     return "all"
+
+
+# --- turns ----------------------------------------------------------------------------------------
+
+
+def test_pages_take_turns_and_who_waits_lets_others_in() -> None:
+    """No more pages at once than have turns; one that waits for a process gives its turn away and gets it back."""
+    inside, most, lock = [0], [0], threading.Lock()
+
+    def page(rests: bool) -> None:
+        with page_turn():
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+            time.sleep(0.02)
+            with lock:
+                inside[0] -= 1
+            if rests:
+                with resting():
+                    assert met.wait(10)
+
+    met = threading.Event()
+    waiting = [threading.Thread(target=page, args=(True,)) for _ in range(2 * PAGES_AT_ONCE)]
+    for thread in waiting:
+        thread.start()
+    others = [threading.Thread(target=page, args=(False,)) for _ in range(4)]
+    for thread in others:
+        thread.start()
+    for thread in others:
+        thread.join(10)
+        assert not thread.is_alive()
+    met.set()
+    for thread in waiting:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert most[0] == PAGES_AT_ONCE
 
 
 # --- uploads --------------------------------------------------------------------------------------
