@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -21,6 +22,9 @@ SETTINGS = {
     "theme.dark.primaryColor": "#56B4E9",
 }
 """Of Streamlit; `.streamlit/config.toml` says the same for `streamlit run app.py` in a checkout."""
+
+MEMORY = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+"""Of glibc: a server of many threads gives back what a visitor needed."""
 
 
 def app_command(*, port: int = 8501, address: str = "localhost", browser: bool = False) -> int:
@@ -54,4 +58,4 @@ def app_command(*, port: int = 8501, address: str = "localhost", browser: bool =
         "server.headless": str(not browser).lower(),
     }
     words = ["run", str(app_file()), *(f"--{name}={value}" for name, value in settings.items())]
-    return subprocess.call([sys.executable, "-m", "streamlit", *words])
+    return subprocess.call([sys.executable, "-m", "streamlit", *words], env={**MEMORY, **os.environ})

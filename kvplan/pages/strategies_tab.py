@@ -58,8 +58,9 @@ def inputs(asked: Asked | str) -> Inputs:
     of_question = switch(st, "On the question's model, cards, load and lengths", "of_question", True)
     with st.expander("Your own samples"):
         table = st.file_uploader(
-            "CSV of problem, sample, tokens, correct", type="csv", max_upload_size=2, key="pass_table",
-            help="Instead of the scenario's assumed chances and lengths.",
+            "Graded samples: CSV or JSON of problem, sample, tokens, correct; or as a harness wrote them",
+            type=["csv", "json", "jsonl"], max_upload_size=2, key="pass_table",
+            help="Instead of the scenario's chances and lengths: lm-evaluation-harness, LiveCodeBench, OpenCompass.",
         )  # fmt: skip
     if of_question and isinstance(asked, str):
         return Inputs(source, asked, of_question, {})

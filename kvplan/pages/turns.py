@@ -1,4 +1,4 @@
-"""Pages take turns: few are put together at once, so that the server's own thread is never behind twenty of them.
+"""Pages take turns: one is put together at a time, so that the server's own thread is never behind twenty of them.
 
     with page_turn():          # of a page
         ...
@@ -17,7 +17,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PAGES_AT_ONCE = 2
+PAGES_AT_ONCE = 1
+"""Two would not be done sooner: they share one interpreter."""
 SWITCH_S = 0.0005
 """Between two threads; Python's own 5 ms let a server thread wait that long for each of its steps."""
 SETTLED_AFTER = (1, 20)

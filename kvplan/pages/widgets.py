@@ -396,7 +396,7 @@ def _how_far(name: str, job: Job) -> str:
     return f"{job.share:.0%} done, {so_far if left is None else f'{about(left)} left'}"
 
 
-@st.fragment(run_every=0.5)
+@st.fragment(run_every=1.0)
 def under_way(name: str) -> None:
     """Progress, or the question whether it may take so long."""
     job: Job = st.session_state[f"{name}_job"]

@@ -19,7 +19,7 @@ def test_it_starts_the_app_with_its_settings(monkeypatch: pytest.MonkeyPatch) ->
     pytest.importorskip("streamlit")
     pytest.importorskip("altair")
     started: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "call", lambda words: started.append(words) or 0)
+    monkeypatch.setattr(subprocess, "call", lambda words, env: started.append(words) or 0)
     assert run(["app", "--port", "8123"]) == 0
     (words,) = started
     assert Path(words[words.index("run") + 1]) == app_file()
