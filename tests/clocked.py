@@ -45,14 +45,18 @@ class Told(NamedTuple):
 
 
 class Clocked:
-    """One run. `leaps=False` is the step-by-step scheduler behind the same replica."""
+    """One run. `leaps=False` is the step-by-step scheduler behind the same replica, `visits` lets that one leap."""
 
-    def __init__(self, scenario: VLLMScenario, leaps: bool, block_ticks: bool = False) -> None:
+    def __init__(
+        self, scenario: VLLMScenario, leaps: bool, block_ticks: bool = False, visits: bool = False
+    ) -> None:
         self.sums = (*SUMS, "used_block_ticks") if block_ticks else SUMS
         config = scenario.engine_config
         self.scenario = scenario
         accept = accept_drafts(scenario.accept_rate, (7,))
-        self.engine = make_leap_scheduler(config, accept) if leaps else StepByStep(config, accept)
+        self.engine = (
+            make_leap_scheduler(config, accept) if leaps else StepByStep(config, accept, leaps=visits)
+        )
         self.replica = Replica(0, self.engine, STEP_TIME, config, TokenMeter(), self._ended)
         self.records: list[Record] = []
         self.hit_tokens = 0

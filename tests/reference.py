@@ -53,7 +53,7 @@ FOLDED = {
     | {
         "engines": "object: deployment -> the scheduler's settings",
         "intervals": "null or object: key -> [5th, 95th percentile]",
-        "modes": "object: deployment -> leap or step",
+        "modes": "object: deployment -> leap, leap by visits or step by step, and why",
     },
     "compare": SCENARIO | {"recommended_thinking_budget": "object: why -> tokens"},
     "recommend": SCENARIO

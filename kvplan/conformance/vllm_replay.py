@@ -251,7 +251,7 @@ class VLLMReplay(ScenarioReplay[VLLMRequest, StepRecord]):
         running = [request.request_id for request in self.scheduler.running]
         if self._offload is not None:
             self._offload.step_begins()
-        output = self.scheduler.schedule()
+        output = self._decide()
         for request_id, num_tokens in output.num_scheduled_tokens.items():
             request = self.requests[request_id]
             computed = request.num_computed_tokens - num_tokens
@@ -274,6 +274,14 @@ class VLLMReplay(ScenarioReplay[VLLMRequest, StepRecord]):
             self._offload.execute(output.kv_connector_metadata, record, self.requests.values())
         return output
 
+    def _decide(self) -> SchedulerOutput:
+        return self.scheduler.schedule()
+
+    def _read(
+        self, output: SchedulerOutput, accepted: dict[str, int], kv_output: KVConnectorOutput | None
+    ) -> list[Request]:
+        return self.scheduler.update_from_output(output, accepted, kv_output)
+
     @staticmethod
     def _kind(request: Request, num_tokens: int, computed: int, output: SchedulerOutput) -> str:
         if request.request_id in output.admitted:
@@ -292,7 +300,7 @@ class VLLMReplay(ScenarioReplay[VLLMRequest, StepRecord]):
         record.accepted = {i: n for i, n in accepted.items() if i not in self.finish}
         before = {i: self.requests[i].num_tokens for i in output.num_scheduled_tokens}
         kv_output = self._offload.read(record) if self._offload is not None else None
-        finished = self.scheduler.update_from_output(output, accepted, kv_output)
+        finished = self._read(output, accepted, kv_output)
         if self._offload is not None and record.offload is not None:
             self._offload.note_tiers(record.offload)
         record.sampled = [i for i, n in before.items() if self.requests[i].num_tokens > n]

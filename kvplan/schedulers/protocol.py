@@ -134,7 +134,7 @@ new_leap_outputs: Callable[[tuple[Outputs, Outputs]], LeapOutputs] = partial(tup
 
 
 class ContentsMatter(Exception):
-    """Somebody asks for content that may be cached where contents are not written down: the run must be walked.
+    """Somebody asks for content that may be cached where contents are not written down: another scheduler must run.
 
     Raised by `add_request`, `schedule` and `plan_leap` of a scheduler that leaps; it cannot go on then.
     """

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from kvplan.schedulers.leap.allowed import has_one_full_group, why_no_visits
+from kvplan.schedulers.leap.visits import DecodeVisits
 from kvplan.schedulers.protocol import (
     NOTHING,
     AcceptDrafts,
@@ -74,7 +76,7 @@ class OffloadTotals:
 
 
 class StepByStep:
-    """`Scheduler`, walking every step; the same methods and outcomes as `LeapScheduler`, and never a leap."""
+    """`Scheduler`, walking steps; the same methods and outcomes as `LeapScheduler`."""
 
     def __init__(
         self,
@@ -83,7 +85,10 @@ class StepByStep:
         copies: Copies | None = None,
         leaps: bool = False,
     ) -> None:
-        """`copies` moves KV to and from the tier beyond the GPU, if the engine has one; it may leap between them."""
+        """`copies` moves KV to and from the tier beyond the GPU, if the engine has one.
+
+        It may leap between copies, and without a tier over decode steps in which few blocks change.
+        """
         assert (copies is None) == (config.kv_offloading is None)
         self.config = config
         self.offloaded = OffloadTotals()
@@ -92,6 +97,8 @@ class StepByStep:
         self.scheduler = make_scheduler(config)
         self._accept = accept
         self._quiet = QuietSteps(self.scheduler) if leaps and copies is not None else None
+        self._changes = DecodeVisits(self.scheduler) if not why_no_visits(config) else None
+        self._visits = self._changes if leaps else None
         self._in_flight: deque[tuple[SchedulerOutput, list[Request]]] = deque()
         self._prefill_ends: dict[str, int] = {}
         """Request id -> computed tokens at which its prefill is done."""
@@ -116,10 +123,12 @@ class StepByStep:
     def add_request(self, request: Request) -> None:
         """Queue a new request."""
         self.scheduler.add_request(request)
+        if self._visits is not None:
+            self._visits.add_request(request)
 
     def abort(self, request_id: str) -> bool:
         """Take a request out, its blocks at once; False if it has ended already."""
-        self._prefill_ends.pop(request_id, None)
+        self._forget(request_id)
         return bool(self.scheduler.finish_requests([request_id]))
 
     def has_requests(self) -> bool:
@@ -127,11 +136,13 @@ class StepByStep:
         return self.scheduler.has_requests()
 
     def plan_leap(self) -> Leap | None:
-        """Propose the steps between copies, of an engine with a tier; else never leap."""
-        if self._quiet is None:
-            return None
+        """Propose the steps between copies, of an engine with a tier; else those whose changes are known beforehand."""
         in_flight = self._in_flight[0][0] if self._in_flight else None
         if self._in_flight and self._in_flight[0][1]:
+            return None
+        if self._visits is not None:
+            return self._visits.plan_leap(in_flight, self._prefill_ends)
+        if self._quiet is None:
             return None
         steps = self._quiet.most_steps(in_flight)
         if steps < 2 or (in_flight is None and self.config.async_scheduling):
@@ -141,7 +152,12 @@ class StepByStep:
         return Leap(steps, len(running), context, True)
 
     def commit_leap(self, num_steps: int) -> LeapOutputs:
-        """Take steps of the leap just planned: nobody ends in them."""
+        """Take steps of the leap just planned."""
+        if self._visits is not None:
+            outputs = self._visits.take(num_steps)
+            for request in outputs.finished:
+                self._forget(request.request_id)
+            return LeapOutputs(NOTHING, outputs)
         assert self._quiet is not None
         self._quiet.take(num_steps)
         return LeapOutputs(NOTHING, NOTHING)
@@ -149,6 +165,8 @@ class StepByStep:
     def schedule(self) -> Step:
         """Decide one step and sort it into decodes and chunks."""
         scheduler = self.scheduler
+        if self._visits is not None:
+            self._visits.name_what_is_repeated()
         output = scheduler.schedule()
         requests = scheduler.requests
         if self._worker is not None and output.kv_connector_metadata is not None:
@@ -176,6 +194,11 @@ class StepByStep:
         preempted = [requests[i] for i in output.preempted]
         return Step(num_decodes, decode_context, chunks, admitted, preempted)
 
+    @property
+    def newest_output(self) -> SchedulerOutput:
+        """What the last `schedule()` decided, in the scheduler's own words."""
+        return self._in_flight[-1][0]
+
     def update_from_output(self) -> Outputs:
         """Read the oldest scheduled step: which prefills gave a token, which requests ended."""
         output, completed = self._in_flight.popleft()
@@ -192,8 +215,14 @@ class StepByStep:
         kv_output = self._kv_outputs.popleft() if self._kv_outputs else None
         finished = scheduler.update_from_output(output, accepted, kv_output)
         for request in finished:
-            del self._prefill_ends[request.request_id]
+            self._forget(request.request_id)
         return Outputs(first_tokens, finished)
+
+    def _forget(self, request_id: str) -> None:
+        """A request has ended."""
+        self._prefill_ends.pop(request_id, None)
+        if self._visits is not None:
+            self._visits.forget(request_id)
 
     def decode_path(self, request: Request) -> DecodePath | None:
         """None: a request's own counters tell it."""
@@ -213,7 +242,9 @@ class StepByStep:
     def is_short(self) -> bool:
         """Whether the next decode step needs more blocks than there are, so that somebody is preempted."""
         config, size = self.config, self.config.block_size
-        due = (r for r in self.scheduler.running if r.num_computed_tokens >= self._prefill_ends[r.request_id])
+        due = [r for r in self.scheduler.running if r.num_computed_tokens >= self._prefill_ends[r.request_id]]
+        if self._changes is not None and not has_one_full_group(config):
+            return self._changes.is_short_for(due)
         if not config.num_speculative_tokens:
             return sum(r.num_computed_tokens % size == 0 for r in due) > self.num_free_blocks
         more = 1 + config.num_speculative_tokens + config.num_lookahead_tokens
@@ -246,12 +277,14 @@ class StepByStep:
 
     def free_blocks_in(self, num_steps: int) -> int:
         """Return the free blocks that so many steps of the leap just planned leave."""
+        if self._visits is not None:
+            return self._visits.free_blocks_in(num_steps)
         assert self._quiet is not None
         return self._quiet.free_blocks_in(num_steps)
 
     def free_blocks_over(self, num_steps: int) -> FreeBlocks | None:
-        """Blocks are told at a leap's two ends."""
-        return None
+        """Between copies of a tier blocks are told at a leap's two ends."""
+        return self._visits.free_blocks_over(num_steps) if self._visits is not None else None
 
     def head(self) -> Request:
         """The request that waits first."""

@@ -9,7 +9,7 @@ from math import inf
 
 from kvplan.errors import KvplanError
 from kvplan.scenario.schema import Deployment
-from kvplan.schedulers.leap.allowed import why_not
+from kvplan.schedulers.leap.allowed import why_no_visits, why_not
 from kvplan.schedulers.leap.make import counts_contents, make_leap_scheduler
 from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.sglang.stepper import SGLangEngine
@@ -84,9 +84,9 @@ class FleetBuilder:
     """Why what blocks hold matters in this run; engines that do not write it down go step by step then."""
     num_replicas: int = 0
     num_stepped_blocks: int = 0
-    """Blocks of replicas that go step by step: each is an object."""
+    """Blocks of replicas that go step by step or by visits: each is an object."""
     modes: dict[str, str] = field(default_factory=dict)
-    """Deployment -> `leap`, or why it goes step by step."""
+    """Deployment -> `leap`, or why it leaps by visits alone, or goes step by step."""
 
     def build(self, name: str, deployment: Deployment, setup: Setup) -> Fleet:
         """Return the replicas of a deployment, each with its process on the clock."""
@@ -116,8 +116,8 @@ class FleetBuilder:
             config = config.model_copy(update={"max_num_batched_tokens": room})
         engine: SchedulerInterface
         copies: TimedCopies | None = None
-        leaps = False
-        reason = self._why_steps(setup, fleet.deployment.router)
+        walks = self._why_every_step(setup, fleet.deployment.router)
+        reason = walks or self._why_no_closed_form(setup)
         told, stream = fleet.deployment, (self.seed, 2, len(self.modes))
         accept = accept_drafts(told.acceptance_rate, stream, told.accepted_lengths)
         self._check_time()
@@ -125,16 +125,13 @@ class FleetBuilder:
             engine = SGLangEngine(sglang_config(config, setup.sglang), may_leap=not reason)
         elif reason:
             copies = setup.tier.copies() if setup.tier is not None else None
-            leaps = not self.step_by_step and fleet.deployment.router != "kv_aware"
-            engine = StepByStep(config, accept, copies, leaps=leaps)
+            engine = StepByStep(config, accept, copies, leaps=not walks)
             if copies is not None:
                 for tier, files in zip(engine.secondary_tiers, copies.files, strict=True):
                     tier.transfers = files
         else:
             engine = make_leap_scheduler(config, accept)
-        if copies is not None and leaps:
-            reason = f"{reason}; leaps between them"
-        self.modes.setdefault(name, f"step by step: {reason}" if reason else "leap")
+        self.modes.setdefault(name, self._mode(setup, walks, reason))
         self.num_replicas += 1
         api = ApiServers(setup.api) if setup.api.takes_time else None
         replica = Replica(
@@ -144,8 +141,18 @@ class FleetBuilder:
             replica.shared_reads, replica.shared = setup.shared_reads, SharedPrefixes(config.block_size)
         return replica
 
-    def _why_steps(self, setup: Setup, router: str) -> str:
-        """Why its replicas go step by step; empty where they leap."""
+    @staticmethod
+    def _mode(setup: Setup, walks: str, reason: str) -> str:
+        """Say how its replicas go through time: `leap`, or why not in closed form."""
+        if not reason or walks or setup.sglang is not None:
+            return f"step by step: {reason}" if reason else "leap"
+        if setup.tier is not None:
+            return f"step by step: {reason}; leaps between them"
+        no_visits = why_no_visits(setup.config)
+        return f"step by step: {reason}" if no_visits else f"leap by visits: {reason}"
+
+    def _why_every_step(self, setup: Setup, router: str) -> str:
+        """Why each step of its replicas must be looked at; empty where some may be leapt over."""
         config = setup.config
         if self.step_by_step:
             return "asked for"
@@ -155,10 +162,15 @@ class FleetBuilder:
             return (
                 "prompts are read once for all that share them, under asynchronous scheduling or with drafts"
             )
-        if setup.sglang is not None:
-            return ""
         if setup.lockstep_ranks > 1 and config.num_speculative_tokens:
             return "speculation: no line holds the steps of ranks in lockstep that draft"
+        return ""
+
+    def _why_no_closed_form(self, setup: Setup) -> str:
+        """Why its replicas keep every block; empty where they leap in closed form."""
+        config = setup.config
+        if setup.sglang is not None:
+            return ""
         return why_not(config) or (self.contents if counts_contents(config) else "")
 
     def _check_time(self) -> None:
@@ -171,7 +183,7 @@ class FleetBuilder:
 
     def _check_room(self, setup: Setup, num_replicas: int, router: str) -> None:
         """Refuse what would fill this machine's memory."""
-        if setup.sglang is None and self._why_steps(setup, router):
+        if setup.sglang is None and (self._why_every_step(setup, router) or self._why_no_closed_form(setup)):
             self.num_stepped_blocks += num_replicas * setup.config.num_gpu_blocks
         if self.num_stepped_blocks > MOST_STEPPED_BLOCKS:
             raise KvplanError(

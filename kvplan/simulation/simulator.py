@@ -90,7 +90,7 @@ def simulate(
 
 
 def _once_more_if_contents_matter(go: Callable[[str], R]) -> R:
-    """Run; where that finds out that cached contents matter, run again with the engines concerned step by step."""
+    """Run; where that finds out that cached contents matter, run again with engines that write them down."""
     try:
         return go("")
     except ContentsMatter as why:

@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 
 from kvplan.scenario.schema import parse_scenario
-from kvplan.schedulers.leap.allowed import ALLOWED, WHY_NOT, has_one_full_group, why_not
+from kvplan.schedulers.leap.allowed import (
+    ALLOWED,
+    VISITED,
+    WHY_NOT,
+    has_one_full_group,
+    why_no_visits,
+    why_not,
+)
 from kvplan.schedulers.leap.scheduler import LeapScheduler
+from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.simulator import simulate
 
@@ -49,6 +57,36 @@ def test_a_value_that_is_not_listed_is_refused(field: str) -> None:
     assert why_not(config) == WHY_NOT[field](config)
     with pytest.raises(AssertionError):
         LeapScheduler(config)
+
+
+UNVISITED: dict[str, Any] = {
+    "kv_cache_groups": ({"kind": "mamba"}, {}),
+    "num_speculative_tokens": 1,
+    "admission": "reserve_max",
+    "batch_wait": {"timeout_iters": 3, "max_tokens_ratio": 0.5},
+    "kv_offloading": {"num_chunks": 100},
+    "prefill_schedule_interval": 2,
+    "engine_version": "0.11",  # heads that cannot be cut were passed over
+}
+"""Field -> a value that the engine takes and leaps by visits do not."""
+
+
+@pytest.mark.parametrize("field", UNVISITED)
+def test_what_is_not_visited(field: str) -> None:
+    """Leaps by visits have an allow-list too: what it does not list goes step by step."""
+    uncut = {"engine_version": "0.33", "enable_chunked_prefill": False, "max_num_batched_tokens": 300}
+    plain = PLAIN.model_copy(update=uncut)
+    config = EngineConfig.model_validate(plain.model_dump() | {field: UNVISITED[field]})
+    assert not why_no_visits(plain)
+    assert why_no_visits(config)
+    if field != "kv_offloading":
+        assert StepByStep(config, leaps=True).plan_leap() is None
+
+
+def test_nothing_else_is_visited() -> None:
+    """What is listed for visits alone is listed for the closed forms too, and refuses something."""
+    assert set(VISITED) <= set(ALLOWED)
+    assert set(VISITED) <= set(UNVISITED)
 
 
 @pytest.mark.parametrize("group", [{"block_size": 32}, {"eagle": True}, {"repeat": 2}])

@@ -12,6 +12,8 @@ from group_scenarios import KINDS, random_groups, random_unshared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from leap_scenarios import random_scenario
+from visit_scenarios import KINDS as VISITED
+from visit_scenarios import random_visits
 
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.leap.allowed import has_one_full_group, why_not
@@ -77,6 +79,19 @@ def test_groups_that_give_blocks_back(kind: str, seed: int, is_async: bool, cach
     except ContentsMatter:
         return
     assert leap == step
+
+
+@pytest.mark.parametrize("kind", VISITED)
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=20, deadline=None)
+def test_by_visits(kind: str, seed: int) -> None:
+    """The same where contents are shared in groups that forget, to the last tick."""
+    row = random_visits(Random(seed), kind)
+    num_groups = sum(group.get("repeat", 1) for group in row["kv_cache_groups"])
+    longest = -(-row["max_model_len"] // row["block_size"]) * num_groups
+    scenario = VLLMScenario(**row | {"num_gpu_blocks": max(row["num_gpu_blocks"], longest + 1)})
+    visits = Clocked(scenario, False, block_ticks=True, visits=True)
+    assert visits.run() == Clocked(scenario, False, block_ticks=True).run()
 
 
 def test_an_empty_step_in_flight_is_read_first() -> None:

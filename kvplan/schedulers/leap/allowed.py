@@ -1,6 +1,6 @@
 """Which engines leap: of every field of `EngineConfig`, the values that the closed forms were made for and held to.
 
-What is not listed goes step by step, a field that is added later too.
+The same for leaps by visits (`visits`). What is not listed goes step by step, a field that is added later too.
 """
 
 from __future__ import annotations
@@ -126,12 +126,42 @@ WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
 }
 
 
+def _groups_to_visit(config: EngineConfig) -> bool:
+    """Whether when a decode changes blocks of the groups is arithmetic of lengths."""
+    return not any(group.kind == "mamba" and group.mode == "align" for group in config.groups)
+
+
+def _rules_to_visit(config: EngineConfig) -> bool:
+    """Whether no version's rule lets others pass by a head that cannot come in."""
+    return config.rules.unchunked_heads_block or config.enable_chunked_prefill
+
+
+VISITED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
+    "kv_cache_groups": _groups_to_visit,
+    "num_speculative_tokens": (0,),
+    "admission": ("grow", "max_utilization"),
+    "engine_version": _rules_to_visit,
+}
+"""What is listed otherwise for leaps by visits."""
+
+
 def why_not(config: EngineConfig) -> str:
-    """Say why an engine cannot leap; empty when it can."""
-    for field, allowed in ALLOWED.items():
+    """Say why an engine cannot leap in closed form; empty when it can."""
+    return _first_not_listed(config, ALLOWED)
+
+
+def why_no_visits(config: EngineConfig) -> str:
+    """Say why an engine cannot leap by visits; empty when it can."""
+    return _first_not_listed(config, ALLOWED | VISITED)
+
+
+def _first_not_listed(
+    config: EngineConfig, table: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None]
+) -> str:
+    for field, allowed in table.items():
         value = getattr(config, field)
         if allowed is not None and not (allowed(config) if callable(allowed) else value in allowed):
             say = WHY_NOT.get(field)
             return say(config) if say else f"{field} {value}: not in closed form"
-    unlisted = [field for field in type(config).model_fields if field not in ALLOWED]
+    unlisted = [field for field in type(config).model_fields if field not in table]
     return f"{unlisted[0]}: not in closed form" if unlisted else ""

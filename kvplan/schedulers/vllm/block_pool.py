@@ -64,6 +64,19 @@ class FreeKVCacheBlockQueue:
             del self._queue[block]
         return taken
 
+    def popleft(self) -> KVCacheBlock:
+        """Take the first block (vLLM: same name)."""
+        return self._queue.popitem(last=False)[0]
+
+    def prepend(self, block: KVCacheBlock) -> None:
+        """Put one block at the front."""
+        self._queue[block] = None
+        self._queue.move_to_end(block, last=False)
+
+    def append(self, block: KVCacheBlock) -> None:
+        """Put one block at the tail (vLLM: same name)."""
+        self._queue[block] = None
+
     def remove(self, block: KVCacheBlock) -> None:
         """Take one block out of the middle."""
         del self._queue[block]
@@ -184,6 +197,16 @@ class BlockPool:
         self.num_used_by_group[group] += num_blocks
         return taken
 
+    def get_new_block(self, group: int) -> KVCacheBlock:
+        """Take the first block of the free queue, as `get_new_blocks` does."""
+        block = self.free_block_queue.popleft()
+        if block.block_hash is not None:
+            self.evict_cached_block(block)
+        block.ref_cnt, block.group = 1, group
+        self.num_taken += 1
+        self.num_used_by_group[group] += 1
+        return block
+
     def touch(self, blocks: Iterable[KVCacheBlock]) -> None:
         """Hold hit blocks: one reference more, and out of the free queue (vLLM: same name)."""
         for block in blocks:
@@ -209,6 +232,18 @@ class BlockPool:
                 (evict_first if to_front else evict_last).append(block)
         self.free_block_queue.prepend_n(evict_first)
         self.free_block_queue.append_n(evict_last)
+
+    def free_block(self, block: KVCacheBlock) -> None:
+        """Give back one block, as `free_blocks` does."""
+        block.ref_cnt -= 1
+        if block.ref_cnt == 0 and not block.is_null:
+            self.num_used_by_group[block.group] -= 1
+            is_named = block.block_hash is not None
+            self.num_cached_free_blocks += is_named
+            if is_named or not self.takes_unhashed_first:
+                self.free_block_queue.append(block)
+            else:
+                self.free_block_queue.prepend(block)
 
     def cache_block(self, block: KVCacheBlock, key: GroupHash, num_tokens: int) -> None:
         """Name a block whose prefix has `num_tokens` tokens (vLLM `_insert_block_hash`)."""

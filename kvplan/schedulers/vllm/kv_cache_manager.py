@@ -5,12 +5,15 @@ Mirrors vLLM's `v1/core/kv_cache_manager.py`. Knows no queues and no budgets.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kvplan.schedulers.request import NEVER, BlockHasher, Request, RequestStatus
 from kvplan.schedulers.vllm.block_pool import BlockPool, KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.kv_cache_coordinator import CacheHit, get_kv_cache_coordinator
 from kvplan.schedulers.vllm.mamba_manager import MambaManager
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import SlotDemand
+from kvplan.units import cdiv
 
 
 class KVCacheManager:
@@ -32,6 +35,8 @@ class KVCacheManager:
         self.empty_hit = CacheHit([() for _ in config.groups], 0)
         self.num_recycled = 0
         """Blocks that came back from living requests so far."""
+        self._put_off: set[str] = set()
+        """Requests whose full blocks may lack names that nobody could see."""
         self._recycles = any(manager.recycles for manager in self.coordinator.managers)
         self._changes_at_block_ends = all(m.changes_at_block_ends for m in self.coordinator.managers)
 
@@ -71,18 +76,16 @@ class KVCacheManager:
             num_computed = min(num_computed + num_external_tokens, self.max_model_len)
         num_lookahead = 0 if loads_later else self.num_lookahead_tokens
         count, end = self.coordinator.get_num_blocks_to_allocate, self._prefill_end(request)
-        watermark = 0
-        if has_scheduled_reqs and request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED):
-            watermark = self.watermark_blocks
+        watermark = self._watermark(request, has_scheduled_reqs)
         if full_sequence_must_fit:
-            num_all = min(request.num_tokens, self.max_model_len)
-            demand = SlotDemand(num_all, num_all, end, True, num_external_tokens)
+            demand = self._whole_demand(request, num_external_tokens)
             needed = count(request_id, demand, hit.blocks, num_computed)
             if needed + watermark > pool.get_num_free_blocks():
                 return False
         num_main = num_computed + num_new_tokens
         num_slots = min(num_main + num_lookahead, self.max_model_len)
         if self._recycles:
+            self.name_put_off(request)
             self.remove_skipped_blocks(request_id, max(0, num_computed - request.num_in_flight_tokens))
         demand = SlotDemand(num_slots, num_main, end, False, num_external_tokens)
         needed = count(request_id, demand, hit.blocks, num_computed)
@@ -98,6 +101,48 @@ class KVCacheManager:
         if self._changes_at_block_ends:
             request.num_slots = self._next_change(request_id, num_computed - request.num_in_flight_tokens)
         return True
+
+    def _watermark(self, request: Request, has_scheduled_reqs: bool) -> int:
+        """Return the free blocks that an admission must leave."""
+        is_waiting = request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+        return self.watermark_blocks if has_scheduled_reqs and is_waiting else 0
+
+    def _whole_demand(self, request: Request, num_external_tokens: int = 0) -> SlotDemand:
+        """Return what all of a request's tokens take."""
+        num_all = min(request.num_tokens, self.max_model_len)
+        return SlotDemand(num_all, num_all, self._prefill_end(request), True, num_external_tokens)
+
+    def free_blocks_to_admit(
+        self, request: Request, num_new_tokens: int, hit: CacheHit, full_sequence_must_fit: bool
+    ) -> int:
+        """Return the free blocks below which `allocate_slots` keeps a request waiting beside others that run."""
+        num_main, end = hit.num_tokens + num_new_tokens, self._prefill_end(request)
+        num_slots = min(num_main + self.num_lookahead_tokens, self.max_model_len)
+        demands = [SlotDemand(num_slots, num_main, end)]
+        if full_sequence_must_fit:
+            demands.append(self._whole_demand(request))
+        count = self.coordinator.get_num_blocks_to_allocate
+        needed = max(count(request.request_id, demand, hit.blocks, hit.num_tokens) for demand in demands)
+        return needed + self._watermark(request, True)
+
+    def least_blocks_to_admit(
+        self, request: Request, num_new_tokens: int, hit: CacheHit, full_sequence_must_fit: bool
+    ) -> int:
+        """Return the least that `free_blocks_to_admit` can come to while blocks are only taken and given back.
+
+        Hits get no longer then. Blocks that full attention hits and somebody holds may still be held; of those that
+        other kinds hit, all.
+        """
+        needed = sum(cdiv(num_new_tokens, manager.block_size) for manager in self.coordinator.managers)
+        if full_sequence_must_fit:
+            num_all = self._whole_demand(request).num_tokens
+            rest = (
+                manager.most_blocks(num_all)
+                - (len(blocks) if manager.recycles else sum(block.ref_cnt > 0 for block in blocks))
+                for manager, blocks in zip(self.coordinator.managers, hit.blocks, strict=True)
+            )
+            needed = max(needed, sum(max(0, blocks) for blocks in rest))
+        return needed + self._watermark(request, True)
 
     def _next_change(self, request_id: str, processed: int) -> int:
         """Return the computed tokens at which the request needs a block, fills one or leaves one behind."""
@@ -140,10 +185,26 @@ class KVCacheManager:
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
         """Name blocks that became full (vLLM: same name)."""
         if self.enable_caching and num_computed_tokens >= request.num_slots:
-            self.coordinator.cache_blocks(request, _nameable(request, num_computed_tokens))
+            self.name_blocks(request, num_computed_tokens)
+
+    def name_blocks(self, request: Request, num_computed_tokens: int) -> None:
+        """Name the blocks that are full of a request's first tokens, as far as they have no names yet."""
+        self.coordinator.cache_blocks(request, _nameable(request, num_computed_tokens))
+
+    def put_off_names(self, requests: Iterable[Request]) -> None:
+        """Leave it to whatever gives blocks of these back to name what they, decoding, have filled."""
+        if self.enable_caching:
+            self._put_off.update(request.request_id for request in requests)
+
+    def name_put_off(self, request: Request) -> None:
+        """Name what a request has filled, if that was put off."""
+        if request.request_id in self._put_off:
+            self._put_off.discard(request.request_id)
+            self.name_blocks(request, request.num_computed_tokens - request.num_in_flight_tokens)
 
     def free(self, request: Request) -> None:
         """Give back all of a request's blocks (vLLM: same name)."""
+        self.name_put_off(request)
         self._forget_outputs(request)
         self.coordinator.free(request.request_id)
         request.num_slots = 0

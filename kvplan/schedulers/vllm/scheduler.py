@@ -240,22 +240,20 @@ class Scheduler:
         if self._unchunked_heads_block or self.config.enable_chunked_prefill:
             return False
         num_hit_tokens = self.kv_cache_manager.get_computed_blocks(request).num_tokens
-        return not self._first_chunk(request, num_hit_tokens, output, budget)[0]
+        return not self.first_chunk(request, num_hit_tokens, output, budget)[0]
 
     def _admit(self, request: Request, output: SchedulerOutput, budget: StepBudget) -> bool:
         """Look up the prefix cache, size the first chunk, take blocks; False if the request must wait."""
         hit, num_external = self.kv_cache_manager.empty_hit, 0
         if not request.num_computed_tokens:
-            hit = self.kv_cache_manager.get_computed_blocks(request)
-            uncached = hit.num_uncached_common_prefix_tokens
-            request.shared_prefix_boundary = hit.num_tokens + uncached if uncached else 0
+            hit = self.look_up(request)
             if self.loads is not None:
                 found = self._load(self.loads, request, hit)
                 if found is None:
                     return False
                 num_external = found
         num_computed_tokens = request.num_computed_tokens + hit.num_tokens + num_external
-        num_new_tokens, num_drafts = self._first_chunk(request, hit.num_tokens + num_external, output, budget)
+        num_new_tokens, num_drafts = self.first_chunk(request, hit.num_tokens + num_external, output, budget)
         if num_new_tokens == 0 or not self.kv_cache_manager.allocate_slots(
             request,
             num_new_tokens,
@@ -283,6 +281,13 @@ class Scheduler:
         budget.take(num_new_tokens)
         return True
 
+    def look_up(self, request: Request) -> CacheHit:
+        """Find a waiting request's cached prefix, and where others share more of it than a sparse group has."""
+        hit = self.kv_cache_manager.get_computed_blocks(request)
+        uncached = hit.num_uncached_common_prefix_tokens
+        request.shared_prefix_boundary = hit.num_tokens + uncached if uncached else 0
+        return hit
+
     def _load(self, loads: KVLoads, request: Request, hit: CacheHit) -> int | None:
         """Ask the tier what it has after the GPU's hit; return the tokens that are loaded inside this step.
 
@@ -309,7 +314,7 @@ class Scheduler:
             loads.start(request, hit.num_tokens + num_external)
         return None
 
-    def _first_chunk(
+    def first_chunk(
         self, request: Request, num_hit_tokens: int, output: SchedulerOutput, budget: StepBudget
     ) -> tuple[int, int]:
         """Return the tokens of an admission and how many are placeholder drafts; (0, 0) = not in this step.
@@ -393,6 +398,14 @@ class Scheduler:
         self._update_draft_token_ids(output)
         if kv_connector_output is not None:
             self._update_from_kv_xfer_finished(kv_connector_output)
+        return finished
+
+    def read_last(self, requests: Iterable[Request]) -> list[Request]:
+        """Read the last token of requests that decode, nothing in flight, and let them go, in order; return them."""
+        finished = [r for r in requests if self._update_request_with_output(r, 1, False)]
+        for request in finished:
+            self._free_request(request)
+        self._remove(finished)
         return finished
 
     def _update_from_kv_xfer_finished(self, kv_connector_output: KVConnectorOutput) -> None:

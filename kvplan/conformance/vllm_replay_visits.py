@@ -1,0 +1,107 @@
+"""Runs a scenario on the scheduler that leaps by visits (`leap.visits`) and spells its leaps out, step by step.
+
+Its records are those of the step-by-step scheduler but for blocks, which are counted between leaps only (`looks`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from random import Random
+
+from kvplan.conformance.vllm_records import StepRecord
+from kvplan.conformance.vllm_replay import VLLMReplay
+from kvplan.conformance.vllm_replay_leap import Look
+from kvplan.conformance.vllm_scenario import VLLMScenario
+from kvplan.errors import KvplanError
+from kvplan.schedulers.leap.allowed import why_no_visits
+from kvplan.schedulers.protocol import Leap
+from kvplan.schedulers.request import Request
+from kvplan.schedulers.step_by_step import StepByStep
+from kvplan.schedulers.vllm.offloading.jobs import KVConnectorOutput
+from kvplan.schedulers.vllm.output import SchedulerOutput
+
+
+class VisitReplay(VLLMReplay):
+    """One run of a scenario; `rng` cuts leaps short anywhere, as a clock may."""
+
+    def __init__(self, scenario: VLLMScenario, rng: Random | None = None) -> None:
+        config = scenario.engine_config
+        reason = why_no_visits(config)
+        if reason:
+            raise KvplanError(f"{scenario.name or 'the scenario'} cannot leap by visits: {reason}")
+        self.engine = StepByStep(config, leaps=True)
+        super().__init__(scenario, self.engine.scheduler)
+        self.rng = rng
+        self.num_leaps = 0
+        """Leaps of two steps or more taken so far."""
+        self.num_leapt_steps = 0
+        self.looks: list[Look] = []
+        """Wherever scheduler and log are at the same step."""
+        self._hit_tokens = 0
+        self._spelled: deque[StepRecord] = deque()
+        """Steps of the last leap that are not written down yet."""
+        self._known_ends: deque[list[Request]] = deque()
+        """Who ends at the coming reads of outputs, as far as a leap has told."""
+
+    def _has_requests(self) -> bool:
+        return bool(self._spelled) or self.engine.has_requests()
+
+    def _add_request(self, request: Request) -> None:
+        self.engine.add_request(request)
+
+    def _abort(self, request_id: str) -> None:
+        self.engine.abort(request_id)
+
+    def _count_blocks(self, record: StepRecord) -> None:
+        """Leave them out of the log: inside a leap nobody counts."""
+        self._hit_tokens += sum(record.hits.values())
+        if not self._spelled:
+            free, cached = self.pool.get_num_free_blocks(), self.pool.num_cached_blocks
+            held = bool(self.scheduler.running)
+            look = Look(self.step, free, None if held else cached, self.pool.num_evicted, self._hit_tokens)
+            self.looks.append(look)
+
+    def _steps_of(self, leap: Leap) -> int:
+        """Return how many of a leap's steps pass before the next abort, or an arrival that ends it, known now."""
+        dues = [
+            due for r in self._to_abort if r.id not in self.finish and (due := self._abort_due(r)) is not None
+        ]
+        if leap.ends_on_arrival and self._arrival is not None:
+            dues.append(self._arrival)
+        num_steps = min([leap.max_steps, *(due - self.step for due in dues)])
+        return self.rng.randint(1, num_steps) if self.rng and num_steps > 1 else num_steps
+
+    def _schedule(self, record: StepRecord) -> SchedulerOutput:
+        if not self._spelled:
+            leap = self.engine.plan_leap()
+            num_steps = self._steps_of(leap) if leap else 0
+            if not leap or num_steps < 1:
+                return super()._schedule(record)
+            self._spell(leap, num_steps)
+        spelled = self._spelled.popleft()
+        record.sched, record.n_tokens, record.free = spelled.sched, spelled.n_tokens, spelled.free
+        return SchedulerOutput(self.step, {entry[0]: entry[1] for entry in record.sched})
+
+    def _spell(self, leap: Leap, num_steps: int) -> None:
+        running = [(r.request_id, r.num_computed_tokens) for r in self.scheduler.running]
+        assert (len(running), sum(n for _, n in running) + len(running)) == leap[1:3]
+        self.num_leaps += num_steps > 1
+        self.num_leapt_steps += num_steps
+        for i in range(num_steps):
+            record = StepRecord(0, sched=[(name, 1, computed + i, "decode") for name, computed in running])
+            record.n_tokens, record.free = len(running), self.engine.free_blocks_in(i + 1)
+            self._spelled.append(record)
+        outputs = self.engine.commit_leap(num_steps)
+        self._known_ends.extend([] for _ in range(num_steps - 1))
+        self._known_ends.append(outputs.last.finished)
+
+    def _decide(self) -> SchedulerOutput:
+        self.engine.schedule()
+        return self.engine.newest_output
+
+    def _read(
+        self, output: SchedulerOutput, accepted: dict[str, int], kv_output: KVConnectorOutput | None
+    ) -> list[Request]:
+        if self._known_ends:
+            return self._known_ends.popleft()
+        return self.engine.update_from_output().finished

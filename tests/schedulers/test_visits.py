@@ -1,0 +1,150 @@
+"""Leaps by visits are the steps: every decision, block id, name and place in the free queue, and vLLM's logs."""
+
+from __future__ import annotations
+
+import os
+from random import Random
+from typing import Any
+
+import pytest
+from engine_conformance import golden, scenarios
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from syntax_mutants import mutate
+from visit_scenarios import KINDS, difference, random_visits
+
+from kvplan.conformance.vllm_replay_visits import VisitReplay
+from kvplan.conformance.vllm_scenario import VLLMScenario
+from kvplan.content import Segment
+from kvplan.schedulers.leap.allowed import has_one_full_group, why_no_visits
+from kvplan.schedulers.leap.visits import DecodeVisits, Groups
+from kvplan.schedulers.request import Request
+from kvplan.schedulers.step_by_step import StepByStep
+from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.kv_cache_manager import KVCacheManager
+
+EXAMPLES = 3000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 100
+SEVERAL = [
+    name
+    for name, row in scenarios().items()
+    if not why_no_visits(VLLMScenario(**row).engine_config)
+    and not has_one_full_group(VLLMScenario(**row).engine_config)
+]
+"""Logs of engines with windows, chunks or several tables, contents shared or not."""
+
+
+def found(kind: str, seed: int, cut: bool) -> str:
+    row = random_visits(Random(f"{kind}{seed}"), kind)
+    return difference(row, Random(seed) if cut else None, max_steps=300)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 2**32), cut=st.booleans())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_random_workloads(kind: str, seed: int, cut: bool) -> None:
+    """Contents shared, requests that continue each other, preemption, aborts: also when leaps are cut anywhere."""
+    assert not found(kind, seed, cut)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_golden(name: str, mode: str) -> None:
+    """vLLM 0.32's logs, decision for decision, most steps leapt over."""
+    leap = VisitReplay(VLLMScenario(**scenarios()[name] | {"async_scheduling": mode == "async"}))
+    result = leap.run()
+    assert result.sched_sha256 == golden()[name, mode]["sched_sha256"]
+    assert leap.num_leapt_steps > len(result.steps) // 3
+
+
+def caught(kind: str, num_seeds: int) -> bool:
+    """Whether any workload of a kind shows a difference, or breaks a scheduler."""
+    for seed in range(num_seeds):
+        try:
+            if found(kind, seed, bool(seed % 2)):
+                return True
+        except (AssertionError, IndexError, KeyError, ValueError, AttributeError):
+            return True
+    return False
+
+
+MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
+    "a window gives back one token late": (
+        "window", Groups, "left_behind", "processed - self.behind", "processed - self.behind - 1"),
+    "a chunk gives back one block less": (
+        "chunk", Groups, "left_behind", "processed // self.chunk * self.chunk // self.size",
+        "np.maximum(0, processed // self.chunk * self.chunk // self.size - 1)"),
+    "the last chunk leaves nothing behind": (
+        "window", DecodeVisits, "_left_over", "not end or table[end - 1].is_null", "True"),
+    "asynchronous: what is in flight is processed": (
+        "window", DecodeVisits, "_changes", "computed - self.depth", "computed"),
+    "what others hold comes back": (
+        "window", DecodeVisits, "_keep_shared", "block.ref_cnt > 1", "False"),
+    "others hold prompts alone": (
+        "window", DecodeVisits, "_may_be_shared", "request.request_id in self._repeated", "False"),
+    "within a step all take first": (
+        "window", DecodeVisits, "_in_order", "(steps * len(ids) + indices) * (kinds[-1] + 1) + kind",
+        "(steps * len(ids) + indices) * (kinds[-1] + 1) - kind"),
+    "all give back before any takes": (
+        "window", DecodeVisits, "_in_order", "(steps * len(ids) + indices) * (kinds[-1] + 1) + kind",
+        "(steps * (kinds[-1] + 1) + kind) * len(ids) + indices"),
+    "a short step is seen one block late": (
+        "window", DecodeVisits, "_steps_that_last", "changes.free < 0", "changes.free < -1"),
+    "a blocked head is not looked at again": (
+        "window", DecodeVisits, "_steps_that_last", "last & (changes.free >= need)", "last & False"),
+    "its hits stay while the head waits": (
+        "window", DecodeVisits, "_steps_that_keep_hits", "taken > reach", "taken > reach + 5"),
+    "blocks that a window hits are needed as well": (
+        "window", KVCacheManager, "least_blocks_to_admit",
+        "len(blocks) if manager.recycles else sum(block.ref_cnt > 0 for block in blocks)", "0"),
+    "an end takes one step more": (
+        "window", DecodeVisits, "_steps_left", "left - self.depth", "left - self.depth + 1"),
+    "a chunk's blocks come back front to back": (
+        "chunk", DecodeVisits, "_change", "reversed(freed)", "freed"),
+    "blocks lose their names where they are put off": (
+        "window", KVCacheManager, "name_put_off", "request.request_id in self._put_off", "False"),
+    "a step gives back what was never named": (
+        "chunk", KVCacheManager, "allocate_slots", "self.name_put_off(request)", "None"),
+    "a leap gives back what was never named": (
+        "chunk", DecodeVisits, "_change", "self._names_before_returns", "False"),
+    "nobody repeats what another says": (
+        "echo", DecodeVisits, "name_what_is_repeated", "request.request_id in self._repeated", "False"),
+    "a prompt may repeat a later request": (
+        "echo", DecodeVisits, "add_request", "stream in self._asked", "False"),
+    "the next step passes over one that gives back": (
+        "window", DecodeVisits, "_next_slots", "groups.next_skip(processed - 1) + 1", "groups.next_skip(processed) + 1"),
+    "the next step passes over one that takes": (
+        "window", DecodeVisits, "_next_slots", "-(-computed // size) * size + 1", "-(-computed // size) * size + 2"),
+}  # fmt: skip
+"""What a wrong rule says -> the kind of workload that notices, and the rule."""
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random workloads notice each wrong rule."""
+    kind, *mutant = MUTANTS[name]
+    mutate(monkeypatch, *mutant)
+    assert caught(kind, 400)
+
+
+@pytest.mark.parametrize("num_blocks", [6, 7, 8, 10, 13])
+def test_short_of_blocks(num_blocks: int) -> None:
+    """A window's blocks come back to those who take after it in a step: somebody is preempted in just the steps told."""
+    groups = ({"kind": "sliding_window", "window": 6}, {})
+    config = EngineConfig(
+        block_size=4, max_model_len=64, num_gpu_blocks=num_blocks, kv_cache_groups=groups,
+        scheduler_reserve_full_isl=False,
+    )  # fmt: skip
+    engine = StepByStep(config)
+    for i in range(4):
+        engine.add_request(Request(str(i), (Segment(str(i), 2 + i),), 14))
+    told: list[bool] = []
+    seen: list[bool] = []
+    for _ in range(200):
+        short = engine.is_short
+        step = engine.schedule()
+        if not step.chunks:
+            told.append(short)
+            seen.append(bool(step.preempted))
+        engine.update_from_output()
+    assert told == seen
+    assert any(seen) or num_blocks > 10

@@ -1,0 +1,154 @@
+"""Random scenarios for leaps by visits, and who decides alike: every step, and the whole free queue between leaps."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from group_scenarios import random_groups, random_returns
+
+from kvplan.conformance.replay import ReplayResult
+from kvplan.conformance.vllm_records import StepRecord
+from kvplan.conformance.vllm_replay import VLLMReplay
+from kvplan.conformance.vllm_replay_visits import VisitReplay
+from kvplan.conformance.vllm_scenario import VLLMScenario
+from kvplan.schedulers.request import BlockHasher
+
+Json = dict[str, Any]
+KINDS = ("window", "chunk", "none", "echo")
+
+
+def random_visits(rng: Random, kind: str) -> Json:
+    """Return a scenario as JSON: contents shared, requests that continue each other, preemption, aborts."""
+    if kind == "echo":
+        row = random_returns(rng)
+        _echo(rng, row)
+    elif kind != "none" and rng.random() < 0.25:
+        row = random_returns(rng, "" if kind == "window" else kind)
+        _share(rng, row)
+    else:
+        row = random_groups(rng, kind)
+    row["enable_prefix_caching"] = kind != "none" and rng.random() < 0.9
+    sizes = [group.get("block_size") or row["block_size"] for group in row["kv_cache_groups"]]
+    if kind == "window" and rng.random() < 0.25:
+        row["prefix_cache_retention_interval"] = rng.choice([None, max(sizes) * rng.choice([1, 2, 5])])
+    row["async_scheduling"] = rng.random() < 0.5
+    return row
+
+
+def _share(rng: Random, row: Json) -> None:
+    """Let prompts begin alike, or with what an earlier request asked and got."""
+    earlier: list[Json] = []
+    for request in row["requests"]:
+        what = rng.random()
+        length = sum(piece.get("len", 0) for piece in request["prompt"])
+        if what < 0.5:
+            shared = rng.randint(1, length)
+            own = [{"len": length - shared}] if shared < length else []
+            request["prompt"] = [{"prefix_id": f"fam{rng.randrange(2)}", "len": shared}, *own]
+        elif what < 0.8 and earlier:
+            other = rng.choice(earlier)
+            room = row["max_model_len"] - request["output_len"]
+            pieces = [*other["prompt"], {"output_of": other["id"], "len": other["output_len"]}]
+            if sum(piece["len"] for piece in pieces) < room and all("len" in p for p in other["prompt"]):
+                request["prompt"] = [{"prompt_of": other["id"]}, pieces[-1], {"len": 1}]
+                continue
+        earlier.append(request)
+
+
+def _echo(rng: Random, row: Json) -> None:
+    """Let prompts repeat what others say: before these are here, while they run and once they have ended."""
+    start, outputs = rng.randint(1, 12), {r["id"]: r["output_len"] for r in row["requests"]}
+    row |= {"policy": rng.choice(["fcfs", "priority"]), "max_num_seqs": rng.choice([2, 3, 8])}
+    row["num_gpu_blocks"] *= rng.choice([1, 1, 4])
+    for request in row["requests"]:
+        request["arrival_step"] = rng.choice([0, rng.randrange(60)])
+        request["prompt"] = [{"prefix_id": "all", "len": start}]
+        name = rng.choice([*outputs])
+        length = min(outputs[name], row["max_model_len"] - request["output_len"] - start)
+        if name != request["id"] and length > 0 and rng.random() < 0.6:
+            request["prompt"].append({"output_of": name, "len": rng.randint(1, length)})
+
+
+def contents_of(hasher: BlockHasher) -> dict[int, int]:
+    """Return what block names stand for: they are numbers in the order in which they were asked for."""
+    found = {0: 0}
+    for key, name in hasher._names.items():
+        found[name] = hash((found[key[0]], key[1:]))
+    return found
+
+
+def queue_of(replay: VLLMReplay) -> list[tuple[int, Any]]:
+    """Return the free queue in order: block ids, what they hold, and for which group."""
+    contents = contents_of(replay.manager.hasher)
+
+    def named(key: tuple[int, int] | None) -> Any:
+        return key and (contents[key[0]], key[1])
+
+    return [
+        (block.block_id, (named(block.block_hash), block.num_hash_tokens, [*map(named, block.extra_hashes)]))
+        for block in replay.pool.free_block_queue
+    ]
+
+
+class Walk(VLLMReplay):
+    """Step by step, told in which steps to write the free queue down."""
+
+    def __init__(self, scenario: VLLMScenario, steps: set[int]) -> None:
+        super().__init__(scenario)
+        self.steps = steps
+        self.queues: dict[int, Any] = {}
+
+    def _count_blocks(self, record: StepRecord) -> None:
+        super()._count_blocks(record)
+        if self.step in self.steps:
+            self.queues[self.step] = queue_of(self)
+
+
+class Visits(VisitReplay):
+    """By visits; writes the free queue down in some of the steps in which leap and log are together."""
+
+    def __init__(self, scenario: VLLMScenario, rng: Random | None, every: int) -> None:
+        super().__init__(scenario, rng)
+        self.every = every
+        self.queues: dict[int, Any] = {}
+
+    def _count_blocks(self, record: StepRecord) -> None:
+        super()._count_blocks(record)
+        if not self._spelled and len(self.looks) % self.every == 0:
+            self.queues[self.step] = queue_of(self)
+
+
+def difference(
+    row: Json, rng: Random | None = None, max_steps: int = 1500, every: int = 3
+) -> tuple[str, Visits, ReplayResult[StepRecord]]:
+    """Run a scenario step by step and by visits; say where they first differ, empty if nowhere."""
+    scenario = VLLMScenario(**row)
+    leap = Visits(scenario, rng, every)
+    ours = leap.run(max_steps)
+    walk = Walk(scenario, set(leap.queues))
+    theirs = walk.run(max_steps)
+    return _first_difference(theirs, ours, walk, leap), leap, theirs
+
+
+def _first_difference(
+    theirs: ReplayResult[StepRecord], ours: ReplayResult[StepRecord], walk: Walk, leap: Visits
+) -> str:
+    for a, b in zip(theirs.steps, ours.steps, strict=False):
+        if (a.sched_line(), a.free) != (b.sched_line(), b.free):
+            return (
+                f"step {a.step}: step by step {a.sched_line()!r} {a.free}, visits {b.sched_line()!r} {b.free}"
+            )
+    if len(theirs.steps) != len(ours.steps):
+        return f"{len(theirs.steps)} steps, visits {len(ours.steps)}"
+    evicted, hits, told = 0, 0, {}
+    for step in theirs.steps:
+        evicted, hits = evicted + step.evicted, hits + sum(step.hits.values())
+        told[step.step] = (step.step, step.free_end, step.cached_end, evicted, hits)
+    for look in leap.looks:
+        if any(a not in (None, b) for a, b in zip(look, told[look.step], strict=True)):
+            return f"(step, free, cached, evicted, hits) {told[look.step]}, visits {tuple(look)}"
+    for step, queue in leap.queues.items():
+        if queue != walk.queues.get(step):
+            return f"step {step}: free queue {walk.queues.get(step)}, visits {queue}"
+    return "" if walk.finish == leap.finish else f"ends {walk.finish}, visits {leap.finish}"
