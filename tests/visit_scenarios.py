@@ -15,7 +15,7 @@ from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.request import BlockHasher
 
 Json = dict[str, Any]
-KINDS = ("window", "chunk", "none", "echo")
+KINDS = ("window", "chunk", "none", "align", "echo")
 
 
 def random_visits(rng: Random, kind: str) -> Json:

@@ -17,7 +17,7 @@ from kvplan.schedulers.leap.allowed import (
 )
 from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.step_by_step import StepByStep
-from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.simulation.simulator import simulate
 
 PLAIN = EngineConfig(num_gpu_blocks=100, max_model_len=200)
@@ -60,7 +60,7 @@ def test_a_value_that_is_not_listed_is_refused(field: str) -> None:
 
 
 UNVISITED: dict[str, Any] = {
-    "kv_cache_groups": ({"kind": "mamba"}, {}),
+    "kv_cache_groups": ({"kind": "mamba"}, {}),  # states kept everywhere
     "num_speculative_tokens": 1,
     "admission": "reserve_max",
     "batch_wait": {"timeout_iters": 3, "max_tokens_ratio": 0.5},
@@ -74,8 +74,10 @@ UNVISITED: dict[str, Any] = {
 @pytest.mark.parametrize("field", UNVISITED)
 def test_what_is_not_visited(field: str) -> None:
     """Leaps by visits have an allow-list too: what it does not list goes step by step."""
-    uncut = {"engine_version": "0.33", "enable_chunked_prefill": False, "max_num_batched_tokens": 300}
-    plain = PLAIN.model_copy(update=uncut)
+    update = {"engine_version": "0.33", "enable_chunked_prefill": False, "max_num_batched_tokens": 300}
+    windows = (KVCacheGroup(kind="sliding_window", window=32), KVCacheGroup())
+    update |= {"kv_cache_groups": windows, "prefix_cache_retention_interval": None}
+    plain = PLAIN.model_copy(update=update)
     config = EngineConfig.model_validate(plain.model_dump() | {field: UNVISITED[field]})
     assert not why_no_visits(plain)
     assert why_no_visits(config)

@@ -128,7 +128,8 @@ WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
 
 def _groups_to_visit(config: EngineConfig) -> bool:
     """Whether when a decode changes blocks of the groups is arithmetic of lengths."""
-    return not any(group.kind == "mamba" and group.mode == "align" for group in config.groups)
+    states = any(group.kind == "mamba" and group.mode == "align" for group in config.groups)
+    return not (states and config.enable_prefix_caching and config.prefix_cache_retention_interval != 0)
 
 
 def _rules_to_visit(config: EngineConfig) -> bool:

@@ -22,6 +22,7 @@ from kvplan.content import output_of
 from kvplan.schedulers.leap.allowed import why_no_visits
 from kvplan.schedulers.protocol import NOTHING, Counts, FreeBlocks, Leap, Outputs
 from kvplan.schedulers.request import NEVER, Request
+from kvplan.schedulers.vllm.mamba_manager import MambaManager
 from kvplan.schedulers.vllm.output import SchedulerOutput, StepBudget
 from kvplan.schedulers.vllm.scheduler import Scheduler
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import SingleTypeKVCacheManager
@@ -66,16 +67,18 @@ def _taking(managers: Iterable[SingleTypeKVCacheManager]) -> list[Groups]:
 def _returning(managers: Iterable[SingleTypeKVCacheManager]) -> list[Groups]:
     """Return the groups in a row that leave blocks behind together; full attention leaves none."""
 
-    def key(manager: SingleTypeKVCacheManager) -> tuple[str, int, int, int]:
+    def key(manager: SingleTypeKVCacheManager) -> tuple[str, str, int, int, int]:
         group = manager.group
-        return group.kind, manager.block_size, group.chunk or 0, group.window or 0
+        return group.kind, group.mode, manager.block_size, group.chunk or 0, group.window or 0
 
     found = []
-    for (kind, size, chunk, window), row in groupby(managers, key=key):
+    for (kind, mode, size, chunk, window), row in groupby(managers, key=key):
         if kind == "sliding_window":
             found.append(Groups(list(row), size, size, behind=window - 1))
         elif kind == "chunked_local":
             found.append(Groups(list(row), size, chunk, chunk=chunk))
+        elif kind == "mamba" and mode == "align":
+            found.append(Groups(list(row), size, size, behind=1))
     return found
 
 
@@ -136,6 +139,7 @@ class DecodeVisits:
         """Whether blocks that decode fills are named in groups that give them back."""
         self._skips = all(manager.changes_at_block_ends for manager in managers)
         """Whether the scheduler's own steps pass over requests whose blocks do not change (`num_slots`)."""
+        self._states = [m for m in managers if isinstance(m, MambaManager) and m.align]
         self._plan: Plan | None = None
         self._streams: dict[str, str] = {}
         """Stream that a live request generates -> the request."""
@@ -187,6 +191,10 @@ class DecodeVisits:
         lefts = [self._steps_left(request, prefill_ends[request.request_id]) for request in running]
         most = min(min(lefts), MOST_STEPS)
         full = num_running >= config.max_num_seqs
+        if not all(
+            state.decodes_on(r.request_id, r.num_computed_tokens) for state in self._states for r in running
+        ):
+            return None
         needs = BlockedHead(NEVER, NEVER)
         if most > 0 and scheduler.waiting and not full:
             needs = self._head_needs(budget)
@@ -241,11 +249,12 @@ class DecodeVisits:
             return BlockedHead(0, 0)
         if not num_tokens:
             return BlockedHead(NEVER, NEVER)
+        self.manager.new_step_starts()
         hit = scheduler.look_up(request)
         budget = StepBudget(num_tokens, num_tokens, 0, self.config.long_prefill_token_threshold)
         chunk = scheduler.first_chunk(request, hit.num_tokens, SchedulerOutput(0), budget)[0]
         if not chunk:
-            return BlockedHead(NEVER, NEVER)
+            return BlockedHead(NEVER, NEVER if not self._states else 0)  # another hit is split elsewhere
         whole = self.config.reserves_full_isl
         return BlockedHead(
             self.manager.free_blocks_to_admit(request, chunk, hit, whole),
@@ -421,6 +430,10 @@ class DecodeVisits:
         scheduler = self.scheduler
         count = int(changes.steps.searchsorted(num_steps))
         self._change(running, tokens, changes, count)
+        last = num_steps - 1 - self.depth
+        for state in self._states:
+            for request, before in zip(running, computed.tolist(), strict=True):
+                state.retire(request.request_id, before + last)
         slots = self._next_slots(running, computed, num_steps)
         for request, before, had, after in zip(
             running, computed.tolist(), tokens.tolist(), slots, strict=True
@@ -433,7 +446,7 @@ class DecodeVisits:
         self._plan = None
         if self.depth:
             return NOTHING
-        ending = [r for r in running if self._is_last(r)]
+        ending = [request for request in running if self._is_last(request)]
         for request in ending:
             request.num_tokens -= 1
         return Outputs([], scheduler.read_last(ending)) if ending else NOTHING

@@ -133,15 +133,19 @@ class KVCacheManager:
         Hits get no longer then. Blocks that full attention hits and somebody holds may still be held; of those that
         other kinds hit, all.
         """
-        needed = sum(cdiv(num_new_tokens, manager.block_size) for manager in self.coordinator.managers)
+        managers = self.coordinator.managers
+        needed = 0
+        if not any(
+            isinstance(manager, MambaManager) for manager in managers
+        ):  # else a chunk may end elsewhere
+            needed = sum(cdiv(num_new_tokens, manager.block_size) for manager in managers)
         if full_sequence_must_fit:
             num_all = self._whole_demand(request).num_tokens
-            rest = (
-                manager.most_blocks(num_all)
-                - (len(blocks) if manager.recycles else sum(block.ref_cnt > 0 for block in blocks))
-                for manager, blocks in zip(self.coordinator.managers, hit.blocks, strict=True)
+            least = (
+                manager.least_at_admission(num_all, len(blocks), sum(block.ref_cnt > 0 for block in blocks))
+                for manager, blocks in zip(managers, hit.blocks, strict=True)
             )
-            needed = max(needed, sum(max(0, blocks) for blocks in rest))
+            needed = max(needed, sum(least))
         return needed + self._watermark(request, True)
 
     def _next_change(self, request_id: str, processed: int) -> int:

@@ -68,6 +68,27 @@ class MambaManager(SingleTypeKVCacheManager):
             self.get_num_skipped_tokens(processed_computed_tokens) // self.block_size + 1
         ) * self.block_size + 1
 
+    def decodes_on(self, request_id: str, num_computed_tokens: int) -> bool:
+        """Whether nothing is left of a prompt's chunks but its newest state and, till the next step, the one before.
+
+        Decode steps take and give back one state a block from then on.
+        """
+        if request_id in self.checkpoints or request_id in self.partial_hit_reqs:
+            return False
+        left = self.get_num_skipped_tokens(num_computed_tokens) // self.block_size
+        return self.num_retired_blocks.get(request_id, 0) >= left - 1
+
+    def retire(self, request_id: str, processed_computed_tokens: int) -> None:
+        """Note that the states before so many processed tokens have come back, block by block as they were left."""
+        self.num_retired_blocks[request_id] = max(
+            self.num_retired_blocks.get(request_id, 0),
+            self.get_num_skipped_tokens(processed_computed_tokens) // self.block_size,
+        )
+
+    def least_at_admission(self, num_tokens: int, num_hit_blocks: int, num_held_blocks: int) -> int:
+        """Return 1: the state that runs; hits that hold others' states spare none."""
+        return 1
+
     def new_step_starts(self) -> None:
         """States of the last step can be read now."""
         self.cached_blocks_this_step.clear()

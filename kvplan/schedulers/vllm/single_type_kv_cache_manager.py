@@ -88,6 +88,11 @@ class SingleTypeKVCacheManager:
         num_blocks = cdiv(num_tokens, self.block_size)
         return num_blocks if self.max_admission_blocks is None else min(num_blocks, self.max_admission_blocks)
 
+    def least_at_admission(self, num_tokens: int, num_hit_blocks: int, num_held_blocks: int) -> int:
+        """Return the least that a prompt takes that hits so many blocks or fewer, so many of them held by others."""
+        spared = num_hit_blocks if self.recycles else num_held_blocks
+        return max(0, self.most_blocks(num_tokens) - spared)
+
     @property
     def changes_at_block_ends(self) -> bool:
         """Whether a decode step between two block ends, and before `next_skip`, changes nothing here."""
