@@ -307,7 +307,7 @@ class DecodeVisits:
         return Changes(steps, indices, kind, first, end, self.pool.get_num_free_blocks() + np.cumsum(net))
 
     def _may_be_shared(self, running: Sequence[Request]) -> Counts:
-        """Return the blocks of each table that others may hold too: with prompt tokens, or with output that is asked for."""
+        """Return how many blocks of each table others may hold too: of the prompt, or of output that is repeated."""
         size = min((groups.size for groups in self.returning), default=1)
         return np.array(
             [
