@@ -72,9 +72,16 @@ def _echo(rng: Random, row: Json) -> None:
 
 def contents_of(hasher: BlockHasher) -> dict[int, int]:
     """Return what block names stand for: they are numbers in the order in which they were asked for."""
+    before: dict[int, tuple[int, Any]] = {
+        name: (parent, content) for (parent, content), name in hasher._names.items()
+    }
+    for (parent, stream, index), names in hasher._runs.items():
+        parents = [parent, *names[:-1]]
+        for i, (above, name) in enumerate(zip(parents, names, strict=False)):
+            before[name] = (above, (stream, index + i * hasher.hash_block_size))
     found = {0: 0}
-    for key, name in hasher._names.items():
-        found[name] = hash((found[key[0]], key[1:]))
+    for name, (parent, content) in sorted(before.items()):
+        found[name] = hash((found[parent], content))
     return found
 
 

@@ -145,7 +145,7 @@ def test_mutants(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("num_blocks", [6, 7, 8, 10, 13])
 def test_short_of_blocks(num_blocks: int) -> None:
-    """A window's blocks come back to those who take after it in a step; somebody is preempted in just the steps told."""
+    """A window's blocks come back to who takes after it in a step; somebody is preempted in just the steps told."""
     groups = ({"kind": "sliding_window", "window": 6}, {})
     sizes = {"block_size": 4, "max_model_len": 64, "num_gpu_blocks": num_blocks}
     config = EngineConfig(kv_cache_groups=groups, scheduler_reserve_full_isl=False, **sizes)
