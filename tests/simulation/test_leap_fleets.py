@@ -33,8 +33,8 @@ FLEETS: dict[str, dict[str, Any]] = {
 }
 
 
-def same(found: Any, stepped: Any) -> None:
-    assert set(found.modes.values()) == {"leap"}
+def same(found: Any, stepped: Any, mode: str = "leap") -> None:
+    assert {text.split(":")[0] for text in found.modes.values()} == {mode}
     assert found.totals.leaps > 0 == stepped.totals.leaps
     left, right = found.records.columns(), stepped.records.columns()
     assert left.keys() == right.keys()
@@ -57,6 +57,18 @@ def test_fleets_that_draft(fleet: str, is_async: bool) -> None:
     """The same where steps give several tokens; a transferred prompt of one token left is padded to a decode's size."""
     drafts = {"num_speculative_tokens": 2, "speculative_method": "ngram"}
     check_fleet(fleet, 1, {"async_scheduling": is_async, **drafts})
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("fleet", ["prefix_aware", "disaggregated"])
+def test_fleets_of_windows_that_share_prompts(fleet: str, is_async: bool) -> None:
+    """They leap by visits, in fleets too."""
+    engine = {**SMALL["engine"], "async_scheduling": is_async, "num_gpu_blocks_override": 600}
+    data = {**SMALL, **FLEETS[fleet], "model": "openai/gpt-oss-20b", "engine": engine, "workload": LOAD}
+    spec = parse_scenario(data)
+    found = simulate(spec)
+    same(found, simulate(spec, step_by_step=True), "leap by visits")
+    assert found.totals.leapt_steps > found.totals.steps // 2
 
 
 def check_fleet(fleet: str, seed: int, flags: dict[str, Any]) -> None:
