@@ -28,7 +28,7 @@ from kvplan.schedulers.vllm.scheduler import Scheduler
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import SingleTypeKVCacheManager
 from kvplan.units import cdiv
 
-MOST_STEPS = 1024
+MOST_STEPS = 256
 """Steps that a calendar covers: what is planned and not taken is planned again."""
 
 
