@@ -13,6 +13,7 @@ from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_replay_visits import VisitReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.schedulers.request import BlockHasher
+from kvplan.schedulers.vllm.block_pool import NAME_BITS, name_of
 
 Json = dict[str, Any]
 KINDS = ("window", "chunk", "none", "align", "echo")
@@ -89,8 +90,8 @@ def queue_of(replay: VLLMReplay) -> list[tuple[int, Any]]:
     """Return the free queue in order: block ids, what they hold, and for which group."""
     contents = contents_of(replay.manager.hasher)
 
-    def named(key: tuple[int, int] | None) -> Any:
-        return key and (contents[key[0]], key[1])
+    def named(key: int | None) -> Any:
+        return key and (contents[name_of(key)], key >> NAME_BITS)
 
     return [
         (block.block_id, (named(block.block_hash), block.num_hash_tokens, [*map(named, block.extra_hashes)]))

@@ -22,6 +22,7 @@ from kvplan.content import output_of
 from kvplan.schedulers.leap.allowed import why_no_visits
 from kvplan.schedulers.protocol import NOTHING, Counts, FreeBlocks, Leap, Outputs
 from kvplan.schedulers.request import NEVER, Request
+from kvplan.schedulers.vllm.block_pool import name_of
 from kvplan.schedulers.vllm.mamba_manager import MambaManager
 from kvplan.schedulers.vllm.output import SchedulerOutput, StepBudget
 from kvplan.schedulers.vllm.scheduler import Scheduler
@@ -389,7 +390,7 @@ class DecodeVisits:
         reach = queue.num_free_blocks
         for place, block in enumerate(islice(queue, int(taken[-1]))):
             if block.block_hash is not None and (
-                block.block_hash[0] in names or any(name in names for name, _ in block.extra_hashes)
+                name_of(block.block_hash) in names or any(name_of(key) in names for key in block.extra_hashes)
             ):
                 reach = place
                 break

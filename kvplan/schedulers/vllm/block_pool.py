@@ -26,6 +26,15 @@ def group_hash(block_hash: int, group_id: int) -> GroupHash:
     return group_id << NAME_BITS | block_hash
 
 
+def name_of(key: GroupHash) -> int:
+    """Return the block name in a group's (vLLM `get_block_hash`).
+
+    >>> name_of(group_hash(5, 1))
+    5
+    """
+    return key & ((1 << NAME_BITS) - 1)
+
+
 @dataclass(slots=True, eq=False)
 class KVCacheBlock:
     """One physical block (vLLM `KVCacheBlock`)."""
