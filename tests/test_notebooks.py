@@ -1,4 +1,4 @@
-"""The notebooks run, stay small, and say what the command line and the app say for the same inputs."""
+"""The notebooks run, stay small, and say what the command line says for the same inputs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from places import ROOT
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 pytest.importorskip("altair")
-pytest.importorskip("streamlit")
 
 import nbformat
 from nbclient import NotebookClient
-from streamlit.testing.v1 import AppTest
 
 from kvplan.cli.main import run as cli
-from kvplan.pages.simulation_tab import shown_ms
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 MAX_BYTES = 60_000
@@ -52,17 +49,6 @@ def executed(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
     charts = sum("vega" in key for out in outputs for key in out.get("data", {}))
     assert charts or any("altair" in str(out.get("data", {})).lower() for out in outputs)
     return "".join(out.text for out in outputs if out.output_type == "stream")
-
-
-def app(**inputs: str) -> dict[str, str]:
-    """The metrics of the app as a link opens it, after a run on the Simulate tab."""
-    found = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120)
-    for key, value in inputs.items():
-        found.query_params[key] = value
-    found.run()
-    if inputs.get("tab") == "Simulate":
-        found.button(key="simulate_run").click().run()
-    return {metric.label: metric.value for metric in found.metric}
 
 
 def test_there_are_three_and_they_are_small() -> None:
@@ -114,19 +100,3 @@ def test_the_rl_engineer_is_told_what_the_command_says(
         assert round(json.loads(printed(*words))["duration_s"]) == steps[cards]
     for few, many in pairwise(steps):
         assert steps[many] < steps[few] <= steps[many] * many / few
-
-
-def test_the_app_says_what_the_command_says(printed: Printed) -> None:
-    flags = ["--gpu", "h100", "--input-len", "512", "--output-len", "16K", "--num-samples", "32"]
-    text = printed("estimate", "Qwen/Qwen3-8B", *flags)
-    shown = app()
-    assert f"GPU KV cache size: {shown['GPU KV cache size']}" in text
-    assert f"{shown['Traces at once']} traces at once" in text
-
-
-def test_the_app_simulates_what_the_command_simulates(printed: Printed) -> None:
-    words = ("simulate", "long_thinking", "--num-prompts", "150", "--quiet", "--no-range", "--json")
-    document = json.loads(printed(*words))
-    shown = app(tab="Simulate", scenario="long_thinking", set="workload.num_requests=150")
-    assert shown["Mean E2EL"] == shown_ms(document["mean_e2el_ms"])
-    assert shown["Preemptions"] == f"{document['num_preemptions']:,}"

@@ -30,7 +30,7 @@ INTERRUPT_AFTER_S = 0.5
 """Work that has not noticed by then that it is to stop is interrupted as by Ctrl-C, and may still give what it has."""
 
 
-class Bounds(NamedTuple):
+class WorkBounds(NamedTuple):
     """What one piece of work may take."""
 
     seconds: float = 600.0
@@ -48,7 +48,7 @@ class Bounds(NamedTuple):
 class _Desk:
     """What the work sees: somebody to tell, and to ask whether to go on."""
 
-    def __init__(self, pipe: Connection, bounds: Bounds) -> None:
+    def __init__(self, pipe: Connection, bounds: WorkBounds) -> None:
         self._pipe, self._bounds = pipe, bounds
         self.stopped, self._yes, self._lock = threading.Event(), threading.Event(), threading.Lock()
         self._started = self._told = time.monotonic()
@@ -91,7 +91,7 @@ class _Desk:
         self._yes.set()
 
 
-def serve(pipe: Connection, work: Work, folder: str, files: Mapping[str, bytes], bounds: Bounds) -> None:
+def serve(pipe: Connection, work: Work, folder: str, files: Mapping[str, bytes], bounds: WorkBounds) -> None:
     """Do the work in `folder`, where the visitor's files lie, and tell how it ended."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _bound(bounds)
@@ -123,14 +123,14 @@ def _outcome(work: Work, desk: _Desk) -> tuple[State, Any, str]:
         return "failed", None, "this run failed inside kvplan; the server's log has the details"
 
 
-def _too_large(bounds: Bounds) -> str:
+def _too_large(bounds: WorkBounds) -> str:
     return (
         f"this run needs more than the {bounds.memory_bytes >> 30} GiB of memory that the app gives a "
         f"run; ask for less"
     )
 
 
-def _bound(bounds: Bounds) -> None:
+def _bound(bounds: WorkBounds) -> None:
     """Let the system itself hold the process to its bounds, where it can, and put the server first."""
     with suppress(AttributeError, OSError):
         os.nice(5)

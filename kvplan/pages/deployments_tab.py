@@ -17,8 +17,8 @@ from kvplan.pages.simulation_tab import scenario_names
 from kvplan.pages.uploads import simulated
 from kvplan.pages.widgets import (
     QUESTION,
-    Figure,
-    Source,
+    ScenarioSource,
+    ShownFigure,
     chart,
     digits,
     figures,
@@ -40,23 +40,23 @@ from kvplan.search.point_row import asked_latencies
 from kvplan.search.recommendation import EXPLAINED, Candidate, Recommendation
 
 
-class Inputs(NamedTuple):
+class DeploymentInputs(NamedTuple):
     """Whose search: the question's, or a scenario's (a complaint in its place, None while its file is to come)."""
 
-    source: Source
+    source: ScenarioSource
     scenario: Scenario | str | None
 
 
-def inputs(asked: Asked | str) -> Inputs:
+def inputs(asked: Asked | str) -> DeploymentInputs:
     """The tab's inputs."""
     names = scenario_names("recommend_*")
     source = source_of("search", names, "recommend_qwq_500_users", "search.max_gpus=32")
     if source.kind == QUESTION:
-        return Inputs(source, None)
-    return Inputs(source, or_complaint(lambda: read_source(simulated, source, None)))
+        return DeploymentInputs(source, None)
+    return DeploymentInputs(source, or_complaint(lambda: read_source(simulated, source, None)))
 
 
-def render(asked: Asked, told: Inputs) -> None:
+def render(asked: Asked, told: DeploymentInputs) -> None:
     """The answer, or how to get it."""
     if told.source.kind == QUESTION:
         _of_question(asked)
@@ -129,18 +129,20 @@ def _headline(found: Recommendation) -> None:
     target = asked_latencies(found.scenario)[0]
     figures(
         [
-            Figure("Cost", "-" if usd is None else f"${usd:,.2f}/h", _money(low, high), best.price_source),
-            Figure(
+            ShownFigure(
+                "Cost", "-" if usd is None else f"${usd:,.2f}/h", _money(low, high), best.price_source
+            ),
+            ShownFigure(
                 "Copies",
                 f"{copies:,}",
                 f"of {best.figures['num_gpus_per_copy']} x {best.settings.get('gpu', found.scenario.gpu)}",
             ),
-            Figure(
+            ShownFigure(
                 "Load may grow",
                 "-" if best.headroom is None else f"{best.headroom:.0%}",
                 f"then {in_words(best.limited_by)} gives out",
             ),
-            Figure(
+            ShownFigure(
                 f"{LATENCY_NAMES[target]} p99",
                 shown_ms(best.figures.get(f"p99_{target}")),
                 "at a copy's highest load",

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from kvplan.errors import KvplanError
-from kvplan.pages.apart import Bounds, State, Work, just, serve
+from kvplan.pages.apart import State, Work, WorkBounds, just, serve
 from kvplan.pages.turns import resting
 
 _FORKS = "forkserver" in multiprocessing.get_all_start_methods()
@@ -34,9 +34,9 @@ RUNS_AT_ONCE = max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_
 MOST_WAITING = 20
 """More are turned away."""
 READS_AT_ONCE = 2
-READ = Bounds(seconds=10.0, memory_bytes=1 << 30, ask_above_s=float("inf"))
+READ = WorkBounds(seconds=10.0, memory_bytes=1 << 30, ask_above_s=float("inf"))
 """Of a paste or an upload that is only read."""
-DRAW = Bounds(seconds=30.0, memory_bytes=0, ask_above_s=float("inf"))
+DRAW = WorkBounds(seconds=30.0, memory_bytes=0, ask_above_s=float("inf"))
 """Of a picture or a report: V8 asks for far more addresses than memory."""
 GRACE_S = 3.0
 """Work that is told to stop may still hand over what it has; then it is ended."""
@@ -59,7 +59,7 @@ class Job:
     """Work that was asked for."""
 
     def __init__(
-        self, work: Work, files: Mapping[str, bytes] | None = None, bounds: Bounds | None = None,
+        self, work: Work, files: Mapping[str, bytes] | None = None, bounds: WorkBounds | None = None,
         is_there: Callable[[], bool] = _always, in_line: bool = True,
     ) -> None:  # fmt: skip
         """Get in line, or begin at once. Raises KvplanError when too many wait already.
@@ -74,7 +74,7 @@ class Job:
         """Done so far, 0 to 1."""
         self.forecast_s = 0.0
         """Seconds it will take in all, once it asks; infinite when nothing was done by then."""
-        self._work, self._files, self._bounds = work, dict(files or {}), bounds or Bounds()
+        self._work, self._files, self._bounds = work, dict(files or {}), bounds or WorkBounds()
         self._is_there, self._in_line = is_there, in_line
         self._stop, self._yes = threading.Event(), threading.Event()
         self._started = self._seen = self._there = time.monotonic()
@@ -267,7 +267,7 @@ def _get_in_line(job: Job) -> None:
 
 
 def read_apart(
-    read: Callable[..., Any], *args: Any, files: Mapping[str, bytes] | None = None, bounds: Bounds = READ
+    read: Callable[..., Any], *args: Any, files: Mapping[str, bytes] | None = None, bounds: WorkBounds = READ
 ) -> Any:
     """Call `read` in a process of its own, briefly: what strangers hand over may take long to refuse.
 

@@ -14,8 +14,18 @@ from kvplan.pages.asked import OWN, Asked
 from kvplan.pages.jobs import read_apart
 from kvplan.pages.uploads import check_size
 from kvplan.pages.verdict import plan_of
-from kvplan.pages.widgets import Figure, chart, digits, figures, guarded, in_words, marked, pictures, switch
-from kvplan.pages.work import Planned, read_a_log
+from kvplan.pages.widgets import (
+    ShownFigure,
+    chart,
+    digits,
+    figures,
+    guarded,
+    in_words,
+    marked,
+    pictures,
+    switch,
+)
+from kvplan.pages.work import PlannedMemory, read_a_log
 from kvplan.units import KiB, gib
 
 
@@ -71,21 +81,21 @@ def _answer(asked: Asked) -> None:
     _taken(asked, plan)
 
 
-def _figures(asked: Asked, found: Planned) -> None:
+def _figures(asked: Asked, found: PlannedMemory) -> None:
     plan = found.plan
     low, high, now = int(plan.traces.low), int(plan.traces.high), plan.num_traces
     spread = f"{low:,} to {high:,}" if low != high else "at both ends of the range"
     varying = found.varying
     price, pool = plan.price_per_hour, plan.budget.kv.size.value
     row = [
-        Figure("Longest traces at once", f"{now:,}", spread if plan.serves else "it does not start",
+        ShownFigure("Longest traces at once", f"{now:,}", spread if plan.serves else "it does not start",
                f"{plan.trace_tokens:,} tokens each: prompt, longest thinking, answer. Limited by "
                f"{in_words(plan.limited_by)}."),
-        Figure("Typical ones", f"{int(found.typical.value):,}", f"{asked.typical.trace_tokens(0):,} tokens each",
+        ShownFigure("Typical ones", f"{int(found.typical.value):,}", f"{asked.typical.trace_tokens(0):,} tokens each",
                None if varying is None else f"{varying:,} if lengths vary as asked, with one overflow in a hundred."),
-        Figure("KV cache", f"{digits(gib(max(0, pool)))} GiB",
+        ShownFigure("KV cache", f"{digits(gib(max(0, pool)))} GiB",
                f"{digits(gib(-pool))} GiB are missing" if pool < 0 else f"{int(_kv(plan)['cache_tokens']):,} tokens"),
-        Figure("Cards", f"${price:,.2f}/h", f"{plan.args.num_gpus} x {plan.question.gpu.name}",
+        ShownFigure("Cards", f"${price:,.2f}/h", f"{plan.args.num_gpus} x {plan.question.gpu.name}",
                plan.question.gpu.price_source),
     ]  # fmt: skip
     figures(row)

@@ -18,8 +18,8 @@ from kvplan.pages.uploads import MAX_REQUESTS, simulated
 from kvplan.pages.widgets import (
     BUNDLED,
     QUESTION,
-    Figure,
-    Source,
+    ScenarioSource,
+    ShownFigure,
     chart,
     digits,
     figures,
@@ -45,10 +45,10 @@ from kvplan.simulation.result import VERDICTS, Result
 from kvplan.simulation.trace import chrome_trace
 
 
-class Inputs(NamedTuple):
+class SimulationInputs(NamedTuple):
     """What to simulate; a complaint in place of a scenario, None while its file is still to come."""
 
-    source: Source
+    source: ScenarioSource
     scenario: Scenario | str | None
     with_blocks: bool
     files: dict[str, bytes]
@@ -60,7 +60,7 @@ def scenario_names(pattern: str = "*") -> list[str]:
     return sorted(path.stem for path in scenarios_dir().glob(f"{pattern}.yaml"))
 
 
-def inputs(asked: Asked | str) -> Inputs:
+def inputs(asked: Asked | str) -> SimulationInputs:
     """The tab's inputs, and the scenario that they stand for."""
     source = source_of("scenario", scenario_names(), "long_thinking", "engine.max_num_seqs=64")
     number = seed = ""
@@ -71,7 +71,7 @@ def inputs(asked: Asked | str) -> Inputs:
     with_blocks = switch(st, "Note who owns which block (slower: step by step)", "owners")
     whole = asked if isinstance(asked, Asked) else None
     if source.kind == QUESTION and whole is None:
-        return Inputs(source, str(asked), with_blocks, {})
+        return SimulationInputs(source, str(asked), with_blocks, {})
 
     def read() -> Scenario | None:
         if source.kind != QUESTION:
@@ -82,10 +82,10 @@ def inputs(asked: Asked | str) -> Inputs:
         return read_source(simulated, source, told)
 
     files = dict(source.files) | (whole.files if whole and source.kind == QUESTION else {})
-    return Inputs(source, or_complaint(read), with_blocks, files)
+    return SimulationInputs(source, or_complaint(read), with_blocks, files)
 
 
-def render(asked: Asked, told: Inputs) -> None:
+def render(asked: Asked, told: SimulationInputs) -> None:
     """Run it, show what happened."""
     if told.scenario is None:
         st.info(
@@ -117,7 +117,7 @@ def render(asked: Asked, told: Inputs) -> None:
         )
 
 
-def taken(asked: Asked, source: Source, scenario: Scenario) -> list[str]:
+def taken(asked: Asked, source: ScenarioSource, scenario: Scenario) -> list[str]:
     """What the run takes from the question, and what it changes."""
     if source.kind != QUESTION:
         return [
@@ -220,22 +220,22 @@ def _headline(result: Result) -> None:
 
     figures(
         [
-            Figure(
+            ShownFigure(
                 "Mean TTFT",
                 shown_ms(document["mean_ttft_ms"]),
                 ranged("mean_ttft_ms"),
                 "First token of any kind.",
             ),
-            Figure(
+            ShownFigure(
                 "Mean TPOT",
                 shown_ms(document["mean_tpot_ms"]),
                 ranged("mean_tpot_ms"),
                 "A token after the first.",
             ),
-            Figure(
+            ShownFigure(
                 "Mean E2EL", shown_ms(document["mean_e2el_ms"]), ranged("mean_e2el_ms"), "The whole answer."
             ),
-            Figure(
+            ShownFigure(
                 "KV peak",
                 f"{document['kv_peak_fraction']:.0%}",
                 f"{document['num_preemptions']:,} preemptions",

@@ -18,8 +18,8 @@ from kvplan.pages.uploads import check_size, compared
 from kvplan.pages.widgets import (
     BUNDLED,
     FILE,
-    Figure,
-    Source,
+    ScenarioSource,
+    ShownFigure,
     chart,
     digits,
     figures,
@@ -40,16 +40,16 @@ from kvplan.scenario.schema import Scenario
 from kvplan.search.comparison import Comparison
 
 
-class Inputs(NamedTuple):
+class StrategyInputs(NamedTuple):
     """What to compare; a complaint in place of a scenario, None while its file is still to come."""
 
-    source: Source
+    source: ScenarioSource
     scenario: Scenario | str | None
     of_question: bool
     files: dict[str, bytes]
 
 
-def inputs(asked: Asked | str) -> Inputs:
+def inputs(asked: Asked | str) -> StrategyInputs:
     """The tab's inputs, and the scenario with problems that they stand for."""
     names = scenario_names("strategy_*")
     source = source_of(
@@ -63,7 +63,7 @@ def inputs(asked: Asked | str) -> Inputs:
             help="Instead of the scenario's chances and lengths: lm-evaluation-harness, LiveCodeBench, OpenCompass.",
         )  # fmt: skip
     if of_question and isinstance(asked, str):
-        return Inputs(source, asked, of_question, {})
+        return StrategyInputs(source, asked, of_question, {})
     whole = asked if of_question and isinstance(asked, Asked) else None
     own = () if table is None else ((TABLE, table.getvalue()),)
     files = dict(source.files) | dict(own) | (whole.files if whole else {})
@@ -73,10 +73,10 @@ def inputs(asked: Asked | str) -> Inputs:
             check_size(name, content)
         return read_source(compared, source, whole, own)
 
-    return Inputs(source, or_complaint(read), of_question, files)
+    return StrategyInputs(source, or_complaint(read), of_question, files)
 
 
-def render(asked: Asked, told: Inputs) -> None:
+def render(asked: Asked, told: StrategyInputs) -> None:
     """Compare, show."""
     if told.scenario is None:
         st.info(
@@ -99,7 +99,7 @@ def render(asked: Asked, told: Inputs) -> None:
         )
 
 
-def taken(asked: Asked, told: Inputs, scenario: Scenario) -> list[str]:
+def taken(asked: Asked, told: StrategyInputs, scenario: Scenario) -> list[str]:
     """What the comparison takes from the question, and what it changes."""
     assert scenario.problems is not None
     if not told.of_question:
@@ -176,12 +176,13 @@ def _figures(found: Comparison, rows: list[dict[str, object]]) -> None:
     cost = row["usd_per_correct"]
     figures(
         [
-            Figure("Problems solved", f"{row['accuracy']:.0%}", _ends(row, "accuracy", lambda v: f"{v:.0%}"), name),
-            Figure("Latency p99", shown_ms(1e3 * float(str(row["latency_p99_s"]))),
+            ShownFigure("Problems solved", f"{row['accuracy']:.0%}", _ends(row, "accuracy", lambda v: f"{v:.0%}"),
+                        name),
+            ShownFigure("Latency p99", shown_ms(1e3 * float(str(row["latency_p99_s"]))),
                    _ends(row, "latency_p99_s", lambda v: shown_ms(1e3 * v))),
-            Figure("Per correct answer", "-" if cost is None else f"${digits(float(str(cost)))}",
+            ShownFigure("Per correct answer", "-" if cost is None else f"${digits(float(str(cost)))}",
                    _ends(row, "usd_per_correct", lambda v: f"${digits(v)}")),
-            Figure("Correct per GPU-hour", digits(best.correct_per_gpu_hour),
+            ShownFigure("Correct per GPU-hour", digits(best.correct_per_gpu_hour),
                    f"limited by {in_words(best.limited_by)}"),
         ]
     )  # fmt: skip

@@ -12,7 +12,7 @@ from kvplan.pages import form, links
 from kvplan.pages.asked import ENGINES, Asked
 from kvplan.pages.jobs import Job, read_apart
 from kvplan.pages.widgets import marked, over, refuse, start, under_way
-from kvplan.pages.work import Planned, plan_work, planned
+from kvplan.pages.work import PlannedMemory, plan_work, planned
 from kvplan.search.planning import ServingAnswer
 
 MOST_ANSWERS = 32
@@ -116,13 +116,13 @@ def work_of(asked: Asked):  # type: ignore[no-untyped-def]
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def plan_of(asked: Asked) -> Planned:
+def plan_of(asked: Asked) -> PlannedMemory:
     """The plan in closed form; equal questions are answered once, a stranger's model in a process of its own."""
-    found: Planned = read_apart(planned, asked, files=asked.files) if asked.config else planned(asked)
+    found: PlannedMemory = read_apart(planned, asked, files=asked.files) if asked.config else planned(asked)
     return found
 
 
-def memory_line(asked: Asked, found: Planned) -> str:
+def memory_line(asked: Asked, found: PlannedMemory) -> str:
     """How many requests live at once on what the flags take."""
     plan, cards = found.plan, found.plan.args.num_gpus
     low, high, now = int(plan.traces.low), int(plan.traces.high), int(plan.traces.value)
@@ -135,7 +135,7 @@ def memory_line(asked: Asked, found: Planned) -> str:
     )
 
 
-def _told(asked: Asked, answer: ServingAnswer, found: Planned) -> None:
+def _told(asked: Asked, answer: ServingAnswer, found: PlannedMemory) -> None:
     """The verdict of `kvplan plan`, in its words."""
     text = answer.verdict[0].upper() + answer.verdict[1:]
     head, colon, rest = text.partition(": ")

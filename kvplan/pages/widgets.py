@@ -178,7 +178,7 @@ def key_of(spec: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-class Figure(NamedTuple):
+class ShownFigure(NamedTuple):
     """A number worth its size."""
 
     label: str
@@ -188,7 +188,7 @@ class Figure(NamedTuple):
     help: str | None = None
 
 
-def figures(row: Iterable[Figure]) -> None:
+def figures(row: Iterable[ShownFigure]) -> None:
     """Figures in a row; two beside each other on a phone."""
     with st.container(horizontal=True, gap="small"):
         for one in row:
@@ -229,7 +229,7 @@ QUESTION, BUNDLED, FILE = "The question", "Bundled scenario", "Your scenario"
 UPLOADED = "uploaded.yaml"
 
 
-class Source(NamedTuple):
+class ScenarioSource(NamedTuple):
     """Where a tab's scenario comes from."""
 
     kind: str
@@ -240,7 +240,7 @@ class Source(NamedTuple):
 
 def source_of(
     key: str, names: Sequence[str], first: str, example: str, kinds: Sequence[str] = (QUESTION, BUNDLED, FILE)
-) -> Source:
+) -> ScenarioSource:
     """Inputs that choose a scenario. `key`: of the bundled one's name; others are KEY_source, KEY_set, KEY_file."""
     links.check(f"{key}_source", kinds)
     kind = st.segmented_control(
@@ -253,19 +253,21 @@ def source_of(
         **BIND,
     )
     if kind == QUESTION:
-        return Source(QUESTION)
+        return ScenarioSource(QUESTION)
     left, right = st.columns(2)
     if kind == BUNDLED:
         name = str(choice(left, "Scenario", names, key, first))
-        return Source(BUNDLED, name, changes(right, "Changes, a key=value a line", f"{key}_set", example))
+        return ScenarioSource(
+            BUNDLED, name, changes(right, "Changes, a key=value a line", f"{key}_set", example)
+        )
     file = left.file_uploader("A scenario file", type=["yaml", "yml"], max_upload_size=2, key=f"{key}_file")
     told = changes(right, "Changes, a key=value a line", f"{key}_set", example)
-    return Source(FILE, UPLOADED, told, () if file is None else ((UPLOADED, file.getvalue()),))
+    return ScenarioSource(FILE, UPLOADED, told, () if file is None else ((UPLOADED, file.getvalue()),))
 
 
 def read_source(
     read: Callable[..., Scenario],
-    source: Source,
+    source: ScenarioSource,
     asked: Asked | None,
     more: tuple[tuple[str, bytes], ...] = (),
 ) -> Scenario | None:

@@ -68,7 +68,7 @@ class Fit(NamedTuple):
     rows: list[Predicted]
 
 
-class Planned(NamedTuple):
+class PlannedMemory(NamedTuple):
     """A plan in closed form, and what is drawn of it."""
 
     plan: Plan
@@ -155,7 +155,7 @@ def _fit(name: str, progress: Progress, observer: Observer) -> Fit:
     return Fit(profile, predictions(read_measurements([Path(name)]), profile.timing))
 
 
-def planned(asked: Asked) -> Planned:
+def planned(asked: Asked) -> PlannedMemory:
     """`kvplan estimate` of the question, and the curve of traces by length."""
     model, card = load_model(asked.model), asked.card
     flags = asked.served(model)
@@ -164,7 +164,7 @@ def planned(asked: Asked) -> Planned:
     lengths = trace_lengths(found)
     curve = concurrency_curve(found, lengths)
     varying = varying_traces(found, *asked.lengths)
-    return Planned(found, typical.traces, varying, what_would_fit(found), lengths, curve)
+    return PlannedMemory(found, typical.traces, varying, what_would_fit(found), lengths, curve)
 
 
 def trace_lengths(plan: Plan) -> tuple[int, ...]:

@@ -267,7 +267,7 @@ DIRECT = {
     "kvplan/files.py": 4,
     "kvplan/calibrate/session.py": 1,
     "kvplan/cli/observed_commands.py": 1,
-    "kvplan/pages/uploads.py": 1,
+    "kvplan/pages/apart.py": 1,
 }
 """Files that write past `files.py` -> how often: itself, a look whether it can, two folders that do not last."""
 

@@ -76,7 +76,7 @@ def test_every_bundled_config_is_read(name: str) -> None:
     model = load_model(name)
     assert model.name == name
     assert model.source.startswith("bundled: ")
-    assert len(model.layers) >= 16
+    assert len(model.layers) >= 12
     for layer in model.layers:
         assert layer.mlp.intermediate_size or any(m.kind is not AttentionKind.NONE for m in layer.mixers)
 

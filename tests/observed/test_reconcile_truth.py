@@ -51,7 +51,6 @@ UNKNOWN_MODELS = {
     "v1-zamba2-2.7b": "no config",
     "v1-3090x2-kimi-linear-awq": "no config",
     "v1-a100-gemma4-31b-awq": "no config; figures of two versions, rounded",
-    "v1-qwen35-2b": "its config lacks `architectures`",
     "v1-h200x2-dsv4-flash": "DeepSeek V4's attention is refused by name",
     "v1-pro5000x8-dsv4-flash": "DeepSeek V4's attention is refused by name",
 }

@@ -25,7 +25,7 @@ from kvplan.memory.demand import Demand
 from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.memory.mixed_lengths import varying_traces
 from kvplan.models.load import load_model
-from kvplan.pages.apart import Bounds, Progress, Work
+from kvplan.pages.apart import Progress, Work, WorkBounds
 from kvplan.pages.jobs import GONE_AFTER_S, GRACE_S, MOST_WAITING, READ, RUNS_AT_ONCE, Job, read_apart
 from kvplan.pages.turns import PAGES_AT_ONCE, page_turn, resting
 from kvplan.pages.uploads import simulated
@@ -113,7 +113,7 @@ def _until(job: Job, state: str) -> None:
 
 def test_long_work_asks_first_and_can_be_stopped() -> None:
     """The forecast comes from the work's own pace; until somebody answers nothing goes on."""
-    job = Job(_slow, bounds=Bounds(ask_above_s=1.0, look_after_s=0.1))
+    job = Job(_slow, bounds=WorkBounds(ask_above_s=1.0, look_after_s=0.1))
     _until(job, "asking")
     assert job.forecast_s > 1.0
     share = job.share
@@ -130,7 +130,7 @@ def test_long_work_asks_first_and_can_be_stopped() -> None:
 def test_whatever_runs_it_stops(work: Work, kept: bool) -> None:
     """Work that looks up stops at once, work that does not is interrupted within a second, what ignores that is ended;
     what has something hands it over."""
-    job = Job(work, bounds=Bounds(ask_above_s=1e9))
+    job = Job(work, bounds=WorkBounds(ask_above_s=1e9))
     _until(job, "running")
     time.sleep(0.2)
     job.stop()
@@ -141,10 +141,10 @@ def test_whatever_runs_it_stops(work: Work, kept: bool) -> None:
 
 
 def test_work_is_bounded_in_memory_and_time() -> None:
-    hungry = Job(_hungry, bounds=Bounds(memory_bytes=1 << 30))
+    hungry = Job(_hungry, bounds=WorkBounds(memory_bytes=1 << 30))
     assert hungry.wait(30)
     assert "1 GiB" in hungry.error
-    late = Job(_slow, bounds=Bounds(seconds=0.3, ask_above_s=1e9))
+    late = Job(_slow, bounds=WorkBounds(seconds=0.3, ask_above_s=1e9))
     assert late.wait(30)
     assert "0 s" in late.error
     assert late.result.endswith("so far")
@@ -164,7 +164,7 @@ def test_who_leaves_stops_waiting_and_running() -> None:
     """A run whose visitor is gone ends; so many run at once, the others wait in line, and the line is bounded."""
     here = [True]
     running = [
-        Job(_slow, bounds=Bounds(ask_above_s=1e9), is_there=lambda: here[0]) for _ in range(RUNS_AT_ONCE)
+        Job(_slow, bounds=WorkBounds(ask_above_s=1e9), is_there=lambda: here[0]) for _ in range(RUNS_AT_ONCE)
     ]
     for job in running:
         _until(job, "running")
@@ -185,7 +185,7 @@ def test_who_leaves_stops_waiting_and_running() -> None:
 
 def test_the_time_left_is_what_it_takes() -> None:
     """Half way through even work, about as much is left as has passed."""
-    job = Job(_even, bounds=Bounds(ask_above_s=1e9))
+    job = Job(_even, bounds=WorkBounds(ask_above_s=1e9))
     while job.share < 0.5:
         job.wait(0.02)
     left, begun = job.left_s, time.monotonic()

@@ -17,7 +17,7 @@ from kvplan.conformance.vllm_replay_visits import VisitReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.content import Segment
 from kvplan.schedulers.leap.allowed import has_one_full_group, why_no_visits
-from kvplan.schedulers.leap.visits import DecodeVisits, Groups
+from kvplan.schedulers.leap.visits import AlikeGroups, DecodeVisits
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.schedulers.vllm.config import EngineConfig
@@ -71,9 +71,9 @@ def caught(kind: str, seeds: range) -> bool:
 
 MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
     "a window gives back one token late": (
-        "window", Groups, "left_behind", "processed - self.behind", "processed - self.behind - 1"),
+        "window", AlikeGroups, "left_behind", "processed - self.behind", "processed - self.behind - 1"),
     "a chunk gives back one block less": (
-        "chunk", Groups, "left_behind", "processed // self.chunk * self.chunk // self.size",
+        "chunk", AlikeGroups, "left_behind", "processed // self.chunk * self.chunk // self.size",
         "np.maximum(0, processed // self.chunk * self.chunk // self.size - 1)"),
     "the last chunk leaves nothing behind": (
         "window", DecodeVisits, "_left_over", "not end or table[end - 1].is_null", "True"),

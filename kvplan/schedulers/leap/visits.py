@@ -33,7 +33,7 @@ MOST_STEPS = 256
 """Steps that a calendar covers: what is planned and not taken is planned again."""
 
 
-class Groups(NamedTuple):
+class AlikeGroups(NamedTuple):
     """Groups in a row whose blocks come, or go, in the same steps."""
 
     managers: list[SingleTypeKVCacheManager]
@@ -59,13 +59,13 @@ class Groups(NamedTuple):
         return (self.left_behind(processed) + 1) * self.size + self.behind
 
 
-def _taking(managers: Iterable[SingleTypeKVCacheManager]) -> list[Groups]:
+def _taking(managers: Iterable[SingleTypeKVCacheManager]) -> list[AlikeGroups]:
     """Return the groups in a row that take blocks together."""
     rows = groupby(managers, key=lambda manager: manager.block_size)
-    return [Groups(list(row), size, size) for size, row in rows]
+    return [AlikeGroups(list(row), size, size) for size, row in rows]
 
 
-def _returning(managers: Iterable[SingleTypeKVCacheManager]) -> list[Groups]:
+def _returning(managers: Iterable[SingleTypeKVCacheManager]) -> list[AlikeGroups]:
     """Return the groups in a row that leave blocks behind together; full attention leaves none."""
 
     def key(manager: SingleTypeKVCacheManager) -> tuple[str, str, int, int, int]:
@@ -75,11 +75,11 @@ def _returning(managers: Iterable[SingleTypeKVCacheManager]) -> list[Groups]:
     found = []
     for (kind, mode, size, chunk, window), row in groupby(managers, key=key):
         if kind == "sliding_window":
-            found.append(Groups(list(row), size, size, behind=window - 1))
+            found.append(AlikeGroups(list(row), size, size, behind=window - 1))
         elif kind == "chunked_local":
-            found.append(Groups(list(row), size, chunk, chunk=chunk))
+            found.append(AlikeGroups(list(row), size, chunk, chunk=chunk))
         elif kind == "mamba" and mode == "align":
-            found.append(Groups(list(row), size, size, behind=1))
+            found.append(AlikeGroups(list(row), size, size, behind=1))
     return found
 
 
@@ -98,7 +98,7 @@ class Changes(NamedTuple):
     """Free blocks after each; negative where blocks have run out."""
 
 
-class BlockedHead(NamedTuple):
+class HeadNeeds(NamedTuple):
     """Free blocks below which the queue's head stays out."""
 
     now: int
@@ -107,7 +107,7 @@ class BlockedHead(NamedTuple):
     """Whatever becomes of its hits."""
 
 
-class Plan(NamedTuple):
+class VisitPlan(NamedTuple):
     """A stretch of steps that was planned."""
 
     running: list[Request]
@@ -141,7 +141,7 @@ class DecodeVisits:
         self._skips = all(manager.changes_at_block_ends for manager in managers)
         """Whether the scheduler's own steps pass over requests whose blocks do not change (`num_slots`)."""
         self._states = [m for m in managers if isinstance(m, MambaManager) and m.align]
-        self._plan: Plan | None = None
+        self._plan: VisitPlan | None = None
         self._streams: dict[str, str] = {}
         """Stream that a live request generates -> the request."""
         self._asked: set[str] = set()
@@ -196,7 +196,7 @@ class DecodeVisits:
             state.decodes_on(r.request_id, r.num_computed_tokens) for state in self._states for r in running
         ):
             return None
-        needs = BlockedHead(NEVER, NEVER)
+        needs = HeadNeeds(NEVER, NEVER)
         if most > 0 and scheduler.waiting and not full:
             needs = self._head_needs(budget)
         if most < 1 or self.pool.get_num_free_blocks() >= needs.now:
@@ -209,7 +209,7 @@ class DecodeVisits:
         if steps < 1:
             return None
         tokens = np.array([request.num_tokens for request in running])
-        self._plan = Plan(running, computed, tokens, changes, self.pool.get_num_free_blocks())
+        self._plan = VisitPlan(running, computed, tokens, changes, self.pool.get_num_free_blocks())
         ends_on_arrival = config.policy != "fcfs" or not (scheduler.waiting or full)
         return Leap(int(steps), num_running, int(computed.sum()) + num_running, ends_on_arrival)
 
@@ -242,22 +242,22 @@ class DecodeVisits:
         left = min(last - request.num_output_tokens, self.config.max_model_len - request.num_tokens)
         return left - self.depth
 
-    def _head_needs(self, num_tokens: int) -> BlockedHead:
+    def _head_needs(self, num_tokens: int) -> HeadNeeds:
         """Return the free blocks below which the queue's head stays out while all decode."""
         scheduler, running = self.scheduler, self.scheduler.running
         request = scheduler.waiting.peek_request()
         if request.num_stale_output_tokens or any(r.request_id in self._repeated for r in running):
-            return BlockedHead(0, 0)
+            return HeadNeeds(0, 0)
         if not num_tokens:
-            return BlockedHead(NEVER, NEVER)
+            return HeadNeeds(NEVER, NEVER)
         self.manager.new_step_starts()
         hit = scheduler.look_up(request)
         budget = StepBudget(num_tokens, num_tokens, 0, self.config.long_prefill_token_threshold)
         chunk = scheduler.first_chunk(request, hit.num_tokens, SchedulerOutput(0), budget)[0]
         if not chunk:
-            return BlockedHead(NEVER, NEVER if not self._states else 0)  # another hit is split elsewhere
+            return HeadNeeds(NEVER, NEVER if not self._states else 0)  # another hit is split elsewhere
         whole = self.config.reserves_full_isl
-        return BlockedHead(
+        return HeadNeeds(
             self.manager.free_blocks_to_admit(request, chunk, hit, whole),
             self.manager.least_blocks_to_admit(request, chunk, hit, whole),
         )
@@ -318,7 +318,7 @@ class DecodeVisits:
         )
 
     def _left_over(
-        self, groups: Groups, ids: Sequence[str], gone: Sequence[int]
+        self, groups: AlikeGroups, ids: Sequence[str], gone: Sequence[int]
     ) -> tuple[Counts, Counts, Counts, Counts, int]:
         """Return what the first step gives back: all that the steps before have left, as after a prompt's chunks."""
         tables = groups.managers[0].req_to_blocks
