@@ -366,7 +366,8 @@ def _limbs(nodes: Sequence[Node], depth: int) -> list[Family]:
 def branch_tree(nodes: Sequence[Node], most: int = MOST_ROWS) -> Layered:
     """A problem's branches by token position: what each shares, what it computed itself, which were pruned.
 
-    Large families are folded into rows that say how many they stand for.
+    Large families are folded into rows that say how many they stand for. Shift and the wheel zoom along the tokens,
+    dragging moves, a double click shows all.
     """
     families = fold(nodes, most)
     shown = {family.node.branch: family.name for family in families}
@@ -398,7 +399,10 @@ def branch_tree(nodes: Sequence[Node], most: int = MOST_ROWS) -> Layered:
         .mark_line(color=GREY, strokeWidth=1)
         .encode(x=alt.X("x:Q"), y=y, detail=alt.Detail("link:N"))
     )
-    return alt.layer(bars, lines).properties(height=60 + 14 * len(families))
+    zoom = alt.selection_interval(
+        name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.shiftKey]"
+    )  # the wheel alone scrolls the page
+    return alt.layer(bars.add_params(zoom), lines).properties(height=60 + 14 * len(families))
 
 
 def _spans(family: Family) -> Rows:

@@ -243,4 +243,8 @@ def _tree(outcome: ComparedStrategies) -> None:
         else ""
     )
     freed = f", {pruned:,} pruned: their blocks are free at once, cached until others take them"
-    st.caption(told + (freed if pruned else "") + ".")
+    st.caption(
+        told
+        + (freed if pruned else "")
+        + ". Shift and the wheel zoom, dragging moves, a double click shows all."
+    )

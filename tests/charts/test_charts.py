@@ -182,6 +182,8 @@ def test_a_branch_is_as_long_as_its_sequence() -> None:
     found = simulate(load_scenario("block_map"), observer=Observer(on_branch=notes.start))
     nodes = tree(notes, found.records, 0)
     spec = runs.branch_tree(nodes).to_dict()
+    [zoom] = spec["params"]
+    assert (zoom["bind"], zoom["select"]["encodings"]) == ("scales", ["x"])
     for node in nodes:
         parts = [r for r in rows_of(spec) if r.get("branch") == str(node.branch) and "part" in r]
         assert sum(p["end"] - p["start"] for p in parts) == node.prompt_tokens + node.output_tokens
