@@ -7,37 +7,25 @@ leaps.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import NamedTuple
 
 import numpy as np
 
 from kvplan.conformance.replay import MAX_STEPS, ReplayResult
 from kvplan.conformance.vllm_records import StepRecord
-from kvplan.conformance.vllm_replay import VLLMReplay
+from kvplan.conformance.vllm_replay_spelled import Look, SpelledReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import Stuck
 from kvplan.errors import KvplanError
 from kvplan.schedulers.leap.allowed import why_not
 from kvplan.schedulers.leap.draft_scheduler import DraftLeapScheduler
 from kvplan.schedulers.leap.make import make_leap_scheduler
+from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.leap.state import Sequence, Stage
 from kvplan.schedulers.protocol import ContentsMatter, Counts, Leap
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.output import SchedulerOutput
-
-
-class Look(NamedTuple):
-    """The cache at the end of a step, and what it did since the start."""
-
-    step: int
-    free_blocks: int
-    cached_blocks: int | None
-    """Blocks with reusable content; None while some are held."""
-    evicted_blocks: int
-    hit_tokens: int
 
 
 class ScriptedDrafts:
@@ -55,11 +43,13 @@ class ScriptedDrafts:
         return np.array([self.run_of(request, first + i, num_drafts) for i in range(count)], np.int64)
 
 
-class LeapReplay(VLLMReplay):
+class LeapReplay(SpelledReplay):
     """One run of a scenario on `LeapScheduler`.
 
     `leaps=False` walks every step with it; `rng` cuts leaps short anywhere, as a clock may.
     """
+
+    engine: LeapScheduler
 
     def __init__(self, scenario: VLLMScenario, leaps: bool = True, rng: Random | None = None) -> None:
         config = scenario.engine_config
@@ -69,17 +59,7 @@ class LeapReplay(VLLMReplay):
         super().__init__(scenario)
         self.engine = make_leap_scheduler(config, ScriptedDrafts(self._run_of))
         self.leaps = leaps
-        self.rng = rng
-        self.num_leaps = 0
-        """Leaps of two steps or more taken so far."""
-        self.num_leapt_steps = 0
-        self.looks: list[Look] = []
-        """Wherever scheduler and log are at the same step."""
-        self._hit_tokens = 0
-        self._spelled: deque[StepRecord] = deque()
-        """Steps of the last leap that are not written down yet."""
-        self._known_ends: deque[list[Request]] = deque()
-        """Who ends at the coming reads of outputs, as far as a leap has told."""
+        self._open_books(rng)
 
     def iter_steps(self, max_steps: int = MAX_STEPS) -> Iterator[StepRecord]:
         """Yield the record of each step; raise KvplanError where cached contents turn out to matter."""
@@ -99,9 +79,6 @@ class LeapReplay(VLLMReplay):
         """Return a run's totals; nobody counts blocks inside a leap."""
         return self._decisions(result) | {"leaps": self.num_leaps}
 
-    def _has_requests(self) -> bool:
-        return bool(self._spelled) or self.engine.has_requests()
-
     def _count_blocks(self, record: StepRecord) -> None:
         """Leave them out of the log: inside a leap nobody counts."""
         self._hit_tokens += sum(record.hits.values())
@@ -109,22 +86,6 @@ class LeapReplay(VLLMReplay):
             pool = self.engine.pool
             cached = None if self.engine.running else self.engine.num_cached_free_blocks
             self.looks.append(Look(self.step, pool.num_free, cached, pool.num_evicted, self._hit_tokens))
-
-    def _add_request(self, request: Request) -> None:
-        self.engine.add_request(request)
-
-    def _abort(self, request_id: str) -> None:
-        self.engine.abort(request_id)
-
-    def _steps_of(self, leap: Leap) -> int:
-        """Return how many of a leap's steps pass before the next abort, or an arrival that ends it, known now."""
-        dues = [
-            due for r in self._to_abort if r.id not in self.finish and (due := self._abort_due(r)) is not None
-        ]
-        if leap.ends_on_arrival and self._arrival is not None:
-            dues.append(self._arrival)
-        num_steps = min([leap.max_steps, *(due - self.step for due in dues)])
-        return self.rng.randint(1, num_steps) if self.rng and num_steps > 1 else num_steps
 
     def _schedule(self, record: StepRecord) -> SchedulerOutput:
         if not self._spelled:

@@ -5,12 +5,10 @@ Its records are those of the step-by-step scheduler but for blocks, which are co
 
 from __future__ import annotations
 
-from collections import deque
 from random import Random
 
 from kvplan.conformance.vllm_records import StepRecord
-from kvplan.conformance.vllm_replay import VLLMReplay
-from kvplan.conformance.vllm_replay_leap import Look
+from kvplan.conformance.vllm_replay_spelled import Look, SpelledReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.errors import KvplanError
 from kvplan.schedulers.leap.allowed import why_no_visits
@@ -21,8 +19,10 @@ from kvplan.schedulers.vllm.offloading.jobs import KVConnectorOutput
 from kvplan.schedulers.vllm.output import SchedulerOutput
 
 
-class VisitReplay(VLLMReplay):
+class VisitReplay(SpelledReplay):
     """One run of a scenario; `rng` cuts leaps short anywhere, as a clock may."""
+
+    engine: StepByStep
 
     def __init__(self, scenario: VLLMScenario, rng: Random | None = None) -> None:
         config = scenario.engine_config
@@ -31,26 +31,7 @@ class VisitReplay(VLLMReplay):
             raise KvplanError(f"{scenario.name or 'the scenario'} cannot leap by visits: {reason}")
         self.engine = StepByStep(config, leaps=True)
         super().__init__(scenario, self.engine.scheduler)
-        self.rng = rng
-        self.num_leaps = 0
-        """Leaps of two steps or more taken so far."""
-        self.num_leapt_steps = 0
-        self.looks: list[Look] = []
-        """Wherever scheduler and log are at the same step."""
-        self._hit_tokens = 0
-        self._spelled: deque[StepRecord] = deque()
-        """Steps of the last leap that are not written down yet."""
-        self._known_ends: deque[list[Request]] = deque()
-        """Who ends at the coming reads of outputs, as far as a leap has told."""
-
-    def _has_requests(self) -> bool:
-        return bool(self._spelled) or self.engine.has_requests()
-
-    def _add_request(self, request: Request) -> None:
-        self.engine.add_request(request)
-
-    def _abort(self, request_id: str) -> None:
-        self.engine.abort(request_id)
+        self._open_books(rng)
 
     def _count_blocks(self, record: StepRecord) -> None:
         """Leave them out of the log: inside a leap nobody counts."""
@@ -60,16 +41,6 @@ class VisitReplay(VLLMReplay):
             held = bool(self.scheduler.running)
             look = Look(self.step, free, None if held else cached, self.pool.num_evicted, self._hit_tokens)
             self.looks.append(look)
-
-    def _steps_of(self, leap: Leap) -> int:
-        """Return how many of a leap's steps pass before the next abort, or an arrival that ends it, known now."""
-        dues = [
-            due for r in self._to_abort if r.id not in self.finish and (due := self._abort_due(r)) is not None
-        ]
-        if leap.ends_on_arrival and self._arrival is not None:
-            dues.append(self._arrival)
-        num_steps = min([leap.max_steps, *(due - self.step for due in dues)])
-        return self.rng.randint(1, num_steps) if self.rng and num_steps > 1 else num_steps
 
     def _schedule(self, record: StepRecord) -> SchedulerOutput:
         if not self._spelled:
