@@ -150,7 +150,7 @@ def simulate_command(
     if records:
         write_records(result.records, records)
     if trace:
-        write_trace(result.records, result.samples, trace, blocks, result.copies)
+        write_trace(result.records, result.samples, trace, blocks, result.copies, result.file_jobs)
     write_plot(plot, "simulate", result)
     if json:
         print_json(result.to_dict())

@@ -354,7 +354,7 @@ def _downloads(found: SimulatedRun, drawn: dict[str, Any]) -> None:
         st.download_button(
             "Perfetto trace",
             lambda: json.dumps(
-                chrome_trace(result.records, result.samples, found.blocks, result.copies),
+                chrome_trace(result.records, result.samples, found.blocks, result.copies, result.file_jobs),
                 separators=(",", ":"),
             ),
             "trace.json",

@@ -103,11 +103,23 @@ class StepByStep:
         self._prefill_ends: dict[str, int] = {}
         """Request id -> computed tokens at which its prefill is done."""
 
-    def tier_counts(self) -> tuple[int, int, int]:
-        """Slots taken in the tier beyond the GPU, GPU blocks loaded from it and stored there so far."""
+    def tier_counts(self) -> tuple[int, int, int, int, int, int]:
+        """Slots taken in the tier beyond the GPU, GPU blocks loaded from it and stored there so far.
+
+        Then of the tiers below it: files held, jobs that read files, jobs that write them.
+        """
         loads = self.scheduler.loads
         used = loads.connector.manager.num_used if loads is not None else 0
-        return used, self.offloaded.load_blocks, self.offloaded.store_blocks
+        files = sum(len(tier.chunks) for tier in self.secondary_tiers)
+        return used, self.offloaded.load_blocks, self.offloaded.store_blocks, files, *self._file_jobs()
+
+    def _file_jobs(self) -> tuple[int, int]:
+        loads = self.scheduler.loads
+        manager = loads.connector.manager if loads is not None else None
+        if not isinstance(manager, TieringOffloadingManager):
+            return 0, 0
+        reads = manager.num_promotions
+        return reads, manager.num_tier_jobs - reads
 
     @property
     def secondary_tiers(self) -> list[SecondaryTierManager]:

@@ -57,6 +57,11 @@ def collect(run: Run, slos: dict[str, Slo], num_requests: int, is_open_loop: boo
     )
     result.offload = offload_figures(run, totals)
     result.copies = {r.id: r.copies.log for r in run.replicas if r.copies is not None and r.copies.log}
+    result.file_jobs = {
+        r.id: jobs
+        for r in run.replicas
+        if r.copies is not None and (jobs := [job for files in r.copies.files for job in files.log or ()])
+    }
     result.energy = energy(list(fleets), run.records, result.duration_s)
     if is_open_loop and len(fleets) == 1:
         _tell_load(run, result)

@@ -59,6 +59,22 @@ class Way:
 
 
 @dataclass(slots=True)
+class FileJob:
+    """What is noted of a job for those who look at a run."""
+
+    request_id: str
+    is_read: bool
+    num_files: int
+    """That it moves; 0 where all were written before."""
+    num_bytes: int
+    queued: int
+    start: int
+    """When a thread took it."""
+    end: int | None = None
+    """None: still under way when the run ended."""
+
+
+@dataclass(slots=True)
 class TimedFiles:
     """The files of one engine's tier (vLLM's fs tier)."""
 
@@ -75,7 +91,13 @@ class TimedFiles:
     """By direction, reads first: time in which it moved bytes."""
     files: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
     """Files read and written so far."""
+    log: list[FileJob] | None = None
+    """All jobs in the order in which threads took them, where somebody wants to see them."""
     _looks_up: bool = False
+    _queued: dict[int, int] = field(default_factory=dict)
+    """Job that waits for a thread -> since when."""
+    _noted: dict[int, FileJob] = field(default_factory=dict)
+    """Job under way -> its row of the log."""
     _pool: DualQueueThreadPool = field(init=False)
     _ways: dict[bool, Way] = field(init=False)
 
@@ -104,11 +126,18 @@ class TimedFiles:
         """Queue a job, now."""
         self._advance(self.now / TICKS_PER_S)
         if self._pool.enqueue(job):
-            self._start(job)
+            self._start(job, self.now, self.now)
+        elif self.log is not None:
+            self._queued[job.job_id] = self.now
 
-    def _start(self, job: TierJob) -> None:
+    def _start(self, job: TierJob, queued: int, now: int) -> None:
         self._ways[job.is_promotion].start(job)
         self.files[job.is_promotion] += job.num_chunks
+        if self.log is not None:
+            size = job.num_chunks * self.file_bytes
+            noted = FileJob(job.request_id, job.is_promotion, job.num_chunks, size, queued, now)
+            self.log.append(noted)
+            self._noted[job.job_id] = noted
 
     def _advance(self, now: float) -> None:
         for is_read, way in self._ways.items():
@@ -124,11 +153,13 @@ class TimedFiles:
             if way.next_end == inf or round(way.next_end * TICKS_PER_S) > self.now:
                 break
             self._advance(max(way.at, way.next_end))
-            job = way.pop()
+            job, at = way.pop(), round(way.at * TICKS_PER_S)
             ended.append(job)
+            if job.job_id in self._noted:
+                self._noted.pop(job.job_id).end = at
             following = self._pool.finish(job)
             if following is not None:
-                self._start(following)
+                self._start(following, self._queued.pop(following.job_id, at), at)
         self._advance(now)
         self.num_ended += len(ended)
         return ended

@@ -240,6 +240,12 @@ class Sample(NamedTuple):
     """GPU blocks loaded from them so far."""
     stored_blocks: int = 0
     """GPU blocks stored there so far."""
+    files: int = 0
+    """Files held in the tiers below host memory, a chunk each."""
+    file_reads: int = 0
+    """Jobs that read files, queued or under way."""
+    file_writes: int = 0
+    """Jobs that write files, queued or under way."""
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from kvplan.simulation.transfers import IDLE_LOOP_TICKS, TimedCopies
 from kvplan.timing.step import StepShape, decode_ticks
 from kvplan.units import TICKS_PER_S
 
-NO_TIER = (0, 0, 0)
+NO_TIER = (0,) * 6
 """Slots taken in it, blocks loaded from it and stored there."""
 
 

@@ -20,6 +20,7 @@ from kvplan.frames import make_frame
 from kvplan.pictures import Pictures
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.energy import Energy
+from kvplan.simulation.file_tiers import FileJob
 from kvplan.simulation.metrics import (
     Latencies,
     Sample,
@@ -123,6 +124,8 @@ class Result:
     """The same requests `with` and `without` the tier, where it was asked for."""
     copies: dict[int, list[Copy]] = field(default_factory=dict)
     """Replica -> its copies to and from the tier, where an observer asked for them."""
+    file_jobs: dict[int, list[FileJob]] = field(default_factory=dict)
+    """The same of jobs that read and write files below host memory, tier by tier."""
     intervals: dict[str, list[float]] | None = None
     """[low, high] of each figure where it was asked for."""
     load_share: float | None = None

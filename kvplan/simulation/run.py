@@ -105,7 +105,7 @@ class Run:
         self.replicas = [process.replica for fleet in self.fleets.values() for process in fleet.processes]
         for replica in self.replicas:
             if replica.copies is not None and observer.copies:
-                replica.copies.log = []
+                replica.copies.keep_log()
 
     def go(self) -> None:
         """Run until everything has ended or something stops it."""

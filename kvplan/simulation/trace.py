@@ -2,7 +2,8 @@
 
 One process per replica, one track per running slot with a slice per request and its phases inside (slices of
 one track nest), waiting as asynchronous spans, counters for blocks, running and waiting. With a tier beyond the GPU
-a track of loads and one of stores, and a counter of its slots. Whole microseconds, so that rounding keeps the nesting.
+a track of loads and one of stores, and a counter of its slots; with files below host memory a track for each thread
+that reads or writes at once, and counters of files and jobs. Whole microseconds, so that rounding keeps the nesting.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from kvplan.errors import KvplanError
 from kvplan.files import written_whole
 from kvplan.simulation.block_map import BlockMap, ranges
+from kvplan.simulation.file_tiers import FileJob
 from kvplan.simulation.metrics import Sample
 from kvplan.simulation.records import FINISH_REASONS, UNSET, Record, Records
 from kvplan.simulation.transfers import Copy
@@ -24,7 +26,10 @@ Event = dict[str, Any]
 TICKS_PER_US = 10**6
 COPY_TRACKS = {False: (1 << 20, "loads from the tier"), True: (1 << 20 | 1, "stores to the tier")}
 """Stores? -> number and name of the track: beyond those of running slots."""
+FILE_TRACKS = {True: (1 << 21, "file reads"), False: (1 << 22, "file writes")}
+"""Reads? -> number of the first thread's track, and what the tracks are called."""
 NO_COPIES: Mapping[int, Sequence[Copy]] = {}
+NO_FILE_JOBS: Mapping[int, Sequence[FileJob]] = {}
 
 
 def chrome_trace(
@@ -32,10 +37,12 @@ def chrome_trace(
     samples: list[Sample],
     blocks: BlockMap | None = None,
     copies: Mapping[int, Sequence[Copy]] = NO_COPIES,
+    file_jobs: Mapping[int, Sequence[FileJob]] = NO_FILE_JOBS,
 ) -> dict[str, Any]:
     """Return the trace document, with who owned which blocks and what was copied where that was noted.
 
-    `copies`: replica -> its copies to and from the tier. `json.dump` writes the document.
+    `copies`: replica -> its copies to and from the tier; `file_jobs`: those that read and write files below host
+    memory. `json.dump` writes the document.
     """
     served = sorted(
         (Record(*row) for row in records.table.tolist() if row[2] != UNSET), key=lambda r: r.scheduled
@@ -44,6 +51,7 @@ def chrome_trace(
         *_names(served),
         *_requests(served),
         *_copies(copies),
+        *_file_jobs(file_jobs, max((record.engine_finish for record in served), default=0)),
         *_counters(samples),
         *_tier_counters(samples),
         *_owners(blocks),
@@ -57,11 +65,12 @@ def write_trace(
     path: Path,
     blocks: BlockMap | None = None,
     copies: Mapping[int, Sequence[Copy]] = NO_COPIES,
+    file_jobs: Mapping[int, Sequence[FileJob]] = NO_FILE_JOBS,
 ) -> None:
     """Write the trace as JSON. Raises KvplanError if the file cannot be written."""
     try:
         with written_whole(path) as file:
-            json.dump(chrome_trace(records, samples, blocks, copies), file, separators=(",", ":"))
+            json.dump(chrome_trace(records, samples, blocks, copies, file_jobs), file, separators=(",", ":"))
     except OSError as error:
         raise KvplanError(f"--trace {path}: {error.strerror or error}") from None
 
@@ -144,6 +153,11 @@ def _tier_counters(samples: list[Sample]) -> Iterator[Event]:
         yield {**common, "name": "tier chunks", "args": {"used": sample.tier_chunks}}
         moved = {"loaded": sample.loaded_blocks, "stored": sample.stored_blocks}
         yield {**common, "name": "tier blocks moved", "args": moved}
+    for sample in samples if any(s.files or s.file_writes for s in samples) else ():
+        common = {"ph": "C", "pid": 0, "ts": round(sample.time_s * 1e6)}
+        yield {**common, "name": "files", "args": {"held": sample.files}}
+        jobs = {"reads": sample.file_reads, "writes": sample.file_writes}
+        yield {**common, "name": "file jobs", "args": jobs}
 
 
 def _copies(copies: Mapping[int, Sequence[Copy]]) -> Iterator[Event]:
@@ -156,6 +170,25 @@ def _copies(copies: Mapping[int, Sequence[Copy]]) -> Iterator[Event]:
             yield {"name": f"{what} request {copy.request_id}", "ph": "X", "pid": replica,
                    "tid": COPY_TRACKS[copy.is_store][0], "ts": begin, "dur": copy.end // TICKS_PER_US - begin,
                    "args": {"blocks": copy.num_blocks}}  # fmt: skip
+
+
+def _file_jobs(file_jobs: Mapping[int, Sequence[FileJob]], last: int) -> Iterator[Event]:
+    """A slice per job from a thread's taking it, on the lowest free track; what never ended ends with the run."""
+    for replica, jobs in file_jobs.items():
+        for is_read, (first, name) in FILE_TRACKS.items():
+            slots, used = Slots(), 0
+            for job in sorted((job for job in jobs if job.is_read == is_read), key=lambda job: job.start):
+                end = job.end if job.end is not None else max(last, job.start)
+                slot = slots.take(job.start, end)
+                if slot == used:
+                    used += 1
+                    yield {"name": "thread_name", "ph": "M", "pid": replica, "tid": first + slot,
+                           "args": {"name": f"{name} {slot}"}}  # fmt: skip
+                begin = job.start // TICKS_PER_US
+                args = {"files": job.num_files, "bytes": job.num_bytes,
+                        "queued_us": (job.start - job.queued) // TICKS_PER_US}  # fmt: skip
+                yield {"name": f"{'read' if is_read else 'write'} request {job.request_id}", "ph": "X", "pid": replica,
+                       "tid": first + slot, "ts": begin, "dur": end // TICKS_PER_US - begin, "args": args}  # fmt: skip
 
 
 def _owners(blocks: BlockMap | None) -> Iterator[Event]:

@@ -80,6 +80,12 @@ class TimedCopies:
         """Ends that were seen so far, of copies, files and look-ups."""
         return self.num_ended + sum(files.num_ended for files in self.files)
 
+    def keep_log(self) -> None:
+        """Note every copy from now on, and every job of the files."""
+        self.log = []
+        for files in self.files:
+            files.log = []
+
     def begin(self, now: int, gpu_free_at: int) -> None:
         """Note that a step is being decided, and when the kernels before it end."""
         self.now, self.gpu_free_at, self.waited_until = now, gpu_free_at, 0

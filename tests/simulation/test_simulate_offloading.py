@@ -229,6 +229,10 @@ def test_leaps_between_copies_change_nothing(changes: dict[str, Any], is_async: 
     for name, column in leaping.records.columns().items():
         assert np.array_equal(column, walking.records.columns()[name]), name
     assert leaping.offload == walking.offload
+    seen, stepped = ({s.time_s: s[-6:] for s in result.samples} for result in (leaping, walking))
+    common = seen.keys() & stepped.keys()
+    assert len(common) > 10
+    assert all(seen[time_s] == stepped[time_s] for time_s in common)
     sums = ("steps", "decode_ticks", "prefill_ticks", "preemptions", "prefill_tokens", "flush_ticks")
     assert all(getattr(leaping.totals, name) == getattr(walking.totals, name) for name in sums)
     stores_answers = changes.get("kv_offloading", {}).get("offload_prompt_only") is False

@@ -6,14 +6,17 @@ import json
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from simulation.test_file_tiers import tiers
+from simulation.test_simulate_offloading import scenario
 
 from kvplan.cli.main import run
-from kvplan.scenario.schema import load_scenario
+from kvplan.scenario.schema import load_scenario, parse_scenario
 from kvplan.simulation.observer import Observer
 from kvplan.simulation.simulator import simulate
-from kvplan.simulation.trace import COPY_TRACKS, chrome_trace
+from kvplan.simulation.trace import COPY_TRACKS, FILE_TRACKS, chrome_trace
 
 
 def test_slices_of_one_track_nest() -> None:
@@ -47,8 +50,7 @@ def test_copies_have_tracks_of_their_own() -> None:
         "engine.num_gpu_blocks_override=2600",
         "engine.kv_offloading_size=9",
     ]
-    scenario = load_scenario("offload_tools", told)
-    result = simulate(scenario, observer=Observer(copies=True))
+    result = simulate(load_scenario("offload_tools", told), observer=Observer(copies=True))
     events = chrome_trace(result.records, result.samples, copies=result.copies)["traceEvents"]
     assert result.offload is not None
     tracks = defaultdict(list)
@@ -69,13 +71,44 @@ def test_copies_have_tracks_of_their_own() -> None:
     assert 0 < max(chunks) <= result.offload["chunks"]
 
 
-def test_looking_at_copies_changes_nothing() -> None:
+def test_file_jobs_have_tracks_of_their_own() -> None:
+    """Slices of one follow each other, on no more tracks than threads; files and bytes add up to the run's sums."""
+    slow = {"read_gb_s": 0.8, "write_gb_s": 0.1, "n_read_threads": 1, "n_write_threads": 1}
+    told = scenario(engine={"kv_offloading_size": 1}, kv_offloading=tiers(**slow)) | {"replicas": 2}
+    result = simulate(parse_scenario(told), observer=Observer(copies=True))
+    document = chrome_trace(result.records, result.samples, copies=result.copies, file_jobs=result.file_jobs)
+    events = document["traceEvents"]
+    assert result.offload is not None
+    [tier] = result.offload["file_tiers"]
+    tracks = defaultdict(list)
+    for event in events:
+        if event["ph"] == "X" and event["tid"] >= FILE_TRACKS[True][0]:
+            tracks[event["pid"], event["tid"]].append(event)
+    assert {pid for pid, _ in tracks} == {0, 1}
+    assert all(a["ts"] + a["dur"] <= b["ts"] for made in tracks.values() for a, b in pairwise(made))
+    for is_read, name in ((True, "read"), (False, "written")):
+        first, _ = FILE_TRACKS[is_read]
+        mine = [e for (_, tid), made in tracks.items() if first <= tid < first + 2 for e in made]
+        assert sum(e["args"]["bytes"] for e in mine) == tier[f"{name}_bytes"] > 0
+        assert sum(e["args"]["files"] for e in mine) * tier["file_bytes"] == tier[f"{name}_bytes"]
+    assert len({tid for _, tid in tracks}) <= 4
+    assert any(e["args"]["queued_us"] for made in tracks.values() for e in made)
+    held = [e["args"]["held"] for e in events if e["name"] == "files"]
+    assert held == sorted(held)
+    assert 0 < held[-1] <= tier["files"]
+    assert any(e["args"]["writes"] for e in events if e["name"] == "file jobs")
+
+
+@pytest.mark.parametrize("kept", [{}, tiers()])
+def test_looking_at_copies_changes_nothing(kept: dict[str, Any]) -> None:
     """The run with its copies listed is the run without."""
-    scenario = load_scenario("offload_tools", ["workload.num_requests=6"])
-    seen, plain = simulate(scenario, observer=Observer(copies=True)), simulate(scenario)
+    told = parse_scenario(scenario(engine={"kv_offloading_size": 0.5}, kv_offloading=kept))
+    seen, plain = simulate(told, observer=Observer(copies=True)), simulate(told)
     assert seen.to_dict() == plain.to_dict()
     assert seen.copies
     assert not plain.copies
+    assert bool(seen.file_jobs) == bool(kept)
+    assert not plain.file_jobs
 
 
 def test_no_more_tracks_than_running_requests() -> None:

@@ -253,6 +253,11 @@ class TieringOffloadingManager(CPUOffloadingManager):
         """Jobs between host memory and the tiers under way."""
         return len(self._jobs)
 
+    @property
+    def num_promotions(self) -> int:
+        """Those of them that bring chunks back into host memory."""
+        return sum(job.is_promotion for job in self._jobs.values())
+
     def on_new_request(self, access: RequestCacheAccess) -> None:
         """Note a request (vLLM: same name); both kinds of tiers take chunks as they come."""
         self._req_state[access.request_id] = RequestState()
