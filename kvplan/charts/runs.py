@@ -67,21 +67,47 @@ def kv_over_time(result: Result) -> Layered:
     ).properties(height=HEIGHT + 60)
 
 
+TIER_COLOURS = {"host memory": SKY, "files below it": VERMILION}
+
+
 def tier_over_time(result: Result) -> Layered:
-    """Slots taken in the tiers beyond the GPUs, all of them as a rule; `result.offload` must be there."""
+    """Chunks in host memory, all of its slots as a rule, and in files below it; `result.offload` must be there."""
     assert result.offload is not None
-    rows = [{"time_s": s.time_s, "chunks": s.tier_chunks} for s in result.samples]
-    area = (
-        alt.Chart(inline(rows))
-        .mark_area(color=SKY, interpolate="step-after", stroke=EDGE, strokeWidth=0.75)
-        .encode(
-            x=alt.X("time_s:Q", title="seconds"),
-            y=alt.Y("chunks:Q", title="chunks in the tier", axis=token_axis()),
-            tooltip=[*seconds("time_s"), alt.Tooltip("chunks:Q", format=",")],
-        )
+    has_files = bool(result.offload["file_tiers"])
+    host, files = (
+        [{"time_s": s.time_s, "tier": tier, "chunks": getattr(s, name)} for s in result.samples]
+        for tier, name in zip(TIER_COLOURS, ("tier_chunks", "files"), strict=True)
     )
+    told = {
+        "x": alt.X("time_s:Q", title="seconds"),
+        "y": alt.Y("chunks:Q", title="chunks in the tier", axis=token_axis()),
+        "color": alt.Color(
+            "tier:N", scale=colour_scale(TIER_COLOURS), legend=legend(2) if has_files else None
+        ),
+        "tooltip": [*seconds("time_s"), *tips("tier:N"), alt.Tooltip("chunks:Q", format=",")],
+    }
+    area = (
+        alt.Chart(inline(host))
+        .mark_area(interpolate="step-after", stroke=EDGE, strokeWidth=0.75)
+        .encode(**told)
+    )
+    line = alt.Chart(inline(files)).mark_line(interpolate="step-after").encode(**told)
     total = result.offload["chunks"]
-    return alt.layer(area, *limit_rule("y", total, f"tier {total:,} chunks")).properties(height=200)
+    rule = limit_rule("y", total, f"host memory {total:,} chunks")
+    return alt.layer(area, *([line] if has_files else []), *rule).properties(height=200)
+
+
+FILE_JOBS = {"reading": BLUE, "writing": VERMILION}
+
+
+def file_jobs_over_time(result: Result) -> Layered:
+    """Jobs that read and write files below host memory, those that wait for a thread included."""
+    rows = [
+        {"time_s": s.time_s, "what": what, "jobs": count}
+        for s in result.samples
+        for what, count in zip(FILE_JOBS, (s.file_reads, s.file_writes), strict=True)
+    ]
+    return _steps(rows, FILE_JOBS, "jobs:Q", "file jobs, queued or under way", ",").properties(height=200)
 
 
 COPIED = {"loaded": BLUE, "stored": VERMILION}
@@ -262,18 +288,33 @@ def tier_slots(moment: Moment, replica: int = 0) -> Layered:
     """The slots of a replica's tier at one moment, by what they are used for; it must have one."""
     slots = moment.tiers[replica]
     assert slots is not None
+    return _one_bar(slots, SLOT_COLOURS, "slots", "slots of the tier, a chunk each")
+
+
+PLACE_COLOURS = {"in host memory alone": SKY, "in both": GREEN, "in files alone": VERMILION}
+
+
+def chunk_places(moment: Moment, replica: int = 0) -> Layered:
+    """Where a replica's chunks lie at one moment; it must have files below host memory."""
+    places = moment.places[replica]
+    assert places is not None
+    return _one_bar(places, PLACE_COLOURS, "chunks", "chunks in host memory and in files below it")
+
+
+def _one_bar(counts: Sequence[int], colours: Mapping[str, str], name: str, title: str) -> Layered:
+    """Counts beside each other in one bar."""
     rows = [
-        {"state": state, "order": i, "slots": count}
-        for i, (state, count) in enumerate(zip(SLOT_COLOURS, slots, strict=True))
+        {"state": state, "order": i, name: count}
+        for i, (state, count) in enumerate(zip(colours, counts, strict=True))
     ]
     bar = (
         alt.Chart(inline(rows))
         .mark_bar(stroke=EDGE, strokeWidth=0.75)
         .encode(
-            x=alt.X("slots:Q", title="slots of the tier, a chunk each", axis=token_axis()),
-            color=alt.Color("state:N", scale=colour_scale(SLOT_COLOURS), legend=legend(3)),
+            x=alt.X(f"{name}:Q", title=title, axis=token_axis()),
+            color=alt.Color("state:N", scale=colour_scale(colours), legend=legend(3)),
             order=alt.Order("order:Q"),
-            tooltip=[*tips("state:N"), alt.Tooltip("slots:Q", format=",")],
+            tooltip=[*tips("state:N"), alt.Tooltip(f"{name}:Q", format=",")],
         )
     )
     return alt.layer(bar).properties(height=40)

@@ -186,6 +186,11 @@ def _tier(result: Result) -> None:
         chart(charts.tier_over_time(result), "tier_time", "Chunks in the tier over time")
     with right:
         chart(charts.copies_over_time(result), "copies_time", "GiB loaded and stored so far")
+    assert result.offload is not None
+    if result.offload["file_tiers"]:
+        chart(
+            charts.file_jobs_over_time(result), "file_jobs_time", "Jobs that read and write files over time"
+        )
     if result.offload_comparison is None:
         return
     rows = [dict(zip(("", "with the tier", "without"), row, strict=True)) for row in side_rows(result)]
@@ -325,6 +330,8 @@ def _blocks(blocks: BlockMap) -> None:
     chart(charts.block_map(blocks, moment, replica), "block_map", "The pool's blocks by owner")
     if moment.tiers[replica] is not None:
         chart(charts.tier_slots(moment, replica), "tier_slots", "The tier's slots by use")
+    if moment.places[replica] is not None:
+        chart(charts.chunk_places(moment, replica), "chunk_places", "Chunks by where they lie")
     rows = holdings(moment.replicas[replica])
     st.caption(
         f"At {moment.time_s:.6f} s: {len(rows)} requests hold blocks of {blocks.block_size} tokens. The longest:"

@@ -38,6 +38,16 @@ class TierSlots(NamedTuple):
     free: int
 
 
+class ChunkPlaces(NamedTuple):
+    """Chunks of one engine beyond its GPU, by where they lie."""
+
+    host_only: int
+    """Lost if evicted: not in files, or on the way there."""
+    both: int
+    files_only: int
+    """Forgotten by host memory: they come back through it."""
+
+
 class Moment(NamedTuple):
     """All blocks of all replicas at one time; blocks in no extent are free and empty."""
 
@@ -45,6 +55,8 @@ class Moment(NamedTuple):
     replicas: tuple[tuple[Extent, ...], ...]
     tiers: tuple[TierSlots | None, ...] = ()
     """By replica; None where it has none."""
+    places: tuple[ChunkPlaces | None, ...] = ()
+    """By replica; None where it has no files below host memory."""
 
 
 class Holding(NamedTuple):
@@ -78,7 +90,14 @@ class BlockMap:
             return
         self.num_blocks = max(e.config.num_gpu_blocks for e in engines)
         self.block_size = engines[0].config.block_size
-        self.moments.append(Moment(time_s, tuple(map(extents, engines)), tuple(map(tier_slots, engines))))
+        self.moments.append(
+            Moment(
+                time_s,
+                tuple(map(extents, engines)),
+                tuple(map(tier_slots, engines)),
+                tuple(map(chunk_places, engines)),
+            )
+        )
         if len(self.moments) >= self.max_moments:
             del self.moments[1::2]
             self._stride *= 2
@@ -116,6 +135,17 @@ def tier_slots(engine: StepByStep) -> TierSlots | None:
     return TierSlots(
         manager.num_pinned, manager.num_used - manager.num_pinned, manager.num_chunks - manager.num_used
     )
+
+
+def chunk_places(engine: StepByStep) -> ChunkPlaces | None:
+    """Where an engine's chunks lie now; None where no files lie below host memory."""
+    loads = engine.scheduler.loads
+    if loads is None or not engine.secondary_tiers:
+        return None
+    manager = loads.connector.manager
+    files = frozenset[int]().union(*(tier.chunks for tier in engine.secondary_tiers))
+    both = sum(manager.policy.get(key) is not None for key in files)
+    return ChunkPlaces(manager.num_used - both, both, len(files) - both)
 
 
 def _cached(pool: BlockPool) -> Iterable[int]:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from places import TRUTH
+from simulation.test_file_tiers import tiers
+from simulation.test_simulate_offloading import scenario
 
 pytest.importorskip("altair")
 
@@ -20,7 +22,7 @@ from kvplan.memory.demand import Demand
 from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.models.load import find_bundled
 from kvplan.profiles.profile import bundled_profiles
-from kvplan.scenario.schema import load_scenario
+from kvplan.scenario.schema import load_scenario, parse_scenario
 from kvplan.search.comparison import Comparison, compare
 from kvplan.search.recommending import recommend
 from kvplan.simulation.block_map import BlockMap
@@ -141,7 +143,7 @@ def test_a_tier_is_drawn_as_it_was() -> None:
     spec = runs.tier_over_time(result).to_dict()
     fill = [row["chunks"] for row in rows_of(spec) if "chunks" in row]
     assert fill == [s.tier_chunks for s in result.samples]
-    assert limits(spec) == {f"tier {tier['chunks']:,} chunks": tier["chunks"]}
+    assert limits(spec) == {f"host memory {tier['chunks']:,} chunks": tier["chunks"]}
     moved = list(rows_of(runs.copies_over_time(result).to_dict()))
     for what in runs.COPIED:
         so_far = [row["gib"] for row in moved if row["what"] == what]
@@ -152,6 +154,35 @@ def test_a_tier_is_drawn_as_it_was() -> None:
         slots = [row["slots"] for row in rows_of(runs.tier_slots(moment).to_dict())]
         assert sum(slots) == tier["chunks"]
         assert min(slots) >= 0
+
+
+def test_files_below_host_memory_are_drawn_as_they_were() -> None:
+    """Their fill beside host memory's, both in the legend; jobs each way; at a moment every chunk in one place."""
+    told = scenario(engine={"kv_offloading_size": 0.5}, kv_offloading=tiers(read_gb_s=0.8, write_gb_s=0.2))
+    blocks = BlockMap()
+    result = simulate(parse_scenario(told), step_by_step=True, observer=Observer(on_sample=blocks.look))
+    tier = result.offload
+    assert tier is not None
+    spec = runs.tier_over_time(result).to_dict()
+    for name, counts in zip(runs.TIER_COLOURS, ("tier_chunks", "files"), strict=True):
+        drawn = [row["chunks"] for row in rows_of(spec) if row.get("tier") == name]
+        assert drawn == [getattr(sample, counts) for sample in result.samples]
+        assert max(drawn) > 0
+    assert [layer["encoding"]["color"]["legend"]["orient"] for layer in spec["layer"][:2]] == ["top", "top"]
+    jobs = list(rows_of(runs.file_jobs_over_time(result).to_dict()))
+    for what, counts in zip(runs.FILE_JOBS, ("file_reads", "file_writes"), strict=True):
+        drawn = [row["jobs"] for row in jobs if row.get("what") == what and "time_s" in row]
+        assert [getattr(sample, counts) for sample in result.samples] == drawn[: len(result.samples)]
+        assert max(drawn) > 0
+    for moment in blocks.moments[::16]:
+        host, both, files = (row["chunks"] for row in rows_of(runs.chunk_places(moment).to_dict()))
+        slots = moment.tiers[0]
+        assert slots is not None
+        assert host + both == slots.moving + slots.resting
+        assert min(host, both, files) >= 0
+    sample = next(s for s in result.samples if s.time_s == blocks.moments[-1].time_s)
+    assert blocks.moments[-1].places[0] is not None
+    assert blocks.moments[-1].places[0].both + blocks.moments[-1].places[0].files_only == sample.files
 
 
 def test_strategies_are_drawn_as_compared(comparison: Comparison) -> None:
