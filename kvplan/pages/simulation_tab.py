@@ -193,7 +193,8 @@ def _tier(result: Result) -> None:
         )
     if result.offload_comparison is None:
         return
-    rows = [dict(zip(("", "with the tier", "without"), row, strict=True)) for row in side_rows(result)]
+    names, *figures_of = side_rows(result)
+    rows = [dict(zip(names, row, strict=True)) for row in figures_of]
     with st.container(key="tier_sides"):
         st.table(rows)
 

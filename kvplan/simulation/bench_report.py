@@ -147,23 +147,35 @@ SIDES = (
 """Key, label and unit of what is compared."""
 
 
-def side_rows(result: Result) -> list[tuple[str, str, str]]:
-    """What is compared, with the tier and without; nothing where not both were simulated."""
-    both = result.offload_comparison
-    if both is None:
+def side_rows(result: Result) -> list[tuple[str, ...]]:
+    """What is compared, under the names of the sides: with the tier and without, between them host memory alone.
+
+    Nothing where they were not simulated.
+    """
+    sides = {key: side for key, side in (result.offload_comparison or {}).items() if side is not None}
+    if not sides:
         return []
-    values = [(label, both["with"][key], both["without"][key], unit) for key, label, unit in SIDES]
-    return [(label, _scaled(one, unit), _scaled(other, unit)) for label, one, other, unit in values]
+    names = ("", *(SIDE_NAMES[key] for key in sides))
+    rows = ((label, *(_scaled(side[key], unit) for side in sides.values())) for key, label, unit in SIDES)
+    return [names, *rows]
+
+
+SIDE_NAMES = {"with": "with the tier", "without_files": "host memory alone", "without": "without"}
 
 
 def _both_sides(result: Result) -> list[str]:
     rows = side_rows(result)
     if not rows:
         return []
+    short = {"with the tier": "with", "host memory alone": "host only"}
+    widths = (26, 12) if len(rows[0]) == 3 else (24, 10)
     return [
         f"{'With the tier and without':-^{WIDTH}}",
-        f"{'':<26}{'with':>12}{'without':>12}",
-        *(f"{f'{label}:':<26}{one:>12}{other:>12}" for label, one, other in rows),
+        "".join(f"{short.get(name, name):>{widths[1]}}" if name else " " * widths[0] for name in rows[0]),
+        *(
+            f"{f'{label}:':<{widths[0]}}" + "".join(f"{v:>{widths[1]}}" for v in values)
+            for label, *values in rows[1:]
+        ),
     ]
 
 

@@ -233,7 +233,7 @@ def _tier(
     measured: MeasuredLinks | None,
 ) -> HostTier | None:
     """What a deployment has beyond the GPU; raises KvplanError for keys of a tier that is not there."""
-    told = _told_tier(deployment)
+    told = told_tier(deployment)
     if args.kv_offloading_size is None:
         if told != KvOffloading():
             raise KvplanError(
@@ -250,7 +250,7 @@ def _tier(
     )
 
 
-def _told_tier(deployment: Deployment) -> KvOffloading:
+def told_tier(deployment: Deployment) -> KvOffloading:
     """How the tier is kept: by the scenario's own keys, or by vLLM's flag; a link may stand beside the latter."""
     told, flag = deployment.kv_offloading, deployment.engine.kv_transfer_config
     if flag is None:
@@ -277,7 +277,7 @@ def _offloading_config(
     deployment: Deployment, model: ModelSpec, args: ResolvedArgs, layout: Layout
 ) -> OffloadingConfig | None:
     """The tier as the scheduler sees it."""
-    told = _told_tier(deployment)
+    told = told_tier(deployment)
     if args.kv_offloading_size is None:
         return None
     chunks = num_slots(model, args, layout, told.blocks_per_chunk)

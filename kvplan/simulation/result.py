@@ -120,7 +120,7 @@ class Result:
     """Grams of CO2 a kilowatt-hour of its electricity emits, and who says so."""
     offload: dict[str, Any] | None = None
     """What the tier beyond the GPUs did; None where there is none."""
-    offload_comparison: dict[str, dict[str, Any]] | None = None
+    offload_comparison: dict[str, Any] | None = None
     """The same requests `with` and `without` the tier, where it was asked for."""
     copies: dict[int, list[Copy]] = field(default_factory=dict)
     """Replica -> its copies to and from the tier, where an observer asked for them."""

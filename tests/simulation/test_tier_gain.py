@@ -7,11 +7,18 @@ from typing import Any
 
 import pytest
 
-from kvplan.scenario.schema import Scenario, parse_scenario
+from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.simulation.bench_report import bench_text
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
-from kvplan.simulation.tier_gain import COMPARED, add_tier_gain, side, tier_advice, without_tier
+from kvplan.simulation.tier_gain import (
+    COMPARED,
+    add_tier_gain,
+    files_advice,
+    side,
+    tier_advice,
+    without_tier,
+)
 
 TOLD: dict[str, Any] = {
     "model": "Qwen/Qwen3-8B",
@@ -79,6 +86,88 @@ def test_advice_follows_from_the_figures(ttft: float, busy: float, said: str) ->
     new = old | {"loaded_tokens": 9, "mean_ttft_ms": ttft, "busy_s": busy}
     result = replace(simulate(parse_scenario(TOLD)), offload_comparison={"with": new, "without": old})
     assert [text.startswith(said) for text in tier_advice(result)] == [True]
+
+
+def with_files(**drive: float) -> dict[str, Any]:
+    """Host memory that forgets most of what returns, files below it."""
+    engine = {**TOLD["engine"], "kv_offloading_size": 0.5}
+    kept = {"gb_s": 25, "spec_name": "TieringOffloadingSpec", "secondary_tiers": [drive]}
+    return TOLD | {"engine": engine, "kv_offloading": kept}
+
+
+def test_files_have_a_third_side() -> None:
+    """It is the run with host memory alone, however the files were asked for; files that are quick pay beside it."""
+    told = with_files(read_gb_s=50, write_gb_s=50)
+    result = compared(parse_scenario(told))
+    sides = result.offload_comparison
+    assert sides is not None
+    host = simulate(parse_scenario(told | {"kv_offloading": {"gb_s": 25}}))
+    assert sides["without_files"] == side(host)
+    assert sides["with"]["prefill_tokens"] < sides["without_files"]["prefill_tokens"]
+    assert sides["with"]["mean_ttft_ms"] < sides["without_files"]["mean_ttft_ms"]
+    assert any(text.startswith("the files below host memory pay:") for text in result.advice)
+    assert "host only" in bench_text(result)
+    extra = {
+        "cpu_bytes_to_use": 2**29,
+        "spec_name": "TieringOffloadingSpec",
+        "secondary_tiers": [{"type": "fs", "root_dir": "/f"}],
+    }
+    flag = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
+    engine = {**TOLD["engine"], "kv_offloading_size": None, "kv_transfer_config": flag}
+    asked = compared(parse_scenario(TOLD | {"engine": engine}))
+    assert asked.offload_comparison is not None
+    assert asked.offload_comparison["without_files"] == side(host)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (with_files(read_gb_s=0.3), "the files below host memory save GPU time, yet first tokens come later"),
+        (
+            with_files() | {"engine": {**TOLD["engine"], "kv_offloading_size": 20}},
+            "the files below host memory buy nothing at this load: none was ever read",
+        ),
+    ],
+    ids=["slow", "never read"],
+)
+def test_files_that_do_not_pay_are_told(told: dict[str, Any], said: str) -> None:
+    """Those that are slower than computing, and those below a host memory that holds all that returns."""
+    result = compared(parse_scenario(told))
+    assert any(text.startswith(said) for text in result.advice)
+    sides, offload = result.offload_comparison, result.offload
+    assert sides is not None
+    assert offload is not None
+    unread = not offload["file_tiers"][0]["read_bytes"]
+    assert unread == ("none was ever read" in said)
+    later = sides["with"]["mean_ttft_ms"] > 1.02 * sides["without_files"]["mean_ttft_ms"]
+    assert later == any(
+        "longer than computing;" in text or "holds requests up" in text for text in result.advice
+    )
+
+
+@pytest.mark.parametrize(
+    ("drive", "verb"), [("nvme5", "pay:"), ("cephfs", "save GPU time, yet first tokens come")]
+)
+def test_chats_after_lunch_with_more_kv_than_host_memory(drive: str, verb: str) -> None:
+    """As the scenario's first lines say: files pay on a fast drive, and over a slow network first tokens come later."""
+    told = ["workload.num_requests=36", "engine.kv_offloading_size=4", "workload.session.pause_s=300",
+            "engine.num_gpu_blocks_override=6000", f"kv_offloading.secondary_tiers=[{{drive: {drive}}}]"]  # fmt: skip
+    result = compared(load_scenario("offload_files", told))
+    assert any(text.startswith(f"the files below host memory {verb}") for text in result.advice)
+
+
+@pytest.mark.parametrize(
+    ("ttft", "busy", "said"),
+    [(99.0, 50.5, "buy nothing"), (97.0, 50.0, "pay:"), (103.0, 48.0, "save GPU time"), (103.0, 50.0, "make it worse")],
+)  # fmt: skip
+def test_advice_on_files_follows_from_the_figures(ttft: float, busy: float, said: str) -> None:
+    """Against 100 ms and 50 s with host memory alone, whatever no tier at all gives."""
+    old = {"loaded_tokens": 0, **dict.fromkeys(COMPARED, 1.0), "mean_ttft_ms": 100.0, "busy_s": 50.0}
+    new = old | {"loaded_tokens": 9, "mean_ttft_ms": ttft, "busy_s": busy}
+    plain = old | {"mean_ttft_ms": 1.0, "busy_s": 1.0}
+    ran = simulate(parse_scenario(with_files(read_gb_s=50)))
+    result = replace(ran, offload_comparison={"with": new, "without_files": old, "without": plain})
+    assert [text.startswith(f"the files below host memory {said}") for text in files_advice(result)] == [True]
 
 
 def test_without_a_tier_nothing_is_compared() -> None:
