@@ -67,6 +67,8 @@ class Asked(NamedTuple):
     num_simulated: int = 0
     """Requests of a simulation; 0 = ten of each user, at least 200."""
     seed: int = 0
+    drive: str = ""
+    """What a simulation's files below host memory lie on; empty: as the estimate takes it."""
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -154,6 +156,11 @@ class Asked(NamedTuple):
         base = make_scenario(self.model, [self.cards], self.question, self.deployment)
         data = base.model_dump(mode="json", exclude_defaults=True, exclude={"search"})
         engine = {**data.get("engine", {}), **flags.model_dump(mode="json", exclude_defaults=True)}
+        if self.drive and engine.pop("kv_transfer_config", None):
+            data["kv_offloading"] = {
+                "spec_name": "TieringOffloadingSpec",
+                "secondary_tiers": [{"drive": self.drive}],
+            }
         load = {
             **data["workload"],
             "num_requests": self.num_simulated or self.usual_requests,
@@ -258,6 +265,17 @@ def read_flags(told: Mapping[str, Any]) -> EngineArgs:
         return EngineArgs.model_validate(said)
     except ValidationError as error:
         raise KvplanError(_told(error)) from None
+
+
+def file_tier(locality: str) -> dict[str, Any]:
+    """vLLM's `kv_transfer_config` of host memory with its file system tier below; the folder is for whoever runs it."""
+    tier = {"type": "fs", "root_dir": "/mnt/kv", "locality": locality.upper()}
+    extra = {"spec_name": "TieringOffloadingSpec", "secondary_tiers": [tier]}
+    return {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": extra,
+    }
 
 
 def _told(error: ValidationError) -> str:

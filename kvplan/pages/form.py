@@ -16,6 +16,7 @@ from kvplan.pages.asked import (
     Asked,
     check_card,
     check_model,
+    file_tier,
     read_flags,
     read_number,
     read_question,
@@ -40,6 +41,7 @@ SIZES = {
     "block_size": "Tokens a block (block_size)",
     "kv_offloading_size": "GiB of host memory for KV (kv_offloading_size)",
 }
+FILE_TIERS = ("none", "local", "remote")
 DAYS = ("all day alike", "reasoning-api", "office-hours")
 COUNTS = (*(f"{n}x" for n in (1, 2, 4, 8)),)
 
@@ -62,6 +64,8 @@ class Typed(NamedTuple):
         if self.config:
             check_size("config.json", self.config.encode())
         model = OWN if self.config else check_model(self.model)
+        if self.flags.get("kv_transfer_config") and not self.flags.get("kv_offloading_size"):
+            raise KvplanError("files below host memory: say how many GiB of host memory are above them")
         said = {
             name: value
             for name, value in self.said.items()
@@ -198,7 +202,13 @@ def _more_flags() -> dict[str, Any]:
     flags: dict[str, Any] = {
         name: text(st, label, name, placeholder="the engine's") for name, label in SIZES.items()
     }
+    below = choice(
+        st, "Files below host memory (fs tier)", FILE_TIERS, "file_tier",
+        help="local: the drive that was measured with the step times, else nvme4; remote: cephfs. Needs GiB of host "
+        "memory. Simulate offers other drives.",
+    )  # fmt: skip
     flags |= {
+        "kv_transfer_config": None if below == FILE_TIERS[0] else file_tier(str(below)),
         "pipeline_parallel_size": _rank(choice(st, "Pipeline parallel", RANKS[:-2], "pp")),
         "data_parallel_size": _rank(choice(st, "Data parallel", RANKS, "dp")),
         "decode_context_parallel_size": _rank(choice(st, "Decode context parallel", RANKS[:-2], "dcp")),

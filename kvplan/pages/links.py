@@ -24,6 +24,7 @@ TEXTS = frozenset((
 """Inputs of free text: their own readers say what is wrong."""
 CHOICES = frozenset((
     "tab", "engine", "tp", "pp", "dp", "dcp", "kv_cache_dtype", "quantization", "speculative_method",
+    "file_tier", "file_drive",
     "enable_prefix_caching", "enable_expert_parallel", "enforce_eager", "day", "log_is_mine",
     "scenario_source", "scenario", "owners", "strategies_source", "strategies", "of_question",
     "search_source", "search", "profile", "measurements",

@@ -6,7 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import streamlit as st
 
@@ -21,6 +21,7 @@ from kvplan.pages.widgets import (
     ScenarioSource,
     ShownFigure,
     chart,
+    choice,
     digits,
     figures,
     in_words,
@@ -37,12 +38,15 @@ from kvplan.pages.widgets import (
     text,
 )
 from kvplan.pages.work import SimulatedRun, simulate_work
+from kvplan.profiles.host_links import DriveName
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.bench_report import bench_block, bench_tail, side_rows
 from kvplan.simulation.block_map import BlockMap, holdings
 from kvplan.simulation.records import write_records
 from kvplan.simulation.result import VERDICTS, Result
 from kvplan.simulation.trace import chrome_trace
+
+DRIVES = ("as estimated", *get_args(DriveName))
 
 
 class SimulationInputs(NamedTuple):
@@ -63,11 +67,14 @@ def scenario_names(pattern: str = "*") -> list[str]:
 def inputs(asked: Asked | str) -> SimulationInputs:
     """The tab's inputs, and the scenario that they stand for."""
     source = source_of("scenario", scenario_names(), "long_thinking", "engine.max_num_seqs=64")
-    number = seed = ""
+    number = seed = drive = ""
+    has_files = isinstance(asked, Asked) and asked.flags.kv_transfer_config is not None
     if source.kind == QUESTION:
         with st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
             number = text(st, "Requests", "num_prompts", placeholder="ten of each user", width=180)
             seed = text(st, "Seed", "seed", placeholder="0", width=110)
+            if has_files:
+                drive = str(choice(st, "Drive of the files", DRIVES, "file_drive", width=180))
     with_blocks = switch(st, "Note who owns which block (slower: step by step)", "owners")
     whole = asked if isinstance(asked, Asked) else None
     if source.kind == QUESTION and whole is None:
@@ -78,7 +85,11 @@ def inputs(asked: Asked | str) -> SimulationInputs:
             return read_source(simulated, source, None)
         assert whole is not None
         count = read_number("requests", number, 0, 1, MAX_REQUESTS)
-        told = whole._replace(num_simulated=count, seed=read_number("seed", seed, 0, 0, (1 << 63) - 1))
+        told = whole._replace(
+            num_simulated=count,
+            seed=read_number("seed", seed, 0, 0, (1 << 63) - 1),
+            drive="" if drive == DRIVES[0] else drive,
+        )
         return read_source(simulated, source, told)
 
     files = dict(source.files) | (whole.files if whole and source.kind == QUESTION else {})

@@ -43,6 +43,7 @@ from kvplan.scenario.schema import dump_scenario, load_scenario
 from kvplan.search.comparison import compare
 from kvplan.search.planning import plan
 from kvplan.search.recommending import recommend
+from kvplan.simulation.deploy import told_tier
 from kvplan.simulation.simulator import simulate
 
 Printed = Callable[..., Any]
@@ -69,6 +70,12 @@ def of(output_len: int, max_model_len: int | None = None) -> list[str]:
     return ["--output-len", str(output_len), *context]
 
 
+LOCAL_FILES = json.dumps({
+    "kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": {
+        "spec_name": "TieringOffloadingSpec",
+        "secondary_tiers": [{"type": "fs", "root_dir": "/mnt/kv", "locality": "LOCAL"}],
+    }
+})  # fmt: skip
 ESTIMATES: list[tuple[dict[str, object], list[str]]] = [
     ({}, ["Qwen/Qwen3-8B", "--gpu", "1xh100-sxm", *of(16640, 24576)]),
     ({"thinking": "16k"}, ["Qwen/Qwen3-8B", "--gpu", "1xh100-sxm", *of(16256, 24576)]),
@@ -90,6 +97,9 @@ ESTIMATES: list[tuple[dict[str, object], list[str]]] = [
      ["Qwen/Qwen3-8B", "--gpu", "1xh100-sxm", "--max-num-seqs", "16", "--max-model-len", "20k",
       "--gpu-memory-utilization", "0.8", *of(16640)]),
     ({"model": "Qwen/QwQ-32B", "gpu": "1xrtx-4090"}, ["Qwen/QwQ-32B", "--gpu", "1xrtx-4090", *of(16640, 24576)]),
+    ({"kv_offloading_size": "20", "file_tier": "local"},
+     ["Qwen/Qwen3-8B", "--gpu", "1xh100-sxm", "--kv-offloading-size", "20", "--kv-transfer-config", LOCAL_FILES,
+      *of(16640, 24576)]),
     ({"num_samples": "64"}, ["Qwen/Qwen3-8B", "--gpu", "1xh100-sxm", "--num-samples", "64", *of(16640, 24576)]),
 ]  # fmt: skip
 
@@ -117,6 +127,18 @@ def test_estimate_says_what_the_command_says(
         assert document["reason"] in said(app, "error", "warning")
     (line,) = codes(app, "kvplan estimate")
     assert printed(*shlex.split(line)[1:]) == document
+
+
+def test_each_tier_is_told_as_the_command_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Slots and break-even of host memory, what files below it hold and from which length they pay, word for word."""
+    flags = ["--kv-offloading-size", "200", "--kv-transfer-config", LOCAL_FILES, "--input-len", "512"]
+    capsys.readouterr()
+    cli(["estimate", "Qwen/Qwen3-8B", "--gpu", "1xh100-sxm", *flags, *of(16640, 24576)])
+    printed = " ".join(capsys.readouterr().out.replace("`", "").split())
+    shown = said(run(kv_offloading_size="200", file_tier="local"), "markdown").splitlines()
+    for begins in ("Host tier: 200 GiB, ", "A prefix that returns loads", "Files below it (nvme4, "):
+        (line,) = (text for text in shown if text.startswith(begins))
+        assert line in printed
 
 
 @pytest.mark.parametrize(
@@ -156,6 +178,15 @@ SIMULATIONS: list[dict[str, object]] = [
     {"thinking": "2K", "users": 8, "num_prompts": 30, "engine": "sglang"},
     {"thinking": "2K", "users": 8, "num_prompts": 30, "engine": "tensorrt-llm", "seed": 3},
     {"thinking": "2K", "rate": "0.5", "num_prompts": 30, "gpu": "4xl40s", "tp": 2, "slo": "visible<60s"},
+    {"thinking": "2K", "users": 8, "num_prompts": 30, "kv_offloading_size": "1", "file_tier": "remote"},
+    {
+        "thinking": "2K",
+        "users": 8,
+        "num_prompts": 30,
+        "kv_offloading_size": "1",
+        "file_tier": "local",
+        "file_drive": "nvme5",
+    },
     {"scenario_source": "Bundled scenario", "scenario": "chat", "scenario_set": "engine.max_num_seqs=64"},
     {
         "scenario_source": "Bundled scenario",
@@ -217,6 +248,17 @@ def test_simulate_takes_the_question() -> None:
     assert "2 copies on 2 x h200" in said(app, "caption")
 
 
+def test_the_drive_of_the_files_is_that_of_the_scenario() -> None:
+    """As estimated it is the flag's; another one stands in the file shown, below the same host memory."""
+    inputs = {"tab": "Simulate", "kv_offloading_size": "20", "file_tier": "remote"}
+    usual, other = shown_scenario(run(**inputs)), shown_scenario(run(**inputs, file_drive="nvme5"))
+    assert usual.engine.kv_transfer_config is not None
+    assert other.engine.kv_transfer_config is None
+    assert [tier.drive for tier in told_tier(usual).secondary_tiers] == ["cephfs"]
+    assert [tier.drive for tier in told_tier(other).secondary_tiers] == ["nvme5"]
+    assert usual.engine.kv_offloading_size == other.engine.kv_offloading_size == 20
+
+
 def test_a_model_of_ones_own_is_simulated(printed: Printed, tmp_path: Path) -> None:
     """The visitor's config.json lies beside the scenario; the file shown, with that config, is the same run."""
     bundled = find_bundled("Qwen/Qwen3-8B")
@@ -268,6 +310,39 @@ def test_a_tier_is_shown_beside_no_tier(printed: Printed) -> None:
     assert shown["Mean TTFT (ms)"] == tuple(f"{both[s]['mean_ttft_ms']:.2f}" for s in ("with", "without"))
     drawn = " ".join(chart.proto.spec for chart in app.get("vega_lite_chart"))
     assert all(title in drawn for title in ("chunks in the tier", "GiB a rank, so far", "slots of the tier"))
+
+
+def test_files_are_shown_beside_host_memory_alone(printed: Printed) -> None:
+    """The table has the command's figures of three sides, the advice is the command's; their charts are drawn."""
+    told = ["workload.num_requests=20", "engine.num_gpu_blocks_override=6000", "engine.kv_offloading_size=4",
+            "workload.session.pause_s=120"]  # fmt: skip
+    inputs = {
+        "scenario_source": "Bundled scenario",
+        "scenario": "offload_files",
+        "scenario_set": "\n".join(told),
+    }
+    app = press(run(tab="Simulate", owners="true", **inputs), "simulate")
+    flags = [word for text in told for word in ("--set", text)]
+    document = printed("simulate", "offload_files", *flags, "--quiet")
+    sides = next(table.value for table in app.table if "host memory alone" in table.value)
+    for key, name in (
+        ("with", "with the tier"),
+        ("without_files", "host memory alone"),
+        ("without", "without"),
+    ):
+        shown = dict(zip(sides[""], sides[name], strict=True))
+        assert shown["Tokens loaded"] == str(document["offload_comparison"][key]["loaded_tokens"])
+        assert shown["Mean TTFT (ms)"] == f"{document['offload_comparison'][key]['mean_ttft_ms']:.2f}"
+    assert document["offload"]["file_tiers"][0]["read_bytes"] > 0
+    (advice,) = (text for text in document["advice"] if text.startswith("the files below host memory"))
+    assert advice in said(app, "caption")
+    drawn = " ".join(chart.proto.spec for chart in app.get("vega_lite_chart"))
+    for title in (
+        "files below it",
+        "file jobs, queued or under way",
+        "chunks in host memory and in files below it",
+    ):
+        assert title in drawn
 
 
 # --- Strategies: four ------------------------------------------------------------------------------

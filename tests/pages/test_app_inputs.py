@@ -23,7 +23,8 @@ LINK: dict[str, object] = {
     "model": "Qwen/QwQ-32B", "gpu": "8xh200", "engine": "sglang", "tp": "2", "kv_cache_dtype": "fp8",
     "max_model_len": "40k",
     "max_num_seqs": "77", "max_num_batched_tokens": "4096", "gpu_memory_utilization": "0.8", "block_size": "32",
-    "kv_offloading_size": "64", "pp": "2", "dp": "2", "dcp": "2", "quantization": "fp8", "enable_prefix_caching": False,
+    "kv_offloading_size": "64", "file_tier": "remote",
+    "pp": "2", "dp": "2", "dcp": "2", "quantization": "fp8", "enable_prefix_caching": False,
     "enable_expert_parallel": True, "enforce_eager": True, "speculative_method": "ngram", "num_speculative_tokens": "2",
     "users": "30", "thinking": "3K", "prompt": "100", "answer": "300", "slo": "visible<60s", "typical_thinking": "900",
     "pause": "30", "rate": "0.5", "max_dollars_per_hour": "90", "spare": "1", "day": "office-hours", "gpus": ["a10g"],
@@ -49,6 +50,7 @@ DEFAULTS_ARE = {"strategies_source": "Bundled scenario"}
         {"max_num_seqs": 1 << 20, "max_num_batched_tokens": 1},
         {"gpu_memory_utilization": 0.01},
         {"model": "Qwen/Qwen3-8B", "kv_offloading_size": 100},
+        {"model": "Qwen/Qwen3-8B", "file_tier": "local"},
         {"gpu": "rtx-4090", "model": "deepseek-ai/DeepSeek-R1"},
         {"gpu": "h100-sxm", "pp": 8, "dp": 16, "enable_expert_parallel": "true", "model": "Qwen/Qwen3-30B-A3B"},
         {"num_samples": 1000, "num_requests": 1000},
@@ -121,8 +123,8 @@ def test_every_input_is_part_of_the_link() -> None:
     assert {key: opened[key].value for key in LINK} == LINK
     other = widgets(run(**ELSEWHERE))
     assert {key: other[key].value for key in ELSEWHERE} == ELSEWHERE
-    seen = {"tab"}
-    for inputs in ({}, {"scenario_source": "Your scenario"}, {"speculative_method": "mtp"}):
+    seen, files = {"tab"}, {"kv_offloading_size": "20", "file_tier": "local"}
+    for inputs in ({}, {"scenario_source": "Your scenario"}, {"speculative_method": "mtp"}, files):
         for tab in TABS:
             for key, widget in widgets(run(tab=tab, **inputs)).items():
                 assert key in NOT_IN_THE_LINK or widget.proto.query_param_key == key, key
