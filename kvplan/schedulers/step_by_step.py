@@ -109,17 +109,14 @@ class StepByStep:
         Then of the tiers below it: files held, jobs that read files, jobs that write them.
         """
         loads = self.scheduler.loads
-        used = loads.connector.manager.num_used if loads is not None else 0
-        files = sum(len(tier.chunks) for tier in self.secondary_tiers)
-        return used, self.offloaded.load_blocks, self.offloaded.store_blocks, files, *self._file_jobs()
-
-    def _file_jobs(self) -> tuple[int, int]:
-        loads = self.scheduler.loads
-        manager = loads.connector.manager if loads is not None else None
-        if not isinstance(manager, TieringOffloadingManager):
-            return 0, 0
-        reads = manager.num_promotions
-        return reads, manager.num_tier_jobs - reads
+        if loads is None:
+            return 0, 0, 0, 0, 0, 0
+        manager, files, reads, jobs = loads.connector.manager, 0, 0, 0
+        if isinstance(manager, TieringOffloadingManager):
+            files = sum(len(tier.chunks) for tier in manager.secondary_tiers)
+            reads, jobs = manager.num_promotions, manager.num_tier_jobs
+        moved = self.offloaded
+        return manager.num_used, moved.load_blocks, moved.store_blocks, files, reads, jobs - reads
 
     @property
     def secondary_tiers(self) -> list[SecondaryTierManager]:

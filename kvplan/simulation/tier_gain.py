@@ -100,7 +100,7 @@ def tier_advice(result: Result) -> list[str]:
     both = result.offload_comparison
     if both is None or not both["with"]["loaded_tokens"]:
         return []
-    return [_verdict(both["with"], both["without"], ONE)]
+    return [_verdict(both["with"], both["without"], TIER)]
 
 
 def files_advice(result: Result) -> list[str]:
@@ -130,7 +130,7 @@ class Words(NamedTuple):
     other: str
 
 
-ONE = Words("the tier", ("saves", "makes", "pays", "buys"), "copies take", "without it")
+TIER = Words("the tier", ("saves", "makes", "pays", "buys"), "copies take", "without it")
 FILES = Words(
     "the files below host memory",
     ("save", "make", "pay", "buy"),
