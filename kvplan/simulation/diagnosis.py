@@ -86,18 +86,24 @@ def _max_num_seqs(result: Result) -> str:
 
 
 def _idle_tier(result: Result) -> list[str]:
-    """A tier beyond the GPU that nobody read, or that forgets what comes back."""
+    """A tier beyond the GPU that nobody read, or that forgets what comes back; files below it forget nothing."""
     tier = result.offload
     if tier is None:
         return []
     engines = [d.engine for d in result.scenario.deployments.values()]
     size = max(offloading_gib(e.kv_offloading_size, e.kv_transfer_config) or 0 for e in engines)
+    forgets = tier["evicted_chunks"] > tier["stored_chunks"] / 2 and (tier["loaded_share"] or 0) < 0.5
     if not tier["lookup_hits"]:
+        if forgets:
+            return [
+                f"nothing was ever loaded from kv_offloading_size {size:g}: it lost most of what it stored before"
+                " it was asked for, or nothing returns; it buys nothing at this load"
+            ]
         return [
             f"nothing was ever loaded from kv_offloading_size {size:g}: prompts that return still lie on the GPU, or"
             " none return; it buys nothing at this load"
         ]
-    if tier["evicted_chunks"] > tier["stored_chunks"] / 2 and (tier["loaded_share"] or 0) < 0.5:
+    if forgets and not tier["file_tiers"]:
         return [
             f"most of what kv_offloading_size {size:g} stores leaves before it is asked for: a larger one, or a"
             " store_threshold of 2, would keep what returns"

@@ -145,6 +145,23 @@ def test_files_that_do_not_pay_are_told(told: dict[str, Any], said: str) -> None
     )
 
 
+def test_files_keep_what_host_memory_loses() -> None:
+    """Host memory alone is advised to be larger or to store less; above files, which take no threshold, it is not."""
+    told = with_files(read_gb_s=50)
+    told["engine"]["kv_offloading_size"] = 1
+    alone = simulate(parse_scenario(told | {"kv_offloading": {"gb_s": 25}}))
+    above = simulate(parse_scenario(told))
+    for ran, is_told in ((alone, True), (above, False)):
+        assert ran.offload is not None
+        assert ran.offload["evicted_chunks"] > ran.offload["stored_chunks"] / 2
+        assert any("store_threshold" in text for text in ran.advice) == is_told
+    told["engine"]["kv_offloading_size"] = 0.5
+    small = simulate(parse_scenario(told | {"kv_offloading": {"gb_s": 25}}))
+    assert small.offload is not None
+    assert small.offload["lookup_hits"] == 0 < small.offload["evicted_chunks"]
+    assert any("lost most of what it stored" in text for text in small.advice)
+
+
 @pytest.mark.parametrize(
     ("drive", "verb"), [("nvme5", "pay:"), ("cephfs", "save GPU time, yet first tokens come")]
 )
