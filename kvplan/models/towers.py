@@ -378,9 +378,9 @@ def qwen2_5(k: Keys, *, out: int = 0) -> Parts:
 
 
 def glm_ocr(s: TowerFacts) -> Parts:
-    """GLM-4.xV's tower with norms of Q and K, without learned positions."""
+    """GLM-4.xV's tower with norms of Q and K, without learned positions; its merger is as wide as the text's MLP."""
     k, hidden = s.tower, sizes(s.tower)[0]
-    out, width = k.count("out_hidden_size"), sizes(k)[1]
+    out, width = k.count("out_hidden_size"), s.outer.section("text_config").count("intermediate_size")
     frames = k.count("temporal_patch_size", default=2, high=64)
     yield from patches(k, positions=0, frames=frames)
     yield from blocks(k, gated=True, bias=k.flag("attention_bias"), norms=2)

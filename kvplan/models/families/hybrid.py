@@ -403,7 +403,7 @@ def bailing_linear(k: Keys) -> Body:
 
 
 def bailing_v3(k: Keys) -> Body:
-    """Ling 3: KDA with whole gates, and a latent attention in every group of layers."""
+    """Ling 3: KDA with whole gates, and a latent attention, its output gated, in every group of layers."""
     n, group = num_layers(k), k.count("layer_group_size")
     if not k.flag("no_kda_lora"):
         raise k.error("no_kda_lora must be true, as the engine expects")
@@ -415,9 +415,17 @@ def bailing_v3(k: Keys) -> Body:
         whole_gates=1,
     )
     kv_heads = k.count("num_key_value_heads", default=k.count("num_attention_heads"))
-    latent = mla(k, sized_as=(kv_heads, k.count("head_dim")))
-    mixers = [latent if _is_latent(i, n, group) else kda for i in range(n)]
-    return Body(stack(k, mixers, _bailing_mlps(k, n)))
+    # vLLM knows by the model type that attention is latent; blocks of other types are sized as if it were whole
+    known = k.text("model_type") == "bailing_hybrid"
+    latent = mla(k, sized_as=None if known else (kv_heads, k.count("head_dim")))
+    grain = k.text("gated_attention_proj_granularity_type")
+    width = {"head_wise": kv_heads, "element_wise": kv_heads * latent.v_head_dim}.get(grain or "", 0)
+    gate = (
+        (Weight("self_attn.g_proj", width, k.count("hidden_size"), cut="rows", linear=True),) if width else ()
+    )
+    mlps = _bailing_mlps(k, n)
+    plain, gated = stack(k, [kda] * n, mlps), stack(k, [latent] * n, mlps, extras=gate)
+    return Body(tuple(gated[i] if _is_latent(i, n, group) else plain[i] for i in range(n)))
 
 
 def _is_latent(i: int, n: int, group: int) -> bool:

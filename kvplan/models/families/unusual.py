@@ -130,28 +130,36 @@ def iquest_loop(k: Keys) -> Body:
 
 
 def k2_horizon(k: Keys) -> Body:
-    """K2 Horizon: several value projections per layer, of which a router picks; gated output."""
+    """K2 Horizon: where there are experts, several value projections too, of which a router picks; gated output."""
     n, hidden = num_layers(k), k.count("hidden_size")
     full = gqa(k)
     queries, keys = full.num_heads * full.head_dim, full.num_kv_heads * full.head_dim
-    choices = k.count("mova_num_experts", high=1 << 10)
-    extras = (
+    choices = k.count("mova_num_experts", default=0, low=0, high=1 << 10)
+    num_experts = k.count("num_experts", default=0, low=0)
+    gated: tuple[Weight, ...] = ()
+    if k.raw.get("attention_gate_func") is not None:
+        gated += (Weight("self_attn.gate_proj", queries, hidden, cut="rows", linear=True),)
+    if k.flag("query_key_norm"):
+        gated += (Weight("self_attn.qk_norm", queries + keys, cut="rows"),)
+    bias = k.flag("moe_gate_bias")
+    routing = (Weight("mlp.gate_bias", num_experts, itemsize=4),) if num_experts and bias else ()
+    values = (
         Weight("self_attn.q_proj", queries, hidden, cut="rows", linear=True),
         Weight("self_attn.k_proj", keys, hidden, cut="rows", linear=True),
-        Weight("self_attn.v_router", choices, hidden),
-        Weight("self_attn.v_router_bias", choices, itemsize=4),
-        Weight("self_attn.v_experts", keys, hidden, cut="rows", copies=choices, linear=True),
+        Weight("self_attn.v_router", max(choices, 1), hidden),
+        *((Weight("self_attn.v_router_bias", max(choices, 1), itemsize=4),) if bias else ()),
+        Weight("self_attn.v_experts", keys, hidden, cut="rows", copies=max(choices, 1), linear=True),
         Weight("self_attn.o_proj", hidden, queries, cut="cols", linear=True),
-        Weight("self_attn.qk_norm", queries + keys, cut="rows"),
-        Weight("self_attn.gate_proj", queries, hidden, cut="rows", linear=True),
-        *((Weight("mlp.gate_bias", k.count("num_experts"), itemsize=4),) if k.flag("moe_gate_bias") else ()),
     )
-    e = Experts(shared="num_shared_experts", dense="first_k_dense_replace")
-    moe = routed(k, e)
     step, plain = k.count("decoder_sparse_step", default=1), set(k.counts("mlp_only_layers"))
-    sparse = [i not in plain and (i + 1) % step == 0 for i in range(n)]
-    mlps = [moe if s else dense_mlp(k) for s in sparse]
-    return Body(stack(k, [replace(full, weightless=True)] * n, mlps, extras=extras))
+    sparse = [num_experts > 0 and i not in plain and (i + 1) % step == 0 for i in range(n)]
+    dense = stack(k, [full] * n, [dense_mlp(k)] * n, extras=gated)
+    if not any(sparse):
+        return Body(dense)
+    moe = routed(k, Experts(shared="num_shared_experts", dense="first_k_dense_replace"))
+    one, extras = (replace(full, weightless=True), values) if choices else (full, ())
+    routers = stack(k, [one] * n, [moe] * n, extras=(*extras, *gated, *routing))
+    return Body(tuple(routers[i] if s else dense[i] for i, s in enumerate(sparse)))
 
 
 def pangu_pro_v2(k: Keys) -> Body:
