@@ -121,6 +121,7 @@ PUBLISHED = {
     "JetBrains/Mellum2-12B-A2.5B-Instruct": 12_149_923_072,
     "mistralai/Mistral-7B-Instruct-v0.2": 7_241_732_096,
     "poolside/Laguna-XS.2": 33_442_617_088,
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
 }
 """Totals as the checkpoints' publishers give them (safetensors metadata on the model pages, or model cards)."""
 
@@ -151,6 +152,8 @@ NEARLY = {
     "tencent/Hy3-preview": 295e9,
     "zai-org/glm-4-9b-hf": 9.4e9,
     "stepfun-ai/Step-3.5-Flash": 196.81e9,
+    "inclusionAI/Ling-3.0-tiny": 7.9e9,
+    "IFM/K2-Horizon-7B": 9e9,
 }
 """Published totals that are rounded, or count buffers too."""
 
@@ -158,6 +161,41 @@ NEARLY = {
 @pytest.mark.parametrize("name", NEARLY)
 def test_parameters_come_within_a_thousandth_of_the_published_total(name: str) -> None:
     assert parameters(load_model(name)) == pytest.approx(NEARLY[name], rel=1e-3)
+
+
+OF_VLLMS_CLASSES = {
+    "zai-org/GLM-OCR": 1_107_405_824,
+    "PaddlePaddle/PaddleOCR-VL": 799_695_472,
+    "poolside/Laguna-S-2.1": 117_561_977_600,
+    "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16": 3_973_556_832,
+    "inclusionAI/Ling-3.0-tiny": 7_893_392_800,
+}
+"""What vLLM 0.32's own class makes of the whole config, on torch's meta device (`vllm_meta.py`)."""
+
+
+@pytest.mark.parametrize("name", OF_VLLMS_CLASSES)
+def test_parameters_equal_those_of_vllms_class(name: str) -> None:
+    assert parameters(load_model(name)) == OF_VLLMS_CLASSES[name]
+
+
+def test_mimo_pro_has_the_numbers_of_its_checkpoint() -> None:
+    """1,023,244,718,976 numbers in its files: three drafting layers, and an FP8 scale for each block of 128 by 128."""
+    model = load_model("XiaomiMiMo/MiMo-V2.5-Pro")
+    body = parameters(model)
+    drafting = parameters(model, mtp=True) - body
+    fused = 27136 // 128 + 4  # of four parts, each of whose last block is its own
+    dense = 3 * (16384 // 128) * (6144 // 128) + fused * (6144 // 128)
+    scales = 69 * (384 * 3 * (2048 // 128) * 48 + fused * 48) + dense + 3 * dense
+    assert body + 3 * drafting + scales == 1_023_244_718_976
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("IFM/K2-Horizon-7B", 7), ("IFM/K2-Horizon-MoVA-36B-A4B", 36)]
+)
+def test_k2_horizons_names_leave_embedding_and_head_out(name: str, billions: int) -> None:
+    """The smaller has ordinary attention, as have the first three layers of the larger."""
+    model = load_model(name)
+    assert round((parameters(model) - 2 * model.vocab_size * model.hidden_size) / 1e9) == billions
 
 
 def test_steps_drafting_layers_have_no_experts() -> None:
