@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -68,6 +69,15 @@ def test_the_catalog_covers_the_field() -> None:
     granite-3.3-8b-instruct granite-4.0-h-small Qwen2.5-72B-Instruct Qwen2.5-Math-PRM-7B"""
     tails = {name.rpartition("/")[2] for name in names}
     assert not set(wanted.split()) - tails
+
+
+def test_a_config_file_is_named_only_with_where_it_was_read() -> None:
+    """`config.json of X` alone would say that the published file itself was at hand."""
+    where = "as shipped in|shipped in|as in|as carried by|as carried unchanged by|as printed|as a public|as two public"
+    for name in bundled_models():
+        source = str(raw(name)["_source"])
+        if "config.json" in source:
+            assert re.search(where, source), (name, source)
 
 
 @pytest.mark.parametrize("name", bundled_models())
