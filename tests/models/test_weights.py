@@ -517,7 +517,8 @@ def test_every_cut_is_bytes_or_a_named_error(name: str, tp: int, expert_parallel
         assert rank.total == sum(layer.total for layer in rank.layers) + sum(rank[1:])
     except KvplanError as error:
         complaint = str(error)
-    assert ("tensor_parallel_size" in complaint) == bool(complaint)
+    named = "tensor_parallel_size" in complaint or "--language-model-only" in complaint
+    assert named == bool(complaint)
     assert complaint or not uneven
 
 
