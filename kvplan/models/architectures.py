@@ -414,7 +414,8 @@ def find_architecture(k: Keys) -> str:
     if not names and not model_type:
         raise k.error("architectures is missing")
     if names:
-        return names[0]
+        eyes = model_type.startswith("mimo_v2") and bool(k.section("vision_config").raw)
+        return "MiMoV2OmniForCausalLM" if eyes else names[0]  # as vLLM 0.32 reads MiMo-V2.5's config
     if model_type in BY_MODEL_TYPE:
         return BY_MODEL_TYPE[model_type]
     raise k.error(f"architectures is missing and model_type {model_type[:60]!r} is not known")
