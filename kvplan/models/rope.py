@@ -144,7 +144,7 @@ def partial_rotary(text: Keys, windowed: bool = False) -> float:
     elif isinstance(nested, dict):
         value = nested.get("partial_rotary_factor") if nested.get("rope_type") != "proportional" else 1.0
     else:
-        value = text.raw.get("partial_rotary_factor", rope.raw.get("partial_rotary_factor"))
+        value = rope.raw.get("partial_rotary_factor", text.raw.get("partial_rotary_factor"))
     if value is None:
         return 1.0
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
