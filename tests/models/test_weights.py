@@ -119,9 +119,7 @@ PUBLISHED = {
     "google/gemma-4-E2B-it": 5_104_297_504,
     "google/gemma-4-E4B-it": 7_941_100_832,
     "JetBrains/Mellum2-12B-A2.5B-Instruct": 12_149_923_072,
-    "mistralai/Mistral-7B-Instruct-v0.2": 7_241_732_096,
     "poolside/Laguna-XS.2": 33_442_617_088,
-    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
 }
 """Totals as the checkpoints' publishers give them (safetensors metadata on the model pages, or model cards)."""
 
