@@ -14,6 +14,7 @@ import gc
 import itertools
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,8 +24,11 @@ SWITCH_S = 0.0005
 """Between two threads; Python's own 5 ms let a server thread wait that long for each of its steps."""
 SETTLED_AFTER = (1, 20)
 """Pages after which what is loaded is taken out of the garbage collector's sight."""
+SETTLED_FOR_S = 60.0
+"""After so long all is looked through once more: sessions that were open then are over."""
 _turns = threading.BoundedSemaphore(PAGES_AT_ONCE)
 _pages = itertools.count(1)
+_settled_at = 0.0
 _mine = threading.local()
 
 
@@ -44,9 +48,14 @@ def settle() -> None:
     """Note that a page is done; after the first ones, let the garbage collector pass over all that is loaded by now.
 
     Streamlit looks through all objects after every page, and nobody else runs meanwhile: with the classes and tables of
-    a simulator that is a tenth of a second, of every page and for everybody.
+    a simulator that is a tenth of a second, of every page and for everybody. Once a minute that is paid, for what has
+    ended since.
     """
-    if next(_pages) in SETTLED_AFTER:
+    global _settled_at
+    now = time.monotonic()
+    if next(_pages) in SETTLED_AFTER or now - _settled_at > SETTLED_FOR_S:
+        _settled_at = now
+        gc.unfreeze()
         gc.collect()
         gc.freeze()
 

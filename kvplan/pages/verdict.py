@@ -115,7 +115,7 @@ def work_of(asked: Asked):  # type: ignore[no-untyped-def]
     return plan_work(asked.model, (asked.gpu, *asked.also), asked.question, asked.settled)
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+@st.cache_data(max_entries=16, show_spinner=False)
 def plan_of(asked: Asked) -> PlannedMemory:
     """The plan in closed form; equal questions are answered once, a stranger's model in a process of its own."""
     found: PlannedMemory = read_apart(planned, asked, files=asked.files) if asked.config else planned(asked)

@@ -279,7 +279,7 @@ def read_source(
     return _scenario(read, source.name, asked, source.changes, (*source.files, *more), read.__name__)
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+@st.cache_data(max_entries=16, show_spinner=False)
 def _scenario(
     _read: Callable[..., Scenario], name: str, asked: Asked | None, told: tuple[str, ...],
     files: tuple[tuple[str, bytes], ...], which: str = "",
