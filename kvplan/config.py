@@ -59,6 +59,8 @@ def complaint(error: ValidationError, flag: bool = False) -> str:
     name = str(first["loc"][0] if first["loc"] else "")
     name = "--" + name.replace("_", "-") if flag else name
     text = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if first["type"].endswith("_parsing"):  # ", unable to parse string as ..." says it twice
+        text = text.partition(", ")[0]
     if not first["loc"] and first["type"] == "value_error":  # of several fields together
         return text
     return f"{name} {first['input']!r}: must be {text}" if "should be" in first["msg"] else f"{name}: {text}"

@@ -24,6 +24,7 @@ from kvplan.files import catalog_dir
 from kvplan.strict_yaml import complaint_of, load_yaml
 
 MAX_BYTES = 1 << 20
+EXAMPLE = "gpus: {h100: {usd_per_hour: 2.10, date: 2026-10-01, source: our contract}}"
 
 
 class GpuPrice(Config):
@@ -105,6 +106,15 @@ class PriceBook(Config):
         return known[name]
 
 
+ROWS: dict[str, type[Config]] = {
+    "gpus": GpuPrice,
+    "grids": GridFactor,
+    "apis": ApiPrice,
+    "routes": RoutePrice,
+}
+"""What a row of each section holds."""
+
+
 @cache
 def bundled_prices() -> dict[str, GpuPrice]:
     """Every card's price by its name in the GPU table."""
@@ -129,15 +139,29 @@ def read_price_book(path: Path) -> PriceBook:
     except (OSError, UnicodeDecodeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise KvplanError(f"{path}: cannot be read ({complaint_of(error)})") from None
     if not isinstance(found, dict):
-        raise KvplanError(
-            f"{path}: holds no prices; write gpus:, grids:, apis: or routes: as kvplan/price_book.py shows"
-        )
+        raise KvplanError(f"{path}: holds no prices; write gpus:, grids:, apis: or routes:, e.g. {EXAMPLE}")
     try:
         return PriceBook.model_validate(found)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise KvplanError(f"{path}: {where}: {first['msg'].splitlines()[0][:120]}") from None
+        raise KvplanError(f"{path}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Where it is and what would do; an unknown key before the one that it stands for is missed."""
+    first = min(error.errors(include_url=False), key=lambda p: p["type"] != "extra_forbidden")
+    *above, key = map(str, first["loc"] or ("",))
+    row = ROWS.get(above[0] if above else key, PriceBook)
+    where = ".".join([*above, key])
+    if first["type"] == "extra_forbidden":
+        known = row.model_fields if above else PriceBook.model_fields
+        near = "" if above else did_you_mean(key, known)
+        return f"{where}: unknown key{near or '; there are ' + ', '.join(known)}"
+    needed = ", ".join(name for name, field in row.model_fields.items() if field.is_required())
+    if first["type"] == "missing":
+        return f"{where}: is needed; a row has {needed}"
+    if first["type"] == "model_type":
+        return f"{where}: must be keys ({needed}), not {str(first['input'])[:60]!r}"
+    return f"{where}: {first['msg'].splitlines()[0][:120]}"
 
 
 def _load(path: Path) -> Any:

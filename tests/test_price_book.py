@@ -73,6 +73,11 @@ def test_own_rows_come_first_and_stated_figures_before_those(tmp_path: Path) -> 
         ("gpus: {h100: {usd_per_hour: -1, date: 2026-01-01, source: x}}", "usd_per_hour"),
         ("gpus: {h100: {usd_per_hour: 1, source: x}}", "date"),
         ("grids: {a: {gco2_per_kwh: .nan, year: 2025, source: x}}", "gco2_per_kwh"),
+        ("", "holds no prices.*usd_per_hour: 2.10"), ("gpu: {}", "gpu: unknown key; did you mean gpus"),
+        ("gpus: {h100: {price: 3}}", "gpus.h100.price: unknown key; there are usd_per_hour, date, source"),
+        ("gpus: {h100: 3.0}", r"gpus.h100: must be keys \(usd_per_hour, date, source\), not '3.0'"),
+        ("gpus: {h100: {usd_per_hour: 3}}", "gpus.h100.date: is needed; a row has usd_per_hour, date, source"),
+        ("routes: [{usd_per_request: 1}]", "routes.0.share: is needed; a row has share, usd_per_request"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:

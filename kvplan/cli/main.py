@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 import kvplan
@@ -90,22 +90,32 @@ EXAMPLES = """KV-cache memory planner and serving simulator for long reasoning t
 
 For example:
 
+    kvplan plan Qwen/QwQ-32B --gpu 2xh100 --users 500 --thinking 32K
+
     kvplan estimate Qwen/Qwen3-8B --gpu h100 --input-len 512 --output-len 16K --num-samples 32
 
     kvplan estimate ./config.json --gpu rtx-4090 --max-model-len -1 --json
 
     kvplan serve-command Qwen/Qwen3-8B --gpu h100 -tp 2 --format yaml
+
+    kvplan simulate long_thinking
 """
 
 
 def build_app(called: str = "") -> App:
     """The command tree; no command's module is imported yet. The one `called` speaks for itself, by its docstring."""
-    app = App(name="kvplan", help=EXAMPLES, version=kvplan.__version__)
+    read = Parameter(show_default=_shown, negative_iterable="")
+    app = App(name="kvplan", help=EXAMPLES, version=kvplan.__version__, default_parameter=read)
     for name, (target, summary) in COMMANDS.items():
         app.command(f"kvplan.cli.{target}", name=name, **({} if name == called else {"help": summary}))
     if called not in COMMANDS:
         app.register_install_completion_command(name="--install-completion")
     return app
+
+
+def _shown(default: object) -> str | None:
+    """A default as help says it; none for what is empty."""
+    return None if default in (None, (), "") else str(default)
 
 
 def spell(words: Sequence[str]) -> list[str]:

@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import ValidationError
+
 from kvplan.cli.options import DEMAND, FLAGS, SWITCH, print_json
 from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.terminal import show
+from kvplan.config import complaint
 from kvplan.engines.flags import EngineArgs, EntryPoint, parse_engine
 from kvplan.engines.spelling import unspoken
 from kvplan.errors import KvplanError
@@ -88,7 +91,7 @@ def estimate_command(
     """
     check_plot(plot)
     if users is not None:
-        demand = Demand.model_validate((demand or Demand()).model_dump() | {"num_requests": users})
+        demand = _at_once(demand or Demand(), users)
     told, colocated = None, read_colocate(colocate)
     overrides: Mapping[str, Any] = {}
     if command or " " in model.strip():
@@ -180,6 +183,14 @@ def _command_facts(told: Command) -> dict[str, object]:
         "environment": sorted(told.environment),
         "draft_left_out": told.draft if told.draft and not _draft_of(told) else None,
     }
+
+
+def _at_once(demand: Demand, users: str) -> Demand:
+    """The load of so many users. Raises KvplanError that names --users for what is no count."""
+    try:
+        return Demand.model_validate(demand.model_dump() | {"num_requests": users})
+    except ValidationError as error:
+        raise KvplanError(complaint(error, flag=True).replace("--num-requests", "--users", 1)) from None
 
 
 def _command_lines(told: Command | None) -> list[str]:

@@ -11,8 +11,8 @@ from cyclopts import Parameter
 from kvplan.engines.flags import EngineArgs
 from kvplan.memory.demand import Demand
 
-SWITCH = Parameter(negative="")
-"""A parameter without a --no- form."""
+SWITCH = Parameter(negative="", show_default=False)
+"""A parameter without a --no- form, off or empty unless given."""
 FLAGS = Annotated[EngineArgs | None, Parameter(name="*", group="The engine's own flags")]
 """The engine's flags, flattened into the command's own."""
 DEMAND = Annotated[Demand | None, Parameter(name="*", group="The expected load")]

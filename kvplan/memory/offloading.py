@@ -142,7 +142,7 @@ class OffloadTier:
         held = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         rate = f"{self.link.bytes_per_s / 1e9:g} GB/s"
         return [
-            f"Host tier: {gib(self.size_bytes):g} GiB, {self.num_chunks:,} chunks of"
+            f"Host tier: {gib(self.size_bytes):,.2f} GiB, {self.num_chunks:,} chunks of"
             f" {self.bytes_per_chunk / 2**10:,.0f} KiB, {held} tokens ({self.link.name}, {rate}).",
             self._buys(trace_tokens, cache_tokens),
             *(line for files in self.files for line in files.lines(trace_tokens, self.recompute_s)),
@@ -170,7 +170,7 @@ class OffloadTier:
 def _from_tokens(first: int, last: int | None) -> str:
     """From which length on, at both ends of what is left open."""
     if last is None:
-        return f"{first:,} tokens on, or never"
+        return f"{first:,} tokens on at the best, never at the worst"
     return f"{first:,} tokens on" if first == last else f"{first:,} to {last:,} tokens on"
 
 

@@ -54,7 +54,7 @@ def load_model(
         return from_config(overlaid(config, hf_overrides or {}), name, source)
     looks_local = text.endswith(".json") or text.startswith((".", "/", "~"))
     what = "no such file or folder" if looks_local else "not a bundled model, a file or a folder"
-    elsewhere = "; give its config.json instead, or --hub asks the Hugging Face hub"
+    elsewhere = "; give its config.json instead, or kvplan estimate --hub asks the Hugging Face hub"
     elsewhere = elsewhere if text.count("/") == 1 and not looks_local else ""
     raise KvplanError(f"{text[:120]!r}: {what}{did_you_mean(text[:120], _known_names())}{elsewhere}")
 

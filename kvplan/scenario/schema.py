@@ -436,7 +436,8 @@ def _find(path: Path) -> Path:
     if bundled.is_file() and path.name == str(path):
         return bundled
     names = [p.stem for p in scenarios_dir().glob("*.yaml")]
-    raise KvplanError(f"{path}: no such scenario file{did_you_mean(path.stem, names)}")
+    hint = did_you_mean(path.stem, names) or "; kvplan list scenarios names the bundled ones"
+    raise KvplanError(f"{path}: {'a folder, no' if path.is_dir() else 'no such'} scenario file{hint}")
 
 
 def _read(file: Path) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from kvplan.simulation.metrics import Summary
 from kvplan.simulation.result import VERDICTS, Result
+from kvplan.tables import short
 from kvplan.workload.arrivals import ClosedLoop
 
 WIDTH = 50
@@ -219,7 +220,7 @@ def _carbon(result: Result) -> str:
     if kwh is None:
         return "Energy: no output"
     with_what = f"PUE {energy['pue']:g}, {energy['grid_gco2_per_kwh']:g} g a kWh ({energy['grid_source']})"
-    return f"Energy: {kwh:.3g} kWh and {grams:.3g} g of CO2 per million output tokens; {with_what}"
+    return f"Energy: {kwh:.3g} kWh and {short(grams)} g of CO2 per million output tokens; {with_what}"
 
 
 def _intervals(result: Result) -> list[str]:

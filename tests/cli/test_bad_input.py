@@ -76,6 +76,24 @@ def test_absurd_overrides(capsys: Capture, override: str, words: str) -> None:
     assert words in complaint(capsys, "simulate", "chat", "--set", override)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("estimate", "Qwen/Qwen3-8B", "--users", "1e9users"), "--users: '1e9users' is not a count"),
+        (("estimate", "Qwen/Qwen3-8B", "--users", "0"), "--users '0': must be greater than or equal to 1"),
+        (("plan", "Qwen/Qwen3-8B", "--users", "5x"), "--users '5x': must be a valid integer\n"),
+        (("simulate", "no-name-is-like-this"), "no such scenario file; kvplan list scenarios"),
+        (("simulate", "."), "a folder, no scenario file"),
+        (("watch", "/dev/null"), "neither a /metrics page nor a log of usage"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_was_typed_is_named_and_what_would_do(
+    capsys: Capture, words: tuple[str, ...], said: str
+) -> None:
+    assert said in complaint(capsys, *words)
+
+
 def test_a_device_is_not_a_folder_without_config(capsys: Capture) -> None:
     assert "/dev/null: not a file" in complaint(capsys, "estimate", "/dev/null")
 

@@ -264,6 +264,15 @@ def test_every_command_shows_how_it_is_used(name: str, capsys: Capture) -> None:
         build_app(words[1]).parse_args(spell(words[1:]), exit_on_error=False, print_error=False)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_no_default_that_says_nothing(name: str, capsys: Capture) -> None:
+    """An empty tuple is Python's, not a reader's; a switch without a --no- form is off unless given."""
+    assert run([name, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert not re.search(r"\[default: (\(\)|\"\"|None)?\]|--empty-", said)
+    assert "One JSON document on stdout. [default" not in said
+
+
 def test_a_model_that_is_not_bundled_is_offered_from_the_hub(capsys: Capture) -> None:
     assert run(["estimate", "somebody/new-model-7b"]) == 2
     assert "--hub asks the Hugging Face hub" in capsys.readouterr().err

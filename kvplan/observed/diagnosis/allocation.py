@@ -97,7 +97,7 @@ def _weights(case: Case, told: Message, stage: str) -> Iterator[Cause]:
         return
     mine = told.figures.get("allocated")
     held = f" with {mine:.2f} GiB allocated" if mine else ""
-    of = f" of {total:.2f}" if total else ""
+    of = f" on a card of {total:.2f} GiB" if total else ""
     words = f"{SPEAKS[stage]} asked for {_size(told)} more{held}{of}: the model's weights are more than this card holds"
     fixes = (Fix("-tp 2, or a quantised checkpoint (fp8, AWQ)", "half the bytes a card", False),)
     yield Cause("weights", words, 0.82 if stage == "load" else 0.5, fixes)
@@ -107,7 +107,7 @@ def _peak(case: Case, told: Message, stage: str) -> Iterator[Cause]:
     """The profile run's batch is too large for what the weights left."""
     plan = case.plan
     name = {"images": "images", "sampler": "sampler"}.get(stage, "activation")
-    words = f"{SPEAKS[stage]} asked for {_size(told)} more than was left"
+    words = f"{SPEAKS[stage]} asked for {_size(told)}, more than was left"
     if plan is not None and stage:
         row = plan.budget.activation
         words += f": the planned peak is {gib(row.size.value):.2f} GiB ({row.why})"

@@ -292,7 +292,7 @@ STAGES = (
 """Where an allocation failed, by functions of the traceback above it; the first that is found."""
 SPEAKS = {"load": "loading the weights", "profile": "the profile run", "sampler": "the sampler's warm-up",
           "images": "the vision tower", "graphs": "capturing CUDA graphs", "pool": "allocating the KV pool",
-          "serve": "serving", "": "an unknown moment"}  # fmt: skip
+          "serve": "serving", "": "a step that the text does not name"}  # fmt: skip
 """Stages in words."""
 
 _PROCESS = r"(?:\([A-Z]\w*(?:[ ,]+[\w=.]+)*\)\s*)?"

@@ -48,7 +48,10 @@ def read_usage(lines: Iterable[str], where: str = "the request log") -> tuple[Us
             if usage is not None:
                 found.append(usage)
     if not found:
-        raise KvplanError(f'{where}: no usage in it; a line is e.g. {{"usage": {{"prompt_tokens": 9, ...}}}}')
+        raise KvplanError(
+            f"{where}: neither a /metrics page nor a log of usage; a line of such a log is e.g."
+            ' {"usage": {"prompt_tokens": 9, ...}}'
+        )
     return tuple(found)
 
 
