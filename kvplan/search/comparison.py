@@ -194,6 +194,10 @@ class Comparison:
         """The rows as a pandas DataFrame."""
         return make_frame(self.to_dict()["strategies"])
 
+    def __repr__(self) -> str:
+        """Which strategies, best first; `print` has the table."""
+        return f"<Comparison of {', '.join(row.strategy for row in self.rows)}>"
+
     def __str__(self) -> str:
         """The table, best first, and what it means."""
         return self.text()

@@ -29,7 +29,7 @@ from kvplan.search.candidates import Carries, Measure
 from kvplan.search.execution import Execution, default_workers, run_scenarios
 from kvplan.search.grid import make_axes, make_points, read_base
 from kvplan.search.question import Cards, ServingQuestion, make_scenario, read_cards, sizes
-from kvplan.search.recommendation import Candidate, Recommendation, ranking_table
+from kvplan.search.recommendation import EXPLAINED, Candidate, Recommendation, ranking_table
 from kvplan.search.recommending import recommend
 from kvplan.search.sweeping import Progress
 from kvplan.tables import Part, text_of
@@ -176,12 +176,16 @@ class ServingAnswer:
         parts: list[Part] = [self.verdict, "", *question_lines(self.question)]
         feasible = [c for c in self.found.candidates if c.feasible]
         if feasible:
-            parts += ["", ranking_table(self.found, feasible[:TABLE_ROWS])]
+            parts += ["", ranking_table(self.found, feasible[:TABLE_ROWS]), *EXPLAINED]
             parts += ["", *run_lines(self), "", *doubt_lines(self)]
         return parts
 
     def __str__(self) -> str:
         return text_of(self.parts())
+
+    def __repr__(self) -> str:
+        """The verdict; `print(answer)` has all of it."""
+        return f"<ServingAnswer: {self.verdict}>"
 
 
 def plan(

@@ -255,6 +255,11 @@ class Recommendation:
     def __str__(self) -> str:
         return text_of(self.parts())
 
+    def __repr__(self) -> str:
+        """How many there are and why the first; `print` has the table."""
+        feasible = sum(c.feasible for c in self.candidates)
+        return f"<Recommendation: {feasible} of {len(self.candidates)} candidates feasible; {self.reason}>"
+
 
 def tie(feasible: list[Candidate], search: Search) -> str:
     """Whether another row may be cheaper than the first within the error of their step times, and what would settle it.

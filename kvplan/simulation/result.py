@@ -386,6 +386,11 @@ class Result:
         grams, source = self.grid
         return {"pue": self.scenario.pricing.pue, "grid_gco2_per_kwh": grams, "grid_source": source}
 
+    def __repr__(self) -> str:
+        """What was run and what limited it; records and samples would be pages."""
+        done = f"{self._counts()['completed']:,} of {self.num_requests:,} requests completed"
+        return f"<Result of {self.scenario.model}: {done} in {self.duration_s:,.1f} s, limited by {self.limited_by}>"
+
     def _repr_html_(self) -> str:
         """A small table for notebooks."""
         counts, rates, engine = self._counts(), self._rates(), self._engine()

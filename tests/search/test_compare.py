@@ -45,6 +45,7 @@ def test_every_strategy_scenario_runs(path: Path) -> None:
     last sentence says what the intervals support."""
     found = compare(load_scenario(path, ["problems.num_problems=3"]), ranges=False, max_draws=60_000)
     assert found.rows
+    assert repr(found) == f"<Comparison of {', '.join(row.strategy for row in found.rows)}>"
     for row in found.rows:
         assert row.verdict == "completed"
         assert row.num_problems == 3

@@ -28,6 +28,7 @@ from kvplan.search.question import (
     read_targets,
     sizes,
 )
+from kvplan.search.recommendation import EXPLAINED
 from kvplan.search.recommending import recommend
 from kvplan.workload.load import draw_load
 
@@ -55,6 +56,13 @@ def test_the_verb_is_the_command(answer: ServingAnswer, capsys: pytest.CaptureFi
     assert (code, told.verdict) == (answer.exit_code, answer.verdict)
     assert len(told.to_frame()) == len(told.found.candidates)
     assert {"speed", "ranking"} <= set(dir(told.plot))
+    assert repr(told) == f"<ServingAnswer: {told.verdict}>"
+
+
+def test_every_column_and_mark_of_the_ranking_is_explained_below_it(answer: ServingAnswer) -> None:
+    """Those of `recommend`, in the same words."""
+    below = str(answer).partition("limited by\n")[2].partition("\n\nRun ")[0].splitlines()
+    assert tuple(below[-len(EXPLAINED) :]) == EXPLAINED
 
 
 @pytest.mark.parametrize(

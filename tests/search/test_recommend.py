@@ -261,6 +261,11 @@ def test_documents_and_frames(found: Recommendation) -> None:
     assert len(frame) == len(found.candidates)
     assert {"gpu", "engine.max_num_seqs", "usd_per_hour", "limited_by"} <= set(frame.columns)
     assert "vllm serve" in found._repr_html_()
+    feasible = sum(c.feasible for c in found.candidates)
+    assert (
+        repr(found)
+        == f"<Recommendation: {feasible} of {len(found.candidates)} candidates feasible; {found.reason}>"
+    )
 
 
 def test_as_much_as_fits_is_ranked_by_the_cost_of_visible_tokens() -> None:
