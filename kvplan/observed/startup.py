@@ -258,7 +258,7 @@ class _Start:
                 "'paged KV cache' (TensorRT-LLM)"
             )
         return (
-            f"no start-up of vLLM, SGLang or TensorRT-LLM in these {self.num_lines:,} lines; "
+            f"no start-up of vLLM, SGLang or TensorRT-LLM in its {self.num_lines:,} line(s); "
             "expected e.g. 'Available KV cache memory: 55.30 GiB'"
         )
 

@@ -553,6 +553,7 @@ def _first_problem(error: ValidationError, data: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     got = problem["input"]
     shown = f" (got {got!r})" if isinstance(got, int | float | str | None) and len(repr(got)) < 60 else ""
+    shown = "" if repr(got) in message else shown
     return f"{path}: {message}{shown}" if path else message
 
 

@@ -96,7 +96,7 @@ def make_axes(over: Mapping[str, Any] | Sequence[str]) -> list[Axis]:
     else:
         axes = [parse_axis(text) for text in over]
     if not axes:
-        raise KvplanError("nothing to sweep: name a key and its values, e.g. --over gpu=h100,h200")
+        raise KvplanError("nothing varies: name a key and its values, e.g. --over gpu=h100,h200")
     keys = [key for axis in axes for key in axis.key.split("+")]
     for key in keys:
         if keys.count(key) > 1:

@@ -200,7 +200,7 @@ def bench_tail(result: Result) -> list[str]:
         *(f"Unsure: {text}" for text in result.doubts),
         *(f"Caveat: {text}" for text in result.caveats),
         *(f"Note: {text}" for text in result.to_dict()["notes"]),
-        *(f"{key.replace('_', ' ').capitalize()}: {text}" for key, text in result.sources.items()),
+        *(f"{_title(key)}: {text}" for key, text in result.sources.items()),
         *(
             [
                 f"Power: {result.energy.source}, {result.energy.low - 1:+.0%} to {result.energy.high - 1:+.0%}",
@@ -211,6 +211,12 @@ def bench_tail(result: Result) -> list[str]:
         ),
         *(f"Mode: {text}" for text in dict.fromkeys(result.modes.values()) if text != "leap"),
     ]
+
+
+def _title(key: str) -> str:
+    """What a source is of: `step_time` is Step time, `kv_pool` KV pool."""
+    words = key.replace("_", " ").capitalize()
+    return f"KV{words[2:]}" if key.startswith("kv_") else words
 
 
 def _carbon(result: Result) -> str:

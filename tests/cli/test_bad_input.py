@@ -84,6 +84,8 @@ def test_absurd_overrides(capsys: Capture, override: str, words: str) -> None:
         (("plan", "Qwen/Qwen3-8B", "--users", "5x"), "--users '5x': must be a valid integer\n"),
         (("simulate", "no-name-is-like-this"), "no such scenario file; kvplan list scenarios"),
         (("simulate", "."), "a folder, no scenario file"),
+        (("simulate", "chat", "--set", "engine.max_num_seqs=abc"), "32K (= 32,768) or 20G (= 20 GiB)\n"),
+        (("recommend", "chat", "--quiet"), "nothing varies: name a key"),
         (("watch", "/dev/null"), "neither a /metrics page nor a log of usage"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,

@@ -419,7 +419,7 @@ def test_an_accuracy_out_of_reach_is_the_reason() -> None:
     ("changes", "said"),
     [
         ({"slo": {}}, "nothing says how slow is too slow"),
-        ({"search": {}}, "nothing to sweep"),
+        ({"search": {}}, "nothing varies"),
         ({"search": {"rate": 1, "users": 2}}, "rate and users: say one of them"),
         ({"search": {"rate": 1, "day": "weekend", "over": {"gpu": ["h100"]}}}, "unknown profile 'weekend'"),
         ({"search": {"day": [1, 2]}}, "its shares are of a rate or of users"),

@@ -137,7 +137,7 @@ def test_strategies_become_points() -> None:
         (["gpu="], "write key=a,b,c"),
         (["gpu=[h100"], "not a list of YAML values"),
         (["gpu=h100", "gpu=h200"], "named twice"),
-        ([], "nothing to sweep"),
+        ([], "nothing varies"),
         (["engine.max_num_seqs=-1,-2"], "engine.max_num_seqs"),
         ([f"{key}={','.join(map(str, range(1, 200)))}" for key in ("workload.seed", "workload.num_requests")],
          "39,601 points (199 workload.seed x 199 workload.num_requests) are more than 20,000"),
