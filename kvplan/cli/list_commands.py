@@ -11,7 +11,6 @@ import yaml
 
 from kvplan.cli.catalog_commands import model_facts
 from kvplan.cli.options import SWITCH, print_json
-from kvplan.cli.profile_report import error_line
 from kvplan.cli.terminal import show
 from kvplan.errors import KvplanError, did_you_mean
 from kvplan.files import scenarios_dir
@@ -165,7 +164,8 @@ _SAID = ("default", "description", "minimum", "maximum", "exclusiveMinimum", "en
 
 def _quality() -> Iterator[tuple[str, str]]:
     for name, found in quality_sets().items():
-        yield name, ("assumed: " if found.is_assumed else "") + found.source
+        said = found.is_assumed and not found.source.startswith("assumed")
+        yield name, ("assumed: " if said else "") + found.source
 
 
 def _verifiers() -> Iterator[tuple[str, str]]:
@@ -199,7 +199,11 @@ def _profile_facts(found: Profile) -> dict[str, Any]:
              "source": found.source, "licence": found.licence}  # fmt: skip
     if timing is None:
         return facts
-    errors = [" ".join(error_line(f"{e.regime} ({e.family})", e).split()) for e in timing.errors]
+    errors = [
+        f"{e.regime} ({e.family}), {e.held_out}: {e.num_points:,} points, {e.median:.1%} off in the median,"
+        f" {e.p95:.1%} at the 95th percentile, bias {e.bias:+.1%}"
+        for e in timing.errors
+    ]
     return facts | {"held_out_errors": errors, "not_measured": dict(timing.assumed)}
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from kvplan.cli.list_commands import SHELVES
 from kvplan.cli.main import run
+from kvplan.profiles.profile import bundled_profiles
 from kvplan.scenario.schema import load_scenario
 from kvplan.workload.strategies.catalog import parameters
 
@@ -42,6 +43,26 @@ def test_a_strategy_shows_its_parameters_and_defaults(capsys: Capture) -> None:
     assert shown.keys() == fields.keys()
     assert shown["n"]["default"] == fields["n"].default
     assert shown["max_tokens"]["default"] is None
+
+
+def test_a_profile_shows_its_errors_in_words(capsys: Capture) -> None:
+    """Each says of how many points, and which of its figures is what."""
+    assert run(["show", "h100-sxm-vllm", "--json"]) == 0
+    errors = json.loads(capsys.readouterr().out)["is"]["held_out_errors"]
+    timing = next(p for p in bundled_profiles() if p.name == "h100-sxm-vllm").timing
+    assert timing is not None
+    assert len(errors) == len(timing.errors)
+    for text, error in zip(errors, timing.errors, strict=True):
+        assert (
+            f"{error.num_points:,} points, {error.median:.1%} off in the median, {error.p95:.1%} at" in text
+        )
+
+
+def test_what_is_assumed_says_so_once(capsys: Capture) -> None:
+    assert run(["list", "quality"]) == 0
+    told = capsys.readouterr().out
+    assert "assumed" in told
+    assert "assumed: assumed" not in told
 
 
 def test_a_scenario_shows_its_text(capsys: Capture) -> None:
