@@ -29,7 +29,7 @@ class Lift(NamedTuple):
 
     def __str__(self) -> str:
         cost = f"${self.usd_per_hour:+.2f} an hour and copy".replace("$+", "+$").replace("$-", "-$")
-        price = "at no cost" if abs(self.usd_per_hour) < 0.005 else cost
+        price = "at the same price" if abs(self.usd_per_hour) < 0.005 else cost
         return f"{self.change} carries {self.load:.3g} ({MORE:g} times as much) {price}"
 
 

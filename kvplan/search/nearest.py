@@ -39,7 +39,8 @@ def _nearest(ruled: Sequence[Candidate], execution: Execution, search: Search) -
     carrying = [(_bought(row, search), one) for one, row in _run(short, execution, Measure(free))]
     if carrying:
         (gpus, usd), one = min(carrying, key=lambda each: each[0])
-        enough = f"{gpus:,} GPUs (${usd:,.2f} an hour) would do, {allowed(search)} allowed"
+        cards = f"{gpus:,} GPU{'s' if gpus != 1 else ''}"
+        enough = f"{cards} (${usd:,.2f} an hour) would do, {allowed(search)} allowed"
         return f"nearest: {settings_text(one.settings)}: {enough}"
     slow = [one for one in ruled if one.cause in ("time", "accuracy")]
     tried = _run(slow, execution, Alone(search))
