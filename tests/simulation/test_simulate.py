@@ -69,6 +69,8 @@ def test_one_request_alone_takes_the_sum_of_its_steps(prompt: int, output: int, 
     assert found.records["first_token"][0] == expected
     expected += sum(cost.ticks(StepShape(1, 1, prompt + i)) for i in range(1, output))
     assert found.records["finish"][0] == expected
+    assert "\n" not in repr(found)
+    assert "1 of 1 requests completed" in repr(found)
 
 
 @given(st.integers(1, 10**12), st.integers(0, 10**9), st.integers(1, 10**17))
