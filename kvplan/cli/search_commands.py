@@ -111,6 +111,14 @@ def compare_command(
     check_plot(plot)
     check_report(report)
     pick_columns(columns)
+    limits = {
+        "deadline": deadline,
+        "max-dollars-per-hour": max_dollars_per_hour,
+        "requests-per-day": requests_per_day,
+    }
+    for name, value in limits.items():
+        if value is not None and not 0 < value < inf:
+            raise KvplanError(f"--{name} {value:g}: must be a number above 0")
     beside = [f"problems.api_model={api}"] if api else []
     loaded = load_scenario(scenario, [*set, *beside, *price_file(prices)])
     if needs_api(columns) and (loaded.problems is None or not loaded.problems.api_model):
@@ -136,7 +144,7 @@ def compare_command(
         )  # fmt: skip
     found.equal = brought
     if frontier:
-        found.frontier = compare_frontier(loaded, equal or "tokens", precision=precision)
+        found.frontier = compare_frontier(loaded, equal or "tokens", precision=precision, max_draws=max_draws)
     write_plot(plot, "compare", found)
     write_report(report, found, "comparison_report:comparison_html")
     if csv is not None:

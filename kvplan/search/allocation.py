@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil, floor, log, sqrt
+from math import ceil, floor, inf, log
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from kvplan.errors import KvplanError
-from kvplan.formulas.intervals import student_t
 from kvplan.formulas.quality import Array
 from kvplan.formulas.sums import exact_mean
 from kvplan.scenario.schema import Scenario
@@ -22,7 +21,7 @@ from kvplan.simulation.simulator import solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
 from kvplan.tables import short
 from kvplan.units import TICKS_PER_S
-from kvplan.workload.expectation import PRECISION, Expectation, expect
+from kvplan.workload.expectation import MAX_DRAWS, PRECISION, Expectation, expect
 from kvplan.workload.problems import StrategySpec
 from kvplan.workload.strategies.catalog import parameters
 
@@ -123,12 +122,12 @@ def equalise(scenario: Scenario, price: Price, at: float | None = None) -> Equal
     """Solve every strategy's knob so that a problem takes `at`, or what the dearest takes as it is stated.
 
     A knob is a whole number: its nearest value counts if it is within `FAR` of the price. Raises KvplanError for a
-    scenario without problems, or a price that is not above 0.
+    scenario without problems, or a price that is no number above 0.
     """
     if scenario.problems is None:
         raise KvplanError("nothing to bring to one price: the scenario has no `problems` with `strategies`")
-    if at is not None and at <= 0:
-        raise KvplanError(f"--at {at:g}: a price must be above 0")
+    if at is not None and not 0 < at < inf:
+        raise KvplanError(f"--at {at:g}: a price must be a number above 0")
     specs = [spec for said in scenario.problems.strategies for spec in said.expanded()]
     asks = [price_of(scenario, price, spec) for spec in specs]
     stated = [] if at is not None else [ask(None) for ask in asks]
@@ -244,12 +243,11 @@ class Frontier:
         found = {c.name: r for c in self.curves if (r := c.right(self.expectation, price)) is not None}
         if len(found) < 2:
             return ""
-        mean = self.expectation.population.mean
+        population = self.expectation.population
         first = max(sorted(found), key=lambda name: found[name].mean())
         tied = [first]
         for name in sorted(found.keys() - {first}):
-            apart = mean(found[first] - found[name])
-            if apart.mean <= student_t(apart.degrees) * sqrt(apart.variance):
+            if population.apart(population.mean(found[first] - found[name])).low <= 0:
                 tied.append(name)
         return f"{first} leads" if len(tied) == 1 else f"tie of {' and '.join(sorted(tied))}"
 
@@ -295,7 +293,9 @@ class Frontier:
         }  # fmt: skip
 
 
-def frontier(scenario: Scenario, price: Price = "tokens", *, precision: float = PRECISION) -> Frontier:
+def frontier(
+    scenario: Scenario, price: Price = "tokens", *, precision: float = PRECISION, max_draws: int = MAX_DRAWS
+) -> Frontier:
     """Each strategy at a quarter to four times its knob: what it takes and how often it is right."""
     problems = scenario.problems
     if problems is None:
@@ -313,7 +313,9 @@ def frontier(scenario: Scenario, price: Price = "tokens", *, precision: float = 
     for spec in specs:
         planned = set_up_all(only_models_of(scenario, spec))
         limits.append({key: setup.config.max_model_len for key, setup in planned.items()})
-    found = expect(problems, specs, scenario.folder, precision=precision, max_model_len=limits)
+    found = expect(
+        problems, specs, scenario.folder, precision=precision, max_draws=max_draws, max_model_len=limits
+    )
     told = found.strategies
     asked = [
         e.tokens if price == "tokens" else price_of(scenario, price, s)(None)

@@ -308,7 +308,7 @@ def compare(
     if robust and not ranges:
         raise KvplanError("robust chooses by the slow end of the ranges: they cannot be left out")
     check_prices([scenario])
-    if precision <= 0 or max_draws < 1:
+    if not 0 < precision < inf or max_draws < 1:
         raise KvplanError(f"precision ({precision:g} points) and max_draws ({max_draws:,}) must be above 0")
     specs = [spec for said in problems.strategies for spec in said.expanded()]
     if problems.api_model:  # what is wrong with prices is said before the runs

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, inf, sqrt
+from math import ceil, inf
 from pathlib import Path
 
 import numpy as np
 
 from kvplan.collector import rare_searches
-from kvplan.formulas.intervals import Interval, mean_interval, share_interval, student_t
+from kvplan.formulas.intervals import Interval, mean_interval, share_interval
 from kvplan.formulas.quality import Array
 from kvplan.workload.closed_forms import exact_accuracy
 from kvplan.workload.population import Estimate, Over, Population
@@ -145,9 +145,12 @@ class Expectation:
     def difference(self, a: int, b: int) -> AccuracyDifference:
         """The same in points with its interval."""
         one, other, apart = self.drawn[a], self.drawn[b], self.apart(a, b)
-        half = student_t(apart.degrees) * sqrt(apart.variance) if apart.variance else 0.0
-        low, high = (100 * (apart.mean + side * half) for side in (-1, 1))
-        return AccuracyDifference(one.spec.name, other.spec.name, 100 * apart.mean, low, high)
+        found = self.population.apart(apart)
+        if _is_same(one.spec, other.spec) and not apart.variance:  # no problem can tell them apart
+            found = Interval(apart.mean, apart.mean)
+        return AccuracyDifference(
+            one.spec.name, other.spec.name, 100 * apart.mean, 100 * found.low, 100 * found.high
+        )
 
     def _estimate(self, one: DrawnStrategy) -> Estimate:
         found = self.population.mean(np.array(one.right))
@@ -195,6 +198,8 @@ class Expectation:
         """Whether more draws of a fixed set of problems would say little more of others like them."""
         if self.population.fixed is None or self.over == "draws":
             return False
+        if self.population.round_size == 1:
+            return True  # no other problem to differ from
         found = [self.population.mean(np.array(one.right)) for one in self.drawn]
         return all(e.within / self.num_rounds <= 0.05 * e.between or not e.within for e in found)
 
@@ -234,6 +239,11 @@ def expect(
         if spent >= max_draws:
             found.why = f"{spent:,} branches were drawn (at most {max_draws:,})"
             return found
+
+
+def _is_same(one: StrategySpec, other: StrategySpec) -> bool:
+    """Whether they are one strategy under two names."""
+    return (one.strategy, one.model, one.settings) == (other.strategy, other.model, other.settings)
 
 
 def _run(problems: Problems, one: DrawnStrategy, tasks: Sequence[Task]) -> int:

@@ -340,6 +340,11 @@ def _of_record(
     many = isinstance(values["correct"], list)
     count = len(values["correct"]) if many else 1
     own = [values[name] for name in ("sample", "correct", "tokens", "score", "answer", "text")]
+    short = next((v for v in own if many and isinstance(v, list) and len(v) != count), None)
+    if short is not None:  # whose is each? a file cut off, or two harnesses' lists
+        raise KvplanError(
+            f"{path}, row {number}: {count} samples graded, and a list beside them has {len(short)}"
+        )
     for i in range(count):
         each = (_one(value, i, count if many else None) for value in own)
         yield _Row(number, str(values["problem"]), *each)

@@ -8,12 +8,14 @@ round is another draw of all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import sqrt
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from kvplan.formulas import quality
+from kvplan.formulas.intervals import LEVEL, Interval, student_t
 from kvplan.formulas.quality import Array
 from kvplan.workload.lengths import normal_quantile, quantile
 from kvplan.workload.problems import Problems, Task, draw_tasks
@@ -25,6 +27,8 @@ Over = Literal["problems", "draws"]
 
 PLACES = 32
 """Of difficulty, in a round of a distribution; two problems at each."""
+ROUNDING = 1e-24
+"""Variance of shares that are the same but for rounding."""
 NEW = 1 << 40
 """Where the numbers of problems begin that no simulation draws."""
 
@@ -98,6 +102,21 @@ class Population:
                 float(each.mean()), inside / rounds / size, size * (rounds - 1.0), between, inside
             )
         return Estimate(float(each.mean()), spread / size, size - 1.0, between, inside)
+
+    def apart(self, found: Estimate) -> Interval:
+        """95 % interval of a difference of two accuracies, between -1 and 1.
+
+        Where all problems of a table agree, their spread is 0 and says nothing: a share of 1 - 0.025^(1/n) of problems
+        like them may be unlike all n with 2.5 % (Clopper & Pearson 1934, Biometrika 26, none of n), either way.
+        """
+        is_sample = self.fixed is not None and self.over == "problems"
+        if is_sample and found.variance <= ROUNDING:
+            unlike = 1 - ((1 - LEVEL) / 2) ** (1 / self.round_size)
+            ends = [(1 - unlike) * found.mean + side * unlike for side in (-1, 1)]
+        else:
+            half = student_t(found.degrees) * sqrt(found.variance) if found.variance else 0.0
+            ends = [found.mean + side * half for side in (-1, 1)]
+        return Interval(max(ends[0], -1.0), min(ends[1], 1.0))
 
 
 @dataclass(frozen=True, slots=True)

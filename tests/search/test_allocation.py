@@ -125,3 +125,31 @@ def test_the_command_says_both(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--at is a price" in capsys.readouterr().err
     assert run(["compare", str(file), "--equal", "tokens", "--at", "1", "--quiet"]) != 0
     assert run(["compare", str(file), "--deadline", "0.001", "--quiet", "--no-range"]) == 1
+
+
+@pytest.mark.parametrize("at", [float("nan"), float("inf"), -1.0, 0.0])
+def test_a_price_is_a_number_above_0(at: float) -> None:
+    with pytest.raises(KvplanError, match="a number above 0"):
+        equalise(scenario(["single_pass"]), "tokens", at)
+
+
+@pytest.mark.parametrize("flag", ["--deadline", "--max-dollars-per-hour", "--requests-per-day"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_limits_are_numbers_above_0(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A deadline of 0 is no missing deadline, and not a number limits nothing: one line each, before any run."""
+    assert run(["compare", "strategy_best_of_n", flag, value, "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"{flag} {value}: must be a number above 0" in told
+
+
+def test_a_precision_is_a_number_above_0() -> None:
+    """Not a number would never be reached."""
+    with pytest.raises(KvplanError, match="must be above 0"):
+        compare(scenario(["single_pass"]), precision=float("nan"))
+
+
+def test_a_frontier_draws_no_more_than_it_may() -> None:
+    """A precision that nothing reaches ends where the draws do."""
+    told = frontier(scenario([BEAM, {"strategy": "best_of_n"}]), precision=0.001, max_draws=1)
+    assert "branches were drawn (at most 1)" in told.expectation.why

@@ -24,8 +24,8 @@ def told(strategies: list[Any], **more: Any) -> tuple[Problems, list[StrategySpe
 
 
 def expected(strategies: list[Any], precision: float = 2.0, **more: Any) -> Expectation:
-    problems, specs = told(strategies, **more)
     folder = more.pop("folder", Path())
+    problems, specs = told(strategies, **more)
     return expect(problems, specs, folder, precision=precision)
 
 
@@ -167,3 +167,36 @@ def test_counted_prompts_are_as_long_as_spelled_out(name: str) -> None:
                 orders = session.finish(queue.pop(0).branch.id)
             lengths.append([launch.prompt_tokens for launch in session.launches.values()])
         assert lengths[0] == lengths[1]
+
+
+def of_table(tmp_path: Path, num_problems: int, strategies: list[Any]) -> Expectation:
+    """Expectations over a table whose problems are alike: one of four samples right, and its score says so."""
+    rows = [f"p{i},{s},{int(s == 0)},{100 + s},{int(s == 0)}" for i in range(num_problems) for s in range(4)]
+    (tmp_path / "t.csv").write_text("\n".join(["problem,sample,correct,tokens,score", *rows]) + "\n")
+    return expected(strategies, folder=tmp_path, pass_table="t.csv")
+
+
+ALL_FOUR = {"strategy": "best_of_n", "n": 4}
+NO_CHANCE = {"strategy": "best_of_n", "n": 4, "max_tokens": 1}
+
+
+def test_one_problem_says_nothing_of_others(tmp_path: Path) -> None:
+    """A table of one problem has no best strategy, however far apart they are on it, and ends its draws at once."""
+    found = of_table(tmp_path, 1, [ALL_FOUR, NO_CHANCE])
+    apart = found.difference(0, 1)
+    assert apart.points == 100
+    assert apart.is_tie
+    assert -100 <= apart.low < 0 < apart.high == 100
+    assert found.num_rounds <= 4
+    assert "1 problems allow no more" in found.why
+
+
+@pytest.mark.parametrize(("num_problems", "is_tie"), [(2, True), (5, True), (6, False), (40, False)])
+def test_problems_that_agree_may_have_been_luck(tmp_path: Path, num_problems: int, is_tie: bool) -> None:
+    """All n problems 100 points apart: others may be the other way round, a share of 1 - 0.025^(1/n) at most, with
+    2.5 %, so that six tell them apart, as in a sign test. Not so for one strategy under two names."""
+    found = of_table(tmp_path, num_problems, [ALL_FOUR, NO_CHANCE, ALL_FOUR | {"label": "again"}])
+    apart, unlike = found.difference(0, 1), 1 - 0.025 ** (1 / num_problems)
+    assert apart.low == pytest.approx(100 * (1 - 2 * unlike))
+    assert apart.is_tie is is_tie
+    assert str(found.difference(0, 2)).endswith(": +0.0 to +0.0 points")

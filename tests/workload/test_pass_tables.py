@@ -346,3 +346,9 @@ def test_a_strategys_reach_is_what_it_asks_for() -> None:
     assert asked.caps == {9000}
     assert not asked.budgets
     assert quality_said(told).startswith("set assumed-u-shape: assumed; U shape")
+
+
+def test_lists_of_unlike_lengths_are_an_error(tmp_path: Path) -> None:
+    """Two grades and one output: a file that was cut; no text is measured for another sample."""
+    with pytest.raises(KvplanError, match="row 1: 2 samples graded, and a list beside them has 1"):
+        read(tmp_path, "cut.json", [{"question_id": "q", "graded_list": [True, False], "output_list": ["x"]}])
