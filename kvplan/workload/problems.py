@@ -243,6 +243,7 @@ class Problems(Config):
             raise KvplanError(
                 f"strategies: {count:,} with all their lists; at most {MAX_STRATEGIES} may be compared"
             )
+        self._check_names()
         if self.thinking_kv == "drop_at_answer" and self.compression is None:
             raise KvplanError(
                 "thinking_kv: drop_at_answer cannot work: the answer attends to the thinking it follows;"
@@ -250,6 +251,15 @@ class Problems(Config):
             )
         self._check_steps()
         return self
+
+    def _check_names(self) -> None:
+        """A sentence about a strategy is about one: two that differ are not called alike."""
+        named: dict[str, StrategySpec] = {}
+        for spec in (one for said in self.strategies for one in said.expanded()):
+            if named.setdefault(spec.name, spec) != spec:
+                raise KvplanError(
+                    f"strategies: two that differ are called {spec.name!r}; label: tells them apart"
+                )
 
     def _check_steps(self) -> None:
         mean = self.quality.thinking_tokens

@@ -295,3 +295,11 @@ def test_a_router_sends_the_hard_ones_to_a_larger_model() -> None:
     assert routed.num_branches == 2 * alone.num_branches == 80
     assert routed.accuracy > alone.accuracy + 0.1
     assert routed.flops > 1.5 * alone.flops
+
+
+def test_two_strategies_are_not_called_alike() -> None:
+    """A sentence about A is about one of them; the same strategy twice is a tie with itself."""
+    wide, narrow = ({"strategy": "best_of_n", "n": n, "label": "A"} for n in (8, 2))
+    with pytest.raises(KvplanError, match="two that differ are called 'A'"):
+        table([wide, narrow], 2)
+    assert table([wide, wide], 2).chosen.best is None
