@@ -42,6 +42,7 @@ from kvplan.workload.expectation import (
     AccuracyDifference,
     DrawnStrategy,
     Expectation,
+    Expected,
     expect,
 )
 from kvplan.workload.population import Over
@@ -364,16 +365,12 @@ def _simulated(
     expected = expectation.expected(number)
     row = strategy_row(scenario, problems, spec, found, accuracy=expected.accuracy)
     sample = sample_of(problems, tasks, found.solved)
-    costs = {name: getattr(row, name) for name in (*PER_CORRECT, "correct_per_s")}
     row = replace(
-        row,
-        accuracy_low=expected.interval.low,
-        accuracy_high=expected.interval.high,
+        _sure(row, expected, sample),
         sd_between_problems=100 * sqrt(expected.estimate.between),
         sd_within_problem=100 * sqrt(expected.estimate.within),
         is_exact=expected.is_exact,
         engine_points=100 * drawn.shift,
-        sampling=sampled(sample, costs, expected.accuracy, expected.estimate.variance),
     )
     runs: list[SolveResult] = []
     if ranges and is_doubted(planned):
@@ -382,7 +379,13 @@ def _simulated(
     if any(run.verdict == "interrupted" for run in runs):
         return None
     peak = row.sharing_peak_blocks
-    ends = tuple(strategy_row(scenario, problems, spec, run, peak, expected.accuracy) for run in runs)
+    ends = tuple(
+        _sure(
+            strategy_row(scenario, problems, spec, run, peak, expected.accuracy),
+            expected, sample_of(problems, tasks, run.solved),
+        )
+        for run in runs
+    )  # fmt: skip
     return _Runs(
         row=_ranged_row(row, found, ends, runs, planned) if ranges else row,
         sample=sample,
@@ -390,6 +393,17 @@ def _simulated(
         ends=ends,
         caveats=tuple(found.result.caveats),
         sources=found.result.sources,
+    )
+
+
+def _sure(row: StrategyRow, expected: Expected, sample: Sampling) -> StrategyRow:
+    """The row with its intervals: of accuracy as expected, of time and cost over the problems it was simulated on."""
+    costs = {name: getattr(row, name) for name in (*PER_CORRECT, "correct_per_s")}
+    return replace(
+        row,
+        accuracy_low=expected.interval.low,
+        accuracy_high=expected.interval.high,
+        sampling=sampled(sample, costs, expected.accuracy, expected.estimate.variance),
     )
 
 
@@ -418,7 +432,8 @@ def _compared(
     rows = _with_pareto([runs.row for runs in done])
     field_of = Field(scenario, expectation, [runs.sample for runs in done], max_usd_per_hour)
     chosen = field_of.choose([runs.ends[1] if runs.ends else runs.row for runs in done] if robust else rows)
-    chosen = replace(chosen, reason=chosen.reason + _turned(field_of, done, chosen.name))
+    slow = "; times and costs at the slow end of what steps may take" if robust and done[0].ends else ""
+    chosen = replace(chosen, reason=chosen.reason + slow + _turned(field_of, done, chosen.name))
     tasks = draw_tasks(problems, scenario.folder)
     caps = recommended_caps(problems, tasks, specs, rows)
     return Comparison(

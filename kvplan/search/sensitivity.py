@@ -207,7 +207,7 @@ def turns_text(turns: Sequence[Turn]) -> str:
 
 
 def _moved_text(turn: Turn) -> str:
-    at = f"{turn.at:.2g}"
+    at = f"{turn.at:.3g}"
     if turn.key in TIMES:
         return f"{TIMES[turn.key].format(at)} ({turn.to})"
     return f"{turn.key.rpartition('.')[2]} of {at}, stated {turn.stated:g} ({turn.to})"

@@ -12,6 +12,14 @@ from kvplan.workload.problems import Problems, StrategySpec, Task
 TREES = {"beam_search", "diverse_tree_search", "backtracking_search", "tree_search", "prune_by_steps"}
 UNIFORM = {"best_of_n", "weighted_vote", "self_consistency", "pruned_under_pressure"}
 """As many samples of every problem."""
+JUDGED = {
+    "best_of_n",
+    "adaptive_best_of_n",
+    "speculative_rejection",
+    "weighted_vote",
+    "pruned_under_pressure",
+}
+"""Ask a verifier which sample to take."""
 CAPS = {
     "max_tokens",
     "thinking_token_budget",
@@ -69,6 +77,11 @@ def advice(
         yield (
             f"a tree without a process reward model: a {problems.verifier.kind} verifier scores whole answers, "
             "so the step scores simulated here have no source"
+        )
+    if "verifier" not in problems.model_fields_set and names & (TREES | JUDGED):
+        yield (
+            "no verifier is stated: one that is never wrong picks the answers, as tests of a program might; state "
+            "verifier: with its rates where it is none"
         )
     p = np.array([task.skill.p for task in tasks])
     share = float(np.mean((p < SURE) | (p > 1 - SURE)))

@@ -195,6 +195,7 @@ def test_no_advice_without_a_reason() -> None:
         [{"strategy": "best_of_n", "n": 2, "max_tokens": 4000}],
         4,
         quality=SHORT | {"difficulty": {"levels": [[0.5, 1]]}},
+        verifier={"kind": "rule"},
     )
     assert capped.advice == []
 
@@ -303,3 +304,26 @@ def test_two_strategies_are_not_called_alike() -> None:
     with pytest.raises(KvplanError, match="two that differ are called 'A'"):
         table([wide, narrow], 2)
     assert table([wide, wide], 2).chosen.best is None
+
+
+def test_the_slow_end_has_intervals_too() -> None:
+    """Chosen by the slow end, a sentence still says how sure its accuracy is, and whose end its seconds are."""
+    sets = ["problems.num_problems=8", "problems.quality=assumed-u-shape"]
+    found = compare(load_scenario("strategy_best_of_n", sets), robust=True, max_draws=20_000)
+    assert f"({100 * (found.rows[found.chosen.place].accuracy_low or 0):.1f}.." in found.reason
+    assert "at the slow end of what steps may take" in found.reason
+
+
+def test_a_verifier_that_nobody_stated_is_never_wrong() -> None:
+    """Said where something asks it, until one is stated."""
+    judged, vote = {"strategy": "best_of_n", "n": 2}, {"strategy": "self_consistency", "n": 2}
+    assert any("no verifier is stated" in text for text in table([judged], 2).advice)
+    assert not any("no verifier" in text for text in table([vote], 2).advice)
+    assert not any("no verifier" in text for text in table([judged], 2, verifier={"kind": "rule"}).advice)
+
+
+def test_limits_that_nobody_set_are_not_said_missed() -> None:
+    late = table(["single_pass"], 2, slo={"e2el_ms": 1})
+    assert late.reason.startswith("no option is there within 0.001 s; single_pass comes closest")
+    wrong = table(["single_pass"], 2, min_accuracy=0.999)
+    assert wrong.reason.startswith("no option reaches accuracy 0.999; single_pass comes closest")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import pytest
@@ -80,3 +81,8 @@ def test_the_line_says_what_was_not_looked_at() -> None:
         turns_text(turns) == "the choice is turned by GPUs 1.7 times as dear (b); not looked at: correlation"
     )
     assert turns_text([]) == ""
+
+
+def test_a_turn_is_told_from_what_is_stated() -> None:
+    """Steps 1.2 % longer are not "1 times as long"."""
+    assert "steps 1.01 times as long" in turns_text([Turn("step_time", 1.0, 1.012, "b", 0.0, inf)])
