@@ -55,7 +55,8 @@ FOLDED = {
         "intervals": "null or object: key -> [5th, 95th percentile]",
         "modes": "object: deployment -> leap, leap by visits or step by step, and why",
     },
-    "compare": SCENARIO | {"recommended_thinking_budget": "object: why -> tokens"},
+    "compare": SCENARIO
+    | {"recommended_thinking_budget": "object: p99_of_traces, and of budgets cost_optimal -> tokens"},
     "recommend": SCENARIO
     | {
         "candidates[].settings": "object: scenario key -> value",
@@ -294,9 +295,19 @@ def json_section(name: str, documents: list[Any]) -> str:
     return f"#### kvplan {name} --json\n\n" + table("key, type", rows)
 
 
+PRICED = """{model: Qwen/Qwen3-8B, gpu: h100, problems: {num_problems: 2, quality: assumed-u-shape, strategies: [
+single_pass, {strategy: self_consistency, n: 3}, {strategy: best_of_n, n: 2}]}}"""
+"""Brought to one price, over which the first has no knob."""
+
+
 def documents_of(folder: Path) -> dict[str, list[Any]]:
     """Documents of small questions to each command, chosen so that every key has its types."""
     real, simulated = folder / "real.csv", folder / "simulated.csv"
+    told, prices = folder / "told.yaml", folder / "prices.yaml"
+    told.write_text(PRICED)
+    prices.write_text(
+        "routes: [{name: small, share: 0.9, usd_per_request: 0.001}, {name: large, share: 0.1, usd_per_request: 0.05}]"
+    )
     real.write_text(
         "arrival_s,input_tokens,output_tokens,ttft_ms,e2e_ms\n0,100,11,50,550\n1,200,21,80,1480\n"
     )
@@ -316,7 +327,8 @@ def documents_of(folder: Path) -> dict[str, list[Any]]:
             "strategy_best_of_n --set problems.num_problems=2 --quiet",
         ],
         "compare": [
-            "strategy_best_of_n --set problems.num_problems=2 --set problems.api_model=deepseek-r1 --quiet"
+            "strategy_best_of_n --set problems.num_problems=2 --set problems.api_model=deepseek-r1 --quiet",
+            f"{told} --no-range --max-draws 400 --equal tokens --frontier --prices {prices} --quiet",
         ],
         "sweep": [
             f"chat {quick} --over gpu=h100,rtx-3090 --workers 1",
