@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from kvplan.content import Segment
 from kvplan.errors import KvplanError
 from kvplan.formulas import quality
 from kvplan.workload.outcomes import ScoreModel, TraceSampler
+from kvplan.workload.problems import StrategySpec
 from kvplan.workload.quality_sets import Difficulty, QualitySet, Skill, skills
 from kvplan.workload.strategies import RIGHT, Branch, BranchOutcome, Launch, Problem, Session
 from kvplan.workload.strategies.alone import Ledger, run_alone
@@ -576,3 +578,12 @@ def test_bad_parameters_are_one_clear_line(name: str, params: dict[str, object],
         make(name, **params)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "params", [{"n": True}, {"n": 2, "max_tokens": True}, {"n": float("nan")}, {"n": 10**9}, {"n": "two"}]
+)
+def test_a_number_is_a_number(params: dict[str, Any]) -> None:
+    """Yes is not one sample."""
+    with pytest.raises(ValueError, match=r"best_of_n: \w+: "):
+        StrategySpec.model_validate({"strategy": "best_of_n", **params})

@@ -100,4 +100,4 @@ def _first_problem(name: str, model: type[BaseModel], error: ValidationError) ->
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"strategy {name} has no parameter {key!r}{did_you_mean(key, model.model_fields)}"
-    return f"strategy {name}: {key}: {first['msg']}, not {first['input']!r}"
+    return f"strategy {name}: {key}: {first['msg'].removeprefix('Value error, ')}, not {first['input']!r}"

@@ -13,15 +13,24 @@ from kvplan.workload.lengths import LONGEST
 MAX_BRANCHES = 100_000
 """That a problem may start at once; more would be hours of work between two looks at the clock."""
 
-_Read = BeforeValidator(lambda value: human_readable_int(value) if isinstance(value, str) else value)
+
+def _number(value: object) -> object:
+    """Refuses yes and no, which would count as 1 and 0."""
+    if isinstance(value, bool):
+        raise KvplanError("must be a number")
+    return value
+
+
+_Number = BeforeValidator(_number)
+_Read = BeforeValidator(lambda value: human_readable_int(value) if isinstance(value, str) else _number(value))
 
 Tokens = Annotated[int, _Read, Field(ge=1, le=LONGEST)]
 """A number of tokens, 1 or more; 32k = 32,000 and 32K = 32,768 as everywhere."""
 TokensOrNone = Annotated[int, _Read, Field(ge=0, le=LONGEST)]
 """A number of tokens, 0 allowed."""
-Count = Annotated[int, Field(ge=1, le=10_000)]
+Count = Annotated[int, Field(ge=1, le=10_000), _Number]
 """1 or more."""
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1), _Number]
 """A probability or a share."""
 
 
