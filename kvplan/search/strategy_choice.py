@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import hypot, inf, sqrt
 
 from kvplan.errors import DoesNotFit
 from kvplan.formulas.intervals import Interval, student_t
@@ -111,9 +111,9 @@ class Field:
         if not one or not other or found is None:
             return False
         variance, degrees = found
-        apart = self.expectation.apart(a, b)
-        spread = sqrt(variance + apart.variance / rows[a].accuracy ** 2)
-        return one / other - 1 < -student_t(min(degrees, apart.degrees)) * spread
+        points = self.expectation.difference(a, b)
+        accuracy_half = (points.high - points.low) / 200 / rows[a].accuracy
+        return one / other - 1 < -hypot(student_t(degrees) * sqrt(variance), accuracy_half)
 
     def _doubts(self, rows: Sequence[StrategyRow], chosen: int, limit: float) -> str:
         """What the 99th percentiles of so few problems leave open."""

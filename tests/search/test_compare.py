@@ -327,3 +327,15 @@ def test_limits_that_nobody_set_are_not_said_missed() -> None:
     assert late.reason.startswith("no option is there within 0.001 s; single_pass comes closest")
     wrong = table(["single_pass"], 2, min_accuracy=0.999)
     assert wrong.reason.startswith("no option reaches accuracy 0.999; single_pass comes closest")
+
+
+def test_a_tie_of_few_problems_has_no_cheapest(tmp_path: Path) -> None:
+    """What a correct answer costs is no surer than how many are correct: eight problems with a sample each, on which
+    one pass and four agree, leave 37 points open, more than what the further samples of a step cost."""
+    rows = [f"p{i},0,1,{400 + i}" for i in range(8)]
+    (tmp_path / "t.csv").write_text("\n".join(["problem,sample,correct,tokens", *rows]) + "\n")
+    strategies = ["single_pass", {"strategy": "best_of_n", "n": 4}]
+    found = table(strategies, 8, pass_table=str(tmp_path / "t.csv"))
+    assert found.differences[0].high == pytest.approx(100 * (1 - 0.025 ** (1 / 8)))
+    assert found.rows[0].usd_per_correct < found.rows[1].usd_per_correct  # type: ignore[operator]
+    assert "none of them is the cheapest for sure; single_pass takes" in found.reason
