@@ -18,7 +18,7 @@ THEME = {
     "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#E4E4E4",
              "labelColor": "#404040", "titleColor": "#404040", "domainColor": "#8A8A8A", "tickColor": "#8A8A8A"},
     "legend": {"labelFontSize": 12, "labelColor": "#404040", "columnPadding": 28},
-    "padding": 14,
+    "padding": 20,  # other machines draw wider letters
     "view": {"stroke": None},
 }  # fmt: skip
 """Dark words on white, as printed."""

@@ -41,6 +41,7 @@ UNASKED = ("usd_per_correct", "usd_per_million_visible_tokens", "usd_per_hour")
 SHOWN_ROWS = 12
 EXPLAINED = (
     "* = no other candidate is as cheap, as fast (p99) and as accurate; copies x GPUs of each, spares included",
+    "copies: by the least that one carries over the draws of the load; the row's own load is that of the first draw",
     "$/M: per million visible tokens; room: the load may grow by so much; latencies: p99 at a copy's highest load",
     "90 %: from errors on models left out, simulated; ~: in proportion to the steps, not simulated",
 )
