@@ -142,7 +142,7 @@ class OffloadTier:
         held = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         rate = f"{self.link.bytes_per_s / 1e9:g} GB/s"
         return [
-            f"Host tier: {gib(self.size_bytes):,.2f} GiB, {self.num_chunks:,} chunks of"
+            f"Host tier: {round(gib(self.size_bytes), 2):,g} GiB, {self.num_chunks:,} chunks of"
             f" {self.bytes_per_chunk / 2**10:,.0f} KiB, {held} tokens ({self.link.name}, {rate}).",
             self._buys(trace_tokens, cache_tokens),
             *(line for files in self.files for line in files.lines(trace_tokens, self.recompute_s)),

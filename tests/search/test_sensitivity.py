@@ -31,7 +31,7 @@ def test_a_verifier_worse_than_so_much_loses_to_a_vote() -> None:
         problems = Problems(quality=HALF, verifier=verifier | {"true_positive_rate": rate}, strategies=told)
         apart = expect(problems, list(problems.strategies)).difference(0, 1)
         assert sign * apart.points > (0 if sign < 0 else -1.0)
-    assert f"true_positive_rate of {turn.at:.2g}, stated 0.95 (self_consistency)" in " ".join(
+    assert f"true_positive_rate of {turn.at:.3g}, stated 0.95 (self_consistency)" in " ".join(
         str(found).split()
     )
 
