@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import process_time
 
-from kvplan.content import Segment
+from kvplan.ground.content import Segment
 from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
 
 

@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 
 from kvplan.formulas.capacity import full_blocks, num_sequences, window_resident_blocks
-from kvplan.gpu import get_gpu
+from kvplan.ground.gpu import get_gpu
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import estimate
 from kvplan.memory.inverse import what_would_fit

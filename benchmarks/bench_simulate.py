@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from time import process_time
 from typing import Any
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.load import draw_load
 
 STEP = {"fixed_us": 8350, "per_sequence_us": 20, "per_context_token_ns": 67.7, "per_prefill_token_us": 49.5}

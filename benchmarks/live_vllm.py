@@ -26,7 +26,7 @@ from pathlib import Path
 from kvplan.calibrate.build import build
 from kvplan.calibrate.server.client import Server
 from kvplan.calibrate.server.loads import measure_server
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.models.load import load_model
 from kvplan.observed.recorded_run import compare_runs, read_run
 from kvplan.profiles.timing_profile import step_costs

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from live_vllm import vllm_server
 
 from kvplan.calibrate.server.client import Server
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 KEPT = re.compile(
     r"vllm:(num_requests_(running|waiting)|kv_cache_usage_perc|num_preemptions_total|prompt_tokens_total"

@@ -29,8 +29,9 @@ from typing import Any, NamedTuple
 
 from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
-from kvplan.errors import KvplanError
-from kvplan.gpu import get_gpu
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import get_gpu
+from kvplan.ground.units import cdiv
 from kvplan.memory.forward import estimate
 from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
@@ -43,7 +44,6 @@ from kvplan.simulation.deploy import Setup, api_times
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import ModelStepTime, ScaledStepTime
 from kvplan.timing.work import step_work
-from kvplan.units import cdiv
 
 Row = dict[str, str]
 

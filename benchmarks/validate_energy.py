@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import validate_engine as engine
 from kvplan.engines.flags import EngineArgs
-from kvplan.gpu import get_gpu
+from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles.doubt import all_errors
 from kvplan.profiles.power import FITTED

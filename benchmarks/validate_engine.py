@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kvplan.engines.flags import EngineArgs, parse_engine
-from kvplan.errors import KvplanError
-from kvplan.gpu import get_gpu
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import get_gpu
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.models.load import load_model
 from kvplan.profiles import engine_terms, step_times
 from kvplan.profiles.engine_terms import EngineTerms, Ranged
@@ -36,7 +37,6 @@ from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation import metrics
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import StepShape
-from kvplan.units import TICKS_PER_S
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kvplan.calibrate.fit.surfaces import INS, OUTS, TOKENS
 from kvplan.calibrate.sources import aiconfigurator as tables
-from kvplan.files import profiles_dir
+from kvplan.ground.files import profiles_dir
 from kvplan.models.load import load_model
 from kvplan.profiles.profile import Profile, bundled_profiles
 from kvplan.profiles.step_times import ELEMENT_BYTES

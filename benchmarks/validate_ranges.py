@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import silicon
 from benchmarks import validate_engine as engine
 from kvplan.engines.flags import EngineArgs
-from kvplan.files import catalog_dir
-from kvplan.gpu import get_gpu
+from kvplan.ground.files import catalog_dir
+from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles.step_times import find_formats
 

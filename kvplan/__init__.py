@@ -15,15 +15,15 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-from kvplan.pictures import DRAWN
+from kvplan.ground.pictures import DRAWN
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Demand": "kvplan.memory.demand",
     "EngineArgs": "kvplan.engines.flags",
-    "GpuSpec": "kvplan.gpu",
-    "KvplanError": "kvplan.errors",
+    "GpuSpec": "kvplan.ground.gpu",
+    "KvplanError": "kvplan.ground.errors",
     "ModelSpec": "kvplan.models.spec",
     "Plan": "kvplan.memory.forward",
     "Profile": "kvplan.profiles.profile",
@@ -31,7 +31,7 @@ _HOME = {
     "Scenario": "kvplan.scenario.schema",
     "compare": "kvplan.search.comparison",
     "estimate": "kvplan.memory.forward",
-    "get_gpu": "kvplan.gpu",
+    "get_gpu": "kvplan.ground.gpu",
     "load_model": "kvplan.models.load",
     "load_profile": "kvplan.profiles.profile",
     "load_scenario": "kvplan.scenario.schema",
@@ -69,10 +69,16 @@ _MOVED = {
     "kvplan.charts_runs": "kvplan.charts.runs",
     "kvplan.compare": "the function kvplan.compare; its module is kvplan.search.comparison",
     "kvplan.compare_run": "kvplan.observed.recorded_run",
+    "kvplan.config": "kvplan.ground.config",
+    "kvplan.content": "kvplan.ground.content",
     "kvplan.engine": "kvplan.schedulers.vllm; its command is `python -m kvplan.conformance`",
     "kvplan.engine_args": "kvplan.engines.flags",
     "kvplan.engine_sglang": "kvplan.schedulers.sglang; its command is `python -m kvplan.conformance --engine sglang`",
+    "kvplan.errors": "kvplan.ground.errors",
+    "kvplan.files": "kvplan.ground.files",
+    "kvplan.gpu": "kvplan.ground.gpu",
     "kvplan.layout": "kvplan.memory.layout",
+    "kvplan.limits": "kvplan.ground.limits",
     "kvplan.metrics": "kvplan.simulation.metrics",
     "kvplan.model": "kvplan.models",
     "kvplan.plan": "the function kvplan.plan; its module is kvplan.search.planning",
@@ -82,10 +88,11 @@ _MOVED = {
     "kvplan.recommend": "the function kvplan.recommend; its module is kvplan.search.recommending",
     "kvplan.reconcile": "the function kvplan.reconcile; its module is kvplan.observed.reconciliation",
     "kvplan.records": "kvplan.simulation.records",
-    "kvplan.resources": "kvplan.files",
+    "kvplan.resources": "kvplan.ground.files",
     "kvplan.result": "kvplan.simulation.result",
     "kvplan.simulate": "the function kvplan.simulate; its room is kvplan.simulation",
     "kvplan.trace": "kvplan.simulation.trace",
+    "kvplan.units": "kvplan.ground.units",
     "kvplan.weights": "kvplan.models.weights",
 }
 """Modules that notebooks and scripts imported in 0.1, and what to import now."""

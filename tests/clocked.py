@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from kvplan.conformance.scenario import ScenarioRequest
 from kvplan.conformance.vllm_scenario import VLLMScenario
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.schedulers.leap.make import make_leap_scheduler
 from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.step_by_step import StepByStep
@@ -20,7 +21,6 @@ from kvplan.simulation.metrics import TokenMeter
 from kvplan.simulation.records import Record
 from kvplan.simulation.replica import Replica
 from kvplan.simulation.sim_request import SimRequest
-from kvplan.units import TICKS_PER_S
 
 MS = TICKS_PER_S // 1000
 STEP_TIME = StatedStepTime(8 * MS, MS // 50, 67_700, MS // 20)

@@ -45,8 +45,8 @@ from kvplan.conformance.sglang_replay import SGLangReplay
 from kvplan.conformance.sglang_scenario import SGLangScenario
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
-from kvplan.errors import KvplanError
-from kvplan.gpu import get_gpu
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import get_gpu
 from kvplan.memory.forward import estimate
 from kvplan.models.load import load_model
 from kvplan.observed.reconciliation import reconcile

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup
 from kvplan.timing.step import NO_KNOT, StepShape
-from kvplan.units import TICKS_PER_S
 
 MS = TICKS_PER_S // 1000
 

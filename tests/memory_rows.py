@@ -12,14 +12,14 @@ from typing import Any
 from places import TRUTH as REFERENCE
 
 from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec, get_gpu
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec, get_gpu
+from kvplan.ground.units import GiB
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import Plan, Question, answer
 from kvplan.models.load import find_bundled, from_config, load_model
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.memory_profile import MemoryProfile
-from kvplan.units import GiB
 
 TRUTH = REFERENCE / "memory"
 

@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 from kvplan.cli.main import COMMANDS, SHORT, build_app, run
 from kvplan.conformance.__main__ import make_parser
 from kvplan.engines.flags import EngineArgs
-from kvplan.limits import Limit
+from kvplan.ground.limits import Limit
 from kvplan.memory.demand import Demand
 from kvplan.profiles.profile import Profile
 from kvplan.scenario.schema import Scenario

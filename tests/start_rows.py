@@ -11,13 +11,13 @@ from memory_rows import TRUTH, Row, args_of, end_to_end, gpu_of, kv_bytes, model
 from places import FIXTURES
 
 from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
-from kvplan.gpu import GpuSpec, get_gpu
+from kvplan.ground.gpu import GpuSpec, get_gpu
+from kvplan.ground.units import GiB
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import Plan, Question, answer
 from kvplan.models.load import load_model
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.memory_profile import MemoryProfile
-from kvplan.units import GiB
 
 FORMATS = {
     "fp8-dynamic": "RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic",

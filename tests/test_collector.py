@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-from kvplan.collector import RARELY, rare_searches
+from kvplan.ground.collector import RARELY, rare_searches
 
 
 def test_the_threshold_comes_back_when_the_last_run_ends() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
-from test_layers import GROUND, PACKAGE, ROOMS
+from test_layers import PACKAGE, ROOMS
 
 import kvplan
 
@@ -44,7 +44,7 @@ def test_files_exist(page: Path) -> None:
 @cache
 def defined_in(room: str) -> set[str]:
     """Functions, classes and methods (`Class.method`) of a room."""
-    paths = [PACKAGE / f"{n}.py" for n in GROUND] if room == "ground" else (PACKAGE / room).rglob("*.py")
+    paths = (PACKAGE / room).rglob("*.py")
     found = set()
     for node in (n for path in paths if path.is_file() for n in ast.parse(path.read_text()).body):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

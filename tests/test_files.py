@@ -16,12 +16,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from places import ROOT
 
-from kvplan.errors import KvplanError
-from kvplan.files import cell_text, refuse_same_file, safe_cell, write_whole, written_whole
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import cell_text, refuse_same_file, safe_cell, write_whole, written_whole
 
 WRITER = """
 import sys
-from kvplan.files import write_whole
+from kvplan.ground.files import write_whole
 n = 0
 while True:
     n += 1

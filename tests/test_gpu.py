@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from kvplan.errors import KvplanError
-from kvplan.gpu import get_gpu, gpu_names, match_product, split_count
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import get_gpu, gpu_names, match_product, split_count
+from kvplan.ground.units import GiB
 from kvplan.memory.forward import estimate
-from kvplan.units import GiB
 
 WANTED = [
     "t4",

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from kvplan.engines.flags import NEWEST
-from kvplan.errors import KvplanError
-from kvplan.gpu import get_gpu, gpu_names
-from kvplan.price_book import bundled_grids, bundled_prices, read_price_book
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import get_gpu, gpu_names
+from kvplan.ground.price_book import bundled_grids, bundled_prices, read_price_book
 from kvplan.scenario.schema import parse_scenario
 from kvplan.schedulers.vllm import rules
 from kvplan.search.grid import parse_axis

@@ -11,8 +11,8 @@ import math
 import numpy as np
 import pytest
 
-from kvplan.content import Segment
 from kvplan.formulas import accounting
+from kvplan.ground.content import Segment
 from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.simulator import simulate
 from kvplan.workload.strategies.footprint import Held, footprint

@@ -12,8 +12,8 @@ import pytest
 from places import ROOT
 
 from kvplan.cli.main import COMMANDS, build_app, run, spell
-from kvplan.files import scenarios_dir
-from kvplan.gpu import get_gpu
+from kvplan.ground.files import scenarios_dir
+from kvplan.ground.gpu import get_gpu
 
 README = (ROOT / "README.md").read_text()
 CONSOLE = re.findall(r"```console\n(.*?)```", README, re.S)

@@ -10,9 +10,9 @@ from validation import section
 
 from kvplan.cli.main import run
 from kvplan.engines.command import vllm_flags
-from kvplan.errors import KvplanError
-from kvplan.files import catalog_dir
-from kvplan.gpu import get_gpu, gpu_names
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import catalog_dir
+from kvplan.ground.gpu import get_gpu, gpu_names
 from kvplan.models.architectures import (
     REFUSED,
     TEXT_OF,

@@ -47,7 +47,7 @@ def test_estimate_works_from_the_wheel(installed: Path, tmp_path: Path) -> None:
 
 def test_data_is_found_in_the_wheel(installed: Path, tmp_path: Path) -> None:
     """Scenarios, profiles and the app lie inside the package."""
-    code = "from kvplan.files import *; print(scenarios_dir(), profiles_dir(), catalog_dir())"
+    code = "from kvplan.ground.files import *; print(scenarios_dir(), profiles_dir(), catalog_dir())"
     for folder in run(installed, tmp_path, "-c", code).split():
         assert Path(folder).is_relative_to(installed)
         assert any(Path(folder).iterdir())

@@ -21,8 +21,8 @@ from kvplan.calibrate.measurements import Measurements, Row, collect, read_measu
 from kvplan.calibrate.sources import aiconfigurator
 from kvplan.calibrate.sources.llmservingsim import llmservingsim_rows
 from kvplan.calibrate.sources.splitwise import splitwise_rows
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec, get_gpu, gpu_names, match_product
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec, get_gpu, gpu_names, match_product
 from kvplan.profiles.profile import Profile
 from kvplan.profiles.timing_profile import TimingProfile
 

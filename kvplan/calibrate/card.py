@@ -20,8 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kvplan.calibrate.session import MeasurementSession, Report, no_report
-from kvplan.errors import KvplanError
-from kvplan.files import write_whole
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import write_whole
 
 USAGE = "usage: python -m kvplan.calibrate.card FILE [cuda|cpu] [default|quick|cpu] [--force] [--budget-s SECONDS]"
 RUN = """import sys
@@ -106,7 +106,8 @@ def write_folder(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise KvplanError(f"{folder} is not empty; name a new folder")
     package = Path(__file__).parents[1]
-    needed = ["__init__.py", "errors.py", "files.py", "pictures.py", "calibrate/__init__.py"]
+    needed = ["__init__.py", "ground/__init__.py", "calibrate/__init__.py"]
+    needed += [f"ground/{name}.py" for name in ("errors", "files", "pictures")]
     needed += [f"calibrate/{name}.py" for name in ("card", "session", "measurements")]
     needed += [path.relative_to(package).as_posix() for path in package.glob("calibrate/measure/*.py")]
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -11,10 +11,10 @@ from statistics import median
 
 from kvplan.calibrate.measurements import Measurements, Row
 from kvplan.engines.flags import parse_engine
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec
+from kvplan.ground.units import GiB, MiB
 from kvplan.profiles.memory_profile import Figure, MemoryProfile, memory_profile
-from kvplan.units import GiB, MiB
 
 UNTOLD = "not told by the measurements, bundled: "
 """Begins the source of a figure that the rows leave as it was."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvplan.errors import KvplanError, did_you_mean
+from kvplan.ground.errors import KvplanError, did_you_mean
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from kvplan.calibrate.measurements import Row, read_rows
 from kvplan.calibrate.session import batches_path
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 _OUTCOME = ("skipped", "time_s", "spread", "num_repeats", "noisy", "sm_clock_mhz", "power_w", "key", "_at",
             "floor_bytes", "floor_flops")  # fmt: skip

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvplan.calibrate.measurements import Row, read_rows
-from kvplan.errors import KvplanError
-from kvplan.files import append_whole, write_whole
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import append_whole, write_whole
 
 Point = dict[str, int | float | str | bool]
 """What tells one measured point from others of its op."""

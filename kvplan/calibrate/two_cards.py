@@ -14,7 +14,7 @@ import numpy as np
 from kvplan.calibrate.fit.problem import NOISE
 from kvplan.calibrate.measurements import Row, read_measurements
 from kvplan.calibrate.outcome import point_of
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.profiles.timing_profile import TimingProfile
 
 

@@ -9,10 +9,10 @@ import kvplan
 from kvplan.charts.report import PAGE, figure, listed, text
 from kvplan.charts.saving import chart_svg
 from kvplan.charts.searches import pareto
+from kvplan.ground.tables import short
 from kvplan.scenario.schema import dump_scenario
 from kvplan.search.comparison import Comparison
 from kvplan.search.strategy_table import short_names, table_lines
-from kvplan.tables import short
 
 
 def comparison_html(found: Comparison) -> str:

@@ -28,9 +28,9 @@ from kvplan.charts.drawing import (
     tips,
     token_axis,
 )
+from kvplan.ground.units import gib
 from kvplan.memory.answers import Plan, Span
 from kvplan.memory.budget import Row
-from kvplan.units import gib
 
 MEMORY_COLOURS = {
     "weights": BLUE,

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from kvplan.charts.drawing import Rows
-from kvplan.files import catalog_dir
+from kvplan.ground.files import catalog_dir
 
 
 @cache

@@ -13,10 +13,10 @@ import kvplan
 from kvplan.charts.plans import memory_bar
 from kvplan.charts.saving import chart_svg
 from kvplan.charts.searches import ranking, speed_and_throughput
+from kvplan.ground.units import gib
 from kvplan.scenario.schema import dump_scenario
 from kvplan.search.planning import ServingAnswer, doubt_lines, question_rows, run_lines
 from kvplan.search.recommendation import EXPLAINED, ranking_table
-from kvplan.units import gib
 
 PAGE = Template("""<!doctype html>
 <html lang="en">

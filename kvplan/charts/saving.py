@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kvplan.charts.drawing import Layered, specification
-from kvplan.errors import KvplanError
-from kvplan.files import written_whole
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import written_whole
 
 WIDTH = 640
 SUFFIXES = (".svg", ".png", ".html")

@@ -27,11 +27,11 @@ from kvplan.charts.drawing import (
     token_axis,
 )
 from kvplan.charts.published import published_name, published_rows
-from kvplan.gpu import get_gpu
+from kvplan.ground.gpu import get_gpu
+from kvplan.ground.tables import range_text
 from kvplan.search.comparison import Comparison
 from kvplan.search.recommendation import Candidate, Recommendation
 from kvplan.search.strategy_row import StrategyRow
-from kvplan.tables import range_text
 
 
 def pareto(found: Comparison) -> Layered:

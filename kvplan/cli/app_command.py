@@ -7,8 +7,8 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
-from kvplan.errors import KvplanError
-from kvplan.files import app_file
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import app_file
 
 SETTINGS = {
     "server.maxUploadSize": "2",

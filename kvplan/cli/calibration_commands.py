@@ -22,9 +22,9 @@ from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.profile_report import comparison_lines, report_lines
 from kvplan.cli.progress import shown_stages
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import refuse_same_file
-from kvplan.gpu import get_gpu
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import refuse_same_file
+from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles.profile import Profile, load_profile, write_profile
 from kvplan.profiles.timing_profile import FIELDS, check_name

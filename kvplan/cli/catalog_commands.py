@@ -8,13 +8,13 @@ from typing import Annotated
 from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.terminal import show
 from kvplan.engines.flags import beyond_known, parse_engine
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec, get_gpu, gpu_names, split_count
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec, get_gpu, gpu_names, split_count
+from kvplan.ground.tables import Column, Table, make_table
 from kvplan.models.architectures import architectures, how_checked
 from kvplan.models.load import bundled_models, load_model
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.memory_profile import memory_profile
-from kvplan.tables import Column, Table, make_table
 
 
 def gpus_command(*, all: Annotated[bool, SWITCH] = False, json: Annotated[bool, SWITCH] = False) -> int:

@@ -12,13 +12,13 @@ import yaml
 from kvplan.cli.catalog_commands import model_facts
 from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.terminal import show
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import scenarios_dir
 from kvplan.formulas.quality import pass_at_k
-from kvplan.gpu import get_gpu, gpu_names
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import scenarios_dir
+from kvplan.ground.gpu import get_gpu, gpu_names
+from kvplan.ground.tables import Table
 from kvplan.models.load import aliases, bundled_models, find_bundled, load_model
 from kvplan.profiles.profile import Profile, bundled_profiles
-from kvplan.tables import Table
 from kvplan.workload.pass_tables import read_pass_table
 from kvplan.workload.quality_sets import quality_sets
 from kvplan.workload.strategies.catalog import STRATEGIES, parameters

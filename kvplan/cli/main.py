@@ -14,9 +14,9 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 import kvplan
-from kvplan.config import complaint
-from kvplan.errors import DoesNotFit, KvplanError
-from kvplan.files import patient_streams
+from kvplan.ground.config import complaint
+from kvplan.ground.errors import DoesNotFit, KvplanError
+from kvplan.ground.files import patient_streams
 
 COMMANDS = {
     "plan": (

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from kvplan.cli.options import DEMAND, FLAGS, SWITCH, print_json
 from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.terminal import show
-from kvplan.config import complaint
 from kvplan.engines.flags import EngineArgs, EntryPoint, parse_engine
 from kvplan.engines.spelling import unspoken
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec, get_gpu, split_count
+from kvplan.ground.config import complaint
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec, get_gpu, split_count
 from kvplan.memory.answers import Option, Plan
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import estimate

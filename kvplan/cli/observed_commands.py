@@ -19,8 +19,8 @@ from kvplan.cli.options import FLAGS, SWITCH, print_json
 from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.terminal import show
 from kvplan.engines.flags import EntryPoint
-from kvplan.errors import KvplanError
-from kvplan.files import refuse_same_file, write_whole
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import refuse_same_file, write_whole
 from kvplan.models.load import load_model
 from kvplan.observed.diagnosis.findings import find, read_text
 from kvplan.observed.diagnosis.messages import Message

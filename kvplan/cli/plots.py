@@ -6,8 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from kvplan.errors import KvplanError
-from kvplan.files import write_whole
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import write_whole
 
 PICTURES = {
     "estimate": "plans:memory_bar",

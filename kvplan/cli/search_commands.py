@@ -14,8 +14,8 @@ from kvplan.cli.options import SWITCH, price_file, print_json
 from kvplan.cli.plots import check_plot, check_report, write_plot, write_report
 from kvplan.cli.progress import shown_progress
 from kvplan.cli.terminal import show
-from kvplan.errors import DoesNotFit, KvplanError
-from kvplan.files import safe_cell, write_whole
+from kvplan.ground.errors import DoesNotFit, KvplanError
+from kvplan.ground.files import safe_cell, write_whole
 from kvplan.scenario.schema import load_scenario
 from kvplan.search.allocation import Price, around, equalise, with_strategies
 from kvplan.search.allocation import frontier as compare_frontier

@@ -14,8 +14,8 @@ from kvplan.cli.progress import shown_progress
 from kvplan.cli.sparkline import kv_lines
 from kvplan.cli.terminal import show
 from kvplan.engines.kv_transfer import offloading_gib
-from kvplan.errors import KvplanError
-from kvplan.files import refuse_same_file
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import refuse_same_file
 from kvplan.models.load import path_exists
 from kvplan.scenario import schema as scenarios
 from kvplan.search.grid import texts_in

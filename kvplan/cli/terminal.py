@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from kvplan.tables import Part, Table, text_of
+from kvplan.ground.tables import Part, Table, text_of
 
 if TYPE_CHECKING:
     from rich.console import Console

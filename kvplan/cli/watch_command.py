@@ -18,7 +18,7 @@ from kvplan.cli.options import FLAGS, SWITCH, print_json
 from kvplan.cli.sparkline import kv_lines
 from kvplan.cli.terminal import show
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.observed.metrics_page import Snapshot, is_page, log_of, pages_of, read_page
 from kvplan.observed.reader import file_lines
 from kvplan.observed.reconciliation import Reconciliation, reconcile

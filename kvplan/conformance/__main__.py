@@ -7,8 +7,8 @@ from argparse import ArgumentParser
 
 from kvplan.conformance.command import ABOUT, conform
 from kvplan.conformance.twins import ENGINES
-from kvplan.errors import KvplanError
-from kvplan.files import patient_streams
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import patient_streams
 
 
 def make_parser() -> ArgumentParser:

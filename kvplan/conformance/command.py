@@ -13,8 +13,8 @@ from kvplan.conformance.runs import open_scenario, replay_of, write_log
 from kvplan.conformance.suite import Verdict, check, compare, read_goldens, read_logs
 from kvplan.conformance.twins import EngineName, describe_twins
 from kvplan.conformance.vllm_stuck import Stuck
-from kvplan.errors import KvplanError
-from kvplan.files import refuse_same_file, written_whole
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import refuse_same_file, written_whole
 
 ABOUT = (
     "Schedule a scenario as vLLM or SGLang does, or hold logs to their schedulers. A scenario (JSON): one JSON object "

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any, Generic, Protocol, TypeVar
 
 from kvplan.conformance.scenario import ScenarioRequest
-from kvplan.errors import DoesNotFit
+from kvplan.ground.errors import DoesNotFit
 
 STUCK_STEPS = 20
 """A run ends after more than so many steps in a row in which nothing happens."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from kvplan.config import Config
 from kvplan.conformance.replay import ReplayResult, ScenarioReplay
 from kvplan.conformance.scenario import make_scenario, read_scenario
 from kvplan.conformance.sglang_replay import SGLangReplay
@@ -16,7 +15,8 @@ from kvplan.conformance.twins import ENGINES, EngineName, Twin, find_twin
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
-from kvplan.errors import KvplanError
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError
 from kvplan.schedulers.vllm.rules import parse_version, write_version
 
 KINDS: dict[str, type[Config]] = {"vllm": VLLMScenario, "sglang": SGLangScenario}

@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from kvplan.config import Config
-from kvplan.content import Content, Segment, merge_segments, output_of
-from kvplan.errors import KvplanError
+from kvplan.ground.config import Config
+from kvplan.ground.content import Content, Segment, merge_segments, output_of
+from kvplan.ground.errors import KvplanError
 
 S = TypeVar("S", bound=Config)
 

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from kvplan.conformance.replay import MAX_STEPS, STUCK_STEPS, ReplayResult, ScenarioReplay
 from kvplan.conformance.sglang_records import PassRecord, pools
 from kvplan.conformance.sglang_scenario import SGLangRequest, SGLangScenario
-from kvplan.errors import DoesNotFit
+from kvplan.ground.errors import DoesNotFit
 from kvplan.schedulers.sglang.req import Req
 from kvplan.schedulers.sglang.schedule_batch import BatchRow, ScheduleBatch
 from kvplan.schedulers.sglang.scheduler import SGLangScheduler

@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from kvplan.config import Config
 from kvplan.conformance.scenario import ScenarioRequest, check_requests, name_prompts
-from kvplan.content import Content, length_of
+from kvplan.ground.config import Config
+from kvplan.ground.content import Content, length_of
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.sglang.config import SGLangConfig
 

@@ -18,7 +18,7 @@ from kvplan.conformance.replay import ReplayResult, sha256_of
 from kvplan.conformance.runs import make_for, mirrored_by, replay_of
 from kvplan.conformance.twins import Twin
 from kvplan.conformance.vllm_replay import offload_sha256
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 Json = dict[str, Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.schedulers.vllm.rules import CHECKED, MIRRORED, write_version
 
 EngineName = Literal["vllm", "sglang"]

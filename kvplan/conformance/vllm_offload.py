@@ -14,13 +14,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from kvplan.config import Config
 from kvplan.conformance.scenario import ScenarioRequest
+from kvplan.ground.config import Config
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.vllm.offloading.config import OffloadingConfig, SecondaryTierConfig
 from kvplan.schedulers.vllm.offloading.jobs import TransferJob
 from kvplan.schedulers.vllm.offloading.policies import OffloadKey, end_of, group_of
 from kvplan.schedulers.vllm.offloading.tiering import DualQueueThreadPool, TierJob
-from kvplan.units import cdiv
 
 
 class TierScenario(SecondaryTierConfig):

@@ -17,7 +17,7 @@ from kvplan.conformance.vllm_records import StepRecord
 from kvplan.conformance.vllm_replay_spelled import Look, SpelledReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import Stuck
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.schedulers.leap.allowed import why_not
 from kvplan.schedulers.leap.draft_scheduler import DraftLeapScheduler
 from kvplan.schedulers.leap.make import make_leap_scheduler

@@ -10,7 +10,7 @@ from random import Random
 from kvplan.conformance.vllm_records import StepRecord
 from kvplan.conformance.vllm_replay_spelled import Look, SpelledReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.schedulers.leap.allowed import why_no_visits
 from kvplan.schedulers.protocol import Leap
 from kvplan.schedulers.request import Request

@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 
 from kvplan.conformance.scenario import ScenarioRequest, check_requests, name_prompts
 from kvplan.conformance.vllm_offload import OffloadScenario, VLLMRequest
-from kvplan.content import Content, length_of
+from kvplan.ground.content import Content, length_of
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
-from kvplan.units import cdiv
 
 
 class KVCacheLayers(KVCacheGroup):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvplan.errors import DoesNotFit
+from kvplan.ground.errors import DoesNotFit
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.scheduler import Scheduler
 

@@ -18,8 +18,8 @@ from typing import Any
 from kvplan.engines.flags import EngineArgs, as_count
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.spelling import WORDS, understand
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import catalog_dir
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import catalog_dir
 
 STARTS = {
     "vllm": "vllm",

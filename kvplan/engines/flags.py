@@ -12,15 +12,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
-from kvplan.config import Config
 from kvplan.engines.kv_transfer import kv_transfer_text, offloading_gib
 from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec
+from kvplan.ground.units import GiB, human_readable_int
 from kvplan.models.quantization import checkpoint_kv_dtype
 from kvplan.models.spec import AttentionKind, ModelSpec
-from kvplan.units import GiB, human_readable_int
 
 Engine = Literal["vllm", "sglang", "tensorrt-llm"]
 EntryPoint = Literal["serve", "llm"]

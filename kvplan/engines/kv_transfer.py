@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from kvplan.config import Config, complaint
-from kvplan.units import GiB
+from kvplan.ground.config import Config, complaint
+from kvplan.ground.units import GiB
 
 
 class TierFlags(Config):

@@ -13,9 +13,9 @@ import numpy as np
 import yaml
 from numpy.typing import ArrayLike, NDArray
 
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import catalog_dir
-from kvplan.price_book import ApiPrice
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import catalog_dir
+from kvplan.ground.price_book import ApiPrice
 
 Floats = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 Array: TypeAlias = NDArray[np.float64]
 

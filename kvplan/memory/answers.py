@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, beyond_known
-from kvplan.errors import DoesNotFit
-from kvplan.frames import make_frame
-from kvplan.gpu import GpuSpec
-from kvplan.limits import Limit
+from kvplan.ground.errors import DoesNotFit
+from kvplan.ground.frames import make_frame
+from kvplan.ground.gpu import GpuSpec
+from kvplan.ground.limits import Limit
+from kvplan.ground.pictures import Pictures
+from kvplan.ground.tables import Part, Table, text_of
+from kvplan.ground.units import cdiv, gib
 from kvplan.memory.budget import Budget
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.kv.checks import offloads
@@ -22,10 +25,7 @@ from kvplan.memory.layout import Layout
 from kvplan.memory.report import SCHEMA_VERSION, log_lines, memory_html, memory_table
 from kvplan.memory.serve_command import shell_command, with_length
 from kvplan.models.spec import ModelSpec
-from kvplan.pictures import Pictures
 from kvplan.profiles.memory_profile import MemoryProfile
-from kvplan.tables import Part, Table, text_of
-from kvplan.units import cdiv, gib
 
 if TYPE_CHECKING:
     from kvplan.memory.offloading import OffloadTier

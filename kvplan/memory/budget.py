@@ -16,12 +16,12 @@ from math import ceil, hypot
 from typing import Literal
 
 from kvplan.engines.flags import EngineVersion, ResolvedArgs
-from kvplan.gpu import GpuSpec
+from kvplan.ground.gpu import GpuSpec
+from kvplan.ground.units import GiB, gib
 from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads, exact
 from kvplan.models.lora import lora_bytes
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.memory_profile import UNSEEN_SPREAD, MemoryProfile, memory_profile
-from kvplan.units import GiB, gib
 
 SourceKind = Literal["computed", "measured", "assumed"]
 

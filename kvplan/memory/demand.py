@@ -10,11 +10,11 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
-from kvplan.config import Config
 from kvplan.engines.flags import ResolvedArgs, as_count
 from kvplan.formulas.capacity import num_sequences, shared_blocks
+from kvplan.ground.config import Config
+from kvplan.ground.units import cdiv
 from kvplan.memory.layout import Layout
-from kvplan.units import cdiv
 
 Tokens = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 32)]
 Number = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 32)]

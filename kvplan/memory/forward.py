@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from kvplan.config import complaint
 from kvplan.engines.flags import (
     EngineArgs,
     EngineVersion,
@@ -24,10 +23,12 @@ from kvplan.engines.flags import (
     parse_engine,
     resolve,
 )
-from kvplan.errors import KvplanError, did_you_mean
 from kvplan.formulas.capacity import pool_blocks
-from kvplan.gpu import GpuSpec, get_gpu
-from kvplan.limits import Limit
+from kvplan.ground.config import complaint
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.gpu import GpuSpec, get_gpu
+from kvplan.ground.limits import Limit
+from kvplan.ground.units import gib
 from kvplan.memory.answers import Plan, Question, Refusal, Span
 from kvplan.memory.budget import Budget, Colocated, make_budget
 from kvplan.memory.demand import Demand, trace_blocks
@@ -42,7 +43,6 @@ from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.models.weights import weight_bytes
 from kvplan.profiles.memory_profile import MemoryProfile
-from kvplan.units import gib
 
 __all__ = ["Plan", "Question", "answer", "estimate"]
 

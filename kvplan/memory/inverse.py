@@ -13,13 +13,13 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
-from kvplan.gpu import get_gpu, gpu_names
-from kvplan.limits import Limit
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import get_gpu, gpu_names
+from kvplan.ground.limits import Limit
+from kvplan.ground.units import cdiv
 from kvplan.memory.answers import Option, Plan, Question
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import answer, answers
-from kvplan.units import cdiv
 
 _FREE, _QUALITY, _SHORTER, _FEWER, _HARDWARE = range(5)
 """Ranks of a change: free, costs precision, length, concurrency, money."""

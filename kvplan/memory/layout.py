@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.formulas import capacity
 from kvplan.formulas.capacity import (
     chunked_resident_blocks,
@@ -23,13 +22,14 @@ from kvplan.formulas.capacity import (
     state_blocks,
     window_resident_blocks,
 )
+from kvplan.ground.errors import DoesNotFit, KvplanError
+from kvplan.ground.units import gib
 from kvplan.memory.kv.backends import Capability
 from kvplan.memory.kv.groups import Group, bytes_per_block, group_layers, on_stage, pack
 from kvplan.memory.kv.mixers import LayoutSetup
 from kvplan.memory.kv.pages import Pages, model_pages
 from kvplan.memory.kv.versions import MIRRORED, Rules, Version, rules_for
 from kvplan.models.spec import AttentionKind, ModelSpec
-from kvplan.units import gib
 
 if TYPE_CHECKING:
     from kvplan.formulas.capacity import IntLike

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from kvplan.formulas.varying import coarser, max_traces, resident_distribution
+from kvplan.ground.units import cdiv
 from kvplan.memory.answers import Plan
-from kvplan.units import cdiv
 from kvplan.workload.lengths import Correlation, Length, correlated_uniforms, quantile
 
 NUM_DRAWS = 4096

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
 from kvplan.engines.kv_transfer import offloading_flags
 from kvplan.formulas.offloading import SLOT_ALIGNMENT, break_even_tokens, tier_chunks
-from kvplan.gpu import GpuSpec
+from kvplan.ground.gpu import GpuSpec
+from kvplan.ground.units import TICKS_PER_S, GiB, cdiv, gib
 from kvplan.memory.layout import KvGroup, Layout
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profiles.host_links import DRIVES, Drive, HostLink, find_drive, find_host_link
 from kvplan.profiles.step_times import StepTimes, make_step_times
 from kvplan.timing.step import StepShape
-from kvplan.units import TICKS_PER_S, GiB, cdiv, gib
 
 IDLE_LOOP_S = 1e-3
 """How long an engine sleeps between empty steps while copies run (vLLM `v1/engine/core.py`)."""

@@ -17,16 +17,16 @@ from kvplan.engines.sglang_defaults import (
     old_mem_fraction,
     state_pool,
 )
-from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import pool_blocks
-from kvplan.gpu import GpuSpec
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec
+from kvplan.ground.units import cdiv, gib
 from kvplan.memory.kv.backends import Capability
 from kvplan.memory.kv.checks import model_dtype, resolve_kv_dtype
 from kvplan.memory.kv.formats import token_bytes
 from kvplan.memory.kv.states import state_bytes
 from kvplan.memory.layout import KvCacheTooSmall, KvGroup, Layout
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
-from kvplan.units import cdiv, gib
 
 _TWO_POOLS = ("Llama4", "GptOss", "Gemma4", "MiMoV2")
 """Architectures whose windows get a pool of their own in SGLang; in others every layer counts as full."""

@@ -19,10 +19,10 @@ from typing import NamedTuple
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.formulas.graphs import capture_sizes
-from kvplan.gpu import GpuSpec
+from kvplan.ground.gpu import GpuSpec
+from kvplan.ground.units import GiB, MiB, cdiv
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
-from kvplan.units import GiB, MiB, cdiv
 
 _MOE_CHUNK = 32768
 """Tokens the fused-experts kernels take at a time; wider batches reuse the same workspace."""

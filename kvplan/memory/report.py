@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from kvplan.engines.flags import Engine
+from kvplan.ground.tables import Table
+from kvplan.ground.units import KiB, gib
 from kvplan.memory.budget import Budget, Row
-from kvplan.tables import Table
-from kvplan.units import KiB, gib
 
 SCHEMA_VERSION = 1
 """Of the JSON documents of `kvplan estimate` and `kvplan reconcile`."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 MAX_CONFIG_BYTES = 8 << 20
 """Real configs stay under 1 MB (long lists of quantised modules); larger files are something else."""

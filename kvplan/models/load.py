@@ -9,8 +9,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import catalog_dir
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import catalog_dir
 from kvplan.models.architectures import from_config
 from kvplan.models.config import read_json
 from kvplan.models.quantization import GGUF_BITS

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import kv_heads_per_rank
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import cdiv
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec, StateSpec, Weight
-from kvplan.units import cdiv
 
 VOCAB_MULTIPLE = 64
 """vLLM pads the vocabulary to a multiple of 64 rows."""

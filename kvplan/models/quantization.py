@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import translate
 
+from kvplan.ground.units import cdiv
 from kvplan.models.config import Keys
 from kvplan.models.modules import Module
 from kvplan.models.spec import ModelSpec
-from kvplan.units import cdiv
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import cdiv
 from kvplan.models.config import Keys
 from kvplan.models.modules import Cut, Module, extra_modules, vector
 from kvplan.models.spec import VisionSpec
-from kvplan.units import cdiv
 
 if TYPE_CHECKING:
     from kvplan.models.towers import Tower

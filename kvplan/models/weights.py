@@ -11,7 +11,8 @@ from functools import lru_cache
 from math import gcd
 from typing import Any, NamedTuple
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import MiB, cdiv
 from kvplan.models.modules import (
     Cut,
     Module,
@@ -25,7 +26,6 @@ from kvplan.models.modules import (
 from kvplan.models.quantization import Rule, Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 from kvplan.models.vision import vision_modules, vision_rotary
-from kvplan.units import MiB, cdiv
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 

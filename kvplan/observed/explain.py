@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from kvplan.engines.flags import EngineVersion
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import gib
 from kvplan.memory.answers import Plan, Question
 from kvplan.memory.forward import answer, rank_weights
 from kvplan.memory.overheads import Range
 from kvplan.models.spec import AttentionKind
 from kvplan.observed.pool import ROUNDING, PrintedPool, figure, pool_within
 from kvplan.observed.startup import StartupLog
-from kvplan.units import gib
 
 CLOSE = 0.01
 """Share by which figures may differ and still be called equal."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+from kvplan.ground.units import GiB, gib
 from kvplan.memory.answers import Plan
 from kvplan.memory.forward import answer, rank_weights
 from kvplan.memory.overheads import (
@@ -23,7 +24,6 @@ from kvplan.observed.explain import formats
 from kvplan.observed.pool import PrintedPool
 from kvplan.observed.startup import StartupLog
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
-from kvplan.units import GiB, gib
 
 SOURCE = "learned from a start-up log"
 MARGIN = 4096

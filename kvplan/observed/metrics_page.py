@@ -13,7 +13,7 @@ from math import fsum
 from typing import NamedTuple
 
 from kvplan.calibrate.server.client import Metric, parse_metrics
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.observed.load_lines import EngineLoad
 from kvplan.observed.startup import StartupLog
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import GiB
 from kvplan.memory.answers import Plan
 from kvplan.memory.forward import answer
 from kvplan.memory.layout import Layout
 from kvplan.observed.startup import StartupLog
-from kvplan.units import GiB
 
 ROUNDING = 0.005
 """GiB that two printed decimals leave open."""

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from kvplan.engines.flags import LATEST, EngineArgs, EngineVersion, EntryPoint, as_read_by, parse_engine
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec, get_gpu, gpu_names, match_product
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec, get_gpu, gpu_names, match_product
+from kvplan.ground.units import GiB
 from kvplan.memory.answers import Question
 from kvplan.memory.demand import Demand
 from kvplan.memory.other_engines import default_utilization
@@ -19,7 +20,6 @@ from kvplan.observed.learn import before_loading
 from kvplan.observed.pool import pool_gib
 from kvplan.observed.startup import StartupLog
 from kvplan.profiles.memory_profile import Figure, memory_profile
-from kvplan.units import GiB
 
 
 def stated_flags(log: StartupLog, engine: object, args: EngineArgs | None) -> set[str]:

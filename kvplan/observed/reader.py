@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from kvplan.errors import KvplanError
-from kvplan.units import MiB
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import MiB
 
 MOST_BYTES = 64 * MiB
 """Read at most; a start-up is told in the first of them."""

@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec
+from kvplan.ground.units import GiB, gib
 from kvplan.memory.answers import Plan, Question
 from kvplan.memory.forward import answer
 from kvplan.memory.report import SCHEMA_VERSION
@@ -39,7 +40,6 @@ from kvplan.observed.question import question_of, stated_flags
 from kvplan.observed.startup import StartupLog, read_log
 from kvplan.profiles.memory_profile import MemoryProfile, memory_profile
 from kvplan.profiles.profile import Profile
-from kvplan.units import GiB, gib
 
 PLACES = {"GiB": 2, "blocks": 0, "tokens": 0, "x": 2}
 """Decimals of a figure, by its unit."""

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvplan.errors import KvplanError
 from kvplan.formulas.sums import exact_mean, exact_sum
+from kvplan.ground.errors import KvplanError
 from kvplan.workload.bench_result import BenchResult, bench_result, json_of, read_text
 
 Array = NDArray[np.float64]

@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.observed.log_flags import FLAG_LINES, GPU_LINES, read_flags, read_gpu, read_model
 from kvplan.observed.patterns import ENGINES
 from kvplan.observed.reader import clean_lines

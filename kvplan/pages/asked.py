@@ -15,10 +15,11 @@ import yaml
 from pydantic import ValidationError
 
 from kvplan.cli.memory_commands import cards as split_cards
-from kvplan.config import complaint
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.gpu import GpuSpec, get_gpu, split_count
+from kvplan.ground.config import complaint
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.gpu import GpuSpec, get_gpu, split_count
+from kvplan.ground.units import human_readable_int
 from kvplan.memory.demand import Demand
 from kvplan.models.load import aliases, bundled_models, find_bundled
 from kvplan.models.spec import ModelSpec
@@ -34,7 +35,6 @@ from kvplan.search.question import (
     read_cards,
     read_targets,
 )
-from kvplan.units import human_readable_int
 from kvplan.workload.lengths import Constant, Length, Lognormal
 
 OWN = "config.json"

@@ -7,8 +7,8 @@ from pathlib import Path
 import streamlit as st
 
 from kvplan.charts import fits as charts
-from kvplan.errors import KvplanError
-from kvplan.files import measurements_dir
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import measurements_dir
 from kvplan.observed.recorded_run import RunComparison
 from kvplan.pages import links
 from kvplan.pages.asked import Asked

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from kvplan.errors import KvplanError
-from kvplan.gpu import gpu_names
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import gpu_names
 from kvplan.models.load import aliases, bundled_models
 from kvplan.pages.asked import (
     ENGINES,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.pages.apart import State, Work, WorkBounds, just, serve
 from kvplan.pages.turns import resting
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import streamlit as st
 
-from kvplan.errors import did_you_mean
+from kvplan.ground.errors import did_you_mean
 
 BIND: dict[str, Any] = {"bind": "query-params"}
 """Every input is part of the page's address, so that a link reopens the same question."""

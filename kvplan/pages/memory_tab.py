@@ -7,7 +7,8 @@ from typing import Any
 import streamlit as st
 
 from kvplan.charts import plans as charts
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import KiB, gib
 from kvplan.memory.answers import FAR, Option, Plan
 from kvplan.observed.reconciliation import Reconciliation
 from kvplan.pages.asked import OWN, Asked
@@ -26,7 +27,6 @@ from kvplan.pages.widgets import (
     switch,
 )
 from kvplan.pages.work import PlannedMemory, read_a_log
-from kvplan.units import KiB, gib
 
 
 def inputs() -> tuple[Any, Any]:

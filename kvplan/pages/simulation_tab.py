@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 import streamlit as st
 
 from kvplan.charts import runs as charts
-from kvplan.files import scenarios_dir
+from kvplan.ground.files import scenarios_dir
 from kvplan.pages.asked import ENGINES, OWN, Asked, read_number
 from kvplan.pages.links import BIND
 from kvplan.pages.uploads import MAX_REQUESTS, simulated

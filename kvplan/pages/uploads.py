@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvplan.errors import KvplanError
-from kvplan.files import profiles_dir
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import profiles_dir
 from kvplan.models.load import find_bundled
 from kvplan.pages.asked import OWN, TABLE, Asked, strategy_scenario
 from kvplan.scenario.schema import Scenario, load_scenario

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import streamlit as st
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.pages import form, links
 from kvplan.pages.asked import ENGINES, Asked
 from kvplan.pages.jobs import Job, read_apart

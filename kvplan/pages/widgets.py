@@ -16,8 +16,8 @@ from streamlit import runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from kvplan.charts.drawing import Layered, specification
-from kvplan.errors import KvplanError
-from kvplan.files import PACKAGE
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import PACKAGE
 from kvplan.pages import links
 from kvplan.pages.apart import Work
 from kvplan.pages.asked import Asked

@@ -10,9 +10,9 @@ from typing import Literal
 
 import yaml
 
-from kvplan.config import Config
 from kvplan.engines.flags import EngineVersion
-from kvplan.files import catalog_dir
+from kvplan.ground.config import Config
+from kvplan.ground.files import catalog_dir
 from kvplan.profiles.engine_terms import Ranged
 
 

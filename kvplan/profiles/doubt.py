@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 import yaml
 from pydantic import Field
 
-from kvplan.config import Config
 from kvplan.engines.flags import EngineVersion
-from kvplan.files import catalog_dir
+from kvplan.ground.config import Config
+from kvplan.ground.files import catalog_dir
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.engine_terms import model_class
 from kvplan.profiles.timing_profile import TimingProfile

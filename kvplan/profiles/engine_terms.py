@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 import yaml
 from pydantic import Field
 
-from kvplan.config import Config
 from kvplan.engines.flags import EngineArgs, EngineVersion
-from kvplan.files import catalog_dir
-from kvplan.gpu import GpuSpec
+from kvplan.ground.config import Config
+from kvplan.ground.files import catalog_dir
+from kvplan.ground.gpu import GpuSpec
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.profiles.timing_profile import TimingProfile
 from kvplan.timing.work import StepWork

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import yaml
 
-from kvplan.files import catalog_dir
-from kvplan.gpu import GpuSpec
+from kvplan.ground.files import catalog_dir
+from kvplan.ground.gpu import GpuSpec
 from kvplan.profiles.measured_links import MeasuredLink, MeasuredLinks
 
 HostLinkName = Literal["pcie3", "pcie4", "pcie5", "c2c"]

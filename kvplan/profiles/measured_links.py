@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from kvplan.config import Config
+from kvplan.ground.config import Config
 
 
 class MeasuredLink(Config):

@@ -11,10 +11,10 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from kvplan.config import Config
-from kvplan.errors import KvplanError
-from kvplan.files import catalog_dir
-from kvplan.gpu import GpuSpec
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import catalog_dir
+from kvplan.ground.gpu import GpuSpec
 
 
 class Figure(Config):

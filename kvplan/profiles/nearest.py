@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from kvplan.gpu import GpuSpec, get_gpu
+from kvplan.ground.gpu import GpuSpec, get_gpu
 from kvplan.profiles.profile import Profile, bundled_profiles
 from kvplan.profiles.surface_file import Surface, Surfaces
 from kvplan.profiles.timing_profile import TimingProfile

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from kvplan.files import catalog_dir
-from kvplan.gpu import GpuSpec
+from kvplan.ground.files import catalog_dir
+from kvplan.ground.gpu import GpuSpec
 from kvplan.timing.energy import PowerCosts
 
 FITTED = (0.76, 1.3)

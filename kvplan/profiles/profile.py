@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from kvplan.config import Config
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import profiles_dir, write_whole, written_whole
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import profiles_dir, write_whole, written_whole
 from kvplan.profiles.measured_links import MeasuredLinks
 from kvplan.profiles.memory_profile import MemoryProfile
 from kvplan.profiles.surface_file import packed

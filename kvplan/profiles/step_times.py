@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec
 from kvplan.models.modules import Cut, Module, layer_modules
 from kvplan.models.quantization import Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, MlpSpec, ModelSpec

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.timing.surfaces import AttentionSurface, Curve, ExpertSurface, GemmSurface, Sheet
 
 Surface = GemmSurface | ExpertSurface | AttentionSurface | Curve

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PrivateAttr, field_validator
 
-from kvplan.config import Config
-from kvplan.errors import KvplanError, did_you_mean
 from kvplan.formulas.graphs import MAX_CAPTURE_SIZE, capture_sizes
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.profiles.surface_file import Surfaces, read_surfaces
 from kvplan.timing.costs import (
     AttentionCosts,

@@ -12,17 +12,17 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
-from kvplan.config import Config
 from kvplan.engines.flags import Engine, EngineArgs
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import scenarios_dir
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import scenarios_dir
+from kvplan.ground.strict_yaml import StrictLoader, load_yaml
 from kvplan.profiles.host_links import Drive, DriveName, HostLinkName, find_drive
 from kvplan.profiles.measured_links import MeasuredLinks
 from kvplan.scenario.space import Search
 from kvplan.schedulers.sglang.config import SchedulePolicyName
 from kvplan.schedulers.vllm.config import Admission, BatchWait
 from kvplan.schedulers.vllm.offloading.config import SecondaryTierConfig
-from kvplan.strict_yaml import StrictLoader, load_yaml
 from kvplan.timing.links import LinkName
 from kvplan.workload.classes import Slo, Workload
 from kvplan.workload.problems import Problems

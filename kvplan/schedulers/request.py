@@ -1,6 +1,6 @@
 """A request as the scheduler sees it: lengths, counters and the identity of its tokens, never the tokens.
 
-Two blocks hold the same tokens exactly when their contents (`kvplan.content`) are equal; that is all that prefix
+Two blocks hold the same tokens exactly when their contents (`kvplan.ground.content`) are equal; that is all that prefix
 caching needs.
 """
 
@@ -12,7 +12,7 @@ from enum import IntEnum
 from itertools import accumulate
 from typing import Literal
 
-from kvplan.content import Content, Segment, merge_segments, output_of
+from kvplan.ground.content import Content, Segment, merge_segments, output_of
 
 NEVER = 1 << 60
 """A step that does not come, a position that no request reaches."""

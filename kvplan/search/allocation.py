@@ -13,14 +13,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from kvplan.errors import KvplanError
 from kvplan.formulas.quality import Array
 from kvplan.formulas.sums import exact_mean
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.tables import short
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.simulator import solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
-from kvplan.tables import short
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.expectation import MAX_DRAWS, PRECISION, Expectation, expect
 from kvplan.workload.problems import StrategySpec
 from kvplan.workload.strategies.catalog import parameters

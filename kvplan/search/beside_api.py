@@ -13,8 +13,8 @@ import numpy as np
 
 from kvplan.formulas.accounting import Route, api_cost_usd, break_even_requests_per_hour, routing_cost_usd
 from kvplan.formulas.sums import exact_sum
-from kvplan.price_book import ApiPrice, RoutePrice
-from kvplan.tables import short
+from kvplan.ground.price_book import ApiPrice, RoutePrice
+from kvplan.ground.tables import short
 
 
 class BilledTokens(NamedTuple):

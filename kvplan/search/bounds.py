@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvplan.formulas.sums import exact_mean, exact_sum
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
 from kvplan.timing.step import StepShape, StepTime
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 from kvplan.workload.load import Load, draw_load, settle_lengths
 

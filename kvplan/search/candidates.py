@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from math import ceil, inf, sqrt
 from statistics import fmean, stdev
 
-from kvplan.errors import DoesNotFit, KvplanError
-from kvplan.limits import Limit
+from kvplan.ground.errors import DoesNotFit, KvplanError
+from kvplan.ground.limits import Limit
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.highest_load import Highest, LoadTest, Trial, highest_load

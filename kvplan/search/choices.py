@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvplan.errors import DoesNotFit, KvplanError
+from kvplan.ground.errors import DoesNotFit, KvplanError
 
 
 class Choice(NamedTuple):

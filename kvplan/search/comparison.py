@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 import kvplan
-from kvplan.errors import KvplanError
-from kvplan.frames import make_frame
-from kvplan.pictures import Pictures
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.frames import make_frame
+from kvplan.ground.pictures import Pictures
+from kvplan.ground.tables import range_text, short
 from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.search.allocation import Equal, Frontier
 from kvplan.search.beside_api import Bill, BilledTokens, Routing, bill, bill_text, route_day, tokens_of
@@ -35,7 +36,6 @@ from kvplan.simulation.result import ENERGY
 from kvplan.simulation.simulator import SolveResult, solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
 from kvplan.simulation.uncertainty import END_NAMES, at_end, find_ends, flips, is_doubted, watts_doubt
-from kvplan.tables import range_text, short
 from kvplan.workload.expectation import (
     MAX_DRAWS,
     PRECISION,

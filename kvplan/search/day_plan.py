@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import yaml
 
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import catalog_dir
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import catalog_dir
 
 HOURS = 24
 

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import Scenario
 from kvplan.search.grid import Point
 from kvplan.search.point_row import Interrupted, Row, error_row, run_point

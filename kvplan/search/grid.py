@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import yaml
 
 import kvplan
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.strict_yaml import complaint_of, load_yaml
 from kvplan.scenario.schema import Scenario, parse_scenario, read_scenario, set_key
-from kvplan.strict_yaml import complaint_of, load_yaml
 
 MAX_POINTS = 20_000
 """More are refused unless forced: at a tenth of a second each, half an hour of one core."""

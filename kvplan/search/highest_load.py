@@ -10,7 +10,7 @@ from collections.abc import Callable
 from math import ceil, inf
 from typing import Any, NamedTuple
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import Scenario
 from kvplan.search.bounds import cannot_meet, mean_stay_s
 from kvplan.search.point_row import CUT, Row, cached_setups, run_point, slos_of

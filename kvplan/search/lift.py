@@ -7,7 +7,7 @@ from math import ceil
 from typing import NamedTuple
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.gpu import GpuSpec, get_gpu, gpu_names
+from kvplan.ground.gpu import GpuSpec, get_gpu, gpu_names
 from kvplan.memory.serve_command import flag_text
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search

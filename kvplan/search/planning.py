@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 import kvplan
-from kvplan.config import complaint
-from kvplan.errors import DoesNotFit, KvplanError, did_you_mean
-from kvplan.gpu import get_gpu
+from kvplan.ground.config import complaint
+from kvplan.ground.errors import DoesNotFit, KvplanError, did_you_mean
+from kvplan.ground.gpu import get_gpu
+from kvplan.ground.tables import Part, text_of
 from kvplan.memory.answers import Plan
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import estimate
@@ -32,7 +33,6 @@ from kvplan.search.question import Cards, ServingQuestion, make_scenario, read_c
 from kvplan.search.recommendation import EXPLAINED, Candidate, Recommendation, ranking_table
 from kvplan.search.recommending import recommend
 from kvplan.search.sweeping import Progress
-from kvplan.tables import Part, text_of
 from kvplan.workload.arrivals import ClosedLoop
 from kvplan.workload.lengths import Constant, Lognormal
 

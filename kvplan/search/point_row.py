@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from kvplan.errors import KvplanError
 from kvplan.formulas.sums import exact_mean
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Deployment, Scenario
 from kvplan.search.strategy_row import strategy_row
 from kvplan.simulation.deploy import Setup, set_up
@@ -31,7 +32,6 @@ from kvplan.simulation.uncertainty import (
     span,
     watts_doubt,
 )
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
 Row = dict[str, Any]

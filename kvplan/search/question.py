@@ -13,14 +13,14 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from kvplan.config import Config
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.gpu import get_gpu, split_count
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.gpu import get_gpu, split_count
+from kvplan.ground.units import cdiv
 from kvplan.models.load import load_model
 from kvplan.models.spec import ModelSpec
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.scenario.space import MOST_COPIES
-from kvplan.units import cdiv
 from kvplan.workload.lengths import Tokens
 
 SPREAD = 1.0

@@ -10,8 +10,9 @@ from math import inf
 from typing import Any, ClassVar
 
 import kvplan
-from kvplan.frames import make_frame
-from kvplan.pictures import Pictures
+from kvplan.ground.frames import make_frame
+from kvplan.ground.pictures import Pictures
+from kvplan.ground.tables import Column, Part, Table, make_table, range_text, text_of
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.day_plan import DayPlan
@@ -19,7 +20,6 @@ from kvplan.search.grid import settings_text, value_text
 from kvplan.search.point_row import RANGED, Row, asked_latencies
 from kvplan.simulation.pricing import find_grid
 from kvplan.simulation.result import ENERGY
-from kvplan.tables import Column, Part, Table, make_table, range_text, text_of
 
 SCHEMA_VERSION = 1
 SHOWN = (

@@ -13,7 +13,7 @@ from math import ceil, inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.memory.serve_command import shell_command
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.scenario.space import Search

@@ -17,8 +17,8 @@ import numpy as np
 
 from kvplan.formulas.intervals import Interval, quantile_interval, student_t
 from kvplan.formulas.quality import Array
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.simulation.branch_requests import Solved
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.problems import Problems, Task
 
 BATCHES = 10

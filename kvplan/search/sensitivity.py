@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf, sqrt
 from typing import Any, NamedTuple
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario
 from kvplan.search.strategy_row import StrategyRow
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.simulator import solve
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.expectation import Expectation, expect
 from kvplan.workload.problems import Problems, StrategySpec
 

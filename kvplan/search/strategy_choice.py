@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import hypot, inf, sqrt
 
-from kvplan.errors import DoesNotFit
 from kvplan.formulas.intervals import Interval, student_t
+from kvplan.ground.errors import DoesNotFit
 from kvplan.scenario.schema import Scenario
 from kvplan.search.choices import Choice, best_within
 from kvplan.search.sampling import Sampling, cost_ratio

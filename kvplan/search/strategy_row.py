@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from kvplan.errors import DoesNotFit
 from kvplan.formulas.accounting import Floats
 from kvplan.formulas.intervals import Interval
 from kvplan.formulas.sums import exact_mean
+from kvplan.ground.errors import DoesNotFit
+from kvplan.ground.units import TICKS_PER_S, GiB
 from kvplan.models.load import load_model, path_exists
 from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import active_parameters
@@ -24,7 +25,6 @@ from kvplan.simulation.result import ENERGY
 from kvplan.simulation.simulator import SolveResult
 from kvplan.simulation.uncertainty import span
 from kvplan.timing.work import step_work
-from kvplan.units import TICKS_PER_S, GiB
 from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks, task_sampler
 from kvplan.workload.strategies.alone import run_alone
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import safe_cell
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import safe_cell
+from kvplan.ground.tables import WIDTH, Column, make_table, range_text
 from kvplan.search.strategy_row import RANGED, SAMPLED, StrategyRow
-from kvplan.tables import WIDTH, Column, make_table, range_text
 from kvplan.workload.problems import StrategySpec
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from kvplan.errors import KvplanError
-from kvplan.files import append_whole, cell_text, locked, safe_cell, written_whole
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import append_whole, cell_text, locked, safe_cell, written_whole
 from kvplan.search.point_row import COUNTS, FIGURES, TEXTS, TRUTHS, Row
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")

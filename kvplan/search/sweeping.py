@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvplan.frames import make_frame
+from kvplan.ground.frames import make_frame
 from kvplan.scenario.schema import Scenario
 from kvplan.search.execution import Execution, default_workers, execute
 from kvplan.search.grid import Point, make_axes, make_points, read_base

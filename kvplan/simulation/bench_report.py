@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvplan.ground.tables import short
 from kvplan.simulation.metrics import Summary
 from kvplan.simulation.result import VERDICTS, Result
-from kvplan.tables import short
 from kvplan.workload.arrivals import ClosedLoop
 
 WIDTH = 50

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario
 from kvplan.schedulers.request import OutputKv
 from kvplan.simulation.fleets import Fleet
@@ -29,7 +30,6 @@ from kvplan.simulation.run import Run
 from kvplan.simulation.scoring import Effort, Read, ReadCache, RemoteQueue, ScoreBatch
 from kvplan.simulation.sim_request import LENGTH, PRUNED, STOP, SimRequest
 from kvplan.timing.step import StepTime
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 from kvplan.workload.outcomes import TraceSampler
 from kvplan.workload.problems import StrategySpec, Task, draw_tasks, task_sampler

@@ -11,8 +11,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.simulation.records import FINISH_REASONS, Record, Records
-from kvplan.units import TICKS_PER_S
 
 
 class Node(NamedTuple):

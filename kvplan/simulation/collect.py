@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.diagnosis import advise, limited_by
 from kvplan.simulation.energy import energy
@@ -15,7 +16,6 @@ from kvplan.simulation.result import EXTRAPOLATES, Pool, Result, total
 from kvplan.simulation.run import Run
 from kvplan.simulation.saturation import load_share, near_saturation
 from kvplan.timing.step import StepShape
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
 

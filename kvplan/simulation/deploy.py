@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from kvplan.engines.flags import EngineArgs, ResolvedArgs, parse_engine
 from kvplan.engines.kv_transfer import offloading_flags
-from kvplan.errors import DoesNotFit, KvplanError
-from kvplan.gpu import GpuSpec
+from kvplan.ground.errors import DoesNotFit, KvplanError
+from kvplan.ground.gpu import GpuSpec
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.memory.forward import estimate
 from kvplan.memory.layout import KvGroup, Layout
 from kvplan.memory.offloading import num_slots, slot_bytes
@@ -47,7 +48,6 @@ from kvplan.simulation.transfers import TimedCopies
 from kvplan.timing.costs import AttentionCosts
 from kvplan.timing.links import LINKS, Link
 from kvplan.timing.step import NO_KNOT, AttentionTimes, DraftedStepTime, ModelStepTime, StepShape, StepTime
-from kvplan.units import TICKS_PER_S
 
 Outside = Callable[[StepShape], tuple[str, ...]]
 """Which measured ranges of a profile a step leaves, one phrase each."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvplan.engines.kv_transfer import offloading_gib
-from kvplan.limits import Limit
+from kvplan.ground.limits import Limit
 from kvplan.memory.serve_command import flag_text
 from kvplan.simulation.records import UNSET
 from kvplan.simulation.result import Result

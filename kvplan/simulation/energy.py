@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.simulation.fleets import Fleet
 from kvplan.simulation.records import Records
 from kvplan.simulation.replica_stats import Totals
 from kvplan.timing.energy import Done, moved
 from kvplan.timing.step import DraftedStepTime, ModelStepTime, ScaledStepTime, StepTime
 from kvplan.timing.work import StepWork
-from kvplan.units import TICKS_PER_S
 
 
 class Energy(NamedTuple):

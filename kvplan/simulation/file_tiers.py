@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.profiles.host_links import Drive
 from kvplan.schedulers.vllm.offloading.tiering import DualQueueThreadPool, TierJob
-from kvplan.units import TICKS_PER_S
 
 
 @dataclass(slots=True)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Deployment
 from kvplan.schedulers.leap.allowed import why_no_visits, why_not
 from kvplan.schedulers.leap.make import counts_contents, make_leap_scheduler
@@ -26,7 +27,6 @@ from kvplan.simulation.router import Router
 from kvplan.simulation.shared_prefixes import SharedPrefixes
 from kvplan.simulation.sim_request import SimRequest
 from kvplan.simulation.transfers import TimedCopies
-from kvplan.units import TICKS_PER_S
 
 MOST_STEPPED_BLOCKS = 20_000_000
 """Blocks of all replicas that go step by step; each takes 250 bytes or so, 5 GB in all."""

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from kvplan.content import Content, Segment, prompt_of
-from kvplan.errors import KvplanError
+from kvplan.ground.content import Content, Segment, prompt_of
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import MAX_HORIZON_S
 from kvplan.simulation.in_flight import NEVER_COMES
 from kvplan.simulation.misses import Misses
@@ -22,7 +23,6 @@ from kvplan.simulation.observer import Progress
 from kvplan.simulation.replica_process import ReplicaProcess
 from kvplan.simulation.run import Run
 from kvplan.simulation.sim_request import LENGTH, REJECTED, TIMEOUT, SimRequest
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.load import Load, settle_lengths
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvplan.formulas.sums import exact_mean, exact_sum
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.simulation.records import Records
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
 Floats = NDArray[np.float64]

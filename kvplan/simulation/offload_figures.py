@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.schedulers.step_by_step import OffloadTotals, StepByStep
 from kvplan.simulation.replica_stats import Totals
 from kvplan.simulation.run import Run
 from kvplan.simulation.transfers import TimedCopies
-from kvplan.units import TICKS_PER_S
 
 ORDER_NOTE = (
     "several requests ended before one step: vLLM takes them in the order of a set of strings, which differs"

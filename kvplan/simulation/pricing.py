@@ -7,10 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from kvplan.errors import KvplanError, did_you_mean
 from kvplan.formulas.accounting import api_prices
-from kvplan.gpu import get_gpu
-from kvplan.price_book import ApiPrice, GridFactor, PriceBook, read_price_book
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.gpu import get_gpu
+from kvplan.ground.price_book import ApiPrice, GridFactor, PriceBook, read_price_book
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvplan.errors import KvplanError
-from kvplan.files import safe_cell, written_whole
-from kvplan.units import TICKS_PER_S
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import safe_cell, written_whole
+from kvplan.ground.units import TICKS_PER_S
 
 UNSET = -1
 """In a request or a record, instead of a time or a count: it did not happen (yet)."""

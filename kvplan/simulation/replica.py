@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.schedulers.protocol import NOTHING, FreeBlocks, Leap
 from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.in_flight import NEVER_COMES, DraftedLeapInFlight, LeapInFlight, StepInFlight
@@ -21,7 +22,6 @@ from kvplan.simulation.replica_stats import ReplicaStats
 from kvplan.simulation.sim_request import REJECTED, TIMEOUT, SimRequest
 from kvplan.simulation.transfers import IDLE_LOOP_TICKS, TimedCopies
 from kvplan.timing.step import StepShape, decode_ticks
-from kvplan.units import TICKS_PER_S
 
 NO_TIER = (0,) * 6
 """Slots taken in it, blocks loaded from it and stored there."""

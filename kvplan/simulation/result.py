@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 import kvplan
 from kvplan.formulas.sums import exact_sum
-from kvplan.frames import make_frame
-from kvplan.pictures import Pictures
+from kvplan.ground.frames import make_frame
+from kvplan.ground.pictures import Pictures
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.energy import Energy
 from kvplan.simulation.file_tiers import FileJob
@@ -33,7 +34,6 @@ from kvplan.simulation.metrics import (
 from kvplan.simulation.records import FINISH_REASONS, UNSET, Records
 from kvplan.simulation.replica_stats import Totals
 from kvplan.simulation.transfers import Copy
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
 SCHEMA_VERSION = 1

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import simpy
 from simpy.events import NORMAL, URGENT, Event
 
-from kvplan.collector import rare_searches
+from kvplan.ground.collector import rare_searches
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.fleets import Fleet, FleetBuilder
@@ -27,7 +28,6 @@ from kvplan.simulation.records import UNSET, Records
 from kvplan.simulation.replica import Replica, take_sample
 from kvplan.simulation.replica_process import EngineProcess, ReplicaProcess
 from kvplan.simulation.sim_request import REFUSED, REJECTED, TIMEOUT, UNFINISHED, SimRequest
-from kvplan.units import TICKS_PER_S
 
 Process = Generator[Event, Any, None]
 

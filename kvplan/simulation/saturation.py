@@ -9,10 +9,10 @@ step's error of a few per cent decides how long the queue is: times to the first
 from __future__ import annotations
 
 from kvplan.formulas.sums import exact_sum
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.simulation.fleets import Fleet
 from kvplan.simulation.records import Records
 from kvplan.timing.step import StepShape
-from kvplan.units import TICKS_PER_S
 
 NEAR = 0.1
 """So far from saturation, either side, a load is near it."""

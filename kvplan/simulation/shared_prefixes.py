@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kvplan.content import Segment
+from kvplan.ground.content import Segment
 from kvplan.simulation.sim_request import SimRequest
 
 _ROOT = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvplan.content import Content
+from kvplan.ground.content import Content
 from kvplan.schedulers.protocol import DecodePath
 from kvplan.schedulers.request import Request
 from kvplan.simulation.records import FINISH_REASONS, UNSET

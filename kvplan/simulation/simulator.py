@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from kvplan.limits import Limit
+from kvplan.ground.limits import Limit
 from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.schedulers.protocol import ContentsMatter
 from kvplan.simulation.branch_requests import BranchRequests, Solved

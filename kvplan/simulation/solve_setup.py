@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from kvplan.errors import DoesNotFit, KvplanError, did_you_mean
-from kvplan.gpu import get_gpu
+from kvplan.ground.errors import DoesNotFit, KvplanError, did_you_mean
+from kvplan.ground.gpu import get_gpu
 from kvplan.profiles.step_times import make_step_times
 from kvplan.scenario.schema import Deployment, Scenario
 from kvplan.schedulers.vllm.config import KVCacheGroup

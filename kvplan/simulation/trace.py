@@ -14,8 +14,8 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
-from kvplan.errors import KvplanError
-from kvplan.files import written_whole
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import written_whole
 from kvplan.simulation.block_map import BlockMap, ranges
 from kvplan.simulation.file_tiers import FileJob
 from kvplan.simulation.metrics import Sample

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from operator import mul
 from typing import NamedTuple
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.profiles.host_links import HostLink
 from kvplan.schedulers.vllm.offloading.jobs import TransferJob
 from kvplan.simulation.file_tiers import TimedFiles
-from kvplan.units import TICKS_PER_S
 
 POLL_TICKS = TICKS_PER_S // 1000
 """Host time from a step's decision to its poll, in which small copies still end (assumed, 0.3 to 2 ms)."""

@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.timing.costs import (
     AttentionCosts,
     ContextLine,
@@ -34,7 +35,6 @@ from kvplan.timing.costs import (
 )
 from kvplan.timing.work import AttentionWork, ExpertWork, Number, Product, StepWork
 from kvplan.timing.work import StepShape as StepShape
-from kvplan.units import TICKS_PER_S
 
 Ticks = NDArray[np.int64]
 NO_KNOT = 1 << 62

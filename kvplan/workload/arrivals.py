@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from kvplan.config import Config
+from kvplan.ground.config import Config
 
 Floats = NDArray[np.float64]
 Rate = Annotated[float, Field(gt=0, le=1e9)]

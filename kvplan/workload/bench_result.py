@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.workload.arrivals import AllAtOnce, Arrivals, ClosedLoop, Poisson
 
 LISTS = ("input_lens", "output_lens", "start_times", "ttfts", "itls")

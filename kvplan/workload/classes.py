@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kvplan.config import Config
+from kvplan.ground.config import Config
 from kvplan.workload.arrivals import Arrivals, Poisson, TraceReplay
 from kvplan.workload.lengths import LONGEST, Constant, Correlation, Count, Length, Tokens
 from kvplan.workload.traces import TraceSpec

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kvplan.collector import rare_searches
 from kvplan.formulas.intervals import Interval, mean_interval, share_interval
 from kvplan.formulas.quality import Array
+from kvplan.ground.collector import rare_searches
 from kvplan.workload.closed_forms import exact_accuracy
 from kvplan.workload.population import Estimate, Over, Population
 from kvplan.workload.problems import Problems, StrategySpec, Task, task_sampler

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
-from kvplan.config import Config
-from kvplan.errors import KvplanError
-from kvplan.units import human_readable_int
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import human_readable_int
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

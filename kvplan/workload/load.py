@@ -1,7 +1,7 @@
 """Draw a workload: columns of numbers, one row per request, everything that is known before the first step.
 
 A follow-up turn is a row too; it starts when the turn before it is answered and its pause is over. Content is
-named, not spelled (`kvplan.content`): equal segments are equal tokens.
+named, not spelled (`kvplan.ground.content`): equal segments are equal tokens.
 Knows no clock and no engine.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kvplan.content import Content, Segment, output_of, prompt_of
-from kvplan.errors import KvplanError
+from kvplan.ground.content import Content, Segment, output_of, prompt_of
+from kvplan.ground.errors import KvplanError
 from kvplan.workload.arrivals import Arrivals, ClosedLoop, Poisson, TraceReplay, arrival_times
 from kvplan.workload.classes import MAX_REQUESTS, RequestClass, Turns, Workload
 from kvplan.workload.lengths import correlated_uniforms, quantile

@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from kvplan.config import Config
-from kvplan.errors import KvplanError, did_you_mean
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.workload.bench_result import json_of, read_text
 from kvplan.workload.lengths import LONGEST
 from kvplan.workload.quality_sets import Samples

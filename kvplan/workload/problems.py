@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from kvplan.config import Config, complaint
-from kvplan.errors import KvplanError
+from kvplan.ground.config import Config, complaint
+from kvplan.ground.errors import KvplanError
 from kvplan.workload.arrivals import Arrivals, ClosedLoop, arrival_times
 from kvplan.workload.lengths import Constant, Count, Length, quantile
 from kvplan.workload.outcomes import TraceSampler

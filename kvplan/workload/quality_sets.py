@@ -14,10 +14,10 @@ import numpy as np
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from kvplan.config import Config
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import catalog_dir
 from kvplan.formulas import quality
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import catalog_dir
 from kvplan.workload.lengths import LONGEST
 
 Share = Annotated[float, Field(ge=0, le=1)]

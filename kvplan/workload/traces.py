@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from kvplan.config import Config
-from kvplan.errors import KvplanError
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError
 from kvplan.workload.arrivals import Arrivals
 from kvplan.workload.bench_result import BenchResult, bench_result, json_lines, read_text
 from kvplan.workload.lengths import LONGEST

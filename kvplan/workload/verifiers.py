@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import Field, model_validator
 
-from kvplan.config import Config
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import catalog_dir
 from kvplan.formulas.quality import rate_of_pairs
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import catalog_dir
 from kvplan.workload.outcomes import ScoreModel
 
 

@@ -31,7 +31,7 @@ from kvplan.calibrate.measurements import read_measurements  # noqa: E402
 from kvplan.calibrate.outcome import skipped_points  # noqa: E402
 from kvplan.calibrate.session import MeasurementSession, batches_path, open_session  # noqa: E402
 from kvplan.cli.profile_report import batch_lines, skipped_lines  # noqa: E402
-from kvplan.gpu import get_gpu  # noqa: E402
+from kvplan.ground.gpu import get_gpu  # noqa: E402
 from kvplan.profiles.profile import load_profile  # noqa: E402
 from kvplan.profiles.timing_profile import TimingProfile  # noqa: E402
 

@@ -18,7 +18,7 @@ from kvplan.calibrate.measure import allocation, device, grids, probes, stages  
 from kvplan.calibrate.server.loads import subject_of  # noqa: E402
 from kvplan.calibrate.session import open_session  # noqa: E402
 from kvplan.cli.main import run  # noqa: E402
-from kvplan.errors import KvplanError  # noqa: E402
+from kvplan.ground.errors import KvplanError  # noqa: E402
 from kvplan.models.load import load_model  # noqa: E402
 from kvplan.profiles.profile import load_profile  # noqa: E402
 

@@ -20,7 +20,7 @@ from kvplan.calibrate.measure.grids import DEFAULT, QUICK, Grid  # noqa: E402
 from kvplan.calibrate.measure.kernels import Kernels, Named, sdpa_kernel  # noqa: E402
 from kvplan.calibrate.measure.probes import Ceilings  # noqa: E402
 from kvplan.calibrate.measurements import IGNORED, collect, family  # noqa: E402
-from kvplan.errors import KvplanError  # noqa: E402
+from kvplan.ground.errors import KvplanError  # noqa: E402
 
 MACHINE = {
     "op": "machine",

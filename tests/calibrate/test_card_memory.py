@@ -17,11 +17,11 @@ from kvplan.calibrate.card_memory import UNTOLD, learn_overheads
 from kvplan.calibrate.measurements import Measurements
 from kvplan.calibrate.two_cards import coefficient_ratios, time_ratios
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
-from kvplan.gpu import get_gpu
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import get_gpu
+from kvplan.ground.units import GiB, MiB
 from kvplan.profiles.memory_profile import MemoryProfile, memory_profile
 from kvplan.profiles.timing_profile import TimingProfile
-from kvplan.units import GiB, MiB
 
 MACHINE = {"op": "machine", "machine": "NVIDIA H100 80GB HBM3", "total_bytes": int(79.1 * GiB)}
 CONTEXT: dict[str, Any] = {

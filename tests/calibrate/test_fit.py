@@ -19,8 +19,8 @@ from kvplan.calibrate.measurements import Row, collect, read_measurements
 from kvplan.calibrate.sources.llmservingsim import SHAPES, llmservingsim_rows
 from kvplan.calibrate.sources.splitwise import splitwise_rows
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
-from kvplan.gpu import get_gpu
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import get_gpu
 from kvplan.profiles.profile import load_profile
 from kvplan.profiles.timing_profile import TimingProfile
 

@@ -14,7 +14,7 @@ from kvplan.calibrate.card_links import learn_links  # noqa: E402
 from kvplan.calibrate.measure import links  # noqa: E402
 from kvplan.calibrate.measurements import Measurements, Row, read_measurements  # noqa: E402
 from kvplan.calibrate.session import MeasurementSession, open_session  # noqa: E402
-from kvplan.gpu import get_gpu  # noqa: E402
+from kvplan.ground.gpu import get_gpu  # noqa: E402
 from kvplan.profiles.host_links import find_drive, find_host_link  # noqa: E402
 from kvplan.profiles.measured_links import MeasuredLinks  # noqa: E402
 

@@ -24,8 +24,8 @@ from kvplan.calibrate.measure.grids import (
 )
 from kvplan.calibrate.measure.probes import Probe
 from kvplan.calibrate.session import MeasurementSession, open_session
-from kvplan.errors import KvplanError
 from kvplan.formulas.graphs import MAX_CAPTURE_SIZE
+from kvplan.ground.errors import KvplanError
 
 DEVICE = torch.device("cpu")
 TRITON = kernels.Named("triton", kernels.sdpa_kernel)

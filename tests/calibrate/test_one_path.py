@@ -9,7 +9,7 @@ import pytest
 
 from kvplan.cli import calibration_commands
 from kvplan.cli.main import run
-from kvplan.files import measurements_dir
+from kvplan.ground.files import measurements_dir
 
 COMPLETE = (measurements_dir() / "vllm-cpu-0.32.jsonl").read_text()
 THIN = [

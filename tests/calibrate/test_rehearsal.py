@@ -36,12 +36,12 @@ from kvplan.calibrate.measurements import read_measurements  # noqa: E402
 from kvplan.calibrate.outcome import pool_checks  # noqa: E402
 from kvplan.calibrate.session import MeasurementSession  # noqa: E402
 from kvplan.cli.main import run  # noqa: E402
-from kvplan.errors import KvplanError  # noqa: E402
-from kvplan.gpu import get_gpu  # noqa: E402
+from kvplan.ground.errors import KvplanError  # noqa: E402
+from kvplan.ground.gpu import get_gpu  # noqa: E402
+from kvplan.ground.units import GiB, MiB  # noqa: E402
 from kvplan.memory.forward import estimate  # noqa: E402
 from kvplan.models.load import load_model  # noqa: E402
 from kvplan.profiles.profile import load_profile  # noqa: E402
-from kvplan.units import GiB, MiB  # noqa: E402
 
 MEASURE = Path(probes.__file__).parent
 SMALL = replace(

@@ -21,7 +21,7 @@ from kvplan.calibrate.server.client import Server, Stream, parse_metrics
 from kvplan.calibrate.server.loads import Injection, ServerLoad, measure_server
 from kvplan.calibrate.session import open_session
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.models.load import load_model
 
 EXCHANGE = json.loads((FIXTURES / "vllm_exchange.json").read_text())

@@ -16,8 +16,8 @@ pytest.importorskip("altair")
 
 from kvplan.charts import fits, plans, runs, searches
 from kvplan.charts.drawing import EDGE, PALE, PALETTE
-from kvplan.files import catalog_dir
-from kvplan.gpu import get_gpu
+from kvplan.ground.files import catalog_dir
+from kvplan.ground.gpu import get_gpu
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.models.load import find_bundled

@@ -14,7 +14,7 @@ pytest.importorskip("vl_convert")
 from kvplan.charts.report import report_html
 from kvplan.charts.saving import check_plot
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.search.planning import ServingAnswer, plan
 
 STARTS = {".svg": b"<svg", ".png": b"\x89PNG", ".html": b"<!DOCTYPE html>"}
@@ -78,7 +78,7 @@ def test_a_name_is_text_in_the_report(answer: ServingAnswer, monkeypatch: pytest
 def test_results_draw_themselves(answer: ServingAnswer) -> None:
     """Every picture that a class offers can be drawn; an unknown one is told with those there are."""
     from kvplan import estimate, simulate
-    from kvplan.pictures import DRAWN
+    from kvplan.ground.pictures import DRAWN
 
     results = {
         "Plan": estimate("Qwen/Qwen3-8B", "h100"),

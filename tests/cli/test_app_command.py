@@ -11,7 +11,7 @@ from places import ROOT
 
 from kvplan.cli import app_command
 from kvplan.cli.main import run
-from kvplan.files import app_file
+from kvplan.ground.files import app_file
 
 
 def test_it_starts_the_app_with_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:

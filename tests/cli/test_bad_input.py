@@ -12,11 +12,11 @@ from places import ROOT
 
 from kvplan.cli.main import LONGEST, run
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import human_readable_int
 from kvplan.memory.report import short_source
 from kvplan.models.load import from_config, load_model
 from kvplan.scenario.schema import load_scenario
-from kvplan.units import human_readable_int
 
 Capture = pytest.CaptureFixture[str]
 SCENARIO = "model: Qwen/Qwen3-8B\ngpu: h100\nworkload:\n  num_requests: 3\n"

@@ -21,7 +21,7 @@ from kvplan.cli.main import run
 from kvplan.cli.progress import shown_progress, shown_stages
 from kvplan.cli.sparkline import BLOCKS, kv_lines, sparkline
 from kvplan.cli.terminal import draw, turned
-from kvplan.tables import Part, Table, text_of
+from kvplan.ground.tables import Part, Table, text_of
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"

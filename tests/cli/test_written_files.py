@@ -24,8 +24,8 @@ from kvplan.calibrate.card import write_folder
 from kvplan.calibrate.session import open_session
 from kvplan.cli.main import run
 from kvplan.conformance.command import conform
-from kvplan.errors import KvplanError
-from kvplan.files import append_whole
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import append_whole
 from kvplan.profiles.profile import load_profile, write_profile
 from kvplan.scenario.schema import parse_scenario
 from kvplan.search.point_row import error_row
@@ -264,7 +264,7 @@ def test_a_killed_command_leaves_old_or_new_files(line: str, files: Path, capsys
 
 
 DIRECT = {
-    "kvplan/files.py": 4,
+    "kvplan/ground/files.py": 4,
     "kvplan/calibrate/session.py": 1,
     "kvplan/cli/observed_commands.py": 1,
     "kvplan/pages/apart.py": 1,

@@ -11,7 +11,7 @@ from engine_conformance import FOLDER, first_difference, golden, replay, scenari
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.schedulers.leap.allowed import why_not
 
 

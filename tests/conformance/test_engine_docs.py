@@ -11,7 +11,7 @@ from validation import section
 
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.schedulers.leap.allowed import has_one_full_group, why_no_visits, why_not
 
 FAMILIES = {

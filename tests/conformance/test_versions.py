@@ -17,7 +17,7 @@ from kvplan.conformance.twins import TWINS
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.schedulers.leap.allowed import why_not
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.rules import (

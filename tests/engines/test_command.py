@@ -11,8 +11,8 @@ from places import FIXTURES
 from kvplan.cli.main import run
 from kvplan.engines.command import ACTS, NOT_PLANNED, Command, read_command, vllm_flags
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
-from kvplan.gpu import get_gpu, split_count
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import get_gpu, split_count
 from kvplan.memory.forward import estimate
 from kvplan.models.load import from_config, load_model
 from kvplan.models.lora import lora_bytes

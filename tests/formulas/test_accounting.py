@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplan.errors import DoesNotFit, KvplanError
 from kvplan.formulas import accounting as acc
+from kvplan.ground.errors import DoesNotFit, KvplanError
 from kvplan.search.choices import Choice, best_within, pareto
 
 

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import ROOT
 
-from kvplan.content import Segment
 from kvplan.formulas import capacity as cap
 from kvplan.formulas import varying as capacity_mix
 from kvplan.formulas.varying import coarser
+from kvplan.ground.content import Segment
 from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
 from kvplan.schedulers.vllm.config import KVCacheGroup
 

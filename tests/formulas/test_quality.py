@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.errors import KvplanError
 from kvplan.formulas import quality as q
+from kvplan.ground.errors import KvplanError
 from kvplan.workload.quality_sets import quality_set, quality_sets
 
 chances = st.floats(0, 1)

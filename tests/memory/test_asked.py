@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
-from kvplan.gpu import get_gpu
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import get_gpu
+from kvplan.ground.units import GiB, gib
 from kvplan.memory.forward import estimate
 from kvplan.memory.inverse import what_would_fit
 from kvplan.models.load import from_config
 from kvplan.scenario.schema import parse_scenario
 from kvplan.search.recommending import recommend
-from kvplan.units import GiB, gib
 
 QWEN = "Qwen/Qwen3-8B"
 INSTRUCT, THINKING = "Qwen/Qwen3-30B-A3B-Instruct-2507", "Qwen/Qwen3-30B-A3B-Thinking-2507"

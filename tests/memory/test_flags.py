@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.memory.forward import answer, estimate
 from kvplan.models.load import from_config, load_model
 from kvplan.models.spec import AttentionKind, ModelSpec

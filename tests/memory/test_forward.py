@@ -15,9 +15,10 @@ from places import TRUTH
 from kvplan.engines.flags import EngineArgs, parse_engine, resolve
 from kvplan.engines.sglang_defaults import defaults, mem_fraction_static
 from kvplan.engines.spelling import WORDS, spell, understand, unspoken
-from kvplan.errors import DoesNotFit, KvplanError
-from kvplan.gpu import get_gpu
-from kvplan.limits import Limit
+from kvplan.ground.errors import DoesNotFit, KvplanError
+from kvplan.ground.gpu import get_gpu
+from kvplan.ground.limits import Limit
+from kvplan.ground.units import GiB
 from kvplan.memory.budget import Colocated
 from kvplan.memory.demand import Demand, TraceBlocks, trace_blocks
 from kvplan.memory.forward import answer, estimate, rank_weights
@@ -26,7 +27,6 @@ from kvplan.memory.overheads import num_graphs
 from kvplan.memory.serve_command import serve_flags, shell_command, yaml_config
 from kvplan.models.load import from_config, load_model
 from kvplan.observed.log_flags import read_flags
-from kvplan.units import GiB
 
 QWEN = "Qwen/Qwen3-8B"
 MODELS = (

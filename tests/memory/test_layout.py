@@ -20,8 +20,9 @@ from places import FIXTURES, TRUTH
 from validation import section
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import kv_bytes_per_token, latent_bytes_per_token
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import GiB
 from kvplan.memory.kv.backends import BACKENDS, KV_DTYPES
 from kvplan.memory.kv.groups import Layer, Page, bytes_per_block, group_layers
 from kvplan.memory.kv.pages import Pages
@@ -30,7 +31,6 @@ from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout, pages_layou
 from kvplan.models.load import from_config
 from kvplan.models.quantization import checkpoint_kv_dtype
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
-from kvplan.units import GiB
 
 GOLDEN = json.loads(gzip.decompress((FIXTURES / "layout_golden.json.gz").read_bytes()))
 TRUTH = TRUTH / "layout"

@@ -10,12 +10,12 @@ from memory_rows import TRUTH, Row, args_of, dated, end_to_end, gpu_of, model_of
 from validation import section
 
 from kvplan.engines.flags import resolve
-from kvplan.errors import KvplanError
-from kvplan.limits import Limit
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.limits import Limit
+from kvplan.ground.units import GiB
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import Question, answer, capability
 from kvplan.memory.layout import kv_layout
-from kvplan.units import GiB
 
 pytestmark = pytest.mark.skipif(not TRUTH.is_dir(), reason=f"reference logs are not at {TRUTH}")
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from kvplan.engines.command import read_command
-from kvplan.errors import KvplanError
 from kvplan.formulas.offloading import break_even_tokens, tier_chunks
-from kvplan.gpu import get_gpu
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import get_gpu
+from kvplan.ground.units import GiB
 from kvplan.memory.answers import Plan
 from kvplan.memory.forward import estimate
 from kvplan.memory.offloading import Lengths, OffloadTier, bytes_to_copy
 from kvplan.profiles.host_links import find_drive, find_host_link
-from kvplan.units import GiB
 
 VLLM_SLOTS = [
     (64 * 2**30, 16 * 131072, 1, 1, 32768, 2097152),

@@ -17,9 +17,9 @@ from start_rows import Start, reference_starts, starts
 from validation import section
 
 from kvplan.engines.flags import parse_engine
+from kvplan.ground.units import GiB, MiB
 from kvplan.memory.overheads import num_graphs, second_runner
 from kvplan.profiles.memory_profile import Figure, MemoryProfile, memory_profile
-from kvplan.units import GiB, MiB
 
 UNTOLD = {
     "a100-0.6.6-llama3-8b": "its 9.37 GiB of activation are those of 2,048 sequences: max_num_seqs was set",

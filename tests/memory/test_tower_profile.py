@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from kvplan.engines.flags import EngineArgs
+from kvplan.ground.units import GiB
 from kvplan.memory.forward import estimate
 from kvplan.memory.tower_profile import LARGEST, tower_bytes
 from kvplan.models.load import load_model
 from kvplan.models.vision import FAMILIES
 from kvplan.profiles.memory_profile import memory_profile
-from kvplan.units import GiB
 
 QWEN, GEMMA = load_model("Qwen/Qwen3.6-27B"), load_model("google/gemma-3-27b-it")
 

@@ -15,13 +15,13 @@ import pytest
 from places import FIXTURES
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import GiB
 from kvplan.memory.layout import kv_layout
 from kvplan.models.architectures import BUILDERS, ORACLE, UNHELD, architectures, from_config, how_checked
 from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.models.weights import heaviest_rank
-from kvplan.units import GiB
 
 CASES: dict[str, Any] = json.loads(
     lzma.decompress((FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes())

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import GiB
 from kvplan.models.architectures import from_config
 from kvplan.models.load import load_model
 from kvplan.models.weights import heaviest_rank
-from kvplan.units import GiB
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.models.config import MAX_CONFIG_BYTES, parse_json
 from kvplan.models.load import aliases, bundled_models, find_bundled, from_config, load_model
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec

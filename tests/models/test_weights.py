@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from places import ROOT
 from validation import section
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import GiB
 from kvplan.models.load import bundled_models, load_model
 from kvplan.models.modules import Cut, Module
 from kvplan.models.quantization import Names, canonical, checkpoint_kv_dtype, grouped, quantization_rule
@@ -27,7 +28,6 @@ from kvplan.models.weights import (
     stage_spans,
     weight_bytes,
 )
-from kvplan.units import GiB
 
 LOGS = ROOT.parent / "shared" / "truth" / "memory" / "cases.jsonl"
 GOLDEN = ROOT / "tests" / "fixtures" / "weights_vllm_0.32.json"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.observed.recorded_run import RecordedRun, compare_runs, read_run
 
 ROWS = [(0.0, 100, 11, 50.0, 550.0), (1.0, 200, 21, 80.0, 1480.0), (2.5, 300, 1, 90.0, 90.0)]

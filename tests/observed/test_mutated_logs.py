@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from places import FIXTURES
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.memory.forward import estimate
 from kvplan.observed.diagnosis.findings import findings
 from kvplan.observed.patterns import ENGINES

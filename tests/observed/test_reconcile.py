@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from places import FIXTURES
 
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.memory.forward import answer
 from kvplan.observed import reader
 from kvplan.observed.log_flags import read_flags

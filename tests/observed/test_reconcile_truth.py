@@ -16,7 +16,7 @@ from memory_rows import QUANTIZATION, TOLD, TRUTH, gpu_of, model_of, version_of
 from validation import section
 
 from kvplan.engines.flags import EngineArgs, parse_engine
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.memory.answers import Question
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import answer

@@ -15,7 +15,7 @@ import pytest
 from places import FIXTURES
 
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.observed.metrics_page import NO_LENGTHS, Histogram, Snapshot, log_of, pages_of, read_page
 from kvplan.observed.watching.expected import ROOM, compare_classes, lengths_of, thinking_budget
 from kvplan.observed.watching.forecast import FULL, forecast

@@ -11,7 +11,7 @@ import pytest
 from places import FIXTURES
 
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.memory.forward import estimate
 from kvplan.observed.diagnosis.cause import proven
 from kvplan.observed.diagnosis.findings import Findings, findings

@@ -32,7 +32,7 @@ from app_driver import (
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli.main import run as cli
 from kvplan.engines.flags import EngineArgs
-from kvplan.files import measurements_dir
+from kvplan.ground.files import measurements_dir
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import estimate
 from kvplan.models.load import find_bundled

@@ -19,8 +19,8 @@ from kvplan.calibrate.fit.predictions import predictions
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli.main import run as cli
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
-from kvplan.files import measurements_dir
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import measurements_dir
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.memory.mixed_lengths import varying_traces

@@ -10,7 +10,7 @@ import pytest
 
 from kvplan.cli.main import run
 from kvplan.engines.flags import parse_engine
-from kvplan.gpu import get_gpu
+from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles.doubt import UNMEASURED, UNSEEN_ENGINE, StepErrors, all_errors, find_doubt
 from kvplan.profiles.profile import load_profile

@@ -8,7 +8,7 @@ import pytest
 from validation import section
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.gpu import get_gpu
+from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles.step_times import find_drafter, make_step_times
 from kvplan.scenario.schema import parse_scenario

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from kvplan.engines.flags import EngineArgs, parse_engine
-from kvplan.gpu import get_gpu
+from kvplan.ground.gpu import get_gpu
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.models.load import load_model
 from kvplan.profiles.engine_terms import EngineTerms, Ranged, all_terms, find_terms, model_class
 from kvplan.profiles.profile import load_profile
 from kvplan.profiles.step_times import StepTimes, make_step_times
 from kvplan.timing.step import StepShape
-from kvplan.units import TICKS_PER_S
 
 US = TICKS_PER_S // 10**6
 H100, B200 = get_gpu("h100"), get_gpu("b200")

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.gpu import get_gpu
+from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import bundled_models, load_model
 from kvplan.profiles.step_times import make_step_times
 from kvplan.timing.step import StepShape

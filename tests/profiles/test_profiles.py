@@ -19,9 +19,9 @@ from kvplan.calibrate.fit.families import fit
 from kvplan.calibrate.fit.terms import step_key, step_subject
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
-from kvplan.files import profiles_dir
-from kvplan.gpu import get_gpu
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import profiles_dir
+from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.observed.recorded_run import RunComparison, compare_runs, read_run
 from kvplan.profiles.profile import bundled_profiles, load_profile, pick, surfaces_path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.profiles.profile import bundled_profiles, load_profile, surfaces_path, write_profile
 from kvplan.profiles.surface_file import MOST_BYTES, packed, read_surfaces
 

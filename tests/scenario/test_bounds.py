@@ -11,7 +11,7 @@ import annotated_types
 import pytest
 from pydantic import BaseModel
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.workload.strategies.catalog import STRATEGIES, parameters
 

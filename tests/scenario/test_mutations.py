@@ -14,7 +14,7 @@ import pytest
 from mutations import mutated
 
 from kvplan.cli.main import run
-from kvplan.files import scenarios_dir
+from kvplan.ground.files import scenarios_dir
 
 NUM = int(os.environ.get("KVPLAN_MUTATIONS", "300"))
 """Of each kind of file."""

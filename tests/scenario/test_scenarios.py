@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
-from kvplan.files import scenarios_dir
-from kvplan.limits import Limit
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import scenarios_dir
+from kvplan.ground.limits import Limit
 from kvplan.scenario.schema import dump_scenario, load_scenario, parse_scenario
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvplan.content import Segment
+from kvplan.ground.content import Segment
 from kvplan.schedulers.vllm import EngineConfig, Request, RequestStatus, make_scheduler
 
 

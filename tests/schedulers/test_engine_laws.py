@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
-from kvplan.content import Segment
+from kvplan.ground.content import Segment
 from kvplan.schedulers.request import BlockHasher
 from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
 from kvplan.schedulers.vllm.block_pool import BlockPool

@@ -14,8 +14,8 @@ from kvplan.conformance.vllm_records import StepRecord
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import find_stuck
-from kvplan.content import Segment
-from kvplan.errors import DoesNotFit
+from kvplan.ground.content import Segment
+from kvplan.ground.errors import DoesNotFit
 from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
 from kvplan.schedulers.vllm.admission import ADMISSIONS
 from kvplan.schedulers.vllm.caveats import caveats

@@ -17,8 +17,8 @@ from syntax_mutants import mutate
 
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
-from kvplan.content import Segment
-from kvplan.errors import KvplanError
+from kvplan.ground.content import Segment
+from kvplan.ground.errors import KvplanError
 from kvplan.schedulers.leap import group_pool, own_hits
 from kvplan.schedulers.leap.allowed import has_one_full_group, why_not
 from kvplan.schedulers.leap.group_batch import GroupBatch

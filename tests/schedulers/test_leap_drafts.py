@@ -119,7 +119,7 @@ class _EveryOther:
 
 
 def _request(prompt: int, output: int) -> Any:
-    from kvplan.content import Segment
+    from kvplan.ground.content import Segment
     from kvplan.schedulers.request import Request
 
     return Request("one", (Segment("x", prompt),), output)

@@ -12,7 +12,7 @@ from syntax_mutants import mutate
 from kvplan.conformance.vllm_records import StepRecord
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
-from kvplan.content import Segment
+from kvplan.ground.content import Segment
 from kvplan.schedulers.leap import contents
 from kvplan.schedulers.leap import running as leap_running
 from kvplan.schedulers.leap import scheduler as leap

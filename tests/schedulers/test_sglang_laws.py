@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvplan.conformance.sglang_replay import SGLangReplay
 from kvplan.conformance.sglang_scenario import SGLangScenario
-from kvplan.content import Segment
+from kvplan.ground.content import Segment
 from kvplan.schedulers.sglang.radix_cache import RadixCache, TreeNode, length_of
 from kvplan.schedulers.sglang.req import ceil_page
 

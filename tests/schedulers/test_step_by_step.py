@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvplan.content import Segment
+from kvplan.ground.content import Segment
 from kvplan.schedulers.protocol import Counts
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.step_by_step import StepByStep

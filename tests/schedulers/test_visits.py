@@ -15,7 +15,7 @@ from visit_scenarios import KINDS, difference, random_visits
 
 from kvplan.conformance.vllm_replay_visits import VisitReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
-from kvplan.content import Segment
+from kvplan.ground.content import Segment
 from kvplan.schedulers.leap.allowed import has_one_full_group, why_no_visits
 from kvplan.schedulers.leap.visits import AlikeGroups, DecodeVisits
 from kvplan.schedulers.request import Request

@@ -10,7 +10,7 @@ import pytest
 from test_compare import SHORT
 
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.search.allocation import around, equalise, frontier, knob_of, price_of
 from kvplan.search.comparison import compare

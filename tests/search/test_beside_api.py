@@ -9,9 +9,9 @@ import pytest
 from test_compare import SHORT, engine
 
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
 from kvplan.formulas.accounting import api_prices
-from kvplan.price_book import ApiPrice, RoutePrice
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.price_book import ApiPrice, RoutePrice
 from kvplan.scenario.schema import parse_scenario
 from kvplan.search.beside_api import BilledTokens, bill, bill_text, route_day
 from kvplan.search.comparison import Comparison, compare

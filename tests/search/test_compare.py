@@ -10,7 +10,7 @@ from places import ROOT
 from strategy_sentences import check_sentence, check_text
 
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import StepTimeSpec, load_scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.search.comparison import Comparison, compare

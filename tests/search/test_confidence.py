@@ -15,7 +15,7 @@ from strategy_sentences import check_sentence
 from test_compare import SHORT, by_name, engine, table
 
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.search.comparison import compare
 from kvplan.search.sampling import Sampling
 from kvplan.search.strategy_table import pick_columns, short_names

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_recommend import BASE, WORKLOAD
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import parse_scenario
 from kvplan.scenario.space import Search
 from kvplan.search.bounds import cannot_meet, least_seconds
@@ -20,7 +21,6 @@ from kvplan.search.point_row import run_point
 from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import StepShape
-from kvplan.units import TICKS_PER_S
 
 # --- the closed form ------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 import kvplan
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.models.load import load_model
 from kvplan.scenario.schema import dump_scenario, parse_scenario
 from kvplan.search.planning import ServingAnswer, first_look, plan

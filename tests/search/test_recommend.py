@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.scenario.space import Search
 from kvplan.search.candidates import make_load_test, share_of, total_load

@@ -20,7 +20,7 @@ from worker_killer import Killer
 
 import kvplan
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import Scenario, load_scenario, parse_scenario
 from kvplan.search import execution, sweep_file
 from kvplan.search.execution import Execution, execute

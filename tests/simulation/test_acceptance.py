@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.content import Segment
-from kvplan.errors import KvplanError
+from kvplan.ground.content import Segment
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.acceptance import accept_drafts
 from kvplan.simulation.sim_request import SimRequest

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvplan.gpu import get_gpu
+from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles.power import find_power
 from kvplan.scenario.schema import parse_scenario

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from simulation.test_simulate_offloading import TIERING, run
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.profiles.host_links import find_drive
 from kvplan.schedulers.vllm.offloading.tiering import TierJob
 from kvplan.simulation.file_tiers import TimedFiles
-from kvplan.units import TICKS_PER_S
 
 DRIVE = replace(find_drive(read_gb_s=1, write_gb_s=0.5), latency_s=0.0)
 """A file of a million bytes is read in a millisecond and written in two."""

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.profiles.profile import load_profile
 from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.api_server import LEAST_SHARE, backlog
 from kvplan.simulation.deploy import set_up
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
-from kvplan.units import TICKS_PER_S
 
 STEP = {"fixed_us": 5000, "per_sequence_us": 20, "per_context_token_ns": 10, "per_prefill_token_us": 50}
 SLOW = {"request_ms": 10, "per_1k_tokens_ms": 2.5}

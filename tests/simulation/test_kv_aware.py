@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from simulation.test_simulate_offloading import TIERING, scenario
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import parse_scenario
 from kvplan.schedulers.request import Request, Segment
 from kvplan.schedulers.step_by_step import StepByStep

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lockstep_scenarios import KnottedStepTime, random_lockstep
 
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup
@@ -23,7 +24,6 @@ from kvplan.simulation.result import Result
 from kvplan.simulation.run import Run
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import StepShape
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.load import draw_load
 
 SUMS = (

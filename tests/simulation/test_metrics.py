@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.metrics import Sample, Timeline, TokenMeter, latencies, meets, summarise
 from kvplan.simulation.records import Record, Records, check_target, write_records
 from kvplan.simulation.result import peak_concurrency
 from kvplan.simulation.simulator import simulate
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.classes import Slo
 
 MS = TICKS_PER_S // 1000

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 from validation import section
 
-from kvplan.gpu import get_gpu
+from kvplan.ground.gpu import get_gpu
 from kvplan.memory.forward import estimate
 from kvplan.memory.layout import Layout
 from kvplan.profiles.host_links import find_host_link

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_simulate import STEP, runs
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import SGLangFlags, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, StatedStepTime, set_up
@@ -20,7 +21,6 @@ from kvplan.simulation.result import Result
 from kvplan.simulation.sim_request import REJECTED, TIMEOUT
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import StepShape
-from kvplan.units import TICKS_PER_S
 
 Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplan.content import Content, Segment
+from kvplan.ground.content import Content, Segment
 from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.result import Result
 from kvplan.simulation.shared_prefixes import SharedPrefixes

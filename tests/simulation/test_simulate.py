@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.simulation.acceptance import uniforms
@@ -26,7 +27,6 @@ from kvplan.simulation.records import FINISH_REASONS
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import StepShape
-from kvplan.units import TICKS_PER_S
 
 STEP = {"fixed_us": 8000, "per_sequence_us": 20, "per_context_token_ns": 65, "per_prefill_token_us": 30}
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.profiles.host_links import HostLink
 from kvplan.scenario.schema import parse_scenario
 from kvplan.schedulers.vllm.offloading.jobs import TransferJob
@@ -15,7 +16,6 @@ from kvplan.simulation.deploy import set_ups
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
 from kvplan.simulation.transfers import POLL_TICKS, TimedCopies
-from kvplan.units import TICKS_PER_S
 
 MS = TICKS_PER_S // 1000
 TIERING = "TieringOffloadingSpec"

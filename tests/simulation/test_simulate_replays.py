@@ -18,7 +18,8 @@ import pytest
 from places import TRUTH
 from scipy.interpolate import RegularGridInterpolator
 
-from kvplan.gpu import get_gpu
+from kvplan.ground.gpu import get_gpu
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.models.load import load_model
 from kvplan.profiles.step_times import make_step_times
 from kvplan.scenario.schema import Scenario, StepTimeSpec, parse_scenario
@@ -28,7 +29,6 @@ from kvplan.simulation.metrics import latencies
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
 from kvplan.timing.step import NO_KNOT, StepShape
-from kvplan.units import TICKS_PER_S
 
 RUN = TRUTH / "serving" / "llmservingsim"
 MOONCAKE = TRUTH / "workloads" / "mooncake_conversation_head.jsonl"

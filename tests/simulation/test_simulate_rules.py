@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvplan.cli.main import run
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import Deployment, parse_scenario
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.simulator import simulate

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario, StepTimeSpec, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.branch_requests import BranchRequests
@@ -19,7 +20,6 @@ from kvplan.simulation.records import FINISH_REASONS, UNSET
 from kvplan.simulation.run import Run
 from kvplan.simulation.simulator import SolveResult, simulate, solution, solve
 from kvplan.simulation.solve_setup import set_up_all
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.problems import Problems, StrategySpec
 from kvplan.workload.strategies import Answer, Ask, Branch, Strategy
 

@@ -7,7 +7,7 @@ import pytest
 
 from kvplan.cli.main import run
 from kvplan.engines.flags import EngineArgs
-from kvplan.gpu import get_gpu
+from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles.profile import load_profile
 from kvplan.profiles.step_times import default_link, make_step_times

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_strategies import FACTS, PROMPT, Scripted, accuracy, endless, many, near, run, tokens, traces
 
-from kvplan.errors import KvplanError
 from kvplan.formulas import quality
+from kvplan.ground.errors import KvplanError
 from kvplan.workload.outcomes import ScoreModel, TraceSampler
 from kvplan.workload.quality_sets import QualitySet, Skill
 from kvplan.workload.strategies import RIGHT, Branch, BranchOutcome, Problem

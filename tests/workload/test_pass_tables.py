@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvplan.errors import KvplanError
 from kvplan.formulas import quality
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import parse_scenario
 from kvplan.workload.measured import beyond_measured, quality_said, reach
 from kvplan.workload.outcomes import TraceSampler

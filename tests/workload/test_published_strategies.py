@@ -19,12 +19,12 @@ from validation import section
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.formulas import quality
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.memory.forward import estimate
 from kvplan.scenario.schema import StepTimeSpec, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.simulator import SolveResult, solve
-from kvplan.units import TICKS_PER_S
 from kvplan.workload.outcomes import ScoreModel, TraceSampler
 from kvplan.workload.quality_sets import QualitySet, Skill, quality_set
 from kvplan.workload.strategies import Problem

@@ -7,8 +7,8 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from kvplan.errors import KvplanError
 from kvplan.formulas import quality
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import parse_scenario
 from kvplan.workload.outcomes import ScoreModel, TraceSampler
 from kvplan.workload.quality_sets import QualitySet, Skill, quality_sets

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvplan.content import Segment
-from kvplan.errors import KvplanError
 from kvplan.formulas import quality
+from kvplan.ground.content import Segment
+from kvplan.ground.errors import KvplanError
 from kvplan.workload.outcomes import ScoreModel, TraceSampler
 from kvplan.workload.problems import StrategySpec
 from kvplan.workload.quality_sets import Difficulty, QualitySet, Skill, skills

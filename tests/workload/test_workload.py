@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.workload.arrivals import arrival_times
 from kvplan.workload.classes import Workload
 from kvplan.workload.lengths import Correlation, correlated_uniforms, normal_quantile, quantile

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from places import TRUTH
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.scenario.schema import parse_scenario
 from kvplan.simulation.simulator import simulate
 from kvplan.workload.classes import Workload

@@ -19,8 +19,8 @@ from kvplan.calibrate.fit.mixing import APART
 from kvplan.calibrate.fit.terms import column, predict_steps
 from kvplan.calibrate.measurements import Measurements, Row, read_measurements
 from kvplan.calibrate.session import batches_path
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec
 from kvplan.profiles.surface_file import Surfaces
 from kvplan.profiles.timing_profile import RegimeError, TimingProfile
 

@@ -33,9 +33,9 @@ from kvplan.calibrate.fit.terms import (
     step_subject,
 )
 from kvplan.calibrate.measurements import Measurements, Row
-from kvplan.errors import KvplanError
 from kvplan.formulas.graphs import MAX_CAPTURE_SIZE
-from kvplan.gpu import GpuSpec
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec
 from kvplan.profiles.timing_profile import RegimeError, TimingProfile
 
 NUM_DRAWS = 16

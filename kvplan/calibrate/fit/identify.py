@@ -10,7 +10,7 @@ from kvplan.calibrate.fit.least_squares import Array, Solution, blind_spots, sen
 from kvplan.calibrate.fit.problem import FitProblem, scaled
 from kvplan.calibrate.fit.terms import HINTS, Term
 from kvplan.calibrate.measurements import Row
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 UNFELT = 5e-3
 """A coefficient whose doubling changes no row by more than about this share is not measured."""

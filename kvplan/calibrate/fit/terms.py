@@ -14,8 +14,8 @@ import numpy as np
 
 from kvplan.calibrate.fit.least_squares import Array, Predict, Prior
 from kvplan.calibrate.measurements import Row, short_dtype
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec
 from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.step_times import ELEMENT_BYTES

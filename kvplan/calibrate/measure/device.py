@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kvplan.calibrate.measurements import SCHEMA_VERSION
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 
 def release(device: torch.device) -> None:

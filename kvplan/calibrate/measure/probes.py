@@ -20,7 +20,7 @@ import torch
 
 from kvplan.calibrate.measure.device import clocks, release
 from kvplan.calibrate.session import MeasurementSession, Point, Report, no_report
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 MIN_REPEATS = 5
 """Fewest timed repetitions behind a median."""

@@ -24,7 +24,7 @@ from kvplan.calibrate.measure.links import COPY_BYTES, TOTAL_FILE_BYTES, measure
 from kvplan.calibrate.measure.probes import MIN_REPEATS, TARGET_S, Ceilings, Probe, ceilings_of, run
 from kvplan.calibrate.measure.transformers_batches import measure_batching
 from kvplan.calibrate.session import MeasurementSession, Report, open_session
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 SETUP_S = 0.04
 """Of a probe, whatever it allocates: kernels looked up, tables filled, the cache given back (assumed)."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from kvplan.calibrate.measurements import SCHEMA_VERSION
 from kvplan.calibrate.server.client import CacheFacts, Server, Stream
 from kvplan.calibrate.session import MeasurementSession, Point, Report, no_report, open_session
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.models.spec import ModelSpec
 
 

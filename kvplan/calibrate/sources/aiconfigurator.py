@@ -19,8 +19,8 @@ import numpy as np
 
 from kvplan.calibrate.fit.surfaces import Made, attention_surface, expert_surface, gemm_surface, link_curve
 from kvplan.calibrate.fit.terms import element_wise
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.gpu import GpuSpec
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.gpu import GpuSpec
 from kvplan.models.spec import AttentionKind, AttentionSpec
 from kvplan.profiles.surface_file import Surface
 from kvplan.profiles.timing_profile import ELEMENT_BYTES, KernelSource, RegimeError

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kvplan.calibrate.measurements import Row
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.timing.costs import expected_experts
 
 SHAPES: dict[str, dict[str, int]] = {

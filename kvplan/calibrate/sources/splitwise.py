@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from kvplan.calibrate.measurements import Row
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 SHAPE = {
     "num_layers": 80, "hidden_size": 8192, "intermediate_size": 28672, "vocab_size": 32000,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from kvplan.errors import KvplanError, did_you_mean
+from kvplan.ground.errors import KvplanError, did_you_mean
 
 Capability = tuple[int, int]
 """CUDA compute capability, e.g. (9, 0) for Hopper."""

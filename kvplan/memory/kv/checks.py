@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvplan.engines.flags import EngineArgs, EngineVersion
 from kvplan.engines.kv_transfer import offloading_gib
-from kvplan.errors import KvplanError, did_you_mean
+from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.memory.kv.backends import KV_DTYPES, Capability
 from kvplan.models.quantization import checkpoint_kv_dtype
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import kv_bytes_per_token, kv_heads_per_rank, latent_bytes_per_token
+from kvplan.ground.errors import KvplanError
 from kvplan.memory.kv.backends import Backend, is_quantized
 from kvplan.models.spec import AttentionKind, AttentionSpec
 from kvplan.models.weights import ITEM_BYTES

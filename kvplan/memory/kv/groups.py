@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import chunked_blocks, full_blocks, state_blocks, window_blocks
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import cdiv
 from kvplan.models.spec import AttentionKind
-from kvplan.units import cdiv
 
 
 @dataclass(frozen=True, slots=True)

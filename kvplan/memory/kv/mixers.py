@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import kv_heads_per_rank
+from kvplan.ground.errors import KvplanError
 from kvplan.memory.kv.backends import INDEXER, Backend, Capability, LayerNeeds, select_backend
 from kvplan.memory.kv.checks import check_sharding, model_dtype, resolve_kv_dtype
 from kvplan.memory.kv.formats import stored_format

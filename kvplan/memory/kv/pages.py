@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from kvplan.errors import KvplanError
 from kvplan.formulas.capacity import kv_heads_per_rank
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import cdiv
 from kvplan.memory.kv.formats import group_format, indexer_token_bytes, token_bytes
 from kvplan.memory.kv.groups import Layer, Page
 from kvplan.memory.kv.mixers import LayoutSetup, Mixer, distinct_backends, find_mixers
 from kvplan.memory.kv.sizes import Sizes, gdn_exports_states, settle_sizes
 from kvplan.memory.kv.states import state_bytes
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
-from kvplan.units import cdiv
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import cdiv
 from kvplan.memory.kv.backends import Backend
 from kvplan.memory.kv.formats import PACKED_LATENT, stored_format, token_bytes
 from kvplan.memory.kv.mixers import LayoutSetup, Mixer, distinct_backends
 from kvplan.memory.kv.states import state_bytes
 from kvplan.models.spec import AttentionKind, StateSpec
-from kvplan.units import cdiv
 
 DEFAULT_BLOCK_SIZE = 16
 UNALIGNED = {"linear_attention"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.models.modules import even
 from kvplan.models.spec import StateSpec
 from kvplan.models.weights import ITEM_BYTES

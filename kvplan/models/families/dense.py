@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvplan.ground.units import cdiv
 from kvplan.models.config import Keys
 from kvplan.models.families.common import (
     NO_ATTENTION,
@@ -18,7 +19,6 @@ from kvplan.models.families.common import (
     windowed,
 )
 from kvplan.models.spec import LayerSpec, MlpSpec
-from kvplan.units import cdiv
 
 
 def _dense(k: Keys, norms: int = 2, sliding: bool = False, **traits: Any) -> Body:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from kvplan.ground.units import cdiv
 from kvplan.models.config import MAX_LAYERS, Keys
 from kvplan.models.families.common import (
     NO_ATTENTION,
@@ -20,7 +21,6 @@ from kvplan.models.families.common import (
 from kvplan.models.families.decoders import Experts, layers_with_experts, routed
 from kvplan.models.families.moe import deepseek_mlps, mla, sparse_layers
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, StateSpec, Weight
-from kvplan.units import cdiv
 
 
 def state(family: str, ssm_dtype: str = "auto", **facts: int) -> AttentionSpec:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from kvplan.ground.units import gib
 from kvplan.observed.diagnosis.cause import Case, Cause, Fix, about, options, proven
 from kvplan.observed.diagnosis.messages import SPEAKS, Message, stage_of
-from kvplan.units import gib
 
 MUCH_OTHER = 1.0
 """GiB that another process holds; CUDA's own context is less."""

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.spelling import spell, unspoken
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import GiB, gib
 from kvplan.memory.answers import Plan, Question
 from kvplan.memory.forward import answer
 from kvplan.memory.inverse import what_would_fit
@@ -18,7 +19,6 @@ from kvplan.observed.load_lines import EngineLoad
 from kvplan.observed.reconciliation import Reconciliation
 from kvplan.observed.startup import StartupLog
 from kvplan.profiles.memory_profile import MemoryProfile
-from kvplan.units import GiB, gib
 
 SHORT = {"tensor_parallel_size": "-tp", "pipeline_parallel_size": "-pp", "data_parallel_size": "-dp"}
 

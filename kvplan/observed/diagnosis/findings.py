@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec
 from kvplan.memory.report import SCHEMA_VERSION
 from kvplan.models.spec import ModelSpec
 from kvplan.observed.diagnosis.allocation import allocation

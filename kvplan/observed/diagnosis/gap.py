@@ -11,14 +11,14 @@ from dataclasses import replace
 from math import exp
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.errors import KvplanError
-from kvplan.gpu import GpuSpec, get_gpu, gpu_names
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.gpu import GpuSpec, get_gpu, gpu_names
+from kvplan.ground.units import GiB, gib
 from kvplan.memory.answers import Plan, Question
 from kvplan.memory.forward import answer
 from kvplan.observed.diagnosis.cause import Case, Cause, Fix, as_printed, gains
 from kvplan.observed.explain import SEQS, formats
 from kvplan.observed.reconciliation import Line, Reconciliation
-from kvplan.units import GiB, gib
 
 NOTED = 0.75
 """GiB of KV, and the share below, by which log and plan may differ without a word."""

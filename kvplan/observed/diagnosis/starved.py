@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from kvplan.ground.units import GiB, gib
 from kvplan.memory.answers import Plan
 from kvplan.observed.diagnosis.cause import Case, Cause, Fix, about, needed_gib, options, proven
 from kvplan.observed.learn import activation_bytes, non_torch_gib
-from kvplan.units import GiB, gib
 
 USUAL_SHARE = 0.85
 """A smaller gpu_memory_utilization is chosen, for another process beside it or by mistake."""

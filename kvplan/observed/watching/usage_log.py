@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 MOST = 1e9
 """Tokens of one request."""

@@ -8,7 +8,7 @@ Knows contents only: no blocks, no reference counts of blocks, no steps.
 
 from __future__ import annotations
 
-from kvplan.content import output_of
+from kvplan.ground.content import output_of
 from kvplan.schedulers.leap.state import ContentKey, Path, Trunk
 from kvplan.schedulers.request import NEVER, Request
 
@@ -96,7 +96,7 @@ def _block_key(request: Request, depth: int, size: int, lookahead: int = 0) -> C
 def common_tokens(a: Request, b: Request, start: int) -> int:
     """Return the first position from `start` on where the tokens of two different requests differ, outputs included.
 
-    >>> from kvplan.content import Segment
+    >>> from kvplan.ground.content import Segment
     >>> one = Request("one", (Segment("system", 20), Segment("x", 5)), 8)
     >>> two = Request("two", (Segment("system", 20), Segment("y", 5)), 8)
     >>> common_tokens(one, two, 16)

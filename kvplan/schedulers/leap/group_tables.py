@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kvplan.units import cdiv
+from kvplan.ground.units import cdiv
 
 FULL, WINDOW, CHUNKED, STATE, WHOLE = range(5)
 """Kinds of table; WHOLE is one state for life."""

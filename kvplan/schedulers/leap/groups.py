@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import lcm
 from typing import Any
 
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.leap.group_sequence import GroupSequence
 from kvplan.schedulers.leap.group_tables import (
     CHUNKED,
@@ -24,7 +25,6 @@ from kvplan.schedulers.vllm.mamba_split import (
     get_mamba_prefill_checkpoint_position,
     is_mamba_prefill_checkpoint_valid,
 )
-from kvplan.units import cdiv
 
 
 class Groups:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from kvplan.content import Content
+from kvplan.ground.content import Content
 from kvplan.schedulers.protocol import Chunk
 from kvplan.schedulers.request import NEVER, Request
 

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvplan.content import output_of
+from kvplan.ground.content import output_of
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.leap.allowed import why_no_visits
 from kvplan.schedulers.protocol import NOTHING, Counts, FreeBlocks, Leap, Outputs
 from kvplan.schedulers.request import NEVER, Request
@@ -27,7 +28,6 @@ from kvplan.schedulers.vllm.mamba_manager import MambaManager
 from kvplan.schedulers.vllm.output import SchedulerOutput, StepBudget
 from kvplan.schedulers.vllm.scheduler import Scheduler
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import SingleTypeKVCacheManager
-from kvplan.units import cdiv
 
 MOST_STEPS = 256
 """Steps that a calendar covers: what is planned and not taken is planned again."""

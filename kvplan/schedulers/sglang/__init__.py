@@ -3,7 +3,7 @@
 Same requests and token names as `kvplan.schedulers.vllm`; what differs is the policy: prefill before decode, a
 new-token ratio instead of "admit what fits", retraction instead of preemption, prefixes shared to the token.
 
->>> from kvplan.content import Segment
+>>> from kvplan.ground.content import Segment
 >>> from kvplan.schedulers.request import Request
 >>> from kvplan.schedulers.sglang import SGLangConfig, SGLangScheduler
 >>> scheduler = SGLangScheduler(SGLangConfig(max_total_tokens=1024, context_length=1024))

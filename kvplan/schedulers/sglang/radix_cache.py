@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
-from kvplan.content import Content, Segment, length_of, merge_segments
+from kvplan.ground.content import Content, Segment, length_of, merge_segments
 
 TokenId = Callable[[str, int], Hashable]
 """(stream, index) -> the token's value. Without it, tokens are equal if they have the same name."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from kvplan.content import Content, Segment, output_of
+from kvplan.ground.content import Content, Segment, output_of
 from kvplan.schedulers.request import Request, RequestStatus
 
 if TYPE_CHECKING:

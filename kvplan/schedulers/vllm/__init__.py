@@ -1,6 +1,6 @@
 """The engine twin: vLLM V1's scheduler, KV cache manager and block pool. No clock, no randomness.
 
->>> from kvplan.content import Segment
+>>> from kvplan.ground.content import Segment
 >>> from kvplan.schedulers.vllm import EngineConfig, Request, make_scheduler
 >>> scheduler = make_scheduler(EngineConfig(num_gpu_blocks=65, max_model_len=1024))
 >>> scheduler.add_request(Request("a", (Segment("question", 100),), max_tokens=3))

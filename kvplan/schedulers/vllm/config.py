@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from kvplan.config import Config
+from kvplan.ground.config import Config
 from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
 from kvplan.schedulers.vllm.rules import MIRRORED, SchedulerRules, parse_version
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.request import BlockHash, BlockHasher, Request
 from kvplan.schedulers.vllm.block_pool import BlockPool, KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig
@@ -18,7 +19,6 @@ from kvplan.schedulers.vllm.single_type_kv_cache_manager import (
     SlotDemand,
 )
 from kvplan.schedulers.vllm.window_managers import ChunkedLocalAttentionManager, SlidingWindowManager
-from kvplan.units import cdiv
 
 MANAGERS: dict[str, type[SingleTypeKVCacheManager]] = {
     "full": FullAttentionManager,

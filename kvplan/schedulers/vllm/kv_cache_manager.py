@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.request import NEVER, BlockHasher, Request, RequestStatus
 from kvplan.schedulers.vllm.block_pool import BlockPool, KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.kv_cache_coordinator import CacheHit, get_kv_cache_coordinator
 from kvplan.schedulers.vllm.mamba_manager import MambaManager
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import SlotDemand
-from kvplan.units import cdiv
 
 
 class KVCacheManager:

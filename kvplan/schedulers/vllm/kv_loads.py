@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.request import Request, RequestStatus
 from kvplan.schedulers.vllm.block_pool import KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig
@@ -16,7 +17,6 @@ from kvplan.schedulers.vllm.kv_cache_manager import KVCacheManager
 from kvplan.schedulers.vllm.offloading.scheduler import OffloadingConnectorScheduler
 from kvplan.schedulers.vllm.request_queue import QUEUES
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import SlotDemand
-from kvplan.units import cdiv
 
 
 class DeferredFrees:

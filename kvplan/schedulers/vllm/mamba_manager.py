@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.request import BlockHash, BlockHasher, Request
 from kvplan.schedulers.vllm.block_pool import BlockPool, GroupHash, KVCacheBlock, group_hash
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
@@ -22,7 +23,6 @@ from kvplan.schedulers.vllm.single_type_kv_cache_manager import (
     SingleTypeKVCacheManager,
     SlotDemand,
 )
-from kvplan.units import cdiv
 
 
 class MambaManager(SingleTypeKVCacheManager):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.config import EngineConfig
-from kvplan.units import cdiv
 
 
 def get_mamba_prefill_checkpoint_position(num_tokens: int, unit: int, drop_eagle_block: bool) -> int:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.request import NEVER, Request
 from kvplan.schedulers.vllm.kv_loads import KVLoads
 from kvplan.schedulers.vllm.output import SchedulerOutput
 from kvplan.schedulers.vllm.scheduler import Scheduler
-from kvplan.units import cdiv
 
 
 class QuietSteps:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.request import NEVER, BlockHash, BlockHasher, Request
 from kvplan.schedulers.vllm.block_pool import BlockPool, KVCacheBlock, group_hash
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
-from kvplan.units import cdiv
 
 Hits = tuple[list[list[KVCacheBlock]], int]
 """Per group the blocks of a prefix-cache hit (null blocks where none is needed), and its length in tokens."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.request import BlockHash
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import (
@@ -15,7 +16,6 @@ from kvplan.schedulers.vllm.single_type_kv_cache_manager import (
     SingleTypeKVCacheManager,
     append_hits,
 )
-from kvplan.units import cdiv
 
 
 class SlidingWindowManager(SingleTypeKVCacheManager):

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from kvplan.errors import KvplanError, did_you_mean
+from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.workload.strategies import cascades, parallel, sequential, stepwise, stopping
 from kvplan.workload.strategies.params import ModelName
 from kvplan.workload.strategies.strategy import Strategy

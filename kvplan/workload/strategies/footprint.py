@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from kvplan.content import Content, Segment, length_of, merge_segments, output_of
+from kvplan.ground.content import Content, Segment, length_of, merge_segments, output_of
 from kvplan.workload.strategies.session import Launch
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from kvplan.errors import KvplanError
-from kvplan.units import human_readable_int
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import human_readable_int
 from kvplan.workload.lengths import LONGEST
 
 MAX_BRANCHES = 100_000

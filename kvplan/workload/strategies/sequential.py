@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 from kvplan.workload.strategies.params import Count, Share, Tokens, TokensOrNone
 from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, Strategy
 

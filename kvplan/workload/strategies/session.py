@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple, Protocol
 
-from kvplan.content import Content, Segment, length_of, output_of
-from kvplan.errors import KvplanError
+from kvplan.ground.content import Content, Segment, length_of, output_of
+from kvplan.ground.errors import KvplanError
 from kvplan.workload.strategies.strategy import Answer, Branch, FinishedBranch, Reason, Strategy
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from kvplan.config import Config
+from kvplan.ground.config import Config
 
 
 class SecondaryTierConfig(Config):

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import Retention, SingleTypeKVCacheManager
-from kvplan.units import cdiv
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.vllm.offloading.groups import GroupOffloadConfig, SchedulerOffloadConfig
 from kvplan.schedulers.vllm.offloading.manager import LookupResult
 from kvplan.schedulers.vllm.offloading.policies import OffloadKey, RequestCacheAccess
 from kvplan.schedulers.vllm.offloading.request_state import RequestOffloadState
-from kvplan.units import cdiv
 
 Lookup = Callable[[OffloadKey, RequestCacheAccess], LookupResult]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from kvplan.ground.units import cdiv
 from kvplan.schedulers.request import BlockHasher, Request
 from kvplan.schedulers.vllm.block_pool import KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig
@@ -33,7 +34,6 @@ from kvplan.schedulers.vllm.offloading.stores import (
 )
 from kvplan.schedulers.vllm.offloading.tiering import TieringOffloadingManager
 from kvplan.schedulers.vllm.output import SchedulerOutput
-from kvplan.units import cdiv
 
 
 @dataclass(slots=True)

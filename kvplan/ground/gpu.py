@@ -14,11 +14,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from kvplan.config import Config, complaint
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import catalog_dir
-from kvplan.price_book import bundled_prices
-from kvplan.units import GiB
+from kvplan.ground.config import Config, complaint
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import catalog_dir
+from kvplan.ground.price_book import bundled_prices
+from kvplan.ground.units import GiB
 
 
 class GpuSpec(Config):
@@ -273,7 +273,7 @@ def card_file(path: Path) -> GpuSpec:
     """A card from a YAML file: the words of `stated`, or all keys of a row of the table."""
     import yaml
 
-    from kvplan.strict_yaml import complaint_of, load_yaml
+    from kvplan.ground.strict_yaml import complaint_of, load_yaml
 
     try:
         found = load_yaml(path.read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 KiB = 1 << 10
 MiB = 1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
 
 def make_frame(data: Any, columns: list[str] | None = None) -> Any:

@@ -7,7 +7,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from kvplan.errors import KvplanError, did_you_mean
+from kvplan.ground.errors import KvplanError, did_you_mean
 
 DRAWN: dict[str, Mapping[str, str]] = {}
 """Class -> picture -> "module:function" that draws an instance; filled in by the package itself."""

@@ -15,9 +15,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from kvplan.errors import KvplanError
+from kvplan.ground.errors import KvplanError
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = PACKAGE / "_data"
 
 

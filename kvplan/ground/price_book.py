@@ -18,10 +18,10 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from kvplan.config import Config
-from kvplan.errors import KvplanError, did_you_mean
-from kvplan.files import catalog_dir
-from kvplan.strict_yaml import complaint_of, load_yaml
+from kvplan.ground.config import Config
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import catalog_dir
+from kvplan.ground.strict_yaml import complaint_of, load_yaml
 
 MAX_BYTES = 1 << 20
 EXAMPLE = "gpus: {h100: {usd_per_hour: 2.10, date: 2026-10-01, source: our contract}}"
