@@ -220,9 +220,9 @@ def attention_s(costs: AttentionCosts, a: AttentionWork, shape: StepShape) -> Nu
     return np.where(chunk > 0, mixed, context * decode_s) if isinstance(chunk, np.ndarray) else mixed
 
 
-def experts_s(e: ExpertWork, costs: GemmCosts, num_tokens: Number) -> Number:
-    """Seconds of the expert layers: the expected distinct experts are read, every visit is multiplied."""
-    tokens = num_tokens * e.tokens_factor
+def experts_s(e: ExpertWork, costs: GemmCosts, tokens: Number) -> Number:
+    """Seconds of the expert layers over the tokens that reach them, those of all ranks that pool theirs: the expected
+    distinct experts are read, every visit is multiplied."""
     read = expected_experts(e.num_experts, e.share, tokens) * e.expert_bytes
     visits = tokens * e.share * e.num_experts
     moved_s = visits * e.visit_bytes / costs.visit_bytes_per_s

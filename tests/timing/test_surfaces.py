@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,10 +16,11 @@ from kvplan.profiles.step_times import default_link, make_step_times
 from kvplan.profiles.surface_file import STEP, packed, read_surfaces
 from kvplan.scenario.schema import Deployment, Interconnect
 from kvplan.simulation.deploy import stated_link
+from kvplan.timing.costs import GemmCosts
 from kvplan.timing.links import LINKS
 from kvplan.timing.step import NO_KNOT, StepShape
 from kvplan.timing.surfaces import GemmSurface, Sheet, product_sheet_s
-from kvplan.timing.work import Product
+from kvplan.timing.work import Product, step_work
 
 SHEET = Sheet(3e12, 9e14, 2.0)
 TOKENS, OUTS, INS = np.array([1.0, 64.0, 4096.0]), np.array([512.0, 8192.0]), np.array([512.0, 8192.0])
@@ -126,6 +129,20 @@ def test_data_parallel_ranks_pass_their_tokens() -> None:
     moved = 2 * 64 * 2048 * 2
     apart = 48 * 2 * (slow.gather(2)(moved) - fast.gather(2)(moved))
     assert each[1] - each[0] == pytest.approx(apart, rel=1e-6)
+
+
+def test_pooled_tokens_are_counted_once() -> None:
+    """Fitted rates: experts of a rank that pools with another take what twice the tokens take without one."""
+    costs = GemmCosts(3e12, 9e14)
+    alone, pooled = (
+        step_work(
+            load_model("Qwen/Qwen3-30B-A3B"), data_parallel_size=n, enable_expert_parallel=True
+        ).experts[0]
+        for n in (1, 2)
+    )
+    few = replace(alone, num_experts=pooled.num_experts)  # the experts of one of two ranks
+    assert costs.experts(pooled)(64.0) == costs.experts(few)(64.0)
+    assert pooled.tokens_factor == 2.0
 
 
 def test_a_profile_of_few_points_has_no_surfaces() -> None:
