@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -24,6 +25,9 @@ class KnottedStepTime:
     per_context: int
     per_prefill: int
     knot: int = 0
+    per_pooled: int = 0
+    """Per token of all ranks, where one of them has more than `graphs`."""
+    graphs: int = 0
 
     def ticks(self, shape: StepShape) -> int:
         """Duration of one step."""
@@ -39,6 +43,10 @@ class KnottedStepTime:
         knots = decode_context // self.knot
         meets = self.per_context * self.knot * (knots * (knots + 1) // 2)
         return base - meets, self.per_context * (knots + 1), (knots + 1) * self.knot
+
+    def pool_ticks(self, num_tokens: int, tokens_of_ranks: Sequence[int]) -> int:
+        """What all ranks' tokens add to each rank's step, were one of them to run eagerly."""
+        return self.per_pooled * sum(tokens_of_ranks) if max(tokens_of_ranks) > self.graphs else 0
 
 
 def random_lockstep(rng: Random) -> tuple[Scenario, dict[str, Setup]]:
@@ -83,6 +91,8 @@ def random_lockstep(rng: Random) -> tuple[Scenario, dict[str, Setup]]:
     }
     if rng.random() < 0.15:
         data["limits"]["horizon_s"] = rng.choice([0.05, 0.5, 2])
+    time = replace(time, per_pooled=rng.choice([0, 0, MS // 300, MS]), graphs=rng.choice([0, 3, 16, 200]))
+    setup = replace(setup, step_time=time)
     return parse_scenario(data | deployment), {"": setup}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
+from kvplan.formulas.graphs import MAX_CAPTURE_SIZE
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
 from kvplan.models.modules import Cut, Module, layer_modules
@@ -94,8 +95,9 @@ def make_step_times(
     if chosen.timing is None:
         raise KvplanError(f"profile {chosen.name} holds no step times; name another or leave it out")
     timing, around = with_terms(chosen.timing, engine, model, gpu, args, work, formats["expert_format"])
-    timing = timing.model_copy(update={"max_capture_size": _max_capture_size(timing, engine, args)})
-    options: dict[str, Any] = formats | {"link": link or default_link(gpu)}
+    largest = _largest_graph(engine, args)
+    timing = timing.model_copy(update={"max_capture_size": min(timing.max_capture_size, largest)})
+    options: dict[str, Any] = formats | {"link": link or default_link(gpu), "largest_graph": largest}
     notes = tuple(n for n in (note, around, *timing.borrowed(work, **options)) if n)
     drafter = find_drafter(model, args, draft_model)
     draft = _drafting(drafter, timing, args, options["link"]) if drafter else None
@@ -137,13 +139,13 @@ def _drafting(drafter: ModelSpec, timing: TimingProfile, args: EngineArgs, link:
     return ModelStepTime(time.work, replace(time.costs, host=HostCosts(), row_s=0.0, step_s=0.0))
 
 
-def _max_capture_size(timing: TimingProfile, engine: EngineVersion, args: EngineArgs) -> int:
-    """Largest CUDA graph: the profile's, less where vLLM captures less (`max_cudagraph_capture_size`, 0.11 on)."""
+def _largest_graph(engine: EngineVersion, args: EngineArgs) -> int:
+    """Tokens of the largest CUDA graph (vLLM's `max_cudagraph_capture_size`, from 0.11 on by the batch); 0: none."""
     if args.enforce_eager:
         return 0
     if args.max_num_seqs is None or not engine.is_vllm(0, 11):
-        return timing.max_capture_size
-    return min(timing.max_capture_size, 2 * args.max_num_seqs)
+        return MAX_CAPTURE_SIZE
+    return min(MAX_CAPTURE_SIZE, 2 * args.max_num_seqs)
 
 
 def default_link(gpu: GpuSpec) -> Link:

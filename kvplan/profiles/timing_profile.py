@@ -225,6 +225,7 @@ def step_costs(
     link: Link | None = None,
     overlaps: bool = False,
     sizes: tuple[int, ...] = (),
+    largest_graph: int = 0,
 ) -> Found:
     """Pick a model's costs from a profile's surfaces and coefficients, borrowing across formats where one is missing.
 
@@ -244,7 +245,8 @@ def step_costs(
     costs = StepCosts(
         gemm, experts, replace(known, notes=[]).products("gemm", "bf16"), attention,
         reduce=known.all_reduce(num_ranks, link), gather=known.gather(num_data_ranks, link), host=host,
-        activation_bytes_per_s=values.get("step.activation_bytes_per_s", math.inf), capture_sizes=sizes, **fixed,
+        activation_bytes_per_s=values.get("step.activation_bytes_per_s", math.inf), capture_sizes=sizes,
+        largest_graph=largest_graph, **fixed,
     )  # fmt: skip
     return Found(costs, tuple(notes))
 

@@ -169,10 +169,15 @@ class RankLeap(LeapInFlight):
         return self.clock.reads == self.begun + self.num_steps
 
     @property
+    def reads_ahead(self) -> bool:
+        """Whether the next read is of the step that was in flight before the leap."""
+        return bool(self.ahead) and self.clock.reads == self.begun
+
+    @property
     def next_line(self) -> tuple[Line, int]:
         """The durations of the reads to come, were it alone, and how many follow that line."""
         done = self.clock.reads - self.begun
-        if self.ahead and not done and self.first != self.ticks - self.slope:
+        if self.reads_ahead and self.first != self.ticks - self.slope:
             return (self.first, 0), 1
         return (self.ticks + (done - self.ahead) * self.slope, self.slope), self.num_steps - done
 

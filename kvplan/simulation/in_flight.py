@@ -23,6 +23,8 @@ class StepInFlight(NamedTuple):
     """Nothing was scheduled."""
     makes_room: bool = False
     """Somebody was preempted or a copy ended in it: the next step may admit whom it did not."""
+    num_tokens: int = 0
+    """Tokens computed, of prompts and decodes, drafts included."""
 
 
 class Stretch(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from kvplan.simulation.group_clock import GroupClock, Line, RankLeap
 from kvplan.simulation.in_flight import NEVER_COMES, LeapInFlight
 from kvplan.simulation.replica import Replica
-from kvplan.timing.step import StepShape
+from kvplan.timing.step import PooledStepTime, StepShape
 
 DUMMY_BATCH = StepShape(1, 1, 1)
 """What an idle rank computes, so that its experts are there for the others: one token."""
@@ -22,7 +22,9 @@ class LockstepGroup:
     def __init__(self, ranks: list[Replica]) -> None:
         self.id, self.ranks = ranks[0].id, ranks
         self.clock = GroupClock()
-        self._dummy: Line = ranks[0].step_time.ticks(DUMMY_BATCH), 0
+        time = ranks[0].step_time
+        self._dummy: Line = time.ticks(DUMMY_BATCH), 0
+        self._pooled = time if isinstance(time, PooledStepTime) else None
         self._now = 0
 
     def begin(self, now: int, next_arrival: int = NEVER_COMES) -> int | None:
@@ -30,32 +32,38 @@ class LockstepGroup:
 
         What a new request would end is planned up to `next_arrival` only.
         """
-        self._now, lines, reads, is_open = now, [], NEVER_COMES, False
+        self._now, lines, tokens, reads, is_open = now, [], [], NEVER_COMES, False
         for rank in self.ranks:
-            line, until = self._begin_rank(rank, now)
+            line, num_tokens, until = self._begin_rank(rank, now)
             lines.append(line)
+            tokens.append(num_tokens)
             reads = min(reads, until)
             is_open |= rank.leap is None or rank.leap.open
         if reads == NEVER_COMES:
             return None
+        if self._pooled is not None:
+            more = [self._pooled.pool_ticks(num_tokens, tokens) for num_tokens in tokens]
+            lines = [(ticks + later, slope) for (ticks, slope), later in zip(lines, more, strict=True)]
         end = self.clock.plan(now, lines, reads)
         if is_open and end > next_arrival:
             return self.cut(next_arrival) + next_arrival - now
         return end - now
 
-    def _begin_rank(self, rank: Replica, now: int) -> tuple[Line, int]:
-        """The durations of a rank's next reads, were it alone, and how many follow that line."""
+    def _begin_rank(self, rank: Replica, now: int) -> tuple[Line, int, int]:
+        """The durations of a rank's next reads, were it alone, its tokens in each, and how many are so."""
         leap = rank.leap
         if leap is None:
             ticks = rank.begin(now)
             if ticks is None:
-                return self._dummy, NEVER_COMES
+                return self._dummy, DUMMY_BATCH.num_tokens, NEVER_COMES
             if rank.leap is None:
-                return (ticks, 0), 1
+                return (ticks, 0), rank.in_flight[0].num_tokens, 1
             assert isinstance(rank.leap, LeapInFlight), "ranks that draft go step by step"
             leap = rank.leap = RankLeap.of(rank.leap, self.clock)
         assert isinstance(leap, RankLeap)
-        return leap.next_line
+        line, until = leap.next_line
+        first = rank.in_flight[0].num_tokens if leap.reads_ahead else leap.num_tokens
+        return line, first, until if first == leap.num_tokens else 1
 
     @property
     def can_be_cut(self) -> bool:

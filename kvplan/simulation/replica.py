@@ -208,7 +208,7 @@ class Replica(ReplicaStats):
         self.waits_for = self._why_waiting(shape.num_tokens) if engine.num_waiting else ""
         self.totals.prefill_tokens += num_prefill
         is_empty = not step.num_decodes and not step.chunks
-        return StepInFlight(ticks, step.num_decodes, num_prefills, is_empty, makes_room)
+        return StepInFlight(ticks, step.num_decodes, num_prefills, is_empty, makes_room, num_tokens)
 
     def _wait_for_copies(self, copies: TimedCopies, ticks: int, ended: bool) -> int:
         """Return how much longer copies make a step: those it flushes, or the loop that waits for one."""
@@ -360,7 +360,8 @@ class Replica(ReplicaStats):
             self._note_read(start)
             if early is not NOTHING:
                 self._read(early, start)
-            self.in_flight.append(StepInFlight(leap.ticks_of(steps - 1), leap.num_decodes))
+            last = StepInFlight(leap.ticks_of(steps - 1), leap.num_decodes, num_tokens=leap.num_tokens)
+            self.in_flight.append(last)
         if steps > leap.ahead:
             self._account_each(leap, steps - leap.ahead, start, now, used[leap.ahead :])
         if late is not NOTHING:
@@ -399,7 +400,8 @@ class Replica(ReplicaStats):
         self._account(self.in_flight.popleft(), start, 0 if is_exact else None)
         if early is not NOTHING:
             self._read(early, start)
-        self.in_flight.append(StepInFlight(leap.ticks + (steps - 1) * leap.slope, leap.num_decodes))
+        ticks = leap.ticks + (steps - 1) * leap.slope
+        self.in_flight.append(StepInFlight(ticks, leap.num_decodes, num_tokens=leap.num_tokens))
         if steps > 1:
             self._account_series(leap, steps - 1, start, now, (used + peak) // 2)
         if late is not NOTHING:

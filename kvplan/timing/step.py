@@ -16,7 +16,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,16 @@ class StepTime(Protocol):
     def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
         """Return (a, b, limit): `ticks` of a step of decodes alone is exactly `a + b * context` for every context
         from `decode_context` up to, not including, `limit`. `num_tokens` counts drafts too; 0 = one token each."""
+        ...
+
+
+@runtime_checkable
+class PooledStepTime(StepTime, Protocol):
+    """A step time that knows what a mixture's experts take when data-parallel ranks bring unequal numbers of tokens."""
+
+    def pool_ticks(self, num_tokens: int, tokens_of_ranks: Sequence[int]) -> int:
+        """By how much longer a step of `num_tokens` on this rank takes than `ticks` says, which lets each rank bring as
+        many as this one."""
         ...
 
 
@@ -102,6 +112,11 @@ class DraftedStepTime:
         more, slope, knot = self.draft.decode_line(num_decodes, decode_context)
         return a + self.num_drafts * more, b + self.num_drafts * slope, min(limit, knot)
 
+    def pool_ticks(self, num_tokens: int, tokens_of_ranks: Sequence[int]) -> int:
+        """Of the step that verifies; drafting passes are counted as if all ranks brought as many."""
+        verify = self.verify
+        return verify.pool_ticks(num_tokens, tokens_of_ranks) if isinstance(verify, PooledStepTime) else 0
+
 
 def is_decode(shape: StepShape) -> bool:
     """Whether a step holds decodes alone, with or without drafts: then its duration is on a line."""
@@ -141,6 +156,12 @@ class ScaledStepTime:
         """The line, scaled; its pieces meet within a tick's rounding."""
         a, b, limit = self.time.decode_line(num_decodes, decode_context, num_tokens)
         return round(a * self.factor), round(b * self.factor), limit
+
+    def pool_ticks(self, num_tokens: int, tokens_of_ranks: Sequence[int]) -> int:
+        """Scaled as a step."""
+        time = self.time
+        ticks = time.pool_ticks(num_tokens, tokens_of_ranks) if isinstance(time, PooledStepTime) else 0
+        return round(ticks * self.factor)
 
 
 class ProductCosts(Protocol):
@@ -213,6 +234,8 @@ class StepCosts:
     """Residual-stream bytes per second through a layer's element-wise kernels."""
     capture_sizes: tuple[int, ...] = ()
     """CUDA-graph sizes that the token count is padded to; beyond the last, eager and unpadded."""
+    largest_graph: int = 0
+    """Tokens of the engine's largest CUDA graph; `capture_sizes` are none where steps were timed without padding."""
     shared_reads: float = 0.0
     """Share of KV blocks held by several sequences that is read once, not once for each."""
     skew: float = 0.0
@@ -270,6 +293,21 @@ class ModelStepTime:
         if base + slope * decode_context >= floor:
             return base, slope, limit
         return floor, 0, min(limit, -((base - floor) // slope)) if slope else limit
+
+    def pool_ticks(self, num_tokens: int, tokens_of_ranks: Sequence[int]) -> int:
+        """Where every rank's step replays a CUDA graph all are padded to the fullest, so nothing is to be added; where
+        one is too long for the graphs all run eagerly and the experts see just the tokens that there are.
+
+        Source: `_synchronize_dp_ranks` of vllm/v1/worker/dp_utils.py (0.32).
+        """
+        if not self.work.gathers or max(tokens_of_ranks) <= self.costs.largest_graph:
+            return 0
+        parts, stages = self._parts or self._make_parts(), self.work.pipeline_stages
+        mine, pooled = padded(num_tokens, self.costs.capture_sizes), sum(tokens_of_ranks)
+        more = sum(
+            experts(pooled / stages) - experts(mine * factor / stages) for factor, experts in parts.experts
+        )
+        return round(float(more) * stages * TICKS_PER_S)
 
     def _line(self, num_decodes: int, num_tokens: int) -> _Line:
         empty = StepShape(num_tokens, num_decodes, 0)

@@ -103,6 +103,15 @@ def steps_weigh_alike(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RankLeap, "weight", wrong)
 
 
+def a_step_in_flight_pools_as_the_leap_does(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RankLeap, "reads_ahead", property(lambda self: False))
+
+
+def ranks_pool_as_many_as_their_own(patch: pytest.MonkeyPatch) -> None:
+    pool = KnottedStepTime.pool_ticks
+    patch.setattr(KnottedStepTime, "pool_ticks", lambda self, n, ranks: pool(self, n, [n] * len(ranks)))
+
+
 MUTANTS: dict[Wrong, int] = {
     dummies_take_no_time: 0,
     the_first_to_be_slowest_stays_it: 30,
@@ -110,6 +119,8 @@ MUTANTS: dict[Wrong, int] = {
     arrivals_wait_for_the_end_of_a_leap: 6,
     a_step_in_flight_is_on_the_line: 3,
     steps_weigh_alike: 0,
+    a_step_in_flight_pools_as_the_leap_does: 3,
+    ranks_pool_as_many_as_their_own: 1,
 }
 """Wrong rule -> a seed whose run tells it from the right one."""
 

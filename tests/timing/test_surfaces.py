@@ -10,6 +10,7 @@ import pytest
 from kvplan.cli.main import run
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.gpu import get_gpu
+from kvplan.ground.units import TICKS_PER_S
 from kvplan.models.load import load_model
 from kvplan.profiles.profile import load_profile
 from kvplan.profiles.step_times import default_link, make_step_times
@@ -18,7 +19,7 @@ from kvplan.scenario.schema import Deployment, Interconnect
 from kvplan.simulation.deploy import stated_link
 from kvplan.timing.costs import GemmCosts
 from kvplan.timing.links import LINKS
-from kvplan.timing.step import NO_KNOT, StepShape
+from kvplan.timing.step import NO_KNOT, ModelStepTime, ScaledStepTime, StepShape
 from kvplan.timing.surfaces import GemmSurface, Sheet, product_sheet_s
 from kvplan.timing.work import Product, step_work
 
@@ -129,6 +130,28 @@ def test_data_parallel_ranks_pass_their_tokens() -> None:
     moved = 2 * 64 * 2048 * 2
     apart = 48 * 2 * (slow.gather(2)(moved) - fast.gather(2)(moved))
     assert each[1] - each[0] == pytest.approx(apart, rel=1e-6)
+
+
+@pytest.mark.parametrize("profile", ["h200-vllm", "rtx-4090-vllm"])
+def test_experts_see_the_tokens_of_all_ranks(profile: str) -> None:
+    """Two ranks of expert parallelism: ranks that all bring as many pool nothing more, and a rank beside an idle one
+    saves the experts of the tokens that are not there. In CUDA graphs both are padded to the fullest."""
+    timing = load_profile(profile)
+    args = EngineArgs(data_parallel_size=2, enable_expert_parallel=True)
+    gpu, model = get_gpu(timing.gpu), load_model("Qwen/Qwen3-30B-A3B")
+    time = make_step_times(model, gpu, args, profile=timing).time
+    assert isinstance(time, ModelStepTime)
+    graphs = time.costs.largest_graph
+    assert graphs == 512
+    eager = 4 * graphs
+    assert time.pool_ticks(eager, [eager, eager]) == 0
+    assert time.pool_ticks(graphs, [graphs, 1]) == 0
+    experts = [time.costs.experts.experts(e) for e in time.work.experts]
+    saved = sum(curve(2 * eager) - curve(eager + 1) for curve in experts)
+    assert saved > 0
+    assert -time.pool_ticks(eager, [eager, 1]) == pytest.approx(saved * TICKS_PER_S, rel=1e-9)
+    assert time.pool_ticks(1, [eager, 1]) > 0
+    assert ScaledStepTime(time, 2.0).pool_ticks(1, [eager, 1]) == 2 * time.pool_ticks(1, [eager, 1])
 
 
 def test_pooled_tokens_are_counted_once() -> None:
