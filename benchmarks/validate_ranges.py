@@ -2,9 +2,10 @@
 
     python benchmarks/validate_ranges.py ../shared/truth [--every 5]
 
-Points of one regime (engine and version, kernel tables, dense or mixture) give measured over predicted decode steps,
-and first tokens. A family's range is made from the *other* families; how many of its points fall inside is what the
-page says: of decode steps directly, of the silicon sample's latencies through simulations at both ends.
+Points of one regime (engine and version, kernel tables or whole steps of the card, dense or mixture) give measured over
+predicted decode steps, and first tokens. A family's range is made from the *other* families; how many of its points
+fall inside is what the page says: of decode steps directly, of the silicon sample's and LLMServingSim's latencies
+through simulations at both ends.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import silicon
+from benchmarks import llmservingsim, silicon
 from benchmarks import validate_engine as engine
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.files import catalog_dir
@@ -34,12 +35,18 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "validation" / "ranges.md"
 INSIDE = 0.9
 SPREAD = 1.15
 """Ranges are wider than the quantiles of the families seen by this: the next family is another one."""
+SPREAD_OF_FEW = {1: math.inf, 2: 4.70, 3: 2.05}
+"""The same where so few families were seen: Student's 95 % quantile times sqrt(1 + 1 / n), over the normal's 1.645."""
 FEW = 48
 """Sequences of a small batch."""
 WANTED = 1.6
 """Half of a range's width over the median error, as was hoped for; a normal error with 90 % inside has 2.4."""
 MANY = 20
 """Points of a regime whose share inside is told."""
+WINDOW = 30
+"""Requests of LLMServingSim's runs that are one point: those that arrived after each other."""
+STEPS = "whole steps"
+"""The regime of a card whose profile rests on whole steps of its own."""
 
 
 class Seen(NamedTuple):
@@ -58,6 +65,9 @@ class Seen(NamedTuple):
     gpus: int = 0
     card: str = ""
     row: silicon.Row | None = None
+    window: tuple[llmservingsim.Run, slice] | None = None
+    real: tuple[float, float] = (math.nan, math.nan)
+    """Measured (TPOT, TTFT) in milliseconds, of points that are simulated at both ends."""
 
     @property
     def engine(self) -> str:
@@ -116,12 +126,33 @@ def of_silicon(found: Iterable[silicon.Point]) -> Iterable[Seen]:
             batch=float(row["concurrency"] or 0), context=int(row["isl"]) + int(row["osl"]) / 2,
             weights=silicon.formats(row, model)[1], gpus=where.tensor * where.data,
             card=silicon.GPUS[row["system"]], row=row,
+            real=(float(row["silicon_tpot_ms"]), float(row["silicon_ttft_ms"])),
         )  # fmt: skip
 
 
+def of_llmservingsim(folder: Path) -> Iterable[Seen]:
+    """vLLM 0.19 on two cards whose steps were timed on another model: means of requests that arrived after each other.
+
+    Windows of one run see each other through its queue; what counts is that their families are left out.
+    """
+    for run in llmservingsim.RUNS:
+        real, said = llmservingsim.measured(run, folder), llmservingsim.simulated(run, folder)
+        model, asked = load_model(run.model), llmservingsim.requests(run, folder)
+        for start in range(0, len(asked), WINDOW):
+            part = slice(start, start + WINDOW)
+            tpot, ttft = float(real.tpot[part].mean()), float(real.ttft[part].mean())
+            yield Seen(
+                STEPS, "all", run.model.rpartition("/")[2], math.log(tpot / said.tpot[part].mean()),
+                math.log(ttft / said.ttft[part].mean()), gpus=run.num_gpus, card=get_gpu(run.gpu).name,
+                context=float(np.mean([int(r["input_tokens"]) + int(r["output_tokens"]) / 2 for r in asked[part]])),
+                weights=find_formats(model, EngineArgs())["expert_format"], window=(run, part), real=(tpot, ttft),
+            )  # fmt: skip
+
+
 def quantiles(points: Sequence[Seen], figure: str = "ratio") -> tuple[float, float]:
-    """5 and 95 % of the logarithms, every family weighing alike, `SPREAD` wider about their middle."""
+    """5 and 95 % of the logarithms, every family weighing alike, wider about their middle by the families' number."""
     names = [p.family for p in points]
+    spread = SPREAD_OF_FEW.get(len(set(names)), SPREAD)
     ratio = np.array([getattr(p, figure) for p in points])
     weight = 1 / np.array([names.count(n) for n in names])
     order = np.argsort(ratio)
@@ -129,7 +160,7 @@ def quantiles(points: Sequence[Seen], figure: str = "ratio") -> tuple[float, flo
     low, middle, high = (
         float(np.interp(q, share, ratio[order])) for q in ((1 - INSIDE) / 2, 0.5, (1 + INSIDE) / 2)
     )
-    return middle + SPREAD * (low - middle), middle + SPREAD * (high - middle)
+    return middle + spread * (low - middle), middle + spread * (high - middle)
 
 
 def other_families(p: Seen, points: Iterable[Seen]) -> list[Seen]:
@@ -188,16 +219,13 @@ class Regime(NamedTuple):
 WHO = {
     "vllm 0.11": [{"engine": "vllm", "since": [0, 11], "until": [0, 12]}],
     "tables": [{"engine": "vllm", "since": [0, 12]}, {"engine": "tensorrt-llm"}, {"engine": "sglang"}],
+    STEPS: [{"engine": "vllm"}],
 }
 SOURCES = {
     "vllm 0.11": "ML.ENERGY, vLLM 0.11.1 on H100 and B200",
     "tables": "BLIS's runs and aiconfigurator's silicon sample: vLLM 0.15 to 0.19, TensorRT-LLM, SGLang",
+    STEPS: "LLMServingSim's four runs of vLLM 0.19 on RTX 4090 and PRO 6000, ten windows each",
 }
-STEPS = {
-    "engine": "vllm", "evidence": "steps", "low": 0.94, "high": 1.08, "prompt_low": 0.85, "prompt_high": 1.2,
-    "median": 0.018, "num_points": 4, "num_families": 3,
-    "source": "LLMServingSim's runs on RTX 4090 and PRO 6000; too few for quantiles: assumed",
-}  # fmt: skip
 
 
 def prompt_points(kind: str, seen: Iterable[Seen]) -> list[Seen]:
@@ -213,25 +241,42 @@ def ends(p: Seen, seen: list[Seen]) -> tuple[tuple[float, float], tuple[float, f
     return (math.exp(quick[0]), math.exp(quick[1])), (math.exp(slow[0]), math.exp(slow[1]))
 
 
+FIGURES = ("tpot", "ttft")
+
+
 class Ranged(NamedTuple):
-    """A point of the silicon sample and its simulations as predicted and at both ends of other families' range."""
+    """A point and its (TPOT, TTFT) simulated as predicted and at both ends of other families' range, milliseconds."""
 
     seen: Seen
-    runs: tuple[silicon.Point, ...]
+    runs: tuple[tuple[float, float], ...]
+
+    def values(self, figure: str) -> list[float]:
+        return [run[FIGURES.index(figure)] for run in self.runs]
 
     def is_inside(self, figure: str) -> bool:
-        values = [getattr(run, figure) for run in self.runs]
-        return min(values) <= float(self.runs[0].row[f"silicon_{figure}_ms"]) <= max(values)
+        values = self.values(figure)
+        return min(values) <= self.seen.real[FIGURES.index(figure)] <= max(values)
 
     def half_width(self, figure: str) -> float:
-        values = [getattr(run, figure) for run in self.runs]
-        return float((max(values) - min(values)) / values[0] / 2)
+        values = self.values(figure)
+        return (max(values) - min(values)) / values[0] / 2
 
 
-def through_the_queue(p: Seen, quick: tuple[float, float], slow: tuple[float, float]) -> Ranged | None:
+def through_the_queue(p: Seen, quick: tuple[float, float], slow: tuple[float, float], folder: Path) -> Ranged:
+    """`folder`: of LLMServingSim's runs."""
+    return Ranged(p, tuple(simulate_at(p, end, folder) for end in ((1.0, 1.0), quick, slow)))
+
+
+def simulate_at(p: Seen, end: tuple[float, float], folder: Path) -> tuple[float, float]:
+    """(TPOT, TTFT) in milliseconds where steps and prompts take so many times as long."""
+    if p.window is not None:
+        run, part = p.window
+        found = llmservingsim.simulated(run, folder, ends=end)
+        return float(found.tpot[part].mean()), float(found.ttft[part].mean())
     assert p.row is not None
-    runs = [silicon.point(p.row, silicon.Reading(ends=end)) for end in ((1.0, 1.0), quick, slow)]
-    return Ranged(p, tuple(run for run in runs if run is not None))
+    point = silicon.point(p.row, silicon.Reading(ends=end))
+    assert point is not None  # it had a prediction to be seen by
+    return point.tpot, point.ttft
 
 
 def _upto(value: float, few: int, some: int) -> str:
@@ -240,7 +285,8 @@ def _upto(value: float, few: int, some: int) -> str:
 
 
 DIMENSIONS: dict[str, Callable[[Seen], str]] = {
-    "class": lambda p: p.kind,
+    "evidence": lambda p: p.regime if p.regime == STEPS else "kernel tables",
+    "class": lambda p: p.kind.replace("all", ""),
     "engine": lambda p: "vllm 0.11" if p.regime == "vllm 0.11" else p.engine,
     "sequences": lambda p: _upto(p.batch, 8, FEW),
     "context": lambda p: _upto(p.context, 2048, 8192),
@@ -287,9 +333,9 @@ def main() -> None:
     with ProcessPoolExecutor(args.workers) as workers:
         found = [p for p in workers.map(silicon.point, rows, chunksize=4) if p is not None]
         seen = [*of_mlenergy(serving / "mlenergy" / "points.jsonl"), *of_blis(serving / "blis" / "runs.jsonl"),
-                *of_silicon(found)]  # fmt: skip
-        asked = [(p, *ends(p, seen)) for p in seen if p.row]
-        queue = [r for r in workers.map(through_the_queue, *zip(*asked, strict=True), chunksize=4) if r]
+                *of_silicon(found), *of_llmservingsim(serving / "llmservingsim")]  # fmt: skip
+        asked = [(p, *ends(p, seen), serving / "llmservingsim") for p in seen if p.row or p.window]
+        queue = list(workers.map(through_the_queue, *zip(*asked, strict=True), chunksize=4))
     write_catalog(seen)
     write_page(seen, queue)
 
@@ -301,15 +347,17 @@ def write_catalog(seen: list[Seen]) -> None:
         first, last = quantiles(prompt_points(r.kind, seen), "first")
         for who in WHO[r.name]:
             rows.append(who | {
-                "evidence": "tables", "kind": r.kind, "low": low, "high": high, "prompt_low": round(math.exp(first), 3),
-                "prompt_high": round(math.exp(last), 3), "median": round(r.median, 4), "num_points": len(r.points),
+                "evidence": "steps" if r.name == STEPS else "tables",
+                "kind": None if r.kind == "all" else r.kind, "low": low, "high": high,
+                "prompt_low": round(math.exp(first), 3), "prompt_high": round(math.exp(last), 3),
+                "median": round(r.median, 4), "num_points": len(r.points),
                 "num_families": len(r.families), "source": SOURCES[r.name],
             })  # fmt: skip
     comment = (
         "# How far step times may be off. Made by benchmarks/validate_ranges.py, read by profiles/doubt.py\n"
     )
     path = catalog_dir() / "step_errors.yaml"
-    path.write_text(comment + yaml.safe_dump([*rows, STEPS], sort_keys=False, width=118))
+    path.write_text(comment + yaml.safe_dump(rows, sort_keys=False, width=118))
 
 
 def regimes_of(seen: list[Seen]) -> list[Regime]:
@@ -323,7 +371,10 @@ def write_page(seen: list[Seen], queue: list[Ranged]) -> None:
     top = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     regimes = regimes_of(seen)
     parts = [part for r in regimes for part in r.halves()]
-    prompts = [Regime("tables", kind, prompt_points(kind, seen), "first") for kind in ("mixture", "dense")]
+    prompts = [
+        Regime(name, kind, prompt_points(kind, seen), "first")
+        for name, kind in (("tables", "mixture"), ("tables", "dense"), (STEPS, "all"))
+    ]
     step = [(p, r.covers(p)) for r in regimes for p in r.points]
     apart = [r.covers(p) for r in parts for p in r.points]
     least = min(r.half_width / r.median for r in [*regimes, *parts])
@@ -333,11 +384,15 @@ def write_page(seen: list[Seen], queue: list[Ranged]) -> None:
         for family in r.families
     ]
     first = _told(queue, "ttft")
+    hits = (
+        [hit for _, hit in step] + [r.is_inside("tpot") for r in queue] + [r.is_inside("ttft") for r in first]
+    )
     PAGE.write_text(f"""# Ranges of step times
 
 Made by `benchmarks/validate_ranges.py`. A range is made of measured over predicted decode steps, 5 to 95 % of the
-points of a regime with every family of models weighing alike, widened by {SPREAD - 1:.0%}. Here each family's points
-are held to the range of the *other* families: {np.mean([hit for _, hit in step]):.0%} of {len(step)} lie inside.
+points of a regime with every family of models weighing alike, widened by {SPREAD - 1:.0%} (as Student's quantiles are
+where two or three families are known). Here each family's points are held to the range of the *other* families:
+{np.mean([hit for _, hit in step]):.0%} of {len(step)} lie inside.
 
 {chr(10).join([*top, *(r.line() for r in regimes)])}
 
@@ -350,10 +405,11 @@ together. SGLang's servers of the sample receive and send in intervals that are 
 {chr(10).join([*top, *(r.line() for r in prompts)])}
 
 Simulations are repeated at both ends, so that queues amplify what they amplify. {len(queue)} points of the silicon
-sample were, at the ends that the other families make: {np.mean([r.is_inside("tpot") for r in queue]):.0%} of TPOT and
-{np.mean([r.is_inside("ttft") for r in first]):.0%} of {len(first)} TTFT lie inside; half of the width is
-{np.median([r.half_width("tpot") for r in queue]):.0%} and {np.median([r.half_width("ttft") for r in first]):.0%} in the
-median. Shares by regime, where {MANY} points are:
+sample and of LLMServingSim's runs were, at the ends that the other families make:
+{np.mean([r.is_inside("tpot") for r in queue]):.0%} of TPOT and {np.mean([r.is_inside("ttft") for r in first]):.0%} of
+{len(first)} TTFT lie inside; half of the width is {np.median([r.half_width("tpot") for r in queue]):.0%} and
+{np.median([r.half_width("ttft") for r in first]):.0%} in the median. Steps, TPOT and TTFT together:
+{np.mean(hits):.1%} of {len(hits)} figures lie inside. Shares by regime, where {MANY} points are:
 
 {chr(10).join(by_regime(step, queue))}
 
@@ -368,8 +424,9 @@ Small and large batches apart, by the same rule ({np.mean(apart):.0%} of {len(ap
 They are not used: a step of {FEW + 1} sequences would be quicker than one of {FEW} at the slow end, and closed forms
 rest on steps that do not shorten when work is added.
 
-Whole steps of one's own card: four runs, -6 to +8 %, prompts -15 to +20 % (assumed). A card without a profile: half to
-twice, prompts 0.4 to 3 times (assumed). Rows whose weights are not stated are left out.
+"{STEPS.capitalize()}": cards whose profile rests on steps timed on them; a point is the mean of {WINDOW} requests that
+arrived after each other. A card without a profile: half to twice, prompts 0.4 to 3 times (assumed). Rows
+whose weights are not stated are left out.
 """)
     print(PAGE.read_text())
 
