@@ -15,6 +15,11 @@ TWO_ROTARIES = ("Gemma3", "Gemma4", "MiMoV2", "Laguna", "Step3p5", "Step3p7")
 """Families whose windowed layers have a rotary embedding of their own."""
 WIDE_ROTARY = ("GptOss", "PanguUltra", "DeepseekV4")
 """Families that keep the table in float32."""
+SHORT_MROPE = ("Qwen3VL", "Qwen3_5", "Qwen4Exp", "BailingMoeV3", "MiMoV2")
+"""Families whose multimodal table vLLM 0.32 leaves as long as the context: their positions never exceed the tokens, or
+their classes read no sections."""
+MROPE_POSITIONS = 4
+"""Rows of a multimodal rotary table per position: a video's duration may exceed its tokens (`MRotaryEmbedding`)."""
 
 _MAX_LEN_KEYS = (
     "max_position_embeddings",
@@ -98,6 +103,8 @@ def rotary_tables(text: Keys, architecture: str, layers: tuple[LayerSpec, ...]) 
     itemsize = 4 if architecture.startswith(WIDE_ROTARY) or (latent and _is_yarn(text)) else 2
     sparse = latent and any(a.index_head_dim for a in attentions)
     copies = 2 if sparse and not text.flag("indexer_rope_interleave") else 1
+    if _has_sections(text) and not architecture.startswith(SHORT_MROPE):
+        positions *= MROPE_POSITIONS
     if len({bool(a.compress_ratio) for a in attentions}) > 1:
         return (RotaryTable(longest, fixed or attentions[0].qk_rope_head_dim, itemsize),) * 2
     if any(m.state and m.state.family == "linear_attention" for layer in layers for m in layer.mixers):
@@ -107,6 +114,11 @@ def rotary_tables(text: Keys, architecture: str, layers: tuple[LayerSpec, ...]) 
         for local, d in sorted(dims)
         for _ in range(copies)
     )
+
+
+def _has_sections(text: Keys) -> bool:
+    """Whether positions have sections of their own for time, height and width."""
+    return any("mrope_section" in text.section(s) for s in ("rope_scaling", "rope_parameters"))
 
 
 def _is_yarn(text: Keys) -> bool:
