@@ -56,6 +56,8 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "MiMoV2ForCausalLM": moe.mimo_v2,
     "Gemma4ForCausalLM": moe.gemma4,
     "Gemma4ForConditionalGeneration": moe.gemma4,
+    "Gemma4UnifiedForConditionalGeneration": moe.gemma4,
+    "Ernie4_5_VLMoeForConditionalGeneration": unusual.ernie_vl,
     "DeepseekV2ForCausalLM": moe.deepseek,
     "DeepseekV3ForCausalLM": moe.deepseek,
     "Glm4MoeLiteForCausalLM": moe.deepseek,
@@ -209,6 +211,8 @@ TEXT_OF = {
             *("Granite4VisionForConditionalGeneration", "DeepseekVLV2ForCausalLM"),
             *(
                 "DeepseekOCRForCausalLM",
+                "DeepseekOCR2ForCausalLM",
+                "UnlimitedOCRForCausalLM",
                 "FunAudioChatForConditionalGeneration",
                 "PixtralForConditionalGeneration",
             ),

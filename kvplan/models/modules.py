@@ -302,7 +302,8 @@ def layer_modules(layer: LayerSpec, hidden: int, cut: Cut) -> list[Module]:
 
 
 def extra_modules(extras: tuple[Weight, ...], cut: Cut) -> Iterator[Module]:
-    """A family's own weights on one rank; under `mlp.` they are the MLP's, else the attention's."""
+    """A family's own weights on one rank; under `mlp.experts.` they are experts', under `mlp.` the MLP's, else the
+    attention's."""
     for w in extras:
         rows, cols = w.rows, w.cols
         if w.cut in ("rows", "cols") and w.unit > 1 and w.unit % cut.tp:
@@ -316,6 +317,7 @@ def extra_modules(extras: tuple[Weight, ...], cut: Cut) -> Iterator[Module]:
         elif w.cut == "heads":
             rows = cut.kv_heads(rows // w.unit) * w.unit
         role = "mlp" if w.name.startswith("mlp.") else "norm" if cols == 1 else "attention"
+        role = "expert" if w.name.startswith("mlp.experts.") else role
         yield Module(w.name, role, rows, cols, rows if w.bias else 0, w.copies, w.itemsize, w.linear)
 
 

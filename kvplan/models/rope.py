@@ -18,6 +18,8 @@ WIDE_ROTARY = ("GptOss", "PanguUltra", "DeepseekV4")
 SHORT_MROPE = ("Qwen3VL", "Qwen3_5", "Qwen4Exp", "BailingMoeV3", "MiMoV2")
 """Families whose multimodal table vLLM 0.32 leaves as long as the context: their positions never exceed the tokens, or
 their classes read no sections."""
+MROPE_EACH = ("Ernie4_5_VLMoe",)
+"""Families whose attention layers build a multimodal table each."""
 MROPE_POSITIONS = 4
 """Rows of a multimodal rotary table per position: a video's duration may exceed its tokens (`MRotaryEmbedding`)."""
 
@@ -103,8 +105,10 @@ def rotary_tables(text: Keys, architecture: str, layers: tuple[LayerSpec, ...]) 
     itemsize = 4 if architecture.startswith(WIDE_ROTARY) or (latent and _is_yarn(text)) else 2
     sparse = latent and any(a.index_head_dim for a in attentions)
     copies = 2 if sparse and not text.flag("indexer_rope_interleave") else 1
-    if _has_sections(text) and not architecture.startswith(SHORT_MROPE):
+    each = architecture.startswith(MROPE_EACH)
+    if each or (_has_sections(text) and not architecture.startswith(SHORT_MROPE)):
         positions *= MROPE_POSITIONS
+        copies = len(attentions) if each else copies
     if len({bool(a.compress_ratio) for a in attentions}) > 1:
         return (RotaryTable(longest, fixed or attentions[0].qk_rope_head_dim, itemsize),) * 2
     if any(m.state and m.state.family == "linear_attention" for layer in layers for m in layer.mixers):

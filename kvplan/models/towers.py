@@ -468,20 +468,71 @@ def step3(s: TowerFacts) -> Parts:
     yield linear("projector", s.text, 2 * out, bias=s.outer.flag("projector_bias", True))
 
 
-def deepseek_ocr(s: TowerFacts) -> Parts:
-    """SAM's ViT-B, whole on every rank, and CLIP-L; one matrix behind both."""
+def _sam(s: TowerFacts, out: int) -> Parts:
+    """SAM's ViT-B, whole on every rank, its grid thinned out to `out` channels."""
     sam = Keys(s.outer.name, {"hidden_size": 768, "num_hidden_layers": 12, "patch_size": 16})
-    v = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14, "image_size": 224}
     yield from patches(sam, positions=64 * 64)
     yield from blocks(sam, cut=False)
     yield vector("sam.relative_positions", 64 * (8 * 2 * 27 + 4 * 2 * 127))
     yield linear("sam.neck", 256, 768 + 9 * 256, bias=False)
     yield vector("sam.neck_norms", 4 * 256)
     yield linear("sam.net_2", 512, 9 * 256, bias=False)
-    yield linear("sam.net_3", 1024, 9 * 512, bias=False)
+    yield linear("sam.net_3", out, 9 * 512, bias=False)
+
+
+def deepseek_ocr(s: TowerFacts) -> Parts:
+    """SAM's ViT-B and CLIP-L; one matrix behind both."""
+    v = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14, "image_size": 224}
+    yield from _sam(s, 1024)
     yield from clip(Keys(s.outer.name, v))
     yield linear("projector", s.text, 2048)
     yield vector("newline_and_separator", 2 * s.text)
+
+
+def deepseek_ocr2(s: TowerFacts) -> Parts:
+    """SAM's ViT-B and Qwen2-0.5B's layers, both whole on every rank, which read the grid by learned queries."""
+    hidden, width, kv, n = 896, 4864, 128, 24
+    yield from _sam(s, hidden)
+    yield linear("qwen2.qkv", hidden + 2 * kv, hidden, copies=n)
+    yield linear("qwen2.out", hidden, hidden, bias=False, copies=n)
+    yield linear("qwen2.mlp", 3 * width, hidden, bias=False, copies=n)
+    yield vector("qwen2.norms", 2 * hidden, n)
+    yield vector("qwen2.final_norm_and_queries", (1 + 144 + 256) * hidden)
+    yield linear("projector", s.text, hidden)
+    yield vector("separator", s.text)
+
+
+def ernie_vl(s: TowerFacts) -> Parts:
+    """ERNIE 4.5 VL: Qwen 2's kind of tower, and a resampler over patches and pairs of frames, cut by rows alone."""
+    hidden = sizes(s.tower)[0]
+    width = round(_ratio(s.tower, "mlp_ratio", 4.0) * hidden)
+    k = Keys(s.tower.name, {**s.tower.raw, "intermediate_size": width})
+    merged = s.outer.count("pixel_hidden_size") * s.outer.count("spatial_conv_size", default=2, high=64) ** 2
+    yield from patches(k, bias=False, positions=0)
+    yield from blocks(k)
+    yield vector("ln", 2 * hidden)
+    yield linear("spatial_linear", merged, merged, "rows", copies=2)
+    yield vector("spatial_norm", 2 * merged)
+    if s.outer.flag("use_temporal_conv", True):
+        joined = merged * s.outer.count("temporal_conv_size", default=2, high=64)
+        yield linear("temporal_linear1", merged, joined, "rows")
+        yield linear("temporal_linear2", merged, merged, "rows")
+        yield vector("temporal_norm", 2 * merged)
+    yield linear("mlp", s.text, merged, "rows")
+    yield vector("after_norm", s.text)
+
+
+def gemma4_unified(s: TowerFacts) -> Parts:
+    """Gemma 4 without encoders: patches of pixels and frames of sound, projected."""
+    k, out = s.tower, s.tower.count("mm_embed_dim")
+    pixels = 3 * (k.count("patch_size", high=4096) * k.count("pooling_kernel_size", high=4096)) ** 2
+    yield linear("patch_dense", out, pixels, "rows")
+    yield vector("norms", 2 * pixels + 4 * out)
+    yield vector("positions", 2 * k.count("mm_posemb_size") * out)
+    yield linear("embed_vision", s.text, out, bias=False)
+    if "audio_config" in s.outer:
+        sound = s.outer.section("audio_config").count("audio_embed_dim", default=640)
+        yield linear("embed_audio", s.text, sound, bias=False)
 
 
 # ---- sound: Whisper and its kin
@@ -815,9 +866,12 @@ DECLARED: dict[str, Tower] = {
     ),
     "BeeForConditionalGeneration": Tower("vision_config", bee),
     "DeepseekOCRForCausalLM": Tower("vision_config", deepseek_ocr, heads=False),
+    "DeepseekOCR2ForCausalLM": Tower("vision_config", deepseek_ocr2, heads=False),
     "DotsOCRForCausalLM": Tower("vision_config", dots_ocr),
     "Eagle2_5_VLForConditionalGeneration": Tower("vision_config", eagle),
+    "Ernie4_5_VLMoeForConditionalGeneration": Tower("vision_config", ernie_vl),
     "Exaone4_5_ForConditionalGeneration": Tower("vision_config", lambda s: qwen2_5(s.tower), rotary=True),
+    "Gemma4UnifiedForConditionalGeneration": Tower("vision_config", gemma4_unified, heads=False),
     "GLM4VForCausalLM": Tower("vision_config", glm4v_9b),
     "GlmAsrForConditionalGeneration": Tower("audio_config", glm_asr, largest=lambda s: half_minute(s, 4)),
     "GlmOcrForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True),
@@ -892,6 +946,7 @@ DECLARED: dict[str, Tower] = {
     "Step3VLForConditionalGeneration": Tower("vision_config", step3),
     "Step3p7ForConditionalGeneration": Tower("vision_config", step3p7),
     "UltravoxModel": Tower("audio_config", ultravox, largest=lambda s: half_minute(s, 8)),
+    "UnlimitedOCRForCausalLM": Tower("vision_config", deepseek_ocr, heads=False),
     "VoxtralForConditionalGeneration": Tower("audio_config", voxtral, largest=lambda s: half_minute(s, 4)),
 }
 """Architecture -> its tower."""

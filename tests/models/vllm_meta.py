@@ -264,7 +264,7 @@ def _tokenizers() -> None:
     import vllm.multimodal.processing.context as context
 
     context.InputProcessingContext.get_tokenizer = lambda self: _Tokenizer()
-    for name in ("deepseek_vl2", "deepseek_ocr", "minicpmv", "nano_nemotron_vl"):
+    for name in ("deepseek_vl2", "deepseek_ocr", "deepseek_ocr2", "minicpmv", "nano_nemotron_vl"):
         module = importlib.import_module(f"vllm.model_executor.models.{name}")
         if hasattr(module, "cached_tokenizer_from_config"):
             module.cached_tokenizer_from_config = lambda *args, **options: _Tokenizer()

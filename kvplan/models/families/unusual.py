@@ -103,6 +103,38 @@ def step3p5(k: Keys) -> Body:
     return Body(tuple(layers[:n]), tuple(layers[n:]))
 
 
+def ernie_vl(k: Keys) -> Body:
+    """ERNIE 4.5 VL: in its sparse layers experts of text and as many narrower ones of images, each with a router."""
+    n, hidden, attention = num_layers(k), k.count("hidden_size"), gqa(k, bias=k.flag("use_bias"))
+    numbers, widths = k.counts("moe_num_experts"), k.counts("moe_intermediate_size")
+    if len(widths) != 2 or len(numbers) != 2 or numbers[0] != numbers[1] or 0 in (*numbers, *widths):
+        raise k.error("moe_num_experts and moe_intermediate_size must be two numbers, of text and of images")
+    text = Keys(k.name, {**k.raw, "moe_num_experts": numbers[0], "moe_intermediate_size": widths[0]})
+    e = Experts("moe_num_experts", "moe_k", shared="moe_num_shared_experts", correction=True, itemsize=4)
+    images = (
+        Weight("mlp.vision_experts_gate", numbers[1], hidden, itemsize=4),
+        Weight("mlp.vision_correction_bias", numbers[1], itemsize=4),
+        Weight(
+            "mlp.experts.vision.gate_up_proj", 2 * widths[1], hidden, "rows", copies=numbers[1], linear=True
+        ),
+        Weight("mlp.experts.vision.down_proj", hidden, widths[1], "cols", copies=numbers[1], linear=True),
+    )
+    sparse = LayerSpec(attention, routed(text, e), norm_size=2 * hidden, extras=images)
+    dense = LayerSpec(attention, dense_mlp(k), norm_size=2 * hidden)
+    every = k.count("moe_layer_interval", default=1)
+    first, last = _expert_span(k, n)
+    has = [first <= i <= last and (i + 1) % every == 0 for i in range(n)]
+    return Body(tuple(sparse if h else dense for h in has))
+
+
+def _expert_span(k: Keys, n: int) -> tuple[int, int]:
+    """First and last layer with experts, which must be those of images too."""
+    starts, ends = k.counts("moe_layer_start_index"), k.counts("moe_layer_end_index") or (n - 1,)
+    if not starts or len(set(starts)) > 1 or len({min(end, n - 1) for end in ends}) > 1:
+        raise k.error("layers with experts of text and of images must be the same")
+    return starts[0], min(ends[0], n - 1)
+
+
 def hrm_text(k: Keys) -> Body:
     """HRM: two stacks of layers, run in cycles; each pass keeps KV of its own."""
     each, high, low = (k.count(key, high=256) for key in ("num_layers_per_stack", "H_cycles", "L_cycles"))
