@@ -212,6 +212,14 @@ def _short_conv(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     yield Module("conv.out_proj", "attention", hidden, width)
 
 
+def _ngram_conv(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    """Whole on every rank; the table of embeddings is the layer's, in host memory."""
+    width = s["intermediate_size"]
+    yield Module("ple.kv_proj", "attention", width + hidden, s["embedding_dim"])
+    yield vector("ple.norms", 3 * width)
+    yield Module("ple.conv1d", "attention", width, s["conv_kernel"], linear=False)
+
+
 STATE_MODULES = {
     "mamba1": _mamba1,
     "mamba2": _mamba2,
@@ -219,6 +227,7 @@ STATE_MODULES = {
     "kda": _kda,
     "linear_attention": _linear_attention,
     "short_conv": _short_conv,
+    "ngram_conv": _ngram_conv,
 }
 
 
@@ -306,6 +315,8 @@ def extra_modules(extras: tuple[Weight, ...], cut: Cut) -> Iterator[Module]:
     attention's."""
     for w in extras:
         rows, cols = w.rows, w.cols
+        if w.cut == "host" and not cut.checkpoint:
+            continue
         if w.cut in ("rows", "cols") and w.unit > 1 and w.unit % cut.tp:
             pass  # whole on every rank
         elif w.cut == "rows":

@@ -221,6 +221,8 @@ def _fp8(k: Keys) -> Rule:
         raise k.error("quantization_config: weight_block_size must be two sizes")
     scheme = fp8_block(*block) if block else FP8_TENSOR
     rule = _everywhere(scheme, _ignored(k, "modules_to_not_convert", "ignored_layers"))
+    if "mxfp4" in (k.text("store_dtype"), k.text("routed_experts_quant_method")):  # MiMo V2.6, Ling 3
+        return lambda module: rule(module) and (MXFP4 if module.role == "expert" else rule(module))
     if k.text("expert_dtype") != "fp4":
         return rule
     # DeepSeek V4: scales are powers of two, one byte each; experts are MXFP4

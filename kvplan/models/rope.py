@@ -15,6 +15,8 @@ TWO_ROTARIES = ("Gemma3", "Gemma4", "MiMoV2", "Laguna", "Step3p5", "Step3p7")
 """Families whose windowed layers have a rotary embedding of their own."""
 WIDE_ROTARY = ("GptOss", "PanguUltra", "DeepseekV4")
 """Families that keep the table in float32."""
+ONE_INDEXER_ROTARY = ("HYV4",)
+"""Families whose indexer rotates as attention does, by the same table."""
 SHORT_MROPE = ("Qwen3VL", "Qwen3_5", "Qwen4Exp", "BailingMoeV3", "MiMoV2")
 """Families whose multimodal table vLLM 0.32 leaves as long as the context: their positions never exceed the tokens, or
 their classes read no sections."""
@@ -104,7 +106,8 @@ def rotary_tables(text: Keys, architecture: str, layers: tuple[LayerSpec, ...]) 
     longest = text.count("max_position_embeddings", "max_position_embedding", default=2048)
     itemsize = 4 if architecture.startswith(WIDE_ROTARY) or (latent and _is_yarn(text)) else 2
     sparse = latent and any(a.index_head_dim for a in attentions)
-    copies = 2 if sparse and not text.flag("indexer_rope_interleave") else 1
+    shared = text.flag("indexer_rope_interleave") or architecture.startswith(ONE_INDEXER_ROTARY)
+    copies = 2 if sparse and not shared else 1
     each = architecture.startswith(MROPE_EACH)
     if each or (_has_sections(text) and not architecture.startswith(SHORT_MROPE)):
         positions *= MROPE_POSITIONS

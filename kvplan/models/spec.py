@@ -58,10 +58,11 @@ class StateSpec:
       where the output's has none; checkpoints where prefills export their state
     * linear_attention: num_heads, head_dim, qk_norm
     * short_conv: intermediate_size, conv_kernel
+    * ngram_conv: intermediate_size, conv_kernel, dilation, embedding_dim (embeddings of n-grams, added to all streams)
     """
 
     family: str
-    """vLLM's name: mamba1, mamba2, gdn_attention, kda, linear_attention, short_conv."""
+    """vLLM's name: mamba1, mamba2, gdn_attention, kda, linear_attention, short_conv, ngram_conv."""
     facts: tuple[tuple[str, int], ...]
     """The config's sizes its shape formula needs, as (name, value) pairs."""
     ssm_dtype: str = "auto"
@@ -79,10 +80,10 @@ class Weight(NamedTuple):
     name: str
     rows: int
     cols: int = 1
-    cut: Literal["", "rows", "cols", "vocab", "heads"] = ""
+    cut: Literal["", "rows", "cols", "vocab", "heads", "host"] = ""
     """How tensor parallelism cuts it: not at all, by rows, by columns, as rows of a padded vocabulary, or by heads of
     `unit` rows, copied where there are more ranks than heads. Rows and columns of `unit` heads stay whole where the
-    ranks do not divide them."""
+    ranks do not divide them. `host`: it lies in the host's memory, on no rank."""
     unit: int = 1
     bias: bool = False
     copies: int = 1
@@ -114,7 +115,9 @@ class AttentionSpec:
     index_itemsize: int = 1
     """Bytes per element of an indexer's key; 1: fp8, with scales."""
     compress_ratio: int = 0
-    """Tokens behind one compressed latent; 0: only the window."""
+    """Tokens behind one compressed latent, 0: only the window; of full attention, behind one key of its indexer."""
+    ring_bytes: int = 0
+    """Bytes that an indexer keeps once a request: keys of the tokens that it has not yet summed up."""
     index_topk: int = 0
     """Tokens that sparse attention really reads; also set on layers that reuse another layer's indexer."""
     state: StateSpec | None = None

@@ -93,6 +93,9 @@ def vision_tower(
 def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | None:
     """A tower by its row; unlisted where the config's sizes are not those the row reads; None where it has none."""
     k = outer.section(row.section) if row.section else outer
+    if not k.raw and row.section in outer.section("thinker_config"):
+        outer = outer.section("thinker_config")
+        k = outer.section(row.section)
     if not k.raw:
         return None
     if row.kind not in ("", k.text("model_type")):

@@ -104,7 +104,7 @@ def parameters(model: ModelSpec, *, vision: bool = True, mtp: bool = False) -> i
 def active_parameters(model: ModelSpec) -> int:
     """Parameters that one token visits: of each layer's experts only `experts_per_token`; no vision tower.
 
-    The embedding counts whole, as publishers count it.
+    The embedding counts whole, as publishers count it; tables of n-grams in the host's memory do not.
     """
     cut = Cut(checkpoint=True)
     idle = 0
@@ -112,6 +112,7 @@ def active_parameters(model: ModelSpec) -> int:
         for module in layer_modules(layer, model.hidden_size, cut):
             if module.role == "expert":
                 idle += module.parameters * (module.copies - layer.mlp.experts_per_token) // module.copies
+        idle += sum(w.rows * w.cols for w in layer.extras if w.cut == "host")
     return parameters(model, vision=False) - idle
 
 

@@ -304,6 +304,8 @@ def _state_inner(state: StateSpec) -> int:
     facts = dict(state.facts)
     if state.family == "gdn_attention":
         return facts["num_v_heads"] * facts["head_v_dim"]
+    if state.family == "ngram_conv":
+        return 0
     return facts["num_heads"] * facts["head_dim"] if state.family == "kda" else facts["intermediate_size"]
 
 
@@ -316,6 +318,8 @@ def _state_width(state: StateSpec) -> int:
     if state.family == "gdn_attention":
         value = facts["num_v_heads"] * facts["head_v_dim"]
         return 2 * facts["num_k_heads"] * facts["head_k_dim"] + 3 * value + 2 * facts["num_v_heads"]
+    if state.family == "ngram_conv":
+        return facts["intermediate_size"]
     if state.family in ("kda", "linear_attention"):
         return 5 * facts["num_heads"] * facts["head_dim"]
     return 4 * facts["intermediate_size"]
@@ -346,7 +350,9 @@ def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[Atten
         kv = int(kv_heads_per_rank(a.num_kv_heads, tp))
         flops = 2.0 * heads * (a.head_dim + v)
         per_token = kv * (a.head_dim + v) * kv_bytes
-        return (AttentionWork(n, a.window, per_token, flops, flops, heads, kv, a.head_dim),)
+        reach = a.window or (a.index_topk if a.compress_ratio else 0)
+        main = AttentionWork(n, reach, per_token, flops, flops, heads, kv, a.head_dim)
+        return (main, _pooled_index(a, n)) if a.compress_ratio else (main,)
     latent = a.kv_lora_rank + a.qk_rope_head_dim
     decode = 2.0 * heads * (latent + a.kv_lora_rank)
     pair = 2.0 * heads * (a.qk_nope_head_dim + a.qk_rope_head_dim + a.v_head_dim)
@@ -356,6 +362,13 @@ def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[Atten
     flops = 2.0 * a.index_num_heads * a.index_head_dim
     index = AttentionWork(n, 0, a.index_head_dim + 4.0, flops, flops, a.index_num_heads, 1, a.index_head_dim)
     return main, index
+
+
+def _pooled_index(a: AttentionSpec, n: int) -> AttentionWork:
+    """Qwen 4: an indexer that looks at one key of every `compress_ratio` tokens."""
+    looks = 2.0 * a.index_num_heads * a.index_head_dim / a.compress_ratio
+    width = a.index_head_dim * a.index_itemsize / a.compress_ratio
+    return AttentionWork(n, 0, width, looks, looks, a.index_num_heads, 1, a.index_head_dim)
 
 
 def _compressed(a: AttentionSpec, n: int, heads: int) -> tuple[AttentionWork, ...]:

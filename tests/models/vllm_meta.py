@@ -162,6 +162,7 @@ def platform() -> Any:
     vllm.platforms.vllm_version_matches_substr = lambda s: False  # not a CPU build
     _silence(torch)
     _tokenizers()
+    _host_memory()
     return Card
 
 
@@ -209,7 +210,7 @@ def _ranks(tp: int) -> None:
     for name in ("_WORLD", "_INNER_DP_WORLD", "_DP", "_EPLB", "_PCP", "_ETP", "_PP", "_DCP"):
         if hasattr(state, name):
             setattr(state, name, _Ranks())
-    state._TP, state._EP, state._NODE_COUNT = _Ranks(tp), _Ranks(tp), 1
+    state._TP, state._EP, state._ETP, state._NODE_COUNT = _Ranks(tp), _Ranks(tp), _Ranks(tp), 1
 
 
 def _config_class(kind: str, known: Any) -> Any:
@@ -330,9 +331,27 @@ def build(config: dict[str, Any], tp: int, *, device: str = "meta", **flags: Any
         return made, initialize_model(vllm_config=made)
 
 
+def _host_memory() -> None:
+    """Tables in pinned host memory, which the card only looks up in, are made on the meta device too."""
+    import torch
+    import vllm.models.qwen4_exp.common.ngram_embedding as ngrams
+
+    ngrams.is_uva_available = lambda: True
+    ngrams.get_accelerator_view_from_cpu_tensor = lambda tensor: tensor
+    ngrams.Qwen4ExpPLEPinnedHostEmbedding.allocate_embedding_weight = lambda self, rows, cols, dtype: (
+        torch.empty(rows, cols, dtype=dtype, device="meta")
+    )
+
+
 def weights(model: Any) -> tuple[int, int]:
-    """Bytes of the parameters, and of the rotary tables."""
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    """Bytes of the parameters on the card, and of the rotary tables."""
+    on_host = {
+        id(p)
+        for module in model.modules()
+        if "PinnedHost" in type(module).__name__
+        for p in module.parameters()
+    }
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in on_host)
     tables = {id(b): b for name, b in model.named_buffers() if "cos_sin" in name}
     return parameters, sum(b.numel() * b.element_size() for b in tables.values())
 

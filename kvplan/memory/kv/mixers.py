@@ -165,7 +165,7 @@ def _needs(setup: LayoutSetup, m: Mixer) -> LayerNeeds:
         dtype=setup.dtype,
         block_size=args.block_size,
         is_mla=is_mla,
-        is_sparse=spec.index_topk > 0 or compressed,
+        is_sparse=(spec.index_topk > 0 and not spec.ring_bytes) or compressed,
         has_sinks=spec.sinks,
         has_window=spec.kind is AttentionKind.SLIDING,
         dcp=args.decode_context_parallel_size,
@@ -181,7 +181,7 @@ def distinct_backends(mixers: Sequence[Mixer]) -> list[Backend]:
     """Return the attention backends in use, in layer order; a sparse layer's indexer comes before its attention."""
     found: dict[str, Backend] = {}
     for m in mixers:
-        if m.backend and m.spec.index_head_dim:
+        if m.backend and m.spec.index_head_dim and not m.spec.ring_bytes:
             found.setdefault(INDEXER.name, INDEXER)
         if m.backend:
             found.setdefault(m.backend.name, m.backend)

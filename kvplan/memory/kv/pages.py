@@ -47,7 +47,7 @@ def model_pages(setup: LayoutSetup, draft: ModelSpec | None = None) -> Pages:
         layers += [Layer(stage, page) for m in here for page in _pages(setup, m, sizes)]
     formats = [m.kv_format for m in mixers if m.backend and m.kv_format != "auto"]
     names = tuple(b.name for b in distinct_backends(mixers))
-    packed = any(m.spec.kind is AttentionKind.COMPRESSED for m in mixers)
+    packed = any(m.spec.kind is AttentionKind.COMPRESSED or m.spec.ring_bytes for m in mixers)
     return Pages(tuple(layers), block_sizes[0], formats[0] if formats else "auto", names, packed)
 
 
@@ -65,6 +65,14 @@ def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
     if not m.spec.index_head_dim:
         return [page]
     width = indexer_token_bytes(m.spec.index_head_dim, m.spec.index_itemsize)
+    if m.spec.ring_bytes:
+        ratio = m.spec.compress_ratio
+        ring = Page(AttentionKind.STATE, ratio, state_bytes=m.spec.ring_bytes, shape=("ring",))
+        return [
+            page,
+            Page(AttentionKind.MLA, sizes.block_size, width // ratio, shape=("indexer", width)),
+            ring,
+        ]
     return [page, Page(AttentionKind.MLA, sizes.block_size, width, shape=("indexer", width))]
 
 

@@ -72,6 +72,10 @@ def _short_conv(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
     return even(state["intermediate_size"], tp, "channels") * (state["conv_kernel"] - 1 + drafts), 0
 
 
+def _ngram_conv(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
+    return state["intermediate_size"] * ((state["conv_kernel"] - 1) * state["dilation"] + drafts), 0
+
+
 def _mamba1(state: StateSpec, tp: int, drafts: int) -> tuple[int, int]:
     inner = even(state["intermediate_size"], tp, "state channels")
     return inner * (state["conv_kernel"] - 1), inner * state["state_size"]
@@ -88,5 +92,6 @@ _ELEMENTS = {
     "kda": _kda,
     "linear_attention": _linear_attention,
     "short_conv": _short_conv,
+    "ngram_conv": _ngram_conv,
 }
 """Family -> elements of the convolution state and of the recurrent state on one rank."""

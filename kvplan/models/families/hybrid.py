@@ -363,20 +363,72 @@ def olmo_hybrid(k: Keys) -> Body:
 
 
 def qwen4(k: Keys) -> Body:
-    """Qwen 4: Qwen3-Next's layers between streams of hidden states that low-rank matrices mix."""
-    if k.counts("ple_layer_ids"):
-        raise k.error("ple_layer_ids (embeddings of n-grams per layer) is not supported")
+    """Qwen 4: Qwen3-Next's layers between streams of hidden states that low-rank matrices mix.
+
+    Attention picks tokens by an indexer's pooled keys, where the config has one; some layers add embeddings of n-grams.
+    """
     n, streams, rank = num_layers(k), k.count("hc_count", high=64), k.count("hc_lowrank")
     hidden = k.count("hidden_size")
     types = k.per_layer("layer_types", n)
-    made = {"linear_attention": gdn(k), "indexed_attention": gqa(k, qk_norm="head", gated=True)}
+    indexer, attention = _qwen4_indexer(k, gqa(k, qk_norm="head", gated=True))
+    made = {"linear_attention": gdn(k), "indexed_attention": attention}
     made["full_attention"] = made["indexed_attention"]
     if not types or set(types) - set(made):
         raise k.error("layer_types must name linear_attention or indexed_attention for every layer")
     mlps = sparse_layers(k, n, _qwen_shared(k))
     mixes = _qwen4_mixes(streams * hidden, rank, streams * streams, 2)
-    layers = stack(k, [made[t] for t in types], mlps, 0, mixes)
-    return Body(layers, extras=_qwen4_mixes(streams * hidden, rank, 0, 1), final_norms=0)
+    plain, indexed = (
+        stack(k, [made[t] for t in types], mlps, 0, extras) for extras in (mixes, mixes + indexer)
+    )
+    layers = [p if t == "linear_attention" else i for t, p, i in zip(types, plain, indexed, strict=True)]
+    for number in k.counts("ple_layer_ids"):
+        if not 1 <= number <= n:
+            raise k.error(f"ple_layer_ids must lie between 1 and {n}")
+        table, ngrams = _qwen4_ngrams(k, streams * hidden)
+        layer = layers[number - 1]
+        layers[number - 1] = replace(layer, beside=ngrams, extras=(*layer.extras, table))
+    return Body(tuple(layers), extras=_qwen4_mixes(streams * hidden, rank, 0, 1), final_norms=0)
+
+
+def _qwen4_indexer(k: Keys, attention: AttentionSpec) -> tuple[tuple[Weight, ...], AttentionSpec]:
+    """The indexer's weights, whole on every rank, and the attention that reads by it.
+
+    Of every `indexer_compress_ratio` tokens it keeps one key, and once a request those not yet summed up, with three
+    positions of eight bytes where images have positions of their own.
+    """
+    if "indexer_n_heads" not in k:
+        return (), attention
+    heads, kv_heads, dim = (k.count(f"indexer_{what}") for what in ("n_heads", "kv_heads", "head_dim"))
+    ratio, positions = (
+        k.count("indexer_compress_ratio"),
+        24 * ("mrope_section" in k.section("rope_parameters")),
+    )
+    weights = (
+        Weight(
+            "self_attn.indexer.index_qk_proj", (heads + kv_heads) * dim, k.count("hidden_size"), linear=True
+        ),
+        Weight("self_attn.indexer.qk_norms", 2 * dim),
+    )
+    return weights, replace(
+        attention,
+        index_head_dim=dim,
+        index_num_heads=heads,
+        index_itemsize=2,
+        index_topk=k.count("indexer_budget"),
+        compress_ratio=ratio,
+        ring_bytes=ratio * (2 * dim * kv_heads + positions),
+    )
+
+
+def _qwen4_ngrams(k: Keys, wide: int) -> tuple[Weight, AttentionSpec]:
+    """The table of n-grams, which vLLM keeps in the host's memory, and the convolution that mixes what it looks up."""
+    size, dim = k.count("ngram_size", low=2, high=64), k.count("ple_embed_dim")
+    heads = (size - 1) * k.count("heads_per_ngram")
+    table = Weight("ple.ngram_embedding", heads * k.count("ngram_vocab_size_base"), dim // heads, "host")
+    conv = k.count("ple_conv_kernel_size", low=2, high=64)
+    return table, state(
+        "ngram_conv", intermediate_size=wide, conv_kernel=conv, dilation=size, embedding_dim=dim
+    )
 
 
 def _qwen4_mixes(wide: int, rank: int, inject: int, copies: int) -> tuple[Weight, ...]:

@@ -46,14 +46,14 @@ def sarvam_mla(k: Keys) -> Body:
 def hunyuan4(k: Keys) -> Body:
     """HunYuan 4: gated latent attention with sinks, and four streams of hidden states mixed in every layer.
 
-    vLLM 0.32 builds no indexer for it.
+    Where `layer_types` say sparse, layers have an indexer or reuse another's, as `indexer_types` say.
     """
     n, hidden, streams = num_layers(k), k.count("hidden_size"), k.count("hc_mult", default=4)
-    attention = mla(k)
-    wide = attention.num_heads * attention.v_head_dim
+    plain = mla(k)
+    wide = plain.num_heads * plain.v_head_dim
     extras = [Weight("self_attn.linear_gate", wide, hidden, cut="rows", linear=True)]
     if k.flag("learnable_sink"):
-        extras.append(Weight("self_attn.sink", attention.num_heads, cut="rows", itemsize=4))
+        extras.append(Weight("self_attn.sink", plain.num_heads, cut="rows", itemsize=4))
     mixes = 2 * streams
     extras += [
         Weight("hyper.fn", mixes, streams * hidden, copies=2, itemsize=4),
@@ -64,8 +64,30 @@ def hunyuan4(k: Keys) -> Body:
         Weight("hyper_head.base_and_scale", streams + 1, itemsize=4),
     )
     e = Experts("n_routed_experts", shared="n_shared_experts", correction=True, itemsize=4)
-    layers = stack(k, [attention] * n, mixed(k, n, e), extras=tuple(extras))
-    return Body(layers, mtp(k, layers[-1]), extras=around)
+    layers = stack(k, _hunyuan4_attentions(k, plain, n), mixed(k, n, e), extras=tuple(extras))
+    drafting = replace(layers[-1], extras=tuple(extras[:-2]))  # one stream alone
+    return Body(layers, mtp(k, drafting), extras=around)
+
+
+SPARSE_TYPES = ("deepseek_sparse_attention", "indexed_attention", "sparse_attention", "sparse")
+"""Names of sparse layers among `layer_types`."""
+
+
+def _hunyuan4_attentions(k: Keys, plain: AttentionSpec, n: int) -> list[AttentionSpec]:
+    types = k.per_layer("layer_types", n) or ("full_attention",) * n
+    if unknown := set(types) - {"full_attention", *SPARSE_TYPES}:
+        raise k.error(f"layer_types: unknown attention kind {sorted(unknown)[0]!r}")
+    if not set(types) & set(SPARSE_TYPES):
+        return [plain] * n
+    owns = k.per_layer("indexer_types", n) or ("full",) * n
+    if set(owns) - {"full", "shared"}:
+        raise k.error("indexer_types must name full or shared for every layer")
+    reuse = replace(plain, index_topk=k.count("index_topk"))
+    owner = replace(reuse, index_head_dim=k.count("index_head_dim"), index_num_heads=k.count("index_n_heads"))
+    return [
+        plain if kind not in SPARSE_TYPES else owner if own == "full" else reuse
+        for kind, own in zip(types, owns, strict=True)
+    ]
 
 
 def longcat(k: Keys) -> Body:
