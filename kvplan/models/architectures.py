@@ -85,6 +85,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "BailingMoeV2_5ForCausalLM": hybrid.bailing_linear,
     "BailingMoeV3ForCausalLM": hybrid.bailing_v3,
     "Qwen4ExpForCausalLM": hybrid.qwen4,
+    "Glm5NextForCausalLM": hybrid.glm5_next,
     "MiniMaxM3SparseForCausalLM": moe.minimax_m3,
     "MiniMaxM3ForCausalLM": moe.minimax_m3,
     "DeepseekV4ForCausalLM": latent.deepseek_v4,
@@ -175,6 +176,7 @@ TEXT_OF = {
     "Qwen3ASRForConditionalGeneration": "Qwen3ForCausalLM",
     "Qwen3ASRRealtimeGeneration": "Qwen3ForCausalLM",
     "Qwen4ExpForConditionalGeneration": "Qwen4ExpForCausalLM",
+    "Glm5NextForConditionalGeneration": "Glm5NextForCausalLM",
     "KimiVLForConditionalGeneration": "DeepseekV3ForCausalLM",
     "MoonshotKimiaForCausalLM": "Qwen2ForCausalLM",
     "DotsOCRForCausalLM": "Qwen2ForCausalLM",
@@ -270,10 +272,6 @@ UNHELD = frozenset(
 """Architectures whose own class no oracle was asked about."""
 
 REFUSED = {
-    **dict.fromkeys(
-        ("Glm5NextForCausalLM", "Glm5NextForConditionalGeneration"),
-        "vLLM reads a config of its own, which is not public; linear attention beside pooled indexers",
-    ),
     **dict.fromkeys(
         ("InklingForCausalLM", "InklingForConditionalGeneration"),
         "every layer keeps states of short convolutions beside its KV",

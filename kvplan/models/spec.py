@@ -55,7 +55,8 @@ class StateSpec:
     * mamba2: intermediate_size, n_groups, num_heads, head_dim, state_size, conv_kernel
     * gdn_attention: num_k_heads, num_v_heads, head_k_dim, head_v_dim, conv_kernel_size
     * kda: num_heads, head_dim, conv_kernel_size; whole_gates where the gates have no low-rank form, whole_output_gate
-      where the output's has none; checkpoints where prefills export their state
+      where the output's has none; checkpoints where prefills export their state and projections are one padded matrix,
+      exports where they do without that
     * linear_attention: num_heads, head_dim, qk_norm
     * short_conv: intermediate_size, conv_kernel
     * ngram_conv: intermediate_size, conv_kernel, dilation, embedding_dim (embeddings of n-grams, added to all streams)

@@ -32,6 +32,8 @@ class Tower(NamedTuple):
     """Attention is cut by heads: they must divide by the ranks."""
     rotary: bool = False
     """It keeps a table of cosines and sines for 8,192 positions."""
+    long_table: bool = False
+    """The table has as many positions as the language model's context."""
     largest: Callable[[TowerFacts], Mapping[str, int]] | None = None
     """What start-up profiles: patches and tokens of the largest item, widths; None: not known."""
     kind: str = ""
@@ -380,7 +382,8 @@ def qwen2_5(k: Keys, *, out: int = 0) -> Parts:
 def glm_ocr(s: TowerFacts) -> Parts:
     """GLM-4.xV's tower with norms of Q and K, without learned positions; its merger is as wide as the text's MLP."""
     k, hidden = s.tower, sizes(s.tower)[0]
-    out, width = k.count("out_hidden_size"), s.outer.section("text_config").count("intermediate_size")
+    wide = s.outer.section("text_config").count("intermediate_size")
+    out, width = k.count("out_hidden_size"), k.count("projection_intermediate_size", default=wide)
     frames = k.count("temporal_patch_size", default=2, high=64)
     yield from patches(k, positions=0, frames=frames)
     yield from blocks(k, gated=True, bias=k.flag("attention_bias"), norms=2)
@@ -874,6 +877,7 @@ DECLARED: dict[str, Tower] = {
     "Gemma4UnifiedForConditionalGeneration": Tower("vision_config", gemma4_unified, heads=False),
     "GLM4VForCausalLM": Tower("vision_config", glm4v_9b),
     "GlmAsrForConditionalGeneration": Tower("audio_config", glm_asr, largest=lambda s: half_minute(s, 4)),
+    "Glm5NextForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True, long_table=True),
     "GlmOcrForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True),
     "Granite4VisionForConditionalGeneration": Tower("vision_config", granite4_vision),
     "GraniteSpeechForConditionalGeneration": Tower("encoder_config", granite_speech, heads=False),

@@ -105,7 +105,8 @@ def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | No
     try:
         parts = tuple(row.parts(TowerFacts(outer, k, text_hidden)))
         facts = _heads(k) if row.heads else {}
-        facts |= {"table": _table(k)} if row.rotary else {}
+        long = outer.section("text_config").count("max_position_embeddings") if row.long_table else 8192
+        facts |= {"table": _table(k, long)} if row.rotary else {}
         facts |= row.largest(TowerFacts(outer, k, text_hidden)) if row.largest else {}
     except KvplanError:
         return VisionSpec("unlisted", ())
@@ -117,10 +118,10 @@ def _heads(k: Keys) -> dict[str, int]:
     return {"heads": heads + k.count("num_dummy_heads", default=0, low=0)}
 
 
-def _table(k: Keys) -> int:
-    """Elements of the rotary table: half a head for each of 8,192 positions."""
+def _table(k: Keys, positions: int) -> int:
+    """Elements of the rotary table: half a head for each position."""
     k = k.section("vision_config") if "vision_config" in k else k
-    return 8192 * (k.count("qk_channels", default=k.count("hidden_size") // k.count("num_heads")) // 2)
+    return positions * (k.count("qk_channels", default=k.count("hidden_size") // k.count("num_heads")) // 2)
 
 
 def vision_modules(tower: VisionSpec, tp: int) -> list[Module]:

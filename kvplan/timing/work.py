@@ -352,23 +352,21 @@ def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[Atten
         per_token = kv * (a.head_dim + v) * kv_bytes
         reach = a.window or (a.index_topk if a.compress_ratio else 0)
         main = AttentionWork(n, reach, per_token, flops, flops, heads, kv, a.head_dim)
-        return (main, _pooled_index(a, n)) if a.compress_ratio else (main,)
+        return (main, _index(a, n, a.index_head_dim * a.index_itemsize)) if a.compress_ratio else (main,)
     latent = a.kv_lora_rank + a.qk_rope_head_dim
     decode = 2.0 * heads * (latent + a.kv_lora_rank)
     pair = 2.0 * heads * (a.qk_nope_head_dim + a.qk_rope_head_dim + a.v_head_dim)
     main = AttentionWork(n, a.index_topk, latent * kv_bytes, decode, pair, heads, 1, latent)
     if not a.index_head_dim:  # dense, or a layer that takes the picks of one before it
         return (main,)
-    flops = 2.0 * a.index_num_heads * a.index_head_dim
-    index = AttentionWork(n, 0, a.index_head_dim + 4.0, flops, flops, a.index_num_heads, 1, a.index_head_dim)
-    return main, index
+    return main, _index(a, n, a.index_head_dim + 4.0)
 
 
-def _pooled_index(a: AttentionSpec, n: int) -> AttentionWork:
-    """Qwen 4: an indexer that looks at one key of every `compress_ratio` tokens."""
-    looks = 2.0 * a.index_num_heads * a.index_head_dim / a.compress_ratio
-    width = a.index_head_dim * a.index_itemsize / a.compress_ratio
-    return AttentionWork(n, 0, width, looks, looks, a.index_num_heads, 1, a.index_head_dim)
+def _index(a: AttentionSpec, n: int, key_bytes: float) -> AttentionWork:
+    """An indexer that looks at every key: one of each token, or of `compress_ratio` tokens where keys are pooled."""
+    keys = 1 / max(1, a.compress_ratio)
+    looks = 2.0 * a.index_num_heads * a.index_head_dim * keys
+    return AttentionWork(n, 0, key_bytes * keys, looks, looks, a.index_num_heads, 1, a.index_head_dim)
 
 
 def _compressed(a: AttentionSpec, n: int, heads: int) -> tuple[AttentionWork, ...]:
@@ -381,9 +379,7 @@ def _compressed(a: AttentionSpec, n: int, heads: int) -> tuple[AttentionWork, ..
     reach = a.index_topk * ratio
     found.append(AttentionWork(n, reach, latent / ratio, flops / ratio, flops / ratio, heads, 1, a.head_dim))
     if a.index_topk:
-        looks = 2.0 * a.index_num_heads * a.index_head_dim / ratio
-        width = (a.index_head_dim + 4.0) / ratio
-        found.append(AttentionWork(n, 0, width, looks, looks, a.index_num_heads, 1, a.index_head_dim))
+        found.append(_index(a, n, a.index_head_dim + 4.0))
     return tuple(found)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 from typing import NamedTuple
 
 from kvplan.formulas.capacity import chunked_blocks, full_blocks, state_blocks, window_blocks
@@ -32,6 +33,8 @@ class Page:
     """Tokens of the window or chunk; kept, without effect, when the window counts as full attention."""
     retained: int = 0
     """Tokens kept behind the window for multi-token prediction with several modules."""
+    stride: int = 1
+    """Bytes that blocks must lie whole multiples of apart, where pages of several sizes lie in one."""
     padded_bytes: int = 0
     """Size the page is padded to; 0: not padded."""
     shape: tuple[int | str, ...] = ()
@@ -76,8 +79,10 @@ Group = list[Layer]
 
 
 def bytes_per_block(groups: Sequence[Group]) -> int:
-    """Bytes of one block: the largest group's pages together."""
-    return max((sum(layer.page.num_bytes for layer in group) for group in groups), default=0)
+    """Bytes of one block: the largest group's pages together, at a stride that their kernels take."""
+    size = max((sum(layer.page.num_bytes for layer in group) for group in groups), default=0)
+    unit = lcm(*(layer.page.stride for group in groups for layer in group))
+    return cdiv(size, unit) * unit
 
 
 def on_stage(groups: Sequence[Group], stage: int) -> list[Group]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import gcd
 
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.ground.errors import KvplanError
@@ -66,14 +67,27 @@ def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
         return [page]
     width = indexer_token_bytes(m.spec.index_head_dim, m.spec.index_itemsize)
     if m.spec.ring_bytes:
-        ratio = m.spec.compress_ratio
-        ring = Page(AttentionKind.STATE, ratio, state_bytes=m.spec.ring_bytes, shape=("ring",))
-        return [
-            page,
-            Page(AttentionKind.MLA, sizes.block_size, width // ratio, shape=("indexer", width)),
-            ring,
-        ]
+        return _pooled_pages(m.spec, page, width)
     return [page, Page(AttentionKind.MLA, sizes.block_size, width, shape=("indexer", width))]
+
+
+INDEX_KERNEL_TOKENS = 256
+"""Tokens that DeepGEMM's kernel takes at once of a pooled indexer of latent attention; blocks keep them whole."""
+
+
+def _pooled_pages(a: AttentionSpec, page: Page, width: int) -> list[Page]:
+    """Attention, its indexer's keys of `compress_ratio` tokens each, and the ring of those that wait for their pool.
+
+    Sparse kernels read a latent's cache as rows, which blocks must lie whole numbers of apart.
+    """
+    size, ratio = page.block_size, a.compress_ratio
+    keys = Page(AttentionKind.MLA, size, padded_bytes=size // ratio * width, shape=("indexer", width))
+    ring = Page(AttentionKind.STATE, ratio, state_bytes=a.ring_bytes, shape=("ring",))
+    if a.kind is not AttentionKind.MLA:
+        return [page, keys, ring]
+    kernel = gcd(INDEX_KERNEL_TOKENS, size)
+    keys = replace(keys, stride=kernel // ratio * width if kernel < size else 1)
+    return [replace(page, stride=page.token_bytes), keys, ring]
 
 
 V4_WINDOW_BLOCK, V4_LATENT_BYTES, V4_ALIGN = 64, 584, 576
@@ -158,7 +172,7 @@ def _state_page(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> Page:
         speculative_blocks=args.num_speculative_tokens,
         checkpoint_blocks=int(
             state.family in setup.rules.checkpoint_families
-            or "checkpoints" in dict(state.facts)
+            or bool({"checkpoints", "exports"} & set(dict(state.facts)))
             or gdn_exports_states(setup, state)
         ),
         aligned=aligned,

@@ -85,6 +85,56 @@ def kimi_linear(k: Keys) -> Body:
     return Body(layers, mtp(k, layers[-1]), extras=around)
 
 
+def glm5_next(k: Keys) -> Body:
+    """GLM-5.3-Flash: KDA with a latent attention without positions in every fourth layer, whose indexer pools its keys.
+
+    Four streams of hidden states are mixed before and after both parts of a layer.
+    """
+    n, hidden, streams = num_layers(k), k.count("hidden_size"), k.count("hc_mult")
+    linear = k.section("linear_attn_config")
+    kda = state(
+        "kda",
+        num_heads=linear.count("num_heads", default=k.count("linear_num_heads", default=0, low=0)),
+        head_dim=linear.count("head_dim", default=k.count("linear_head_dim", default=0, low=0)),
+        conv_kernel_size=linear.count("short_conv_kernel_size", default=4, low=2, high=64),
+        exports=1,
+    )
+    pool, dim = k.count("index_kpool", high=1 << 10), k.count("index_head_dim")
+    latent = mla(
+        k,
+        index_head_dim=dim,
+        index_num_heads=k.count("index_n_heads"),
+        index_topk=k.count("index_topk"),
+        compress_ratio=pool,
+        ring_bytes=pool * 4 * dim,
+    )
+    made = {
+        "linear_attention": kda,
+        **dict.fromkeys(("indexed_attention", "deepseek_sparse_attention"), latent),
+    }
+    types = k.per_layer("layer_types", n)
+    if not types or set(types) - set(made):
+        raise k.error("layer_types must name linear_attention or deepseek_sparse_attention for every layer")
+    mixes = streams * (streams + 2)
+    hyper = (
+        Weight("hyper.fn", mixes, streams * hidden, copies=2, itemsize=4),
+        Weight("hyper.base_and_scale", mixes + 3, copies=2, itemsize=4),
+    )
+    pooling = (
+        Weight("self_attn.indexer.index_kpool_compress_ape", pool, dim, itemsize=4),
+        Weight("self_attn.indexer.index_kpool_compress_gate", dim, hidden),
+    )
+    e = Experts("n_routed_experts", shared="n_shared_experts", correction=True)
+    moe = routed(k, e)
+    mlps = [moe if sparse else dense_mlp(k) for sparse in layers_with_experts(k, e, n)]
+    layers = tuple(
+        LayerSpec(made[t], m, norm_size=2 * hidden, extras=hyper if made[t] is kda else (*hyper, *pooling))
+        for t, m in zip(types, mlps, strict=True)
+    )
+    drafting = LayerSpec(latent, mlps[-1], norm_size=2 * hidden, extras=pooling)
+    return Body(layers, mtp(k, drafting))
+
+
 def _kimi_mlps(k: Keys, n: int) -> list[MlpSpec]:
     """DeepSeek's experts; Kimi-K3's work in a narrower width."""
     width = k.count("routed_expert_hidden_size", default=0, low=0)

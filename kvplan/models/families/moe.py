@@ -279,15 +279,15 @@ def _gemma4_layers(
 
 def mla(k: Keys, **traits: Any) -> AttentionSpec:
     """Multi-head latent attention from DeepSeek's keys."""
-    nope = k.count("qk_nope_head_dim")
+    nope, rope = k.count("qk_nope_head_dim"), k.count("qk_rope_head_dim", low=0)
     return AttentionSpec(
         AttentionKind.MLA,
         k.count("num_attention_heads"),
         1,
-        nope + k.count("qk_rope_head_dim"),
+        nope + rope,
         k.count("v_head_dim"),
         kv_lora_rank=k.count("kv_lora_rank"),
-        qk_rope_head_dim=k.count("qk_rope_head_dim"),
+        qk_rope_head_dim=rope,
         qk_nope_head_dim=nope,
         q_lora_rank=k.count("q_lora_rank", default=0, low=0),
         bias=k.flag("attention_bias"),
