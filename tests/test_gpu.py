@@ -52,7 +52,9 @@ def test_table_covers_t4_to_gb300() -> None:
     assert len(gpu_names()) >= 90
     for family in ("rtx-30", "rtx-40", "rtx-50", "rtx-a", "rtx-pro-", "a800", "h800", "h20", "mi", "jetson-"):
         assert any(name.startswith(family) for name in gpu_names()), family
-    assert sum("-mig-" in name for name in gpu_names()) >= 10
+    slices = [name for name in gpu_names() if "-mig-" in name]
+    assert len(slices) >= 10
+    assert [get_gpu(name.replace("-mig-", "-")).name for name in slices] == slices
 
 
 @pytest.mark.parametrize("name", gpu_names())

@@ -94,10 +94,14 @@ def estimate_command(
         demand = _at_once(demand or Demand(), users)
     told, colocated = None, read_colocate(colocate)
     overrides: Mapping[str, Any] = {}
-    if command or " " in model.strip():
+    if command or " " in model.strip() or model.startswith("["):
         told = _pasted(model, command)
-        model, overrides, args = told.model, told.hf_overrides, _over(told.args, args)
-        colocated |= _draft_of(told)
+        colocated = _draft_of(told) | colocated
+        model, overrides, args = (
+            told.model,
+            told.hf_overrides,
+            _over(_without_unknown_draft(told, colocated), args),
+        )
     engine = engine or (told.engine if told else "vllm")
     card, args = cards(gpu, args)
     spec = load_model(model, hub=hub, hf_overrides=overrides)
@@ -163,7 +167,10 @@ def _pasted(first: str, others: tuple[str, ...]) -> Command:
         return read_command((first, *others))
     except NoStart:
         if others:
-            raise KvplanError(f"unexpected argument {others[0]!r}") from None
+            raise KvplanError(
+                f"unexpected argument {others[0]!r}: name one model, or paste what starts an engine"
+                " (vllm serve, sglang.launch_server, trtllm-serve)"
+            ) from None
         raise
 
 
@@ -171,6 +178,13 @@ def _draft_of(told: Command) -> dict[str, str]:
     """The model that drafts, where kvplan knows it."""
     known = told.draft and (find_bundled(told.draft) or path_exists(Path(told.draft)))
     return {"draft": told.draft} if known else {}
+
+
+def _without_unknown_draft(told: Command, colocated: Mapping[str, str]) -> EngineArgs:
+    """The flags; without speculation where the model that drafts is left out."""
+    if not told.draft or "draft" in colocated:
+        return told.args
+    return told.args.model_copy(update={"num_speculative_tokens": 0, "speculative_method": "mtp"})
 
 
 def _command_facts(told: Command) -> dict[str, object]:
@@ -310,11 +324,9 @@ def serve_command(
         return 1
     question = plan.question
     flags = with_length(question.args, question.demand)
-    serving = question.engine.engine
-    if format == "yaml":
-        print(yaml_config(question.model.name, flags, serving, question.draft))
-    else:
-        print(shell_command(question.model.name, flags, serving, question.draft))
+    serving, moe = question.engine.engine, question.model.is_moe
+    write = yaml_config if format == "yaml" else shell_command
+    print(write(question.model.name, flags, serving, question.draft, experts=moe))
     if question.model.planned_as:
         print(f"kvplan: {question.model.name} is planned as {question.model.planned_as}", file=sys.stderr)
     missing = unspoken(flags, serving)

@@ -1,8 +1,9 @@
 """Reading the command that starts an engine: `vllm serve ...` as people paste it, with what stands around it.
 
-Takes shell lines with `export`s, docker lines, Kubernetes argument lists, `python -m` and `sglang.launch_server`,
-`trtllm-serve`. Every flag of vLLM's parser is known (`catalog/vllm_flags.json`): it acts, is listed as without effect
-on the plan, or is listed as changing memory in a way that is not planned. What the parser would refuse is refused.
+Takes shell lines with `export`s, docker lines, Kubernetes and compose manifests, argument lists, `python -m` and
+`sglang.launch_server`, `trtllm-serve`. Every flag of vLLM's parser is known (`catalog/vllm_flags.json`): it acts, is
+listed as without effect on the plan, or is listed as changing memory in a way that is not planned. What the parser
+would refuse is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+
+import yaml
 
 from kvplan.engines.flags import EngineArgs, as_count
 from kvplan.engines.kv_transfer import connector_of
@@ -147,9 +150,11 @@ def read_command(text: str | Sequence[str]) -> Command:
 def _words(text: str | Sequence[str]) -> list[str]:
     if not isinstance(text, str):
         parts = list(text)
-        if len(parts) != 1 or not re.search(r"\s", parts[0]):
+        if len(parts) != 1 or not re.search(r"\s|^\[", parts[0]):
             return parts
         text = parts[0]
+    if found := _manifest(text):
+        return found
     text = re.sub(r"\\\s*\n", " ", text.replace("\r", ""))
     listed = re.findall(r"^\s*-\s+(.*?)\s*$", text, re.MULTILINE)
     if listed and not re.search(r"^\s*(vllm|python3?|docker|trtllm-serve|export)\b", text, re.MULTILINE):
@@ -161,6 +166,47 @@ def _words(text: str | Sequence[str]) -> list[str]:
         return shlex.split(" ; ".join(line for line in lines if line.strip()))
     except ValueError as error:
         raise KvplanError(f"the command cannot be read: {str(error).lower()}") from None
+
+
+def _manifest(text: str) -> list[str]:
+    """The words that a container of a Kubernetes or compose manifest starts with; none where it is no manifest."""
+    if not re.search(r"^\s*(- )?(args|command|entrypoint)\s*:", text, re.MULTILINE):
+        return []
+    try:
+        documents = list(yaml.safe_load_all(text))
+    except yaml.YAMLError:
+        return []
+    for container in _mappings(documents):
+        words = [w for key in ("entrypoint", "command", "args") for w in _container_words(container.get(key))]
+        image = str(container.get("image") or "")
+        if words:
+            known = any(part in image for part in IMAGES) and not _starts_later(words)
+            return [*_container_environment(container), *(("docker", "run", image) if known else ()), *words]
+    return []
+
+
+def _mappings(found: Any) -> Iterator[Mapping[str, Any]]:
+    """All mappings, outermost first."""
+    if isinstance(found, dict):
+        yield found
+    for inner in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
+        yield from _mappings(inner)
+
+
+def _container_words(said: Any) -> list[str]:
+    return shlex.split(said) if isinstance(said, str) else list(map(str, said or ()))
+
+
+def _container_environment(container: Mapping[str, Any]) -> list[str]:
+    """`NAME=value` of a container's variables, which Kubernetes lists and compose may map."""
+    said = container.get("env") or container.get("environment") or ()
+    if isinstance(said, dict):
+        return [f"{name}={value}" for name, value in said.items()]
+    pairs = (
+        f"{one['name']}={one.get('value', '')}" if isinstance(one, dict) and "name" in one else str(one)
+        for one in said
+    )
+    return [pair for pair in pairs if re.match(r"[A-Za-z_]\w*=", pair)]
 
 
 def _yaml_item(item: str) -> str:
@@ -473,17 +519,26 @@ def _method_of(draft: str) -> str:
 # ---- other engines
 
 
+DEGREES = {
+    spelling: f"{short}_size"
+    for short, whole in (("tp", "tensor"), ("pp", "pipeline"), ("dp", "data"), ("ep", "expert"))
+    for spelling in (short, f"{whole}_parallel_size")
+}
+"""Other spellings of parallel sizes."""
+
+
 def _other(engine: str, words: list[str], environment: dict[str, str]) -> Command:
     """SGLang's and TensorRT-LLM's flags by their words; what has none is listed as without effect."""
     spoken: dict[str, Any] = {}
     unaffected, model = [], ""
     known = {w for word in WORDS[engine] for w in (word.word, *word.also)}
-    known |= {"tp", "dp", "ep", "pp"}
+    known |= {"enable_dp_attention"}
     for i, (name, values) in enumerate(_split_flags(words)):
         if i == 0:
             model = values[0] if values else ""
             continue
         key = name.replace("-", "_")
+        key = DEGREES.get(key, key)
         if key in ("model_path", "model"):
             model = values[0] if values else ""
         elif key in known:
@@ -492,6 +547,7 @@ def _other(engine: str, words: list[str], environment: dict[str, str]) -> Comman
             unaffected.append(f"--{name}")
     if not model:
         raise KvplanError("the command names no model")
+    notes = _data_parallel(spoken) if engine == "sglang" else []
     fields = understand(spoken, engine)
     return Command(
         engine=engine,
@@ -499,7 +555,31 @@ def _other(engine: str, words: list[str], environment: dict[str, str]) -> Comman
         args=EngineArgs(**fields),
         no_effect=tuple(dict.fromkeys(unaffected)),
         environment=environment,
+        notes=tuple(notes),
     )
+
+
+def _data_parallel(spoken: dict[str, Any]) -> list[str]:
+    """SGLang's two kinds: attention in parts of the tensor-parallel ranks, or whole copies; said as vLLM's, with notes.
+
+    Sizes are ranks: `--tp 8 --dp 8 --enable-dp-attention` are 8 GPUs, each with all heads and an eighth of the experts.
+    """
+    tp, dp, inside = (
+        spoken.get("tp_size", 1),
+        spoken.get("dp_size", 1),
+        spoken.pop("enable_dp_attention", False),
+    )
+    if not isinstance(tp, int) or not isinstance(dp, int) or dp < 2:
+        return []
+    if not inside:
+        spoken["dp_size"] = 1
+        return [f"--dp {dp}: whole copies of the model; this is one of them"]
+    if tp % dp:
+        raise KvplanError(f"--enable-dp-attention: --tp {tp} does not divide into --dp {dp} parts")
+    spoken["tp_size"] = tp // dp
+    return [
+        f"--enable-dp-attention: {tp} GPUs, attention in {dp} parts; dense MLPs and the LM head counted whole in each"
+    ]
 
 
 def _number(text: str) -> Any:

@@ -196,6 +196,14 @@ def beyond_known(engine: EngineVersion) -> str:
     return f"{engine.engine}@{newest[0]}.{newest[1]}" if engine.version > newest else ""
 
 
+SPELLINGS = {
+    "vllm": "vllm",
+    "sglang": "sglang",
+    **dict.fromkeys(("tensorrt-llm", "tensorrt_llm", "tensorrtllm", "trtllm", "trt-llm"), "tensorrt-llm"),
+}
+"""How engines are written, in any case -> their name."""
+
+
 def parse_engine(text: str) -> EngineVersion:
     """Read `vllm`, `vllm@0.19`, `vllm@0.9.2-v0`, `sglang`, `tensorrt-llm`.
 
@@ -203,6 +211,7 @@ def parse_engine(text: str) -> EngineVersion:
     (0, 19)
     """
     name, at, version = text.partition("@")
+    name = SPELLINGS.get(name.casefold(), name)
     if name not in LATEST:
         raise KvplanError(
             f"unknown engine {text!r}; there are {', '.join(LATEST)}, each with an optional @version"

@@ -151,9 +151,12 @@ def _by_alias() -> dict[str, str]:
 
 
 def _fold(name: str) -> str:
-    """Spelling without case, vendor, blanks, dashes: "NVIDIA H100-80GB" -> "h10080gb"."""
+    """Spelling without case, vendor, blanks, dashes, and without the "MIG" that a slice's size says too.
+
+    "NVIDIA H100-80GB" -> "h10080gb", "h100-mig-3g.40gb" -> "h1003g40gb".
+    """
     kept = "".join(c for c in name.casefold() if c.isalnum())
-    for vendor in ("nvidia", "geforce", "tesla", "amd", "instinct"):
+    for vendor in ("nvidia", "geforce", "tesla", "amd", "instinct", "mig"):
         kept = kept.replace(vendor, "")
     return kept
 

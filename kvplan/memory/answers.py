@@ -22,7 +22,7 @@ from kvplan.memory.budget import Budget
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.kv.checks import offloads
 from kvplan.memory.layout import Layout
-from kvplan.memory.report import SCHEMA_VERSION, log_lines, memory_html, memory_table
+from kvplan.memory.report import SCHEMA_VERSION, kib, log_lines, memory_html, memory_table
 from kvplan.memory.serve_command import shell_command, with_length
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.memory_profile import MemoryProfile
@@ -188,15 +188,33 @@ class Plan:
     @property
     def bytes_per_token(self) -> int:
         """KV bytes a token adds on one GPU while every attention layer still keeps it; states left out."""
-        growing = [g for g in self.shape.groups if g.kind.keeps_tokens]
-        return sum(group.bytes_per_block // (group.block_size * group.num_shards) for group in growing)
+        return self._bytes_per_token(within_windows=True)
+
+    @property
+    def bytes_per_token_beyond_windows(self) -> int:
+        """KV bytes a token goes on to hold on one GPU once windows have left it behind."""
+        return self._bytes_per_token(within_windows=False)
+
+    def _bytes_per_token(self, *, within_windows: bool) -> int:
+        kept = [g for g in self.shape.groups if g.kind.is_growing or (within_windows and g.kind.is_windowed)]
+        return sum(group.bytes_per_block // (group.block_size * group.num_shards) for group in kept)
+
+    def _kv_of_a_token(self) -> str:
+        kept, windows = (
+            self.bytes_per_token_beyond_windows,
+            self.bytes_per_token - self.bytes_per_token_beyond_windows,
+        )
+        if not kept or not windows:
+            return f"{kib(kept + windows)} KiB per token"
+        return f"{kib(kept)} KiB per token, {kib(windows)} more within windows"
 
     @property
     def serve_command(self) -> str:
         """The command that starts this plan, serving no longer a context than the stated lengths need."""
         question = self.question
         args = question.args if self.too_long else with_length(question.args, question.demand)
-        return shell_command(question.model.name, args, question.engine.engine, question.draft)
+        model, engine = question.model, question.engine.engine
+        return shell_command(model.name, args, engine, question.draft, experts=model.is_moe)
 
     def to_dict(self, options: Sequence[Option] = ()) -> dict[str, object]:
         """The document of `kvplan estimate --json`: the same keys whatever the answer, nulls for what is not known."""
@@ -263,6 +281,7 @@ class Plan:
         blocks = trace_blocks(shape, self.args, self.trace_tokens, 0, 1)
         return {
             "bytes_per_token": self.bytes_per_token,
+            "bytes_per_token_beyond_windows": self.bytes_per_token_beyond_windows,
             "bytes_per_sequence": blocks.alone * shape.bytes_per_block,
             "block_size": shape.block_size,
             "bytes_per_block": shape.bytes_per_block,
@@ -279,7 +298,7 @@ class Plan:
         parts: list[Part] = (
             [f"Assumed: {self.question.model.architecture} is {assumed}.", ""] if assumed else []
         )
-        parts += [memory_table(self.budget, self.args.num_gpus, self.bytes_per_token), "", *self._headline()]
+        parts += [memory_table(self.budget, self.args.num_gpus, self._kv_of_a_token()), "", *self._headline()]
         if options:
             changes = tuple((f"  {option.change}", option.effect) for option in options)
             parts += ["", "What would fit:", Table(("", ""), changes)]
@@ -373,7 +392,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """The memory table and the headline, for notebooks."""
-        return memory_html(self.budget, self.args.num_gpus, self.bytes_per_token, self._headline())
+        return memory_html(self.budget, self.args.num_gpus, self._kv_of_a_token(), self._headline())
 
 
 @dataclass(frozen=True, slots=True)

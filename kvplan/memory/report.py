@@ -18,18 +18,17 @@ SCHEMA_VERSION = 1
 """Of the JSON documents of `kvplan estimate` and `kvplan reconcile`."""
 
 
-def memory_table(budget: Budget, num_gpus: int, bytes_per_token: int) -> Table:
+def memory_table(budget: Budget, num_gpus: int, kv_of_a_token: str) -> Table:
     """One row per use of the fullest GPU's memory: GiB and source."""
     rows = tuple(
-        (f"  {label:<29}", size, f" {source}")
-        for label, size, source in _memory_rows(budget, bytes_per_token)
+        (f"  {label:<29}", size, f" {source}") for label, size, source in _memory_rows(budget, kv_of_a_token)
     )
     return Table((_title(num_gpus), "GiB", ""), rows, frozenset({0, 2}))
 
 
-def memory_html(budget: Budget, num_gpus: int, bytes_per_token: int, lines: Iterable[str]) -> str:
+def memory_html(budget: Budget, num_gpus: int, kv_of_a_token: str, lines: Iterable[str]) -> str:
     """The same rows as an HTML table, `lines` below it."""
-    rows = [("use", "GiB", "source"), *_memory_rows(budget, bytes_per_token)]
+    rows = [("use", "GiB", "source"), *_memory_rows(budget, kv_of_a_token)]
     cells = ["".join(f"<{tag}>{escape(text)}</{tag}>" for text in row) for tag, row in _tagged(rows)]
     table = "".join(f"<tr>{row}</tr>" for row in cells)
     below = "<br>".join(map(escape, lines))
@@ -44,22 +43,24 @@ def _title(num_gpus: int) -> str:
     return "Memory per GPU" + (f" (fullest of {num_gpus})" if num_gpus > 1 else "")
 
 
-def _memory_rows(budget: Budget, bytes_per_token: int) -> Iterator[tuple[str, str, str]]:
+def _memory_rows(budget: Budget, kv_of_a_token: str) -> Iterator[tuple[str, str, str]]:
     """(label, GiB, source) of every use that is not zero."""
     for row in (budget.total, *budget.rows):
         if row.size.value or row.name in ("total", "kv_pool"):
-            yield row.label, f"{gib(row.size.value):.2f}", short_source(_note(row, bytes_per_token))
+            yield row.label, f"{gib(row.size.value):.2f}", short_source(_note(row, kv_of_a_token))
 
 
-def _note(row: Row, bytes_per_token: int) -> str:
-    if row.name != "kv_pool":
-        return row.source
-    kib = bytes_per_token / KiB
-    return (
-        f"{kib:,.0f} KiB per token, {row.source}"
-        if kib == int(kib)
-        else f"{kib:,.1f} KiB per token, {row.source}"
-    )
+def _note(row: Row, kv_of_a_token: str) -> str:
+    return f"{kv_of_a_token}, {row.source}" if row.name == "kv_pool" else row.source
+
+
+def kib(num_bytes: int) -> str:
+    """KiB, with one place where it is no whole number.
+
+    >>> kib(2048), kib(2560)
+    ('2', '2.5')
+    """
+    return f"{num_bytes / KiB:,.{0 if num_bytes % KiB == 0 else 1}f}"
 
 
 def short_source(text: str, width: int = 88) -> str:

@@ -18,15 +18,24 @@ TRTLLM_FILE = "trtllm-options.yaml"
 """Options that trtllm-serve takes only from a file, --extra_llm_api_options."""
 
 
-def serve_flags(args: EngineArgs, engine: Engine = "vllm", draft: ModelSpec | None = None) -> Flags:
+def serve_flags(
+    args: EngineArgs, engine: Engine = "vllm", draft: ModelSpec | None = None, *, experts: bool = False
+) -> Flags:
     """Flags that differ from the defaults, in the engine's words; `spelling.unspoken` names those it has none for.
+
+    `experts`: the model's are spread over data-parallel ranks too, which SGLang's tensor-parallel size counts.
 
     >>> serve_flags(EngineArgs(tensor_parallel_size=2, enable_prefix_caching=False))
     {'tensor-parallel-size': 2, 'enable-prefix-caching': False}
     >>> serve_flags(EngineArgs(tensor_parallel_size=2, enable_prefix_caching=False), "sglang")
     {'tp-size': 2, 'disable-radix-cache': True}
+    >>> serve_flags(EngineArgs(tensor_parallel_size=2, data_parallel_size=4), "sglang", experts=True)
+    {'tp-size': 8, 'dp-size': 4, 'enable-dp-attention': True}
     """
     spoken = spell(args, engine)
+    if engine == "sglang" and experts and args.data_parallel_size > 1:
+        ranks = args.tensor_parallel_size * args.data_parallel_size
+        spoken = {"tp_size": ranks, **(spoken | {"tp_size": ranks}), "enable_dp_attention": True}
     if engine == "tensorrt-llm":
         return spoken | ({"extra_llm_api_options": TRTLLM_FILE} if trtllm_options(args) else {})
     drafts, method = spoken.pop("num_speculative_tokens", 0), spoken.pop("speculative_method", "mtp")
@@ -74,7 +83,12 @@ def with_length(args: EngineArgs, demand: Demand) -> EngineArgs:
 
 
 def shell_command(
-    model: str, args: EngineArgs, engine: Engine = "vllm", draft: ModelSpec | None = None
+    model: str,
+    args: EngineArgs,
+    engine: Engine = "vllm",
+    draft: ModelSpec | None = None,
+    *,
+    experts: bool = False,
 ) -> str:
     """One line for a shell.
 
@@ -86,7 +100,7 @@ def shell_command(
         "sglang": ["python", "-m", "sglang.launch_server", "--model-path", model],
         "tensorrt-llm": ["trtllm-serve", model],
     }[engine]
-    return shlex.join([*start, *to_words(serve_flags(args, engine, draft))])
+    return shlex.join([*start, *to_words(serve_flags(args, engine, draft, experts=experts))])
 
 
 def to_words(flags: Flags) -> list[str]:
@@ -104,7 +118,14 @@ def _words(flag: str, value: Any) -> list[str]:
     return [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
 
 
-def yaml_config(model: str, args: EngineArgs, engine: Engine = "vllm", draft: ModelSpec | None = None) -> str:
+def yaml_config(
+    model: str,
+    args: EngineArgs,
+    engine: Engine = "vllm",
+    draft: ModelSpec | None = None,
+    *,
+    experts: bool = False,
+) -> str:
     """A file for `vllm serve --config`, `sglang.launch_server --config`, `trtllm-serve --extra_llm_api_options`.
 
     >>> print(yaml_config("Qwen/Qwen3-8B", EngineArgs(tensor_parallel_size=2)))
@@ -117,7 +138,8 @@ def yaml_config(model: str, args: EngineArgs, engine: Engine = "vllm", draft: Mo
     if engine == "tensorrt-llm":
         return "\n".join(_sections(trtllm_options(args)))
     lines = [f"{'model' if engine == 'vllm' else 'model-path'}: {model}"]
-    lines += [f"{flag}: {_yaml(value)}" for flag, value in serve_flags(args, engine, draft).items()]
+    flags = serve_flags(args, engine, draft, experts=experts)
+    lines += [f"{flag}: {_yaml(value)}" for flag, value in flags.items()]
     return "\n".join(lines)
 
 

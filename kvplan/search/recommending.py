@@ -15,6 +15,7 @@ from typing import Any
 
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.serve_command import shell_command
+from kvplan.models.load import load_model
 from kvplan.scenario.schema import Scenario, parse_scenario
 from kvplan.scenario.space import Search
 from kvplan.search.candidate_range import CostEnd, find_costs, find_ends, unsure
@@ -204,7 +205,10 @@ def _ranges(slow: CostEnd, quick: CostEnd) -> Row:
 
 
 def _commands(scenario: Scenario) -> tuple[str, ...]:
-    return tuple(shell_command(d.model, d.engine, d.engine_name) for d in scenario.deployments.values())
+    return tuple(
+        shell_command(d.model, d.engine, d.engine_name, experts=load_model(d.model).is_moe)
+        for d in scenario.deployments.values()
+    )
 
 
 def cost_key(candidate: Candidate, search: Search) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import get_gpu, split_count
 from kvplan.memory.forward import estimate
+from kvplan.memory.serve_command import serve_flags
 from kvplan.models.load import from_config, load_model
 from kvplan.models.lora import lora_bytes
 
@@ -85,6 +86,39 @@ TP, PP, DP = "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_si
 DRAFTS, METHOD = "num_speculative_tokens", "speculative_method"
 
 
+POD = """
+kind: Deployment
+spec:
+  template:
+    spec:
+      volumes:
+      - name: shm
+        emptyDir: {medium: Memory}
+      containers:
+      - name: m
+        image: vllm/vllm-openai:v0.11.0
+        command: ["/bin/sh", "-c"]
+        args: ["vllm serve m -tp 2 --max-model-len ${LENGTH}"]
+        env:
+        - name: TOKEN
+          valueFrom: {secretKeyRef: {name: hub, key: token}}
+        - name: LENGTH
+          value: "32768"
+        ports:
+        - containerPort: 8000
+"""
+COMPOSE = """
+services:
+  web:
+    image: nginx:latest
+  m:
+    image: vllm/vllm-openai:latest
+    command: --model m --max-num-seqs 32
+    environment:
+      TOKEN: abc
+"""
+
+
 @pytest.mark.parametrize(
     ("text", "fields"),
     [
@@ -126,6 +160,9 @@ DRAFTS, METHOD = "num_speculative_tokens", "speculative_method"
         ('docker run --entrypoint bash x -c "vllm serve m -tp 2"', {TP: 2}),
         ('["--model", "m", "--tensor-parallel-size", "2"]', {TP: 2}),
         ('- --model\n- m\n- "--tensor-parallel-size=2"', {TP: 2}),
+        ('args: ["--model", "m", "--tensor-parallel-size", "2"]', {TP: 2}),
+        (POD, {TP: 2, "max_model_len": 32768}),
+        (COMPOSE, {"max_num_seqs": 32}),
     ],
 )
 def test_spellings(text: str, fields: dict[str, Any]) -> None:
@@ -144,6 +181,21 @@ def test_other_engines() -> None:
     assert (sglang.args.tensor_parallel_size, sglang.args.gpu_memory_utilization) == (8, 0.8)
     trt = read_command("trtllm-serve m --tp_size 4 --max_batch_size 64")
     assert (trt.engine, trt.args.tensor_parallel_size, trt.args.max_num_seqs) == ("tensorrt-llm", 4, 64)
+
+
+def test_sglang_data_parallel() -> None:
+    """Attention in parts of the tensor-parallel ranks (SGLang `dp_attention.py`: tp // dp), or whole copies."""
+    start = "python -m sglang.launch_server --model m --tp 8"
+    inside = read_command(f"{start} --dp 4 --enable-dp-attention")
+    assert inside.args == EngineArgs(tensor_parallel_size=2, data_parallel_size=4)
+    assert "4 parts" in inside.notes[0]
+    said = serve_flags(inside.args, "sglang", experts=True)
+    assert said == {"tp-size": 8, "dp-size": 4, "enable-dp-attention": True}
+    copies = read_command(f"{start} --data-parallel-size 2")
+    assert copies.args == EngineArgs(tensor_parallel_size=8)
+    assert "one of them" in copies.notes[0]
+    with pytest.raises(KvplanError, match="does not divide"):
+        read_command(f"{start} --dp 3 --enable-dp-attention")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +230,29 @@ def test_estimate_takes_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "Maximum concurrency for 8,000 tokens" in out
     assert out.rstrip().endswith("No effect on the plan: --port")
+
+
+def test_an_unknown_model_that_drafts_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """And said so; one that the command's own flags name is planned."""
+    config = '{"method": "eagle3", "model": "x/y", "num_speculative_tokens": 3}'
+    words = [
+        "estimate",
+        "--gpu",
+        "h100",
+        "--",
+        "vllm",
+        "serve",
+        "Qwen/Qwen3-8B",
+        "--speculative-config",
+        config,
+    ]
+    assert run(words) == 0
+    assert "Left out, no config of it is bundled: x/y, which drafts" in capsys.readouterr().out
+
+
+def test_a_json_list_alone_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["estimate", "--gpu", "h100", "--", '["vllm","serve","Qwen/Qwen3-8B"]']) == 0
+    assert "KV cache" in capsys.readouterr().out
 
 
 def test_hf_overrides_act() -> None:
