@@ -3,8 +3,8 @@
 Reasoning: prompts of median 512 and answers of median 6,000 tokens on a card that holds 128 of them at once (ample) or
 a third of that (tight: about five preemptions a request). The naive loop below, with an event per step and a request
 at a time, is the yardstick: it has no prefix cache, no chunks and no records, and is still paid per step and request.
-Rows with three drafts (seven of ten right) or several groups have the same simulation, step by step, as theirs; so
-have those whose prompts share a system prompt of 500 of 512 tokens, which leap by visits.
+Rows with drafts (seven of ten right) or several groups have the same simulation, step by step, as theirs; so have those
+whose prompts share a system prompt of 500 of 512 tokens, which leap by visits, as those with both drafts and groups do.
 
     python benchmarks/bench_simulate.py                  all rows, 5,000 requests each
     python benchmarks/bench_simulate.py ample 100000     one row; the peak memory is then that row's
@@ -68,6 +68,9 @@ ROWS = {
     "gpt-oss, sh., tight": Row(7_872, 1.0, 6000, groups=GPT_OSS, shared=500),
     "Gemma-3-27B": Row(53_889, 0.14, 6000, groups=GEMMA_3),
     "Qwen3-Next": Row(1_988, 0.14, 6000, block_size=272, groups=QWEN3_NEXT),
+    "gpt-oss, 3 drafts": Row(27_264, 0.3, 6000, drafts=3, groups=GPT_OSS),
+    "gpt-oss, 3 dr., as.": Row(27_264, 0.3, 6000, is_async=True, drafts=3, groups=GPT_OSS),
+    "Qwen3-Next, MTP": Row(1_988, 0.3, 6000, drafts=2, block_size=272, groups=QWEN3_NEXT),
     "Llama-4-Scout": Row(106_500, 0.14, 6000, groups=LLAMA_4),
 }
 STEPPED = 40

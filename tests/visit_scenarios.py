@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import lcm
 from random import Random
 from typing import Any
 
@@ -16,11 +17,16 @@ from kvplan.schedulers.request import BlockHasher
 from kvplan.schedulers.vllm.block_pool import NAME_BITS, name_of
 
 Json = dict[str, Any]
-KINDS = ("window", "chunk", "none", "align", "echo")
+KINDS = ("window", "chunk", "none", "align", "echo", "kept", "drafts", "drafts, align")
 
 
 def random_visits(rng: Random, kind: str) -> Json:
     """Return a scenario as JSON: contents shared, requests that continue each other, preemption, aborts."""
+    if kind.startswith("drafts"):
+        _, _, beside = kind.partition(", ")
+        return _random_drafts(rng, beside or rng.choice(KINDS[:5]))
+    if kind == "kept":
+        return _random_kept(rng)
     if kind == "echo":
         row = random_returns(rng)
         _echo(rng, row)
@@ -34,6 +40,51 @@ def random_visits(rng: Random, kind: str) -> Json:
     if kind == "window" and rng.random() < 0.25:
         row["prefix_cache_retention_interval"] = rng.choice([None, max(sizes) * rng.choice([1, 2, 5])])
     row["async_scheduling"] = rng.random() < 0.5
+    return row
+
+
+def _random_kept(rng: Random) -> Json:
+    """Return one that caches states, and windows beside them, at every so many tokens or everywhere."""
+    row = random_visits(rng, "align")
+    sizes = [group.get("block_size") or row["block_size"] for group in row["kv_cache_groups"]]
+    row["enable_prefix_caching"] = True
+    row["prefix_cache_retention_interval"] = rng.choice([None, lcm(*sizes) * rng.choice([1, 2, 5])])
+    return row
+
+
+def _random_drafts(rng: Random, kind: str) -> Json:
+    """Return one whose decodes verify drafts; budgets and the model's length may cut them.
+
+    Chunked local attention does not go with drafts from the model's own hidden states.
+    """
+    while True:
+        row = random_visits(rng, kind)
+        sizes = [
+            g.get("block_size") or row["block_size"] for g in row["kv_cache_groups"] if g["kind"] == "mamba"
+        ]
+        most = min(sizes, default=5) - 1 if kind in ("align", "kept") else 4
+        if most > 0:
+            break
+    drafts = rng.randint(1, min(4, most))
+    chunks = any(group["kind"] == "chunked_local" for group in row["kv_cache_groups"])
+    method = rng.choice(["ngram", "draft_model"] if chunks else ["ngram", "eagle", "mtp", "draft_model"])
+    threshold, budget = row["long_prefill_token_threshold"], row["max_num_batched_tokens"]
+    row |= {
+        "num_speculative_tokens": drafts,
+        "spec_method": method,
+        "accept_rate": rng.choice([0.0, 0.3, 0.7, 0.9, 1.0]),
+        "engine_version": rng.choice(["0.32", "0.32", "0.33"]),
+        "long_prefill_token_threshold": threshold and threshold + drafts,
+        "max_num_batched_tokens": max(budget, 2) if rng.random() < 0.3 else budget * (1 + drafts) + drafts,
+    }
+    if method in ("eagle", "mtp"):
+        for group in row["kv_cache_groups"]:
+            if rng.random() < 0.3:
+                group["eagle"] = True
+        if row["engine_version"] == "0.33" and rng.random() < 0.3:
+            row["disable_lookahead_block_hashes"] = True
+    if kind == "align" and row["enable_prefix_caching"] and rng.random() < 0.3:
+        row["prefix_cache_retention_interval"] = None
     return row
 
 

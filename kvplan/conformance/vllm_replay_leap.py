@@ -7,14 +7,12 @@ leaps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from random import Random
-
-import numpy as np
 
 from kvplan.conformance.replay import MAX_STEPS, ReplayResult
 from kvplan.conformance.vllm_records import StepRecord
-from kvplan.conformance.vllm_replay_spelled import Look, SpelledReplay
+from kvplan.conformance.vllm_replay_spelled import Look, ScriptedDrafts, SpelledReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.conformance.vllm_stuck import Stuck
 from kvplan.ground.errors import KvplanError
@@ -23,24 +21,9 @@ from kvplan.schedulers.leap.draft_scheduler import DraftLeapScheduler
 from kvplan.schedulers.leap.make import make_leap_scheduler
 from kvplan.schedulers.leap.scheduler import LeapScheduler
 from kvplan.schedulers.leap.state import Sequence, Stage
-from kvplan.schedulers.protocol import ContentsMatter, Counts, Leap
+from kvplan.schedulers.protocol import ContentsMatter, Leap
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.output import SchedulerOutput
-
-
-class ScriptedDrafts:
-    """Drafts that are right where a scenario says so."""
-
-    def __init__(self, run_of: Callable[[Request, int, int], int]) -> None:
-        self.run_of = run_of
-
-    def __call__(self, request: Request, num_drafts: int) -> int:
-        """Of the drafts after a request's tokens so far: how many are right in a row."""
-        return self.run_of(request, request.num_output_tokens, num_drafts)
-
-    def runs(self, request: Request, first: int, count: int, num_drafts: int) -> Counts:
-        """The same at `count` output positions from `first` on."""
-        return np.array([self.run_of(request, first + i, num_drafts) for i in range(count)], np.int64)
 
 
 class LeapReplay(SpelledReplay):
@@ -159,13 +142,6 @@ class LeapReplay(SpelledReplay):
         seq = self.engine.sequences[request.request_id]
         now = self.engine.batch.num_steps
         return [start, *(seq.computed_at(now + i) for i in range(1, num_steps))]
-
-    def _run_of(self, request: Request, position: int, num_drafts: int) -> int:
-        """Count right drafts in a row from an output position on."""
-        definition, right = self._defs[request.request_id], 0
-        while right < num_drafts and self._is_right(definition, position + right):
-            right += 1
-        return right
 
     def _apply(self, record: StepRecord) -> None:
         self._in_flight.popleft()

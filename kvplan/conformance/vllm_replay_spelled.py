@@ -6,13 +6,16 @@ An engine stands beside the scheduler that the replay records; block counts with
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
+
+import numpy as np
 
 from kvplan.conformance.vllm_records import StepRecord
 from kvplan.conformance.vllm_replay import VLLMReplay
 from kvplan.schedulers.leap.scheduler import LeapScheduler
-from kvplan.schedulers.protocol import Leap
+from kvplan.schedulers.protocol import Counts, Leap
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.step_by_step import StepByStep
 
@@ -26,6 +29,21 @@ class Look(NamedTuple):
     """Blocks with reusable content; None while some are held."""
     evicted_blocks: int
     hit_tokens: int
+
+
+class ScriptedDrafts:
+    """Drafts that are right where a scenario says so."""
+
+    def __init__(self, run_of: Callable[[Request, int, int], int]) -> None:
+        self.run_of = run_of
+
+    def __call__(self, request: Request, num_drafts: int) -> int:
+        """Of the drafts after a request's tokens so far: how many are right in a row."""
+        return self.run_of(request, request.num_output_tokens, num_drafts)
+
+    def runs(self, request: Request, first: int, count: int, num_drafts: int) -> Counts:
+        """The same at `count` output positions from `first` on."""
+        return np.array([self.run_of(request, first + i, num_drafts) for i in range(count)], np.int64)
 
 
 class SpelledReplay(VLLMReplay):
@@ -65,3 +83,10 @@ class SpelledReplay(VLLMReplay):
             dues.append(self._arrival)
         num_steps = min([leap.max_steps, *(due - self.step for due in dues)])
         return self.rng.randint(1, num_steps) if self.rng and num_steps > 1 else num_steps
+
+    def _run_of(self, request: Request, position: int, num_drafts: int) -> int:
+        """Count right drafts in a row from an output position on."""
+        definition, right = self._defs[request.request_id], 0
+        while right < num_drafts and self._is_right(definition, position + right):
+            right += 1
+        return right

@@ -8,7 +8,7 @@ from __future__ import annotations
 from random import Random
 
 from kvplan.conformance.vllm_records import StepRecord
-from kvplan.conformance.vllm_replay_spelled import Look, SpelledReplay
+from kvplan.conformance.vllm_replay_spelled import Look, ScriptedDrafts, SpelledReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.ground.errors import KvplanError
 from kvplan.schedulers.leap.allowed import why_no_visits
@@ -29,7 +29,7 @@ class VisitReplay(SpelledReplay):
         reason = why_no_visits(config)
         if reason:
             raise KvplanError(f"{scenario.name or 'the scenario'} cannot leap by visits: {reason}")
-        self.engine = StepByStep(config, leaps=True)
+        self.engine = StepByStep(config, ScriptedDrafts(self._run_of), leaps=True)
         super().__init__(scenario, self.engine.scheduler)
         self._open_books(rng)
 
@@ -54,17 +54,31 @@ class VisitReplay(SpelledReplay):
         return SchedulerOutput(self.step, {entry[0]: entry[1] for entry in record.sched})
 
     def _spell(self, leap: Leap, num_steps: int) -> None:
-        running = [(r.request_id, r.num_computed_tokens) for r in self.scheduler.running]
-        assert (len(running), sum(n for _, n in running) + len(running)) == leap[1:3]
+        running, each = self.scheduler.running, 1 + self.scheduler.config.num_speculative_tokens
+        starts = self._starts(leap, num_steps)
+        assert (len(running), sum(start[0] + each for start in starts)) == leap[1:3]
         self.num_leaps += num_steps > 1
         self.num_leapt_steps += num_steps
         for i in range(num_steps):
-            record = StepRecord(0, sched=[(name, 1, computed + i, "decode") for name, computed in running])
-            record.n_tokens, record.free = len(running), self.engine.free_blocks_in(i + 1)
+            each_start = zip(running, starts, strict=True)
+            record = StepRecord(
+                0, sched=[(r.request_id, each, start[i], "decode") for r, start in each_start]
+            )
+            record.n_tokens, record.free = each * len(running), self.engine.free_blocks_in(i + 1)
             self._spelled.append(record)
         outputs = self.engine.commit_leap(num_steps)
         self._known_ends.extend([] for _ in range(num_steps - 1))
         self._known_ends.append(outputs.last.finished)
+
+    def _starts(self, leap: Leap, num_steps: int) -> list[list[int]]:
+        """Return the tokens that each running request has computed before each of a leap's steps."""
+        paths = leap.drafted.paths if leap.drafted is not None else None
+        starts = [[r.num_computed_tokens, *[0] * (num_steps - 1)] for r in self.scheduler.running]
+        for row, start in enumerate(starts):
+            for i in range(1, num_steps):
+                drafted = paths and int(paths.tokens[row, i - 1]) - 1 + paths.num_in_flight
+                start[i] = drafted or start[0] + i
+        return starts
 
     def _decide(self) -> SchedulerOutput:
         self.engine.schedule()

@@ -6,7 +6,7 @@ Three schedulers satisfy it: vLLM step by step, vLLM leaping, SGLang. Synchronou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -66,6 +66,16 @@ NOTHING = Outputs([], [])
 """Shared; nobody may append to it."""
 
 
+class DraftedPaths(NamedTuple):
+    """What the reads of a leap over speculation give each sequence."""
+
+    requests: Sequence[Request]
+    tokens: Counts
+    """Prompt and sampled tokens, shape (requests, reads)."""
+    num_in_flight: int
+    """Tokens of a sequence that are scheduled and not read."""
+
+
 class DraftedSteps(NamedTuple):
     """What the coming steps of a leap over speculation are, one by one."""
 
@@ -74,7 +84,9 @@ class DraftedSteps(NamedTuple):
     contexts: Counts
     """Tokens attended to."""
     taken: Counts
-    """Blocks taken from the leap's start to the end of each step's schedule."""
+    """Blocks taken from the leap's start to the end of each step's schedule, less those that came back."""
+    paths: DraftedPaths | None = None
+    """Of an engine that keeps counters: what they would be after every read."""
 
 
 class Leap(NamedTuple):

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from kvplan.schedulers.leap.allowed import has_one_full_group, why_no_visits
-from kvplan.schedulers.leap.visits import DecodeVisits
+from kvplan.schedulers.leap.draft_visits import make_visits
 from kvplan.schedulers.protocol import (
     NOTHING,
     AcceptDrafts,
@@ -97,7 +97,7 @@ class StepByStep:
         self.scheduler = make_scheduler(config)
         self._accept = accept
         self._quiet = QuietSteps(self.scheduler) if leaps and copies is not None else None
-        self._changes = DecodeVisits(self.scheduler) if not why_no_visits(config) else None
+        self._changes = make_visits(self.scheduler, accept) if not why_no_visits(config) else None
         self._visits = self._changes if leaps else None
         self._in_flight: deque[tuple[SchedulerOutput, list[Request]]] = deque()
         self._prefill_ends: dict[str, int] = {}

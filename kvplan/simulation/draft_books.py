@@ -63,6 +63,16 @@ def visible_at(path: DecodePath, times: Counts, num_hidden: int) -> int | None:
     return int(times[read]) if read < len(times) else None
 
 
+def dots(counts: Counts, ticks: Counts) -> list[int]:
+    """Sums of products of each row, exact where they do not fit 64 bits.
+
+    >>> dots(np.array([[1 << 30, 5]]), np.array([1 << 50, 3])) == [(1 << 80) + 15]
+    True
+    """
+    high, low = counts @ (ticks >> _SPLIT), counts @ (ticks & ((1 << _SPLIT) - 1))
+    return [(a << _SPLIT) + b for a, b in zip(high.tolist(), low.tolist(), strict=True)]
+
+
 def dot(ticks: Counts, counts: Counts) -> int:
     """Sum of products, exact where it does not fit 64 bits.
 

@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from kvplan.ground.units import TICKS_PER_S
-from kvplan.schedulers.protocol import NOTHING, FreeBlocks, Leap
+from kvplan.schedulers.protocol import NOTHING, Counts, DraftedPaths, FreeBlocks, Leap
 from kvplan.schedulers.step_by_step import StepByStep
+from kvplan.simulation.draft_books import dots
 from kvplan.simulation.in_flight import NEVER_COMES, DraftedLeapInFlight, LeapInFlight, StepInFlight
 from kvplan.simulation.metrics import Sample
 from kvplan.simulation.records import UNSET
@@ -347,12 +350,27 @@ class Replica(ReplicaStats):
             if request.first_visible == UNSET and request.decode_from != UNSET:
                 self._see(request, now)
 
+    def _look_along(self, paths: DraftedPaths, times: Counts) -> None:
+        """Look at each sequence after each of a leap's reads, at these times, as `_look_at_each` does after one."""
+        tokens = paths.tokens[:, : len(times)]
+        held = tokens + (paths.num_in_flight - 1)
+        areas = dots(held[:, :-1], np.diff(times))
+        rows = zip(paths.requests, tokens, held[:, -1].tolist(), areas, strict=True)
+        first, last = int(times[0]), int(times[-1])
+        requests: Any = rows
+        for request, after, now_held, area in requests:
+            request.kv_area += request.held * (first - request.since) + area
+            request.held, request.since = now_held, last
+            hidden = request.num_prompt_tokens + request.thinking_tokens
+            if request.first_visible == UNSET and request.decode_from != UNSET and after[-1] > hidden:
+                request.first_visible = int(times[after.searchsorted(hidden + 1)])
+
     def _finish_drafted(self, leap: DraftedLeapInFlight, steps: int, now: int) -> None:
         """Let the engine take the steps of a leap over drafts; blocks are counted after each, not in the mean."""
         totals, start = self.totals, leap.start + leap.first
         used = leap.steps.taken[:steps] + (self.num_blocks - self.engine.num_free_blocks)
         early, late = self.engine.commit_leap(steps)
-        self._note_blocks(int(used[-1]))
+        self._note_blocks(int(used.max()))
         totals.leaps += 1
         totals.leapt_steps += steps
         if leap.ahead:
@@ -364,6 +382,9 @@ class Replica(ReplicaStats):
             self.in_flight.append(last)
         if steps > leap.ahead:
             self._account_each(leap, steps - leap.ahead, start, now, used[leap.ahead :])
+        if leap.steps.paths is not None:
+            ends = leap.ends[: steps - leap.ahead] + start
+            self._look_along(leap.steps.paths, np.append(start, ends) if leap.ahead else ends)
         if late is not NOTHING:
             self._read(late, now)
 

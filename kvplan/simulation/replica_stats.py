@@ -263,7 +263,8 @@ class ReplicaStats:
             at += ticks
         if self.waits_for:
             self._note_waiting(duration)
-        self.times.extend(leap.ends[:reads] + start, self._decoding_since())
+        if not self.engine.keeps_counters:
+            self.times.extend(leap.ends[:reads] + start, self._decoding_since())
 
     def _note_read(self, now: int) -> None:
         """With drafts and no look at each sequence: when an output was read."""

@@ -76,8 +76,7 @@ def test_the_table_of_the_docs_is_this_one() -> None:
 {len(scenarios())} scenarios, each with synchronous and asynchronous scheduling: {len(golden())} logs of
 vLLM 0.32.0's own scheduler and KV cache manager. Equal in every log and step: batches, victims, hits, evictions, block
 counts; no scenario is left out. `leaps` counts the scenarios that a leaping scheduler runs too, with the same
-hashes: in closed form, or by visits where requests of windows, chunks and states share content; those that draft
-beside these go step by step.
+hashes: in closed form, or by visits where requests of windows, chunks and states share content or draft.
 
 | what | scenarios | steps | tokens scheduled | preemptions | hit tokens | evicted blocks | leaps |
 |---|---|---|---|---|---|---|---|

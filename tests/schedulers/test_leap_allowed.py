@@ -60,8 +60,8 @@ def test_a_value_that_is_not_listed_is_refused(field: str) -> None:
 
 
 UNVISITED: dict[str, Any] = {
-    "kv_cache_groups": ({"kind": "mamba"}, {}),  # states kept everywhere
-    "num_speculative_tokens": 1,
+    "kv_cache_groups": ({"kind": "mamba", "mode": "none", "block_size": 32}, {}),  # states of several blocks
+    "num_speculative_tokens": 3,  # beside a cap of two tokens
     "admission": "reserve_max",
     "batch_wait": {"timeout_iters": 3, "max_tokens_ratio": 0.5},
     "kv_offloading": {"num_chunks": 100},
@@ -77,6 +77,7 @@ def test_what_is_not_visited(field: str) -> None:
     update = {"engine_version": "0.33", "enable_chunked_prefill": False, "max_num_batched_tokens": 300}
     windows = (KVCacheGroup(kind="sliding_window", window=32), KVCacheGroup())
     update |= {"kv_cache_groups": windows, "prefix_cache_retention_interval": None}
+    update |= {"enable_prefix_caching": False, "long_prefill_token_threshold": 2}
     plain = PLAIN.model_copy(update=update)
     config = EngineConfig.model_validate(plain.model_dump() | {field: UNVISITED[field]})
     assert not why_no_visits(plain)
@@ -89,6 +90,14 @@ def test_nothing_else_is_visited() -> None:
     """What is listed for visits alone is listed for the closed forms too, and refuses something."""
     assert set(VISITED) <= set(ALLOWED)
     assert set(VISITED) <= set(UNVISITED)
+
+
+@pytest.mark.parametrize("num_drafts", [15, 16])
+def test_states_in_blocks_of_a_step(num_drafts: int) -> None:
+    """Where a step may fill more than a block of states, the blocks of drafts move on in other ways."""
+    update = {"kv_cache_groups": ({"kind": "mamba"}, {}), "num_speculative_tokens": num_drafts}
+    config = EngineConfig.model_validate(PLAIN.model_dump() | update)
+    assert bool(why_no_visits(config)) == (num_drafts > 15)
 
 
 @pytest.mark.parametrize("group", [{"block_size": 32}, {"eagle": True}, {"repeat": 2}])

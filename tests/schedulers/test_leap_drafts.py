@@ -75,12 +75,12 @@ def test_paths_are_followed(right: list[int]) -> None:
 @settings(max_examples=40, deadline=None)
 def test_paths_that_meet_are_one(right: list[int], start: int) -> None:
     """A path from elsewhere, as after a preemption, is what following it alone gives, joined to the last or not."""
-    batch = DraftBatch(4, drafts.Drafting(3, 0, 1000, False, False, 0, _Given(right)))
+    drafting = drafts.Drafting(3, 0, 1000, False, False, 0, _Given(right))
     seq = drafts.DraftSequence(_request(prompt=6, output=1 + len(right)), (0, 1))
-    batch._path(seq, 7)
+    drafts.path_from(seq, 7, drafting)
     start = min(start, len(right))
     alone = follow(np.array(right[start:], np.int64)) + 7 + start
-    assert batch._path(seq, 7 + start).tolist() == alone.tolist()
+    assert drafts.path_from(seq, 7 + start, drafting).tolist() == alone.tolist()
 
 
 class _Given:

@@ -16,7 +16,9 @@ from visit_scenarios import KINDS, difference, random_visits
 from kvplan.conformance.vllm_replay_visits import VisitReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.ground.content import Segment
+from kvplan.schedulers.leap import draft_visits
 from kvplan.schedulers.leap.allowed import has_one_full_group, why_no_visits
+from kvplan.schedulers.leap.draft_visits import DraftVisits
 from kvplan.schedulers.leap.visits import AlikeGroups, DecodeVisits
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.step_by_step import StepByStep
@@ -109,7 +111,7 @@ MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
     "a step gives back what was never named": (
         "chunk", KVCacheManager, "allocate_slots", "self.name_put_off(request)", "None"),
     "a leap gives back what was never named": (
-        "chunk", DecodeVisits, "_change", "self._names_before_returns", "False"),
+        "chunk", DecodeVisits, "_named_at_return", "self._names_before_returns", "False"),
     "nobody repeats what another says": (
         "echo", DecodeVisits, "name_what_is_repeated", "request.request_id in self._repeated", "False"),
     "a prompt may repeat a later request": (
@@ -123,10 +125,39 @@ MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
         "groups.next_skip(processed) + 1"),
     "the next step passes over one that takes": (
         "window", DecodeVisits, "_next_slots", "-(-computed // size) * size + 1", "-(-computed // size) * size + 2"),
+    "drafters write no slots": (
+        "drafts", DraftVisits, "_changes_of", "computed + self.drafting.lookahead", "computed"),
+    "asynchronous: an end takes one step more": (
+        "drafts", DraftVisits, "plan_leap", "min(map(len, paths)) - 1 - self.depth", "min(map(len, paths)) - 1"),
+    "drafts are whole near the model's length": (
+        "drafts", DraftVisits, "plan_leap",
+        "self.config.max_model_len - self.num_in_flight - 1 - self.num_drafts", "self.config.max_model_len"),
+    "drafting takes no input slots": (
+        "drafts", DraftVisits, "_left_for_head", "most - num_running * (each + config.draft_slots)",
+        "most - num_running * each"),
+    "names wait for no read": (
+        "drafts", DraftVisits, "take", "self.scheduler.caches_outputs", "True"),
+    "names wait for the next schedule": (
+        "drafts, echo", DraftVisits, "take", "self.scheduler.caches_outputs", "False"),
+    "what comes back is named as soon as read": (
+        "drafts", DraftVisits, "_name", "self.scheduler.caches_outputs", "True"),
+    "what comes back is named at the next schedule": (
+        "drafts", DraftVisits, "_name", "self.scheduler.caches_outputs", "False"),
+    "a drafter's block comes back without its name": (
+        "drafts", DraftVisits, "_named_at_return", "named or not self._names_one_more", "True"),
+    "a state leaves none behind its prompt": (
+        "drafts, align", DraftVisits, "_left_over", "manager.num_retired_blocks.get(request_id, 0)", "end"),
+    "states have slots for drafters": (
+        "drafts, align", DraftVisits, "_changes_of", "computed if moves else slots", "slots"),
+    "the blocks of drafts stay behind a state": (
+        "drafts, align", draft_visits, "_moves", "isinstance(manager, MambaManager) and manager.align", "False"),
+    "drafts have no states of their own": (
+        "drafts, align", draft_visits, "_taking", "manager.num_speculative_blocks", "0"),
 }  # fmt: skip
 """What a wrong rule says -> the kind of workload that notices, and the rule."""
 
 FIRST_SEED = {
+    "drafting takes no input slots": 200,
     "others hold prompts alone": 100,
     "nobody repeats what another says": 300,
     "a prompt may repeat a later request": 380,
@@ -141,6 +172,34 @@ def test_mutants(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutate(monkeypatch, *mutant)
     first = FIRST_SEED.get(name, 0)
     assert caught(kind, range(first, first + 100))
+
+
+FEWER_HITS: dict[str, Any] = {
+    "block_size": 4, "num_gpu_blocks": 23, "max_num_batched_tokens": 6, "max_num_seqs": 4, "max_model_len": 128,
+    "kv_cache_groups": [{"kind": "sliding_window", "window": 64}, {}],
+    "num_speculative_tokens": 3, "spec_method": "ngram", "scheduler_reserve_full_isl": False,
+    "requests": [
+        {"id": "a", "prompt": [{"len": 9}], "output_len": 1},
+        {"id": "d", "prompt": [{"len": 21}], "output_len": 1, "arrival_step": 4},
+        {"id": "b", "prompt": [{"len": 4}], "output_len": 30, "arrival_step": 12},
+        {"id": "c", "prompt": [{"prompt_of": "a"}], "output_len": 1, "arrival_step": 14},
+    ],
+}  # fmt: skip
+"""c wants one token beside its hits, padded to four where the step has two left. Once b has taken one of the hit blocks
+it asks for a chunk instead, which can be cut."""
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_padded_head_gets_in_with_fewer_hits(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While its hits can be taken it stays out for as long as they are there only; else it would wait for b's end."""
+    row = FEWER_HITS | {"async_scheduling": mode == "async"}
+    found, leap, _ = difference(row)
+    assert not found
+    assert leap.num_leapt_steps > 3
+    assert leap.finish["c"] < leap.finish["b"]
+    right = "drafts > 0 and request.num_tokens == hit.num_tokens + 1"
+    mutate(monkeypatch, DraftVisits, "_head_needs", right, "False")
+    assert difference(row)[0]
 
 
 @pytest.mark.parametrize("num_blocks", [6, 7, 8, 10, 13])

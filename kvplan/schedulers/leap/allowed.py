@@ -128,8 +128,18 @@ WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
 
 def _groups_to_visit(config: EngineConfig) -> bool:
     """Whether when a decode changes blocks of the groups is arithmetic of lengths."""
-    states = any(group.kind == "mamba" and group.mode == "align" for group in config.groups)
-    return not (states and config.enable_prefix_caching and config.prefix_cache_retention_interval != 0)
+    return not _why_no_calendar(config)
+
+
+def _why_no_calendar(config: EngineConfig) -> str:
+    """Say which states' changes are not."""
+    for group in config.groups:
+        size = group.block_size or 0
+        if group.kind == "mamba" and group.mode == "none" and size < config.max_model_len:
+            return "states in mode none of several blocks"
+        if group.kind == "mamba" and group.mode == "align" and size <= config.num_speculative_tokens:
+            return "states in blocks of fewer tokens than a step's"
+    return ""
 
 
 def _rules_to_visit(config: EngineConfig) -> bool:
@@ -139,7 +149,6 @@ def _rules_to_visit(config: EngineConfig) -> bool:
 
 VISITED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "kv_cache_groups": _groups_to_visit,
-    "num_speculative_tokens": (0,),
     "admission": ("grow", "max_utilization"),
     "engine_version": _rules_to_visit,
 }

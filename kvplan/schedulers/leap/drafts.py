@@ -182,17 +182,29 @@ def _held(plan: DraftPlan) -> Counts:
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class DraftSequence(Sequence):
-    """A live request whose decodes verify drafts."""
+class DraftCourse:
+    """Where decode steps lead one request, whatever the others do."""
 
-    plan: DraftPlan | None = None
-    story: DraftStory = field(default_factory=DraftStory)
+    request: Request
+    end: int
+    """Prompt and all output."""
     first: int = 0
     """Tokens at which `right` begins."""
     right: Counts | None = None
     """Right drafts in a row at each of the coming positions; drawn once."""
     path_before: Counts | None = None
-    """The tokens after each step of the last plan."""
+    """The tokens after each step, as asked for last."""
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class DraftSequence(Sequence):
+    """A live request whose decodes verify drafts; of its course as `DraftCourse` says."""
+
+    plan: DraftPlan | None = None
+    story: DraftStory = field(default_factory=DraftStory)
+    first: int = 0
+    right: Counts | None = None
+    path_before: Counts | None = None
 
     def computed_at(self, num_steps: int) -> int:
         """Tokens computed or in flight once the engine has taken `num_steps` steps."""
@@ -311,7 +323,7 @@ class DraftBatch(DecodeBatch):
         `known` tokens are read when it is scheduled, `in_flight` more are being computed and make them `tokens`.
         """
         k, lookahead, longest, is_async, names_on_read, hash_lookahead, _ = self.drafting
-        path = self._path(seq, tokens)
+        path = path_from(seq, tokens, self.drafting)
         to_end, knows = len(path) - 1, path
         if is_async:
             knows = np.concatenate([[known], path])
@@ -338,18 +350,6 @@ class DraftBatch(DecodeBatch):
             self.num_steps, path, knows, reach, blocks, (in_flight, (1 + k) * is_async), named,
             to_end, is_cut, names_on_read, hash_lookahead, self.block_size,
         )  # fmt: skip
-
-    def _path(self, seq: DraftSequence, tokens: int) -> Counts:
-        """Return the tokens after each step from `tokens` to the end."""
-        if seq.right is None:
-            seq.first, first = tokens, tokens - seq.request.num_prompt_tokens
-            count = max(0, seq.end - tokens)
-            seq.right = self.drafting.accept.runs(seq.request, first, count, self.drafting.num_drafts)
-        path = _joined(seq, tokens)
-        if path is None:
-            path = follow(seq.right[tokens - seq.first :]) + tokens
-        seq.path_before = path
-        return path
 
     # --- what is asked of the coming steps --------------------------------------------------
 
@@ -405,7 +405,20 @@ class DraftBatch(DecodeBatch):
         return NEVER
 
 
-def _joined(seq: DraftSequence, tokens: int) -> Counts | None:
+def path_from(seq: DraftSequence | DraftCourse, tokens: int, drafting: Drafting) -> Counts:
+    """Return the tokens after each step from `tokens` to the end."""
+    if seq.right is None:
+        seq.first, first = tokens, tokens - seq.request.num_prompt_tokens
+        count = max(0, seq.end - tokens)
+        seq.right = drafting.accept.runs(seq.request, first, count, drafting.num_drafts)
+    path = _joined(seq, tokens)
+    if path is None:
+        path = follow(seq.right[tokens - seq.first :]) + tokens
+    seq.path_before = path
+    return path
+
+
+def _joined(seq: DraftSequence | DraftCourse, tokens: int) -> Counts | None:
     """Return the path from `tokens` on if it soon meets the last one: from there on they are one."""
     before, right, at = seq.path_before, seq.right, tokens
     lead: list[int] = []

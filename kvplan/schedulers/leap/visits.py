@@ -98,6 +98,17 @@ class Changes(NamedTuple):
     """Free blocks after each; negative where blocks have run out."""
 
 
+class Entries(NamedTuple):
+    """Changes of one kind, in no order."""
+
+    steps: Counts
+    indices: Counts
+    first: Counts
+    end: Counts
+    net: Counts
+    """Blocks that come back, less those that are taken, where nobody else holds them."""
+
+
 class HeadNeeds(NamedTuple):
     """Free blocks below which the queue's head stays out."""
 
@@ -141,6 +152,8 @@ class DecodeVisits:
         self._skips = all(manager.changes_at_block_ends for manager in managers)
         """Whether the scheduler's own steps pass over requests whose blocks do not change (`num_slots`)."""
         self._states = [m for m in managers if isinstance(m, MambaManager) and m.align]
+        self._moving: frozenset[int] = frozenset()
+        """Kinds of groups whose blocks move on as they take one: states before those of drafts."""
         self._plan: VisitPlan | None = None
         self._streams: dict[str, str] = {}
         """Stream that a live request generates -> the request."""
@@ -182,42 +195,59 @@ class DecodeVisits:
     def plan_leap(self, in_flight: SchedulerOutput | None, prefill_ends: Mapping[str, int]) -> Leap | None:
         """Propose steps in which all that run decode and nobody is preempted, admitted or, but in the last, ends."""
         self._plan = None
-        scheduler, config = self.scheduler, self.config
-        running = scheduler.running
-        num_running, budget = len(running), config.max_num_batched_tokens - len(running)
-        if not running or budget < 0 or (in_flight is not None) != bool(self.depth):
-            return None
-        if in_flight is not None and not self._is_steady(in_flight):
+        running = self.scheduler.running
+        num_running = len(running)
+        if not self._all_decode(in_flight):
             return None
         lefts = [self._steps_left(request, prefill_ends[request.request_id]) for request in running]
         most = min(min(lefts), MOST_STEPS)
-        full = num_running >= config.max_num_seqs
         if not all(
             state.decodes_on(r.request_id, r.num_computed_tokens) for state in self._states for r in running
         ):
             return None
-        needs = HeadNeeds(NEVER, NEVER)
-        if most > 0 and scheduler.waiting and not full:
-            needs = self._head_needs(budget)
-        if most < 1 or self.pool.get_num_free_blocks() >= needs.now:
+        needs = self._needs_of_head() if most > 0 else None
+        if needs is None:
             return None
         computed = np.array([request.num_computed_tokens for request in running])
         changes = self._changes(running, computed, most)
-        steps = self._steps_that_last(changes, most, needs.least)
-        if needs.least < needs.now:
-            steps = max(steps, self._steps_that_keep_hits(changes, most, needs.now))
+        steps = self._steps_before_head(changes, most, needs)
         if steps < 1:
             return None
         tokens = np.array([request.num_tokens for request in running])
         self._plan = VisitPlan(running, computed, tokens, changes, self.pool.get_num_free_blocks())
-        ends_on_arrival = config.policy != "fcfs" or not (scheduler.waiting or full)
-        return Leap(int(steps), num_running, int(computed.sum()) + num_running, ends_on_arrival)
+        return Leap(steps, num_running, int(computed.sum()) + num_running, self._ends_on_arrival)
+
+    @property
+    def _ends_on_arrival(self) -> bool:
+        scheduler, config = self.scheduler, self.config
+        full = len(scheduler.running) >= config.max_num_seqs
+        return config.policy != "fcfs" or not (scheduler.waiting or full)
+
+    def _all_decode(self, in_flight: SchedulerOutput | None) -> bool:
+        """Whether somebody runs, a step has tokens for all that do, and the one in flight is just such a step."""
+        if not self.scheduler.running or self._left_for_head().inputs < 0:
+            return False
+        return self._is_steady(in_flight) if in_flight is not None else not self.depth
+
+    def _left_for_head(self) -> StepBudget:
+        """Return what decodes leave of a step."""
+        config, num_running = self.config, len(self.scheduler.running)
+        most, each = config.max_num_batched_tokens, 1 + config.num_speculative_tokens
+        return StepBudget(
+            most - num_running * each,
+            most - num_running * (each + config.draft_slots),
+            config.draft_slots,
+            config.long_prefill_token_threshold,
+        )
 
     def _is_steady(self, output: SchedulerOutput) -> bool:
-        """Whether the step in flight decodes all that run, one token each, and nothing else."""
+        """Whether the step in flight decodes all that run, with all drafts, and nothing else."""
         running, scheduled = self.scheduler.running, output.num_scheduled_tokens
+        each = 1 + self.config.num_speculative_tokens
         return (
-            len(scheduled) == len(running) == output.total_num_scheduled_tokens
+            self.depth > 0
+            and len(scheduled) == len(running)
+            and output.total_num_scheduled_tokens == each * len(running)
             and not output.prefill_chunks
             and not output.admitted
             and all(request.request_id in scheduled for request in running)
@@ -242,32 +272,43 @@ class DecodeVisits:
         left = min(last - request.num_output_tokens, self.config.max_model_len - request.num_tokens)
         return left - self.depth
 
-    def _head_needs(self, num_tokens: int) -> HeadNeeds:
+    def _needs_of_head(self) -> HeadNeeds | None:
+        """Return what keeps the queue's head out while all decode; None if nothing does."""
+        scheduler = self.scheduler
+        if not scheduler.waiting or len(scheduler.running) >= self.config.max_num_seqs:
+            return HeadNeeds(NEVER, NEVER)
+        needs = self._head_needs()
+        return needs if self.pool.get_num_free_blocks() < needs.now else None
+
+    def _head_needs(self) -> HeadNeeds:
         """Return the free blocks below which the queue's head stays out while all decode."""
-        scheduler, running = self.scheduler, self.scheduler.running
+        scheduler, running, drafts = (
+            self.scheduler,
+            self.scheduler.running,
+            self.config.num_speculative_tokens,
+        )
         request = scheduler.waiting.peek_request()
         if request.num_stale_output_tokens or any(r.request_id in self._repeated for r in running):
             return HeadNeeds(0, 0)
-        if not num_tokens:
+        budget = self._left_for_head()
+        if budget.tokens <= 0 or budget.inputs <= budget.draft_slots:
             return HeadNeeds(NEVER, NEVER)
         self.manager.new_step_starts()
         hit = scheduler.look_up(request)
-        budget = StepBudget(num_tokens, num_tokens, 0, self.config.long_prefill_token_threshold)
-        chunk = scheduler.first_chunk(request, hit.num_tokens, SchedulerOutput(0), budget)[0]
-        if not chunk:
-            return HeadNeeds(NEVER, NEVER if not self._states else 0)  # another hit is split elsewhere
+        beside = SchedulerOutput(0, {running[0].request_id: 1 + drafts})
+        chunk = scheduler.first_chunk(request, hit.num_tokens, beside, budget)[0]
+        padded = drafts > 0 and request.num_tokens == hit.num_tokens + 1  # a chunk may be less than drafts
+        if not chunk:  # another hit is split elsewhere
+            return HeadNeeds(NEVER, 0 if self._states or padded else NEVER)
         whole = self.config.reserves_full_isl
-        return HeadNeeds(
-            self.manager.free_blocks_to_admit(request, chunk, hit, whole),
-            self.manager.least_blocks_to_admit(request, chunk, hit, whole),
-        )
+        least = 0 if padded else self.manager.least_blocks_to_admit(request, chunk, hit, whole)
+        return HeadNeeds(self.manager.free_blocks_to_admit(request, chunk, hit, whole), least)
 
     def _changes(self, running: Sequence[Request], computed: Counts, num_steps: int) -> Changes:
         """Return what changes in the next steps if all these decode in them."""
         ids = [request.request_id for request in running]
         processed = computed - self.depth
-        entries: list[tuple[Counts, Counts, Counts, Counts, int]] = []
-        """Steps, indices, first block, end, blocks that come or go."""
+        entries: list[Entries] = []
         for groups in self.returning:
             gone = groups.left_behind(processed)
             entries.append(self._left_over(groups, ids, gone.tolist()))
@@ -278,14 +319,15 @@ class DecodeVisits:
                 groups.left_behind(processed[indices] + steps - groups.period) if groups.chunk else end - 1
             )
             some = first < end
-            entries.append((steps[some], indices[some], first[some], end[some], len(groups.managers)))
+            net = len(groups.managers) * (end - first)[some]
+            entries.append(Entries(steps[some], indices[some], first[some], end[some], net))
         kinds = [kind // 2 for kind in range(len(entries))]
         for groups in self.taking:
             tables = groups.managers[0].req_to_blocks
             lengths = np.array([len(tables[i]) for i in ids])
             steps, indices = _recurring(lengths * groups.size - computed, groups.period, num_steps)
             nothing = np.zeros(len(steps), np.int64)
-            entries.append((steps, indices, nothing, nothing + 1, -len(groups.managers)))
+            entries.append(Entries(steps, indices, nothing, nothing + 1, nothing - len(groups.managers)))
             kinds.append(kinds[-1] + 1 if kinds else 0)
         return self._in_order(running, ids, entries, kinds)
 
@@ -293,16 +335,15 @@ class DecodeVisits:
         self,
         running: Sequence[Request],
         ids: Sequence[str],
-        entries: Sequence[tuple[Counts, Counts, Counts, Counts, int]],
+        entries: Sequence[Entries],
         kinds: list[int],
     ) -> Changes:
         """Put changes in the order in which they happen, and count the free blocks."""
-        steps, indices, first, end = (np.concatenate([entry[i] for entry in entries]) for i in range(4))
-        kind = np.repeat(kinds, [len(entry[0]) for entry in entries])
-        per_block = np.repeat([entry[4] for entry in entries], [len(entry[0]) for entry in entries])
+        steps, indices, first, end, net = (np.concatenate([entry[i] for entry in entries]) for i in range(5))
+        kind = np.repeat(kinds, [len(entry.steps) for entry in entries])
         order = np.argsort((steps * len(ids) + indices) * (kinds[-1] + 1) + kind)
         steps, indices, kind, first, end = steps[order], indices[order], kind[order], first[order], end[order]
-        net = per_block[order] * (end - first)
+        net = net[order]
         some = np.flatnonzero((kind < len(self.returning)) & (first < self._may_be_shared(running)[indices]))
         self._keep_shared(ids, some, kind, indices, first, end, net)
         return Changes(steps, indices, kind, first, end, self.pool.get_num_free_blocks() + np.cumsum(net))
@@ -317,9 +358,7 @@ class DecodeVisits:
             ]
         )
 
-    def _left_over(
-        self, groups: AlikeGroups, ids: Sequence[str], gone: Sequence[int]
-    ) -> tuple[Counts, Counts, Counts, Counts, int]:
+    def _left_over(self, groups: AlikeGroups, ids: Sequence[str], gone: Sequence[int]) -> Entries:
         """Return what the first step gives back: all that the steps before have left, as after a prompt's chunks."""
         tables = groups.managers[0].req_to_blocks
         found: list[tuple[int, int, int]] = []
@@ -332,13 +371,8 @@ class DecodeVisits:
                 first -= 1
             found.append((i, first, end))
         columns = np.array(found, np.int64).reshape(-1, 3)
-        return (
-            np.zeros(len(found), np.int64),
-            columns[:, 0],
-            columns[:, 1],
-            columns[:, 2],
-            len(groups.managers),
-        )
+        nothing, (indices, begun, ends) = np.zeros(len(found), np.int64), columns.T
+        return Entries(nothing, indices, begun, ends, len(groups.managers) * (ends - begun))
 
     def _keep_shared(
         self,
@@ -360,10 +394,17 @@ class DecodeVisits:
         for entry, kind, index, start, stop in rows:
             for held in tables[kind]:
                 for block in held[ids[index]][start:stop]:
-                    if block.ref_cnt > 1:
+                    if block.ref_cnt > 1 and not block.is_null:
                         left = num_holders.get(block.block_id, block.ref_cnt) - 1
                         num_holders[block.block_id] = left
                         net[entry] -= left > 0
+
+    def _steps_before_head(self, changes: Changes, num_steps: int, needs: HeadNeeds) -> int:
+        """Return for how many steps nobody is preempted or admitted."""
+        steps = self._steps_that_last(changes, num_steps, needs.least)
+        if needs.least < needs.now:
+            steps = max(steps, self._steps_that_keep_hits(changes, num_steps, needs.now))
+        return steps
 
     def _steps_that_last(self, changes: Changes, num_steps: int, need: int) -> int:
         """Return for how many steps blocks last, in order, and fewer than the head's need are free after each."""
@@ -379,9 +420,8 @@ class DecodeVisits:
         """Return for how many steps no free block is taken that may be one of the head's hits, and it stays out."""
         request = self.scheduler.waiting.peek_request()
         num_steps = self._steps_that_last(changes, num_steps, need)
-        is_take = changes.kinds >= len(self.returning)
-        counts = np.array([0] * len(self.returning) + [len(groups.managers) for groups in self.taking])
-        taken = np.cumsum(counts[changes.kinds] * is_take)
+        net = np.diff(changes.free, prepend=self.pool.get_num_free_blocks())
+        taken = np.cumsum(-np.minimum(net, 0))
         if not len(taken) or not num_steps:
             return num_steps
         hasher = self.manager.hasher
@@ -428,9 +468,8 @@ class DecodeVisits:
         """Take so many steps of the stretch just planned; return who ends with the last read."""
         assert self._plan is not None
         running, computed, tokens, changes, _ = self._plan
-        scheduler = self.scheduler
         count = int(changes.steps.searchsorted(num_steps))
-        self._change(running, tokens, changes, count)
+        self._change(running, changes, count)
         last = num_steps - 1 - self.depth
         for state in self._states:
             for request, before in zip(running, computed.tolist(), strict=True):
@@ -442,6 +481,11 @@ class DecodeVisits:
             request.num_computed_tokens, request.num_tokens = before + num_steps, had + num_steps
             request.num_slots = after
         self.manager.put_off_names(running)
+        return self._end_leap(running, num_steps)
+
+    def _end_leap(self, running: Sequence[Request], num_steps: int) -> Outputs:
+        """Count the steps; return who ends with the last read."""
+        scheduler = self.scheduler
         scheduler.current_step += num_steps
         scheduler.finished_req_ids = {}
         self._plan = None
@@ -461,9 +505,10 @@ class DecodeVisits:
             or (request.stop_at is not None and num_output >= request.stop_at)
         )
 
-    def _change(self, running: Sequence[Request], tokens: Counts, changes: Changes, count: int) -> None:
+    def _change(self, running: Sequence[Request], changes: Changes, count: int) -> None:
         """Make the first so many changes."""
         pool, null, num_returning = self.pool, self.pool.null_block, len(self.returning)
+        moving, named = self._moving, self._named_at_return(running)
         ids = [request.request_id for request in running]
         tables = [
             [(manager.group_id, manager.req_to_blocks) for manager in groups.managers]
@@ -478,25 +523,37 @@ class DecodeVisits:
         for index, kind, first, end, step in rows:
             request_id = ids[index]
             if kind >= num_returning:
+                if end > 1 or kind in moving:
+                    self._take(kind - num_returning, request_id, index, step)
+                    continue
                 for group, held in tables[kind]:
                     held[request_id].append(pool.get_new_block(group))
                 continue
-            if self._names_before_returns:
-                self._name(running[index], int(tokens[index]), step)
+            if named and first < named[index]:
+                self._name(running[index], index, step)
             for _, held in tables[kind]:
                 table = held[request_id]
                 if end - first == 1:
                     block, table[first] = table[first], null
                     pool.free_block(block)
                 else:
-                    freed = table[first:end]
+                    freed = [block for block in table[first:end] if not block.is_null]
                     table[first:end] = [null] * (end - first)
                     pool.free_blocks(reversed(freed))
         self.manager.num_recycled += pool.get_num_free_blocks() + pool.num_taken - before
 
-    def _name(self, request: Request, tokens: int, step: int) -> None:
+    def _named_at_return(self, running: Sequence[Request]) -> list[int]:
+        """Return before which block of each what comes back may have got its name in decode; empty if in none."""
+        return [NEVER] * len(running) if self._names_before_returns else []
+
+    def _take(self, row: int, request_id: str, index: int, step: int) -> None:
+        """Let the groups of a row take what a step needs."""
+        raise NotImplementedError  # a step of one token takes one block
+
+    def _name(self, request: Request, index: int, step: int) -> None:
         """Name what the steps before this one have filled."""
-        request.num_tokens = tokens + step
+        assert self._plan is not None
+        request.num_tokens = int(self._plan.tokens[index]) + step
         self.manager.name_blocks(request, request.num_tokens - 1)
 
     def _next_slots(self, running: Sequence[Request], computed: Counts, num_steps: int) -> list[int]:

@@ -6,6 +6,7 @@ Mirrors vLLM's `v1/core/kv_cache_manager.py`. Knows no queues and no budgets.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import repeat
 
 from kvplan.ground.units import cdiv
 from kvplan.schedulers.request import NEVER, BlockHasher, Request, RequestStatus
@@ -35,8 +36,8 @@ class KVCacheManager:
         self.empty_hit = CacheHit([() for _ in config.groups], 0)
         self.num_recycled = 0
         """Blocks that came back from living requests so far."""
-        self._put_off: set[str] = set()
-        """Requests whose full blocks may lack names that nobody could see."""
+        self._put_off: dict[str, int] = {}
+        """Requests whose full blocks may lack names that nobody could see -> tokens that the names would cover."""
         self._recycles = any(manager.recycles for manager in self.coordinator.managers)
         self._changes_at_block_ends = all(m.changes_at_block_ends for m in self.coordinator.managers)
 
@@ -195,16 +196,19 @@ class KVCacheManager:
         """Name the blocks that are full of a request's first tokens, as far as they have no names yet."""
         self.coordinator.cache_blocks(request, _nameable(request, num_computed_tokens))
 
-    def put_off_names(self, requests: Iterable[Request]) -> None:
-        """Leave it to whatever gives blocks of these back to name what they, decoding, have filled."""
+    def put_off_names(self, requests: Iterable[Request], num_tokens: Iterable[int] = repeat(NEVER)) -> None:
+        """Leave it to whatever gives blocks of these back to name what they, decoding, have filled.
+
+        Of all processed tokens, or fewer: of `num_tokens`.
+        """
         if self.enable_caching:
-            self._put_off.update(request.request_id for request in requests)
+            self._put_off.update(zip((request.request_id for request in requests), num_tokens, strict=False))
 
     def name_put_off(self, request: Request) -> None:
         """Name what a request has filled, if that was put off."""
         if request.request_id in self._put_off:
-            self._put_off.discard(request.request_id)
-            self.name_blocks(request, request.num_computed_tokens - request.num_in_flight_tokens)
+            most = self._put_off.pop(request.request_id)
+            self.name_blocks(request, min(most, request.num_computed_tokens - request.num_in_flight_tokens))
 
     def free(self, request: Request) -> None:
         """Give back all of a request's blocks (vLLM: same name)."""
