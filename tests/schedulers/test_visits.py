@@ -145,6 +145,12 @@ MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
         "drafts", DraftVisits, "_name", "self.scheduler.caches_outputs", "False"),
     "a drafter's block comes back without its name": (
         "drafts", DraftVisits, "_named_at_return", "named or not self._names_one_more", "True"),
+    "with drafts the next step passes over one that gives back": (
+        "drafts", DraftVisits, "_next_change", "groups.managers[0].next_skip(processed) + 1",
+        "groups.managers[0].next_skip(processed) + 9"),
+    "with drafts the next step passes over one that takes": (
+        "drafts", DraftVisits, "_next_change", "groups.managers[0].next_need(request_id)",
+        "groups.managers[0].next_need(request_id) + 1"),
     "a state leaves none behind its prompt": (
         "drafts, align", DraftVisits, "_left_over", "manager.num_retired_blocks.get(request_id, 0)", "end"),
     "states have slots for drafters": (

@@ -205,13 +205,22 @@ class DraftVisits(DecodeVisits):
         for state in self._states:
             for request, known in zip(running, last, strict=True):
                 state.retire(request.request_id, known - 1)
-        for request, known in zip(running, after, strict=True):
+        named = [known - 1 for known in after] if self.scheduler.caches_outputs else last
+        for request, before, known, end in zip(running, last, after, named, strict=True):
             request.num_tokens = known
             request.num_computed_tokens = known - 1 + self.num_in_flight
-            request.num_slots = 0
-        named = (known - 1 for known in after) if self.scheduler.caches_outputs else last
+            request.num_slots = self._next_change(request.request_id, before - 1, end) if self._skips else 0
         self.manager.put_off_names(running, named)
         return self._end_leap(running, num_steps)
+
+    def _next_change(self, request_id: str, processed: int, named: int) -> int:
+        """Return a request's `num_slots`, its names not put off."""
+        change = min(groups.managers[0].next_need(request_id) for groups in self.taking)
+        for groups in self.returning:
+            change = min(change, groups.managers[0].next_skip(processed) + 1)
+        for size in self._name_sizes:
+            change = min(change, (named // size + 1) * size)
+        return change
 
     def _named_at_return(self, running: Sequence[Request]) -> list[int]:
         named = DecodeVisits._named_at_return(self, running)
