@@ -35,7 +35,7 @@ class KnottedStepTime:
         base, slope, _ = self.decode_line(shape.num_decodes, context)
         return int(base + slope * context + self.per_prefill * shape.num_prefill_tokens)
 
-    def decode_line(self, num_decodes: int, decode_context: int) -> tuple[int, int, int]:
+    def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
         """(a, b, limit); the pieces meet, with slopes of 1, 2, 3 ... times the first."""
         base = self.fixed + self.per_sequence * num_decodes
         if not self.knot:
@@ -82,7 +82,7 @@ def random_lockstep(rng: Random) -> tuple[Scenario, dict[str, Setup]]:
         "replicas": rng.choice([1, 1, 2]),
         "router": rng.choice(["round_robin", "least_kv", "prefix_aware"]),
     }
-    workload = _workload(rng, most, rate)
+    workload = random_workload(rng, most, rate)
     data = {
         "model": "stated",
         "step_time": {"fixed_us": 1},
@@ -96,7 +96,8 @@ def random_lockstep(rng: Random) -> tuple[Scenario, dict[str, Setup]]:
     return parse_scenario(data | deployment), {"": setup}
 
 
-def _workload(rng: Random, most: int, rate: float) -> dict[str, Any]:
+def random_workload(rng: Random, most: int, rate: float) -> dict[str, Any]:
+    """Return arrivals, lengths of up to `most` tokens, clients that leave, shared prompts, classes with priorities."""
     arrivals = rng.choice(
         [
             {"kind": "poisson", "rate": rate},

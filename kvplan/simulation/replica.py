@@ -355,12 +355,11 @@ class Replica(ReplicaStats):
         tokens = paths.tokens[:, : len(times)]
         held = tokens + (paths.num_in_flight - 1)
         areas = dots(held[:, :-1], np.diff(times))
-        rows = zip(paths.requests, tokens, held[:, -1].tolist(), areas, strict=True)
         first, last = int(times[0]), int(times[-1])
-        requests: Any = rows
-        for request, after, now_held, area in requests:
+        requests: Any = paths.requests  # the `SimRequest`s that the engine was given
+        for request, after, holds, area in zip(requests, tokens, held[:, -1].tolist(), areas, strict=True):
             request.kv_area += request.held * (first - request.since) + area
-            request.held, request.since = now_held, last
+            request.held, request.since = holds, last
             hidden = request.num_prompt_tokens + request.thinking_tokens
             if request.first_visible == UNSET and request.decode_from != UNSET and after[-1] > hidden:
                 request.first_visible = int(times[after.searchsorted(hidden + 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from random import Random
 from typing import Any
@@ -12,6 +13,8 @@ from clocked import Clocked
 from draft_scenarios import drafted_scenario
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from syntax_mutants import mutate
+from visit_scenarios import random_visits
 
 from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.scenario.schema import parse_scenario
@@ -20,6 +23,7 @@ from kvplan.schedulers.protocol import DraftedSteps
 from kvplan.simulation import draft_books
 from kvplan.simulation.draft_books import ReadTimes, dot
 from kvplan.simulation.in_flight import DraftedLeapInFlight
+from kvplan.simulation.replica import Replica
 from kvplan.simulation.simulator import simulate
 
 EXAMPLES = 1500 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 50
@@ -145,3 +149,22 @@ def test_a_wrong_book_shows(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert Clocked(scenario, leaps=True).run() != right
             except (IndexError, ValueError):
                 continue
+
+
+WRONG_LOOKS = {
+    "KV is held a read too long": ("np.diff(times)", "np.diff(times) * 2"),
+    "visible tokens come a token late": ("after.searchsorted(hidden + 1)", "after.searchsorted(hidden + 2)"),
+    "what is in flight is not held": ("tokens + (paths.num_in_flight - 1)", "tokens - 1"),
+    "a leap ends a read early": ("int(times[-1])", "int(times[0])"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_LOOKS)
+def test_a_wrong_look_shows(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison of leaps by visits would notice what is written down of each sequence at a wrong read."""
+    scenario = VLLMScenario(**random_visits(Random(6), "drafts") | {"async_scheduling": True})
+    right = Clocked(scenario, leaps=False).run()
+    assert Clocked(scenario, leaps=False, visits=True).run() == right
+    mutate(monkeypatch, Replica, "_look_along", *WRONG_LOOKS[wrong])
+    with contextlib.suppress(IndexError):
+        assert Clocked(scenario, leaps=False, visits=True).run() != right

@@ -60,10 +60,13 @@ def test_fleets_that_draft(fleet: str, is_async: bool) -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("drafts", [0, 2])
 @pytest.mark.parametrize("fleet", ["prefix_aware", "disaggregated"])
-def test_fleets_of_windows_that_share_prompts(fleet: str, is_async: bool) -> None:
+def test_fleets_of_windows_that_share_prompts(fleet: str, drafts: int, is_async: bool) -> None:
     """They leap by visits, in fleets too."""
     engine = {**SMALL["engine"], "async_scheduling": is_async, "num_gpu_blocks_override": 600}
+    if drafts:
+        engine |= {"num_speculative_tokens": drafts, "speculative_method": "ngram"}
     data = {**SMALL, **FLEETS[fleet], "model": "openai/gpt-oss-20b", "engine": engine, "workload": LOAD}
     spec = parse_scenario(data)
     found = simulate(spec)
