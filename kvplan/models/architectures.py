@@ -86,6 +86,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "BailingMoeV3ForCausalLM": hybrid.bailing_v3,
     "Qwen4ExpForCausalLM": hybrid.qwen4,
     "Glm5NextForCausalLM": hybrid.glm5_next,
+    "InklingForCausalLM": hybrid.inkling,
     "MiniMaxM3SparseForCausalLM": moe.minimax_m3,
     "MiniMaxM3ForCausalLM": moe.minimax_m3,
     "DeepseekV4ForCausalLM": latent.deepseek_v4,
@@ -177,6 +178,8 @@ TEXT_OF = {
     "Qwen3ASRRealtimeGeneration": "Qwen3ForCausalLM",
     "Qwen4ExpForConditionalGeneration": "Qwen4ExpForCausalLM",
     "Glm5NextForConditionalGeneration": "Glm5NextForCausalLM",
+    "InklingForConditionalGeneration": "InklingForCausalLM",
+    "InternS2PreviewForConditionalGeneration": "Qwen3_5MoeForCausalLM",
     "KimiVLForConditionalGeneration": "DeepseekV3ForCausalLM",
     "MoonshotKimiaForCausalLM": "Qwen2ForCausalLM",
     "DotsOCRForCausalLM": "Qwen2ForCausalLM",
@@ -210,6 +213,7 @@ TEXT_OF = {
             *("LightOnOCRForConditionalGeneration", "Lfm2VlForConditionalGeneration", "Ovis2_5"),
             *("SkyworkR1VChatModel", "H2OVLChatModel", "NVLM_D", "Eagle2_5_VLForConditionalGeneration"),
             *("NemotronH_Nano_VL_V2", "NemotronH_Nano_Omni_Reasoning_V3", "Llama_Nemotron_Nano_VL"),
+            *("NemotronH_Super_Omni_Reasoning_V3", "NemotronH_Omni_Reasoning_V3"),
             *("Granite4VisionForConditionalGeneration", "DeepseekVLV2ForCausalLM"),
             *(
                 "DeepseekOCRForCausalLM",
@@ -262,6 +266,8 @@ UNHELD = frozenset(
         "Gemma3nForConditionalGeneration",
         "MiniMaxM3ForCausalLM",
         "NemotronH_Nano_Omni_Reasoning_V3",
+        "NemotronH_Omni_Reasoning_V3",
+        "NemotronH_Super_Omni_Reasoning_V3",
         "PEagleDraftModel",
         "PeagleLlamaForCausalLM",
         "PeagleQwen3ForCausalLM",
@@ -272,10 +278,52 @@ UNHELD = frozenset(
 """Architectures whose own class no oracle was asked about."""
 
 REFUSED = {
-    **dict.fromkeys(
-        ("InklingForCausalLM", "InklingForConditionalGeneration"),
-        "every layer keeps states of short convolutions beside its KV",
-    ),
+    name: why
+    for why, names in {
+        "no public config of it was found": (
+            *("DeepseekV4ForConditionalGeneration", "DeepseekV41ForCausalLM", "Dots3NoteForCausalLM"),
+        ),
+        "its decoder attends to an encoder": (
+            *("WhisperForConditionalGeneration", "CohereAsrForConditionalGeneration"),
+            "NemotronParseForConditionalGeneration",
+        ),
+        "it generates by diffusion, or actions": (
+            *("DiffusionGemmaForBlockDiffusion", "OpenVLAForActionPrediction"),
+        ),
+        "transformers' own class runs it": (
+            *("HunYuanVLForConditionalGeneration", "Emu3ForConditionalGeneration"),
+            "VibeVoiceAsrForConditionalGeneration",
+        ),
+        "its config and tower are not declared": (
+            *(
+                "BagelForConditionalGeneration",
+                "Blip2ForConditionalGeneration",
+                "CohereCompassForConditionalGeneration",
+            ),
+            *(
+                "Cosmos3EdgeForConditionalGeneration",
+                "Cosmos3ForConditionalGeneration",
+                "FunASRForConditionalGeneration",
+            ),
+            *("HfMoondream", "InternS1ProForConditionalGeneration", "InternS2MobiusForConditionalGeneration"),
+            *(
+                "IsaacForConditionalGeneration",
+                "KananaVForConditionalGeneration",
+                "MiDashengLMModel",
+                "MiniCPMO",
+            ),
+            *(
+                "LlavaOnevision2ForConditionalGeneration",
+                "Molmo2ForConditionalGeneration",
+                "MolmoForCausalLM",
+            ),
+            *("Moondream3ForCausalLM", "MossAudioModel", "OpenPanguVLForConditionalGeneration", "Ovis"),
+            *("Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM", "RForConditionalGeneration"),
+            *("StepVLForConditionalGeneration", "VoxtralRealtimeGeneration"),
+            "FireRedASR2ForConditionalGeneration",
+        ),
+    }.items()
+    for name in names
 }
 """Architectures that vLLM 0.32 runs and that are refused, and why."""
 TOWERS_NOT_KNOWN = {

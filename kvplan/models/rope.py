@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from kvplan.models.config import Keys
 from kvplan.models.spec import LayerSpec, RotaryTable
 
-NO_ROTARY = ("NemotronH", "KimiLinear", "Jamba", "Zamba2", "Glm5Next")
+NO_ROTARY = ("NemotronH", "KimiLinear", "Jamba", "Zamba2", "Glm5Next", "Inkling")
 TWO_ROTARIES = ("Gemma3", "Gemma4", "MiMoV2", "Laguna", "Step3p5", "Step3p7")
 """Families whose windowed layers have a rotary embedding of their own."""
 WIDE_ROTARY = ("GptOss", "PanguUltra", "DeepseekV4")
 """Families that keep the table in float32."""
 ONE_INDEXER_ROTARY = ("HYV4",)
 """Families whose indexer rotates as attention does, by the same table."""
-SHORT_MROPE = ("Qwen3VL", "Qwen3_5", "Qwen4Exp", "BailingMoeV3", "MiMoV2")
+SHORT_MROPE = ("Qwen3VL", "Qwen3_5", "InternS2", "Qwen4Exp", "BailingMoeV3", "MiMoV2")
 """Families whose multimodal table vLLM 0.32 leaves as long as the context: their positions never exceed the tokens, or
 their classes read no sections."""
 MROPE_EACH = ("Ernie4_5_VLMoe",)

@@ -119,6 +119,10 @@ class AttentionSpec:
     """Tokens behind one compressed latent, 0: only the window; of full attention, behind one key of its indexer."""
     ring_bytes: int = 0
     """Bytes that an indexer keeps once a request: keys of the tokens that it has not yet summed up."""
+    conv_window: int = 0
+    """Tokens that short convolutions beside the attention look back on, kept as a window of their own (Inkling)."""
+    conv_width: int = 0
+    """Elements per KV head that such a convolution keeps of a token."""
     index_topk: int = 0
     """Tokens that sparse attention really reads; also set on layers that reuse another layer's indexer."""
     state: StateSpec | None = None

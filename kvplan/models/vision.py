@@ -23,6 +23,7 @@ FAMILIES = {
     "Llama4": "llama4",
     "Qwen3VL": "qwen3_vl",
     "Qwen3_5": "qwen3_vl",
+    "InternS2Preview": "qwen3_vl",
     "Qwen4Exp": "qwen3_vl",
     "Gemma4": "gemma4",
     "KimiK25": "moonvit",

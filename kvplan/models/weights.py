@@ -39,7 +39,7 @@ HEAD_EVERYWHERE = (
     "GraniteMoe",
     "NemotronH",
 )
-EMBEDDING_EVERYWHERE = (*HEAD_EVERYWHERE, "Qwen3_5", "Gemma")
+EMBEDDING_EVERYWHERE = (*HEAD_EVERYWHERE, "Qwen3_5", "InternS2", "Gemma")
 """Architecture prefixes whose vLLM classes build the head, or the embedding, on every pipeline stage (0.32)."""
 MTP_HAS_ENDS = ("Deepseek", "Glm4Moe", "GlmMoe")
 """Architecture prefixes whose checkpoints repeat embedding and head in each multi-token-prediction layer."""
@@ -249,6 +249,11 @@ class _Loader(NamedTuple):
     legacy: bool
     least_padding: bool
 
+    @property
+    def embedding_cut(self) -> Cut:
+        """Inkling's ranks each hold the whole embedding."""
+        return self.cut._replace(tp=1) if self.model.architecture.startswith("Inkling") else self.cut
+
     def module_bytes(self, m: Module) -> int:
         scheme = self.rule(m) if m.linear or m.role == "embedding" else None
         itemsize = m.itemsize or self.itemsize
@@ -272,7 +277,7 @@ class _Loader(NamedTuple):
             embedding=sum(
                 self.module_bytes(m)
                 for m in (
-                    *((embedding_module(model, self.cut),) if embeds else ()),
+                    *((embedding_module(model, self.embedding_cut),) if embeds else ()),
                     *(extra_modules(model.extras, self.cut) if first else ()),
                 )
             ),

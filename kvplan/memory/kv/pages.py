@@ -53,7 +53,10 @@ def model_pages(setup: LayoutSetup, draft: ModelSpec | None = None) -> Pages:
 
 
 def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
-    """The page of a mixer, and its indexer's if it has one."""
+    """The page of a mixer, before it that of its convolutions, behind it that of its indexer if it has one."""
+    if m.spec.conv_window:
+        rest = replace(m, spec=replace(m.spec, conv_window=0))
+        return [_conv_page(setup, m.spec), *_pages(setup, rest, sizes)]
     if m.spec.kind is AttentionKind.STATE:
         return [_state_page(setup, m, sizes)]
     if m.spec.kind is AttentionKind.SLIDING:
@@ -69,6 +72,24 @@ def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
     if m.spec.ring_bytes:
         return _pooled_pages(m.spec, page, width)
     return [page, Page(AttentionKind.MLA, sizes.block_size, width, shape=("indexer", width))]
+
+
+def _conv_page(setup: LayoutSetup, a: AttentionSpec) -> Page:
+    """Inputs of short convolutions, by KV head and always in 16 bits (vLLM 0.32 `inkling/nvidia/sconv_swa_attn.py`)."""
+    if a.num_kv_heads % setup.tp:
+        raise KvplanError(
+            f"{setup.model.name}: states of its convolutions are cut by {a.num_kv_heads} KV heads,"
+            f" not over {setup.tp} ranks"
+        )
+    heads = a.num_kv_heads // setup.tp
+    token_bytes = 2 * heads * a.conv_width
+    return Page(
+        AttentionKind.SLIDING,
+        a.conv_window,
+        token_bytes,
+        window=a.conv_window,
+        shape=("conv", heads, a.conv_width),
+    )
 
 
 INDEX_KERNEL_TOKENS = 256

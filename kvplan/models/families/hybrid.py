@@ -135,6 +135,61 @@ def glm5_next(k: Keys) -> Body:
     return Body(layers, mtp(k, drafting))
 
 
+def inkling(k: Keys) -> Body:
+    """Inkling: windows but for every sixth layer, relative positions, short convolutions that keep a window of theirs.
+
+    Keys are the checkpoint's: `intermediate_size` is an expert's. Each rank holds the whole embedding.
+    """
+    n, hidden = num_layers(k), k.count("hidden_size")
+    local = set(k.counts("local_layer_ids"))
+    layers = [
+        _inkling_layer(k, hidden, i in local, i < k.count("dense_mlp_idx", default=0, low=0))
+        for i in range(n)
+    ]
+    norm = (Weight("embed_norm", hidden),) if k.flag("use_embed_norm", True) else ()
+    return Body(tuple(layers), extras=norm)
+
+
+def _inkling_layer(k: Keys, hidden: int, local: bool, dense: bool) -> LayerSpec:
+    prefix = "swa_" if local else ""
+    heads = k.count(f"{prefix}num_attention_heads", "num_attention_heads")
+    kv_heads = k.count(f"{prefix}num_key_value_heads", "num_key_value_heads")
+    dim, kernel = (
+        k.count(f"{prefix}head_dim", "head_dim"),
+        k.count("sconv_kernel_size", default=4, low=2, high=64),
+    )
+    window, positions = k.count("sliding_window_size"), k.count("d_rel")
+    attention = AttentionSpec(
+        AttentionKind.SLIDING if local else AttentionKind.FULL,
+        heads,
+        kv_heads,
+        dim,
+        v_head_dim=dim,
+        window=window if local else 0,
+        qk_norm="head",
+        conv_window=kernel,
+        conv_width=1 << (2 * dim + 2 * (hidden // kv_heads) - 1).bit_length(),
+    )
+    extras = [
+        Weight("self_attn.r_proj", heads * positions, hidden, cut="heads", unit=positions, linear=True),
+        Weight("self_attn.rel_logits_proj", positions, window if local else k.count("rel_extent")),
+        Weight("self_attn.kv_sconv", kv_heads * dim, kernel, cut="rows", copies=2),
+        Weight("sconv", hidden, kernel, cut="rows", copies=2),
+    ]
+    if dense:
+        extras.append(Weight("mlp.global_scale", 1))
+        return LayerSpec(
+            attention, MlpSpec(k.count("dense_intermediate_size")), norm_size=2 * hidden, extras=tuple(extras)
+        )
+    width, shared = k.count("intermediate_size"), k.count("n_shared_experts", default=0, low=0)
+    moe = experts(
+        k, width, "n_routed_experts", shared_intermediate_size=shared * width, router_correction=True
+    )
+    sinks = cdiv(moe.num_experts + shared, 8) * 8 - moe.num_experts
+    extras += [Weight("mlp.gate.sinks", sinks, hidden), Weight("mlp.gate.global_scale", 1, itemsize=4)]
+    return LayerSpec(attention, moe, norm_size=2 * hidden, extras=tuple(extras))
+
+
 def _kimi_mlps(k: Keys, n: int) -> list[MlpSpec]:
     """DeepSeek's experts; Kimi-K3's work in a narrower width."""
     width = k.count("routed_expert_hidden_size", default=0, low=0)
