@@ -117,7 +117,7 @@ MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
         "window", GroupScheduler, "_steps_that_fit", "self._blocked.need", "NEVER"),
     "blocks that come back late in a step help those before": (
         "window", GroupBatch, "steps_that_last", "takes > free and free < self._lead(step)",
-        "takes > free + self._returns[-step % self.period]"),
+        "takes > free + self._frees[phase] + takes"),
     "what the victim gave back comes back twice": (
         "window", GroupScheduler, "_give_back_of_decode", "seq.visited, seq.took = step, False", "pass"),
     "a chunk leaves one block behind": (
@@ -135,7 +135,7 @@ MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
     "a checkpoint takes no block": (
         "align", Groups, "checkpoint", "index not in table.live", "False"),
     "names are lost from step ends": (
-        "window", GroupBatch, "_regular_lead", "list(map(add, before, takes))", "list(after)"),
+        "window", GroupBatch, "_regular_lead", "list(map(add, before, takes))", "list(map(add, before, self._lends[i:stop]))"),
     "names in a window are kept for ever": (
         "window", GroupBatch, "settle_names", "self._uncount(seq, (NAMED, start, spec.size, spec.count))", "None"),
     "all of a request's own blocks are still there": (

@@ -1,6 +1,7 @@
 """The decoding sequences of an engine whose groups give blocks back: in which steps how many come and go.
 
 Histograms of phases say what any number of steps takes and gives back (`groups` has the rules), whatever the number is.
+They are twice a period long, so that the phases of up to a period of steps are one slice.
 What is irregular is kept beside them: the first step after a prompt gives back what the last chunk left behind, under
 asynchronous scheduling the second one too; a window gives back nothing before it is full; a chunk gives all it has at
 once. A leap ends where one of these is due.
@@ -37,22 +38,22 @@ class GroupBatch(DecodeBatch):
     """Blocks that come and go with the decoding sequences of an engine, and the step counter."""
 
     __slots__ = (
-        "_at_phase", "_chunks", "_dropping", "_due", "_irregular", "_leads", "_named", "_names",
-        "_returns", "_takes", "groups", "lag", "period", "shortest", "takes_a_period", "trend",
+        "_at_phase", "_chunks", "_dropping", "_due", "_frees", "_irregular", "_leads", "_lends", "_names",
+        "_takes", "groups", "lag", "lends_a_period", "period", "shortest", "takes_a_period", "trend",
     )  # fmt: skip
 
     def __init__(self, groups: Groups) -> None:
         super().__init__(1)
         self.groups, self.lag, self.period = groups, groups.lag, groups.period
         self.shortest = min((size for size, _ in groups.takes), default=1)
-        self._takes = [0] * self.period
-        """By -step modulo the period: blocks taken."""
-        self._returns = [0] * self.period
-        """Likewise: blocks given back by windows and states."""
-        self._named = [0] * self.period
-        """Those of them that have a name."""
-        self.takes_a_period = self.trend = 0
-        """Blocks taken in one period; blocks given back less those."""
+        self._takes = [0] * (2 * self.period)
+        """By step modulo the period: blocks taken."""
+        self._frees = [0] * (2 * self.period)
+        """Likewise: blocks given back by windows and states, less those taken."""
+        self._lends = [0] * (2 * self.period)
+        """Likewise: blocks taken, less those given back without a name."""
+        self.takes_a_period = self.trend = self.lends_a_period = 0
+        """Their sums over one period."""
         self._irregular: dict[int, list[Irregular]] = {}
         """By step: what comes back beside the histograms, in the next step and the one after it."""
         self._dropping: dict[int, GroupSequence] = {}
@@ -62,7 +63,7 @@ class GroupBatch(DecodeBatch):
         self._names: list[Due] = []
         """Likewise, of which blocks have names: what a leap adds up in pieces."""
         self._leads: dict[tuple[int, bool], int] = {}
-        """What `_lead` has found since the histograms were brought up to date."""
+        """What `_lead` has found by phase, as long as nothing changes there."""
         self._chunks: list[Due] = []
         """Heap of the steps in which a sequence leaves a chunk behind."""
         self._at_phase: list[dict[int, GroupSequence]] = [{} for _ in range(self.period)]
@@ -166,7 +167,6 @@ class GroupBatch(DecodeBatch):
     def settle(self) -> None:
         """Bring the histograms up to the next step."""
         step, due, chunks = self.num_steps, self._due, self._chunks
-        self._leads.clear()
         while due and due[0][0] < step + self.shortest:
             _, admission, _, base, seq, spec = heappop(due)
             if seq.stage is DECODE and seq.admission == admission and seq.base == base:
@@ -191,7 +191,6 @@ class GroupBatch(DecodeBatch):
     def settle_names(self) -> None:
         """Bring up to the next step which of the blocks that come back have names."""
         names, horizon = self._names, self.num_steps + self.shortest
-        self._leads.clear()
         while names and names[0][0] < horizon:
             _, admission, what, base, seq, spec = heappop(names)
             if seq.stage is DECODE and seq.admission == admission and seq.base == base:
@@ -216,16 +215,20 @@ class GroupBatch(DecodeBatch):
         self._add(which, start, size, -amount)
 
     def _add(self, which: int, start: int, size: int, amount: int) -> None:
-        histogram = (self._takes, self._returns, self._named)[which]
-        for i in range(start % size, self.period, size):
-            histogram[i] += amount
-        if which != NAMED:
-            total = amount * (self.period // size)
-            if which == TAKES:
-                self.takes_a_period += total
-                self.trend -= total
-            else:
-                self.trend += total
+        """Count so many more blocks in the steps s with `start + s` a multiple of `size`."""
+        takes, frees, lends = [(amount, -amount, amount), (0, amount, -amount), (0, 0, amount)][which]
+        period, leads = self.period, self._leads
+        for phase in range(-start % size, period, size):
+            for i in (phase, phase + period):
+                self._takes[i] += takes
+                self._frees[i] += frees
+                self._lends[i] += lends
+            leads.pop((phase, True), None)
+            leads.pop((phase, False), None)
+        times = period // size
+        self.takes_a_period += times * takes
+        self.trend += times * frees
+        self.lends_a_period += times * lends
 
     def _leave(self, seq: GroupSequence) -> None:
         for which, start, size, amount in seq.counted:
@@ -311,39 +314,32 @@ class GroupBatch(DecodeBatch):
 
     def next_demand(self) -> int:
         """Return the blocks that the next step's decodes take."""
-        return self._takes[-self.num_steps % self.period]
-
-    def _total(self, histogram: list[int], num_steps: int) -> int:
-        rounds, rest = divmod(num_steps, self.period)
-        top = -self.num_steps % self.period + 1
-        total = rounds * sum(histogram) if rounds else 0
-        if rest <= top:
-            return total + sum(histogram[top - rest : top])
-        return total + sum(histogram[:top]) + sum(histogram[self.period + top - rest :])
+        return self._takes[self.num_steps % self.period]
 
     def demand(self, num_steps: int) -> int:
         """Return the blocks that the decodes of the next `num_steps` steps take."""
-        return self._total(self._takes, num_steps)
+        rounds, rest = divmod(num_steps, self.period)
+        i = self.num_steps % self.period
+        return rounds * self.takes_a_period + sum(self._takes[i : i + rest])
 
-    def returns(self, num_steps: int) -> Returned:
-        """Return the blocks that they give back."""
-        named = self._total(self._named, num_steps)
-        unnamed = self._total(self._returns, num_steps) - named
+    def flow(self, num_steps: int) -> tuple[int, Returned]:
+        """Return the blocks that the decodes of the next `num_steps` steps take, and give back."""
+        rounds, rest = divmod(num_steps, self.period)
+        i = self.num_steps % self.period
+        j = i + rest
+        takes = rounds * self.takes_a_period + sum(self._takes[i:j])
+        lends = rounds * self.lends_a_period + sum(self._lends[i:j])
+        unnamed, named = takes - lends, rounds * self.trend + sum(self._frees[i:j]) + lends
         if self._irregular:
-            for step in range(self.num_steps, self.num_steps + min(2, num_steps)):
+            for step in range(self.num_steps, self.num_steps + min(1 + self.lag, num_steps)):
                 more = self._beside(step)
                 unnamed, named = unnamed + more.unnamed, named + more.named
-        return Returned(unnamed, named)
+        return takes, Returned(unnamed, named)
 
     def next_due(self) -> int:
         """Return the step that no leap may reach past."""
         due = self._due[0][0] if self._due else NEVER
         return min(due, self._chunks[0][0]) if self._chunks else due
-
-    def _turned(self, histogram: list[int], step: int) -> list[int]:
-        """Return a histogram by steps, from `step` on."""
-        i = -step % self.period
-        return histogram[i::-1] + histogram[:i:-1]
 
     def steps_that_last(self, num_steps: int, free: int, need: int) -> int:
         """Return for how many of the next steps nobody lacks a block, and fewer than `need` are free after each."""
@@ -352,10 +348,11 @@ class GroupBatch(DecodeBatch):
         if need == NEVER and self.takes_a_period * (num_steps // self.period + 1) <= free:
             return num_steps
         for _ in range(1 + self.lag):  # steps in which something irregular may come back
-            takes = self._takes[-step % self.period]
+            phase = step % self.period
+            takes = self._takes[phase]
             if done == num_steps or (takes > free and free < self._lead(step)):
                 return done
-            free += self._returns[-step % self.period] + sum(self._beside(step)) - takes
+            free += self._frees[phase] + sum(self._beside(step))
             if free >= need:
                 return done
             done, step = done + 1, step + 1
@@ -365,34 +362,36 @@ class GroupBatch(DecodeBatch):
         return done + self._regular_steps_that_last(step, rest, free, need)
 
     def _regular_steps_that_last(self, step: int, num_steps: int, free: int, need: int) -> int:
-        takes, returns = self._turned(self._takes, step), self._turned(self._returns, step)
-        after = list(accumulate(map(sub, returns, takes)))
+        i, period = step % self.period, self.period
+        takes, after = self._takes[i : i + period], list(accumulate(self._frees[i : i + period]))
         # Over a period nobody gives back more than he takes: what is not reached in the first is never reached.
         if free + max(after) >= need:
             reached = next(j for j, change in enumerate(after) if free + change >= need)
             num_steps = min(num_steps, reached)
-        lowest = list(map(sub, after, returns))  # as if all that comes back in a step came last
+        before = [0, *after[:-1]]
+        lowest = list(map(sub, before, takes))  # as if all that comes back in a step came last
         exact: set[int] = set()
         while True:
             least = free + min(lowest[:num_steps], default=0)
             rounds = 0
             if least >= 0:
                 rounds = least // -self.trend + 1 if self.trend else num_steps
-            if rounds * self.period >= num_steps:
+            if rounds * period >= num_steps:
                 return num_steps
             left = free + rounds * self.trend
-            j = next((j for j, low in enumerate(lowest) if left + low < 0), self.period)
-            short = rounds * self.period + j
-            if j == self.period or short >= num_steps:
+            j = next((j for j, low in enumerate(lowest) if left + low < 0), period)
+            short = rounds * period + j
+            if j == period or short >= num_steps:
                 return num_steps
             if j in exact:
                 return short
             exact.add(j)
-            lowest[j] = after[j] - returns[j] + takes[j] - self._lead(step + j)
+            lowest[j] = before[j] - self._lead(step + j)
 
     def _lead(self, step: int, named_too: bool = True) -> int:
         """Return by how many blocks at most takes lead returns within a step, in order; of unnamed ones if asked so."""
-        known = self._leads.get((step, named_too))
+        key = step % self.period, named_too
+        known = self._leads.get(key) if step not in self._irregular else None
         if known is not None:
             return known
         lead = most = 0
@@ -401,19 +400,18 @@ class GroupBatch(DecodeBatch):
             lead += takes - unnamed - (named if named_too else 0)
             if takes and lead > most:
                 most = lead
-        self._leads[step, named_too] = most
+        if step not in self._irregular:
+            self._leads[key] = most
         return most
 
     def lead_of_takes(self, num_steps: int, spare: int) -> int:
         """Return by how many blocks at most takes lead unnamed returns within the next steps, if more than `spare`."""
-        if self.demand(num_steps) <= spare:
-            return spare
         step, end, lead, most = self.num_steps, self.num_steps + num_steps, 0, spare
         before = []
         for _ in range(min(1 + self.lag, num_steps)):
-            i = -step % self.period
+            i = step % self.period
             before.append((lead, lead + self._takes[i], step))
-            lead += self._takes[i] - self._returns[i] + self._named[i] - self._beside(step).unnamed
+            lead += self._lends[i] - self._beside(step).unnamed
             step += 1
         if step < end:
             most = self._regular_lead(step, end - step, lead, most)
@@ -424,15 +422,16 @@ class GroupBatch(DecodeBatch):
 
     def _regular_lead(self, step: int, num_steps: int, lead: int, most: int) -> int:
         """As `lead_of_takes`, from a step on in which nothing irregular is left."""
-        takes = self._turned(self._takes, step)
-        unnamed = map(sub, self._turned(self._returns, step), self._turned(self._named, step))
-        after = list(accumulate(map(sub, takes, unnamed)))
-        trend, before = after[-1], [0, *after[:-1]]
-        rounds, rest = divmod(num_steps, self.period)
-        # Over a period takes lead: what is most is most in the last one.
+        i, period = step % self.period, self.period
+        rounds, rest = divmod(num_steps, period)
+        stop = i + (period if rounds else rest)
+        takes = self._takes[i:stop]
+        before = accumulate(self._lends[i : stop - 1], initial=lead)
         tops = list(map(add, before, takes))
-        last, whole = lead + rounds * trend, lead + (rounds - 1) * trend
-        tops = [last + top for top in tops[:rest]] + ([whole + top for top in tops[rest:]] if rounds else [])
+        if rounds:  # over a period takes lead: what is most is most in the last one
+            last = rounds * self.lends_a_period
+            whole = last - self.lends_a_period
+            tops = [top + last for top in tops[:rest]] + [top + whole for top in tops[rest:]]
         while True:
             top = max(tops)
             if top <= most:
@@ -440,7 +439,7 @@ class GroupBatch(DecodeBatch):
             j = tops.index(top)
             tops[j] = top - takes[j] + self._lead(step + j, named_too=False)
             if tops[j] == top or tops[j] >= max(tops):
-                return max(most, tops[j])  # type: ignore[no-any-return]
+                return max(most, tops[j])
             most = max(most, tops[j])
             tops[j] = -1
 
@@ -448,8 +447,7 @@ class GroupBatch(DecodeBatch):
         """Return least and sums of the free blocks after each of the next steps, of which `free` are free before."""
         step, total, weighted, least, first = self.num_steps, 0, 0, free, free
         for i in range(min(1 + self.lag, num_steps)):  # steps in which something irregular may come back
-            phase = -step % self.period
-            free += self._returns[phase] + sum(self._beside(step)) - self._takes[phase]
+            free += self._frees[step % self.period] + sum(self._beside(step))
             total, weighted, step = total + free, weighted + i * free, step + 1
             least = free if not i else min(least, free)
             first = first if i else free
@@ -461,11 +459,11 @@ class GroupBatch(DecodeBatch):
         return FreeBlocks(first, least, total, weighted)
 
     def _regular_sums(self, step: int, num_steps: int, free: int) -> FreeBlocks:
-        period, trend = self.period, self.trend
-        changes = map(sub, self._turned(self._returns, step), self._turned(self._takes, step))
-        after = list(accumulate(changes))
+        i, period, trend = step % self.period, self.period, self.trend
         rounds, rest = divmod(num_steps, period)
+        after = list(accumulate(self._frees[i : i + (period if rounds else rest)]))
         total = weighted = 0
+        least = NEVER
         if rounds:
             indices = period * (period - 1) // 2
             sum_after, weighted_after = sum(after), sum(map(mul, after, range(period)))
@@ -474,12 +472,13 @@ class GroupBatch(DecodeBatch):
             total = period * (rounds * free + r1 * trend) + rounds * sum_after
             weighted = period * period * (r1 * free + r2 * trend) + indices * (rounds * free + r1 * trend)
             weighted += period * r1 * sum_after + rounds * weighted_after
-        least = free + (rounds - 1) * trend + min(after) if rounds else NEVER
+            least = free + (rounds - 1) * trend + min(after)
         if rest:
             start, tail = free + rounds * trend, after[:rest]
-            total += rest * start + sum(tail)
+            sum_tail = sum(tail)
+            total += rest * start + sum_tail
             span = rest * rounds * period + rest * (rest - 1) // 2
-            weighted += start * span + rounds * period * sum(tail) + sum(map(mul, tail, range(rest)))
+            weighted += start * span + rounds * period * sum_tail + sum(map(mul, tail, range(rest)))
             least = min(least, start + min(tail))
         return FreeBlocks(free, least, total, weighted)
 

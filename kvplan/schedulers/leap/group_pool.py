@@ -74,9 +74,11 @@ class GroupPool:
 
     def _pass_steps(self, batch: GroupBatch, num_steps: int) -> None:
         """The same, where the same blocks have names."""
-        returned = batch.returns(num_steps)
-        lead = batch.lead_of_takes(num_steps, self.num_unhashed) if self.caches else 0
-        first = self.advance(batch.demand(num_steps), returned, lead)
+        takes, returned = batch.flow(num_steps)
+        lead = 0
+        if self.caches and takes > self.num_unhashed:
+            lead = batch.lead_of_takes(num_steps, self.num_unhashed)
+        first = self.advance(takes, returned, lead)
         if returned.named and self.groups.parks:
             dropping = batch.dropping()
             drops = Drops(
