@@ -32,14 +32,16 @@ Due = tuple[int, int, int, int, GroupSequence, Spec]
 Irregular = tuple[GroupSequence, int, int, Returned]
 """(sequence, admission, base, what comes back beside the histograms)."""
 NOTHING_BACK = Returned(0, 0)
+Events = tuple[GroupSequence, int, int, int]
+"""(sequence, blocks that it gives back in a step without a name, and with one, and then takes)."""
 
 
 class GroupBatch(DecodeBatch):
     """Blocks that come and go with the decoding sequences of an engine, and the step counter."""
 
     __slots__ = (
-        "_at_phase", "_chunks", "_dropping", "_due", "_frees", "_irregular", "_leads", "_lends", "_names",
-        "_takes", "groups", "lag", "lends_a_period", "period", "shortest", "takes_a_period", "trend",
+        "_chunks", "_dropping", "_due", "_events", "_frees", "_irregular", "_leads", "_lends",
+        "_names", "_takes", "groups", "lag", "lends_a_period", "period", "shortest", "takes_a_period", "trend",
     )  # fmt: skip
 
     def __init__(self, groups: Groups) -> None:
@@ -66,8 +68,8 @@ class GroupBatch(DecodeBatch):
         """What `_lead` has found by phase, as long as nothing changes there."""
         self._chunks: list[Due] = []
         """Heap of the steps in which a sequence leaves a chunk behind."""
-        self._at_phase: list[dict[int, GroupSequence]] = [{} for _ in range(self.period)]
-        """By `base` modulo the period: the sequences by admission."""
+        self._events: list[dict[int, Events]] = [{} for _ in range(self.period)]
+        """Likewise, by admission: what each sequence adds to the histograms."""
 
     # --- coming and going -------------------------------------------------------------------
 
@@ -112,7 +114,6 @@ class GroupBatch(DecodeBatch):
                 self._note_irregular(step + i, seq, returned)
         for size, count in groups.takes:
             self._count(seq, TAKES, base, size, count)
-        self._at_phase[base % self.period][seq.admission] = seq
         names_states = seq.states is not None and any(seq.states.live.values())
         seq.drops_until = step + self.lag if names_states else -1
         for spec in groups.returning:
@@ -207,22 +208,26 @@ class GroupBatch(DecodeBatch):
     def _count(self, seq: GroupSequence, which: int, start: int, size: int, amount: int) -> None:
         """Enter a sequence's events of the steps s with `start + s` a multiple of `size`."""
         seq.counted.append((which, start, size, amount))
-        self._add(which, start, size, amount)
+        self._add(seq, which, start, size, amount)
 
     def _uncount(self, seq: GroupSequence, entry: Counted) -> None:
         seq.counted.remove(entry)
         which, start, size, amount = entry
-        self._add(which, start, size, -amount)
+        self._add(seq, which, start, size, -amount)
 
-    def _add(self, which: int, start: int, size: int, amount: int) -> None:
-        """Count so many more blocks in the steps s with `start + s` a multiple of `size`."""
-        takes, frees, lends = [(amount, -amount, amount), (0, amount, -amount), (0, 0, amount)][which]
-        period, leads = self.period, self._leads
+    def _add(self, seq: GroupSequence, which: int, start: int, size: int, amount: int) -> None:
+        """Count so many more blocks of a sequence in the steps s with `start + s` a multiple of `size`."""
+        unnamed, named, takes = [(0, 0, amount), (amount, 0, 0), (-amount, amount, 0)][which]
+        frees, lends = unnamed + named - takes, takes - unnamed
+        period, admission, leads = self.period, seq.admission, self._leads
         for phase in range(-start % size, period, size):
             for i in (phase, phase + period):
                 self._takes[i] += takes
                 self._frees[i] += frees
                 self._lends[i] += lends
+            events = self._events[phase]
+            _, u, n, t = events.get(admission, (seq, 0, 0, 0))
+            events[admission] = seq, u + unnamed, n + named, t + takes
             leads.pop((phase, True), None)
             leads.pop((phase, False), None)
         times = period // size
@@ -232,10 +237,11 @@ class GroupBatch(DecodeBatch):
 
     def _leave(self, seq: GroupSequence) -> None:
         for which, start, size, amount in seq.counted:
-            self._add(which, start, size, -amount)
+            self._add(seq, which, start, size, -amount)
+            for phase in range(-start % size, self.period, size):
+                self._events[phase].pop(seq.admission, None)
         seq.counted.clear()
         self._dropping.pop(seq.admission, None)
-        del self._at_phase[seq.base % self.period][seq.admission]
 
     # --- one sequence -----------------------------------------------------------------------
 
@@ -275,30 +281,20 @@ class GroupBatch(DecodeBatch):
         """Return a sequence's processed tokens as a step schedules it."""
         return seq.first_processed if step == seq.entered else seq.base + step - self.lag
 
-    def events(self, seq: GroupSequence, step: int) -> tuple[int, int, int]:
-        """Return what a sequence gives back in a step, without a name and with one, and then takes."""
-        groups, computed = self.groups, seq.base + step
-        takes = unnamed = named = 0
-        for size, count in groups.takes:
-            if not computed % size:
-                takes += count
-        processed = computed - self.lag
-        is_irregular = step - seq.entered <= self.lag
-        if is_irregular or (groups.chunked and any(not processed % spec.reach for spec in groups.chunked)):
-            gone, table = self.before(seq, step)
-            found = groups.returned(seq, gone, table, self.processed_in(seq, step))
-            return found.unnamed, found.named, takes
-        for offset, first, size, spec in groups.periodic:
-            if processed >= first and not (processed - offset) % size:
-                if step <= seq.drops_until and self._has_name(seq, spec, processed):
-                    named += spec.count
-                else:
-                    unnamed += spec.count
-        return unnamed, named, takes
+    def events(self, seq: GroupSequence, step: int) -> Events:
+        """Return what a sequence gives back and takes in a step, once `settle` has brought that up to date."""
+        return self._events_in(step).get(seq.admission, (seq, 0, 0, 0))
 
-    def _has_name(self, seq: GroupSequence, spec: Spec, processed: int) -> bool:
-        block = spec.gone(processed) - 1
-        return self.groups.named_in(seq, spec, block, block + 1, NEVER) > 0 if spec.kind == WINDOW else False
+    def _events_in(self, step: int) -> dict[int, Events]:
+        """Return what each sequence that takes or gives back a block in a step does, by admission."""
+        events = self._events[step % self.period]
+        if step in self._irregular:
+            events = events.copy()
+            for seq, admission, base, returned in self._irregular[step]:
+                if seq.stage is DECODE and seq.admission == admission and seq.base == base:
+                    _, unnamed, named, takes = events.get(admission, (seq, 0, 0, 0))
+                    events[admission] = seq, unnamed + returned.unnamed, named + returned.named, takes
+        return events
 
     # --- what steps take and give back ------------------------------------------------------
 
@@ -395,8 +391,9 @@ class GroupBatch(DecodeBatch):
         if known is not None:
             return known
         lead = most = 0
-        for seq in self.eventful(step):
-            unnamed, named, takes = self.events(seq, step)
+        events = self._events_in(step)
+        for admission in sorted(events):
+            _, unnamed, named, takes = events[admission]
             lead += takes - unnamed - (named if named_too else 0)
             if takes and lead > most:
                 most = lead
@@ -482,18 +479,7 @@ class GroupBatch(DecodeBatch):
             least = min(least, start + min(tail))
         return FreeBlocks(free, least, total, weighted)
 
-    def eventful(self, step: int) -> list[GroupSequence]:
+    def eventful(self, step: int) -> list[Events]:
         """Return the decoding sequences that take or give back a block in a step, in order of admission."""
-        found: dict[int, GroupSequence] = {}
-        for size, _ in self.groups.takes:
-            self._find(found, -step, size)
-        for spec in self.groups.returning:
-            self._find(found, spec.offset + self.lag - step, spec.size)
-        for seq, admission, base, _ in self._irregular.get(step, ()):
-            if seq.stage is DECODE and seq.admission == admission and seq.base == base:
-                found[admission] = seq
-        return [found[admission] for admission in sorted(found)]
-
-    def _find(self, found: dict[int, GroupSequence], phase: int, size: int) -> None:
-        for i in range(phase % size, self.period, size):
-            found.update(self._at_phase[i])
+        events = self._events_in(step)
+        return [events[admission] for admission in sorted(events)]

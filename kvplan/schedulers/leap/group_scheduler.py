@@ -133,7 +133,7 @@ class GroupScheduler(LeapScheduler):
 
     def _give_back_of_decode(self, seq: GroupSequence, step: int) -> int:
         """Give back what a decoding sequence has left behind; return what it takes."""
-        unnamed, named, takes = self.batch.events(seq, step)
+        _, unnamed, named, takes = self.batch.events(seq, step)
         if unnamed or named:
             gone, table = self.batch.before(seq, step) if named else (0, None)
             self.pool.give(seq, gone, table, self.batch.processed_in(seq, step), Returned(unnamed, named))
@@ -144,7 +144,7 @@ class GroupScheduler(LeapScheduler):
         """Return the blocks that so many tokens more take."""
         assert isinstance(seq, GroupSequence)
         if seq.stage is DECODE:
-            return self.batch.events(seq, self.batch.num_steps)[2]
+            return self.batch.events(seq, self.batch.num_steps)[3]
         return self._need(seq.states, computed, num_tokens, prefill_end(seq))
 
     def take_for(self, seq: Sequence, num_tokens: int, num_blocks: int) -> None:
@@ -214,7 +214,7 @@ class GroupScheduler(LeapScheduler):
         """Serve those that take or give back blocks, in order; whenever none is left the tail is preempted."""
         batch, pool = self.batch, self.pool
         now = batch.num_steps
-        order: list[GroupSequence] = batch.eventful(now)
+        order = [seq for seq, *_ in batch.eventful(now)]
         if chunk:
             first = self.prefills[0]
             assert isinstance(first, GroupSequence)

@@ -43,8 +43,6 @@ class Groups:
         """(block size, blocks taken whenever one is full)."""
         self.num_whole = sum(spec.count for spec in self.specs if spec.kind == WHOLE)
         self.returning = [spec for spec in self.specs if spec.kind in (WINDOW, STATE)]
-        self.periodic = [(s.offset, s.offset + s.size, s.size, s) for s in self.returning]
-        """(offset, least count of processed tokens, block size, which) of what comes back block by block."""
         self.chunked = [spec for spec in self.specs if spec.kind == CHUNKED]
         self.state = next((spec for spec in self.specs if spec.kind == STATE), None)
         self.parks = config.enable_prefix_caching
@@ -114,14 +112,8 @@ class Groups:
         end = min(hashed, seq.cacheable) // self.alignment * self.alignment // spec.size
         return max(0, min(hi, end) - lo)
 
-    def returned(self, seq: Sequence, gone: int, table: StateTable | None, processed: int) -> Returned:
-        """Return what a request gives back that had given back what lies behind `gone` tokens."""
-        if table is not None:
-            table = table.copy()
-        return self.give_back(seq, gone, table, processed)
-
     def give_back(self, seq: Sequence, gone: int, table: StateTable | None, processed: int) -> Returned:
-        """As `returned`, and the states' table gives back too."""
+        """Let a request's tables give back what lies behind `processed` tokens; `gone` is up to where they have."""
         unnamed = named = 0
         for spec in self.specs:
             if spec.kind in (WINDOW, CHUNKED):
