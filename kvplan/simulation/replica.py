@@ -133,7 +133,8 @@ class Replica(ReplicaStats):
 
         A leap that a new request would end is planned up to `next_arrival` only.
         """
-        self._change()
+        if self.on_change is not None:
+            self.on_change()
         if self.leavers:
             self._let_go(now)
         if self.api is not None:
@@ -197,7 +198,9 @@ class Replica(ReplicaStats):
             num_prefills += 1
             num_prefill += num_tokens
             pairs += num_tokens * (before + num_tokens / 2)
-        context = max(decodes, context - self._read_once())
+        if self.shared is not None:
+            context -= self._read_once(self.shared)
+        context = max(decodes, context)
         num_tokens = decodes * (1 + self.drafts) + num_prefill
         shape = StepShape(num_tokens, decodes, context, num_prefill, num_prefills, pairs)
         ticks = self.step_time.ticks(shape) if shape.num_tokens else 0
@@ -224,21 +227,15 @@ class Replica(ReplicaStats):
     def _begin_leap(self, planned: Leap, now: int, next_arrival: int) -> int:
         steps, decodes, context, is_open, drafted = planned
         leap: LeapInFlight | DraftedLeapInFlight
-        context -= self._read_once()
+        if self.shared is not None:
+            context -= self._read_once(self.shared)
         ahead = len(self.in_flight)
         first = self.in_flight[0].ticks if ahead else 0
         if drafted is None:
             base, slope, limit = self.step_time.decode_line(decodes, context)
-            leap = LeapInFlight(
-                start=now,
-                ahead=ahead,
-                first=first,
-                num_steps=min(steps, -((context - limit) // decodes)),
-                num_decodes=decodes,
-                ticks=base + slope * context,
-                slope=slope * decodes,
-                open=is_open,
-            )
+            steps = min(steps, -((context - limit) // decodes))
+            ticks = base + slope * context
+            leap = LeapInFlight(now, ahead, first, steps, decodes, ticks, slope * decodes, is_open)
         else:
             durations = decode_ticks(self.step_time, decodes, drafted.num_tokens, drafted.contexts)
             ends = durations.cumsum()
@@ -248,7 +245,7 @@ class Replica(ReplicaStats):
         self.waits_for = self._why_waiting(leap.num_tokens) if self.engine.num_waiting else ""
         end = leap.ends_at(leap.num_steps)
         if is_open and end > next_arrival:  # it ends where that arrival would cut it
-            return self.cut(next_arrival) + next_arrival - now
+            end = next_arrival + self.cut(next_arrival)
         return end - now
 
     @property
@@ -292,7 +289,8 @@ class Replica(ReplicaStats):
 
     def complete(self, now: int) -> None:
         """Read what has run: a step, or a leap."""
-        self._change()
+        if self.on_change is not None:
+            self.on_change()
         leap = self.leap
         if leap is None:
             self._read_step(now)
@@ -301,11 +299,13 @@ class Replica(ReplicaStats):
         if self.leavers:
             self._finish_leap_with_leavers(leap, now)
         else:
-            self._note_inbox(leap, now)
+            if now > self.inbox_since:
+                self._note_inbox(leap, now)
             self._finish_leap(leap, leap.num_steps, now)
-        for request in self.inbox:
-            self.engine.add_request(request)
-        self.inbox.clear()
+        if self.inbox:
+            for request in self.inbox:
+                self.engine.add_request(request)
+            self.inbox.clear()
 
     def _note_inbox(self, leap: LeapInFlight | DraftedLeapInFlight, now: int) -> None:
         """Who came during the leap has waited since a step began after that, as step by step would say."""
@@ -333,7 +333,8 @@ class Replica(ReplicaStats):
         if self.copies is not None:
             self.copies.read(now)
         step = self.in_flight.popleft()
-        self._send_step(step, now)
+        if self.api is not None:
+            self._send_step(step, now)
         self._account(step, now)
         outputs = self.engine.update_from_output()
         if self.drafts:
@@ -389,7 +390,8 @@ class Replica(ReplicaStats):
 
     def _finish_leap(self, leap: LeapInFlight | DraftedLeapInFlight, steps: int, now: int) -> None:
         """Let the engine take the leap's steps and account for them."""
-        self._send_outputs(leap, steps)
+        if self.api is not None:
+            self._send_outputs(leap, steps)
         if isinstance(leap, DraftedLeapInFlight):
             self._finish_drafted(leap, steps, now)
             return

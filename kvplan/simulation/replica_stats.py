@@ -167,11 +167,9 @@ class ReplicaStats:
         """Ticks from the step's end at `now` to a client's seeing its tokens."""
         return self.api.delay_at(now) if self.api is not None else 0
 
-    def _count_intervals(self, first: int, last: int, num: int, steps: int, start: int, end: int) -> None:
-        """Count the intervals of so many sequences' tokens over steps of `first` to `last` ticks."""
-        self.meter.add(first, last, num, steps, start, end)
-        api = self.api
-        if api is not None and api.times.is_late(num, first):
+    def _count_late(self, api: ApiServers, first: int, last: int, num: int, steps: int) -> None:
+        """Where a round of sending takes longer than steps of `first` to `last` ticks, clients count fewer intervals."""
+        if api.times.is_late(num, first):
             seen = api.times.round
             self.meter.merge(first, last, num * steps, seen(num, first), seen(num, last))
 
@@ -189,7 +187,9 @@ class ReplicaStats:
             totals.num_decodes += decodes
             totals.decode_tokens += decodes * (1 + self.drafts)
             paused = self._end_pauses(ticks, decodes, now) if self.pauses else 0
-            self._count_intervals(ticks, ticks, decodes - paused, 1, now - ticks, now)
+            self.meter.add(ticks, ticks, decodes - paused, 1, now - ticks, now)
+            if self.api is not None:
+                self._count_late(self.api, ticks, ticks, decodes - paused, 1)
             if step.num_chunks:
                 totals.mixed_ticks += ticks
             else:
@@ -204,9 +204,9 @@ class ReplicaStats:
         if self._to_visible and self._to_visible[0][0] <= self.num_reads:
             self._show(lambda _: now)
 
-    def _read_once(self) -> int:
+    def _read_once(self, shared: SharedPrefixes) -> int:
         """Tokens of the summed context that a step does not read again."""
-        return round(self.shared_reads * self.shared.num_redundant) if self.shared is not None else 0
+        return round(self.shared_reads * shared.num_redundant)
 
     def _pause(self, ticks: int) -> None:
         """A step without decodes: who decodes waits longer for the next token, those who joined last the least."""
@@ -238,7 +238,9 @@ class ReplicaStats:
         totals.decode_tokens += decodes * reads * (1 + self.drafts)
         totals.decode_ticks += duration
         for first, last, steps, begun, end in leap.stretches(reads):
-            self._count_intervals(first, last, decodes, steps, begun, end)
+            self.meter.add(first, last, decodes, steps, begun, end)
+            if self.api is not None:
+                self._count_late(self.api, first, last, decodes, steps)
         if self.waits_for:
             self._note_waiting(duration)
         if self._to_visible and self._to_visible[0][0] <= self.num_reads:

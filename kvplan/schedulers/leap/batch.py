@@ -25,8 +25,8 @@ class DecodeBatch:
         self.num_decodes = 0
         self.context = 0
         """Sum of their computed tokens."""
-        self._phases = [0] * block_size
-        """How many have `base % block_size == i`."""
+        self._phases = [0] * (2 * block_size)
+        """How many take a block in the steps i modulo the block size; twice, so that a round from any step is a slice."""
         self._ends: list[tuple[int, int, Sequence]] = []
         """Heap of (num_steps once the last token is scheduled, admission, sequence); stale entries are skipped."""
 
@@ -38,7 +38,7 @@ class DecodeBatch:
         """Let a sequence decode from the next step on: all its tokens are computed."""
         seq.stage = DECODE
         seq.base = base = seq.computed - self.num_steps
-        self._phases[base % self.block_size] += 1
+        self._shift(base, 1)
         self.num_decodes += 1
         self.context += seq.computed
         heappush(self._ends, (seq.end - 1 - base, seq.admission, seq))
@@ -46,16 +46,21 @@ class DecodeBatch:
     def stop(self, seq: Sequence) -> None:
         """Take a sequence out; its stage is the caller's to set."""
         seq.computed = seq.base + self.num_steps
-        self._phases[seq.base % self.block_size] -= 1
+        self._shift(seq.base, -1)
         self.num_decodes -= 1
         self.context -= seq.computed
 
     def pass_over(self, seq: Sequence) -> None:
         """Let a sequence miss the step that is being scheduled: it ends one later."""
-        self._phases[seq.base % self.block_size] -= 1
+        self._shift(seq.base, -1)
         seq.base -= 1
-        self._phases[seq.base % self.block_size] += 1
+        self._shift(seq.base, 1)
         heappush(self._ends, (seq.end - 1 - seq.base, seq.admission, seq))
+
+    def _shift(self, base: int, change: int) -> None:
+        phase = -base % self.block_size
+        self._phases[phase] += change
+        self._phases[phase + self.block_size] += change
 
     def takes_block(self, seq: Sequence) -> bool:
         """Whether a sequence takes a block in the next step."""
@@ -63,16 +68,13 @@ class DecodeBatch:
 
     def next_demand(self) -> int:
         """Return the blocks that the next step's decodes take."""
-        return self._phases[-self.num_steps % self.block_size]
+        return self._phases[self.num_steps % self.block_size]
 
     def demand(self, num_steps: int) -> int:
         """Return the blocks that the decodes of the next `num_steps` steps take."""
-        size, phases = self.block_size, self._phases
-        rounds, rest = divmod(num_steps, size)
-        top = -self.num_steps % size + 1
-        if rest <= top:
-            return rounds * self.num_decodes + sum(phases[top - rest : top])
-        return rounds * self.num_decodes + sum(phases[:top]) + sum(phases[size + top - rest :])
+        rounds, rest = divmod(num_steps, self.block_size)
+        i = self.num_steps % self.block_size
+        return rounds * self.num_decodes + sum(self._phases[i : i + rest])
 
     def steps_that_fit(self, num_free: int) -> int:
         """Return for how many steps so many free blocks last."""
@@ -80,7 +82,7 @@ class DecodeBatch:
         rounds, free = divmod(num_free, self.num_decodes)
         steps = rounds * size
         while True:
-            free -= phases[-(self.num_steps + steps) % size]
+            free -= phases[(self.num_steps + steps) % size]
             if free < 0:
                 return steps
             steps += 1

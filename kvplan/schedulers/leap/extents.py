@@ -69,6 +69,8 @@ class ExtentPool:
         self.num_evicted = 0
         self.trie = ContentTrie(block_size, lookahead) if enable_caching else None
         self.num_unhashed = num_blocks
+        self._owed = 0
+        """Blocks taken from the front of the queue of hashed ones; they leave it before somebody looks for hits."""
         self._queue = Piece(None, None, 0, 0, 0)  # type: ignore[arg-type]
         self._queue.next = self._queue.prev = self._queue
         self.unhashed_first = unhashed_first or not enable_caching
@@ -86,11 +88,11 @@ class ExtentPool:
             return
         self.num_unhashed -= num_blocks
         if self.num_unhashed < 0:
-            self._evict(-self.num_unhashed)
+            self.num_evicted -= self.num_unhashed
+            self._owed -= self.num_unhashed
             self.num_unhashed = 0
 
     def _evict(self, num_blocks: int) -> None:
-        self.num_evicted += num_blocks
         while num_blocks:
             piece = self._queue.next
             length = piece.hi - piece.lo
@@ -111,6 +113,7 @@ class ExtentPool:
             piece = self._queue.next
             if piece.run is not NAMELESS:
                 evicted = min(num_blocks, piece.hi - piece.lo)
+                self.num_evicted += evicted
                 self._evict(evicted)
                 num_blocks -= evicted
                 continue
@@ -212,6 +215,9 @@ class ExtentPool:
         """Return the longest cached prefix of at most `max_blocks`; of equal blocks the one hashed first."""
         if self.trie is None:
             return NO_HITS
+        if self._owed:
+            self._evict(self._owed)
+            self._owed = 0
         if not seq.path:
             seq.path = self.trie.enter(seq.request)
         hits: list[Hit] = []
