@@ -168,7 +168,7 @@ class ReplicaStats:
         return self.api.delay_at(now) if self.api is not None else 0
 
     def _count_late(self, api: ApiServers, first: int, last: int, num: int, steps: int) -> None:
-        """Where a round of sending takes longer than steps of `first` to `last` ticks, clients count fewer intervals."""
+        """Where a round of sending takes longer than a step of `first` ticks, clients count fewer intervals."""
         if api.times.is_late(num, first):
             seen = api.times.round
             self.meter.merge(first, last, num * steps, seen(num, first), seen(num, last))

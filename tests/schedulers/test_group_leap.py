@@ -135,7 +135,7 @@ MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
     "a checkpoint takes no block": (
         "align", Groups, "checkpoint", "index not in table.live", "False"),
     "names are lost from step ends": (
-        "window", GroupBatch, "_regular_lead", "list(map(add, before, takes))", "list(map(add, before, self._lends[i:stop]))"),
+        "window", GroupBatch, "_regular_lead", "map(add, before, takes)", "map(add, before, self._lends[i:stop])"),
     "names in a window are kept for ever": (
         "window", GroupBatch, "settle_names", "self._uncount(seq, (NAMED, start, spec.size, spec.count))", "None"),
     "all of a request's own blocks are still there": (

@@ -26,7 +26,7 @@ class DecodeBatch:
         self.context = 0
         """Sum of their computed tokens."""
         self._phases = [0] * (2 * block_size)
-        """How many take a block in the steps i modulo the block size; twice, so that a round from any step is a slice."""
+        """How many take a block in steps i modulo the block size; twice, so that a round from any step is a slice."""
         self._ends: list[tuple[int, int, Sequence]] = []
         """Heap of (num_steps once the last token is scheduled, admission, sequence); stale entries are skipped."""
 
