@@ -71,7 +71,7 @@ class ExtentPool:
         self.num_unhashed = num_blocks
         self._owed = 0
         """Blocks taken from the front of the queue of hashed ones; they leave it before somebody looks for hits."""
-        self._queue = Piece(None, None, 0, 0, 0)  # type: ignore[arg-type]
+        self._queue = Piece(NAMELESS, NAMELESS_TRUNK, 0, 0, 0)
         self._queue.next = self._queue.prev = self._queue
         self.unhashed_first = unhashed_first or not enable_caching
         if not self.unhashed_first:

@@ -424,7 +424,7 @@ class GroupBatch(DecodeBatch):
         stop = i + (period if rounds else rest)
         takes = self._takes[i:stop]
         before = accumulate(self._lends[i : stop - 1], initial=lead)
-        tops = list(map(add, before, takes))
+        tops: list[int] = list(map(add, before, takes))
         if rounds:  # over a period takes lead: what is most is most in the last one
             last = rounds * self.lends_a_period
             whole = last - self.lends_a_period
