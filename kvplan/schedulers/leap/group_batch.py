@@ -318,8 +318,8 @@ class GroupBatch(DecodeBatch):
         i = self.num_steps % self.period
         return rounds * self.takes_a_period + sum(self._takes[i : i + rest])
 
-    def flow(self, num_steps: int) -> tuple[int, Returned]:
-        """Return the blocks that the decodes of the next `num_steps` steps take, and give back."""
+    def flow(self, num_steps: int) -> tuple[int, int, int]:
+        """Return the blocks that the decodes of the next steps take, give back without a name, and with one."""
         rounds, rest = divmod(num_steps, self.period)
         i = self.num_steps % self.period
         j = i + rest
@@ -330,7 +330,7 @@ class GroupBatch(DecodeBatch):
             for step in range(self.num_steps, self.num_steps + min(1 + self.lag, num_steps)):
                 more = self._beside(step)
                 unnamed, named = unnamed + more.unnamed, named + more.named
-        return takes, Returned(unnamed, named)
+        return takes, unnamed, named
 
     def next_due(self) -> int:
         """Return the step that no leap may reach past."""
@@ -450,12 +450,13 @@ class GroupBatch(DecodeBatch):
             first = first if i else free
         done, rest = step - self.num_steps, self.num_steps + num_steps - step
         if rest:
-            found = self._regular_sums(step, rest, free)
-            least, total = min(least, found.least), total + found.total
-            weighted += found.weighted + done * found.total
+            regular = self._regular_sums(step, rest, free)
+            least, total = min(least, regular[0]), total + regular[1]
+            weighted += regular[2] + done * regular[1]
         return FreeBlocks(first, least, total, weighted)
 
-    def _regular_sums(self, step: int, num_steps: int, free: int) -> FreeBlocks:
+    def _regular_sums(self, step: int, num_steps: int, free: int) -> tuple[int, int, int]:
+        """As `free_sums`, from a step on in which nothing irregular is left: the least, the sum, the weighted sum."""
         i, period, trend = step % self.period, self.period, self.trend
         rounds, rest = divmod(num_steps, period)
         after = list(accumulate(self._frees[i : i + (period if rounds else rest)]))
@@ -477,7 +478,7 @@ class GroupBatch(DecodeBatch):
             span = rest * rounds * period + rest * (rest - 1) // 2
             weighted += start * span + rounds * period * sum_tail + sum(map(mul, tail, range(rest)))
             least = min(least, start + min(tail))
-        return FreeBlocks(free, least, total, weighted)
+        return least, total, weighted
 
     def eventful(self, step: int) -> list[Events]:
         """Return the decoding sequences that take or give back a block in a step, in order of admission."""

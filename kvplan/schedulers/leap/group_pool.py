@@ -48,17 +48,17 @@ class GroupPool:
         self.num_unhashed += num_blocks
         self.queue.take(num_blocks)
 
-    def advance(self, takes: int, returned: Returned, lead: int) -> int:
+    def advance(self, takes: int, unnamed: int, named: int, lead: int) -> int:
         """Take and give back what several steps do, in which takes led unnamed returns by `lead` at most.
 
         Return the number in the queue of the first named block.
         """
-        first = self.queue.join(returned.named)
+        first = self.queue.join(named)
         self.num_taken += takes
         if lead > self.num_unhashed:
             self._evict(lead - self.num_unhashed)
-        self.num_unhashed += returned.unnamed - takes
-        self.num_free += returned.unnamed + returned.named - takes
+        self.num_unhashed += unnamed - takes
+        self.num_free += unnamed + named - takes
         return first
 
     def pass_steps(self, batch: GroupBatch, num_steps: int) -> None:
@@ -74,15 +74,15 @@ class GroupPool:
 
     def _pass_steps(self, batch: GroupBatch, num_steps: int) -> None:
         """The same, where the same blocks have names."""
-        takes, returned = batch.flow(num_steps)
+        takes, unnamed, named = batch.flow(num_steps)
         lead = 0
         if self.caches and takes > self.num_unhashed:
             lead = batch.lead_of_takes(num_steps, self.num_unhashed)
-        first = self.advance(takes, returned, lead)
-        if returned.named and self.groups.parks:
+        first = self.advance(takes, unnamed, named, lead)
+        if named and self.groups.parks:
             dropping = batch.dropping()
             drops = Drops(
-                self.groups, first, first + returned.named, batch.num_steps, batch.num_steps + num_steps,
+                self.groups, first, first + named, batch.num_steps, batch.num_steps + num_steps,
                 [one for _, one in dropping],
             )  # fmt: skip
             for seq, _ in dropping:

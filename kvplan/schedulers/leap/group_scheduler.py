@@ -244,8 +244,8 @@ class GroupScheduler(LeapScheduler):
 
     def free_blocks_in(self, num_steps: int) -> int:
         """Return the free blocks that so many steps of the leap just planned leave."""
-        takes, returned = self.batch.flow(num_steps)
-        return self.pool.num_free + sum(returned) - takes
+        takes, unnamed, named = self.batch.flow(num_steps)
+        return self.pool.num_free + unnamed + named - takes
 
     def free_blocks_over(self, num_steps: int) -> FreeBlocks | None:
         """Return the free blocks after each of so many steps of the leap just planned."""
