@@ -52,7 +52,7 @@ class _Desk:
         self._pipe, self._bounds = pipe, bounds
         self.stopped, self._yes, self._lock = threading.Event(), threading.Event(), threading.Lock()
         self._started = self._told = time.monotonic()
-        self._share = 0.0
+        self._share, self._looked, self._look_at = 0.0, (0.0, 0.0), bounds.look_after_s
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -77,18 +77,29 @@ class _Desk:
     def cancelled(self) -> bool:
         elapsed, bounds = time.monotonic() - self._started, self._bounds
         known = self._share or elapsed > bounds.patience * bounds.look_after_s
-        if known and elapsed > bounds.look_after_s and not self._yes.is_set():
-            self._ask(elapsed)
+        if known and elapsed > self._look_at and not self._yes.is_set():
+            self._look(elapsed)
         return self.stopped.is_set()
 
-    def _ask(self, elapsed: float) -> None:
-        """Hold the work until somebody answers, if all of it would take long."""
-        forecast = elapsed / self._share if self._share else float("inf")
-        if forecast > self._bounds.ask_above_s:
-            self.tell("asking", forecast)
-            self._yes.wait()
-            self.tell("go on")
-        self._yes.set()
+    def _look(self, elapsed: float) -> None:
+        """Forecast the end by the pace since the last look; ask if it is far at the second, without the start, too."""
+        (at, share), self._looked = self._looked, (elapsed, self._share)
+        done = self._share - share
+        forecast = elapsed + (1 - self._share) * (elapsed - at) / done if done > 0 else float("inf")
+        if forecast <= self._bounds.ask_above_s:
+            self._yes.set()
+        elif at == 0 and self._share:
+            self._look_at = 2 * elapsed
+        else:
+            self._ask(forecast)
+
+    def _ask(self, forecast: float) -> None:
+        """Hold the work until somebody answers."""
+        asked = time.monotonic()
+        self.tell("asking", forecast)
+        self._yes.wait()
+        self._started += time.monotonic() - asked
+        self.tell("go on")
 
 
 def serve(pipe: Connection, work: Work, folder: str, files: Mapping[str, bytes], bounds: WorkBounds) -> None:

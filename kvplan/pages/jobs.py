@@ -33,6 +33,12 @@ RUNS_AT_ONCE = max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_
 """Of all visitors together; others wait their turn."""
 MOST_WAITING = 20
 """More are turned away."""
+MOST_WAITING_EACH = 4
+"""Of one visitor, however many pages are open."""
+MOST_ASKING = 4
+"""Runs that hold memory without a turn, while their visitors think about whether they may take so long."""
+ANSWER_WITHIN_S = 60.0
+"""Who does not say yes by then does not want it."""
 READS_AT_ONCE = 2
 READ = WorkBounds(seconds=10.0, memory_bytes=1 << 30, ask_above_s=float("inf"))
 """Of a paste or an upload that is only read."""
@@ -46,9 +52,12 @@ GONE_AFTER_S = 3.0
 """The visitor's page is closed for so long; a page that loads again is back sooner."""
 
 _turns, _reads = threading.Semaphore(RUNS_AT_ONCE), threading.Semaphore(READS_AT_ONCE)
+_asking = threading.Semaphore(MOST_ASKING)
 _line: list[Job] = []
 """Jobs that wait for their turn, the first in front."""
 _line_lock = threading.Lock()
+_returning: list[Job] = []
+"""Jobs whose visitors said yes: theirs is the next turn."""
 
 
 def _always() -> bool:
@@ -60,11 +69,12 @@ class Job:
 
     def __init__(
         self, work: Work, files: Mapping[str, bytes] | None = None, bounds: WorkBounds | None = None,
-        is_there: Callable[[], bool] = _always, in_line: bool = True,
+        is_there: Callable[[], bool] = _always, in_line: bool = True, visitor: str = "",
     ) -> None:  # fmt: skip
         """Get in line, or begin at once. Raises KvplanError when too many wait already.
 
-        `files` lie in the folder where the work runs; `is_there` says whether the visitor still has the page open.
+        `files` lie in the folder where the work runs; `is_there` says whether the visitor still has the page open;
+        `visitor` who that is, empty for nobody in particular.
         """
         self.state: State = "waiting"
         self.result: Any = None
@@ -75,7 +85,8 @@ class Job:
         self.forecast_s = 0.0
         """Seconds it will take in all, once it asks; infinite when nothing was done by then."""
         self._work, self._files, self._bounds = work, dict(files or {}), bounds or WorkBounds()
-        self._is_there, self._in_line = is_there, in_line
+        self._is_there, self._in_line, self.visitor = is_there, in_line, visitor
+        self._has_turn, self._left_turn, self._asked_at = False, False, 0.0
         self._stop, self._yes = threading.Event(), threading.Event()
         self._started = self._seen = self._there = time.monotonic()
         self._marks: list[tuple[float, float]] = []
@@ -140,13 +151,8 @@ class Job:
 
     def _run(self) -> None:
         try:
-            if not self._in_line:
+            if not self._in_line or self._my_turn():
                 self._with_process()
-            elif self._my_turn():
-                try:
-                    self._with_process()
-                finally:
-                    _turns.release()
             else:
                 self.state = "cancelled"
         except Exception as error:  # no process could be started: memory, handles
@@ -154,18 +160,55 @@ class Job:
                 f"no process could be started for this run ({type(error).__name__}); try again in a minute"
             )
             self.state = "failed"
+        finally:
+            self._give_turn_back()
 
     def _my_turn(self) -> bool:
         """Wait for it; False for who leaves the line."""
         try:
             while not self._is_unwanted():
-                if self.num_before == 0 and _turns.acquire(timeout=0.05):
+                if self.num_before == 0 and not _returning and _turns.acquire(timeout=0.05):
+                    self._has_turn = True
                     return True
                 time.sleep(0.05)
             return False
         finally:
             with _line_lock:
                 _line.remove(self)
+
+    def _give_turn_back(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            _turns.release()
+        if self._left_turn:
+            self._left_turn = False
+            _asking.release()
+        if self in _returning:
+            _returning.remove(self)
+
+    def _let_others_run(self) -> None:
+        """While its visitor thinks; as many as memory is kept for."""
+        self._asked_at = time.monotonic()
+        if self._has_turn and _asking.acquire(blocking=False):
+            self._has_turn, self._left_turn = False, True
+            _turns.release()
+
+    def _is_answered(self) -> bool:
+        """Whether a yes was said and its turn has come again, before those who wait for their first."""
+        if not self._yes.is_set():
+            return False
+        if self._left_turn:
+            if self not in _returning:
+                self.state = "waiting"
+                _returning.append(self)
+            if _returning[0] is not self or not _turns.acquire(blocking=False):
+                return False
+            _returning.remove(self)
+            self._has_turn, self._left_turn = True, False
+            _asking.release()
+        self._started += time.monotonic() - self._asked_at
+        self._marks.clear()
+        return True
 
     def _with_process(self) -> None:
         folder = tempfile.mkdtemp(prefix="kvplan-")
@@ -193,10 +236,10 @@ class Job:
             try:
                 if pipe.poll(0.05) and self._read(pipe.recv()):
                     return
-                if self._yes.is_set() and self.state == "asking":
-                    self.state = "running"
+                if self._asked_at and self._is_answered():
+                    self._asked_at, self.state = 0.0, "running"
                     pipe.send("go on")
-                if told_at is None and (self._is_unwanted() or self.elapsed_s > self._bounds.seconds):
+                if told_at is None and (self._is_unwanted() or self._is_late()):
                     told_at = time.monotonic()
                     pipe.send("stop")
             except (EOFError, OSError):
@@ -218,10 +261,11 @@ class Job:
                     self._marks = self._marks[::2]
             case ("asking", forecast):
                 self.forecast_s, self.state = forecast, "asking"
+                self._let_others_run()
             case ("over", state, result, error):
                 self.result, self.error = result, error
                 if state == "cancelled" and not self._stop.is_set():
-                    self.error = self._too_long()
+                    self.error = self._why_late()
                 self.state = state
                 return True
         return False
@@ -231,10 +275,18 @@ class Job:
         if self._stop.is_set():
             self.state = "cancelled"
             return
-        self.error = why or self._too_long()
+        self.error = why or self._why_late()
         self.state = "failed"
 
-    def _too_long(self) -> str:
+    def _is_late(self) -> bool:
+        """Whether it has had its time, or nobody answers its question."""
+        if self._asked_at:
+            return not self._yes.is_set() and time.monotonic() - self._asked_at > ANSWER_WITHIN_S
+        return self.elapsed_s > self._bounds.seconds
+
+    def _why_late(self) -> str:
+        if self._asked_at:
+            return f"nobody said within {ANSWER_WITHIN_S:.0f} s that it may take so long"
         return (
             f"this takes longer than {self._bounds.seconds:,.0f} s, which is what the app gives it; the "
             f"command line goes on"
@@ -262,6 +314,11 @@ def _get_in_line(job: Job) -> None:
                 f"{MOST_WAITING} runs are waiting already: come back in a few minutes, or install kvplan on "
                 f"a machine of "
                 "your own"
+            )
+        if job.visitor and sum(other.visitor == job.visitor for other in _line) >= MOST_WAITING_EACH:
+            raise KvplanError(
+                f"{MOST_WAITING_EACH} runs of yours are waiting already, in other tabs of this browser: "
+                "cancel one, or wait for it"
             )
         _line.append(job)
 

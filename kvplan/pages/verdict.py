@@ -9,6 +9,7 @@ import streamlit as st
 
 from kvplan.ground.errors import KvplanError
 from kvplan.pages import form, links
+from kvplan.pages.apart import WorkBounds
 from kvplan.pages.asked import ENGINES, Asked
 from kvplan.pages.jobs import Job, read_apart
 from kvplan.pages.widgets import marked, over, refuse, start, under_way
@@ -19,6 +20,8 @@ MOST_ANSWERS = 32
 """Remembered of all visitors: equal questions have equal answers."""
 _answers: OrderedDict[Asked, ServingAnswer] = OrderedDict()
 _lock = threading.Lock()
+NOBODY_ASKED = WorkBounds(ask_above_s=float("inf"))
+"""Of a run that no single visitor could say yes to."""
 _first: dict[Asked, Job] = {}
 """The run that answers what somebody new is shown, for all who come meanwhile."""
 
@@ -97,7 +100,7 @@ def _first_answer(asked: Asked) -> ServingAnswer | None:
         job = _first.get(asked)
         if job is None:
             _first.clear()
-            job = _first[asked] = Job(work_of(asked), in_line=False)
+            job = _first[asked] = Job(work_of(asked), bounds=NOBODY_ASKED, in_line=False)
     if job.wait(0.3) and job.state == "done":
         _remember(asked, job.result)
     return answer_of(asked)

@@ -344,7 +344,7 @@ def start(name: str, asked: Any, work: Work, files: Mapping[str, bytes] | None =
     for key in [str(key) for key in state if str(key).endswith("_job")]:
         if not state[key].is_over:
             state[key].stop()
-    state[f"{name}_job"] = Job(work, files, is_there=presence())
+    state[f"{name}_job"] = Job(work, files, is_there=presence(), visitor=browser())
     state[f"{name}_asked"] = asked
     st.query_params["run"] = name
     state[f"{name}_job"].wait(PATIENCE_S)
@@ -377,6 +377,13 @@ def presence() -> Callable[[], bool]:
         return lambda: True
     session = context.session_id
     return lambda: runtime.exists() and runtime.get_instance().is_active_session(session)
+
+
+def browser() -> str:
+    """Whose page this is, as far as it can be told: many tabs of one browser are one visitor."""
+    context = get_script_run_ctx()
+    cookie = st.context.cookies.get("_streamlit_xsrf", "") if runtime.exists() else ""
+    return cookie or st.context.ip_address or (context.session_id if context else "")
 
 
 SEARCHES = ("plan", "recommend")

@@ -25,8 +25,18 @@ from kvplan.memory.demand import Demand
 from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.memory.mixed_lengths import varying_traces
 from kvplan.models.load import load_model
+from kvplan.pages import jobs
 from kvplan.pages.apart import Progress, Work, WorkBounds
-from kvplan.pages.jobs import GONE_AFTER_S, GRACE_S, MOST_WAITING, READ, RUNS_AT_ONCE, Job, read_apart
+from kvplan.pages.jobs import (
+    GONE_AFTER_S,
+    GRACE_S,
+    MOST_WAITING,
+    MOST_WAITING_EACH,
+    READ,
+    RUNS_AT_ONCE,
+    Job,
+    read_apart,
+)
 from kvplan.pages.turns import PAGES_AT_ONCE, page_turn, resting
 from kvplan.pages.uploads import simulated
 from kvplan.pages.widgets import marked, plain
@@ -124,6 +134,42 @@ def test_long_work_asks_first_and_can_be_stopped() -> None:
     job.stop()
     _until(job, "cancelled")
     assert job.result.endswith("so far")
+
+
+def test_who_thinks_about_it_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that wait for a yes leave their turns to others, take the next ones when it is said, and are stopped with
+    what they have when it is not."""
+    asks = WorkBounds(ask_above_s=1.0, look_after_s=0.1)
+    thinking = [Job(_slow, bounds=asks) for _ in range(RUNS_AT_ONCE)]
+    for job in thinking:
+        _until(job, "asking")
+    assert Job(_answer).wait(20)
+    thinking[0].go_on()
+    _until(thinking[0], "running")
+    monkeypatch.setattr(jobs, "ANSWER_WITHIN_S", 0.5)
+    for job in thinking[1:]:
+        _until(job, "cancelled")
+        assert "nobody said" in job.error
+        assert job.result.endswith("so far")
+    thinking[0].stop()
+    _until(thinking[0], "cancelled")
+    again = [Job(_answer) for _ in range(2 * RUNS_AT_ONCE)]
+    assert all(job.wait(20) for job in again)
+
+
+def test_many_pages_of_one_visitor_leave_room_in_the_line() -> None:
+    """One visitor fills a part of the line, whatever is open; another still gets in, and so does who has nothing."""
+    long = WorkBounds(ask_above_s=1e9)
+    running = [Job(_slow, bounds=long, visitor="a") for _ in range(RUNS_AT_ONCE)]
+    for job in running:
+        _until(job, "running")
+    waiting = [Job(_answer, visitor="a") for _ in range(MOST_WAITING_EACH)]
+    with pytest.raises(KvplanError, match="of yours are waiting"):
+        Job(_answer, visitor="a")
+    other = Job(_answer, visitor="b")
+    for job in running:
+        job.stop()
+    assert all(job.wait(20) for job in (*running, *waiting, other))
 
 
 @pytest.mark.parametrize(("work", "kept"), [(_slow, True), (_deaf, True), (_stubborn, False)])
