@@ -7,6 +7,7 @@ import logging
 import pandas  # noqa: F401  (tables need it: loaded before the first visitor waits for one)
 import streamlit as st
 from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from kvplan.pages import (
     calibration_tab,
@@ -21,13 +22,18 @@ from kvplan.pages import (
 )
 from kvplan.pages.jobs import warm_up
 from kvplan.pages.links import BIND
-from kvplan.pages.turns import page_turn, settle
+from kvplan.pages.memory_kept import Housekeeper, collect
+from kvplan.pages.turns import page_turn
 from kvplan.pages.widgets import marked, or_complaint, refuse
 
 TABS = ("Estimate", "Simulate", "Strategies", "Recommend", "Calibration")
 
 
 warm_up()  # once, when the server's first page is asked for
+_housekeeper: Housekeeper | None = None
+if runtime.exists():
+    _housekeeper = Housekeeper(runtime.get_instance().is_active_session, collect)
+    _housekeeper.start()
 
 
 def main() -> None:
@@ -40,11 +46,13 @@ def main() -> None:
     try:
         with page_turn():
             _page()
-        if runtime.exists():
-            settle()
     except Exception:
         logging.getLogger(__name__).exception("the page failed")
         refuse("this page failed inside kvplan; the server's log has the details. Reload it to go on.")
+    finally:
+        context = get_script_run_ctx()
+        if _housekeeper is not None and context is not None:
+            _housekeeper.note(context.session_id)
 
 
 def _page() -> None:
