@@ -13,6 +13,7 @@ from kvplan.ground.files import app_file
 
 SETTINGS = {
     "server.maxUploadSize": "2",
+    "server.maxMessageSize": "8",
     "server.headless": "true",
     "server.fileWatcherType": "none",
     "server.disconnectedSessionTTL": "60",

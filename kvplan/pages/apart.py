@@ -1,7 +1,7 @@
 """The inside of a process that does one piece of a visitor's work: its own folder, bounded time and memory, a pipe.
 
-Up the pipe: ("share", done, all), ("asking", seconds), ("over", state, result, complaint). Down: "stop", "go on"; its
-end means that the server is gone. Knows no page.
+Up the pipe: ("share", done, all), ("asking", seconds), ("over", state, pickled result, complaint). Down: "stop",
+"go on"; its end means that the server is gone. Knows no page.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import logging
 import os
+import pickle
 import signal
 import threading
 import time
@@ -41,6 +42,8 @@ class WorkBounds(NamedTuple):
     """Work that would take longer waits for a yes."""
     look_after_s: float = 2.0
     """The forecast is made when the work has run for so long."""
+    result_bytes: int = 32 << 20
+    """More is not handed to the server, which holds it as long as the page is open."""
     patience: int = 10
     """Work that has shown no progress is given so many times longer before it asks."""
 
@@ -52,7 +55,8 @@ class _Desk:
         self._pipe, self._bounds = pipe, bounds
         self.stopped, self._yes, self._lock = threading.Event(), threading.Event(), threading.Lock()
         self._started = self._told = time.monotonic()
-        self._share, self._looked, self._look_at = 0.0, (0.0, 0.0), bounds.look_after_s
+        self._share = 0.0
+        self._first: tuple[float, float] | None = None
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -70,36 +74,36 @@ class _Desk:
 
     def progress(self, done: int, total: int) -> None:
         now, self._share = time.monotonic(), done / max(1, total)
+        if self._first is None and self._share:
+            self._first = now, self._share
         if now - self._told > TELL_EVERY_S or done == total:
             self._told = now
             self.tell("share", done, total)
 
     def cancelled(self) -> bool:
-        elapsed, bounds = time.monotonic() - self._started, self._bounds
-        known = self._share or elapsed > bounds.patience * bounds.look_after_s
-        if known and elapsed > self._look_at and not self._yes.is_set():
-            self._look(elapsed)
+        now, bounds = time.monotonic(), self._bounds
+        since, wait = (self._first[0], 1) if self._first else (self._started, bounds.patience)
+        if now - since > wait * bounds.look_after_s and not self._yes.is_set():
+            self._ask(now)
         return self.stopped.is_set()
 
-    def _look(self, elapsed: float) -> None:
-        """Forecast the end by the pace since the last look; ask if it is far at the second, without the start, too."""
-        (at, share), self._looked = self._looked, (elapsed, self._share)
-        done = self._share - share
-        forecast = elapsed + (1 - self._share) * (elapsed - at) / done if done > 0 else float("inf")
-        if forecast <= self._bounds.ask_above_s:
-            self._yes.set()
-        elif at == 0 and self._share:
-            self._look_at = 2 * elapsed
-        else:
-            self._ask(forecast)
+    def _forecast(self, now: float) -> float:
+        """Seconds of all of it, at the pace since it first got on: what is prepared once tells nothing of the rest."""
+        if self._first is None:
+            return float("inf")
+        begun, share = self._first
+        if self._share <= share:  # few and large pieces
+            return (now - self._started) / self._share
+        return begun - self._started + (now - begun) * (1 - share) / (self._share - share)
 
-    def _ask(self, forecast: float) -> None:
-        """Hold the work until somebody answers."""
-        asked = time.monotonic()
-        self.tell("asking", forecast)
-        self._yes.wait()
-        self._started += time.monotonic() - asked
-        self.tell("go on")
+    def _ask(self, now: float) -> None:
+        """Hold the work until somebody answers, if all of it would take long."""
+        forecast = self._forecast(now)
+        if forecast > self._bounds.ask_above_s:
+            self.tell("asking", forecast)
+            self._yes.wait()
+            self.tell("go on")
+        self._yes.set()
 
 
 def serve(pipe: Connection, work: Work, folder: str, files: Mapping[str, bytes], bounds: WorkBounds) -> None:
@@ -114,9 +118,17 @@ def serve(pipe: Connection, work: Work, folder: str, files: Mapping[str, bytes],
     state, result, said = _outcome(work, desk)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        desk.tell("over", state, result, said)
+        content = pickle.dumps(result, pickle.HIGHEST_PROTOCOL)
     except MemoryError:
-        desk.tell("over", "failed", None, _too_large(bounds))
+        state, content, said = "failed", pickle.dumps(None), _too_large(bounds)
+    if len(content) > bounds.result_bytes:
+        said = (
+            f"the result is {len(content) >> 20} MiB, the app shows up to {bounds.result_bytes >> 20}; ask for less, "
+            f"or the command line, which has no such bound"
+        )
+        state, content = "failed", pickle.dumps(None)
+    with suppress(BrokenPipeError):  # it was given up meanwhile
+        desk.tell("over", state, content, said)
 
 
 def _outcome(work: Work, desk: _Desk) -> tuple[State, Any, str]:

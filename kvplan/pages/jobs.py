@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import shutil
 import tempfile
 import threading
@@ -262,8 +263,8 @@ class Job:
             case ("asking", forecast):
                 self.forecast_s, self.state = forecast, "asking"
                 self._let_others_run()
-            case ("over", state, result, error):
-                self.result, self.error = result, error
+            case ("over", state, content, error):
+                self.result, self.error = pickle.loads(content), error
                 if state == "cancelled" and not self._stop.is_set():
                     self.error = self._why_late()
                 self.state = state

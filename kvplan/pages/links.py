@@ -31,6 +31,8 @@ CHOICES = frozenset((
 ))  # fmt: skip
 VIEWS = frozenset(["run", "first_request", "block_time", "block_replica", "tree_strategy", "tree_problem"])
 """What is looked at of a result; drawn once there is one."""
+LISTS = frozenset(["gpus", "run"])
+"""What may be said several times."""
 KEYS = TEXTS | CHOICES | VIEWS
 STREAMLITS = ("embed", "embed_options")
 IGNORED = ("utm_", "fbclid", "gclid")
@@ -89,6 +91,9 @@ def start_afresh() -> None:
 def _check_names(link: dict[str, list[str]]) -> None:
     for key in link:
         if key in KEYS or key in STREAMLITS or key.startswith(IGNORED):
+            said = link[key]
+            if key in KEYS and key not in LISTS and len(said) > 1:
+                st.session_state["link_faults"][key] = f"{key}: said {len(said)} times, and it is one thing"
             continue
         st.session_state["link_faults"][key] = (
             f"no input is called {key[:80]!r}{did_you_mean(key[:80], KEYS)}"

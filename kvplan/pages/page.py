@@ -9,6 +9,7 @@ import streamlit as st
 from streamlit import runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from kvplan.ground.errors import KvplanError
 from kvplan.pages import (
     calibration_tab,
     deployments_tab,
@@ -22,7 +23,7 @@ from kvplan.pages import (
 )
 from kvplan.pages.jobs import warm_up
 from kvplan.pages.links import BIND
-from kvplan.pages.memory_kept import Housekeeper, collect
+from kvplan.pages.memory_kept import Housekeeper, bound_uploads, collect
 from kvplan.pages.turns import page_turn
 from kvplan.pages.widgets import marked, or_complaint, refuse
 
@@ -34,6 +35,7 @@ _housekeeper: Housekeeper | None = None
 if runtime.exists():
     _housekeeper = Housekeeper(runtime.get_instance().is_active_session, collect)
     _housekeeper.start()
+    bound_uploads(runtime.get_instance().uploaded_file_mgr)
 
 
 def main() -> None:
@@ -46,6 +48,8 @@ def main() -> None:
     try:
         with page_turn():
             _page()
+    except KvplanError as error:
+        refuse(str(error))
     except Exception:
         logging.getLogger(__name__).exception("the page failed")
         refuse("this page failed inside kvplan; the server's log has the details. Reload it to go on.")

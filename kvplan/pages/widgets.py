@@ -30,6 +30,8 @@ from kvplan.scenario.schema import Scenario, dump_scenario
 T = TypeVar("T")
 PATIENCE_S = 1.5
 """A run that is over by then shows no progress bar."""
+LONGEST_COMPLAINT = 1000
+"""Characters: who pasted a book is not shown it again."""
 ESCAPED = re.compile(f"([{re.escape(punctuation)}])")
 CODE = re.compile(r"`([^`\n]+)`|(?<!\S)\(?(--[a-z][\w-]*)")
 """What is shown in the font of code: words between backticks, and flags."""
@@ -85,9 +87,10 @@ def marked(told: str) -> str:
 
 
 def refuse(told: str, place: Any = st) -> None:
-    """A user's mistake, in one line that names no place of the server."""
+    """A user's mistake, in one line of bounded length that names no place of the server."""
     for root in (str(PACKAGE.parent), gettempdir(), str(Path.home())):
         told = re.sub(re.escape(root) + r"(/[^\s:'\",]*)?/", "", told)
+    told = told if len(told) <= LONGEST_COMPLAINT else told[:LONGEST_COMPLAINT] + " ..."
     place.error(marked(told), icon=":material/error:")
 
 

@@ -10,8 +10,22 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("streamlit")
+
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
+from streamlit.runtime.uploaded_file_manager import UploadedFileRec
+
 from kvplan.cli.app_command import MEMORY
-from kvplan.pages.memory_kept import AT_LEAST_EVERY_S, LOADED_AFTER, QUIET_S, Housekeeper, collect
+from kvplan.pages import memory_kept
+from kvplan.pages.memory_kept import (
+    AT_LEAST_EVERY_S,
+    LOADED_AFTER,
+    QUIET_S,
+    UPLOADS_EACH,
+    Housekeeper,
+    bound_uploads,
+    collect,
+)
 
 
 class House:
@@ -112,7 +126,26 @@ print(before, peak, anonymous())
 def test_the_servers_allocator_gives_back_what_lies_around_what_stays() -> None:
     """A little that stays of each visit does not keep the rest: a tenth of it is left, however it lies."""
     words = [sys.executable, "-c", LEAVES]
-    told = subprocess.run(words, env=MEMORY, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        words, env=MEMORY, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
     before, peak, after = map(int, told.stdout.split())
     assert peak - before > 40
     assert after - before < (peak - before) / 10
+
+
+# --- uploads --------------------------------------------------------------------------------------
+
+
+def test_what_pages_upload_is_bounded_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many files of a page and so many bytes of all pages, whatever is sent; what came last is there."""
+    manager = MemoryUploadedFileManager("/upload")
+    bound_uploads(manager)
+    for number in range(3 * UPLOADS_EACH):
+        manager.add_file("a", UploadedFileRec(str(number), "a.yaml", "text/yaml", b"x" * 10))
+    assert list(manager.file_storage["a"]) == [str(n) for n in range(2 * UPLOADS_EACH, 3 * UPLOADS_EACH)]
+    monkeypatch.setattr(memory_kept, "UPLOADED_BYTES", 1000)
+    for page in range(30):
+        manager.add_file(f"page {page}", UploadedFileRec("1", "a.yaml", "text/yaml", b"x" * 100))
+    held = {session: files for session, files in manager.file_storage.items() if files}
+    assert list(held) == [f"page {page}" for page in range(20, 30)]
