@@ -7,9 +7,11 @@ reads it; each input holds its value to what it offers, and at the end every nam
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from kvplan.ground.errors import did_you_mean
 
@@ -72,13 +74,25 @@ def faults() -> list[str]:
     return list(st.session_state.get("link_faults", {}).values())
 
 
+def is_kept() -> bool:
+    """Whether nothing in the link can turn out wrong any more: it says nothing, or every input has read it."""
+    state = st.session_state
+    return not state["link_faults"] and (not state["link"] or bool(state.get("link_read")))
+
+
+def was_read() -> None:
+    """Note that every input has read the link."""
+    st.session_state["link_read"] = True
+
+
 def forget_faults() -> None:
     """Go on without what is wrong."""
     state = st.session_state
     for key in state["link_faults"]:
         state["link"].pop(key, None)
         if key in st.query_params:
-            del st.query_params[key]
+            with suppress(StreamlitAPIException):  # an input holds it already: one of two values
+                del st.query_params[key]
     state["link_faults"] = {}
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-EVERY_S = 2.0
+EVERY_S = 10.0
 LOADED_AFTER = (1, 20)
 """Pages after which what is loaded is taken out of the garbage collector's sight."""
 QUIET_S = 65.0

@@ -69,6 +69,10 @@ def _page() -> None:
     told = form.typed()
     asked = or_complaint(told.read)
     answer = st.container(key="verdict")
+    is_told = links.is_kept() and not isinstance(asked, str) and not asked.config
+    if is_told:  # the browser shows it while it still loads what the tabs need
+        with answer:
+            verdict.render(asked)
     links.check("tab", TABS)
     first, second, third, fourth, fifth = st.tabs(TABS, key="tab", **BIND)
     with first:
@@ -81,14 +85,16 @@ def _page() -> None:
         search = deployments_tab.inputs(asked)
     with fifth:
         profile = calibration_tab.inputs(asked)
+    links.was_read()
     if links.faults():
         _refused(answer)
         return
     if isinstance(asked, str):
         refuse(asked, answer)
         return
-    with answer:
-        verdict.render(asked)
+    if not is_told:
+        with answer:
+            verdict.render(asked)
     with body:
         if first.open:
             memory_tab.render(asked)

@@ -13,7 +13,7 @@ pytest.importorskip("pandas")
 from app_driver import APP, calm, is_running, one_line, press, rows, run, said, wait, widgets
 from streamlit.testing.v1 import AppTest
 
-from kvplan.pages import links
+from kvplan.pages import links, memory_tab, verdict
 from kvplan.pages.uploads import MAX_BYTES
 
 TABS = ("Estimate", "Simulate", "Strategies", "Recommend", "Calibration")
@@ -145,6 +145,8 @@ def test_every_input_is_part_of_the_link() -> None:
         ({"enable_prefix_caching": "maybe"}, "there is no 'maybe'"),
         ({"![x](http://a.b/c.png)": "1"}, "no input is called"),
         ({"day": "[a](http://b.c)"}, "day: there is no"),
+        ({"tp": ["1", "8"]}, "tp: said 2 times"),
+        ({"model": ["Qwen/Qwen3-8B", "Qwen/QwQ-32B"]}, "model: said 2 times"),
     ],
 )
 def test_a_link_that_says_what_is_not_there_answers_nothing(
@@ -169,6 +171,35 @@ def test_an_unknown_model_or_card_is_no_other_one() -> None:
 
 def test_links_of_elsewhere_may_hang_something_on() -> None:
     assert not run(utm_source="x", embed="true").error
+
+
+def test_the_verdict_comes_before_the_tabs_unless_the_link_may_be_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A newcomer reads it while the browser still loads the rest; what a link says is answered once all of it is read."""
+    drawn: list[str] = []
+    for name, module in (("verdict", verdict), ("tabs", memory_tab)):
+        which = "render" if name == "verdict" else "inputs"
+        real = getattr(module, which)
+        monkeypatch.setattr(module, which, lambda *told, n=name, r=real: drawn.append(n) or r(*told))
+    app = run()
+    assert drawn[:2] == ["verdict", "tabs"]
+    assert drawn.count("verdict") == drawn.count("tabs")
+    drawn.clear()
+    app = run(thinking="8K")
+    assert drawn[:2] == ["tabs", "verdict"]
+    drawn.clear()
+    calm(app.run())
+    assert drawn[:2] == ["verdict", "tabs"]
+    drawn.clear()
+    run(thinking="8K", tp="3")
+    assert "verdict" not in drawn
+
+
+def test_a_complaint_does_not_repeat_a_book() -> None:
+    change = "x={" + "[" * 60_000
+    app = run(tab="Simulate", scenario_source="Bundled scenario", scenario="chat", scenario_set=change)
+    assert len(one_line(app)) < 2100  # every mark of it escaped
 
 
 def test_a_view_is_part_of_the_link() -> None:

@@ -25,7 +25,7 @@ from kvplan.memory.demand import Demand
 from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.memory.mixed_lengths import varying_traces
 from kvplan.models.load import load_model
-from kvplan.pages import jobs
+from kvplan.pages import jobs, turns
 from kvplan.pages.apart import Progress, Work, WorkBounds
 from kvplan.pages.jobs import (
     GONE_AFTER_S,
@@ -93,6 +93,10 @@ def _stubborn(progress: Progress, observer: Observer) -> None:
 
 def _hungry(progress: Progress, observer: Observer) -> int:
     return len([0] * (1 << 40))
+
+
+def _large(progress: Progress, observer: Observer) -> bytes:
+    return b"x" * (3 << 20)
 
 
 def _where(progress: Progress, observer: Observer) -> tuple[str, list[str]]:
@@ -196,6 +200,13 @@ def test_work_is_bounded_in_memory_and_time() -> None:
     assert late.result.endswith("so far")
 
 
+def test_a_result_too_large_to_keep_stays_with_the_worker() -> None:
+    large = Job(_large, bounds=WorkBounds(result_bytes=1 << 20))
+    assert large.wait(30)
+    assert (large.state, large.result) == ("failed", None)
+    assert "the result is 3 MiB, the app shows up to 1" in large.error
+
+
 def test_a_visitors_files_lie_in_a_folder_that_is_gone_afterwards() -> None:
     first, second = Job(_where, {"../a.csv": b"1"}), Job(_where, {"b.csv": b"2"})
     for job, name in ((first, "a.csv"), (second, "b.csv")):
@@ -280,6 +291,22 @@ def test_pages_take_turns_and_who_waits_lets_others_in() -> None:
         thread.join(10)
         assert not thread.is_alive()
     assert most[0] == PAGES_AT_ONCE
+
+
+def test_a_page_too_many_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "MOST_PAGES", 1)
+    with page_turn():
+        other = threading.Thread(target=_turned_away)
+        other.start()
+        other.join(10)
+        assert not other.is_alive()
+    with page_turn():
+        pass
+
+
+def _turned_away() -> None:
+    with pytest.raises(KvplanError, match="reload this one"), page_turn():
+        raise AssertionError
 
 
 # --- uploads --------------------------------------------------------------------------------------
