@@ -7,10 +7,13 @@ Up the pipe: ("share", done, all), ("asking", seconds), ("over", state, pickled 
 from __future__ import annotations
 
 import _thread
+import errno
 import logging
 import os
 import pickle
 import signal
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +23,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Literal, NamedTuple
 
 from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import PACKAGE, measurements_dir, profiles_dir, scenarios_dir
 from kvplan.simulation.observer import Observer
 
 Progress = Callable[[int, int], None]
@@ -114,6 +118,7 @@ def serve(pipe: Connection, work: Work, folder: str, files: Mapping[str, bytes],
     for name, content in files.items():
         with open(os.path.basename(name), "wb") as file:
             file.write(content)
+    _stay_in(folder)
     desk = _Desk(pipe, bounds)
     state, result, said = _outcome(work, desk)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -129,6 +134,37 @@ def serve(pipe: Connection, work: Work, folder: str, files: Mapping[str, bytes],
         state, content = "failed", pickle.dumps(None)
     with suppress(BrokenPipeError):  # it was given up meanwhile
         desk.tell("over", state, content, said)
+
+
+def _roots(folder: str) -> tuple[str, ...]:
+    """Where work may read: its own folder, kvplan's files, Python's."""
+    libraries = [each for each in sys.path if os.path.basename(each) in ("site-packages", "dist-packages")]
+    ours = [PACKAGE, scenarios_dir(), profiles_dir(), measurements_dir()]
+    system = ["/proc/self", "/dev", "/sys/fs/cgroup", "/usr/share/zoneinfo"]
+    found = [folder, *map(str, ours), sys.prefix, sys.base_prefix, *libraries, *system]
+    return tuple(os.path.join(os.path.realpath(each), "") for each in found)
+
+
+def _stay_in(folder: str) -> None:
+    """Let this process open no other file, whatever a stranger's text made of a name: a second wall behind `uploads`.
+
+    Holds for what Python opens, not for libraries in C, and cannot be taken back.
+    """
+    tempfile.tempdir = folder
+    roots, home = _roots(folder), os.path.realpath(folder)
+
+    def hook(event: str, told: tuple[Any, ...]) -> None:
+        if (
+            event not in ("open", "os.listdir", "os.scandir")
+            or not told
+            or not isinstance(told[0], str | bytes)
+        ):
+            return
+        name = os.path.join(home, os.fsdecode(told[0]))
+        if not os.path.join(os.path.realpath(name), "").startswith(roots):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.path.basename(name))
+
+    sys.addaudithook(hook)
 
 
 def _outcome(work: Work, desk: _Desk) -> tuple[State, Any, str]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.files import profiles_dir
 from kvplan.models.load import find_bundled
 from kvplan.pages.asked import OWN, TABLE, Asked, strategy_scenario
 from kvplan.scenario.schema import Scenario, load_scenario
+from kvplan.search.grid import make_axes, make_points, read_base
 from kvplan.workload.pass_tables import as_pass_table
 
 MAX_BYTES = 2 << 20
 MAX_REQUESTS = 1_000_000
 """Of one simulation in the app; the command line takes more."""
+MAX_CANDIDATES = 200
+"""Of a search."""
 MAX_BRANCHES = 200_000
 """Of one strategy over all its problems."""
 
@@ -46,7 +50,22 @@ def compared(
 
 
 def checked(scenario: Scenario, own: Sequence[str] = ()) -> Scenario:
-    """Refuse what would make the server read its own files, or work without an end."""
+    """Refuse what would make the server read its own files, or work without an end; so for all that it searches."""
+    _check_one(scenario, own)
+    if scenario.search is not None and scenario.search.over:
+        axes = make_axes(scenario.search.over)
+        size = prod(len(axis.values) for axis in axes)
+        if size > MAX_CANDIDATES:
+            raise KvplanError(
+                f"search.over: {size:,} candidates; here up to {MAX_CANDIDATES:,}, `kvplan recommend` takes more"
+            )
+        for point in make_points(read_base(scenario), axes):
+            if point.scenario is not None:
+                _check_one(point.scenario, own)
+    return scenario
+
+
+def _check_one(scenario: Scenario, own: Sequence[str]) -> None:
     _models(scenario, own)
     problems = scenario.problems
     for deployment in scenario.deployments.values():
@@ -67,7 +86,6 @@ def checked(scenario: Scenario, own: Sequence[str] = ()) -> Scenario:
         )
     if problems is not None:
         _branches(scenario)
-    return scenario
 
 
 def _models(scenario: Scenario, own: Sequence[str]) -> None:

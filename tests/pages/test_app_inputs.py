@@ -176,7 +176,7 @@ def test_links_of_elsewhere_may_hang_something_on() -> None:
 def test_the_verdict_comes_before_the_tabs_unless_the_link_may_be_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A newcomer reads it while the browser still loads the rest; what a link says is answered once all of it is read."""
+    """A newcomer reads it while the browser loads the rest; what a link says is answered once all of it is read."""
     drawn: list[str] = []
     for name, module in (("verdict", verdict), ("tabs", memory_tab)):
         which = "render" if name == "verdict" else "inputs"

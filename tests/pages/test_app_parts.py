@@ -20,7 +20,7 @@ from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli.main import run as cli
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.errors import KvplanError
-from kvplan.ground.files import measurements_dir
+from kvplan.ground.files import measurements_dir, scenarios_dir
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.memory.mixed_lengths import varying_traces
@@ -335,6 +335,17 @@ def test_what_is_read_apart_is_bounded_and_complains_in_a_line() -> None:
         "!!python/object/apply:os.system ['true']",
         "{model: Qwen/Qwen3-8B, gpus: h100}",
         "{model: config.json}",
+        "{model: Qwen/Qwen3-8B, search: {over: {gpu: [h100, /etc/x.yaml]}}}",
+        "{model: Qwen/Qwen3-8B, search: {over: {model: [Qwen/Qwen3-8B, /etc]}}}",
+        "{model: Qwen/Qwen3-8B, search: {over: {gpu+step_time.profile: [[h100, /etc/passwd]]}}}",
+        "{model: Qwen/Qwen3-8B, search: {over: {pricing.file: [/etc/passwd]}}}",
+        "{model: Qwen/Qwen3-8B, search: {over: {workload.trace: [{path: /etc/passwd, format: azure}]}}}",
+        "{model: Qwen/Qwen3-8B, problems: {}, search: {over: {problems.pass_table: [/etc/passwd]}}}",
+        "{model: Qwen/Qwen3-8B, search: {over: {colocate: [{reward: /etc}]}}}",
+        "{model: Qwen/Qwen3-8B, search: {over: {workload.num_requests: [1000001]}}}",
+        pytest.param(
+            f"{{model: Qwen/Qwen3-8B, search: {{over: {{workload.seed: {[*range(201)]}}}}}}}", id="large"
+        ),
     ],
 )
 def test_an_uploaded_scenario_reads_no_other_file(text: str, tmp_path: Path) -> None:
@@ -343,6 +354,38 @@ def test_an_uploaded_scenario_reads_no_other_file(text: str, tmp_path: Path) -> 
         simulated(str(tmp_path / "uploaded.yaml"), None)
     assert "\n" not in str(error.value)
     assert "root:" not in str(error.value)
+
+
+def _opened(progress: Progress, observer: Observer) -> dict[str, str]:
+    """What happens to work that opens files: the server's, by several ways; its own; kvplan's; a new one."""
+    Path("link").symlink_to("/etc/passwd")
+    Path("mine").write_text("mine")
+    names = (
+        "/etc/passwd",
+        "../../etc/passwd",
+        "link",
+        "/proc/self/cwd/link",
+        str(Path.home() / ".profile"),
+        "/tmp",
+    )
+    found = {}
+    for name in (*names, "mine", str(scenarios_dir() / "chat.yaml"), json.__file__):
+        try:
+            found[name] = str(os.listdir(name)) if name == "/tmp" else Path(name).read_text()[:4]
+        except PermissionError:
+            found[name] = "refused"
+    return found
+
+
+def test_work_opens_no_file_of_the_servers() -> None:
+    """Whatever a stranger's text makes of a name: a wall around the process itself, links and all."""
+    job = Job(_opened)
+    assert job.wait(30)
+    assert job.state == "done", job.error
+    *servers, mine, scenario, library = job.result.values()
+    assert servers == ["refused"] * 6
+    assert mine == "mine"
+    assert "refused" not in (scenario, library)
 
 
 def test_text_from_outside_stays_text() -> None:
