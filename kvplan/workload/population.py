@@ -67,8 +67,10 @@ class Population:
         place = (np.repeat(np.arange(PLACES), 2) + rng.random(size)) / PLACES
         length, prompt_at = rng.random(size), rng.random(size)
         prompt = np.maximum(quantile(told.prompt, prompt_at), told.shared_prefix_tokens + 1)
-        skill = _skills(told.quality, place, length)
-        others = {name: (_skills(facts, place, length), facts) for name, facts in told.qualities.items()}
+        skill = spread_skills(told.quality, place, length)
+        others = {
+            name: (spread_skills(facts, place, length), facts) for name, facts in told.qualities.items()
+        }
         first = NEW + number * size
         return [
             Task(
@@ -142,8 +144,11 @@ def difficulty_quantile(difficulty: Difficulty, share: Array) -> Array:
     return np.asarray(p[np.minimum(np.searchsorted(np.cumsum(shares), share), len(p) - 1)])
 
 
-def _skills(facts: QualitySet, place: Array, length: Array) -> list[Skill]:
-    """What is hard for one model is hard for another, and long for one is long for another, as in `skills`."""
+def spread_skills(facts: QualitySet, place: Array, length: Array) -> list[Skill]:
+    """Problems at these shares of a set's difficulties and lengths, in (0, 1).
+
+    What is hard for one model is hard for another, and long for one is long for another, as in `skills`.
+    """
     p = difficulty_quantile(facts.difficulty, place)
     spread = facts.sigma_between
     mean = facts.thinking_tokens * np.exp(spread * normal_quantile(length) - spread**2 / 2)
