@@ -19,6 +19,7 @@ from kvplan.ground.errors import KvplanError
 from kvplan.ground.tables import short
 from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario
+from kvplan.search.expected_accuracy import lengths_of
 from kvplan.simulation.simulator import solve
 from kvplan.simulation.solve_setup import only_models_of, set_up_all
 from kvplan.workload.expectation import MAX_DRAWS, PRECISION, Expectation, expect
@@ -141,7 +142,7 @@ def price_of(scenario: Scenario, price: Price, spec: StrategySpec) -> Callable[[
     problems = scenario.problems
     assert problems is not None
     planned = set_up_all(only_models_of(scenario, spec))
-    limits = [{name: setup.config.max_model_len for name, setup in planned.items()}]
+    limits = [lengths_of(planned)]
 
     def ask(value: float | None) -> float:
         one = spec if value is None else with_knob(spec, value)
@@ -312,7 +313,7 @@ def frontier(
     limits = []
     for spec in specs:
         planned = set_up_all(only_models_of(scenario, spec))
-        limits.append({key: setup.config.max_model_len for key, setup in planned.items()})
+        limits.append(lengths_of(planned))
     found = expect(
         problems, specs, scenario.folder, precision=precision, max_draws=max_draws, max_model_len=limits
     )

@@ -10,8 +10,9 @@ from math import ceil, inf
 from typing import NamedTuple
 
 from kvplan.scenario.space import Search
-from kvplan.search.point_row import Row
+from kvplan.search.point_row import Row, accuracy_text
 from kvplan.simulation.uncertainty import span
+from kvplan.workload.problems import Problems
 
 
 class Costs(NamedTuple):
@@ -80,9 +81,17 @@ def find_costs(row: Row, usd_per_hour: float, load: float, search: Search) -> Co
     return Costs(usd_per_hour, each / visible * 1e6 if visible else None, correct)
 
 
-def unsure(row: Row, load: float, slow: CostEnd, quick: CostEnd, search: Search) -> tuple[str, ...]:
-    """What the range could turn, a sentence each."""
+def unsure(
+    row: Row, load: float, slow: CostEnd, quick: CostEnd, search: Search, problems: Problems | None
+) -> tuple[str, ...]:
+    """What the range could turn, or the interval of an accuracy, a sentence each."""
     said = []
+    if (
+        problems is not None
+        and row["accuracy_low"] is not None
+        and row["accuracy_low"] < problems.min_accuracy
+    ):
+        said.append(f"accuracy {accuracy_text(row)}: it may be below the {problems.min_accuracy:.1%} asked")
     where = "at the slow end of the step's range"
     if slow.highest == 0:
         said.append(f"no load is sustained {where}")

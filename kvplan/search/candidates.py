@@ -14,14 +14,23 @@ from kvplan.ground.errors import DoesNotFit, KvplanError
 from kvplan.ground.limits import Limit
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
+from kvplan.search.expected_accuracy import expected_alone
 from kvplan.search.highest_load import Highest, LoadTest, Trial, highest_load
-from kvplan.search.point_row import Interrupted, Row, error_row, point_setups, run_point, with_ranges
+from kvplan.search.point_row import (
+    ACCURACY,
+    Interrupted,
+    Row,
+    accuracy_text,
+    error_row,
+    point_setups,
+    run_point,
+    with_ranges,
+)
 from kvplan.simulation.deploy import model_beside
 from kvplan.simulation.pricing import find_price
 from kvplan.simulation.simulator import simulate, solve
 from kvplan.simulation.solve_setup import set_up_all
 from kvplan.simulation.uncertainty import find_ends, is_doubted
-from kvplan.workload.arrivals import ClosedLoop
 
 MEASURED = (
     "highest", "missed", "low", "high", "num_draws", "copies", "num_gpus_per_copy", "usd_per_hour_per_copy", "pruned",
@@ -37,8 +46,6 @@ END_FACTOR = 1.1
 """Between two loads tried there."""
 OVERLOAD = 1.5
 """What gives out first is read off a run at so many times the highest load."""
-CALM = 4
-"""Problems at a time when accuracy is measured."""
 PLENTY = 2
 """Times the asked load that one copy is tried with at most."""
 ROUGH = 0.25
@@ -83,14 +90,11 @@ class Measure:
             return _ruled_out("gpus", why, num_closed_form=1)
         if hopeless:
             return _ruled_out("time", hopeless, num_closed_form=1)
-        accuracy = accuracy_of(test)
-        wanted = scenario.problems.min_accuracy if scenario.problems else 0.0
-        if accuracy is not None and accuracy < wanted:
-            why = f"accuracy {accuracy:.1%}, {wanted:.1%} is asked"
-            return _ruled_out("accuracy", why, pruned=False, num_simulations=1, accuracy=accuracy)
+        accuracy = accuracy_of(scenario)
+        if wrong := _wrong_too_often(accuracy, scenario):
+            return wrong
         found = first_look(test, self.search)
-        spent = found.num_simulations + (accuracy is not None)
-        row: Row = {"num_simulations": spent, "num_closed_form": found.num_pruned}
+        row: Row = {"num_simulations": found.num_simulations, "num_closed_form": found.num_pruned}
         if found.met is None:
             return row | _never(test, found)
         copies, met, found = copies_needed(test, found, found.met, self.search)
@@ -103,8 +107,10 @@ class Measure:
         row |= {"step_low": min(quick.factors(s)[0] for s in setups.values())}
         row |= {"step_high": max(slow.factors(s)[0] for s in setups.values())}
         row["energy_source"] = "" if (power := setups[""].power) is None else power.source
-        row |= {"pruned": False, "num_draws": 1, "copies": copies, "accuracy": accuracy}
-        row["num_simulations"] = found.num_simulations + (accuracy is not None) + more
+        row |= {"pruned": False, "num_draws": 1, "copies": copies}
+        row["num_simulations"] = found.num_simulations + more
+        if wrong := _wrong_too_often(row, scenario):  # as the engine prunes at that load
+            return row | wrong
         return row | _too_many(copies, room, gpus, usd, self.search)
 
 
@@ -118,7 +124,7 @@ def _rests_on(sources: Mapping[str, str]) -> Row:
 
 
 def _ruled_out(cause: str, why: str, *, pruned: bool = True, **more: float) -> Row:
-    """What rules a candidate out: the closed form, or (not `pruned`) a simulation."""
+    """What rules a candidate out: the closed form, or (not `pruned`) what came of a simulation or was expected."""
     return {"pruned": pruned, "cause": cause, "error": why, **more}
 
 
@@ -129,7 +135,7 @@ def _never(test: LoadTest, found: Highest) -> Row:
     row = missed.row
     if not row:
         return _ruled_out("time", missed.why)
-    accuracy = f", accuracy {row['accuracy']:.1%}" if row["accuracy"] is not None else ""
+    accuracy = f", accuracy {accuracy_text(row)}" if row["accuracy"] is not None else ""
     share = f"{row['goodput_share']:.1%} of requests meet their targets" if row["goodput_share"] is not None else (
         f"it takes {row['duration_s']:,.0f} s"
     )  # fmt: skip
@@ -205,21 +211,27 @@ def first_look(test: LoadTest, search: Search) -> Highest:
     return highest_load(test, max(ROUGH, search.precision), start, most=most_load(test.scenario, search))
 
 
-def accuracy_of(test: LoadTest) -> float | None:
-    """Share of the stated problems that are solved, few at a time: it does not depend on the load.
+def accuracy_of(scenario: Scenario) -> Row:
+    """What the strategy may expect before an engine prunes, with its interval; nothing without problems."""
+    if scenario.problems is None:
+        return {}
+    spec = scenario.problems.strategies[0].expanded()[0]
+    found = expected_alone(scenario, spec, point_setups(scenario))
+    return {
+        "accuracy": found.accuracy,
+        "accuracy_low": found.interval.low,
+        "accuracy_high": found.interval.high,
+    }
 
-    None without problems, and for batches of which no accuracy is asked.
-    """
-    problems = test.scenario.problems
-    if problems is None or (test.kind == "batch" and not problems.min_accuracy):
-        return None
-    calm = ClosedLoop(kind="closed_loop", concurrency=CALM)
-    alone = test.scenario.model_copy(update={"problems": problems.model_copy(update={"arrivals": calm})})
-    row = run_point(alone)
-    if row["error"]:
-        raise KvplanError(row["error"])
-    accuracy: float | None = row["accuracy"]
-    return accuracy
+
+def _wrong_too_often(row: Row, scenario: Scenario) -> Row:
+    """What rules a candidate out whose accuracy is less than asked; empty where it is enough."""
+    wanted = scenario.problems.min_accuracy if scenario.problems else 0.0
+    if row.get("accuracy") is None or row["accuracy"] >= wanted:
+        return {}
+    return _ruled_out("accuracy", f"accuracy {accuracy_text(row)}, {wanted:.1%} is asked", pruned=False) | {
+        name: row[name] for name in ACCURACY
+    }
 
 
 def share_of(load: float, copies: int, kind: str) -> float:
@@ -288,7 +300,7 @@ class Refine:
         sharp = highest_load(test, self.search.precision, between=ends)
         row: Row = {"num_draws": 1, "num_simulations": sharp.num_simulations}
         if sharp.met and sharp.met.row:
-            row |= {k: v for k, v in sharp.met.row.items() if k != "accuracy"} | {"highest": sharp.load}
+            row |= sharp.met.row | {"highest": sharp.load}
         return row | self._interval(test, sharp.load, row["num_simulations"])
 
     def _interval(self, test: LoadTest, load: float, simulations: int) -> Row:

@@ -45,14 +45,19 @@ def best_within(options: Sequence[Choice], max_latency_s: float = inf, min_accur
     return max(fitting, key=lambda o: (o.accuracy, -o.cost_usd, -o.latency_s))
 
 
-def pareto(higher: ArrayLike, lower: Sequence[ArrayLike]) -> NDArray[np.bool_]:
+def pareto(
+    higher: ArrayLike, lower: Sequence[ArrayLike], ends: tuple[ArrayLike, ArrayLike] | None = None
+) -> NDArray[np.bool_]:
     """Which rows nobody beats: no other row has at least as much of `higher` and at most as much of each `lower`,
-    with one of them strictly better.
+    with one of them strictly better. `ends`: (low, high) of `higher`; rows whose intervals overlap have as much.
 
     >>> pareto([0.5, 0.8, 0.7], [[1.0, 2.0, 2.0]]).tolist()
     [True, True, False]
+    >>> pareto([0.5, 0.52], [[1.0, 2.0]], ([0.48, 0.5], [0.52, 0.54])).tolist()
+    [True, False]
     """
-    table = np.column_stack([-np.asarray(higher, float), *(np.asarray(column, float) for column in lower)])
-    no_worse = (table[:, None, :] <= table[None, :, :]).all(axis=2)
-    better = (table[:, None, :] < table[None, :, :]).any(axis=2)
+    low, high = (-np.asarray(column, float) for column in (ends or (higher, higher)))
+    table = np.column_stack([np.asarray(column, float) for column in lower])
+    no_worse = (high[:, None] <= low[None, :]) & (table[:, None, :] <= table[None, :, :]).all(axis=2)
+    better = (low[:, None] < high[None, :]) | (table[:, None, :] < table[None, :, :]).any(axis=2)
     return np.asarray(~(no_worse & better).any(axis=0))

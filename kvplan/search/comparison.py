@@ -12,8 +12,6 @@ from math import inf, sqrt
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 import kvplan
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.frames import make_frame
@@ -23,6 +21,7 @@ from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.search.allocation import Equal, Frontier
 from kvplan.search.beside_api import Bill, BilledTokens, Routing, bill, bill_text, route_day, tokens_of
 from kvplan.search.choices import pareto
+from kvplan.search.expected_accuracy import add_engine, lengths_of
 from kvplan.search.sampling import PER_CORRECT, Sampling, sample_of, sampled
 from kvplan.search.sensitivity import Turn, accuracy_turns, load_turns, price_turns, time_turns, turns_text
 from kvplan.search.strategy_advice import advice, caution, recommended_caps
@@ -40,13 +39,12 @@ from kvplan.workload.expectation import (
     MAX_DRAWS,
     PRECISION,
     AccuracyDifference,
-    DrawnStrategy,
     Expectation,
     Expected,
     expect,
 )
 from kvplan.workload.population import Over
-from kvplan.workload.problems import Problems, StrategySpec, Task, draw_tasks
+from kvplan.workload.problems import StrategySpec, draw_tasks
 
 SCHEMA_VERSION = 1
 
@@ -316,7 +314,7 @@ def compare(
         find_api(scenario, problems.api_model)
     route_day(find_book(scenario).routes, requests_per_day)
     planned = [setups or set_up_all(only_models_of(scenario, spec)) for spec in specs]
-    longest = [{name: setup.config.max_model_len for name, setup in one.items()} for one in planned]
+    longest = [lengths_of(one) for one in planned]
     expectation = expect(
         problems, specs, scenario.folder, precision=precision, max_draws=max_draws, over=over, max_model_len=longest
     )  # fmt: skip
@@ -361,7 +359,7 @@ def _simulated(
         return None
     tasks, drawn = draw_tasks(problems, scenario.folder), expectation.drawn[number]
     if found.solved:
-        _add_engine(problems, drawn, tasks, found)
+        add_engine(problems, drawn, tasks, found.solved)
     expected = expectation.expected(number)
     row = strategy_row(scenario, problems, spec, found, accuracy=expected.accuracy)
     sample = sample_of(problems, tasks, found.solved)
@@ -405,22 +403,6 @@ def _sure(row: StrategyRow, expected: Expected, sample: Sampling) -> StrategyRow
         accuracy_high=expected.interval.high,
         sampling=sampled(sample, costs, expected.accuracy, expected.estimate.variance),
     )
-
-
-def _add_engine(problems: Problems, drawn: DrawnStrategy, tasks: Sequence[Task], found: SolveResult) -> None:
-    """What the engine made of the problems it was given, beside the same problems and luck without it.
-
-    They differ where it prunes, or lets another branch finish first; mostly nowhere.
-    """
-    by_id = {task.problem.id: task for task in tasks}
-    alone = [drawn.alone(problems, by_id[s.problem]).answer.correct for s in found.solved]
-    apart = np.array([float(s.correct) - float(right) for s, right in zip(found.solved, alone, strict=True)])
-    if not apart.any() and not any(branch.prunable for branch in next(drawn.spec.start()).start):
-        return
-    n = len(apart)
-    drawn.shift = float(apart.mean())
-    seen = float((apart**2).sum()) + 1  # one more that differed: few problems do not prove that none does
-    drawn.shift_variance, drawn.shift_degrees = seen / (n + 1) / n, max(n - 1.0, 1.0)
 
 
 def _compared(

@@ -11,7 +11,7 @@ from kvplan.scenario.space import MOST_COPIES, Search
 from kvplan.search.candidates import Alone, Measure, allowed
 from kvplan.search.execution import Execution, Task, run_scenarios
 from kvplan.search.grid import settings_text
-from kvplan.search.point_row import LATENCIES, Row, asked_latencies
+from kvplan.search.point_row import LATENCIES, Row, accuracy_text, asked_latencies
 from kvplan.search.recommendation import Candidate
 
 WORDS = {
@@ -68,9 +68,9 @@ def _bought(row: Row, search: Search) -> tuple[int, float]:
 
 def _slow(scenario: Scenario, row: Row) -> str:
     """Who is in time, how often right, and the latencies that have targets."""
-    share, accuracy = row["goodput_share"], row["accuracy"]
+    share = row["goodput_share"]
     met = [f"{share:.1%} of requests in time"] if share is not None else []
-    met += [f"accuracy {accuracy:.1%}"] if accuracy is not None else []
+    met += [f"accuracy {accuracy_text(row)}"] if row["accuracy"] is not None else []
     p99 = {LATENCIES[name]: row[f"p99_{name}"] for name in asked_latencies(scenario)}
     took = [f"{words} {ms / 1e3:,.4g} s" for words, ms in p99.items() if ms is not None]
     return ", ".join([*met, "p99 " + ", ".join(took)])

@@ -16,6 +16,7 @@ from kvplan.formulas.sums import exact_mean
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Deployment, Scenario
+from kvplan.search.expected_accuracy import expected_accuracy
 from kvplan.search.strategy_row import strategy_row
 from kvplan.simulation.deploy import Setup, set_up
 from kvplan.simulation.metrics import summarise
@@ -48,10 +49,12 @@ _FROM_RESULT = (
     "mean_batch_size", "verdict", "limited_by",
 )  # fmt: skip
 _FROM_COST = ("num_gpus", "usd_per_hour", "usd_per_million_output_tokens", "usd_per_million_visible_tokens")
+ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
+"""What a strategy may expect, and the ends of its 95 % interval."""
 _PLAIN = (
     *_FROM_RESULT[:-2],
     "goodput_share",
-    "accuracy",
+    *ACCURACY,
     "correct_per_s",
     "usd_per_correct",
     *_FROM_COST,
@@ -66,7 +69,7 @@ RANGED = (
 RANGES = tuple(f"{name}_{end}" for name in RANGED for end in ("low", "high"))
 FIGURES = (*_PLAIN, "is_extrapolated", *_FROM_RESULT[-2:], *RANGES, "unsure", "error")
 """The columns behind a point's keys, named as in `kvplan simulate --json` and `kvplan compare --json`. Under a strategy
-`completed` and the latencies are those of problems; the rest counts branches."""
+`completed` and the latencies are those of problems, `accuracy` is expected (95 %); the rest counts branches."""
 LATENCIES = {
     "ttft_ms": "first token",
     "ttfvt_ms": "first visible token",
@@ -91,14 +94,17 @@ class Interrupted(Exception):
     """Ctrl-C came while the point ran."""
 
 
-def run_point(scenario: Scenario, end: End | None = None, stop_when_missed: bool = False) -> Row:
+def run_point(
+    scenario: Scenario, end: End | None = None, stop_when_missed: bool = False, expects: bool = True
+) -> Row:
     """Simulate one point; all steps at one `end` of what they may take, if one is given.
 
-    What is refused, does not fit or fails is said in `error` and stops nothing. A run that is to stop as soon as its
-    targets are missed has no figures then, only the verdict missed. Raises Interrupted for a run that Ctrl-C cut short:
-    half a run is no row.
+    `expects`: a strategy's accuracy is expected over many problems; else it is what came of the run's own, without an
+    interval, for who looks at loads alone. What is refused, does not fit or fails is said in `error` and stops nothing.
+    A run that is to stop as soon as its targets are missed has no figures then, only the verdict missed. Raises
+    Interrupted for a run that Ctrl-C cut short: half a run is no row.
     """
-    return _told(lambda: _run(scenario, end, stop_when_missed)[0])
+    return _told(lambda: _run(scenario, end, stop_when_missed, expects)[0])
 
 
 def run_ranged(scenario: Scenario) -> Row:
@@ -149,6 +155,14 @@ def error_row(reason: str) -> Row:
     return {**dict.fromkeys(FIGURES), "error": reason}
 
 
+def accuracy_text(row: Row) -> str:
+    """A row's accuracy and its interval, e.g. 61.2% (59.4..63.0)."""
+    text = f"{row['accuracy']:.1%}"
+    if row["accuracy_low"] is None or row["accuracy_low"] == row["accuracy_high"]:
+        return text
+    return f"{text} ({100 * row['accuracy_low']:.1f}..{100 * row['accuracy_high']:.1f})"
+
+
 CUT: Row = {**error_row(""), "verdict": "missed", "slo_met": False}
 """Of a run that stopped as soon as its targets were missed."""
 
@@ -195,37 +209,43 @@ def result_row(result: Result) -> Row:
     return row
 
 
-def _run(scenario: Scenario, end: End | None = None, stop: bool = False) -> tuple[Row, Result]:
+def _run(
+    scenario: Scenario, end: End | None = None, stop: bool = False, expects: bool = True
+) -> tuple[Row, Result]:
     if scenario.problems is not None:
-        return _solved(scenario, end, stop)
+        return _solved(scenario, end, stop, expects)
     setups = cached_setups(scenario, end)
     result = simulate(scenario, setups=setups, keep_records=False, keep_samples=False, stop_when_missed=stop)
     return CUT if result.verdict == "missed" else result_row(result), result
 
 
-def _solved(scenario: Scenario, end: End | None, stop: bool) -> tuple[Row, Result]:
+def _solved(scenario: Scenario, end: End | None, stop: bool, expects: bool) -> tuple[Row, Result]:
     """The figures of a strategy: of its branches, and over them those of its problems."""
     assert scenario.problems is not None
     spec = scenario.problems.strategies[0].expanded()[0]
-    setups = None if end is None else point_setups(scenario, end)
+    setups = point_setups(scenario, end)
     found = solve(scenario, spec, setups=setups, stop_when_missed=stop)
     if found.verdict == "missed":
         return CUT, found.result
     row = result_row(found.result)
     if found.solved:
-        line = strategy_row(scenario, scenario.problems, spec, found)
+        expected = expected_accuracy(scenario, spec, setups, found.solved) if expects else None
+        accuracy = None if expected is None else expected.accuracy
+        line = strategy_row(scenario, scenario.problems, spec, found, accuracy=accuracy)
         row |= {"accuracy": line.accuracy, "correct_per_s": line.correct_per_s}
-        row |= {"usd_per_correct": line.usd_per_correct} | _problem_latencies(scenario, found)
+        if expected is not None:
+            row |= {"accuracy_low": expected.interval.low, "accuracy_high": expected.interval.high}
+        row |= {"usd_per_correct": line.usd_per_correct} | _problem_latencies(scenario, found, line.accuracy)
     return row, found.result
 
 
-def _problem_latencies(scenario: Scenario, found: SolveResult) -> Row:
-    """Latencies of whole problems, milliseconds, and how many are in time and right often enough."""
+def _problem_latencies(scenario: Scenario, found: SolveResult, accuracy: float) -> Row:
+    """Latencies of whole problems, milliseconds, how many are in time, and whether that and accuracy are enough."""
     assert scenario.problems is not None
     per_ms = TICKS_PER_S / 1e3
     took = np.array([s.finish - s.arrival for s in found.solved]) / per_ms
     seen = np.array([s.first_visible - s.arrival for s in found.solved]) / per_ms
-    slo, right = scenario.slo, sum(s.correct for s in found.solved) / len(found.solved)
+    slo = scenario.slo
     good = (took <= (slo.e2el_ms or np.inf)) & (seen <= (slo.ttfvt_ms or np.inf))
     asked = scenario.problems.num_problems if scenario.problems.pass_table is None else len(found.solved)
     share = float(good.sum()) / asked
@@ -236,5 +256,5 @@ def _problem_latencies(scenario: Scenario, found: SolveResult) -> Row:
     }
     row |= {"p99_e2el_ms": summarise(took).p99, "mean_ttfvt_ms": exact_mean(seen)}
     row |= {"p99_ttfvt_ms": summarise(seen).p99, "goodput_share": share}
-    row["slo_met"] = share >= slo.share and right >= scenario.problems.min_accuracy
+    row["slo_met"] = share >= slo.share and accuracy >= scenario.problems.min_accuracy
     return row

@@ -17,7 +17,7 @@ from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.day_plan import DayPlan
 from kvplan.search.grid import settings_text, value_text
-from kvplan.search.point_row import RANGED, Row, asked_latencies
+from kvplan.search.point_row import ACCURACY, RANGED, Row, accuracy_text, asked_latencies
 from kvplan.simulation.pricing import find_grid
 from kvplan.simulation.result import ENERGY
 
@@ -29,7 +29,7 @@ SHOWN = (
     "p99_e2el_ms",
     "kv_peak_fraction",
     "kv_mean_fraction",
-    "accuracy",
+    *ACCURACY,
     *ENERGY,
 )
 """Figures at the highest load that the document gives of a candidate, with their ranges; watts are of one copy."""
@@ -170,9 +170,27 @@ class Candidate:
 
     def may_beat(self, best: Candidate, search: Search) -> bool:
         """Whether this one may be as cheap as the best within the error of their steps."""
-        if self.is_assumed != best.is_assumed or self.shares_error(best):
+        if self.is_assumed != best.is_assumed:
             return False
+        if self.shares_error(best):
+            return not search.is_asked and self.may_be_righter(best)
         return self.cost(search, "_low") <= best.cost(search, "_high")
+
+    def may_be_righter(self, best: Candidate) -> bool:
+        """Whether another accuracy, within the intervals of both, makes its correct answers as cheap."""
+        ends = [(one.usd_per_correct, one.accuracy_ends) for one in (self, best)]
+        (usd, mine), (least, theirs) = ends
+        if (
+            usd is None or least is None or mine == theirs
+        ):  # the same strategy: what is wrong in one is in both
+            return False
+        return usd / mine[1] <= least / theirs[0]
+
+    @property
+    def accuracy_ends(self) -> tuple[float, float]:
+        """Ends of its accuracy's interval as multiples of it; 1 where it has none."""
+        value, low, high = (self.figures.get(name) for name in ACCURACY)
+        return (low / value, high / value) if value and low is not None and high is not None else (1.0, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; the same keys always."""
@@ -263,13 +281,19 @@ class Recommendation:
 
 
 def tie(feasible: list[Candidate], search: Search) -> str:
-    """Whether another row may be cheaper than the first within the error of their step times, and what would settle it.
+    """Whether another row may be cheaper than the first within the error of their step times, and what would settle it;
+    or within the intervals of their accuracies, where correct answers are priced.
 
     "" where none is. Rows in which one profile times one model share its error, so their order stands.
     """
     best = feasible[0]
     for other in feasible[1:]:
         if other.may_beat(best, search):
+            if other.shares_error(best):
+                return (
+                    f"; tied with {settings_text(other.settings)} within the intervals of their accuracies "
+                    f"({accuracy_text(best.figures)} against {accuracy_text(other.figures)})"
+                )
             wide = max((best, other), key=lambda c: c.step_high / c.step_low)
             return (
                 f"; tied with {settings_text(other.settings)} within the error of step times ({_cost(best, search)} "
@@ -345,8 +369,8 @@ def _setting(key: str, row: Candidate) -> str:
 
 def _figures(found: Recommendation) -> list[Column[Candidate]]:
     cost: list[Column[Candidate]] = [("$/M", lambda c: _number(c.usd_per_million_visible_tokens, 3))]
-    if any(c.figures.get("accuracy") is not None for c in found.candidates):
-        cost += [("accuracy", lambda c: _share(c.figures.get("accuracy"), 1))]
+    if _is_judged(found):
+        cost += [("accuracy", _accuracy)]
         cost += [("$/correct", lambda c: _number(c.usd_per_correct, 3))]
     return [
         (LOADS[found.search.kind], _load),
@@ -360,6 +384,16 @@ def _figures(found: Recommendation) -> list[Column[Candidate]]:
         ("KV", lambda c: _share(c.figures.get("kv_peak_fraction"))),
         ("limited by", lambda c: c.limited_by),
     ]
+
+
+def _is_judged(found: Recommendation) -> bool:
+    """Whether who is right matters: not for rollouts of which no accuracy is asked."""
+    problems = found.scenario.problems
+    return problems is not None and (found.search.kind != "batch" or problems.min_accuracy > 0)
+
+
+def _accuracy(row: Candidate) -> str:
+    return "-" if row.figures.get("accuracy") is None else accuracy_text(row.figures)
 
 
 def _latencies(found: Recommendation) -> list[Column[Candidate]]:

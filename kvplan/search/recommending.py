@@ -26,7 +26,7 @@ from kvplan.search.execution import Execution, default_workers, execute
 from kvplan.search.grid import Point, make_axes, make_points, read_base, settings_text
 from kvplan.search.lift import find_lifts
 from kvplan.search.nearest import nothing_feasible
-from kvplan.search.point_row import Row, slos_of
+from kvplan.search.point_row import ACCURACY, Row, slos_of
 from kvplan.search.recommendation import Candidate, Recommendation, tie
 from kvplan.search.sweeping import Progress
 from kvplan.simulation.pricing import check_prices
@@ -186,7 +186,7 @@ def _candidate(point: Point, row: Row, search: Search) -> Candidate:
         highest=highest, low=row["low"], high=row["high"], num_draws=row["num_draws"], at_least=row["missed"] is None,
         copies=copies, num_gpus=bought * gpus, headroom=highest / (load / copies) - 1 if load else None,
         **costs._asdict(), **_ranges(slow, quick), is_range_simulated=row["highest_low"] is not None,
-        unsure=unsure(row, load, slow, quick, search), step_time_range=row["step_time_range"],
+        unsure=unsure(row, load, slow, quick, search, scenario.problems), step_time_range=row["step_time_range"],
         limited_by=row["limit"], step_time=row["step_time"], step_time_error=row["step_time_error"],
         step_low=row["step_low"], step_high=row["step_high"],
         price_source=row["price_source"], commands=_commands(scenario), day=day, num_simulations=spent, figures=row,
@@ -233,7 +233,8 @@ def _ranked(points: Sequence[Point], rows: Mapping[int, Row], search: Search) ->
         return found
     cost = [c.cost(search) for c in feasible]
     late = [c.figures["p99_e2el_ms"] or inf for c in feasible]
-    front = pareto([c.figures["accuracy"] or 0.0 for c in feasible], [cost, late])
+    right, *ends = ([c.figures[name] or 0.0 for c in feasible] for name in ACCURACY)
+    front = pareto(right, [cost, late], (ends[0], ends[1]))
     marked = [replace(c, pareto=bool(on)) for c, on in zip(feasible, front, strict=True)]
     return marked + found[len(feasible) :]
 
