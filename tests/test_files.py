@@ -16,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from places import ROOT
 
+from kvplan.cli.main import run
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.files import cell_text, refuse_same_file, safe_cell, write_whole, written_whole
 
@@ -112,6 +113,63 @@ def test_outputs_never_fall_on_inputs_or_on_each_other(tmp_path: Path) -> None:
     with pytest.raises(KvplanError, match="is written by --records"):
         refuse_same_file([], {"--records": tmp_path / "x", "--trace": tmp_path / "x"})
     refuse_same_file([path, None], {"--records": "/dev/null", "--trace": "/dev/null", "--plot": None})
+
+
+@pytest.mark.parametrize(
+    ("words", "flag", "name"),
+    [
+        ("estimate Qwen/Qwen3-8B --gpu h100", "--plot", "x.svg"),
+        ("simulate chat", "--records", "x.csv"),
+        ("simulate chat", "--trace", "x.json"),
+        ("simulate chat", "--plot", "x.svg"),
+        ("compare strategy_best_of_n", "--csv", "x.csv"),
+        ("compare strategy_best_of_n", "--report", "x.html"),
+        ("compare strategy_best_of_n", "--plot", "x.svg"),
+        ("recommend chat --over gpu=h100", "--plot", "x.svg"),
+        ("sweep chat --over gpu=h100", "-o", "x.csv"),
+        ("plan Qwen/Qwen3-8B --gpu h100 --users 2", "--report", "x.html"),
+        ("plan Qwen/Qwen3-8B --gpu h100 --users 2", "--scenario", "x.yaml"),
+        ("plan Qwen/Qwen3-8B --gpu h100 --users 2", "--plot", "x.svg"),
+        ("compare-run a.json b.csv", "--plot", "x.svg"),
+        ("reconcile no.log", "--save", "x.json"),
+        ("fit no.jsonl", "--plot", "x.svg"),
+        ("conformance no.json", "--output", "x.log"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_work(
+    words: str,
+    flag: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In every command that writes a file: a folder that is missing or takes no file, or a folder of that name. One
+    line that names the flag and the place, and nothing was begun."""
+    begun: list[str] = []
+    for place in (
+        "cli.search_commands.compare",
+        "cli.search_commands.sweep_rows",
+        "cli.search_commands.recommend",
+        "cli.simulation_commands.simulate",
+        "cli.plan_command.plan",
+        "cli.memory_commands.estimate",
+    ):
+        monkeypatch.setattr(f"kvplan.{place}", lambda *told, **named: begun.append(place))  # noqa: B023
+    (tmp_path / name).mkdir()
+    full = tmp_path / "full"
+    full.mkdir()
+
+    def refuses(dir: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    for target, said in ((tmp_path / "none" / name, "there is no folder"), (tmp_path / name, "is a folder"),
+                         (full / name, "cannot be written (No space left on device)")):  # fmt: skip
+        if target.parent == full:
+            monkeypatch.setattr("kvplan.ground.files.tempfile.TemporaryFile", refuses)
+        assert run([*words.split(), flag, str(target)]) == 2
+        assert f"{flag} {target}: {said}" in capsys.readouterr().err
+    assert not begun
 
 
 FORMULAS = ("=1+1", "+1", "-1", "@x", "\tx", "'=x", "''+x")

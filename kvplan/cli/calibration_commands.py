@@ -23,7 +23,7 @@ from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.profile_report import comparison_lines, report_lines
 from kvplan.cli.progress import shown_stages
 from kvplan.ground.errors import KvplanError, did_you_mean
-from kvplan.ground.files import refuse_same_file
+from kvplan.ground.files import check_outputs, refuse_same_file
 from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles.profile import Profile, load_profile, write_profile
@@ -97,6 +97,7 @@ def calibrate_command(
     refuse_same_file([model or None, batches_path(measurements)], outputs)
     check_writable(output)
     check_plot(plot)
+    check_outputs([], {"--plot": plot})
     with nullcontext(no_report) if quiet else shown_stages("points") as report:
         if server:
             facts = _measure_server(server, model, gpu, measurements, rounds or 3, report)
@@ -208,7 +209,10 @@ def fit_command(
     json
         The profile as one JSON document on stdout.
     """
-    refuse_same_file([*files, fill or None, compare], {"--output": output, "--plot": plot})
+    inputs = [*files, fill or None, compare]
+    refuse_same_file(inputs, {"--output": output, "--plot": plot})
+    check_outputs(inputs, {"--output": output}, makes_folders=True)
+    check_outputs(inputs, {"--plot": plot})
     if plot is not None or compare is not None:
         _need_rows(files, from_)
     check_plot(plot)

@@ -18,6 +18,7 @@ from kvplan.engines.flags import EngineArgs, EntryPoint, parse_engine
 from kvplan.engines.spelling import unspoken
 from kvplan.ground.config import complaint
 from kvplan.ground.errors import KvplanError
+from kvplan.ground.files import check_outputs
 from kvplan.ground.gpu import GpuSpec, get_gpu, split_count
 from kvplan.memory.answers import Option, Plan
 from kvplan.memory.demand import Demand
@@ -90,6 +91,7 @@ def estimate_command(
         One JSON document on stdout.
     """
     check_plot(plot)
+    check_outputs([model], {"--plot": plot})
     if users is not None:
         demand = _at_once(demand or Demand(), users)
     told, colocated = None, read_colocate(colocate)

@@ -20,7 +20,7 @@ from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.terminal import show
 from kvplan.engines.flags import EntryPoint
 from kvplan.ground.errors import KvplanError
-from kvplan.ground.files import refuse_same_file, write_whole
+from kvplan.ground.files import check_outputs, write_whole
 from kvplan.models.load import load_model
 from kvplan.observed.diagnosis.findings import find, read_text
 from kvplan.observed.diagnosis.messages import Message
@@ -78,7 +78,9 @@ def reconcile_command(
     json
         One JSON document on stdout.
     """
-    refuse_same_file([log, model], {"--save": save})
+    check_outputs([log, model], {"--save": save})
+    if save and Path(save).suffix != ".json":
+        raise KvplanError(f"--save {save}: a profile's file name ends in .json")
     told = read_log(file_lines(log))
     name = model or (told.model if hub else None)
     spec = load_model(name, hub=hub) if name else None
@@ -119,8 +121,6 @@ def _command(found: Reconciliation) -> str | None:
 
 def _save(name: str, content: str) -> None:
     path = Path(name)
-    if path.suffix != ".json":
-        raise KvplanError(f"--save {name}: a profile's file name ends in .json")
     try:
         write_whole(path, content + "\n")
     except OSError as error:
@@ -238,7 +238,7 @@ def compare_run_command(
     json
         One JSON document on stdout.
     """
-    refuse_same_file([real, result, real_totals, totals], {"--plot": plot})
+    check_outputs([real, result, real_totals, totals], {"--plot": plot})
     check_plot(plot)
     found = compare_runs(read_run(real, real_totals), read_run(result, totals))
     write_plot(plot, "compare-run", found)

@@ -12,7 +12,7 @@ from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.plots import check_plot, check_report, write_plot, write_report
 from kvplan.cli.progress import shown_progress
 from kvplan.cli.terminal import show
-from kvplan.ground.files import write_whole
+from kvplan.ground.files import check_outputs, write_whole
 from kvplan.scenario.schema import dump_scenario
 from kvplan.search.planning import first_look, plan
 from kvplan.search.question import ServingQuestion, make_scenario, read_cards
@@ -63,6 +63,7 @@ def plan_command(
     stands_for = make_scenario(model, cards, question)
     check_plot(plot)
     check_report(report)
+    check_outputs([model], {"--scenario": scenario, "--report": report, "--plot": plot})
     if scenario is not None:
         write_whole(scenario, dump_scenario(stands_for))
     if not quiet:

@@ -21,9 +21,8 @@ PICTURES = {
 
 
 def check_plot(path: Path | None) -> None:
-    """Raise KvplanError before the work where the picture could not be written: its suffix, its folder, a library."""
+    """Raise KvplanError before the work where the picture could not be drawn: its suffix, a library."""
     if path is not None:
-        _check_folder("--plot", path)
         _charts("saving").check_plot(path)
 
 
@@ -35,19 +34,11 @@ def write_plot(path: Path | None, command: str, *result: Any) -> None:
 
 
 def check_report(path: Path | None) -> None:
-    """Raise KvplanError before the work where a page with pictures could not be written."""
+    """Raise KvplanError before the work where a page with pictures could not be made."""
     if path is not None:
         if path.suffix.lower() not in (".html", ".htm"):
             raise KvplanError(f"--report {path}: write a .html file")
-        _check_folder("--report", path)
         _charts("saving").check_plot(path.with_suffix(".html"))
-
-
-def _check_folder(flag: str, path: Path) -> None:
-    if not path.parent.is_dir():
-        raise KvplanError(f"{flag} {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise KvplanError(f"{flag} {path}: is a folder")
 
 
 def write_report(path: Path | None, answer: Any, page: str = "report:report_html") -> None:

@@ -15,12 +15,13 @@ from kvplan.cli.plots import check_plot, check_report, write_plot, write_report
 from kvplan.cli.progress import shown_progress
 from kvplan.cli.terminal import show
 from kvplan.ground.errors import DoesNotFit, KvplanError
-from kvplan.ground.files import safe_cell, write_whole
+from kvplan.ground.files import check_outputs, safe_cell, write_whole
 from kvplan.scenario.schema import load_scenario
 from kvplan.search.allocation import Price, around, equalise, with_strategies
 from kvplan.search.allocation import frontier as compare_frontier
 from kvplan.search.comparison import compare
 from kvplan.search.execution import Execution, default_workers
+from kvplan.search.grid import named_files
 from kvplan.search.recommending import recommend
 from kvplan.search.strategy_table import csv_text, needs_api, pick_columns
 from kvplan.search.sweep_file import HASH
@@ -121,6 +122,7 @@ def compare_command(
             raise KvplanError(f"--{name} {value:g}: must be a number above 0")
     beside = [f"problems.api_model={api}"] if api else []
     loaded = load_scenario(scenario, [*set, *beside, *price_file(prices)])
+    check_outputs([scenario, *named_files(loaded)], {"--csv": csv, "--report": report, "--plot": plot})
     if needs_api(columns) and (loaded.problems is None or not loaded.problems.api_model):
         raise KvplanError(f"--columns api: say which, --api NAME; there are {', '.join(find_apis(loaded))}")
     if at is not None and equal is None:
@@ -237,6 +239,7 @@ def recommend_command(
         No progress on stderr.
     """
     check_plot(plot)
+    check_outputs([scenario, prices], {"--plot": plot})
     said = {
         "rate": rate,
         "users": users,
@@ -319,6 +322,7 @@ def sweep_command(
     quiet
         No progress on stderr.
     """
+    check_outputs([scenario, prices], {"-o": output})
     with shown_progress("points", quiet=quiet) as progress:
         found = sweep_rows(
             scenario, over, overrides=[*set, *price_file(prices)], sample=sample, seed=seed, output=output, force=force,

@@ -15,10 +15,9 @@ from kvplan.cli.sparkline import kv_lines
 from kvplan.cli.terminal import show
 from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.ground.errors import KvplanError
-from kvplan.ground.files import refuse_same_file
-from kvplan.models.load import path_exists
+from kvplan.ground.files import check_outputs
 from kvplan.scenario import schema as scenarios
-from kvplan.search.grid import texts_in
+from kvplan.search.grid import named_files
 from kvplan.simulation.bench_report import bench_text
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.deploy import set_ups
@@ -127,15 +126,11 @@ def simulate_command(
         return 0
     if no_records and (records or trace):
         raise KvplanError("--no-records keeps no rows to write; drop it, or drop --records and --trace")
-    refuse_same_file(
-        [scenario, *_named_files(loaded)], {"--records": records, "--trace": trace, "--plot": plot}
-    )
+    check_outputs([scenario, *named_files(loaded)], {"--records": records, "--trace": trace, "--plot": plot})
     check_plot(plot)
     check_prices([loaded])
     if records:
         check_target(records)
-    if trace and not trace.parent.is_dir():
-        raise KvplanError(f"--trace {trace}: there is no folder {trace.parent}")
     setups = set_ups(loaded) if loaded.problems is None else None
     blocks = BlockMap()
     observer = _onlooker(loaded, blocks if step_by_step else None) if trace else NO_OBSERVER
@@ -178,12 +173,6 @@ def _onlooker(scenario: scenarios.Scenario, blocks: BlockMap | None) -> Observer
         for d in scenario.deployments.values()
     )
     return Observer(copies=True) if has_tier else NO_OBSERVER
-
-
-def _named_files(scenario: scenarios.Scenario) -> list[Path]:
-    """Every file that a scenario names: its traces, tables, models, profiles."""
-    texts = texts_in(scenario.model_dump(mode="json", exclude={"name"}))
-    return [path for text in texts for path in (scenario.folder / text, Path(text)) if path_exists(path)]
 
 
 def _bench_flags(

@@ -14,7 +14,7 @@ from kvplan.conformance.suite import Verdict, check, compare, read_goldens, read
 from kvplan.conformance.twins import EngineName, describe_twins
 from kvplan.conformance.vllm_stuck import Stuck
 from kvplan.ground.errors import KvplanError
-from kvplan.ground.files import refuse_same_file, written_whole
+from kvplan.ground.files import check_outputs, written_whole
 
 ABOUT = (
     "Schedule a scenario as vLLM or SGLang does, or hold logs to their schedulers. A scenario (JSON): one JSON object "
@@ -59,7 +59,7 @@ def _run(
 ) -> int:
     if leap and engine != "vllm":
         raise KvplanError("--leap is vLLM's leaping scheduler; leave it out for sglang")
-    refuse_same_file([path], {"--output": output})
+    check_outputs([path], {"--output": output})
     twin, scenario = open_scenario(path, engine, engine_version, is_async)
     replay = replay_of(scenario, leap)
     result = replay.run()

@@ -196,6 +196,35 @@ def refuse_same_file(reads: Iterable[Path | str | None], writes: Mapping[str, Pa
             taken[_identity(path)] = f"is written by {flag}"
 
 
+def check_outputs(
+    reads: Iterable[Path | str | None],
+    writes: Mapping[str, Path | str | None],
+    *,
+    makes_folders: bool = False,
+) -> None:
+    """Refuse, before the work, what could not be written after it: besides `refuse_same_file`, a folder, a place in a
+    folder that is missing (unless the writer `makes_folders`) or takes no file.
+
+    Raises KvplanError that names the flag.
+    """
+    refuse_same_file(reads, writes)
+    for flag, path in writes.items():
+        if path is None or (_is_stream(path) and not os.path.isdir(path)):
+            continue
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise KvplanError(f"{flag} {path}: is a folder")
+        folder = target.parent
+        while makes_folders and not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise KvplanError(f"{flag} {path}: there is no folder {Path(path).parent}")
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise KvplanError(f"{flag} {path}: cannot be written ({error.strerror})") from None
+
+
 def _identity(path: Path | str) -> str:
     return os.path.realpath(path)
 

@@ -21,6 +21,7 @@ import yaml
 import kvplan
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.strict_yaml import complaint_of, load_yaml
+from kvplan.models.load import path_exists
 from kvplan.scenario.schema import Scenario, parse_scenario, read_scenario, set_key
 
 MAX_POINTS = 20_000
@@ -206,6 +207,12 @@ def texts_in(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for child in value.values() if isinstance(value, dict) else value:
             yield from texts_in(child)
+
+
+def named_files(scenario: Scenario) -> list[Path]:
+    """Every file that a scenario names: its traces, tables, models, profiles."""
+    texts = texts_in(scenario.model_dump(mode="json", exclude={"name"}))
+    return [path for text in texts for path in (scenario.folder / text, Path(text)) if path_exists(path)]
 
 
 def _contents(path: Path) -> str:

@@ -147,9 +147,8 @@ def test_files_hold_the_records(suffix: str, tmp_path: Path) -> None:
 
 
 def test_targets_are_checked_before_a_run(tmp_path: Path) -> None:
-    for path, words in ((tmp_path / "x.txt", "must end in .csv"), (tmp_path / "no" / "x.csv", "no folder")):
-        with pytest.raises(KvplanError, match=words):
-            check_target(path)
+    with pytest.raises(KvplanError, match="must end in .csv"):
+        check_target(tmp_path / "x.txt")
 
 
 def test_a_class_is_no_formula(tmp_path: Path) -> None:
