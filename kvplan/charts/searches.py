@@ -32,13 +32,14 @@ from kvplan.ground.tables import range_text
 from kvplan.search.comparison import Comparison
 from kvplan.search.recommendation import Candidate, Recommendation
 from kvplan.search.strategy_row import StrategyRow
+from kvplan.search.strategy_table import short_names
 
 
 def pareto(found: Comparison) -> Layered:
     """Accuracy and its interval against latency, cost as size; those nobody beats in all three are joined, coloured.
 
-    Numbers are places in `found.rows`; a strategy that solves nothing has no cost and a small dot. Bars: 95 % over
-    problems; a percentile that nothing bounds above has a bar to the left only.
+    Numbers are places in `found.rows`, whose names stand below; a strategy that solves nothing has no cost and a small
+    dot. Bars: 95 % over problems; a percentile that nothing bounds above has a bar to the left only.
     """
     rows = _strategies(found)
     base = alt.Chart(inline(rows)).encode(
@@ -62,13 +63,31 @@ def pareto(found: Comparison) -> Layered:
     line = front.mark_line(color=BLUE, strokeWidth=1).encode(
         x=alt.X("latency_p99_s:Q"), y=alt.Y("accuracy:Q")
     )
-    numbers = alt.Chart(inline(_numbers(rows))).mark_text(align="center", dy=-16)
+    numbers = alt.Chart(inline(numbers_of(rows))).mark_text(align="left", baseline="top", dx=9, dy=9)
     numbers = numbers.encode(x=alt.X("latency_p99_s:Q"), y=alt.Y("accuracy:Q"), text=alt.Text("numbers:N"))
     parts: list[Any] = [line, sure, tail, dots, numbers]
     limit = found.scenario.slo.e2el_ms
     if limit:
         parts += limit_rule("x", limit / 1000, f"limit {limit / 1000:g} s")
-    return alt.layer(*parts).properties(height=320)
+    return alt.layer(*parts).properties(height=320, title=_key(found))
+
+
+def _key(found: Comparison) -> alt.Title:
+    """Which number is which strategy, below the picture."""
+    names, shared = short_names(found.specs)
+    lines = [f"{number}  {name}" for number, name in enumerate(names, 1)] + (
+        [f"all: {shared}"] if shared else []
+    )
+    shown = [line if len(line) <= KEY_WIDTH else f"{line[: KEY_WIDTH - 3]}..." for line in lines]
+    return alt.Title(
+        text=shown,
+        anchor="start",
+        orient="bottom",
+        fontSize=12,
+        fontWeight="normal",
+        lineHeight=16,
+        offset=12,
+    )
 
 
 def shares(*names: str) -> list[Any]:
@@ -77,6 +96,10 @@ def shares(*names: str) -> list[Any]:
 
 
 _SHARE = alt.Axis(labelExpr="datum.value <= 1 ? format(datum.value, '.0%') : ''")
+KEY_WIDTH = 100
+"""Letters of a name in the key at most."""
+APART = (0.03, 0.06)
+"""Parts of the picture's width and height within which two numbers would overlap."""
 _ROOM = alt.Scale(zero=False, nice=True, padding=30)
 """Dots at the edges are whole."""
 
@@ -88,12 +111,34 @@ def _strategies(found: Comparison) -> Rows:
     ]
 
 
-def _numbers(rows: Rows) -> Rows:
-    """The numbers at each place where there are dots; equal outcomes share one."""
-    places: dict[tuple[float, float], list[str]] = {}
-    for row in rows:
-        places.setdefault((row["latency_p99_s"], row["accuracy"]), []).append(str(row["number"]))
-    return [{"latency_p99_s": x, "accuracy": y, "numbers": ", ".join(n)} for (x, y), n in places.items()]
+def numbers_of(rows: Rows) -> Rows:
+    """The numbers at each place where there are dots; those whose numbers would overlap share one, by the lower.
+
+    Below and to the right of a dot, where neither a bar nor the front, which rises, passes.
+    """
+    wide = max(r["latency_p99_s_high"] for r in rows) - min(r["latency_p99_s_low"] for r in rows)
+    high = max(r["accuracy_high"] for r in rows) - min(r["accuracy_low"] for r in rows)
+    places: list[Rows] = []
+    for row in sorted(rows, key=lambda r: (r["latency_p99_s"], r["accuracy"])):
+        beside = [
+            place
+            for place in places
+            for other in place
+            if row["latency_p99_s"] - other["latency_p99_s"] <= APART[0] * wide
+            and abs(row["accuracy"] - other["accuracy"]) <= APART[1] * high
+        ]
+        if beside:
+            beside[-1].append(row)
+        else:
+            places.append([row])
+    return [
+        {
+            "latency_p99_s": max(row["latency_p99_s"] for row in place),
+            "accuracy": min(row["accuracy"] for row in place),
+            "numbers": ", ".join(map(str, sorted(row["number"] for row in place))),
+        }
+        for place in places
+    ]
 
 
 def _strategy(row: StrategyRow) -> dict[str, Any]:

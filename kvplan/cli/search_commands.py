@@ -16,6 +16,7 @@ from kvplan.cli.progress import shown_progress
 from kvplan.cli.terminal import show
 from kvplan.ground.errors import DoesNotFit, KvplanError
 from kvplan.ground.files import check_outputs, safe_cell, write_whole
+from kvplan.ground.tables import counted
 from kvplan.scenario.schema import load_scenario
 from kvplan.search.allocation import Price, around, equalise, with_strategies
 from kvplan.search.allocation import frontier as compare_frontier
@@ -345,13 +346,17 @@ def _remarks(found: Sweep, output: Path | None) -> list[str]:
     """What the rows do not say themselves."""
     said = []
     if found.num_found:
-        said.append(f"{found.num_found:,} of {found.num_points:,} points were in {output} already")
+        said.append(f"{found.num_found:,} of {counted(found.num_points, 'point')} were in {output} already")
     failed = [row["error"] for row in found.rows if row["error"]]
     if failed:
-        said.append(f"{len(failed):,} of {len(found.rows):,} points have no figures; the first: {failed[0]}")
+        said.append(
+            f"{len(failed):,} of {counted(len(found.rows), 'point')} have no figures; the first: {failed[0]}"
+        )
     if found.interrupted:
         again = f", in {output}; the same command goes on from there" if output else ""
-        said.append(f"interrupted; {len(found.rows):,} of {found.num_points:,} points are finished{again}")
+        said.append(
+            f"interrupted; {len(found.rows):,} of {counted(found.num_points, 'point')} are finished{again}"
+        )
     return said
 
 

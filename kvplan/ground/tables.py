@@ -83,6 +83,15 @@ def range_text(row: Mapping[str, Any], name: str, unit: float = 1.0) -> str:
     return f"{short(value / unit)} ({short(low / unit)}..{short(high / unit)})"
 
 
+def counted(number: float, one: str, many: str = "") -> str:
+    """A whole number of things, in words; `many`: where it is not just `one` and an s.
+
+    >>> counted(1, "problem"), counted(2000, "copy", "copies")
+    ('1 problem', '2,000 copies')
+    """
+    return f"{number:,.0f} {one if number == 1 else many or one + 's'}"
+
+
 def short(value: float) -> str:
     """Three digits, all of them from 1,000 on."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -12,6 +12,7 @@ import streamlit as st
 
 from kvplan.charts import runs as charts
 from kvplan.ground.files import scenarios_dir
+from kvplan.ground.tables import counted
 from kvplan.pages.asked import ENGINES, OWN, Asked, read_number
 from kvplan.pages.links import BIND
 from kvplan.pages.uploads import MAX_REQUESTS, simulated
@@ -140,16 +141,16 @@ def taken(asked: Asked, source: ScenarioSource, scenario: Scenario) -> list[str]
     each = flags.tensor_parallel_size * flags.pipeline_parallel_size * flags.data_parallel_size
     model = "your config.json" if asked.model == OWN else asked.model
     who = (
-        f"{asked.question.users:,} users"
+        counted(asked.question.users, "user")
         if asked.question.users
         else f"{asked.question.rate:g} requests a second"
     )
-    copies = f"{scenario.replicas} {'copy' if scenario.replicas == 1 else 'copies'} on {each} x {scenario.gpu} each"
+    copies = f"{counted(scenario.replicas, 'copy', 'copies')} on {each} x {scenario.gpu} each"
     said = [
         f"Taken from the question: {model}, {who}, all lengths, targets, engine and its flags. Changed: "
         f"{copies}; context "
         f"{scenario.engine.max_model_len or 0:,} tokens, as the longest request needs; the first "
-        f"{load.num_requests:,} requests."
+        f"{counted(load.num_requests, 'request')}."
     ]
     if asked.num_samples * asked.num_requests > 1:
         said.append(
@@ -345,9 +346,8 @@ def _blocks(blocks: BlockMap) -> None:
     if moment.places[replica] is not None:
         chart(charts.chunk_places(moment, replica), "chunk_places", "Chunks by where they lie")
     rows = holdings(moment.replicas[replica])
-    st.caption(
-        f"At {moment.time_s:.6f} s: {len(rows)} requests hold blocks of {blocks.block_size} tokens. The longest:"
-    )
+    held = f"{counted(len(rows), 'request')} {'holds' if len(rows) == 1 else 'hold'} blocks"
+    st.caption(f"At {moment.time_s:.6f} s: {held} of {blocks.block_size} tokens. The longest:")
     shown = [(row.request, row.num_blocks, row.num_shared, _clip(row.ids)) for row in rows[:8]]
     with st.container(key="block_owners"):
         st.table([dict(zip(("request", "blocks", "shared", "block ids"), row, strict=True)) for row in shown])

@@ -11,6 +11,7 @@ import streamlit as st
 
 from kvplan.charts import runs, searches
 from kvplan.charts.drawing import Layered
+from kvplan.ground.tables import counted
 from kvplan.pages.asked import OWN, TABLE, Asked, mean_thinking
 from kvplan.pages.links import BIND
 from kvplan.pages.simulation_tab import scenario_names
@@ -120,7 +121,7 @@ def taken(asked: Asked, told: StrategyInputs, scenario: Scenario) -> list[str]:
     return [
         f"Taken from the question: {model}, {scenario.replicas} x {scenario.gpu}, {asked.engine} and its "
         f"flags, problems {load}; "
-        f"{lengths}. Not taken: targets. From the scenario: {scenario.problems.num_problems:,} problems, "
+        f"{lengths}. Not taken: targets. From the scenario: {counted(scenario.problems.num_problems, 'problem')}, "
         f"how hard they are "
         f"({scenario.problems.quality.name}), the strategies."
     ]

@@ -6,6 +6,7 @@ runs a strategy, on the scenario's own problems. Prices are per problem, right o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, floor, inf, log
@@ -108,8 +109,22 @@ def with_knob(spec: StrategySpec, value: float) -> StrategySpec:
     """The strategy at another value of its knob."""
     knob = knob_of(spec)
     assert knob is not None
-    label = f"{spec.label} {knob}={value:g}" if spec.label else ""
+    label = f"{_label_without(spec, knob)} {knob}={value:g}" if spec.label else ""
     return spec.model_copy(update={"params": {**spec.params, knob: value}, "label": label})
+
+
+def _label_without(spec: StrategySpec, knob: str) -> str:
+    """A label without the knob's value, which a list of values has put there."""
+    return re.sub(rf"( |, ){knob}=[^ ,]+$|\b{knob}=[^ ,]+, ", "", spec.label)
+
+
+def _without_knob(spec: StrategySpec) -> str:
+    """What two specs have alike that differ in their knob alone."""
+    knob = knob_of(spec)
+    if knob is None:
+        return repr(spec)
+    rest = {key: value for key, value in spec.settings.items() if key != knob}
+    return repr((spec.strategy, spec.model, _label_without(spec, knob), rest))
 
 
 def with_strategies(scenario: Scenario, specs: Sequence[StrategySpec]) -> Scenario:
@@ -122,8 +137,9 @@ def with_strategies(scenario: Scenario, specs: Sequence[StrategySpec]) -> Scenar
 def equalise(scenario: Scenario, price: Price, at: float | None = None) -> Equal:
     """Solve every strategy's knob so that a problem takes `at`, or what the dearest takes as it is stated.
 
-    A knob is a whole number: its nearest value counts if it is within `FAR` of the price. Raises KvplanError for a
-    scenario without problems, or a price that is no number above 0.
+    A knob is a whole number: its nearest value counts if it is within `FAR` of the price. Of several that differ in
+    their knob alone one is brought there, the one that stands nearest. Raises KvplanError for a scenario without
+    problems, or a price that is no number above 0.
     """
     if scenario.problems is None:
         raise KvplanError("nothing to bring to one price: the scenario has no `problems` with `strategies`")
@@ -131,10 +147,15 @@ def equalise(scenario: Scenario, price: Price, at: float | None = None) -> Equal
         raise KvplanError(f"--at {at:g}: a price must be a number above 0")
     specs = [spec for said in scenario.problems.strategies for spec in said.expanded()]
     asks = [price_of(scenario, price, spec) for spec in specs]
-    stated = [] if at is not None else [ask(None) for ask in asks]
-    whose = specs[stated.index(max(stated))].name if stated else ""
+    stated = [ask(None) for ask in asks]
+    whose = specs[stated.index(max(stated))].name if at is None else ""
     target = max(stated) if at is None else at
-    return Equal(price, target, [_stand(s, a, target) for s, a in zip(specs, asks, strict=True)], whose)
+    nearest: dict[str, int] = {}
+    for place, spec in enumerate(specs):
+        known = nearest.setdefault(_without_knob(spec), place)
+        if abs(log(stated[place] / target)) < abs(log(stated[known] / target)):
+            nearest[_without_knob(spec)] = place
+    return Equal(price, target, [_stand(specs[i], asks[i], target) for i in nearest.values()], whose)
 
 
 def price_of(scenario: Scenario, price: Price, spec: StrategySpec) -> Callable[[float | None], float]:
@@ -147,7 +168,7 @@ def price_of(scenario: Scenario, price: Price, spec: StrategySpec) -> Callable[[
     def ask(value: float | None) -> float:
         one = spec if value is None else with_knob(spec, value)
         if price == "tokens":
-            drawn = expect(problems, [one], scenario.folder, precision=100, max_draws=1, max_model_len=limits)
+            drawn = expect(problems, [one], scenario.folder, precision=100, max_model_len=limits)
             return drawn.strategies[0].tokens
         found = solve(scenario, one, setups=planned)
         if not found.solved:

@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 
 from kvplan.ground.errors import DoesNotFit, KvplanError
 from kvplan.ground.limits import Limit
+from kvplan.ground.tables import counted
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.expected_accuracy import expected_alone
@@ -81,12 +82,12 @@ class Measure:
         room = most_copies(search, gpus, usd)
         if room < 1:
             least = 1 + search.spare
-            why = f"one copy and {search.spare} spare take {least * gpus} GPUs, ${least * usd:,.2f} an hour"
+            why = f"one copy and {search.spare} spare take {counted(least * gpus, 'GPU')}, ${least * usd:,.2f} an hour"
             return _ruled_out("gpus", f"{why}; {allowed(search)} allowed")
         share = share_of(total_load(scenario, search), room, search.kind)
         hopeless = test.closed_form(share) if share else ""
         if hopeless and room < search.max_copies and hopeless.startswith("cannot keep up"):
-            why = f"{room} copies, as many as {allowed(search)} allowed: {hopeless}"
+            why = f"{counted(room, 'copy', 'copies')}, as many as {allowed(search)} allowed: {hopeless}"
             return _ruled_out("gpus", why, num_closed_form=1)
         if hopeless:
             return _ruled_out("time", hopeless, num_closed_form=1)
@@ -146,7 +147,9 @@ def _too_many(copies: int, room: int, gpus: int, usd: float, search: Search) -> 
     if copies <= room:
         return {}
     bought = copies + search.spare
-    needed = f"{copies} copies, {bought * gpus} GPUs, ${bought * usd:,.2f} an hour"
+    needed = (
+        f"{counted(copies, 'copy', 'copies')}, {counted(bought * gpus, 'GPU')}, ${bought * usd:,.2f} an hour"
+    )
     return {"cause": "gpus", "error": f"the load needs {needed}; {allowed(search)} allowed"}
 
 

@@ -16,7 +16,7 @@ import kvplan
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.frames import make_frame
 from kvplan.ground.pictures import Pictures
-from kvplan.ground.tables import range_text, short
+from kvplan.ground.tables import counted, range_text, short
 from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.search.allocation import Equal, Frontier
 from kvplan.search.beside_api import Bill, BilledTokens, Routing, bill, bill_text, route_day, tokens_of
@@ -42,6 +42,7 @@ from kvplan.workload.expectation import (
     Expectation,
     Expected,
     expect,
+    points_text,
 )
 from kvplan.workload.population import Over
 from kvplan.workload.problems import StrategySpec, draw_tasks
@@ -126,7 +127,7 @@ class Comparison:
         reached = f"; {found.why}" if found.why else ""
         over = "over draws on these" if found.over == "draws" else "over"
         return {
-            "accuracy_low, accuracy_high": f"95 % {over} {found.num_problems:,} problems{drawn}{reached}",
+            "accuracy_low, accuracy_high": f"95 % {over} {counted(found.num_problems, 'problem')}{drawn}{reached}",
             "_sampling_low, _sampling_high": f"95 % over problems like the {self.rows[0].num_problems:,} simulated",
             "_low, _high": f"90 % over what steps may take: {self.sources.get('step_time_range', 'stated, exact')}",
         }
@@ -229,9 +230,10 @@ class Comparison:
         yield f"thinking budget: {self.caps['p99_of_traces']:,.0f} tokens cut one trace in a hundred{optimal}"
         for row in rows:
             if row.verdict != "completed":
-                yield f"{row.strategy}: {row.num_problems} problems solved, then {row.verdict}"
+                yield f"{row.strategy}: {counted(row.num_problems, 'problem')} solved, then {row.verdict}"
             if row.engine_points:
-                yield f"{row.strategy}: pruning or another order changes {row.engine_points:+.1f} points, as simulated"
+                changed = points_text(row.engine_points)
+                yield f"{row.strategy}: pruning or another order changes {changed} points, as simulated"
         yield from (f"advice: {text}" for text in self.advice)
         yield from (f"caveat: {text}" for text in self.caveats)
         shown = next((row for row in rows if row.strategy == self.choice), rows[0])

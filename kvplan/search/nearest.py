@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from math import inf
 
+from kvplan.ground.tables import counted
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import MOST_COPIES, Search
 from kvplan.search.candidates import Alone, Measure, allowed
@@ -27,7 +28,7 @@ def nothing_feasible(ruled: Sequence[Candidate], execution: Execution, search: S
     """One line: the constraints and the nearest candidate."""
     counts = Counter(one.cause for one in ruled).most_common()
     said = ", ".join(f"{number} {WORDS[cause]}" for cause, number in counts)
-    return f"nothing is feasible: of {len(ruled)} candidates {said}; {_nearest(ruled, execution, search)}"
+    return f"nothing is feasible: of {counted(len(ruled), 'candidate')} {said}; {_nearest(ruled, execution, search)}"
 
 
 def _nearest(ruled: Sequence[Candidate], execution: Execution, search: Search) -> str:
@@ -39,8 +40,7 @@ def _nearest(ruled: Sequence[Candidate], execution: Execution, search: Search) -
     carrying = [(_bought(row, search), one) for one, row in _run(short, execution, Measure(free))]
     if carrying:
         (gpus, usd), one = min(carrying, key=lambda each: each[0])
-        cards = f"{gpus:,} GPU{'s' if gpus != 1 else ''}"
-        enough = f"{cards} (${usd:,.2f} an hour) would do, {allowed(search)} allowed"
+        enough = f"{counted(gpus, 'GPU')} (${usd:,.2f} an hour) would do, {allowed(search)} allowed"
         return f"nearest: {settings_text(one.settings)}: {enough}"
     slow = [one for one in ruled if one.cause in ("time", "accuracy")]
     tried = _run(slow, execution, Alone(search))

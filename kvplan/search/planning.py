@@ -19,7 +19,7 @@ import kvplan
 from kvplan.ground.config import complaint
 from kvplan.ground.errors import DoesNotFit, KvplanError, did_you_mean
 from kvplan.ground.gpu import get_gpu
-from kvplan.ground.tables import Part, text_of
+from kvplan.ground.tables import Part, counted, text_of
 from kvplan.memory.answers import Plan
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import estimate
@@ -375,7 +375,7 @@ def _model(answer: ServingAnswer) -> str:
 
 def _load_text(question: ServingQuestion) -> str:
     if question.users:
-        return f"{question.users:,} users"
+        return counted(question.users, "user")
     return f"{question.rate:g} requests a second"
 
 
@@ -396,7 +396,7 @@ def _copies_text(best: Candidate) -> str:
     each = best.figures["num_gpus_per_copy"]
     number = (best.num_gpus or 0) // each
     card = best.settings[GPU_KEY]
-    return f"{number:,} {'copy' if number == 1 else 'copies'} of {each} x {card}"
+    return f"{counted(number, 'copy', 'copies')} of {each} x {card}"
 
 
 def _headroom(owned: Owned) -> str:
@@ -474,7 +474,7 @@ def doubt_lines(answer: ServingAnswer) -> list[str]:
 def _change_text(change: Change) -> str:
     if change.copies is None:
         return "the targets cannot be met"
-    return f"{change.copies:,} {'copy' if change.copies == 1 else 'copies'}, ${change.usd_per_hour:,.2f}/h"
+    return f"{counted(change.copies, 'copy', 'copies')}, ${change.usd_per_hour:,.2f}/h"
 
 
 def _ranking(found: Recommendation) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import kvplan
 from kvplan.ground.frames import make_frame
 from kvplan.ground.pictures import Pictures
-from kvplan.ground.tables import Column, Part, Table, make_table, range_text, text_of
+from kvplan.ground.tables import Column, Part, Table, counted, make_table, range_text, text_of
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.day_plan import DayPlan
@@ -277,7 +277,7 @@ class Recommendation:
     def __repr__(self) -> str:
         """How many there are and why the first; `print` has the table."""
         feasible = sum(c.feasible for c in self.candidates)
-        return f"<Recommendation: {feasible} of {len(self.candidates)} candidates feasible; {self.reason}>"
+        return f"<Recommendation: {feasible} of {counted(len(self.candidates), 'candidate')} feasible; {self.reason}>"
 
 
 def tie(feasible: list[Candidate], search: Search) -> str:
@@ -494,7 +494,7 @@ def _ruled_out(rows: list[Candidate]) -> str:
 
 def _day(day: DayPlan) -> str:
     return (
-        f"over the day: static {day.static_copies} copies, {day.static_gpu_hours:,.0f} GPU-hours, "
-        f"${day.static_usd:,.0f}; by the hour {min(day.copies)} to {max(day.copies)} copies, "
+        f"over the day: static {counted(day.static_copies, 'copy', 'copies')}, {day.static_gpu_hours:,.0f} GPU-hours, "
+        f"${day.static_usd:,.0f}; by the hour {min(day.copies)} to {counted(max(day.copies), 'copy', 'copies')}, "
         f"{day.scheduled_gpu_hours:,.0f} GPU-hours, ${day.scheduled_usd:,.0f} ({day.saved:.0%} less)"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kvplan.ground.errors import KvplanError
+from kvplan.ground.tables import counted
 from kvplan.memory.serve_command import shell_command
 from kvplan.models.load import load_model
 from kvplan.scenario.schema import Scenario, parse_scenario
@@ -78,7 +79,7 @@ def recommend(
         return Recommendation(whole, search, candidates, reason)
     except KeyboardInterrupt:
         candidates = _ranked(points, rows, search)
-        reason = f"interrupted: {len(candidates)} of {len(points)} candidates were looked at"
+        reason = f"interrupted: {len(candidates)} of {counted(len(points), 'candidate')} were looked at"
         return Recommendation(whole, search, candidates, reason, interrupted=True)
 
 
@@ -249,7 +250,7 @@ def _lifted(candidates: list[Candidate], execution: Execution, search: Search) -
 
 
 def _best_reason(best: Candidate, search: Search) -> str:
-    cost = f"{best.num_gpus} GPUs, ${best.usd_per_hour:,.2f} an hour"
+    cost = f"{counted(best.num_gpus or 0, 'GPU')}, ${best.usd_per_hour:,.2f} an hour"
     among = " of cards without a profile" if best.is_assumed else ""
     if search.robust:
         among = f" at the slow end of its steps' range{among}"

@@ -76,7 +76,7 @@ def accuracy_turns(
     left = budget
 
     def leader(told: Problems) -> Leader:
-        found = expect(told, specs, scenario.folder, precision=100, max_draws=1, over=expectation.over,
+        found = expect(told, specs, scenario.folder, precision=100, over=expectation.over,
                        max_model_len=limits, min_rounds=ROUNDS)  # fmt: skip
         beside = [found.difference(i, 0) for i in range(1, len(specs))]
         over = [d for d in beside if d.low > 0]

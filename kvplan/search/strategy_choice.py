@@ -8,6 +8,7 @@ from math import hypot, inf, sqrt
 
 from kvplan.formulas.intervals import Interval, student_t
 from kvplan.ground.errors import DoesNotFit
+from kvplan.ground.tables import counted
 from kvplan.scenario.schema import Scenario
 from kvplan.search.choices import Choice, best_within
 from kvplan.search.sampling import Sampling, cost_ratio
@@ -120,7 +121,9 @@ class Field:
         tail = rows[chosen].sampling.get("latency_p99_s", Interval(0.0, inf))
         said = ""
         if tail.high == inf:
-            said += f"; {rows[chosen].num_problems} problems do not bound its p99, {TAIL_PROBLEMS} would"
+            number = rows[chosen].num_problems
+            do = "does" if number == 1 else "do"
+            said += f"; {counted(number, 'problem')} {do} not bound its p99, {TAIL_PROBLEMS} would"
         elif tail.high > limit:
             said += f"; its p99 may be {tail.high:.0f} s"
         maybe = [

@@ -17,6 +17,7 @@ from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.ground.files import safe_cell
 from kvplan.ground.tables import WIDTH, Column, make_table, range_text
 from kvplan.search.strategy_row import RANGED, SAMPLED, StrategyRow
+from kvplan.workload.expectation import points_text
 from kvplan.workload.problems import StrategySpec
 
 
@@ -94,7 +95,7 @@ COLUMNS: dict[str, Column[StrategyRow]] = {
     "simulated_accuracy": ("run's %", lambda r: f"{100 * r.simulated_accuracy:.1f}"),
     "sd_between_problems": ("sd problems", lambda r: _points(r.sd_between_problems)),
     "sd_within_problem": ("sd draws", lambda r: _points(r.sd_within_problem)),
-    "engine_points": ("engine +-", lambda r: f"{r.engine_points:+.1f}"),
+    "engine_points": ("engine +-", lambda r: points_text(r.engine_points)),
     "mean_watts": ("W", lambda r: si(r.mean_watts)),
     "joules_per_output_token": ("J/token", lambda r: si(r.joules_per_output_token)),
     "kwh_per_million_output_tokens": ("kWh/Mtok", lambda r: si(r.kwh_per_million_output_tokens)),
@@ -171,9 +172,10 @@ def short_names(specs: Sequence[StrategySpec]) -> tuple[list[str], str]:
 
 
 def table_lines(rows: Sequence[StrategyRow], names: Sequence[str], asked: Sequence[str] = ()) -> list[str]:
-    """The table's lines, and above them what all rows have in common; as wide as `WIDTH` for the main columns.
+    """The table's lines, and above them what all rows have in common; as wide as `WIDTH`.
 
-    `names`: what each row is called; one that is too long goes on in the next line.
+    `names`: what each row is called; one that is too long goes on in the next line. More columns than one line takes
+    follow below, under the names again.
     """
     picked = pick_columns(asked)
     above = []
@@ -184,17 +186,36 @@ def table_lines(rows: Sequence[StrategyRow], names: Sequence[str], asked: Sequen
     columns = [COLUMNS[name] for name in picked]
     if not asked:
         columns = [(t, _shortened(show)) if t == "limited by" else (t, show) for t, show in columns]
+    whole = len(_body(columns, rows)[0])
+    broken = [_broken(name, max(WIDTH - whole - 5, 40 if asked else 12)) for name in names]
+    width = max(len(part) for parts in (*broken, ["strategy"]) for part in parts)
+    lines: list[str] = []
+    for some in _in_lines(columns, rows, WIDTH - width - 5) if asked else [columns]:
+        title, *body = _body(some, rows)
+        lines += ["", f"   {'strategy'.ljust(width)}  {title}".rstrip()]
+        for row, parts, text in zip(rows, broken, body, strict=True):
+            lines.append(f"{'*' if row.pareto else ' '}  {parts[0].ljust(width)}  {text}".rstrip())
+            lines += [f"   {part}" for part in parts[1:]]
+    return [*above, *lines[1:]]
+
+
+def _body(columns: Sequence[Column[StrategyRow]], rows: Sequence[StrategyRow]) -> list[str]:
+    """Titles and a line a row, all as long."""
     left = frozenset(i for i, (title, _) in enumerate(columns) if title == "limited by")
     body = make_table(columns, rows, left).lines()
-    body = [line.ljust(max(map(len, body))) for line in body]
-    room = max(WIDTH - len(body[0]) - 5, 40 if asked else 12)
-    broken = [_broken(name, room) for name in names]
-    width = max(len(part) for parts in (*broken, ["strategy"]) for part in parts)
-    lines = [f"   {'strategy'.ljust(width)}  {body[0]}".rstrip()]
-    for row, parts, text in zip(rows, broken, body[1:], strict=True):
-        lines.append(f"{'*' if row.pareto else ' '}  {parts[0].ljust(width)}  {text}".rstrip())
-        lines += [f"   {part}" for part in parts[1:]]
-    return [*above, *lines]
+    return [line.ljust(max(map(len, body))) for line in body]
+
+
+def _in_lines(
+    columns: Sequence[Column[StrategyRow]], rows: Sequence[StrategyRow], room: int
+) -> list[list[Column[StrategyRow]]]:
+    """The columns, as many together as there is room for; one at least."""
+    found: list[list[Column[StrategyRow]]] = [[]]
+    for column in columns:
+        if found[-1] and len(_body([*found[-1], column], rows)[0]) > room:
+            found.append([])
+        found[-1].append(column)
+    return found
 
 
 def _broken(name: str, room: int) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvplan.ground.frames import make_frame
+from kvplan.ground.tables import counted
 from kvplan.scenario.schema import Scenario
 from kvplan.search.execution import Execution, default_workers, execute
 from kvplan.search.grid import Point, make_axes, make_points, read_base
@@ -62,7 +63,7 @@ def sweep(
     if found.interrupted:
         if not found.rows:
             raise KeyboardInterrupt
-        warnings.warn(f"interrupted: {len(found.rows)} of {found.num_points} points", stacklevel=2)
+        warnings.warn(f"interrupted: {len(found.rows)} of {counted(found.num_points, 'point')}", stacklevel=2)
     return make_frame(found.rows).drop(columns=HASH)
 
 

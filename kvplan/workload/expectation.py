@@ -17,6 +17,7 @@ import numpy as np
 from kvplan.formulas.intervals import Interval, mean_interval, share_interval
 from kvplan.formulas.quality import Array
 from kvplan.ground.collector import rare_searches
+from kvplan.ground.tables import counted
 from kvplan.workload.closed_forms import exact_accuracy
 from kvplan.workload.population import Estimate, Over, Population
 from kvplan.workload.problems import Problems, StrategySpec, Task, task_sampler
@@ -96,7 +97,18 @@ class AccuracyDifference:
 
     def __str__(self) -> str:
         """E.g. A and B: -1.2 to +3.1 points."""
-        return f"{self.a} and {self.b}: {self.low:+.1f} to {self.high:+.1f} points"
+        return f"{self.a} and {self.b}: {points_text(self.low)} to {points_text(self.high)} points"
+
+
+def points_text(points: float) -> str:
+    """A tenth of a point with its sign; one digit of what is less, and nothing of what is hardly anything.
+
+    >>> points_text(-1.23), points_text(-0.04), points_text(-1e-9)
+    ('-1.2', '-0.04', '+0.0')
+    """
+    if abs(points) < 0.005:
+        return "+0.0"
+    return f"{points:+.1g}" if abs(points) < 0.05 else f"{points:+.1f}"
 
 
 @dataclass(slots=True)
@@ -218,8 +230,9 @@ def expect(
     """Run strategies on the same problems and luck until each accuracy is known to `precision` points (95 %).
 
     `max_model_len`: of each strategy's models, by `Branch.model`; its branches are cut there, as engines do.
-    `over` draws: on just the scenario's own problems, however many there may be. Stops after `max_draws` branches, or
-    when a pass table's problems allow no more; `Expectation.why` says so. Raises KvplanError for an unreadable table.
+    `over` draws: on just the scenario's own problems, however many there may be. Stops before a round would take it
+    beyond `max_draws` branches (one round is always run), or when a pass table's problems allow no more;
+    `Expectation.why` says so. Raises KvplanError for an unreadable table.
     """
     limits = max_model_len or [{} for _ in specs]
     drawn = [DrawnStrategy(spec, limit) for spec, limit in zip(specs, limits, strict=True)]
@@ -229,15 +242,14 @@ def expect(
         tasks = found.population.round(found.num_rounds)
         for one in found.drawn:
             spent += _run(problems, one, tasks)
-        if found.num_rounds < min_rounds:
-            continue
-        if found.is_precise():
-            return found
-        if found.is_exhausted():
-            found.why = _allowed(found)
-            return found
-        if spent >= max_draws:
-            found.why = f"{spent:,} branches were drawn (at most {max_draws:,})"
+        if found.num_rounds >= min_rounds:
+            if found.is_precise():
+                return found
+            if found.is_exhausted():
+                found.why = _allowed(found)
+                return found
+        if spent + spent / found.num_rounds > max_draws:
+            found.why = f"{counted(spent, 'branch', 'branches')} drawn, at most {max_draws:,} allowed"
             return found
 
 
@@ -277,4 +289,5 @@ def _allowed(found: Expectation) -> str:
     size = found.population.round_size
     widest = max(100 * one.interval.half_width for one in found.strategies)
     needed = ceil(size * (widest / found.precision) ** 2)
-    return f"{size:,} problems allow no more; some {needed:,} would"
+    allow = "allows" if size == 1 else "allow"
+    return f"{counted(size, 'problem')} {allow} no more; some {needed:,} would"

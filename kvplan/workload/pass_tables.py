@@ -21,6 +21,7 @@ from pydantic import Field
 
 from kvplan.ground.config import Config
 from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.tables import counted
 from kvplan.workload.bench_result import json_of, read_text
 from kvplan.workload.lengths import LONGEST
 from kvplan.workload.quality_sets import Samples
@@ -206,7 +207,8 @@ def _said(
     name = spec.paths[0] if len(spec.paths) == 1 else f"{spec.paths[0]} and {len(spec.paths) - 1} more"
     estimated = sum(s.is_estimated for s in every)
     parts = [
-        f"pass table {name} ({kinds[0]}): {len(problems):,} problems, {each} samples each, {right:.1%} right, "
+        f"pass table {name} ({kinds[0]}): {counted(len(problems), 'problem')}, "
+        f"{each} {'sample' if each == '1' else 'samples'} each, {right:.1%} right, "
         f"{sum(s.tokens for s in every) / len(every):,.0f} tokens on average"
     ]
     if estimated:

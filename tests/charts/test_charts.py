@@ -195,6 +195,7 @@ def test_strategies_are_drawn_as_compared(comparison: Comparison) -> None:
     assert limits(spec) == {"limit 90 s": 90}
     numbers = [n for r in rows_of(spec) if "numbers" in r for n in r["numbers"].split(", ")]
     assert sorted(map(int, numbers)) == list(range(1, len(comparison.rows) + 1))
+    assert [line.split("  ")[0] for line in spec["title"]["text"][: len(numbers)]] == sorted(numbers)
     sweep = searches.budget_sweep(comparison, "accuracy").to_dict()
     assert {r["budget"] for r in rows_of(sweep) if "budget" in r} == {1024, 4096, 8192, 16384}
     assert limits(sweep) == {
@@ -206,6 +207,21 @@ def test_strategies_are_drawn_as_compared(comparison: Comparison) -> None:
     for row in comparison.rows:
         if row.gpu_s_per_correct:
             assert per_hour[row.strategy] == pytest.approx(3600 / row.gpu_s_per_correct)
+
+
+def test_numbers_of_neighbours_share_a_place() -> None:
+    """Of dots nearer to each other than a number is large one place has both numbers; others have their own, whatever
+    the order."""
+    at = [(10, 0.500), (10.2, 0.505), (50, 0.9), (100, 0.1), (99, 0.5)]
+    rows = [
+        {"number": number, "latency_p99_s": x, "latency_p99_s_low": x, "latency_p99_s_high": x, "accuracy": y,
+         "accuracy_low": y - 0.02, "accuracy_high": y + 0.02}
+        for number, (x, y) in enumerate(at, 1)
+    ]  # fmt: skip
+    for order in (rows, rows[::-1]):
+        found = searches.numbers_of(order)
+        assert sorted(place["numbers"] for place in found) == ["1, 2", "3", "4", "5"]
+        assert {"latency_p99_s": 10.2, "accuracy": 0.5, "numbers": "1, 2"} in found
 
 
 def test_a_branch_is_as_long_as_its_sequence() -> None:

@@ -47,6 +47,22 @@ def test_simulated_prices_are_met(price: Any) -> None:
         assert price_of(told, price, stand.spec)(None) == stand.price
 
 
+def test_one_strategy_stands_once_at_a_price() -> None:
+    """Of a list of knobs the nearest is brought there, whatever the order, and bears one value in its label; others
+    that differ elsewhere stay."""
+    for values in ([2, 8, 11], [11, 8, 2]):
+        lists = [
+            {"strategy": "best_of_n", "n": values, "label": "wide"},
+            {"strategy": "best_of_n", "n": 3, "max_tokens": 600},
+        ]
+        found = equalise(
+            scenario([{"strategy": "self_consistency", "n": 12, "vote_stop": False}, *lists]), "tokens"
+        )
+        assert [stand.spec.name for stand in found.stands] == [
+            "self_consistency(n=12, vote_stop=False)", "wide n=12", "best_of_n(n=12, max_tokens=600)",
+        ]  # fmt: skip
+
+
 def test_who_cannot_be_had_is_named() -> None:
     """One trace has no knob, a thousand tokens are under one of two; each with what it takes."""
     found = equalise(scenario(["single_pass", {"strategy": "best_of_n", "n": 4}, BEAM]), "tokens", 150.0)
@@ -152,4 +168,4 @@ def test_a_precision_is_a_number_above_0() -> None:
 def test_a_frontier_draws_no_more_than_it_may() -> None:
     """A precision that nothing reaches ends where the draws do."""
     told = frontier(scenario([BEAM, {"strategy": "best_of_n"}]), precision=0.001, max_draws=1)
-    assert "branches were drawn (at most 1)" in told.expectation.why
+    assert "branches drawn, at most 1 allowed" in told.expectation.why

@@ -18,7 +18,7 @@ from kvplan.cli.main import run
 from kvplan.ground.errors import KvplanError
 from kvplan.search.comparison import compare
 from kvplan.search.sampling import Sampling
-from kvplan.search.strategy_table import pick_columns, short_names
+from kvplan.search.strategy_table import COLUMNS, pick_columns, short_names
 from kvplan.workload.problems import Problems, StrategySpec
 
 THREE = {"strategy": "first_finish", "m": 3, "k": 5}
@@ -112,6 +112,10 @@ def test_columns_are_asked_for_by_name_and_group() -> None:
     assert "GPU-s/correct" in text
     assert "usd_per_correct 90 %" in text
     assert pick_columns(["all"])[:2] == ["accuracy", "latency"]
+    every = found.text(["all"]).splitlines()
+    assert max(map(len, every)) <= 100
+    titles = " ".join(line for line in every if line.startswith("   strategy"))
+    assert all(title in titles for title, _ in COLUMNS.values())
     with pytest.raises(KvplanError, match="no column 'tokn'; did you mean token"):
         pick_columns(["tokn"])
 

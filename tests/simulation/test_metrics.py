@@ -147,7 +147,7 @@ def test_files_hold_the_records(suffix: str, tmp_path: Path) -> None:
 
 
 def test_targets_are_checked_before_a_run(tmp_path: Path) -> None:
-    with pytest.raises(KvplanError, match="must end in .csv"):
+    with pytest.raises(KvplanError, match=r"must end in \.csv"):
         check_target(tmp_path / "x.txt")
 
 

@@ -12,7 +12,7 @@ from kvplan.formulas import quality
 from kvplan.formulas.intervals import student_t
 from kvplan.workload import expectation
 from kvplan.workload.closed_forms import exact_accuracy
-from kvplan.workload.expectation import Expectation, expect
+from kvplan.workload.expectation import AccuracyDifference, Expectation, expect
 from kvplan.workload.population import spread_skills
 from kvplan.workload.problems import Problems, StrategySpec, draw_tasks, task_sampler
 from kvplan.workload.strategies.catalog import STRATEGIES
@@ -145,7 +145,30 @@ def test_draws_grow_until_the_interval_is_narrow() -> None:
     assert 2.5 * wide.num_problems < narrow.num_problems < 6 * wide.num_problems
     problems, specs = told([{"strategy": "first_finish", "m": 3}])
     capped = expect(problems, specs, precision=0.1, max_draws=1000)
-    assert "branches were drawn (at most 1,000)" in capped.why
+    assert "branches drawn, at most 1,000 allowed" in capped.why
+
+
+def test_as_few_draws_as_were_allowed() -> None:
+    """Never a round beyond `max_draws`, the first ones included; one round, which is needed, is run and says so. What
+    so few say is no surer for it."""
+    vote = {"strategy": "first_finish", "m": 3, "k": 3}
+    problems, specs = told([vote])
+    whole = expect(problems, specs)
+    for allowed, spent in ((1, 192), (400, 384), (600, 576)):
+        found = expect(problems, specs, max_draws=allowed)
+        assert found.drawn[0].num_branches == spent
+        assert found.why == f"{spent} branches drawn, at most {allowed} allowed"
+        assert found.strategies[0].interval.half_width > whole.strategies[0].interval.half_width
+        assert whole.strategies[0].accuracy in found.strategies[0].interval
+    assert not whole.why
+    once = expect(problems.model_copy(update={"num_problems": 5}), specs, max_draws=1, over="draws")
+    assert once.strategies[0].interval == (0, 1)
+
+
+def test_hardly_a_difference_has_no_sign() -> None:
+    """Nothing is "-0.0"; what a tenth of a point does not show has its first digit."""
+    assert str(AccuracyDifference("a", "b", 0.0, -1e-12, 1e-12)) == "a and b: +0.0 to +0.0 points"
+    assert str(AccuracyDifference("a", "b", 0.0, -0.04, 3.14)) == "a and b: -0.04 to +3.1 points"
 
 
 def table(folder: Path, num_problems: int = 12) -> str:
@@ -237,7 +260,7 @@ def test_one_problem_says_nothing_of_others(tmp_path: Path) -> None:
     assert apart.is_tie
     assert -100 <= apart.low < 0 < apart.high == 100
     assert found.num_rounds <= 4
-    assert "1 problems allow no more" in found.why
+    assert "1 problem allows no more" in found.why
 
 
 @pytest.mark.parametrize(("num_problems", "is_tie"), [(2, True), (5, True), (6, False), (40, False)])
