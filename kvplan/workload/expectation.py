@@ -19,7 +19,7 @@ from kvplan.formulas.quality import Array
 from kvplan.ground.collector import rare_searches
 from kvplan.ground.tables import counted
 from kvplan.workload.closed_forms import exact_accuracy
-from kvplan.workload.population import Estimate, Over, Population
+from kvplan.workload.population import MOST, Estimate, Over, Population
 from kvplan.workload.problems import Problems, StrategySpec, Task, task_sampler
 from kvplan.workload.strategies.alone import Ledger, run_alone
 from kvplan.workload.strategies.strategy import ALL
@@ -226,17 +226,19 @@ def expect(
     over: Over = "problems",
     max_model_len: Sequence[Mapping[str, int]] = (),
     min_rounds: int = MIN_ROUNDS,
+    round_size: int = MOST,
 ) -> Expectation:
     """Run strategies on the same problems and luck until each accuracy is known to `precision` points (95 %).
 
     `max_model_len`: of each strategy's models, by `Branch.model`; its branches are cut there, as engines do.
-    `over` draws: on just the scenario's own problems, however many there may be. Stops before a round would take it
-    beyond `max_draws` branches (one round is always run), or when a pass table's problems allow no more;
-    `Expectation.why` says so. Raises KvplanError for an unreadable table.
+    `round_size`: problems in a round at most; fewer are for a rough look. `over` draws: on just the scenario's own
+    problems, however many there may be. Stops before a round would take it beyond `max_draws` branches (one round is
+    always run), or when a pass table's problems allow no more; `Expectation.why` says so. Raises KvplanError for an
+    unreadable table.
     """
     limits = max_model_len or [{} for _ in specs]
     drawn = [DrawnStrategy(spec, limit) for spec, limit in zip(specs, limits, strict=True)]
-    found = Expectation(Population(problems, folder, over), drawn, precision)
+    found = Expectation(Population(problems, folder, over, round_size), drawn, precision)
     spent = 0
     while True:
         tasks = found.population.round(found.num_rounds)

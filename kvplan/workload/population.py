@@ -8,7 +8,7 @@ round is another draw of all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import sqrt
+from math import ceil, sqrt
 from pathlib import Path
 from typing import Literal
 
@@ -25,8 +25,8 @@ from kvplan.workload.strategies.session import Problem
 Over = Literal["problems", "draws"]
 """What an interval is over: problems like these, or draws on just these."""
 
-PLACES = 32
-"""Of difficulty, in a round of a distribution; two problems at each."""
+MOST = 64
+"""Problems in a round of a distribution: two at each place of difficulty."""
 ROUNDING = 1e-24
 """Variance of shares that are the same but for rounding."""
 NEW = 1 << 40
@@ -40,17 +40,21 @@ class Population:
     problems: Problems
     folder: Path = Path()
     over: Over = "problems"
+    most: int = MOST
+    """Problems in a round at most, where they are drawn or stand for others."""
     fixed: list[Task] | None = field(init=False)
     """The problems, where there are only these."""
 
     def __post_init__(self) -> None:
         is_finite = self.problems.pass_table is not None or self.over == "draws"
         self.fixed = draw_tasks(self.problems, self.folder) if is_finite else None
+        if self.fixed is not None and self.over == "problems" and self.most < MOST:
+            self.fixed = self.fixed[:: ceil(len(self.fixed) / self.most)]
 
     @property
     def round_size(self) -> int:
         """Problems in a round."""
-        return 2 * PLACES if self.fixed is None else len(self.fixed)
+        return 2 * max(self.most // 2, 1) if self.fixed is None else len(self.fixed)
 
     def round(self, number: int) -> list[Task]:
         """The problems of a round, with seeds of their own. Round 0 of fixed problems is what a simulation draws."""
@@ -64,7 +68,7 @@ class Population:
     def _draw(self, number: int) -> list[Task]:
         told, size = self.problems, self.round_size
         rng = np.random.default_rng((told.seed, NEW, number))
-        place = (np.repeat(np.arange(PLACES), 2) + rng.random(size)) / PLACES
+        place = (np.repeat(np.arange(size // 2), 2) + rng.random(size)) / (size // 2)
         length, prompt_at = rng.random(size), rng.random(size)
         prompt = np.maximum(quantile(told.prompt, prompt_at), told.shared_prefix_tokens + 1)
         skill = spread_skills(told.quality, place, length)

@@ -9,11 +9,13 @@ import pytest
 from test_compare import SHORT, engine, table
 
 from kvplan.scenario.schema import parse_scenario
+from kvplan.search import sensitivity
 from kvplan.search.comparison import compare
-from kvplan.search.sensitivity import Turn, turns_text
+from kvplan.search.sensitivity import Turn, accuracy_turns, turns_text
 from kvplan.workload.expectation import expect
 from kvplan.workload.problems import Problems
 
+BEAM = {"strategy": "beam_search", "step_tokens": 100, "beam_width": 4, "branch_factor": 4}
 HALF = SHORT | {"difficulty": {"beta": [4.0, 4.0]}, "wrong_answers": 3}
 
 
@@ -31,9 +33,46 @@ def test_a_verifier_worse_than_so_much_loses_to_a_vote() -> None:
         problems = Problems(quality=HALF, verifier=verifier | {"true_positive_rate": rate}, strategies=told)
         apart = expect(problems, list(problems.strategies)).difference(0, 1)
         assert sign * apart.points > (0 if sign < 0 else -1.0)
-    assert f"true_positive_rate of {turn.at:.3g}, stated 0.95 (self_consistency)" in " ".join(
-        str(found).split()
-    )
+    assert turn.even is not None
+    assert turn.at < turn.even < 0.95
+    level = Problems(quality=HALF, verifier=verifier | {"true_positive_rate": turn.even}, strategies=told)
+    assert abs(expect(level, list(level.strategies)).difference(0, 1).points) < 2
+    said = f"true_positive_rate of {turn.at:.3g}, stated 0.95 (self_consistency; as accurate from {turn.even:.3g})"
+    assert said in " ".join(str(found).split())
+
+
+@pytest.mark.parametrize("budget", [40_000, 15_000, 1])
+def test_trees_are_looked_at_within_the_branches_allowed(
+    budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A beam takes fifty times the branches of a sample: every value is looked at on as many problems as the branches
+    allow, or the accuracies took; the fewer, the larger the lead that shows, and it is said."""
+    drawn: list[int] = []
+
+    def counting(*told: Any, **named: Any) -> Any:
+        found = expect(*told, **named)
+        drawn.append(sum(one.num_branches for one in found.drawn))
+        return found
+
+    monkeypatch.setattr(sensitivity, "expect", counting)
+    problems = {"quality": HALF, "verifier": {"kind": "prm", "model": "Qwen/Qwen3-0.6B", "true_positive_rate": 0.8,
+                             "true_negative_rate": 0.75},
+                "strategies": [BEAM, {"strategy": "best_of_n", "n": 4}]}  # fmt: skip
+    scenario = parse_scenario({"model": "Qwen/Qwen3-8B", "problems": problems})
+    assert scenario.problems is not None
+    expectation = expect(scenario.problems, list(scenario.problems.strategies), precision=8)
+    spent = sum(one.num_branches for one in expectation.drawn)
+    best = max((0, 1), key=lambda i: expectation.expected(i).accuracy)
+    turns = accuracy_turns(scenario, expectation, (0, 1), best, budget)
+    assert sum(drawn) <= 1.05 * max(budget, spent)
+    assert {turn.key for turn in turns} >= {"verifier.true_positive_rate", "verifier.correlation"}
+    assert all(turn.looked for turn in turns)
+    assert {turn.num_problems for turn in turns} == {{40_000: 16, 15_000: 8, 1: 8}[budget]}
+    unmoved = [turn for turn in turns if turn.at is None]
+    assert all(turn.points is not None and turn.points > 0 for turn in unmoved)
+    text = turns_text(turns)
+    assert "not looked at" not in text
+    assert not unmoved or f"(on {turns[0].num_problems} problems, where a lead of " in text
 
 
 def test_what_nobody_depends_on_is_not_listed() -> None:
