@@ -73,6 +73,11 @@ def advice(
         )
     if names & TREES and "best_of_n" not in names:
         yield "compare best_of_n before trees: it needs no step scores and is hard to beat at the same tokens"
+    if names & TREES:
+        yield (
+            "searches over steps come out too good: published ones match best-of-N at 4 times their generations, this "
+            "model's at more (docs/validation/strategies.md)"
+        )
     if names & TREES and problems.verifier.kind not in ("prm", "generative"):
         yield (
             f"a tree without a process reward model: a {problems.verifier.kind} verifier scores whole answers, "

@@ -75,21 +75,21 @@ class ExactCase(NamedTuple):
             np.maximum(base * facts.wrong_to_right_length * spread, 1.0), is_right=False
         )
         p = p[:, 0]
-        gain = np.minimum(mended * (p / np.maximum(1 - p, 1e-12))[:, None], 1.0)
-        right_share = p * (right * ~cut).mean(axis=1) + (1 - p) * (gain * ~cut_wrong).mean(axis=1)
+        right_share = p * (right * ~cut).mean(axis=1) + (1 - p) * (mended * ~cut_wrong).mean(axis=1)
         none = p * cut.mean(axis=1) + (1 - p) * cut_wrong.mean(axis=1)
         return OneTrace(np.clip(right_share, 0, 1 - none), none)
 
     def _ends(self, natural: Array, is_right: bool) -> tuple[Array, np.ndarray[Any, np.dtype[np.bool_]]]:
-        """Of traces that would think so long: how much stays right (or is mended, in units of p), and what is cut."""
+        """Of traces that would think so long: how much stays right (or is mended), and what is cut."""
         told, facts = self.settings, self.facts
         effort = told.get("effort")
         budget = min(told.get("thinking_token_budget", ALL), EFFORT_BUDGETS[effort] if effort else ALL)
         wanted = np.maximum(np.round(natural * told.get("length_scale", 1.0)), 1)
         thinking = np.minimum(wanted, budget)
-        kept = np.where(thinking == np.round(natural), 1.0, _kept(facts, thinking, natural))
+        share = _kept(facts, thinking, natural) if is_right else _mended(facts, thinking, natural)
+        as_it_was = thinking == np.round(natural)
         cut = thinking + facts.answer_tokens > np.minimum(told.get("max_tokens", ALL), self.room)[:, None]
-        return (np.minimum(kept, 1.0) if is_right else np.maximum(kept - 1.0, 0.0)), cut
+        return np.where(as_it_was, 1.0 if is_right else 0.0, share), cut
 
     @property
     def d_prime(self) -> float:
@@ -102,7 +102,17 @@ def _kept(facts: QualitySet, thinking: Array, natural: Array) -> Array:
     if not facts.thinking_curve:
         return np.asarray(np.minimum(1.0, thinking / natural) ** facts.forced_exponent)
     now, full = (quality.thinking_curve(at, facts.thinking_curve) for at in (thinking, natural))
-    return np.asarray(np.where(full > 0, now / np.where(full > 0, full, 1.0), 1.0))
+    return np.asarray(np.where(full > 0, np.minimum(now / np.where(full > 0, full, 1.0), 1.0), 1.0))
+
+
+def _mended(facts: QualitySet, thinking: Array, natural: Array) -> Array:
+    """`QualitySet.mended_share`, for arrays."""
+    if not facts.thinking_curve:
+        return np.zeros_like(thinking)
+    now, full = (quality.thinking_curve(at, facts.thinking_curve) for at in (thinking, natural))
+    return np.asarray(
+        np.where(full < 1, np.maximum(now - full, 0.0) / np.where(full < 1, 1 - full, 1.0), 0.0)
+    )
 
 
 def _one(case: ExactCase) -> Array:

@@ -273,11 +273,14 @@ class TraceSampler:
 
     def _close_early(self, trace: _Trace, thinking: float) -> None:
         """Thinking of another length than the natural one: some right traces are lost, or some wrong ones saved."""
-        kept = trace.facts.kept_share(thinking, trace.length)
-        if trace.right and kept < 1 and self._next()[0] >= kept:
-            trace.error_at, trace.score = 0.5, None
-        elif not trace.right and kept > 1 and self._next()[0] < (kept - 1) * trace.p / (1 - trace.p):
-            trace.error_at, trace.score = 2.0, None
+        if trace.right:
+            kept = trace.facts.kept_share(thinking, trace.length)
+            if kept < 1 and self._next()[0] >= kept:
+                trace.error_at, trace.score = 0.5, None
+        else:
+            mended = trace.facts.mended_share(thinking, trace.length)
+            if mended > 0 and self._next()[0] < mended:
+                trace.error_at, trace.score = 2.0, None
 
     def _says(self, trace: _Trace) -> int | None:
         return RIGHT if trace.right else trace.wrong

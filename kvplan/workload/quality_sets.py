@@ -101,11 +101,22 @@ class QualitySet(Config):
         return points
 
     def kept_share(self, thinking: float, natural: float) -> float:
-        """Chance of being right after `thinking` tokens, as a multiple of what it is after the `natural` number."""
+        """Chance that a trace which is right after the `natural` number of tokens is so after `thinking`."""
         if not self.thinking_curve:
             return float(min(1.0, thinking / natural) ** self.forced_exponent)
         now, full = quality.thinking_curve([thinking, natural], self.thinking_curve).tolist()
-        return float(now / full) if full else 1.0
+        return min(1.0, float(now / full)) if full else 1.0
+
+    def mended_share(self, thinking: float, natural: float) -> float:
+        """Chance that a trace which is wrong after the `natural` number of tokens is right after `thinking`.
+
+        What the curve gains, as a share of what was wrong: problems of any spread whose mean is the curve's then gain
+        just that. Without a curve nothing is gained.
+        """
+        if not self.thinking_curve:
+            return 0.0
+        now, full = quality.thinking_curve([thinking, natural], self.thinking_curve).tolist()
+        return max(0.0, float((now - full) / (1 - full))) if full < 1 else 0.0
 
     @property
     def measured_samples(self) -> int:

@@ -341,7 +341,7 @@ def adaptive_saving() -> float:
 def test_adaptive_saves_samples_on_a_u_shape() -> None:
     """Adaptive against uniform best-of-N at equal accuracy on a U-shaped difficulty needs fewer samples.
 
-    Snell et al. (arXiv 2408.03314) report about 4x, on difficulties of their own; validation/strategies.md has ours.
+    Damani et al. (arXiv 2410.04707) report up to half of the computation; validation/strategies.md has ours.
     """
     assert adaptive_saving() > 1.2
 
