@@ -142,7 +142,10 @@ class SweepFile:
 
     def _check_columns(self, columns: list[str]) -> None:
         if tuple(columns) != self.columns:
-            other = ", ".join(name for name in columns if name not in FIGURES and name != HASH)
+            keys = tuple(name for name in columns if name not in FIGURES and name != HASH)
+            if keys == self.keys:
+                self._refuse("", "has the columns of another version of kvplan")
+            other = ", ".join(keys)
             self._refuse(
                 "", f"holds a sweep over {other[:200] or 'something else'}, not over {', '.join(self.keys)}"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,14 @@ def test_columns_are_asked_for_by_name_and_group() -> None:
     assert all(title in titles for title, _ in COLUMNS.values())
     with pytest.raises(KvplanError, match="no column 'tokn'; did you mean token"):
         pick_columns(["tokn"])
+
+
+def test_one_is_singular() -> None:
+    """One problem, one candidate: no text counts "1 problems"."""
+    found = table(["single_pass"], 1, slo={"e2el_ms": 60_000})
+    text = found.text(["all"])
+    assert "1 problem does not bound its p99" in " ".join(text.split())
+    assert not re.search(r"\b1 (problems|branches|strategies|samples|copies|GPUs|candidates|points)\b", text)
 
 
 def test_what_all_share_is_said_once() -> None:

@@ -296,6 +296,15 @@ def test_another_file_is_left_alone(tmp_path: Path, name: str, contents: str | N
         assert path.read_text() == contents
 
 
+def test_columns_of_another_version_are_said(tmp_path: Path) -> None:
+    """The same keys, a figure missing."""
+    path = tmp_path / "rows.jsonl"
+    row = sweep_rows(BASE, OVER, sample=1).rows[0]
+    path.write_text(json.dumps({k: v for k, v in row.items() if k != "accuracy_low"}) + "\n")
+    with pytest.raises(KvplanError, match="has the columns of another version of kvplan"):
+        sweep_rows(BASE, OVER, output=path)
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "rows.csv"
     file = SweepFile(path, tuple(OVER))
