@@ -35,11 +35,12 @@ from kvplan.search.strategy_row import StrategyRow
 from kvplan.search.strategy_table import short_names
 
 
-def pareto(found: Comparison) -> Layered:
+def pareto(found: Comparison, names: bool = True) -> Layered:
     """Accuracy and its interval against latency, cost as size; those nobody beats in all three are joined, coloured.
 
-    Numbers are places in `found.rows`, whose names stand below; a strategy that solves nothing has no cost and a small
-    dot. Bars: 95 % over problems; a percentile that nothing bounds above has a bar to the left only.
+    Numbers are places in `found.rows`, whose `names` stand below, unless a page has them beside it; a strategy that
+    solves nothing has no cost and a small dot. Bars: 95 % over problems; a percentile that nothing bounds above has a
+    bar to the left only.
     """
     rows = _strategies(found)
     base = alt.Chart(inline(rows)).encode(
@@ -69,7 +70,8 @@ def pareto(found: Comparison) -> Layered:
     limit = found.scenario.slo.e2el_ms
     if limit:
         parts += limit_rule("x", limit / 1000, f"limit {limit / 1000:g} s")
-    return alt.layer(*parts).properties(height=320, title=_key(found))
+    figure = alt.layer(*parts).properties(height=320)
+    return figure.properties(title=_key(found)) if names else figure
 
 
 def _key(found: Comparison) -> alt.Title:

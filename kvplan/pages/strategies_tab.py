@@ -138,7 +138,7 @@ def _show(outcome: ComparedStrategies) -> None:
     if found.caution:
         st.info(marked(found.caution[0].upper() + found.caution[1:]), icon=":material/info:")
     st.subheader("Accuracy, latency, cost")
-    front, per_hour = searches.pareto(found), searches.correct_per_gpu_hour(found)
+    front, per_hour = searches.pareto(found, names=False), searches.correct_per_gpu_hour(found)
     chart(front, "pareto", "Accuracy against latency of each strategy; cost as size")
     st.caption(
         "Dot size: dollars per correct answer. Blue: nobody is as accurate, as fast and as cheap. "

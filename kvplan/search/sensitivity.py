@@ -30,7 +30,7 @@ SPANS: dict[str, tuple[float, float]] = {
     "quality.revision_gain": (0.0, 0.6),
 }
 """Key of `problems` -> from where to where it is moved."""
-BUDGET = 400_000
+BUDGET = 1_000_000
 """Branches to draw for all of it, or as many as the accuracies took, if that is more."""
 FOR_ENDS = 0.6
 """Part of them for both ends of every value; the rest finds where it turns."""
