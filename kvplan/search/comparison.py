@@ -20,7 +20,6 @@ from kvplan.ground.tables import counted, range_text, short
 from kvplan.scenario.schema import Scenario, as_scenario
 from kvplan.search.allocation import Equal, Frontier
 from kvplan.search.beside_api import Bill, BilledTokens, Routing, bill, bill_text, route_day, tokens_of
-from kvplan.search.choices import pareto
 from kvplan.search.expected_accuracy import add_engine, lengths_of
 from kvplan.search.sampling import PER_CORRECT, Sampling, sample_of, sampled
 from kvplan.search.sensitivity import Turn, accuracy_turns, load_turns, price_turns, time_turns, turns_text
@@ -222,7 +221,7 @@ class Comparison:
         """What belongs under the table; the choice comes last."""
         rows = sorted(self.rows, key=lambda r: (-r.accuracy, r.latency_p99_s))
         over = self.interval_of
-        yield "* = nobody is at least as accurate, as fast (p99) and as cheap"
+        yield "* = nobody is as accurate, as fast (p99) and as cheap; who cannot be told apart is as accurate"
         yield f"accuracy: {over['accuracy_low, accuracy_high']}; latency, cost: {rows[0].num_problems:,} simulated"
         yield from (str(part) for part in (self.equal, self.frontier) if part is not None)
         cheapest = self.caps.get("cost_optimal")
@@ -413,7 +412,7 @@ def _compared(
 ) -> Comparison:  # fmt: skip
     problems = scenario.problems
     assert problems is not None
-    rows = _with_pareto([runs.row for runs in done])
+    rows = _with_pareto([runs.row for runs in done], expectation)
     field_of = Field(scenario, expectation, [runs.sample for runs in done], max_usd_per_hour)
     chosen = field_of.choose([runs.ends[1] if runs.ends else runs.row for runs in done] if robust else rows)
     slow = "; times and costs at the slow end of what steps may take" if robust and done[0].ends else ""
@@ -429,10 +428,18 @@ def _compared(
     )  # fmt: skip
 
 
-def _with_pareto(rows: list[StrategyRow]) -> list[StrategyRow]:
-    cost = [inf if row.usd_per_correct is None else row.usd_per_correct for row in rows]
-    front = pareto([row.accuracy for row in rows], [[row.latency_p99_s for row in rows], cost])
-    return [replace(row, pareto=bool(on)) for row, on in zip(rows, front, strict=True)]
+def _with_pareto(rows: list[StrategyRow], expectation: Expectation) -> list[StrategyRow]:
+    """The rows, marked where no other is as accurate, as fast and as cheap; who cannot be told apart is as accurate."""
+    takes = [(r.latency_p99_s, inf if r.usd_per_correct is None else r.usd_per_correct) for r in rows]
+
+    def beats(one: int, other: int) -> bool:
+        if one == other or any(a > b for a, b in zip(takes[one], takes[other], strict=True)):
+            return False
+        apart = expectation.difference(one, other)
+        return apart.low > 0 or (apart.is_tie and takes[one] != takes[other])
+
+    every = range(len(rows))
+    return [replace(row, pareto=not any(beats(j, i) for j in every)) for i, row in enumerate(rows)]
 
 
 def _ranged_row(

@@ -119,7 +119,7 @@ class StrategyRow:
     unsure: tuple[str, ...] = ()
     """What the ends of the step times' range decide otherwise."""
     pareto: bool = False
-    """No other strategy has at least this accuracy at no more latency (p99) and cost."""
+    """No other strategy has this accuracy, as far as they can be told apart, at no more latency (p99) and cost."""
 
     @property
     def correct_per_gpu_hour(self) -> float:

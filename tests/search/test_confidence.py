@@ -121,6 +121,26 @@ def test_columns_are_asked_for_by_name_and_group() -> None:
         pick_columns(["tokn"])
 
 
+def test_a_tie_that_costs_more_is_no_front() -> None:
+    """Three of five against all five: as accurate, as far as draws tell, and no faster and dearer: it has no star. Who
+    is surely more accurate has one at any price."""
+    told: list[object] = [
+        THREE,
+        {"strategy": "first_finish", "m": 5, "k": 5},
+        {"strategy": "best_of_n", "n": 16},
+    ]
+    found = table(told, 12, quality=SHORT | {"sigma_within": 0.6, "wrong_answers": 1000})
+    cheap, dear, best = found.rows
+    apart = found.expectation.difference(0, 1)
+    assert cheap.pareto
+    assert dear.latency_p99_s > cheap.latency_p99_s
+    assert dear.pareto is not apart.is_tie
+    assert best.pareto
+    for row in found.rows:
+        others = [r for r in found.rows if r is not row]
+        assert row.pareto or any(r.latency_p99_s <= row.latency_p99_s for r in others)
+
+
 def test_one_is_singular() -> None:
     """One problem, one candidate: no text counts "1 problems"."""
     found = table(["single_pass"], 1, slo={"e2el_ms": 60_000})
