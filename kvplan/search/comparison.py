@@ -22,7 +22,15 @@ from kvplan.search.allocation import Equal, Frontier
 from kvplan.search.beside_api import Bill, BilledTokens, Routing, bill, bill_text, route_day, tokens_of
 from kvplan.search.expected_accuracy import add_engine, lengths_of
 from kvplan.search.sampling import PER_CORRECT, Sampling, sample_of, sampled
-from kvplan.search.sensitivity import Turn, accuracy_turns, load_turns, price_turns, time_turns, turns_text
+from kvplan.search.sensitivity import (
+    BUDGET,
+    Turn,
+    accuracy_turns,
+    load_turns,
+    price_turns,
+    time_turns,
+    turns_text,
+)
 from kvplan.search.strategy_advice import advice, caution, recommended_caps
 from kvplan.search.strategy_choice import Chosen, Field
 from kvplan.search.strategy_row import StrategyRow, strategy_row
@@ -333,15 +341,15 @@ def compare(
         scenario, specs[: len(done)], expectation, done, robust, max_dollars_per_hour, requests_per_day
     )
     if sensitivity and found.choice and len(done) == len(specs):
-        found.turns = _turns(found, planned[found.chosen.place])
+        found.turns = _turns(found, planned[found.chosen.place], min(BUDGET, max_draws))
     return replace(found, interrupted=len(done) < len(specs))
 
 
-def _turns(found: Comparison, setups: dict[str, Setup]) -> list[Turn]:
+def _turns(found: Comparison, setups: dict[str, Setup], max_draws: int) -> list[Turn]:
     """What would turn the choice: quality, time, price, load."""
     scenario, chosen, rows = found.scenario, found.chosen, found.rows
     return [
-        *accuracy_turns(scenario, found.expectation, chosen.fit, chosen.place),
+        *accuracy_turns(scenario, found.expectation, chosen.fit, chosen.place, max_draws),
         *time_turns(scenario, rows, chosen.place),
         *price_turns(rows, chosen.tied, chosen.place),
         *load_turns(scenario, found.specs[chosen.place], setups),
