@@ -69,8 +69,9 @@ def _page() -> None:
     told = form.typed()
     asked = or_complaint(told.read)
     answer = st.container(key="verdict")
-    is_told = links.is_kept() and not isinstance(asked, str) and not asked.config
-    if is_told:  # the browser shows it while it still loads what the tabs need
+    is_told = False
+    if not isinstance(asked, str) and not asked.config and links.is_kept():
+        is_told = True  # the browser shows it while it still loads what the tabs need
         with answer:
             verdict.render(asked)
     links.check("tab", TABS)
