@@ -129,6 +129,8 @@ PUBLISHED_WITH_MTP = {
     "baidu/ERNIE-4.5-300B-A47B-PT": ERNIE_WITH_MTP,
     "zai-org/GLM-4.5": 358_337_791_296,
     "zai-org/GLM-4.5-Air": 110_468_824_832,
+    "zai-org/GLM-5.3-Flash-BF16": 321_323_031_390,
+    "tencent/Hy4-preview": 779_960_992_733,
     "Qwen/Qwen3.5-0.8B": 873_438_784,
     "Qwen/Qwen3.5-2B": 2_274_069_824,
     "Qwen/Qwen3.5-4B": 4_659_865_088,
@@ -200,6 +202,12 @@ def test_steps_drafting_layers_have_no_experts() -> None:
     """Layers beyond `moe_layers_enum`: three of 0.28 billion, heads aside."""
     model = load_model("stepfun-ai/Step-3.5-Flash")
     assert parameters(model, mtp=True) - parameters(model) == pytest.approx(3 * 0.281e9, rel=0.01)
+
+
+def test_glm_ocrs_drafting_layer_equals_vllms_class() -> None:
+    """vLLM 0.32's GlmOcrMultiTokenPredictorLayer on the meta device, but for the head that it shares."""
+    model = load_model("zai-org/GLM-OCR")
+    assert parameters(model, mtp=True) - parameters(model) == 35_400_192
 
 
 @pytest.mark.parametrize("name", PUBLISHED_WITH_MTP)

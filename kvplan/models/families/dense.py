@@ -127,8 +127,9 @@ def _exaone_types(k: Keys, n: int) -> tuple[str, ...]:
 
 
 def glm4(k: Keys) -> Body:
-    """GLM-4 and GLM-Z1 (0414): four norms a layer."""
-    return _dense(k, norms=4)
+    """GLM-4 and GLM-Z1 (0414): four norms a layer; GLM-OCR's drafting layer is one of them."""
+    body = _dense(k, norms=4)
+    return body._replace(mtp_layers=mtp(k, body.layers[-1]))
 
 
 def nemotron_nas(k: Keys) -> Body:
