@@ -163,9 +163,12 @@ def kv_layout(
         KvCacheTooSmall: not even one request of max_model_len fits.
         KvplanError: a combination that the engine refuses.
     """
-    if version < MIRRORED and any(layer.attention.kind is AttentionKind.COMPRESSED for layer in model.layers):
+    unusual = next(
+        (layer.attention.unusual_cache for layer in model.layers if layer.attention.unusual_cache), ""
+    )
+    if version < MIRRORED and unusual:
         raise KvplanError(
-            f"{model.name}: compressed attention is planned as vLLM {MIRRORED[0]}.{MIRRORED[1]} lays it out; how "
+            f"{model.name}: {unusual}, planned as vLLM {MIRRORED[0]}.{MIRRORED[1]} lays that out; how "
             f"{version[0]}.{version[1]} does is not known"
         )
     rules = rules_for(version)

@@ -174,10 +174,10 @@ def _check_kinds(engine: EngineVersion, model: ModelSpec) -> None:
             f"{model.name}: tensorrt-llm keeps windows or states in pools of their own, which kvplan does not plan; "
             "--engine vllm or sglang does"
         )
-    if AttentionKind.COMPRESSED in kinds:
-        raise KvplanError(
-            f"{model.name}: compressed attention is planned as vLLM lays it out; --engine vllm does it"
-        )
+    if unusual := next(
+        (m.unusual_cache for layer in model.layers for m in layer.mixers if m.unusual_cache), ""
+    ):
+        raise KvplanError(f"{model.name}: {unusual}, planned as vLLM lays that out; --engine vllm does it")
     if not any(kind.keeps_tokens for kind in kinds):
         raise KvplanError(
             f"{model.name} has no attention layer; kvplan plans such models for --engine vllm only"

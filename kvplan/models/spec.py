@@ -145,6 +145,15 @@ class AttentionSpec:
     weightless: bool = False
     """It keeps KV but has no weights of its own: another layer's, or the layer's other attention's, serve it."""
 
+    @property
+    def unusual_cache(self) -> str:
+        """What it keeps that only one planner is known to lay out; empty for keys, values, latents and states."""
+        if self.kind is AttentionKind.COMPRESSED:
+            return "compressed attention"
+        if self.ring_bytes:
+            return "an indexer of pooled keys"
+        return "convolutions' windows beside KV" if self.conv_window else ""
+
 
 @dataclass(frozen=True, slots=True)
 class MlpSpec:

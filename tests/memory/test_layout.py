@@ -23,6 +23,7 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.formulas.capacity import kv_bytes_per_token, latent_bytes_per_token
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import GiB
+from kvplan.memory.forward import estimate
 from kvplan.memory.kv.backends import BACKENDS, KV_DTYPES
 from kvplan.memory.kv.groups import Layer, Page, bytes_per_block, group_layers
 from kvplan.memory.kv.pages import Pages
@@ -436,3 +437,13 @@ def test_every_card_has_a_backend(capability: tuple[int, int]) -> None:
 def test_checkpoints_choose_their_kv_dtype(quantization: Case, dtype: str) -> None:
     """A quantised checkpoint's own KV dtype applies under --kv-cache-dtype auto."""
     assert checkpoint_kv_dtype(quantization) == dtype
+
+
+@pytest.mark.parametrize(
+    "name", ["zai-org/GLM-5.3-Flash", "Qwen/Qwen3.8-Flash-Next", "deepseek-ai/DeepSeek-V4-Flash"]
+)
+@pytest.mark.parametrize("engine", ["vllm@0.30", "sglang"])
+def test_caches_of_one_planner_are_refused_for_others(name: str, engine: str) -> None:
+    """Pooled indexers and compressed latents: only vLLM 0.32's layout was read."""
+    with pytest.raises(KvplanError, match="planned as vLLM"):
+        estimate(name, "b300", EngineArgs(tensor_parallel_size=8), engine=engine)
