@@ -9,7 +9,7 @@ from typing import Any
 
 from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario, parse_scenario
-from kvplan.schedulers.vllm.config import EngineConfig
+from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.simulation.deploy import Setup
 from kvplan.timing.step import NO_KNOT, StepShape
 
@@ -49,20 +49,25 @@ class KnottedStepTime:
         return self.per_pooled * sum(tokens_of_ranks) if max(tokens_of_ranks) > self.graphs else 0
 
 
-def random_lockstep(rng: Random) -> tuple[Scenario, dict[str, Setup]]:
-    """Return a scenario and its engines: groups of two to nine ranks, one group or two."""
+def random_lockstep(rng: Random, drafts: int = 0) -> tuple[Scenario, dict[str, Setup]]:
+    """Return a scenario and its engines: groups of two to nine ranks, one group or two; each may draft."""
     most = rng.choice([20, 60, 200])
     size = rng.choice([1, 4, 16])
     num_seqs = rng.choice([1, 2, 4, 8, 32])
     budget = max(num_seqs, rng.choice([8, 32, 128, 2048]))
     chunked = rng.random() < 0.85
     longest = 4 * most + 40
-    pool = int(-(-longest // size) * rng.choice([1.0, 1.1, 1.5, 3, 10]))
+    pool = int(-(-longest // size) * rng.choice([1.0, 1.1, 1.5, 3, 10])) * (1 + (drafts > 0)) + 2 * drafts
     config = EngineConfig(
         block_size=size,
         num_gpu_blocks=pool + 1,
         max_num_seqs=num_seqs,
-        max_num_batched_tokens=budget if chunked else max(budget, longest),
+        max_num_batched_tokens=(budget if chunked else max(budget, longest)) * (1 + drafts),
+        num_speculative_tokens=drafts,
+        spec_method=rng.choice(["eagle", "ngram"]) if drafts else "eagle",
+        kv_cache_groups=rng.choice([(), (KVCacheGroup(kind="sliding_window", window=9), KVCacheGroup())])
+        if drafts
+        else (),
         max_model_len=longest,
         enable_prefix_caching=rng.random() < 0.7,
         enable_chunked_prefill=chunked,
@@ -88,6 +93,7 @@ def random_lockstep(rng: Random) -> tuple[Scenario, dict[str, Setup]]:
         "step_time": {"fixed_us": 1},
         "workload": workload,
         "limits": {"thrash_ratio": 1e6},
+        "acceptance_rate": rng.choice([0.0, 0.6, 0.9]) if drafts else 0.0,
     }
     if rng.random() < 0.15:
         data["limits"]["horizon_s"] = rng.choice([0.05, 0.5, 2])

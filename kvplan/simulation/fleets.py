@@ -18,7 +18,7 @@ from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.acceptance import accept_drafts
 from kvplan.simulation.api_server import ApiServers
 from kvplan.simulation.deploy import Setup, sglang_config
-from kvplan.simulation.lockstep import LockstepGroup
+from kvplan.simulation.lockstep_drafts import lockstep_group
 from kvplan.simulation.metrics import TokenMeter
 from kvplan.simulation.replica import Replica
 from kvplan.simulation.replica_process import EngineProcess, ReplicaProcess
@@ -104,7 +104,7 @@ class FleetBuilder:
         """One engine, or the ranks of a lockstep group."""
         num_ranks = fleet.setup.lockstep_ranks
         ranks = [self._replica(name, fleet, decodes_only) for _ in range(num_ranks)]
-        steps = EngineProcess(LockstepGroup(ranks) if num_ranks > 1 else ranks[0])
+        steps = EngineProcess(lockstep_group(ranks) if num_ranks > 1 else ranks[0])
         self.start(steps)
         return [ReplicaProcess(rank, steps) for rank in ranks]
 
@@ -162,8 +162,6 @@ class FleetBuilder:
             return (
                 "prompts are read once for all that share them, under asynchronous scheduling or with drafts"
             )
-        if setup.lockstep_ranks > 1 and config.num_speculative_tokens:
-            return "speculation: no line holds the steps of ranks in lockstep that draft"
         return ""
 
     def _why_no_closed_form(self, setup: Setup) -> str:

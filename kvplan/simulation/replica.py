@@ -117,6 +117,7 @@ class Replica(ReplicaStats):
             if done:
                 self._note_inbox(self.leap, self.leap.ends_at(done))
                 self._finish_leap(self.leap, done, self.leap.ends_at(done))
+        self._look_back()
 
     def spare_blocks(self, now: int) -> int:
         """Free blocks at this moment, less those that the prompts in the queue will take."""
@@ -374,6 +375,7 @@ class Replica(ReplicaStats):
         totals.leaps += 1
         totals.leapt_steps += steps
         if leap.ahead:
+            self.stretch(start - leap.start)
             self._account(self.in_flight.popleft(), start, int(used[0]))
             self._note_read(start)
             if early is not NOTHING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
 
-from kvplan.schedulers.protocol import Counts, SchedulerInterface
+from kvplan.schedulers.protocol import Counts, DecodePath, SchedulerInterface
 from kvplan.schedulers.request import RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.api_server import ApiServers
@@ -338,6 +338,21 @@ class ReplicaStats:
             self.num_decoding -= 1
             self._growing.leave(request, request.held, self.num_reads)
 
+    def _look_back(self) -> None:
+        """The run ends: what is written down of those that draft is as of the last read, leaping or not."""
+        for request in self.resident:
+            path = request.decode_path
+            if path is not None:
+                times = self.times.of(request.decode_from)
+                self._look_up(request, path, times, int(times[-1]))
+
+    def _look_up(self, request: SimRequest, path: DecodePath, times: Counts, now: int) -> None:
+        """Look up in a path what was held until now, and when the first visible token came."""
+        request.kv_area += kv_area(path, times, now)
+        if request.first_visible == UNSET:
+            seen = visible_at(path, times, request.num_prompt_tokens + request.thinking_tokens)
+            request.first_visible = UNSET if seen is None else seen
+
     def _stop_drafting(self, request: SimRequest, now: int) -> None:
         """With drafts: look up in the path what was held, and when the first visible token came."""
         path = request.decode_path
@@ -346,11 +361,8 @@ class ReplicaStats:
             request.decode_from = UNSET
             return
         times = self.times.of(request.decode_from)
-        request.kv_area += kv_area(path, times, now)
+        self._look_up(request, path, times, now)
         request.held = path.after(len(times) - 1)[1]
-        if request.first_visible == UNSET:
-            seen = visible_at(path, times, request.num_prompt_tokens + request.thinking_tokens)
-            request.first_visible = UNSET if seen is None else seen
         request.decode_from, request.decode_path = UNSET, None
 
     def _preempted(self, request: SimRequest, now: int) -> None:

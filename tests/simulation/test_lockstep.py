@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lockstep_scenarios import KnottedStepTime, random_lockstep
+from syntax_mutants import mutate
 
 from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import parse_scenario
@@ -19,7 +20,9 @@ from kvplan.simulation.deploy import Setup
 from kvplan.simulation.group_clock import GroupClock, RankLeap
 from kvplan.simulation.load_requests import LoadRequests
 from kvplan.simulation.lockstep import LockstepGroup
+from kvplan.simulation.lockstep_drafts import DraftedLockstepGroup, DraftedRankLeap
 from kvplan.simulation.replica import Replica
+from kvplan.simulation.replica_stats import ReplicaStats
 from kvplan.simulation.result import Result
 from kvplan.simulation.run import Run
 from kvplan.simulation.simulator import simulate
@@ -35,9 +38,9 @@ AT_THE_END = ("peak_used_blocks",)
 EXAMPLES = 3000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 100
 
 
-def told(seed: int, step_by_step: bool) -> tuple[dict[str, Any], int]:
+def told(seed: int, step_by_step: bool, drafts: int = 0) -> tuple[dict[str, Any], int]:
     """All that leaping must not change; and how many leaps there were."""
-    scenario, setups = random_lockstep(Random(seed))
+    scenario, setups = random_lockstep(Random(seed), drafts)
     source = LoadRequests(draw_load(scenario.workload), scenario.workload.seed, None)
     run = Run(scenario, setups, source, step_by_step)
     run.go()
@@ -57,6 +60,15 @@ def test_leaping_is_stepping(seed: int) -> None:
     (leapt, _), (stepped, none) = told(seed, step_by_step=False), told(seed, step_by_step=True)
     assert leapt == stepped
     assert not none
+
+
+@pytest.mark.parametrize("drafts", [1, 3])
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=EXAMPLES // 2)
+def test_leaping_over_drafts_is_stepping(drafts: int, seed: int) -> None:
+    """The same where no two steps are alike, over full attention and by visits, up to where the run ends."""
+    leapt, stepped = told(seed, False, drafts)[0], told(seed, True, drafts)[0]
+    assert leapt == stepped
 
 
 # --- wrong rules show ---------------------------------------------------------------------------
@@ -130,6 +142,35 @@ def test_wrong_rules_show(wrong: Wrong, monkeypatch: pytest.MonkeyPatch) -> None
     right, _ = told(MUTANTS[wrong], step_by_step=True)
     wrong(monkeypatch)
     assert told(MUTANTS[wrong], step_by_step=False)[0] != right
+
+
+WRONG_DRAFTS: dict[str, tuple[Any, str, str, str]] = {
+    "dummies take no time": (DraftedLockstepGroup, "_coming_of", "self._dummy[0]", "0"),
+    "each rank keeps its own time": (DraftedLockstepGroup, "complete", "rank.stretch(now - self._now)", "None"),
+    "a step in flight keeps its own time": (Replica, "_finish_drafted", "self.stretch(start - leap.start)", "None"),
+    "a step in flight ends as if alone": (
+        DraftedRankLeap, "begin", "int(self.times[0]) - self.start", "self.first"),
+    "the step in flight takes the group's time": (
+        DraftedRankLeap, "ticks_of", "self.alone[self.ahead + step]", "self.durations[step - 1]"),
+    "ranks pool as many as their own": (
+        DraftedLockstepGroup, "begin", "self._pooled.pool_ticks(num_tokens, tokens)",
+        "self._pooled.pool_ticks(num_tokens, [num_tokens] * len(tokens))"),
+    "a step in flight pools as the leap does": (
+        DraftedLockstepGroup, "_coming_of",
+        "leap.ahead and not leap.num_done and rank.in_flight[0].num_tokens != leap.num_tokens", "False"),
+    "arrivals wait for the end of a leap": (
+        DraftedLockstepGroup, "cut", "int(self._times.searchsorted(now)) + 1", "len(self._times)"),
+    "whom the run's end cuts off is not looked at": (ReplicaStats, "_look_back", "path is not None", "False"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_DRAFTS)
+def test_wrong_rules_of_drafts_show(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of three runs tells each from the right one; the last is cut off by its horizon."""
+    seeds = (0, 3, 25)
+    right = {seed: told(seed, True, drafts=2)[0] for seed in seeds}
+    mutate(monkeypatch, *WRONG_DRAFTS[wrong])
+    assert any(told(seed, False, drafts=2)[0] != right[seed] for seed in seeds)
 
 
 # --- how few times anybody is looked at ---------------------------------------------------------
