@@ -67,6 +67,12 @@ def lockstep(num_requests: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def lockstep_mtp(num_requests: int) -> dict[str, Any]:
+    """The same with a draft of its MTP layer, eight of ten right."""
+    scenario, drafts = lockstep(num_requests), {"num_speculative_tokens": 1, "speculative_method": "mtp"}
+    return scenario | {"engine": scenario["engine"] | drafts, "acceptance_rate": 0.8}
+
+
 def batch(num_requests: int) -> dict[str, Any]:
     """A pool without end, and as many sequences at once as come."""
     return {
@@ -124,6 +130,7 @@ def beams(num_problems: int, iterations: int) -> dict[str, Any]:
 
 ROWS = {
     "lockstep": Row(lockstep, 1000, 16),
+    "lock., MTP": Row(lockstep_mtp, 300, 16, num_runs=1),
     "batch": Row(batch, 10_000, 20),
     "least_kv": Row(least_kv, 10_000, 0),
     "priority": Row(priority, 10_000, 30),
