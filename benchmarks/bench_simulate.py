@@ -3,8 +3,9 @@
 Reasoning: prompts of median 512 and answers of median 6,000 tokens on a card that holds 128 of them at once (ample) or
 a third of that (tight: about five preemptions a request). The naive loop below, with an event per step and a request
 at a time, is the yardstick: it has no prefix cache, no chunks and no records, and is still paid per step and request.
-Rows with drafts (seven of ten right) or several groups have the same simulation, step by step, as theirs; so have those
-whose prompts share a system prompt of 500 of 512 tokens, which leap by visits, as those with both drafts and groups do.
+Rows with drafts (seven of ten right), several groups or SGLang's scheduler have the same simulation, step by step, as
+theirs; so have those whose prompts share a system prompt of 500 of 512 tokens, which leap by visits, as those with both
+drafts and groups do.
 
     python benchmarks/bench_simulate.py                  all rows, 5,000 requests each
     python benchmarks/bench_simulate.py ample 100000     one row; the peak memory is then that row's
@@ -18,10 +19,10 @@ import resource
 from collections import deque
 from dataclasses import dataclass
 from time import process_time
-from typing import Any
+from typing import Any, Literal
 
 from kvplan.ground.units import TICKS_PER_S
-from kvplan.scenario.schema import Scenario, parse_scenario
+from kvplan.scenario.schema import Scenario, SGLangFlags, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.result import Result
@@ -45,6 +46,14 @@ class Row:
     groups: tuple[KVCacheGroup, ...] = ()
     shared: int = 0
     """Tokens of a system prompt; prompts have 512 then."""
+    sglang: SGLangFlags | None = None
+    """SGLang's scheduler; its pages hold `block_size` tokens."""
+    policy: Literal["fcfs", "priority"] = "fcfs"
+
+    @property
+    def is_stepped(self) -> bool:
+        """Whether its yardstick is itself, step by step."""
+        return bool(self.drafts or self.groups or self.sglang)
 
 
 FULL = KVCacheGroup()
@@ -72,6 +81,11 @@ ROWS = {
     "gpt-oss, 3 dr., as.": Row(27_264, 0.3, 6000, is_async=True, drafts=3, groups=GPT_OSS),
     "Qwen3-Next, MTP": Row(1_988, 0.3, 6000, drafts=2, block_size=272, groups=QWEN3_NEXT),
     "Llama-4-Scout": Row(106_500, 0.14, 6000, groups=LLAMA_4),
+    "SGLang": Row(425_600, 0.14, 6000, is_async=True, block_size=1, sglang=SGLangFlags()),
+    "SGLang, tight": Row(123_200, 1.0, 6000, is_async=True, block_size=1, sglang=SGLangFlags()),
+    "SGLang, t., priority": Row(
+        123_200, 1.0, 6000, is_async=True, block_size=1, sglang=SGLangFlags(), policy="priority"
+    ),
 }
 STEPPED = 40
 """Requests that go step by step: enough of them for a rate, not for a full batch."""
@@ -108,8 +122,9 @@ def run(row: Row, num_requests: int, keep_records: bool = True, step_by_step: bo
         max_model_len=40_960,
         async_scheduling=row.is_async,
         num_speculative_tokens=row.drafts,
+        policy=row.policy,
     )
-    setup = Setup(config, StatedStepTime.of(spec.step_time), 131072.0, 1)
+    setup = Setup(config, StatedStepTime.of(spec.step_time), 131072.0, 1, sglang=row.sglang)
     return simulate(spec, setups={"": setup}, keep_records=keep_records, step_by_step=step_by_step)
 
 
@@ -201,7 +216,7 @@ def report(name: str, num_requests: int, keep_records: bool, yardstick: float) -
     changes = totals.leaps + totals.steps - totals.leapt_steps
     rate = num_requests / cpu_s
     ratio = f"{rate / yardstick:9.1f}x" if yardstick else f"{'':10}"
-    print(f"{name:19}{num_requests:>10,}{rate:>12,.0f}{ratio}{changes / num_requests:>9.1f}"
+    print(f"{name:21}{num_requests:>10,}{rate:>12,.0f}{ratio}{changes / num_requests:>9.1f}"
           f"{totals.steps / num_requests:>9.0f}{totals.preemptions / num_requests:>9.1f}{peak_mb:>9.0f}")  # fmt: skip
 
 
@@ -213,7 +228,7 @@ def main() -> None:
     parser.add_argument("--no-records", action="store_true")
     args = parser.parse_args()
     columns = {
-        "": 16,
+        "": 21,
         "requests": 10,
         "per CPU s": 12,
         "yardstick": 10,
@@ -224,9 +239,9 @@ def main() -> None:
     print("".join(f"{name:>{width}}" for name, width in columns.items()) + f"{'peak MB':>9}")
     for name in [args.row] if args.row else ROWS:
         row = ROWS[name]
-        yardstick = 0.0 if args.row else stepped(row) if row.drafts or row.groups else naive(row, 300)
+        yardstick = 0.0 if args.row else stepped(row) if row.is_stepped else naive(row, 300)
         report(name, args.num_requests, not args.no_records, yardstick)
-    print("yardstick: the naive loop; with drafts or other groups the same simulation step by step")
+    print("yardstick: the naive loop; with drafts, other groups or SGLang the same simulation step by step")
     print("per request: changes = leaps and single steps; peak MB = of the process so far")
 
 

@@ -108,8 +108,10 @@ class Request:
 
     def content(self, start: int, end: int) -> Content:
         """Say which tokens stand at positions `start .. end - 1`, prompt and output, merged."""
-        pieces = []
         prompt_end = self.num_prompt_tokens
+        if not start and end == prompt_end:
+            return self.prompt
+        pieces = []
         i = bisect_right(self._ends, start)
         while start < min(end, prompt_end):
             segment, stop = self.prompt[i], min(end, self._ends[i])

@@ -136,7 +136,7 @@ def lfu_counts_no_hits(patch: Patch) -> None:
 
 @mutant("g09_random")
 def the_queue_is_not_refreshed(patch: Patch) -> None:
-    patch.setattr(schedule_policy.SchedulePolicy, "_touch_waiting_prefixes", lambda self, queue: None)
+    patch.setattr(schedule_policy.SchedulePolicy, "touch_waiting_prefixes", lambda self, queue: None)
 
 
 @mutant("g08e_shortest_prefill")

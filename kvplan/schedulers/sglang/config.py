@@ -86,4 +86,8 @@ class SGLangConfig(Config):
             raise ValueError(f"chunked_prefill_size {chunk} is no multiple of page_size {page}")
         if self.disable_radix_cache and self.schedule_policy == "shortest-prefill-first":
             raise ValueError("schedule_policy shortest-prefill-first needs the radix cache")
+        if self.enable_priority_scheduling and self.schedule_policy not in ("fcfs", "lof"):
+            raise ValueError(
+                f"schedule_policy {self.schedule_policy}: SGLang orders by priority under fcfs and lof only"
+            )
         return self

@@ -49,7 +49,8 @@ class KVCache:
 
     def touch(self, req: Req) -> None:
         """Make a waiting request's cached prefix recent (SGLang `touch_waiting_prefix`)."""
-        self.tree.match_prefix(req.key(req.seqlen))
+        if self.tree.has_page(req.key(min(self.page_size, req.seqlen))):
+            self.tree.match_prefix(req.key(req.seqlen))
 
     def checkpoint(self, req: Req) -> None:
         """Publish what an extend computed; the next one goes on from there (SGLang `checkpoint_kv_cache`)."""

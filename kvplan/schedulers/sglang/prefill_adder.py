@@ -38,7 +38,10 @@ class PrefillAdder:
     def __init__(
         self, config: SGLangConfig, cache: KVCache, running: ScheduleBatch, new_token_ratio: float
     ) -> None:
-        num_mixed = len(running.reqs) if config.enable_mixed_chunk and config.chunk_size else 0
+        self.num_mixed = num_mixed = (
+            len(running.reqs) if config.enable_mixed_chunk and config.chunk_size else 0
+        )
+        """Running requests that decode in this pass."""
         self.cache = cache
         self.page_size = config.page_size
         self.running = running
@@ -72,11 +75,18 @@ class PrefillAdder:
         """Tokens left after what this pass allocates."""
         return self.cache.available_and_evictable - self.current_offset
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether no prompt token may be computed in this pass."""
+        return self.rem_input_tokens <= 0 or (
+            self.rem_chunk_tokens is not None and self.rem_chunk_tokens <= 0
+        )
+
     def budget_state(self) -> AddReqResult:
         """Say whether another request may be tried (SGLang: same name)."""
         if self.remaining_total <= 0 or self.remaining_current <= 0:
             return AddReqResult.NO_TOKEN
-        if self.rem_input_tokens <= 0 or (self.rem_chunk_tokens is not None and self.rem_chunk_tokens <= 0):
+        if self.is_spent:
             return AddReqResult.OTHER
         return AddReqResult.CONTINUE
 
@@ -121,7 +131,7 @@ class PrefillAdder:
         missing = req.fill_len - req.prefix_len + self._clipped(req) - self.remaining_total
         chosen: list[Req] = []
         for other in candidates:
-            if (req.priority - other.priority) * self.sign <= self.threshold:
+            if not self.may_displace(req, other):
                 break
             chosen.append(other)
             missing -= self._future_tokens(other)
@@ -137,6 +147,15 @@ class PrefillAdder:
         self.preempted += chosen
         return True
 
+    def may_displace(self, req: Req, other: Req) -> bool:
+        """Whether a request's priority is enough to take a running one's place."""
+        return (req.priority - other.priority) * self.sign > self.threshold
+
+    def wanted(self, req: Req) -> int:
+        """Tokens that must be left for a request of the queue to enter: prompt, what it may write, a page."""
+        max_new = min(max(req.max_new_tokens - req.num_outputs, 0), CLIP_MAX_NEW_TOKENS)
+        return req.fill_len - req.prefix_len + max_new + self.page_size
+
     # --- inside -----------------------------------------------------------------------------
 
     def _clipped(self, req: Req) -> int:
@@ -150,8 +169,7 @@ class PrefillAdder:
     def _select(self, req: Req, has_chunked_req: bool) -> PrefillAdmission | AddReqResult:
         """Decide how much of a prompt runs now (SGLang `_select_prefill_admission`)."""
         extend_len = req.fill_len - req.prefix_len
-        max_new = min(max(req.max_new_tokens - req.num_outputs, 0), CLIP_MAX_NEW_TOKENS)
-        if extend_len + max_new + self.page_size >= self.remaining_total:
+        if self.wanted(req) >= self.remaining_total:
             return AddReqResult.NO_TOKEN
         limit, input_tokens = self.rem_chunk_tokens, ceil_page(extend_len, self.page_size)
         if limit is None:

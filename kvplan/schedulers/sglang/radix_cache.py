@@ -99,11 +99,16 @@ class RadixCache:
         self.protected_size = 0
         """Cached tokens that running requests hold."""
         self._clock = 0
-        self._num_nodes = 0
+        self.num_nodes = 0
+        """Nodes that there have been so far."""
         self.root = self._new_node((), None)
         self.root.lock_ref = 1
         self._leaves: dict[TreeNode, None] = {}
         """Unlocked leaves (SGLang `evictable_leaves`)."""
+
+    def has_page(self, page: Content) -> bool:
+        """Whether any cached sequence begins with this page."""
+        return length_of(page) == self.page_size and self._child_key(page) in self.root.children
 
     def match_prefix(self, key: Content) -> tuple[int, TreeNode]:
         """Return how many tokens are cached and the node where they end; splits a node that matches in part."""
@@ -212,8 +217,8 @@ class RadixCache:
         return self._clock
 
     def _new_node(self, key: Content, parent: TreeNode | None) -> TreeNode:
-        self._num_nodes += 1
-        return TreeNode(self._num_nodes, key, length_of(key), parent, self._now())
+        self.num_nodes += 1
+        return TreeNode(self.num_nodes, key, length_of(key), parent, self._now())
 
     def _page_aligned(self, key: Content) -> Content:
         length = length_of(key)

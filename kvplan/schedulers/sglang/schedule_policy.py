@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvplan.schedulers.request import NEVER
 from kvplan.schedulers.sglang.config import CACHE_AWARE, SGLangConfig
 from kvplan.schedulers.sglang.kv_cache import KVCache
 from kvplan.schedulers.sglang.radix_cache import RadixCache, TokenId
@@ -41,7 +42,16 @@ class SchedulePolicy:
         elif policy == "lof":
             priority = self.sign if self.by_priority else 0
             queue.sort(key=lambda r: (r.priority * priority, -r.max_new_tokens))
-        self._touch_waiting_prefixes(queue)
+        self.touch_waiting_prefixes(queue)
+
+    @property
+    def calls_to_refresh(self) -> int:
+        """Calls of `calc_priority` until the one that touches what the queue will hit; NEVER = none does."""
+        return (-self._num_refresh_calls) % REFRESH_INTERVAL + 1 if self.refreshes else NEVER
+
+    def pass_over(self, num_calls: int) -> None:
+        """Count calls that would change nothing."""
+        self._num_refresh_calls += num_calls * self.refreshes
 
     def chunk_limit(self, chunked: Req, queue: list[Req], budget: int) -> int | None:
         """Cap a going chunk to leave room for shorter prompts (SGLang `shortest_prefill_chunk_limit`)."""
@@ -88,7 +98,7 @@ class SchedulePolicy:
                 in_batch.insert(key)
         return deprioritized
 
-    def _touch_waiting_prefixes(self, queue: list[Req]) -> None:
+    def touch_waiting_prefixes(self, queue: list[Req]) -> None:
         """Keep what the queue will hit from being evicted; its head last (SGLang: same name)."""
         if not queue or not self.refreshes:
             return

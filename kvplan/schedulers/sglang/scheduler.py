@@ -50,6 +50,8 @@ class SGLangScheduler:
         """Decode passes to go before another prefill is tried (prefill_decode_interval)."""
         self.deferred = False
         """Whether the last pass tried no prefill for that reason."""
+        self.refused: Req | None = None
+        """The queue's head, if the last pass tried it in vain and nothing but a plain decode has happened since."""
         self.processed_tokens = 0
         """Prompt tokens that passes have computed (policy hrrn); decodes count their batch's again, as SGLang does."""
         self._num_queued = 0
@@ -74,6 +76,7 @@ class SGLangScheduler:
         if self.chunked_req is not None and self.chunked_req.rid == request_id:
             self._pending_chunked_abort = self.chunked_req
         for req in [r for r in self.waiting_queue if r.rid == request_id]:
+            self.refused = None
             self.waiting_queue.remove(req)
             req.finish("abort")
             self.dropped.append(req)
@@ -83,6 +86,7 @@ class SGLangScheduler:
                 req.to_finish = True
 
     def _enqueue(self, req: Req) -> None:
+        self.refused = None
         self._num_queued += 1
         req.queue_entry = self._num_queued
         req.arrival_processed_tokens = self.processed_tokens
@@ -126,6 +130,7 @@ class SGLangScheduler:
 
     def get_next_batch_to_run(self) -> ScheduleBatch | None:
         """Prefill if possible, else decode (SGLang: same name)."""
+        self.refused = None
         self._process_pending_chunked_abort()
         self._merge_last_batch()
         running = self.running_batch
@@ -190,7 +195,7 @@ class SGLangScheduler:
             running.batch_is_full = False
         if chunked is None and (running.batch_is_full or not self.waiting_queue):
             return None
-        if chunked is None and not self.preempts and self._num_allocatable() <= 0:
+        if chunked is None and not self.preempts and self.num_allocatable() <= 0:
             running.batch_is_full = True
             return None
         self.policy.calc_priority(self.waiting_queue, self.processed_tokens)
@@ -208,7 +213,10 @@ class SGLangScheduler:
         for req in adder.preempted:
             self._enqueue(req)
         self.preempted = adder.preempted
-        return self._launch_prefill(adder) if adder.can_run else None
+        if adder.can_run:
+            return self._launch_prefill(adder)
+        self.refused = None if adder.preempted else self.waiting_queue[0]
+        return None
 
     def _admit(self, adder: PrefillAdder) -> None:
         """Add requests of the queue, in order, until one does not fit."""
@@ -217,25 +225,25 @@ class SGLangScheduler:
             if adder.budget_state() is AddReqResult.OTHER:
                 return
             held = sum(r.holds_row for r in adder.can_run)
-            if len(adder.can_run) >= self._num_allocatable(held):
+            if len(adder.can_run) >= self.num_allocatable(held):
                 running.batch_is_full = True
             if running.batch_is_full and not (self.preempts and adder.preempt_to_schedule(req)):
                 return
-            self._init_next_round_input(req)
+            self.init_next_round_input(req)
             result = adder.add_one_req(req, self.chunked_req is not None)
             if result is AddReqResult.NO_TOKEN:
                 running.batch_is_full = bool(adder.can_run or running.reqs)
             if result is not AddReqResult.CONTINUE:
                 return
 
-    def _num_allocatable(self, num_held_rows: int = 0) -> int:
+    def num_allocatable(self, num_held_rows: int = 0) -> int:
         """Requests that may be in a prefill batch (SGLang `get_num_allocatable_reqs`)."""
         return min(
             self.config.num_request_slots - len(self.running_batch.reqs),
             self.cache.num_free_rows + num_held_rows,
         )
 
-    def _init_next_round_input(self, req: Req) -> None:
+    def init_next_round_input(self, req: Req) -> None:
         """Look up what is cached of a prompt, its last token left out (SGLang: same name)."""
         req.fill_len = req.seqlen
         self.cache.match(req, req.fill_len, max(req.fill_len - 1, 0))
@@ -291,6 +299,7 @@ class SGLangScheduler:
             self.ratio.decay_step()
         if len(batch.reqs) < before:
             batch.batch_is_full = False
+            self.refused = None
         if not batch.reqs:
             return None
         batch.prepare_for_decode(self.cache)
@@ -300,7 +309,9 @@ class SGLangScheduler:
 
     def _process_batch_result(self, batch: ScheduleBatch) -> None:
         """Append the tokens; publish prompts, release the finished (SGLang `SchedulerBatchResultProcessor`)."""
-        decoding = set(batch.decoding_reqs) if batch.is_extend else set(batch.reqs)
+        decoding = set(batch.reqs)
+        if batch.is_extend:
+            decoding, self.refused = set(batch.decoding_reqs), None
         for req in batch.reqs:
             if req.is_retracted or (req.finished and req.inflight_middle_chunks <= 0):
                 continue

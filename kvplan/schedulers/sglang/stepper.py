@@ -91,17 +91,11 @@ class SGLangEngine:
         """Return how many passes of pure decode come next, None if it is not worth a leap."""
         if not self.may_leap or self._launched is not None or self._to_abort:
             return None
-        scheduler = self.scheduler
-        reqs = leap.decoding(scheduler)
-        if not reqs or any(r.finished or r.to_finish for r in reqs):
+        plan = leap.plan(self.scheduler)
+        if plan is None or plan.num_passes < 2:
             return None
-        num_passes = leap.max_passes(scheduler, reqs)
-        if num_passes < 2:
-            return None
-        context = sum(r.kv_len + 1 for r in reqs)
-        notes_arrivals = self.config.schedule_policy == "hrrn"  # with what was computed by then
-        ends_on_arrival = notes_arrivals or not leap.admission_is_shut(scheduler)
-        return Leap(num_passes, len(reqs), context, ends_on_arrival)
+        context = sum(r.kv_len + 1 for r in plan.reqs)
+        return Leap(plan.num_passes, len(plan.reqs), context, plan.ends_on_arrival)
 
     def commit_leap(self, num_steps: int) -> LeapOutputs:
         """Take so many passes; nobody begins or ends in them."""
