@@ -3,9 +3,9 @@
 Reasoning: prompts of median 512 and answers of median 6,000 tokens on a card that holds 128 of them at once (ample) or
 a third of that (tight: about five preemptions a request). The naive loop below, with an event per step and a request
 at a time, is the yardstick: it has no prefix cache, no chunks and no records, and is still paid per step and request.
-Rows with drafts (seven of ten right), several groups or SGLang's scheduler have the same simulation, step by step, as
-theirs; so have those whose prompts share a system prompt of 500 of 512 tokens, which leap by visits, as those with both
-drafts and groups do.
+Rows with drafts (seven of ten right), several groups, SGLang's scheduler or TensorRT-LLM's rules have the same
+simulation, step by step, as theirs; so have those whose prompts share a system prompt of 500 of 512 tokens, which leap
+by visits, as those with both drafts and groups do.
 
     python benchmarks/bench_simulate.py                  all rows, 5,000 requests each
     python benchmarks/bench_simulate.py ample 100000     one row; the peak memory is then that row's
@@ -19,11 +19,11 @@ import resource
 from collections import deque
 from dataclasses import dataclass
 from time import process_time
-from typing import Any, Literal
+from typing import Any
 
 from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario, SGLangFlags, parse_scenario
-from kvplan.schedulers.vllm.config import EngineConfig, KVCacheGroup
+from kvplan.schedulers.vllm.config import BatchWait, EngineConfig, KVCacheGroup
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate
@@ -48,12 +48,13 @@ class Row:
     """Tokens of a system prompt; prompts have 512 then."""
     sglang: SGLangFlags | None = None
     """SGLang's scheduler; its pages hold `block_size` tokens."""
-    policy: Literal["fcfs", "priority"] = "fcfs"
+    flags: tuple[tuple[str, Any], ...] = ()
+    """Other fields of `EngineConfig`."""
 
     @property
     def is_stepped(self) -> bool:
         """Whether its yardstick is itself, step by step."""
-        return bool(self.drafts or self.groups or self.sglang)
+        return bool(self.drafts or self.groups or self.sglang or self.flags)
 
 
 FULL = KVCacheGroup()
@@ -61,6 +62,7 @@ GPT_OSS = (KVCacheGroup(kind="sliding_window", window=128), FULL)
 GEMMA_3 = (KVCacheGroup(kind="sliding_window", window=1024, repeat=6), FULL)
 QWEN3_NEXT = (KVCacheGroup(kind="mamba", block_size=272, repeat=3), KVCacheGroup(block_size=272))
 LLAMA_4 = (KVCacheGroup(kind="chunked_local", chunk=8192, repeat=3), FULL)
+WAIT = BatchWait(timeout_iters=20, max_tokens_ratio=0.5)
 ROWS = {
     "ample": Row(26_600, 0.14, 6000),
     "ample, async": Row(26_600, 0.14, 6000, is_async=True),
@@ -84,8 +86,10 @@ ROWS = {
     "SGLang": Row(425_600, 0.14, 6000, is_async=True, block_size=1, sglang=SGLangFlags()),
     "SGLang, tight": Row(123_200, 1.0, 6000, is_async=True, block_size=1, sglang=SGLangFlags()),
     "SGLang, t., priority": Row(
-        123_200, 1.0, 6000, is_async=True, block_size=1, sglang=SGLangFlags(), policy="priority"
+        123_200, 1.0, 6000, is_async=True, block_size=1, sglang=SGLangFlags(), flags=(("policy", "priority"),)
     ),
+    "reserve_max, tight": Row(7_700, 1.0, 6000, flags=(("admission", "reserve_max"),)),
+    "batch_wait": Row(26_600, 0.14, 6000, flags=(("batch_wait", WAIT),)),
 }
 STEPPED = 40
 """Requests that go step by step: enough of them for a rate, not for a full batch."""
@@ -122,7 +126,7 @@ def run(row: Row, num_requests: int, keep_records: bool = True, step_by_step: bo
         max_model_len=40_960,
         async_scheduling=row.is_async,
         num_speculative_tokens=row.drafts,
-        policy=row.policy,
+        **dict(row.flags),
     )
     setup = Setup(config, StatedStepTime.of(spec.step_time), 131072.0, 1, sglang=row.sglang)
     return simulate(spec, setups={"": setup}, keep_records=keep_records, step_by_step=step_by_step)
@@ -241,7 +245,9 @@ def main() -> None:
         row = ROWS[name]
         yardstick = 0.0 if args.row else stepped(row) if row.is_stepped else naive(row, 300)
         report(name, args.num_requests, not args.no_records, yardstick)
-    print("yardstick: the naive loop; with drafts, other groups or SGLang the same simulation step by step")
+    print(
+        "yardstick: the naive loop; with drafts, other groups, schedulers or rules the same simulation step by step"
+    )
     print("per request: changes = leaps and single steps; peak MB = of the process so far")
 
 

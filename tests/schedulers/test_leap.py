@@ -94,26 +94,6 @@ def test_random_workloads_of_other_versions(mode: str, seed: int, version: str) 
         assert not difference(row, mode, Random(seed))
 
 
-@MODES
-@given(seed=st.integers(0, 2**32), chunked=st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_no_eviction_in_an_ample_pool(mode: str, seed: int, chunked: bool) -> None:
-    """reserve_max leaps where the pool holds all that may run, also with prompts that no step may split."""
-    row = random_scenario(Random(seed))
-    seqs, longest = row["max_num_seqs"], row["max_model_len"]
-    most = -(-longest // row["block_size"]) * seqs
-    row |= {
-        "admission": "reserve_max",
-        "enable_chunked_prefill": chunked,
-        "max_num_batched_tokens": max(seqs, longest // 2),
-        "num_gpu_blocks": most + 1,
-        "watermark": 0.0,
-    }
-    assert not why_not(scenario_of(row, mode).engine_config)
-    assert not difference(row, mode)
-    assert why_not(scenario_of(row | {"num_gpu_blocks": most}, mode).engine_config)
-
-
 GROWING_HITS = {
     "block_size": 4,
     "num_gpu_blocks": 15,

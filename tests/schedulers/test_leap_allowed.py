@@ -31,7 +31,7 @@ REFUSED: dict[str, Any] = {
     "prefill_schedule_interval": 2,
     "engine_version": "0.11",
 }
-"""Field -> a value that the engine takes and the leap does not, asynchronous and of a version where that counts."""
+"""Field -> a value that the engine takes and the leap does not: asynchronous, with a draft, where versions count."""
 
 
 @pytest.mark.parametrize("field", EngineConfig.model_fields)
@@ -50,7 +50,12 @@ def test_nothing_else_is_listed() -> None:
 def test_a_value_that_is_not_listed_is_refused(field: str) -> None:
     """One line says why, and the scheduler does not start."""
     plain = PLAIN.model_copy(
-        update={"engine_version": "0.33", "async_scheduling": True, "long_prefill_token_threshold": 2}
+        update={
+            "engine_version": "0.33",
+            "async_scheduling": True,
+            "long_prefill_token_threshold": 2,
+            "num_speculative_tokens": 1,
+        }
     )
     config = EngineConfig.model_validate(plain.model_dump() | {field: REFUSED[field]})
     assert not why_not(plain)

@@ -56,13 +56,19 @@ def _why_no_names(config: EngineConfig) -> str:
     return "" if config.rules.unhashed_blocks_go_first else "blocks freed in line"
 
 
-def _admits_what_fits(config: EngineConfig) -> bool:
-    """Whether the rule admits as grow does: reserve_max where as many of the longest requests as may run all fit."""
+def _admits_in_closed_form(config: EngineConfig) -> bool:
+    """Whether the rule is: reserve_max over one table of blocks, or where the longest of all that may run fit."""
+    if config.admission != "reserve_max" or (
+        has_one_full_group(config) and not config.num_speculative_tokens
+    ):
+        return True
     most = -(-config.max_model_len // config.block_size) * config.max_num_seqs
-    never_refuses = not config.watermark and config.num_gpu_blocks > most
-    return config.admission in ("grow", "max_utilization") or (
-        config.admission == "reserve_max" and never_refuses
-    )
+    return not config.watermark and config.num_gpu_blocks > most
+
+
+def _waits_in_closed_form(config: EngineConfig) -> bool:
+    """Whether prompts are not held back, or over one table of blocks, a token a decode."""
+    return config.batch_wait is None or (has_one_full_group(config) and not config.num_speculative_tokens)
 
 
 def _prefills_any_time(config: EngineConfig) -> bool:
@@ -86,8 +92,8 @@ ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "kv_cache_groups": _groups_in_closed_form,
     "num_speculative_tokens": _drafts_in_closed_form,
     "disable_lookahead_block_hashes": ANY,
-    "admission": _admits_what_fits,
-    "batch_wait": (None,),
+    "admission": _admits_in_closed_form,
+    "batch_wait": _waits_in_closed_form,
     "kv_offloading": (None,),
     "prefill_schedule_interval": _prefills_any_time,
     "engine_version": _rules_in_closed_form,
@@ -116,8 +122,8 @@ WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
     "num_speculative_tokens": lambda config: (
         f"long_prefill_token_threshold {config.long_prefill_token_threshold} cuts the drafts of every decode"
     ),
-    "admission": lambda config: f"admission {config.admission}: only vLLM's rules are in closed form",
-    "batch_wait": lambda config: "batch_wait counts steps",
+    "admission": lambda config: f"admission {config.admission} with drafts",
+    "batch_wait": lambda config: "batch_wait beside drafts or several groups",
     "kv_offloading": lambda config: "a tier beyond the GPU: the ends of its copies are seen step by step",
     "engine_version": lambda config: (
         f"vLLM {config.engine_version} with asynchronous scheduling or without chunked prefill"
@@ -150,6 +156,7 @@ def _rules_to_visit(config: EngineConfig) -> bool:
 VISITED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "kv_cache_groups": _groups_to_visit,
     "admission": ("grow", "max_utilization"),
+    "batch_wait": (None,),
     "engine_version": _rules_to_visit,
 }
 """What is listed otherwise for leaps by visits."""

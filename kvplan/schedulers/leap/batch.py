@@ -62,6 +62,12 @@ class DecodeBatch:
         self._phases[phase] += change
         self._phases[phase + self.block_size] += change
 
+    def num_blocks(self) -> int:
+        """Return the blocks that they hold."""
+        size, steps = self.block_size, self.num_steps
+        unused = sum(self._phases[i] * ((i - steps) % size) for i in range(size))
+        return (self.context + unused) // size
+
     def takes_block(self, seq: Sequence) -> bool:
         """Whether a sequence takes a block in the next step."""
         return (seq.base + self.num_steps) % self.block_size == 0

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from kvplan.schedulers.leap.batch import DecodeBatch
 from kvplan.schedulers.leap.extents import ExtentPool, PrefixHits
-from kvplan.schedulers.leap.state import DECODE, PREFILL, WAITING, OpenStep, Path, Sequence
+from kvplan.schedulers.leap.state import DECODE, ENDING, PREFILL, WAITING, OpenStep, Path, Sequence
 from kvplan.schedulers.request import NEVER, RequestStatus
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.request_queue import QUEUES
@@ -77,6 +77,9 @@ class LeapQueues:
         self.counts_idle_victims = rules.idle_victims_move_nobody
         self.spares_lone_prompts = rules.lone_prompts_have_no_cap
         self.reserves_full_isl = config.reserves_full_isl
+        self.reserves_max = config.admission == "reserve_max" and not config.num_speculative_tokens
+        self.num_promised = 0
+        """Blocks that the running requests may hold at most, all together, where they are reserved."""
         self.running: dict[int, Sequence] = {}
         """By admission number, which is vLLM's order."""
         self.waiting = QUEUES[config.policy]()
@@ -132,6 +135,21 @@ class LeapQueues:
     def give_back(self, seq: Sequence) -> None:
         """Give back what a running request has left behind: nothing where all tokens see all others."""
 
+    def most_blocks(self, seq: Sequence) -> int:
+        """Return the blocks that a request may ever hold (`KVCacheManager.most_blocks`)."""
+        request = seq.request
+        return self.blocks(min(request.num_prompt_tokens + request.max_tokens, self.config.max_model_len))
+
+    def num_reserved(self) -> int:
+        """Return the blocks that the running requests may still take (`admission.reserve_max`).
+
+        While all decode, as many fewer are free: a head that is refused stays so.
+        """
+        held = self.batch.num_blocks() + sum(self.blocks(seq.computed) for seq in self.prefills)
+        if len(self.running) > self.batch.num_decodes + len(self.prefills):
+            held += sum(self.blocks(seq.computed) for seq in self.running.values() if seq.stage is ENDING)
+        return self.num_promised - held
+
     def blocks_for(self, seq: Sequence, computed: int, num_tokens: int) -> int:
         """Return the blocks that so many tokens more take."""
         return self.blocks(computed + num_tokens) - self.blocks(computed)
@@ -172,3 +190,5 @@ class LeapQueues:
         elif seq.stage is PREFILL:
             self.prefills.remove(seq)
         del self.running[seq.admission]
+        if self.reserves_max:
+            self.num_promised -= self.most_blocks(seq)

@@ -43,6 +43,7 @@ from kvplan.schedulers.protocol import (
     new_step,
 )
 from kvplan.schedulers.request import NEVER, Request, RequestStatus
+from kvplan.schedulers.vllm.admission import HeldBack
 from kvplan.schedulers.vllm.config import EngineConfig
 
 
@@ -65,6 +66,7 @@ class LeapScheduler(LeapQueues):
         self._in_flight: deque[InFlight] = deque()
         self._blocked: BlockedHead | None = None
         """Why the head of the queue need not be looked at, if that is so."""
+        self._held_back = HeldBack(config, config.batch_wait) if config.batch_wait else None
         self._look_ahead = False
         """Whether the head of the queue probably stays out although the last step cannot say so."""
 
@@ -175,9 +177,10 @@ class LeapScheduler(LeapQueues):
                 self._blocked = NO_PLACE
             if self._blocked is None and self._look_ahead:
                 self._blocked = self._head_stays_out()
-            if self._blocked is None:
+            held = self._steps_held(num_decodes)
+            if self._blocked is None and not held:
                 return None
-            limit = self._blocked.limit - batch.num_steps
+            limit = max(held, self._blocked.limit - batch.num_steps if self._blocked is not None else 0)
         if self.is_async:
             if self._in_flight[0][1]:
                 steps = 1
@@ -187,7 +190,26 @@ class LeapScheduler(LeapQueues):
         if steps < 1:
             return None
         ends_on_arrival = not self.is_fcfs or not (self.waiting or full)
+        if self._held_back is not None and not full:  # it is counted with those that wait
+            ends_on_arrival = True
         return new_leap((steps, num_decodes, batch.context + num_decodes, ends_on_arrival, None))
+
+    def _steps_held(self, num_decodes: int) -> int:
+        """Return for how many steps of so many decodes each the queue is held back, whoever could enter."""
+        held, num_running = self._held_back, len(self.running)
+        if held is None or not held.counts(num_running, num_decodes):
+            return 0
+        return held.num_steps((seq.num_tokens for seq in self.waiting), num_running, num_decodes)
+
+    def _is_held_back(self, step: OpenStep) -> bool:
+        """Whether the queue is passed over in this step; a victim's token in flight does not count yet."""
+        if self._held_back is None or not self.waiting:
+            return False
+        victims = set(step.preempted) if self.is_async else ()
+        tokens = (
+            seq.num_tokens - (seq.request in victims and seq.known < seq.num_tokens) for seq in self.waiting
+        )
+        return self._held_back(tokens, len(self.running), self._token_budget - step.budget)
 
     def _decoded_on(self, seq: Sequence) -> bool:
         """Whether a sequence whose last token is scheduled has been scheduled once more since."""
@@ -222,7 +244,10 @@ class LeapScheduler(LeapQueues):
 
     def commit_leap(self, num_steps: int) -> LeapOutputs:
         """Take `num_steps` steps of the leap just planned, at least one; all of them or cut short."""
-        batch = self.batch
+        batch, held = self.batch, self._held_back
+        if held is not None and self.waiting and held.counts(len(self.running), batch.num_decodes):
+            tokens = (seq.num_tokens for seq in self.waiting)
+            held.pass_steps(num_steps, tokens, len(self.running), batch.num_decodes)
         self._pass_steps(num_steps)
         batch.num_steps += num_steps
         batch.context += num_steps * batch.num_decodes
@@ -253,7 +278,8 @@ class LeapScheduler(LeapQueues):
         self.batch.context += step.num_decodes
         for seq in step.completed:
             self.start_decode(seq, step)
-        if not step.preempted:
+        held = self._is_held_back(step)
+        if not step.preempted and not held:
             self._blocked = schedule_waiting(self, step)
         self._in_flight.append(self._read_later(step.first_tokens))
         return new_step((step.num_decodes, step.context, step.chunks, step.admitted, step.preempted))

@@ -55,7 +55,9 @@ def try_head(
         num_tokens = budget
     slots = queues.blocks(computed + num_tokens)
     needed = slots - hits.num_blocks
-    if computed + num_tokens < last and queues.reserves_full_isl:
+    if queues.reserves_max:
+        needed = queues.most_blocks(seq) - hits.num_blocks + queues.num_reserved()
+    elif computed + num_tokens < last and queues.reserves_full_isl:
         needed = max(slots, -(-last // size)) - hits.num_blocks
     reserved = queues.watermark_blocks if queues.running else 0
     if needed + hits.num_evictable + reserved > queues.pool.num_free:
@@ -69,6 +71,8 @@ def _admit(queues: LeapQueues, admissible: Admissible, step: OpenStep) -> None:
     queues.num_admissions += 1
     seq.admission = queues.num_admissions
     queues.running[seq.admission] = seq
+    if queues.reserves_max:
+        queues.num_promised += queues.most_blocks(seq)
     seq.known = seq.num_tokens
     num_hit_tokens = hits.num_blocks * queues.block_size
     seq.computed = num_hit_tokens + num_tokens

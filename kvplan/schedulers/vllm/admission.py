@@ -6,7 +6,7 @@ TensorRT-LLM's on vLLM's queues and blocks; they were not held to its logs, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 from kvplan.schedulers.request import Request
@@ -54,17 +54,35 @@ class HeldBack:
         self.rule = rule
         self.num_waited = 0
 
-    def __call__(self, waiting: Sequence[Request], num_running: int, num_scheduled_tokens: int) -> bool:
-        """Say whether the queue is passed over in this step."""
-        rule, places = self.rule, self.config.max_num_seqs - num_running
-        if not num_scheduled_tokens or not waiting or places <= 0:
+    def __call__(self, waiting: Iterable[int], num_running: int, num_scheduled_tokens: int) -> bool:
+        """Say whether the queue is passed over in this step, given the tokens of each that waits; somebody does."""
+        if not self.counts(num_running, num_scheduled_tokens):
             return False
-        max_tokens = self.config.max_num_batched_tokens
-        tokens = num_scheduled_tokens
-        for request in islice(waiting, places):
-            if tokens + request.num_tokens > max_tokens:
-                break
-            tokens += request.num_tokens
-        held = tokens < rule.max_tokens_ratio * max_tokens and self.num_waited < rule.timeout_iters
+        held = self.num_steps(waiting, num_running, num_scheduled_tokens) > 0
         self.num_waited = self.num_waited + 1 if held else 0
         return held
+
+    def counts(self, num_running: int, num_scheduled_tokens: int) -> bool:
+        """Whether a step in which somebody waits counts: something decodes, and there is a place."""
+        return num_scheduled_tokens > 0 and num_running < self.config.max_num_seqs
+
+    def num_steps(self, waiting: Iterable[int], num_running: int, num_scheduled_tokens: int) -> int:
+        """Return for how many steps that count the queue is passed over from now on, if all stays as it is."""
+        is_short = self._is_short(waiting, num_running, num_scheduled_tokens)
+        return self.rule.timeout_iters - self.num_waited if is_short else 0
+
+    def pass_steps(
+        self, num_steps: int, waiting: Iterable[int], num_running: int, num_scheduled_tokens: int
+    ) -> None:
+        """Count so many steps, at least one, in which all stays as it is: held back, tried once, held back again."""
+        is_short = self._is_short(waiting, num_running, num_scheduled_tokens)
+        self.num_waited = (self.num_waited + num_steps) % (self.rule.timeout_iters + 1) if is_short else 0
+
+    def _is_short(self, waiting: Iterable[int], num_running: int, num_scheduled_tokens: int) -> bool:
+        """Whether the prompts that fit the step and the decodes are too few."""
+        max_tokens, tokens = self.config.max_num_batched_tokens, num_scheduled_tokens
+        for num_tokens in islice(waiting, self.config.max_num_seqs - num_running):
+            if tokens + num_tokens > max_tokens:
+                break
+            tokens += num_tokens
+        return tokens < self.rule.max_tokens_ratio * max_tokens

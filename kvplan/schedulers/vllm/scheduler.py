@@ -99,8 +99,12 @@ class Scheduler:
         if self._prefill_cadence:
             budget.defers_prefills = self._prefill_cadence.defers(self.running)
         self._schedule_running(output, budget)
-        held = self._holds_back is not None and self._holds_back(
-            self.waiting, len(self.running), output.total_num_scheduled_tokens
+        held = (
+            self._holds_back is not None
+            and bool(self.waiting)
+            and self._holds_back(
+                (r.num_tokens for r in self.waiting), len(self.running), output.total_num_scheduled_tokens
+            )
         )
         if not output.preempted and not held:
             self._schedule_waiting(output, budget)
