@@ -96,13 +96,20 @@ class LeapReplay(SGLangReplay):
         if self._leap is None:
             self._leap = self._plan()
             self._done = 0
-        if self._leap is None:
+        plan = self._leap
+        if plan is None:
             return super()._pass(record)
+        if self._done == plan.num_passes - 1 and leap.ends_somebody(plan.reqs, plan.num_passes):
+            self._take(plan._replace(num_passes=self._done))
+            planned = [(r.rid, 1, r.kv_len, "decode") for r in plan.reqs]
+            moved = super()._pass(record)
+            assert record.sched == planned, "the last pass of a leap is no plain decode"
+            return moved
         record.mode = "decode"
-        record.sched = [(r.rid, 1, r.kv_len + self._done, "decode") for r in self._leap.reqs]
+        record.sched = [(r.rid, 1, r.kv_len + self._done, "decode") for r in plan.reqs]
         self._done += 1
-        if self._done == self._leap.num_passes:
-            self._take(self._leap)
+        if self._done == plan.num_passes:
+            self._take(plan)
         return True
 
     def _plan(self) -> leap.PassPlan | None:

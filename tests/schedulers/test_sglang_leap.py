@@ -52,9 +52,11 @@ def drive(scenario: SGLangScenario) -> tuple[dict[int, Pass], int]:
         if leap is not None:
             later = [n - step for i, n in due.items() if n > step]
             n = min([leap.max_steps, *later])
-            engine.commit_leap(n)
+            ended = engine.commit_leap(n).last.finished
             passes |= {step + i: (leap.num_decodes, leap.num_decodes, 0, 0) for i in range(n)}
             num_leaps, step = num_leaps + 1, step + n
+            passes[step - 1] = (leap.num_decodes, leap.num_decodes, 0, len(ended))
+            finish |= {r.request_id: step - 1 for r in ended}
             continue
         planned = engine.schedule()
         ended = engine.update_from_output().finished
@@ -182,7 +184,13 @@ PUBLISHED = PRIORITIES | {
 
 MUTANTS: dict[str, tuple[Json | None, Any, str, str, str]] = {
     "the last of them ends in the leap": (
-        None, leap, "max_passes", "r.num_outputs_left", "r.num_outputs_left + 1"),
+        None, leap, "max_passes", "r.last_output - r.num_outputs", "r.last_output - r.num_outputs + 1"),
+    "an end by length is not foreseen": (
+        None, leap, "max_passes", "r.max_new_tokens - r.num_outputs == left", "False"),
+    "who has ended decodes on": (None, leap, "decoding", "scheduler.drop_finished()", "None"),
+    "an end lets nobody in": (
+        None, SGLangScheduler, "drop_finished", "running.batch_is_full, self.refused = False, None",
+        "running.batch_is_full = False"),
     "memory lasts a pass more": (None, leap, "max_passes", "room + 1", "room + len(reqs) + 1"),
     "the ratio stands still": (None, leap, "_decode", "ratio.decay_step()", "None"),
     "pages are not asked for before the last pass": (
@@ -210,7 +218,7 @@ MUTANTS: dict[str, tuple[Json | None, Any, str, str, str]] = {
     "newcomers are not tried": (None, SGLangScheduler, "_enqueue", "self.refused = None", "pass"),
     "a prompt just published is not hit": (
         PUBLISHED, SGLangScheduler, "_process_batch_result",
-        "(set(batch.decoding_reqs), None)", "(set(batch.decoding_reqs), self.refused)"),
+        "self.refused = None", "pass"),
 }  # fmt: skip
 """What a wrong rule says -> the case that shows it, None = random ones do; the rule."""
 

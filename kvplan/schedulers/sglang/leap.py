@@ -40,7 +40,7 @@ class PassPlan(NamedTuple):
 def plan(scheduler: SGLangScheduler) -> PassPlan | None:
     """Return the passes of pure decode that surely come next; None if the next one may be anything else."""
     reqs = decoding(scheduler)
-    if not reqs or any(r.finished or r.to_finish for r in reqs):
+    if not reqs or any(r.to_finish for r in reqs):
         return None
     num_passes = max_passes(scheduler, reqs)
     is_open = not admission_is_shut(scheduler)
@@ -56,11 +56,17 @@ def plan(scheduler: SGLangScheduler) -> PassPlan | None:
 
 
 def decoding(scheduler: SGLangScheduler) -> list[Req]:
-    """The requests of a pure decode that the next pass repeats unless it prefills; empty if it may do otherwise."""
+    """The requests of a pure decode that the next pass repeats unless it prefills; empty if it may do otherwise.
+
+    Those that ended with the last result are dropped, as the next pass begins with.
+    """
     batch, queue = scheduler.running_batch, scheduler.result_queue
-    if not batch.reqs or scheduler.last_batch is not batch or batch.is_extend or scheduler.chunked_req:
+    if scheduler.last_batch is not batch or batch.is_extend or scheduler.chunked_req:
         return []
-    if scheduler.config.enable_overlap and (len(queue) != 1 or queue[0].reqs != batch.reqs):
+    scheduler.drop_finished()
+    if scheduler.config.enable_overlap and (
+        len(queue) != 1 or [r for r in queue[0].reqs if not r.finished] != batch.reqs
+    ):
         return []
     return batch.reqs
 
@@ -78,13 +84,23 @@ def tokens_needed(reqs: list[Req], page_size: int, num_passes: int) -> int:
 
 
 def max_passes(scheduler: SGLangScheduler, reqs: list[Req]) -> int:
-    """Passes until the one in which somebody ends, is retracted or is aborted."""
-    left = min(r.num_outputs_left for r in reqs) - 1
+    """Passes that surely decode all of these: until one has ended, or memory is short.
+
+    In the overlap loop an end by length is foreseen, and the request left out of the pass in which it is read.
+    """
+    left = min([r.last_output - r.num_outputs for r in reqs])
+    if scheduler.config.enable_overlap and any(r.max_new_tokens - r.num_outputs == left for r in reqs):
+        left -= 1
     cache = scheduler.cache
     room = cache.available_and_evictable
     if left <= 0 or tokens_needed(reqs, cache.page_size, left) <= room:
         return max(left, 0)
     return bisect_left(range(left + 1), room + 1, key=lambda n: tokens_needed(reqs, cache.page_size, n)) - 1
+
+
+def ends_somebody(reqs: list[Req], num_passes: int) -> bool:
+    """Whether somebody ends with the last of so many passes; the scheduler itself must take that one."""
+    return any(r.num_outputs + num_passes >= r.last_output for r in reqs)
 
 
 # --- the queue's head, tried in every pass ------------------------------------------------------
@@ -154,7 +170,9 @@ def _unheld_hit(scheduler: SGLangScheduler, head: Req) -> int:
 
 
 def take_passes(scheduler: SGLangScheduler, reqs: list[Req], num_passes: int) -> None:
-    """Let so many planned passes happen."""
+    """Let so many planned passes happen in which nobody ends."""
+    if not num_passes:
+        return
     deferred = min(scheduler.decodes_before_prefill, num_passes)
     scheduler.decodes_before_prefill -= deferred
     if scheduler.waiting_queue and not deferred and not admission_is_shut(scheduler):

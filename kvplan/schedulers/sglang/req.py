@@ -71,6 +71,8 @@ class Req:
     is_retracted: bool = field(default=False, init=False)
     to_finish: bool = field(default=False, init=False)
     """It is aborted with its next token."""
+    finished: bool = field(default=False, init=False)
+    """Whether it has ended."""
     finished_reason: FinishReason = field(default="", init=False)
     finished_len: int | None = field(default=None, init=False)
     """Output tokens up to the stop; None after an abort."""
@@ -78,6 +80,13 @@ class Req:
     """Counts entries into the waiting queue."""
     arrival_processed_tokens: int = field(default=0, init=False)
     """Tokens that the engine had computed when it entered the queue (policy hrrn)."""
+
+    last_output: int = field(init=False)
+    """Output tokens when it ends; the scheduler does not know of a stop token."""
+
+    def __post_init__(self) -> None:
+        stop_at = None if self.ignore_eos else self.request.stop_at
+        self.last_output = self.max_new_tokens if stop_at is None else min(stop_at, self.max_new_tokens)
 
     @property
     def rid(self) -> str:
@@ -100,21 +109,9 @@ class Req:
         return self.extend_end - self.prefix_len
 
     @property
-    def finished(self) -> bool:
-        """Whether it has ended."""
-        return bool(self.finished_reason)
-
-    @property
     def next_output_finishes_by_length(self) -> bool:
         """Whether one more token is surely its last."""
         return self.num_outputs + 1 >= self.max_new_tokens
-
-    @property
-    def num_outputs_left(self) -> int:
-        """Tokens until it ends; the scheduler does not know of a stop token."""
-        stop_at = None if self.ignore_eos else self.request.stop_at
-        end = self.max_new_tokens if stop_at is None else min(stop_at, self.max_new_tokens)
-        return end - self.num_outputs
 
     @property
     def owned_kv_len(self) -> int:
@@ -145,7 +142,7 @@ class Req:
 
     def finish(self, reason: FinishReason) -> None:
         """End it."""
-        self.finished_reason, self.to_finish = reason, False
+        self.finished, self.finished_reason, self.to_finish = True, reason, False
         self.request.status = STATUS[reason]
 
     def reset_for_retract(self) -> None:

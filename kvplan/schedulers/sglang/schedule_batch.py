@@ -34,12 +34,21 @@ class ScheduleBatch:
     """The request whose prefill was not done with this batch."""
     decoding_reqs: list[Req] = field(default_factory=list)
     """Mixed: those that decode in it."""
-    rows: list[BatchRow] = field(default_factory=list)
-    """What the pass computes, in order."""
+    prefill_rows: list[BatchRow] = field(default_factory=list)
+    """What the pass computes of prompts."""
+    decoding_rows: list[BatchRow] = field(default_factory=list)
+    """Mixed: of those that decode in it."""
     is_prefill_only: bool = False
     """Nobody in it may write a token, so that it is never decoded."""
     extend_num_tokens: int = 0
     """Prompt tokens; SGLang does not clear it when the batch goes on to decode, which policy hrrn sees."""
+
+    @property
+    def rows(self) -> list[BatchRow]:
+        """What the pass computes, in order, until its result is applied."""
+        if self.mode == "decode":
+            return [BatchRow(r, 1, r.kv_len - 1, True) for r in self.reqs]
+        return self.prefill_rows + self.decoding_rows
 
     @property
     def is_extend(self) -> bool:
@@ -52,11 +61,13 @@ class ScheduleBatch:
 
     def filter(self, exclude: Collection[Req] = ()) -> None:
         """Drop finished requests and those named (SGLang `filter_batch`)."""
-        self.reqs = [r for r in self.reqs if not r.finished and r not in exclude]
+        if exclude:
+            self.reqs = [r for r in self.reqs if r not in exclude]
+        self.reqs = [r for r in self.reqs if not r.finished]
 
     def prepare_for_extend(self, cache: KVCache) -> None:
         """Take memory for a prefill (SGLang: same name)."""
-        self.rows = [BatchRow(r, r.extend_len, r.prefix_len, False) for r in self.reqs]
+        self.prefill_rows = [BatchRow(r, r.extend_len, r.prefix_len, False) for r in self.reqs]
         self.extend_num_tokens = sum(r.extend_len for r in self.reqs)
         cache.alloc_for_extend(self.reqs)
         for req in self.reqs:
@@ -66,7 +77,6 @@ class ScheduleBatch:
     def prepare_for_decode(self, cache: KVCache) -> None:
         """Take memory for one token each (SGLang: same name)."""
         self.mode = "decode"
-        self.rows = [BatchRow(r, 1, r.kv_len, True) for r in self.reqs]
         cache.alloc_for_decode(self.reqs)
 
     def mix_with_running(self, running: ScheduleBatch) -> None:
@@ -75,7 +85,7 @@ class ScheduleBatch:
         for req in running.reqs:
             req.fill_len, req.extend_end = req.seqlen, req.kv_len
         self.decoding_reqs = running.reqs
-        self.rows += running.rows
+        self.decoding_rows = running.rows
         self.extend_num_tokens += len(running.reqs)
         self.reqs = self.reqs + running.reqs
         self.is_prefill_only = False

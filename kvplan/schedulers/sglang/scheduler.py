@@ -133,17 +133,21 @@ class SGLangScheduler:
         self.refused = None
         self._process_pending_chunked_abort()
         self._merge_last_batch()
-        running = self.running_batch
-        num_running = len(running.reqs)
-        running.filter()
-        if len(running.reqs) < num_running:
-            running.batch_is_full = False
+        self.drop_finished()
         batch = None if self._should_defer_prefill() else self._get_new_batch_prefill()
         if batch is None and self.running_batch.reqs and not self.running_batch.is_prefill_only:
             batch = self._update_running_batch(self.running_batch)
         if batch is not None and batch.is_extend:
             self.decodes_before_prefill = self.config.prefill_decode_interval
         return batch
+
+    def drop_finished(self) -> None:
+        """Take those that have ended out of the decode batch; others may be tried for their places."""
+        running = self.running_batch
+        num_running = len(running.reqs)
+        running.filter()
+        if len(running.reqs) < num_running:
+            running.batch_is_full, self.refused = False, None
 
     def _process_pending_chunked_abort(self) -> None:
         """Drop a request between two chunks of its prefill (SGLang: same name)."""
@@ -207,9 +211,8 @@ class SGLangScheduler:
             )
             self.chunked_req = adder.add_chunked_req(chunked)
         self._admit(adder)
-        if adder.can_run:
-            admitted = set(adder.can_run)
-            self.waiting_queue = [r for r in self.waiting_queue if r not in admitted]
+        num_admitted = len(adder.can_run) - (chunked is not None)
+        self.waiting_queue = self.waiting_queue[num_admitted:]  # in order, until one did not fit
         for req in adder.preempted:
             self._enqueue(req)
         self.preempted = adder.preempted
@@ -309,18 +312,18 @@ class SGLangScheduler:
 
     def _process_batch_result(self, batch: ScheduleBatch) -> None:
         """Append the tokens; publish prompts, release the finished (SGLang `SchedulerBatchResultProcessor`)."""
-        decoding = set(batch.reqs)
-        if batch.is_extend:
-            decoding, self.refused = set(batch.decoding_reqs), None
+        is_extend, decoding = batch.is_extend, set(batch.decoding_reqs)
+        if is_extend:
+            self.refused = None
         for req in batch.reqs:
             if req.is_retracted or (req.finished and req.inflight_middle_chunks <= 0):
                 continue
-            if batch.is_extend and req.inflight_middle_chunks > 0:
+            if is_extend and req.inflight_middle_chunks > 0:
                 req.inflight_middle_chunks -= 1
                 continue
             req.sample()
             self.sampled.append(req)
             if req.finished:
                 self.cache.release(req, checkpoint=True)
-            elif req not in decoding:
+            elif is_extend and req not in decoding:
                 self.cache.checkpoint(req)

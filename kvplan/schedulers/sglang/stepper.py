@@ -68,12 +68,14 @@ class SGLangEngine:
             scheduler.process(batch)  # an empty turn of the loop takes no time
             batch = scheduler.schedule()
         self._launched = (batch,)
+        victims = [r.request for r in (*scheduler.retracted, *scheduler.preempted) if r.rid in self._reqs]
+        if batch is not None and not batch.is_extend:
+            return Step(len(batch.reqs), sum([r.kv_len for r in batch.reqs]), [], [], victims)
         rows = batch.rows if batch else []
         chunks = [Chunk(r.req.request, r.num_tokens, r.prefix_len) for r in rows if not r.is_decode]
         new = [r for r in rows if not r.is_decode and r.req.extend_batch_idx == 1]
         admitted = [(r.req.request, r.prefix_len) for r in new]
         context = sum(r.prefix_len + 1 for r in rows if r.is_decode)
-        victims = [r.request for r in (*scheduler.retracted, *scheduler.preempted) if r.rid in self._reqs]
         return Step(len(rows) - len(chunks), context, chunks, admitted, victims)
 
     def update_from_output(self) -> Outputs:
@@ -82,8 +84,10 @@ class SGLangEngine:
         if result is None:
             ended = self.scheduler.oom_aborted
             return self._outputs([], ended) if ended else NOTHING
-        decoding = set(result.decoding_reqs) if result.is_extend else set(result.reqs)
-        first = [r for r in self.scheduler.sampled if r not in decoding]
+        first: list[Req] = []
+        if result.is_extend:
+            decoding = set(result.decoding_reqs)
+            first = [r for r in self.scheduler.sampled if r not in decoding]
         ended = [r for r in self.scheduler.sampled if r.finished] + self.scheduler.oom_aborted
         return self._outputs(first, ended) if first or ended else NOTHING
 
@@ -94,13 +98,18 @@ class SGLangEngine:
         plan = leap.plan(self.scheduler)
         if plan is None or plan.num_passes < 2:
             return None
-        context = sum(r.kv_len + 1 for r in plan.reqs)
+        context = sum([r.kv_len for r in plan.reqs]) + len(plan.reqs)
         return Leap(plan.num_passes, len(plan.reqs), context, plan.ends_on_arrival)
 
     def commit_leap(self, num_steps: int) -> LeapOutputs:
-        """Take so many passes; nobody begins or ends in them."""
-        leap.take_passes(self.scheduler, self.scheduler.running_batch.reqs, num_steps)
-        return LeapOutputs(NOTHING, NOTHING)
+        """Take so many passes; nobody begins in them, or ends but with the last."""
+        scheduler, reqs = self.scheduler, self.scheduler.running_batch.reqs
+        ends = leap.ends_somebody(reqs, num_steps)
+        leap.take_passes(scheduler, reqs, num_steps - ends)
+        if not ends:
+            return LeapOutputs(NOTHING, NOTHING)
+        self._launched = (scheduler.schedule(),)
+        return LeapOutputs(NOTHING, self.update_from_output())
 
     def free_blocks_in(self, num_steps: int) -> int:
         """Pages that will be free after so many passes of the leap under way."""
