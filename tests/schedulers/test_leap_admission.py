@@ -12,18 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from leap_scenarios import compare, random_scenario
 from syntax_mutants import mutate
+from visit_scenarios import KINDS as ALL_VISITED
+from visit_scenarios import difference as difference_of_visits
+from visit_scenarios import random_visits
 
 from kvplan.conformance.vllm_replay_leap import LeapReplay
 from kvplan.conformance.vllm_scenario import VLLMScenario
-from kvplan.schedulers.leap.allowed import why_not
+from kvplan.schedulers.leap.allowed import why_no_visits, why_not
 from kvplan.schedulers.leap.batch import DecodeBatch
 from kvplan.schedulers.leap.queues import LeapQueues
 from kvplan.schedulers.leap.scheduler import LeapScheduler
+from kvplan.schedulers.leap.visits import DecodeVisits
 from kvplan.schedulers.vllm.admission import HeldBack
 
 Json = dict[str, Any]
 EXAMPLES = 3000 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 100
 KINDS = ("reserve", "wait", "both")
+VISITED = [kind for kind in ALL_VISITED if not kind.startswith("drafts")]
 
 
 def random_admission(rng: Random, kind: str) -> Json:
@@ -34,12 +39,13 @@ def random_admission(rng: Random, kind: str) -> Json:
         if rng.random() < 0.3:
             budget = max(row["max_num_seqs"], row["max_model_len"] // 2)
             row |= {"enable_chunked_prefill": False, "max_num_batched_tokens": budget}
-    if kind != "reserve":
-        row["batch_wait"] = {
-            "timeout_iters": rng.choice([1, 2, 3, 7, 20, 60]),
-            "max_tokens_ratio": rng.choice([0.02, 0.1, 0.3, 0.6, 1.0]),
-        }
-    return row
+    return row | random_wait(rng) if kind != "reserve" else row
+
+
+def random_wait(rng: Random) -> Json:
+    """Return a rule by which prompts are held back."""
+    ratio = rng.choice([0.02, 0.1, 0.3, 0.6, 1.0])
+    return {"batch_wait": {"timeout_iters": rng.choice([1, 2, 3, 7, 20, 60]), "max_tokens_ratio": ratio}}
 
 
 def scenario_of(kind: str, seed: int, is_async: bool) -> VLLMScenario:
@@ -74,8 +80,34 @@ def test_what_leaps(kind: str) -> None:
     assert leapt > steps / 2
 
 
+def visited(kind: str, groups: str, seed: int) -> Json:
+    """Return a scenario with windows, chunks, states or shared contents as JSON."""
+    rng = Random(f"{groups}{seed}")
+    row = random_visits(rng, groups)
+    if kind != "wait":
+        row["admission"] = "reserve_max"
+    return row | random_wait(rng) if kind != "reserve" else row
+
+
+@given(st.sampled_from(KINDS), st.sampled_from(VISITED), st.integers(0, 2**32), st.booleans())
+@settings(max_examples=EXAMPLES)
+def test_by_visits(kind: str, groups: str, seed: int, cut: bool) -> None:
+    """The same over windows, chunks and states, and every block and name in the free queue."""
+    row = visited(kind, groups, seed)
+    assert not difference_of_visits(row, Random(seed) if cut else None, max_steps=300)[0]
+
+
+@given(st.sampled_from(KINDS), st.sampled_from(VISITED), st.integers(0, 2**32))
+@settings(max_examples=EXAMPLES // 5)
+def test_visits_on_the_clock(kind: str, groups: str, seed: int) -> None:
+    """Every time to the picosecond there too."""
+    scenario = VLLMScenario(**visited(kind, groups, seed))
+    visits, step = (Clocked(scenario, False, visits=visits).run() for visits in (True, False))
+    assert visits == step
+
+
 def test_beside_drafts_and_several_groups() -> None:
-    """There they go step by step, but where a pool holds the longest of as many requests as may run."""
+    """Beside drafts step by step, but where a pool holds the longest of all that may run; several groups by visits."""
     tight = {"num_gpu_blocks": 64, "max_model_len": 256, "block_size": 16, "max_num_seqs": 4, "requests": []}
     drafts, groups = {"num_speculative_tokens": 2}, {"kv_cache_groups": [{}, {}]}
     for row, leaps in (
@@ -87,7 +119,9 @@ def test_beside_drafts_and_several_groups() -> None:
         ({"batch_wait": {"timeout_iters": 3, "max_tokens_ratio": 0.5}, **drafts}, False),
         ({"batch_wait": {"timeout_iters": 3, "max_tokens_ratio": 0.5}, **groups}, False),
     ):
-        assert (not why_not(VLLMScenario(**tight | row).engine_config)) == leaps, row
+        config = VLLMScenario(**tight | row).engine_config
+        assert (not why_not(config)) == leaps, row
+        assert (not why_no_visits(config)) == ("num_speculative_tokens" not in row), row
 
 
 MUTANTS: dict[str, tuple[str, int, Any, str, str, str]] = {
@@ -134,6 +168,34 @@ def test_mutants(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         scenario = scenario_of(kind, seed, bool(seed % 2))
         try:
             if compare(scenario, LeapReplay(scenario)):
+                return
+        except (AssertionError, IndexError, KeyError, ValueError, StopIteration):
+            return
+    pytest.fail("nothing shows")
+
+
+VISIT_MUTANTS: dict[str, tuple[str, int, Any, str, str, str]] = {
+    "a block more is kept": (
+        "reserve", 0, DecodeVisits, "_is_reserved", "needed + kept > self.pool.get_num_free_blocks()",
+        "needed + kept >= self.pool.get_num_free_blocks()"),
+    "steps by visits are not waited": (
+        "wait", 0, HeldBack, "pass_steps", "(self.num_waited + num_steps) % (self.rule.timeout_iters + 1)",
+        "self.num_waited"),
+    "a head that could enter is held back a step more": (
+        "wait", 0, DecodeVisits, "_steps_before_head", "min(num_steps, needs.held)", "min(num_steps, needs.held + 1)"),
+}  # fmt: skip
+"""What a wrong rule of visits says -> the kind of workload that notices, from which seed on, and the rule."""
+
+
+@pytest.mark.parametrize("name", VISIT_MUTANTS)
+def test_mutants_of_visits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random workloads notice each wrong rule."""
+    kind, first, *mutant = VISIT_MUTANTS[name]
+    mutate(monkeypatch, *mutant)
+    for seed in range(first, first + 60):
+        row = visited(kind, VISITED[seed % len(VISITED)], seed)
+        try:
+            if difference_of_visits(row, max_steps=300)[0]:
                 return
         except (AssertionError, IndexError, KeyError, ValueError, StopIteration):
             return

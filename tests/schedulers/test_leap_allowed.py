@@ -83,6 +83,7 @@ def test_what_is_not_visited(field: str) -> None:
     windows = (KVCacheGroup(kind="sliding_window", window=32), KVCacheGroup())
     update |= {"kv_cache_groups": windows, "prefix_cache_retention_interval": None}
     update |= {"enable_prefix_caching": False, "long_prefill_token_threshold": 2}
+    update["num_speculative_tokens"] = 1
     plain = PLAIN.model_copy(update=update)
     config = EngineConfig.model_validate(plain.model_dump() | {field: UNVISITED[field]})
     assert not why_no_visits(plain)

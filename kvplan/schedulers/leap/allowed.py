@@ -155,8 +155,8 @@ def _rules_to_visit(config: EngineConfig) -> bool:
 
 VISITED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "kv_cache_groups": _groups_to_visit,
-    "admission": ("grow", "max_utilization"),
-    "batch_wait": (None,),
+    "admission": lambda config: config.admission != "reserve_max" or not config.num_speculative_tokens,
+    "batch_wait": lambda config: config.batch_wait is None or not config.num_speculative_tokens,
     "engine_version": _rules_to_visit,
 }
 """What is listed otherwise for leaps by visits."""

@@ -24,6 +24,7 @@ from kvplan.schedulers.leap.allowed import why_no_visits
 from kvplan.schedulers.protocol import NOTHING, Counts, FreeBlocks, Leap, Outputs
 from kvplan.schedulers.request import NEVER, Request
 from kvplan.schedulers.vllm.block_pool import name_of
+from kvplan.schedulers.vllm.kv_cache_coordinator import CacheHit
 from kvplan.schedulers.vllm.mamba_manager import MambaManager
 from kvplan.schedulers.vllm.output import SchedulerOutput, StepBudget
 from kvplan.schedulers.vllm.scheduler import Scheduler
@@ -116,6 +117,8 @@ class HeadNeeds(NamedTuple):
     """As long as no block that it hits is taken; those that others give back are free, and needed as well."""
     least: int
     """Whatever becomes of its hits."""
+    held: int = 0
+    """Steps in which it is not even looked at."""
 
 
 class VisitPlan(NamedTuple):
@@ -221,7 +224,8 @@ class DecodeVisits:
     def _ends_on_arrival(self) -> bool:
         scheduler, config = self.scheduler, self.config
         full = len(scheduler.running) >= config.max_num_seqs
-        return config.policy != "fcfs" or not (scheduler.waiting or full)
+        counts_all = scheduler.held_back is not None and not full  # and holds them back by what it counts
+        return config.policy != "fcfs" or counts_all or not (scheduler.waiting or full)
 
     def _all_decode(self, in_flight: SchedulerOutput | None) -> bool:
         """Whether somebody runs, a step has tokens for all that do, and the one in flight is just such a step."""
@@ -277,8 +281,10 @@ class DecodeVisits:
         scheduler = self.scheduler
         if not scheduler.waiting or len(scheduler.running) >= self.config.max_num_seqs:
             return HeadNeeds(NEVER, NEVER)
-        needs = self._head_needs()
-        return needs if self.pool.get_num_free_blocks() < needs.now else None
+        needs, held = self._head_needs(), self._steps_held()
+        if self.pool.get_num_free_blocks() < needs.now:
+            return needs._replace(held=held)
+        return HeadNeeds(0, 0, held) if held else None
 
     def _head_needs(self) -> HeadNeeds:
         """Return the free blocks below which the queue's head stays out while all decode."""
@@ -300,9 +306,30 @@ class DecodeVisits:
         padded = drafts > 0 and request.num_tokens == hit.num_tokens + 1  # a chunk may be less than drafts
         if not chunk:  # another hit is split elsewhere
             return HeadNeeds(NEVER, 0 if self._states or padded else NEVER)
+        if self._is_reserved(request, hit, chunk):
+            return HeadNeeds(NEVER, 0)
         whole = self.config.reserves_full_isl
         least = 0 if padded else self.manager.least_blocks_to_admit(request, chunk, hit, whole)
         return HeadNeeds(self.manager.free_blocks_to_admit(request, chunk, hit, whole), least)
+
+    def _is_reserved(self, request: Request, hit: CacheHit, chunk: int) -> bool:
+        """Whether the head stays out for what is kept for the running requests, as long as its hits stay as they are.
+
+        What these take leaves as many fewer to be kept, what they give back as many more.
+        """
+        scheduler, manager = self.scheduler, self.manager
+        kept = scheduler.blocks_to_leave(manager, scheduler.running, request, hit.num_tokens + chunk)
+        needed = manager.free_blocks_to_admit(request, chunk, hit, False)
+        return kept > 0 and needed + kept > self.pool.get_num_free_blocks()
+
+    def _steps_held(self) -> int:
+        """Return for how many steps the queue is held back, whoever could enter."""
+        scheduler, num_running = self.scheduler, len(self.scheduler.running)
+        if scheduler.held_back is None:
+            return 0
+        return scheduler.held_back.num_steps(
+            (r.num_tokens for r in scheduler.waiting), num_running, num_running
+        )
 
     def _changes(self, running: Sequence[Request], computed: Counts, num_steps: int) -> Changes:
         """Return what changes in the next steps if all these decode in them."""
@@ -404,6 +431,8 @@ class DecodeVisits:
         steps = self._steps_that_last(changes, num_steps, needs.least)
         if needs.least < needs.now:
             steps = max(steps, self._steps_that_keep_hits(changes, num_steps, needs.now))
+        if needs.held:
+            steps = max(steps, self._steps_that_last(changes, min(num_steps, needs.held), NEVER))
         return steps
 
     def _steps_that_last(self, changes: Changes, num_steps: int, need: int) -> int:
@@ -486,6 +515,9 @@ class DecodeVisits:
     def _end_leap(self, running: Sequence[Request], num_steps: int) -> Outputs:
         """Count the steps; return who ends with the last read."""
         scheduler = self.scheduler
+        held, num_running = scheduler.held_back, len(running)
+        if held is not None and scheduler.waiting and held.counts(num_running, num_running):
+            held.pass_steps(num_steps, (r.num_tokens for r in scheduler.waiting), num_running, num_running)
         scheduler.current_step += num_steps
         scheduler.finished_req_ids = {}
         self._plan = None

@@ -50,8 +50,8 @@ class Scheduler:
             config.num_speculative_tokens > 0 and rules.verified_blocks_are_cached_at_once
         )
         self._prefill_cadence = PrefillCadence.of(config)
-        self._blocks_to_leave = ADMISSIONS[config.admission]
-        self._holds_back = HeldBack(config, config.batch_wait) if config.batch_wait else None
+        self.blocks_to_leave = ADMISSIONS[config.admission]
+        self.held_back = HeldBack(config, config.batch_wait) if config.batch_wait else None
         self.loads = KVLoads(config, self.kv_cache_manager) if config.kv_offloading is not None else None
         self.deferred_frees = self.loads.deferred_frees if self.loads is not None else None
 
@@ -100,9 +100,9 @@ class Scheduler:
             budget.defers_prefills = self._prefill_cadence.defers(self.running)
         self._schedule_running(output, budget)
         held = (
-            self._holds_back is not None
+            self.held_back is not None
             and bool(self.waiting)
-            and self._holds_back(
+            and self.held_back(
                 (r.num_tokens for r in self.waiting), len(self.running), output.total_num_scheduled_tokens
             )
         )
@@ -263,7 +263,7 @@ class Scheduler:
             num_new_tokens,
             hit,
             full_sequence_must_fit=self._reserves_full_isl,
-            reserved_blocks=self._blocks_to_leave(
+            reserved_blocks=self.blocks_to_leave(
                 self.kv_cache_manager, self.running, request, num_computed_tokens + num_new_tokens
             ),
             has_scheduled_reqs=bool(self.running),
