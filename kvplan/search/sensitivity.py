@@ -34,10 +34,12 @@ BUDGET = 1_000_000
 """Branches to draw for all of it, or as many as the accuracies took, if that is more."""
 FOR_ENDS = 0.6
 """Part of them for both ends of every value; the rest finds where it turns."""
-STEPS = 5
+STEPS = 4
 """Halvings between where nothing turns and where something does, at most."""
 SIZES = (128, 64, 32, 16, 8)
 """Problems at each value looked at: the first that the draws are enough for."""
+LOAD_STEPS = 5
+"""Halvings of the load between what is stated and `MOST_LOAD`."""
 MOST_LOAD = 8.0
 """Times the stated load to look at."""
 
@@ -164,14 +166,18 @@ def _turn(looks: Looks, key: str, here: Look, ends: Sequence[Look]) -> Turn:
     problems = looks.scenario.problems
     assert problems is not None
     found: list[tuple[float, str, float | None]] = []
+    nearest = inf
     for end in ends:
         way = [here, end]
         while end.leader and len(way) < 2 + STEPS and looks.left >= looks.cost:
             before, after = _bracket(way)
+            if abs(before.value - here.value) >= nearest:
+                break  # the other end turns sooner
             middle = (before.value + after.value) / 2
             way.append(looks.at(_moved(problems, key, middle), middle))
         if end.leader:
             turned = _bracket(way)[1]
+            nearest = min(nearest, abs(turned.value - here.value))
             found.append((turned.value, turned.leader, _even(way, turned.leader)))
     if not found:
         unseen = max(end.unseen for end in ends)
@@ -259,7 +265,7 @@ def load_turns(scenario: Scenario, spec: StrategySpec, setups: Mapping[str, Setu
     if not misses(MOST_LOAD):
         return [Turn("load", 1.0, None, "", 1.0, MOST_LOAD)]
     low, high = 1.0, MOST_LOAD
-    for _ in range(STEPS):
+    for _ in range(LOAD_STEPS):
         middle = sqrt(low * high)
         low, high = (low, middle) if misses(middle) else (middle, high)
     return [Turn("load", 1.0, high, f"no longer {spec.name}", 1.0, MOST_LOAD)]
