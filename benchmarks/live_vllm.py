@@ -77,7 +77,7 @@ def vllm_server(
         process = subprocess.Popen(command, env=os.environ | quiet, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(180):
+        for _ in range(600):
             try:
                 Server(url, timeout_s=2).facts()
                 break

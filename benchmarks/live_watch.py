@@ -1,9 +1,11 @@
 """Load a live vLLM until its KV pool is full, keep its /metrics pages, and say how well the time was foretold.
 
-    python benchmarks/live_watch.py PYTHON_WITH_VLLM FOLDER [--load rollout|even|poisson] [--seconds 120]
+    python benchmarks/live_watch.py PYTHON_WITH_VLLM FOLDER [--load rollout|even|poisson] [--before 40] [--seed 7]
+    python benchmarks/live_watch.py --judge FOLDER
 
-starts vLLM's CPU build on a tiny local model with random weights, sends a bounded load, and writes FOLDER/pages.prom
-(pages one after another, each sample with its time) and FOLDER/requests.jsonl (usage of finished requests).
+starts vLLM's CPU build on a tiny local model with random weights, sends a bounded load until the pool is full, and
+writes FOLDER/pages.prom (pages one after another, each sample with its time) and FOLDER/requests.jsonl (usage of
+finished requests). `--before` requests of the same lengths are served first, as of a server that has been up a while.
 The clock is the engine's CPU time while it works, so that another job on the machine does not count as a slower engine;
 requests are sent by the same clock.
 """
@@ -12,22 +14,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import re
 import signal
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from live_vllm import vllm_server
 
 from kvplan.calibrate.server.client import Server
 from kvplan.ground.errors import KvplanError
+from kvplan.observed.metrics_page import Snapshot, pages_of, read_page
+from kvplan.observed.watching.forecast import forecast
 
 KEPT = re.compile(
     r"vllm:(num_requests_(running|waiting)|kv_cache_usage_perc|num_preemptions_total|prompt_tokens_total"
@@ -84,6 +92,7 @@ def poisson(rng: random.Random) -> Iterator[Sent]:
         at += rng.expovariate(RATE)
 
 
+BEFORE_AT_ONCE = 8
 LOADS = {"rollout": (rollout, 1600), "even": (even, 1000), "poisson": (poisson, 1000)}
 """Load, and blocks of 32 tokens that fill under it within the bound."""
 
@@ -132,10 +141,23 @@ class EngineClock:
             self.in_flight += change
 
 
-def record(url: str, load: str, seconds: float, wall_s: float, folder: Path) -> None:
-    """Send the load; keep a page every two seconds of the clock until the bound."""
-    server, clock, rng = Server(url), EngineClock(), random.Random(7)
-    model, end = server.facts().model, time.monotonic() + wall_s
+EVERY_S = 0.5
+"""Between two pages, by the clock."""
+
+
+def serve_before(url: str, load: str, number: int, seed: int) -> None:
+    """Serve so many requests of the load's lengths, a few at a time."""
+    server, rng = Server(url), random.Random(seed + 1000)
+    model, sent = server.facts().model, list(LOADS[load][0](rng))[:number]
+    with ThreadPoolExecutor(BEFORE_AT_ONCE) as pool:
+        list(pool.map(lambda one: server.stream(model, [10] * one.prompt_tokens, one.output_tokens), sent))
+
+
+def record(url: str, load: str, options: argparse.Namespace) -> None:
+    """Send the load; keep a page every half second of the clock until the pool is full, or the bound."""
+    folder, seconds = options.folder, options.seconds
+    server, clock, rng = Server(url), EngineClock(), random.Random(options.seed)
+    model, end = server.facts().model, time.monotonic() + options.wall
     prompts = random.Random(8)
 
     def send(one: Sent) -> None:
@@ -144,9 +166,8 @@ def record(url: str, load: str, seconds: float, wall_s: float, folder: Path) -> 
             return
         clock.count(1)
         try:
-            got = server.stream(
-                model, [prompts.randrange(10, 1000) for _ in range(one.prompt_tokens)], one.output_tokens
-            )
+            tokens = [prompts.randrange(10, 1000) for _ in range(one.prompt_tokens)]
+            got = server.stream(model, tokens, one.output_tokens)
         except KvplanError:
             return
         finally:
@@ -162,17 +183,60 @@ def record(url: str, load: str, seconds: float, wall_s: float, folder: Path) -> 
     pool = ThreadPoolExecutor(len(sent))
     for one in sent:
         pool.submit(send, one)
+    pages: list[Snapshot] = []
     with (folder / "pages.prom").open("w") as file:
-        page = 0
-        while clock.seconds < seconds and time.monotonic() < end:
-            clock.wait(2.0 * page)
+        while clock.seconds < seconds and time.monotonic() < end and not is_full(pages):
+            clock.wait(EVERY_S * len(pages))
             before = clock.seconds
             text = Server(url, timeout_s=30).get("/metrics")
             stamp = 10**12 + round(500 * (before + clock.seconds))
-            print(*kept(text, model, stamp), sep="\n", file=file, flush=True)
-            page += 1
+            lines = kept(text, model, stamp)
+            print(*lines, sep="\n", file=file, flush=True)
+            pages.append(read_page("\n".join(lines)))
     clock.stopped = True
     pool.shutdown(wait=False, cancel_futures=True)
+
+
+PHASES = (1 / 3, 0.5, 0.75, 0.98)
+"""Shares of the pool between which forecasts are summed up."""
+LEAST_LEFT_S = 3.0
+"""Forecasts of less are not judged: pages are half a second apart."""
+
+
+def judge(folder: Path) -> None:
+    """Print every fourth page's forecast, made of the pages up to it two seconds apart, beside the time left."""
+    pages = [read_page(text) for text in pages_of((folder / "pages.prom").read_text())]
+    full = next((pages[i].time_s for i in range(len(pages)) if is_full(pages[: i + 1])), None)
+    if full is None:
+        sys.exit(f"the pool was never full: at most {max(page.usage for page in pages):.0%}")
+    start, rows = pages[0].time_s, []
+    seen = pages[:: round(2 / EVERY_S)]
+    print(f"full after {full - start:.1f} s; {pages[0].finished:.0f} requests had been served before")
+    for i, page in enumerate(seen):
+        left = full - page.time_s
+        told = forecast(seen[: i + 1])
+        if page.usage < PHASES[0] or left < LEAST_LEFT_S or math.isnan(told.seconds):
+            continue
+        off, held = told.seconds / left - 1, told.low <= left <= told.high
+        rows.append((page.usage, off, held, (told.seconds - left) / (full - start)))
+        print(
+            f"{page.time_s - start:6.1f} s  KV {page.usage:4.0%}  left {left:5.1f} s, told {told}: {off:+.0%}"
+            f"{'' if held else ', not in the range'}"
+        )
+    for low, high in [*pairwise(PHASES), (PHASES[0], 1.0)]:
+        mine = [row for row in rows if low <= row[0] < high]
+        if mine:
+            near, moment = (sum(abs(row[column]) <= 0.2 for row in mine) for column in (1, 3))
+            print(
+                f"KV {low:.0%} to {high:.0%}: {near} of {len(mine)} within 20 % of the time left, {moment} within 20 % "
+                f"of the moment since the load began, median {median(row[1] for row in mine):+.0%}, "
+                f"{sum(row[2] for row in mine)} in the range"
+            )
+
+
+def is_full(pages: Sequence[Snapshot]) -> bool:
+    """Whether the forecast of the last page is "now"."""
+    return bool(pages) and forecast(pages[-2:]).seconds == 0
 
 
 def main() -> None:
@@ -180,20 +244,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("python")
+    parser.add_argument("python", nargs="?")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--judge", action="store_true", help="no run: judge the pages of a folder")
+    parser.add_argument("--before", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--load", choices=LOADS, default="rollout")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--wall", type=float, default=400.0)
     parser.add_argument("--port", type=int, default=8123)
     options = parser.parse_args()
+    if options.judge:
+        return judge(options.folder)
+    if options.python is None:
+        parser.error("which Python has vLLM?")
     options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "model").mkdir()
         blocks = {"num_gpu_blocks_override": LOADS[options.load][1]}
         with vllm_server(options.python, Path(name) / "model", options.port, **blocks) as url:
-            record(url, options.load, options.seconds, options.wall, options.folder)
+            serve_before(url, options.load, options.before, options.seed)
+            record(url, options.load, options)
             print(f"pages in {options.folder}", flush=True)
+            judge(options.folder)
+            sys.stdout.flush()
             for pid in _children():
                 os.kill(pid, signal.SIGTERM)
             os._exit(0)  # requests still in flight would be waited for

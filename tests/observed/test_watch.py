@@ -18,7 +18,7 @@ from kvplan.cli.main import run
 from kvplan.ground.errors import KvplanError
 from kvplan.observed.metrics_page import NO_LENGTHS, Histogram, Snapshot, log_of, pages_of, read_page
 from kvplan.observed.watching.expected import ROOM, compare_classes, lengths_of, thinking_budget
-from kvplan.observed.watching.forecast import FULL, forecast
+from kvplan.observed.watching.forecast import FULL, LONGEST, draw_speeds, forecast, measure_arrivals, past_of
 from kvplan.observed.watching.futures import MEDIANS, Past, length_weights
 from kvplan.observed.watching.usage_log import Usage, read_usage
 from kvplan.scenario.schema import load_scenario, parse_scenario
@@ -173,27 +173,40 @@ def test_a_restart_begins_a_new_trend() -> None:
     assert forecast([*before, *pages]) == forecast(pages)
 
 
+def test_a_queue_whose_prompts_would_fill_the_pool_waits_for_blocks() -> None:
+    """Also where the page finds the pool at 94 %, because a request has just ended."""
+    pages = [snapshot(t, decoded=t + 1, usage=0.94, waiting=9, prompt=8 * 300, running=8) for t in (0.0, 1.0)]
+    assert forecast(pages).seconds == 0
+    assert forecast([page._replace(usage=0.5) for page in pages]).seconds != 0
+
+
 def test_a_recorded_load_is_foretold() -> None:
-    """vLLM 0.32 on a CPU, 24 long thinkers at once (benchmarks/live_watch.py): from a third full on, three of four
-    forecasts within 20 % of the time that was left."""
+    """vLLM 0.32 on a CPU, 24 long thinkers at once (benchmarks/live_watch.py): from a third full on, half of the
+    forecasts within 20 % of the time that was left; within 10 % once the first has ended, which nothing foretells."""
     text = (FIXTURES / "watch" / "rollout.prom").read_text()
     pages = [read_page(one) for one in pages_of(text)]
     full = next(pages[i].time_s for i in range(1, len(pages)) if forecast(pages[: i + 1]).seconds == 0)
-    errors = [
-        forecast(pages[: i + 1]).seconds / (full - page.time_s) - 1
-        for i, page in enumerate(pages)
-        if page.usage > 0.33 and full - page.time_s > 3
-    ]
+    late = [i for i, page in enumerate(pages) if page.usage > 0.33 and full - page.time_s > 3]
+    errors = [forecast(pages[: i + 1]).seconds / (full - pages[i].time_s) - 1 for i in late]
     assert len(errors) > 10
-    assert np.mean([abs(error) <= 0.2 for error in errors]) >= 0.75
+    assert np.median(np.abs(errors)) <= 0.2
+    known = [abs(error) for i, error in zip(late, errors, strict=True) if pages[i].finished]
+    assert len(known) >= 3
+    assert max(known) <= 0.1
 
 
 CACHE = {"kv_cache_size_tokens": "64000"}
 BUCKETS = (1.0, 10.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, math.inf)
 
 
-def simulated_pages(seed: int, burstiness: float, sigma: float) -> tuple[list[Snapshot], float]:
-    """A page a second of a simulated vLLM until its pool is 98 % held, and when that is."""
+def simulated_pages(
+    seed: int, burstiness: float, sigma: float, before: int = 0
+) -> tuple[list[Snapshot], float]:
+    """A page a second of a simulated vLLM until its pool is 98 % held, and when that is.
+
+    It has served `before` requests of the same lengths by the first page.
+    """
+    old = 600 * np.exp(sigma * np.random.default_rng(seed).standard_normal(before))
     said = {
         "model": "Qwen/Qwen3-8B", "gpu": "h100",
         "engine": {"num_gpu_blocks_override": 4000, "max_model_len": 16_384, "enable_prefix_caching": False},
@@ -220,31 +233,31 @@ def simulated_pages(seed: int, burstiness: float, sigma: float) -> tuple[list[Sn
         live, over = (begin <= now) & (end > now), end <= now
         done = (np.interp(now, moments, steps) - first_step) / np.maximum(1e-9, last_step - first_step)
         decoded = np.where(first <= now, np.clip(done, 0, 1) * answer, 0)
+        ended = (np.concatenate([prompt[over], np.full(before, 300.0)]), np.concatenate([answer[over], old]))
         lengths = [
-            Histogram(
-                BUCKETS, tuple(float((n[over] <= edge).sum()) for edge in BUCKETS), float(n[over].sum())
-            )
-            for n in (prompt, answer)
+            Histogram(BUCKETS, tuple(float((n <= edge).sum()) for edge in BUCKETS), float(n.sum()))
+            for n in ended
         ]
         held = (np.ceil((prompt + decoded) / 16) * 16)[live].sum() / 64_000
         waiting = float(((records.seconds("arrival") <= now) & (begin > now)).sum())
-        return Snapshot(now, "m", float(live.sum()), waiting, min(1.0, held), 0.0, float(prompt[begin <= now].sum()),
-                        float(decoded.sum()), float(over.sum()), *lengths, CACHE)  # fmt: skip
+        return Snapshot(now, "m", float(live.sum()), waiting, min(1.0, held), 0.0,
+                        float(prompt[begin <= now].sum()) + 300 * before, float(decoded.sum() + old.sum()),
+                        float(over.sum()) + before, *lengths, CACHE)  # fmt: skip
 
     full = next(t for t in np.arange(0.0, 400.0, 0.1) if at(t).usage >= FULL)
     return [at(float(t)) for t in range(int(full) + 1)], full
 
 
 @pytest.mark.parametrize(
-    ("burstiness", "sigma", "error"),
-    [(1000.0, 0.3, 0.1), (1.0, 0.3, 0.2), (1.0, 1.0, 0.25)],
-    ids=["even", "random", "random, lengths too"],
+    ("burstiness", "sigma", "before", "error"),
+    [(1000.0, 0.3, 0, 0.1), (1.0, 0.3, 0, 0.2), (1.0, 1.0, 0, 0.25), (1.0, 1.0, 60, 0.2)],
+    ids=["even", "random", "random, lengths too", "random lengths, some known"],
 )
-def test_the_range_covers_what_it_says(burstiness: float, sigma: float, error: float) -> None:
+def test_the_range_covers_what_it_says(burstiness: float, sigma: float, before: int, error: float) -> None:
     """A load that outgrows its pool, simulated with many seeds: nine of ten times lie in the 90 % range."""
     inside, off = [], []
     for seed in range(12):
-        pages, full = simulated_pages(seed, burstiness, sigma)
+        pages, full = simulated_pages(seed, burstiness, sigma, before)
         late = [i for i, page in enumerate(pages) if page.usage > 0.3 and full - page.time_s > 3]
         for i in late[:: max(1, len(late) // 2)]:
             told, left = forecast(pages[: i + 1]), full - pages[i].time_s
@@ -254,14 +267,61 @@ def test_the_range_covers_what_it_says(burstiness: float, sigma: float, error: f
     assert np.median(off) <= error
 
 
+def test_prompts_are_told_from_steps() -> None:
+    """Thirty requests at once, whose prompts take most of the first second: what a step takes follows from the rest."""
+    pages = []
+    for t in range(9):
+        steps = 0.0 if not t else (1.0 - 0.9) / 0.05 + (t - 1) / 0.05
+        prompt, decoded = (0, 0) if not t else (30 * 300, 30 * steps)
+        pages.append(snapshot(float(t), running=30 if t else 0, usage=prompt / 64_000 + decoded / 64_000,
+                              prompt=prompt, decoded=decoded, blocks=4000))  # fmt: skip
+    speed = draw_speeds(pages, np.random.default_rng(0))
+    assert speed is not None
+    last = pages[-1]
+    step = speed.step + speed.sequence * last.running + speed.token * last.usage * last.pool_tokens
+    assert np.median(step) == pytest.approx(0.05, rel=0.03)
+
+
+def test_arrivals_are_as_uneven_as_they_were() -> None:
+    """Variance by mean: near none at even gaps, 1 at random ones; what came at once before is no trend."""
+    rng = np.random.default_rng(1)
+    even = [snapshot(float(t), running=3 * t) for t in range(60)]
+    random = [snapshot(float(t), running=n) for t, n in enumerate(np.cumsum(rng.poisson(3, 60)))]
+    assert measure_arrivals(even).dispersion < 0.15
+    assert measure_arrivals(random).dispersion == pytest.approx(1, abs=0.3)
+    burst = [snapshot(float(t), running=min(t, 1) * 40 + t) for t in range(60)]
+    found = measure_arrivals(burst)
+    assert found.number / found.seconds == pytest.approx(1)
+
+
+def test_what_a_server_finished_before_says_how_long_answers_are() -> None:
+    """Of its own counts, else of a log's requests from before the first page; those that it counts not twice."""
+    lengths = 600 * np.exp(0.3 * np.random.default_rng(2).standard_normal(80))
+    counts = tuple(float((lengths <= edge).sum()) for edge in BUCKETS)
+    told = Histogram(BUCKETS, counts, float(lengths.sum()))
+    first = [snapshot(t, decoded=1 + 9 * t, prompt=99) for t in (0.0, 1.0, 2.0)]
+    logged = [usage(300, n)._replace(time_s=-1.0) for n in lengths]
+    for pages, log in (
+        ([page._replace(finished=80.0, answers=told) for page in first], []),
+        (first, [*logged, usage(300, 9e4)._replace(time_s=1.5)]),
+    ):
+        past = past_of(pages, log)
+        weight = length_weights(past).sum(axis=1)
+        assert np.exp(np.sum(weight * np.log(MEDIANS))) == pytest.approx(600, rel=0.15)
+
+
+NOBODY = np.zeros((0, 4))
+
+
 def test_lengths_follow_from_who_ended_when() -> None:
     """Requests of one length that end one after another: found within an eighth; where all run on: longer than that."""
     given = np.full(40, 50.0)
     started, ended = np.concatenate([[0.0], np.full(40, 3.0)]), np.zeros(40)
     ended[12:] = 3.0  # 12.5 intervals of 50 tokens
-    weight = length_weights(Past(started, 0.0, given, ended)).sum(axis=1)
+    rows = np.array([(i, n, 0.0, LONGEST) for i, n in enumerate(ended) if n])
+    weight = length_weights(Past(started, 0.0, given, rows)).sum(axis=1)
     assert np.exp(np.sum(weight * np.log(MEDIANS))) == pytest.approx(625, rel=0.125)
-    weight = length_weights(Past(started, 0.0, given, np.zeros(40))).sum(axis=1)
+    weight = length_weights(Past(started, 0.0, given, NOBODY)).sum(axis=1)
     assert weight[MEDIANS < 1500].sum() < 0.01
 
 

@@ -1,60 +1,65 @@
 """When the KV pool is full at this trend: what a server's pages say of its load, and draws of what that may become.
 
-    decoded = running / (a + b x tokens)   per second; a step takes longer the more context it reads
+    seconds = steps x (step + sequence x running + token x held) + prompt x prompt tokens     between two pages
 
-Arrivals are those of the later half of the pages; a and b are fitted to the time that a decoded token took, the level
-to the last pages; lengths follow from who started and ended when (`futures`). Knows no engine and no clock of its own.
+The four coefficients are drawn among those that explain the pages (`draw_speeds`); arrivals are counted as far back as
+they are one trend; lengths follow from who ended and who still runs (`futures`). Knows no engine and no clock of its
+own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvplan.observed.metrics_page import Snapshot
-from kvplan.observed.watching.futures import Now, Past, draw_times
+from kvplan.observed.metrics_page import Histogram, Snapshot
+from kvplan.observed.watching.futures import (
+    DRAWS,
+    LEAST_DOUBT,
+    MOST_HISTORY,
+    History,
+    Now,
+    Past,
+    Speed,
+    draw_times,
+)
+from kvplan.observed.watching.usage_log import Usage
 
 Array = NDArray[np.float64]
 
 FULL = 0.98
 """Share of the pool at which requests begin to wait or are preempted: whole blocks, and what a step may need."""
+QUEUE_FULL = 0.95
+"""Share at which a queue says the same; below it, one whose prompts would fill the pool."""
 TREND_PAGES = 120
 """Pages that the trend of the load is read off, the last ones."""
 SPEED_PAGES = 8
-"""Pages that the speed is read off."""
+"""Pages whose level the speed has; how it changes with the load is read off all."""
+NUM_SPEEDS = 3000
+"""Drawn, of which the likeliest go on."""
+SHARE_PRIOR = 0.5
+"""Dirichlet's parameter of the time's four shares: below 1, few of them matter."""
+PAGE_NOISE = 0.05
+"""Share by which the time of a page scatters, whatever the running sequences."""
+LEAST_LEFT = 0.02
+"""Share of the time between two pages that prompts leave to other steps."""
+PRIOR_SPANS = 5
+"""Pages that random (Poisson) arrivals count for before any is looked at."""
+LEAST_DISPERSION = 0.05
+LONGEST = 1e9
+"""Tokens; where a histogram ends."""
 FARTHEST = 50.0
 """Times the watched span: beyond it a trend says nothing."""
 QUANTILES = (0.05, 0.5, 0.95)
 """Of the futures: a 90 % range about the median."""
 SEED = 0
 """The same pages give the same forecast."""
-
-
-class Trend(NamedTuple):
-    """What a load does, per second."""
-
-    arrivals: float
-    """Requests."""
-    ends_per_token: float
-    """Requests that end for each token decoded."""
-    prompt_tokens: float
-    """KV tokens that a request brings when it starts."""
-    length_tokens: float
-    """KV tokens that it gives back when it ends."""
-    base_s: float
-    """Of a token of one sequence in an empty pool."""
-    per_token_s: float
-    """More for every token that the pool holds."""
-    num_arrivals: float
-    """How many the rate is read off; likewise below."""
-    num_ends: float
-    speed_doubt: float = 0.0
-    """Share by which pages scatter about a + b x tokens."""
 
 
 class Forecast(NamedTuple):
@@ -90,10 +95,13 @@ def _time(seconds: float) -> str:
 UNKNOWN = Forecast(math.nan, math.nan, math.nan, math.nan)
 
 
-def forecast(pages: Sequence[Snapshot]) -> Forecast:
+def forecast(pages: Sequence[Snapshot], requests: Sequence[Usage] = ()) -> Forecast:
     """When the pool is full at the trend of these pages, oldest first.
 
-    At least three pages, in which something was decoded; of one server's run (counters that fall begin a new one).
+    Args:
+        pages: at least three, in which something was decoded; counters that fall begin a new run.
+        requests: finished ones of a log; those from before the first page say how long answers are, where the server
+            does not.
     """
     pages = _one_run(pages)[-TREND_PAGES:]
     if not pages:
@@ -101,32 +109,34 @@ def forecast(pages: Sequence[Snapshot]) -> Forecast:
     last, pool = pages[-1], pages[-1].pool_tokens
     if _is_full(pages):
         return Forecast(0.0, 0.0, 0.0, 0.0)
-    trend = measure(pages)
-    if trend is None or not pool > 0:
+    speed = draw_speeds(pages, np.random.default_rng(SEED))
+    if speed is None or not pool > 0:
         return UNKNOWN
     span = last.time_s - pages[0].time_s
+    arrivals = measure_arrivals(pages)
     now = Now(
         running=last.running,
         held=last.usage * pool,
         room=FULL * pool,
-        prompt_tokens=_prompt_tokens(pages),
-        base_s=trend.base_s,
-        per_token_s=trend.per_token_s,
-        speed_doubt=trend.speed_doubt,
-        arrivals=trend.num_arrivals,
-        seconds=trend.num_arrivals / trend.arrivals if trend.arrivals else span,
+        prompt_tokens=_prompt_tokens(pages) + _half_block(last),
+        speed=speed,
+        arrivals=arrivals.number,
+        dispersion=arrivals.dispersion,
+        seconds=arrivals.seconds,
         horizon_s=FARTHEST * span,
     )
-    times = draw_times(_past(pages), now, np.random.default_rng(SEED))
+    times = draw_times(past_of(pages, requests), now, np.random.default_rng(SEED))
     low, middle, high = (float(np.quantile(times, q, method="nearest")) for q in QUANTILES)
-    return Forecast(middle, low, high, _growth(trend, last.running, last.usage * pool) / pool)
+    return Forecast(middle, low, high, _growth(pages))
 
 
 def _is_full(pages: Sequence[Snapshot]) -> bool:
     """Whether blocks are what requests wait for, or were thrown out for since the page before."""
     last = pages[-1]
     thrown = len(pages) > 1 and last.preemptions > pages[-2].preemptions
-    return last.usage >= FULL or thrown or (last.waiting > 0 and last.usage >= 0.95)
+    wanted = last.waiting * _prompt_tokens(pages) / last.pool_tokens if last.pool_tokens > 0 else 0.0
+    queued = last.waiting > 0 and (last.usage >= QUEUE_FULL or last.usage + wanted >= FULL)
+    return last.usage >= FULL or thrown or queued
 
 
 def _one_run(pages: Sequence[Snapshot]) -> list[Snapshot]:
@@ -140,76 +150,98 @@ def _one_run(pages: Sequence[Snapshot]) -> list[Snapshot]:
     return run
 
 
-def measure(pages: Sequence[Snapshot]) -> Trend | None:
-    """The trend of at least three pages; None where nothing was decoded.
+class Arrivals(NamedTuple):
+    """Requests that came."""
 
-    Arrivals, ends and lengths are those of the later half: what came in one go before it is no trend.
-    """
-    speed = _speed(pages)
-    if len(pages) < 3 or speed is None:
-        return None
-    last, middle = pages[-1], (pages[0].time_s + pages[-1].time_s) / 2
-    first = next(page for page in reversed(pages[:-2]) if page.time_s <= middle or page is pages[0])
-    span, decoded = last.time_s - first.time_s, last.generation_tokens - first.generation_tokens
-    arrived = _arrived(last) - _arrived(first)
-    started = arrived - (last.waiting - first.waiting)
-    ended = last.finished - first.finished
-    told = last.prompt_tokens - first.prompt_tokens
-    lengths = last.prompts.since(first.prompts).total + last.answers.since(first.answers).total
-    return Trend(
-        arrivals=max(0.0, arrived) / span,
-        ends_per_token=ended / decoded if decoded else 0.0,
-        prompt_tokens=told / started if started > 0 else 0.0,
-        length_tokens=lengths / ended if ended > 0 else 0.0,
-        base_s=speed[0],
-        per_token_s=speed[1],
-        num_arrivals=max(0.0, arrived),
-        num_ends=ended,
-        speed_doubt=min(0.5, speed[2]),
+    number: float
+    seconds: float
+    """In which they came."""
+    dispersion: float
+    """Variance of the number in a span by its mean: 1 of random (Poisson) arrivals, 0 at even gaps."""
+
+
+def measure_arrivals(pages: Sequence[Snapshot]) -> Arrivals:
+    """Over the longest span, back from now, whose halves agree: what came in one go before it is no trend."""
+    times = np.array([page.time_s for page in pages])
+    came = np.array([page.running + page.waiting + page.finished for page in pages])
+    first = 0
+    while first < len(pages) - 3:
+        middle = int(np.searchsorted(times, (times[first] + times[-1]) / 2))
+        whole = came[-1] - came[first]
+        share = (times[middle] - times[first]) / (times[-1] - times[first])
+        off = came[middle] - came[first] - share * whole
+        if off * off <= 4 * max(1.0, share * (1 - share) * whole):
+            break
+        first = middle
+    spans, numbers = np.diff(times[first:]), np.diff(came[first:])
+    seconds, number = float(spans.sum()), max(0.0, float(numbers.sum()))
+    expected = np.maximum(1e-9, spans * number / seconds)
+    odd = float(((numbers - expected) ** 2 / expected).sum()) if number else 0.0
+    return Arrivals(
+        number, seconds, max(LEAST_DISPERSION, (odd + PRIOR_SPANS) / (len(spans) - 1 + PRIOR_SPANS))
     )
 
 
-def _arrived(page: Snapshot) -> float:
-    return page.running + page.waiting + page.finished
+def draw_speeds(pages: Sequence[Snapshot], rng: np.random.Generator) -> Speed | None:
+    """Speeds that explain how many steps were done between pages; None where nothing was decoded.
 
-
-def _speed(pages: Sequence[Snapshot]) -> tuple[float, float, float] | None:
-    """Seconds that a sequence waits for its next token: a + b x tokens held; b from all pages, a from the last.
-
-    And how far pages scatter about it, as a share.
+    Any shares of the time are as likely as others at first; each is weighed by how evenly steps follow from the time
+    that prompts leave them. What a step takes has the level of the last pages.
     """
-    held, took, weight = _token_times(pages)
-    if not len(held):
+    work, seconds, weight = _work(pages)
+    if len(pages) < 3 or not len(seconds):
         return None
+    mean = np.maximum(1e-12, np.average(work, axis=0, weights=weight) / np.average(seconds, weights=weight))
+    drawn = rng.dirichlet(np.full(4, SHARE_PRIOR), NUM_SPEEDS) / mean
+    off = _slower(drawn, work, seconds)
+    rows = weight.sum()
+    misfit = np.square(off - np.average(off, axis=1, weights=weight)[:, None]) @ weight + PAGE_NOISE**2
+    fit = -rows / 2 * np.log(misfit)
+    chance = np.exp(fit - fit.max())
+    chosen = rng.choice(NUM_SPEEDS, DRAWS, p=chance / chance.sum())
     late = slice(-SPEED_PAGES, None)
-    level, at = (float(np.average(x[late], weights=weight[late])) for x in (took, held))
-    slope = min(max(0.0, _slope(held, took, weight)), 0.9 * level / at) if at > 0 else 0.0
-    base = level - slope * at
-    off = took / (base + slope * held) - 1
-    return base, slope, math.sqrt(float(np.average(off * off, weights=weight)))
+    level = np.average(off[chosen, late], axis=1, weights=weight[late])
+    doubt = np.maximum(LEAST_DOUBT, np.sqrt(misfit[chosen] / rows) / 2)
+    step, sequence, token, prompt = drawn[chosen].T
+    factor = np.exp(level + doubt * rng.standard_normal(DRAWS))
+    return Speed(step * factor, sequence * factor, token * factor, prompt)
 
 
-def _token_times(pages: Sequence[Snapshot]) -> tuple[Array, Array, Array]:
-    """Between each two pages: tokens held, seconds a token, and how many steps that was."""
+def _slower(speeds: Array, work: Array, seconds: Array) -> Array:
+    """(speeds, rows): ln of the time that steps had, by what they would have taken."""
+    left = np.maximum(LEAST_LEFT * seconds, seconds - speeds[:, 3:] * work[:, 3])
+    return np.log(left / (speeds[:, :3] @ work[:, :3].T))
+
+
+def _work(pages: Sequence[Snapshot]) -> tuple[Array, Array, Array]:
+    """Between each two pages: steps, sequences and held tokens over them, prompt tokens; seconds; how much it counts.
+
+    How many sequences shared what was decoded is known the less the more their number changed.
+    """
     rows = []
     for before, after in pairwise(pages):
         decoded = after.generation_tokens - before.generation_tokens
         running = (before.running + after.running) / 2
         if decoded > 0 and running > 0:
-            tokens = (before.usage + after.usage) / 2 * after.pool_tokens
-            rows.append((tokens, running * (after.time_s - before.time_s) / decoded, decoded / running))
-    table: Array = np.array(rows, np.float64).reshape(-1, 3)
-    return table[:, 0], table[:, 1], table[:, 2]
+            steps = decoded / running
+            held = (before.usage + after.usage) / 2 * after.pool_tokens
+            told = after.prompt_tokens - before.prompt_tokens
+            change = math.log((after.running + 1) / (before.running + 1)) ** 2 / 12
+            rows.append(
+                (
+                    steps,
+                    decoded,
+                    steps * held,
+                    told,
+                    after.time_s - before.time_s,
+                    1 / (1 + change / PAGE_NOISE**2),
+                )
+            )
+    table: Array = np.array(rows, np.float64).reshape(-1, 6)
+    return table[:, :4], table[:, 4], table[:, 5]
 
 
-def _slope(x: Array, y: Array, weight: Array) -> float:
-    """Of the weighted least-squares line."""
-    dx, dy = x - np.average(x, weights=weight), y - np.average(y, weights=weight)
-    spread = float(np.average(dx * dx, weights=weight))
-    return float(np.average(dx * dy, weights=weight)) / spread if spread > 0 else 0.0
-
-
-def _past(pages: Sequence[Snapshot]) -> Past:
+def past_of(pages: Sequence[Snapshot], requests: Sequence[Usage] = ()) -> Past:
     """Who started and ended between the pages, and how many tokens each sequence was given."""
     first, pairs = pages[0], list(pairwise(pages))
     mean = [max(1e-9, (before.running + after.running) / 2) for before, after in pairs]
@@ -222,8 +254,43 @@ def _past(pages: Sequence[Snapshot]) -> Past:
         started=np.array([first.running, *started]),
         first_age=max(0.0, held - _prompt_tokens(pages)),
         given=np.array(decoded) / np.array(mean),
-        ended=np.array([max(0.0, after.finished - before.finished) for before, after in pairs]),
+        ended=np.array([row for i, pair in enumerate(pairs) for row in _ends(i, *pair)]).reshape(-1, 4),
+        before=_history(first, requests),
     )
+
+
+def _history(first: Snapshot, requests: Sequence[Usage]) -> History | None:
+    """What the server's own counts say of requests that it finished before, else a log with times."""
+    told = first.answers
+    if told.requests and abs(told.requests - first.finished) < 0.5:
+        return History(np.array(list(_buckets(told))), told.mean, first.running)
+    lengths = [request.output_tokens for request in requests if request.time_s < first.time_s][-MOST_HISTORY:]
+    if not lengths:
+        return None
+    return History(np.array([(1.0, 0.995 * n, 1.005 * n) for n in lengths]), fmean(lengths), 0.0)
+
+
+def _buckets(lengths: Histogram) -> Iterator[tuple[float, float, float]]:
+    """How many, and between which lengths; empty ones left out."""
+    low, below = 0.0, 0.0
+    for edge, number in zip(lengths.edges, lengths.counts, strict=True):
+        if number > below:
+            yield number - below, low, min(edge, LONGEST)
+        low, below = edge, number
+
+
+def _ends(interval: int, before: Snapshot, after: Snapshot) -> Iterator[tuple[float, float, float, float]]:
+    """Requests that ended in an interval: how many, and between which lengths (a single one's is known)."""
+    count = after.finished - before.finished
+    lengths = after.answers.since(before.answers)
+    if count <= 0:
+        return
+    if abs(lengths.requests - count) > 0.5:
+        yield interval, count, 0.0, LONGEST
+    elif count == 1:
+        yield interval, 1.0, 0.995 * lengths.total, 1.005 * lengths.total
+    else:
+        yield from ((interval, *row) for row in _buckets(lengths))
 
 
 def _prompt_tokens(pages: Sequence[Snapshot]) -> float:
@@ -232,13 +299,13 @@ def _prompt_tokens(pages: Sequence[Snapshot]) -> float:
     return last.prompt_tokens / max(1.0, last.running + last.finished)
 
 
-def _decoded(trend: Trend, running: float, held: float) -> float:
-    """Tokens a second."""
-    return running / max(1e-9, trend.base_s + trend.per_token_s * held)
+def _half_block(page: Snapshot) -> float:
+    """Tokens of a request's last block that nobody uses, on average."""
+    size = page.cache.get("block_size", "")
+    return float(size) / 2 if size.isdigit() else 0.0
 
 
-def _growth(trend: Trend, running: float, held: float) -> float:
-    """KV tokens a second."""
-    decoded = _decoded(trend, running, held)
-    ends = trend.ends_per_token * decoded
-    return trend.arrivals * trend.prompt_tokens + decoded - ends * trend.length_tokens
+def _growth(pages: Sequence[Snapshot]) -> float:
+    """Share of the pool a second, over the last pages."""
+    before, last = pages[-min(len(pages), SPEED_PAGES + 1)], pages[-1]
+    return (last.usage - before.usage) / (last.time_s - before.time_s)

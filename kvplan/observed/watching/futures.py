@@ -1,10 +1,10 @@
 """What a load may become: lengths that its requests' ends so far allow, and draws of what comes next.
 
     ages      a request that started k pages ago has decoded what a sequence was given since
-    lengths   lognormal; how likely each is follows from how many ended between each two pages (Poisson), given who was
-              there and how old they were. Requests that all still run say: longer than that
-    futures   for each draw of lengths and of the arrivals' rate: requests that are there live as long as their ages
-              leave, new ones come at random, until the pool is full
+    lengths   lognormal; how likely each is follows from the lengths of those that ended (as the server counts them in
+              buckets), and from the ages of those that still run, which say "longer than that"
+    futures   for each draw of lengths, speed and of the arrivals' rate: requests that are there live as long as their
+              ages leave, new ones come as unevenly as they did, until the pool is full
 
 Tokens and seconds; knows no page and no server.
 """
@@ -26,12 +26,27 @@ SIGMAS = np.array([0.03, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3])
 DRAWS = 100
 LEAST_DOUBT = 0.02
 """Of the speed, as a share: what comes is not decoded exactly as what was."""
+RATE_DOUBT = 2.0
+"""Times the variance that the number of arrivals leaves to their rate: it need not stay what it was."""
 MOST_REQUESTS = 128
 """In one future; more stand in bundles."""
+MOST_HISTORY = 100
+"""Requests that earlier ones count for at most: loads change."""
+GRID = (MEDIANS[:, None], SIGMAS[None, :])
+
+
+class History(NamedTuple):
+    """Requests that ended before those that are watched."""
+
+    lengths: Array
+    """(rows, 3): how many, and between which lengths."""
+    mean: float
+    running: float
+    """Those that had started and not ended then; 0 where that is not known."""
 
 
 class Past(NamedTuple):
-    """Requests that started in each interval between two pages, and how many ended in it."""
+    """Requests that started in each interval between two pages, and those that ended in it."""
 
     started: Array
     """(intervals + 1,): those that were there at the first page come first."""
@@ -40,7 +55,22 @@ class Past(NamedTuple):
     given: Array
     """(intervals,): tokens that a running sequence was given."""
     ended: Array
-    """(intervals,)."""
+    """(ends, 4): interval, how many, and between which lengths."""
+    before: History | None = None
+    """Requests that had ended by the first page."""
+
+
+class Speed(NamedTuple):
+    """Seconds between two pages, as shares that the pages allow: (DRAWS,) each."""
+
+    step: Array
+    """A step of nothing; likewise below for each of what it counts."""
+    sequence: Array
+    """More for each running sequence."""
+    token: Array
+    """More for each token that the pool holds."""
+    prompt: Array
+    """For each prompt token that comes."""
 
 
 class Now(NamedTuple):
@@ -52,11 +82,12 @@ class Now(NamedTuple):
     room: float
     """Tokens at which it is full."""
     prompt_tokens: float
-    base_s: float
-    per_token_s: float
-    speed_doubt: float
+    """That a request holds when it starts, whole blocks."""
+    speed: Speed
     arrivals: float
     """Counted over `seconds`."""
+    dispersion: float
+    """Variance of their number, in a span, by its mean: 1 of random (Poisson) arrivals, 0 at even gaps."""
     seconds: float
     horizon_s: float
 
@@ -67,7 +98,6 @@ class _Drawn(NamedTuple):
     median: Array
     sigma: Array
     rate: Array
-    speed: Array
     bundle: float
 
 
@@ -81,30 +111,68 @@ def ages(past: Past) -> Array:
 
 
 def length_weights(past: Past) -> Array:
-    """(medians, sigmas): how likely lengths are, given when requests ended; they sum to one."""
+    """(medians, sigmas): how likely lengths are, given who ended when and how long they were; they sum to one.
+
+    Starts and ends as a Poisson process: the sum over ends of ln(their share of what started) less all ends expected.
+    """
     reached = np.nan_to_num(ages(past), nan=0.0)
     reached[0] = np.maximum(reached[0], 1e-9)
-    gone = _cdf(reached[None, None], MEDIANS[:, None, None, None], SIGMAS[None, :, None, None])
-    here = 1.0 - gone[:, :, :1, :1]  # those of the first page had lived so long
-    share = np.diff(gone, axis=-1)
-    share[:, :, :1] = share[:, :, :1] / np.maximum(here, 1e-6)
-    expected = np.maximum(1e-9, np.einsum("c,msci->msi", past.started, share))
-    fit = (past.ended * np.log(expected) - expected).sum(axis=-1)
+    lived = reached[0, 0]  # those of the first page
+    here = np.maximum(1e-6, 1.0 - _cdf(lived, *GRID))
+    gone = _cdf(reached[:, -1], GRID[0][..., None], GRID[1][..., None])
+    gone[..., 0] = (gone[..., 0] - (1.0 - here)) / here
+    fit = -gone @ past.started
+    if past.before is not None:
+        fit += _fit_history(past.before, here)
+    for interval, count, low, high in past.ended:
+        fit += count * np.log(np.maximum(1e-9, _share(past, reached, here, int(interval), low, high)))
     weight: Array = np.exp(fit - fit.max())
     weight /= weight.sum()
     return weight
+
+
+def _fit_history(before: History, here: Array) -> Array:
+    """(medians, sigmas): ln likelihood of earlier lengths, by their buckets and their mean (normal)."""
+    number = float(before.lengths[:, 0].sum())
+    fit = before.running * np.log(here)
+    for count, low, high in before.lengths:
+        fit = fit + count * np.log(np.maximum(1e-9, _between(low, high)))
+    mean = GRID[0] * np.exp(GRID[1] ** 2 / 2)
+    spread = mean * np.sqrt(np.expm1(GRID[1] ** 2) / number)
+    found: Array = fit - ((before.mean - mean) / spread) ** 2 / 2 - np.log(spread)
+    return found * min(1.0, MOST_HISTORY / number)
+
+
+def _between(low: float, high: float) -> Array:
+    """(medians, sigmas): share of lengths between two."""
+    return _cdf(np.array(high), *GRID) - _cdf(np.array(low), *GRID)
+
+
+def _share(past: Past, reached: Array, here: Array, interval: int, low: float, high: float) -> Array:
+    """(medians, sigmas): requests expected to end in an interval, with a length between these two."""
+    if high < 1.02 * low:  # how many such may have come to their end then is the same for all lengths
+        return _between(low, high)
+    young = np.clip(reached[:, interval], low, high)
+    old = np.clip(reached[:, interval + 1], low, high)
+    median, sigma = GRID[0][..., None], GRID[1][..., None]
+    share = _cdf(old, median, sigma) - _cdf(young, median, sigma)
+    share[..., 0] /= here
+    found: Array = share @ past.started
+    return found
 
 
 def draw_times(past: Past, now: Now, rng: np.random.Generator) -> Array:
     """(DRAWS,): seconds until the pool is full, infinite where it is not by the horizon."""
     weight = length_weights(past)
     chosen = rng.choice(weight.size, DRAWS, p=weight.ravel())
-    median, sigma = MEDIANS[chosen // len(SIGMAS)], SIGMAS[chosen % len(SIGMAS)]
-    rate = rng.gamma(now.arrivals + 0.5, 1 / now.seconds, DRAWS) if now.arrivals else np.zeros(DRAWS)
-    speed = np.exp(max(LEAST_DOUBT, now.speed_doubt / 2) * rng.standard_normal(DRAWS))
+    between = np.exp(math.log(MEDIANS[1] / MEDIANS[0]) * (rng.random(DRAWS) - 0.5))  # two of the grid
+    median, sigma = MEDIANS[chosen // len(SIGMAS)] * between, SIGMAS[chosen % len(SIGMAS)]
+    scale = RATE_DOUBT * now.dispersion
+    shape = (now.arrivals + 0.5) / scale
+    rate = rng.gamma(shape, scale / now.seconds, DRAWS) if now.arrivals else np.zeros(DRAWS)
     bundle = max(1.0, now.running / MOST_REQUESTS)
     held, left = _there(past, now, median, sigma, bundle, rng)
-    return _run(now, held, left, _Drawn(median, sigma, rate, speed, bundle), rng)
+    return _run(now, held, left, _Drawn(median, sigma, rate, bundle), rng)
 
 
 def _there(
@@ -125,31 +193,54 @@ def _there(
 
 
 def _run(now: Now, held: Array, left: Array, drawn: _Drawn, rng: np.random.Generator) -> Array:
-    median, sigma, rate, speed, bundle = drawn
+    median, sigma, rate, bundle = drawn
     full, clock, step = np.full(DRAWS, np.inf), 0.0, now.horizon_s / 2000
-    total = bundle * held.sum(axis=1)
+    total, speed = bundle * held.sum(axis=1), now.speed
+    owed, prompts = rng.random(DRAWS), np.zeros(DRAWS)  # arrivals, and seconds that prompts still take
     while clock < now.horizon_s and np.isinf(full).any():
-        each = step * speed / np.maximum(1e-9, now.base_s + now.per_token_s * total)
+        owed += rng.gamma(np.maximum(1e-9, rate * step / now.dispersion), now.dispersion / bundle)
+        come = np.floor(owed).astype(np.int64)
+        owed -= come
+        running = bundle * (left > 0).sum(axis=1)
+        prompts += speed.prompt * now.prompt_tokens * bundle * come
+        busy = np.minimum(prompts, step)
+        prompts -= busy
+        each = (step - busy) / np.maximum(1e-9, speed.step + speed.sequence * running + speed.token * total)
         held = np.where(left > 0, held + np.minimum(each[:, None], left), 0.0)
         left = np.maximum(0.0, left - each[:, None])
-        held, left = _arrive(now, held, left, rng.poisson(rate * step / bundle), (median, sigma), rng)
+        jumps = bundle * (np.square(held * (left <= 0)).sum(axis=1) + come * now.prompt_tokens**2)
+        held, left = _arrive(now.prompt_tokens, each, held, left, come, (median, sigma), rng)
         before, total = total, bundle * held.sum(axis=1)
-        within = np.clip((now.room - before) / np.maximum(1e-9, total - before), 0.0, 1.0)
-        reached = np.isinf(full) & (total >= now.room)
+        reached = np.isinf(full) & _was_full(now.room - before, now.room - total, jumps, rng)
+        within = np.clip((now.room - before) / np.maximum(1e-9, np.abs(total - before)), 0.0, 1.0)
         full[reached] = clock + step * within[reached]
         clock, step = clock + step, min(1.05 * step, now.horizon_s / 60)
     return full
 
 
+def _was_full(before: Array, after: Array, jumps: Array, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Whether the room ran out during a step, whose starts and ends came in any order: `jumps` is their squares' sum.
+
+    A Brownian bridge from one room to the other comes to 0 with the chance exp(-2 before after / variance).
+    """
+    room = np.maximum(0.0, before) * np.maximum(0.0, after)
+    found: NDArray[np.bool_] = rng.random(len(room)) < np.exp(-2 * room / np.maximum(1e-9, jumps))
+    return found
+
+
 def _arrive(
-    now: Now,
+    prompt_tokens: float,
+    given: Array,
     held: Array,
     left: Array,
     come: NDArray[np.int64],
     lengths: tuple[Array, Array],
     rng: np.random.Generator,
 ) -> tuple[Array, Array]:
-    """Put new requests where old ones ended, in columns of their own where there is no room."""
+    """Put requests that came during a step where old ones ended, in columns of their own where there is no room.
+
+    They came at any moment of it, so they were given a part of what others were, and some have ended already.
+    """
     held = np.where(left > 0, held, 0.0)
     most = int(come.max())
     if not most:
@@ -163,8 +254,10 @@ def _arrive(
     length = lengths[0][:, None] * np.exp(lengths[1][:, None] * z)
     free = left[:, :most] <= 0
     put = new & free
-    held[:, :most] = np.where(put, now.prompt_tokens, held[:, :most])
-    left[:, :most] = np.where(put, length, left[:, :most])
+    age = given[:, None] * rng.random(new.shape)
+    put &= age < length
+    held[:, :most] = np.where(put, prompt_tokens + age, held[:, :most])
+    left[:, :most] = np.where(put, length - age, left[:, :most])
     return held, left
 
 

@@ -68,7 +68,7 @@ class View:
     @property
     def forecast(self) -> Forecast:
         """When the pool is full."""
-        return forecast(self.pages) if self.pages else UNKNOWN
+        return forecast(self.pages, self.requests) if self.pages else UNKNOWN
 
     @property
     def span_s(self) -> float:
