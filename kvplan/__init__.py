@@ -13,8 +13,10 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from types import FunctionType
 from typing import Any
 
+from kvplan.ground.errors import speaks_python
 from kvplan.ground.pictures import DRAWN
 
 __version__ = "0.1.0"
@@ -116,7 +118,10 @@ def __getattr__(name: str) -> Any:
     """Load a public name from its module the first time it is asked for."""
     if name not in _HOME:
         raise AttributeError(f"module 'kvplan' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    found = getattr(import_module(_HOME[name]), name)
+    if isinstance(found, FunctionType):
+        found = globals()[name] = speaks_python(found)
+    return found
 
 
 def __dir__() -> list[str]:

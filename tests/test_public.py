@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import pickle
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,33 @@ def test_all_names_are_listed() -> None:
     assert set(kvplan.__all__) == {"__version__", *NAMES} == set(dir(kvplan))
     for name in NAMES:
         assert getattr(kvplan, name).__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: kvplan.plan("Qwen/Qwen3-8B"), "say users= (people at once) or rate="),
+        (lambda: kvplan.plan("Qwen/Qwen3-8B", users=5, thinking="200K"), "thinking=33098 would fit"),
+        (lambda: kvplan.estimate("Qwen/Qwen3-8B", "gib=3"), "gpu='gib=3': gbps, tflops missing"),
+        (lambda: kvplan.sweep("chat", []), "e.g. over=['gpu=h100,h200']"),
+        (lambda: kvplan.sweep("chat", ["engine.max_num_seqs=1,2"], workers=0), "workers=0: at least 1"),
+        (
+            lambda: kvplan.estimate("Qwen/Qwen3-8B", "h100", kvplan.EngineArgs(max_model_len=10**6)),
+            "max_model_len=1,000,000: Qwen/Qwen3-8B is made for",
+        ),
+    ],
+)
+def test_functions_complain_of_parameters_not_of_flags(ask: Callable[[], object], said: str) -> None:
+    """The commands call the same functions and complain of flags."""
+    with pytest.raises(kvplan.KvplanError) as raised:
+        ask()
+    assert said in str(raised.value)
+    assert "--" not in str(raised.value)
+
+
+def test_functions_travel_to_other_processes() -> None:
+    """They pickle by their public name."""
+    assert all(pickle.loads(pickle.dumps(getattr(kvplan, name))) is getattr(kvplan, name) for name in VERBS)
 
 
 def test_verbs_stay_functions_after_every_submodule_was_imported() -> None:

@@ -6,8 +6,11 @@ answer: no. Anything else that escapes is a defect of ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from functools import wraps
+from typing import Any
 
 
 class KvplanError(ValueError):
@@ -27,3 +30,45 @@ def did_you_mean(word: str, known: Iterable[str], limit: int = 3) -> str:
     by_fold = {k.casefold(): k for k in known}
     close = get_close_matches(word.casefold(), by_fold, n=limit, cutoff=0.5)
     return f"; did you mean {', '.join(by_fold[c] for c in close)}?" if close else ""
+
+
+_FLAG = re.compile(
+    r"(?P<spoken>`[^`]*`|\bkvplan [a-z]+ --[a-z-]+)"
+    r"|(?<![\w-])--(?P<name>[a-z][a-z0-9-]*)"
+    r"(?:[ =](?P<value>'[^']*'|\"[^\"]*\"|-?[\w./,=-]*[\dA-Z/=][\w./,=-]*|(?:auto|local|ray)\b))?"
+)
+"""A flag and what follows it if that is no word of the sentence; whole commands stay."""
+
+
+def as_parameters(text: str) -> str:
+    """A complaint in a command line's words, as a caller in Python reads it: `users=0` for `--users 0`.
+
+    >>> as_parameters("say --users; --max-model-len 0: a length; add --enable-prefix-caching or --no-enforce-eager")
+    'say users=; max_model_len=0: a length; add enable_prefix_caching=True or enforce_eager=False'
+    """
+
+    def parameter(found: re.Match[str]) -> str:
+        if found["spoken"]:
+            return found["spoken"]
+        name, value = found["name"].replace("-", "_"), found["value"] or ""
+        if name.startswith(("no_", "enable_", "disable_")):
+            is_off = name.startswith("no_")
+            return f"{name.removeprefix('no_')}={not is_off}{value and ' '}{value}"
+        return f"{name}={[value]}" if "=" in value and value[0].isalpha() else f"{name}={value}"
+
+    return _FLAG.sub(parameter, text)
+
+
+def speaks_python(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, its complaints `as_parameters`: commands call the same functions and complain of flags."""
+
+    @wraps(function)
+    def spoken(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except KvplanError as error:
+            error.args = tuple(as_parameters(a) if isinstance(a, str) else a for a in error.args)
+            raise
+
+    spoken.__module__, spoken.__qualname__ = "kvplan", function.__name__
+    return spoken

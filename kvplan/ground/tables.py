@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 Column = tuple[str, Callable[[T], str]]
 """A title, and what a row shows under it."""
 WIDTH = 100
-"""A plain table that is wider goes on in a second line a row, where it may be folded."""
+"""Of plain text: sentences that are longer go on in another line (`folded`), tables in a second line a row where they
+may be folded. Commands, to be copied, and verdicts, to be found, are as long as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,21 @@ def make_table(
     """The table of some rows."""
     cells = tuple(tuple(show(row) for _, show in columns) for row in rows)
     return Table(tuple(title for title, _ in columns), cells, left, fold)
+
+
+def folded(lines: Iterable[str]) -> list[str]:
+    """Sentences within `WIDTH`; what does not fit goes on below, two further in.
+
+    >>> folded(["  " + "word " * 20])[1]
+    '    word'
+    """
+    found: list[str] = []
+    for line in lines:
+        inner = " " * (len(line) - len(line.lstrip()) + 2)
+        found += wrap(
+            line.rstrip(), WIDTH, subsequent_indent=inner, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return found
 
 
 def text_of(parts: Sequence[Part]) -> str:

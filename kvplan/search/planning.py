@@ -19,7 +19,7 @@ import kvplan
 from kvplan.ground.config import complaint
 from kvplan.ground.errors import DoesNotFit, KvplanError, did_you_mean
 from kvplan.ground.gpu import get_gpu
-from kvplan.ground.tables import Part, counted, text_of
+from kvplan.ground.tables import Part, counted, folded, text_of
 from kvplan.memory.answers import Plan
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import estimate
@@ -173,11 +173,11 @@ class ServingAnswer:
 
     def parts(self) -> list[Part]:
         """Verdict; what was asked; deployments; what to run; how sure."""
-        parts: list[Part] = [self.verdict, "", *question_lines(self.question)]
+        parts: list[Part] = [self.verdict, "", *folded(question_lines(self.question))]
         feasible = [c for c in self.found.candidates if c.feasible]
         if feasible:
-            parts += ["", ranking_table(self.found, feasible[:TABLE_ROWS]), *EXPLAINED]
-            parts += ["", *run_lines(self), "", *doubt_lines(self)]
+            parts += ["", ranking_table(self.found, feasible[:TABLE_ROWS]), *folded(EXPLAINED)]
+            parts += ["", *run_lines(self), "", *folded(doubt_lines(self))]
         return parts
 
     def __str__(self) -> str:
@@ -413,7 +413,7 @@ def question_rows(q: ServingQuestion) -> list[tuple[str, str, str]]:
     )  # fmt: skip
     rows = [load, ("prompt", f"{q.prompt:,} tokens, typical", mark.get("prompt", ""))]
     if q.thinking:
-        tenth = "typical: a tenth of the longest, as in production; --typical-thinking"
+        tenth = "assumed: a tenth, as in production; --typical-thinking"
         text = f"{q.median_thinking:,} tokens, typical; {q.thinking:,} at most"
         rows.append(("thinking", text, "" if q.typical_thinking else tenth))
     rows.append(("answer", f"{q.answer:,} tokens, typical", mark.get("answer", "")))

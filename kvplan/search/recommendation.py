@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import kvplan
 from kvplan.ground.frames import make_frame
 from kvplan.ground.pictures import Pictures
-from kvplan.ground.tables import Column, Part, Table, counted, make_table, range_text, text_of
+from kvplan.ground.tables import Column, Part, Table, counted, folded, make_table, range_text, text_of
 from kvplan.scenario.schema import Scenario
 from kvplan.scenario.space import Search
 from kvplan.search.day_plan import DayPlan
@@ -436,7 +436,7 @@ def _notes(found: Recommendation, feasible: list[Candidate]) -> list[str]:
     ):
         notes += [f"{said}: {len(some)} of {len(found.candidates)} {_ruled_out(some)}"] if some else []
     notes.append(f"simulations: {sum(c.num_simulations for c in found.candidates):,}")
-    return notes
+    return [one for note in notes for one in ([note] if note.startswith("run: ") else folded([note]))]
 
 
 def _ranged(found: Recommendation, feasible: list[Candidate]) -> list[str]:

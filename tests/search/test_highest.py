@@ -184,6 +184,23 @@ def test_the_fewest_copies_are_found_by_halving(limit: float, load: int, kind: s
     assert found.num_simulations == first.num_simulations + len(test.asked)
 
 
+@pytest.mark.parametrize("limit", [2.0, 116.0, 3000.0])
+def test_ten_million_users_take_about_the_trials_of_five_hundred(limit: float) -> None:
+    """A fleet's share is one copy's share: no trial has more users than one copy can have, and few more are made."""
+
+    def trials(users: int) -> list[float]:
+        search = Search.model_validate({"users": users})
+        test: Any = Threshold(limit, "users", [])
+        first = highest_load(test, 0.25, min(64, users), most=2 * users)
+        assert first.met is not None
+        copies_needed(test, first, first.met, search)
+        return list(test.asked)
+
+    few, many = trials(500), trials(10_000_000)
+    assert len(many) <= len(few) + 10
+    assert max(many) <= 8 * limit + 64
+
+
 @pytest.mark.parametrize("slo", [{"tpot_ms": 45}, {"ttft_ms": 4000, "share": 0.95}])
 def test_a_sustained_rate_is_sustained_for_longer(slo: dict[str, float]) -> None:
     """Trials last many times as long as a request stays, so that the KV cache is as full as it gets."""
