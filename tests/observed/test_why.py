@@ -78,6 +78,10 @@ LATER = [
     ("shm-nccl-h200", None, "shared_memory"),  # MiniMax-01 issue 42: a container's /dev/shm; was missed
     ("full-v0-32k", None, "kv_full"),  # rllm issue 93: 32B, 32k tokens, V0 preempts
     ("sampler-1024-dummies", None, "sampler"),  # vLLM issue 14452
+    # four more, later still: 2 of 4 were right; SGLang issue 7691 (a negative profiled pool) is still missed
+    ("utilization-8gb-weights", None, "utilization"),  # vLLM issue 13882: 0.7 of 8 GiB; weights came first
+    ("full-h800-v0", None, "kv_full"),  # vLLM issue 6737
+    ("length-qwen15-7b", None, "length"),  # Qwen3 issue 295
 ]
 
 

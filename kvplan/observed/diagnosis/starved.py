@@ -34,8 +34,10 @@ class Short(NamedTuple):
 
     @property
     def missing(self) -> float | None:
-        """GiB."""
-        return None if self.needed is None or self.held is None else self.needed - self.held
+        """GiB; the least that is, where no length is told and weights alone exceed the budget."""
+        if self.held is None or (self.needed is None and self.held >= 0):
+            return None
+        return (self.needed or 0.0) - self.held
 
     @property
     def has_room(self) -> bool:
