@@ -328,15 +328,15 @@ def serve(folder: str) -> tuple[subprocess.Popen[bytes], int]:
     """The app, as `kvplan app` starts it."""
     port = free_port()
     words = [sys.executable, "-m", "kvplan", "app", f"--port={port}", "--address=127.0.0.1"]
-    log = open(Path(folder) / "server.log", "wb")  # noqa: SIM115
-    server = subprocess.Popen(
-        words,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
+    with open(Path(folder) / "server.log", "wb") as log:
+        server = subprocess.Popen(
+            words,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     while True:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=5):
