@@ -151,7 +151,7 @@ def _stay_in(folder: str) -> None:
     Holds for what Python opens, not for libraries in C, and cannot be taken back.
     """
     tempfile.tempdir = folder
-    roots, home = _roots(folder), os.path.realpath(folder)
+    roots = _roots(folder)
 
     def hook(event: str, told: tuple[Any, ...]) -> None:
         if (
@@ -160,8 +160,8 @@ def _stay_in(folder: str) -> None:
             or not isinstance(told[0], str | bytes)
         ):
             return
-        name = os.path.join(home, os.fsdecode(told[0]))
-        if not os.path.join(os.path.realpath(name), "").startswith(roots):
+        name = os.path.realpath(os.fsdecode(told[0]))
+        if not os.path.join(name, "").startswith(roots):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.path.basename(name))
 
     sys.addaudithook(hook)
