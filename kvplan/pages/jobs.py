@@ -43,7 +43,7 @@ ANSWER_WITHIN_S = 60.0
 READS_AT_ONCE = 2
 READ = WorkBounds(seconds=10.0, memory_bytes=1 << 30, ask_above_s=float("inf"))
 """Of a paste or an upload that is only read."""
-DRAW = WorkBounds(seconds=30.0, memory_bytes=0, ask_above_s=float("inf"))
+DRAW = WorkBounds(seconds=30.0, memory_bytes=0, ask_above_s=float("inf"), result_bytes=256 << 20)
 """Of a picture or a report: V8 asks for far more addresses than memory."""
 GRACE_S = 3.0
 """Work that is told to stop may still hand over what it has; then it is ended."""

@@ -14,6 +14,7 @@ from kvplan.charts import runs as charts
 from kvplan.ground.files import scenarios_dir
 from kvplan.ground.tables import counted
 from kvplan.pages.asked import ENGINES, OWN, Asked, read_number
+from kvplan.pages.jobs import DRAW, read_apart
 from kvplan.pages.links import BIND
 from kvplan.pages.uploads import MAX_REQUESTS, simulated
 from kvplan.pages.widgets import (
@@ -38,14 +39,13 @@ from kvplan.pages.widgets import (
     switch,
     text,
 )
-from kvplan.pages.work import SimulatedRun, simulate_work
+from kvplan.pages.work import SimulatedRun, simulate_work, trace_of
 from kvplan.profiles.host_links import DriveName
 from kvplan.scenario.schema import Scenario
 from kvplan.simulation.bench_report import bench_block, bench_tail, side_rows
 from kvplan.simulation.block_map import BlockMap, holdings
 from kvplan.simulation.records import write_records
 from kvplan.simulation.result import VERDICTS, Result
-from kvplan.simulation.trace import chrome_trace
 
 DRIVES = ("as estimated", *get_args(DriveName))
 
@@ -372,10 +372,7 @@ def _downloads(found: SimulatedRun, drawn: dict[str, Any]) -> None:
         )
         st.download_button(
             "Perfetto trace",
-            lambda: json.dumps(
-                chrome_trace(result.records, result.samples, found.blocks, result.copies, result.file_jobs),
-                separators=(",", ":"),
-            ),
+            lambda: read_apart(trace_of, found, bounds=DRAW),
             "trace.json",
             key="perfetto",
             on_click="ignore",

@@ -5,6 +5,7 @@ Files that a visitor brought lie in the folder where the work runs, under their 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from kvplan.simulation.observer import Observer
 from kvplan.simulation.result import Result
 from kvplan.simulation.simulator import simulate, solve
 from kvplan.simulation.tier_gain import add_tier_gain
+from kvplan.simulation.trace import chrome_trace
 from kvplan.simulation.uncertainty import add_ranges
 
 TREES_OF = 8
@@ -187,6 +189,13 @@ def compare_two(real: str, simulated: str) -> RunComparison:
 def report_of(answer: ServingAnswer) -> str:
     """`kvplan plan --report`."""
     return report_html(answer)
+
+
+def trace_of(found: SimulatedRun) -> str:
+    """`kvplan simulate --trace`, for Perfetto: of a long run tens of MB; no other thread runs while it is written."""
+    run = found.result
+    told = chrome_trace(run.records, run.samples, found.blocks, run.copies, run.file_jobs)
+    return json.dumps(told, separators=(",", ":"))
 
 
 def picture_of(spec: dict[str, Any], kind: str) -> bytes:
