@@ -44,7 +44,7 @@ def wait(app: AppTest, name: str) -> AppTest:
     while is_running(app, name) and time.monotonic() < deadline:
         time.sleep(0.1)
         calm(app.run())
-    return app
+    return calm(app.run())  # it may have ended after the page was drawn
 
 
 def is_running(app: AppTest, name: str) -> bool:
@@ -95,8 +95,14 @@ def rows(app: AppTest, title: str) -> dict[str, str]:
 
 
 def codes(app: AppTest, beginning: str) -> list[str]:
-    """Commands that are shown."""
-    return [str(code.value) for code in app.code if str(code.value).startswith(beginning)]
+    """Commands that are shown, as one line each."""
+    shown = (unbroken(str(code.value)) for code in app.code)
+    return [line for line in shown if line.startswith(beginning)]
+
+
+def unbroken(shown: str) -> str:
+    """A command that is shown in several lines, as a shell reads it."""
+    return shown.replace(" \\\n ", "")
 
 
 def widgets(app: AppTest) -> dict[str, Any]:

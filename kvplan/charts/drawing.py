@@ -6,7 +6,8 @@ filled has an edge that stands out from white and from black (3:1 or more), line
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from math import ceil, floor, log10
 from typing import Any, Literal
 
 import altair as alt
@@ -20,11 +21,15 @@ PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, GREY)
 HEIGHT = 260
 READABLE = {
     "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelFlush": True},
+    "axisY": {"labelFlush": False},
     "axisX": {"tickCount": {"expr": "ceil(width / 90)"}},
     "legend": {"labelFontSize": 12, "symbolStrokeColor": EDGE},
     "text": {"fontSize": 12},
 }  # fmt: skip
 """The same in every chart."""
+
+PADDING = {"top": 9, "right": 6, "bottom": 5, "left": 2}
+"""Pixels around a chart, where the first and last label of an axis reach out of it."""
 
 Layered = alt.LayerChart | alt.FacetChart
 """What layering gives."""
@@ -72,10 +77,53 @@ def fixed_y(place: float | str) -> alt.YValue:
     return alt.YValue(place)  # type: ignore[no-untyped-call]
 
 
-def token_axis() -> alt.Axis:
-    """An axis of large numbers: 500, 10k, 2M, each with its own prefix; parts of one as they are."""
+def between(rule: tuple[alt.Chart, alt.Chart], top: str, bottom: str) -> tuple[alt.Chart, alt.Chart]:
+    """An upright limit that is drawn between two heights alone, each an expression of the chart's `height`."""
+    line, name = rule
+    ends = [alt.value(alt.expr(end)) for end in (top, bottom)]
+    return line.encode(y=ends[0], y2=ends[1]), name
+
+
+def token_axis(values: Sequence[float] = ()) -> alt.Axis:
+    """An axis of large numbers: 500, 10k, 2M, each with its own prefix; parts of one as they are.
+
+    `values`: its ticks.
+    """
+    shown = "datum.value < 1 ? format(datum.value, '~g') : format(datum.value, '~s')"
+    if values:
+        return alt.Axis(labelExpr=shown, labelOverlap=True, values=list(values))
+    return alt.Axis(labelExpr=shown, labelOverlap=True)
+
+
+def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers for a logarithmic axis from low to high: 1, 2, 5, 10 ..., or tens alone where there are too many.
+
+    >>> log_ticks(17, 800), log_ticks(0.02, 5)
+    ([20.0, 50.0, 100.0, 200.0, 500.0], [0.1, 1.0])
+    """
+    if not 0 < low <= high:
+        return []
+    powers = range(floor(log10(low)), ceil(log10(high)) + 1)
+    found = [
+        [v for p in powers for s in steps if low <= (v := s * 10.0**p) <= high] for steps in ((1, 2, 5), (1,))
+    ]
+    return found[0] if len(found[0]) <= most else found[1]
+
+
+def binary_ticks(low: float, high: float) -> list[int]:
+    """Powers of two from low to high, as lengths of traces are stated.
+
+    >>> binary_ticks(600, 20000)
+    [1024, 2048, 4096, 8192, 16384]
+    """
+    return [1 << p for p in range(64) if low <= 1 << p <= high]
+
+
+def binary_axis(values: Sequence[float]) -> alt.Axis:
+    """An axis of lengths in powers of two: 512, 1K, 16K, 2M."""
+    of_1024 = "datum.value < 1024 ? '' + datum.value : datum.value < 1048576 ? datum.value / 1024 + 'K'"
     return alt.Axis(
-        labelExpr="datum.value < 1 ? format(datum.value, '~g') : format(datum.value, '~s')", labelOverlap=True
+        values=list(values), labelExpr=f"{of_1024} : datum.value / 1048576 + 'M'", labelOverlap=True
     )
 
 
@@ -100,6 +148,26 @@ def seconds_unit(longest_s: float) -> tuple[str, float]:
     return "min", 1 / 60
 
 
+def gathered(rows: Iterable[Mapping[str, Any]], x: str, y: str) -> Rows:
+    """The `number` of each row where its dot is; dots that cover each other share one text, `numbers`."""
+    rows = [row for row in rows if row[x] is not None and row[y] is not None]
+    wide, high = (max((r[a] for r in rows), default=0) - min((r[a] for r in rows), default=0) for a in (x, y))
+    places: list[tuple[Mapping[str, Any], list[str]]] = []
+    for row in rows:
+        near = (one for one in places if abs(one[0][x] - row[x]) <= NEAR * wide
+                and abs(one[0][y] - row[y]) <= NEAR * high)  # fmt: skip
+        place = next(near, None)
+        if place is None:
+            places.append((row, [str(row["number"])]))
+        else:
+            place[1].append(str(row["number"]))
+    return [{x: row[x], y: row[y], "numbers": ", ".join(numbers)} for row, numbers in places]
+
+
+NEAR = 0.03
+"""Of a chart's width or height: dots that are closer cover each other."""
+
+
 def colour_scale(colours: Mapping[str, str]) -> alt.Scale:
     """Name -> colour, in this order."""
     return alt.Scale(domain=list(colours), range=list(colours.values()))
@@ -122,4 +190,5 @@ def specification(figure: Layered) -> dict[str, Any]:
     """A chart as Vega-Lite, to be drawn in a page's own theme; not validated once more, which the tests do."""
     spec: dict[str, Any] = figure.to_dict(validate=False)
     spec["config"] = READABLE  # instead of sizes and colours of Altair's own theme
+    spec["padding"] = PADDING
     return spec

@@ -26,13 +26,23 @@ from kvplan.profiles.timing_profile import RegimeError
 
 def profile_errors(profiles: Sequence[Profile]) -> Layered:
     """Median held-out error of every profile, regime by regime; the bar ends at the 95th percentile."""
-    rows = [
-        {"profile": p.name, "regime": _regime(e), "median": e.median, "p95": e.p95,
-         "held_out": e.held_out, "points": e.num_points}
-        for p in profiles if p.timing for e in p.timing.errors
-    ]  # fmt: skip
+    errors = [(profile, error) for profile in profiles if profile.timing for error in profile.timing.errors]
+    names = [_regime(error) for _, error in errors]
+    rows = []
+    for (profile, error), name in zip(errors, names, strict=True):
+        left_out = f", {error.held_out.partition(' left out')[0]}" if names.count(name) > 1 else ""
+        rows.append(
+            {
+                "profile": profile.name,
+                "regime": name + left_out,
+                "median": error.median,
+                "p95": error.p95,
+                "held_out": error.held_out,
+                "points": error.num_points,
+            }
+        )
     base = alt.Chart(inline(rows)).encode(
-        y=alt.Y("regime:N", title=None, axis=alt.Axis(labelLimit=220)),
+        y=alt.Y("regime:N", title=None, axis=alt.Axis(labelLimit=240)),
         tooltip=[
             *tips("regime:N"),
             *(alt.Tooltip(f"{q}:Q", format=".1%") for q in ("median", "p95")),
@@ -43,9 +53,8 @@ def profile_errors(profiles: Sequence[Profile]) -> Layered:
         x=alt.X("median:Q", title="error: median (dot) to p95", axis=alt.Axis(format="%")),
         x2=alt.X2("p95:Q"),
     )
-    return alt.layer(
-        bars, base.mark_point(filled=True, color=BLUE, size=50, opacity=1).encode(x=alt.X("median:Q"))
-    )
+    dots = base.mark_point(filled=True, color=BLUE, size=50, opacity=1).encode(x=alt.X("median:Q"))
+    return alt.layer(bars, dots).properties(height=60 + 22 * len({row["regime"] for row in rows}))
 
 
 def _regime(error: RegimeError) -> str:

@@ -22,11 +22,14 @@ from kvplan.charts.drawing import (
     SKY,
     VERMILION,
     Layered,
+    between,
+    binary_axis,
+    binary_ticks,
     inline,
     legend,
     limit_rule,
+    log_ticks,
     tips,
-    token_axis,
 )
 from kvplan.ground.units import gib
 from kvplan.memory.answers import Plan, Span
@@ -64,7 +67,9 @@ def memory_bar(plan: Plan) -> Layered:
     )
     total, budget = gib(plan.budget.total.size.value), gib(plan.budget.budget_bytes)
     card_rule = limit_rule("x", total, f"card {total:.1f} GiB", at="bottom")
+    card_rule = between(card_rule, "height / 2 - 22", "height")
     budget_rule = limit_rule("x", budget, f"budget {budget:.1f} GiB")
+    budget_rule = between(budget_rule, "0", "height / 2 + 22")  # neither crosses the other's name
     return alt.layer(bar, *budget_rule, *card_rule).properties(height=150)
 
 
@@ -90,11 +95,18 @@ def concurrency(plan: Plan, trace_tokens: Sequence[int], curve: Sequence[Span]) 
             "tokens:Q",
             scale=alt.Scale(type="log", nice=False),
             title="tokens of a full-grown trace",
-            axis=token_axis(),
+            axis=binary_axis(binary_ticks(trace_tokens[0], trace_tokens[-1])),
         )
     )
+    counts = [row[key] for row in rows for key in ("low", "traces", "high") if row[key] > 0]
     band = base.mark_area(fillOpacity=0.3, color=BLUE, stroke=BLUE, strokeWidth=0.5).encode(
-        y=alt.Y("low:Q", scale=alt.Scale(type="log"), title="traces at once"), y2=alt.Y2("high:Q")
+        y=alt.Y(
+            "low:Q",
+            scale=alt.Scale(type="log", nice=False, padding=8),
+            title="traces at once",
+            axis=alt.Axis(values=log_ticks(min(counts), max(counts)), format=",~g", labelOverlap=True),
+        ),
+        y2=alt.Y2("high:Q"),
     )
     shown = [alt.Tooltip(f"{name}:Q", format=",.0f") for name in ("tokens", "traces", "low", "high")]
     line = base.mark_line(color=BLUE).encode(y=alt.Y("traces:Q"), tooltip=shown)

@@ -15,7 +15,7 @@ from kvplan.charts.saving import chart_svg
 from kvplan.charts.searches import ranking, speed_and_throughput
 from kvplan.ground.units import gib
 from kvplan.scenario.schema import dump_scenario
-from kvplan.search.planning import ServingAnswer, doubt_lines, question_rows, run_lines
+from kvplan.search.planning import SURER, ServingAnswer, doubt_lines, question_rows, run_lines
 from kvplan.search.recommendation import EXPLAINED, ranking_table
 
 PAGE = Template("""<!doctype html>
@@ -67,17 +67,18 @@ def report_html(answer: ServingAnswer) -> str:
             text("", str(ranking_table(answer.found, feasible))),
             *(f'<p class="soft">{escape(line)}</p>' for line in EXPLAINED),
             figure("Speed against throughput", chart_svg(speed_and_throughput(answer.found)),
-                    "Each deployment at the highest load that keeps the targets; bars: the 90 % range of step times; "
-                    "hollow, where there are any: measured by others, at the loads that they ran."),
+                    "Numbers: places in the table. Each deployment at the highest load that keeps the targets; bars: "
+                    "the 90 % range of step times; hollow, where there are any: measured by others, at the loads "
+                    "that they ran."),
             text("What to run", "\n".join(line.strip() for line in run_lines(answer)[1:])),
             _memory(answer),
-            listed("How sure", doubt_lines(answer)[1:]),
+            *_how_sure(answer),
         ]  # fmt: skip
     parts.append(text("Inputs", dump_scenario(answer.found.scenario)))
     return PAGE.substitute(
         title=escape(f"{answer.found.scenario.model}: {'fits' if answer.fits else 'does not fit'}"),
         tone="var(--good)" if answer.fits else "var(--bad)",
-        verdict=escape(answer.verdict),
+        verdict=escape(answer.verdict[0].upper() + answer.verdict[1:]),
         version=kvplan.__version__,
         command=escape(command_line(answer)),
         body="\n".join(parts),
@@ -107,12 +108,23 @@ def _memory(answer: ServingAnswer) -> str:
         return ""
     rows = [
         f'<tr><td>{escape(row.label)}</td><td class="number">{gib(row.size.value):,.2f}</td><td class="number">'
-        f"{gib(row.size.low):,.2f} to {gib(row.size.high):,.2f}</td><td>{escape(row.source)}</td></tr>"
+        f"{_span(row.size.low, row.size.high)}</td><td>{escape(row.source)}</td></tr>"
         for row in answer.plan.budget.rows
     ]
     table = f"<table><tr><th>Memory of a GPU</th><th>GiB</th><th>range</th><th>source</th></tr>{''.join(rows)}</table>"
     picture = figure("Where a GPU's memory goes", chart_svg(memory_bar(answer.plan)), "")
     return f'{picture}<div class="scroll">{table}</div>'
+
+
+def _span(low: float, high: float) -> str:
+    return f"{gib(low):,.2f} to {gib(high):,.2f}" if low != high else ""
+
+
+def _how_sure(answer: ServingAnswer) -> list[str]:
+    """The doubts, and what would make them smaller."""
+    said = doubt_lines(answer)[1:]
+    at = said.index(SURER)
+    return [listed("How sure", said[:at]), listed(SURER, said[at + 1 :])]
 
 
 def figure(title: str, svg: str, caption: str) -> str:
@@ -128,5 +140,6 @@ def text(title: str, text: str) -> str:
 
 def listed(title: str, lines: list[str]) -> str:
     """A list under its title."""
-    items = "".join(f"<li>{escape(' '.join(line.split()))}</li>" for line in lines)
+    said = (" ".join(line.split()) for line in lines)
+    items = "".join(f"<li>{escape(line[0].upper() + line[1:])}</li>" for line in said)
     return f"<h2>{escape(title)}</h2><ul>{items}</ul>"

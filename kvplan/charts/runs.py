@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import altair as alt
 import numpy as np
@@ -27,6 +27,7 @@ from kvplan.charts.drawing import (
     inline,
     legend,
     limit_rule,
+    log_ticks,
     peaks,
     seconds,
     seconds_unit,
@@ -107,7 +108,7 @@ def file_jobs_over_time(result: Result) -> Layered:
         for s in result.samples
         for what, count in zip(FILE_JOBS, (s.file_reads, s.file_writes), strict=True)
     ]
-    return _steps(rows, FILE_JOBS, "jobs:Q", "file jobs, queued or under way", ",").properties(height=200)
+    return _steps(rows, FILE_JOBS, "jobs:Q", "file jobs", ",").properties(height=200)
 
 
 COPIED = {"loaded": BLUE, "stored": VERMILION}
@@ -131,10 +132,14 @@ def copies_over_time(result: Result) -> Layered:
 
 def _steps(rows: Rows, colours: Mapping[str, str], figure: str, title: str, form: str) -> Layered:
     """A figure over time, a line of steps for each `what`, its name at its highest point."""
-    x, y = alt.X("time_s:Q", title="seconds"), alt.Y(figure, title=title, scale=alt.Scale(nice=True))
     name = figure.partition(":")[0]
-    names = alt.Chart(inline(peaks(rows, "what", name))).mark_text(
-        dy=-8, fontWeight="bold", baseline="bottom"
+    most = max((row[name] for row in rows), default=0) or 1
+    x = alt.X("time_s:Q", title="seconds")
+    y = alt.Y(
+        figure,
+        title=title,
+        scale=alt.Scale(domain=[0, 1.15 * most], nice=False),
+        axis=alt.Axis(tickMinStep=1) if form == "," else alt.Axis(),
     )
     line = (
         alt.Chart(inline(rows))
@@ -149,7 +154,25 @@ def _steps(rows: Rows, colours: Mapping[str, str], figure: str, title: str, form
             tooltip=[*seconds("time_s"), *tips("what:N"), alt.Tooltip(figure, format=form)],
         )
     )
-    return alt.layer(line, names.encode(x=x, y=y, text=alt.Text("what:N")))
+    ends = (min(row["time_s"] for row in rows), max(row["time_s"] for row in rows)) if rows else (0.0, 0.0)
+    names = peaks(rows, "what", name)
+    parts: list[Any] = [line]
+    for side in SIDES:
+        some = [row for row in names if _side(row["time_s"], *ends) == side]
+        if some:
+            text = alt.Chart(inline(some)).mark_text(dy=-4, align=side, fontWeight="bold", baseline="bottom")
+            parts.append(text.encode(x=x, y=y, text=alt.Text("what:N")))
+    return alt.layer(*parts)
+
+
+Side = Literal["left", "center", "right"]
+SIDES: tuple[Side, ...] = get_args(Side)
+
+
+def _side(time_s: float, first: float, last: float) -> Side:
+    """Which end of a name stands at its peak, so that the name stays inside the chart."""
+    place = (time_s - first) / (last - first) if last > first else 0.5
+    return "left" if place < 0.1 else "right" if place > 0.9 else "center"
 
 
 DASHES = [[1, 0], [6, 3], [2, 2]]
@@ -169,6 +192,10 @@ def queue_over_time(result: Result) -> Layered:
 LATENCIES = {"ttft": "time to first token", "tpot": "time per output token", "e2el": "end to end"}
 
 
+WIDE = 8
+"""Times of which the longest is so many medians, or a target is, are drawn on a logarithmic axis."""
+
+
 def latency_shares(result: Result, name: str = "e2el") -> Layered:
     """Share of requests that are at most so slow, for one of `LATENCIES`, in the unit that suits; targets as rules."""
     values = np.sort(getattr(result.latencies, name))
@@ -178,14 +205,23 @@ def latency_shares(result: Result, name: str = "e2el") -> Layered:
     targets = sorted({getattr(slo, f"{name}_ms") for slo in result.slos} - {None})
     longest = max([*targets, *(float(v) for v in values[-1:])], default=1.0)
     unit, each = seconds_unit(longest / 1e3)
+    is_wide = bool(len(values)) and 0 < WIDE * values[len(values) // 2] < longest
     rows = [
-        {"time": float(v) / 1e3 * each, "share": float(q)} for v, q in zip(quantiles, shares, strict=True)
+        {"time": float(v) / 1e3 * each, "share": float(q)}
+        for v, q in zip(quantiles, shares, strict=True)
+        if v > 0 or not is_wide  # a logarithmic axis has no zero
     ]
+    ticks = log_ticks(rows[0]["time"], longest / 1e3 * each) if is_wide else []
     line = (
         alt.Chart(inline(rows))
         .mark_line(color=BLUE, interpolate="monotone")
         .encode(
-            x=alt.X("time:Q", title=f"{LATENCIES[name]}, {unit}", axis=token_axis()),
+            x=alt.X(
+                "time:Q",
+                title=f"{LATENCIES[name]}, {unit}",
+                scale=alt.Scale(type="log", nice=False) if is_wide else alt.Scale(),
+                axis=token_axis(ticks),
+            ),
             y=alt.Y("share:Q", title="share of requests", axis=alt.Axis(format="%")),
             tooltip=[alt.Tooltip("time:Q", format=",.3~f", title=unit), alt.Tooltip("share:Q", format=".1%")],
         )
@@ -205,16 +241,19 @@ PHASES = {"waiting": PALE, "prefill": BLUE, "thinking": ORANGE, "answer": GREEN}
 
 
 def request_timeline(records: Records, first: int = 0, count: int = 40) -> Layered:
-    """What became of single requests: a lane each, its phases one after the other, preempted ones marked."""
+    """What became of single requests, in the order of their arrival: a lane each, its phases one after the other,
+    preempted ones marked."""
     columns = records.columns()
-    lanes = range(first, min(first + count, len(columns["request_id"])))
+    by_arrival = np.argsort(np.asarray(columns["arrival_s"], dtype=float), kind="stable")
+    lanes = [int(i) for i in by_arrival[first : first + count]]
     rows = [phase for i in lanes for phase in _phases(columns, i)]
-    y = alt.Y("request:O", title="request", axis=alt.Axis(labelOverlap=True))
+    order = [int(columns["request_id"][i]) for i in lanes]
+    y = alt.Y("request:O", title="request", sort=order, axis=alt.Axis(labelOverlap=True))
     bars = (
         alt.Chart(inline(rows))
         .mark_bar(stroke=EDGE, strokeWidth=0.5)
         .encode(
-            x=alt.X("start_s:Q", title="seconds"),
+            x=alt.X("start_s:Q", title="seconds", scale=alt.Scale(zero=False)),
             x2=alt.X2("end_s:Q"),
             y=y,
             color=alt.Color("phase:N", scale=colour_scale(PHASES), legend=legend(4)),
@@ -317,7 +356,7 @@ def _one_bar(counts: Sequence[int], colours: Mapping[str, str], name: str, title
             tooltip=[*tips("state:N"), alt.Tooltip(f"{name}:Q", format=",")],
         )
     )
-    return alt.layer(bar).properties(height=40)
+    return alt.layer(bar).properties(height=90)
 
 
 def _cell(i: int, columns: int, per_cell: int) -> dict[str, Any]:
@@ -443,7 +482,7 @@ def branch_tree(nodes: Sequence[Node], most: int = MOST_ROWS) -> Layered:
     zoom = alt.selection_interval(
         name="zoom", bind="scales", encodings=["x"], zoom="wheel![event.shiftKey]"
     )  # the wheel alone scrolls the page
-    return alt.layer(bars.add_params(zoom), lines).properties(height=60 + 14 * len(families))
+    return alt.layer(bars.add_params(zoom), lines).properties(height=76 + 14 * len(families))
 
 
 def _spans(family: Family) -> Rows:

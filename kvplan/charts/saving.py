@@ -18,7 +18,6 @@ THEME = {
     "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridColor": "#E4E4E4",
              "labelColor": "#404040", "titleColor": "#404040", "domainColor": "#8A8A8A", "tickColor": "#8A8A8A"},
     "legend": {"labelFontSize": 12, "labelColor": "#404040", "columnPadding": 28},
-    "padding": 20,  # other machines draw wider letters
     "view": {"stroke": None},
 }  # fmt: skip
 """Dark words on white, as printed."""
@@ -75,6 +74,7 @@ def whole(spec: Mapping[str, Any], width: int = WIDTH) -> dict[str, Any]:
     return {
         **spec,
         "width": width,
+        "padding": 20,  # other machines draw wider letters
         "config": {
             **config,
             **{k: {**config.get(k, {}), **v} if isinstance(v, dict) else v for k, v in THEME.items()},

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from math import isfinite
-from typing import Any
+from math import isfinite, sqrt
+from typing import Any, Literal
 
 import altair as alt
 
@@ -18,7 +18,9 @@ from kvplan.charts.drawing import (
     VERMILION,
     Layered,
     Rows,
+    binary_axis,
     colour_scale,
+    gathered,
     inline,
     legend,
     limit_rule,
@@ -28,7 +30,8 @@ from kvplan.charts.drawing import (
 )
 from kvplan.charts.published import published_name, published_rows
 from kvplan.ground.gpu import get_gpu
-from kvplan.ground.tables import range_text
+from kvplan.ground.limits import in_words
+from kvplan.ground.tables import counted, range_text
 from kvplan.search.comparison import Comparison
 from kvplan.search.recommendation import Candidate, Recommendation
 from kvplan.search.strategy_row import StrategyRow
@@ -97,7 +100,7 @@ def shares(*names: str) -> list[Any]:
     return [alt.Tooltip(f"{name}:Q", format=".1%") for name in names]
 
 
-_SHARE = alt.Axis(labelExpr="datum.value <= 1 ? format(datum.value, '.0%') : ''")
+_SHARE = alt.Axis(labelExpr="datum.value <= 1 ? format(datum.value, '~%') : ''")
 KEY_WIDTH = 100
 """Letters of a name in the key at most."""
 APART = (0.03, 0.06)
@@ -160,10 +163,14 @@ def _strategy(row: StrategyRow) -> dict[str, Any]:
     }
 
 
+UP = -6
+"""Pixels that a label of two lines stands higher, so that their middle is beside its bar."""
+
+
 def correct_per_gpu_hour(found: Comparison) -> Layered:
     """Correct answers per GPU-hour, strategy by strategy, numbered as in `pareto`."""
     split = "split(replace(datum.label, '(', '|('), '|')"
-    two_lines = alt.Axis(labelLimit=260, labelOverlap=False, labelExpr=split)
+    two_lines = alt.Axis(labelLimit=260, labelOverlap=False, labelExpr=split, labelOffset=UP)
     return alt.layer(
         alt.Chart(inline(_strategies(found)))
         .mark_bar(color=GREEN, stroke=EDGE, strokeWidth=0.75)
@@ -183,16 +190,29 @@ CAPS = {"p99_of_traces": "p99 of traces", "cost_optimal": "cheapest"}
 def budget_sweep(found: Comparison, field: str) -> Layered:
     """One of `SWEPT` against the thinking budget; the recommended caps as rules."""
     title, form, colour = SWEPT[field]
+    budgets = sorted({float(budget) for budget, _ in found.budgets})
+    axis = binary_axis(budgets) if all(b % 1024 == 0 for b in budgets) else token_axis(budgets)
     line = (
         alt.Chart(inline([{"budget": budget, **_strategy(row)} for budget, row in found.budgets]))
         .mark_line(point=alt.OverlayMarkDef(color=colour), color=colour)
         .encode(
-            x=alt.X("budget:Q", title="thinking budget, tokens", axis=token_axis()),
+            x=alt.X(
+                "budget:Q",
+                title="thinking budget, tokens",
+                scale=alt.Scale(type="log", nice=False),
+                axis=axis,
+            ),
             y=alt.Y(f"{field}:Q", title=title, axis=alt.Axis(format=form), scale=alt.Scale(zero=False)),
             tooltip=[*tips("strategy:N"), alt.Tooltip(f"{field}:Q", format=".4~g")],
         )
     )
-    caps = [limit_rule("x", found.caps[key], name) for key, name in CAPS.items() if key in found.caps]
+    middle = sqrt(budgets[0] * budgets[-1])
+    at: Literal["top", "bottom"] = "bottom" if field == "accuracy" else "top"  # where the curve is not
+    caps = [
+        limit_rule("x", found.caps[key], name, "left" if found.caps[key] < middle else "right", at)
+        for key, name in CAPS.items()
+        if key in found.caps
+    ]
     return alt.layer(line, *(part for rule in caps for part in rule)).properties(height=HEIGHT)
 
 
@@ -203,7 +223,9 @@ def ranking(found: Recommendation, most: int = 12) -> Layered:
     """
     feasible = [c for c in found.candidates if c.feasible and c.usd_per_hour is not None][:most]
     rows: Rows = [_candidate(place, candidate) for place, candidate in enumerate(feasible)]
-    two_lines = alt.Axis(labelLimit=240, labelOverlap=False, labelExpr="split(datum.label, '|')")
+    two_lines = alt.Axis(
+        labelLimit=240, labelOverlap=False, labelExpr="split(datum.label, '|')", labelOffset=UP
+    )
     base = alt.Chart(inline(rows)).encode(
         x=alt.X("usd:Q", title="$ an hour for the asked load"),
         y=alt.Y("label:N", sort=[row["label"] for row in rows], title=None, axis=two_lines),
@@ -217,11 +239,12 @@ def ranking(found: Recommendation, most: int = 12) -> Layered:
         ],
     )
     ranges = base.mark_rule(color=GREY, strokeWidth=2).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"))
-    return alt.layer(bars, ranges).properties(height=40 + 40 * len(rows))
+    return alt.layer(bars, ranges).properties(height=60 + 42 * len(rows))
 
 
 def speed_and_throughput(found: Recommendation, most: int = 12) -> Layered:
-    """Tokens a second that a user sees against tokens a second that a GPU gives, each deployment at its highest load.
+    """Tokens a second that a user sees against tokens a second that a GPU gives, each deployment at its highest load,
+    numbered as it is ranked.
 
     Bars: the 90 % range of step times, which moves both alike. Hollow: what others measured of a model and card that
     stand here, at whatever load they ran.
@@ -242,7 +265,11 @@ def speed_and_throughput(found: Recommendation, most: int = 12) -> Layered:
     )
     across = base.mark_rule(color=GREY).encode(x=alt.X("user_low:Q"), x2=alt.X2("user_high:Q"))
     up = base.mark_rule(color=GREY).encode(y=alt.Y("gpu_low:Q"), y2=alt.Y2("gpu_high:Q"))
-    names = base.mark_text(align="center", dy=-12, baseline="bottom").encode(text=alt.Text("what:N"))
+    places = gathered(rows, "per_user", "per_gpu")
+    numbers = alt.Chart(inline(places)).mark_text(
+        align="center", dy=-10, baseline="bottom", fontWeight="bold"
+    )
+    numbers = numbers.encode(x=alt.X("per_user:Q"), y=alt.Y("per_gpu:Q"), text=alt.Text("numbers:N"))
     hollow = (
         alt.Chart(inline(measured))
         .mark_point(filled=False, size=60)
@@ -253,7 +280,7 @@ def speed_and_throughput(found: Recommendation, most: int = 12) -> Layered:
             tooltip=[*tips("what:N", "source:N"), *_rates()],
         )
     )
-    return alt.layer(*([hollow] if measured else []), across, up, dots, names).properties(height=320)
+    return alt.layer(*([hollow] if measured else []), across, up, dots, numbers).properties(height=320)
 
 
 def _rates() -> list[alt.Tooltip]:
@@ -285,6 +312,8 @@ def _candidate(place: int, candidate: Candidate) -> dict[str, object]:
         "joules_per_token": candidate.figures.get("joules_per_output_token"),
         "gpus": candidate.num_gpus,
         "limited_by": candidate.limited_by,
-        "label": f"{candidate.label}|{candidate.num_gpus} GPU{'s' * (candidate.num_gpus != 1)}, {candidate.limited_by}",
+        "number": place + 1,
+        "label": f"{place + 1}  {candidate.label}|{counted(candidate.num_gpus or 0, 'GPU')}, "
+        + in_words(candidate.limited_by),
         "state": "others" if place else "best",
     }

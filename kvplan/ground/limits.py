@@ -28,3 +28,13 @@ class Limit(StrEnum):
     """The engine is idle: load, not capacity, sets throughput."""
     THRASH = "thrash"
     """Preemption and recompute eat each other."""
+
+
+def in_words(limit: object) -> str:
+    """What gives out first, as people say it; a flag stays one.
+
+    >>> in_words(Limit.KV_BLOCKS), in_words(Limit.ARRIVAL_RATE), in_words(Limit.MAX_NUM_SEQS)
+    ('KV blocks', 'arrival rate', 'max_num_seqs')
+    """
+    text = str(limit)
+    return text if text.startswith("max_") else text.replace("_", " ").replace("kv ", "KV ")

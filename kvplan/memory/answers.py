@@ -16,7 +16,7 @@ from kvplan.ground.frames import make_frame
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.limits import Limit
 from kvplan.ground.pictures import Pictures
-from kvplan.ground.tables import Part, Table, text_of
+from kvplan.ground.tables import Part, Table, counted, text_of
 from kvplan.ground.units import cdiv, gib
 from kvplan.memory.budget import Budget
 from kvplan.memory.demand import Demand, trace_blocks
@@ -174,8 +174,8 @@ class Plan:
         """The missing concurrency in one sentence."""
         wanted = self.question.demand.num_traces
         return (
-            f"{wanted:,} traces of {self.trace_tokens:,} tokens asked, {self.num_traces:,} fit at once "
-            f"(limited by {self.limited_by})"
+            f"{counted(wanted, 'trace')} of {self.trace_tokens:,} tokens asked, {self.num_traces:,} "
+            f"{'fits' if self.num_traces == 1 else 'fit'} at once (limited by {self.limited_by})"
         )
 
     @property

@@ -16,6 +16,7 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import get_gpu, gpu_names
 from kvplan.ground.limits import Limit
+from kvplan.ground.tables import counted
 from kvplan.ground.units import cdiv
 from kvplan.memory.answers import Option, Plan, Question
 from kvplan.memory.demand import Demand
@@ -166,7 +167,7 @@ def _answer(question: Question) -> Plan | None:
 def _holds(plan: Plan) -> str:
     if not plan.question.demand.is_stated and plan.question.demand.num_traces == 1:
         return f"{plan.max_concurrency.value:.2f}x {plan.max_model_len:,} tokens"
-    return f"{plan.num_traces:,} traces of {plan.trace_tokens:,} tokens at once"
+    return f"{counted(plan.num_traces, 'trace')} of {plan.trace_tokens:,} tokens at once"
 
 
 def _cost(plan: Plan) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kvplan.formulas.sums import exact_mean, exact_sum
 from kvplan.ground.errors import KvplanError
+from kvplan.ground.tables import counted
 from kvplan.workload.bench_result import BenchResult, bench_result, json_of, read_text
 
 Array = NDArray[np.float64]
@@ -148,7 +149,8 @@ def compare_runs(real: RecordedRun, simulated: RecordedRun) -> RunComparison:
 def _same_requests(real: RecordedRun, simulated: RecordedRun) -> None:
     if len(real.arrival_s) != len(simulated.arrival_s):
         raise KvplanError(
-            f"{len(real.arrival_s):,} requests in the real run, {len(simulated.arrival_s):,} in the simulation; "
+            f"{counted(len(real.arrival_s), 'request')} in the real run, {len(simulated.arrival_s):,} in the "
+            "simulation; "
             "simulate the same requests (workload.trace of the real file)"
         )
     for name in ("prompt_tokens", "output_tokens"):

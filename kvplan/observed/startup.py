@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvplan.ground.errors import KvplanError
+from kvplan.ground.tables import counted
 from kvplan.observed.log_flags import FLAG_LINES, GPU_LINES, read_flags, read_gpu, read_model
 from kvplan.observed.patterns import ENGINES
 from kvplan.observed.reader import clean_lines
@@ -253,12 +254,12 @@ class _Start:
         began = self.banners or any(self.flags.values())
         if began:
             return (
-                f"the log of {self.num_lines:,} lines ends before the engine sized its KV cache; "
+                f"the log of {counted(self.num_lines, 'line')} ends before the engine sized its KV cache; "
                 "give the lines up to 'GPU KV cache size' (vLLM), 'max_total_num_tokens=' (SGLang) or "
                 "'paged KV cache' (TensorRT-LLM)"
             )
         return (
-            f"no start-up of vLLM, SGLang or TensorRT-LLM in its {self.num_lines:,} line(s); "
+            f"no start-up of vLLM, SGLang or TensorRT-LLM in its {counted(self.num_lines, 'line')}; "
             "expected e.g. 'Available KV cache memory: 55.30 GiB'"
         )
 

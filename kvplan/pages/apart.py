@@ -31,6 +31,8 @@ Work = Callable[[Progress, Observer], Any]
 State = Literal["waiting", "running", "asking", "done", "failed", "cancelled"]
 
 TELL_EVERY_S = 0.1
+HOME = "your-model"
+"""Where a visitor's files lie: a model of its own is called after its folder, in commands and complaints."""
 INTERRUPT_AFTER_S = 0.5
 """Work that has not noticed by then that it is to stop is interrupted as by Ctrl-C, and may still give what it has."""
 
@@ -114,7 +116,9 @@ def serve(pipe: Connection, work: Work, folder: str, files: Mapping[str, bytes],
     """Do the work in `folder`, where the visitor's files lie, and tell how it ended."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _bound(bounds)
-    os.chdir(folder)
+    home = os.path.join(folder, HOME)
+    os.mkdir(home)
+    os.chdir(home)
     for name, content in files.items():
         with open(os.path.basename(name), "wb") as file:
             file.write(content)

@@ -317,7 +317,7 @@ def check_model(name: str) -> str:
     if find_bundled(name) is None:
         close = did_you_mean(name, [*known, *(one.rpartition("/")[2] for one in known)])
         raise KvplanError(
-            f"model {name!r} is not bundled{close or ''}; or bring its config.json (in the sidebar)"
+            f"model {name!r} is not bundled: its config.json would do (in the sidebar){close or ''}"
         )
     return next((one for one in known if one.casefold() == name.casefold()), name)
 

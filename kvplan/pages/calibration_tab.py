@@ -14,7 +14,7 @@ from kvplan.pages import links
 from kvplan.pages.asked import Asked
 from kvplan.pages.jobs import read_apart
 from kvplan.pages.uploads import check_size
-from kvplan.pages.widgets import chart, choice, guarded, lines, run_box
+from kvplan.pages.widgets import chart, choice, guarded, lines, rows_of, run_box
 from kvplan.pages.work import Fit, compare_two, fit_work
 from kvplan.profiles.profile import Profile, bundled_profiles, pick, profile_json
 
@@ -79,6 +79,13 @@ def _errors(profile: Profile) -> None:
     )
 
 
+RANGES = {
+    "num_decodes": "requests that decode in a step",
+    "mean_context": "their context, tokens on average",
+    "chunk_tokens": "prompt tokens in a step",
+}
+
+
 def _range(profile: Profile) -> None:
     """Where it was measured, and what was not."""
     timing = profile.timing
@@ -86,7 +93,8 @@ def _range(profile: Profile) -> None:
         return
     st.subheader("Measured range")
     st.table(
-        [{"what": what, "from": f"{low:,.0f}", "to": f"{high:,.0f}"} for what, (low, high) in timing.ranges.items()],
+        [{"what": RANGES.get(what, what.replace("_", " ")), "from": f"{low:,.0f}", "to": f"{high:,.0f}"}
+         for what, (low, high) in timing.ranges.items()],
         hide_index=True, width="content",
     )  # fmt: skip
     st.caption("A result outside this range says so.")
@@ -102,15 +110,21 @@ def _kernels(profile: Profile) -> None:
     if profile.timing is None or not profile.timing.kernels:
         return
     st.subheader("Kernels as measured")
-    st.table(
-        [
-            {"kernels": f"`{name}`", "from": source.version, "points": f"{source.num_points:,}",
-             "refused": source.refused, "of the data sheet": f"{source.share:.2f}" if source.share else "",
-             "why, and what looks wrong": source.why}
-            for name, source in profile.timing.kernels.items()
-        ],
-        hide_index=True,
-    )  # fmt: skip
+    with st.container(key="kernels"):
+        st.table(
+            [
+                {
+                    "kernels": f"`{name}`",
+                    "from": source.version,
+                    "points": f"{source.num_points:,}",
+                    "refused": f"{source.refused:,}",
+                    "of the data sheet": f"{source.share:.0%}" if source.share else "",
+                    "why, and what looks wrong": source.why,
+                }
+                for name, source in profile.timing.kernels.items()
+            ],
+            hide_index=True,
+        )
 
 
 def _fit() -> None:
@@ -152,7 +166,7 @@ def _show_fit(fit: Fit) -> None:
         "fit",
         "Predicted against measured times",
     )
-    st.dataframe([error.model_dump() for error in timing.errors], hide_index=True)
+    rows_of([error.model_dump() for error in timing.errors])
     st.download_button(
         "Profile (JSON)",
         profile_json(fit.profile),
@@ -180,7 +194,7 @@ def _real_run() -> None:
     found = _compare(
         (_safe("real", real.name), real.getvalue()), (_safe("simulated", ours.name), ours.getvalue())
     )
-    st.dataframe(found.to_dict()["figures"], hide_index=True)
+    rows_of(found.to_dict()["figures"])
     chart(charts.run_comparison(found), "real_run", "Simulated against real latencies")
 
 

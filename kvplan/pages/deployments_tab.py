@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from kvplan.charts import searches as charts
+from kvplan.ground.limits import in_words
+from kvplan.ground.tables import counted
 from kvplan.pages import verdict
 from kvplan.pages.asked import ENGINES, OWN, Asked
 from kvplan.pages.jobs import DRAW, read_apart
@@ -20,9 +22,9 @@ from kvplan.pages.widgets import (
     ScenarioSource,
     ShownFigure,
     chart,
+    command,
     digits,
     figures,
-    in_words,
     lines,
     marked,
     or_complaint,
@@ -33,9 +35,9 @@ from kvplan.pages.widgets import (
     shown_ms,
     source_of,
 )
-from kvplan.pages.work import recommend_work, report_of
+from kvplan.pages.work import PlannedMemory, recommend_work, report_of
 from kvplan.scenario.schema import Scenario, dump_scenario
-from kvplan.search.planning import ServingAnswer, doubt_lines, question_rows
+from kvplan.search.planning import SURER, ServingAnswer, doubt_lines, question_rows
 from kvplan.search.point_row import asked_latencies
 from kvplan.search.recommendation import EXPLAINED, Candidate, Recommendation
 
@@ -56,10 +58,11 @@ def inputs(asked: Asked | str) -> DeploymentInputs:
     return DeploymentInputs(source, or_complaint(lambda: read_source(simulated, source, None)))
 
 
-def render(asked: Asked, told: DeploymentInputs) -> None:
-    """The answer, or how to get it."""
+def render(asked: Asked, told: DeploymentInputs, planned: PlannedMemory | None) -> None:
+    """The answer, or how to get it. `planned`: the question's plan, if it has one."""
     if told.source.kind == QUESTION:
-        _of_question(asked)
+        if planned is not None:
+            _of_question(asked, planned)
         return
     if told.scenario is None:
         st.info("Upload a scenario file with targets (`slo`) and a `search`.", icon=":material/upload_file:")
@@ -80,16 +83,26 @@ def render(asked: Asked, told: DeploymentInputs) -> None:
     if found is not None:
         _headline(found)
         _show(found)
+    elif "recommend_job" not in st.session_state:
+        st.caption(
+            "A search shows which deployments keep the targets, ranked by cost, and what rules out the others."
+        )
 
 
-def _of_question(asked: Asked) -> None:
+def _of_question(asked: Asked, planned: PlannedMemory) -> None:
     answer = verdict.answer_of(asked)
     lines(taken(asked))
+    if answer is None and not planned.plan.serves:
+        st.info(
+            "These cards hold no copy of the model. **Estimate** shows what would; choose such cards above - a name "
+            "without a number: as many as it takes - and they are ranked here.",
+            icon=":material/arrow_upward:",
+        )
+        return
     if answer is None:
         st.info(
             "Which cards, how many copies, at what price: the answer simulates this load on each candidate. "
-            "**Check the targets** "
-            "above, and it stands here.",
+            f"Press **{marked(verdict.check_label(asked))}** above, and it stands here.",
             icon=":material/arrow_upward:",
         )
         job = st.session_state.get("plan_job")
@@ -139,7 +152,7 @@ def _headline(found: Recommendation) -> None:
             ),
             ShownFigure(
                 "Load may grow",
-                "-" if best.headroom is None else f"{best.headroom:.0%}",
+                "-" if best.headroom is None else f"{best.headroom:.0%}{' or more' * best.at_least}",
                 f"then {in_words(best.limited_by)} gives out",
             ),
             ShownFigure(
@@ -149,8 +162,8 @@ def _headline(found: Recommendation) -> None:
             ),
         ]
     )
-    for command in best.commands:
-        st.code(command, language="bash", wrap_lines=True)
+    for line in best.commands:
+        command(line)
 
 
 def _money(low: float | None, high: float | None) -> str:
@@ -166,11 +179,13 @@ def _show(found: Recommendation) -> None:
         drawn = charts.speed_and_throughput(found)
         chart(drawn, "frontier", "Tokens a second per user against tokens a second per GPU, each deployment")
         st.caption(
-            "Each at the highest load that keeps the targets; bars: nine cases in ten of what its steps may take; "
-            "hollow, where there are any: measured by others, at the loads that they ran."
+            "Numbers: as in the table. Each at the highest load that keeps the targets; bars: nine cases in ten of "
+            "what its steps may take; hollow, where there are any: measured by others, at the loads that they ran."
         )
         st.subheader("Ranked, the cheapest first")
-        st.table([_words(c) for c in feasible[:12]], hide_index=True)
+        st.table(
+            [{"No": f"{number}", **_words(c)} for number, c in enumerate(feasible[:12], 1)], hide_index=True
+        )
         if len({c.usd_per_hour for c in feasible}) > 1:
             chart(charts.ranking(found), "ranking", "Dollars an hour by deployment")
     ruled_out = [c for c in found.candidates if not c.feasible]
@@ -194,7 +209,7 @@ def _words(row: Candidate) -> dict[str, str]:
     spread = _money(row.usd_per_hour_low, row.usd_per_hour_high)
     return {
         "Deployment": marked(row.label),
-        "Runs": f"{(row.num_gpus or 0) // each} x {each} GPU{'s' * (each > 1)}",
+        "Runs": f"{(row.num_gpus or 0) // each} x {counted(each, 'GPU')}",
         "An hour": plain_money(usd + (f" ({spread})" if spread else "")),
         "A copy carries": carried,
         "First token p99": shown_ms(row.figures.get("p99_ttft_ms")),
@@ -222,9 +237,10 @@ def _sure(answer: ServingAnswer) -> None:
         return
     st.subheader("How sure")
     said = [" ".join(line.split()) for line in doubt_lines(answer)[1:]]
-    at = said.index("To be surer")
-    for title, some in (("", said[:at]), ("To be surer", said[at + 1 :])):
-        st.markdown((f"**{title}**\n\n" if title else "") + "\n".join(f"- {marked(line)}" for line in some))
+    at = said.index(SURER)
+    for title, some in (("", said[:at]), (SURER, said[at + 1 :])):
+        told = "\n".join(f"- {marked(line[0].upper() + line[1:])}" for line in some)
+        st.markdown((f"**{title}**\n\n" if title else "") + told)
     assumed = [f"{name}: {told} ({note})" for name, told, note in question_rows(answer.question) if note]
     if assumed:
         with st.expander("Assumed, because nobody said it"):
@@ -236,9 +252,7 @@ def _take_away(asked: Asked, answer: ServingAnswer) -> None:
     rows = [candidate.to_dict() for candidate in found.candidates]
     st.subheader("Take it away")
     is_plain = not asked.settled and not asked.config
-    st.code(
-        asked.words("plan") if is_plain else "kvplan recommend plan.yaml", language="bash", wrap_lines=True
-    )
+    command(asked.words("plan") if is_plain else "kvplan recommend plan.yaml")
     if not is_plain:
         st.caption(
             "`kvplan plan` takes no engine flags: the scenario below has them; it ranks the same deployments."

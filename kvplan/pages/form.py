@@ -128,8 +128,9 @@ def sentence() -> dict[str, str]:
             "answer": text(st, "for answers", "answer", TYPED["answer"], width=136,
                            help="Typical visible answer, tokens; one in a hundred is ten times as long."),
             "slo": text(st, "within", "slo", TYPED["slo"], width=200,
-                        help="Targets of 99 requests in 100: ttft, visible (first visible token), tpot, e2e; "
-                        "visible<60s,tpot<50ms."),
+                        help="Targets of 99 requests in 100. ttft: time to the first token; tpot: time per token "
+                        "after it; visible: until the first token of the answer; e2e: the whole answer. "
+                        "E.g. visible<60s,tpot<50ms."),
         }  # fmt: skip
     return {key: str(value or "") for key, value in found.items()}
 
@@ -203,7 +204,7 @@ def _more_flags() -> dict[str, Any]:
         name: text(st, label, name, placeholder="the engine's") for name, label in SIZES.items()
     }
     below = choice(
-        st, "Files below host memory (fs tier)", FILE_TIERS, "file_tier",
+        st, "Files below it (fs tier)", FILE_TIERS, "file_tier",
         help="local: the drive that was measured with the step times, else nvme4; remote: cephfs. Needs GiB of host "
         "memory. Simulate offers other drives.",
     )  # fmt: skip

@@ -8,8 +8,9 @@ import streamlit as st
 
 from kvplan.charts import plans as charts
 from kvplan.ground.errors import KvplanError
+from kvplan.ground.limits import in_words
 from kvplan.ground.units import KiB, gib
-from kvplan.memory.answers import FAR, Option, Plan
+from kvplan.memory.answers import Option, Plan
 from kvplan.observed.reconciliation import Reconciliation
 from kvplan.pages.asked import OWN, Asked
 from kvplan.pages.jobs import read_apart
@@ -18,15 +19,17 @@ from kvplan.pages.verdict import plan_of
 from kvplan.pages.widgets import (
     ShownFigure,
     chart,
+    command,
     digits,
     figures,
     guarded,
-    in_words,
     marked,
     pictures,
     switch,
 )
 from kvplan.pages.work import PlannedMemory, read_a_log
+
+FAR = "No change of a flag holds it on these cards; choose others above, and **Recommend** ranks them for the load."
 
 
 def inputs() -> tuple[Any, Any]:
@@ -58,20 +61,21 @@ def _answer(asked: Asked) -> None:
             st.warning(marked(f"{plan.reason}."), icon=":material/block:")
         _ways_out(found.options)
         if plan.is_far(found.options):
-            st.caption(marked(FAR))
+            st.caption(FAR)
     drawn = {"memory": figure}
     if any(span.high >= 1 for span in found.curve):
         st.subheader("Traces at once, by length")
         drawn["traces"] = charts.concurrency(plan, found.lengths, found.curve)
         chart(drawn["traces"], "concurrency", "Traces that memory holds at once, falling with their length")
-        st.caption("Band: the range that measured overheads leave open.")
+        if any(span.high > 1.1 * span.low for span in found.curve if span.low >= 10):
+            st.caption("Band: the range that measured overheads leave open.")
     if tier := plan.offload:
         st.subheader("KV beyond the GPU")
         for line in tier.lines(plan.trace_tokens, plan.cache_tokens.value):
             st.markdown(marked(line))
     if plan.serves:
         st.subheader("What to run")
-        st.code(plan.serve_command, language="bash", wrap_lines=True)
+        command(plan.serve_command)
     if plan.fits:
         _ways_out(found.options)
     with st.expander("Every figure with its source"):
@@ -84,13 +88,13 @@ def _answer(asked: Asked) -> None:
 def _figures(asked: Asked, found: PlannedMemory) -> None:
     plan = found.plan
     low, high, now = int(plan.traces.low), int(plan.traces.high), plan.num_traces
-    spread = f"{low:,} to {high:,}" if low != high else "at both ends of the range"
+    spread = f"{low:,} to {high:,}" if low != high else "over its whole range"
     varying = found.varying
     price, pool = plan.price_per_hour, plan.budget.kv.size.value
     row = [
         ShownFigure("Longest traces at once", f"{now:,}", spread if plan.serves else "it does not start",
                f"{plan.trace_tokens:,} tokens each: prompt, longest thinking, answer. Limited by "
-               f"{in_words(plan.limited_by)}."),
+               f"{in_words(plan.limited_by)}. Range: what measured overheads of memory leave open."),
         ShownFigure("Typical ones", f"{int(found.typical.value):,}", f"{asked.typical.trace_tokens(0):,} tokens each",
                None if varying is None else f"{varying:,} if lengths vary as asked, with one overflow in a hundred."),
         ShownFigure("KV cache", f"{digits(gib(max(0, pool)))} GiB",
@@ -127,7 +131,7 @@ def _taken(asked: Asked, plan: Plan) -> None:
             "same in a terminal:"
         )
     )
-    st.code(asked.words("estimate", plan.question.args), language="bash", wrap_lines=True)
+    command(asked.words("estimate", plan.question.args))
 
 
 def _log(asked: Asked, same: bool) -> None:

@@ -69,11 +69,11 @@ def _page() -> None:
     told = form.typed()
     asked = or_complaint(told.read)
     answer = st.container(key="verdict")
-    is_told = False
+    found, is_told = None, False
     if not isinstance(asked, str) and not asked.config and links.is_kept():
         is_told = True  # the browser shows it while it still loads what the tabs need
         with answer:
-            verdict.render(asked)
+            found = verdict.render(asked)
     links.check("tab", TABS)
     first, second, third, fourth, fifth = st.tabs(TABS, key="tab", **BIND)
     with first:
@@ -95,9 +95,9 @@ def _page() -> None:
         return
     if not is_told:
         with answer:
-            verdict.render(asked)
+            found = verdict.render(asked)
     with body:
-        if first.open:
+        if first.open and found is not None:
             memory_tab.render(asked)
     with memory:
         if first.open:
@@ -110,7 +110,7 @@ def _page() -> None:
             strategies_tab.render(asked, problems)
     with fourth:
         if fourth.open:
-            deployments_tab.render(asked, search)
+            deployments_tab.render(asked, search, found)
     with fifth:
         if fifth.open:
             calibration_tab.render(asked, profile)

@@ -12,6 +12,7 @@ import streamlit as st
 
 from kvplan.charts import runs as charts
 from kvplan.ground.files import scenarios_dir
+from kvplan.ground.limits import in_words
 from kvplan.ground.tables import counted
 from kvplan.pages.asked import ENGINES, OWN, Asked, read_number
 from kvplan.pages.jobs import DRAW, read_apart
@@ -26,7 +27,6 @@ from kvplan.pages.widgets import (
     choice,
     digits,
     figures,
-    in_words,
     lines,
     marked,
     or_complaint,
@@ -36,6 +36,7 @@ from kvplan.pages.widgets import (
     scenario_to_copy,
     shown_ms,
     source_of,
+    span,
     switch,
     text,
 )
@@ -145,7 +146,8 @@ def taken(asked: Asked, source: ScenarioSource, scenario: Scenario) -> list[str]
         if asked.question.users
         else f"{asked.question.rate:g} requests a second"
     )
-    copies = f"{counted(scenario.replicas, 'copy', 'copies')} on {each} x {scenario.gpu} each"
+    copies = f"{counted(scenario.replicas, 'copy', 'copies')} on {each} x {scenario.gpu}"
+    copies += " each" * (scenario.replicas > 1)
     said = [
         f"Taken from the question: {model}, {who}, all lengths, targets, engine and its flags. Changed: "
         f"{copies}; context "
@@ -178,9 +180,10 @@ def _show(found: SimulatedRun) -> None:
         _tier(result)
     st.subheader("Latencies")
     shares = {name: charts.latency_shares(result, name) for name in charts.LATENCIES}
-    for column, (name, figure) in zip(st.columns(3), shares.items(), strict=True):
-        with column:
-            chart(figure, f"latency_{name}", f"Share of requests by {charts.LATENCIES[name]}")
+    with st.container(key="latencies"):
+        for column, (name, figure) in zip(st.columns(3), shares.items(), strict=True):
+            with column:
+                chart(figure, f"latency_{name}", f"Share of requests by {charts.LATENCIES[name]}")
     _requests(result)
     if found.blocks.moments:
         _blocks(found.blocks)
@@ -225,7 +228,8 @@ RANGED = (
 def _headline(result: Result) -> None:
     document = result.to_dict()
     kept = {None: "", True: ", targets met", False: ", targets missed"}[result.slo_met]
-    ended = f"{VERDICTS[result.verdict]}{kept}; limited by {in_words(result.limited_by)}"
+    how = "so far" if result.verdict == "interrupted" else VERDICTS[result.verdict]
+    ended = f"{how}{kept}; limited by {in_words(result.limited_by)}"
     good = result.exit_code == 0
     (st.success if good else st.warning)(
         f"**{marked(ended[0].upper() + ended[1:])}.**",
@@ -256,7 +260,7 @@ def _headline(result: Result) -> None:
             ShownFigure(
                 "KV peak",
                 f"{document['kv_peak_fraction']:.0%}",
-                f"{document['num_preemptions']:,} preemptions",
+                counted(document["num_preemptions"], "preemption"),
             ),
         ]
     )
@@ -288,7 +292,8 @@ def _more(result: Result, document: dict[str, Any]) -> None:
             [{"Figure": name, "Value": value, "Range": _span(key, found[key]) if key in found else ""}
              for name, value, key in rows], hide_index=True,
         )  # fmt: skip
-        said = [f"{label} {_span(name, found[name])}" for name, label in RANGED if name in found]
+        said = [f"{label} {_span(name, found[name])}" for name, label in RANGED
+                if name in found and _span(name, found[name])]  # fmt: skip
         told = [f"Range ({result.interval_of}): {'; '.join(said)}."] if said else []
         if energy["mean_watts"] is not None:
             grams = energy["gco2_per_million_output_tokens"]
@@ -302,9 +307,7 @@ def _more(result: Result, document: dict[str, Any]) -> None:
 
 
 def _span(name: str, ends: list[float]) -> str:
-    shown = shown_ms if name.endswith("_ms") else digits
-    low, high = (shown(end) for end in ends)
-    return low if low == high else f"{low} to {high}"
+    return span(ends[0], ends[1], shown_ms if name.endswith("_ms") else digits)
 
 
 @st.fragment
@@ -314,7 +317,9 @@ def _requests(result: Result) -> None:
     page, total = 40, len(result.records)
     first = 0
     if total > page:
-        first = st.slider("First request", 0, total - page, 0, page, key="first_request", **BIND)
+        first = st.slider(
+            "First request, as they arrive", 0, total - page, 0, page, key="first_request", **BIND
+        )
     chart(
         charts.request_timeline(result.records, first, page),
         "requests",
@@ -347,14 +352,17 @@ def _blocks(blocks: BlockMap) -> None:
         chart(charts.chunk_places(moment, replica), "chunk_places", "Chunks by where they lie")
     rows = holdings(moment.replicas[replica])
     held = f"{counted(len(rows), 'request')} {'holds' if len(rows) == 1 else 'hold'} blocks"
-    st.caption(f"At {moment.time_s:.6f} s: {held} of {blocks.block_size} tokens. The longest:")
+    st.caption(
+        f"At {moment.time_s:.6f} s: {held} of {blocks.block_size} tokens, {len(charts.OWNERS)} colours in turn. "
+        "The longest:"
+    )
     shown = [(row.request, row.num_blocks, row.num_shared, _clip(row.ids)) for row in rows[:8]]
     with st.container(key="block_owners"):
         st.table([dict(zip(("request", "blocks", "shared", "block ids"), row, strict=True)) for row in shown])
 
 
-def _clip(ids: str) -> str:
-    return ids if len(ids) < 60 else ids[:57] + "..."
+def _clip(ids: str, most: int = 44) -> str:
+    return ids if len(ids) <= most else ids[: ids.rindex(",", 0, most) + 1] + "..."
 
 
 def _downloads(found: SimulatedRun, drawn: dict[str, Any]) -> None:

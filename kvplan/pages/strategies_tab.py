@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import streamlit as st
 
 from kvplan.charts import runs, searches
 from kvplan.charts.drawing import Layered
+from kvplan.ground.limits import in_words
 from kvplan.ground.tables import counted
 from kvplan.pages.asked import OWN, TABLE, Asked, mean_thinking
 from kvplan.pages.links import BIND
@@ -24,16 +26,17 @@ from kvplan.pages.widgets import (
     chart,
     digits,
     figures,
-    in_words,
     lines,
     marked,
     or_complaint,
     pictures,
     read_source,
+    rows_of,
     run_box,
     scenario_to_copy,
     shown_ms,
     source_of,
+    span,
     switch,
 )
 from kvplan.pages.work import ComparedStrategies, compare_work
@@ -130,18 +133,20 @@ def taken(asked: Asked, told: StrategyInputs, scenario: Scenario) -> list[str]:
 def _show(outcome: ComparedStrategies) -> None:
     found = outcome.found
     rows = found.to_dict()["strategies"]
-    told = f"Choice: {found.reason}." if found.choice else f"No choice: {found.reason}."
+    tie, is_tie, rest = found.reason.partition("tie: ")
+    word = ("Tie" if is_tie and not tie else "Choice") if found.choice else "No choice"
     (st.success if found.choice else st.warning)(
-        marked(told), icon=":material/check_circle:" if found.choice else ":material/warning:"
+        f"**{word}:** {marked(rest if word == 'Tie' else found.reason)}.",
+        icon=":material/check_circle:" if found.choice else ":material/warning:",
     )
     _figures(found, rows)
     if found.caution:
-        st.info(marked(found.caution[0].upper() + found.caution[1:]), icon=":material/info:")
+        st.info(marked(found.caution[0].upper() + found.caution[1:] + "."), icon=":material/info:")
     st.subheader("Accuracy, latency, cost")
     front, per_hour = searches.pareto(found, names=False), searches.correct_per_gpu_hour(found)
     chart(front, "pareto", "Accuracy against latency of each strategy; cost as size")
     st.caption(
-        "Dot size: dollars per correct answer. Blue: nobody is as accurate, as fast and as cheap. "
+        "Dot size: dollars per correct answer. Blue: no other is at least as accurate, as fast and as cheap. "
         "Numbers: as in the table and below."
     )
     st.subheader("Correct answers per GPU-hour")
@@ -152,7 +157,7 @@ def _show(outcome: ComparedStrategies) -> None:
     if outcome.trees:
         _tree(outcome)
     st.subheader("All figures")
-    st.dataframe([{"no": number, **row} for number, row in enumerate(rows, 1)], hide_index=True)
+    rows_of([{"no": number, **row} for number, row in enumerate(rows, 1)])
     with st.container(horizontal=True, gap="small"):
         st.download_button(
             "Rows (CSV)", lambda: _csv(rows), "strategies.csv", key="compare_csv", on_click="ignore"
@@ -189,12 +194,10 @@ def _figures(found: Comparison, rows: list[dict[str, object]]) -> None:
     )  # fmt: skip
 
 
-def _ends(row: dict[str, object], name: str, shown) -> str:  # type: ignore[no-untyped-def]
+def _ends(row: Mapping[str, Any], name: str, shown: Callable[[float], str]) -> str:
     """Its range, where the row has one."""
-    ends = [row.get(f"{name}{end}") for end in ("_low", "_high")]
-    if None in ends or ends[0] == ends[1]:
-        return ""
-    return f"{shown(ends[0])} to {shown(ends[1])}"
+    low, high = (row.get(f"{name}{end}") for end in ("_low", "_high"))
+    return "" if low is None or high is None else span(low, high, shown)
 
 
 def _csv(rows: list[dict[str, object]]) -> bytes:
@@ -224,7 +227,7 @@ def _budgets(found: Comparison) -> dict[str, Layered]:
 @st.fragment
 def _tree(outcome: ComparedStrategies) -> None:
     st.subheader("One problem's branches")
-    left, right = st.columns(2)
+    left, right = st.columns([3, 1])
     names = list(outcome.trees)
     most = max(names, key=lambda name: sum(map(len, outcome.trees[name].values())))
     name = left.selectbox("Strategy", names, index=names.index(most), key="tree_strategy", **BIND)

@@ -28,16 +28,24 @@ ul.key i {width: .8rem; height: .8rem; border: 1px solid #767676; flex: none}
 [data-testid="stMetricDelta"] {background: none !important; padding: 0 !important}
 .st-key-block_owners td * {overflow-wrap: anywhere !important}
 [data-testid="stTable"] {overflow-x: auto}
+[data-testid="stTable"] code {font-size: .8125rem !important}
+.st-key-kernels [data-testid="stTable"] :is(td, th):last-child {min-width: 15rem}
+/* beside each other where there is room for words and axes */
+.st-key-latencies [data-testid="stColumn"] {min-width: 15rem}
 [data-testid="stTable"] :is(td, th) {min-width: 4.6rem}
 [data-testid="stTable"] th * {color: inherit !important; opacity: 1 !important}
 /* the sentence reads on */
 .st-key-sentence [data-testid="stWidgetLabel"] {min-height: 1.25rem}
 :is(button, input, textarea, a, summary, [role="tab"], [role="slider"], [tabindex="0"]):focus-visible {
   outline: 3px solid currentColor !important; outline-offset: 2px !important}
+/* what stands in a box that cuts has its ring inside */
+:is(input, textarea, [role="tab"]):focus-visible {outline-offset: -3px !important; border-radius: .4rem}
 @media (prefers-reduced-motion: reduce) {
   *, *::before, *::after {animation: none !important; transition: none !important; scroll-behavior: auto !important}}
 @media (max-width: 1000px) {.stMainBlockContainer {padding-top: 4rem}}
 @media (max-width: 640px) {
+  [data-testid="stTabs"] [role="tablist"] {gap: .55rem}
+  [data-testid="stTabs"] [role="tab"] * {font-size: .84rem}
   .stMainBlockContainer {padding-left: 1rem; padding-right: 1rem}
   .stCode code {font-size: .68rem}
 }

@@ -26,13 +26,21 @@ _first: dict[Asked, Job] = {}
 """The run that answers what somebody new is shown, for all who come meanwhile."""
 
 
-def render(asked: Asked) -> None:
-    """Verdict, and what it rests on; a button that has the targets checked."""
+def render(asked: Asked) -> PlannedMemory | None:
+    """Verdict, and what it rests on; a button that has the targets checked.
+
+    Returns the plan; None where there is none, and the page has said why.
+    """
     try:
         found = plan_of(asked)
     except KvplanError as error:
         refuse(str(error))
-        return
+        return None
+    _answered(asked, found)
+    return found
+
+
+def _answered(asked: Asked, found: PlannedMemory) -> None:
     answer = answer_of(asked)
     if answer is None and asked == form.first():
         answer = _first_answer(asked)
@@ -40,13 +48,18 @@ def render(asked: Asked) -> None:
         _told(asked, answer, found)
         return
     if not found.plan.serves:
-        refuse(f"Does not fit: {found.plan.reason}.")
+        st.error(f"**Does not fit:** {marked(f'{found.plan.reason}.')}", icon=":material/block:")
         return
-    st.info(f"**At first sight:** {marked(memory_line(asked, found))}", icon=":material/memory:")
+    st.info(f"**At first sight:** {marked(memory_line(asked, found))}.", icon=":material/memory:")
     if asked in _first and not _first[asked].is_over:
         _wait_for_first(asked)
         return
-    ask(asked, f"Check {asked.question.slo.replace(',', ', ')}", "plan_run")
+    ask(asked, check_label(asked), "plan_run")
+
+
+def check_label(asked: Asked) -> str:
+    """What the button says that answers the question in full."""
+    return f"Check {asked.question.slo.replace(',', ', ')}"
 
 
 def ask(asked: Asked, label: str, key: str) -> None:
@@ -134,7 +147,7 @@ def memory_line(asked: Asked, found: PlannedMemory) -> str:
     return (
         f"{cards} x {plan.question.gpu.name} {holds} {now:,} of the longest requests at once{spread}, of "
         f"{plan.trace_tokens:,} "
-        f"tokens each, and {int(found.typical.value):,} typical ones"
+        f"tokens each, or {int(found.typical.value):,} typical ones"
     )
 
 
@@ -142,7 +155,7 @@ def _told(asked: Asked, answer: ServingAnswer, found: PlannedMemory) -> None:
     """The verdict of `kvplan plan`, in its words."""
     text = answer.verdict[0].upper() + answer.verdict[1:]
     head, colon, rest = text.partition(": ")
-    said = f"**{marked(head)}**{': ' + marked(rest) if colon else ''}."
+    said = f"**{marked(head + ':')}** {marked(rest)}."
     if not colon:
         said = f"{marked(text)}."
     below = f"{memory_line(asked, found)}."

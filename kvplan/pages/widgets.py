@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -18,6 +19,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from kvplan.charts.drawing import Layered, specification
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.files import PACKAGE
+from kvplan.ground.tables import counted
 from kvplan.pages import links
 from kvplan.pages.apart import Work
 from kvplan.pages.asked import Asked
@@ -115,6 +117,8 @@ def shown_ms(value: float | None) -> str:
 
     >>> shown_ms(3359.21), shown_ms(49.85), shown_ms(128_600), shown_ms(1.6e6), shown_ms(None)
     ('3.36 s', '49.9 ms', '129 s', '26.7 min', '-')
+    >>> shown_ms(43.02), shown_ms(2300), shown_ms(0)
+    ('43.0 ms', '2.30 s', '0 ms')
     """
     if value is None:
         return "-"
@@ -125,22 +129,30 @@ def shown_ms(value: float | None) -> str:
         ("h", 3.6e6, float("inf")),
     ):
         if value < until:
-            return f"{digits(value / size)} {unit}"
+            return f"{digits(value / size, '#') if value else 0} {unit}"
     raise AssertionError(value)
 
 
-def digits(value: float) -> str:
-    """Three digits that count, thousands whole.
+def digits(value: float, zeros: str = "") -> str:
+    """Three digits that count, thousands whole. `zeros`: # keeps the last ones.
 
     >>> digits(0.0123), digits(3.3592), digits(128.6), digits(397008.2)
     ('0.0123', '3.36', '129', '397,008')
     """
-    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:{zeros}.3g}"
 
 
-def in_words(limit: object) -> str:
-    """What gives out first, as people say it."""
-    return str(limit).replace("_", " ")
+def span(low: float, high: float, shown: Callable[[float], str]) -> str:
+    """A range, its unit once; nothing where both ends read alike.
+
+    >>> span(35.5, 71, shown_ms), span(900, 1100, shown_ms), span(3.2, 3.2001, digits)
+    ('35.5 to 71.0 ms', '900 ms to 1.10 s', '')
+    """
+    first, last = shown(low), shown(high)
+    if first == last:
+        return ""
+    number, space, unit = first.partition(" ")
+    return f"{number if space and last.endswith(space + unit) else first} to {last}"
 
 
 def about(seconds: float | None) -> str:
@@ -179,6 +191,25 @@ def key_of(spec: dict[str, Any]) -> dict[str, str]:
             found |= dict(zip(scale["domain"], scale["range"], strict=False))
             colour["legend"] = None
     return found
+
+
+def rows_of(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A wide table of a result's own columns, figures as people read them: shares in per cent, thousands apart."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    st.dataframe(rows, hide_index=True, column_config={name: _column(name, rows) for name in names})
+
+
+SHARES = re.compile(r"accuracy|share|fraction|median|p9[05]|bias|.*_error")
+
+
+def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    label, values = name.replace("_", " "), [row[name] for row in rows if row.get(name) is not None]
+    if not values or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        return st.column_config.Column(label)
+    if SHARES.match(name) and all(abs(v) <= 1 for v in values):
+        return st.column_config.NumberColumn(label, format="percent")
+    whole = all(isinstance(v, int) for v in values)
+    return st.column_config.NumberColumn(label, format="localized" if whole else "%.4g")
 
 
 class ShownFigure(NamedTuple):
@@ -221,6 +252,41 @@ def _picture(figure: Layered, kind: str) -> bytes:
     """Drawn in a process of its own: the library brings a whole browser's engine."""
     drawn: bytes = read_apart(picture_of, specification(figure), kind, bounds=DRAW)
     return drawn
+
+
+def command(line: str) -> None:
+    """A command to copy, broken between its words where it is long."""
+    st.code(broken(line), language="bash", wrap_lines=True)
+
+
+def broken(line: str, most: int = 50) -> str:
+    r"""A shell command in lines of at most so many characters, as far as its words allow; a flag keeps its value.
+
+    >>> print(broken("vllm serve a/b --max-model-len 24576 -tp 2", 28))
+    vllm serve a/b \
+      --max-model-len 24576 \
+      -tp 2
+    """
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return line
+    if len(line) <= most or shlex.join(words) != line:
+        return line
+    parts: list[list[str]] = []
+    for word in words:
+        is_value = parts and parts[-1][-1].startswith("-") and "=" not in parts[-1][-1]
+        if is_value and not word.startswith("-"):
+            parts[-1].append(word)
+        else:
+            parts.append([word])
+    lines = [shlex.join(parts[0])]
+    for part in map(shlex.join, parts[1:]):
+        if len(lines[-1]) + len(part) + 3 <= most:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(f"  {part}")
+    return " \\\n".join(lines)
 
 
 def lines(said: Iterable[str]) -> None:
@@ -296,13 +362,13 @@ def _scenario(
     return found
 
 
-def scenario_to_copy(scenario: Scenario | str, title: str, command: str, key: str) -> Scenario | None:
+def scenario_to_copy(scenario: Scenario | str, title: str, line: str, key: str) -> Scenario | None:
     """Show a scenario as a file, or what is wrong with it; return it if it is one."""
     if isinstance(scenario, str):
         refuse(scenario)
         return None
     with st.expander(title):
-        st.code(command, language="bash", wrap_lines=True)
+        command(line)
         st.code(dump_scenario(scenario), language="yaml")
         st.download_button(
             "Scenario (YAML)", dump_scenario(scenario), f"{scenario.name or 'scenario'}.yaml",
@@ -425,7 +491,7 @@ def under_way(name: str) -> None:
     elif job.state == "waiting":
         before = job.num_before
         st.progress(
-            0.0, text=f"Waiting for a turn: {before or 'no'} run{'s' * (before != 1)} before this one"
+            0.0, text=f"Waiting for a turn: {counted(before, 'run') if before else 'no run'} before this one"
         )
     else:
         st.progress(min(1.0, job.share), text=_how_far(name, job))

@@ -38,6 +38,8 @@ from kvplan.workload.lengths import Constant, Lognormal
 
 SCHEMA_VERSION = 1
 TABLE_ROWS = 6
+SURER = "To be surer"
+"""What stands before the ways to smaller doubts."""
 FAR = 1000
 """Where so many times the cards are needed, as many of another card are not tried: none is a thousand times as good."""
 GPU_KEY, TP_KEY = "gpu", "engine.tensor_parallel_size"
@@ -402,7 +404,8 @@ def _copies_text(best: Candidate) -> str:
 def _headroom(owned: Owned) -> str:
     best = owned.best
     assert best is not None
-    return f"{_copies_text(best)}, ${best.usd_per_hour:,.2f}/h, the load may grow by {best.headroom:.0%}"
+    room = f"{'at least ' if best.at_least else ''}{best.headroom:.0%}"
+    return f"{_copies_text(best)}, ${best.usd_per_hour:,.2f}/h, the load may grow by {room}"
 
 
 def question_rows(q: ServingQuestion) -> list[tuple[str, str, str]]:
@@ -468,7 +471,7 @@ def doubt_lines(answer: ServingAnswer) -> list[str]:
     lines += [f"  {change.what}: {_change_text(change)}" for change in answer.changes]
     lines += _ranking(answer.found)
     lines += [f"  steps: {best.step_time}", f"  prices: {best.price_source}"]
-    return [*lines, "To be surer", *(f"  {line}" for line in _shrink(best))]
+    return [*lines, SURER, *(f"  {line}" for line in _shrink(best))]
 
 
 def _change_text(change: Change) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.ground.limits import Limit
+from kvplan.ground.tables import counted
 from kvplan.memory.serve_command import flag_text
 from kvplan.simulation.records import UNSET
 from kvplan.simulation.result import Result
@@ -46,8 +47,9 @@ def _preempted(result: Result) -> list[str]:
         return []
     share = t.recomputed_tokens / computed
     return [
-        f"{t.preemptions:,} preemptions, {share:.1%} of all computed tokens were computed again: more KV blocks "
-        f"({flag_text(result.scenario.engine_name, kv_cache_dtype='fp8')}, more ranks, a larger card) or a lower "
+        f"{counted(t.preemptions, 'preemption')}, {share:.1%} of all computed tokens were computed again: "
+        f"more KV blocks ({flag_text(result.scenario.engine_name, kv_cache_dtype='fp8')}, more ranks, a larger card) "
+        "or a lower "
         f"{_max_num_seqs(result)}"
     ]
 
@@ -59,7 +61,8 @@ def _cut_thinking(result: Result) -> list[str]:
     if not cut:
         return []
     return [
-        f"{cut:,} answers were cut while still thinking: a hard max_tokens pays for thinking and gets no answer; "
+        f"{counted(cut, 'answer')} {'was' if cut == 1 else 'were'} cut while still thinking: a hard max_tokens pays "
+        "for thinking and gets no answer; "
         "use a thinking_token_budget, which closes the thinking and leaves room for the answer"
     ]
 

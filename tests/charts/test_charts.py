@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from places import TRUTH
@@ -14,8 +17,8 @@ from simulation.test_simulate_offloading import scenario
 
 pytest.importorskip("altair")
 
-from kvplan.charts import fits, plans, runs, searches
-from kvplan.charts.drawing import EDGE, PALE, PALETTE
+from kvplan.charts import drawing, fits, plans, runs, searches
+from kvplan.charts.drawing import EDGE, PALE, PALETTE, gathered
 from kvplan.ground.files import catalog_dir
 from kvplan.ground.gpu import get_gpu
 from kvplan.memory.demand import Demand
@@ -106,6 +109,18 @@ def test_a_run_is_drawn_as_it_was(result: Result) -> None:
         phases = [r for r in rows_of(lanes) if r.get("request") == request and "phase" in r]
         assert phases[0]["start_s"] == columns["arrival_s"][i]
         assert max(p["end_s"] for p in phases) == columns["finish_s"][i]
+    few = runs.request_timeline(result.records, first=5, count=10).to_dict()
+    assert (
+        few["layer"][0]["encoding"]["y"]["sort"]
+        == sorted((int(i) for i in columns["request_id"]), key=lambda i: columns["arrival_s"][i])[5:15]
+    )
+    names = {layer["mark"]["align"]: [r["time_s"] for r in rows_of(layer)] for layer in queue["layer"][1:]}
+    last = max(r["time_s"] for r in rows_of(queue))
+    assert all(time < 0.1 * last for time in names.get("left", []))  # a name stands inside the chart
+    assert all(time >= 0.9 * last for time in names.get("right", []))
+    assert sum(map(len, names.values())) == 3
+    highest = max(r["count"] for r in rows_of(queue))
+    assert queue["layer"][0]["encoding"]["y"]["scale"]["domain"][1] > highest
 
 
 @pytest.mark.parametrize("name", runs.LATENCIES)
@@ -118,6 +133,40 @@ def test_latencies_end_at_everybody(result: Result, name: str) -> None:
     assert limits(spec) == ({"SLO 0.8 s": 0.8} if name == "ttft" else {})
     unit = "ms" if name == "tpot" else "s"
     assert f"{runs.LATENCIES[name]}, {unit}" in titles(spec)
+
+
+@pytest.mark.parametrize(("times", "is_wide"), [(2, False), (100, True)])
+def test_times_far_apart_are_drawn_by_ratios(result: Result, times: int, is_wide: bool) -> None:
+    """A target far beyond what was measured squeezes no curve into a corner."""
+    target = times * float(np.nanmedian(result.latencies.tpot))
+    asked = replace(result, slos=[result.slos[0].model_copy(update={"tpot_ms": target})])
+    x = runs.latency_shares(asked, "tpot").to_dict()["layer"][0]["encoding"]["x"]
+    assert (x["scale"].get("type") == "log") == is_wide
+    assert not is_wide or 2 <= len(x["axis"]["values"]) <= 6
+
+
+def test_doctests() -> None:
+    """Every example in the docstrings gives what it says."""
+    result = doctest.testmod(drawing)
+    assert result.attempted >= 3
+    assert result.failed == 0
+
+
+def test_dots_that_cover_each_other_share_a_text() -> None:
+    """Every number stands once; two texts are never closer than a hand of pixels."""
+    rows = [{"number": n, "x": x, "y": y} for n, (x, y) in
+            enumerate([(0, 0), (100, 1), (99, 0.999), (50, 0.5), (0, 1), (None, 1)], 1)]  # fmt: skip
+    found = gathered(rows, "x", "y")
+    assert [place["numbers"] for place in found] == ["1", "2, 3", "4", "5"]
+
+
+@pytest.mark.parametrize("most", [1, 2, 48])
+def test_a_tree_of_few_rows_has_room_for_bars(most: int) -> None:
+    """Below 50 pixels are axis and title: each row has ten of its own or more."""
+    nodes = [Node(i, None if i == 0 else 0, int(i > 0), "sample", 10, 0, 20, "stop", False, 0.0, 1.0)
+             for i in range(most)]  # fmt: skip
+    height = runs.branch_tree(nodes, most).to_dict()["height"]
+    assert height - 55 >= 10 * most
 
 
 def test_a_block_has_one_cell_and_its_owners_colour() -> None:

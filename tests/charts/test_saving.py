@@ -53,9 +53,13 @@ def test_the_report_holds_the_answer(answer: ServingAnswer) -> None:
     page = report_html(answer)
     assert answer.best is not None
     assert answer.plan is not None
-    for text in (answer.verdict, *answer.best.commands, *(row.label for row in answer.plan.budget.rows)):
+    verdict = answer.verdict[0].upper() + answer.verdict[1:]
+    for text in (verdict, *answer.best.commands, *(row.label for row in answer.plan.budget.rows)):
         assert text in page
     assert page.count("<svg") == 3
+    assert page.count("<h2>To be surer</h2>") == 1
+    assert "<li>To be surer</li>" not in page
+    assert not re.findall(r">([\d.,]+) to \1<", page)  # a figure that is sure has no range
 
 
 def test_the_report_asks_nobody(answer: ServingAnswer) -> None:

@@ -17,6 +17,8 @@ for (const e of document.querySelectorAll('[data-testid="stMetric"] *, [data-tes
   if (shown(e) && style.overflowX !== 'visible' && e.textContent.trim() && e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0)
     faults.push(`'${e.textContent.trim().slice(0, 40)}' is cut by ${e.scrollWidth - e.clientWidth} px`);
 }
+for (const tab of document.querySelectorAll('[role="tab"]'))
+  if (shown(tab) && tab.getBoundingClientRect().right > window.innerWidth + 1) faults.push(`the tab '${tab.textContent}' is out of the page`);
 const title = document.querySelector('h1'), bar = document.querySelector('[data-testid="stHeader"]');
 const scrolled = document.querySelector('[data-testid="stMain"]')?.scrollTop || 0;
 if (title && bar && title.getBoundingClientRect().top + scrolled < bar.getBoundingClientRect().bottom &&

@@ -33,11 +33,12 @@ from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli.main import run as cli
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.files import measurements_dir
+from kvplan.ground.limits import in_words
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import estimate
 from kvplan.models.load import find_bundled
 from kvplan.pages.uploads import MAX_BYTES
-from kvplan.pages.widgets import digits, in_words, shown_ms
+from kvplan.pages.widgets import digits, shown_ms, span
 from kvplan.profiles.profile import load_profile
 from kvplan.scenario.schema import dump_scenario, load_scenario
 from kvplan.search.comparison import compare
@@ -122,7 +123,7 @@ def test_estimate_says_what_the_command_says(
     assert engine["KV per token"] == f"{kv['bytes_per_token'] / 1024:,.1f} KiB"
     assert engine["KV per trace"] == f"{kv['bytes_per_sequence'] / 2**30:,.2f} GiB"
     if document["serve_command"]:
-        assert document["serve_command"] in [code.value for code in app.code]
+        assert document["serve_command"] in codes(app, "")
     if document["reason"]:
         assert document["reason"] in said(app, "error", "warning")
     (line,) = codes(app, "kvplan estimate")
@@ -169,6 +170,7 @@ def test_a_pasted_config_is_planned_like_the_bundled_one() -> None:
     calm(app.text_area(key="config_text").set_value(bundled.read_text()).run())
     assert metrics(app) == metrics(run())
     assert "your config.json" in said(app, "caption")
+    assert any("your-model" in code.value for code in app.code)
 
 
 # --- Simulate: seven -------------------------------------------------------------------------------
@@ -204,6 +206,7 @@ def test_simulate_says_what_the_command_says(
     app = press(run(tab="Simulate", **inputs), "simulate")
     (tmp_path / "question.yaml").write_text(scenario_text(app))
     document = printed("simulate", str(tmp_path / "question.yaml"), "--quiet")
+    assert app.session_state["simulate_job"].state == "done", said(app, "warning", "error")
     shown, more = metrics(app), rows(app, "Figure")
     for name in ("ttft", "tpot", "e2el"):
         assert shown[f"Mean {name.upper()}"] == shown_ms(document[f"mean_{name}_ms"])
@@ -216,7 +219,7 @@ def test_simulate_says_what_the_command_says(
         assert more["GPU power"] == f"{digits(energy['mean_watts'])} W"
         assert energy["grid_source"] in said(app, "caption")
     low, high = document["intervals"]["mean_tpot_ms"]
-    assert f"mean TPOT {shown_ms(low)} to {shown_ms(high)}" in said(app, "caption")
+    assert f"mean TPOT {span(low, high, shown_ms)}" in said(app, "caption")
     assert (
         simulate(load_scenario(tmp_path / "question.yaml")).to_dict()["mean_ttft_ms"]
         == document["mean_ttft_ms"]
@@ -339,7 +342,7 @@ def test_files_are_shown_beside_host_memory_alone(printed: Printed) -> None:
     drawn = " ".join(chart.proto.spec for chart in app.get("vega_lite_chart"))
     for title in (
         "files below it",
-        "file jobs, queued or under way",
+        "file jobs",
         "chunks in host memory and in files below it",
     ):
         assert title in drawn
@@ -368,7 +371,11 @@ def test_strategies_say_what_compare_says(
     assert set(document["strategies"][0]) <= set(frame)
     for name in ("accuracy", "kv_gib_s", "usd_per_correct", "latency_p99_s"):
         assert frame[name].tolist() == [row[name] for row in document["strategies"]]
-    assert document["reason"] in said(app, "success", "warning")
+    is_tie = document["reason"].startswith("tie: ")
+    told = document["reason"].removeprefix("tie: ")
+    assert f"{'Tie' if is_tie else 'Choice' if document['choice'] else 'No choice'}: {told}" in said(
+        app, "success", "warning"
+    )
     found = compare(load_scenario(tmp_path / "mine.yaml"))
     assert [row.accuracy for row in found.rows] == frame["accuracy"].tolist()
     of_question = inputs.get("of_question") != "false"
@@ -467,7 +474,7 @@ def test_the_first_question_answers_itself_for_everybody() -> None:
     assert "Fits: Qwen3-8B for 20 users on 1 x h100-sxm" in said(app, "success")
     asked = Demand(input_len=512, output_len=16384 + 256)
     _, low, high = estimate("Qwen/Qwen3-8B", "h100", EngineArgs(max_model_len=24576), demand=asked).traces
-    spread = "at both ends of the range" if int(low) == int(high) else f"{int(low)} to {int(high)}"
+    spread = "over its whole range" if int(low) == int(high) else f"{int(low)} to {int(high)}"
     assert app.metric[0].delta == spread
     assert "Fits" in said(run(), "success")
 

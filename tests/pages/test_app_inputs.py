@@ -234,9 +234,10 @@ def test_a_view_is_part_of_the_link() -> None:
     ],
 )
 def test_a_bad_config_is_one_line(text: str, complaint: str) -> None:
-    app = run(tab="Calibration")
+    app = run()
     calm(app.text_area(key="config_text").set_value(text).run())
     assert complaint in one_line(app)
+    assert "kvplan-" not in one_line(app)
     file = ("config.json", text.encode(), "application/json")
     calm(app.file_uploader(key="config_file").set_value(file).run())
     assert complaint in one_line(app)
@@ -345,3 +346,15 @@ def test_a_long_run_asks_first() -> None:
     calm(app.run())
     assert not is_running(app, "simulate")
     assert "Cancelled" in said(app, "warning")
+
+
+def test_cards_that_hold_no_copy_say_what_to_choose() -> None:
+    """No tab names a button that is not there."""
+    app = run(tab="Recommend", model="Qwen/QwQ-32B", gpu="1xrtx-4090")
+    assert "Does not fit" in said(app, "error")
+    assert not any(button.key == "plan_run" for button in app.button)
+    assert "Press" not in said(app, "info")
+    assert "Estimate" in said(app, "info")
+    ready = run(tab="Recommend", gpu="2xl40s")
+    label = next(button.label for button in ready.button if button.key == "plan_run")
+    assert f"Press {label} above" in said(ready, "info")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -19,13 +21,14 @@ from kvplan.calibrate.fit.predictions import predictions
 from kvplan.calibrate.measurements import read_measurements
 from kvplan.cli.main import run as cli
 from kvplan.engines.flags import EngineArgs
+from kvplan.ground import limits, units
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.files import measurements_dir, scenarios_dir
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.memory.mixed_lengths import varying_traces
 from kvplan.models.load import load_model
-from kvplan.pages import jobs, turns
+from kvplan.pages import jobs, turns, widgets
 from kvplan.pages.apart import Progress, Work, WorkBounds
 from kvplan.pages.jobs import (
     GONE_AFTER_S,
@@ -174,6 +177,29 @@ def test_many_pages_of_one_visitor_leave_room_in_the_line() -> None:
     for job in running:
         job.stop()
     assert all(job.wait(20) for job in (*running, *waiting, other))
+
+
+def _prepared(progress: Progress, observer: Observer) -> str:
+    """Three seconds: a second of preparing, then even progress."""
+    time.sleep(1.0)
+    for done in range(1, 201):
+        progress(done, 200)
+        if observer.cancelled():
+            return "stopped"
+        time.sleep(0.01)
+    return "all"
+
+
+def test_what_is_prepared_once_is_not_what_all_of_it_takes() -> None:
+    """A forecast made when a hundredth is done, after a second in which nothing was: seconds, not minutes."""
+    job = Job(_prepared, bounds=WorkBounds(ask_above_s=2.0, look_after_s=0.1))
+    _until(job, "asking")
+    assert 2.0 < job.forecast_s < 8.0
+    job.stop()
+    assert job.wait(5)
+    patient = Job(_prepared, bounds=WorkBounds(ask_above_s=30.0, look_after_s=0.1))
+    assert patient.wait(30)
+    assert patient.result == "all"
 
 
 @pytest.mark.parametrize(("work", "kept"), [(_slow, True), (_deaf, True), (_stubborn, False)])
@@ -386,6 +412,14 @@ def test_work_opens_no_file_of_the_servers() -> None:
     assert servers == ["refused"] * 6
     assert mine == "mine"
     assert "refused" not in (scenario, library)
+
+
+@pytest.mark.parametrize("module", [widgets, units, limits], ids=lambda m: m.__name__)
+def test_doctests(module: ModuleType) -> None:
+    """Every example in the docstrings gives what it says."""
+    result = doctest.testmod(module)
+    assert result.attempted >= 1
+    assert result.failed == 0
 
 
 def test_text_from_outside_stays_text() -> None:
