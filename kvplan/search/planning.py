@@ -416,7 +416,7 @@ def question_rows(q: ServingQuestion) -> list[tuple[str, str, str]]:
     )  # fmt: skip
     rows = [load, ("prompt", f"{q.prompt:,} tokens, typical", mark.get("prompt", ""))]
     if q.thinking:
-        tenth = "assumed: a tenth, as in production; --typical-thinking"
+        tenth = "assumed: a tenth; --typical-thinking"
         text = f"{q.median_thinking:,} tokens, typical; {q.thinking:,} at most"
         rows.append(("thinking", text, "" if q.typical_thinking else tenth))
     rows.append(("answer", f"{q.answer:,} tokens, typical", mark.get("answer", "")))
