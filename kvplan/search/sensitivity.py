@@ -76,7 +76,7 @@ class Turn(NamedTuple):
         return {k: None if v == inf else v for k, v in self._asdict().items()}
 
 
-class Look(NamedTuple):
+class ValueLook(NamedTuple):
     """All strategies at one value."""
 
     value: float
@@ -98,7 +98,7 @@ class Look(NamedTuple):
 
 
 @dataclass(slots=True)
-class Looks:
+class ValueLooks:
     """Looks at a scenario's strategies, on the same problems and luck at every value, within a number of branches."""
 
     scenario: Scenario
@@ -115,7 +115,7 @@ class Looks:
         drawn = sum(self.expectation.drawn[i].num_branches for i in self.places)
         return drawn / self.expectation.num_rounds / self.expectation.population.round_size * self.size
 
-    def at(self, problems: Problems, value: float) -> Look:
+    def at(self, problems: Problems, value: float) -> ValueLook:
         """One look."""
         specs = [self.expectation.drawn[i].spec for i in self.places]
         limits = [self.expectation.drawn[i].max_model_len for i in self.places]
@@ -125,7 +125,7 @@ class Looks:
         )  # fmt: skip
         self.left -= sum(one.num_branches for one in found.drawn)
         ahead = tuple(found.difference(i, 0) for i in range(1, len(specs)))
-        return Look(value, tuple(one.accuracy for one in found.strategies), ahead)
+        return ValueLook(value, tuple(one.accuracy for one in found.strategies), ahead)
 
 
 def accuracy_turns(
@@ -140,7 +140,7 @@ def accuracy_turns(
     assert problems is not None
     places = [chosen, *(i for i in fit if i != chosen)]
     spent = sum(expectation.drawn[i].num_branches for i in places)
-    looks = Looks(scenario, expectation, places, max(budget, spent))
+    looks = ValueLooks(scenario, expectation, places, max(budget, spent))
     keys = {key: value for key in SPANS if (value := _stated(problems, key)) is not None}
     keys = {key: value for key, value in keys.items() if SPANS[key][0] <= value <= SPANS[key][1]}
     if len(places) < 2 or not keys:
@@ -161,7 +161,7 @@ def accuracy_turns(
     return turns
 
 
-def _turn(looks: Looks, key: str, here: Look, ends: Sequence[Look]) -> Turn:
+def _turn(looks: ValueLooks, key: str, here: ValueLook, ends: Sequence[ValueLook]) -> Turn:
     """Where one value turns the choice, nearest to what is stated, between there and the ends looked at."""
     problems = looks.scenario.problems
     assert problems is not None
@@ -186,14 +186,14 @@ def _turn(looks: Looks, key: str, here: Look, ends: Sequence[Look]) -> Turn:
     return Turn(key, here.value, at, to, *SPANS[key], even=even, num_problems=looks.size)
 
 
-def _bracket(way: Sequence[Look]) -> tuple[Look, Look]:
+def _bracket(way: Sequence[ValueLook]) -> tuple[ValueLook, ValueLook]:
     """The last look before somebody leads, and the first where somebody does; the first of `way` is what is stated."""
     ordered = sorted(way, key=lambda look: abs(look.value - way[0].value))
     first = next(i for i, look in enumerate(ordered) if look.leader and i)
     return ordered[first - 1], ordered[first]
 
 
-def _even(way: Sequence[Look], name: str) -> float | None:
+def _even(way: Sequence[ValueLook], name: str) -> float | None:
     """Where a strategy draws level with the chosen one, on a line between two looks; None: it was from the start."""
     ordered = sorted(way, key=lambda look: abs(look.value - way[0].value))
     ahead = [next(d.points for d in look.ahead if d.a == name) for look in ordered]
