@@ -340,11 +340,15 @@ class ReplicaStats:
 
     def _look_back(self) -> None:
         """The run ends: what is written down of those that draft is as of the last read, leaping or not."""
+        if not self.times.count:
+            return
+        last = int(self.times.of(self.times.count)[-1])
         for request in self.resident:
             path = request.decode_path
             if path is not None:
-                times = self.times.of(request.decode_from)
-                self._look_up(request, path, times, int(times[-1]))
+                self._look_up(request, path, self.times.of(request.decode_from), last)
+            elif last > request.since:
+                request.kv_area += request.held * (last - request.since)
 
     def _look_up(self, request: SimRequest, path: DecodePath, times: Counts, now: int) -> None:
         """Look up in a path what was held until now, and when the first visible token came."""
