@@ -184,7 +184,7 @@ def strategies() -> tuple[str, str]:
 
 
 def doubt() -> tuple[str, str]:
-    [share, num] = found("ranges", r"families: (\d+%) of (\d+) lie inside")
+    [share, num] = found("ranges", r"families:\s(\d+%) of (\d+) lie inside")
     worst = min(rows("ranges", "| regime | class | family"), key=lambda row: percent(row[3]))
     return f"{share} of {num} points of models left out lie inside", f"{worst[3]}: {worst[2]}"
 
