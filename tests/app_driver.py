@@ -102,7 +102,7 @@ def codes(app: AppTest, beginning: str) -> list[str]:
 
 def unbroken(shown: str) -> str:
     """A command that is shown in several lines, as a shell reads it."""
-    return shown.replace(" \\\n ", "")
+    return re.sub(r" \\\s+", " ", shown)
 
 
 def widgets(app: AppTest) -> dict[str, Any]:

@@ -507,7 +507,7 @@ def test_calibration_shows_the_questions_profile_and_fits() -> None:
     """The profile that times the question's card and engine; measurements that come with kvplan are fitted in place."""
     assert "h100-sxm-sglang" in said(run(tab="Calibration", engine="sglang"), "markdown")
     app = run(tab="Calibration", profile="rtx-4090-vllm", measurements="vllm-cpu-0.32.jsonl")
-    assert "num_decodes" in app.table[0].value["what"].tolist()
+    assert "requests that decode in a step" in app.table[0].value["what"].tolist()
     press(app, "fit")
     errors = next(frame.value for frame in app.dataframe if "held_out" in frame.value)
     assert set(errors["regime"]) == {"decode", "prefill", "mixed"}
