@@ -96,8 +96,10 @@ class AccuracyDifference:
         return self.low <= 0 <= self.high
 
     def __str__(self) -> str:
-        """E.g. A and B: -1.2 to +3.1 points."""
-        return f"{self.a} and {self.b}: {points_text(self.low)} to {points_text(self.high)} points"
+        """E.g. A and B: -1.2 to +3.1 points; no difference, where both ends are hardly anything."""
+        low, high = points_text(self.low), points_text(self.high)
+        between = "no difference" if low == high == points_text(0.0) else f"{low} to {high} points"
+        return f"{self.a} and {self.b}: {between}"
 
 
 def points_text(points: float) -> str:

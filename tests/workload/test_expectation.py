@@ -132,7 +132,7 @@ def test_the_same_twice_is_a_tie() -> None:
     found, turned = expected(named, 4.0), expected(named[::-1], 4.0)
     assert found.difference(0, 1).is_tie
     assert found.difference(0, 1).high == 0
-    assert str(found.difference(0, 1)) == "one and other: +0.0 to +0.0 points"
+    assert str(found.difference(0, 1)) == "one and other: no difference"
     for a, b in zip(found.strategies, turned.strategies[::-1], strict=True):
         assert a == b
     assert found.difference(0, 2).low == pytest.approx(-turned.difference(0, 2).high)
@@ -167,7 +167,7 @@ def test_as_few_draws_as_were_allowed() -> None:
 
 def test_hardly_a_difference_has_no_sign() -> None:
     """Nothing is "-0.0"; what a tenth of a point does not show has its first digit."""
-    assert str(AccuracyDifference("a", "b", 0.0, -1e-12, 1e-12)) == "a and b: +0.0 to +0.0 points"
+    assert str(AccuracyDifference("a", "b", 0.0, -1e-12, 1e-12)) == "a and b: no difference"
     assert str(AccuracyDifference("a", "b", 0.0, -0.04, 3.14)) == "a and b: -0.04 to +3.1 points"
 
 
@@ -271,4 +271,4 @@ def test_problems_that_agree_may_have_been_luck(tmp_path: Path, num_problems: in
     apart, unlike = found.difference(0, 1), 1 - 0.025 ** (1 / num_problems)
     assert apart.low == pytest.approx(100 * (1 - 2 * unlike))
     assert apart.is_tie is is_tie
-    assert str(found.difference(0, 2)).endswith(": +0.0 to +0.0 points")
+    assert str(found.difference(0, 2)).endswith(": no difference")
