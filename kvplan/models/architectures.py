@@ -254,20 +254,22 @@ DEFAULTS: dict[str, dict[str, object]] = {
 TIED_BY_DEFAULT = ("Gemma", "Lfm2", "FalconFor", "FalconMamba", "MambaFor", "Zamba2")
 """Families whose config class ties the embeddings unless told otherwise (architecture prefixes)."""
 
+UNREAD = {
+    name: {"mamba_ssm_cache_dtype": "auto"}
+    for name in ("NemotronH_Nano_Omni", "NemotronH_Omni", "NemotronH_Super_Omni")
+}
+"""Keys that vLLM 0.32 does not read for a class, and what holds in their place (architecture prefixes)."""
+
 ORACLE = "weights and KV plan equal vLLM 0.32's own class and planner"
 TEXT_ORACLE = f"{ORACLE}, language model alone"
 BY_FORMULA = "its body is a family held to vLLM's class; this class itself was not run"
 UNHELD = frozenset(
     {
         "AriaTextForCausalLM",
-        "BailingMoeV3VLForConditionalGeneration",
         "DeepseekVLV2ForCausalLM",
         "FunAudioChatForConditionalGeneration",
         "Gemma3nForConditionalGeneration",
         "MiniMaxM3ForCausalLM",
-        "NemotronH_Nano_Omni_Reasoning_V3",
-        "NemotronH_Omni_Reasoning_V3",
-        "NemotronH_Super_Omni_Reasoning_V3",
         "PEagleDraftModel",
         "PeagleLlamaForCausalLM",
         "PeagleQwen3ForCausalLM",
@@ -363,7 +365,8 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
     outer = Keys(name, config)
     architecture = find_architecture(outer)
     defaults = next((d for prefix, d in DEFAULTS.items() if architecture.startswith(prefix)), {})
-    text = Keys(name, {**defaults, **config, **text_section(outer).raw})
+    unread = next((d for prefix, d in UNREAD.items() if architecture.startswith(prefix)), {})
+    text = Keys(name, {**defaults, **config, **text_section(outer).raw, **unread})
     whole, architecture = architecture, text_architecture(outer, architecture)
     row = DECODERS.get(architecture)
     known = architecture in BUILDERS

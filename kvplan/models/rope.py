@@ -19,7 +19,7 @@ ONE_INDEXER_ROTARY = ("HYV4",)
 """Families whose indexer rotates as attention does, by the same table."""
 SHORT_MROPE = ("Qwen3VL", "Qwen3_5", "InternS2", "Qwen4Exp", "BailingMoeV3", "MiMoV2")
 """Families whose multimodal table vLLM 0.32 leaves as long as the context: their positions never exceed the tokens, or
-their classes read no sections."""
+their classes read no sections there (Ling's multimodal class reads them at the config's top)."""
 MROPE_EACH = ("Ernie4_5_VLMoe",)
 """Families whose attention layers build a multimodal table each."""
 MROPE_POSITIONS = 4
@@ -109,7 +109,7 @@ def rotary_tables(text: Keys, architecture: str, layers: tuple[LayerSpec, ...]) 
     shared = text.flag("indexer_rope_interleave") or architecture.startswith(ONE_INDEXER_ROTARY)
     copies = 2 if sparse and not shared else 1
     each = architecture.startswith(MROPE_EACH)
-    if each or (_has_sections(text) and not architecture.startswith(SHORT_MROPE)):
+    if each or "mrope_section" in text or (_has_sections(text) and not architecture.startswith(SHORT_MROPE)):
         positions *= MROPE_POSITIONS
         copies = len(attentions) if each else copies
     if len({bool(a.compress_ratio) for a in attentions}) > 1:

@@ -336,6 +336,49 @@ def radio(s: TowerFacts) -> Parts:
     yield from two("mlp1", (s.text, middle, merged), bias=False, norm=merged)
 
 
+def nano_nemotron(s: TowerFacts) -> Parts:
+    """RADIO, and Parakeet beside it where the config has sound."""
+    yield from radio(s)
+    if s.outer.raw.get("sound_config") is not None:
+        yield from parakeet(s.outer.section("sound_config"), s.text)
+
+
+def parakeet(k: Keys, text: int) -> Parts:
+    """Parakeet's Conformer, whole on every rank; its attention has no biases here, as vLLM makes it."""
+    hidden, width, n = sizes(k)
+    channels, kernel = (
+        k.count("subsampling_conv_channels"),
+        k.count("subsampling_conv_kernel_size", default=3),
+    )
+    halvings = k.count("subsampling_factor", default=8, high=4096).bit_length() - 1
+    pitches = max(k.count("num_mel_bins") // k.count("subsampling_conv_stride", default=2) ** halvings, 1)
+    yield linear("subsampling.conv", channels, kernel**2)
+    yield linear("subsampling.depthwise", channels, kernel**2, copies=halvings - 1)
+    yield linear("subsampling.pointwise", channels, channels, copies=halvings - 1)
+    yield linear("subsampling.linear", hidden, channels * pitches)
+    yield linear("feed_forward.linear1", width, hidden, bias=False, copies=2 * n)
+    yield linear("feed_forward.linear2", hidden, width, bias=False, copies=2 * n)
+    yield linear("self_attn.qkv_out_and_relative_k", 5 * hidden, hidden, bias=False, copies=n)
+    yield vector("self_attn.bias_u_and_v", 2 * hidden, n)
+    bias = k.flag("convolution_bias", True)
+    yield linear("conv.pointwise1", 2 * hidden, hidden, bias=bias, copies=n)
+    yield linear("conv.depthwise", hidden, k.count("conv_kernel_size", high=4096), bias=bias, copies=n)
+    yield linear("conv.pointwise2", hidden, hidden, bias=bias, copies=n)
+    yield vector("norms", 12 * hidden, n)  # five of layers and one of a batch
+    middle, projected = k.count("projection_hidden_size"), k.flag("projection_bias")
+    yield from two("projection", (text, middle, hidden), bias=projected, norm=hidden)
+
+
+def bailing_v3_vl(s: TowerFacts) -> Parts:
+    """Qwen 3's images without deep features; four patches merged by a norm alone, then a projector."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    frames = k.count("temporal_patch_size", default=2, high=64)
+    yield from patches(k, positions=k.count("num_position_embeddings"), frames=frames)
+    yield from blocks(k)
+    yield vector("merger.norm", 2 * hidden)
+    yield from two("linear_proj", (s.text, s.text, hidden * merge(k)), cut=True)
+
+
 def _registers(args: Keys) -> int:
     """One token, or one a teacher, filled up to a multiple."""
     found = args.raw.get("teachers")
@@ -897,7 +940,16 @@ DECLARED: dict[str, Tower] = {
     "KimiVLForConditionalGeneration": Tower("vision_config", moonvit),
     "Lfm2VlForConditionalGeneration": Tower("vision_config", lfm2_vl),
     "LightOnOCRForConditionalGeneration": Tower("vision_config", lighton_ocr),
-    "NemotronH_Nano_VL_V2": Tower("vision_config", radio, heads=False),
+    **dict.fromkeys(
+        (
+            "NemotronH_Nano_VL_V2",
+            "NemotronH_Nano_Omni_Reasoning_V3",
+            "NemotronH_Omni_Reasoning_V3",
+            "NemotronH_Super_Omni_Reasoning_V3",
+        ),
+        Tower("vision_config", nano_nemotron, heads=False),
+    ),
+    "BailingMoeV3VLForConditionalGeneration": Tower("vision_config", bailing_v3_vl, rotary=True),
     "LlavaNextForConditionalGeneration": Tower(
         "vision_config", llava_next, largest=pinpoints, kind="clip_vision_model"
     ),

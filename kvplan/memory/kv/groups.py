@@ -8,6 +8,7 @@ from the same pool, so a block is as large as the largest group's pages together
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import lcm
 from typing import NamedTuple
@@ -111,9 +112,10 @@ def group_layers(layers: Sequence[Layer], *, hybrid: bool = True, merge_ratio: f
     try:
         return _deal(_unify_page_sizes(layers), merge_ratio)
     except _CannotPad:
-        promoted = promote_windows(layers)
-        if is_uniform([layer.page for layer in promoted]):
-            return [promoted]
+        with suppress(KvplanError):
+            promoted = promote_windows(layers)
+            if is_uniform([layer.page for layer in promoted]):
+                return [promoted]
         raise KvplanError(
             "these layers' KV pages cannot be brought to one size; the engine refuses them"
         ) from None
