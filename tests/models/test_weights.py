@@ -35,6 +35,7 @@ GOLDEN = ROOT / "tests" / "fixtures" / "weights_vllm_0.32.json"
 PUBLISHED = {
     "google/gemma-7b": 8_537_680_896,
     "Qwen/Qwen1.5-0.5B-Chat": 463_987_712,
+    "Qwen/Qwen3Guard-Gen-8B": 8_190_735_360,
     "LiquidAI/LFM2-1.2B": 1_170_340_608,
     "LiquidAI/LFM2-350M": 354_483_968,
     "ByteDance-Seed/Seed-OSS-36B-Instruct": 36_151_104_512,
@@ -154,6 +155,11 @@ NEARLY = {
     "stepfun-ai/Step-3.5-Flash": 196.81e9,
     "inclusionAI/Ling-3.0-tiny": 7.9e9,
     "IFM/K2-Horizon-7B": 9e9,
+    "poolside/Laguna-M.1": 225.8e9,
+    "inclusionAI/Ling-3.0-flash-VL": 124.85e9,
+    "inclusionAI/Ring-1T-FP8": 1e12,
+    "inclusionAI/Ring-2.6-1T": 1012.5e9,
+    "nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-BF16": 33.0e9,
 }
 """Published totals that are rounded, or count buffers too."""
 
@@ -161,6 +167,14 @@ NEARLY = {
 @pytest.mark.parametrize("name", NEARLY)
 def test_parameters_come_within_a_thousandth_of_the_published_total(name: str) -> None:
     assert parameters(load_model(name)) == pytest.approx(NEARLY[name], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("baidu/ERNIE-4.5-VL-424B-A47B-PT", 424), ("inclusionAI/Ling-2.6-flash", 104), ("zai-org/GLM-GA", 10)],
+)
+def test_parameters_round_to_the_published_billions(name: str, billions: int) -> None:
+    assert round(parameters(load_model(name)) / 1e9) == billions
 
 
 OF_VLLMS_CLASSES = {
@@ -227,6 +241,10 @@ def test_multi_token_prediction_counts_when_asked(name: str) -> None:
         ("Llama-4-Scout-17B-16E-Instruct", 17),
         ("Qwen3-Coder-480B-A35B-Instruct", 35),
         ("Qwen3.5-397B-A17B", 17),
+        ("Laguna-M.1", 23.4),
+        ("Ling-2.6-flash", 7.4),
+        ("Ring-1T-FP8", 51),
+        ("Ring-2.6-1T", 63),
     ],
 )
 def test_active_parameters(name: str, billions: float) -> None:
