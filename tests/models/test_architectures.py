@@ -89,6 +89,13 @@ def test_kv_plan_equals_vllms(name: str, tp: int) -> None:
     assert (mine.bytes_per_block, mine.num_blocks, mine.kv_cache_size_tokens) == said
 
 
+def test_pages_of_no_common_size_are_refused_in_those_words() -> None:
+    """As vLLM 0.32 refuses Ling 2.5 and 2.6; no flag is named that nobody gave."""
+    args = EngineArgs(tensor_parallel_size=8, max_num_batched_tokens=8192, max_num_seqs=256)
+    with pytest.raises(KvplanError, match="cannot be brought to one size"):
+        kv_layout(model_of("BailingMoeV2_5ForCausalLM"), args, 20 * GiB)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_what_vllm_cannot_cut_is_refused(name: str) -> None:
     """Heads that do not divide; other errors are of vLLM's class and say nothing of sizes."""
