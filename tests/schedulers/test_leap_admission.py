@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from clocked import Clocked
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from leap_scenarios import compare, random_scenario
 from syntax_mutants import mutate
@@ -54,6 +54,9 @@ def scenario_of(kind: str, seed: int, is_async: bool) -> VLLMScenario:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(seed=st.integers(0, 2**32), is_async=st.booleans(), cut=st.booleans())
+@example(seed=652521, is_async=False, cut=False).via(
+    "a free hit is evicted where a running request has a copy"
+)
 @settings(max_examples=EXAMPLES)
 def test_random_workloads(kind: str, seed: int, is_async: bool, cut: bool) -> None:
     """Every decision, and blocks, evictions, hits and ends wherever the leap stops, also when it is cut anywhere."""

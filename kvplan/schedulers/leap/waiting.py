@@ -60,7 +60,12 @@ def try_head(
     elif computed + num_tokens < last and queues.reserves_full_isl:
         needed = max(slots, -(-last // size)) - hits.num_blocks
     reserved = queues.watermark_blocks if queues.running else 0
-    if needed + hits.num_evictable + reserved > queues.pool.num_free:
+    short = needed + hits.num_evictable + reserved - queues.pool.num_free
+    if short > 0:
+        if (
+            queues.reserves_max and short <= hits.num_evictable
+        ):  # it asks for fewer once its hits are others' copies
+            return BlockedHead(queues.batch.num_steps, lacks_tokens=False)
         return BlockedHead(_looked_at(queues, seq, hits, padding), lacks_tokens=False)
     return hits, num_tokens, slots - hits.num_blocks
 
