@@ -114,6 +114,7 @@ class Page:
                 '[data-testid="stSkeleton"]',
                 '[data-testid="stSpinner"]',
                 '[data-stale="true"]',
+                '[data-test-script-state]:not([data-test-script-state="notRunning"])',
             )
         )
         calm = 0
