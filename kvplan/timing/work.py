@@ -306,7 +306,9 @@ def _state_inner(state: StateSpec) -> int:
         return facts["num_v_heads"] * facts["head_v_dim"]
     if state.family == "ngram_conv":
         return 0
-    return facts["num_heads"] * facts["head_dim"] if state.family == "kda" else facts["intermediate_size"]
+    if state.family in ("kda", "linear_attention"):
+        return facts["num_heads"] * facts["head_dim"]
+    return facts["intermediate_size"]
 
 
 def _state_width(state: StateSpec) -> int:
