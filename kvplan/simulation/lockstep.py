@@ -41,13 +41,18 @@ class LockstepGroup:
             is_open |= rank.leap is None or rank.leap.open
         if reads == NEVER_COMES:
             return None
-        if self._pooled is not None:
-            more = [self._pooled.pool_ticks(num_tokens, tokens) for num_tokens in tokens]
-            lines = [(ticks + later, slope) for (ticks, slope), later in zip(lines, more, strict=True)]
+        more = self._pool_ticks(tokens)
+        lines = [(ticks + later, slope) for (ticks, slope), later in zip(lines, more, strict=True)]
         end = self.clock.plan(now, lines, reads)
         if is_open and end > next_arrival:
             return self.cut(next_arrival) + next_arrival - now
         return end - now
+
+    def _pool_ticks(self, tokens: list[int]) -> list[int]:
+        """By how much longer each rank's step takes than alone, since the experts see all ranks' tokens."""
+        if self._pooled is None:
+            return [0] * len(tokens)
+        return [self._pooled.pool_ticks(num_tokens, tokens) for num_tokens in tokens]
 
     def _begin_rank(self, rank: Replica, now: int) -> tuple[Line, int, int]:
         """The durations of a rank's next reads, were it alone, its tokens in each, and how many are so."""

@@ -92,8 +92,7 @@ class DraftedLockstepGroup(LockstepGroup):
         if reads == NEVER_COMES:
             return None
         highest = np.zeros(reads, np.int64)
-        for ticks, num_tokens in zip(alone, tokens, strict=True):
-            later = self._pooled.pool_ticks(num_tokens, tokens) if self._pooled is not None else 0
+        for ticks, later in zip(alone, self._pool_ticks(tokens), strict=True):
             np.maximum(highest, (ticks if isinstance(ticks, int) else ticks[:reads]) + later, out=highest)
         self._times = now + highest.cumsum()
         for rank in self.ranks:

@@ -154,7 +154,7 @@ WRONG_DRAFTS: dict[str, tuple[Any, str, str, str]] = {
     "the step in flight takes the group's time": (
         DraftedRankLeap, "ticks_of", "self.alone[self.ahead + step]", "self.durations[step - 1]"),
     "ranks pool as many as their own": (
-        DraftedLockstepGroup, "begin", "self._pooled.pool_ticks(num_tokens, tokens)",
+        DraftedLockstepGroup, "_pool_ticks", "self._pooled.pool_ticks(num_tokens, tokens)",
         "self._pooled.pool_ticks(num_tokens, [num_tokens] * len(tokens))"),
     "a step in flight pools as the leap does": (
         DraftedLockstepGroup, "_coming_of",
