@@ -122,13 +122,10 @@ class Request:
             pieces.append(Segment(output_of(self.request_id), end - start, start - prompt_end))
         return tuple(pieces) if len(pieces) == 1 else merge_segments(pieces)
 
-    def __lt__(self, other: Request) -> bool:
-        """Order by priority, then arrival, as vLLM's priority queue does."""
-        return (self.priority, self.arrival_time, self.request_id) < (
-            other.priority,
-            other.arrival_time,
-            other.request_id,
-        )
+    @property
+    def key(self) -> tuple[int, float, str]:
+        """By priority, then arrival, then name, as vLLM's priority queue compares."""
+        return self.priority, self.arrival_time, self.request_id
 
 
 BlockHash = int

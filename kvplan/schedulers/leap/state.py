@@ -146,9 +146,6 @@ class Sequence:
         """Tokens computed once the engine has taken `num_steps` steps."""
         return self.base + num_steps if self.stage is DECODE else self.computed
 
-    def __lt__(self, other: Sequence) -> bool:
-        return self.key < other.key
-
 
 InFlight = tuple[list[Sequence], list[Sequence]]
 """What the tokens of one scheduled step will tell when they are read: whose prefill they end, and who ends."""

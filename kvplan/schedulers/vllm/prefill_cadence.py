@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kvplan.schedulers.request import Request
 from kvplan.schedulers.vllm.config import EngineConfig
@@ -33,7 +33,7 @@ class PrefillCadence:
         decodes = any(not request.is_prefill_chunk for request in running)
         return since < self.interval and decodes and not self.capacity_bound
 
-    def note_waiting(self, waiting: Sequence[Request], budget: StepBudget) -> None:
+    def note_waiting(self, waiting: Collection[Request], budget: StepBudget) -> None:
         """See who was left, once the waiting requests were looked at."""
         self.deferred.intersection_update(waiting)
         if not budget.defers_prefills:
