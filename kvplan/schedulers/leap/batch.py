@@ -27,8 +27,9 @@ class DecodeBatch:
         """Sum of their computed tokens."""
         self._phases = [0] * (2 * block_size)
         """How many take a block in steps i modulo the block size; twice, so that a round from any step is a slice."""
-        self._ends: list[tuple[int, int, Sequence]] = []
-        """Heap of (num_steps once the last token is scheduled, admission, sequence); stale entries are skipped."""
+        self._ends: list[tuple[int, int, int, Sequence]] = []
+        """Heap of (num_steps once the last token is scheduled, admission, number of its plan with drafts, sequence);
+        stale entries are skipped."""
 
     def next_context(self) -> int:
         """Return what the next step's decodes attend to."""
@@ -41,7 +42,7 @@ class DecodeBatch:
         self._shift(base, 1)
         self.num_decodes += 1
         self.context += seq.computed
-        heappush(self._ends, (seq.end - 1 - base, seq.admission, seq))
+        heappush(self._ends, (seq.end - 1 - base, seq.admission, 0, seq))
 
     def stop(self, seq: Sequence) -> None:
         """Take a sequence out; its stage is the caller's to set."""
@@ -55,7 +56,7 @@ class DecodeBatch:
         self._shift(seq.base, -1)
         seq.base -= 1
         self._shift(seq.base, 1)
-        heappush(self._ends, (seq.end - 1 - seq.base, seq.admission, seq))
+        heappush(self._ends, (seq.end - 1 - seq.base, seq.admission, 0, seq))
 
     def _shift(self, base: int, change: int) -> None:
         phase = -base % self.block_size
@@ -97,7 +98,7 @@ class DecodeBatch:
         """Return what `num_steps` will be once the next last token is scheduled."""
         ends = self._ends
         while ends:
-            when, admission, seq = ends[0]
+            when, admission, _, seq = ends[0]
             if seq.admission == admission and seq.stage is DECODE and seq.end - 1 - seq.base == when:
                 return when
             heappop(ends)
@@ -106,12 +107,12 @@ class DecodeBatch:
     def surprises(self) -> bool:
         """Whether the next to end does so alone and by a stop token: under async scheduling it decodes once more."""
         ends = self._ends
-        return bool(ends) and not ends[0][2].sure_end and all(end[0] > ends[0][0] for end in ends[1:3])
+        return bool(ends) and not ends[0][3].sure_end and all(end[0] > ends[0][0] for end in ends[1:3])
 
     def pop_ended(self) -> list[Sequence]:
         """Return, in order of admission, the sequences whose last token has been scheduled."""
         ended: list[Sequence] = []
         ends, now = self._ends, self.num_steps
         while ends and ends[0][0] <= now and self.next_end() <= now:
-            ended.append(heappop(ends)[2])
+            ended.append(heappop(ends)[3])
         return ended

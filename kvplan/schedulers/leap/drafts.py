@@ -85,6 +85,8 @@ class DraftPlan:
     """Steps of it that are scheduled in the end; fewer than planned once a later plan has taken over."""
     num_read: int = 0
     """Reads of outputs before its steps, the first one's included."""
+    number: int = 0
+    """Which of all plans of the engine it is, from 1."""
 
     def __post_init__(self) -> None:
         self.num_scheduled, self.num_read = len(self.reach), len(self.known)
@@ -285,8 +287,9 @@ class DraftBatch(DecodeBatch):
             seq.run.plans.append(plan)
         count = len(plan.reach)
         self._num_plans += 1
+        plan.number = self._num_plans
         if has_to_end and plan.num_to_end <= count:
-            heappush(self._ends, (plan.end, seq.admission, seq, self._num_plans, plan))  # type: ignore[misc]
+            heappush(self._ends, (plan.end, seq.admission, plan.number, seq))
         if plan.is_cut:
             heappush(self._cuts, (plan.start + count, self._num_plans, seq, plan))
         at = self._index(plan.start, count)
@@ -334,7 +337,7 @@ class DraftBatch(DecodeBatch):
             reach = reach[: to_end + (not seq.sure_end)]
         else:
             reach = path[:-1] + k
-        is_cut = bool(len(reach)) and reach[-1] >= longest
+        is_cut = len(reach) > 0 and int(reach[-1]) >= longest
         if is_cut:
             reach = reach[: reach.searchsorted(longest)]
         blocks = np.empty(len(reach) + 1, np.int64)
@@ -398,9 +401,10 @@ class DraftBatch(DecodeBatch):
         """Return what `num_steps` will be once the next last token is scheduled."""
         ends = self._ends
         while ends:
-            when, _, seq, _, plan = ends[0]  # type: ignore[misc]
-            if seq.plan is plan and seq.stage is DECODE:
-                return int(when)
+            when, _, number, seq = ends[0]
+            assert isinstance(seq, DraftSequence)
+            if seq.plan is not None and seq.plan.number == number and seq.stage is DECODE:
+                return when
             heappop(ends)
         return NEVER
 
