@@ -73,7 +73,9 @@ class Replica(ReplicaStats):
             request.engine_arrival = now
         self.num_submitted += 1
         self.queued_blocks += -(-request.num_prompt_tokens // self.block_size)
-        request.arrival_time = self.num_submitted  # its order: ties in time are possible, ties in order not
+        request.arrival_time = float(
+            self.num_submitted
+        )  # its order: ties in time are possible, ties in order not
         if self.leap is not None:
             self.inbox_since = min(self.inbox_since, self.leap.ends_at(self.leap.reads_until(now)))
             self.inbox.append(request)

@@ -65,7 +65,7 @@ class DraftLeapScheduler(LeapScheduler):
             self.num_drafts, config.num_lookahead_tokens, config.max_model_len, self.is_async, names_on_read,
             config.num_hash_lookahead_tokens, accept or NoneRight(),
         )  # fmt: skip
-        self.batch: DraftBatch = DraftBatch(config.block_size, self.drafting)
+        self.batch = self.draft_batch = DraftBatch(config.block_size, self.drafting)
         self.pool = DraftPool(
             config.num_gpu_blocks - 1,
             config.block_size,
@@ -101,7 +101,7 @@ class DraftLeapScheduler(LeapScheduler):
     def padding(self, num_hit_tokens: int, step: OpenStep | None) -> int:
         """Return the placeholder drafts that make an admission of one token as large as the decodes beside it."""
         has_chunk = step is not None and len(step.chunks) > len(step.admitted)
-        decodes = self.batch.num_decodes if step is None else step.num_decodes
+        decodes = self.draft_batch.num_decodes if step is None else step.num_decodes
         fits = num_hit_tokens + self.decode_tokens + 1 <= self.max_model_len
         return self.num_drafts if fits and not has_chunk and (decodes or num_hit_tokens) else 0
 
@@ -112,7 +112,7 @@ class DraftLeapScheduler(LeapScheduler):
             computed = seq.computed + already
             hashed = min(computed, seq.num_tokens - self.drafting.hash_lookahead) // self.block_size
             return self.blocks(computed), hashed, seq.num_tokens
-        step = plan.at(self.batch.num_steps)
+        step = plan.at(self.draft_batch.num_steps)
         held = plan.held_before(step)
         hashed = plan.named_before(step, is_read=len(self._in_flight) == self.is_async)
         if already:
@@ -122,7 +122,7 @@ class DraftLeapScheduler(LeapScheduler):
 
     def _num_held(self, seq: Sequence, num_tokens: int) -> int:
         """Return the blocks of a running sequence once it has slots for so many tokens more."""
-        now, plan = self.batch.num_steps, _plan_of(seq)
+        now, plan = self.draft_batch.num_steps, _plan_of(seq)
         held = self.blocks(seq.computed) if plan is None else plan.held_before(plan.at(now))
         return max(held, self.blocks(seq.computed_at(now) + num_tokens)) if num_tokens else held
 
@@ -134,7 +134,7 @@ class DraftLeapScheduler(LeapScheduler):
         if plan is None:
             return
         if self.is_async:
-            at = plan.at(self.batch.num_steps)
+            at = plan.at(self.draft_batch.num_steps)
             seq.request.num_tokens = int(plan.known[min(at, len(plan.known) - 1)])
             self._stale.append((seq.request, seq.num_tokens))
         else:
@@ -159,7 +159,7 @@ class DraftLeapScheduler(LeapScheduler):
     def _hold_last(self, seq: Sequence) -> tuple[int, int]:
         plan = _plan_of(seq)
         assert plan is not None
-        step = plan.at(self.batch.num_steps)
+        step = plan.at(self.draft_batch.num_steps)
         hashed = (seq.end - 1) // self.block_size
         if not self.drafting.names_on_read:
             hashed = plan.named_before(step, is_read=False)
@@ -168,18 +168,18 @@ class DraftLeapScheduler(LeapScheduler):
     def _decoded_on(self, seq: Sequence) -> bool:
         plan = _plan_of(seq)
         assert plan is not None
-        return self.batch.num_steps > plan.end
+        return self.draft_batch.num_steps > plan.end
 
     # --- leaping ----------------------------------------------------------------------------
 
     @property
     def _decode_budget(self) -> int:
         """Tokens of the budget that the decodes of a step take."""
-        return self.batch.num_decodes * (self.decode_tokens + self.draft_slots)
+        return self.draft_batch.num_decodes * (self.decode_tokens + self.draft_slots)
 
     def plan_leap(self) -> Leap | None:
         """Propose steps in which all running sequences verify all their drafts and nothing else happens."""
-        batch, free = self.batch, self.pool.num_free
+        batch, free = self.draft_batch, self.pool.num_free
         if not batch.num_decodes or self.prefills or len(self._in_flight) != self.is_async:
             return None
         if self._decode_budget > self._token_budget or batch.next_demand() > free:
@@ -211,7 +211,7 @@ class DraftLeapScheduler(LeapScheduler):
             self._blocked = NO_PLACE
         if self._blocked is None and self._look_ahead:
             self._blocked = self._head_stays_out()
-        return 0 if self._blocked is None else self._blocked.limit - self.batch.num_steps
+        return 0 if self._blocked is None else self._blocked.limit - self.draft_batch.num_steps
 
     def commit_leap(self, num_steps: int) -> LeapOutputs:
         """Take `num_steps` steps of the leap just planned, at least one; all of them or cut short."""
@@ -239,7 +239,7 @@ class DraftLeapScheduler(LeapScheduler):
 
     def _schedule_running(self, step: OpenStep) -> None:
         """Give each running request its next tokens: in closed form while all verify all their drafts."""
-        batch, pool = self.batch, self.pool
+        batch, pool = self.draft_batch, self.pool
         need, tokens = batch.next_demand(), self._decode_budget
         if tokens > step.budget or batch.next_cut() == batch.num_steps:
             return self._walk(step)
@@ -271,7 +271,7 @@ class DraftLeapScheduler(LeapScheduler):
         seq.computed += num_tokens
         if seq.run is not None:
             named = min(seq.computed, seq.num_tokens - self.drafting.hash_lookahead) // self.block_size
-            seq.run.marks.append((named, 2 * self.batch.num_steps, 0))
+            seq.run.marks.append((named, 2 * self.draft_batch.num_steps, 0))
         if seq.computed == seq.num_tokens:
             self.prefills.remove(seq)
             step.completed.append(seq)
@@ -302,7 +302,7 @@ class DraftLeapScheduler(LeapScheduler):
         """Return the tokens that a running request gets of what is left."""
         if seq.stage is ENDING:
             return 0
-        computed = seq.computed_at(self.batch.num_steps)
+        computed = seq.computed_at(self.draft_batch.num_steps)
         wanted = self.decode_tokens if seq.stage is DECODE else step.chunk_of(seq.num_tokens - computed)
         return min(wanted, step.budget - self.draft_slots, self.max_model_len - computed - 1)
 
@@ -317,10 +317,10 @@ class DraftLeapScheduler(LeapScheduler):
         assert isinstance(seq, DraftSequence)
         if num_tokens:
             step.num_decodes += 1
-            step.context += seq.computed_at(self.batch.num_steps) + num_tokens
+            step.context += seq.computed_at(self.draft_batch.num_steps) + num_tokens
         if num_tokens < self.decode_tokens:
             self.unfull[seq.request] = num_tokens
-            self.batch.cut(seq, num_tokens, self._num_held(seq, num_tokens))
+            self.draft_batch.cut(seq, num_tokens, self._num_held(seq, num_tokens))
 
 
 def _plan_of(seq: Sequence) -> DraftPlan | None:

@@ -30,14 +30,11 @@ from kvplan.schedulers.vllm.mamba_split import SplitProgress
 class GroupScheduler(LeapScheduler):
     """vLLM's scheduler for engines of several groups, in closed form between changes."""
 
-    batch: GroupBatch
-    pool: GroupPool
-
     def _set_up_blocks(self, config: EngineConfig) -> None:
         self.block_size = 1  # what the loops know of blocks is tokens here
         self.groups = Groups(config)
-        self.batch = GroupBatch(self.groups)
-        self.pool = GroupPool(config.num_gpu_blocks - 1, self.groups)
+        self.batch = self.group_batch = GroupBatch(self.groups)
+        self.pool = self.group_pool = GroupPool(config.num_gpu_blocks - 1, self.groups)
         self._lag = self.groups.lag
         self._starts: set[int] = set()
         """What requests begin with that live or have left blocks in the cache."""
@@ -46,13 +43,13 @@ class GroupScheduler(LeapScheduler):
 
     def _new_sequence(self, request: Request, key: tuple[int, int]) -> Sequence:
         seq = GroupSequence(request, key)
-        if self.pool.caches:
+        if self.group_pool.caches:
             self._keep_apart(seq)
         return seq
 
     def _keep_apart(self, seq: GroupSequence) -> None:
         """Note what a request begins with; nobody else may begin so while it lives or its blocks are there."""
-        gone, front = self._gone, self.pool.queue.front
+        gone, front = self._gone, self.group_pool.queue.front
         while gone and gone[0][0] <= front:
             self._starts.discard(gone.popleft()[1])
         seq.start = hash(seq.request.content(0, self.groups.hash_size))
@@ -62,8 +59,8 @@ class GroupScheduler(LeapScheduler):
 
     def _close(self, seq: Sequence, status: RequestStatus) -> None:
         assert isinstance(seq, GroupSequence)
-        if self.pool.caches:
-            self._gone.append((self.pool.queue.tail, seq.start))
+        if self.group_pool.caches:
+            self._gone.append((self.group_pool.queue.tail, seq.start))
         super()._close(seq, status)
 
     # --- what the loops ask -----------------------------------------------------------------
@@ -76,7 +73,10 @@ class GroupScheduler(LeapScheduler):
         if len(self.running) >= config.max_num_seqs:
             return NO_PLACE
         seq: GroupSequence = self.waiting.peek_request()
-        last, found = seq.num_tokens, self.pool.own_hits(self.waiting.peek_request(), seq.num_tokens - 1)
+        last, found = (
+            seq.num_tokens,
+            self.group_pool.own_hits(self.waiting.peek_request(), seq.num_tokens - 1),
+        )
         seq.junction, start = found.junction, found.num_tokens
         num_tokens = last - start
         if 0 < chunk < num_tokens:
@@ -95,10 +95,10 @@ class GroupScheduler(LeapScheduler):
             checkpoint = groups.checkpoint(table, start, last, end)
             needed = max(needed, groups.whole_prompt(last, start, table, checkpoint))
         needed += found.num_blocks + (self.watermark_blocks if self.running else 0)
-        if needed > self.pool.num_free:
+        if needed > self.group_pool.num_free:
             # Where states are cut at a junction, how far the others match counts as well.
             own = seq.parked if groups.split and found.junction else found.pieces
-            room = min((self.pool.queue.num_before(piece.number) for piece in own), default=NEVER)
+            room = min((self.group_pool.queue.num_before(piece.number) for piece in own), default=NEVER)
             return BlockedHead(NEVER, lacks_tokens=False, need=needed, room=room)
         return PrefixHits([], start, found.num_blocks), num_tokens, taken
 
@@ -121,22 +121,24 @@ class GroupScheduler(LeapScheduler):
     def give_back(self, seq: Sequence) -> None:
         """Give back what a running request has left behind."""
         assert isinstance(seq, GroupSequence)
-        step = self.batch.num_steps
+        step = self.group_batch.num_steps
         if seq.stage is DECODE:
             self._give_back_of_decode(seq, step)
             return
         processed = seq.computed - seq.tokens_in_flight(step, self._lag)
         table = seq.states.copy() if seq.states else None
         returned = self.groups.give_back(seq, seq.gone, seq.states, processed)
-        self.pool.give(seq, seq.gone, table, processed, returned)
+        self.group_pool.give(seq, seq.gone, table, processed, returned)
         seq.gone = processed
 
     def _give_back_of_decode(self, seq: GroupSequence, step: int) -> int:
         """Give back what a decoding sequence has left behind; return what it takes."""
-        _, unnamed, named, takes = self.batch.events(seq, step)
+        _, unnamed, named, takes = self.group_batch.events(seq, step)
         if unnamed or named:
-            gone, table = self.batch.before(seq, step) if named else (0, None)
-            self.pool.give(seq, gone, table, self.batch.processed_in(seq, step), Returned(unnamed, named))
+            gone, table = self.group_batch.before(seq, step) if named else (0, None)
+            self.group_pool.give(
+                seq, gone, table, self.group_batch.processed_in(seq, step), Returned(unnamed, named)
+            )
         seq.visited, seq.took = step, False
         return takes
 
@@ -144,14 +146,14 @@ class GroupScheduler(LeapScheduler):
         """Return the blocks that so many tokens more take."""
         assert isinstance(seq, GroupSequence)
         if seq.stage is DECODE:
-            return self.batch.events(seq, self.batch.num_steps)[3]
+            return self.group_batch.events(seq, self.group_batch.num_steps)[3]
         return self._need(seq.states, computed, num_tokens, prefill_end(seq))
 
     def take_for(self, seq: Sequence, num_tokens: int, num_blocks: int) -> None:
         """Take these blocks."""
         assert isinstance(seq, GroupSequence)
-        self.pool.take(num_blocks)
-        step = self.batch.num_steps
+        self.group_pool.take(num_blocks)
+        step = self.group_batch.num_steps
         if seq.stage is DECODE:
             seq.took = True
         elif seq.stage is PREFILL:
@@ -165,19 +167,19 @@ class GroupScheduler(LeapScheduler):
         if seq.states is not None and groups.state is not None:
             checkpoint = groups.checkpoint(seq.states, start, start + num_tokens, prefill_end(seq))
             seq.states.take(start + num_tokens, groups.state.size, checkpoint)
-            self.pool.num_evicted += groups.name_states(seq, start, start + num_tokens, checkpoint)
+            self.group_pool.num_evicted += groups.name_states(seq, start, start + num_tokens, checkpoint)
 
     def preempt(self, seq: Sequence, step: OpenStep, already: int = 0) -> None:
         """Send a request back to the queue, all its blocks freed; where they are is noted, since it comes again."""
-        self.pool.parks = self.pool.caches
+        self.group_pool.parks = self.group_pool.caches
         super().preempt(seq, step, already)
-        self.pool.parks = False
+        self.group_pool.parks = False
 
     # --- one step ---------------------------------------------------------------------------
 
     def _schedule_running(self, step: OpenStep) -> None:
         """As `running.schedule_running`, where blocks come back too."""
-        batch, pool = self.batch, self.pool
+        batch, pool = self.group_batch, self.group_pool
         batch.settle()
         chunk = 0
         if batch.num_decodes > step.budget or len(self.prefills) > 1:
@@ -212,7 +214,7 @@ class GroupScheduler(LeapScheduler):
 
     def _visit(self, step: OpenStep, chunk: int) -> None:
         """Serve those that take or give back blocks, in order; whenever none is left the tail is preempted."""
-        batch, pool = self.batch, self.pool
+        batch, pool = self.group_batch, self.group_pool
         now = batch.num_steps
         order = [seq for seq, *_ in batch.eventful(now)]
         if chunk:
@@ -239,31 +241,31 @@ class GroupScheduler(LeapScheduler):
     @property
     def is_short(self) -> bool:
         """Whether the next decode step needs more blocks than there are, so that somebody is preempted."""
-        self.batch.settle()
-        return not self.batch.steps_that_last(1, self.pool.num_free, NEVER)
+        self.group_batch.settle()
+        return not self.group_batch.steps_that_last(1, self.group_pool.num_free, NEVER)
 
     def free_blocks_in(self, num_steps: int) -> int:
         """Return the free blocks that so many steps of the leap just planned leave."""
-        takes, unnamed, named = self.batch.flow(num_steps)
-        return self.pool.num_free + unnamed + named - takes
+        takes, unnamed, named = self.group_batch.flow(num_steps)
+        return self.group_pool.num_free + unnamed + named - takes
 
     def free_blocks_over(self, num_steps: int) -> FreeBlocks | None:
         """Return the free blocks after each of so many steps of the leap just planned."""
-        return self.batch.free_sums(num_steps, self.pool.num_free)
+        return self.group_batch.free_sums(num_steps, self.group_pool.num_free)
 
     def _steps_that_fit(self, steps: int) -> int:
-        batch = self.batch
+        batch = self.group_batch
         steps = min(steps, batch.next_due() - batch.num_steps)
         need = NEVER
         if self.waiting and self._blocked is not None:
             need, room = self._blocked.need, self._blocked.room
             if room != NEVER:  # as long as none of its hits can be taken
-                limit = self.pool.num_unhashed + room
+                limit = self.group_pool.num_unhashed + room
                 steps = bisect_right(range(1, steps + 1), limit, key=batch.demand)
-        return batch.steps_that_last(steps, self.pool.num_free, need) if steps > 0 else 0
+        return batch.steps_that_last(steps, self.group_pool.num_free, need) if steps > 0 else 0
 
     def _pass_steps(self, num_steps: int) -> None:
-        self.pool.pass_steps(self.batch, num_steps)
+        self.group_pool.pass_steps(self.group_batch, num_steps)
         if self._blocked is not None and self._blocked.room != NEVER:  # its hits may be gone next time
             self._blocked, self._look_ahead = None, True
 
