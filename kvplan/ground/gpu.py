@@ -1,6 +1,6 @@
 """The GPU table: what CUDA calls a card's total memory, its rates and its price. Facts only, a source per row.
 
-Rows live in `catalog/gpus.json`, prices in `catalog/gpu_prices.yaml`. Knows nothing of engines or models.
+Rows live in `catalog/gpus.json`, prices in `catalog/gpu_prices.json`. Knows nothing of engines or models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pydantic import Field, ValidationError, model_validator
 from kvplan.ground.config import Config, complaint
 from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.ground.files import catalog_dir
-from kvplan.ground.price_book import bundled_prices
 from kvplan.ground.units import GiB
 
 
@@ -139,9 +138,20 @@ def _rows() -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in table["gpus"]}
 
 
+@cache
+def price_rows() -> dict[str, dict[str, Any]]:
+    """`usd_per_hour`, `date` and `source` of every card by its name, unparsed; read off a page or assumed."""
+    table = json.loads((catalog_dir() / "gpu_prices.json").read_text(encoding="utf-8"))
+    assumed = {key: table["assumed"][key] for key in ("date", "source")}
+    rows: dict[str, dict[str, Any]]
+    rows = {name: assumed | {"usd_per_hour": usd} for name, usd in table["assumed"]["usd_per_hour"].items()}
+    rows.update(table["listed"])
+    return rows
+
+
 def _spec(name: str) -> GpuSpec:
-    price = bundled_prices()[name]
-    told = {"price_per_hour": price.usd_per_hour, "price_source": f"{price.source}, {price.date}"}
+    price = price_rows()[name]
+    told = {"price_per_hour": price["usd_per_hour"], "price_source": f"{price['source']}, {price['date']}"}
     return GpuSpec(**_rows()[name], **told)
 
 

@@ -5,7 +5,7 @@
     apis: {our-model: {input: 0.5, output: 2.0, date: 2026-10-01, source: our contract}}
     routes: [{name: small, share: 0.85, usd_per_request: 0.001}, {name: large, share: 0.15, usd_per_request: 0.05}]
 
-Own rows come before the bundled ones (`catalog/gpu_prices.yaml`, `prices.yaml`, `grids.yaml`). Knows no scenario.
+Own rows come before the bundled ones (`catalog/gpu_prices.json`, `prices.yaml`, `grids.yaml`). Knows no scenario.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 from kvplan.ground.config import Config
 from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.ground.files import catalog_dir
+from kvplan.ground.gpu import price_rows
 from kvplan.ground.strict_yaml import complaint_of, load_yaml
 
 MAX_BYTES = 1 << 20
@@ -118,10 +119,7 @@ ROWS: dict[str, type[Config]] = {
 @cache
 def bundled_prices() -> dict[str, GpuPrice]:
     """Every card's price by its name in the GPU table."""
-    table = _load(catalog_dir() / "gpu_prices.yaml")
-    assumed = {k: table["assumed"][k] for k in ("date", "source")}
-    rows = {name: assumed | {"usd_per_hour": usd} for name, usd in table["assumed"]["usd_per_hour"].items()}
-    return {name: GpuPrice(**row) for name, row in (rows | table["listed"]).items()}
+    return {name: GpuPrice(**row) for name, row in price_rows().items()}
 
 
 @cache
