@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick explore fuzz lowest pictures lint types check bench honest oracle ray app clean calibrate-gpu live
+.PHONY: help demo test quick explore fuzz lowest pictures lint types check bench compiled honest oracle ray app clean calibrate-gpu live
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,6 +74,17 @@ lowest: $(LOWEST)/.done  ## the fast laws of the core on the lowest versions tha
 bench: $(DEV)  ## speed figures, printed as ratios of one run
 	@for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
+# The compiled package is an installed one: the tree's own code stays Python.
+COMPILED := .venv-compiled
+compiled: $(DEV)  ## the inner loops compiled by mypyc (needs a C compiler; minutes): their laws, and their speed figures
+	@test -x $(COMPILED)/bin/python || $(PYTHON) -m venv $(COMPILED)
+	@rm -rf $(COMPILED)/dist
+	HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/python -m build -o $(COMPILED)/dist .
+	@$(COMPILED)/bin/pip install -q --disable-pip-version-check "$$(ls $(COMPILED)/dist/*.whl)[sweep,plot]" pytest pytest-xdist hypothesis
+	@$(COMPILED)/bin/pip install -q --disable-pip-version-check --no-deps --force-reinstall $(COMPILED)/dist/*.whl
+	cd $(COMPILED) && bin/pytest -c ../pyproject.toml --rootdir .. -o pythonpath=tests -n auto $(addprefix ../tests/,schedulers simulation conformance)
+	cd $(COMPILED) && bin/python ../benchmarks/bench_simulate.py
+
 honest: $(DEV)  ## whether intervals of compare cover as often as they say, over 300 seeds; minutes
 	$(BIN)/python benchmarks/honest_intervals.py --seeds $(or $(SEEDS),300)
 
@@ -112,7 +123,7 @@ app: $(APP)  ## the planner in a browser
 	$(BIN)/streamlit run app.py
 
 clean:
-	rm -rf $(VENV) .venv-lowest dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest $(COMPILED) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 calibrate-gpu: $(STAMP)  ## measure this machine's GPU in 12 minutes (BUDGET_S) and write its profile
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[gpu]' 'transformers>=5.17'

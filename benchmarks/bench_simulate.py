@@ -23,6 +23,7 @@ from typing import Any
 
 from kvplan.ground.units import TICKS_PER_S
 from kvplan.scenario.schema import Scenario, SGLangFlags, parse_scenario
+from kvplan.schedulers.leap import scheduler
 from kvplan.schedulers.vllm.config import BatchWait, EngineConfig, KVCacheGroup
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.result import Result
@@ -240,6 +241,7 @@ def main() -> None:
         "steps": 9,
         "preempt": 9,
     }
+    print(f"inner loops: {'Python' if str(scheduler.__file__).endswith('.py') else 'compiled by mypyc'}")
     print("".join(f"{name:>{width}}" for name, width in columns.items()) + f"{'peak MB':>9}")
     for name in [args.row] if args.row else ROWS:
         row = ROWS[name]
