@@ -16,6 +16,8 @@ class Limit(StrEnum):
     """The flag caps the batch below what memory would hold."""
     TOKEN_BUDGET = "token_budget"
     """max_num_batched_tokens: prompts queue for prefill."""
+    BATCH_WAIT = "batch_wait"
+    """The rule that holds prompts back until enough of them wait."""
     MEMORY_BANDWIDTH = "memory_bandwidth"
     """Reading weights and KV sets the step time."""
     COMPUTE = "compute"
@@ -37,4 +39,4 @@ def in_words(limit: object) -> str:
     ('KV blocks', 'arrival rate', 'max_num_seqs')
     """
     text = str(limit)
-    return text if text.startswith("max_") else text.replace("_", " ").replace("kv ", "KV ")
+    return text if text.startswith(("max_", "batch_")) else text.replace("_", " ").replace("kv ", "KV ")

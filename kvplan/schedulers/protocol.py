@@ -201,6 +201,10 @@ class SchedulerInterface(Protocol):
         """Requests in the queue, preempted ones included."""
 
     @property
+    def holds_back(self) -> bool:
+        """Whether those that wait do so for company alone (TensorRT-LLM's `batch_wait`), as last decided or planned."""
+
+    @property
     def is_short(self) -> bool:
         """Whether the next decode step needs more blocks than there are, so that somebody is preempted."""
 

@@ -270,6 +270,11 @@ class StepByStep:
         return self.scheduler.num_waiting
 
     @property
+    def holds_back(self) -> bool:
+        """Whether those that wait do so for company alone (`batch_wait`)."""
+        return self.scheduler.held_back is not None and self.scheduler.held_back.holds
+
+    @property
     def num_free_blocks(self) -> int:
         """Blocks that can be taken, cached ones included."""
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()

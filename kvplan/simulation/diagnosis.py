@@ -26,6 +26,7 @@ def limited_by(result: Result, is_open_loop: bool) -> Limit:
         Limit.KV_BLOCKS: t.blocked_blocks_ticks,
         Limit.MAX_NUM_SEQS: t.blocked_seqs_ticks,
         Limit.TOKEN_BUDGET: t.blocked_tokens_ticks,
+        Limit.BATCH_WAIT: t.held_back_ticks,
     }
     worst = max(waits, key=lambda limit: waits[limit])
     if waits[worst] > WAITING_SHARE * t.busy_ticks:

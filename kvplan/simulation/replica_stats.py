@@ -58,6 +58,8 @@ class Totals:
     """Requests wait while the step has max_num_batched_tokens tokens."""
     blocked_blocks_ticks: int = 0
     """Requests wait for KV blocks."""
+    held_back_ticks: int = 0
+    """Prompts wait for company (`batch_wait`), and did not find the blocks lacking when last looked at."""
 
     @property
     def busy_ticks(self) -> int:
@@ -294,6 +296,8 @@ class ReplicaStats:
     def _why_waiting(self, num_tokens: int) -> str:
         if self.engine.num_running >= self.config.max_num_seqs:
             return "blocked_seqs_ticks"
+        if self.engine.holds_back:
+            return "held_back_ticks"
         return (
             "blocked_tokens_ticks"
             if num_tokens >= self.config.max_num_batched_tokens

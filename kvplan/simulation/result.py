@@ -322,6 +322,7 @@ class Result:
                 "max_num_seqs_s": t.blocked_seqs_ticks / TICKS_PER_S,
                 "token_budget_s": t.blocked_tokens_ticks / TICKS_PER_S,
                 "kv_blocks_s": t.blocked_blocks_ticks / TICKS_PER_S,
+                "batch_wait_s": t.held_back_ticks / TICKS_PER_S,
             },
         }
 

@@ -69,8 +69,41 @@ def test_random_workloads(kind: str, seed: int, is_async: bool, cut: bool) -> No
 @settings(max_examples=EXAMPLES // 5)
 def test_on_the_clock(kind: str, seed: int, is_async: bool) -> None:
     """Every time to the picosecond, arrivals and aborts in the middle of steps included, and what was waited for."""
-    leap, step = (Clocked(scenario_of(kind, seed, is_async), leaps).run() for leaps in (True, False))
-    assert leap == step
+    leap, step = (Clocked(scenario_of(kind, seed, is_async), leaps) for leaps in (True, False))
+    assert leap.run() == step.run()
+    assert waits(leap) == waits(step)
+
+
+WAITS = ("blocked_seqs_ticks", "blocked_tokens_ticks", "blocked_blocks_ticks", "held_back_ticks")
+
+
+def waits(clocked: Clocked) -> list[int]:
+    """How long requests waited for what."""
+    return [getattr(clocked.replica.totals, name) for name in WAITS]
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "ratio", "expected"),
+    [(64, 0.01, []), (64, 1.0, ["held_back_ticks"]), (8, 0.01, ["blocked_blocks_ticks"]),
+     (8, 1.0, ["blocked_blocks_ticks", "held_back_ticks"])],
+)  # fmt: skip
+def test_what_is_waited_for(num_blocks: int, ratio: float, expected: list[str]) -> None:
+    """With blocks free a prompt that is held back waits for company; once a look was in vain, for blocks."""
+    wait = {"batch_wait": {"timeout_iters": 5, "max_tokens_ratio": ratio}}
+    requests = [
+        {"id": "a", "prompt": [{"len": 32}], "output_len": 64},
+        {"id": "b", "prompt": [{"len": 80}], "output_len": 8, "arrival_step": 4},
+    ]
+    row = {
+        "num_gpu_blocks": num_blocks, "block_size": 16, "max_model_len": 256, "max_num_seqs": 4,
+        "max_num_batched_tokens": 256, "requests": requests,
+    }  # fmt: skip
+    clocked = Clocked(VLLMScenario(**row | wait), True)
+    clocked.run()
+    found = dict(zip(WAITS, waits(clocked), strict=True))
+    assert [name for name, ticks in found.items() if ticks] == expected
+    if len(expected) == 2:  # five steps of some sixty
+        assert found["held_back_ticks"] * 5 < found["blocked_blocks_ticks"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,8 +138,9 @@ def test_by_visits(kind: str, groups: str, seed: int, cut: bool) -> None:
 def test_visits_on_the_clock(kind: str, groups: str, seed: int) -> None:
     """Every time to the picosecond there too."""
     scenario = VLLMScenario(**visited(kind, groups, seed))
-    visits, step = (Clocked(scenario, False, visits=visits).run() for visits in (True, False))
-    assert visits == step
+    visits, step = (Clocked(scenario, False, visits=visits) for visits in (True, False))
+    assert visits.run() == step.run()
+    assert waits(visits) == waits(step)
 
 
 def test_beside_drafts_and_several_groups() -> None:
@@ -149,8 +183,8 @@ MUTANTS: dict[str, tuple[str, int, Any, str, str, str]] = {
         "self.num_waited = (self.num_waited + num_steps) % (self.rule.timeout_iters + 1) if is_short else 0",
         "self.num_waited = (self.num_waited + num_steps) % (self.rule.timeout_iters + 1)"),
     "the queue is held back a step more": ("wait", 0, LeapScheduler, "_steps_held",
-        "held.num_steps((seq.num_tokens for seq in self.waiting), num_running, num_decodes)",
-        "held.num_steps((seq.num_tokens for seq in self.waiting), num_running, num_decodes) + 1"),
+        "self._held_back.plan((seq.num_tokens for seq in self.waiting), len(self.running), num_decodes)",
+        "self._held_back.plan((seq.num_tokens for seq in self.waiting), len(self.running), num_decodes) + 1"),
     "newcomers are not counted": ("wait", 65, LeapScheduler, "plan_leap", "ends_on_arrival = True", "pass"),
     "steps without a place are waited": (
         "wait", 0, LeapScheduler, "commit_leap",

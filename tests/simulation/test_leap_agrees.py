@@ -16,7 +16,7 @@ from kvplan.simulation.replica import Replica
 from kvplan.simulation.sim_request import SimRequest
 from kvplan.simulation.simulator import simulate
 
-WAITS = ("blocked_seqs_ticks", "blocked_tokens_ticks", "blocked_blocks_ticks")
+WAITS = ("blocked_seqs_ticks", "blocked_tokens_ticks", "blocked_blocks_ticks", "held_back_ticks")
 
 
 def crowded(rng: Random) -> dict[str, Any]:

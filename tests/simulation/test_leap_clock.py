@@ -20,7 +20,7 @@ from kvplan.schedulers.leap.allowed import has_one_full_group, why_no_visits, wh
 from kvplan.schedulers.protocol import ContentsMatter
 from kvplan.simulation.in_flight import LeapInFlight
 
-WAITS = ("blocked_seqs_ticks", "blocked_tokens_ticks", "blocked_blocks_ticks")
+WAITS = ("blocked_seqs_ticks", "blocked_tokens_ticks", "blocked_blocks_ticks", "held_back_ticks")
 """What a leap without drafts tells for its whole length."""
 REASONS = {name: why_not(VLLMScenario(**row).engine_config) for name, row in scenarios().items()}
 LEAPABLE = [

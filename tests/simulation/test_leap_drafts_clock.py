@@ -29,7 +29,13 @@ from kvplan.simulation.simulator import simulate
 EXAMPLES = 1500 if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else 50
 """Of each mode; 3,000 with `make explore`."""
 MODES = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-WAITS = ("used_block_ticks", "blocked_seqs_ticks", "blocked_tokens_ticks", "blocked_blocks_ticks")
+WAITS = (
+    "used_block_ticks",
+    "blocked_seqs_ticks",
+    "blocked_tokens_ticks",
+    "blocked_blocks_ticks",
+    "held_back_ticks",
+)
 """What a leap without drafts tells for its whole length is told step by step here."""
 
 

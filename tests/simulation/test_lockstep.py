@@ -32,6 +32,7 @@ from kvplan.workload.load import draw_load
 SUMS = (
     "steps", "decode_ticks", "prefill_ticks", "mixed_ticks", "batch_ticks", "decode_tokens", "prefill_tokens",
     "recomputed_tokens", "preemptions", "blocked_seqs_ticks", "blocked_tokens_ticks", "blocked_blocks_ticks",
+    "held_back_ticks",
 )  # fmt: skip
 AT_THE_END = ("peak_used_blocks",)
 """The step under way when the horizon comes has begun step by step, and is not read: in a leap it has not."""

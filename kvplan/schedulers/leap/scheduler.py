@@ -129,6 +129,11 @@ class LeapScheduler(LeapQueues):
         return len(self.waiting)
 
     @property
+    def holds_back(self) -> bool:
+        """Whether those that wait do so for company alone (`batch_wait`)."""
+        return self._held_back is not None and self._held_back.holds
+
+    @property
     def num_free_blocks(self) -> int:
         """Blocks that can be taken, cached ones included."""
         return self.pool.num_free
@@ -177,10 +182,11 @@ class LeapScheduler(LeapQueues):
                 self._blocked = NO_PLACE
             if self._blocked is None and self._look_ahead:
                 self._blocked = self._head_stays_out()
-            held = self._steps_held(num_decodes)
-            if self._blocked is None and not held:
+            limit = held = self._steps_held(num_decodes)
+            if self._blocked is not None and not self.holds_back:
+                limit = max(held, self._blocked.limit - batch.num_steps)
+            if limit < 1:
                 return None
-            limit = max(held, self._blocked.limit - batch.num_steps if self._blocked is not None else 0)
         if self.is_async:
             if self._in_flight[0][1]:
                 steps = 1
@@ -196,10 +202,9 @@ class LeapScheduler(LeapQueues):
 
     def _steps_held(self, num_decodes: int) -> int:
         """Return for how many steps of so many decodes each the queue is held back, whoever could enter."""
-        held, num_running = self._held_back, len(self.running)
-        if held is None or not held.counts(num_running, num_decodes):
+        if self._held_back is None:
             return 0
-        return held.num_steps((seq.num_tokens for seq in self.waiting), num_running, num_decodes)
+        return self._held_back.plan((seq.num_tokens for seq in self.waiting), len(self.running), num_decodes)
 
     def _is_held_back(self, step: OpenStep) -> bool:
         """Whether the queue is passed over in this step; a victim's token in flight does not count yet."""
@@ -281,6 +286,8 @@ class LeapScheduler(LeapQueues):
         held = self._is_held_back(step)
         if not step.preempted and not held:
             self._blocked = schedule_waiting(self, step)
+            if self._held_back is not None and step.admitted:
+                self._held_back.in_vain = False
         self._in_flight.append(self._read_later(step.first_tokens))
         return new_step((step.num_decodes, step.context, step.chunks, step.admitted, step.preempted))
 

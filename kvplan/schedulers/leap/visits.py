@@ -281,9 +281,11 @@ class DecodeVisits:
         scheduler = self.scheduler
         if not scheduler.waiting or len(scheduler.running) >= self.config.max_num_seqs:
             return HeadNeeds(NEVER, NEVER)
-        needs, held = self._head_needs(), self._steps_held()
-        if self.pool.get_num_free_blocks() < needs.now:
-            return needs._replace(held=held)
+        held, rule = self._steps_held(), scheduler.held_back
+        if rule is None or not rule.holds:
+            needs = self._head_needs()
+            if self.pool.get_num_free_blocks() < needs.now:
+                return needs._replace(held=held)
         return HeadNeeds(0, 0, held) if held else None
 
     def _head_needs(self) -> HeadNeeds:
@@ -327,9 +329,7 @@ class DecodeVisits:
         scheduler, num_running = self.scheduler, len(self.scheduler.running)
         if scheduler.held_back is None:
             return 0
-        return scheduler.held_back.num_steps(
-            (r.num_tokens for r in scheduler.waiting), num_running, num_running
-        )
+        return scheduler.held_back.plan((r.num_tokens for r in scheduler.waiting), num_running, num_running)
 
     def _changes(self, running: Sequence[Request], computed: Counts, num_steps: int) -> Changes:
         """Return what changes in the next steps if all these decode in them."""

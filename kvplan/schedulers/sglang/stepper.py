@@ -144,6 +144,11 @@ class SGLangEngine:
         return len(self.scheduler.waiting_queue)
 
     @property
+    def holds_back(self) -> bool:
+        """SGLang knows no such rule."""
+        return False
+
+    @property
     def is_short(self) -> bool:
         """Whether the next decode needs more than there is, so that somebody is retracted."""
         running = [r for r in self.scheduler.running_batch.reqs if r.rid in self._reqs]

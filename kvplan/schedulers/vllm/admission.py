@@ -53,29 +53,37 @@ class HeldBack:
         self.config = config
         self.rule = rule
         self.num_waited = 0
+        self.in_vain = False
+        """Whether the queue was last looked at, while steps count, and nobody could enter."""
+        self.holds = False
+        """Whether in the step, or the steps of the leap, just decided the rule alone keeps those out that wait."""
 
     def __call__(self, waiting: Iterable[int], num_running: int, num_scheduled_tokens: int) -> bool:
         """Say whether the queue is passed over in this step, given the tokens of each that waits; somebody does."""
-        if not self.counts(num_running, num_scheduled_tokens):
-            return False
-        held = self.num_steps(waiting, num_running, num_scheduled_tokens) > 0
-        self.num_waited = self.num_waited + 1 if held else 0
+        held = self.plan(waiting, num_running, num_scheduled_tokens) > 0
+        if self.counts(num_running, num_scheduled_tokens):
+            self.num_waited = self.num_waited + 1 if held else 0
+            self.holds = self.holds and held
+            self.in_vain = self.in_vain or not held  # unless the caller lets somebody in
         return held
+
+    def plan(self, waiting: Iterable[int], num_running: int, num_scheduled_tokens: int) -> int:
+        """Return for how many steps the queue is passed over, whoever could enter, if all stays as it is."""
+        counts = self.counts(num_running, num_scheduled_tokens)
+        is_short = counts and self._is_short(waiting, num_running, num_scheduled_tokens)
+        self.holds = is_short and not self.in_vain
+        return self.rule.timeout_iters - self.num_waited if is_short else 0
 
     def counts(self, num_running: int, num_scheduled_tokens: int) -> bool:
         """Whether a step in which somebody waits counts: something decodes, and there is a place."""
         return num_scheduled_tokens > 0 and num_running < self.config.max_num_seqs
-
-    def num_steps(self, waiting: Iterable[int], num_running: int, num_scheduled_tokens: int) -> int:
-        """Return for how many steps that count the queue is passed over from now on, if all stays as it is."""
-        is_short = self._is_short(waiting, num_running, num_scheduled_tokens)
-        return self.rule.timeout_iters - self.num_waited if is_short else 0
 
     def pass_steps(
         self, num_steps: int, waiting: Iterable[int], num_running: int, num_scheduled_tokens: int
     ) -> None:
         """Count so many steps, at least one, in which all stays as it is: held back, tried once, held back again."""
         is_short = self._is_short(waiting, num_running, num_scheduled_tokens)
+        self.in_vain = self.in_vain or not is_short
         self.num_waited = (self.num_waited + num_steps) % (self.rule.timeout_iters + 1) if is_short else 0
 
     def _is_short(self, waiting: Iterable[int], num_running: int, num_scheduled_tokens: int) -> bool:

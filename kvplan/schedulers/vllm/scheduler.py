@@ -108,6 +108,8 @@ class Scheduler:
         )
         if not output.preempted and not held:
             self._schedule_waiting(output, budget)
+            if self.held_back is not None and output.admitted:
+                self.held_back.in_vain = False
             if self._prefill_cadence:
                 self._prefill_cadence.note_waiting(self.waiting, budget)
         if self._prefill_cadence:
