@@ -15,7 +15,7 @@ from kvplan.models.modules import Cut, Module, extra_modules, vector
 from kvplan.models.spec import VisionSpec
 
 if TYPE_CHECKING:
-    from kvplan.models.towers import Tower
+    from kvplan.models.towers.parts import Tower
 
 FAMILIES = {
     "Gemma3For": "siglip",
@@ -46,7 +46,7 @@ TOWERS = ("vision_config", "audio_config", "thinker_config", "audio_tower_config
 
 def has_tower(architecture: str) -> bool:
     """Whether the architecture's tower is known."""
-    from kvplan.models.towers import DECLARED
+    from kvplan.models.towers.rows import DECLARED
 
     listed = architecture.startswith(tuple(FAMILIES)) and architecture.endswith("ConditionalGeneration")
     return listed or architecture in DECLARED
@@ -61,7 +61,8 @@ def vision_tower(
     """
     if not multimodal and not any(key in outer for key in TOWERS):
         return None
-    from kvplan.models.towers import DECLARED, gemma4_audio  # only where there is a tower: for cold starts
+    from kvplan.models.towers.rows import DECLARED  # only where there is a tower: for cold starts
+    from kvplan.models.towers.sound import gemma4_audio
 
     if architecture in DECLARED:
         return declared_tower(outer, DECLARED[architecture], text_hidden)
@@ -101,7 +102,7 @@ def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | No
         return None
     if row.kind not in ("", k.text("model_type")):
         return VisionSpec("unlisted", ())
-    from kvplan.models.towers import TowerFacts
+    from kvplan.models.towers.parts import TowerFacts
 
     try:
         parts = tuple(row.parts(TowerFacts(outer, k, text_hidden)))

@@ -1,0 +1,147 @@
+"""Pieces that vision and audio towers share: what a row of `rows` reads, layers, patches, projectors.
+
+A part is a `Weight`: rows, columns, and how tensor parallelism cuts it. Knows no bytes (`vision` places parts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from kvplan.models.config import Keys
+from kvplan.models.spec import Weight
+
+Parts = Iterator[Weight]
+
+
+class TowerFacts(NamedTuple):
+    """What a row reads: the whole config, the section with the tower's sizes, the language model's width."""
+
+    outer: Keys
+    tower: Keys
+    text: int
+
+
+class Tower(NamedTuple):
+    """One row: where the sizes stand, and what they make."""
+
+    section: str
+    parts: Callable[[TowerFacts], Parts]
+    heads: bool = True
+    """Attention is cut by heads: they must divide by the ranks."""
+    rotary: bool = False
+    """It keeps a table of cosines and sines for 8,192 positions."""
+    long_table: bool = False
+    """The table has as many positions as the language model's context."""
+    largest: Callable[[TowerFacts], Mapping[str, int]] | None = None
+    """What start-up profiles: patches and tokens of the largest item, widths; None: not known."""
+    kind: str = ""
+    """`model_type` of the only tower that the row describes, where the architecture takes others too."""
+
+
+def linear(name: str, rows: int, cols: int, cut: str = "", *, bias: bool = True, copies: int = 1) -> Weight:
+    """A matrix; `cut` is rows or cols."""
+    return Weight(
+        name, rows, cols, "rows" if cut == "rows" else "cols" if cut else "", bias=bias, copies=copies
+    )
+
+
+def vector(name: str, size: int, copies: int = 1) -> Weight:
+    """Norms, positions, scales."""
+    return Weight(name, size, copies=copies)
+
+
+def sizes(k: Keys) -> tuple[int, int, int]:
+    """Hidden size, width of the MLP, layers, under the names that towers give them."""
+    hidden = k.count("embed_dim", "d_model", "hidden_size", "width")
+    return (
+        hidden,
+        k.count("intermediate_size", "encoder_ffn_dim", default=4 * hidden),
+        k.count("num_hidden_layers", "encoder_layers", "depth", "layers", high=4096),
+    )
+
+
+def blocks(
+    k: Keys,
+    *,
+    layers: int = 0,
+    cut: bool = True,
+    gated: bool = False,
+    bias: bool = True,
+    norms: int = 4,
+    inner: int = 0,
+    kv: int = 0,
+    cut_mlp: bool = True,
+    key_bias: bool = True,
+) -> Parts:
+    """The transformer's layers: fused Q, K and V, the output, the MLP, and `norms` vectors of the hidden size each.
+
+    `inner`: width of the heads together where it is not the hidden size; `kv`: of the keys' heads.
+    """
+    hidden, width, n = sizes(k)
+    n, inner = layers or n, inner or hidden
+    rows, cols = ("rows", "cols") if cut else ("", "")
+    mlp_rows, mlp_cols = (rows, cols) if cut_mlp else ("", "")
+    if key_bias:
+        yield linear("attn.qkv", inner + 2 * (kv or inner), hidden, rows, bias=bias, copies=n)
+    else:
+        yield linear("attn.qv", 2 * inner, hidden, rows, bias=bias, copies=n)
+        yield linear("attn.k", inner, hidden, rows, bias=False, copies=n)
+    yield linear("attn.out", hidden, inner, cols, bias=bias, copies=n)
+    yield linear("fc1", (2 if gated else 1) * width, hidden, mlp_rows, bias=bias, copies=n)
+    yield linear("fc2", hidden, width, mlp_cols, bias=bias, copies=n)
+    yield vector("norms", norms * hidden, n)
+
+
+def patches(k: Keys, *, bias: bool = True, positions: int = -1, frames: int = 1) -> Parts:
+    """The convolution that cuts an image into patches, and learned positions: a grid's unless told."""
+    hidden, patch = sizes(k)[0], k.count("patch_size", high=4096)
+    channels = k.count("num_channels", "in_channels", "in_chans", default=3, high=64)
+    yield linear("patch_embedding", hidden, channels * frames * patch**2, bias=bias)
+    if positions:
+        yield vector("positions", (positions if positions > 0 else grid(k)) * hidden)
+
+
+def grid(k: Keys) -> int:
+    """Patches of the largest image."""
+    return (k.count("image_size", high=1 << 20) // k.count("patch_size", high=4096)) ** 2
+
+
+def merge(k: Keys, *keys: str) -> int:
+    """Patches that become one token."""
+    return k.count(*keys or ("spatial_merge_size",), default=2, high=64) ** 2
+
+
+def two(
+    name: str, sizes: tuple[int, int, int], *, bias: bool = True, cut: bool = False, norm: int = 0
+) -> Parts:
+    """A norm of `norm` elements and two matrices: (out, middle, in)."""
+    out, middle, into = sizes
+    if norm:
+        yield vector(f"{name}.norm", norm)
+    yield linear(f"{name}.linear_1", middle, into, "rows" if cut else "", bias=bias)
+    yield linear(f"{name}.linear_2", out, middle, "cols" if cut else "", bias=bias)
+
+
+def pairs(k: Keys, key: str) -> list[object]:
+    """A list of lists."""
+    found = k.raw.get(key)
+    if not isinstance(found, list):
+        raise k.error(f"{key} is missing")
+    return found
+
+
+def ratio(k: Keys, key: str, default: float) -> float:
+    """A number between 0.001 and 1,000."""
+    found = k.raw.get(key, default)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0.001 <= found <= 1000:
+        raise k.error(f"{key} must be a number between 0.001 and 1,000")
+    return found
+
+
+def fraction(k: Keys, key: str, default: str) -> tuple[int, int]:
+    """Two whole numbers with a slash between them."""
+    over, _, under = k.text(key, default=default).partition("/")
+    if not (over.isdecimal() and under.isdecimal() and len(over + under) < 8):
+        raise k.error(f"{key} must be two whole numbers, as in {default}")
+    return int(over), int(under)

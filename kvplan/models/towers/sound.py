@@ -1,0 +1,162 @@
+"""Towers for sound: Whisper and its kin, conformers."""
+
+from __future__ import annotations
+
+from kvplan.models.config import Keys
+from kvplan.models.spec import Weight
+from kvplan.models.towers.images import qformer
+from kvplan.models.towers.parts import Parts, TowerFacts, blocks, linear, sizes, two, vector
+
+
+def whisper(
+    k: Keys, *, cut: bool = True, positions: bool = True, itemsize: int = 0, post: bool = True
+) -> Parts:
+    """Whisper's encoder; keys have no bias where projections are apart."""
+    hidden = sizes(k)[0]
+    yield linear("conv1", hidden, 3 * k.count("num_mel_bins", default=80))
+    yield linear("conv2", hidden, 3 * hidden)
+    if positions:
+        found = k.count("max_source_positions", default=1500)
+        yield Weight("embed_positions", found * hidden, itemsize=itemsize)
+    yield from blocks(k, cut=cut, key_bias=cut)
+    if post:
+        yield vector("layer_norm", 2 * hidden)
+
+
+def audio_flamingo(s: TowerFacts) -> Parts:
+    """Whisper's encoder, two matrices."""
+    bias = s.outer.flag("projector_bias", True)
+    yield from whisper(s.tower, cut=False)
+    yield from two("projector", (s.text, s.text, sizes(s.tower)[0]), bias=bias)
+
+
+def qwen2_audio(s: TowerFacts) -> Parts:
+    """Whisper's encoder, one matrix."""
+    yield from whisper(s.tower, cut=False)
+    yield linear("projector", s.text, sizes(s.tower)[0])
+
+
+def glm_asr(s: TowerFacts) -> Parts:
+    """Whisper's encoder with rotary positions, four frames merged."""
+    hidden, width, _ = sizes(s.tower)
+    yield from whisper(s.tower, positions=False)
+    yield from two("projector", (s.text, 2 * s.text, width if width == 4 * hidden else 4 * hidden), cut=True)
+
+
+def ultravox(s: TowerFacts) -> Parts:
+    """Whisper's encoder, frames stacked, a gated projector with norms."""
+    stacked = sizes(s.tower)[0] * s.outer.count("stack_factor", default=8)
+    middle = s.outer.count("hidden_size", default=4096)
+    inner = middle // 2 if s.outer.text("projector_act", default="swiglu") == "swiglu" else middle
+    yield from whisper(s.tower)
+    yield vector("norms", stacked + (inner if s.outer.flag("projector_ln_mid") else s.text))
+    yield linear("linear_1", middle, stacked, bias=False)
+    yield linear("linear_2", s.text, inner, bias=False)
+
+
+def voxtral(s: TowerFacts) -> Parts:
+    """Whisper's encoder, its positions in float32, frames joined."""
+    joined = sizes(s.tower)[0] * s.tower.count("downsample_factor", default=4)
+    yield from whisper(s.tower, itemsize=4)
+    yield from two("adapter", (s.text, s.text, joined), bias=False)
+
+
+def moss_transcribe(s: TowerFacts) -> Parts:
+    """Whisper's encoder, four frames joined, a norm behind."""
+    joined = 4 * sizes(s.tower)[0]
+    yield from whisper(s.tower)
+    yield from two("adaptor", (s.text, s.text, joined), norm=2 * s.text)
+
+
+def gemma4_audio(k: Keys, text: int) -> Parts:
+    """Gemma 4's Conformer, beside its vision tower: whole on every rank."""
+    hidden, n, heads = k.count("hidden_size"), k.count("num_hidden_layers"), k.count("num_attention_heads")
+    channels = k.counts("subsampling_conv_channels")
+    if len(channels) != 2:
+        raise k.error("subsampling_conv_channels must be two numbers")
+    first, second = channels
+    out = k.count("output_proj_dims", default=hidden)
+    yield linear("subsample.conv_1", first, 9, bias=False)
+    yield linear("subsample.conv_2", second, 9 * first, bias=False)
+    yield vector("subsample.norms", first + second)
+    yield linear("subsample.out", hidden, first // 4 * second, bias=False)
+    yield linear("ffw_1", 4 * hidden, hidden, bias=False, copies=2 * n)
+    yield linear("ffw_2", hidden, 4 * hidden, bias=False, copies=2 * n)
+    yield linear("attn.qkv_out_and_relative_k", 5 * hidden, hidden, bias=False, copies=n)
+    yield linear("conv.start_and_end", 3 * hidden, hidden, bias=False, copies=n)
+    yield vector("conv.depthwise", hidden * k.count("conv_kernel_size"), n)
+    yield vector("norms_and_scales", 9 * hidden + hidden // heads, n)
+    yield linear("output_proj", out, hidden)
+    yield linear("embedding_projection", text, out, bias=False)
+
+
+def parakeet(k: Keys, text: int) -> Parts:
+    """Parakeet's Conformer, whole on every rank; its attention has no biases here, as vLLM makes it."""
+    hidden, width, n = sizes(k)
+    channels, kernel = (
+        k.count("subsampling_conv_channels"),
+        k.count("subsampling_conv_kernel_size", default=3),
+    )
+    halvings = k.count("subsampling_factor", default=8, high=4096).bit_length() - 1
+    pitches = max(k.count("num_mel_bins") // k.count("subsampling_conv_stride", default=2) ** halvings, 1)
+    yield linear("subsampling.conv", channels, kernel**2)
+    yield linear("subsampling.depthwise", channels, kernel**2, copies=halvings - 1)
+    yield linear("subsampling.pointwise", channels, channels, copies=halvings - 1)
+    yield linear("subsampling.linear", hidden, channels * pitches)
+    yield linear("feed_forward.linear1", width, hidden, bias=False, copies=2 * n)
+    yield linear("feed_forward.linear2", hidden, width, bias=False, copies=2 * n)
+    yield linear("self_attn.qkv_out_and_relative_k", 5 * hidden, hidden, bias=False, copies=n)
+    yield vector("self_attn.bias_u_and_v", 2 * hidden, n)
+    bias = k.flag("convolution_bias", True)
+    yield linear("conv.pointwise1", 2 * hidden, hidden, bias=bias, copies=n)
+    yield linear("conv.depthwise", hidden, k.count("conv_kernel_size", high=4096), bias=bias, copies=n)
+    yield linear("conv.pointwise2", hidden, hidden, bias=bias, copies=n)
+    yield vector("norms", 12 * hidden, n)  # five of layers and one of a batch
+    middle, projected = k.count("projection_hidden_size"), k.flag("projection_bias")
+    yield from two("projection", (text, middle, hidden), bias=projected, norm=hidden)
+
+
+def qwen3_audio(k: Keys) -> Parts:
+    """Qwen 3's sound: three convolutions over time and pitch, then Whisper's layers."""
+    hidden, conv = sizes(k)[0], k.count("downsample_hidden_size")
+    pitches = -(-k.count("num_mel_bins", default=128) // 8)
+    yield linear("conv2d1", conv, 9)
+    yield linear("conv2d2", 2 * conv, 9 * conv)
+    yield linear("conv_out", hidden, conv * pitches, bias=False)
+    heads = k.count("encoder_attention_heads")
+    yield from (part._replace(unit=heads) if part.cut else part for part in blocks(k))
+    yield vector("ln_post", 2 * hidden)
+    yield from two("proj", (k.count("output_dim"), hidden, hidden))
+
+
+def qwen3_asr(s: TowerFacts) -> Parts:
+    """Its sound alone."""
+    yield from qwen3_audio(s.tower)
+
+
+def granite_speech(s: TowerFacts) -> Parts:
+    """A conformer and a Q-Former that reads windows of its frames."""
+    k, p = s.tower, s.outer.section("projector_config")
+    hidden, n, out = k.count("hidden_dim"), k.count("num_layers", high=4096), k.count("output_dim")
+    inner = k.count("num_heads") * k.count("dim_head")
+    width, conv = (
+        hidden * k.count("feedforward_mult", default=4),
+        hidden * k.count("conv_expansion_factor", default=2),
+    )
+    yield linear("input_linear", hidden, k.count("input_dim"))
+    for name in ("ff1", "ff2"):
+        yield linear(f"{name}.up", width, hidden, "rows", copies=n)
+        yield linear(f"{name}.down", hidden, width, "cols", copies=n)
+    yield linear("attn.q_kv", 3 * inner, hidden, bias=False, copies=n)
+    yield linear("attn.out", hidden, inner, copies=n)
+    yield vector("attn.positions", (2 * k.count("max_pos_emb") + 1) * k.count("dim_head"), n)
+    yield linear("conv.up", 2 * conv, hidden, copies=n)
+    yield linear("conv.depth", conv, k.count("conv_kernel_size", high=64), bias=False, copies=n)
+    yield linear("conv.down", hidden, conv, copies=n)
+    yield vector("norms", 10 * hidden + 2 * conv, n)
+    yield linear("out", out, hidden, "rows")
+    yield linear("out_mid", hidden, out, "cols")
+    yield from qformer(
+        p, s.outer.count("window_size", default=15) // s.outer.count("downsample_rate", default=5)
+    )
+    yield linear("projector", s.text, p.count("hidden_size"))
