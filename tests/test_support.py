@@ -13,15 +13,9 @@ from kvplan.engines.command import vllm_flags
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.files import catalog_dir
 from kvplan.ground.gpu import get_gpu, gpu_names
-from kvplan.models.architectures import (
-    REFUSED,
-    TEXT_OF,
-    TOWERS_NOT_KNOWN,
-    architectures,
-    from_config,
-    how_checked,
-)
+from kvplan.models.architectures import architectures, from_config, how_checked
 from kvplan.models.load import bundled_models
+from kvplan.models.names import REFUSED, TEXT_OF, TOWERS_NOT_KNOWN
 from kvplan.models.quantization import METHODS
 from kvplan.models.vision import has_tower
 

@@ -12,6 +12,8 @@ from kvplan.models.drafts import EAGLE, EAGLE3, EAGLE3_OF_LLAMA, EAGLE3_OF_QWEN3
 from kvplan.models.families import dense, hybrid, latent, moe, unusual
 from kvplan.models.families.common import Body
 from kvplan.models.families.decoders import DECODERS, assumed_plain
+from kvplan.models.families.multimodal import MULTIMODAL, molmo, molmo2
+from kvplan.models.names import BY_MODEL_TYPE, INNER, MINICPMV, REFUSED, TEXT_OF, TEXT_SECTIONS, UNHELD
 from kvplan.models.rope import (
     longrope_original_len,
     max_model_len,
@@ -22,6 +24,7 @@ from kvplan.models.rope import (
 from kvplan.models.spec import ModelSpec, Weight
 from kvplan.models.vision import has_tower, vision_tower
 
+ROWS = {**DECODERS, **MULTIMODAL}
 BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "LlamaForCausalLM": dense.llama,
     **dict.fromkeys((*EAGLE3_OF_LLAMA, EAGLE), dense.llama),
@@ -113,129 +116,12 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "Qwen3ForSequenceClassification": dense.qwen3,
     "LlamaForSequenceClassification": dense.llama,
     "Gemma2ForSequenceClassification": dense.gemma2,
-    **{name: row.build for name, row in DECODERS.items()},
+    "MolmoForCausalLM": molmo,
+    "Molmo2ForConditionalGeneration": molmo2,
+    **{name: row.build for name, row in ROWS.items()},
 }
 """vLLM's architecture names; what is not here is refused."""
 
-BY_MODEL_TYPE = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "mistral3": "Mistral3ForConditionalGeneration",
-    "phi3": "Phi3ForCausalLM",
-    "granite": "GraniteForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma": "GemmaForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3": "Gemma3ForConditionalGeneration",
-    "gemma3_text": "Gemma3ForCausalLM",
-    "exaone4": "Exaone4ForCausalLM",
-    "mixtral": "MixtralForCausalLM",
-    "qwen2_moe": "Qwen2MoeForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "glm4_moe": "Glm4MoeForCausalLM",
-    "granitemoe": "GraniteMoeForCausalLM",
-    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
-    "gpt_oss": "GptOssForCausalLM",
-    "deepseek_v2": "DeepseekV2ForCausalLM",
-    "deepseek_v3": "DeepseekV3ForCausalLM",
-    "qwen3_next": "Qwen3NextForCausalLM",
-    "falcon_h1": "FalconH1ForCausalLM",
-    "nemotron_h": "NemotronHForCausalLM",
-    "cohere2": "Cohere2ForCausalLM",
-    "deepseek": "DeepseekForCausalLM",
-    "ernie4_5": "Ernie4_5ForCausalLM",
-    "exaone4_5_text": "Exaone4ForCausalLM",
-    "internlm2": "InternLM2ForCausalLM",
-    "lfm2": "Lfm2ForCausalLM",
-    "ministral3": "Ministral3ForCausalLM",
-    "olmo3": "Olmo3ForCausalLM",
-    "phi": "PhiForCausalLM",
-    "qwen3_5_text": "Qwen3_5ForCausalLM",
-    "seed_oss": "SeedOssForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM",
-}
-"""For configs without `architectures`: the model type says as much."""
-
-TEXT_OF = {
-    "KimiK3ForConditionalGeneration": "KimiLinearForCausalLM",
-    "MiniMaxM3SparseForConditionalGeneration": "MiniMaxM3SparseForCausalLM",
-    "Step3p7ForConditionalGeneration": "Step3p5ForCausalLM",
-    "Step3VLForConditionalGeneration": "Step3TextForCausalLM",
-    "MuseGlimmerForConditionalGeneration": "MuseGlimmerForCausalLM",
-    "Cohere2VisionForConditionalGeneration": "Cohere2ForCausalLM",
-    "Exaone4_5_ForConditionalGeneration": "Exaone4ForCausalLM",
-    "Gemma3nForConditionalGeneration": "Gemma3nForCausalLM",
-    "Glm4vForConditionalGeneration": "Glm4ForCausalLM",
-    "Glm4vMoeForConditionalGeneration": "Glm4MoeForCausalLM",
-    "GlmOcrForConditionalGeneration": "Glm4ForCausalLM",
-    "Qwen2VLForConditionalGeneration": "Qwen2ForCausalLM",
-    "Qwen2_5_VLForConditionalGeneration": "Qwen2ForCausalLM",
-    "Qwen2_5OmniForConditionalGeneration": "Qwen2ForCausalLM",
-    "Qwen2_5OmniModel": "Qwen2ForCausalLM",
-    "Qwen3OmniMoeForConditionalGeneration": "Qwen3MoeForCausalLM",
-    "Qwen3ASRForConditionalGeneration": "Qwen3ForCausalLM",
-    "Qwen3ASRRealtimeGeneration": "Qwen3ForCausalLM",
-    "Qwen4ExpForConditionalGeneration": "Qwen4ExpForCausalLM",
-    "Glm5NextForConditionalGeneration": "Glm5NextForCausalLM",
-    "InklingForConditionalGeneration": "InklingForCausalLM",
-    "InternS2PreviewForConditionalGeneration": "Qwen3_5MoeForCausalLM",
-    "KimiVLForConditionalGeneration": "DeepseekV3ForCausalLM",
-    "MoonshotKimiaForCausalLM": "Qwen2ForCausalLM",
-    "DotsOCRForCausalLM": "Qwen2ForCausalLM",
-    "KeyeForConditionalGeneration": "Qwen3ForCausalLM",
-    "KeyeVL1_5ForConditionalGeneration": "Qwen3ForCausalLM",
-    "PaddleOCRVLForConditionalGeneration": "Ernie4_5ForCausalLM",
-    "OpenCUAForConditionalGeneration": "Qwen2ForCausalLM",
-    "Phi4MMForCausalLM": "Phi3ForCausalLM",
-    "Phi3VForCausalLM": "Phi3ForCausalLM",
-    "Phi4ForCausalLMV": "Phi3ForCausalLM",
-    "MiMoV2OmniForCausalLM": "MiMoV2ForCausalLM",
-    "HCXVisionV2ForCausalLM": "HyperCLOVAXForCausalLM",
-    "QianfanOCRForConditionalGeneration": "Qwen3ForCausalLM",
-    "BailingMoeV3VLForConditionalGeneration": "BailingMoeV3ForCausalLM",
-    "MiniCPMV4_6ForConditionalGeneration": "Qwen3_5ForCausalLM",
-    "MiniCPMV4_7ForConditionalGeneration": "Qwen3_5ForCausalLM",
-    "AriaForConditionalGeneration": "AriaTextForCausalLM",
-    "GLM4VForCausalLM": "ChatGLMModel",
-    "MossTranscribeDiarizeForConditionalGeneration": "Qwen3ForCausalLM",
-    "MiniCPMV": "",
-    **dict.fromkeys(
-        (
-            *("AudioFlamingo3ForConditionalGeneration", "BeeForConditionalGeneration"),
-            *("GlmAsrForConditionalGeneration", "GraniteSpeechForConditionalGeneration"),
-            *("GraniteSpeechPlusForConditionalGeneration", "InternVLForConditionalGeneration"),
-            *("InternVLChatModel", "InternS1ForConditionalGeneration", "Idefics3ForConditionalGeneration"),
-            *("SmolVLMForConditionalGeneration", "LlavaForConditionalGeneration"),
-            *("LlavaNextForConditionalGeneration", "LlavaNextVideoForConditionalGeneration"),
-            *("LlavaOnevisionForConditionalGeneration", "PaliGemmaForConditionalGeneration"),
-            *("Qwen2AudioForConditionalGeneration", "VoxtralForConditionalGeneration", "UltravoxModel"),
-            *("LightOnOCRForConditionalGeneration", "Lfm2VlForConditionalGeneration", "Ovis2_5"),
-            *("SkyworkR1VChatModel", "H2OVLChatModel", "NVLM_D", "Eagle2_5_VLForConditionalGeneration"),
-            *("NemotronH_Nano_VL_V2", "NemotronH_Nano_Omni_Reasoning_V3", "Llama_Nemotron_Nano_VL"),
-            *("NemotronH_Super_Omni_Reasoning_V3", "NemotronH_Omni_Reasoning_V3"),
-            *("Granite4VisionForConditionalGeneration", "DeepseekVLV2ForCausalLM"),
-            *(
-                "DeepseekOCRForCausalLM",
-                "DeepseekOCR2ForCausalLM",
-                "UnlimitedOCRForCausalLM",
-                "FunAudioChatForConditionalGeneration",
-                "PixtralForConditionalGeneration",
-            ),
-        ),
-        "",
-    ),
-}
-"""Multimodal architecture -> its language model's; empty: as the nested config says."""
-MINICPMV = {
-    "2.0": "MiniCPMForCausalLM",
-    "2.5": "LlamaForCausalLM",
-    "2.6": "Qwen2ForCausalLM",
-    "4.0": "LlamaForCausalLM",
-    "4.5": "Qwen3ForCausalLM",
-}
-"""MiniCPM-V's version -> its language model."""
-TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 
 DEFAULTS: dict[str, dict[str, object]] = {
     "Gemma3": {
@@ -254,85 +140,18 @@ DEFAULTS: dict[str, dict[str, object]] = {
 TIED_BY_DEFAULT = ("Gemma", "Lfm2", "FalconFor", "FalconMamba", "MambaFor", "Zamba2")
 """Families whose config class ties the embeddings unless told otherwise (architecture prefixes)."""
 
-UNREAD = {
-    name: {"mamba_ssm_cache_dtype": "auto"}
-    for name in ("NemotronH_Nano_Omni", "NemotronH_Omni", "NemotronH_Super_Omni")
+SET_BY_CLASS: dict[str, dict[str, object]] = {
+    "Isaac": {"mrope_section": []},
+    "NemotronH_Nano_Omni": {"mamba_ssm_cache_dtype": "auto"},
+    "NemotronH_Omni": {"mamba_ssm_cache_dtype": "auto"},
+    "NemotronH_Super_Omni": {"mamba_ssm_cache_dtype": "auto"},
 }
-"""Keys that vLLM 0.32 does not read for a class, and what holds in their place (architecture prefixes)."""
+"""Keys whose value vLLM 0.32's class sets itself, whatever the config says (architecture prefixes)."""
 
 ORACLE = "weights and KV plan equal vLLM 0.32's own class and planner"
 TEXT_ORACLE = f"{ORACLE}, language model alone"
 BY_FORMULA = "its body is a family held to vLLM's class; this class itself was not run"
-UNHELD = frozenset(
-    {
-        "AriaTextForCausalLM",
-        "DeepseekVLV2ForCausalLM",
-        "FunAudioChatForConditionalGeneration",
-        "Gemma3nForConditionalGeneration",
-        "MiniMaxM3ForCausalLM",
-        "PEagleDraftModel",
-        "PeagleLlamaForCausalLM",
-        "PeagleQwen3ForCausalLM",
-        "Phi4ForCausalLMV",
-        "XverseForCausalLM",
-    }
-)
-"""Architectures whose own class no oracle was asked about."""
 
-REFUSED = {
-    name: why
-    for why, names in {
-        "no public config of it was found": (
-            *("DeepseekV4ForConditionalGeneration", "DeepseekV41ForCausalLM", "Dots3NoteForCausalLM"),
-        ),
-        "its decoder attends to an encoder": (
-            *("WhisperForConditionalGeneration", "CohereAsrForConditionalGeneration"),
-            "NemotronParseForConditionalGeneration",
-        ),
-        "it generates by diffusion, or actions": (
-            *("DiffusionGemmaForBlockDiffusion", "OpenVLAForActionPrediction"),
-        ),
-        "transformers' own class runs it": (
-            *("HunYuanVLForConditionalGeneration", "Emu3ForConditionalGeneration"),
-            "VibeVoiceAsrForConditionalGeneration",
-        ),
-        "its config and tower are not declared": (
-            *(
-                "BagelForConditionalGeneration",
-                "Blip2ForConditionalGeneration",
-                "CohereCompassForConditionalGeneration",
-            ),
-            *(
-                "Cosmos3EdgeForConditionalGeneration",
-                "Cosmos3ForConditionalGeneration",
-                "FunASRForConditionalGeneration",
-            ),
-            *("HfMoondream", "InternS1ProForConditionalGeneration", "InternS2MobiusForConditionalGeneration"),
-            *(
-                "IsaacForConditionalGeneration",
-                "KananaVForConditionalGeneration",
-                "MiDashengLMModel",
-                "MiniCPMO",
-            ),
-            *(
-                "LlavaOnevision2ForConditionalGeneration",
-                "Molmo2ForConditionalGeneration",
-                "MolmoForCausalLM",
-            ),
-            *("Moondream3ForCausalLM", "MossAudioModel", "OpenPanguVLForConditionalGeneration", "Ovis"),
-            *("Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM", "RForConditionalGeneration"),
-            *("StepVLForConditionalGeneration", "VoxtralRealtimeGeneration"),
-            "FireRedASR2ForConditionalGeneration",
-        ),
-    }.items()
-    for name in names
-}
-"""Architectures that vLLM 0.32 runs and that are refused, and why."""
-TOWERS_NOT_KNOWN = {
-    "DeepseekVLV2ForCausalLM": "a class of the package timm, not of vLLM",
-    "Gemma3nForConditionalGeneration": "a class of the package timm, not of vLLM",
-}
-"""Why a tower has no row, where that was tried."""
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -365,10 +184,10 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
     outer = Keys(name, config)
     architecture = find_architecture(outer)
     defaults = next((d for prefix, d in DEFAULTS.items() if architecture.startswith(prefix)), {})
-    unread = next((d for prefix, d in UNREAD.items() if architecture.startswith(prefix)), {})
+    unread = next((d for prefix, d in SET_BY_CLASS.items() if architecture.startswith(prefix)), {})
     text = Keys(name, {**defaults, **config, **text_section(outer).raw, **unread})
     whole, architecture = architecture, text_architecture(outer, architecture)
-    row = DECODERS.get(architecture)
+    row = ROWS.get(architecture)
     known = architecture in BUILDERS
     row = row if known else assumed_plain(text)
     if row is None and not known:
@@ -421,6 +240,8 @@ def quantization_section(outer: Keys, text: Keys) -> Mapping[str, object] | None
 def text_section(outer: Keys) -> Keys:
     """The language model's part of a multimodal config; the whole config where it is not nested."""
     thinker = outer.section("thinker_config")
+    if outer.texts("architectures")[:1] and (inner := INNER.get(outer.texts("architectures")[0])):
+        return outer.section(inner[0]).section(inner[1])
     for k in (outer, thinker):
         for key in TEXT_SECTIONS:
             if key in k:
@@ -430,7 +251,7 @@ def text_section(outer: Keys) -> Keys:
 
 def newline(architecture: str, text: Keys) -> tuple[Weight, ...]:
     """LLaVA's learned end of an image's row, which stays without the tower."""
-    has = architecture.startswith(("LlavaNextForC", "LlavaOnevisionForC", "BeeForC"))
+    has = architecture.startswith(("LlavaNextForC", "LlavaOnevisionForC", "BeeForC", "RForC"))
     return (Weight("image_newline", text.count("hidden_size")),) if has else ()
 
 
@@ -440,7 +261,7 @@ def text_architecture(outer: Keys, architecture: str) -> str:
         return architecture
     if TEXT_OF[architecture]:
         return TEXT_OF[architecture]
-    if architecture == "MiniCPMV":
+    if architecture in ("MiniCPMV", "MiniCPMO"):
         return _of_version(outer)
     text = text_section(outer)
     names = text.texts("architectures")

@@ -24,6 +24,8 @@ FAMILIES = {
     "Qwen3VL": "qwen3_vl",
     "Qwen3_5": "qwen3_vl",
     "InternS2Preview": "qwen3_vl",
+    "Cosmos3For": "qwen3_vl",
+    "CohereCompass": "qwen3_vl",
     "Qwen4Exp": "qwen3_vl",
     "Gemma4": "gemma4",
     "KimiK25": "moonvit",

@@ -18,8 +18,9 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import GiB
 from kvplan.memory.layout import kv_layout
-from kvplan.models.architectures import BUILDERS, ORACLE, UNHELD, architectures, from_config, how_checked
+from kvplan.models.architectures import BUILDERS, ORACLE, architectures, from_config, how_checked
 from kvplan.models.load import load_model
+from kvplan.models.names import UNHELD
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.models.weights import heaviest_rank
 

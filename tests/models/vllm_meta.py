@@ -162,6 +162,7 @@ def platform() -> Any:
     vllm.platforms.vllm_version_matches_substr = lambda s: False  # not a CPU build
     _silence(torch)
     _tokenizers()
+    _numbers()
     _host_memory()
     return Card
 
@@ -265,13 +266,28 @@ def _tokenizers() -> None:
     import vllm.multimodal.processing.context as context
 
     context.InputProcessingContext.get_tokenizer = lambda self: _Tokenizer()
-    for name in ("deepseek_vl2", "deepseek_ocr", "deepseek_ocr2", "minicpmv", "nano_nemotron_vl"):
+    for name in ("deepseek_vl2", "deepseek_ocr", "deepseek_ocr2", "minicpmv", "nano_nemotron_vl", "isaac"):
         module = importlib.import_module(f"vllm.model_executor.models.{name}")
         if hasattr(module, "cached_tokenizer_from_config"):
             module.cached_tokenizer_from_config = lambda *args, **options: _Tokenizer()
     from vllm.model_executor.models.ovis2_5 import Ovis2_5ProcessingInfo
 
     Ovis2_5ProcessingInfo.get_hf_processor = lambda self, **options: _Tokenizer()
+
+
+def _numbers() -> None:
+    """What constructors ask of packages that are not there, and an attribute that one of them forgets."""
+    import torch
+    import torchaudio.functional as sound
+    from vllm.config import get_current_vllm_config
+    from vllm.model_executor.models.interns1_pro import InternS1ProForConditionalGeneration
+    from vllm.model_executor.models.openpangu_vl import OpenPanguVLForConditionalGeneration
+
+    OpenPanguVLForConditionalGeneration._parse_preprocess_params = lambda self, config: None
+    sound.melscale_fbanks = lambda *args, **options: torch.zeros(1)
+    InternS1ProForConditionalGeneration.model_config = property(
+        lambda self: get_current_vllm_config().model_config
+    )
 
 
 def engine_config(config: dict[str, Any], tp: int, **flags: Any) -> Any:

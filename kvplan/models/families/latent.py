@@ -158,8 +158,9 @@ def deepseek_v4(k: Keys) -> Body:
 
     Source: vLLM 0.32 `models/deepseek_v4`.
     """
-    if k.count("vision_n_layers", default=0, low=0):
-        raise k.error("vision_n_layers: the vision variant is not supported")
+    names = k.texts("architectures")
+    if k.count("vision_n_layers", default=0, low=0) and names[:1] == ("DeepseekV4ForCausalLM",):
+        raise k.error("vision_n_layers: a vision tower, but architectures names the language model")
     n, hidden = num_layers(k), k.count("hidden_size")
     ratios = k.counts("compress_ratios")[:n]
     if len(ratios) != n or set(ratios) - {0, 1, 4, 128}:

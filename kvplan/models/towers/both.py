@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from kvplan.models.config import Keys
-from kvplan.models.towers.images import radio, siglip
-from kvplan.models.towers.own_images import qwen2_5
-from kvplan.models.towers.parts import Parts, TowerFacts, blocks, linear, merge, patches, sizes, two, vector
+from kvplan.models.towers.images import minicpmv, radio, siglip
+from kvplan.models.towers.own_images import qwen2_5, qwen3
+from kvplan.models.towers.parts import Parts, TowerFacts, linear, sizes, two, vector
 from kvplan.models.towers.sound import parakeet, qwen3_audio, whisper
 
 
@@ -43,17 +43,9 @@ def nano_nemotron(s: TowerFacts) -> Parts:
 
 
 def qwen3_omni(s: TowerFacts) -> Parts:
-    """Qwen 3's sound and images; deep features are merged as the last ones are."""
-    k = s.tower.section("vision_config")
-    hidden, merged = sizes(k)[0], sizes(k)[0] * merge(k)
-    deep = len(k.counts("deepstack_visual_indexes"))
-    frames, out = k.count("temporal_patch_size", default=2, high=64), k.count("out_hidden_size")
+    """Qwen 3's sound and images."""
     yield from qwen3_audio(s.tower.section("audio_config"))
-    yield from patches(k, positions=k.count("num_position_embeddings"), frames=frames)
-    yield from blocks(k)
-    yield from two("merger", (out, merged, merged), cut=True, norm=2 * hidden)
-    for _ in range(deep):
-        yield from two("merger_list", (out, merged, merged), cut=True, norm=2 * merged)
+    yield from qwen3(s.tower.section("vision_config"))
 
 
 def qwen2_5_omni(s: TowerFacts) -> Parts:
@@ -64,3 +56,12 @@ def qwen2_5_omni(s: TowerFacts) -> Parts:
     yield vector("audio_bos_eos", 2 * out)
     yield linear("proj", out, hidden)
     yield from qwen2_5(s.tower.section("vision_config"))
+
+
+def minicpmo(s: TowerFacts) -> Parts:
+    """MiniCPM-V's eyes, and Whisper's encoder, whole on every rank, with a projector."""
+    yield from minicpmv(s)
+    sound = s.outer.section("audio_config")
+    hidden, width, _ = sizes(sound)
+    yield from whisper(sound, cut=False)
+    yield from two("audio_projection_layer", (s.text, s.text, width // 4 if width else hidden))

@@ -139,6 +139,27 @@ def llava_onevision(s: TowerFacts) -> Parts:
     yield from two("projector", (s.text, s.text, sizes(s.tower)[0]))
 
 
+def rvl(s: TowerFacts) -> Parts:
+    """R: LLaVA-OneVision's, with a norm before its projector."""
+    yield from llava_onevision(s)
+    yield vector("pre_norm", 2 * sizes(s.tower)[0])
+
+
+def isaac(s: TowerFacts) -> Parts:
+    """Isaac: SigLIP 2, pixels shuffled, a projector four times as wide as what it reads."""
+    k = s.tower
+    merged = sizes(k)[0] * k.count("pixel_shuffle_scale_factor", default=1, high=64) ** 2
+    yield from siglip(k, positions=k.count("num_patches", default=256))
+    yield from two("projector", (s.text, 4 * merged, merged), bias=False, cut=True)
+
+
+def bagel(s: TowerFacts) -> Parts:
+    """BAGEL: SigLIP (26 layers of 27), a connector."""
+    hidden, _, layers = sizes(s.tower)
+    yield from siglip(s.tower, layers=layers - (layers == 27))
+    yield from two("connector", (s.text, s.text, hidden), cut=True)
+
+
 def llava_next(s: TowerFacts, *, cut: bool = True) -> Parts:
     """CLIP up to its last layer but one."""
     yield from clip(s.tower, layers=last_layer(s))
@@ -278,6 +299,62 @@ def ovis2_5(s: TowerFacts) -> Parts:
     yield linear("head", words - 4, merged, bias=False)
     yield vector("head.norm", 2 * (words - 4))
     yield vector("visual_words", words * s.text)
+
+
+def ovis(s: TowerFacts) -> Parts:
+    """Ovis 1.6 and 2: AIMv2 or SigLIP, a head over visual words, their embeddings."""
+    backbone = s.tower.section("backbone_config")
+    hidden, words = sizes(backbone)[0], s.tower.count("vocab_size", default=16384, low=6)
+    merged = hidden * s.tower.count("hidden_stride", default=1, high=64) ** 2
+    yield from (aimv2 if backbone.text("model_type") == "aimv2" else siglip)(backbone)
+    yield linear("head", words - 5, merged, bias=False)
+    yield vector("head.norm", 2 * (words - 5))
+    yield vector("visual_words", words * s.text)
+
+
+def aimv2(k: Keys) -> Parts:
+    """AIMv2: a norm behind the patches, gated layers of two norms."""
+    yield from patches(k)
+    yield vector("patch_norm", sizes(k)[0])
+    yield from blocks(k, gated=True, bias=k.flag("qkv_bias"), norms=2)
+
+
+def blip2(s: TowerFacts) -> Parts:
+    """BLIP-2: EVA's ViT, queries that read it, one matrix."""
+    hidden, p = sizes(s.tower)[0], s.outer.section("qformer_config")
+    yield from patches(s.tower, positions=grid(s.tower) + 1)
+    yield from blocks(s.tower)
+    yield vector("class_embedding_and_post_layernorm", 3 * hidden)
+    yield from qformer(p, s.outer.count("num_query_tokens", default=32))
+    yield linear("language_projection", s.text, p.count("hidden_size"))
+
+
+def molmo(s: TowerFacts) -> Parts:
+    """Molmo: CLIP-L of fixed sizes up to its last layer but one; two layers pooled by attention; a gated projector."""
+    hidden, layers, width = 1024, 23, 4096
+    v = {"hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": layers}
+    text = s.outer.count("intermediate_size")
+    yield linear("patch_embedding", hidden, 3 * 14**2, bias=False)
+    yield vector("positions_class_and_pre_norm", (577 + 3) * hidden)
+    yield from blocks(Keys(s.outer.name, v))
+    yield vector("pad_embed", 2 * 2 * hidden)
+    yield linear("image_pooling.qkv", 3 * hidden, 2 * hidden, "rows")
+    yield linear("image_pooling.out", hidden, hidden, "cols")
+    yield linear("image_projector.up", text, hidden, "rows", bias=False)
+    yield linear("image_projector.down", s.text, text // 2, "cols", bias=False)
+
+
+def moondream(s: TowerFacts) -> Parts:
+    """Moondream 3: SigLIP's sizes, what is seen whole and in tiles side by side, a projector."""
+    found = s.outer.section("config").section("vision")
+    known = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 14}
+    names = ("enc_dim", "enc_ff_dim", "enc_n_layers", "enc_patch_size")
+    told = {usual: found.count(name, default=known[usual]) for usual, name in zip(known, names, strict=True)}
+    k = Keys(found.name, {**told, "image_size": found.count("crop_size", default=378)})
+    yield from siglip(k)
+    yield from two(
+        "vision_proj", (s.text, found.count("proj_inner_dim", default=8192), 2 * sizes(k)[0]), cut=True
+    )
 
 
 def granite4_vision(s: TowerFacts) -> Parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvplan.models.config import Keys
+from kvplan.models.spec import Weight
 from kvplan.models.towers.images import clip
 from kvplan.models.towers.parts import (
     Parts,
@@ -224,3 +225,121 @@ def mimo_v2_omni(s: TowerFacts) -> Parts:
     if k.flag("use_sink") and isinstance(windows, list):
         yield vector("attn.sinks", heads, sum(kind != -1 for kind in windows[:n]))
     yield from two("merger", (k.count("out_hidden_size"), merged, merged), bias=False, cut=True, norm=hidden)
+
+
+def qwen3(k: Keys) -> Parts:
+    """Qwen 3's images; deep features are merged as the last ones are."""
+    hidden, merged = sizes(k)[0], sizes(k)[0] * merge(k)
+    frames, out = k.count("temporal_patch_size", default=2, high=64), k.count("out_hidden_size")
+    yield from patches(k, positions=k.count("num_position_embeddings"), frames=frames)
+    yield from blocks(k)
+    yield from two("merger", (out, merged, merged), cut=True, norm=2 * hidden)
+    for _ in range(len(k.counts("deepstack_visual_indexes"))):
+        yield from two("merger_list", (out, merged, merged), cut=True, norm=2 * merged)
+
+
+def molmo2(s: TowerFacts) -> Parts:
+    """Molmo 2: a ViT up to the last layer that is read, those layers pooled by attention, a gated projector."""
+    k, p = s.tower, s.outer.section("adapter_config")
+    hidden, _, n = sizes(k)
+    read = p.raw.get("vit_layers", [-3, -9])
+    if not isinstance(read, list) or not read or not all(type(i) is int and -n <= i < n for i in read):
+        raise p.error("vit_layers must be a list of layers of the tower")
+    patch = k.count("image_patch_size", default=14, high=4096)
+    inner = p.count("num_attention_heads", default=16) * p.count("head_dim", default=72)
+    kv = p.count("num_key_value_heads", default=16) * p.count("head_dim", default=72)
+    wide, seen = p.count("intermediate_size"), p.count("hidden_size", default=hidden)
+    yield linear("patch_embedding", hidden, 3 * patch**2)
+    yield vector("positions", k.count("image_num_pos", default=577) * hidden)
+    yield from blocks(k, layers=max(i % n for i in read) + 1)
+    yield linear("image_pooling.qkv", inner + 2 * kv, hidden * len(read), "rows")
+    yield linear("image_pooling.out", seen, inner, "cols")
+    yield linear("image_projector.up", 2 * wide, seen, "rows", bias=False)
+    yield linear("image_projector.down", s.text, wide, "cols", bias=False)
+
+
+def kanana(s: TowerFacts) -> Parts:
+    """Kanana: Qwen 2's tower without its merger, an abstractor of RegNet's stages, whole on every rank."""
+    k, p = s.tower, s.outer.section("projector_config")
+    seen, inner = p.count("encoder_hidden_size"), p.count("hidden_size")
+    depth, merged = (
+        p.count("depth", default=0, low=0, high=64),
+        p.count("merge_size", default=2, high=64) ** 2,
+    )
+    out, mlps = p.count("output_hidden_size"), p.count("mlp_depth", default=1, high=64)
+    yield from patches(k, bias=False, positions=0, frames=k.count("temporal_patch_size", default=2, high=64))
+    yield from blocks(k)
+    if p.flag("pos_emb"):
+        yield vector("abstractor.pos_emb", p.count("pos_emb_size") * seen)
+    for into in (seen, merged * inner) if depth else ():
+        for i in range(depth):
+            yield from _reg_block(into if i == 0 else inner, inner)
+    yield linear("readout", out, inner if depth else seen)
+    yield linear("readout.more", out, out, copies=mlps - 1)
+
+
+def _reg_block(into: int, out: int) -> Parts:
+    """RegNet's bottleneck: two pointwise convolutions about one by channel, squeezed and excited, each with a norm."""
+    yield linear("conv1", out, into, bias=False)
+    yield linear("conv2", out, 9, bias=False)
+    yield linear("se.fc1", round(into / 4), out)
+    yield linear("se.fc2", out, round(into / 4))
+    yield linear("conv3", out, out, bias=False)
+    yield vector("norms", 6 * out)
+    if into != out:
+        yield linear("downsample", out, into, bias=False)
+        yield vector("downsample.norm", 2 * out)
+
+
+def open_pangu(s: TowerFacts) -> Parts:
+    """openPangu: Qwen 2.5's kind of tower; a merger for each layer that is read, and one projection."""
+    k = s.tower
+    hidden, merged, out = sizes(k)[0], sizes(k)[0] * merge(k), k.count("out_hidden_size")
+    read = k.raw.get("mm_unit_vision_select_layer", [-1, -3])
+    frames = k.count("temporal_patch_size", default=2, high=64)
+    yield from patches(k, bias=False, positions=0, frames=frames)
+    yield from blocks(k, gated=k.text("hidden_act") == "silu", norms=2)
+    yield vector("final_layernorm", hidden)
+    for _ in range(len(read) if isinstance(read, list) else 1):
+        yield from two("merger", (out, merged, merged), cut=True, norm=hidden)
+    yield linear("vision_projection", s.text, out)
+
+
+def onevision2(s: TowerFacts) -> Parts:
+    """LLaVA-OneVision 2: a ViT with rotary positions, its merger as Qwen 2's."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    merged = hidden * merge(k)
+    yield from patches(k, bias=False, positions=0)
+    yield vector("layernorm_pre", 2 * hidden)
+    yield from blocks(k)
+    yield from two("merger", (s.text, merged, merged), cut=True, norm=2 * hidden)
+
+
+def deepseek_v4(s: TowerFacts) -> Parts:
+    """DeepSeek V4's eyes: a gated ViT with rotary positions; patches of a square joined and projected; four marks."""
+    k = s.tower
+    hidden = k.count("vision_dim", default=1024)
+    told = {"hidden_size": hidden, "intermediate_size": k.count("vision_inter_dim", default=2816)}
+    told |= {"num_hidden_layers": k.count("vision_n_layers", high=4096)}
+    v = Keys(k.name, told | {"patch_size": k.count("vision_patch_size", default=14, high=4096)})
+    joined = hidden * k.count("vision_downsample_ratio", default=3, high=64) ** 2
+    yield from patches(v, positions=0)
+    for part in blocks(v, gated=True, norms=2):
+        yield part._replace(bias=part.bias and part.name.startswith("attn"))
+    yield vector("norm", hidden)
+    yield from two("aligner", (s.text, s.text, joined), cut=True)
+    yield Weight("image_marks", 4 * s.text, itemsize=4)
+
+
+def cosmos3_edge(s: TowerFacts) -> Parts:
+    """Cosmos 3 Edge: SigLIP 2 and a merger, its norm before or behind the merging."""
+    p, hidden = s.outer.section("projector_config"), sizes(s.tower)[0]
+    merged = hidden * merge(p)
+    norm = 2 * (merged if p.flag("use_postshuffle_norm") else hidden)
+    middle = p.count("merger_intermediate_size", default=11520)
+    yield from patches(s.tower, positions=s.tower.count("num_patches", default=256))
+    yield from blocks(s.tower)
+    yield vector("post_layernorm", 2 * hidden)
+    yield from two(
+        "projector", (p.count("out_hidden_size", default=1024), middle, merged), cut=True, norm=norm
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvplan.models.config import Keys
 from kvplan.models.spec import Weight
 from kvplan.models.towers.images import qformer
-from kvplan.models.towers.parts import Parts, TowerFacts, blocks, linear, sizes, two, vector
+from kvplan.models.towers.parts import Parts, TowerFacts, blocks, linear, ratio, sizes, two, vector
 
 
 def whisper(
@@ -160,3 +160,84 @@ def granite_speech(s: TowerFacts) -> Parts:
         p, s.outer.count("window_size", default=15) // s.outer.count("downsample_rate", default=5)
     )
     yield linear("projector", s.text, p.count("hidden_size"))
+
+
+def midasheng(s: TowerFacts) -> Parts:
+    """Dasheng's ViT over the spectrogram: positions in time and in pitch, five frames joined behind it."""
+    k = s.tower
+    hidden, pitches = k.count("embed_dim", default=768), k.count("n_mels", default=64)
+    (high, wide), (up, along) = _pair(k, "patch_size"), _pair(k, "patch_stride")
+    frames = k.count("target_length", default=1012, high=1 << 20)
+    wide_as = {"intermediate_size": round(ratio(k, "mlp_ratio", 4.0) * hidden)}
+    layers = {"hidden_size": hidden, "num_hidden_layers": k.count("depth", default=12, high=4096)}
+    yield linear("patch_embed", hidden, k.count("input_channels", default=1, high=64) * high * wide)
+    yield vector("positions", (frames // along + pitches // up) * hidden)
+    yield from blocks(Keys(k.name, {**layers, **wide_as}), norms=4 if k.raw.get("init_values") is None else 6)
+    yield vector("norms", 2 * hidden + 2 * pitches)
+    joined = hidden * s.outer.count("subsample_factor", default=5, high=64)
+    yield from two("audio_projector", (s.text, s.text, joined), cut=True)
+
+
+def _pair(k: Keys, key: str) -> tuple[int, int]:
+    """One number for both sides, or two."""
+    if not isinstance(k.raw.get(key), list):
+        return (k.count(key, default=16, high=4096),) * 2
+    found = k.counts(key)
+    if len(found) != 2 or 0 in found:
+        raise k.error(f"{key} must be one number or two")
+    return found[0], found[1]
+
+
+def moss_audio(s: TowerFacts) -> Parts:
+    """Three convolutions over time and pitch, Whisper's layers, a gated adapter and one for each layer read early."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    conv, out = k.count("downsample_hidden_size", default=480), k.count("output_dim", default=hidden)
+    deep = len(k.counts("deepstack_encoder_layer_indexes"))
+    if s.outer.raw.get("deepstack_num_inject_layers") is not None:
+        deep = min(deep, s.outer.count("deepstack_num_inject_layers", low=0))
+    middle = s.outer.count("adapter_hidden_size", default=8192)
+    yield linear("conv1", conv, 9)
+    yield linear("conv2", 2 * conv, 9 * conv)
+    yield linear("stem_proj", hidden, conv * -(-k.count("num_mel_bins", default=128) // 8))
+    yield from blocks(k, key_bias=False)
+    yield vector("layer_norm", 2 * hidden)
+    if out != hidden:
+        yield linear("out_proj", out, hidden)
+    yield linear("adapters.up", 2 * middle, out, "rows", bias=False, copies=1 + deep)
+    yield linear("adapters.down", s.text, middle, "cols", bias=False, copies=1 + deep)
+
+
+def fun_asr(s: TowerFacts) -> Parts:
+    """SenseVoice's encoder, whose attention is whole on every rank, and an adaptor of fixed sizes."""
+    k = s.tower
+    hidden, width = k.count("output_size", default=256), k.count("linear_units", default=2048)
+    n = k.count("num_blocks", default=6) + k.count("tp_blocks", default=0, low=0)
+    yield linear("linear_q_k_v", 3 * hidden, hidden, copies=n - 1)
+    yield linear("linear_q_k_v.first", 3 * hidden, 560)
+    yield linear("out_proj", hidden, hidden, copies=n)
+    yield linear("fsmn_block", hidden, k.count("kernel_size", default=11, high=4096), bias=False, copies=n)
+    yield linear("feed_forward.w_1", width, hidden, "rows", copies=n)
+    yield linear("feed_forward.w_2", hidden, width, "cols", copies=n)
+    yield vector("norms", 4 * hidden * (n - 1) + 2 * (560 + hidden) + 4 * hidden)
+    adaptor = {"hidden_size": 1024, "intermediate_size": 256, "num_hidden_layers": 2}
+    yield from two("audio_adaptor", (1024, 2048, 512), cut=True)
+    yield from blocks(Keys(k.name, adaptor))
+
+
+def fire_red_asr(s: TowerFacts) -> Parts:
+    """A conformer as FireRed makes it, whole on every rank; frames joined."""
+    k = s.tower
+    hidden, n = k.count("d_model"), k.count("n_layers_enc", high=4096)
+    width, joined = 4 * hidden, hidden * s.outer.count("encoder_downsample_rate", default=2, high=64)
+    pitches = ((k.count("idim") - 1) // 2 - 1) // 2
+    yield linear("subsampling.conv", 32, 9)
+    yield linear("subsampling.conv2", 32, 9 * 32)
+    yield linear("subsampling.out", hidden, 32 * max(pitches, 1))
+    yield linear("ffn.up", width, hidden, copies=2 * n)
+    yield linear("ffn.down", hidden, width, copies=2 * n)
+    yield linear("attn.qkv_out_and_positions", 5 * hidden, hidden, bias=False, copies=n)
+    yield linear("conv.up", 4 * hidden, hidden, bias=False, copies=n)
+    yield linear("conv.depthwise", 2 * hidden, k.count("kernel_size", high=4096), bias=False, copies=n)
+    yield linear("conv.down", hidden, 2 * hidden, bias=False, copies=n)
+    yield vector("norms_and_biases", 20 * hidden, n)
+    yield from two("encoder_projector", (s.text, s.text, joined))

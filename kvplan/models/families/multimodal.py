@@ -1,0 +1,93 @@
+"""Language models that only multimodal classes of vLLM have: Molmo, Moondream 3, Cosmos 3 Edge, Command A Compass."""
+
+from __future__ import annotations
+
+from kvplan.models.config import Keys
+from kvplan.models.families.common import Body, gqa, num_layers, stack
+from kvplan.models.families.decoders import Experts, PlainDecoder
+from kvplan.models.spec import MlpSpec, Weight
+
+
+def molmo(k: Keys) -> Body:
+    """Molmo: the width counts gate and up together; 128 words more than the LM head scores."""
+    if k.flag("weight_tying"):
+        raise k.error("weight_tying: vLLM's class does not start with it")
+    if k.count("embedding_size", default=k.count("vocab_size")) != k.count("vocab_size"):
+        raise k.error("embedding_size and vocab_size differ")
+    n, norms = num_layers(k), "whole" if k.flag("attention_layer_norm") else ""
+    mlp = MlpSpec(k.count("intermediate_size") // 2)
+    attention = gqa(k, bias=k.flag("qkv_bias"), qk_norm=norms)
+    return Body(stack(k, [attention] * n, [mlp] * n), extras=_more_words(k, 128))
+
+
+def molmo2(k: Keys) -> Body:
+    """Molmo 2: norms of Q and K by Qwen 3's way or OLMo's; more words than the LM head scores."""
+    kind = "head" if k.text("qk_norm_type", default="olmo") == "qwen3" else "whole"
+    attention = gqa(k, bias=k.flag("qkv_bias", True), qk_norm=kind if k.flag("use_qk_norm") else "")
+    n, mlp = num_layers(k), MlpSpec(k.count("intermediate_size"))
+    words = k.count("additional_vocab_size", default=128, low=0)
+    return Body(stack(k, [attention] * n, [mlp] * n), extras=_more_words(k, words))
+
+
+def _more_words(k: Keys, rows: int) -> tuple[Weight, ...]:
+    return (Weight("embed_tokens.more", rows, k.count("hidden_size"), "vocab"),) if rows else ()
+
+
+def _tau(k: Keys) -> tuple[Weight, ...]:
+    """Moondream 3 scales queries and values by token and position: two rows a head and a number."""
+    heads, hidden = k.count("num_attention_heads"), k.count("hidden_size")
+    each = hidden // heads * (heads + 2 * k.count("num_key_value_heads"))
+    return (Weight("attn.tau", 2 * heads, each, "rows"), Weight("attn.tau_alpha", heads, cut="rows"))
+
+
+def _router_biases(k: Keys) -> tuple[Weight, ...]:
+    sparse = num_layers(k) - k.count("first_k_dense_replace", low=0)
+    return (Weight("gate.bias", k.count("num_experts", high=1 << 16), copies=max(sparse, 0)),)
+
+
+_MOONDREAM = PlainDecoder(
+    {
+        "hidden_size": "dim",
+        "intermediate_size": "ff_dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads",
+        "max_position_embeddings": "max_context",
+        "num_experts": "moe.n_experts",
+        "num_experts_per_tok": "moe.n_experts_per_tok",
+        "moe_intermediate_size": "moe.expert_inner_dim",
+        "first_k_dense_replace": "moe.start_layer",
+    },
+    {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+        "vocab_size": 51200,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 1024,
+        "first_k_dense_replace": 4,
+        "rotary_dim": 32,
+    },
+    bias=True,
+    out_bias=True,
+    mlp_bias=True,
+    matrices=2,
+    layernorm=True,
+    norms=1,
+    experts=Experts(),
+    head_bias=True,
+    extras=_tau,
+    around=_router_biases,
+)
+
+MULTIMODAL: dict[str, PlainDecoder] = {
+    "CohereCompassForConditionalGeneration": PlainDecoder(norms=1, tied=True, rotary=False),
+    "Cosmos3EdgeForConditionalGeneration": PlainDecoder(matrices=2),
+    "HfMoondream": _MOONDREAM,
+    "Moondream3ForCausalLM": _MOONDREAM,
+}
+"""Architecture -> its language model, where a row says it."""
