@@ -229,10 +229,16 @@ def parse_engine(text: str) -> EngineVersion:
 
 
 def as_read_by(engine: EngineVersion, model: ModelSpec) -> ModelSpec:
-    """The model with the longest context that this engine's version reads from its config."""
-    if not model.yarn_max_model_len or engine.engine != "vllm" or engine.is_vllm(0, 30):
+    """The model with the longest context that this engine's version reads from its config, and its rotary tables."""
+    if engine.engine != "vllm" or engine.is_vllm(0, 32):
         return model
-    return replace(model, max_model_len=model.yarn_max_model_len)
+    rotary = model.rotary_until_0_31 or model.rotary
+    longest = (
+        model.max_model_len if engine.is_vllm(0, 30) else model.yarn_max_model_len or model.max_model_len
+    )
+    if (rotary, longest) == (model.rotary, model.max_model_len):
+        return model
+    return replace(model, max_model_len=longest, rotary=rotary)
 
 
 def resolve(

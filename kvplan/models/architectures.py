@@ -12,9 +12,10 @@ from kvplan.models.drafts import EAGLE, EAGLE3, EAGLE3_OF_LLAMA, EAGLE3_OF_QWEN3
 from kvplan.models.families import dense, hybrid, latent, moe, unusual
 from kvplan.models.families.common import Body
 from kvplan.models.families.decoders import DECODERS, assumed_plain
-from kvplan.models.families.multimodal import MULTIMODAL, molmo, molmo2
+from kvplan.models.families.multimodal import MULTIMODAL, molmo, molmo2, voxtral_realtime
 from kvplan.models.names import BY_MODEL_TYPE, INNER, MINICPMV, REFUSED, TEXT_OF, TEXT_SECTIONS, UNHELD
 from kvplan.models.rope import (
+    SHORT_MROPE,
     longrope_original_len,
     max_model_len,
     rotary_tables,
@@ -118,6 +119,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "Gemma2ForSequenceClassification": dense.gemma2,
     "MolmoForCausalLM": molmo,
     "Molmo2ForConditionalGeneration": molmo2,
+    "VoxtralRealtimeGeneration": voxtral_realtime,
     **{name: row.build for name, row in ROWS.items()},
 }
 """vLLM's architecture names; what is not here is refused."""
@@ -219,6 +221,9 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         longrope_original_len=longrope_original_len(text),
         yarn_max_model_len=yarn_max_model_len(text),
         rotary=rotary_tables(text, architecture, body.layers) if row is None or row.rotary else (),
+        rotary_until_0_31=rotary_tables(text, architecture, body.layers, newest=False)
+        if architecture.startswith(SHORT_MROPE)
+        else (),
         quantization=quantization_section(outer, text),
         source=source,
         draft_vocab_size=text.count("draft_vocab_size", default=text.count("vocab_size"), high=1 << 28)

@@ -89,6 +89,7 @@ TEXT_OF = {
     "Cosmos3ForConditionalGeneration": "Qwen3VLForConditionalGeneration",
     "FireRedASR2ForConditionalGeneration": "Qwen2ForCausalLM",
     "FunASRForConditionalGeneration": "Qwen3ForCausalLM",
+    "HunYuanVLForConditionalGeneration": "HunYuanDenseV1ForCausalLM",
     "IsaacForConditionalGeneration": "Qwen3ForCausalLM",
     "MiDashengLMModel": "Qwen2ForCausalLM",
     "Molmo2ForConditionalGeneration": "Molmo2ForConditionalGeneration",
@@ -98,6 +99,7 @@ TEXT_OF = {
     "CohereCompassForConditionalGeneration": "CohereCompassForConditionalGeneration",
     "Cosmos3EdgeForConditionalGeneration": "Cosmos3EdgeForConditionalGeneration",
     "DeepseekV4ForConditionalGeneration": "DeepseekV4ForCausalLM",
+    "VoxtralRealtimeGeneration": "VoxtralRealtimeGeneration",
     **dict.fromkeys(
         (
             *("AudioFlamingo3ForConditionalGeneration", "BeeForConditionalGeneration"),
@@ -167,15 +169,12 @@ REFUSED = {
             *("DiffusionGemmaForBlockDiffusion", "OpenVLAForActionPrediction"),
         ),
         "transformers' own class runs it": (
-            *("HunYuanVLForConditionalGeneration", "Emu3ForConditionalGeneration"),
-            "VibeVoiceAsrForConditionalGeneration",
+            *("Emu3ForConditionalGeneration", "VibeVoiceAsrForConditionalGeneration"),
         ),
         "vLLM 0.32's own class does not start, an attribute is missing": (
             "InternS1ProForConditionalGeneration",
         ),
-        "its config and tower are not declared": (
-            *("InternS2MobiusForConditionalGeneration", "VoxtralRealtimeGeneration"),
-        ),
+        "its config and tower are not declared": ("InternS2MobiusForConditionalGeneration",),
     }.items()
     for name in names
 }

@@ -17,9 +17,11 @@ WIDE_ROTARY = ("GptOss", "PanguUltra", "DeepseekV4")
 """Families that keep the table in float32."""
 ONE_INDEXER_ROTARY = ("HYV4",)
 """Families whose indexer rotates as attention does, by the same table."""
-SHORT_MROPE = ("Qwen3VL", "Qwen3_5", "InternS2", "Qwen4Exp", "BailingMoeV3", "MiMoV2")
-"""Families whose multimodal table vLLM 0.32 leaves as long as the context: their positions never exceed the tokens, or
-their classes read no sections there (Ling's multimodal class reads them at the config's top)."""
+SHORT_MROPE = ("Qwen3VL", "Qwen3_5", "InternS2", "Qwen4Exp")
+"""Families whose multimodal table vLLM 0.32 leaves as long as the context: their positions never exceed the tokens;
+their classes ask for no more. Up to 0.31 every such table was four times as long (0.8.5, 0.18, 0.28 to 0.31)."""
+NO_SECTIONS = ("BailingMoeV3", "MiMoV2")
+"""Families whose classes read no sections there (Ling's multimodal class reads them at the config's top)."""
 MROPE_EACH = ("Ernie4_5_VLMoe",)
 """Families whose attention layers build a multimodal table each."""
 MROPE_POSITIONS = 4
@@ -89,8 +91,13 @@ def _rope_factors(text: Keys) -> Iterator[float]:
         yield float(factor)
 
 
-def rotary_tables(text: Keys, architecture: str, layers: tuple[LayerSpec, ...]) -> tuple[RotaryTable, ...]:
-    """The cosine and sine tables vLLM builds: one per kind of rotary embedding among the attention layers."""
+def rotary_tables(
+    text: Keys, architecture: str, layers: tuple[LayerSpec, ...], *, newest: bool = True
+) -> tuple[RotaryTable, ...]:
+    """The cosine and sine tables vLLM builds: one per kind of rotary embedding among the attention layers.
+
+    `newest`: as vLLM 0.32 does; else as 0.31 and before.
+    """
     if architecture.startswith(NO_ROTARY) or text.text("position_embedding_type") == "nope":
         return ()
     attentions = [a for layer in layers for a in layer.mixers if a.num_heads]
@@ -109,7 +116,8 @@ def rotary_tables(text: Keys, architecture: str, layers: tuple[LayerSpec, ...]) 
     shared = text.flag("indexer_rope_interleave") or architecture.startswith(ONE_INDEXER_ROTARY)
     copies = 2 if sparse and not shared else 1
     each = architecture.startswith(MROPE_EACH)
-    if each or "mrope_section" in text or (_has_sections(text) and not architecture.startswith(SHORT_MROPE)):
+    short = (*NO_SECTIONS, *SHORT_MROPE) if newest else NO_SECTIONS
+    if each or "mrope_section" in text or (_has_sections(text) and not architecture.startswith(short)):
         positions *= MROPE_POSITIONS
         copies = len(attentions) if each else copies
     if len({bool(a.compress_ratio) for a in attentions}) > 1:

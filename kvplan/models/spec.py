@@ -252,6 +252,8 @@ class ModelSpec:
     vision: VisionSpec | None = None
     rotary: tuple[RotaryTable, ...] = ()
     """Rotary tables, one per kind of rotary embedding in the model."""
+    rotary_until_0_31: tuple[RotaryTable, ...] = ()
+    """The same as vLLM 0.31 and before built them, where 0.32 changed them; empty: as `rotary`."""
     max_model_len_stated: bool = True
     """Whether the config says how long; if not, `max_model_len` is vLLM's 2,048 and the user may ask for any length."""
     yarn_max_model_len: int = 0

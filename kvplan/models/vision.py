@@ -111,6 +111,7 @@ def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | No
         facts = _heads(k) if row.heads else {}
         long = outer.section("text_config").count("max_position_embeddings") if row.long_table else 8192
         facts |= {"table": _table(k, long)} if row.rotary else {}
+        facts |= {"table": row.table(TowerFacts(outer, k, text_hidden))} if row.table else {}
         facts |= row.largest(TowerFacts(outer, k, text_hidden)) if row.largest else {}
     except KvplanError:
         return VisionSpec("unlisted", ())

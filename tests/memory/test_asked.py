@@ -14,7 +14,7 @@ from kvplan.ground.gpu import get_gpu
 from kvplan.ground.units import GiB, gib
 from kvplan.memory.forward import estimate
 from kvplan.memory.inverse import what_would_fit
-from kvplan.models.load import from_config
+from kvplan.models.load import from_config, load_model
 from kvplan.scenario.schema import parse_scenario
 from kvplan.search.recommending import recommend
 
@@ -204,6 +204,19 @@ def test_yarn_by_version(engine: str, longest: int) -> None:
     if longest < 131072:
         with pytest.raises(KvplanError, match="max_position_embeddings 131072"):
             estimate(model, "h100", engine=engine, max_model_len=131072)
+
+
+@pytest.mark.parametrize(
+    ("engine", "times"), [("vllm@0.18", 4), ("vllm@0.31", 4), ("vllm", 1), ("sglang", 1)]
+)
+def test_multimodal_rotary_tables_by_version(engine: str, times: int) -> None:
+    """`MRotaryEmbedding` of vLLM up to 0.31 had four rows a position; Qwen 3.5's classes ask for one since 0.32."""
+    model = load_model("Qwen/Qwen3.5-27B")
+    new = estimate(model, "h200", engine="vllm").budget.weights.size.value
+    table = sum(t.positions * t.dims * t.itemsize for t in model.rotary)
+    asked = estimate(model, "h200", engine=engine).budget.weights.size.value
+    assert table > 8 * 2**20
+    assert asked - new == pytest.approx((times - 1) * table, abs=1024)
 
 
 EAGLE3: dict[str, Any] = {

@@ -243,6 +243,8 @@ def _config_class(kind: str, known: Any) -> Any:
 class _Tokenizer:
     """Every word of every tokenizer is its second."""
 
+    instruct = _Op()
+
     def __init__(self) -> None:
         self.vocab: Any = collections.defaultdict(lambda: 1)
 
@@ -266,7 +268,15 @@ def _tokenizers() -> None:
     import vllm.multimodal.processing.context as context
 
     context.InputProcessingContext.get_tokenizer = lambda self: _Tokenizer()
-    for name in ("deepseek_vl2", "deepseek_ocr", "deepseek_ocr2", "minicpmv", "nano_nemotron_vl", "isaac"):
+    for name in (
+        "deepseek_vl2",
+        "deepseek_ocr",
+        "deepseek_ocr2",
+        "minicpmv",
+        "nano_nemotron_vl",
+        "isaac",
+        "voxtral",
+    ):
         module = importlib.import_module(f"vllm.model_executor.models.{name}")
         if hasattr(module, "cached_tokenizer_from_config"):
             module.cached_tokenizer_from_config = lambda *args, **options: _Tokenizer()
@@ -282,8 +292,10 @@ def _numbers() -> None:
     from vllm.config import get_current_vllm_config
     from vllm.model_executor.models.interns1_pro import InternS1ProForConditionalGeneration
     from vllm.model_executor.models.openpangu_vl import OpenPanguVLForConditionalGeneration
+    from vllm.model_executor.models.transformers.multimodal import MultiModalProcessingInfo
 
     OpenPanguVLForConditionalGeneration._parse_preprocess_params = lambda self, config: None
+    MultiModalProcessingInfo.get_supported_mm_limits = lambda self: {"image": None}
     sound.melscale_fbanks = lambda *args, **options: torch.zeros(1)
     InternS1ProForConditionalGeneration.model_config = property(
         lambda self: get_current_vllm_config().model_config

@@ -1,11 +1,15 @@
-"""Language models that only multimodal classes of vLLM have: Molmo, Moondream 3, Cosmos 3 Edge, Command A Compass."""
+"""Language models that only multimodal classes have: Molmo, Moondream 3, Cosmos 3 Edge, Compass, Voxtral Realtime."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from kvplan.ground.units import cdiv
 from kvplan.models.config import Keys
-from kvplan.models.families.common import Body, gqa, num_layers, stack
+from kvplan.models.families.common import NO_MLP, Body, gqa, num_layers, stack
 from kvplan.models.families.decoders import Experts, PlainDecoder
-from kvplan.models.spec import MlpSpec, Weight
+from kvplan.models.families.dense import mistral
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, Weight
 
 
 def molmo(k: Keys) -> Body:
@@ -31,6 +35,26 @@ def molmo2(k: Keys) -> Body:
 
 def _more_words(k: Keys, rows: int) -> tuple[Weight, ...]:
     return (Weight("embed_tokens.more", rows, k.count("hidden_size"), "vocab"),) if rows else ()
+
+
+def voxtral_realtime(k: Keys) -> Body:
+    """Mistral with scales by the delay, and an encoder whose layers look back on a window of frames as a decoder's do.
+
+    `block_pool_size` frames are a token, so the encoder's KV counts as so many times its heads, its window in tokens,
+    one more as vLLM keeps it (`whisper_causal.py`). The encoder's weights are the tower's.
+    """
+    sound, body = k.section("audio_config"), mistral(k)
+    pool, hidden = sound.count("block_pool_size", default=4, high=64), k.count("hidden_size")
+    width = k.count("ada_rms_norm_t_cond_dim", default=32)
+    scales = Weight("ada.0", width, hidden, "rows"), Weight("ada.2", hidden, width, "cols")
+    heads, dim = sound.count("encoder_attention_heads") * pool, sound.count("encoder_head_dim")
+    window = cdiv(sound.count("sliding_window"), pool) + 1
+    frames = AttentionSpec(
+        AttentionKind.SLIDING, heads, heads, dim, v_head_dim=dim, window=window, weightless=True
+    )
+    encoder = (LayerSpec(frames, NO_MLP),) * sound.count("encoder_layers", high=4096)
+    decoder = tuple(replace(layer, extras=(*layer.extras, *scales)) for layer in body.layers)
+    return body._replace(layers=(*decoder, *encoder))
 
 
 def _tau(k: Keys) -> tuple[Weight, ...]:

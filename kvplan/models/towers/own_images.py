@@ -343,3 +343,15 @@ def cosmos3_edge(s: TowerFacts) -> Parts:
     yield from two(
         "projector", (p.count("out_hidden_size", default=1024), middle, merged), cut=True, norm=norm
     )
+
+
+def hunyuan_vl(s: TowerFacts) -> Parts:
+    """HunYuan's OCR: a ViT and its merger as transformers' class makes them, whole on every rank."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    side = k.count("max_image_size", default=2048, high=1 << 20) // k.count("patch_size", high=4096)
+    yield from patches(k, positions=side**2 + 1)
+    yield from blocks(k, cut=False)
+    yield linear("proj_conv", 2 * hidden, merge(k) * hidden)
+    yield linear("proj_out", 4 * hidden, 2 * hidden)
+    yield linear("mlp", s.text, 4 * hidden)
+    yield vector("marks_and_norms", 5 * hidden + 4 * s.text)

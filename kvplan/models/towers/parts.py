@@ -33,6 +33,8 @@ class Tower(NamedTuple):
     """It keeps a table of cosines and sines for 8,192 positions."""
     long_table: bool = False
     """The table has as many positions as the language model's context."""
+    table: Callable[[TowerFacts], int] | None = None
+    """Elements of another rotary table of its own."""
     largest: Callable[[TowerFacts], Mapping[str, int]] | None = None
     """What start-up profiles: patches and tokens of the largest item, widths; None: not known."""
     kind: str = ""

@@ -45,6 +45,7 @@ from kvplan.models.towers.own_images import (
     gemma4_unified,
     glm4v_9b,
     glm_ocr,
+    hunyuan_vl,
     hyperclovax,
     kanana,
     mimo_v2_omni,
@@ -62,6 +63,7 @@ from kvplan.models.towers.parts import Tower
 from kvplan.models.towers.sound import (
     audio_flamingo,
     fire_red_asr,
+    frames_rotated,
     fun_asr,
     glm_asr,
     granite_speech,
@@ -72,6 +74,7 @@ from kvplan.models.towers.sound import (
     qwen3_asr,
     ultravox,
     voxtral,
+    voxtral_realtime,
 )
 
 DECLARED: dict[str, Tower] = {
@@ -180,6 +183,7 @@ DECLARED: dict[str, Tower] = {
     "FireRedASR2ForConditionalGeneration": Tower("audio_encoder_conf", fire_red_asr, heads=False),
     "FunASRForConditionalGeneration": Tower("audio_encoder_conf", fun_asr, heads=False),
     **dict.fromkeys(("HfMoondream", "Moondream3ForCausalLM"), Tower("", moondream, heads=False)),
+    "HunYuanVLForConditionalGeneration": Tower("vision_config", hunyuan_vl, heads=False),
     "IsaacForConditionalGeneration": Tower("vision_config", isaac),
     "KananaVForConditionalGeneration": Tower("vision_config", kanana, rotary=True),
     "LlavaOnevision2ForConditionalGeneration": Tower("vision_config", onevision2),
@@ -193,5 +197,6 @@ DECLARED: dict[str, Tower] = {
     **dict.fromkeys(("Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"), Tower("vit_config", ovis2_5)),
     "RForConditionalGeneration": Tower("vision_config", rvl, largest=pinpoints, kind="siglip_vision_model"),
     "StepVLForConditionalGeneration": Tower("vision_config", step3p7),
+    "VoxtralRealtimeGeneration": Tower("audio_config", voxtral_realtime, table=frames_rotated),
 }
 """Architecture -> its tower."""

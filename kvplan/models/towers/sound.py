@@ -61,6 +61,25 @@ def voxtral(s: TowerFacts) -> Parts:
     yield from two("adapter", (s.text, s.text, joined), bias=False)
 
 
+def voxtral_realtime(s: TowerFacts) -> Parts:
+    """Whisper's encoder as a decoder: causal convolutions, rotary positions, a gated MLP."""
+    k, (hidden, width, n) = s.tower, sizes(s.tower)
+    inner = k.count("encoder_attention_heads") * k.count("encoder_head_dim")
+    yield linear("conv1", hidden, 3 * k.count("num_mel_bins", default=128))
+    yield linear("conv2", hidden, 3 * hidden)
+    yield linear("attn.qkv", 3 * inner, hidden, "rows", copies=n)
+    yield linear("attn.out", hidden, inner, "cols", copies=n)
+    yield linear("mlp.gate_up", 2 * width, hidden, "rows", bias=False, copies=n)
+    yield linear("mlp.down", hidden, width, "cols", copies=n)
+    yield vector("norms", (2 * n + 1) * hidden)
+    yield from two("adapter", (s.text, s.text, hidden * k.count("downsample_factor", default=4)), bias=False)
+
+
+def frames_rotated(s: TowerFacts) -> int:
+    """Its rotary table: one row for each frame that a context holds."""
+    return s.tower.count("max_position_embeddings") * s.tower.count("encoder_head_dim")
+
+
 def moss_transcribe(s: TowerFacts) -> Parts:
     """Whisper's encoder, four frames joined, a norm behind."""
     joined = 4 * sizes(s.tower)[0]
