@@ -176,6 +176,8 @@ def test_parameters_come_within_a_thousandth_of_the_published_total(name: str) -
         ("inclusionAI/Ling-2.6-flash", 104),
         ("zai-org/GLM-GA", 10),
         ("internlm/Intern-S1", 241),
+        ("deepseek-ai/DeepSeek-V4-Flash-Vision-Exp", 285),
+        ("OpenMOSS-Team/MOSS-Transcribe-Diarize", 0.9),
         ("mistralai/Voxtral-Mini-4B-Realtime-2602", 4.4),
         ("tencent/HunyuanOCR", 1),
     ],

@@ -19,8 +19,6 @@ from kvplan.memory.kv.states import state_bytes
 from kvplan.models.spec import AttentionKind, StateSpec
 
 DEFAULT_BLOCK_SIZE = 16
-UNALIGNED = {"linear_attention"}
-"""States that vLLM 0.32 makes no room for in attention's blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ def settle_sizes(setup: LayoutSetup, mixers: Sequence[Mixer]) -> Sizes:
     if not backends:
         return sizes
     states = [m.spec.state for m in mixers if m.spec.state]
-    if states and {state.family for state in states} != UNALIGNED:
+    if states:
         largest = max(state_bytes(state, setup.args, setup.dtype) for state in states)
         exports = any(gdn_exports_states(setup, state) for state in states)
         sizes = _cover_state(setup, mixers, sizes, largest, GDN_CHECKPOINT_ALIGNMENT if exports else 1)

@@ -554,9 +554,16 @@ def bailing_linear(k: Keys) -> Body:
         head_dim=k.count("head_dim"),
         qk_norm=int(k.flag("use_qk_norm")),
     )
-    latent = mla(k)
+    latent = _bailing_latent(k)
     mixers = [latent if _is_latent(i, n, group) else linear for i in range(n)]
     return Body(stack(k, mixers, _bailing_mlps(k, n)))
+
+
+def _bailing_latent(k: Keys) -> AttentionSpec:
+    """Latent attention. vLLM knows it by the model type; blocks of other types are sized as if it were whole."""
+    kv_heads = k.count("num_key_value_heads", default=k.count("num_attention_heads"))
+    known = k.text("model_type") == "bailing_hybrid"
+    return mla(k, sized_as=None if known else (kv_heads, k.count("head_dim")))
 
 
 def bailing_v3(k: Keys) -> Body:
@@ -572,9 +579,7 @@ def bailing_v3(k: Keys) -> Body:
         whole_gates=1,
     )
     kv_heads = k.count("num_key_value_heads", default=k.count("num_attention_heads"))
-    # vLLM knows by the model type that attention is latent; blocks of other types are sized as if it were whole
-    known = k.text("model_type") == "bailing_hybrid"
-    latent = mla(k, sized_as=None if known else (kv_heads, k.count("head_dim")))
+    latent = _bailing_latent(k)
     grain = k.text("gated_attention_proj_granularity_type")
     width = {"head_wise": kv_heads, "element_wise": kv_heads * latent.v_head_dim}.get(grain or "", 0)
     gate = (
