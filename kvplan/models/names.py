@@ -182,5 +182,8 @@ REFUSED = {
 TOWERS_NOT_KNOWN = {
     "DeepseekVLV2ForCausalLM": "a class of the package timm, not of vLLM",
     "Gemma3nForConditionalGeneration": "a class of the package timm, not of vLLM",
+    "InklingForConditionalGeneration": "no public config with its towers' sizes was found",
+    "Llama_Nemotron_Nano_VL": "the checkpoint's own RADIO or transformers', not vLLM's",
+    "MoonshotKimiaForCausalLM": "its Whisper's sizes stand in a folder beside its config",
 }
 """Why a tower has no row, where that was tried."""
