@@ -174,7 +174,7 @@ REFUSED = {
         "vLLM 0.32's own class does not start, an attribute is missing": (
             "InternS1ProForConditionalGeneration",
         ),
-        "its config and tower are not declared": ("InternS2MobiusForConditionalGeneration",),
+        "its layers share experts among themselves": ("InternS2MobiusForConditionalGeneration",),
     }.items()
     for name in names
 }

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from places import ROOT
+from places import FIXTURES, ROOT
 
 from kvplan.ground.errors import KvplanError
 from kvplan.models.config import MAX_CONFIG_BYTES, parse_json
@@ -481,3 +481,45 @@ def test_mutated_configs_give_a_model_or_a_named_error(config: dict[str, Any], t
         complaint = str(error)
     assert "\n" not in complaint
     assert len(complaint) < 600
+
+
+NOT_PUBLIC = [
+    "deepseek-ai/DeepSeek-V4.1-Flash",
+    "EximiusLabs/fusion-embedding-2-2b-preview",
+    "google/diffusiongemma-26B-A4B-it",
+    "google/gemma-4-E4B-it-assistant",
+    "IFM/Jais-3-0.9B",
+    "IFM/Jais-3-3.7B",
+    "IFM/Jais-3-7B",
+    "IFM/Jais-3-32B",
+    "IFM/Jais-3-375B-A23B",
+    "IFM/Jais-3-MoVA-36B-A4B",
+    "IFM/K2-Horizon-0.9B",
+    "IFM/K2-Horizon-3.7B",
+    "IFM/K2-Horizon-32B",
+    "IFM/K2-Horizon-375B",
+    "IFM/K2-Horizon-375B-A23B",
+    "inclusionAI/Ling-3.0-flash-FP8",
+    "jinaai/jina-embeddings-v5-text-small",
+    "jinaai/jina-reranker-m0",
+    "MegatronPrimer/dots3note",
+    "MiniMaxAI/MiniMax-H3",
+    "mistralai/Pixtral-Large-Instruct-2411",
+    "nvidia/Cosmos3-Nano",
+    "nvidia/Cosmos3-Super",
+    "nvidia/NVIDIA-Nemotron-Nano-12B-v2-VL-BF16",
+    "openai/whisper-large-v3",
+    "RedHatAI/Hy3-NVFP4-FP8",
+    "RedHatAI/Kimi-K3-FP8-BLOCK",
+    "RedHatAI/Kimi-K3-NVFP4",
+]
+"""Ids of recipes that do not load by name: sizes or formats not found in public, or of a kind that is refused."""
+
+
+def test_recipes_models_load_by_name() -> None:
+    """162 of the 190 that serve language models."""
+    lines = (FIXTURES / "recipe_ids.txt").read_text().splitlines()
+    ids = [line for line in lines if not line.startswith("#")]
+    unknown = [name for name in ids if find_bundled(name) is None]
+    assert sorted(unknown, key=str.casefold) == sorted(NOT_PUBLIC, key=str.casefold)
+    assert (len(ids) - len(unknown), len(ids)) == (162, 190)
