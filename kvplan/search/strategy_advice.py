@@ -75,8 +75,8 @@ def advice(
         yield "compare best_of_n before trees: it needs no step scores and is hard to beat at the same tokens"
     if names & TREES:
         yield (
-            "searches over steps come out too good: published ones match best-of-N at 4 times their generations, those "
-            "here at more (docs/validation/strategies.md)"
+            "searches over steps: small and middling ones gain about as published ones do, hundreds of beams too much "
+            "(docs/validation/strategies.md)"
         )
     if names & TREES and problems.verifier.kind not in ("prm", "generative"):
         yield (

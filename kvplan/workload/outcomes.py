@@ -1,8 +1,9 @@
 """Draws what the branches of a problem do: lengths, answers, scores. The random half of `kvplan.formulas.quality`.
 
 A problem has a chance p; a trace of it is right with chance p; a wrong one goes wrong at some point and never
-recovers by itself; a verifier's score is d' standard deviations higher on right work. The k-th first-hand
-sample of a problem is the same under every strategy, so that strategies are compared on the same luck.
+recovers by itself; a verifier's score is d' standard deviations higher on right work, and of unfinished work a mistake
+shows the more, the more was built on it. The k-th first-hand sample of a problem is the same under every strategy, so
+that strategies are compared on the same luck.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class ScoreModel:
     true_positive_rate: float = 0.9
     true_negative_rate: float = 0.9
     correlation: float = 0.0
-    """Share of the score's noise that a branch inherits from its parent."""
+    """Share of the score's noise that is the text's: branches have it in common by the share of text that they have."""
 
 
 @dataclass(slots=True)
@@ -69,6 +70,14 @@ class _Trace:
         """Whether what exists so far is right."""
         return self.done < self.error_at * self.length
 
+    @property
+    def shown(self) -> float:
+        """How much of its mistake shows in what exists: in step with what was built on it, all of it at the end."""
+        if self.on_track:
+            return 0.0
+        rest = (1 - self.error_at) * self.length
+        return min((self.done - self.error_at * self.length) / rest, 1.0) if rest > 0 else 1.0
+
 
 @dataclass(slots=True)
 class TraceSampler:
@@ -94,14 +103,10 @@ class TraceSampler:
     _num_fresh: int = 0
     _later: list[list[float]] = field(default_factory=list)
     _later_rng: np.random.Generator | None = None
-    _keeps: float = 0.0
-    _renews: float = 1.0
-    """How much of a parent's bias a branch inherits, how much is its own."""
     _d: float = 0.0
     _cut: float = 0.0
 
     def __post_init__(self) -> None:
-        self._keeps, self._renews = sqrt(self.scores.correlation), sqrt(1 - self.scores.correlation)
         self._d = quality.d_prime(self.scores.true_positive_rate, self.scores.true_negative_rate)
         self._cut = Z.inv_cdf(min(max(self.scores.true_negative_rate, 1e-9), 1 - 1e-9))
 
@@ -122,12 +127,12 @@ class TraceSampler:
             return old
         if branch.parent_tokens is not None and branch.parent_tokens < parent.tokens:
             here = min(branch.parent_tokens, parent.thinking_tokens)
-            return self._continued(old, old.done - parent.thinking_tokens + here)
+            return self._continued(branch, old, old.done - parent.thinking_tokens + here)
         if branch.kind == "step" or branch.parent_tokens is not None:
             if old.went_on:
-                return self._continued(old, old.done)
+                return self._continued(branch, old, old.done)
             old.went_on = True
-            bias = self._keeps * old.bias + self._renews * self._next()[3]
+            bias = self._bias(old, _common(branch, old, old.done), self._next()[3])
             return _Trace(
                 old.facts, old.p, old.length, old.done, old.error_at, old.wrong, bias, old.first_length,
                 old.answer_tokens, old.score,
@@ -174,7 +179,12 @@ class TraceSampler:
             score=None if table.scores is None else table.scores[row],
         )  # fmt: skip
 
-    def _continued(self, old: _Trace, done: float) -> _Trace:
+    def _bias(self, old: _Trace, common: float, z: float) -> float:
+        """The verifier's error on a branch: in part its parent's, by the share of its text that both have."""
+        keeps = self.scores.correlation * common
+        return sqrt(keeps) * old.bias + sqrt(1 - keeps) * z
+
+    def _continued(self, branch: Branch, old: _Trace, done: float) -> _Trace:
         """A sibling future of the same prefix: right so far, it may still go wrong; wrong, it stays wrong."""
         u_wrong_at, u_stays, u_wrong, z = self._next()
         share = min(done / old.length, 1.0)
@@ -183,7 +193,7 @@ class TraceSampler:
             stays = old.p ** (1 - share)
             error_at = 2.0 if u_stays < stays else share + (1 - share) * _first_error(stays, u_wrong_at)
         wrong = 1 + int(u_wrong * old.facts.wrong_answers)
-        bias = self._keeps * old.bias + self._renews * z
+        bias = self._bias(old, _common(branch, old, done), z)
         return _Trace(
             old.facts, old.p, old.length, done, error_at, wrong, bias, old.first_length, old.answer_tokens
         )  # fmt: skip
@@ -204,7 +214,7 @@ class TraceSampler:
         spread = exp(facts.sigma_within * Z.inv_cdf(min(max(u_kept, 1e-15), 1 - 1e-15)))
         length = max(old.first_length * facts.revision_length * spread, 1.0)
         error_at = 2.0 if right else 0.5
-        bias = self._keeps * old.bias + self._renews * z
+        bias = self._bias(old, 1.0, z)
         return replace(
             old, length=length, done=0.0, error_at=error_at, bias=bias, score=None, went_on=False
         )  # fmt: skip
@@ -224,7 +234,7 @@ class TraceSampler:
         if held_back:
             reason: Reason = "stop" if thinking == wanted else "length"
             return BranchOutcome(
-                thinking, thinking, reason, None, self._score(branch, trace, trace.right, trace.score)
+                thinking, thinking, reason, None, self._score(branch, trace, trace.shown, trace.score)
             )
         return self._ended(branch, trace, thinking)
 
@@ -234,13 +244,13 @@ class TraceSampler:
     def _critique(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         tokens = min(trace.facts.answer_tokens, branch.max_tokens)
         return BranchOutcome(
-            tokens, tokens, "stop", None, self._score(branch, trace, trace.right, trace.score)
+            tokens, tokens, "stop", None, self._score(branch, trace, trace.shown, trace.score)
         )
 
     def _summary(self, branch: Branch, trace: _Trace) -> BranchOutcome:
         """As long as it is told to be; what it leaves out is not modelled."""
         return BranchOutcome(
-            branch.max_tokens, branch.max_tokens, "stop", None, self._score(branch, trace, trace.on_track)
+            branch.max_tokens, branch.max_tokens, "stop", None, self._score(branch, trace, trace.shown)
         )
 
     def _step(self, branch: Branch, trace: _Trace) -> BranchOutcome:
@@ -250,12 +260,11 @@ class TraceSampler:
         thinking, cut = max(round(rest), 0), branch.max_tokens
         if left > cut:
             trace.done += cut
-            return BranchOutcome(
-                cut, min(thinking, cut), "length", None, self._score(branch, trace, trace.on_track)
-            )
+            score = self._score(branch, trace, trace.shown)
+            return BranchOutcome(cut, min(thinking, cut), "length", None, score)
         trace.done += left
         return BranchOutcome(
-            left, thinking, "stop", self._says(trace), self._score(branch, trace, trace.right, trace.score)
+            left, thinking, "stop", self._says(trace), self._score(branch, trace, trace.shown, trace.score)
         )
 
     def _ended(self, branch: Branch, trace: _Trace, thinking: int) -> BranchOutcome:
@@ -266,10 +275,10 @@ class TraceSampler:
                 thinking,
                 "stop",
                 self._says(trace),
-                self._score(branch, trace, trace.right, trace.score),
+                self._score(branch, trace, trace.shown, trace.score),
             )
         cut = branch.max_tokens
-        return BranchOutcome(cut, min(thinking, cut), "length", None, self._score(branch, trace, False))
+        return BranchOutcome(cut, min(thinking, cut), "length", None, self._score(branch, trace, 1.0))
 
     def _close_early(self, trace: _Trace, thinking: float) -> None:
         """Thinking of another length than the natural one: some right traces are lost, or some wrong ones saved."""
@@ -285,14 +294,14 @@ class TraceSampler:
     def _says(self, trace: _Trace) -> int | None:
         return RIGHT if trace.right else trace.wrong
 
-    def _score(self, branch: Branch, trace: _Trace, good: bool, stated: float | None = None) -> float:
+    def _score(self, branch: Branch, trace: _Trace, shown: float, stated: float | None = None) -> float:
         """A number in (0, 1); above 0.5 with the verifier's own rates, or what a table states of the whole trace."""
         if not branch.score:
             return float("nan")
-        self.scored_good[branch.id] = good
+        self.scored_good[branch.id] = shown == 0
         if stated is not None:
             return stated
-        x = trace.bias + (self._d if good else 0.0) - self._cut
+        x = trace.bias + self._d * (1 - shown) - self._cut
         return 1 / (1 + exp(-x if -40 < x < 40 else -40.0 if x > 0 else 40.0))
 
     def _classify(self) -> int:
@@ -311,6 +320,12 @@ DRAWS = {
     "summary": TraceSampler._summary,
     "step": TraceSampler._step,
 }
+
+
+def _common(branch: Branch, old: _Trace, done: float) -> float:
+    """Share of a branch's text, at its end, that is its parent's: so much of what a verifier reads is the same."""
+    room = old.length + old.answer_tokens
+    return min(done / min(done + branch.max_tokens, room), 1.0) if done > 0 else 0.0
 
 
 def _heeded(natural: float, branch: Branch) -> float:

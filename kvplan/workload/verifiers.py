@@ -79,9 +79,9 @@ class Verifier(Config):
     true_positive_rate: float = Field(1.0, ge=0, le=1)
     """Share of right work that it scores above 0.5."""
     true_negative_rate: float = Field(1.0, ge=0, le=1)
-    """Share of wrong work that it scores below 0.5."""
+    """Share of wrong whole answers that it scores below 0.5; of unfinished ones fewer: the mistake has yet to show."""
     correlation: float = Field(0.0, ge=0, le=1)
-    """How alike it errs on a branch and on its parent; what makes beams collapse onto one mistake."""
+    """Share of its error that hangs on the text, what branches of a prefix share; 0 = each score errs anew."""
     latency_s: float = Field(0.0, ge=0, le=3600)
     """Remote: fixed time per score."""
     tokens_per_s: float = Field(50_000.0, gt=0, le=1e12)

@@ -14,6 +14,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from published_searches import (
+    ELSEWHERE,
+    GUIDED,
+    SEVEN,
+    SIX,
+    at_256,
+    beta_through,
+    guided,
+    times_of_best_of_n,
+)
 from test_strategies import Scripted, adaptive_saving, endless, run
 from validation import section
 
@@ -25,19 +35,15 @@ from kvplan.scenario.schema import StepTimeSpec, parse_scenario
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import Setup, StatedStepTime
 from kvplan.simulation.simulator import SolveResult, solve
-from kvplan.workload.expectation import expect
 from kvplan.workload.outcomes import ScoreModel, TraceSampler
-from kvplan.workload.population import difficulty_quantile
-from kvplan.workload.problems import Problems, StrategySpec
-from kvplan.workload.quality_sets import Difficulty, QualitySet, Skill, quality_set
+from kvplan.workload.quality_sets import QualitySet, Skill, quality_set
 from kvplan.workload.strategies import Problem
 from kvplan.workload.strategies.alone import run_alone
 from kvplan.workload.strategies.catalog import make
-from kvplan.workload.verifiers import Verifier
 
 NORMAL = NormalDist()
-BETWEEN, WITHIN = 0.45, 0.30
-"""Lognormal spreads of lengths between and within problems, as arXiv 2601.09093's row is computed with."""
+BETWEEN = 0.45
+"""Lognormal spread of lengths between problems, as arXiv 2601.09093's rows are computed with (0.30 within)."""
 
 
 class Row(NamedTuple):
@@ -82,18 +88,6 @@ VOTES = [  # model, benchmark, problems, samples, pass@1, pass@k, majority@k (pe
 ]
 
 
-def beta_through(mean: float, samples: int, covered: float) -> tuple[float, float]:
-    """The Beta with a mean whose coverage at so many samples is as measured, by bisection of its size."""
-    low, high = 1e-4, 1e4
-    for _ in range(200):
-        size = sqrt(low * high)
-        if float(quality.beta_coverage(mean * size, (1 - mean) * size, samples)) < covered:
-            low = size
-        else:
-            high = size
-    return mean * size, (1 - mean) * size
-
-
 @cache
 def voted(mean: float, samples: int, covered: float, others: int) -> float:
     """Percent that a majority of so many gets right, from pass@1, pass@k and the number of other answers."""
@@ -127,8 +121,11 @@ TWENTY = {  # mean tokens of a random chain, the shortest and the longest of 20
     "QwQ-32B": (14_685, 10_109, 21_867),
     "R1-0528": (18_954, 12_750, 24_615),
 }
+SHORT_CAP = 32_768
+"""max_tokens of that source."""
+SPREAD_FROM = (SUPER, "AIME24", 19_875, 65_536, 1.88)
+"""The row that says how lengths spread over a benchmark; it is not judged."""
 CUT = [  # model, benchmark, mean tokens, max_tokens, percent without an answer
-    (SUPER, "AIME24", 19_875, 65_536, 1.88),
     (SUPER, "AIME25", 23_366, 65_536, 3.96),
     (SUPER, "GPQA", 11_046, 65_536, 0.60),
     (NANO, "AIME24", 16_635, 32_768, 10.00),
@@ -137,45 +134,65 @@ CUT = [  # model, benchmark, mean tokens, max_tokens, percent without an answer
 ]
 
 
+def solved(rises: Callable[[float], float], wanted: float, low: float, high: float) -> float:
+    """Where a rising function is as wanted, by bisection."""
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rises(middle) < wanted else (low, middle)
+    return middle
+
+
 @cache
-def extremes(sigma: float) -> tuple[float, float]:
-    """Mean of the shortest and of the longest of 20 lognormal lengths with mean 1."""
-    drawn = np.exp(sigma * np.random.default_rng(0).standard_normal((20_000, 20)) - sigma**2 / 2)
-    return float(drawn.min(axis=1).mean()), float(drawn.max(axis=1).mean())
+def standard_chains() -> tuple[quality.Array, quality.Array]:
+    """Deviations of 1,000 questions, and of 20 chains of each."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((1000, 1)), rng.standard_normal((1000, 20))
 
 
+def chains(mean: float, within: float) -> quality.Array:
+    """20 chains of each question, lognormal, cut at the source's max_tokens; their mean is as told."""
+    question, chain = standard_chains()
+    shape = np.exp(BETWEEN * question + within * chain)
+    scale = solved(lambda log: float(np.minimum(np.exp(log) * shape, SHORT_CAP).mean()), mean, 4.0, 14.0)
+    return np.minimum(np.exp(scale) * shape, SHORT_CAP)
+
+
+@cache
 def longest(mean: float, shortest: float) -> float:
-    """Tokens of the longest of 20, when the shortest of 20 has so many: one spread gives both."""
-    low, high = 0.01, 1.5
-    for _ in range(40):
-        sigma = (low + high) / 2
-        low, high = (sigma, high) if extremes(sigma)[0] > shortest / mean else (low, sigma)
-    return mean * extremes(sigma)[1]
+    """Tokens of the longest of 20, when the shortest of 20 has so many: one spread within questions gives both."""
+    within = solved(lambda spread: -float(chains(mean, spread).min(axis=1).mean()), -shortest, 0.01, 1.5)
+    return float(chains(mean, within).max(axis=1).mean())
 
 
-def cut_share(measured_mean: float, cap: float) -> float:
+def cut_share(measured_mean: float, cap: float, spread: float) -> float:
     """Percent of lognormal traces that a cap cuts, when the mean of what it leaves is as measured."""
-    spread = sqrt(WITHIN**2 + BETWEEN**2)
-    low, high = 3.0, 14.0
-    for _ in range(80):
-        mu = (low + high) / 2
+
+    def left(mu: float) -> float:
         z = (log(cap) - mu) / spread
-        mean = np.exp(mu + spread**2 / 2) * NORMAL.cdf(z - spread) + cap * (1 - NORMAL.cdf(z))
-        low, high = (mu, high) if mean < measured_mean else (low, mu)
-    return 100 * float(quality.truncated_share(np.exp(mu), spread, cap))
+        return float(np.exp(mu + spread**2 / 2)) * NORMAL.cdf(z - spread) + cap * (1 - NORMAL.cdf(z))
+
+    return 100 * float(quality.truncated_share(np.exp(solved(left, measured_mean, 3.0, 14.0)), spread, cap))
+
+
+@cache
+def spread_of_lengths() -> float:
+    """Lognormal spread over a benchmark's samples with which the row that is not judged is met."""
+    *_, mean, cap, cut = SPREAD_FROM
+    return solved(lambda spread: cut_share(mean, cap, spread), cut, 0.1, 1.5)
 
 
 def lengths() -> Iterator[Row]:
     for name, (mean, shortest, most) in TWENTY.items():
         yield Row(
             "lengths", f"longest of 20 chains, {name}", "arXiv 2505.17813, table 1",
-            f"mean {mean:,}, shortest of 20 {shortest:,} tokens", "tokens", most, 0.1 * most,
+            f"mean {mean:,}, shortest of 20 {shortest:,} tokens, max_tokens {SHORT_CAP:,}", "tokens", most, 0.1 * most,
             lambda told=(mean, shortest): longest(*told),
         )  # fmt: skip
     for model, task, mean, cap, cut in CUT:
         yield Row(
             "lengths", f"no answer at max_tokens, {task}, {model}", SKILLS,
-            f"mean {mean:,} tokens, max_tokens {cap:,}", "%", cut, 4.0, lambda told=(mean, cap): cut_share(*told),
+            f"mean {mean:,} tokens, max_tokens {cap:,}; the spread of AIME24, {SUPER}", "%", cut, 4.0,
+            lambda told=(mean, cap): cut_share(*told, spread_of_lengths()),
         )  # fmt: skip
 
 
@@ -303,32 +320,6 @@ def steps() -> float:
     return float(run("beam_search", Scripted(endless), num_iterations=20, step_tokens=64).num_branches)
 
 
-BINS = 5
-
-
-@cache
-def searched() -> float:
-    """How many times 16 generations best-of-N needs for the accuracy of 16, each fifth of the problems searched by what
-    suits it: best-of-16, or a beam of 4 with 4 branches. 16 times are the most looked at."""
-    verifier = Verifier(kind="prm", placement="remote", rates="armorm-llama3-8b-math", correlation=0.5)
-    rates = verifier.true_positive_rate, verifier.true_negative_rate
-    p = difficulty_quantile(Difficulty(beta=(0.2, 0.8)), (np.arange(100 * BINS) + 0.5) / (100 * BINS))
-    sampled = {n: quality.best_of_n(p, n, quality.d_prime(*rates)) for n in (16, 32, 64, 128, 256)}
-    best = []
-    for bin_of, alone in zip(p.reshape(BINS, -1), sampled[16].reshape(BINS, -1), strict=True):
-        facts = QualitySet(
-            difficulty=Difficulty(levels=tuple((float(x), 0.05) for x in bin_of[::5])),
-            thinking_tokens=400, answer_tokens=20, sigma_between=0.0,
-        )  # fmt: skip
-        beam = StrategySpec(strategy="beam_search", params={"step_tokens": 100})
-        problems = Problems(quality=facts, verifier=verifier, strategies=(beam,))
-        best.append(
-            max(expect(problems, [beam], precision=100, min_rounds=2).strategies[0].accuracy, alone.mean())
-        )
-    enough = (n for n, found in sampled.items() if found.mean() >= np.mean(best))
-    return next(enough, 256) / 16
-
-
 def times() -> Iterator[Row]:
     gh200 = "one trace alone {} s, {} tokens; GH200's bandwidth"
     for name, (mean, alone, together, _) in C17.items():
@@ -358,18 +349,36 @@ def counts() -> Iterator[Row]:
     yield Row("counts", "steps of a beam of 4 x 4 over 20 iterations", "arXiv 2408.03314, section 5",
               "w + w b (i - 1)", "steps", 308, 0, steps)  # fmt: skip
     yield Row("counts", "samples that adaptive best-of-N saves, up to", "arXiv 2410.04707, abstract",
-              "a U shape and rates of 0.97, both assumed", "%", 50, 5,
+              "a U shape and rates of 0.97, assumed with the result known", "%", 50, 5,
               lambda: 100 - 100 / adaptive_saving())  # fmt: skip
-    yield Row("counts", "generations of best-of-N for each of the best search, at 16", "arXiv 2408.03314, section 5.3",
-              "five bins by difficulty, beams of 4 x 4; pass@1 0.2 assumed, reward model 0.65 (MATH)", "x", 4, 2,
-              searched)  # fmt: skip
 
 
-ROWS = [*counts(), *votes(), *lengths(), *budgets(), *times()]
+def searches() -> Iterator[Row]:
+    """Searches over steps, beside best-of-N by the same verifier."""
+    assumed = "pass@1 {:.0%} {}, reward model 0.65 (MATH)"
+    yield Row("searches", BEST_AT_16, "arXiv 2408.03314, section 5.3",
+              f"fifths by difficulty; {assumed.format(0.2, 'assumed')}", "x", 4, 2,
+              lambda: times_of_best_of_n(0.2, 16))  # fmt: skip
+    yield Row("searches", AT_256, "arXiv 2408.03314, figure 3, as a write-up reads it",
+              assumed.format(0.2, "assumed"), "points", -4, 4, lambda: at_256(0.2))  # fmt: skip
+    yield Row("searches", BEST_AT_4, "Beeching et al. 2024",
+              assumed.format(0.306, "(model card)"), "x", 4, 2, lambda: times_of_best_of_n(0.306, 4))  # fmt: skip
+    for told, sets, where in (
+        (GUIDED, SIX, "arXiv 2503.21295, table 3"), (ELSEWHERE, SEVEN, "arXiv 2501.07301, table 8"),
+    ):  # fmt: skip
+        for verifier, (best, published) in told.items():
+            yield Row("searches", f"best of 8 at each step, {len(sets)} sets, {verifier}", where,
+                      f"best of 8 whole ones {best} % (six sets), pass@1 and pass@8 of each set", "%", published, 4,
+                      lambda told=(sets, best): guided(*told))  # fmt: skip
+
+
+BEST_AT_16 = "generations of best-of-N for each of the best search, at 16"
+BEST_AT_4 = "generations of best-of-N for each of the best search, at 4, Llama-3.2-1B"
+AT_256 = "256 beams less best-of-256"
+ROWS = [*counts(), *searches(), *votes(), *lengths(), *budgets(), *times()]
 OUT = {
-    "longest of 20 chains, R1-0528",
-    f"no answer at max_tokens, AIME25, {NANO}",
-    "generations of best-of-N for each of the best search, at 16",
+    AT_256,
+    BEST_AT_4,
     "tokens saved by a stated budget, code generation",
 }
 """Known to be outside: each is told below the table."""

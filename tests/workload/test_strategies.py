@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -424,6 +425,43 @@ def test_a_better_reward_model_makes_a_better_beam() -> None:
         for v in (ScoreModel(0.5, 0.5), ScoreModel(0.85, 0.85), ScoreModel(0.85, 0.85, correlation=0.95))
     )
     assert guess < collapsed < good
+
+
+def step_logits(p: float, verifier: ScoreModel, ends: list[int], seed: int) -> list[float]:
+    """Log-odds of the scores of one step of 400 of 1,000 tokens, and of children of it that go on to these ends."""
+    facts = QualitySet(sigma_between=0, sigma_within=0, thinking_tokens=900, answer_tokens=100)
+    sampler = TraceSampler(Skill(p, 900), facts, verifier, np.random.default_rng(seed))
+    first = sampler.draw(Branch(0, kind="step", max_tokens=400, score=True), None)
+    children = [
+        sampler.draw(Branch(1 + i, 0, kind="step", max_tokens=end - 400, score=True), first)
+        for i, end in enumerate(ends)
+    ]
+    return [math.log(f.score / (1 - f.score)) for f in (first, *children)]
+
+
+def test_a_mistake_shows_in_step_with_what_is_built_on_it() -> None:
+    """Wrong from the first token: a score loses the share of thinking there is of d'; right work loses none."""
+    rates = ScoreModel(0.85, 0.8)
+    cut, d = NormalDist().inv_cdf(0.8), quality.d_prime(0.85, 0.8)
+    for p, left in ((1e-13, [5 / 9, 3 / 9]), (1.0, [1.0, 1.0])):
+        seen = np.mean([step_logits(p, rates, [600], seed) for seed in range(3000)], axis=0)
+        assert seen == pytest.approx([d * share - cut for share in left], abs=4 / math.sqrt(3000))
+
+
+def test_errors_are_alike_by_the_text_in_common() -> None:
+    """Two steps from one of 400 tokens to 800 and to 500: correlation x 400 / 800 of their error, and x 400 / 500."""
+    told = ScoreModel(0.85, 0.8, correlation=0.6)
+    for end in (800, 500):
+        pairs = np.array([step_logits(1.0, told, [end, end], seed)[1:] for seed in range(3000)])
+        alike = float(np.corrcoef(pairs.T)[0, 1])
+        assert alike == pytest.approx(0.6 * 400 / end, abs=4 / math.sqrt(3000))
+        assert pairs.std(axis=0) == pytest.approx([1, 1], abs=0.06)
+
+
+def test_a_beam_may_start_wider() -> None:
+    """N beams of the paper: 16 first steps of which 4 go on four ways, 16 x 20 in all."""
+    ledger = run("beam_search", Scripted(endless), first_steps=16, num_iterations=20, step_tokens=64)
+    assert ledger.num_branches == 16 * 20
 
 
 def test_a_random_prm_does_not_beat_best_of_n() -> None:

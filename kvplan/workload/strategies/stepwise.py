@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kvplan.workload.strategies.parallel import best
-from kvplan.workload.strategies.params import Count, Share, Tokens, check_branches
+from kvplan.workload.strategies.params import Count, Share, Tokens, TokensOrNone, check_branches
 from kvplan.workload.strategies.strategy import ALL, Answer, Ask, Branch, FinishedBranch, Strategy
 
 Aggregation = Literal["sum", "min", "last"]
@@ -29,16 +29,19 @@ def beam_search(
     step_tokens: Tokens = 512,
     num_iterations: Count = 40,
     aggregation: Aggregation = "last",
+    first_steps: TokensOrNone = 0,
 ) -> Strategy:
     """Keep the `beam_width` best partial traces, let each branch, score the steps, repeat.
 
-    Starts from `beam_width` first steps, so that w x b x i is w + w b (i - 1) steps at most. A finished trace
-    keeps its place in the beam. Snell et al. 2024, arXiv 2408.03314.
+    Starts from `first_steps` steps, or with 0 from `beam_width`, so that w x b x i is w + w b (i - 1) steps at most. A
+    finished trace keeps its place in the beam. Snell et al. 2024, arXiv 2408.03314, whose N beams start from N = w b.
     """
-    check_branches("beam_search", beam_width * branch_factor)
+    check_branches("beam_search", max(beam_width * branch_factor, first_steps))
     ids, join = count(), AGGREGATE[aggregation]
-    beam = yield Ask(start=tuple(_step(next(ids), None, step_tokens) for _ in range(beam_width)))
+    first = max(first_steps, beam_width)
+    beam = yield Ask(start=tuple(_step(next(ids), None, step_tokens) for _ in range(first)))
     value = {f.id: join(FIRST[aggregation], f.score) for f in beam}
+    beam = sorted(beam, key=lambda f: -value[f.id])[:beam_width]
     for _ in range(num_iterations - 1):
         growing = [f for f in beam if not f.done]
         if not growing:
