@@ -93,6 +93,8 @@ def poisson(rng: random.Random) -> Iterator[Sent]:
 
 
 BEFORE_AT_ONCE = 8
+MAX_NUM_SEQS = 256
+"""vLLM's default for a server: blocks are what requests wait for, not a place in the batch."""
 LOADS = {"rollout": (rollout, 1600), "even": (even, 1000), "poisson": (poisson, 1000)}
 """Load, and blocks of 32 tokens that fill under it within the bound."""
 
@@ -261,8 +263,8 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "model").mkdir()
-        blocks = {"num_gpu_blocks_override": LOADS[options.load][1]}
-        with vllm_server(options.python, Path(name) / "model", options.port, **blocks) as url:
+        engine = {"num_gpu_blocks_override": LOADS[options.load][1], "max_num_seqs": MAX_NUM_SEQS}
+        with vllm_server(options.python, Path(name) / "model", options.port, **engine) as url:
             serve_before(url, options.load, options.before, options.seed)
             record(url, options.load, options)
             print(f"pages in {options.folder}", flush=True)

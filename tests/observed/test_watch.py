@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,7 +18,7 @@ from kvplan.cli.main import run
 from kvplan.ground.errors import KvplanError
 from kvplan.observed.metrics_page import NO_LENGTHS, Histogram, Snapshot, log_of, pages_of, read_page
 from kvplan.observed.watching.expected import ROOM, compare_classes, lengths_of, thinking_budget
-from kvplan.observed.watching.forecast import FULL, LONGEST, draw_speeds, forecast, measure_arrivals, past_of
+from kvplan.observed.watching.forecast import FULL, LONGEST, draw_arrivals, draw_speeds, forecast, past_of
 from kvplan.observed.watching.futures import MEDIANS, Past, length_weights
 from kvplan.observed.watching.usage_log import Usage, read_usage
 from kvplan.scenario.schema import load_scenario, parse_scenario
@@ -181,7 +181,7 @@ def test_a_queue_whose_prompts_would_fill_the_pool_waits_for_blocks() -> None:
 
 
 def test_a_recorded_load_is_foretold() -> None:
-    """vLLM 0.32 on a CPU, 24 long thinkers at once (benchmarks/live_watch.py): from a third full on, half of the
+    """vLLM 0.32 on a CPU, 24 long thinkers at once (benchmarks/live_watch.py): from a third full on, three of four
     forecasts within 20 % of the time that was left; within 10 % once the first has ended, which nothing foretells."""
     text = (FIXTURES / "watch" / "rollout.prom").read_text()
     pages = [read_page(one) for one in pages_of(text)]
@@ -189,7 +189,7 @@ def test_a_recorded_load_is_foretold() -> None:
     late = [i for i, page in enumerate(pages) if page.usage > 0.33 and full - page.time_s > 3]
     errors = [forecast(pages[: i + 1]).seconds / (full - pages[i].time_s) - 1 for i in late]
     assert len(errors) > 10
-    assert np.median(np.abs(errors)) <= 0.2
+    assert np.mean([abs(error) <= 0.2 for error in errors]) >= 0.75
     known = [abs(error) for i, error in zip(late, errors, strict=True) if pages[i].finished]
     assert len(known) >= 3
     assert max(known) <= 0.1
@@ -284,14 +284,32 @@ def test_prompts_are_told_from_steps() -> None:
 
 def test_arrivals_are_as_uneven_as_they_were() -> None:
     """Variance by mean: near none at even gaps, 1 at random ones; what came at once before is no trend."""
+
+    def drawn(came: Iterable[int]) -> tuple[float, float, float]:
+        pages = [snapshot(float(t), running=n) for t, n in enumerate(came)]
+        found = draw_arrivals(pages, np.random.default_rng(0))
+        rate = found.rate
+        return float(np.median(found.dispersion)), float(rate.mean()), float(rate.std() / rate.mean())
+
     rng = np.random.default_rng(1)
-    even = [snapshot(float(t), running=3 * t) for t in range(60)]
-    random = [snapshot(float(t), running=n) for t, n in enumerate(np.cumsum(rng.poisson(3, 60)))]
-    assert measure_arrivals(even).dispersion < 0.15
-    assert measure_arrivals(random).dispersion == pytest.approx(1, abs=0.3)
-    burst = [snapshot(float(t), running=min(t, 1) * 40 + t) for t in range(60)]
-    found = measure_arrivals(burst)
-    assert found.number / found.seconds == pytest.approx(1)
+    dispersion, rate, doubt = drawn(3 * t for t in range(60))
+    assert dispersion < 0.05
+    assert rate == pytest.approx(3, rel=0.01)
+    assert doubt < 0.02
+    dispersion, rate, doubt = drawn(np.cumsum(rng.poisson(3, 60)))
+    assert dispersion == pytest.approx(1, abs=0.3)
+    assert doubt == pytest.approx(1 / math.sqrt(3 * 60), rel=0.3)
+    assert drawn(min(t, 1) * 40 + t for t in range(60))[1] == pytest.approx(1, rel=0.02)
+
+
+def test_the_rate_is_as_far_off_as_its_doubt_says() -> None:
+    """Of random arrivals seen for twenty pages, nine in ten true rates lie in the middle 90 % of the drawn."""
+    rng, inside = np.random.default_rng(7), []
+    for _ in range(100):
+        pages = [snapshot(float(t), running=n) for t, n in enumerate(np.cumsum(rng.poisson(2.5, 20)))]
+        low, high = np.quantile(draw_arrivals(pages, rng).rate, (0.05, 0.95))
+        inside.append(low <= 2.5 <= high)
+    assert 0.84 <= np.mean(inside) <= 0.99
 
 
 def test_what_a_server_finished_before_says_how_long_answers_are() -> None:
@@ -311,6 +329,16 @@ def test_what_a_server_finished_before_says_how_long_answers_are() -> None:
 
 
 NOBODY = np.zeros((0, 4))
+
+
+def test_no_answer_is_longer_than_the_server_allows() -> None:
+    """Its buckets of lengths end within max_model_len: thinkers that all run on have no more than that before them."""
+    pages = [snapshot(float(t), running=24, usage=0.1 + 0.03 * t, decoded=24 * 20 * t) for t in range(20)]
+    told = Histogram((*BUCKETS[:-1], math.inf), (0.0,) * len(BUCKETS), 0.0)
+    free = past_of(pages)
+    bound = past_of([page._replace(answers=told) for page in pages])
+    assert length_weights(free)[MEDIANS > 25_000].sum() > 0.1
+    assert length_weights(bound)[MEDIANS > 25_000].sum() == 0
 
 
 def test_lengths_follow_from_who_ended_when() -> None:

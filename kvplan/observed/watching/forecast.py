@@ -23,6 +23,7 @@ from kvplan.observed.watching.futures import (
     DRAWS,
     LEAST_DOUBT,
     MOST_HISTORY,
+    Arrivals,
     History,
     Now,
     Past,
@@ -49,15 +50,20 @@ PAGE_NOISE = 0.05
 """Share by which the time of a page scatters, whatever the running sequences."""
 LEAST_LEFT = 0.02
 """Share of the time between two pages that prompts leave to other steps."""
-PRIOR_SPANS = 5
-"""Pages that random (Poisson) arrivals count for before any is looked at."""
-LEAST_DISPERSION = 0.05
+DISPERSIONS = np.exp2(np.linspace(-9, 3, 25))
+"""Of arrivals, one as likely as another before any is counted."""
+ROUNDING = 1 / 12
+"""Variance of a whole number about the count that it is cut from."""
 LONGEST = 1e9
 """Tokens; where a histogram ends."""
 FARTHEST = 50.0
 """Times the watched span: beyond it a trend says nothing."""
-QUANTILES = (0.05, 0.5, 0.95)
-"""Of the futures: a 90 % range about the median."""
+NEAR = 0.2
+"""Share of the time left by which a forecast may be off."""
+NUM_TOLD = 300
+"""Moments that are tried as the forecast."""
+QUANTILES = (0.05, 0.95)
+"""Of the futures: a 90 % range."""
 SEED = 0
 """The same pages give the same forecast."""
 
@@ -113,21 +119,31 @@ def forecast(pages: Sequence[Snapshot], requests: Sequence[Usage] = ()) -> Forec
     if speed is None or not pool > 0:
         return UNKNOWN
     span = last.time_s - pages[0].time_s
-    arrivals = measure_arrivals(pages)
     now = Now(
         running=last.running,
         held=last.usage * pool,
         room=FULL * pool,
         prompt_tokens=_prompt_tokens(pages) + _half_block(last),
         speed=speed,
-        arrivals=arrivals.number,
-        dispersion=arrivals.dispersion,
-        seconds=arrivals.seconds,
+        arrivals=draw_arrivals(pages, np.random.default_rng(SEED)),
         horizon_s=FARTHEST * span,
     )
     times = draw_times(past_of(pages, requests), now, np.random.default_rng(SEED))
-    low, middle, high = (float(np.quantile(times, q, method="nearest")) for q in QUANTILES)
-    return Forecast(middle, low, high, _growth(pages))
+    low, high = (float(np.quantile(times, q, method="nearest")) for q in QUANTILES)
+    return Forecast(min(max(low, _near_most(times)), high), low, high, _growth(pages))
+
+
+def _near_most(times: Array) -> float:
+    """The forecast that is near most futures; infinite where half of them never fill.
+
+    One that is off by `NEAR` counts half, and the less the more it is off: an edge would hang on single draws.
+    """
+    if np.isinf(np.quantile(times, 0.5, method="nearest")):
+        return math.inf
+    full = np.maximum(1e-9, times[np.isfinite(times)])
+    told = np.geomspace(full.min(), full.max(), NUM_TOLD)
+    off = (told[:, None] / full - 1) / NEAR
+    return float(told[(1 / (1 + off**4)).sum(axis=1).argmax()])
 
 
 def _is_full(pages: Sequence[Snapshot]) -> bool:
@@ -150,18 +166,36 @@ def _one_run(pages: Sequence[Snapshot]) -> list[Snapshot]:
     return run
 
 
-class Arrivals(NamedTuple):
-    """Requests that came."""
+def draw_arrivals(pages: Sequence[Snapshot], rng: np.random.Generator) -> Arrivals:
+    """Rates and dispersions that explain how many requests came between pages.
 
-    number: float
-    seconds: float
-    """In which they came."""
-    dispersion: float
-    """Variance of the number in a span by its mean: 1 of random (Poisson) arrivals, 0 at even gaps."""
+    The count at a page is rate x time, and a walk of variance dispersion x rate x time about it, in whole requests:
+    for each dispersion the rate is that of generalized least squares, as far off as its variance says, and the
+    dispersion as likely as what the rate leaves unexplained (restricted likelihood).
+    """
+    spans, numbers = _trend(pages)
+    if not numbers.sum() > 0:
+        return Arrivals(np.zeros(DRAWS), np.ones(DRAWS))
+    level = numbers.sum() / spans.sum()
+    walk = DISPERSIONS[:, None, None] * np.diag(level * spans)
+    whole = ROUNDING * (2 * np.eye(len(spans)) - np.eye(len(spans), k=1) - np.eye(len(spans), k=-1))
+    inverse = np.linalg.inv(walk + whole)
+    known = np.einsum("i,dij,j->d", spans, inverse, spans)
+    rate = np.einsum("i,dij,j->d", spans, inverse, numbers) / known
+    off = numbers - rate[:, None] * spans
+    odd = np.einsum("di,dij,dj->d", off, inverse, off)
+    fit = (np.linalg.slogdet(inverse)[1] - np.log(known) - odd) / 2
+    chance = np.exp(fit - fit.max())
+    chosen = rng.choice(len(DISPERSIONS), DRAWS, p=chance / chance.sum())
+    scale = 1 / (np.maximum(1e-9, rate[chosen]) * known[chosen])
+    return Arrivals(scale * rng.gamma(rate[chosen].clip(min=0) / scale + 0.5), DISPERSIONS[chosen])
 
 
-def measure_arrivals(pages: Sequence[Snapshot]) -> Arrivals:
-    """Over the longest span, back from now, whose halves agree: what came in one go before it is no trend."""
+def _trend(pages: Sequence[Snapshot]) -> tuple[Array, Array]:
+    """Seconds, and requests that came, between the pages of the longest span, back from now, whose halves agree.
+
+    What came in one go before it is no trend.
+    """
     times = np.array([page.time_s for page in pages])
     came = np.array([page.running + page.waiting + page.finished for page in pages])
     first = 0
@@ -173,13 +207,7 @@ def measure_arrivals(pages: Sequence[Snapshot]) -> Arrivals:
         if off * off <= 4 * max(1.0, share * (1 - share) * whole):
             break
         first = middle
-    spans, numbers = np.diff(times[first:]), np.diff(came[first:])
-    seconds, number = float(spans.sum()), max(0.0, float(numbers.sum()))
-    expected = np.maximum(1e-9, spans * number / seconds)
-    odd = float(((numbers - expected) ** 2 / expected).sum()) if number else 0.0
-    return Arrivals(
-        number, seconds, max(LEAST_DISPERSION, (odd + PRIOR_SPANS) / (len(spans) - 1 + PRIOR_SPANS))
-    )
+    return np.diff(times[first:]), np.diff(came[first:])
 
 
 def draw_speeds(pages: Sequence[Snapshot], rng: np.random.Generator) -> Speed | None:
@@ -256,7 +284,18 @@ def past_of(pages: Sequence[Snapshot], requests: Sequence[Usage] = ()) -> Past:
         given=np.array(decoded) / np.array(mean),
         ended=np.array([row for i, pair in enumerate(pairs) for row in _ends(i, *pair)]).reshape(-1, 4),
         before=_history(first, requests),
+        longest=_longest(pages[-1].answers),
     )
+
+
+def _longest(lengths: Histogram) -> float:
+    """Tokens of which no answer has more.
+
+    vLLM's buckets end at 1, 2 and 5 times powers of ten up to `max_model_len` (`vllm/v1/metrics/buckets.py`): that is
+    less than the next of them.
+    """
+    last = max((edge for edge in lengths.edges if edge < math.inf), default=math.inf)
+    return next((n * 10.0**power for power in range(9) for n in (1, 2, 5) if n * 10**power > last), math.inf)
 
 
 def _history(first: Snapshot, requests: Sequence[Usage]) -> History | None:

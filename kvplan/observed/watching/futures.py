@@ -23,11 +23,9 @@ MEDIANS = np.exp(np.linspace(math.log(16), math.log(65_536), 67))
 """Of output tokens, an eighth apart: one likely as another before anything ended."""
 SIGMAS = np.array([0.03, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3])
 """Of ln(tokens): from all alike to production's thinking and beyond."""
-DRAWS = 100
+DRAWS = 400
 LEAST_DOUBT = 0.02
 """Of the speed, as a share: what comes is not decoded exactly as what was."""
-RATE_DOUBT = 2.0
-"""Times the variance that the number of arrivals leaves to their rate: it need not stay what it was."""
 MOST_REQUESTS = 128
 """In one future; more stand in bundles."""
 MOST_HISTORY = 100
@@ -58,6 +56,8 @@ class Past(NamedTuple):
     """(ends, 4): interval, how many, and between which lengths."""
     before: History | None = None
     """Requests that had ended by the first page."""
+    longest: float = math.inf
+    """Tokens that none can have more of."""
 
 
 class Speed(NamedTuple):
@@ -73,6 +73,15 @@ class Speed(NamedTuple):
     """For each prompt token that comes."""
 
 
+class Arrivals(NamedTuple):
+    """How requests come, as the pages allow: (DRAWS,) each."""
+
+    rate: Array
+    """A second."""
+    dispersion: Array
+    """Variance of their number, in a span, by its mean: 1 of random (Poisson) arrivals, 0 at even gaps."""
+
+
 class Now(NamedTuple):
     """The newest page, and what goes on."""
 
@@ -84,11 +93,7 @@ class Now(NamedTuple):
     prompt_tokens: float
     """That a request holds when it starts, whole blocks."""
     speed: Speed
-    arrivals: float
-    """Counted over `seconds`."""
-    dispersion: float
-    """Variance of their number, in a span, by its mean: 1 of random (Poisson) arrivals, 0 at even gaps."""
-    seconds: float
+    arrivals: Arrivals
     horizon_s: float
 
 
@@ -97,7 +102,6 @@ class _Drawn(NamedTuple):
 
     median: Array
     sigma: Array
-    rate: Array
     bundle: float
 
 
@@ -126,6 +130,7 @@ def length_weights(past: Past) -> Array:
         fit += _fit_history(past.before, here)
     for interval, count, low, high in past.ended:
         fit += count * np.log(np.maximum(1e-9, _share(past, reached, here, int(interval), low, high)))
+    fit[past.longest < MEDIANS] = -np.inf
     weight: Array = np.exp(fit - fit.max())
     weight /= weight.sum()
     return weight
@@ -167,12 +172,9 @@ def draw_times(past: Past, now: Now, rng: np.random.Generator) -> Array:
     chosen = rng.choice(weight.size, DRAWS, p=weight.ravel())
     between = np.exp(math.log(MEDIANS[1] / MEDIANS[0]) * (rng.random(DRAWS) - 0.5))  # two of the grid
     median, sigma = MEDIANS[chosen // len(SIGMAS)] * between, SIGMAS[chosen % len(SIGMAS)]
-    scale = RATE_DOUBT * now.dispersion
-    shape = (now.arrivals + 0.5) / scale
-    rate = rng.gamma(shape, scale / now.seconds, DRAWS) if now.arrivals else np.zeros(DRAWS)
     bundle = max(1.0, now.running / MOST_REQUESTS)
     held, left = _there(past, now, median, sigma, bundle, rng)
-    return _run(now, held, left, _Drawn(median, sigma, rate, bundle), rng)
+    return _run(now, held, left, _Drawn(median, sigma, bundle), rng)
 
 
 def _there(
@@ -193,12 +195,13 @@ def _there(
 
 
 def _run(now: Now, held: Array, left: Array, drawn: _Drawn, rng: np.random.Generator) -> Array:
-    median, sigma, rate, bundle = drawn
+    median, sigma, bundle = drawn
+    rate, dispersion = now.arrivals
     full, clock, step = np.full(DRAWS, np.inf), 0.0, now.horizon_s / 2000
     total, speed = bundle * held.sum(axis=1), now.speed
     owed, prompts = rng.random(DRAWS), np.zeros(DRAWS)  # arrivals, and seconds that prompts still take
     while clock < now.horizon_s and np.isinf(full).any():
-        owed += rng.gamma(np.maximum(1e-9, rate * step / now.dispersion), now.dispersion / bundle)
+        owed += rng.gamma(np.maximum(1e-9, rate * step / dispersion), dispersion / bundle)
         come = np.floor(owed).astype(np.int64)
         owed -= come
         running = bundle * (left > 0).sum(axis=1)
@@ -206,14 +209,17 @@ def _run(now: Now, held: Array, left: Array, drawn: _Drawn, rng: np.random.Gener
         busy = np.minimum(prompts, step)
         prompts -= busy
         each = (step - busy) / np.maximum(1e-9, speed.step + speed.sequence * running + speed.token * total)
-        held = np.where(left > 0, held + np.minimum(each[:, None], left), 0.0)
-        left = np.maximum(0.0, left - each[:, None])
+        given = np.minimum(each[:, None], left)
+        more = bundle * (given.sum(axis=1) + come * (now.prompt_tokens + each))
+        held, left = np.where(left > 0, held + given, 0.0), left - given
         jumps = bundle * (np.square(held * (left <= 0)).sum(axis=1) + come * now.prompt_tokens**2)
         held, left = _arrive(now.prompt_tokens, each, held, left, come, (median, sigma), rng)
         before, total = total, bundle * held.sum(axis=1)
-        reached = np.isinf(full) & _was_full(now.room - before, now.room - total, jumps, rng)
+        short = more >= now.room - before  # else no order of starts and ends fills it
+        reached = np.isinf(full) & short & _was_full(now.room - before, now.room - total, jumps, rng)
         within = np.clip((now.room - before) / np.maximum(1e-9, np.abs(total - before)), 0.0, 1.0)
         full[reached] = clock + step * within[reached]
+        rate, left[reached] = np.where(reached, 0.0, rate), 0.0  # what becomes of these is not asked
         clock, step = clock + step, min(1.05 * step, now.horizon_s / 60)
     return full
 
