@@ -40,8 +40,9 @@ _HOME = {
     "plan": "kvplan.search.planning",
     "recommend": "kvplan.search.recommending",
     "reconcile": "kvplan.observed.reconciliation",
-    "simulate": "kvplan.simulation.simulator",
+    "simulate": "kvplan.simulation.in_full",
     "sweep": "kvplan.search.sweeping",
+    "what_would_fit": "kvplan.memory.inverse",
 }
 
 _DRAWN = {

@@ -7,7 +7,7 @@ its name on it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 
@@ -66,9 +66,14 @@ def memory_bar(plan: Plan) -> Layered:
         )
     )
     total, budget = gib(plan.budget.total.size.value), gib(plan.budget.budget_bytes)
-    card_rule = limit_rule("x", total, f"card {total:.1f} GiB", at="bottom")
+    drawn = sum(row.size.value for row in rows if row.size.value > 0)
+
+    def side(value: float) -> Literal["left", "right"]:  # of the rule where there is room for its name
+        return "right" if value > gib(drawn) / 2 else "left"
+
+    card_rule = limit_rule("x", total, f"card {total:.1f} GiB", side(total), at="bottom")
     card_rule = between(card_rule, "height / 2 - 22", "height")
-    budget_rule = limit_rule("x", budget, f"budget {budget:.1f} GiB")
+    budget_rule = limit_rule("x", budget, f"budget {budget:.1f} GiB", side(budget))
     budget_rule = between(budget_rule, "0", "height / 2 + 22")  # neither crosses the other's name
     return alt.layer(bar, *budget_rule, *card_rule).properties(height=150)
 

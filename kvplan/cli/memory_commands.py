@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from kvplan.cli.options import DEMAND, FLAGS, SWITCH, print_json
 from kvplan.cli.plots import check_plot, write_plot
 from kvplan.cli.terminal import show
+from kvplan.engines.cards import cards
 from kvplan.engines.flags import EngineArgs, EntryPoint, parse_engine
 from kvplan.engines.spelling import unspoken
 from kvplan.ground.config import complaint
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.files import check_outputs
-from kvplan.ground.gpu import GpuSpec, get_gpu, split_count
+from kvplan.ground.gpu import GpuSpec, split_count
 from kvplan.memory.answers import Option, Plan
 from kvplan.memory.demand import Demand
 from kvplan.memory.forward import estimate
@@ -224,20 +225,6 @@ def _command_lines(told: Command | None) -> list[str]:
     if unread:
         lines.append(f"Environment, not read: {', '.join(unread)}")
     return ["", *lines] if lines else []
-
-
-def cards(text: str, args: EngineArgs | None) -> tuple[GpuSpec, EngineArgs | None]:
-    """The card, and the flags: `2xh100` is tensor-parallel over 2 where the flags name no parallel size."""
-    count, name = split_count(text)
-    args = args or EngineArgs()
-    asked = args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size
-    if count > 1 and asked == 1:
-        return get_gpu(name), args.model_copy(update={"tensor_parallel_size": count})
-    if name != text and count < asked:
-        raise KvplanError(
-            f"--gpu {text}: {count} card{'s' * (count > 1)}, the parallel sizes ask for {asked}"
-        )
-    return get_gpu(name), args
 
 
 def read_colocate(pairs: tuple[str, ...]) -> dict[str, str]:

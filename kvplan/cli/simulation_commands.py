@@ -20,15 +20,12 @@ from kvplan.scenario import schema as scenarios
 from kvplan.search.grid import named_files
 from kvplan.simulation.bench_report import bench_text
 from kvplan.simulation.block_map import BlockMap
-from kvplan.simulation.deploy import set_ups
+from kvplan.simulation.in_full import simulate
 from kvplan.simulation.observer import NO_OBSERVER, Observer
 from kvplan.simulation.pricing import check_prices
 from kvplan.simulation.records import check_target, write_records
 from kvplan.simulation.result import Result
-from kvplan.simulation.simulator import simulate
-from kvplan.simulation.tier_gain import add_tier_gain
 from kvplan.simulation.trace import write_trace
-from kvplan.simulation.uncertainty import add_ranges
 
 
 def simulate_command(
@@ -131,17 +128,13 @@ def simulate_command(
     check_prices([loaded])
     if records:
         check_target(records)
-    setups = set_ups(loaded) if loaded.problems is None else None
     blocks = BlockMap()
     observer = _onlooker(loaded, blocks if step_by_step else None) if trace else NO_OBSERVER
     with shown_progress("requests", quiet=quiet) as progress:
         result = simulate(
-            loaded, step_by_step=step_by_step, progress=progress, keep_records=not no_records, setups=setups,
-            observer=observer,
+            loaded, ranges=not no_range, step_by_step=step_by_step, progress=progress,
+            keep_records=not no_records, observer=observer,
         )  # fmt: skip
-    if setups is not None and not no_range:
-        add_ranges(loaded, setups, result)
-    add_tier_gain(loaded, result)
     if records:
         write_records(result.records, records)
     if trace:

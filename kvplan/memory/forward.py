@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
+from kvplan.engines.cards import cards
 from kvplan.engines.flags import (
     EngineArgs,
     EngineVersion,
@@ -26,7 +27,7 @@ from kvplan.engines.flags import (
 from kvplan.formulas.capacity import pool_blocks
 from kvplan.ground.config import complaint
 from kvplan.ground.errors import KvplanError, did_you_mean
-from kvplan.ground.gpu import GpuSpec, get_gpu
+from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.limits import Limit
 from kvplan.ground.units import gib
 from kvplan.memory.answers import Plan, Question, Refusal, Span
@@ -68,7 +69,7 @@ def estimate(
 
     Args:
         model: a spec, a bundled name, a config.json or a folder.
-        gpu: a spec or a name of the GPU table; `local` asks NVML.
+        gpu: a spec or a name of the GPU table; `2xh100`: two of them; `local` asks NVML.
         args: flags of `vllm serve`; the engine's defaults where left out.
         engine: e.g. vllm, vllm@0.19, sglang, tensorrt-llm.
         demand: lengths and concurrency to hold.
@@ -85,15 +86,18 @@ def estimate(
     >>> plan = estimate("Qwen/QwQ-32B", "h100", tensor_parallel_size=2, input_len=512, output_len="32k")
     >>> plan.args.tensor_parallel_size, plan.trace_tokens
     (2, 32512)
+    >>> plan.budget == estimate("Qwen/QwQ-32B", "2xh100", input_len=512, output_len="32k").budget
+    True
     """
     asked, load = with_flags(args or EngineArgs(), flags), with_flags(demand or Demand(), flags)
     if unknown := sorted(set(flags) - set(EngineArgs.model_fields) - set(Demand.model_fields)):
         known = (*EngineArgs.model_fields, *Demand.model_fields)
         raise KvplanError(f"estimate() has no keyword {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     version = parse_engine(engine) if isinstance(engine, str) else engine
+    card, asked = cards(gpu, asked) if isinstance(gpu, str) else (gpu, asked)
     question = Question(
         model=as_read_by(version, load_model(model) if isinstance(model, str) else model),
-        gpu=get_gpu(gpu) if isinstance(gpu, str) else gpu,
+        gpu=card,
         args=asked,
         engine=version,
         demand=load,

@@ -38,6 +38,8 @@ def parse_json(text: str, where: str) -> dict[str, object]:
     except RecursionError:
         raise KvplanError(f"{where}: nested too deeply for a model config") from None
     except ValueError as error:
+        if "integer string conversion" in str(error):
+            raise KvplanError(f"{where}: a number of thousands of digits is no size of a model") from None
         raise KvplanError(f"{where}: not JSON ({str(error)[:120]})") from None
     if not isinstance(value, dict):
         raise KvplanError(f"{where}: a config.json holds an object, this is a {type(value).__name__}")

@@ -77,12 +77,18 @@ class Line(NamedTuple):
             "explanation": self.explanation,
         }
 
-    def __str__(self) -> str:
+    @property
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """Label with its unit, what the log says, what the plan says, the residual, its explanation."""
         places = PLACES[self.unit]
         printed = "-" if self.printed is None else f"{self.printed:,.{places}f}"
         residual = "" if self.residual is None else f"{self.residual:+,.{places}f}"
         label = self.label if self.unit in ("blocks", "tokens") else f"{self.label}, {self.unit}"
-        return f"  {label:<21}{printed:>12}{self.planned:>12,.{places}f}{residual:>11}   {self.explanation}"
+        return label, printed, f"{self.planned:,.{places}f}", residual, self.explanation
+
+    def __str__(self) -> str:
+        label, printed, planned, residual, explanation = self.cells
+        return f"  {label:<21}{printed:>12}{planned:>12}{residual:>11}   {explanation}"
 
 
 @dataclass(frozen=True, slots=True)

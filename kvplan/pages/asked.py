@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from kvplan.cli.memory_commands import cards as split_cards
+from kvplan.engines.cards import cards as split_cards
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.config import complaint
 from kvplan.ground.errors import KvplanError, did_you_mean
@@ -33,7 +33,6 @@ from kvplan.search.question import (
     check_lengths,
     make_scenario,
     read_cards,
-    read_targets,
 )
 from kvplan.workload.lengths import Constant, Length, Lognormal
 
@@ -86,12 +85,18 @@ class Asked(NamedTuple):
         return get_gpu(self.cards.name)
 
     @property
+    def is_open(self) -> bool:
+        """Whether the answer may take other cards, or more of them a copy, than the flags do: nobody said."""
+        stated = "tensor_parallel_size" in self.args.model_fields_set
+        return bool(self.also) or not (self.cards.number or stated)
+
+    @property
     def flags(self) -> EngineArgs:
         """The engine's flags; several cards are tensor-parallel where nothing else says how they are used.
 
         Raises KvplanError where the parallel sizes take more cards than there are.
         """
-        return split_cards(self.gpu, self.args)[1] or self.args
+        return split_cards(self.gpu, self.args)[1]
 
     def served(self, model: ModelSpec) -> EngineArgs:
         """The flags with the context that the longest request needs, where none is stated.
@@ -245,8 +250,6 @@ def read_question(told: Mapping[str, str]) -> ServingQuestion:
     said = {name: text.strip() for name, text in told.items() if text.strip()}
     for name, text in said.items():
         check_text(name, text)
-    if "slo" in said:
-        read_targets(said["slo"])
     if "users" in said:
         said["users"] = str(_count("users", said["users"]))
     try:

@@ -13,8 +13,9 @@ from kvplan.observed.recorded_run import RunComparison
 from kvplan.pages import links
 from kvplan.pages.asked import Asked
 from kvplan.pages.jobs import read_apart
+from kvplan.pages.running import run_box
 from kvplan.pages.uploads import check_size
-from kvplan.pages.widgets import chart, choice, guarded, lines, rows_of, run_box
+from kvplan.pages.widgets import chart, choice, guarded, lines, rows_of
 from kvplan.pages.work import Fit, compare_two, fit_work
 from kvplan.profiles.profile import Profile, bundled_profiles, pick, profile_json
 

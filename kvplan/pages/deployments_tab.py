@@ -15,6 +15,7 @@ from kvplan.ground.tables import counted
 from kvplan.pages import verdict
 from kvplan.pages.asked import ENGINES, OWN, Asked
 from kvplan.pages.jobs import DRAW, read_apart
+from kvplan.pages.running import STOPPED, early, run_box
 from kvplan.pages.simulation_tab import scenario_names
 from kvplan.pages.uploads import simulated
 from kvplan.pages.widgets import (
@@ -30,7 +31,6 @@ from kvplan.pages.widgets import (
     or_complaint,
     pictures,
     read_source,
-    run_box,
     scenario_to_copy,
     shown_ms,
     source_of,
@@ -81,7 +81,7 @@ def render(asked: Asked, told: DeploymentInputs, planned: PlannedMemory | None) 
         "recommend", scenario, lambda: recommend_work(scenario), "Recommend", dict(told.source.files)
     )
     if found is not None:
-        _headline(found)
+        _headline(found, early("recommend"))
         _show(found)
     elif "recommend_job" not in st.session_state:
         st.caption(
@@ -92,7 +92,7 @@ def render(asked: Asked, told: DeploymentInputs, planned: PlannedMemory | None) 
 def _of_question(asked: Asked, planned: PlannedMemory) -> None:
     answer = verdict.answer_of(asked)
     lines(taken(asked))
-    if answer is None and not planned.plan.serves:
+    if answer is None and not planned.plan.serves and not asked.is_open:
         st.info(
             "These cards hold no copy of the model. **Estimate** shows what would; choose such cards above - a name "
             "without a number: as many as it takes - and they are ranked here.",
@@ -109,7 +109,7 @@ def _of_question(asked: Asked, planned: PlannedMemory) -> None:
         if job is None or not job.is_over or job.result is None or st.session_state["plan_asked"] != asked:
             return
         answer = job.result  # cancelled: with what was done so far
-    _headline(answer.found)
+    _headline(answer.found, "")
     _show(answer.found)
     _sure(answer)
     _take_away(asked, answer)
@@ -132,10 +132,15 @@ def taken(asked: Asked) -> list[str]:
     return [said]
 
 
-def _headline(found: Recommendation) -> None:
+def _headline(found: Recommendation, cut: str) -> None:
+    """The best one in figures. `cut`: that the search was ended early, in Markdown."""
     best = found.best
+    why = "" if best else marked(f"{found.reason[0].upper()}{found.reason[1:]}.")
+    if cut or why:
+        st.warning(
+            "  \n".join(filter(None, (cut and f"{cut}.", why))), icon=STOPPED if cut else ":material/block:"
+        )
     if best is None:
-        st.warning(marked(f"{found.reason[0].upper()}{found.reason[1:]}."), icon=":material/block:")
         return
     usd, low, high = best.usd_per_hour, best.usd_per_hour_low, best.usd_per_hour_high
     copies = (best.num_gpus or 0) // best.figures["num_gpus_per_copy"]

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 EVERY_S = 10.0
 LOADED_AFTER = (1, 20)
@@ -23,10 +22,6 @@ LOADED_AFTER = (1, 20)
 QUIET_S = 65.0
 """After so long without anybody all sessions are over: those who lost the connection may come back for a minute."""
 AT_LEAST_EVERY_S = 600.0
-UPLOADS_EACH = 16
-"""Files of one page; the app has fewer places for one."""
-UPLOADED_BYTES = 256 << 20
-"""Of all pages together."""
 
 
 class Housekeeper:
@@ -92,32 +87,3 @@ def trim() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def bound_uploads(manager: Any) -> None:
-    """Let Streamlit's manager of uploaded files hold so many of a page and so many bytes of all; the oldest go first.
-
-    By itself it holds all that a page sends while it is open, and anybody can send without end.
-    """
-    add, lock = manager.add_file, threading.Lock()
-
-    def add_bounded(session_id: str, file: Any) -> None:
-        with lock:
-            add(session_id, file)
-            sizes = {
-                (session, name): len(each.data)
-                for session, files in list(manager.file_storage.items())
-                for name, each in list(files.items())
-            }
-            mine = [key for key in sizes if key[0] == session_id]
-            for key in mine[: max(0, len(mine) - UPLOADS_EACH)]:
-                manager.remove_file(*key)
-                del sizes[key]
-            total = sum(sizes.values())
-            for key, size in sizes.items():
-                if total <= UPLOADED_BYTES:
-                    break
-                manager.remove_file(*key)
-                total -= size
-
-    manager.add_file = add_bounded

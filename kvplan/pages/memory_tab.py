@@ -30,6 +30,8 @@ from kvplan.pages.widgets import (
 from kvplan.pages.work import PlannedMemory, read_a_log
 
 FAR = "No change of a flag holds it on these cards; choose others above, and **Recommend** ranks them for the load."
+LOG_COLUMNS = ("Figure", "Printed", "Planned", "Difference", "Why")
+OPEN = "**Recommend** finds how many cards it takes for the load, and ranks them."
 
 
 def inputs() -> tuple[Any, Any]:
@@ -61,7 +63,7 @@ def _answer(asked: Asked) -> None:
             st.warning(marked(f"{plan.reason}."), icon=":material/block:")
         _ways_out(found.options)
         if plan.is_far(found.options):
-            st.caption(FAR)
+            st.caption(OPEN if asked.is_open else FAR)
     drawn = {"memory": figure}
     if any(span.high >= 1 for span in found.curve):
         st.subheader("Traces at once, by length")
@@ -144,10 +146,16 @@ def _log(asked: Asked, same: bool) -> None:
     try:
         found = log_of(text, asked if same else None)
     except KvplanError as error:
-        raise (error if same else KvplanError(f"{error}; or say that it is of this model and card")) from None
+        if same or not any(flag in str(error) for flag in ("--model", "--gpu")):
+            raise
+        raise KvplanError(f"{error}; or say that it is of this model and card") from None
     for line in found.contradictions:
         st.error(marked(f"The log contradicts itself: {line}"))
-    st.dataframe([line.to_dict() for line in found.lines], hide_index=True)
+    with st.container(key="log_lines"):
+        st.table(
+            [dict(zip(LOG_COLUMNS, map(marked, line.cells), strict=True)) for line in found.lines],
+            hide_index=True,
+        )
     st.markdown(marked(found.conclusion))
     if found.overheads:
         learned = found.profile("from-log").model_dump_json(indent=1, exclude_defaults=True)

@@ -23,7 +23,8 @@ from kvplan.pages import (
 )
 from kvplan.pages.jobs import warm_up
 from kvplan.pages.links import BIND
-from kvplan.pages.memory_kept import Housekeeper, bound_uploads, collect
+from kvplan.pages.memory_kept import Housekeeper, collect
+from kvplan.pages.sent import bound_messages, bound_uploads
 from kvplan.pages.turns import page_turn
 from kvplan.pages.widgets import marked, or_complaint, refuse
 
@@ -36,6 +37,7 @@ if runtime.exists():
     _housekeeper = Housekeeper(runtime.get_instance().is_active_session, collect)
     _housekeeper.start()
     bound_uploads(runtime.get_instance().uploaded_file_mgr)
+    bound_messages(runtime.get_instance())
 
 
 def main() -> None:

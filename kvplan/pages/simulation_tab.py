@@ -17,6 +17,7 @@ from kvplan.ground.tables import counted
 from kvplan.pages.asked import ENGINES, OWN, Asked, read_number
 from kvplan.pages.jobs import DRAW, read_apart
 from kvplan.pages.links import BIND
+from kvplan.pages.running import STOPPED, early, run_box
 from kvplan.pages.uploads import MAX_REQUESTS, simulated
 from kvplan.pages.widgets import (
     BUNDLED,
@@ -32,7 +33,6 @@ from kvplan.pages.widgets import (
     or_complaint,
     pictures,
     read_source,
-    run_box,
     scenario_to_copy,
     shown_ms,
     source_of,
@@ -228,13 +228,15 @@ RANGED = (
 def _headline(result: Result) -> None:
     document = result.to_dict()
     kept = {None: "", True: ", targets met", False: ", targets missed"}[result.slo_met]
-    how = "so far" if result.verdict == "interrupted" else VERDICTS[result.verdict]
-    ended = f"{how}{kept}; limited by {in_words(result.limited_by)}"
-    good = result.exit_code == 0
-    (st.success if good else st.warning)(
-        f"**{marked(ended[0].upper() + ended[1:])}.**",
-        icon=":material/check_circle:" if good else ":material/warning:",
-    )
+    limited = f"limited by {in_words(result.limited_by)}"
+    if result.verdict == "interrupted":
+        st.warning(f"{early('simulate')}{kept}; {limited}.", icon=STOPPED)
+    else:
+        how, good = VERDICTS[result.verdict], result.exit_code == 0
+        (st.success if good else st.warning)(
+            f"**{marked(f'{how[0].upper()}{how[1:]}{kept}; {limited}')}.**",
+            icon=":material/check_circle:" if good else ":material/warning:",
+        )
     ends = result.intervals or {}
 
     def ranged(key: str, otherwise: str = "") -> str:
@@ -351,11 +353,13 @@ def _blocks(blocks: BlockMap) -> None:
     if moment.places[replica] is not None:
         chart(charts.chunk_places(moment, replica), "chunk_places", "Chunks by where they lie")
     rows = holdings(moment.replicas[replica])
-    held = f"{counted(len(rows), 'request')} {'holds' if len(rows) == 1 else 'hold'} blocks"
+    held = f"{counted(len(rows), 'request') if rows else 'no request'} {'hold' if len(rows) > 1 else 'holds'} blocks"
     st.caption(
-        f"At {moment.time_s:.6f} s: {held} of {blocks.block_size} tokens, {len(charts.OWNERS)} colours in turn. "
-        "The longest:"
+        f"At {moment.time_s:.6f} s: {held} of {blocks.block_size} tokens, {len(charts.OWNERS)} colours in turn."
+        + (" The longest:" if rows else "")
     )
+    if not rows:
+        return
     shown = [(row.request, row.num_blocks, row.num_shared, _clip(row.ids)) for row in rows[:8]]
     with st.container(key="block_owners"):
         st.table([dict(zip(("request", "blocks", "shared", "block ids"), row, strict=True)) for row in shown])

@@ -16,6 +16,7 @@ from kvplan.ground.limits import in_words
 from kvplan.ground.tables import counted
 from kvplan.pages.asked import OWN, TABLE, Asked, mean_thinking
 from kvplan.pages.links import BIND
+from kvplan.pages.running import STOPPED, early, run_box
 from kvplan.pages.simulation_tab import scenario_names
 from kvplan.pages.uploads import check_size, compared
 from kvplan.pages.widgets import (
@@ -32,7 +33,6 @@ from kvplan.pages.widgets import (
     pictures,
     read_source,
     rows_of,
-    run_box,
     scenario_to_copy,
     shown_ms,
     source_of,
@@ -135,10 +135,13 @@ def _show(outcome: ComparedStrategies) -> None:
     rows = found.to_dict()["strategies"]
     tie, is_tie, rest = found.reason.partition("tie: ")
     word = ("Tie" if is_tie and not tie else "Choice") if found.choice else "No choice"
-    (st.success if found.choice else st.warning)(
-        f"**{word}:** {marked(rest if word == 'Tie' else found.reason)}.",
-        icon=":material/check_circle:" if found.choice else ":material/warning:",
-    )
+    said, cut = f"**{word}:** {marked(rest if word == 'Tie' else found.reason)}.", early("compare")
+    if cut:
+        st.warning(f"{cut}.  \n{said}", icon=STOPPED)
+    else:
+        (st.success if found.choice else st.warning)(
+            said, icon=":material/check_circle:" if found.choice else ":material/warning:"
+        )
     _figures(found, rows)
     if found.caution:
         st.info(marked(found.caution[0].upper() + found.caution[1:] + "."), icon=":material/info:")

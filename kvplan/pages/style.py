@@ -29,7 +29,7 @@ ul.key i {width: .8rem; height: .8rem; border: 1px solid #767676; flex: none}
 .st-key-block_owners td * {overflow-wrap: anywhere !important}
 [data-testid="stTable"] {overflow-x: auto}
 [data-testid="stTable"] code {font-size: .8125rem !important}
-.st-key-kernels [data-testid="stTable"] :is(td, th):last-child {min-width: 15rem}
+:is(.st-key-kernels, .st-key-log_lines) [data-testid="stTable"] :is(td, th):last-child {min-width: 15rem}
 /* beside each other where there is room for words and axes */
 .st-key-latencies [data-testid="stColumn"] {min-width: 15rem}
 [data-testid="stTable"] :is(td, th) {min-width: 4.6rem}
@@ -48,5 +48,6 @@ ul.key i {width: .8rem; height: .8rem; border: 1px solid #767676; flex: none}
   [data-testid="stTabs"] [role="tab"] * {font-size: .84rem}
   .stMainBlockContainer {padding-left: 1rem; padding-right: 1rem}
   .stCode code {font-size: .68rem}
+  .st-key-sentence > div {flex-grow: 1}
 }
 </style>"""

@@ -12,7 +12,8 @@ from kvplan.pages import form, links
 from kvplan.pages.apart import WorkBounds
 from kvplan.pages.asked import ENGINES, Asked
 from kvplan.pages.jobs import Job, read_apart
-from kvplan.pages.widgets import marked, over, refuse, start, under_way
+from kvplan.pages.running import STOPPED, early, over, start, under_way
+from kvplan.pages.widgets import marked, refuse
 from kvplan.pages.work import PlannedMemory, plan_work, planned
 from kvplan.search.planning import ServingAnswer
 
@@ -47,10 +48,18 @@ def _answered(asked: Asked, found: PlannedMemory) -> None:
     if answer is not None:
         _told(asked, answer, found)
         return
-    if not found.plan.serves:
+    if found.plan.serves:
+        st.info(f"**At first sight:** {marked(memory_line(asked, found))}.", icon=":material/memory:")
+    elif asked.is_open:
+        on = f"{found.plan.args.num_gpus} x {found.plan.question.gpu.name}"
+        st.warning(
+            f"**Not on {marked(on)}:** {marked(f'{found.plan.reason}.')}  \nHow many it takes, and at what price, "
+            "the check finds.",
+            icon=":material/help:",
+        )
+    else:
         st.error(f"**Does not fit:** {marked(f'{found.plan.reason}.')}", icon=":material/block:")
         return
-    st.info(f"**At first sight:** {marked(memory_line(asked, found))}.", icon=":material/memory:")
     if asked in _first and not _first[asked].is_over:
         _wait_for_first(asked)
         return
@@ -82,6 +91,8 @@ def ask(asked: Asked, label: str, key: str) -> None:
         return
     if job.wait(0):
         over("plan", asked)
+        if cut := early("plan"):
+            st.warning(f"{cut}; **Recommend** has them.", icon=STOPPED)
     else:
         under_way("plan")
 
@@ -152,13 +163,13 @@ def memory_line(asked: Asked, found: PlannedMemory) -> str:
 
 
 def _told(asked: Asked, answer: ServingAnswer, found: PlannedMemory) -> None:
-    """The verdict of `kvplan plan`, in its words."""
+    """The verdict of `kvplan plan`, in its words; what memory holds, where these flags hold anything."""
     text = answer.verdict[0].upper() + answer.verdict[1:]
     head, colon, rest = text.partition(": ")
     said = f"**{marked(head + ':')}** {marked(rest)}."
     if not colon:
         said = f"{marked(text)}."
-    below = f"{memory_line(asked, found)}."
+    below = f"{memory_line(asked, found)}." if found.plan.serves else ""
     if not answer.fits:
         st.error(f"{said}  \n{marked(below)}", icon=":material/block:")
     elif answer.is_sure:

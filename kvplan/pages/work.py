@@ -37,13 +37,11 @@ from kvplan.search.recommendation import Recommendation
 from kvplan.search.recommending import recommend
 from kvplan.simulation.block_map import BlockMap
 from kvplan.simulation.branches import BranchNotes, Node, tree
-from kvplan.simulation.deploy import set_ups
+from kvplan.simulation.in_full import simulate
 from kvplan.simulation.observer import Observer
 from kvplan.simulation.result import Result
-from kvplan.simulation.simulator import simulate, solve
-from kvplan.simulation.tier_gain import add_tier_gain
+from kvplan.simulation.simulator import solve
 from kvplan.simulation.trace import chrome_trace
-from kvplan.simulation.uncertainty import add_ranges
 
 TREES_OF = 8
 """Problems whose branches are kept."""
@@ -91,11 +89,7 @@ def simulate_work(scenario: Scenario, with_blocks: bool) -> Work:
 def _simulate(scenario: Scenario, with_blocks: bool, progress: Progress, observer: Observer) -> SimulatedRun:
     blocks = BlockMap()
     look = Observer(observer.cancelled, blocks.look, copies=True)
-    setups = set_ups(scenario) if scenario.problems is None else None
-    result = simulate(scenario, step_by_step=with_blocks, progress=progress, observer=look, setups=setups)
-    if setups is not None:
-        add_ranges(scenario, setups, result, Observer(observer.cancelled))
-    add_tier_gain(scenario, result, Observer(observer.cancelled))
+    result = simulate(scenario, step_by_step=with_blocks, progress=progress, observer=look)
     return SimulatedRun(result, blocks)
 
 

@@ -37,7 +37,7 @@ def collect(run: Run, slos: dict[str, Slo], num_requests: int, is_open_loop: boo
         verdict=run.verdict,
         duration_s=run.now / TICKS_PER_S,
         records=run.records,
-        samples=run.timeline.samples,
+        samples=run.samples,
         totals=totals,
         pool=_pool(run, totals),
         itl=run.meter.seen_intervals(),
@@ -117,7 +117,7 @@ def _note_extrapolation(run: Run, totals: Totals) -> None:
     if len(run.replicas) > 1:
         return
     setup = run.fleets[""].setup
-    for shape in [_shape(s) for s in run.timeline.samples if s.running] or [_mean_shape(setup, totals)]:
+    for shape in [_shape(s) for s in run.samples if s.running] or [_mean_shape(setup, totals)]:
         for phrase in setup.outside(shape) if shape.num_decodes else ():
             what, _, limits = phrase.partition(" outside ")
             run.note(f"{EXTRAPOLATES}: {what.split()[0]} outside {limits}")

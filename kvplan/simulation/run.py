@@ -22,7 +22,7 @@ from kvplan.scenario.schema import Scenario
 from kvplan.simulation.deploy import Setup
 from kvplan.simulation.fleets import Fleet, FleetBuilder
 from kvplan.simulation.interrupts import interrupts
-from kvplan.simulation.metrics import Timeline, TokenMeter
+from kvplan.simulation.metrics import Sample, Timeline, TokenMeter
 from kvplan.simulation.observer import NO_OBSERVER, Observer
 from kvplan.simulation.records import UNSET, Records
 from kvplan.simulation.replica import Replica, take_sample
@@ -33,6 +33,8 @@ Process = Generator[Event, Any, None]
 
 CHECK_EVERY = 256
 """Steps and leaps between two looks at thrashing."""
+FEW_SAMPLES = 64
+"""Of a timeline: fewer draw no line."""
 LOOK_EVERY = 16
 """Steps, leaps or requests between two looks at the wall clock; a step of a large batch takes milliseconds."""
 
@@ -80,6 +82,8 @@ class Run:
         self.records = Records(source.class_names, setups[""].kv_bytes_per_token)
         self.meter = TokenMeter()
         self.timeline = Timeline(max(TICKS_PER_S // 20, round(source.span_s / 400 * TICKS_PER_S)))
+        self.beginning = Timeline(TICKS_PER_S // 20, max_samples=128)
+        """Finer, while the timeline has few samples: what a run that is soon broken off can show."""
         self.notes: dict[str, int] = {}
         self.alive: dict[int, SimRequest] = {}
         self.place_of: dict[int, tuple[ReplicaProcess, SimRequest]] = {}
@@ -194,6 +198,8 @@ class Run:
         if now >= self.timeline.next_at:
             self.timeline.add(now, take_sample(self.replicas, now))
             self.observer.on_sample(now / TICKS_PER_S, self.replicas)
+        if now >= self.beginning.next_at and len(self.timeline.samples) < FEW_SAMPLES:
+            self.beginning.add(now, take_sample(self.replicas, now))
         if self.interrupted or self.observer.cancelled():
             self.halt("interrupted")
         self._look_at_the_clock()
@@ -203,6 +209,12 @@ class Run:
         useful = sum(r.totals.decode_tokens + r.totals.prefill_tokens for r in self.replicas) - recomputed
         if recomputed > self.scenario.limits.thrash_ratio * useful:
             self.halt("thrash")
+
+    @property
+    def samples(self) -> list[Sample]:
+        """What the timeline shows: of a run that was broken off early, the finer samples of its beginning."""
+        is_short = self.verdict == "interrupted" and len(self.timeline.samples) < FEW_SAMPLES
+        return self.beginning.samples if is_short else self.timeline.samples
 
     def _look_at_the_clock(self) -> None:
         if time.monotonic() - self.started > self.scenario.limits.wall_clock_s:

@@ -76,7 +76,7 @@ def simulate(
         if not keep_records:
             run.records.keep(SUMMARY_FIELDS)
         if not keep_samples:
-            run.timeline.next_at = NEVER_COMES
+            run.timeline.next_at = run.beginning.next_at = NEVER_COMES
         run.go()
         return run
 

@@ -6,26 +6,29 @@ import gc
 import subprocess
 import sys
 import weakref
+from inspect import getsource, signature
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("streamlit")
 
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.runtime import Runtime
 from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
 from streamlit.runtime.uploaded_file_manager import UploadedFileRec
+from streamlit.web.server.starlette import starlette_websocket
 
 from kvplan.cli.app_command import MEMORY
-from kvplan.pages import memory_kept
+from kvplan.pages import sent
 from kvplan.pages.memory_kept import (
     AT_LEAST_EVERY_S,
     LOADED_AFTER,
     QUIET_S,
-    UPLOADS_EACH,
     Housekeeper,
-    bound_uploads,
     collect,
 )
+from kvplan.pages.sent import INPUTS_EACH, UPLOADS_EACH, bound_messages, bound_uploads
 
 
 class House:
@@ -134,7 +137,7 @@ def test_the_servers_allocator_gives_back_what_lies_around_what_stays() -> None:
     assert after - before < (peak - before) / 10
 
 
-# --- uploads --------------------------------------------------------------------------------------
+# --- what is sent --------------------------------------------------------------------------------------
 
 
 def test_what_pages_upload_is_bounded_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +147,37 @@ def test_what_pages_upload_is_bounded_and_the_oldest_goes(monkeypatch: pytest.Mo
     for number in range(3 * UPLOADS_EACH):
         manager.add_file("a", UploadedFileRec(str(number), "a.yaml", "text/yaml", b"x" * 10))
     assert list(manager.file_storage["a"]) == [str(n) for n in range(2 * UPLOADS_EACH, 3 * UPLOADS_EACH)]
-    monkeypatch.setattr(memory_kept, "UPLOADED_BYTES", 1000)
+    monkeypatch.setattr(sent, "UPLOADED_BYTES", 1000)
     for page in range(30):
         manager.add_file(f"page {page}", UploadedFileRec("1", "a.yaml", "text/yaml", b"x" * 100))
     held = {session: files for session, files in manager.file_storage.items() if files}
     assert list(held) == [f"page {page}" for page in range(20, 30)]
+
+
+class Reads:
+    """Streamlit's runtime, as far as it reads messages."""
+
+    def __init__(self) -> None:
+        self.read = list[tuple[str, int, object]]()
+
+    def handle_backmsg(self, session_id: str, message: BackMsg, *, client: object = None) -> None:
+        self.read.append((session_id, len(message.rerun_script.widget_states.widgets), client))
+
+
+def test_a_message_of_more_inputs_than_any_page_has_is_not_read(caplog: pytest.LogCaptureFixture) -> None:
+    """Others are handed on as they came, those without inputs too."""
+    runtime = Reads()
+    bound_messages(runtime)
+    for number in (0, 80, INPUTS_EACH, INPUTS_EACH + 1, 100_000):
+        message = BackMsg()
+        for name in range(number):
+            message.rerun_script.widget_states.widgets.add().id = str(name)
+        runtime.handle_backmsg("a", message, client=runtime)
+    assert runtime.read == [("a", number, runtime) for number in (0, 80, INPUTS_EACH)]
+    assert len(caplog.messages) == 2
+
+
+def test_the_runtime_reads_messages_by_the_name_that_is_bounded() -> None:
+    """Streamlit's own: were it renamed, nothing would be bounded."""
+    assert {"session_id", "msg"} <= set(signature(Runtime.handle_backmsg).parameters)
+    assert "runtime.handle_backmsg(" in getsource(starlette_websocket)

@@ -9,201 +9,42 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlencode
 
 import pytest
-from places import ROOT
 
 pytest.importorskip("selenium", reason="the browser test needs selenium (the dev extra)")
 pytest.importorskip("streamlit")
 
 from app_driver import unbroken
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
+from browser_driver import CHROMIUM, DRIVER, Page, browser, served, wait_until
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from kvplan.cli.main import run as cli
 from kvplan.pages.widgets import shown_ms
 
-HERE = Path(__file__).parent
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER),
     reason="no chromium and chromedriver here; `make test` installs them where it can",
 )
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-)  # fmt: skip
 TABS = ("Estimate", "Simulate", "Strategies", "Recommend", "Calibration")
 MAX_PICTURE_BYTES = 300_000
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app, served as `kvplan app` serves it, from another folder."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "kvplan", "app", f"--port={port}", "--address=127.0.0.1"],
-        cwd=tmp_path_factory.mktemp("elsewhere"),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    base = f"http://127.0.0.1:{port}"
-    try:
-        _wait(lambda: _answers(f"{base}/_stcore/health"), "the server does not answer", 60)
+    """The app, served from another folder."""
+    with served(tmp_path_factory.mktemp("elsewhere")) as base:
         yield base
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
-
-
-def _wait(met: Callable[[], Any], complaint: str, seconds: float = 30) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = met()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(complaint)
-
-
-class Page:
-    """A tab of the browser with the app in it."""
-
-    def __init__(self, driver: Any, base: str, downloads: Path) -> None:
-        self.driver, self.base, self.downloads = driver, base, downloads
-
-    def open(self, **inputs: object) -> None:
-        """Open a link."""
-        self.driver.get(f"{self.base}/?{urlencode(inputs)}")
-        _wait(lambda: self.all("h1"), "no title")
-        self.settle()
-
-    def all(self, selector: str) -> list[Any]:
-        return list(self.driver.find_elements(By.CSS_SELECTOR, selector))
-
-    def settle(self) -> None:
-        """Wait until nothing runs and all parts have come; a page that is calm shows no exception."""
-        busy = ", ".join(
-            (
-                '[data-testid="stStatusWidget"]',
-                '[data-testid="stSkeleton"]',
-                '[data-testid="stSpinner"]',
-                '[data-stale="true"]',
-                '[data-test-script-state]:not([data-test-script-state="notRunning"])',
-            )
-        )
-        calm = 0
-
-        def quiet() -> bool:
-            nonlocal calm
-            calm = 0 if self.all(busy) else calm + 1
-            return calm >= 4
-
-        _wait(quiet, "the page does not come to rest", 60)
-        assert not self.all('[data-testid="stException"]')
-
-    def look(self, width: int, height: int = 900, dark: bool = False) -> None:
-        """A window of this size, in light or dark."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-
-    def choose(self, key: str, value: str) -> None:
-        """Type a choice into a select box."""
-        box = _wait(lambda: self.all(f".st-key-{key} input"), f"no input {key}")[0]
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
-        box.click()
-        box.send_keys(value)
-        _wait(lambda: self.all('[role="option"]'), "no options")
-        box.send_keys(Keys.ENTER)
-        time.sleep(0.3)
-        self.settle()
-
-    def press(self, key: str) -> None:
-        """Press a button."""
-        button = _wait(lambda: self.all(f".st-key-{key} button"), f"no button {key}")[0]
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
-        button.click()
-        time.sleep(0.3)
-        self.settle()
-
-    def wait_for(self, name: str, seconds: float = 90) -> None:
-        """Wait until a run is over."""
-        _wait(lambda: not self.all(f".st-key-{name}_cancel button"), f"{name} does not end", seconds)
-        self.settle()
-
-    def unreadable(self) -> list[str]:
-        """Text below 4.5:1 and marks of charts below 3:1."""
-        found = self.driver.execute_script((HERE / "contrast.js").read_text())
-        assert found["texts"] > 10
-        return list(found["faults"])
-
-    def clipped(self) -> list[str]:
-        """What does not fit where it stands."""
-        return list(self.driver.execute_script((HERE / "clipped.js").read_text()))
-
-    def metrics(self) -> dict[str, str]:
-        found = {}
-        for metric in self.all('[data-testid="stMetric"]'):
-            if metric.is_displayed():
-                label = metric.find_element(By.CSS_SELECTOR, '[data-testid="stMetricLabel"]').text
-                found[label] = metric.find_element(By.CSS_SELECTOR, '[data-testid="stMetricValue"]').text
-        return found
-
-    def download(self, key: str, name: str) -> str:
-        """Press a download button; return what came."""
-        path = self.downloads / name
-        path.unlink(missing_ok=True)
-        for _ in range(3):  # a click is lost where the page is just being drawn anew
-            self.press(key)
-            try:
-                _wait(path.is_file, f"{name} was not downloaded", 20)
-            except AssertionError:
-                continue
-            return path.read_text()
-        raise AssertionError(f"{name} was not downloaded")
 
 
 @pytest.fixture(scope="module")
 def page(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    downloads = tmp_path_factory.mktemp("downloads")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    allowed = {"behavior": "allow", "downloadPath": str(downloads)}
-    driver.execute_cdp_cmd("Browser.setDownloadBehavior", allowed)
-    found = Page(driver, address, downloads)
-    found.look(1280)
-    yield found
-    driver.quit()
+    with browser(address, tmp_path_factory.mktemp("browser")) as found:
+        yield found
 
 
 @pytest.fixture
@@ -222,7 +63,7 @@ def test_the_first_screen_is_a_plan_that_fits(page: Page, printed: Callable[...,
     """Somebody new sees the verdict of `kvplan plan`, four figures with their range and a picture, and no red box; the
     same question by hand, and from its link, is the same plan."""
     page.open()
-    _wait(lambda: page.all('[data-testid="stAlertContentSuccess"]'), "no verdict", 60)
+    wait_until(lambda: page.all('[data-testid="stAlertContentSuccess"]'), "no verdict", 60)
     document = json.loads(printed("plan", "Qwen/Qwen3-8B", "--gpu", "1xh100-sxm", "--users", "20", "--thinking", "16K",
                                   "--json", "--quiet", "--workers", "1"))  # fmt: skip
     told = page.all('[data-testid="stAlertContentSuccess"]')[0].text
@@ -255,7 +96,7 @@ def test_the_first_screen_is_a_plan_that_fits(page: Page, printed: Callable[...,
     assert "2xh200" in link
     page.driver.get("about:blank")
     page.driver.get(link)
-    _wait(lambda: page.all('[data-testid="stMetric"]'), "no figures")
+    wait_until(lambda: page.all('[data-testid="stMetric"]'), "no figures")
     page.settle()
     assert page.metrics() == changed
 
@@ -266,7 +107,7 @@ def test_a_run_as_seen_and_taken_away(page: Page, printed: Callable[..., str]) -
     page.open(tab="Simulate", scenario_source="Bundled scenario", scenario="block_map", owners="true")
     page.press("simulate_run")
     page.wait_for("simulate")
-    _wait(page.metrics, "the run does not end", 90)
+    wait_until(page.metrics, "the run does not end", 90)
     document = json.loads(printed("simulate", "block_map", "--json", "--quiet"))
     assert page.metrics() == {
         "Mean TTFT": shown_ms(document["mean_ttft_ms"]),
@@ -334,10 +175,10 @@ def test_cancel_answers_within_a_second(page: Page) -> None:
     page.open(tab="Simulate", scenario_source="Bundled scenario", scenario="chat", scenario_set=changes)
     button = page.all(".st-key-simulate_run button")[0]
     button.click()
-    cancel = _wait(lambda: page.all(".st-key-simulate_cancel button"), "no way to cancel")[0]
+    cancel = wait_until(lambda: page.all(".st-key-simulate_cancel button"), "no way to cancel")[0]
     begun = time.monotonic()
     cancel.click()
-    _wait(
+    wait_until(
         lambda: "Cancelled" in page.driver.find_element(By.TAG_NAME, "body").text,
         "nobody says that it is cancelled",
         5,
@@ -415,7 +256,7 @@ def test_every_state_can_be_looked_at(name: str, page: Page, tmp_path: Path) -> 
     link, runs = STATES[name]
     page.look(1280)
     page.open(**link)
-    _wait(
+    wait_until(
         lambda: "some seconds more" not in page.driver.find_element(By.TAG_NAME, "body").text,
         "no verdict",
         90,
@@ -454,7 +295,7 @@ def test_who_asks_for_calm_gets_it(page: Page) -> None:
     calm = {"name": "prefers-reduced-motion", "value": "reduce"}
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [calm]})
     page.driver.get(f"{page.base}/?tab=Estimate")
-    _wait(lambda: page.all('[data-testid="stMetric"]'), "no figures")
+    wait_until(lambda: page.all('[data-testid="stMetric"]'), "no figures")
     page.settle()
     moving = page.driver.execute_script(
         "return [...document.querySelectorAll('*')].filter(e => { const s = getComputedStyle(e);"
