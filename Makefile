@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.core
 DEV    := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick explore fuzz lowest pictures lint types check bench compiled honest oracle ray app clean calibrate-gpu live
+.PHONY: help demo test quick explore fuzz lowest pictures looks lint types check bench compiled honest oracle ray app clean calibrate-gpu live
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,9 @@ explore: $(DEV)  ## the laws once more, on examples never drawn before
 pictures: $(DEV) $(CHROMIUM)  ## the README's pictures, as the browser test sees the app
 	@mkdir -p docs/images
 	KVPLAN_PICTURES=docs/images $(BIN)/python -m pytest tests/pages/test_browser.py -k "state_can_be_looked_at"
+
+looks: $(DEV) $(CHROMIUM)  ## the app in every state at four widths, light and dark: pictures in FOLDER, faults printed; minutes
+	$(BIN)/python tests/look_at_app.py $(or $(FOLDER),looks) $(if $(ONLY),--only "$(ONLY)")
 
 lint: $(DEV)  ## ruff, formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -120,7 +123,7 @@ $(APP): pyproject.toml $(STAMP)
 	@touch $@
 
 app: $(APP)  ## the planner in a browser
-	$(BIN)/streamlit run app.py
+	$(BIN)/kvplan app
 
 clean:
 	rm -rf $(VENV) .venv-lowest $(COMPILED) dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

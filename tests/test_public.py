@@ -21,7 +21,7 @@ VERBS = ("compare", "estimate", "plan", "recommend", "reconcile", "simulate", "s
 NAMES = (
     *("Demand", "EngineArgs", "GpuSpec", "KvplanError", "ModelSpec", "Plan", "Profile", "Result", "Scenario"),
     *VERBS,
-    *("get_gpu", "load_model", "load_profile", "load_scenario"),
+    *("get_gpu", "load_model", "load_profile", "load_scenario", "what_would_fit"),
 )
 FEW = {"model": "Qwen/Qwen3-8B", "gpu": "h100", "workload": {"num_requests": 3}}
 OPTIONAL = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import sys
 import threading
 import time
@@ -80,6 +81,11 @@ def collect(everything: bool) -> None:
     if everything:
         gc.freeze()
     trim()
+
+
+def gives_back() -> bool:
+    """Whether Python takes memory from glibc, piece by piece, as `kvplan app` starts it: read when Python starts."""
+    return sys.platform != "linux" or os.environ.get("PYTHONMALLOC") == "malloc"
 
 
 def trim() -> None:

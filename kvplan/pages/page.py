@@ -23,7 +23,7 @@ from kvplan.pages import (
 )
 from kvplan.pages.jobs import warm_up
 from kvplan.pages.links import BIND
-from kvplan.pages.memory_kept import Housekeeper, collect
+from kvplan.pages.memory_kept import Housekeeper, collect, gives_back
 from kvplan.pages.sent import bound_messages, bound_uploads
 from kvplan.pages.turns import page_turn
 from kvplan.pages.widgets import marked, or_complaint, refuse
@@ -36,6 +36,9 @@ _housekeeper: Housekeeper | None = None
 if runtime.exists():
     _housekeeper = Housekeeper(runtime.get_instance().is_active_session, collect)
     _housekeeper.start()
+    if not gives_back():
+        told = "Python keeps the memory that visitors needed; `kvplan app` starts it so that it is given back"
+        logging.getLogger(__name__).warning(told)
     bound_uploads(runtime.get_instance().uploaded_file_mgr)
     bound_messages(runtime.get_instance())
 

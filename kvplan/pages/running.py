@@ -139,9 +139,8 @@ def under_way(name: str) -> None:
         )
     elif job.state == "waiting":
         before = job.num_before
-        st.progress(
-            0.0, text=f"Waiting for a turn: {counted(before, 'run') if before else 'no run'} before this one"
-        )
+        ahead = f"{counted(before, 'run')} before this one" if before else "this run is next"
+        st.progress(0.0, text=f"Waiting for a turn: {ahead}")
     else:
         st.progress(min(1.0, job.share), text=_how_far(name, job))
     with st.container(horizontal=True):

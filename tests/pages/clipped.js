@@ -1,6 +1,6 @@
 // What does not fit: labels of charts that reach out of their picture or are cut, words cut by their box, a page too wide.
 const faults = [];
-const shown = e => e.checkVisibility({checkVisibilityCSS: true}) && e.getClientRects().length > 0;
+const shown = e => e.checkVisibility({checkVisibilityCSS: true}) && e.getBoundingClientRect().width > 1;  // less is for screen readers
 for (const svg of document.querySelectorAll('.vega-embed svg')) {
   const frame = svg.getBoundingClientRect();
   if (frame.right > window.innerWidth + 1) faults.push(`a chart reaches ${Math.round(frame.right - window.innerWidth)} px out of the page`);

@@ -14,7 +14,7 @@ const ancestors = e => { const all = []; for (; e; e = e.parentElement) all.push
 const base = () => [...[document.querySelector('[data-testid="stApp"]'), document.body].map(e => colour(getComputedStyle(e).backgroundColor)).filter(c => c[3] > 0), [255, 255, 255, 1]][0];
 const behind = element => ancestors(element).reverse().reduce((below, e) => { const s = getComputedStyle(e); const c = colour(s.backgroundColor); return over(c, below); }, base());
 const faintness = element => ancestors(element).reduce((all, e) => all * Number(getComputedStyle(e).opacity), 1);
-const shown = e => e.checkVisibility({checkOpacity: true, checkVisibilityCSS: true}) && e.getClientRects().length > 0;
+const shown = e => e.checkVisibility({checkOpacity: true, checkVisibilityCSS: true}) && e.getBoundingClientRect().width > 1;  // less is for screen readers
 const faults = [];
 const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 let texts = 0, marks = 0;

@@ -27,6 +27,7 @@ from kvplan.pages.memory_kept import (
     QUIET_S,
     Housekeeper,
     collect,
+    gives_back,
 )
 from kvplan.pages.sent import INPUTS_EACH, UPLOADS_EACH, bound_messages, bound_uploads
 
@@ -135,6 +136,16 @@ def test_the_servers_allocator_gives_back_what_lies_around_what_stays() -> None:
     before, peak, after = map(int, told.stdout.split())
     assert peak - before > 40
     assert after - before < (peak - before) / 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is chosen")
+def test_who_starts_it_otherwise_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's own environment is the one that gives memory back."""
+    monkeypatch.delenv("PYTHONMALLOC", raising=False)
+    assert not gives_back()
+    for name, value in MEMORY.items():
+        monkeypatch.setenv(name, value)
+    assert gives_back()
 
 
 # --- what is sent --------------------------------------------------------------------------------------

@@ -637,6 +637,13 @@ REFUSALS = {
 }  # fmt: skip
 
 
+def _in_python(told: str) -> str:
+    """A shell's complaint as a notebook has it: `--max-model-len: ...` names a parameter."""
+    name, colon, rest = told.partition(": ")
+    named = name.removeprefix("--").replace("-", "_")
+    return f"{named}: {rest}" if colon and name == f"--{named.replace('_', '-')}" else as_parameters(told)
+
+
 @pytest.mark.parametrize("name", REFUSALS)
 def test_three_ways_refuse_in_the_same_words(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -651,6 +658,6 @@ def test_three_ways_refuse_in_the_same_words(
     told = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("kvplan: ")
     with pytest.raises(KvplanError) as raised:
         refused.notebook(folder)
-    assert as_parameters(told) == str(raised.value)
+    assert _in_python(told) == str(raised.value)
     shown = one_line(app)
     assert shown in {words(told), words(str(raised.value))}
