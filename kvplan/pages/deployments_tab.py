@@ -100,19 +100,31 @@ def _of_question(asked: Asked, planned: PlannedMemory) -> None:
         )
         return
     if answer is None:
-        st.info(
-            "Which cards, how many copies, at what price: the answer simulates this load on each candidate. "
-            f"Press **{marked(verdict.check_label(asked))}** above, and it stands here.",
-            icon=":material/arrow_upward:",
-        )
         job = st.session_state.get("plan_job")
-        if job is None or not job.is_over or job.result is None or st.session_state["plan_asked"] != asked:
+        is_mine = job is not None and st.session_state["plan_asked"] == asked
+        if not is_mine or not job.is_over or job.result is None:
+            _to_come(asked, is_mine and not job.is_over)
             return
         answer = job.result  # cancelled: with what was done so far
-    _headline(answer.found, "")
+        if answer.best is None:
+            lines([f"{answer.found.reason[0].upper()}{answer.found.reason[1:]}."])
+    if answer.best is not None:  # else the verdict says why
+        _headline(answer.found, "")
     _show(answer.found)
     _sure(answer)
     _take_away(asked, answer)
+
+
+def _to_come(asked: Asked, is_under_way: bool) -> None:
+    """What stands here once the question is answered in full."""
+    how = "It is under way above, and will stand here."
+    if not is_under_way:
+        how = f"Press **{marked(verdict.check_label(asked))}** above, and it stands here."
+    st.info(
+        "Which cards, how many copies, at what price: the answer simulates this load on each candidate. "
+        + how,
+        icon=":material/arrow_upward:",
+    )
 
 
 def taken(asked: Asked) -> list[str]:

@@ -32,7 +32,7 @@ ul.key i {width: .8rem; height: .8rem; border: 1px solid #767676; flex: none}
 :is(.st-key-kernels, .st-key-log_lines) [data-testid="stTable"] :is(td, th):last-child {min-width: 15rem}
 /* beside each other where there is room for words and axes */
 .st-key-latencies [data-testid="stColumn"] {min-width: 15rem}
-[data-testid="stTable"] :is(td, th) {min-width: 4.6rem}
+[data-testid="stTable"] :is(td, th):not(:first-child) {min-width: 4.6rem}
 [data-testid="stTable"] th * {color: inherit !important; opacity: 1 !important}
 /* the sentence reads on */
 .st-key-sentence [data-testid="stWidgetLabel"] {min-height: 1.25rem}

@@ -253,7 +253,7 @@ def command(line: str) -> None:
     st.code(broken(line), language="bash", wrap_lines=True)
 
 
-def broken(line: str, most: int = 50) -> str:
+def broken(line: str, most: int = 48) -> str:
     r"""A shell command in lines of at most so many characters, as far as its words allow; a flag keeps its value.
 
     >>> print(broken("vllm serve a/b --max-model-len 24576 -tp 2", 28))

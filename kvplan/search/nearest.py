@@ -72,5 +72,14 @@ def _slow(scenario: Scenario, row: Row) -> str:
     met = [f"{share:.1%} of requests in time"] if share is not None else []
     met += [f"accuracy {accuracy_text(row)}"] if row["accuracy"] is not None else []
     p99 = {LATENCIES[name]: row[f"p99_{name}"] for name in asked_latencies(scenario)}
-    took = [f"{words} {ms / 1e3:,.4g} s" for words, ms in p99.items() if ms is not None]
+    took = [f"{words} {_time(ms)}" for words, ms in p99.items() if ms is not None]
     return ", ".join([*met, "p99 " + ", ".join(took)])
+
+
+def _time(ms: float) -> str:
+    """Milliseconds below a second, else seconds.
+
+    >>> _time(22.013), _time(1503.2)
+    ('22 ms', '1.503 s')
+    """
+    return f"{ms:,.3g} ms" if ms < 1e3 else f"{ms / 1e3:,.4g} s"

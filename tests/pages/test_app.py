@@ -24,6 +24,7 @@ from app_driver import (
     said,
     shown_scenario,
     wait,
+    words,
 )
 
 from kvplan.calibrate.measurements import read_measurements
@@ -270,7 +271,7 @@ def test_a_log_is_set_beside_its_plan() -> None:
     app = run(model="Qwen/Qwen3-32B", gpu="h100-sxm", thinking="1K", log_is_mine="true")
     calm(app.text_area(key="log").set_value(LOG).run())
     lines = next(table.value for table in app.table if "Printed" in table.value)
-    assert "18,176" in lines["Printed"].tolist()
+    assert "18,176" in map(words, lines["Printed"])
     assert any("Overheads learned: runtime" in text.value.replace("\\", "") for text in app.markdown)
     before = len(app.error)
     for text in ("nothing of an engine", LOG + "#" * MAX_BYTES):

@@ -429,6 +429,10 @@ def _with_runs(inputs: Mapping[str, object], folder: Path) -> AppTest:
     return calm(app.run())
 
 
+def _both(row: Document) -> tuple[str, str]:
+    return words(row["Printed"]), words(row["Planned"])
+
+
 def _places(line: Document, value: float | None) -> str:
     return "-" if value is None else f"{value:,.{PLACES[line['unit']]}f}"
 
@@ -439,11 +443,7 @@ def _frame(app: AppTest, column: str) -> list[Document]:
 
 LOGS = Tab(
     _with_log,
-    lambda app: {
-        "lines": [
-            (row["Printed"], row["Planned"]) for t in app.table if "Why" in t.value for row in _told(t.value)
-        ]
-    },
+    lambda app: {"lines": [_both(row) for t in app.table if "Why" in t.value for row in _told(t.value)]},
     lambda document: {
         "lines": [
             tuple(_places(row, row[key]) for key in ("printed", "planned")) for row in document["lines"]
