@@ -149,7 +149,9 @@ LONG: dict[str, object] = {
 }  # fmt: skip
 SEARCH: dict[str, object] = {"tab": "Recommend", "search_source": "Bundled scenario"}
 MANY_PEOPLE: dict[str, object] = {"model": "deepseek-ai/DeepSeek-R1", "gpu": "8xh200", "users": "500"}
-SMALL_SEARCH = "workload.num_requests=100"
+SMALL_SEARCH = """workload.num_requests=100
+search.ranges=false
+search.over={gpu: [h100, h200], engine.tensor_parallel_size: [2]}"""
 MANY = "problems.num_problems=5000"
 STATES: dict[str, State] = {
     "estimate": State({"tab": "Estimate"}),
