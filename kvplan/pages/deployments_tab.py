@@ -101,11 +101,11 @@ def _of_question(asked: Asked, planned: PlannedMemory) -> None:
         return
     if answer is None:
         job = st.session_state.get("plan_job")
-        is_mine = job is not None and st.session_state["plan_asked"] == asked
-        if not is_mine or not job.is_over or job.result is None:
-            _to_come(asked, is_mine and not job.is_over)
+        mine = job if job is not None and st.session_state["plan_asked"] == asked else None
+        if mine is None or not mine.is_over or mine.result is None:
+            _to_come(asked, mine is not None and not mine.is_over)
             return
-        answer = job.result  # cancelled: with what was done so far
+        answer = mine.result  # cancelled: with what was done so far
         if answer.best is None:
             lines([f"{answer.found.reason[0].upper()}{answer.found.reason[1:]}."])
     if answer.best is not None:  # else the verdict says why
