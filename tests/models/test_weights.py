@@ -34,6 +34,10 @@ GOLDEN = ROOT / "tests" / "fixtures" / "weights_vllm_0.32.json"
 
 PUBLISHED = {
     "google/gemma-7b": 8_537_680_896,
+    "IFM/K2-Horizon-0.9B": 1_078_285_824,
+    "IFM/K2-Horizon-3.7B": 5_058_255_360,
+    "IFM/K2-Horizon-32B": 34_779_304_960,
+    "IFM/K2-Horizon-375B-A23B": 379_167_159_168,
     "Qwen/Qwen1.5-0.5B-Chat": 463_987_712,
     "Qwen/Qwen3Guard-Gen-8B": 8_190_735_360,
     "LiquidAI/LFM2-1.2B": 1_170_340_608,
