@@ -266,9 +266,8 @@ def _moe(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
         yield from _matrices("mlp.shared_experts.", "mlp", replace(m, bias=False), shared, hidden)
     inside = m.latent_size or hidden
     if m.latent_size:
-        quantised = m.latent_quantised
-        yield Module("mlp.fc1_latent_proj", "mlp", inside, hidden, linear=quantised)
-        yield Module("mlp.fc2_latent_proj", "mlp", hidden, inside, linear=quantised)
+        yield Module("mlp.fc1_latent_proj", "mlp", inside, hidden)
+        yield Module("mlp.fc2_latent_proj", "mlp", hidden, inside)
     width = even(m.intermediate_size, cut.expert_tp, "channels of an expert")
     yield from _matrices("mlp.experts.", "expert", m, width, inside, copies=cdiv(m.num_experts, cut.ep))
 
@@ -283,6 +282,12 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "Mixtral": (("mlp.", "block_sparse_moe."),),
     "GraniteMoe": (("mlp.shared_experts.", "shared_mlp."), ("mlp.", "block_sparse_moe.")),
     "KimiLinear": (("mlp.", "block_sparse_moe."),),
+    "KimiK3": (
+        ("mlp.experts.", "block_sparse_moe.experts."),
+        ("mlp.shared_experts.", "block_sparse_moe.shared_experts."),
+        ("mlp.fc1_latent_proj", "block_sparse_moe.routed_expert_down_proj"),
+        ("mlp.fc2_latent_proj", "block_sparse_moe.routed_expert_up_proj"),
+    ),
     "MiniMaxM3": (
         ("mlp.experts.", "block_sparse_moe.experts."),
         ("mlp.shared_experts.", "block_sparse_moe.shared_experts."),

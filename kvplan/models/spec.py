@@ -179,8 +179,6 @@ class MlpSpec:
     """The router scales its input and each expert's output (Gemma 4)."""
     latent_size: int = 0
     """Width that experts work in, where a model projects down to it (Nemotron 3 Super); 0: hidden size."""
-    latent_quantised: bool = True
-    """Whether the projections to and from it take the checkpoint's quantisation."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,25 @@ def test_mimo_pro_has_the_numbers_of_its_checkpoint() -> None:
     assert body + 3 * drafting + scales == 1_023_244_718_976
 
 
+def test_kimi_k3_in_fp8_takes_its_files_bytes() -> None:
+    """2,820 GB: its latent projections are quantised, which those of the MXFP4 checkpoint are not."""
+    mine = heaviest_rank(load_model("RedHatAI/Kimi-K3-FP8-BLOCK"))
+    assert mine.total == pytest.approx(2820e9, rel=1e-3)
+    theirs = [
+        heaviest_rank(load_model(name)).layers[1].mlp
+        for name in ("moonshotai/Kimi-K3", "RedHatAI/Kimi-K3-NVFP4")
+    ]
+    assert theirs[0] == theirs[1] == pytest.approx(2 * mine.layers[1].mlp, rel=1e-3)
+
+
+def test_hy3_in_nvfp4_and_fp8_takes_what_was_measured() -> None:
+    """39.99 GiB on each of four B200s, experts shared out (vLLM 0.25.1)."""
+    mine = heaviest_rank(
+        load_model("RedHatAI/Hy3-NVFP4-FP8"), tensor_parallel_size=4, enable_expert_parallel=True
+    )
+    assert mine.loaded / GiB == pytest.approx(39.99, rel=3e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "billions"), [("IFM/K2-Horizon-7B", 7), ("IFM/K2-Horizon-MoVA-36B-A4B", 36)]
 )

@@ -193,10 +193,7 @@ def _inkling_layer(k: Keys, hidden: int, local: bool, dense: bool) -> LayerSpec:
 def _kimi_mlps(k: Keys, n: int) -> list[MlpSpec]:
     """DeepSeek's experts; Kimi-K3's work in a narrower width."""
     width = k.count("routed_expert_hidden_size", default=0, low=0)
-    return [
-        replace(m, latent_size=width, latent_quantised=False) if m.num_experts else m
-        for m in deepseek_mlps(k, n)
-    ]
+    return [replace(m, latent_size=width) if m.num_experts else m for m in deepseek_mlps(k, n)]
 
 
 def _kimi_k3_weights(k: Keys, layer: LayerSpec) -> tuple[Weight, ...]:
