@@ -281,6 +281,7 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "FalconH1": (("mlp.", "feed_forward."),),
     "Mixtral": (("mlp.", "block_sparse_moe."),),
     "GraniteMoe": (("mlp.shared_experts.", "shared_mlp."), ("mlp.", "block_sparse_moe.")),
+    "BailingMoeV3": (("self_attn.", "attention."),),
     "KimiLinear": (("mlp.", "block_sparse_moe."),),
     "KimiK3": (
         ("mlp.experts.", "block_sparse_moe.experts."),

@@ -194,6 +194,8 @@ def canonical(name: str) -> str:
     """A checkpoint's module name without its roots: model.language_model.layers.3.mlp -> layers.3.mlp."""
     while name.startswith(_ROOTS):
         name = name.partition(".")[2]
+    if name.partition(".")[0].isdecimal():  # Ling 3 names a layer by its number alone
+        name = f"layers.{name}"
     return name.replace("shared_expert.", "shared_experts.")
 
 

@@ -34,6 +34,7 @@ GOLDEN = ROOT / "tests" / "fixtures" / "weights_vllm_0.32.json"
 
 PUBLISHED = {
     "google/gemma-7b": 8_537_680_896,
+    "inclusionAI/Ling-3.0-flash-VL": 124_848_460_496,
     "IFM/K2-Horizon-0.9B": 1_078_285_824,
     "IFM/K2-Horizon-3.7B": 5_058_255_360,
     "IFM/K2-Horizon-32B": 34_779_304_960,
@@ -160,7 +161,6 @@ NEARLY = {
     "inclusionAI/Ling-3.0-tiny": 7.9e9,
     "IFM/K2-Horizon-7B": 9e9,
     "poolside/Laguna-M.1": 225.8e9,
-    "inclusionAI/Ling-3.0-flash-VL": 124.85e9,
     "inclusionAI/Ring-1T-FP8": 1e12,
     "inclusionAI/Ring-2.6-1T": 1012.5e9,
     "nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-BF16": 33.0e9,
@@ -226,6 +226,38 @@ def test_kimi_k3_in_fp8_takes_its_files_bytes() -> None:
         for name in ("moonshotai/Kimi-K3", "RedHatAI/Kimi-K3-NVFP4")
     ]
     assert theirs[0] == theirs[1] == pytest.approx(2 * mine.layers[1].mlp, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"),
+    [
+        ("inclusionAI/Ling-3.0-flash-VL-fp4", 69.6),
+        ("inclusionAI/Ling-3.0-flash-VL-fp8", 126.2),
+        ("inclusionAI/Ling-3.0-flash-VL-int4", 76.1),
+        ("inclusionAI/Ling-3.0-flash-int4", 77.0 - 1.81),  # without its layer that drafts
+        ("inclusionAI/Ling-3.0-flash-FP8", 128.443 - 3.096),
+    ],
+)
+def test_ling_3_in_fewer_bits_takes_its_files_bytes(name: str, gigabytes: float) -> None:
+    """vLLM adds to the files' bytes: routers in 32 bits, a second form of what unfolds the latent, its angles."""
+    mine = heaviest_rank(load_model(name))
+    added = 40 * 512 * 2560 * 2 + 7 * 8192 * 512 * 2 + mine.rotary
+    assert mine.total - added == pytest.approx(gigabytes * 1e9, rel=1.5e-3)
+
+
+def test_a_list_may_name_a_layer_by_its_number() -> None:
+    """Ling 3 leaves the gates of its latent attention in 16 bits, not those of its linear attention."""
+    assert canonical("5.attention.g_proj") == "layers.5.attention.g_proj"
+    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+    listed = {**quantised, "modules_to_not_convert": ["5.attention.g_proj"]}
+    without, mine = (
+        heaviest_rank(load_model("inclusionAI/Ling-3.0-flash", hf_overrides={"quantization_config": q}))
+        for q in (quantised, listed)
+    )
+    gate, scales = 32 * 2560, 20 * 4
+    assert mine.layers[5].attention - without.layers[5].attention == gate - scales
+    assert mine.layers[4] == without.layers[4]
+    assert mine.layers[11] == without.layers[11]
 
 
 def test_hy3_in_nvfp4_and_fp8_takes_what_was_measured() -> None:
