@@ -236,6 +236,7 @@ def test_kimi_k3_in_fp8_takes_its_files_bytes() -> None:
         ("inclusionAI/Ling-3.0-flash-VL-int4", 76.1),
         ("inclusionAI/Ling-3.0-flash-int4", 77.0 - 1.81),  # without its layer that drafts
         ("inclusionAI/Ling-3.0-flash-FP8", 128.443 - 3.096),
+        ("inclusionAI/Ling-3.0-flash-fp4", 70.4 - 1.68),
     ],
 )
 def test_ling_3_in_fewer_bits_takes_its_files_bytes(name: str, gigabytes: float) -> None:
