@@ -117,6 +117,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "Qwen3ForSequenceClassification": dense.qwen3,
     "LlamaForSequenceClassification": dense.llama,
     "Gemma2ForSequenceClassification": dense.gemma2,
+    "JinaEmbeddingsV5Model": dense.jina_v5,
     "MolmoForCausalLM": molmo,
     "Molmo2ForConditionalGeneration": molmo2,
     "VoxtralRealtimeGeneration": voxtral_realtime,

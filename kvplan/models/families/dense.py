@@ -85,6 +85,13 @@ def qwen3(k: Keys) -> Body:
     return _dense(k, sliding=uses_window(k), qk_norm="head")
 
 
+def jina_v5(k: Keys) -> Body:
+    """Jina embeddings 5: Qwen3 without an LM head, a task's adapter merged in; the smallest is an encoder."""
+    if not k.flag("is_decoder", True):
+        raise k.error("is an encoder (is_decoder is false): it keeps no KV cache")
+    return qwen3(k)
+
+
 def gemma(k: Keys) -> Body:
     """Gemma 1."""
     return _dense(k)
