@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -147,8 +148,9 @@ class Page:
         self.settle()
 
     def press(self, key: str) -> None:
-        """Press a button."""
-        button = wait_until(lambda: self.all(f".st-key-{key} button"), f"no button {key}")[0]
+        """Press a button, once it is seen: one in a section that is just opening is not yet."""
+        buttons = partial(self.all, f".st-key-{key} button")
+        button = wait_until(lambda: [b for b in buttons() if b.is_displayed()], f"no button {key}")[0]
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
         button.click()
         time.sleep(0.3)
