@@ -16,6 +16,15 @@ from kvplan.scenario.schema import Scenario, parse_scenario
 
 APP = ROOT / "app.py"
 
+LOG = """
+INFO 09-01 [api_server.py:1896] vLLM API server version 0.11.0
+(APIServer pid=1) INFO non-default args: {'model': 'Qwen/Qwen3-32B', 'max_model_len': 16000}
+(EngineCore_DP0 pid=22) INFO Model loading took 61.0300 GiB and 5.2 seconds
+(EngineCore_DP0 pid=22) INFO [gpu_worker.py:298] Available KV cache memory: 4.45 GiB
+(EngineCore_DP0 pid=22) INFO [kv_cache_utils.py:1087] GPU KV cache size: 18,176 tokens
+"""
+"""What a visitor pastes: a server's start."""
+
 
 def run(**inputs: object) -> AppTest:
     """The app as a link with these inputs opens it."""

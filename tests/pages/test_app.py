@@ -14,6 +14,7 @@ pytest.importorskip("altair")
 pytest.importorskip("pandas")
 
 from app_driver import (
+    LOG,
     calm,
     dots,
     metrics,
@@ -277,15 +278,6 @@ def test_a_log_is_set_beside_its_plan() -> None:
     for text in ("nothing of an engine", LOG + "#" * MAX_BYTES):
         calm(app.text_area(key="log").set_value(text).run())
         assert len(app.error) == before + 1
-
-
-LOG = """
-INFO 09-01 [api_server.py:1896] vLLM API server version 0.11.0
-(APIServer pid=1) INFO non-default args: {'model': 'Qwen/Qwen3-32B', 'max_model_len': 16000}
-(EngineCore_DP0 pid=22) INFO Model loading took 61.0300 GiB and 5.2 seconds
-(EngineCore_DP0 pid=22) INFO [gpu_worker.py:298] Available KV cache memory: 4.45 GiB
-(EngineCore_DP0 pid=22) INFO [kv_cache_utils.py:1087] GPU KV cache size: 18,176 tokens
-"""
 
 
 def test_calibration_shows_the_questions_profile_and_fits() -> None:

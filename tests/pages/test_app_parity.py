@@ -18,7 +18,7 @@ pytest.importorskip("streamlit")
 pytest.importorskip("altair")
 pytest.importorskip("pandas")
 
-from app_driver import calm, codes, metrics, one_line, press, rows, run, said, scenario_text, words
+from app_driver import LOG, calm, codes, metrics, one_line, press, rows, run, said, scenario_text, words
 from streamlit.testing.v1 import AppTest
 
 import kvplan
@@ -407,14 +407,6 @@ RECOMMENDATIONS = {
 
 
 # --- Calibration, logs ------------------------------------------------------------------------------
-
-LOG = """
-INFO 09-01 [api_server.py:1896] vLLM API server version 0.11.0
-(APIServer pid=1) INFO non-default args: {'model': 'Qwen/Qwen3-32B', 'max_model_len': 16000}
-(EngineCore_DP0 pid=22) INFO Model loading took 61.0300 GiB and 5.2 seconds
-(EngineCore_DP0 pid=22) INFO [gpu_worker.py:298] Available KV cache memory: 4.45 GiB
-(EngineCore_DP0 pid=22) INFO [kv_cache_utils.py:1087] GPU KV cache size: 18,176 tokens
-"""
 
 
 def _with_log(inputs: Mapping[str, object], folder: Path) -> AppTest:

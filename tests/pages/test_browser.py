@@ -135,23 +135,12 @@ def test_a_run_as_seen_and_taken_away(page: Page, printed: Callable[..., str]) -
                 *(_blocks(t) for who, t in owners[moment].items() if who not in ("", request))
             )
             assert (len(mine), len(mine & others)) == (int(num_blocks), int(num_shared))
-    _open(page, "The scenario as a file")
+    page.unfold("The scenario as a file")
     assert page.download("scenario_yaml", "block_map.yaml") == printed(
         "simulate", "block_map", "--dump-scenario"
     )
-    _open(page, "Pictures")
+    page.unfold("Pictures")
     assert page.download("simulate_kv_svg", "kvplan-simulate-kv.svg").startswith("<svg")
-
-
-def _open(page: Page, title: str) -> None:
-    """Open an expander."""
-    for summary in page.all('[data-testid="stExpander"] summary'):
-        if title in summary.text and summary.is_displayed():
-            if summary.find_element(By.XPATH, "..").get_attribute("open") is None:
-                summary.click()
-                time.sleep(0.4)
-            return
-    raise AssertionError(title)
 
 
 def _owners_seen(page: Page) -> tuple[int, list[tuple[str, str, str, str]]]:
