@@ -99,6 +99,8 @@ class LoadRequests:
         run, request = self.run, self._rows.request(row)
         request.arrival = run.env.now
         run.alive[row] = request
+        if self.misses is not None:
+            self.misses.sent(request)
         if self._rows.refused[row]:
             run.note("prompts longer than max_model_len - 1 were refused, as vLLM refuses them")
             run.ended(request, run.env.now, REJECTED, 0)

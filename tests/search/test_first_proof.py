@@ -89,3 +89,15 @@ def test_a_deadline_that_has_passed() -> None:
     assert whole.row["duration_s"] > 5
     assert whole.row == run_point(test.at(300))
     assert test.whole(few) is few
+
+
+def test_who_still_waits_is_late() -> None:
+    """A queue that grows is seen by who has no first token yet when it is due, not only once they have ended."""
+    data = {**SMALL, "slo": {"ttft_ms": 1000, "share": 0.9}}
+    load = {"num_requests": 300, "arrivals": {"kind": "poisson", "rate": 6}, "prompt": 300, "answer": 1500}
+    scenario = parse_scenario({**data, "workload": load})
+    whole, short = simulate(scenario), simulate(scenario, stop_when_missed=True)
+    assert (whole.verdict, short.verdict) == ("completed", "missed")
+    first = whole.records.seconds("first_token") - whole.records.seconds("arrival")
+    assert (first > 1).sum() > 30
+    assert short.records.completed.sum() < 30  # fewer have ended than must be late
