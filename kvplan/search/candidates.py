@@ -43,6 +43,8 @@ AT_ENDS = ("highest_low", "highest_high", "limit_low", "limit_high")
 end to the quick one, and what gives out first there."""
 END_PRECISION = 0.03
 """Relative width to which the highest load is narrowed at the ends."""
+DRAW_PRECISION = 0.03
+"""And under other draws, where a rate counts as the middle of its gap: draws differ by more than that."""
 END_FACTOR = 1.1
 """Between two loads tried there."""
 OVERLOAD = 1.5
@@ -312,8 +314,8 @@ class Refine:
             len(loads) >= 3 and _width(loads) <= self.search.target_width
         ):
             other = test._replace(seed_shift=1000 * len(loads))
-            found = highest_load(other, self.search.precision, loads[0], 1.06, most)
-            loads.append(found.load)
+            found = highest_load(other, max(DRAW_PRECISION, self.search.precision), loads[0], 1.06, most)
+            loads.append(found.middle if self.search.kind == "rate" else found.load)
             simulations += found.num_simulations
         if len(loads) < 2:
             return {"num_simulations": simulations}

@@ -60,6 +60,11 @@ class Highest(NamedTuple):
         """The highest sustained load, 0 if none."""
         return self.met.load if self.met else 0.0
 
+    @property
+    def middle(self) -> float:
+        """Of the gap between the two, in proportion; the highest sustained load where there is no gap."""
+        return (self.load * self.missed.load) ** 0.5 if self.load and self.missed else self.load
+
     def after(self, trial: Trial) -> Highest:
         """What is known after one more trial, between the two."""
         spent = bool(trial.row)
