@@ -83,7 +83,7 @@ compiled: $(DEV)  ## the inner loops compiled by mypyc (needs a C compiler; minu
 	@test -x $(COMPILED)/bin/python || $(PYTHON) -m venv $(COMPILED)
 	@rm -rf $(COMPILED)/dist
 	HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/python -m build -o $(COMPILED)/dist .
-	@$(COMPILED)/bin/pip install -q --disable-pip-version-check "$$(ls $(COMPILED)/dist/*.whl)[sweep,plot]" pytest pytest-xdist hypothesis
+	@$(COMPILED)/bin/pip install -q --disable-pip-version-check "$$(ls $(COMPILED)/dist/*.whl)[sweep,plot]" pytest pytest-xdist hypothesis scipy
 	@$(COMPILED)/bin/pip install -q --disable-pip-version-check --no-deps --force-reinstall $(COMPILED)/dist/*.whl
 	cd $(COMPILED) && bin/pytest -c ../pyproject.toml --rootdir .. -o pythonpath=tests -n auto $(addprefix ../tests/,schedulers simulation conformance)
 	cd $(COMPILED) && bin/python ../benchmarks/bench_simulate.py
