@@ -402,10 +402,16 @@ def as_scenario(scenario: Scenario | Mapping[str, Any] | str | Path) -> Scenario
 def read_scenario(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], Path]:
     """Return what a scenario file says, overrides applied, still unchecked; and the file that was found."""
     file = _find(Path(path))
-    data = _parse(_read(file), str(file))
-    for override in overrides:
-        _set(data, override)
+    data = overridden(_parse(_read(file), str(file)), overrides)
     return {"name": file.stem, **data}, file
+
+
+def overridden(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A scenario's dictionary with `key.path=value` overrides applied; the one given stays as it is."""
+    found = dict(data)
+    for override in overrides:
+        _set(found, override)
+    return found
 
 
 def parse_scenario(data: dict[str, Any], where: str = "scenario", folder: Path = Path()) -> Scenario:

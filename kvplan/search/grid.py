@@ -22,7 +22,7 @@ import kvplan
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.strict_yaml import complaint_of, load_yaml
 from kvplan.models.load import path_exists
-from kvplan.scenario.schema import Scenario, parse_scenario, read_scenario, set_key
+from kvplan.scenario.schema import Scenario, overridden, parse_scenario, read_scenario, set_key
 
 MAX_POINTS = 20_000
 """More are refused unless forced: at a tenth of a second each, half an hour of one core."""
@@ -60,12 +60,12 @@ class Point:
 
 
 def read_base(scenario: Scenario | Mapping[str, Any] | str | Path, overrides: Iterable[str] = ()) -> Base:
-    """A file, a bundled name, a dictionary or a checked scenario as the base of a sweep."""
+    """A file, a bundled name, a dictionary or a checked scenario as the base of a sweep, overrides applied."""
     if isinstance(scenario, Scenario):
-        data = scenario.model_dump(mode="json", exclude_defaults=True)
+        data = overridden(scenario.model_dump(mode="json", exclude_defaults=True), overrides)
         return Base(data, scenario.name or "scenario", scenario.folder)
     if isinstance(scenario, Mapping):
-        return Base(dict(scenario), str(scenario.get("name", "scenario")), Path())
+        return Base(overridden(scenario, overrides), str(scenario.get("name", "scenario")), Path())
     data, file = read_scenario(scenario, overrides)
     return Base(data, file.name, file.parent)
 

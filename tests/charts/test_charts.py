@@ -290,7 +290,9 @@ def test_a_ranking_is_drawn_best_first() -> None:
     """A bar per feasible candidate, in the search's order, with what limits it."""
     scenario = load_scenario("chat", ["workload.num_requests=6", "slo.ttft_ms=2000", "slo.tpot_ms=200"])
     said = scenario.model_dump(mode="json", exclude_defaults=True)
-    found = recommend(said, {"gpu": ["l40s", "rtx-4090"]}, overrides=["search.refine=0", "search.span=1"])
+    found = recommend(
+        said, {"gpu": ["l40s", "rtx-4090"]}, overrides=["search.refine=0", "search.span=1", "search.rate=1"]
+    )
     rows = [row for row in rows_of(searches.ranking(found).to_dict()) if "what" in row]
     best = [candidate for candidate in found.candidates if candidate.feasible]
     assert best
@@ -303,7 +305,7 @@ def test_published_points_stand_beside_predictions_of_the_same_model_and_card() 
     """Hollow, with who measured them; none of another model or card."""
     load = ["workload.num_requests=6", "slo.tpot_ms=200", "model=Qwen/Qwen3-8B"]
     said = load_scenario("chat", load).model_dump(mode="json", exclude_defaults=True)
-    quick = ["search.refine=0", "search.span=1"]
+    quick = ["search.refine=0", "search.span=1", "search.rate=1"]
     for gpus, drawn in ((["h100"], {"h100-sxm"}), (["l40s"], set())):
         spec = searches.speed_and_throughput(recommend(said, {"gpu": gpus}, overrides=quick)).to_dict()
         measured = [row for row in rows_of(spec) if "source" in row]

@@ -98,6 +98,16 @@ def test_a_point_is_the_scenario_with_its_keys_set() -> None:
         assert row["usd_per_million_visible_tokens"] == document["cost"]["usd_per_million_visible_tokens"]
 
 
+def test_overrides_reach_a_base_of_every_kind() -> None:
+    """A bundled name, what a file says and a checked scenario; what was given stays as it was."""
+    said = {"model": "Qwen/Qwen3-8B", "gpu": "h100", "engine": {"max_num_seqs": 8}}
+    for base_of in ("chat", said, parse_scenario(dict(said))):
+        base = read_base(base_of, ["engine.max_num_seqs=32", "slo.tpot_ms=50"])
+        assert base.data["engine"]["max_num_seqs"] == 32
+        assert base.data["slo"]["tpot_ms"] == 50
+    assert said["engine"] == {"max_num_seqs": 8}
+
+
 def test_the_hash_knows_what_a_point_is(tmp_path: Path) -> None:
     """Spelling out a default changes nothing; another value, or other contents of a named file, does."""
 
