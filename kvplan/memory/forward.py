@@ -316,15 +316,16 @@ def rank_weights(
     model: ModelSpec, args: EngineArgs, legacy: bool = False, *, least_padding: bool = False
 ) -> int:
     """Bytes of weights on the rank that holds most, drafting layers included if they draft."""
+    drafts = args.num_speculative_tokens if args.speculative_method == "mtp" else 0
     return weight_bytes(
-        model,
+        replace(model, mtp_layers=model.mtp_built(drafts)),
         tensor_parallel_size=args.tensor_parallel_size,
         pipeline_parallel_size=args.pipeline_parallel_size,
         data_parallel_size=args.data_parallel_size,
         enable_expert_parallel=args.enable_expert_parallel,
         quantization=args.quantization,
         dtype=args.dtype,
-        use_mtp=args.num_speculative_tokens > 0 and args.speculative_method == "mtp",
+        use_mtp=drafts > 0,
         language_model_only=args.language_model_only,
         whole_tower=args.mm_encoder_tp_mode == "data",
         legacy=legacy,

@@ -13,7 +13,16 @@ from kvplan.models.families import dense, hybrid, latent, moe, unusual
 from kvplan.models.families.common import Body
 from kvplan.models.families.decoders import DECODERS, assumed_plain
 from kvplan.models.families.multimodal import MULTIMODAL, molmo, molmo2, voxtral_realtime
-from kvplan.models.names import BY_MODEL_TYPE, INNER, MINICPMV, REFUSED, TEXT_OF, TEXT_SECTIONS, UNHELD
+from kvplan.models.names import (
+    BY_MODEL_TYPE,
+    BY_TRANSFORMERS,
+    INNER,
+    MINICPMV,
+    REFUSED,
+    TEXT_OF,
+    TEXT_SECTIONS,
+    UNHELD,
+)
 from kvplan.models.rope import (
     SHORT_MROPE,
     longrope_original_len,
@@ -221,7 +230,9 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         vision=vision_tower(outer, whole, text.count("hidden_size"), multimodal=whole in TEXT_OF),
         longrope_original_len=longrope_original_len(text),
         yarn_max_model_len=yarn_max_model_len(text),
-        rotary=rotary_tables(text, architecture, body.layers) if row is None or row.rotary else (),
+        rotary=rotary_tables(text, architecture, body.layers)
+        if (row is None or row.rotary) and whole not in BY_TRANSFORMERS
+        else (),
         rotary_until_0_31=rotary_tables(text, architecture, body.layers, newest=False)
         if architecture.startswith(SHORT_MROPE)
         else (),

@@ -406,4 +406,7 @@ def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
         rows = even(hidden, cut.tp, "hidden channels") if model.is_hybrid else hidden
         if i == 0 or not model.is_hybrid:
             yield Module(f"mtp.layers.{i}.eh_proj", "mtp", rows, 2 * hidden, linear=False)
-            yield vector(f"mtp.layers.{i}.mtp_norms", 3 * hidden)
+            norms = (
+                2 if i and model.architecture.startswith("Inkling") else 3
+            )  # it norms embeddings once for all
+            yield vector(f"mtp.layers.{i}.mtp_norms", norms * hidden)

@@ -99,6 +99,8 @@ TEXT_OF = {
     "CohereCompassForConditionalGeneration": "CohereCompassForConditionalGeneration",
     "Cosmos3EdgeForConditionalGeneration": "Cosmos3EdgeForConditionalGeneration",
     "DeepseekV4ForConditionalGeneration": "DeepseekV4ForCausalLM",
+    "Emu3ForConditionalGeneration": "LlamaForCausalLM",
+    "VibeVoiceAsrForConditionalGeneration": "Qwen2ForCausalLM",
     "VoxtralRealtimeGeneration": "VoxtralRealtimeGeneration",
     **dict.fromkeys(
         (
@@ -142,6 +144,8 @@ MINICPMV = {
 TEXT_SECTIONS = ("text_config", "llm_config", "language_config")
 INNER = {"Moondream3ForCausalLM": ("config", "text"), "HfMoondream": ("config", "text")}
 """Where the language model's sizes stand two sections deep."""
+BY_TRANSFORMERS = frozenset({"Emu3ForConditionalGeneration", "VibeVoiceAsrForConditionalGeneration"})
+"""Architectures that vLLM runs by transformers' own classes, which turn positions without a table."""
 UNHELD = frozenset(
     {
         "AriaTextForCausalLM",
@@ -168,9 +172,6 @@ REFUSED = {
         "it generates by diffusion, or actions": (
             *("DiffusionGemmaForBlockDiffusion", "OpenVLAForActionPrediction"),
         ),
-        "transformers' own class runs it": (
-            *("Emu3ForConditionalGeneration", "VibeVoiceAsrForConditionalGeneration"),
-        ),
         "vLLM 0.32's own class does not start, an attribute is missing": (
             "InternS1ProForConditionalGeneration",
         ),
@@ -182,7 +183,6 @@ REFUSED = {
 TOWERS_NOT_KNOWN = {
     "DeepseekVLV2ForCausalLM": "a class of the package timm, not of vLLM",
     "Gemma3nForConditionalGeneration": "a class of the package timm, not of vLLM",
-    "InklingForConditionalGeneration": "no public config with its towers' sizes was found",
     "Llama_Nemotron_Nano_VL": "the checkpoint's own RADIO or transformers', not vLLM's",
     "MoonshotKimiaForCausalLM": "its Whisper's sizes stand in a folder beside its config",
 }

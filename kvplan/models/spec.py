@@ -279,6 +279,11 @@ class ModelSpec:
         """What vLLM serves without `--max-model-len`."""
         return self.longrope_original_len or self.max_model_len
 
+    def mtp_built(self, num_speculative_tokens: int) -> tuple[LayerSpec, ...]:
+        """The multi-token-prediction layers that vLLM builds: all, but of Inkling's as many as tokens are drafted."""
+        as_many = self.architecture.startswith("Inkling")
+        return self.mtp_layers[:num_speculative_tokens] if as_many else self.mtp_layers
+
     @property
     def is_eagle(self) -> bool:
         """Whether it is a head that drafts from another model's hidden states."""

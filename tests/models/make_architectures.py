@@ -3,6 +3,7 @@
     python tests/models/make_architectures.py                  every case again
     python tests/models/make_architectures.py --add NAME       a new one, from its config class's defaults
     python tests/models/make_architectures.py --add NAME --config config.json
+    python tests/models/make_architectures.py --add NAME --drafts 3 [--of OTHER]
 
 Writes `tests/fixtures/architectures_vllm_0.32.json.xz`: for each case its config (cut to a few layers: more say nothing
 new) and, per tensor-parallel size, bytes of parameters and of rotary tables on one rank and the plan of 20 GiB of KV.
@@ -79,17 +80,27 @@ def ask(case: dict[str, Any], tp: int) -> dict[str, Any]:
     return {"weights": parameters, "rotary": rotary, **vllm_meta.plan(made, KV_BYTES)}
 
 
+def _config_of(told: argparse.Namespace, cases: dict[str, Any]) -> dict[str, Any]:
+    if told.of:
+        return copy.deepcopy(cases[told.of]["config"])
+    return json.loads(told.config.read_text()) if told.config else default_config(told.add)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--add")
     parser.add_argument("--config", type=Path)
+    parser.add_argument("--drafts", type=int, help="tokens that its own layers draft")
+    parser.add_argument("--of", help="the case whose config it takes")
     told = parser.parse_args()
     cases = json.loads(lzma.decompress(FIXTURE.read_bytes())) if FIXTURE.exists() else {}
     vllm_meta.platform()
     todo = list(cases)
     if told.add:
-        config = json.loads(told.config.read_text()) if told.config else default_config(told.add)
-        cases[told.add], todo = {"config": config}, [told.add]
+        cases[told.add], todo = {"config": _config_of(told, cases)}, [told.add]
+        if told.drafts:
+            config = {"method": "mtp", "num_speculative_tokens": told.drafts}
+            cases[told.add]["flags"] = {"speculative_config": config}
     for name in todo:
         cases[name]["vllm"] = {str(tp): ask(cases[name], tp) for tp in SIZES}
         print(name, cases[name]["vllm"], flush=True)

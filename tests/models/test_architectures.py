@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -48,6 +49,11 @@ def text_only(name: str) -> bool:
     return bool(CASES[name].get("flags", {}).get("language_model_only"))
 
 
+def drafts(name: str) -> int:
+    """Tokens that vLLM was told to draft with the model's own layers."""
+    return int(CASES[name].get("flags", {}).get("speculative_config", {}).get("num_speculative_tokens", 0))
+
+
 def started() -> list[tuple[str, int]]:
     return [
         (name, tp) for name, case in CASES.items() for tp in SIZES if "error" not in case["vllm"][str(tp)]
@@ -60,7 +66,10 @@ def test_weights_equal_vllms(name: str, tp: int) -> None:
     if (name, tp) in PADDED:
         pytest.skip(PADDED[name, tp])
     theirs, model = CASES[name]["vllm"][str(tp)], model_of(name)
-    mine = heaviest_rank(model, tensor_parallel_size=tp, language_model_only=text_only(name))
+    built = replace(model, mtp_layers=model.mtp_built(drafts(name)))
+    mine = heaviest_rank(
+        built, tensor_parallel_size=tp, use_mtp=drafts(name) > 0, language_model_only=text_only(name)
+    )
     weights = mine.total - mine.rotary - kept_twice(model, tp)
     assert abs(weights - theirs["weights"]) <= max(1024, theirs["weights"] // 300_000)
     assert mine.rotary == theirs["rotary"]
@@ -79,6 +88,7 @@ def test_kv_plan_equals_vllms(name: str, tp: int) -> None:
         max_num_batched_tokens=8192,
         max_num_seqs=256,
         enable_prefix_caching=kinds != {AttentionKind.STATE},
+        num_speculative_tokens=drafts(name),
         **flags,
     )
     if "refused" in theirs:

@@ -175,10 +175,12 @@ def _silence(torch: Any) -> None:
         if name.startswith("cutlass_") and "supports" in name:
             setattr(ops, name, lambda *a, **k: False)
     torch.cuda.Stream = torch.cuda.Event = torch.Event = _Silent
+    torch.cuda.get_device_properties = lambda *a, **k: types.SimpleNamespace(multi_processor_count=132)
     for name in ("current_stream", "current_device", "synchronize", "set_device", "empty_cache"):
         setattr(torch.cuda, name, lambda *a, **k: _Silent())
         if hasattr(torch.accelerator, name):
             setattr(torch.accelerator, name, lambda *a, **k: None)
+    torch.accelerator.current_device_index = lambda: 0
     import vllm.model_executor.models.registry as registry
     import vllm.utils.deep_gemm as deep_gemm
     import vllm.utils.flashinfer as flashinfer
@@ -337,7 +339,10 @@ def engine_config(config: dict[str, Any], tp: int, **flags: Any) -> Any:
 
 
 def build(config: dict[str, Any], tp: int, *, device: str = "meta", **flags: Any) -> tuple[Any, Any]:
-    """vLLM's config and its model, built on the meta device; on the CPU where a constructor reads numbers."""
+    """vLLM's config and its model, built on the meta device; on the CPU where a constructor reads numbers.
+
+    With `speculative_config`, what drafts is built beside it and hangs on the model as `drafts`.
+    """
     import torch
     from torch.overrides import TorchFunctionMode
     from vllm.config import set_current_vllm_config
@@ -356,15 +361,25 @@ def build(config: dict[str, Any], tp: int, *, device: str = "meta", **flags: Any
     aside = ToMeta() if device == "meta" else contextlib.nullcontext()
     dtype = set_default_torch_dtype(made.model_config.dtype)
     with set_current_vllm_config(made), dtype, torch.device(device), aside:
-        return made, initialize_model(vllm_config=made)
+        model = initialize_model(vllm_config=made)
+        if made.speculative_config is not None:
+            draft = made.speculative_config.draft_model_config
+            model.drafts = initialize_model(vllm_config=made, model_config=draft, prefix="draft")
+        return made, model
 
 
 def _host_memory() -> None:
     """Tables in pinned host memory, which the card only looks up in, are made on the meta device too."""
     import torch
+    import vllm.models.deepseek_v41.common.engram as engrams
     import vllm.models.qwen4_exp.common.ngram_embedding as ngrams
 
-    ngrams.is_uva_available = lambda: True
+    engrams.is_uva_available = ngrams.is_uva_available = lambda: True
+    engrams.NgramHashState.__init__ = lambda self, *args: torch.nn.Module.__init__(self)  # reads a tokenizer
+    engrams.ParallelEngramEmbedding._allocate_weights = lambda self: (
+        torch.empty(self.part_num_embeddings, self.dim, dtype=torch.uint8, device="meta"),
+        torch.empty(self.part_num_embeddings, self.dim // self.block_size, dtype=torch.uint8, device="meta"),
+    )
     ngrams.get_accelerator_view_from_cpu_tensor = lambda tensor: tensor
     ngrams.Qwen4ExpPLEPinnedHostEmbedding.allocate_embedding_weight = lambda self, rows, cols, dtype: (
         torch.empty(rows, cols, dtype=dtype, device="meta")
@@ -376,12 +391,20 @@ def weights(model: Any) -> tuple[int, int]:
     on_host = {
         id(p)
         for module in model.modules()
-        if "PinnedHost" in type(module).__name__
+        if "PinnedHost" in type(module).__name__ or getattr(module, "cpu_offload", False)
         for p in module.parameters()
     }
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in on_host)
+    counted = (p for name, p in model.named_parameters() if id(p) not in on_host and not _of_target(name))
+    parameters = sum(p.numel() * p.element_size() for p in counted)
     tables = {id(b): b for name, b in model.named_buffers() if "cos_sin" in name}
     return parameters, sum(b.numel() * b.element_size() for b in tables.values())
+
+
+def _of_target(name: str) -> bool:
+    """Whether it is a draft's embedding or head, for which vLLM puts the target's once both are loaded."""
+    return name.startswith("drafts.") and any(
+        end in name for end in ("embed_tokens", "lm_head", "shared_head.head")
+    )
 
 
 def plan(config: Any, available_bytes: int) -> dict[str, Any]:

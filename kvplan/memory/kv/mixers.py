@@ -113,7 +113,8 @@ def _drafting(setup: LayoutSetup, draft: ModelSpec | None) -> tuple[int, Sequenc
             f"{model.name} has no multi-token-prediction layers; use another speculative method"
         )
     # Qwen and MiMo number their drafting layers from 0 again, so that skipping layer 0 skips both
-    return 0 if model.architecture.startswith(("Qwen3", "MiMoV2")) else len(model.layers), model.mtp_layers
+    first = 0 if model.architecture.startswith(("Qwen3", "MiMoV2")) else len(model.layers)
+    return first, model.mtp_built(args.num_speculative_tokens)
 
 
 def _choose_backends(setup: LayoutSetup, mixers: Sequence[Mixer]) -> list[Mixer]:

@@ -38,14 +38,15 @@ def model_pages(setup: LayoutSetup, draft: ModelSpec | None = None) -> Pages:
         KvplanError: what the engine refuses at start-up: a KV dtype that the GPU or the model does not take, a
             block size that no backend takes.
     """
-    mixers = find_mixers(setup, draft)
+    mixers, retained = find_mixers(setup, draft), _retained(setup)
     layers: list[Layer] = []
     block_sizes = []
     for stage in range(setup.args.pipeline_parallel_size):
         here = [m for m in mixers if m.stage == stage]
         sizes = settle_sizes(setup, here)
         block_sizes.append(sizes.block_size)
-        layers += [Layer(stage, page) for m in here for page in _pages(setup, m, sizes)]
+        made = (page for m in here for page in _pages(setup, m, sizes))
+        layers += [Layer(stage, _keep_more(page, retained)) for page in made]
     formats = [m.kv_format for m in mixers if m.backend and m.kv_format != "auto"]
     names = tuple(b.name for b in distinct_backends(mixers))
     packed = any(m.spec.kind is AttentionKind.COMPRESSED or m.spec.ring_bytes for m in mixers)
@@ -162,7 +163,6 @@ def _window_page(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> Page:
         m.backend.largest_block_within(budget // per_token),
         per_token,
         window=m.spec.window,
-        retained=_retained(setup),
         padded_bytes=sizes.skipped_page_bytes,
         shape=_shape(setup, m),
     )
@@ -171,6 +171,11 @@ def _window_page(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> Page:
             f"kv_cache_dtype_skip_layers: a window's page takes {page.content_bytes} bytes, the pool's less"
         )
     return page
+
+
+def _keep_more(page: Page, tokens: int) -> Page:
+    """Every window, of whatever it holds, keeps so many tokens behind it (vLLM 0.32 `get_kv_cache_configs`)."""
+    return replace(page, retained=tokens) if tokens and page.kind is AttentionKind.SLIDING else page
 
 
 def _retained(setup: LayoutSetup) -> int:

@@ -147,7 +147,13 @@ def inkling(k: Keys) -> Body:
         for i in range(n)
     ]
     norm = (Weight("embed_norm", hidden),) if k.flag("use_embed_norm", True) else ()
-    return Body(tuple(layers), extras=norm)
+    heads = k.section("mtp_config")
+    near = set(heads.counts("local_layer_ids"))
+    drafts = [
+        _inkling_layer(k, hidden, i in near, dense=True)
+        for i in range(heads.count("num_nextn_predict_layers", default=0, low=0, high=64))
+    ]
+    return Body(tuple(layers), tuple(drafts), extras=norm)
 
 
 def _inkling_layer(k: Keys, hidden: int, local: bool, dense: bool) -> LayerSpec:

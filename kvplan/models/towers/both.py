@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import combinations, pairwise
+
 from kvplan.models.config import Keys
 from kvplan.models.towers.images import minicpmv, radio, siglip
 from kvplan.models.towers.own_images import qwen2_5, qwen3
@@ -65,3 +68,67 @@ def minicpmo(s: TowerFacts) -> Parts:
     hidden, width, _ = sizes(sound)
     yield from whisper(sound, cut=False)
     yield from two("audio_projection_layer", (s.text, s.text, width // 4 if width else hidden))
+
+
+def inkling(s: TowerFacts) -> Parts:
+    """Inkling: matrices that fold a patch step by step, with norms between; a table of each sound band's levels.
+
+    A part without `decoder_dmodel` is not there. Source: vLLM 0.32 `models/inkling/common/towers.py`.
+    """
+    eyes, ears = s.outer.section("vision_config"), s.outer.section("audio_config")
+    if "decoder_dmodel" in eyes:
+        out = eyes.count("decoder_dmodel")
+        folds = _folds(eyes)
+        for i, ((frames, side, channels), (t, h, wider)) in enumerate(pairwise(folds)):
+            into = channels * (t // frames) * (h // side) ** 2
+            last = i == len(folds) - 2
+            yield linear(f"linear_{i}", out if last else wider, into, bias=False)
+            yield vector(f"norm_{i}", wider if not last else out * eyes.flag("use_vision_norm"))
+    if "decoder_dmodel" in ears:
+        out = ears.count("decoder_dmodel")
+        yield linear(
+            "audio.encoder", ears.count("n_mel_bins") * ears.count("mel_vocab_size"), out, bias=False
+        )
+        yield vector("audio.final_norm", out * ears.flag("use_audio_norm"))
+
+
+def _folds(k: Keys) -> list[tuple[int, int, int]]:
+    """Frames, side and channels behind each matrix: of all steps by prime factors, those nearest to even steps."""
+    patch, frames = k.count("patch_size", low=2, high=4096), k.count("temporal_patch_size", high=64)
+    channels, layers = k.count("n_channels", high=64), k.count("n_layers", high=64)
+    side = t = 1
+    steps = [(1, 1, channels)]
+    for factor in reversed(_prime_factors(patch)):
+        side *= factor
+        steps.append((1, side, _to_64(side**2 * channels)))
+    for factor in reversed(_prime_factors(frames)):
+        t *= factor
+        steps.append((t, side, _to_64(side**2 * channels * t)))
+    even = math.log(patch**2 * frames * channels) / layers
+    far = [[abs(even * i - math.log(t * side**2)) for t, side, _ in steps] for i in range(layers + 1)]
+    if layers >= len(steps):
+        chosen = [min(range(len(steps)), key=row.__getitem__) for row in far]
+    else:
+        ways = combinations(range(len(steps)), layers + 1)
+        chosen = list(min(ways, key=lambda way: sum(row[j] for row, j in zip(far, way, strict=True))))
+    chosen[0], chosen[-1] = 0, len(steps) - 1
+    return [steps[j] for j in chosen]
+
+
+def _to_64(channels: int) -> int:
+    return -(-channels // 64) * 64
+
+
+def _prime_factors(n: int) -> list[int]:
+    """Ascending.
+
+    >>> _prime_factors(40)
+    [2, 2, 2, 5]
+    """
+    found, p = [], 2
+    while n > 1:
+        while n % p == 0:
+            found.append(p)
+            n //= p
+        p += 1
+    return found

@@ -5,7 +5,8 @@ Each row is held to vLLM 0.32's own class (`tests/models/test_architectures.py`)
 
 from __future__ import annotations
 
-from kvplan.models.towers.both import minicpmo, nano_nemotron, phi4mm, qwen2_5_omni, qwen3_omni
+from kvplan.models.towers.both import inkling, minicpmo, nano_nemotron, phi4mm, qwen2_5_omni, qwen3_omni
+from kvplan.models.towers.convolved import emu3, vibevoice
 from kvplan.models.towers.images import (
     aria,
     bagel,
@@ -180,10 +181,12 @@ DECLARED: dict[str, Tower] = {
     "Blip2ForConditionalGeneration": Tower("vision_config", blip2),
     "Cosmos3EdgeForConditionalGeneration": Tower("vision_config", cosmos3_edge),
     "DeepseekV4ForConditionalGeneration": Tower("", deepseek_v4, heads=False),
+    "Emu3ForConditionalGeneration": Tower("vq_config", emu3),
     "FireRedASR2ForConditionalGeneration": Tower("audio_encoder_conf", fire_red_asr, heads=False),
     "FunASRForConditionalGeneration": Tower("audio_encoder_conf", fun_asr, heads=False),
     **dict.fromkeys(("HfMoondream", "Moondream3ForCausalLM"), Tower("", moondream, heads=False)),
     "HunYuanVLForConditionalGeneration": Tower("vision_config", hunyuan_vl, heads=False),
+    "InklingForConditionalGeneration": Tower("", inkling, heads=False),
     "IsaacForConditionalGeneration": Tower("vision_config", isaac),
     "KananaVForConditionalGeneration": Tower("vision_config", kanana, rotary=True),
     "LlavaOnevision2ForConditionalGeneration": Tower("vision_config", onevision2),
@@ -197,6 +200,7 @@ DECLARED: dict[str, Tower] = {
     **dict.fromkeys(("Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"), Tower("vit_config", ovis2_5)),
     "RForConditionalGeneration": Tower("vision_config", rvl, largest=pinpoints, kind="siglip_vision_model"),
     "StepVLForConditionalGeneration": Tower("vision_config", step3p7),
+    "VibeVoiceAsrForConditionalGeneration": Tower("", vibevoice, heads=False),
     "VoxtralRealtimeGeneration": Tower("audio_config", voxtral_realtime, table=frames_rotated),
 }
 """Architecture -> its tower."""
