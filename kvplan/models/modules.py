@@ -400,13 +400,15 @@ def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
     The draft's embedding and head are shared with the target, as vLLM shares them.
     """
     hidden = model.hidden_size
+    once = model.is_hybrid and not model.architecture.startswith(
+        "Glm5Next"
+    )  # one projection for all, cut by rows
     for i, layer in enumerate(model.mtp_layers):
         for module in layer_modules(layer, hidden, cut):
             yield module._replace(name=f"mtp.layers.{i}.{module.name}")
-        rows = even(hidden, cut.tp, "hidden channels") if model.is_hybrid else hidden
-        if i == 0 or not model.is_hybrid:
-            yield Module(f"mtp.layers.{i}.eh_proj", "mtp", rows, 2 * hidden, linear=False)
-            norms = (
-                2 if i and model.architecture.startswith("Inkling") else 3
-            )  # it norms embeddings once for all
-            yield vector(f"mtp.layers.{i}.mtp_norms", norms * hidden)
+        if i and once:
+            continue
+        rows = even(hidden, cut.tp, "hidden channels") if once else hidden
+        yield Module(f"mtp.layers.{i}.eh_proj", "mtp", rows, 2 * hidden, linear=False)
+        norms = 2 if i and model.architecture.startswith("Inkling") else 3  # it norms embeddings once for all
+        yield vector(f"mtp.layers.{i}.mtp_norms", norms * hidden)

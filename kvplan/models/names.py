@@ -95,6 +95,7 @@ TEXT_OF = {
     "Molmo2ForConditionalGeneration": "Molmo2ForConditionalGeneration",
     "MossAudioModel": "Qwen3ForCausalLM",
     "OpenPanguVLForConditionalGeneration": "PanguEmbeddedForCausalLM",
+    "DeepseekV41ForCausalLM": "DeepseekV41ForCausalLM",
     **{name: name for name in ("HfMoondream", "Moondream3ForCausalLM", "MolmoForCausalLM")},
     "CohereCompassForConditionalGeneration": "CohereCompassForConditionalGeneration",
     "Cosmos3EdgeForConditionalGeneration": "Cosmos3EdgeForConditionalGeneration",
@@ -164,7 +165,7 @@ UNHELD = frozenset(
 REFUSED = {
     name: why
     for why, names in {
-        "no public config of it was found": ("DeepseekV41ForCausalLM", "Dots3NoteForCausalLM"),
+        "no public config of it was found": ("Dots3NoteForCausalLM",),
         "its decoder attends to an encoder": (
             *("WhisperForConditionalGeneration", "CohereAsrForConditionalGeneration"),
             "NemotronParseForConditionalGeneration",

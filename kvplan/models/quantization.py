@@ -227,6 +227,11 @@ def _fp8(k: Keys) -> Rule:
         return lambda module: rule(module) and (MXFP4 if module.role == "expert" else rule(module))
     if k.text("expert_dtype") != "fp4":
         return rule
+    if tuple(block) == (
+        32,
+        32,
+    ):  # DeepSeek V4.1: vLLM 0.32 loads these as MXFP8, `models/deepseek_v41/quant_config.py`
+        return lambda module: MXFP4 if module.role == "expert" else MXFP8 if rule(module) else None
     # DeepSeek V4: scales are powers of two, one byte each; experts are MXFP4
     small = replace(scheme, scale_bytes=1)
     plain = replace(MXFP4, pad=(1, 1), least_pad=None)

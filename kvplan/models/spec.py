@@ -117,6 +117,10 @@ class AttentionSpec:
     """Bytes per element of an indexer's key; 1: fp8, with scales."""
     compress_ratio: int = 0
     """Tokens behind one compressed latent, 0: only the window; of full attention, behind one key of its indexer."""
+    window_block: int = 0
+    """Tokens in a block of a window of latents, which its kernel settles; 0: of all other attention."""
+    latents_elsewhere: bool = False
+    """It reads the compressed latents of a layer before it and keeps its window alone (DeepSeek V4.1)."""
     ring_bytes: int = 0
     """Bytes that an indexer keeps once a request: keys of the tokens that it has not yet summed up."""
     conv_window: int = 0
@@ -144,6 +148,11 @@ class AttentionSpec:
     """KV heads and head size that vLLM sizes blocks by, where it takes a latent for plain attention (Ling 3)."""
     weightless: bool = False
     """It keeps KV but has no weights of its own: another layer's, or the layer's other attention's, serve it."""
+
+    @property
+    def shares_latents(self) -> bool:
+        """DeepSeek V4.1's compressed attention, whose windows lie in blocks of 32."""
+        return self.window_block == 32
 
     @property
     def unusual_cache(self) -> str:

@@ -372,7 +372,11 @@ def _index(a: AttentionSpec, n: int, key_bytes: float) -> AttentionWork:
 
 
 def _compressed(a: AttentionSpec, n: int, heads: int) -> tuple[AttentionWork, ...]:
-    """DeepSeek V4: the window's latents, and compressed ones, all of them or those that an indexer picks; fp8."""
+    """DeepSeek V4: the window's latents, and compressed ones, all of them or those that an indexer picks; fp8.
+
+    V4.1's layers that take another's picks read as many. Not counted: its later indexers look at candidates alone,
+    and a prefill passes its second half of layers only at the end.
+    """
     flops, latent = 4.0 * heads * a.head_dim, a.head_dim + 72.0
     found = [AttentionWork(n, a.window, latent, flops, flops, heads, 1, a.head_dim)]
     if not a.compress_ratio:
@@ -380,7 +384,7 @@ def _compressed(a: AttentionSpec, n: int, heads: int) -> tuple[AttentionWork, ..
     ratio = a.compress_ratio
     reach = a.index_topk * ratio
     found.append(AttentionWork(n, reach, latent / ratio, flops / ratio, flops / ratio, heads, 1, a.head_dim))
-    if a.index_topk:
+    if a.index_head_dim:
         found.append(_index(a, n, a.index_head_dim + 4.0))
     return tuple(found)
 

@@ -100,6 +100,13 @@ def test_kv_plan_equals_vllms(name: str, tp: int) -> None:
     assert (mine.bytes_per_block, mine.num_blocks, mine.kv_cache_size_tokens) == said
 
 
+def test_latents_of_deepseek_v41_are_smaller_on_blackwell() -> None:
+    """vLLM 0.32 under its B200 platform: windows in MXFP8, compressed latents in NVFP4, blocks of 128."""
+    args = EngineArgs(max_num_batched_tokens=8192, max_num_seqs=256)
+    mine = kv_layout(model_of("DeepseekV41ForCausalLM"), args, 20 * GiB, capability=(10, 0))
+    assert (mine.bytes_per_block, mine.num_blocks, mine.kv_cache_size_tokens) == (135168, 158875, 15456718)
+
+
 def test_pages_of_no_common_size_are_refused_in_those_words() -> None:
     """As vLLM 0.32 refuses Ling 2.5 under a model type that is not its own; no flag is named that nobody gave."""
     args = EngineArgs(tensor_parallel_size=8, max_num_batched_tokens=8192, max_num_seqs=256)

@@ -43,6 +43,7 @@ class LayerNeeds:
     is_mla: bool = False
     is_sparse: bool = False
     is_compressed: bool = False
+    shares_latents: bool = False
     has_sinks: bool = False
     has_window: bool = False
     dcp: int = 1
@@ -177,6 +178,28 @@ BACKENDS = {
             is_sparse=True,
             windows=True,
         ),
+        Backend(
+            "FLASHMLA_SPARSE_DSV41",
+            ("auto", "fp8", "fp8_ds_mla"),
+            (64,),
+            fixed=True,
+            majors=(9,),
+            head_sizes=(512,),
+            is_mla=True,
+            is_sparse=True,
+            windows=True,
+        ),
+        Backend(
+            "FLASHMLA_MEGA_ATTN_DSV41",
+            ("auto", "fp8", "nvfp4_ds_mla"),
+            (128,),
+            fixed=True,
+            majors=(10,),
+            head_sizes=(512,),
+            is_mla=True,
+            is_sparse=True,
+            windows=True,
+        ),
     )
 }
 
@@ -191,6 +214,8 @@ def priorities(capability: Capability, needs: LayerNeeds) -> list[str]:
         return [
             "FLASH_ATTN_DIFFKV" if major == 9 else "TRITON_ATTN_DIFFKV"
         ]  # the model's own choice, no fallback
+    if needs.shares_latents:
+        return ["FLASHMLA_MEGA_ATTN_DSV41" if major == 10 else "FLASHMLA_SPARSE_DSV41"]
     if needs.is_compressed:
         return ["FLASHMLA_SPARSE_DSV4"]
     if needs.is_sparse and not needs.is_mla:

@@ -172,15 +172,31 @@ def pack(layers: Sequence[Layer]) -> list[Group]:
     even = [p for p in patterns if len({len(same) for same in p}) == 1]
     least = max((len(p[0]) for p in even if len(p) > 1), default=0)
     repeats = _least_padding([len(p[0]) for p in even], least) if least else 0
+
+    def fewest(pattern: list[list[Layer]]) -> int:
+        return cdiv(len(pattern[0]), repeats) if repeats and pattern in even else 1
+
+    def is_small(pattern: list[list[Layer]]) -> bool:
+        kind = pattern[0][0].page.kind
+        return kind is AttentionKind.STATE or (not repeats and kind is AttentionKind.SLIDING)
+
+    anchor = max(_widest(p, sum(map(len, p)) if is_small(p) else fewest(p)) for p in patterns)
     groups = []
     for bucket, pattern in zip(buckets.values(), patterns, strict=True):
-        num_groups = cdiv(len(pattern[0]), repeats) if repeats and pattern in even else 1
+        num_groups = fewest(pattern)
+        if is_small(pattern):
+            num_groups = max(num_groups, cdiv(len(bucket), max(anchor // bucket[0].page.num_bytes, 1)))
         if num_groups == 1:
             groups.append(bucket)
             continue
         rows = list(zip(*pattern, strict=True))
         groups += [[layer for row in rows[i::num_groups] for layer in row] for i in range(num_groups)]
     return groups
+
+
+def _widest(pattern: list[list[Layer]], num_groups: int) -> int:
+    """Bytes of the largest of the groups that a bucket splits into."""
+    return sum(cdiv(len(same), num_groups) * same[0].page.num_bytes for same in pattern)
 
 
 def _by_size(bucket: list[Layer]) -> list[list[Layer]]:

@@ -158,6 +158,7 @@ def _needs(setup: LayoutSetup, m: Mixer) -> LayerNeeds:
     is_mla = spec.kind is AttentionKind.MLA or compressed
     return LayerNeeds(
         is_compressed=compressed,
+        shares_latents=spec.shares_latents,
         head_size=spec.kv_lora_rank + spec.qk_rope_head_dim if spec.kv_lora_rank else spec.head_dim,
         # chunked attention picks its kernel before it learns that it is skipped from quantisation
         kv_dtype=args.kv_cache_dtype if spec.kind is AttentionKind.CHUNKED else m.kv_format,

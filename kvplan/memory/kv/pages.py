@@ -63,7 +63,8 @@ def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
     if m.spec.kind is AttentionKind.SLIDING:
         return [_window_page(setup, m, sizes)]
     if m.spec.kind is AttentionKind.COMPRESSED:
-        return _compressed_pages(m.spec, sizes.block_size)
+        shared = m.spec.shares_latents
+        return (_shared_latent_pages if shared else _compressed_pages)(setup, m.spec, sizes.block_size)
     page = Page(
         m.spec.kind, sizes.block_size, _token_bytes(setup, m), window=m.spec.window, shape=_shape(setup, m)
     )
@@ -112,22 +113,24 @@ def _pooled_pages(a: AttentionSpec, page: Page, width: int) -> list[Page]:
     return [replace(page, stride=page.token_bytes), keys, ring]
 
 
-V4_WINDOW_BLOCK, V4_LATENT_BYTES, V4_ALIGN = 64, 584, 576
-"""DeepSeek V4's pages: tokens in a block of a window, bytes of a packed latent of 512, and what pages are rounded up
-to (vLLM 0.32 `v1/attention/backends/mla/sparse_swa.py`, `models/deepseek_v4/compressor.py`)."""
+V4_LATENT_BYTES, V4_ALIGN = 584, 576
+"""DeepSeek V4's pages: bytes of a packed latent of 512, and what pages are rounded up to (vLLM 0.32
+`v1/attention/backends/mla/sparse_swa.py`, `models/deepseek_v4/compressor.py`)."""
 
 
-def _compressed_pages(a: AttentionSpec, block_size: int) -> list[Page]:
+def _rounded(kind: AttentionKind, tokens: int, content: int, what: str, window: int, unit: int) -> Page:
+    size = cdiv(content, unit) * unit
+    return Page(kind, tokens, content // tokens, window=window, padded_bytes=size, shape=(what,))
+
+
+def _compressed_pages(setup: LayoutSetup, a: AttentionSpec, block_size: int) -> list[Page]:
     """DeepSeek V4: the window; compressed latents; and, as windows too, what compressors have not yet summed up."""
 
     def page(kind: AttentionKind, tokens: int, content: int, what: str, window: int = 0) -> Page:
-        size = cdiv(content, V4_ALIGN) * V4_ALIGN
-        return Page(kind, tokens, content // tokens, window=window, padded_bytes=size, shape=(what,))
+        return _rounded(kind, tokens, content, what, window, V4_ALIGN)
 
     ratio, window = a.compress_ratio, a.window
-    found = [
-        page(AttentionKind.SLIDING, V4_WINDOW_BLOCK, V4_WINDOW_BLOCK * V4_LATENT_BYTES, "window", window)
-    ]
+    found = [page(AttentionKind.SLIDING, a.window_block, a.window_block * V4_LATENT_BYTES, "window", window)]
     if not ratio:
         return found
     rows, (block, overlap) = block_size // ratio, (4, 2) if ratio == 4 else (8, 1)
@@ -142,6 +145,36 @@ def _compressed_pages(a: AttentionSpec, block_size: int) -> list[Page]:
         found.append(waiting(a.index_head_dim, "index waiting"))
     found.append(page(AttentionKind.MLA, block_size, rows * V4_LATENT_BYTES, f"latent {ratio}"))
     return [*found, waiting(a.head_dim, f"waiting {ratio}")]
+
+
+def _shared_latent_pages(setup: LayoutSetup, a: AttentionSpec, block_size: int) -> list[Page]:
+    """DeepSeek V4.1: the window; where a layer makes latents, those, keys of their indexer, the ring of open pairs.
+
+    Source: vLLM 0.32 `models/deepseek_v41/attention.py`, `compressor.py`.
+    """
+    record, latent, unit = V41_RECORDS.get(setup.capability[0], (V4_LATENT_BYTES, V4_LATENT_BYTES, V4_ALIGN))
+    found = [
+        _rounded(AttentionKind.SLIDING, a.window_block, a.window_block * record, "window", a.window, unit)
+    ]
+    if not a.compress_ratio or a.latents_elsewhere:
+        return found
+    rows, keys = block_size // a.compress_ratio, indexer_token_bytes(a.index_head_dim)
+    found = [
+        _rounded(AttentionKind.MLA, block_size, rows * latent, f"latent {a.compress_ratio}", 0, unit),
+        _rounded(AttentionKind.MLA, block_size, rows * keys, f"index {a.compress_ratio}", 0, unit),
+        *found,
+    ]
+    if a.compress_ratio > 1:
+        drafted = setup.args.num_speculative_tokens
+        open_rows = max(8, 1 << (drafted + 1).bit_length())
+        ring = open_rows * 2 * a.head_dim * 4
+        found.insert(2, Page(AttentionKind.STATE, open_rows, state_bytes=ring, shape=("ring",)))
+    return found
+
+
+V41_RECORDS = {10: (528, 288, 512)}
+"""Major version of a card -> bytes of a window's latent in MXFP8, of a compressed one in NVFP4, and what pages are
+rounded up to: DeepSeek V4.1's own formats, which `auto` means there."""
 
 
 def _token_bytes(setup: LayoutSetup, m: Mixer) -> int:

@@ -1,4 +1,4 @@
-"""Latent attention beside DeepSeek's own: A.X K1, openPangu Ultra, Sarvam, HunYuan 4, LongCat, MiniCPM 3."""
+"""Latent attention beside DeepSeek V3's: V4, V4.1, A.X K1, openPangu Ultra, Sarvam, HunYuan 4, LongCat, MiniCPM 3."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from kvplan.models.config import MAX_LAYERS, Keys
 from kvplan.models.families.common import Body, dense_mlp, mtp, num_layers, stack
 from kvplan.models.families.decoders import Experts, layers_with_experts, routed
-from kvplan.models.families.moe import deepseek_mlps, mla
+from kvplan.models.families.moe import deepseek, deepseek_mlps, mla
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, Weight
 
 
@@ -16,6 +16,11 @@ def axk1(k: Keys) -> Body:
     n = num_layers(k)
     layers = stack(k, [mla(k)] * n, deepseek_mlps(k, n), norms=3)
     return Body(layers, mtp(k, layers[-1]))
+
+
+def mistral_large3(k: Keys) -> Body:
+    """Mistral Large 3: DeepSeek V3's layers; an EAGLE head of its own drafts for it, whatever its config says."""
+    return deepseek(k)._replace(mtp_layers=())
 
 
 def mixed(k: Keys, n: int, e: Experts) -> list[MlpSpec]:
@@ -201,6 +206,7 @@ def _compressed(k: Keys, ratio: int) -> tuple[AttentionSpec, tuple[Weight, ...]]
         k.count("sliding_window"),
         qk_rope_head_dim=k.count("qk_rope_head_dim"),
         q_lora_rank=k.count("q_lora_rank"),
+        window_block=64,
         compress_ratio=ratio,
         index_head_dim=index_dim if indexed else 0,
         index_num_heads=index_heads if indexed else 0,
@@ -255,3 +261,97 @@ def _v4_hyper(k: Keys, hidden: int) -> tuple[Weight, ...]:
         Weight("hyper.fn", mixes, streams * hidden, copies=2, itemsize=4),
         Weight("hyper.base_and_scale", mixes + 3, copies=2, itemsize=4),
     )
+
+
+def deepseek_v41(k: Keys) -> Body:
+    """DeepSeek V4.1: four layers compress latents that the layers behind them read too; tables of n-grams.
+
+    Each layer keeps its window. Layers with an indexer pick for those up to the next; an indexer's keys stand where
+    the latents do. Tables of n-grams lie in the host's memory. Source: vLLM 0.32 `models/deepseek_v41`.
+    """
+    n, hidden = num_layers(k), k.count("hidden_size")
+    ratios, sources = k.counts("compress_ratios")[:n], k.counts("kv_source_layer_ids")
+    if len(ratios) != n or set(ratios) - {0, 1, 2}:
+        raise k.error("compress_ratios must be 0, 1 or 2 for every layer")
+    picks, number = set(k.counts("index_source_layer_ids")), k.count("n_routed_experts")
+    width = k.count("moe_intermediate_size")
+    moe = MlpSpec(
+        width,
+        num_experts=number,
+        experts_per_token=k.count("num_experts_per_tok"),
+        shared_intermediate_size=width * k.count("n_shared_experts", default=1, low=0, high=1 << 16),
+        router_correction=True,
+    )
+    every = (
+        *_v4_projections(k, k.count("num_attention_heads"), k.count("head_dim")),
+        *_v4_hyper(k, hidden),
+        Weight("mlp.gate.bias_of_images", number, itemsize=4),
+    )
+    tables = _ngram_tables(k, hidden)
+    layers = [
+        LayerSpec(
+            _shared_latents(k, ratio, i in sources, i in picks),
+            moe,
+            norm_size=2 * hidden,
+            extras=(*every, *_v41_indexer(k, ratio, i in sources, i in picks), *tables.get(i, ())),
+        )
+        for i, ratio in enumerate(ratios)
+    ]
+    return Body(tuple(layers))
+
+
+def _shared_latents(k: Keys, ratio: int, owns: bool, picks: bool) -> AttentionSpec:
+    dim, index = k.count("head_dim"), k.count("index_head_dim")
+    return AttentionSpec(
+        AttentionKind.COMPRESSED,
+        k.count("num_attention_heads"),
+        1,
+        dim,
+        dim,
+        k.count("sliding_window"),
+        qk_rope_head_dim=k.count("qk_rope_head_dim"),
+        q_lora_rank=k.count("q_lora_rank"),
+        window_block=32,
+        compress_ratio=ratio,
+        latents_elsewhere=ratio > 0 and not owns,
+        index_head_dim=index if picks and ratio else 0,
+        index_num_heads=k.count("index_n_heads") if picks and ratio else 0,
+        index_topk=k.count("index_topk") if ratio else 0,
+        weightless=True,
+    )
+
+
+def _v41_indexer(k: Keys, ratio: int, owns: bool, picks: bool) -> tuple[Weight, ...]:
+    """Queries of an indexer; where latents are made, its keys' projection and the compressor, whose gate weighs two."""
+    hidden, dim, index = k.count("hidden_size"), k.count("head_dim"), k.count("index_head_dim")
+    heads, found = k.count("index_n_heads"), list[Weight]()
+    if picks:
+        found += [
+            Weight("self_attn.indexer.wq_b", heads * index, k.count("q_lora_rank"), linear=True),
+            Weight("self_attn.indexer.weights_proj", heads, hidden),
+        ]
+    if owns:
+        found += [
+            Weight("self_attn.indexer.wk", index, dim),
+            Weight("self_attn.compressor.wkv_wgate", (2 if ratio > 1 else 1) * dim, hidden),
+            Weight("self_attn.compressor_and_index_norm", dim + index),
+        ]
+    return tuple(found)
+
+
+def _ngram_tables(k: Keys, hidden: int) -> dict[int, tuple[Weight, ...]]:
+    """Layer -> its table of n-grams, in the host's memory, and what weighs rows of it against every stream."""
+    at, rows = k.counts("engram_layer_ids"), k.counts("engram_num_embeddings")
+    if len(at) != len(rows):
+        raise k.error("engram_num_embeddings must have one entry for each of engram_layer_ids")
+    if not at:
+        return {}
+    dim, streams = k.count("engram_head_dim", high=1 << 20), k.count("hc_mult", default=4, high=64)
+    columns = (k.count("engram_max_ngram_size", low=2, high=64) - 1) * k.count("engram_n_heads", high=1 << 12)
+    around = (
+        Weight("engram.wkv", hidden * (streams + 1), columns * dim, cut="rows", linear=True),
+        Weight("engram.q_and_k", 2 * streams * hidden),
+    )
+    return {
+        i: (*around, Weight("engram.embed_tokens", n, dim, cut="host")) for i, n in zip(at, rows, strict=True)
+    }

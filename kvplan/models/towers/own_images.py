@@ -331,6 +331,20 @@ def deepseek_v4(s: TowerFacts) -> Parts:
     yield Weight("image_marks", 4 * s.text, itemsize=4)
 
 
+def deepseek_v41(s: TowerFacts) -> Parts:
+    """DeepSeek V4.1's: V4's, with one mark less."""
+    told = {
+        "vision_dim": "hidden_size",
+        "vision_inter_dim": "intermediate_size",
+        "vision_n_layers": "num_hidden_layers",
+        "vision_patch_size": "patch_size",
+        "vision_downsample_ratio": "downsample_ratio",
+    }
+    v4 = Keys(s.tower.name, {name: s.tower.raw.get(key) for name, key in told.items()})
+    for part in deepseek_v4(s._replace(tower=v4)):
+        yield part._replace(rows=3 * s.text) if part.name == "image_marks" else part
+
+
 def cosmos3_edge(s: TowerFacts) -> Parts:
     """Cosmos 3 Edge: SigLIP 2 and a merger, its norm before or behind the merging."""
     p, hidden = s.outer.section("projector_config"), sizes(s.tower)[0]
