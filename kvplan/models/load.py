@@ -13,6 +13,7 @@ from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.ground.files import catalog_dir
 from kvplan.models.architectures import from_config
 from kvplan.models.config import read_json
+from kvplan.models.not_planned import why_not_planned
 from kvplan.models.quantization import GGUF_BITS
 from kvplan.models.spec import ModelSpec
 
@@ -52,6 +53,8 @@ def load_model(
     if hub:
         config, name, source = _download(text)
         return from_config(overlaid(config, hf_overrides or {}), name, source)
+    if why := why_not_planned(text):
+        raise KvplanError(why)
     looks_local = text.endswith(".json") or text.startswith((".", "/", "~"))
     what = "no such file or folder" if looks_local else "not a bundled model, a file or a folder"
     elsewhere = "; give its config.json instead, or kvplan estimate --hub asks the Hugging Face hub"

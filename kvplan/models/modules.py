@@ -397,18 +397,19 @@ def _eagle3_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
 def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
     """The multi-token-prediction layers, each with its projection of (embedding, hidden state) and norms.
 
-    The draft's embedding and head are shared with the target, as vLLM shares them.
+    The draft's embedding and head are shared with the target, as vLLM shares them. Most hybrid models, and EXAONE,
+    have one projection for all, cut by rows; DeepSeek V4's takes the checkpoint's format.
     """
     hidden = model.hidden_size
-    once = model.is_hybrid and not model.architecture.startswith(
-        "Glm5Next"
-    )  # one projection for all, cut by rows
+    hybrid = model.is_hybrid and not model.architecture.startswith(("Glm5Next", "Bailing"))
+    once = hybrid or model.architecture.startswith("Exaone")
+    linear = model.architecture.startswith("DeepseekV4")
     for i, layer in enumerate(model.mtp_layers):
         for module in layer_modules(layer, hidden, cut):
             yield module._replace(name=f"mtp.layers.{i}.{module.name}")
         if i and once:
             continue
         rows = even(hidden, cut.tp, "hidden channels") if once else hidden
-        yield Module(f"mtp.layers.{i}.eh_proj", "mtp", rows, 2 * hidden, linear=False)
+        yield Module(f"mtp.layers.{i}.eh_proj", "mtp", rows, 2 * hidden, linear=linear)
         norms = 2 if i and model.architecture.startswith("Inkling") else 3  # it norms embeddings once for all
         yield vector(f"mtp.layers.{i}.mtp_norms", norms * hidden)

@@ -19,6 +19,7 @@ from places import FIXTURES, ROOT
 from kvplan.ground.errors import KvplanError
 from kvplan.models.config import MAX_CONFIG_BYTES, parse_json
 from kvplan.models.load import aliases, bundled_models, find_bundled, from_config, load_model
+from kvplan.models.not_planned import NOT_PLANNED
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 from kvplan.models.weights import active_parameters, heaviest_rank, parameters
 
@@ -483,31 +484,23 @@ def test_mutated_configs_give_a_model_or_a_named_error(config: dict[str, Any], t
     assert len(complaint) < 600
 
 
-NOT_PUBLIC = [
-    "EximiusLabs/fusion-embedding-2-2b-preview",
-    "google/diffusiongemma-26B-A4B-it",
-    "google/gemma-4-E4B-it-assistant",
-    "IFM/Jais-3-0.9B",
-    "IFM/Jais-3-3.7B",
-    "IFM/Jais-3-7B",
-    "IFM/Jais-3-32B",
-    "IFM/Jais-3-375B-A23B",
-    "IFM/Jais-3-MoVA-36B-A4B",
-    "jinaai/jina-reranker-m0",
-    "MegatronPrimer/dots3note",
-    "MiniMaxAI/MiniMax-H3",
-    "mistralai/Pixtral-Large-Instruct-2411",
-    "nvidia/Cosmos3-Nano",
-    "nvidia/Cosmos3-Super",
-    "openai/whisper-large-v3",
-]
-"""Ids of recipes that do not load by name: sizes or formats not found in public, or of a kind that is refused."""
+NOT_BUNDLED = [*NOT_PLANNED, "jinaai/jina-reranker-m0"]
 
 
 def test_recipes_models_load_by_name() -> None:
-    """174 of the 190 that serve language models."""
+    """180 of the 190 that serve language models."""
     lines = (FIXTURES / "recipe_ids.txt").read_text().splitlines()
     ids = [line for line in lines if not line.startswith("#")]
     unknown = [name for name in ids if find_bundled(name) is None]
-    assert sorted(unknown, key=str.casefold) == sorted(NOT_PUBLIC, key=str.casefold)
-    assert (len(ids) - len(unknown), len(ids)) == (174, 190)
+    assert sorted(unknown, key=str.casefold) == sorted(NOT_BUNDLED, key=str.casefold)
+    assert (len(ids) - len(unknown), len(ids)) == (180, 190)
+
+
+@pytest.mark.parametrize("name", NOT_PLANNED)
+def test_a_recipes_model_that_is_not_planned_says_why(name: str) -> None:
+    """In one line, whichever way the name is written; what it points to is planned."""
+    for written in (name, name.upper(), name.rpartition("/")[2]):
+        with pytest.raises(KvplanError, match=f"^{name} is not planned: ") as caught:
+            load_model(written)
+        named = [word.strip(",;:.") for word in str(caught.value).split()[1:] if word.count("/") == 1]
+        assert all(find_bundled(other) for other in named)

@@ -192,6 +192,24 @@ def test_parameters_round_to_the_published_billions(name: str, billions: float) 
     assert round(parameters(load_model(name)) / 1e9, digits) == billions
 
 
+@pytest.mark.parametrize(
+    ("size", "billions"),
+    [
+        ("0.9B", 1.08),
+        ("3.7B", 5.06),
+        ("7B", 9),
+        ("32B", 34.78),
+        ("MoVA-36B-A4B", 37.44),
+        ("375B-A23B", 379.17),
+    ],
+)
+def test_jais_3_has_the_sizes_of_k2_horizon(size: str, billions: float) -> None:
+    """Its vLLM recipes state the same totals and lengths; SGLang's serve it by K2 Horizon's class (read 2026-11-29)."""
+    model = load_model(f"IFM/Jais-3-{size}")
+    assert model.planned_as == f"IFM/K2-Horizon-{size}"
+    assert round(parameters(model) / 1e9, 2) == billions
+
+
 OF_VLLMS_CLASSES = {
     "zai-org/GLM-OCR": 1_107_405_824,
     "PaddlePaddle/PaddleOCR-VL": 799_695_472,

@@ -396,7 +396,7 @@ DECODERS: dict[str, PlainDecoder] = {
         ),
     ),
     "ExaoneMoeForCausalLM": PlainDecoder(
-        qk_norm="head", experts=Experts(shared="num_shared_experts", correction=True)
+        qk_norm="head", dense_drafts=True, experts=Experts(shared="num_shared_experts", correction=True)
     ),
     "FlexOlmoForCausalLM": PlainDecoder(
         qk_norm="whole", rotary=False, experts=Experts(width="intermediate_size")

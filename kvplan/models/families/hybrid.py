@@ -559,7 +559,8 @@ def bailing_linear(k: Keys) -> Body:
     )
     latent = _bailing_latent(k)
     mixers = [latent if _is_latent(i, n, group) else linear for i in range(n)]
-    return Body(stack(k, mixers, _bailing_mlps(k, n)))
+    mlps = _bailing_mlps(k, n)
+    return Body(stack(k, mixers, mlps), mtp(k, stack(k, [latent], mlps[-1:])[0]))
 
 
 def _bailing_latent(k: Keys) -> AttentionSpec:
@@ -590,7 +591,8 @@ def bailing_v3(k: Keys) -> Body:
     )
     mlps = _bailing_mlps(k, n)
     plain, gated = stack(k, [kda] * n, mlps), stack(k, [latent] * n, mlps, extras=gate)
-    return Body(tuple(gated[i] if _is_latent(i, n, group) else plain[i] for i in range(n)))
+    layers = tuple(gated[i] if _is_latent(i, n, group) else plain[i] for i in range(n))
+    return Body(layers, mtp(k, gated[-1]))
 
 
 def _is_latent(i: int, n: int, group: int) -> bool:

@@ -113,7 +113,7 @@ def longcat(k: Keys) -> Body:
         Weight("mlp.gate.idle_correction", idle, itemsize=4),
     )
     layer = LayerSpec(mla(k), moe, beside=mla(k), norm_size=4 * hidden, extras=idle_router if idle else ())
-    return Body((layer,) * n)
+    return Body((layer,) * n, mtp(k, LayerSpec(mla(k), MlpSpec(width), norm_size=2 * hidden)))
 
 
 def longcat_ngram(k: Keys) -> Body:
@@ -188,7 +188,9 @@ def deepseek_v4(k: Keys) -> Body:
         Weight("hyper_head.fn", streams, streams * hidden, itemsize=4),
         Weight("hyper_head.base_and_scale", streams + 1, itemsize=4),
     )
-    return Body(tuple(layers), extras=around)
+    window, extras = made.get(0) or _compressed(k, 0)
+    drafting = LayerSpec(window, scored, norm_size=2 * hidden, extras=(*extras, *around))
+    return Body(tuple(layers), mtp(k, drafting), extras=around)
 
 
 def _compressed(k: Keys, ratio: int) -> tuple[AttentionSpec, tuple[Weight, ...]]:
