@@ -11,6 +11,7 @@ import yaml
 
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import get_gpu, gpu_names, match_product, split_count
+from kvplan.ground.machines import AZURE, EC2, GOOGLE
 from kvplan.ground.units import GiB
 from kvplan.memory.forward import estimate
 
@@ -233,3 +234,34 @@ def test_counts_of_cards() -> None:
     assert split_count("8xH20-141GB") == (8, "H20-141GB")
     assert get_gpu(split_count("8xH20-141GB")[1]).name == "h20-141gb"
     assert split_count("0xh100") == (1, "0xh100")
+    for written in ("H100:4", "h100 x4", "h100*4", "H100 : 4", "4 x h100"):
+        count, name = split_count(written)
+        assert (count, get_gpu(name).name) == (4, "h100-sxm")
+    for alone in (
+        "mi300x",
+        "rtx-4060-ti-16gb",
+        "gib=20,gbps=672,tflops=44",
+        "cards/mine.yaml",
+        "h100:0",
+        "x4",
+    ):
+        assert split_count(alone) == (1, alone)
+
+
+def test_machines_of_clouds_are_so_many_known_cards() -> None:
+    """Every machine's card is in the table; sizes that do not exist are unknown, with a way to state a card."""
+    cards = {card for card, _ in EC2.values()} | set(GOOGLE.values()) | {card for _, card in AZURE.values()}
+    assert cards <= set(gpu_names())
+    for written, meant in [
+        ("g5.12xlarge", (4, "a10g")),
+        ("G6e.xlarge", (1, "l40s")),
+        ("p6-b200.48xlarge", (8, "b200")),
+        ("a2-ultragpu-2g", (2, "a100-80gb")),
+        ("g2-standard-48", (4, "l4")),
+        ("Standard_ND96amsr_A100_v4", (8, "a100-80gb")),
+    ]:
+        assert split_count(written) == meant
+    for unknown in ("p5.5xlarge", "a3-lowgpu-8g", "Standard_D4s_v3"):
+        assert split_count(unknown) == (1, unknown)
+        with pytest.raises(KvplanError, match="stated as gib=20"):
+            get_gpu(unknown)

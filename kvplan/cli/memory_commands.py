@@ -71,7 +71,7 @@ def estimate_command(
         docker line, or one quoted text with its exports.
     gpu
         A name of `kvplan gpus`, `local` to ask this machine's card, `gib=20,gbps=672,tflops=44` or a YAML file of
-        one that is not there; `2xh100` for two of them.
+        one that is not there; `2xh100` or `H100:2` for two of them; a machine such as `p5.48xlarge`.
     engine
         vllm, sglang or tensorrt-llm, with an optional @version; left out: the command's, else vllm.
     entry_point

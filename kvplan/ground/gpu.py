@@ -196,6 +196,7 @@ def get_gpu(name: str) -> GpuSpec:
     if found is None:
         names = [*gpu_names(), *(a for row in _rows().values() for a in row["aliases"])]
         hint = did_you_mean(name, names) or f"; `kvplan gpus` lists all {len(_rows())}"
+        hint += "; a card is stated as gib=20,gbps=672,tflops=44"
         raise KvplanError(f"unknown GPU {name!r}{hint}")
     return _spec(found)
 
@@ -303,15 +304,24 @@ def card_file(path: Path) -> GpuSpec:
 
 
 def split_count(text: str) -> tuple[int, str]:
-    """How many cards, and which: `8xH20-141GB`, `2 x h100`; 1 where no number stands in front.
+    """How many cards, and which: `8xH20-141GB`, `2 x h100`, `H100:8`, `RTX 3090 x2`, a cloud's machine; else 1.
 
     >>> split_count("2xh100"), split_count("h100"), split_count("8x H20-141GB")
     ((2, 'h100'), (1, 'h100'), (8, 'H20-141GB'))
+    >>> split_count("H100:8"), split_count("RTX 3090 x2"), split_count("p5.48xlarge")
+    ((8, 'H100'), (2, 'RTX 3090'), (8, 'h100-sxm'))
     """
-    found = re.fullmatch(r"\s*(\d{1,4})\s*[xX*]\s*(\S.*)", text)
-    if not found or int(found[1]) < 1:
+    if found := re.fullmatch(r"\s*(\d{1,4})\s*[xX*]\s*(\S.*)", text):
+        count, name = int(found[1]), found[2]
+    elif found := re.fullmatch(r"\s*([^:*=]*?\w)(?:\s*[:*]\s*|\s+[xX]\s*)(\d{1,4})\s*", text):
+        count, name = int(found[2]), found[1]
+    elif re.match(r"\s*(standard_)?[a-z]+\d", text, re.IGNORECASE) and re.search(r"[._-]", text):
+        from kvplan.ground.machines import machine  # only for names that may be one's
+
+        return machine(text) or (1, text)
+    else:
         return 1, text
-    return int(found[1]), found[2]
+    return (count, name) if count else (1, text)
 
 
 def _without_size(name: str) -> str | None:
