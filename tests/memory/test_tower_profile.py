@@ -9,8 +9,11 @@ import pytest
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.units import GiB
 from kvplan.memory.forward import estimate
-from kvplan.memory.tower_profile import LARGEST, tower_bytes
+from kvplan.memory.tower_profile import LARGEST, largest_image, tower_bytes
+from kvplan.models.config import Keys
 from kvplan.models.load import load_model
+from kvplan.models.towers.largest import pinpoints
+from kvplan.models.towers.parts import TowerFacts
 from kvplan.models.vision import FAMILIES
 from kvplan.profiles.memory_profile import memory_profile
 
@@ -77,3 +80,31 @@ def test_a_declared_tower_profiles_what_its_config_says() -> None:
     intern = load_model("OpenGVLab/InternVL3_5-8B")
     patches = 2 * 13 * 1025
     assert peak(intern, max_num_batched_tokens=8192) == 2 * patches * (588 + 2 * 1024 + 2 * 4096)
+
+
+@pytest.mark.parametrize(
+    ("name", "patches", "tokens"),
+    [
+        ("moonshotai/Kimi-VL-A3B-Instruct", 74 * 74, 37 * 37),  # 1,024 x 1,024 in whole tokens of 28
+        ("deepseek-ai/DeepSeek-V4-Flash-Vision-Exp", 18 * 19 * 9, 384),
+        ("deepseek-ai/DeepSeek-V4.1-Flash", 30 * 31 * 9, 1024),
+        ("zai-org/GLM-OCR", 49152, 12288),
+        ("PaddlePaddle/PaddleOCR-VL", 5120, 1280),
+    ],
+)
+def test_the_largest_image_of_towers_of_their_own(name: str, patches: int, tokens: int) -> None:
+    """What vLLM 0.32's classes and the processors' own defaults say."""
+    vision = load_model(name).vision
+    assert vision is not None
+    assert largest_image(vision)[:2] == (patches, tokens)
+
+
+def test_tiles_are_those_of_the_largest_pinpoint() -> None:
+    """LLaVA-OneVision cuts up to 36 tiles, of which it keeps the features of nine; LLaVA-NeXT four."""
+    tile = {"model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 128}
+    tile |= {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 384, "patch_size": 14}
+    outer = {"image_grid_pinpoints": [[384, 768], [2304, 2304]], "vision_aspect_ratio": "anyres_max_9"}
+    found = pinpoints(TowerFacts(Keys("m", outer), Keys("m", tile), 64))
+    assert (found["patches"], found["tokens"]) == (37 * 729, 10 * 729)
+    found = pinpoints(TowerFacts(Keys("m", {}), Keys("m", tile), 64))
+    assert (found["patches"], found["tokens"]) == (5 * 729, 5 * 729)

@@ -35,7 +35,21 @@ from kvplan.models.towers.images import (
     pixtral,
     rvl,
 )
-from kvplan.models.towers.largest import half_minute, omni_image, one_image, pinpoints, qwen_image, tiles
+from kvplan.models.towers.largest import (
+    deepseek_v4_image,
+    deepseek_v41_image,
+    dots_image,
+    gated_image,
+    glm_image,
+    half_minute,
+    kimi_image,
+    omni_image,
+    one_image,
+    paddle_image,
+    pinpoints,
+    qwen_tower,
+    tiles,
+)
 from kvplan.models.towers.own_images import (
     cosmos3_edge,
     deepseek_ocr,
@@ -84,18 +98,29 @@ DECLARED: dict[str, Tower] = {
     "AudioFlamingo3ForConditionalGeneration": Tower(
         "audio_config", audio_flamingo, heads=False, largest=lambda s: half_minute(s, 2)
     ),
-    "BeeForConditionalGeneration": Tower("vision_config", bee),
+    "BeeForConditionalGeneration": Tower("vision_config", bee, largest=pinpoints),
     "DeepseekOCRForCausalLM": Tower("vision_config", deepseek_ocr, heads=False),
     "DeepseekOCR2ForCausalLM": Tower("vision_config", deepseek_ocr2, heads=False),
-    "DotsOCRForCausalLM": Tower("vision_config", dots_ocr),
+    "DotsOCRForCausalLM": Tower("vision_config", dots_ocr, largest=dots_image),
     "Eagle2_5_VLForConditionalGeneration": Tower("vision_config", eagle),
     "Ernie4_5_VLMoeForConditionalGeneration": Tower("vision_config", ernie_vl),
-    "Exaone4_5_ForConditionalGeneration": Tower("vision_config", lambda s: qwen2_5(s.tower), rotary=True),
+    "Exaone4_5_ForConditionalGeneration": Tower(
+        "vision_config",
+        lambda s: qwen2_5(s.tower),
+        rotary=True,
+        largest=qwen_tower(True),
+    ),
     "Gemma4UnifiedForConditionalGeneration": Tower("vision_config", gemma4_unified, heads=False),
     "GLM4VForCausalLM": Tower("vision_config", glm4v_9b),
     "GlmAsrForConditionalGeneration": Tower("audio_config", glm_asr, largest=lambda s: half_minute(s, 4)),
-    "Glm5NextForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True, long_table=True),
-    "GlmOcrForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True),
+    "Glm5NextForConditionalGeneration": Tower(
+        "vision_config",
+        glm_ocr,
+        rotary=True,
+        long_table=True,
+        largest=glm_image,
+    ),
+    "GlmOcrForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True, largest=glm_image),
     "Granite4VisionForConditionalGeneration": Tower("vision_config", granite4_vision),
     "GraniteSpeechForConditionalGeneration": Tower("encoder_config", granite_speech, heads=False),
     "GraniteSpeechPlusForConditionalGeneration": Tower("encoder_config", granite_speech, heads=False),
@@ -104,16 +129,16 @@ DECLARED: dict[str, Tower] = {
         "vision_config",
         hyperclovax,
         rotary=True,
-        largest=lambda s: qwen_image(s.tower, gated=True),
+        largest=qwen_tower(True),
     ),
     "Idefics3ForConditionalGeneration": Tower("vision_config", idefics3),
     "InternS1ForConditionalGeneration": Tower("vision_config", intern_s1, heads=False),
     "InternVLChatModel": Tower("vision_config", intern_vit, largest=tiles),
     "KeyeForConditionalGeneration": Tower("vision_config", keye),
     "KeyeVL1_5ForConditionalGeneration": Tower("vision_config", keye),
-    "KimiVLForConditionalGeneration": Tower("vision_config", moonvit),
+    "KimiVLForConditionalGeneration": Tower("vision_config", moonvit, largest=kimi_image),
     "Lfm2VlForConditionalGeneration": Tower("vision_config", lfm2_vl),
-    "LightOnOCRForConditionalGeneration": Tower("vision_config", lighton_ocr),
+    "LightOnOCRForConditionalGeneration": Tower("vision_config", lighton_ocr, largest=gated_image),
     **dict.fromkeys(
         (
             "NemotronH_Nano_VL_V2",
@@ -123,7 +148,9 @@ DECLARED: dict[str, Tower] = {
         ),
         Tower("vision_config", nano_nemotron, heads=False),
     ),
-    "BailingMoeV3VLForConditionalGeneration": Tower("vision_config", bailing_v3_vl, rotary=True),
+    "BailingMoeV3VLForConditionalGeneration": Tower(
+        "vision_config", bailing_v3_vl, rotary=True, largest=qwen_tower(False)
+    ),
     "LlavaNextForConditionalGeneration": Tower(
         "vision_config", llava_next, largest=pinpoints, kind="clip_vision_model"
     ),
@@ -131,7 +158,7 @@ DECLARED: dict[str, Tower] = {
         "vision_config", lambda s: llava_next(s, cut=False), largest=pinpoints, kind="clip_vision_model"
     ),
     "LlavaOnevisionForConditionalGeneration": Tower(
-        "vision_config", llava_onevision, kind="siglip_vision_model"
+        "vision_config", llava_onevision, largest=pinpoints, kind="siglip_vision_model"
     ),
     "MiMoV2OmniForCausalLM": Tower("vision_config", mimo_v2_omni, rotary=True),
     "MiniCPMV4_6ForConditionalGeneration": Tower("vision_config", minicpmv4),
@@ -147,15 +174,13 @@ DECLARED: dict[str, Tower] = {
         "vision_config",
         lambda s: qwen2_5(s.tower),
         rotary=True,
-        largest=lambda s: qwen_image(s.tower, gated=True),
+        largest=qwen_tower(True),
     ),
     "Ovis2_5": Tower("vit_config", ovis2_5),
-    "PaddleOCRVLForConditionalGeneration": Tower("vision_config", paddle_ocr),
+    "PaddleOCRVLForConditionalGeneration": Tower("vision_config", paddle_ocr, largest=paddle_image),
     "Phi3VForCausalLM": Tower("img_processor", phi3v, heads=False),
     "Phi4MMForCausalLM": Tower("audio_processor", phi4mm, heads=False),
-    "PixtralForConditionalGeneration": Tower(
-        "vision_config", pixtral, largest=lambda s: one_image(s, gated=True)
-    ),
+    "PixtralForConditionalGeneration": Tower("vision_config", pixtral, largest=gated_image),
     "QianfanOCRForConditionalGeneration": Tower("vision_config", intern_vit, largest=tiles),
     "Qwen2AudioForConditionalGeneration": Tower(
         "audio_config", qwen2_audio, heads=False, largest=lambda s: half_minute(s, 2)
@@ -181,8 +206,8 @@ DECLARED: dict[str, Tower] = {
     "BagelForConditionalGeneration": Tower("vit_config", bagel),
     "Blip2ForConditionalGeneration": Tower("vision_config", blip2),
     "Cosmos3EdgeForConditionalGeneration": Tower("vision_config", cosmos3_edge),
-    "DeepseekV4ForConditionalGeneration": Tower("", deepseek_v4, heads=False),
-    "DeepseekV41ForCausalLM": Tower("vision_config", deepseek_v41, heads=False),
+    "DeepseekV4ForConditionalGeneration": Tower("", deepseek_v4, heads=False, largest=deepseek_v4_image),
+    "DeepseekV41ForCausalLM": Tower("vision_config", deepseek_v41, heads=False, largest=deepseek_v41_image),
     "Emu3ForConditionalGeneration": Tower("vq_config", emu3),
     "FireRedASR2ForConditionalGeneration": Tower("audio_encoder_conf", fire_red_asr, heads=False),
     "FunASRForConditionalGeneration": Tower("audio_encoder_conf", fun_asr, heads=False),
