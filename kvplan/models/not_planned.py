@@ -17,6 +17,10 @@ NOT_PLANNED = {
     "google/gemma-4-E4B-it-assistant": (
         "it only drafts for google/gemma-4-E4B-it and reads that model's cache; plan google/gemma-4-E4B-it"
     ),
+    "jinaai/jina-reranker-m0": (
+        "it scores pairs and generates nothing; its class, Qwen2-VL of 2 billion with a head of two layers, is not"
+        " planned, Qwen/Qwen3-VL-2B-Instruct, of about its size, is"
+    ),
     "MegatronPrimer/dots3note": f"no public config of it was found; {OWN_CONFIG}",
     "MiniMaxAI/MiniMax-H3": VIDEO,
     "mistralai/Pixtral-Large-Instruct-2411": (

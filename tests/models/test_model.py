@@ -484,15 +484,12 @@ def test_mutated_configs_give_a_model_or_a_named_error(config: dict[str, Any], t
     assert len(complaint) < 600
 
 
-NOT_BUNDLED = [*NOT_PLANNED, "jinaai/jina-reranker-m0"]
-
-
 def test_recipes_models_load_by_name() -> None:
     """180 of the 190 that serve language models."""
     lines = (FIXTURES / "recipe_ids.txt").read_text().splitlines()
     ids = [line for line in lines if not line.startswith("#")]
     unknown = [name for name in ids if find_bundled(name) is None]
-    assert sorted(unknown, key=str.casefold) == sorted(NOT_BUNDLED, key=str.casefold)
+    assert sorted(unknown, key=str.casefold) == sorted(NOT_PLANNED, key=str.casefold)
     assert (len(ids) - len(unknown), len(ids)) == (180, 190)
 
 
