@@ -411,5 +411,14 @@ def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
             continue
         rows = even(hidden, cut.tp, "hidden channels") if once else hidden
         yield Module(f"mtp.layers.{i}.eh_proj", "mtp", rows, 2 * hidden, linear=linear)
-        norms = 2 if i and model.architecture.startswith("Inkling") else 3  # it norms embeddings once for all
-        yield vector(f"mtp.layers.{i}.mtp_norms", norms * hidden)
+        yield vector(f"mtp.layers.{i}.mtp_norms", _draft_norms(model, i) * hidden)
+
+
+def _draft_norms(model: ModelSpec, i: int) -> int:
+    """Of embeddings, of hidden states, and a last one; Inkling norms embeddings once more for all of its layers.
+
+    Qwen 4's hidden states are four streams, and what mixes them last has its own norm.
+    """
+    if model.architecture.startswith("Qwen4"):
+        return 5
+    return 2 if i and model.architecture.startswith("Inkling") else 3

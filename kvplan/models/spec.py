@@ -92,6 +92,8 @@ class Weight(NamedTuple):
     """Bytes per element; 0: the model's dtype's."""
     linear: bool = False
     """A quantisation method may convert it."""
+    picked: int = 0
+    """Of the copies, those that one token visits, where a router picks them; 0: all."""
 
 
 @dataclass(frozen=True, slots=True)

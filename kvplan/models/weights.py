@@ -113,6 +113,7 @@ def active_parameters(model: ModelSpec) -> int:
             if module.role == "expert":
                 idle += module.parameters * (module.copies - layer.mlp.experts_per_token) // module.copies
         idle += sum(w.rows * w.cols for w in layer.extras if w.cut == "host")
+        idle += sum(w.rows * w.cols * (w.copies - w.picked) for w in layer.extras if w.picked)
     return parameters(model, vision=False) - idle
 
 
@@ -254,6 +255,11 @@ class _Loader(NamedTuple):
         """Inkling's ranks each hold the whole embedding."""
         return self.cut._replace(tp=1) if self.model.architecture.startswith("Inkling") else self.cut
 
+    @property
+    def rotary_tables(self) -> int:
+        """Tables of the language model: ERNIE's drafting layers turn theirs by one of their own."""
+        return 2 if self.use_mtp and self.model.architecture.startswith("Ernie4_5_Moe") else 1
+
     def module_bytes(self, m: Module) -> int:
         scheme = self.rule(m) if m.linear or m.role == "embedding" else None
         itemsize = m.itemsize or self.itemsize
@@ -286,7 +292,7 @@ class _Loader(NamedTuple):
             ),
             vision=sum(map(self.module_bytes, tower)),
             mtp=sum(map(self.module_bytes, mtp)),
-            rotary=sum(table.positions * table.dims * table.itemsize for table in model.rotary)
+            rotary=self.rotary_tables * sum(t.positions * t.dims * t.itemsize for t in model.rotary)
             + (vision_rotary(model.vision) if self.vision and model.vision else 0),
         )
 

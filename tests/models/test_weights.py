@@ -210,6 +210,12 @@ def test_jais_3_has_the_sizes_of_k2_horizon(size: str, billions: float) -> None:
     assert round(parameters(model) / 1e9, 2) == billions
 
 
+@pytest.mark.parametrize(("size", "billions"), [("MoVA-36B-A4B", 5.95), ("375B-A23B", 26.67)])
+def test_active_parameters_of_k2_horizon_are_the_published(size: str, billions: float) -> None:
+    """Of its value projections too a router picks some."""
+    assert round(active_parameters(load_model(f"IFM/K2-Horizon-{size}")) / 1e9, 2) == billions
+
+
 OF_VLLMS_CLASSES = {
     "zai-org/GLM-OCR": 1_107_405_824,
     "PaddlePaddle/PaddleOCR-VL": 799_695_472,

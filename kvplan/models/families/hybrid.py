@@ -495,7 +495,10 @@ def qwen4(k: Keys) -> Body:
         table, ngrams = _qwen4_ngrams(k, streams * hidden)
         layer = layers[number - 1]
         layers[number - 1] = replace(layer, beside=ngrams, extras=(*layer.extras, table))
-    return Body(tuple(layers), extras=_qwen4_mixes(streams * hidden, rank, 0, 1), final_norms=0)
+    around = _qwen4_mixes(streams * hidden, rank, 0, 1)
+    draft = stack(k, [attention], mlps[-1:], 0, (*mixes, *indexer, *around))[0]
+    drafts = mtp(k, draft, "mtp_num_hidden_layers", "num_nextn_predict_layers")
+    return Body(tuple(layers), drafts, extras=around, final_norms=0)
 
 
 def _qwen4_indexer(k: Keys, attention: AttentionSpec) -> tuple[tuple[Weight, ...], AttentionSpec]:

@@ -167,6 +167,7 @@ def k2_horizon(k: Keys) -> Body:
     full = gqa(k)
     queries, keys = full.num_heads * full.head_dim, full.num_kv_heads * full.head_dim
     choices = k.count("mova_num_experts", default=0, low=0, high=1 << 10)
+    picks = k.count("mova_num_experts_per_tok", default=0, low=0)
     num_experts = k.count("num_experts", default=0, low=0)
     gated: tuple[Weight, ...] = ()
     if k.raw.get("attention_gate_func") is not None:
@@ -180,7 +181,15 @@ def k2_horizon(k: Keys) -> Body:
         Weight("self_attn.k_proj", keys, hidden, cut="rows", linear=True),
         Weight("self_attn.v_router", max(choices, 1), hidden),
         *((Weight("self_attn.v_router_bias", max(choices, 1), itemsize=4),) if bias else ()),
-        Weight("self_attn.v_experts", keys, hidden, cut="rows", copies=max(choices, 1), linear=True),
+        Weight(
+            "self_attn.v_experts",
+            keys,
+            hidden,
+            "rows",
+            copies=max(choices, 1),
+            linear=True,
+            picked=min(picks, choices),
+        ),
         Weight("self_attn.o_proj", hidden, queries, cut="cols", linear=True),
     )
     step, plain = k.count("decoder_sparse_step", default=1), set(k.counts("mlp_only_layers"))
