@@ -118,6 +118,21 @@ def test_latents_of_deepseek_v41_are_smaller_on_blackwell() -> None:
     assert (mine.bytes_per_block, mine.num_blocks, mine.kv_cache_size_tokens) == (135168, 158875, 15456718)
 
 
+def test_formats_and_stages_of_deepseek_v41() -> None:
+    """On Blackwell fp8_ds_mla keeps latents at 528 bytes; four stages would cut layers from the latents they read."""
+    model = model_of("DeepseekV41ForCausalLM")
+
+    def block(**flags: Any) -> int:
+        args = EngineArgs(max_num_batched_tokens=8192, max_num_seqs=256, **flags)
+        return kv_layout(model, args, 20 * GiB, capability=(10, 0)).bytes_per_block
+
+    assert block(kv_cache_dtype="nvfp4_ds_mla") == block()
+    assert block(kv_cache_dtype="fp8_ds_mla") - block() == 5 * 64 * (528 - 288)
+    assert block(pipeline_parallel_size=2) < block()
+    with pytest.raises(KvplanError, match="latents of another stage"):
+        block(pipeline_parallel_size=4)
+
+
 def test_pages_of_no_common_size_are_refused_in_those_words() -> None:
     """As vLLM 0.32 refuses Ling 2.5 under a model type that is not its own; no flag is named that nobody gave."""
     args = EngineArgs(tensor_parallel_size=8, max_num_batched_tokens=8192, max_num_seqs=256)

@@ -191,7 +191,7 @@ BACKENDS = {
         ),
         Backend(
             "FLASHMLA_MEGA_ATTN_DSV41",
-            ("auto", "fp8", "nvfp4_ds_mla"),
+            ("auto", "fp8", "fp8_ds_mla", "nvfp4_ds_mla"),
             (128,),
             fixed=True,
             majors=(10,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import gcd
@@ -43,6 +44,7 @@ def model_pages(setup: LayoutSetup, draft: ModelSpec | None = None) -> Pages:
     block_sizes = []
     for stage in range(setup.args.pipeline_parallel_size):
         here = [m for m in mixers if m.stage == stage]
+        _check_latents(setup, here)
         sizes = settle_sizes(setup, here)
         block_sizes.append(sizes.block_size)
         made = (page for m in here for page in _pages(setup, m, sizes))
@@ -153,6 +155,8 @@ def _shared_latent_pages(setup: LayoutSetup, a: AttentionSpec, block_size: int) 
     Source: vLLM 0.32 `models/deepseek_v41/attention.py`, `compressor.py`.
     """
     record, latent, unit = V41_RECORDS.get(setup.capability[0], (V4_LATENT_BYTES, V4_LATENT_BYTES, V4_ALIGN))
+    if setup.args.kv_cache_dtype == "fp8_ds_mla":
+        latent = record
     found = [
         _rounded(AttentionKind.SLIDING, a.window_block, a.window_block * record, "window", a.window, unit)
     ]
@@ -204,6 +208,16 @@ def _window_page(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> Page:
             f"kv_cache_dtype_skip_layers: a window's page takes {page.content_bytes} bytes, the pool's less"
         )
     return page
+
+
+def _check_latents(setup: LayoutSetup, here: Sequence[Mixer]) -> None:
+    """Latents that layers share are made on their own pipeline stage (vLLM 0.32 `models/deepseek_v41/attention.py`)."""
+    first = next((m for m in here if m.spec.shares_latents and m.spec.compress_ratio), None)
+    if first and first.spec.latents_elsewhere:
+        size = setup.args.pipeline_parallel_size
+        raise KvplanError(
+            f"pipeline_parallel_size {size}: {setup.model.name}'s layers would read latents of another stage"
+        )
 
 
 def _keep_more(page: Page, tokens: int) -> Page:
