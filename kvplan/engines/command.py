@@ -493,7 +493,10 @@ def _speculation(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     if method == "draft_model":
         method = _method_of(draft)
     if method in UNPLANNED_METHODS:
-        raise KvplanError(f"--speculative-config: method {method!r} is not planned")
+        raise KvplanError(
+            f"--speculative-config: method {method!r} is not planned; without the flag the plan is that of the model"
+            " alone, and its drafter takes more"
+        )
     if method not in METHODS:
         raise KvplanError(
             f"--speculative-config: vLLM has no method {method[:40]!r}{did_you_mean(method[:40], METHODS)}"

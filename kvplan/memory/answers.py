@@ -135,6 +135,12 @@ class Plan:
         return min(int(self.traces.value), self.max_num_seqs)
 
     @property
+    def num_traces_range(self) -> tuple[int, int]:
+        """`num_traces` at both ends of the overheads' range."""
+        low, high = (min(int(end), self.max_num_seqs) for end in (self.traces.low, self.traces.high))
+        return low, high
+
+    @property
     def fits(self) -> bool:
         """Whether the engine starts and the asked traces live at once."""
         return self.serves and self.num_traces >= self.question.demand.num_traces
@@ -339,7 +345,7 @@ class Plan:
         """What the engine's figures mean for traces of the expected lengths."""
         if self.too_long:
             return f"Never served: {self.too_long}."
-        low, high = int(self.traces.low), int(self.traces.high)
+        low, high = self.num_traces_range
         spread = f" ({low:,}-{high:,})" if low != high else ""
         held = f"{self.num_traces:,} trace{'s' if self.num_traces != 1 else ''} at once{spread}"
         dp = self.args.data_parallel_size

@@ -89,7 +89,7 @@ def _answer(asked: Asked) -> None:
 
 def _figures(asked: Asked, found: PlannedMemory) -> None:
     plan = found.plan
-    low, high, now = int(plan.traces.low), int(plan.traces.high), plan.num_traces
+    (low, high), now = plan.num_traces_range, plan.num_traces
     spread = f"{low:,} to {high:,}" if low != high else "over its whole range"
     varying = found.varying
     price, pool = plan.price_per_hour, plan.budget.kv.size.value

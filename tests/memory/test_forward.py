@@ -78,6 +78,17 @@ def test_most_traces_is_the_largest_that_fits(
     assert blocks.of(most + 1, num_samples) > usable
 
 
+@pytest.mark.parametrize("output_len", [1000, 30_000])
+def test_the_printed_range_holds_the_printed_traces(output_len: int) -> None:
+    """Whether KV memory or max_num_seqs limits them; a range of one number is not printed."""
+    plan = estimate("Qwen3-8B", "h200", output_len=output_len)
+    low, high = plan.num_traces_range
+    assert low <= plan.num_traces <= high <= plan.max_num_seqs
+    line = next(line for line in str(plan).splitlines() if "at once" in line)
+    assert (f"({low:,}-{high:,})" in line) == (low != high)
+    assert ("limited by max_num_seqs" in line) == (low == high == plan.max_num_seqs)
+
+
 def test_shared_prompt_as_the_field_counts_it() -> None:
     """8 branches of 1,000 tokens over a prompt of 4,000: 761 blocks of 16, since vLLM's hits stop one block short."""
     plan = estimate(QWEN, "h100")
