@@ -90,6 +90,7 @@ class BranchRequests:
         assert scenario.problems is not None
         problems = scenario.problems
         self.problems, self.spec, self.verifier_time = problems, spec, verifier_time
+        self._start_strategy = spec.starter()
         self.progress, self.observer = progress, observer
         self.class_names = [spec.name]
         self.tasks = draw_tasks(problems, scenario.folder)
@@ -131,7 +132,7 @@ class BranchRequests:
 
     def _begin(self, task: Task) -> None:
         sampler = task_sampler(self.problems, self.spec, task)
-        session = Session(task.problem, self.spec.start(), sampler, self.new_id)
+        session = Session(task.problem, self._start_strategy(), sampler, self.new_id)
         attempt = Attempt(task, session, sampler, self.run.env.now)
         self.effort.needed_prompt_tokens += task.problem.prompt_tokens
         self._obey(attempt, attempt.session.begin())

@@ -7,7 +7,7 @@ that takes the place of the draw. What an engine would change (it prunes, it cut
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, inf
 from pathlib import Path
@@ -22,7 +22,7 @@ from kvplan.workload.closed_forms import exact_accuracy
 from kvplan.workload.population import MOST, Estimate, Over, Population
 from kvplan.workload.problems import Problems, StrategySpec, Task, task_sampler
 from kvplan.workload.strategies.alone import Ledger, run_alone
-from kvplan.workload.strategies.strategy import ALL
+from kvplan.workload.strategies.strategy import ALL, Strategy
 
 PRECISION = 2.0
 """Points on each side of an accuracy that are precise enough."""
@@ -52,11 +52,15 @@ class DrawnStrategy:
     """What an engine changes of the accuracy, and how sure that is."""
     shift_variance: float = 0.0
     shift_degrees: float = inf
+    _start: Callable[[], Strategy] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._start = self.spec.starter()
 
     def alone(self, problems: Problems, task: Task) -> Ledger:
         """The strategy on one problem."""
         sampler = task_sampler(problems, self.spec, task)
-        return run_alone(task.problem, self.spec.start(), sampler, max_model_len=self.max_model_len)
+        return run_alone(task.problem, self._start(), sampler, max_model_len=self.max_model_len)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ that strategies are compared on the same luck.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from math import exp, log, sqrt
 from statistics import NormalDist
 
@@ -107,8 +108,7 @@ class TraceSampler:
     _cut: float = 0.0
 
     def __post_init__(self) -> None:
-        self._d = quality.d_prime(self.scores.true_positive_rate, self.scores.true_negative_rate)
-        self._cut = Z.inv_cdf(min(max(self.scores.true_negative_rate, 1e-9), 1 - 1e-9))
+        self._d, self._cut = _separation(self.scores)
 
     def draw(self, branch: Branch, parent: BranchOutcome | None) -> BranchOutcome:
         """Return what `branch` will do (see `Sampler`)."""
@@ -320,6 +320,13 @@ DRAWS = {
     "summary": TraceSampler._summary,
     "step": TraceSampler._step,
 }
+
+
+@lru_cache(64)
+def _separation(scores: ScoreModel) -> tuple[float, float]:
+    """d' of a verifier, and where on wrong work's scores its threshold lies."""
+    rate = min(max(scores.true_negative_rate, 1e-9), 1 - 1e-9)
+    return quality.d_prime(scores.true_positive_rate, scores.true_negative_rate), Z.inv_cdf(rate)
 
 
 def _common(branch: Branch, old: _Trace, done: float) -> float:

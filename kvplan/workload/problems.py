@@ -5,6 +5,7 @@ Draws problems and the samplers that go with them; knows no clock and no engine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -175,8 +176,12 @@ class StrategySpec(Config):
 
     def start(self) -> Strategy:
         """A fresh generator of this strategy."""
+        return self.starter()()
+
+    def starter(self) -> Callable[[], Strategy]:
+        """Starts it afresh at each call, its parameters read once."""
         router = self.router
-        return router.start() if router else make(self.strategy, **self.params)()
+        return router.start if router else make(self.strategy, **self.params)
 
 
 class Compression(Config):

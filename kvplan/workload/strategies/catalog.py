@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from inspect import signature
 from typing import Any, get_type_hints
 
@@ -92,7 +92,7 @@ def make(name: str, **values: Any) -> Callable[[], Strategy]:
     """
     chosen, function = read(name, **values), STRATEGIES[name]
     next(function(**chosen))  # a strategy checks its parameters against each other before it first asks
-    return lambda: function(**chosen)
+    return partial(function, **chosen)
 
 
 def _first_problem(name: str, model: type[BaseModel], error: ValidationError) -> str:
