@@ -75,8 +75,8 @@ class Equal:
         whose = f" ({self.at_of})" if self.at_of else ""
         near = ", ".join(f"{s.spec.name} {short(s.price)}" for s in self.stands if not s.reason)
         far = "; ".join(f"{s.spec.name} {s.reason}" for s in self.stands if s.reason)
-        out = f"; out of reach: {far}" if far else ""
-        return f"equal {self.price}: {short(self.at)} {unit} a problem{whose}: {near}{out}"
+        parts = [f": {near}"] * bool(near) + [f"; out of reach: {far}"] * bool(far)
+        return f"equal {self.price}: {short(self.at)} {unit} a problem{whose}{''.join(parts)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -36,11 +36,11 @@ def best_within(options: Sequence[Choice], max_latency_s: float = inf, min_accur
     if not fitting:
         in_time = [o for o in options if o.latency_s <= max_latency_s]
         near = max(in_time, key=lambda o: o.accuracy) if in_time else min(options, key=lambda o: o.latency_s)
-        least = f" reaches accuracy {min_accuracy:g}" if min_accuracy > 0 else " is there"
+        least = f" reaches {100 * min_accuracy:g} %" if min_accuracy > 0 else " is there"
         in_s = f" within {max_latency_s:g} s" if max_latency_s < inf else ""
         raise DoesNotFit(
             f"no option{least}{in_s};"
-            f" {near.name} comes closest with {near.accuracy:g} in {near.latency_s:g} s"
+            f" {near.name} comes closest with {100 * near.accuracy:.1f} % in {near.latency_s:.3g} s"
         )
     return max(fitting, key=lambda o: (o.accuracy, -o.cost_usd, -o.latency_s))
 

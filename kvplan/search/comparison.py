@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, sqrt
+from math import ceil, inf, sqrt
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -197,6 +197,22 @@ class Comparison:
         if self.routing is not None:
             yield str(self.routing)
 
+    def _engine_lines(self, row: StrategyRow) -> Iterator[str]:
+        """What the engine changes of a row's accuracy, and how far so few simulated problems leave that open."""
+        if row.accuracy_low is None or row.accuracy_high is None:
+            return
+        drawn = next(one for one in self.expectation.drawn if one.spec.name == row.strategy)
+        wide, asked = 50 * (row.accuracy_high - row.accuracy_low), self.expectation.precision
+        is_open = drawn.shift_variance > 0 and wide > asked
+        if row.engine_points or is_open:
+            changed = points_text(row.engine_points)
+            needed = ceil(row.num_problems * (wide / asked) ** 2)
+            more = f", {counted(row.num_problems, 'problem')}; some {needed:,} would tell to {asked:g} points"
+            yield (
+                f"{row.strategy}: pruning or another order changes {changed} points, as simulated"
+                f"{more if is_open else ''}"
+            )
+
     def to_frame(self) -> Any:
         """The rows as a pandas DataFrame."""
         return make_frame(self.to_dict()["strategies"])
@@ -238,9 +254,7 @@ class Comparison:
         for row in rows:
             if row.verdict != "completed":
                 yield f"{row.strategy}: {counted(row.num_problems, 'problem')} solved, then {row.verdict}"
-            if row.engine_points:
-                changed = points_text(row.engine_points)
-                yield f"{row.strategy}: pruning or another order changes {changed} points, as simulated"
+            yield from self._engine_lines(row)
         yield from (f"advice: {text}" for text in self.advice)
         yield from (f"caveat: {text}" for text in self.caveats)
         shown = next((row for row in rows if row.strategy == self.choice), rows[0])

@@ -283,8 +283,10 @@ def turns_text(turns: Sequence[Turn]) -> str:
         number = max(turn.num_problems for turn in unmoved)
         sure = f" (on {number} problems, where a lead of {least:.1f} points shows)" if least >= 0.05 else ""
         parts.append(f"not turned by {', '.join(still)}{sure}")
+    if not parts:
+        return f"whether {' or '.join(unseen)} would turn the choice was not looked at" if unseen else ""
     parts += [f"not looked at: {', '.join(unseen)}"] if unseen else []
-    return "the choice is " + "; ".join(parts) if parts else ""
+    return "the choice is " + "; ".join(parts)
 
 
 def _moved_text(turn: Turn) -> str:

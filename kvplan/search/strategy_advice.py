@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from kvplan.formulas.intervals import LEVEL
+from kvplan.formulas.quality import Array
 from kvplan.search.strategy_row import StrategyRow
 from kvplan.workload.problems import Problems, StrategySpec, Task
 
@@ -31,6 +33,10 @@ CAPS = {
 """Parameters that bound a trace."""
 SURE = 0.02
 """A problem with p this close to 0 or 1 gains nothing from more samples."""
+ENOUGH = 16
+"""Samples of a table's problem, all right or all wrong, that say that it is mostly so."""
+MANY = 0.2
+"""Share of such problems that is worth a line."""
 
 
 def recommended_caps(
@@ -38,11 +44,7 @@ def recommended_caps(
 ) -> dict[str, float]:
     """Thinking budgets: the 99th percentile of what traces would think, and the cheapest budget per right answer
     among those compared (absent when no budgets were)."""
-    facts = problems.quality
-    means = np.array([task.skill.thinking_tokens for task in tasks])
-    z = np.random.default_rng(problems.seed).standard_normal((64, len(means)))
-    lengths = means * np.exp(facts.sigma_within * z - facts.sigma_within**2 / 2)
-    caps = {"p99_of_traces": float(np.ceil(np.percentile(lengths, 99)))}
+    caps = {"p99_of_traces": float(np.ceil(np.percentile(_thinking(problems, tasks), 99)))}
     swept = [
         (row.usd_per_correct, spec.settings["thinking_token_budget"])
         for spec, row in zip(specs, rows, strict=False)
@@ -51,6 +53,17 @@ def recommended_caps(
     if len(swept) > 1:
         caps["cost_optimal"] = float(min(swept)[1])
     return caps
+
+
+def _thinking(problems: Problems, tasks: Sequence[Task]) -> Array:
+    """Thinking tokens of a table's own samples; of a set, of traces drawn from it."""
+    facts = problems.quality
+    measured = [task.skill.samples.tokens for task in tasks if task.skill.samples]
+    if measured:
+        return np.asarray(np.maximum(np.concatenate(measured).astype(float) - facts.answer_tokens, 1))
+    means = np.array([task.skill.thinking_tokens for task in tasks])
+    z = np.random.default_rng(problems.seed).standard_normal((64, len(means)))
+    return np.asarray(means * np.exp(facts.sigma_within * z - facts.sigma_within**2 / 2))
 
 
 def caution(problems: Problems) -> str:
@@ -88,10 +101,27 @@ def advice(
             "no verifier is stated: one that is never wrong picks the answers, as tests of a program might; state "
             "verifier: with its rates where it is none"
         )
-    p = np.array([task.skill.p for task in tasks])
-    share = float(np.mean((p < SURE) | (p > 1 - SURE)))
-    if names & UNIFORM and share >= 0.2:
-        yield (
-            f"{share:.0%} of the problems are always or never solved (p beyond {SURE} and {1 - SURE}): "
-            "samples there buy nothing; adaptive_best_of_n probes first"
+    if names & UNIFORM:
+        yield from _settled(tasks)
+
+
+def _settled(tasks: Sequence[Task]) -> Iterator[str]:
+    """That many problems gain nothing from samples: by their chances, or by enough samples of a table."""
+    samples = [len(task.skill.samples.tokens) for task in tasks if task.skill.samples]
+    p, few = np.array([task.skill.p for task in tasks]), min(samples, default=0)
+    settled = (p == 0) | (p == 1) if samples else (p < SURE) | (p > 1 - SURE)
+    share = float(np.mean(settled))
+    if share < MANY or 0 < few < ENOUGH:
+        return
+    if samples:  # Clopper & Pearson 1934: none of n
+        most = 1 - ((1 - LEVEL) / 2) ** (1 / few)
+        who = (
+            f"{share:.0%} of the problems have all or none of their samples right (p beyond {most:.2f} and "
+            f"{1 - most:.2f}, 95 %): samples there buy little"
         )
+    else:
+        who = (
+            f"{share:.0%} of the problems are always or never solved (p beyond {SURE} and {1 - SURE}): "
+            "samples there buy nothing"
+        )
+    yield f"{who}; adaptive_best_of_n probes first"

@@ -89,6 +89,8 @@ class Field:
                 else "the only one" + ("" if len(rows) > 1 else " compared")
             )
             reason = f"{row.strategy} is {what}{within}: {accuracy_text(row)} in {row.latency_p99_s:.1f} s"
+        if (row.accuracy_low or 0.0) < problems.min_accuracy:
+            reason += f"; it may be below the {100 * problems.min_accuracy:g} % asked for"
         if limit < inf:
             reason += self._doubts(rows, chosen, limit)
         return Chosen(row.strategy, reason, chosen, tuple(tied), tuple(fit), ties)

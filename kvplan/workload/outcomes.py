@@ -100,6 +100,8 @@ class TraceSampler:
     num_rows: int = 0
     """Samples taken from a table; beyond those that it has they are the same again, in another order."""
     _rows: list[int] = field(default_factory=list)
+    _seen_rows: dict[int, tuple[float, int | None, float]] = field(default_factory=dict)
+    """What was drawn of a row where its table says nothing: the same when it comes again."""
     _fresh: list[tuple[float, ...]] = field(default_factory=list)
     _num_fresh: int = 0
     _later: list[list[float]] = field(default_factory=list)
@@ -169,6 +171,7 @@ class TraceSampler:
         self._rows[taken], self._rows[place] = self._rows[place], self._rows[taken]
         row = self._rows[taken]
         self.num_rows += 1
+        u_where, wrong, bias = self._seen_rows.setdefault(row, (u_where, wrong, bias))
         answer = min(facts.answer_tokens, table.tokens[row] - 1)
         length = float(max(table.tokens[row] - answer, 1))
         if table.answers is not None and not table.correct[row]:

@@ -119,6 +119,8 @@ class Population:
         if is_sample and found.variance <= ROUNDING:
             unlike = 1 - ((1 - LEVEL) / 2) ** (1 / self.round_size)
             ends = [(1 - unlike) * found.mean + side * unlike for side in (-1, 1)]
+        elif found.degrees < 1:  # one draw of each does not say how draws differ
+            ends = [-1.0, 1.0]
         else:
             half = student_t(found.degrees) * sqrt(found.variance) if found.variance else 0.0
             ends = [found.mean + side * half for side in (-1, 1)]

@@ -190,6 +190,19 @@ def test_advice_where_practice_knows_better(
     assert any(words in text for text in found.advice)
 
 
+@pytest.mark.parametrize(("samples", "says"), [(1, False), (8, False), (16, True)])
+def test_a_table_says_what_its_samples_can(tmp_path: Path, samples: int, says: bool) -> None:
+    """One sample says nothing of always or never; a budget that cuts one trace in a hundred is a row's."""
+    rows = [f"{i},{s},{i % 2},{100 * (s + 1) + i}" for i in range(10) for s in range(samples)]
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join(["problem,sample,correct,tokens", *rows]))
+    found = table([{"strategy": "best_of_n", "n": 2, "max_tokens": 4000}], pass_table=str(path))
+    assert any("all or none of their samples right" in text for text in found.advice) == says
+    assert not any("always or never solved" in text for text in found.advice)
+    longest = 100 * samples + 9
+    assert longest - 120 <= found.caps["p99_of_traces"] <= longest - SHORT["answer_tokens"]
+
+
 def test_no_advice_without_a_reason() -> None:
     capped = table(
         [{"strategy": "best_of_n", "n": 2, "max_tokens": 4000}],
@@ -326,7 +339,7 @@ def test_limits_that_nobody_set_are_not_said_missed() -> None:
     late = table(["single_pass"], 2, slo={"e2el_ms": 1})
     assert late.reason.startswith("no option is there within 0.001 s; single_pass comes closest")
     wrong = table(["single_pass"], 2, min_accuracy=0.999)
-    assert wrong.reason.startswith("no option reaches accuracy 0.999; single_pass comes closest")
+    assert wrong.reason.startswith("no option reaches 99.9 %; single_pass comes closest")
 
 
 def test_a_tie_of_few_problems_has_no_cheapest(tmp_path: Path) -> None:

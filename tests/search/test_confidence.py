@@ -61,11 +61,25 @@ def test_what_the_engine_prunes_counts() -> None:
     told: list[Any] = [{"strategy": "pruned_under_pressure", "n": 16}]
     hard = SHORT | {"difficulty": {"levels": [[0.3, 1.0]]}, "wrong_answers": 3}
     noisy = {"kind": "rule", "true_positive_rate": 0.7, "true_negative_rate": 0.6}
-    free, tight = (table(told, 20, n, quality=hard, verifier=noisy).rows[0] for n in (4000, 120))
+    roomy, full = (table(told, 20, n, quality=hard, verifier=noisy) for n in (4000, 120))
+    free, tight = roomy.rows[0], full.rows[0]
     assert free.engine_points == 0
     assert tight.pruned_branches > 100
     assert tight.accuracy == pytest.approx(free.accuracy + tight.engine_points / 100)
     assert tight.accuracy_high - tight.accuracy_low > free.accuracy_high - free.accuracy_low  # type: ignore[operator]
+    said = " ".join(full.notes())
+    assert re.search(r"as simulated, 20 problems; some [1-9][\d,]{2,} would tell to 2 points", said)
+    assert "would tell" not in " ".join(table([THREE], 20).notes())
+
+
+@pytest.mark.parametrize(("below", "words"), [(0.5, True), (10.0, False)])
+def test_a_choice_that_may_miss_the_accuracy_asked_for_says_so(below: float, words: bool) -> None:
+    """Asked for half a point less than is expected to 2 points, it may be less; for ten less, it is not."""
+    expected = table([THREE], 4).rows[0].accuracy
+    asked = round(expected - below / 100, 4)
+    found = table([THREE], 4, min_accuracy=asked)
+    assert found.choice
+    assert (f"it may be below the {100 * asked:g} % asked for" in found.reason) == words
 
 
 def test_intervals_over_problems_shrink_with_problems() -> None:

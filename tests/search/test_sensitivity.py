@@ -120,6 +120,7 @@ def test_the_line_says_what_was_not_looked_at() -> None:
         turns_text(turns) == "the choice is turned by GPUs 1.7 times as dear (b); not looked at: correlation"
     )
     assert turns_text([]) == ""
+    assert turns_text(turns[:1]) == "whether correlation would turn the choice was not looked at"
 
 
 def test_a_turn_is_told_from_what_is_stated() -> None:

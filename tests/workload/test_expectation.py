@@ -161,8 +161,10 @@ def test_as_few_draws_as_were_allowed() -> None:
         assert found.strategies[0].interval.half_width > whole.strategies[0].interval.half_width
         assert whole.strategies[0].accuracy in found.strategies[0].interval
     assert not whole.why
-    once = expect(problems.model_copy(update={"num_problems": 5}), specs, max_draws=1, over="draws")
+    few, both = problems.model_copy(update={"num_problems": 5}), told([vote, "single_pass"])[1]
+    once = expect(few, both, max_draws=1, over="draws")
     assert once.strategies[0].interval == (0, 1)
+    assert (once.difference(0, 1).low, once.difference(0, 1).high) == (-100, 100)
 
 
 def test_hardly_a_difference_has_no_sign() -> None:

@@ -287,6 +287,21 @@ def test_beyond_the_table_it_says_so(tmp_path: Path) -> None:
     assert not beyond_measured(enough, enough.strategies[0], draw_tasks(enough, tmp_path))
 
 
+def test_what_comes_again_is_the_same(tmp_path: Path) -> None:
+    """A row without answer and score gives the same answer and score again: asking n of n twice tells nothing new."""
+    rows = "\n".join(f"a,{s},{int(s < 3)},{100 + s}" for s in range(8))
+    written(tmp_path, "bare.csv", f"problem,sample,correct,tokens\n{rows}")
+    noisy = {"kind": "rule", "true_positive_rate": 0.7, "true_negative_rate": 0.7}
+    told = Problems.model_validate(
+        {"pass_table": "bare.csv", "verifier": noisy, "strategies": [{"strategy": "best_of_n", "n": 24}]}
+    )
+    [task] = draw_tasks(told, tmp_path)
+    sampler = task_sampler(told, told.strategies[0], task)
+    drawn = [sampler.draw(Branch(i, score=True), None) for i in range(24)]
+    assert sorted(drawn[:8]) == sorted(drawn[8:16]) == sorted(drawn[16:])
+    assert len({one.answer for one in drawn}) > 2
+
+
 def test_what_was_read_is_part_of_the_result(tmp_path: Path) -> None:
     """`sources` of a run say it in one line; caveats what leaves it. More problems than `num_problems` are no fault."""
     from kvplan.schedulers.vllm.config import EngineConfig
