@@ -1,15 +1,23 @@
-"""Speed of strategies on the simulator: 64,000 branches of 8k tokens, a large beam, a large GRPO step; one core.
+"""Speed of strategies, one core: accuracies of each bundled scenario, and large ones on the simulator.
 
-Figures are CPU seconds of the whole `solve()` call, records and all, and their ratio to a bare Python loop of the
-same machine, so that slow machines can be compared.
+First CPU seconds until every accuracy of a scenario is known to 2 points (goal: 20), without an engine. Then of the
+whole `solve()` call, records and all: 64,000 branches of 8k tokens, a large beam, a large GRPO step; `compare` makes
+three such runs. Beside them their ratio to a bare Python loop of the same machine, so that slow machines can be
+compared.
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
-from kvplan.scenario.schema import parse_scenario
+from kvplan.scenario.schema import load_scenario, parse_scenario
+from kvplan.search.expected_accuracy import lengths_of
 from kvplan.simulation.simulator import solve
+from kvplan.simulation.solve_setup import only_models_of, set_up_all
+from kvplan.workload.expectation import expect
+
+BUNDLED = sorted((Path(__file__).parents[1] / "scenarios").glob("strategy_*.yaml"))
 
 CASES = {
     "best-of-64, 8k traces, 1,000 problems, one at a time (goal: 15 s)": (
@@ -45,9 +53,28 @@ def loop_s() -> float:
     return time.process_time() - start
 
 
+def accuracies(path: Path, unit: float) -> str:
+    """What the accuracies of a bundled scenario take."""
+    told = load_scenario(path)
+    assert told.problems is not None
+    specs = [spec for said in told.problems.strategies for spec in said.expanded()]
+    limits = [lengths_of(set_up_all(only_models_of(told, spec))) for spec in specs]
+    start = time.process_time()
+    found = expect(told.problems, specs, told.folder, max_model_len=limits)
+    spent = time.process_time() - start
+    widest = max(100 * one.interval.half_width for one in found.strategies)
+    branches = sum(one.num_branches for one in found.drawn)
+    return (
+        f"{path.stem}: {spent:.2f} CPU s ({spent / unit:.1f} loops) to {widest:.2f} points, {branches:,} branches"
+        f"{f'; {found.why}' if found.why else ''}"
+    )
+
+
 def main() -> None:
     unit = loop_s()
     print(f"bare loop of 10 million additions: {unit:.2f} CPU s")
+    for path in BUNDLED:
+        print(accuracies(path, unit), flush=True)
     for name, (strategy, problems) in CASES.items():
         told = parse_scenario(
             {"model": "Qwen/Qwen3-8B", "gpu": "h200", "problems": {"strategies": [strategy], **problems}}
