@@ -38,17 +38,25 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
     return of
 
 
+def streams(notebook: Any) -> str:
+    """All that it prints."""
+    outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
+    return "".join(out.text for out in outputs if out.output_type == "stream")
+
+
 def executed(name: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything that a notebook prints, run afresh."""
+    """Everything that a notebook prints, run afresh; what is stored in it is the same."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook: Any = nbformat.read(ROOT / "examples" / name, as_version=4)
+    stored = streams(notebook)
     NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
     ).execute()
     outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
     charts = sum("vega" in key for out in outputs for key in out.get("data", {}))
     assert charts or any("altair" in str(out.get("data", {})).lower() for out in outputs)
-    return "".join(out.text for out in outputs if out.output_type == "stream")
+    assert streams(notebook) == stored
+    return stored
 
 
 def test_there_are_three_and_they_are_small() -> None:
