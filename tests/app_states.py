@@ -106,6 +106,16 @@ def uploaded(*files: tuple[str, str, bytes], under: str = "", then: str = "") ->
     return reach
 
 
+def unfolded(*titles: str) -> Callable[[Page], None]:
+    """What is folded away, opened."""
+
+    def reach(page: Page) -> None:
+        for title in titles:
+            page.unfold(title)
+
+    return reach
+
+
 def changed(name: str, key: str, value: str) -> Callable[[Page], None]:
     """A result whose inputs have changed since."""
 
@@ -163,6 +173,9 @@ STATES: dict[str, State] = {
                                 cancelled("plan", after="so far")),
     "no card counted": State({"tab": "Estimate", "model": "deepseek-ai/DeepSeek-R1", "gpu": "h200"}),
     "does not fit": State({"tab": "Estimate", "model": "Qwen/QwQ-32B", "gpu": "1xrtx-4090"}),
+    "sources": State({"tab": "Estimate"}, unfolded("Every figure")),
+    "sidebar": State({"tab": "Estimate", "speculative_method": "eagle"},
+                     unfolded("Your own model", "More of the question", "More engine flags")),
     "tiers": State({"tab": "Estimate", "kv_offloading_size": "200", "file_tier": "local"}),
     "own config": State({"tab": "Estimate"}, pasted("config_text", _config(), "Your own model")),
     "bad paste": State({"tab": "Estimate"}, pasted("config_text", "9" * 6000, "Your own model")),

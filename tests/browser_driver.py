@@ -230,12 +230,22 @@ class Page:
                 return
         raise AssertionError(title)
 
+    def alone(self) -> None:
+        """Close the other tabs, and what runs in them."""
+        here = self.driver.current_window_handle
+        for other in set(self.driver.window_handles) - {here}:
+            self.driver.switch_to.window(other)
+            self.driver.close()
+        self.driver.switch_to.window(here)
+
     def grow(self, width: int, most: int = 4000) -> None:
-        """A window of this width, as high as what it shows, down to so many pixels."""
+        """A window of this width, as high as what it shows, down to so many pixels; nothing is pointed at."""
         self.look(width)
+        self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": 1, "y": 1})
         time.sleep(0.4)
         self.settle()
         main = "document.querySelector('[data-testid=\"stMain\"]')"
+        self.driver.execute_script(f"{main}.scrollTop = 0")
         self.look(width, max(900, min(most, self.driver.execute_script(f"return {main}.scrollHeight") + 20)))
         time.sleep(0.4)
 

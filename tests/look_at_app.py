@@ -17,6 +17,8 @@ from app_states import STATES, State
 from browser_driver import Page, browser, served
 
 WIDTHS = (390, 768, 1280, 1920)
+HIGHEST = 9000
+"""Pixels of a picture; what comes below is not seen."""
 
 
 def main() -> int:
@@ -45,6 +47,7 @@ def look(page: Page, name: str, state: State, to: Path) -> list[str]:
     """Take a state's pictures; what is wrong with them."""
     found: list[str] = []
     page.look(1280)
+    page.alone()
     try:
         page.open(**state.link)
         page.first_answer()
@@ -52,7 +55,7 @@ def look(page: Page, name: str, state: State, to: Path) -> list[str]:
     except AssertionError as error:
         found.append(f"not reached: {error}")
     for width in WIDTHS:
-        page.grow(width)
+        page.grow(width, HIGHEST)
         found += [f"{width}: {one}" for one in page.clipped()]
         for dark in (False, True):
             page.light(dark)

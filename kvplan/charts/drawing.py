@@ -72,6 +72,15 @@ def limit_rule(
     return line.encode(y=y), text.encode(y=y, x=end, text=alt.Text("name:N"))
 
 
+def far_limit(name: str) -> alt.Chart:
+    """The name of a limit that is far above what is drawn: a rule there would leave nothing of it to see."""
+    base = alt.Chart(inline([{"name": f"{name}, far above"}]))
+    text = base.mark_text(align="right", baseline="top", dx=-5, dy=3, color=VERMILION, fontWeight="bold")
+    end = alt.XValue("width")  # type: ignore[no-untyped-call]
+    named: alt.Chart = text.encode(x=end, y=fixed_y(0), text=alt.Text("name:N"))
+    return named
+
+
 def fixed_y(place: float | str) -> alt.YValue:
     """A height in pixels, or the name of one."""
     return alt.YValue(place)  # type: ignore[no-untyped-call]
@@ -128,10 +137,10 @@ def binary_axis(values: Sequence[float]) -> alt.Axis:
 
 
 def peaks(rows: Iterable[Mapping[str, Any]], name: str, figure: str) -> Rows:
-    """The highest row of each series, where its name stands beside its line; none of a series that stays at zero."""
+    """The highest row of each series, the last of them, where its name stands; none of a series that stays at zero."""
     found: dict[str, Mapping[str, Any]] = {}
     for row in rows:
-        if row[figure] > found.get(row[name], {figure: 0})[figure]:
+        if row[figure] > 0 and row[figure] >= found.get(row[name], row)[figure]:
             found[row[name]] = row
     return [dict(row) for row in found.values()]
 

@@ -15,6 +15,7 @@ from kvplan.charts.drawing import (
     Layered,
     inline,
     legend,
+    log_ticks,
     seconds_unit,
     tips,
     token_axis,
@@ -74,12 +75,13 @@ def predicted_measured(rows: Sequence[Mapping[str, Any]], unit: str = "s") -> La
     values = [float(row[key]) for row in rows for key in ("measured", "predicted")]
     ends = [{"a": v} for v in ((min(values), max(values)) if values else (1.0, 1.0))]
     log = alt.Scale(type="log", nice=False, padding=6)
+    axis = token_axis(log_ticks(min(values), max(values)) if values else ())
     dots = (
         alt.Chart(inline(rows))
         .mark_circle(size=36, opacity=1, stroke=EDGE, strokeWidth=0.5)
         .encode(
-            x=alt.X("measured:Q", scale=log, title=f"measured, {unit}", axis=token_axis()),
-            y=alt.Y("predicted:Q", scale=log, title=f"predicted, {unit}", axis=token_axis()),
+            x=alt.X("measured:Q", scale=log, title=f"measured, {unit}", axis=axis),
+            y=alt.Y("predicted:Q", scale=log, title=f"predicted, {unit}", axis=axis),
             color=alt.Color(
                 "kind:N",
                 scale=alt.Scale(domain=sorted({str(r["kind"]) for r in rows}), range=list(PALETTE)),
@@ -100,11 +102,14 @@ def predicted_measured(rows: Sequence[Mapping[str, Any]], unit: str = "s") -> La
     return alt.layer(dots, line).properties(height=320)
 
 
+MEASURED = {"ttft_ms": "first token", "tpot_ms": "per token", "e2e_ms": "whole answer"}
+
+
 def run_comparison(found: RunComparison) -> Layered:
     """Simulated against real latencies, a dot per request and metric."""
     rows = [
-        {"kind": metric, "measured": float(a), "predicted": float(b)}
-        for metric in ("ttft_ms", "tpot_ms", "e2e_ms")
+        {"kind": name, "measured": float(a), "predicted": float(b)}
+        for metric, name in MEASURED.items()
         for a, b in zip(getattr(found.real, metric), getattr(found.simulated, metric), strict=True)
         if a > 0 and b > 0
     ]

@@ -24,6 +24,7 @@ from kvplan.charts.drawing import (
     Layered,
     Rows,
     colour_scale,
+    far_limit,
     inline,
     legend,
     limit_rule,
@@ -39,12 +40,15 @@ from kvplan.simulation.branches import Node
 from kvplan.simulation.records import Records
 from kvplan.simulation.result import Result
 
+FAR = 5
+"""A pool of so many times what is held is named only: as a rule it would press what is held flat."""
 KV_KINDS = {"shared": SKY, "prompt": BLUE, "thinking": ORANGE, "answer": GREEN}
 IN_USE = "blocks in use"
 
 
 def kv_over_time(result: Result) -> Layered:
-    """Tokens held by kind, a shared one once for each holder; the blocks in use, and the pool's size as a rule."""
+    """Tokens held by kind, a shared one once for each holder; the blocks in use, and the pool's size, as a rule if it
+    is near."""
     rows = [
         {"time_s": s.time_s, "kind": kind, "order": i, "tokens": getattr(s, f"{kind}_tokens")}
         for s in result.samples
@@ -60,12 +64,21 @@ def kv_over_time(result: Result) -> Layered:
     y = alt.Y("tokens:Q", title="tokens held", axis=token_axis())
     area = alt.Chart(inline(rows)).mark_area(interpolate="step-after", stroke=EDGE, strokeWidth=0.5)
     line = alt.Chart(inline(used)).mark_line(interpolate="step-after", strokeWidth=1.5)
-    pool = result.pool_tokens
+    pool, held = result.pool_tokens, _most_held(result)
+    name = f"pool {pool:,} tokens"
+    limit = limit_rule("y", pool, name) if pool < FAR * held else (far_limit(name),)
     return alt.layer(
         area.encode(x=x, y=y, color=colour, order=alt.Order("order:Q"), tooltip=shown),
         line.encode(x=x, y=y, color=colour, tooltip=shown),
-        *limit_rule("y", pool, f"pool {pool:,} tokens"),
+        *limit,
     ).properties(height=HEIGHT + 60)
+
+
+def _most_held(result: Result) -> int:
+    """Tokens at the highest point of the picture."""
+    kinds = (sum(getattr(s, f"{kind}_tokens") for kind in KV_KINDS) for s in result.samples)
+    used = (s.used_blocks * result.pool.block_size for s in result.samples)
+    return max((*kinds, *used), default=0)
 
 
 TIER_COLOURS = {"host memory": SKY, "files below it": VERMILION}
@@ -248,7 +261,7 @@ def request_timeline(records: Records, first: int = 0, count: int = 40) -> Layer
     lanes = [int(i) for i in by_arrival[first : first + count]]
     rows = [phase for i in lanes for phase in _phases(columns, i)]
     order = [int(columns["request_id"][i]) for i in lanes]
-    y = alt.Y("request:O", title="request", sort=order, axis=alt.Axis(labelOverlap=True))
+    y = alt.Y("request:O", title="request, as they arrive", sort=order, axis=alt.Axis(labelOverlap=True))
     bars = (
         alt.Chart(inline(rows))
         .mark_bar(stroke=EDGE, strokeWidth=0.5)

@@ -47,7 +47,7 @@ def pareto(found: Comparison, names: bool = True) -> Layered:
     """
     rows = _strategies(found)
     base = alt.Chart(inline(rows)).encode(
-        x=alt.X("latency_p99_s:Q", title="latency p99, seconds", scale=_ROOM, axis=alt.Axis(format=".3~r")),
+        x=alt.X("latency_p99_s:Q", title="latency p99, seconds", scale=_ROOM, axis=_NOT_BELOW),
         y=alt.Y("accuracy:Q", title="problems solved", axis=_SHARE, scale=_ROOM),
     )
     size = alt.Size("usd_per_correct:Q", legend=None, scale=alt.Scale(range=[60, 600]))
@@ -101,6 +101,8 @@ def shares(*names: str) -> list[Any]:
 
 
 _SHARE = alt.Axis(labelExpr="datum.value <= 1 ? format(datum.value, '~%') : ''")
+_NOT_BELOW = alt.Axis(labelExpr="datum.value < 0 ? '' : format(datum.value, ',.3~r')")
+"""Room beside the first dot is no time."""
 KEY_WIDTH = 100
 """Letters of a name in the key at most."""
 APART = (0.03, 0.06)
@@ -254,8 +256,8 @@ def speed_and_throughput(found: Recommendation, most: int = 12) -> Layered:
     scenarios = [c.scenario for c in feasible if c.scenario]
     measured = published_rows((s.model, get_gpu(s.gpu).name) for s in scenarios)
     base = alt.Chart(inline(rows)).encode(
-        x=alt.X("per_user:Q", title="output tokens a second, per user", scale=_ROOM),
-        y=alt.Y("per_gpu:Q", title="output tokens a second, per GPU", scale=_ROOM),
+        x=alt.X("per_user:Q", title="output tokens a second, per user", scale=_ROOM, axis=_NOT_BELOW),
+        y=alt.Y("per_gpu:Q", title="output tokens a second, per GPU", scale=_ROOM, axis=_NOT_BELOW),
     )
     states = {"best": BLUE, "others": SKY} | ({published_name(): VERMILION} if measured else {})
     colour = alt.Color("state:N", scale=colour_scale(states), legend=legend(3))

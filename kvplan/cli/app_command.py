@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 from kvplan.ground.errors import KvplanError
@@ -73,4 +75,11 @@ def app_command(*, port: int = 8501, address: str = "localhost", browser: bool =
     }
     words = ["run", str(app_file()), *(f"--{name}={value}" for name, value in settings.items())]
     memory = MEMORY if platform.libc_ver()[0] == "glibc" else {}
-    return subprocess.call([sys.executable, "-m", "streamlit", *words], env={**memory, **os.environ})
+    return _serve([sys.executable, "-m", "streamlit", *words], {**memory, **os.environ})
+
+
+def _serve(words: Sequence[str], env: Mapping[str, str]) -> int:
+    """Run the server; who ends the command ends it too, as a container does."""
+    with subprocess.Popen(words, env=env) as server:
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+        return server.wait()

@@ -82,7 +82,8 @@ class Line(NamedTuple):
         """Label with its unit, what the log says, what the plan says, the residual, its explanation."""
         places = PLACES[self.unit]
         printed = "-" if self.printed is None else f"{self.printed:,.{places}f}"
-        residual = "" if self.residual is None else f"{self.residual:+,.{places}f}"
+        apart = None if self.residual is None else round(self.residual, places)
+        residual = "" if apart is None else f"{apart:+,.{places}f}" if apart else f"{0:.{places}f}"
         label = self.label if self.unit in ("blocks", "tokens") else f"{self.label}, {self.unit}"
         return label, printed, f"{self.planned:,.{places}f}", residual, self.explanation
 

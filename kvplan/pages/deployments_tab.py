@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import streamlit as st
@@ -30,8 +31,10 @@ from kvplan.pages.widgets import (
     marked,
     or_complaint,
     pictures,
+    plain_money,
     read_source,
     scenario_to_copy,
+    sentence,
     shown_ms,
     source_of,
 )
@@ -39,7 +42,7 @@ from kvplan.pages.work import PlannedMemory, recommend_work, report_of
 from kvplan.scenario.schema import Scenario, dump_scenario
 from kvplan.search.planning import SURER, ServingAnswer, doubt_lines, question_rows
 from kvplan.search.point_row import asked_latencies
-from kvplan.search.recommendation import EXPLAINED, Candidate, Recommendation
+from kvplan.search.recommendation import Candidate, Recommendation
 
 
 class DeploymentInputs(NamedTuple):
@@ -81,8 +84,10 @@ def render(asked: Asked, told: DeploymentInputs, planned: PlannedMemory | None) 
         "recommend", scenario, lambda: recommend_work(scenario), "Recommend", dict(told.source.files)
     )
     if found is not None:
-        _headline(found, early("recommend"))
+        _verdict(found, early("recommend"))
+        _headline(found)
         _show(found)
+        _files(found, "search")
     elif "recommend_job" not in st.session_state:
         st.caption(
             "A search shows which deployments keep the targets, ranked by cost, and what rules out the others."
@@ -108,8 +113,7 @@ def _of_question(asked: Asked, planned: PlannedMemory) -> None:
         answer = mine.result  # cancelled: with what was done so far
         if answer.best is None:
             lines([f"{answer.found.reason[0].upper()}{answer.found.reason[1:]}."])
-    if answer.best is not None:  # else the verdict says why
-        _headline(answer.found, "")
+    _headline(answer.found)
     _show(answer.found)
     _sure(answer)
     _take_away(asked, answer)
@@ -144,14 +148,20 @@ def taken(asked: Asked) -> list[str]:
     return [said]
 
 
-def _headline(found: Recommendation, cut: str) -> None:
-    """The best one in figures. `cut`: that the search was ended early, in Markdown."""
+def _verdict(found: Recommendation, cut: str) -> None:
+    """A scenario's answer in words. `cut`: that the search was ended early, in Markdown."""
+    told = marked(sentence(found.reason))
+    if cut:
+        st.warning(f"{cut}.  \n{told}", icon=STOPPED)
+    elif found.best is None:
+        st.error(told, icon=":material/block:")
+    else:
+        st.success(f"**Best:** {marked(found.reason)}.", icon=":material/check_circle:")
+
+
+def _headline(found: Recommendation) -> None:
+    """The best one in figures."""
     best = found.best
-    why = "" if best else marked(f"{found.reason[0].upper()}{found.reason[1:]}.")
-    if cut or why:
-        st.warning(
-            "  \n".join(filter(None, (cut and f"{cut}.", why))), icon=STOPPED if cut else ":material/block:"
-        )
     if best is None:
         return
     usd, low, high = best.usd_per_hour, best.usd_per_hour_low, best.usd_per_hour_high
@@ -201,34 +211,48 @@ def _show(found: Recommendation) -> None:
         )
         st.subheader("Ranked, the cheapest first")
         st.table(
-            [{"No": f"{number}", **_words(c)} for number, c in enumerate(feasible[:12], 1)], hide_index=True
+            [
+                {"No": f"{number}", **_words(c, found.search.kind)}
+                for number, c in enumerate(feasible[:12], 1)
+            ],
+            hide_index=True,
         )
         if len({c.usd_per_hour for c in feasible}) > 1:
             chart(charts.ranking(found), "ranking", "Dollars an hour by deployment")
     ruled_out = [c for c in found.candidates if not c.feasible]
     if ruled_out:
-        with st.expander(f"Ruled out: {len(ruled_out)}"):
+        with st.expander(f"Ruled out: {len(ruled_out)}", expanded=not feasible):
             st.table(
                 [{"Deployment": marked(c.label), "Why": marked(c.why)} for c in ruled_out], hide_index=True
             )
     if feasible:
         with st.expander("What the columns mean, ranges and sources"):
-            lines([*EXPLAINED, *found.rests_on])
+            lines([*COLUMNS, *found.rests_on])
 
 
-def _words(row: Candidate) -> dict[str, str]:
+COLUMNS = (
+    "Runs: copies x GPUs of each, spares included; so many as the least takes that one carries over draws of the load",
+    "Latencies: p99 at a copy's highest load that keeps the targets",
+    "In brackets: nine cases in ten, by errors on models left out, simulated",
+)
+CARRIED = {"rate": "Requests/s of a copy", "users": "Users of a copy", "batch": "Of a copy by the deadline"}
+"""What one copy carries, by the kind of load."""
+
+
+def _words(row: Candidate, kind: str) -> dict[str, str]:
     """A candidate as people would say it."""
     each = row.figures["num_gpus_per_copy"]
     carried = "-" if row.highest is None else f"{'at least ' if row.at_least else ''}{digits(row.highest)}"
-    ends = (row.highest_low, row.highest_high)
-    carried += f" ({digits(ends[0])} to {digits(ends[1])})" if None not in ends and ends[0] != ends[1] else ""  # type: ignore[arg-type]
+    low, high = row.highest_low, row.highest_high
+    if low is not None and high is not None and low != high:  # at least so many: nobody looked for the most
+        carried += f" ({digits(low)}{' at the worst' if row.at_least else f' to {digits(high)}'})"
     usd = "-" if row.usd_per_hour is None else f"${row.usd_per_hour:,.2f}"
     spread = _money(row.usd_per_hour_low, row.usd_per_hour_high)
     return {
         "Deployment": marked(row.label),
         "Runs": f"{(row.num_gpus or 0) // each} x {counted(each, 'GPU')}",
         "An hour": plain_money(usd + (f" ({spread})" if spread else "")),
-        "A copy carries": carried,
+        CARRIED[kind]: carried,
         "First token p99": shown_ms(row.figures.get("p99_ttft_ms")),
         "Token p99": shown_ms(row.figures.get("p99_tpot_ms")),
         "Gives out first": in_words(row.limited_by),
@@ -241,11 +265,6 @@ LATENCY_NAMES = {
     "tpot_ms": "Per token",
     "e2el_ms": "Whole answer",
 }
-
-
-def plain_money(told: str) -> str:
-    """Dollars in a table of Markdown, where two of them would be a formula."""
-    return told.replace("$", "\\$")
 
 
 def _sure(answer: ServingAnswer) -> None:
@@ -265,39 +284,47 @@ def _sure(answer: ServingAnswer) -> None:
 
 
 def _take_away(asked: Asked, answer: ServingAnswer) -> None:
-    found = answer.found
-    rows = [candidate.to_dict() for candidate in found.candidates]
-    st.subheader("Take it away")
     is_plain = not asked.settled and not asked.config
-    command(asked.words("plan") if is_plain else "kvplan recommend plan.yaml")
+    line = asked.words("plan") if is_plain else "kvplan recommend plan.yaml"
+    _files(answer.found, "plan", line, answer)
     if not is_plain:
         st.caption(
-            "`kvplan plan` takes no engine flags: the scenario below has them; it ranks the same deployments."
+            "`kvplan plan` takes no engine flags: the scenario above has them; it ranks the same deployments."
         )
-    with st.container(horizontal=True, gap="small"):
-        st.download_button(
-            "Report (HTML)",
-            lambda: read_apart(report_of, answer, bounds=DRAW),
-            "plan.html",
-            key="report",
-            on_click="ignore",
-        )
-        st.download_button(
+
+
+def _files(found: Recommendation, name: str, line: str = "", answer: ServingAnswer | None = None) -> None:
+    """Everything to take away; of a question its answer with a report."""
+    st.subheader("Take it away")
+    if line:
+        command(line)
+    whole = found if answer is None else answer
+    made: list[tuple[str, Callable[[], Any], str, str]] = [
+        (
             "JSON",
-            lambda: json.dumps(answer.to_dict(), indent=2, allow_nan=False),
-            "plan.json",
-            key="plan_json",
-            on_click="ignore",
+            lambda: json.dumps(whole.to_dict(), indent=2, allow_nan=False),
+            f"{name}.json",
+            f"{name}_json",
+        ),
+        (
+            "Rows (CSV)",
+            lambda: _csv([c.to_dict() for c in found.candidates]),
+            "deployments.csv",
+            f"{name}_csv",
+        ),
+    ]
+    if answer is not None:
+        made.insert(
+            0, ("Report (HTML)", lambda: read_apart(report_of, answer, bounds=DRAW), "plan.html", "report")
         )
-        st.download_button(
-            "Rows (CSV)", lambda: _csv(rows), "deployments.csv", key="plan_csv", on_click="ignore"
-        )
-        st.download_button(
-            "Scenario (YAML)", dump_scenario(found.scenario), "plan.yaml", key="plan_yaml", on_click="ignore"
-        )
+        made.append(("Scenario (YAML)", lambda: dump_scenario(found.scenario), "plan.yaml", "plan_yaml"))
+    with st.container(horizontal=True, gap="small"):
+        for label, content, file, key in made:
+            st.download_button(label, content, file, key=key, on_click="ignore")
     if any(c.feasible for c in found.candidates):
+        drawn = {"frontier": charts.speed_and_throughput(found), "cost": charts.ranking(found)}
         with st.expander("Pictures"):
-            pictures({"frontier": charts.speed_and_throughput(found), "cost": charts.ranking(found)}, "plan")
+            pictures(drawn, name)
 
 
 def _csv(rows: list[dict[str, Any]]) -> bytes:

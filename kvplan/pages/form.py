@@ -111,7 +111,8 @@ def sentence() -> dict[str, str]:
         models, cards = _models(), _cards()
         found = {
             "model": st.selectbox(
-                "Serve", models, index=models.index(MODEL), key="model", accept_new_options=True, width=300, **BIND
+                "Serve", models, index=models.index(MODEL), key="model", accept_new_options=True, width=300,
+                disabled=_has_own(), **BIND,
             ),
             "gpu": st.selectbox(
                 "on", cards, index=0, key="gpu", accept_new_options=True, width=184, **BIND,
@@ -170,6 +171,11 @@ def typed() -> Typed:
         flags |= _more_flags()
     said |= {key: told[key] for key in ("users", "thinking", "prompt", "answer", "slo")}
     return Typed(told["model"], told["gpu"], engine, said, flags, samples, requests, config, tuple(also))
+
+
+def _has_own() -> bool:
+    """Whether a model from outside is taken instead of the one in the sentence."""
+    return any(st.session_state.get(key) for key in ("config_file", "config_text"))
 
 
 def _own_config(bar: Any) -> str:

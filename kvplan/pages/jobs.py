@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -64,6 +64,20 @@ _returning: list[Job] = []
 
 def _always() -> bool:
     return True
+
+
+def time_left(marks: Sequence[tuple[float, float]], now: float) -> float | None:
+    """Seconds that are left of work of which so much was done (0 to 1) by such times; None while that says nothing.
+
+    At the pace since the first mark, for what was prepared before it tells nothing of the rest; or at that of the later
+    half, if it is slower: what slowed down is not hoped to speed up.
+    """
+    if len(marks) < 3 or marks[-1][0] - marks[0][0] < 1.0:
+        return None
+    (first, s0), (last, s1) = marks[0], marks[-1]
+    middle, half = next(m for m in reversed(marks) if m[0] <= (first + last) / 2)
+    pace = min((s1 - s0) / (last - first), (s1 - half) / (last - middle))
+    return max(0.0, (1 - s1) / pace - (now - last)) if pace > 0 else None
 
 
 class Job:
@@ -125,18 +139,8 @@ class Job:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that are left at the pace of the last quarter of the time; None while that says nothing."""
-        now, marks = time.monotonic(), self._marks
-        if len(marks) < 3 or now - self._started < 1.5:
-            return None
-        since = next((m for m in marks if m[0] >= self._started + 0.75 * (now - self._started)), marks[-2])
-        if marks[-1] == since:
-            since = marks[-2]
-        (t0, s0), (t1, s1) = since, marks[-1]
-        pace = (s1 - s0) / (t1 - t0) if t1 > t0 else 0.0
-        whole = s1 / (t1 - self._started)
-        pace = min(pace, whole) if pace > 0 else whole  # what slowed down is not hoped to speed up
-        return max(0.0, (1 - s1) / pace - (now - t1)) if pace > 0 else None
+        """Seconds that are left; None while nobody knows."""
+        return time_left(self._marks, time.monotonic())
 
     def wait(self, seconds: float) -> bool:
         """Wait for the end at most so long; return whether it is over. Tells the job that somebody looks."""

@@ -31,6 +31,14 @@ CHOICES = frozenset((
     "scenario_source", "scenario", "owners", "strategies_source", "strategies", "of_question",
     "search_source", "search", "profile", "measurements",
 ))  # fmt: skip
+NEEDS = {
+    **dict.fromkeys(("scenario", "scenario_set", "num_prompts", "seed"), "scenario_source"),
+    **dict.fromkeys(("search", "search_set"), "search_source"),
+    "strategies": "strategies_source",
+    "num_speculative_tokens": "speculative_method",
+    "file_drive": "file_tier",
+}
+"""Inputs that are there only for some choices of another."""
 VIEWS = frozenset(["run", "first_request", "block_time", "block_replica", "tree_strategy", "tree_problem"])
 """What is looked at of a result; drawn once there is one."""
 LISTS = frozenset(["gpus", "run"])
@@ -64,6 +72,12 @@ def check(key: str, options: Iterable[Any]) -> None:
             st.session_state["link_faults"].setdefault(key, f"{key}: there is no {value[:80]!r}{close}")
 
 
+def opened_tab() -> str | None:
+    """The tab that is looked at, before it is drawn; None: the first."""
+    opened = st.session_state.get("tab") or next(iter(told("tab")), None)
+    return None if opened is None else str(opened)
+
+
 def check_switch(key: str) -> None:
     """The same for what is on or off."""
     check(key, ("true", "false"))
@@ -80,9 +94,18 @@ def is_kept() -> bool:
     return not state["link_faults"] and (not state["link"] or bool(state.get("link_read")))
 
 
-def was_read() -> None:
-    """Note that every input has read the link."""
-    st.session_state["link_read"] = True
+def was_read(all_drawn: bool = True) -> None:
+    """Note that every input has read the link, and as a fault what none has: it is of another choice than the link's.
+
+    `all_drawn`: whether every input is there that the link's choices have.
+    """
+    state = st.session_state
+    if all_drawn and not state.get("link_read"):
+        for key, needed in NEEDS.items():
+            if key in state["link"] and key not in state:
+                told = f"{key}: this link says it, but its {needed} does not ask for it"
+                state["link_faults"].setdefault(key, told)
+    state["link_read"] = True
 
 
 def forget_faults() -> None:
@@ -110,5 +133,5 @@ def _check_names(link: dict[str, list[str]]) -> None:
                 st.session_state["link_faults"][key] = f"{key}: said {len(said)} times, and it is one thing"
             continue
         st.session_state["link_faults"][key] = (
-            f"no input is called {key[:80]!r}{did_you_mean(key[:80], KEYS)}"
+            f"No input is called {key[:80]!r}{did_you_mean(key[:80], KEYS)}"
         )

@@ -20,7 +20,6 @@ from kvplan.pages.widgets import (
     ShownFigure,
     chart,
     command,
-    digits,
     figures,
     guarded,
     marked,
@@ -90,17 +89,18 @@ def _answer(asked: Asked) -> None:
 def _figures(asked: Asked, found: PlannedMemory) -> None:
     plan = found.plan
     (low, high), now = plan.num_traces_range, plan.num_traces
-    spread = f"{low:,} to {high:,}" if low != high else "over its whole range"
+    spread = f"{low:,} to {high:,}" if low != high else "at the worst and at the best"
     varying = found.varying
     price, pool = plan.price_per_hour, plan.budget.kv.size.value
     row = [
         ShownFigure("Longest traces at once", f"{now:,}", spread if plan.serves else "it does not start",
                f"{plan.trace_tokens:,} tokens each: prompt, longest thinking, answer. Limited by "
                f"{in_words(plan.limited_by)}. Range: what measured overheads of memory leave open."),
-        ShownFigure("Typical ones", f"{int(found.typical.value):,}", f"{asked.typical.trace_tokens(0):,} tokens each",
+        ShownFigure("Typical ones", f"{found.at_once(found.typical.value):,}",
+               f"{asked.typical.trace_tokens(0):,} tokens each",
                None if varying is None else f"{varying:,} if lengths vary as asked, with one overflow in a hundred."),
-        ShownFigure("KV cache", f"{digits(gib(max(0, pool)))} GiB",
-               f"{digits(gib(-pool))} GiB are missing" if pool < 0 else f"{int(_kv(plan)['cache_tokens']):,} tokens"),
+        ShownFigure("KV cache", f"{gib(max(0, pool)):,.1f} GiB",
+               f"{gib(-pool):,.1f} GiB are missing" if pool < 0 else f"{int(_kv(plan)['cache_tokens']):,} tokens"),
         ShownFigure("Cards", f"${price:,.2f}/h", f"{plan.args.num_gpus} x {plan.question.gpu.name}",
                plan.question.gpu.price_source),
     ]  # fmt: skip

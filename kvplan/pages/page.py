@@ -91,7 +91,7 @@ def _page() -> None:
         search = deployments_tab.inputs(asked)
     with fifth:
         profile = calibration_tab.inputs(asked)
-    links.was_read()
+    links.was_read(all_drawn=not isinstance(asked, str))
     if links.faults():
         _refused(answer)
         return

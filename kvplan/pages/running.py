@@ -111,13 +111,25 @@ def _how_far(name: str, job: Job) -> str:
         looked = (
             f"{job.share:.0%} of the deployments looked at"
             if job.share < 1
-            else "Now their ranges, and what changes the answer"
+            else "All deployments looked at; now how far their figures may be off, and what would change the answer"
         )
         return f"{looked}; {so_far}"
     if job.share >= 1:
         return f"Summing up; {so_far}"
     left = job.left_s
     return f"{job.share:.0%} done, {so_far if left is None else f'{about(left)} left'}"
+
+
+def _progress(name: str, job: Job) -> None:
+    if job.state == "waiting":
+        before = job.num_before
+        ahead = f"{counted(before, 'run')} before this one" if before else "this run is next"
+        st.progress(0.0, text=f"Waiting for a turn: {ahead}")
+    elif name in SEARCHES and job.share >= 1:
+        st.html('<div class="going" role="progressbar"><i></i></div>')
+        st.caption(_how_far(name, job))
+    else:
+        st.progress(min(1.0, job.share), text=_how_far(name, job))
 
 
 @st.fragment(run_every=1.0)
@@ -133,16 +145,16 @@ def under_way(name: str) -> None:
         most = f" The app ends it after {about(job.most_s)}, with what is done by then." * (
             job.forecast_s > job.most_s
         )
+        long = "Nobody can say yet how long this takes"
+        if job.forecast_s != float("inf"):
+            long = f"This would take {about(job.forecast_s)}"
         st.warning(
-            f"This would take {about(job.forecast_s)}. A smaller load or a shorter run answers sooner.{most}",
+            f"{long}. A smaller load or a shorter run answers sooner.{most}",
             icon=":material/hourglass:",
         )
-    elif job.state == "waiting":
-        before = job.num_before
-        ahead = f"{counted(before, 'run')} before this one" if before else "this run is next"
-        st.progress(0.0, text=f"Waiting for a turn: {ahead}")
     else:
-        st.progress(min(1.0, job.share), text=_how_far(name, job))
+        with st.container(key=f"{name}_progress"):
+            _progress(name, job)
     with st.container(horizontal=True):
         if job.state == "asking":
             st.button("Run it anyway", key=f"{name}_go_on", on_click=job.go_on)

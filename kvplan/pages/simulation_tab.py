@@ -34,6 +34,7 @@ from kvplan.pages.widgets import (
     pictures,
     read_source,
     scenario_to_copy,
+    sentence,
     shown_ms,
     source_of,
     span,
@@ -187,7 +188,7 @@ def _show(found: SimulatedRun) -> None:
     _requests(result)
     if found.blocks.moments:
         _blocks(found.blocks)
-    with st.expander("Report, as vllm bench serve prints it"):
+    with st.expander("Report, as `vllm bench serve` prints it"):
         st.code(bench_block(result), language=None)
         lines(bench_tail(result))
     _downloads(found, {"kv": kv, "queue": queue, **shares})
@@ -209,9 +210,13 @@ def _tier(result: Result) -> None:
     if result.offload_comparison is None:
         return
     names, *figures_of = side_rows(result)
-    rows = [dict(zip(names, row, strict=True)) for row in figures_of]
+    rows = [dict(zip(names, map(_thousands, row), strict=True)) for row in figures_of]
     with st.container(key="tier_sides"):
         st.table(rows)
+
+
+def _thousands(cell: str) -> str:
+    return f"{int(cell):,}" if cell.isdigit() else cell
 
 
 RANGED = (
@@ -268,7 +273,7 @@ def _headline(result: Result) -> None:
     )
     _more(result, document)
     for said in result.doubts:
-        st.warning(marked(f"Unsure: {said}."), icon=":material/help:")
+        st.warning(marked(sentence(f"Unsure: {said}")), icon=":material/help:")
     lines([*result.advice, *result.caveats])
 
 
@@ -300,7 +305,7 @@ def _more(result: Result, document: dict[str, Any]) -> None:
         if energy["mean_watts"] is not None:
             grams = energy["gco2_per_million_output_tokens"]
             told.append(
-                f"{energy['kwh_per_million_output_tokens']:.3g} kWh and {grams:,.3g} g of CO2 per million "
+                f"{digits(energy['kwh_per_million_output_tokens'])} kWh and {digits(grams)} g of CO2 per million "
                 f"output tokens at "
                 f"PUE {energy['pue']:g} and {energy['grid_gco2_per_kwh']:g} g a kWh ({energy['grid_source']}). Power: "
                 f"{energy['source']}. Price: {cost['price_source']}."
@@ -371,6 +376,7 @@ def _clip(ids: str, most: int = 44) -> str:
 
 def _downloads(found: SimulatedRun, drawn: dict[str, Any]) -> None:
     result = found.result
+    st.subheader("Take it away")
     with st.container(horizontal=True, gap="small"):
         st.download_button(
             "JSON",

@@ -31,6 +31,7 @@ from kvplan.pages.widgets import (
     marked,
     or_complaint,
     pictures,
+    plain_money,
     read_source,
     rows_of,
     scenario_to_copy,
@@ -121,12 +122,13 @@ def taken(asked: Asked, told: StrategyInputs, scenario: Scenario) -> list[str]:
         if scenario.problems.pass_table
         else f"thinking {mean_thinking(asked.question):,} tokens on average, prompts and answers as asked"
     )
+    problems, from_it = scenario.problems, "the strategies"
+    if not problems.pass_table:
+        number = counted(problems.num_problems, "problem")
+        from_it = f"{number}, how hard they are ({problems.quality.name}), the strategies"
     return [
         f"Taken from the question: {model}, {scenario.replicas} x {scenario.gpu}, {asked.engine} and its "
-        f"flags, problems {load}; "
-        f"{lengths}. Not taken: targets. From the scenario: {counted(scenario.problems.num_problems, 'problem')}, "
-        f"how hard they are "
-        f"({scenario.problems.quality.name}), the strategies."
+        f"flags, problems {load}; {lengths}. Not taken: targets. From the scenario: {from_it}."
     ]
 
 
@@ -150,17 +152,26 @@ def _show(outcome: ComparedStrategies) -> None:
     chart(front, "pareto", "Accuracy against latency of each strategy; cost as size")
     st.caption(
         "Dot size: dollars per correct answer. Blue: no other is at least as accurate, as fast and as cheap. "
-        "Numbers: as in the table and below."
+        "Numbers: as in the table."
     )
+    both = zip(rows, found.rows, strict=True)
+    told = [
+        {"No": f"{number}", **_words(row, one.correct_per_gpu_hour)}
+        for number, (row, one) in enumerate(both, 1)
+    ]
+    st.table(told, hide_index=True)
     st.subheader("Correct answers per GPU-hour")
     chart(per_hour, "per_hour", "Correct answers per GPU-hour by strategy")
     drawn = {"pareto": front, "per-hour": per_hour}
     if len(found.budgets) > 1:
         drawn |= _budgets(found)
-    if outcome.trees:
+    if any(len(nodes) > 1 for trees in outcome.trees.values() for nodes in trees.values()):
         _tree(outcome)
-    st.subheader("All figures")
-    rows_of([{"no": number, **row} for number, row in enumerate(rows, 1)])
+    with st.expander("All figures"):
+        rows_of([{"no": number, **row} for number, row in enumerate(rows, 1)])
+    with st.expander("Ranges and sources"):
+        lines([*found.rests_on, *(f"Advice: {said}" for said in found.advice)])
+    st.subheader("Take it away")
     with st.container(horizontal=True, gap="small"):
         st.download_button(
             "Rows (CSV)", lambda: _csv(rows), "strategies.csv", key="compare_csv", on_click="ignore"
@@ -171,8 +182,23 @@ def _show(outcome: ComparedStrategies) -> None:
         )  # fmt: skip
     with st.expander("Pictures"):
         pictures(drawn, "compare")
-    with st.expander("Ranges and sources"):
-        lines([*found.rests_on, *(f"Advice: {said}." for said in found.advice)])
+
+
+def _words(row: Mapping[str, Any], per_hour: float) -> dict[str, str]:
+    """A strategy as people would say it."""
+
+    def of(name: str, shown: Callable[[float], str]) -> str:
+        value, ends = row[name], _ends(row, name, shown)
+        return "-" if value is None else shown(float(value)) + (f" ({ends})" if ends else "")
+
+    return {
+        "Strategy": marked(str(row["strategy"])),
+        "Solved": of("accuracy", lambda share: f"{share:.0%}"),
+        "Latency p99": of("latency_p99_s", lambda seconds: shown_ms(1e3 * seconds)),
+        "Per correct answer": plain_money(of("usd_per_correct", lambda usd: f"${digits(usd, '#')}")),
+        "Correct per GPU-hour": digits(per_hour),
+        "Gives out first": in_words(str(row["limited_by"])),
+    }
 
 
 def _figures(found: Comparison, rows: list[dict[str, object]]) -> None:
@@ -189,8 +215,8 @@ def _figures(found: Comparison, rows: list[dict[str, object]]) -> None:
                         name),
             ShownFigure("Latency p99", shown_ms(1e3 * float(str(row["latency_p99_s"]))),
                    _ends(row, "latency_p99_s", lambda v: shown_ms(1e3 * v))),
-            ShownFigure("Per correct answer", "-" if cost is None else f"${digits(float(str(cost)))}",
-                   _ends(row, "usd_per_correct", lambda v: f"${digits(v)}")),
+            ShownFigure("Per correct answer", "-" if cost is None else f"${digits(float(str(cost)), '#')}",
+                   _ends(row, "usd_per_correct", lambda v: f"${digits(v, '#')}")),
             ShownFigure("Correct per GPU-hour", digits(best.correct_per_gpu_hour),
                    f"limited by {in_words(best.limited_by)}"),
         ]

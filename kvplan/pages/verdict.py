@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import Literal
 
 import streamlit as st
 
 from kvplan.ground.errors import KvplanError
 from kvplan.pages import form, links
 from kvplan.pages.apart import WorkBounds
-from kvplan.pages.asked import ENGINES, Asked
+from kvplan.pages.asked import ENGINES, OWN, Asked
 from kvplan.pages.jobs import Job, read_apart
 from kvplan.pages.running import STOPPED, early, over, start, under_way
 from kvplan.pages.widgets import marked, refuse
 from kvplan.pages.work import PlannedMemory, plan_work, planned
 from kvplan.search.planning import ServingAnswer
 
+OF_QUESTION = ("Estimate", "Recommend")
+"""Tabs that show what the check finds."""
 MOST_ANSWERS = 32
 """Remembered of all visitors: equal questions have equal answers."""
 _answers: OrderedDict[Asked, ServingAnswer] = OrderedDict()
@@ -49,7 +52,8 @@ def _answered(asked: Asked, found: PlannedMemory) -> None:
         _told(asked, answer, found)
         return
     if found.plan.serves:
-        st.info(f"**At first sight:** {marked(memory_line(asked, found))}.", icon=":material/memory:")
+        told = marked(f"{memory_line(asked, found)}. {room_line(asked, found)}")
+        st.info(f"**At first sight:** {told}", icon=":material/memory:")
     elif asked.is_open:
         on = f"{found.plan.args.num_gpus} x {found.plan.question.gpu.name}"
         st.warning(
@@ -74,9 +78,10 @@ def check_label(asked: Asked) -> str:
 def ask(asked: Asked, label: str, key: str) -> None:
     """A button that answers the question in full, and how far that is; a link with `run=plan` presses it."""
     state = st.session_state
-    pressed = st.button(
-        label, key=key, type="primary", help="Simulates this load on the cards: seconds to a minute."
-    )
+    is_mine = links.opened_tab() in (None, *OF_QUESTION)  # elsewhere the tab's own run is what one comes for
+    kind: Literal["primary", "secondary"] = "primary" if is_mine else "secondary"
+    told = "Simulates this load on the cards: seconds to a minute."
+    pressed = st.button(label, key=key, type=kind, help=told)
     if pressed or ("plan" in links.told("run") and "plan_job" not in state and not state.get("plan_refused")):
         try:
             start("plan", asked, work_of(asked), asked.files)
@@ -152,14 +157,32 @@ def plan_of(asked: Asked) -> PlannedMemory:
 def memory_line(asked: Asked, found: PlannedMemory) -> str:
     """How many requests live at once on what the flags take."""
     plan, cards = found.plan, found.plan.args.num_gpus
-    low, high, now = int(plan.traces.low), int(plan.traces.high), int(plan.traces.value)
+    (low, high), now = plan.num_traces_range, plan.num_traces
     spread = f" ({low:,} to {high:,})" if low != high else ""
     holds = "holds" if cards == 1 else "hold"
+    what = "traces" if asked.num_samples > 1 else "requests"  # samples of one request are traces of their own
+    what += " of your model" * (asked.model == OWN)
     return (
-        f"{cards} x {plan.question.gpu.name} {holds} {now:,} of the longest requests at once{spread}, of "
-        f"{plan.trace_tokens:,} "
-        f"tokens each, or {int(found.typical.value):,} typical ones"
+        f"{cards} x {plan.question.gpu.name} {holds} {now:,} of the longest {what} at once{spread}, of "
+        f"{plan.trace_tokens:,} tokens each, or {found.at_once(found.typical.value):,} typical ones"
     )
+
+
+def room_line(asked: Asked, found: PlannedMemory) -> str:
+    """Whether all users may ask at once; nothing where nobody counted users or cards, or asked of other numbers."""
+    users = asked.question.users
+    if not users or not asked.cards.number or asked.num_samples * asked.num_requests > 1:
+        return ""
+    copies = asked.replicas
+    longest, typical = (copies * found.at_once(span.value) for span in (found.plan.traces, found.typical))
+    who = f"all {users:,} users" if users > 1 else "the user"
+    if copies > 1:
+        who += f" on {copies:,} copies"
+    if users <= longest:
+        return f"Room for {who} at once, even with the longest."
+    if users <= typical:
+        return f"Room for {who} at once, while few are of the longest."
+    return f"No room for {who} at once: who comes then waits."
 
 
 def _told(asked: Asked, answer: ServingAnswer, found: PlannedMemory) -> None:

@@ -33,6 +33,9 @@ CODE = re.compile(r"`([^`\n]+)`|(?<!\S)\(?(--[a-z][\w-]*)")
 """What is shown in the font of code: words between backticks, and flags."""
 
 
+WORD = re.compile(r"[a-z]+ ")
+"""A word of a sentence, no key of a scenario."""
+
 # --- inputs ---------------------------------------------------------------------------------------
 
 
@@ -56,7 +59,7 @@ def switch(place: Any, label: str, key: str, value: bool = False, **more: Any) -
 
 def changes(place: Any, label: str, key: str, example: str) -> tuple[str, ...]:
     """Lines of key=value."""
-    told = place.text_area(label, key=key, max_chars=4000, height=68, placeholder=example, **BIND)
+    told = place.text_area(label, key=key, max_chars=4000, height="content", placeholder=example, **BIND)
     return tuple(line.strip() for line in str(told or "").splitlines() if line.strip())
 
 
@@ -80,6 +83,11 @@ def marked(told: str) -> str:
         shown += ESCAPED.sub(r"\\\1", told[at : found.start(which)].removesuffix("`")) + f"`{found[which]}`"
         at = found.end()
     return shown + ESCAPED.sub(r"\\\1", told[at:])
+
+
+def plain_money(told: str) -> str:
+    """Dollars in a table of Markdown, where two of them would be a formula."""
+    return told.replace("$", "\\$")
 
 
 def refuse(told: str, place: Any = st) -> None:
@@ -193,7 +201,7 @@ def rows_of(rows: Sequence[Mapping[str, Any]]) -> None:
     st.dataframe(rows, hide_index=True, column_config={name: _column(name, rows) for name in names})
 
 
-SHARES = re.compile(r"accuracy|share|fraction|median|p9[05]|bias|.*_error")
+SHARES = re.compile(r"accuracy|share|fraction|median|p9[05]|bias|error|.*_error")
 
 
 def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -203,6 +211,8 @@ def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
     if SHARES.match(name) and all(abs(v) <= 1 for v in values):
         return st.column_config.NumberColumn(label, format="percent")
     whole = all(isinstance(v, int) for v in values)
+    if whole and max(values) >= 1e9:
+        return st.column_config.NumberColumn(label, format="compact")
     return st.column_config.NumberColumn(label, format="localized" if whole else "%.4g")
 
 
@@ -284,8 +294,20 @@ def broken(line: str, most: int = 48) -> str:
 
 
 def lines(said: Iterable[str]) -> None:
-    """Small print, a line each."""
-    st.caption("  \n".join(map(marked, said)))
+    """Small print, a sentence each."""
+    st.caption("  \n".join(marked(sentence(one)) for one in said))
+
+
+def sentence(told: str) -> str:
+    """A remark as a sentence: a capital where it begins with a word, a full stop.
+
+    >>> sentence("nothing was loaded"), sentence("kv_cache_dtype: fp8"), sentence("So it is.")
+    ('Nothing was loaded.', 'kv_cache_dtype: fp8.', 'So it is.')
+    """
+    told = told.strip()
+    if WORD.match(told):
+        told = told[0].upper() + told[1:]
+    return told if told.endswith((".", "!", "?", ":")) else f"{told}."
 
 
 QUESTION, BUNDLED, FILE = "The question", "Bundled scenario", "Your scenario"

@@ -405,7 +405,8 @@ def _headroom(owned: Owned) -> str:
     best = owned.best
     assert best is not None
     room = f"{'at least ' if best.at_least else ''}{best.headroom:.0%}"
-    return f"{_copies_text(best)}, ${best.usd_per_hour:,.2f}/h, the load may grow by {room}"
+    copies = f"{_copies_text(best)}, " if best.figures["num_gpus_per_copy"] != owned.cards.number else ""
+    return f"{copies}${best.usd_per_hour:,.2f}/h, the load may grow by {room}"
 
 
 def question_rows(q: ServingQuestion) -> list[tuple[str, str, str]]:

@@ -123,6 +123,29 @@ def test_a_run_is_drawn_as_it_was(result: Result) -> None:
     assert queue["layer"][0]["encoding"]["y"]["scale"]["domain"][1] > highest
 
 
+def test_a_pool_far_above_leaves_what_is_held_to_see(result: Result) -> None:
+    """A pool of many times what was held is named and no rule: the picture is as high as what was held."""
+    most = max(s.used_blocks for s in result.samples)
+    near, far = (
+        runs.kv_over_time(replace(result, pool=replace(result.pool, num_blocks=n))).to_dict()
+        for n in (2 * most, 2 * runs.FAR * most)
+    )
+    assert len(limits(near)) == 1
+    assert not limits(far)
+    assert any("far above" in row.get("name", "") for row in rows_of(far))
+
+
+def test_a_name_stands_where_its_line_is_highest_last() -> None:
+    """So that of a count that only grows it stands at the end."""
+    rows = [{"what": what, "time": t, "count": n} for what, counts in
+            {"grows": (0, 1, 2, 2), "peaks": (0, 3, 1, 0), "never": (0, 0, 0, 0)}.items()
+            for t, n in enumerate(counts)]  # fmt: skip
+    assert {row["what"]: row["time"] for row in drawing.peaks(rows, "what", "count")} == {
+        "grows": 3,
+        "peaks": 1,
+    }
+
+
 @pytest.mark.parametrize("name", runs.LATENCIES)
 def test_latencies_end_at_everybody(result: Result, name: str) -> None:
     """The share rises to 1; a target is a rule, where there is one."""

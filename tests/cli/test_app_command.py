@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def test_it_starts_the_app_with_its_settings(monkeypatch: pytest.MonkeyPatch) ->
     pytest.importorskip("streamlit")
     pytest.importorskip("altair")
     started: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "call", lambda words, env: started.append(words) or 0)
+    monkeypatch.setattr(app_command, "_serve", lambda words, env: started.append(words) or 0)
     assert run(["app", "--port", "8123"]) == 0
     (words,) = started
     assert Path(words[words.index("run") + 1]) == app_file()
@@ -27,6 +28,23 @@ def test_it_starts_the_app_with_its_settings(monkeypatch: pytest.MonkeyPatch) ->
         words
     )
     assert "--client.showErrorDetails=none" in words
+
+
+SERVER = "import sys, time\nprint('up', flush=True)\ntime.sleep(60)"
+
+
+def test_who_ends_the_command_ends_the_server() -> None:
+    """As a container or a service manager does; nothing of it goes on."""
+    begun = (
+        "import os, sys\nfrom kvplan.cli.app_command import _serve\n"
+        f"_serve([sys.executable, '-c', {SERVER!r}], os.environ)"
+    )
+    with subprocess.Popen([sys.executable, "-c", begun], stdout=subprocess.PIPE, cwd=ROOT) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == b"up\n"
+        command.terminate()
+        assert command.stdout.read() == b""  # the server held the pipe
+        assert command.wait(10) is not None
 
 
 def test_a_checkout_has_the_same_settings() -> None:

@@ -37,4 +37,11 @@ for (const mark of document.querySelectorAll('.vega-embed svg .mark-rect path, .
   marks++;
   if (best < 3) faults.push(`mark ${best.toFixed(2)}: ${mark.getAttribute('aria-label') || mark.parentElement.className.baseVal} ${style.fill} ${style.stroke}`);
 }
+for (const box of document.querySelectorAll('[data-testid="stCheckbox"] label > div:first-of-type, [data-testid="stProgress"] [role="progressbar"] > div')) {
+  if (!shown(box)) continue;
+  const style = getComputedStyle(box), below = behind(box.parentElement), drawn = [style.backgroundColor];
+  if (style.outlineStyle !== 'none') drawn.push(style.outlineColor);
+  const best = Math.max(...drawn.map(c => ratio(over(colour(c), below), below)));
+  if (best < 3) faults.push(`switch or bar ${best.toFixed(2)}: ${box.closest('[data-testid]').textContent.slice(0, 40)}`);
+}
 return {faults: [...new Set(faults)].slice(0, 40), texts, marks};

@@ -91,6 +91,9 @@ def test_a_pasted_config_is_planned_like_the_bundled_one() -> None:
     calm(app.text_area(key="config_text").set_value(bundled.read_text()).run())
     assert metrics(app) == metrics(run())
     assert "your config.json" in said(app, "caption")
+    assert "requests of your model" in said(app, "info")
+    assert app.selectbox(key="model").disabled  # the one in the sentence is not what is answered
+    assert not run().selectbox(key="model").disabled
     assert any("your-model" in code.value for code in app.code)
 
 
@@ -167,7 +170,7 @@ def test_a_tier_is_shown_beside_no_tier(printed: Printed) -> None:
     both = printed("simulate", "offload_tools", *flags, "--quiet")["offload_comparison"]
     sides = next(table.value for table in app.table if "without" in table.value)
     shown = dict(zip(sides[""], zip(sides["with the tier"], sides["without"], strict=True), strict=True))
-    assert shown["Tokens loaded"] == (str(both["with"]["loaded_tokens"]), "0")
+    assert shown["Tokens loaded"] == (f"{both['with']['loaded_tokens']:,}", "0")
     assert shown["Mean TTFT (ms)"] == tuple(f"{both[s]['mean_ttft_ms']:.2f}" for s in ("with", "without"))
     drawn = " ".join(chart.proto.spec for chart in app.get("vega_lite_chart"))
     assert all(title in drawn for title in ("chunks in the tier", "GiB a rank, so far", "slots of the tier"))
@@ -192,7 +195,7 @@ def test_files_are_shown_beside_host_memory_alone(printed: Printed) -> None:
         ("without", "without"),
     ):
         shown = dict(zip(sides[""], sides[name], strict=True))
-        assert shown["Tokens loaded"] == str(document["offload_comparison"][key]["loaded_tokens"])
+        assert shown["Tokens loaded"] == f"{document['offload_comparison'][key]['loaded_tokens']:,}"
         assert shown["Mean TTFT (ms)"] == f"{document['offload_comparison'][key]['mean_ttft_ms']:.2f}"
     assert document["offload"]["file_tiers"][0]["read_bytes"] > 0
     (advice,) = (text for text in document["advice"] if text.startswith("the files below host memory"))
@@ -260,7 +263,7 @@ def test_the_first_question_answers_itself_for_everybody() -> None:
     assert "Fits: Qwen3-8B for 20 users on 1 x h100-sxm" in said(app, "success")
     asked = Demand(input_len=512, output_len=16384 + 256)
     _, low, high = estimate("Qwen/Qwen3-8B", "h100", EngineArgs(max_model_len=24576), demand=asked).traces
-    spread = "over its whole range" if int(low) == int(high) else f"{int(low)} to {int(high)}"
+    spread = "at the worst and at the best" if int(low) == int(high) else f"{int(low)} to {int(high)}"
     assert app.metric[0].delta == spread
     assert "Fits" in said(run(), "success")
 

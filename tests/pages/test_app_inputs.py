@@ -136,16 +136,18 @@ def test_every_input_is_part_of_the_link() -> None:
     ("inputs", "complaint"),
     [
         ({"tab": "Estimat"}, "tab: there is no 'Estimat'; did you mean Estimate"),
-        ({"modle": "x"}, "no input is called 'modle'; did you mean model"),
+        ({"modle": "x"}, "No input is called 'modle'; did you mean model"),
         ({"tp": "3"}, "tp: there is no '3'"),
         ({"engine": "vlm"}, "did you mean vllm"),
         ({"tab": "Simulate", "scenario_source": "Bundled scenario", "scenario": "chta"}, "did you mean chat"),
         ({"tab": "Strategies", "strategies": "strategy_prunning"}, "did you mean strategy_pruning"),
         ({"profile": "h100"}, "profile: there is no 'h100'"),
         ({"enable_prefix_caching": "maybe"}, "there is no 'maybe'"),
-        ({"![x](http://a.b/c.png)": "1"}, "no input is called"),
+        ({"![x](http://a.b/c.png)": "1"}, "No input is called"),
         ({"day": "[a](http://b.c)"}, "day: there is no"),
         ({"tp": ["1", "8"]}, "tp: said 2 times"),
+        ({"tab": "Simulate", "scenario": "chat"}, "scenario: this link says it, but its scenario_source"),
+        ({"num_speculative_tokens": "2"}, "its speculative_method does not ask for it"),
         ({"model": ["Qwen/Qwen3-8B", "Qwen/QwQ-32B"]}, "model: said 2 times"),
     ],
 )
@@ -337,7 +339,7 @@ def test_a_long_run_asks_first() -> None:
     app = run(**LONG)
     calm(app.button(key="simulate_run").click().run())
     deadline = time.monotonic() + 60
-    while "This would take" not in said(app, "warning") and time.monotonic() < deadline:
+    while "A smaller load" not in said(app, "warning") and time.monotonic() < deadline:
         time.sleep(0.2)
         calm(app.run())
     assert any(button.key == "simulate_go_on" for button in app.button)

@@ -28,7 +28,7 @@ from kvplan.memory.demand import Demand
 from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.memory.mixed_lengths import varying_traces
 from kvplan.models.load import load_model
-from kvplan.pages import jobs, turns, widgets
+from kvplan.pages import form, jobs, turns, widgets
 from kvplan.pages.apart import Progress, Work, WorkBounds
 from kvplan.pages.jobs import (
     GONE_AFTER_S,
@@ -39,10 +39,13 @@ from kvplan.pages.jobs import (
     RUNS_AT_ONCE,
     Job,
     read_apart,
+    time_left,
 )
 from kvplan.pages.turns import PAGES_AT_ONCE, page_turn, resting
 from kvplan.pages.uploads import simulated
+from kvplan.pages.verdict import room_line
 from kvplan.pages.widgets import marked, plain
+from kvplan.pages.work import planned
 from kvplan.profiles.profile import load_profile
 from kvplan.scenario.schema import load_scenario
 from kvplan.simulation.block_map import BlockMap, Extent, holdings, ranges
@@ -274,6 +277,26 @@ def test_the_time_left_is_what_it_takes() -> None:
     left, begun = job.left_s, time.monotonic()
     assert job.wait(30)
     assert left == pytest.approx(time.monotonic() - begun, rel=0.4, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("done", "left"),
+    [
+        ([(40 + t, 0.01 * t) for t in range(1, 51)], 50.0),  # long prepared, then a hundredth a second
+        ([(t, min(0.02 * t, 0.5 + 0.005 * (t - 25))) for t in range(51)], 75.0),  # slowed down half way
+        ([(t, max(0.02 * t, 0.04 * t - 0.24)) for t in range(25)], 9.33),  # quicker later: as on the whole
+        ([(0.1, 0.1), (0.2, 0.2), (0.3, 0.3)], None),
+        ([(t, 0.4) for t in range(10)], None),
+    ],
+)
+def test_the_time_left_is_at_the_pace_of_the_work_alone(
+    done: list[tuple[float, float]], left: float | None
+) -> None:
+    """What was prepared is not counted as pace; what slowed down is not hoped to speed up; a stand tells nothing."""
+    now = done[-1][0]
+    assert time_left(done, now) == (None if left is None else pytest.approx(left, rel=0.1))
+    later = time_left(done, now + 1)
+    assert later == (None if left is None else pytest.approx(left - 1, rel=0.2))
 
 
 def _even(progress: Progress, observer: Observer) -> str:
@@ -549,6 +572,34 @@ def test_the_curve_is_the_plan_at_every_length(model: str, gpu: str, tp: int, sa
     for tokens, point in zip(lengths, curve, strict=True):
         demand = Demand(input_len=512, output_len=tokens - 512, num_samples=samples)
         assert point == estimate(model, gpu, args, demand=demand).traces
+
+
+@pytest.mark.parametrize(("gpu", "copies"), [("1xh100", 1), ("8xh100", 4)])
+def test_whether_all_may_ask_at_once_is_what_the_copies_hold(gpu: str, copies: int) -> None:
+    """Up to as many users as longest requests fit there is room whatever they ask; up to as many as typical ones fit,
+    mostly; one more waits. Nobody is told it who did not count the cards."""
+
+    def told(users: int, cards: str = gpu) -> str:
+        said = {**form.TYPED, "users": str(users)}
+        flags = {"tensor_parallel_size": "2"} if copies > 1 else {}
+        asked = form.Typed(form.MODEL, cards, "vllm", said, flags, "1", "1", "", ()).read()
+        return room_line(asked, planned(asked))
+
+    size = 2 if copies > 1 else 1
+    args = EngineArgs(max_model_len=24576, tensor_parallel_size=size)
+    longest, typical = (
+        copies * min(plan.max_num_seqs, int(plan.traces.value))
+        for plan in (
+            estimate(form.MODEL, "h100", args, demand=Demand(input_len=512, output_len=length + 256))
+            for length in (16384, 1600)
+        )
+    )
+    assert "even with the longest" in told(longest)
+    assert "while few" in told(longest + 1)
+    assert "while few" in told(typical)
+    assert "waits" in told(typical + 1)
+    assert (f"on {copies} copies" in told(longest)) == (copies > 1)
+    assert told(20, "h100") == ""
 
 
 def test_varying_lengths_hold_more_than_the_longest() -> None:
