@@ -174,7 +174,7 @@ STATES: dict[str, State] = {
     "no card counted": State({"tab": "Estimate", "model": "deepseek-ai/DeepSeek-R1", "gpu": "h200"}),
     "does not fit": State({"tab": "Estimate", "model": "Qwen/QwQ-32B", "gpu": "1xrtx-4090"}),
     "sources": State({"tab": "Estimate"}, unfolded("Every figure")),
-    "sidebar": State({"tab": "Estimate", "speculative_method": "eagle"},
+    "sidebar": State({"tab": "Estimate", "speculative_method": "ngram"},
                      unfolded("Your own model", "More of the question", "More engine flags")),
     "tiers": State({"tab": "Estimate", "kv_offloading_size": "200", "file_tier": "local"}),
     "own config": State({"tab": "Estimate"}, pasted("config_text", _config(), "Your own model")),

@@ -32,7 +32,7 @@ TYPED = {"users": "20", "thinking": "16K", "prompt": "512", "answer": "256", "sl
 KV_DTYPES = ("auto", "fp8", "fp8_e5m2", "fp8_per_token_head", "nvfp4")
 QUANTIZATIONS = ("no", "fp8", "bitsandbytes")
 RANKS = ("auto", "1", "2", "4", "8", "16", "32")
-DRAFTERS = ("none", "mtp", "eagle", "ngram")
+DRAFTERS = ("none", "mtp", "ngram")
 SIZES = {
     "max_model_len": "Longest context (max_model_len)",
     "max_num_seqs": "Most sequences (max_num_seqs)",

@@ -80,7 +80,8 @@ def _answer(asked: Asked) -> None:
     if plan.fits:
         _ways_out(found.options)
     with st.expander("Every figure with its source"):
-        st.table(_rows(plan), hide_index=True)
+        with st.container(key="sources"):
+            st.table(_rows(plan), hide_index=True)
         st.table(_engine_rows(plan), hide_index=True)
         pictures(drawn, "estimate")
     _taken(asked, plan)

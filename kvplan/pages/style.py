@@ -67,15 +67,16 @@ ul.key i {width: .8rem; height: .8rem; border: 1px solid #767676; flex: none}
   .stMainBlockContainer {padding-left: 1rem; padding-right: 1rem}
   .stCode code {font-size: .68rem}
   /* the last cell of a wide table, its words, below the others */
-  :is(.st-key-kernels, .st-key-log_lines) :is(thead, tbody) {display: block}
-  :is(.st-key-kernels, .st-key-log_lines) table {display: block; width: 100%}
+  :is(.st-key-kernels, .st-key-log_lines, .st-key-sources) :is(thead, tbody) {display: block}
+  :is(.st-key-kernels, .st-key-log_lines, .st-key-sources) table {display: block; width: 100%}
   .st-key-log_lines tr {display: grid; grid-template-columns: 1fr repeat(3, 4.5rem)}
+  .st-key-sources tr {display: grid; grid-template-columns: 1fr 3.8rem 7.5rem}
   .st-key-kernels tr {display: grid; grid-template-columns: 8.7rem 1fr repeat(3, 3.3rem)}
-  :is(.st-key-kernels, .st-key-log_lines) td:last-child:not(:has(p:not(:empty))) {display: none}
-  :is(.st-key-kernels, .st-key-log_lines) [data-testid="stTable"] :is(td, th) {
+  :is(.st-key-kernels, .st-key-log_lines, .st-key-sources) td:last-child:not(:has(p:not(:empty))) {display: none}
+  :is(.st-key-kernels, .st-key-log_lines, .st-key-sources) [data-testid="stTable"] :is(td, th) {
     min-width: 0 !important; border: 0; padding: .25rem .4rem}
-  :is(.st-key-kernels, .st-key-log_lines) :is(td, th):last-child {grid-column: 1 / -1}
-  :is(.st-key-kernels, .st-key-log_lines) tr {border-bottom: 1px solid #76767655}
+  :is(.st-key-kernels, .st-key-log_lines, .st-key-sources) :is(td, th):last-child {grid-column: 1 / -1}
+  :is(.st-key-kernels, .st-key-log_lines, .st-key-sources) tr {border-bottom: 1px solid #76767655}
   .st-key-sentence > div {flex-grow: 1}
 }
 </style>"""

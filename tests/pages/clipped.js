@@ -17,6 +17,12 @@ for (const e of document.querySelectorAll('[data-testid="stMetric"] *, [data-tes
   if (shown(e) && style.overflowX !== 'visible' && e.textContent.trim() && e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0)
     faults.push(`'${e.textContent.trim().slice(0, 40)}' is cut by ${e.scrollWidth - e.clientWidth} px`);
 }
+for (const table of document.querySelectorAll('[data-testid="stTable"]')) {  // on a phone those of many figures scroll, and those that end in words do not
+  if (!shown(table) || innerWidth < 700 && !table.closest('.st-key-kernels, .st-key-log_lines, .st-key-sources')) continue;
+  for (const e of [table, ...table.querySelectorAll(':scope > div, td, th')])
+    if (shown(e) && e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0)
+      faults.push(`a table's '${e.textContent.trim().slice(0, 40)}' needs ${e.scrollWidth - e.clientWidth} px more`);
+}
 for (const tab of document.querySelectorAll('[role="tab"]'))
   if (shown(tab) && tab.getBoundingClientRect().right > window.innerWidth + 1) faults.push(`the tab '${tab.textContent}' is out of the page`);
 const title = document.querySelector('h1'), bar = document.querySelector('[data-testid="stHeader"]');
