@@ -130,7 +130,8 @@ class Page:
         assert not self.all('[data-testid="stException"]')
 
     def look(self, width: int, height: int = 900, dark: bool = False) -> None:
-        """A window of this size, in light or dark."""
+        """A window of this size, in light or dark; nothing is pointed at."""
+        self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": 1, "y": 1})
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -239,9 +240,8 @@ class Page:
         self.driver.switch_to.window(here)
 
     def grow(self, width: int, most: int = 4000) -> None:
-        """A window of this width, as high as what it shows, down to so many pixels; nothing is pointed at."""
+        """A window of this width, as high as what it shows, down to so many pixels."""
         self.look(width)
-        self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": 1, "y": 1})
         time.sleep(0.4)
         self.settle()
         main = "document.querySelector('[data-testid=\"stMain\"]')"
