@@ -242,10 +242,13 @@ CARRIED = {"rate": "Requests/s of a copy", "users": "Users of a copy", "batch": 
 def _words(row: Candidate, kind: str) -> dict[str, str]:
     """A candidate as people would say it."""
     each = row.figures["num_gpus_per_copy"]
-    carried = "-" if row.highest is None else f"{'at least ' if row.at_least else ''}{digits(row.highest)}"
+    shown = (
+        digits if kind == "rate" else lambda number: f"{int(number):,}"
+    )  # users are whole, as requests are
+    carried = "-" if row.highest is None else f"{'at least ' if row.at_least else ''}{shown(row.highest)}"
     low, high = row.highest_low, row.highest_high
     if low is not None and high is not None and low != high:  # at least so many: nobody looked for the most
-        carried += f" ({digits(low)}{' at the worst' if row.at_least else f' to {digits(high)}'})"
+        carried += f" ({shown(low)}{' at the worst' if row.at_least else f' to {shown(high)}'})"
     usd = "-" if row.usd_per_hour is None else f"${row.usd_per_hour:,.2f}"
     spread = _money(row.usd_per_hour_low, row.usd_per_hour_high)
     return {

@@ -24,6 +24,7 @@ from kvplan.pages.widgets import (
     FILE,
     ScenarioSource,
     ShownFigure,
+    breakable,
     chart,
     digits,
     figures,
@@ -192,7 +193,7 @@ def _words(row: Mapping[str, Any], per_hour: float) -> dict[str, str]:
         return "-" if value is None else shown(float(value)) + (f" ({ends})" if ends else "")
 
     return {
-        "Strategy": marked(str(row["strategy"])),
+        "Strategy": breakable(marked(str(row["strategy"]))),
         "Solved": of("accuracy", lambda share: f"{share:.0%}"),
         "Latency p99": of("latency_p99_s", lambda seconds: shown_ms(1e3 * seconds)),
         "Per correct answer": plain_money(of("usd_per_correct", lambda usd: f"${digits(usd, '#')}")),

@@ -85,6 +85,15 @@ def marked(told: str) -> str:
     return shown + ESCAPED.sub(r"\\\1", told[at:])
 
 
+def breakable(told: str) -> str:
+    """A long name that may be broken behind its brackets and underscores: a narrow table then shows more than it.
+
+    >>> breakable("best_of_n(n=4)").split("\\u200b")
+    ['best_', 'of_', 'n(', 'n=4)']
+    """
+    return re.sub(r"([(_])(?=\w)", "\\1\u200b", told)
+
+
 def plain_money(told: str) -> str:
     """Dollars in a table of Markdown, where two of them would be a formula."""
     return told.replace("$", "\\$")

@@ -10,7 +10,8 @@ import re
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ from kvplan.memory.demand import Demand
 from kvplan.memory.forward import concurrency_curve, estimate
 from kvplan.memory.mixed_lengths import varying_traces
 from kvplan.models.load import load_model
-from kvplan.pages import form, jobs, turns, widgets
+from kvplan.pages import deployments_tab, form, jobs, turns, widgets
 from kvplan.pages.apart import Progress, Work, WorkBounds
 from kvplan.pages.jobs import (
     GONE_AFTER_S,
@@ -630,3 +631,13 @@ def test_predictions_cover_the_measured_rows() -> None:
     errors = sorted(abs(row.predicted / row.measured - 1) for row in rows)
     assert errors[len(errors) // 2] < 0.1
     assert load_profile("h100-sxm-vllm").timing is not None
+
+
+@pytest.mark.parametrize(("kind", "told"), [("users", "80 (69 to 91)"), ("rate", "80.4 (69.7 to 91.3)")])
+def test_users_of_a_copy_are_whole(kind: str, told: str) -> None:
+    """Rates are not."""
+    row: Any = SimpleNamespace(
+        figures={"num_gpus_per_copy": 1}, highest=80.4, highest_low=69.7, highest_high=91.3, at_least=False, num_gpus=1,
+        usd_per_hour=1.0, usd_per_hour_low=1.0, usd_per_hour_high=1.0, label="h100", limited_by="kv_blocks",
+    )  # fmt: skip
+    assert told in deployments_tab._words(row, kind).values()
