@@ -132,13 +132,16 @@ class Plan:
     @property
     def num_traces(self) -> int:
         """Traces that run at once: KV memory and max_num_seqs both hold them."""
-        return min(int(self.traces.value), self.max_num_seqs)
+        return self.at_once(self.traces.value)
 
     @property
     def num_traces_range(self) -> tuple[int, int]:
         """`num_traces` at both ends of the overheads' range."""
-        low, high = (min(int(end), self.max_num_seqs) for end in (self.traces.low, self.traces.high))
-        return low, high
+        return self.at_once(self.traces.low), self.at_once(self.traces.high)
+
+    def at_once(self, in_memory: float) -> int:
+        """Of so many traces that memory holds, those that the scheduler runs at once."""
+        return min(int(in_memory), self.max_num_seqs)
 
     @property
     def fits(self) -> bool:

@@ -97,7 +97,7 @@ def _figures(asked: Asked, found: PlannedMemory) -> None:
         ShownFigure("Longest traces at once", f"{now:,}", spread if plan.serves else "it does not start",
                f"{plan.trace_tokens:,} tokens each: prompt, longest thinking, answer. Limited by "
                f"{in_words(plan.limited_by)}. Range: what measured overheads of memory leave open."),
-        ShownFigure("Typical ones", f"{found.at_once(found.typical.value):,}",
+        ShownFigure("Typical ones", f"{found.plan.at_once(found.typical.value):,}",
                f"{asked.typical.trace_tokens(0):,} tokens each",
                None if varying is None else f"{varying:,} if lengths vary as asked, with one overflow in a hundred."),
         ShownFigure("KV cache", f"{gib(max(0, pool)):,.1f} GiB",

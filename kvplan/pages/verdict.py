@@ -164,7 +164,7 @@ def memory_line(asked: Asked, found: PlannedMemory) -> str:
     what += " of your model" * (asked.model == OWN)
     return (
         f"{cards} x {plan.question.gpu.name} {holds} {now:,} of the longest {what} at once{spread}, of "
-        f"{plan.trace_tokens:,} tokens each, or {found.at_once(found.typical.value):,} typical ones"
+        f"{plan.trace_tokens:,} tokens each, or {found.plan.at_once(found.typical.value):,} typical ones"
     )
 
 
@@ -174,7 +174,9 @@ def room_line(asked: Asked, found: PlannedMemory) -> str:
     if not users or not asked.cards.number or asked.num_samples * asked.num_requests > 1:
         return ""
     copies = asked.replicas
-    longest, typical = (copies * found.at_once(span.value) for span in (found.plan.traces, found.typical))
+    longest, typical = (
+        copies * found.plan.at_once(span.value) for span in (found.plan.traces, found.typical)
+    )
     who = f"all {users:,} users" if users > 1 else "the user"
     if copies > 1:
         who += f" on {copies:,} copies"

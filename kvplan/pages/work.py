@@ -80,10 +80,6 @@ class PlannedMemory(NamedTuple):
     lengths: tuple[int, ...]
     curve: list[Span]
 
-    def at_once(self, in_memory: float) -> int:
-        """Of so many that memory holds, those that the scheduler runs at once."""
-        return min(int(in_memory), self.plan.max_num_seqs)
-
 
 def simulate_work(scenario: Scenario, with_blocks: bool) -> Work:
     """`kvplan simulate`."""
