@@ -121,6 +121,8 @@ class AttentionSpec:
     """Tokens behind one compressed latent, 0: only the window; of full attention, behind one key of its indexer."""
     window_block: int = 0
     """Tokens in a block of a window of latents, which its kernel settles; 0: of all other attention."""
+    shares_latents: bool = False
+    """Compressed attention of a model whose layers read each other's latents (DeepSeek V4.1)."""
     latents_elsewhere: bool = False
     """It reads the compressed latents of a layer before it and keeps its window alone (DeepSeek V4.1)."""
     ring_bytes: int = 0
@@ -150,11 +152,6 @@ class AttentionSpec:
     """KV heads and head size that vLLM sizes blocks by, where it takes a latent for plain attention (Ling 3)."""
     weightless: bool = False
     """It keeps KV but has no weights of its own: another layer's, or the layer's other attention's, serve it."""
-
-    @property
-    def shares_latents(self) -> bool:
-        """DeepSeek V4.1's compressed attention, whose windows lie in blocks of 32."""
-        return self.window_block == 32
 
     @property
     def unusual_cache(self) -> str:

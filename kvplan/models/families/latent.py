@@ -314,6 +314,7 @@ def _shared_latents(k: Keys, ratio: int, owns: bool, picks: bool) -> AttentionSp
         qk_rope_head_dim=k.count("qk_rope_head_dim"),
         q_lora_rank=k.count("q_lora_rank"),
         window_block=32,
+        shares_latents=True,
         compress_ratio=ratio,
         latents_elsewhere=ratio > 0 and not owns,
         index_head_dim=index if picks and ratio else 0,
