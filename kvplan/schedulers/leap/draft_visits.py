@@ -95,6 +95,8 @@ class DraftVisits(DecodeVisits):
         tokens = np.array([path[: most + 1] for path in paths])
         longest = self.config.max_model_len - self.num_in_flight - 1 - self.num_drafts
         most = min(most, int((tokens.max(axis=0) <= longest).sum()))
+        unnamed = np.array([[self._tokens_unnamed(request)] for request in running])
+        most = min(most, int((tokens - 1 + self.num_in_flight < unnamed).all(axis=0).sum()))
         if most < 1:
             return None
         before = tokens[:, :most]

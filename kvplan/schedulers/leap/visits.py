@@ -152,6 +152,14 @@ class DecodeVisits:
             names_all or groups.chunk for groups in self.returning
         )
         """Whether blocks that decode fills are named in groups that give them back."""
+        shortest = min(
+            (m.block_size for m in managers if names_all or m.group.kind in ("full", "chunked_local")),
+            default=NEVER,
+        )
+        align = config.scheduler_block_size
+        late = config.enable_prefix_caching and shortest < align
+        self._named_late = (shortest, align) if late else None
+        """Size of blocks whose names wait for tokens beyond them, and where those end: hits go by longer blocks."""
         self._skips = all(manager.changes_at_block_ends for manager in managers)
         """Whether the scheduler's own steps pass over requests whose blocks do not change (`num_slots`)."""
         self._states = [m for m in managers if isinstance(m, MambaManager) and m.align]
@@ -274,7 +282,21 @@ class DecodeVisits:
         if request.stop_at is not None and request.stop_at < last:
             last = max(request.stop_at, request.num_output_tokens + 1)
         left = min(last - request.num_output_tokens, self.config.max_model_len - request.num_tokens)
-        return left - self.depth
+        return min(left - self.depth, self._tokens_unnamed(request) - request.num_computed_tokens)
+
+    def _tokens_unnamed(self, request: Request) -> int:
+        """Return up to how many computed tokens blocks of a prompt surely keep waiting for their names.
+
+        Prompts may be alike, and hits go to the block that was named first: the scheduler's own steps give these names.
+        """
+        if self._named_late is None:
+            return NEVER
+        (size, align), prompt = self._named_late, request.num_prompt_tokens
+        named = cdiv(prompt, align) * align
+        begun, each = prompt // align * align, 1 + self.config.num_speculative_tokens
+        if prompt // size * size == begun or request.num_computed_tokens > named + 2 * each:
+            return NEVER
+        return named - 1 - each
 
     def _needs_of_head(self) -> HeadNeeds | None:
         """Return what keeps the queue's head out while all decode; None if nothing does."""
