@@ -8,11 +8,13 @@ from typing import Any
 from leap_scenarios import random_scenario
 
 Json = dict[str, Any]
-KINDS = ("window", "chunk", "none", "align")
+KINDS = ("window", "chunk", "none", "align", "ring")
 
 
 def random_groups(rng: Random, kind: str) -> Json:
     """Return a scenario as JSON, of an engine that does not cache prefixes."""
+    if kind == "ring":
+        return with_ring(rng, random_groups(rng, rng.choice(["window", "align"])))
     row = random_scenario(rng)
     size = row["block_size"] = rng.choice([1, 2, 4, 4, 8, 16])
     row["kv_cache_groups"] = groups = _groups(rng, kind, size, row["max_model_len"])
@@ -52,8 +54,20 @@ def _groups(rng: Random, kind: str, size: int, longest: int) -> list[Json]:
     return rng.choice([[full, state], [state, full], [state], [full, state, window]])
 
 
+def with_ring(rng: Random, row: Json) -> Json:
+    """Put circular buffers among a scenario's groups: a block a request, out of prefix caching."""
+    repeat = rng.choice([1, 1, 2])
+    ring = {"kind": "circular_buffer", "block_size": row["block_size"] * rng.choice([1, 2]), "repeat": repeat}
+    groups = row["kv_cache_groups"]
+    groups.insert(rng.randint(0, len(groups)), ring)
+    row["num_gpu_blocks"] += repeat * rng.randint(1, row["max_num_seqs"])
+    return row
+
+
 def random_unshared(rng: Random, kind: str) -> Json:
     """Return one whose engine caches prefixes that nobody else asks for."""
+    if kind == "ring":
+        return with_ring(rng, random_unshared(rng, rng.choice(["window", "align"])))
     row = random_groups(rng, kind)
     row["enable_prefix_caching"] = True
     for group in row["kv_cache_groups"]:

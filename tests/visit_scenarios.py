@@ -6,7 +6,7 @@ from math import lcm
 from random import Random
 from typing import Any
 
-from group_scenarios import random_groups, random_returns
+from group_scenarios import random_groups, random_returns, with_ring
 
 from kvplan.conformance.replay import ReplayResult
 from kvplan.conformance.vllm_records import StepRecord
@@ -17,7 +17,18 @@ from kvplan.schedulers.request import BlockHasher
 from kvplan.schedulers.vllm.block_pool import NAME_BITS, name_of
 
 Json = dict[str, Any]
-KINDS = ("window", "chunk", "none", "align", "echo", "kept", "drafts", "drafts, align")
+KINDS = (
+    "window",
+    "chunk",
+    "none",
+    "align",
+    "echo",
+    "kept",
+    "ring",
+    "drafts",
+    "drafts, align",
+    "drafts, ring",
+)
 
 
 def random_visits(rng: Random, kind: str) -> Json:
@@ -27,6 +38,8 @@ def random_visits(rng: Random, kind: str) -> Json:
         return _random_drafts(rng, beside or rng.choice(KINDS[:5]))
     if kind == "kept":
         return _random_kept(rng)
+    if kind == "ring":
+        return _random_ring(rng)
     if kind == "echo":
         row = random_returns(rng)
         _echo(rng, row)
@@ -52,6 +65,32 @@ def _random_kept(rng: Random) -> Json:
     return row
 
 
+def _random_ring(rng: Random) -> Json:
+    """Return one with a circular buffer, windows that stay out of prefix caching, or both, of blocks of several sizes.
+
+    Something must take part in it.
+    """
+    row = random_visits(rng, rng.choice(["window", "align", "echo"]))
+    groups = row["kv_cache_groups"]
+    windows = [group for group in groups if group["kind"] == "sliding_window"]
+    row.pop("prefix_cache_retention_interval", None)
+    if windows and rng.random() < 0.7:
+        reach, size = rng.choice([1, 3, 9, 16, 40]), row["block_size"]
+        for window in windows:
+            window |= {
+                "bounded_replay": True,
+                "window": reach,
+                "block_size": max(1, size // rng.choice([1, 2])),
+            }
+        if len(windows) == len(groups):
+            groups.insert(rng.randint(0, len(groups)), {"kind": "full"})
+            row["num_gpu_blocks"] += row["max_model_len"] // size
+    elif windows and rng.random() < 0.5:  # names of full attention's blocks wait for those of a window
+        for group in groups:
+            group["block_size"] = row["block_size"] * (2 if group in windows else 1)
+    return with_ring(rng, row) if not windows or rng.random() < 0.7 else row
+
+
 def _random_drafts(rng: Random, kind: str) -> Json:
     """Return one whose decodes verify drafts; budgets and the model's length may cut them.
 
@@ -62,7 +101,7 @@ def _random_drafts(rng: Random, kind: str) -> Json:
         sizes = [
             g.get("block_size") or row["block_size"] for g in row["kv_cache_groups"] if g["kind"] == "mamba"
         ]
-        most = min(sizes, default=5) - 1 if kind in ("align", "kept") else 4
+        most = min(sizes, default=5) - 1 if kind in ("align", "kept", "ring") else 4
         if most > 0:
             break
     drafts = rng.randint(1, min(4, most))

@@ -138,6 +138,40 @@ def random_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Json:
     return scenario if version >= (0, 32) else _plain(scenario, version)
 
 
+def compressed_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Json:
+    """One with the groups of models that compress their latents: circular buffers, windows out of prefix caching."""
+    rng = Random(f"compressed {seed}")
+    scenario = _scenario(seed) | {"name": f"compressed{seed}"}
+    for key in ("kv_cache_layers", "prefix_match_unit", "prefix_cache_retention_interval"):
+        scenario.pop(key, None)
+    size = scenario["block_size"]
+    eagle = bool(scenario.get("num_speculative_tokens")) and scenario["spec_method"] == "eagle"
+    first: Json = {"kind": "full"} | ({"eagle": True} if eagle and rng.random() < 0.5 else {})
+    window: Json = {"kind": "sliding_window", "window": rng.choice([3, 8, 16, 33]), "bounded_replay": True}
+    window |= {"block_size": size // rng.choice([1, 2, 4])}
+    named = {"kind": "sliding_window", "window": rng.choice([5, 12])}
+    ring: Json = {"kind": "circular_buffer", "block_size": rng.choice([2, 4, 8])}
+    mode = "align" if scenario["enable_prefix_caching"] else "none"
+    state = {"kind": "mamba", "mode": mode}
+    menu = [
+        [first, ring],
+        [ring, first],
+        [window, first],
+        [window, window, first, ring],
+        [state, first, ring],
+    ]
+    menu += [[first, window, ring], [first, named, ring], [first, named, window]]
+    groups = rng.choice(menu)
+    scenario["kv_cache_groups"] = groups
+    scenario["num_gpu_blocks"] += (
+        sum(2 if "window" in group else 1 for group in groups) * scenario["max_num_seqs"]
+    )
+    return scenario
+
+
+SCENARIOS = {"all": random_scenario, "compressed": compressed_scenario}
+
+
 LATER = ("watermark", "scheduler_reserve_full_isl", "prefix_cache_retention_interval")
 """Flags that versions before 0.32 do not all have."""
 BEYOND_PLAIN = (

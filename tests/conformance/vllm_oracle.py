@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 import vllm
 from make_golden import pack
-from random_scenarios import BEYOND_PLAIN, RANDOM_MAX_STEPS, random_scenario, run_hash
+from random_scenarios import BEYOND_PLAIN, RANDOM_MAX_STEPS, SCENARIOS, run_hash
 from vllm.config import (
     CacheConfig,
     DeviceConfig,
@@ -123,6 +123,12 @@ def kv_cache_spec(group: KVCacheGroup, config: EngineConfig) -> specs.KVCacheSpe
     }
     if group.kind == "full":
         return specs.FullAttentionSpec(**sizes)
+    if group.kind == "circular_buffer":
+        return specs.CircularBufferSpec(**sizes)
+    if group.bounded_replay:
+        return specs.SlidingWindowMLASpec(
+            **sizes, sliding_window=group.window, model_version="deepseek_v4", bounded_replay=True
+        )
     if group.kind == "sliding_window":
         return specs.SlidingWindowSpec(**sizes, sliding_window=group.window)
     if group.kind == "chunked_local":
@@ -253,7 +259,8 @@ def vllm_scheduler(config: EngineConfig, scenario: VLLMScenario) -> tuple[Schedu
         kv_cache_groups=groups,
         **known(specs.KVCacheConfig, prefix_cache_retention_interval=config.prefix_cache_retention_interval),
     )
-    whole.cache_config.block_size = min(group.kv_cache_spec.block_size for group in groups)
+    named = [g for g in groups if getattr(g.kv_cache_spec, "prefix_cacheable", True)]
+    whole.cache_config.block_size = min(group.kv_cache_spec.block_size for group in named or groups)
     sizes = {"block_size": whole.cache_config.block_size, "hash_block_size": whole.cache_config.block_size}
     resolve = found("resolve_kv_cache_block_sizes", "vllm.v1.core.kv_cache_utils")
     if resolve:
@@ -486,11 +493,11 @@ def golden_hash(data: dict[str, Any], is_async: bool) -> str:
     return run_hash(steps)
 
 
-def write_golden(seeds: Iterable[int], path: Path) -> None:
+def write_golden(seeds: Iterable[int], path: Path, kind: str = "all") -> None:
     """Write vLLM's hashes of random scenarios, for tests that run without vLLM."""
     hashes = {}
     for seed in seeds:
-        data = random_scenario(seed, VERSION)
+        data = SCENARIOS[kind](seed, VERSION)
         hashes[seed] = [golden_hash(data, is_async) for is_async in (False, True)]
     path.write_text(json.dumps(hashes, indent=0) + "\n")
 
@@ -570,19 +577,20 @@ def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--count", type=int, default=300, help="scenarios")
+    parser.add_argument("--kind", choices=list(SCENARIOS), default="all", help="which scenarios are drawn")
     parser.add_argument("--write", type=Path, help="write vLLM's hashes there instead of comparing")
     parser.add_argument("--logs", type=Path, help="write vLLM's logs of all scenarios into this folder")
     parser.add_argument("--scenario", nargs="*", type=Path, default=[], help="files instead of seeds")
     options = parser.parse_args()
     seeds = range(options.first, options.first + options.count)
     if options.write:
-        write_golden(seeds, options.write)
+        write_golden(seeds, options.write, options.kind)
         return 0
     if options.logs:
         write_logs(options.logs)
         return 0
     cases = [json.loads(path.read_text()) for path in options.scenario]
-    cases = cases or (random_scenario(seed, VERSION) for seed in seeds)
+    cases = cases or (SCENARIOS[options.kind](seed, VERSION) for seed in seeds)
     counts: Counter[str] = Counter()
     for data in cases:
         for is_async in (False, True):

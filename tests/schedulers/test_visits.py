@@ -125,6 +125,11 @@ MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
         "groups.next_skip(processed) + 1"),
     "the next step passes over one that takes": (
         "window", DecodeVisits, "_next_slots", "-(-computed // size) * size + 1", "-(-computed // size) * size + 2"),
+    "a prompt's late names wait like those of output": (
+        "ring", DecodeVisits, "_tokens_unnamed", "self._named_late is None", "True"),
+    "a window behind a hit counts as nothing": (
+        "ring", KVCacheManager, "least_blocks_to_admit",
+        "manager.get_num_skipped_tokens(hit.num_tokens) // manager.block_size", "0"),
     "drafters write no slots": (
         "drafts", DraftVisits, "_changes_of", "computed + self.drafting.lookahead", "computed"),
     "asynchronous: an end takes one step more": (
@@ -163,6 +168,7 @@ MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
 """What a wrong rule says -> the kind of workload that notices, and the rule."""
 
 FIRST_SEED = {
+    "a prompt's late names wait like those of output": 300,
     "drafting takes no input slots": 200,
     "others hold prompts alone": 100,
     "nobody repeats what another says": 300,

@@ -55,7 +55,7 @@ class DraftVisits(DecodeVisits):
 
     def __init__(self, scheduler: Scheduler, accept: AcceptDrafts | None = None) -> None:
         super().__init__(scheduler)
-        config, managers = self.config, self.manager.coordinator.managers
+        config, managers = self.config, [m for m in self.manager.coordinator.managers if m.grows]
         self.num_drafts = config.num_speculative_tokens
         self.num_in_flight = self.depth * (1 + self.num_drafts)
         """Tokens of a request that are scheduled and not read whenever a step is."""

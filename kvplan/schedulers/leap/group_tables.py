@@ -9,7 +9,7 @@ A table of `tokens` slots has `ceil(tokens / size)` blocks; those that no later 
 | sliding window | c = 0 mod size | p = window - 1 mod size | (p - window + 1) // size |
 | chunked local | c = 0 mod size | p = 0 mod chunk, many at once | p // chunk * chunk // size |
 | state, align | c = 0 mod size | p = 1 mod size | (p - 1) // size |
-| state, none | never | never | 0 |
+| state, none; circular buffer | never | never | 0 |
 
 The state's tables have gaps while a prompt is computed (`StateTable`). Block names follow vLLM's retention interval 0:
 full and chunked groups name every full block, windows what a hit at the prompt's end needs, states the last one before
@@ -24,7 +24,7 @@ from typing import NamedTuple
 from kvplan.ground.units import cdiv
 
 FULL, WINDOW, CHUNKED, STATE, WHOLE = range(5)
-"""Kinds of table; WHOLE is one state for life."""
+"""Kinds of table; WHOLE is one block for life."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

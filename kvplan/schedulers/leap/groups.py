@@ -195,6 +195,8 @@ def _specs(config: EngineConfig) -> tuple[list[Spec], list[int]]:
 
 
 def _kind(group: KVCacheGroup) -> int:
+    if group.kind == "circular_buffer":
+        return WHOLE
     if group.kind == "mamba":
         return STATE if group.mode == "align" else WHOLE
     return {"full": FULL, "sliding_window": WINDOW, "chunked_local": CHUNKED}[group.kind]

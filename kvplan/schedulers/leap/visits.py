@@ -144,21 +144,21 @@ class DecodeVisits:
         """Steps in flight."""
         self.manager = scheduler.kv_cache_manager
         self.pool = self.manager.block_pool
-        managers = self.manager.coordinator.managers
+        managers = [m for m in self.manager.coordinator.managers if m.grows]
         self.returning, self.taking = _returning(managers), _taking(managers)
-        self._name_sizes = [m.block_size for m in managers] if config.enable_prefix_caching else []
+        named = [m for m in managers if m.group.prefix_cacheable] if config.enable_prefix_caching else []
+        self._name_sizes = [m.block_size for m in named]
         names_all = config.prefix_cache_retention_interval != 0
         self._names_before_returns = config.enable_prefix_caching and any(
             names_all or groups.chunk for groups in self.returning
         )
         """Whether blocks that decode fills are named in groups that give them back."""
         shortest = min(
-            (m.block_size for m in managers if names_all or m.group.kind in ("full", "chunked_local")),
+            (m.block_size for m in named if names_all or m.group.kind in ("full", "chunked_local")),
             default=NEVER,
         )
         align = config.scheduler_block_size
-        late = config.enable_prefix_caching and shortest < align
-        self._named_late = (shortest, align) if late else None
+        self._named_late = (shortest, align) if shortest < align else None
         """Size of blocks whose names wait for tokens beyond them, and where those end: hits go by longer blocks."""
         self._skips = all(manager.changes_at_block_ends for manager in managers)
         """Whether the scheduler's own steps pass over requests whose blocks do not change (`num_slots`)."""
@@ -326,7 +326,7 @@ class DecodeVisits:
         self.manager.new_step_starts()
         hit = scheduler.look_up(request)
         beside = SchedulerOutput(0, {running[0].request_id: 1 + drafts})
-        chunk = scheduler.first_chunk(request, hit.num_tokens, beside, budget)[0]
+        chunk = scheduler.first_chunk(request, hit.num_tokens, beside, budget, hit.num_replay_tokens)[0]
         padded = drafts > 0 and request.num_tokens == hit.num_tokens + 1  # a chunk may be less than drafts
         if not chunk:  # another hit is split elsewhere
             return HeadNeeds(NEVER, 0 if self._states or padded else NEVER)
@@ -342,7 +342,8 @@ class DecodeVisits:
         What these take leaves as many fewer to be kept, what they give back as many more.
         """
         scheduler, manager = self.scheduler, self.manager
-        kept = scheduler.blocks_to_leave(manager, scheduler.running, request, hit.num_tokens + chunk)
+        num_tokens = hit.num_tokens - hit.num_replay_tokens + chunk
+        kept = scheduler.blocks_to_leave(manager, scheduler.running, request, num_tokens)
         needed = manager.free_blocks_to_admit(request, chunk, hit, False)
         return kept > 0 and needed + kept > self.pool.get_num_free_blocks()
 

@@ -13,7 +13,7 @@ from kvplan.ground.config import Config
 from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
 from kvplan.schedulers.vllm.rules import MIRRORED, SchedulerRules, parse_version
 
-Kind = Literal["full", "sliding_window", "chunked_local", "mamba"]
+Kind = Literal["full", "sliding_window", "chunked_local", "mamba", "circular_buffer"]
 Admission = Literal["grow", "reserve_max", "max_utilization"]
 
 
@@ -21,11 +21,13 @@ class KVCacheGroup(Config):
     """Layers that share one block table: vLLM's `KVCacheGroupSpec` with its spec."""
 
     kind: Kind = "full"
-    """How the layers remember: full, sliding_window, chunked_local or mamba."""
+    """How the layers remember: full, sliding_window, chunked_local, mamba or circular_buffer."""
     block_size: int | None = Field(None, ge=1)
     """Tokens per block; None = the engine's, or max_model_len for mamba in mode none."""
     window: int | None = Field(None, ge=1)
     """Tokens that a sliding-window layer sees."""
+    bounded_replay: bool = False
+    """A sliding window that stays out of prefix caching: the end of a hit is computed again to fill it."""
     chunk: int | None = Field(None, ge=1)
     """Tokens of a local-attention chunk."""
     mode: Literal["align", "none"] = "align"
@@ -51,7 +53,19 @@ class KVCacheGroup(Config):
             raise ValueError("a sliding_window group needs `window`")
         if self.kind == "chunked_local" and self.chunk is None:
             raise ValueError("a chunked_local group needs `chunk`")
+        if self.kind != "sliding_window" and self.bounded_replay:
+            raise ValueError("bounded_replay is a sliding_window group's")
         return self
+
+    @property
+    def prefix_cacheable(self) -> bool:
+        """Whether the group takes part in prefix caching (vLLM: same name)."""
+        return self.kind != "circular_buffer" and not self.bounded_replay
+
+    @property
+    def prefix_replay_tokens(self) -> int:
+        """Tokens at the end of a hit that are computed again (vLLM: same name)."""
+        return self.window or 0 if self.bounded_replay else 0
 
 
 class BatchWait(Config):
@@ -188,7 +202,18 @@ class EngineConfig(Config):
         whole_states = any(g.kind == "mamba" and g.mode == "none" for g in self.groups)
         if len(self.groups) == 1 or not self.enable_prefix_caching or whole_states:
             return self.scheduler_block_size
-        return self.prefix_match_unit or gcd(*self.group_block_sizes)
+        return self.prefix_match_unit or gcd(*self.named_block_sizes)
+
+    @property
+    def named_block_sizes(self) -> tuple[int, ...]:
+        """Tokens per block of the groups that take part in prefix caching, of all where none does."""
+        named = tuple(self._block_size(group) for group in self.groups if group.prefix_cacheable)
+        return named or self.group_block_sizes
+
+    @property
+    def prefix_replay_tokens(self) -> int:
+        """Tokens at the end of a hit that are computed again; a hit of no more is none (vLLM: same name)."""
+        return max(group.prefix_replay_tokens for group in self.groups)
 
     @property
     def partial_hash_hits(self) -> bool:
@@ -202,7 +227,10 @@ class EngineConfig(Config):
                 g.kind == "mamba" and g.mode == "align" and s > unit
                 for g, s in zip(self.groups, sizes, strict=True)
             )
-            and all(g.kind in ("full", "mamba") or s == unit for g, s in zip(self.groups, sizes, strict=True))
+            and all(
+                g.kind in ("full", "mamba") or s == unit or not g.prefix_cacheable
+                for g, s in zip(self.groups, sizes, strict=True)
+            )
         )
 
     @model_validator(mode="after")
@@ -212,9 +240,13 @@ class EngineConfig(Config):
             raise ValueError("mamba groups must share one mode")
         if self.enable_prefix_caching and any(g.mode == "none" for g in mamba):
             raise ValueError("mamba in mode none needs enable_prefix_caching=false")
+        if self.enable_prefix_caching and not any(group.prefix_cacheable for group in self.groups):
+            raise ValueError("enable_prefix_caching needs a group that takes part in it")
+        if len({g.window for g in self.groups if g.bounded_replay}) > 1:
+            raise ValueError("sliding_window groups with bounded_replay must share one window")
         unit = self.prefix_match_unit
-        if unit and self.enable_prefix_caching and any(size % unit for size in self.group_block_sizes):
-            raise ValueError(f"prefix_match_unit {unit} must divide the block sizes {self.group_block_sizes}")
+        if unit and self.enable_prefix_caching and any(size % unit for size in self.named_block_sizes):
+            raise ValueError(f"prefix_match_unit {unit} must divide the block sizes {self.named_block_sizes}")
         if (
             unit
             and self.enable_prefix_caching
@@ -246,6 +278,8 @@ class EngineConfig(Config):
             raise ValueError("kv_offloading is vLLM's connector: it goes with admission grow alone")
         if self.prefill_schedule_interval > 1 and self.rules.prefill_cadence_is_local:
             raise ValueError("kv_offloading with prefill_schedule_interval is not followed")
+        if not all(group.prefix_cacheable for group in self.groups):
+            raise ValueError("kv_offloading beside groups that stay out of prefix caching is not followed")
         if self.partial_hash_hits:
             raise ValueError("kv_offloading with a prefix_match_unit below the block size is not followed")
         if any(size % self.hash_block_size for size in self.group_block_sizes):

@@ -18,13 +18,18 @@ from kvplan.schedulers.vllm.single_type_kv_cache_manager import (
     SingleTypeKVCacheManager,
     SlotDemand,
 )
-from kvplan.schedulers.vllm.window_managers import ChunkedLocalAttentionManager, SlidingWindowManager
+from kvplan.schedulers.vllm.window_managers import (
+    ChunkedLocalAttentionManager,
+    CircularBufferManager,
+    SlidingWindowManager,
+)
 
 MANAGERS: dict[str, type[SingleTypeKVCacheManager]] = {
     "full": FullAttentionManager,
     "sliding_window": SlidingWindowManager,
     "chunked_local": ChunkedLocalAttentionManager,
     "mamba": MambaManager,
+    "circular_buffer": CircularBufferManager,
 }
 """Kind of group -> its manager (vLLM `KVCacheSpecRegistry`)."""
 
@@ -39,6 +44,8 @@ class CacheHit(NamedTuple):
     num_tokens: int
     num_uncached_common_prefix_tokens: int = 0
     """How much further one group alone would have matched."""
+    num_replay_tokens: int = 0
+    """At the end of the hit, tokens that are computed again for windows that stay out of prefix caching."""
 
 
 def replay_boundaries(num_prompt_tokens: int, block_size: int, use_eagle: bool) -> tuple[int, ...]:
@@ -171,6 +178,8 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
         """Join groups of one spec, full attention first (vLLM `verify_and_split_kv_cache_groups`)."""
         by_spec: dict[object, SpecGroup] = {}
         for manager in self.managers:
+            if not manager.group.prefix_cacheable:
+                continue
             spec = manager.group.model_copy(update={"eagle": False})
             by_spec.setdefault(spec, SpecGroup(manager, [])).group_ids.append(manager.group_id)
         for group in by_spec.values():
@@ -228,7 +237,7 @@ class HybridKVCacheCoordinator(KVCacheCoordinator):
             if group.is_full:
                 for i in group.group_ids:
                     del hits[i][cdiv(length, group.manager.block_size) :]
-        return CacheHit([hits[i] for i in range(len(self.managers))], length, longest - length)
+        return CacheHit([hits.get(i, []) for i in range(len(self.managers))], length, longest - length)
 
     def _eagle_margin(self, manager: SingleTypeKVCacheManager) -> int:
         """Return what EAGLE matches past a hit, and then drops (vLLM `eagle_proof_margin`)."""

@@ -66,7 +66,8 @@ class KVCacheManager:
     ) -> bool:
         """Give the request slots for `num_new_tokens` more; False if there are not enough (vLLM: same name).
 
-        `hit` is what a request brings when it is admitted, `num_external_tokens` what is loaded after it. If it
+        `hit` is what a request brings when it is admitted, and has slots for what it computes again;
+        `num_external_tokens` what is loaded after it. If it
         `loads_later` than this step, its blocks get no names before that, and drafters no slots. `reserved_blocks` must
         stay free for others. Blocks behind a window come back even if the rest fails.
         """
@@ -83,7 +84,7 @@ class KVCacheManager:
             needed = count(request_id, demand, hit.blocks, num_computed)
             if needed + watermark > pool.get_num_free_blocks():
                 return False
-        num_main = num_computed + num_new_tokens
+        num_main = num_computed + max(0, num_new_tokens - hit.num_replay_tokens)
         num_slots = min(num_main + num_lookahead, self.max_model_len)
         if self._recycles:
             self.name_put_off(request)
@@ -117,7 +118,8 @@ class KVCacheManager:
         self, request: Request, num_new_tokens: int, hit: CacheHit, full_sequence_must_fit: bool
     ) -> int:
         """Return the free blocks below which `allocate_slots` keeps a request waiting beside others that run."""
-        num_main, end = hit.num_tokens + num_new_tokens, self._prefill_end(request)
+        num_past_hit = max(0, num_new_tokens - hit.num_replay_tokens)
+        num_main, end = hit.num_tokens + num_past_hit, self._prefill_end(request)
         num_slots = min(num_main + self.num_lookahead_tokens, self.max_model_len)
         demands = [SlotDemand(num_slots, num_main, end)]
         if full_sequence_must_fit:
@@ -139,11 +141,16 @@ class KVCacheManager:
         if not any(
             isinstance(manager, MambaManager) for manager in managers
         ):  # else a chunk may end elsewhere
-            needed = sum(cdiv(num_new_tokens, manager.block_size) for manager in managers)
+            num_past_hit = max(0, num_new_tokens - hit.num_replay_tokens)
+            needed = sum(cdiv(num_past_hit, manager.block_size) for manager in managers if manager.grows)
         if full_sequence_must_fit:
             num_all = self._whole_demand(request).num_tokens
             least = (
-                manager.least_at_admission(num_all, len(blocks), sum(block.ref_cnt > 0 for block in blocks))
+                manager.least_at_admission(
+                    num_all,
+                    max(len(blocks), manager.get_num_skipped_tokens(hit.num_tokens) // manager.block_size),
+                    sum(block.ref_cnt > 0 for block in blocks),
+                )
                 for manager, blocks in zip(managers, hit.blocks, strict=True)
             )
             needed = max(needed, sum(least))
@@ -154,7 +161,7 @@ class KVCacheManager:
         change = NEVER
         for manager in self.coordinator.managers:
             change = min(change, manager.next_need(request_id), manager.next_skip(processed) + 1)
-            if self.enable_caching:
+            if self.enable_caching and manager.group.prefix_cacheable:
                 num_named = manager.num_cached_block.get(request_id, 0)
                 change = min(change, (num_named + 1) * manager.block_size)
         return change

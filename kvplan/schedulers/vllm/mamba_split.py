@@ -49,7 +49,7 @@ class MambaSplit:
     """What the split of an engine depends on."""
 
     block_size: int
-    """Smallest block size of the groups."""
+    """Smallest block size of the groups that take part in prefix caching."""
     scheduler_block_size: int
     hash_block_size: int
     use_eagle: bool
@@ -68,7 +68,7 @@ class MambaSplit:
             return None
         threshold = config.long_prefill_token_threshold or config.max_num_batched_tokens
         return cls(
-            block_size=min(config.group_block_sizes),
+            block_size=min(config.named_block_sizes),
             scheduler_block_size=config.scheduler_block_size,
             hash_block_size=config.hash_block_size,
             use_eagle=config.use_eagle_block_drop,

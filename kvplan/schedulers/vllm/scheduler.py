@@ -39,6 +39,7 @@ class Scheduler:
         self._max_model_len = config.max_model_len
         self._mamba_split = MambaSplit.of(config)
         self._reserves_full_isl = config.reserves_full_isl
+        self._prefix_replay_tokens = config.prefix_replay_tokens if config.enable_prefix_caching else 0
         rules = config.rules
         self._spares_lone_prompts = rules.lone_prompts_have_no_cap
         self._counts_idle_victims = rules.idle_victims_move_nobody
@@ -258,8 +259,11 @@ class Scheduler:
                 if found is None:
                     return False
                 num_external = found
-        num_computed_tokens = request.num_computed_tokens + hit.num_tokens + num_external
-        num_new_tokens, num_drafts = self.first_chunk(request, hit.num_tokens + num_external, output, budget)
+        num_replay_tokens = hit.num_replay_tokens
+        num_computed_tokens = request.num_computed_tokens + hit.num_tokens + num_external - num_replay_tokens
+        num_new_tokens, num_drafts = self.first_chunk(
+            request, hit.num_tokens + num_external, output, budget, num_replay_tokens
+        )
         if num_new_tokens == 0 or not self.kv_cache_manager.allocate_slots(
             request,
             num_new_tokens,
@@ -288,11 +292,18 @@ class Scheduler:
         return True
 
     def look_up(self, request: Request) -> CacheHit:
-        """Find a waiting request's cached prefix, and where others share more of it than a sparse group has."""
+        """Find a waiting request's cached prefix, and where others share more of it than a sparse group has.
+
+        A hit that would all be computed again, for windows out of prefix caching, is none.
+        """
         hit = self.kv_cache_manager.get_computed_blocks(request)
         uncached = hit.num_uncached_common_prefix_tokens
         request.shared_prefix_boundary = hit.num_tokens + uncached if uncached else 0
-        return hit
+        if not self._prefix_replay_tokens or not hit.num_tokens:
+            return hit
+        if hit.num_tokens <= self._prefix_replay_tokens:
+            return self.kv_cache_manager.empty_hit
+        return hit._replace(num_replay_tokens=self._prefix_replay_tokens)
 
     def _load(self, loads: KVLoads, request: Request, hit: CacheHit) -> int | None:
         """Ask the tier what it has after the GPU's hit; return the tokens that are loaded inside this step.
@@ -321,13 +332,18 @@ class Scheduler:
         return None
 
     def first_chunk(
-        self, request: Request, num_hit_tokens: int, output: SchedulerOutput, budget: StepBudget
+        self,
+        request: Request,
+        num_hit_tokens: int,
+        output: SchedulerOutput,
+        budget: StepBudget,
+        num_replay_tokens: int = 0,
     ) -> tuple[int, int]:
         """Return the tokens of an admission and how many are placeholder drafts; (0, 0) = not in this step.
 
         A single-token admission beside decodes is padded to a decode's size, so that one CUDA graph fits all.
         """
-        num_computed_tokens = request.num_computed_tokens + num_hit_tokens
+        num_computed_tokens = request.num_computed_tokens + num_hit_tokens - num_replay_tokens
         num_new_tokens, num_drafts = request.num_tokens - num_computed_tokens, 0
         if budget.defers_prefills and num_new_tokens > 1:
             return 0, 0

@@ -53,6 +53,8 @@ class SingleTypeKVCacheManager:
 
     recycles = False
     """Whether blocks come back while the request lives."""
+    grows = True
+    """Whether more tokens take more blocks."""
 
     def __init__(
         self, config: EngineConfig, group: KVCacheGroup, group_id: int, pool: BlockPool, hasher: BlockHasher
@@ -194,6 +196,8 @@ class SingleTypeKVCacheManager:
 
         Groups that keep little name only what a hit at one of `boundaries` needs.
         """
+        if not self.group.prefix_cacheable:
+            return
         first = self.num_cached_block.get(request.request_id, 0)
         end = min(num_tokens, self.hasher.num_hashed_tokens(request)) // self.block_size
         if first < end:

@@ -1,4 +1,4 @@
-"""Block tables of groups that forget: sliding window and chunked local attention.
+"""Block tables of groups that forget: sliding window, chunked local attention, circular buffer.
 
 Mirrors the managers of these names in vLLM's `v1/core/single_type_kv_cache_manager.py`.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvplan.ground.units import cdiv
-from kvplan.schedulers.request import BlockHash
+from kvplan.schedulers.request import NEVER, BlockHash
+from kvplan.schedulers.vllm.block_pool import KVCacheBlock
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.schedulers.vllm.single_type_kv_cache_manager import (
     Hits,
     Retention,
     SingleTypeKVCacheManager,
+    SlotDemand,
     append_hits,
 )
 
@@ -144,3 +146,45 @@ class ChunkedLocalAttentionManager(SingleTypeKVCacheManager):
                 break
             append_hits(computed, cached)
         return computed, len(computed[0]) * self.block_size
+
+
+class CircularBufferManager(SingleTypeKVCacheManager):
+    """One block from admission to the end, of no part in prefix caching (vLLM `CircularBufferManager`)."""
+
+    grows = False
+
+    def most_blocks(self, num_tokens: int) -> int:
+        """Return one, whatever the length."""
+        return 1
+
+    def next_need(self, request_id: str) -> int:
+        """Return that no number of tokens makes the request take another."""
+        return NEVER
+
+    def get_num_blocks_to_allocate(
+        self,
+        request_id: str,
+        demand: SlotDemand,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        num_computed_tokens: int,
+    ) -> int:
+        """Count the block, if the request has none (vLLM: same name)."""
+        return 0 if self.req_to_blocks.get(request_id) else 1
+
+    def add_local_computed_blocks(
+        self,
+        request_id: str,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        num_computed_tokens: int,
+        num_external_tokens: int = 0,
+    ) -> None:
+        """Take nothing from a hit (vLLM: same name)."""
+
+    def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> None:
+        """Take the block (vLLM: same name)."""
+        table = self.req_to_blocks.setdefault(request_id, [])
+        if not table:
+            table.extend(self.pool.get_new_blocks(1, self.group_id))
+
+    def remove_skipped_blocks(self, request_id: str, processed_computed_tokens: int) -> None:
+        """Keep the block (vLLM: same name)."""
