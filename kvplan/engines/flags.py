@@ -110,6 +110,8 @@ class EngineArgs(Config):
     """A KV connector as vLLM's JSON: OffloadingConnector's bytes, chunks and tiers below host memory; no other one."""
     disable_hybrid_kv_cache_manager: bool = False
     """Treat sliding and chunked layers as full attention."""
+    swa_bounded_replay: bool = True
+    """DeepSeek V4.1: windows stay out of prefix caching, a hit's last window is computed again."""
     mamba_cache_dtype: str = "auto"
     """Dtype of the convolution state."""
     mamba_ssm_cache_dtype: str = "auto"

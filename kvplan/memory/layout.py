@@ -69,6 +69,10 @@ class KvGroup:
     """Ranks that deal this group's tokens between them (decode context parallelism)."""
     speculative_blocks: int = 0
     """States only: blocks for drafts that may be taken back."""
+    checkpoint_alignment: int = 0
+    """States only: tokens whose multiples a prefill can write one more state at, into a block of its own; 0: none."""
+    bounded_replay: bool = False
+    """Windows only: kept out of prefix caching, and made again from the end of a hit (DeepSeek V4.1)."""
     holds_last_layer: bool = False
     """Whether the last layer that the engine builds is here: vLLM takes this group for the MTP drafter's."""
 
@@ -77,7 +81,7 @@ class KvGroup:
 
         A state takes one more, for a step, whenever a block of tokens is full and prefix caching keeps its state.
         """
-        if self.kind is AttentionKind.STATE:
+        if self.kind.is_fixed:
             states = state_blocks(self.speculative_blocks, prefix_caching=False)
             return full_blocks(num_tokens, 1) * 0 + states
         if self.kind is AttentionKind.SLIDING:
@@ -361,5 +365,7 @@ def _describe(group: Group, request: _Request, length: int, packed_bytes: int | 
         window=first.window,
         num_shards=request.dcp if first.kind.is_growing else 1,
         speculative_blocks=first.speculative_blocks,
+        checkpoint_alignment=first.checkpoint_alignment if first.aligned else 0,
+        bounded_replay=first.bounded_replay,
         holds_last_layer=any(layer.is_last for layer in group),
     )

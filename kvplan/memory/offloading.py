@@ -211,7 +211,7 @@ def _group_bytes(group: KvGroup, num_tokens: int) -> int:
 
 def _group_blocks(group: KvGroup, num_tokens: int) -> int:
     blocks = cdiv(num_tokens, group.block_size)
-    if group.kind is AttentionKind.STATE:
+    if group.kind.is_fixed:
         blocks = min(1, blocks)
     elif group.window and not group.kind.is_growing:
         blocks = min(blocks, cdiv(group.window, group.block_size))

@@ -26,6 +26,9 @@ class AttentionKind(StrEnum):
     """A window of latents, and behind it one latent for every `compress_ratio` tokens (DeepSeek V4)."""
     STATE = "state"
     """A state of fixed size per sequence: Mamba 2, gated delta net, KDA, short convolution."""
+    CIRCULAR = "circular_buffer"
+    """One block per sequence for raw keys that wait to be compressed (GLM-5.3-Flash, DeepSeek V4.1): a page, not a
+    layer's kind. vLLM `CircularBufferSpec`."""
     NONE = "none"
     """A layer without memory (an MLP-only layer of Nemotron-H)."""
 
@@ -38,6 +41,11 @@ class AttentionKind(StrEnum):
     def is_windowed(self) -> bool:
         """Whether tokens before a window or chunk are forgotten."""
         return self in (AttentionKind.SLIDING, AttentionKind.CHUNKED)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a sequence holds as many blocks whatever its length."""
+        return self in (AttentionKind.STATE, AttentionKind.CIRCULAR)
 
     @property
     def keeps_tokens(self) -> bool:

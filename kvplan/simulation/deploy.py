@@ -376,6 +376,7 @@ KINDS: dict[AttentionKind, Kind] = {
     AttentionKind.SLIDING: "sliding_window",
     AttentionKind.CHUNKED: "chunked_local",
     AttentionKind.STATE: "mamba",
+    AttentionKind.CIRCULAR: "circular_buffer",
 }
 
 
@@ -400,7 +401,7 @@ def _engine_config(
 def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
     """The scheduler's view of a plan under vLLM's own rules."""
     drafts = args.num_speculative_tokens
-    groups = tuple(_group(group, args) for group in layout.groups)
+    groups = tuple(scheduler_group(group, args) for group in layout.groups)
     plain = len(groups) == 1 and groups[0].kind == "full"
     return EngineConfig(
         block_size=layout.groups[0].block_size if plain else layout.block_size,
@@ -422,14 +423,18 @@ def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
     )
 
 
-def _group(group: KvGroup, args: ResolvedArgs) -> KVCacheGroup:
+def scheduler_group(group: KvGroup, args: EngineArgs) -> KVCacheGroup:
+    """What the scheduler knows of a group of the plan."""
     kind = KINDS[group.kind]
     return KVCacheGroup(
         kind=kind,
         block_size=group.block_size,
         window=group.window if kind == "sliding_window" else None,
         chunk=group.window if kind == "chunked_local" else None,
+        bounded_replay=group.bounded_replay,
         mode="align" if args.enable_prefix_caching else "none",
+        checkpoint_blocks=int(group.checkpoint_alignment > 0),
+        checkpoint_alignment=group.checkpoint_alignment or None,
         eagle=args.num_speculative_tokens > 0 and args.speculative_method == "mtp" and group.holds_last_layer,
     )
 

@@ -57,6 +57,11 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "kv_offloading_size": (DENSE, {}, 16),
     "kv_transfer_config": (DENSE, {}, TIER),
     "disable_hybrid_kv_cache_manager": (WINDOWED, {"max_model_len": 16384}, True),
+    "swa_bounded_replay": (
+        "deepseek-ai/DeepSeek-V4.1-Flash",
+        {"tensor_parallel_size": 8, "max_model_len": 16384},
+        False,
+    ),
     "mamba_cache_dtype": (HYBRID, {"tensor_parallel_size": 4}, "float32"),
     "mamba_ssm_cache_dtype": (HYBRID, {"tensor_parallel_size": 4}, "float32"),
     "num_speculative_tokens": (HYBRID, {"tensor_parallel_size": 4}, 1),

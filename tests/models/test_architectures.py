@@ -24,6 +24,7 @@ from kvplan.models.load import load_model
 from kvplan.models.names import UNHELD
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.models.weights import heaviest_rank
+from kvplan.simulation.deploy import scheduler_group
 
 CASES: dict[str, Any] = json.loads(
     lzma.decompress((FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes())
@@ -63,6 +64,22 @@ def drafts(name: str) -> int:
     return int(CASES[name].get("flags", {}).get("speculative_config", {}).get("num_speculative_tokens", 0))
 
 
+def flags_of(name: str, tp: int) -> EngineArgs:
+    """The flags of a case, with prefix caching where vLLM has it."""
+    kinds = {m.kind for layer in model_of(name).layers for m in layer.mixers} - {AttentionKind.NONE}
+    flags: dict[str, Any] = {"attention_backend": CASES[name].get("flags", {}).get("attention_backend")}
+    if text_only(name):
+        flags["language_model_only"] = True
+    return EngineArgs(
+        tensor_parallel_size=tp,
+        max_num_batched_tokens=8192,
+        max_num_seqs=256,
+        enable_prefix_caching=kinds != {AttentionKind.STATE},
+        num_speculative_tokens=drafts(name),
+        **flags,
+    )
+
+
 def started() -> list[tuple[str, int]]:
     return [
         (name, tp) for name, case in CASES.items() for tp in SIZES if "error" not in case["vllm"][str(tp)]
@@ -90,18 +107,7 @@ def test_kv_plan_equals_vllms(name: str, tp: int) -> None:
     if (name, tp) in GROUPED_OTHERWISE:
         pytest.skip(GROUPED_OTHERWISE[name, tp])
     theirs, model = CASES[name]["vllm"][str(tp)], model_of(name)
-    kinds = {m.kind for layer in model.layers for m in layer.mixers} - {AttentionKind.NONE}
-    flags = {"attention_backend": CASES[name].get("flags", {}).get("attention_backend")}
-    if text_only(name):
-        flags["language_model_only"] = True
-    args = EngineArgs(
-        tensor_parallel_size=tp,
-        max_num_batched_tokens=8192,
-        max_num_seqs=256,
-        enable_prefix_caching=kinds != {AttentionKind.STATE},
-        num_speculative_tokens=drafts(name),
-        **flags,
-    )
+    args = flags_of(name, tp)
     if "refused" in theirs:
         with pytest.raises(KvplanError):
             kv_layout(model, args, 20 * GiB)
@@ -109,6 +115,44 @@ def test_kv_plan_equals_vllms(name: str, tp: int) -> None:
     mine = kv_layout(model, args, 20 * GiB)
     said = theirs["bytes_per_block"], theirs["num_blocks"], theirs["tokens"]
     assert (mine.bytes_per_block, mine.num_blocks, mine.kv_cache_size_tokens) == said
+
+
+KINDS = {
+    "FullAttentionSpec": "full",
+    "MLAAttentionSpec": "full",
+    "SinkFullAttentionSpec": "full",
+    "SlidingWindowSpec": "sliding_window",
+    "SlidingWindowMLASpec": "sliding_window",
+    "ChunkedLocalAttentionSpec": "chunked_local",
+    "MambaSpec": "mamba",
+    "CircularBufferSpec": "circular_buffer",
+}
+"""vLLM's specs, and what the scheduler here calls them."""
+SCHEDULED_OTHERWISE = {
+    "UnlimitedOCRForCausalLM": "vLLM gives back what lies between prompt and window (RSWASpec): kept here",
+    "Zamba2ForCausalLM": "vLLM takes blocks of the shared attention first, of states second",
+}
+
+
+@pytest.mark.parametrize("name", [n for n, tp in started() if tp == 1 and "groups" in CASES[n]["vllm"]["1"]])
+def test_the_scheduler_knows_vllms_groups(name: str) -> None:
+    """In vLLM's order: kind, layers, tokens per block, window; whether others may hit it; where states are written."""
+    if name in SCHEDULED_OTHERWISE:
+        pytest.skip(SCHEDULED_OTHERWISE[name])
+    model, args = model_of(name), flags_of(name, 1)
+    groups = kv_layout(model, args, 20 * GiB).groups
+    mine = []
+    for group, seen in [(group, scheduler_group(group, args)) for group in groups]:
+        aligned = seen.kind == "mamba" and seen.mode == "align"
+        state = [seen.mode, seen.checkpoint_blocks, seen.checkpoint_alignment] if aligned else [None] * 3
+        shape = [seen.kind, group.num_layers, seen.block_size, seen.window or seen.chunk]
+        named = [seen.prefix_cacheable, seen.prefix_replay_tokens]
+        mine.append([*shape, *named, *state, len(groups) > 1 and seen.eagle])
+    theirs = []
+    for kind, *shape, mode, blocks, alignment, eagle in CASES[name]["vllm"]["1"]["groups"]:
+        state = [mode, blocks, alignment] if mode == "align" else [None] * 3
+        theirs.append([KINDS[kind], *shape, *state, eagle])
+    assert mine == theirs
 
 
 def test_latents_of_deepseek_v41_are_smaller_on_blackwell() -> None:

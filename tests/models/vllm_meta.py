@@ -407,6 +407,22 @@ def _of_target(name: str) -> bool:
     )
 
 
+def group_facts(group: Any) -> list[Any]:
+    """What the scheduler goes by: kind, layers, tokens per block, window or chunk; whether named for others, tokens
+    computed again after a hit; a state's mode, spare blocks, where it can be written; whether a drafter is there."""
+    from vllm.v1.core.kv_cache_utils import iter_layer_specs
+
+    spec = group.kv_cache_spec
+    one = next(iter(iter_layer_specs(spec)))
+    reach = getattr(one, "sliding_window", None) or getattr(one, "attention_chunk_size", None)
+    state = [
+        getattr(one, name, None)
+        for name in ("mamba_cache_mode", "num_prefill_checkpoint_blocks", "prefill_checkpoint_alignment")
+    ]
+    told = [type(one).__name__, len(group.layer_names), spec.block_size, reach]
+    return [*told, spec.prefix_cacheable, spec.prefix_replay_tokens, *state, group.is_eagle_group]
+
+
 def plan(config: Any, available_bytes: int) -> dict[str, Any]:
     """What vLLM's planner makes of so many bytes: block size in bytes, blocks, tokens; or its refusal."""
     from vllm.config import set_current_vllm_config
@@ -435,6 +451,7 @@ def plan(config: Any, available_bytes: int) -> dict[str, Any]:
             "bytes_per_block": planner._pool_bytes_per_block(config, groups),
             "num_blocks": scheduler.num_blocks,
             "tokens": tokens,
+            "groups": [group_facts(group) for group in scheduler.kv_cache_groups],
         }
     except (ValueError, NotImplementedError, AssertionError) as error:
         return {"refused": str(error)[:160]}

@@ -41,7 +41,12 @@ class Page:
     shape: tuple[int | str, ...] = ()
     """Heads, head sizes, KV dtype: layers of one group have equal shapes."""
     speculative_blocks: int = 0
-    checkpoint_blocks: int = 0
+    checkpoint_alignment: int = 0
+    """States only: tokens whose multiples a prefill can write one more state at from inside a chunk; 0: none."""
+    replicated: bool = False
+    """States only: every rank holds all of it."""
+    bounded_replay: bool = False
+    """Windows only: kept out of prefix caching, and made again from the end of a hit."""
     aligned: bool = False
     """States only: prefix caching keeps the state at block ends (mamba_cache_mode align)."""
 
@@ -57,8 +62,8 @@ class Page:
 
     def blocks(self, max_model_len: int, max_in_flight_tokens: int, dcp: int = 1) -> int:
         """Blocks that start-up reserves for one request of `max_model_len` tokens."""
-        if self.kind is AttentionKind.STATE:
-            return int(state_blocks(self.speculative_blocks, self.checkpoint_blocks, self.aligned))
+        if self.kind.is_fixed:
+            return int(state_blocks(self.speculative_blocks, self.checkpoint_alignment > 0, self.aligned))
         if self.kind.is_growing:
             return int(full_blocks(max_model_len, self.block_size * dcp))
         if self.kind is AttentionKind.CHUNKED:
@@ -129,8 +134,8 @@ def is_uniform(pages: Sequence[Page]) -> bool:
 def _need(page: Page) -> tuple[object, ...]:
     if page.kind.is_growing:
         return (page.block_size,)
-    if page.kind is AttentionKind.STATE:
-        blocks = (page.speculative_blocks, page.checkpoint_blocks)
+    if page.kind.is_fixed:
+        blocks = (page.speculative_blocks, page.checkpoint_alignment, page.replicated)
         return (page.kind, page.block_size, *blocks, page.num_bytes)
     return (page.kind, page.block_size, page.window)
 
@@ -178,7 +183,7 @@ def pack(layers: Sequence[Layer]) -> list[Group]:
 
     def is_small(pattern: list[list[Layer]]) -> bool:
         kind = pattern[0][0].page.kind
-        return kind is AttentionKind.STATE or (not repeats and kind is AttentionKind.SLIDING)
+        return kind.is_fixed or (not repeats and kind is AttentionKind.SLIDING)
 
     anchor = max(_widest(p, sum(map(len, p)) if is_small(p) else fewest(p)) for p in patterns)
     groups = []
@@ -228,7 +233,7 @@ def _unify_page_sizes(layers: Sequence[Layer]) -> list[Layer]:
 def _grown(page: Page, num_bytes: int) -> Page:
     if page.num_bytes == num_bytes:
         return page
-    if page.kind is AttentionKind.STATE:
+    if page.kind.is_fixed:
         return replace(page, padded_bytes=num_bytes)
     if num_bytes % page.num_bytes == 0:
         if page.padded_bytes:  # the engine trips over its own assertion here

@@ -13,7 +13,7 @@ from kvplan.ground.units import cdiv
 from kvplan.memory.kv.formats import group_format, indexer_token_bytes, token_bytes
 from kvplan.memory.kv.groups import Layer, Page
 from kvplan.memory.kv.mixers import LayoutSetup, Mixer, distinct_backends, find_mixers
-from kvplan.memory.kv.sizes import Sizes, gdn_exports_states, settle_sizes
+from kvplan.memory.kv.sizes import Sizes, checkpoint_alignment, settle_sizes
 from kvplan.memory.kv.states import state_bytes
 from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 
@@ -74,7 +74,7 @@ def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
         return [page]
     width = indexer_token_bytes(m.spec.index_head_dim, m.spec.index_itemsize)
     if m.spec.ring_bytes:
-        return _pooled_pages(m.spec, page, width)
+        return _pooled_pages(setup, m.spec, page, width)
     return [page, Page(AttentionKind.MLA, sizes.block_size, width, shape=("indexer", width))]
 
 
@@ -100,19 +100,30 @@ INDEX_KERNEL_TOKENS = 256
 """Tokens that DeepGEMM's kernel takes at once of a pooled indexer of latent attention; blocks keep them whole."""
 
 
-def _pooled_pages(a: AttentionSpec, page: Page, width: int) -> list[Page]:
+def _pooled_pages(setup: LayoutSetup, a: AttentionSpec, page: Page, width: int) -> list[Page]:
     """Attention, its indexer's keys of `compress_ratio` tokens each, and the ring of those that wait for their pool.
 
-    Sparse kernels read a latent's cache as rows, which blocks must lie whole numbers of apart.
+    The ring has room for the keys of drafts too, in whole pools, whose number is a power of two for latent attention.
+    Sparse kernels read a latent's cache as rows, which blocks must lie whole numbers of apart. Source: vLLM 0.32
+    `glm5next/common/attention.py: Glm5NextTailCache`, `qwen4_exp/common/qsa_cache.py`; pages in the order in which
+    they are registered.
     """
     size, ratio = page.block_size, a.compress_ratio
+    pools = cdiv(ratio + setup.args.num_speculative_tokens, ratio)
+    if a.kind is AttentionKind.MLA:
+        pools = 1 << (pools - 1).bit_length()
     keys = Page(AttentionKind.MLA, size, padded_bytes=size // ratio * width, shape=("indexer", width))
-    ring = Page(AttentionKind.STATE, ratio, state_bytes=a.ring_bytes, shape=("ring",))
+    ring = Page(AttentionKind.CIRCULAR, pools * ratio, state_bytes=pools * a.ring_bytes, shape=("ring",))
+    if size % ring.block_size:
+        raise KvplanError(
+            f"num_speculative_tokens {setup.args.num_speculative_tokens}: {ring.block_size} keys that wait for"
+            f" their pool do not divide blocks of {size} tokens"
+        )
     if a.kind is not AttentionKind.MLA:
-        return [page, keys, ring]
+        return [ring, page, keys]
     kernel = gcd(INDEX_KERNEL_TOKENS, size)
     keys = replace(keys, stride=kernel // ratio * width if kernel < size else 1)
-    return [replace(page, stride=page.token_bytes), keys, ring]
+    return [keys, ring, replace(page, stride=page.token_bytes)]
 
 
 V4_LATENT_BYTES, V4_ALIGN = 584, 576
@@ -157,9 +168,10 @@ def _shared_latent_pages(setup: LayoutSetup, a: AttentionSpec, block_size: int) 
     record, latent, unit = V41_RECORDS.get(setup.capability[0], (V4_LATENT_BYTES, V4_LATENT_BYTES, V4_ALIGN))
     if setup.args.kv_cache_dtype == "fp8_ds_mla":
         latent = record
-    found = [
-        _rounded(AttentionKind.SLIDING, a.window_block, a.window_block * record, "window", a.window, unit)
-    ]
+    window = _rounded(
+        AttentionKind.SLIDING, a.window_block, a.window_block * record, "window", a.window, unit
+    )
+    found = [replace(window, bounded_replay=setup.args.swa_bounded_replay)]
     if not a.compress_ratio or a.latents_elsewhere:
         return found
     rows, keys = block_size // a.compress_ratio, indexer_token_bytes(a.index_head_dim)
@@ -172,7 +184,7 @@ def _shared_latent_pages(setup: LayoutSetup, a: AttentionSpec, block_size: int) 
         drafted = setup.args.num_speculative_tokens
         open_rows = max(8, 1 << (drafted + 1).bit_length())
         ring = open_rows * 2 * a.head_dim * 4
-        found.insert(2, Page(AttentionKind.STATE, open_rows, state_bytes=ring, shape=("ring",)))
+        found.insert(2, Page(AttentionKind.CIRCULAR, open_rows, state_bytes=ring, shape=("ring",)))
     return found
 
 
@@ -243,10 +255,7 @@ def _state_page(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> Page:
         padded_bytes=sizes.state_page_bytes,
         shape=(state.family,),
         speculative_blocks=args.num_speculative_tokens,
-        checkpoint_blocks=int(
-            state.family in setup.rules.checkpoint_families
-            or bool({"checkpoints", "exports"} & set(dict(state.facts)))
-            or gdn_exports_states(setup, state)
-        ),
+        checkpoint_alignment=checkpoint_alignment(setup, state),
+        replicated=state.family == "ngram_conv",
         aligned=aligned,
     )

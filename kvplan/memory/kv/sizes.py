@@ -34,6 +34,8 @@ class Sizes:
 
 GDN_CHECKPOINT_ALIGNMENT = 64
 """Tokens (vLLM `FLASHINFER_GDN_CHECKPOINT_ALIGNMENT`)."""
+KDA_CHECKPOINT_ALIGNMENT = 16
+"""Tokens (vLLM `kda_prefill_checkpoint_alignment`)."""
 
 
 def gdn_exports_states(setup: LayoutSetup, state: StateSpec) -> bool:
@@ -47,6 +49,21 @@ def gdn_exports_states(setup: LayoutSetup, state: StateSpec) -> bool:
     major = setup.capability[0]
     flashinfer = setup.capability == (9, 0) or (major in (10, 12) and state["head_k_dim"] == 128)
     return flashinfer and setup.args.enable_prefix_caching is not False
+
+
+def checkpoint_alignment(setup: LayoutSetup, state: StateSpec) -> int:
+    """Tokens whose multiples a prefill can write a state at from inside a chunk; 0: it cannot, and has no block for it.
+
+    Source: vLLM 0.32 `mamba_mixer2.py: get_kv_cache_spec` (any token), `kda_checkpoint.py` and
+    `glm5next/common/kda.py: _resolve_kda_prefill_backend` (FlashKDA).
+    """
+    if state.family in setup.rules.checkpoint_families:
+        return 1
+    if gdn_exports_states(setup, state):
+        return GDN_CHECKPOINT_ALIGNMENT
+    flash = setup.capability[0] in (9, 10, 12) and setup.dtype == "bfloat16"
+    exports = bool({"checkpoints", "exports"} & set(dict(state.facts))) and state["head_dim"] == 128
+    return KDA_CHECKPOINT_ALIGNMENT if flash and exports else 0
 
 
 def settle_sizes(setup: LayoutSetup, mixers: Sequence[Mixer]) -> Sizes:
