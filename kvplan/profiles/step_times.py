@@ -17,6 +17,7 @@ from kvplan.ground.gpu import GpuSpec
 from kvplan.models.modules import Cut, Module, layer_modules
 from kvplan.models.quantization import Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, MlpSpec, ModelSpec
+from kvplan.models.weights import stage_spans
 from kvplan.profiles.doubt import Doubt, find_doubt
 from kvplan.profiles.engine_terms import with_terms
 from kvplan.profiles.measured_links import MeasuredLinks
@@ -35,6 +36,15 @@ LINK_SHARE = 0.7
 """Share of a link's rate that exchanges reach (assumed, 0.5 to 0.85)."""
 
 
+class LastLayers(NamedTuple):
+    """Layers that run on the end of each prompt's chunk alone."""
+
+    time: ModelStepTime
+    """Of them by themselves, without what a step costs whatever it holds."""
+    window: int
+    """Tokens of a chunk that they run on."""
+
+
 class StepTimes(NamedTuple):
     """Step times for one deployment, and what they rest on."""
 
@@ -48,6 +58,8 @@ class StepTimes(NamedTuple):
     """How far they may be off."""
     draft: ModelStepTime | None = None
     """One pass of the drafter, with `num_speculative_tokens`; None where drafting takes no time on the GPU."""
+    last: LastLayers | None = None
+    """Layers that long prefills spare most tokens; None: all run whole."""
 
     def links(self, gpu: GpuSpec) -> MeasuredLinks | None:
         """What the profile measured of links to host memory and files, where it is that card's own."""
@@ -104,7 +116,35 @@ def make_step_times(
     doubt = find_doubt(
         chosen.timing, engine, model, rests_on.startswith("measured") and chosen.gpu in ("", gpu.name)
     )
-    return StepTimes(timing.step_time(work, **options), chosen, rests_on, notes, doubt, draft)
+    time = timing.step_time(work, **options)
+    last = _last_layers(model, args, formats, time) if engine.engine == "vllm" else None
+    return StepTimes(time, chosen, rests_on, notes, doubt, draft, last)
+
+
+def _last_layers(
+    model: ModelSpec, args: EngineArgs, formats: dict[str, Any], time: ModelStepTime
+) -> LastLayers | None:
+    """Those from the last that makes latents on, where windows are made again after a hit (DeepSeek V4.1).
+
+    They must lie on one pipeline stage and look up no n-grams. Source: vLLM 0.32
+    `models/deepseek_v41/nvidia/model.py: _decoder_replay_supported`.
+    """
+    made = [
+        i
+        for i, x in enumerate(model.layers)
+        if x.attention.shares_latents and not x.attention.latents_elsewhere
+    ]
+    made = [i for i in made if model.layers[i].attention.compress_ratio]
+    if not made or not args.swa_bounded_replay:
+        return None
+    first, layers = made[-1], model.layers[made[-1] :]
+    begins = stage_spans(len(model.layers), args.pipeline_parallel_size)[-1][0]
+    looks_up = any(w.cut == "host" for layer in layers for w in layer.extras)
+    if first < begins or len(layers) < 2 or looks_up:
+        return None
+    work = model_work(replace(model, layers=layers), args, formats)
+    costs = replace(time.costs, host=HostCosts(), row_s=0.0, step_s=0.0, capture_sizes=())
+    return LastLayers(ModelStepTime(work, costs), layers[0].attention.window)
 
 
 def find_drafter(

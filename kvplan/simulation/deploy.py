@@ -47,7 +47,15 @@ from kvplan.simulation.file_tiers import TimedFiles
 from kvplan.simulation.transfers import TimedCopies
 from kvplan.timing.costs import AttentionCosts
 from kvplan.timing.links import LINKS, Link
-from kvplan.timing.step import NO_KNOT, AttentionTimes, DraftedStepTime, ModelStepTime, StepShape, StepTime
+from kvplan.timing.step import (
+    NO_KNOT,
+    AttentionTimes,
+    DraftedStepTime,
+    ModelStepTime,
+    StepShape,
+    StepTime,
+    TrimmedStepTime,
+)
 
 Outside = Callable[[StepShape], tuple[str, ...]]
 """Which measured ranges of a profile a step leaves, one phrase each."""
@@ -485,6 +493,13 @@ def _step_time(
     if found.notes:
         sources["step_time_notes"] = "; ".join(found.notes)
     time: StepTime = _on_clock(found.time, args.async_scheduling)
+    if found.last is not None:
+        last = _on_clock(found.last.time, args.async_scheduling)
+        time = TrimmedStepTime(_on_clock(found.time, args.async_scheduling), last, found.last.window)
+        sources["last_layers"] = (
+            f"{last.work.num_layers} of {found.time.work.num_layers} layers run on the last {found.last.window}"
+            " tokens of a prompt's chunk alone, where it is longer than CUDA graphs"
+        )
     if found.draft is not None:
         time = DraftedStepTime(time, found.draft, args.num_speculative_tokens)
         sources["drafting"] = (

@@ -17,7 +17,7 @@ from kvplan.simulation.fleets import Fleet
 from kvplan.simulation.records import Records
 from kvplan.simulation.replica_stats import Totals
 from kvplan.timing.energy import Done, moved
-from kvplan.timing.step import DraftedStepTime, ModelStepTime, ScaledStepTime, StepTime
+from kvplan.timing.step import DraftedStepTime, ModelStepTime, ScaledStepTime, StepTime, TrimmedStepTime
 from kvplan.timing.work import StepWork
 
 
@@ -33,7 +33,7 @@ class Energy(NamedTuple):
 
 def work_of(time: StepTime) -> StepWork | None:
     """What a step moves, where a model's work stands behind its time."""
-    while isinstance(time, DraftedStepTime | ScaledStepTime):
+    while isinstance(time, DraftedStepTime | ScaledStepTime | TrimmedStepTime):
         time = time.verify if isinstance(time, DraftedStepTime) else time.time
     return time.work if isinstance(time, ModelStepTime) else None
 

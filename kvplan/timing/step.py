@@ -399,3 +399,40 @@ class ModelStepTime:
     def _attention_s(self, shape: StepShape) -> Number:
         layers = sum(a.num_layers * self.costs.attention.seconds(a, shape) for a in self.work.attention)
         return self._state_s(shape.num_decodes) + layers / self.work.pipeline_stages
+
+
+@dataclass(frozen=True, slots=True)
+class TrimmedStepTime:
+    """Steps whose last layers run on the end of each prompt's chunk alone, since nobody reads what they keep before it.
+
+    Of chunks too long for CUDA graphs, as vLLM 0.32 has it (`models/deepseek_v41/decoder_replay_layers.py`):
+
+        t = t(all layers, all tokens) - t(last layers, all tokens) + t(last layers, at most `window` of each chunk)
+    """
+
+    time: ModelStepTime
+    last: ModelStepTime
+    """Of the last layers by themselves, without what a step costs whatever it holds."""
+    window: int
+
+    def ticks(self, shape: StepShape) -> int:
+        """Duration of one step; launching its kernels takes what it took."""
+        ticks, costs = self.time.ticks(shape), self.time.costs
+        kept = min(shape.num_prefill_tokens, shape.num_prefills * self.window)
+        if kept == shape.num_prefill_tokens or shape.num_tokens <= costs.largest_graph:
+            return ticks
+        trimmed = shape._replace(
+            num_tokens=shape.num_tokens - shape.num_prefill_tokens + kept,
+            num_prefill_tokens=kept,
+            prefill_attention=shape.prefill_attention * kept / shape.num_prefill_tokens,
+        )
+        launches = round(self.time.work.num_layers * costs.host.launch_s * TICKS_PER_S)
+        return max(ticks - self.last.ticks(shape) + self.last.ticks(trimmed), min(ticks, launches))
+
+    def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
+        """Of a decode step, which all layers run whole."""
+        return self.time.decode_line(num_decodes, decode_context, num_tokens)
+
+    def pool_ticks(self, num_tokens: int, tokens_of_ranks: Sequence[int]) -> int:
+        """As if the last layers ran on all tokens of all ranks."""
+        return self.time.pool_ticks(num_tokens, tokens_of_ranks)

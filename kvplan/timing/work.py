@@ -374,8 +374,8 @@ def _index(a: AttentionSpec, n: int, key_bytes: float) -> AttentionWork:
 def _compressed(a: AttentionSpec, n: int, heads: int) -> tuple[AttentionWork, ...]:
     """DeepSeek V4: the window's latents, and compressed ones, all of them or those that an indexer picks; fp8.
 
-    V4.1's layers that take another's picks read as many. Not counted: its later indexers look at candidates alone,
-    and a prefill passes its second half of layers only at the end.
+    V4.1's layers that take another's picks read as many; its later indexers score all keys too, and candidates alone
+    only where `indexer_sparse_logits` asks for it.
     """
     flops, latent = 4.0 * heads * a.head_dim, a.head_dim + 72.0
     found = [AttentionWork(n, a.window, latent, flops, flops, heads, 1, a.head_dim)]
