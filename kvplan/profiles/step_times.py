@@ -206,6 +206,7 @@ def model_work(model: ModelSpec, args: EngineArgs, formats: dict[str, Any]) -> S
         tensor_parallel_size=args.tensor_parallel_size,
         pipeline_parallel_size=args.pipeline_parallel_size,
         data_parallel_size=args.data_parallel_size if model.is_moe else 1,
+        decode_context_parallel_size=args.decode_context_parallel_size,
         enable_expert_parallel=args.enable_expert_parallel,
         weight_bytes=ELEMENT_BYTES[formats["weight_format"]],
         expert_weight_bytes=ELEMENT_BYTES[formats["expert_format"]],

@@ -411,8 +411,14 @@ def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
     drafts = args.num_speculative_tokens
     groups = tuple(scheduler_group(group, args) for group in layout.groups)
     plain = len(groups) == 1 and groups[0].kind == "full"
+    states = args.enable_prefix_caching and any(group.kind == "mamba" for group in groups)
+    if states and args.decode_context_parallel_size > 1:
+        raise KvplanError(
+            "decode_context_parallel_size beside states with prefix caching: where vLLM's hits end inside blocks is not"
+            " followed; --no-enable-prefix-caching simulates"
+        )
     return EngineConfig(
-        block_size=layout.groups[0].block_size if plain else layout.block_size,
+        block_size=groups[0].block_size if plain and groups[0].block_size else layout.block_size,
         num_gpu_blocks=layout.num_blocks,
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
@@ -436,7 +442,7 @@ def scheduler_group(group: KvGroup, args: EngineArgs) -> KVCacheGroup:
     kind = KINDS[group.kind]
     return KVCacheGroup(
         kind=kind,
-        block_size=group.block_size,
+        block_size=group.block_size * group.num_shards,
         window=group.window if kind == "sliding_window" else None,
         chunk=group.window if kind == "chunked_local" else None,
         bounded_replay=group.bounded_replay,

@@ -369,6 +369,8 @@ class ModelStepTime:
         if work.gathers:
             moved = m * work.gathers.num_ranks * work.gathers.token_bytes
             between += 2.0 * stages * work.gathers.num_layers * costs.gather(moved)
+        if work.exchange:
+            between += work.exchange.num_layers * costs.reduce(rows * work.exchange.token_bytes)
         total = self._fixed_s() + products * stages + parts.head(rows) + element + sequences + between
         if not costs.host.launch_s:
             return total

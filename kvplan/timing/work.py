@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from kvplan.formulas.capacity import kv_heads_per_rank
@@ -101,6 +101,14 @@ class ExpertGather(NamedTuple):
     """Of one token of one rank, one way, 16 bits an element."""
 
 
+class ContextExchange(NamedTuple):
+    """Queries gathered from the ranks that split a context, and their parts of the output added up, once a layer."""
+
+    num_layers: int
+    token_bytes: float
+    """Of one decoding token: the all-reduce that moves as much, 16 bits an element."""
+
+
 NO_HEAD = Product(1, 0, 0)
 
 
@@ -134,6 +142,8 @@ class StepWork:
     head: Product = NO_HEAD
     gathers: ExpertGather | None = None
     """What passes between data-parallel ranks around the experts."""
+    exchange: ContextExchange | None = None
+    """What passes between ranks that split contexts (decode context parallelism)."""
 
     @property
     def num_gemms(self) -> int:
@@ -157,6 +167,7 @@ def step_work(
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
     data_parallel_size: int = 1,
+    decode_context_parallel_size: int = 1,
     enable_expert_parallel: bool = False,
     weight_bytes: float = 2.0,
     expert_weight_bytes: float | None = None,
@@ -166,7 +177,9 @@ def step_work(
 
     Pipeline stages run in turn on a batch cut in `pipeline_parallel_size` parts, so a step of all parts reads
     every weight once and every context on its own stage; `step` divides accordingly. Without expert parallelism
-    the experts are cut over tensor and data ranks together, as vLLM does.
+    the experts are cut over tensor and data ranks together, as vLLM does. Decode context parallelism splits the tokens
+    of a context over ranks, each of which then attends for the heads of all (vLLM `v1/attention/ops/dcp.py`); prompts
+    gather the context and attend as without.
     """
     tp = tensor_parallel_size
     layers = Counter(model.layers)
@@ -190,7 +203,7 @@ def step_work(
         head_bytes=head.parameters * 2.0,
         head_flops=2.0 * head.parameters,
         activation_bytes=2.0 * sum(n * _activations(layer, hidden, tp) for layer, n in layers.items()),
-        attention=_attention_work(layers, tp, kv_bytes),
+        attention=_attention_work(layers, tp, kv_bytes, decode_context_parallel_size),
         experts=experts,
         state_bytes=sum(n * _state_bytes(a) for layer, n in layers.items() for a in layer.mixers) / tp,
         num_ranks=tp,
@@ -200,7 +213,23 @@ def step_work(
         products=products,
         head=head,
         gathers=ExpertGather(data_parallel_size, pooled, hidden * 2.0) if pooled else None,
+        exchange=_exchange(layers, tp, decode_context_parallel_size),
     )
+
+
+def _exchange(layers: Counter[LayerSpec], tp: int, dcp: int) -> ContextExchange | None:
+    """An all-gather of the queries and a reduce-scatter of the outputs move what an all-reduce of their mean does."""
+    growing = [(a, n) for layer, n in layers.items() for a in layer.mixers if a.kind.is_growing]
+    if dcp == 1 or not growing:
+        return None
+    mean = 0.0
+    for a, n in growing:
+        latent = a.kind is AttentionKind.MLA
+        q = a.kv_lora_rank + a.qk_rope_head_dim if latent else a.head_dim
+        out = a.kv_lora_rank if latent else a.v_head_dim or a.head_dim
+        mean += n * (a.num_heads / tp) * dcp * (q + out)
+    num = sum(n for _, n in growing)
+    return ContextExchange(num, mean / num)
 
 
 def _by_mlp(layers: Counter[LayerSpec]) -> dict[LayerSpec, int]:
@@ -333,13 +362,19 @@ def _num_reductions(layer: LayerSpec) -> int:
     return int(mixes) + int(layer.mlp.intermediate_size > 0)
 
 
-def _attention_work(layers: Counter[LayerSpec], tp: int, kv_bytes: float) -> tuple[AttentionWork, ...]:
+def _attention_work(
+    layers: Counter[LayerSpec], tp: int, kv_bytes: float, dcp: int
+) -> tuple[AttentionWork, ...]:
     counts: Counter[AttentionSpec] = Counter()
     for layer, n in layers.items():
         for a in layer.mixers:
             if a.kind.keeps_tokens or a.kind is AttentionKind.COMPRESSED:
                 counts[a] += n
-    return tuple(work for a, n in counts.items() for work in _kinds_of(a, n, tp, kv_bytes))
+    return tuple(
+        replace(work, kv_bytes_per_token=work.kv_bytes_per_token / (dcp if a.kind.is_growing else 1))
+        for a, n in counts.items()
+        for work in _kinds_of(a, n, tp, kv_bytes)
+    )
 
 
 def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[AttentionWork, ...]:
