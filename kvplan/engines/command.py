@@ -57,6 +57,37 @@ NOT_PLANNED = {
     "diffusion-config": "diffusion decoding",
     "engram-config": "n-gram memories",
     "use-replayssm": "states that are replayed",
+    "replayssm-buffer-len": "states that are replayed",
+    "offload-params": "weights in host memory",
+    "offload-prefetch-step": "weights in host memory",
+    "dbo-decode-token-threshold": "two micro-batches",
+    "dbo-prefill-token-threshold": "two micro-batches",
+    "max-num-scheduled-tokens": "steps of fewer tokens than there are buffers for",
+    "long-prefill-token-threshold-adaptive": "a cap that follows the queue",
+    "max-num-queued-reqs": "requests refused while many wait",
+    "max-num-queued-tokens": "requests refused while many wait",
+    "stream-interval": "tokens sent in groups",
+    "scheduler-cls": "a scheduler of one's own",
+    "enable-mamba-shared-prefix-checkpoint": "states kept where prompts part",
+    "fully-sharded-loras": "adapters cut over ranks",
+    "enable-moe-shared-loras": "adapters of experts",
+    "enable-mixed-moe-lora-format": "adapters of experts",
+    "enable-tower-connector-lora": "adapters of towers",
+    "lora-dtype": "adapters in a dtype of their own",
+    "dcp-q-replicate": "queries' weights on every rank",
+    "video-pruning-rate": "fewer tokens of a video",
+    "video-pruning-method": "fewer tokens of a video",
+    "enable-batch-sharded-sampling": "sampling cut over ranks",
+    **dict.fromkeys(
+        (
+            *("attention-config", "kernel-config", "moe-backend", "linear-backend", "mamba-backend"),
+            *("mamba-ssu-algorithm", "gdn-prefill-backend", "kda-prefill-backend", "kda-decode-backend"),
+            *("sparse-indexer-topk-backend", "mm-encoder-attn-backend", "mm-encoder-attn-dtype"),
+            *("all2all-backend", "dcp-comm-backend", "disable-custom-all-reduce", "disable-cascade-attn"),
+            "enable-hc-sp",
+        ),
+        "kernels: timed as the default's",
+    ),
     "enable-return-routed-experts": "buffers of routed experts",
 }
 """Flags that change memory, scheduling or time in ways that are not planned, and what they are about."""
@@ -446,6 +477,8 @@ def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
         )
     if _graphs_off(told):
         fields["enforce_eager"] = True
+    if told.get("performance-mode") == "interactivity":
+        notes.append("--performance-mode interactivity: finer CUDA graphs are not planned")
     if told.get("disable-sliding-window"):
         notes.append("--disable-sliding-window shortens the context to the window")
     return fields, draft, notes

@@ -72,6 +72,8 @@ class EngineArgs(Config):
     """Most sequences in one step."""
     max_num_batched_tokens: Count | None = None
     """Most tokens in one step."""
+    performance_mode: Literal["balanced", "interactivity", "throughput"] = "balanced"
+    """throughput doubles the defaults of these two; interactivity's finer CUDA graphs are not planned."""
     gpu_memory_utilization: float | None = None
     """Share of the card's total memory the engine may fill; 0.92 (0.9 before vLLM 0.20)."""
     kv_cache_memory_bytes: Count | None = None
@@ -88,6 +90,10 @@ class EngineArgs(Config):
     """Attention kernels, e.g. FLASH_ATTN or FLASHINFER; None = the best the GPU and the KV dtype allow."""
     enable_prefix_caching: bool | None = None
     """Reuse full blocks of earlier prompts."""
+    prefix_match_unit: Count | None = None
+    """Tokens between two places where a hit of a hybrid may end; None = what the groups' blocks have in common."""
+    prefix_cache_retention_interval: Annotated[int, Field(ge=0, le=10**9)] | None = 0
+    """Where windows and states keep hits: every so many tokens; 0 = at a prompt's end, None = everywhere."""
     enable_chunked_prefill: bool | None = None
     """Split long prompts over several steps."""
     async_scheduling: bool | None = None
@@ -390,6 +396,8 @@ def _batch(
 ) -> tuple[int, int]:
     """(max_num_batched_tokens, max_num_seqs)."""
     tokens, seqs = _batch_defaults(gpu, version, entry_point, chunked)
+    if args.performance_mode == "throughput":
+        tokens, seqs = 2 * tokens, 2 * seqs
     if not chunked:
         tokens = max(tokens, max_model_len)
     seqs = args.max_num_seqs or seqs

@@ -10,7 +10,7 @@ from places import FIXTURES
 
 from kvplan.cli.main import run
 from kvplan.engines.command import ACTS, NOT_PLANNED, Command, read_command, vllm_flags
-from kvplan.engines.flags import EngineArgs
+from kvplan.engines.flags import EngineArgs, resolve
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import get_gpu, split_count
 from kvplan.memory.forward import estimate
@@ -278,3 +278,30 @@ def test_lora_memory_equals_vllms() -> None:
         "max_position_embeddings": 2048,
     }
     assert lora_bytes(from_config(config), max_loras=1, max_lora_rank=16) == 12_304_384
+
+
+def test_throughput_mode_doubles_what_is_not_stated() -> None:
+    """vLLM 0.32 `arg_utils.py: _set_default_max_num_seqs_and_batched_tokens_args`, on an H100's 8,192 and 1,024."""
+
+    def batch(line: str) -> tuple[int, int]:
+        args = resolve(
+            read_command(f"vllm serve Qwen/Qwen3-8B {line}").args,
+            load_model("Qwen/Qwen3-8B"),
+            get_gpu("h100"),
+        )
+        return args.max_num_batched_tokens, args.max_num_seqs
+
+    tokens, seqs = batch("")
+    assert batch("--performance-mode throughput") == (2 * tokens, 2 * seqs)
+    assert batch("--performance-mode throughput --max-num-seqs 64") == (2 * tokens, 64)
+
+
+def test_flags_that_change_steps_do_not_pass_for_none() -> None:
+    told = read_command(
+        "vllm serve Qwen/Qwen3-8B --stream-interval 8 --moe-backend triton --port 80 --seed 1"
+    )
+    assert told.no_effect == ("--port", "--seed")
+    assert told.not_planned == (
+        "--stream-interval (tokens sent in groups)",
+        "--moe-backend (kernels: timed as the default's)",
+    )

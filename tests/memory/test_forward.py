@@ -558,6 +558,7 @@ SPOKEN: dict[str, Any] = {
     "kv_cache_dtype_skip_layers": ("0", "sliding_window"),
     "attention_backend": "FLASHINFER",
     "enable_prefix_caching": False,
+    "performance_mode": "throughput",
     "enable_chunked_prefill": False,
     "async_scheduling": False,
     "scheduling_policy": "priority",
