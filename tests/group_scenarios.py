@@ -67,7 +67,13 @@ def with_ring(rng: Random, row: Json) -> Json:
 def random_unshared(rng: Random, kind: str) -> Json:
     """Return one whose engine caches prefixes that nobody else asks for."""
     if kind == "ring":
-        return with_ring(rng, random_unshared(rng, rng.choice(["window", "align"])))
+        beside = rng.choice(["window", "align"])
+        row = random_returns(rng) if rng.random() < 0.4 else random_unshared(rng, beside)
+        remade = rng.choice([0, 0, 1, 8, 20])
+        for group in row["kv_cache_groups"] if len(row["kv_cache_groups"]) > 1 else ():
+            if remade and group["kind"] == "sliding_window":
+                group |= {"bounded_replay": True, "window": remade}
+        return with_ring(rng, row)
     row = random_groups(rng, kind)
     row["enable_prefix_caching"] = True
     for group in row["kv_cache_groups"]:

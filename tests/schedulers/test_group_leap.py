@@ -20,6 +20,7 @@ from kvplan.conformance.vllm_scenario import VLLMScenario
 from kvplan.ground.content import Segment
 from kvplan.ground.errors import KvplanError
 from kvplan.schedulers.leap import group_pool, own_hits
+from kvplan.schedulers.leap import groups as groups_module
 from kvplan.schedulers.leap.allowed import has_one_full_group, why_not
 from kvplan.schedulers.leap.group_batch import GroupBatch
 from kvplan.schedulers.leap.group_scheduler import GroupScheduler
@@ -111,6 +112,12 @@ MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
         "window", Spec, "next_return", "max(processed, self.offset + self.size)", "max(processed, self.offset)"),
     "the last chunk leaves nothing behind": (
         "window", GroupBatch, "_enter", "returned != NOTHING_BACK", "False"),
+    "a hit brings a circular buffer": (
+        "ring", GroupScheduler, "try_head", "groups.num_whole if start else 0", "0"),
+    "windows out of prefix caching have names": (
+        "ring", groups_module, "_specs", "kind == WINDOW and is_named", "kind == WINDOW"),
+    "what is computed again is a hit": (
+        "ring", group_pool, "find_own_hits", "length > groups.replay_tokens", "False"),
     "the head comes in after the leap": (
         "window", GroupBatch, "_regular_steps_that_last", "free + max(after) >= need", "False"),
     "a blocked head is not looked at again": (

@@ -47,9 +47,9 @@ def _why_no_names(config: EngineConfig) -> str:
     groups, kinds = config.groups, {g.kind for g in config.groups}
     if any(g.eagle for g in groups):
         return "hits cut short for a drafter"
-    if any(g.bounded_replay for g in groups):
-        return "windows out of prefix caching"
     sizes = {*config.named_block_sizes, config.hash_block_size, config.scheduler_block_size}
+    if "mamba" in kinds and any(g.bounded_replay for g in groups):
+        return "windows out of prefix caching beside states"
     if not kinds & {"full", "sliding_window"}:
         return "chunks or states alone hit what was never computed"
     if config.prefix_cache_retention_interval != 0 and kinds - {"full", "chunked_local"}:

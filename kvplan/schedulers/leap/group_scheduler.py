@@ -90,7 +90,8 @@ class GroupScheduler(LeapScheduler):
             if not num_tokens:
                 return NO_TOKENS
         table, end = groups.new_states(start), prefill_end(seq)
-        needed = taken = self._need(table, start, num_tokens, end)
+        whole = groups.num_whole if start else 0  # which no hit brings
+        needed = taken = self._need(table, start, num_tokens, end) + whole
         if self.reserves_full_isl:
             checkpoint = groups.checkpoint(table, start, last, end)
             needed = max(needed, groups.whole_prompt(last, start, table, checkpoint))

@@ -44,6 +44,8 @@ class Spec:
     """Blocks that admission counts for a whole prompt at most."""
     index: int
     """Tells apart kinds that differ in their pages only."""
+    is_named: bool = True
+    """Whether the groups take part in prefix caching."""
 
     def gone(self, processed: int) -> int:
         """Return how many blocks from the start are given back by then."""

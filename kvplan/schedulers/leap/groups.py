@@ -51,6 +51,8 @@ class Groups:
         self.alignment = config.scheduler_block_size
         self.hash_size = config.hash_block_size
         self.full_groups = {i for i, which in enumerate(self.order) if self.specs[which].kind == FULL}
+        self.replay_tokens = config.prefix_replay_tokens
+        """Tokens at the end of a hit that are computed again."""
         self.num_checkpoints = sum(group.checkpoint_blocks for group in config.groups)
         """Blocks that the states' tables may take beside one each."""
         self._checkpoints = next((g for g in config.groups if g.checkpoint_blocks), None)
@@ -180,17 +182,17 @@ def _specs(config: EngineConfig) -> tuple[list[Spec], list[int]]:
     order = []
     for group in config.groups:
         pages = group.kv_heads, group.head_size, group.state_bytes
-        key = _kind(group), group.block_size, group.window or group.chunk, pages
+        key = _kind(group), group.block_size, group.window or group.chunk, group.prefix_cacheable, pages
         order.append(found.setdefault(key, len(found)))
     specs = []
-    for i, (kind, size, reach, _) in enumerate(found):
+    for i, (kind, size, reach, is_named, _) in enumerate(found):
         flight, most = config.max_in_flight_tokens, NEVER
         if kind == WINDOW:
             most = cdiv(min(reach - 1 + flight, config.max_model_len), size) + 1
         elif kind == CHUNKED:
             most = cdiv(min(reach + flight, config.max_model_len), size)
-        named = cdiv(reach - 1, size) if kind == WINDOW else 0
-        specs.append(Spec(kind, size, reach or 0, order.count(i), named, most, i))
+        named = cdiv(reach - 1, size) if kind == WINDOW and is_named else 0
+        specs.append(Spec(kind, size, reach or 0, order.count(i), named, most, i, is_named))
     return specs, order
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kvplan.schedulers.leap.group_sequence import GroupSequence
-from kvplan.schedulers.leap.group_tables import CHUNKED, FULL, STATE, WHOLE, Spec
+from kvplan.schedulers.leap.group_tables import CHUNKED, FULL, STATE, Spec
 from kvplan.schedulers.leap.groups import Groups
 from kvplan.schedulers.leap.named_queue import NamedBlocks, NamedQueue
 from kvplan.schedulers.protocol import ContentsMatter
@@ -51,8 +51,12 @@ def find_own_hits(groups: Groups, seq: GroupSequence, queue: NamedQueue, max_tok
             drops.resolve()
     seq.drops.clear()
     _forget_taken(seq, queue)
-    cached = {spec: _cached(groups, seq, spec) for spec in groups.specs if spec.kind != WHOLE}
+    cached = {spec: _cached(groups, seq, spec) for spec in groups.specs if spec.is_named}
     length, longest = _agree(groups, cached, max_tokens)
+    if groups.replay_tokens:
+        if length > groups.replay_tokens:
+            raise ContentsMatter("a preempted request makes windows again after what it finds of its own")
+        return OwnHits(0, longest if longest > length else 0, [])
     pieces = [
         piece
         for group, which in enumerate(groups.order)
