@@ -200,9 +200,17 @@ def slot_bytes(model: ModelSpec, args: EngineArgs, layout: Layout, blocks_per_ch
     return cdiv(copied, SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
 
+def copied_groups(layout: Layout) -> list[KvGroup]:
+    """Groups whose blocks the tier holds: those that take part in prefix caching.
+
+    Source: vLLM 0.32 `kv_connector/v1/offloading/config.py: get_offloading_group_ids`.
+    """
+    return [g for g in layout.groups if g.kind is not AttentionKind.CIRCULAR and not g.bounded_replay]
+
+
 def bytes_to_copy(layout: Layout, num_tokens: int) -> int:
     """Return what one rank copies to load a prefix of so many tokens: of windows and states what a hit needs."""
-    return sum(_group_bytes(group, num_tokens) for group in layout.groups)
+    return sum(_group_bytes(group, num_tokens) for group in copied_groups(layout))
 
 
 def _group_bytes(group: KvGroup, num_tokens: int) -> int:
@@ -231,7 +239,7 @@ def find_tier(
     flags = offloading_flags(args.kv_transfer_config)
     per_chunk = flags.blocks_per_chunk
     chunks = num_slots(model, args, layout, per_chunk)
-    growing = [g for g in layout.groups if g.kind.is_growing] or list(layout.groups)
+    growing = [g for g in copied_groups(layout) if g.kind.is_growing] or copied_groups(layout)
     times = make_step_times(model, gpu, args, engine=engine)
     measured = times.links(gpu)
     link = find_host_link(gpu, measured=measured)
@@ -241,8 +249,11 @@ def find_tier(
         num_copies=copies,
         bytes_per_chunk=slot_bytes(model, args, layout, per_chunk),
         num_chunks=chunks,
-        chunk_tokens=min(g.block_size for g in layout.groups) * per_chunk,
-        tokens=Span2(_tokens(chunks * per_chunk, layout.groups), _tokens(chunks * per_chunk, tuple(growing))),
+        chunk_tokens=min(g.block_size for g in copied_groups(layout)) * per_chunk,
+        tokens=Span2(
+            _tokens(chunks * per_chunk, tuple(copied_groups(layout))),
+            _tokens(chunks * per_chunk, tuple(growing)),
+        ),
         link=link,
         bytes_per_token=sum(g.copied_bytes / g.block_size for g in growing),
         break_even=_break_even(args, layout, link, times, trace_tokens, no_files, no_files),
@@ -271,7 +282,7 @@ def no_files(num_tokens: int) -> float:
 
 def chunks_to_read(layout: Layout, num_tokens: int, blocks_per_chunk: int = 1) -> int:
     """Count the chunks of a prefix of so many tokens: of windows and states what a hit needs."""
-    return sum(cdiv(_group_blocks(group, num_tokens), blocks_per_chunk) for group in layout.groups)
+    return sum(cdiv(_group_blocks(group, num_tokens), blocks_per_chunk) for group in copied_groups(layout))
 
 
 def _files(
@@ -295,7 +306,7 @@ def _files(
 
         return seconds
 
-    growing = [g for g in layout.groups if g.kind.is_growing] or list(layout.groups)
+    growing = [g for g in copied_groups(layout) if g.kind.is_growing] or copied_groups(layout)
     return FilesBelow(
         drive=drive,
         file_bytes=file_bytes,

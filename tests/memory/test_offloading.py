@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from kvplan.engines.command import read_command
+from kvplan.engines.flags import EngineArgs
 from kvplan.formulas.offloading import break_even_tokens, tier_chunks
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import get_gpu
 from kvplan.ground.units import GiB
 from kvplan.memory.answers import Plan
 from kvplan.memory.forward import estimate
-from kvplan.memory.offloading import Lengths, OffloadTier, bytes_to_copy
+from kvplan.memory.offloading import Lengths, OffloadTier, bytes_to_copy, copied_groups
 from kvplan.profiles.host_links import find_drive, find_host_link
 
 VLLM_SLOTS = [
@@ -238,3 +239,14 @@ def test_links_follow_the_card() -> None:
     stated = find_host_link(get_gpu("h100"), gb_s=40)
     assert (stated.low, stated.high, stated.source) == (40e9, 40e9, "stated")
     assert np.isclose(stated.seconds(4e9), 0.1, rtol=1e-3)
+
+
+def test_circular_buffers_and_remade_windows_stay_on_the_gpu() -> None:
+    """vLLM 0.32 offloads the groups that take part in prefix caching: GLM-5.3-Flash's chunks hold 640 tokens, not 4."""
+    args = EngineArgs(tensor_parallel_size=8, max_model_len=65536, kv_offloading_size=100)
+    glm = estimate("zai-org/GLM-5.3-Flash", "h200", args).layout
+    assert glm is not None
+    assert [g.block_size for g in glm.groups if g not in copied_groups(glm)] == [4]
+    v41 = estimate("deepseek-ai/DeepSeek-V4.1-Flash", "h200", args).layout
+    assert v41 is not None
+    assert [(g.kind.value, g.block_size) for g in copied_groups(v41)] == [("mla", 64)]
