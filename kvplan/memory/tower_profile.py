@@ -1,10 +1,14 @@
-"""What profiling a vision tower takes at start-up: the engine runs as many of the largest images as its budget holds.
+"""What profiling a tower takes at start-up: the engine runs as many of the largest items as its budget holds.
 
-    items = max(max_num_batched_tokens, tokens of the largest image) // tokens of the largest image
+    items = max(max_num_batched_tokens, tokens of the largest item) // tokens of the largest item
     peak  = items x patches x (pixels + 2 x hidden + the widest of attention and MLP, cut by the ranks) x 2 bytes
 
+Of images and videos, it runs those that become more tokens; videos and some sounds are as long as the context lets
+them be. Attention that writes its scores out, hidden states kept until the end and convolutions before the layers add
+numbers of their own (`kvplan.models.towers.parts.item` names them).
+
 Source: vLLM 0.32 `multimodal/encoder_budget.py` (items), the processors' own limits (patches and tokens of the largest
-image), the towers' layers (hidden states, fused Q, K, V and their rotated copies, the MLP's two sides).
+item), the towers' layers (hidden states, fused Q, K, V and their rotated copies, the MLP's two sides).
 """
 
 from __future__ import annotations
@@ -69,29 +73,60 @@ def largest_image(vision: VisionSpec) -> Largest | None:
     return LARGEST.get(vision.family, _declared)(vision)
 
 
-def num_items(largest: Largest, args: ResolvedArgs) -> int:
-    """Largest images that start-up profiles at a time."""
+def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
+    """The largest item that may be asked of this engine: of images and videos, what becomes more tokens."""
+    image, facts = largest_image(vision), dict(vision.facts)
+    if image is None:
+        return None
+    if "fills" in facts:
+        chunks = -(-args.max_model_len // image.tokens)
+        return image._replace(patches=chunks * image.patches, tokens=args.max_model_len)
+    if "within" in facts:
+        return image._replace(tokens=min(image.tokens, args.max_model_len))
+    video = _video(facts, image, args.max_model_len) if "frames" in facts else image
+    return max(video, image, key=lambda item: item.tokens)
+
+
+def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
+    """As many frames as the context holds; an image beside them counts when they become tokens, not when they run."""
+    room = facts.get("frame_room", facts["frame_tokens"])
+    counted = min(max((context - facts.get("beside", 0)) // room, 1), facts["frames"])
+    run = facts.get("frames_run", min(max(context // room, 1), facts["frames"]))
+    return image._replace(patches=run * facts["frame_patches"], tokens=counted * facts["frame_tokens"])
+
+
+def num_items(largest: Largest, args: ResolvedArgs, limit: int = 999) -> int:
+    """Largest items that start-up profiles at a time, `limit` of them a prompt at most."""
     tokens = max(largest.tokens, 1)
-    return max(1, min(max(args.max_num_batched_tokens, tokens) // tokens, args.max_num_seqs * 999))
+    a_prompt = max(1, min(limit, args.max_model_len // tokens))
+    return max(1, min(max(args.max_num_batched_tokens, tokens) // tokens, args.max_num_seqs * a_prompt))
+
+
+def _num_patches(vision: VisionSpec, args: ResolvedArgs, largest: Largest) -> int:
+    """Patches of all items that start-up profiles."""
+    return num_items(largest, args, dict(vision.facts).get("limit", 999)) * largest.patches
 
 
 def embedded_bytes(vision: VisionSpec, args: ResolvedArgs, hidden: int) -> int:
-    """What the profiled images leave allocated until the run ends: their pixels and the embeddings they became."""
-    largest = largest_image(vision)
+    """What the profiled items leave allocated until the run ends: their pixels and the embeddings they became."""
+    largest = largest_item(vision, args)
     if largest is None:
         return 2 * args.max_num_batched_tokens * hidden
-    pixels = num_items(largest, args) * largest.patches * largest.pixels
+    pixels = _num_patches(vision, args, largest) * largest.pixels
     return 2 * (pixels + max(args.max_num_batched_tokens, largest.tokens) * hidden)
 
 
 def tower_bytes(vision: VisionSpec, args: ResolvedArgs) -> int | None:
-    """Peak of profiling the tower on one rank; None for towers whose largest image is not known."""
-    largest = largest_image(vision)
+    """Peak of profiling the tower on one rank; None for towers whose largest item is not known."""
+    largest, facts = largest_item(vision, args), dict(vision.facts)
     if largest is None:
         return None
-    whole = vision.family in WHOLE or args.mm_encoder_tp_mode == "data"
+    whole = vision.family in WHOLE or args.mm_encoder_tp_mode == "data" or facts.get("whole")
     tp = 1 if whole else args.tensor_parallel_size
-    gated = vision.family in GATED or dict(vision.facts).get("gated")
+    gated = vision.family in GATED or facts.get("gated")
     hidden, sides = vision["hidden"], 3 if gated else 2
-    widest = max(7 * hidden, sides * vision["width"]) / tp
-    return int(2 * num_items(largest, args) * largest.patches * (largest.pixels + 2 * hidden + widest))
+    widest = max(7 * hidden + facts.get("scores", 0), sides * vision["width"]) / tp
+    layers = largest.pixels + 2 * hidden + widest + facts.get("kept", 0)
+    patches = _num_patches(vision, args, largest)
+    at_once = min(patches, facts.get("at_once", patches))
+    return int(2 * at_once * max(layers, facts.get("stem", 0)))

@@ -78,10 +78,10 @@ def inkling(s: TowerFacts) -> Parts:
     eyes, ears = s.outer.section("vision_config"), s.outer.section("audio_config")
     if "decoder_dmodel" in eyes:
         out = eyes.count("decoder_dmodel")
-        folds = _folds(eyes)
-        for i, ((frames, side, channels), (t, h, wider)) in enumerate(pairwise(folds)):
+        steps = folds(eyes)
+        for i, ((frames, side, channels), (t, h, wider)) in enumerate(pairwise(steps)):
             into = channels * (t // frames) * (h // side) ** 2
-            last = i == len(folds) - 2
+            last = i == len(steps) - 2
             yield linear(f"linear_{i}", out if last else wider, into, bias=False)
             yield vector(f"norm_{i}", wider if not last else out * eyes.flag("use_vision_norm"))
     if "decoder_dmodel" in ears:
@@ -92,7 +92,7 @@ def inkling(s: TowerFacts) -> Parts:
         yield vector("audio.final_norm", out * ears.flag("use_audio_norm"))
 
 
-def _folds(k: Keys) -> list[tuple[int, int, int]]:
+def folds(k: Keys) -> list[tuple[int, int, int]]:
     """Frames, side and channels behind each matrix: of all steps by prime factors, those nearest to even steps."""
     patch, frames = k.count("patch_size", low=2, high=4096), k.count("temporal_patch_size", high=64)
     channels, layers = k.count("n_channels", high=64), k.count("n_layers", high=64)

@@ -56,14 +56,6 @@ def omni_image(gated: bool) -> Callable[[TowerFacts], Mapping[str, int]]:
     return lambda s: qwen_image(s.tower.section("vision_config"), gated=gated)
 
 
-def half_minute(s: TowerFacts, frames: int) -> Mapping[str, int]:
-    """Whisper's window of 30 s: 1,500 positions, `frames` of them a token."""
-    positions = s.tower.count("max_source_positions", default=1500)
-    return _item(
-        s.tower, positions, positions // frames, pixels=2 * s.tower.count("num_mel_bins", default=80)
-    )
-
-
 def square(pixels: int, *, gated: bool = False) -> Callable[[TowerFacts], Mapping[str, int]]:
     """An image of so many pixels at most in patches of 14, four of them a token: a processor's own default."""
 

@@ -41,6 +41,27 @@ class Tower(NamedTuple):
     """`model_type` of the only tower that the row describes, where the architecture takes others too."""
 
 
+def item(
+    hidden: int, width: int, patches: int, tokens: int, *, pixels: int, gated: int = 0, **more: int
+) -> Mapping[str, int]:
+    """Facts of the largest item: what passes the tower (patches or frames) and the tokens it becomes.
+
+    `pixels`: 16-bit numbers of one patch as it comes in. More, where a tower is not a plain ViT over images:
+
+    * `frames`, `frame_patches`, `frame_tokens`: a video, of so many frames at most; `frame_room`: what a frame is
+      reckoned as where it is not its tokens; `beside`: tokens left for an image while frames are counted; `frames_run`:
+      frames that are run, however many are counted.
+    * `fills`: the item is as many times patches and tokens as the context holds; `within`: tokens end with the context.
+    * `limit`: items a prompt.
+    * `at_once`: patches that the tower runs at a time.
+    * `whole`: every rank runs it whole.
+    * `scores`: numbers a patch that attention writes out beside Q, K, V; `kept`: of hidden states kept until the end;
+      `stem`: of the widest convolution before the layers.
+    """
+    facts = {"hidden": hidden, "width": width, "patches": patches, "tokens": max(tokens, 1)}
+    return facts | {"pixels": pixels, "gated": int(gated)} | more
+
+
 def linear(name: str, rows: int, cols: int, cut: str = "", *, bias: bool = True, copies: int = 1) -> Weight:
     """A matrix; `cut` is rows or cols."""
     return Weight(

@@ -7,6 +7,22 @@ from __future__ import annotations
 
 from kvplan.models.towers.both import inkling, minicpmo, nano_nemotron, phi4mm, qwen2_5_omni, qwen3_omni
 from kvplan.models.towers.convolved import emu3, vibevoice
+from kvplan.models.towers.heard import (
+    fire_red_sound,
+    flamingo_sound,
+    fun_asr_sound,
+    glm_sound,
+    granite_sound,
+    midasheng_sound,
+    moss_audio_sound,
+    moss_sound,
+    qwen2_sound,
+    qwen3_asr_sound,
+    realtime_sound,
+    ultravox_sound,
+    vibevoice_sound,
+    voxtral_sound,
+)
 from kvplan.models.towers.images import (
     aria,
     bagel,
@@ -41,7 +57,6 @@ from kvplan.models.towers.largest import (
     dots_image,
     gated_image,
     glm_image,
-    half_minute,
     kimi_image,
     omni_image,
     one_image,
@@ -76,6 +91,24 @@ from kvplan.models.towers.own_images import (
     step3p7,
 )
 from kvplan.models.towers.parts import Tower
+from kvplan.models.towers.seen import (
+    glimmer_image,
+    inkling_item,
+    isaac_image,
+    kanana_image,
+    minicpm4_image,
+    minicpm_image,
+    minicpmo_image,
+    molmo2_image,
+    molmo_image,
+    moondream_image,
+    onevision2_image,
+    ovis2_5_image,
+    ovis_image,
+    phi3v_image,
+    phi4mm_image,
+    step_image,
+)
 from kvplan.models.towers.sound import (
     audio_flamingo,
     fire_red_asr,
@@ -96,7 +129,7 @@ from kvplan.models.towers.sound import (
 DECLARED: dict[str, Tower] = {
     "AriaForConditionalGeneration": Tower("vision_config", aria),
     "AudioFlamingo3ForConditionalGeneration": Tower(
-        "audio_config", audio_flamingo, heads=False, largest=lambda s: half_minute(s, 2)
+        "audio_config", audio_flamingo, heads=False, largest=flamingo_sound
     ),
     "BeeForConditionalGeneration": Tower("vision_config", bee, largest=pinpoints),
     "DeepseekOCRForCausalLM": Tower("vision_config", deepseek_ocr, heads=False),
@@ -112,7 +145,7 @@ DECLARED: dict[str, Tower] = {
     ),
     "Gemma4UnifiedForConditionalGeneration": Tower("vision_config", gemma4_unified, heads=False),
     "GLM4VForCausalLM": Tower("vision_config", glm4v_9b),
-    "GlmAsrForConditionalGeneration": Tower("audio_config", glm_asr, largest=lambda s: half_minute(s, 4)),
+    "GlmAsrForConditionalGeneration": Tower("audio_config", glm_asr, largest=glm_sound),
     "Glm5NextForConditionalGeneration": Tower(
         "vision_config",
         glm_ocr,
@@ -122,8 +155,12 @@ DECLARED: dict[str, Tower] = {
     ),
     "GlmOcrForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True, largest=glm_image),
     "Granite4VisionForConditionalGeneration": Tower("vision_config", granite4_vision),
-    "GraniteSpeechForConditionalGeneration": Tower("encoder_config", granite_speech, heads=False),
-    "GraniteSpeechPlusForConditionalGeneration": Tower("encoder_config", granite_speech, heads=False),
+    "GraniteSpeechForConditionalGeneration": Tower(
+        "encoder_config", granite_speech, heads=False, largest=granite_sound
+    ),
+    "GraniteSpeechPlusForConditionalGeneration": Tower(
+        "encoder_config", granite_speech, heads=False, largest=granite_sound
+    ),
     "H2OVLChatModel": Tower("vision_config", intern_vit, largest=tiles),
     "HCXVisionV2ForCausalLM": Tower(
         "vision_config",
@@ -161,14 +198,14 @@ DECLARED: dict[str, Tower] = {
         "vision_config", llava_onevision, largest=pinpoints, kind="siglip_vision_model"
     ),
     "MiMoV2OmniForCausalLM": Tower("vision_config", mimo_v2_omni, rotary=True),
-    "MiniCPMV4_6ForConditionalGeneration": Tower("vision_config", minicpmv4),
-    "MiniCPMV4_7ForConditionalGeneration": Tower("vision_config", minicpmv4),
-    "MiniCPMV": Tower("vision_config", minicpmv),
+    "MiniCPMV4_6ForConditionalGeneration": Tower("vision_config", minicpmv4, largest=minicpm4_image),
+    "MiniCPMV4_7ForConditionalGeneration": Tower("vision_config", minicpmv4, largest=minicpm4_image),
+    "MiniCPMV": Tower("vision_config", minicpmv, largest=minicpm_image),
     "MiniMaxM3SparseForConditionalGeneration": Tower("vision_config", minimax_m3, largest=one_image),
     "MossTranscribeDiarizeForConditionalGeneration": Tower(
-        "audio_config", moss_transcribe, largest=lambda s: half_minute(s, 4)
+        "audio_config", moss_transcribe, largest=moss_sound
     ),
-    "MuseGlimmerForConditionalGeneration": Tower("vision_config", muse_glimmer),
+    "MuseGlimmerForConditionalGeneration": Tower("vision_config", muse_glimmer, largest=glimmer_image),
     "NVLM_D": Tower("vision_config", lambda s: intern_vit(s, bias=False), largest=tiles),
     "OpenCUAForConditionalGeneration": Tower(
         "vision_config",
@@ -176,14 +213,14 @@ DECLARED: dict[str, Tower] = {
         rotary=True,
         largest=qwen_tower(True),
     ),
-    "Ovis2_5": Tower("vit_config", ovis2_5),
+    "Ovis2_5": Tower("vit_config", ovis2_5, largest=ovis2_5_image),
     "PaddleOCRVLForConditionalGeneration": Tower("vision_config", paddle_ocr, largest=paddle_image),
-    "Phi3VForCausalLM": Tower("img_processor", phi3v, heads=False),
-    "Phi4MMForCausalLM": Tower("audio_processor", phi4mm, heads=False),
+    "Phi3VForCausalLM": Tower("img_processor", phi3v, heads=False, largest=phi3v_image),
+    "Phi4MMForCausalLM": Tower("audio_processor", phi4mm, heads=False, largest=phi4mm_image),
     "PixtralForConditionalGeneration": Tower("vision_config", pixtral, largest=gated_image),
     "QianfanOCRForConditionalGeneration": Tower("vision_config", intern_vit, largest=tiles),
     "Qwen2AudioForConditionalGeneration": Tower(
-        "audio_config", qwen2_audio, heads=False, largest=lambda s: half_minute(s, 2)
+        "audio_config", qwen2_audio, heads=False, largest=qwen2_sound
     ),
     "Qwen2_5OmniForConditionalGeneration": Tower(
         "thinker_config", qwen2_5_omni, heads=False, rotary=True, largest=omni_image(True)
@@ -191,43 +228,55 @@ DECLARED: dict[str, Tower] = {
     "Qwen2_5OmniModel": Tower(
         "thinker_config", qwen2_5_omni, heads=False, rotary=True, largest=omni_image(True)
     ),
-    "Qwen3ASRForConditionalGeneration": Tower("audio_config", qwen3_asr, heads=False),
-    "Qwen3ASRRealtimeGeneration": Tower("audio_config", qwen3_asr, heads=False),
+    "Qwen3ASRForConditionalGeneration": Tower(
+        "audio_config", qwen3_asr, heads=False, largest=qwen3_asr_sound
+    ),
+    "Qwen3ASRRealtimeGeneration": Tower("audio_config", qwen3_asr, heads=False, largest=qwen3_asr_sound),
     "Qwen3OmniMoeForConditionalGeneration": Tower(
         "thinker_config", qwen3_omni, heads=False, rotary=True, largest=omni_image(False)
     ),
     "SkyworkR1VChatModel": Tower("vision_config", intern_vit, largest=tiles),
     "SmolVLMForConditionalGeneration": Tower("vision_config", idefics3),
-    "Step3VLForConditionalGeneration": Tower("vision_config", step3),
-    "Step3p7ForConditionalGeneration": Tower("vision_config", step3p7),
-    "UltravoxModel": Tower("audio_config", ultravox, largest=lambda s: half_minute(s, 8)),
+    "Step3VLForConditionalGeneration": Tower("vision_config", step3, largest=step_image),
+    "Step3p7ForConditionalGeneration": Tower("vision_config", step3p7, largest=step_image),
+    "UltravoxModel": Tower("audio_config", ultravox, largest=ultravox_sound),
     "UnlimitedOCRForCausalLM": Tower("vision_config", deepseek_ocr, heads=False),
-    "VoxtralForConditionalGeneration": Tower("audio_config", voxtral, largest=lambda s: half_minute(s, 4)),
+    "VoxtralForConditionalGeneration": Tower("audio_config", voxtral, largest=voxtral_sound),
     "BagelForConditionalGeneration": Tower("vit_config", bagel),
     "Blip2ForConditionalGeneration": Tower("vision_config", blip2),
     "Cosmos3EdgeForConditionalGeneration": Tower("vision_config", cosmos3_edge),
     "DeepseekV4ForConditionalGeneration": Tower("", deepseek_v4, heads=False, largest=deepseek_v4_image),
     "DeepseekV41ForCausalLM": Tower("vision_config", deepseek_v41, heads=False, largest=deepseek_v41_image),
     "Emu3ForConditionalGeneration": Tower("vq_config", emu3),
-    "FireRedASR2ForConditionalGeneration": Tower("audio_encoder_conf", fire_red_asr, heads=False),
-    "FunASRForConditionalGeneration": Tower("audio_encoder_conf", fun_asr, heads=False),
-    **dict.fromkeys(("HfMoondream", "Moondream3ForCausalLM"), Tower("", moondream, heads=False)),
+    "FireRedASR2ForConditionalGeneration": Tower(
+        "audio_encoder_conf", fire_red_asr, heads=False, largest=fire_red_sound
+    ),
+    "FunASRForConditionalGeneration": Tower(
+        "audio_encoder_conf", fun_asr, heads=False, largest=fun_asr_sound
+    ),
+    **dict.fromkeys(
+        ("HfMoondream", "Moondream3ForCausalLM"), Tower("", moondream, heads=False, largest=moondream_image)
+    ),
     "HunYuanVLForConditionalGeneration": Tower("vision_config", hunyuan_vl, heads=False),
-    "InklingForConditionalGeneration": Tower("", inkling, heads=False),
-    "IsaacForConditionalGeneration": Tower("vision_config", isaac),
-    "KananaVForConditionalGeneration": Tower("vision_config", kanana, rotary=True),
-    "LlavaOnevision2ForConditionalGeneration": Tower("vision_config", onevision2),
-    "MiDashengLMModel": Tower("audio_encoder_config", midasheng),
-    "MiniCPMO": Tower("vision_config", minicpmo),
-    "MolmoForCausalLM": Tower("", molmo, heads=False),
-    "Molmo2ForConditionalGeneration": Tower("vit_config", molmo2),
-    "MossAudioModel": Tower("audio_config", moss_audio),
+    "InklingForConditionalGeneration": Tower("", inkling, heads=False, largest=inkling_item),
+    "IsaacForConditionalGeneration": Tower("vision_config", isaac, largest=isaac_image),
+    "KananaVForConditionalGeneration": Tower("vision_config", kanana, rotary=True, largest=kanana_image),
+    "LlavaOnevision2ForConditionalGeneration": Tower("vision_config", onevision2, largest=onevision2_image),
+    "MiDashengLMModel": Tower("audio_encoder_config", midasheng, largest=midasheng_sound),
+    "MiniCPMO": Tower("vision_config", minicpmo, largest=minicpmo_image),
+    "MolmoForCausalLM": Tower("", molmo, heads=False, largest=molmo_image),
+    "Molmo2ForConditionalGeneration": Tower("vit_config", molmo2, largest=molmo2_image),
+    "MossAudioModel": Tower("audio_config", moss_audio, largest=moss_audio_sound),
     "OpenPanguVLForConditionalGeneration": Tower("vision_config", open_pangu),
-    "Ovis": Tower("visual_tokenizer_config", ovis, heads=False),
-    **dict.fromkeys(("Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"), Tower("vit_config", ovis2_5)),
+    "Ovis": Tower("visual_tokenizer_config", ovis, heads=False, largest=ovis_image),
+    **dict.fromkeys(
+        ("Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"), Tower("vit_config", ovis2_5, largest=ovis2_5_image)
+    ),
     "RForConditionalGeneration": Tower("vision_config", rvl, largest=pinpoints, kind="siglip_vision_model"),
-    "StepVLForConditionalGeneration": Tower("vision_config", step3p7),
-    "VibeVoiceAsrForConditionalGeneration": Tower("", vibevoice, heads=False),
-    "VoxtralRealtimeGeneration": Tower("audio_config", voxtral_realtime, table=frames_rotated),
+    "StepVLForConditionalGeneration": Tower("vision_config", step3p7, largest=step_image),
+    "VibeVoiceAsrForConditionalGeneration": Tower("", vibevoice, heads=False, largest=vibevoice_sound),
+    "VoxtralRealtimeGeneration": Tower(
+        "audio_config", voxtral_realtime, table=frames_rotated, largest=realtime_sound
+    ),
 }
 """Architecture -> its tower."""
