@@ -89,7 +89,7 @@ def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
 
 def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
     """As many frames as the context holds; an image beside them counts when they become tokens, not when they run."""
-    room = facts.get("frame_room", facts["frame_tokens"])
+    room = max(facts.get("frame_room", facts["frame_tokens"]), 1)
     counted = min(max((context - facts.get("beside", 0)) // room, 1), facts["frames"])
     run = facts.get("frames_run", min(max(context // room, 1), facts["frames"]))
     return image._replace(patches=run * facts["frame_patches"], tokens=counted * facts["frame_tokens"])

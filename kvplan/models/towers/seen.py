@@ -182,7 +182,7 @@ def kanana_image(s: TowerFacts) -> Mapping[str, int]:
     Source: vLLM 0.32 `models/kanana_v.py`; `max_pixels` of Kanana's own `KananaVImageProcessor`.
     """
     k, patch = s.tower, _patch(s.tower)
-    hidden, layers = k.count("embed_dim", "hidden_size"), k.count("depth", high=4096)
+    hidden, _, layers = sizes(k)
     width = round(ratio(k, "mlp_ratio", 4.0) * hidden)
     patches = (_square(14 * 14 * 4 * 1280, patch * isqrt(merge(k))) // patch) ** 2
     frames = k.count("temporal_patch_size", default=2, high=64)
@@ -242,7 +242,7 @@ def molmo2_image(s: TowerFacts) -> Mapping[str, int]:
 
 
 def inkling_item(s: TowerFacts) -> Mapping[str, int]:
-    """Ten minutes of sound, a sum of embeddings in one kernel; without ears, a picture of 72 patches.
+    """Ten minutes of sound, a sum of embeddings in one kernel; without ears, a picture of 72 patches; or nothing.
 
     Source: vLLM 0.32 `models/inkling/common/mm_preprocess.py: MAX_AUDIO_TOKENS, get_dummy_mm_data`.
     """
@@ -250,6 +250,8 @@ def inkling_item(s: TowerFacts) -> Mapping[str, int]:
     if "decoder_dmodel" in ears:
         bands = 2 * ears.count("n_mel_bins")
         return item(0, 0, 12_000, 12_000, pixels=bands, whole=1, stem=2 * bands)
+    if "decoder_dmodel" not in eyes:
+        return item(0, 0, 0, 1, pixels=0)
     held = [_grown(eyes, a) * 2 + _grown(eyes, b) for a, b in pairwise(folds(eyes))]
     pixels = _grown(eyes, folds(eyes)[0])
     return item(0, 0, 8 * 9, 8 * 9, pixels=pixels, whole=1, stem=max(held))
