@@ -81,14 +81,14 @@ def minicpm4_image(s: TowerFacts) -> Mapping[str, int]:
 
 
 def glimmer_image(s: TowerFacts) -> Mapping[str, int]:
-    """4,096 tokens of four patches; or 48 pairs of frames of 144 tokens.
+    """4,096 tokens of four patches; or 48 pairs of frames of 144 tokens. MLPs, the widest, are whole on every rank.
 
     Source: vLLM 0.32 `transformers_utils/processors/muse_glimmer.py`.
     """
     (hidden, width, _), joined = sizes(s.tower), merge(s.tower, "merge_size", "merge_kernel_size")
     frames = s.tower.count("patch_temporal", default=2, high=64)
     video = {"frames": 96 // frames, "frame_tokens": 144, "frame_patches": 144 * joined}
-    return item(hidden, width, 4096 * joined, 4096, pixels=_colours(s.tower, frames), **video)
+    return item(hidden, width, 4096 * joined, 4096, pixels=_colours(s.tower, frames), whole=1, **video)
 
 
 def ovis_image(s: TowerFacts) -> Mapping[str, int]:
