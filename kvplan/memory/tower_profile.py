@@ -4,8 +4,9 @@
     peak  = items x patches x (pixels + 2 x hidden + the widest of attention and MLP, cut by the ranks) x 2 bytes
 
 Of images and videos, it runs those that become more tokens; videos and some sounds are as long as the context lets
-them be. Attention that writes its scores out, hidden states kept until the end and convolutions before the layers add
-numbers of their own (`kvplan.models.towers.parts.item` names them).
+them be. Attention that writes its scores out and hidden states kept until the end add numbers of their own;
+convolutions before the layers, resamplers and heads behind may be wider than they are. `item` of
+`kvplan.models.towers.parts` names these facts.
 
 Source: vLLM 0.32 `multimodal/encoder_budget.py` (items), the processors' own limits (patches and tokens of the largest
 item), the towers' layers (hidden states, fused Q, K, V and their rotated copies, the MLP's two sides).
@@ -129,4 +130,4 @@ def tower_bytes(vision: VisionSpec, args: ResolvedArgs) -> int | None:
     layers = largest.pixels + 2 * hidden + widest + facts.get("kept", 0)
     patches = _num_patches(vision, args, largest)
     at_once = min(patches, facts.get("at_once", patches))
-    return int(2 * at_once * max(layers, facts.get("stem", 0)))
+    return int(2 * at_once * max(layers, facts.get("outside", 0)))

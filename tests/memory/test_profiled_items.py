@@ -36,11 +36,14 @@ def cases() -> dict[str, Any]:
     return found
 
 
-def tower(name: str, section: str = "", **sizes: object) -> VisionSpec:
-    """The tower of the fixture's config of an architecture, with other sizes in one section."""
+def tower(name: str, section: str = "", text: int = 1024, **sizes: object) -> VisionSpec:
+    """The tower of the fixture's config of an architecture, with other sizes in one section.
+
+    `text`: the language model's width.
+    """
     config = dict(cases()[name]["config"])
     config = {**config, section: {**config[section], **sizes}} if section else {**config, **sizes}
-    found = declared_tower(Keys(name, config), DECLARED[name], 1024)
+    found = declared_tower(Keys(name, config), DECLARED[name], text)
     assert found is not None
     return found
 
@@ -152,20 +155,22 @@ def test_minicpm_v_4_slices_every_frame(name: str, context: int, tokens: int, fr
 
 
 @pytest.mark.parametrize(
-    ("name", "numbers"),
+    ("name", "text", "numbers"),
     [
-        ("GraniteSpeechForConditionalGeneration", 26669),  # GraniteSpeechCTCEncoder on 25,000 frames
-        ("FireRedASR2ForConditionalGeneration", 101978),  # get_encoder_outputs on four sounds of 30 s
-        ("FunASRForConditionalGeneration", 20659),  # SenseVoiceEncoderSmall on four times 1,000 frames
-        (
-            "VibeVoiceAsrForConditionalGeneration",
-            385,
-        ),  # transformers' get_audio_features on two sounds of 30 s
+        ("GraniteSpeechForConditionalGeneration", 1024, 26669),  # GraniteSpeechCTCEncoder on 25,000 frames
+        ("FireRedASR2ForConditionalGeneration", 1024, 101978),  # get_encoder_outputs on four sounds of 30 s
+        ("FunASRForConditionalGeneration", 1024, 20659),  # SenseVoiceEncoderSmall on four times 1,000 frames
+        ("MiniCPMV", 4096, 26258),  # Resampler4_5 on 16 frames of 1,024 patches
+        ("MolmoForCausalLM", 1024, 34379),  # image_vit on 13 crops: it returns the states of all 23 layers
+        ("Molmo2ForConditionalGeneration", 1024, 40300),  # image_vit on 9 crops: of 25
+        ("Ovis", 1024, 50762),  # the head, `tokenize` and the words' embeddings, for 10 x 256 tokens
+        ("Ovis2_5", 1024, 83655),  # the same, chances in float32, for 3,136 tokens
+        ("VibeVoiceAsrForConditionalGeneration", 1024, 385),  # get_audio_features on two sounds of 30 s
     ],
 )
-def test_what_a_patch_holds_where_scores_states_or_convolutions_are_kept(name: str, numbers: int) -> None:
-    """Within a tenth of what torch allocates in vLLM's own modules."""
-    vision, asked = tower(name), args()
+def test_what_a_patch_holds_beside_plain_layers(name: str, text: int, numbers: int) -> None:
+    """Scores, kept states, convolutions, resamplers, heads: within a tenth of what vLLM's own modules allocate."""
+    vision, asked = tower(name, text=text), args()
     found = largest_item(vision, asked)
     known = tower_bytes(vision, asked)
     assert found is not None

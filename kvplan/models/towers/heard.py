@@ -122,7 +122,7 @@ def _thinned(s: TowerFacts, seconds: int, chunk: int, chunks_at_once: int) -> tu
     each, lead = -(-chunk // 8), 2 * k.count("downsample_hidden_size", default=480)
     made = lead * -(-k.count("num_mel_bins", default=128) // 2) * -(-chunk // 2)
     whole, rest = divmod(100 * seconds, chunk)
-    return whole * each + -(-rest // 8), {"stem": made // each, "at_once": chunks_at_once * each}
+    return whole * each + -(-rest // 8), {"outside": made // each, "at_once": chunks_at_once * each}
 
 
 def qwen3_asr_sound(s: TowerFacts) -> Mapping[str, int]:
@@ -174,4 +174,4 @@ def vibevoice_sound(s: TowerFacts) -> Mapping[str, int]:
     tokens = -(
         -s.outer.count("acoustic_tokenizer_chunk_size", default=1_440_000, high=1 << 30) // max(hop, 1)
     )
-    return item(0, 0, 30 * 24_000, tokens, pixels=1, whole=1, stem=(2 * wider + 4) * filters + 1)
+    return item(0, 0, 30 * 24_000, tokens, pixels=1, whole=1, outside=(2 * wider + 4) * filters + 1)

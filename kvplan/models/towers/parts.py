@@ -56,7 +56,7 @@ def item(
     * `at_once`: patches that the tower runs at a time.
     * `whole`: every rank runs it whole.
     * `scores`: numbers a patch that attention writes out beside Q, K, V; `kept`: of hidden states kept until the end;
-      `stem`: of the widest convolution before the layers.
+      `outside`: of the widest moment outside of the layers: convolutions before them, resamplers and heads behind.
     """
     facts = {"hidden": hidden, "width": width, "patches": patches, "tokens": max(tokens, 1)}
     return facts | {"pixels": pixels, "gated": int(gated)} | more

@@ -55,6 +55,7 @@ def _sliced(s: TowerFacts, joined: int) -> tuple[int, int, int]:
 def minicpm_image(s: TowerFacts, *, heard: bool = False) -> Mapping[str, int]:
     """Queries read each slice; from version 2.6 on, a video of 16 frames (`_MAX_FRAMES_PER_VIDEO`), a slice each.
 
+    What they read is of the language model's width, six times: normed, with positions, projected, laid out anew.
     `heard`: beside an image, room is left for a sound of 30 chunks of a second (vLLM 0.32 `models/minicpmo.py`).
     """
     (hidden, width, _), queries = sizes(s.tower), s.outer.count("query_num", default=64, high=1 << 16)
@@ -63,6 +64,7 @@ def minicpm_image(s: TowerFacts, *, heard: bool = False) -> Mapping[str, int]:
     beside = slices * queries + 30 * ((50 - pool) // pool + 1) * heard
     video = {"frames": 16, "frame_tokens": queries, "frame_patches": each, "beside": beside}
     more = {} if s.outer.raw.get("version") in (2.5, "2.5") else video
+    more |= {"outside": _colours(s.tower) + hidden + 6 * s.text}
     return item(hidden, width, slices * max(each, whole), slices * queries, pixels=_colours(s.tower), **more)
 
 
@@ -92,27 +94,31 @@ def glimmer_image(s: TowerFacts) -> Mapping[str, int]:
 
 
 def ovis_image(s: TowerFacts) -> Mapping[str, int]:
-    """Nine tiles and the whole, and eleven marks around them.
+    """Nine tiles and the whole, and eleven marks around them; a head over visual words, whose chances are padded.
 
     Source: vLLM 0.32 `transformers_utils/processors/ovis.py: max_partition, construct_image_indicators`.
     """
     k = s.tower.section("backbone_config")
     hidden, width, _ = sizes(k)
     side = -(-k.count("image_size", high=1 << 16) // _patch(k))
-    tokens = (side // s.tower.count("hidden_stride", default=1, high=64)) ** 2
-    gated = k.text("model_type") == "aimv2"
-    return item(hidden, width, 10 * side**2, 10 * tokens + 11, pixels=_colours(k), gated=gated)
+    stride = s.tower.count("hidden_stride", default=1, high=64)
+    words, gated = 3 * s.tower.count("vocab_size", default=16384), k.text("model_type") == "aimv2"
+    outside = _colours(k) + hidden + words // stride**2
+    tokens = 10 * (side // stride) ** 2 + 11
+    return item(hidden, width, 10 * side**2, tokens, pixels=_colours(k), gated=gated, outside=outside)
 
 
 def ovis2_5_image(s: TowerFacts) -> Mapping[str, int]:
     """1,792 x 1,792 pixels; a video of as many such frames as the context holds, a token reckoned for each patch.
 
+    A head over visual words, whose chances are float32, as are the logits copied for them.
     Source: vLLM 0.32 `models/ovis2_5.py: get_image_size_with_most_features, get_num_image_tokens`.
     """
     (hidden, width, _), patches = sizes(s.tower), (1792 // _patch(s.tower)) ** 2
-    tokens = patches // merge(s.tower, "hidden_stride")
+    joined, words = merge(s.tower, "hidden_stride"), s.outer.count("visual_vocab_size", default=65536)
+    tokens, outside = patches // joined, _colours(s.tower) + hidden + 5 * words // joined
     video = {"frames": ANY_NUMBER, "frame_tokens": tokens, "frame_patches": patches, "frame_room": patches}
-    more = video | {"beside": patches}
+    more = video | {"beside": patches, "outside": outside}
     return item(hidden, width, patches, tokens + 2, pixels=_colours(s.tower), **more)
 
 
@@ -249,12 +255,12 @@ def inkling_item(s: TowerFacts) -> Mapping[str, int]:
     eyes, ears = s.outer.section("vision_config"), s.outer.section("audio_config")
     if "decoder_dmodel" in ears:
         bands = 2 * ears.count("n_mel_bins")
-        return item(0, 0, 12_000, 12_000, pixels=bands, whole=1, stem=2 * bands)
+        return item(0, 0, 12_000, 12_000, pixels=bands, whole=1, outside=2 * bands)
     if "decoder_dmodel" not in eyes:
         return item(0, 0, 0, 1, pixels=0)
     held = [_grown(eyes, a) * 2 + _grown(eyes, b) for a, b in pairwise(folds(eyes))]
     pixels = _grown(eyes, folds(eyes)[0])
-    return item(0, 0, 8 * 9, 8 * 9, pixels=pixels, whole=1, stem=max(held))
+    return item(0, 0, 8 * 9, 8 * 9, pixels=pixels, whole=1, outside=max(held))
 
 
 def _grown(k: Keys, step: tuple[int, int, int]) -> int:
