@@ -217,6 +217,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         assumed="" if known else "planned as a plain decoder",
         layers=body.layers,
         mtp_layers=body.mtp_layers,
+        mtp=body.mtp,
         hidden_size=text.count("hidden_size"),
         vocab_size=text.count("vocab_size", high=1 << 28),
         max_model_len=max_model_len(text, outer.text("model_type")),

@@ -397,28 +397,15 @@ def _eagle3_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
 def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
     """The multi-token-prediction layers, each with its projection of (embedding, hidden state) and norms.
 
-    The draft's embedding and head are shared with the target, as vLLM shares them. Most hybrid models, and EXAONE,
-    have one projection for all, cut by rows; DeepSeek V4's takes the checkpoint's format.
+    The draft's embedding and head are shared with the target, as vLLM shares them.
     """
-    hidden = model.hidden_size
-    hybrid = model.is_hybrid and not model.architecture.startswith(("Glm5Next", "Bailing"))
-    once = hybrid or model.architecture.startswith("Exaone")
-    linear = model.architecture.startswith("DeepseekV4")
+    hidden, around = model.hidden_size, model.mtp
     for i, layer in enumerate(model.mtp_layers):
         for module in layer_modules(layer, hidden, cut):
             yield module._replace(name=f"mtp.layers.{i}.{module.name}")
-        if i and once:
+        if i and around.one_projection:
             continue
-        rows = even(hidden, cut.tp, "hidden channels") if once else hidden
-        yield Module(f"mtp.layers.{i}.eh_proj", "mtp", rows, 2 * hidden, linear=linear)
-        yield vector(f"mtp.layers.{i}.mtp_norms", _draft_norms(model, i) * hidden)
-
-
-def _draft_norms(model: ModelSpec, i: int) -> int:
-    """Of embeddings, of hidden states, and a last one; Inkling norms embeddings once more for all of its layers.
-
-    Qwen 4's hidden states are four streams, and what mixes them last has its own norm.
-    """
-    if model.architecture.startswith("Qwen4"):
-        return 5
-    return 2 if i and model.architecture.startswith("Inkling") else 3
+        rows = even(hidden, cut.tp, "hidden channels") if around.one_projection else hidden
+        yield Module(f"mtp.layers.{i}.eh_proj", "mtp", rows, 2 * hidden, linear=around.quantised_projection)
+        norms = around.norms - (around.shared_norms if i else 0)
+        yield vector(f"mtp.layers.{i}.mtp_norms", norms * hidden)

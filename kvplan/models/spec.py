@@ -217,6 +217,32 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class MtpSpec:
+    """What stands around multi-token-prediction layers, and which of them are built.
+
+    The defaults are DeepSeek V3's: each layer has a projection of (embedding, hidden state), whole on every rank and
+    never quantised, and three norms. vLLM takes embedding and head from the target.
+    """
+
+    one_projection: bool = False
+    """One projection and its norms serve all layers, cut by rows (Qwen3-Next, EXAONE)."""
+    quantised_projection: bool = False
+    """The projection takes the checkpoint's format (DeepSeek V4)."""
+    norms: int = 3
+    """Vectors of the hidden size beside the layer's own: of embeddings, of hidden states, and a last one."""
+    shared_norms: int = 0
+    """Those of them that all layers share (Inkling norms embeddings once for all)."""
+    as_many_as_drafted: bool = False
+    """As many layers are built as tokens are drafted; else all."""
+    numbered_anew: bool = False
+    """Layers are numbered from 0 again, so that skipping layer 0 of quantised KV skips both."""
+    own_rotary: bool = False
+    """They turn positions by a table of their own."""
+    repeats_ends: bool = False
+    """Each layer's checkpoint repeats embedding and head."""
+
+
+@dataclass(frozen=True, slots=True)
 class VisionSpec:
     """A vision tower that the engine loads with the model."""
 
@@ -255,6 +281,8 @@ class ModelSpec:
     tie_word_embeddings: bool
     mtp_layers: tuple[LayerSpec, ...] = ()
     """Multi-token-prediction layers; they cost memory only when speculation uses them."""
+    mtp: MtpSpec = MtpSpec()
+    """What stands around those layers."""
     source: str = ""
     """Where the config came from: bundled (with its source), a path, or a hub revision."""
     planned_as: str = ""
@@ -296,9 +324,8 @@ class ModelSpec:
         return self.longrope_original_len or self.max_model_len
 
     def mtp_built(self, num_speculative_tokens: int) -> tuple[LayerSpec, ...]:
-        """The multi-token-prediction layers that vLLM builds: all, but of Inkling's as many as tokens are drafted."""
-        as_many = self.architecture.startswith("Inkling")
-        return self.mtp_layers[:num_speculative_tokens] if as_many else self.mtp_layers
+        """The multi-token-prediction layers that vLLM builds."""
+        return self.mtp_layers[:num_speculative_tokens] if self.mtp.as_many_as_drafted else self.mtp_layers
 
     @property
     def is_eagle(self) -> bool:

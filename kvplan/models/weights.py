@@ -41,8 +41,6 @@ HEAD_EVERYWHERE = (
 )
 EMBEDDING_EVERYWHERE = (*HEAD_EVERYWHERE, "Qwen3_5", "InternS2", "Gemma")
 """Architecture prefixes whose vLLM classes build the head, or the embedding, on every pipeline stage (0.32)."""
-MTP_HAS_ENDS = ("Deepseek", "Glm4Moe", "GlmMoe")
-"""Architecture prefixes whose checkpoints repeat embedding and head in each multi-token-prediction layer."""
 
 
 class LayerWeights(NamedTuple):
@@ -129,7 +127,7 @@ def _checkpoint(model: ModelSpec, *, vision: bool, mtp: bool) -> Iterator[Module
         yield from vision_modules(model.vision, 1)
     if mtp:
         yield from mtp_modules(model, cut)
-        if model.architecture.startswith(MTP_HAS_ENDS):
+        if model.mtp.repeats_ends:
             copies = [embedding_module(model, cut), *(m for m in head_modules(model, cut) if m.linear)]
             yield from copies * len(model.mtp_layers)
 
@@ -257,8 +255,8 @@ class _Loader(NamedTuple):
 
     @property
     def rotary_tables(self) -> int:
-        """Tables of the language model: ERNIE's drafting layers turn theirs by one of their own."""
-        return 2 if self.use_mtp and self.model.architecture.startswith("Ernie4_5_Moe") else 1
+        """Tables of the language model, with one more where drafting layers have their own."""
+        return 2 if self.use_mtp and self.model.mtp.own_rotary else 1
 
     def module_bytes(self, m: Module) -> int:
         scheme = self.rule(m) if m.linear or m.role == "embedding" else None

@@ -112,8 +112,7 @@ def _drafting(setup: LayoutSetup, draft: ModelSpec | None) -> tuple[int, Sequenc
         raise KvplanError(
             f"{model.name} has no multi-token-prediction layers; use another speculative method"
         )
-    # Qwen and MiMo number their drafting layers from 0 again, so that skipping layer 0 skips both
-    first = 0 if model.architecture.startswith(("Qwen3", "MiMoV2")) else len(model.layers)
+    first = 0 if model.mtp.numbered_anew else len(model.layers)
     return first, model.mtp_built(args.num_speculative_tokens)
 
 

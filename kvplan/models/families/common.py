@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from kvplan.models.config import MAX_LAYERS, Keys
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, Weight
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, MtpSpec, Weight
 
 
 class Body(NamedTuple):
@@ -14,6 +14,7 @@ class Body(NamedTuple):
 
     layers: tuple[LayerSpec, ...]
     mtp_layers: tuple[LayerSpec, ...] = ()
+    mtp: MtpSpec = MtpSpec()
     extras: tuple[Weight, ...] = ()
     """What stands beside the layers."""
     final_norms: int = 1

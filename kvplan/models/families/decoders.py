@@ -21,7 +21,7 @@ from kvplan.models.families.common import (
     stack,
     windowed,
 )
-from kvplan.models.spec import AttentionSpec, MlpSpec, Weight
+from kvplan.models.spec import AttentionSpec, MlpSpec, MtpSpec, Weight
 
 Switch = bool | str
 """Always, never, or the config's key that says so."""
@@ -87,6 +87,8 @@ class PlainDecoder(NamedTuple):
     head_bias: Switch = False
     dense_drafts: bool = False
     """Layers of multi-token prediction are as the first layer, not as the last."""
+    mtp: MtpSpec = MtpSpec()
+    """What stands around those layers."""
     extras: Callable[[Keys], tuple[Weight, ...]] = lambda k: ()
     """What each layer has besides."""
     around: Callable[[Keys], tuple[Weight, ...]] = lambda k: ()
@@ -132,6 +134,7 @@ class PlainDecoder(NamedTuple):
         return Body(
             layers,
             mtp(k, layers[0] if self.dense_drafts else layers[-1]),
+            self.mtp,
             extras=self.around(k),
             final_norms=2 if self.layernorm else self.final_norms,
             lm_head_bias=_on(k, self.head_bias),
@@ -386,6 +389,7 @@ DECODERS: dict[str, PlainDecoder] = {
         out_bias="use_bias",
         tied=True,
         dense_drafts=True,
+        mtp=MtpSpec(own_rotary=True),
         experts=Experts(
             "moe_num_experts",
             "moe_k",
@@ -396,7 +400,10 @@ DECODERS: dict[str, PlainDecoder] = {
         ),
     ),
     "ExaoneMoeForCausalLM": PlainDecoder(
-        qk_norm="head", dense_drafts=True, experts=Experts(shared="num_shared_experts", correction=True)
+        qk_norm="head",
+        dense_drafts=True,
+        mtp=MtpSpec(one_projection=True),
+        experts=Experts(shared="num_shared_experts", correction=True),
     ),
     "FlexOlmoForCausalLM": PlainDecoder(
         qk_norm="whole", rotary=False, experts=Experts(width="intermediate_size")

@@ -20,7 +20,7 @@ from kvplan.models.families.common import (
 )
 from kvplan.models.families.decoders import Experts, layers_with_experts, routed
 from kvplan.models.families.moe import deepseek_mlps, mla, sparse_layers
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, StateSpec, Weight
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, MtpSpec, StateSpec, Weight
 
 
 def state(family: str, ssm_dtype: str = "auto", **facts: int) -> AttentionSpec:
@@ -54,7 +54,8 @@ def qwen3_next(k: Keys) -> Body:
     mlps = [dense_mlp(k)] * n if "num_experts" not in k else sparse_layers(k, n, _qwen_shared(k))
     layers = stack(k, [made[t] for t in types], mlps)
     drafted = LayerSpec(made["full_attention"], mlps[-1], norm_size=layers[-1].norm_size)
-    return Body(layers, mtp(k, drafted, "mtp_num_hidden_layers", "num_nextn_predict_layers", default=1))
+    drafting = mtp(k, drafted, "mtp_num_hidden_layers", "num_nextn_predict_layers", default=1)
+    return Body(layers, drafting, MtpSpec(one_projection=True, numbered_anew=True))
 
 
 def _qwen_shared(k: Keys) -> MlpSpec:
@@ -82,7 +83,7 @@ def kimi_linear(k: Keys) -> Body:
     layers = stack(k, attentions, _kimi_mlps(k, n))
     layers = tuple(replace(layer, extras=_kimi_k3_weights(k, layer)) for layer in layers)
     around = (Weight("output_attn_res", 2 * hidden),) if "attn_res_block_size" in k else ()
-    return Body(layers, mtp(k, layers[-1]), extras=around)
+    return Body(layers, mtp(k, layers[-1]), MtpSpec(one_projection=True), extras=around)
 
 
 def glm5_next(k: Keys) -> Body:
@@ -153,7 +154,7 @@ def inkling(k: Keys) -> Body:
         _inkling_layer(k, hidden, i in near, dense=True)
         for i in range(heads.count("num_nextn_predict_layers", default=0, low=0, high=64))
     ]
-    return Body(tuple(layers), tuple(drafts), extras=norm)
+    return Body(tuple(layers), tuple(drafts), MtpSpec(shared_norms=1, as_many_as_drafted=True), extras=norm)
 
 
 def _inkling_layer(k: Keys, hidden: int, local: bool, dense: bool) -> LayerSpec:
@@ -291,7 +292,7 @@ def nemotron_h(k: Keys) -> Body:
             f"hybrid_override_pattern has {len(pattern)} entries for num_hidden_layers {num_layers(k)}"
         )
     layers = stack(k, [made[c][0] for c in pattern], [made[c][1] for c in pattern], norms=1)
-    return Body(layers, _nemotron_mtp(k, made))
+    return Body(layers, _nemotron_mtp(k, made), MtpSpec(one_projection=True))
 
 
 def _nemotron_pattern(k: Keys) -> str:
@@ -498,7 +499,8 @@ def qwen4(k: Keys) -> Body:
     around = _qwen4_mixes(streams * hidden, rank, 0, 1)
     draft = stack(k, [attention], mlps[-1:], 0, (*mixes, *indexer, *around))[0]
     drafts = mtp(k, draft, "mtp_num_hidden_layers", "num_nextn_predict_layers")
-    return Body(tuple(layers), drafts, extras=around, final_norms=0)
+    around_mtp = MtpSpec(one_projection=True, norms=1 + streams)
+    return Body(tuple(layers), drafts, around_mtp, extras=around, final_norms=0)
 
 
 def _qwen4_indexer(k: Keys, attention: AttentionSpec) -> tuple[tuple[Weight, ...], AttentionSpec]:

@@ -8,7 +8,7 @@ from kvplan.models.config import MAX_LAYERS, Keys
 from kvplan.models.families.common import Body, dense_mlp, mtp, num_layers, stack
 from kvplan.models.families.decoders import Experts, layers_with_experts, routed
 from kvplan.models.families.moe import deepseek, deepseek_mlps, mla
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, Weight
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, MtpSpec, Weight
 
 
 def axk1(k: Keys) -> Body:
@@ -190,7 +190,8 @@ def deepseek_v4(k: Keys) -> Body:
     )
     window, extras = made.get(0) or _compressed(k, 0)
     drafting = LayerSpec(window, scored, norm_size=2 * hidden, extras=(*extras, *around))
-    return Body(tuple(layers), mtp(k, drafting), extras=around)
+    around_mtp = MtpSpec(quantised_projection=True, repeats_ends=True)
+    return Body(tuple(layers), mtp(k, drafting), around_mtp, extras=around)
 
 
 def _compressed(k: Keys, ratio: int) -> tuple[AttentionSpec, tuple[Weight, ...]]:

@@ -19,7 +19,7 @@ from kvplan.models.families.common import (
     stack,
     windowed,
 )
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, Weight
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, MtpSpec, Weight
 
 
 def mixtral(k: Keys) -> Body:
@@ -87,7 +87,7 @@ def glm4_moe(k: Keys) -> Body:
     n = num_layers(k)
     attention = gqa(k, qk_norm="head" if k.flag("use_qk_norm") else "")
     layers = stack(k, [attention] * n, deepseek_mlps(k, n))
-    return Body(layers, mtp(k, layers[-1]))
+    return Body(layers, mtp(k, layers[-1]), MtpSpec(repeats_ends=True))
 
 
 def minimax_m2(k: Keys) -> Body:
@@ -203,7 +203,7 @@ def mimo_v2(k: Keys) -> Body:
     mlps = _interleave(k, [moe if m else None for m in is_moe])
     layers = stack(k, [local if s else full for s in is_local], mlps)
     drafted = LayerSpec(local, dense_mlp(k), norm_size=layers[-1].norm_size)
-    return Body(layers, mtp(k, drafted, default=1))
+    return Body(layers, mtp(k, drafted, default=1), MtpSpec(numbered_anew=True))
 
 
 def gemma4(k: Keys) -> Body:
@@ -304,7 +304,7 @@ def deepseek(k: Keys) -> Body:
     if "q_lora_rank" not in k.raw:
         raise k.error("q_lora_rank is missing (null where queries are not compressed)")
     layers = stack(k, [mla(k)] * n, deepseek_mlps(k, n))
-    return Body(layers, mtp(k, layers[-1]))
+    return Body(layers, mtp(k, layers[-1]), MtpSpec(repeats_ends=True))
 
 
 def deepseek_sparse(k: Keys) -> Body:
@@ -313,7 +313,8 @@ def deepseek_sparse(k: Keys) -> Body:
     reuse = mla(k, index_topk=k.count("index_topk"))
     owner = replace(reuse, index_head_dim=k.count("index_head_dim"), index_num_heads=k.count("index_n_heads"))
     layers = stack(k, [owner if own else reuse for own in _indexed(k, n)], deepseek_mlps(k, n))
-    return Body(layers, mtp(k, LayerSpec(owner, layers[-1].mlp, norm_size=layers[-1].norm_size)))
+    drafting = LayerSpec(owner, layers[-1].mlp, norm_size=layers[-1].norm_size)
+    return Body(layers, mtp(k, drafting), MtpSpec(repeats_ends=True))
 
 
 def _indexed(k: Keys, n: int) -> list[bool]:
