@@ -224,6 +224,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         max_model_len_stated=states_max_model_len(text),
         dtype=dtype(outer, text),
         extras=(*body.extras, *newline(whole, text)),
+        sized_for=body.sized_for,
         final_norms=body.final_norms,
         lm_head_bias=body.lm_head_bias,
         tie_word_embeddings=outer.flag("tie_word_embeddings")

@@ -302,6 +302,8 @@ class ModelSpec:
     """Original length times YaRN's factor, the longest context for vLLM before 0.30; 0: no YaRN."""
     extras: tuple[Weight, ...] = ()
     """What the family has beside the layers: learned positions, norms of the embedding ..."""
+    sized_for: tuple[StateSpec, ...] = ()
+    """States that blocks must have room for, though no layer may keep them."""
     final_norms: int = 1
     """Vectors of the hidden size after the last layer: 2 for a norm with a bias, 0 for none."""
     lm_head_bias: bool = False
@@ -336,6 +338,11 @@ class ModelSpec:
     def is_moe(self) -> bool:
         """Whether any layer has experts."""
         return any(layer.mlp.num_experts for layer in self.layers)
+
+    @property
+    def states(self) -> tuple[StateSpec, ...]:
+        """The kinds of states of fixed size that its layers keep."""
+        return tuple(dict.fromkeys(m.state for layer in self.layers for m in layer.mixers if m.state))
 
     @property
     def is_hybrid(self) -> bool:

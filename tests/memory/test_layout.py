@@ -29,7 +29,7 @@ from kvplan.memory.kv.groups import Layer, Page, bytes_per_block, group_layers
 from kvplan.memory.kv.pages import Pages
 from kvplan.memory.kv.versions import MIRRORED
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout, pages_layout
-from kvplan.models.load import from_config
+from kvplan.models.load import from_config, load_model
 from kvplan.models.quantization import checkpoint_kv_dtype
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
@@ -293,6 +293,18 @@ def test_a_decoding_state_holds_less_than_start_up_reserves() -> None:
     states = [group for group in found.groups if group.kind is AttentionKind.STATE]
     assert {group.blocks_per_request for group in states} == {4}
     assert {int(group.resident_blocks(10_000)) for group in states} == {3}
+
+
+def test_stages_of_attention_alone_have_room_for_states() -> None:
+    """vLLM sizes blocks by what the class may keep (`platforms/interface.py: _align_hybrid_block_size`)."""
+    model = load_model("Qwen/Qwen3-Next-80B-A3B-Instruct")
+
+    def sizes(stages: int) -> set[int]:
+        args = EngineArgs(pipeline_parallel_size=stages, max_num_batched_tokens=8192, max_num_seqs=256)
+        groups = kv_layout(model, args, 20 * GiB).groups
+        return {group.block_size for group in groups if group.kind is AttentionKind.FULL}
+
+    assert sizes(1) == sizes(len(model.layers)) == {544}
 
 
 def test_older_versions_plan_by_their_own_rules() -> None:

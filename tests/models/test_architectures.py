@@ -34,15 +34,6 @@ PADDED = {("KimiLinearForCausalLM", 8): "its expert kernel pads widths below 256
 """Weights that vLLM pads in ways that are not modelled, and why."""
 
 
-GROUPED_OTHERWISE = {
-    (
-        "Qwen4ExpForCausalLM, 3 drafted",
-        8,
-    ): "vLLM puts four layers in a group, not three: 1.4 % fewer tokens"
-}
-"""Plans that differ from vLLM's, of a config that nobody publishes (Qwen 4's have an indexer)."""
-
-
 @cache
 def model_of(name: str) -> ModelSpec:
     return from_config(CASES[name]["config"], name)
@@ -104,8 +95,6 @@ def test_weights_equal_vllms(name: str, tp: int) -> None:
 @pytest.mark.parametrize(("name", "tp"), started())
 def test_kv_plan_equals_vllms(name: str, tp: int) -> None:
     """Bytes of a block, blocks and printed tokens; what vLLM refuses is refused."""
-    if (name, tp) in GROUPED_OTHERWISE:
-        pytest.skip(GROUPED_OTHERWISE[name, tp])
     theirs, model = CASES[name]["vllm"][str(tp)], model_of(name)
     args = flags_of(name, tp)
     if "refused" in theirs:

@@ -1,7 +1,8 @@
 """How many tokens a block holds, and what pages are padded to, so that unlike layers can share one pool.
 
-The engine settles this on every pipeline stage by itself, by that stage's layers. It reckons with short cuts of
-its own, mirrored here: one head shape for the whole model, and the first layer's backend for its KV format.
+The engine settles this on every pipeline stage by itself, by the backends of that stage's attention. It reckons with
+short cuts of its own, mirrored here: one head shape for the whole model, the states that the model's class knows of
+whether or not a layer keeps them there, and the first layer's backend for its KV format.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def settle_sizes(setup: LayoutSetup, mixers: Sequence[Mixer]) -> Sizes:
     sizes = Sizes(setup.args.block_size or preferred_block_size(backends))
     if not backends:
         return sizes
-    states = [m.spec.state for m in mixers if m.spec.state]
+    states = (*setup.model.states, *setup.model.sized_for)
     if states:
         largest = max(state_bytes(state, setup.args, setup.dtype) for state in states)
         exports = any(gdn_exports_states(setup, state) for state in states)

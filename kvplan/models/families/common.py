@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from kvplan.models.config import MAX_LAYERS, Keys
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, MtpSpec, Weight
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, MtpSpec, StateSpec, Weight
 
 
 class Body(NamedTuple):
@@ -19,6 +19,8 @@ class Body(NamedTuple):
     """What stands beside the layers."""
     final_norms: int = 1
     lm_head_bias: bool = False
+    sized_for: tuple[StateSpec, ...] = ()
+    """States that the engine makes room for, though no layer may keep them."""
 
 
 NO_ATTENTION = AttentionSpec(AttentionKind.NONE)

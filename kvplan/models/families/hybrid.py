@@ -490,17 +490,19 @@ def qwen4(k: Keys) -> Body:
         stack(k, [made[t] for t in types], mlps, 0, extras) for extras in (mixes, mixes + indexer)
     )
     layers = [p if t == "linear_attention" else i for t, p, i in zip(types, plain, indexed, strict=True)]
+    table, ngrams = _qwen4_ngrams(k, streams * hidden)
     for number in k.counts("ple_layer_ids"):
         if not 1 <= number <= n:
             raise k.error(f"ple_layer_ids must lie between 1 and {n}")
-        table, ngrams = _qwen4_ngrams(k, streams * hidden)
         layer = layers[number - 1]
-        layers[number - 1] = replace(layer, beside=ngrams, extras=(*layer.extras, table))
+        layers[number - 1] = replace(
+            layer, beside=AttentionSpec(AttentionKind.STATE, state=ngrams), extras=(*layer.extras, table)
+        )
     around = _qwen4_mixes(streams * hidden, rank, 0, 1)
     draft = stack(k, [attention], mlps[-1:], 0, (*mixes, *indexer, *around))[0]
     drafts = mtp(k, draft, "mtp_num_hidden_layers", "num_nextn_predict_layers")
     around_mtp = MtpSpec(one_projection=True, norms=1 + streams)
-    return Body(tuple(layers), drafts, around_mtp, extras=around, final_norms=0)
+    return Body(tuple(layers), drafts, around_mtp, extras=around, final_norms=0, sized_for=(ngrams,))
 
 
 def _qwen4_indexer(k: Keys, attention: AttentionSpec) -> tuple[tuple[Weight, ...], AttentionSpec]:
@@ -533,14 +535,19 @@ def _qwen4_indexer(k: Keys, attention: AttentionSpec) -> tuple[tuple[Weight, ...
     )
 
 
-def _qwen4_ngrams(k: Keys, wide: int) -> tuple[Weight, AttentionSpec]:
-    """The table of n-grams, which vLLM keeps in the host's memory, and the convolution that mixes what it looks up."""
-    size, dim = k.count("ngram_size", low=2, high=64), k.count("ple_embed_dim")
-    heads = (size - 1) * k.count("heads_per_ngram")
-    table = Weight("ple.ngram_embedding", heads * k.count("ngram_vocab_size_base"), dim // heads, "host")
-    conv = k.count("ple_conv_kernel_size", low=2, high=64)
-    return table, state(
-        "ngram_conv", intermediate_size=wide, conv_kernel=conv, dilation=size, embedding_dim=dim
+def _qwen4_ngrams(k: Keys, wide: int) -> tuple[Weight, StateSpec]:
+    """The table of n-grams, which vLLM keeps in the host's memory, and the convolution that mixes what it looks up.
+
+    Sizes that a config leaves out are its config class's (transformers `configuration_qwen4_exp.py`).
+    """
+    size = k.count("ngram_size", default=3, low=2, high=64)
+    dim = k.count("ple_embed_dim", default=k.count("hidden_size"))
+    heads = (size - 1) * k.count("heads_per_ngram", default=8)
+    rows = heads * k.count("ngram_vocab_size_base", default=20_000_000)
+    conv = k.count("ple_conv_kernel_size", default=4, low=2, high=64)
+    facts = {"intermediate_size": wide, "conv_kernel": conv, "dilation": size, "embedding_dim": dim}
+    return Weight("ple.ngram_embedding", rows, dim // heads, "host"), StateSpec(
+        "ngram_conv", tuple(facts.items())
     )
 
 
