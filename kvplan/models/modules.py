@@ -395,14 +395,15 @@ def _eagle3_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
 
 
 def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
-    """The multi-token-prediction layers, each with its projection of (embedding, hidden state) and norms.
-
-    The draft's embedding and head are shared with the target, as vLLM shares them.
-    """
+    """The multi-token-prediction layers, each with its projection of (embedding, hidden state) and norms."""
     hidden, around = model.hidden_size, model.mtp
     for i, layer in enumerate(model.mtp_layers):
         for module in layer_modules(layer, hidden, cut):
-            yield module._replace(name=f"mtp.layers.{i}.{module.name}")
+            name = checkpoint_name(model.architecture, module.name)
+            yield module._replace(name=f"mtp.layers.{i}.{name}")
+        if around.own_heads:
+            rows = padded_rows(model.vocab_size, cut)
+            yield Module(f"mtp.layers.{i}.lm_head", "lm_head", rows, hidden)
         if i and around.one_projection:
             continue
         rows = even(hidden, cut.tp, "hidden channels") if around.one_projection else hidden

@@ -221,7 +221,7 @@ class MtpSpec:
     """What stands around multi-token-prediction layers, and which of them are built.
 
     The defaults are DeepSeek V3's: each layer has a projection of (embedding, hidden state), whole on every rank and
-    never quantised, and three norms. vLLM takes embedding and head from the target.
+    never quantised, and three norms. Embedding and head are the target's.
     """
 
     one_projection: bool = False
@@ -238,6 +238,8 @@ class MtpSpec:
     """Layers are numbered from 0 again, so that skipping layer 0 of quantised KV skips both."""
     own_rotary: bool = False
     """They turn positions by a table of their own."""
+    own_heads: bool = False
+    """Each layer has an LM head, which vLLM keeps beside the target's (Step)."""
     repeats_ends: bool = False
     """Each layer's checkpoint repeats embedding and head."""
 

@@ -4,6 +4,7 @@
     python tests/models/make_architectures.py --add NAME       a new one, from its config class's defaults
     python tests/models/make_architectures.py --add NAME --config config.json
     python tests/models/make_architectures.py --add NAME --drafts 3 [--of OTHER]
+    python tests/models/make_architectures.py --cases FILE     a JSON object: name -> {"config": ..., "flags": ...}
 
 Writes `tests/fixtures/architectures_vllm_0.32.json.xz`: for each case its config (cut to a few layers: more say nothing
 new) and, per tensor-parallel size, bytes of parameters and of rotary tables on one rank and the plan of 20 GiB of KV.
@@ -92,11 +93,15 @@ def main() -> None:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--drafts", type=int, help="tokens that its own layers draft")
     parser.add_argument("--of", help="the case whose config it takes")
+    parser.add_argument("--cases", type=Path, help="several at once")
     told = parser.parse_args()
     cases = json.loads(lzma.decompress(FIXTURE.read_bytes())) if FIXTURE.exists() else {}
     vllm_meta.platform()
     todo = list(cases)
-    if told.add:
+    if told.cases:
+        added = json.loads(told.cases.read_text())
+        cases, todo = cases | added, list(added)
+    elif told.add:
         cases[told.add], todo = {"config": _config_of(told, cases)}, [told.add]
         if told.drafts:
             config = {"method": "mtp", "num_speculative_tokens": told.drafts}

@@ -164,6 +164,7 @@ def platform() -> Any:
     _tokenizers()
     _numbers()
     _host_memory()
+    _drafting_layers()
     return Card
 
 
@@ -259,6 +260,9 @@ class _Tokenizer:
     def encode(self, *args: object, **options: object) -> list[int]:
         return [1]
 
+    def decode(self, *args: object, **options: object) -> str:
+        return ""
+
     def __getattr__(self, name: str) -> int:
         return 1
 
@@ -282,7 +286,11 @@ def _tokenizers() -> None:
         module = importlib.import_module(f"vllm.model_executor.models.{name}")
         if hasattr(module, "cached_tokenizer_from_config"):
             module.cached_tokenizer_from_config = lambda *args, **options: _Tokenizer()
+    import vllm.models.kimi_k3.common.mm_preprocess as kimi
     from vllm.model_executor.models.ovis2_5 import Ovis2_5ProcessingInfo
+
+    kimi.cached_get_image_processor = lambda *args, **options: _Tokenizer()
+    kimi.KimiK3Processor = lambda **parts: _Tokenizer()
 
     Ovis2_5ProcessingInfo.get_hf_processor = lambda self, **options: _Tokenizer()
 
@@ -386,6 +394,22 @@ def _host_memory() -> None:
     )
 
 
+def _drafting_layers() -> None:
+    """Step's config class cuts off the types of its drafting layers, whose class then looks them up and ends.
+
+    vLLM's issue 40000: since 0.19, and in 0.32. They are kept here, as 0.18 kept them.
+    """
+    from vllm.transformers_utils.configs.step3p5 import Step3p5Config
+
+    made = Step3p5Config.__init__
+
+    def keep(self: Any, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        self.layer_types = options.get("layer_types") or self.layer_types
+
+    Step3p5Config.__init__ = keep
+
+
 def weights(model: Any) -> tuple[int, int]:
     """Bytes of the parameters on the card, and of the rotary tables."""
     on_host = {
@@ -394,17 +418,21 @@ def weights(model: Any) -> tuple[int, int]:
         if "PinnedHost" in type(module).__name__ or getattr(module, "cpu_offload", False)
         for p in module.parameters()
     }
-    counted = (p for name, p in model.named_parameters() if id(p) not in on_host and not _of_target(name))
+    shared = _of_target(getattr(model, "drafts", None))
+    counted = (
+        p
+        for name, p in model.named_parameters()
+        if id(p) not in on_host and not (name.startswith("drafts.") and any(end in name for end in shared))
+    )
     parameters = sum(p.numel() * p.element_size() for p in counted)
     tables = {id(b): b for name, b in model.named_buffers() if "cos_sin" in name}
     return parameters, sum(b.numel() * b.element_size() for b in tables.values())
 
 
-def _of_target(name: str) -> bool:
-    """Whether it is a draft's embedding or head, for which vLLM puts the target's once both are loaded."""
-    return name.startswith("drafts.") and any(
-        end in name for end in ("embed_tokens", "lm_head", "shared_head.head")
-    )
+def _of_target(drafts: Any) -> list[str]:
+    """Parts of what drafts for which vLLM puts the target's once both are loaded (`gpu/spec_decode/eagle/utils.py`)."""
+    parts = {"has_own_embed_tokens": ("embed_tokens",), "has_own_lm_head": ("lm_head", "shared_head.head")}
+    return [part for flag, names in parts.items() if not getattr(drafts, flag, False) for part in names]
 
 
 def group_facts(group: Any) -> list[Any]:

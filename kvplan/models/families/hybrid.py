@@ -80,10 +80,15 @@ def kimi_linear(k: Keys) -> Body:
     kda = state("kda", "auto", **facts)
     latent, hidden = mla(k), k.count("hidden_size")
     attentions = [kda if i + 1 in kda_layers else latent for i in range(n)]
-    layers = stack(k, attentions, _kimi_mlps(k, n))
-    layers = tuple(replace(layer, extras=_kimi_k3_weights(k, layer)) for layer in layers)
-    around = (Weight("output_attn_res", 2 * hidden),) if "attn_res_block_size" in k else ()
-    return Body(layers, mtp(k, layers[-1]), MtpSpec(one_projection=True), extras=around)
+    mlps, mixes = _kimi_mlps(k, n), "attn_res_block_size" in k  # of what earlier blocks gave
+    mixing = (Weight("attn_res", 4 * hidden),) if mixes else ()
+    layers = tuple(
+        replace(layer, extras=(*mixing, *_kimi_k3_weights(k, layer))) for layer in stack(k, attentions, mlps)
+    )
+    drafting = stack(k, [latent], mlps[-1:])[0]
+    drafting = replace(drafting, extras=_kimi_k3_weights(k, drafting))  # it mixes no earlier blocks
+    around = (Weight("output_attn_res", 2 * hidden),) if mixes else ()
+    return Body(layers, mtp(k, drafting), extras=around)
 
 
 def glm5_next(k: Keys) -> Body:
@@ -204,9 +209,8 @@ def _kimi_mlps(k: Keys, n: int) -> list[MlpSpec]:
 
 
 def _kimi_k3_weights(k: Keys, layer: LayerSpec) -> tuple[Weight, ...]:
-    """What Kimi-K3's layers have besides: mixing of earlier blocks, a norm of the experts' input, an output gate."""
-    hidden, a = k.count("hidden_size"), layer.attention
-    found = [Weight("attn_res", 4 * hidden)] if "attn_res_block_size" in k else []
+    """What Kimi-K3's layers have besides: a norm of the experts' input, an output gate."""
+    hidden, a, found = k.count("hidden_size"), layer.attention, list[Weight]()
     if layer.mlp.num_experts and k.flag("latent_moe_use_norm"):
         found.append(Weight("mlp.routed_expert_norm", k.count("routed_expert_hidden_size")))
     if a.kind is AttentionKind.MLA and k.flag("mla_use_output_gate"):

@@ -20,7 +20,7 @@ from kvplan.models.families.common import (
 )
 from kvplan.models.families.decoders import Experts, routed
 from kvplan.models.families.latent import mixed
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, Weight
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, MtpSpec, Weight
 
 
 def falcon(k: Keys) -> Body:
@@ -100,7 +100,7 @@ def step3p5(k: Keys) -> Body:
         gate = Weight("self_attn.g_proj", attention.num_heads, hidden, cut="rows", linear=True)
         extras = (gate,) if k.flag("use_head_wise_attn_gate") else ()
         layers.append(LayerSpec(attention, mlp, norm_size=2 * hidden, extras=extras))
-    return Body(tuple(layers[:n]), tuple(layers[n:]))
+    return Body(tuple(layers[:n]), tuple(layers[n:]), MtpSpec(own_heads=True))
 
 
 def ernie_vl(k: Keys) -> Body:
