@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from kvplan.engines.cards import cards
+from kvplan.engines.drafting import check_drafting
 from kvplan.engines.flags import (
     EngineArgs,
     EngineVersion,
@@ -174,6 +175,7 @@ class _Memory(NamedTuple):
 def _memory(question: Question) -> _Memory:
     args = _resolved(question)
     check_sharding(question.model, args)
+    check_drafting(question.model, args, question.engine)
     offloads(args, question.engine)
     _check_fp8_blocks(question, args)
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(_length(question, args)))

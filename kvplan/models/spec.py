@@ -224,6 +224,8 @@ class MtpSpec:
     never quantised, and three norms. Embedding and head are the target's.
     """
 
+    layers_each: int = 1
+    """Layers of one module."""
     one_projection: bool = False
     """One projection and its norms serve all layers, cut by rows (Qwen3-Next, EXAONE)."""
     quantised_projection: bool = False
@@ -285,6 +287,8 @@ class ModelSpec:
     """Multi-token-prediction layers; they cost memory only when speculation uses them."""
     mtp: MtpSpec = MtpSpec()
     """What stands around those layers."""
+    model_type: str = ""
+    """As the config says, outermost; empty: it does not."""
     source: str = ""
     """Where the config came from: bundled (with its source), a path, or a hub revision."""
     planned_as: str = ""
@@ -330,6 +334,11 @@ class ModelSpec:
     def mtp_built(self, num_speculative_tokens: int) -> tuple[LayerSpec, ...]:
         """The multi-token-prediction layers that vLLM builds."""
         return self.mtp_layers[:num_speculative_tokens] if self.mtp.as_many_as_drafted else self.mtp_layers
+
+    @property
+    def num_mtp_modules(self) -> int:
+        """How many tokens ahead the checkpoint's own layers were trained to predict."""
+        return len(self.mtp_layers) // self.mtp.layers_each
 
     @property
     def is_eagle(self) -> bool:

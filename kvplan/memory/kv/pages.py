@@ -240,7 +240,7 @@ def _keep_more(page: Page, tokens: int) -> Page:
 def _retained(setup: LayoutSetup) -> int:
     """Tokens kept behind a window because several MTP modules re-read the end of a prefill."""
     drafts = setup.args.num_speculative_tokens if setup.args.speculative_method == "mtp" else 0
-    return drafts - 1 if min(len(setup.model.mtp_layers), drafts) > 1 else 0
+    return drafts - 1 if min(setup.model.num_mtp_modules, drafts) > 1 else 0
 
 
 def _state_page(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> Page:

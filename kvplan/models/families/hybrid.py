@@ -296,7 +296,8 @@ def nemotron_h(k: Keys) -> Body:
             f"hybrid_override_pattern has {len(pattern)} entries for num_hidden_layers {num_layers(k)}"
         )
     layers = stack(k, [made[c][0] for c in pattern], [made[c][1] for c in pattern], norms=1)
-    return Body(layers, _nemotron_mtp(k, made), MtpSpec(one_projection=True))
+    drafting, each = _nemotron_mtp(k, made)
+    return Body(layers, drafting, MtpSpec(layers_each=each, one_projection=True))
 
 
 def _nemotron_pattern(k: Keys) -> str:
@@ -325,15 +326,18 @@ def _nemotron_experts(k: Keys) -> MlpSpec:
     )
 
 
-def _nemotron_mtp(k: Keys, made: Mapping[str, tuple[AttentionSpec, MlpSpec]]) -> tuple[LayerSpec, ...]:
+def _nemotron_mtp(
+    k: Keys, made: Mapping[str, tuple[AttentionSpec, MlpSpec]]
+) -> tuple[tuple[LayerSpec, ...], int]:
+    """All drafting layers, and how many of them one module has."""
     steps = k.count("num_nextn_predict_layers", default=0, low=0, high=64)
     if not steps:
-        return ()
+        return (), 1
     pattern = k.text("mtp_hybrid_override_pattern", default="*E")
     if unknown := set(pattern) - set(made):
         raise k.error(f"mtp_hybrid_override_pattern: unknown layer kind {sorted(unknown)[0]!r}")
     size = k.count("hidden_size")
-    return tuple(LayerSpec(*made[c], norm_size=size) for c in pattern) * steps
+    return tuple(LayerSpec(*made[c], norm_size=size) for c in pattern) * steps, len(pattern)
 
 
 def lfm2(k: Keys) -> Body:
