@@ -7,7 +7,7 @@ from typing import Any
 
 from leap_scenarios import random_scenario
 
-METHODS = ("ngram", "eagle", "mtp", "draft_model")
+METHODS = ("ngram", "eagle", "mtp", "dspark", "draft_model")
 
 
 def drafted_scenario(rng: Random) -> dict[str, Any]:
@@ -23,7 +23,11 @@ def drafted_scenario(rng: Random) -> dict[str, Any]:
         "long_prefill_token_threshold": threshold and threshold + drafts,
         "max_num_batched_tokens": max(budget, 2) if rng.random() < 0.3 else budget * (1 + drafts) + drafts,
     }
-    if row["engine_version"] == "0.33" and row["spec_method"] in ("eagle", "mtp") and rng.random() < 0.3:
+    if (
+        row["engine_version"] == "0.33"
+        and row["spec_method"] in ("eagle", "mtp", "dspark")
+        and rng.random() < 0.3
+    ):
         row["disable_lookahead_block_hashes"] = True
     if rng.random() < 0.25:
         _end_at_the_models_length(row)

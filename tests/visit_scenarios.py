@@ -6,6 +6,7 @@ from math import lcm
 from random import Random
 from typing import Any
 
+from draft_scenarios import METHODS
 from group_scenarios import random_groups, random_returns, with_ring
 
 from kvplan.conformance.replay import ReplayResult
@@ -106,7 +107,7 @@ def _random_drafts(rng: Random, kind: str) -> Json:
             break
     drafts = rng.randint(1, min(4, most))
     chunks = any(group["kind"] == "chunked_local" for group in row["kv_cache_groups"])
-    method = rng.choice(["ngram", "draft_model"] if chunks else ["ngram", "eagle", "mtp", "draft_model"])
+    method = rng.choice(["ngram", "draft_model"] if chunks else METHODS)
     threshold, budget = row["long_prefill_token_threshold"], row["max_num_batched_tokens"]
     row |= {
         "num_speculative_tokens": drafts,
@@ -116,7 +117,7 @@ def _random_drafts(rng: Random, kind: str) -> Json:
         "long_prefill_token_threshold": threshold and threshold + drafts,
         "max_num_batched_tokens": max(budget, 2) if rng.random() < 0.3 else budget * (1 + drafts) + drafts,
     }
-    if method in ("eagle", "mtp"):
+    if method in ("eagle", "mtp", "dspark"):
         for group in row["kv_cache_groups"]:
             if rng.random() < 0.3:
                 group["eagle"] = True

@@ -512,10 +512,10 @@ MTP_NAMES = """
     hy_v4_mtp gemma4_mtp inkling_mtp glm5_next_mtp
 """
 METHODS = {"ngram": "ngram", "[ngram]": "ngram", "ngram_gpu": "ngram", "suffix": "ngram"}
-METHODS |= {"draft_model": "draft_model", "eagle": "eagle", "eagle3": "eagle"}
+METHODS |= {"draft_model": "draft_model", "eagle": "eagle", "eagle3": "eagle", "dspark": "dspark"}
 METHODS |= dict.fromkeys(MTP_NAMES.split(), "mtp")
 """vLLM 0.32's names of methods -> kvplan's."""
-UNPLANNED_METHODS = ("medusa", "mlp_speculator", "dflash", "dspark", "extract_hidden_states", "custom_class")
+UNPLANNED_METHODS = ("medusa", "mlp_speculator", "dflash", "extract_hidden_states", "custom_class")
 
 
 def _speculation(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -540,7 +540,7 @@ def _speculation(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     if short in ("eagle", "draft_model") and not draft:
         raise KvplanError(f"--speculative-config: method {method!r} needs a model")
     return {"num_speculative_tokens": tokens, "speculative_method": short}, (
-        draft if short in ("eagle", "draft_model") else ""
+        draft if short in ("eagle", "draft_model", "dspark") else ""
     )
 
 

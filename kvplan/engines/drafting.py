@@ -1,4 +1,4 @@
-"""Which models vLLM lets draft for themselves (`method: mtp`), and how many tokens.
+"""Which models vLLM lets draft for themselves (`method: mtp`, `dspark`), and how many tokens.
 
 Source: vLLM 0.32 `config/speculative.py`, `SpeculativeConfig.hf_config_override`: it goes by the config's model type or
 its first architecture, not by what layers a checkpoint holds. Other engines are not asked.
@@ -34,6 +34,8 @@ def check_drafting(model: ModelSpec, args: EngineArgs, engine: EngineVersion) ->
         KvplanError: with the engine's reason; a model without such layers is told where layers are laid out.
     """
     tokens, modules = args.num_speculative_tokens, model.num_mtp_modules
+    if tokens and args.speculative_method == "dspark" and engine.engine != "vllm":
+        raise KvplanError(f"method dspark is planned for vLLM alone, not for {engine}")
     if engine.engine != "vllm" or args.speculative_method != "mtp" or not tokens or not modules:
         return
     if not drafts_itself(model):
@@ -50,6 +52,21 @@ def check_drafting(model: ModelSpec, args: EngineArgs, engine: EngineVersion) ->
         raise KvplanError(
             f"num_speculative_tokens {tokens} must be at most {modules}, or a multiple: {model.name} drafts with"
             f" {modules} modules"
+        )
+
+
+def check_layers(model: ModelSpec, method: str) -> None:
+    """Refuse a method that takes the model's own layers where it has none of that kind."""
+    if method == "mtp" and not model.mtp_layers:
+        other = (
+            "its checkpoint ships DSpark's, method dspark"
+            if model.dspark
+            else "use another speculative method"
+        )
+        raise KvplanError(f"{model.name} has no multi-token-prediction layers; {other}")
+    if method == "dspark" and model.dspark is None:
+        raise KvplanError(
+            f"{model.name} has no layers of DSpark (dspark_target_layer_ids); use another speculative method"
         )
 
 

@@ -128,7 +128,7 @@ class EngineArgs(Config):
     """Which states stay; vLLM itself takes align with prefix caching and none without, whatever is asked."""
     num_speculative_tokens: Annotated[int, Field(ge=0, le=64)] = 0
     """Draft tokens per decode step."""
-    speculative_method: Literal["mtp", "eagle", "draft_model", "ngram"] = "mtp"
+    speculative_method: Literal["mtp", "eagle", "dspark", "draft_model", "ngram"] = "mtp"
     """Who drafts."""
     quantization: str | None = None
     """Quantise on load (e.g. fp8); None = as the checkpoint says."""

@@ -121,6 +121,8 @@ def _with_draft(question: Question) -> Question:
         )
     if draft is None:
         return question
+    if method == "dspark" and draft.dspark is not None:  # vLLM's name for the target's own layers
+        return replace(question, colocate=tuple(c for c in question.colocate if c[0] != "draft"))
     if method == "eagle" and draft.architecture == BODY_OF_EAGLE:
         draft = eagle_head(draft)
         others = tuple((role, draft if role == "draft" else model) for role, model in question.colocate)
@@ -318,9 +320,9 @@ def rank_weights(
     model: ModelSpec, args: EngineArgs, legacy: bool = False, *, least_padding: bool = False
 ) -> int:
     """Bytes of weights on the rank that holds most, drafting layers included if they draft."""
-    drafts = args.num_speculative_tokens if args.speculative_method == "mtp" else 0
+    drafts = args.num_speculative_tokens if args.speculative_method in ("mtp", "dspark") else 0
     return weight_bytes(
-        replace(model, mtp_layers=model.mtp_built(drafts)),
+        model.drafting_by(args.speculative_method, drafts),
         tensor_parallel_size=args.tensor_parallel_size,
         pipeline_parallel_size=args.pipeline_parallel_size,
         data_parallel_size=args.data_parallel_size,

@@ -249,7 +249,7 @@ def max_in_flight_tokens(args: EngineArgs, rules: Rules = Rules()) -> int:  # no
 def _hybrid_manager_off(model: ModelSpec, args: EngineArgs) -> bool:
     """The user's flag; and vLLM itself turns it off for chunked attention with a drafting head."""
     chunked = any(layer.attention.kind is AttentionKind.CHUNKED for layer in model.layers)
-    drafts = args.num_speculative_tokens > 0 and args.speculative_method in ("mtp", "eagle")
+    drafts = args.num_speculative_tokens > 0 and args.speculative_method in ("mtp", "eagle", "dspark")
     return args.disable_hybrid_kv_cache_manager or (chunked and drafts)
 
 

@@ -218,6 +218,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         layers=body.layers,
         mtp_layers=body.mtp_layers,
         mtp=body.mtp,
+        dspark=body.dspark,
         model_type=outer.text("model_type"),
         hidden_size=text.count("hidden_size"),
         vocab_size=text.count("vocab_size", high=1 << 28),

@@ -404,9 +404,11 @@ def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
         if around.own_heads:
             rows = padded_rows(model.vocab_size, cut)
             yield Module(f"mtp.layers.{i}.lm_head", "lm_head", rows, hidden)
-        if i and around.one_projection:
+        if not around.projected or (i and around.one_projection):
             continue
         rows = even(hidden, cut.tp, "hidden channels") if around.one_projection else hidden
         yield Module(f"mtp.layers.{i}.eh_proj", "mtp", rows, 2 * hidden, linear=around.quantised_projection)
         norms = around.norms - (around.shared_norms if i else 0)
         yield vector(f"mtp.layers.{i}.mtp_norms", norms * hidden)
+    for module in extra_modules(around.extras, cut):
+        yield module._replace(name=f"mtp.{module.name}")

@@ -6,7 +6,7 @@ Knows shapes. Does not know GPUs, engines, block sizes or bytes per rank (`memor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
@@ -230,6 +230,8 @@ class MtpSpec:
     """One projection and its norms serve all layers, cut by rows (Qwen3-Next, EXAONE)."""
     quantised_projection: bool = False
     """The projection takes the checkpoint's format (DeepSeek V4)."""
+    projected: bool = True
+    """There are projections at all."""
     norms: int = 3
     """Vectors of the hidden size beside the layer's own: of embeddings, of hidden states, and a last one."""
     shared_norms: int = 0
@@ -244,6 +246,18 @@ class MtpSpec:
     """Each layer has an LM head, which vLLM keeps beside the target's (Step)."""
     repeats_ends: bool = False
     """Each layer's checkpoint repeats embedding and head."""
+    extras: tuple[Weight, ...] = ()
+    """What all layers share beside these."""
+
+
+@dataclass(frozen=True, slots=True)
+class DsparkSpec:
+    """Layers that draft a block of tokens in one pass, inside the checkpoint (DSpark of DeepSeek V4)."""
+
+    layers: tuple[LayerSpec, ...]
+    around: MtpSpec
+    block_size: int
+    """Tokens that they were trained to draft."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +301,8 @@ class ModelSpec:
     """Multi-token-prediction layers; they cost memory only when speculation uses them."""
     mtp: MtpSpec = MtpSpec()
     """What stands around those layers."""
+    dspark: DsparkSpec | None = None
+    """Layers that draft by DSpark; None: it has none."""
     model_type: str = ""
     """As the config says, outermost; empty: it does not."""
     source: str = ""
@@ -331,9 +347,13 @@ class ModelSpec:
         """What vLLM serves without `--max-model-len`."""
         return self.longrope_original_len or self.max_model_len
 
-    def mtp_built(self, num_speculative_tokens: int) -> tuple[LayerSpec, ...]:
-        """The multi-token-prediction layers that vLLM builds."""
-        return self.mtp_layers[:num_speculative_tokens] if self.mtp.as_many_as_drafted else self.mtp_layers
+    def drafting_by(self, method: str, num_speculative_tokens: int) -> ModelSpec:
+        """The model whose multi-token-prediction layers are those that vLLM builds to draft so many tokens."""
+        if method == "dspark" and self.dspark:
+            return replace(self, mtp_layers=self.dspark.layers, mtp=self.dspark.around)
+        if method != "mtp" or not self.mtp.as_many_as_drafted:
+            return self
+        return replace(self, mtp_layers=self.mtp_layers[:num_speculative_tokens])
 
     @property
     def num_mtp_modules(self) -> int:

@@ -152,8 +152,8 @@ def find_drafter(
 ) -> ModelSpec | None:
     """What runs once for each draft: a model, a layer of the target with its LM head, or nothing (n-gram).
 
-    MTP runs its own layer. An EAGLE head that is not named is one dense layer of the target's attention (its width,
-    where the target is a mixture, is that of all experts a token visits: assumed).
+    MTP runs its own layer, DSpark all of its own at once. An EAGLE head that is not named is one dense layer of the
+    target's attention (its width, where the target is a mixture, is that of all experts a token visits: assumed).
     """
     if not args.num_speculative_tokens or args.speculative_method == "ngram":
         return None
@@ -161,6 +161,8 @@ def find_drafter(
         return draft_model
     if args.speculative_method == "mtp" and model.mtp_layers:
         return replace(model, layers=model.mtp_layers[:1])
+    if args.speculative_method == "dspark" and model.dspark:
+        return replace(model, layers=model.dspark.layers)
     last = next(
         (a for a in reversed(model.layers) if a.attention.kind is AttentionKind.FULL), model.layers[-1]
     )

@@ -452,7 +452,9 @@ def scheduler_group(group: KvGroup, args: EngineArgs) -> KVCacheGroup:
         mode="align" if args.enable_prefix_caching else "none",
         checkpoint_blocks=int(group.checkpoint_alignment > 0),
         checkpoint_alignment=group.checkpoint_alignment or None,
-        eagle=args.num_speculative_tokens > 0 and args.speculative_method == "mtp" and group.holds_last_layer,
+        eagle=args.num_speculative_tokens > 0
+        and args.speculative_method in ("mtp", "dspark")
+        and group.holds_last_layer,
     )
 
 
@@ -510,10 +512,11 @@ def _step_time(
             " tokens of a prompt's chunk alone, where it is longer than CUDA graphs"
         )
     if found.draft is not None:
-        time = DraftedStepTime(time, found.draft, args.num_speculative_tokens)
-        sources["drafting"] = (
-            f"{args.num_speculative_tokens} passes of {found.draft.work.num_layers} layers a step"
-        )
+        tokens, at_once = args.num_speculative_tokens, args.speculative_method == "dspark"
+        passes, each = (1, tokens) if at_once else (tokens, 1)
+        time = DraftedStepTime(time, found.draft, passes, each)
+        layers = f"{found.draft.work.num_layers} layers a step"
+        sources["drafting"] = f"one pass of {layers}" if at_once else f"{passes} passes of {layers}"
     shared = found.time.costs.shared_reads if shared is None else shared
     at_client = timing is not None and timing.seen_by_client
     return _Timed(time, found.outside, sources, found.doubt[:4], shared, at_client, found.links(gpu))

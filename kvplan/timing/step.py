@@ -98,18 +98,22 @@ class DraftedStepTime:
     """One pass of the drafter over the decoding sequences."""
     num_drafts: int
     """Passes a step."""
+    tokens_each: int = 1
+    """Tokens of a sequence that one pass drafts."""
 
     def ticks(self, shape: StepShape) -> int:
         """Duration of one step; a step of prompts alone drafts nothing."""
         found, num = self.verify.ticks(shape), shape.num_decodes
         if not num:
             return found
-        return found + self.num_drafts * self.draft.ticks(StepShape(num, num, shape.decode_context))
+        drafting = StepShape(num, num * self.tokens_each, shape.decode_context)
+        return found + self.num_drafts * self.draft.ticks(drafting)
 
     def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:
         """Of a decode step with its drafting."""
         a, b, limit = self.verify.decode_line(num_decodes, decode_context, num_tokens)
-        more, slope, knot = self.draft.decode_line(num_decodes, decode_context)
+        tokens = num_decodes * self.tokens_each
+        more, slope, knot = self.draft.decode_line(num_decodes, decode_context, tokens)
         return a + self.num_drafts * more, b + self.num_drafts * slope, min(limit, knot)
 
     def pool_ticks(self, num_tokens: int, tokens_of_ranks: Sequence[int]) -> int:

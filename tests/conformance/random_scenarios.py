@@ -169,7 +169,13 @@ def compressed_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Json:
     return scenario
 
 
-SCENARIOS = {"all": random_scenario, "compressed": compressed_scenario}
+def dspark_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Json:
+    """A random scenario whose EAGLE head is DSpark; another drafter's, or none, stays."""
+    scenario = random_scenario(seed, version)
+    return scenario | ({"spec_method": "dspark"} if scenario.get("spec_method") == "eagle" else {})
+
+
+SCENARIOS = {"all": random_scenario, "compressed": compressed_scenario, "dspark": dspark_scenario}
 
 
 LATER = ("watermark", "scheduler_reserve_full_isl", "prefix_cache_retention_interval")

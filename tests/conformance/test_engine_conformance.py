@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conformance.random_scenarios import RANDOM_MAX_STEPS, random_scenario, run_hash
+from conformance.random_scenarios import RANDOM_MAX_STEPS, dspark_scenario, random_scenario, run_hash
 from engine_conformance import FOLDER, first_difference, golden, replay, scenarios
 
 from kvplan.conformance.vllm_replay import VLLMReplay
@@ -46,6 +46,21 @@ def test_random_scenario_equals_vllm(seed: str) -> None:
         for a in (False, True)
     ]
     assert [run_hash(run.steps) for run in runs] == RANDOM[seed]
+
+
+DSPARK: dict[str, list[str]] = json.loads((FOLDER / "dspark_golden.json").read_text())
+
+
+@pytest.mark.parametrize("seed", DSPARK)
+def test_random_scenario_that_drafts_by_dspark_equals_vllm(seed: str) -> None:
+    """The same, with blocks of drafts that take input slots of their own (`vllm_oracle.py --kind dspark`)."""
+    data = dspark_scenario(int(seed))
+    assert data["spec_method"] == "dspark"
+    runs = [
+        VLLMReplay(VLLMScenario(**data | {"async_scheduling": a})).run(RANDOM_MAX_STEPS)
+        for a in (False, True)
+    ]
+    assert [run_hash(run.steps) for run in runs] == DSPARK[seed]
 
 
 CAN_LEAP = {name for name, data in scenarios().items() if not why_not(VLLMScenario(**data).engine_config)}

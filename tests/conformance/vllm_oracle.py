@@ -76,14 +76,15 @@ MODEL = {
 }
 
 
-def model_folder(num_layers: int) -> str:
+def model_folder(num_layers: int, **keys: Any) -> str:
     """A model that is a config and nothing else."""
     folder = tempfile.mkdtemp(prefix="kvplan-oracle-")
-    (Path(folder) / "config.json").write_text(json.dumps(MODEL | {"num_hidden_layers": num_layers}))
+    (Path(folder) / "config.json").write_text(json.dumps(MODEL | {"num_hidden_layers": num_layers} | keys))
     return folder
 
 
 FOLDERS = {layers: model_folder(layers) for layers in (1, 2)}
+DSPARK = {"architectures": ["Qwen3DSparkModel"], "model_type": "qwen3", "block_size": 4}
 
 
 def found(name: str, *modules: str) -> Any:
@@ -204,6 +205,9 @@ def vllm_config(config: EngineConfig) -> VllmConfig:
     extra: dict[str, Any] = {}
     if config.num_speculative_tokens:
         drafter = {"eagle": {"model": FOLDERS[1]}, "draft_model": {"model": FOLDERS[2]}}
+        if config.spec_method == "dspark":
+            drafter["dspark"] = {"model": model_folder(1, **DSPARK)}
+            VllmConfig._get_v1_model_runner_unsupported_features = lambda self: []  # no runner runs here
         lookup = {"prompt_lookup_max": 3, "prompt_lookup_min": 1}
         extra["parallel_config"] = ParallelConfig()
         extra["speculative_config"] = SpeculativeConfig(
@@ -498,6 +502,8 @@ def write_golden(seeds: Iterable[int], path: Path, kind: str = "all") -> None:
     hashes = {}
     for seed in seeds:
         data = SCENARIOS[kind](seed, VERSION)
+        if kind == "dspark" and data.get("spec_method") != kind:
+            continue
         hashes[seed] = [golden_hash(data, is_async) for is_async in (False, True)]
     path.write_text(json.dumps(hashes, indent=0) + "\n")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import lzma
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -55,6 +54,11 @@ def drafts(name: str) -> int:
     return int(CASES[name].get("flags", {}).get("speculative_config", {}).get("num_speculative_tokens", 0))
 
 
+def method(name: str) -> str:
+    """Who drafts."""
+    return str(CASES[name].get("flags", {}).get("speculative_config", {}).get("method", "mtp"))
+
+
 def flags_of(name: str, tp: int) -> EngineArgs:
     """The flags of a case, with prefix caching where vLLM has it."""
     kinds = {m.kind for layer in model_of(name).layers for m in layer.mixers} - {AttentionKind.NONE}
@@ -67,6 +71,7 @@ def flags_of(name: str, tp: int) -> EngineArgs:
         max_num_seqs=256,
         enable_prefix_caching=kinds != {AttentionKind.STATE},
         num_speculative_tokens=drafts(name),
+        speculative_method=method(name),
         **flags,
     )
 
@@ -83,7 +88,7 @@ def test_weights_equal_vllms(name: str, tp: int) -> None:
     if (name, tp) in PADDED:
         pytest.skip(PADDED[name, tp])
     theirs, model = CASES[name]["vllm"][str(tp)], model_of(name)
-    built = replace(model, mtp_layers=model.mtp_built(drafts(name)))
+    built = model.drafting_by(method(name), drafts(name))
     mine = heaviest_rank(
         built, tensor_parallel_size=tp, use_mtp=drafts(name) > 0, language_model_only=text_only(name)
     )

@@ -16,6 +16,9 @@ from kvplan.engines.command import METHODS, UNPLANNED_METHODS
 from kvplan.engines.drafting import check_drafting
 from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import GiB
+from kvplan.memory.forward import estimate
+from kvplan.memory.serve_command import serve_flags
 from kvplan.models.architectures import from_config
 from kvplan.models.load import load_model
 
@@ -81,3 +84,28 @@ def test_steps_layers_end_since_0_19(engine: str, starts: bool) -> None:
 def test_every_method_of_vllm_is_planned_or_refused_by_name() -> None:
     """The names that `SpeculativeConfig.method` takes."""
     assert set(SAID["methods"]) == {*METHODS, *UNPLANNED_METHODS} - {"[ngram]"}
+
+
+def test_dspark_of_v41_is_planned_and_its_mtp_is_not() -> None:
+    """vLLM: "DeepSeek V4.1 has no classic-MTP draft: its checkpoints ship DSpark stages"; three layers weigh more."""
+    asked = {"tensor_parallel_size": 4, "num_speculative_tokens": 5}
+    name = "deepseek-ai/DeepSeek-V4.1-Flash"
+    drafted = estimate(name, "h200", EngineArgs(**asked, speculative_method="dspark"))
+    plain = estimate(name, "h200", EngineArgs(tensor_parallel_size=4))
+    assert drafted.budget.weights.size.value - plain.budget.weights.size.value > 2 * GiB
+    told = serve_flags(drafted.question.args)["speculative-config"]
+    assert told == {"method": "dspark", "num_speculative_tokens": 5}
+    with pytest.raises(KvplanError, match="method dspark"):
+        estimate(name, "h200", EngineArgs(**asked))
+    with pytest.raises(KvplanError, match="dspark_target_layer_ids"):
+        estimate("Qwen/Qwen3-8B", "h200", EngineArgs(**asked, speculative_method="dspark"))
+    with pytest.raises(KvplanError, match="vLLM alone"):
+        estimate(name, "h200", EngineArgs(**asked, speculative_method="dspark"), engine="sglang")
+
+
+def test_dspark_named_by_its_target_is_the_targets_own() -> None:
+    """`--speculative-config` may name the checkpoint again; as it may leave the name out."""
+    name = "deepseek-ai/DeepSeek-V4.1-Flash"
+    args = EngineArgs(tensor_parallel_size=4, num_speculative_tokens=5, speculative_method="dspark")
+    own, named = (estimate(name, "h200", args, colocate=c) for c in (None, {"draft": name}))
+    assert own.budget == named.budget

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from kvplan.engines.drafting import check_layers
 from kvplan.engines.flags import EngineArgs
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.ground.errors import KvplanError
@@ -106,14 +107,11 @@ def _drafting(setup: LayoutSetup, draft: ModelSpec | None) -> tuple[int, Sequenc
     model, args = setup.model, setup.args
     if not args.num_speculative_tokens or args.speculative_method == "ngram":
         return 0, ()
-    if args.speculative_method != "mtp":
+    if draft is not None or args.speculative_method not in ("mtp", "dspark"):
         return 0, draft.layers if draft else ()
-    if not model.mtp_layers:
-        raise KvplanError(
-            f"{model.name} has no multi-token-prediction layers; use another speculative method"
-        )
-    first = 0 if model.mtp.numbered_anew else len(model.layers)
-    return first, model.mtp_built(args.num_speculative_tokens)
+    built = model.drafting_by(args.speculative_method, args.num_speculative_tokens)
+    check_layers(model, args.speculative_method)
+    return 0 if built.mtp.numbered_anew else len(model.layers), built.mtp_layers
 
 
 def _choose_backends(setup: LayoutSetup, mixers: Sequence[Mixer]) -> list[Mixer]:

@@ -6,7 +6,16 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from kvplan.models.config import MAX_LAYERS, Keys
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, MtpSpec, StateSpec, Weight
+from kvplan.models.spec import (
+    AttentionKind,
+    AttentionSpec,
+    DsparkSpec,
+    LayerSpec,
+    MlpSpec,
+    MtpSpec,
+    StateSpec,
+    Weight,
+)
 
 
 class Body(NamedTuple):
@@ -15,6 +24,7 @@ class Body(NamedTuple):
     layers: tuple[LayerSpec, ...]
     mtp_layers: tuple[LayerSpec, ...] = ()
     mtp: MtpSpec = MtpSpec()
+    dspark: DsparkSpec | None = None
     extras: tuple[Weight, ...] = ()
     """What stands beside the layers."""
     final_norms: int = 1

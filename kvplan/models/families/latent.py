@@ -8,7 +8,7 @@ from kvplan.models.config import MAX_LAYERS, Keys
 from kvplan.models.families.common import Body, dense_mlp, mtp, num_layers, stack
 from kvplan.models.families.decoders import Experts, layers_with_experts, routed
 from kvplan.models.families.moe import deepseek, deepseek_mlps, mla
-from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, MtpSpec, Weight
+from kvplan.models.spec import AttentionKind, AttentionSpec, DsparkSpec, LayerSpec, MlpSpec, MtpSpec, Weight
 
 
 def axk1(k: Keys) -> Body:
@@ -191,7 +191,32 @@ def deepseek_v4(k: Keys) -> Body:
     window, extras = made.get(0) or _compressed(k, 0)
     drafting = LayerSpec(window, scored, norm_size=2 * hidden, extras=(*extras, *around))
     around_mtp = MtpSpec(quantised_projection=True, repeats_ends=True)
-    return Body(tuple(layers), mtp(k, drafting), around_mtp, extras=around)
+    stages = k.count("n_mtp_layers", default=3, high=64)
+    context = Weight("context_wkv_proj", stages * k.count("head_dim"), hidden, linear=True)
+    dspark = _dspark(k, replace(drafting, extras=extras), stages, context, *around)
+    return Body(tuple(layers), mtp(k, drafting), around_mtp, dspark, extras=around)
+
+
+def _dspark(k: Keys, layer: LayerSpec, num_layers: int, *more: Weight) -> DsparkSpec | None:
+    """Layers that draft a block of tokens at once, from hidden states of some of the target's layers.
+
+    A head of low rank corrects each token by the one before it, another says how sure it is (vLLM 0.32
+    `models/deepseek_v4/nvidia/dspark.py`).
+    """
+    targets = k.counts("dspark_target_layer_ids")
+    if not targets:
+        return None
+    hidden, vocab, rank = k.count("hidden_size"), k.count("vocab_size"), k.count("dspark_markov_rank")
+    extras = [
+        Weight("main_proj", hidden, len(targets) * hidden, linear=True),
+        Weight("main_and_last_norm", 2 * hidden),
+        Weight("markov_head.markov_w1", vocab, rank),
+        Weight("markov_head.markov_w2", k.count("draft_vocab_size", default=vocab), rank),
+    ]
+    if k.flag("enable_confidence_head", True):
+        extras.append(Weight("confidence_head.proj", 1, hidden + rank, itemsize=4))
+    around = MtpSpec(projected=False, extras=(*extras, *more))
+    return DsparkSpec((layer,) * num_layers, around, k.count("dspark_block_size", default=5, high=64))
 
 
 def _compressed(k: Keys, ratio: int) -> tuple[AttentionSpec, tuple[Weight, ...]]:
@@ -290,7 +315,14 @@ def deepseek_v41(k: Keys) -> Body:
         *_v4_hyper(k, hidden),
         Weight("mlp.gate.bias_of_images", number, itemsize=4),
     )
-    tables = _ngram_tables(k, hidden)
+    tables, drafted = _ngram_tables(k, hidden), k.count("dspark_n_routed_experts", default=number)
+    drafting = LayerSpec(
+        _shared_latents(k, 0, owns=False, picks=False),
+        replace(moe, num_experts=drafted, experts_per_token=_drafting_experts(k)),
+        norm_size=2 * hidden,
+        extras=(*every[:-1], Weight("mlp.gate.bias_of_images", drafted, itemsize=4)),
+    )
+    stages = k.count("n_mtp_layers", "num_nextn_predict_layers", default=3, high=64)
     layers = [
         LayerSpec(
             _shared_latents(k, ratio, i in sources, i in picks),
@@ -300,7 +332,12 @@ def deepseek_v41(k: Keys) -> Body:
         )
         for i, ratio in enumerate(ratios)
     ]
-    return Body(tuple(layers))
+    return Body(tuple(layers), dspark=_dspark(k, drafting, stages))
+
+
+def _drafting_experts(k: Keys) -> int:
+    """Experts that a drafted token visits."""
+    return k.count("dspark_num_experts_per_tok", default=k.count("num_experts_per_tok"))
 
 
 def _shared_latents(k: Keys, ratio: int, owns: bool, picks: bool) -> AttentionSpec:

@@ -116,7 +116,7 @@ class EngineConfig(Config):
     """Groups with a block table each, drawing on one pool; empty = one full-attention group."""
     num_speculative_tokens: int = Field(0, ge=0)
     """Drafts per decode step."""
-    spec_method: Literal["eagle", "mtp", "draft_model", "ngram"] = "eagle"
+    spec_method: Literal["eagle", "mtp", "dspark", "draft_model", "ngram"] = "eagle"
     """Who drafts."""
     disable_lookahead_block_hashes: bool = False
     """EAGLE and MTP drop the last hit block as before 0.33 (a key of `--speculative-config`)."""
@@ -144,7 +144,7 @@ class EngineConfig(Config):
     @property
     def use_eagle(self) -> bool:
         """Whether drafts come from the model's own hidden states (vLLM: same name)."""
-        return self.num_speculative_tokens > 0 and self.spec_method in ("eagle", "mtp")
+        return self.num_speculative_tokens > 0 and self.spec_method in ("eagle", "mtp", "dspark")
 
     @property
     def num_hash_lookahead_tokens(self) -> int:
@@ -165,8 +165,13 @@ class EngineConfig(Config):
 
     @property
     def draft_slots(self) -> int:
-        """Input slots that drafting takes per scheduled request (vLLM `max_num_new_slots_for_drafting`)."""
-        return int(self.num_speculative_tokens > 0 and self.spec_method == "draft_model")
+        """Input slots that drafting takes per scheduled request (vLLM `max_num_new_slots_for_drafting`).
+
+        A draft model takes one; DSpark drafts all tokens at once, the first in the slot of the token before it.
+        """
+        if not self.num_speculative_tokens:
+            return 0
+        return {"draft_model": 1, "dspark": self.num_speculative_tokens - 1}.get(self.spec_method, 0)
 
     @property
     def max_in_flight_tokens(self) -> int:
