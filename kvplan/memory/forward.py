@@ -127,7 +127,9 @@ def _with_draft(question: Question) -> Question:
         draft = eagle_head(draft)
         others = tuple((role, draft if role == "draft" else model) for role, model in question.colocate)
         question = replace(question, colocate=others)
-    method = "eagle" if draft.is_eagle else "draft_model"
+    if draft.draft_block and question.engine.engine != "vllm":
+        raise KvplanError(f"DSpark is planned for vLLM alone, not for {question.engine}")
+    method = "dspark" if draft.draft_block else "eagle" if draft.is_eagle else "draft_model"
     return replace(question, args=question.args.model_copy(update={"speculative_method": method}))
 
 

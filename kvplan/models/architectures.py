@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kvplan.models.config import Keys
-from kvplan.models.drafts import EAGLE, EAGLE3, EAGLE3_OF_LLAMA, EAGLE3_OF_QWEN3, eagle_head
+from kvplan.models.drafts import DSPARK, EAGLE, EAGLE3, EAGLE3_OF_LLAMA, EAGLE3_OF_QWEN3, eagle_head
 from kvplan.models.families import dense, hybrid, latent, moe, unusual
 from kvplan.models.families.common import Body
 from kvplan.models.families.decoders import DECODERS, assumed_plain
+from kvplan.models.families.dspark import qwen3_dspark
 from kvplan.models.families.multimodal import MULTIMODAL, molmo, molmo2, voxtral_realtime
 from kvplan.models.names import (
     BY_MODEL_TYPE,
@@ -39,6 +40,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "LlamaForCausalLM": dense.llama,
     **dict.fromkeys((*EAGLE3_OF_LLAMA, EAGLE), dense.llama),
     **dict.fromkeys(EAGLE3_OF_QWEN3, dense.qwen3),
+    **dict.fromkeys(DSPARK, qwen3_dspark),
     "MistralForCausalLM": dense.mistral,
     "Mistral3ForConditionalGeneration": dense.mistral,
     "Phi3ForCausalLM": dense.phi3,
@@ -246,6 +248,8 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         draft_vocab_size=text.count("draft_vocab_size", default=text.count("vocab_size"), high=1 << 28)
         if architecture in EAGLE3
         else 0,
+        shares_ends=architecture in DSPARK,
+        draft_block=text.count("block_size", default=7, high=64) if architecture in DSPARK else 0,
     )
     return eagle_head(model) if architecture == EAGLE else model
 

@@ -21,6 +21,8 @@ EAGLE3_OF_LLAMA = (
 EAGLE3_OF_QWEN3 = ("Eagle3Qwen3ForCausalLM", "PeagleQwen3ForCausalLM")
 EAGLE3 = frozenset((*EAGLE3_OF_LLAMA, *EAGLE3_OF_QWEN3))
 """Names of EAGLE-3's heads, by the layer that they have."""
+DSPARK = ("Qwen3DSparkModel", "DSparkDraftModel")
+"""DSpark beside a Qwen3, or any target of its width (DeepSpec's checkpoints)."""
 EAGLE = "EagleLlamaForCausalLM"
 """EAGLE's first head; its checkpoints call themselves LlamaForCausalLM, `--speculative-config` says what they are."""
 BODY_OF_EAGLE = "LlamaForCausalLM"

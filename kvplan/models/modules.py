@@ -321,7 +321,7 @@ def extra_modules(extras: tuple[Weight, ...], cut: Cut) -> Iterator[Module]:
     attention's."""
     for w in extras:
         rows, cols = w.rows, w.cols
-        if w.cut == "host" and not cut.checkpoint:
+        if (w.cut == "host" and not cut.checkpoint) or (w.copied and cut.checkpoint):
             continue
         if w.cut in ("rows", "cols") and w.unit > 1 and w.unit % cut.tp:
             pass  # whole on every rank

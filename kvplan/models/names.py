@@ -150,6 +150,7 @@ BY_TRANSFORMERS = frozenset({"Emu3ForConditionalGeneration", "VibeVoiceAsrForCon
 UNHELD = frozenset(
     {
         "AriaTextForCausalLM",
+        "DSparkDraftModel",
         "DeepseekVLV2ForCausalLM",
         "FunAudioChatForConditionalGeneration",
         "Gemma3nForConditionalGeneration",

@@ -102,6 +102,8 @@ class Weight(NamedTuple):
     """A quantisation method may convert it."""
     picked: int = 0
     """Of the copies, those that one token visits, where a router picks them; 0: all."""
+    copied: bool = False
+    """A second time in memory, made after loading; in no checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +336,9 @@ class ModelSpec:
     draft_vocab_size: int = 0
     """Rows of an EAGLE-3 head's own LM head; 0: not such a head."""
     shares_ends: bool = False
-    """EAGLE's first head: embedding and LM head are the target's."""
+    """EAGLE's first head, and DSpark beside a target: embedding and LM head are the target's."""
+    draft_block: int = 0
+    """Tokens that DSpark beside a target was trained to draft at once; 0: not such a draft."""
     quantization: Mapping[str, object] | None = None
     """The config's `quantization_config`, as it stands; `quantization.py` reads it."""
 

@@ -73,7 +73,11 @@ def ask(case: dict[str, Any], tp: int) -> dict[str, Any]:
     """What vLLM says of one case; its error where it does not start."""
     try:
         made, model = vllm_meta.build(
-            copy.deepcopy(case["config"]), tp, device=case.get("device", "meta"), **case.get("flags", {})
+            copy.deepcopy(case["config"]),
+            tp,
+            device=case.get("device", "meta"),
+            draft=case.get("draft"),
+            **case.get("flags", {}),
         )
     except Exception as error:  # whatever vLLM stumbles over is the answer
         return {"error": f"{type(error).__name__}: {str(error)[:120]}"}

@@ -76,6 +76,13 @@ def flags_of(name: str, tp: int) -> EngineArgs:
     )
 
 
+@cache
+def beside(name: str) -> ModelSpec | None:
+    """A model that drafts beside it."""
+    config = CASES[name].get("draft")
+    return from_config(config, f"draft of {name}") if config else None
+
+
 def started() -> list[tuple[str, int]]:
     return [
         (name, tp) for name, case in CASES.items() for tp in SIZES if "error" not in case["vllm"][str(tp)]
@@ -90,9 +97,15 @@ def test_weights_equal_vllms(name: str, tp: int) -> None:
     theirs, model = CASES[name]["vllm"][str(tp)], model_of(name)
     built = model.drafting_by(method(name), drafts(name))
     mine = heaviest_rank(
-        built, tensor_parallel_size=tp, use_mtp=drafts(name) > 0, language_model_only=text_only(name)
+        built,
+        tensor_parallel_size=tp,
+        use_mtp=drafts(name) > 0 and not beside(name),
+        language_model_only=text_only(name),
     )
     weights = mine.total - mine.rotary - kept_twice(model, tp)
+    if draft := beside(name):
+        theirs_too = heaviest_rank(draft, tensor_parallel_size=tp)
+        weights += theirs_too.total - theirs_too.rotary  # the table is the target's, where it is as long
     assert abs(weights - theirs["weights"]) <= max(1024, theirs["weights"] // 300_000)
     assert mine.rotary == theirs["rotary"]
 
@@ -104,9 +117,9 @@ def test_kv_plan_equals_vllms(name: str, tp: int) -> None:
     args = flags_of(name, tp)
     if "refused" in theirs:
         with pytest.raises(KvplanError):
-            kv_layout(model, args, 20 * GiB)
+            kv_layout(model, args, 20 * GiB, draft=beside(name))
         return
-    mine = kv_layout(model, args, 20 * GiB)
+    mine = kv_layout(model, args, 20 * GiB, draft=beside(name))
     said = theirs["bytes_per_block"], theirs["num_blocks"], theirs["tokens"]
     assert (mine.bytes_per_block, mine.num_blocks, mine.kv_cache_size_tokens) == said
 
@@ -134,7 +147,7 @@ def test_the_scheduler_knows_vllms_groups(name: str) -> None:
     if name in SCHEDULED_OTHERWISE:
         pytest.skip(SCHEDULED_OTHERWISE[name])
     model, args = model_of(name), flags_of(name, 1)
-    groups = kv_layout(model, args, 20 * GiB).groups
+    groups = kv_layout(model, args, 20 * GiB, draft=beside(name)).groups
     mine = []
     for group, seen in [(group, scheduler_group(group, args)) for group in groups]:
         aligned = seen.kind == "mamba" and seen.mode == "align"
@@ -197,6 +210,7 @@ def test_most_text_architectures_are_covered() -> None:
 def test_unheld_architectures_are_those_no_oracle_ran() -> None:
     """What `kvplan models --family` says of each name is what the three fixtures hold."""
     ran = {CASES[name]["config"].get("architectures", [name])[0] for name, _ in started()}
+    ran |= {name for case in CASES.values() for name in case.get("draft", {}).get("architectures", ())}
     bundled = json.loads((FIXTURES / "weights_vllm_0.32.json").read_text())["bytes"]
     ran |= {load_model(name).architecture for name in {key.split("@")[0] for key in bundled}}
     ran |= set(json.loads((FIXTURES / "heads_vllm_0.32.json").read_text())["heads"])

@@ -312,17 +312,24 @@ def _numbers() -> None:
     )
 
 
-def engine_config(config: dict[str, Any], tp: int, **flags: Any) -> Any:
-    """The config that `vllm serve` would build."""
+def _folder(config: dict[str, Any]) -> str:
+    folder = tempfile.mkdtemp(prefix="model")
+    with open(os.path.join(folder, "config.json"), "w") as file:
+        json.dump(config, file)
+    return folder
+
+
+def engine_config(config: dict[str, Any], tp: int, *, draft: Any = None, **flags: Any) -> Any:
+    """The config that `vllm serve` would build; `draft`: the config of a model that drafts beside it."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from vllm.engine.arg_utils import EngineArgs
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
     from vllm.usage.usage_lib import UsageContext
 
-    folder = tempfile.mkdtemp(prefix="model")
-    with open(os.path.join(folder, "config.json"), "w") as file:
-        json.dump(config, file)
+    folder = _folder(config)
+    if draft:
+        flags["speculative_config"] = {**flags["speculative_config"], "model": _folder(draft)}
     kind = config["model_type"]
     if kind in OWN_CODE or (kind not in dict(_CONFIG_REGISTRY) and kind not in CONFIG_MAPPING):
         layers = (
@@ -373,6 +380,8 @@ def build(config: dict[str, Any], tp: int, *, device: str = "meta", **flags: Any
         if made.speculative_config is not None:
             draft = made.speculative_config.draft_model_config
             model.drafts = initialize_model(vllm_config=made, model_config=draft, prefix="draft")
+            if hasattr(model.drafts.model, "_build_fused_kv_buffers"):
+                model.drafts.model._build_fused_kv_buffers()  # as loading does
         return made, model
 
 
@@ -418,21 +427,31 @@ def weights(model: Any) -> tuple[int, int]:
         if "PinnedHost" in type(module).__name__ or getattr(module, "cpu_offload", False)
         for p in module.parameters()
     }
-    shared = _of_target(getattr(model, "drafts", None))
-    counted = (
+    drafts = getattr(model, "drafts", None)
+    shared = _of_target(drafts)
+    counted = [
         p
         for name, p in model.named_parameters()
         if id(p) not in on_host and not (name.startswith("drafts.") and any(end in name for end in shared))
-    )
+    ]
+    for name in ("_fused_kv_weight", "_k_norm_weights"):
+        if (copied := getattr(getattr(drafts, "model", None), name, None)) is not None:
+            counted.append(copied)
     parameters = sum(p.numel() * p.element_size() for p in counted)
     tables = {id(b): b for name, b in model.named_buffers() if "cos_sin" in name}
     return parameters, sum(b.numel() * b.element_size() for b in tables.values())
 
 
 def _of_target(drafts: Any) -> list[str]:
-    """Parts of what drafts for which vLLM puts the target's once both are loaded (`gpu/spec_decode/eagle/utils.py`)."""
+    """Parts of what drafts for which vLLM puts the target's once both are loaded (`gpu/spec_decode/eagle/utils.py`).
+
+    Not the LM head of a draft over fewer tokens.
+    """
+    config = getattr(drafts, "config", None)
+    fewer = getattr(config, "draft_vocab_size", None) not in (None, getattr(config, "vocab_size", None))
     parts = {"has_own_embed_tokens": ("embed_tokens",), "has_own_lm_head": ("lm_head", "shared_head.head")}
-    return [part for flag, names in parts.items() if not getattr(drafts, flag, False) for part in names]
+    own = {flag: getattr(drafts, flag, False) or (fewer and "head" in flag) for flag in parts}
+    return [part for flag, names in parts.items() if not own[flag] for part in names]
 
 
 def group_facts(group: Any) -> list[Any]:

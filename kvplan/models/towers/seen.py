@@ -228,7 +228,8 @@ def molmo2_image(s: TowerFacts) -> Mapping[str, int]:
     """Eight crops of 27 x 27 patches and the whole, with marks and row ends; or 384 frames of 81 tokens and two marks.
 
     The states of all layers are kept. Source: vLLM 0.32 `models/molmo2.py: get_num_image_tokens,
-    get_num_video_tokens, encode_image`; defaults of Molmo 2's own processors, `num_frames` as a public serving config has it (384).
+    get_num_video_tokens, encode_image`; defaults of Molmo 2's own processors, `num_frames` as a public serving config
+    has it.
     """
     k, (hidden, width, layers) = s.tower, sizes(s.tower)
     read = s.outer.section("adapter_config").raw.get("vit_layers")
