@@ -535,6 +535,8 @@ def _speculation(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
             f"--speculative-config: vLLM has no method {method[:40]!r}{did_you_mean(method[:40], METHODS)}"
         )
     tokens, short = config.get("num_speculative_tokens"), METHODS[method]
+    if tokens is None and method == "suffix":
+        tokens = config.get("suffix_decoding_max_tree_depth", 24)
     if tokens is None:
         raise KvplanError("--speculative-config: num_speculative_tokens is missing")
     if short in ("eagle", "draft_model") and not draft:

@@ -106,7 +106,7 @@ class DraftedStepTime:
         found, num = self.verify.ticks(shape), shape.num_decodes
         if not num:
             return found
-        drafting = StepShape(num, num * self.tokens_each, shape.decode_context)
+        drafting = StepShape(num * self.tokens_each, num, shape.decode_context)
         return found + self.num_drafts * self.draft.ticks(drafting)
 
     def decode_line(self, num_decodes: int, decode_context: int, num_tokens: int = 0) -> tuple[int, int, int]:

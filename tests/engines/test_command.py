@@ -144,6 +144,12 @@ services:
             {METHOD: "mtp", DRAFTS: 2},
         ),
         ("vllm serve m --spec-method ngram --spec-tokens 4", {METHOD: "ngram", DRAFTS: 4}),
+        ("vllm serve m --spec-method suffix", {METHOD: "ngram", DRAFTS: 24}),
+        ("vllm serve m --spec-method dspark --spec-tokens 5", {METHOD: "dspark", DRAFTS: 5}),
+        (
+            """vllm serve m --speculative-config '{"model":"org/dspark_qwen3_8b","num_speculative_tokens":7}'""",
+            {METHOD: "dspark", DRAFTS: 7},
+        ),
         ("vllm serve m -cc.cudagraph_mode=NONE", {"enforce_eager": True}),
         ("vllm serve m -O0", {"enforce_eager": True}),
         (
