@@ -266,9 +266,10 @@ def resolve(
     version = parse_engine(engine) if isinstance(engine, str) else engine
     utilization = _utilization(args, version)
     max_model_len = _max_model_len(args, model)
-    chunked = _chunked_prefill(args, version, max_model_len)
+    chunked = _chunked_prefill(args, model, version, max_model_len)
     tokens, seqs = _batch(args, gpu, version, entry_point, max_model_len, chunked)
     length = max_model_len if max_model_len > 0 else model.default_max_model_len
+    _check_items(model, tokens)
     if version.engine != "sglang":  # whose chunk bounds a prefill, not a step
         _check_batch(args, tokens, seqs, length, chunked)
     _check_dtype(args, gpu)
@@ -336,15 +337,19 @@ def _longer(model: ModelSpec, asked: int) -> str:
     return "a longer context needs rope scaling in its config.json"
 
 
-def _chunked_prefill(args: EngineArgs, version: EngineVersion, max_model_len: int) -> bool:
-    """V1 always splits prompts; V0 did so for contexts beyond 32k."""
+def _chunked_prefill(args: EngineArgs, model: ModelSpec, version: EngineVersion, max_model_len: int) -> bool:
+    """V1 always splits prompts; V0 did so for contexts beyond 32k; encoder-decoders' never, whatever is asked."""
+    if model.encoded_tokens:
+        return False
     if args.enable_chunked_prefill is not None:
         return args.enable_chunked_prefill
     return not version.legacy or max_model_len > 32 * 1024
 
 
 def _prefix_caching(args: EngineArgs, model: ModelSpec, version: EngineVersion) -> bool:
-    """On, except for V0, models without attention, and hybrids of vLLM before 0.21."""
+    """On, except for V0, models without attention, hybrids of vLLM before 0.21, and encoder-decoders."""
+    if model.encoded_tokens:
+        return False
     if args.enable_prefix_caching is not None:
         return args.enable_prefix_caching
     kinds = {mixer.kind for layer in model.layers for mixer in layer.mixers} - {AttentionKind.NONE}
@@ -436,6 +441,15 @@ def _check_batch(args: EngineArgs, tokens: int, seqs: int, length: int, chunked:
         raise KvplanError(f"--max-num-batched-tokens {tokens:,} must be at least --max-num-seqs {seqs:,}")
     if args.long_prefill_token_threshold > length:
         raise KvplanError(f"--long-prefill-token-threshold must not exceed max_model_len {length:,}")
+
+
+def _check_items(model: ModelSpec, tokens: int) -> None:
+    """An encoder's output is not split over steps (vLLM 0.32 `v1/core/encoder_cache_manager.py`)."""
+    if tokens < model.encoded_tokens:
+        raise KvplanError(
+            f"--max-num-batched-tokens {tokens:,}: {model.name}'s encoder makes {model.encoded_tokens:,} of an item, "
+            "in one step; raise it"
+        )
 
 
 def _check_dtype(args: EngineArgs, gpu: GpuSpec) -> None:

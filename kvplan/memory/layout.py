@@ -86,6 +86,8 @@ class KvGroup:
             return full_blocks(num_tokens, 1) * 0 + states
         if self.kind is AttentionKind.SLIDING:
             return window_resident_blocks(num_tokens, self.window, self.block_size)
+        if self.kind is AttentionKind.CROSS:
+            return full_blocks(num_tokens, 1) * 0 + full_blocks(self.window, self.block_size)
         if self.kind is AttentionKind.CHUNKED:
             return chunked_resident_blocks(num_tokens, self.window, self.block_size)
         return full_blocks(num_tokens, self.block_size * self.num_shards)
@@ -167,9 +169,7 @@ def kv_layout(
         KvCacheTooSmall: not even one request of max_model_len fits.
         KvplanError: a combination that the engine refuses.
     """
-    unusual = next(
-        (layer.attention.unusual_cache for layer in model.layers if layer.attention.unusual_cache), ""
-    )
+    unusual = next((m.unusual_cache for layer in model.layers for m in layer.mixers if m.unusual_cache), "")
     if version < MIRRORED and unusual:
         raise KvplanError(
             f"{model.name}: {unusual}, planned as vLLM {MIRRORED[0]}.{MIRRORED[1]} lays that out; how "

@@ -85,8 +85,9 @@ def estimate_overheads(
     activation = Range(size.value, max(p[0].low for p in peaks), max(p[0].high for p in peaks))
     runtime, runtime_why = _runtime(args, gpu, profile)
     per_layer = profile.graph_mib_per_layer.get(gpu.architecture, profile.graph_mib_per_layer["default"])
-    graphs = _scaled(MiB * num_graphs(args, gpu) * _stage_layers(model, args), per_layer)
-    why = f"{num_graphs(args, gpu)} graphs x {_stage_layers(model, args)} layers; {per_layer.source}"
+    captured = num_graphs(args, gpu, only_decodes=model.encoded_tokens > 0)
+    graphs = _scaled(MiB * captured * _stage_layers(model, args), per_layer)
+    why = f"{captured} graphs x {_stage_layers(model, args)} layers; {per_layer.source}"
     inside = profile.graphs_in_budget and not (
         profile.outside_in_second_runner and second_runner(model, profile)
     )
@@ -240,13 +241,17 @@ def graph_sizes(args: ResolvedArgs, gpu: GpuSpec) -> tuple[int, ...]:
     return tuple(sorted(n for n in sizes if n <= args.max_num_batched_tokens))
 
 
-def num_graphs(args: ResolvedArgs, gpu: GpuSpec) -> int:
-    """Graphs captured: one per size for mixed steps, one per decode size for pure decode steps."""
+def num_graphs(args: ResolvedArgs, gpu: GpuSpec, *, only_decodes: bool = False) -> int:
+    """Graphs captured: one per size for mixed steps, one per decode size for pure decode steps.
+
+    Encoder-decoder models have those of pure decode steps only (vLLM 0.32 `config/vllm.py`).
+    """
     if args.enforce_eager:
         return 0
     sizes = graph_sizes(args, gpu)
     width = 1 + args.num_speculative_tokens
-    return len(sizes) + sum(1 for size in sizes if size <= args.max_num_seqs * width and size % width == 0)
+    decodes = sum(1 for size in sizes if size <= args.max_num_seqs * width and size % width == 0)
+    return decodes if only_decodes else len(sizes) + decodes
 
 
 def _stage_layers(model: ModelSpec, args: ResolvedArgs) -> int:

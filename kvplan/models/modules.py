@@ -93,13 +93,14 @@ def mixer_modules(a: AttentionSpec, hidden: int, cut: Cut) -> Iterator[Module]:
 def _gqa(a: AttentionSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     heads, kv_heads = cut.split(a.num_heads, "attention heads"), cut.kv_heads(a.num_kv_heads)
     q, k, v = heads * a.head_dim, kv_heads * a.head_dim, kv_heads * a.v_head_dim
+    prefix = "encoder_attn" if a.kind is AttentionKind.CROSS else "self_attn"
     widths = {"q_proj": 2 * q if a.gated else q}
     if a.kv_shared_with is None:
         widths |= {"k_proj": k} if a.keys_are_values and cut.checkpoint else {"k_proj": k, "v_proj": v}
     for name, width in widths.items():
-        yield Module(f"self_attn.{name}", "attention", width, hidden, bias=width if a.bias else 0)
+        yield Module(f"{prefix}.{name}", "attention", width, hidden, bias=width if a.bias else 0)
     out_bias = hidden if a.out_bias else 0
-    yield Module("self_attn.o_proj", "attention", hidden, heads * a.v_head_dim, bias=out_bias)
+    yield Module(f"{prefix}.o_proj", "attention", hidden, heads * a.v_head_dim, bias=out_bias)
     if a.sinks:
         yield vector("self_attn.sinks", heads)
     if a.qk_norm:

@@ -103,6 +103,7 @@ TEXT_OF = {
     "Emu3ForConditionalGeneration": "LlamaForCausalLM",
     "VibeVoiceAsrForConditionalGeneration": "Qwen2ForCausalLM",
     "VoxtralRealtimeGeneration": "VoxtralRealtimeGeneration",
+    "WhisperForConditionalGeneration": "WhisperForConditionalGeneration",
     **dict.fromkeys(
         (
             *("AudioFlamingo3ForConditionalGeneration", "BeeForConditionalGeneration"),
@@ -168,8 +169,7 @@ REFUSED = {
     for why, names in {
         "no public config of it was found": ("Dots3NoteForCausalLM",),
         "its decoder attends to an encoder": (
-            *("WhisperForConditionalGeneration", "CohereAsrForConditionalGeneration"),
-            "NemotronParseForConditionalGeneration",
+            *("CohereAsrForConditionalGeneration", "NemotronParseForConditionalGeneration"),
         ),
         "it generates by diffusion, or actions": (
             *("DiffusionGemmaForBlockDiffusion", "OpenVLAForActionPrediction"),

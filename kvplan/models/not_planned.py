@@ -28,10 +28,6 @@ NOT_PLANNED = {
     ),
     "nvidia/Cosmos3-Nano": f"{VIDEO} but for its reasoner: {OWN_CONFIG}",
     "nvidia/Cosmos3-Super": f"{VIDEO} but for its reasoner: {OWN_CONFIG}",
-    "openai/whisper-large-v3": (
-        "its decoder attends to an encoder of sound, whose cache is not planned; language models that hear are,"
-        " such as Qwen/Qwen3-ASR-1.7B"
-    ),
 }
 """Name -> reason."""
 

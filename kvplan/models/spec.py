@@ -29,6 +29,8 @@ class AttentionKind(StrEnum):
     CIRCULAR = "circular_buffer"
     """One block per sequence for raw keys that wait to be compressed (GLM-5.3-Flash, DeepSeek V4.1): a page, not a
     layer's kind. vLLM `CircularBufferSpec`."""
+    CROSS = "cross"
+    """K and V of what an encoder made of the request's sound or image; of no token (Whisper)."""
     NONE = "none"
     """A layer without memory (an MLP-only layer of Nemotron-H)."""
 
@@ -117,7 +119,7 @@ class AttentionSpec:
     v_head_dim: int = 0
     """Equal to `head_dim` except where a model has narrower values (MiMo, MLA)."""
     window: int = 0
-    """Tokens of the sliding window or of the local chunk; 0 for the other kinds."""
+    """Tokens of the sliding window, of the local chunk, or that an encoder makes; 0 for the other kinds."""
     kv_lora_rank: int = 0
     qk_rope_head_dim: int = 0
     qk_nope_head_dim: int = 0
@@ -168,6 +170,8 @@ class AttentionSpec:
         """What it keeps that only one planner is known to lay out; empty for keys, values, latents and states."""
         if self.kind is AttentionKind.COMPRESSED:
             return "compressed attention"
+        if self.kind is AttentionKind.CROSS:
+            return "attention to an encoder"
         if self.ring_bytes:
             return "an indexer of pooled keys"
         return "convolutions' windows beside KV" if self.conv_window else ""
@@ -206,7 +210,7 @@ class LayerSpec:
     attention: AttentionSpec
     mlp: MlpSpec
     beside: AttentionSpec | None = None
-    """A state mixer that runs beside the attention in the same layer (Falcon-H1)."""
+    """A state mixer that runs beside the attention in the same layer (Falcon-H1), or attention to an encoder."""
     norm_size: int = 0
     """Elements of the layer's norms and scales, those inside attention and state mixers left out."""
     extras: tuple[Weight, ...] = ()
@@ -378,6 +382,14 @@ class ModelSpec:
     def states(self) -> tuple[StateSpec, ...]:
         """The kinds of states of fixed size that its layers keep."""
         return tuple(dict.fromkeys(m.state for layer in self.layers for m in layer.mixers if m.state))
+
+    @property
+    def encoded_tokens(self) -> int:
+        """What an item is to the decoder of an encoder-decoder model; 0: no such model."""
+        return max(
+            (m.window for layer in self.layers for m in layer.mixers if m.kind is AttentionKind.CROSS),
+            default=0,
+        )
 
     @property
     def is_hybrid(self) -> bool:

@@ -90,7 +90,8 @@ class RankWeights(NamedTuple):
 
 
 def parameters(model: ModelSpec, *, vision: bool = True, mtp: bool = False) -> int:
-    """Exact number of parameters in the checkpoint; tied embeddings count once.
+    """Exact number of parameters in the checkpoint; tied embeddings count once, and so do zeros that vLLM adds as
+    biases (of Whisper's keys).
 
     >>> from kvplan.models.load import load_model
     >>> parameters(load_model("Qwen/Qwen3-8B"))
@@ -250,7 +251,9 @@ class _Loader(NamedTuple):
 
     @property
     def embedding_cut(self) -> Cut:
-        """Inkling's ranks each hold the whole embedding."""
+        """Inkling's ranks each hold the whole embedding; encoder-decoders' too, without padded rows."""
+        if self.model.encoded_tokens:
+            return Cut(checkpoint=True)
         return self.cut._replace(tp=1) if self.model.architecture.startswith("Inkling") else self.cut
 
     @property

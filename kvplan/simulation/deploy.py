@@ -185,6 +185,10 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     if plan.layout is None:
         raise DoesNotFit(plan.refusal.reason if plan.refusal else plan.shortfall)
     args, layout, gpu, model = plan.args, plan.layout, plan.question.gpu, plan.question.model
+    if model.encoded_tokens:
+        raise KvplanError(
+            f"{model.name}: its encoder's steps are not timed, so it is planned, not simulated; kvplan estimate"
+        )
     rules = (deployment.admission, deployment.batch_wait)
     if sglang is not None and rules != ("grow", None):
         raise KvplanError(

@@ -46,6 +46,8 @@ class LayerNeeds:
     shares_latents: bool = False
     has_sinks: bool = False
     has_window: bool = False
+    is_cross: bool = False
+    """It attends to what an encoder made."""
     dcp: int = 1
     v_head_size: int = 0
     """0: as `head_size`."""
@@ -72,6 +74,8 @@ class Backend:
     is_sparse: bool = False
     sinks: bool = False
     windows: bool = False
+    cross: bool = False
+    """It attends to an encoder's output too."""
     dcp: bool = False
     dtypes: tuple[str, ...] = ("float16", "bfloat16")
     packs: tuple[str, ...] = ()
@@ -96,7 +100,16 @@ _LARGE_PAGES = (16, 32, 64, 128, 256, 512, 1024)
 BACKENDS = {
     b.name: b
     for b in (
-        Backend("FLASH_ATTN", _FP8, (16,), majors=(8, 9, 10, 11, 12), sinks=True, windows=True, dcp=True),
+        Backend(
+            "FLASH_ATTN",
+            _FP8,
+            (16,),
+            majors=(8, 9, 10, 11, 12),
+            sinks=True,
+            windows=True,
+            cross=True,
+            dcp=True,
+        ),
         Backend(
             "FLASHINFER",
             (*_FP8, "fp8_e5m2", "nvfp4", "nvfp4_4over6", "nvfp4_ds_mla"),
@@ -115,6 +128,7 @@ BACKENDS = {
             (16,),
             sinks=True,
             windows=True,
+            cross=True,
             dtypes=("float16", "bfloat16", "float32"),
             packs=_PER_HEAD,
         ),
@@ -299,6 +313,7 @@ def refusal(backend: Backend, capability: Capability, needs: LayerNeeds) -> str:
         (n.block_size and not b.takes_block(n.block_size), f"block size {n.block_size} not supported"),
         (n.has_sinks and not b.sinks, "attention sinks not supported"),
         (n.has_window and not b.windows, "sliding window not supported"),
+        (n.is_cross and not b.cross, "attention to an encoder not supported"),
         (n.dcp > 1 and not b.dcp, "decode context parallelism not supported"),
     )
     for failed, reason in checks:

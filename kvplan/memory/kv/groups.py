@@ -32,6 +32,8 @@ class Page:
     """Bytes of the state; 0 for attention."""
     window: int = 0
     """Tokens of the window or chunk; kept, without effect, when the window counts as full attention."""
+    reserved: int = 0
+    """Of attention to an encoder: tokens that start-up reserves for a request's items, the whole budget of a step."""
     retained: int = 0
     """Tokens kept behind the window for multi-token prediction with several modules."""
     stride: int = 1
@@ -66,6 +68,8 @@ class Page:
             return int(state_blocks(self.speculative_blocks, self.checkpoint_alignment > 0, self.aligned))
         if self.kind.is_growing:
             return int(full_blocks(max_model_len, self.block_size * dcp))
+        if self.kind is AttentionKind.CROSS:
+            return int(full_blocks(self.reserved, self.block_size))
         if self.kind is AttentionKind.CHUNKED:
             return int(chunked_blocks(max_model_len, self.window, max_in_flight_tokens, self.block_size))
         window = self.window + self.retained

@@ -167,6 +167,7 @@ def _needs(setup: LayoutSetup, m: Mixer) -> LayerNeeds:
         is_sparse=(spec.index_topk > 0 and not spec.ring_bytes) or compressed,
         has_sinks=spec.sinks,
         has_window=spec.kind is AttentionKind.SLIDING,
+        is_cross=spec.kind is AttentionKind.CROSS,
         dcp=args.decode_context_parallel_size,
         v_head_size=spec.v_head_dim,
         qk_nope_head_dim=spec.qk_nope_head_dim,

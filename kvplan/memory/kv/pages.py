@@ -68,7 +68,12 @@ def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
         shared = m.spec.shares_latents
         return (_shared_latent_pages if shared else _compressed_pages)(setup, m.spec, sizes.block_size)
     page = Page(
-        m.spec.kind, sizes.block_size, _token_bytes(setup, m), window=m.spec.window, shape=_shape(setup, m)
+        m.spec.kind,
+        sizes.block_size,
+        _token_bytes(setup, m),
+        window=m.spec.window,
+        reserved=(setup.args.max_num_batched_tokens or 0) if m.spec.kind is AttentionKind.CROSS else 0,
+        shape=_shape(setup, m),
     )
     if not m.spec.index_head_dim:
         return [page]

@@ -8,6 +8,7 @@ builder of its own in `dense`, `moe`, `latent` or `hybrid`. Checked against vLLM
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from kvplan.models.config import Keys
@@ -21,7 +22,7 @@ from kvplan.models.families.common import (
     stack,
     windowed,
 )
-from kvplan.models.spec import AttentionSpec, MlpSpec, MtpSpec, Weight
+from kvplan.models.spec import AttentionKind, AttentionSpec, MlpSpec, MtpSpec, Weight
 
 Switch = bool | str
 """Always, never, or the config's key that says so."""
@@ -93,6 +94,8 @@ class PlainDecoder(NamedTuple):
     """What each layer has besides."""
     around: Callable[[Keys], tuple[Weight, ...]] = lambda k: ()
     """What stands beside the layers."""
+    attends: str = ""
+    """Key of how many tokens an encoder makes of an item, which every layer attends to; empty: no encoder-decoder."""
     heads_per_layer: str = ""
     """Key of each layer's number of heads, where layers differ."""
 
@@ -131,6 +134,9 @@ class PlainDecoder(NamedTuple):
         extras = (*self.extras(k), *(_whole_mlp(k) if self.whole_mlp else ()))
         mlps = [NO_MLP] * n if self.whole_mlp else self._mlps(k, n)
         layers = stack(k, self._attentions(k, attention, n), mlps, size, extras)
+        if self.attends:
+            beside = replace(attention, kind=AttentionKind.CROSS, window=k.count(self.attends))
+            layers = tuple(replace(layer, beside=beside) for layer in layers)
         return Body(
             layers,
             mtp(k, layers[0] if self.dense_drafts else layers[-1]),

@@ -109,6 +109,28 @@ _MOONDREAM = PlainDecoder(
 )
 
 MULTIMODAL: dict[str, PlainDecoder] = {
+    "WhisperForConditionalGeneration": PlainDecoder(
+        {
+            "hidden_size": "d_model",
+            "intermediate_size": "decoder_ffn_dim",
+            "num_hidden_layers": "decoder_layers",
+            "num_attention_heads": "decoder_attention_heads",
+            "max_position_embeddings": "max_target_positions",
+            "encoded_tokens": "max_source_positions",
+        },
+        bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        matrices=2,
+        layernorm=True,
+        norms=3,
+        tied=True,
+        rotary=False,
+        around=lambda k: (
+            Weight("embed_positions", k.count("max_position_embeddings"), k.count("hidden_size")),
+        ),
+        attends="encoded_tokens",
+    ),
     "CohereCompassForConditionalGeneration": PlainDecoder(norms=1, tied=True, rotary=False),
     "Cosmos3EdgeForConditionalGeneration": PlainDecoder(matrices=2),
     "HfMoondream": _MOONDREAM,

@@ -28,6 +28,8 @@ def windows(
     return found
 
 
+whisper_sound = windows(1, 1, limit=1)
+"""vLLM 0.32 `models/whisper.py: get_supported_mm_limits, get_num_audio_tokens`."""
 qwen2_sound = windows(1, 2, whole=1)
 """vLLM 0.32 `models/qwen2_audio.py: get_mm_max_tokens_per_item`; the encoder is transformers' own."""
 flamingo_sound = windows(20, 2, masked=True, whole=1, limit=1)

@@ -22,6 +22,7 @@ from kvplan.models.towers.heard import (
     ultravox_sound,
     vibevoice_sound,
     voxtral_sound,
+    whisper_sound,
 )
 from kvplan.models.towers.images import (
     aria,
@@ -124,6 +125,7 @@ from kvplan.models.towers.sound import (
     ultravox,
     voxtral,
     voxtral_realtime,
+    whisper,
 )
 
 DECLARED: dict[str, Tower] = {
@@ -278,5 +280,6 @@ DECLARED: dict[str, Tower] = {
     "VoxtralRealtimeGeneration": Tower(
         "audio_config", voxtral_realtime, table=frames_rotated, largest=realtime_sound
     ),
+    "WhisperForConditionalGeneration": Tower("", lambda s: whisper(s.tower), largest=whisper_sound),
 }
 """Architecture -> its tower."""
