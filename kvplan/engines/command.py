@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,6 +24,7 @@ from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.spelling import WORDS, understand
 from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.ground.files import catalog_dir
+from kvplan.models.load import find_bundled, load_model, path_exists
 
 STARTS = {
     "vllm": "vllm",
@@ -541,9 +543,14 @@ def _speculation(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         raise KvplanError("--speculative-config: num_speculative_tokens is missing")
     if short in ("eagle", "draft_model") and not draft:
         raise KvplanError(f"--speculative-config: method {method!r} needs a model")
-    return {"num_speculative_tokens": tokens, "speculative_method": short}, (
-        draft if short in ("eagle", "draft_model", "dspark") else ""
-    )
+    apart = short in ("eagle", "draft_model", "dspark") or (short == "mtp" and _drafts_apart(draft))
+    return {"num_speculative_tokens": tokens, "speculative_method": short}, draft if apart else ""
+
+
+def _drafts_apart(draft: str) -> bool:
+    """Whether a model named for multi-token prediction is one of its own, as Gemma 4's are; others are the target."""
+    known = draft and (find_bundled(draft) or path_exists(Path(draft)))
+    return bool(known) and load_model(draft).backbone_hidden_size > 0
 
 
 def _method_of(draft: str) -> str:

@@ -112,7 +112,11 @@ def estimate(
 
 
 def _with_draft(question: Question) -> Question:
-    """The method by the model that drafts; a method that needs one is refused without it."""
+    """The method by the model that drafts; one that needs one is refused without it, and what only drafts alone."""
+    if question.model.only_drafts:
+        raise KvplanError(
+            f"{question.model.name} only drafts: vLLM starts it beside another model, --speculative-config of that"
+        )
     method, draft = question.args.speculative_method, question.draft
     if draft is None and method in ("eagle", "draft_model"):
         raise KvplanError(
@@ -129,7 +133,15 @@ def _with_draft(question: Question) -> Question:
         question = replace(question, colocate=others)
     if draft.draft_block and question.engine.engine != "vllm":
         raise KvplanError(f"DSpark is planned for vLLM alone, not for {question.engine}")
-    method = "dspark" if draft.draft_block else "eagle" if draft.is_eagle else "draft_model"
+    if draft.backbone_hidden_size not in (0, question.model.hidden_size):
+        raise KvplanError(
+            f"{draft.name} drafts for models {draft.backbone_hidden_size:,} wide; {question.model.name} is "
+            f"{question.model.hidden_size:,} wide"
+        )
+    if draft.draft_block:
+        method = "dspark"
+    else:
+        method = "eagle" if draft.is_eagle else "mtp" if draft.backbone_hidden_size else "draft_model"
     return replace(question, args=question.args.model_copy(update={"speculative_method": method}))
 
 

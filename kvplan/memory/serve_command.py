@@ -48,7 +48,8 @@ def serve_flags(
 
 def _drafter(draft: ModelSpec) -> dict[str, str]:
     """vLLM's words for a model that drafts."""
-    eagle = "eagle3" if draft.draft_vocab_size else "eagle" if draft.shares_ends else "draft_model"
+    own = "mtp" if draft.backbone_hidden_size else "draft_model"
+    eagle = "eagle3" if draft.draft_vocab_size else "eagle" if draft.shares_ends else own
     method = "dspark" if draft.draft_block else eagle
     return {"method": method, "model": draft.name}
 

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kvplan.models.config import Keys
-from kvplan.models.drafts import DSPARK, EAGLE, EAGLE3, EAGLE3_OF_LLAMA, EAGLE3_OF_QWEN3, eagle_head
+from kvplan.models.drafts import (
+    DSPARK,
+    EAGLE,
+    EAGLE3,
+    EAGLE3_OF_LLAMA,
+    EAGLE3_OF_QWEN3,
+    GEMMA4_ASSISTANTS,
+    eagle_head,
+)
 from kvplan.models.families import dense, hybrid, latent, moe, unusual
 from kvplan.models.families.common import Body
 from kvplan.models.families.decoders import DECODERS, assumed_plain
@@ -72,6 +80,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "Gemma4ForCausalLM": moe.gemma4,
     "Gemma4ForConditionalGeneration": moe.gemma4,
     "Gemma4UnifiedForConditionalGeneration": moe.gemma4,
+    **dict.fromkeys(GEMMA4_ASSISTANTS, moe.gemma4_assistant),
     "Ernie4_5_VLMoeForConditionalGeneration": unusual.ernie_vl,
     "DeepseekV2ForCausalLM": moe.deepseek,
     "DeepseekV3ForCausalLM": moe.deepseek,
@@ -250,6 +259,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         else 0,
         shares_ends=architecture in DSPARK,
         draft_block=text.count("block_size", default=7, high=64) if architecture in DSPARK else 0,
+        backbone_hidden_size=text.count("backbone_hidden_size") if architecture in GEMMA4_ASSISTANTS else 0,
     )
     return eagle_head(model) if architecture == EAGLE else model
 

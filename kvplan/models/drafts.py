@@ -1,4 +1,4 @@
-"""Heads that draft for another model: EAGLE's, whose embedding is the target's.
+"""Heads that draft for another model: EAGLE's, whose embedding is the target's, and Gemma 4's, whose KV is too.
 
 EAGLE-3 has an LM head of its own over a smaller vocabulary; EAGLE takes the target's. Held to vLLM 0.32's classes.
 """
@@ -25,6 +25,7 @@ DSPARK = ("Qwen3DSparkModel", "DSparkDraftModel")
 """DSpark beside a Qwen3, or any target of its width (DeepSpec's checkpoints)."""
 EAGLE = "EagleLlamaForCausalLM"
 """EAGLE's first head; its checkpoints call themselves LlamaForCausalLM, `--speculative-config` says what they are."""
+GEMMA4_ASSISTANTS = ("Gemma4AssistantForCausalLM", "Gemma4UnifiedAssistantForCausalLM")
 BODY_OF_EAGLE = "LlamaForCausalLM"
 
 

@@ -360,7 +360,7 @@ def head_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
         yield from _eagle3_modules(model, cut)
     elif model.score_head:
         yield from _score_modules(model.score_head, hidden, cut)
-    elif not model.tie_word_embeddings and not model.shares_ends:
+    elif model.backbone_hidden_size or not (model.tie_word_embeddings or model.shares_ends):
         rows = padded_rows(model.vocab_size, cut)
         yield Module("lm_head", "lm_head", rows, hidden, rows if model.lm_head_bias else 0)
 

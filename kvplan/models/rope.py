@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from kvplan.models.config import Keys
 from kvplan.models.spec import LayerSpec, RotaryTable
 
-NO_ROTARY = ("NemotronH", "KimiLinear", "Jamba", "Zamba2", "Glm5Next", "Inkling")
+NO_ROTARY = (
+    "NemotronH",
+    "KimiLinear",
+    "Jamba",
+    "Zamba2",
+    "Glm5Next",
+    "Inkling",
+    "Gemma4Assistant",
+    "Gemma4UnifiedAssistant",
+)
 TWO_ROTARIES = ("Gemma3", "Gemma4", "MiMoV2", "Laguna", "Step3p5", "Step3p7")
 """Families whose windowed layers have a rotary embedding of their own."""
 WIDE_ROTARY = ("GptOss", "PanguUltra", "DeepseekV4")

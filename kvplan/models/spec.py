@@ -343,6 +343,8 @@ class ModelSpec:
     """EAGLE's first head, and DSpark beside a target: embedding and LM head are the target's."""
     draft_block: int = 0
     """Tokens that DSpark beside a target was trained to draft at once; 0: not such a draft."""
+    backbone_hidden_size: int = 0
+    """Width of the model for which it drafts, whose embedding and KV it reads (Gemma 4's assistants); 0: no such."""
     quantization: Mapping[str, object] | None = None
     """The config's `quantization_config`, as it stands; `quantization.py` reads it."""
 
@@ -372,6 +374,11 @@ class ModelSpec:
     def is_eagle(self) -> bool:
         """Whether it is a head that drafts from another model's hidden states."""
         return bool(self.draft_vocab_size) or self.shares_ends
+
+    @property
+    def only_drafts(self) -> bool:
+        """Whether it is no model without another one, whose embedding it takes."""
+        return self.is_eagle or self.backbone_hidden_size > 0
 
     @property
     def is_moe(self) -> bool:

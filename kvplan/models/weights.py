@@ -118,7 +118,7 @@ def active_parameters(model: ModelSpec) -> int:
 
 def _checkpoint(model: ModelSpec, *, vision: bool, mtp: bool) -> Iterator[Module]:
     cut = Cut(checkpoint=True)
-    if not model.is_eagle:
+    if not model.only_drafts:
         yield embedding_module(model, cut)
     yield from extra_modules(model.extras, cut)
     for layer in model.layers:
@@ -275,7 +275,9 @@ class _Loader(NamedTuple):
         """Weights of the layers in `span`, and of what stands at the pipeline's ends."""
         model, first, last = self.model, span[0] == 0, span[1] == num_layers
         tied = last and model.tie_word_embeddings and not model.score_head
-        embeds = not model.is_eagle and (first or tied or model.architecture.startswith(EMBEDDING_EVERYWHERE))
+        embeds = not model.only_drafts and (
+            first or tied or model.architecture.startswith(EMBEDDING_EVERYWHERE)
+        )
         heads = last or model.architecture.startswith(HEAD_EVERYWHERE)
         mtp = mtp_modules(model, self.cut) if self.use_mtp and last else ()
         tower = vision_modules(model.vision, self.tower_tp) if self.vision and model.vision else ()

@@ -3,7 +3,7 @@
     python tests/models/make_architectures.py                  every case again
     python tests/models/make_architectures.py --add NAME       a new one, from its config class's defaults
     python tests/models/make_architectures.py --add NAME --config config.json
-    python tests/models/make_architectures.py --add NAME --drafts 3 [--of OTHER]
+    python tests/models/make_architectures.py --add NAME --drafts 3 [--of OTHER] [--by draft's config.json]
     python tests/models/make_architectures.py --cases FILE     a JSON object: name -> {"config": ..., "flags": ...}
 
 Writes `tests/fixtures/architectures_vllm_0.32.json.xz`: for each case its config (cut to a few layers: more say nothing
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--drafts", type=int, help="tokens that its own layers draft")
     parser.add_argument("--of", help="the case whose config it takes")
     parser.add_argument("--cases", type=Path, help="several at once")
+    parser.add_argument("--by", type=Path, help="config of the model that drafts")
     told = parser.parse_args()
     cases = json.loads(lzma.decompress(FIXTURE.read_bytes())) if FIXTURE.exists() else {}
     vllm_meta.platform()
@@ -109,6 +110,8 @@ def main() -> None:
         cases[told.add], todo = {"config": _config_of(told, cases)}, [told.add]
         if told.drafts:
             config = {"method": "mtp", "num_speculative_tokens": told.drafts}
+            if told.by:
+                config = {"model": json.loads(told.by.read_text()), "num_speculative_tokens": told.drafts}
             cases[told.add]["flags"] = {"speculative_config": config}
     for name in todo:
         cases[name]["vllm"] = {str(tp): ask(cases[name], tp) for tp in SIZES}

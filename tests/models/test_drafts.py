@@ -1,4 +1,7 @@
-"""EAGLE's heads beside vLLM's own draft classes, at tensor-parallel sizes 1, 2 and 8."""
+"""EAGLE's heads beside vLLM's own draft classes, at tensor-parallel sizes 1, 2 and 8; Gemma 4's assistants.
+
+`test_architectures.py` holds an assistant and its target's KV to vLLM's.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ import lzma
 import pytest
 from places import FIXTURES
 
+from kvplan.engines.command import read_command
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.forward import estimate
 from kvplan.memory.serve_command import serve_flags
 from kvplan.models.architectures import from_config
+from kvplan.models.load import load_model
 from kvplan.models.weights import heaviest_rank, parameters
 
 CASES = json.loads(lzma.decompress((FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes()))
@@ -68,3 +73,39 @@ def test_other_layouts_of_dspark_are_refused(keys: dict[str, object]) -> None:
     """By the key that says so."""
     with pytest.raises(KvplanError, match="not planned"):
         from_config({**DSPARK, **keys}, "draft")
+
+
+ASSISTANT = "google/gemma-4-E4B-it-assistant"
+
+
+def test_gemma_4s_assistant_weighs_what_a_run_of_it_printed() -> None:
+    """78.518 million parameters, and the order of its words beside them."""
+    model = load_model(ASSISTANT)
+    orders = sum(w.rows for w in model.extras if w.itemsize == 8)
+    assert parameters(model) - orders == 78_517_760
+    assert orders == model.vocab_size
+
+
+@pytest.mark.parametrize(
+    "said", ["", '"method": "mtp", ', '"method": "draft_model", ', '"method": "gemma4_mtp", ']
+)
+def test_gemma_4s_assistant_drafts_by_its_targets_kv(said: str) -> None:
+    """However the command names the method: its weights come off the budget, the blocks are the target's."""
+    config = f'{{{said}"model": "{ASSISTANT}", "num_speculative_tokens": 4}}'
+    told = read_command(["vllm", "serve", "google/gemma-4-E4B-it", "--speculative-config", config])
+    assert told.draft == ASSISTANT
+    plan = estimate(told.model, "h100", told.args, colocate={"draft": told.draft})
+    alone = estimate(told.model, "h100")
+    assert plan.question.args.speculative_method == "mtp"
+    assert plan.shape.bytes_per_block == alone.shape.bytes_per_block
+    assert sum(row.size.value for row in plan.budget.colocated) == 2 * 78_517_760 + 8 * 262144
+
+
+def test_what_only_drafts_is_planned_beside_its_target() -> None:
+    """vLLM has no class that runs it alone; of another width than its target it cannot read it."""
+    with pytest.raises(KvplanError, match="only drafts: vLLM starts it beside another model"):
+        estimate(ASSISTANT, "h100")
+    with pytest.raises(
+        KvplanError, match=r"drafts for models 2,560 wide; google/gemma-4-31B-it is 5,376 wide"
+    ):
+        estimate("google/gemma-4-31B-it", "h100", num_speculative_tokens=4, colocate={"draft": ASSISTANT})

@@ -313,6 +313,7 @@ def _numbers() -> None:
 
 
 def _folder(config: dict[str, Any]) -> str:
+    """A folder with such a config.json."""
     folder = tempfile.mkdtemp(prefix="model")
     with open(os.path.join(folder, "config.json"), "w") as file:
         json.dump(config, file)
@@ -330,6 +331,8 @@ def engine_config(config: dict[str, Any], tp: int, *, draft: Any = None, **flags
     folder = _folder(config)
     if draft:
         flags["speculative_config"] = {**flags["speculative_config"], "model": _folder(draft)}
+    elif isinstance((speculation := flags.get("speculative_config") or {}).get("model"), dict):
+        flags["speculative_config"] = {**speculation, "model": _folder(speculation["model"])}
     kind = config["model_type"]
     if kind in OWN_CODE or (kind not in dict(_CONFIG_REGISTRY) and kind not in CONFIG_MAPPING):
         layers = (
@@ -379,10 +382,23 @@ def build(config: dict[str, Any], tp: int, *, device: str = "meta", **flags: Any
         model = initialize_model(vllm_config=made)
         if made.speculative_config is not None:
             draft = made.speculative_config.draft_model_config
+            attention = set(made.compilation_config.static_forward_context)
             model.drafts = initialize_model(vllm_config=made, model_config=draft, prefix="draft")
             if hasattr(model.drafts.model, "_build_fused_kv_buffers"):
                 model.drafts.model._build_fused_kv_buffers()  # as loading does
+            if made.speculative_config.use_gemma4_mtp():
+                _read_targets_kv(made, model.drafts, attention)
         return made, model
+
+
+def _read_targets_kv(made: Any, drafts: Any, attention: set[str]) -> None:
+    """What vLLM's proposer does once both models are there: the draft's layers read the target's KV."""
+    from vllm.v1.spec_decode.gemma4 import Gemma4Proposer
+
+    proposer = types.SimpleNamespace(
+        vllm_config=made, speculative_config=made.speculative_config, model=drafts
+    )
+    Gemma4Proposer._setup_gemma4_kv_sharing(proposer, attention)
 
 
 def _host_memory() -> None:
@@ -428,7 +444,8 @@ def weights(model: Any) -> tuple[int, int]:
         for p in module.parameters()
     }
     drafts = getattr(model, "drafts", None)
-    shared = _of_target(drafts)
+    own_head = getattr(drafts, "has_own_lm_head", False)  # tied to what it embeds by
+    shared = () if own_head else _of_target(drafts)
     counted = [
         p
         for name, p in model.named_parameters()

@@ -230,6 +230,27 @@ def gemma4(k: Keys) -> Body:
     return Body(_gemma4_layers(k, _share_kv(k, [made[t] for t in types], types), extras), extras=around)
 
 
+def gemma4_assistant(k: Keys) -> Body:
+    """What drafts for a Gemma 4: small layers of queries that read the target's KV, between two projections.
+
+    It embeds by the target's table and keeps the head of its own width; centroids choose the words that it scores.
+    Source: vLLM 0.32 `models/gemma4_mtp.py`.
+    """
+    body, hidden = gemma4(Keys(k.name, {**k.raw, "num_kv_shared_layers": 0})), k.count("hidden_size")
+    wide = k.count("backbone_hidden_size")
+    layers = tuple(replace(x, attention=replace(x.attention, kv_shared_with=0)) for x in body.layers)
+    around: tuple[Weight, ...] = (
+        Weight("pre_projection", hidden, 2 * wide, "rows", linear=True),
+        Weight("post_projection", wide, hidden, "cols", linear=True),
+    )
+    if k.flag("use_ordered_embeddings"):
+        around += (
+            Weight("masked_embedding.centroids", k.count("num_centroids", default=2048), hidden),
+            Weight("masked_embedding.token_ordering", k.count("vocab_size"), itemsize=8),
+        )
+    return body._replace(layers=layers, extras=(*body.extras, *around))
+
+
 def _gemma4_side(k: Keys, n: int) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
     """The small models' embeddings per layer: what each layer has of them, and what stands beside the layers."""
     side, hidden = k.count("hidden_size_per_layer_input", default=0, low=0), k.count("hidden_size")
