@@ -242,7 +242,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         lm_head_bias=body.lm_head_bias,
         tie_word_embeddings=outer.flag("tie_word_embeddings")
         or text.flag("tie_word_embeddings", row.tied if row else architecture.startswith(TIED_BY_DEFAULT)),
-        score_head=score_head(architecture, text),
+        score_head=score_head(whole, text),
         vision=vision_tower(outer, whole, text.count("hidden_size"), multimodal=whole in TEXT_OF),
         longrope_original_len=longrope_original_len(text),
         yarn_max_model_len=yarn_max_model_len(text),
@@ -344,7 +344,7 @@ def dtype(outer: Keys, text: Keys) -> str:
 
 def score_head(architecture: str, k: Keys) -> tuple[int, ...]:
     """Widths of the layers that stand where an LM head would (vLLM's reward and classification models)."""
-    if architecture == "Qwen2ForRewardModel":
+    if architecture in ("Qwen2ForRewardModel", "JinaVLForRanking"):
         return (k.count("hidden_size"), 1)
     if architecture == "Qwen2ForProcessRewardModel":
         return (k.count("hidden_size"), 2)

@@ -358,11 +358,18 @@ def head_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
     yield vector("norm", model.final_norms * hidden)
     if model.draft_vocab_size:
         yield from _eagle3_modules(model, cut)
-    elif model.score_head:
+        return
+    if model.score_head:
         yield from _score_modules(model.score_head, hidden, cut)
-    elif model.backbone_hidden_size or not (model.tie_word_embeddings or model.shares_ends):
+        if not model.architecture.startswith(HEADS_BESIDE_SCORES):
+            return
+    if model.backbone_hidden_size or not (model.tie_word_embeddings or model.shares_ends):
         rows = padded_rows(model.vocab_size, cut)
         yield Module("lm_head", "lm_head", rows, hidden, rows if model.lm_head_bias else 0)
+
+
+HEADS_BESIDE_SCORES = ("JinaVL",)
+"""Architectures that keep the LM head beside the layers that score."""
 
 
 def _score_modules(widths: tuple[int, ...], hidden: int, cut: Cut) -> Iterator[Module]:

@@ -103,6 +103,7 @@ TEXT_OF = {
     "Emu3ForConditionalGeneration": "LlamaForCausalLM",
     "VibeVoiceAsrForConditionalGeneration": "Qwen2ForCausalLM",
     "VoxtralRealtimeGeneration": "VoxtralRealtimeGeneration",
+    "JinaVLForRanking": "Qwen2ForCausalLM",
     "WhisperForConditionalGeneration": "WhisperForConditionalGeneration",
     **dict.fromkeys(
         (

@@ -14,10 +14,6 @@ NOT_PLANNED = {
         "it generates blocks of tokens by diffusion, which is not planned; google/gemma-4-26B-A4B-it, of the same size,"
         " generates token by token and is"
     ),
-    "jinaai/jina-reranker-m0": (
-        "it scores pairs and generates nothing; its class, Qwen2-VL of 2 billion with a head of two layers, is not"
-        " planned, Qwen/Qwen3-VL-2B-Instruct, of about its size, is"
-    ),
     "MegatronPrimer/dots3note": f"no public config of it was found; {OWN_CONFIG}",
     "MiniMaxAI/MiniMax-H3": VIDEO,
     "mistralai/Pixtral-Large-Instruct-2411": (

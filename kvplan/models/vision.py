@@ -31,6 +31,7 @@ FAMILIES = {
     "KimiK25": "moonvit",
     "KimiK3": "moonvit3d",
     "Qwen2VL": "qwen2_vl",
+    "JinaVL": "qwen2_vl",
     "Qwen2_5_VL": "qwen2_5_vl",
     "Glm4v": "glm4v",
     "InternVLFor": "internvl",
@@ -50,7 +51,9 @@ def has_tower(architecture: str) -> bool:
     """Whether the architecture's tower is known."""
     from kvplan.models.towers.rows import DECLARED
 
-    listed = architecture.startswith(tuple(FAMILIES)) and architecture.endswith("ConditionalGeneration")
+    listed = architecture.startswith(tuple(FAMILIES)) and architecture.endswith(
+        ("ConditionalGeneration", "Ranking")
+    )
     return listed or architecture in DECLARED
 
 
