@@ -268,6 +268,8 @@ def resolve(
     max_model_len = _max_model_len(args, model)
     chunked = _chunked_prefill(args, model, version, max_model_len)
     tokens, seqs = _batch(args, gpu, version, entry_point, max_model_len, chunked)
+    if model.canvas_length and seqs >= CANVASES[0]:
+        seqs = CANVASES[1]
     length = max_model_len if max_model_len > 0 else model.default_max_model_len
     _check_items(model, tokens)
     if version.engine != "sglang":  # whose chunk bounds a prefill, not a step
@@ -441,6 +443,11 @@ def _check_batch(args: EngineArgs, tokens: int, seqs: int, length: int, chunked:
         raise KvplanError(f"--max-num-batched-tokens {tokens:,} must be at least --max-num-seqs {seqs:,}")
     if args.long_prefill_token_threshold > length:
         raise KvplanError(f"--long-prefill-token-threshold must not exceed max_model_len {length:,}")
+
+
+CANVASES = 128, 8
+"""From how many requests on vLLM takes a number for no choice of the user's where models fill canvases, and how many
+run at once then: sampling holds every canvas' logits (vLLM 0.32 `model_executor/models/config.py`)."""
 
 
 def _check_items(model: ModelSpec, tokens: int) -> None:

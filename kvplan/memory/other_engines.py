@@ -178,6 +178,8 @@ def _check_kinds(engine: EngineVersion, model: ModelSpec) -> None:
         (m.unusual_cache for layer in model.layers for m in layer.mixers if m.unusual_cache), ""
     ):
         raise KvplanError(f"{model.name}: {unusual}, planned as vLLM lays that out; --engine vllm does it")
+    if model.canvas_length:
+        raise KvplanError(f"{model.name}: diffusion, planned as vLLM runs it; --engine vllm does it")
     if not any(kind.keeps_tokens for kind in kinds):
         raise KvplanError(
             f"{model.name} has no attention layer; kvplan plans such models for --engine vllm only"

@@ -44,6 +44,7 @@ from kvplan.models.spec import ModelSpec, Weight
 from kvplan.models.vision import has_tower, vision_tower
 
 ROWS = {**DECODERS, **MULTIMODAL}
+DIFFUSION_GEMMA = "DiffusionGemmaForBlockDiffusion"
 BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "LlamaForCausalLM": dense.llama,
     **dict.fromkeys((*EAGLE3_OF_LLAMA, EAGLE), dense.llama),
@@ -81,6 +82,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "Gemma4ForConditionalGeneration": moe.gemma4,
     "Gemma4UnifiedForConditionalGeneration": moe.gemma4,
     **dict.fromkeys(GEMMA4_ASSISTANTS, moe.gemma4_assistant),
+    DIFFUSION_GEMMA: moe.diffusion_gemma,
     "Ernie4_5_VLMoeForConditionalGeneration": unusual.ernie_vl,
     "DeepseekV2ForCausalLM": moe.deepseek,
     "DeepseekV3ForCausalLM": moe.deepseek,
@@ -259,6 +261,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         else 0,
         shares_ends=architecture in DSPARK,
         draft_block=text.count("block_size", default=7, high=64) if architecture in DSPARK else 0,
+        canvas_length=text.count("canvas_length", default=256) if architecture == DIFFUSION_GEMMA else 0,
         backbone_hidden_size=text.count("backbone_hidden_size") if architecture in GEMMA4_ASSISTANTS else 0,
     )
     return eagle_head(model) if architecture == EAGLE else model

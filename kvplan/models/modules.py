@@ -277,7 +277,10 @@ def _moe(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
 
 RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
     "NemotronH": (("mamba.", "mixer."), ("self_attn.", "mixer."), ("mlp.", "mixer.")),
-    "Gemma4": (("mlp.experts.", "experts."), ("mlp.gate", "router"), ("mlp.shared_experts.", "mlp.")),
+    **dict.fromkeys(
+        ("Gemma4", "DiffusionGemma"),
+        (("mlp.experts.", "experts."), ("mlp.gate", "router"), ("mlp.shared_experts.", "mlp.")),
+    ),
     "Llama4": (("mlp.", "feed_forward."),),
     "FalconH1": (("mlp.", "feed_forward."),),
     "Mixtral": (("mlp.", "block_sparse_moe."),),

@@ -172,9 +172,7 @@ REFUSED = {
         "its decoder attends to an encoder": (
             *("CohereAsrForConditionalGeneration", "NemotronParseForConditionalGeneration"),
         ),
-        "it generates by diffusion, or actions": (
-            *("DiffusionGemmaForBlockDiffusion", "OpenVLAForActionPrediction"),
-        ),
+        "it generates actions": ("OpenVLAForActionPrediction",),
         "vLLM 0.32's own class does not start, an attribute is missing": (
             "InternS1ProForConditionalGeneration",
         ),

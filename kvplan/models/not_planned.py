@@ -10,10 +10,6 @@ NOT_PLANNED = {
         "a plugin of its makers brings its class to vLLM; the weights and the KV of the language model are about those"
         " of Qwen/Qwen3-VL-2B-Instruct, which is planned"
     ),
-    "google/diffusiongemma-26B-A4B-it": (
-        "it generates blocks of tokens by diffusion, which is not planned; google/gemma-4-26B-A4B-it, of the same size,"
-        " generates token by token and is"
-    ),
     "MegatronPrimer/dots3note": f"no public config of it was found; {OWN_CONFIG}",
     "MiniMaxAI/MiniMax-H3": VIDEO,
     "mistralai/Pixtral-Large-Instruct-2411": (

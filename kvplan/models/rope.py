@@ -20,7 +20,7 @@ NO_ROTARY = (
     "Gemma4Assistant",
     "Gemma4UnifiedAssistant",
 )
-TWO_ROTARIES = ("Gemma3", "Gemma4", "MiMoV2", "Laguna", "Step3p5", "Step3p7")
+TWO_ROTARIES = ("Gemma3", "Gemma4", "DiffusionGemma", "MiMoV2", "Laguna", "Step3p5", "Step3p7")
 """Families whose windowed layers have a rotary embedding of their own."""
 WIDE_ROTARY = ("GptOss", "PanguUltra", "DeepseekV4")
 """Families that keep the table in float32."""

@@ -345,6 +345,8 @@ class ModelSpec:
     """Tokens that DSpark beside a target was trained to draft at once; 0: not such a draft."""
     backbone_hidden_size: int = 0
     """Width of the model for which it drafts, whose embedding and KV it reads (Gemma 4's assistants); 0: no such."""
+    canvas_length: int = 0
+    """Tokens that it makes at once, by diffusion; 0: one after another."""
     quantization: Mapping[str, object] | None = None
     """The config's `quantization_config`, as it stands; `quantization.py` reads it."""
 

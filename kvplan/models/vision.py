@@ -28,6 +28,7 @@ FAMILIES = {
     "CohereCompass": "qwen3_vl",
     "Qwen4Exp": "qwen3_vl",
     "Gemma4": "gemma4",
+    "DiffusionGemma": "gemma4",
     "KimiK25": "moonvit",
     "KimiK3": "moonvit3d",
     "Qwen2VL": "qwen2_vl",
@@ -52,7 +53,7 @@ def has_tower(architecture: str) -> bool:
     from kvplan.models.towers.rows import DECLARED
 
     listed = architecture.startswith(tuple(FAMILIES)) and architecture.endswith(
-        ("ConditionalGeneration", "Ranking")
+        ("ConditionalGeneration", "Ranking", "BlockDiffusion")
     )
     return listed or architecture in DECLARED
 

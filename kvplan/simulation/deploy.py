@@ -185,10 +185,9 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
     if plan.layout is None:
         raise DoesNotFit(plan.refusal.reason if plan.refusal else plan.shortfall)
     args, layout, gpu, model = plan.args, plan.layout, plan.question.gpu, plan.question.model
-    if model.encoded_tokens:
-        raise KvplanError(
-            f"{model.name}: its encoder's steps are not timed, so it is planned, not simulated; kvplan estimate"
-        )
+    if model.encoded_tokens or model.canvas_length:
+        what = "its encoder's steps" if model.encoded_tokens else "steps of diffusion"
+        raise KvplanError(f"{model.name}: {what} are not timed, so it is planned, not simulated")
     rules = (deployment.admission, deployment.batch_wait)
     if sglang is not None and rules != ("grow", None):
         raise KvplanError(

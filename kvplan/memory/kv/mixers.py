@@ -138,12 +138,16 @@ def _choose_backend(setup: LayoutSetup, m: Mixer, forced: str | None) -> tuple[B
     return backend, stored_format(backend, m.kv_format)
 
 
+MIXED_HEADS = ("Gemma4", "DiffusionGemma")
+"""Architectures whose heads are of two sizes."""
+
+
 def _forced_backend(setup: LayoutSetup) -> str | None:
     """Gemma 4 mixes head sizes that FlashAttention 3 cannot serve: all its layers go to Triton."""
     model = setup.model
     if (setup.args.attention_backend or "").startswith("ROCM_"):
         return None  # ROCm's kernels are laid out as the default's
-    if setup.args.attention_backend is None and model.architecture.startswith("Gemma4"):
+    if setup.args.attention_backend is None and model.architecture.startswith(MIXED_HEADS):
         head_dims = {layer.attention.head_dim for layer in model.layers}
         return "TRITON_ATTN" if len(head_dims) > 1 else None
     return setup.args.attention_backend

@@ -230,6 +230,23 @@ def gemma4(k: Keys) -> Body:
     return Body(_gemma4_layers(k, _share_kv(k, [made[t] for t in types], types), extras), extras=around)
 
 
+def diffusion_gemma(k: Keys) -> Body:
+    """Gemma 4 with experts that fills a canvas of tokens by diffusion: its last guess comes back through an MLP.
+
+    Source: vLLM 0.32 `models/diffusion_gemma.py`, which takes keys for values whatever the config says.
+    """
+    hidden = k.count("hidden_size")
+    width = k.count("self_conditioning_size", "intermediate_size")
+    sparse = "num_experts" in k
+    body = gemma4(Keys(k.name, {**k.raw, "attention_k_eq_v": True, "enable_moe_block": sparse}))
+    again = (
+        Weight("self_conditioning.pre_norm", hidden),
+        Weight("self_conditioning.gate_up", 2 * width, hidden),
+        Weight("self_conditioning.down", hidden, width),
+    )
+    return body._replace(extras=(*body.extras, *again))
+
+
 def gemma4_assistant(k: Keys) -> Body:
     """What drafts for a Gemma 4: small layers of queries that read the target's KV, between two projections.
 
