@@ -168,7 +168,7 @@ UNHELD = frozenset(
 REFUSED = {
     name: why
     for why, names in {
-        "no public config of it was found": ("Dots3NoteForCausalLM",),
+        "its latents within windows and its tower of experts are not planned": ("Dots3NoteForCausalLM",),
         "its decoder attends to an encoder": (
             *("CohereAsrForConditionalGeneration", "NemotronParseForConditionalGeneration"),
         ),
