@@ -258,10 +258,13 @@ def test_machines_of_clouds_are_so_many_known_cards() -> None:
         ("p6-b200.48xlarge", (8, "b200")),
         ("a2-ultragpu-2g", (2, "a100-80gb")),
         ("g2-standard-48", (4, "l4")),
+        ("g4-standard-192", (4, "rtx-pro-6000")),
+        ("a3-highgpu-8g-nolssd", (8, "h100-sxm")),
+        ("p6e-gb200.36xlarge", (4, "gb200")),
         ("Standard_ND96amsr_A100_v4", (8, "a100-80gb")),
     ]:
         assert split_count(written) == meant
-    for unknown in ("p5.5xlarge", "a3-lowgpu-8g", "Standard_D4s_v3"):
+    for unknown in ("p5.5xlarge", "a3-lowgpu-8g", "a3-highgpu-3g", "g4-standard-100", "Standard_D4s_v3"):
         assert split_count(unknown) == (1, unknown)
         with pytest.raises(KvplanError, match="stated as gib=20"):
             get_gpu(unknown)

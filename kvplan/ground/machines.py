@@ -1,7 +1,8 @@
 """Machines that clouds rent, by their names: how many cards of which kind.
 
 Sources: the pages of accelerated instance types of EC2, of GPU machine types of Compute Engine, and of the N-series of
-Azure's virtual machines.
+Azure's virtual machines; checked (2026-11-29) against tables made from them: rapidsai/deployment (`source/cloud/aws`),
+Hugging Face's list of Azure's hardware, and public tables of machines' accelerators.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ EC2: dict[str, tuple[str, dict[str, int]]] = {
     "p5en": ("h200", {"48": 8}),
     "p6-b200": ("b200", {"48": 8}),
     "p6-b300": ("b300", {"48": 8}),
+    "p6e-gb200": ("gb200", {"36": 4}),
     "g4dn": ("t4", {**dict.fromkeys(("", "2", "4", "8", "16"), 1), "12": 4}),
     "g5": ("a10g", ONE_FOUR_EIGHT),
     "g6": ("l4", ONE_FOUR_EIGHT),
@@ -38,7 +40,11 @@ GOOGLE = {
     "a4x-highgpu": "gb200",
 }
 """Kind of machine -> its card; `-8g` says how many."""
-GOOGLE_L4 = {**dict.fromkeys(("4", "8", "12", "16", "32"), 1), "24": 2, "48": 4, "96": 8}
+GOOGLE_STANDARD = {
+    "g2": ("l4", {**dict.fromkeys(("4", "8", "12", "16", "32"), 1), "24": 2, "48": 4, "96": 8}),
+    "g4": ("rtx-pro-6000", {"48": 1, "96": 2, "192": 4, "384": 8}),
+}
+"""Its `g2-standard-...` and `g4-standard-...`: how large a machine is -> its cards."""
 AZURE = {
     "nc24ads_a100_v4": (1, "a100-80gb-pcie"),
     "nc48ads_a100_v4": (2, "a100-80gb-pcie"),
@@ -68,8 +74,9 @@ def machine(name: str) -> tuple[int, str] | None:
     if found := re.fullmatch(r"([a-z0-9-]+)\.(\d*)xlarge", name):
         card, sizes = EC2.get(found[1], ("", {}))
         return (sizes[found[2]], card) if found[2] in sizes else None
-    if found := re.fullmatch(r"(a\d+x?-\w+)-(\d{1,2})g", name):
+    if found := re.fullmatch(r"(a\d+x?-\w+)-(1|2|4|8|16)g(-nolssd|-lowmem)?", name):
         return (int(found[2]), GOOGLE[found[1]]) if found[1] in GOOGLE else None
-    if found := re.fullmatch(r"g2-standard-(\d+)", name):
-        return (GOOGLE_L4[found[1]], "l4") if found[1] in GOOGLE_L4 else None
+    if found := re.fullmatch(r"(g[24])-standard-(\d+)", name):
+        card, sizes = GOOGLE_STANDARD[found[1]]
+        return (sizes[found[2]], card) if found[2] in sizes else None
     return AZURE.get(name.removeprefix("standard_"))
