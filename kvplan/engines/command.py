@@ -450,8 +450,19 @@ def _object(value: Any, flag: str) -> dict[str, Any]:
         return {}
     found = _plain(value) if isinstance(value, str) else value
     if not isinstance(found, dict):
-        raise KvplanError(f"--{flag}: must be a JSON object, not {str(value)[:60]}")
+        would = _as_json(str(value))
+        raise KvplanError(
+            f"--{flag}: must be a JSON object, not {str(value)[:60]}" + (f"; as {would}" if would else "")
+        )
     return found
+
+
+def _as_json(text: str) -> str:
+    """What `key=number,key=number`, the form of older versions, is as JSON; empty for what is not of that form."""
+    pairs = [part.split("=") for part in text.split(",")]
+    if len(text) > 60 or not all(len(pair) == 2 and pair[1].isdecimal() for pair in pairs):
+        return ""
+    return f"'{json.dumps({key: int(number) for key, number in pairs})}'"
 
 
 def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:

@@ -215,9 +215,10 @@ def test_bad_gguf_files_are_named(data: bytes, message: str, tmp_path: Path) -> 
     [
         ("nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-BF16", 66_032_308_536),
         ("nvidia/Nemotron-3-Nano-Omni-30B-A3B-Reasoning-NVFP4", 22_409_034_192),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4", 19_342_796_720),
     ],
 )
-def test_nemotron_omni_weighs_what_its_files_do(name: str, published: int) -> None:
-    """Bytes of the repositories' files as a public port's notes state them, to 0.1 %."""
+def test_nemotrons_weigh_what_their_files_do(name: str, published: int) -> None:
+    """Bytes of the repositories' files as public notes and lists state them, to 0.1 %."""
     rank = heaviest_rank(load_model(name))
     assert abs(rank.total - rank.rotary - published) <= published / 1000
