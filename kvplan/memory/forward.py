@@ -192,7 +192,10 @@ def _memory(question: Question) -> _Memory:
     args = _resolved(question)
     check_sharding(question.model, args)
     check_drafting(question.model, args, question.engine)
-    offloads(args, question.engine)
+    if offloads(args, question.engine) and question.model.encoded_tokens:
+        raise KvplanError(
+            "--kv-offloading-size: vLLM keeps the KV of encoder-decoder models on the GPU alone"
+        )
     _check_fp8_blocks(question, args)
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(_length(question, args)))
     worst = min(budgets, key=lambda b: b.kv.size.value)

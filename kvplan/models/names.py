@@ -181,6 +181,18 @@ REFUSED = {
     for name in names
 }
 """Architectures that vLLM 0.32 runs and that are refused, and why."""
+NO_PIPELINE = frozenset(
+    {
+        *("AriaForConditionalGeneration", "DiffusionGemmaForBlockDiffusion"),
+        *("FireRedASR2ForConditionalGeneration", "FunASRForConditionalGeneration"),
+        *("Gemma3nForCausalLM", "Gemma3nForConditionalGeneration", "HrmTextForCausalLM"),
+        *("IQuestLoopCoderForCausalLM", "Idefics3ForConditionalGeneration", "Mamba2ForCausalLM"),
+        *("NemotronH_Nano_Omni_Reasoning_V3", "NemotronH_Nano_VL_V2", "NemotronH_Omni_Reasoning_V3"),
+        *("NemotronH_Super_Omni_Reasoning_V3", "PaddleOCRVLForConditionalGeneration", "Phi4MMForCausalLM"),
+        *("SmolVLMForConditionalGeneration", "WhisperForConditionalGeneration", "Zamba2ForCausalLM"),
+    }
+)
+"""Architectures whose classes vLLM 0.32 does not cut into pipeline stages (its `interfaces.supports_pp` of each)."""
 TOWERS_NOT_KNOWN = {
     "DeepseekVLV2ForCausalLM": "a class of the package timm, not of vLLM",
     "Gemma3nForConditionalGeneration": "a class of the package timm, not of vLLM",

@@ -77,6 +77,8 @@ def test_steps_are_neither_cut_nor_remembered() -> None:
         ({"engine": "vllm@0.20"}, "how 0.20 does is not known"),
         ({"tensor_parallel_size": 8}, "20 attention heads; try 1, 2, 4, 5, 10, 20"),
         ({"disable_hybrid_kv_cache_manager": True}, "needs the hybrid KV cache manager"),
+        ({"pipeline_parallel_size": 2}, "WhisperForConditionalGeneration has no pipeline stages"),
+        ({"kv_offloading_size": 10}, "keeps the KV of encoder-decoder models on the GPU alone"),
     ],
 )
 def test_what_is_refused(flags: dict[str, object], said: str) -> None:

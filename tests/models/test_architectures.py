@@ -20,7 +20,7 @@ from kvplan.ground.units import GiB
 from kvplan.memory.layout import kv_layout
 from kvplan.models.architectures import BUILDERS, ORACLE, architectures, from_config, how_checked
 from kvplan.models.load import load_model
-from kvplan.models.names import UNHELD
+from kvplan.models.names import NO_PIPELINE, UNHELD
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.models.weights import heaviest_rank
 from kvplan.simulation.deploy import scheduler_group
@@ -266,3 +266,11 @@ def test_an_unknown_key_refuses_an_unknown_architecture(key: str) -> None:
     with pytest.raises(KvplanError, match="'NewForCausalLM' is not supported"):
         from_config({**UNKNOWN, key: 1}, "new")
     assert from_config({**UNKNOWN, key: None}, "new").assumed
+
+
+@pytest.mark.parametrize("name", sorted(NO_PIPELINE & set(CASES)))
+def test_classes_without_pipeline_stages_are_refused_more_than_one(name: str) -> None:
+    """vLLM 0.32 `config/model.py: verify_with_parallel_config`."""
+    args = EngineArgs(pipeline_parallel_size=2, max_num_batched_tokens=8192, max_num_seqs=256)
+    with pytest.raises(KvplanError, match=f"{name} has no pipeline stages"):
+        kv_layout(model_of(name), args, 20 * GiB)

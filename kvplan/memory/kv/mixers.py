@@ -13,6 +13,7 @@ from kvplan.memory.kv.backends import INDEXER, Backend, Capability, LayerNeeds, 
 from kvplan.memory.kv.checks import check_sharding, model_dtype, resolve_kv_dtype
 from kvplan.memory.kv.formats import stored_format
 from kvplan.memory.kv.versions import Rules
+from kvplan.models.names import NO_PIPELINE
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, ModelSpec
 from kvplan.models.weights import stage_spans
 
@@ -39,6 +40,10 @@ class LayoutSetup:
             KvplanError: what the engine refuses.
         """
         check_sharding(model, args)
+        if (stages := args.pipeline_parallel_size) > 1 and model.architecture in NO_PIPELINE:
+            raise KvplanError(
+                f"pipeline_parallel_size {stages}: vLLM's {model.architecture} has no pipeline stages"
+            )
         args = args.model_copy(update={"kv_cache_dtype": resolve_kv_dtype(model, args, capability)})
         return cls(model, args, capability, model_dtype(model, args), _skipped_layers(model, args), rules)
 
