@@ -103,6 +103,7 @@ TEXT_OF = {
     "Emu3ForConditionalGeneration": "LlamaForCausalLM",
     "VibeVoiceAsrForConditionalGeneration": "Qwen2ForCausalLM",
     "VoxtralRealtimeGeneration": "VoxtralRealtimeGeneration",
+    "CohereAsrForConditionalGeneration": "CohereAsrForConditionalGeneration",
     "JinaVLForRanking": "Qwen2ForCausalLM",
     "WhisperForConditionalGeneration": "WhisperForConditionalGeneration",
     **dict.fromkeys(
@@ -169,9 +170,7 @@ REFUSED = {
     name: why
     for why, names in {
         "its latents within windows and its tower of experts are not planned": ("Dots3NoteForCausalLM",),
-        "its decoder attends to an encoder": (
-            *("CohereAsrForConditionalGeneration", "NemotronParseForConditionalGeneration"),
-        ),
+        "its decoder attends to an encoder": ("NemotronParseForConditionalGeneration",),
         "it generates actions": ("OpenVLAForActionPrediction",),
         "vLLM 0.32's own class does not start, an attribute is missing": (
             "InternS1ProForConditionalGeneration",
@@ -184,7 +183,8 @@ REFUSED = {
 NO_PIPELINE = frozenset(
     {
         *("AriaForConditionalGeneration", "DiffusionGemmaForBlockDiffusion"),
-        *("FireRedASR2ForConditionalGeneration", "FunASRForConditionalGeneration"),
+        *("CohereAsrForConditionalGeneration", "FireRedASR2ForConditionalGeneration"),
+        "FunASRForConditionalGeneration",
         *("Gemma3nForCausalLM", "Gemma3nForConditionalGeneration", "HrmTextForCausalLM"),
         *("IQuestLoopCoderForCausalLM", "Idefics3ForConditionalGeneration", "Mamba2ForCausalLM"),
         *("NemotronH_Nano_Omni_Reasoning_V3", "NemotronH_Nano_VL_V2", "NemotronH_Omni_Reasoning_V3"),

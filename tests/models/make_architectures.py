@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--drafts", type=int, help="tokens that its own layers draft")
     parser.add_argument("--of", help="the case whose config it takes")
     parser.add_argument("--cases", type=Path, help="several at once")
+    parser.add_argument("--device", default="meta", help="cpu where a constructor reads numbers")
     parser.add_argument("--by", type=Path, help="config of the model that drafts")
     told = parser.parse_args()
     cases = json.loads(lzma.decompress(FIXTURE.read_bytes())) if FIXTURE.exists() else {}
@@ -108,6 +109,7 @@ def main() -> None:
         cases, todo = cases | added, list(added)
     elif told.add:
         cases[told.add], todo = {"config": _config_of(told, cases)}, [told.add]
+        cases[told.add] |= {"device": told.device} if told.device != "meta" else {}
         if told.drafts:
             config = {"method": "mtp", "num_speculative_tokens": told.drafts}
             if told.by:

@@ -94,8 +94,8 @@ class PlainDecoder(NamedTuple):
     """What each layer has besides."""
     around: Callable[[Keys], tuple[Weight, ...]] = lambda k: ()
     """What stands beside the layers."""
-    attends: str = ""
-    """Key of how many tokens an encoder makes of an item, which every layer attends to; empty: no encoder-decoder."""
+    attends: Callable[[Keys], int] | None = None
+    """How many tokens an encoder makes of the longest item, which every layer attends to; None: no encoder-decoder."""
     heads_per_layer: str = ""
     """Key of each layer's number of heads, where layers differ."""
 
@@ -135,7 +135,7 @@ class PlainDecoder(NamedTuple):
         mlps = [NO_MLP] * n if self.whole_mlp else self._mlps(k, n)
         layers = stack(k, self._attentions(k, attention, n), mlps, size, extras)
         if self.attends:
-            beside = replace(attention, kind=AttentionKind.CROSS, window=k.count(self.attends))
+            beside = replace(attention, kind=AttentionKind.CROSS, window=self.attends(k))
             layers = tuple(replace(layer, beside=beside) for layer in layers)
         return Body(
             layers,
@@ -171,8 +171,10 @@ class PlainDecoder(NamedTuple):
 
 def _nested(k: Keys, key: str) -> object:
     """The value of a key, `section.key` where a section of the config holds it; None where absent."""
-    section, dot, inner = key.partition(".")
-    return k.section(section).raw.get(inner) if dot else k.raw.get(key)
+    *sections, inner = key.split(".")
+    for section in sections:
+        k = k.section(section)
+    return k.raw.get(inner)
 
 
 def _on(k: Keys, switch: Switch) -> bool:

@@ -10,6 +10,7 @@ from kvplan.models.families.common import NO_MLP, Body, gqa, num_layers, stack
 from kvplan.models.families.decoders import Experts, PlainDecoder
 from kvplan.models.families.dense import mistral
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, Weight
+from kvplan.models.towers.parts import ratio
 
 
 def molmo(k: Keys) -> Body:
@@ -108,6 +109,13 @@ _MOONDREAM = PlainDecoder(
     around=_router_biases,
 )
 
+
+def _frames_of_longest_clip(k: Keys) -> int:
+    """Cohere's longest clip in the encoder's steps of eight frames of 10 ms, unless told; a shorter one makes fewer."""
+    per_s = round(1 / ratio(k.section("preprocessor"), "window_stride", 0.01))
+    return cdiv(k.count("max_audio_clip_s") * per_s, k.section("encoder").count("subsampling_factor"))
+
+
 MULTIMODAL: dict[str, PlainDecoder] = {
     "WhisperForConditionalGeneration": PlainDecoder(
         {
@@ -116,7 +124,6 @@ MULTIMODAL: dict[str, PlainDecoder] = {
             "num_hidden_layers": "decoder_layers",
             "num_attention_heads": "decoder_attention_heads",
             "max_position_embeddings": "max_target_positions",
-            "encoded_tokens": "max_source_positions",
         },
         bias=True,
         out_bias=True,
@@ -129,7 +136,27 @@ MULTIMODAL: dict[str, PlainDecoder] = {
         around=lambda k: (
             Weight("embed_positions", k.count("max_position_embeddings"), k.count("hidden_size")),
         ),
-        attends="encoded_tokens",
+        attends=lambda k: k.count("max_source_positions"),
+    ),
+    "CohereAsrForConditionalGeneration": PlainDecoder(
+        {
+            "hidden_size": "transf_decoder.config_dict.hidden_size",
+            "intermediate_size": "transf_decoder.config_dict.inner_size",
+            "num_hidden_layers": "transf_decoder.config_dict.num_layers",
+            "num_attention_heads": "transf_decoder.config_dict.num_attention_heads",
+            "max_position_embeddings": "transf_decoder.config_dict.max_sequence_length",
+            "vocab_size": "head.num_classes",
+        },
+        bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        matrices=2,
+        layernorm=True,
+        norms=3,
+        rotary=False,
+        head_bias=True,
+        around=lambda k: (Weight("embedding.layer_norm", 2 * k.count("hidden_size")),),
+        attends=_frames_of_longest_clip,
     ),
     "CohereCompassForConditionalGeneration": PlainDecoder(norms=1, tied=True, rotary=False),
     "Cosmos3EdgeForConditionalGeneration": PlainDecoder(matrices=2),

@@ -112,6 +112,7 @@ from kvplan.models.towers.seen import (
 )
 from kvplan.models.towers.sound import (
     audio_flamingo,
+    cohere_asr,
     fire_red_asr,
     frames_rotated,
     fun_asr,
@@ -246,6 +247,7 @@ DECLARED: dict[str, Tower] = {
     "VoxtralForConditionalGeneration": Tower("audio_config", voxtral, largest=voxtral_sound),
     "BagelForConditionalGeneration": Tower("vit_config", bagel),
     "Blip2ForConditionalGeneration": Tower("vision_config", blip2),
+    "CohereAsrForConditionalGeneration": Tower("encoder", cohere_asr, heads=False),
     "Cosmos3EdgeForConditionalGeneration": Tower("vision_config", cosmos3_edge),
     "DeepseekV4ForConditionalGeneration": Tower("", deepseek_v4, heads=False, largest=deepseek_v4_image),
     "DeepseekV41ForCausalLM": Tower("vision_config", deepseek_v41, heads=False, largest=deepseek_v41_image),

@@ -135,6 +135,31 @@ def parakeet(k: Keys, text: int) -> Parts:
     yield from two("projection", (text, middle, hidden), bias=projected, norm=hidden)
 
 
+def cohere_asr(s: TowerFacts) -> Parts:
+    """Cohere's Conformer, whole on every rank, and a matrix to the decoder's width."""
+    k = s.tower
+    hidden, n, channels = (
+        k.count("d_model"),
+        k.count("n_layers", high=4096),
+        k.count("subsampling_conv_channels"),
+    )
+    width = hidden * k.count("ff_expansion_factor", high=64)
+    halvings = k.count("subsampling_factor", high=4096).bit_length() - 1
+    yield linear("pre_encode.conv", channels, 9)
+    yield linear("pre_encode.depthwise", channels, 9, copies=halvings - 1)
+    yield linear("pre_encode.pointwise", channels, channels, copies=halvings - 1)
+    yield linear("pre_encode.out", hidden, channels * max(k.count("feat_in") >> halvings, 1))
+    yield linear("feed_forward.linear1", width, hidden, copies=2 * n)
+    yield linear("feed_forward.linear2", hidden, width, copies=2 * n)
+    yield linear("self_attn.qkv_and_out", 4 * hidden, hidden, copies=n)
+    yield linear("self_attn.linear_pos", hidden, hidden, bias=False, copies=n)
+    yield vector("self_attn.pos_bias_u_and_v", 2 * hidden, n)
+    yield linear("conv.pointwise", 3 * hidden, hidden, copies=n)
+    yield linear("conv.depthwise", hidden, k.count("conv_kernel_size", high=4096), copies=n)
+    yield vector("norms", 12 * hidden, n)  # five of layers and one of a batch
+    yield linear("encoder_decoder_proj", s.text, hidden)
+
+
 def qwen3_audio(k: Keys) -> Parts:
     """Qwen 3's sound: three convolutions over time and pitch, then Whisper's layers."""
     hidden, conv = sizes(k)[0], k.count("downsample_hidden_size")
