@@ -194,7 +194,6 @@ NO_PIPELINE = frozenset(
 )
 """Architectures whose classes vLLM 0.32 does not cut into pipeline stages (its `interfaces.supports_pp` of each)."""
 TOWERS_NOT_KNOWN = {
-    "DeepseekVLV2ForCausalLM": "a class of the package timm, not of vLLM",
     "Gemma3nForConditionalGeneration": "a class of the package timm, not of vLLM",
     "Llama_Nemotron_Nano_VL": "the checkpoint's own RADIO or transformers', not vLLM's",
     "MoonshotKimiaForCausalLM": "its Whisper's sizes stand in a folder beside its config",

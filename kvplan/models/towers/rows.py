@@ -24,6 +24,7 @@ from kvplan.models.towers.heard import (
     voxtral_sound,
     whisper_sound,
 )
+from kvplan.models.towers.from_timm import deepseek_vl2, tiled_square
 from kvplan.models.towers.images import (
     aria,
     bagel,
@@ -137,6 +138,7 @@ DECLARED: dict[str, Tower] = {
     "BeeForConditionalGeneration": Tower("vision_config", bee, largest=pinpoints),
     "DeepseekOCRForCausalLM": Tower("vision_config", deepseek_ocr, heads=False),
     "DeepseekOCR2ForCausalLM": Tower("vision_config", deepseek_ocr2, heads=False),
+    "DeepseekVLV2ForCausalLM": Tower("vision_config", deepseek_vl2, heads=False, largest=tiled_square),
     "DotsOCRForCausalLM": Tower("vision_config", dots_ocr, largest=dots_image),
     "Eagle2_5_VLForConditionalGeneration": Tower("vision_config", eagle),
     "Ernie4_5_VLMoeForConditionalGeneration": Tower("vision_config", ernie_vl),
