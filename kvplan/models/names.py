@@ -156,7 +156,6 @@ UNHELD = frozenset(
         "DSparkDraftModel",
         "DeepseekVLV2ForCausalLM",
         "FunAudioChatForConditionalGeneration",
-        "Gemma3nForConditionalGeneration",
         "MiniMaxM3ForCausalLM",
         "PEagleDraftModel",
         "PeagleLlamaForCausalLM",
@@ -194,7 +193,6 @@ NO_PIPELINE = frozenset(
 )
 """Architectures whose classes vLLM 0.32 does not cut into pipeline stages (its `interfaces.supports_pp` of each)."""
 TOWERS_NOT_KNOWN = {
-    "Gemma3nForConditionalGeneration": "a class of the package timm, not of vLLM",
     "Llama_Nemotron_Nano_VL": "the checkpoint's own RADIO or transformers', not vLLM's",
     "MoonshotKimiaForCausalLM": "its Whisper's sizes stand in a folder beside its config",
 }

@@ -26,6 +26,8 @@ def cases() -> dict[str, Any]:
     [
         # 1536 x 384: four tiles and the whole picture; 14 tokens in a row of a tile and its end, a separator
         ("DeepseekVLV2ForCausalLM", 5 * 729, 14 * 15 + 56 * 15 + 1),
+        # 768 x 768, a quarter of the side in the first stage
+        ("Gemma3nForConditionalGeneration", 192 * 192, 256),
     ],
 )
 def test_the_largest_item(name: str, patches: int, tokens: int) -> None:

@@ -1,12 +1,14 @@
-"""Towers that are classes of the package timm: DeepSeek-VL2's SigLIP."""
+"""Towers that are classes of the package timm: DeepSeek-VL2's SigLIP, Gemma 3n's MobileNetV5 (beside its Conformer)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from kvplan.models.config import Keys
+from kvplan.models.spec import Weight
 from kvplan.models.towers.images import siglip
 from kvplan.models.towers.parts import Parts, TowerFacts, linear, pairs, sizes, vector
+from kvplan.models.towers.sound import gemma_conformer
 
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 14}
 SO400M |= {"image_size": 384}
@@ -63,3 +65,102 @@ def tiled_square(s: TowerFacts) -> Mapping[str, int]:
     patches = (tiles + 1) * (384 // 14) ** 2
     facts = {"hidden": hidden, "width": width, "patches": patches, "tokens": most}
     return facts | {"pixels": 3 * 14**2, "gated": 0}
+
+
+def gemma3n(s: TowerFacts) -> Parts:
+    """MobileNetV5 and a Conformer, whole on every rank; embedders from each to the language model, which are cut."""
+    if s.tower.text("architecture", default="mobilenetv5_300m_enc") != "mobilenetv5_300m_enc":
+        raise s.tower.error("architecture other than mobilenetv5_300m_enc is not known")
+    yield from mobilenet_v5()
+    yield from _embedder("embed_vision", s.tower, s.text)
+    sound = s.outer.section("audio_config")
+    yield from gemma3n_audio(sound)
+    yield from _embedder("embed_audio", sound, s.text)
+
+
+def _embedder(name: str, k: Keys, text: int) -> Parts:
+    """Words of its own, norms of words and of features, one matrix."""
+    hidden = k.count("hidden_size")
+    yield Weight(f"{name}.embedding", k.count("vocab_size"), hidden, "vocab")
+    yield vector(f"{name}.norms", 2 * hidden)
+    yield linear(f"{name}.projection", text, hidden, "cols", bias=False)
+
+
+def gemma3n_audio(k: Keys) -> Parts:
+    """Two convolutions over time and pitch, then Conformer layers. Source: transformers 5 `modeling_gemma3n.py`."""
+    hidden, pitches, into = k.count("hidden_size"), k.count("input_feat_size", high=1 << 16), 1
+    channels = k.counts("sscp_conv_channel_size")
+    shapes = zip(pairs(k, "sscp_conv_kernel_size"), pairs(k, "sscp_conv_stride_size"), strict=False)
+    if len(channels) != 2:
+        raise k.error("sscp_conv_channel_size must be two numbers")
+    for i, (out, (kernel, stride)) in enumerate(zip(channels, shapes, strict=False)):
+        (high, wide), (_, step) = _two(k, kernel), _two(k, stride)
+        yield linear(f"subsample.conv_{i}", out, into * high * wide, bias=False)
+        yield vector(f"subsample.norm_{i}", out)
+        into, pitches = out, (pitches + 2 - wide) // step + 1
+    yield linear("subsample.out", hidden, into * max(pitches, 1), bias=False)
+    layers, heads = k.count("conf_num_hidden_layers", high=4096), k.count("conf_num_attention_heads")
+    yield from gemma_conformer((hidden, layers, heads), k.count("conf_conv_kernel_size", high=4096))
+
+
+def _two(k: Keys, found: object) -> tuple[int, int]:
+    if isinstance(found, list) and len(found) == 2 and all(type(n) is int and 0 < n < 64 for n in found):
+        return found[0], found[1]
+    raise k.error("sscp_conv kernels and strides must be pairs of small numbers")
+
+
+def mobilenet_v5() -> Parts:
+    """`mobilenetv5_300m_enc`: four stages of 128, 256, 640 and 1,280 channels; the last two are joined to 2,048.
+
+    Source: timm 1.0 `mobilenetv5.py`, `_efficientnet_blocks.py`.
+    """
+    yield linear("stem", 64, 3 * 9)
+    yield vector("stem.norm", 64)
+    for i, into in enumerate((64, 128, 128)):
+        yield linear(f"0.{i}.conv_exp", 4 * into, 9 * into, bias=False)
+        yield linear(f"0.{i}.conv_pwl", 128, 4 * into, bias=False)
+        yield vector(f"0.{i}.norms", 4 * into + 128)
+    yield from _inverted("1.first", 128, 256, 6, start=3, mid=5)
+    for kernel in (5, 3, 5, 3):
+        yield from _inverted(f"1.{kernel}", 256, 256, 4, start=kernel)
+    yield from _inverted("2.first", 256, 640, 6, start=5, mid=5)
+    yield from _inverted("2.start", 640, 640, 4, start=5, copies=7)
+    yield from _inverted("2.plain", 640, 640, 1)
+    yield from _queries("2", 640, 12 * 64, 64, 14, strided=True)
+    yield from _inverted("2.rest", 640, 640, 2, copies=14)
+    yield from _inverted("3.first", 640, 1280, 6, start=5, mid=5)
+    yield from _queries("3", 1280, 16 * 96, 96, 19)
+    yield from _inverted("3.rest", 1280, 1280, 2, copies=19)
+    yield from _inverted("msfa", 640 + 1280, 2048, 2)  # a norm where the others have a scale
+
+
+def _inverted(
+    name: str, into: int, out: int, times: int, *, start: int = 0, mid: int = 0, copies: int = 1
+) -> Parts:
+    """An inverted bottleneck: wider by `times` inside, depthwise kernels before and amid; norms, a scale behind."""
+    inside = times * into
+    yield linear(f"{name}.pw_exp", inside, into, bias=False, copies=copies)
+    yield linear(f"{name}.pw_proj", out, inside, bias=False, copies=copies)
+    yield vector(f"{name}.norms_and_scale", inside + 2 * out, copies)
+    for kernel, width in ((start, into), (mid, inside)):
+        if kernel:
+            yield vector(f"{name}.depthwise_{width}", (kernel**2 + 1) * width, copies)
+
+
+def _queries(name: str, width: int, heads: int, head: int, copies: int, *, strided: bool = False) -> Parts:
+    """Attention of many queries to one key and value, thinned out by a stride of two where told."""
+    yield linear(f"{name}.query_and_output", 2 * heads, width, bias=False, copies=copies)
+    yield linear(f"{name}.key_and_value", 2 * head, width, bias=False, copies=copies)
+    yield vector(f"{name}.norm_and_scale", 2 * width, copies)
+    if strided:
+        yield vector(f"{name}.down", 2 * (9 + 1) * width, copies)
+
+
+def mobilenet_image(s: TowerFacts) -> Mapping[str, int]:
+    """An image of 768 x 768 where MobileNetV5 holds most: its first stage, a quarter of the side, 128 channels.
+
+    A stage's layers are four times as wide inside. What the profile run takes is bounded by tokens, 256 an image.
+    """
+    tokens = s.outer.count("vision_soft_tokens_per_image", default=256)
+    facts = {"hidden": 128, "width": 4 * 128, "patches": (768 // 4) ** 2, "tokens": tokens}
+    return facts | {"pixels": 3 * 4**2, "gated": 0}

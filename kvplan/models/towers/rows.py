@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from kvplan.models.towers.both import inkling, minicpmo, nano_nemotron, phi4mm, qwen2_5_omni, qwen3_omni
 from kvplan.models.towers.convolved import emu3, vibevoice
+from kvplan.models.towers.from_timm import deepseek_vl2, gemma3n, mobilenet_image, tiled_square
 from kvplan.models.towers.heard import (
     fire_red_sound,
     flamingo_sound,
@@ -24,7 +25,6 @@ from kvplan.models.towers.heard import (
     voxtral_sound,
     whisper_sound,
 )
-from kvplan.models.towers.from_timm import deepseek_vl2, tiled_square
 from kvplan.models.towers.images import (
     aria,
     bagel,
@@ -148,6 +148,7 @@ DECLARED: dict[str, Tower] = {
         rotary=True,
         largest=qwen_tower(True),
     ),
+    "Gemma3nForConditionalGeneration": Tower("vision_config", gemma3n, heads=False, largest=mobilenet_image),
     "Gemma4UnifiedForConditionalGeneration": Tower("vision_config", gemma4_unified, heads=False),
     "GLM4VForCausalLM": Tower("vision_config", glm4v_9b),
     "GlmAsrForConditionalGeneration": Tower("audio_config", glm_asr, largest=glm_sound),

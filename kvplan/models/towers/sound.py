@@ -99,14 +99,20 @@ def gemma4_audio(k: Keys, text: int) -> Parts:
     yield linear("subsample.conv_2", second, 9 * first, bias=False)
     yield vector("subsample.norms", first + second)
     yield linear("subsample.out", hidden, first // 4 * second, bias=False)
+    yield from gemma_conformer((hidden, n, heads), k.count("conv_kernel_size"))
+    yield linear("output_proj", out, hidden)
+    yield linear("embedding_projection", text, out, bias=False)
+
+
+def gemma_conformer(of: tuple[int, int, int], kernel: int) -> Parts:
+    """Layers of Gemma's Conformers: hidden size, layers, heads."""
+    hidden, n, heads = of
     yield linear("ffw_1", 4 * hidden, hidden, bias=False, copies=2 * n)
     yield linear("ffw_2", hidden, 4 * hidden, bias=False, copies=2 * n)
     yield linear("attn.qkv_out_and_relative_k", 5 * hidden, hidden, bias=False, copies=n)
     yield linear("conv.start_and_end", 3 * hidden, hidden, bias=False, copies=n)
-    yield vector("conv.depthwise", hidden * k.count("conv_kernel_size"), n)
+    yield vector("conv.depthwise", hidden * kernel, n)
     yield vector("norms_and_scales", 9 * hidden + hidden // heads, n)
-    yield linear("output_proj", out, hidden)
-    yield linear("embedding_projection", text, out, bias=False)
 
 
 def parakeet(k: Keys, text: int) -> Parts:
