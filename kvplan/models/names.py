@@ -89,6 +89,7 @@ TEXT_OF = {
     "Cosmos3ForConditionalGeneration": "Qwen3VLForConditionalGeneration",
     "FireRedASR2ForConditionalGeneration": "Qwen2ForCausalLM",
     "FunASRForConditionalGeneration": "Qwen3ForCausalLM",
+    "FunAudioChatForConditionalGeneration": "Qwen3ForCausalLM",
     "HunYuanVLForConditionalGeneration": "HunYuanDenseV1ForCausalLM",
     "IsaacForConditionalGeneration": "Qwen3ForCausalLM",
     "MiDashengLMModel": "Qwen2ForCausalLM",
@@ -129,7 +130,6 @@ TEXT_OF = {
                 "DeepseekOCRForCausalLM",
                 "DeepseekOCR2ForCausalLM",
                 "UnlimitedOCRForCausalLM",
-                "FunAudioChatForConditionalGeneration",
                 "PixtralForConditionalGeneration",
             ),
         ),
@@ -154,13 +154,10 @@ UNHELD = frozenset(
     {
         "AriaTextForCausalLM",
         "DSparkDraftModel",
-        "DeepseekVLV2ForCausalLM",
-        "FunAudioChatForConditionalGeneration",
         "MiniMaxM3ForCausalLM",
         "PEagleDraftModel",
         "PeagleLlamaForCausalLM",
         "PeagleQwen3ForCausalLM",
-        "Phi4ForCausalLMV",
         "XverseForCausalLM",
     }
 )

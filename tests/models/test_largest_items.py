@@ -26,8 +26,11 @@ def cases() -> dict[str, Any]:
     [
         # 1536 x 384: four tiles and the whole picture; 14 tokens in a row of a tile and its end, a separator
         ("DeepseekVLV2ForCausalLM", 5 * 729, 14 * 15 + 56 * 15 + 1),
+        # five minutes, a token for every fifth of a second
+        ("FunAudioChatForConditionalGeneration", 15_000, 1500),
         # 768 x 768, a quarter of the side in the first stage
         ("Gemma3nForConditionalGeneration", 192 * 192, 256),
+        ("Phi4ForCausalLMV", 3600, 3600),
     ],
 )
 def test_the_largest_item(name: str, patches: int, tokens: int) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import isqrt
+
 from kvplan.models.config import Keys
 from kvplan.models.spec import Weight
 from kvplan.models.towers.parts import (
@@ -158,6 +161,26 @@ def bagel(s: TowerFacts) -> Parts:
     hidden, _, layers = sizes(s.tower)
     yield from siglip(s.tower, layers=layers - (layers == 27))
     yield from two("connector", (s.text, s.text, hidden), cut=True)
+
+
+def phi4_siglip(s: TowerFacts) -> Parts:
+    """Phi-4 reasoning vision: SigLIP 2 up to its last layer but one, without its last norm."""
+    k = _siglip2(s)
+    yield from siglip(k, layers=sizes(k)[2] - 1, positions=k.count("num_patches", default=256), post=False)
+    yield from two("projector", (s.text, s.text, s.outer.count("mm_hidden_size")), cut=True)
+
+
+def _siglip2(s: TowerFacts) -> Keys:
+    """The config leaves out what its class has by default."""
+    usual = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "patch_size": 16}
+    return Keys(s.tower.name, {**usual, **s.tower.raw})
+
+
+def most_patches(s: TowerFacts) -> Mapping[str, int]:
+    """As many patches as the config lets an image have, a token each. Source: vLLM 0.32 `models/phi4siglip.py`."""
+    k, most = _siglip2(s), s.outer.count("max_num_patches", default=3600, high=1 << 20)
+    facts = {"hidden": sizes(k)[0], "width": sizes(k)[1], "patches": isqrt(most) ** 2, "tokens": most}
+    return facts | {"pixels": 3 * k.count("patch_size", high=4096) ** 2, "gated": 0}
 
 
 def llava_next(s: TowerFacts, *, cut: bool = True) -> Parts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kvplan.models.config import Keys
 from kvplan.models.spec import Weight
 from kvplan.models.towers.images import qformer
@@ -9,7 +11,13 @@ from kvplan.models.towers.parts import Parts, TowerFacts, blocks, linear, ratio,
 
 
 def whisper(
-    k: Keys, *, cut: bool = True, positions: bool = True, itemsize: int = 0, post: bool = True
+    k: Keys,
+    *,
+    cut: bool = True,
+    cut_mlp: bool = True,
+    positions: bool = True,
+    itemsize: int = 0,
+    post: bool = True,
 ) -> Parts:
     """Whisper's encoder; keys have no bias where projections are apart."""
     hidden = sizes(k)[0]
@@ -18,7 +26,7 @@ def whisper(
     if positions:
         found = k.count("max_source_positions", default=1500)
         yield Weight("embed_positions", found * hidden, itemsize=itemsize)
-    yield from blocks(k, cut=cut, key_bias=cut)
+    yield from blocks(k, cut=cut, cut_mlp=cut_mlp, key_bias=cut)
     if post:
         yield vector("layer_norm", 2 * hidden)
 
@@ -34,6 +42,28 @@ def qwen2_audio(s: TowerFacts) -> Parts:
     """Whisper's encoder, one matrix."""
     yield from whisper(s.tower, cut=False)
     yield linear("projector", s.text, sizes(s.tower)[0])
+
+
+def fun_audio_chat(s: TowerFacts) -> Parts:
+    """Whisper's encoder, its MLPs whole on every rank, and embeddings of speech tokens; two matrices match the two."""
+    k, hidden = s.tower, sizes(s.tower)[0]
+    out = k.count("output_dim", default=3584)
+    yield from whisper(k, cut_mlp=False, positions=False)
+    yield linear("proj", out, hidden)
+    yield vector("audio_bos_eos", 2 * out)
+    yield vector("audio_tower.embed_tokens", k.count("codebook_size") * out)
+    yield linear("audio_tower.matching", out, out, bias=False, copies=2)
+
+
+def grouped_speech(s: TowerFacts) -> Mapping[str, int]:
+    """Fun-Audio-Chat's: `max_source_positions` tokens, each of `group_size` frames of two positions.
+
+    Source: vLLM 0.32 `models/funaudiochat.py: get_dummy_mm_data`; five minutes with the published config.
+    """
+    (hidden, width, _), tokens = sizes(s.tower), s.tower.count("max_source_positions", default=1500)
+    positions = 2 * tokens * s.tower.count("group_size", default=5, high=1 << 10)
+    facts = {"hidden": hidden, "width": width, "patches": positions, "tokens": tokens}
+    return facts | {"pixels": 2 * s.tower.count("num_mel_bins", default=128), "gated": 0}
 
 
 def glm_asr(s: TowerFacts) -> Parts:
