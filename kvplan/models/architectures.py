@@ -69,6 +69,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "Qwen2MoeForCausalLM": moe.qwen2_moe,
     "Qwen3MoeForCausalLM": moe.qwen3_moe,
     "Qwen3VLMoeForConditionalGeneration": moe.qwen3_moe,
+    "InternS1ProForConditionalGeneration": moe.intern_s1_pro,
     "Glm4MoeForCausalLM": moe.glm4_moe,
     "MiniMaxM2ForCausalLM": moe.minimax_m2,
     "GraniteMoeForCausalLM": moe.granite_moe,

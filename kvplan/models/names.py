@@ -168,9 +168,6 @@ REFUSED = {
         "its latents within windows and its tower of experts are not planned": ("Dots3NoteForCausalLM",),
         "its decoder attends to an encoder": ("NemotronParseForConditionalGeneration",),
         "it generates actions": ("OpenVLAForActionPrediction",),
-        "vLLM 0.32's own class does not start, an attribute is missing": (
-            "InternS1ProForConditionalGeneration",
-        ),
         "its layers share experts among themselves": ("InternS2MobiusForConditionalGeneration",),
     }.items()
     for name in names
@@ -191,6 +188,5 @@ NO_PIPELINE = frozenset(
 """Architectures whose classes vLLM 0.32 does not cut into pipeline stages (its `interfaces.supports_pp` of each)."""
 TOWERS_NOT_KNOWN = {
     "Llama_Nemotron_Nano_VL": "the checkpoint's own RADIO or transformers', not vLLM's",
-    "MoonshotKimiaForCausalLM": "its Whisper's sizes stand in a folder beside its config",
 }
 """Why a tower has no row, where that was tried."""

@@ -5,6 +5,7 @@ Follows vLLM 0.32 (`config/model.py`, `model_executor/layers/rotary_embedding`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from kvplan.models.config import Keys
@@ -100,6 +101,27 @@ def _rope_factors(text: Keys) -> Iterator[float]:
         yield float(factor)
 
 
+def fourier_frequencies(text: Keys) -> int:
+    """Frequencies that Fourier position embeddings keep (Intern-S1-Pro); 0 where the config has none.
+
+    Those of which a context sees a whole turn, unless told. Source: vLLM 0.32 `rotary_embedding/fope.py`.
+    """
+    rope = text.section("rope_scaling" if "rope_scaling" in text else "rope_parameters")
+    if not any(
+        rope.raw.get(key) is not None for key in ("fope_init_factor", "fope_sep_head", "num_inv_freq")
+    ):
+        return 0
+    if not rope.flag("fope_sep_head"):
+        raise text.error("fope_sep_head must be true: vLLM's class multiplies head by head")
+    if rope.raw.get("num_inv_freq") is not None:
+        return rope.count("num_inv_freq", high=1 << 10)
+    theta = text.raw.get("rope_theta", rope.raw.get("rope_theta", 10000))
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta < 1e15:
+        raise text.error("rope_theta must be a number above 1")
+    dims, turn = text.count("head_dim", high=1 << 12), 2 * math.pi / text.count("max_position_embeddings")
+    return sum(theta ** (-i / dims) > turn for i in range(0, dims, 2))
+
+
 def rotary_tables(
     text: Keys, architecture: str, layers: tuple[LayerSpec, ...], *, newest: bool = True
 ) -> tuple[RotaryTable, ...]:
@@ -110,6 +132,10 @@ def rotary_tables(
     if architecture.startswith(NO_ROTARY) or text.text("position_embedding_type") == "nope":
         return ()
     attentions = [a for layer in layers for a in layer.mixers if a.num_heads]
+    if fourier_frequencies(text) and attentions:
+        return (
+            RotaryTable(rotary_positions(text), 2 * attentions[0].head_dim, 2, attentions[0].num_kv_heads),
+        )
     positions, latent = rotary_positions(text), any(a.kv_lora_rank for a in attentions)
     two = architecture.startswith(TWO_ROTARIES)
     fixed = text.count("rotary_dim", "rope_head_dim", "qk_rope_dim", default=0, low=0)

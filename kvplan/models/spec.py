@@ -286,6 +286,8 @@ class RotaryTable(NamedTuple):
     positions: int
     dims: int
     itemsize: int = 2
+    kv_heads: int = 0
+    """Heads of keys that each have a table, cut as they are; 0: one table for all."""
 
 
 @dataclass(frozen=True, slots=True)

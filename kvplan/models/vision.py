@@ -23,6 +23,7 @@ FAMILIES = {
     "Llama4": "llama4",
     "Qwen3VL": "qwen3_vl",
     "Qwen3_5": "qwen3_vl",
+    "InternS1Pro": "qwen3_vl",
     "InternS2Preview": "qwen3_vl",
     "Cosmos3For": "qwen3_vl",
     "CohereCompass": "qwen3_vl",

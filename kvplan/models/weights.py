@@ -11,6 +11,7 @@ from functools import lru_cache
 from math import gcd
 from typing import Any, NamedTuple
 
+from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import MiB, cdiv
 from kvplan.models.modules import (
@@ -24,7 +25,7 @@ from kvplan.models.modules import (
     mtp_modules,
 )
 from kvplan.models.quantization import Rule, Scheme, quantization_rule
-from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec, RotaryTable
 from kvplan.models.vision import vision_modules, vision_rotary
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -236,6 +237,11 @@ def _itemsize(model: ModelSpec, dtype: str) -> int:
     return 2 if dtype == "auto" else ITEM_BYTES[wanted]
 
 
+def _table_bytes(table: RotaryTable, tp: int) -> int:
+    heads = int(kv_heads_per_rank(table.kv_heads, tp)) if table.kv_heads else 1
+    return table.positions * table.dims * table.itemsize * heads
+
+
 class _Loader(NamedTuple):
     """Everything that decides how many bytes a module takes."""
 
@@ -295,7 +301,7 @@ class _Loader(NamedTuple):
             ),
             vision=sum(map(self.module_bytes, tower)),
             mtp=sum(map(self.module_bytes, mtp)),
-            rotary=self.rotary_tables * sum(t.positions * t.dims * t.itemsize for t in model.rotary)
+            rotary=self.rotary_tables * sum(_table_bytes(t, self.cut.tp) for t in model.rotary)
             + (vision_rotary(model.vision) if self.vision and model.vision else 0),
         )
 

@@ -77,6 +77,7 @@ def ask(case: dict[str, Any], tp: int) -> dict[str, Any]:
             tp,
             device=case.get("device", "meta"),
             draft=case.get("draft"),
+            beside=case.get("beside"),
             **case.get("flags", {}),
         )
     except Exception as error:  # whatever vLLM stumbles over is the answer

@@ -30,6 +30,8 @@ def cases() -> dict[str, Any]:
         ("FunAudioChatForConditionalGeneration", 15_000, 1500),
         # 768 x 768, a quarter of the side in the first stage
         ("Gemma3nForConditionalGeneration", 192 * 192, 256),
+        # 3,000 frames by `_get_feat_extract_output_lengths`: 13 tokens a hundred
+        ("MoonshotKimiaForCausalLM", 1500, 390),
         ("Phi4ForCausalLMV", 3600, 3600),
     ],
 )

@@ -321,8 +321,11 @@ def _folder(config: dict[str, Any]) -> str:
     return folder
 
 
-def engine_config(config: dict[str, Any], tp: int, *, draft: Any = None, **flags: Any) -> Any:
-    """The config that `vllm serve` would build; `draft`: the config of a model that drafts beside it."""
+def engine_config(
+    config: dict[str, Any], tp: int, *, draft: Any = None, beside: Any = None, **flags: Any
+) -> Any:
+    """The config that `vllm serve` would build; `draft`: the config of a model that drafts beside it; `beside`: configs
+    of folders beside the config, by their names."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from vllm.engine.arg_utils import EngineArgs
@@ -334,6 +337,10 @@ def engine_config(config: dict[str, Any], tp: int, *, draft: Any = None, **flags
         flags["speculative_config"] = {**flags["speculative_config"], "model": _folder(draft)}
     elif isinstance((speculation := flags.get("speculative_config") or {}).get("model"), dict):
         flags["speculative_config"] = {**speculation, "model": _folder(speculation["model"])}
+    for name, of_folder in (beside or {}).items():
+        os.mkdir(os.path.join(folder, name))
+        with open(os.path.join(folder, name, "config.json"), "w") as file:
+            json.dump(of_folder, file)
     kind = config["model_type"]
     if kind in OWN_CODE or (kind not in dict(_CONFIG_REGISTRY) and kind not in CONFIG_MAPPING):
         layers = (

@@ -19,6 +19,7 @@ from kvplan.models.families.common import (
     stack,
     windowed,
 )
+from kvplan.models.rope import fourier_frequencies
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, MtpSpec, Weight
 
 
@@ -53,6 +54,19 @@ def qwen3_moe(k: Keys) -> Body:
     """Qwen3 MoE."""
     n, moe = num_layers(k), experts(k, k.count("moe_intermediate_size"), ("num_experts", "num_local_experts"))
     return Body(stack(k, [gqa(k, qk_norm="head")] * n, sparse_layers(k, n, moe)))
+
+
+def intern_s1_pro(k: Keys) -> Body:
+    """Qwen 3's layers with Fourier position embeddings: a square of coefficients for each head of keys, twice.
+
+    vLLM 0.32's own class starts only where the attribute `model_config`, which it forgets, is given to it.
+    """
+    size = fourier_frequencies(k)
+    if not size:
+        raise k.error("rope_scaling without Fourier position embeddings: vLLM's class does not start")
+    rows = 2 * size * k.count("num_key_value_heads")
+    coefficients = Weight("rotary_emb.coefficients", rows, size, "heads", unit=2 * size)
+    return qwen3_moe(k)._replace(extras=(coefficients,))
 
 
 def deepseek_mlps(k: Keys, n: int) -> list[MlpSpec]:

@@ -123,6 +123,8 @@ from kvplan.models.towers.sound import (
     glm_asr,
     granite_speech,
     grouped_speech,
+    kimi_audio,
+    large_v3_window,
     midasheng,
     moss_audio,
     moss_transcribe,
@@ -213,6 +215,7 @@ DECLARED: dict[str, Tower] = {
     "MiniCPMV4_7ForConditionalGeneration": Tower("vision_config", minicpmv4, largest=minicpm4_image),
     "MiniCPMV": Tower("vision_config", minicpmv, largest=minicpm_image),
     "MiniMaxM3SparseForConditionalGeneration": Tower("vision_config", minimax_m3, largest=one_image),
+    "MoonshotKimiaForCausalLM": Tower("", kimi_audio, heads=False, largest=large_v3_window),
     "MossTranscribeDiarizeForConditionalGeneration": Tower(
         "audio_config", moss_transcribe, largest=moss_sound
     ),

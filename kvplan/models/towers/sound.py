@@ -44,6 +44,23 @@ def qwen2_audio(s: TowerFacts) -> Parts:
     yield linear("projector", s.text, sizes(s.tower)[0])
 
 
+LARGE_V3 = {"d_model": 1280, "encoder_ffn_dim": 5120, "encoder_layers": 32, "num_mel_bins": 128}
+"""Whisper large v3, whose own config Kimi-Audio keeps in the folder `whisper-large-v3` beside its own."""
+
+
+def kimi_audio(s: TowerFacts) -> Parts:
+    """Whisper large v3's encoder, four positions joined, a norm behind."""
+    yield from whisper(Keys(s.outer.name, LARGE_V3))
+    joined = s.outer.count("kimia_adaptor_input_dim", default=5120)
+    yield from two("vq_adaptor", (s.text, s.text, joined), norm=2 * s.text)
+
+
+def large_v3_window(s: TowerFacts) -> Mapping[str, int]:
+    """Thirty seconds through it, which vLLM counts 13 tokens a second; its 20 heads must divide by the ranks."""
+    facts = {"hidden": 1280, "width": 5120, "patches": 1500, "tokens": 390, "pixels": 2 * 128}
+    return facts | {"gated": 0, "heads": 20}
+
+
 def fun_audio_chat(s: TowerFacts) -> Parts:
     """Whisper's encoder, its MLPs whole on every rank, and embeddings of speech tokens; two matrices match the two."""
     k, hidden = s.tower, sizes(s.tower)[0]
