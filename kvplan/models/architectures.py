@@ -161,6 +161,13 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "Gemma4": {"global_head_dim": 512},
     "Glm4v": {"partial_rotary_factor": 0.5},
     "GlmOcr": {"partial_rotary_factor": 0.5},
+    "OpenVLA": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 2048,
+    },
 }
 """Keys that published configs of a family leave out, with the values of its config class."""
 

@@ -96,6 +96,7 @@ TEXT_OF = {
     "Molmo2ForConditionalGeneration": "Molmo2ForConditionalGeneration",
     "MossAudioModel": "Qwen3ForCausalLM",
     "OpenPanguVLForConditionalGeneration": "PanguEmbeddedForCausalLM",
+    "OpenVLAForActionPrediction": "LlamaForCausalLM",
     "DeepseekV41ForCausalLM": "DeepseekV41ForCausalLM",
     **{name: name for name in ("HfMoondream", "Moondream3ForCausalLM", "MolmoForCausalLM")},
     "CohereCompassForConditionalGeneration": "CohereCompassForConditionalGeneration",
@@ -167,7 +168,6 @@ REFUSED = {
     for why, names in {
         "its latents within windows and its tower of experts are not planned": ("Dots3NoteForCausalLM",),
         "its decoder attends to an encoder": ("NemotronParseForConditionalGeneration",),
-        "it generates actions": ("OpenVLAForActionPrediction",),
         "its layers share experts among themselves": ("InternS2MobiusForConditionalGeneration",),
     }.items()
     for name in names

@@ -32,6 +32,7 @@ def cases() -> dict[str, Any]:
         ("Gemma3nForConditionalGeneration", 192 * 192, 256),
         # 3,000 frames by `_get_feat_extract_output_lengths`: 13 tokens a hundred
         ("MoonshotKimiaForCausalLM", 1500, 390),
+        ("OpenVLAForActionPrediction", 256, 256),
         ("Phi4ForCausalLMV", 3600, 3600),
     ],
 )

@@ -1,4 +1,4 @@
-"""Towers that are classes of the package timm: DeepSeek-VL2's SigLIP, Gemma 3n's MobileNetV5 (beside its Conformer)."""
+"""Towers that are classes of the package timm: SigLIP, DINOv2, and Gemma 3n's MobileNetV5 (beside its Conformer)."""
 
 from __future__ import annotations
 
@@ -7,26 +7,33 @@ from collections.abc import Mapping
 from kvplan.models.config import Keys
 from kvplan.models.spec import Weight
 from kvplan.models.towers.images import siglip
-from kvplan.models.towers.parts import Parts, TowerFacts, linear, pairs, sizes, vector
+from kvplan.models.towers.parts import Parts, TowerFacts, blocks, linear, pairs, patches, sizes, two, vector
 from kvplan.models.towers.sound import gemma_conformer
 
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 14}
-SO400M |= {"image_size": 384}
-"""`vit_so400m_patch14_siglip_384`, which vLLM makes whatever the config's own sizes say."""
+"""`vit_so400m_patch14_siglip`, which vLLM makes whatever the config's own sizes say."""
+DINO_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}
+"""`vit_large_patch14_reg4_dinov2`."""
+
+
+def so400m(name: str, image: int, cut: str) -> Parts:
+    """SigLIP with its pooling by attention, which is never run; ranks that cut it cut its MLPs alone.
+
+    Source: timm 1.0 `vision_transformer.py`.
+    """
+    k = Keys(name, {**SO400M, "image_size": image})
+    hidden, width, _ = sizes(k)
+    for part in siglip(k):
+        yield part if cut and part.name.startswith("fc") else part._replace(cut="")
+    yield linear("attn_pool", 4 * hidden, hidden)
+    yield vector("attn_pool.latent_and_norm", 3 * hidden)
+    yield linear("attn_pool.fc1", width, hidden, cut and "rows")
+    yield linear("attn_pool.fc2", hidden, width, cut and "cols")
 
 
 def deepseek_vl2(s: TowerFacts) -> Parts:
-    """SigLIP and its pooling by attention, whose MLPs alone are cut; a projector that joins squares of patches.
-
-    Source: vLLM 0.32 `models/deepseek_vl2.py`, timm 1.0 `vision_transformer.py`.
-    """
-    hidden, width, _ = sizes(Keys(s.outer.name, SO400M))
-    for part in siglip(Keys(s.outer.name, SO400M)):
-        yield part._replace(cut="") if part.name.startswith("attn") else part
-    yield linear("attn_pool", 4 * hidden, hidden)
-    yield vector("attn_pool.latent_and_norm", 3 * hidden)
-    yield linear("attn_pool.fc1", width, hidden, "rows")
-    yield linear("attn_pool.fc2", hidden, width, "cols")
+    """SigLIP, a projector that joins squares of patches. Source: vLLM 0.32 `models/deepseek_vl2.py`."""
+    yield from so400m(s.outer.name, 384, "rows")
     yield vector("image_newline_and_view_separator", 2 * _embedded(s))
     yield from _projector(s)
 
@@ -65,6 +72,24 @@ def tiled_square(s: TowerFacts) -> Mapping[str, int]:
     patches = (tiles + 1) * (384 // 14) ** 2
     facts = {"hidden": hidden, "width": width, "patches": patches, "tokens": most}
     return facts | {"pixels": 3 * 14**2, "gated": 0}
+
+
+def openvla(s: TowerFacts) -> Parts:
+    """DINOv2 and SigLIP side by side, whole on every rank; a projector of three matrices, two of them cut."""
+    k = Keys(s.outer.name, {**DINO_L, "image_size": 224})
+    dino, seen = sizes(k)[0], sizes(k)[0] + SO400M["hidden_size"]
+    yield from patches(k)
+    yield vector("class_and_registers_and_norm", (1 + 4 + 2) * dino)
+    yield from blocks(k, cut=False, norms=6)
+    yield from so400m(s.outer.name, 224, "")
+    yield from two("projector", (s.text, 4 * seen, seen), cut=True)
+    yield linear("projector.linear_3", s.text, s.text)
+
+
+def both_at_224(s: TowerFacts) -> Mapping[str, int]:
+    """An image of 224 x 224: 256 patches through each of the two, the second of which is wider; six colours."""
+    facts = {"hidden": SO400M["hidden_size"], "width": SO400M["intermediate_size"], "patches": 256}
+    return facts | {"tokens": 256, "pixels": 6 * 14**2, "gated": 0}
 
 
 def gemma3n(s: TowerFacts) -> Parts:

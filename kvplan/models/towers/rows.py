@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from kvplan.models.towers.both import inkling, minicpmo, nano_nemotron, phi4mm, qwen2_5_omni, qwen3_omni
 from kvplan.models.towers.convolved import emu3, vibevoice
-from kvplan.models.towers.from_timm import deepseek_vl2, gemma3n, mobilenet_image, tiled_square
+from kvplan.models.towers.from_timm import (
+    both_at_224,
+    deepseek_vl2,
+    gemma3n,
+    mobilenet_image,
+    openvla,
+    tiled_square,
+)
 from kvplan.models.towers.heard import (
     fire_red_sound,
     flamingo_sound,
@@ -228,6 +235,7 @@ DECLARED: dict[str, Tower] = {
         largest=qwen_tower(True),
     ),
     "Ovis2_5": Tower("vit_config", ovis2_5, largest=ovis2_5_image),
+    "OpenVLAForActionPrediction": Tower("", openvla, heads=False, largest=both_at_224),
     "PaddleOCRVLForConditionalGeneration": Tower("vision_config", paddle_ocr, largest=paddle_image),
     "Phi3VForCausalLM": Tower("img_processor", phi3v, heads=False, largest=phi3v_image),
     "Phi4MMForCausalLM": Tower("audio_processor", phi4mm, heads=False, largest=phi4mm_image),
