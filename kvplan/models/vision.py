@@ -89,6 +89,8 @@ def vision_tower(
     if family == "cohere2_vision":
         k = Keys(k.name, {**k.raw, "alignment": outer.raw.get("alignment_intermediate_size")})
     facts = {"text_hidden": text_hidden, **_READERS[family](k)}
+    if family == "clip":
+        facts["projector_bias"] = int(outer.flag("multimodal_projector_bias", True))
     if family in CUT_BY_HEADS:
         facts["heads"] = k.count("num_attention_heads", "num_heads")
     heard = outer.section("audio_config") if family == "gemma4" else Keys(k.name, {})
@@ -131,7 +133,14 @@ def _heads(k: Keys) -> dict[str, int]:
 def _table(k: Keys, positions: int) -> int:
     """Elements of the rotary table: half a head for each position."""
     k = k.section("vision_config") if "vision_config" in k else k
-    return positions * (k.count("qk_channels", default=k.count("hidden_size") // k.count("num_heads")) // 2)
+    return positions * _rotated(
+        k.count("qk_channels", default=k.count("hidden_size") // k.count("num_heads"))
+    )
+
+
+def _rotated(head_dim: int) -> int:
+    """Numbers of one position in the table: half a head's, a cosine and a sine each for every second."""
+    return head_dim // 2 + head_dim // 2 % 2
 
 
 def vision_modules(tower: VisionSpec, tp: int) -> list[Module]:
@@ -163,7 +172,7 @@ def vision_rotary(tower: VisionSpec) -> int:
         return positions * 2 * (tower["hidden"] // tower["heads"]) * 2
     if tower.family not in ("qwen2_vl", "qwen2_5_vl", "glm4v", "qwen3_vl"):
         return 0
-    return 8192 * (tower["hidden"] // tower["heads"] // 2) * 2
+    return 2 * 8192 * _rotated(tower["hidden"] // tower["heads"])
 
 
 # ---- sizes
@@ -429,8 +438,9 @@ def _clip_modules(v: VisionSpec, tp: int) -> Iterator[Module]:
     yield vector("class_and_position_embedding", ((v["image"] // v["patch"]) ** 2 + 2) * hidden)
     yield vector("pre_layernorm", 2 * hidden)
     yield from _blocks(v, tp)
-    yield _linear("projector.linear_1", cdiv(v["text_hidden"], tp), hidden)
-    yield _linear("projector.linear_2", v["text_hidden"], cdiv(v["text_hidden"], tp))
+    bias = bool(v["projector_bias"])
+    yield _linear("projector.linear_1", cdiv(v["text_hidden"], tp), hidden, bias)
+    yield _linear("projector.linear_2", v["text_hidden"], cdiv(v["text_hidden"], tp), bias)
 
 
 def _other_siglip_modules(v: VisionSpec, tp: int) -> Iterator[Module]:

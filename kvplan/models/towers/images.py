@@ -139,7 +139,8 @@ def bee(s: TowerFacts) -> Parts:
 def llava_onevision(s: TowerFacts) -> Parts:
     """SigLIP, a whole projector on every rank."""
     yield from siglip(s.tower, layers=last_layer(s, -1), post=False)
-    yield from two("projector", (s.text, s.text, sizes(s.tower)[0]))
+    bias = s.outer.flag("multimodal_projector_bias", True)
+    yield from two("projector", (s.text, s.text, sizes(s.tower)[0]), bias=bias)
 
 
 def rvl(s: TowerFacts) -> Parts:
@@ -186,7 +187,8 @@ def most_patches(s: TowerFacts) -> Mapping[str, int]:
 def llava_next(s: TowerFacts, *, cut: bool = True) -> Parts:
     """CLIP up to its last layer but one."""
     yield from clip(s.tower, layers=last_layer(s))
-    yield from two("projector", (s.text, s.text, sizes(s.tower)[0]), cut=cut)
+    bias = s.outer.flag("multimodal_projector_bias", True)
+    yield from two("projector", (s.text, s.text, sizes(s.tower)[0]), bias=bias, cut=cut)
 
 
 def phi3v(s: TowerFacts) -> Parts:
@@ -237,7 +239,7 @@ def radio(s: TowerFacts) -> Parts:
     hidden, layers, width = RADIO[args.text("model")]
     v = {"hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": layers}
     k = Keys(s.tower.name, {**v, "patch_size": s.tower.count("patch_size", default=16, high=4096)})
-    side = args.count("cpe_max_size", default=2048) // k.count("patch_size")
+    side = round(args.count("cpe_max_size", default=2048) / k.count("patch_size"))
     frames = s.tower.count("video_temporal_patch_size", default=1, high=64)
     merged, middle = 4 * hidden, s.outer.count("projector_hidden_size")
     yield from patches(k, bias=False, positions=side**2)

@@ -79,7 +79,7 @@ def sizes(k: Keys) -> tuple[int, int, int]:
     hidden = k.count("embed_dim", "d_model", "hidden_size", "width")
     return (
         hidden,
-        k.count("intermediate_size", "encoder_ffn_dim", default=4 * hidden),
+        k.count("encoder_ffn_dim", "intermediate_size", default=4 * hidden),
         k.count("num_hidden_layers", "encoder_layers", "depth", "layers", high=4096),
     )
 

@@ -18,6 +18,7 @@ def whisper(
     positions: bool = True,
     itemsize: int = 0,
     post: bool = True,
+    kv: int = 0,
 ) -> Parts:
     """Whisper's encoder; keys have no bias where projections are apart."""
     hidden = sizes(k)[0]
@@ -26,7 +27,7 @@ def whisper(
     if positions:
         found = k.count("max_source_positions", default=1500)
         yield Weight("embed_positions", found * hidden, itemsize=itemsize)
-    yield from blocks(k, cut=cut, cut_mlp=cut_mlp, key_bias=cut)
+    yield from blocks(k, cut=cut, cut_mlp=cut_mlp, key_bias=cut, kv=kv)
     if post:
         yield vector("layer_norm", 2 * hidden)
 
@@ -86,7 +87,9 @@ def grouped_speech(s: TowerFacts) -> Mapping[str, int]:
 def glm_asr(s: TowerFacts) -> Parts:
     """Whisper's encoder with rotary positions, four frames merged."""
     hidden, width, _ = sizes(s.tower)
-    yield from whisper(s.tower, positions=False)
+    heads = s.tower.count("num_attention_heads", default=1)
+    kv = hidden // heads * s.tower.count("num_key_value_heads", default=heads)
+    yield from whisper(s.tower, positions=False, kv=kv)
     yield from two("projector", (s.text, 2 * s.text, width if width == 4 * hidden else 4 * hidden), cut=True)
 
 
