@@ -139,13 +139,16 @@ def _mamba2(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     )
     groups = even(s["n_groups"], cut.tp, "Mamba groups") if s["n_groups"] > 1 else 1
     conv = inner + 2 * groups * s["state_size"]
-    yield Module("mamba.in_proj", "attention", inner + conv + heads, hidden)
-    yield Module("mamba.conv1d", "attention", conv, s["conv_kernel"], bias=conv, linear=False)
+    rows, biased = inner + conv + heads, s["proj_bias"]
+    yield Module("mamba.in_proj", "attention", rows, hidden, bias=biased * rows)
+    yield Module(
+        "mamba.conv1d", "attention", conv, s["conv_kernel"], bias=s["conv_bias"] * conv, linear=False
+    )
     yield vector("mamba.A", heads, itemsize=4)
     yield vector("mamba.D_and_dt_bias", 2 * heads)
     if s.gated_norm:
         yield vector("mamba.norm", inner)
-    yield Module("mamba.out_proj", "attention", hidden, inner)
+    yield Module("mamba.out_proj", "attention", hidden, inner, bias=biased * hidden)
 
 
 def _gdn(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
@@ -185,15 +188,16 @@ def _kda(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
 def _mamba1(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     inner = cut.split(s["intermediate_size"], "Mamba channels")
     rank, size = s["time_step_rank"], s["state_size"]
-    yield Module("mamba.in_proj", "attention", 2 * inner, hidden)
-    yield Module("mamba.conv1d", "attention", inner, s["conv_kernel"], bias=inner, linear=False)
+    biased, convolved = s["proj_bias"], s["conv_bias"] * inner
+    yield Module("mamba.in_proj", "attention", 2 * inner, hidden, bias=biased * 2 * inner)
+    yield Module("mamba.conv1d", "attention", inner, s["conv_kernel"], bias=convolved, linear=False)
     yield Module("mamba.x_proj", "attention", rank + 2 * size, inner)
     yield Module("mamba.dt_proj", "attention", inner, rank, bias=inner)
     yield Module("mamba.A", "norm", inner, size, itemsize=4, linear=False)
     yield vector("mamba.D", inner)
     if s.gated_norm:
         yield vector("mamba.dt_b_c_norms", rank + 2 * size)
-    yield Module("mamba.out_proj", "attention", hidden, inner)
+    yield Module("mamba.out_proj", "attention", hidden, inner, bias=biased * hidden)
 
 
 def _linear_attention(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
@@ -208,9 +212,10 @@ def _linear_attention(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
 
 def _short_conv(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     width = cut.split(s["intermediate_size"], "convolution channels")
-    yield Module("conv.in_proj", "attention", 3 * width, hidden)
-    yield Module("conv.conv", "attention", width, s["conv_kernel"], linear=False)
-    yield Module("conv.out_proj", "attention", hidden, width)
+    biased = s["biased"]
+    yield Module("conv.in_proj", "attention", 3 * width, hidden, bias=biased * 3 * width)
+    yield Module("conv.conv", "attention", width, s["conv_kernel"], bias=biased * width, linear=False)
+    yield Module("conv.out_proj", "attention", hidden, width, bias=biased * hidden)
 
 
 def _ngram_conv(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:

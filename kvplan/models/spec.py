@@ -61,14 +61,14 @@ class StateSpec:
 
     `facts` by family, named as the arguments of vLLM's state-shape formulas:
 
-    * mamba1: intermediate_size, state_size, conv_kernel, time_step_rank
-    * mamba2: intermediate_size, n_groups, num_heads, head_dim, state_size, conv_kernel
+    * mamba1: intermediate_size, state_size, conv_kernel, time_step_rank; proj_bias and conv_bias 1 where those have one
+    * mamba2: intermediate_size, n_groups, num_heads, head_dim, state_size, conv_kernel; proj_bias, conv_bias
     * gdn_attention: num_k_heads, num_v_heads, head_k_dim, head_v_dim, conv_kernel_size
     * kda: num_heads, head_dim, conv_kernel_size; whole_gates where the gates have no low-rank form, whole_output_gate
       where the output's has none; checkpoints where prefills export their state and projections are one padded matrix,
       exports where they do without that
     * linear_attention: num_heads, head_dim, qk_norm
-    * short_conv: intermediate_size, conv_kernel
+    * short_conv: intermediate_size, conv_kernel; biased 1 where its three parts have biases
     * ngram_conv: intermediate_size, conv_kernel, dilation, embedding_dim (embeddings of n-grams, added to all streams)
     """
 

@@ -55,6 +55,7 @@ def gqa(k: Keys, **traits: Any) -> AttentionSpec:
         )
     head_dim = k.count("head_dim", "attention_head_dim", default=hidden // heads)
     traits = {"v_head_dim": head_dim, "bias": k.flag("attention_bias"), **traits}
+    traits["out_bias"] = traits.get("out_bias", False) or k.flag("attention_out_bias")
     return AttentionSpec(AttentionKind.FULL, heads, kv_heads, head_dim, **traits)
 
 

@@ -149,7 +149,8 @@ class PlainDecoder(NamedTuple):
     def _norms_of_qk(self, k: Keys) -> str:
         if self.qk_norm in ("", "head", "all", "whole"):
             return self.qk_norm
-        return "head" if k.flag(self.qk_norm) else ""
+        switch, _, kind = self.qk_norm.partition("=")
+        return (kind or "head") if k.flag(switch) else ""
 
     def _attentions(self, k: Keys, attention: AttentionSpec, n: int) -> list[AttentionSpec]:
         types = k.per_layer("layer_types", n)
@@ -262,28 +263,35 @@ GPT2_KEYS = {
 }
 BIASED = PlainDecoder(bias=True, out_bias=True, mlp_bias=True, matrices=2, layernorm=True)
 """GPT-2's shape: biases everywhere, an MLP of two matrices."""
+SWITCHED = BIASED._replace(
+    defaults={"attention_bias": True, "mlp_bias": True},
+    bias="attention_bias",
+    out_bias="attention_bias",
+    mlp_bias="mlp_bias",
+)
+"""The same, unless the config says otherwise."""
 OPTIONAL_BIAS = PlainDecoder(out_bias="attention_bias")
 
 DECODERS: dict[str, PlainDecoder] = {
     "ArceeForCausalLM": PlainDecoder(matrices=2, rotary=False),
     "ApertusForCausalLM": PlainDecoder(matrices=2, qk_norm="head"),
-    "CohereForCausalLM": PlainDecoder(norms=1, tied=True, qk_norm="use_qk_norm"),
+    "CohereForCausalLM": PlainDecoder(norms=1, tied=True, qk_norm="use_qk_norm=all"),
     "Cohere2ForCausalLM": PlainDecoder(norms=1, tied=True, window_adds=1),
     "CwmForCausalLM": PlainDecoder(rotary=False),
-    "Ernie4_5ForCausalLM": PlainDecoder(bias="use_bias", out_bias="use_bias", tied=True),
+    "Ernie4_5ForCausalLM": PlainDecoder(tied=True),
     "ExaoneForCausalLM": PlainDecoder(keys={"num_hidden_layers": "num_layers"}),
     "GlmForCausalLM": PlainDecoder(rotary=False),
     "GPTJForCausalLM": PlainDecoder(
         GPT2_KEYS, bias=False, mlp_bias=True, matrices=2, layernorm=True, norms=1, wide=True, head_bias=True
     ),
-    "GPTNeoXForCausalLM": BIASED._replace(rotary=False),
+    "GPTNeoXForCausalLM": SWITCHED._replace(mlp_bias=True, rotary=False),
     "GraniteSWAForCausalLM": PlainDecoder(sinks=True),
     "HunYuanDenseV1ForCausalLM": PlainDecoder(qk_norm="head", rotary=False),
     "HyperCLOVAXForCausalLM": PlainDecoder(norms=4),
     "InternLM2ForCausalLM": PlainDecoder(),
     "InternLM3ForCausalLM": PlainDecoder(bias="qkv_bias", out_bias="bias"),
     "IQuestCoderForCausalLM": OPTIONAL_BIAS,
-    "Jais2ForCausalLM": BIASED._replace(rotary=False),
+    "Jais2ForCausalLM": SWITCHED._replace(rotary=False),
     "LLaMAForCausalLM": OPTIONAL_BIAS,
     "MiniCPMForCausalLM": PlainDecoder(tied=True),
     "Ministral3ForCausalLM": PlainDecoder(window=True),
@@ -306,7 +314,14 @@ DECODERS: dict[str, PlainDecoder] = {
     "XverseForCausalLM": PlainDecoder(),
     "Step1ForCausalLM": PlainDecoder({"num_key_value_heads": "num_attention_groups"}, rotary=False),
     "StableLmForCausalLM": PlainDecoder(bias="use_qkv_bias", layernorm=True),
-    "Starcoder2ForCausalLM": BIASED._replace(rotary=False, tied=True),
+    "Starcoder2ForCausalLM": BIASED._replace(
+        defaults={"use_bias": True},
+        bias="use_bias",
+        out_bias="use_bias",
+        mlp_bias="use_bias",
+        rotary=False,
+        tied=True,
+    ),
     "TeleChat2ForCausalLM": PlainDecoder(
         {
             "num_hidden_layers": "n_layer",
@@ -348,7 +363,14 @@ DECODERS: dict[str, PlainDecoder] = {
         keys=GPT2_KEYS, around=_positions(), wide=True, whole_mlp=True, rotary=False, tied=True
     ),
     "OPTForCausalLM": BIASED._replace(
-        keys={"intermediate_size": "ffn_dim"}, around=_positions(2), rotary=False, tied=True
+        keys={"intermediate_size": "ffn_dim"},
+        defaults={"enable_bias": True},
+        bias="enable_bias",
+        out_bias="enable_bias",
+        mlp_bias="enable_bias",
+        around=_positions(2),
+        rotary=False,
+        tied=True,
     ),
     # experts
     "AfmoeForCausalLM": PlainDecoder(
@@ -451,7 +473,8 @@ DECODERS: dict[str, PlainDecoder] = {
         ),
     ),
     "PhiMoEForCausalLM": PlainDecoder(
-        out_bias="attention_bias",
+        bias=True,
+        out_bias=True,
         layernorm=True,
         window=True,
         head_bias="lm_head_bias",

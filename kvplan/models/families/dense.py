@@ -76,7 +76,7 @@ def qwen2(k: Keys) -> Body:
 
 def mimo(k: Keys) -> Body:
     """MiMo-7B: Qwen2 with multi-token prediction."""
-    body = _dense(k, bias=k.flag("attention_bias", True))
+    body = _dense(k, bias=True)
     return body._replace(mtp_layers=mtp(k, body.layers[-1]))
 
 

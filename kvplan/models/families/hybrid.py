@@ -218,8 +218,23 @@ def _kimi_k3_weights(k: Keys, layer: LayerSpec) -> tuple[Weight, ...]:
     return tuple(found)
 
 
+BIASES = ("use_bias", "use_conv_bias")
+BAMBA_BIASES = ("mamba_proj_bias", "mamba_conv_bias")
+"""Keys of the biases of a Mamba mixer's projections and of its convolution, which has one unless told."""
+
+
+def _biases(k: Keys, names: tuple[str, str]) -> dict[str, int]:
+    return {"proj_bias": int(k.flag(names[0])), "conv_bias": int(k.flag(names[1], True))}
+
+
 def mamba2(
-    k: Keys, heads: int, head_dim: int, intermediate: int, *keys: str, ssm_dtype: str = "auto"
+    k: Keys,
+    heads: int,
+    head_dim: int,
+    intermediate: int,
+    *keys: str,
+    ssm_dtype: str = "auto",
+    biases: tuple[str, str] = BIASES,
 ) -> AttentionSpec:
     """A Mamba-2 mixer; `keys` name n_groups, the state's size and the convolution's width in this config."""
     groups, size, kernel = keys
@@ -232,6 +247,7 @@ def mamba2(
         head_dim=head_dim,
         state_size=k.count(size),
         conv_kernel=k.count(kernel, low=2, high=64),
+        **_biases(k, biases),
     )
 
 
@@ -241,7 +257,8 @@ def _bamba_mixer(k: Keys, intermediate: int) -> AttentionSpec:
     width = intermediate // heads if head_dim in (None, "auto") else k.count("mamba_d_head")
     if width * heads != intermediate:
         raise k.error(f"mamba_n_heads {heads} x mamba_d_head {width} is not the mixer's width {intermediate}")
-    return mamba2(k, heads, width, intermediate, "mamba_n_groups", "mamba_d_state", "mamba_d_conv")
+    keys = ("mamba_n_groups", "mamba_d_state", "mamba_d_conv")
+    return mamba2(k, heads, width, intermediate, *keys, biases=BAMBA_BIASES)
 
 
 def falcon_h1(k: Keys) -> Body:
@@ -348,6 +365,7 @@ def lfm2(k: Keys) -> Body:
         "short_conv",
         intermediate_size=k.count("conv_dim", default=hidden),
         conv_kernel=k.count("conv_L_cache"),
+        biased=int(k.flag("conv_bias")),
     )
     made = {"conv": conv, "full_attention": gqa(k, qk_norm="head")}
     types = k.per_layer("layer_types", n)
@@ -367,7 +385,9 @@ def lfm2_moe(k: Keys) -> Body:
     return Body(stack(k, [layer.attention for layer in body.layers], mlps))
 
 
-def mamba1(k: Keys, intermediate: int, *keys: str, norms: bool) -> AttentionSpec:
+def mamba1(
+    k: Keys, intermediate: int, *keys: str, norms: bool, biases: tuple[str, str] = BIASES
+) -> AttentionSpec:
     """A Mamba mixer; `keys` name the state's size, the convolution's width and the rank of its steps."""
     size, kernel, rank = keys
     default_rank = cdiv(k.count("hidden_size"), 16)
@@ -381,6 +401,7 @@ def mamba1(k: Keys, intermediate: int, *keys: str, norms: bool) -> AttentionSpec
                 "time_step_rank",
                 default_rank if k.raw.get(rank) == "auto" else k.count(rank, default=default_rank),
             ),
+            *_biases(k, biases).items(),
         ),
         gated_norm=norms,
     )
@@ -407,7 +428,9 @@ def jamba(k: Keys) -> Body:
     """Jamba: Mamba with a few attention layers, experts in every other one."""
     n, hidden = num_layers(k), k.count("hidden_size")
     width = k.count("mamba_expand", default=2) * hidden
-    mixer = mamba1(k, width, "mamba_d_state", "mamba_d_conv", "mamba_dt_rank", norms=True)
+    mixer = mamba1(
+        k, width, "mamba_d_state", "mamba_d_conv", "mamba_dt_rank", norms=True, biases=BAMBA_BIASES
+    )
     attention = gqa(k)
     every, first = k.count("attn_layer_period", default=8), k.count("attn_layer_offset", default=4, low=0)
     mixers = [attention if i % every == first else mixer for i in range(n)]
@@ -432,7 +455,8 @@ def zamba2(k: Keys) -> Body:
         raise k.error("use_shared_attention_adapter is not supported")
     inner = k.count("mamba_expand", default=2) * hidden
     ssm = k.count("n_mamba_heads", default=8)
-    mixer = mamba2(k, ssm, inner // ssm, inner, "mamba_ngroups", "mamba_d_state", "mamba_d_conv")
+    keys = ("mamba_ngroups", "mamba_d_state", "mamba_d_conv")
+    mixer = mamba2(k, ssm, inner // ssm, inner, *keys, biases=("add_bias_linear", "use_conv_bias"))
     dim = k.count("attention_head_dim", default=2 * hidden // heads)
     kept = AttentionSpec(AttentionKind.FULL, heads, heads, dim, dim, weightless=True)
     plain = LayerSpec(mixer, NO_MLP, norm_size=hidden)

@@ -47,7 +47,7 @@ def qwen2_moe(k: Keys) -> Body:
     moe = experts(
         k, k.count("moe_intermediate_size"), "num_experts", shared_intermediate_size=shared, shared_gate=True
     )
-    return Body(stack(k, [gqa(k, bias=k.flag("qkv_bias", True))] * n, sparse_layers(k, n, moe)))
+    return Body(stack(k, [gqa(k, bias=True)] * n, sparse_layers(k, n, moe)))
 
 
 def qwen3_moe(k: Keys) -> Body:
