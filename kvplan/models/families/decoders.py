@@ -346,7 +346,6 @@ DECODERS: dict[str, PlainDecoder] = {
             "num_hidden_layers": "num_layers",
             "intermediate_size": "ffn_hidden_size",
             "num_key_value_heads": "multi_query_group_num",
-            "head_dim": "kv_channels",
             "vocab_size": "padded_vocab_size",
             "max_position_embeddings": "seq_length",
         },

@@ -173,19 +173,23 @@ def k2_horizon(k: Keys) -> Body:
     if k.raw.get("attention_gate_func") is not None:
         gated += (Weight("self_attn.gate_proj", queries, hidden, cut="rows", linear=True),)
     if k.flag("query_key_norm"):
-        gated += (Weight("self_attn.qk_norm", queries + keys, cut="rows"),)
+        gated += (
+            Weight("self_attn.q_norm", queries, cut="rows"),
+            Weight("self_attn.k_norm", keys, cut="heads", unit=full.head_dim),
+        )
     bias = k.flag("moe_gate_bias")
     routing = (Weight("mlp.gate_bias", num_experts, itemsize=4),) if num_experts and bias else ()
     values = (
         Weight("self_attn.q_proj", queries, hidden, cut="rows", linear=True),
-        Weight("self_attn.k_proj", keys, hidden, cut="rows", linear=True),
+        Weight("self_attn.k_proj", keys, hidden, cut="heads", unit=full.head_dim, linear=True),
         Weight("self_attn.v_router", max(choices, 1), hidden),
         *((Weight("self_attn.v_router_bias", max(choices, 1), itemsize=4),) if bias else ()),
         Weight(
             "self_attn.v_experts",
             keys,
             hidden,
-            "rows",
+            "heads",
+            unit=full.head_dim,
             copies=max(choices, 1),
             linear=True,
             picked=min(picks, choices),
