@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from kvplan.models.class_switches import biases, ties
 from kvplan.models.config import Keys
 from kvplan.models.drafts import (
     DSPARK,
@@ -174,41 +175,6 @@ DEFAULTS: dict[str, dict[str, object]] = {
 TIED_BY_DEFAULT = ("Gemma", "Lfm2", "FalconFor", "FalconMamba", "MambaFor", "Zamba2")
 """Families whose config class ties the embeddings unless told otherwise (architecture prefixes)."""
 
-UNBIASED = (
-    *("Afmoe", "CohereFor", "Cohere2", "Cosmos3Edge", "DeepseekFor", "DeepseekV2", "FalconH1", "GemmaFor"),
-    *("GraniteMoeFor", "GraniteMoeSWA", "GraniteMoeShared", "IQuestLoop", "InternLM2", "Lfm2", "MiniCPMFor"),
-    *("MiniMaxM3", "Mixtral", "MuseGlimmer", "OlmoHybrid", "Olmoe", "Orion", "Cwm"),
-    *("Plamo3", "Qwen3_5", "TeleChat2"),
-)
-"""Language models whose class in vLLM 0.32 reads no `attention_bias` (prefixes)."""
-OUT_BIASED = (
-    *("Apertus", "Arcee", "AriaText", "CohereCompass", "Exaone", "FlexOlmo", "Gemma2", "Gemma3"),
-    *("Gemma4", "GraniteSWA", "HunYuanDense", "HyperCLOVAX", "HrmText", "InternLM3", "K2Horizon", "Mellum"),
-    *("Ministral3", "Mistral", "Nanbeige", "NemotronFor", "OlmoFor", "Olmo2", "Olmo3", "PanguPro", "Phi3"),
-    *("Rnj1", "SmolLM3", "Step1", "VaultGemma", "VoxtralRealtime"),
-)
-"""Those whose class gives the output projection a bias too where `attention_bias` is set (prefixes)."""
-UNBIASED_MLP = ("FalconH1", "GlmMoeDsa", "MiniCPM3")
-"""Those whose class reads no `mlp_bias` (prefixes)."""
-NEVER_TIED = (
-    *("AXK1", "Afmoe", "AriaText", "BailingMoeV2_5", "BailingMoeV3", "Cosmos3Edge", "Deepseek", "Glm4Moe"),
-    *("Glm5Next", "GlmMoeDsa", "GptOss", "HfMoondream", "Inkling", "Jamba", "KimiK25", "KimiLinear"),
-    *(
-        "LongcatFlash",
-        "MiMoV2",
-        "MiniMaxM",
-        "MistralLarge3",
-        "Molmo",
-        "Moondream3",
-        "MuseGlimmer",
-        "NemotronH",
-    ),
-    *("Olmoe", "PhiMoE", "Qwen3Next", "Qwen4Exp", "Step3"),
-)
-"""Language models whose class in vLLM 0.32 has a head of its own, whatever the config says (prefixes)."""
-ALWAYS_TIED = ("Cohere", "Gemma2", "Gemma3nFor", "JinaEmbeddingsV5", "Lfm2", "Zamba2")
-"""Those whose class scores with the embeddings, whatever the config says (prefixes)."""
-
 SET_BY_CLASS: dict[str, dict[str, object]] = {
     "Isaac": {"mrope_section": []},
     "NemotronH_Nano_Omni": {"mamba_ssm_cache_dtype": "auto"},
@@ -286,7 +252,14 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         sized_for=body.sized_for,
         final_norms=body.final_norms,
         lm_head_bias=body.lm_head_bias,
-        tie_word_embeddings=ties(outer, text, architecture),
+        tie_word_embeddings=ties(
+            outer,
+            text,
+            whole,
+            architecture,
+            section=text_section(outer),
+            default=row.tied if row else architecture.startswith(TIED_BY_DEFAULT),
+        ),
         score_head=score_head(whole, text),
         vision=vision_tower(outer, whole, text.count("hidden_size"), multimodal=whole in TEXT_OF),
         longrope_original_len=longrope_original_len(text),
@@ -308,25 +281,6 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         backbone_hidden_size=text.count("backbone_hidden_size") if architecture in GEMMA4_ASSISTANTS else 0,
     )
     return eagle_head(model) if architecture == EAGLE else model
-
-
-def biases(text: Keys, architecture: str) -> Keys:
-    """The config with its biases as vLLM's class takes them: not at all, or for the output too."""
-    if architecture.startswith(UNBIASED_MLP):
-        text = Keys(text.name, {**text.raw, "mlp_bias": False})
-    if not text.flag("attention_bias") or not architecture.startswith((*UNBIASED, *OUT_BIASED)):
-        return text
-    told = {"attention_bias": False} if architecture.startswith(UNBIASED) else {"attention_out_bias": True}
-    return Keys(text.name, {**text.raw, **told})
-
-
-def ties(outer: Keys, text: Keys, architecture: str) -> bool:
-    """Whether the LM head is the embedding: as the class has it, else as the config says or its class by default."""
-    if architecture.startswith((*NEVER_TIED, *ALWAYS_TIED)):
-        return architecture.startswith(ALWAYS_TIED)
-    row = ROWS.get(architecture)
-    default = row.tied if row else architecture.startswith(TIED_BY_DEFAULT)
-    return outer.flag("tie_word_embeddings") or text.flag("tie_word_embeddings", default)
 
 
 def quantization_section(outer: Keys, text: Keys) -> Mapping[str, object] | None:

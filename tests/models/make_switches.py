@@ -4,7 +4,8 @@
 
 Writes `tests/fixtures/switches_vllm_0.32.json.xz`: for the first case of each architecture in `make_architectures.py`'s
 fixture and each switch, bytes of parameters of one rank of one with that switch turned in the sections of the language
-model (null: vLLM's class does not start). Environment: see `vllm_meta.py`.
+model, and with ties that its top and its section disagree on (null: vLLM's class does not start).
+Environment: see `vllm_meta.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import vllm_meta
 from make_architectures import FIXTURE
-from switches import SWITCHES, first_cases, turned
+from switches import SWITCHES, TOPS, first_cases, topped, turned
 
 SWITCHED = FIXTURE.with_name("switches_vllm_0.32.json.xz")
 
@@ -50,6 +51,10 @@ def main() -> None:
                 config = turned(cases[name]["config"], switch, value)
                 if config is not None:
                     found[name][f"{switch}={value}"] = ask({**cases[name], "config": config})
+        for told, values in TOPS.items():
+            config = topped(cases[name]["config"], values)
+            if config is not None:
+                found[name][told] = ask({**cases[name], "config": config})
         print(name, found[name], flush=True)
     text = json.dumps(found, separators=(",", ":"))
     SWITCHED.write_bytes(lzma.compress(text.encode(), preset=9))

@@ -31,6 +31,23 @@ def sections(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [config, *(s for v in inner for s in sections(v))]
 
 
+TOPS = {"yes over no": (True, False), "no over yes": (False, True), "none over yes": (None, True)}
+"""What the top of a config and its language model's section say of a tie."""
+
+
+def topped(config: dict[str, Any], told: tuple[bool | None, bool]) -> dict[str, Any] | None:
+    """The config with a tie told so at its top and in its sections; None where it has none."""
+    changed = copy.deepcopy(config)
+    top, *inner = sections(changed)
+    if not inner:
+        return None
+    for part, value in ((top, told[0]), *((p, told[1]) for p in inner)):
+        part.pop("tie_word_embeddings", None)
+        if value is not None:
+            part["tie_word_embeddings"] = value
+    return changed
+
+
 def turned(config: dict[str, Any], switch: str, value: bool) -> dict[str, Any] | None:
     """The config with the switch so; None where it is so already or has no such switch.
 
