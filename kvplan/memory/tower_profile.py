@@ -6,7 +6,8 @@
 Of images and videos, it runs those that become more tokens; videos and some sounds are as long as the context lets
 them be. Attention that writes its scores out and hidden states kept until the end add numbers of their own;
 convolutions before the layers, resamplers and heads behind may be wider than they are. `item` of
-`kvplan.models.towers.parts` names these facts.
+`kvplan.models.towers.parts` names these facts. The pixels of all items are there throughout; towers that take their
+items in turn hold the hidden states of some.
 
 Source: vLLM 0.32 `multimodal/encoder_budget.py` (items), the processors' own limits (patches and tokens of the largest
 item), the towers' layers (hidden states, fused Q, K, V and their rotated copies, the MLP's two sides).
@@ -42,11 +43,15 @@ def _declared(v: VisionSpec) -> Largest:
     return Largest(v["patches"], v["tokens"], v["pixels"])
 
 
+def _qwen(v: VisionSpec) -> Largest:
+    return Largest(65536, 16384, v["pixels"] * v["patch"] ** 2)
+
+
 LARGEST: dict[str, Callable[[VisionSpec], Largest]] = {
     # 16,777,216 pixels in patches of 16, 12,845,056 in patches of 14; four become a token
-    "qwen3_vl": lambda v: Largest(65536, 16384, v["pixels"] * v["patch"] ** 2),
-    "qwen2_vl": lambda v: Largest(65536, 16384, v["pixels"] * v["patch"] ** 2),
-    "qwen2_5_vl": lambda v: Largest(65536, 16384, v["pixels"] * v["patch"] ** 2),
+    "qwen3_vl": _qwen,
+    "qwen2_vl": _qwen,
+    "qwen2_5_vl": _qwen,
     "glm4v": lambda v: Largest(49152, 12288, v["pixels"] * v["patch"] ** 2),  # 9,633,792 pixels
     "moonvit": lambda v: Largest(16384, 4096),
     "moonvit3d": lambda v: Largest(16384, 4096),
@@ -62,6 +67,30 @@ LARGEST: dict[str, Callable[[VisionSpec], Largest]] = {
     "llama4": lambda v: Largest(17 * (_grid(v).patches + 1), 17 * _grid(v, 4).tokens),
 }
 """Tower -> the largest image its processor makes."""
+
+
+def _pairs(v: VisionSpec) -> dict[str, int]:
+    """14 frames, each pair of an image's size (vLLM 0.32 `qwen2_vl.py: get_num_frames_with_most_features`)."""
+    return {"frames": 7, "frame_patches": 65536, "frame_tokens": 16384}
+
+
+def _intern(v: VisionSpec) -> dict[str, int]:
+    """A tile each, beside an image of 13 (vLLM 0.32 `interns1.py: get_num_frames_with_most_features`)."""
+    tokens = v["positions"] // 4
+    return {
+        "frames": 1 << 30,
+        "frame_patches": v["positions"],
+        "frame_tokens": tokens,
+        "beside": TILES * tokens,
+    }
+
+
+def _no_video(v: VisionSpec) -> dict[str, int]:
+    return {}
+
+
+VIDEOS = {"qwen2_vl": _pairs, "qwen2_5_vl": _pairs, "internvl": _intern}
+"""Tower -> the frames of its video, where they may be more tokens than an image."""
 GATED = frozenset({"pixtral", "qwen2_5_vl", "glm4v", "gemma4"})
 WHOLE = frozenset({"gemma4"})
 """Towers that every rank holds and runs whole."""
@@ -75,8 +104,14 @@ def largest_image(vision: VisionSpec) -> Largest | None:
 
 
 def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
-    """The largest item that may be asked of this engine: of images and videos, what becomes more tokens."""
-    image, facts = largest_image(vision), dict(vision.facts)
+    """The largest item that may be asked of this engine: of images and videos, what becomes more tokens.
+
+    At a tie vLLM takes the video, which has as many patches or more.
+    """
+    image, facts = (
+        largest_image(vision),
+        {**VIDEOS.get(vision.family, _no_video)(vision), **dict(vision.facts)},
+    )
     if image is None:
         return None
     if "fills" in facts:
@@ -85,7 +120,7 @@ def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
     if "within" in facts:
         return image._replace(tokens=min(image.tokens, args.max_model_len))
     video = _video(facts, image, args.max_model_len) if "frames" in facts else image
-    return max(video, image, key=lambda item: item.tokens)
+    return max(video, image, key=lambda item: (item.tokens, item.patches))
 
 
 def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
@@ -93,7 +128,9 @@ def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
     room = max(facts.get("frame_room", facts["frame_tokens"]), 1)
     counted = min(max((context - facts.get("beside", 0)) // room, 1), facts["frames"])
     run = facts.get("frames_run", min(max(context // room, 1), facts["frames"]))
-    return image._replace(patches=run * facts["frame_patches"], tokens=counted * facts["frame_tokens"])
+    patches = min(run * facts["frame_patches"], facts.get("most_patches", run * facts["frame_patches"]))
+    pixels = facts.get("frame_pixels", image.pixels)
+    return image._replace(patches=patches, tokens=counted * facts["frame_tokens"], pixels=pixels)
 
 
 def num_items(largest: Largest, args: ResolvedArgs, limit: int = 999) -> int:
@@ -127,7 +164,8 @@ def tower_bytes(vision: VisionSpec, args: ResolvedArgs) -> int | None:
     gated = vision.family in GATED or facts.get("gated")
     hidden, sides = vision["hidden"], 3 if gated else 2
     widest = max(7 * hidden + facts.get("scores", 0), sides * vision["width"]) / tp
-    layers = largest.pixels + 2 * hidden + widest + facts.get("kept", 0)
+    layers = 2 * hidden + widest + facts.get("kept", 0)
     patches = _num_patches(vision, args, largest)
     at_once = min(patches, facts.get("at_once", patches))
-    return int(2 * at_once * max(layers, facts.get("outside", 0)))
+    alive = at_once * max(layers, facts.get("outside", 0) - largest.pixels)
+    return int(2 * (patches * largest.pixels + alive))

@@ -76,9 +76,9 @@ def test_every_listed_tower_has_a_largest_image() -> None:
 
 
 def test_a_declared_tower_profiles_what_its_config_says() -> None:
-    """InternVL cuts a picture in 12 tiles and a thumbnail, 1,025 patches and 256 tokens each: two fit 8,192 tokens."""
+    """InternVL's video is counted beside an image of 13 tiles and run without: 32 frames fill 8,192 tokens."""
     intern = load_model("OpenGVLab/InternVL3_5-8B")
-    patches = 2 * 13 * 1025
+    patches = 8192 // 256 * 1025
     assert peak(intern, max_num_batched_tokens=8192) == 2 * patches * (588 + 2 * 1024 + 2 * 4096)
 
 

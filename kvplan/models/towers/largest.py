@@ -1,4 +1,7 @@
-"""The largest item that a processor makes, which start-up profiles: patches and tokens, widths."""
+"""The largest item that a processor makes, which start-up profiles: patches and tokens, widths.
+
+`item` (parts) names the facts. `tests/models/make_largest.py` asks vLLM 0.32's processing classes for the same.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,40 @@ from collections.abc import Callable, Mapping
 from math import isqrt
 
 from kvplan.models.config import Keys
-from kvplan.models.towers.parts import TowerFacts, grid, merge, sizes
+from kvplan.models.towers.images import RADIO
+from kvplan.models.towers.parts import TowerFacts, fraction, grid, item, merge, sizes
+
+ANY_LENGTH = 1 << 30
+"""Frames of a video that only the context bounds."""
 
 
-def _item(k: Keys, patches: int, tokens: int, *, pixels: int = 0, gated: bool = False) -> Mapping[str, int]:
-    """Facts of one item: patches (or frames) through the tower, tokens they become."""
+def _item(
+    k: Keys, patches: int, tokens: int, *, pixels: int = 0, gated: bool = False, **more: int
+) -> Mapping[str, int]:
+    """Facts of one item by a tower's sizes: patches through it, tokens they become."""
     hidden, width, _ = sizes(k)
     patch = k.count("patch_size", default=0, low=0)
-    found = {"hidden": hidden, "width": width, "patches": patches, "tokens": max(tokens, 1)}
-    return found | {"pixels": pixels or 3 * patch**2, "gated": int(gated)}
+    return item(hidden, width, patches, tokens, pixels=pixels or 3 * patch**2, gated=int(gated), **more)
+
+
+def _video(patches: int, tokens: int, *, most: int = ANY_LENGTH, beside: int = 0) -> dict[str, int]:
+    """Facts of a video of such frames, or pairs of them."""
+    return {"frames": most, "frame_patches": patches, "frame_tokens": tokens, "beside": beside}
 
 
 def tiles(s: TowerFacts) -> Mapping[str, int]:
     """InternVL's: the tiles of a picture and its thumbnail, four patches a token."""
     most = s.outer.count("max_dynamic_patch", default=12) + 1
     return _item(s.tower, most * (grid(s.tower) + 1), most * grid(s.tower) // 4)
+
+
+def tiles_or_frames(s: TowerFacts) -> Mapping[str, int]:
+    """InternVL's, and where the language model has a word for videos, frames of one tile each, as many as the context
+    holds beside an image. Source: vLLM 0.32 `internvl.py: ctx_video_token, get_num_frames_with_most_features`."""
+    image = tiles(s)
+    if s.outer.section("llm_config").text("model_type") not in ("qwen2", "qwen3", "qwen3_moe", "gpt_oss"):
+        return image
+    return {**image, **_video(grid(s.tower) + 1, grid(s.tower) // 4, beside=image["tokens"])}
 
 
 def pinpoints(s: TowerFacts) -> Mapping[str, int]:
@@ -122,3 +144,208 @@ def deepseek_v41_image(s: TowerFacts) -> Mapping[str, int]:
         s.tower.count("patch_size", default=14, high=4096),
         s.tower.count("downsample_ratio", default=3, high=64),
     )
+
+
+def fixed(
+    tokens: Callable[[TowerFacts, int], int], *, extra: int = 0, limit: int = 999
+) -> Callable[[TowerFacts], Mapping[str, int]]:
+    """One image of `image_size`; `tokens` of its patches, `extra` marks beside them."""
+
+    def found(s: TowerFacts) -> Mapping[str, int]:
+        patches = grid(s.tower)
+        return _item(s.tower, patches + extra, tokens(s, patches), limit=limit)
+
+    return found
+
+
+def _most_queries(s: TowerFacts, patches: int) -> int:
+    told = s.outer.raw.get("projector_patch_to_query_dict")
+    counts = [n for n in told.values() if type(n) is int] if isinstance(told, dict) else []
+    return max(counts, default=256)
+
+
+aria_image = fixed(_most_queries)
+"""Aria's: as many queries as its projector has (vLLM 0.32 `aria.py: get_num_image_tokens`)."""
+bagel_image = fixed(lambda s, patches: s.outer.count("vit_max_num_patch_per_side", default=70) ** 2)
+"""BAGEL's: every patch a token (`bagel.py: get_mm_max_tokens_per_item`)."""
+blip2_image = fixed(lambda s, patches: s.outer.count("num_query_tokens", default=32), extra=1, limit=1)
+"""BLIP-2's: queries (`blip2.py: get_num_image_tokens`); one image a prompt."""
+glm4v_9b_image = fixed(lambda s, patches: patches // 4, extra=1, limit=1)
+"""GLM-4V-9B's: four patches a token (`glm4v.py: get_num_image_tokens`); one image a prompt."""
+
+
+def eagle_tiles(s: TowerFacts) -> Mapping[str, int]:
+    """InternVL's tiles of Eagle's size, without a class token (vLLM 0.32 `eagle2_5_vl.py: get_image_processor`)."""
+    side = s.outer.count("force_image_size", default=0, low=0, high=1 << 20)
+    told = {"image_size": side or s.tower.count("image_size", high=1 << 20)}
+    k = Keys(s.tower.name, {**s.tower.raw, **told})
+    most = s.outer.count("max_dynamic_patch", default=12) + 1
+    return _item(k, most * grid(k), most * grid(k) // 4)
+
+
+def split_image(s: TowerFacts) -> Mapping[str, int]:
+    """Idefics 3's and SmolVLM's: four by four tiles of `image_size`, and the picture whole.
+
+    `Idefics3ImageProcessor` and `SmolVLMImageProcessor` (transformers 5.19): `size` is four times `max_image_size`.
+    """
+    merged = s.outer.count("scale_factor", default=2, high=64) ** 2
+    return _item(s.tower, 17 * grid(s.tower), 17 * (grid(s.tower) // merged))
+
+
+def granite4_pinpoints(s: TowerFacts) -> Mapping[str, int]:
+    """Granite 4 Vision's: LLaVA-NeXT's tiles, thinned out, a newline behind each row.
+
+    Source: vLLM 0.32 `granite4_vision.py: get_num_image_tokens`.
+    """
+    queries, window = fraction(s.outer, "downsample_rate", "4/8")
+    image = s.tower.count("image_size", high=1 << 20)
+    side = image // s.tower.count("patch_size", high=4096) * queries // window
+
+    def tokens(across: int, down: int) -> int:
+        return side**2 + down * side * (across * side + 1)
+
+    listed = s.outer.raw.get("image_grid_pinpoints")
+    pairs = [p for p in listed if isinstance(p, list) and len(p) == 2] if isinstance(listed, list) else []
+    tiled = [(w // image, h // image) for h, w in pairs if type(h) is int and type(w) is int]
+    across, down = max(tiled, default=(2, 2), key=lambda t: tokens(*t))
+    return _item(s.tower, (across * down + 1) * grid(s.tower), tokens(across, down))
+
+
+def views(
+    tile: int, across: int, down: int, *, ends: bool = True
+) -> Callable[[TowerFacts], Mapping[str, int]]:
+    """DeepSeek-OCR's: a picture of 1,024 x 1,024 and its tiles through SAM's ViT-B, one image behind the other.
+
+    In its windows the biases of attention are tensors: sixteen hidden states' worth is alive. Sixteen patches of
+    16 x 16 become a token; `ends`: each row of tokens has one. The tiles are those of the image that vLLM profiles.
+    Source: vLLM 0.32 `deepseek_ocr.py`, `deepseek_ocr2.py`, `unlimited_ocr.py: get_image_size_with_most_features,
+    get_num_image_tokens`, `deepencoder.py`.
+    """
+    rows, columns = down * tile // 64, across * tile // 64
+    tokens = 16 * (16 + ends) + rows * (columns + ends) + 1
+    tiled = across * down * (tile // 16) ** 2
+    facts = item(
+        768, 3072, 64**2 + tiled, tokens, pixels=768, at_once=max(64**2, tiled), scores=7 * 768, whole=1
+    )
+    return lambda s: facts
+
+
+def lfm2_image(s: TowerFacts) -> Mapping[str, int]:
+    """LFM2-VL's: one tile of 256 tokens (vLLM 0.32 `lfm2_vl.py: get_image_size_with_most_features`)."""
+    tokens = s.outer.count("max_image_tokens", default=256, high=1 << 20)
+    return _item(s.tower, tokens * s.outer.count("downsample_factor", default=2, high=64) ** 2, tokens)
+
+
+def _resized(s: TowerFacts, pixels: int, merged: int, *, patch: int = 14) -> tuple[int, int]:
+    """Patches and tokens of a square of so many pixels at most, whole tokens to a side."""
+    side = isqrt(pixels) // (s.tower.count("patch_size", default=patch, high=4096) * merged)
+    return (side * merged) ** 2, side**2
+
+
+def keye_image(s: TowerFacts) -> Mapping[str, int]:
+    """Keye's: `max_pixels` of 28 x 28 x 1,280 in Kwai-Keye's own image processor.
+
+    Its video is one such frame, as vLLM keeps room for 999 images beside it (vLLM 0.32 `keye.py:
+    get_num_frames_with_most_features`).
+    """
+    return _item(
+        s.tower, *_resized(s, 28 * 28 * 1280, s.tower.count("spatial_merge_size", default=2, high=64))
+    )
+
+
+def ernie_video(s: TowerFacts) -> Mapping[str, int]:
+    """ERNIE 4.5 VL's: pairs of frames, as many as the context holds beside an image, two of them a token's.
+
+    `Ernie4_5_VLMoeImageProcessor` (transformers 5.19): 28 x 28 x 6,177 pixels. Source: vLLM 0.32 `ernie45_vl.py:
+    get_num_frames_with_most_features`.
+    """
+    patches, tokens = _resized(s, 28 * 28 * 6177, s.outer.count("spatial_conv_size", default=2, high=64))
+    pair = s.outer.count("temporal_conv_size", default=2, high=64)
+    return {**_item(s.tower, patches, tokens), **_video(pair * patches, tokens, beside=tokens)}
+
+
+def hunyuan_image(s: TowerFacts) -> Mapping[str, int]:
+    """HunYuan's OCR: 2,048 x 2,048, an end to each row of tokens and two marks (transformers 5.19
+    `HunYuanVLImageProcessor`, `HunYuanVLProcessor`)."""
+    patches, tokens = _resized(s, 2048**2, s.tower.count("spatial_merge_size", default=2, high=64), patch=16)
+    return _item(s.tower, patches, tokens + isqrt(tokens) + 2, whole=1)
+
+
+def cosmos3_edge_video(s: TowerFacts) -> Mapping[str, int]:
+    """Cosmos 3 Edge's: two frames that share 24 x 1,024 x 1,024 pixels, which is more than the largest image.
+
+    vLLM factors that limit into frames of 128 x 192 tokens; the processor cuts both sides by the root of two. Source:
+    vLLM 0.32 `qwen3_vl.py: get_max_video_tokens`, transformers 5.19 `Cosmos3EdgeVideoProcessor`.
+    """
+    joined = merge(s.outer.section("projector_config"))
+    patch = s.tower.count("patch_size", default=16, high=4096)
+    unit = patch * isqrt(joined)
+    height = next(n for n in range(isqrt(24 * 2**20 // unit**2), 0, -1) if 24 * 2**20 // unit**2 % n == 0)
+    width = 24 * 2**20 // unit**2 // height
+    tokens = 2 * isqrt(height**2 // 2) * isqrt(width**2 // 2)
+    return _item(s.tower, joined * tokens, tokens)
+
+
+def intern_video(s: TowerFacts) -> Mapping[str, int]:
+    """Intern-S1's: frames of one tile each, as many as the context holds beside the image of 13 tiles.
+
+    Source: vLLM 0.32 `interns1.py: get_num_frames_with_most_features`.
+    """
+    images, each = s.tower.counts("image_size"), s.tower.counts("patch_size")
+    patches = images[0] // each[0] * (images[1] // each[1])
+    hidden, width, _ = sizes(s.tower)
+    image = item(hidden, width, 13 * (patches + 1), 13 * (patches // 4), pixels=3 * each[0] * each[1])
+    return {**image, **_video(patches + 1, patches // 4, beside=13 * (patches // 4))}
+
+
+def nemotron_video(s: TowerFacts) -> Mapping[str, int]:
+    """Nemotron Nano VL's: frames joined in tubelets fill the context; 128 frames at a time pass the tower.
+
+    Images are tiles, or so resized that they are counted as less than the context. Source: vLLM 0.32
+    `nano_nemotron_vl.py: get_mm_max_tokens_per_item, get_num_frames_with_most_features, extract_feature`.
+    """
+    args = s.tower.section("args")
+    if args.text("model") not in RADIO:
+        raise s.tower.error(f"RADIO model {args.text('model')[:40]!r} is not known")
+    hidden, _, width = RADIO[args.text("model")]
+    patch = s.tower.count("patch_size", default=16, high=4096)
+    frames = s.tower.count("video_temporal_patch_size", default=1, high=64)
+    frame = (s.outer.count("force_image_size", default=512, high=1 << 20) // patch) ** 2
+    images = 1 if "min_num_patches" in args else 13
+    facts = item(hidden, width, images * frame, images * frame // 4, pixels=3 * patch**2)
+    more = {"at_once": 128 // frames * frame, "frame_pixels": 3 * frames * patch**2}
+    return {**facts, **_video(frame, frame // 4), **more}
+
+
+def mimo_video(s: TowerFacts) -> Mapping[str, int]:
+    """MiMo-V2 Omni's: up to 14 frames, each counted as a pair, run in pairs that share four frames' pixels.
+
+    4,096 tokens an image unless `processor_config` tells. Source: vLLM 0.32 `mimo_v2_omni.py: _get_vision_info`,
+    `processors/mimo_v2_omni.py: from_hf_config, process_video`.
+    """
+    frames, merged = s.tower.count("temporal_patch_size", default=2, high=64), merge(s.tower)
+    unit = s.tower.count("patch_size", default=14, high=4096) ** 2 * merged
+    tokens = s.outer.section("processor_config").count("image_max_pixels", default=4096 * unit) // unit
+    image = _item(s.tower, tokens * merged, tokens, pixels=3 * frames * unit // merged, gated=True)
+    video = _video(tokens * merged // frames, tokens, most=14)
+    return {**image, **video, "most_patches": 16384 * merged}
+
+
+def gemma4_unified_video(s: TowerFacts) -> Mapping[str, int]:
+    """Gemma 4's without a tower: 32 frames of 70 large patches, embedded frame by frame; eight tokens more each.
+
+    Source: vLLM 0.32 `gemma4_unified.py: get_mm_max_tokens_per_item`.
+    """
+    side = s.tower.count("patch_size", high=4096) * s.tower.count("pooling_kernel_size", high=4096)
+    return item(s.tower.count("mm_embed_dim"), 0, 32 * 70, 32 * (70 + 8), pixels=3 * side**2, at_once=70)
+
+
+def emu3_image(s: TowerFacts) -> Mapping[str, int]:
+    """Emu 3's: 1,024 x 1,024, repeated to as many frames as are joined; four tensors of the first convolutions' width.
+
+    A token for each square of the last convolutions, an end to each row. Source: transformers 5.19
+    `Emu3ImageProcessor`, `Emu3Processor`, `Emu3VQVAE.encode`.
+    """
+    k, side = s.tower, 1024 // 2 ** (len(s.tower.counts("channel_multiplier")) - 1)
+    base, frames = k.count("base_channels"), k.count("temporal_downsample_factor", high=1 << 16)
+    return item(0, 0, frames * 1024**2, side * (side + 1), pixels=3, outside=4 * base + 3, whole=1)

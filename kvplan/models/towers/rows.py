@@ -1,6 +1,7 @@
 """Vision and audio towers by declaration: an architecture's row says which parts its config's sizes make.
 
-Each row is held to vLLM 0.32's own class (`tests/models/test_architectures.py`).
+Each row is held to vLLM 0.32's own class (`tests/models/test_architectures.py`), its largest item to what vLLM profiles
+(`tests/memory/test_largest_items.py`, `test_profiled_items.py`).
 """
 
 from __future__ import annotations
@@ -63,18 +64,37 @@ from kvplan.models.towers.images import (
     rvl,
 )
 from kvplan.models.towers.largest import (
+    aria_image,
+    bagel_image,
+    blip2_image,
+    cosmos3_edge_video,
     deepseek_v4_image,
     deepseek_v41_image,
     dots_image,
+    eagle_tiles,
+    emu3_image,
+    ernie_video,
     gated_image,
+    gemma4_unified_video,
+    glm4v_9b_image,
     glm_image,
+    granite4_pinpoints,
+    hunyuan_image,
+    intern_video,
+    keye_image,
     kimi_image,
+    lfm2_image,
+    mimo_video,
+    nemotron_video,
     omni_image,
     one_image,
     paddle_image,
     pinpoints,
     qwen_tower,
+    split_image,
     tiles,
+    tiles_or_frames,
+    views,
 )
 from kvplan.models.towers.own_images import (
     cosmos3_edge,
@@ -144,27 +164,31 @@ from kvplan.models.towers.sound import (
 )
 
 DECLARED: dict[str, Tower] = {
-    "AriaForConditionalGeneration": Tower("vision_config", aria),
+    "AriaForConditionalGeneration": Tower("vision_config", aria, largest=aria_image),
     "AudioFlamingo3ForConditionalGeneration": Tower(
         "audio_config", audio_flamingo, heads=False, largest=flamingo_sound
     ),
     "BeeForConditionalGeneration": Tower("vision_config", bee, largest=pinpoints),
-    "DeepseekOCRForCausalLM": Tower("vision_config", deepseek_ocr, heads=False),
-    "DeepseekOCR2ForCausalLM": Tower("vision_config", deepseek_ocr2, heads=False),
+    "DeepseekOCRForCausalLM": Tower("vision_config", deepseek_ocr, heads=False, largest=views(640, 2, 2)),
+    "DeepseekOCR2ForCausalLM": Tower(
+        "vision_config", deepseek_ocr2, heads=False, largest=views(768, 2, 2, ends=False)
+    ),
     "DeepseekVLV2ForCausalLM": Tower("vision_config", deepseek_vl2, heads=False, largest=tiled_square),
     "DotsOCRForCausalLM": Tower("vision_config", dots_ocr, largest=dots_image),
-    "Eagle2_5_VLForConditionalGeneration": Tower("vision_config", eagle),
-    "Ernie4_5_VLMoeForConditionalGeneration": Tower("vision_config", ernie_vl),
+    "Eagle2_5_VLForConditionalGeneration": Tower("vision_config", eagle, largest=eagle_tiles),
+    "Ernie4_5_VLMoeForConditionalGeneration": Tower("vision_config", ernie_vl, largest=ernie_video),
     "Exaone4_5_ForConditionalGeneration": Tower(
         "vision_config",
         lambda s: qwen2_5(s.tower),
         rotary=True,
         largest=qwen_tower(True),
     ),
+    "Gemma4UnifiedForConditionalGeneration": Tower(
+        "vision_config", gemma4_unified, heads=False, largest=gemma4_unified_video
+    ),
+    "GLM4VForCausalLM": Tower("vision_config", glm4v_9b, largest=glm4v_9b_image),
     "FunAudioChatForConditionalGeneration": Tower("audio_config", fun_audio_chat, largest=grouped_speech),
     "Gemma3nForConditionalGeneration": Tower("vision_config", gemma3n, heads=False, largest=mobilenet_image),
-    "Gemma4UnifiedForConditionalGeneration": Tower("vision_config", gemma4_unified, heads=False),
-    "GLM4VForCausalLM": Tower("vision_config", glm4v_9b),
     "GlmAsrForConditionalGeneration": Tower("audio_config", glm_asr, largest=glm_sound),
     "Glm5NextForConditionalGeneration": Tower(
         "vision_config",
@@ -174,7 +198,9 @@ DECLARED: dict[str, Tower] = {
         largest=glm_image,
     ),
     "GlmOcrForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True, largest=glm_image),
-    "Granite4VisionForConditionalGeneration": Tower("vision_config", granite4_vision),
+    "Granite4VisionForConditionalGeneration": Tower(
+        "vision_config", granite4_vision, largest=granite4_pinpoints
+    ),
     "GraniteSpeechForConditionalGeneration": Tower(
         "encoder_config", granite_speech, heads=False, largest=granite_sound
     ),
@@ -188,13 +214,13 @@ DECLARED: dict[str, Tower] = {
         rotary=True,
         largest=qwen_tower(True),
     ),
-    "Idefics3ForConditionalGeneration": Tower("vision_config", idefics3),
-    "InternS1ForConditionalGeneration": Tower("vision_config", intern_s1, heads=False),
-    "InternVLChatModel": Tower("vision_config", intern_vit, largest=tiles),
-    "KeyeForConditionalGeneration": Tower("vision_config", keye),
-    "KeyeVL1_5ForConditionalGeneration": Tower("vision_config", keye),
+    "Idefics3ForConditionalGeneration": Tower("vision_config", idefics3, largest=split_image),
+    "InternS1ForConditionalGeneration": Tower("vision_config", intern_s1, heads=False, largest=intern_video),
+    "InternVLChatModel": Tower("vision_config", intern_vit, largest=tiles_or_frames),
+    "KeyeForConditionalGeneration": Tower("vision_config", keye, largest=keye_image),
+    "KeyeVL1_5ForConditionalGeneration": Tower("vision_config", keye, largest=keye_image),
     "KimiVLForConditionalGeneration": Tower("vision_config", moonvit, largest=kimi_image),
-    "Lfm2VlForConditionalGeneration": Tower("vision_config", lfm2_vl),
+    "Lfm2VlForConditionalGeneration": Tower("vision_config", lfm2_vl, largest=lfm2_image),
     "LightOnOCRForConditionalGeneration": Tower("vision_config", lighton_ocr, largest=gated_image),
     **dict.fromkeys(
         (
@@ -203,7 +229,7 @@ DECLARED: dict[str, Tower] = {
             "NemotronH_Omni_Reasoning_V3",
             "NemotronH_Super_Omni_Reasoning_V3",
         ),
-        Tower("vision_config", nano_nemotron, heads=False),
+        Tower("vision_config", nano_nemotron, heads=False, largest=nemotron_video),
     ),
     "BailingMoeV3VLForConditionalGeneration": Tower(
         "vision_config", bailing_v3_vl, rotary=True, largest=qwen_tower(False)
@@ -217,7 +243,7 @@ DECLARED: dict[str, Tower] = {
     "LlavaOnevisionForConditionalGeneration": Tower(
         "vision_config", llava_onevision, largest=pinpoints, kind="siglip_vision_model"
     ),
-    "MiMoV2OmniForCausalLM": Tower("vision_config", mimo_v2_omni, rotary=True),
+    "MiMoV2OmniForCausalLM": Tower("vision_config", mimo_v2_omni, rotary=True, largest=mimo_video),
     "MiniCPMV4_6ForConditionalGeneration": Tower("vision_config", minicpmv4, largest=minicpm4_image),
     "MiniCPMV4_7ForConditionalGeneration": Tower("vision_config", minicpmv4, largest=minicpm4_image),
     "MiniCPMV": Tower("vision_config", minicpmv, largest=minicpm_image),
@@ -259,19 +285,19 @@ DECLARED: dict[str, Tower] = {
         "thinker_config", qwen3_omni, heads=False, rotary=True, largest=omni_image(False)
     ),
     "SkyworkR1VChatModel": Tower("vision_config", intern_vit, largest=tiles),
-    "SmolVLMForConditionalGeneration": Tower("vision_config", idefics3),
+    "SmolVLMForConditionalGeneration": Tower("vision_config", idefics3, largest=split_image),
     "Step3VLForConditionalGeneration": Tower("vision_config", step3, largest=step_image),
     "Step3p7ForConditionalGeneration": Tower("vision_config", step3p7, largest=step_image),
     "UltravoxModel": Tower("audio_config", ultravox, largest=ultravox_sound),
-    "UnlimitedOCRForCausalLM": Tower("vision_config", deepseek_ocr, heads=False),
+    "UnlimitedOCRForCausalLM": Tower("vision_config", deepseek_ocr, heads=False, largest=views(640, 4, 8)),
     "VoxtralForConditionalGeneration": Tower("audio_config", voxtral, largest=voxtral_sound),
-    "BagelForConditionalGeneration": Tower("vit_config", bagel),
-    "Blip2ForConditionalGeneration": Tower("vision_config", blip2),
+    "BagelForConditionalGeneration": Tower("vit_config", bagel, largest=bagel_image),
+    "Blip2ForConditionalGeneration": Tower("vision_config", blip2, largest=blip2_image),
+    "Cosmos3EdgeForConditionalGeneration": Tower("vision_config", cosmos3_edge, largest=cosmos3_edge_video),
     "CohereAsrForConditionalGeneration": Tower("encoder", cohere_asr, heads=False),
-    "Cosmos3EdgeForConditionalGeneration": Tower("vision_config", cosmos3_edge),
     "DeepseekV4ForConditionalGeneration": Tower("", deepseek_v4, heads=False, largest=deepseek_v4_image),
     "DeepseekV41ForCausalLM": Tower("vision_config", deepseek_v41, heads=False, largest=deepseek_v41_image),
-    "Emu3ForConditionalGeneration": Tower("vq_config", emu3),
+    "Emu3ForConditionalGeneration": Tower("vq_config", emu3, largest=emu3_image),
     "FireRedASR2ForConditionalGeneration": Tower(
         "audio_encoder_conf", fire_red_asr, heads=False, largest=fire_red_sound
     ),
@@ -281,7 +307,9 @@ DECLARED: dict[str, Tower] = {
     **dict.fromkeys(
         ("HfMoondream", "Moondream3ForCausalLM"), Tower("", moondream, heads=False, largest=moondream_image)
     ),
-    "HunYuanVLForConditionalGeneration": Tower("vision_config", hunyuan_vl, heads=False),
+    "HunYuanVLForConditionalGeneration": Tower(
+        "vision_config", hunyuan_vl, heads=False, largest=hunyuan_image
+    ),
     "InklingForConditionalGeneration": Tower("", inkling, heads=False, largest=inkling_item),
     "IsaacForConditionalGeneration": Tower("vision_config", isaac, largest=isaac_image),
     "KananaVForConditionalGeneration": Tower("vision_config", kanana, rotary=True, largest=kanana_image),
@@ -291,6 +319,7 @@ DECLARED: dict[str, Tower] = {
     "MolmoForCausalLM": Tower("", molmo, heads=False, largest=molmo_image),
     "Molmo2ForConditionalGeneration": Tower("vit_config", molmo2, largest=molmo2_image),
     "MossAudioModel": Tower("audio_config", moss_audio, largest=moss_audio_sound),
+    # its limit of pixels stands in a file of the checkpoint; public copies of its processor differ
     "OpenPanguVLForConditionalGeneration": Tower("vision_config", open_pangu),
     "Ovis": Tower("visual_tokenizer_config", ovis, heads=False, largest=ovis_image),
     **dict.fromkeys(

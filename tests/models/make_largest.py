@@ -1,0 +1,348 @@
+"""Asks vLLM itself what its start-up profiles of each vision tower, and packs the answers.
+
+    python tests/models/make_largest.py [NAME ...]
+
+Writes `tests/fixtures/largest_items_vllm_0.32.json`: for each architecture and length of the context the tokens of an
+item by modality, as `MultiModalBudget` counts them, and the numbers (pixels times colours) of the item that is run; of
+towers that are no plain transformers the elements alive at most for each of their patches.
+
+The classes are vLLM's own `ProcessingInfo` and `DummyInputsBuilder`, over the configs of
+`architectures_vllm_0.32.json.xz` (`SIZES` puts real sizes where those have defaults that fit no processor). Images pass
+the processor classes that vLLM would load, with their defaults, or under a checkpoint's own limits where it says so.
+Environment: see `vllm_meta.py`; and the torchvision of that torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import lzma
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+import torchvision  # noqa: F401  the real one, before `vllm_meta` puts an empty one in its place
+import vllm_meta
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+WRITTEN = FIXTURES / "largest_items_vllm_0.32.json"
+LENGTHS = (2048, 8192, 32768, 131072)
+SIZES: dict[str, dict[str, Any]] = {
+    "AriaForConditionalGeneration": {"vision_config": {"image_size": 980, "patch_size": 14}},
+    "Idefics3ForConditionalGeneration": {"vision_config": {"image_size": 364, "patch_size": 14}},
+    "SmolVLMForConditionalGeneration": {"vision_config": {"image_size": 364, "patch_size": 14}},
+    "MiMoV2OmniForCausalLM": {"vision_config": {"tokens_per_second": 2}},
+    "Granite4VisionForConditionalGeneration": {
+        "image_grid_pinpoints": [[384, 768], [768, 384], [768, 768], [1152, 384], [384, 1152]]
+    },
+    "Eagle2_5_VLForConditionalGeneration": {
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": 12,
+        "vision_config": {"image_size": 448},
+    },
+}
+"""Sizes of public checkpoints, of vLLM's own classes, or that the processor's defaults go with."""
+
+
+def _image_processor(module: str, name: str, **told: Any) -> Any:
+    import importlib
+
+    return getattr(importlib.import_module(f"transformers.models.{module}"), name)(**told)
+
+
+def _with(module: str, name: str, told: Any = None, **more: Any) -> Callable[[Any], Any]:
+    return lambda info: SimpleNamespace(
+        image_processor=_image_processor(module, name, **(told or {})), image_token="<i>", **more
+    )
+
+
+def _smol(module: str, name: str) -> Callable[[Any], Any]:
+    return lambda info: SimpleNamespace(
+        image_processor=_image_processor(module, name),
+        image_token="<i>",
+        image_seq_len=169,  # transformers' `Idefics3Processor` by default: (364 / 14 / 2)^2
+    )
+
+
+def _transformers(package: str, name: str, image: str, **more: Any) -> Callable[[Any], Any]:
+    """A processor that counts tokens itself, without its tokenizer."""
+
+    def made(info: Any) -> Any:
+        import importlib
+
+        classes = importlib.import_module(f"transformers.models.{package}.processing_{package}")
+        processor = object.__new__(getattr(classes, name))
+        processor.image_processor = _image_processor(f"{package}.image_processing_{package}", image)
+        for key, value in more.items():
+            setattr(processor, key, value)
+        return processor
+
+    return made
+
+
+def _cosmos(info: Any) -> Any:
+    made = _with("cosmos3_edge.image_processing_cosmos3_edge", "Cosmos3EdgeImageProcessor")(info)
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    own = _image_processor("cosmos3_edge.video_processing_cosmos3_edge", "Cosmos3EdgeVideoProcessor")
+    made.video_processor = Qwen3VLVideoProcessor(size=dict(own.size), patch_size=16, temporal_patch_size=1)
+    return made
+
+
+def _keye(info: Any) -> Any:
+    """Qwen's processor under the limits of Kwai-Keye's own image processor: `max_pixels` 28 * 28 * 1280."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+    limits = {"shortest_edge": 28 * 28 * 130, "longest_edge": 28 * 28 * 1280}
+    made = Qwen2VLImageProcessor(size=limits, temporal_patch_size=1)
+    run = type("KeyeImageProcessor", (), {"__call__": lambda self, **told: made(**told)})()
+    run.size = {"min_pixels": limits["shortest_edge"], "max_pixels": limits["longest_edge"]}
+    return SimpleNamespace(image_processor=run)
+
+
+def _qwen(info: Any) -> Any:
+    """Qwen 2's processor with the limit that its checkpoints publish: 12,845,056 pixels."""
+    size = {"shortest_edge": 3136, "longest_edge": 12845056}
+    return _with("qwen2_vl.image_processing_qwen2_vl", "Qwen2VLImageProcessor", {"size": size})(info)
+
+
+PROCESSORS: dict[str, Callable[[Any], Any]] = {
+    "Qwen2VLForConditionalGeneration": _qwen,
+    "Qwen2_5_VLForConditionalGeneration": _qwen,
+    "AriaForConditionalGeneration": _with("aria.image_processing_aria", "AriaImageProcessor"),
+    "Ernie4_5_VLMoeForConditionalGeneration": _with(
+        "ernie4_5_vl_moe.image_processing_ernie4_5_vl_moe", "Ernie4_5_VLMoeImageProcessor"
+    ),
+    "Granite4VisionForConditionalGeneration": _with(
+        "llava_next.image_processing_llava_next", "LlavaNextImageProcessor"
+    ),
+    "Idefics3ForConditionalGeneration": _smol("idefics3.image_processing_idefics3", "Idefics3ImageProcessor"),
+    "SmolVLMForConditionalGeneration": _smol("smolvlm.image_processing_smolvlm", "SmolVLMImageProcessor"),
+    "InternS1ForConditionalGeneration": _with(
+        "got_ocr2.image_processing_got_ocr2",
+        "GotOcr2ImageProcessor",
+        {"crop_to_patches": True, "size": {"height": 448, "width": 448}},  # `InternVLProcessorKwargs`
+        image_seq_length=256,
+    ),
+    "Gemma4UnifiedForConditionalGeneration": _with(
+        "gemma4_unified.image_processing_gemma4_unified", "Gemma4UnifiedImageProcessor", audio_seq_length=750
+    ),
+    "Lfm2VlForConditionalGeneration": _with("lfm2_vl.image_processing_lfm2_vl", "Lfm2VlImageProcessor"),
+    "BagelForConditionalGeneration": _with("siglip.image_processing_siglip", "SiglipImageProcessor"),
+    "Blip2ForConditionalGeneration": _with("blip.image_processing_blip", "BlipImageProcessor"),
+    "Emu3ForConditionalGeneration": _transformers(
+        "emu3", "Emu3Processor", "Emu3ImageProcessor", downsample_ratio=8
+    ),
+    "HunYuanVLForConditionalGeneration": _transformers(
+        "hunyuan_vl", "HunYuanVLProcessor", "HunYuanVLImageProcessor", cat_extra_token=True
+    ),
+    "Cosmos3EdgeForConditionalGeneration": _cosmos,
+    "KeyeForConditionalGeneration": _keye,
+    "KeyeVL1_5ForConditionalGeneration": _keye,
+}
+"""What vLLM would load beside the weights; classes of vLLM's own need nothing."""
+OWN = (
+    *("DeepseekOCRForCausalLM", "DeepseekOCR2ForCausalLM", "UnlimitedOCRForCausalLM", "GLM4VForCausalLM"),
+    *("Eagle2_5_VLForConditionalGeneration", "NemotronH_Nano_VL_V2", "NemotronH_Nano_Omni_Reasoning_V3"),
+    *("MiMoV2OmniForCausalLM", "InternVLChatModel"),
+)
+"""Architectures whose processors vLLM has itself."""
+
+
+def _info(name: str, config: dict[str, Any], flags: dict[str, Any], length: int) -> tuple[Any, Any, Any]:
+    """vLLM's config, `ProcessingInfo` and `DummyInputsBuilder` of one case."""
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.processing.context import InputProcessingContext
+
+    made = vllm_meta.engine_config(copy.deepcopy(config), 1, **flags).model_config
+    made.max_model_len = length
+    factory = MULTIMODAL_REGISTRY._get_model_cls(made)._processor_factory
+    words = vllm_meta._Tokenizer()
+    words.vocab["<|video_pad|>"] = 1  # in the vocabulary of every Qwen 2.5 and 3
+    InputProcessingContext.get_tokenizer = lambda self: words
+    info = factory.info(InputProcessingContext(made, words))
+    return made, info, factory.dummy_inputs(info)
+
+
+def _tiled(name: str, image: Any) -> int:
+    """Numbers of DeepSeek-OCR's views: the whole image and its tiles."""
+    from vllm.model_executor.models import deepseek_ocr, deepseek_ocr2, unlimited_ocr
+    from vllm.transformers_utils.processors.deepseek_ocr import MAX_CROPS, count_tiles
+
+    module = {"DeepseekOCR2ForCausalLM": deepseek_ocr2}.get(name, deepseek_ocr)
+    most = unlimited_ocr._UNLIMITED_OCR_MAX_CROPS if name.startswith("Unlimited") else MAX_CROPS
+    across, down = count_tiles(*image.size, max_num=most, image_size=module.IMAGE_SIZE)
+    return 3 * (deepseek_ocr.BASE_SIZE**2 + across * down * module.IMAGE_SIZE**2)
+
+
+def _image_numbers(name: str, info: Any, image: Any, config: dict[str, Any]) -> int:
+    """Numbers that the tower reads of one image."""
+    if "OCR" in name:
+        return _tiled(name, image)
+    if name.startswith("Nemotron"):
+        processor = info.get_hf_processor()
+        if processor.dynamic_tiler:
+            return sum(p.numel() for p in processor.dynamic_tiler._images_to_pixel_values_lst(1, [image])[0])
+        return sum(p.numel() for p in processor._images_to_pixel_values_lst([image], processor.max_num_tiles))
+    processor = info.get_hf_processor()
+    if name.startswith("MiMo"):
+        h, w = image.size[1], image.size[0]
+        return 3 * h * w * config["vision_config"]["temporal_patch_size"]
+    told = {}
+    if name.startswith("Granite4"):
+        side = config["vision_config"]["image_size"]
+        told = {"image_grid_pinpoints": config["image_grid_pinpoints"], "size": {"shortest_edge": side}}
+        told["crop_size"] = {"height": side, "width": side}
+    if name.startswith(("Bagel", "Blip2")):
+        side = config["vit_config" if name.startswith("Bagel") else "vision_config"]["image_size"]
+        told = {"size": {"height": side, "width": side}}
+    made = processor.image_processor(images=[image], return_tensors="pt", **told)
+    return int(next(made[key] for key in ("pixel_values", "pixel_values_flat") if key in made).numel())
+
+
+def _image_tokens(name: str, info: Any, image: Any) -> int:
+    """Tokens of one image where vLLM finds them by processing it."""
+    import inspect
+
+    sized = {"image_width": image.size[0], "image_height": image.size[1]}
+    offered = {**sized, "mm_kwargs": {}}
+    if name.startswith("Lfm2"):
+        made = info.get_hf_processor()
+        shapes = made.image_processor(images=[image], return_tensors="pt")["spatial_shapes"]
+        whole, tile = info.get_num_image_tokens(spatial_shapes=shapes, processor=made, mm_kwargs={})
+        tiles = info.get_num_patches(**sized, processor=made, mm_kwargs={})
+        return whole + (tiles - 1) * tile
+    wanted = inspect.signature(info.get_num_image_tokens).parameters
+    if "processor" in wanted:
+        offered["processor"] = info.get_hf_processor()
+    return int(info.get_num_image_tokens(**{k: v for k, v in offered.items() if k in wanted}))
+
+
+def _video_numbers(name: str, info: Any, videos: list[Any], config: dict[str, Any]) -> int:
+    """Numbers that the tower reads of one video; of most, the frames have their size already."""
+    import torch
+
+    frames = videos[0][0] if isinstance(videos[0], tuple) else videos[0]
+    if name.startswith("Gemma4"):
+        own = "gemma4_unified.video_processing_gemma4_unified"
+        made = _image_processor(own, "Gemma4UnifiedVideoProcessor")
+        told = {"do_sample_frames": False, "return_tensors": "pt"}
+        return int(
+            made(videos=[torch.from_numpy(frames).movedim(-1, 1)], **told)["pixel_values_videos"].numel()
+        )
+    if name.startswith("MiMo"):
+        from vllm.transformers_utils.processors.mimo_v2_omni import VideoInput
+
+        inner = next(v for v in vars(info.get_hf_processor()).values() if "process_video" in dir(type(v)))
+        tensor = torch.from_numpy(frames).movedim(-1, 1)
+        pair = (tensor, torch.arange(len(frames), dtype=torch.float32))
+        return int(inner.process_video(VideoInput(video=pair))[0].numel())
+    count, height, width, colours = frames.shape
+    grouped = 1 if name.startswith("Keye") else config.get("vision_config", {}).get("temporal_patch_size", 1)
+    return int((count + -count % grouped) * height * width * colours)
+
+
+def ask(name: str, case: dict[str, Any], length: int) -> dict[str, Any]:
+    """Tokens of an item by modality and the numbers of the items that would be run."""
+    config = copy.deepcopy(case["config"])
+    for key, value in SIZES.get(name, {}).items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    flags = {k: v for k, v in case.get("flags", {}).items() if k != "language_model_only"}
+    made, info, dummy = _info(name, config, flags, length)
+    if name in PROCESSORS:
+        stub = PROCESSORS[name](info)
+        type(info).get_hf_processor = lambda self, **told: stub
+        type(info).get_supported_mm_processor_kwargs = lambda self: {}  # of options that nobody gave
+    limits = info.get_supported_mm_limits()
+    seen = [m for m in ("image", "video") if m in limits]
+    options = made.get_multimodal_config().limit_per_prompt
+    told = info.get_mm_max_tokens_per_item(length, dict.fromkeys(limits, 1))
+    images = dummy.get_dummy_mm_data(length, {"image": 1}, options)["image"]
+    numbers = {"image": _image_numbers(name, info, images[0], config)}
+    tokens = dict(told) if told else {"image": _image_tokens(name, info, images[0])}
+    if "video" in seen:
+        both = dummy.get_dummy_mm_data(length, {"image": 1, "video": 1}, options)["video"]
+        alone = dummy.get_dummy_mm_data(length, {"video": 1}, options)["video"]
+        numbers["video"] = _video_numbers(name, info, alone, config)
+        if not told:
+            frames = both[0][0] if isinstance(both[0], tuple) else both[0]
+            tokens["video"] = len(frames) * info.get_hf_processor().image_seq_length
+    return {"tokens": {m: int(tokens[m]) for m in seen}, "numbers": numbers}
+
+
+def alive(module: Any, image: Any) -> int:
+    """Elements of 16 bits that are alive at most while a module runs on the meta device, its weights apart."""
+    import weakref
+
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    known = {t.untyped_storage()._cdata: 0 for t in (*module.parameters(), *module.buffers())}
+    now = most = 0
+
+    class Watch(TorchDispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal now, most
+            out = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in known:
+                    storage = tensor.untyped_storage()
+                    known[storage._cdata] = storage.nbytes()
+                    now += storage.nbytes()
+                    weakref.finalize(storage, gone, storage._cdata)
+                    most = max(most, now)
+            return out
+
+    def gone(key: int) -> None:
+        nonlocal now
+        now -= known.pop(key, 0)
+
+    torch.nn.functional.scaled_dot_product_attention = lambda q, k, v, **told: torch.empty_like(q)
+    with torch.no_grad(), Watch():
+        module(image)
+    return most // 2
+
+
+def live(name: str, config: dict[str, Any]) -> float | None:
+    """Elements alive of one patch in towers that are no plain transformers; attention's kernels hold nothing."""
+    import torch
+
+    if "OCR" in name:
+        from vllm.config import VllmConfig, set_current_vllm_config
+        from vllm.model_executor.models import deepencoder
+
+        deepencoder.deepencoder_rel_pos_attention = lambda q, *rest: torch.empty_like(q)
+        with set_current_vllm_config(VllmConfig()), torch.device("meta"):
+            module, frames = deepencoder.build_sam_vit_b().to(torch.bfloat16), (4, 3, 640, 640)
+            return alive(module, torch.empty(frames, dtype=torch.bfloat16)) / (4 * 40**2)
+    if name.startswith("Emu3"):
+        from transformers.models.emu3 import configuration_emu3, modeling_emu3
+
+        sizes = configuration_emu3.Emu3VQVAEConfig(**config["vq_config"])
+        sizes._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            module = modeling_emu3.Emu3VQVAE(sizes).to(torch.bfloat16).encoder
+            return alive(module, torch.empty((1, 4, 3, 1024, 1024), dtype=torch.bfloat16)) / (4 * 1024**2)
+    return None
+
+
+def main() -> None:
+    vllm_meta.platform()
+    packed = json.loads(lzma.decompress((FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes()))
+    written = json.loads(WRITTEN.read_text()) if WRITTEN.exists() else {}
+    for name in sys.argv[1:] or (*PROCESSORS, *OWN):
+        written[name] = {str(length): ask(name, packed[name], length) for length in LENGTHS}
+        written[name]["sizes"] = SIZES.get(name, {})
+        written[name]["live"] = live(name, packed[name]["config"])
+        print(name, written[name], flush=True)
+    WRITTEN.write_text(json.dumps(dict(sorted(written.items())), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
