@@ -85,11 +85,16 @@ def _intern(v: VisionSpec) -> dict[str, int]:
     }
 
 
+def _gemma4(v: VisionSpec) -> dict[str, int]:
+    """32 frames of 630 patches, 70 tokens and eight more (vLLM 0.32 `gemma4_mm.py: get_mm_max_tokens_per_item`)."""
+    return {"frames": 1, "frame_patches": 32 * 630, "frame_tokens": 32 * 78}
+
+
 def _no_video(v: VisionSpec) -> dict[str, int]:
     return {}
 
 
-VIDEOS = {"qwen2_vl": _pairs, "qwen2_5_vl": _pairs, "internvl": _intern}
+VIDEOS = {"qwen2_vl": _pairs, "qwen2_5_vl": _pairs, "internvl": _intern, "gemma4": _gemma4}
 """Tower -> the frames of its video, where they may be more tokens than an image."""
 GATED = frozenset({"pixtral", "qwen2_5_vl", "glm4v", "gemma4"})
 WHOLE = frozenset({"gemma4"})

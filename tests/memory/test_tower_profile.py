@@ -9,10 +9,11 @@ import pytest
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.units import GiB
 from kvplan.memory.forward import estimate
-from kvplan.memory.tower_profile import LARGEST, largest_image, tower_bytes
+from kvplan.memory.tower_profile import LARGEST, largest_image, largest_item, num_items, tower_bytes
 from kvplan.models.config import Keys
 from kvplan.models.load import load_model
-from kvplan.models.towers.largest import pinpoints
+from kvplan.models.spec import VisionSpec
+from kvplan.models.towers.largest import llava_video, pinpoints
 from kvplan.models.towers.parts import TowerFacts
 from kvplan.models.vision import FAMILIES
 from kvplan.profiles.memory_profile import memory_profile
@@ -80,6 +81,28 @@ def test_a_declared_tower_profiles_what_its_config_says() -> None:
     intern = load_model("OpenGVLab/InternVL3_5-8B")
     patches = 8192 // 256 * 1025
     assert peak(intern, max_num_batched_tokens=8192) == 2 * patches * (588 + 2 * 1024 + 2 * 4096)
+
+
+def test_gemma_4_profiles_a_video() -> None:
+    """As its logs print: "a budget of 2496 tokens, and profiled with 1 video items"; 32 frames of 70 soft tokens, nine
+    patches each."""
+    gemma = load_model("google/gemma-4-26B-A4B")
+    args = estimate(gemma, "h100", EngineArgs(max_model_len=8192, max_num_batched_tokens=2048)).args
+    assert gemma.vision is not None
+    item = largest_item(gemma.vision, args)
+    assert item is not None
+    assert (item.tokens, item.patches, num_items(item, args)) == (2496, 32 * 70 * 9, 1)
+
+
+def test_llava_s_video_fills_the_context() -> None:
+    """Frames of 24 x 24 patches, pooled to 12 x 12 tokens: 56 in 8,192; one video a prompt."""
+    tile = {"model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 128}
+    tile |= {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 336, "patch_size": 14}
+    facts = llava_video(TowerFacts(Keys("m", {}), Keys("m", tile), 64))
+    args = estimate(QWEN, "h100", EngineArgs(max_model_len=8192)).args
+    item = largest_item(VisionSpec("declared", tuple(facts.items())), args)
+    assert item is not None
+    assert (item.tokens, item.patches) == (56 * 144, 56 * 576)
 
 
 @pytest.mark.parametrize(

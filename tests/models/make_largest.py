@@ -114,6 +114,8 @@ def _qwen(info: Any) -> Any:
 PROCESSORS: dict[str, Callable[[Any], Any]] = {
     "Qwen2VLForConditionalGeneration": _qwen,
     "Qwen2_5_VLForConditionalGeneration": _qwen,
+    "Exaone4_5_ForConditionalGeneration": _qwen,
+    "HCXVisionV2ForCausalLM": _qwen,
     "AriaForConditionalGeneration": _with("aria.image_processing_aria", "AriaImageProcessor"),
     "Ernie4_5_VLMoeForConditionalGeneration": _with(
         "ernie4_5_vl_moe.image_processing_ernie4_5_vl_moe", "Ernie4_5_VLMoeImageProcessor"
@@ -247,6 +249,14 @@ def _video_numbers(name: str, info: Any, videos: list[Any], config: dict[str, An
     return int((count + -count % grouped) * height * width * colours)
 
 
+def _video_tokens(info: Any, frames: Any) -> int:
+    """Tokens of a video where vLLM finds them by processing it."""
+    if hasattr(info, "get_num_video_tokens"):
+        count, height, width, _ = frames.shape
+        return int(info.get_num_video_tokens(video_width=width, video_height=height, num_frames=count))
+    return len(frames) * int(info.get_hf_processor().image_seq_length)
+
+
 def ask(name: str, case: dict[str, Any], length: int) -> dict[str, Any]:
     """Tokens of an item by modality and the numbers of the items that would be run."""
     config = copy.deepcopy(case["config"])
@@ -271,7 +281,7 @@ def ask(name: str, case: dict[str, Any], length: int) -> dict[str, Any]:
         numbers["video"] = _video_numbers(name, info, alone, config)
         if not told:
             frames = both[0][0] if isinstance(both[0], tuple) else both[0]
-            tokens["video"] = len(frames) * info.get_hf_processor().image_seq_length
+            tokens["video"] = _video_tokens(info, frames)
     return {"tokens": {m: int(tokens[m]) for m in seen}, "numbers": numbers}
 
 

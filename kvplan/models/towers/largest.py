@@ -67,15 +67,41 @@ def one_image(s: TowerFacts, *, gated: bool = False) -> Mapping[str, int]:
     return _item(s.tower, grid(s.tower), grid(s.tower) // merged, gated=gated)
 
 
-def qwen_image(k: Keys, *, gated: bool) -> Mapping[str, int]:
-    """65,536 patches, four of them a token."""
+def qwen_image(k: Keys, *, gated: bool, videos: bool = True) -> Mapping[str, int]:
+    """65,536 patches, four of them a token; of videos 14 frames at most, in pairs of an image's size.
+
+    Source: vLLM 0.32 `qwen2_vl.py: get_num_frames_with_most_features`.
+    """
     frames = k.count("temporal_patch_size", default=2, high=64)
-    return _item(k, 65536, 16384, pixels=3 * frames * k.count("patch_size", high=4096) ** 2, gated=gated)
+    pairs = _video(65536, 16384, most=7) if videos else {}
+    pixels = 3 * frames * k.count("patch_size", high=4096) ** 2
+    return {**_item(k, 65536, 16384, pixels=pixels, gated=gated), **pairs}
 
 
 def omni_image(gated: bool) -> Callable[[TowerFacts], Mapping[str, int]]:
-    """The images beside the sound, which takes less."""
+    """The images and videos beside the sound, which takes less."""
     return lambda s: qwen_image(s.tower.section("vision_config"), gated=gated)
+
+
+def hyperclovax_video(s: TowerFacts) -> Mapping[str, int]:
+    """HyperCLOVA X Vision 2's: 16 frames of 448 x 448 in pairs (vLLM 0.32 `hyperclovax_vision_v2.py:
+    get_dummy_mm_data`)."""
+    frames, patch = (
+        s.tower.count("temporal_patch_size", default=2, high=64),
+        s.tower.count("patch_size", high=4096),
+    )
+    patches = (s.tower.count("image_size", default=448, high=1 << 20) // patch) ** 2 * 16 // frames
+    return _item(s.tower, patches, patches // merge(s.tower), pixels=3 * frames * patch**2, gated=True)
+
+
+def llava_video(s: TowerFacts) -> Mapping[str, int]:
+    """LLaVA-NeXT-Video's: frames of `image_size`, pooled, as many as the context holds; one video a prompt.
+
+    Source: vLLM 0.32 `llava_next_video.py: get_num_frames_with_most_features`.
+    """
+    patches = grid(s.tower)
+    side = -(-isqrt(patches) // s.outer.count("spatial_pool_stride", default=2, high=64))
+    return {**_item(s.tower, patches, side**2, limit=1), **_video(patches, side**2)}
 
 
 def square(pixels: int, *, gated: bool = False) -> Callable[[TowerFacts], Mapping[str, int]]:
@@ -96,9 +122,9 @@ paddle_image = square(28 * 28 * 1280)
 """Default of PaddleOCR-VL's processor (vLLM 0.32 `paddleocr_vl.py: smart_resize`)."""
 
 
-def qwen_tower(gated: bool) -> Callable[[TowerFacts], Mapping[str, int]]:
-    """A tower of its own whose images are Qwen's."""
-    return lambda s: qwen_image(s.tower, gated=gated)
+def qwen_tower(gated: bool, *, videos: bool = True) -> Callable[[TowerFacts], Mapping[str, int]]:
+    """A tower of its own whose images are Qwen's, and its videos."""
+    return lambda s: qwen_image(s.tower, gated=gated, videos=videos)
 
 
 def gated_image(s: TowerFacts) -> Mapping[str, int]:

@@ -80,10 +80,12 @@ from kvplan.models.towers.largest import (
     glm_image,
     granite4_pinpoints,
     hunyuan_image,
+    hyperclovax_video,
     intern_video,
     keye_image,
     kimi_image,
     lfm2_image,
+    llava_video,
     mimo_video,
     nemotron_video,
     omni_image,
@@ -212,7 +214,7 @@ DECLARED: dict[str, Tower] = {
         "vision_config",
         hyperclovax,
         rotary=True,
-        largest=qwen_tower(True),
+        largest=hyperclovax_video,
     ),
     "Idefics3ForConditionalGeneration": Tower("vision_config", idefics3, largest=split_image),
     "InternS1ForConditionalGeneration": Tower("vision_config", intern_s1, heads=False, largest=intern_video),
@@ -232,13 +234,13 @@ DECLARED: dict[str, Tower] = {
         Tower("vision_config", nano_nemotron, heads=False, largest=nemotron_video),
     ),
     "BailingMoeV3VLForConditionalGeneration": Tower(
-        "vision_config", bailing_v3_vl, rotary=True, largest=qwen_tower(False)
+        "vision_config", bailing_v3_vl, rotary=True, largest=qwen_tower(False, videos=False)
     ),
     "LlavaNextForConditionalGeneration": Tower(
         "vision_config", llava_next, largest=pinpoints, kind="clip_vision_model"
     ),
     "LlavaNextVideoForConditionalGeneration": Tower(
-        "vision_config", lambda s: llava_next(s, cut=False), largest=pinpoints, kind="clip_vision_model"
+        "vision_config", lambda s: llava_next(s, cut=False), largest=llava_video, kind="clip_vision_model"
     ),
     "LlavaOnevisionForConditionalGeneration": Tower(
         "vision_config", llava_onevision, largest=pinpoints, kind="siglip_vision_model"
@@ -258,7 +260,7 @@ DECLARED: dict[str, Tower] = {
         "vision_config",
         lambda s: qwen2_5(s.tower),
         rotary=True,
-        largest=qwen_tower(True),
+        largest=qwen_tower(True, videos=False),
     ),
     "Ovis2_5": Tower("vit_config", ovis2_5, largest=ovis2_5_image),
     "OpenVLAForActionPrediction": Tower("", openvla, heads=False, largest=both_at_224),
