@@ -406,7 +406,6 @@ ACTS = {
         "spec-model",
         "spec-tokens",
         "hf-overrides",
-        "limit-mm-per-prompt",
     ),
     *("max-cudagraph-capture-size", "cudagraph-capture-sizes", "compilation-config", "optimization-level"),
     *("disable-sliding-window", "mm-encoder-only"),
@@ -482,12 +481,11 @@ def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
         found, draft = _speculation(speculation)
         fields |= found
     limits = _object(told.get("limit-mm-per-prompt"), "limit-mm-per-prompt")
-    if _no_items(limits):
+    if limits and _no_items(limits):
         fields["language_model_only"] = True
-    elif limits and not any(_count_of(limit) for limit in limits.values()):
-        notes.append(
-            f"--limit-mm-per-prompt: {', '.join(limits)} off, the tower stays for others (image 0 and video 0: none)"
-        )
+        del fields["limit_mm_per_prompt"]
+    elif limits:
+        fields["limit_mm_per_prompt"] = limits
     if _graphs_off(told):
         fields["enforce_eager"] = True
     if told.get("performance-mode") == "interactivity":
@@ -499,12 +497,12 @@ def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
 
 def _no_items(limits: Mapping[str, Any]) -> bool:
     """Whether limits leave a model text alone: images and videos off, or sound where nothing else is named."""
-    off = {name for name, limit in limits.items() if not _count_of(limit)}
+    off = {
+        name
+        for name, limit in limits.items()
+        if not (limit.get("count", 1) if isinstance(limit, dict) else limit)
+    }
     return off == limits.keys() and ({"image", "video"} <= off or off == {"audio"})
-
-
-def _count_of(limit: Any) -> Any:
-    return limit.get("count", 1) if isinstance(limit, dict) else limit
 
 
 def _graphs_off(told: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field
 
 from kvplan.engines.kv_transfer import kv_transfer_text, offloading_gib
+from kvplan.engines.mm_limits import mm_limits_text
 from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.ground.config import Config
@@ -141,6 +142,8 @@ class EngineArgs(Config):
     top-p, which cost time per sequence); vllm, none."""
     language_model_only: bool = False
     """Leave out the vision or audio tower of a multimodal model."""
+    limit_mm_per_prompt: Annotated[str | None, BeforeValidator(mm_limits_text)] = None
+    """Items a prompt may have, as vLLM's JSON: {"image": 4, "video": 0}; start-up profiles no kind that has 0."""
     skip_mm_profiling: bool = False
     """Start without running the tower on the largest images, so without memory for that."""
     mm_encoder_tp_mode: Literal["weights", "data"] = "weights"

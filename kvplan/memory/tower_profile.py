@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kvplan.engines.flags import ResolvedArgs
+from kvplan.engines.mm_limits import mm_limit
 from kvplan.models.spec import VisionSpec
 
 TILES = 13
@@ -90,10 +91,6 @@ def _gemma4(v: VisionSpec) -> dict[str, int]:
     return {"frames": 1, "frame_patches": 32 * 630, "frame_tokens": 32 * 78}
 
 
-def _no_video(v: VisionSpec) -> dict[str, int]:
-    return {}
-
-
 VIDEOS = {"qwen2_vl": _pairs, "qwen2_5_vl": _pairs, "internvl": _intern, "gemma4": _gemma4}
 """Tower -> the frames of its video, where they may be more tokens than an image."""
 GATED = frozenset({"pixtral", "qwen2_5_vl", "glm4v", "gemma4"})
@@ -108,15 +105,18 @@ def largest_image(vision: VisionSpec) -> Largest | None:
     return LARGEST.get(vision.family, _declared)(vision)
 
 
+def _facts(vision: VisionSpec) -> dict[str, int]:
+    """A row's, and those of its video."""
+    video = VIDEOS[vision.family](vision) if vision.family in VIDEOS else {}
+    return {**video, **dict(vision.facts)}
+
+
 def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
     """The largest item that may be asked of this engine: of images and videos, what becomes more tokens.
 
     At a tie vLLM takes the video, which has as many patches or more.
     """
-    image, facts = (
-        largest_image(vision),
-        {**VIDEOS.get(vision.family, _no_video)(vision), **dict(vision.facts)},
-    )
+    image, facts = largest_image(vision), _facts(vision)
     if image is None:
         return None
     if "fills" in facts:
@@ -125,6 +125,11 @@ def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
     if "within" in facts:
         return image._replace(tokens=min(image.tokens, args.max_model_len))
     video = _video(facts, image, args.max_model_len) if "frames" in facts else image
+    limits = args.limit_mm_per_prompt
+    if not mm_limit(limits, "video"):
+        return image
+    if "frames" in facts and not mm_limit(limits, "image"):
+        return _video({**facts, "beside": 0}, image, args.max_model_len)
     return max(video, image, key=lambda item: (item.tokens, item.patches))
 
 
@@ -147,7 +152,10 @@ def num_items(largest: Largest, args: ResolvedArgs, limit: int = 999) -> int:
 
 def _num_patches(vision: VisionSpec, args: ResolvedArgs, largest: Largest) -> int:
     """Patches of all items that start-up profiles."""
-    return num_items(largest, args, dict(vision.facts).get("limit", 999)) * largest.patches
+    facts = _facts(vision)
+    kinds = ("image", "video") if "frames" in facts else ("image",)
+    told = max(mm_limit(args.limit_mm_per_prompt, kind) for kind in kinds)
+    return num_items(largest, args, min(facts.get("limit", 999), told)) * largest.patches
 
 
 def embedded_bytes(vision: VisionSpec, args: ResolvedArgs, hidden: int) -> int:

@@ -9,6 +9,7 @@ import json
 import re
 
 from kvplan.engines.kv_transfer import kv_transfer_text
+from kvplan.engines.mm_limits import mm_limits_text
 from kvplan.engines.spelling import WORDS, logged_words, understand
 
 FLAG_LINES = (
@@ -59,6 +60,9 @@ _GPU = (
     re.compile(r"device_name=((?:NVIDIA|AMD)[\w-]{2,60}?)(?:,|\.json|['\s)]|$)"),
 )
 GPU_LINES = ("GPU ", "NVIDIA", "device_name=", "AMD")
+_LIMITS = re.compile(
+    r"limit[-_]mm[-_]per[-_]prompt\W{1,4}(\{[^{}]{0,200}(?:\{[^{}]{0,100}\}[^{}]{0,100}){0,6}\})"
+)
 _TRANSFER = re.compile(r"kv[-_]transfer[-_]config\W{1,4}(?=\{)")
 
 
@@ -74,9 +78,10 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
             spoken.setdefault(
                 key.removeprefix("no_"), _value(match["value"] or str(not key.startswith("no_")))
             )
-    spoken.pop("kv_transfer_config", None)
-    if told := _kv_transfer(line):
-        spoken["kv_transfer_config"] = told
+    for word, told in (("kv_transfer_config", _kv_transfer(line)), ("limit_mm_per_prompt", _limits(line))):
+        spoken.pop(word, None)
+        if told:
+            spoken[word] = told
     found = understand({word: value for word, value in spoken.items() if value is not None}, engine)
     if method := _METHOD.search(line):
         found["speculative_method"] = _method(method[1])
@@ -95,6 +100,16 @@ def _kv_transfer(line: str) -> str | None:
         return None
     try:
         return kv_transfer_text(json.JSONDecoder().raw_decode(line[begun.end() :])[0])
+    except ValueError:
+        return None
+
+
+def _limits(line: str) -> str | None:
+    """vLLM's items per prompt, as a command says them or a log prints them."""
+    if not (begun := _LIMITS.search(line)):
+        return None
+    try:
+        return mm_limits_text(begun[1].replace("'", '"'))
     except ValueError:
         return None
 

@@ -73,6 +73,11 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "dtype": (DENSE, {"kv_cache_dtype": "fp8"}, "float32"),
     "enforce_eager": (DENSE, {}, True),
     "language_model_only": (WINDOWED, {"max_model_len": 16384}, True),
+    "limit_mm_per_prompt": (
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        {"max_model_len": 65536, "max_num_seqs": 8},
+        '{"video": 0}',
+    ),
     "skip_mm_profiling": (WINDOWED, {"max_model_len": 16384, "max_num_seqs": 64}, True),
     "mm_encoder_tp_mode": (WINDOWED, {"max_model_len": 16384, "tensor_parallel_size": 2}, "data"),
     "enable_lora": (DENSE, {}, True),

@@ -577,6 +577,7 @@ SPOKEN: dict[str, Any] = {
     "enforce_eager": True,
     "generation_config": "vllm",
     "language_model_only": True,
+    "limit_mm_per_prompt": '{"video": 0}',
     "skip_mm_profiling": True,
     "mm_encoder_tp_mode": "data",
     "enable_lora": True,

@@ -37,6 +37,8 @@ REPEATED = {"Emu3ForConditionalGeneration": 4}
 """Frames that a tower makes of one image by itself (`temporal_downsample_factor`)."""
 ROUNDED = {"MiMoV2OmniForCausalLM"}
 """Frames that share pixels, each side rounded down to whole tokens: up to one token less a side."""
+FILLING = {"NemotronH_Nano_Omni_Reasoning_V3"}
+"""Images as large as the context, but for a limit of patches."""
 UNKNOWN: dict[str, str] = {
     "OpenPanguVLForConditionalGeneration": "its limit of pixels stands in a file of the checkpoint that nothing shows",
 }
@@ -77,6 +79,20 @@ def test_tokens_and_pixels_of_the_largest_item_equal_vllms(name: str, length: in
         assert patches * mine.pixels == numbers
 
 
+@pytest.mark.parametrize("name", [n for n, case in ITEMS.items() if "video" in case["8192"]["tokens"]])
+def test_without_videos_the_largest_image_is_run(name: str) -> None:
+    """Of towers that would run a video."""
+    if name in FILLING:
+        pytest.skip("its images are counted by the context: planned as one frame each")
+    theirs = ITEMS[name]["8192"]
+    mine = largest_item(vision_of(name), args(max_model_len=8192, limit_mm_per_prompt='{"video": 0}'))
+    assert mine is not None
+    assert mine.tokens == theirs["tokens"]["image"]
+    marked = MARKED.get(name)
+    patches = mine.patches * marked // (marked + 1) if marked else mine.patches
+    assert patches * mine.pixels == theirs["numbers"]["image"]
+
+
 @pytest.mark.parametrize("name", [name for name, case in ITEMS.items() if case["live"]])
 def test_what_is_alive_in_other_towers_is_what_vllms_classes_held(name: str) -> None:
     """SAM with its biases, convolutions: elements of one patch beside its pixels, as counted on the meta device."""
@@ -114,3 +130,20 @@ def test_frames_that_pass_the_tower_in_turn_add_their_pixels_alone() -> None:
     name, more = "nvidia/NVIDIA-Nemotron-Nano-12B-v2-VL-BF16", 128 * 256
     first, second, third = (peak(name, max_model_len=n * more) for n in (1, 2, 3))
     assert third - second == second - first == 2 * 128 * 1024 * 768
+
+
+def test_a_kind_that_no_prompt_has_is_not_profiled() -> None:
+    """Without videos Qwen 2.5 VL's image is all; without images the video counts no image beside it."""
+    name, longest = "Qwen/Qwen2.5-VL-7B-Instruct", 128000
+    image = peak(name, max_model_len=longest, limit_mm_per_prompt='{"video": 0}')
+    assert peak(name, max_model_len=longest) == peak(
+        name, max_model_len=longest, limit_mm_per_prompt='{"image": 0}'
+    )
+    assert peak(name, max_model_len=longest) == 7 * image
+
+
+def test_a_prompt_s_images_bound_those_of_the_profile() -> None:
+    """Gemma 3's are 256 tokens: 32 in a batch of 8,192, but eight prompts of two have 16."""
+    flags = {"max_model_len": 8192, "max_num_batched_tokens": 8192}
+    all_of_them = peak("google/gemma-3-27b-it", **flags)
+    assert all_of_them == 2 * peak("google/gemma-3-27b-it", limit_mm_per_prompt='{"image": 2}', **flags)

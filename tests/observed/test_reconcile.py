@@ -399,6 +399,18 @@ def test_profiles_without_the_new_keys_still_load() -> None:
     assert MemoryProfile.model_fields["total_gib"].get_default(call_default_factory=True) == {}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        """vllm serve m --max-num-seqs 8 --limit-mm-per-prompt '{"image": 2, "video": {"count": 0}}'""",
+        "non-default args: {'limit_mm_per_prompt': {'image': 2, 'video': 0}, 'max_num_seqs': 8}",
+    ],
+)
+def test_items_per_prompt_are_read_as_commands_say_and_logs_print_them(line: str) -> None:
+    found = {"max_num_seqs": 8, "limit_mm_per_prompt": '{"image": 2, "video": 0}'}
+    assert read_flags(line, "vllm") == found
+
+
 def test_kv_connectors_are_no_flag_that_breaks_a_log() -> None:
     """vLLM's own offloading is read from its JSON; other connectors, and how Python prints one, tell nothing."""
     nixl = '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}'

@@ -86,12 +86,11 @@ def omni_image(gated: bool) -> Callable[[TowerFacts], Mapping[str, int]]:
 def hyperclovax_video(s: TowerFacts) -> Mapping[str, int]:
     """HyperCLOVA X Vision 2's: 16 frames of 448 x 448 in pairs (vLLM 0.32 `hyperclovax_vision_v2.py:
     get_dummy_mm_data`)."""
-    frames, patch = (
-        s.tower.count("temporal_patch_size", default=2, high=64),
-        s.tower.count("patch_size", high=4096),
-    )
-    patches = (s.tower.count("image_size", default=448, high=1 << 20) // patch) ** 2 * 16 // frames
-    return _item(s.tower, patches, patches // merge(s.tower), pixels=3 * frames * patch**2, gated=True)
+    frames, patch = s.tower.count("temporal_patch_size", default=2, high=64), s.tower.count("patch_size")
+    patches = (s.tower.count("image_size", default=448, high=1 << 20) // patch) ** 2
+    tokens, pairs = patches // merge(s.tower), 16 // frames
+    image = _item(s.tower, patches, tokens, pixels=3 * frames * patch**2, gated=True)
+    return {**image, **_video(pairs * patches, pairs * tokens, most=1)}
 
 
 def llava_video(s: TowerFacts) -> Mapping[str, int]:
@@ -309,7 +308,8 @@ def cosmos3_edge_video(s: TowerFacts) -> Mapping[str, int]:
     height = next(n for n in range(isqrt(24 * 2**20 // unit**2), 0, -1) if 24 * 2**20 // unit**2 % n == 0)
     width = 24 * 2**20 // unit**2 // height
     tokens = 2 * isqrt(height**2 // 2) * isqrt(width**2 // 2)
-    return _item(s.tower, joined * tokens, tokens)
+    still = (4096 // unit) ** 2
+    return {**_item(s.tower, joined * still, still), **_video(joined * tokens, tokens, most=1)}
 
 
 def intern_video(s: TowerFacts) -> Mapping[str, int]:
@@ -358,12 +358,14 @@ def mimo_video(s: TowerFacts) -> Mapping[str, int]:
 
 
 def gemma4_unified_video(s: TowerFacts) -> Mapping[str, int]:
-    """Gemma 4's without a tower: 32 frames of 70 large patches, embedded frame by frame; eight tokens more each.
+    """Gemma 4's without a tower: 32 frames of 70 large patches, embedded in turn; eight tokens more each.
 
     Source: vLLM 0.32 `gemma4_unified.py: get_mm_max_tokens_per_item`.
     """
     side = s.tower.count("patch_size", high=4096) * s.tower.count("pooling_kernel_size", high=4096)
-    return item(s.tower.count("mm_embed_dim"), 0, 32 * 70, 32 * (70 + 8), pixels=3 * side**2, at_once=70)
+    image = s.tower.count("num_soft_tokens", default=280)
+    facts = item(s.tower.count("mm_embed_dim"), 0, image, image, pixels=3 * side**2, at_once=image)
+    return {**facts, **_video(32 * 70, 32 * (70 + 8), most=1)}
 
 
 def emu3_image(s: TowerFacts) -> Mapping[str, int]:

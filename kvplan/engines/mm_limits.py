@@ -1,0 +1,44 @@
+"""`--limit-mm-per-prompt`: images, videos and sounds that a prompt may have; 0 keeps a kind out of the profile run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+UNLIMITED = 999
+"""What vLLM 0.32 takes for a kind that nobody names (`config/multimodal.py`)."""
+
+
+def mm_limits_text(value: Any) -> str | None:
+    """The flag's value as vLLM takes it, counts alone, in one spelling; raises ValueError for another.
+
+    >>> mm_limits_text('{"video": 0, "image": {"count": 2, "width": 512}}')
+    '{"image": 2, "video": 0}'
+    """
+    if value is None:
+        return None
+    try:
+        told = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        told = None
+    if not isinstance(told, Mapping):
+        raise ValueError(f"must be a JSON object, not {str(value)[:60]}")
+    counts = {str(kind): _count(limit) for kind, limit in told.items()}
+    if any(type(count) is not int or not 0 <= count <= 10**6 for count in counts.values()):
+        raise ValueError("must have a number of items, 0 to 1,000,000, for each kind")
+    return json.dumps(counts, sort_keys=True) if counts else None
+
+
+def _count(limit: Any) -> Any:
+    return limit.get("count", UNLIMITED) if isinstance(limit, Mapping) else limit
+
+
+def mm_limit(text: str | None, kind: str) -> int:
+    """Items of a kind that a prompt may have.
+
+    >>> mm_limit('{"video": 0}', "video"), mm_limit(None, "image")
+    (0, 999)
+    """
+    told = json.loads(text).get(kind, UNLIMITED) if text else UNLIMITED
+    return int(told)
