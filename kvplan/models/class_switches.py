@@ -39,7 +39,16 @@ NEVER_TIED = (
     *("Olmoe", "PhiMoE", "Qwen3Next", "Qwen4Exp", "Step3"),
 )
 """Language models whose class in vLLM 0.32 has a head of its own, whatever the config says (prefixes)."""
-ALWAYS_TIED = ("Cohere", "Gemma2", "Gemma3nFor", "JinaEmbeddingsV5", "Lfm2", "Zamba2")
+ALWAYS_TIED = (
+    "CohereFor",
+    "Cohere2",
+    "CohereCompass",
+    "Gemma2",
+    "Gemma3nFor",
+    "JinaEmbeddingsV5",
+    "Lfm2",
+    "Zamba2",
+)
 """Those whose class scores with the embeddings, whatever the config says (prefixes)."""
 TIES_INSIDE = (
     *("HunYuanVL", "Idefics3", "InternS1Pro", "InternS2Preview", "MiniCPMV4_", "Ovis2_6_Moe", "Qwen3_5"),

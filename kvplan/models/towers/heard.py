@@ -102,6 +102,28 @@ def fire_red_sound(s: TowerFacts) -> Mapping[str, int]:
     )
 
 
+def cohere_asr_sound(s: TowerFacts) -> Mapping[str, int]:
+    """A clip of the longest length in hundredths of a second, thinned out; scores as in `fire_red_sound`.
+
+    The first convolution writes half as many frames and bands, before and after its ReLU. Source: vLLM 0.32
+    `models/cohere_asr.py: get_num_audio_tokens, get_dummy_mm_data`.
+    """
+    k, factor = s.tower, s.tower.count("subsampling_factor", high=4096)
+    hidden, bands = k.count("d_model"), k.count("feat_in")
+    tokens = -(-100 * s.outer.count("max_audio_clip_s", default=35, high=1 << 20) // factor)
+    return item(
+        hidden,
+        k.count("ff_expansion_factor", high=64) * hidden,
+        tokens,
+        tokens,
+        pixels=2 * bands * factor,
+        whole=1,
+        limit=1,
+        scores=6 * k.count("n_heads") * tokens,
+        outside=k.count("subsampling_conv_channels") * factor * bands // 2,
+    )
+
+
 def fun_asr_sound(s: TowerFacts) -> Mapping[str, int]:
     """30 s: 500 frames padded to 1,000, thinned out three times. Attention writes scores out four times.
 

@@ -17,6 +17,7 @@ from kvplan.models.towers.from_timm import (
     tiled_square,
 )
 from kvplan.models.towers.heard import (
+    cohere_asr_sound,
     fire_red_sound,
     flamingo_sound,
     fun_asr_sound,
@@ -296,7 +297,7 @@ DECLARED: dict[str, Tower] = {
     "BagelForConditionalGeneration": Tower("vit_config", bagel, largest=bagel_image),
     "Blip2ForConditionalGeneration": Tower("vision_config", blip2, largest=blip2_image),
     "Cosmos3EdgeForConditionalGeneration": Tower("vision_config", cosmos3_edge, largest=cosmos3_edge_video),
-    "CohereAsrForConditionalGeneration": Tower("encoder", cohere_asr, heads=False),
+    "CohereAsrForConditionalGeneration": Tower("encoder", cohere_asr, heads=False, largest=cohere_asr_sound),
     "DeepseekV4ForConditionalGeneration": Tower("", deepseek_v4, heads=False, largest=deepseek_v4_image),
     "DeepseekV41ForCausalLM": Tower("vision_config", deepseek_v41, heads=False, largest=deepseek_v41_image),
     "Emu3ForConditionalGeneration": Tower("vq_config", emu3, largest=emu3_image),
