@@ -206,7 +206,7 @@ class Plan:
 
     def _bytes_per_token(self, *, within_windows: bool) -> int:
         kept = [g for g in self.shape.groups if g.kind.is_growing or (within_windows and g.kind.is_windowed)]
-        return sum(group.bytes_per_block // (group.block_size * group.num_shards) for group in kept)
+        return sum(group.bytes_per_block // group.block_tokens for group in kept)
 
     def _kv_of_a_token(self) -> str:
         kept, windows = (

@@ -87,5 +87,5 @@ def trace_blocks(
     alone = int(layout.resident_blocks(num_tokens))
     if num_samples == 1 or not args.enable_prefix_caching:
         return TraceBlocks(alone, 0)
-    growing = [g.block_size * g.num_shards for g in layout.groups if g.kind.is_growing]
+    growing = [g.block_tokens for g in layout.groups if g.kind.is_growing]
     return TraceBlocks(alone, sum(int(shared_blocks(prompt_tokens, size, "vllm")) for size in growing))

@@ -76,6 +76,11 @@ class KvGroup:
     holds_last_layer: bool = False
     """Whether the last layer that the engine builds is here: vLLM takes this group for the MTP drafter's."""
 
+    @property
+    def block_tokens(self) -> int:
+        """Tokens per block over all ranks that deal them between them; a scheduler's block size."""
+        return self.block_size * self.num_shards
+
     def resident_blocks(self, num_tokens: IntLike) -> Ints:
         """Blocks that a sequence of `num_tokens` computed tokens holds in this group while it decodes.
 
@@ -90,7 +95,7 @@ class KvGroup:
             return full_blocks(num_tokens, 1) * 0 + full_blocks(self.window, self.block_size)
         if self.kind is AttentionKind.CHUNKED:
             return chunked_resident_blocks(num_tokens, self.window, self.block_size)
-        return full_blocks(num_tokens, self.block_size * self.num_shards)
+        return full_blocks(num_tokens, self.block_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ def varying_traces(
     prompts = np.minimum(prompts, layout.max_model_len - 1)
     outputs = np.clip(hidden + shown, 1, layout.max_model_len - prompts)
     group = layout.groups[0]
-    distribution = resident_distribution(prompts, outputs, group.block_size * group.num_shards)
+    distribution = resident_distribution(prompts, outputs, group.block_tokens)
     factor = cdiv(layout.num_blocks, MAX_UNITS)
     units = layout.num_usable_blocks // factor + 1
     return max_traces(coarser(distribution, factor), units, overflow=overflow)

@@ -218,7 +218,7 @@ def _group_bytes(group: KvGroup, num_tokens: int) -> int:
 
 
 def _group_blocks(group: KvGroup, num_tokens: int) -> int:
-    blocks = cdiv(num_tokens, group.block_size)
+    blocks = cdiv(num_tokens, group.block_tokens)
     if group.kind.is_fixed:
         blocks = min(1, blocks)
     elif group.window and not group.kind.is_growing:
@@ -249,13 +249,13 @@ def find_tier(
         num_copies=copies,
         bytes_per_chunk=slot_bytes(model, args, layout, per_chunk),
         num_chunks=chunks,
-        chunk_tokens=min(g.block_size for g in copied_groups(layout)) * per_chunk,
+        chunk_tokens=min(g.block_tokens for g in copied_groups(layout)) * per_chunk,
         tokens=Span2(
             _tokens(chunks * per_chunk, tuple(copied_groups(layout))),
             _tokens(chunks * per_chunk, tuple(growing)),
         ),
         link=link,
-        bytes_per_token=sum(g.copied_bytes / g.block_size for g in growing),
+        bytes_per_token=sum(g.copied_bytes / g.block_tokens for g in growing),
         break_even=_break_even(args, layout, link, times, trace_tokens, no_files, no_files),
         reload_s=link.seconds(bytes_to_copy(layout, trace_tokens)) + IDLE_LOOP_S,
         recompute_s=prefill_seconds(times, args.max_num_batched_tokens, trace_tokens),
@@ -310,7 +310,7 @@ def _files(
     return FilesBelow(
         drive=drive,
         file_bytes=file_bytes,
-        bytes_per_token=sum(file_bytes / (g.block_size * per_chunk) for g in growing),
+        bytes_per_token=sum(file_bytes / (g.block_tokens * per_chunk) for g in growing),
         break_even=_break_even(
             args, layout, link, times, trace_tokens, reading(drive.read_high), reading(drive.read_low)
         ),
@@ -321,7 +321,7 @@ def _files(
 
 
 def _tokens(num_chunks: int, groups: tuple[KvGroup, ...]) -> int:
-    return int(num_chunks / sum(1 / group.block_size for group in groups))
+    return int(num_chunks / sum(1 / group.block_tokens for group in groups))
 
 
 def prefill_seconds(times: StepTimes, max_num_batched_tokens: int, num_tokens: int) -> float:
@@ -329,7 +329,7 @@ def prefill_seconds(times: StepTimes, max_num_batched_tokens: int, num_tokens: i
     ticks = past = 0
     while past < num_tokens:
         chunk = min(max_num_batched_tokens, num_tokens - past)
-        ticks += times.time.ticks(StepShape(chunk, 0, 0, chunk, 1, chunk * (past + chunk / 2)))
+        ticks += times.step.ticks(StepShape(chunk, 0, 0, chunk, 1, chunk * (past + chunk / 2)))
         past += chunk
     return ticks / TICKS_PER_S
 

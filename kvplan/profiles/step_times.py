@@ -27,7 +27,7 @@ from kvplan.profiles.timing_profile import ELEMENT_BYTES as ELEMENT_BYTES
 from kvplan.profiles.timing_profile import TimingProfile
 from kvplan.timing.costs import HostCosts
 from kvplan.timing.links import LINKS, Link
-from kvplan.timing.step import ModelStepTime, StepShape
+from kvplan.timing.step import ModelStepTime, StepShape, StepTime, TrimmedStepTime
 from kvplan.timing.work import StepWork, step_work
 
 WORKSTATION = ("rtx-",)
@@ -43,6 +43,8 @@ class LastLayers(NamedTuple):
     """Of them by themselves, without what a step costs whatever it holds."""
     window: int
     """Tokens of a chunk that they run on."""
+    whole_up_to: int
+    """Tokens of a step up to which they run on all of them."""
 
 
 class StepTimes(NamedTuple):
@@ -60,6 +62,11 @@ class StepTimes(NamedTuple):
     """One pass of the drafter, with `num_speculative_tokens`; None where drafting takes no time on the GPU."""
     last: LastLayers | None = None
     """Layers that long prefills spare most tokens; None: all run whole."""
+
+    @property
+    def step(self) -> StepTime:
+        """What a step of the model takes."""
+        return TrimmedStepTime(self.time, *self.last) if self.last else self.time
 
     def links(self, gpu: GpuSpec) -> MeasuredLinks | None:
         """What the profile measured of links to host memory and files, where it is that card's own."""
@@ -117,34 +124,53 @@ def make_step_times(
         chosen.timing, engine, model, rests_on.startswith("measured") and chosen.gpu in ("", gpu.name)
     )
     time = timing.step_time(work, **options)
-    last = _last_layers(model, args, formats, time) if engine.engine == "vllm" else None
+    last = None
+    if engine.engine == "vllm" and model.layers[0].attention.shares_latents and args.swa_bounded_replay:
+        last = _last_layers(model, gpu, args, formats, time, drafter)
     return StepTimes(time, chosen, rests_on, notes, doubt, draft, last)
 
 
+TRIM_THRESHOLD = 768
+"""Tokens from which on a step inside a CUDA graph breaks out of it for the last layers (vLLM 0.32
+`config/compilation.py: decoder_replay_trim_threshold`)."""
+
+
 def _last_layers(
-    model: ModelSpec, args: EngineArgs, formats: dict[str, Any], time: ModelStepTime
+    model: ModelSpec,
+    gpu: GpuSpec,
+    args: EngineArgs,
+    formats: dict[str, Any],
+    time: ModelStepTime,
+    drafter: ModelSpec | None,
 ) -> LastLayers | None:
     """Those from the last that makes latents on, where windows are made again after a hit (DeepSeek V4.1).
 
-    They must lie on one pipeline stage and look up no n-grams. Source: vLLM 0.32
-    `models/deepseek_v41/nvidia/model.py: _decoder_replay_supported`.
+    They must lie on one pipeline stage and look up no n-grams, ranks must not share a sequence, and who drafts must not
+    see further back. Source: vLLM 0.32 `models/deepseek_v41/nvidia/model.py: _decoder_replay_supported`.
     """
-    made = [
-        i
-        for i, x in enumerate(model.layers)
-        if x.attention.shares_latents and not x.attention.latents_elsewhere
-    ]
-    made = [i for i in made if model.layers[i].attention.compress_ratio]
-    if not made or not args.swa_bounded_replay:
+    attention = [layer.attention for layer in model.layers]
+    made = [i for i, a in enumerate(attention) if a.compress_ratio and not a.latents_elsewhere]
+    if not made:
         return None
     first, layers = made[-1], model.layers[made[-1] :]
+    window = attention[first].window
     begins = stage_spans(len(model.layers), args.pipeline_parallel_size)[-1][0]
     looks_up = any(w.cut == "host" for layer in layers for w in layer.extras)
-    if first < begins or len(layers) < 2 or looks_up:
+    parallel = args.enable_expert_parallel and args.tensor_parallel_size > 1 and args.data_parallel_size > 1
+    looks_back = (
+        drafter is not None
+        and args.speculative_method in ("draft_model", "eagle")
+        and any(not 0 < layer.attention.window <= window for layer in drafter.layers)
+    )
+    if first < begins or len(layers) < 2 or looks_up or looks_back:
         return None
+    if parallel and args.pipeline_parallel_size == 1:
+        return None
+    ceiling = 1024 if 10 <= gpu.compute_capability < 11 else 512
+    graphs = 0 if args.enforce_eager else min(ceiling, 2 * (args.max_num_seqs or ceiling))
     work = model_work(replace(model, layers=layers), args, formats)
     costs = replace(time.costs, host=HostCosts(), row_s=0.0, step_s=0.0, capture_sizes=())
-    return LastLayers(ModelStepTime(work, costs), layers[0].attention.window)
+    return LastLayers(ModelStepTime(work, costs), window, min(graphs, TRIM_THRESHOLD - 1))
 
 
 def find_drafter(
@@ -160,7 +186,7 @@ def find_drafter(
     if draft_model is not None or args.speculative_method == "draft_model":
         return draft_model
     if args.speculative_method == "mtp" and model.mtp_layers:
-        return replace(model, layers=model.mtp_layers[:1])
+        return replace(model, layers=model.mtp_layers[: model.mtp.layers_each])
     if args.speculative_method == "dspark" and model.dspark:
         return replace(model, layers=model.dspark.layers)
     last = next(

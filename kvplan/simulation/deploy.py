@@ -54,7 +54,6 @@ from kvplan.timing.step import (
     ModelStepTime,
     StepShape,
     StepTime,
-    TrimmedStepTime,
 )
 
 Outside = Callable[[StepShape], tuple[str, ...]]
@@ -377,7 +376,7 @@ def _sglang_sizes(config: EngineConfig, asked: int | None) -> EngineConfig:
 
 def kv_bytes_per_token(layout: Layout, args: ResolvedArgs) -> float:
     """Bytes by which one more token grows a long sequence, all ranks together; windows and states do not grow."""
-    growing = sum(g.bytes_per_block / g.block_size for g in layout.groups if g.kind.is_growing)
+    growing = sum(g.bytes_per_block / g.block_tokens for g in layout.groups if g.kind.is_growing)
     return growing * args.tensor_parallel_size * args.pipeline_parallel_size
 
 
@@ -448,7 +447,7 @@ def scheduler_group(group: KvGroup, args: EngineArgs) -> KVCacheGroup:
     kind = KINDS[group.kind]
     return KVCacheGroup(
         kind=kind,
-        block_size=group.block_size * group.num_shards,
+        block_size=group.block_tokens,
         window=group.window if kind == "sliding_window" else None,
         chunk=group.window if kind == "chunked_local" else None,
         bounded_replay=group.bounded_replay,
@@ -506,14 +505,14 @@ def _step_time(
         sources["step_time_error"] = _errors(timing)
     if found.notes:
         sources["step_time_notes"] = "; ".join(found.notes)
-    time: StepTime = _on_clock(found.time, args.async_scheduling)
-    if found.last is not None:
-        last = _on_clock(found.last.time, args.async_scheduling)
-        time = TrimmedStepTime(_on_clock(found.time, args.async_scheduling), last, found.last.window)
+    found = found._replace(time=_on_clock(found.time, args.async_scheduling))
+    if last := found.last:
+        found = found._replace(last=last._replace(time=_on_clock(last.time, args.async_scheduling)))
         sources["last_layers"] = (
-            f"{last.work.num_layers} of {found.time.work.num_layers} layers run on the last {found.last.window}"
-            " tokens of a prompt's chunk alone, where it is longer than CUDA graphs"
+            f"{last.time.work.num_layers} of {found.time.work.num_layers} layers run on the last {last.window} tokens"
+            f" of a prompt's chunk alone, in steps of more than {last.whole_up_to}"
         )
+    time = found.step
     if found.draft is not None:
         tokens, at_once = args.num_speculative_tokens, args.speculative_method == "dspark"
         passes, each = (1, tokens) if at_once else (tokens, 1)

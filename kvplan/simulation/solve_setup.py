@@ -94,7 +94,7 @@ def verifier_step_time(scenario: Scenario) -> StepTime | None:
     if scenario.step_time.fixed_us is not None:
         return StatedStepTime.of(scenario.step_time)
     model = model_beside(verifier.model, scenario.folder)
-    return make_step_times(model, get_gpu(scenario.gpu), scenario.engine, engine=scenario.engine_of).time
+    return make_step_times(model, get_gpu(scenario.gpu), scenario.engine, engine=scenario.engine_of).step
 
 
 def compressed(setup: Setup, problems: Problems) -> Setup:

@@ -411,7 +411,7 @@ class ModelStepTime:
 class TrimmedStepTime:
     """Steps whose last layers run on the end of each prompt's chunk alone, since nobody reads what they keep before it.
 
-    Of chunks too long for CUDA graphs, as vLLM 0.32 has it (`models/deepseek_v41/decoder_replay_layers.py`):
+    Of long steps, as vLLM 0.32 has it (`models/deepseek_v41/decoder_replay_layers.py`):
 
         t = t(all layers, all tokens) - t(last layers, all tokens) + t(last layers, at most `window` of each chunk)
     """
@@ -420,12 +420,14 @@ class TrimmedStepTime:
     last: ModelStepTime
     """Of the last layers by themselves, without what a step costs whatever it holds."""
     window: int
+    whole_up_to: int
+    """Tokens of a step up to which all layers run on all of them."""
 
     def ticks(self, shape: StepShape) -> int:
         """Duration of one step; launching its kernels takes what it took."""
         ticks, costs = self.time.ticks(shape), self.time.costs
         kept = min(shape.num_prefill_tokens, shape.num_prefills * self.window)
-        if kept == shape.num_prefill_tokens or shape.num_tokens <= costs.largest_graph:
+        if kept == shape.num_prefill_tokens or shape.num_tokens <= self.whole_up_to:
             return ticks
         trimmed = shape._replace(
             num_tokens=shape.num_tokens - shape.num_prefill_tokens + kept,

@@ -7,7 +7,7 @@ import pytest
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import load_model
-from kvplan.profiles.step_times import StepTimes, make_step_times
+from kvplan.profiles.step_times import LastLayers, StepTimes, make_step_times
 from kvplan.timing.step import StepShape, TrimmedStepTime
 
 V41 = load_model("deepseek-ai/DeepSeek-V4.1-Flash")
@@ -27,7 +27,8 @@ def prefill(chunks: list[int], num_decodes: int = 0) -> StepShape:
 def trimmed() -> tuple[TrimmedStepTime, StepTimes]:
     found = times()
     assert found.last is not None
-    return TrimmedStepTime(found.time, found.last.time, found.last.window), found
+    assert isinstance(found.step, TrimmedStepTime)
+    return found.step, found
 
 
 def test_half_of_the_layers_are_spared() -> None:
@@ -62,3 +63,26 @@ def test_it_takes_the_flag_one_stage_and_vllm() -> None:
     assert times(pipeline_parallel_size=4).last is None
     dense = make_step_times(load_model("Qwen/Qwen3-8B"), get_gpu("h200"), EngineArgs(max_num_seqs=256))
     assert dense.last is None
+
+
+def test_ranks_that_share_a_sequence_and_drafts_that_look_further_back_run_all_layers_whole() -> None:
+    """vLLM 0.32 `_decoder_replay_supported`: sequence parallelism of experts; a draft model of full attention."""
+    assert times(data_parallel_size=2, enable_expert_parallel=True).last is None
+    assert times(num_speculative_tokens=2, speculative_method="mtp").last is not None
+    args = EngineArgs(
+        tensor_parallel_size=8, max_num_seqs=256, num_speculative_tokens=2, speculative_method="draft_model"
+    )
+    beside = make_step_times(V41, get_gpu("h200"), args, draft_model=load_model("Qwen/Qwen3-0.6B"))
+    assert beside.last is None
+
+
+def test_steps_in_a_graph_are_cut_from_768_tokens_on() -> None:
+    """Blackwell's graphs reach 1,024 tokens: within them the threshold counts; on Hopper their end at 512."""
+    assert [make(card).whole_up_to for card in ("h200", "b200")] == [512, 767]
+
+
+def make(card: str) -> LastLayers:
+    args = EngineArgs(tensor_parallel_size=8, max_num_seqs=1024)
+    found = make_step_times(V41, get_gpu(card), args).last
+    assert found is not None
+    return found

@@ -57,3 +57,17 @@ def test_states_beside_split_contexts_are_refused_with_prefix_caching() -> None:
     assert set_up(asked).config.groups
     with pytest.raises(KvplanError, match="no-enable-prefix-caching simulates"):
         set_up(Deployment(model=KIMI, gpu="h200", engine=EngineArgs(**flags)))
+
+
+def test_bytes_of_a_token_are_a_rank_s_part_of_it() -> None:
+    """What passes from prefill to decode engines; and a host tier of 256 GiB holds as many tokens either way."""
+
+    def told(dcp: int) -> tuple[float, int]:
+        flags = EngineArgs(**EIGHT, decode_context_parallel_size=dcp)
+        tier = estimate(R1, "h200", flags.model_copy(update={"kv_offloading_size": 256.0})).offload
+        assert tier is not None
+        return set_up(Deployment(model=R1, gpu="h200", engine=flags)).kv_bytes_per_token, tier.tokens.low
+
+    (one, held), (eight, held_by_eight) = told(1), told(8)
+    assert eight * 8 == one
+    assert held_by_eight == pytest.approx(held, rel=0.01)
