@@ -481,10 +481,7 @@ def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
         found, draft = _speculation(speculation)
         fields |= found
     limits = _object(told.get("limit-mm-per-prompt"), "limit-mm-per-prompt")
-    if limits and _no_items(limits):
-        fields["language_model_only"] = True
-        del fields["limit_mm_per_prompt"]
-    elif limits:
+    if limits:
         fields["limit_mm_per_prompt"] = limits
     if _graphs_off(told):
         fields["enforce_eager"] = True
@@ -493,16 +490,6 @@ def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
     if told.get("disable-sliding-window"):
         notes.append("--disable-sliding-window shortens the context to the window")
     return fields, draft, notes
-
-
-def _no_items(limits: Mapping[str, Any]) -> bool:
-    """Whether limits leave a model text alone: images and videos off, or sound where nothing else is named."""
-    off = {
-        name
-        for name, limit in limits.items()
-        if not (limit.get("count", 1) if isinstance(limit, dict) else limit)
-    }
-    return off == limits.keys() and ({"image", "video"} <= off or off == {"audio"})
 
 
 def _graphs_off(told: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field
 
 from kvplan.engines.kv_transfer import kv_transfer_text, offloading_gib
-from kvplan.engines.mm_limits import mm_limits_text
+from kvplan.engines.mm_limits import mm_limits_text, unused_towers
 from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.ground.config import Config
@@ -143,7 +143,8 @@ class EngineArgs(Config):
     language_model_only: bool = False
     """Leave out the vision or audio tower of a multimodal model."""
     limit_mm_per_prompt: Annotated[str | None, BeforeValidator(mm_limits_text)] = None
-    """Items a prompt may have, as vLLM's JSON: {"image": 4, "video": 0}; start-up profiles no kind that has 0."""
+    """Items a prompt may have, as vLLM's JSON: {"image": 4, "video": 0}; start-up profiles no kind that has 0, and
+    loads no tower whose kinds all have 0."""
     skip_mm_profiling: bool = False
     """Start without running the tower on the largest images, so without memory for that."""
     mm_encoder_tp_mode: Literal["weights", "data"] = "weights"
@@ -293,6 +294,7 @@ def resolve(
             "kv_offloading_size": offloading_gib(args.kv_offloading_size, args.kv_transfer_config),
             "kv_cache_dtype": _kv_cache_dtype(args, model, version),
             "mamba_cache_mode": _mamba_cache_mode(args, model, version, prefix_caching),
+            "language_model_only": args.language_model_only or _no_items(args, model, version),
         }
     )
 
@@ -302,6 +304,14 @@ def _kv_cache_dtype(args: EngineArgs, model: ModelSpec, version: EngineVersion) 
     if args.kv_cache_dtype != "auto" or not version.is_vllm(0, 12):
         return args.kv_cache_dtype
     return checkpoint_kv_dtype(model.quantization or {})
+
+
+def _no_items(args: EngineArgs, model: ModelSpec, version: EngineVersion) -> bool:
+    """Whether limits of items leave the model text alone: of all that its towers are for, a prompt may have none."""
+    if version.engine != "vllm" or model.vision is None or not args.limit_mm_per_prompt:
+        return False
+    towers = model.vision.towers
+    return len(unused_towers(args.limit_mm_per_prompt, towers)) == len(towers)
 
 
 def _utilization(args: EngineArgs, version: EngineVersion) -> float:

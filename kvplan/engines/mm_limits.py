@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 UNLIMITED = 999
@@ -42,3 +42,14 @@ def mm_limit(text: str | None, kind: str) -> int:
     """
     told = json.loads(text).get(kind, UNLIMITED) if text else UNLIMITED
     return int(told)
+
+
+def unused_towers(text: str | None, towers: Iterable[Iterable[str]]) -> list[tuple[str, ...]]:
+    """Towers, each as the kinds it is for, whose kinds no prompt may have: vLLM does not load them.
+
+    Source: vLLM 0.32 `model_executor/models/interfaces.py: _mark_tower_model`.
+
+    >>> unused_towers('{"image": 0, "video": 0}', [("image", "video"), ("audio",)])
+    [('image', 'video')]
+    """
+    return [tuple(kinds) for kinds in towers if not any(mm_limit(text, kind) for kind in kinds)]

@@ -16,6 +16,7 @@ from math import ceil, hypot
 from typing import Literal
 
 from kvplan.engines.flags import EngineVersion, ResolvedArgs
+from kvplan.engines.mm_limits import unused_towers
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, gib
 from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads, exact
@@ -225,7 +226,15 @@ def _weights_reason(model: ModelSpec, args: ResolvedArgs) -> str:
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
     share = f", one of {ranks} ranks" if ranks > 1 else ""
     share += f", experts over {args.num_gpus} GPUs" if args.enable_expert_parallel and model.is_moe else ""
-    return f"parameters of {model.architecture} x {how}{share}"
+    return f"parameters of {model.architecture} x {how}{share}{_unused(model, args)}"
+
+
+def _unused(model: ModelSpec, args: ResolvedArgs) -> str:
+    """Which of two towers counts although vLLM leaves it out: its own share of their weights is not known."""
+    if model.vision is None or args.language_model_only:
+        return ""
+    unused = unused_towers(args.limit_mm_per_prompt, model.vision.towers)
+    return "".join(f"; the tower for {' and '.join(kinds)}, unused, counted too" for kinds in unused)
 
 
 def _format_of(model: ModelSpec) -> str:

@@ -33,6 +33,8 @@ class Largest(NamedTuple):
     tokens: int
     pixels: int = 588
     """Numbers of one patch: three colours of 14 x 14 unless told."""
+    kind: str = "image"
+    """Of what a prompt may have, which it is."""
 
 
 def _grid(v: VisionSpec, merge: int = 1) -> Largest:
@@ -114,23 +116,33 @@ def _facts(vision: VisionSpec) -> dict[str, int]:
 def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
     """The largest item that may be asked of this engine: of images and videos, what becomes more tokens.
 
-    At a tie vLLM takes the video, which has as many patches or more.
+    At a tie vLLM takes the video, which has as many patches or more. None where it is not known: of towers that see and
+    hear, what they hear.
     """
     image, facts = largest_image(vision), _facts(vision)
-    if image is None:
+    kinds = _asked(vision, facts, args.limit_mm_per_prompt)
+    if image is None or not kinds:
         return None
+    image = image._replace(kind=kinds[0])
     if "fills" in facts:
         chunks = -(-args.max_model_len // image.tokens)
         return image._replace(patches=chunks * image.patches, tokens=args.max_model_len)
     if "within" in facts:
         return image._replace(tokens=min(image.tokens, args.max_model_len))
-    video = _video(facts, image, args.max_model_len) if "frames" in facts else image
-    limits = args.limit_mm_per_prompt
-    if not mm_limit(limits, "video"):
+    if "frames" not in facts or "video" not in kinds:
         return image
-    if "frames" in facts and not mm_limit(limits, "image"):
+    if kinds == ["video"]:
         return _video({**facts, "beside": 0}, image, args.max_model_len)
-    return max(video, image, key=lambda item: (item.tokens, item.patches))
+    return max(_video(facts, image, args.max_model_len), image, key=lambda item: (item.tokens, item.patches))
+
+
+def _asked(vision: VisionSpec, facts: dict[str, int], limits: str | None) -> list[str]:
+    """Kinds that the facts of the largest item speak of and that prompts may have: of sound where nothing is seen."""
+    kinds = dict.fromkeys(kind for tower in vision.towers for kind in tower)
+    seen = [kind for kind in kinds if kind != "audio"]
+    if "frames" in facts and "video" not in seen:  # its class asks the tower for them all the same
+        seen.append("video")
+    return [kind for kind in seen or kinds if mm_limit(limits, kind)]
 
 
 def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
@@ -140,7 +152,8 @@ def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
     run = facts.get("frames_run", min(max(context // room, 1), facts["frames"]))
     patches = min(run * facts["frame_patches"], facts.get("most_patches", run * facts["frame_patches"]))
     pixels = facts.get("frame_pixels", image.pixels)
-    return image._replace(patches=patches, tokens=counted * facts["frame_tokens"], pixels=pixels)
+    tokens = counted * facts["frame_tokens"]
+    return image._replace(patches=patches, tokens=tokens, pixels=pixels, kind="video")
 
 
 def num_items(largest: Largest, args: ResolvedArgs, limit: int = 999) -> int:
@@ -153,8 +166,7 @@ def num_items(largest: Largest, args: ResolvedArgs, limit: int = 999) -> int:
 def _num_patches(vision: VisionSpec, args: ResolvedArgs, largest: Largest) -> int:
     """Patches of all items that start-up profiles."""
     facts = _facts(vision)
-    kinds = ("image", "video") if "frames" in facts else ("image",)
-    told = max(mm_limit(args.limit_mm_per_prompt, kind) for kind in kinds)
+    told = mm_limit(args.limit_mm_per_prompt, largest.kind)
     return num_items(largest, args, min(facts.get("limit", 999), told)) * largest.patches
 
 

@@ -275,6 +275,8 @@ class VisionSpec:
     facts: tuple[tuple[str, int], ...]
     parts: tuple[Weight, ...] = ()
     """Of a declared tower: its weights, whole."""
+    towers: tuple[tuple[str, ...], ...] = (("image", "video"),)
+    """Kinds of items that each tower in it is for: one for images and another for sound are two."""
 
     def __getitem__(self, key: str) -> int:
         return dict(self.facts)[key]

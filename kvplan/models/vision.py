@@ -6,6 +6,7 @@ Towers are never quantised here: published checkpoints leave them in 16 bits.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvplan.ground.errors import KvplanError
@@ -68,6 +69,13 @@ def vision_tower(
     """
     if not multimodal and not any(key in outer for key in TOWERS):
         return None
+    from kvplan.models.towers.kinds import tower_kinds
+
+    found = _sized_tower(outer, architecture, text_hidden, multimodal)
+    return found and replace(found, towers=tower_kinds(architecture, outer))
+
+
+def _sized_tower(outer: Keys, architecture: str, text_hidden: int, multimodal: bool) -> VisionSpec | None:
     from kvplan.models.towers.rows import DECLARED  # only where there is a tower: for cold starts
     from kvplan.models.towers.sound import gemma4_audio
 

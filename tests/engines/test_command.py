@@ -162,10 +162,10 @@ services:
         ("vllm serve m -O0", {"enforce_eager": True}),
         (
             "vllm serve m --limit-mm-per-prompt.image 0 --limit-mm-per-prompt.video 0",
-            {"language_model_only": True},
+            {"limit_mm_per_prompt": '{"image": 0, "video": 0}'},
         ),
         ("vllm serve m --limit-mm-per-prompt.video 0", {"limit_mm_per_prompt": '{"video": 0}'}),
-        ("""vllm serve m --limit-mm-per-prompt '{"audio": 0}'""", {"language_model_only": True}),
+        ("""vllm serve m --limit-mm-per-prompt '{"audio": 0}'""", {"limit_mm_per_prompt": '{"audio": 0}'}),
         (
             """vllm serve m --limit-mm-per-prompt '{"image": 1, "video": 0}'""",
             {"limit_mm_per_prompt": {"image": 1, "video": 0}},
