@@ -18,7 +18,7 @@ from kvplan.ground.limits import Limit
 from kvplan.ground.pictures import Pictures
 from kvplan.ground.tables import Part, Table, counted, text_of
 from kvplan.ground.units import cdiv, gib
-from kvplan.memory.budget import Budget
+from kvplan.memory.budget import Budget, unloaded_towers
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.kv.checks import offloads
 from kvplan.memory.layout import Layout
@@ -335,6 +335,8 @@ class Plan:
             stands_in.append(
                 f"{self.question.engine} is not known: planned by the rules of {newest}, the newest known."
             )
+        for tower in unloaded_towers(model, self.args, self.question.engine):
+            stands_in.append(f"Its weights hold {tower}, which vLLM leaves out: its share is not known.")
         if refusal:
             starts = engine == "sglang" and refusal.max_model_len > 0
             return [*stands_in, f"{'Falls short' if starts else 'Does not start'}: {refusal.reason}."]

@@ -25,6 +25,8 @@ from kvplan.models.spec import ModelSpec
 from kvplan.profiles.memory_profile import UNSEEN_SPREAD, MemoryProfile, memory_profile
 
 SourceKind = Literal["computed", "measured", "assumed"]
+SKIPS_TOWERS = (0, 27)
+"""Since when `--language-model-only` leaves the tower's weights out: 0.32's classes do, a log of 0.26 holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def make_budget(
     low, high = gpu.total_bytes_range
     total = Row("total", "total", Range(gpu.total_bytes, low, high), _card_kind(gpu), _card_source(gpu))
     others = (*_lora(model, args), *(_colocated_row(c) for c in colocated))
-    weights = _weights(model, args, loaded, learned)
+    weights = _weights(model, args, engine, loaded, learned)
     activation, runtime = _activation(over, engine, kind), _runtime(over, kind)
     graphs = _graphs(over, over.graphs_inside and gpu.vendor != "amd", kind)
     taken = [row.size for row in (weights, *others, activation, runtime, graphs)]
@@ -160,9 +162,12 @@ def _as_seen(gpu: GpuSpec, learned: MemoryProfile) -> GpuSpec:
     )
 
 
-def _weights(model: ModelSpec, args: ResolvedArgs, loaded: Range, learned: MemoryProfile) -> Row:
+def _weights(
+    model: ModelSpec, args: ResolvedArgs, engine: EngineVersion, loaded: Range, learned: MemoryProfile
+) -> Row:
     """Computed weights, and what the profile saw the model load beyond them."""
     why = _weights_reason(model, args)
+    why += "".join(f"; {tower} counted too" for tower in unloaded_towers(model, args, engine))
     more = learned.weights_gib.get(model.name) or learned.weights_gib.get(model.planned_as)
     if more is None:
         why += "; padding by the kernel" if loaded.low < loaded.high else ""
@@ -226,15 +231,15 @@ def _weights_reason(model: ModelSpec, args: ResolvedArgs) -> str:
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
     share = f", one of {ranks} ranks" if ranks > 1 else ""
     share += f", experts over {args.num_gpus} GPUs" if args.enable_expert_parallel and model.is_moe else ""
-    return f"parameters of {model.architecture} x {how}{share}{_unused(model, args)}"
+    return f"parameters of {model.architecture} x {how}{share}"
 
 
-def _unused(model: ModelSpec, args: ResolvedArgs) -> str:
-    """Which of two towers counts although vLLM leaves it out: its own share of their weights is not known."""
-    if model.vision is None or args.language_model_only:
-        return ""
+def unloaded_towers(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> list[str]:
+    """Of several towers those that count although vLLM leaves them out: their share of the weights is not known."""
+    if model.vision is None or args.language_model_only or not engine.is_vllm(*SKIPS_TOWERS):
+        return []
     unused = unused_towers(args.limit_mm_per_prompt, model.vision.towers)
-    return "".join(f"; the tower for {' and '.join(kinds)}, unused, counted too" for kinds in unused)
+    return [f"the unused tower for {' and '.join(kinds)}" for kinds in unused]
 
 
 def _format_of(model: ModelSpec) -> str:

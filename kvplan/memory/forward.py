@@ -32,7 +32,7 @@ from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.limits import Limit
 from kvplan.ground.units import gib
 from kvplan.memory.answers import Plan, Question, Refusal, Span
-from kvplan.memory.budget import Budget, Colocated, make_budget
+from kvplan.memory.budget import SKIPS_TOWERS, Budget, Colocated, make_budget
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.kv.checks import check_sharding, offloads
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
@@ -48,8 +48,6 @@ from kvplan.profiles.memory_profile import MemoryProfile
 
 __all__ = ["Plan", "Question", "answer", "estimate"]
 
-SKIPS_TOWERS = (0, 27)
-"""Since when `--language-model-only` leaves the tower's weights out: 0.32's classes do, a log of 0.26 holds them."""
 ROLES = ("draft", "reward", "reference", "critic")
 """Models that may live beside the planned one."""
 

@@ -103,24 +103,26 @@ def test_vllm_before_0_27_loads_the_tower_and_profiles_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "off", "rest"),
+    ("name", "off", "rest", "unused"),
     [
-        ("Qwen2_5OmniForConditionalGeneration", {"image": 0, "video": 0}, {"audio": 0}),
-        ("Qwen3OmniMoeForConditionalGeneration", {"audio": 0}, {"image": 0, "video": 0}),
-        ("Phi4MMForCausalLM", {"image": 0, "audio": 0}, {"video": 0}),
+        ("Qwen2_5OmniForConditionalGeneration", {"image": 0, "video": 0}, {"audio": 0}, "image and video"),
+        ("Qwen3OmniMoeForConditionalGeneration", {"audio": 0}, {"image": 0, "video": 0}, "audio"),
+        ("Phi4MMForCausalLM", {"image": 0, "audio": 0}, {"video": 0}, "audio"),
     ],
 )
 def test_one_of_two_towers_at_0_keeps_both_and_says_so(
-    name: str, off: dict[str, int], rest: dict[str, int]
+    name: str, off: dict[str, int], rest: dict[str, int], unused: str
 ) -> None:
     """Their shares of the weights are not told apart."""
     model = of_fixture(name)
     told = plan(model, limit_mm_per_prompt=limited(**off))
     assert not told.args.language_model_only
     assert told.budget.weights.size == plan(model).budget.weights.size
-    assert "unused, counted too" in told.budget.weights.why
+    note = f"the unused tower for {unused}"
+    assert note in told.budget.weights.why
+    assert note in told.text()
     assert plan(model, limit_mm_per_prompt=limited(**off, **rest)).args.language_model_only
-    assert "unused" not in plan(model).budget.weights.why
+    assert "unused" not in plan(model).budget.weights.why + plan(model).text()
 
 
 def test_a_tower_that_nothing_is_seen_with_is_not_profiled_as_if() -> None:
