@@ -24,6 +24,7 @@ from kvplan.models.load import load_model
 from kvplan.models.spec import ModelSpec
 from kvplan.models.towers.kinds import CLIPS, OF
 from kvplan.observed.log_flags import read_flags
+from kvplan.scenario.schema import parse_scenario
 
 MARKED: dict[str, list[list[str]]] = json.loads((FIXTURES / "tower_kinds_vllm_0.32.json").read_text())
 CONFIGS: dict[str, Any] = json.loads(
@@ -82,6 +83,17 @@ def test_all_kinds_at_0_leave_the_language_model(name: str, counts: dict[str, in
     assert sizes(name, limit_mm_per_prompt=command.limit_mm_per_prompt) == alone
     line = f"non-default args: {{'limit_mm_per_prompt': {counts}}}"
     assert sizes(name, **read_flags(line, "vllm")) == alone
+
+
+def test_a_scenario_s_key_leaves_the_language_model() -> None:
+    counts = {"image": 0, "video": 0}
+    scenario = {
+        "model": QWEN,
+        "gpu": "h100",
+        "engine": {"max_model_len": 8192, "limit_mm_per_prompt": counts},
+    }
+    flags = parse_scenario(scenario).engine
+    assert sizes(QWEN, **flags.model_dump()) == sizes(QWEN, language_model_only=True)
 
 
 @pytest.mark.parametrize("counts", [{"image": 0}, {"video": 0}, {"audio": 0}, {"image": 1, "video": 0}])
