@@ -74,7 +74,7 @@ class EngineArgs(Config):
     max_num_batched_tokens: Count | None = None
     """Most tokens in one step."""
     performance_mode: Literal["balanced", "interactivity", "throughput"] = "balanced"
-    """throughput doubles the defaults of these two; interactivity's finer CUDA graphs are not planned."""
+    """throughput doubles vLLM's defaults of these two; interactivity's finer CUDA graphs are not planned."""
     gpu_memory_utilization: float | None = None
     """Share of the card's total memory the engine may fill; 0.92 (0.9 before vLLM 0.20)."""
     kv_cache_memory_bytes: Count | None = None
@@ -416,7 +416,7 @@ def _batch(
 ) -> tuple[int, int]:
     """(max_num_batched_tokens, max_num_seqs)."""
     tokens, seqs = _batch_defaults(gpu, version, entry_point, chunked)
-    if args.performance_mode == "throughput":
+    if version.engine == "vllm" and args.performance_mode == "throughput":
         tokens, seqs = 2 * tokens, 2 * seqs
     if not chunked:
         tokens = max(tokens, max_model_len)

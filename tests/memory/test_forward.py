@@ -174,6 +174,20 @@ def test_batch_defaults(gpu: str, engine: str, entry_point: str, tokens: int, se
     assert (args.max_num_batched_tokens, args.max_num_seqs) == (tokens, seqs)
 
 
+@pytest.mark.parametrize(
+    ("engine", "times"), [("vllm", 2), ("vllm@0.19", 2), ("sglang", 1), ("tensorrt-llm", 1)]
+)
+def test_performance_mode_doubles_defaults_of_vllm_alone(engine: str, times: int) -> None:
+    """Source: vLLM 0.32 `engine/arg_utils.py: _set_default_max_num_seqs_and_batched_tokens_args`."""
+    model, gpu = load_model(QWEN), get_gpu("h100")
+    plain, fast = (
+        resolve(EngineArgs(performance_mode=mode), model, gpu, engine)  # type: ignore[arg-type]
+        for mode in ("balanced", "throughput")
+    )
+    assert fast.max_num_batched_tokens == times * plain.max_num_batched_tokens
+    assert fast.max_num_seqs == times * plain.max_num_seqs
+
+
 def test_defaults_follow_the_version() -> None:
     """0.92 since CUDA graphs count (0.21); asynchronous since 0.14; V0 prefills a whole prompt at once."""
     model, gpu = load_model(QWEN), get_gpu("a10g")
