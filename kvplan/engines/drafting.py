@@ -34,7 +34,7 @@ def check_drafting(model: ModelSpec, args: EngineArgs, engine: EngineVersion) ->
         KvplanError: with the engine's reason; a model without such layers is told where layers are laid out.
     """
     tokens, modules = args.num_speculative_tokens, model.num_mtp_modules
-    if tokens and args.speculative_method == "dspark" and engine.engine != "vllm":
+    if args.speculative_method == "dspark" and engine.engine != "vllm":
         raise KvplanError(f"method dspark is planned for vLLM alone, not for {engine}")
     if engine.engine != "vllm" or args.speculative_method != "mtp" or not tokens or not modules:
         return

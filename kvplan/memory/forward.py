@@ -129,8 +129,6 @@ def _with_draft(question: Question) -> Question:
         draft = eagle_head(draft)
         others = tuple((role, draft if role == "draft" else model) for role, model in question.colocate)
         question = replace(question, colocate=others)
-    if draft.draft_block and question.engine.engine != "vllm":
-        raise KvplanError(f"DSpark is planned for vLLM alone, not for {question.engine}")
     if draft.backbone_hidden_size not in (0, question.model.hidden_size):
         raise KvplanError(
             f"{draft.name} drafts for models {draft.backbone_hidden_size:,} wide; {question.model.name} is "

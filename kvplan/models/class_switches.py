@@ -26,17 +26,8 @@ UNBIASED_MLP = ("FalconH1", "GlmMoeDsa", "MiniCPM3")
 NEVER_TIED = (
     *("AXK1", "Afmoe", "AriaText", "BailingMoeV2_5", "BailingMoeV3", "Cosmos3Edge", "Deepseek", "Glm4Moe"),
     *("Glm5Next", "GlmMoeDsa", "GptOss", "HfMoondream", "Inkling", "Jamba", "KimiK25", "KimiLinear"),
-    *(
-        "LongcatFlash",
-        "MiMoV2",
-        "MiniMaxM",
-        "MistralLarge3",
-        "Molmo",
-        "Moondream3",
-        "MuseGlimmer",
-        "NemotronH",
-    ),
-    *("Olmoe", "PhiMoE", "Qwen3Next", "Qwen4Exp", "Step3"),
+    *("LongcatFlash", "MiMoV2", "MiniMaxM", "MistralLarge3", "Molmo", "Moondream3"),
+    *("MuseGlimmer", "NemotronH", "Olmoe", "PhiMoE", "Qwen3Next", "Qwen4Exp", "Step3"),
 )
 """Language models whose class in vLLM 0.32 has a head of its own, whatever the config says (prefixes)."""
 ALWAYS_TIED = (
@@ -61,16 +52,14 @@ TIES_EITHER = (
 )
 """Those that are tied where either the top or the section says so (prefixes); in all others the top's word counts."""
 UNTIED_OUTSIDE = (
-    *(
-        "Cosmos3For",
-        "Exaone4_5",
-        "Granite4Vision",
-        "Isaac",
-        "Llama4",
-        "LlavaNextFor",
-        "QianfanOCR",
-        "Qwen3VL",
-    ),
+    "Cosmos3For",
+    "Exaone4_5",
+    "Granite4Vision",
+    "Isaac",
+    "Llama4",
+    "LlavaNextFor",
+    "QianfanOCR",
+    "Qwen3VL",
 )
 """Those whose top says no by default (prefixes). Where others' says yes by default, their checkpoints decide."""
 

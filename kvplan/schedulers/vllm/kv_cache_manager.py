@@ -67,9 +67,9 @@ class KVCacheManager:
         """Give the request slots for `num_new_tokens` more; False if there are not enough (vLLM: same name).
 
         `hit` is what a request brings when it is admitted, and has slots for what it computes again;
-        `num_external_tokens` what is loaded after it. If it
-        `loads_later` than this step, its blocks get no names before that, and drafters no slots. `reserved_blocks` must
-        stay free for others. Blocks behind a window come back even if the rest fails.
+        `num_external_tokens` what is loaded after it. If it `loads_later` than this step, its blocks get no names
+        before that, and drafters no slots. `reserved_blocks` must stay free for others. Blocks behind a window come
+        back even if the rest fails.
         """
         hit = hit or self.empty_hit
         request_id, pool = request.request_id, self.block_pool
