@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from kvplan.models.config import Keys
 from kvplan.models.spec import Weight
 from kvplan.models.towers.images import siglip
-from kvplan.models.towers.parts import Parts, TowerFacts, blocks, linear, pairs, patches, sizes, two, vector
+from kvplan.models.towers.parts import (
+    Parts,
+    TowerFacts,
+    blocks,
+    item,
+    linear,
+    pairs,
+    patches,
+    sizes,
+    two,
+    vector,
+)
 from kvplan.models.towers.sound import gemma_conformer
 
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 14}
@@ -70,8 +81,7 @@ def tiled_square(s: TowerFacts) -> Mapping[str, int]:
 
     most, tiles = max((tokens(h // 384, w // 384), h // 384 * (w // 384)) for h, w in sides)
     patches = (tiles + 1) * (384 // 14) ** 2
-    facts = {"hidden": hidden, "width": width, "patches": patches, "tokens": most}
-    return facts | {"pixels": 3 * 14**2, "gated": 0}
+    return item(hidden, width, patches, most, pixels=3 * 14**2)
 
 
 def openvla(s: TowerFacts) -> Parts:
@@ -88,8 +98,7 @@ def openvla(s: TowerFacts) -> Parts:
 
 def both_at_224(s: TowerFacts) -> Mapping[str, int]:
     """An image of 224 x 224: 256 patches through each of the two, the second of which is wider; six colours."""
-    facts = {"hidden": SO400M["hidden_size"], "width": SO400M["intermediate_size"], "patches": 256}
-    return facts | {"tokens": 256, "pixels": 6 * 14**2, "gated": 0}
+    return item(SO400M["hidden_size"], SO400M["intermediate_size"], 256, 256, pixels=6 * 14**2)
 
 
 def gemma3n(s: TowerFacts) -> Parts:
@@ -187,5 +196,4 @@ def mobilenet_image(s: TowerFacts) -> Mapping[str, int]:
     A stage's layers are four times as wide inside. What the profile run takes is bounded by tokens, 256 an image.
     """
     tokens = s.outer.count("vision_soft_tokens_per_image", default=256)
-    facts = {"hidden": 128, "width": 4 * 128, "patches": (768 // 4) ** 2, "tokens": tokens}
-    return facts | {"pixels": 3 * 4**2, "gated": 0}
+    return item(128, 4 * 128, (768 // 4) ** 2, tokens, pixels=3 * 4**2)

@@ -13,6 +13,7 @@ from kvplan.models.towers.parts import (
     blocks,
     fraction,
     grid,
+    item,
     linear,
     merge,
     pairs,
@@ -180,8 +181,8 @@ def _siglip2(s: TowerFacts) -> Keys:
 def most_patches(s: TowerFacts) -> Mapping[str, int]:
     """As many patches as the config lets an image have, a token each. Source: vLLM 0.32 `models/phi4siglip.py`."""
     k, most = _siglip2(s), s.outer.count("max_num_patches", default=3600, high=1 << 20)
-    facts = {"hidden": sizes(k)[0], "width": sizes(k)[1], "patches": isqrt(most) ** 2, "tokens": most}
-    return facts | {"pixels": 3 * k.count("patch_size", high=4096) ** 2, "gated": 0}
+    hidden, width, _ = sizes(k)
+    return item(hidden, width, isqrt(most) ** 2, most, pixels=3 * k.count("patch_size", high=4096) ** 2)
 
 
 def llava_next(s: TowerFacts, *, cut: bool = True) -> Parts:

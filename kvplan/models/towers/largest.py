@@ -10,10 +10,7 @@ from math import isqrt
 
 from kvplan.models.config import Keys
 from kvplan.models.towers.images import RADIO
-from kvplan.models.towers.parts import TowerFacts, fraction, grid, item, merge, sizes
-
-ANY_LENGTH = 1 << 30
-"""Frames of a video that only the context bounds."""
+from kvplan.models.towers.parts import ANY_LENGTH, TowerFacts, fraction, grid, item, merge, sizes
 
 
 def _item(
@@ -143,8 +140,7 @@ def deepseek_image(tokens: int, hidden: int, width: int, patch: int, joined: int
     Source: vLLM 0.32 `models/deepseek_v4/common/mm_preprocess.py: solve_resize_ratio`.
     """
     side = max(isqrt(max(tokens - 2, 1)), 2) - 1
-    facts = {"hidden": hidden, "width": width, "patches": side * (side + 1) * joined**2, "tokens": tokens}
-    return facts | {"pixels": 3 * patch**2, "gated": 1}
+    return item(hidden, width, side * (side + 1) * joined**2, tokens, pixels=3 * patch**2, gated=1)
 
 
 def deepseek_v4_image(s: TowerFacts) -> Mapping[str, int]:

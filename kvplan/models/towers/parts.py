@@ -13,6 +13,9 @@ from kvplan.models.spec import Weight
 
 Parts = Iterator[Weight]
 
+ANY_LENGTH = 1 << 30
+"""Frames of a video that only the context bounds."""
+
 
 class TowerFacts(NamedTuple):
     """What a row reads: the whole config, the section with the tower's sizes, the language model's width."""

@@ -8,12 +8,10 @@ from math import floor, isqrt, sqrt
 
 from kvplan.models.config import Keys
 from kvplan.models.towers.both import folds
-from kvplan.models.towers.parts import TowerFacts, item, merge, ratio, sizes
+from kvplan.models.towers.parts import ANY_LENGTH, TowerFacts, item, merge, ratio, sizes
 
 SIGLIP, CLIP = (1152, 4304), (1024, 4096)
 """Hidden size and width of SigLIP so400m and of CLIP-L, where a config does not tell them."""
-ANY_NUMBER = 1 << 20
-"""Frames of a video that only the context ends."""
 
 
 def _patch(k: Keys) -> int:
@@ -117,7 +115,7 @@ def ovis2_5_image(s: TowerFacts) -> Mapping[str, int]:
     (hidden, width, _), patches = sizes(s.tower), (1792 // _patch(s.tower)) ** 2
     joined, words = merge(s.tower, "hidden_stride"), s.outer.count("visual_vocab_size", default=65536)
     tokens, outside = patches // joined, _colours(s.tower) + hidden + 5 * words // joined
-    video = {"frames": ANY_NUMBER, "frame_tokens": tokens, "frame_patches": patches, "frame_room": patches}
+    video = {"frames": ANY_LENGTH, "frame_tokens": tokens, "frame_patches": patches, "frame_room": patches}
     more = video | {"beside": patches, "outside": outside}
     return item(hidden, width, patches, tokens + 2, pixels=_colours(s.tower), **more)
 

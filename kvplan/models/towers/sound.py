@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from kvplan.models.config import Keys
 from kvplan.models.spec import Weight
 from kvplan.models.towers.images import qformer
-from kvplan.models.towers.parts import Parts, TowerFacts, blocks, linear, ratio, sizes, two, vector
+from kvplan.models.towers.parts import Parts, TowerFacts, blocks, item, linear, ratio, sizes, two, vector
 
 
 def whisper(
@@ -58,8 +58,7 @@ def kimi_audio(s: TowerFacts) -> Parts:
 
 def large_v3_window(s: TowerFacts) -> Mapping[str, int]:
     """Thirty seconds through it, which vLLM counts 13 tokens a second; its 20 heads must divide by the ranks."""
-    facts = {"hidden": 1280, "width": 5120, "patches": 1500, "tokens": 390, "pixels": 2 * 128}
-    return facts | {"gated": 0, "heads": 20}
+    return item(1280, 5120, 1500, 390, pixels=2 * 128, heads=20)
 
 
 def fun_audio_chat(s: TowerFacts) -> Parts:
@@ -80,8 +79,7 @@ def grouped_speech(s: TowerFacts) -> Mapping[str, int]:
     """
     (hidden, width, _), tokens = sizes(s.tower), s.tower.count("max_source_positions", default=1500)
     positions = 2 * tokens * s.tower.count("group_size", default=5, high=1 << 10)
-    facts = {"hidden": hidden, "width": width, "patches": positions, "tokens": tokens}
-    return facts | {"pixels": 2 * s.tower.count("num_mel_bins", default=128), "gated": 0}
+    return item(hidden, width, positions, tokens, pixels=2 * s.tower.count("num_mel_bins", default=128))
 
 
 def glm_asr(s: TowerFacts) -> Parts:
