@@ -25,7 +25,9 @@ from kvplan.engines.flags import (
     parse_engine,
     resolve,
 )
+from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.formulas.capacity import pool_blocks
+from kvplan.formulas.hit_places import interval_fault, unit_fault
 from kvplan.ground.config import complaint
 from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.ground.gpu import GpuSpec
@@ -203,7 +205,24 @@ def _memory(question: Question) -> _Memory:
     else:
         shape = found
         refusal = _overflow(worst, found, args) or _too_few_states(found, args, question.engine)
+    if question.engine.engine == "vllm":
+        _check_hit_places(shape, args)
     return _Memory(_with_requests(question, args, shape, worst), worst, layouts, shape, refusal)
+
+
+def _check_hit_places(layout: Layout, args: ResolvedArgs) -> None:
+    """Refuse places of prefix-cache hits that these groups do not have, as vLLM does once it knows its blocks."""
+    unit, interval = args.prefix_match_unit, args.prefix_cache_retention_interval
+    sizes = [group.block_size * group.num_shards for group in layout.groups]
+    named = [group.block_size * group.num_shards for group in layout.groups if group.prefix_cacheable]
+    states = any(group.kind is AttentionKind.STATE for group in layout.groups)
+    offloads_kv = offloading_gib(args.kv_offloading_size, args.kv_transfer_config) is not None
+    named_blocks = args.enable_prefix_caching or (offloads_kv and not states)
+    if named_blocks and (fault := unit_fault(unit, named or sizes, len(sizes))):
+        raise KvplanError(f"--prefix-match-unit {unit} {fault}")
+    forgets = states or any(group.kind is AttentionKind.SLIDING for group in layout.groups)
+    if fault := interval_fault(interval, sizes, forgets):
+        raise KvplanError(f"--prefix-cache-retention-interval {interval} {fault}")
 
 
 def _check_fp8_blocks(question: Question, args: ResolvedArgs) -> None:

@@ -81,6 +81,11 @@ class KvGroup:
         """Tokens per block over all ranks that deal them between them; a scheduler's block size."""
         return self.block_size * self.num_shards
 
+    @property
+    def prefix_cacheable(self) -> bool:
+        """Whether the group takes part in prefix caching (vLLM: same name)."""
+        return self.kind is not AttentionKind.CIRCULAR and not self.bounded_replay
+
     def resident_blocks(self, num_tokens: IntLike) -> Ints:
         """Blocks that a sequence of `num_tokens` computed tokens holds in this group while it decodes.
 

@@ -413,7 +413,6 @@ def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
     drafts = args.num_speculative_tokens
     groups = tuple(scheduler_group(group, args) for group in layout.groups)
     plain = len(groups) == 1 and groups[0].kind == "full"
-    forgets = any(group.kind in ("mamba", "sliding_window") for group in groups)
     states = args.enable_prefix_caching and any(group.kind == "mamba" for group in groups)
     if states and args.decode_context_parallel_size > 1:
         raise KvplanError(
@@ -428,7 +427,7 @@ def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
         max_model_len=layout.max_model_len,
         enable_prefix_caching=args.enable_prefix_caching,
         prefix_match_unit=args.prefix_match_unit,
-        prefix_cache_retention_interval=args.prefix_cache_retention_interval if forgets else 0,
+        prefix_cache_retention_interval=args.prefix_cache_retention_interval,
         enable_chunked_prefill=args.enable_chunked_prefill,
         policy=args.scheduling_policy,
         async_scheduling=args.async_scheduling,

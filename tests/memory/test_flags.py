@@ -158,3 +158,52 @@ def test_the_cache_mode_is_what_prefix_caching_says() -> None:
 def test_flags_of_states_are_refused_by_name(flags: dict[str, Any], words: str) -> None:
     with pytest.raises(KvplanError, match=words):
         estimate(HYBRID, "h100", tensor_parallel_size=4, **flags)
+
+
+GEMMA = "google/gemma-3-4b-it"
+OFF = {"enable_prefix_caching": False}
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "words"),
+    [
+        (DENSE, {"prefix_match_unit": 7}, "--prefix-match-unit 7 hits of one .* block size, 16: .* set it to 16"),
+        (DENSE, {"prefix_match_unit": 8}, "--prefix-match-unit 8 hits of one"),
+        (DENSE, OFF | {"prefix_match_unit": 7, "kv_offloading_size": 16}, "--prefix-match-unit 7 hits of one"),
+        (GEMMA, {"prefix_match_unit": 7}, "--prefix-match-unit 7 must divide the block sizes .*, 16; 16 does"),
+        (GEMMA, {"prefix_cache_retention_interval": 100}, "--prefix-cache-retention-interval 100 .* multiple of 16"),
+        (GEMMA, OFF | {"prefix_cache_retention_interval": 100}, "multiple of 16"),
+        (DENSE, {"prefix_cache_retention_interval": 64}, "--prefix-cache-retention-interval 64 has no effect"),
+        (DENSE, OFF | {"prefix_cache_retention_interval": 64}, "has no effect .* set it to 0"),
+        (
+            GEMMA,
+            {"disable_hybrid_kv_cache_manager": True, "prefix_cache_retention_interval": 64},
+            "has no effect",
+        ),
+    ],
+)  # fmt: skip
+def test_hits_that_end_where_no_block_does_are_refused_by_plan_and_simulation(
+    model: str, flags: dict[str, Any], words: str
+) -> None:
+    """vLLM 0.32 `kv_cache_utils.py: resolve_kv_cache_block_sizes` asks for a unit only while blocks have names,
+    `kv_cache_coordinator.py: _validate_prefix_cache_retention_interval` for an interval always."""
+    with pytest.raises(KvplanError, match=words) as refused:
+        estimate(model, "h100", **flags)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(KvplanError, match=words):
+        set_up(Deployment(model=model, gpu="h100", engine=EngineArgs(**flags)))
+
+
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        (DENSE, {"prefix_match_unit": 16, "prefix_cache_retention_interval": None}),
+        (DENSE, OFF | {"prefix_match_unit": 7}),
+        (GEMMA, {"prefix_match_unit": 8, "prefix_cache_retention_interval": 96}),
+        (GEMMA, {"block_size": 32, "prefix_match_unit": 16, "prefix_cache_retention_interval": None}),
+    ],
+)
+def test_hits_that_end_with_blocks_are_planned_and_simulated(model: str, flags: dict[str, Any]) -> None:
+    assert estimate(model, "h100", **flags).layout is not None
+    config = set_up(Deployment(model=model, gpu="h100", engine=EngineArgs(**flags))).config
+    assert config.prefix_cache_retention_interval == flags.get("prefix_cache_retention_interval", 0)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from kvplan.formulas.hit_places import interval_fault, unit_fault
 from kvplan.ground.config import Config
 from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
 from kvplan.schedulers.vllm.rules import MIRRORED, SchedulerRules, parse_version
@@ -249,26 +250,14 @@ class EngineConfig(Config):
             raise ValueError("enable_prefix_caching needs a group that takes part in it")
         if len({g.window for g in self.groups if g.bounded_replay}) > 1:
             raise ValueError("sliding_window groups with bounded_replay must share one window")
-        unit = self.prefix_match_unit
-        if unit and self.enable_prefix_caching and any(size % unit for size in self.named_block_sizes):
-            raise ValueError(f"prefix_match_unit {unit} must divide the block sizes {self.named_block_sizes}")
-        if (
-            unit
-            and self.enable_prefix_caching
-            and len(self.groups) == 1
-            and unit != self.group_block_sizes[0]
+        unit, interval = self.prefix_match_unit, self.prefix_cache_retention_interval
+        if self.enable_prefix_caching and (
+            fault := unit_fault(unit, self.named_block_sizes, len(self.groups))
         ):
-            raise ValueError(
-                f"prefix_match_unit {unit} needs several groups; hits of one land on its block size"
-            )
-        interval = self.prefix_cache_retention_interval
-        if interval and not any(g.kind in ("sliding_window", "mamba") for g in self.groups):
-            raise ValueError("prefix_cache_retention_interval needs a sliding_window or mamba group")
-        if interval and interval % self.scheduler_block_size:
-            raise ValueError(
-                f"prefix_cache_retention_interval {interval} must be a multiple of"
-                f" {self.scheduler_block_size}"
-            )
+            raise ValueError(f"prefix_match_unit {unit} {fault}")
+        forgets = any(g.kind in ("sliding_window", "mamba") for g in self.groups)
+        if fault := interval_fault(interval, self.group_block_sizes, forgets):
+            raise ValueError(f"prefix_cache_retention_interval {interval} {fault}")
         return self
 
     @model_validator(mode="after")
