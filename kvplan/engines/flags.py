@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BeforeValidator, Field
 
@@ -47,6 +47,14 @@ def as_backend(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
 
+def as_none(value: Any) -> Any:
+    """The words for no number: vLLM's "None" and "" (`engine/arg_utils.py: optional_type`), and none in any case."""
+    return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value
+
+
+Number = TypeVar("Number", int, float)
+Maybe = Annotated[Number | None, BeforeValidator(as_none)]
+"""A number, or none of one's own: the engine decides, or what the field says."""
 Degree = Annotated[int, Field(ge=1, le=4096)]
 Count = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 40)]
 Length = Annotated[int, BeforeValidator(as_length), Field(ge=-1, le=1 << 32)]
@@ -63,25 +71,25 @@ class EngineArgs(Config):
     """Number of data-parallel replicas (-dp); with MoE models they run in lockstep."""
     decode_context_parallel_size: Degree = 1
     """Ranks that split the tokens of MLA or replicated KV between them (-dcp)."""
-    api_server_count: Degree | None = None
+    api_server_count: Maybe[Degree] = None
     """API server processes before all data-parallel replicas (-asc); None = as many as those."""
     enable_expert_parallel: bool = False
     """Shard experts instead of splitting each one."""
-    max_model_len: Length | None = None
+    max_model_len: Maybe[Length] = None
     """Longest sequence (prompt + output); None = the model's own, -1 = the longest that fits."""
-    max_num_seqs: Count | None = None
+    max_num_seqs: Maybe[Count] = None
     """Most sequences in one step."""
-    max_num_batched_tokens: Count | None = None
+    max_num_batched_tokens: Maybe[Count] = None
     """Most tokens in one step."""
     performance_mode: Literal["balanced", "interactivity", "throughput"] = "balanced"
     """throughput doubles vLLM's defaults of these two; interactivity's finer CUDA graphs are not planned."""
-    gpu_memory_utilization: float | None = None
+    gpu_memory_utilization: Maybe[float] = None
     """Share of the card's total memory the engine may fill; 0.92 (0.9 before vLLM 0.20)."""
-    kv_cache_memory_bytes: Count | None = None
+    kv_cache_memory_bytes: Maybe[Count] = None
     """Size of the KV pool per GPU; overrides gpu_memory_utilization."""
-    num_gpu_blocks_override: Count | None = None
+    num_gpu_blocks_override: Maybe[Count] = None
     """Number of KV blocks, null block included; overrides everything."""
-    block_size: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    block_size: Maybe[Annotated[int, Field(ge=1, le=1 << 20)]] = None
     """Tokens per KV block."""
     kv_cache_dtype: str = "auto"
     """auto, bfloat16, fp8, fp8_e4m3, fp8_e5m2, fp8_per_token_head, int8_per_token_head, nvfp4, fp8_ds_mla ..."""
@@ -91,9 +99,9 @@ class EngineArgs(Config):
     """Attention kernels, e.g. FLASH_ATTN or FLASHINFER; None = the best the GPU and the KV dtype allow."""
     enable_prefix_caching: bool | None = None
     """Reuse full blocks of earlier prompts."""
-    prefix_match_unit: Count | None = None
+    prefix_match_unit: Maybe[Count] = None
     """Tokens between two places where a hit of a hybrid may end; None = what the groups' blocks have in common."""
-    prefix_cache_retention_interval: Annotated[int, Field(ge=0, le=10**9)] | None = 0
+    prefix_cache_retention_interval: Maybe[Annotated[int, Field(ge=0, le=10**9)]] = 0
     """Where windows and states keep hits: every so many tokens; 0 = at a prompt's end, None = everywhere."""
     enable_chunked_prefill: bool | None = None
     """Split long prompts over several steps."""
@@ -109,7 +117,7 @@ class EngineArgs(Config):
     """Steps from one with prompt tokens to the next while requests decode; from vLLM 0.33 on."""
     watermark: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of blocks kept free when admitting."""
-    kv_offloading_size: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    kv_offloading_size: Maybe[Annotated[float, Field(gt=0, le=1e6)]] = None
     """GiB of host memory for KV that leaves the GPU, all ranks of an engine together; None = no such tier."""
     kv_offloading_backend: Literal["native", "lmcache"] = "native"
     """Who keeps that tier: native, vLLM itself; lmcache, an outside server (not planned)."""
@@ -123,7 +131,7 @@ class EngineArgs(Config):
     """Dtype of the convolution state."""
     mamba_ssm_cache_dtype: str = "auto"
     """Dtype of the recurrent state."""
-    mamba_block_size: Annotated[int, Field(ge=8, le=10**9, multiple_of=8)] | None = None
+    mamba_block_size: Maybe[Annotated[int, Field(ge=8, le=10**9, multiple_of=8)]] = None
     """Tokens between two kept states, with prefix caching only; beside attention the attention's block size wins."""
     mamba_cache_mode: Literal["align", "none"] | None = None
     """Which states stay; vLLM itself takes align with prefix caching and none without, whatever is asked."""

@@ -249,6 +249,17 @@ def test_estimate_takes_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.rstrip().endswith("No effect on the plan: --port")
 
 
+def test_no_number_can_be_said_on_a_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """As vLLM takes it, in a pasted command and in kvplan's own; what is printed can be pasted."""
+    said = ["--prefix-cache-retention-interval", "None", "--prefix-match-unit", "None"]
+    pasted = read_command(" ".join(["vllm serve google/gemma-3-4b-it", *said])).args
+    assert (pasted.prefix_cache_retention_interval, pasted.prefix_match_unit) == (None, None)
+    assert run(["estimate", "google/gemma-3-4b-it", *said]) == 0
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert "--prefix-cache-retention-interval None" in printed
+    assert read_command(printed).args.prefix_cache_retention_interval is None
+
+
 def test_an_unknown_model_that_drafts_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     """And said so; one that the command's own flags name is planned."""
     config = '{"method": "eagle3", "model": "x/y", "num_speculative_tokens": 3}'

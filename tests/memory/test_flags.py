@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -207,3 +208,17 @@ def test_hits_that_end_with_blocks_are_planned_and_simulated(model: str, flags: 
     assert estimate(model, "h100", **flags).layout is not None
     config = set_up(Deployment(model=model, gpu="h100", engine=EngineArgs(**flags))).config
     assert config.prefix_cache_retention_interval == flags.get("prefix_cache_retention_interval", 0)
+
+
+@pytest.mark.parametrize("word", ["None", "none", ""])
+def test_every_optional_number_can_be_left_open_in_words(word: str) -> None:
+    """vLLM 0.32 `engine/arg_utils.py: optional_type` takes "None" and ""; a new field of that kind too.
+
+    Words that mean something else (`mamba_cache_mode` none) stay what they are.
+    """
+    hints = {name: set(get_args(hint)) for name, hint in get_type_hints(EngineArgs).items()}
+    numbers = {name for name, kinds in hints.items() if NoneType in kinds and kinds & {int, float}}
+    assert {"prefix_match_unit", "prefix_cache_retention_interval", "gpu_memory_utilization"} < numbers
+    for name in numbers:
+        assert getattr(EngineArgs.model_validate({name: word}), name) is None
+    assert EngineArgs.model_validate({"mamba_cache_mode": "none"}).mamba_cache_mode == "none"
