@@ -210,6 +210,17 @@ def test_hits_that_end_with_blocks_are_planned_and_simulated(model: str, flags: 
     assert config.prefix_cache_retention_interval == flags.get("prefix_cache_retention_interval", 0)
 
 
+def test_rings_are_not_dealt_between_ranks_with_prefix_caching() -> None:
+    """Qwen 4's says nothing of them and vLLM asserts; GLM's stays whole on each. Without caching nobody asserts."""
+    flags: dict[str, Any] = {"tensor_parallel_size": 8, "decode_context_parallel_size": 2}
+    qwen4, glm = "Qwen/Qwen3.8-Flash-Next", "zai-org/GLM-5.3-Flash"
+    with pytest.raises(KvplanError, match=r"replicated draft groups, got: CircularBufferSpec"):
+        estimate(qwen4, "h200", **flags)
+    for model, more in ((qwen4, OFF), (qwen4, {"decode_context_parallel_size": 1}), (glm, {})):
+        plan = estimate(model, "h200", **flags | more)
+        assert AttentionKind.CIRCULAR in {group.kind for group in plan.shape.groups}
+
+
 @pytest.mark.parametrize("word", ["None", "none", ""])
 def test_every_optional_number_can_be_left_open_in_words(word: str) -> None:
     """vLLM 0.32 `engine/arg_utils.py: optional_type` takes "None" and ""; a new field of that kind too.

@@ -64,6 +64,26 @@ def _check_copies(spec: AttentionSpec, tp: int, dcp: int) -> None:
         )
 
 
+def check_rings(model: ModelSpec, args: EngineArgs) -> None:
+    """Refuse rings of keys that would be dealt between ranks: latent attention's alone says that each holds it whole.
+
+    vLLM 0.32 `v1/core/kv_cache_coordinator.py: HybridKVCacheCoordinator`, `glm5next/common/attention.py:
+    Glm5NextTailCache` (`dcp_sharded=False`), `qwen4_exp/common/qsa_cache.py` (left True).
+
+    Raises:
+        KvplanError: in the engine's words.
+    """
+    dcp, mixers = args.decode_context_parallel_size, (m for layer in model.layers for m in layer.mixers)
+    if dcp == 1 or not args.enable_prefix_caching:  # without it there is another coordinator
+        return
+    if any(m.ring_bytes and m.kind is not AttentionKind.MLA for m in mixers):
+        raise KvplanError(
+            f"decode_context_parallel_size {dcp} with prefix caching: DCP with hybrid KV cache layouts only supports"
+            " full-attention, Mamba, and replicated draft groups, got: CircularBufferSpec (vLLM's assertion; it is not"
+            " made with --no-enable-prefix-caching)"
+        )
+
+
 def resolve_kv_dtype(model: ModelSpec, args: EngineArgs, capability: Capability) -> str:
     """Return the KV dtype that `auto` stands for, or the user's own.
 

@@ -10,7 +10,7 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.kv.backends import INDEXER, Backend, Capability, LayerNeeds, select_backend
-from kvplan.memory.kv.checks import check_sharding, model_dtype, resolve_kv_dtype
+from kvplan.memory.kv.checks import check_rings, check_sharding, model_dtype, resolve_kv_dtype
 from kvplan.memory.kv.formats import stored_format
 from kvplan.memory.kv.versions import Rules
 from kvplan.models.names import NO_PIPELINE
@@ -40,6 +40,7 @@ class LayoutSetup:
             KvplanError: what the engine refuses.
         """
         check_sharding(model, args)
+        check_rings(model, args)
         if (stages := args.pipeline_parallel_size) > 1 and model.architecture in NO_PIPELINE:
             raise KvplanError(
                 f"pipeline_parallel_size {stages}: vLLM's {model.architecture} has no pipeline stages"
