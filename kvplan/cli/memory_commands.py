@@ -105,7 +105,7 @@ def estimate_command(
             told.hf_overrides,
             _over(_without_unknown_draft(told, colocated), args),
         )
-    engine = engine or (told.engine if told else "vllm")
+    engine = engine or (told.engine_asked if told else "vllm")
     card, args = cards(gpu, args)
     spec = load_model(model, hub=hub, hf_overrides=overrides)
     if told and told.allows_long:

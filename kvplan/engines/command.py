@@ -12,7 +12,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,9 @@ NOT_PLANNED = {
     "max-num-queued-reqs": "requests refused while many wait",
     "max-num-queued-tokens": "requests refused while many wait",
     "stream-interval": "tokens sent in groups",
+    "mm-encoder-only": "an engine of the encoder alone",
+    "mm-processor-kwargs": "sizes of items other than the processor's",
+    "media-io-kwargs": "sizes of items other than the processor's",
     "scheduler-cls": "a scheduler of one's own",
     "enable-mamba-shared-prefix-checkpoint": "states kept where prompts part",
     "fully-sharded-loras": "adapters cut over ranks",
@@ -133,6 +136,13 @@ class Command:
     environment: Mapping[str, str] = field(default_factory=dict)
     """`export`ed and prefixed variables."""
     notes: tuple[str, ...] = ()
+    version: str = ""
+    """Of the container's image, where its tag is one."""
+
+    @property
+    def engine_asked(self) -> str:
+        """The engine with its version, as `parse_engine` reads it."""
+        return f"{self.engine}@{self.version}" if self.version else self.engine
 
     @property
     def allows_long(self) -> bool:
@@ -176,8 +186,17 @@ def read_command(text: str | Sequence[str]) -> Command:
     environment, engine, rest = _start(words)
     rest = [_filled(word, environment) for word in rest]
     if engine == "vllm":
-        return _vllm(rest, environment)
+        version = _image_version(words)
+        notes = (f"planned as vLLM {version}, the image's version",) if version else ()
+        found = _vllm(rest, environment)
+        return replace(found, version=version, notes=(*found.notes, *notes))
     return _other(engine, rest, environment)
+
+
+def _image_version(words: Sequence[str]) -> str:
+    """Version in the tag of vLLM's image, as in vllm/vllm-openai:v0.19.0; empty for others."""
+    found = (re.search(r"(?:^|/)vllm(?:-openai)?:v?(\d+\.\d+)(?:\.\d+)?\b", word) for word in words)
+    return next((tag[1] for tag in found if tag), "")
 
 
 def _words(text: str | Sequence[str]) -> list[str]:
@@ -408,7 +427,7 @@ ACTS = {
         "hf-overrides",
     ),
     *("max-cudagraph-capture-size", "cudagraph-capture-sizes", "compilation-config", "optimization-level"),
-    *("disable-sliding-window", "mm-encoder-only"),
+    "disable-sliding-window",
 }
 """Flags that act on the plan."""
 
@@ -485,11 +504,33 @@ def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
         fields["limit_mm_per_prompt"] = limits
     if _graphs_off(told):
         fields["enforce_eager"] = True
+    elif _states_graphs(told):
+        notes.append(
+            "CUDA graphs are planned as the engine chooses them, not at the sizes or in the mode stated"
+        )
+    if _sized_items(told.get("limit-mm-per-prompt")):
+        notes.append("--limit-mm-per-prompt: items are planned at their largest, whatever size is stated")
     if told.get("performance-mode") == "interactivity":
         notes.append("--performance-mode interactivity: finer CUDA graphs are not planned")
     if told.get("disable-sliding-window"):
         notes.append("--disable-sliding-window shortens the context to the window")
     return fields, draft, notes
+
+
+def _states_graphs(told: Mapping[str, Any]) -> bool:
+    """Whether sizes of CUDA graphs are stated, or a mode in which some are left out."""
+    compilation = told.get("compilation-config")
+    config = {} if str(compilation).strip().isdigit() else _object(compilation, "compilation-config")
+    mode = str(config.get("cudagraph_mode", "")).upper().rpartition(".")[2]
+    sizes = ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
+    named = any(key in config or key.replace("_", "-") in told for key in sizes)
+    return named or mode not in ("", "FULL_AND_PIECEWISE")
+
+
+def _sized_items(limits: Any) -> bool:
+    """Whether limits state sizes of items too."""
+    told = _object(limits, "limit-mm-per-prompt")
+    return any(isinstance(limit, dict) and limit.keys() - {"count"} for limit in told.values())
 
 
 def _graphs_off(told: Mapping[str, Any]) -> bool:
@@ -533,6 +574,8 @@ def _speculation(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
             f"--speculative-config: vLLM has no method {method[:40]!r}{did_you_mean(method[:40], METHODS)}"
         )
     tokens, short = config.get("num_speculative_tokens"), METHODS[method]
+    if tokens is not None and str(tokens).strip() in ("0", "-0"):
+        raise KvplanError("--speculative-config: num_speculative_tokens must be at least 1")
     if tokens is None and method == "suffix":
         tokens = config.get("suffix_decoding_max_tree_depth", 24)
     if tokens is None:

@@ -205,7 +205,7 @@ def copied_groups(layout: Layout) -> list[KvGroup]:
 
     Source: vLLM 0.32 `kv_connector/v1/offloading/config.py: get_offloading_group_ids`.
     """
-    return [g for g in layout.groups if g.kind is not AttentionKind.CIRCULAR and not g.bounded_replay]
+    return [group for group in layout.groups if group.prefix_cacheable]
 
 
 def bytes_to_copy(layout: Layout, num_tokens: int) -> int:

@@ -333,3 +333,28 @@ def test_flags_that_change_steps_do_not_pass_for_none() -> None:
         "--stream-interval (tokens sent in groups)",
         "--moe-backend (kernels: timed as the default's)",
     )
+
+
+def test_the_tag_of_an_image_is_the_engines_version() -> None:
+    """A docker line and a manifest; `latest` and an engine that is named say nothing."""
+    docker = "docker run --gpus all vllm/vllm-openai:{} --model Qwen/Qwen3-8B"
+    manifest = "containers:\n- image: vllm/vllm-openai:v0.19.1-x86_64\n  args: [--model, Qwen/Qwen3-8B]\n"
+    assert read_command(docker.format("v0.19.0")).engine_asked == "vllm@0.19"
+    assert read_command(manifest).engine_asked == "vllm@0.19"
+    assert read_command(docker.format("latest")).engine_asked == "vllm"
+    assert read_command("vllm serve Qwen/Qwen3-8B").notes == ()
+
+
+def test_sizes_of_graphs_and_items_that_do_not_act_are_said() -> None:
+    for flags in ("--max-cudagraph-capture-size 8", '-cc \'{"cudagraph_mode": "PIECEWISE"}\''):
+        assert "CUDA graphs" in read_command(f"vllm serve m {flags}").notes[0]
+    assert read_command("vllm serve m -O3").notes == ()
+    sized = '--limit-mm-per-prompt \'{"image": {"count": 2, "width": 512}}\''
+    assert "largest" in read_command(f"vllm serve m {sized}").notes[0]
+    told = read_command("vllm serve m --mm-encoder-only --mm-processor-kwargs '{}'").not_planned
+    assert len(told) == 2
+
+
+def test_no_drafts_at_all_are_refused() -> None:
+    with pytest.raises(KvplanError, match="at least 1"):
+        read_command('vllm serve m --speculative-config \'{"method": "mtp", "num_speculative_tokens": 0}\'')

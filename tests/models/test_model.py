@@ -501,3 +501,9 @@ def test_a_recipes_model_that_is_not_planned_says_why(name: str) -> None:
             load_model(written)
         named = [word.strip(",;:.") for word in str(caught.value).split()[1:] if word.count("/") == 1]
         assert all(find_bundled(other) for other in named)
+
+
+def test_ministral_3_has_no_window_unless_it_says_so() -> None:
+    """transformers 5's `Ministral3Config` has none by default, `MistralConfig` 4,096."""
+    names = ("mistralai/Ministral-3-8B-Instruct-2512", "mistralai/Mistral-Medium-3.5-128B")
+    assert {layer.attention.window for name in names for layer in load_model(name).layers} == {0}

@@ -40,8 +40,11 @@ def llama(k: Keys) -> Body:
 
 
 def mistral(k: Keys) -> Body:
-    """Mistral, Nemo, Small: a bare `sliding_window` holds for all layers; null is none, left out is 4,096."""
-    return _dense(with_default_window(k), sliding=True)
+    """Mistral, Nemo, Small: a bare `sliding_window` holds for all layers; null is none, left out is 4,096.
+
+    Ministral 3's config class has none by default (transformers 5 `Ministral3Config`).
+    """
+    return _dense(k if k.text("model_type") == "ministral3" else with_default_window(k), sliding=True)
 
 
 def phi3(k: Keys) -> Body:
