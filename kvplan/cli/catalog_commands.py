@@ -8,9 +8,10 @@ from typing import Annotated
 from kvplan.cli.options import SWITCH, print_json
 from kvplan.cli.terminal import show
 from kvplan.engines.flags import beyond_known, parse_engine
-from kvplan.ground.errors import KvplanError
+from kvplan.ground.errors import DoesNotFit, KvplanError
 from kvplan.ground.gpu import GpuSpec, get_gpu, gpu_names, split_count
 from kvplan.ground.tables import Column, Table, make_table
+from kvplan.memory.forward import estimate
 from kvplan.models.architectures import architectures, how_checked
 from kvplan.models.load import bundled_models, load_model
 from kvplan.models.spec import ModelSpec
@@ -134,6 +135,13 @@ def support_command(model: str, gpu: str = "h100", engine: str = "vllm", /) -> i
     card, version = get_gpu(split_count(gpu)[1]), parse_engine(engine)
     if newest := beyond_known(version):
         print(f"not known: {version}; the newest known is {newest}, by whose rules it would be planned")
+        return 1
+    try:
+        estimate(spec, card, engine=engine)
+    except DoesNotFit:
+        pass  # larger than one card: planned on several
+    except KvplanError as error:
+        print(f"refused: {error}")
         return 1
     form = str((spec.quantization or {}).get("quant_method", spec.dtype))
     tower = ""

@@ -167,7 +167,10 @@ def _pasted(first: str, others: tuple[str, ...]) -> Command:
     )
 
     try:
-        return read_command((first, *others))
+        told = read_command((first, *others))
+        if others and first != told.model and find_bundled(first):
+            raise KvplanError(f"{first} or {told.model}: the command names a model of its own; leave one out")
+        return told
     except NoStart:
         if others:
             raise KvplanError(

@@ -323,3 +323,29 @@ def test_cold_start_is_light(tmp_path: Path) -> None:
         "pyarrow",
         "scipy",
     }
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("openai/whisper-large-v3", "h100", "sglang"),
+        ("google/gemma-4-E4B-it-assistant", "h100", "vllm"),
+        ("deepseek-ai/DeepSeek-V4.1-Flash", "h200", "vllm@0.19"),
+    ],
+)
+def test_support_refuses_what_estimate_refuses(
+    asked: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In its words; a model larger than one card is planned all the same."""
+    model, card, engine = asked
+    assert run(["support", *asked]) == 1
+    said = capsys.readouterr().out.removeprefix("refused: ").strip()
+    assert run(["estimate", model, "--gpu", card, "--engine", engine]) == 2
+    assert said in capsys.readouterr().err
+    assert run(["support", "deepseek-ai/DeepSeek-R1", "h100"]) == 0
+
+
+def test_two_models_are_not_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model beside a command that names another."""
+    assert run(["estimate", "Qwen/Qwen3-8B", "--", "vllm", "serve", "Qwen/Qwen3-0.6B"]) == 2
+    assert "leave one out" in capsys.readouterr().err
