@@ -7,6 +7,8 @@ Ranked: changes that cost nothing first, then quality or length given up, then m
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -59,7 +61,7 @@ def _option(asked: Question, plan: Plan, rank: int) -> Option | None:
     words = [word for name, value in _changes(asked, plan.question).items() for word in _words(name, value)]
     if not words or not _asks_the_same(_read(asked, words), plan.question):
         return None
-    return Option(" ".join(words), _holds(plan) + (_cost(plan) if rank == _HARDWARE else ""), rank, plan)
+    return Option(shlex.join(words), _holds(plan) + (_cost(plan) if rank == _HARDWARE else ""), rank, plan)
 
 
 def _minimal(asked: Question, plan: Plan) -> Plan:
@@ -180,6 +182,25 @@ def _longest_context(plan: Plan) -> Proposals:
     longest = plan.refusal.max_model_len if plan.refusal else 0
     if longest > 0 and not plan.question.demand.is_stated:
         yield _ask(plan.question, max_model_len=longest), _SHORTER
+
+
+def _no_videos(plan: Plan) -> Proposals:
+    """Start-up's profile without videos, where these are its largest items."""
+    if plan.question.model.vision is not None:
+        limits = json.loads(plan.question.args.limit_mm_per_prompt or "{}") | {"video": 0}
+        yield _ask(plan.question, limit_mm_per_prompt=json.dumps(limits, sort_keys=True)), _QUALITY
+
+
+def _shorter_items(plan: Plan) -> Proposals:
+    """The longest of some contexts, which bound the videos and sounds that start-up profiles too."""
+    if plan.question.model.vision is None or plan.question.demand.is_stated or not plan.refusal:
+        return
+    shorter = (_ask(plan.question, max_model_len=n) for n in _CONTEXTS if n < plan.max_model_len)
+    if found := next((changed for changed in shorter if changed is not None and changed.fits), None):
+        yield found, _SHORTER
+
+
+_CONTEXTS = (131072, 65536, 32768, 16384, 8192)
 
 
 def _smaller_batch(plan: Plan) -> Proposals:
@@ -325,7 +346,9 @@ _SOURCES = (
     _smaller_batch,
     _kv_dtype,
     _quantization,
+    _no_videos,
     _longest_context,
+    _shorter_items,
     _shorter_output,
     _fewer_traces,
     _more_cards,

@@ -85,7 +85,7 @@ def test_every_printed_option_fits_when_run(line: list[str]) -> None:
     if code == 2:
         return
     for option in document["what_would_fit"]:
-        changed = pairs(line[1:]) | pairs(option["change"].split())
+        changed = pairs(line[1:]) | pairs(shlex.split(option["change"]))
         again, answer = ask([line[0], *(word for pair in changed.items() for word in pair)])
         assert (again, answer["fits"]) == (0, True), option["change"]
         assert answer["traces"]["at_once"] == option["traces_at_once"]
@@ -103,7 +103,7 @@ def test_no_option_has_a_flag_to_spare(line: list[str]) -> None:
     """With one of its flags taken back, an option does not fit any more."""
     _, document = ask(line)
     for option in document.get("what_would_fit", ()):
-        change = pairs(option["change"].split())
+        change = pairs(shlex.split(option["change"]))
         for spared in change if len(change) > 1 else ():
             fewer = pairs(line[1:]) | {flag: value for flag, value in change.items() if flag != spared}
             again, _ = ask([line[0], *(word for pair in fewer.items() for word in pair)])

@@ -9,6 +9,7 @@ import pytest
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.units import GiB
 from kvplan.memory.forward import estimate
+from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.tower_profile import LARGEST, largest_image, largest_item, num_items, tower_bytes
 from kvplan.models.config import Keys
 from kvplan.models.load import load_model
@@ -133,3 +134,14 @@ def test_tiles_are_those_of_the_largest_pinpoint() -> None:
     assert (found["patches"], found["tokens"]) == (37 * 729, 10 * 729)
     found = pinpoints(TowerFacts(Keys("m", {}), Keys("m", tile), 64))
     assert (found["patches"], found["tokens"]) == (5 * 729, 5 * 729)
+
+
+def test_ways_out_of_a_profile_too_large() -> None:
+    """Qwen2.5-VL's videos fill a 24 GB card at its whole context: a shorter one bounds them. ERNIE's may go."""
+    small = estimate("Qwen/Qwen2.5-VL-7B-Instruct", "rtx-4090")
+    changes = [option.change for option in what_would_fit(small)]
+    assert not small.fits
+    assert any(change.startswith("--max-model-len") for change in changes)
+    ways = what_would_fit(estimate("baidu/ERNIE-4.5-VL-28B-A3B-PT", "h100"))
+    [without] = [option for option in ways if option.change == "--limit-mm-per-prompt '{\"video\": 0}'"]
+    assert without.plan.fits
