@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.formulas.capacity import kv_heads_per_rank
-from kvplan.formulas.graphs import capture_sizes
+from kvplan.formulas.graphs import capture_sizes, max_capture_size
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, MiB, cdiv
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
@@ -233,7 +233,7 @@ def graph_sizes(args: ResolvedArgs, gpu: GpuSpec) -> tuple[int, ...]:
     The usual staircase up to twice the widest decode batch, and with drafts each decode size times its width.
     """
     width = 1 + args.num_speculative_tokens
-    ceiling = 1024 if 10 <= gpu.compute_capability < 11 else 512
+    ceiling = max_capture_size(gpu.compute_capability)
     most = min(args.max_num_seqs * width * 2, ceiling)
     requests = {*capture_sizes(min(args.max_num_seqs, ceiling)), min(args.max_num_seqs, ceiling)}
     decodes = {n * width for n in requests if n * width <= most}

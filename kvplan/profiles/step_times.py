@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
-from kvplan.formulas.graphs import MAX_CAPTURE_SIZE
+from kvplan.formulas.graphs import MAX_CAPTURE_SIZE, max_capture_size
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
 from kvplan.models.modules import Cut, Module, layer_modules
@@ -166,7 +166,7 @@ def _last_layers(
         return None
     if parallel and args.pipeline_parallel_size == 1:
         return None
-    ceiling = 1024 if 10 <= gpu.compute_capability < 11 else 512
+    ceiling = max_capture_size(gpu.compute_capability)
     graphs = 0 if args.enforce_eager else min(ceiling, 2 * (args.max_num_seqs or ceiling))
     work = model_work(replace(model, layers=layers), args, formats)
     costs = replace(time.costs, host=HostCosts(), row_s=0.0, step_s=0.0, capture_sizes=())
