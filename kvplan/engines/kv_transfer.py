@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from kvplan.ground.config import Config, complaint
+from kvplan.ground.config import Config, complaint, json_object
 from kvplan.ground.units import GiB
 
 
@@ -62,10 +62,9 @@ class OffloadingFlags(Config):
 def connector_of(value: Any) -> str | None:
     """The connector that the flag's value names, if it can be read."""
     try:
-        told = json.loads(value) if isinstance(value, str) else value
+        return json_object(value).get("kv_connector")
     except ValueError:
         return None
-    return told.get("kv_connector") if isinstance(told, dict) else None
 
 
 def kv_transfer_text(value: Any) -> str | None:
@@ -76,12 +75,7 @@ def kv_transfer_text(value: Any) -> str | None:
     """
     if value is None:
         return None
-    try:
-        told = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        raise ValueError(f"must be a JSON object, not {str(value)[:60]}")
+    told = json_object(value)
     connector = told.get("kv_connector")
     if connector not in (None, "OffloadingConnector"):
         raise ValueError(

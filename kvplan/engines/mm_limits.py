@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kvplan.ground.config import json_object
+
 UNLIMITED = 999
 """What vLLM 0.32 takes for a kind that nobody names (`config/multimodal.py`)."""
 
@@ -18,13 +20,7 @@ def mm_limits_text(value: Any) -> str | None:
     """
     if value is None:
         return None
-    try:
-        told = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        told = None
-    if not isinstance(told, Mapping):
-        raise ValueError(f"must be a JSON object, not {str(value)[:60]}")
-    counts = {str(kind): _count(limit) for kind, limit in told.items()}
+    counts = {str(kind): _count(limit) for kind, limit in json_object(value).items()}
     if any(type(count) is not int or not 0 <= count <= 10**6 for count in counts.values()):
         raise ValueError("must have a number of items, 0 to 1,000,000, for each kind")
     return json.dumps(counts, sort_keys=True) if counts else None

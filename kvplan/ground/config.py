@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import textwrap
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -51,6 +53,21 @@ def field_docstrings(config: type[Config]) -> dict[str, str]:
             if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
                 found[field.target.id] = inspect.cleandoc(str(below.value.value))
     return found
+
+
+def json_object(told: Any) -> Mapping[str, Any]:
+    """A flag's JSON object, as its text or already read; raises ValueError for anything else.
+
+    >>> json_object('{"image": 2}')
+    {'image': 2}
+    """
+    try:
+        read = json.loads(told) if isinstance(told, str) else told
+    except ValueError:
+        read = None
+    if not isinstance(read, Mapping):
+        raise ValueError(f"must be a JSON object, not {str(told)[:60]}")
+    return read
 
 
 def complaint(error: ValidationError, flag: bool = False) -> str:
