@@ -9,7 +9,7 @@ from reference import table
 from validation import section
 
 from kvplan.cli.main import run
-from kvplan.engines.command import vllm_flags
+from kvplan.engines.vllm_parser import vllm_flags
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.files import catalog_dir
 from kvplan.ground.gpu import get_gpu, gpu_names

@@ -161,10 +161,8 @@ def _over(pasted: EngineArgs, own: EngineArgs | None) -> EngineArgs:
 
 
 def _pasted(first: str, others: tuple[str, ...]) -> Command:
-    from kvplan.engines.command import (  # only where one is pasted: a cold start stays short
-        NoStart,
-        read_command,
-    )
+    from kvplan.engines.command import read_command  # only where one is pasted: a cold start stays short
+    from kvplan.engines.shell_words import NoStart
 
     try:
         told = read_command((first, *others))

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from places import FIXTURES
 
-from kvplan.engines.command import METHODS, UNPLANNED_METHODS
 from kvplan.engines.drafting import check_drafting
 from kvplan.engines.flags import EngineArgs, parse_engine
+from kvplan.engines.speculative_config import METHODS, UNPLANNED_METHODS
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import GiB
 from kvplan.memory.forward import estimate

@@ -1,0 +1,143 @@
+"""vLLM's own parser of `vllm serve`: its flags, their spellings and kinds of values, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from kvplan.ground.errors import KvplanError, did_you_mean
+from kvplan.ground.files import catalog_dir
+
+GONE = {
+    "disable-log-requests": "log lines are off unless --enable-log-requests",
+    "swap-space": "swapping went with the first engine",
+    "num-scheduler-steps": "multi-step scheduling went with the first engine",
+    "max-seq-len-to-capture": "now --max-cudagraph-capture-size",
+    "use-v2-block-manager": "the only one since long",
+    "guided-decoding-backend": "now --structured-outputs-config",
+    "enable-reasoning": "now --reasoning-parser alone",
+    "rope-scaling": "now --hf-overrides",
+    "rope-theta": "now --hf-overrides",
+    "task": "now --runner and --convert",
+    "cuda-graph-sizes": "now --cudagraph-capture-sizes",
+    "preemption-mode": "swapping went with the first engine",
+    "device": "found by itself",
+    "num-lookahead-slots": "now --speculative-config",
+    "speculative-model": "now --speculative-config",
+    "override-neuron-config": "now --additional-config",
+    "enable-expert-parallelism": "--enable-expert-parallel",
+}
+"""Flags of older versions, and what became of them: 0.32's parser refuses them."""
+
+
+@cache
+def vllm_flags() -> dict[str, str]:
+    """Every flag of vLLM's parser -> its kind."""
+    return {name: told.split()[0] for name, told in _table().items()}
+
+
+@cache
+def _table() -> dict[str, str]:
+    found: dict[str, str] = json.loads((catalog_dir() / "vllm_flags.json").read_text())["flags"]
+    return found
+
+
+@cache
+def _also() -> dict[str, str]:
+    """Other spellings -> flag."""
+    return {also.lstrip("-"): name for name, told in _table().items() for also in told.split()[1:]}
+
+
+def split_flags(words: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """(flag without dashes, its values); the flag is empty for words before the first one."""
+    name: str = ""
+    values: list[str] = []
+    for word in words:
+        if re.match(r"--?[A-Za-z]", word):
+            yield name, values
+            name, equals, value = word.lstrip("-").partition("=")
+            if not word.startswith("--") and (short := re.fullmatch(r"O(\d)", name)):
+                name, equals, value = "optimization-level", "=", short[1]
+            values = [value] if equals else []
+        else:
+            values.append(word)
+    yield name, values
+
+
+def known_flag(name: str) -> tuple[str, str, bool | None]:
+    """(flag, key within its JSON, False where negated); raises for what vLLM's parser refuses."""
+    base, _, inner = name.partition(".")
+    base = _also().get(base, base.replace("_", "-"))
+    if base in vllm_flags():
+        return base, inner, None
+    if base.startswith("no-") and vllm_flags().get(base[3:]) == "switch":
+        return base[3:], inner, False
+    if len(begun := _begun(base)) == 1:
+        return begun[0], inner, None
+    if begun:
+        raise KvplanError(f"--{base}: ambiguous, could be {', '.join(f'--{name}' for name in begun[:4])}")
+    if base in GONE:
+        raise KvplanError(f"--{base}: vLLM 0.32 has no such flag ({GONE[base]})")
+    raise KvplanError(
+        f"--{base[:60]}: vLLM 0.32 has no such flag{did_you_mean(base[:60], ('tensor-parallel-size', *vllm_flags()))}"
+    )
+
+
+def _begun(base: str) -> list[str]:
+    """Flags that a spelling begins, as the parser lets them be cut short: `--tensor-parallel 4`."""
+    spelled = {**{name: name for name in vllm_flags()}, **_also()}
+    return sorted({flag for name, flag in spelled.items() if len(name) > 3 and name.startswith(base)})
+
+
+def flag_value(
+    flag: str, kind: str, inner: str, negated: bool | None, values: list[str]
+) -> tuple[Any, list[str]]:
+    """A flag's value and the words that do not belong to it."""
+    if inner:
+        value = plain(values[0]) if values else True
+        for part in reversed(inner.split(".")):
+            value = {part: value}
+        return value, values[1:]
+    if kind == "switch":
+        if values and values[0].casefold() in ("true", "false"):
+            return values[0].casefold() == "true", values[1:]
+        return (True if negated is None else negated), values
+    if kind == "list":
+        return tuple(values), []
+    if not values:
+        if kind == "maybe":
+            return True, []
+        raise KvplanError(f"--{flag}: expected one argument")
+    return values[0], values[1:]
+
+
+def plain(text: str) -> Any:
+    """A value as JSON or Python spells it; else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def object_of(value: Any, flag: str) -> dict[str, Any]:
+    """A flag's JSON object; empty where the flag is not stated. Raises KvplanError for what is no object."""
+    if value is None:
+        return {}
+    found = plain(value) if isinstance(value, str) else value
+    if not isinstance(found, dict):
+        would = _as_json(str(value))
+        raise KvplanError(
+            f"--{flag}: must be a JSON object, not {str(value)[:60]}" + (f"; as {would}" if would else "")
+        )
+    return found
+
+
+def _as_json(text: str) -> str:
+    """What `key=number,key=number`, the form of older versions, is as JSON; empty for what is not of that form."""
+    pairs = [part.split("=") for part in text.split(",")]
+    if len(text) > 60 or not all(len(pair) == 2 and pair[1].isdecimal() for pair in pairs):
+        return ""
+    return f"'{json.dumps({key: int(number) for key, number in pairs})}'"
