@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -108,8 +107,6 @@ def estimate_command(
     engine = engine or (told.engine_asked if told else "vllm")
     card, args = cards(gpu, args)
     spec = load_model(model, hub=hub, hf_overrides=overrides)
-    if told and told.allows_long:
-        spec = replace(spec, max_model_len_stated=False)
     plan = estimate(
         spec, priced(card, price_per_hour), args, engine=engine,
         demand=demand, entry_point=entry_point, colocate=colocated,
@@ -123,9 +120,7 @@ def estimate_command(
     own = [f"--colocate={role}={name}" for role, name in colocated.items()]
     own += [f"--profile={profile}"] if profile else []
     own += [f"--engine={engine}", f"--entry-point={entry_point}", *(["--hub"] if hub else [])]
-    is_whole = not overrides and not (
-        told and told.allows_long
-    )  # else no line of our own flags says the same
+    is_whole = not overrides  # else no line of our own flags says the same
     document = plan.to_dict(options)
     document["what_would_fit"] = [
         option.to_dict()
@@ -222,9 +217,8 @@ def _command_lines(told: Command | None) -> list[str]:
         lines.append(f"Changes memory or time, not planned: {', '.join(told.not_planned)}")
     if told.no_effect:
         lines.append(f"No effect on the plan: {', '.join(told.no_effect)}")
-    unread = sorted(set(told.environment) - {"VLLM_ALLOW_LONG_MAX_MODEL_LEN"})
-    if unread:
-        lines.append(f"Environment, not read: {', '.join(unread)}")
+    if told.environment and told.engine != "vllm":
+        lines.append(f"Environment, not read: {', '.join(sorted(told.environment))}")
     return ["", *lines] if lines else []
 
 
@@ -319,7 +313,7 @@ def serve_command(
     print(write(question.model.name, flags, serving, question.draft, experts=moe))
     if question.model.planned_as:
         print(f"kvplan: {question.model.name} is planned as {question.model.planned_as}", file=sys.stderr)
-    missing = unspoken(flags, serving)
+    missing = [flag for flag in unspoken(flags, serving) if (serving, flag) != ("vllm", "--env")]
     if missing:
         print(f"kvplan: left out, {serving} has no such flag: {', '.join(missing)}", file=sys.stderr)
     if plan.fits:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kvplan.engines.environment import ACTS as VARIABLES
+from kvplan.engines.environment import sort_out
 from kvplan.engines.flags import EngineArgs, as_count
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.shell_words import filled, image_version, start_of, words_of
@@ -76,7 +78,8 @@ NOT_PLANNED = {
     "enable-return-routed-experts": "buffers of routed experts",
 }
 """Flags that change memory, scheduling or time in ways that are not planned, and what they are about."""
-OURS = {field: field.replace("_", "-") for field in EngineArgs.model_fields}
+OURS = {field: field.replace("_", "-") for field in EngineArgs.model_fields if field != "env"}
+"""Fields that are flags of vLLM's -> the flag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +93,9 @@ class Command:
     """The model that drafts."""
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     no_effect: tuple[str, ...] = ()
-    """Flags that do not change the plan."""
+    """Flags, and variables, that do not change the plan."""
     not_planned: tuple[str, ...] = ()
-    """Flags that change it in ways that are not planned, with what they are about."""
+    """Flags, and variables, that change it in ways that are not planned, with what they are about."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """`export`ed and prefixed variables."""
     notes: tuple[str, ...] = ()
@@ -103,11 +106,6 @@ class Command:
     def engine_asked(self) -> str:
         """The engine with its version, as `parse_engine` reads it."""
         return f"{self.engine}@{self.version}" if self.version else self.engine
-
-    @property
-    def allows_long(self) -> bool:
-        """Whether lengths beyond the model's are allowed (VLLM_ALLOW_LONG_MAX_MODEL_LEN)."""
-        return self.environment.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0").casefold() in ("1", "true")
 
 
 def read_command(text: str | Sequence[str]) -> Command:
@@ -163,6 +161,11 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
     if not model:
         raise KvplanError("the command names no model")
     fields, draft, notes = _fields(told)
+    acting = {name: said for name, said in environment.items() if name in VARIABLES}
+    if acting:
+        fields["env"] = acting
+    changing, idle = sort_out(environment)
+    unplanned, unaffected = unplanned + changing, unaffected + idle
     return Command(
         engine="vllm",
         model=model,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BeforeValidator, Field
 
+from kvplan.engines.environment import Environment, environment_of, environment_text
 from kvplan.engines.kv_transfer import kv_transfer_text, offloading_gib
 from kvplan.engines.mm_limits import mm_limits_text, unused_towers
 from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
@@ -163,6 +164,13 @@ class EngineArgs(Config):
     """Adapters in one batch: memory for so many is taken at start-up."""
     max_lora_rank: Annotated[Literal[1, 8, 16, 32, 64, 128, 256, 320, 512], BeforeValidator(as_count)] = 16
     """Rank that every adapter's memory is taken for."""
+    env: Annotated[str | None, BeforeValidator(environment_text)] = None
+    """vLLM's environment variables that act on the plan, NAME=VALUE parted by spaces: VLLM_PP_LAYER_PARTITION=30,34."""
+
+    @property
+    def environment(self) -> Environment:
+        """`env`, read."""
+        return environment_of(self.env)
 
 
 class ResolvedArgs(EngineArgs):
@@ -345,7 +353,8 @@ def _max_model_len(args: EngineArgs, model: ModelSpec) -> int:
         return asked or model.default_max_model_len
     if asked == 0:
         raise KvplanError("--max-model-len 0: a length in tokens, or -1 for the longest that fits")
-    if asked > model.max_model_len and model.max_model_len_stated:
+    allowed = args.environment.allow_long_max_model_len
+    if asked > model.max_model_len and model.max_model_len_stated and not allowed:
         raise KvplanError(
             f"--max-model-len {asked:,}: {model.name} is made for {model.max_model_len:,}; {_longer(model, asked)}"
         )

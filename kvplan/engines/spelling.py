@@ -82,7 +82,7 @@ _ALSO = {
     "kv_cache_memory_bytes": ("kv_cache_memory",),
 }
 WORDS: dict[str, tuple[Word, ...]] = {
-    "vllm": tuple(Word(name, name, _ALSO.get(name, ())) for name in EngineArgs.model_fields),
+    "vllm": tuple(Word(name, name, _ALSO.get(name, ())) for name in EngineArgs.model_fields if name != "env"),
     "sglang": (
         Word("tensor_parallel_size", "tp_size", ("tp", "tensor_parallel_size")),
         Word("pipeline_parallel_size", "pp_size"),

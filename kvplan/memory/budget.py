@@ -266,6 +266,7 @@ def _lora(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
         max_lora_rank=args.max_lora_rank,
         tensor_parallel_size=args.tensor_parallel_size,
         pipeline_parallel_size=args.pipeline_parallel_size,
+        pp_layer_partition=args.environment.pp_layer_partition,
         data_parallel_size=args.data_parallel_size,
         enable_expert_parallel=args.enable_expert_parallel,
     )

@@ -189,6 +189,12 @@ class _Memory(NamedTuple):
 def _memory(question: Question) -> _Memory:
     args = _resolved(question)
     check_sharding(question.model, args)
+    if args.environment.mla_disable and any(
+        m.kv_lora_rank for la in question.model.layers for m in la.mixers
+    ):
+        raise KvplanError(
+            f"VLLM_MLA_DISABLE: keys and values of every head of {question.model.name} are not planned; leave it out"
+        )
     check_drafting(question.model, args, question.engine)
     if offloads(args, question.engine) and question.model.encoded_tokens:
         raise KvplanError(
@@ -357,6 +363,7 @@ def rank_weights(
         model.drafting_by(args.speculative_method, drafts),
         tensor_parallel_size=args.tensor_parallel_size,
         pipeline_parallel_size=args.pipeline_parallel_size,
+        pp_layer_partition=args.environment.pp_layer_partition,
         data_parallel_size=args.data_parallel_size,
         enable_expert_parallel=args.enable_expert_parallel,
         quantization=args.quantization,
@@ -364,6 +371,7 @@ def rank_weights(
         use_mtp=drafts > 0,
         language_model_only=args.language_model_only,
         whole_tower=args.mm_encoder_tp_mode == "data",
+        replicate_embed=args.environment.replicate_embed,
         legacy=legacy,
         least_padding=least_padding,
     )

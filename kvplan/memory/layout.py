@@ -260,7 +260,8 @@ def _hybrid_manager_off(model: ModelSpec, args: EngineArgs) -> bool:
     """The user's flag; and vLLM itself turns it off for chunked attention with a drafting head."""
     chunked = any(layer.attention.kind is AttentionKind.CHUNKED for layer in model.layers)
     drafts = args.num_speculative_tokens > 0 and args.speculative_method in ("mtp", "eagle", "dspark")
-    return args.disable_hybrid_kv_cache_manager or (chunked and drafts)
+    kept_whole = drafts or not args.environment.allow_chunked_local_attn_with_hybrid_kv_cache
+    return args.disable_hybrid_kv_cache_manager or (chunked and kept_whole)
 
 
 @dataclass(frozen=True, slots=True)

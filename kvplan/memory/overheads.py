@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvplan.engines.flags import ResolvedArgs
+from kvplan.engines.flags import EngineArgs, ResolvedArgs
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.formulas.graphs import capture_sizes, max_capture_size
 from kvplan.ground.gpu import GpuSpec
@@ -70,7 +70,7 @@ def estimate_overheads(
 ) -> Overheads:
     """Overheads of one rank of `model` under `args`; only the last pipeline stage samples."""
     tokens, rows = args.max_num_batched_tokens, args.max_num_seqs
-    per_logit = bytes_per_logit(model, profile)
+    per_logit = bytes_per_logit(model, args, profile)
     kept = kept_bytes(model, args, gpu, profile)
     logits = _scaled(rows * model.vocab_size, per_logit)
     sampler = logits + exact(kept + sampler_inputs(model, args, profile)) if last_stage else NOTHING
@@ -88,9 +88,9 @@ def estimate_overheads(
     captured = num_graphs(args, gpu, only_decodes=model.encoded_tokens > 0)
     graphs = _scaled(MiB * captured * _stage_layers(model, args), per_layer)
     why = f"{captured} graphs x {_stage_layers(model, args)} layers; {per_layer.source}"
-    inside = profile.graphs_in_budget and not (
-        profile.outside_in_second_runner and second_runner(model, profile)
-    )
+    inside = profile.graphs_in_budget and args.environment.memory_profiler_estimate_cudagraphs
+    if profile.outside_in_second_runner and second_runner(model, args, profile):
+        inside = False
     return Overheads(activation, f"{what}; {figure.source}", runtime, graphs, runtime_why, why, inside)
 
 
@@ -99,18 +99,20 @@ def exact(num_bytes: int) -> Range:
     return Range(num_bytes, num_bytes, num_bytes)
 
 
-def second_runner(model: ModelSpec, profile: MemoryProfile) -> bool:
-    """Whether vLLM's second model runner serves the model by default: its sampler holds fewer copies of the logits."""
-    named = profile.second_runner
+def second_runner(model: ModelSpec, args: EngineArgs, profile: MemoryProfile) -> bool:
+    """Whether vLLM's second model runner serves the model, asked to or by default: its sampler holds fewer logits."""
+    asked, named = args.environment.use_v2_model_runner, profile.second_runner
+    if asked is not None and profile.second_sampler_bytes_per_logit is not None:
+        return asked
     mixers = (mixer for layer in model.layers for mixer in layer.mixers)
     dense = not model.is_moe and all(mixer.kind is not AttentionKind.STATE for mixer in mixers)
     return "all" in named or ("dense" in named and dense) or model.architecture in named
 
 
-def bytes_per_logit(model: ModelSpec, profile: MemoryProfile) -> Figure:
+def bytes_per_logit(model: ModelSpec, args: EngineArgs, profile: MemoryProfile) -> Figure:
     """What the profiling sampler holds per logit."""
-    second = profile.second_sampler_bytes_per_logit
-    return second if second is not None and second_runner(model, profile) else profile.sampler_bytes_per_logit
+    second = profile.second_sampler_bytes_per_logit if second_runner(model, args, profile) else None
+    return second or profile.sampler_bytes_per_logit
 
 
 def kept_bytes(model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile) -> int:
@@ -143,7 +145,7 @@ def sampler_inputs(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile)
     """Bytes beside the logits when the profiling sampler peaks; every rank gathers all logits."""
     rows, tokens = args.max_num_seqs, args.max_num_batched_tokens
     thresholds = 4 * model.vocab_size * min(rows, _SAMPLER_PROGRAMS) if profile.sampler_thresholds else 0
-    if second_runner(model, profile):
+    if second_runner(model, args, profile):
         thresholds = 0
     return 2 * model.hidden_size * (tokens + rows) + thresholds
 
@@ -255,4 +257,5 @@ def num_graphs(args: ResolvedArgs, gpu: GpuSpec, *, only_decodes: bool = False) 
 
 
 def _stage_layers(model: ModelSpec, args: ResolvedArgs) -> int:
-    return cdiv(len(model.layers), args.pipeline_parallel_size)
+    stated = args.environment.pp_layer_partition
+    return max(stated) if stated else cdiv(len(model.layers), args.pipeline_parallel_size)

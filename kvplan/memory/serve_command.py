@@ -102,7 +102,8 @@ def shell_command(
         "sglang": ["python", "-m", "sglang.launch_server", "--model-path", model],
         "tensorrt-llm": ["trtllm-serve", model],
     }[engine]
-    return shlex.join([*start, *to_words(serve_flags(args, engine, draft, experts=experts))])
+    line = shlex.join([*start, *to_words(serve_flags(args, engine, draft, experts=experts))])
+    return f"{args.env} {line}" if args.env and engine == "vllm" else line
 
 
 def to_words(flags: Flags) -> list[str]:
@@ -139,7 +140,8 @@ def yaml_config(
     """
     if engine == "tensorrt-llm":
         return "\n".join(_sections(trtllm_options(args)))
-    lines = [f"{'model' if engine == 'vllm' else 'model-path'}: {model}"]
+    lines = [f"# {args.env} vllm serve --config FILE"] if args.env and engine == "vllm" else []
+    lines += [f"{'model' if engine == 'vllm' else 'model-path'}: {model}"]
     flags = serve_flags(args, engine, draft, experts=experts)
     lines += [f"{flag}: {_yaml(value)}" for flag, value in flags.items()]
     return "\n".join(lines)

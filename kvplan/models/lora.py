@@ -37,6 +37,7 @@ def lora_bytes(
     max_lora_rank: int,
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
+    pp_layer_partition: tuple[int, ...] = (),
     data_parallel_size: int = 1,
     enable_expert_parallel: bool = False,
 ) -> int:
@@ -51,7 +52,7 @@ def lora_bytes(
     for layer in set(model.layers):
         modules = [m for m in layer_modules(layer, model.hidden_size, cut) if m.linear and m.cols > 1]
         each[layer] = sum(m.copies * (m.rows + m.cols) for m in modules)
-    spans = stage_spans(len(model.layers), pipeline_parallel_size)
+    spans = stage_spans(len(model.layers), pipeline_parallel_size, pp_layer_partition)
     columns = max(sum(each[layer] for layer in model.layers[first:last]) for first, last in spans)
     if model.architecture.startswith(WITH_EMBEDDINGS):
         columns += 2 * (model.vocab_size + model.hidden_size)

@@ -5,7 +5,7 @@ Knows shapes, dtypes and how parallelism cuts them. Does not know GPUs or KV cac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import gcd
@@ -139,6 +139,7 @@ def heaviest_rank(
     *,
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
+    pp_layer_partition: tuple[int, ...] = (),
     data_parallel_size: int = 1,
     enable_expert_parallel: bool = False,
     quantization: str | None = None,
@@ -146,6 +147,7 @@ def heaviest_rank(
     use_mtp: bool = False,
     language_model_only: bool = False,
     whole_tower: bool = False,
+    replicate_embed: bool = False,
     legacy: bool = False,
     least_padding: bool = False,
 ) -> RankWeights:
@@ -156,6 +158,7 @@ def heaviest_rank(
         tensor_parallel_size: ranks that cut each matrix; latents, routers and norms stay whole, KV heads are
             replicated where there are fewer of them than ranks.
         pipeline_parallel_size: stages; each is counted and the heaviest returned.
+        pp_layer_partition: layers of each stage; empty: even shares.
         data_parallel_size: attention replicas. With experts, they join the ranks that share the experts out.
         enable_expert_parallel: give each rank whole experts instead of a slice of every one.
         quantization: quantise a 16-bit checkpoint on load; None: as the checkpoint says.
@@ -163,6 +166,7 @@ def heaviest_rank(
         use_mtp: load the multi-token-prediction layers.
         language_model_only: leave the vision tower out.
         whole_tower: hold the tower whole on every rank.
+        replicate_embed: hold the embedding whole on every rank, where the class looks (VLLM_REPLICATE_EMBED).
         least_padding: sizes as rounded up by the kernel that rounds least; else by the one that vLLM prefers.
         legacy: vLLM's first engine (V0), which kept latent attention's absorbed products as matrices.
 
@@ -177,10 +181,11 @@ def heaviest_rank(
         use_mtp=use_mtp,
         vision=not language_model_only,
         tower_tp=1 if whole_tower else tensor_parallel_size,
+        replicate_embed=replicate_embed,
         legacy=legacy,
         least_padding=least_padding,
     )
-    spans = stage_spans(len(model.layers), pipeline_parallel_size)
+    spans = stage_spans(len(model.layers), pipeline_parallel_size, pp_layer_partition)
     return max((loader.stage(span, len(model.layers)) for span in spans), key=lambda rank: rank.total)
 
 
@@ -202,8 +207,10 @@ def allocator_slack(size: int) -> int:
     return left if size >= 10 * MiB and left <= MiB else 0
 
 
-def stage_spans(num_layers: int, stages: int) -> tuple[tuple[int, int], ...]:
+def stage_spans(num_layers: int, stages: int, partition: Sequence[int] = ()) -> tuple[tuple[int, int], ...]:
     """Which layers each pipeline stage holds: even shares, the rest from the last but one backwards.
+
+    `partition`: layers of each, as VLLM_PP_LAYER_PARTITION states them.
 
     Source: vLLM 0.32, `distributed/utils.py: get_pp_indices`.
 
@@ -214,8 +221,13 @@ def stage_spans(num_layers: int, stages: int) -> tuple[tuple[int, int], ...]:
         raise KvplanError(
             f"pipeline_parallel_size {stages} must lie between 1 and the model's {num_layers} layers"
         )
-    sizes = [num_layers // stages] * stages
-    for i in range(num_layers % stages):
+    sizes = list(partition) or [num_layers // stages] * stages
+    if partition and (len(sizes) != stages or sum(sizes) != num_layers):
+        raise KvplanError(
+            f"VLLM_PP_LAYER_PARTITION={','.join(map(str, sizes))}: {len(sizes)} stages of {sum(sizes)} layers; there"
+            f" are {stages} of {num_layers}"
+        )
+    for i in range(0 if partition else num_layers % stages):
         sizes[-(i + 2)] += 1
     ends = [sum(sizes[: i + 1]) for i in range(stages)]
     return tuple((end - size, end) for end, size in zip(ends, sizes, strict=True))
@@ -242,6 +254,10 @@ def _table_bytes(table: RotaryTable, tp: int) -> int:
     return table.positions * table.dims * table.itemsize * heads
 
 
+MAY_REPLICATE = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM", "Dots3NoteForCausalLM")
+"""Classes that make their embedding by `layers/fused_embed_norm.py: make_input_embedding` (vLLM 0.32)."""
+
+
 class _Loader(NamedTuple):
     """Everything that decides how many bytes a module takes."""
 
@@ -252,6 +268,7 @@ class _Loader(NamedTuple):
     use_mtp: bool
     vision: bool
     tower_tp: int
+    replicate_embed: bool
     legacy: bool
     least_padding: bool
 
@@ -260,7 +277,9 @@ class _Loader(NamedTuple):
         """Inkling's ranks each hold the whole embedding; encoder-decoders' too, without padded rows."""
         if self.model.encoded_tokens:
             return Cut(checkpoint=True)
-        return self.cut._replace(tp=1) if self.model.architecture.startswith("Inkling") else self.cut
+        asked = self.replicate_embed and self.model.architecture in MAY_REPLICATE
+        whole = asked or self.model.architecture.startswith("Inkling")
+        return self.cut._replace(tp=1) if whole else self.cut
 
     @property
     def rotary_tables(self) -> int:

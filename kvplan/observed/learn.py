@@ -264,7 +264,7 @@ def _of_tower(plan: Plan, profile: MemoryProfile) -> str:
 def _of_sampler(plan: Plan, profile: MemoryProfile) -> str:
     """The coefficient that the sampler's peak is told by."""
     second = profile.second_sampler_bytes_per_logit is not None and second_runner(
-        plan.question.model, profile
+        plan.question.model, plan.args, profile
     )
     return "second_sampler_bytes_per_logit" if second else "sampler_bytes_per_logit"
 

@@ -154,7 +154,9 @@ def _last_layers(
         return None
     first, layers = made[-1], model.layers[made[-1] :]
     window = attention[first].window
-    begins = stage_spans(len(model.layers), args.pipeline_parallel_size)[-1][0]
+    begins = stage_spans(len(model.layers), args.pipeline_parallel_size, args.environment.pp_layer_partition)[
+        -1
+    ][0]
     looks_up = any(w.cut == "host" for layer in layers for w in layer.extras)
     parallel = args.enable_expert_parallel and args.tensor_parallel_size > 1 and args.data_parallel_size > 1
     looks_back = (

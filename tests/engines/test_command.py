@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,7 +48,6 @@ def outcome(head: str, text: str) -> str:
     try:
         told = read_command(text)
         model = load_model(told.model, hf_overrides=told.hf_overrides)
-        model = replace(model, max_model_len_stated=False) if told.allows_long else model
         estimate(model, get_gpu(split_count(card)[1]), told.args, engine=told.engine)
     except KvplanError as error:
         return str(error)

@@ -74,6 +74,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "dtype": (DENSE, {"kv_cache_dtype": "fp8"}, "float32"),
     "enforce_eager": (DENSE, {}, True),
     "language_model_only": (WINDOWED, {"max_model_len": 16384}, True),
+    "env": ("Qwen/Qwen3-8B", {}, "VLLM_USE_V2_MODEL_RUNNER=0"),
     "limit_mm_per_prompt": (
         "Qwen/Qwen2.5-VL-7B-Instruct",
         {"max_model_len": 65536, "max_num_seqs": 8},

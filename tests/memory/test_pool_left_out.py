@@ -70,7 +70,9 @@ def _told(start: Start) -> Iterator[Told]:
     key = (era(start), model.name)
     if start.activation_gib and "sampler" in budget.activation.why:
         logits = plan.args.max_num_seqs * model.vocab_size
-        second = second_runner(model, profile) and profile.second_sampler_bytes_per_logit is not None
+        second = (
+            second_runner(model, plan.args, profile) and profile.second_sampler_bytes_per_logit is not None
+        )
         name = "second_sampler_bytes_per_logit" if second else "sampler_bytes_per_logit"
         used = getattr(profile, name).value
         more = start.activation_gib * GiB - budget.activation.size.value

@@ -82,7 +82,7 @@ def find_mixers(setup: LayoutSetup, draft: ModelSpec | None = None) -> list[Mixe
         KvplanError: a model without the layers to draft with, or a layer that no backend takes.
     """
     num_stages = setup.args.pipeline_parallel_size
-    spans = stage_spans(len(setup.model.layers), num_stages)
+    spans = stage_spans(len(setup.model.layers), num_stages, setup.args.environment.pp_layer_partition)
     stages = [stage for stage, span in enumerate(spans) for _ in range(*span)]
     found = [
         m

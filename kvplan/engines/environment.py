@@ -1,0 +1,151 @@
+"""Environment variables of vLLM: which act on the plan, which change it in ways that are not planned, which do nothing.
+
+Source: vLLM 0.32 `envs.py`, and where each is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from kvplan.ground.errors import KvplanError, did_you_mean
+
+
+class Environment(NamedTuple):
+    """The variables that act, read; None: left to the engine."""
+
+    allow_long_max_model_len: bool = False
+    """VLLM_ALLOW_LONG_MAX_MODEL_LEN: contexts beyond the model's are not refused."""
+    pp_layer_partition: tuple[int, ...] = ()
+    """VLLM_PP_LAYER_PARTITION: layers of each pipeline stage; empty: even shares."""
+    use_v2_model_runner: bool | None = None
+    """VLLM_USE_V2_MODEL_RUNNER: whose sampler peaks in the profile run."""
+    memory_profiler_estimate_cudagraphs: bool = True
+    """VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS: whether graphs are taken out of the budget before the KV pool."""
+    allow_chunked_local_attn_with_hybrid_kv_cache: bool = True
+    """The variable of that name: whether chunks of Llama 4 keep only what they see."""
+    mla_disable: bool = False
+    """VLLM_MLA_DISABLE: keys and values of every head in place of latents."""
+    replicate_embed: bool = False
+    """VLLM_REPLICATE_EMBED: every rank holds the whole embedding, where the model's class looks."""
+
+
+def _number(name: str, value: str) -> bool:
+    if not re.fullmatch(r"[+-]?\d+", value.strip()):
+        raise KvplanError(f"{name}={value[:40]}: vLLM reads a whole number, 0 or 1")
+    return int(value) != 0
+
+
+def _word(name: str, value: str) -> bool:
+    del name
+    return value.strip().casefold() in ("1", "true")
+
+
+def _partition(name: str, value: str) -> tuple[int, ...]:
+    parts = value.split(",")
+    if not all(re.fullmatch(r"\d{1,6}", part.strip()) for part in parts):
+        raise KvplanError(f"{name}={value[:40]}: layers of each pipeline stage, e.g. 20,21,21,18")
+    return tuple(map(int, parts))
+
+
+ACTS = {
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": _word,
+    "VLLM_PP_LAYER_PARTITION": _partition,
+    "VLLM_USE_V2_MODEL_RUNNER": _number,
+    "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": _number,
+    "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": _number,
+    "VLLM_MLA_DISABLE": _number,
+    "VLLM_REPLICATE_EMBED": _number,
+}
+"""Variables that act -> how vLLM reads them."""
+KERNELS = "kernels: timed as the default's"
+NOT_PLANNED = {
+    "VLLM_BATCH_INVARIANT": "kernels whose results do not depend on the batch",
+    "VLLM_USE_SIMPLE_KV_OFFLOAD": "another keeper of the host tier",
+    "VLLM_DEEPEP_BUFFER_SIZE_MB": "buffers of DeepEP",
+    "VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE": "FlashInfer's workspace",
+    "VLLM_SPARSE_INDEXER_MAX_LOGITS_MB": "the indexer's workspace",
+    "VLLM_MXFP4_EMULATION_DEQUANT_AT_LOAD": "weights in 16 bits where a card has no MXFP4",
+    "VLLM_MXFP8_EMULATION_DEQUANT_AT_LOAD": "weights in 16 bits where a card has no MXFP8",
+    "VLLM_HUMMING_ONLINE_QUANT_CONFIG": "quantisation on load",
+    "VLLM_ROCM_FP8_PADDING": "padded weights",
+    "VLLM_ROCM_MOE_PADDING": "padded weights",
+    "VLLM_USE_BREAKABLE_CUDAGRAPH": "other CUDA graphs",
+    "VLLM_RANDOMIZE_DP_DUMMY_INPUTS": "steps of idle replicas",
+    "VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "routing of experts",
+    **dict.fromkeys(
+        ("VLLM_DCP_Q_REPLICATE", "VLLM_KIMI_K3_SHARD_SP_SHARED_EXPERT"), "weights cut another way"
+    ),
+}
+"""Variables that change memory, scheduling or time in ways that are not planned, and what they are about."""
+KERNEL_NAMES = re.compile(
+    r"VLLM_(ROCM_(USE|AITER|QUICK|MONO|SHUFFLE)|USE_(FLASHINFER|DEEP_GEMM|TRITON_AWQ|OINK|FUSED_MOE|HW_AGNOSTIC|DIRECT_DCP"
+    r"|NCCL_SYMM)|MOE_(USE|SKIP)|ALLREDUCE_|FLASHINFER_(ALLREDUCE|MOE)|BLOCKSCALE|ENABLE_(GEMM|HPC|FLA|INDUCTOR|PREGRAD)"
+    r"|HUMMING|MARLIN|GDN_|KIMI_K3|MULTI_STREAM|SHARED_EXPERTS|DISABLE_(SHARED|DSV4|PYNCCL)|DEEPEP|B12X|DBO|TRITON_USE"
+    r"|DISABLED_KERNELS|TUNED_CONFIG|MAX_TOKENS_PER_EXPERT|SSM_CONV|CPU_ATTN|FLOAT32)"
+)
+"""Variables that choose or tune kernels."""
+GONE = {"VLLM_ATTENTION_BACKEND": "--attention-backend", "VLLM_ALL2ALL_BACKEND": "--all2all-backend"}
+"""Variables of older versions -> the flag that took their place; 0.32 does not read them."""
+
+
+def environment_text(value: Any) -> str | None:
+    """`NAME=VALUE` of variables that act, by name, as a shell takes them before a command.
+
+    Raises:
+        ValueError: a variable that does not act, or a value that vLLM cannot read.
+
+    >>> environment_text("VLLM_USE_V2_MODEL_RUNNER=0 VLLM_PP_LAYER_PARTITION=30,34")
+    'VLLM_PP_LAYER_PARTITION=30,34 VLLM_USE_V2_MODEL_RUNNER=0'
+    """
+    if value is None:
+        return None
+    pairs = (
+        value.items() if isinstance(value, Mapping) else (w.partition("=")[::2] for w in str(value).split())
+    )
+    told = {str(name): str(said) for name, said in pairs}
+    for name in told:
+        if name not in ACTS:
+            raise ValueError(
+                f"{name[:60]} is no variable that acts on the plan{did_you_mean(name[:60], ACTS)}"
+            )
+    text = " ".join(f"{name}={told[name]}" for name in sorted(told))
+    try:
+        environment_of(text or None)
+    except KvplanError as error:
+        raise ValueError(str(error)) from None
+    return text or None
+
+
+@lru_cache(64)
+def environment_of(text: str | None) -> Environment:
+    """The variables read.
+
+    >>> environment_of("VLLM_PP_LAYER_PARTITION=30,34").pp_layer_partition
+    (30, 34)
+    """
+    pairs = (word.partition("=")[::2] for word in (text or "").split())
+    told: dict[str, Any] = {
+        name.removeprefix("VLLM_").lower(): ACTS[name](name, said) for name, said in pairs
+    }
+    return Environment(**told)
+
+
+def sort_out(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Of variables that do not act: those that change the plan, with what they are about; those without effect.
+
+    >>> sort_out(["VLLM_USE_DEEP_GEMM", "HF_TOKEN"])
+    (['VLLM_USE_DEEP_GEMM (kernels: timed as the default\'s)'], ['HF_TOKEN'])
+    """
+    unplanned, unaffected = [], []
+    for name in sorted(set(names) - set(ACTS)):
+        about = NOT_PLANNED.get(name, KERNELS if KERNEL_NAMES.match(name) else "")
+        if not about and name in GONE:
+            about = f"vLLM 0.32 does not read it; now {GONE[name]}"
+        if about:
+            unplanned.append(f"{name} ({about})")
+        else:
+            unaffected.append(name)
+    return unplanned, unaffected

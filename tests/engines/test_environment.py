@@ -1,0 +1,128 @@
+"""Environment variables of vLLM: those that act change the plan as vLLM's code says, the others are listed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kvplan.engines.command import Command, read_command
+from kvplan.engines.environment import ACTS, environment_of, sort_out
+from kvplan.engines.flags import EngineArgs
+from kvplan.ground.errors import KvplanError
+from kvplan.memory.forward import Plan, estimate
+from kvplan.memory.serve_command import shell_command, yaml_config
+from kvplan.models.load import load_model
+from kvplan.models.weights import stage_spans
+
+QWEN = "Qwen/Qwen3-32B"
+
+
+def plan(model: str = QWEN, env: str | None = None, **flags: object) -> Plan:
+    return estimate(model, "h100", EngineArgs(env=env, **flags))  # type: ignore[arg-type]
+
+
+def test_a_partition_of_layers() -> None:
+    """Stages hold what VLLM_PP_LAYER_PARTITION says (vLLM 0.32 `distributed/utils.py: get_pp_indices`)."""
+    assert stage_spans(62, 4, (20, 20, 20, 2)) == ((0, 20), (20, 40), (40, 60), (60, 62))
+    even = plan(pipeline_parallel_size=2)
+    stated = plan(env="VLLM_PP_LAYER_PARTITION=32,32", pipeline_parallel_size=2)
+    assert stated.layout.num_blocks == even.layout.num_blocks
+    uneven = plan(env="VLLM_PP_LAYER_PARTITION=40,24", pipeline_parallel_size=2)
+    assert uneven.layout.num_blocks < even.layout.num_blocks
+    for wrong in ("40,25", "64", "20,20,24"):
+        with pytest.raises(KvplanError, match=r"VLLM_PP_LAYER_PARTITION=.*there are 2 of 64"):
+            plan(env=f"VLLM_PP_LAYER_PARTITION={wrong}", pipeline_parallel_size=2)
+
+
+def test_the_first_model_runner_s_sampler_holds_more() -> None:
+    """More bytes per logit, so a lower peak in the second one (`catalog/overheads.json`)."""
+    tokens = [
+        plan("Qwen/Qwen3-8B", env).layout.num_blocks
+        for env in (None, "VLLM_USE_V2_MODEL_RUNNER=1", "VLLM_USE_V2_MODEL_RUNNER=0")
+    ]
+    assert tokens[0] == tokens[1] > tokens[2]
+
+
+def test_graphs_outside_the_budget() -> None:
+    inside, outside = (plan(env=env) for env in (None, "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0"))
+    graphs = inside.budget.graphs.size.value
+    assert outside.budget.kv.size.value == inside.budget.kv.size.value + graphs
+
+
+def test_chunks_kept_whole() -> None:
+    """Without it the hybrid manager goes (vLLM 0.32 `config/vllm.py`), as by its flag."""
+    scout = "meta-llama/Llama-4-Scout-17B-16E-Instruct"
+    told = {"tensor_parallel_size": 8, "max_model_len": 131072}
+    off = plan(scout, "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE=0", **told)
+    same = plan(scout, disable_hybrid_kv_cache_manager=True, **told)
+    assert off.max_concurrency == same.max_concurrency != plan(scout, **told).max_concurrency
+
+
+def test_an_embedding_on_every_rank() -> None:
+    """DeepSeek V3.2's class looks at it, V3's does not (vLLM 0.32 `layers/fused_embed_norm.py`)."""
+    for name, copies in (("deepseek-ai/DeepSeek-V3.2", 7), ("deepseek-ai/DeepSeek-V3", 0)):
+        model, sizes = load_model(name), []
+        for env in (None, "VLLM_REPLICATE_EMBED=1"):
+            made = estimate(model, "h200", EngineArgs(env=env, tensor_parallel_size=8))
+            sizes.append(made.budget.weights.size.value)
+        one_rank = model.vocab_size * model.hidden_size * 2 // 8
+        assert sizes[1] - sizes[0] == copies * one_rank, name
+
+
+def test_longer_than_the_model() -> None:
+    long = plan(env="VLLM_ALLOW_LONG_MAX_MODEL_LEN=1", max_model_len=50_000)
+    assert long.max_model_len == 50_000
+    with pytest.raises(KvplanError, match="made for 40,960"):
+        plan(max_model_len=50_000)
+
+
+def test_latents_as_heads_are_refused() -> None:
+    with pytest.raises(KvplanError, match="VLLM_MLA_DISABLE: keys and values of every head"):
+        plan("deepseek-ai/DeepSeek-V2-Lite", "VLLM_MLA_DISABLE=1")
+    assert plan("deepseek-ai/DeepSeek-V2-Lite", "VLLM_MLA_DISABLE=0").layout
+    assert plan("Qwen/Qwen3-8B", "VLLM_MLA_DISABLE=1").layout
+
+
+def test_a_pasted_command_takes_its_variables() -> None:
+    told = read_command(
+        "export VLLM_PP_LAYER_PARTITION=30,34 HF_TOKEN=x VLLM_USE_DEEP_GEMM=0\n"
+        "VLLM_USE_V2_MODEL_RUNNER=0 vllm serve Qwen/Qwen3-32B -pp 2 --port 1"
+    )
+    assert told.args.environment == environment_of("VLLM_PP_LAYER_PARTITION=30,34 VLLM_USE_V2_MODEL_RUNNER=0")
+    assert told.no_effect == ("--port", "HF_TOKEN")
+    assert told.not_planned == ("VLLM_USE_DEEP_GEMM (kernels: timed as the default's)",)
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_what_is_printed_starts_the_same(name: str) -> None:
+    """In front of the command; in a file, as a line that says how to start it."""
+    said = "1" if name != "VLLM_PP_LAYER_PARTITION" else "30,34"
+    args = EngineArgs(env=f"{name}={said}")
+    printed = shell_command(QWEN, args)
+    assert read_command(printed).args == args
+    assert yaml_config(QWEN, args).splitlines()[0] == f"# {name}={said} vllm serve --config FILE"
+    assert EngineArgs(**json.loads(args.model_dump_json())) == args
+
+
+@pytest.mark.parametrize(
+    ("env", "why"),
+    [
+        ("VLLM_USE_V2_MODEL_RUNNER=maybe", "vLLM reads a whole number"),
+        ("VLLM_PP_LAYER_PARTITION=a,b", "layers of each pipeline stage"),
+        ("VLLM_PP_LAYER_PARTITON=1,2", "did you mean VLLM_PP_LAYER_PARTITION"),
+        ("HF_TOKEN=x", "no variable that acts"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(env: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        EngineArgs(env=env)
+
+
+def test_every_other_variable_is_listed() -> None:
+    """None is dropped in silence."""
+    names = ["CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL", "VLLM_BATCH_INVARIANT", "VLLM_ATTENTION_BACKEND"]
+    unplanned, unaffected = sort_out([*names, *ACTS])
+    assert unaffected == names[:2]
+    assert [told.split(" ")[0] for told in unplanned] == sorted(names[2:])
+    assert isinstance(read_command("vllm serve m"), Command)
