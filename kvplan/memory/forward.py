@@ -42,6 +42,7 @@ from kvplan.memory.other_engines import default_utilization, pool_layout, runnin
 from kvplan.memory.overheads import Range
 from kvplan.memory.serve_command import flag_text
 from kvplan.models.drafts import BODY_OF_EAGLE, eagle_head
+from kvplan.models.format_limits import ragged_groups, refused_format
 from kvplan.models.fp8_blocks import ragged_shard
 from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
@@ -200,6 +201,7 @@ def _memory(question: Question) -> _Memory:
         raise KvplanError(
             "--kv-offloading-size: vLLM keeps the KV of encoder-decoder models on the GPU alone"
         )
+    _check_format(question, args)
     _check_fp8_blocks(question, args)
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(_length(question, args)))
     worst = min(budgets, key=lambda b: b.kv.size.value)
@@ -229,6 +231,17 @@ def _check_hit_places(layout: Layout, args: ResolvedArgs) -> None:
     forgets = states or any(group.kind is AttentionKind.SLIDING for group in layout.groups)
     if fault := interval_fault(interval, sizes, forgets):
         raise KvplanError(f"--prefix-cache-retention-interval {interval} {fault}")
+
+
+def _check_format(question: Question, args: ResolvedArgs) -> None:
+    """Refuse a checkpoint's format where vLLM 0.32 does; older versions and other engines take some of those."""
+    if not question.engine.is_vllm(0, 32):
+        return
+    tp, dp = args.tensor_parallel_size, args.data_parallel_size
+    for model in (question.model, *(model for _, model in question.colocate)):
+        fault = refused_format(model) or ragged_groups(model, tp, dp, args.enable_expert_parallel)
+        if fault:
+            raise KvplanError(f"{question.engine} does not load {model.name}: {fault}")
 
 
 def _check_fp8_blocks(question: Question, args: ResolvedArgs) -> None:

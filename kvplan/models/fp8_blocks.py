@@ -82,6 +82,13 @@ class _Rules(NamedTuple):
 
 def _blocked(model: ModelSpec, tp: int, dp: int, expert_parallel: bool) -> Iterator[tuple[Module, Scheme]]:
     """The matrices that carry a scale per block of rows and columns; one layer of each kind."""
+    for module, scheme in quantised(model, tp, dp, expert_parallel):
+        if scheme.block_rows > 1 and scheme.block_cols > 1:
+            yield module, scheme
+
+
+def quantised(model: ModelSpec, tp: int, dp: int, expert_parallel: bool) -> Iterator[tuple[Module, Scheme]]:
+    """The matrices of the layers that the checkpoint's format converts; one layer of each kind."""
     rule, cut = quantization_rule(model), rank_cut(tp, dp, expert_parallel)
     seen = set()
     for i, layer in enumerate(model.layers):
@@ -91,7 +98,7 @@ def _blocked(model: ModelSpec, tp: int, dp: int, expert_parallel: bool) -> Itera
         for module in layer_modules(layer, model.hidden_size, cut):
             name = f"layers.{i}.{checkpoint_name(model.architecture, module.name)}"
             scheme = rule(module._replace(name=name))
-            if scheme is not None and scheme.block_rows > 1 and scheme.block_cols > 1:
+            if scheme is not None:
                 latent = module.name == "self_attn.q_proj" and layer.attention.kind is AttentionKind.MLA
                 yield module._replace(name="latent q_proj") if latent else module, scheme
 

@@ -254,31 +254,83 @@ def _awq(k: Keys) -> Rule:
 
 def _gptq(k: Keys) -> Rule:
     bits, group = k.count("bits", default=4, high=8), k.count("group_size", default=128, low=-1)
-    plain = grouped(bits, group, not k.flag("sym", True))
     overrides = {
         canonical(name): Keys(k.name, v).count("bits", default=bits, high=32)
-        for section in ("extra_config", "dynamic")
-        for name, v in k.section(section).raw.items()
+        for name, v in k.section("extra_config").raw.items()
         if isinstance(v, dict)
     }
-    skipped = Names(name[2:] for name in k.section("dynamic").raw if name.startswith("-:"))
     kept = Names(name for name, wide in overrides.items() if wide >= 16)
-    ignored = _ignored(k, "modules_to_not_convert")
+    base = _everywhere(
+        grouped(bits, group, not k.flag("sym", True)),
+        _ignored(k, "modules_to_not_convert"),
+        k.flag("lm_head"),
+    )
+    told, among = _dynamic(k), _in_block(k)
 
     def rule(module: Module) -> Scheme | None:
-        base = _everywhere(plain, ignored, k.flag("lm_head"))(module)
-        if base is None or module.name in kept or module.name in skipped:
+        scheme = base(module)
+        if scheme is None or module.name in kept or not among(module.name):
             return None
+        for pattern, other in told:
+            if any(pattern.match(name) for name in _gptq_names(module.name)):
+                return other
         wide = overrides.get(module.name, bits)
-        return base if wide == bits else replace(grouped(wide, group, False))
+        return scheme if wide == bits else grouped(wide, group, False)
 
     return rule
 
 
+def _dynamic(k: Keys) -> list[tuple[re.Pattern[str], Scheme | None]]:
+    """GPTQModel's rules by patterns of names, the first that matches holds: `-:` leaves modules as they are, `+:` or
+    nothing before it gives them other sizes. Source: vLLM 0.32 `utils/gptq_utils.py: get_dynamic_override`."""
+    found = []
+    for name, told in k.section("dynamic").raw.items():
+        inner = Keys(k.name, {**k.raw, **told} if isinstance(told, dict) else k.raw)
+        bits, group = inner.count("bits", default=4, high=16), inner.count("group_size", default=128, low=-1)
+        try:
+            pattern = re.compile(name.removeprefix("+:").removeprefix("-:"))
+        except re.error:
+            raise k.error(f"quantization_config: dynamic: {name[:40]!r} is no pattern") from None
+        kept = name.startswith("-:") or bits >= 16
+        found.append((pattern, None if kept else grouped(bits, group, not inner.flag("sym", True))))
+    return found
+
+
+def _in_block(k: Keys) -> Callable[[str], bool]:
+    """Whether `modules_in_block_to_quantize` has a module or a part of its name; all are in where there is no list."""
+    listed = k.raw.get("modules_in_block_to_quantize") or []
+    if not isinstance(listed, list):
+        raise k.error("quantization_config: modules_in_block_to_quantize must be a list")
+    flat = [name for entry in listed for name in (entry if isinstance(entry, list) else [entry])]
+    if not all(isinstance(name, str) for name in flat):
+        raise k.error("quantization_config: modules_in_block_to_quantize must be names")
+    return lambda name: not flat or any(part in f"model.{name}" for part in flat)
+
+
+def _gptq_names(name: str) -> tuple[str, ...]:
+    """A module as vLLM calls it, alone and as a part of what it fuses: its root before it."""
+    parent, _, last = name.rpartition(".")
+    fused = {**dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj")}
+    fused |= dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj")
+    names = (name, f"{parent}.{fused[last]}") if last in fused else (name,)
+    return tuple(root + each for root in ("model.", "") for each in names)
+
+
 def _auto_round(k: Keys) -> Rule:
-    """As GPTQ, but blocks outside the decoder (multi-token prediction) stay as they are unless named."""
-    rule, named = _gptq(k), str(k.raw.get("block_name_to_quantize", ""))
+    """As GPTQ, or in AutoRound's floats; blocks outside the decoder (multi-token prediction) stay unless named."""
+    kind, named = k.text("data_type"), str(k.raw.get("block_name_to_quantize", ""))
+    rule = _gptq(k) if not kind or kind == "int" else _everywhere(_auto_round_float(k, kind), Names(()))
     return lambda module: None if module.name.startswith("mtp.") and "mtp" not in named else rule(module)
+
+
+def _auto_round_float(k: Keys, kind: str) -> Scheme:
+    """MXFP4, MXFP8 or FP8 in blocks, whose two sizes stand where groups have one."""
+    if "mx_fp" in kind:
+        return MXFP4_LINEAR if k.count("bits", default=4) == 4 else MXFP8
+    block = k.counts("group_size")
+    if kind not in ("fp", "fp8") or len(block) != 2 or not all(block):
+        raise k.error(f"quantization_config: AutoRound's {kind[:20]!r} in groups of {block} is not known")
+    return fp8_block(*block)
 
 
 def _mxfp4(k: Keys) -> Rule:
@@ -350,7 +402,7 @@ MXFP4_LINEAR = replace(MXFP4, pad=(1, 1), least_pad=None)
 _ALGORITHMS = {
     "FP8": FP8_STATIC,
     "FP8_PER_CHANNEL_PER_TOKEN": FP8_CHANNEL,
-    "FP8_PB_WO": fp8_block(128, 128),
+    **dict.fromkeys(("FP8_PB_WO", "FP8_BLOCK_SCALES"), fp8_block(128, 128)),
     "NVFP4": NVFP4,
     "W4A16_NVFP4": NVFP4,
     "NVFP4_AWQ": NVFP4,
@@ -365,12 +417,15 @@ _ALGORITHMS = {
 def _modelopt(k: Keys) -> Rule:
     ignored = _ignored(k, "ignore", "exclude_modules")
     algorithm = k.text("quant_algo", default="NVFP4").upper()
-    if algorithm != "MIXED_PRECISION":
-        return _everywhere(_algorithm(algorithm, k), ignored)
+    if (
+        algorithm != "MIXED_PRECISION"
+    ):  # the head too, unless listed; of configs without a list nothing is known
+        return _everywhere(_algorithm(algorithm, k), ignored, "ignore" in k or "exclude_modules" in k)
     listed = k.section("quantized_layers")
     schemes = {
-        canonical(name): _algorithm(listed.section(name).text("quant_algo", default="FP8").upper(), k)
+        canonical(name): _algorithm(layer.text("quant_algo", default="FP8").upper(), layer)
         for name in listed.raw
+        if (layer := listed.section(name))
     }
 
     def rule(module: Module) -> Scheme | None:
@@ -387,7 +442,8 @@ def _algorithm(name: str, k: Keys) -> Scheme:
         raise k.error(
             f"quantization_config: quant_algo {name[:40]!r} is not known ({', '.join(_ALGORITHMS)} are)"
         )
-    return _ALGORITHMS[name]
+    scheme = _ALGORITHMS[name]
+    return replace(scheme, block_cols=k.count("group_size", default=16)) if scheme is NVFP4 else scheme
 
 
 # ---- Quark
