@@ -58,7 +58,8 @@ def test_formats_and_models() -> None:
         "8-bit and HQQ's are equal to the classes of torchao 0.18 and hqq 0.2.8; torchao's tiled int4, which needs a "
         "GPU, lies within 2 % of published peaks. GGUF by name lies within 1.5 % of 12 published files (half within "
         "0.4 %). Other values of `quant_method` are refused by name, and under vLLM 0.32 the widths, groups and orders "
-        "that it takes no more (GPTQ of 2 or 3 bits or with `desc_act`, AWQ of other than 4 bits, HQQ). A GGUF file's bits are its header's; "
+        "that it takes no more (GPTQ of 2 or 3 bits or with `desc_act`, AWQ of other than 4 bits, HQQ). A GGUF file's "
+        "bits are its header's; "
         f"`Model-GGUF:Q4_K_M` takes llama.cpp's of that name.\n\n## Models\n\n{len(bundled_models())} are bundled "
         "(`kvplan models`); any `config.json` of an architecture above is read."
     )
