@@ -35,6 +35,7 @@ from kvplan.models.names import (
 )
 from kvplan.models.rope import (
     SHORT_MROPE,
+    check_rope,
     longrope_original_len,
     max_model_len,
     rotary_tables,
@@ -223,6 +224,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
     text = Keys(name, {**defaults, **config, **text_section(outer).raw, **unread})
     whole, architecture = architecture, text_architecture(outer, architecture)
     text = biases(text, architecture)
+    check_rope(text)
     row = ROWS.get(architecture)
     known = architecture in BUILDERS
     row = row if known else assumed_plain(text)

@@ -83,6 +83,21 @@ class Keys:
             raise self.error(f"{key} is {_short(value)}; it must lie between {low} and {high}")
         return value
 
+    def number(
+        self, key: str, default: float | None = None, *, above: float = 0.0, high: float = 1e15
+    ) -> float:
+        """A number above `above` and at most `high`."""
+        value = self.raw.get(key)
+        if value is None and default is not None:
+            return default
+        if value is None:
+            raise self.error(f"{key} is missing")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= high:
+            raise self.error(
+                f"{key} must be a number above {above:g} and at most {high:g}, not {_short(value)}"
+            )
+        return value
+
     def flag(self, key: str, default: bool = False) -> bool:
         """true or false."""
         value = self.raw.get(key)

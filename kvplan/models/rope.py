@@ -46,6 +46,8 @@ _MAX_LEN_KEYS = (
     "max_seq_length",
 )
 _ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"}
+MAX_FACTOR = 4096
+"""Times that a context may be longer than it was trained for; more is no model."""
 
 
 def max_model_len(text: Keys, model_type: str) -> int:
@@ -71,34 +73,64 @@ def longrope_original_len(text: Keys) -> int:
     return Keys(text.name, {**rope.raw, **text.raw}).count("original_max_position_embeddings", default=0)
 
 
+ROPE_TYPES = {
+    **dict.fromkeys(("default", "proportional", "mllama4", "mrope", "bailing_mrope", "openpangu"), ()),
+    **dict.fromkeys(("longrope", "su"), ()),
+    **dict.fromkeys(("linear", "ntk", "yarn", "deepseek_yarn", "telechat3-yarn"), ("factor",)),
+    "deepseek_llama_scaling": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "dynamic": (),
+}
+"""Kinds of rotary embeddings that vLLM 0.32 knows, with the numbers that each needs (`rotary_embedding/__init__.py:
+get_rope`, and transformers' checks before it)."""
+_ROPE_NUMBERS = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "alpha")
+
+
+def rope_parts(text: Keys) -> Iterator[Keys]:
+    """The sections that each describe a rotary embedding: one, or one for each kind of layer."""
+    key, rope = text.first("rope_scaling", "rope_parameters")
+    if rope is not None:
+        outer = text.section(key)
+        yield from [outer.section(name) for name, v in outer.raw.items() if isinstance(v, dict)] or [outer]
+
+
+def check_rope(text: Keys) -> None:
+    """Refuse kinds of rotary embeddings that vLLM does not know, and what must be a number and is none.
+
+    Asked of vLLM 0.32 with each of these keys as a text or left out: it ends with a TypeError or KeyError.
+    """
+    for part in rope_parts(text):
+        kind = part.text("rope_type", "type", default="default")
+        if kind not in ROPE_TYPES:
+            raise text.error(f"rope_type {kind[:40]!r} is not one of {', '.join(ROPE_TYPES)}")
+        if kind == "dynamic" and "alpha" not in part:
+            part.number("factor", high=MAX_FACTOR)
+        for name in {*ROPE_TYPES[kind], *(n for n in _ROPE_NUMBERS if n in part)}:
+            part.number(name, high=MAX_FACTOR if name == "factor" else 1e15)
+        if "factor" in part:
+            part.number("factor", high=MAX_FACTOR)
+        part.count("original_max_position_embeddings", default=1)
+    for part in (text, *rope_parts(text)):
+        if not isinstance(part.raw.get("rope_theta"), list):  # Step's: one a layer
+            part.number("rope_theta", 1e4)
+
+
 def yarn_max_model_len(text: Keys) -> int:
     """`original_max_position_embeddings` times the factor where the rope type is yarn, else 0.
 
     vLLM up to 0.29 took this for the longest context; since 0.30 (PR 56446) `max_position_embeddings` counts as scaled.
     """
     rope = text.section("rope_scaling" if "rope_scaling" in text else "rope_parameters")
-    factor, original = rope.raw.get("factor"), rope.raw.get("original_max_position_embeddings")
-    if rope.raw.get("rope_type", rope.raw.get("type")) != "yarn" or not isinstance(original, int):
+    original = rope.raw.get("original_max_position_embeddings")
+    if rope.raw.get("rope_type", rope.raw.get("type")) != "yarn" or original is None:
         return 0
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 4096:
-        return 0
-    return int(rope.count("original_max_position_embeddings") * factor)
+    return int(rope.count("original_max_position_embeddings") * rope.number("factor", high=MAX_FACTOR))
 
 
 def _rope_factors(text: Keys) -> Iterator[float]:
-    key, rope = text.first("rope_scaling", "rope_parameters")
-    if rope is None:
-        return
-    outer = text.section(key)
-    nested = [outer.section(name) for name, value in outer.raw.items() if isinstance(value, dict)]
-    for part in nested or [outer]:
-        kind = part.text("rope_type", "type", default="default")
-        factor = part.raw.get("factor")
-        if kind in _ALREADY_SCALED or factor is None:
-            continue
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 4096:
-            raise text.error(f"{key}: factor must be a number above 0 and at most 4096")
-        yield float(factor)
+    for part in rope_parts(text):
+        if part.text("rope_type", "type", default="default") not in _ALREADY_SCALED and "factor" in part:
+            yield part.number("factor", high=MAX_FACTOR)
 
 
 def fourier_frequencies(text: Keys) -> int:
@@ -115,9 +147,7 @@ def fourier_frequencies(text: Keys) -> int:
         raise text.error("fope_sep_head must be true: vLLM's class multiplies head by head")
     if rope.raw.get("num_inv_freq") is not None:
         return rope.count("num_inv_freq", high=1 << 10)
-    theta = text.raw.get("rope_theta", rope.raw.get("rope_theta", 10000))
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta < 1e15:
-        raise text.error("rope_theta must be a number above 1")
+    theta = text.number("rope_theta", rope.number("rope_theta", 1e4, above=1), above=1)
     dims, turn = text.count("head_dim", high=1 << 12), 2 * math.pi / text.count("max_position_embeddings")
     return sum(theta ** (-i / dims) > turn for i in range(0, dims, 2))
 
@@ -185,10 +215,9 @@ def rotary_positions(text: Keys) -> int:
     k = text.section(key) if rope is not None else Keys(text.name, {})
     if original := longrope_original_len(text):
         return longest + original
-    factor = k.raw.get("factor")
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 4096:
+    if "factor" not in k:
         return longest
-    kind = k.text("rope_type", "type")
+    factor, kind = k.number("factor", high=MAX_FACTOR), k.text("rope_type", "type")
     if kind == "linear":
         return int(longest * factor)
     if kind in ("yarn", "deepseek_yarn"):
@@ -207,11 +236,8 @@ def partial_rotary(text: Keys, windowed: bool = False) -> float:
         value = nested.get("partial_rotary_factor") if nested.get("rope_type") != "proportional" else 1.0
     else:
         value = rope.raw.get("partial_rotary_factor", text.raw.get("partial_rotary_factor"))
-    if value is None:
-        return 1.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise text.error("partial_rotary_factor must be a number between 0 and 1")
-    return float(value)
+    part = Keys(text.name, {"partial_rotary_factor": value})
+    return 0.0 if value == 0 and value is not False else part.number("partial_rotary_factor", 1.0, high=1)
 
 
 def _listed_share(text: Keys, windowed: bool) -> object:

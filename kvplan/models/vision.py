@@ -119,7 +119,7 @@ def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | No
         return None
     if row.kind not in ("", k.text("model_type")):
         return VisionSpec("unlisted", ())
-    from kvplan.models.towers.parts import TowerFacts
+    from kvplan.models.towers.parts import NoSuchTower, TowerFacts
 
     try:
         parts = tuple(row.parts(TowerFacts(outer, k, text_hidden)))
@@ -128,6 +128,8 @@ def declared_tower(outer: Keys, row: Tower, text_hidden: int) -> VisionSpec | No
         facts |= {"table": _table(k, long)} if row.rotary else {}
         facts |= {"table": row.table(TowerFacts(outer, k, text_hidden))} if row.table else {}
         facts |= row.largest(TowerFacts(outer, k, text_hidden)) if row.largest else {}
+    except NoSuchTower:
+        raise
     except KvplanError:
         return VisionSpec("unlisted", ())
     return VisionSpec("declared", tuple(facts.items()), parts)

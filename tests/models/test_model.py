@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import sys
 from collections import Counter
@@ -256,7 +257,7 @@ def layer_specs(model: ModelSpec, case: dict[str, Any]) -> Counter[tuple[Any, ..
         ({"rope_type": "linear", "factor": 4.0}, 32768),
         ({"type": "dynamic", "factor": 2.0}, 16384),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}, 8192),
-        ({"rope_type": "llama3", "factor": 8.0}, 8192),
+        ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}, 8192),
     ],
 )
 def test_longest_context(rope: dict[str, Any] | None, expected: int) -> None:
@@ -368,6 +369,9 @@ def test_the_hub_gives_a_config_and_its_revision(monkeypatch: pytest.MonkeyPatch
 
 # ---- bad input
 
+ORIGINAL = "original_max_position_embeddings"
+YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, ORIGINAL: 2048}
+
 
 def bad(message: str, **changes: Any) -> Any:
     return pytest.param(message, changes, id=message[:40])
@@ -397,6 +401,17 @@ def bad(message: str, **changes: Any) -> Any:
         bad("sliding_window is missing", layer_types=["sliding_attention"] * 32),
         bad("torch_dtype 'int3' is not one of", torch_dtype="int3"),
         bad("factor must be a number above 0", rope_scaling={"rope_type": "linear", "factor": -2}),
+        *(bad(f"{key} must be a number", rope_scaling={**YARN, key: "4"}) for key in ("factor", "beta_fast")),
+        bad("original_max_position_embeddings must be", rope_scaling={**YARN, ORIGINAL: "2048"}),
+        *(
+            bad("factor is missing", rope_scaling={"rope_type": kind})
+            for kind in ("linear", "llama3", "yarn")
+        ),
+        bad("factor is missing", rope_scaling={"rope_type": "dynamic"}),
+        bad("factor must be a number above 0", rope_scaling={**YARN, "factor": -4}),
+        bad("rope_type 'strange' is not one of", rope_scaling={**YARN, "rope_type": "strange"}),
+        bad("rope_theta must be a number", rope_theta="10000"),
+        bad("rope_theta must be a number", rope_scaling={"rope_type": "default", "rope_theta": "10000"}),
         bad("text_config must be an object", text_config=[1]),
         bad("tie_word_embeddings must be true or false", tie_word_embeddings="yes"),
     ],
@@ -407,6 +422,34 @@ def test_bad_configs_name_their_key(message: str, changes: dict[str, Any]) -> No
         from_config({**LLAMA, **changes}, "m")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("timm_model_ids", ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_384"]),
+        ("timm_override_act_layers", ["quick_gelu", None]),
+        ("image_sizes", [384, 384]),
+        ("use_fused_vision_backbone", False),
+    ],
+)
+def test_openvla_has_one_pair_of_towers(key: str, value: object) -> None:
+    """vLLM 0.32's class raises a ValueError for each, with its towers or without; the keys may be left out."""
+    vla = {"architectures": ["OpenVLAForActionPrediction"], "text_config": {"vocab_size": 32064}}
+    assert from_config(vla, "vla").vision is not None
+    with pytest.raises(KvplanError, match=f"{key}: vLLM's OpenVLA supports only"):
+        from_config({**vla, key: value}, "vla")
+
+
+@pytest.mark.parametrize("shared", [6, 9, 10, 11])
+def test_gemma_3n_keeps_layers_that_own_kv(shared: int) -> None:
+    """Layers that share KV of a kind that no layer before them has would have no keys at all."""
+    cases = json.loads(lzma.decompress((FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes()))
+    config = cases["Gemma3nForCausalLM"]["config"]
+    assert from_config({**config, "num_kv_shared_layers": 5}, "g")
+    said = f"num_kv_shared_layers {shared} of 10 layers: no layer before them is full_attention"
+    with pytest.raises(KvplanError, match=said):
+        from_config({**config, "num_kv_shared_layers": shared}, "g")
 
 
 def test_files_that_are_no_configs(tmp_path: Path) -> None:

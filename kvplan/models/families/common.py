@@ -77,6 +77,24 @@ def by_layer_type(k: Keys, attention: AttentionSpec, types: tuple[str, ...]) -> 
     return [made[kind] for kind in types]
 
 
+def share_kv(k: Keys, attentions: list[AttentionSpec], types: tuple[str, ...]) -> list[AttentionSpec]:
+    """The last `num_kv_shared_layers` layers read the last owning layer of their type.
+
+    A layer without one has no keys and values at all (vLLM 0.32 `models/gemma3n.py`, `models/gemma4.py`).
+    """
+    n = len(types)
+    first = n - k.count("num_kv_shared_layers", default=0, low=0)
+    owner = {kind: i for i, kind in enumerate(types[: max(first, 0)])}
+    if missing := set(types[max(first, 0) :]) - set(owner):
+        raise k.error(
+            f"num_kv_shared_layers {n - first} of {n} layers: no layer before them is {sorted(missing)[0]},"
+            " whose keys and values they could read"
+        )
+    return attentions[:first] + [
+        replace(a, kv_shared_with=owner[t]) for a, t in zip(attentions[first:], types[first:], strict=True)
+    ]
+
+
 def every_nth_full(n: int, period: int) -> tuple[str, ...]:
     """Layer types of the pattern "every `period`-th layer sees everything"."""
     return tuple("sliding_attention" if (i + 1) % period else "full_attention" for i in range(n))

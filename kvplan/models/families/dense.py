@@ -166,10 +166,7 @@ def _nas_shape(block: Keys, k: Keys) -> tuple[int, int]:
     if not attention.flag("no_op"):
         kv_heads = heads // attention.count("n_heads_in_group", high=heads)
     if not ffn.flag("no_op"):
-        factor = ffn.raw.get("ffn_mult")
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 1024:
-            raise k.error("block_configs: ffn_mult must be a number above 0 and at most 1024")
-        width = cdiv(int(2 * factor * k.count("hidden_size") / 3), 256) * 256
+        width = cdiv(int(2 * ffn.number("ffn_mult", high=1024) * k.count("hidden_size") / 3), 256) * 256
     return kv_heads, width
 
 

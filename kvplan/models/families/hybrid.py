@@ -660,8 +660,8 @@ def _lfm2_width(k: Keys) -> int:
     if not k.flag("block_auto_adjust_ff_dim", True):
         return width
     width = int(2 * width / 3)
-    factor = k.raw.get("block_ffn_dim_multiplier", 1.0)
-    if not isinstance(factor, int | float) or not 0 < factor < 1e3:
-        raise k.error("block_ffn_dim_multiplier must be a number above 0")
-    multiple = k.count("block_multiple_of", default=256)
+    factor, multiple = (
+        k.number("block_ffn_dim_multiplier", 1.0, high=1e3),
+        k.count("block_multiple_of", default=256),
+    )
     return multiple * cdiv(int(factor * width), multiple)

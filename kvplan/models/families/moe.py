@@ -16,6 +16,7 @@ from kvplan.models.families.common import (
     gqa,
     mtp,
     num_layers,
+    share_kv,
     stack,
     windowed,
 )
@@ -241,7 +242,7 @@ def gemma4(k: Keys) -> Body:
     if unknown := set(types) - set(made):
         raise k.error(f"layer_types: unknown attention kind {sorted(unknown)[0]!r}")
     extras, around = _gemma4_side(k, n)
-    return Body(_gemma4_layers(k, _share_kv(k, [made[t] for t in types], types), extras), extras=around)
+    return Body(_gemma4_layers(k, share_kv(k, [made[t] for t in types], types), extras), extras=around)
 
 
 def diffusion_gemma(k: Keys) -> Body:
@@ -299,17 +300,6 @@ def _gemma4_side(k: Keys, n: int) -> tuple[tuple[Weight, ...], tuple[Weight, ...
         Weight("per_layer_projection_norm", side),
     )
     return layer, around
-
-
-def _share_kv(k: Keys, attentions: list[AttentionSpec], types: tuple[str, ...]) -> list[AttentionSpec]:
-    """The last `num_kv_shared_layers` layers read the last owning layer of their type."""
-    first = len(types) - k.count("num_kv_shared_layers", default=0, low=0, high=len(types) - 1)
-    owner = {kind: i for i, kind in enumerate(types[:first])}
-    if missing := set(types[first:]) - set(owner):
-        raise k.error(f"num_kv_shared_layers: no earlier {sorted(missing)[0]} layer to share with")
-    return attentions[:first] + [
-        replace(a, kv_shared_with=owner[t]) for a, t in zip(attentions[first:], types[first:], strict=True)
-    ]
 
 
 def _gemma4_layers(

@@ -10,7 +10,6 @@ from kvplan.models.families.common import NO_MLP, Body, gqa, num_layers, stack
 from kvplan.models.families.decoders import Experts, PlainDecoder
 from kvplan.models.families.dense import mistral
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, Weight
-from kvplan.models.towers.parts import ratio
 
 
 def molmo(k: Keys) -> Body:
@@ -112,7 +111,7 @@ _MOONDREAM = PlainDecoder(
 
 def _frames_of_longest_clip(k: Keys) -> int:
     """Cohere's longest clip in the encoder's steps of eight frames of 10 ms, unless told; a shorter one makes fewer."""
-    per_s = round(1 / ratio(k.section("preprocessor"), "window_stride", 0.01))
+    per_s = round(1 / k.section("preprocessor").number("window_stride", 0.01, above=1e-4, high=100))
     return cdiv(k.count("max_audio_clip_s") * per_s, k.section("encoder").count("subsampling_factor"))
 
 

@@ -16,6 +16,7 @@ from kvplan.models.families.common import (
     gqa,
     mtp,
     num_layers,
+    share_kv,
     stack,
 )
 from kvplan.models.families.decoders import Experts, routed
@@ -253,20 +254,9 @@ def gemma3n(k: Keys) -> Body:
         Weight("per_layer_model_projection", n * side, hidden, cut="rows"),
         Weight("per_layer_projection_norm", side),
     )
-    attentions = _share_from(k, by_layer_type(k, gqa(k, qk_norm="head"), types), types)
+    attentions = share_kv(k, by_layer_type(k, gqa(k, qk_norm="head"), types), types)
     widths = k.counts("intermediate_size") if isinstance(k.raw.get("intermediate_size"), list) else ()
     mlps = [MlpSpec(w) for w in widths] or [dense_mlp(k)] * n
     if len(mlps) != n:
         raise k.error(f"intermediate_size has {len(mlps)} entries for num_hidden_layers {n}")
     return Body(stack(k, attentions, mlps, norms=4, extras=extras), extras=around)
-
-
-def _share_from(k: Keys, attentions: list[AttentionSpec], types: tuple[str, ...]) -> list[AttentionSpec]:
-    """The last `num_kv_shared_layers` layers read the last owning layer of their type."""
-    shared = k.count("num_kv_shared_layers", default=0, low=0)
-    first = len(types) - shared if 0 < shared < len(types) else len(types)
-    owner = {kind: i for i, kind in enumerate(types[:first])}
-    return attentions[:first] + [
-        replace(a, kv_shared_with=owner[t]) if t in owner else a
-        for a, t in zip(attentions[first:], types[first:], strict=True)
-    ]

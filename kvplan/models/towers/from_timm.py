@@ -8,6 +8,7 @@ from kvplan.models.config import Keys
 from kvplan.models.spec import Weight
 from kvplan.models.towers.images import siglip
 from kvplan.models.towers.parts import (
+    NoSuchTower,
     Parts,
     TowerFacts,
     blocks,
@@ -84,8 +85,21 @@ def tiled_square(s: TowerFacts) -> Mapping[str, int]:
     return item(hidden, width, patches, most, pixels=3 * 14**2)
 
 
+OPENVLA = {
+    "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
+    "timm_override_act_layers": [None, None],
+    "image_sizes": [224, 224],
+    "use_fused_vision_backbone": True,
+}
+"""What vLLM 0.32's OpenVLA must find under these keys, each the default too (`models/openvla.py:
+PrismaticVisionBackbone`)."""
+
+
 def openvla(s: TowerFacts) -> Parts:
     """DINOv2 and SigLIP side by side, whole on every rank; a projector of three matrices, two of them cut."""
+    for key, only in OPENVLA.items():
+        if key in s.outer and s.outer.raw[key] != only:
+            raise NoSuchTower(f"{s.outer.name}: config.json: {key}: vLLM's OpenVLA supports only {only}")
     k = Keys(s.outer.name, {**DINO_L, "image_size": 224})
     dino, seen = sizes(k)[0], sizes(k)[0] + SO400M["hidden_size"]
     yield from patches(k)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from kvplan.models.towers.parts import TowerFacts, item, ratio, sizes
+from kvplan.models.towers.parts import TowerFacts, item, sizes
 
 
 def windows(
@@ -179,7 +179,7 @@ def midasheng_sound(s: TowerFacts) -> Mapping[str, int]:
     """
     k = s.tower
     hidden, patches = k.count("embed_dim", default=768), 1000 // 4
-    width = round(ratio(k, "mlp_ratio", 4.0) * hidden)
+    width = round(k.number("mlp_ratio", 4.0, high=1000) * hidden)
     tokens = patches // s.outer.count("subsample_factor", default=5, high=64)
     return item(hidden, width, patches, tokens, pixels=2 * 160_000 // patches)
 

@@ -18,7 +18,6 @@ from kvplan.models.towers.parts import (
     merge,
     pairs,
     patches,
-    ratio,
     sizes,
     two,
     vector,
@@ -313,7 +312,7 @@ def intern_s1(s: TowerFacts) -> Parts:
     yield vector("norms_and_scales", (2 * norm + 2 + 2 * k.flag("use_qk_norm")) * hidden, n)
     if not k.flag("use_mean_pooling", True):
         yield vector("final_norm", 2 * hidden)
-    merged = round(hidden / ratio(s.outer, "downsample_ratio", 0.5) ** 2)
+    merged = round(hidden / s.outer.number("downsample_ratio", 0.5, above=1e-3, high=1000) ** 2)
     yield from two("projector", (s.text, s.text, merged), norm=2 * merged)
 
 

@@ -13,7 +13,6 @@ from kvplan.models.towers.parts import (
     linear,
     merge,
     patches,
-    ratio,
     sizes,
     two,
     vector,
@@ -125,7 +124,7 @@ def step3(s: TowerFacts) -> Parts:
 def step3p7(s: TowerFacts) -> Parts:
     """Step-3.7: a perception encoder, two convolutions that halve its grid, one projector."""
     hidden = sizes(s.tower)[0]
-    width = round(ratio(s.tower, "mlp_ratio", 4.0) * hidden)
+    width = round(s.tower.number("mlp_ratio", 4.0, high=1000) * hidden)
     k = Keys(s.tower.name, {**s.tower.raw, "intermediate_size": width})
     extra = int(k.flag("use_cls_token"))
     yield from patches(k, bias=False, positions=grid(k) + extra if k.flag("use_abs_posemb", True) else 0)
@@ -174,7 +173,7 @@ def deepseek_ocr2(s: TowerFacts) -> Parts:
 def ernie_vl(s: TowerFacts) -> Parts:
     """ERNIE 4.5 VL: Qwen 2's kind of tower, and a resampler over patches and pairs of frames, cut by rows alone."""
     hidden = sizes(s.tower)[0]
-    width = round(ratio(s.tower, "mlp_ratio", 4.0) * hidden)
+    width = round(s.tower.number("mlp_ratio", 4.0, high=1000) * hidden)
     k = Keys(s.tower.name, {**s.tower.raw, "intermediate_size": width})
     merged = s.outer.count("pixel_hidden_size") * s.outer.count("spatial_conv_size", default=2, high=64) ** 2
     yield from patches(k, bias=False, positions=0)

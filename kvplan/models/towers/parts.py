@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+from kvplan.ground.errors import KvplanError
 from kvplan.models.config import Keys
 from kvplan.models.spec import Weight
 
@@ -15,6 +16,10 @@ Parts = Iterator[Weight]
 
 ANY_LENGTH = 1 << 30
 """Frames of a video that only the context bounds."""
+
+
+class NoSuchTower(KvplanError):
+    """Sizes that the engine's own class refuses, so that the model does not start, with its tower or without."""
 
 
 class TowerFacts(NamedTuple):
@@ -154,14 +159,6 @@ def pairs(k: Keys, key: str) -> list[object]:
     found = k.raw.get(key)
     if not isinstance(found, list):
         raise k.error(f"{key} is missing")
-    return found
-
-
-def ratio(k: Keys, key: str, default: float) -> float:
-    """A number between 0.001 and 1,000."""
-    found = k.raw.get(key, default)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0.001 <= found <= 1000:
-        raise k.error(f"{key} must be a number between 0.001 and 1,000")
     return found
 
 

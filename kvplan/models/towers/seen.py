@@ -8,7 +8,7 @@ from math import floor, isqrt, sqrt
 
 from kvplan.models.config import Keys
 from kvplan.models.towers.both import folds
-from kvplan.models.towers.parts import ANY_LENGTH, TowerFacts, item, merge, ratio, sizes
+from kvplan.models.towers.parts import ANY_LENGTH, TowerFacts, item, merge, sizes
 
 SIGLIP, CLIP = (1152, 4304), (1024, 4096)
 """Hidden size and width of SigLIP so400m and of CLIP-L, where a config does not tell them."""
@@ -147,7 +147,7 @@ def step_image(s: TowerFacts) -> Mapping[str, int]:
     """
     k, patch = s.tower, _patch(s.tower)
     hidden = sizes(k)[0]
-    width = sizes(k)[1] if "mlp_ratio" not in k else round(ratio(k, "mlp_ratio", 4.0) * hidden)
+    width = sizes(k)[1] if "mlp_ratio" not in k else round(k.number("mlp_ratio", 4.0, high=1000) * hidden)
     extra = int(k.flag("use_cls_token", "mlp_ratio" not in k))
     if not k.flag("enable_patch", True):
         return item(hidden, width, (728 // patch) ** 2 + extra, 171, pixels=_colours(k))
@@ -187,7 +187,7 @@ def kanana_image(s: TowerFacts) -> Mapping[str, int]:
     """
     k, patch = s.tower, _patch(s.tower)
     hidden, _, layers = sizes(k)
-    width = round(ratio(k, "mlp_ratio", 4.0) * hidden)
+    width = round(k.number("mlp_ratio", 4.0, high=1000) * hidden)
     patches = (_square(14 * 14 * 4 * 1280, patch * isqrt(merge(k))) // patch) ** 2
     frames = k.count("temporal_patch_size", default=2, high=64)
     tokens = patches // merge(k)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from kvplan.models.config import Keys
 from kvplan.models.spec import Weight
 from kvplan.models.towers.images import qformer
-from kvplan.models.towers.parts import Parts, TowerFacts, blocks, item, linear, ratio, sizes, two, vector
+from kvplan.models.towers.parts import Parts, TowerFacts, blocks, item, linear, sizes, two, vector
 
 
 def whisper(
@@ -266,7 +266,7 @@ def midasheng(s: TowerFacts) -> Parts:
     hidden, pitches = k.count("embed_dim", default=768), k.count("n_mels", default=64)
     (high, wide), (up, along) = _pair(k, "patch_size"), _pair(k, "patch_stride")
     frames = k.count("target_length", default=1012, high=1 << 20)
-    wide_as = {"intermediate_size": round(ratio(k, "mlp_ratio", 4.0) * hidden)}
+    wide_as = {"intermediate_size": round(k.number("mlp_ratio", 4.0, high=1000) * hidden)}
     layers = {"hidden_size": hidden, "num_hidden_layers": k.count("depth", default=12, high=4096)}
     yield linear("patch_embed", hidden, k.count("input_channels", default=1, high=64) * high * wide)
     yield vector("positions", (frames // along + pitches // up) * hidden)
