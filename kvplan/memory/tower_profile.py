@@ -153,6 +153,9 @@ def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
     patches = min(run * facts["frame_patches"], facts.get("most_patches", run * facts["frame_patches"]))
     pixels = facts.get("frame_pixels", image.pixels)
     tokens = counted * facts["frame_tokens"]
+    if "run_tokens" in facts:
+        run = max(-(-tokens // facts["run_tokens"]), facts["run_least"])
+        patches = min(run * facts["run_patches"], patches)
     return image._replace(patches=patches, tokens=tokens, pixels=pixels, kind="video")
 
 

@@ -120,6 +120,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "MiniMaxM3ForCausalLM": moe.minimax_m3,
     "DeepseekV4ForCausalLM": latent.deepseek_v4,
     "DeepseekV41ForCausalLM": latent.deepseek_v41,
+    "Dots3NoteForCausalLM": latent.dots3_note,
     "AXK1ForCausalLM": latent.axk1,
     "PanguUltraMoEForCausalLM": latent.pangu_ultra,
     "SarvamMLAForCausalLM": latent.sarvam_mla,

@@ -8,7 +8,17 @@ from __future__ import annotations
 from kvplan.models.config import Keys
 
 UNBIASED = (
-    *("Afmoe", "CohereFor", "Cohere2", "Cosmos3Edge", "DeepseekFor", "DeepseekV2", "FalconH1", "GemmaFor"),
+    *(
+        "Afmoe",
+        "CohereFor",
+        "Cohere2",
+        "Cosmos3Edge",
+        "DeepseekFor",
+        "DeepseekV2",
+        "Dots3Note",
+        "FalconH1",
+        "GemmaFor",
+    ),
     *("GraniteMoeFor", "GraniteMoeSWA", "GraniteMoeShared", "IQuestLoop", "InternLM2", "Lfm2", "MiniCPMFor"),
     *("MiniMaxM3", "Mixtral", "MuseGlimmer", "OlmoHybrid", "Olmoe", "Orion", "Cwm"),
     *("Plamo3", "Qwen3_5", "TeleChat2"),
@@ -21,10 +31,11 @@ OUT_BIASED = (
     *("Rnj1", "SmolLM3", "Step1", "VaultGemma", "VoxtralRealtime"),
 )
 """Those whose class gives the output projection a bias too where `attention_bias` is set (prefixes)."""
-UNBIASED_MLP = ("FalconH1", "GlmMoeDsa", "MiniCPM3")
+UNBIASED_MLP = ("Dots3Note", "FalconH1", "GlmMoeDsa", "MiniCPM3")
 """Those whose class reads no `mlp_bias` (prefixes)."""
 NEVER_TIED = (
-    *("AXK1", "Afmoe", "AriaText", "BailingMoeV2_5", "BailingMoeV3", "Cosmos3Edge", "Deepseek", "Glm4Moe"),
+    *("AXK1", "Afmoe", "AriaText", "BailingMoeV2_5", "BailingMoeV3", "Cosmos3Edge", "Deepseek", "Dots3Note"),
+    "Glm4Moe",
     *("Glm5Next", "GlmMoeDsa", "GptOss", "HfMoondream", "Inkling", "Jamba", "KimiK25", "KimiLinear"),
     *("LongcatFlash", "MiMoV2", "MiniMaxM", "MistralLarge3", "Molmo", "Moondream3"),
     *("MuseGlimmer", "NemotronH", "Olmoe", "PhiMoE", "Qwen3Next", "Qwen4Exp", "Step3"),

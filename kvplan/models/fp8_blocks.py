@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from kvplan.models.modules import Module, checkpoint_name, layer_modules
 from kvplan.models.quantization import Scheme, quantization_rule
-from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import rank_cut
 
 ROW_PARALLEL = ("o_proj", "out_proj", "down_proj")
@@ -99,7 +99,7 @@ def quantised(model: ModelSpec, tp: int, dp: int, expert_parallel: bool) -> Iter
             name = f"layers.{i}.{checkpoint_name(model.architecture, module.name)}"
             scheme = rule(module._replace(name=name))
             if scheme is not None:
-                latent = module.name == "self_attn.q_proj" and layer.attention.kind is AttentionKind.MLA
+                latent = module.name == "self_attn.q_proj" and layer.attention.is_latent
                 yield module._replace(name="latent q_proj") if latent else module, scheme
 
 

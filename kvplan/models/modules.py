@@ -83,7 +83,7 @@ def mixer_modules(a: AttentionSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     """The weights of one attention or state mixer, names relative to the layer."""
     if a.kind is AttentionKind.NONE or a.weightless:
         return iter(())
-    if a.kind is AttentionKind.MLA:
+    if a.is_latent:
         return _mla(a, hidden, cut)
     if a.state is not None:
         return STATE_MODULES[a.state.family](a.state, hidden, cut)
@@ -245,8 +245,15 @@ def mlp_modules(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     if m.num_experts:
         yield from _moe(m, hidden, cut)
     elif m.intermediate_size:
-        width = cut.split(m.intermediate_size, "MLP channels")
+        width = _share(m.intermediate_size, m, cut, "MLP channels")
         yield from _matrices("mlp.", "mlp", m, width, hidden)
+
+
+def _share(size: int, m: MlpSpec, cut: Cut, what: str) -> int:
+    """Channels of one rank, in whole blocks where the class pads to them."""
+    if m.block and not cut.checkpoint:
+        return cdiv(size, m.block * cut.tp) * m.block
+    return cut.split(size, what)
 
 
 def _matrices(
@@ -268,7 +275,7 @@ def _moe(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     if m.shared_gate:
         yield Module("mlp.shared_expert_gate", "router", 1, hidden, linear=False)
     if m.shared_intermediate_size:
-        shared = cut.split(m.shared_intermediate_size, "shared-expert channels")
+        shared = _share(m.shared_intermediate_size, m, cut, "shared-expert channels")
         yield from _matrices("mlp.shared_experts.", "mlp", replace(m, bias=False), shared, hidden)
     inside = m.latent_size or hidden
     if m.latent_size:

@@ -98,6 +98,7 @@ TEXT_OF = {
     "OpenPanguVLForConditionalGeneration": "PanguEmbeddedForCausalLM",
     "OpenVLAForActionPrediction": "LlamaForCausalLM",
     "DeepseekV41ForCausalLM": "DeepseekV41ForCausalLM",
+    "Dots3NoteForCausalLM": "Dots3NoteForCausalLM",
     **{name: name for name in ("HfMoondream", "Moondream3ForCausalLM", "MolmoForCausalLM")},
     "CohereCompassForConditionalGeneration": "CohereCompassForConditionalGeneration",
     "Cosmos3EdgeForConditionalGeneration": "Cosmos3EdgeForConditionalGeneration",
@@ -166,7 +167,6 @@ UNHELD = frozenset(
 REFUSED = {
     name: why
     for why, names in {
-        "its latents within windows and its tower of experts are not planned": ("Dots3NoteForCausalLM",),
         "its decoder attends to an encoder": ("NemotronParseForConditionalGeneration",),
         "its layers share experts among themselves": ("InternS2MobiusForConditionalGeneration",),
     }.items()

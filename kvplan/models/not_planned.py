@@ -7,10 +7,6 @@ NOT_PLANNED = {
         "a plugin of its makers brings its class to vLLM; the weights and the KV of the language model are about those"
         " of Qwen/Qwen3-VL-2B-Instruct, which is planned"
     ),
-    "MegatronPrimer/dots3note": (
-        "its latents within windows, of other sizes than those of its other layers, and its tower of experts are not"
-        " planned"
-    ),
     "MiniMaxAI/MiniMax-H3": (
         "it generates video by diffusion, which keeps no KV cache of tokens, and vLLM 0.32 has no class for it"
     ),

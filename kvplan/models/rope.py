@@ -21,11 +21,11 @@ NO_ROTARY = (
     "Gemma4Assistant",
     "Gemma4UnifiedAssistant",
 )
-TWO_ROTARIES = ("Gemma3", "Gemma4", "DiffusionGemma", "MiMoV2", "Laguna", "Step3p5", "Step3p7")
+TWO_ROTARIES = ("Gemma3", "Dots3Note", "Gemma4", "DiffusionGemma", "MiMoV2", "Laguna", "Step3p5", "Step3p7")
 """Families whose windowed layers have a rotary embedding of their own."""
 WIDE_ROTARY = ("GptOss", "PanguUltra", "DeepseekV4")
 """Families that keep the table in float32."""
-ONE_INDEXER_ROTARY = ("HYV4",)
+ONE_INDEXER_ROTARY = ("HYV4", "Dots3Note")
 """Families whose indexer rotates as attention does, by the same table."""
 SHORT_MROPE = ("Qwen3VL", "Qwen3_5", "InternS2", "Qwen4Exp")
 """Families whose multimodal table vLLM 0.32 leaves as long as the context: their positions never exceed the tokens;

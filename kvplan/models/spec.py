@@ -137,6 +137,8 @@ class AttentionSpec:
     """Compressed attention of a model whose layers read each other's latents (DeepSeek V4.1)."""
     latents_elsewhere: bool = False
     """It reads the compressed latents of a layer before it and keeps its window alone (DeepSeek V4.1)."""
+    latent_row: int = 0
+    """Elements that a latent takes in the cache where its row is longer: as other layers' (dots3-note); 0: as it is."""
     ring_bytes: int = 0
     """Bytes that an indexer keeps once a request: keys of the tokens that it has not yet summed up."""
     conv_window: int = 0
@@ -166,6 +168,13 @@ class AttentionSpec:
     """It keeps KV but has no weights of its own: another layer's, or the layer's other attention's, serve it."""
 
     @property
+    def is_latent(self) -> bool:
+        """Whether it projects tokens to latents and keeps those: all of them, or those within a window (dots3-note)."""
+        return self.kind is AttentionKind.MLA or (
+            self.kind is AttentionKind.SLIDING and self.kv_lora_rank > 0
+        )
+
+    @property
     def unusual_cache(self) -> str:
         """What it keeps that only one planner is known to lay out; empty for keys, values, latents and states."""
         if self.kind is AttentionKind.COMPRESSED:
@@ -174,6 +183,8 @@ class AttentionSpec:
             return "attention to an encoder"
         if self.ring_bytes:
             return "an indexer of pooled keys"
+        if self.latent_row or (self.is_latent and self.window):
+            return "latents within windows"
         return "convolutions' windows beside KV" if self.conv_window else ""
 
 
@@ -199,6 +210,8 @@ class MlpSpec:
     """Bytes per router weight where it is not the model's dtype (MiMo-V2 keeps 4); 0: the model's."""
     router_scales: bool = False
     """The router scales its input and each expert's output (Gemma 4)."""
+    block: int = 0
+    """Channels that a rank's share of the dense MLP and of shared experts is padded to multiples of (dots3-note)."""
     latent_size: int = 0
     """Width that experts work in, where a model projects down to it (Nemotron 3 Super); 0: hidden size."""
 

@@ -153,8 +153,8 @@ def _rotated(head_dim: int) -> int:
     return head_dim // 2 + head_dim // 2 % 2
 
 
-def vision_modules(tower: VisionSpec, tp: int) -> list[Module]:
-    """The tower's weights on one of `tp` ranks."""
+def vision_modules(tower: VisionSpec, tp: int, *, checkpoint: bool = False) -> list[Module]:
+    """The tower's weights on one of `tp` ranks, or as they stand in the checkpoint."""
     if tower.family == "unlisted":
         raise KvplanError(
             "the weights of this model's vision or audio tower are not known; --language-model-only plans without it"
@@ -163,7 +163,7 @@ def vision_modules(tower: VisionSpec, tp: int) -> list[Module]:
     if heads % tp:
         raise KvplanError(f"tensor_parallel_size {tp}: the tower's {heads} heads do not divide by it")
     made = _MODULES[tower.family](tower, tp) if tower.family in _MODULES else ()
-    modules = (*made, *extra_modules(tower.parts, Cut(tp)))
+    modules = (*made, *extra_modules(tower.parts, Cut(tp, checkpoint=checkpoint)))
     return [m._replace(name="vision." + m.name, role="vision") for m in modules]
 
 

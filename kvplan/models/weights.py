@@ -126,7 +126,7 @@ def _checkpoint(model: ModelSpec, *, vision: bool, mtp: bool) -> Iterator[Module
         yield from layer_modules(layer, model.hidden_size, cut)
     yield from head_modules(model, cut)
     if vision and model.vision:
-        yield from vision_modules(model.vision, 1)
+        yield from vision_modules(model.vision, 1, checkpoint=True)
     if mtp:
         yield from mtp_modules(model, cut)
         if model.mtp.repeats_ends:
@@ -363,7 +363,7 @@ def _fused(name: str) -> str:
 
 def _absorbed_elements(a: AttentionSpec, cut: Cut) -> int:
     """vLLM keeps `kv_b_proj` a second time, in 16 bits and split in two, for decoding on latents."""
-    if a.kind is not AttentionKind.MLA:
+    if not a.is_latent:
         return 0
     return a.num_heads // cut.tp * (a.qk_nope_head_dim + a.v_head_dim) * a.kv_lora_rank
 

@@ -310,7 +310,7 @@ def projections(a: AttentionSpec, hidden: int, tp: int) -> Iterator[tuple[float,
     heads, v = a.num_heads / tp, a.v_head_dim or a.head_dim
     if a.kind is AttentionKind.NONE:
         return
-    if a.kind is AttentionKind.MLA:
+    if a.is_latent:
         latent, qk = a.kv_lora_rank + a.qk_rope_head_dim, a.qk_nope_head_dim + a.qk_rope_head_dim
         yield a.q_lora_rank + latent if a.q_lora_rank else heads * qk + latent, hidden
         if a.q_lora_rank:
@@ -382,7 +382,7 @@ def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[Atten
     heads = max(1, a.num_heads // tp)
     if a.kind is AttentionKind.COMPRESSED:
         return _compressed(a, n, heads)
-    if a.kind is not AttentionKind.MLA:
+    if not a.is_latent:
         v = a.v_head_dim or a.head_dim
         kv = int(kv_heads_per_rank(a.num_kv_heads, tp))
         flops = 2.0 * heads * (a.head_dim + v)
@@ -393,7 +393,8 @@ def _kinds_of(a: AttentionSpec, n: int, tp: int, kv_bytes: float) -> tuple[Atten
     latent = a.kv_lora_rank + a.qk_rope_head_dim
     decode = 2.0 * heads * (latent + a.kv_lora_rank)
     pair = 2.0 * heads * (a.qk_nope_head_dim + a.qk_rope_head_dim + a.v_head_dim)
-    main = AttentionWork(n, a.index_topk, latent * kv_bytes, decode, pair, heads, 1, latent)
+    row, reach = a.latent_row or latent, a.index_topk or a.window
+    main = AttentionWork(n, reach, row * kv_bytes, decode, pair, heads, 1, latent)
     if not a.index_head_dim:  # dense, or a layer that takes the picks of one before it
         return (main,)
     return main, _index(a, n, a.index_head_dim + 4.0)

@@ -151,17 +151,19 @@ PROCESSORS: dict[str, Callable[[Any], Any]] = {
 OWN = (
     *("DeepseekOCRForCausalLM", "DeepseekOCR2ForCausalLM", "UnlimitedOCRForCausalLM", "GLM4VForCausalLM"),
     *("Eagle2_5_VLForConditionalGeneration", "NemotronH_Nano_VL_V2", "NemotronH_Nano_Omni_Reasoning_V3"),
-    *("MiMoV2OmniForCausalLM", "InternVLChatModel"),
+    *("MiMoV2OmniForCausalLM", "InternVLChatModel", "Dots3NoteForCausalLM"),
 )
 """Architectures whose processors vLLM has itself."""
 
 
-def _info(name: str, config: dict[str, Any], flags: dict[str, Any], length: int) -> tuple[Any, Any, Any]:
+def _info(
+    config: dict[str, Any], flags: dict[str, Any], length: int, beside: dict[str, Any] | None
+) -> tuple[Any, Any, Any]:
     """vLLM's config, `ProcessingInfo` and `DummyInputsBuilder` of one case."""
     from vllm.multimodal import MULTIMODAL_REGISTRY
     from vllm.multimodal.processing.context import InputProcessingContext
 
-    made = vllm_meta.engine_config(copy.deepcopy(config), 1, **flags).model_config
+    made = vllm_meta.engine_config(copy.deepcopy(config), 1, beside=beside, **flags).model_config
     made.max_model_len = length
     factory = MULTIMODAL_REGISTRY._get_model_cls(made)._processor_factory
     words = vllm_meta._Tokenizer()
@@ -186,6 +188,8 @@ def _image_numbers(name: str, info: Any, image: Any, config: dict[str, Any]) -> 
     """Numbers that the tower reads of one image."""
     if "OCR" in name:
         return _tiled(name, image)
+    if name.startswith("Dots3"):
+        return int(info.image_processor.preprocess(image)[0].numel())
     if name.startswith("Nemotron"):
         processor = info.get_hf_processor()
         if processor.dynamic_tiler:
@@ -237,6 +241,15 @@ def _video_numbers(name: str, info: Any, videos: list[Any], config: dict[str, An
         return int(
             made(videos=[torch.from_numpy(frames).movedim(-1, 1)], **told)["pixel_values_videos"].numel()
         )
+    if name.startswith("Dots3"):
+        from vllm.models.dots3_note.common.video import preprocess_dots3_note_video
+
+        made = info.get_hf_processor()
+        parts = preprocess_dots3_note_video(
+            frames, tokenizer=made.tokenizer, question="", seq=made.max_model_len
+        )
+        seen = [part.value for part in parts if part.kind == "image"]
+        return sum(int(made.image_processor.preprocess(image)[0].numel()) for image in seen)
     if name.startswith("MiMo"):
         from vllm.transformers_utils.processors.mimo_v2_omni import VideoInput
 
@@ -263,7 +276,7 @@ def ask(name: str, case: dict[str, Any], length: int) -> dict[str, Any]:
     for key, value in SIZES.get(name, {}).items():
         config[key] = {**config[key], **value} if isinstance(value, dict) else value
     flags = {k: v for k, v in case.get("flags", {}).items() if k != "language_model_only"}
-    made, info, dummy = _info(name, config, flags, length)
+    made, info, dummy = _info(config, flags, length, case.get("beside"))
     if name in PROCESSORS:
         stub = PROCESSORS[name](info)
         type(info).get_hf_processor = lambda self, **told: stub

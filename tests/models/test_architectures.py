@@ -40,7 +40,7 @@ def model_of(name: str) -> ModelSpec:
 
 def kept_twice(model: ModelSpec, tp: int) -> int:
     """Latent attention's second kv_b_proj: vLLM makes it after loading, so its classes do not show it."""
-    latent = [m for layer in model.layers for m in layer.mixers if m.kind is AttentionKind.MLA]
+    latent = [m for layer in model.layers for m in layer.mixers if m.is_latent]
     return sum(2 * (a.num_heads // tp) * (a.qk_nope_head_dim + a.v_head_dim) * a.kv_lora_rank for a in latent)
 
 

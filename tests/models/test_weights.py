@@ -260,6 +260,15 @@ def test_kimi_k3_in_fp8_takes_its_files_bytes() -> None:
     assert theirs[0] == theirs[1] == pytest.approx(2 * mine.layers[1].mlp, rel=1e-3)
 
 
+def test_dots3_note_takes_its_files_bytes() -> None:
+    """576.9 GB of indexed weights, 16 billion parameters for a token, 1.13 in the layer that drafts, as published."""
+    model = load_model("dots-studio/dots3-note-prev")
+    whole = parameters(model, mtp=True)
+    assert 2 * whole == pytest.approx(576.9e9, rel=2e-4)
+    assert whole - parameters(model) == pytest.approx(1.13e9, rel=5e-3)
+    assert round(active_parameters(model) / 1e9) == 16
+
+
 @pytest.mark.parametrize(
     ("name", "gigabytes"),
     [

@@ -42,6 +42,16 @@ COMPILED = (
 )
 
 
+KEPT_BUFFERS = frozenset(
+    {
+        "freqs_cache",
+        "router_bias",
+        *(f"_fused_{m}_{what}" for m in ("w13", "w2") for what in ("fp8", "scale")),
+    }
+)
+"""Buffers that weigh something, of dots3-note's ViT."""
+
+
 class _Anything(type):
     """A class of an uninstalled package: any attribute is such a class again."""
 
@@ -166,6 +176,7 @@ def platform() -> Any:
     _numbers()
     _host_memory()
     _drafting_layers()
+    _fp8_experts()
     return Card
 
 
@@ -325,7 +336,7 @@ def engine_config(
     config: dict[str, Any], tp: int, *, draft: Any = None, beside: Any = None, **flags: Any
 ) -> Any:
     """The config that `vllm serve` would build; `draft`: the config of a model that drafts beside it; `beside`: configs
-    of folders beside the config, by their names."""
+    of folders beside the config, by their names, and files, whose names end in .json."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from vllm.engine.arg_utils import EngineArgs
@@ -337,10 +348,12 @@ def engine_config(
         flags["speculative_config"] = {**flags["speculative_config"], "model": _folder(draft)}
     elif isinstance((speculation := flags.get("speculative_config") or {}).get("model"), dict):
         flags["speculative_config"] = {**speculation, "model": _folder(speculation["model"])}
-    for name, of_folder in (beside or {}).items():
-        os.mkdir(os.path.join(folder, name))
-        with open(os.path.join(folder, name, "config.json"), "w") as file:
-            json.dump(of_folder, file)
+    for name, held in (beside or {}).items():
+        if not name.endswith(".json"):
+            os.mkdir(os.path.join(folder, name))
+            name = os.path.join(name, "config.json")
+        with open(os.path.join(folder, name), "w") as file:
+            json.dump(held, file)
     kind = config["model_type"]
     if kind in OWN_CODE or (kind not in dict(_CONFIG_REGISTRY) and kind not in CONFIG_MAPPING):
         layers = (
@@ -443,6 +456,27 @@ def _drafting_layers() -> None:
     Step3p5Config.__init__ = keep
 
 
+def _fp8_experts() -> None:
+    """dots3-note's ViT makes its experts FP8 once they are loaded: here at once, by shapes alone."""
+    import torch
+    import vllm.models.dots3_note.nvidia.vision as vision
+
+    def cast(weight: Any, *, gran_k: int, **told: Any) -> tuple[Any, Any]:
+        rows, cols = (size // gran_k for size in weight.shape)
+        return weight.to(torch.float8_e4m3fn), torch.empty(rows, cols, dtype=torch.float32)
+
+    made = vision.DotsMoEVitModel.to
+
+    def to(self: Any, *args: Any, **options: Any) -> Any:
+        made(self, *args, **options)
+        for block in self.blocks:
+            if isinstance(block.mlp, vision.MoESwiGLUFFNFP8):
+                block.mlp.process_weights_after_loading()
+        return self
+
+    vision.per_block_cast_to_fp8, vision.DotsMoEVitModel.to = cast, to
+
+
 def weights(model: Any) -> tuple[int, int]:
     """Bytes of the parameters on the card, and of the rotary tables."""
     on_host = {
@@ -462,8 +496,9 @@ def weights(model: Any) -> tuple[int, int]:
     for name in ("_fused_kv_weight", "_k_norm_weights"):
         if (copied := getattr(getattr(drafts, "model", None), name, None)) is not None:
             counted.append(copied)
-    parameters = sum(p.numel() * p.element_size() for p in counted)
+    counted += [b for name, b in model.named_buffers() if name.rpartition(".")[2] in KEPT_BUFFERS]
     tables = {id(b): b for name, b in model.named_buffers() if "cos_sin" in name}
+    parameters = sum(p.numel() * p.element_size() for p in counted)
     return parameters, sum(b.numel() * b.element_size() for b in tables.values())
 
 

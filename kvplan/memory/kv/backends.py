@@ -44,6 +44,8 @@ class LayerNeeds:
     is_sparse: bool = False
     is_compressed: bool = False
     shares_latents: bool = False
+    has_long_rows: bool = False
+    """Its latents' rows are as long as those of other layers (dots3-note)."""
     has_sinks: bool = False
     has_window: bool = False
     is_cross: bool = False
@@ -180,6 +182,18 @@ BACKENDS = {
             is_sparse=True,
             dtypes=("bfloat16",),
         ),
+        Backend(
+            "DOTS3_NOTE_PADDED_MLA_SPARSE",
+            _AUTO,
+            (64,),
+            majors=(9, 10),
+            is_mla=True,
+            is_sparse=True,
+            dcp=True,
+        ),
+        Backend(
+            "DOTS3_NOTE_TRITON_MLA", _FP8, (16,), head_sizes=(1088,), is_mla=True, windows=True, dcp=True
+        ),
         Backend("MINIMAX_M3_SPARSE", _FP8, (128,), fixed=True, head_sizes=(128,), is_sparse=True),
         Backend(
             "FLASHMLA_SPARSE_DSV4",
@@ -228,6 +242,8 @@ def priorities(capability: Capability, needs: LayerNeeds) -> list[str]:
         return [
             "FLASH_ATTN_DIFFKV" if major == 9 else "TRITON_ATTN_DIFFKV"
         ]  # the model's own choice, no fallback
+    if needs.has_long_rows or (needs.is_mla and needs.has_window):
+        return ["DOTS3_NOTE_PADDED_MLA_SPARSE" if needs.has_long_rows else "DOTS3_NOTE_TRITON_MLA"]
     if needs.shares_latents:
         return ["FLASHMLA_MEGA_ATTN_DSV41" if major == 10 else "FLASHMLA_SPARSE_DSV41"]
     if needs.is_compressed:
@@ -253,7 +269,7 @@ def is_quantized(kv_dtype: str) -> bool:
     return kv_dtype not in _AUTO
 
 
-OWN = ("DIFFKV", "MINIMAX_M3_SPARSE")
+OWN = ("DIFFKV", "MINIMAX_M3_SPARSE", "DOTS3_NOTE_PADDED_MLA_SPARSE", "DOTS3_NOTE_TRITON_MLA")
 """Ends of backends that a model's layers ask for themselves, whatever `--attention-backend` says."""
 
 

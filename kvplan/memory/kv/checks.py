@@ -38,7 +38,7 @@ def _check_heads(spec: AttentionSpec, tp: int, copies: bool) -> None:
             f"tensor_parallel_size {tp} does not divide the model's {spec.num_heads} attention heads; try {sizes}"
         )
     kv_heads = spec.num_kv_heads
-    if spec.kind is AttentionKind.MLA:
+    if spec.is_latent:
         return
     if max(kv_heads, tp) % min(kv_heads, tp):
         raise KvplanError(

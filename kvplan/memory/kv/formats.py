@@ -7,7 +7,7 @@ import math
 from kvplan.formulas.capacity import kv_bytes_per_token, kv_heads_per_rank, latent_bytes_per_token
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.kv.backends import Backend, is_quantized
-from kvplan.models.spec import AttentionKind, AttentionSpec
+from kvplan.models.spec import AttentionSpec
 from kvplan.models.weights import ITEM_BYTES
 
 PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
@@ -44,11 +44,10 @@ def token_bytes(spec: AttentionSpec, kv_format: str, dtype: str, tp: int) -> int
     Raises:
         KvplanError: nvfp4 with K and V of different widths.
     """
-    if spec.kind is AttentionKind.MLA:
+    if spec.is_latent:
         packed = PACKED_LATENT.get(kv_format)
-        plain = latent_bytes_per_token(
-            1, spec.kv_lora_rank, spec.qk_rope_head_dim, element_bytes(kv_format, dtype)
-        )
+        latent = (spec.latent_row or spec.kv_lora_rank + spec.qk_rope_head_dim) - spec.qk_rope_head_dim
+        plain = latent_bytes_per_token(1, latent, spec.qk_rope_head_dim, element_bytes(kv_format, dtype))
         return packed or int(plain)
     k, v = spec.head_dim, spec.v_head_dim or spec.head_dim
     if packed := _packed_head_bytes(k, v, kv_format):
@@ -98,7 +97,7 @@ def group_format(spec: AttentionSpec, kv_format: str, dtype: str) -> str:
 
     Latents go by the flag's own word.
     """
-    if spec.kind is AttentionKind.MLA:
+    if spec.is_latent:
         return kv_format
     if kv_format in ("fp8", "fp8_e4m3", "fp8_e5m2"):
         return "fp8"

@@ -162,10 +162,11 @@ def _forced_backend(setup: LayoutSetup) -> str | None:
 def _needs(setup: LayoutSetup, m: Mixer) -> LayerNeeds:
     spec, args = m.spec, setup.args
     compressed = spec.kind is AttentionKind.COMPRESSED
-    is_mla = spec.kind is AttentionKind.MLA or compressed
+    is_mla = spec.is_latent or compressed
     return LayerNeeds(
         is_compressed=compressed,
         shares_latents=spec.shares_latents,
+        has_long_rows=spec.latent_row > 0,
         head_size=spec.kv_lora_rank + spec.qk_rope_head_dim if spec.kv_lora_rank else spec.head_dim,
         # chunked attention picks its kernel before it learns that it is skipped from quantisation
         kv_dtype=args.kv_cache_dtype if spec.kind is AttentionKind.CHUNKED else m.kv_format,

@@ -10,6 +10,7 @@ from math import gcd
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import cdiv
+from kvplan.memory.kv.backends import INDEXER
 from kvplan.memory.kv.formats import group_format, indexer_token_bytes, token_bytes
 from kvplan.memory.kv.groups import Layer, Page
 from kvplan.memory.kv.mixers import LayoutSetup, Mixer, distinct_backends, find_mixers
@@ -51,7 +52,9 @@ def model_pages(setup: LayoutSetup, draft: ModelSpec | None = None) -> Pages:
         layers += [Layer(stage, _keep_more(page, retained)) for page in made]
     formats = [m.kv_format for m in mixers if m.backend and m.kv_format != "auto"]
     names = tuple(b.name for b in distinct_backends(mixers))
-    packed = any(m.spec.kind is AttentionKind.COMPRESSED or m.spec.ring_bytes for m in mixers)
+    packed = any(
+        m.spec.kind is AttentionKind.COMPRESSED or m.spec.ring_bytes or m.spec.latent_row for m in mixers
+    )
     return Pages(tuple(layers), block_sizes[0], formats[0] if formats else "auto", names, packed)
 
 
@@ -80,7 +83,12 @@ def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
     width = indexer_token_bytes(m.spec.index_head_dim, m.spec.index_itemsize)
     if m.spec.ring_bytes:
         return _pooled_pages(setup, m.spec, page, width)
-    return [page, Page(AttentionKind.MLA, sizes.block_size, width, shape=("indexer", width))]
+    keys = Page(AttentionKind.MLA, sizes.block_size, width, shape=("indexer", width))
+    if m.spec.latent_row:  # a row of the sparse kernel's cache; a kernel's block of the indexer's
+        kernel = INDEXER.block_sizes[0]
+        keys = replace(keys, stride=kernel * width if kernel < sizes.block_size else 1)
+        return [replace(page, stride=page.token_bytes), keys]
+    return [page, keys]
 
 
 def _conv_page(setup: LayoutSetup, a: AttentionSpec) -> Page:

@@ -74,6 +74,60 @@ def hunyuan4(k: Keys) -> Body:
     return Body(layers, mtp(k, drafting), extras=around)
 
 
+def dots3_note(k: Keys) -> Body:
+    """dots3-note: DeepSeek V3.2's sparse latents in some layers, wider latents within a window in the others; gates.
+
+    Rows of all are as long as the window's. Drafting layers are windows with a dense MLP, unless `mtp_layer_types`
+    says otherwise; their embedding is their own. Source: vLLM 0.32 `models/dots3_note/nvidia/model.py`, `mtp.py`,
+    `config/speculative.py: hf_config_override`.
+    """
+    n, hidden, drafts = (
+        num_layers(k),
+        k.count("hidden_size"),
+        k.count("num_nextn_predict_layers", default=1, low=0),
+    )
+    window, row = (
+        k.count("sliding_window_size"),
+        k.count("swa_kv_lora_rank") + k.count("swa_qk_rope_head_dim"),
+    )
+    narrow = Keys(k.name, {**k.raw, **{key[4:]: value for key, value in k.raw.items() if key[:4] == "swa_"}})
+    made = {
+        "sliding_attention": replace(mla(narrow), kind=AttentionKind.SLIDING, window=window),
+        "full_attention": mla(
+            k,
+            latent_row=row,
+            index_topk=k.count("index_topk"),
+            index_head_dim=k.count("index_head_dim"),
+            index_num_heads=k.count("index_n_heads"),
+        ),
+    }
+    gated = {"sliding_attention": _note_gate(narrow), "full_attention": _note_gate(k)}
+    types = (*k.per_layer("layer_types", n), *(k.texts("mtp_layer_types") or ("sliding_attention",) * drafts))
+    if len(types) != n + drafts or set(types) - set(made):
+        raise k.error(
+            f"layer_types must name {' or '.join(made)} for every layer, mtp_layer_types for those that draft"
+        )
+    block = (*k.section("quantization_config").counts("weight_block_size"), 0)[0]
+    moes = [replace(m, block=block) for m in deepseek_mlps(k, n)]
+    plain = replace(dense_mlp(k), block=block)
+    layers = [
+        LayerSpec(made[kind], mlp, norm_size=2 * hidden, extras=gated[kind])
+        for kind, mlp in zip(types, (*moes, *(plain,) * drafts), strict=True)
+    ]
+    embedding = Weight("embed_tokens", k.count("vocab_size"), hidden, cut="vocab")
+    around = MtpSpec(quantised_projection=True, extras=(embedding,) if drafts else ())
+    return Body(tuple(layers[:n]), tuple(layers[n:]), around)
+
+
+def _note_gate(k: Keys) -> tuple[Weight, ...]:
+    """The gate behind attention, by head and whole on every rank, or by element; a norm of the keys' rotated part."""
+    heads, hidden = k.count("num_attention_heads"), k.count("hidden_size")
+    gate = Weight("self_attn.g_proj", heads, hidden, linear=True)
+    if k.text("attention_gate_type") != "headwise":
+        gate = gate._replace(rows=heads * k.count("v_head_dim"), cut="rows")
+    return gate, Weight("self_attn.k_rope_only_layernorm", k.count("qk_rope_head_dim"))
+
+
 SPARSE_TYPES = ("deepseek_sparse_attention", "indexed_attention", "sparse_attention", "sparse")
 """Names of sparse layers among `layer_types`."""
 

@@ -113,6 +113,7 @@ OF: dict[str, tuple[Kinds, ...]] = {
     ),
     **dict.fromkeys(
         (
+            "Dots3NoteForCausalLM",
             "NemotronH_Nano_VL_V2",
             "NemotronH_Nano_Omni_Reasoning_V3",
             "NemotronH_Omni_Reasoning_V3",

@@ -58,7 +58,8 @@ def item(
 
     * `frames`, `frame_patches`, `frame_tokens`: a video, of so many frames at most; `frame_room`: what a frame is
       reckoned as where it is not its tokens; `beside`: tokens left for an image while frames are counted; `frames_run`:
-      frames that are run, however many are counted; `frame_pixels`: `pixels` of its patches; `most_patches`: of all.
+      frames that are run, however many are counted; `run_tokens`, `run_least`, `run_patches`: one for so many of its
+      tokens, of so many patches, and so many at least; `frame_pixels`: `pixels` of its patches; `most_patches`: of all.
     * `fills`: the item is as many times patches and tokens as the context holds; `within`: tokens end with the context.
     * `limit`: items a prompt.
     * `at_once`: patches that the tower runs at a time.

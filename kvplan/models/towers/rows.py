@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from kvplan.models.towers.both import inkling, minicpmo, nano_nemotron, phi4mm, qwen2_5_omni, qwen3_omni
 from kvplan.models.towers.convolved import emu3, vibevoice
+from kvplan.models.towers.dots_note import dots_note, dots_note_video
 from kvplan.models.towers.from_timm import (
     both_at_224,
     deepseek_vl2,
@@ -178,6 +179,7 @@ DECLARED: dict[str, Tower] = {
     ),
     "DeepseekVLV2ForCausalLM": Tower("vision_config", deepseek_vl2, heads=False, largest=tiled_square),
     "DotsOCRForCausalLM": Tower("vision_config", dots_ocr, largest=dots_image),
+    "Dots3NoteForCausalLM": Tower("", dots_note, heads=False, largest=dots_note_video),
     "Eagle2_5_VLForConditionalGeneration": Tower("vision_config", eagle, largest=eagle_tiles),
     "Ernie4_5_VLMoeForConditionalGeneration": Tower("vision_config", ernie_vl, largest=ernie_video),
     "Exaone4_5_ForConditionalGeneration": Tower(
