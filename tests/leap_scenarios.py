@@ -129,3 +129,14 @@ def compare(scenario: VLLMScenario, leap: LeapReplay, max_steps: int = MAX_STEPS
         if any(a not in (None, b) for a, b in zip(look, state[look.step], strict=True)):
             return f"(step, free, cached, evicted, hits) {state[look.step]}, leap {tuple(look)}"
     return "" if walk.finish == leap.finish else f"ends {walk.finish}, leap {leap.finish}"
+
+
+def with_limits(rng: Random, row: Json) -> Json:
+    """Put limits of the scheduler's own below what the engine has room for."""
+    limited = row | {"max_num_active_seqs": rng.choice([None, rng.randint(1, row["max_num_seqs"])])}
+    if row["enable_chunked_prefill"] and rng.random() < 0.7:
+        active = limited["max_num_active_seqs"] or row["max_num_seqs"]
+        limited["max_num_scheduled_tokens"] = rng.choice([active, active + 1, active + 6, 20, 60])
+    if row["long_prefill_token_threshold"] and rng.random() < 0.2:
+        limited["long_prefill_token_threshold_adaptive"] = True
+    return limited

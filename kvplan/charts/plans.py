@@ -116,9 +116,9 @@ def concurrency(plan: Plan, trace_tokens: Sequence[int], curve: Sequence[Span]) 
     shown = [alt.Tooltip(f"{name}:Q", format=",.0f") for name in ("tokens", "traces", "low", "high")]
     line = base.mark_line(color=BLUE).encode(y=alt.Y("traces:Q"), tooltip=shown)
     parts: list[Any] = [band, line]
-    seqs = plan.args.max_num_seqs * plan.args.data_parallel_size
+    seqs, flag = plan.max_num_seqs, "max_num_active_seqs" if plan.args.max_num_active_seqs else "max_num_seqs"
     if any(row["high"] > seqs for row in rows):
-        parts += limit_rule("y", seqs, f"max_num_seqs {seqs:,}")
+        parts += limit_rule("y", seqs, f"{flag} {seqs:,}")
     if plan.traces.value >= 1:
         parts += _point(plan)
     return alt.layer(*parts).properties(height=HEIGHT)

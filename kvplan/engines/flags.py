@@ -80,8 +80,12 @@ class EngineArgs(Config):
     """Longest sequence (prompt + output); None = the model's own, -1 = the longest that fits."""
     max_num_seqs: Maybe[Count] = None
     """Most sequences in one step."""
+    max_num_active_seqs: Maybe[Count] = None
+    """Most sequences that are admitted, while memory and graphs are for max_num_seqs; None = as many as those."""
     max_num_batched_tokens: Maybe[Count] = None
     """Most tokens in one step."""
+    max_num_scheduled_tokens: Maybe[Count] = None
+    """Most of them that are given out, while memory is for all of them; None = as many as those."""
     performance_mode: Literal["balanced", "interactivity", "throughput"] = "balanced"
     """throughput doubles vLLM's defaults of these two; interactivity's finer CUDA graphs are not planned."""
     gpu_memory_utilization: Maybe[float] = None
@@ -112,6 +116,8 @@ class EngineArgs(Config):
     """Order of the waiting queue."""
     long_prefill_token_threshold: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Cap on one prompt's tokens in a step while others wait or run; 0 = none."""
+    long_prefill_token_threshold_adaptive: bool = False
+    """Let that cap be no less than the requests' even share of max_num_batched_tokens."""
     scheduler_reserve_full_isl: bool = True
     """Admit a prompt only if all of it fits now."""
     prefill_schedule_interval: Annotated[int, Field(ge=1, le=10**9)] = 1
@@ -134,6 +140,8 @@ class EngineArgs(Config):
     """Dtype of the recurrent state."""
     mamba_block_size: Maybe[Annotated[int, Field(ge=8, le=10**9, multiple_of=8)]] = None
     """Tokens between two kept states, with prefix caching only; beside attention the attention's block size wins."""
+    enable_mamba_shared_prefix_checkpoint: bool = False
+    """With EAGLE or MTP and a prefix_match_unit below the states' blocks: keep a state where prompts part too."""
     mamba_cache_mode: Literal["align", "none"] | None = None
     """Which states stay; vLLM itself takes align with prefix caching and none without, whatever is asked."""
     num_speculative_tokens: Annotated[int, Field(ge=0, le=64)] = 0
@@ -183,6 +191,16 @@ class ResolvedArgs(EngineArgs):
     enable_prefix_caching: bool
     enable_chunked_prefill: bool
     async_scheduling: bool
+
+    @property
+    def max_num_active_reqs(self) -> int:
+        """Most sequences that run at once (vLLM's scheduler: same name)."""
+        return self.max_num_active_seqs or self.max_num_seqs
+
+    @property
+    def token_budget(self) -> int:
+        """Most tokens that the requests of a step get."""
+        return min(self.max_num_scheduled_tokens or self.max_num_batched_tokens, self.max_num_batched_tokens)
 
     @property
     def num_gpus(self) -> int:
@@ -471,6 +489,13 @@ def _check_batch(args: EngineArgs, tokens: int, seqs: int, length: int, chunked:
         )
     if tokens < seqs:
         raise KvplanError(f"--max-num-batched-tokens {tokens:,} must be at least --max-num-seqs {seqs:,}")
+    if (active := args.max_num_active_seqs or 0) > seqs:
+        raise KvplanError(f"--max-num-active-seqs {active:,} must be at most --max-num-seqs {seqs:,}")
+    if not chunked and (given := args.max_num_scheduled_tokens or length) < length:
+        raise KvplanError(
+            f"--max-num-scheduled-tokens {given:,} is less than max_model_len {length:,}: without chunked prefill a "
+            "prompt of that length never runs"
+        )
     if args.long_prefill_token_threshold > length:
         raise KvplanError(f"--long-prefill-token-threshold must not exceed max_model_len {length:,}")
 

@@ -126,8 +126,8 @@ class Plan:
 
     @property
     def max_num_seqs(self) -> int:
-        """Sequences that the flag lets run at once, over all replicas."""
-        return self.args.max_num_seqs * self.args.data_parallel_size
+        """Sequences that the flags let run at once, over all replicas."""
+        return self.args.max_num_active_reqs * self.args.data_parallel_size
 
     @property
     def num_traces(self) -> int:

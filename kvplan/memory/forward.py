@@ -499,7 +499,7 @@ def _traces(demand: Demand, layout: Layout, args: ResolvedArgs, tokens: int) -> 
     """Traces at once over all data-parallel replicas; each replica's pool holds its own requests."""
     blocks = trace_blocks(layout, args, tokens, demand.prompt_tokens(), demand.num_samples)
     if not blocks.alone:
-        return float(args.max_num_seqs * args.data_parallel_size)
+        return float(args.max_num_active_reqs * args.data_parallel_size)
     return float(blocks.most_traces(layout.num_blocks, demand.num_samples) * args.data_parallel_size)
 
 

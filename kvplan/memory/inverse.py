@@ -138,7 +138,13 @@ def _stated_length(plan: Plan) -> Plan | None:
 def _as_many_seqs_as_states(plan: Plan) -> Plan | None:
     seqs = plan.shape.num_blocks
     refused = plan.refusal is not None and plan.refusal.limit is Limit.MAX_NUM_SEQS
-    return _ask(plan.question, max_num_seqs=seqs) if refused and seqs else None
+    return _ask(plan.question, **_fewer_seqs(plan, seqs)) if refused and seqs else None
+
+
+def _fewer_seqs(plan: Plan, seqs: int) -> dict[str, int]:
+    """Room for so many sequences, and no more admitted."""
+    active = plan.args.max_num_active_seqs
+    return {"max_num_seqs": seqs} | ({"max_num_active_seqs": min(active, seqs)} if active else {})
 
 
 def _longer_context(plan: Plan) -> Plan | None:
@@ -149,9 +155,12 @@ def _longer_context(plan: Plan) -> Plan | None:
 
 
 def _asked_seqs(plan: Plan) -> Plan | None:
-    """max_num_seqs is less than one replica must run at once."""
-    seqs = _needed_seqs(plan)
-    return _ask(plan.question, max_num_seqs=seqs) if seqs > plan.args.max_num_seqs else None
+    """max_num_seqs, or what of it is admitted, is less than one replica must run at once."""
+    seqs, most = _needed_seqs(plan), plan.args.max_num_seqs
+    if seqs <= plan.args.max_num_active_reqs:
+        return None
+    active = {} if plan.args.max_num_active_seqs is None else {"max_num_active_seqs": seqs}
+    return _ask(plan.question, **active, **({"max_num_seqs": seqs} if seqs > most else {}))
 
 
 def _ask(question: Question, **flags: object) -> Plan | None:
@@ -208,7 +217,7 @@ def _smaller_batch(plan: Plan) -> Proposals:
     tokens = min(2048, plan.args.max_num_batched_tokens)
     for seqs in sorted({n for n in (_needed_seqs(plan), 64, 256) if n >= _needed_seqs(plan)}, reverse=True):
         if seqs < plan.args.max_num_seqs and seqs <= tokens:
-            changed = _ask(plan.question, max_num_batched_tokens=tokens, max_num_seqs=seqs)
+            changed = _ask(plan.question, max_num_batched_tokens=tokens, **_fewer_seqs(plan, seqs))
             if changed is not None and changed.fits:
                 yield changed, _FREE
                 return

@@ -258,7 +258,7 @@ def find_tier(
         bytes_per_token=sum(g.copied_bytes / g.block_tokens for g in growing),
         break_even=_break_even(args, layout, link, times, trace_tokens, no_files, no_files),
         reload_s=link.seconds(bytes_to_copy(layout, trace_tokens)) + IDLE_LOOP_S,
-        recompute_s=prefill_seconds(times, args.max_num_batched_tokens, trace_tokens),
+        recompute_s=prefill_seconds(times, args.token_budget, trace_tokens),
         timing_source=times.source,
         files=tuple(
             _files(
@@ -351,13 +351,14 @@ def _break_even(
     """
     steps = 2 if args.async_scheduling else 1
     decodes = min(
-        args.max_num_seqs, max(1, layout.num_usable_blocks // max(1, cdiv(trace_tokens, layout.block_size)))
+        args.max_num_active_reqs,
+        max(1, layout.num_usable_blocks // max(1, cdiv(trace_tokens, layout.block_size))),
     )
     busy = steps * times.time.ticks(StepShape(decodes, decodes, decodes * trace_tokens)) / TICKS_PER_S
     longest = max(trace_tokens, layout.max_model_len)
 
     def recompute(num_tokens: int) -> float:
-        return prefill_seconds(times, args.max_num_batched_tokens, num_tokens)
+        return prefill_seconds(times, args.token_budget, num_tokens)
 
     def at(rate: float, wait_s: float, factor: float, read: Callable[[int], float]) -> int | None:
         def reload(num_tokens: int) -> float:

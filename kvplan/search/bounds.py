@@ -111,7 +111,7 @@ def _first_token_late_s(load: Load, setup: Setup) -> float:
     All requests' work and a round over the fullest batch come before it, in what is left of a process while it makes
     text; infinite where nothing is.
     """
-    api, most = setup.api, setup.config.max_num_seqs
+    api, most = setup.api, setup.config.max_num_active_reqs
     requests = api.share * (api.request * len(load) + api.prompt_token * exact_sum(load.prompt_tokens))
     text = most * api.output
     left = 1 - text / max(1, _least_ticks(_Timed(setup.step_time), most, 0))
@@ -140,7 +140,9 @@ def alone_step_s(load: Load, rows: NDArray[np.int64], setup: Setup) -> Floats:
     """
     timed, tokens = _Timed(setup.step_time), 1 + setup.config.num_speculative_tokens
     prompts, which = np.unique(load.prompt_tokens[rows], return_inverse=True)
-    step = np.array([_least_ticks(timed, setup.config.max_num_seqs, prompt) for prompt in prompts.tolist()])
+    step = np.array(
+        [_least_ticks(timed, setup.config.max_num_active_reqs, prompt) for prompt in prompts.tolist()]
+    )
     return step[which] / TICKS_PER_S / tokens
 
 
@@ -186,7 +188,7 @@ def least_seconds(setup: Setup, tokens: float, contexts: float, shares: bool = F
     in common, so the pool does not bound the summed context.
     """
     config, time = setup.config, setup.step_time
-    per_token, alone, slope = _facts(_Timed(time), config.max_num_seqs, config.max_model_len)
+    per_token, alone, slope = _facts(_Timed(time), config.max_num_active_reqs, config.max_model_len)
     fixed = tokens * per_token
     if not config.kv_cache_groups and not shares:
         pool = (config.num_gpu_blocks - 1) * config.block_size

@@ -82,11 +82,13 @@ def _flags(args: EngineArgs) -> Iterator[dict[str, object]]:
     if args.kv_cache_dtype == "auto":
         yield {"kv_cache_dtype": "fp8"}
     yield {"tensor_parallel_size": args.tensor_parallel_size * 2}
-    if args.max_num_seqs:
-        yield {"max_num_seqs": args.max_num_seqs * 2}
+    seqs = ("max_num_seqs", "max_num_active_seqs")
+    if more := {name: 2 * told for name in seqs if (told := getattr(args, name))}:
+        yield more
     if args.gpu_memory_utilization is None or args.gpu_memory_utilization < 0.95:
         yield {"gpu_memory_utilization": 0.95}
-    if args.max_num_batched_tokens:
-        yield {"max_num_batched_tokens": args.max_num_batched_tokens * 2}
+    tokens = ("max_num_batched_tokens", "max_num_scheduled_tokens")
+    if more := {name: 2 * told for name in tokens if (told := getattr(args, name))}:
+        yield more
     if args.quantization is None:
         yield {"quantization": "fp8"}

@@ -204,6 +204,11 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         sources["scheduler"] = "SGLang 0.5.23's, as its own logs show it"
     ranks = args.data_parallel_size
     config = _engine_config(args, layout, deployment, model)
+    if config.token_budget < config.max_num_active_reqs:
+        raise KvplanError(
+            f"--max-num-scheduled-tokens {config.token_budget:,}: fewer than the {config.max_num_active_reqs:,} that "
+            "may run; steps that pass sequences over are planned, not simulated"
+        )
     tier = _tier(deployment, model, gpu, args, layout, timed.links)
     if tier is not None:
         sources["kv_offloading"] = f"{config.kv_offloading.num_chunks:,} chunks; {tier.link}"  # type: ignore[union-attr]
@@ -423,7 +428,9 @@ def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
         block_size=groups[0].block_size if plain and groups[0].block_size else layout.block_size,
         num_gpu_blocks=layout.num_blocks,
         max_num_seqs=args.max_num_seqs,
+        max_num_active_seqs=args.max_num_active_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
+        max_num_scheduled_tokens=args.max_num_scheduled_tokens,
         max_model_len=layout.max_model_len,
         enable_prefix_caching=args.enable_prefix_caching,
         prefix_match_unit=args.prefix_match_unit,
@@ -434,6 +441,8 @@ def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
         watermark=args.watermark,
         scheduler_reserve_full_isl=args.scheduler_reserve_full_isl,
         long_prefill_token_threshold=args.long_prefill_token_threshold,
+        long_prefill_token_threshold_adaptive=args.long_prefill_token_threshold_adaptive,
+        enable_mamba_shared_prefix_checkpoint=args.enable_mamba_shared_prefix_checkpoint,
         kv_cache_groups=() if plain else groups,
         num_speculative_tokens=drafts,
         spec_method=args.speculative_method,

@@ -86,7 +86,8 @@ def _long_queues(result: Result) -> list[str]:
 
 
 def _max_num_seqs(result: Result) -> str:
-    return flag_text(result.scenario.engine_name, max_num_seqs=1).split()[0]
+    flag = "max_num_active_seqs" if result.scenario.engine.max_num_active_seqs else "max_num_seqs"
+    return flag_text(result.scenario.engine_name, **{flag: 1}).split()[0]
 
 
 def _idle_tier(result: Result) -> list[str]:

@@ -113,7 +113,9 @@ class FleetBuilder:
         setup, config = fleet.setup, fleet.setup.config
         if decodes_only:  # a transferred prompt takes blocks, not token budget
             room = max(config.max_model_len + config.max_num_seqs, config.max_num_batched_tokens)
-            config = config.model_copy(update={"max_num_batched_tokens": room})
+            config = config.model_copy(
+                update={"max_num_batched_tokens": room, "max_num_scheduled_tokens": None}
+            )
         engine: SchedulerInterface
         copies: TimedCopies | None = None
         walks = self._why_every_step(setup, fleet.deployment.router)

@@ -294,15 +294,11 @@ class ReplicaStats:
             self.totals.peak_used_blocks = used
 
     def _why_waiting(self, num_tokens: int) -> str:
-        if self.engine.num_running >= self.config.max_num_seqs:
+        if self.engine.num_running >= self.config.max_num_active_reqs:
             return "blocked_seqs_ticks"
         if self.engine.holds_back:
             return "held_back_ticks"
-        return (
-            "blocked_tokens_ticks"
-            if num_tokens >= self.config.max_num_batched_tokens
-            else "blocked_blocks_ticks"
-        )
+        return "blocked_tokens_ticks" if num_tokens >= self.config.token_budget else "blocked_blocks_ticks"
 
     def _note_waiting(self, ticks: int) -> None:
         setattr(self.totals, self.waits_for, getattr(self.totals, self.waits_for) + ticks)

@@ -32,13 +32,13 @@ def load_share(fleet: Fleet, records: Records, span_s: float) -> float | None:
     tokens = exact_sum(output)
     context = exact_sum(output * (prompt + output / 2)) / tokens
     computed = max(1.0, float((prompt - records["hit_tokens"][done]).mean()))
-    batch = config.max_num_seqs
+    batch = config.max_num_active_reqs
     if not config.kv_cache_groups:
         batch = min(batch, int((config.num_gpu_blocks - 1) * config.block_size // context))
     if batch < 1:
         return None
     step = setup.step_time.ticks(StepShape(batch, batch, round(batch * context)))
-    chunk = round(min(max(1, config.max_num_batched_tokens - batch), computed))
+    chunk = round(min(max(1, config.token_budget - batch), computed))
     mixed = StepShape(batch + chunk, batch, round(batch * context), chunk, 1, chunk * computed / 2)
     prompts = max(0, setup.step_time.ticks(mixed) - step) * computed / chunk
     each_s = (tokens / len(output) * step / batch + prompts) / TICKS_PER_S

@@ -175,7 +175,51 @@ def dspark_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Json:
     return scenario | ({"spec_method": "dspark"} if scenario.get("spec_method") == "eagle" else {})
 
 
-SCENARIOS = {"all": random_scenario, "compressed": compressed_scenario, "dspark": dspark_scenario}
+def limited_scenario(seed: int, version: tuple[int, int] = (0, 32)) -> Json:
+    """A random scenario under limits of the scheduler's own, and states kept where EAGLE's prompts part."""
+    rng = Random(f"limited {seed}")
+    scenario = random_scenario(seed, version) | {"name": f"limited{seed}"}
+    if rng.random() < 0.5:
+        scenario["max_num_active_seqs"] = rng.randint(1, scenario["max_num_seqs"])
+    if rng.random() < 0.6 and scenario["enable_chunked_prefill"]:
+        scenario["max_num_scheduled_tokens"] = rng.choice([3, 7, 16, 20, 40, 300])
+    if rng.random() < 0.5 and scenario["enable_chunked_prefill"]:
+        scenario["long_prefill_token_threshold"] = min(rng.choice([2, 5, 9, 16]), scenario["max_model_len"])
+        scenario["long_prefill_token_threshold_adaptive"] = True
+    if scenario["enable_prefix_caching"] and rng.random() < 0.5:
+        _let_prompts_part(rng, scenario)
+    return scenario
+
+
+def _let_prompts_part(rng: Random, scenario: Json) -> None:
+    """Full attention beside states, EAGLE's more often than not, and hits that end inside blocks."""
+    for key in ("kv_cache_layers", "prefix_cache_retention_interval"):
+        scenario.pop(key, None)
+    drafts = rng.choice([1, 1, 2])
+    method = rng.choice(["eagle", "eagle", "ngram"])
+    scenario |= {
+        "num_speculative_tokens": drafts,
+        "spec_method": method,
+        "accept_rate": rng.choice([0.4, 0.8]),
+    }
+    state = {"kind": "mamba", "mode": "align"} | rng.choice(
+        [{}, {}, {"checkpoint_blocks": 1, "checkpoint_alignment": rng.choice([1, 2])}]
+    )
+    scenario["kv_cache_groups"] = [{"kind": "full", "eagle": method == "eagle" and rng.random() < 0.8}, state]
+    scenario["prefix_match_unit"] = scenario["block_size"] // rng.choice([2, 4])
+    scenario["enable_mamba_shared_prefix_checkpoint"] = rng.random() < 0.8
+    scenario["max_num_batched_tokens"] = max(
+        scenario["max_num_batched_tokens"], scenario["max_num_seqs"] * (2 + drafts)
+    )
+    scenario["num_gpu_blocks"] += 4 * scenario["max_num_seqs"]
+
+
+SCENARIOS = {
+    "all": random_scenario,
+    "compressed": compressed_scenario,
+    "dspark": dspark_scenario,
+    "limited": limited_scenario,
+}
 
 
 LATER = ("watermark", "scheduler_reserve_full_isl", "prefix_cache_retention_interval")

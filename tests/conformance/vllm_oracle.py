@@ -189,6 +189,9 @@ def vllm_config(config: EngineConfig) -> VllmConfig:
             watermark=config.watermark,
             scheduler_reserve_full_isl=config.scheduler_reserve_full_isl,
             prefill_schedule_interval=config.prefill_schedule_interval,
+            max_num_active_seqs=config.max_num_active_seqs,
+            max_num_scheduled_tokens=config.max_num_scheduled_tokens,
+            long_prefill_token_threshold_adaptive=config.long_prefill_token_threshold_adaptive,
         ),
     )
     modes = {group.mode for group in config.groups if group.kind == "mamba"}
@@ -199,6 +202,7 @@ def vllm_config(config: EngineConfig) -> VllmConfig:
             CacheConfig,
             prefix_match_unit=config.prefix_match_unit,
             prefix_cache_retention_interval=config.prefix_cache_retention_interval,
+            enable_mamba_shared_prefix_checkpoint=config.enable_mamba_shared_prefix_checkpoint,
         ),
         **({"mamba_cache_mode": modes.pop()} if modes else {}),
     )

@@ -578,6 +578,8 @@ SPOKEN: dict[str, Any] = {
     "async_scheduling": False,
     "scheduling_policy": "priority",
     "scheduler_reserve_full_isl": False,
+    "long_prefill_token_threshold_adaptive": True,
+    "enable_mamba_shared_prefix_checkpoint": True,
     "watermark": 0.25,
     "kv_offloading_backend": "lmcache",
     "kv_transfer_config": '{"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}',

@@ -30,6 +30,8 @@ REFUSED: dict[str, Any] = {
     "kv_offloading": {"num_chunks": 100},
     "prefill_schedule_interval": 2,
     "engine_version": "0.11",
+    "max_num_scheduled_tokens": 255,  # one less than there are places
+    "long_prefill_token_threshold_adaptive": True,
 }
 """Field -> a value that the engine takes and the leap does not: asynchronous, with a draft, where versions count."""
 
@@ -72,6 +74,8 @@ UNVISITED: dict[str, Any] = {
     "kv_offloading": {"num_chunks": 100},
     "prefill_schedule_interval": 2,
     "engine_version": "0.11",  # heads that cannot be cut were passed over
+    "max_num_scheduled_tokens": 255,  # one less than there are places
+    "long_prefill_token_threshold_adaptive": True,
 }
 """Field -> a value that the engine takes and leaps by visits do not."""
 

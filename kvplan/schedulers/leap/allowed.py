@@ -65,7 +65,7 @@ def _admits_in_closed_form(config: EngineConfig) -> bool:
         has_one_full_group(config) and not config.num_speculative_tokens
     ):
         return True
-    most = -(-config.max_model_len // config.block_size) * config.max_num_seqs
+    most = -(-config.max_model_len // config.block_size) * config.max_num_active_reqs
     return not config.watermark and config.num_gpu_blocks > most
 
 
@@ -82,6 +82,17 @@ def _prefills_any_time(config: EngineConfig) -> bool:
 def _drafts_in_closed_form(config: EngineConfig) -> bool:
     """Whether steps verify all drafts, or show that they do not: no cap on prompts that cuts every decode as well."""
     return not 0 < config.long_prefill_token_threshold <= config.num_speculative_tokens
+
+
+def _budgets_in_closed_form(config: EngineConfig) -> bool:
+    """Whether a step has tokens for all that may run, and one budget says so: slots of drafting have their own."""
+    is_less = config.token_budget < config.max_num_batched_tokens
+    return not is_less or (not config.draft_slots and config.token_budget >= config.max_num_active_reqs)
+
+
+def _caps_in_closed_form(config: EngineConfig) -> bool:
+    """Whether the cap on prompts stays when requests come and go."""
+    return not (config.long_prefill_token_threshold_adaptive and config.long_prefill_token_threshold)
 
 
 def _rules_in_closed_form(config: EngineConfig) -> bool:
@@ -109,6 +120,10 @@ ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "num_gpu_blocks": ANY,
     "max_num_seqs": ANY,
     "max_num_batched_tokens": ANY,
+    "max_num_active_seqs": ANY,
+    "max_num_scheduled_tokens": _budgets_in_closed_form,
+    "long_prefill_token_threshold_adaptive": _caps_in_closed_form,
+    "enable_mamba_shared_prefix_checkpoint": ANY,  # acts beside EAGLE's groups alone, of which visits follow the blocks
     "max_model_len": ANY,
     "watermark": ANY,
     "long_prefill_token_threshold": ANY,
@@ -132,6 +147,12 @@ WHY_NOT: dict[str, Callable[[EngineConfig], str]] = {
         f"vLLM {config.engine_version} with asynchronous scheduling or without chunked prefill"
     ),
     "prefill_schedule_interval": lambda config: "prefill_schedule_interval counts steps",
+    "max_num_scheduled_tokens": lambda config: (
+        f"max_num_scheduled_tokens {config.max_num_scheduled_tokens} below what the running may ask for"
+    ),
+    "long_prefill_token_threshold_adaptive": lambda config: (
+        "long_prefill_token_threshold_adaptive: a cap that each arrival changes"
+    ),
 }
 
 

@@ -70,7 +70,7 @@ class GroupScheduler(LeapScheduler):
         if budget <= 0:
             return NO_TOKENS
         config, groups = self.config, self.groups
-        if len(self.running) >= config.max_num_seqs:
+        if len(self.running) >= config.max_num_active_reqs:
             return NO_PLACE
         seq: GroupSequence = self.waiting.peek_request()
         last, found = (

@@ -75,7 +75,6 @@ class LeapQueues:
         self._set_up_blocks(config)
         self.victims_let_others_go_on = not self.is_fcfs and rules.victims_let_others_go_on
         self.counts_idle_victims = rules.idle_victims_move_nobody
-        self.spares_lone_prompts = rules.lone_prompts_have_no_cap
         self.reserves_full_isl = config.reserves_full_isl
         self.reserves_max = config.admission == "reserve_max" and not config.num_speculative_tokens
         self.num_promised = 0

@@ -59,8 +59,8 @@ class LeapScheduler(LeapQueues):
         super().__init__(config)
         self.sequences: dict[str, Sequence] = {}
         """The live ones, by request id."""
-        self._max_num_seqs = config.max_num_seqs
-        self._token_budget = config.max_num_batched_tokens
+        self._max_num_seqs = config.max_num_active_reqs
+        self._token_budget = config.token_budget
         self._num_arrivals = 0
         self._finished_unread = False
         self._in_flight: deque[InFlight] = deque()
@@ -275,8 +275,7 @@ class LeapScheduler(LeapQueues):
 
     def schedule(self) -> Step:
         """Decide one step (vLLM: same name): running requests first, then waiting ones unless one was preempted."""
-        company = len(self.running) + len(self.waiting) > 1 or not self.spares_lone_prompts
-        step = OpenStep(self._token_budget, self.config.long_prefill_token_threshold if company else 0)
+        step = OpenStep(self._token_budget, self.config.prefill_cap(len(self.running) + len(self.waiting)))
         self._finished_unread, self._blocked, self._look_ahead = False, None, True
         self._schedule_running(step)
         self.batch.num_steps += 1

@@ -231,23 +231,24 @@ class DecodeVisits:
     @property
     def _ends_on_arrival(self) -> bool:
         scheduler, config = self.scheduler, self.config
-        full = len(scheduler.running) >= config.max_num_seqs
+        full = len(scheduler.running) >= config.max_num_active_reqs
         counts_all = scheduler.held_back is not None and not full  # and holds them back by what it counts
         return config.policy != "fcfs" or counts_all or not (scheduler.waiting or full)
 
     def _all_decode(self, in_flight: SchedulerOutput | None) -> bool:
         """Whether somebody runs, a step has tokens for all that do, and the one in flight is just such a step."""
-        if not self.scheduler.running or self._left_for_head().inputs < 0:
+        left = self._left_for_head()
+        if not self.scheduler.running or min(left.tokens, left.inputs) < 0:
             return False
         return self._is_steady(in_flight) if in_flight is not None else not self.depth
 
     def _left_for_head(self) -> StepBudget:
         """Return what decodes leave of a step."""
         config, num_running = self.config, len(self.scheduler.running)
-        most, each = config.max_num_batched_tokens, 1 + config.num_speculative_tokens
+        each = 1 + config.num_speculative_tokens
         return StepBudget(
-            most - num_running * each,
-            most - num_running * (each + config.draft_slots),
+            config.token_budget - num_running * each,
+            config.max_num_batched_tokens - num_running * (each + config.draft_slots),
             config.draft_slots,
             config.long_prefill_token_threshold,
         )
@@ -301,7 +302,7 @@ class DecodeVisits:
     def _needs_of_head(self) -> HeadNeeds | None:
         """Return what keeps the queue's head out while all decode; None if nothing does."""
         scheduler = self.scheduler
-        if not scheduler.waiting or len(scheduler.running) >= self.config.max_num_seqs:
+        if not scheduler.waiting or len(scheduler.running) >= self.config.max_num_active_reqs:
             return HeadNeeds(NEVER, NEVER)
         held, rule = self._steps_held(), scheduler.held_back
         if rule is None or not rule.holds:

@@ -38,7 +38,7 @@ def try_head(
     if budget <= 0:
         return NO_TOKENS
     config = queues.config
-    if len(queues.running) >= config.max_num_seqs:
+    if len(queues.running) >= config.max_num_active_reqs:
         return NO_PLACE
     seq: Sequence = queues.waiting.peek_request()
     size, last = queues.block_size, seq.num_tokens

@@ -76,7 +76,7 @@ class HeldBack:
 
     def counts(self, num_running: int, num_scheduled_tokens: int) -> bool:
         """Whether a step in which somebody waits counts: something decodes, and there is a place."""
-        return num_scheduled_tokens > 0 and num_running < self.config.max_num_seqs
+        return num_scheduled_tokens > 0 and num_running < self.config.max_num_active_reqs
 
     def pass_steps(
         self, num_steps: int, waiting: Iterable[int], num_running: int, num_scheduled_tokens: int
@@ -88,8 +88,8 @@ class HeldBack:
 
     def _is_short(self, waiting: Iterable[int], num_running: int, num_scheduled_tokens: int) -> bool:
         """Whether the prompts that fit the step and the decodes are too few."""
-        max_tokens, tokens = self.config.max_num_batched_tokens, num_scheduled_tokens
-        for num_tokens in islice(waiting, self.config.max_num_seqs - num_running):
+        max_tokens, tokens = self.config.token_budget, num_scheduled_tokens
+        for num_tokens in islice(waiting, self.config.max_num_active_reqs - num_running):
             if tokens + num_tokens > max_tokens:
                 break
             tokens += num_tokens

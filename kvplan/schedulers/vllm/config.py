@@ -89,8 +89,12 @@ class EngineConfig(Config):
     """Blocks of the pool as vLLM counts them: one of them is the null block and never used."""
     max_num_seqs: int = Field(256, ge=1)
     """Most running requests."""
+    max_num_active_seqs: int | None = Field(None, ge=1)
+    """Most requests that are admitted, where that is fewer; None = max_num_seqs."""
     max_num_batched_tokens: int = Field(8192, ge=1)
     """Most tokens in one step."""
+    max_num_scheduled_tokens: int | None = Field(None, ge=1)
+    """Most of them that requests get, drafting's own slots apart; None = max_num_batched_tokens."""
     max_model_len: int = Field(ge=1)
     """Longest prompt + output."""
     enable_prefix_caching: bool = True
@@ -108,11 +112,15 @@ class EngineConfig(Config):
     """Admit a prompt only if all of it fits now."""
     long_prefill_token_threshold: int = Field(0, ge=0)
     """Cap on one prompt's tokens in a step while others wait or run; 0 = none."""
+    long_prefill_token_threshold_adaptive: bool = False
+    """Whether that cap is never below an even share of the step among all requests."""
     prefix_match_unit: int | None = Field(None, ge=1)
     """Granularity of prefix-cache hits of mamba hybrids, in tokens; None = the block sizes' greatest divisor.
     """
     prefix_cache_retention_interval: int | None = Field(0, ge=0)
     """Where window and mamba groups keep hits: every n tokens, 0 = at the prompt's end, None = everywhere."""
+    enable_mamba_shared_prefix_checkpoint: bool = False
+    """EAGLE and MTP: keep a state where prompts were seen to part too, inside a block as well."""
     kv_cache_groups: tuple[KVCacheGroup, ...] = ()
     """Groups with a block table each, drawing on one pool; empty = one full-attention group."""
     num_speculative_tokens: int = Field(0, ge=0)
@@ -136,6 +144,32 @@ class EngineConfig(Config):
     def rules(self) -> SchedulerRules:
         """What this version does differently."""
         return SchedulerRules(parse_version(self.engine_version))
+
+    @property
+    def max_num_active_reqs(self) -> int:
+        """Most running requests (vLLM: same name)."""
+        return self.max_num_active_seqs or self.max_num_seqs
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens that the requests of a step can get, together."""
+        return min(self.max_num_scheduled_tokens or self.max_num_batched_tokens, self.max_num_batched_tokens)
+
+    def prefill_cap(self, num_requests: int) -> int:
+        """Return the cap on one prompt's tokens while so many requests run or wait; 0 = none."""
+        cap = self.long_prefill_token_threshold
+        if num_requests < 2 and self.rules.lone_prompts_have_no_cap:
+            return 0
+        if cap and self.long_prefill_token_threshold_adaptive:
+            return max(cap, self.max_num_batched_tokens // max(1, num_requests))
+        return cap
+
+    @property
+    def mamba_shared_prefix_checkpoint(self) -> bool:
+        """Whether states inside blocks are kept where prompts part (vLLM: same name)."""
+        drops = self.use_eagle_block_drop or any(group.eagle for group in self.groups)
+        drops = drops and not self.num_hash_lookahead_tokens
+        return self.enable_mamba_shared_prefix_checkpoint and drops and self.partial_hash_hits
 
     @property
     def reserves_full_isl(self) -> bool:
@@ -289,19 +323,27 @@ class EngineConfig(Config):
 
     @model_validator(mode="after")
     def _limits_agree(self) -> EngineConfig:
-        budget, length = self.max_num_batched_tokens, self.max_model_len
+        budget, length = self.token_budget, self.max_model_len
+        name = (
+            "max_num_batched_tokens" if budget == self.max_num_batched_tokens else "max_num_scheduled_tokens"
+        )
         recomputes = self.admission != "reserve_max"  # under which nothing longer than a prompt is prefilled
         if not self.enable_chunked_prefill and budget < length and recomputes:
             raise ValueError(
-                f"max_num_batched_tokens {budget} is below max_model_len {length}: without chunked prefill"
+                f"{name} {budget} is below max_model_len {length}: without chunked prefill"
                 " a prompt of that length could never run"
             )
-        if budget < self.max_num_seqs:
-            raise ValueError(f"max_num_batched_tokens {budget} is below max_num_seqs {self.max_num_seqs}")
+        buffers = self.max_num_batched_tokens
+        if buffers < self.max_num_seqs:
+            raise ValueError(f"max_num_batched_tokens {buffers} is below max_num_seqs {self.max_num_seqs}")
+        if self.max_num_active_reqs > self.max_num_seqs:
+            raise ValueError(
+                f"max_num_active_seqs {self.max_num_active_seqs} is above max_num_seqs {self.max_num_seqs}"
+            )
         if self.long_prefill_token_threshold > length:
             raise ValueError(
                 f"long_prefill_token_threshold {self.long_prefill_token_threshold} is above max_model_len {length}"
             )
-        if budget <= self.draft_slots:
-            raise ValueError(f"max_num_batched_tokens {budget} leaves nothing beside a draft model's slots")
+        if buffers <= self.draft_slots:
+            raise ValueError(f"max_num_batched_tokens {buffers} leaves nothing beside a draft model's slots")
         return self

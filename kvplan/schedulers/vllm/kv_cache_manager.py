@@ -168,7 +168,7 @@ class KVCacheManager:
 
     def blocks_to_admit(self, request: Request, config: EngineConfig) -> int:
         """Return the free blocks that a waiting request needs without any hit: for its first chunk, or all of it."""
-        chunk, end = min(request.num_tokens, config.max_num_batched_tokens), self._prefill_end(request)
+        chunk, end = min(request.num_tokens, config.token_budget), self._prefill_end(request)
         demands = [SlotDemand(min(chunk + self.num_lookahead_tokens, self.max_model_len), chunk, end)]
         if config.reserves_full_isl:
             demands.append(SlotDemand(request.num_tokens, request.num_tokens, end, apply_admission_cap=True))

@@ -38,6 +38,7 @@ class MambaManager(SingleTypeKVCacheManager):
         self.num_speculative_blocks = config.num_speculative_tokens
         self.drop_eagle_checkpoint_block = config.use_eagle_block_drop
         self.marks_states_once = config.rules.states_are_marked_once
+        self.shared_prefix_checkpoint = config.mamba_shared_prefix_checkpoint
         self.cached_blocks_this_step: set[GroupHash] = set()
         """States that this step writes: nobody can read them before the next one."""
         self.last_state_block_idx: dict[str, int] = {}
@@ -308,7 +309,9 @@ class MambaManager(SingleTypeKVCacheManager):
         prompt_position = get_mamba_prefill_checkpoint_position(
             request.num_prompt_tokens, unit, self.drop_eagle_checkpoint_block
         )
-        if num_tokens <= 0 or num_tokens != prompt_position or index >= len(table) or table[index].is_null:
+        if num_tokens <= 0 or index >= len(table) or table[index].is_null:
+            return
+        if num_tokens != prompt_position and not self._is_junction(request, num_tokens):
             return
         if self.marks_states_once and table[index].num_hash_tokens == num_tokens:
             return
@@ -316,6 +319,14 @@ class MambaManager(SingleTypeKVCacheManager):
         if num_tokens % self.block_size:
             self.partial_hit_reqs[request.request_id] = (index, table[index])
             self.num_cached_block[request.request_id] = index
+
+    def _is_junction(self, request: Request, num_tokens: int) -> bool:
+        """Whether a prompt's chunk ends where others part from it, and that state is kept wherever it lies."""
+        return (
+            self.shared_prefix_checkpoint
+            and num_tokens == request.shared_prefix_boundary
+            and request.num_computed_tokens < num_tokens <= request.num_prompt_tokens
+        )
 
     def _keeps_checkpoint(self, request: Request, position: int) -> bool:
         """Whether a state written inside a chunk can be hit later."""

@@ -59,6 +59,8 @@ class MambaSplit:
     """Where a backend can write a state inside a chunk; None = nowhere."""
     max_chunk: int
     """The longest chunk that budget and long-prefill threshold ever allow."""
+    stops_where_prompts_part: bool = False
+    """Whether a state is kept at a junction inside a block too (`enable_mamba_shared_prefix_checkpoint`)."""
 
     @classmethod
     def of(cls, config: EngineConfig) -> MambaSplit | None:
@@ -66,7 +68,7 @@ class MambaSplit:
         mamba = [group for group in config.groups if group.kind == "mamba"]
         if not any(group.mode == "align" for group in mamba):
             return None
-        threshold = config.long_prefill_token_threshold or config.max_num_batched_tokens
+        most = config.max_num_scheduled_tokens or config.max_num_batched_tokens
         return cls(
             block_size=min(config.named_block_sizes),
             scheduler_block_size=config.scheduler_block_size,
@@ -76,7 +78,8 @@ class MambaSplit:
             checkpoint_alignment=mamba[0].checkpoint_alignment
             if all(g.checkpoint_blocks for g in mamba)
             else None,
-            max_chunk=min(config.max_num_batched_tokens, threshold),
+            max_chunk=min(most, config.long_prefill_token_threshold or most),
+            stops_where_prompts_part=config.mamba_shared_prefix_checkpoint,
         )
 
     def clip(self, request: Request | SplitProgress, num_new_tokens: int, num_hit_tokens: int = 0) -> int:
@@ -104,7 +107,8 @@ class MambaSplit:
             stops.append(tail if last < tail < request.num_prompt_tokens else 0)
         junction = request.shared_prefix_boundary
         if start < junction < end:
-            stops.append(start + (junction - start) // size * size)
+            inside = self.stops_where_prompts_part and junction <= request.num_prompt_tokens
+            stops.append(junction if inside else start + (junction - start) // size * size)
         end = min((stop for stop in stops if start < stop < end), default=end)
         return max(end - start, 0)
 

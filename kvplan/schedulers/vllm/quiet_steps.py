@@ -41,7 +41,7 @@ class QuietSteps:
             return 0
         if self.depth and not (in_flight is not None and self._is_steady(in_flight)):
             return 0
-        if len(running) > scheduler.config.max_num_batched_tokens:
+        if len(running) > scheduler.config.token_budget:
             return 0
         steps = min(map(self._steps_left, running))
         return max(0, min(steps, self._steps_with_room(len(running))))

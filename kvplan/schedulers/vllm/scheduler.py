@@ -37,11 +37,12 @@ class Scheduler:
         self.num_spec_tokens = config.num_speculative_tokens
         self._by_priority = config.policy == "priority"
         self._max_model_len = config.max_model_len
+        self._token_budget = config.token_budget
+        self._max_num_active_reqs = config.max_num_active_reqs
         self._mamba_split = MambaSplit.of(config)
         self._reserves_full_isl = config.reserves_full_isl
         self._prefix_replay_tokens = config.prefix_replay_tokens if config.enable_prefix_caching else 0
         rules = config.rules
-        self._spares_lone_prompts = rules.lone_prompts_have_no_cap
         self._counts_idle_victims = rules.idle_victims_move_nobody
         self._unchunked_heads_block = rules.unchunked_heads_block
         self._foresees_ends = rules.sure_ends_are_foreseen
@@ -90,12 +91,11 @@ class Scheduler:
         self.kv_cache_manager.new_step_starts()
         output = SchedulerOutput(self.current_step)
         config = self.config
-        alone = self._spares_lone_prompts and len(self.running) + self.num_waiting <= 1
         budget = StepBudget(
-            tokens=config.max_num_batched_tokens,
+            tokens=self._token_budget,
             inputs=config.max_num_batched_tokens,
             draft_slots=config.draft_slots,
-            chunk=0 if alone else config.long_prefill_token_threshold,
+            chunk=config.prefill_cap(len(self.running) + self.num_waiting),
         )
         if self._prefill_cadence:
             budget.defers_prefills = self._prefill_cadence.defers(self.running)
@@ -221,7 +221,7 @@ class Scheduler:
         loads = self.loads
         while budget.tokens > 0 and budget.inputs > budget.draft_slots:
             queue = loads.holding if loads is not None and loads.holding else self.waiting
-            if not queue or len(self.running) >= self.config.max_num_seqs:
+            if not queue or len(self.running) >= self._max_num_active_reqs:
                 break
             request: Request = queue.peek_request()
             if loads is not None and not loads.is_ready(request):
