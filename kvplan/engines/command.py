@@ -45,8 +45,6 @@ NOT_PLANNED = {
     "offload-prefetch-step": "weights in host memory",
     "dbo-decode-token-threshold": "two micro-batches",
     "dbo-prefill-token-threshold": "two micro-batches",
-    "max-num-queued-reqs": "requests refused while many wait",
-    "max-num-queued-tokens": "requests refused while many wait",
     "stream-interval": "tokens sent in groups",
     "mm-encoder-only": "an engine of the encoder alone",
     "mm-processor-kwargs": "sizes of items other than the processor's",

@@ -58,6 +58,7 @@ Maybe = Annotated[Number | None, BeforeValidator(as_none)]
 """A number, or none of one's own: the engine decides, or what the field says."""
 Degree = Annotated[int, Field(ge=1, le=4096)]
 Count = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 40)]
+Queued = Annotated[int, BeforeValidator(as_count), Field(ge=0, le=1 << 40)]
 Length = Annotated[int, BeforeValidator(as_length), Field(ge=-1, le=1 << 32)]
 
 
@@ -86,6 +87,10 @@ class EngineArgs(Config):
     """Most tokens in one step."""
     max_num_scheduled_tokens: Maybe[Count] = None
     """Most of them that are given out, while memory is for all of them; None = as many as those."""
+    max_num_queued_reqs: Maybe[Queued] = None
+    """Requests waiting or running, on all data-parallel replicas, from which on API servers refuse more (HTTP 503)."""
+    max_num_queued_tokens: Maybe[Queued] = None
+    """Prompt tokens of an API server's requests without a first token from which on it refuses more (HTTP 503)."""
     performance_mode: Literal["balanced", "interactivity", "throughput"] = "balanced"
     """throughput doubles vLLM's defaults of these two; interactivity's finer CUDA graphs are not planned."""
     gpu_memory_utilization: Maybe[float] = None

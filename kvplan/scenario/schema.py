@@ -218,6 +218,11 @@ class SGLangFlags(Config):
     """With `engine.scheduling_policy: priority`: by how much a priority must be better to take a place."""
 
 
+_VLLMS_OWN = (
+    *("max_num_active_seqs", "max_num_scheduled_tokens", "max_num_queued_reqs", "max_num_queued_tokens"),
+    *("long_prefill_token_threshold_adaptive", "enable_mamba_shared_prefix_checkpoint"),
+)
+"""Flags of vLLM's scheduler and API servers that no other engine's rules read."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -311,6 +316,7 @@ class Deployment(Config):
             ("disaggregation", self.disaggregation is not None),
             ("engine.num_speculative_tokens", self.engine.num_speculative_tokens),
             ("engine.kv_cache_dtype_skip_layers", self.engine.kv_cache_dtype_skip_layers),
+            *((f"engine.{name}", name in self.engine.model_fields_set) for name in _VLLMS_OWN),
         ):
             if given:
                 raise ValueError(f"{what} is modelled for vLLM only; leave out it or `sglang`")

@@ -46,10 +46,11 @@ def _line(label: str, value: Any) -> str:
 def _head(result: Result, d: dict[str, Any]) -> list[str]:
     arrivals = result.scenario.workload.arrivals
     rate = getattr(arrivals, "rate", None)
-    goodput = d["request_goodput"]
+    goodput, refused = d["request_goodput"], d["finish_reasons"]["refused"]
     return [
         _line("Successful requests:", d["completed"]),
         _line("Failed requests:", d["failed"]),
+        *([_line("  of them refused (HTTP 503):", refused)] if refused else []),
         *(
             [_line("Maximum request concurrency:", arrivals.concurrency)]
             if isinstance(arrivals, ClosedLoop)

@@ -42,6 +42,7 @@ from kvplan.schedulers.vllm.caveats import caveats, describe_rules
 from kvplan.schedulers.vllm.config import EngineConfig, Kind, KVCacheGroup
 from kvplan.schedulers.vllm.offloading.config import OffloadingConfig
 from kvplan.schedulers.vllm.rules import parse_version, write_version
+from kvplan.simulation.admission_control import NO_LIMITS, QueueLimits
 from kvplan.simulation.api_server import NO_API_SERVER, ApiServerTimes
 from kvplan.simulation.file_tiers import TimedFiles
 from kvplan.simulation.transfers import TimedCopies
@@ -116,6 +117,8 @@ class Setup:
     """What one engine's share of the API servers takes."""
     api_ends: tuple[ApiServerTimes, ApiServerTimes] = (NO_API_SERVER, NO_API_SERVER)
     """The least and the most of it that was measured."""
+    queue_limits: QueueLimits = NO_LIMITS
+    """What the API servers of one copy take in."""
     power: Power | None = None
     """What its cards draw; None where nobody knows."""
     sources: dict[str, str] = field(default_factory=dict)
@@ -232,6 +235,9 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         prompt_doubt=timed.doubt[2:],
         api=apis[0],
         api_ends=(apis[1], apis[2]),
+        queue_limits=QueueLimits(
+            args.max_num_queued_reqs, args.max_num_queued_tokens, args.api_server_count or ranks
+        ),
         power=find_power(gpu),
         sources={**sources, "kv_pool": plan.budget.kv.source, "price": gpu.price_source},
         sglang=sglang,

@@ -6,7 +6,7 @@ from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.ground.limits import Limit
 from kvplan.ground.tables import counted
 from kvplan.memory.serve_command import flag_text
-from kvplan.simulation.records import UNSET
+from kvplan.simulation.records import FINISH_REASONS, UNSET
 from kvplan.simulation.result import Result
 
 WAITING_SHARE = 0.05
@@ -85,6 +85,17 @@ def _long_queues(result: Result) -> list[str]:
     ]
 
 
+def _refused(result: Result) -> list[str]:
+    refused = int((result.records["finish_reason"] == FINISH_REASONS.index("refused")).sum())
+    if not refused:
+        return []
+    share = refused / len(result.records)
+    return [
+        f"{counted(refused, 'request')} ({share:.1%}) {'was' if refused == 1 else 'were'} refused while others were "
+        "under way: their clients got an error, and no figure of this report has them"
+    ]
+
+
 def _max_num_seqs(result: Result) -> str:
     flag = "max_num_active_seqs" if result.scenario.engine.max_num_active_seqs else "max_num_seqs"
     return flag_text(result.scenario.engine_name, **{flag: 1}).split()[0]
@@ -116,4 +127,4 @@ def _idle_tier(result: Result) -> list[str]:
     return []
 
 
-RULES = (_preempted, _idle_tier, _cut_thinking, _idle_pool, _long_queues)
+RULES = (_preempted, _idle_tier, _cut_thinking, _idle_pool, _long_queues, _refused)

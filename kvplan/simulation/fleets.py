@@ -16,6 +16,7 @@ from kvplan.schedulers.protocol import SchedulerInterface
 from kvplan.schedulers.sglang.stepper import SGLangEngine
 from kvplan.schedulers.step_by_step import StepByStep
 from kvplan.simulation.acceptance import accept_drafts
+from kvplan.simulation.admission_control import AdmissionControl
 from kvplan.simulation.api_server import ApiServers
 from kvplan.simulation.deploy import Setup, sglang_config
 from kvplan.simulation.lockstep_drafts import lockstep_group
@@ -68,6 +69,11 @@ class Fleet:
         return round((apart.latency_s + num_prompt_tokens * token_s) * TICKS_PER_S)
 
 
+def _admission(setup: Setup) -> AdmissionControl | None:
+    """What the API servers of one more copy refuse; None: nothing."""
+    return AdmissionControl(setup.queue_limits) if setup.queue_limits.refuse else None
+
+
 @dataclass(slots=True)
 class FleetBuilder:
     """Builds a run's fleets; numbers the replicas and notes which can leap."""
@@ -94,19 +100,23 @@ class FleetBuilder:
         apart = deployment.disaggregation
         copies = deployment.replicas * setup.replicas_per_copy + (apart.prefill_replicas if apart else 0)
         self._check_room(setup, copies * setup.lockstep_ranks, deployment.router)
-        for _ in range(deployment.replicas * setup.replicas_per_copy):
-            fleet.decode += self._copy(name, fleet, decodes_only=apart is not None)
+        for _ in range(deployment.replicas):
+            servers = _admission(setup)
+            for _ in range(setup.replicas_per_copy):
+                fleet.decode += self._copy(name, fleet, servers, decodes_only=apart is not None)
         for _ in range(apart.prefill_replicas if apart else 0):
-            fleet.prefill += self._copy(name, fleet)
+            fleet.prefill += self._copy(name, fleet, _admission(setup))
         return fleet
 
-    def _copy(self, name: str, fleet: Fleet, decodes_only: bool = False) -> list[ReplicaProcess]:
-        """One engine, or the ranks of a lockstep group."""
+    def _copy(
+        self, name: str, fleet: Fleet, servers: AdmissionControl | None, decodes_only: bool = False
+    ) -> list[ReplicaProcess]:
+        """One engine, or the ranks of a lockstep group, behind API servers that may refuse."""
         num_ranks = fleet.setup.lockstep_ranks
         ranks = [self._replica(name, fleet, decodes_only) for _ in range(num_ranks)]
         steps = EngineProcess(lockstep_group(ranks) if num_ranks > 1 else ranks[0])
         self.start(steps)
-        return [ReplicaProcess(rank, steps) for rank in ranks]
+        return [ReplicaProcess(rank, steps, servers) for rank in ranks]
 
     def _replica(self, name: str, fleet: Fleet, decodes_only: bool) -> Replica:
         """Return the next replica, leaping if its engine can."""
@@ -118,7 +128,13 @@ class FleetBuilder:
             )
         engine: SchedulerInterface
         copies: TimedCopies | None = None
+        counts_prompts = setup.queue_limits.max_num_queued_tokens is not None
         walks = self._why_every_step(setup, fleet.deployment.router)
+        if counts_prompts and decodes_only:
+            walks = (
+                walks
+                or "max_num_queued_tokens counts prompts until their first token, which came over the wire"
+            )
         reason = walks or self._why_no_closed_form(setup)
         told, stream = fleet.deployment, (self.seed, 2, len(self.modes))
         accept = accept_drafts(told.acceptance_rate, stream, told.accepted_lengths)
@@ -139,6 +155,7 @@ class FleetBuilder:
         replica = Replica(
             self.num_replicas - 1, engine, setup.step_time, config, self.meter, self.ended, api, copies=copies
         )
+        replica.tells_first_tokens = counts_prompts
         if setup.shared_reads and config.enable_prefix_caching:
             replica.shared_reads, replica.shared = setup.shared_reads, SharedPrefixes(config.block_size)
         return replica

@@ -46,6 +46,8 @@ class Replica(ReplicaStats):
     """The first end of a step that sees them wait."""
     leavers: list[SimRequest] = field(default_factory=list)
     """Clients that gave up; the engine learns of it before the next output is applied."""
+    tells_first_tokens: bool = False
+    """Whether somebody looks when first tokens come: then no leap begins before one in flight is read."""
     copies: TimedCopies | None = None
     """What moves KV to and from the tier beyond the GPU, if there is one."""
 
@@ -145,7 +147,8 @@ class Replica(ReplicaStats):
         if self.on_pressure is not None:
             self.on_pressure(self, now)
         while True:
-            planned = self.engine.plan_leap() if may_leap else None
+            owes = self.tells_first_tokens and any(step.num_chunks for step in self.in_flight)
+            planned = self.engine.plan_leap() if may_leap and not owes else None
             if planned is not None:
                 return self._begin_leap(planned, now, next_arrival)
             if not self.engine.has_requests():

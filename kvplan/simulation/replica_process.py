@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvplan.simulation.admission_control import AdmissionControl
 from kvplan.simulation.lockstep import LockstepGroup
 from kvplan.simulation.replica import Replica
 from kvplan.simulation.scoring import ScoreBatch
@@ -47,6 +48,8 @@ class ReplicaProcess:
 
     replica: Replica
     steps: EngineProcess
+    admission: AdmissionControl | None = None
+    """What its API servers, those of the whole copy, refuse; None: nothing."""
 
     def submit(self, request: SimRequest, now: int) -> None:
         """Hand a request over; wake the replica, or cut the leap that it would end."""

@@ -238,6 +238,10 @@ class Run:
 
     def submit(self, process: ReplicaProcess, request: SimRequest, max_queue: int | None = None) -> None:
         """To this replica, through its API server unless another's has had it; refused where the queue is full."""
+        if self._refuses(process, request):
+            return
+        if process.admission is not None:
+            process.admission.come(request)
         replica = process.replica
         ticks = 0 if request.transferred else replica.receive(request, self.env.now)
         if not ticks:
@@ -256,9 +260,19 @@ class Run:
     def _hand_over(self, process: ReplicaProcess, request: SimRequest, max_queue: int | None) -> None:
         if max_queue is not None and process.replica.num_waiting >= max_queue:
             self.ended(request, self.env.now, REFUSED, 0)
-        else:
+        elif not self._refuses(process, request):
             self.place_of[request.row] = process, request
+            if process.admission is not None:
+                process.admission.enter(request)
             process.submit(request, self.env.now)
+
+    def _refuses(self, process: ReplicaProcess, request: SimRequest) -> bool:
+        """End a request that the API servers refuse; its client gets HTTP 503."""
+        reason = process.admission.refuses(request, self.env.now) if process.admission is not None else ""
+        if reason:
+            self.note(f"{reason}: a request was refused with HTTP 503")
+            self.ended(request, self.env.now, REFUSED, 0)
+        return bool(reason)
 
     def _route(self, fleet: Fleet, request: SimRequest) -> None:
         """To the replica that the router chooses, unless it cannot or will not take it."""
@@ -291,8 +305,8 @@ class Run:
         request.scheduled, request.hit_tokens = prefill.scheduled, prefill.hit_tokens
         request.engine_arrival = prefill.engine_arrival
         request.kv_area, request.transferred = prefill.kv_area, True
-        if reason == TIMEOUT:
-            self.ended(request, self.env.now, TIMEOUT, 0)
+        if reason in (TIMEOUT, REFUSED):
+            self.ended(request, self.env.now, reason, 0)
         else:
             ticks = fleet.transfer_ticks(request.num_prompt_tokens)
             self.at(ticks, lambda: self._route(fleet, request) if request.row in self.alive else None)
@@ -309,13 +323,16 @@ class Run:
 
     def ended(self, request: SimRequest, now: int, reason: int, generated: int) -> None:
         """A request left a replica, or never got into one."""
+        process, _ = self.place_of.get(request.row, (None, request))
+        if process is not None and process.admission is not None:
+            process.admission.leave(request, now + request.finish_delay)
         if request.on_end is not None:
             request.on_end(request, now, reason)
             return
         reason = self.source.abort_reason if reason == TIMEOUT else reason
         self.records.add(request.record(now, reason, generated))
         del self.alive[request.row]
-        process, _ = self.place_of.pop(request.row, (None, request))
+        self.place_of.pop(request.row, None)
         self.now = now
         self.seen = max(self.seen, now + request.finish_delay)
         if not len(self.records) % CHECK_EVERY:  # where all are refused, no step ends
