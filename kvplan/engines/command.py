@@ -45,7 +45,6 @@ NOT_PLANNED = {
     "offload-prefetch-step": "weights in host memory",
     "dbo-decode-token-threshold": "two micro-batches",
     "dbo-prefill-token-threshold": "two micro-batches",
-    "stream-interval": "tokens sent in groups",
     "mm-encoder-only": "an engine of the encoder alone",
     "mm-processor-kwargs": "sizes of items other than the processor's",
     "media-io-kwargs": "sizes of items other than the processor's",

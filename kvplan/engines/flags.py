@@ -129,6 +129,8 @@ class EngineArgs(Config):
     """Steps from one with prompt tokens to the next while requests decode; from vLLM 0.33 on."""
     watermark: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of blocks kept free when admitting."""
+    stream_interval: Annotated[int, Field(ge=1, le=10**9)] = 1
+    """Tokens of a stream that leave together, behind the first; what clients see and what sending costs."""
     kv_offloading_size: Maybe[Annotated[float, Field(gt=0, le=1e6)]] = None
     """GiB of host memory for KV that leaves the GPU, all ranks of an engine together; None = no such tier."""
     kv_offloading_backend: Literal["native", "lmcache"] = "native"

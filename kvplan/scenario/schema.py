@@ -220,7 +220,7 @@ class SGLangFlags(Config):
 
 _VLLMS_OWN = (
     *("max_num_active_seqs", "max_num_scheduled_tokens", "max_num_queued_reqs", "max_num_queued_tokens"),
-    *("long_prefill_token_threshold_adaptive", "enable_mamba_shared_prefix_checkpoint"),
+    *("long_prefill_token_threshold_adaptive", "enable_mamba_shared_prefix_checkpoint", "stream_interval"),
 )
 """Flags of vLLM's scheduler and API servers that no other engine's rules read."""
 Share = Annotated[float, Field(ge=0, le=1)]

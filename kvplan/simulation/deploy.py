@@ -117,6 +117,8 @@ class Setup:
     """What one engine's share of the API servers takes."""
     api_ends: tuple[ApiServerTimes, ApiServerTimes] = (NO_API_SERVER, NO_API_SERVER)
     """The least and the most of it that was measured."""
+    stream_interval: int = 1
+    """Tokens of a stream that leave together."""
     queue_limits: QueueLimits = NO_LIMITS
     """What the API servers of one copy take in."""
     power: Power | None = None
@@ -235,6 +237,7 @@ def set_up(deployment: Deployment, folder: Path = Path()) -> Setup:
         prompt_doubt=timed.doubt[2:],
         api=apis[0],
         api_ends=(apis[1], apis[2]),
+        stream_interval=args.stream_interval,
         queue_limits=QueueLimits(
             args.max_num_queued_reqs, args.max_num_queued_tokens, args.api_server_count or ranks
         ),
@@ -343,7 +346,7 @@ def api_times(
         request=ticks("request_ms", 1e-3),
         prompt_token=ticks("per_1k_tokens_ms", 1e-6),
         output=ticks("output_us", 1e-6, share),
-        send=ticks("send_us", 1e-6, share),
+        send=ticks("send_us", 1e-6, share / args.stream_interval),
         latency=ticks("latency_ms", 1e-3),
         share=share,
     )

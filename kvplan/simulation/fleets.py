@@ -20,13 +20,14 @@ from kvplan.simulation.admission_control import AdmissionControl
 from kvplan.simulation.api_server import ApiServers
 from kvplan.simulation.deploy import Setup, sglang_config
 from kvplan.simulation.lockstep_drafts import lockstep_group
-from kvplan.simulation.metrics import TokenMeter
+from kvplan.simulation.metrics import PieceMeter, TokenMeter
 from kvplan.simulation.replica import Replica
 from kvplan.simulation.replica_process import EngineProcess, ReplicaProcess
 from kvplan.simulation.replica_stats import Ended
 from kvplan.simulation.router import Router
 from kvplan.simulation.shared_prefixes import SharedPrefixes
 from kvplan.simulation.sim_request import SimRequest
+from kvplan.simulation.streams import Pieces
 from kvplan.simulation.transfers import TimedCopies
 
 MOST_STEPPED_BLOCKS = 20_000_000
@@ -152,10 +153,13 @@ class FleetBuilder:
         self.modes.setdefault(name, self._mode(setup, walks, reason))
         self.num_replicas += 1
         api = ApiServers(setup.api) if setup.api.takes_time else None
+        meter = self.meter if setup.stream_interval == 1 else self.meter.of_groups()
         replica = Replica(
-            self.num_replicas - 1, engine, setup.step_time, config, self.meter, self.ended, api, copies=copies
+            self.num_replicas - 1, engine, setup.step_time, config, meter, self.ended, api, copies=copies
         )
         replica.tells_first_tokens = counts_prompts
+        if isinstance(meter, PieceMeter):
+            replica.pieces = Pieces(setup.stream_interval, meter)
         if setup.shared_reads and config.enable_prefix_caching:
             replica.shared_reads, replica.shared = setup.shared_reads, SharedPrefixes(config.block_size)
         return replica

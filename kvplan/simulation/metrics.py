@@ -124,6 +124,13 @@ class TokenMeter:
     """What merged pieces change in the bins as clients see them."""
     _fewer: float = 0.0
     """By how many intervals they see less."""
+    _grouped: list[PieceMeter] = field(default_factory=list)
+    """Meters of streams that send in groups; what they count is here too."""
+
+    def of_groups(self) -> PieceMeter:
+        """A meter for streams that send in groups."""
+        self._grouped.append(PieceMeter(whole=self))
+        return self._grouped[-1]
 
     def merge(self, first: int, last: int, weight: int, first_seen: int, last_seen: int) -> None:
         """Of what was added: clients see so many intervals as fewer, longer ones, with several tokens in each piece."""
@@ -183,17 +190,25 @@ class TokenMeter:
     def seen_intervals(self) -> Summary:
         """Time between two pieces of a stream, as a client counts; between two tokens unless some left together."""
         self.flush()
-        if self._shift is None:
+        if self._shift is None and not self._grouped:
             return self.intervals()
-        return self._summary(np.maximum(self._counts + self._shift, 0.0), self.total - self._fewer)
+        counts, total, ticks = self._counts.copy(), self.total - self._fewer, self.sum_ticks
+        if self._shift is not None:
+            counts += self._shift
+        for meter in self._grouped:
+            meter.flush()
+            counts += meter.pieces - meter._counts
+            total += meter.num_pieces - meter.total
+            ticks += meter.pieces_ticks - meter.sum_ticks
+        return self._summary(np.maximum(counts, 0.0), total, ticks)
 
-    def _summary(self, counts: Floats, total: float) -> Summary:
+    def _summary(self, counts: Floats, total: float, ticks: int | None = None) -> Summary:
         if not total:
             return NOTHING
         middle = np.exp((np.arange(_NUM_BINS) + 0.5) * _LOG_WIDTH) / TICKS_PER_MS
         share = np.cumsum(counts) / counts.sum()
         p50, p90, p95, p99 = middle[np.searchsorted(share, np.array(PERCENTILES) / 100)]
-        average = self.sum_ticks / total / TICKS_PER_MS
+        average = (self.sum_ticks if ticks is None else ticks) / total / TICKS_PER_MS
         # no @ here: BLAS would wake its threads for a few thousand numbers, at a quarter of a short run's CPU time
         variance = exact_sum(counts * (middle - average) ** 2) / float(counts.sum())
         return Summary(average, *map(float, (p50, variance**0.5, p90, p95, p99)))
@@ -202,6 +217,33 @@ class TokenMeter:
         """Decoded tokens per second in the busiest bucket."""
         self.flush()
         return float(self._tokens.max()) * TICKS_PER_S / self.bucket_ticks
+
+
+@dataclass(slots=True, kw_only=True)
+class PieceMeter(TokenMeter):
+    """What streams give that send in groups: their engines' intervals, told to a run's meter too, and the pieces'."""
+
+    whole: TokenMeter
+    num_pieces: int = 0
+    """Intervals between two pieces."""
+    pieces_ticks: int = 0
+    """Their sum."""
+    pieces: Floats = field(default_factory=lambda: np.zeros(_NUM_BINS))
+
+    def add(self, first: int, last: int, num_decodes: int, num_steps: int, start: int, end: int) -> None:
+        """Count a leap or a step of the engine."""
+        TokenMeter.add(self, first, last, num_decodes, num_steps, start, end)
+        self.whole.add(first, last, num_decodes, num_steps, start, end)
+
+    def merge(self, first: int, last: int, weight: int, first_seen: int, last_seen: int) -> None:
+        """Pieces are counted as they are due, not as late as a busy server sends them."""
+
+    def add_pieces(self, ticks: NDArray[np.int64]) -> None:
+        """Count intervals between pieces of one stream."""
+        self.num_pieces += len(ticks)
+        self.pieces_ticks += int(ticks.sum())
+        each = ticks.astype(float)
+        self.pieces += _binned(each, each, np.ones(len(ticks)))
 
 
 def _binned(first: Floats, last: Floats, weight: Floats) -> Floats:

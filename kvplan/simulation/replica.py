@@ -354,6 +354,8 @@ class Replica(ReplicaStats):
         """What a closed form would say of every sequence: KV held, first visible token."""
         for request in self.resident:
             self._hold(request, request.num_computed_tokens, now)
+            if self.pieces is not None and request.decode_from != UNSET:
+                self.pieces.walk(request, np.array([request.num_output_tokens]), np.array([now]))
             if request.first_visible == UNSET and request.decode_from != UNSET:
                 self._see(request, now)
 
@@ -367,6 +369,8 @@ class Replica(ReplicaStats):
         for request, after, holds, area in zip(requests, tokens, held[:, -1].tolist(), areas, strict=True):
             request.kv_area += request.held * (first - request.since) + area
             request.held, request.since = holds, last
+            if self.pieces is not None and request.decode_from != UNSET:
+                self.pieces.walk(request, after - request.num_prompt_tokens, times)
             hidden = request.num_prompt_tokens + request.thinking_tokens
             if request.first_visible == UNSET and request.decode_from != UNSET and after[-1] > hidden:
                 request.first_visible = int(times[after.searchsorted(hidden + 1)])

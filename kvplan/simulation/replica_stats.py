@@ -17,11 +17,12 @@ from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.api_server import ApiServers
 from kvplan.simulation.draft_books import ReadTimes, dot, kv_area, visible_at
 from kvplan.simulation.held_tokens import GrowingTokens, HeldTokens, held_tokens
-from kvplan.simulation.in_flight import DraftedLeapInFlight, LeapInFlight, StepInFlight
+from kvplan.simulation.in_flight import DraftedLeapInFlight, LeapInFlight, StepInFlight, Stretch
 from kvplan.simulation.metrics import TokenMeter
 from kvplan.simulation.records import UNSET
 from kvplan.simulation.shared_prefixes import SharedPrefixes
 from kvplan.simulation.sim_request import LENGTH, REJECTED, STOP, SimRequest
+from kvplan.simulation.streams import Pieces
 from kvplan.timing.step import StepTime
 
 
@@ -90,6 +91,8 @@ class ReplicaStats:
     totals: Totals = field(default_factory=Totals)
     resident: dict[SimRequest, None] = field(default_factory=dict)
     """Requests that hold blocks."""
+    pieces: Pieces | None = None
+    """Its streams, where they send tokens in groups; None: each token is a piece."""
     still: dict[SimRequest, None] = field(default_factory=dict)
     """Those of them that do not decode in closed form: they have prompt chunks to come, or drafts."""
     notes: list[str] = field(default_factory=list)
@@ -188,6 +191,8 @@ class ReplicaStats:
         if decodes:
             totals.num_decodes += decodes
             totals.decode_tokens += decodes * (1 + self.drafts)
+            if self.pieces is not None and not self.drafts:
+                self.pieces.reads.add(self.num_reads - 1, [Stretch(ticks, ticks, 1, now - ticks, now)])
             paused = self._end_pauses(ticks, decodes, now) if self.pauses else 0
             self.meter.add(ticks, ticks, decodes - paused, 1, now - ticks, now)
             if self.api is not None:
@@ -239,6 +244,8 @@ class ReplicaStats:
         totals.num_decodes += decodes * reads
         totals.decode_tokens += decodes * reads * (1 + self.drafts)
         totals.decode_ticks += duration
+        if self.pieces is not None:
+            self.pieces.reads.add(before, leap.stretches(reads))
         for first, last, steps, begun, end in leap.stretches(reads):
             self.meter.add(first, last, decodes, steps, begun, end)
             if self.api is not None:
@@ -331,6 +338,9 @@ class ReplicaStats:
         elif request.decode_from == UNSET:
             request.kv_area += request.held * (now - request.since)
         else:
+            if self.pieces is not None:
+                had = request.held + 1 - request.num_prompt_tokens
+                self.pieces.give(request, had, request.decode_from + 1, self.num_reads)
             offset = request.held - request.decode_from
             request.kv_area += offset * (now - request.since) + self.read_weight - request.weight_from
             request.held += self.num_reads - request.decode_from
@@ -365,6 +375,8 @@ class ReplicaStats:
             request.decode_from = UNSET
             return
         times = self.times.of(request.decode_from)
+        if self.pieces is not None:
+            self.pieces.walk(request, path.tokens()[: len(times)] - request.num_prompt_tokens, times)
         self._look_up(request, path, times, now)
         request.held = path.after(len(times) - 1)[1]
         request.decode_from, request.decode_path = UNSET, None
@@ -409,6 +421,8 @@ class ReplicaStats:
         if self.drafts:
             self._starts_drafting(request, now)
             return
+        if self.pieces is not None:
+            self.pieces.begin(request, request.held + 1 - request.num_prompt_tokens, now)
         self._hold(request, request.held, now)
         request.decode_from, request.weight_from = self.num_reads, self.read_weight
         self.num_decoding += 1
@@ -425,6 +439,9 @@ class ReplicaStats:
         """With drafts: follow its path, if it has one, else look at it after every read."""
         path = request.decode_path = self.engine.decode_path(request)
         request.decode_from = self.times.count
+        if self.pieces is not None:
+            told = int(path.tokens()[0]) - request.num_prompt_tokens if path is not None else None
+            self.pieces.begin(request, request.num_output_tokens if told is None else told, now)
         if path is not None:
             self._hold(request, request.held, now)
         elif request.first_visible == UNSET:
@@ -450,6 +467,8 @@ class ReplicaStats:
             self.drafts and request.thinking_tokens
         ):  # seen as late as the last token: a path is looked at when it ends
             request.visible_delay = self._delay(now)
+        if self.pieces is not None:
+            self.pieces.end(request, generated, now, reason in (STOP, LENGTH))
         if reason in (STOP, LENGTH):  # a stream's tokens leave in order
             seen = max(request.first_token + request.first_delay, request.seen_visible)
             request.finish_delay = max(self._delay(now), seen - now)

@@ -99,6 +99,7 @@ WITHOUT_EFFECT = {
     "api_server_count": "servers stand before the engine: what clients see, tests/simulation/test_frontend.py",
     "max_num_queued_reqs": "API servers refuse, before the engine: tests/simulation/test_refusals.py",
     "max_num_queued_tokens": "the same",
+    "stream_interval": "streams leave API servers in groups: tests/simulation/test_streams.py",
     "kv_offloading_backend": "lmcache is an outside server's tier, refused by name beside a size; nothing without one",
     "mamba_cache_mode": "vLLM overrides it: align with prefix caching, none without",
     "generation_config": "nothing of memory; sampling with top-k takes time with vLLM 0.11, tests/profiles",
