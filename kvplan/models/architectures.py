@@ -98,6 +98,7 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     "Qwen3_5ForConditionalGeneration": hybrid.qwen3_next,
     "Qwen3_5MoeForCausalLM": hybrid.qwen3_next,
     "Qwen3_5MoeForConditionalGeneration": hybrid.qwen3_next,
+    "InternS2MobiusForConditionalGeneration": hybrid.intern_s2_mobius,
     "KimiLinearForCausalLM": hybrid.kimi_linear,
     "FalconH1ForCausalLM": hybrid.falcon_h1,
     "GraniteMoeHybridForCausalLM": hybrid.granite_hybrid,

@@ -21,7 +21,7 @@ UNBIASED = (
     ),
     *("GraniteMoeFor", "GraniteMoeSWA", "GraniteMoeShared", "IQuestLoop", "InternLM2", "Lfm2", "MiniCPMFor"),
     *("MiniMaxM3", "Mixtral", "MuseGlimmer", "OlmoHybrid", "Olmoe", "Orion", "Cwm"),
-    *("Plamo3", "Qwen3_5", "TeleChat2"),
+    *("InternS2Mobius", "Plamo3", "Qwen3_5", "TeleChat2"),
 )
 """Language models whose class in vLLM 0.32 reads no `attention_bias` (prefixes)."""
 OUT_BIASED = (
@@ -53,8 +53,8 @@ ALWAYS_TIED = (
 )
 """Those whose class scores with the embeddings, whatever the config says (prefixes)."""
 TIES_INSIDE = (
-    *("HunYuanVL", "Idefics3", "InternS1Pro", "InternS2Preview", "MiniCPMV4_", "Ovis2_6_Moe", "Qwen3_5"),
-    "SmolVLM",
+    *("HunYuanVL", "Idefics3", "InternS1Pro", "InternS2Mobius", "InternS2Preview", "MiniCPMV4_"),
+    *("Ovis2_6_Moe", "Qwen3_5", "SmolVLM"),
 )
 """Multimodal classes whose language model reads the tie of its own section alone (prefixes)."""
 TIES_EITHER = (

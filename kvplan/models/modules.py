@@ -266,12 +266,8 @@ def _matrices(
 
 
 def _moe(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
-    bias = m.num_experts if m.bias else 0
-    yield Module("mlp.gate", "router", m.num_experts, hidden, bias, itemsize=m.router_itemsize, linear=False)
-    if m.router_correction:
-        yield vector("mlp.gate.e_score_correction_bias", m.num_experts, itemsize=4, role="router")
-    if m.router_scales:
-        yield vector("mlp.gate.scales", hidden + m.num_experts, role="router")
+    if not m.experts_elsewhere:
+        yield from _router(m, hidden)
     if m.shared_gate:
         yield Module("mlp.shared_expert_gate", "router", 1, hidden, linear=False)
     if m.shared_intermediate_size:
@@ -281,8 +277,18 @@ def _moe(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     if m.latent_size:
         yield Module("mlp.fc1_latent_proj", "mlp", inside, hidden)
         yield Module("mlp.fc2_latent_proj", "mlp", hidden, inside)
-    width = even(m.intermediate_size, cut.expert_tp, "channels of an expert")
-    yield from _matrices("mlp.experts.", "expert", m, width, inside, copies=cdiv(m.num_experts, cut.ep))
+    if not m.experts_elsewhere:
+        width = even(m.intermediate_size, cut.expert_tp, "channels of an expert")
+        yield from _matrices("mlp.experts.", "expert", m, width, inside, copies=cdiv(m.num_experts, cut.ep))
+
+
+def _router(m: MlpSpec, hidden: int) -> Iterator[Module]:
+    bias = m.num_experts if m.bias else 0
+    yield Module("mlp.gate", "router", m.num_experts, hidden, bias, itemsize=m.router_itemsize, linear=False)
+    if m.router_correction:
+        yield vector("mlp.gate.e_score_correction_bias", m.num_experts, itemsize=4, role="router")
+    if m.router_scales:
+        yield vector("mlp.gate.scales", hidden + m.num_experts, role="router")
 
 
 # ---- layers and what surrounds them

@@ -65,6 +65,7 @@ TEXT_OF = {
     "Glm5NextForConditionalGeneration": "Glm5NextForCausalLM",
     "InklingForConditionalGeneration": "InklingForCausalLM",
     "InternS2PreviewForConditionalGeneration": "Qwen3_5MoeForCausalLM",
+    "InternS2MobiusForConditionalGeneration": "InternS2MobiusForConditionalGeneration",
     "KimiVLForConditionalGeneration": "DeepseekV3ForCausalLM",
     "MoonshotKimiaForCausalLM": "Qwen2ForCausalLM",
     "DotsOCRForCausalLM": "Qwen2ForCausalLM",
@@ -168,7 +169,6 @@ REFUSED = {
     name: why
     for why, names in {
         "its decoder attends to an encoder": ("NemotronParseForConditionalGeneration",),
-        "its layers share experts among themselves": ("InternS2MobiusForConditionalGeneration",),
     }.items()
     for name in names
 }

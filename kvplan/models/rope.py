@@ -27,7 +27,7 @@ WIDE_ROTARY = ("GptOss", "PanguUltra", "DeepseekV4")
 """Families that keep the table in float32."""
 ONE_INDEXER_ROTARY = ("HYV4", "Dots3Note")
 """Families whose indexer rotates as attention does, by the same table."""
-SHORT_MROPE = ("Qwen3VL", "Qwen3_5", "InternS2", "Qwen4Exp")
+SHORT_MROPE = ("Qwen3VL", "Qwen3_5", "Qwen4Exp")
 """Families whose multimodal table vLLM 0.32 leaves as long as the context: their positions never exceed the tokens;
 their classes ask for no more. Up to 0.31 every such table was four times as long (0.8.5, 0.18, 0.28 to 0.31)."""
 NO_SECTIONS = ("BailingMoeV3", "MiMoV2")

@@ -210,6 +210,8 @@ class MlpSpec:
     """Bytes per router weight where it is not the model's dtype (MiMo-V2 keeps 4); 0: the model's."""
     router_scales: bool = False
     """The router scales its input and each expert's output (Gemma 4)."""
+    experts_elsewhere: bool = False
+    """Its routed experts and their router are those of a layer before it, which several share (Intern-S2-Mobius)."""
     block: int = 0
     """Channels that a rank's share of the dense MLP and of shared experts is padded to multiples of (dots3-note)."""
     latent_size: int = 0
@@ -261,6 +263,8 @@ class MtpSpec:
     """Layers are numbered from 0 again, so that skipping layer 0 of quantised KV skips both."""
     own_rotary: bool = False
     """They turn positions by a table of their own."""
+    short_rotary: bool = False
+    """The same, with one row for each position where the model's has four (Intern-S2-Mobius)."""
     own_heads: bool = False
     """Each layer has an LM head, which vLLM keeps beside the target's (Step)."""
     repeats_ends: bool = False

@@ -26,6 +26,7 @@ FAMILIES = {
     "Qwen3_5": "qwen3_vl",
     "InternS1Pro": "qwen3_vl",
     "InternS2Preview": "qwen3_vl",
+    "InternS2Mobius": "qwen3_vl",
     "Cosmos3For": "qwen3_vl",
     "CohereCompass": "qwen3_vl",
     "Qwen4Exp": "qwen3_vl",

@@ -25,7 +25,8 @@ from kvplan.models.modules import (
     mtp_modules,
 )
 from kvplan.models.quantization import Rule, Scheme, quantization_rule
-from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec, RotaryTable
+from kvplan.models.rope import MROPE_POSITIONS
+from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, ModelSpec, RotaryTable
 from kvplan.models.vision import vision_modules, vision_rotary
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -109,12 +110,20 @@ def active_parameters(model: ModelSpec) -> int:
     cut = Cut(checkpoint=True)
     idle = 0
     for layer in model.layers:
-        for module in layer_modules(layer, model.hidden_size, cut):
-            if module.role == "expert":
+        for module in _expert_modules(layer, model.hidden_size, cut):
+            if layer.mlp.experts_elsewhere:  # visited once more
+                idle -= module.parameters * layer.mlp.experts_per_token // module.copies
+            else:
                 idle += module.parameters * (module.copies - layer.mlp.experts_per_token) // module.copies
         idle += sum(w.rows * w.cols for w in layer.extras if w.cut == "host")
         idle += sum(w.rows * w.cols * (w.copies - w.picked) for w in layer.extras if w.picked)
     return parameters(model, vision=False) - idle
+
+
+def _expert_modules(layer: LayerSpec, hidden: int, cut: Cut) -> Iterator[Module]:
+    """Those that a layer visits, its own or another's."""
+    layer = replace(layer, mlp=replace(layer.mlp, experts_elsewhere=False))
+    return (m for m in layer_modules(layer, hidden, cut) if m.role == "expert")
 
 
 def _checkpoint(model: ModelSpec, *, vision: bool, mtp: bool) -> Iterator[Module]:
@@ -282,9 +291,10 @@ class _Loader(NamedTuple):
         return self.cut._replace(tp=1) if whole else self.cut
 
     @property
-    def rotary_tables(self) -> int:
-        """Tables of the language model, with one more where drafting layers have their own."""
-        return 2 if self.use_mtp and self.model.mtp.own_rotary else 1
+    def rotary_tables(self) -> float:
+        """Tables of the language model, with one more or a quarter where drafting layers have their own."""
+        around = self.model.mtp
+        return 1 + self.use_mtp * (around.own_rotary + around.short_rotary / MROPE_POSITIONS)
 
     def module_bytes(self, m: Module) -> int:
         scheme = self.rule(m) if m.linear or m.role == "embedding" else None
@@ -313,6 +323,7 @@ class _Loader(NamedTuple):
                 for m in (
                     *((embedding_module(model, self.embedding_cut),) if embeds else ()),
                     *(extra_modules(model.extras, self.cut) if first else ()),
+                    *self.banks(span),
                 )
             ),
             lm_head=sum(
@@ -320,9 +331,18 @@ class _Loader(NamedTuple):
             ),
             vision=sum(map(self.module_bytes, tower)),
             mtp=sum(map(self.module_bytes, mtp)),
-            rotary=self.rotary_tables * sum(_table_bytes(t, self.cut.tp) for t in model.rotary)
+            rotary=int(self.rotary_tables * sum(_table_bytes(t, self.cut.tp) for t in model.rotary))
             + (vision_rotary(model.vision) if self.vision and model.vision else 0),
         )
+
+    def banks(self, span: tuple[int, int]) -> Iterator[Module]:
+        """Experts of layers of other stages that some of this one may share: each stage holds all."""
+        shared = any(layer.mlp.experts_elsewhere for layer in self.model.layers)
+        for i, layer in enumerate(self.model.layers if shared else ()):
+            if not (span[0] <= i < span[1] or layer.mlp.experts_elsewhere):
+                for module in layer_modules(layer, self.model.hidden_size, self.cut):
+                    if module.name.startswith(("mlp.experts.", "mlp.gate")):
+                        yield module._replace(name=f"layers.{i}.{module.name}")
 
     def layer(self, index: int) -> LayerWeights:
         """One layer's weights by part."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -15,6 +16,7 @@ from validation import section
 
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import GiB
+from kvplan.models.architectures import from_config
 from kvplan.models.load import bundled_models, load_model
 from kvplan.models.modules import Cut, Module
 from kvplan.models.quantization import Names, canonical, checkpoint_kv_dtype, grouped, quantization_rule
@@ -258,6 +260,22 @@ def test_kimi_k3_in_fp8_takes_its_files_bytes() -> None:
         for name in ("moonshotai/Kimi-K3", "RedHatAI/Kimi-K3-NVFP4")
     ]
     assert theirs[0] == theirs[1] == pytest.approx(2 * mine.layers[1].mlp, rel=1e-3)
+
+
+def test_layers_that_share_experts_visit_them_and_stages_hold_all() -> None:
+    """Intern-S2-Mobius: two banks of 64 experts for eight layers; each stage of vLLM's class builds both."""
+    packed = (ROOT / "tests" / "fixtures" / "architectures_vllm_0.32.json.xz").read_bytes()
+    name = "InternS2MobiusForConditionalGeneration"
+    model = from_config(json.loads(lzma.decompress(packed))[name]["config"], name)
+    expert = 3 * 2048 * 512
+    assert parameters(model) - active_parameters(model) == (2 * 64 - 8 * 8) * expert + parameters(
+        model
+    ) - parameters(model, vision=False)
+    banks = 2 * (64 * expert + 64 * 2048) * 2
+    one, two = (heaviest_rank(model, pipeline_parallel_size=n) for n in (1, 2))
+    layers = sum(layer.total for layer in one.layers) - banks
+    held = sum(layer.total for layer in two.layers) + two.embedding - one.embedding
+    assert held == layers // 2 + banks
 
 
 def test_dots3_note_takes_its_files_bytes() -> None:

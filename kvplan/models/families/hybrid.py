@@ -52,10 +52,30 @@ def qwen3_next(k: Keys) -> Body:
     if unknown := set(types) - set(made):
         raise k.error(f"layer_types: unknown attention kind {sorted(unknown)[0]!r}")
     mlps = [dense_mlp(k)] * n if "num_experts" not in k else sparse_layers(k, n, _qwen_shared(k))
-    layers = stack(k, [made[t] for t in types], mlps)
-    drafted = LayerSpec(made["full_attention"], mlps[-1], norm_size=layers[-1].norm_size)
+    scales = (Weight("layer_scales", 2 * k.count("hidden_size")),) if k.flag("layer_scale") else ()
+    layers = stack(k, [made[t] for t in types], mlps, extras=scales)
+    drafted = LayerSpec(made["full_attention"], mlps[-1], norm_size=layers[-1].norm_size, extras=scales)
     drafting = mtp(k, drafted, "mtp_num_hidden_layers", "num_nextn_predict_layers", default=1)
     return Body(layers, drafting, MtpSpec(one_projection=True, numbered_anew=True))
+
+
+def intern_s2_mobius(k: Keys) -> Body:
+    """Intern-S2-Mobius: Qwen3.5's layers, whose routed experts are those of `num_blocks` banks, taken in turn.
+
+    Layers that draft have experts of their own, `mtp_num_experts`. Source: vLLM 0.32 `models/interns2_mobius.py`.
+    """
+    banks, body = k.count("num_blocks", high=num_layers(k)), qwen3_next(k)
+    layers = [
+        replace(layer, mlp=replace(layer.mlp, experts_elsewhere=i >= banks))
+        for i, layer in enumerate(body.layers)
+    ]
+    drafted = {
+        "num_experts": k.raw.get("mtp_num_experts"),
+        "num_experts_per_tok": k.raw.get("mtp_num_experts_per_tok"),
+    }
+    mlp = _qwen_shared(Keys(k.name, {**k.raw, **{key: n for key, n in drafted.items() if n is not None}}))
+    drafting = tuple(replace(layer, mlp=mlp) for layer in body.mtp_layers)
+    return body._replace(layers=tuple(layers), mtp_layers=drafting, mtp=replace(body.mtp, short_rotary=True))
 
 
 def _qwen_shared(k: Keys) -> MlpSpec:
