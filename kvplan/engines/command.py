@@ -36,7 +36,6 @@ NOT_PLANNED = {
     "quantization-config": "quantisation of a checkpoint's own",
     "enable-sleep-mode": "memory given back while asleep",
     "mm-ipc-gpu-memory-gb": "memory for image tensors",
-    "kv-sharing-fast-prefill": "layers that skip prefill",
     "diffusion-config": "diffusion decoding",
     "engram-config": "n-gram memories",
     "use-replayssm": "states that are replayed",

@@ -139,6 +139,8 @@ class EngineArgs(Config):
     """A KV connector as vLLM's JSON: OffloadingConnector's bytes, chunks and tiers below host memory; no other one."""
     disable_hybrid_kv_cache_manager: bool = False
     """Treat sliding and chunked layers as full attention."""
+    kv_sharing_fast_prefill: bool = False
+    """Gemma 3n, Gemma 4: layers that read others' KV run on the last token of each prompt's chunk alone."""
     swa_bounded_replay: bool = True
     """DeepSeek V4.1: windows stay out of prefix caching, a hit's last window is computed again."""
     mamba_cache_dtype: str = "auto"
@@ -320,6 +322,7 @@ def resolve(
     if version.engine != "sglang":  # whose chunk bounds a prefill, not a step
         _check_batch(args, tokens, seqs, length, chunked)
     _check_dtype(args, gpu)
+    _check_fast_prefill(args, version)
     prefix_caching = _prefix_caching(args, model, version)
     _check_states(args, model, version, length, prefix_caching, chunked)
     return ResolvedArgs(
@@ -518,6 +521,16 @@ def _check_items(model: ModelSpec, tokens: int) -> None:
         raise KvplanError(
             f"--max-num-batched-tokens {tokens:,}: {model.name}'s encoder makes {model.encoded_tokens:,} of an item, "
             "in one step; raise it"
+        )
+
+
+def _check_fast_prefill(args: EngineArgs, version: EngineVersion) -> None:
+    """A drafter that reads hidden states needs all of a prompt's (vLLM 0.32 `config/vllm.py`)."""
+    own = args.num_speculative_tokens and args.speculative_method not in ("ngram", "draft_model")
+    if version.engine == "vllm" and args.kv_sharing_fast_prefill and own:
+        raise KvplanError(
+            f"--kv-sharing-fast-prefill: not beside {args.speculative_method}, which drafts from hidden states of all "
+            "prompt tokens"
         )
 
 

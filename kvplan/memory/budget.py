@@ -20,6 +20,7 @@ from kvplan.engines.mm_limits import unused_towers
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, gib
 from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads, exact
+from kvplan.models.kv_sharing import fast_prefill_bytes, reads_fast_prefill
 from kvplan.models.lora import lora_bytes
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.memory_profile import UNSEEN_SPREAD, MemoryProfile, memory_profile
@@ -106,7 +107,11 @@ def make_budget(
         over, kind = _unseen(over), "assumed"
     low, high = gpu.total_bytes_range
     total = Row("total", "total", Range(gpu.total_bytes, low, high), _card_kind(gpu), _card_source(gpu))
-    others = (*_lora(model, args), *(_colocated_row(c) for c in colocated))
+    others = (
+        *_lora(model, args),
+        *_fast_prefill(model, args, engine),
+        *(_colocated_row(c) for c in colocated),
+    )
     weights = _weights(model, args, engine, loaded, learned)
     activation, runtime = _activation(over, engine, kind), _runtime(over, kind)
     graphs = _graphs(over, over.graphs_inside and gpu.vendor != "amd", kind)
@@ -272,6 +277,14 @@ def _lora(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
     )
     why = f"{args.max_loras} of rank {args.max_lora_rank}: A and B of every matrix"
     yield Row("lora", "LoRA adapters", exact(size), "computed", why)
+
+
+def _fast_prefill(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> Iterator[Row]:
+    """Buffers of layers that skip prefill, made when the model is loaded."""
+    if args.kv_sharing_fast_prefill and engine.engine == "vllm" and reads_fast_prefill(model):
+        size = fast_prefill_bytes(model, args.max_num_batched_tokens)
+        why = f"hidden states and embeddings of {args.max_num_batched_tokens:,} tokens"
+        yield Row("fast_prefill", "fast prefill buffers", exact(size), "computed", why)
 
 
 def _activation(over: Overheads, engine: EngineVersion, kind: SourceKind) -> Row:

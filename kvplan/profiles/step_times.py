@@ -14,6 +14,7 @@ from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
 from kvplan.formulas.graphs import MAX_CAPTURE_SIZE, max_capture_size
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
+from kvplan.models.kv_sharing import first_kv_shared_layer, reads_fast_prefill
 from kvplan.models.modules import Cut, Module, layer_modules
 from kvplan.models.quantization import Scheme, quantization_rule
 from kvplan.models.spec import AttentionKind, MlpSpec, ModelSpec
@@ -127,6 +128,8 @@ def make_step_times(
     last = None
     if engine.engine == "vllm" and model.layers[0].attention.shares_latents and args.swa_bounded_replay:
         last = _last_layers(model, gpu, args, formats, time, drafter)
+    elif engine.engine == "vllm" and args.kv_sharing_fast_prefill and reads_fast_prefill(model):
+        last = _layers_that_share(model, args, formats, time)
     return StepTimes(time, chosen, rests_on, notes, doubt, draft, last)
 
 
@@ -170,9 +173,28 @@ def _last_layers(
         return None
     ceiling = max_capture_size(gpu.compute_capability)
     graphs = 0 if args.enforce_eager else min(ceiling, 2 * (args.max_num_seqs or ceiling))
-    work = model_work(replace(model, layers=layers), args, formats)
+    alone = _alone(replace(model, layers=layers), args, formats, time)
+    return LastLayers(alone, window, min(graphs, TRIM_THRESHOLD - 1))
+
+
+def _layers_that_share(
+    model: ModelSpec, args: EngineArgs, formats: dict[str, Any], time: ModelStepTime
+) -> LastLayers | None:
+    """Those at the end that read others' KV, where they lie on one pipeline stage: a token of each prompt's chunk.
+
+    vLLM 0.32 `v1/worker/gpu/attn_utils.py: FastPrefillHelper`: in every step with prompt tokens. On several stages its
+    classes do not run so (`gemma4.py: fast_prefill_forward` hands nothing on).
+    """
+    first = first_kv_shared_layer(model)
+    if first == len(model.layers) or args.pipeline_parallel_size > 1:
+        return None
+    return LastLayers(_alone(replace(model, layers=model.layers[first:]), args, formats, time), 1, 0)
+
+
+def _alone(model: ModelSpec, args: EngineArgs, formats: dict[str, Any], time: ModelStepTime) -> ModelStepTime:
+    """Some layers by themselves, without what a step costs whatever it holds."""
     costs = replace(time.costs, host=HostCosts(), row_s=0.0, step_s=0.0, capture_sizes=())
-    return LastLayers(ModelStepTime(work, costs), window, min(graphs, TRIM_THRESHOLD - 1))
+    return ModelStepTime(model_work(model, args, formats), costs)
 
 
 def find_drafter(

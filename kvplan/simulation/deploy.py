@@ -525,9 +525,11 @@ def _step_time(
     found = found._replace(time=_on_clock(found.time, args.async_scheduling))
     if last := found.last:
         found = found._replace(last=last._replace(time=_on_clock(last.time, args.async_scheduling)))
+        ends = f"last {last.window} tokens" if last.window > 1 else "last token"
+        layers = f"{last.time.work.num_layers} of {found.time.work.num_layers} layers"
         sources["last_layers"] = (
-            f"{last.time.work.num_layers} of {found.time.work.num_layers} layers run on the last {last.window} tokens"
-            f" of a prompt's chunk alone, in steps of more than {last.whole_up_to}"
+            f"{layers} run on the {ends} of a prompt's chunk"
+            f" alone{f', in steps of more than {last.whole_up_to}' * (last.whole_up_to > 0)}"
         )
     time = found.step
     if found.draft is not None:

@@ -64,6 +64,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "kv_offloading_size": (DENSE, {}, 16),
     "kv_transfer_config": (DENSE, {}, TIER),
     "disable_hybrid_kv_cache_manager": (WINDOWED, {"max_model_len": 16384}, True),
+    "kv_sharing_fast_prefill": ("google/gemma-4-E4B-it", {"max_model_len": 16384}, True),
     "swa_bounded_replay": (
         "deepseek-ai/DeepSeek-V4.1-Flash",
         {"tensor_parallel_size": 8, "max_model_len": 16384},

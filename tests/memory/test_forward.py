@@ -585,6 +585,7 @@ SPOKEN: dict[str, Any] = {
     "kv_transfer_config": '{"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}',
     "disable_hybrid_kv_cache_manager": True,
     "swa_bounded_replay": False,
+    "kv_sharing_fast_prefill": True,
     "mamba_cache_dtype": "float32",
     "mamba_ssm_cache_dtype": "float16",
     "mamba_cache_mode": "align",
