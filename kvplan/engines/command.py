@@ -23,11 +23,6 @@ from kvplan.engines.vllm_parser import flag_value, known_flag, object_of, plain,
 from kvplan.ground.errors import KvplanError
 
 NOT_PLANNED = {
-    "cpu-offload-gb": "weights in host memory",
-    "cpu-offload-params": "weights in host memory",
-    "offload-backend": "weights in host memory",
-    "offload-group-size": "weights in host memory",
-    "offload-num-in-group": "weights in host memory",
     "enable-dbo": "two micro-batches",
     "ubatch-size": "micro-batches",
     "enable-eplb": "redundant experts",
@@ -40,8 +35,6 @@ NOT_PLANNED = {
     "engram-config": "n-gram memories",
     "use-replayssm": "states that are replayed",
     "replayssm-buffer-len": "states that are replayed",
-    "offload-params": "weights in host memory",
-    "offload-prefetch-step": "weights in host memory",
     "dbo-decode-token-threshold": "two micro-batches",
     "dbo-prefill-token-threshold": "two micro-batches",
     "mm-encoder-only": "an engine of the encoder alone",

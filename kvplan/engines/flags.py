@@ -59,6 +59,7 @@ Maybe = Annotated[Number | None, BeforeValidator(as_none)]
 Degree = Annotated[int, Field(ge=1, le=4096)]
 Count = Annotated[int, BeforeValidator(as_count), Field(ge=1, le=1 << 40)]
 Queued = Annotated[int, BeforeValidator(as_count), Field(ge=0, le=1 << 40)]
+Names = tuple[str, ...]
 Length = Annotated[int, BeforeValidator(as_length), Field(ge=-1, le=1 << 32)]
 
 
@@ -137,6 +138,20 @@ class EngineArgs(Config):
     """Who keeps that tier: native, vLLM itself; lmcache, an outside server (not planned)."""
     kv_transfer_config: Annotated[str | None, BeforeValidator(kv_transfer_text)] = None
     """A KV connector as vLLM's JSON: OffloadingConnector's bytes, chunks and tiers below host memory; no other one."""
+    offload_backend: Literal["auto", "uva", "prefetch"] = "auto"
+    """How weights lie in host memory: uva, read from there; prefetch, copied ahead; auto, as the others say."""
+    cpu_offload_gb: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """GiB of weights in host memory, per GPU, read over the link in every step."""
+    cpu_offload_params: Names = ()
+    """Segments of names of weights that --cpu-offload-gb may take, e.g. experts; none: all."""
+    offload_group_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Layers of a group whose last ones lie in host memory; 0 = none."""
+    offload_num_in_group: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Layers of each group in host memory."""
+    offload_prefetch_step: Annotated[int, Field(ge=0, le=4096)] = 1
+    """Layers copied ahead, each into buffers of its own on the GPU."""
+    offload_params: Names = ()
+    """Segments of names of weights that --offload-group-size may take; none: all of its layers."""
     disable_hybrid_kv_cache_manager: bool = False
     """Treat sliding and chunked layers as full attention."""
     kv_sharing_fast_prefill: bool = False

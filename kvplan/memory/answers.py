@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, beyond_known
+from kvplan.engines.rank_weights import weights_in_host, weights_of_stages
+from kvplan.engines.weight_offload import weight_offload
 from kvplan.ground.errors import DoesNotFit
 from kvplan.ground.frames import make_frame
 from kvplan.ground.gpu import GpuSpec
@@ -262,6 +264,7 @@ class Plan:
                 "price_per_hour": self.question.gpu.price_source,
             },
             "what_would_fit": [option.to_dict() for option in options],
+            "weights_in_host_bytes": self.weights_in_host_bytes,
             "serve_command": self.serve_command if self.serves else None,
         }
 
@@ -344,7 +347,31 @@ class Plan:
         logged = log_lines(engine, tokens, self.max_model_len, pool, self.max_concurrency.value)
         tier = self.offload
         offloaded = tier.lines(self.trace_tokens, self.cache_tokens.value) if tier else []
-        return [*stands_in, *logged, self._traces_line(), *offloaded]
+        return [*stands_in, *logged, self._traces_line(), *self._host_line(), *offloaded]
+
+    @property
+    def weights_in_host_bytes(self) -> int:
+        """Host memory that weights take, those of all GPUs together."""
+        return weights_in_host(self.question.model, self.args) if weight_offload(self.args) else 0
+
+    def _host_line(self) -> list[str]:
+        """What weights in host memory need there, and how long they take to come."""
+        offload = weight_offload(self.args)
+        if offload is None:
+            return []
+        stages = weights_of_stages(self.question.model, self.args)
+        if not (most := max(rank.host.host_bytes for rank in stages)):
+            return [
+                "No weights lie in host memory: vLLM offloads none of this model's, or none of such names."
+            ]
+        from kvplan.profiles.host_links import find_host_link  # reads YAML: a cold start stays short
+
+        link = find_host_link(self.question.gpu)
+        how = "read" if offload.backend == "uva" else "copied"
+        return [
+            f"Host memory: {gib(self.weights_in_host_bytes):,.2f} GiB of weights, pinned, {how} in every step:"
+            f" {link.seconds(most) * 1e3:,.0f} ms for all of a GPU's ({link.name}, {link.bytes_per_s / 1e9:g} GB/s)."
+        ]
 
     def _traces_line(self) -> str:
         """What the engine's figures mean for traces of the expected lengths."""

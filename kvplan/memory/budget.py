@@ -17,12 +17,15 @@ from typing import Literal
 
 from kvplan.engines.flags import EngineVersion, ResolvedArgs
 from kvplan.engines.mm_limits import unused_towers
+from kvplan.engines.rank_weights import weights_of_stages
+from kvplan.engines.weight_offload import weight_offload
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, gib
 from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads, exact
 from kvplan.models.kv_sharing import fast_prefill_bytes, reads_fast_prefill
 from kvplan.models.lora import lora_bytes
 from kvplan.models.spec import ModelSpec
+from kvplan.models.weights import heaviest
 from kvplan.profiles.memory_profile import UNSEEN_SPREAD, MemoryProfile, memory_profile
 
 SourceKind = Literal["computed", "measured", "assumed"]
@@ -171,7 +174,7 @@ def _weights(
     model: ModelSpec, args: ResolvedArgs, engine: EngineVersion, loaded: Range, learned: MemoryProfile
 ) -> Row:
     """Computed weights, and what the profile saw the model load beyond them."""
-    why = _weights_reason(model, args)
+    why = _weights_reason(model, args) + _in_host(model, args)
     why += "".join(f"; {tower} counted too" for tower in unloaded_towers(model, args, engine))
     more = learned.weights_gib.get(model.name) or learned.weights_gib.get(model.planned_as)
     if more is None:
@@ -237,6 +240,15 @@ def _weights_reason(model: ModelSpec, args: ResolvedArgs) -> str:
     share = f", one of {ranks} ranks" if ranks > 1 else ""
     share += f", experts over {args.num_gpus} GPUs" if args.enable_expert_parallel and model.is_moe else ""
     return f"parameters of {model.architecture} x {how}{share}"
+
+
+def _in_host(model: ModelSpec, args: ResolvedArgs) -> str:
+    """What of them lies in host memory, on the fullest card."""
+    if weight_offload(args) is None:
+        return ""
+    host = heaviest(weights_of_stages(model, args)).host
+    buffers = f", {gib(host.buffers):.2f} GiB of buffers counted" if host.buffers else ""
+    return f"; {gib(host.host_bytes):.2f} GiB more in host memory{buffers}"
 
 
 def unloaded_towers(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> list[str]:

@@ -26,6 +26,8 @@ from kvplan.engines.flags import (
     resolve,
 )
 from kvplan.engines.kv_transfer import offloading_gib
+from kvplan.engines.rank_weights import rank_weights
+from kvplan.engines.weight_offload import check_weight_offload
 from kvplan.formulas.capacity import pool_blocks
 from kvplan.formulas.hit_places import interval_fault, unit_fault
 from kvplan.ground.config import complaint
@@ -46,7 +48,6 @@ from kvplan.models.format_limits import ragged_groups, refused_format
 from kvplan.models.fp8_blocks import ragged_shard
 from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
-from kvplan.models.weights import weight_bytes
 from kvplan.profiles.memory_profile import MemoryProfile
 
 __all__ = ["Plan", "Question", "answer", "estimate"]
@@ -197,6 +198,7 @@ def _memory(question: Question) -> _Memory:
             f"VLLM_MLA_DISABLE: keys and values of every head of {question.model.name} are not planned; leave it out"
         )
     check_drafting(question.model, args, question.engine)
+    check_weight_offload(question.model, args, question.engine)
     if offloads(args, question.engine) and question.model.encoded_tokens:
         raise KvplanError(
             "--kv-offloading-size: vLLM keeps the KV of encoder-decoder models on the GPU alone"
@@ -365,29 +367,6 @@ def _stage_budgets(question: Question, args: ResolvedArgs, trace_tokens: int) ->
         )
         for stage in range(last + 1)
     ]
-
-
-def rank_weights(
-    model: ModelSpec, args: EngineArgs, legacy: bool = False, *, least_padding: bool = False
-) -> int:
-    """Bytes of weights on the rank that holds most, drafting layers included if they draft."""
-    drafts = args.num_speculative_tokens if args.speculative_method in ("mtp", "dspark") else 0
-    return weight_bytes(
-        model.drafting_by(args.speculative_method, drafts),
-        tensor_parallel_size=args.tensor_parallel_size,
-        pipeline_parallel_size=args.pipeline_parallel_size,
-        pp_layer_partition=args.environment.pp_layer_partition,
-        data_parallel_size=args.data_parallel_size,
-        enable_expert_parallel=args.enable_expert_parallel,
-        quantization=args.quantization,
-        dtype=args.dtype,
-        use_mtp=drafts > 0,
-        language_model_only=args.language_model_only,
-        whole_tower=args.mm_encoder_tp_mode == "data",
-        replicate_embed=args.environment.replicate_embed,
-        legacy=legacy,
-        least_padding=least_padding,
-    )
 
 
 def _colocated(question: Question, args: ResolvedArgs, role: str, model: ModelSpec, tokens: int) -> Colocated:

@@ -50,6 +50,8 @@ class Cut(NamedTuple):
     """Ranks that split each expert."""
     ep: int = 1
     """Ranks that share out the experts, whole."""
+    redundant: int = 0
+    """Experts that are there twice, over all ranks."""
     checkpoint: bool = False
     """Count as the checkpoint does: vocabulary without padding, no V projection where keys are values."""
 
@@ -155,12 +157,12 @@ def _gdn(s: StateSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     keys = cut.split(s["num_k_heads"], "linear-attention key heads") * s["head_k_dim"]
     heads = cut.split(s["num_v_heads"], "linear-attention value heads")
     values = heads * s["head_v_dim"]
+    yield vector("linear_attn.dt_bias", heads)
+    yield vector("linear_attn.A_log", heads, itemsize=4)
+    yield Module("linear_attn.conv1d", "attention", 2 * keys + values, s["conv_kernel_size"], linear=False)
     yield Module("linear_attn.in_proj_qkv", "attention", 2 * keys + values, hidden)
     yield Module("linear_attn.in_proj_z", "attention", values, hidden)
     yield Module("linear_attn.in_proj_ba", "attention", 2 * heads, hidden)
-    yield Module("linear_attn.conv1d", "attention", 2 * keys + values, s["conv_kernel_size"], linear=False)
-    yield vector("linear_attn.A_log", heads, itemsize=4)
-    yield vector("linear_attn.dt_bias", heads)
     yield vector("linear_attn.norm", s["head_v_dim"])
     yield Module("linear_attn.out_proj", "attention", hidden, values)
 
@@ -279,7 +281,8 @@ def _moe(m: MlpSpec, hidden: int, cut: Cut) -> Iterator[Module]:
         yield Module("mlp.fc2_latent_proj", "mlp", hidden, inside)
     if not m.experts_elsewhere:
         width = even(m.intermediate_size, cut.expert_tp, "channels of an expert")
-        yield from _matrices("mlp.experts.", "expert", m, width, inside, copies=cdiv(m.num_experts, cut.ep))
+        copies = cdiv(m.num_experts + cut.redundant, cut.ep)
+        yield from _matrices("mlp.experts.", "expert", m, width, inside, copies=copies)
 
 
 def _router(m: MlpSpec, hidden: int) -> Iterator[Module]:

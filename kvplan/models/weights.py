@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from math import gcd
 from typing import Any, NamedTuple
 
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.ground.errors import KvplanError
-from kvplan.ground.units import MiB, cdiv
+from kvplan.ground.units import cdiv
+from kvplan.models.host_weights import (
+    NEVER_IN_HOST,
+    NOTHING_IN_HOST,
+    TOWERS_ON_CARD,
+    HostWeights,
+    Offload,
+    in_host,
+)
 from kvplan.models.modules import (
     Cut,
     Module,
@@ -27,6 +34,7 @@ from kvplan.models.modules import (
 from kvplan.models.quantization import Rule, Scheme, quantization_rule
 from kvplan.models.rope import MROPE_POSITIONS
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, ModelSpec, RotaryTable
+from kvplan.models.tensors import Piece, Tensor, allocator_slack, tensors_of, vllm_name
 from kvplan.models.vision import vision_modules, vision_rotary
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -78,17 +86,21 @@ class RankWeights(NamedTuple):
     mtp: int
     rotary: int
     """Cosine and sine tables that the engine keeps beside the weights and counts with them."""
+    host: HostWeights = NOTHING_IN_HOST
+    """What of them lies in host memory."""
 
     @property
     def total(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors, wherever they lie."""
         others = self.embedding + self.lm_head + self.vision + self.mtp + self.rotary
         return sum(layer.total for layer in self.layers) + others
 
     @property
     def loaded(self) -> int:
-        """What vLLM prints as "Model loading took ... GiB": the tensors as torch's allocator holds them."""
-        return self.total + sum(layer.slack for layer in self.layers)
+        """What vLLM prints as "Model loading took ... GiB": the tensors as torch's allocator holds them on the card,
+        and the buffers of those that are copied there."""
+        slack = sum(layer.slack for layer in self.layers) - self.host.slack
+        return self.total - self.host.saved + max(0, slack)
 
 
 def parameters(model: ModelSpec, *, vision: bool = True, mtp: bool = False) -> int:
@@ -143,7 +155,17 @@ def _checkpoint(model: ModelSpec, *, vision: bool, mtp: bool) -> Iterator[Module
             yield from copies * len(model.mtp_layers)
 
 
-def heaviest_rank(
+def heaviest_rank(model: ModelSpec, **options: Any) -> RankWeights:
+    """Weights of the rank that holds most on its card, by `stage_weights`' options."""
+    return heaviest(stage_weights(model, **options))
+
+
+def heaviest(ranks: Sequence[RankWeights]) -> RankWeights:
+    """The one that holds most on its card."""
+    return max(ranks, key=lambda rank: rank.total - rank.host.saved)
+
+
+def stage_weights(
     model: ModelSpec,
     *,
     tensor_parallel_size: int = 1,
@@ -159,14 +181,16 @@ def heaviest_rank(
     replicate_embed: bool = False,
     legacy: bool = False,
     least_padding: bool = False,
-) -> RankWeights:
-    """Weights of the rank that holds most, as vLLM shards them.
+    offload: Offload | None = None,
+    num_redundant_experts: int = 0,
+) -> tuple[RankWeights, ...]:
+    """Weights of one rank of each pipeline stage, as vLLM shards them.
 
     Args:
         model: the model.
         tensor_parallel_size: ranks that cut each matrix; latents, routers and norms stay whole, KV heads are
             replicated where there are fewer of them than ranks.
-        pipeline_parallel_size: stages; each is counted and the heaviest returned.
+        pipeline_parallel_size: stages.
         pp_layer_partition: layers of each stage; empty: even shares.
         data_parallel_size: attention replicas. With experts, they join the ranks that share the experts out.
         enable_expert_parallel: give each rank whole experts instead of a slice of every one.
@@ -178,13 +202,16 @@ def heaviest_rank(
         replicate_embed: hold the embedding whole on every rank, where the class looks (VLLM_REPLICATE_EMBED).
         least_padding: sizes as rounded up by the kernel that rounds least; else by the one that vLLM prefers.
         legacy: vLLM's first engine (V0), which kept latent attention's absorbed products as matrices.
+        offload: which tensors lie in host memory; None: none.
+        num_redundant_experts: experts that a layer holds twice.
 
     Raises:
         KvplanError: sizes that cannot be cut evenly, an unknown quantisation or dtype.
     """
+    cut = rank_cut(tensor_parallel_size, data_parallel_size, enable_expert_parallel)
     loader = _Loader(
         model=model,
-        cut=rank_cut(tensor_parallel_size, data_parallel_size, enable_expert_parallel),
+        cut=cut._replace(redundant=num_redundant_experts),
         rule=quantization_rule(model, quantization),
         itemsize=_itemsize(model, dtype),
         use_mtp=use_mtp,
@@ -193,27 +220,10 @@ def heaviest_rank(
         replicate_embed=replicate_embed,
         legacy=legacy,
         least_padding=least_padding,
+        offload=offload,
     )
     spans = stage_spans(len(model.layers), pipeline_parallel_size, pp_layer_partition)
-    return max((loader.stage(span, len(model.layers)) for span in spans), key=lambda rank: rank.total)
-
-
-@lru_cache(256)
-def weight_bytes(model: ModelSpec, **options: Any) -> int:
-    """Bytes that the heaviest rank's weights take, by `heaviest_rank`'s options; asked again for every card."""
-    return heaviest_rank(model, **options).loaded
-
-
-def allocator_slack(size: int) -> int:
-    """Bytes that torch holds beyond a large tensor's own: memory comes in 2 MiB, and a rest of 1 MiB is not split off.
-
-    Source: torch `CUDACachingAllocator.cpp`, kRoundLarge, kMinLargeAlloc, kSmallSize.
-
-    >>> allocator_slack(129 * 2**20 + 2**19), allocator_slack(128 * 2**20)
-    (524288, 0)
-    """
-    left = -size % (2 * MiB)
-    return left if size >= 10 * MiB and left <= MiB else 0
+    return tuple(loader.stage(span, len(model.layers)) for span in spans)
 
 
 def stage_spans(num_layers: int, stages: int, partition: Sequence[int] = ()) -> tuple[tuple[int, int], ...]:
@@ -280,6 +290,7 @@ class _Loader(NamedTuple):
     replicate_embed: bool
     legacy: bool
     least_padding: bool
+    offload: Offload | None
 
     @property
     def embedding_cut(self) -> Cut:
@@ -297,14 +308,26 @@ class _Loader(NamedTuple):
         return 1 + self.use_mtp * (around.own_rotary + around.short_rotary / MROPE_POSITIONS)
 
     def module_bytes(self, m: Module) -> int:
+        piece = self.piece(m)
+        return piece.elements + piece.scales + piece.biases
+
+    def piece(self, m: Module) -> Piece:
+        """A module's bytes by kind."""
         scheme = self.rule(m) if m.linear or m.role == "embedding" else None
         itemsize = m.itemsize or self.itemsize
+        is_expert, is_matrix = m.role == "expert", m.cols > 1
         if scheme is None:
-            return m.parameters * itemsize
-        if m.role == "expert" and scheme.block_rows > 1:
+            elements, biases = m.copies * m.rows * m.cols * itemsize, m.copies * m.bias * itemsize
+            return Piece(m.name, elements, 0, biases, is_expert, is_matrix=is_matrix)
+        if is_expert and scheme.block_rows > 1:
             scheme = _finer_blocks(scheme, m)
         rows, cols = _padded(m, (self.least_padding and scheme.least_pad) or scheme.pad)
-        return m.copies * (scheme.matrix_bytes(rows, cols) + (rows if m.bias else 0) * self.itemsize)
+        elements = cdiv(rows * cols * scheme.bits, 8)
+        scales = scheme.matrix_bytes(rows, cols) - elements
+        biases = (rows if m.bias else 0) * self.itemsize
+        scale = "weight_scale_inv" if scheme.name.endswith("block") else "weight_scale"
+        each = Piece(m.name, elements, scales, biases, is_expert, False, is_matrix, scale)
+        return each.times(m.copies)
 
     def stage(self, span: tuple[int, int], num_layers: int) -> RankWeights:
         """Weights of the layers in `span`, and of what stands at the pipeline's ends."""
@@ -333,6 +356,7 @@ class _Loader(NamedTuple):
             mtp=sum(map(self.module_bytes, mtp)),
             rotary=int(self.rotary_tables * sum(_table_bytes(t, self.cut.tp) for t in model.rotary))
             + (vision_rotary(model.vision) if self.vision and model.vision else 0),
+            host=self.in_host(span, tower),
         )
 
     def banks(self, span: tuple[int, int]) -> Iterator[Module]:
@@ -343,6 +367,28 @@ class _Loader(NamedTuple):
                 for module in layer_modules(layer, self.model.hidden_size, self.cut):
                     if module.name.startswith(("mlp.experts.", "mlp.gate")):
                         yield module._replace(name=f"layers.{i}.{module.name}")
+
+    def in_host(self, span: tuple[int, int], tower: Sequence[Module]) -> HostWeights:
+        """What of a stage lies in host memory."""
+        architecture = self.model.architecture
+        if self.offload is None or architecture in NEVER_IN_HOST:
+            return NOTHING_IN_HOST
+        seen = () if architecture.startswith(TOWERS_ON_CARD) else tower
+        tensors = [Tensor(m.name, self.module_bytes(m) // m.copies) for m in seen for _ in range(m.copies)]
+        return in_host(self.offload, [self.tensors(i) for i in range(*span)], tensors)
+
+    def tensors(self, index: int) -> list[Tensor]:
+        """One layer's parameters as vLLM has them; what it makes of them after loading is none."""
+        layer, architecture = self.model.layers[index], self.model.architecture
+        made_later = {w.name for w in layer.extras if w.copied}
+        pieces = []
+        for module in layer_modules(layer, self.model.hidden_size, self.cut):
+            if module.name in made_later:
+                continue
+            name = checkpoint_name(architecture, module.name)
+            piece = self.piece(module._replace(name=f"layers.{index}.{name}"))
+            pieces.append(piece._replace(name=module.name))
+        return [tensor._replace(name=vllm_name(architecture, tensor.name)) for tensor in tensors_of(pieces)]
 
     def layer(self, index: int) -> LayerWeights:
         """One layer's weights by part."""

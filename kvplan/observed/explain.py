@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from kvplan.engines.flags import EngineVersion
+from kvplan.engines.rank_weights import rank_weights
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import gib
 from kvplan.memory.answers import Plan, Question
-from kvplan.memory.forward import answer, rank_weights
+from kvplan.memory.forward import answer
 from kvplan.memory.overheads import Range
 from kvplan.models.spec import AttentionKind
 from kvplan.observed.pool import ROUNDING, PrintedPool, figure, pool_within

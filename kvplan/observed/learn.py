@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+from kvplan.engines.rank_weights import rank_weights
 from kvplan.ground.units import GiB, gib
 from kvplan.memory.answers import Plan
-from kvplan.memory.forward import answer, rank_weights
+from kvplan.memory.forward import answer
 from kvplan.memory.overheads import (
     estimate_overheads,
     forward_bytes,

@@ -44,9 +44,14 @@ _METHOD = re.compile(
     r"""(?:SpeculativeConfig\(|speculative[-_]config['"]?(?:\s?[:=]\s?|\s+)['"]?\{).{0,200}?method['"]?\s?[=:]\s?['"](\w+)"""
 )
 _NO_DRAFTS = re.compile(r"""speculative_config['"]?\s?[=:]\s?(?:None|null)\b""")
-_LAYERS = re.compile(
-    r"""skip[-_]layers['"]?(?:\s?[=:]\s?\[(?P<list>[\w'", ]*)\]|(?P<words>(?:\s+['"]?\w+['"]?(?!\S))+))"""
-)
+_NAMES = {
+    word: re.compile(
+        rf"""(?<![a-z][-_]){word.replace("_", "[-_]")}['"]?(?:\s?[=:]\s?[\[{{](?P<list>[\w'",. ]*)[\]}}]"""
+        rf"""|(?P<words>(?:\s+['"]?[\w.]+['"]?(?!\S))+))"""
+    )
+    for word in ("kv_cache_dtype_skip_layers", "cpu_offload_params", "offload_params")
+}
+"""Flags of several names: as logs print lists and sets, or as words behind the flag."""
 _MODEL = re.compile(
     r"""(?:\b(?:model|model_tag|model_path)['"]?\s?[=:]\s?['"]|--model(?:-path)?[ =]['"]?"""
     r"""|(?:vllm|trtllm-)\s?serve\s+['"]?)(?P<model>[A-Za-z0-9_./~-][\w./~-]{1,199})(?=['"\s,)]|$)"""
@@ -87,10 +92,9 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
         found["speculative_method"] = _method(method[1])
     if _NO_DRAFTS.search(line):
         found["num_speculative_tokens"] = 0
-    if layers := _LAYERS.search(line):
-        found["kv_cache_dtype_skip_layers"] = tuple(
-            re.findall(r"\w+", layers["list"] or layers["words"] or "")
-        )
+    for word, names in _NAMES.items():
+        if layers := names.search(line):
+            found[word] = tuple(re.findall(r"[\w.]+", layers["list"] or layers["words"] or ""))
     return found
 
 

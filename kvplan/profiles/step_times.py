@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
+from kvplan.engines.weight_offload import weight_offload
 from kvplan.formulas.graphs import MAX_CAPTURE_SIZE, max_capture_size
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
@@ -21,11 +22,13 @@ from kvplan.models.spec import AttentionKind, MlpSpec, ModelSpec
 from kvplan.models.weights import stage_spans
 from kvplan.profiles.doubt import Doubt, find_doubt
 from kvplan.profiles.engine_terms import with_terms
+from kvplan.profiles.host_links import find_host_link
 from kvplan.profiles.measured_links import MeasuredLinks
 from kvplan.profiles.nearest import nearest_profile
 from kvplan.profiles.profile import Profile, load_profile, pick
 from kvplan.profiles.timing_profile import ELEMENT_BYTES as ELEMENT_BYTES
 from kvplan.profiles.timing_profile import TimingProfile
+from kvplan.profiles.weights_in_host import WeightCopies, from_host, with_link
 from kvplan.timing.costs import HostCosts
 from kvplan.timing.links import LINKS, Link
 from kvplan.timing.step import ModelStepTime, StepShape, StepTime, TrimmedStepTime
@@ -63,11 +66,14 @@ class StepTimes(NamedTuple):
     """One pass of the drafter, with `num_speculative_tokens`; None where drafting takes no time on the GPU."""
     last: LastLayers | None = None
     """Layers that long prefills spare most tokens; None: all run whole."""
+    copies: WeightCopies | None = None
+    """Of weights from host memory; None: none are copied."""
 
     @property
     def step(self) -> StepTime:
         """What a step of the model takes."""
-        return TrimmedStepTime(self.time, *self.last) if self.last else self.time
+        step: StepTime = TrimmedStepTime(self.time, *self.last) if self.last else self.time
+        return self.copies.around(step) if self.copies else step
 
     def links(self, gpu: GpuSpec) -> MeasuredLinks | None:
         """What the profile measured of links to host memory and files, where it is that card's own."""
@@ -125,12 +131,19 @@ def make_step_times(
         chosen.timing, engine, model, rests_on.startswith("measured") and chosen.gpu in ("", gpu.name)
     )
     time = timing.step_time(work, **options)
+    copies = None
+    if offload := weight_offload(args):
+        measured = chosen.links if chosen.gpu in ("", gpu.name) else None
+        host_link = find_host_link(gpu, measured=measured)
+        notes += (f"weights in host memory come over {host_link}",)
+        doubt = with_link(doubt, time, model, args, offload, host_link)
+        time, copies = from_host(time, model, args, offload, host_link)
     last = None
     if engine.engine == "vllm" and model.layers[0].attention.shares_latents and args.swa_bounded_replay:
         last = _last_layers(model, gpu, args, formats, time, drafter)
     elif engine.engine == "vllm" and args.kv_sharing_fast_prefill and reads_fast_prefill(model):
         last = _layers_that_share(model, args, formats, time)
-    return StepTimes(time, chosen, rests_on, notes, doubt, draft, last)
+    return StepTimes(time, chosen, rests_on, notes, doubt, draft, last, copies)
 
 
 TRIM_THRESHOLD = 768

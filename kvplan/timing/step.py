@@ -29,6 +29,7 @@ from kvplan.timing.costs import (
     HostCosts,
     ReduceCosts,
     Seconds,
+    expected_experts,
     larger,
     p_norm,
     padded,
@@ -242,6 +243,8 @@ class StepCosts:
     """Tokens of the engine's largest CUDA graph; `capture_sizes` are none where steps were timed without padding."""
     shared_reads: float = 0.0
     """Share of KV blocks held by several sequences that is read once, not once for each."""
+    host_bytes_per_s: float = math.inf
+    """At which kernels read weights that lie in host memory."""
     skew: float = 0.0
     """By which share decode attention takes longer where lengths differ within a batch, as a load's do."""
 
@@ -263,6 +266,8 @@ class _Parts(NamedTuple):
     head: Seconds
     experts: tuple[tuple[float, Seconds], ...]
     """How many tokens reach the experts per token of this rank, and what they take."""
+    host: Seconds | None
+    """By how much longer products take whose weights lie in host memory."""
 
 
 @dataclass(slots=True)
@@ -363,6 +368,8 @@ class ModelStepTime:
         tokens = padded(num_tokens, costs.capture_sizes)
         m = tokens / stages
         products = parts.dense(m) + sum(experts(m * factor) for factor, experts in parts.experts)
+        if parts.host is not None:
+            products = products + parts.host(m)
         element = tokens * work.activation_bytes / costs.activation_bytes_per_s + costs.row_s * rows
         sequences = work.num_layer_heads * costs.attention.sequence_s * num_decodes
         between = (
@@ -394,8 +401,24 @@ class ModelStepTime:
         work, costs = self.work, self.costs
         experts = tuple((e.tokens_factor, costs.experts.experts(e)) for e in work.experts)
         head = costs.head.curve((work.head,), work.head_bytes)
-        self._parts = _Parts(costs.gemm.curve(work.products, work.dense_bytes), head, experts)
+        dense = costs.gemm.curve(work.products, work.dense_bytes)
+        self._parts = _Parts(dense, head, experts, self._host_reads())
         return self._parts
+
+    def _host_reads(self) -> Seconds | None:
+        """Each weight is read once a step, over the link instead of from the card; of the experts those visited."""
+        work, host = self.work, self.work.host
+        if host is None:
+            return None
+        slower = max(0.0, 1 / self.costs.host_bytes_per_s - 1 / self.costs.attention.bytes_per_s)
+        dense_s, experts_s = host.dense_bytes * slower, host.expert_bytes * slower
+        if not work.experts or not experts_s:
+            return lambda tokens: dense_s + experts_s
+        e = work.experts[0]
+        return lambda tokens: (
+            dense_s
+            + experts_s / e.num_experts * expected_experts(e.num_experts, e.share, tokens * e.tokens_factor)
+        )
 
     def _state_s(self, num_decodes: Number) -> Number:
         if not self.work.state_bytes:

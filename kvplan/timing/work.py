@@ -109,6 +109,14 @@ class ContextExchange(NamedTuple):
     """Of one decoding token: the all-reduce that moves as much, 16 bits an element."""
 
 
+class HostReads(NamedTuple):
+    """Weights that kernels read from host memory, on one rank, its share of every stage's."""
+
+    dense_bytes: float
+    expert_bytes: float
+    """Of all experts on the rank."""
+
+
 NO_HEAD = Product(1, 0, 0)
 
 
@@ -144,6 +152,8 @@ class StepWork:
     """What passes between data-parallel ranks around the experts."""
     exchange: ContextExchange | None = None
     """What passes between ranks that split contexts (decode context parallelism)."""
+    host: HostReads | None = None
+    """Of the weights above, what lies in host memory."""
 
     @property
     def num_gemms(self) -> int:

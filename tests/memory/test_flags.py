@@ -63,6 +63,13 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "watermark": (DENSE, {}, 0.1),
     "kv_offloading_size": (DENSE, {}, 16),
     "kv_transfer_config": (DENSE, {}, TIER),
+    "offload_backend": (DENSE, {"offload_group_size": 4, "cpu_offload_gb": 2}, "uva"),
+    "cpu_offload_gb": (DENSE, {}, 2),
+    "cpu_offload_params": (DENSE, {"cpu_offload_gb": 2}, ("down_proj",)),
+    "offload_group_size": (DENSE, {}, 4),
+    "offload_num_in_group": (DENSE, {"offload_group_size": 4}, 2),
+    "offload_prefetch_step": (DENSE, {"offload_group_size": 4}, 2),
+    "offload_params": (DENSE, {"offload_group_size": 4}, ("mlp",)),
     "disable_hybrid_kv_cache_manager": (WINDOWED, {"max_model_len": 16384}, True),
     "kv_sharing_fast_prefill": ("google/gemma-4-E4B-it", {"max_model_len": 16384}, True),
     "swa_bounded_replay": (

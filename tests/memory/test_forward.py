@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from places import TRUTH
 
 from kvplan.engines.flags import EngineArgs, parse_engine, resolve
+from kvplan.engines.rank_weights import rank_weights
 from kvplan.engines.sglang_defaults import defaults, mem_fraction_static
 from kvplan.engines.spelling import WORDS, spell, understand, unspoken
 from kvplan.ground.errors import DoesNotFit, KvplanError
@@ -21,7 +22,7 @@ from kvplan.ground.limits import Limit
 from kvplan.ground.units import GiB
 from kvplan.memory.budget import Colocated
 from kvplan.memory.demand import Demand, TraceBlocks, trace_blocks
-from kvplan.memory.forward import answer, estimate, rank_weights
+from kvplan.memory.forward import answer, estimate
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.overheads import num_graphs
 from kvplan.memory.serve_command import serve_flags, shell_command, yaml_config
@@ -583,6 +584,9 @@ SPOKEN: dict[str, Any] = {
     "watermark": 0.25,
     "kv_offloading_backend": "lmcache",
     "kv_transfer_config": '{"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}',
+    "offload_backend": "uva",
+    "cpu_offload_params": ("experts",),
+    "offload_params": ("experts",),
     "disable_hybrid_kv_cache_manager": True,
     "swa_bounded_replay": False,
     "kv_sharing_fast_prefill": True,

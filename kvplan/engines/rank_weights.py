@@ -1,0 +1,54 @@
+"""Weights of the ranks that flags ask for."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from kvplan.engines.flags import EngineArgs
+from kvplan.engines.weight_offload import weight_offload
+from kvplan.models.spec import ModelSpec
+from kvplan.models.weights import RankWeights, heaviest, stage_weights
+
+
+def weights_of_stages(
+    model: ModelSpec, args: EngineArgs, legacy: bool = False, *, least_padding: bool = False
+) -> tuple[RankWeights, ...]:
+    """One rank of each pipeline stage, drafting layers included if they draft; remembered for other cards."""
+    drafts = args.num_speculative_tokens if args.speculative_method in ("mtp", "dspark") else 0
+    return _stages(
+        model.drafting_by(args.speculative_method, drafts),
+        tensor_parallel_size=args.tensor_parallel_size,
+        pipeline_parallel_size=args.pipeline_parallel_size,
+        pp_layer_partition=args.environment.pp_layer_partition,
+        data_parallel_size=args.data_parallel_size,
+        enable_expert_parallel=args.enable_expert_parallel,
+        quantization=args.quantization,
+        dtype=args.dtype,
+        use_mtp=drafts > 0,
+        language_model_only=args.language_model_only,
+        whole_tower=args.mm_encoder_tp_mode == "data",
+        replicate_embed=args.environment.replicate_embed,
+        legacy=legacy,
+        least_padding=least_padding,
+        offload=weight_offload(args),
+    )
+
+
+@lru_cache(256)
+def _stages(model: ModelSpec, **options: Any) -> tuple[RankWeights, ...]:
+    return stage_weights(model, **options)
+
+
+def rank_weights(
+    model: ModelSpec, args: EngineArgs, legacy: bool = False, *, least_padding: bool = False
+) -> int:
+    """Bytes of weights on the card of the rank that holds most."""
+    return heaviest(weights_of_stages(model, args, legacy, least_padding=least_padding)).loaded
+
+
+def weights_in_host(model: ModelSpec, args: EngineArgs) -> int:
+    """Bytes of host memory that the weights of all ranks take."""
+    stages = weights_of_stages(model, args)
+    ranks = args.tensor_parallel_size * args.data_parallel_size
+    return ranks * sum(rank.host.host_bytes for rank in stages)
