@@ -25,12 +25,8 @@ from kvplan.ground.errors import KvplanError
 NOT_PLANNED = {
     "enable-dbo": "two micro-batches",
     "ubatch-size": "micro-batches",
-    "enable-eplb": "redundant experts",
-    "eplb-config": "redundant experts",
     "prefill-context-parallel-size": "prompts split over ranks",
     "quantization-config": "quantisation of a checkpoint's own",
-    "enable-sleep-mode": "memory given back while asleep",
-    "mm-ipc-gpu-memory-gb": "memory for image tensors",
     "diffusion-config": "diffusion decoding",
     "engram-config": "n-gram memories",
     "use-replayssm": "states that are replayed",
@@ -41,15 +37,8 @@ NOT_PLANNED = {
     "mm-processor-kwargs": "sizes of items other than the processor's",
     "media-io-kwargs": "sizes of items other than the processor's",
     "scheduler-cls": "a scheduler of one's own",
-    "fully-sharded-loras": "adapters cut over ranks",
-    "enable-moe-shared-loras": "adapters of experts",
-    "enable-mixed-moe-lora-format": "adapters of experts",
-    "enable-tower-connector-lora": "adapters of towers",
-    "lora-dtype": "adapters in a dtype of their own",
-    "dcp-q-replicate": "queries' weights on every rank",
     "video-pruning-rate": "fewer tokens of a video",
     "video-pruning-method": "fewer tokens of a video",
-    "enable-batch-sharded-sampling": "sampling cut over ranks",
     **dict.fromkeys(
         (
             *("attention-config", "kernel-config", "moe-backend", "linear-backend", "mamba-backend"),
@@ -60,7 +49,6 @@ NOT_PLANNED = {
         ),
         "kernels: timed as the default's",
     ),
-    "enable-return-routed-experts": "buffers of routed experts",
 }
 """Flags that change memory, scheduling or time in ways that are not planned, and what they are about."""
 OURS = {field: field.replace("_", "-") for field in EngineArgs.model_fields if field != "env"}

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import BeforeValidator, Field
 
 from kvplan.engines.environment import Environment, environment_of, environment_text
+from kvplan.engines.eplb import eplb_text
 from kvplan.engines.kv_transfer import kv_transfer_text, offloading_gib
 from kvplan.engines.mm_limits import mm_limits_text, unused_towers
 from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
@@ -74,10 +75,18 @@ class EngineArgs(Config):
     """Number of data-parallel replicas (-dp); with MoE models they run in lockstep."""
     decode_context_parallel_size: Degree = 1
     """Ranks that split the tokens of MLA or replicated KV between them (-dcp)."""
+    dcp_q_replicate: bool | None = None
+    """With latent attention, each of those ranks projects the queries of all; None = as vLLM does for the model."""
+    enable_batch_sharded_sampling: bool | None = None
+    """Each tensor-parallel rank samples its share of the requests, where the model's class can."""
     api_server_count: Maybe[Degree] = None
     """API server processes before all data-parallel replicas (-asc); None = as many as those."""
     enable_expert_parallel: bool = False
     """Shard experts instead of splitting each one."""
+    enable_eplb: bool = False
+    """Balance experts over ranks by their load."""
+    eplb_config: Annotated[str | None, BeforeValidator(eplb_text)] = None
+    """How, as vLLM's JSON: num_redundant_experts of a layer that are there twice, window_size steps remembered."""
     max_model_len: Maybe[Length] = None
     """Longest sequence (prompt + output); None = the model's own, -1 = the longest that fits."""
     max_num_seqs: Maybe[Count] = None
@@ -190,12 +199,28 @@ class EngineArgs(Config):
     """Start without running the tower on the largest images, so without memory for that."""
     mm_encoder_tp_mode: Literal["weights", "data"] = "weights"
     """weights: the tower is cut like the model; data: each rank holds it whole and runs its own images."""
+    mm_ipc_gpu_memory_gb: Annotated[float, Field(ge=0, le=1e5)] = 0.0
+    """GiB of each GPU kept from the KV pool for videos that API servers decode there."""
+    enable_return_routed_experts: bool = False
+    """Tell which experts every token visited; needs a mixture of experts and prefix caching."""
     enable_lora: bool = False
     """Serve LoRA adapters."""
     max_loras: Annotated[int, Field(ge=1, le=4096)] = 1
     """Adapters in one batch: memory for so many is taken at start-up."""
     max_lora_rank: Annotated[Literal[1, 8, 16, 32, 64, 128, 256, 320, 512], BeforeValidator(as_count)] = 16
     """Rank that every adapter's memory is taken for."""
+    fully_sharded_loras: bool = False
+    """Cut over ranks what of adapters is otherwise whole on each."""
+    lora_dtype: Literal["auto", "float16", "bfloat16"] = "auto"
+    """Of adapters; auto: the model's."""
+    lora_target_modules: Names = ()
+    """Modules that adapters may change, by the end of their names; none: all."""
+    enable_moe_shared_loras: bool = False
+    """Adapters of experts share what lies before and behind all of a layer's."""
+    enable_mixed_moe_lora_format: bool = False
+    """Adapters of experts of both formats: gate and up have an A each."""
+    enable_tower_connector_lora: bool = False
+    """Adapters of the tower too, where its class allows them."""
     env: Annotated[str | None, BeforeValidator(environment_text)] = None
     """vLLM's environment variables that act on the plan, NAME=VALUE parted by spaces: VLLM_PP_LAYER_PARTITION=30,34."""
 

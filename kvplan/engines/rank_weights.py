@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from kvplan.engines.expert_balance import redundant_experts
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.weight_offload import weight_offload
-from kvplan.models.spec import ModelSpec
+from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.models.weights import RankWeights, heaviest, stage_weights
 
 
@@ -32,7 +33,37 @@ def weights_of_stages(
         legacy=legacy,
         least_padding=least_padding,
         offload=weight_offload(args),
+        num_redundant_experts=redundant_experts(model, args),
+        q_ranks=query_ranks(model, args),
     )
+
+
+REPLICATES = (
+    *(
+        "Deepseek",
+        "KimiVL",
+        "KimiK25",
+        "Glm4MoeLite",
+        "GlmMoeDsa",
+        "MistralLarge3",
+        "LongcatFlash",
+        "Dots3Note",
+    ),
+    "UnlimitedOCR",
+)
+"""Architecture prefixes whose latent attention can hold its group's query heads (vLLM 0.32 `models/deepseek_v2.py`)."""
+BY_ITSELF = ("GlmMoeDsa",)
+"""And those that do where nobody says (`models/config.py: set_dcp_defaults`)."""
+
+
+def query_ranks(model: ModelSpec, args: EngineArgs) -> int:
+    """Ranks that split contexts and each project the queries of all, so that none are gathered; 1: each its own."""
+    asked = args.dcp_q_replicate
+    if asked is None:
+        asked = model.architecture.startswith(BY_ITSELF)
+    latent = any(mixer.kind is AttentionKind.MLA for layer in model.layers for mixer in layer.mixers)
+    can = latent and model.architecture.startswith(REPLICATES)
+    return args.decode_context_parallel_size if asked and can else 1
 
 
 @lru_cache(256)

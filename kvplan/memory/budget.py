@@ -21,9 +21,10 @@ from kvplan.engines.rank_weights import weights_of_stages
 from kvplan.engines.weight_offload import weight_offload
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, gib
+from kvplan.memory.expert_balance import eplb_bytes
 from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads, exact
 from kvplan.models.kv_sharing import fast_prefill_bytes, reads_fast_prefill
-from kvplan.models.lora import lora_bytes
+from kvplan.models.lora import Adapters, lora_bytes
 from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import heaviest
 from kvplan.profiles.memory_profile import UNSEEN_SPREAD, MemoryProfile, memory_profile
@@ -113,13 +114,16 @@ def make_budget(
     others = (
         *_lora(model, args),
         *_fast_prefill(model, args, engine),
+        *_eplb(model, args),
+        *_videos(model, args),
         *(_colocated_row(c) for c in colocated),
     )
     weights = _weights(model, args, engine, loaded, learned)
     activation, runtime = _activation(over, engine, kind), _runtime(over, kind)
     graphs = _graphs(over, over.graphs_inside and gpu.vendor != "amd", kind)
     taken = [row.size for row in (weights, *others, activation, runtime, graphs)]
-    outside, kv = _split(gpu, args, engine, taken, runtime.size.value)
+    kept = sum(row.size.value for row in others if row.name == "mm_ipc")
+    outside, kv = _split(gpu, args, engine, taken, runtime.size.value, kept)
     return Budget(
         total=total,
         outside=outside,
@@ -185,13 +189,13 @@ def _weights(
 
 
 def _split(
-    gpu: GpuSpec, args: ResolvedArgs, engine: EngineVersion, taken: list[Range], context: int
+    gpu: GpuSpec, args: ResolvedArgs, engine: EngineVersion, taken: list[Range], context: int, kept: int
 ) -> tuple[Row, Row]:
-    """(outside the budget, left for KV)."""
+    """(outside the budget, left for KV); a stated pool gives up `kept` bytes of its own."""
     used = _sum(taken)
     total = gpu.total_bytes
     if args.kv_cache_memory_bytes is not None:
-        asked = exact(args.kv_cache_memory_bytes)
+        asked = exact(args.kv_cache_memory_bytes - kept)
         rest = exact(total - used.value - asked.value)
         outside = Row("outside_budget", "left over", rest, "computed", "the rest of the card")
         return outside, Row("kv_pool", "KV cache", asked, "computed", "--kv-cache-memory-bytes")
@@ -279,13 +283,14 @@ def _lora(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
         return
     size = lora_bytes(
         model,
-        max_loras=args.max_loras,
-        max_lora_rank=args.max_lora_rank,
+        _adapters(args),
         tensor_parallel_size=args.tensor_parallel_size,
         pipeline_parallel_size=args.pipeline_parallel_size,
         pp_layer_partition=args.environment.pp_layer_partition,
         data_parallel_size=args.data_parallel_size,
         enable_expert_parallel=args.enable_expert_parallel,
+        has_tower=model.vision is not None and not args.language_model_only,
+        whole_tower=args.mm_encoder_tp_mode == "data",
     )
     why = f"{args.max_loras} of rank {args.max_lora_rank}: A and B of every matrix"
     yield Row("lora", "LoRA adapters", exact(size), "computed", why)
@@ -297,6 +302,27 @@ def _fast_prefill(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -
         size = fast_prefill_bytes(model, args.max_num_batched_tokens)
         why = f"hidden states and embeddings of {args.max_num_batched_tokens:,} tokens"
         yield Row("fast_prefill", "fast prefill buffers", exact(size), "computed", why)
+
+
+def _adapters(args: ResolvedArgs) -> Adapters:
+    """As the flags ask for them; auto is the model's dtype."""
+    told = {name: getattr(args, name) for name in Adapters._fields if name != "itemsize"}
+    wide = args.lora_dtype == "auto" and args.dtype in ("float32", "float")
+    return Adapters(**told, itemsize=4 if wide else 2)
+
+
+def _eplb(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
+    """What balancing experts takes at start-up."""
+    if size := eplb_bytes(model, args):
+        why = "one layer's experts on their way, maps and loads of every layer (--enable-eplb)"
+        yield Row("eplb", "balancing of experts", exact(size), "computed", why)
+
+
+def _videos(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
+    """What API servers may take of the card, out of the KV pool."""
+    if model.vision is not None and args.mm_ipc_gpu_memory_gb:
+        size = int(args.mm_ipc_gpu_memory_gb * GiB)
+        yield Row("mm_ipc", "decoding of videos", exact(size), "computed", "--mm-ipc-gpu-memory-gb")
 
 
 def _activation(over: Overheads, engine: EngineVersion, kind: SourceKind) -> Row:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from kvplan.engines.cards import cards
 from kvplan.engines.drafting import check_drafting
+from kvplan.engines.expert_balance import check_eplb
 from kvplan.engines.flags import (
     EngineArgs,
     EngineVersion,
@@ -26,6 +27,7 @@ from kvplan.engines.flags import (
     resolve,
 )
 from kvplan.engines.kv_transfer import offloading_gib
+from kvplan.engines.late_checks import check_whole
 from kvplan.engines.rank_weights import rank_weights
 from kvplan.engines.weight_offload import check_weight_offload
 from kvplan.formulas.capacity import pool_blocks
@@ -199,6 +201,8 @@ def _memory(question: Question) -> _Memory:
         )
     check_drafting(question.model, args, question.engine)
     check_weight_offload(question.model, args, question.engine)
+    check_eplb(question.model, args, question.engine)
+    check_whole(question.model, args, question.engine)
     if offloads(args, question.engine) and question.model.encoded_tokens:
         raise KvplanError(
             "--kv-offloading-size: vLLM keeps the KV of encoder-decoder models on the GPU alone"

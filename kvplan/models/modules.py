@@ -52,6 +52,8 @@ class Cut(NamedTuple):
     """Ranks that share out the experts, whole."""
     redundant: int = 0
     """Experts that are there twice, over all ranks."""
+    q_ranks: int = 1
+    """Ranks whose query heads of latent attention each of them holds."""
     checkpoint: bool = False
     """Count as the checkpoint does: vocabulary without padding, no V projection where keys are values."""
 
@@ -119,9 +121,9 @@ def _mla(a: AttentionSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     if a.q_lora_rank:
         yield Module("self_attn.q_a_proj", "attention", a.q_lora_rank, hidden)
         yield vector("self_attn.q_a_layernorm", a.q_lora_rank)
-        yield Module("self_attn.q_b_proj", "attention", heads * a.head_dim, a.q_lora_rank)
+        yield Module("self_attn.q_b_proj", "attention", cut.q_ranks * heads * a.head_dim, a.q_lora_rank)
     else:
-        yield Module("self_attn.q_proj", "attention", heads * a.head_dim, hidden)
+        yield Module("self_attn.q_proj", "attention", cut.q_ranks * heads * a.head_dim, hidden)
     yield Module("self_attn.kv_a_proj_with_mqa", "attention", latent + a.qk_rope_head_dim, hidden)
     yield vector("self_attn.kv_a_layernorm", latent)
     yield Module("self_attn.kv_b_proj", "attention", heads * (a.qk_nope_head_dim + a.v_head_dim), latent)

@@ -183,6 +183,7 @@ def stage_weights(
     least_padding: bool = False,
     offload: Offload | None = None,
     num_redundant_experts: int = 0,
+    q_ranks: int = 1,
 ) -> tuple[RankWeights, ...]:
     """Weights of one rank of each pipeline stage, as vLLM shards them.
 
@@ -204,6 +205,7 @@ def stage_weights(
         legacy: vLLM's first engine (V0), which kept latent attention's absorbed products as matrices.
         offload: which tensors lie in host memory; None: none.
         num_redundant_experts: experts that a layer holds twice.
+        q_ranks: ranks that each hold the query heads of all of them, in latent attention.
 
     Raises:
         KvplanError: sizes that cannot be cut evenly, an unknown quantisation or dtype.
@@ -211,7 +213,7 @@ def stage_weights(
     cut = rank_cut(tensor_parallel_size, data_parallel_size, enable_expert_parallel)
     loader = _Loader(
         model=model,
-        cut=cut._replace(redundant=num_redundant_experts),
+        cut=cut._replace(redundant=num_redundant_experts, q_ranks=q_ranks),
         rule=quantization_rule(model, quantization),
         itemsize=_itemsize(model, dtype),
         use_mtp=use_mtp,

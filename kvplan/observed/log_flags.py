@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 
+from kvplan.engines.eplb import eplb_text
 from kvplan.engines.kv_transfer import kv_transfer_text
 from kvplan.engines.mm_limits import mm_limits_text
 from kvplan.engines.spelling import WORDS, logged_words, understand
@@ -49,7 +50,7 @@ _NAMES = {
         rf"""(?<![a-z][-_]){word.replace("_", "[-_]")}['"]?(?:\s?[=:]\s?[\[{{](?P<list>[\w'",. ]*)[\]}}]"""
         rf"""|(?P<words>(?:\s+['"]?[\w.]+['"]?(?!\S))+))"""
     )
-    for word in ("kv_cache_dtype_skip_layers", "cpu_offload_params", "offload_params")
+    for word in ("kv_cache_dtype_skip_layers", "cpu_offload_params", "offload_params", "lora_target_modules")
 }
 """Flags of several names: as logs print lists and sets, or as words behind the flag."""
 _MODEL = re.compile(
@@ -68,6 +69,7 @@ GPU_LINES = ("GPU ", "NVIDIA", "device_name=", "AMD")
 _LIMITS = re.compile(
     r"limit[-_]mm[-_]per[-_]prompt\W{1,4}(\{[^{}]{0,200}(?:\{[^{}]{0,100}\}[^{}]{0,100}){0,6}\})"
 )
+_EPLB = re.compile(r"eplb[-_]config\W{1,4}(\{[^{}]{0,400}\})")
 _TRANSFER = re.compile(r"kv[-_]transfer[-_]config\W{1,4}(?=\{)")
 
 
@@ -83,7 +85,12 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
             spoken.setdefault(
                 key.removeprefix("no_"), _value(match["value"] or str(not key.startswith("no_")))
             )
-    for word, told in (("kv_transfer_config", _kv_transfer(line)), ("limit_mm_per_prompt", _limits(line))):
+    objects = (
+        ("kv_transfer_config", _kv_transfer(line)),
+        ("limit_mm_per_prompt", _limits(line)),
+        ("eplb_config", _balancing(line)),
+    )
+    for word, told in objects:
         spoken.pop(word, None)
         if told:
             spoken[word] = told
@@ -104,6 +111,16 @@ def _kv_transfer(line: str) -> str | None:
         return None
     try:
         return kv_transfer_text(json.JSONDecoder().raw_decode(line[begun.end() :])[0])
+    except ValueError:
+        return None
+
+
+def _balancing(line: str) -> str | None:
+    """vLLM's balancing of experts, as a command says it."""
+    if not (begun := _EPLB.search(line)):
+        return None
+    try:
+        return eplb_text(begun[1].replace("'", '"'))
     except ValueError:
         return None
 

@@ -10,7 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvplan.engines.expert_balance import redundant_experts
 from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
+from kvplan.engines.late_checks import samples_shares
+from kvplan.engines.rank_weights import query_ranks
 from kvplan.engines.weight_offload import weight_offload
 from kvplan.formulas.graphs import MAX_CAPTURE_SIZE, max_capture_size
 from kvplan.ground.errors import KvplanError
@@ -131,6 +134,8 @@ def make_step_times(
         chosen.timing, engine, model, rests_on.startswith("measured") and chosen.gpu in ("", gpu.name)
     )
     time = timing.step_time(work, **options)
+    if samples_shares(model, args):
+        time = ModelStepTime(work, replace(time.costs, row_s=time.costs.row_s / args.tensor_parallel_size))
     copies = None
     if offload := weight_offload(args):
         measured = chosen.links if chosen.gpu in ("", gpu.name) else None
@@ -276,6 +281,8 @@ def model_work(model: ModelSpec, args: EngineArgs, formats: dict[str, Any]) -> S
         weight_bytes=ELEMENT_BYTES[formats["weight_format"]],
         expert_weight_bytes=ELEMENT_BYTES[formats["expert_format"]],
         kv_bytes=ELEMENT_BYTES[formats["kv_format"]],
+        num_redundant_experts=redundant_experts(model, args),
+        q_ranks=query_ranks(model, args),
     )
 
 

@@ -182,6 +182,8 @@ def step_work(
     weight_bytes: float = 2.0,
     expert_weight_bytes: float | None = None,
     kv_bytes: float = 2.0,
+    num_redundant_experts: int = 0,
+    q_ranks: int = 1,
 ) -> StepWork:
     """Count one rank's work. Byte sizes are per parameter and per KV element (scales included by the caller).
 
@@ -190,18 +192,20 @@ def step_work(
     the experts are cut over tensor and data ranks together, as vLLM does. Decode context parallelism splits the tokens
     of a context over ranks, each of which then attends for the heads of all (vLLM `v1/attention/ops/dcp.py`); prompts
     gather the context and attend as without.
+    Of redundant experts each copy gets its share of the visits. `q_ranks` ranks that each project the queries of all
+    gather none.
     """
     tp = tensor_parallel_size
     layers = Counter(model.layers)
     hidden = model.hidden_size
-    products = _products(layers, hidden, tp)
+    products = _products(layers, hidden, tp, q_ranks)
     dense = sum(p.parameters for p in products)
     head = Product(1, -(-model.vocab_size // tp), hidden)
     ep = tp * data_parallel_size if enable_expert_parallel else 1
     cut = 1 if enable_expert_parallel else tp * data_parallel_size
     per_weight = weight_bytes if expert_weight_bytes is None else expert_weight_bytes
     experts = tuple(
-        _expert_work(layer.mlp, n, hidden, ep, cut, per_weight, data_parallel_size)
+        _expert_work(layer.mlp, n, hidden, ep, cut, per_weight, data_parallel_size, num_redundant_experts)
         for layer, n in _by_mlp(layers).items()
     )
     pooled = sum(e.num_layers for e in experts) if data_parallel_size > 1 else 0
@@ -223,11 +227,11 @@ def step_work(
         products=products,
         head=head,
         gathers=ExpertGather(data_parallel_size, pooled, hidden * 2.0) if pooled else None,
-        exchange=_exchange(layers, tp, decode_context_parallel_size),
+        exchange=_exchange(layers, tp, decode_context_parallel_size, q_ranks),
     )
 
 
-def _exchange(layers: Counter[LayerSpec], tp: int, dcp: int) -> ContextExchange | None:
+def _exchange(layers: Counter[LayerSpec], tp: int, dcp: int, q_ranks: int) -> ContextExchange | None:
     """An all-gather of the queries and a reduce-scatter of the outputs move what an all-reduce of their mean does."""
     growing = [(a, n) for layer, n in layers.items() for a in layer.mixers if a.kind.is_growing]
     if dcp == 1 or not growing:
@@ -236,6 +240,7 @@ def _exchange(layers: Counter[LayerSpec], tp: int, dcp: int) -> ContextExchange 
     for a, n in growing:
         latent = a.kind is AttentionKind.MLA
         q = a.kv_lora_rank + a.qk_rope_head_dim if latent else a.head_dim
+        q = 0 if latent and q_ranks > 1 else q
         out = a.kv_lora_rank if latent else a.v_head_dim or a.head_dim
         mean += n * (a.num_heads / tp) * dcp * (q + out)
     num = sum(n for _, n in growing)
@@ -253,13 +258,21 @@ def _by_mlp(layers: Counter[LayerSpec]) -> dict[LayerSpec, int]:
 
 
 def _expert_work(
-    mlp: MlpSpec, num_layers: int, hidden: int, ep: int, cut: int, weight_bytes: float, pooled: int
+    mlp: MlpSpec,
+    num_layers: int,
+    hidden: int,
+    ep: int,
+    cut: int,
+    weight_bytes: float,
+    pooled: int,
+    redundant: int,
 ) -> ExpertWork:
+    physical = mlp.num_experts + redundant
     params = mlp.num_matrices * hidden * mlp.intermediate_size / cut
     return ExpertWork(
         num_layers=num_layers,
-        num_experts=-(-mlp.num_experts // ep),
-        share=mlp.experts_per_token / mlp.num_experts,
+        num_experts=-(-physical // ep),
+        share=mlp.experts_per_token / physical,
         expert_bytes=params * weight_bytes,
         expert_flops=2.0 * params,
         visit_bytes=visit_bytes(hidden, mlp.intermediate_size / cut, mlp.num_matrices),
@@ -281,12 +294,12 @@ def visit_bytes(hidden: Any, intermediate: Any, num_matrices: Any = 3) -> Any:
     return 2 * (2 * hidden + num_matrices * intermediate)
 
 
-def _products(layers: Counter[LayerSpec], hidden: int, tp: int) -> tuple[Product, ...]:
+def _products(layers: Counter[LayerSpec], hidden: int, tp: int, q_ranks: int = 1) -> tuple[Product, ...]:
     """The products of all layers that every token takes part in, equal ones counted together."""
     counts: Counter[tuple[float, float]] = Counter()
     for layer, n in layers.items():
         for mixer in layer.mixers:
-            for shape in projections(mixer, hidden, tp):
+            for shape in projections(mixer, hidden, tp, q_ranks):
                 counts[shape] += n
         for shape in _mlp_products(layer.mlp, hidden, tp):
             counts[shape] += n
@@ -315,16 +328,17 @@ def _mlp_products(mlp: MlpSpec, hidden: int, tp: int) -> Iterator[tuple[float, f
         yield hidden, width
 
 
-def projections(a: AttentionSpec, hidden: int, tp: int) -> Iterator[tuple[float, float]]:
+def projections(a: AttentionSpec, hidden: int, tp: int, q_ranks: int = 1) -> Iterator[tuple[float, float]]:
     """(out, in) features of one mixer's products on one rank; KV heads are replicated when tp is larger."""
     heads, v = a.num_heads / tp, a.v_head_dim or a.head_dim
     if a.kind is AttentionKind.NONE:
         return
     if a.is_latent:
         latent, qk = a.kv_lora_rank + a.qk_rope_head_dim, a.qk_nope_head_dim + a.qk_rope_head_dim
-        yield a.q_lora_rank + latent if a.q_lora_rank else heads * qk + latent, hidden
+        queries = q_ranks * heads * qk
+        yield a.q_lora_rank + latent if a.q_lora_rank else queries + latent, hidden
         if a.q_lora_rank:
-            yield heads * qk, a.q_lora_rank
+            yield queries, a.q_lora_rank
         yield heads * (a.qk_nope_head_dim + v), a.kv_lora_rank
         yield hidden, heads * v
     elif a.state is not None:

@@ -16,7 +16,7 @@ from kvplan.ground.gpu import get_gpu, split_count
 from kvplan.memory.forward import estimate
 from kvplan.memory.serve_command import serve_flags
 from kvplan.models.load import from_config, load_model
-from kvplan.models.lora import lora_bytes
+from kvplan.models.lora import Adapters, lora_bytes
 
 TEXT = (FIXTURES / "recipe_commands.txt").read_text()
 RECIPES = [tuple(block.split("\n", 1)) for block in TEXT.split("\n== ")[1:]]
@@ -304,7 +304,7 @@ def test_lora_memory_equals_vllms() -> None:
         "vocab_size": 32000,
         "max_position_embeddings": 2048,
     }
-    assert lora_bytes(from_config(config), max_loras=1, max_lora_rank=16) == 12_304_384
+    assert lora_bytes(from_config(config), Adapters()) == 12_304_384
 
 
 def test_throughput_mode_doubles_what_is_not_stated() -> None:

@@ -101,6 +101,32 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "enable_lora": (DENSE, {}, True),
     "max_loras": (DENSE, {"enable_lora": True}, 4),
     "max_lora_rank": (DENSE, {"enable_lora": True}, 64),
+    "fully_sharded_loras": (DENSE, {"enable_lora": True, "tensor_parallel_size": 2}, True),
+    "lora_dtype": (DENSE, {"enable_lora": True, "dtype": "float32"}, "float16"),
+    "lora_target_modules": (DENSE, {"enable_lora": True}, ("o_proj",)),
+    "enable_moe_shared_loras": (MOE, {"enable_lora": True}, True),
+    "enable_mixed_moe_lora_format": ("openai/gpt-oss-20b", {"enable_lora": True}, True),
+    "enable_tower_connector_lora": (
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        {"max_model_len": 65536, "max_num_seqs": 8, "enable_lora": True},
+        True,
+    ),
+    "enable_eplb": (MOE, {"tensor_parallel_size": 2, "enable_expert_parallel": True}, True),
+    "eplb_config": (
+        MOE,
+        {"tensor_parallel_size": 2, "enable_expert_parallel": True, "enable_eplb": True},
+        '{"num_redundant_experts": 2}',
+    ),
+    "mm_ipc_gpu_memory_gb": (
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        {"max_model_len": 65536, "max_num_seqs": 8},
+        2.0,
+    ),
+    "dcp_q_replicate": (
+        "deepseek-ai/DeepSeek-V3",
+        {"tensor_parallel_size": 16, "decode_context_parallel_size": 2, "max_model_len": 16384},
+        True,
+    ),
 }
 """Field -> (model, flags beside it, a value that changes the answer)."""
 WITHOUT_EFFECT = {
@@ -111,6 +137,9 @@ WITHOUT_EFFECT = {
     "kv_offloading_backend": "lmcache is an outside server's tier, refused by name beside a size; nothing without one",
     "mamba_cache_mode": "vLLM overrides it: align with prefix caching, none without",
     "generation_config": "nothing of memory; sampling with top-k takes time with vLLM 0.11, tests/profiles",
+    "enable_batch_sharded_sampling": "divides what a sampled row costs, which no bundled profile of H100 tells apart;"
+    " the profile run samples whole; refused on one rank",
+    "enable_return_routed_experts": "a buffer made after the pool is; refused without experts or prefix caching",
     "mamba_block_size": "beside attention the attention's block size wins; see the test on a model of states alone",
 }
 

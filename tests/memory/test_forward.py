@@ -603,6 +603,17 @@ SPOKEN: dict[str, Any] = {
     "skip_mm_profiling": True,
     "mm_encoder_tp_mode": "data",
     "enable_lora": True,
+    "fully_sharded_loras": True,
+    "lora_dtype": "float16",
+    "lora_target_modules": ("o_proj",),
+    "enable_moe_shared_loras": True,
+    "enable_mixed_moe_lora_format": True,
+    "enable_tower_connector_lora": True,
+    "enable_eplb": True,
+    "eplb_config": '{"num_redundant_experts": 2}',
+    "dcp_q_replicate": True,
+    "enable_batch_sharded_sampling": True,
+    "enable_return_routed_experts": True,
 }
 """A value other than the default of every flag; 8 where none is named."""
 

@@ -1,0 +1,116 @@
+"""Memory for adapters beside vLLM's own manager of them, over every architecture (`make_adapters.py`)."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from typing import Any
+
+import pytest
+from places import FIXTURES
+
+from kvplan.engines.command import read_command
+from kvplan.ground.errors import KvplanError
+from kvplan.memory.forward import estimate
+from kvplan.models.architectures import from_config
+from kvplan.models.load import load_model
+from kvplan.models.lora import Adapters, lora_bytes
+
+CASES: dict[str, Any] = json.loads(
+    lzma.decompress((FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes())
+)
+TAKEN: dict[str, Any] = json.loads((FIXTURES / "adapters_vllm_0.32.json").read_text())
+ASKED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "fully_sharded": {"fully_sharded_loras": True},
+    "shared": {"enable_moe_shared_loras": True},
+    "mixed": {"enable_mixed_moe_lora_format": True},
+    "targets": {"lora_target_modules": ("o_proj", "down_proj")},
+}
+HELD = """
+    LlamaForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM MistralForCausalLM MixtralForCausalLM
+    DeepseekV2ForCausalLM DeepseekV3ForCausalLM GptOssForCausalLM Glm4MoeForCausalLM Gemma2ForCausalLM
+    Gemma3ForCausalLM Qwen2VLForConditionalGeneration Qwen2_5_VLForConditionalGeneration MiniMaxM2ForCausalLM
+    Llama4ForCausalLM GraniteForCausalLM Exaone4ForCausalLM SmolLM3ForCausalLM SeedOssForCausalLM Olmo3ForCausalLM
+    Ernie4_5_MoeForCausalLM Cohere2ForCausalLM OlmoeForCausalLM
+"""
+MOST = 125
+"""Architectures, of those that take adapters, whose every figure is vLLM's; others split or leave out modules."""
+
+
+def mine(name: str, what: str) -> int:
+    model = from_config(CASES[name]["config"], name)
+    return lora_bytes(model, Adapters(max_loras=2, **ASKED[what]), tensor_parallel_size=2)
+
+
+def agrees(name: str, what: str) -> bool:
+    theirs = TAKEN[name].get(what)
+    return theirs is None or mine(name, what) == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.parametrize("what", ASKED)
+@pytest.mark.parametrize("name", [n for n in HELD.split() if n in TAKEN])
+def test_bytes_equal_vllms(name: str, what: str) -> None:
+    """A and B of two adapters of rank 16 on one of two ranks, in every format and cut."""
+    assert agrees(name, what)
+
+
+def test_most_architectures_agree() -> None:
+    """Every one is looked at; how many agree does not fall."""
+    assert sum(all(agrees(name, what) for what in ASKED) for name in TAKEN) >= MOST
+
+
+def test_the_tower_has_its_own() -> None:
+    """Its matrices are adapted where the class allows it and the flag asks for it; not without the tower."""
+    model = load_model("Qwen/Qwen2.5-VL-7B-Instruct")
+    plain, more = (lora_bytes(model, Adapters(enable_tower_connector_lora=on)) for on in (False, True))
+    assert 0.1 * plain < more - plain < plain
+    assert lora_bytes(model, Adapters(enable_tower_connector_lora=True), has_tower=False) == plain
+    text = load_model("Qwen/Qwen3-8B")
+    assert lora_bytes(text, Adapters(enable_tower_connector_lora=True)) == lora_bytes(text, Adapters())
+
+
+def test_auto_is_the_models_dtype() -> None:
+    """Twice the bytes in float32; a stated dtype has 16 bits."""
+    rows = {
+        (dtype, lora): next(
+            row.size.value
+            for row in estimate(
+                "Qwen/Qwen3-8B", "h100", enable_lora=True, dtype=dtype, lora_dtype=lora
+            ).budget.rows
+            if row.name == "lora"
+        )
+        for dtype, lora in (("auto", "auto"), ("float32", "auto"), ("float32", "float16"))
+    }
+    assert rows["float32", "auto"] == 2 * rows["auto", "auto"] == 2 * rows["float32", "float16"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"enable_expert_parallel": True}, "leave out --enable-expert-parallel"),
+        ({"max_lora_rank": 1}, "does not divide by 2 ranks"),
+    ],
+)
+def test_what_cannot_be_cut(flags: dict[str, object], said: str) -> None:
+    """`_verify_ep_fs` of `lora/layers/fused_moe.py`, and an even division of the rank."""
+    with pytest.raises(KvplanError, match=said):
+        estimate(
+            "Qwen/Qwen3-30B-A3B",
+            "h100",
+            tensor_parallel_size=2,
+            enable_lora=True,
+            fully_sharded_loras=True,
+            **flags,
+        )
+
+
+def test_pasted_commands_act() -> None:
+    """Every flag of adapters is read."""
+    told = read_command(
+        "vllm serve m --enable-lora --fully-sharded-loras --lora-dtype bfloat16 --enable-moe-shared-loras"
+        " --enable-mixed-moe-lora-format --enable-tower-connector-lora --lora-target-modules o_proj qkv_proj"
+    )
+    assert not told.not_planned
+    assert not told.no_effect
+    assert told.args.lora_target_modules == ("o_proj", "qkv_proj")
