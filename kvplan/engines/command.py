@@ -161,7 +161,6 @@ ACTS = {
         "spec-tokens",
         "hf-overrides",
     ),
-    *("max-cudagraph-capture-size", "cudagraph-capture-sizes", "compilation-config", "optimization-level"),
     "disable-sliding-window",
 }
 """Flags that act on the plan."""
@@ -186,46 +185,17 @@ def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
     limits = object_of(told.get("limit-mm-per-prompt"), "limit-mm-per-prompt")
     if limits:
         fields["limit_mm_per_prompt"] = limits
-    if _graphs_off(told):
-        fields["enforce_eager"] = True
-    elif _states_graphs(told):
-        notes.append(
-            "CUDA graphs are planned as the engine chooses them, not at the sizes or in the mode stated"
-        )
     if _sized_items(told.get("limit-mm-per-prompt")):
         notes.append("--limit-mm-per-prompt: items are planned at their largest, whatever size is stated")
-    if told.get("performance-mode") == "interactivity":
-        notes.append("--performance-mode interactivity: finer CUDA graphs are not planned")
     if told.get("disable-sliding-window"):
         notes.append("--disable-sliding-window shortens the context to the window")
     return fields, draft, notes
-
-
-def _states_graphs(told: Mapping[str, Any]) -> bool:
-    """Whether sizes of CUDA graphs are stated, or a mode in which some are left out."""
-    compilation = told.get("compilation-config")
-    config = {} if str(compilation).strip().isdigit() else object_of(compilation, "compilation-config")
-    mode = str(config.get("cudagraph_mode", "")).upper().rpartition(".")[2]
-    sizes = ("cudagraph_capture_sizes", "max_cudagraph_capture_size")
-    named = any(key in config or key.replace("_", "-") in told for key in sizes)
-    return named or mode not in ("", "FULL_AND_PIECEWISE")
 
 
 def _sized_items(limits: Any) -> bool:
     """Whether limits state sizes of items too."""
     told = object_of(limits, "limit-mm-per-prompt")
     return any(isinstance(limit, dict) and limit.keys() - {"count"} for limit in told.values())
-
-
-def _graphs_off(told: Mapping[str, Any]) -> bool:
-    """No CUDA graphs: level 0, mode NONE, or no sizes to capture."""
-    compilation = told.get("compilation-config")
-    if isinstance(compilation, str) and compilation.strip().isdigit():
-        return compilation.strip() == "0"
-    config = object_of(compilation, "compilation-config")
-    mode = str(config.get("cudagraph_mode", "")).upper().rpartition(".")[2]
-    size = told.get("max-cudagraph-capture-size", config.get("max_cudagraph_capture_size"))
-    return mode == "NONE" or str(told.get("optimization-level")) == "0" or str(size) == "0"
 
 
 # ---- other engines

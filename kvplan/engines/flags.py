@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BeforeValidator, Field
 
+from kvplan.engines.compilation_config import compilation_text
 from kvplan.engines.environment import Environment, environment_of, environment_text
 from kvplan.engines.eplb import eplb_text
 from kvplan.engines.kv_transfer import kv_transfer_text, offloading_gib
@@ -102,7 +103,7 @@ class EngineArgs(Config):
     max_num_queued_tokens: Maybe[Queued] = None
     """Prompt tokens of an API server's requests without a first token from which on it refuses more (HTTP 503)."""
     performance_mode: Literal["balanced", "interactivity", "throughput"] = "balanced"
-    """throughput doubles vLLM's defaults of these two; interactivity's finer CUDA graphs are not planned."""
+    """throughput doubles vLLM's defaults of these two; interactivity captures every batch up to 32 as a CUDA graph."""
     gpu_memory_utilization: Maybe[float] = None
     """Share of the card's total memory the engine may fill; 0.92 (0.9 before vLLM 0.20)."""
     kv_cache_memory_bytes: Maybe[Count] = None
@@ -187,6 +188,14 @@ class EngineArgs(Config):
     """Weights and activations: auto, bfloat16, float16, float32."""
     enforce_eager: bool = False
     """No CUDA graphs."""
+    optimization_level: Annotated[int, Field(ge=0, le=3)] = 2
+    """0: no CUDA graphs, no compilation (-O0); 1: graphs in pieces alone; 2 and 3: decodes as one graph too."""
+    compilation_config: Annotated[str | None, BeforeValidator(compilation_text)] = None
+    """vLLM's JSON of torch.compile and CUDA graphs (-cc): cudagraph_mode, cudagraph_capture_sizes, mode ..."""
+    cudagraph_capture_sizes: tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...] = ()
+    """Batches, in tokens, that are captured as CUDA graphs; none = vLLM's staircase."""
+    max_cudagraph_capture_size: Maybe[Annotated[int, Field(ge=0, le=1 << 20)]] = None
+    """Largest batch captured; None = twice the widest decode batch, at most 512 (1,024 on B200 and its like)."""
     generation_config: str = "auto"
     """Where requests get sampling parameters that they leave out: auto or a folder, the checkpoint's (often top-k and
     top-p, which cost time per sequence); vllm, none."""
@@ -221,6 +230,8 @@ class EngineArgs(Config):
     """Adapters of experts of both formats: gate and up have an A each."""
     enable_tower_connector_lora: bool = False
     """Adapters of the tower too, where its class allows them."""
+    specialize_active_lora: bool = False
+    """CUDA graphs for each power of two of active adapters."""
     env: Annotated[str | None, BeforeValidator(environment_text)] = None
     """vLLM's environment variables that act on the plan, NAME=VALUE parted by spaces: VLLM_PP_LAYER_PARTITION=30,34."""
 

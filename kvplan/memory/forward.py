@@ -40,6 +40,7 @@ from kvplan.ground.units import gib
 from kvplan.memory.answers import Plan, Question, Refusal, Span
 from kvplan.memory.budget import SKIPS_TOWERS, Budget, Colocated, make_budget
 from kvplan.memory.demand import Demand, trace_blocks
+from kvplan.memory.graphs import engine_graphs
 from kvplan.memory.kv.checks import check_sharding, offloads
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.memory.other_engines import default_utilization, pool_layout, running_requests
@@ -218,7 +219,7 @@ def _memory(question: Question) -> _Memory:
         shape, refusal = _shape(question, args, worst), _refusal(found, worst)
     else:
         shape = found
-        refusal = _overflow(worst, found, args) or _too_few_states(found, args, question.engine)
+        refusal = _overflow(worst, found, args) or _too_few_states(found, args, question)
     if question.engine.engine == "vllm":
         _check_hit_places(shape, args)
     return _Memory(_with_requests(question, args, shape, worst), worst, layouts, shape, refusal)
@@ -462,11 +463,12 @@ def _overflow(budget: Budget, layout: Layout, args: ResolvedArgs) -> Refusal | N
     return Refusal(reason, Limit.WEIGHTS, needed, needed - over, layout.max_model_len)
 
 
-def _too_few_states(layout: Layout, args: ResolvedArgs, engine: EngineVersion) -> Refusal | None:
+def _too_few_states(layout: Layout, args: ResolvedArgs, question: Question) -> Refusal | None:
     """Full CUDA graphs want a block of state per sequence (vLLM since 0.17, `config/compilation.py`)."""
     states = any(group.kind is AttentionKind.STATE for group in layout.groups)
-    checks = engine.is_vllm(0, 17) and not args.enforce_eager
-    if not (states and checks and args.max_num_seqs > layout.num_blocks):
+    if not (states and question.engine.is_vllm(0, 17) and args.max_num_seqs > layout.num_blocks):
+        return None
+    if engine_graphs(question.model, args, question.gpu).decodes != "full":
         return None
     reason = (
         f"max_num_seqs {args.max_num_seqs} exceeds the {layout.num_blocks} blocks that states can take; "

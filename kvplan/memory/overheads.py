@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 from kvplan.engines.flags import EngineArgs, ResolvedArgs
 from kvplan.formulas.capacity import kv_heads_per_rank
-from kvplan.formulas.graphs import capture_sizes, max_capture_size
+from kvplan.formulas.graphs import Graphs
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, MiB, cdiv
+from kvplan.memory.graphs import engine_graphs
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
 
@@ -85,13 +86,32 @@ def estimate_overheads(
     activation = Range(size.value, max(p[0].low for p in peaks), max(p[0].high for p in peaks))
     runtime, runtime_why = _runtime(args, gpu, profile)
     per_layer = profile.graph_mib_per_layer.get(gpu.architecture, profile.graph_mib_per_layer["default"])
-    captured = num_graphs(args, gpu, only_decodes=model.encoded_tokens > 0)
-    graphs = _scaled(MiB * captured * _stage_layers(model, args), per_layer)
-    why = f"{captured} graphs x {_stage_layers(model, args)} layers; {per_layer.source}"
+    captured = captured_graphs(model, args, gpu, profile)
+    graphs = _scaled(MiB * captured.num_captured * _stage_layers(model, args), per_layer)
+    why = f"{_told(captured)} x {_stage_layers(model, args)} layers; {per_layer.source}"
     inside = profile.graphs_in_budget and args.environment.memory_profiler_estimate_cudagraphs
     if profile.outside_in_second_runner and second_runner(model, args, profile):
         inside = False
     return Overheads(activation, f"{what}; {figure.source}", runtime, graphs, runtime_why, why, inside)
+
+
+def captured_graphs(model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile) -> Graphs:
+    """The graphs that the profile's engine captures."""
+    return engine_graphs(
+        model,
+        args,
+        gpu,
+        second_runner=second_runner(model, args, profile),
+        is_vllm=profile.engine == "vllm",
+    )
+
+
+def _told(graphs: Graphs) -> str:
+    """E.g. 86 graphs (FULL_AND_PIECEWISE)."""
+    cases = f", {graphs.num_cases} times for LoRA" if graphs.num_cases > 1 else ""
+    return (
+        f"{graphs.num_captured} graphs ({graphs.mode}, up to {max(graphs.sizes, default=0):,} tokens{cases})"
+    )
 
 
 def exact(num_bytes: int) -> Range:
@@ -227,33 +247,6 @@ def _attention_width(spec: AttentionSpec, tp: int) -> float:
     heads, kv_heads = spec.num_heads / tp, int(kv_heads_per_rank(spec.num_kv_heads, tp))
     values = spec.v_head_dim or spec.head_dim
     return heads * (spec.head_dim + values) + kv_heads * (spec.head_dim + values)
-
-
-def graph_sizes(args: ResolvedArgs, gpu: GpuSpec) -> tuple[int, ...]:
-    """Batch sizes, in tokens, that CUDA graphs are captured for (vLLM 0.32 `config/vllm.py`).
-
-    The usual staircase up to twice the widest decode batch, and with drafts each decode size times its width.
-    """
-    width = 1 + args.num_speculative_tokens
-    ceiling = max_capture_size(gpu.compute_capability)
-    most = min(args.max_num_seqs * width * 2, ceiling)
-    requests = {*capture_sizes(min(args.max_num_seqs, ceiling)), min(args.max_num_seqs, ceiling)}
-    decodes = {n * width for n in requests if n * width <= most}
-    sizes = {*capture_sizes(most), *decodes}
-    return tuple(sorted(n for n in sizes if n <= args.max_num_batched_tokens))
-
-
-def num_graphs(args: ResolvedArgs, gpu: GpuSpec, *, only_decodes: bool = False) -> int:
-    """Graphs captured: one per size for mixed steps, one per decode size for pure decode steps.
-
-    Encoder-decoder models have those of pure decode steps only (vLLM 0.32 `config/vllm.py`).
-    """
-    if args.enforce_eager:
-        return 0
-    sizes = graph_sizes(args, gpu)
-    width = 1 + args.num_speculative_tokens
-    decodes = sum(1 for size in sizes if size <= args.max_num_seqs * width and size % width == 0)
-    return decodes if only_decodes else len(sizes) + decodes
 
 
 def _stage_layers(model: ModelSpec, args: ResolvedArgs) -> int:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 
+from kvplan.engines.compilation_config import compilation_text
 from kvplan.engines.eplb import eplb_text
 from kvplan.engines.kv_transfer import kv_transfer_text
 from kvplan.engines.mm_limits import mm_limits_text
 from kvplan.engines.spelling import WORDS, logged_words, understand
+from kvplan.formulas.graphs import MODES
 
 FLAG_LINES = (
     "with config:",
@@ -70,6 +73,21 @@ _LIMITS = re.compile(
     r"limit[-_]mm[-_]per[-_]prompt\W{1,4}(\{[^{}]{0,200}(?:\{[^{}]{0,100}\}[^{}]{0,100}){0,6}\})"
 )
 _EPLB = re.compile(r"eplb[-_]config\W{1,4}(\{[^{}]{0,400}\})")
+_SIZES = re.compile(
+    r"""cudagraph[-_]capture[-_]sizes['"]?"""
+    r"""(?:\s?[:=]\s?\[(?P<list>[\d, ]{1,4000})\]|(?P<words>(?:\s+\d+(?!\S)){1,400}))"""
+)
+_MODE = re.compile(
+    r"""cudagraph_mode['"]?\s?[:=]\s?(?:<?CUDAGraphMode\.|['"])?(?P<mode>[A-Z_]{4,20}\b|\[\d, ?\d\]|\d\b)"""
+)
+_MODES = {
+    "[2,1]": "FULL_AND_PIECEWISE",
+    "[2,0]": "FULL_DECODE_ONLY",
+    "0": "NONE",
+    "1": "PIECEWISE",
+    "2": "FULL",
+}
+"""Modes as logs print their numbers."""
 _TRANSFER = re.compile(r"kv[-_]transfer[-_]config\W{1,4}(?=\{)")
 
 
@@ -94,6 +112,7 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
         spoken.pop(word, None)
         if told:
             spoken[word] = told
+    spoken.pop("compilation_config", None)
     found = understand({word: value for word, value in spoken.items() if value is not None}, engine)
     if method := _METHOD.search(line):
         found["speculative_method"] = _method(method[1])
@@ -102,7 +121,21 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
     for word, names in _NAMES.items():
         if layers := names.search(line):
             found[word] = tuple(re.findall(r"[\w.]+", layers["list"] or layers["words"] or ""))
-    return found
+    return found | _graphs(line, found)
+
+
+def _graphs(line: str, found: Mapping[str, object]) -> dict[str, object]:
+    """CUDA graphs as a command states them or a log prints what was settled; printed sizes have their largest too."""
+    told: dict[str, object] = {}
+    if sizes := _SIZES.search(line):
+        each = sorted({int(n) for n in re.findall(r"\d+", sizes["list"] or sizes["words"])} - {0})
+        told = {"cudagraph_capture_sizes": tuple(each)}
+        told |= {"max_cudagraph_capture_size": None} if found.get("max_cudagraph_capture_size") else {}
+    mode = _MODE.search(line)
+    name = _MODES.get(mode["mode"].replace(" ", ""), mode["mode"]) if mode else ""
+    if name in MODES:
+        told["compilation_config"] = compilation_text({"cudagraph_mode": name})
+    return told
 
 
 def _kv_transfer(line: str) -> str | None:

@@ -8,6 +8,7 @@ that nobody measured has a wide range, and the text says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -61,6 +62,27 @@ class Doubt(NamedTuple):
         """E.g. -7 to +12 %, prompts -10 to +50 %: why."""
         prompts = f"prompts {self.prompt_low - 1:+.0%} to {self.prompt_high - 1:+.0%}"
         return f"{self.low - 1:+.0%} to {self.high - 1:+.0%}, {prompts}: {self.why}"
+
+    def wider(self, parts: Iterable[Unmeasured]) -> Doubt:
+        """The range with what nobody measured of these flags, which are said in it."""
+        found = self
+        for part in parts:
+            found = Doubt(
+                found.low * part.low,
+                found.high * part.high,
+                found.prompt_low * part.low,
+                found.prompt_high * part.high,
+                f"{found.why}; {part.what}",
+            )
+        return found
+
+
+class Unmeasured(NamedTuple):
+    """What flags change of a step's time that no measurement tells: `low` to `high` times what is predicted."""
+
+    what: str
+    low: float
+    high: float
 
 
 UNMEASURED = Doubt(0.5, 2.0, 0.4, 3.0, "nothing was measured on this card (assumed)")

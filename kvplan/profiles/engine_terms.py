@@ -61,6 +61,8 @@ class EngineTerms(Config):
     """Time of bf16 experts on Blackwell over the kernel table's: other kernels then."""
     launch_ms: dict[ModelClass, Ranged] = Field(default_factory=dict)
     """Launches of a layer where a step fits no CUDA graph."""
+    piecewise_ms: Ranged = Ranged(0, 0, 0)
+    """Launches of a layer of decodes that replay graphs in pieces."""
     many_us: dict[str, Ranged] = Field(default_factory=dict)
     """Architecture of the card -> CPU time of each sequence of a step beyond the CUDA graphs."""
     evidence: Literal["fitted", "assumed"]
@@ -108,6 +110,7 @@ def with_terms(
     }
     if terms.launch_ms:
         values["step.launch_s"] = terms.launch_ms[model_class(model)].value * MS
+    values["step.piecewise_s"] = terms.piecewise_ms.value * MS
     if gpu.architecture in terms.many_us:
         values["host.many_s"] = terms.many_us[gpu.architecture].value * US
     note = f"around the kernels: {terms.versions}, {terms.evidence}"

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kvplan.engines.compilation_config import compilation_flags
+from kvplan.engines.cuda_graphs import find_graphs
 from kvplan.engines.expert_balance import redundant_experts
 from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
 from kvplan.engines.late_checks import samples_shares
 from kvplan.engines.rank_weights import query_ranks
 from kvplan.engines.weight_offload import weight_offload
-from kvplan.formulas.graphs import MAX_CAPTURE_SIZE, max_capture_size
+from kvplan.formulas.graphs import MAX_CAPTURE_SIZE, Graphs, capture_sizes
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
 from kvplan.models.kv_sharing import first_kv_shared_layer, reads_fast_prefill
@@ -25,6 +27,7 @@ from kvplan.models.spec import AttentionKind, MlpSpec, ModelSpec
 from kvplan.models.weights import stage_spans
 from kvplan.profiles.doubt import Doubt, find_doubt
 from kvplan.profiles.engine_terms import with_terms
+from kvplan.profiles.graph_doubt import graph_doubts
 from kvplan.profiles.host_links import find_host_link
 from kvplan.profiles.measured_links import MeasuredLinks
 from kvplan.profiles.nearest import nearest_profile
@@ -124,16 +127,16 @@ def make_step_times(
     if chosen.timing is None:
         raise KvplanError(f"profile {chosen.name} holds no step times; name another or leave it out")
     timing, around = with_terms(chosen.timing, engine, model, gpu, args, work, formats["expert_format"])
-    largest = _largest_graph(engine, args)
-    timing = timing.model_copy(update={"max_capture_size": min(timing.max_capture_size, largest)})
-    options: dict[str, Any] = formats | {"link": link or default_link(gpu), "largest_graph": largest}
+    graphs = _graphs(engine, model, gpu, args)
+    options: dict[str, Any] = formats | {"link": link or default_link(gpu)} | _captured(graphs, timing, args)
     notes = tuple(n for n in (note, around, *timing.borrowed(work, **options)) if n)
     drafter = find_drafter(model, args, draft_model)
-    draft = _drafting(drafter, timing, args, options["link"]) if drafter else None
+    draft = _drafting(drafter, timing, args, options) if drafter else None
     doubt = find_doubt(
         chosen.timing, engine, model, rests_on.startswith("measured") and chosen.gpu in ("", gpu.name)
     )
     time = timing.step_time(work, **options)
+    doubt = doubt.wider(graph_doubts(graphs, args, engine, model, time))
     if samples_shares(model, args):
         time = ModelStepTime(work, replace(time.costs, row_s=time.costs.row_s / args.tensor_parallel_size))
     copies = None
@@ -145,20 +148,28 @@ def make_step_times(
         time, copies = from_host(time, model, args, offload, host_link)
     last = None
     if engine.engine == "vllm" and model.layers[0].attention.shares_latents and args.swa_bounded_replay:
-        last = _last_layers(model, gpu, args, formats, time, drafter)
+        last = _last_layers(model, graphs, args, formats, time, drafter)
     elif engine.engine == "vllm" and args.kv_sharing_fast_prefill and reads_fast_prefill(model):
         last = _layers_that_share(model, args, formats, time)
     return StepTimes(time, chosen, rests_on, notes, doubt, draft, last, copies)
 
 
-TRIM_THRESHOLD = 768
-"""Tokens from which on a step inside a CUDA graph breaks out of it for the last layers (vLLM 0.32
-`config/compilation.py: decoder_replay_trim_threshold`)."""
+def _trimmed_from(args: EngineArgs) -> int:
+    """Tokens from which on a step inside a CUDA graph breaks out of it for the last layers.
+
+    Source: vLLM 0.32 `models/deepseek_v41/nvidia/model_state.py`.
+    """
+    told = compilation_flags(args.compilation_config)
+    return (
+        told.decoder_replay_trim_threshold
+        if told.cudagraph_decoder_replay and not args.enable_lora
+        else 1 << 30
+    )
 
 
 def _last_layers(
     model: ModelSpec,
-    gpu: GpuSpec,
+    graphs: Graphs,
     args: EngineArgs,
     formats: dict[str, Any],
     time: ModelStepTime,
@@ -189,10 +200,14 @@ def _last_layers(
         return None
     if parallel and args.pipeline_parallel_size == 1:
         return None
-    ceiling = max_capture_size(gpu.compute_capability)
-    graphs = 0 if args.enforce_eager else min(ceiling, 2 * (args.max_num_seqs or ceiling))
+    threshold = _trimmed_from(args)
+    if graphs.others and threshold <= window:
+        raise KvplanError(
+            f"decoder_replay_trim_threshold {threshold}: must exceed the window, {window} tokens"
+        )
+    largest = max(graphs.other_sizes, default=0)
     alone = _alone(replace(model, layers=layers), args, formats, time)
-    return LastLayers(alone, window, min(graphs, TRIM_THRESHOLD - 1))
+    return LastLayers(alone, window, min(largest, threshold - 1))
 
 
 def _layers_that_share(
@@ -211,7 +226,7 @@ def _layers_that_share(
 
 def _alone(model: ModelSpec, args: EngineArgs, formats: dict[str, Any], time: ModelStepTime) -> ModelStepTime:
     """Some layers by themselves, without what a step costs whatever it holds."""
-    costs = replace(time.costs, host=HostCosts(), row_s=0.0, step_s=0.0, capture_sizes=())
+    costs = replace(time.costs, host=HostCosts(), row_s=0.0, step_s=0.0, capture_sizes=(), decode_sizes=None)
     return ModelStepTime(model_work(model, args, formats), costs)
 
 
@@ -241,21 +256,43 @@ def find_drafter(
     return replace(model, layers=(replace(last, mlp=mlp, beside=None),))
 
 
-def _drafting(drafter: ModelSpec, timing: TimingProfile, args: EngineArgs, link: Link) -> ModelStepTime:
+def _drafting(
+    drafter: ModelSpec, timing: TimingProfile, args: EngineArgs, options: dict[str, Any]
+) -> ModelStepTime:
     """A decode step of the drafter: its kernels and layers; sampling and the host are the verifying step's."""
     flags = args.model_copy(update={"data_parallel_size": 1})
     formats = find_formats(drafter, flags)
-    time = timing.step_time(model_work(drafter, flags, formats), **formats | {"link": link})
+    time = timing.step_time(model_work(drafter, flags, formats), **options | formats)
     return ModelStepTime(time.work, replace(time.costs, host=HostCosts(), row_s=0.0, step_s=0.0))
 
 
-def _largest_graph(engine: EngineVersion, args: EngineArgs) -> int:
-    """Tokens of the largest CUDA graph (vLLM's `max_cudagraph_capture_size`, from 0.11 on by the batch); 0: none."""
+def _graphs(engine: EngineVersion, model: ModelSpec, gpu: GpuSpec, args: EngineArgs) -> Graphs:
+    """vLLM's CUDA graphs, from 0.11 on by the batch; other engines' and older ones' by the staircase up to 512."""
     if args.enforce_eager:
-        return 0
-    if args.max_num_seqs is None or not engine.is_vllm(0, 11):
-        return MAX_CAPTURE_SIZE
-    return min(MAX_CAPTURE_SIZE, 2 * args.max_num_seqs)
+        return Graphs()
+    if not engine.is_vllm(0, 11):
+        return Graphs("FULL", capture_sizes(MAX_CAPTURE_SIZE))
+    return find_graphs(args, model, gpu.compute_capability)
+
+
+def _captured(graphs: Graphs, timing: TimingProfile, args: EngineArgs) -> dict[str, Any]:
+    """The graphs' sizes as `step_costs` takes them; none where the profile's steps were measured without any.
+
+    A profile whose server captured fewer says how far its graphs reach, unless the flags do.
+    """
+    told = compilation_flags(args.compilation_config)
+    sizes = args.cudagraph_capture_sizes or told.cudagraph_capture_sizes
+    stated = sizes or args.max_cudagraph_capture_size or told.max_cudagraph_capture_size
+    limit = timing.max_capture_size
+    if limit and (stated or limit == MAX_CAPTURE_SIZE):
+        limit = 1 << 30
+    pieces = graphs.decodes == "piecewise"
+    return {
+        "sizes": tuple(n for n in graphs.other_sizes if n <= limit),
+        "decode_sizes": tuple(n for n in graphs.decode_sizes if n <= limit),
+        "whole_decodes": 0 if pieces else max(graphs.own_decode_sizes or graphs.other_sizes, default=0),
+        "largest_graph": max(graphs.decode_sizes, default=0),
+    }
 
 
 def default_link(gpu: GpuSpec) -> Link:

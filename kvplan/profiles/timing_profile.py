@@ -56,7 +56,16 @@ FIELDS = {
     "gqa": {f.name for f in fields(AttentionCosts)} | {"scale"},
     "mla": {f.name for f in fields(AttentionCosts)} | {"scale"},
     "reduce": {f.name for f in fields(ReduceCosts)},
-    "step": {"step_s", "layer_s", "row_s", "launch_s", "activation_bytes_per_s", "shared_reads", "skew"},
+    "step": {
+        "step_s",
+        "layer_s",
+        "row_s",
+        "launch_s",
+        "piecewise_s",
+        "activation_bytes_per_s",
+        "shared_reads",
+        "skew",
+    },
     "host": {"step_s", "row_s", "gap_s", "many_s"},
 }
 """Family -> the fields its coefficients may have."""
@@ -184,11 +193,11 @@ class TimingProfile(Config):
         return ModelStepTime(work, self._found(values, work, formats).costs)
 
     def _found(self, values: Mapping[str, float], work: StepWork, formats: dict[str, Any]) -> Found:
-        sizes = capture_sizes(self.max_capture_size)
+        told = {"sizes": capture_sizes(self.max_capture_size)} | formats
         ranks = work.gathers.num_ranks if work.gathers else 1
         return step_costs(
-            values, self.surfaces, **formats, num_ranks=work.num_ranks, num_data_ranks=ranks,
-            overlaps=self.host_overlaps, sizes=sizes,
+            values, self.surfaces, **told, num_ranks=work.num_ranks, num_data_ranks=ranks,
+            overlaps=self.host_overlaps,
         )  # fmt: skip
 
     def outside(self, shape: StepShape) -> tuple[str, ...]:
@@ -225,6 +234,8 @@ def step_costs(
     link: Link | None = None,
     overlaps: bool = False,
     sizes: tuple[int, ...] = (),
+    decode_sizes: tuple[int, ...] | None = None,
+    whole_decodes: int | None = None,
     largest_graph: int = 0,
 ) -> Found:
     """Pick a model's costs from a profile's surfaces and coefficients, borrowing across formats where one is missing.
@@ -240,13 +251,13 @@ def step_costs(
     host = HostCosts(
         values.get("host.step_s", 0.0), values.get("host.row_s", 0.0), overlaps,
         gap_s=values.get("host.gap_s", 0.0), launch_s=values.get("step.launch_s", 0.0),
-        many_s=values.get("host.many_s", 0.0),
+        many_s=values.get("host.many_s", 0.0), piecewise_s=values.get("step.piecewise_s", 0.0),
     )  # fmt: skip
     costs = StepCosts(
         gemm, experts, replace(known, notes=[]).products("gemm", "bf16"), attention,
         reduce=known.all_reduce(num_ranks, link), gather=known.gather(num_data_ranks, link), host=host,
         activation_bytes_per_s=values.get("step.activation_bytes_per_s", math.inf), capture_sizes=sizes,
-        largest_graph=largest_graph, **fixed,
+        decode_sizes=decode_sizes, whole_decodes=whole_decodes, largest_graph=largest_graph, **fixed,
     )  # fmt: skip
     return Found(costs, tuple(notes))
 

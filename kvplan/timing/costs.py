@@ -127,6 +127,8 @@ class HostCosts:
     """Between two steps, hidden by nothing: results to the host, the next step's launch."""
     launch_s: float = 0.0
     """Per layer outside CUDA graphs: kernels launched one by one while the GPU follows, so the longer counts."""
+    piecewise_s: float = 0.0
+    """Per layer of decodes that replay graphs in pieces: one for each piece, and attention launched between them."""
     many_s: float = 0.0
     """Per sequence of a step beyond the largest CUDA graph, instead of `row_s` where that is longer."""
 

@@ -239,6 +239,10 @@ class StepCosts:
     """Residual-stream bytes per second through a layer's element-wise kernels."""
     capture_sizes: tuple[int, ...] = ()
     """CUDA-graph sizes that the token count is padded to; beyond the last, eager and unpadded."""
+    decode_sizes: tuple[int, ...] | None = None
+    """The same of steps of decodes alone; None: as `capture_sizes`."""
+    whole_decodes: int | None = None
+    """Tokens up to which steps of decodes alone replay one graph, beyond it pieces; None: all that replay any."""
     largest_graph: int = 0
     """Tokens of the engine's largest CUDA graph; `capture_sizes` are none where steps were timed without padding."""
     shared_reads: float = 0.0
@@ -343,7 +347,7 @@ class ModelStepTime:
         few = host.step_s + host.row_s * rows
         if not host.many_s:
             return few
-        is_many = shape.num_decodes > max(self.costs.capture_sizes, default=0)
+        is_many = shape.num_decodes > max(self._sizes(decodes_alone=True), default=0)
         return larger(few, host.many_s * rows * is_many)
 
     def _linear_s(self, shape: StepShape) -> Number:
@@ -360,12 +364,14 @@ class ModelStepTime:
     def _linear_at(self, num_tokens: Number, rows: Number, num_decodes: Number) -> Number:
         """Seconds of a step without reading contexts: products, element-wise kernels, reductions, fixed parts.
 
-        `rows` are sampled. Outside CUDA graphs launches and the GPU's work overlap softly (p-norm 3).
+        `rows` are sampled: all tokens where the step holds decodes alone. Outside CUDA graphs, and where they are in
+        pieces, launches and the GPU's work overlap softly (p-norm 3).
         """
         work, costs = self.work, self.costs
         parts = self._parts or self._make_parts()
         stages = work.pipeline_stages
-        tokens = padded(num_tokens, costs.capture_sizes)
+        alone = rows == num_tokens
+        tokens = self._padded(num_tokens, alone)
         m = tokens / stages
         products = parts.dense(m) + sum(experts(m * factor) for factor, experts in parts.experts)
         if parts.host is not None:
@@ -383,13 +389,33 @@ class ModelStepTime:
         if work.exchange:
             between += work.exchange.num_layers * costs.reduce(rows * work.exchange.token_bytes)
         total = self._fixed_s() + products * stages + parts.head(rows) + element + sequences + between
-        if not costs.host.launch_s:
-            return total
-        eager = p_norm(total, work.num_layers * costs.host.launch_s, 3.0)
-        largest = costs.capture_sizes[-1] if costs.capture_sizes else 0
-        if isinstance(num_tokens, np.ndarray):
-            return np.where(num_tokens > largest, eager, total)
-        return eager if num_tokens > largest else total
+        launches = self._launch_s(num_tokens, alone)
+        return (
+            total if not isinstance(launches, np.ndarray) and not launches else p_norm(total, launches, 3.0)
+        )
+
+    def _sizes(self, *, decodes_alone: bool) -> tuple[int, ...]:
+        own = self.costs.decode_sizes
+        return own if decodes_alone and own is not None else self.costs.capture_sizes
+
+    def _padded(self, num_tokens: Number, alone: Number) -> Number:
+        """Tokens after padding to a graph; `alone`: whether the step holds decodes alone."""
+        if not isinstance(alone, np.ndarray):
+            return padded(num_tokens, self._sizes(decodes_alone=bool(alone)))
+        either = (padded(num_tokens, self._sizes(decodes_alone=one)) for one in (True, False))
+        return np.where(alone, *either)
+
+    def _launch_s(self, num_tokens: Number, alone: Number) -> Number:
+        """CPU seconds of launching a step's kernels or pieces, which the GPU follows; 0 in one graph."""
+        if isinstance(alone, np.ndarray) or isinstance(num_tokens, np.ndarray):
+            pairs = np.broadcast_arrays(num_tokens, alone)
+            each = [self._launch_s(int(n), bool(a)) for n, a in zip(*(x.ravel() for x in pairs), strict=True)]
+            return np.reshape(np.asarray(each, dtype=float), pairs[0].shape)
+        costs, sizes = self.costs, self._sizes(decodes_alone=bool(alone))
+        if num_tokens > (sizes[-1] if sizes else 0):
+            return self.work.num_layers * costs.host.launch_s
+        pieces = alone and costs.whole_decodes is not None and num_tokens > costs.whole_decodes
+        return self.work.num_layers * costs.host.piecewise_s if pieces else 0.0
 
     def _fixed_s(self) -> float:
         """Seconds of launches and tails that every step pays, whatever it holds."""

@@ -157,8 +157,15 @@ services:
             """vllm serve m --speculative-config '{"model":"org/dspark_qwen3_8b","num_speculative_tokens":7}'""",
             {METHOD: "dspark", DRAFTS: 7},
         ),
-        ("vllm serve m -cc.cudagraph_mode=NONE", {"enforce_eager": True}),
-        ("vllm serve m -O0", {"enforce_eager": True}),
+        ("vllm serve m -cc.cudagraph_mode=none", {"compilation_config": '{"cudagraph_mode": "NONE"}'}),
+        (
+            "vllm serve m -O0 --specialize-active-lora",
+            {"optimization_level": 0, "specialize_active_lora": True},
+        ),
+        (
+            "vllm serve m --cudagraph-capture-sizes 1 2 4 --max-cudagraph-capture-size 4",
+            {"cudagraph_capture_sizes": (1, 2, 4), "max_cudagraph_capture_size": 4},
+        ),
         (
             "vllm serve m --limit-mm-per-prompt.image 0 --limit-mm-per-prompt.video 0",
             {"limit_mm_per_prompt": '{"image": 0, "video": 0}'},
@@ -341,9 +348,25 @@ def test_the_tag_of_an_image_is_the_engines_version() -> None:
     assert read_command("vllm serve Qwen/Qwen3-8B").notes == ()
 
 
-def test_sizes_of_graphs_and_items_that_do_not_act_are_said() -> None:
-    for flags in ("--max-cudagraph-capture-size 8", '-cc \'{"cudagraph_mode": "PIECEWISE"}\''):
-        assert "CUDA graphs" in read_command(f"vllm serve m {flags}").notes[0]
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("-cc 3", "compilation_config 3: must be a JSON object|must be a JSON object"),
+        ("-cc.cudagraph_mode=BAR", "'BAR' is none of NONE, PIECEWISE"),
+        ("-cc.foo=1", "foo"),
+        ("-cc.mode=7", "mode 7: must be 'NONE', 'STOCK_TORCH_COMPILE'"),
+        ("-cc.full_cuda_graph=true", "full_cuda_graph"),
+        ("--cudagraph-capture-sizes 1 0", "cudagraph_capture_sizes"),
+        ("--max-cudagraph-capture-size 1.5", "max_cudagraph_capture_size"),
+        ("-O7", "optimization_level"),
+    ],
+)
+def test_compilation_flags_that_vllms_parser_refuses_are_refused(flags: str, words: str) -> None:
+    with pytest.raises((KvplanError, ValueError), match=words):
+        read_command(f"vllm serve m {flags}")
+
+
+def test_sizes_of_items_that_do_not_act_are_said() -> None:
     assert read_command("vllm serve m -O3").notes == ()
     sized = '--limit-mm-per-prompt \'{"image": {"count": 2, "width": 512}}\''
     assert "largest" in read_command(f"vllm serve m {sized}").notes[0]

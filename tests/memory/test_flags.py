@@ -89,6 +89,10 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "quantization": (DENSE, {}, "fp8"),
     "dtype": (DENSE, {"kv_cache_dtype": "fp8"}, "float32"),
     "enforce_eager": (DENSE, {}, True),
+    "optimization_level": (DENSE, {}, 1),
+    "compilation_config": (DENSE, {}, {"cudagraph_mode": "FULL_DECODE_ONLY"}),
+    "cudagraph_capture_sizes": (DENSE, {}, (1, 2, 4)),
+    "max_cudagraph_capture_size": (DENSE, {}, 8),
     "language_model_only": (WINDOWED, {"max_model_len": 16384}, True),
     "env": ("Qwen/Qwen3-8B", {}, "VLLM_USE_V2_MODEL_RUNNER=0"),
     "limit_mm_per_prompt": (
@@ -100,6 +104,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "mm_encoder_tp_mode": (WINDOWED, {"max_model_len": 16384, "tensor_parallel_size": 2}, "data"),
     "enable_lora": (DENSE, {}, True),
     "max_loras": (DENSE, {"enable_lora": True}, 4),
+    "specialize_active_lora": (DENSE, {"enable_lora": True, "max_loras": 4}, True),
     "max_lora_rank": (DENSE, {"enable_lora": True}, 64),
     "fully_sharded_loras": (DENSE, {"enable_lora": True, "tensor_parallel_size": 2}, True),
     "lora_dtype": (DENSE, {"enable_lora": True, "dtype": "float32"}, "float16"),

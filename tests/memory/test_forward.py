@@ -23,8 +23,8 @@ from kvplan.ground.units import GiB
 from kvplan.memory.budget import Colocated
 from kvplan.memory.demand import Demand, TraceBlocks, trace_blocks
 from kvplan.memory.forward import answer, estimate
+from kvplan.memory.graphs import engine_graphs
 from kvplan.memory.inverse import what_would_fit
-from kvplan.memory.overheads import num_graphs
 from kvplan.memory.serve_command import serve_flags, shell_command, yaml_config
 from kvplan.models.load import from_config, load_model
 from kvplan.observed.log_flags import read_flags
@@ -274,9 +274,9 @@ def test_bfloat16_needs_ampere() -> None:
 )
 def test_number_of_cuda_graphs(gpu: str, seqs: int, drafts: int, graphs: int) -> None:
     """1, 2, 4, eights to 256, sixteens to 512 (1,024 on Blackwell), at most twice max_num_seqs; decodes once more."""
-    card = get_gpu(gpu)
-    args = resolve(EngineArgs(max_num_seqs=seqs, num_speculative_tokens=drafts), load_model(QWEN), card)
-    assert num_graphs(args, card) == graphs
+    card, model = get_gpu(gpu), load_model(QWEN)
+    args = resolve(EngineArgs(max_num_seqs=seqs, num_speculative_tokens=drafts), model, card)
+    assert engine_graphs(model, args, card).num_captured == graphs
 
 
 # Answers
@@ -597,6 +597,10 @@ SPOKEN: dict[str, Any] = {
     "quantization": "fp8",
     "dtype": "float16",
     "enforce_eager": True,
+    "optimization_level": 1,
+    "compilation_config": '{"cudagraph_mode": "PIECEWISE"}',
+    "cudagraph_capture_sizes": (1, 2, 4),
+    "specialize_active_lora": True,
     "generation_config": "vllm",
     "language_model_only": True,
     "limit_mm_per_prompt": '{"video": 0}',

@@ -18,7 +18,7 @@ from validation import section
 
 from kvplan.engines.flags import parse_engine
 from kvplan.ground.units import GiB, MiB
-from kvplan.memory.overheads import num_graphs, second_runner
+from kvplan.memory.overheads import captured_graphs, second_runner
 from kvplan.profiles.memory_profile import Figure, MemoryProfile, memory_profile
 
 UNTOLD = {
@@ -89,7 +89,7 @@ def _told(start: Start) -> Iterator[Told]:
     elif growth is not None and "NVLink" in start.gpu.interconnect:
         alone = profile.runtime_gib_of.get(card, profile.runtime_gib).value
         yield Told("runtime_gib_joined", "", *key, growth - alone)
-    graphs = num_graphs(plan.args, start.gpu) * len(model.layers)
+    graphs = captured_graphs(model, plan.args, start.gpu, profile).num_captured * len(model.layers)
     if start.graphs_gib and start.engine.version >= (0, 19) and graphs:
         yield Told("graph_mib_per_layer", "", *key, start.graphs_gib * GiB / MiB / graphs)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from kvplan.formulas.graphs import Support
 from kvplan.ground.errors import KvplanError, did_you_mean
 
 Capability = tuple[int, int]
@@ -84,6 +85,8 @@ class Backend:
     """KV dtypes that it stores in a packed format of its own; other 8-bit or narrower ones take a byte an element."""
     layouts: tuple[str, ...] = ()
     """Orders of a block's axes that the kernels read; empty: any."""
+    graphs: Support = Support.UNIFORM
+    """Which steps CUDA graphs may hold it in, as its metadata builder says; some cards differ (`graph_support`)."""
 
     def takes_block(self, block_size: int) -> bool:
         """Whether blocks of this many tokens can be cut into the kernel's blocks."""
@@ -133,6 +136,7 @@ BACKENDS = {
             cross=True,
             dtypes=("float16", "bfloat16", "float32"),
             packs=_PER_HEAD,
+            graphs=Support.ALWAYS,
         ),
         Backend(
             "FLEX_ATTENTION",
@@ -141,14 +145,33 @@ BACKENDS = {
             windows=True,
             dtypes=("float16", "bfloat16", "float32"),
             layouts=("LBNHC",),
+            graphs=Support.ALWAYS,
         ),
         Backend("FLASH_ATTN_DIFFKV", _ANY_BUT_E5M2, (16,), majors=(9,), sinks=True, windows=True, dcp=True),
-        Backend("TRITON_ATTN_DIFFKV", _FP8, (16,), sinks=True, windows=True),
+        Backend("TRITON_ATTN_DIFFKV", _FP8, (16,), sinks=True, windows=True, graphs=Support.ALWAYS),
         Backend("TURBOQUANT", _TURBO, (16, 32, 64, 128), fixed=True, packs=_TURBO, layouts=("LBNHC",)),
         Backend("FLASH_ATTN_MLA", _AUTO, (16,), majors=(9,), is_mla=True, dcp=True),
         Backend("FLASHMLA", _FP8, (64,), fixed=True, majors=(9,), is_mla=True, dcp=True),
-        Backend("FLASHINFER_MLA", _FP8, (32, 64), fixed=True, majors=(10,), is_mla=True, dcp=True),
-        Backend("CUTLASS_MLA", _FP8, (128,), fixed=True, majors=(10,), is_mla=True, dcp=True),
+        Backend(
+            "FLASHINFER_MLA",
+            _FP8,
+            (32, 64),
+            fixed=True,
+            majors=(10,),
+            is_mla=True,
+            dcp=True,
+            graphs=Support.ALWAYS,
+        ),
+        Backend(
+            "CUTLASS_MLA",
+            _FP8,
+            (128,),
+            fixed=True,
+            majors=(10,),
+            is_mla=True,
+            dcp=True,
+            graphs=Support.SINGLE_TOKEN,
+        ),
         Backend("TRITON_MLA", _FP8, (16,), is_mla=True, dcp=True),
         Backend("FLASH_ATTN_MLA_SPARSE", _AUTO, (64,), majors=(9,), is_mla=True, is_sparse=True),
         Backend(
@@ -205,6 +228,7 @@ BACKENDS = {
             is_mla=True,
             is_sparse=True,
             windows=True,
+            graphs=Support.ALWAYS,
         ),
         Backend(
             "FLASHMLA_SPARSE_DSV41",
@@ -216,6 +240,7 @@ BACKENDS = {
             is_mla=True,
             is_sparse=True,
             windows=True,
+            graphs=Support.ALWAYS,
         ),
         Backend(
             "FLASHMLA_MEGA_ATTN_DSV41",
@@ -227,6 +252,7 @@ BACKENDS = {
             is_mla=True,
             is_sparse=True,
             windows=True,
+            graphs=Support.ALWAYS,
         ),
     )
 }

@@ -1,0 +1,153 @@
+"""Which CUDA graphs vLLM captures under flags: modes, sizes, levels, kernels between ranks.
+
+Mirrors vLLM 0.32 (`config/vllm.py`, `config/compilation.py`); what that refuses is refused.
+"""
+
+from __future__ import annotations
+
+from kvplan.engines.compilation_config import CompilationFlags, Compile, compilation_flags
+from kvplan.engines.flags import EngineArgs
+from kvplan.formulas.graphs import (
+    MAX_CAPTURE_SIZE,
+    MODES,
+    Graphs,
+    Support,
+    default_sizes,
+    max_capture_size,
+    settled_mode,
+)
+from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import cdiv
+from kvplan.models.spec import ModelSpec
+
+OF_LEVEL = ("NONE", "PIECEWISE", "FULL_AND_PIECEWISE", "FULL_AND_PIECEWISE")
+"""Graph mode by --optimization-level."""
+WITHOUT_PIECES = {"PIECEWISE": "NONE", "FULL_AND_PIECEWISE": "FULL_DECODE_ONLY"}
+BREAKS_ITSELF = (
+    *("DeepseekV32", "DeepseekV4", "DeepseekV41", "Dots3Note", "Glm5Next", "GlmMoeDsa", "HYV4", "Inkling"),
+    *("KimiK3", "KimiLinear", "MiniMaxM3Sparse", "Qwen4Exp"),
+)
+"""Families whose pieces are cut while a graph is captured, without compilation (vLLM's breakable graphs)."""
+EAGER_EXCHANGES = ("deepep_high_throughput", "moonep")
+"""Kernels between experts' ranks that no graph holds."""
+
+
+def find_graphs(
+    args: EngineArgs,
+    model: ModelSpec,
+    compute_capability: float,
+    *,
+    support: Support = Support.ALWAYS,
+    rounds_all: bool = False,
+) -> Graphs:
+    """The graphs that vLLM captures under resolved flags, whose attention can be captured as `support` says.
+
+    `rounds_all`: by its first model runner, which rounds every size up to whole sequences of drafts.
+    Raises KvplanError for sizes and modes that vLLM refuses.
+    """
+    told = compilation_flags(args.compilation_config)
+    compiled, mode = _modes(args, model, told)
+    seqs, tokens = args.max_num_seqs or MAX_CAPTURE_SIZE, args.max_num_batched_tokens or 1 << 30
+    width = 1 + args.num_speculative_tokens
+    sizes = _sizes(args, told, seqs, tokens, compute_capability) if mode != "NONE" else ()
+    mode = _captured(mode, args, model, told, compiled)
+    split = compiled and told.splitting_ops is None and not told.pass_config.fuse_attn_quant
+    settled = settled_mode(mode, support, width, compiled=compiled, split=split)
+    if not settled:
+        raise KvplanError(
+            "cudagraph_mode FULL: the attention backend cannot be captured in a graph; try PIECEWISE"
+        )
+    if rounds_all and width > 1 and MODES[settled][0] == "full":
+        sizes = _rounded(sizes, width)
+    cases = _lora_cases(args, told) if not rounds_all or told.cudagraph_specialize_lora else 1
+    return Graphs(settled, sizes if settled != "NONE" else (), seqs, width, cases)
+
+
+def _lora_cases(args: EngineArgs, told: CompilationFlags) -> int:
+    """Numbers of active adapters that have graphs of their own: none, all; specialised also the powers of two.
+
+    Source: vLLM 0.32 `lora/utils.py: get_captured_lora_counts`.
+    """
+    if not args.enable_lora:
+        return 1
+    if not (args.specialize_active_lora and told.cudagraph_specialize_lora):
+        return 2
+    most = args.max_loras + 1
+    return 1 + len({most, *(1 << i for i in range(most.bit_length()))})
+
+
+def _modes(args: EngineArgs, model: ModelSpec, told: CompilationFlags) -> tuple[bool, str]:
+    """(whether vLLM's own backend compiles the model, which graphs are left then)."""
+    if args.enforce_eager:
+        return False, "NONE"
+    breaks = model.architecture.startswith(BREAKS_ITSELF)
+    by_level: Compile = "VLLM_COMPILE" if args.optimization_level > 0 else "NONE"
+    compiled = (told.mode or by_level) == "VLLM_COMPILE" and not breaks
+    mode = told.cudagraph_mode or OF_LEVEL[args.optimization_level]
+    if not compiled and not breaks:
+        mode = WITHOUT_PIECES.get(mode, mode)
+    if told.mode == "STOCK_TORCH_COMPILE" and not breaks:
+        return False, "NONE"
+    if model.encoded_tokens and mode != "NONE":
+        mode = "FULL_DECODE_ONLY"
+    return compiled, mode
+
+
+def _captured(mode: str, args: EngineArgs, model: ModelSpec, told: CompilationFlags, compiled: bool) -> str:
+    """The mode after what pieces end at and the kernels between ranks."""
+    if compiled and told.splitting_ops is None and told.pass_config.fuse_attn_quant:
+        mode = "FULL" if "PIECEWISE" in mode and not told.use_inductor_graph_partition else mode
+    elif compiled and told.splitting_ops == ():
+        mode = {"PIECEWISE": "NONE", "FULL_AND_PIECEWISE": "FULL"}.get(mode, mode)
+    return mode
+
+
+def _sizes(
+    args: EngineArgs, told: CompilationFlags, seqs: int, tokens: int, compute_capability: float
+) -> tuple[int, ...]:
+    for name in ("cudagraph_capture_sizes", "max_cudagraph_capture_size"):
+        if getattr(args, name) not in (None, ()) and getattr(told, name) is not None:
+            raise KvplanError(
+                f"--{name.replace('_', '-')} and {name} of --compilation-config: state one of them"
+            )
+    stated = args.cudagraph_capture_sizes or told.cudagraph_capture_sizes
+    most = _either(args.max_cudagraph_capture_size, told.max_cudagraph_capture_size)
+    if most is not None and most < 1:
+        raise KvplanError(
+            f"--max-cudagraph-capture-size {most}: at least 1; --enforce-eager leaves all CUDA graphs out"
+        )
+    if stated is None:
+        return default_sizes(
+            seqs,
+            tokens,
+            width=1 + args.num_speculative_tokens,
+            ceiling=max_capture_size(compute_capability),
+            stated_max=most,
+            fine=args.performance_mode == "interactivity",
+        )
+    if not stated or min(stated) < 1:
+        raise KvplanError("--cudagraph-capture-sizes: at least one, each of at least 1 token")
+    sizes = tuple(sorted({n for n in stated if n <= tokens}))
+    largest = sizes[-1] if sizes else 0
+    if most not in (None, largest):
+        raise KvplanError(
+            f"--max-cudagraph-capture-size {most} is not the largest of --cudagraph-capture-sizes, {largest}; "
+            "leave it out"
+        )
+    return sizes
+
+
+def _either(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one
+
+
+def _rounded(sizes: tuple[int, ...], width: int) -> tuple[int, ...]:
+    """Sizes of whole sequences of drafts (`adjust_cudagraph_sizes_for_spec_decode`)."""
+    most = sizes[-1] if sizes else 0
+    rounded = {width * cdiv(n, width) for n in sizes}
+    kept = tuple(sorted(n for n in rounded if n <= most))
+    if sizes and not kept:
+        raise KvplanError(
+            f"--cudagraph-capture-sizes up to {most}: none holds a sequence of {width} tokens, one and its drafts"
+        )
+    return kept

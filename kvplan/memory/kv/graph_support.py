@@ -1,0 +1,49 @@
+"""Which steps CUDA graphs may hold the attention of a model in: the least of what its layers' kernels allow.
+
+Source: `get_cudagraph_support` of vLLM 0.32's metadata builders (`v1/attention/backends`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvplan.formulas.graphs import Support
+from kvplan.memory.kv.backends import Backend
+from kvplan.memory.kv.mixers import LayoutSetup, Mixer
+from kvplan.models.spec import AttentionKind
+
+XQA_MAJORS = 9, 12
+"""Cards whose FlashInfer decodes drafts by its XQA kernel, others by TensorRT-LLM's or not at all."""
+
+
+def graph_support(setup: LayoutSetup, mixers: Sequence[Mixer]) -> Support:
+    """The least over all layers; ALWAYS without any."""
+    return min((_of(setup, m) for m in mixers), default=Support.ALWAYS)
+
+
+def _of(setup: LayoutSetup, m: Mixer) -> Support:
+    if m.spec.kind is AttentionKind.CHUNKED and not setup.args.disable_hybrid_kv_cache_manager:
+        return Support.NEVER
+    if m.spec.kind is AttentionKind.STATE:
+        linear = m.spec.state is not None and m.spec.state.family == "linear_attention"
+        own = setup.model.architecture.startswith("Bailing")
+        return Support.SINGLE_TOKEN if linear and not own else Support.UNIFORM
+    if m.backend is None:
+        return Support.ALWAYS
+    if m.backend.name == "FLASHINFER":
+        return _flashinfer(setup, m, m.backend)
+    flash = m.backend.name in ("FLASH_ATTN", "FLASH_ATTN_DIFFKV")
+    return Support.ALWAYS if flash and setup.capability[0] == 9 else m.backend.graphs
+
+
+def _flashinfer(setup: LayoutSetup, m: Mixer, backend: Backend) -> Support:
+    """Decodes of several tokens where kernels of TensorRT-LLM or XQA serve the heads, and no ranks share a sequence."""
+    spec, capability = m.spec, setup.capability
+    drafts = capability == (9, 0) or capability[0] in (10, 12)
+    if setup.args.decode_context_parallel_size > 1 or not drafts or spec.num_heads % spec.num_kv_heads:
+        return Support.SINGLE_TOKEN
+    if capability[0] in XQA_MAJORS:
+        packed = m.kv_format.startswith("nvfp4") and capability[0] != 12
+        wide = spec.head_dim > 256 or spec.head_dim % 16 > 0
+        return Support.SINGLE_TOKEN if packed or wide else backend.graphs
+    return backend.graphs

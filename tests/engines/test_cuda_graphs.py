@@ -1,0 +1,112 @@
+"""CUDA graphs beside vLLM's own: modes, sizes, numbers, padding and refusals of many flags and models.
+
+`fixtures/graphs_vllm_0.32.json.xz` is what vLLM 0.32.0's `VllmConfig` and `CudaGraphManager` answered
+(`tests/models/make_graphs.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from functools import cache
+from typing import Any
+
+import pytest
+from places import FIXTURES
+
+from kvplan.engines.compilation_config import compilation_text
+from kvplan.engines.cuda_graphs import find_graphs
+from kvplan.engines.flags import EngineArgs
+from kvplan.formulas.graphs import Graphs, Support, capture_sizes, default_sizes, next_size
+from kvplan.ground.errors import KvplanError
+from kvplan.models.architectures import from_config
+from kvplan.models.spec import ModelSpec
+
+TOLD = json.loads(lzma.decompress((FIXTURES / "graphs_vllm_0.32.json.xz").read_bytes()))
+CASES: list[dict[str, Any]] = TOLD["cases"]
+SUPPORT = {
+    "NEVER": Support.NEVER,
+    "UNIFORM_SINGLE_TOKEN_DECODE": Support.SINGLE_TOKEN,
+    "UNIFORM_BATCH": Support.UNIFORM,
+    "ALWAYS": Support.ALWAYS,
+}
+CAPABILITY = {"H100": 9.0, "B200": 10.0}
+
+
+@cache
+def model(name: str) -> ModelSpec:
+    known = json.loads(lzma.decompress((FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes()))
+    return from_config(known[name]["config"], name)
+
+
+def mine(case: dict[str, Any]) -> Graphs:
+    told = {"max_num_seqs": 256, "max_num_batched_tokens": 8192} | case["flags"]
+    if case["drafts"]:
+        told |= {"num_speculative_tokens": case["drafts"], "speculative_method": "eagle"}
+    args = EngineArgs(**told)
+    return find_graphs(args, model(case["model"]), CAPABILITY[case["gpu"]], support=SUPPORT[case["support"]])
+
+
+@pytest.mark.parametrize("name", sorted({case["model"] for case in CASES}))
+def test_modes_sizes_and_numbers_are_vllms(name: str) -> None:
+    """Graphs of decodes alone and of other steps, each set once more for LoRA; refused is what vLLM refuses."""
+    for case in (case for case in CASES if case["model"] == name):
+        if "refused" in case:
+            with pytest.raises(KvplanError):
+                mine(case)
+            continue
+        graphs = mine(case)
+        assert (graphs.mode, list(graphs.sizes)) == (case["mode"], case["sizes"]), case
+        theirs = sum(case["captured"].values())
+        assert graphs.num_captured == theirs, case
+
+
+@pytest.mark.parametrize("name", sorted({case["model"] for case in CASES}))
+def test_steps_are_padded_as_vllm_pads_them(name: str) -> None:
+    """To the next graph of their kind, and how that runs; as they are where there is none."""
+    for case in (case for case in CASES if case["model"] == name and "refused" not in case):
+        graphs = mine(case)
+        whole = graphs.own_decode_sizes or (graphs.sizes if graphs.decodes == "full" else ())
+        for tokens, alone, padded, kind in case["steps"]:
+            size = next_size(tokens, graphs.decode_sizes if alone else graphs.other_sizes)
+            assert (size or tokens) == padded, (case, tokens, alone)
+            one = size in whole and size <= max(whole) if alone else graphs.others == "full"
+            expected = "NONE" if not size else "FULL" if one else "PIECEWISE"
+            assert expected == kind, (case, tokens, alone)
+
+
+def test_most_answers_are_there() -> None:
+    assert len(CASES) > 500
+    assert {case["mode"] for case in CASES if "mode" in case} == {
+        *("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
+    }
+    assert sum("refused" in case for case in CASES) >= 30
+
+
+def test_the_first_runner_rounds_every_size_to_whole_sequences() -> None:
+    """vLLM 0.32 `config/compilation.py: adjust_cudagraph_sizes_for_spec_decode`, its docstring's issue 28207."""
+    args = EngineArgs(num_speculative_tokens=2, cudagraph_capture_sizes=(1, 2, 4, 8, 16))
+    found = find_graphs(args, model("Qwen3ForCausalLM"), 9.0, rounds_all=True)
+    assert found.sizes == (3, 6, 9)
+    with pytest.raises(KvplanError, match="none holds a sequence of 3 tokens"):
+        find_graphs(
+            EngineArgs(num_speculative_tokens=2, cudagraph_capture_sizes=(1, 2)),
+            model("Qwen3ForCausalLM"),
+            9.0,
+            rounds_all=True,
+        )
+
+
+def test_a_stated_largest_adds_no_decode_batches() -> None:
+    """vLLM issue 54933: 42 is cut to 40, and six sequences of seven tokens fit no graph."""
+    assert default_sizes(6, 8192, width=7, stated_max=42)[-1] == 40
+    assert capture_sizes(20, fine=True) == tuple(range(1, 21))
+
+
+def test_the_json_is_kept_in_one_spelling() -> None:
+    told = compilation_text(
+        {"mode": 3, "cudagraph_mode": "CUDAGraphMode.FULL", "cudagraph_capture_sizes": [1]}
+    )
+    assert told == '{"cudagraph_capture_sizes": [1], "cudagraph_mode": "FULL", "mode": "VLLM_COMPILE"}'
+    assert compilation_text(told) == told
+    assert compilation_text("{}") is None

@@ -1,0 +1,176 @@
+"""Asks vLLM which CUDA graphs it captures and which one a step replays, for many flags and models.
+
+    python tests/models/make_graphs.py
+
+Writes `tests/fixtures/graphs_vllm_0.32.json.xz`: for each architecture, card, flags and what attention allows, the mode
+and sizes that `VllmConfig` and `resolve_cudagraph_mode_and_sizes` settle on, the numbers of graphs that the second
+model runner's `CudaGraphManager` captures, and [tokens, decodes alone, padded tokens, kind] of steps by its dispatcher;
+or the text of the refusal; beside them what each attention backend's builder says of graphs. Environment: see
+`tests/models/vllm_meta.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import lzma
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import vllm_meta
+from make_architectures import FIXTURE
+
+GRAPHS = FIXTURE.with_name("graphs_vllm_0.32.json.xz")
+MODELS = (
+    *("Qwen3MoeForCausalLM", "DeepseekV3ForCausalLM", "GlmMoeDsaForCausalLM", "DeepseekV4ForCausalLM"),
+    *("DeepseekV41ForCausalLM", "KimiLinearForCausalLM", "Qwen3NextForCausalLM", "Llama4ForCausalLM"),
+    "WhisperForConditionalGeneration",
+)
+"""Architectures beside a dense one: mixtures, families whose graphs break themselves, hybrids, an encoder-decoder."""
+MODES = ("NONE", "PIECEWISE", "FULL", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE")
+FLAGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"max_num_seqs": 1},
+    {"max_num_seqs": 100},
+    {"max_num_seqs": 1024},
+    {"max_num_seqs": 300, "max_num_batched_tokens": 300},
+    {"max_num_seqs": 37, "max_num_batched_tokens": 50},
+    {"enforce_eager": True},
+    {"performance_mode": "interactivity"},
+    {"performance_mode": "interactivity", "max_num_seqs": 5},
+    {"performance_mode": "throughput"},
+    *({"optimization_level": level} for level in range(4)),
+    {"max_cudagraph_capture_size": 42},
+    {"max_cudagraph_capture_size": 2048},
+    {"max_cudagraph_capture_size": 0},
+    {"max_cudagraph_capture_size": 300, "performance_mode": "interactivity"},
+    {"cudagraph_capture_sizes": [1, 2, 4, 7, 7, 100]},
+    {"cudagraph_capture_sizes": [64, 8, 20000]},
+    {"cudagraph_capture_sizes": [1, 2, 4], "max_cudagraph_capture_size": 4},
+    {"cudagraph_capture_sizes": [1, 2, 4], "max_cudagraph_capture_size": 8},
+    {"cudagraph_capture_sizes": [1, 2], "compilation_config": {"cudagraph_capture_sizes": [1, 2]}},
+    {"max_cudagraph_capture_size": 8, "compilation_config": {"max_cudagraph_capture_size": 8}},
+    *({"compilation_config": {"cudagraph_mode": mode}} for mode in MODES),
+    *({"compilation_config": {"cudagraph_mode": mode, "mode": 0}} for mode in MODES),
+    {"compilation_config": {"mode": 0}},
+    {"compilation_config": {"mode": 1}},
+    {"optimization_level": 0, "compilation_config": {"cudagraph_mode": "FULL"}},
+    {"optimization_level": 0, "compilation_config": {"cudagraph_mode": "PIECEWISE", "mode": 3}},
+    *({"compilation_config": {"cudagraph_mode": mode, "splitting_ops": []}} for mode in MODES[1:]),
+    {"compilation_config": {"pass_config": {"fuse_attn_quant": True}}},
+    {"compilation_config": {"cudagraph_capture_sizes": [3, 6, 9], "cudagraph_mode": "FULL"}},
+    {"compilation_config": {"max_cudagraph_capture_size": 24}, "max_num_seqs": 4},
+    {"enable_lora": True, "max_loras": 3},
+    {"enable_lora": True, "max_loras": 4, "specialize_active_lora": True},
+    {"enable_lora": True, "max_loras": 4, "compilation_config": {"cudagraph_specialize_lora": False}},
+)
+DRAFTS = (0, 1, 2, 6)
+SUPPORT = ("NEVER", "UNIFORM_SINGLE_TOKEN_DECODE", "UNIFORM_BATCH", "ALWAYS")
+STEPS = (1, 2, 3, 5, 8, 9, 17, 31, 42, 60, 100, 129, 257, 300, 511, 512, 513, 700, 1024, 1025)
+"""Tokens of the steps that are dispatched: with prompt tokens, and as decodes where whole sequences make them up."""
+
+
+def ask(config: dict[str, Any], flags: dict[str, Any], drafts: int, support: str) -> dict[str, Any]:
+    """What vLLM makes of it."""
+    from vllm.config import set_current_vllm_config
+    from vllm.v1.attention.backend import AttentionCGSupport
+    from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+    from vllm.v1.worker.gpu.lora_utils import get_lora_capture_cases
+
+    told = {"enforce_eager": False} | flags
+    if drafts:
+        told["speculative_config"] = {"method": "ngram_gpu", "num_speculative_tokens": drafts}
+    whole = vllm_meta.engine_config(copy.deepcopy(config), 1, **copy.deepcopy(told))
+    compilation, width = whole.compilation_config, 1 + drafts
+    breaks = compilation.mode == 0 and whole._uses_breakable_cudagraph_by_default()
+    mode = compilation.resolve_cudagraph_mode_and_sizes(
+        AttentionCGSupport[support],
+        "the backend",
+        width,
+        use_v2_model_runner=True,
+        piecewise_capture_available=breaks or compilation.mode == 3,
+    )
+    with set_current_vllm_config(whole):
+        manager = CudaGraphManager(
+            whole,
+            None,
+            mode,
+            width,
+            lora_capture_cases=get_lora_capture_cases(whole.lora_config, compilation),
+        )
+    manager._graphs_captured = True
+    captured = {kind.name: len(descs) for kind, descs in manager._capture_descs.items()}
+    most, steps = whole.scheduler_config.max_num_seqs, []
+    for tokens in STEPS:
+        if tokens > 1:
+            reqs = min(tokens - 1, most) if tokens - 1 <= most * width else most
+            found = manager.dispatch(reqs, tokens, None, 0)
+            steps.append([tokens, False, found.num_tokens, found.cg_mode.name])
+        if tokens % width == 0 and tokens // width <= most:
+            found = manager.dispatch(tokens // width, tokens, width, 0)
+            steps.append([tokens, True, found.num_tokens, found.cg_mode.name])
+    sizes = compilation.cudagraph_capture_sizes if mode.name != "NONE" else []
+    return {"mode": mode.name, "sizes": sizes, "captured": captured, "steps": steps}
+
+
+def supports() -> dict[str, str]:
+    """What the metadata builder of each attention backend says of itself on an H100."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    found = {}
+    for backend in AttentionBackendEnum:
+        try:
+            builder = backend.get_class().get_builder_cls()
+        except Exception:  # kernels of other vendors, of packages that are not there
+            continue
+        found[backend.name] = builder._cudagraph_support.name
+    return found
+
+
+def cases() -> Any:
+    """(architecture, card, flags, drafts, support): all flags of a dense model, fewer of the rest."""
+    for flags, drafts in itertools.product(FLAGS, DRAFTS):
+        yield "Qwen3ForCausalLM", "H100", flags, drafts, "ALWAYS"
+    for flags, support, drafts in itertools.product(FLAGS[24:], SUPPORT[:3], (0, 2)):
+        yield "Qwen3ForCausalLM", "H100", flags, drafts, support
+    for flags, drafts in itertools.product(FLAGS[:6], (0, 2)):
+        yield "Qwen3ForCausalLM", "B200", flags, drafts, "UNIFORM_BATCH"
+    for name, flags, drafts in itertools.product(MODELS, (FLAGS[0], *FLAGS[10:14], *FLAGS[24:36]), (0, 2)):
+        yield name, "H100", flags, drafts, "UNIFORM_BATCH"
+
+
+def main() -> None:
+    known = json.loads(lzma.decompress(FIXTURE.read_bytes()))
+    card = vllm_meta.platform()
+    import vllm.config.vllm as module
+
+    module.HAS_TRITON = True
+    import vllm.v1.worker.gpu.cudagraph_utils as manager
+
+    manager.get_pp_group = lambda: vllm_meta._Ranks()
+    card.get_global_graph_pool = classmethod(lambda cls: None)
+    found = []
+    for name, gpu, flags, drafts, support in cases():
+        card.card = vllm_meta.CARDS[gpu]
+        os.environ.pop("VLLM_USE_BREAKABLE_CUDAGRAPH", None)
+        try:
+            answer = ask(known[name]["config"], flags, drafts, support)
+        except (ValueError, AssertionError, RuntimeError) as error:
+            answer = {
+                "refused": str(error).strip().splitlines()[-1][:200] if str(error) else type(error).__name__
+            }
+        found.append(
+            {"model": name, "gpu": gpu, "flags": flags, "drafts": drafts, "support": support, **answer}
+        )
+    card.card = vllm_meta.CARDS["H100"]
+    answers = {"support": supports(), "cases": found}
+    GRAPHS.write_bytes(lzma.compress(json.dumps(answers, separators=(",", ":")).encode(), preset=9))
+    print(len(found), "cases")
+
+
+if __name__ == "__main__":
+    main()
