@@ -183,7 +183,8 @@ def _without_unknown_draft(told: Command, colocated: Mapping[str, str]) -> Engin
     """The flags; without speculation where the model that drafts is left out."""
     if not told.draft or "draft" in colocated:
         return told.args
-    return told.args.model_copy(update={"num_speculative_tokens": 0, "speculative_method": "mtp"})
+    none = {"num_speculative_tokens": 0, "speculative_method": "mtp", "speculative_config": None}
+    return told.args.model_copy(update=none)
 
 
 def _command_facts(told: Command) -> dict[str, object]:
@@ -310,7 +311,7 @@ def serve_command(
     flags = with_length(question.args, question.demand)
     serving, moe = question.engine.engine, question.model.is_moe
     write = yaml_config if format == "yaml" else shell_command
-    print(write(question.model.name, flags, serving, question.draft, experts=moe))
+    print(write(question.model, flags, serving, question.draft, experts=moe))
     if question.model.planned_as:
         print(f"kvplan: {question.model.name} is planned as {question.model.planned_as}", file=sys.stderr)
     missing = [flag for flag in unspoken(flags, serving) if (serving, flag) != ("vllm", "--env")]

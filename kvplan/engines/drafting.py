@@ -6,38 +6,183 @@ its first architecture, not by what layers a checkpoint holds. Other engines are
 
 from __future__ import annotations
 
+from kvplan.engines.draft_kinds import FED, FEED_HEADS, drafts_itself, method_of_draft
 from kvplan.engines.flags import EngineArgs, EngineVersion
+from kvplan.engines.speculative_config import MAY_HAVE_A_MODEL, speculation
 from kvplan.ground.errors import KvplanError
+from kvplan.models.drafts import as_head
 from kvplan.models.spec import ModelSpec
 
-MODEL_TYPES = """
-    dots3_note deepseek_v3 deepseek_v32 glm_moe_dsa deepseek_v4 pangu_ultra_moe kimi_k3 ernie4_5_moe nemotron_h
-    nemotron_h_puzzle qwen3_next qwen4_exp qwen4_exp_text bailing_hybrid exaone_moe exaone4_5 exaone4_5_text qwen3_5
-    qwen3_5_moe qwen3_5_text qwen3_5_moe_text intern_s2_preview interns2_mobius longcat_flash step3p5 step3p7 hy_v3
-    hy_v4 inkling_mm_model inkling_model minimax_m3_vl glm5_next
-"""
-ARCHITECTURES = """
-    MiMoForCausalLM MiMoV2ForCausalLM MiMoV2OmniForCausalLM MiMoV2FlashForCausalLM Glm4MoeForCausalLM
-    Glm4MoeLiteForCausalLM GlmOcrForConditionalGeneration BailingMoeV3ForCausalLM BailingMoeV2_5ForCausalLM
-    BailingMoeV3VLForConditionalGeneration Step3p5ForCausalLM Step3p7ForConditionalGeneration
-    MiniMaxM3SparseForConditionalGeneration NemotronH_Super_Omni_Reasoning_V3 NemotronH_Omni_Reasoning_V3
-"""
-"""Model types, and first architectures, that vLLM turns into those of a drafting class."""
 STEP_ENDS = (0, 19)
 """Since when Step's drafting class looks up types of layers that its config class cuts off (vLLM issue 40000)."""
 
 
-def check_drafting(model: ModelSpec, args: EngineArgs, engine: EngineVersion) -> None:
-    """Refuse drafting layers that vLLM has no class for, and numbers of tokens that they do not divide.
+def as_draft(target: ModelSpec, draft: ModelSpec, args: EngineArgs) -> tuple[str, ModelSpec | None]:
+    """The method that vLLM makes of what drafts, and that model as the method builds it; None: the target itself.
+
+    Method mtp, the default, and those without a model are taken as vLLM takes a model without a method.
+
+    Raises:
+        KvplanError: no head of that method, or of another width or vocabulary than the target's.
+    """
+    method, tokens = args.speculative_method, args.num_speculative_tokens
+    stated = method if method in (*FED, "eagle", "medusa") else "draft_model"
+    unsaid = method not in (*FED, "eagle", "medusa", "draft_model")
+    try:
+        found = draft.drafts_as if unsaid and draft.drafts_as else ""
+        found = found or method_of_draft(stated, draft.name, draft)
+    except ValueError as error:
+        raise KvplanError(f"--speculative-config: {error}") from None
+    if found == "dspark" and draft.dspark is not None:
+        return found, None
+    if found == "mtp" and not draft.backbone_hidden_size:
+        _check_same_layers(target, draft)
+        return found, None
+    if found == "draft_model":
+        if draft.drafts_as:
+            raise KvplanError(
+                f"--speculative-config: {draft.name} only drafts, by method {draft.drafts_as}; vLLM takes it for a"
+                " model unless the method says so"
+            )
+        if not speculation(args.speculative_config).use_heterogeneous_vocab:
+            _check_vocabulary(target, draft)
+        return found, draft
+    head = as_head(draft, found, tokens)
+    if head is None:
+        raise KvplanError(
+            f"--speculative-config: {draft.name} is no head of method {found} that is planned: vLLM 0.32 makes"
+            f" {named_by(found, draft.architecture)} of its architecture"
+        )
+    _check_width(target, head)
+    return found, head
+
+
+def named_by(method: str, architecture: str) -> str:
+    """What vLLM calls the class that drafts (`transformers_utils/configs/eagle.py`).
+
+    >>> named_by("eagle3", "LlamaForCausalLM"), named_by("dflash", "DFlashDraftModel")
+    ('Eagle3LlamaForCausalLM', 'DFlashDraftModel')
+    """
+    begins = {"eagle": "Eagle", "eagle3": "Eagle3", "dflash": "DFlash"}.get(method, "")
+    named = architecture.startswith(begins) or (method != "eagle" and architecture.endswith(begins))
+    return architecture if named else begins + architecture
+
+
+def _check_same_layers(target: ModelSpec, draft: ModelSpec) -> None:
+    """vLLM takes a model of these types for its own multi-token-prediction layers, whatever the method is called."""
+    if (draft.hidden_size, draft.mtp_layers) != (target.hidden_size, target.mtp_layers):
+        raise KvplanError(
+            f"--speculative-config: vLLM takes {draft.name} (model type {draft.model_type}) for its multi-token"
+            f"-prediction layers, {draft.hidden_size:,} wide, not for a model that drafts; they are not those of"
+            f" {target.name}, {target.hidden_size:,} wide"
+        )
+
+
+def _check_vocabulary(target: ModelSpec, draft: ModelSpec) -> None:
+    if draft.vocab_size != target.vocab_size:
+        raise KvplanError(
+            f"target and draft model should have the same vocabulary size: {target.name} has {target.vocab_size:,}"
+            f" tokens, {draft.name} {draft.vocab_size:,}; use_heterogeneous_vocab of --speculative-config allows it"
+        )
+
+
+def _check_width(target: ModelSpec, head: ModelSpec) -> None:
+    """A head reads states of its target: of another width they cannot be multiplied with its matrices."""
+    reads = head.backbone_hidden_size or head.reads_hidden_size
+    if reads not in (0, target.hidden_size):
+        raise KvplanError(
+            f"{head.name} drafts for models {reads:,} wide; {target.name} is {target.hidden_size:,} wide"
+        )
+
+
+def check_drafting(
+    model: ModelSpec, args: EngineArgs, engine: EngineVersion, draft: ModelSpec | None = None
+) -> None:
+    """Refuse what vLLM has no class for, numbers of tokens that do not go, and keys that contradict other flags.
 
     Raises:
         KvplanError: with the engine's reason; a model without such layers is told where layers are laid out.
     """
-    tokens, modules = args.num_speculative_tokens, model.num_mtp_modules
-    if args.speculative_method == "dspark" and engine.engine != "vllm":
-        raise KvplanError(f"method dspark is planned for vLLM alone, not for {engine}")
-    if engine.engine != "vllm" or args.speculative_method != "mtp" or not tokens or not modules:
+    if not args.num_speculative_tokens:
         return
+    if args.speculative_method in ONLY_VLLMS and engine.engine != "vllm":
+        raise KvplanError(f"method {args.speculative_method} is planned for vLLM alone, not for {engine}")
+    if engine.engine != "vllm":
+        return
+    if args.speculative_method in FED and engine.is_vllm(0, 32) and model.architecture not in FEED_HEADS:
+        raise KvplanError(
+            f"method {args.speculative_method}: vLLM 0.32's {model.architecture} does not hand out its hidden states"
+            " (Model does not support EAGLE3 interface)"
+        )
+    _check_keys(model, args, draft)
+    if args.speculative_method == "mtp" and model.num_mtp_modules and draft is None:
+        _check_modules(model, args.num_speculative_tokens, engine)
+
+
+ONLY_VLLMS = ("dspark", "dflash", "extract_hidden_states", "custom_class")
+
+
+def _check_keys(model: ModelSpec, args: EngineArgs, draft: ModelSpec | None) -> None:
+    """Keys of --speculative-config beside other flags and beside the draft."""
+    flags, tokens, batched = (
+        speculation(args.speculative_config),
+        args.num_speculative_tokens,
+        args.max_num_batched_tokens or NO_END,
+    )
+    models = args.speculative_method in MAY_HAVE_A_MODEL
+    if models and flags.draft_tensor_parallel_size not in (None, 1, args.tensor_parallel_size):
+        raise KvplanError(
+            f"draft_tensor_parallel_size {flags.draft_tensor_parallel_size} must be 1 or the target's,"
+            f" {args.tensor_parallel_size}"
+        )
+    served = args.max_model_len if (args.max_model_len or 0) > 0 else model.default_max_model_len
+    longest = min((draft or model).max_model_len, served or NO_END)
+    if longest < (flags.max_model_len or 0) and models:
+        raise KvplanError(
+            f"max_model_len {flags.max_model_len:,} of --speculative-config is longer than {longest:,}"
+        )
+    trained = draft.draft_block if draft and args.speculative_method != "dspark" else 0
+    if draft and trained and tokens > trained and tokens % trained:
+        raise KvplanError(
+            f"num_speculative_tokens {tokens} must be divisible by the {trained} of {draft.name}"
+        )
+    if draft_slots(args) >= batched:
+        raise KvplanError(
+            f"--max-num-batched-tokens {batched:,} leaves no slot for a token beside {tokens} drafts; raise it"
+        )
+    if args.enable_lora and batched < (args.max_num_seqs or 0) * (1 + tokens):
+        raise KvplanError(
+            f"--max-num-batched-tokens {batched:,}: with --enable-lora every one of {args.max_num_seqs:,} sequences"
+            f" must have room for {tokens} drafts; raise it"
+        )
+
+
+NO_END = 1 << 40
+"""Longer than any context."""
+
+
+def draft_slots(args: EngineArgs) -> int:
+    """Input slots of a step that drafting takes for each request, beside the one that it decodes by.
+
+    Source: vLLM 0.32 `config/speculative.py: max_num_new_slots_for_drafting`.
+    """
+    tokens, method = args.num_speculative_tokens, args.speculative_method
+    if method == "dflash":
+        return tokens
+    if drafts_at_once(args):
+        return tokens if method == "draft_model" else tokens - 1
+    return int(method == "draft_model")
+
+
+def drafts_at_once(args: EngineArgs) -> bool:
+    """Whether one pass drafts all tokens."""
+    return args.speculative_method in ("dflash", "dspark") or (
+        speculation(args.speculative_config).parallel_drafting
+    )
+
+
+def _check_modules(model: ModelSpec, tokens: int, engine: EngineVersion) -> None:
+    modules = model.num_mtp_modules
     if not drafts_itself(model):
         raise KvplanError(
             f"vLLM 0.32 has no class that drafts for model type {model.model_type[:60]!r} (Unsupported speculative"
@@ -68,9 +213,3 @@ def check_layers(model: ModelSpec, method: str) -> None:
         raise KvplanError(
             f"{model.name} has no layers of DSpark (dspark_target_layer_ids); use another speculative method"
         )
-
-
-def drafts_itself(model: ModelSpec) -> bool:
-    """Whether vLLM has a class for its drafting layers; of a config without model type nothing is known."""
-    known = model.model_type in MODEL_TYPES.split() or model.architecture in ARCHITECTURES.split()
-    return known or not model.model_type

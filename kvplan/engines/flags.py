@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from kvplan.engines.compilation_config import compilation_text
 from kvplan.engines.environment import Environment, environment_of, environment_text
@@ -19,6 +19,7 @@ from kvplan.engines.kv_transfer import kv_transfer_text, offloading_gib
 from kvplan.engines.mm_limits import mm_limits_text, unused_towers
 from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
+from kvplan.engines.speculative_config import Method, speculation, speculation_text, with_own_fields
 from kvplan.ground.config import Config
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
@@ -180,8 +181,11 @@ class EngineArgs(Config):
     """Which states stay; vLLM itself takes align with prefix caching and none without, whatever is asked."""
     num_speculative_tokens: Annotated[int, Field(ge=0, le=64)] = 0
     """Draft tokens per decode step."""
-    speculative_method: Literal["mtp", "eagle", "dspark", "draft_model", "ngram"] = "mtp"
+    speculative_method: Method = "mtp"
     """Who drafts."""
+    speculative_config: Annotated[str | None, BeforeValidator(speculation_text)] = None
+    """What else there is to say of drafting, as vLLM's JSON: {"quantization": "fp8", "draft_sample_method":
+    "probabilistic"}; method and tokens may stand in it."""
     quantization: str | None = None
     """Quantise on load (e.g. fp8); None = as the checkpoint says."""
     dtype: str = "auto"
@@ -239,6 +243,11 @@ class EngineArgs(Config):
     def environment(self) -> Environment:
         """`env`, read."""
         return environment_of(self.env)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drafts_apart(cls, values: Any) -> Any:
+        return with_own_fields(values)
 
 
 class ResolvedArgs(EngineArgs):
@@ -496,10 +505,19 @@ def _check_states(
 
 def _async(args: EngineArgs, version: EngineVersion) -> bool:
     """On by default since 0.14, where the drafter allows it."""
+    drafts, method = args.num_speculative_tokens > 0, args.speculative_method
+    unpadded = drafts and speculation(args.speculative_config).disable_padded_drafter_batch
+    waits = drafts and method in ON_THE_HOST
+    if args.async_scheduling and (waits or unpadded) and version.is_vllm(0, 14):
+        what = "disable_padded_drafter_batch" if unpadded else f"speculative method {method}"
+        raise KvplanError(f"--async-scheduling does not go with {what}; leave it out")
     if args.async_scheduling is not None:
         return args.async_scheduling
-    cpu_drafts = args.num_speculative_tokens > 0 and args.speculative_method == "ngram"
-    return version.is_vllm(0, 14) and not cpu_drafts
+    return version.is_vllm(0, 14) and not waits and not unpadded
+
+
+ON_THE_HOST = ("ngram", "suffix", "medusa", "custom_class")
+"""Methods that draft from what a step has given, so no step is scheduled before (vLLM 0.32 `config/vllm.py`)."""
 
 
 def _batch(

@@ -225,7 +225,7 @@ class Plan:
         question = self.question
         args = question.args if self.too_long else with_length(question.args, question.demand)
         model, engine = question.model, question.engine.engine
-        return shell_command(model.name, args, engine, question.draft, experts=model.is_moe)
+        return shell_command(model, args, engine, question.draft, experts=model.is_moe)
 
     def to_dict(self, options: Sequence[Option] = ()) -> dict[str, object]:
         """The document of `kvplan estimate --json`: the same keys whatever the answer, nulls for what is not known."""

@@ -15,13 +15,16 @@ from functools import reduce
 from math import ceil, hypot
 from typing import Literal
 
+from kvplan.engines.draft_kinds import READ_STATES
 from kvplan.engines.flags import EngineVersion, ResolvedArgs
 from kvplan.engines.mm_limits import unused_towers
 from kvplan.engines.rank_weights import weights_of_stages
+from kvplan.engines.speculative_config import speculation
 from kvplan.engines.weight_offload import weight_offload
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, gib
 from kvplan.memory.expert_balance import eplb_bytes
+from kvplan.memory.kv.checks import model_dtype
 from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads, exact
 from kvplan.models.kv_sharing import fast_prefill_bytes, reads_fast_prefill
 from kvplan.models.lora import Adapters, lora_bytes
@@ -118,6 +121,7 @@ def make_budget(
         *_videos(model, args),
         *(_colocated_row(c) for c in colocated),
     )
+    others += _draft_logits(model, args, engine) if last_stage else ()
     weights = _weights(model, args, engine, loaded, learned)
     activation, runtime = _activation(over, engine, kind), _runtime(over, kind)
     graphs = _graphs(over, over.graphs_inside and gpu.vendor != "amd", kind)
@@ -323,6 +327,21 @@ def _videos(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
     if model.vision is not None and args.mm_ipc_gpu_memory_gb:
         size = int(args.mm_ipc_gpu_memory_gb * GiB)
         yield Row("mm_ipc", "decoding of videos", exact(size), "computed", "--mm-ipc-gpu-memory-gb")
+
+
+def _draft_logits(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> tuple[Row, ...]:
+    """Logits of every draft, kept for the rejection test where drafts are sampled.
+
+    Source: vLLM 0.32 `v1/worker/gpu/spec_decode/speculator.py: DraftModelSpeculator`.
+    """
+    sampled = speculation(args.speculative_config).draft_sample_method == "probabilistic"
+    keeps = sampled and args.speculative_method in (*READ_STATES, "draft_model") and engine.is_vllm(0, 32)
+    if not keeps or not args.num_speculative_tokens:
+        return ()
+    itemsize = 4 if model_dtype(model, args) == "float32" else 2
+    size = args.max_num_seqs * args.num_speculative_tokens * model.vocab_size * itemsize
+    why = f"{args.max_num_seqs} requests x {args.num_speculative_tokens} drafts x {model.vocab_size:,} logits"
+    return (Row("draft_logits", "draft logits", exact(size), "computed", why),)
 
 
 def _activation(over: Overheads, engine: EngineVersion, kind: SourceKind) -> Row:

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from kvplan.engines.cards import cards
-from kvplan.engines.drafting import check_drafting
+from kvplan.engines.drafting import as_draft, check_drafting
 from kvplan.engines.expert_balance import check_eplb
 from kvplan.engines.flags import (
     EngineArgs,
@@ -29,6 +29,7 @@ from kvplan.engines.flags import (
 from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.engines.late_checks import check_whole
 from kvplan.engines.rank_weights import rank_weights
+from kvplan.engines.speculative_config import NEED_A_MODEL, speculation
 from kvplan.engines.weight_offload import check_weight_offload
 from kvplan.formulas.capacity import pool_blocks
 from kvplan.formulas.hit_places import interval_fault, unit_fault
@@ -46,7 +47,6 @@ from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.memory.other_engines import default_utilization, pool_layout, running_requests
 from kvplan.memory.overheads import Range
 from kvplan.memory.serve_command import flag_text
-from kvplan.models.drafts import BODY_OF_EAGLE, eagle_head
 from kvplan.models.format_limits import ragged_groups, refused_format
 from kvplan.models.fp8_blocks import ragged_shard
 from kvplan.models.load import load_model
@@ -117,35 +117,28 @@ def estimate(
 
 
 def _with_draft(question: Question) -> Question:
-    """The method by the model that drafts; one that needs one is refused without it, and what only drafts alone."""
+    """The method by the model that drafts, and that model as the method makes it; what only drafts alone is refused."""
     if question.model.only_drafts:
         raise KvplanError(
             f"{question.model.name} only drafts: vLLM starts it beside another model, --speculative-config of that"
         )
-    method, draft = question.args.speculative_method, question.draft
-    if draft is None and method in ("eagle", "draft_model"):
-        raise KvplanError(
-            f"--speculative-method {method}: name the model that drafts, --colocate draft=MODEL"
-            " (mtp and ngram need none)"
-        )
+    method: str = question.args.speculative_method
+    draft = question.draft
     if draft is None:
+        if method in NEED_A_MODEL and question.args.num_speculative_tokens:
+            raise KvplanError(
+                f"--speculative-method {method}: name the model that drafts, --colocate draft=MODEL"
+                " (mtp and ngram need none)"
+            )
         return question
-    if method == "dspark" and draft.dspark is not None:  # vLLM's name for the target's own layers
-        return replace(question, colocate=tuple(c for c in question.colocate if c[0] != "draft"))
-    if method == "eagle" and draft.architecture == BODY_OF_EAGLE:
-        draft = eagle_head(draft)
-        others = tuple((role, draft if role == "draft" else model) for role, model in question.colocate)
-        question = replace(question, colocate=others)
-    if draft.backbone_hidden_size not in (0, question.model.hidden_size):
-        raise KvplanError(
-            f"{draft.name} drafts for models {draft.backbone_hidden_size:,} wide; {question.model.name} is "
-            f"{question.model.hidden_size:,} wide"
-        )
-    if draft.draft_block:
-        method = "dspark"
-    else:
-        method = "eagle" if draft.is_eagle else "mtp" if draft.backbone_hidden_size else "draft_model"
-    return replace(question, args=question.args.model_copy(update={"speculative_method": method}))
+    method, head = as_draft(question.model, draft, question.args)
+    beside = (pair if pair[0] != "draft" else ("draft", head) for pair in question.colocate)
+    kept = tuple(
+        (role, other) for role, other in beside if other is not None
+    )  # None: the target's own layers
+    return replace(
+        question, colocate=kept, args=question.args.model_copy(update={"speculative_method": method})
+    )
 
 
 C = TypeVar("C", EngineArgs, Demand)
@@ -200,7 +193,7 @@ def _memory(question: Question) -> _Memory:
         raise KvplanError(
             f"VLLM_MLA_DISABLE: keys and values of every head of {question.model.name} are not planned; leave it out"
         )
-    check_drafting(question.model, args, question.engine)
+    check_drafting(question.model, args, question.engine, question.draft)
     check_weight_offload(question.model, args, question.engine)
     check_eplb(question.model, args, question.engine)
     check_whole(question.model, args, question.engine)
@@ -381,7 +374,8 @@ def _colocated(question: Question, args: ResolvedArgs, role: str, model: ModelSp
     """
     if role not in ROLES:
         raise KvplanError(f"--colocate {role}=...: the roles are {', '.join(ROLES)}")
-    ranks = EngineArgs(tensor_parallel_size=args.tensor_parallel_size, dtype=args.dtype)
+    formats = speculation(args.speculative_config).quantization if role == "draft" else None
+    ranks = EngineArgs(tensor_parallel_size=args.tensor_parallel_size, dtype=args.dtype, quantization=formats)
     weights = rank_weights(model, ranks)
     if role == "draft":
         if not args.num_speculative_tokens:

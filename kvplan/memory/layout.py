@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvplan.engines.draft_kinds import READ_STATES
 from kvplan.engines.flags import EngineArgs
 from kvplan.formulas import capacity
 from kvplan.formulas.capacity import (
@@ -259,7 +260,7 @@ def max_in_flight_tokens(args: EngineArgs, rules: Rules = Rules()) -> int:  # no
 def _hybrid_manager_off(model: ModelSpec, args: EngineArgs) -> bool:
     """The user's flag; and vLLM itself turns it off for chunked attention with a drafting head."""
     chunked = any(layer.attention.kind is AttentionKind.CHUNKED for layer in model.layers)
-    drafts = args.num_speculative_tokens > 0 and args.speculative_method in ("mtp", "eagle", "dspark")
+    drafts = args.num_speculative_tokens > 0 and args.speculative_method in READ_STATES
     kept_whole = drafts or not args.environment.allow_chunked_local_attn_with_hybrid_kv_cache
     return args.disable_hybrid_kv_cache_manager or (chunked and kept_whole)
 

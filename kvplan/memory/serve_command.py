@@ -39,19 +39,13 @@ def serve_flags(
     if engine == "tensorrt-llm":
         return spoken | ({"extra_llm_api_options": TRTLLM_FILE} if trtllm_options(args) else {})
     drafts, method = spoken.pop("num_speculative_tokens", 0), spoken.pop("speculative_method", "mtp")
+    rest = spoken.pop("speculative_config", None)
     flags = {word.replace("_", "-"): value for word, value in spoken.items()}
     if drafts:
-        told = {"method": method} if draft is None else _drafter(draft)
-        flags["speculative-config"] = told | {"num_speculative_tokens": drafts}
+        beside = {} if draft is None else {"model": draft.path}
+        told = {"method": method} | beside | {"num_speculative_tokens": drafts}
+        flags["speculative-config"] = told | (json.loads(rest) if rest else {})
     return flags
-
-
-def _drafter(draft: ModelSpec) -> dict[str, str]:
-    """vLLM's words for a model that drafts."""
-    own = "mtp" if draft.backbone_hidden_size else "draft_model"
-    eagle = "eagle3" if draft.draft_vocab_size else "eagle" if draft.shares_ends else own
-    method = "dspark" if draft.draft_block else eagle
-    return {"method": method, "model": draft.name}
 
 
 def flag_text(engine: Engine = "vllm", **changes: object) -> str:
@@ -84,8 +78,14 @@ def with_length(args: EngineArgs, demand: Demand) -> EngineArgs:
     return args.model_copy(update={"max_model_len": demand.trace_tokens(0)})
 
 
+def model_flags(model: ModelSpec, engine: Engine) -> Flags:
+    """What was laid over the model's config, in the engine's words; TensorRT-LLM's command line has none."""
+    word = {"vllm": "hf-overrides", "sglang": "json-model-override-args"}.get(engine)
+    return {word: json.loads(model.hf_overrides)} if word and model.hf_overrides else {}
+
+
 def shell_command(
-    model: str,
+    model: str | ModelSpec,
     args: EngineArgs,
     engine: Engine = "vllm",
     draft: ModelSpec | None = None,
@@ -97,12 +97,15 @@ def shell_command(
     >>> print(shell_command("Qwen/Qwen3-8B", EngineArgs(tensor_parallel_size=2, max_model_len=16896)))
     vllm serve Qwen/Qwen3-8B --tensor-parallel-size 2 --max-model-len 16896
     """
+    name = model if isinstance(model, str) else model.path
     start = {
-        "vllm": ["vllm", "serve", model],
-        "sglang": ["python", "-m", "sglang.launch_server", "--model-path", model],
-        "tensorrt-llm": ["trtllm-serve", model],
+        "vllm": ["vllm", "serve", name],
+        "sglang": ["python", "-m", "sglang.launch_server", "--model-path", name],
+        "tensorrt-llm": ["trtllm-serve", name],
     }[engine]
-    line = shlex.join([*start, *to_words(serve_flags(args, engine, draft, experts=experts))])
+    laid = {} if isinstance(model, str) else model_flags(model, engine)
+    flags = serve_flags(args, engine, draft, experts=experts) | laid
+    line = shlex.join([*start, *to_words(flags)])
     return f"{args.env} {line}" if args.env and engine == "vllm" else line
 
 
@@ -122,7 +125,7 @@ def _words(flag: str, value: Any) -> list[str]:
 
 
 def yaml_config(
-    model: str,
+    model: str | ModelSpec,
     args: EngineArgs,
     engine: Engine = "vllm",
     draft: ModelSpec | None = None,
@@ -140,9 +143,10 @@ def yaml_config(
     """
     if engine == "tensorrt-llm":
         return "\n".join(_sections(trtllm_options(args)))
+    name, laid = (model, {}) if isinstance(model, str) else (model.path, model_flags(model, engine))
     lines = [f"# {args.env} vllm serve --config FILE"] if args.env and engine == "vllm" else []
-    lines += [f"{'model' if engine == 'vllm' else 'model-path'}: {model}"]
-    flags = serve_flags(args, engine, draft, experts=experts)
+    lines += [f"{'model' if engine == 'vllm' else 'model-path'}: {name}"]
+    flags = serve_flags(args, engine, draft, experts=experts) | laid
     lines += [f"{flag}: {_yaml(value)}" for flag, value in flags.items()]
     return "\n".join(lines)
 

@@ -10,18 +10,23 @@ from collections.abc import Callable, Mapping
 from kvplan.models.class_switches import biases, ties
 from kvplan.models.config import Keys
 from kvplan.models.drafts import (
+    BODIES_OF_EAGLE3,
+    DFLASH,
     DSPARK,
     EAGLE,
     EAGLE3,
     EAGLE3_OF_LLAMA,
     EAGLE3_OF_QWEN3,
     GEMMA4_ASSISTANTS,
+    HEADS,
+    MEDUSA,
+    eagle3_head,
     eagle_head,
 )
 from kvplan.models.families import dense, hybrid, latent, moe, unusual
+from kvplan.models.families.block_drafts import medusa, qwen3_dflash, qwen3_dspark
 from kvplan.models.families.common import Body
 from kvplan.models.families.decoders import DECODERS, assumed_plain
-from kvplan.models.families.dspark import qwen3_dspark
 from kvplan.models.families.multimodal import MULTIMODAL, molmo, molmo2, voxtral_realtime
 from kvplan.models.names import (
     BY_MODEL_TYPE,
@@ -52,6 +57,8 @@ BUILDERS: dict[str, Callable[[Keys], Body]] = {
     **dict.fromkeys((*EAGLE3_OF_LLAMA, EAGLE), dense.llama),
     **dict.fromkeys(EAGLE3_OF_QWEN3, dense.qwen3),
     **dict.fromkeys(DSPARK, qwen3_dspark),
+    **dict.fromkeys(DFLASH, qwen3_dflash),
+    MEDUSA: medusa,
     "MistralForCausalLM": dense.mistral,
     "Mistral3ForConditionalGeneration": dense.mistral,
     "Phi3ForCausalLM": dense.phi3,
@@ -165,6 +172,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "Gemma4": {"global_head_dim": 512},
     "Glm4v": {"partial_rotary_factor": 0.5},
     "GlmOcr": {"partial_rotary_factor": 0.5},
+    "Medusa": {"hidden_size": 4096, "vocab_size": 32001, "max_seq_len": 1 << 20},
     "OpenVLA": {
         "hidden_size": 4096,
         "intermediate_size": 11008,
@@ -221,6 +229,8 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
     """
     outer = Keys(name, config)
     architecture = find_architecture(outer)
+    if architecture in BODIES_OF_EAGLE3 and "draft_vocab_size" in outer:
+        architecture = f"Eagle3{architecture}"
     defaults = next((d for prefix, d in DEFAULTS.items() if architecture.startswith(prefix)), {})
     unread = next((d for prefix, d in SET_BY_CLASS.items() if architecture.startswith(prefix)), {})
     text = Keys(name, {**defaults, **config, **text_section(outer).raw, **unread})
@@ -276,14 +286,19 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
         else (),
         quantization=quantization_section(outer, text),
         source=source,
-        draft_vocab_size=text.count("draft_vocab_size", default=text.count("vocab_size"), high=1 << 28)
-        if architecture in EAGLE3
+        drafts_as=HEADS.get(architecture, ""),
+        reads_hidden_size=text.count("target_hidden_size", default=text.count("hidden_size"))
+        if architecture in (*DSPARK, *DFLASH, MEDUSA)
         else 0,
-        shares_ends=architecture in DSPARK,
-        draft_block=text.count("block_size", default=7, high=64) if architecture in DSPARK else 0,
+        shares_ends=architecture in (*DSPARK, *DFLASH, MEDUSA),
+        draft_block=text.count("block_size", "dspark_block_size", default=0, low=0, high=64)
+        if architecture in DSPARK
+        else text.count("n_predict", default=0, low=0, high=64),
         canvas_length=text.count("canvas_length", default=256) if architecture == DIFFUSION_GEMMA else 0,
         backbone_hidden_size=text.count("backbone_hidden_size") if architecture in GEMMA4_ASSISTANTS else 0,
     )
+    if architecture in EAGLE3:
+        return eagle3_head(model, text)
     return eagle_head(model) if architecture == EAGLE else model
 
 
@@ -344,6 +359,8 @@ def find_architecture(k: Keys) -> str:
     """The config's architecture, or that of its model type."""
     names = k.texts("architectures")
     model_type = k.text("model_type")
+    if not names and (model_type == "medusa" or "medusa_num_heads" in k):
+        return MEDUSA
     if not names and not model_type:
         raise k.error("architectures is missing")
     if names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -32,27 +33,31 @@ def load_model(
     Raises:
         KvplanError: nothing found (the closest bundled names are offered), or the config is bad.
     """
-    text = str(name_or_path)
+    found = _load(str(name_or_path), hub, hf_overrides or {})
+    return replace(found, hf_overrides=json.dumps(hf_overrides)) if hf_overrides else found
+
+
+def _load(text: str, hub: bool, hf_overrides: Mapping[str, object]) -> ModelSpec:
     if not text.strip():
         raise KvplanError("no model named: give a bundled name, a config.json or a folder")
     if text.casefold() in _index():
-        return _bundled(*_index()[text.casefold()], hf_overrides or {})
+        return _bundled(*_index()[text.casefold()], hf_overrides)
     path = Path(os.path.expanduser(text))  # of a user who is not there: the name as it is
     if path.suffix.casefold() == ".gguf" and path_exists(path):
         from kvplan.models.gguf import (
             gguf_config,  # only where there is such a file: a cold start stays short
         )
 
-        return from_config(overlaid(gguf_config(path), hf_overrides or {}), path.stem, str(path))
-    if (named := _named_gguf(text, hf_overrides or {})) is not None and not path_exists(path):
+        return from_config(overlaid(gguf_config(path), hf_overrides), path.stem, str(path))
+    if (named := _named_gguf(text, hf_overrides)) is not None and not path_exists(path):
         return named
     if path_exists(path):
         file = path / "config.json" if path.is_dir() else path
         name = path.name if path.is_dir() else _file_name(path)
-        return from_config(overlaid(_with_sidecar(file), hf_overrides or {}), name, str(file))
+        return from_config(overlaid(_with_sidecar(file), hf_overrides), name, str(file))
     if hub:
         config, name, source = _download(text)
-        return from_config(overlaid(config, hf_overrides or {}), name, source)
+        return from_config(overlaid(config, hf_overrides), name, source)
     if why := why_not_planned(text):
         raise KvplanError(why)
     looks_local = text.endswith(".json") or text.startswith((".", "/", "~"))

@@ -98,11 +98,11 @@ def _gqa(a: AttentionSpec, hidden: int, cut: Cut) -> Iterator[Module]:
     heads, kv_heads = cut.split(a.num_heads, "attention heads"), cut.kv_heads(a.num_kv_heads)
     q, k, v = heads * a.head_dim, kv_heads * a.head_dim, kv_heads * a.v_head_dim
     prefix = "encoder_attn" if a.kind is AttentionKind.CROSS else "self_attn"
-    widths = {"q_proj": 2 * q if a.gated else q}
+    widths, hidden_in = {"q_proj": 2 * q if a.gated else q}, hidden * (2 if a.reads_embedding else 1)
     if a.kv_shared_with is None:
         widths |= {"k_proj": k} if a.keys_are_values and cut.checkpoint else {"k_proj": k, "v_proj": v}
     for name, width in widths.items():
-        yield Module(f"{prefix}.{name}", "attention", width, hidden, bias=width if a.bias else 0)
+        yield Module(f"{prefix}.{name}", "attention", width, hidden_in, bias=width if a.bias else 0)
     out_bias = hidden if a.out_bias else 0
     yield Module(f"{prefix}.o_proj", "attention", hidden, heads * a.v_head_dim, bias=out_bias)
     if a.sinks:
@@ -382,9 +382,6 @@ def head_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
     """What turns the last hidden state into an answer: final norm, then LM head or reward head."""
     hidden = model.hidden_size
     yield vector("norm", model.final_norms * hidden)
-    if model.draft_vocab_size:
-        yield from _eagle3_modules(model, cut)
-        return
     if model.score_head:
         yield from _score_modules(model.score_head, hidden, cut)
         if not model.architecture.startswith(HEADS_BESIDE_SCORES):
@@ -409,23 +406,6 @@ def _score_modules(widths: tuple[int, ...], hidden: int, cut: Cut) -> Iterator[M
     inner = even(widths[0], cut.tp, "channels of the reward head")
     yield Module("score.0", "score", inner, hidden, inner, itemsize=4, linear=False)
     yield Module("score.2", "score", widths[1], inner, widths[1], itemsize=4, linear=False)
-
-
-def _eagle3_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:
-    """What an EAGLE-3 head has beyond a Llama layer; its embedding is the target's.
-
-    `fc` joins three of the target's hidden states, whole on every rank; Q, K and V read embedding and state side by
-    side, so twice the columns; the LM head scores a vocabulary of its own, and `d2t` maps it to the target's (int64).
-    Source: vLLM 0.32 `model_executor/models/llama_eagle3.py`.
-    """
-    hidden, rows = model.hidden_size, model.draft_vocab_size
-    yield Module("fc", "mtp", hidden, 3 * hidden, linear=False)
-    for module in mixer_modules(model.layers[0].attention, hidden, cut):
-        if module.name.endswith(("q_proj", "k_proj", "v_proj")):
-            yield module._replace(name=f"{module.name}.state", bias=0)
-    yield vector("hidden_norm", hidden)
-    yield Module("lm_head", "lm_head", padded_rows(rows, cut), hidden)
-    yield vector("d2t", rows, itemsize=8)
 
 
 def mtp_modules(model: ModelSpec, cut: Cut) -> Iterator[Module]:

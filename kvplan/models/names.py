@@ -156,6 +156,7 @@ BY_TRANSFORMERS = frozenset({"Emu3ForConditionalGeneration", "VibeVoiceAsrForCon
 UNHELD = frozenset(
     {
         "AriaTextForCausalLM",
+        *("DFlashMuseGlimmerAssistantModel", "MuseGlimmerAssistantModel"),
         "DSparkDraftModel",
         "MiniMaxM3ForCausalLM",
         "PEagleDraftModel",

@@ -156,6 +156,8 @@ class AttentionSpec:
     qk_norm: Literal["", "head", "all", "whole"] = ""
     """Norms of Q and K: none, one weight per head dimension, one per projected element (MiniMax), or one per element
     of all ranks together (OLMo)."""
+    reads_embedding: bool = False
+    """Q, K and V are of a token's embedding and its state side by side (EAGLE-3)."""
     gated: bool = False
     """The Q projection also yields an output gate (Qwen3-Next)."""
     sinks: bool = False
@@ -358,18 +360,22 @@ class ModelSpec:
     lm_head_bias: bool = False
     longrope_original_len: int = 0
     """The length before longrope scaling, which vLLM serves unless told otherwise; 0: no longrope."""
-    draft_vocab_size: int = 0
-    """Rows of an EAGLE-3 head's own LM head; 0: not such a head."""
     shares_ends: bool = False
-    """EAGLE's first head, and DSpark beside a target: embedding and LM head are the target's."""
+    """What drafts beside a target: embedding and LM head are the target's, or among the extras."""
     draft_block: int = 0
-    """Tokens that DSpark beside a target was trained to draft at once; 0: not such a draft."""
+    """Tokens that it was trained to draft at once; 0: its config does not say."""
     backbone_hidden_size: int = 0
     """Width of the model for which it drafts, whose embedding and KV it reads (Gemma 4's assistants); 0: no such."""
     canvas_length: int = 0
     """Tokens that it makes at once, by diffusion; 0: one after another."""
+    drafts_as: str = ""
+    """The method by which it drafts for another model (eagle, eagle3, dspark, mtp ...); empty: a model of its own."""
+    reads_hidden_size: int = 0
+    """Width of the states of its target that it reads; 0: it reads none."""
     quantization: Mapping[str, object] | None = None
     """The config's `quantization_config`, as it stands; `quantization.py` reads it."""
+    hf_overrides: str = ""
+    """What was laid over the config, as JSON."""
 
     def __hash__(self) -> int:
         """Of what tells models apart; layers and the quantization's mapping are left to comparison."""
@@ -394,14 +400,16 @@ class ModelSpec:
         return len(self.mtp_layers) // self.mtp.layers_each
 
     @property
-    def is_eagle(self) -> bool:
-        """Whether it is a head that drafts from another model's hidden states."""
-        return bool(self.draft_vocab_size) or self.shares_ends
-
-    @property
     def only_drafts(self) -> bool:
         """Whether it is no model without another one, whose embedding it takes."""
-        return self.is_eagle or self.backbone_hidden_size > 0
+        return bool(self.drafts_as)
+
+    @property
+    def path(self) -> str:
+        """What an engine loads it by: its folder or file, or its name."""
+        if not self.source or self.source.startswith(("bundled:", "hub:")):
+            return self.name
+        return self.source.removesuffix("/config.json") or "/"
 
     @property
     def is_moe(self) -> bool:

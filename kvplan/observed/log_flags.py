@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from kvplan.engines.compilation_config import compilation_text
 from kvplan.engines.eplb import eplb_text
 from kvplan.engines.kv_transfer import kv_transfer_text
 from kvplan.engines.mm_limits import mm_limits_text
+from kvplan.engines.speculative_config import ACTING, METHODS, speculation_text
 from kvplan.engines.spelling import WORDS, logged_words, understand
 from kvplan.formulas.graphs import MODES
+from kvplan.ground.config import json_object
 
 FLAG_LINES = (
     "with config:",
@@ -88,6 +90,7 @@ _MODES = {
     "2": "FULL",
 }
 """Modes as logs print their numbers."""
+_SPECULATION = re.compile(r"speculative[-_]config\W{1,4}(?=\{)")
 _TRANSFER = re.compile(r"kv[-_]transfer[-_]config\W{1,4}(?=\{)")
 
 
@@ -103,12 +106,13 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
             spoken.setdefault(
                 key.removeprefix("no_"), _value(match["value"] or str(not key.startswith("no_")))
             )
-    objects = (
-        ("kv_transfer_config", _kv_transfer(line)),
-        ("limit_mm_per_prompt", _limits(line)),
-        ("eplb_config", _balancing(line)),
-    )
-    for word, told in objects:
+    objects = {
+        "kv_transfer_config": _object(_TRANSFER, line, kv_transfer_text),
+        "speculative_config": _object(_SPECULATION, line, _acting),
+        "limit_mm_per_prompt": _limits(line),
+        "eplb_config": _balancing(line),
+    }
+    for word, told in objects.items():
         spoken.pop(word, None)
         if told:
             spoken[word] = told
@@ -138,12 +142,12 @@ def _graphs(line: str, found: Mapping[str, object]) -> dict[str, object]:
     return told
 
 
-def _kv_transfer(line: str) -> str | None:
-    """vLLM's JSON of a KV connector, where it is planned; other connectors move KV and leave the pool alone."""
-    if not (begun := _TRANSFER.search(line)):
+def _object(begin: re.Pattern[str], line: str, read: Callable[[object], str | None]) -> str | None:
+    """vLLM's JSON behind a flag, where it is planned; other KV connectors move KV and leave the pool alone."""
+    if not (begun := begin.search(line)):
         return None
     try:
-        return kv_transfer_text(json.JSONDecoder().raw_decode(line[begun.end() :])[0])
+        return read(json.JSONDecoder().raw_decode(line[begun.end() :])[0])
     except ValueError:
         return None
 
@@ -156,6 +160,11 @@ def _balancing(line: str) -> str | None:
         return eplb_text(begun[1].replace("'", '"'))
     except ValueError:
         return None
+
+
+def _acting(told: object) -> str | None:
+    """Of what a line says of drafting, the keys that act: others may hold what is nobody's business."""
+    return speculation_text({key: value for key, value in json_object(told).items() if key in ACTING})
 
 
 def _limits(line: str) -> str | None:
@@ -186,9 +195,7 @@ def _value(text: str) -> object:
 
 
 def _method(name: str) -> str:
-    if name.endswith("mtp"):
-        return "mtp"
-    return "eagle" if name.startswith("eagle") else name
+    return "mtp" if name.endswith("mtp") else METHODS.get(name, name)
 
 
 def read_model(line: str) -> str:

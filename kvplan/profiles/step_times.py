@@ -193,7 +193,7 @@ def _last_layers(
     parallel = args.enable_expert_parallel and args.tensor_parallel_size > 1 and args.data_parallel_size > 1
     looks_back = (
         drafter is not None
-        and args.speculative_method in ("draft_model", "eagle")
+        and args.speculative_method in ("draft_model", "eagle", "eagle3")
         and any(not 0 < layer.attention.window <= window for layer in drafter.layers)
     )
     if first < begins or len(layers) < 2 or looks_up or looks_back:
@@ -230,6 +230,10 @@ def _alone(model: ModelSpec, args: EngineArgs, formats: dict[str, Any], time: Mo
     return ModelStepTime(model_work(model, args, formats), costs)
 
 
+WITHOUT_PASSES = ("ngram", "ngram_gpu", "suffix", "extract_hidden_states", "custom_class")
+"""Methods that draft without a pass on the GPU, or by the user's own code."""
+
+
 def find_drafter(
     model: ModelSpec, args: EngineArgs, draft_model: ModelSpec | None = None
 ) -> ModelSpec | None:
@@ -238,7 +242,7 @@ def find_drafter(
     MTP runs its own layer, DSpark all of its own at once. An EAGLE head that is not named is one dense layer of the
     target's attention (its width, where the target is a mixture, is that of all experts a token visits: assumed).
     """
-    if not args.num_speculative_tokens or args.speculative_method == "ngram":
+    if not args.num_speculative_tokens or args.speculative_method in WITHOUT_PASSES:
         return None
     if draft_model is not None or args.speculative_method == "draft_model":
         return draft_model

@@ -12,8 +12,10 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from kvplan.engines.drafting import drafts_at_once
 from kvplan.engines.flags import EngineArgs, ResolvedArgs, parse_engine
 from kvplan.engines.kv_transfer import offloading_flags
+from kvplan.engines.speculative_config import speculation
 from kvplan.ground.errors import DoesNotFit, KvplanError
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import TICKS_PER_S
@@ -424,7 +426,7 @@ def _engine_config(
 
 def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
     """The scheduler's view of a plan under vLLM's own rules."""
-    drafts = args.num_speculative_tokens
+    drafts, told = args.num_speculative_tokens, speculation(args.speculative_config)
     groups = tuple(scheduler_group(group, args) for group in layout.groups)
     plain = len(groups) == 1 and groups[0].kind == "full"
     states = args.enable_prefix_caching and any(group.kind == "mamba" for group in groups)
@@ -455,6 +457,8 @@ def _vllm_config(args: ResolvedArgs, layout: Layout) -> EngineConfig:
         kv_cache_groups=() if plain else groups,
         num_speculative_tokens=drafts,
         spec_method=args.speculative_method,
+        parallel_drafting=told.parallel_drafting,
+        disable_eagle_block_drop=told.disable_eagle_block_drop,
         prefill_schedule_interval=args.prefill_schedule_interval,
     )
 
@@ -473,6 +477,7 @@ def scheduler_group(group: KvGroup, args: EngineArgs) -> KVCacheGroup:
         checkpoint_alignment=group.checkpoint_alignment or None,
         eagle=args.num_speculative_tokens > 0
         and args.speculative_method in ("mtp", "dspark")
+        and not speculation(args.speculative_config).disable_eagle_block_drop
         and group.holds_last_layer,
     )
 
@@ -533,8 +538,10 @@ def _step_time(
         )
     time = found.step
     if found.draft is not None:
-        tokens, at_once = args.num_speculative_tokens, args.speculative_method == "dspark"
+        tokens, at_once = args.num_speculative_tokens, drafts_at_once(args)
         passes, each = (1, tokens) if at_once else (tokens, 1)
+        if args.speculative_method == "medusa":  # every head reads the one state
+            passes, each, at_once = 1, 1, True
         time = DraftedStepTime(time, found.draft, passes, each)
         layers = f"{found.draft.work.num_layers} layers a step"
         sources["drafting"] = f"one pass of {layers}" if at_once else f"{passes} passes of {layers}"

@@ -86,6 +86,11 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "mamba_ssm_cache_dtype": (HYBRID, {"tensor_parallel_size": 4}, "float32"),
     "num_speculative_tokens": (HYBRID, {"tensor_parallel_size": 4}, 1),
     "speculative_method": (HYBRID, {"tensor_parallel_size": 4, "num_speculative_tokens": 1}, "ngram"),
+    "speculative_config": (
+        HYBRID,
+        {"tensor_parallel_size": 4, "num_speculative_tokens": 1, "max_num_seqs": 256},
+        {"draft_sample_method": "probabilistic"},
+    ),
     "quantization": (DENSE, {}, "fp8"),
     "dtype": (DENSE, {"kv_cache_dtype": "fp8"}, "float32"),
     "enforce_eager": (DENSE, {}, True),

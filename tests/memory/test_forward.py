@@ -594,6 +594,7 @@ SPOKEN: dict[str, Any] = {
     "mamba_ssm_cache_dtype": "float16",
     "mamba_cache_mode": "align",
     "speculative_method": "eagle",
+    "speculative_config": '{"draft_sample_method": "probabilistic"}',
     "quantization": "fp8",
     "dtype": "float16",
     "enforce_eager": True,
@@ -627,7 +628,7 @@ SPOKEN: dict[str, Any] = {
 def test_every_flag_that_is_spoken_is_understood(field: str, engine: str) -> None:
     """Written to a command line (or TensorRT-LLM's file) and read back, a flag is what it was."""
     beside = {"tensor_parallel_size": 4} if field == "enable_expert_parallel" else {}
-    beside |= {"num_speculative_tokens": 3} if field == "speculative_method" else {}
+    beside |= {"num_speculative_tokens": 3} if field.startswith("speculative_") else {}
     asked = {**beside, field: SPOKEN.get(field, 8)}
     args = EngineArgs(**asked)
     missing = unspoken(args, engine)

@@ -219,12 +219,14 @@ def test_most_text_architectures_are_covered() -> None:
 
 
 def test_unheld_architectures_are_those_no_oracle_ran() -> None:
-    """What `kvplan models --family` says of each name is what the three fixtures hold."""
+    """What `kvplan models --family` says of each name is what the fixtures hold."""
     ran = {CASES[name]["config"].get("architectures", [name])[0] for name, _ in started()}
     ran |= {draft.architecture for name, _ in started() if (draft := beside(name))}
     bundled = json.loads((FIXTURES / "weights_vllm_0.32.json").read_text())["bytes"]
     ran |= {load_model(name).architecture for name in {key.split("@")[0] for key in bundled}}
     ran |= set(json.loads((FIXTURES / "heads_vllm_0.32.json").read_text())["heads"])
+    with_drafts = json.loads((FIXTURES / "draft_plans_vllm_0.32.json").read_text()).values()
+    ran |= {from_config(case["draft"], "draft").architecture for case in with_drafts if "draft" in case}
     assert set(architectures()) - ran == UNHELD
     assert how_checked("LlamaForCausalLM") == ORACLE
 

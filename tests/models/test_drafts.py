@@ -12,13 +12,19 @@ import pytest
 from places import FIXTURES
 
 from kvplan.engines.command import read_command
+from kvplan.engines.drafting import as_draft
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.speculative_config import read_speculation
 from kvplan.ground.errors import KvplanError
+from kvplan.ground.units import GiB
 from kvplan.memory.forward import estimate
+from kvplan.memory.layout import kv_layout
 from kvplan.memory.serve_command import serve_flags
 from kvplan.models.architectures import from_config
 from kvplan.models.load import load_model
+from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import heaviest_rank, parameters
+from kvplan.simulation.deploy import scheduler_group
 
 CASES = json.loads(lzma.decompress((FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes()))
 DSPARK = CASES["Qwen3ForCausalLM, dspark of 7 beside"]["draft"]
@@ -109,3 +115,50 @@ def test_what_only_drafts_is_planned_beside_its_target() -> None:
         KvplanError, match=r"drafts for models 2,560 wide; google/gemma-4-31B-it is 5,376 wide"
     ):
         estimate("google/gemma-4-31B-it", "h100", num_speculative_tokens=4, colocate={"draft": ASSISTANT})
+
+
+PLANS = json.loads((FIXTURES / "draft_plans_vllm_0.32.json").read_text())
+"""Targets with drafts beside them, as vLLM builds and lays them out (`make_draft_plans.py`)."""
+
+
+def with_draft(name: str, tp: int) -> tuple[ModelSpec, ModelSpec | None, EngineArgs]:
+    """Target, what drafts, flags."""
+    case = PLANS[name]
+    flags = dict(case["flags"])
+    config = flags.pop("speculative_config")
+    told, draft = read_speculation(config | {"model": "x/y"} if "draft" in case else config)
+    args = EngineArgs(tensor_parallel_size=tp, max_num_batched_tokens=8192, max_num_seqs=256, **flags, **told)
+    target = from_config(case["config"], "target")
+    if not draft:
+        return target, None, args
+    method, head = as_draft(target, from_config(case["draft"], "draft"), args)
+    assert method == told["speculative_method"]
+    return target, head, args
+
+
+@pytest.mark.parametrize("tp", [1, 2, 8])
+@pytest.mark.parametrize("name", PLANS)
+def test_drafts_beside_targets_equal_vllms(name: str, tp: int) -> None:
+    """Weights of both, bytes of a block, blocks, printed tokens."""
+    theirs = PLANS[name]["vllm"][str(tp)]
+    target, head, args = with_draft(name, tp)
+    own = head is None
+    mine = heaviest_rank(target, tensor_parallel_size=tp, use_mtp=own)
+    weights = mine.total - mine.rotary
+    if head is not None:
+        beside = heaviest_rank(head, tensor_parallel_size=tp)
+        weights += beside.total - beside.rotary
+    assert abs(weights - theirs["weights"]) <= 1024
+    layout = kv_layout(target, args, 20 * GiB, draft=head)
+    said = theirs["bytes_per_block"], theirs["num_blocks"], theirs["tokens"]
+    assert (layout.bytes_per_block, layout.num_blocks, layout.kv_cache_size_tokens) == said
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_the_scheduler_knows_vllms_groups_of_drafts(name: str) -> None:
+    """Layers, tokens per block, window, and whether drafts make it drop blocks; in vLLM's order."""
+    target, head, args = with_draft(name, 1)
+    groups = kv_layout(target, args, 20 * GiB, draft=head).groups
+    seen = [(group, scheduler_group(group, args)) for group in groups]
+    mine = [[g.num_layers, s.block_size, s.window, len(groups) > 1 and s.eagle] for g, s in seen]
+    assert mine == [[*told[1:4], told[-1]] for told in PLANS[name]["vllm"]["1"]["groups"]]

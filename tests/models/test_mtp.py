@@ -14,7 +14,7 @@ from places import FIXTURES
 
 from kvplan.engines.drafting import check_drafting
 from kvplan.engines.flags import EngineArgs, parse_engine
-from kvplan.engines.speculative_config import METHODS, UNPLANNED_METHODS
+from kvplan.engines.speculative_config import METHODS
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import GiB
 from kvplan.memory.forward import estimate
@@ -83,7 +83,7 @@ def test_steps_layers_end_since_0_19(engine: str, starts: bool) -> None:
 
 def test_every_method_of_vllm_is_planned_or_refused_by_name() -> None:
     """The names that `SpeculativeConfig.method` takes."""
-    assert set(SAID["methods"]) == {*METHODS, *UNPLANNED_METHODS} - {"[ngram]"}
+    assert set(SAID["methods"]) == set(METHODS)
 
 
 def test_dspark_of_v41_is_planned_and_its_mtp_is_not() -> None:

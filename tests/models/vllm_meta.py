@@ -404,12 +404,36 @@ def build(config: dict[str, Any], tp: int, *, device: str = "meta", **flags: Any
         if made.speculative_config is not None:
             draft = made.speculative_config.draft_model_config
             attention = set(made.compilation_config.static_forward_context)
-            model.drafts = initialize_model(vllm_config=made, model_config=draft, prefix="draft")
-            if hasattr(model.drafts.model, "_build_fused_kv_buffers"):
+            model.drafts = initialize_model(
+                vllm_config=_drafting_config(made), model_config=draft, prefix="draft"
+            )
+            if hasattr(getattr(model.drafts, "model", None), "_build_fused_kv_buffers"):
                 model.drafts.model._build_fused_kv_buffers()  # as loading does
+            model.drafts.stands_alone = made.speculative_config.uses_draft_model()
             if made.speculative_config.use_gemma4_mtp():
                 _read_targets_kv(made, model.drafts, attention)
         return made, model
+
+
+def _drafting_config(made: Any) -> Any:
+    """The config that vLLM builds what drafts with: keys of --speculative-config over the target's."""
+    from vllm.config import replace
+
+    told = made.speculative_config
+    if told.method in ("eagle", "eagle3", "mtp"):
+        return told.apply_draft_overrides(made)
+    cache = made.cache_config
+    if told.kv_cache_dtype is not None:
+        cache = replace(cache, cache_dtype=told.kv_cache_dtype)
+    if told.method == "draft_model":
+        return replace(made, model_config=told.draft_model_config, quant_config=None, cache_config=cache)
+    if told.method == "dflash":
+        from vllm.model_executor.models.qwen3_dflash import dflash_has_any_non_causal
+
+        causes = not dflash_has_any_non_causal(told.draft_model_config.hf_config)
+        kernels = replace(made.attention_config, use_non_causal=not causes, backend=told.attention_backend)
+        return replace(made, attention_config=kernels, cache_config=cache)
+    return made
 
 
 def _read_targets_kv(made: Any, drafts: Any, attention: set[str]) -> None:
@@ -493,7 +517,7 @@ def weights(model: Any) -> tuple[int, int]:
         for name, p in model.named_parameters()
         if id(p) not in on_host and not (name.startswith("drafts.") and any(end in name for end in shared))
     ]
-    for name in ("_fused_kv_weight", "_k_norm_weights"):
+    for name in ("_fused_kv_weight", "_fused_kv_bias", "_k_norm_weights"):
         if (copied := getattr(getattr(drafts, "model", None), name, None)) is not None:
             counted.append(copied)
     counted += [b for name, b in model.named_buffers() if name.rpartition(".")[2] in KEPT_BUFFERS]
@@ -507,8 +531,11 @@ def _of_target(drafts: Any) -> list[str]:
 
     Not the LM head of a draft over fewer tokens.
     """
+    if not hasattr(drafts, "model") or getattr(drafts, "stands_alone", False):  # Medusa's heads, a model
+        return []
     config = getattr(drafts, "config", None)
     fewer = getattr(config, "draft_vocab_size", None) not in (None, getattr(config, "vocab_size", None))
+    fewer = fewer or "Eagle3" in type(drafts).__name__  # whose checkpoints have an LM head of their own
     parts = {"has_own_embed_tokens": ("embed_tokens",), "has_own_lm_head": ("lm_head", "shared_head.head")}
     own = {flag: getattr(drafts, flag, False) or (fewer and "head" in flag) for flag in parts}
     return [part for flag, names in parts.items() if not own[flag] for part in names]

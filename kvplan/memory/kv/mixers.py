@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from kvplan.engines.drafting import check_layers
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.speculative_config import speculation
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.kv.backends import INDEXER, Backend, Capability, LayerNeeds, select_backend
@@ -63,6 +64,8 @@ class Mixer:
     kv_format: str = "auto"
     backend: Backend | None = None
     """None for states."""
+    drafts: bool = False
+    """Whether it drafts: keys of --speculative-config may say its format and kernels."""
 
 
 def _skipped_layers(model: ModelSpec, args: EngineArgs) -> frozenset[str]:
@@ -90,7 +93,8 @@ def find_mixers(setup: LayoutSetup, draft: ModelSpec | None = None) -> list[Mixe
         for m in _of(setup, layer, i, s)
     ]
     first, drafting = _drafting(setup, draft)
-    found += [m for i, layer in enumerate(drafting, first) for m in _of(setup, layer, i, num_stages - 1)]
+    last, kept = num_stages - 1, _draft_kv_dtype(setup)
+    found += [m for i, layer in enumerate(drafting, first) for m in _of(setup, layer, i, last, kept)]
     if setup.args.kv_cache_dtype.startswith("turboquant_") and any(
         layer.beside for layer in setup.model.layers
     ):
@@ -98,26 +102,41 @@ def find_mixers(setup: LayoutSetup, draft: ModelSpec | None = None) -> list[Mixe
     return _choose_backends(setup, found)
 
 
-def _of(setup: LayoutSetup, layer: LayerSpec, index: int, stage: int) -> list[Mixer]:
-    made = []
+def _draft_kv_dtype(setup: LayoutSetup) -> str:
+    """Of what drafts: stated, or the target's."""
+    told = speculation(setup.args.speculative_config).kv_cache_dtype
+    if told is None:
+        return setup.args.kv_cache_dtype
+    return resolve_kv_dtype(
+        setup.model, setup.args.model_copy(update={"kv_cache_dtype": told}), setup.capability
+    )
+
+
+def _of(setup: LayoutSetup, layer: LayerSpec, index: int, stage: int, drafts_in: str = "") -> list[Mixer]:
+    """`drafts_in`: the KV dtype of a layer that drafts."""
+    made, dtype = [], drafts_in or setup.args.kv_cache_dtype
     for spec in layer.mixers:
         windowed = spec.kind is AttentionKind.SLIDING and "sliding_window" in setup.skipped
         kept = windowed or str(index) in setup.skipped
         if spec.kind is not AttentionKind.NONE and spec.kv_shared_with is None:
-            made.append(Mixer(spec, stage, "auto" if kept else setup.args.kv_cache_dtype))
+            made.append(Mixer(spec, stage, "auto" if kept else dtype, drafts=bool(drafts_in)))
     return made
 
 
 def _drafting(setup: LayoutSetup, draft: ModelSpec | None) -> tuple[int, Sequence[LayerSpec]]:
     """The layers that draft, and the number of the first one."""
     model, args = setup.model, setup.args
-    if not args.num_speculative_tokens or args.speculative_method == "ngram":
+    if not args.num_speculative_tokens or args.speculative_method in WITHOUT_KV:
         return 0, ()
     if draft is not None or args.speculative_method not in ("mtp", "dspark"):
         return 0, draft.layers if draft else ()
     built = model.drafting_by(args.speculative_method, args.num_speculative_tokens)
     check_layers(model, args.speculative_method)
     return 0 if built.mtp.numbered_anew else len(model.layers), built.mtp_layers
+
+
+WITHOUT_KV = ("ngram", "ngram_gpu", "suffix", "medusa", "custom_class")
+"""Methods that draft without layers that remember."""
 
 
 def _choose_backends(setup: LayoutSetup, mixers: Sequence[Mixer]) -> list[Mixer]:
@@ -129,7 +148,7 @@ def _choose_backends(setup: LayoutSetup, mixers: Sequence[Mixer]) -> list[Mixer]
         if m.spec.kind is not AttentionKind.STATE:
             key = replace(m, stage=0)
             if key not in known:
-                known[key] = _choose_backend(setup, m, forced)
+                known[key] = _choose_backend(setup, m, _draft_backend(setup, forced) if m.drafts else forced)
             m = replace(m, backend=known[key][0], kv_format=known[key][1])
         chosen.append(m)
     return chosen
@@ -142,6 +161,17 @@ def _choose_backend(setup: LayoutSetup, m: Mixer, forced: str | None) -> tuple[B
             f"chunked attention cannot skip layers under kv_cache_dtype {setup.args.kv_cache_dtype}"
         )
     return backend, stored_format(backend, m.kv_format)
+
+
+def _draft_backend(setup: LayoutSetup, forced: str | None) -> str | None:
+    """The kernels that --speculative-config states for what drafts; a model beside always takes the target's."""
+    told, method = (
+        speculation(setup.args.speculative_config).attention_backend,
+        setup.args.speculative_method,
+    )
+    if method == "draft_model" or (told or "auto").casefold() == "auto":
+        return None if method in ("dflash", "dspark") and setup.model.dspark is None else forced
+    return str(told).upper()
 
 
 MIXED_HEADS = ("Gemma4", "DiffusionGemma")

@@ -130,6 +130,8 @@ ALLOWED: dict[str, Collection[Any] | Callable[[EngineConfig], bool] | None] = {
     "prefix_match_unit": ANY,  # without say in one full-attention group, like the next
     "prefix_cache_retention_interval": ANY,
     "spec_method": ANY,
+    "parallel_drafting": ANY,
+    "disable_eagle_block_drop": ANY,
 }
 """Field -> the values that leap, or a rule that asks the whole config; ANY = all."""
 

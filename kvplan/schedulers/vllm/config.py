@@ -125,8 +125,15 @@ class EngineConfig(Config):
     """Groups with a block table each, drawing on one pool; empty = one full-attention group."""
     num_speculative_tokens: int = Field(0, ge=0)
     """Drafts per decode step."""
-    spec_method: Literal["eagle", "mtp", "dspark", "draft_model", "ngram"] = "eagle"
+    spec_method: Literal[
+        "eagle", "eagle3", "mtp", "dflash", "dspark", "draft_model", "medusa", "ngram", "ngram_gpu", "suffix",
+        "extract_hidden_states", "custom_class",
+    ] = "eagle"  # fmt: skip
     """Who drafts."""
+    parallel_drafting: bool = False
+    """EAGLE and draft models draft all tokens in one pass (a key of `--speculative-config`, as the next two)."""
+    disable_eagle_block_drop: bool = False
+    """Hits keep the last block, though its drafter's KV may differ."""
     disable_lookahead_block_hashes: bool = False
     """EAGLE and MTP drop the last hit block as before 0.33 (a key of `--speculative-config`)."""
     prefill_schedule_interval: int = Field(1, ge=1)
@@ -179,7 +186,8 @@ class EngineConfig(Config):
     @property
     def use_eagle(self) -> bool:
         """Whether drafts come from the model's own hidden states (vLLM: same name)."""
-        return self.num_speculative_tokens > 0 and self.spec_method in ("eagle", "mtp", "dspark")
+        methods = ("eagle", "eagle3", "mtp", "dflash", "dspark")
+        return self.num_speculative_tokens > 0 and self.spec_method in methods
 
     @property
     def num_hash_lookahead_tokens(self) -> int:
@@ -191,22 +199,30 @@ class EngineConfig(Config):
     @property
     def use_eagle_block_drop(self) -> bool:
         """Whether hits leave out a block, whose drafter KV may depend on a token that differs (vLLM: same name)."""
-        return self.use_eagle and not self.num_hash_lookahead_tokens
+        return self.use_eagle and not self.num_hash_lookahead_tokens and not self.disable_eagle_block_drop
 
     @property
     def num_lookahead_tokens(self) -> int:
         """KV slots past the scheduled tokens that the drafter writes (vLLM: same name)."""
-        return 0 if self.spec_method == "ngram" else self.num_speculative_tokens
+        if not self.use_eagle and self.spec_method != "draft_model":
+            return 0
+        return self.num_speculative_tokens + (self.spec_method == "dflash")
 
     @property
     def draft_slots(self) -> int:
         """Input slots that drafting takes per scheduled request (vLLM `max_num_new_slots_for_drafting`).
 
-        A draft model takes one; DSpark drafts all tokens at once, the first in the slot of the token before it.
+        A draft model takes one; what drafts all tokens at once all of them, DSpark and P-EAGLE the first in the slot of
+        the token before it.
         """
-        if not self.num_speculative_tokens:
+        method, drafts = self.spec_method, self.num_speculative_tokens
+        if not drafts:
             return 0
-        return {"draft_model": 1, "dspark": self.num_speculative_tokens - 1}.get(self.spec_method, 0)
+        if method == "dflash" or (self.parallel_drafting and method == "draft_model"):
+            return drafts
+        if method == "dspark" or self.parallel_drafting:
+            return drafts - 1
+        return int(method == "draft_model")
 
     @property
     def max_in_flight_tokens(self) -> int:
@@ -218,7 +234,8 @@ class EngineConfig(Config):
         """The groups one by one, block sizes filled in."""
         return tuple(
             group.model_copy(update={"repeat": 1, "block_size": self._block_size(group)})
-            for group in self.kv_cache_groups or (KVCacheGroup(eagle=self.use_eagle),)
+            for group in self.kv_cache_groups
+            or (KVCacheGroup(eagle=self.use_eagle and not self.disable_eagle_block_drop),)
             for _ in range(group.repeat)
         )
 

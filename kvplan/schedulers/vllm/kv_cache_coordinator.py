@@ -67,7 +67,7 @@ class KVCacheCoordinator:
         self.eagle_group_ids = {i for i, group in enumerate(groups) if group.eagle}
         if config.use_eagle and not self.eagle_group_ids:
             self.eagle_group_ids = set(range(len(groups)))
-        if config.num_hash_lookahead_tokens:
+        if not config.use_eagle_block_drop:
             self.eagle_group_ids = set()
         self.managers = [
             MANAGERS[group.kind](config, group, i, pool, hasher) for i, group in enumerate(groups)
