@@ -17,7 +17,7 @@ from kvplan.engines.environment import sort_out
 from kvplan.engines.flags import EngineArgs, as_count
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.shell_words import filled, image_version, start_of, words_of
-from kvplan.engines.speculative_config import read_speculation, without_effect
+from kvplan.engines.speculative_config import not_planned, read_speculation, without_effect
 from kvplan.engines.spelling import WORDS, understand
 from kvplan.engines.vllm_parser import flag_value, known_flag, object_of, plain, split_flags, vllm_flags
 from kvplan.ground.errors import KvplanError
@@ -139,7 +139,9 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
         fields["env"] = acting
     changing, idle = sort_out(environment)
     unplanned, unaffected = unplanned + changing, unaffected + idle
-    unaffected += [f"--speculative-config.{key}" for key in without_effect(fields.get("speculative_config"))]
+    drafting = fields.get("speculative_config")
+    unaffected += [f"--speculative-config.{key}" for key in without_effect(drafting)]
+    unplanned += [f"--speculative-config.{key}" for key in not_planned(drafting)]
     return Command(
         engine="vllm",
         model=model,

@@ -115,6 +115,8 @@ def check_drafting(
             " (Model does not support EAGLE3 interface)"
         )
     _check_keys(model, args, draft)
+    if args.speculative_method == "extract_hidden_states":
+        _check_extracting(args)
     if args.speculative_method == "mtp" and model.num_mtp_modules and draft is None:
         _check_modules(model, args.num_speculative_tokens, engine)
 
@@ -154,6 +156,23 @@ def _check_keys(model: ModelSpec, args: EngineArgs, draft: ModelSpec | None) -> 
         raise KvplanError(
             f"--max-num-batched-tokens {batched:,}: with --enable-lora every one of {args.max_num_seqs:,} sequences"
             f" must have room for {tokens} drafts; raise it"
+        )
+
+
+def _check_extracting(args: EngineArgs) -> None:
+    """Source: vLLM 0.32 `v1/worker/gpu/spec_decode/extract_hidden_states.py`."""
+    flags = speculation(args.speculative_config)
+    told = flags.draft_model_config or {}
+    if not (told.get("hf_config") or {}).get("eagle_aux_hidden_state_layer_ids"):
+        raise KvplanError(
+            "method extract_hidden_states: eagle_aux_hidden_state_layer_ids must be set in draft_model_config's"
+            " hf_config"
+        )
+    if args.num_speculative_tokens != 1:
+        raise KvplanError("method extract_hidden_states: num_speculative_tokens must be 1")
+    if flags.draft_sample_method != "greedy" or flags.disable_padded_drafter_batch:
+        raise KvplanError(
+            "method extract_hidden_states takes neither draft_sample_method nor disable_padded_drafter_batch"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from kvplan.engines.expert_balance import redundant_experts
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.speculative_config import speculation
 from kvplan.engines.weight_offload import weight_offload
 from kvplan.models.spec import AttentionKind, ModelSpec
 from kvplan.models.weights import RankWeights, heaviest, stage_weights
@@ -27,6 +28,7 @@ def weights_of_stages(
         quantization=args.quantization,
         dtype=args.dtype,
         use_mtp=drafts > 0,
+        mtp_quantization=speculation(args.speculative_config).quantization if drafts else None,
         language_model_only=args.language_model_only,
         whole_tower=args.mm_encoder_tp_mode == "data",
         replicate_embed=args.environment.replicate_embed,

@@ -93,7 +93,7 @@ class SpeculationFlags(Config):
     parallel_drafting: bool = False
     """All drafts in one pass (P-EAGLE, PARD)."""
     num_speculative_tokens_per_batch_size: tuple[tuple[int, int, int], ...] | None = None
-    """[from, to, drafts] by the requests that a step holds."""
+    """Not planned: [from, to, drafts] by the requests that a step holds; as many are drafted in every step."""
     draft_model_config: Mapping[str, Any] | None = None
     """Of extract_hidden_states: {"hf_config": {"eagle_aux_hidden_state_layer_ids": [...]}}."""
     suffix_decoding_max_tree_depth: int = 24
@@ -113,7 +113,7 @@ class SpeculationFlags(Config):
     synthetic_acceptance_length: float | None = None
     """No effect: as `synthetic_acceptance_rates`."""
     enable_adaptive_verification: bool = False
-    """Fewer drafts are verified where they look wrong; planned as if all were."""
+    """Not planned: fewer drafts are verified where they look wrong; all are."""
     draft_sample_method: Literal["greedy", "probabilistic"] = "greedy"
     """probabilistic keeps every draft's logits."""
     dspark_draft_topk: Positive | None = None
@@ -138,9 +138,15 @@ OWN_FIELDS = ("method", "model", "num_speculative_tokens")
 ACTING = (
     *("quantization", "attention_backend", "kv_cache_dtype", "disable_padded_drafter_batch"),
     *("disable_eagle_block_drop", "use_heterogeneous_vocab", "parallel_drafting", "draft_model_config"),
-    *("draft_sample_method", "num_speculative_tokens_per_batch_size"),
+    *("draft_sample_method", "suffix_decoding_max_tree_depth"),
 )
 """Keys beside those that change the plan; what others do stands under each."""
+UNPLANNED = {
+    "num_speculative_tokens_per_batch_size": "fewer drafts while many run",
+    "enable_adaptive_verification": "fewer drafts verified where they look wrong",
+    "model": "a class of one's own, which drafts",
+}
+"""Keys that change it in ways that are not planned, and what they are about."""
 
 
 def _check_suffixes(flags: SpeculationFlags) -> None:
@@ -277,7 +283,16 @@ def read_speculation(config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 
 def without_effect(text: str | None) -> tuple[str, ...]:
     """Keys of what `speculation_text` wrote that change nothing of the plan."""
-    return tuple(key for key in (json.loads(text) if text else ()) if key not in ACTING)
+    return tuple(key for key in _keys(text) if key not in ACTING and key not in UNPLANNED)
+
+
+def not_planned(text: str | None) -> tuple[str, ...]:
+    """Keys of it that change more than is planned, with what they are about."""
+    return tuple(f"{key} ({UNPLANNED[key]})" for key in _keys(text) if key in UNPLANNED)
+
+
+def _keys(text: str | None) -> tuple[str, ...]:
+    return tuple(json.loads(text)) if text else ()
 
 
 def _method(flags: SpeculationFlags) -> tuple[str, ModelSpec | None]:

@@ -25,6 +25,7 @@ from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, gib
 from kvplan.memory.expert_balance import eplb_bytes
 from kvplan.memory.kv.checks import model_dtype
+from kvplan.memory.kv.pages import hidden_states_kept
 from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads, exact
 from kvplan.models.kv_sharing import fast_prefill_bytes, reads_fast_prefill
 from kvplan.models.lora import Adapters, lora_bytes
@@ -121,7 +122,7 @@ def make_budget(
         *_videos(model, args),
         *(_colocated_row(c) for c in colocated),
     )
-    others += _draft_logits(model, args, engine) if last_stage else ()
+    others += (*_draft_logits(model, args, engine), *_extracted(model, args)) if last_stage else ()
     weights = _weights(model, args, engine, loaded, learned)
     activation, runtime = _activation(over, engine, kind), _runtime(over, kind)
     graphs = _graphs(over, over.graphs_inside and gpu.vendor != "amd", kind)
@@ -342,6 +343,16 @@ def _draft_logits(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -
     size = args.max_num_seqs * args.num_speculative_tokens * model.vocab_size * itemsize
     why = f"{args.max_num_seqs} requests x {args.num_speculative_tokens} drafts x {model.vocab_size:,} logits"
     return (Row("draft_logits", "draft logits", exact(size), "computed", why),)
+
+
+def _extracted(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
+    """The buffer of a step's states that method extract_hidden_states hands on."""
+    states = hidden_states_kept(args)
+    if states:
+        itemsize = 4 if model_dtype(model, args) == "float32" else 2
+        size = args.max_num_batched_tokens * states * model.hidden_size * itemsize
+        why = f"{args.max_num_batched_tokens:,} tokens x {states} states x {model.hidden_size:,}"
+        yield Row("extracted_states", "extracted states", exact(size), "computed", why)
 
 
 def _activation(over: Overheads, engine: EngineVersion, kind: SourceKind) -> Row:

@@ -176,6 +176,7 @@ def stage_weights(
     quantization: str | None = None,
     dtype: str = "auto",
     use_mtp: bool = False,
+    mtp_quantization: str | None = None,
     language_model_only: bool = False,
     whole_tower: bool = False,
     replicate_embed: bool = False,
@@ -198,6 +199,7 @@ def stage_weights(
         quantization: quantise a 16-bit checkpoint on load; None: as the checkpoint says.
         dtype: of what is not quantised; auto: the checkpoint's, with float32 loaded as 16 bits.
         use_mtp: load the multi-token-prediction layers.
+        mtp_quantization: quantise those on load in their own way; None: as `quantization`.
         language_model_only: leave the vision tower out.
         whole_tower: hold the tower whole on every rank.
         replicate_embed: hold the embedding whole on every rank, where the class looks (VLLM_REPLICATE_EMBED).
@@ -215,6 +217,7 @@ def stage_weights(
         model=model,
         cut=cut._replace(redundant=num_redundant_experts, q_ranks=q_ranks),
         rule=quantization_rule(model, quantization),
+        mtp_rule=quantization_rule(model, mtp_quantization or quantization),
         itemsize=_itemsize(model, dtype),
         use_mtp=use_mtp,
         vision=not language_model_only,
@@ -285,6 +288,7 @@ class _Loader(NamedTuple):
     model: ModelSpec
     cut: Cut
     rule: Rule
+    mtp_rule: Rule
     itemsize: int
     use_mtp: bool
     vision: bool
@@ -355,7 +359,7 @@ class _Loader(NamedTuple):
                 self.module_bytes(m) for m in head_modules(model, self.cut) if heads or m.role == "score"
             ),
             vision=sum(map(self.module_bytes, tower)),
-            mtp=sum(map(self.module_bytes, mtp)),
+            mtp=sum(map(self._replace(rule=self.mtp_rule).module_bytes, mtp)),
             rotary=int(self.rotary_tables * sum(_table_bytes(t, self.cut.tp) for t in model.rotary))
             + (vision_rotary(model.vision) if self.vision and model.vision else 0),
             host=self.in_host(span, tower),

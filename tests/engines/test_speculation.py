@@ -10,10 +10,12 @@ import pytest
 from places import FIXTURES
 
 from kvplan.engines.command import read_command
+from kvplan.engines.draft_kinds import FEED_HEADS
 from kvplan.engines.speculative_config import SpeculationFlags, speculation
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.answers import Plan
 from kvplan.memory.forward import estimate
+from kvplan.models.architectures import architectures, from_config
 from kvplan.scenario.schema import Deployment
 from kvplan.schedulers.vllm.config import EngineConfig
 from kvplan.simulation.deploy import set_up
@@ -80,3 +82,73 @@ def test_defaults_are_vllms() -> None:
     assert {name: told[name] for name in SAID["keys"] if name in told} == {
         name: value for name, value in SAID["keys"].items() if name in told
     }
+
+
+def test_keys_say_what_they_do() -> None:
+    """One that acts is in the plan, others are listed, none is dropped in silence."""
+    told = {
+        "method": "mtp", "num_speculative_tokens": 1, "revision": "main", "kv_cache_dtype": "fp8",
+        "num_speculative_tokens_per_batch_size": [[1, 8, 1]],
+    }  # fmt: skip
+    read = read_command(["vllm", "serve", "m", "--speculative-config", json.dumps(told)])
+    assert read.no_effect == ("--speculative-config.revision",)
+    assert [text.split()[0] for text in read.not_planned] == [
+        "--speculative-config.num_speculative_tokens_per_batch_size"
+    ]
+    assert speculation(read.args.speculative_config).kv_cache_dtype == "fp8"
+
+
+def row(plan: Plan, name: str) -> int:
+    return next(row.size.value for row in plan.budget.rows if row.name == name)
+
+
+def test_sampled_drafts_keep_their_logits() -> None:
+    """vLLM 0.32 `DraftModelSpeculator`: requests x drafts x vocabulary, in the model's dtype."""
+    args = {"max_num_seqs": 64, "num_speculative_tokens": 3, "speculative_method": "mtp"}
+    more = {"speculative_config": {"draft_sample_method": "probabilistic"}}
+    plan = estimate("deepseek-ai/DeepSeek-R1", "8xh200", **args, **more)
+    assert row(plan, "draft_logits") == 64 * 3 * 129280 * 2
+
+
+def test_drafting_layers_are_quantised_on_their_own() -> None:
+    """`quantization` of --speculative-config: the layer's matrices in a byte each, about half of it less."""
+    args = {"tensor_parallel_size": 4, "num_speculative_tokens": 1, "max_model_len": 8192}
+    name = "Qwen/Qwen3-Next-80B-A3B-Instruct"
+    plain = estimate(name, "h200", **args)
+    fp8 = estimate(name, "h200", **args, speculative_config={"quantization": "fp8"})
+    alone = estimate(name, "h200", **args | {"num_speculative_tokens": 0})
+    layer = row(plain, "weights") - row(alone, "weights")
+    assert 0.45 * layer < row(plain, "weights") - row(fp8, "weights") < 0.5 * layer
+
+
+def test_states_that_are_extracted_lie_in_the_pool_and_in_a_buffer() -> None:
+    """Three of a 4,096 wide model: 24 KiB a token, in the pool as in a step; without layers there is nothing to do."""
+    layers = {"hf_config": {"eagle_aux_hidden_state_layer_ids": [1, 5, 9]}}
+    told = {"method": "extract_hidden_states", "num_speculative_tokens": 1, "draft_model_config": layers}
+    plan = estimate("Qwen/Qwen3-8B", "h100", speculative_config=told, max_num_batched_tokens=4096)
+    alone = estimate("Qwen/Qwen3-8B", "h100", max_num_batched_tokens=4096)
+    assert row(plan, "extracted_states") == 4096 * 3 * 4096 * 2
+    assert plan.shape.bytes_per_block - alone.shape.bytes_per_block == 16 * 3 * 4096 * 2
+    with pytest.raises(KvplanError, match="eagle_aux_hidden_state_layer_ids must be set"):
+        estimate(
+            "Qwen/Qwen3-8B", "h100", num_speculative_tokens=1, speculative_method="extract_hidden_states"
+        )
+    with pytest.raises(KvplanError, match="num_speculative_tokens must be 1"):
+        estimate("Qwen/Qwen3-8B", "h100", speculative_config=told | {"num_speculative_tokens": 2})
+
+
+def test_targets_that_hand_out_no_states_are_refused() -> None:
+    """vLLM 0.32: "Model does not support EAGLE3 interface"; the list is its classes' own."""
+    head = from_config(SAID["drafts"]["eagle3"] | {"hidden_size": 2560}, "head")
+    asked = {"num_speculative_tokens": 2, "speculative_method": "eagle3", "colocate": {"draft": head}}
+    with pytest.raises(KvplanError, match="does not support EAGLE3 interface"):
+        estimate("google/gemma-3-4b-it", "h100", **asked)
+    assert estimate("Qwen/Qwen3-4B", "h100", **asked).serves
+    with pytest.raises(KvplanError, match=r"drafts for models 2,560 wide; Qwen/Qwen3-8B is 4,096 wide"):
+        estimate("Qwen/Qwen3-8B", "h100", **asked)
+
+
+def test_the_list_of_targets_that_hand_out_states_is_vllms() -> None:
+    """Of the architectures that are planned."""
+    known = set(architectures())
+    assert set(SAID["feed_heads"]) & known == FEED_HEADS

@@ -69,6 +69,11 @@ QWEN3, LLAMA, HYBRID, GPT_OSS = (
 )
 IN_STEP = {"async_scheduling": False}
 K15, K3 = {"method": "dflash", "num_speculative_tokens": 15}, {"num_speculative_tokens": 3}
+EXTRACT = {
+    "method": "extract_hidden_states",
+    "num_speculative_tokens": 1,
+    "draft_model_config": {"hf_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 3]}},
+}
 EAGLE3 = {"method": "eagle3", **K3}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "dflash": (QWEN3, dflash(4096, 151936), K15, {}),
@@ -169,6 +174,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         K3 | {"kv_cache_dtype": "bfloat16"},
         {"kv_cache_dtype": "fp8"},
     ),
+    "states extracted": (QWEN3, {}, EXTRACT, {}),
+    "states extracted, fp8 KV": (LLAMA, {}, EXTRACT, {"kv_cache_dtype": "fp8"}),
     "mtp, 16-bit KV of its own": (
         HYBRID,
         {},

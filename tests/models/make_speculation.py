@@ -197,6 +197,21 @@ def keys() -> dict[str, Any]:
     return {name: value for name, value in default.items() if not name.startswith("_")}
 
 
+def feed_heads() -> list[str]:
+    """Architectures whose classes hand out hidden states of layers within."""
+    from vllm.model_executor.models.interfaces import supports_eagle3
+    from vllm.model_executor.models.registry import _SPECULATIVE_DECODING_MODELS, ModelRegistry
+
+    found = []
+    for name, known in ModelRegistry.models.items():
+        try:
+            feeds = name not in _SPECULATIVE_DECODING_MODELS and supports_eagle3(known.load_model_cls())
+            found += [name] if feeds else []
+        except ImportError:
+            continue
+    return sorted(found)
+
+
 def main() -> None:
     vllm_meta.platform()
     import vllm.config.speculative as speculative
@@ -208,7 +223,10 @@ def main() -> None:
         name: archived[told]["config"] if isinstance(told, str) else told for name, told in TARGETS.items()
     }
     said = [case | {"vllm": ask(case, known)} for case in cases()]
-    text = json.dumps({"keys": keys(), "targets": known, "drafts": DRAFTS, "cases": said}, indent=1)
+    text = json.dumps(
+        {"keys": keys(), "feed_heads": feed_heads(), "targets": known, "drafts": DRAFTS, "cases": said},
+        indent=1,
+    )
     (FIXTURES / "speculation_vllm_0.32.json").write_text(text + "\n")
 
 

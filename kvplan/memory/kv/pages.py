@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import gcd
 
+from kvplan.engines.flags import EngineArgs
+from kvplan.engines.speculative_config import speculation
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import cdiv
@@ -50,6 +52,8 @@ def model_pages(setup: LayoutSetup, draft: ModelSpec | None = None) -> Pages:
         block_sizes.append(sizes.block_size)
         made = (page for m in here for page in _pages(setup, m, sizes))
         layers += [Layer(stage, _keep_more(page, retained)) for page in made]
+        if stage == setup.args.pipeline_parallel_size - 1 and hidden_states_kept(setup.args):
+            layers.append(Layer(stage, _hidden_states_page(setup, sizes.block_size)))
     formats = [m.kv_format for m in mixers if m.backend and m.kv_format != "auto"]
     names = tuple(b.name for b in distinct_backends(mixers))
     packed = any(
@@ -89,6 +93,28 @@ def _pages(setup: LayoutSetup, m: Mixer, sizes: Sizes) -> list[Page]:
         keys = replace(keys, stride=kernel * width if kernel < sizes.block_size else 1)
         return [replace(page, stride=page.token_bytes), keys]
     return [page, keys]
+
+
+def hidden_states_kept(args: EngineArgs) -> int:
+    """Hidden states of a token that lie in the pool (method extract_hidden_states)."""
+    if args.speculative_method != "extract_hidden_states" or not args.num_speculative_tokens:
+        return 0
+    told = speculation(args.speculative_config).draft_model_config or {}
+    return len((told.get("hf_config") or {}).get("eagle_aux_hidden_state_layer_ids") or ())
+
+
+def _hidden_states_page(setup: LayoutSetup, block_size: int) -> Page:
+    """States of layers within, each as wide as the model, whole on every rank and never quantised.
+
+    Source: vLLM 0.32 `model_executor/models/extract_hidden_states.py`.
+    """
+    if any(layer.attention.kind is not AttentionKind.FULL or layer.beside for layer in setup.model.layers):
+        raise KvplanError(
+            "method extract_hidden_states: planned beside full attention alone, where its states take blocks of the"
+            " same tokens"
+        )
+    width = hidden_states_kept(setup.args) * setup.model.hidden_size * (4 if setup.dtype == "float32" else 2)
+    return Page(AttentionKind.FULL, block_size, width, shape=("hidden states", width))
 
 
 def _conv_page(setup: LayoutSetup, a: AttentionSpec) -> Page:
