@@ -60,6 +60,7 @@ FEED_HEADS = frozenset(
         "IQuestCoderForCausalLM",
         "InternLM3ForCausalLM",
         "InternS1ProForConditionalGeneration",
+        "InternS2MobiusForConditionalGeneration",
         "InternS2PreviewForConditionalGeneration",
         "Jais2ForCausalLM",
         "JinaEmbeddingsV5Model",

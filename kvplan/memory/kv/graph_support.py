@@ -22,7 +22,7 @@ def graph_support(setup: LayoutSetup, mixers: Sequence[Mixer]) -> Support:
 
 
 def _of(setup: LayoutSetup, m: Mixer) -> Support:
-    if m.spec.kind is AttentionKind.CHUNKED and not setup.args.disable_hybrid_kv_cache_manager:
+    if m.spec.kind is AttentionKind.CHUNKED:  # by its class, also where its KV counts as full attention's
         return Support.NEVER
     if m.spec.kind is AttentionKind.STATE:
         linear = m.spec.state is not None and m.spec.state.family == "linear_attention"
