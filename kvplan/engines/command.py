@@ -17,6 +17,7 @@ from kvplan.engines.environment import sort_out
 from kvplan.engines.flags import EngineArgs, as_count
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.shell_words import filled, image_version, start_of, words_of
+from kvplan.engines.some_values import POOLING, about_value, check_together
 from kvplan.engines.speculative_config import not_planned, read_speculation, without_effect
 from kvplan.engines.spelling import WORDS, understand
 from kvplan.engines.vllm_parser import flag_value, known_flag, object_of, plain, split_flags, vllm_flags
@@ -45,9 +46,26 @@ NOT_PLANNED = {
             *("mamba-ssu-algorithm", "gdn-prefill-backend", "kda-prefill-backend", "kda-decode-backend"),
             *("sparse-indexer-topk-backend", "mm-encoder-attn-backend", "mm-encoder-attn-dtype"),
             *("all2all-backend", "dcp-comm-backend", "disable-custom-all-reduce", "disable-cascade-attn"),
-            "enable-hc-sp",
+            *(
+                "enable-hc-sp",
+                "ir-op-priority",
+                "return-sampling-mask",
+                "disable-nccl-for-dp-synchronization",
+            ),
         ),
         "kernels: timed as the default's",
+    ),
+    "ec-transfer-config": "an encoder in an engine of its own",
+    "pooler-config": POOLING,
+    "enable-prompt-embeds": "buffers of prompts' embeddings",
+    "use-fp64-gumbel": "sampling in 64 bits",
+    "watermark-config": "marks in what is sampled",
+    "hf-config-path": "a config from elsewhere",
+    "config": "flags in a file that is not read",
+    **dict.fromkeys(("enable-elastic-ep", "elastic-ep-max-dp-size"), "ranks that come and go"),
+    **dict.fromkeys(
+        ("logits-processors", "worker-cls", "worker-extension-cls", "model-class-overrides"),
+        "code of one's own",
     ),
 }
 """Flags that change memory, scheduling or time in ways that are not planned, and what they are about."""
@@ -107,6 +125,7 @@ def read_command(text: str | Sequence[str]) -> Command:
 
 def _vllm(words: list[str], environment: dict[str, str]) -> Command:
     told: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
     model, unaffected, unplanned = "", [], []
     for i, (name, values) in enumerate(split_flags(words)):
         if i == 0:
@@ -117,6 +136,7 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
         flag, inner, negated = known_flag(name)
         kind = vllm_flags()[flag]
         value, spare = flag_value(flag, kind, inner, negated, values)
+        seen[flag] = value
         model = model or (spare[0] if spare else "")
         if flag in ("model", "model-tag"):
             model = str(value)
@@ -124,6 +144,8 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
             unplanned.append(f"--{flag} (connector {connector_of(value)})")
         elif flag in NOT_PLANNED and negated is None:
             unplanned.append(f"--{flag} ({NOT_PLANNED[flag]})")
+        elif about := about_value(flag, value):
+            unplanned.append(f"--{flag} ({about})")
         elif flag in ACTS:
             if isinstance(value, str) and "$" in value:
                 raise KvplanError(f"--{flag} {value}: the variable's value is not stated")
@@ -133,6 +155,7 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
             unaffected.append(f"--{flag}")
     if not model:
         raise KvplanError("the command names no model")
+    check_together(seen)
     fields, draft, notes = _fields(told)
     acting = {name: said for name, said in environment.items() if name in VARIABLES}
     if acting:

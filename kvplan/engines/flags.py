@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from kvplan.engines.compilation_config import compilation_text
 from kvplan.engines.environment import Environment, environment_of, environment_text
 from kvplan.engines.eplb import eplb_text
+from kvplan.engines.generation import generation_text
 from kvplan.engines.kv_transfer import kv_transfer_text, offloading_gib
 from kvplan.engines.mm_limits import mm_limits_text, unused_towers
 from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
@@ -203,6 +204,8 @@ class EngineArgs(Config):
     generation_config: str = "auto"
     """Where requests get sampling parameters that they leave out: auto or a folder, the checkpoint's (often top-k and
     top-p, which cost time per sequence); vllm, none."""
+    override_generation_config: Annotated[str | None, BeforeValidator(generation_text)] = None
+    """The same as JSON, before those: {"top_k": 20} samples with top-k, {"top_k": -1, "top_p": 1} with neither."""
     language_model_only: bool = False
     """Leave out the vision or audio tower of a multimodal model."""
     limit_mm_per_prompt: Annotated[str | None, BeforeValidator(mm_limits_text)] = None

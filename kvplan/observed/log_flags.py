@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from kvplan.engines.compilation_config import compilation_text
 from kvplan.engines.eplb import eplb_text
+from kvplan.engines.generation import generation_text
 from kvplan.engines.kv_transfer import kv_transfer_text
 from kvplan.engines.mm_limits import mm_limits_text
 from kvplan.engines.speculative_config import ACTING, METHODS, speculation_text
@@ -71,6 +72,7 @@ _GPU = (
     re.compile(r"device_name=((?:NVIDIA|AMD)[\w-]{2,60}?)(?:,|\.json|['\s)]|$)"),
 )
 GPU_LINES = ("GPU ", "NVIDIA", "device_name=", "AMD")
+_GENERATION = re.compile(r"override[-_]generation[-_]config['\"]?[=: ]+'?(\{[^{}]{0,400}\})")
 _LIMITS = re.compile(
     r"limit[-_]mm[-_]per[-_]prompt\W{1,4}(\{[^{}]{0,200}(?:\{[^{}]{0,100}\}[^{}]{0,100}){0,6}\})"
 )
@@ -111,6 +113,7 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
         "speculative_config": _object(_SPECULATION, line, _acting),
         "limit_mm_per_prompt": _limits(line),
         "eplb_config": _balancing(line),
+        "override_generation_config": _generation(line),
     }
     for word, told in objects.items():
         spoken.pop(word, None)
@@ -173,6 +176,16 @@ def _limits(line: str) -> str | None:
         return None
     try:
         return mm_limits_text(begun[1].replace("'", '"'))
+    except ValueError:
+        return None
+
+
+def _generation(line: str) -> str | None:
+    """Sampling parameters for requests that leave them out."""
+    if not (begun := _GENERATION.search(line)):
+        return None
+    try:
+        return generation_text(begun[1].replace("'", '"'))
     except ValueError:
         return None
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field
 
 from kvplan.engines.flags import EngineArgs, EngineVersion
+from kvplan.engines.generation import leaves_tokens_out
 from kvplan.ground.config import Config
 from kvplan.ground.files import catalog_dir
 from kvplan.ground.gpu import GpuSpec
@@ -120,7 +121,8 @@ def with_terms(
 
 def samples(model: ModelSpec, args: EngineArgs) -> bool:
     """Whether requests are sampled with top-k or top-p unless they say otherwise (`--generation-config`)."""
-    return args.generation_config != "vllm" and model.architecture not in PLAIN_SAMPLING
+    otherwise = args.generation_config != "vllm" and model.architecture not in PLAIN_SAMPLING
+    return leaves_tokens_out(args.override_generation_config, otherwise)
 
 
 def model_class(model: ModelSpec) -> ModelClass:

@@ -37,6 +37,10 @@ def test_every_flag_acts_or_is_listed(name: str) -> None:
         return
     kind = vllm_flags()[name]
     words = ["vllm", "serve", "m", f"--{name}", *([] if kind in ("switch", "maybe") else ["1"])]
+    if name == "enable-mamba-cache-stochastic-rounding":
+        with pytest.raises(KvplanError, match="only with --mamba-ssm-cache-dtype float16"):
+            read_command(words)
+        words += ["--mamba-ssm-cache-dtype", "float16"]
     told = read_command(words)
     listed = told.no_effect + tuple(flag.split(" ")[0] for flag in told.not_planned)
     assert listed == (f"--{name}",)
@@ -377,3 +381,30 @@ def test_sizes_of_items_that_do_not_act_are_said() -> None:
 def test_no_drafts_at_all_are_refused() -> None:
     with pytest.raises(KvplanError, match="must be greater than 0"):
         read_command('vllm serve m --speculative-config \'{"method": "mtp", "num_speculative_tokens": 0}\'')
+
+
+@pytest.mark.parametrize(
+    ("flag", "idle", "other"),
+    [
+        ("runner", "generate", "pooling"),
+        ("convert", "none", "embed"),
+        ("model-impl", "vllm", "transformers"),
+        ("nnodes", "1", "2"),
+        ("renderer-num-workers", "1", "4"),
+        ("mm-processor-device", "cpu", "cuda"),
+    ],
+)
+def test_values_that_change_the_plan(flag: str, idle: str, other: str) -> None:
+    """Of these flags the default's values change nothing; others do, in ways that are not planned."""
+    assert read_command(f"vllm serve m --{flag} {idle}").no_effect == (f"--{flag}",)
+    [told] = read_command(f"vllm serve m --{flag} {other}").not_planned
+    assert told.startswith(f"--{flag} (")
+
+
+@pytest.mark.parametrize(
+    "flag", ["ec-transfer-config '{}'", "use-fp64-gumbel", "config flags.yaml", "worker-cls my.W"]
+)
+def test_what_changes_memory_or_time_does_not_pass_for_nothing(flag: str) -> None:
+    told = read_command(f"vllm serve m --{flag}")
+    assert not told.no_effect
+    assert len(told.not_planned) == 1

@@ -146,6 +146,7 @@ WITHOUT_EFFECT = {
     "stream_interval": "streams leave API servers in groups: tests/simulation/test_streams.py",
     "kv_offloading_backend": "lmcache is an outside server's tier, refused by name beside a size; nothing without one",
     "mamba_cache_mode": "vLLM overrides it: align with prefix caching, none without",
+    "override_generation_config": "the same: tests/profiles/test_engine_terms.py",
     "generation_config": "nothing of memory; sampling with top-k takes time with vLLM 0.11, tests/profiles",
     "enable_batch_sharded_sampling": "divides what a sampled row costs, which no bundled profile of H100 tells apart;"
     " the profile run samples whole; refused on one rank",

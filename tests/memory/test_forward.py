@@ -603,6 +603,7 @@ SPOKEN: dict[str, Any] = {
     "cudagraph_capture_sizes": (1, 2, 4),
     "specialize_active_lora": True,
     "generation_config": "vllm",
+    "override_generation_config": '{"top_k": 20}',
     "language_model_only": True,
     "limit_mm_per_prompt": '{"video": 0}',
     "skip_mm_profiling": True,

@@ -70,6 +70,19 @@ def test_sampling_parameters_of_the_checkpoint_cost_time() -> None:
         assert decode(found, 64) == decode(times("vllm@0.11", "openai/gpt-oss-120b"), 64)
 
 
+def test_an_override_comes_before_the_checkpoints_parameters() -> None:
+    """vLLM's `--override-generation-config`: top-k or top-p where it states one, neither where it rules out both."""
+    sampled, plain = (decode(times("vllm@0.11", generation_config=g), 64) for g in ("auto", "vllm"))
+    for flags, found in (
+        ({"generation_config": "vllm", "override_generation_config": '{"top_k": 20}'}, sampled),
+        ({"generation_config": "vllm", "override_generation_config": '{"top_p": 0.9}'}, sampled),
+        ({"generation_config": "vllm", "override_generation_config": '{"temperature": 0.6}'}, plain),
+        ({"override_generation_config": '{"top_k": -1, "top_p": 1}'}, plain),
+        ({"override_generation_config": '{"top_k": -1}'}, sampled),
+    ):
+        assert decode(times("vllm@0.11", **flags), 64) == found
+
+
 def test_ranks_wait_for_each_other() -> None:
     row = terms("vllm@0.32").model_copy(update={"tensor_parallel_us": Ranged(0, 0, 0)})
     assert row.tensor_parallel_us.value == 0 < terms("vllm@0.32").tensor_parallel_us.value

@@ -1,0 +1,38 @@
+"""Flags of vLLM's parser that change the plan with some values only, and those that it refuses beside others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvplan.ground.errors import KvplanError
+
+POOLING = "an engine that embeds or scores"
+IDLE_VALUES = {
+    "runner": (("auto", "generate"), POOLING),
+    "convert": (("auto", "none"), POOLING),
+    "model-impl": (("auto", "vllm"), "another implementation of the model"),
+    "nnodes": (("1",), "links between machines"),
+    "renderer-num-workers": (("1",), "prompts made tokens by several threads"),
+    "mm-processor-device": (("auto", "cpu"), "images made ready on the GPU"),
+}
+"""Flag -> the values that change nothing, and what all others are about."""
+
+
+def about_value(flag: str, value: Any) -> str:
+    """What a flag's value changes that is not planned; empty for one that changes nothing.
+
+    >>> about_value("nnodes", "1"), about_value("nnodes", "2"), about_value("port", "80")
+    ('', 'links between machines', '')
+    """
+    idle, about = IDLE_VALUES.get(flag, ((), ""))
+    return "" if str(value).casefold() in idle else about
+
+
+def check_together(told: Mapping[str, Any]) -> None:
+    """Refuse flags that vLLM 0.32 refuses beside others, though neither is in the plan (`config/vllm.py`)."""
+    rounds = told.get("enable-mamba-cache-stochastic-rounding") is True
+    if rounds and told.get("mamba-ssm-cache-dtype") != "float16":
+        raise KvplanError(
+            "--enable-mamba-cache-stochastic-rounding: only with --mamba-ssm-cache-dtype float16"
+        )
