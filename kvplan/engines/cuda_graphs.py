@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from kvplan.engines.compilation_config import CompilationFlags, Compile, compilation_flags
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.kernel_flags import EAGER_EXCHANGES
 from kvplan.formulas.graphs import (
     MAX_CAPTURE_SIZE,
     MODES,
@@ -28,8 +29,6 @@ BREAKS_ITSELF = (
     *("KimiK3", "KimiLinear", "MiniMaxM3Sparse", "Qwen4Exp"),
 )
 """Families whose pieces are cut while a graph is captured, without compilation (vLLM's breakable graphs)."""
-EAGER_EXCHANGES = ("deepep_high_throughput", "moonep")
-"""Kernels between experts' ranks that no graph holds."""
 
 
 def find_graphs(
@@ -99,7 +98,8 @@ def _captured(mode: str, args: EngineArgs, model: ModelSpec, told: CompilationFl
         mode = "FULL" if "PIECEWISE" in mode and not told.use_inductor_graph_partition else mode
     elif compiled and told.splitting_ops == ():
         mode = {"PIECEWISE": "NONE", "FULL_AND_PIECEWISE": "FULL"}.get(mode, mode)
-    return mode
+    spread = model.is_moe and args.data_parallel_size > 1
+    return "NONE" if spread and args.all2all_backend in EAGER_EXCHANGES else mode
 
 
 def _sizes(

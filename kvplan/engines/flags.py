@@ -16,6 +16,22 @@ from kvplan.engines.compilation_config import compilation_text
 from kvplan.engines.environment import Environment, environment_of, environment_text
 from kvplan.engines.eplb import eplb_text
 from kvplan.engines.generation import generation_text
+from kvplan.engines.kernel_flags import (
+    BATCHED_EXCHANGES,
+    All2AllBackend,
+    DcpExchange,
+    GdnPrefill,
+    KdaDecode,
+    KdaPrefill,
+    LinearBackend,
+    MambaBackend,
+    MoeBackend,
+    SsuAlgorithm,
+    TopkBackend,
+    attention_config,
+    attention_text,
+    kernel_text,
+)
 from kvplan.engines.kv_transfer import kv_transfer_text, offloading_gib
 from kvplan.engines.mm_limits import mm_limits_text, unused_towers
 from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
@@ -239,8 +255,47 @@ class EngineArgs(Config):
     """Adapters of the tower too, where its class allows them."""
     specialize_active_lora: bool = False
     """CUDA graphs for each power of two of active adapters."""
+    all2all_backend: All2AllBackend = "allgather_reducescatter"
+    """How experts' ranks exchange tokens with data parallelism; changes buffers and CUDA graphs."""
+    enable_dbo: bool = False
+    """Two micro-batches: one computes while the other's tokens are exchanged between experts' ranks."""
+    ubatch_size: Annotated[int, Field(ge=0, le=64)] = 0
+    """Micro-batches of a step instead of these two; 0 and 1 = whole steps."""
+    dbo_decode_token_threshold: Annotated[int, Field(ge=0, le=10**9)] = 32
+    """Tokens from which on steps of decodes alone are split into micro-batches."""
+    dbo_prefill_token_threshold: Annotated[int, Field(ge=0, le=10**9)] = 512
+    """Tokens from which on other steps are."""
+    disable_custom_all_reduce: bool = False
+    """Tensor-parallel sums by NCCL alone."""
+    dcp_comm_backend: DcpExchange = None
+    """How ranks that share a sequence exchange: ag_rs or a2a; None = ag_rs. Timed as ag_rs."""
+    attention_config: Annotated[str | None, BeforeValidator(attention_text)] = None
+    """vLLM's JSON of attention (-ac): backend, flash_attn_version, indexer_kv_dtype ..."""
+    kernel_config: Annotated[str | None, BeforeValidator(kernel_text)] = None
+    """vLLM's JSON of kernels: moe_backend, linear_backend ..."""
+    moe_backend: MoeBackend = "auto"
+    """Kernels of experts; others than vLLM's own choice are timed as that, in a wider range."""
+    linear_backend: LinearBackend = "auto"
+    """Kernels of quantised products; so too."""
+    mamba_backend: MambaBackend = "triton"
+    """Kernels that update Mamba's states; so too."""
+    mamba_ssu_algorithm: SsuAlgorithm = None
+    """FlashInfer's algorithm for them."""
+    gdn_prefill_backend: GdnPrefill = None
+    """Kernels of a gated delta net's prompts; FlashInfer's keep states per block from vLLM 0.33 on."""
+    kda_prefill_backend: KdaPrefill = None
+    """Kernels of KDA's prompts; flashkda keeps states per block, triton does not."""
+    kda_decode_backend: KdaDecode = None
+    """Kernels of KDA's decodes."""
+    sparse_indexer_topk_backend: TopkBackend = "auto"
+    """Kernels that choose a sparse attention's tokens."""
     env: Annotated[str | None, BeforeValidator(environment_text)] = None
     """vLLM's environment variables that act on the plan, NAME=VALUE parted by spaces: VLLM_PP_LAYER_PARTITION=30,34."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Parts that long steps are split into, which overlap; 1: none (vLLM's `num_ubatches`)."""
+        return 2 if self.enable_dbo else max(1, self.ubatch_size)
 
     @property
     def environment(self) -> Environment:
@@ -386,6 +441,7 @@ def resolve(
         _check_batch(args, tokens, seqs, length, chunked)
     _check_dtype(args, gpu)
     _check_fast_prefill(args, version)
+    attention_backend = _attention_backend(args)
     prefix_caching = _prefix_caching(args, model, version)
     _check_states(args, model, version, length, prefix_caching, chunked)
     return ResolvedArgs(
@@ -398,6 +454,7 @@ def resolve(
             "enable_prefix_caching": prefix_caching,
             "enable_chunked_prefill": chunked,
             "async_scheduling": _async(args, version),
+            "attention_backend": attention_backend,
             "kv_offloading_size": offloading_gib(args.kv_offloading_size, args.kv_transfer_config),
             "kv_cache_dtype": _kv_cache_dtype(args, model, version),
             "mamba_cache_mode": _mamba_cache_mode(args, model, version, prefix_caching),
@@ -411,6 +468,17 @@ def _kv_cache_dtype(args: EngineArgs, model: ModelSpec, version: EngineVersion) 
     if args.kv_cache_dtype != "auto" or not version.is_vllm(0, 12):
         return args.kv_cache_dtype
     return checkpoint_kv_dtype(model.quantization or {})
+
+
+def _attention_backend(args: EngineArgs) -> str | None:
+    """The flag's, or --attention-config's; the engine's choice for names of MiniMax M3's sparse kernels alone."""
+    inside = attention_config(args.attention_config).backend
+    if inside and args.attention_backend:
+        raise KvplanError(
+            "--attention-backend and backend of --attention-config: vLLM refuses both; state one"
+        )
+    backend = args.attention_backend or inside
+    return None if backend in ("AUTO", "CUTLASS_MSA", "TRITON_MSA") else backend
 
 
 def _no_items(args: EngineArgs, model: ModelSpec, version: EngineVersion) -> bool:
@@ -516,7 +584,9 @@ def _async(args: EngineArgs, version: EngineVersion) -> bool:
         raise KvplanError(f"--async-scheduling does not go with {what}; leave it out")
     if args.async_scheduling is not None:
         return args.async_scheduling
-    return version.is_vllm(0, 14) and not waits and not unpadded
+    first_runner = args.num_micro_batches > 1 and not args.environment.use_v2_model_runner
+    in_parts = first_runner and args.pipeline_parallel_size > 1
+    return version.is_vllm(0, 14) and not waits and not unpadded and not in_parts
 
 
 ON_THE_HOST = ("ngram", "suffix", "medusa", "custom_class")
@@ -535,6 +605,8 @@ def _batch(
     tokens, seqs = _batch_defaults(gpu, version, entry_point, chunked)
     if version.engine == "vllm" and args.performance_mode == "throughput":
         tokens, seqs = 2 * tokens, 2 * seqs
+    if version.is_vllm(0, 11) and holds_tokens_of_all(args):
+        tokens = BATCHED_TOKENS * (1 + (args.performance_mode == "throughput"))
     if not chunked:
         tokens = max(tokens, max_model_len)
     seqs = args.max_num_seqs or seqs
@@ -544,6 +616,17 @@ def _batch(
     if version.engine == "sglang":
         return tokens, seqs
     return tokens, args.max_num_seqs or min(seqs, tokens)
+
+
+BATCHED_TOKENS = 256
+"""max_num_batched_tokens where the buffers between experts' ranks hold each token for every expert, unless stated (vLLM
+0.32 `config/scheduler.py: DEFAULT_MAX_NUM_BATCHED_TOKENS_FOR_BATCHED_DP`)."""
+
+
+def holds_tokens_of_all(args: EngineArgs) -> bool:
+    """Whether experts' ranks exchange by such buffers (`use_batched_dp_moe`)."""
+    spread = args.enable_expert_parallel and args.data_parallel_size > 1
+    return spread and args.all2all_backend in BATCHED_EXCHANGES
 
 
 def _batch_defaults(

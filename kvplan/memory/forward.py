@@ -42,6 +42,7 @@ from kvplan.memory.answers import Plan, Question, Refusal, Span
 from kvplan.memory.budget import SKIPS_TOWERS, Budget, Colocated, make_budget
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.graphs import engine_graphs
+from kvplan.memory.kernel_checks import check_kernels
 from kvplan.memory.kv.checks import check_sharding, offloads
 from kvplan.memory.layout import KvCacheTooSmall, Layout, kv_layout
 from kvplan.memory.other_engines import default_utilization, pool_layout, running_requests
@@ -203,6 +204,8 @@ def _memory(question: Question) -> _Memory:
         )
     _check_format(question, args)
     _check_fp8_blocks(question, args)
+    if question.engine.engine == "vllm":
+        check_kernels(question.model, args, question.gpu)
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(_length(question, args)))
     worst = min(budgets, key=lambda b: b.kv.size.value)
     layouts = _layouts(question, args, budgets)

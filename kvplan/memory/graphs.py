@@ -38,7 +38,7 @@ def engine_graphs(
 READ_BY_ATTENTION = (
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size"),
     *("enable_expert_parallel", "block_size", "kv_cache_dtype", "kv_cache_dtype_skip_layers", "dtype"),
-    "attention_backend",
+    *("attention_backend", "attention_config", "env"),
 )
 """Flags that say which backends serve a model's layers."""
 

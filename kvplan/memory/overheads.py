@@ -20,7 +20,8 @@ from kvplan.engines.flags import EngineArgs, ResolvedArgs
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.formulas.graphs import Graphs
 from kvplan.ground.gpu import GpuSpec
-from kvplan.ground.units import GiB, MiB, cdiv
+from kvplan.ground.units import GiB, MiB, cdiv, gib
+from kvplan.memory.exchange_buffers import batched_workspace, exchange_bytes
 from kvplan.memory.graphs import engine_graphs
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 from kvplan.profiles.memory_profile import Figure, MemoryProfile
@@ -85,6 +86,9 @@ def estimate_overheads(
     size, what, figure = max(peaks, key=lambda peak: peak[0].value)
     activation = Range(size.value, max(p[0].low for p in peaks), max(p[0].high for p in peaks))
     runtime, runtime_why = _runtime(args, gpu, profile)
+    if buffers := exchange_bytes(model, args):
+        runtime += exact(buffers)
+        runtime_why += f"; {gib(buffers):.2f} GiB of buffers of {args.all2all_backend}"
     per_layer = profile.graph_mib_per_layer.get(gpu.architecture, profile.graph_mib_per_layer["default"])
     captured = captured_graphs(model, args, gpu, profile)
     graphs = _scaled(MiB * captured.num_captured * _stage_layers(model, args), per_layer)
@@ -123,6 +127,8 @@ def second_runner(model: ModelSpec, args: EngineArgs, profile: MemoryProfile) ->
     asked, named = args.environment.use_v2_model_runner, profile.second_runner
     if asked is not None and profile.second_sampler_bytes_per_logit is not None:
         return asked
+    if args.num_micro_batches > 1:
+        return False
     mixers = (mixer for layer in model.layers for mixer in layer.mixers)
     dense = not model.is_moe and all(mixer.kind is not AttentionKind.STATE for mixer in mixers)
     return "all" in named or ("dense" in named and dense) or model.architecture in named
@@ -139,7 +145,10 @@ def kept_bytes(model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: Memo
     workspace = _GEMM_WORKSPACE.get(gpu.architecture, _USUAL_GEMM_WORKSPACE)
     if profile.keeps_expert_workspace:
         widths = (_expert_workspace(layer.mlp, model.hidden_size, args) for layer in model.layers)
-        workspace += int(2 * min(args.max_num_batched_tokens, _MOE_CHUNK) * max(widths, default=0))
+        own = int(2 * min(args.max_num_batched_tokens, _MOE_CHUNK) * max(widths, default=0))
+        workspace += batched_workspace(model, args) or own + own * (args.num_micro_batches - 1) // (
+            args.num_micro_batches
+        )  # each part's own; the first's is for steps that stay whole
     if profile.legacy or not _profiles_tower(model, args):
         return workspace
     from kvplan.memory.tower_profile import embedded_bytes

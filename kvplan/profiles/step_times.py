@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from kvplan.engines.compilation_config import compilation_flags
 from kvplan.engines.cuda_graphs import find_graphs
@@ -29,15 +29,16 @@ from kvplan.profiles.doubt import Doubt, find_doubt
 from kvplan.profiles.engine_terms import with_terms
 from kvplan.profiles.graph_doubt import graph_doubts
 from kvplan.profiles.host_links import find_host_link
+from kvplan.profiles.kernel_doubt import kernel_doubts
 from kvplan.profiles.measured_links import MeasuredLinks
 from kvplan.profiles.nearest import nearest_profile
 from kvplan.profiles.profile import Profile, load_profile, pick
 from kvplan.profiles.timing_profile import ELEMENT_BYTES as ELEMENT_BYTES
 from kvplan.profiles.timing_profile import TimingProfile
 from kvplan.profiles.weights_in_host import WeightCopies, from_host, with_link
-from kvplan.timing.costs import HostCosts
+from kvplan.timing.costs import HostCosts, Seconds
 from kvplan.timing.links import LINKS, Link
-from kvplan.timing.step import ModelStepTime, StepShape, StepTime, TrimmedStepTime
+from kvplan.timing.step import MicroBatches, ModelStepTime, StepShape, StepTime, TrimmedStepTime
 from kvplan.timing.work import StepWork, step_work
 
 WORKSTATION = ("rtx-",)
@@ -129,6 +130,7 @@ def make_step_times(
     timing, around = with_terms(chosen.timing, engine, model, gpu, args, work, formats["expert_format"])
     graphs = _graphs(engine, model, gpu, args)
     options: dict[str, Any] = formats | {"link": link or default_link(gpu)} | _captured(graphs, timing, args)
+    options["micro"] = _micro_batches(model, args)
     notes = tuple(n for n in (note, around, *timing.borrowed(work, **options)) if n)
     drafter = find_drafter(model, args, draft_model)
     draft = _drafting(drafter, timing, args, options) if drafter else None
@@ -136,7 +138,10 @@ def make_step_times(
         chosen.timing, engine, model, rests_on.startswith("measured") and chosen.gpu in ("", gpu.name)
     )
     time = timing.step_time(work, **options)
-    doubt = doubt.wider(graph_doubts(graphs, args, engine, model, time))
+    if engine.engine == "vllm":
+        nccl = cast(Seconds | None, timing.surfaces.get(f"all_gather.{args.tensor_parallel_size}"))
+        doubt = doubt.wider(graph_doubts(graphs, args, engine, model, time))
+        doubt = doubt.wider(kernel_doubts(model, args, int(gpu.compute_capability), time, nccl))
     if samples_shares(model, args):
         time = ModelStepTime(work, replace(time.costs, row_s=time.costs.row_s / args.tensor_parallel_size))
     copies = None
@@ -266,7 +271,9 @@ def _drafting(
     """A decode step of the drafter: its kernels and layers; sampling and the host are the verifying step's."""
     flags = args.model_copy(update={"data_parallel_size": 1})
     formats = find_formats(drafter, flags)
-    time = timing.step_time(model_work(drafter, flags, formats), **options | formats)
+    time = timing.step_time(
+        model_work(drafter, flags, formats), **options | formats | {"micro": MicroBatches()}
+    )
     return ModelStepTime(time.work, replace(time.costs, host=HostCosts(), row_s=0.0, step_s=0.0))
 
 
@@ -277,6 +284,15 @@ def _graphs(engine: EngineVersion, model: ModelSpec, gpu: GpuSpec, args: EngineA
     if not engine.is_vllm(0, 11):
         return Graphs("FULL", capture_sizes(MAX_CAPTURE_SIZE))
     return find_graphs(args, model, gpu.compute_capability)
+
+
+def _micro_batches(model: ModelSpec, args: EngineArgs) -> MicroBatches:
+    """Parts of long steps, where experts are spread over data-parallel ranks; whole steps elsewhere."""
+    if not (model.is_moe and args.enable_expert_parallel and args.data_parallel_size > 1):
+        return MicroBatches()
+    return MicroBatches(
+        args.num_micro_batches, args.dbo_decode_token_threshold, args.dbo_prefill_token_threshold
+    )
 
 
 def _captured(graphs: Graphs, timing: TimingProfile, args: EngineArgs) -> dict[str, Any]:

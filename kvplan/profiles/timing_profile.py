@@ -26,7 +26,7 @@ from kvplan.timing.costs import (
     ReduceCosts,
 )
 from kvplan.timing.links import Link
-from kvplan.timing.step import FREE, ModelStepTime, StepCosts, StepShape
+from kvplan.timing.step import FREE, MicroBatches, ModelStepTime, StepCosts, StepShape
 from kvplan.timing.surfaces import Curve
 from kvplan.timing.work import StepWork
 
@@ -237,6 +237,7 @@ def step_costs(
     decode_sizes: tuple[int, ...] | None = None,
     whole_decodes: int | None = None,
     largest_graph: int = 0,
+    micro: MicroBatches = MicroBatches(),  # noqa: B008 (a tuple)
 ) -> Found:
     """Pick a model's costs from a profile's surfaces and coefficients, borrowing across formats where one is missing.
 
@@ -257,7 +258,7 @@ def step_costs(
         gemm, experts, replace(known, notes=[]).products("gemm", "bf16"), attention,
         reduce=known.all_reduce(num_ranks, link), gather=known.gather(num_data_ranks, link), host=host,
         activation_bytes_per_s=values.get("step.activation_bytes_per_s", math.inf), capture_sizes=sizes,
-        decode_sizes=decode_sizes, whole_decodes=whole_decodes, largest_graph=largest_graph, **fixed,
+        decode_sizes=decode_sizes, whole_decodes=whole_decodes, largest_graph=largest_graph, micro=micro, **fixed,
     )  # fmt: skip
     return Found(costs, tuple(notes))
 

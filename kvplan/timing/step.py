@@ -33,6 +33,7 @@ from kvplan.timing.costs import (
     larger,
     p_norm,
     padded,
+    smaller,
 )
 from kvplan.timing.work import AttentionWork, ExpertWork, Number, Product, StepWork
 from kvplan.timing.work import StepShape as StepShape
@@ -215,6 +216,26 @@ class AttentionTimes(Protocol):
 FREE, NO_HOST = ReduceCosts(), HostCosts()
 
 
+class MicroBatches(NamedTuple):
+    """Long steps in parts: one part computes while another's tokens are exchanged between experts' ranks."""
+
+    num: int = 1
+    decodes_from: int = 0
+    """Tokens from which on steps of decodes alone are split."""
+    others_from: int = 0
+    """Tokens from which on other steps are."""
+    overlap: float = 1.0
+    """Share of what could be hidden that is: of exchanges, all but one part's, as far as there is work to hide them."""
+
+    def split(self, num_tokens: Number, alone: Number) -> Number:
+        """How many parts a step is run in."""
+        if self.num < 2:
+            return 1
+        least = np.where(alone, self.decodes_from, self.others_from)
+        parts = np.where(np.asarray(num_tokens) >= least, self.num, 1)
+        return parts if parts.ndim else int(parts)
+
+
 @dataclass(frozen=True, slots=True)
 class StepCosts:
     """All costs of one model's step on one rank: its formats picked from what a card offers."""
@@ -245,6 +266,8 @@ class StepCosts:
     """Tokens up to which steps of decodes alone replay one graph, beyond it pieces; None: all that replay any."""
     largest_graph: int = 0
     """Tokens of the engine's largest CUDA graph; `capture_sizes` are none where steps were timed without padding."""
+    micro: MicroBatches = MicroBatches()  # noqa: RUF009 (a tuple)
+    """Parts of long steps."""
     shared_reads: float = 0.0
     """Share of KV blocks held by several sequences that is read once, not once for each."""
     host_bytes_per_s: float = math.inf
@@ -372,10 +395,13 @@ class ModelStepTime:
         stages = work.pipeline_stages
         alone = rows == num_tokens
         tokens = self._padded(num_tokens, alone)
+        split = costs.micro.split(num_tokens, alone)
         m = tokens / stages
-        products = parts.dense(m) + sum(experts(m * factor) for factor, experts in parts.experts)
+        part = m / split
+        products = parts.dense(part) + sum(experts(part * factor) for factor, experts in parts.experts)
         if parts.host is not None:
-            products = products + parts.host(m)
+            products = products + parts.host(part)
+        products *= split
         element = tokens * work.activation_bytes / costs.activation_bytes_per_s + costs.row_s * rows
         sequences = work.num_layer_heads * costs.attention.sequence_s * num_decodes
         between = (
@@ -384,8 +410,10 @@ class ModelStepTime:
             else 0.0
         )
         if work.gathers:
-            moved = m * work.gathers.num_ranks * work.gathers.token_bytes
-            between += 2.0 * stages * work.gathers.num_layers * costs.gather(moved)
+            moved = part * work.gathers.num_ranks * work.gathers.token_bytes
+            exchange = 2.0 * stages * work.gathers.num_layers * split * costs.gather(moved)
+            hidden = smaller(exchange * (split - 1) / split, products * stages)
+            between += exchange - costs.micro.overlap * hidden
         if work.exchange:
             between += work.exchange.num_layers * costs.reduce(rows * work.exchange.token_bytes)
         total = self._fixed_s() + products * stages + parts.head(rows) + element + sequences + between

@@ -336,10 +336,26 @@ def test_throughput_mode_doubles_what_is_not_stated() -> None:
 
 def test_flags_that_change_steps_do_not_pass_for_none() -> None:
     told = read_command(
-        "vllm serve Qwen/Qwen3-8B --stream-interval 8 --moe-backend triton --port 80 --seed 1"
+        "vllm serve Qwen/Qwen3-8B --stream-interval 8 --mm-encoder-attn-dtype fp8 --port 80 --disable-cascade-attn"
     )
-    assert told.no_effect == ("--port", "--seed")
-    assert told.not_planned == ("--moe-backend (kernels: timed as the default's)",)
+    assert told.no_effect == ("--port", "--disable-cascade-attn")
+    assert told.not_planned == ("--mm-encoder-attn-dtype (the tower's attention: profiled in 16 bits)",)
+
+
+def test_kernels_and_micro_batches_are_read() -> None:
+    told = read_command(
+        "vllm serve m --moe-backend Deep-GEMM -ac.backend=FLASHINFER --enable-dbo --all2all-backend deepep_low_latency "
+        '--kernel-config \'{"linear_backend": "marlin"}\' --kda-prefill-backend triton'
+    )
+    assert told.not_planned == told.no_effect == ()
+    assert told.args == EngineArgs(
+        moe_backend="deep_gemm",
+        attention_config={"backend": "FLASHINFER"},  # type: ignore[arg-type]
+        enable_dbo=True,
+        all2all_backend="deepep_low_latency",
+        kernel_config={"linear_backend": "marlin"},  # type: ignore[arg-type]
+        kda_prefill_backend="triton",
+    )
 
 
 def test_the_tag_of_an_image_is_the_engines_version() -> None:

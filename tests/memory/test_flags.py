@@ -31,6 +31,11 @@ TIER = (
     '"kv_connector_extra_config": {"cpu_bytes_to_use": 17179869184}}'
 )
 
+SPREAD = {
+    "enable_expert_parallel": True,
+    "data_parallel_size": 2,
+    "all2all_backend": "deepep_low_latency",
+}
 CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "tensor_parallel_size": (DENSE, {}, 2),
     "pipeline_parallel_size": (DENSE, {}, 2),
@@ -98,6 +103,31 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "compilation_config": (DENSE, {}, {"cudagraph_mode": "FULL_DECODE_ONLY"}),
     "cudagraph_capture_sizes": (DENSE, {}, (1, 2, 4)),
     "max_cudagraph_capture_size": (DENSE, {}, 8),
+    "all2all_backend": (
+        MOE,
+        {"enable_expert_parallel": True, "data_parallel_size": 2},
+        "deepep_high_throughput",
+    ),
+    "enable_dbo": (MOE, SPREAD, True),
+    "ubatch_size": (MOE, SPREAD, 3),
+    "dbo_decode_token_threshold": (MOE, SPREAD | {"enable_dbo": True}, 512),
+    "dbo_prefill_token_threshold": (MOE, SPREAD | {"enable_dbo": True}, 8192),
+    "attention_config": (DENSE, {}, {"backend": "flashinfer"}),
+    "kda_prefill_backend": ("moonshotai/Kimi-Linear-48B-A3B-Instruct", {"tensor_parallel_size": 4}, "triton"),
+    "disable_custom_all_reduce": (DENSE, {"tensor_parallel_size": 2}, True),
+    "moe_backend": (MOE, {}, "triton"),
+    "kernel_config": (MOE, {}, {"moe_backend": "triton"}),
+    "linear_backend": (DENSE, {"quantization": "fp8"}, "marlin"),
+    "mamba_backend": ("nvidia/NVIDIA-Nemotron-Nano-9B-v2", {}, "flashinfer"),
+    "mamba_ssu_algorithm": ("nvidia/NVIDIA-Nemotron-Nano-9B-v2", {"mamba_backend": "flashinfer"}, "simple"),
+    "gdn_prefill_backend": (HYBRID, {"tensor_parallel_size": 4}, "triton"),
+    "kda_decode_backend": ("moonshotai/Kimi-Linear-48B-A3B-Instruct", {"tensor_parallel_size": 4}, "triton"),
+    "dcp_comm_backend": (LATENT, {"tensor_parallel_size": 2, "decode_context_parallel_size": 2}, "a2a"),
+    "sparse_indexer_topk_backend": (
+        "deepseek-ai/DeepSeek-V3.2",
+        {"tensor_parallel_size": 8, "pipeline_parallel_size": 2},
+        "torch",
+    ),
     "language_model_only": (WINDOWED, {"max_model_len": 16384}, True),
     "env": ("Qwen/Qwen3-8B", {}, "VLLM_USE_V2_MODEL_RUNNER=0"),
     "limit_mm_per_prompt": (
@@ -160,7 +190,9 @@ def facts(model: str, flags: dict[str, Any]) -> list[object]:
     plan = estimate(load_model(model), "h100", EngineArgs(**flags))
     setup = set_up(Deployment(model=model, gpu="h100", engine=EngineArgs(**flags)))
     step = StepShape(num_tokens=64, num_decodes=64, decode_context=64 * 4000)
-    return [plan.budget, plan.layout, plan.traces, setup.config, setup.step_time.ticks(step)]
+    chunk = StepShape(3000, 0, 0, 3000, 2, 2.2e6)
+    times = [setup.step_time.ticks(shape) for shape in (step, chunk)]
+    return [plan.budget, plan.layout, plan.traces, setup.config, times, setup.sources["step_time_range"]]
 
 
 def test_every_flag_is_listed_once() -> None:

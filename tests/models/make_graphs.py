@@ -117,6 +117,66 @@ def ask(config: dict[str, Any], flags: dict[str, Any], drafts: int, support: str
     return {"mode": mode.name, "sizes": sizes, "captured": captured, "steps": steps}
 
 
+SPREAD = {"data_parallel_size": 2, "enable_expert_parallel": True}
+LOW = SPREAD | {"all2all_backend": "deepep_low_latency"}
+DENSE, MOE = "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"
+DEPLOYMENTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    *((MOE, flags) for flags in ({}, SPREAD, LOW, LOW | {"performance_mode": "throughput"})),
+    *((MOE, SPREAD | {"all2all_backend": name}) for name in ("deepep_high_throughput", "moonep", "nixl_ep")),
+    *((DENSE, {"all2all_backend": name}) for name in ("deepep_high_throughput", "moonep")),
+    *((MOE, SPREAD | {"enable_expert_parallel": False, "all2all_backend": name})
+      for name in ("deepep_high_throughput", "deepep_low_latency")),
+    (MOE, SPREAD | {"enable_dbo": True}),
+    (MOE, {"enable_dbo": True}),
+    (DENSE, {"ubatch_size": 2}),
+    (DENSE, {"ubatch_size": 1}),
+    (DENSE, {"enable_dbo": True, "all2all_backend": "deepep_low_latency"}),
+    (MOE, LOW | {"enable_dbo": True}),
+    (MOE, LOW | {"enable_dbo": True, "ubatch_size": 4}),
+    (MOE, LOW | {"enable_dbo": True, "dbo_decode_token_threshold": 1}),
+    (MOE, SPREAD | {"ubatch_size": 4, "all2all_backend": "nixl_ep", "dbo_prefill_token_threshold": 3}),
+    ("DeepseekV41ForCausalLM", LOW | {"enable_dbo": True}),
+    (MOE, LOW | {"moe_backend": "flashinfer_moe_ep_cutedsl"}),
+    (MOE, {"moe_backend": "flashinfer_moe_ep_mega_deep_gemm"}),
+    (DENSE, {"mamba_ssu_algorithm": "simple"}),
+    (DENSE, {"mamba_ssu_algorithm": "simple", "mamba_backend": "flashinfer"}),
+    (DENSE, {"attention_backend": "FLASHINFER", "attention_config": {"backend": "FLASHINFER"}}),
+    (DENSE, {"attention_config": {"backend": "flashinfer"}}),
+    (DENSE, {"attention_config": {"backend": "auto"}}),
+    (DENSE, {"attention_backend": "auto"}),
+    (DENSE, {"kda_prefill_backend": "fused"}),
+    (DENSE, {"kda_prefill_backend": "flashkda"}),
+)  # fmt: skip
+"""Architecture, flags of kernels between ranks, of micro-batches and of backends."""
+
+
+def deploy(config: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """Graph mode, batch, asynchronous scheduling, micro-batches, runner and backend of one deployment on an H100."""
+    told = {
+        "max_num_batched_tokens": None,
+        "max_num_seqs": None,
+        "enforce_eager": False,
+        "async_scheduling": None,
+    }
+    if flags.get("data_parallel_size", 1) > 1:
+        told |= {
+            "data_parallel_size_local": 1,
+            "data_parallel_address": "127.0.0.1",
+            "data_parallel_rpc_port": 1234,
+        }
+    whole = vllm_meta.engine_config(copy.deepcopy(config), 1, **told | copy.deepcopy(flags))
+    backend = whole.attention_config.backend
+    return {
+        "mode": whole.compilation_config.cudagraph_mode.name,
+        "max_num_batched_tokens": whole.scheduler_config.max_num_batched_tokens,
+        "max_num_seqs": whole.scheduler_config.max_num_seqs,
+        "async_scheduling": whole.scheduler_config.async_scheduling,
+        "micro_batches": whole.parallel_config.num_ubatches if whole.parallel_config.use_ubatching else 1,
+        "second_runner": whole.use_v2_model_runner,
+        "attention_backend": backend.name if backend else None,
+    }
+
+
 def supports() -> dict[str, str]:
     """What the metadata builder of each attention backend says of itself on an H100."""
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
@@ -167,7 +227,15 @@ def main() -> None:
             {"model": name, "gpu": gpu, "flags": flags, "drafts": drafts, "support": support, **answer}
         )
     card.card = vllm_meta.CARDS["H100"]
-    answers = {"support": supports(), "cases": found}
+    deployed = []
+    for name, flags in DEPLOYMENTS:
+        os.environ.pop("VLLM_USE_BREAKABLE_CUDAGRAPH", None)
+        try:
+            answer = deploy(known[name]["config"], flags)
+        except (ValueError, AssertionError) as error:
+            answer = {"refused": str(error).strip().splitlines()[-1][:200]}
+        deployed.append({"model": name, "flags": flags, **answer})
+    answers = {"support": supports(), "cases": found, "deployments": deployed}
     GRAPHS.write_bytes(lzma.compress(json.dumps(answers, separators=(",", ":")).encode(), preset=9))
     print(len(found), "cases")
 

@@ -58,6 +58,13 @@ class LayerNeeds:
     qk_rope_head_dim: int = 0
     kv_lora_rank: int = 0
     index_topk: int = 0
+    flash_version: int = 0
+    """Of FlashAttention, as stated; 0: the card's own."""
+
+    def flash_on(self, capability: Capability) -> int:
+        """Version that serves the layer: 3 on Hopper, else 2; elsewhere vLLM itself takes none that is 3."""
+        own = 3 if capability[0] == 9 else 2
+        return own if self.flash_version == 3 else self.flash_version or own
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,9 +375,9 @@ def refusal(backend: Backend, capability: Capability, needs: LayerNeeds) -> str:
 def _flash_attn(capability: Capability, n: LayerNeeds) -> str:
     if n.head_size % 8 or n.head_size > 256:
         return "head size not supported"
-    if is_quantized(n.kv_dtype) and capability[0] != 9:
+    if is_quantized(n.kv_dtype) and n.flash_on(capability) != 3:
         return "an fp8 KV cache needs FlashAttention 3"
-    if n.has_sinks and capability[0] != 9:
+    if n.has_sinks and n.flash_on(capability) != 3:
         return "attention sinks need FlashAttention 3"
     return ""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvplan.engines.kernel_flags import attention_config
 from kvplan.formulas.graphs import Support
 from kvplan.memory.kv.backends import Backend
 from kvplan.memory.kv.mixers import LayoutSetup, Mixer
@@ -33,13 +34,16 @@ def _of(setup: LayoutSetup, m: Mixer) -> Support:
     if m.backend.name == "FLASHINFER":
         return _flashinfer(setup, m, m.backend)
     flash = m.backend.name in ("FLASH_ATTN", "FLASH_ATTN_DIFFKV")
-    return Support.ALWAYS if flash and setup.capability[0] == 9 else m.backend.graphs
+    third = attention_config(setup.args.attention_config).flash_attn_version in (None, 3)
+    return Support.ALWAYS if flash and third and setup.capability[0] == 9 else m.backend.graphs
 
 
 def _flashinfer(setup: LayoutSetup, m: Mixer, backend: Backend) -> Support:
     """Decodes of several tokens where kernels of TensorRT-LLM or XQA serve the heads, and no ranks share a sequence."""
     spec, capability = m.spec, setup.capability
     drafts = capability == (9, 0) or capability[0] in (10, 12)
+    if attention_config(setup.args.attention_config).use_trtllm_attention is False:
+        return Support.SINGLE_TOKEN
     if setup.args.decode_context_parallel_size > 1 or not drafts or spec.num_heads % spec.num_kv_heads:
         return Support.SINGLE_TOKEN
     if capability[0] in XQA_MAJORS:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from kvplan.engines.drafting import check_layers
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.kernel_flags import attention_config
 from kvplan.engines.speculative_config import speculation
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.ground.errors import KvplanError
@@ -215,6 +216,7 @@ def _needs(setup: LayoutSetup, m: Mixer) -> LayerNeeds:
         qk_rope_head_dim=spec.qk_rope_head_dim,
         kv_lora_rank=spec.kv_lora_rank,
         index_topk=spec.index_topk,
+        flash_version=attention_config(args.attention_config).flash_attn_version or 0,
     )
 
 

@@ -47,6 +47,8 @@ def gdn_exports_states(setup: LayoutSetup, state: StateSpec) -> bool:
     """
     if state.family != "gdn_attention" or not setup.rules.gdn_exports_states:
         return False
+    if setup.args.gdn_prefill_backend not in (None, "flashinfer"):
+        return False
     major = setup.capability[0]
     flashinfer = setup.capability == (9, 0) or (major in (10, 12) and state["head_k_dim"] == 128)
     return flashinfer and setup.args.enable_prefix_caching is not False
@@ -62,7 +64,8 @@ def checkpoint_alignment(setup: LayoutSetup, state: StateSpec) -> int:
         return 1
     if gdn_exports_states(setup, state):
         return GDN_CHECKPOINT_ALIGNMENT
-    flash = setup.capability[0] in (9, 10, 12) and setup.dtype == "bfloat16"
+    asked = setup.args.kda_prefill_backend in (None, "auto", "flashkda")
+    flash = asked and setup.capability[0] in (9, 10, 12) and setup.dtype == "bfloat16"
     exports = bool({"checkpoints", "exports"} & set(dict(state.facts))) and state["head_dim"] == 128
     return KDA_CHECKPOINT_ALIGNMENT if flash and exports else 0
 
