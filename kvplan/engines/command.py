@@ -26,11 +26,6 @@ from kvplan.ground.errors import KvplanError
 NOT_PLANNED = {
     "prefill-context-parallel-size": "prompts split over ranks",
     "quantization-config": "quantisation of a checkpoint's own",
-    "diffusion-config": "diffusion decoding",
-    "engram-config": "n-gram memories",
-    "use-replayssm": "states that are replayed",
-    "replayssm-buffer-len": "states that are replayed",
-    "mm-encoder-only": "an engine of the encoder alone",
     "mm-processor-kwargs": "sizes of items other than the processor's",
     "media-io-kwargs": "sizes of items other than the processor's",
     "scheduler-cls": "a scheduler of one's own",
@@ -128,6 +123,10 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
         model = model or (spare[0] if spare else "")
         if flag in ("model", "model-tag"):
             model = str(value)
+        elif flag == "mm-encoder-only" and value:
+            raise KvplanError(
+                "--mm-encoder-only: an engine of the encoder alone keeps no KV, so there is none to plan"
+            )
         elif flag == "kv-transfer-config" and connector_of(value) not in (None, "OffloadingConnector"):
             unplanned.append(f"--{flag} (connector {connector_of(value)})")
         elif flag in NOT_PLANNED and negated is None:
@@ -204,6 +203,8 @@ def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
         fields["limit_mm_per_prompt"] = limits
     if _sized_items(told.get("limit-mm-per-prompt")):
         notes.append("--limit-mm-per-prompt: items are planned at their largest, whatever size is stated")
+    if told.get("mamba-backend"):
+        notes.append("--mamba-backend: kernels of states are timed as Triton's")
     if told.get("disable-sliding-window"):
         notes.append("--disable-sliding-window shortens the context to the window")
     return fields, draft, notes

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from kvplan.engines.compilation_config import compilation_text
+from kvplan.engines.engram import engram_text
 from kvplan.engines.environment import Environment, environment_of, environment_text
 from kvplan.engines.eplb import eplb_text
 from kvplan.engines.generation import generation_text
@@ -196,6 +197,12 @@ class EngineArgs(Config):
     """With EAGLE or MTP and a prefix_match_unit below the states' blocks: keep a state where prompts part too."""
     mamba_cache_mode: Literal["align", "none"] | None = None
     """Which states stay; vLLM itself takes align with prefix caching and none without, whatever is asked."""
+    engram_config: Annotated[str | None, BeforeValidator(engram_text)] = None
+    """Where tables of n-grams lie, as vLLM's JSON: {"cpu_offload": false}, on the GPUs."""
+    use_replayssm: bool = False
+    """Nemotron-H: keep recent inputs beside each state and write the state only every so many tokens."""
+    replayssm_buffer_len: Annotated[int, Field(ge=1, le=1 << 20)] = 16
+    """Tokens whose inputs are kept."""
     num_speculative_tokens: Annotated[int, Field(ge=0, le=64)] = 0
     """Draft tokens per decode step."""
     speculative_method: Method = "mtp"

@@ -5,10 +5,13 @@ Source: vLLM 0.32 `config/vllm.py`.
 
 from __future__ import annotations
 
+from kvplan.engines.engram import engram_config
 from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
 from kvplan.ground.errors import KvplanError
 from kvplan.models.spec import ModelSpec
 
+REPLAYS = ("NemotronHForCausalLM", "NemotronHPuzzleForCausalLM")
+"""Architectures whose states can be replayed (`SupportsReplaySSM`)."""
 LOCAL_LOGITS = (*("LlamaForCausalLM", "MistralForCausalLM", "Qwen3_5", "DeepseekV4", "MiniMaxM3"),)
 """Architecture prefixes whose classes leave each rank its part of the logits (`compute_logits_local`)."""
 
@@ -35,9 +38,39 @@ def check_whole(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> 
         raise KvplanError(
             f"--enable-batch-sharded-sampling: --max-num-seqs {args.max_num_seqs} is below tensor_parallel_size {tp}"
         )
+    if args.engram_config is not None and not any(w.cut == "host" for la in model.layers for w in la.extras):
+        raise KvplanError(f"--engram-config: {model.name} has no tables of n-grams (Engram embeddings)")
+    if engram_config(args.engram_config).dp_shared_memory and args.data_parallel_size == 1:
+        raise KvplanError("--engram-config: dp_shared_memory requires data_parallel_size > 1")
+    if args.use_replayssm:
+        _check_replay(model, args)
     if args.enable_return_routed_experts and not model.is_moe:
         raise KvplanError(f"--enable-return-routed-experts: {model.name} has no experts")
     if args.enable_return_routed_experts and not args.enable_prefix_caching:
         raise KvplanError(
             "--enable-return-routed-experts needs prefix caching; leave out --no-enable-prefix-caching"
         )
+
+
+def _check_replay(model: ModelSpec, args: ResolvedArgs) -> None:
+    """`validate_mamba_cached_kernel`: with vLLM's second model runner, which serves these, FlashInfer alone."""
+    if model.architecture not in REPLAYS:
+        raise KvplanError(f"--use-replayssm is not supported for architecture {model.architecture!r}")
+    drafts, rows = args.num_speculative_tokens, args.replayssm_buffer_len
+    if args.mamba_backend == "cpu":
+        raise KvplanError("--use-replayssm requires --mamba-backend triton or flashinfer")
+    if args.mamba_backend == "triton" and (drafts or args.environment.use_v2_model_runner is not False):
+        raise KvplanError(
+            "--use-replayssm: vLLM's second model runner and drafts need --mamba-backend flashinfer"
+            + ("" if drafts else "; VLLM_USE_V2_MODEL_RUNNER=0 runs Triton's")
+        )
+    if args.mamba_backend == "flashinfer" and args.enable_prefix_caching:
+        raise KvplanError("--use-replayssm: FlashInfer's needs --no-enable-prefix-caching")
+    if args.mamba_backend == "flashinfer" and rows > 16:
+        raise KvplanError(f"--replayssm-buffer-len {rows}: FlashInfer takes at most 16")
+    if drafts and rows < 1 + drafts:
+        raise KvplanError(
+            f"--replayssm-buffer-len {rows} must be at least {1 + drafts}, a token and its drafts"
+        )
+    if args.kv_offloading_size is not None or args.kv_transfer_config is not None:
+        raise KvplanError("--use-replayssm does not go with KV connectors; leave out the tier of KV")

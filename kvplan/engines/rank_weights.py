@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from kvplan.engines.engram import engram_config
 from kvplan.engines.expert_balance import redundant_experts
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.speculative_config import speculation
@@ -37,6 +38,7 @@ def weights_of_stages(
         offload=weight_offload(args),
         num_redundant_experts=redundant_experts(model, args),
         q_ranks=query_ranks(model, args),
+        table_ranks=table_ranks(args),
     )
 
 
@@ -66,6 +68,13 @@ def query_ranks(model: ModelSpec, args: EngineArgs) -> int:
     latent = any(mixer.kind is AttentionKind.MLA for layer in model.layers for mixer in layer.mixers)
     can = latent and model.architecture.startswith(REPLICATES)
     return args.decode_context_parallel_size if asked and can else 1
+
+
+def table_ranks(args: EngineArgs) -> int:
+    """Ranks whose cards share out tables of n-grams; 0: host memory has them."""
+    told = engram_config(args.engram_config)
+    across = args.data_parallel_size if told.embedding_across_dp else 1
+    return 0 if told.cpu_offload else args.tensor_parallel_size * across
 
 
 @lru_cache(256)

@@ -54,6 +54,8 @@ class Cut(NamedTuple):
     """Experts that are there twice, over all ranks."""
     q_ranks: int = 1
     """Ranks whose query heads of latent attention each of them holds."""
+    table_ranks: int = 0
+    """Ranks that share out tables of n-grams on their cards; 0: these lie in host memory."""
     checkpoint: bool = False
     """Count as the checkpoint does: vocabulary without padding, no V projection where keys are values."""
 
@@ -348,10 +350,13 @@ def extra_modules(extras: tuple[Weight, ...], cut: Cut) -> Iterator[Module]:
     attention's."""
     for w in extras:
         rows, cols = w.rows, w.cols
-        if (w.cut == "host" and not cut.checkpoint) or (w.copied and cut.checkpoint):
+        in_host = w.cut == "host" and not cut.checkpoint and not cut.table_ranks
+        if in_host or (w.copied and cut.checkpoint):
             continue
         if w.cut in ("rows", "cols") and w.unit > 1 and w.unit % cut.tp:
             pass  # whole on every rank
+        elif w.cut == "host" and not cut.checkpoint:
+            rows = cdiv(rows, cut.table_ranks)
         elif w.cut == "rows":
             rows = cut.split(rows, f"rows of {w.name}")
         elif w.cut == "cols":

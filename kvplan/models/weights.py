@@ -185,6 +185,7 @@ def stage_weights(
     offload: Offload | None = None,
     num_redundant_experts: int = 0,
     q_ranks: int = 1,
+    table_ranks: int = 0,
 ) -> tuple[RankWeights, ...]:
     """Weights of one rank of each pipeline stage, as vLLM shards them.
 
@@ -208,6 +209,7 @@ def stage_weights(
         offload: which tensors lie in host memory; None: none.
         num_redundant_experts: experts that a layer holds twice.
         q_ranks: ranks that each hold the query heads of all of them, in latent attention.
+        table_ranks: ranks that share out tables of n-grams; 0: these lie in host memory.
 
     Raises:
         KvplanError: sizes that cannot be cut evenly, an unknown quantisation or dtype.
@@ -215,7 +217,7 @@ def stage_weights(
     cut = rank_cut(tensor_parallel_size, data_parallel_size, enable_expert_parallel)
     loader = _Loader(
         model=model,
-        cut=cut._replace(redundant=num_redundant_experts, q_ranks=q_ranks),
+        cut=cut._replace(redundant=num_redundant_experts, q_ranks=q_ranks, table_ranks=table_ranks),
         rule=quantization_rule(model, quantization),
         mtp_rule=quantization_rule(model, mtp_quantization or quantization),
         itemsize=_itemsize(model, dtype),
@@ -322,6 +324,8 @@ class _Loader(NamedTuple):
         scheme = self.rule(m) if m.linear or m.role == "embedding" else None
         itemsize = m.itemsize or self.itemsize
         is_expert, is_matrix = m.role == "expert", m.cols > 1
+        if m.name.endswith("engram.embed_tokens"):  # DeepSeek V4.1: bytes, with one of scale for 32 of them
+            return Piece(m.name, m.rows * m.cols, m.rows * m.cols // 32, is_plain=False)
         if scheme is None:
             elements, biases = m.copies * m.rows * m.cols * itemsize, m.copies * m.bias * itemsize
             return Piece(m.name, elements, 0, biases, is_expert, is_matrix=is_matrix)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from kvplan.engines.compilation_config import compilation_text
+from kvplan.engines.engram import engram_text
 from kvplan.engines.eplb import eplb_text
 from kvplan.engines.generation import generation_text
 from kvplan.engines.kv_transfer import kv_transfer_text
@@ -93,6 +94,7 @@ _MODES = {
 }
 """Modes as logs print their numbers."""
 _SPECULATION = re.compile(r"speculative[-_]config\W{1,4}(?=\{)")
+_ENGRAM = re.compile(r"engram[-_]config\W{1,4}(\{[^{}]{0,400}\})")
 _TRANSFER = re.compile(r"kv[-_]transfer[-_]config\W{1,4}(?=\{)")
 
 
@@ -112,7 +114,8 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
         "kv_transfer_config": _object(_TRANSFER, line, kv_transfer_text),
         "speculative_config": _object(_SPECULATION, line, _acting),
         "limit_mm_per_prompt": _limits(line),
-        "eplb_config": _balancing(line),
+        "eplb_config": _flat(line, _EPLB, eplb_text),
+        "engram_config": _flat(line, _ENGRAM, engram_text),
         "override_generation_config": _generation(line),
     }
     for word, told in objects.items():
@@ -155,12 +158,12 @@ def _object(begin: re.Pattern[str], line: str, read: Callable[[object], str | No
         return None
 
 
-def _balancing(line: str) -> str | None:
-    """vLLM's balancing of experts, as a command says it."""
-    if not (begun := _EPLB.search(line)):
+def _flat(line: str, pattern: re.Pattern[str], read: Callable[[str], str | None]) -> str | None:
+    """A JSON object without others inside, as a command says it."""
+    if not (begun := pattern.search(line)):
         return None
     try:
-        return eplb_text(begun[1].replace("'", '"'))
+        return read(begun[1].replace("'", '"'))
     except ValueError:
         return None
 

@@ -340,6 +340,7 @@ def model_work(model: ModelSpec, args: EngineArgs, formats: dict[str, Any]) -> S
         kv_bytes=ELEMENT_BYTES[formats["kv_format"]],
         num_redundant_experts=redundant_experts(model, args),
         q_ranks=query_ranks(model, args),
+        state_writes=1 / args.replayssm_buffer_len if args.use_replayssm else 1.0,
     )
 
 

@@ -184,6 +184,7 @@ def step_work(
     kv_bytes: float = 2.0,
     num_redundant_experts: int = 0,
     q_ranks: int = 1,
+    state_writes: float = 1.0,
 ) -> StepWork:
     """Count one rank's work. Byte sizes are per parameter and per KV element (scales included by the caller).
 
@@ -193,7 +194,7 @@ def step_work(
     of a context over ranks, each of which then attends for the heads of all (vLLM `v1/attention/ops/dcp.py`); prompts
     gather the context and attend as without.
     Of redundant experts each copy gets its share of the visits. `q_ranks` ranks that each project the queries of all
-    gather none.
+    gather none. Recurrent states are read in every step and written in `state_writes` of them.
     """
     tp = tensor_parallel_size
     layers = Counter(model.layers)
@@ -219,7 +220,8 @@ def step_work(
         activation_bytes=2.0 * sum(n * _activations(layer, hidden, tp) for layer, n in layers.items()),
         attention=_attention_work(layers, tp, kv_bytes, decode_context_parallel_size),
         experts=experts,
-        state_bytes=sum(n * _state_bytes(a) for layer, n in layers.items() for a in layer.mixers) / tp,
+        state_bytes=sum(n * _state_bytes(a) for layer, n in layers.items() for a in layer.mixers)
+        * ((1 + state_writes) / 2 / tp),
         num_ranks=tp,
         num_all_reduces=reduces,
         all_reduce_bytes=hidden * 2.0,

@@ -33,7 +33,11 @@ def test_every_flag_of_vllms_parser_is_known() -> None:
 @pytest.mark.parametrize("name", sorted(vllm_flags()))
 def test_every_flag_acts_or_is_listed(name: str) -> None:
     """None is dropped in silence."""
-    if name in ("model", "hf-overrides", "limit-mm-per-prompt", "speculative-config") or name in ACTS:
+    refused = ("mm-encoder-only",)
+    if (
+        name in ("model", "hf-overrides", "limit-mm-per-prompt", "speculative-config", *refused)
+        or name in ACTS
+    ):
         return
     kind = vllm_flags()[name]
     words = ["vllm", "serve", "m", f"--{name}", *([] if kind in ("switch", "maybe") else ["1"])]
@@ -390,8 +394,10 @@ def test_sizes_of_items_that_do_not_act_are_said() -> None:
     assert read_command("vllm serve m -O3").notes == ()
     sized = '--limit-mm-per-prompt \'{"image": {"count": 2, "width": 512}}\''
     assert "largest" in read_command(f"vllm serve m {sized}").notes[0]
-    told = read_command("vllm serve m --mm-encoder-only --mm-processor-kwargs '{}'").not_planned
-    assert len(told) == 2
+    told = read_command("vllm serve m --mm-processor-kwargs '{}'").not_planned
+    assert len(told) == 1
+    with pytest.raises(KvplanError, match="keeps no KV"):
+        read_command("vllm serve m --mm-encoder-only")
 
 
 def test_no_drafts_at_all_are_refused() -> None:

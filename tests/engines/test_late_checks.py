@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import lzma
 from dataclasses import replace
 
 import pytest
+from places import FIXTURES
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.late_checks import samples_shares
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.forward import estimate
+from kvplan.memory.layout import Layout, kv_layout
+from kvplan.models.architectures import from_config
 from kvplan.models.load import load_model
+from kvplan.models.weights import heaviest_rank
+from kvplan.profiles.step_times import model_work
 
 DENSE, MOE = "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B"
+
+
+CASES = json.loads(lzma.decompress((FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes()))
+NANO = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
+REPLAYED = {"use_replayssm": True, "mamba_backend": "flashinfer", "enable_prefix_caching": False}
 
 
 @pytest.mark.parametrize(
     ("model", "flags", "said"),
     [
+        (DENSE, {"use_replayssm": True}, "is not supported for architecture 'Qwen3ForCausalLM'"),
+        (NANO, {"use_replayssm": True}, "need --mamba-backend flashinfer"),
+        (NANO, {"use_replayssm": True, "mamba_backend": "cpu"}, "requires --mamba-backend"),
+        (NANO, {**REPLAYED, "enable_prefix_caching": True}, "needs --no-enable-prefix-caching"),
+        (NANO, {**REPLAYED, "replayssm_buffer_len": 32}, "takes at most 16"),
+        (NANO, {**REPLAYED, "kv_offloading_size": 4}, "does not go with KV connectors"),
+        (DENSE, {"engram_config": {"cpu_offload": False}}, "has no tables of n-grams"),
+        (DENSE, {"engram_config": {"cpu_offload": False, "use_thp": True}}, "use_thp requires"),
         (DENSE, {"enable_batch_sharded_sampling": True}, "nothing to share"),
         (
             DENSE,
@@ -75,3 +95,52 @@ def test_replicated_queries_are_weights_of_the_whole_group() -> None:
         for on in (False, True)
     ]
     assert alone[0] == alone[1]
+
+
+@pytest.mark.parametrize(
+    ("tp", "rows", "bytes_per_block", "num_blocks", "tokens"),
+    [
+        (1, None, 4259840, 5041, 2580992),
+        (1, 16, 4587520, 4681, 2396672),
+        (1, 8, 4456448, 4818, 2466816),
+        (2, None, 2129920, 10082, 5161984),
+        (2, 16, 2293760, 9362, 4793344),
+        (2, 8, 2228224, 9637, 4934144),
+    ],
+)
+def test_replayed_states_take_a_ring_of_inputs(
+    tp: int, rows: int | None, bytes_per_block: int, num_blocks: int, tokens: int
+) -> None:
+    """vLLM 0.32's planner of 20 GiB for its Nemotron-H class, prefix caching off: without, with 16 and with 8 rows."""
+    flags = {**REPLAYED, "replayssm_buffer_len": rows} if rows else {"enable_prefix_caching": False}
+    model = from_config(CASES["NemotronHForCausalLM"]["config"], "nano")
+    args = EngineArgs(tensor_parallel_size=tp, max_num_batched_tokens=8192, max_num_seqs=256, **flags)
+    layout = kv_layout(model, args, 20 * 2**30, capability=(9, 0))
+    assert isinstance(layout, Layout)
+    assert (layout.bytes_per_block, layout.num_blocks) == (bytes_per_block, num_blocks)
+    assert layout.kv_cache_size_tokens == tokens
+
+
+def test_replayed_states_are_written_seldom() -> None:
+    """One step of 16 writes what every step reads."""
+    model, formats = load_model(NANO), {"weight_format": "bf16", "expert_format": "bf16", "kv_format": "bf16"}
+    plain, replayed = (
+        model_work(model, EngineArgs(**flags), formats).state_bytes for flags in ({}, REPLAYED)
+    )
+    assert replayed / plain == pytest.approx((1 + 1 / 16) / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "tp", "theirs"),
+    [
+        ("DeepseekV41ForCausalLM", 2, 101_378_311_584),
+        ("DeepseekV41ForCausalLM", 8, 25_344_443_520),
+        ("Qwen4Exp, as published", 1, 102_400_491_536),
+        ("Qwen4Exp, as published", 8, 12_800_061_440),
+    ],
+)
+def test_tables_of_ngrams_on_the_cards(name: str, tp: int, theirs: int) -> None:
+    """What `cpu_offload` false adds to vLLM 0.32's class on one rank."""
+    model = from_config(CASES[name]["config"], name)
+    plain, more = (heaviest_rank(model, tensor_parallel_size=tp, table_ranks=n).total for n in (0, tp))
+    assert more - plain == pytest.approx(theirs, rel=1e-4)

@@ -16,6 +16,7 @@ from kvplan.scenario.schema import Deployment
 from kvplan.simulation.deploy import set_up
 from kvplan.timing.step import StepShape
 
+NANO = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"
 DENSE, MOE, LATENT = "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-V2-Lite"
 WINDOWED, HYBRID = "google/gemma-3-27b-it", "Qwen/Qwen3-Next-80B-A3B-Instruct"
 NEMOTRON = {
@@ -76,7 +77,6 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     "offload_prefetch_step": (DENSE, {"offload_group_size": 4}, 2),
     "offload_params": (DENSE, {"offload_group_size": 4}, ("mlp",)),
     "disable_hybrid_kv_cache_manager": (WINDOWED, {"max_model_len": 16384}, True),
-    "kv_sharing_fast_prefill": ("google/gemma-4-E4B-it", {"max_model_len": 16384}, True),
     "swa_bounded_replay": (
         "deepseek-ai/DeepSeek-V4.1-Flash",
         {"tensor_parallel_size": 8, "max_model_len": 16384},
@@ -87,8 +87,20 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
         {"tensor_parallel_size": 4, "num_speculative_tokens": 1, "prefix_match_unit": 16},
         True,
     ),
+    "kv_sharing_fast_prefill": ("google/gemma-4-E4B-it", {"max_model_len": 16384}, True),
     "mamba_cache_dtype": (HYBRID, {"tensor_parallel_size": 4}, "float32"),
     "mamba_ssm_cache_dtype": (HYBRID, {"tensor_parallel_size": 4}, "float32"),
+    "engram_config": (
+        "deepseek-ai/DeepSeek-V4.1-Flash",
+        {"tensor_parallel_size": 16, "max_model_len": 16384},
+        '{"cpu_offload": false}',
+    ),
+    "use_replayssm": (NANO, {"mamba_backend": "flashinfer", "enable_prefix_caching": False}, True),
+    "replayssm_buffer_len": (
+        NANO,
+        {"mamba_backend": "flashinfer", "enable_prefix_caching": False, "use_replayssm": True},
+        8,
+    ),
     "num_speculative_tokens": (HYBRID, {"tensor_parallel_size": 4}, 1),
     "speculative_method": (HYBRID, {"tensor_parallel_size": 4, "num_speculative_tokens": 1}, "ngram"),
     "speculative_config": (

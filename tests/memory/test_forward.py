@@ -634,6 +634,8 @@ SPOKEN: dict[str, Any] = {
     "dcp_q_replicate": True,
     "enable_batch_sharded_sampling": True,
     "enable_return_routed_experts": True,
+    "use_replayssm": True,
+    "engram_config": '{"cpu_offload": false}',
 }
 """A value other than the default of every flag; 8 where none is named."""
 

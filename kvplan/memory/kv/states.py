@@ -25,7 +25,20 @@ def state_bytes(state: StateSpec, args: EngineArgs, model_dtype: str) -> int:
     for flag, dtype in (("mamba-cache-dtype", conv_dtype), ("mamba-ssm-cache-dtype", ssm_dtype)):
         if dtype not in ITEM_BYTES:
             raise KvplanError(f"--{flag} {dtype[:40]}: must be auto, float32, float16 or bfloat16")
-    return conv * ITEM_BYTES[conv_dtype] + recurrent * ITEM_BYTES[ssm_dtype]
+    ring = _ring_bytes(state, args, ITEM_BYTES[model_dtype]) if args.use_replayssm else 0
+    return conv * ITEM_BYTES[conv_dtype] + recurrent * ITEM_BYTES[ssm_dtype] + ring
+
+
+def _ring_bytes(state: StateSpec, args: EngineArgs, itemsize: int) -> int:
+    """Inputs of the last tokens, which the state is brought up to date from: x, dt (float32) and B of each.
+
+    FlashInfer keeps those under verification beside them. Source: vLLM 0.32 `mamba_utils.py: append_replayssm_ring`.
+    """
+    tp, rows = args.tensor_parallel_size, args.replayssm_buffer_len
+    if args.mamba_backend == "flashinfer":
+        rows += 1 + args.num_speculative_tokens
+    heads, groups = (even(state[name], tp, "state heads and groups") for name in ("num_heads", "n_groups"))
+    return rows * (heads * (state["head_dim"] * itemsize + 4) + groups * state["state_size"] * itemsize)
 
 
 def state_dtypes(state: StateSpec, args: EngineArgs, model_dtype: str) -> tuple[str, str]:
