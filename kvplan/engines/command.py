@@ -16,6 +16,7 @@ from kvplan.engines.environment import ACTS as VARIABLES
 from kvplan.engines.environment import sort_out
 from kvplan.engines.flags import EngineArgs, as_count
 from kvplan.engines.kv_transfer import connector_of
+from kvplan.engines.mm_limits import check_pruning
 from kvplan.engines.shell_words import filled, image_version, start_of, words_of
 from kvplan.engines.some_values import POOLING, about_value, check_together
 from kvplan.engines.speculative_config import not_planned, read_speculation, without_effect
@@ -26,11 +27,7 @@ from kvplan.ground.errors import KvplanError
 NOT_PLANNED = {
     "prefill-context-parallel-size": "prompts split over ranks",
     "quantization-config": "quantisation of a checkpoint's own",
-    "mm-processor-kwargs": "sizes of items other than the processor's",
-    "media-io-kwargs": "sizes of items other than the processor's",
     "scheduler-cls": "a scheduler of one's own",
-    "video-pruning-rate": "fewer tokens of a video",
-    "video-pruning-method": "fewer tokens of a video",
     "mm-encoder-attn-backend": "the tower's attention: profiled as the default's kernels",
     "mm-encoder-attn-dtype": "the tower's attention: profiled in 16 bits",
     "enable-hc-sp": "residual streams cut over ranks",
@@ -139,6 +136,7 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
             merged = isinstance(told.get(flag), dict) and isinstance(value, dict)
             told[flag] = {**told[flag], **value} if merged else value
         else:
+            check_pruning(flag, value)
             unaffected.append(f"--{flag}")
     if not model:
         raise KvplanError("the command names no model")
@@ -201,19 +199,12 @@ def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
     limits = object_of(told.get("limit-mm-per-prompt"), "limit-mm-per-prompt")
     if limits:
         fields["limit_mm_per_prompt"] = limits
-    if _sized_items(told.get("limit-mm-per-prompt")):
-        notes.append("--limit-mm-per-prompt: items are planned at their largest, whatever size is stated")
-    if told.get("mamba-backend"):
-        notes.append("--mamba-backend: kernels of states are timed as Triton's")
+    for flag in ("mm-processor-kwargs", "media-io-kwargs"):
+        if flag in told:
+            fields[flag.replace("-", "_")] = object_of(told[flag], flag)
     if told.get("disable-sliding-window"):
         notes.append("--disable-sliding-window shortens the context to the window")
     return fields, draft, notes
-
-
-def _sized_items(limits: Any) -> bool:
-    """Whether limits state sizes of items too."""
-    told = object_of(limits, "limit-mm-per-prompt")
-    return any(isinstance(limit, dict) and limit.keys() - {"count"} for limit in told.values())
 
 
 # ---- other engines

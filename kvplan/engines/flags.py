@@ -34,7 +34,7 @@ from kvplan.engines.kernel_flags import (
     kernel_text,
 )
 from kvplan.engines.kv_transfer import kv_transfer_text, offloading_gib
-from kvplan.engines.mm_limits import mm_limits_text, unused_towers
+from kvplan.engines.mm_limits import mm_limits_text, processor_text, unused_towers
 from kvplan.engines.sglang_defaults import FEWEST_REQUESTS
 from kvplan.engines.sglang_defaults import defaults as sglang_defaults
 from kvplan.engines.speculative_config import Method, speculation, speculation_text, with_own_fields
@@ -234,6 +234,12 @@ class EngineArgs(Config):
     limit_mm_per_prompt: Annotated[str | None, BeforeValidator(mm_limits_text)] = None
     """Items a prompt may have, as vLLM's JSON: {"image": 4, "video": 0}; start-up profiles no kind that has 0, and
     loads no tower whose kinds all have 0."""
+    mm_processor_kwargs: Annotated[str | None, BeforeValidator(processor_text)] = None
+    """What the processor of images and videos is told, as vLLM's JSON: {"max_pixels": 1003520}; acts on Qwen's and
+    InternVL's towers."""
+    media_io_kwargs: Annotated[str | None, BeforeValidator(processor_text)] = None
+    """How media are read, as vLLM's JSON: {"video": {"num_frames": 32}}; start-up heeds it for Nemotron's towers
+    alone."""
     skip_mm_profiling: bool = False
     """Start without running the tower on the largest images, so without memory for that."""
     mm_encoder_tp_mode: Literal["weights", "data"] = "weights"

@@ -96,6 +96,11 @@ def estimate_overheads(
     inside = profile.graphs_in_budget and args.environment.memory_profiler_estimate_cudagraphs
     if profile.outside_in_second_runner and second_runner(model, args, profile):
         inside = False
+    what += (
+        "; sizes of items that flags state are not planned for this tower"
+        if _sizes_left_out(model, args)
+        else ""
+    )
     return Overheads(activation, f"{what}; {figure.source}", runtime, graphs, runtime_why, why, inside)
 
 
@@ -180,6 +185,16 @@ def sampler_inputs(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile)
 
 def _profiles_tower(model: ModelSpec, args: ResolvedArgs) -> bool:
     return model.vision is not None and not args.language_model_only and not args.skip_mm_profiling
+
+
+def _sizes_left_out(model: ModelSpec, args: ResolvedArgs) -> bool:
+    stated = args.mm_processor_kwargs or args.limit_mm_per_prompt
+    if not stated or not _profiles_tower(model, args):
+        return False
+    from kvplan.memory.tower_profile import sizes_left_out
+
+    assert model.vision is not None
+    return sizes_left_out(model.vision, args)
 
 
 def _tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> tuple[Range, Figure]:

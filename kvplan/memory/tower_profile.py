@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.engines.mm_limits import mm_limit
+from kvplan.memory.item_sizes import media_frames, states_sizes, told_facts
 from kvplan.models.spec import VisionSpec
 
 TILES = 13
@@ -93,7 +94,19 @@ def _gemma4(v: VisionSpec) -> dict[str, int]:
     return {"frames": 1, "frame_patches": 32 * 630, "frame_tokens": 32 * 78}
 
 
-VIDEOS = {"qwen2_vl": _pairs, "qwen2_5_vl": _pairs, "internvl": _intern, "gemma4": _gemma4}
+def _one_pair(v: VisionSpec) -> dict[str, int]:
+    """Two frames that share 25,165,824 pixels (vLLM 0.32 `qwen3_vl.py: get_max_video_tokens`; the limit stands in the
+    published video_preprocessor_config.json)."""
+    return {"frames": 1, "frame_patches": 49152, "frame_tokens": 12288}
+
+
+VIDEOS = {
+    "qwen3_vl": _one_pair,
+    "qwen2_vl": _pairs,
+    "qwen2_5_vl": _pairs,
+    "internvl": _intern,
+    "gemma4": _gemma4,
+}
 """Tower -> the frames of its video, where they may be more tokens than an image."""
 GATED = frozenset({"pixtral", "qwen2_5_vl", "glm4v", "gemma4"})
 WHOLE = frozenset({"gemma4"})
@@ -116,14 +129,17 @@ def _facts(vision: VisionSpec) -> dict[str, int]:
 def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
     """The largest item that may be asked of this engine: of images and videos, what becomes more tokens.
 
-    At a tie vLLM takes the video, which has as many patches or more. None where it is not known: of towers that see and
+    At a tie vLLM takes the video, whose name comes last. None where it is not known: of towers that see and
     hear, what they hear.
     """
     image, facts = largest_image(vision), _facts(vision)
+    facts |= media_frames(facts, args)
     kinds = _asked(vision, facts, args.limit_mm_per_prompt)
     if image is None or not kinds:
         return None
     image = image._replace(kind=kinds[0])
+    if states_sizes(args) and (told := told_facts(vision.family, facts, args)):
+        image, facts = image._replace(patches=told["patches"], tokens=told["tokens"]), told
     if "fills" in facts:
         chunks = -(-args.max_model_len // image.tokens)
         return image._replace(patches=chunks * image.patches, tokens=args.max_model_len)
@@ -133,7 +149,12 @@ def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
         return image
     if kinds == ["video"]:
         return _video({**facts, "beside": 0}, image, args.max_model_len)
-    return max(_video(facts, image, args.max_model_len), image, key=lambda item: (item.tokens, item.patches))
+    video = _video(facts, image, args.max_model_len)
+    if states_sizes(
+        args
+    ):  # of items that are made smaller than they are counted the video may be the lesser one
+        return video if video.tokens >= image.tokens else image
+    return max(video, image, key=lambda item: (item.tokens, item.patches))
 
 
 def _asked(vision: VisionSpec, facts: dict[str, int], limits: str | None) -> list[str]:
@@ -157,6 +178,11 @@ def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
         run = max(-(-tokens // facts["run_tokens"]), facts["run_least"])
         patches = min(run * facts["run_patches"], patches)
     return image._replace(patches=patches, tokens=tokens, pixels=pixels, kind="video")
+
+
+def sizes_left_out(vision: VisionSpec, args: ResolvedArgs) -> bool:
+    """Whether flags state sizes of items that are not planned for this tower."""
+    return states_sizes(args) and told_facts(vision.family, _facts(vision), args) is None
 
 
 def num_items(largest: Largest, args: ResolvedArgs, limit: int = 999) -> int:

@@ -13,8 +13,9 @@ from kvplan.engines.compilation_config import compilation_text
 from kvplan.engines.engram import engram_text
 from kvplan.engines.eplb import eplb_text
 from kvplan.engines.generation import generation_text
+from kvplan.engines.kernel_flags import attention_text, kernel_text
 from kvplan.engines.kv_transfer import kv_transfer_text
-from kvplan.engines.mm_limits import mm_limits_text
+from kvplan.engines.mm_limits import mm_limits_text, processor_text
 from kvplan.engines.speculative_config import ACTING, METHODS, speculation_text
 from kvplan.engines.spelling import WORDS, logged_words, understand
 from kvplan.formulas.graphs import MODES
@@ -95,6 +96,10 @@ _MODES = {
 """Modes as logs print their numbers."""
 _SPECULATION = re.compile(r"speculative[-_]config\W{1,4}(?=\{)")
 _ENGRAM = re.compile(r"engram[-_]config\W{1,4}(\{[^{}]{0,400}\})")
+_PROCESSOR = re.compile(r"mm[-_]processor[-_]kwargs\W{1,4}(?=\{)")
+_MEDIA = re.compile(r"media[-_]io[-_]kwargs\W{1,4}(?=\{)")
+_ATTENTION = re.compile(r"attention[-_]config\W{1,4}(?=\{)")
+_KERNELS = re.compile(r"kernel[-_]config\W{1,4}(?=\{)")
 _TRANSFER = re.compile(r"kv[-_]transfer[-_]config\W{1,4}(?=\{)")
 
 
@@ -117,6 +122,10 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
         "eplb_config": _flat(line, _EPLB, eplb_text),
         "engram_config": _flat(line, _ENGRAM, engram_text),
         "override_generation_config": _generation(line),
+        "attention_config": _object(_ATTENTION, line, attention_text),
+        "kernel_config": _object(_KERNELS, line, kernel_text),
+        "mm_processor_kwargs": _object(_PROCESSOR, line, _sizes),
+        "media_io_kwargs": _object(_MEDIA, line, _sizes),
     }
     for word, told in objects.items():
         spoken.pop(word, None)
@@ -171,6 +180,18 @@ def _flat(line: str, pattern: re.Pattern[str], read: Callable[[str], str | None]
 def _acting(told: object) -> str | None:
     """Of what a line says of drafting, the keys that act: others may hold what is nobody's business."""
     return speculation_text({key: value for key, value in json_object(told).items() if key in ACTING})
+
+
+def _sizes(told: object) -> str | None:
+    """Numbers of an object of options and of those within it; words are left out."""
+    kept = {
+        key: {name: n for name, n in value.items() if isinstance(n, int | float)}
+        if isinstance(value, Mapping)
+        else value
+        for key, value in json_object(told).items()
+        if isinstance(value, Mapping | int | float)
+    }
+    return processor_text(kept)
 
 
 def _limits(line: str) -> str | None:

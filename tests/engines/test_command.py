@@ -30,6 +30,10 @@ def test_every_flag_of_vllms_parser_is_known() -> None:
     assert not set(NOT_PLANNED) & set(ACTS)
 
 
+TAKEN = {"video-pruning-rate": "0.5", "video-pruning-method": "evs"}
+"""Values of flags that do not take 1."""
+
+
 @pytest.mark.parametrize("name", sorted(vllm_flags()))
 def test_every_flag_acts_or_is_listed(name: str) -> None:
     """None is dropped in silence."""
@@ -40,7 +44,8 @@ def test_every_flag_acts_or_is_listed(name: str) -> None:
     ):
         return
     kind = vllm_flags()[name]
-    words = ["vllm", "serve", "m", f"--{name}", *([] if kind in ("switch", "maybe") else ["1"])]
+    value = [] if kind in ("switch", "maybe") else [TAKEN.get(name, "1")]
+    words = ["vllm", "serve", "m", f"--{name}", *value]
     if name == "enable-mamba-cache-stochastic-rounding":
         with pytest.raises(KvplanError, match="only with --mamba-ssm-cache-dtype float16"):
             read_command(words)
@@ -392,12 +397,30 @@ def test_compilation_flags_that_vllms_parser_refuses_are_refused(flags: str, wor
 
 def test_sizes_of_items_that_do_not_act_are_said() -> None:
     assert read_command("vllm serve m -O3").notes == ()
-    sized = '--limit-mm-per-prompt \'{"image": {"count": 2, "width": 512}}\''
-    assert "largest" in read_command(f"vllm serve m {sized}").notes[0]
-    told = read_command("vllm serve m --mm-processor-kwargs '{}'").not_planned
-    assert len(told) == 1
     with pytest.raises(KvplanError, match="keeps no KV"):
         read_command("vllm serve m --mm-encoder-only")
+
+
+def test_sizes_of_items_are_read() -> None:
+    """As vLLM's classes take them; videos' pruning is checked and changes nothing that start-up takes."""
+    start = "vllm serve m --limit-mm-per-prompt "
+    told = read_command(start + '\'{"image": {"count": 2, "width": 512}, "video": {"num_frames": 8}}\'').args
+    assert told.limit_mm_per_prompt == (
+        '{"image": {"count": 2, "width": 512}, "video": {"count": 999, "num_frames": 8}}'
+    )
+    told = read_command("vllm serve m --mm-processor-kwargs.max_pixels 1003520 --media-io-kwargs '{}'").args
+    assert (told.mm_processor_kwargs, told.media_io_kwargs) == ('{"max_pixels": 1003520}', None)
+    pruned = read_command("vllm serve m --video-pruning-rate 0.5 --video-pruning-method evs")
+    assert pruned.no_effect == ("--video-pruning-rate", "--video-pruning-method")
+    for flags, message in (
+        ("--limit-mm-per-prompt.image.length 3", "image has no 'length'; vLLM takes count, width, height"),
+        ("--limit-mm-per-prompt.video.num_frames 0", "num_frames must be a whole number above 0"),
+        ("--mm-processor-kwargs nothing", "must be a JSON object"),
+        ("--video-pruning-rate 1", r"must be a share in \[0, 1\)"),
+        ("--video-pruning-method best", "must be evs or vidcom2"),
+    ):
+        with pytest.raises((KvplanError, ValueError), match=message):
+            read_command(f"vllm serve m {flags}")
 
 
 def test_no_drafts_at_all_are_refused() -> None:

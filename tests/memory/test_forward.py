@@ -620,6 +620,8 @@ SPOKEN: dict[str, Any] = {
     "override_generation_config": '{"top_k": 20}',
     "language_model_only": True,
     "limit_mm_per_prompt": '{"video": 0}',
+    "mm_processor_kwargs": '{"max_pixels": 1003520}',
+    "media_io_kwargs": '{"video": {"num_frames": 8}}',
     "skip_mm_profiling": True,
     "mm_encoder_tp_mode": "data",
     "enable_lora": True,

@@ -33,13 +33,25 @@ def tiles(s: TowerFacts) -> Mapping[str, int]:
     return _item(s.tower, most * (grid(s.tower) + 1), most * grid(s.tower) // 4)
 
 
+def stated_tiles(s: TowerFacts) -> Mapping[str, int]:
+    """The same of processors that vLLM tells other numbers of tiles."""
+    return {**tiles(s), **_tile(s)}
+
+
 def tiles_or_frames(s: TowerFacts) -> Mapping[str, int]:
     """InternVL's, and where the language model has a word for videos, frames of one tile each, as many as the context
     holds beside an image. Source: vLLM 0.32 `internvl.py: ctx_video_token, get_num_frames_with_most_features`."""
-    image = tiles(s)
+    image = stated_tiles(s)
     if s.outer.section("llm_config").text("model_type") not in ("qwen2", "qwen3", "qwen3_moe", "gpt_oss"):
         return image
     return {**image, **_video(grid(s.tower) + 1, grid(s.tower) // 4, beside=image["tokens"])}
+
+
+def _tile(s: TowerFacts) -> dict[str, int]:
+    """Facts of one tile, for pictures that are cut otherwise."""
+    most, side = s.outer.count("max_dynamic_patch", default=12) + 1, s.tower.count("image_size", high=1 << 20)
+    each = {"tile_patches": grid(s.tower) + 1, "tile_tokens": grid(s.tower) // 4, "tile_side": side}
+    return {"tiles": most, **each}
 
 
 def pinpoints(s: TowerFacts) -> Mapping[str, int]:
@@ -71,8 +83,9 @@ def qwen_image(k: Keys, *, gated: bool, videos: bool = True) -> Mapping[str, int
     """
     frames = k.count("temporal_patch_size", default=2, high=64)
     pairs = _video(65536, 16384, most=7) if videos else {}
-    pixels = 3 * frames * k.count("patch_size", high=4096) ** 2
-    return {**_item(k, 65536, 16384, pixels=pixels, gated=gated), **pairs}
+    patch, merged = k.count("patch_size", high=4096), merge(k)
+    facts = _item(k, 65536, 16384, pixels=3 * frames * patch**2, gated=gated)
+    return {**facts, **pairs, "unit": patch * isqrt(merged), "merge": merged}
 
 
 def omni_image(gated: bool) -> Callable[[TowerFacts], Mapping[str, int]]:
@@ -335,7 +348,7 @@ def nemotron_video(s: TowerFacts) -> Mapping[str, int]:
     frame = (s.outer.count("force_image_size", default=512, high=1 << 20) // patch) ** 2
     images = 1 if "min_num_patches" in args else 13
     facts = item(hidden, width, images * frame, images * frame // 4, pixels=3 * patch**2)
-    more = {"at_once": 128 // frames * frame, "frame_pixels": 3 * frames * patch**2}
+    more = {"media_frames": frames, "at_once": 128 // frames * frame, "frame_pixels": 3 * frames * patch**2}
     return {**facts, **_video(frame, frame // 4), **more}
 
 

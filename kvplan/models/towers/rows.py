@@ -96,6 +96,7 @@ from kvplan.models.towers.largest import (
     pinpoints,
     qwen_tower,
     split_image,
+    stated_tiles,
     tiles,
     tiles_or_frames,
     views,
@@ -272,7 +273,7 @@ DECLARED: dict[str, Tower] = {
     "Phi4MMForCausalLM": Tower("audio_processor", phi4mm, heads=False, largest=phi4mm_image),
     "Phi4ForCausalLMV": Tower("vision_config", phi4_siglip, largest=most_patches),
     "PixtralForConditionalGeneration": Tower("vision_config", pixtral, largest=gated_image),
-    "QianfanOCRForConditionalGeneration": Tower("vision_config", intern_vit, largest=tiles),
+    "QianfanOCRForConditionalGeneration": Tower("vision_config", intern_vit, largest=stated_tiles),
     "Qwen2AudioForConditionalGeneration": Tower(
         "audio_config", qwen2_audio, heads=False, largest=qwen2_sound
     ),
@@ -289,7 +290,7 @@ DECLARED: dict[str, Tower] = {
     "Qwen3OmniMoeForConditionalGeneration": Tower(
         "thinker_config", qwen3_omni, heads=False, rotary=True, largest=omni_image(False)
     ),
-    "SkyworkR1VChatModel": Tower("vision_config", intern_vit, largest=tiles),
+    "SkyworkR1VChatModel": Tower("vision_config", intern_vit, largest=stated_tiles),
     "SmolVLMForConditionalGeneration": Tower("vision_config", idefics3, largest=split_image),
     "Step3VLForConditionalGeneration": Tower("vision_config", step3, largest=step_image),
     "Step3p7ForConditionalGeneration": Tower("vision_config", step3p7, largest=step_image),

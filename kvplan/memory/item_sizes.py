@@ -1,0 +1,216 @@
+"""Sizes of pictures and videos that flags state, and what start-up profiles then: `--mm-processor-kwargs` bounds what a
+processor makes, sizes in `--limit-mm-per-prompt` what the profiled item is made of.
+
+The first changes the tokens by which items are counted too; the second only what is run, where a processor states its
+most tokens by itself, as Qwen's do. Source: vLLM 0.32 `models/qwen2_vl.py`, `models/qwen3_vl.py:
+get_mm_max_tokens_per_item, get_dummy_mm_data`, `models/internvl.py`, `multimodal/processing/dummy_inputs.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from kvplan.engines.flags import ResolvedArgs
+from kvplan.engines.mm_limits import mm_sizes
+from kvplan.ground.errors import KvplanError
+
+SCOPES = {"image": "images_kwargs", "video": "videos_kwargs"}
+STEEPEST = 200
+"""Aspect ratio beyond which Qwen's processors refuse a picture."""
+PUBLISHED = {"qwen3_vl": {"image": (65536, 16777216), "video": (4096, 25165824)}}
+"""Pixels at least and at most of Qwen 3 VL's published preprocessor configs; of Qwen 2's and 2.5's, see `QWEN2`."""
+QWEN2 = (3136, 12845056)
+PAIRS_OF_A_VIDEO = 7
+"""14 frames (`_MAX_FRAMES_PER_VIDEO` of vLLM's `qwen2_vl.py`)."""
+
+
+class Told(NamedTuple):
+    """An item as flags make it."""
+
+    patches: int
+    """That are run."""
+    tokens: int
+    """By which it is counted."""
+
+
+def states_sizes(args: ResolvedArgs) -> bool:
+    """Whether any flag states a size."""
+    sized = any(mm_sizes(args.limit_mm_per_prompt, kind) for kind in ("image", "video", "audio"))
+    return args.mm_processor_kwargs is not None or sized
+
+
+def told_facts(family: str, facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int] | None:
+    """The facts of the largest item under those flags; None for towers of which that is not planned."""
+    if "unit" in facts or family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        return _squares(family, facts, args)
+    if "tile_tokens" in facts:
+        return _tiles(facts, args)
+    return None
+
+
+def media_frames(facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int]:
+    """Frames that --media-io-kwargs makes a profiled video of, where the tower heeds it (vLLM 0.32
+    `models/nano_nemotron_vl.py: get_dummy_mm_data`)."""
+    told = json.loads(args.media_io_kwargs).get("video") if args.media_io_kwargs else None
+    frames = (told or {}).get("num_frames")
+    if not frames or "media_frames" not in facts:
+        return {}
+    frames = min(frames, mm_sizes(args.limit_mm_per_prompt, "video").get("num_frames", frames))
+    return {"frames_run": -(-frames // facts["media_frames"])}
+
+
+def options(text: str | None, kind: str) -> dict[str, Any]:
+    """What --mm-processor-kwargs tells of a kind of item: flat keys, under those of its own scope.
+
+    >>> options('{"max_pixels": 1000, "videos_kwargs": {"max_pixels": 50}}', "video")
+    {'max_pixels': 50}
+    """
+    told: Mapping[str, Any] = json.loads(text) if text else {}
+    flat = {key: value for key, value in told.items() if not key.endswith("_kwargs")}
+    scoped = told.get(SCOPES[kind]) or {}
+    size = {**(flat.get("size") or {}), **(scoped.get("size") or {})}
+    return {**flat, **scoped, **({"size": size} if size else {})}
+
+
+# ---- pictures of any size, in whole tokens: Qwen's
+
+
+def _squares(family: str, facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int]:
+    joined = facts.get("merge", 4)
+    unit = facts.get("unit") or facts["patch"] * math.isqrt(joined)
+    limits = PUBLISHED.get(family, {"image": QWEN2, "video": QWEN2})
+    image, video = (_bounds(args.mm_processor_kwargs, kind, *limits[kind]) for kind in ("image", "video"))
+    shape = _most(image[1], unit)
+    found = {**facts, **_item(shape, image, unit, joined, mm_sizes(args.limit_mm_per_prompt, "image"), 1)}
+    if "frames" not in facts:
+        return found
+    told = mm_sizes(args.limit_mm_per_prompt, "video")
+    if family == "qwen3_vl":
+        pair = _item(_most(video[1] // 2, unit), video, unit, joined, told, 2)
+        return found | {"frames": 1, "frame_patches": pair["patches"], "frame_tokens": pair["tokens"]}
+    pair = _item(shape, video, unit, joined, told, 1)
+    pairs = min(max(args.max_model_len // pair["tokens"], 1), PAIRS_OF_A_VIDEO)
+    run = min(pairs, -(-told.get("num_frames", 1 << 20) // 2))
+    more = {"frames_run": run, "frame_patches": pair["patches"], "frame_tokens": pair["tokens"]}
+    return found | {"frames": PAIRS_OF_A_VIDEO} | more
+
+
+def _item(
+    shape: tuple[int, int],
+    bounds: tuple[int, int],
+    unit: int,
+    joined: int,
+    told: Mapping[str, int],
+    frames: int,
+) -> dict[str, int]:
+    """Tokens of the largest picture, and patches of the one that is made at the sizes told."""
+    height, width = shape[0] * unit, shape[1] * unit
+    made = min(height, told.get("height", height)), min(width, told.get("width", width))
+    whole, run = (_resized(*sides, unit, bounds, frames) for sides in ((height, width), made))
+    return {"patches": run * joined, "tokens": whole}
+
+
+def _bounds(text: str | None, kind: str, least: int, most: int) -> tuple[int, int]:
+    """Pixels at least and at most: `size`, over it `min_pixels` and `max_pixels`."""
+    told = options(text, kind)
+    size = told.get("size") or {}
+    least = told.get("min_pixels") or size.get("shortest_edge") or least
+    most = told.get("max_pixels") or size.get("longest_edge") or most
+    if any(type(n) is not int or n < 1 for n in (least, most)):
+        raise KvplanError(f"--mm-processor-kwargs: sizes of a {kind} must be whole numbers of pixels")
+    return least, most
+
+
+def _most(pixels: int, unit: int) -> tuple[int, int]:
+    """Rows and columns of the picture of most tokens within so many pixels, of sides as equal as they can be.
+
+    >>> _most(12845056, 28), _most(1003520, 28)
+    ((128, 128), (32, 40))
+    """
+    for tokens in range(max(pixels // unit**2, 1), 0, -1):
+        rows = next(n for n in range(math.isqrt(tokens), 0, -1) if tokens % n == 0)
+        if tokens // rows**2 <= STEEPEST:
+            return rows, tokens // rows
+    return 1, 1
+
+
+def _resized(height: int, width: int, unit: int, bounds: tuple[int, int], frames: int) -> int:
+    """Tokens of a picture once its processor has made its sides whole and its area fit."""
+    if max(height, width) > STEEPEST * min(height, width):
+        raise KvplanError(
+            f"an item of {width} x {height} pixels: Qwen's processors refuse sides beyond 1:200"
+        )
+    rows, columns = round(height / unit), round(width / unit)
+    least, most = bounds
+    if frames * rows * columns * unit**2 > most:
+        shrink = math.sqrt(frames * height * width / most)
+        rows = max(1, math.floor(height / shrink / unit))
+        columns = max(1, math.floor(width / shrink / unit))
+    elif frames * rows * columns * unit**2 < least:
+        grow = math.sqrt(least / (frames * height * width))
+        rows, columns = math.ceil(height * grow / unit), math.ceil(width * grow / unit)
+    return rows * columns
+
+
+# ---- pictures cut into tiles: InternVL's
+
+
+def _tiles(facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int]:
+    told, sizes = options(args.mm_processor_kwargs, "image"), mm_sizes(args.limit_mm_per_prompt, "image")
+    known = (
+        () if "frames" in facts else TILE_KEYS
+    )  # vLLM 0.32 tells the processor of videos the same, which ends
+    if unknown := sorted(set(told) - set(known)):
+        raise KvplanError(
+            f"--mm-processor-kwargs: this model's processor takes no {unknown[0][:40]!r}"
+            + (f"; it takes {', '.join(known)}" if known else ", for its videos it takes no such key at all")
+        )
+    most = told.get("max_dynamic_patch", facts["tiles"] - 1)
+    least = told.get("min_dynamic_patch", 1)
+    if not told.get("dynamic_image_size", True):
+        least = most = 1
+    whole = int(told.get("use_thumbnail", True))
+    ratios = _tilings(least, most)
+    if not ratios:
+        raise KvplanError(f"--mm-processor-kwargs: no picture has {least} tiles at least and {most} at most")
+    side = facts["tile_side"]
+    wide, tall = max(ratios, key=lambda ratio: ratio[0] * ratio[1])  # the first of those
+    width = min(wide * side, sizes.get("width", wide * side))
+    height = min(tall * side, sizes.get("height", tall * side))
+    wide, tall = _closest(width, height, ratios, side)
+    tiles = wide * tall + (whole if wide * tall > 1 else 0)
+    return {
+        **facts,
+        "patches": tiles * facts["tile_patches"],
+        "tokens": tiles * facts["tile_tokens"],
+        **({"beside": tiles * facts["tile_tokens"]} if "beside" in facts else {}),
+    }
+
+
+TILE_KEYS = ("min_dynamic_patch", "max_dynamic_patch", "dynamic_image_size", "use_thumbnail")
+
+
+def _tilings(least: int, most: int) -> list[tuple[int, int]]:
+    """Columns and rows that a picture may be cut into, by their number; in vLLM's order, which is that of its set."""
+    found = {
+        (wide, tall)
+        for n in range(least, most + 1)
+        for wide in range(1, n + 1)
+        for tall in range(1, n + 1)
+        if least <= wide * tall <= most
+    }
+    return sorted(found, key=lambda ratio: ratio[0] * ratio[1])
+
+
+def _closest(width: int, height: int, ratios: list[tuple[int, int]], side: int) -> tuple[int, int]:
+    """The tiling nearest to a picture's sides; of equally near ones the larger, if the picture fills half of it."""
+    best, nearest = (1, 1), math.inf
+    for wide, tall in ratios:
+        away = abs(width / height - wide / tall)
+        larger = away == nearest and width * height > 0.5 * side**2 * wide * tall
+        if away < nearest or larger:
+            best, nearest = (wide, tall), away
+    return best
