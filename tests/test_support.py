@@ -10,12 +10,11 @@ from validation import section
 
 from kvplan.cli.main import run
 from kvplan.engines.vllm_parser import vllm_flags
-from kvplan.ground.errors import KvplanError
 from kvplan.ground.files import catalog_dir
 from kvplan.ground.gpu import get_gpu, gpu_names
-from kvplan.models.architectures import architectures, from_config, how_checked
+from kvplan.models.architectures import architectures, how_checked
 from kvplan.models.load import bundled_models
-from kvplan.models.names import REFUSED, TEXT_OF, TOWERS_NOT_KNOWN
+from kvplan.models.names import TEXT_OF
 from kvplan.models.quantization import METHODS
 from kvplan.models.vision import has_tower
 
@@ -26,27 +25,13 @@ def test_architectures() -> None:
     def tower(name: str) -> str:
         if has_tower(name):
             return "with its tower"
-        why = f" ({TOWERS_NOT_KNOWN[name]})" if name in TOWERS_NOT_KNOWN else ""
-        return f"not known{why}: `--language-model-only`" if name in TEXT_OF else ""
+        return "not known: `--language-model-only`" if name in TEXT_OF else ""
 
     rows = [(f"`{name}`", how_checked(name), tower(name)) for name in architectures()]
     alone = sum(name in TEXT_OF and not has_tower(name) for name in architectures())
     counts = f"{len(rows)} names; {len(rows) - alone} whole, {alone} by their language model alone."
     head = table("architecture, checked by, tower", rows)
-    refused = "\n".join(f"* `{name}`: {why}." for name, why in REFUSED.items())
-    text = f"## Architectures\n\n{counts}\n\n{head}\n\nRefused, though vLLM 0.32 runs them:\n\n{refused}"
-    section("architectures", text, PAGE)
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_refusal_says_why(name: str) -> None:
-    with pytest.raises(KvplanError, match=f"is not supported: {REFUSED[name]}"):
-        from_config({"architectures": [name], "model_type": "unknown"})
-    assert name not in architectures()
-
-
-def test_reasons_are_of_towers_that_are_not_known() -> None:
-    assert not any(map(has_tower, TOWERS_NOT_KNOWN))
+    section("architectures", f"## Architectures\n\n{counts}\n\n{head}", PAGE)
 
 
 def test_formats_and_models() -> None:

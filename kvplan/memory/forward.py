@@ -202,6 +202,11 @@ def _memory(question: Question) -> _Memory:
         raise KvplanError(
             "--kv-offloading-size: vLLM keeps the KV of encoder-decoder models on the GPU alone"
         )
+    if args.tensor_parallel_size > 1 and question.model.architecture.startswith("NemotronParse"):
+        raise KvplanError(
+            f"tensor_parallel_size {args.tensor_parallel_size}: vLLM's Nemotron Parse norms whole what each rank has a "
+            "part of (its encoder's `sum_proj`), so it runs on one GPU"
+        )
     _check_format(question, args)
     _check_fp8_blocks(question, args)
     if question.engine.engine == "vllm":

@@ -33,7 +33,6 @@ from kvplan.models.names import (
     BY_TRANSFORMERS,
     INNER,
     MINICPMV,
-    REFUSED,
     TEXT_OF,
     TEXT_SECTIONS,
     UNHELD,
@@ -241,8 +240,7 @@ def from_config(config: Mapping[str, object], name: str = "config.json", source:
     known = architecture in BUILDERS
     row = row if known else assumed_plain(text)
     if row is None and not known:
-        why = REFUSED.get(architecture, "its attention is unknown")
-        raise outer.error(f"architecture {architecture[:80]!r} is not supported: {why}")
+        raise outer.error(f"architecture {architecture[:80]!r} is not supported: its attention is unknown")
     text = row.read(text) if row else text
     try:
         body = row.build(text) if row else BUILDERS[architecture](text)

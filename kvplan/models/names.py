@@ -109,6 +109,7 @@ TEXT_OF = {
     "VoxtralRealtimeGeneration": "VoxtralRealtimeGeneration",
     "CohereAsrForConditionalGeneration": "CohereAsrForConditionalGeneration",
     "JinaVLForRanking": "Qwen2ForCausalLM",
+    "NemotronParseForConditionalGeneration": "NemotronParseForConditionalGeneration",
     "WhisperForConditionalGeneration": "WhisperForConditionalGeneration",
     **dict.fromkeys(
         (
@@ -166,14 +167,6 @@ UNHELD = frozenset(
     }
 )
 """Architectures whose own class no oracle was asked about."""
-REFUSED = {
-    name: why
-    for why, names in {
-        "its decoder attends to an encoder": ("NemotronParseForConditionalGeneration",),
-    }.items()
-    for name in names
-}
-"""Architectures that vLLM 0.32 runs and that are refused, and why."""
 NO_PIPELINE = frozenset(
     {
         *("AriaForConditionalGeneration", "DiffusionGemmaForBlockDiffusion"),
@@ -182,12 +175,9 @@ NO_PIPELINE = frozenset(
         *("Gemma3nForCausalLM", "Gemma3nForConditionalGeneration", "HrmTextForCausalLM"),
         *("IQuestLoopCoderForCausalLM", "Idefics3ForConditionalGeneration", "Mamba2ForCausalLM"),
         *("NemotronH_Nano_Omni_Reasoning_V3", "NemotronH_Nano_VL_V2", "NemotronH_Omni_Reasoning_V3"),
-        *("NemotronH_Super_Omni_Reasoning_V3", "PaddleOCRVLForConditionalGeneration", "Phi4MMForCausalLM"),
+        *("NemotronH_Super_Omni_Reasoning_V3", "NemotronParseForConditionalGeneration"),
+        *("PaddleOCRVLForConditionalGeneration", "Phi4MMForCausalLM"),
         *("SmolVLMForConditionalGeneration", "WhisperForConditionalGeneration", "Zamba2ForCausalLM"),
     }
 )
 """Architectures whose classes vLLM 0.32 does not cut into pipeline stages (its `interfaces.supports_pp` of each)."""
-TOWERS_NOT_KNOWN = {
-    "Llama_Nemotron_Nano_VL": "the checkpoint's own RADIO or transformers', not vLLM's",
-}
-"""Why a tower has no row, where that was tried."""

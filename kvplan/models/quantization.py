@@ -184,6 +184,8 @@ class Names:
         if self.exact & (parents | set(parts)):
             return True
         spelled = (*parents, *(root + name for root in ("model.", "language_model.model.")))
+        if "shared_experts." in name:  # patterns keep the checkpoint's own spelling
+            spelled += tuple(n.replace("shared_experts.", "shared_expert.") for n in spelled)
         return any(p.match(n) for p in self.patterns for n in spelled)
 
 
@@ -196,7 +198,7 @@ def canonical(name: str) -> str:
         name = name.partition(".")[2]
     if name.partition(".")[0].isdecimal():  # Ling 3 names a layer by its number alone
         name = f"layers.{name}"
-    return name.replace("shared_expert.", "shared_experts.")
+    return re.sub(r"shared_expert(?=\.|$)", "shared_experts", name)
 
 
 def _ignored(k: Keys, *keys: str) -> Names:
@@ -222,7 +224,9 @@ def _fp8(k: Keys) -> Rule:
     if block and (len(block) != 2 or not all(block)):
         raise k.error("quantization_config: weight_block_size must be two sizes")
     scheme = fp8_block(*block) if block else FP8_TENSOR
-    rule = _everywhere(scheme, _ignored(k, "modules_to_not_convert", "ignored_layers"))
+    # an expert that is listed keeps the layer's from being converted, as vLLM 0.32 `is_layer_skipped` reads it
+    listed = (n for key in ("modules_to_not_convert", "ignored_layers") for n in k.texts(key))
+    rule = _everywhere(scheme, Names(re.sub(r"(\.experts)\.\d+\..*", r"\1", n) for n in listed))
     if "mxfp4" in (k.text("store_dtype"), k.text("routed_experts_quant_method")):  # MiMo V2.6, Ling 3
         return lambda module: rule(module) and (MXFP4 if module.role == "expert" else rule(module))
     if k.text("expert_dtype") != "fp4":

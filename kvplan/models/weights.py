@@ -302,8 +302,8 @@ class _Loader(NamedTuple):
 
     @property
     def embedding_cut(self) -> Cut:
-        """Inkling's ranks each hold the whole embedding; encoder-decoders' too, without padded rows."""
-        if self.model.encoded_tokens:
+        """Inkling's ranks each hold the whole embedding; encoder-decoders' too, unpadded, but for Nemotron Parse's."""
+        if self.model.encoded_tokens and not self.model.architecture.startswith("NemotronParse"):
             return Cut(checkpoint=True)
         asked = self.replicate_embed and self.model.architecture in MAY_REPLICATE
         whole = asked or self.model.architecture.startswith("Inkling")

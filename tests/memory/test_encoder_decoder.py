@@ -6,6 +6,10 @@ to it in `tests/models/test_architectures.py`.
 
 from __future__ import annotations
 
+import json
+import lzma
+from pathlib import Path
+
 import pytest
 
 from kvplan import estimate
@@ -13,6 +17,7 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import GiB, cdiv
 from kvplan.memory.layout import kv_layout
+from kvplan.models.architectures import from_config
 from kvplan.models.load import load_model
 from kvplan.models.weights import heaviest_rank, parameters
 from kvplan.scenario.schema import Deployment
@@ -20,6 +25,7 @@ from kvplan.simulation.deploy import set_up
 
 LARGE, TURBO = "openai/whisper-large-v3", "openai/whisper-large-v3-turbo"
 ENCODED = 1500
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("name", "published", "layers"), [(LARGE, 1543490560, 64), (TURBO, 808878080, 36)])
@@ -92,3 +98,14 @@ def test_it_is_not_simulated() -> None:
         KvplanError, match="its encoder's steps are not timed, so it is planned, not simulated"
     ):
         set_up(Deployment(model=TURBO, gpu="h100"))
+
+
+def test_nemotron_parse_runs_on_one_gpu_and_keeps_its_page() -> None:
+    """Its decoder attends to a page's 128 times 26 tokens and one of the whole; ranks norm parts as if whole."""
+    packed = (ROOT / "tests" / "fixtures" / "architectures_vllm_0.32.json.xz").read_bytes()
+    name = "NemotronParseForConditionalGeneration"
+    model = from_config(json.loads(lzma.decompress(packed))[name]["config"], name)
+    assert model.encoded_tokens == 128 * 26 + 1
+    assert estimate(model, "h100")
+    with pytest.raises(KvplanError, match="it runs on one GPU"):
+        estimate(model, "h100", tensor_parallel_size=2)

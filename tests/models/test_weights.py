@@ -286,6 +286,36 @@ def test_dots3_note_takes_its_files_bytes() -> None:
     assert round(active_parameters(model) / 1e9) == 16
 
 
+def test_laguna_s_in_fewer_bits_takes_its_files_bytes() -> None:
+    """Releases of August, whose last layers keep their experts in 16 bits: all files, and the hub's 99.7 GB."""
+    fp8, fp4 = (heaviest_rank(load_model(f"poolside/Laguna-S-2.1-{kind}")) for kind in ("FP8", "NVFP4"))
+    assert fp8.total - fp8.rotary == pytest.approx(131_287_549_859, rel=2e-4)
+    assert fp4.total - fp4.rotary == pytest.approx(99.7e9, rel=5e-4)
+
+
+def test_laguna_s_first_releases_took_what_was_measured() -> None:
+    """113.2 GiB of files in FP8; 67.11 GiB loaded in NVFP4 (vLLM's issue 50925): experts of all layers converted."""
+    fp4 = dict(load_model("poolside/Laguna-S-2.1-NVFP4").quantization or {})
+    listed = [name for name in fp4["ignore"] if "4[0-7]" not in name]
+    weights = {
+        "type": "float",
+        "num_bits": 8,
+        "strategy": "block",
+        "block_structure": [128, 128],
+        "dynamic": False,
+        "symmetric": True,
+    }
+    read = {"type": "float", "num_bits": 8, "strategy": "group", "group_size": 128, "dynamic": True}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": read}
+    fp8 = {"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": listed}
+    mine = [
+        heaviest_rank(load_model("poolside/Laguna-S-2.1", hf_overrides={"quantization_config": q}))
+        for q in ({**fp8, "config_groups": {"group_0": group}}, {**fp4, "ignore": listed})
+    ]
+    assert (mine[0].total - mine[0].rotary) / GiB == pytest.approx(113.2, abs=0.06)
+    assert mine[1].loaded / GiB == pytest.approx(67.11, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "gigabytes"),
     [

@@ -239,11 +239,15 @@ def _config_class(kind: str, known: Any) -> Any:
         def __post_init__(self, **options: Any) -> None:
             super().__post_init__(**options)
             for key, value in list(vars(self).items()):
-                if isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
+                section = key.endswith("_config") or (
+                    kind == "nemotron_parse" and key in ("encoder", "decoder")
+                )
+                if isinstance(value, dict) and section and key != "quantization_config":
                     setattr(self, key, inner(value))
 
         def get_text_config(self, *args: Any, **options: Any) -> Any:
             sections = ("text_config", "llm_config", "language_config")
+            sections += ("decoder",) if kind == "nemotron_parse" else ()
             return next((getattr(self, name) for name in sections if hasattr(self, name)), self)
 
     def inner(section: dict[str, Any]) -> Any:

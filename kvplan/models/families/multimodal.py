@@ -115,7 +115,36 @@ def _frames_of_longest_clip(k: Keys) -> int:
     return cdiv(k.count("max_audio_clip_s") * per_s, k.section("encoder").count("subsampling_factor"))
 
 
+def _tokens_of_page(k: Keys) -> int:
+    """Nemotron Parse's page: four patches side by side are a token, and one more. Source: `get_num_image_tokens`."""
+    sides, patch = k.counts("image_size"), k.section("encoder").count("patch_size", default=16, high=4096)
+    if len(sides) != 2:
+        raise k.error("image_size must be two numbers")
+    return sides[0] // patch * (sides[1] // patch // 4) + 1
+
+
 MULTIMODAL: dict[str, PlainDecoder] = {
+    "NemotronParseForConditionalGeneration": PlainDecoder(
+        {
+            "hidden_size": "decoder.d_model",
+            "intermediate_size": "decoder.encoder_ffn_dim",  # as vLLM's `BartDecoderLayer` reads it
+            "num_hidden_layers": "decoder.decoder_layers",
+            "num_attention_heads": "decoder.decoder_attention_heads",
+            "vocab_size": "decoder.vocab_size",
+            "max_position_embeddings": "decoder.max_position_embeddings",
+            "tie_word_embeddings": "decoder.tie_word_embeddings",
+        },
+        {"max_sequence_length": 9000},
+        bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        matrices=2,
+        layernorm=True,
+        norms=3,
+        rotary=False,
+        around=lambda k: (Weight("layernorm_embedding", 2 * k.count("hidden_size")),),
+        attends=_tokens_of_page,
+    ),
     "WhisperForConditionalGeneration": PlainDecoder(
         {
             "hidden_size": "d_model",

@@ -232,22 +232,100 @@ RADIO |= {"vit_huge_patch16_224": (1280, 32, 5120), "vit_giant_patch14_224": (14
 
 
 def radio(s: TowerFacts) -> Parts:
-    """RADIO: learned positions of its largest image, registers, a second embedding for pairs of frames."""
-    args = s.tower.section("args")
-    if args.text("model") not in RADIO:
-        raise s.tower.error(f"RADIO model {args.text('model')[:40]!r} is not known")
-    hidden, layers, width = RADIO[args.text("model")]
-    v = {"hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": layers}
-    k = Keys(s.tower.name, {**v, "patch_size": s.tower.count("patch_size", default=16, high=4096)})
-    side = round(args.count("cpe_max_size", default=2048) / k.count("patch_size"))
-    frames = s.tower.count("video_temporal_patch_size", default=1, high=64)
-    merged, middle = 4 * hidden, s.outer.count("projector_hidden_size")
+    """RADIO, its pixels shuffled, a projector behind a norm."""
+    merged, middle = 4 * _radio_sizes(s.tower)[0], s.outer.count("projector_hidden_size")
+    yield from _radio(s.tower, s.tower.count("patch_size", default=16, high=4096))
+    yield from two("mlp1", (s.text, middle, merged), bias=False, norm=merged)
+
+
+def _radio_sizes(tower: Keys) -> tuple[int, int, int]:
+    name = tower.section("args").text("model")
+    if name not in RADIO:
+        raise tower.error(f"RADIO model {name[:40]!r} is not known")
+    return RADIO[name]
+
+
+def _radio(tower: Keys, patch: int) -> Parts:
+    """Learned positions of its largest image, registers, a second embedding for pairs of frames."""
+    args, (hidden, layers, width) = tower.section("args"), _radio_sizes(tower)
+    v = {"hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": layers, "patch_size": patch}
+    k = Keys(tower.name, v)
+    side = round(args.count("cpe_max_size", default=2048) / patch)
+    frames = tower.count("video_temporal_patch_size", default=1, high=64)
     yield from patches(k, bias=False, positions=side**2)
-    if frames > 1 and s.tower.flag("separate_video_embedder", True):
+    if frames > 1 and tower.flag("separate_video_embedder", True):
         yield from patches(k, bias=False, positions=0, frames=frames)
     yield vector("registers", _registers(args) * hidden)
     yield from blocks(k, norms=6)
-    yield from two("mlp1", (s.text, middle, merged), bias=False, norm=merged)
+
+
+def nemotron_parse(s: TowerFacts) -> Parts:
+    """Nemotron Parse: RADIO-H, whose patches four side by side become one, and a token of its summary."""
+    args = s.tower.section("args")
+    kept = {"video_temporal_patch_size", "separate_video_embedder"}
+    inner = Keys(s.tower.name, {"args": args.raw, **{n: v for n, v in args.raw.items() if n in kept}})
+    yield from _radio(inner, args.count("patch_size", default=16, high=4096))
+    yield linear("neck.conv1", 1024, 1280)
+    yield linear("neck.conv2", 1024, 4 * 1024, bias=False)
+    yield linear("neck.sum_proj", 1024, 3840, "rows")
+    yield vector("neck.norms", 3 * 2 * 1024)
+
+
+def parsed_image(s: TowerFacts) -> Mapping[str, int]:
+    """The one image of `image_size`: its patches, of which four side by side are a token, and one more."""
+    hidden, _, width = _radio_sizes(s.tower)
+    patch, (high, wide) = s.tower.count("patch_size", default=16, high=4096), two_sides(s.outer)
+    seen = (high // patch) * (wide // patch)
+    tokens = high // patch * (wide // patch // 4) + 1
+    return item(hidden, width, seen, tokens, pixels=3 * patch**2)
+
+
+def two_sides(k: Keys) -> tuple[int, int]:
+    """`image_size` as height and width."""
+    sides = k.counts("image_size")
+    if len(sides) != 2:
+        raise k.error("image_size must be two numbers")
+    return sides[0], sides[1]
+
+
+def radio_of_transformers(s: TowerFacts) -> Parts:
+    """Llama Nemotron Nano VL: RADIO by transformers' class, whole on every rank, its projector with biases.
+
+    The checkpoints' own class, which `--trust-remote-code` runs, has RADIO-H of the same parts.
+    """
+    k = s.tower
+    hidden, layers = k.count("hidden_size", default=1280), k.count("num_hidden_layers", default=32)
+    width = int(hidden * k.number("mlp_ratio", 4.0, above=0, high=64))
+    patch, frames = k.count("patch_size", default=16, high=4096), k.raw.get("video_temporal_patch_size")
+    sized = {"hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": layers}
+    v = Keys(k.name, {**k.raw, **sized, "patch_size": patch})
+    yield from patches(v, bias=False, positions=(k.count("max_img_size", default=2048) // patch) ** 2)
+    if frames is not None:
+        yield from patches(v, bias=False, positions=0, frames=k.count("video_temporal_patch_size", high=64))
+    tokens = k.count("num_cls_tokens", default=3, low=0) + k.count("num_registers", default=7, low=0)
+    yield vector("tokens", tokens * hidden)
+    gated = k.flag("use_swiglu_ffn")
+    inner = (int(width * 2 / 3) + 7) // 8 * 8 if gated else width
+    yield linear("attn.qkv", 3 * hidden, hidden, bias=False, copies=layers)
+    yield vector("attn.qkv.bias", 3 * hidden if k.flag("qkv_bias", True) else 0, layers)
+    yield linear("attn.out", hidden, hidden, copies=layers)
+    yield linear("fc1", inner * (1 + gated), hidden, copies=layers)
+    yield linear("fc2", hidden, inner, copies=layers)
+    yield vector("norms_and_scales", 6 * hidden, layers)
+    shrunk = int(1 / s.outer.number("downsample_ratio", 0.5, above=1e-3, high=1000))
+    merged = s.outer.count("vit_hidden_size") * shrunk**2
+    yield from two("mlp1", (s.text, s.outer.count("projector_hidden_size"), merged), norm=2 * merged)
+
+
+def radio_tiles(s: TowerFacts) -> Mapping[str, int]:
+    """Tiles of `force_image_size` and their thumbnail, a quarter of the patches as tokens."""
+    k = s.tower
+    hidden, patch = k.count("hidden_size", default=1280), k.count("patch_size", default=16, high=4096)
+    width = int(hidden * k.number("mlp_ratio", 4.0, above=0, high=64))
+    side = s.outer.count("force_image_size", default=512, high=1 << 20) // patch
+    shrunk = s.outer.number("downsample_ratio", 0.5, above=1e-3, high=1000) ** 2
+    most = s.outer.count("max_dynamic_patch", default=1) + 1
+    return item(hidden, width, most * side**2, most * int(side**2 * shrunk), pixels=3 * patch**2)
 
 
 def _registers(args: Keys) -> int:

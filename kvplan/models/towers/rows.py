@@ -57,12 +57,16 @@ from kvplan.models.towers.images import (
     molmo,
     moondream,
     most_patches,
+    nemotron_parse,
     ovis,
     ovis2_5,
     paddle_ocr,
+    parsed_image,
     phi3v,
     phi4_siglip,
     pixtral,
+    radio_of_transformers,
+    radio_tiles,
     rvl,
 )
 from kvplan.models.towers.largest import (
@@ -240,6 +244,7 @@ DECLARED: dict[str, Tower] = {
     "BailingMoeV3VLForConditionalGeneration": Tower(
         "vision_config", bailing_v3_vl, rotary=True, largest=qwen_tower(False, videos=False)
     ),
+    "Llama_Nemotron_Nano_VL": Tower("vision_config", radio_of_transformers, heads=False, largest=radio_tiles),
     "LlavaNextForConditionalGeneration": Tower(
         "vision_config", llava_next, largest=pinpoints, kind="clip_vision_model"
     ),
@@ -259,6 +264,9 @@ DECLARED: dict[str, Tower] = {
         "audio_config", moss_transcribe, largest=moss_sound
     ),
     "MuseGlimmerForConditionalGeneration": Tower("vision_config", muse_glimmer, largest=glimmer_image),
+    "NemotronParseForConditionalGeneration": Tower(
+        "encoder", nemotron_parse, heads=False, largest=parsed_image
+    ),
     "NVLM_D": Tower("vision_config", lambda s: intern_vit(s, bias=False), largest=tiles),
     "OpenCUAForConditionalGeneration": Tower(
         "vision_config",
