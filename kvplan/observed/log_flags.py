@@ -131,6 +131,8 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
         spoken.pop(word, None)
         if told:
             spoken[word] = told
+    for inner in json.loads(str(spoken.get("kernel_config") or "{}")):
+        spoken.pop(inner, None)  # read as a flag of that name too
     spoken.pop("compilation_config", None)
     found = understand({word: value for word, value in spoken.items() if value is not None}, engine)
     if method := _METHOD.search(line):
