@@ -26,7 +26,6 @@ from kvplan.ground.errors import KvplanError
 
 NOT_PLANNED = {
     "prefill-context-parallel-size": "prompts split over ranks",
-    "quantization-config": "quantisation of a checkpoint's own",
     "scheduler-cls": "a scheduler of one's own",
     "mm-encoder-attn-backend": "the tower's attention: profiled as the default's kernels",
     "mm-encoder-attn-dtype": "the tower's attention: profiled in 16 bits",

@@ -42,7 +42,7 @@ from kvplan.ground.config import Config
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, human_readable_int
-from kvplan.models.quantization import checkpoint_kv_dtype
+from kvplan.models.quantization import checkpoint_kv_dtype, quantization_text
 from kvplan.models.spec import AttentionKind, ModelSpec
 
 Engine = Literal["vllm", "sglang", "tensorrt-llm"]
@@ -212,6 +212,8 @@ class EngineArgs(Config):
     "probabilistic"}; method and tokens may stand in it."""
     quantization: str | None = None
     """Quantise on load (e.g. fp8); None = as the checkpoint says."""
+    quantization_config: Annotated[str | None, BeforeValidator(quantization_text)] = None
+    """What of it, as vLLM's JSON: {"moe": "fp8_per_block", "ignore": ["re:.*shared_expert.*"]}, or by targets."""
     dtype: str = "auto"
     """Weights and activations: auto, bfloat16, float16, float32."""
     enforce_eager: bool = False

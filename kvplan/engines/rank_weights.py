@@ -8,6 +8,7 @@ from typing import Any
 from kvplan.engines.engram import engram_config
 from kvplan.engines.expert_balance import redundant_experts
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.quantization_config import load_format
 from kvplan.engines.speculative_config import speculation
 from kvplan.engines.weight_offload import weight_offload
 from kvplan.models.spec import AttentionKind, ModelSpec
@@ -26,7 +27,7 @@ def weights_of_stages(
         pp_layer_partition=args.environment.pp_layer_partition,
         data_parallel_size=args.data_parallel_size,
         enable_expert_parallel=args.enable_expert_parallel,
-        quantization=args.quantization,
+        quantization=load_format(args),
         dtype=args.dtype,
         use_mtp=drafts > 0,
         mtp_quantization=speculation(args.speculative_config).quantization if drafts else None,

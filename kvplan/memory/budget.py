@@ -244,7 +244,8 @@ def _share(args: ResolvedArgs, engine: EngineVersion, total: int, used: Range, c
 
 
 def _weights_reason(model: ModelSpec, args: ResolvedArgs) -> str:
-    how = f"quantised ({args.quantization})" if args.quantization else _format_of(model)
+    stated = "as stated" if args.quantization_config else args.quantization
+    how = f"quantised ({stated})" if stated else _format_of(model)
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
     share = f", one of {ranks} ranks" if ranks > 1 else ""
     share += f", experts over {args.num_gpus} GPUs" if args.enable_expert_parallel and model.is_moe else ""

@@ -5,11 +5,14 @@ Reads a config's `quantization_config` as vLLM does. Knows names and shapes of m
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import translate
+from typing import Any
 
+from kvplan.ground.config import json_object
 from kvplan.ground.units import cdiv
 from kvplan.models.config import Keys
 from kvplan.models.modules import Module
@@ -85,7 +88,35 @@ def quantization_rule(model: ModelSpec, quantization: str | None = None) -> Rule
     if reader is None:
         known = ", ".join(METHODS)
         raise k.error(f"quantization_config: quant_method {method[:40]!r} is not known ({known} are)")
-    return reader(k)
+    base = reader(k)
+    if quantization is None or not quantization.startswith("{"):
+        return base
+    beside = _stated(json.loads(quantization))
+    return lambda module: base(module) or beside(module)
+
+
+def quantization_text(value: Any) -> str | None:
+    """`--quantization-config` as vLLM takes it, in one spelling; raises ValueError for another.
+
+    >>> quantization_text('{"moe": "fp8_per_block", "ignore": ["re:.*gate"]}')
+    '{"ignore": ["re:.*gate"], "moe": "fp8_per_block"}'
+    """
+    if value is None:
+        return None
+    told = dict(json_object(value))
+    if unknown := sorted(told.keys() - {"linear", "moe", "ignore", "targets"}):
+        raise ValueError(f"has no key {unknown[0][:40]!r}; linear, moe, ignore, targets are")
+    targets = told.get("targets") or {}
+    if targets and (told.get("linear") or told.get("moe")):
+        raise ValueError("targets stand without linear and moe")
+    names = [_weight(told[key]) for key in ("linear", "moe") if told.get(key) is not None]
+    for name in (*(n for n in names if n is not None), *targets.values()):
+        if name not in OF_WEIGHTS:
+            raise ValueError(
+                f"unknown quantization name {str(name)[:40]!r}; expected one of {', '.join(OF_WEIGHTS)}"
+            )
+    kept = {key: part for key, part in told.items() if part}
+    return json.dumps(kept, sort_keys=True) if kept else None
 
 
 def checkpoint_kv_dtype(quantization: Mapping[str, object]) -> str:
@@ -129,29 +160,69 @@ ON_LOAD = {
     "fp8_per_block": fp8_block(128, 128),
     "int8_per_channel_weight_only": INT8_CHANNEL,
     "mxfp8": MXFP8,
+    "mxfp4": MXFP4,
     "nvfp4_per_token": NVFP4,
     "experts_int8": INT8_CHANNEL,
     "bitsandbytes": NF4_DOUBLE,
 }
 """What `--quantization` makes of a 16-bit checkpoint."""
+EXPERTS_ONLY = ("experts_int8", "int8_per_channel_weight_only", "nvfp4_per_token")
+"""Of these, what leaves all but experts alone (vLLM 0.32 `config/quantization.py: _ONLINE_SHORTHANDS`)."""
+OF_WEIGHTS = ON_LOAD | {
+    "fp8_per_tensor_static": FP8_TENSOR,
+    "fp8_per_channel_static": FP8_CHANNEL,
+    "fp8_per_block_static": fp8_block(128, 128),
+    "int8_per_channel_static": INT8_CHANNEL,
+    "int4_per_group_32": grouped(4, 32, zeros=False),
+}
+"""Names of weights' formats in `--quantization-config` too."""
 
 
 def _on_load(model: ModelSpec, quantization: str | None) -> Rule:
     if quantization is None:
         return lambda module: None
+    if quantization.startswith("{"):
+        told = json.loads(quantization)
+        base = told["base"] if "targets" not in told else None
+        if base in ON_LOAD:
+            told = {"moe": base, **({} if base in EXPERTS_ONLY else {"linear": base}), **told}
+        return _stated(told)
     schemes = ON_LOAD
     if quantization not in schemes:
         raise Keys(model.name, {}).error(
             f"has no quantization_config, and --quantization {quantization[:40]} cannot quantise on load"
             f" ({', '.join(schemes)} can)"
         )
-    scheme, experts_only = schemes[quantization], quantization == "experts_int8"
+    scheme, experts_only = schemes[quantization], quantization in EXPERTS_ONLY
 
     def rule(module: Module) -> Scheme | None:
         wanted = module.role == "expert" if experts_only else module.role != "lm_head"
         return scheme if module.linear and wanted else None
 
     return rule
+
+
+def _stated(told: Mapping[str, Any]) -> Rule:
+    """`--quantization-config`: formats of linear layers and of experts, but for the ignored; or of named layers."""
+    kinds = {
+        role: OF_WEIGHTS.get(str(_weight(told.get(key)))) for key, role in (("moe", "expert"), ("linear", ""))
+    }
+    ignored = Names(told.get("ignore", ()))
+    targets = [(Names([name]), ON_LOAD[scheme]) for name, scheme in told.get("targets", {}).items()]
+
+    def rule(module: Module) -> Scheme | None:
+        if not module.linear or module.role == "lm_head" or module.name in ignored:
+            return None
+        if targets:
+            return next((scheme for names, scheme in targets if module.name in names), None)
+        return kinds["expert" if module.role == "expert" else ""]
+
+    return rule
+
+
+def _weight(spec: Any) -> Any:
+    """The weights' format of a spec, which may be its name alone."""
+    return spec.get("weight") if isinstance(spec, Mapping) else spec
 
 
 # ---- which modules

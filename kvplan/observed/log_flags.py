@@ -20,6 +20,7 @@ from kvplan.engines.speculative_config import ACTING, METHODS, speculation_text
 from kvplan.engines.spelling import WORDS, logged_words, understand
 from kvplan.formulas.graphs import MODES
 from kvplan.ground.config import json_object
+from kvplan.models.quantization import quantization_text
 
 FLAG_LINES = (
     "with config:",
@@ -95,6 +96,7 @@ _MODES = {
 }
 """Modes as logs print their numbers."""
 _SPECULATION = re.compile(r"speculative[-_]config\W{1,4}(?=\{)")
+_QUANTIZATION = re.compile(r"(?<![a-z][-_])quantization[-_]config\W{1,4}(\{[^{}]{0,400}\})")
 _ENGRAM = re.compile(r"engram[-_]config\W{1,4}(\{[^{}]{0,400}\})")
 _PROCESSOR = re.compile(r"mm[-_]processor[-_]kwargs\W{1,4}(?=\{)")
 _MEDIA = re.compile(r"media[-_]io[-_]kwargs\W{1,4}(?=\{)")
@@ -120,6 +122,7 @@ def read_flags(line: str, engine: str) -> dict[str, object]:
         "speculative_config": _object(_SPECULATION, line, _acting),
         "limit_mm_per_prompt": _limits(line),
         "eplb_config": _flat(line, _EPLB, eplb_text),
+        "quantization_config": _flat(line, _QUANTIZATION, quantization_text),
         "engram_config": _flat(line, _ENGRAM, engram_text),
         "override_generation_config": _generation(line),
         "attention_config": _object(_ATTENTION, line, attention_text),

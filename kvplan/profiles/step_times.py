@@ -15,6 +15,7 @@ from kvplan.engines.cuda_graphs import find_graphs
 from kvplan.engines.expert_balance import redundant_experts
 from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
 from kvplan.engines.late_checks import samples_shares
+from kvplan.engines.quantization_config import load_format
 from kvplan.engines.rank_weights import query_ranks
 from kvplan.engines.weight_offload import weight_offload
 from kvplan.formulas.graphs import MAX_CAPTURE_SIZE, Graphs, capture_sizes
@@ -346,7 +347,7 @@ def model_work(model: ModelSpec, args: EngineArgs, formats: dict[str, Any]) -> S
 
 def find_formats(model: ModelSpec, args: EngineArgs) -> dict[str, Any]:
     """Formats of weights, experts and KV, as `timing_profile.step_costs` takes them."""
-    rule = quantization_rule(model, args.quantization)
+    rule = quantization_rule(model, load_format(args))
     modules = [
         m for layer in dict.fromkeys(model.layers) for m in layer_modules(layer, model.hidden_size, Cut())
     ]

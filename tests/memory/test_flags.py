@@ -109,6 +109,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
         {"draft_sample_method": "probabilistic"},
     ),
     "quantization": (DENSE, {}, "fp8"),
+    "quantization_config": (DENSE, {"quantization": "fp8_per_block"}, '{"ignore": ["re:.*down_proj"]}'),
     "dtype": (DENSE, {"kv_cache_dtype": "fp8"}, "float32"),
     "enforce_eager": (DENSE, {}, True),
     "optimization_level": (DENSE, {}, 1),

@@ -596,6 +596,7 @@ SPOKEN: dict[str, Any] = {
     "speculative_method": "eagle",
     "speculative_config": '{"draft_sample_method": "probabilistic"}',
     "quantization": "fp8",
+    "quantization_config": '{"linear": "fp8_per_block"}',
     "dtype": "float16",
     "enforce_eager": True,
     "optimization_level": 1,

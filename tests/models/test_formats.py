@@ -13,10 +13,14 @@ from typing import Any
 
 import pytest
 
+from kvplan.engines.flags import EngineArgs
+from kvplan.engines.quantization_config import load_format
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import GiB
 from kvplan.models.architectures import from_config
 from kvplan.models.load import load_model
+from kvplan.models.modules import Module
+from kvplan.models.quantization import quantization_rule
 from kvplan.models.weights import heaviest_rank
 
 LLAMA: dict[str, Any] = {
@@ -222,3 +226,72 @@ def test_nemotrons_weigh_what_their_files_do(name: str, published: int) -> None:
     """Bytes of the repositories' files as public notes and lists state them, to 0.1 %."""
     rank = heaviest_rank(load_model(name))
     assert abs(rank.total - rank.rotary - published) <= published / 1000
+
+
+# ---- --quantization-config
+
+
+STATED = {
+    '{"linear": "fp8_per_block"}': {"q_proj": "fp8 per 128x128 block", "expert": None},
+    '{"moe": "int4_per_group_32"}': {"q_proj": None, "expert": "int4 group 32"},
+    '{"linear": {"weight": "mxfp8"}, "moe": {"activation": "fp8_per_token"}}': {
+        "q_proj": "mxfp8",
+        "expert": None,
+    },
+    '{"linear": "mxfp8", "moe": "mxfp4", "ignore": ["re:.*q_proj"]}': {"q_proj": None, "expert": "mxfp4"},
+    '{"targets": {"re:.*experts.*": "fp8_per_channel"}}': {"q_proj": None, "expert": "fp8 per channel"},
+}
+
+
+@pytest.mark.parametrize("text", STATED)
+def test_linear_layers_and_experts_apart(text: str) -> None:
+    """vLLM 0.32's `QuantizationConfigArgs` on a 16-bit checkpoint: a format for each kind, less the ignored."""
+    rule = quantization_rule(
+        load_model("Qwen/Qwen3-30B-A3B"), load_format(EngineArgs(quantization_config=text))
+    )
+    modules = {
+        "q_proj": Module("layers.3.self_attn.q_proj", "attention", 4096, 2048),
+        "expert": Module("layers.3.mlp.experts.up_proj", "expert", 768, 2048, copies=128),
+    }
+    for name, expected in STATED[text].items():
+        scheme = rule(modules[name])
+        assert (scheme and scheme.name) == expected
+
+
+def test_the_config_refines_the_name() -> None:
+    """Both flags: what the config says comes first, the name fills in; names for experts alone leave the rest."""
+    args = EngineArgs(quantization="fp8_per_tensor", quantization_config='{"moe": "mxfp4"}')
+    rule = quantization_rule(load_model("Qwen/Qwen3-30B-A3B"), load_format(args))
+    linear, expert = (
+        Module("layers.0.mlp.x", "mlp", 64, 64),
+        Module("layers.0.mlp.experts.x", "expert", 64, 64),
+    )
+    assert [scheme.name for m in (linear, expert) if (scheme := rule(m))] == ["fp8 per tensor", "mxfp4"]
+    for name in ("int8_per_channel_weight_only", "nvfp4_per_token"):
+        rule = quantization_rule(load_model("Qwen/Qwen3-30B-A3B"), name)
+        assert rule(linear) is None
+        assert rule(expert) is not None
+
+
+def test_beside_a_quantised_checkpoint_it_takes_what_is_left() -> None:
+    """Qwen3-30B-A3B-FP8 keeps its blocks, whatever is stated for linear layers (composition)."""
+    model = load_model("Qwen/Qwen3-30B-A3B-FP8")
+    stated = load_format(EngineArgs(quantization_config='{"linear": "mxfp4"}'))
+    expert = Module("layers.0.mlp.experts.up_proj", "expert", 768, 2048)
+    for rule in (quantization_rule(model), quantization_rule(model, stated)):
+        scheme = rule(expert)
+        assert scheme is not None
+        assert scheme.name == "fp8 per 128x128 block"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"lineal": "fp8_per_block"}, "has no key 'lineal'"),
+        ({"moe": "fp7"}, "unknown quantization name 'fp7'"),
+        ({"moe": "mxfp8", "targets": {"a": "mxfp8"}}, "without linear and moe"),
+    ],
+)
+def test_configs_that_vllm_refuses(value: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        EngineArgs(quantization_config=value)
