@@ -29,6 +29,9 @@ BREAKS_ITSELF = (
     *("KimiK3", "KimiLinear", "MiniMaxM3Sparse", "Qwen4Exp"),
 )
 """Families whose pieces are cut while a graph is captured, without compilation (vLLM's breakable graphs)."""
+NOT_COMPILED = ("Dbrx", "Ernie4_5_VLMoe", "HfMoondream", "Moondream3", "Param2MoE", "Step1ForCausalLM")
+"""Families whose classes in vLLM 0.32 torch.compile does not wrap, of those that the fixture of architectures has: no
+graphs in pieces."""
 
 
 def find_graphs(
@@ -56,6 +59,8 @@ def find_graphs(
         raise KvplanError(
             "cudagraph_mode FULL: the attention backend cannot be captured in a graph; try PIECEWISE"
         )
+    if not rounds_all and not _has_pieces(args, model):
+        settled = WITHOUT_PIECES.get(settled, settled)
     if rounds_all and width > 1 and MODES[settled][0] == "full":
         sizes = _rounded(sizes, width)
     cases = _lora_cases(args, told) if not rounds_all or told.cudagraph_specialize_lora else 1
@@ -79,7 +84,7 @@ def _modes(args: EngineArgs, model: ModelSpec, told: CompilationFlags) -> tuple[
     """(whether vLLM's own backend compiles the model, which graphs are left then)."""
     if args.enforce_eager:
         return False, "NONE"
-    breaks = model.architecture.startswith(BREAKS_ITSELF)
+    breaks = _breaks(args, model)
     by_level: Compile = "VLLM_COMPILE" if args.optimization_level > 0 else "NONE"
     compiled = (told.mode or by_level) == "VLLM_COMPILE" and not breaks
     mode = told.cudagraph_mode or OF_LEVEL[args.optimization_level]
@@ -90,6 +95,17 @@ def _modes(args: EngineArgs, model: ModelSpec, told: CompilationFlags) -> tuple[
     if model.encoded_tokens and mode != "NONE":
         mode = "FULL_DECODE_ONLY"
     return compiled, mode
+
+
+def _breaks(args: EngineArgs, model: ModelSpec) -> bool:
+    """Whether pieces are cut while graphs are captured: as the variable says, else of some families."""
+    told = args.environment.use_breakable_cudagraph
+    return model.architecture.startswith(BREAKS_ITSELF) if told is None else told
+
+
+def _has_pieces(args: EngineArgs, model: ModelSpec) -> bool:
+    """Whether graphs can be cut in pieces at all: some classes are not compiled, and break only where told to."""
+    return _breaks(args, model) or not model.architecture.startswith((*BREAKS_ITSELF, *NOT_COMPILED))
 
 
 def _captured(mode: str, args: EngineArgs, model: ModelSpec, told: CompilationFlags, compiled: bool) -> str:

@@ -28,6 +28,10 @@ class Environment(NamedTuple):
     """The variable of that name: whether chunks of Llama 4 keep only what they see."""
     mla_disable: bool = False
     """VLLM_MLA_DISABLE: keys and values of every head in place of latents."""
+    use_breakable_cudagraph: bool | None = None
+    """VLLM_USE_BREAKABLE_CUDAGRAPH: CUDA graphs whose pieces are cut while they are captured, without compilation."""
+    deepep_buffer_size_mb: int = 1024
+    """VLLM_DEEPEP_BUFFER_SIZE_MB: MiB of DeepEP's buffer within a machine, and of that between machines."""
     replicate_embed: bool = False
     """VLLM_REPLICATE_EMBED: every rank holds the whole embedding, where the model's class looks."""
 
@@ -36,6 +40,12 @@ def _number(name: str, value: str) -> bool:
     if not re.fullmatch(r"[+-]?\d+", value.strip()):
         raise KvplanError(f"{name}={value[:40]}: vLLM reads a whole number, 0 or 1")
     return int(value) != 0
+
+
+def _mib(name: str, value: str) -> int:
+    if not re.fullmatch(r"\d{1,7}", value.strip()):
+        raise KvplanError(f"{name}={value[:40]}: MiB, a whole number")
+    return int(value)
 
 
 def _word(name: str, value: str) -> bool:
@@ -57,6 +67,8 @@ ACTS = {
     "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": _number,
     "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE": _number,
     "VLLM_MLA_DISABLE": _number,
+    "VLLM_USE_BREAKABLE_CUDAGRAPH": _number,
+    "VLLM_DEEPEP_BUFFER_SIZE_MB": _mib,
     "VLLM_REPLICATE_EMBED": _number,
 }
 """Variables that act -> how vLLM reads them."""
@@ -64,7 +76,6 @@ KERNELS = "kernels: timed as the default's"
 NOT_PLANNED = {
     "VLLM_BATCH_INVARIANT": "kernels whose results do not depend on the batch",
     "VLLM_USE_SIMPLE_KV_OFFLOAD": "another keeper of the host tier",
-    "VLLM_DEEPEP_BUFFER_SIZE_MB": "buffers of DeepEP",
     "VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE": "FlashInfer's workspace",
     "VLLM_SPARSE_INDEXER_MAX_LOGITS_MB": "the indexer's workspace",
     "VLLM_MXFP4_EMULATION_DEQUANT_AT_LOAD": "weights in 16 bits where a card has no MXFP4",
@@ -72,7 +83,6 @@ NOT_PLANNED = {
     "VLLM_HUMMING_ONLINE_QUANT_CONFIG": "quantisation on load",
     "VLLM_ROCM_FP8_PADDING": "padded weights",
     "VLLM_ROCM_MOE_PADDING": "padded weights",
-    "VLLM_USE_BREAKABLE_CUDAGRAPH": "other CUDA graphs",
     "VLLM_RANDOMIZE_DP_DUMMY_INPUTS": "steps of idle replicas",
     "VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "routing of experts",
     **dict.fromkeys(

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.kernel_flags import BATCHED_EXCHANGES
-from kvplan.ground.units import GiB, cdiv
+from kvplan.ground.units import MiB, cdiv
 from kvplan.models.spec import ModelSpec
 
-NVLINK_BUFFER = GiB
-"""`VLLM_DEEPEP_BUFFER_SIZE_MB`."""
 NODE_RANKS = 8
 """Ranks within one machine, whose exchanges need no network (assumed where the card does not say)."""
 ALIGNED = 128
@@ -28,11 +26,12 @@ def exchange_bytes(model: ModelSpec, args: EngineArgs) -> int:
     if not spreads_experts(model, args):
         return 0
     ranks = args.tensor_parallel_size * args.data_parallel_size
+    nvlink = args.environment.deepep_buffer_size_mb * MiB
     if args.all2all_backend == "deepep_high_throughput":
-        return NVLINK_BUFFER * (1 if ranks <= NODE_RANKS else 2)
+        return nvlink * (1 if ranks <= NODE_RANKS else 2)
     if args.all2all_backend not in BATCHED_EXCHANGES:
         return 0
-    nvlink = NVLINK_BUFFER if args.all2all_backend == "deepep_low_latency" else 0
+    nvlink = nvlink if args.all2all_backend == "deepep_low_latency" else 0
     experts = max(layer.mlp.num_experts for layer in model.layers)
     return nvlink + low_latency_bytes(args.max_num_batched_tokens or 0, model.hidden_size, experts)
 

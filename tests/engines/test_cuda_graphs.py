@@ -110,3 +110,22 @@ def test_the_json_is_kept_in_one_spelling() -> None:
     assert told == '{"cudagraph_capture_sizes": [1], "cudagraph_mode": "FULL", "mode": "VLLM_COMPILE"}'
     assert compilation_text(told) == told
     assert compilation_text("{}") is None
+
+
+def test_classes_that_are_not_compiled_have_no_pieces() -> None:
+    """vLLM 0.32 `resolve_cudagraph_mode_and_sizes`: neither a compiled submodule nor breakable graphs."""
+    for name in ("DbrxForCausalLM", "Step1ForCausalLM"):
+        assert find_graphs(EngineArgs(), model(name), 9.0).mode == "FULL_DECODE_ONLY"
+        told = EngineArgs(env="VLLM_USE_BREAKABLE_CUDAGRAPH=1")
+        assert find_graphs(told, model(name), 9.0).mode == "FULL_AND_PIECEWISE"
+
+
+def test_the_variable_says_whether_pieces_break_themselves() -> None:
+    """Without it GLM's class is compiled by nobody; with it a dense model is not compiled either."""
+    off, on = (EngineArgs(env=f"VLLM_USE_BREAKABLE_CUDAGRAPH={n}") for n in (0, 1))
+    assert find_graphs(off, model("GlmMoeDsaForCausalLM"), 9.0).mode == "FULL_DECODE_ONLY"
+    dense = model("Qwen3ForCausalLM")
+    assert find_graphs(on, dense, 9.0) == find_graphs(off, dense, 9.0)
+    asked = on.model_copy(update={"compilation_config": '{"mode": "NONE"}'})
+    assert find_graphs(asked, dense, 9.0).mode == "FULL_AND_PIECEWISE"
+    assert find_graphs(asked.model_copy(update={"env": None}), dense, 9.0).mode == "FULL_DECODE_ONLY"

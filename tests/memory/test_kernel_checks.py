@@ -131,6 +131,13 @@ def test_buffers_are_of_spread_experts_alone() -> None:
     assert exchange_bytes(load_model(DENSE), EngineArgs(**LOW)) == 0
 
 
+def test_the_variable_sizes_deepeps_buffer() -> None:
+    args = EngineArgs(max_num_batched_tokens=256, env="VLLM_DEEPEP_BUFFER_SIZE_MB=256", **LOW)
+    assert exchange_bytes(load_model(DEEPSEEK), args) == GiB // 4 + low_latency_bytes(256, 7168, 256)
+    with pytest.raises(KvplanError, match="VLLM_DEEPEP_BUFFER_SIZE_MB=1G: MiB"):
+        estimate(DEEPSEEK, "h200", env="VLLM_DEEPEP_BUFFER_SIZE_MB=1G", tensor_parallel_size=8)
+
+
 def test_buffers_are_in_the_budget() -> None:
     plain, low = (estimate(MOE, "h100", **flags).budget for flags in (SPREAD, LOW))
     more = low.runtime.size.value - plain.runtime.size.value
