@@ -34,6 +34,19 @@ def drafted_scenario(rng: Random) -> dict[str, Any]:
     return row
 
 
+def told_scenario(rng: Random) -> dict[str, Any]:
+    """The same by methods that need more slots, or none, with keys of `--speculative-config` that schedulers read."""
+    row = drafted_scenario(rng)
+    row["spec_method"] = rng.choice(["dflash", "medusa", "eagle3", "draft_model", "eagle"])
+    if row["spec_method"] in ("dflash", "eagle3", "eagle"):
+        row["disable_eagle_block_drop"] = rng.random() < 0.5
+    if row["spec_method"] in ("draft_model", "eagle3"):
+        row["parallel_drafting"] = rng.random() < 0.5
+    if row["spec_method"] == "medusa":
+        row.pop("disable_lookahead_block_hashes", None)
+    return row
+
+
 def _end_at_the_models_length(row: dict[str, Any]) -> None:
     """Make the model as short as the longest request; a pool without chunked prefill stays as it is."""
     lengths: dict[str, int] = {}

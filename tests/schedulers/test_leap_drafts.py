@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from draft_scenarios import drafted_scenario
+from draft_scenarios import drafted_scenario, told_scenario
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from leap_scenarios import compare
@@ -46,6 +46,14 @@ def difference(row: dict[str, Any], mode: str, rng: Random | None = None) -> str
 def test_random_workloads(mode: str, seed: int, cut: bool) -> None:
     """Leap equals step by step whoever drafts and however many drafts are right, leaps cut short anywhere."""
     assert not difference(drafted_scenario(Random(seed)), mode, Random(seed) if cut else None)
+
+
+@MODES
+@given(seed=st.integers(0, 2**32), cut=st.booleans())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_other_methods_and_keys(mode: str, seed: int, cut: bool) -> None:
+    """Leap equals step by step with DFlash, Medusa, parallel drafting, and hits that keep their last block."""
+    assert not difference(told_scenario(Random(seed)), mode, Random(seed) if cut else None)
 
 
 def test_most_steps_are_leapt_over() -> None:
