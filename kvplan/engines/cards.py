@@ -15,6 +15,7 @@ def cards(text: str, args: EngineArgs | None = None) -> tuple[GpuSpec, EngineArg
     count, name = split_count(text)
     args = args or EngineArgs()
     asked = args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size
+    asked *= args.prefill_context_parallel_size
     if count > 1 and asked == 1:
         return get_gpu(name), args.model_copy(update={"tensor_parallel_size": count})
     if name != text and count < asked:

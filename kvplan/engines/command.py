@@ -25,11 +25,9 @@ from kvplan.engines.vllm_parser import flag_value, known_flag, object_of, plain,
 from kvplan.ground.errors import KvplanError
 
 NOT_PLANNED = {
-    "prefill-context-parallel-size": "prompts split over ranks",
     "scheduler-cls": "a scheduler of one's own",
     "mm-encoder-attn-backend": "the tower's attention: profiled as the default's kernels",
     "mm-encoder-attn-dtype": "the tower's attention: profiled in 16 bits",
-    "enable-hc-sp": "residual streams cut over ranks",
     **dict.fromkeys(
         ("ir-op-priority", "return-sampling-mask", "disable-nccl-for-dp-synchronization"),
         "kernels: timed as the default's",
@@ -201,6 +199,8 @@ def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
     for flag in ("mm-processor-kwargs", "media-io-kwargs"):
         if flag in told:
             fields[flag.replace("-", "_")] = object_of(told[flag], flag)
+    if told.get("enable-hc-sp"):
+        notes.append("--enable-hc-sp: residual streams are timed as if every rank mixed all tokens")
     if told.get("disable-sliding-window"):
         notes.append("--disable-sliding-window shortens the context to the window")
     return fields, draft, notes

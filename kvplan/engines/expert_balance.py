@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from kvplan.engines.eplb import eplb_config
 from kvplan.engines.flags import EngineArgs, EngineVersion
+from kvplan.engines.prefill_context import expert_replicas
 from kvplan.ground.errors import KvplanError
 from kvplan.models.spec import ModelSpec
 
@@ -56,7 +57,7 @@ def check_eplb(model: ModelSpec, args: EngineArgs, engine: EngineVersion) -> Non
         return
     if not args.enable_expert_parallel:
         raise KvplanError("--enable-eplb needs --enable-expert-parallel")
-    ranks = args.tensor_parallel_size * args.data_parallel_size
+    ranks = args.tensor_parallel_size * expert_replicas(args)
     if ranks < 2:
         raise KvplanError("--enable-eplb needs tensor or data parallelism: experts are balanced over ranks")
     _check_class(model, redundant)

@@ -95,10 +95,14 @@ class EngineArgs(Config):
     """Number of data-parallel replicas (-dp); with MoE models they run in lockstep."""
     decode_context_parallel_size: Degree = 1
     """Ranks that split the tokens of MLA or replicated KV between them (-dcp)."""
+    prefill_context_parallel_size: Degree = 1
+    """Ranks on top of all others that split prompts between them (-pcp), each with the whole KV; MLA alone."""
     dcp_q_replicate: bool | None = None
     """With latent attention, each of those ranks projects the queries of all; None = as vLLM does for the model."""
     enable_batch_sharded_sampling: bool | None = None
     """Each tensor-parallel rank samples its share of the requests, where the model's class can."""
+    enable_hc_sp: bool = False
+    """Qwen4Exp: tensor-parallel ranks split the tokens where residual streams mix; timed and counted as without."""
     api_server_count: Maybe[Degree] = None
     """API server processes before all data-parallel replicas (-asc); None = as many as those."""
     enable_expert_parallel: bool = False
@@ -347,7 +351,8 @@ class ResolvedArgs(EngineArgs):
     @property
     def num_gpus(self) -> int:
         """GPUs of all replicas."""
-        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+        ranks = self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+        return ranks * self.prefill_context_parallel_size
 
 
 class EngineVersion(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 from kvplan.engines.engram import engram_config
 from kvplan.engines.expert_balance import redundant_experts
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.prefill_context import expert_replicas
 from kvplan.engines.quantization_config import load_format
 from kvplan.engines.speculative_config import speculation
 from kvplan.engines.weight_offload import weight_offload
@@ -25,7 +26,7 @@ def weights_of_stages(
         tensor_parallel_size=args.tensor_parallel_size,
         pipeline_parallel_size=args.pipeline_parallel_size,
         pp_layer_partition=args.environment.pp_layer_partition,
-        data_parallel_size=args.data_parallel_size,
+        data_parallel_size=expert_replicas(args),
         enable_expert_parallel=args.enable_expert_parallel,
         quantization=load_format(args),
         dtype=args.dtype,
@@ -93,5 +94,5 @@ def rank_weights(
 def weights_in_host(model: ModelSpec, args: EngineArgs) -> int:
     """Bytes of host memory that the weights of all ranks take."""
     stages = weights_of_stages(model, args)
-    ranks = args.tensor_parallel_size * args.data_parallel_size
+    ranks = args.tensor_parallel_size * expert_replicas(args)
     return ranks * sum(rank.host.host_bytes for rank in stages)

@@ -28,6 +28,7 @@ from kvplan.engines.flags import (
 )
 from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.engines.late_checks import check_whole
+from kvplan.engines.prefill_context import check_hc_sp, check_prefill_context, expert_replicas
 from kvplan.engines.rank_weights import rank_weights
 from kvplan.engines.speculative_config import NEED_A_MODEL, speculation
 from kvplan.engines.weight_offload import check_weight_offload
@@ -197,6 +198,8 @@ def _memory(question: Question) -> _Memory:
     check_drafting(question.model, args, question.engine, question.draft)
     check_weight_offload(question.model, args, question.engine)
     check_eplb(question.model, args, question.engine)
+    check_prefill_context(question.model, args, question.engine)
+    check_hc_sp(question.model, args, question.engine)
     check_whole(question.model, args, question.engine)
     if offloads(args, question.engine) and question.model.encoded_tokens:
         raise KvplanError(
@@ -245,7 +248,7 @@ def _check_format(question: Question, args: ResolvedArgs) -> None:
     """Refuse a checkpoint's format where vLLM 0.32 does; older versions and other engines take some of those."""
     if not question.engine.is_vllm(0, 32):
         return
-    tp, dp = args.tensor_parallel_size, args.data_parallel_size
+    tp, dp = args.tensor_parallel_size, expert_replicas(args)
     for model in (question.model, *(model for _, model in question.colocate)):
         fault = refused_format(model) or ragged_groups(model, tp, dp, args.enable_expert_parallel)
         if fault:
@@ -271,7 +274,7 @@ def _ragged_shard(question: Question, args: ResolvedArgs) -> str | None:
     return ragged_shard(
         question.model,
         tensor_parallel_size=args.tensor_parallel_size,
-        data_parallel_size=args.data_parallel_size,
+        data_parallel_size=expert_replicas(args),
         enable_expert_parallel=args.enable_expert_parallel,
         merged_whole=_checks_merged(engine, question.model),
         refines_experts=engine.is_vllm(0, 29),

@@ -590,6 +590,7 @@ SPOKEN: dict[str, Any] = {
     "disable_hybrid_kv_cache_manager": True,
     "swa_bounded_replay": False,
     "kv_sharing_fast_prefill": True,
+    "enable_hc_sp": True,
     "mamba_cache_dtype": "float32",
     "mamba_ssm_cache_dtype": "float16",
     "mamba_cache_mode": "align",
