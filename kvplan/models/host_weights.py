@@ -28,6 +28,8 @@ NEVER_IN_HOST = frozenset(MAKE_THEIR_OWN.split())
 """Architectures whose vLLM classes make their layers by themselves, so that no offloader sees them."""
 TOWERS_ON_CARD = ("Gemma4Unified", "InklingForConditional")
 """Architecture prefixes whose classes do not say which of their parts are a tower."""
+LAYERS_ON_CARD = ("NemotronParse",)
+"""Architecture prefixes whose classes make their decoder's layers by themselves, though not their tower."""
 MAKE_TWO = """
     IQuestLoopCoderForCausalLM MoonshotKimiaForCausalLM MossTranscribeDiarizeForConditionalGeneration UltravoxModel
     VoxtralForConditionalGeneration WhisperForConditionalGeneration

@@ -14,6 +14,7 @@ from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.units import cdiv
 from kvplan.models.host_weights import (
+    LAYERS_ON_CARD,
     NEVER_IN_HOST,
     NOTHING_IN_HOST,
     TOWERS_ON_CARD,
@@ -385,16 +386,18 @@ class _Loader(NamedTuple):
             return NOTHING_IN_HOST
         seen = () if architecture.startswith(TOWERS_ON_CARD) else tower
         tensors = [Tensor(m.name, self.module_bytes(m) // m.copies) for m in seen for _ in range(m.copies)]
-        return in_host(self.offload, [self.tensors(i) for i in range(*span)], tensors)
+        layers = () if architecture.startswith(LAYERS_ON_CARD) else range(*span)
+        return in_host(self.offload, [self.tensors(i) for i in layers], tensors)
 
     def tensors(self, index: int) -> list[Tensor]:
         """One layer's parameters as vLLM has them; what it makes of them after loading is none."""
         layer, architecture = self.model.layers[index], self.model.architecture
         made_later = {w.name for w in layer.extras if w.copied}
+        banked = any(each.mlp.experts_elsewhere for each in self.model.layers)
         pieces = []
         for module in layer_modules(layer, self.model.hidden_size, self.cut):
-            if module.name in made_later:
-                continue
+            if module.name in made_later or (banked and module.name.startswith(("mlp.experts.", "mlp.gate"))):
+                continue  # banks of experts stand beside the layers
             name = checkpoint_name(architecture, module.name)
             piece = self.piece(module._replace(name=f"layers.{index}.{name}"))
             pieces.append(piece._replace(name=module.name))
