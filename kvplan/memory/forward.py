@@ -17,19 +17,12 @@ from pydantic import ValidationError
 from kvplan.engines.cards import cards
 from kvplan.engines.drafting import as_draft, check_drafting
 from kvplan.engines.expert_balance import check_eplb
-from kvplan.engines.flags import (
-    EngineArgs,
-    EngineVersion,
-    EntryPoint,
-    ResolvedArgs,
-    as_read_by,
-    parse_engine,
-    resolve,
-)
+from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, parse_engine
 from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.engines.late_checks import check_whole
 from kvplan.engines.prefill_context import check_hc_sp, check_prefill_context, expert_replicas
 from kvplan.engines.rank_weights import rank_weights
+from kvplan.engines.resolve import as_read_by, resolve
 from kvplan.engines.speculative_config import NEED_A_MODEL, speculation
 from kvplan.engines.weight_offload import check_weight_offload
 from kvplan.formulas.capacity import pool_blocks

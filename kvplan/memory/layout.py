@@ -170,7 +170,7 @@ def kv_layout(
 
     Args:
         model: the model.
-        args: flags, defaults resolved (`engines.flags.resolve`).
+        args: flags, defaults resolved (`engines.resolve.resolve`).
         available_bytes: KV memory of one rank, or of one rank per pipeline stage.
         capability: compute capability of the GPU.
         draft: the draft model, if one drafts.

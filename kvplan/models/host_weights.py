@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from kvplan.models.tensors import Tensor
+from kvplan.models.tensors import WeightTensor
 
 Backend = Literal["uva", "prefetch"]
 
@@ -81,7 +81,7 @@ NOTHING_IN_HOST = HostWeights()
 
 
 def in_host(
-    offload: Offload, layers: Sequence[Sequence[Tensor]], tower: Sequence[Tensor] = ()
+    offload: Offload, layers: Sequence[Sequence[WeightTensor]], tower: Sequence[WeightTensor] = ()
 ) -> HostWeights:
     """Pick the tensors of one stage's layers, and of the tower, that lie in host memory."""
     if offload.backend == "uva":
@@ -89,7 +89,9 @@ def in_host(
     return _by_copies(offload, layers)
 
 
-def _by_address(offload: Offload, layers: Sequence[Sequence[Tensor]], tower: Sequence[Tensor]) -> HostWeights:
+def _by_address(
+    offload: Offload, layers: Sequence[Sequence[WeightTensor]], tower: Sequence[WeightTensor]
+) -> HostWeights:
     left, found = offload.max_bytes, []
     for place, tensors in enumerate((tower, *layers)):
         for tensor in tensors:
@@ -106,7 +108,7 @@ def _by_address(offload: Offload, layers: Sequence[Sequence[Tensor]], tower: Seq
     )
 
 
-def _by_copies(offload: Offload, layers: Sequence[Sequence[Tensor]]) -> HostWeights:
+def _by_copies(offload: Offload, layers: Sequence[Sequence[WeightTensor]]) -> HostWeights:
     """Buffers are shared by the tensors of one name and shape, `prefetch_step` of them."""
     first = offload.group_size - offload.num_in_group
     chosen = [

@@ -24,7 +24,7 @@ def allocator_slack(size: int) -> int:
     return left if size >= 10 * MiB and left <= MiB else 0
 
 
-class Tensor(NamedTuple):
+class WeightTensor(NamedTuple):
     """One parameter of vLLM's on one rank."""
 
     name: str
@@ -42,8 +42,10 @@ class Tensor(NamedTuple):
     def is_named(self, params: Sequence[str]) -> bool:
         """Whether whole segments of its name are among these; nothing named is everything.
 
-        >>> Tensor("mlp.experts.w2_weight", 1).is_named(["experts"]), Tensor("mlp.w2_weight", 1).is_named(["w2"])
-        (True, False)
+        >>> WeightTensor("mlp.experts.w2_weight", 1).is_named(["experts"])
+        True
+        >>> WeightTensor("mlp.w2_weight", 1).is_named(["w2"])
+        False
         """
         return not params or any(f".{param}." in f".{self.name}." for param in params)
 
@@ -80,7 +82,7 @@ def vllm_name(architecture: str, name: str) -> str:
     return checkpoint_name(architecture, name)
 
 
-class Piece(NamedTuple):
+class WeightPiece(NamedTuple):
     """A module's bytes: elements, scales and biases, as one rank holds them."""
 
     name: str
@@ -94,18 +96,18 @@ class Piece(NamedTuple):
     scale: str = "weight_scale"
     """vLLM's name of the scales."""
 
-    def times(self, copies: int) -> Piece:
+    def times(self, copies: int) -> WeightPiece:
         """So many of it."""
         sizes = {part: copies * getattr(self, part) for part in ("elements", "scales", "biases")}
         return self._replace(**sizes)
 
 
-def tensors_of(pieces: Iterable[Piece]) -> list[Tensor]:
+def tensors_of(pieces: Iterable[WeightPiece]) -> list[WeightTensor]:
     """vLLM's parameters of one layer from modules named as in checkpoints, in its order: experts' scales and biases
     come after their weights."""
     pieces = list(pieces)
     has_latent = any(piece.name.endswith(".q_a_proj") for piece in pieces)
-    found: dict[str, Tensor] = {}
+    found: dict[str, WeightTensor] = {}
     for piece in pieces:
         if not piece.is_expert:
             for name, size in _parameters(piece, has_latent):
@@ -115,12 +117,12 @@ def tensors_of(pieces: Iterable[Piece]) -> list[Tensor]:
     return [tensor for tensor in found.values() if tensor.num_bytes]
 
 
-def _add(found: dict[str, Tensor], name: str, size: int, piece: Piece) -> None:
-    before = found.get(name, Tensor(name, 0))
-    found[name] = Tensor(name, before.num_bytes + size, piece.is_expert, piece.is_plain)
+def _add(found: dict[str, WeightTensor], name: str, size: int, piece: WeightPiece) -> None:
+    before = found.get(name, WeightTensor(name, 0))
+    found[name] = WeightTensor(name, before.num_bytes + size, piece.is_expert, piece.is_plain)
 
 
-def _add_experts(found: dict[str, Tensor], pieces: list[Piece]) -> None:
+def _add_experts(found: dict[str, WeightTensor], pieces: list[WeightPiece]) -> None:
     """All experts of a layer, once."""
     if any(tensor.is_expert for tensor in found.values()):
         return
@@ -132,7 +134,7 @@ def _add_experts(found: dict[str, Tensor], pieces: list[Piece]) -> None:
             _add(found, f"{stem}_{word}", getattr(piece, part), piece)
 
 
-def _parameters(piece: Piece, has_latent: bool) -> list[tuple[str, int]]:
+def _parameters(piece: WeightPiece, has_latent: bool) -> list[tuple[str, int]]:
     parent, _, last = piece.name.rpartition(".")
     last = PARTS_OF.get(last, (LATENT.get(last, last) if has_latent else last))
     stem = f"{parent}.{last}" if parent else last

@@ -35,7 +35,7 @@ from kvplan.models.modules import (
 from kvplan.models.quantization import Rule, Scheme, quantization_rule
 from kvplan.models.rope import MROPE_POSITIONS
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, ModelSpec, RotaryTable
-from kvplan.models.tensors import Piece, Tensor, allocator_slack, tensors_of, vllm_name
+from kvplan.models.tensors import WeightPiece, WeightTensor, allocator_slack, tensors_of, vllm_name
 from kvplan.models.vision import vision_modules, vision_rotary
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -320,16 +320,16 @@ class _Loader(NamedTuple):
         piece = self.piece(m)
         return piece.elements + piece.scales + piece.biases
 
-    def piece(self, m: Module) -> Piece:
+    def piece(self, m: Module) -> WeightPiece:
         """A module's bytes by kind."""
         scheme = self.rule(m) if m.linear or m.role == "embedding" else None
         itemsize = m.itemsize or self.itemsize
         is_expert, is_matrix = m.role == "expert", m.cols > 1
         if m.name.endswith("engram.embed_tokens"):  # DeepSeek V4.1: bytes, with one of scale for 32 of them
-            return Piece(m.name, m.rows * m.cols, m.rows * m.cols // 32, is_plain=False)
+            return WeightPiece(m.name, m.rows * m.cols, m.rows * m.cols // 32, is_plain=False)
         if scheme is None:
             elements, biases = m.copies * m.rows * m.cols * itemsize, m.copies * m.bias * itemsize
-            return Piece(m.name, elements, 0, biases, is_expert, is_matrix=is_matrix)
+            return WeightPiece(m.name, elements, 0, biases, is_expert, is_matrix=is_matrix)
         if is_expert and scheme.block_rows > 1:
             scheme = _finer_blocks(scheme, m)
         rows, cols = _padded(m, (self.least_padding and scheme.least_pad) or scheme.pad)
@@ -337,7 +337,7 @@ class _Loader(NamedTuple):
         scales = scheme.matrix_bytes(rows, cols) - elements
         biases = (rows if m.bias else 0) * self.itemsize
         scale = "weight_scale_inv" if scheme.name.endswith("block") else "weight_scale"
-        each = Piece(m.name, elements, scales, biases, is_expert, False, is_matrix, scale)
+        each = WeightPiece(m.name, elements, scales, biases, is_expert, False, is_matrix, scale)
         return each.times(m.copies)
 
     def stage(self, span: tuple[int, int], num_layers: int) -> RankWeights:
@@ -385,11 +385,13 @@ class _Loader(NamedTuple):
         if self.offload is None or architecture in NEVER_IN_HOST:
             return NOTHING_IN_HOST
         seen = () if architecture.startswith(TOWERS_ON_CARD) else tower
-        tensors = [Tensor(m.name, self.module_bytes(m) // m.copies) for m in seen for _ in range(m.copies)]
+        tensors = [
+            WeightTensor(m.name, self.module_bytes(m) // m.copies) for m in seen for _ in range(m.copies)
+        ]
         layers = () if architecture.startswith(LAYERS_ON_CARD) else range(*span)
         return in_host(self.offload, [self.tensors(i) for i in layers], tensors)
 
-    def tensors(self, index: int) -> list[Tensor]:
+    def tensors(self, index: int) -> list[WeightTensor]:
         """One layer's parameters as vLLM has them; what it makes of them after loading is none."""
         layer, architecture = self.model.layers[index], self.model.architecture
         made_later = {w.name for w in layer.extras if w.copied}

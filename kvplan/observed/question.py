@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kvplan.engines.flags import LATEST, EngineArgs, EngineVersion, EntryPoint, as_read_by, parse_engine
+from kvplan.engines.flags import LATEST, EngineArgs, EngineVersion, EntryPoint, parse_engine
+from kvplan.engines.resolve import as_read_by
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec, get_gpu, gpu_names, match_product
 from kvplan.ground.units import GiB

@@ -16,7 +16,7 @@ from kvplan.models.host_weights import Offload
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.doubt import Doubt
 from kvplan.profiles.host_links import HostLink
-from kvplan.timing.copies import CopiedStepTime, Copies
+from kvplan.timing.copies import CopiedStepTime, Prefetches
 from kvplan.timing.step import ModelStepTime, StepShape, StepTime
 from kvplan.timing.work import HostReads
 
@@ -24,7 +24,7 @@ from kvplan.timing.work import HostReads
 class WeightCopies(NamedTuple):
     """Layers whose weights are copied from host memory in every step."""
 
-    copies: Copies
+    copies: Prefetches
     after_ticks: float
     """Of a step, behind its layers: the LM head's weights are read."""
     stages: int
@@ -50,7 +50,7 @@ def from_host(
     first = offload.group_size - offload.num_in_group
     places = [i for i in range(layers) if i % offload.group_size >= first][-most.num_layers :]
     copy_ticks = TICKS_PER_S * most.host_bytes / most.num_layers / link.bytes_per_s
-    copies = Copies(tuple(i in places for i in range(layers)), copy_ticks, offload.prefetch_step)
+    copies = Prefetches(tuple(i in places for i in range(layers)), copy_ticks, offload.prefetch_step)
     after = TICKS_PER_S * time.work.head_bytes / time.costs.attention.bytes_per_s
     return time, WeightCopies(copies, after, len(stages))
 

@@ -52,7 +52,7 @@ class ReadLog:
 
 
 @dataclass(slots=True)
-class Stream:
+class SentStream:
     """What of a request has been sent."""
 
     num_sent: int
@@ -71,13 +71,13 @@ class Pieces:
     """Tokens from one piece to the next."""
     meter: PieceMeter
     reads: ReadLog = field(default_factory=ReadLog)
-    _streams: dict[SimRequest, Stream] = field(default_factory=dict)
+    _streams: dict[SimRequest, SentStream] = field(default_factory=dict)
 
     def begin(self, request: SimRequest, num_output: int, now: int) -> None:
         """A prefill has given a token: the first one is sent; after a preemption it may fill a group."""
         stream = self._streams.get(request)
         if stream is None:
-            self._streams[request] = Stream(num_output, now)
+            self._streams[request] = SentStream(num_output, now)
         elif num_output >= stream.num_sent + self.interval:
             self._send(request, stream, np.array([num_output]), np.array([now]))
 
@@ -109,7 +109,7 @@ class Pieces:
         if stream.visible_at != UNSET and request.first_visible != UNSET:
             request.visible_delay += stream.visible_at - request.first_visible
 
-    def _send(self, request: SimRequest, stream: Stream, counts: Counts, times: Counts) -> None:
+    def _send(self, request: SimRequest, stream: SentStream, counts: Counts, times: Counts) -> None:
         """Pieces are sent, up to so many tokens each."""
         hidden = request.thinking_tokens
         if stream.num_sent <= hidden < counts[-1]:

@@ -16,7 +16,7 @@ from kvplan.timing.step import PooledStepTime, StepTime, is_decode
 from kvplan.timing.work import StepShape
 
 
-class Line(NamedTuple):
+class TickLine(NamedTuple):
     """`at + slope * x`."""
 
     at: float
@@ -26,12 +26,12 @@ class Line(NamedTuple):
         """Its value."""
         return self.at + self.slope * x
 
-    def __add__(self, other: Line) -> Line:  # type: ignore[override]
-        return Line(self.at + other.at, self.slope + other.slope)
+    def __add__(self, other: TickLine) -> TickLine:  # type: ignore[override]
+        return TickLine(self.at + other.at, self.slope + other.slope)
 
 
 @dataclass(frozen=True, slots=True)
-class Copies:
+class Prefetches:
     """One pass through the layers of a pipeline stage."""
 
     is_copied: tuple[bool, ...]
@@ -41,11 +41,11 @@ class Copies:
     ahead: int
     """Layers with copies between the one that ran and the one whose copy then begins."""
 
-    def pass_line(self, layer_ticks: float) -> tuple[Line, float]:
+    def pass_line(self, layer_ticks: float) -> tuple[TickLine, float]:
         """(ticks of a pass as a line over one layer's ticks, up to which of these it holds)."""
         limit, copies = float("inf"), sum(self.is_copied)
 
-        def later(a: Line, b: Line) -> Line:
+        def later(a: TickLine, b: TickLine) -> TickLine:
             nonlocal limit
             flat, steep = sorted((a, b), key=lambda line: (line.slope, line.at))
             if steep.slope == flat.slope:
@@ -56,15 +56,15 @@ class Copies:
             limit = min(limit, meet)
             return flat
 
-        run, copied, one = Line(0.0), Line(0.0), Line(0.0, 1.0)
-        ready = [Line(0.0)] * copies
+        run, copied, one = TickLine(0.0), TickLine(0.0), TickLine(0.0, 1.0)
+        ready = [TickLine(0.0)] * copies
         place = 0
         for is_copied in self.is_copied:
             if is_copied:
                 run = later(run, ready[place])
             run = run + one
             if is_copied:
-                copied = later(copied, run) + Line(self.copy_ticks)
+                copied = later(copied, run) + TickLine(self.copy_ticks)
                 ready[self.next_copied(place)] = copied
                 place += 1
         return later(run, copied), limit
@@ -72,7 +72,7 @@ class Copies:
     def next_copied(self, place: int) -> int:
         """Whose copy begins after that of so many; buffers keep their layers (`_get_next_prefetch_index`).
 
-        >>> Copies((True,) * 5, 1.0, 2).next_copied(3)
+        >>> Prefetches((True,) * 5, 1.0, 2).next_copied(3)
         1
         """
         num = sum(self.is_copied)
@@ -93,7 +93,7 @@ class CopiedStepTime:
     slope: tuple[float, ...]
 
     @classmethod
-    def of(cls, time: StepTime, copies: Copies, after_ticks: float, stages: int = 1) -> CopiedStepTime:
+    def of(cls, time: StepTime, copies: Prefetches, after_ticks: float, stages: int = 1) -> CopiedStepTime:
         """With `after_ticks` of every step after its layers; the ranks of other stages copy meanwhile."""
         layers = stages * len(copies.is_copied)
         starts, at, slope, layer_ticks = [0], list[float](), list[float](), 0.0

@@ -9,7 +9,8 @@ from places import FIXTURES
 
 from kvplan.cli.main import run
 from kvplan.engines.command import ACTS, NOT_PLANNED, Command, read_command
-from kvplan.engines.flags import EngineArgs, resolve
+from kvplan.engines.flags import EngineArgs
+from kvplan.engines.resolve import resolve
 from kvplan.engines.vllm_parser import vllm_flags
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import get_gpu, split_count

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import TRUTH
 
-from kvplan.engines.flags import EngineArgs, parse_engine, resolve
+from kvplan.engines.flags import EngineArgs, parse_engine
 from kvplan.engines.rank_weights import rank_weights
+from kvplan.engines.resolve import resolve
 from kvplan.engines.sglang_defaults import defaults, mem_fraction_static
 from kvplan.engines.spelling import WORDS, spell, understand, unspoken
 from kvplan.ground.errors import DoesNotFit, KvplanError

@@ -8,7 +8,8 @@ import lzma
 import pytest
 from places import FIXTURES
 
-from kvplan.engines.flags import EngineArgs, resolve
+from kvplan.engines.flags import EngineArgs
+from kvplan.engines.resolve import resolve
 from kvplan.formulas.graphs import Support
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import get_gpu

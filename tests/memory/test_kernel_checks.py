@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from places import FIXTURES
 
-from kvplan.engines.flags import EngineArgs, resolve
+from kvplan.engines.flags import EngineArgs
 from kvplan.engines.kernel_flags import attention_text, kernel_text
+from kvplan.engines.resolve import resolve
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import get_gpu
 from kvplan.ground.units import GiB

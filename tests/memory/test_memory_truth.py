@@ -9,7 +9,7 @@ import pytest
 from memory_rows import TRUTH, Row, args_of, dated, end_to_end, gpu_of, model_of, plan_of, rows, version_of
 from validation import section
 
-from kvplan.engines.flags import resolve
+from kvplan.engines.resolve import resolve
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.limits import Limit
 from kvplan.ground.units import GiB

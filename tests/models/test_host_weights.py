@@ -12,7 +12,7 @@ from places import FIXTURES
 from kvplan.models.architectures import from_config
 from kvplan.models.host_weights import TWO_STACKS, HostWeights, Offload, in_host
 from kvplan.models.load import load_model
-from kvplan.models.tensors import Piece, Tensor, tensors_of
+from kvplan.models.tensors import WeightPiece, WeightTensor, tensors_of
 from kvplan.models.weights import heaviest_rank, stage_weights
 
 CASES: dict[str, Any] = json.loads(
@@ -118,7 +118,7 @@ def test_each_rank_has_its_own() -> None:
 
 def test_names_of_segments() -> None:
     """Whole segments count; scales have names of their own."""
-    pieces = [Piece("mlp.experts.gate_proj", 8, 2, 0, True, True, False, "weight_scale_inv")]
+    pieces = [WeightPiece("mlp.experts.gate_proj", 8, 2, 0, True, True, False, "weight_scale_inv")]
     pieces += [piece._replace(name=f"mlp.experts.{last}_proj") for piece in pieces for last in ("up", "down")]
     tensors = tensors_of(pieces)
     assert [(t.name, t.num_bytes) for t in tensors] == [
@@ -129,4 +129,4 @@ def test_names_of_segments() -> None:
     ]
     assert in_host(Offload("uva", 100, ("w13_weight",)), [tensors]).host_bytes == 16
     assert in_host(Offload("uva", 100, ("expert", "w2")), [tensors]).host_bytes == 0
-    assert in_host(Offload("uva", 1), [[Tensor("a", 8), Tensor("b", 8)]]).host_bytes == 8
+    assert in_host(Offload("uva", 1), [[WeightTensor("a", 8), WeightTensor("b", 8)]]).host_bytes == 8

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from kvplan.engines.flags import EngineArgs, resolve
+from kvplan.engines.flags import EngineArgs
+from kvplan.engines.resolve import resolve
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import get_gpu
 from kvplan.memory.forward import estimate

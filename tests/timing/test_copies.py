@@ -11,7 +11,7 @@ from kvplan.engines.flags import EngineArgs
 from kvplan.ground.gpu import get_gpu
 from kvplan.models.load import load_model
 from kvplan.profiles.step_times import make_step_times
-from kvplan.timing.copies import CopiedStepTime, Copies
+from kvplan.timing.copies import CopiedStepTime, Prefetches
 from kvplan.timing.step import StepShape
 from kvplan.timing.work import HostReads
 
@@ -31,7 +31,7 @@ class Level:
         return self.base, 1, 1 << 62
 
 
-def played(copies: Copies, layer_ticks: float) -> float:
+def played(copies: Prefetches, layer_ticks: float) -> float:
     """One pass on two streams, event by event: a copy starts when it was asked for and the one before has ended."""
     asked: list[tuple[float, int]] = []
     ready = dict.fromkeys(range(sum(copies.is_copied)), 0.0)
@@ -56,7 +56,7 @@ def test_a_step_is_what_both_streams_take(seed: int) -> None:
     layers = draw.randint(4, 40)
     group = draw.randint(1, layers)
     inside = draw.randint(1, group)
-    copies = Copies(
+    copies = Prefetches(
         tuple(i % group >= group - inside for i in range(layers)), draw.uniform(1e3, 1e6), draw.randint(1, 6)
     )
     time = CopiedStepTime.of(Level(0), copies, 0.0)
@@ -74,12 +74,12 @@ def test_a_step_is_what_both_streams_take(seed: int) -> None:
 
 def test_copies_hide_behind_layers_or_bound_the_step() -> None:
     """One layer of eight: far ahead the longer of both streams, with one buffer copies wait for the layer before."""
-    copies = Copies(tuple(i % 8 == 7 for i in range(64)), 1000.0, 2)
+    copies = Prefetches(tuple(i % 8 == 7 for i in range(64)), 1000.0, 2)
     assert copies.pass_line(1e6)[0].of(1e6) == pytest.approx(64e6, rel=1e-3)
     assert copies.pass_line(1.0)[0].of(1.0) == pytest.approx(8 * 1000, rel=0.02)
     alone = replace(copies, ahead=1)
     assert alone.pass_line(1.0)[0].of(1.0) > copies.pass_line(1.0)[0].of(1.0)
-    assert not sum(Copies((False,) * 4, 5.0, 1).is_copied)
+    assert not sum(Prefetches((False,) * 4, 5.0, 1).is_copied)
 
 
 def test_reads_over_the_link_take_what_the_link_takes() -> None:
