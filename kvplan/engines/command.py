@@ -21,7 +21,15 @@ from kvplan.engines.shell_words import filled, image_version, start_of, words_of
 from kvplan.engines.some_values import POOLING, about_value, check_together
 from kvplan.engines.speculative_config import not_planned, read_speculation, without_effect
 from kvplan.engines.spelling import WORDS, understand
-from kvplan.engines.vllm_parser import flag_value, known_flag, object_of, plain, split_flags, vllm_flags
+from kvplan.engines.vllm_parser import (
+    flag_value,
+    known_flag,
+    object_of,
+    plain,
+    split_flags,
+    vllm_flags,
+    with_config_file,
+)
 from kvplan.ground.errors import KvplanError
 
 NOT_PLANNED = {
@@ -38,7 +46,6 @@ NOT_PLANNED = {
     "use-fp64-gumbel": "sampling in 64 bits",
     "watermark-config": "marks in what is sampled",
     "hf-config-path": "a config from elsewhere",
-    "config": "flags in a file that is not read",
     **dict.fromkeys(("enable-elastic-ep", "elastic-ep-max-dp-size"), "ranks that come and go"),
     **dict.fromkeys(
         ("logits-processors", "worker-cls", "worker-extension-cls", "model-class-overrides"),
@@ -101,6 +108,7 @@ def read_command(text: str | Sequence[str]) -> Command:
 
 
 def _vllm(words: list[str], environment: dict[str, str]) -> Command:
+    words = with_config_file(words)
     told: dict[str, Any] = {}
     seen: dict[str, Any] = {}
     model, unaffected, unplanned = "", [], []
@@ -116,7 +124,7 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
         seen[flag] = value
         model = model or (spare[0] if spare else "")
         if flag in ("model", "model-tag"):
-            model = str(value)
+            model = model or str(value)
         elif flag == "mm-encoder-only" and value:
             raise KvplanError(
                 "--mm-encoder-only: an engine of the encoder alone keeps no KV, so there is none to plan"
@@ -169,7 +177,6 @@ ACTS = {
         "spec-tokens",
         "hf-overrides",
     ),
-    "disable-sliding-window",
 }
 """Flags that act on the plan."""
 
@@ -201,8 +208,6 @@ def _fields(told: Mapping[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
             fields[flag.replace("-", "_")] = object_of(told[flag], flag)
     if told.get("enable-hc-sp"):
         notes.append("--enable-hc-sp: residual streams are timed as if every rank mixed all tokens")
-    if told.get("disable-sliding-window"):
-        notes.append("--disable-sliding-window shortens the context to the window")
     return fields, draft, notes
 
 

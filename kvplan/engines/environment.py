@@ -32,6 +32,8 @@ class Environment(NamedTuple):
     """VLLM_USE_BREAKABLE_CUDAGRAPH: CUDA graphs whose pieces are cut while they are captured, without compilation."""
     deepep_buffer_size_mb: int = 1024
     """VLLM_DEEPEP_BUFFER_SIZE_MB: MiB of DeepEP's buffer within a machine, and of that between machines."""
+    dcp_q_replicate: bool | None = None
+    """VLLM_DCP_Q_REPLICATE: as --dcp-q-replicate, over which it goes."""
     replicate_embed: bool = False
     """VLLM_REPLICATE_EMBED: every rank holds the whole embedding, where the model's class looks."""
 
@@ -70,6 +72,7 @@ ACTS = {
     "VLLM_USE_BREAKABLE_CUDAGRAPH": _number,
     "VLLM_DEEPEP_BUFFER_SIZE_MB": _mib,
     "VLLM_REPLICATE_EMBED": _number,
+    "VLLM_DCP_Q_REPLICATE": _number,
 }
 """Variables that act -> how vLLM reads them."""
 KERNELS = "kernels: timed as the default's"
@@ -85,9 +88,9 @@ NOT_PLANNED = {
     "VLLM_ROCM_MOE_PADDING": "padded weights",
     "VLLM_RANDOMIZE_DP_DUMMY_INPUTS": "steps of idle replicas",
     "VLLM_MOE_ROUTING_SIMULATION_STRATEGY": "routing of experts",
-    **dict.fromkeys(
-        ("VLLM_DCP_Q_REPLICATE", "VLLM_KIMI_K3_SHARD_SP_SHARED_EXPERT"), "weights cut another way"
-    ),
+    "VLLM_WEIGHT_OFFLOADING_DISABLE_UVA": "weights in host memory, copied where they would be read in place",
+    "VLLM_WEIGHT_OFFLOADING_DISABLE_PIN_MEMORY": "weights in host memory that is not pinned",
+    "VLLM_KIMI_K3_SHARD_SP_SHARED_EXPERT": "weights cut another way",
 }
 """Variables that change memory, scheduling or time in ways that are not planned, and what they are about."""
 KERNEL_NAMES = re.compile(

@@ -180,6 +180,8 @@ class EngineArgs(Config):
     """Segments of names of weights that --offload-group-size may take; none: all of its layers."""
     disable_hybrid_kv_cache_manager: bool = False
     """Treat sliding and chunked layers as full attention."""
+    disable_sliding_window: bool = False
+    """Serve windowed layers as full attention, and no context beyond the window."""
     kv_sharing_fast_prefill: bool = False
     """Gemma 3n, Gemma 4: layers that read others' KV run on the last token of each prompt's chunk alone."""
     swa_bounded_replay: bool = True

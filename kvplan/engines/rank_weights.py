@@ -64,7 +64,8 @@ BY_ITSELF = ("GlmMoeDsa",)
 
 def query_ranks(model: ModelSpec, args: EngineArgs) -> int:
     """Ranks that split contexts and each project the queries of all, so that none are gathered; 1: each its own."""
-    asked = args.dcp_q_replicate
+    said = args.environment.dcp_q_replicate
+    asked = args.dcp_q_replicate if said is None else said
     if asked is None:
         asked = model.architecture.startswith(BY_ITSELF)
     latent = any(mixer.kind is AttentionKind.MLA for layer in model.layers for mixer in layer.mixers)

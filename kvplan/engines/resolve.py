@@ -15,11 +15,13 @@ from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB
 from kvplan.models.quantization import checkpoint_kv_dtype
-from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.models.spec import AttentionKind, AttentionSpec, ModelSpec
 
 
-def as_read_by(engine: EngineVersion, model: ModelSpec) -> ModelSpec:
+def as_read_by(engine: EngineVersion, model: ModelSpec, args: EngineArgs) -> ModelSpec:
     """The model with the longest context that this engine's version reads from its config, and its rotary tables."""
+    if args.disable_sliding_window and engine.engine == "vllm":
+        model = _without_windows(model)
     if engine.engine != "vllm" or engine.is_vllm(0, 32):
         return model
     rotary = model.rotary_until_0_31 or model.rotary
@@ -29,6 +31,24 @@ def as_read_by(engine: EngineVersion, model: ModelSpec) -> ModelSpec:
     if (rotary, longest) == (model.rotary, model.max_model_len):
         return model
     return replace(model, max_model_len=longest, rotary=rotary)
+
+
+def _without_windows(model: ModelSpec) -> ModelSpec:
+    """Full attention where windows were, on contexts up to the window (vLLM 0.32 `config/model.py`)."""
+
+    def whole(spec: AttentionSpec) -> AttentionSpec:
+        return (
+            replace(spec, kind=AttentionKind.FULL, window=0) if spec.kind is AttentionKind.SLIDING else spec
+        )
+
+    windows = [m.window for layer in model.layers for m in layer.mixers if m.kind is AttentionKind.SLIDING]
+    if not windows:
+        return model
+    layers = tuple(
+        replace(layer, attention=whole(layer.attention), beside=layer.beside and whole(layer.beside))
+        for layer in model.layers
+    )
+    return replace(model, layers=layers, max_model_len=min(model.max_model_len, *windows))
 
 
 def resolve(

@@ -6,10 +6,14 @@ import json
 import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.ground.files import catalog_dir
+from kvplan.ground.strict_yaml import complaint_of, load_yaml
 
 GONE = {
     "disable-log-requests": "log lines are off unless --enable-log-requests",
@@ -65,6 +69,46 @@ def split_flags(words: list[str]) -> Iterator[tuple[str, list[str]]]:
         else:
             values.append(word)
     yield name, values
+
+
+def with_config_file(words: list[str]) -> list[str]:
+    """The words with those of --config's YAML file in its place, behind the model: the command line's own win.
+
+    Source: vLLM 0.32 `utils/argparse_utils.py: _pull_args_from_config, load_config_file`.
+    Raises KvplanError for a file that is not there or holds no flags.
+    """
+    at = next((i for i, word in enumerate(words) if word == "--config" or word.startswith("--config=")), None)
+    if at is None:
+        return words
+    _, equals, path = words[at].partition("=")
+    path = path if equals else words[at + 1] if at + 1 < len(words) else ""
+    rest = words[:at] + words[at + (1 if equals else 2) :]
+    model = 0 if not rest or rest[0].startswith("-") else 1
+    return [*rest[:model], *_file_words(path), *rest[model:]]
+
+
+def _file_words(path: str) -> Iterator[str]:
+    if path.rpartition(".")[2] not in ("yaml", "yml"):
+        raise KvplanError(f"--config {path[:60]}: a .yaml or .yml file of flags")
+    try:
+        told = load_yaml(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise KvplanError(f"--config {path[:60]}: cannot be read ({type(error).__name__})") from None
+    except yaml.YAMLError as error:
+        raise KvplanError(f"--config {path[:60]}: {complaint_of(error)}") from None
+    if not isinstance(told, dict):
+        raise KvplanError(f"--config {path[:60]}: holds no flags, name: value")
+    for key, value in told.items():
+        if isinstance(value, bool):
+            if value or vllm_flags().get(str(key).replace("_", "-")) == "switch":
+                yield f"--{'' if value else 'no-'}{key}"
+        elif value != []:
+            yield f"--{key}"
+            yield from map(str, value) if isinstance(value, list) else [_word(value)]
+
+
+def _word(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def known_flag(name: str) -> tuple[str, str, bool | None]:

@@ -97,7 +97,7 @@ def estimate(
     version = parse_engine(engine) if isinstance(engine, str) else engine
     card, asked = cards(gpu, asked) if isinstance(gpu, str) else (gpu, asked)
     question = Question(
-        model=as_read_by(version, load_model(model) if isinstance(model, str) else model),
+        model=as_read_by(version, load_model(model) if isinstance(model, str) else model, asked),
         gpu=card,
         args=asked,
         engine=version,

@@ -41,8 +41,9 @@ def question_of(
     """What the log was started with, and what had to be assumed."""
     card = get_gpu(gpu) if isinstance(gpu, str) else gpu or _card(log)
     version, assumed = _version(log, engine)
-    spec = as_read_by(version, load_model(model) if isinstance(model, str) else model or _model(log))
+    spec = load_model(model) if isinstance(model, str) else model or _model(log)
     flags = args_of(log, spec, args)
+    spec = as_read_by(version, spec, flags)
     share = _sglang_share(log)
     if share is not None and flags.gpu_memory_utilization is None:
         usual = default_utilization(version, spec, flags, card)

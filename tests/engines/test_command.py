@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ TAKEN = {"video-pruning-rate": "0.5", "video-pruning-method": "evs"}
 @pytest.mark.parametrize("name", sorted(vllm_flags()))
 def test_every_flag_acts_or_is_listed(name: str) -> None:
     """None is dropped in silence."""
-    refused = ("mm-encoder-only",)
+    refused = ("mm-encoder-only", "config")
     if (
         name in ("model", "hf-overrides", "limit-mm-per-prompt", "speculative-config", *refused)
         or name in ACTS
@@ -447,10 +448,48 @@ def test_values_that_change_the_plan(flag: str, idle: str, other: str) -> None:
     assert told.startswith(f"--{flag} (")
 
 
-@pytest.mark.parametrize(
-    "flag", ["ec-transfer-config '{}'", "use-fp64-gumbel", "config flags.yaml", "worker-cls my.W"]
-)
+@pytest.mark.parametrize("flag", ["ec-transfer-config '{}'", "use-fp64-gumbel", "worker-cls my.W"])
 def test_what_changes_memory_or_time_does_not_pass_for_nothing(flag: str) -> None:
     told = read_command(f"vllm serve m --{flag}")
     assert not told.no_effect
     assert len(told.not_planned) == 1
+
+
+def test_a_file_of_flags_stands_before_the_commands_own(tmp_path: Path) -> None:
+    """As vLLM's parser reads --config: the command line's own flags win, switches may be off, dicts are JSON."""
+    file = tmp_path / "serve.yaml"
+    file.write_text(
+        "model: Qwen/Qwen3-8B\ntensor-parallel-size: 4\nmax_num_seqs: 64\nenable-prefix-caching: false\n"
+        "enforce-eager: true\ncudagraph-capture-sizes: [1, 2]\nspeculative-config:\n  method: ngram\n"
+        "  num_speculative_tokens: 3\n"
+    )
+    told = read_command(f"vllm serve --config {file} -tp 2 --port 80")
+    assert (told.model, told.no_effect, told.not_planned) == ("Qwen/Qwen3-8B", ("--port",), ())
+    assert told.args == EngineArgs(
+        tensor_parallel_size=2,
+        max_num_seqs=64,
+        enable_prefix_caching=False,
+        enforce_eager=True,
+        cudagraph_capture_sizes=(1, 2),
+        num_speculative_tokens=3,
+        speculative_method="ngram",
+    )
+    assert read_command(f"vllm serve Qwen/Qwen3-4B --config={file}").model == "Qwen/Qwen3-4B"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("serve.txt", "port: 80", "a .yaml or .yml file"),
+        ("serve.yaml", None, "cannot be read"),
+        ("serve.yaml", "- 80", "holds no flags"),
+        ("serve.yaml", "port: [", "--config"),
+        ("serve.yaml", "tensor-paralel: 2", "no such flag"),
+    ],
+)
+def test_files_of_flags_not_to_be_read(tmp_path: Path, name: str, text: str | None, why: str) -> None:
+    file = tmp_path / name
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(KvplanError, match=why):
+        read_command(f"vllm serve m --config {file}")

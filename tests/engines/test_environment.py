@@ -70,6 +70,18 @@ def test_an_embedding_on_every_rank() -> None:
         assert sizes[1] - sizes[0] == copies * one_rank, name
 
 
+def test_queries_of_a_group_on_every_rank() -> None:
+    """The variable goes over the flag (vLLM 0.32 `models/deepseek_v2.py`)."""
+    shape = {"tensor_parallel_size": 8, "decode_context_parallel_size": 8}
+    weights = [
+        plan("deepseek-ai/DeepSeek-V3", env, **shape, dcp_q_replicate=flag).budget.weights.size.value
+        for env, flag in ((None, None), (None, True), ("VLLM_DCP_Q_REPLICATE=1", None))
+    ]
+    assert weights[0] < weights[1] == weights[2]
+    off = plan("deepseek-ai/DeepSeek-V3", "VLLM_DCP_Q_REPLICATE=0", **shape, dcp_q_replicate=True)
+    assert off.budget.weights.size.value == weights[0]
+
+
 def test_longer_than_the_model() -> None:
     long = plan(env="VLLM_ALLOW_LONG_MAX_MODEL_LEN=1", max_model_len=50_000)
     assert long.max_model_len == 50_000

@@ -568,6 +568,7 @@ def test_serve_command_speaks_sglang_and_tensorrt() -> None:
 
 SPOKEN: dict[str, Any] = {
     "env": "VLLM_USE_V2_MODEL_RUNNER=0",
+    "disable_sliding_window": True,
     "enable_expert_parallel": True,
     "max_num_batched_tokens": 4096,
     "gpu_memory_utilization": 0.85,
