@@ -360,6 +360,8 @@ def _activation(over: Overheads, engine: EngineVersion, kind: SourceKind) -> Row
     if engine.engine == "sglang":
         why = f"about {gib(over.activation.value):.2f} GiB, inside the reserve of mem_fraction_static"
         return Row("activation", "activation peak", NOTHING, "computed", why)
+    if " tower on " in over.activation_why and kind == "measured":
+        kind = "computed"  # by what its layers hold; logs of other towers give the range
     return Row("activation", "activation peak", over.activation, kind, over.activation_why)
 
 

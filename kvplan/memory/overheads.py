@@ -81,7 +81,7 @@ def estimate_overheads(
     peaks = [
         (sampler, f"sampler of {rows:,} x {model.vocab_size:,} logits", per_logit),
         (forward, f"forward pass of {tokens:,} tokens", profile.forward_scale),
-        (tower, "vision tower", of_tower),
+        (tower, _tower_words(model, args, profile), of_tower),
     ]
     size, what, figure = max(peaks, key=lambda peak: peak[0].value)
     activation = Range(size.value, max(p[0].low for p in peaks), max(p[0].high for p in peaks))
@@ -208,6 +208,17 @@ def _tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> tupl
     if known is None or profile.vision_scale is None:
         return _scaled(GiB, profile.vision_gib), profile.vision_gib
     return _scaled(known, profile.vision_scale), profile.vision_scale
+
+
+def _tower_words(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> str:
+    """What the tower is profiled on, where its peak is computed from that."""
+    if not _profiles_tower(model, args) or profile.vision_scale is None:
+        return "vision tower"
+    from kvplan.memory.tower_profile import profiled_items
+
+    assert model.vision is not None
+    items = profiled_items(model.vision, args)
+    return f"{items[0]} tower on {items[1]}" if items else "vision tower"
 
 
 def _runtime(args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile) -> tuple[Range, str]:

@@ -192,6 +192,20 @@ def num_items(largest: Largest, args: ResolvedArgs, limit: int = 999) -> int:
     return max(1, min(max(args.max_num_batched_tokens, tokens) // tokens, args.max_num_seqs * a_prompt))
 
 
+def profiled_items(vision: VisionSpec, args: ResolvedArgs) -> tuple[str, str] | None:
+    """(vision or audio, the items that start-up profiles) in words; None where the largest is not known."""
+    largest = largest_item(vision, args)
+    if largest is None:
+        return None
+    limit = min(_facts(vision).get("limit", 999), mm_limit(args.limit_mm_per_prompt, largest.kind))
+    number = num_items(largest, args, limit)
+    plural = "s" if number > 1 and largest.kind != "audio" else ""
+    return (
+        "audio" if largest.kind == "audio" else "vision",
+        f"{number:,} {largest.kind}{plural} of {largest.tokens:,} tokens",
+    )
+
+
 def _num_patches(vision: VisionSpec, args: ResolvedArgs, largest: Largest) -> int:
     """Patches of all items that start-up profiles."""
     facts = _facts(vision)

@@ -273,7 +273,7 @@ def _of_sampler(plan: Plan, profile: MemoryProfile) -> str:
 def _largest(plan: Plan, profile: MemoryProfile) -> str:
     """The coefficient that the plan's activation peak comes from."""
     why = plan.budget.activation.why
-    if why.startswith("vision"):
+    if why.startswith(("vision", "audio")):
         return "vision_scale" if _tower(plan) else "vision_gib"
     return _of_sampler(plan, profile) if why.startswith("sampler") else "forward_scale"
 

@@ -145,3 +145,13 @@ def test_ways_out_of_a_profile_too_large() -> None:
     ways = what_would_fit(estimate("baidu/ERNIE-4.5-VL-28B-A3B-PT", "h100"))
     [without] = [option for option in ways if option.change == "--limit-mm-per-prompt '{\"video\": 0}'"]
     assert without.plan.fits
+
+
+def test_the_answer_says_what_the_tower_is_profiled_on() -> None:
+    """A peak that no log of the tower is behind is computed, and its item named."""
+    row = estimate("Qwen/Qwen2.5-VL-7B-Instruct", "h100").budget.activation
+    assert (row.kind, row.why.partition(";")[0]) == ("computed", "vision tower on 1 video of 114,688 tokens")
+    wide = {"max_num_batched_tokens": 32768, "max_num_seqs": 16}
+    row = estimate("Qwen/Qwen3-VL-2B-Instruct", "h100", **wide).budget.activation
+    assert row.why.partition(";")[0] == "vision tower on 2 images of 16,384 tokens"
+    assert estimate("Qwen/Qwen3-8B", "h100").budget.activation.kind == "measured"

@@ -161,7 +161,8 @@ def _peak(case: Case, short: Short, fixes: tuple[Fix, ...]) -> Iterator[Cause]:
         return
     plan = case.plan
     why = plan.budget.activation.why if plan else ""
-    name = "images" if why.startswith("vision") else "sampler" if why.startswith("sampler") else "activation"
+    kinds = {"vision": "images", "audio": "images", "sampler": "sampler"}
+    name = kinds.get(why.partition(" ")[0], "activation")
     enough = short.missing is not None and 0.6 * peak >= short.missing
     told = {"max_num_batched_tokens", "max_num_seqs"} & set(case.log.flags)
     words = f"the profile run's activation peak takes {peak:.2f} of the {budget:.2f} GiB budget"
