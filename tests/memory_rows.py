@@ -37,10 +37,15 @@ tells."""
 TOLD: dict[str, dict[str, Any]] = {
     "v1-gb10-qwen35-122b-int4": {"num_speculative_tokens": 2},
     "v1-l40s-qwen35-27b-fp8-util90": {"enable_prefix_caching": False},
+    "v1-5090-qwen36-35b-a3b-nvfp4": {"enable_prefix_caching": True},
+    "v1-5060tix4-qwen36-27b-nvfp4": {"enable_prefix_caching": True},
+    "v1-qwen3next-80b-w4a16-075": {"enable_prefix_caching": True},
     "v1-a5000-llama31-8b": {"enforce_eager": True},
     "v0-80g-phi4-bnb4": {"gpu_memory_utilization": 0.696},
 }
-"""Flags that a row's notes tell: MTP-2; the layout notes: fits only without prefix caching; 55.09 GiB of 79.15."""
+"""Flags that a row's notes tell: MTP-2; the layout notes: fits only without prefix caching; 55.09 GiB of 79.15. And
+states with prefix caching, off by default before vLLM 0.28: the first's public compose file asks for it, commands of
+the two others are not known and their tokens are those of states kept for it."""
 
 QUANTIZATION = {"fp8 compressed-tensors": "fp8", "fp8 block": "fp8", "bitsandbytes 4-bit": "bitsandbytes"}
 """Formats whose checkpoint config the logs do not carry, as a quantisation on load of the same size."""

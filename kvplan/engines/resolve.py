@@ -175,7 +175,7 @@ def _chunked_prefill(args: EngineArgs, model: ModelSpec, version: EngineVersion,
 
 
 def _prefix_caching(args: EngineArgs, model: ModelSpec, version: EngineVersion) -> bool:
-    """On, except for V0, models without attention, hybrids of vLLM before 0.21, and encoder-decoders."""
+    """On, except for V0, models without attention, hybrids of vLLM before 0.28 (PR 50991), and encoder-decoders."""
     if model.encoded_tokens:
         return False
     if args.enable_prefix_caching is not None:
@@ -183,7 +183,7 @@ def _prefix_caching(args: EngineArgs, model: ModelSpec, version: EngineVersion) 
     kinds = {mixer.kind for layer in model.layers for mixer in layer.mixers} - {AttentionKind.NONE}
     if version.legacy or kinds == {AttentionKind.STATE}:
         return False
-    return not model.is_hybrid or version.engine != "vllm" or version.is_vllm(0, 21)
+    return not model.is_hybrid or version.engine != "vllm" or version.is_vllm(0, 28)
 
 
 def _mamba_cache_mode(
@@ -276,7 +276,7 @@ def _batch_defaults(
         return 8192, 2048
     if version.legacy:
         return 2048, 256
-    if gpu.total_bytes >= 160 * GiB and version.is_vllm(0, 20):
+    if gpu.total_bytes >= 160 * GiB and version.is_vllm(0, 28):  # PR 51726
         return 16384, 1024
     if gpu.total_bytes >= 70 * GiB and "a100" not in gpu.name:
         return (16384 if offline else 8192), 1024
