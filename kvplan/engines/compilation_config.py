@@ -6,10 +6,10 @@ import json
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from kvplan.formulas.graphs import MODES
-from kvplan.ground.config import Config, complaint, json_object
+from kvplan.ground.config import Config, read_object
 from kvplan.ground.errors import did_you_mean
 
 Compile = Literal["NONE", "STOCK_TORCH_COMPILE", "DYNAMO_TRACE_ONCE", "VLLM_COMPILE"]
@@ -112,10 +112,7 @@ def compilation_text(value: Any) -> str | None:
     """
     if value is None:
         return None
-    try:
-        told = CompilationFlags.model_validate(dict(json_object(value)))
-    except ValidationError as error:
-        raise ValueError(complaint(error)) from None
+    told = read_object(CompilationFlags, value)
     return json.dumps(told.model_dump(exclude_unset=True), sort_keys=True) if told.model_fields_set else None
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import ValidationError
-
-from kvplan.ground.config import Config, complaint, json_object
+from kvplan.ground.config import Config, read_object
 
 
 class EngramConfig(Config):
@@ -30,10 +28,7 @@ def engram_text(value: Any) -> str | None:
     """
     if value is None:
         return None
-    try:
-        found = EngramConfig.model_validate(dict(json_object(value)))
-    except ValidationError as error:
-        raise ValueError(complaint(error)) from None
+    found = read_object(EngramConfig, value)
     if found.dp_shared_memory and not found.cpu_offload:
         raise ValueError("dp_shared_memory requires cpu_offload true")
     if found.use_thp and (not found.cpu_offload or found.dp_shared_memory):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from kvplan.ground.config import Config, complaint, json_object
+from kvplan.ground.config import Config, read_object
 
 Communicator = Literal["torch_nccl", "torch_gloo", "torch_xccl", "nixl", "pynccl"]
 BLOCKING = ("torch_nccl", "pynccl")
@@ -42,10 +42,7 @@ def eplb_text(value: Any) -> str | None:
     """
     if value is None:
         return None
-    try:
-        found = EplbConfig.model_validate(dict(json_object(value)))
-    except ValidationError as error:
-        raise ValueError(complaint(error)) from None
+    found = read_object(EplbConfig, value)
     if found.use_async and found.communicator in BLOCKING:
         raise ValueError(
             f"communicator {found.communicator} does not run beside steps; use_async false would do"

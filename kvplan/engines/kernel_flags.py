@@ -6,9 +6,9 @@ import json
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
-from kvplan.ground.config import Config, complaint, json_object
+from kvplan.ground.config import Config, read_object
 
 
 def as_word(value: Any) -> Any:
@@ -165,10 +165,7 @@ def kernel_text(value: Any) -> str | None:
 def _checked(kind: type[Config], value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
-    try:
-        return kind.model_validate(dict(json_object(value))).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        raise ValueError(complaint(error)) from None
+    return read_object(kind, value).model_dump(exclude_unset=True)
 
 
 @cache

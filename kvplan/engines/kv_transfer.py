@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from kvplan.ground.config import Config, complaint, json_object
+from kvplan.ground.config import Config, json_object, read_object
 from kvplan.ground.units import GiB
 
 
@@ -87,10 +87,7 @@ def kv_transfer_text(value: Any) -> str | None:
     extra = told.get("kv_connector_extra_config", {})
     if isinstance(extra, dict) and "block_size" in extra:
         raise ValueError("block_size of a chunk, in tokens: state blocks_per_chunk, in blocks")
-    try:
-        OffloadingFlags.model_validate(extra)
-    except ValidationError as error:
-        raise ValueError(complaint(error)) from None
+    read_object(OffloadingFlags, extra)
     return json.dumps(told)
 
 

@@ -11,10 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from kvplan.engines.draft_kinds import method_of_draft
-from kvplan.ground.config import Config, complaint, json_object
+from kvplan.ground.config import Config, json_object, read_object
 from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.models.load import find_bundled, load_model, path_exists
 from kvplan.models.spec import ModelSpec
@@ -210,10 +210,7 @@ def parse_speculation(told: Any) -> SpeculationFlags:
     if unknown := sorted(set(keys) - set(SpeculationFlags.model_fields)):
         near = did_you_mean(unknown[0][:60], SpeculationFlags.model_fields)
         raise ValueError(f"vLLM's config has no key {unknown[0][:60]!r}{near}")
-    try:
-        return SpeculationFlags.model_validate(keys)
-    except ValidationError as error:
-        raise ValueError(complaint(error)) from None
+    return read_object(SpeculationFlags, keys)
 
 
 def speculation_text(value: Any) -> str | None:

@@ -8,7 +8,7 @@ import json
 import textwrap
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -68,6 +68,17 @@ def json_object(told: Any) -> Mapping[str, Any]:
     if not isinstance(read, Mapping):
         raise ValueError(f"must be a JSON object, not {str(told)[:60]}")
     return read
+
+
+C = TypeVar("C", bound=Config)
+
+
+def read_object(config: type[C], told: Any) -> C:
+    """A flag's JSON object as a config class reads it; raises ValueError in one line for what that refuses."""
+    try:
+        return config.model_validate(dict(json_object(told)))
+    except ValidationError as error:
+        raise ValueError(complaint(error)) from None
 
 
 def complaint(error: ValidationError, flag: bool = False) -> str:
