@@ -9,6 +9,9 @@ from reference import table
 from validation import section
 
 from kvplan.cli.main import run
+from kvplan.engines import environment as variables
+from kvplan.engines.command import ACTS, NOT_PLANNED
+from kvplan.engines.some_values import IDLE_VALUES
 from kvplan.engines.vllm_parser import vllm_flags
 from kvplan.ground.files import catalog_dir
 from kvplan.ground.gpu import get_gpu, gpu_names
@@ -70,10 +73,27 @@ def test_engines() -> None:
             (name, ".".join(map(str, row["since"])), told or "as the row above, but " + _changes(row))
         )
     text = (
-        f"## Engine versions\n\n{table('engine, since, runtime growth learnt from', rows)}\n\nPasted commands: all "
-        f"{len(vllm_flags())} flags of vLLM 0.32's parser, of SGLang's and TensorRT-LLM's those that change the plan."
+        f"## Engine versions\n\n{table('engine, since, runtime growth learnt from', rows)}\n\nPasted commands: all"
+        " flags of vLLM 0.32's parser (below), of SGLang's and TensorRT-LLM's those that change the plan."
     )
     section("engines", text, PAGE)
+
+
+def test_flags() -> None:
+    """What of a pasted command acts, and what changes the plan and is not planned."""
+    acting = len(vllm_flags().keys() & ACTS)
+    rows = [(f"`--{flag}`", about) for flag, about in sorted(NOT_PLANNED.items())]
+    rows += [
+        (f"`--{flag}` but {' or '.join(idle)}", about) for flag, (idle, about) in sorted(IDLE_VALUES.items())
+    ]
+    rows += [(f"`{name}`", about) for name, about in sorted(variables.NOT_PLANNED.items())]
+    text = (
+        f"## Flags and variables\n\nOf the {len(vllm_flags())} flags of vLLM 0.32's parser {acting} act on the plan, as"
+        f" do these variables of its environment: {', '.join(f'`{name}`' for name in variables.ACTS)}. What changes"
+        " memory, scheduling or time and is not planned is named where a pasted command has it; all else does nothing"
+        f" to the plan.\n\n{table('not planned, what it is about', rows)}"
+    )
+    section("flags", text, PAGE)
 
 
 def _changes(row: dict[str, object]) -> str:
