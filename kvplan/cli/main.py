@@ -83,6 +83,9 @@ SHORT = {
     "-pp": "--pipeline-parallel-size",
     "-dp": "--data-parallel-size",
     "-dcp": "--decode-context-parallel-size",
+    "-asc": "--api-server-count",
+    "-cc": "--compilation-config",
+    "-ac": "--attention-config",
 }
 """vLLM's short flags."""
 

@@ -8,9 +8,12 @@ would refuse is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from pydantic import ValidationError
 
 from kvplan.engines.environment import ACTS as VARIABLES
 from kvplan.engines.environment import sort_out
@@ -24,12 +27,14 @@ from kvplan.engines.spelling import WORDS, understand
 from kvplan.engines.vllm_parser import (
     flag_value,
     known_flag,
+    merge_into,
     object_of,
     plain,
     split_flags,
     vllm_flags,
     with_config_file,
 )
+from kvplan.ground.config import complaint
 from kvplan.ground.errors import KvplanError
 
 NOT_PLANNED = {
@@ -110,6 +115,7 @@ def read_command(text: str | Sequence[str]) -> Command:
 def _vllm(words: list[str], environment: dict[str, str]) -> Command:
     words = with_config_file(words)
     told: dict[str, Any] = {}
+    dotted: dict[str, Any] = {}
     seen: dict[str, Any] = {}
     model, unaffected, unplanned = "", [], []
     for i, (name, values) in enumerate(split_flags(words)):
@@ -138,13 +144,16 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
         elif flag in ACTS:
             if isinstance(value, str) and "$" in value:
                 raise KvplanError(f"--{flag} {value}: the variable's value is not stated")
-            merged = isinstance(told.get(flag), dict) and isinstance(value, dict)
-            told[flag] = {**told[flag], **value} if merged else value
+            if inner:
+                merge_into(dotted, {flag: value})
+            else:
+                told[flag] = value
         else:
             check_pruning(flag, value)
             unaffected.append(f"--{flag}")
     if not model:
         raise KvplanError("the command names no model")
+    told |= dotted  # as vLLM's parser adds them last, in place of an object stated whole
     check_together(seen)
     fields, draft, notes = _fields(told)
     acting = {name: said for name, said in environment.items() if name in VARIABLES}
@@ -158,7 +167,7 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
     return Command(
         engine="vllm",
         model=model,
-        args=EngineArgs(**fields),
+        args=_args(fields),
         draft=draft,
         hf_overrides=object_of(told.get("hf-overrides"), "hf-overrides"),
         no_effect=tuple(dict.fromkeys(unaffected)),
@@ -166,6 +175,13 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
         environment=environment,
         notes=tuple(notes),
     )
+
+
+def _args(fields: Mapping[str, Any]) -> EngineArgs:
+    try:
+        return EngineArgs(**fields)
+    except ValidationError as error:
+        raise KvplanError(complaint(error, flag=True)) from None
 
 
 ACTS = {
@@ -222,10 +238,24 @@ DEGREES = {
 """Other spellings of parallel sizes."""
 
 
+CHANGES_OTHERS = re.compile(
+    r"cpu_offload|offload_|speculative|spec_|enable_lora|lora_|max_lora|max_loras|eplb|enable_eplb|ep_|init_expert"
+    r"|moe_|enable_two_batch|tbo_|enable_single_batch|cuda_graph|disable_cuda_graph_padding|enable_torch_compile|torch_"
+    r"|stream_interval|stream_output|max_queued|schedule_|scheduler_|enable_hierarchical|hicache|hybrid_|swa_|mamba_"
+    r"|attention_backend|prefill_attention|decode_attention|sampling_backend|fp8_gemm|fp4_gemm|disaggregation|kv_transfer"
+    r"|enable_mixed_chunk|enable_dp_lm_head|max_prefill_tokens|prefill_max|num_continuous|radix_eviction|lmcache|enable_lmcache"
+    r"|mm_|enable_multimodal|language_only|encoder_only|dllm|elastic_ep|nnodes|quantize_|torchao|modelopt|kv_cache_free"
+    r"|enable_chunked_context|guaranteed_no_evict|batching_type|max_beam_width|gpus_per_node|cluster_size"
+)
+"""Beginnings of other engines' flags that change memory, scheduling or time and are not planned."""
+
+
 def _other(engine: str, words: list[str], environment: dict[str, str]) -> Command:
     """SGLang's and TensorRT-LLM's flags by their words; what has none is listed as without effect."""
     spoken: dict[str, Any] = {}
-    unaffected, model = [], ""
+    unaffected: list[str] = []
+    unplanned: list[str] = []
+    model = ""
     known = {w for word in WORDS[engine] for w in (word.word, *word.also)}
     known |= {"enable_dp_attention"}
     for i, (name, values) in enumerate(split_flags(words)):
@@ -239,7 +269,7 @@ def _other(engine: str, words: list[str], environment: dict[str, str]) -> Comman
         elif key in known:
             spoken[key] = _number(values[0]) if values else True
         else:
-            unaffected.append(f"--{name}")
+            (unplanned if CHANGES_OTHERS.match(key) else unaffected).append(f"--{name}")
     if not model:
         raise KvplanError("the command names no model")
     notes = _data_parallel(spoken) if engine == "sglang" else []
@@ -247,8 +277,9 @@ def _other(engine: str, words: list[str], environment: dict[str, str]) -> Comman
     return Command(
         engine=engine,
         model=model,
-        args=EngineArgs(**fields),
+        args=_args(fields),
         no_effect=tuple(dict.fromkeys(unaffected)),
+        not_planned=tuple(dict.fromkeys(unplanned)),
         environment=environment,
         notes=tuple(notes),
     )

@@ -118,7 +118,7 @@ def environment_text(value: Any) -> str | None:
     pairs = (
         value.items() if isinstance(value, Mapping) else (w.partition("=")[::2] for w in str(value).split())
     )
-    told = {str(name): str(said) for name, said in pairs}
+    told = {str(name): str(int(said) if isinstance(said, bool) else said) for name, said in pairs}
     for name in told:
         if name not in ACTS:
             raise ValueError(

@@ -274,7 +274,7 @@ class EngineArgs(Config):
     enable_dbo: bool = False
     """Two micro-batches: one computes while the other's tokens are exchanged between experts' ranks."""
     ubatch_size: Annotated[int, Field(ge=0, le=64)] = 0
-    """Micro-batches of a step instead of these two; 0 and 1 = whole steps."""
+    """Micro-batches of a step where --enable-dbo does not say two; 0 and 1 = whole steps."""
     dbo_decode_token_threshold: Annotated[int, Field(ge=0, le=10**9)] = 32
     """Tokens from which on steps of decodes alone are split into micro-batches."""
     dbo_prefill_token_threshold: Annotated[int, Field(ge=0, le=10**9)] = 512

@@ -119,7 +119,7 @@ def start_of(words: list[str]) -> tuple[dict[str, str], str, list[str]]:
     environment: dict[str, str] = {}
     for i, word in enumerate(words):
         if pair := re.fullmatch(r"([A-Za-z_]\w*)=(.*)", word, re.DOTALL):
-            environment[pair[1]] = filled(pair[2], environment)
+            environment[pair[1]] = filled(pair[2].removesuffix(";"), environment)
             continue
         if len(word) > 8 and " serve " in f"{word} " and i and words[i - 1] in ("-c", "-lc"):
             inner = start_of(words_of(word))  # bash -c "vllm serve ..."

@@ -31,6 +31,10 @@ def about_value(flag: str, value: Any) -> str:
 
 def check_together(told: Mapping[str, Any]) -> None:
     """Refuse flags that vLLM 0.32 refuses beside others, though neither is in the plan (`config/vllm.py`)."""
+    few, most = str(told.get("max-cpu-loras")), str(told.get("max-loras", 1))
+    counted = few.isdecimal() and most.isdecimal()
+    if told.get("enable-lora") is True and counted and int(few) < int(most):
+        raise KvplanError(f"--max-cpu-loras {few} must be at least --max-loras {most}")
     rounds = told.get("enable-mamba-cache-stochastic-rounding") is True
     if rounds and told.get("mamba-ssm-cache-dtype") != "float16":
         raise KvplanError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from kvplan.ground.errors import KvplanError, did_you_mean
 from kvplan.ground.files import catalog_dir
 from kvplan.ground.strict_yaml import complaint_of, load_yaml
+from kvplan.ground.units import human_readable_int
 
 GONE = {
     "disable-log-requests": "log lines are off unless --enable-log-requests",
@@ -63,8 +65,9 @@ def split_flags(words: list[str]) -> Iterator[tuple[str, list[str]]]:
         if re.match(r"--?[A-Za-z]", word):
             yield name, values
             name, equals, value = word.lstrip("-").partition("=")
-            if not word.startswith("--") and (short := re.fullmatch(r"O(\d)", name)):
-                name, equals, value = "optimization-level", "=", short[1]
+            if not word.startswith("--") and (short := re.fullmatch(r"O(\d?)", name)):
+                name = "optimization-level"
+                equals, value = ("=", short[1]) if short[1] else (equals, value)
             values = [value] if equals else []
         else:
             values.append(word)
@@ -136,15 +139,37 @@ def _begun(base: str) -> list[str]:
     return sorted({flag for name, flag in spelled.items() if len(name) > 3 and name.startswith(base)})
 
 
+def _nested(inner: str, text: str) -> dict[str, Any]:
+    """What `--flag.a.b 80g` puts into the flag's object; `--flag.a+ 1,2` adds to a list.
+
+    Source: vLLM 0.32 `utils/argparse_utils.py: parse_args`.
+    """
+    value: Any = text.split(",") if inner.endswith("+") else plain(text)
+    if isinstance(value, str):
+        with suppress(KvplanError):
+            value = human_readable_int(value)
+    for part in reversed(inner.removesuffix("+").split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def merge_into(told: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Lay one object over another, key by key at every depth; lists grow."""
+    for key, value in more.items():
+        if isinstance(value, Mapping) and isinstance(told.get(key), dict):
+            merge_into(told[key], value)
+        elif isinstance(value, list) and isinstance(told.get(key), list):
+            told[key] = told[key] + value
+        else:
+            told[key] = value
+
+
 def flag_value(
     flag: str, kind: str, inner: str, negated: bool | None, values: list[str]
 ) -> tuple[Any, list[str]]:
     """A flag's value and the words that do not belong to it."""
     if inner:
-        value = plain(values[0]) if values else True
-        for part in reversed(inner.split(".")):
-            value = {part: value}
-        return value, values[1:]
+        return _nested(inner, values[0] if values else "true"), values[1:]
     if kind == "switch":
         if values and values[0].casefold() in ("true", "false"):
             return values[0].casefold() == "true", values[1:]

@@ -10,7 +10,7 @@ CUDA context and NCCL lie outside vLLM's budget: its baseline is taken after the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from math import ceil, hypot
 from typing import Literal
@@ -211,6 +211,16 @@ def _split(
     outside = Row("outside_budget", share.label, exact(total - share.budget), "computed", flag)
     pool = Range(share.budget - used.value, low - used.value - more, high - used.value + less)
     return outside, Row("kv_pool", "KV cache", pool, "computed", "what weights and overheads leave")
+
+
+def with_stated_blocks(budget: Budget, pool_bytes: int) -> Budget:
+    """The budget where blocks are stated: vLLM takes so much, whatever is left, and the rest of the card stays."""
+    rest = exact(budget.outside.size.value + budget.kv.size.value - pool_bytes)
+    return replace(
+        budget,
+        outside=Row("outside_budget", "left over", rest, "computed", "the rest of the card"),
+        kv=Row("kv_pool", "KV cache", exact(pool_bytes), "computed", "--num-gpu-blocks-override"),
+    )
 
 
 def _joint(ranges: list[Range]) -> tuple[int, int]:

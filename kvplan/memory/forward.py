@@ -33,7 +33,7 @@ from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.limits import Limit
 from kvplan.ground.units import gib
 from kvplan.memory.answers import Plan, Question, Refusal, Span
-from kvplan.memory.budget import SKIPS_TOWERS, Budget, Colocated, make_budget
+from kvplan.memory.budget import SKIPS_TOWERS, Budget, Colocated, make_budget, with_stated_blocks
 from kvplan.memory.demand import Demand, trace_blocks
 from kvplan.memory.graphs import engine_graphs
 from kvplan.memory.kernel_checks import check_kernels
@@ -216,6 +216,8 @@ def _memory(question: Question) -> _Memory:
         shape, refusal = _shape(question, args, worst), _refusal(found, worst)
     else:
         shape = found
+        if args.num_gpu_blocks_override is not None and question.engine.engine == "vllm":
+            worst = with_stated_blocks(worst, found.num_blocks * found.bytes_per_block)
         refusal = _overflow(worst, found, args) or _too_few_states(found, args, question)
     if question.engine.engine == "vllm":
         _check_hit_places(shape, args)
@@ -453,7 +455,8 @@ def _no_room(budget: Budget) -> Refusal:
 def _overflow(budget: Budget, layout: Layout, args: ResolvedArgs) -> Refusal | None:
     """With a stated pool nothing is left to give: the rest of the card may not hold the weights."""
     over = -budget.outside.size.value
-    if args.kv_cache_memory_bytes is None or over <= 0:
+    stated = (args.kv_cache_memory_bytes, args.num_gpu_blocks_override)
+    if stated == (None, None) or over <= 0:
         return None
     needed = budget.total.size.value + over
     asked = "weights, overheads and the asked KV pool"

@@ -21,6 +21,8 @@ OTHER_KERNELS = 0.7, 1.5
 """Of steps whose kernels were not measured (assumed: as those of an engine that was not seen)."""
 SOME_KERNELS = 0.9, 1.2
 """Where they are few of a step's (assumed)."""
+WITH_ADAPTERS = 1.0, 1.5
+"""Where every matrix has a narrow pair beside it (assumed)."""
 BATCHES = 1, 64
 """Decoding sequences for which the ends of exchanges are worked out."""
 
@@ -42,6 +44,8 @@ def kernel_doubts(
 
     `nccl`: its gather among the tensor-parallel ranks.
     """
+    if args.enable_lora:
+        yield Unmeasured("--enable-lora: adapters' own kernels are not timed", *WITH_ADAPTERS)
     yield from _products(model, args)
     yield from _attention(model, args, major)
     yield from _states(model, args)

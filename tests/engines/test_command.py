@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -387,9 +388,9 @@ def test_the_tag_of_an_image_is_the_engines_version() -> None:
         ("-cc.foo=1", "foo"),
         ("-cc.mode=7", "mode 7: must be 'NONE', 'STOCK_TORCH_COMPILE'"),
         ("-cc.full_cuda_graph=true", "full_cuda_graph"),
-        ("--cudagraph-capture-sizes 1 0", "cudagraph_capture_sizes"),
-        ("--max-cudagraph-capture-size 1.5", "max_cudagraph_capture_size"),
-        ("-O7", "optimization_level"),
+        ("--cudagraph-capture-sizes 1 0", "--cudagraph-capture-sizes"),
+        ("--max-cudagraph-capture-size 1.5", "--max-cudagraph-capture-size"),
+        ("-O7", "--optimization-level"),
     ],
 )
 def test_compilation_flags_that_vllms_parser_refuses_are_refused(flags: str, words: str) -> None:
@@ -493,3 +494,61 @@ def test_files_of_flags_not_to_be_read(tmp_path: Path, name: str, text: str | No
         file.write_text(text)
     with pytest.raises(KvplanError, match=why):
         read_command(f"vllm serve m --config {file}")
+
+
+def test_keys_of_one_object_are_laid_together_at_every_depth() -> None:
+    """`--flag.a.b` twice, lists that grow, counts with suffixes; one stated whole gives way, as to vLLM's parser."""
+    sized = "--limit-mm-per-prompt.image.count 2 --limit-mm-per-prompt.image.width 512"
+    told = read_command(f"vllm serve m {sized} --limit-mm-per-prompt.image.height 256").args
+    assert told.limit_mm_per_prompt == '{"image": {"count": 2, "height": 256, "width": 512}}'
+    graphs = (
+        "-cc.cudagraph_capture_sizes+ 1,2 -cc.cudagraph_capture_sizes+ 4 -cc.pass_config.fuse_norm_quant true"
+    )
+    told = read_command(f"vllm serve m {graphs} -cc.pass_config.fuse_act_quant=false").args
+    assert json.loads(told.compilation_config or "") == {
+        "cudagraph_capture_sizes": [1, 2, 4],
+        "pass_config": {"fuse_act_quant": False, "fuse_norm_quant": True},
+    }
+    told = read_command("vllm serve m -cc.cudagraph_mode=NONE -cc '{\"max_cudagraph_capture_size\": 8}'").args
+    assert told.compilation_config == '{"cudagraph_mode": "NONE"}'
+    extra = "--kv-transfer-config.kv_connector_extra_config."
+    told = read_command(
+        "vllm serve m --kv-transfer-config.kv_connector OffloadingConnector --kv-transfer-config.kv_role kv_both "
+        f"{extra}cpu_bytes_to_use 40g {extra}blocks_per_chunk 4"
+    ).args
+    assert json.loads(told.kv_transfer_config or "")["kv_connector_extra_config"] == {
+        "blocks_per_chunk": 4,
+        "cpu_bytes_to_use": 40_000_000_000,
+    }
+
+
+@pytest.mark.parametrize("spelled", ["-O1", "-O 1", "-O=1", "--optimization-level 1"])
+def test_levels_of_optimisation(spelled: str) -> None:
+    assert read_command(f"vllm serve m {spelled} --port 1").args == EngineArgs(optimization_level=1)
+
+
+@pytest.mark.parametrize("text", ["TP=2; vllm serve m -tp $TP", "export TP=2; vllm serve m -tp ${TP}"])
+def test_a_variable_before_a_semicolon(text: str) -> None:
+    assert read_command(text).args.tensor_parallel_size == 2
+
+
+def test_other_engines_flags_that_change_the_plan_do_not_pass_for_nothing() -> None:
+    told = read_command(
+        "python -m sglang.launch_server --model-path m --cpu-offload-gb 4 --speculative-algorithm NGRAM --port 1"
+    )
+    assert told.not_planned == ("--cpu-offload-gb", "--speculative-algorithm")
+    assert told.no_effect == ("--port",)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ("--stream-interval 0", "--stream-interval '0': must be greater than or equal to 1"),
+        ("--max-lora-rank 48", "--max-lora-rank"),
+        ("--enable-lora --max-loras 4 --max-cpu-loras 2", "--max-cpu-loras 2 must be at least --max-loras 4"),
+    ],
+)
+def test_what_is_refused_is_refused_in_a_line(flags: str, why: str) -> None:
+    with pytest.raises(KvplanError, match=why) as error:
+        read_command(f"vllm serve m {flags}")
+    assert "\n" not in str(error.value)

@@ -783,3 +783,14 @@ def test_any_flags_give_an_answer_or_a_named_error(
         assert sum(row.size.value for row in plan.budget.rows) == plan.budget.total.size.value
         assert str(plan)
     assert "\n" not in said
+
+
+def test_stated_blocks_are_taken_from_the_card() -> None:
+    """vLLM allocates them whatever is left: what the card does not have does not fit."""
+    few = estimate(QWEN, "h100", num_gpu_blocks_override=20_000)
+    block = few.layout.bytes_per_block  # type: ignore[union-attr]
+    assert few.budget.kv.size.value == 20_000 * block
+    assert few.fits
+    many = estimate(QWEN, "h100", num_gpu_blocks_override=100_000)
+    assert not many.serves
+    assert "the asked KV pool need" in many.reason
