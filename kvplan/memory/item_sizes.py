@@ -48,7 +48,7 @@ def told_facts(family: str, facts: Mapping[str, int], args: ResolvedArgs) -> dic
         return _squares(family, facts, args)
     if "tile_tokens" in facts:
         return _tiles(facts, args)
-    return None
+    return dict(facts) if "video_pixels" in facts else None  # GLM's, whose facts hold what flags state
 
 
 def media_frames(facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int]:
@@ -73,6 +73,21 @@ def options(text: str | None, kind: str) -> dict[str, Any]:
     scoped = told.get(SCOPES[kind]) or {}
     size = {**(flat.get("size") or {}), **(scoped.get("size") or {})}
     return {**flat, **scoped, **({"size": size} if size else {})}
+
+
+def flat_keys(text: str | None) -> dict[str, Any]:
+    """Keys of --mm-processor-kwargs outside of scopes, less those that a scope has too: vLLM takes them for routed
+    (`multimodal/processing/context.py: get_merged_mm_kwargs`)."""
+    told: Mapping[str, Any] = json.loads(text) if text else {}
+    scoped = {key for name in SCOPES.values() for key in told.get(name) or {}}
+    return {key: value for key, value in told.items() if not key.endswith("_kwargs") and key not in scoped}
+
+
+def stated_pixels(kind: str, number: Any) -> int:
+    """A number of pixels as flags state it."""
+    if type(number) is not int or number < 1:
+        raise KvplanError(f"--mm-processor-kwargs: sizes of a {kind} must be whole numbers of pixels")
+    return int(number)
 
 
 # ---- pictures of any size, in whole tokens: Qwen's
@@ -119,9 +134,7 @@ def _bounds(text: str | None, kind: str, least: int, most: int) -> tuple[int, in
     size = told.get("size") or {}
     least = told.get("min_pixels") or size.get("shortest_edge") or least
     most = told.get("max_pixels") or size.get("longest_edge") or most
-    if any(type(n) is not int or n < 1 for n in (least, most)):
-        raise KvplanError(f"--mm-processor-kwargs: sizes of a {kind} must be whole numbers of pixels")
-    return least, most
+    return stated_pixels(kind, least), stated_pixels(kind, most)
 
 
 def _most(pixels: int, unit: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.engines.mm_limits import mm_limit
+from kvplan.memory.glm_items import glm_facts
 from kvplan.memory.item_sizes import media_frames, states_sizes, told_facts
 from kvplan.models.spec import VisionSpec
 
@@ -56,7 +57,9 @@ LARGEST: dict[str, Callable[[VisionSpec], Largest]] = {
     "qwen3_vl": _qwen,
     "qwen2_vl": _qwen,
     "qwen2_5_vl": _qwen,
-    "glm4v": lambda v: Largest(49152, 12288, v["pixels"] * v["patch"] ** 2),  # 9,633,792 pixels
+    "glm4v": lambda v: Largest(
+        24336, 6084, v["pixels"] * v["patch"] ** 2
+    ),  # 9,633,792 pixels over two frames
     "moonvit": lambda v: Largest(16384, 4096),
     "moonvit3d": lambda v: Largest(16384, 4096),
     "siglip": lambda v: _grid(v)._replace(tokens=256),
@@ -134,6 +137,9 @@ def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
     """
     image, facts = largest_image(vision), _facts(vision)
     facts |= media_frames(facts, args)
+    if "video_pixels" in facts and image is not None:
+        facts = glm_facts(facts, args)
+        image = image._replace(patches=facts["patches"], tokens=facts["tokens"])
     kinds = _asked(vision, facts, args.limit_mm_per_prompt)
     if image is None or not kinds:
         return None
@@ -210,7 +216,8 @@ def _num_patches(vision: VisionSpec, args: ResolvedArgs, largest: Largest) -> in
     """Patches of all items that start-up profiles."""
     facts = _facts(vision)
     told = mm_limit(args.limit_mm_per_prompt, largest.kind)
-    return num_items(largest, args, min(facts.get("limit", 999), told)) * largest.patches
+    one = largest.kind == "video" and "video_pixels" in facts  # GLM's, one a prompt
+    return num_items(largest, args, min(1 if one else facts.get("limit", 999), told)) * largest.patches
 
 
 def embedded_bytes(vision: VisionSpec, args: ResolvedArgs, hidden: int) -> int:

@@ -100,6 +100,8 @@ def _sized_tower(outer: Keys, architecture: str, text_hidden: int, multimodal: b
     facts = {"text_hidden": text_hidden, **_READERS[family](k)}
     if family == "clip":
         facts["projector_bias"] = int(outer.flag("multimodal_projector_bias", True))
+    if family == "glm4v":
+        facts |= _glm_pixels(outer)
     if family in CUT_BY_HEADS:
         facts["heads"] = k.count("num_attention_heads", "num_heads")
     heard = outer.section("audio_config") if family == "gemma4" else Keys(k.name, {})
@@ -256,6 +258,18 @@ def _glm4v(k: Keys) -> dict[str, int]:
         "merger": k.count("intermediate_size"),
         "image": k.count("image_size"),
     }
+
+
+def _glm_pixels(outer: Keys) -> dict[str, int]:
+    """Pixels of the largest image and video, and whether they are counted by them.
+
+    GLM-4.6V's and GLM-4.5V's checkpoints differ in their processors, of which a config.json says nothing, and in their
+    contexts: 131,072 and 65,536. Source: processors as printed in vLLM's issue 22077 (GLM-4.1V), pull requests 43422
+    and 48729 (GLM-4.6V).
+    """
+    newer = outer.section("text_config").count("max_position_embeddings", default=0, low=0) > 65536
+    pixels = {"image_pixels": 9_633_792, "video_pixels": 100_352_000 if newer else 47_040_000}
+    return pixels | ({"by_budget": 1} if newer else {})
 
 
 def _internvl(k: Keys) -> dict[str, int]:

@@ -9,6 +9,7 @@ import pytest
 from kvplan.engines.flags import EngineArgs
 from kvplan.ground.units import GiB
 from kvplan.memory.forward import estimate
+from kvplan.memory.glm_items import HUGE, LEAST, _fitted, _most_frames
 from kvplan.memory.inverse import what_would_fit
 from kvplan.memory.tower_profile import LARGEST, largest_image, largest_item, num_items, tower_bytes
 from kvplan.models.config import Keys
@@ -97,6 +98,18 @@ def test_gemma_4_profiles_a_video() -> None:
     assert (item.tokens, item.patches, num_items(item, args)) == (2496, 32 * 70 * 9, 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "frames"), [("zai-org/GLM-OCR", 3), ("zai-org/GLM-GA", 21), ("zai-org/GLM-4.1V-9B-Thinking", 11)]
+)
+def test_glms_videos_have_the_frames_that_its_start_up_printed(name: str, frames: int) -> None:
+    """vLLM's pull request 48729 lists them, of GLM-4.6V-Flash for GLM-GA, which has its context and classes."""
+    vision = load_model(name).vision
+    assert vision is not None
+    facts = dict(vision.facts)
+    shape = _fitted((HUGE, HUGE), 1, (LEAST, facts["image_pixels"]))
+    assert _most_frames(shape, 131072 - 6084, facts["video_pixels"], exact=False) == frames
+
+
 def test_llava_s_video_fills_the_context() -> None:
     """Frames of 24 x 24 patches, pooled to 12 x 12 tokens: 56 in 8,192; one video a prompt."""
     tile = {"model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 128}
@@ -114,7 +127,7 @@ def test_llava_s_video_fills_the_context() -> None:
         ("moonshotai/Kimi-VL-A3B-Instruct", 74 * 74, 37 * 37),  # 1,024 x 1,024 in whole tokens of 28
         ("deepseek-ai/DeepSeek-V4-Flash-Vision-Exp", 18 * 19 * 9, 384),
         ("deepseek-ai/DeepSeek-V4.1-Flash", 30 * 31 * 9, 1024),
-        ("zai-org/GLM-OCR", 49152, 12288),
+        ("zai-org/GLM-OCR", 78 * 78 * 4, 78 * 78),
         ("PaddlePaddle/PaddleOCR-VL", 5120, 1280),
     ],
 )

@@ -18,6 +18,7 @@ import copy
 import json
 import lzma
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "max_dynamic_patch": 12,
         "vision_config": {"image_size": 448},
     },
+    "Glm4vMoeForConditionalGeneration": {"text_config": {"max_position_embeddings": 131072}},
 }
 """Sizes of public checkpoints, of vLLM's own classes, or that the processor's defaults go with."""
 
@@ -111,6 +113,53 @@ def _qwen(info: Any) -> Any:
     return _with("qwen2_vl.image_processing_qwen2_vl", "Qwen2VLImageProcessor", {"size": size})(info)
 
 
+GLM_PIXELS = {
+    "Glm4vForConditionalGeneration": ("Glm4vProcessor", 47_040_000),
+    "Glm4vMoeForConditionalGeneration": ("Glm46VProcessor", 100_352_000),
+    "GlmOcrForConditionalGeneration": ("Glm46VProcessor", 9_633_792),
+    "Glm5NextForConditionalGeneration": ("Glm5NextProcessor", 0),
+}
+"""GLM's processors and the pixels of their videos: what GLM-4.1V's processor prints of itself (vLLM's issue 22077),
+what vLLM's pull requests 43422 and 48729 say of GLM-4.6V and GLM-OCR; GLM-5-Next's count tokens."""
+
+
+def _glm_files(name: str) -> dict[str, Any]:
+    """Files of processors beside the config, as GLM's checkpoints have them."""
+    kind, pixels = GLM_PIXELS[name]
+    image, video = (
+        {"processor_class": kind, "size": {"shortest_edge": 12544, "longest_edge": n}}
+        for n in (9_633_792, pixels)
+    )
+    return {"preprocessor_config.json": image, "video_preprocessor_config.json": video}
+
+
+def _glm(package: str, image: str, video: str) -> Callable[[Any], Any]:
+    """Transformers' own processors, with the sizes that stand beside the config."""
+
+    def made(info: Any) -> Any:
+        sizes = []
+        for file in ("preprocessor_config.json", "video_preprocessor_config.json"):
+            told = json.loads((Path(info.ctx.model_config.model) / file).read_text())
+            sizes.append({"size": told["size"]} if told["size"]["longest_edge"] else {})
+        if package == "glm5_next":
+            from vllm.models.glm5next.common.multimodal import _MAX_VIDEO_TOKENS
+
+            sizes = [{}, {"max_image_tokens": _MAX_VIDEO_TOKENS}]  # the cap that vLLM puts on it
+        return SimpleNamespace(
+            image_processor=_image_processor(f"{package}.image_processing_{package}", image, **sizes[0]),
+            video_processor=_image_processor(f"{package}.video_processing_{package}", video, **sizes[1]),
+        )
+
+    return made
+
+
+class _GlmWords(vllm_meta._Tokenizer):
+    """Splits times as GLM's pre-tokenizer does: numbers of three digits, words with the blank before them."""
+
+    def encode(self, text: str, **told: Any) -> list[str]:
+        return re.findall(r"\d{1,3}| ?[a-z]+|[^\w\s]+", text)
+
+
 PROCESSORS: dict[str, Callable[[Any], Any]] = {
     "Qwen2VLForConditionalGeneration": _qwen,
     "Qwen2_5_VLForConditionalGeneration": _qwen,
@@ -144,6 +193,10 @@ PROCESSORS: dict[str, Callable[[Any], Any]] = {
         "hunyuan_vl", "HunYuanVLProcessor", "HunYuanVLImageProcessor", cat_extra_token=True
     ),
     "Cosmos3EdgeForConditionalGeneration": _cosmos,
+    "Glm4vForConditionalGeneration": _glm("glm4v", "Glm4vImageProcessor", "Glm4vVideoProcessor"),
+    "Glm4vMoeForConditionalGeneration": _glm("glm46v", "Glm46VImageProcessor", "Glm46VVideoProcessor"),
+    "GlmOcrForConditionalGeneration": _glm("glm46v", "Glm46VImageProcessor", "Glm46VVideoProcessor"),
+    "Glm5NextForConditionalGeneration": _glm("glm5_next", "Glm5NextImageProcessor", "Glm5NextVideoProcessor"),
     "KeyeForConditionalGeneration": _keye,
     "KeyeVL1_5ForConditionalGeneration": _keye,
 }
@@ -166,7 +219,7 @@ def _info(
     made = vllm_meta.engine_config(copy.deepcopy(config), 1, beside=beside, **flags).model_config
     made.max_model_len = length
     factory = MULTIMODAL_REGISTRY._get_model_cls(made)._processor_factory
-    words = vllm_meta._Tokenizer()
+    words = _GlmWords() if config["model_type"].startswith("glm") else vllm_meta._Tokenizer()
     words.vocab["<|video_pad|>"] = 1  # in the vocabulary of every Qwen 2.5 and 3
     InputProcessingContext.get_tokenizer = lambda self: words
     info = factory.info(InputProcessingContext(made, words))
@@ -234,6 +287,10 @@ def _video_numbers(name: str, info: Any, videos: list[Any], config: dict[str, An
     import torch
 
     frames = videos[0][0] if isinstance(videos[0], tuple) else videos[0]
+    if name in GLM_PIXELS:
+        own = info.get_hf_processor().video_processor
+        sides = config["vision_config"]["patch_size"] ** 2 * config["vision_config"]["temporal_patch_size"]
+        return 3 * sides * int(own.get_num_of_video_patches(*frames.shape[:3]))
     if name.startswith("Gemma4"):
         own = "gemma4_unified.video_processing_gemma4_unified"
         made = _image_processor(own, "Gemma4UnifiedVideoProcessor")
@@ -264,6 +321,8 @@ def _video_numbers(name: str, info: Any, videos: list[Any], config: dict[str, An
 
 def _video_tokens(info: Any, frames: Any) -> int:
     """Tokens of a video where vLLM finds them by processing it."""
+    if hasattr(own := getattr(info.get_hf_processor(), "video_processor", None), "get_num_of_video_patches"):
+        return int(own.get_num_of_video_patches(*frames.shape[:3])) // own.merge_size**2
     if hasattr(info, "get_num_video_tokens"):
         count, height, width, _ = frames.shape
         return int(info.get_num_video_tokens(video_width=width, video_height=height, num_frames=count))
@@ -276,7 +335,8 @@ def ask(name: str, case: dict[str, Any], length: int) -> dict[str, Any]:
     for key, value in SIZES.get(name, {}).items():
         config[key] = {**config[key], **value} if isinstance(value, dict) else value
     flags = {k: v for k, v in case.get("flags", {}).items() if k != "language_model_only"}
-    made, info, dummy = _info(config, flags, length, case.get("beside"))
+    beside = _glm_files(name) if name in GLM_PIXELS else case.get("beside")
+    made, info, dummy = _info(config, flags, length, beside)
     if name in PROCESSORS:
         stub = PROCESSORS[name](info)
         type(info).get_hf_processor = lambda self, **told: stub

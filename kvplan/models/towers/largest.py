@@ -125,8 +125,22 @@ def square(pixels: int, *, gated: bool = False) -> Callable[[TowerFacts], Mappin
 
 dots_image = square(11_289_600, gated=True)
 """`MAX_PIXELS` of dots.ocr's own code."""
-glm_image = square(9_633_792, gated=True)
-"""`longest_edge` of GLM-4.1V's and GLM-OCR's processors."""
+
+
+def glm_items(s: TowerFacts) -> Mapping[str, int]:
+    """GLM-OCR's, which publishes no limit of videos apart from that of images."""
+    facts = _item(s.tower, 24336, 6084, pixels=1176, gated=True)
+    return {**facts, "image_pixels": 9_633_792, "video_pixels": 9_633_792, "by_budget": 1}
+
+
+def glm5_items(s: TowerFacts) -> Mapping[str, int]:
+    """GLM-5-Next's: 8,000 tokens of an image, 30,000 of a video, to which vLLM 0.32 cuts the processor's 240,000
+    (`models/glm5next/common/multimodal.py: _MAX_VIDEO_TOKENS`)."""
+    facts = _item(s.tower, 32000, 8000, pixels=1176, gated=True)
+    pixels = {"image_pixels": 8000 * 1568, "video_pixels": 30000 * 1568}
+    return {**facts, **pixels, "by_budget": 1, "exact": 1}
+
+
 paddle_image = square(28 * 28 * 1280)
 """Default of PaddleOCR-VL's processor (vLLM 0.32 `paddleocr_vl.py: smart_resize`)."""
 

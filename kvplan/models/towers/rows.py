@@ -83,7 +83,8 @@ from kvplan.models.towers.largest import (
     gated_image,
     gemma4_unified_video,
     glm4v_9b_image,
-    glm_image,
+    glm5_items,
+    glm_items,
     granite4_pinpoints,
     hunyuan_image,
     hyperclovax_video,
@@ -205,9 +206,9 @@ DECLARED: dict[str, Tower] = {
         glm_ocr,
         rotary=True,
         long_table=True,
-        largest=glm_image,
+        largest=glm5_items,
     ),
-    "GlmOcrForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True, largest=glm_image),
+    "GlmOcrForConditionalGeneration": Tower("vision_config", glm_ocr, rotary=True, largest=glm_items),
     "Granite4VisionForConditionalGeneration": Tower(
         "vision_config", granite4_vision, largest=granite4_pinpoints
     ),
