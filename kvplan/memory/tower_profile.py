@@ -60,18 +60,22 @@ LARGEST: dict[str, Callable[[VisionSpec], Largest]] = {
     "glm4v": lambda v: Largest(
         24336, 6084, v["pixels"] * v["patch"] ** 2
     ),  # 9,633,792 pixels over two frames
-    "moonvit": lambda v: Largest(16384, 4096),
-    "moonvit3d": lambda v: Largest(16384, 4096),
+    # Kimi K2.5's 3,000 x 3,000 within 16,384 patches and K3's within 65,536, padded to whole tokens (vLLM 0.32
+    # `kimi_k25.py: MaxImageTokenMeta`, `models/kimi_k3/common/mm_preprocess.py: get_max_image_size`)
+    "moonvit": lambda v: Largest(4 * 4225, 4225),
+    "moonvit3d": lambda v: Largest(4 * 16817, 16817),
     "siglip": lambda v: _grid(v)._replace(tokens=256),
     "paligemma": _grid,
     "clip": _grid,
-    "cohere2_vision": lambda v: Largest(TILES * _grid(v).patches, TILES * _grid(v, 4).tokens),
+    "cohere2_vision": lambda v: Largest(
+        TILES * _grid(v).patches, TILES * _grid(v, 4).tokens, _grid(v).pixels
+    ),
     "internvl": lambda v: Largest(TILES * v["positions"], TILES * (v["positions"] // 4)),
     "pixtral": lambda v: Largest(
-        (1540 // v["patch"]) ** 2, (1540 // v["patch"] // 2) ** 2 + 1540 // v["patch"] // 2
+        (1540 // v["patch"]) ** 2, (1540 // v["patch"] // 2) ** 2, 3 * v["patch"] ** 2
     ),
     "gemma4": lambda v: Largest(2520, 280, 768),
-    "llama4": lambda v: Largest(17 * (_grid(v).patches + 1), 17 * _grid(v, 4).tokens),
+    "llama4": lambda v: Largest(17 * (_grid(v).patches + 1), 17 * _grid(v, 4).tokens, _grid(v).pixels),
 }
 """Tower -> the largest image its processor makes."""
 

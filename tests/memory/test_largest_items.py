@@ -31,6 +31,8 @@ MARKED = {
     "GLM4VForCausalLM": 6400,
     "InternS1ForConditionalGeneration": 1024,
     "InternVLChatModel": 1024,
+    "InternVL, with its tower": 1024,
+    "Llama4ForConditionalGeneration": 576,
 }
 """Patches to which a class token is added, which has no pixels."""
 REPEATED = {"Emu3ForConditionalGeneration": 4}

@@ -127,6 +127,8 @@ def test_llava_s_video_fills_the_context() -> None:
         ("moonshotai/Kimi-VL-A3B-Instruct", 74 * 74, 37 * 37),  # 1,024 x 1,024 in whole tokens of 28
         ("deepseek-ai/DeepSeek-V4-Flash-Vision-Exp", 18 * 19 * 9, 384),
         ("deepseek-ai/DeepSeek-V4.1-Flash", 30 * 31 * 9, 1024),
+        ("moonshotai/Kimi-K2.5", 130 * 130, 65 * 65),  # 3,000 x 3,000 within 16,384 patches
+        ("moonshotai/Kimi-K3", 4 * 16817, 16817),  # as vLLM's own test has it, within 65,536
         ("zai-org/GLM-OCR", 78 * 78 * 4, 78 * 78),
         ("PaddlePaddle/PaddleOCR-VL", 5120, 1280),
     ],

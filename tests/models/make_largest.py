@@ -47,6 +47,9 @@ SIZES: dict[str, dict[str, Any]] = {
         "vision_config": {"image_size": 448},
     },
     "Glm4vMoeForConditionalGeneration": {"text_config": {"max_position_embeddings": 131072}},
+    "Gemma3ForConditionalGeneration": {"vision_config": {"image_size": 896, "patch_size": 14}},
+    "Gemma4, with its towers": {"vision_config": {"default_output_length": 280}},
+    "Llama4ForConditionalGeneration": {"vision_config": {"image_size": 336}},
 }
 """Sizes of public checkpoints, of vLLM's own classes, or that the processor's defaults go with."""
 
@@ -111,6 +114,34 @@ def _qwen(info: Any) -> Any:
     """Qwen 2's processor with the limit that its checkpoints publish: 12,845,056 pixels."""
     size = {"shortest_edge": 3136, "longest_edge": 12845056}
     return _with("qwen2_vl.image_processing_qwen2_vl", "Qwen2VLImageProcessor", {"size": size})(info)
+
+
+def _square(module: str, name: str, side: int, **more: Any) -> Callable[[Any], Any]:
+    """A processor that makes squares of one size."""
+    return _with(module, name, {"size": {"height": side, "width": side}}, **more)
+
+
+def _qwen3(info: Any) -> Any:
+    """Qwen 2's image processor under the limits that Qwen 3 VL's checkpoints publish; its own for videos."""
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    size = {"shortest_edge": 65536, "longest_edge": 16777216}
+    told = {"size": size, "patch_size": 16}
+    made = _with("qwen2_vl.image_processing_qwen2_vl", "Qwen2VLImageProcessor", told)(info)
+    video = {"shortest_edge": 4096, "longest_edge": 25165824}
+    made.video_processor = Qwen3VLVideoProcessor(size=video, patch_size=16, temporal_patch_size=2)
+    return made
+
+
+def _gemma3(info: Any) -> Any:
+    """Gemma 3's, with the options that its processor has where nobody told any."""
+    from transformers.models.gemma3.processing_gemma3 import Gemma3ProcessorKwargs
+
+    made = _square("gemma3.image_processing_gemma3", "Gemma3ImageProcessor", 896)(info)
+    made.image_seq_length, made.tokenizer = 256, SimpleNamespace(init_kwargs={})
+    own = Gemma3ProcessorKwargs._defaults["images_kwargs"]
+    made._merge_kwargs = lambda *args, **told: {"images_kwargs": {**own, **told}}
+    return made
 
 
 GLM_PIXELS = {
@@ -197,6 +228,32 @@ PROCESSORS: dict[str, Callable[[Any], Any]] = {
     "Glm4vMoeForConditionalGeneration": _glm("glm46v", "Glm46VImageProcessor", "Glm46VVideoProcessor"),
     "GlmOcrForConditionalGeneration": _glm("glm46v", "Glm46VImageProcessor", "Glm46VVideoProcessor"),
     "Glm5NextForConditionalGeneration": _glm("glm5_next", "Glm5NextImageProcessor", "Glm5NextVideoProcessor"),
+    "Llava, with its tower": _with(
+        "clip.image_processing_clip",
+        "CLIPImageProcessor",
+        {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}},
+    ),
+    "PaliGemma, with its tower": _square("siglip.image_processing_siglip", "SiglipImageProcessor", 224),
+    "Gemma3ForConditionalGeneration": _gemma3,
+    "Gemma4, with its towers": _with(
+        "gemma4.image_processing_gemma4", "Gemma4ImageProcessor", audio_seq_length=750
+    ),
+    "InternVL, with its tower": _with(
+        "got_ocr2.image_processing_got_ocr2",
+        "GotOcr2ImageProcessor",
+        {"crop_to_patches": True, "size": {"height": 448, "width": 448}},
+        image_seq_length=256,
+    ),
+    "Mistral3ForConditionalGeneration": _with(
+        "pixtral.image_processing_pixtral",
+        "PixtralImageProcessor",
+        {"size": {"longest_edge": 1540}, "patch_size": {"height": 28, "width": 28}},
+    ),
+    "Cohere2Vision, with its tower": _with(
+        "cohere2_vision.image_processing_cohere2_vision", "Cohere2VisionImageProcessor", patch_size=16
+    ),
+    "Llama4ForConditionalGeneration": _square("llama4.image_processing_llama4", "Llama4ImageProcessor", 336),
+    "Qwen3VLForConditionalGeneration": _qwen3,
     "KeyeForConditionalGeneration": _keye,
     "KeyeVL1_5ForConditionalGeneration": _keye,
 }
@@ -276,6 +333,13 @@ def _image_tokens(name: str, info: Any, image: Any) -> int:
         whole, tile = info.get_num_image_tokens(spatial_shapes=shapes, processor=made, mm_kwargs={})
         tiles = info.get_num_patches(**sized, processor=made, mm_kwargs={})
         return whole + (tiles - 1) * tile
+    if name.startswith("Cohere2"):  # as its prompts are written, `_get_prompt_updates`
+        made = info.get_hf_processor()
+        return int(info.get_num_patches(**sized, processor=made, mm_kwargs={})) * made.patch_size**2
+    if name.startswith("Llama4"):  # a tile is as many tokens as it says, and the whole is one more
+        vision = info.get_hf_config().vision_config
+        tiles = info.get_hf_processor().image_processor(images=[image], return_tensors="pt")["pixel_values"]
+        return len(tiles) * int(info.get_patch_per_chunk(vision))
     wanted = inspect.signature(info.get_num_image_tokens).parameters
     if "processor" in wanted:
         offered["processor"] = info.get_hf_processor()
@@ -292,8 +356,9 @@ def _video_numbers(name: str, info: Any, videos: list[Any], config: dict[str, An
         sides = config["vision_config"]["patch_size"] ** 2 * config["vision_config"]["temporal_patch_size"]
         return 3 * sides * int(own.get_num_of_video_patches(*frames.shape[:3]))
     if name.startswith("Gemma4"):
-        own = "gemma4_unified.video_processing_gemma4_unified"
-        made = _image_processor(own, "Gemma4UnifiedVideoProcessor")
+        kind = "Gemma4Unified" if name.startswith("Gemma4Unified") else "Gemma4"
+        own = "gemma4_unified" if kind == "Gemma4Unified" else "gemma4"
+        made = _image_processor(f"{own}.video_processing_{own}", f"{kind}VideoProcessor")
         told = {"do_sample_frames": False, "return_tensors": "pt"}
         return int(
             made(videos=[torch.from_numpy(frames).movedim(-1, 1)], **told)["pixel_values_videos"].numel()
