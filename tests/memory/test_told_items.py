@@ -26,8 +26,11 @@ CONFIGS: dict[str, Any] = json.loads(
 )
 
 
-def vision_of(name: str) -> VisionSpec:
-    vision = from_config(copy.deepcopy(CONFIGS[name]["config"]), name).vision
+def vision_of(name: str, sizes: dict[str, Any] | None = None) -> VisionSpec:
+    config = copy.deepcopy(CONFIGS[name]["config"])
+    for key, value in (sizes or {}).items():
+        config[key] = {**config[key], **value}
+    vision = from_config(config, name).vision
     assert vision is not None
     return vision
 
@@ -43,7 +46,7 @@ def described(case: dict[str, Any]) -> str:
 @pytest.mark.parametrize("case", SAID, ids=described)
 def test_items_are_counted_and_made_as_vllm_does(case: dict[str, Any]) -> None:
     """Tokens by which the largest is counted, and of the one that is run; what the processor refuses is refused."""
-    vision, theirs = vision_of(case["name"]), case["vllm"]
+    vision, theirs = vision_of(case["name"], case.get("sizes")), case["vllm"]
     flags = args(case["length"], **case["flags"])
     if "error" in theirs:
         with pytest.raises(KvplanError, match="takes no"):

@@ -394,11 +394,17 @@ def _video_tokens(info: Any, frames: Any) -> int:
     return len(frames) * int(info.get_hf_processor().image_seq_length)
 
 
-def ask(name: str, case: dict[str, Any], length: int) -> dict[str, Any]:
-    """Tokens of an item by modality and the numbers of the items that would be run."""
-    config = copy.deepcopy(case["config"])
+def sized(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the sizes of `SIZES`."""
+    config = copy.deepcopy(config)
     for key, value in SIZES.get(name, {}).items():
         config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    return config
+
+
+def ask(name: str, case: dict[str, Any], length: int) -> dict[str, Any]:
+    """Tokens of an item by modality and the numbers of the items that would be run."""
+    config = sized(name, case["config"])
     flags = {k: v for k, v in case.get("flags", {}).items() if k != "language_model_only"}
     beside = _glm_files(name) if name in GLM_PIXELS else case.get("beside")
     made, info, dummy = _info(config, flags, length, beside)

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import make_largest
 import vllm_meta
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -61,6 +62,31 @@ TILED: list[dict[str, Any]] = [
 ]
 
 
+GLM: list[dict[str, Any]] = [
+    {"mm_processor_kwargs": {"max_pixels": 3211264}},
+    {"mm_processor_kwargs": {"size": {"shortest_edge": 12544, "longest_edge": 3211264}}},
+    {"mm_processor_kwargs": {"size": {"shortest_edge": 12544, "longest_edge": 47040000}, "fps": 1}},
+    {"mm_processor_kwargs": {"videos_kwargs": {"size": {"shortest_edge": 12544, "longest_edge": 9633792}}}},
+    {"limit_mm_per_prompt": {"image": {"width": 512, "height": 700}, "video": 0}},
+    {"limit_mm_per_prompt": {"video": {"num_frames": 5, "width": 640, "height": 360}}},
+    {"limit_mm_per_prompt": {"image": 0}},
+]
+
+
+def _glm(name: str, info: Any, item: Any, modality: str) -> int:
+    """Tokens of an item that GLM's own processor makes, told what vLLM routes to it."""
+    scope = {"image": "images_kwargs", "video": "videos_kwargs"}
+    known = {kind: {"size"} for kind in scope.values()}
+    merged = info.ctx.get_merged_mm_kwargs({}, supported_mm_processor_kwargs=known)
+    told = {k: v for k, v in (merged.get(scope[modality]) or {}).items() if k == "size"}
+    processor = info.get_hf_processor()
+    if modality == "image":
+        width, height = item.size
+        return int(processor.image_processor.get_number_of_image_patches(height, width, told)) // 4
+    frames = item[0] if isinstance(item, tuple) else item
+    return int(processor.video_processor.get_num_of_video_patches(*frames.shape[:3], told)) // 4
+
+
 def _qwen2(info: Any) -> Any:
     """The limits that Qwen 2's checkpoints publish."""
     size = {"shortest_edge": 3136, "longest_edge": 12845056}
@@ -77,15 +103,17 @@ def _qwen3(info: Any) -> Any:
     return SimpleNamespace(image_processor=image, video_processor=video, image_token="<i>")
 
 
-def _info(config: dict[str, Any], flags: dict[str, Any], length: int) -> tuple[Any, Any, Any]:
+def _info(
+    config: dict[str, Any], flags: dict[str, Any], length: int, beside: dict[str, Any] | None = None
+) -> tuple[Any, Any, Any]:
     """vLLM's config, `ProcessingInfo` and `DummyInputsBuilder` of one case."""
     from vllm.multimodal import MULTIMODAL_REGISTRY
     from vllm.multimodal.processing.context import InputProcessingContext
 
-    made = vllm_meta.engine_config(config, 1, **flags).model_config
+    made = vllm_meta.engine_config(config, 1, beside=beside, **flags).model_config
     made.max_model_len = length
     factory = MULTIMODAL_REGISTRY._get_model_cls(made)._processor_factory
-    words = vllm_meta._Tokenizer()
+    words = make_largest._GlmWords() if config["model_type"].startswith("glm") else vllm_meta._Tokenizer()
     words.vocab["<|video_pad|>"] = 1
     InputProcessingContext.get_tokenizer = lambda self: words
     info = factory.info(InputProcessingContext(made, words))
@@ -101,6 +129,7 @@ CASES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
     "InternVLChatModel": (None, TILED),
     "SkyworkR1VChatModel": (None, TILED),
     "QianfanOCRForConditionalGeneration": (None, TILED),
+    **{name: (make_largest.PROCESSORS[name], GLM) for name in make_largest.GLM_PIXELS if "5" not in name},
 }
 
 
@@ -127,7 +156,9 @@ def ask(name: str, config: dict[str, Any], flags: dict[str, Any], length: int) -
     """Tokens counted and made, by modality; or the error."""
     stub, _ = CASES[name]
     try:
-        made, info, dummy = _info(copy.deepcopy(config), copy.deepcopy(flags), length)
+        beside = make_largest._glm_files(name) if name in make_largest.GLM_PIXELS else None
+        config = make_largest.sized(name, config)
+        made, info, dummy = _info(config, copy.deepcopy(flags), length, beside)
         if stub is not None:
             processor = stub(info)
             type(info).get_hf_processor = lambda self, **told: processor
@@ -137,10 +168,17 @@ def ask(name: str, config: dict[str, Any], flags: dict[str, Any], length: int) -
         seen = [m for m in ("image", "video") if limits.get(m)]
         counted = info.get_mm_max_tokens_per_item(length, dict.fromkeys(seen, 1))
         found: dict[str, Any] = {"counted": {}, "made": {}}
+        beside_it: dict[str, int] = {}
         for modality in seen if hasattr(info, "_get_vision_info") else ["image"]:
             item = dummy.get_dummy_mm_data(length, {modality: 1}, options)[modality][0]
-            found["made"][modality] = _made(info, item, modality)
-            found["counted"][modality] = int((counted or found["made"])[modality])
+            if not counted and "video" in seen:  # counted beside the others
+                both = dummy.get_dummy_mm_data(length, dict.fromkeys(seen, 1), options)[modality][0]
+                beside_it[modality] = (
+                    _glm(name, info, both, modality) if name in make_largest.GLM_PIXELS else 0
+                )
+            glm = name in make_largest.GLM_PIXELS
+            found["made"][modality] = _glm(name, info, item, modality) if glm else _made(info, item, modality)
+            found["counted"][modality] = int((counted or {**found["made"], **beside_it})[modality])
         return found
     except Exception as error:  # whatever vLLM stumbles over is the answer
         return {"error": f"{type(error).__name__}: {str(error)[:120]}"}
@@ -155,6 +193,7 @@ def main() -> None:
             "flags": flags,
             "length": length,
             "vllm": ask(name, packed[name]["config"], flags, length),
+            **({"sizes": make_largest.SIZES[name]} if name in make_largest.SIZES else {}),
         }
         for name, (_, told) in CASES.items()
         for flags in told
