@@ -1,11 +1,12 @@
 """Asks vLLM which memory it takes for LoRA adapters in every architecture.
 
-    python tests/models/make_adapters.py
+    python tests/models/make_adapters.py [NAME ...]
 
 Writes `tests/fixtures/adapters_vllm_0.32.json`: for the first case of each architecture in `make_architectures.py`'s
 fixture whose class takes adapters, bytes of the stacked A and B of two adapters of rank 16 on one of two ranks: plain,
 fully sharded, of experts in the shared and in the mixed format, with the tower's (on one rank of one), and of the
-modules o_proj and down_proj alone. Null: vLLM does not start so.
+modules o_proj and down_proj alone. Null: vLLM does not start so, or the class does not support LoRA at all. Named:
+those cases alone, into the file that is there.
 Environment: see `vllm_meta.py`.
 """
 
@@ -24,7 +25,8 @@ from make_architectures import FIXTURE
 from switches import first_cases
 
 ADAPTERS = FIXTURE.with_name("adapters_vllm_0.32.json")
-STACKS = ("lora_a_stacked", "lora_b_stacked")
+STACKS = ("lora_a_stacked", "lora_b_stacked", "full_weight_stacked", "full_bias_stacked")
+"""The last two: whole heads of classifiers."""
 OF_EXPERTS = ("w13_lora_a_stacked", "w13_lora_b_stacked", "w2_lora_a_stacked", "w2_lora_b_stacked")
 """Whose stacks of single matrices are views of these."""
 ASKED: dict[str, dict[str, Any]] = {
@@ -81,11 +83,16 @@ def _below(kind: Any) -> list[Any]:
     return [made for below in kind.__subclasses__() for made in (below, *_below(below))]
 
 
+REFUSED = -1
+"""The class does not support LoRA: vLLM's worker ends."""
+
+
 def ask(case: dict[str, Any], tp: int, **flags: Any) -> int | None:
     """Bytes on one rank; None where vLLM stumbles."""
     import torch
     import vllm.lora.model_manager as manager
     from vllm.config import set_current_vllm_config
+    from vllm.model_executor.models.interfaces import supports_lora
 
     lora = {"enable_lora": True, "max_loras": 2, "max_lora_rank": 16}
     try:
@@ -97,6 +104,8 @@ def ask(case: dict[str, Any], tp: int, **flags: Any) -> int | None:
             **lora,
             **flags,
         )
+        if not supports_lora(model):
+            return REFUSED
         _with_kernels(model)
         with set_current_vllm_config(made):
             made_by = manager.LoRAModelManager(
@@ -118,10 +127,14 @@ def main() -> None:
     cases = json.loads(lzma.decompress(FIXTURE.read_bytes()))
     vllm_meta.platform()
     prepare()
-    found: dict[str, Any] = {}
-    for name in first_cases(cases):
+    named = sys.argv[1:]
+    found: dict[str, Any] = json.loads(ADAPTERS.read_text()) if named else {}
+    for name in named or first_cases(cases):
         case = cases[name]
         if case.get("device") == "cpu" or (plain := ask(case, 2)) is None:
+            continue
+        if plain == REFUSED:
+            found[name] = None
             continue
         found[name] = {"plain": plain}
         text = json.dumps(case["config"])
@@ -132,7 +145,7 @@ def main() -> None:
                 continue
             found[name][what] = ask(case, 1 if what == "tower" else 2, **flags)
         print(name, found[name], flush=True)
-        ADAPTERS.write_text(json.dumps(found, indent=0) + "\n")
+    ADAPTERS.write_text(json.dumps(found, indent=0) + "\n")
 
 
 if __name__ == "__main__":
