@@ -5,8 +5,8 @@
 Writes `tests/fixtures/adapters_vllm_0.32.json`: for the first case of each architecture in `make_architectures.py`'s
 fixture whose class takes adapters, bytes of the stacked A and B of two adapters of rank 16 on one of two ranks: plain,
 fully sharded, of experts in the shared and in the mixed format, with the tower's (on one rank of one), and of the
-modules o_proj and down_proj alone. Null: vLLM does not start so, or the class does not support LoRA at all. Named:
-those cases alone, into the file that is there.
+modules o_proj and down_proj alone; of `ON_OTHER_RANKS` plain and fully sharded on one of one and one of four. Null:
+vLLM does not start so, or the class does not support LoRA at all. Named: those cases alone, into the file that is there.
 Environment: see `vllm_meta.py`.
 """
 
@@ -37,6 +37,12 @@ ASKED: dict[str, dict[str, Any]] = {
     "tower": {"enable_tower_connector_lora": True},
     "targets": {"lora_target_modules": ["o_proj", "down_proj"]},
 }
+ON_OTHER_RANKS = """
+    AfmoeForCausalLM ChatGLMModel DeepseekV3ForCausalLM Ernie4_5_VLMoeForConditionalGeneration FalconH1ForCausalLM
+    Gemma4ForCausalLM Glm5NextForConditionalGeneration GraniteMoeHybridForCausalLM JambaForCausalLM Lfm2MoeForCausalLM
+    LongcatFlashForCausalLM NemotronHForCausalLM PanguProMoEV2ForCausalLM Phi3ForCausalLM Qwen3_5ForCausalLM
+    WhisperForConditionalGeneration
+"""
 
 
 def stacked(module: Any) -> int:
@@ -144,6 +150,9 @@ def main() -> None:
             if what == "tower" and "vision" not in text and "audio" not in text:
                 continue
             found[name][what] = ask(case, 1 if what == "tower" else 2, **flags)
+        for tp in (1, 4) if name in ON_OTHER_RANKS.split() else ():
+            for what in ("plain", "fully_sharded"):
+                found[name][f"{what} on {tp}"] = ask(case, tp, **ASKED[what])
         print(name, found[name], flush=True)
     ADAPTERS.write_text(json.dumps(found, indent=0) + "\n")
 

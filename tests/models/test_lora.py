@@ -34,9 +34,8 @@ HELD = [name for name, taken in TAKEN.items() if taken is not None]
 REFUSED = [name for name, taken in TAKEN.items() if taken is None]
 
 
-def mine(name: str, what: str) -> int:
+def mine(name: str, what: str, ranks: int) -> int:
     model = from_config(CASES[name]["config"], name)
-    ranks = 1 if what == "tower" else 2
     return lora_bytes(model, Adapters(max_loras=2, **ASKED[what]), tensor_parallel_size=ranks)
 
 
@@ -46,14 +45,22 @@ def test_bytes_equal_vllms(name: str, what: str) -> None:
     """A and B of two adapters of rank 16, in every format and cut on one of two ranks, with towers on one: to the
     byte."""
     theirs = TAKEN[name].get(what)
-    assert theirs is None or mine(name, what) == theirs
+    assert theirs is None or mine(name, what, 1 if what == "tower" else 2) == theirs
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("name", [name for name in HELD if "plain on 4" in TAKEN[name]])
+def test_bytes_equal_vllms_on_other_ranks(name: str, ranks: int) -> None:
+    """Groups of a state mixer are one matrix or several, as the ranks divide them; heads of KV are copied."""
+    for what in ("plain", "fully_sharded"):
+        assert mine(name, what, ranks) == TAKEN[name][f"{what} on {ranks}"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_classes_without_adapters_are_refused(name: str) -> None:
     """Where vLLM's class is not `SupportsLoRA`, its worker ends."""
     with pytest.raises(KvplanError, match="does not support LoRA"):
-        mine(name, "plain")
+        mine(name, "plain", 1)
 
 
 def test_every_architecture_is_held_refused_or_said_to_be_neither() -> None:
