@@ -6,7 +6,7 @@ Writes `tests/fixtures/adapters_vllm_0.32.json`: for the first case of each arch
 fixture whose class takes adapters, bytes of the stacked A and B of two adapters of rank 16 on one of two ranks: plain,
 fully sharded, of experts in the shared and in the mixed format, with the tower's (on one rank of one), and of the
 modules o_proj and down_proj alone; of `ON_OTHER_RANKS` plain and fully sharded on one of one and one of four. Null:
-vLLM does not start so, or the class does not support LoRA at all. Named: those cases alone, into the file that is there.
+vLLM does not start so, or the class does not support LoRA. Named: those cases alone, into the file that is there.
 Environment: see `vllm_meta.py`.
 """
 
