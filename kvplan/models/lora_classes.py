@@ -75,19 +75,42 @@ FUSED_EXPERTS = (
 )
 """Architecture prefixes whose experts' gate and up have one A between them (`is_3d_moe_weight`)."""
 WITH_TOWERS = (
+    *("Blip2", "Cosmos3For", "DeepseekV4ForCond", "DotsOCR", "Exaone4_5", "Gemma3ForCond", "Gemma4ForCond"),
     *(
-        "Blip2",
-        "DotsOCR",
-        "Gemma3ForCond",
-        "Gemma4ForCond",
+        "Gemma4Unified",
         "Glm4v",
+        "Glm5Next",
+        "GlmOcr",
+        "H2OVL",
         "Idefics3",
+        "InternS1Pro",
+        "InternS2",
         "InternVLChat",
+    ),
+    *(
+        "JinaVL",
         "Keye",
         "Lfm2Vl",
+        "Llama4ForCond",
+        "LlavaFor",
+        "LlavaNext",
+        "NVLM_D",
+        "OpenCUA",
+        "PaliGemma",
+        "Pixtral",
     ),
-    *("Llama4ForCond", "LlavaFor", "LlavaNext", "PaliGemma", "Pixtral", "Qwen2VL", "Qwen2_5_VL", "Qwen3ASR"),
-    *("Qwen3OmniMoe", "Qwen3VL", "SmolVLM", "Ultravox"),
+    *(
+        "QianfanOCR",
+        "Qwen2VL",
+        "Qwen2_5_VL",
+        "Qwen3ASR",
+        "Qwen3OmniMoe",
+        "Qwen3VL",
+        "Qwen3_5",
+        "Qwen4Exp",
+        "SmolVLM",
+    ),
+    "Ultravox",
 )
 """Architecture prefixes whose towers may be adapted too (`supports_tower_connector_lora`)."""
 PACKED: tuple[tuple[tuple[str, ...], dict[str, int]], ...] = (

@@ -27,7 +27,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "fully_sharded": {"fully_sharded_loras": True},
     "shared": {"enable_moe_shared_loras": True},
     "mixed": {"enable_mixed_moe_lora_format": True},
-    "tower": {"enable_tower_connector_lora": True},
     "targets": {"lora_target_modules": ("o_proj", "down_proj")},
 }
 HELD = [name for name, taken in TAKEN.items() if taken is not None]
@@ -42,10 +41,9 @@ def mine(name: str, what: str, ranks: int) -> int:
 @pytest.mark.parametrize("what", ASKED)
 @pytest.mark.parametrize("name", HELD)
 def test_bytes_equal_vllms(name: str, what: str) -> None:
-    """A and B of two adapters of rank 16, in every format and cut on one of two ranks, with towers on one: to the
-    byte."""
+    """A and B of two adapters of rank 16 on one of two ranks, in every format and cut: to the byte."""
     theirs = TAKEN[name].get(what)
-    assert theirs is None or mine(name, what, 1 if what == "tower" else 2) == theirs
+    assert theirs is None or mine(name, what, 2) == theirs
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
@@ -68,8 +66,16 @@ def test_every_architecture_is_held_refused_or_said_to_be_neither() -> None:
     asked = {from_config(CASES[name]["config"], name).architecture for name in TAKEN}
     drafts = {name for name in architectures() if re.search("[Ee]agle|DFlash|DSpark|Medusa|Assistant", name)}
     assert set(architectures()) - asked - set(NO_ADAPTERS.split()) - drafts == set(UNASKED.split())
-    rows = estimate("Qwen/Qwen3-VL-30B-A3B-Instruct", "h200", enable_lora=True).budget.rows
-    assert "vLLM was not asked" in next(row.why for row in rows if row.name == "lora")
+    assert "vLLM was not asked of Qwen3VLMoe" in why("Qwen/Qwen3-VL-30B-A3B-Instruct")
+    assert "vLLM was not asked" not in why("Qwen/Qwen2.5-VL-7B-Instruct")
+    assert "where vLLM was not asked" in why("Qwen/Qwen2.5-VL-7B-Instruct", enable_tower_connector_lora=True)
+
+
+def why(name: str, *, enable_tower_connector_lora: bool = False) -> str:
+    rows = estimate(
+        name, "h200", enable_lora=True, enable_tower_connector_lora=enable_tower_connector_lora
+    ).budget.rows
+    return next(row.why for row in rows if row.name == "lora")
 
 
 def test_the_tower_has_its_own() -> None:
