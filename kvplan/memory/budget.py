@@ -29,7 +29,7 @@ from kvplan.memory.kv.pages import hidden_states_kept
 from kvplan.memory.overheads import NOTHING, Overheads, Range, estimate_overheads, exact
 from kvplan.models.kv_sharing import fast_prefill_bytes, reads_fast_prefill
 from kvplan.models.lora import Adapters, lora_bytes
-from kvplan.models.lora_classes import UNASKED, WITH_TOWERS
+from kvplan.models.lora_classes import TOWERS_ASKED, UNASKED, WITH_TOWERS
 from kvplan.models.spec import ModelSpec
 from kvplan.models.weights import heaviest
 from kvplan.profiles.memory_profile import UNSEEN_SPREAD, MemoryProfile, memory_profile
@@ -312,7 +312,8 @@ def _lora(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
     why = f"{args.max_loras} of rank {args.max_lora_rank}: A and B of every linear layer"
     if model.architecture in UNASKED.split():
         why += f", as its like; vLLM was not asked of {model.architecture}"
-    if args.enable_tower_connector_lora and model.architecture.startswith(WITH_TOWERS):
+    unasked = not model.architecture.startswith(tuple(TOWERS_ASKED))
+    if args.enable_tower_connector_lora and model.architecture.startswith(WITH_TOWERS) and unasked:
         why += "; the tower's as one A and B for each matrix, where vLLM was not asked"
     yield Row("lora", "LoRA adapters", exact(size), "computed", why)
 

@@ -25,6 +25,7 @@ from kvplan.models.lora_classes import (
     OWN_NAMES,
     PLAIN_ROUTERS,
     TOWER_UNASKED,
+    TOWERS_ASKED,
     TWO_MLPS,
     WITH_TOWERS,
     of_class,
@@ -150,9 +151,11 @@ def _of_tower(model: ModelSpec, tp: int, adapters: Adapters) -> int:
     asked = adapters.enable_tower_connector_lora and model.architecture.startswith(WITH_TOWERS)
     elements = 0
     for m, whole in _tower_pairs(model.vision, tp) if unasked or asked else ():
-        name, num_a = unasked.get(m.name.removeprefix("vision."), ("", 0))
-        if asked and m.cols > 1 and "embed" not in m.name:
-            elements += m.copies * adapters.max_lora_rank * (m.rows + m.cols)
+        part = m.name.removeprefix("vision.")
+        name, num_a = unasked.get(part, ("", 0))
+        if asked and m.cols > 1:
+            num_a = of_class(model.architecture, TOWERS_ASKED, {}).get(part, int("embed" not in part))
+            elements += m.copies * adapters.max_lora_rank * (m.rows * (num_a > 0) + m.cols * num_a)
         elif num_a and _is_target(adapters, name):
             elements += _elements(m, whole, num_a, m.rows < whole.rows, tp, adapters)
     return elements

@@ -164,6 +164,16 @@ PLAIN_ROUTERS = ("NemotronH",)
 """Architecture prefixes whose router has no adapter: vLLM leaves `mixer.gate` out where experts have no gate."""
 TWO_MLPS = ("LongcatFlash",)
 """Architecture prefixes whose layers have two dense MLPs, side by side here."""
+TOWERS_ASKED: dict[str, dict[str, int]] = {
+    "Gemma3ForCond": {"attn.qkv": 3, "projector": 0},
+    "Glm4vForCond": {"attn.qkv": 0, "downsample": 0},
+    "Llama4ForCond": {"attn.qkv": 3, "patch_embedding": 1},
+    "Qwen2VL": {},
+    "Qwen2_5_VL": {"mlp.up": 2},
+    "Qwen3VLFor": {},
+    "Qwen3_5ForCond": {},
+}
+"""Architecture prefix -> the tower's matrices with more As than one, or none: those that vLLM was asked of."""
 VIT = {"attn.qkv": ("qkv_proj", 3), "attn.out": ("out_proj", 1), "fc1": ("fc1", 1), "fc2": ("fc2", 1)}
 TOWER_UNASKED: dict[str, dict[str, tuple[str, int]]] = {
     "Bagel": VIT | {"connector.linear_1": ("fc1", 1), "connector.linear_2": ("fc2", 1)},

@@ -16,6 +16,7 @@ import copy
 import json
 import lzma
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,11 @@ def prepare() -> None:
     experts.MoERunner._replace_quant_method = lambda self, method: None
     experts.FusedMoEWithLoRA._build_lora_context = lambda self: None
     experts.FusedMoEWithLoRA.set_mapping = lambda self, wrapper: None
+    manager.MultiModalBudget = lambda *parts: types.SimpleNamespace(  # of items, which a processor would tell
+        mm_max_items_per_prompt={"image": 1},
+        mm_max_toks_per_item={"image": 1024},
+        get_encoder_budget=lambda: 1024,
+    )
     manager.get_punica_wrapper = lambda *args, **options: silent
     manager.LoRAModelManager._build_moe_ep_load_spec = lambda self: None
 

@@ -46,6 +46,14 @@ def test_bytes_equal_vllms(name: str, what: str) -> None:
     assert theirs is None or mine(name, what, 2) == theirs
 
 
+@pytest.mark.parametrize("name", [name for name in HELD if TAKEN[name].get("tower")])
+def test_towers_equal_vllms(name: str) -> None:
+    """With the flag, on one rank."""
+    model = from_config(CASES[name]["config"], name)
+    asked = Adapters(max_loras=2, enable_tower_connector_lora=True)
+    assert lora_bytes(model, asked) == TAKEN[name]["tower"]
+
+
 @pytest.mark.parametrize("ranks", [1, 4])
 @pytest.mark.parametrize("name", [name for name in HELD if "plain on 4" in TAKEN[name]])
 def test_bytes_equal_vllms_on_other_ranks(name: str, ranks: int) -> None:
@@ -68,7 +76,7 @@ def test_every_architecture_is_held_refused_or_said_to_be_neither() -> None:
     assert set(architectures()) - asked - set(NO_ADAPTERS.split()) - drafts == set(UNASKED.split())
     assert "vLLM was not asked of Qwen3VLMoe" in why("Qwen/Qwen3-VL-30B-A3B-Instruct")
     assert "vLLM was not asked" not in why("Qwen/Qwen2.5-VL-7B-Instruct")
-    assert "where vLLM was not asked" in why("Qwen/Qwen2.5-VL-7B-Instruct", enable_tower_connector_lora=True)
+    assert "where vLLM was not asked" in why("google/gemma-4-E2B-it", enable_tower_connector_lora=True)
 
 
 def why(name: str, *, enable_tower_connector_lora: bool = False) -> str:
