@@ -93,7 +93,7 @@ def lora_bytes(
 
     >>> from kvplan.models.load import load_model
     >>> lora_bytes(load_model("Llama-3.2-1B"), Adapters(max_loras=2)) // 2**20
-    50
+    58
     """
     if model.architecture in NO_ADAPTERS.split():
         raise KvplanError(
