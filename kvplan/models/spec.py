@@ -407,7 +407,7 @@ class ModelSpec:
     @property
     def path(self) -> str:
         """What an engine loads it by: its folder or file, or its name."""
-        if not self.source or self.source.startswith(("bundled:", "hub:")):
+        if self.source in ("", "config.json") or self.source.startswith(("bundled:", "hub:")):
             return self.name
         return self.source.removesuffix("/config.json") or "/"
 

@@ -312,11 +312,12 @@ class Deployment(Config):
     def _sglang_is_modelled(self) -> Deployment:
         if self.sglang is None:
             return self
+        usual = EngineArgs()
         for what, given in (
             ("disaggregation", self.disaggregation is not None),
             ("engine.num_speculative_tokens", self.engine.num_speculative_tokens),
             ("engine.kv_cache_dtype_skip_layers", self.engine.kv_cache_dtype_skip_layers),
-            *((f"engine.{name}", name in self.engine.model_fields_set) for name in _VLLMS_OWN),
+            *((f"engine.{name}", getattr(self.engine, name) != getattr(usual, name)) for name in _VLLMS_OWN),
         ):
             if given:
                 raise ValueError(f"{what} is modelled for vLLM only; leave out it or `sglang`")

@@ -138,8 +138,9 @@ MUTANTS: dict[str, tuple[str, Any, str, str, str]] = {
         "drafts", DraftVisits, "plan_leap",
         "self.config.max_model_len - self.num_in_flight - 1 - self.num_drafts", "self.config.max_model_len"),
     "drafting takes no input slots": (
-        "drafts", DraftVisits, "_left_for_head", "most - num_running * (each + config.draft_slots)",
-        "most - num_running * each"),
+        "drafts", DraftVisits, "_left_for_head",
+        "config.max_num_batched_tokens - num_running * (each + config.draft_slots)",
+        "config.max_num_batched_tokens - num_running * each"),
     "names wait for no read": (
         "drafts", DraftVisits, "take", "self.scheduler.caches_outputs", "True"),
     "names wait for the next schedule": (

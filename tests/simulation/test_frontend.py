@@ -230,7 +230,8 @@ def test_leaping_over_drafts_equals_stepping(is_async: bool) -> None:
         "answer": {"kind": "uniform", "low": 2, "high": 60}, "timeout_s": 2,
     }  # fmt: skip
     engine = {
-        "num_speculative_tokens": 2, "speculative_method": "ngram", "async_scheduling": is_async, "max_model_len": 8192,
+        "num_speculative_tokens": 2, "speculative_method": "ngram_gpu", "async_scheduling": is_async,
+        "max_model_len": 8192,
     }  # fmt: skip
     frontend = {"request_ms": 30, "output_us": 300, "send_us": 600}
     leapt, stepped = (

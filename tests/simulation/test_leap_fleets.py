@@ -55,7 +55,7 @@ def test_fleets(fleet: str, is_async: bool, seed: int) -> None:
 @pytest.mark.parametrize("fleet", FLEETS)
 def test_fleets_that_draft(fleet: str, is_async: bool) -> None:
     """The same where steps give several tokens; a transferred prompt of one token left is padded to a decode's size."""
-    drafts = {"num_speculative_tokens": 2, "speculative_method": "ngram"}
+    drafts = {"num_speculative_tokens": 2, "speculative_method": "ngram_gpu"}
     check_fleet(fleet, 1, {"async_scheduling": is_async, **drafts})
 
 
@@ -66,7 +66,7 @@ def test_fleets_of_windows_that_share_prompts(fleet: str, drafts: int, is_async:
     """They leap by visits, in fleets too."""
     engine = {**SMALL["engine"], "async_scheduling": is_async, "num_gpu_blocks_override": 600}
     if drafts:
-        engine |= {"num_speculative_tokens": drafts, "speculative_method": "ngram"}
+        engine |= {"num_speculative_tokens": drafts, "speculative_method": "ngram_gpu"}
     data = {**SMALL, **FLEETS[fleet], "model": "openai/gpt-oss-20b", "engine": engine, "workload": LOAD}
     spec = parse_scenario(data)
     found = simulate(spec)
