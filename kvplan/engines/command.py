@@ -21,7 +21,7 @@ from kvplan.engines.flags import EngineArgs, as_count
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.mm_limits import check_pruning
 from kvplan.engines.shell_words import filled, image_version, start_of, words_of
-from kvplan.engines.some_values import POOLING, about_value, check_together
+from kvplan.engines.some_values import POOLING, about_value, check_together, in_vain
 from kvplan.engines.speculative_config import not_planned, read_speculation, without_effect
 from kvplan.engines.spelling import WORDS, understand
 from kvplan.engines.vllm_parser import (
@@ -156,6 +156,7 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
     told |= dotted  # as vLLM's parser adds them last, in place of an object stated whole
     check_together(seen)
     fields, draft, notes = _fields(told)
+    notes += in_vain(told)
     acting = {name: said for name, said in environment.items() if name in VARIABLES}
     if acting:
         fields["env"] = acting

@@ -29,6 +29,38 @@ def about_value(flag: str, value: Any) -> str:
     return "" if str(value).casefold() in idle else about
 
 
+OF_LORA = (
+    *(
+        "max-loras",
+        "max-lora-rank",
+        "max-cpu-loras",
+        "lora-dtype",
+        "lora-target-modules",
+        "fully-sharded-loras",
+    ),
+    *("specialize-active-lora", "enable-moe-shared-loras", "enable-tower-connector-lora"),
+)
+
+
+def in_vain(told: Mapping[str, Any]) -> list[str]:
+    """Flags that do nothing for what stands beside them, or does not, each with the reason.
+
+    >>> in_vain({"max-loras": "8"})
+    ['--max-loras does nothing without --enable-lora']
+    """
+    found = []
+    if told.get("enable-lora") is not True:
+        found += [f"--{flag} does nothing without --enable-lora" for flag in OF_LORA if told.get(flag)]
+    in_groups = str(told.get("offload-group-size", "0")) != "0"
+    if in_groups and told.get("offload-backend") == "uva":
+        found.append("--offload-group-size does nothing with --offload-backend uva")
+    elif in_groups and "cpu-offload-gb" in told:
+        found.append("--cpu-offload-gb does nothing beside --offload-group-size, which prefetches")
+    if "cpu-offload-params" in told and "cpu-offload-gb" not in told:
+        found.append("--cpu-offload-params does nothing without --cpu-offload-gb")
+    return found
+
+
 def check_together(told: Mapping[str, Any]) -> None:
     """Refuse flags that vLLM 0.32 refuses beside others, though neither is in the plan (`config/vllm.py`)."""
     few, most = str(told.get("max-cpu-loras")), str(told.get("max-loras", 1))

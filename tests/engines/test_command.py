@@ -552,3 +552,14 @@ def test_what_is_refused_is_refused_in_a_line(flags: str, why: str) -> None:
     with pytest.raises(KvplanError, match=why) as error:
         read_command(f"vllm serve m {flags}")
     assert "\n" not in str(error.value)
+
+
+def test_flags_in_vain_are_said() -> None:
+    told = read_command("vllm serve m --max-loras 8 --offload-backend uva --offload-group-size 4")
+    assert told.notes == (
+        "--max-loras does nothing without --enable-lora",
+        "--offload-group-size does nothing with --offload-backend uva",
+    )
+    assert read_command("vllm serve m --enable-lora --max-loras 8 --cpu-offload-gb 4").notes == ()
+    both = read_command("vllm serve m --cpu-offload-gb 4 --offload-group-size 4").notes
+    assert both == ("--cpu-offload-gb does nothing beside --offload-group-size, which prefetches",)

@@ -170,3 +170,10 @@ def test_the_answer_says_what_the_tower_is_profiled_on() -> None:
     row = estimate("Qwen/Qwen3-VL-2B-Instruct", "h100", **wide).budget.activation
     assert row.why.partition(";")[0] == "vision tower on 2 images of 16,384 tokens"
     assert estimate("Qwen/Qwen3-8B", "h100").budget.activation.kind == "measured"
+
+
+def test_glm_4_6v_reads_twice_the_context_of_4_5v() -> None:
+    """And its processor larger videos (vLLM's recipe: 131,072 tokens)."""
+    newer, older = estimate("zai-org/GLM-4.6V", "4xh200"), estimate("zai-org/GLM-4.5V", "4xh200")
+    assert (newer.max_model_len, older.max_model_len) == (131072, 65536)
+    assert newer.budget.activation.size.value > older.budget.activation.size.value
