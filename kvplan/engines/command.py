@@ -47,7 +47,6 @@ NOT_PLANNED = {
     ),
     "ec-transfer-config": "an encoder in an engine of its own",
     "pooler-config": POOLING,
-    "enable-prompt-embeds": "buffers of prompts' embeddings",
     "use-fp64-gumbel": "sampling in 64 bits",
     "watermark-config": "marks in what is sampled",
     "hf-config-path": "a config from elsewhere",

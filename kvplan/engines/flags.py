@@ -249,6 +249,8 @@ class EngineArgs(Config):
     """GiB of each GPU kept from the KV pool for videos that API servers decode there."""
     enable_return_routed_experts: bool = False
     """Tell which experts every token visited; needs a mixture of experts and prefix caching."""
+    enable_prompt_embeds: bool = False
+    """Take prompts as embeddings too: a buffer of a step's."""
     enable_lora: bool = False
     """Serve LoRA adapters."""
     max_loras: Annotated[int, Field(ge=1, le=4096)] = 1

@@ -44,6 +44,10 @@ def check_whole(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> 
         raise KvplanError("--engram-config: dp_shared_memory requires data_parallel_size > 1")
     if args.use_replayssm:
         _check_replay(model, args)
+    if args.enable_prompt_embeds and model.encoded_tokens:
+        raise KvplanError(
+            f"--enable-prompt-embeds is not supported with encoder-decoder models: {model.name}"
+        )
     if args.enable_return_routed_experts and not model.is_moe:
         raise KvplanError(f"--enable-return-routed-experts: {model.name} has no experts")
     if args.enable_return_routed_experts and not args.enable_prefix_caching:

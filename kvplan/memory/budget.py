@@ -119,6 +119,7 @@ def make_budget(
     others = (
         *_lora(model, args),
         *_fast_prefill(model, args, engine),
+        *_prompt_embeds(model, args),
         *_eplb(model, args),
         *_videos(model, args),
         *(_colocated_row(c) for c in colocated),
@@ -316,6 +317,18 @@ def _lora(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
     if args.enable_tower_connector_lora and model.architecture.startswith(WITH_TOWERS) and unasked:
         why += "; the tower's as one A and B for each matrix, where vLLM was not asked"
     yield Row("lora", "LoRA adapters", exact(size), "computed", why)
+
+
+def _prompt_embeds(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
+    """The buffer that a step's embeddings are put into; models with a tower have it in any case.
+
+    Source: vLLM 0.32 `v1/worker/gpu/model_states/default.py: DefaultModelState`.
+    """
+    if args.enable_prompt_embeds and (model.vision is None or args.language_model_only):
+        itemsize = 4 if model_dtype(model, args) == "float32" else 2
+        size = args.max_num_batched_tokens * model.hidden_size * itemsize
+        why = f"{args.max_num_batched_tokens:,} tokens x {model.hidden_size:,}"
+        yield Row("prompt_embeds", "prompt embeddings", exact(size), "computed", why)
 
 
 def _fast_prefill(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> Iterator[Row]:

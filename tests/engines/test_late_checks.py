@@ -144,3 +144,12 @@ def test_tables_of_ngrams_on_the_cards(name: str, tp: int, theirs: int) -> None:
     model = from_config(CASES[name]["config"], name)
     plain, more = (heaviest_rank(model, tensor_parallel_size=tp, table_ranks=n).total for n in (0, tp))
     assert more - plain == pytest.approx(theirs, rel=1e-4)
+
+
+def test_prompts_as_embeddings_take_a_buffer() -> None:
+    """Of a step's tokens in the model's dtype, where no tower has it already (vLLM 0.32 `model_states/default.py`)."""
+    for name, size in (("Qwen/Qwen3-8B", 8192 * 4096 * 2), ("Qwen/Qwen2.5-VL-7B-Instruct", 0)):
+        plain, with_buffer = (estimate(name, "h100", enable_prompt_embeds=on) for on in (False, True))
+        assert plain.budget.kv.size.value - with_buffer.budget.kv.size.value == size
+    with pytest.raises(KvplanError, match="not supported with encoder-decoder"):
+        estimate("openai/whisper-large-v3", "h100", enable_prompt_embeds=True)

@@ -143,6 +143,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
     ),
     "language_model_only": (WINDOWED, {"max_model_len": 16384}, True),
     "disable_sliding_window": (WINDOWED, {"max_model_len": 1024}, True),
+    "enable_prompt_embeds": (DENSE, {}, True),
     "env": ("Qwen/Qwen3-8B", {}, "VLLM_USE_V2_MODEL_RUNNER=0"),
     "limit_mm_per_prompt": (
         "Qwen/Qwen2.5-VL-7B-Instruct",

@@ -567,6 +567,7 @@ def test_serve_command_speaks_sglang_and_tensorrt() -> None:
 
 
 SPOKEN: dict[str, Any] = {
+    "enable_prompt_embeds": True,
     "env": "VLLM_USE_V2_MODEL_RUNNER=0",
     "disable_sliding_window": True,
     "enable_expert_parallel": True,
