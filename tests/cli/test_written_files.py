@@ -348,6 +348,7 @@ def test_a_full_disk_takes_no_half_a_row(tmp_path: Path, monkeypatch: pytest.Mon
 
 LOADING = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background hands down that it is ignored
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
         if name == "cyclopts":
