@@ -54,7 +54,7 @@ class CompilationFlags(Config):
     """Where pieces end; none: one piece."""
     use_inductor_graph_partition: bool | None = None
     """Pieces cut by the compiler instead."""
-    pass_config: PassFlags = PassFlags()
+    pass_config: PassFlags = Field(default_factory=PassFlags.model_construct)
     """Fusions."""
     cudagraph_mm_encoder: bool = False
     """Graphs of the vision tower too."""
@@ -119,4 +119,4 @@ def compilation_text(value: Any) -> str | None:
 @cache
 def compilation_flags(text: str | None) -> CompilationFlags:
     """What the flag says; the defaults without it."""
-    return CompilationFlags(**json.loads(text)) if text else CompilationFlags()
+    return CompilationFlags(**json.loads(text)) if text else CompilationFlags.model_construct()

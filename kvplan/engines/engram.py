@@ -38,4 +38,4 @@ def engram_text(value: Any) -> str | None:
 
 def engram_config(text: str | None) -> EngramConfig:
     """The config that a flag's value means."""
-    return EngramConfig.model_validate(json.loads(text or "{}"))
+    return EngramConfig(**json.loads(text)) if text else EngramConfig.model_construct()

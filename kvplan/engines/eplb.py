@@ -53,4 +53,4 @@ def eplb_text(value: Any) -> str | None:
 
 def eplb_config(text: str | None) -> EplbConfig:
     """The config that a flag's value means."""
-    return EplbConfig.model_validate(json.loads(text or "{}"))
+    return EplbConfig(**json.loads(text)) if text else EplbConfig.model_construct()

@@ -171,10 +171,10 @@ def _checked(kind: type[Config], value: Any) -> dict[str, Any] | None:
 @cache
 def attention_config(text: str | None) -> AttentionConfig:
     """What the flag says; the defaults without it."""
-    return AttentionConfig(**json.loads(text)) if text else AttentionConfig()
+    return AttentionConfig(**json.loads(text)) if text else AttentionConfig.model_construct()
 
 
 @cache
 def kernel_config(text: str | None) -> KernelConfig:
     """What the flag says; the defaults without it."""
-    return KernelConfig(**json.loads(text)) if text else KernelConfig()
+    return KernelConfig(**json.loads(text)) if text else KernelConfig.model_construct()

@@ -96,7 +96,7 @@ def offloading_flags(text: str | None) -> OffloadingFlags:
     return (
         OffloadingFlags(**json.loads(text).get("kv_connector_extra_config", {}))
         if text
-        else OffloadingFlags()
+        else OffloadingFlags.model_construct()
     )
 
 

@@ -233,7 +233,7 @@ def speculation_text(value: Any) -> str | None:
 @lru_cache(64)
 def speculation(text: str | None) -> SpeculationFlags:
     """What `speculation_text` wrote; the defaults of None."""
-    return SpeculationFlags.model_validate_json(text or "{}")
+    return SpeculationFlags.model_validate_json(text) if text else SpeculationFlags.model_construct()
 
 
 def with_own_fields(values: Any) -> Any:

@@ -22,10 +22,12 @@ class Config(BaseModel):
     """A frozen pydantic model; unknown keys are errors; a field's docstring is its description in the JSON schema.
 
     Docstrings are read when a schema is asked for: pydantic's `use_attribute_docstrings` reads every class's source on
-    import, a tenth of what a cold command takes.
+    import, a tenth of what a cold command takes. Validators are built when first asked for, for the same reason.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, defer_build=True
+    )
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kvplan.engines.flags import EngineArgs
-from kvplan.engines.kernel_flags import SLOWER_ATTENTION, AttentionConfig, attention_config, kernel_config
+from kvplan.engines.kernel_flags import SLOWER_ATTENTION, attention_config, kernel_config
 from kvplan.models.spec import ModelSpec
 from kvplan.profiles.doubt import Unmeasured
 from kvplan.timing.costs import Seconds
@@ -72,7 +72,7 @@ def _products(model: ModelSpec, args: EngineArgs) -> Iterator[Unmeasured]:
 
 def _attention(model: ModelSpec, args: EngineArgs, major: int) -> Iterator[Unmeasured]:
     mixers = [m for layer in model.layers for m in layer.mixers]
-    told, usual = attention_config(args.attention_config), AttentionConfig()
+    told, usual = attention_config(args.attention_config), attention_config(None)
     backend = args.attention_backend or told.backend
     if backend not in (None, "AUTO", *USUAL.get(major, ())):
         yield _default(f"--attention-backend {backend}", SOME_KERNELS)
