@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from kvplan.engines.environment import ACTS as VARIABLES
-from kvplan.engines.environment import sort_out
+from kvplan.engines.environment import KERNELS, sort_out
 from kvplan.engines.flags import EngineArgs, as_count
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.mm_limits import check_pruning
@@ -43,7 +43,7 @@ NOT_PLANNED = {
     "mm-encoder-attn-dtype": "the tower's attention: profiled in 16 bits",
     **dict.fromkeys(
         ("ir-op-priority", "return-sampling-mask", "disable-nccl-for-dp-synchronization"),
-        "kernels: timed as the default's",
+        KERNELS,
     ),
     "ec-transfer-config": "an encoder in an engine of its own",
     "pooler-config": POOLING,
@@ -111,12 +111,46 @@ def read_command(text: str | Sequence[str]) -> Command:
 # ---- vLLM
 
 
+class _Told(NamedTuple):
+    """The flags of a command, apart by what they do to the plan."""
+
+    model: str
+    acting: dict[str, Any]
+    all: dict[str, Any]
+    unaffected: list[str]
+    unplanned: list[str]
+
+
 def _vllm(words: list[str], environment: dict[str, str]) -> Command:
-    words = with_config_file(words)
-    told: dict[str, Any] = {}
+    told = _apart(with_config_file(words))
+    if not told.model:
+        raise KvplanError("the command names no model")
+    check_together(told.all)
+    fields, draft, notes = _fields(told.acting)
+    if acting := {name: said for name, said in environment.items() if name in VARIABLES}:
+        fields["env"] = acting
+    changing, idle = sort_out(environment)
+    drafting = fields.get("speculative_config")
+    idle += [f"--speculative-config.{key}" for key in without_effect(drafting)]
+    changing += [f"--speculative-config.{key}" for key in not_planned(drafting)]
+    return Command(
+        engine="vllm",
+        model=told.model,
+        args=_args(fields),
+        draft=draft,
+        hf_overrides=object_of(told.acting.get("hf-overrides"), "hf-overrides"),
+        no_effect=tuple(dict.fromkeys(told.unaffected + idle)),
+        not_planned=tuple(dict.fromkeys(told.unplanned + changing)),
+        environment=environment,
+        notes=(*notes, *in_vain(told.all)),
+    )
+
+
+def _apart(words: list[str]) -> _Told:
+    acting: dict[str, Any] = {}
     dotted: dict[str, Any] = {}
     seen: dict[str, Any] = {}
-    model, unaffected, unplanned = "", [], []
+    model, unaffected, unplanned = "", list[str](), list[str]()
     for i, (name, values) in enumerate(split_flags(words)):
         if i == 0:
             model = values[0] if values else ""
@@ -124,57 +158,33 @@ def _vllm(words: list[str], environment: dict[str, str]) -> Command:
                 raise KvplanError(f"unrecognized argument {values[1][:60]!r} behind the model {model[:60]!r}")
             continue
         flag, inner, negated = known_flag(name)
-        kind = vllm_flags()[flag]
-        value, spare = flag_value(flag, kind, inner, negated, values)
+        value, spare = flag_value(flag, vllm_flags()[flag], inner, negated, values)
         seen[flag] = value
         model = model or (spare[0] if spare else "")
         if flag in ("model", "model-tag"):
             model = model or str(value)
-        elif flag == "mm-encoder-only" and value:
-            raise KvplanError(
-                "--mm-encoder-only: an engine of the encoder alone keeps no KV, so there is none to plan"
-            )
-        elif flag == "kv-transfer-config" and connector_of(value) not in (None, "OffloadingConnector"):
-            unplanned.append(f"--{flag} (connector {connector_of(value)})")
-        elif flag in NOT_PLANNED and negated is None:
-            unplanned.append(f"--{flag} ({NOT_PLANNED[flag]})")
-        elif about := about_value(flag, value):
+        elif about := _about(flag, value, negated):
             unplanned.append(f"--{flag} ({about})")
-        elif flag in ACTS:
-            if isinstance(value, str) and "$" in value:
-                raise KvplanError(f"--{flag} {value}: the variable's value is not stated")
-            if inner:
-                merge_into(dotted, {flag: value})
-            else:
-                told[flag] = value
-        else:
+        elif flag not in ACTS:
             check_pruning(flag, value)
             unaffected.append(f"--{flag}")
-    if not model:
-        raise KvplanError("the command names no model")
-    told |= dotted  # as vLLM's parser adds them last, in place of an object stated whole
-    check_together(seen)
-    fields, draft, notes = _fields(told)
-    notes += in_vain(told)
-    acting = {name: said for name, said in environment.items() if name in VARIABLES}
-    if acting:
-        fields["env"] = acting
-    changing, idle = sort_out(environment)
-    unplanned, unaffected = unplanned + changing, unaffected + idle
-    drafting = fields.get("speculative_config")
-    unaffected += [f"--speculative-config.{key}" for key in without_effect(drafting)]
-    unplanned += [f"--speculative-config.{key}" for key in not_planned(drafting)]
-    return Command(
-        engine="vllm",
-        model=model,
-        args=_args(fields),
-        draft=draft,
-        hf_overrides=object_of(told.get("hf-overrides"), "hf-overrides"),
-        no_effect=tuple(dict.fromkeys(unaffected)),
-        not_planned=tuple(dict.fromkeys(unplanned)),
-        environment=environment,
-        notes=tuple(notes),
-    )
+        elif isinstance(value, str) and "$" in value:
+            raise KvplanError(f"--{flag} {value}: the variable's value is not stated")
+        elif inner:
+            merge_into(dotted, {flag: value})
+        else:
+            acting[flag] = value
+    # vLLM's parser adds dotted ones last, in place of an object stated whole
+    return _Told(model, acting | dotted, seen, unaffected, unplanned)
+
+
+def _about(flag: str, value: Any, negated: bool | None) -> str:
+    """What a flag changes that is not planned; empty for all others."""
+    if flag == "kv-transfer-config" and connector_of(value) not in (None, "OffloadingConnector"):
+        return f"connector {connector_of(value)}"
+    if flag in NOT_PLANNED and negated is None:
+        return NOT_PLANNED[flag]
+    return about_value(flag, value)
 
 
 def _args(fields: Mapping[str, Any]) -> EngineArgs:
@@ -239,15 +249,14 @@ DEGREES = {
 
 
 CHANGES_OTHERS = re.compile(
-    r"cpu_offload|offload_|speculative|spec_|enable_lora|lora_|max_lora|max_loras|eplb|enable_eplb|ep_|init_expert"
-    r"|moe_|enable_two_batch|tbo_|enable_single_batch|cuda_graph|disable_cuda_graph_padding|enable_torch_compile|torch_"
-    r"|stream_interval|stream_output|max_queued|schedule_|scheduler_|enable_hierarchical|hicache|hybrid_|swa_|mamba_"
-    r"|attention_backend|prefill_attention|decode_attention|sampling_backend|fp8_gemm|fp4_gemm|disaggregation|kv_transfer"
-    r"|enable_mixed_chunk|enable_dp_lm_head|max_prefill_tokens|prefill_max|num_continuous|radix_eviction|lmcache|enable_lmcache"
-    r"|mm_|enable_multimodal|language_only|encoder_only|dllm|elastic_ep|nnodes|quantize_|torchao|modelopt|kv_cache_free"
-    r"|enable_chunked_context|guaranteed_no_evict|batching_type|max_beam_width|gpus_per_node|cluster_size"
+    r"(enable_|disable_|max_|prefill_|decode_)?(cpu_offload|offload|speculative|spec_|lora|loras|eplb|ep_|elastic_ep|moe_"
+    r"|two_batch|tbo_|single_batch|cuda_graph|torch_|torchao|queued|hierarchical|hicache|lmcache|hybrid_|swa_|mamba_"
+    r"|attention_backend|mixed_chunk|dp_lm_head|prefill|chunked_context|multimodal|mm_|beam_width)"
+    r"|init_expert|stream_|schedule|sampling_backend|fp8_gemm|fp4_gemm|disaggregation|kv_transfer|num_continuous"
+    r"|radix_eviction|language_only|encoder_only|dllm|nnodes|quantize_|modelopt|kv_cache_free|guaranteed_no_evict"
+    r"|batching_type|gpus_per_node|cluster_size"
 )
-"""Beginnings of other engines' flags that change memory, scheduling or time and are not planned."""
+"""Other engines' flags that change memory, scheduling or time and are not planned, by what their names begin with."""
 
 
 def _other(engine: str, words: list[str], environment: dict[str, str]) -> Command:

@@ -29,6 +29,10 @@ def check_whole(model: ModelSpec, args: ResolvedArgs, engine: EngineVersion) -> 
     """
     if engine.engine != "vllm":
         return
+    if args.environment.mla_disable and any(m.kv_lora_rank for la in model.layers for m in la.mixers):
+        raise KvplanError(
+            f"VLLM_MLA_DISABLE: keys and values of every head of {model.name} are not planned; leave it out"
+        )
     tp = args.tensor_parallel_size
     if args.enable_batch_sharded_sampling and tp == 1:
         raise KvplanError(

@@ -63,6 +63,10 @@ def in_vain(told: Mapping[str, Any]) -> list[str]:
 
 def check_together(told: Mapping[str, Any]) -> None:
     """Refuse flags that vLLM 0.32 refuses beside others, though neither is in the plan (`config/vllm.py`)."""
+    if told.get("mm-encoder-only"):
+        raise KvplanError(
+            "--mm-encoder-only: an engine of the encoder alone keeps no KV, so there is none to plan"
+        )
     few, most = str(told.get("max-cpu-loras")), str(told.get("max-loras", 1))
     counted = few.isdecimal() and most.isdecimal()
     if told.get("enable-lora") is True and counted and int(few) < int(most):

@@ -182,12 +182,6 @@ class _Memory(NamedTuple):
 def _memory(question: Question) -> _Memory:
     args = _resolved(question)
     check_sharding(question.model, args)
-    if args.environment.mla_disable and any(
-        m.kv_lora_rank for la in question.model.layers for m in la.mixers
-    ):
-        raise KvplanError(
-            f"VLLM_MLA_DISABLE: keys and values of every head of {question.model.name} are not planned; leave it out"
-        )
     check_drafting(question.model, args, question.engine, question.draft)
     check_weight_offload(question.model, args, question.engine)
     check_eplb(question.model, args, question.engine)

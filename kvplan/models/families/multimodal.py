@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from kvplan.ground.units import cdiv
 from kvplan.models.config import Keys
@@ -123,6 +124,13 @@ def _tokens_of_page(k: Keys) -> int:
     return sides[0] // patch * (sides[1] // patch // 4) + 1
 
 
+_BART: dict[str, Any] = {
+    **dict.fromkeys(("bias", "out_bias", "mlp_bias", "layernorm"), True),
+    "matrices": 2,
+    "norms": 3,
+    "rotary": False,
+}
+"""Decoders beside an encoder, as Bart's and Whisper's."""
 MULTIMODAL: dict[str, PlainDecoder] = {
     "NemotronParseForConditionalGeneration": PlainDecoder(
         {
@@ -135,13 +143,7 @@ MULTIMODAL: dict[str, PlainDecoder] = {
             "tie_word_embeddings": "decoder.tie_word_embeddings",
         },
         {"max_sequence_length": 9000},
-        bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        matrices=2,
-        layernorm=True,
-        norms=3,
-        rotary=False,
+        **_BART,
         around=lambda k: (Weight("layernorm_embedding", 2 * k.count("hidden_size")),),
         attends=_tokens_of_page,
     ),
@@ -153,14 +155,8 @@ MULTIMODAL: dict[str, PlainDecoder] = {
             "num_attention_heads": "decoder_attention_heads",
             "max_position_embeddings": "max_target_positions",
         },
-        bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        matrices=2,
-        layernorm=True,
-        norms=3,
+        **_BART,
         tied=True,
-        rotary=False,
         around=lambda k: (
             Weight("embed_positions", k.count("max_position_embeddings"), k.count("hidden_size")),
         ),
@@ -175,13 +171,7 @@ MULTIMODAL: dict[str, PlainDecoder] = {
             "max_position_embeddings": "transf_decoder.config_dict.max_sequence_length",
             "vocab_size": "head.num_classes",
         },
-        bias=True,
-        out_bias=True,
-        mlp_bias=True,
-        matrices=2,
-        layernorm=True,
-        norms=3,
-        rotary=False,
+        **_BART,
         head_bias=True,
         around=lambda k: (Weight("embedding.layer_norm", 2 * k.count("hidden_size")),),
         attends=_frames_of_longest_clip,
