@@ -115,19 +115,8 @@ def make_step_times(
     engine = parse_engine(engine) if isinstance(engine, str) else engine
     formats = find_formats(model, args)
     work = model_work(model, args, formats)
-    if profile is None:
-        found, note = pick(gpu.name, engine.engine)
-        if found is None:
-            chosen, note = nearest_profile(gpu, engine.engine)
-            rests_on = f"assumed: profile {chosen.name} scaled to {gpu.name}'s data sheet"
-        else:
-            chosen, rests_on = found, f"measured: profile {found.name}"
-    else:
-        chosen = profile if isinstance(profile, Profile) else load_profile(profile)
-        note = "" if chosen.gpu in ("", gpu.name) else f"profile of {chosen.gpu} used for {gpu.name}"
-        rests_on = f"measured: profile {chosen.name}"
-    if chosen.timing is None:
-        raise KvplanError(f"profile {chosen.name} holds no step times; name another or leave it out")
+    chosen, note, rests_on = _chosen(profile, gpu, engine)
+    assert chosen.timing is not None
     timing, around = with_terms(chosen.timing, engine, model, gpu, args, work, formats["expert_format"])
     graphs = _graphs(engine, model, gpu, args)
     options: dict[str, Any] = formats | {"link": link or default_link(gpu)} | _captured(graphs, timing, args)
@@ -158,6 +147,26 @@ def make_step_times(
     elif engine.engine == "vllm" and args.kv_sharing_fast_prefill and reads_fast_prefill(model):
         last = _layers_that_share(model, args, formats, time)
     return StepTimes(time, chosen, rests_on, notes, doubt, draft, last, copies)
+
+
+def _chosen(
+    profile: Profile | str | Path | None, gpu: GpuSpec, engine: EngineVersion
+) -> tuple[Profile, str, str]:
+    """(the profile whose step times stand for this card's, what is to be said of that, what they rest on)."""
+    if profile is not None:
+        chosen = profile if isinstance(profile, Profile) else load_profile(profile)
+        note = "" if chosen.gpu in ("", gpu.name) else f"profile of {chosen.gpu} used for {gpu.name}"
+        rests_on = f"measured: profile {chosen.name}"
+    else:
+        found, note = pick(gpu.name, engine.engine)
+        rests_on = f"measured: profile {found.name}" if found else ""
+        if found is None:
+            found, note = nearest_profile(gpu, engine.engine)
+            rests_on = f"assumed: profile {found.name} scaled to {gpu.name}'s data sheet"
+        chosen = found
+    if chosen.timing is None:
+        raise KvplanError(f"profile {chosen.name} holds no step times; name another or leave it out")
+    return chosen, note, rests_on
 
 
 def _trimmed_from(args: EngineArgs) -> int:
