@@ -20,7 +20,7 @@ from kvplan.engines.environment import KERNELS, sort_out
 from kvplan.engines.flags import EngineArgs, as_count
 from kvplan.engines.kv_transfer import connector_of
 from kvplan.engines.mm_limits import check_pruning
-from kvplan.engines.shell_words import filled, image_version, start_of, words_of
+from kvplan.engines.shell_words import image_version, start_of, words_of
 from kvplan.engines.some_values import POOLING, about_value, check_together, in_vain
 from kvplan.engines.speculative_config import not_planned, read_speculation, without_effect
 from kvplan.engines.spelling import WORDS, understand
@@ -99,7 +99,8 @@ def read_command(text: str | Sequence[str]) -> Command:
     """
     words = words_of(text)
     environment, engine, rest = start_of(words)
-    rest = [filled(word, environment) for word in rest]
+    used = set(re.findall(r"\$\{?(\w+)", " ".join(words)))  # the shell's own, not the engine's
+    environment = {name: said for name, said in environment.items() if name not in used or name in VARIABLES}
     if engine == "vllm":
         version = image_version(words)
         notes = (f"planned as vLLM {version}, the image's version",) if version else ()

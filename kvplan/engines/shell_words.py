@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -24,8 +25,8 @@ STARTS = {
 """Words that start an engine."""
 IMAGES = {"vllm-openai": "vllm", "vllm/vllm": "vllm", "rocm/vllm": "vllm", "lmsysorg/sglang": "sglang"}
 """Parts of a container image's name whose arguments are the engine's."""
-ENDS = {"&", "&&", "|", "||", ";", ">", ">>", "2>&1", "2>", "|&", "&>", "</dev/null"}
-"""Shell words behind which the command ends."""
+OPERATORS = "();|&\n"
+"""What a shell ends a word at, and a command."""
 
 
 class NoStart(KvplanError):
@@ -48,16 +49,53 @@ def words_of(text: str | Sequence[str]) -> list[str]:
     if found := _manifest(text):
         return found
     text = re.sub(r"\\\s*\n", " ", text.replace("\r", ""))
+    text = re.sub(r"^(ExecStart|Environment)=", "", text, flags=re.MULTILINE)  # a systemd unit
     listed = re.findall(r"^\s*-\s+(.*?)\s*$", text, re.MULTILINE)
     if listed and not re.search(r"^\s*(vllm|python3?|docker|trtllm-serve|export)\b", text, re.MULTILINE):
         text = " ".join(_yaml_item(item) for item in listed)  # a Kubernetes args list
     elif text.lstrip().startswith("["):
         text = _json_list(text)
-    lines = [re.sub(r"(^|\s)#.*$", "", line) for line in text.split("\n")]
+    return _split(text)
+
+
+def _split(text: str) -> list[str]:
+    """A shell's words and operators; a substitution, and an array that is assigned, are one word.
+
+    >>> _split("(cd x && A=(-tp 2); vllm serve m >log)")
+    ['(', 'cd', 'x', '&&', 'A=-tp 2', ';', 'vllm', 'serve', 'm', '>log', ')']
+    """
+    lexer = shlex.shlex(
+        re.sub(r"(^|[ \t])#[^\n'\"]*$", r"\1", text, flags=re.MULTILINE),
+        posix=True,
+        punctuation_chars=OPERATORS,
+    )
+    lexer.whitespace_split, lexer.commenters, lexer.whitespace = True, "", " \t"
     try:
-        return shlex.split(" ; ".join(line for line in lines if line.strip()))
+        tokens = list(lexer)
     except ValueError as error:
         raise KvplanError(f"the command cannot be read: {str(error).lower()}") from None
+    words: list[str] = []
+    rest = iter(tokens)
+    for word in rest:
+        if word.startswith("(") and words and words[-1].endswith("$"):
+            words[-1] += f"{word}{' '.join(_to_the_bracket(rest))}{')' * len(word)}"
+        elif word.startswith("(") and words and re.fullmatch(r"[A-Za-z_]\w*\+?=", words[-1]):
+            words[-1] += shlex.join(w for w in _to_the_bracket(rest) if not _is_operator(w))
+        else:
+            words.append(word)
+    return words
+
+
+def _to_the_bracket(words: Iterator[str]) -> Iterator[str]:
+    """The words before the bracket that closes."""
+    for word in words:
+        if _is_operator(word) and ")" in word:
+            return
+        yield word
+
+
+def _is_operator(word: str) -> bool:
+    return bool(word) and set(word) <= set(OPERATORS)
 
 
 def _manifest(text: str) -> list[str]:
@@ -115,28 +153,39 @@ def _json_list(text: str) -> str:
 
 
 def start_of(words: list[str]) -> tuple[dict[str, str], str, list[str]]:
-    """(environment, engine, the words behind its start)."""
+    """(environment, engine, the words behind its start), variables by their values.
+
+    Raises:
+        NoStart: no engine is started, also not within a word (`bash -c`, `ssh host`, `tmux new`).
+    """
     environment: dict[str, str] = {}
     for i, word in enumerate(words):
-        if pair := re.fullmatch(r"([A-Za-z_]\w*)=(.*)", word, re.DOTALL):
-            environment[pair[1]] = filled(pair[2].removesuffix(";"), environment)
-            continue
-        if len(word) > 8 and " serve " in f"{word} " and i and words[i - 1] in ("-c", "-lc"):
-            inner = start_of(words_of(word))  # bash -c "vllm serve ..."
-            return {**environment, **inner[0]}, inner[1], inner[2]
-        name = word.rpartition("/")[2] if not word.startswith("-") else ""
-        engine = STARTS.get(name) or STARTS.get(word)
-        if engine and _is_start(words, i, name):
-            rest = words[i + 1 :]
-            return environment, engine, _ended(rest[1:] if rest and rest[0] == "serve" else rest)
-        image = next((e for part, e in IMAGES.items() if part in word.partition(":")[0]), "")
-        if image and "run" in words[:i] and not _starts_later(words[i + 1 :]):
-            return environment, image, _ended(words[i + 1 :])
+        if pair := re.fullmatch(r"([A-Za-z_]\w*)(\+?)=(.*)", word, re.DOTALL):
+            before = f"{environment.get(pair[1], '')} " if pair[2] else ""
+            environment[pair[1]] = before + filled(pair[3], environment)
+        elif found := _start_at(words, i):
+            return environment, found, _ended(words[i + 1 :], environment)
     if words and words[0].startswith("--"):
-        return environment, "vllm", _ended(words)  # arguments alone, as in a Kubernetes list
+        return environment, "vllm", _ended(words, environment)  # arguments alone, as in a Kubernetes list
+    for word in words:
+        inner = filled(word, environment)
+        if re.search(r"\S\s+\S", inner):
+            with suppress(NoStart):
+                told, engine, rest = start_of(words_of(inner))
+                return {**environment, **told}, engine, rest
     raise NoStart(
         "no engine is started: paste vllm serve MODEL ..., python -m sglang.launch_server ... or trtllm-serve MODEL ..."
     )
+
+
+def _start_at(words: list[str], i: int) -> str:
+    """The engine that this word starts, by its own name or its image's; empty where it starts none."""
+    word = words[i]
+    name = word.rpartition("/")[2] if not word.startswith("-") else ""
+    if (engine := STARTS.get(name) or STARTS.get(word, "")) and _is_start(words, i, name):
+        return engine
+    image = next((e for part, e in IMAGES.items() if part in word.partition(":")[0]), "")
+    return image if image and "run" in words[:i] and not _starts_later(words[i + 1 :]) else ""
 
 
 def _is_start(words: list[str], i: int, name: str) -> bool:
@@ -151,15 +200,18 @@ def _starts_later(words: list[str]) -> bool:
     )
 
 
-def _ended(words: list[str]) -> list[str]:
-    kept = []
-    for word in words:
-        if word in ENDS or word.startswith((">", "2>")):
+def _ended(words: list[str], environment: Mapping[str, str]) -> list[str]:
+    """The command's own words; a variable that holds several flags is several words, as a shell has it."""
+    kept: list[str] = []
+    for word in words[1:] if words[:1] == ["serve"] else words:
+        if _is_operator(word) or re.match(r"\d?[<>]|&>", word):
             break
-        if word.endswith(";") and len(word) > 1:
-            kept.append(word[:-1])
-            break
-        kept.append(word)
+        several = re.fullmatch(r"\$(?:\{(\w+)(\[@\])?\}|(\w+))", word)
+        value = environment.get(several[1] or several[3], "") if several else ""
+        if several and (several[2] or value.startswith("-")):
+            kept += _split(value)
+        else:
+            kept.append(filled(word, environment))
     return kept
 
 

@@ -211,6 +211,42 @@ def test_spellings(text: str, fields: dict[str, Any]) -> None:
     assert told.args == EngineArgs(**fields)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(cd /models && vllm serve m -tp 2)",
+        "vllm serve m -tp 2;echo done",
+        "vllm serve m -tp 2|tee log",
+        "vllm serve m -tp 2&",
+        "vllm serve m -tp 2 >log 2>&1",
+        'tmux new-session -d -s v "vllm serve m -tp 2"',
+        "ssh host 'cd /srv; exec vllm serve m -tp 2'",
+        'bash -c "A=1 vllm serve m -tp 2"',
+        'CMD="vllm serve m -tp 2"\n$CMD',
+        'ARGS="-tp 2 --port 80"\nvllm serve m $ARGS',
+        'ARGS=(\n  m # the model\n  -tp 2\n)\nARGS+=(--port 80)\nexec vllm serve "${ARGS[@]}"',
+        "[Service]\nEnvironment='A=1'\nExecStart=/opt/bin/vllm serve m \\\n  -tp 2\nRestart=always",
+    ],
+)
+def test_shells(text: str) -> None:
+    """Subshells, commands within a word, arrays, variables of several flags, units of systemd: as bash starts them."""
+    told = read_command(text)
+    assert (told.model, told.args) == ("m", EngineArgs(tensor_parallel_size=2))
+    assert set(told.no_effect) <= {"--port", "A"}
+
+
+def test_what_a_shell_would_work_out_is_asked_for() -> None:
+    """A value that only a shell can know is named; quoted lines stay whole."""
+    for value in ("$((1+1))", "$(nvidia-smi -L | wc -l)"):
+        with pytest.raises(KvplanError) as refused:
+            read_command(f"vllm serve m -tp {value}")
+        assert str(refused.value) == f"--tensor-parallel-size {value}: the variable's value is not stated"
+    lines = 'vllm serve m --hf-overrides \'{\n  "rope_theta": 1,\n  "a": "b; c"\n}\''
+    assert read_command(lines).hf_overrides == {"rope_theta": 1, "a": "b; c"}
+    with pytest.raises(KvplanError, match="cannot be read: no closing quotation"):
+        read_command('A="-x it\'s"\nvllm serve m $A')
+
+
 def test_other_engines() -> None:
     """Their flags by their words."""
     sglang = read_command(
