@@ -7,15 +7,16 @@ Exit codes: 0 fits or done, 1 does not fit or a target is missed, 2 bad input, 1
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from pydantic import ValidationError
 
 import kvplan
 from kvplan.ground.config import complaint
-from kvplan.ground.errors import DoesNotFit, KvplanError
+from kvplan.ground.errors import DoesNotFit, KvplanError, did_you_mean
 from kvplan.ground.files import patient_streams
 
 COMMANDS = {
@@ -78,16 +79,24 @@ COMMANDS = {
 LONGEST = 700
 """Characters of a complaint; what a user typed may be longer than one wants to read again."""
 
-SHORT = {
-    "-tp": "--tensor-parallel-size",
-    "-pp": "--pipeline-parallel-size",
-    "-dp": "--data-parallel-size",
-    "-dcp": "--decode-context-parallel-size",
-    "-asc": "--api-server-count",
-    "-cc": "--compilation-config",
-    "-ac": "--attention-config",
+FAMILIAR = {
+    "--context": "--max-model-len",
+    "--context-length": "--max-model-len",
+    "--ctx-size": "--max-model-len",
+    "--max-seq-len": "--max-model-len",
+    "--max-context": "--max-model-len",
+    "--batch-size": "--max-num-seqs",
+    "--max-batch-size": "--max-num-seqs",
+    "--concurrency": "--users",
+    "--kv-dtype": "--kv-cache-dtype",
+    "--cache-type-k": "--kv-cache-dtype",
+    "--tp-size": "-tp",
+    "--num-gpus": "-tp",
+    "--prompt-len": "--input-len",
+    "--max-tokens": "--output-len",
+    "-n": "--num-samples",
 }
-"""vLLM's short flags."""
+"""Words of other tools -> what is meant by them here."""
 
 EXAMPLES = """KV-cache memory planner and serving simulator for long reasoning traces.
 
@@ -132,9 +141,19 @@ def spell(words: Sequence[str]) -> list[str]:
         if word == "--":  # an engine's command stands behind it
             return [*spelled, *words[i:]]
         flag, equals, value = word.partition("=")
-        flag = flag.replace("_", "-") if flag.startswith("--") else SHORT.get(flag, flag)
-        spelled.append(flag + equals + value)
+        spelled.append((flag.replace("_", "-") if flag.startswith("--") else _long(flag)) + equals + value)
     return spelled
+
+
+def _long(word: str) -> str:
+    """The flag of vLLM's that a short one stands for; any other word as it is."""
+    if not re.fullmatch(r"-[a-z]{1,3}", word):
+        return word
+    from kvplan.engines.flags import EngineArgs
+    from kvplan.engines.vllm_parser import short_flags
+
+    long = short_flags().get(word, "")
+    return f"--{long}" if long.replace("-", "_") in EngineArgs.model_fields else word
 
 
 def run(words: Sequence[str]) -> int:
@@ -173,16 +192,24 @@ def _cyclopts_complaint(error: CycloptsError) -> str:
         return complaint(cause, flag=True)
     if isinstance(cause, KvplanError):
         return str(cause)
+    if isinstance(error, UnknownOptionError):
+        return _unknown_option(error)
     text = " ".join(str(error).split())
-    for short in SHORT:
-        if f'Unknown option: "-{short}' in text or f"Unknown option: -{short}." in text:
-            return f"unknown option -{short}; did you mean {short}?"
     unused = text.removeprefix("Unused Tokens: [").removesuffix("].")
     return (
         f"unexpected argument {unused}; see kvplan COMMAND --help"
         if text.startswith("Unused Tokens: [")
         else text
     )
+
+
+def _unknown_option(error: UnknownOptionError) -> str:
+    asked = (error.token.keyword or error.token.value).partition("=")[0]
+    known = [name for argument in error.argument_collection if argument.parse for name in argument.names]
+    meant = FAMILIAR.get(asked, asked.removeprefix("-"))
+    if meant in known or _long(meant) in known:
+        return f"unknown option {asked}; did you mean {meant}?"
+    return f"unknown option {asked}{did_you_mean(asked, known, limit=1)}"
 
 
 def _complain(text: str, code: int) -> int:

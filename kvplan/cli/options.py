@@ -13,7 +13,9 @@ from kvplan.memory.demand import Demand
 
 SWITCH = Parameter(negative="", show_default=False)
 """A parameter without a --no- form, off or empty unless given."""
-FLAGS = Annotated[EngineArgs | None, Parameter(name="*", group="The engine's own flags")]
+FLAGS = Annotated[
+    EngineArgs | None, Parameter(name="*", group="The engine's own flags", consume_multiple=True)
+]
 """The engine's flags, flattened into the command's own."""
 DEMAND = Annotated[Demand | None, Parameter(name="*", group="The expected load")]
 """The expected load, flattened."""

@@ -57,6 +57,11 @@ def _also() -> dict[str, str]:
     return {also.lstrip("-"): name for name, told in _table().items() for also in told.split()[1:]}
 
 
+def short_flags() -> dict[str, str]:
+    """Spellings with one dash -> flag: -tp, -q ..."""
+    return {also: name for name, told in _table().items() for also in told.split()[1:] if also[1] != "-"}
+
+
 def split_flags(words: list[str]) -> Iterator[tuple[str, list[str]]]:
     """(flag without dashes, its values); the flag is empty for words before the first one."""
     name: str = ""

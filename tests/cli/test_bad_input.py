@@ -44,6 +44,26 @@ def test_a_key_said_twice_is_an_error(tmp_path: Path, capsys: Capture) -> None:
     assert load_scenario(anchored).models["b"].gpu == "l40s"
 
 
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    {
+        "--tp": "-tp",
+        "--dp=2": "-dp",
+        "--tp-size": "-tp",
+        "--context": "--max-model-len",
+        "--max-len": "--max-model-len",
+        "--kv-dtype": "--kv-cache-dtype",
+        "--batch-size": "--max-num-seqs",
+        "--gpus": "--gpu",
+        "-n": "--num-samples",
+    }.items(),
+)
+def test_unknown_options_are_told_what_is_meant(capsys: Capture, option: str, meant: str) -> None:
+    """Typos, one dash too many, words of other tools."""
+    said = complaint(capsys, "estimate", "Qwen/Qwen3-8B", option, "2")
+    assert said == f"kvplan: unknown option {option.partition('=')[0]}; did you mean {meant}?\n"
+
+
 @pytest.mark.parametrize("length", [300, 5000, 200_000])
 def test_names_too_long_for_a_file(tmp_path: Path, capsys: Capture, length: int) -> None:
     name = "a" * length

@@ -143,6 +143,12 @@ def test_short_flags_are_vllms(capsys: Capture) -> None:
         "num_gpus",
     )
     assert [inputs[name] for name in names] == [4, 2, 2, 64, 16]
+    _, doc = document(
+        capsys, QWEN, "-q", "fp8", "-ep", "--cudagraph-capture-sizes", "1", "2", "4", "-dcp", "1"
+    )
+    assert doc["serve_command"].endswith(
+        "--enable-expert-parallel --quantization fp8 --cudagraph-capture-sizes 1 2 4"
+    )
 
 
 @pytest.mark.parametrize("flag", ["async-scheduling", "enable-prefix-caching"])

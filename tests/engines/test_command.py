@@ -347,11 +347,6 @@ def test_hf_overrides_act() -> None:
     assert len(load_model(told.model, hf_overrides=told.hf_overrides).layers) == 2
 
 
-def test_tp_with_two_dashes_suggests_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["estimate", "Qwen/Qwen3-8B", "--tp", "2"]) == 2
-    assert "did you mean -tp?" in capsys.readouterr().err
-
-
 def test_lora_memory_equals_vllms() -> None:
     """A and B of every matrix, of the embedding and of the head: vLLM 0.32's own LoRA manager on this Llama."""
     config = {
