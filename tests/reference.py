@@ -18,9 +18,10 @@ from places import FIXTURES
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from kvplan.cli.main import COMMANDS, SHORT, build_app, run
+from kvplan.cli.main import COMMANDS, build_app, run
 from kvplan.conformance.__main__ import make_parser
 from kvplan.engines.flags import EngineArgs
+from kvplan.engines.vllm_parser import short_flags
 from kvplan.ground.limits import Limit
 from kvplan.memory.demand import Demand
 from kvplan.profiles.profile import Profile
@@ -156,7 +157,7 @@ def _flag(field: str) -> str:
 
 def _argument(argument: Any) -> list[str]:
     names = [n for n in argument.names if not n.startswith("--empty-")]
-    names += [short for short, long in SHORT.items() if long in names]
+    names += [short for short, long in short_flags().items() if f"--{long}" in names]
     default = argument.field_info.default
     if argument.required:
         said = "needed"
