@@ -15,6 +15,8 @@ from kvplan.engines.some_values import IDLE_VALUES
 from kvplan.engines.vllm_parser import vllm_flags
 from kvplan.ground.files import catalog_dir
 from kvplan.ground.gpu import get_gpu, gpu_names
+from kvplan.memory.stated.rows import QWENS, STATED
+from kvplan.memory.stated.ways import Row
 from kvplan.models.architectures import architectures, how_checked
 from kvplan.models.load import bundled_models
 from kvplan.models.names import TEXT_OF
@@ -94,6 +96,30 @@ def test_flags() -> None:
         f" to the plan.\n\n{table('not planned, what it is about', rows)}"
     )
     section("flags", text, PAGE)
+
+
+def test_stated_sizes() -> None:
+    """Which towers take which sizes of --mm-processor-kwargs and --limit-mm-per-prompt."""
+
+    def words(row: Row) -> tuple[str, str]:
+        acts = {"image": row.picture_acts, "video": row.video_acts, "audio": row.audio_acts}
+        sizes = [f"`{kind}.{key}`" for kind, keys in acts.items() for key in keys]
+        keys = ", ".join(f"`{key}`" for key in row.keys) + ("; others end the start" if row.strict else "")
+        return keys or "none", ", ".join(sizes) or "none"
+
+    of: dict[tuple[str, str], list[str]] = {words(QWENS): ["Qwen's towers and their kin", "GLM's"]}
+    for name, row in STATED.items():
+        of.setdefault(words(row), []).append(f"`{name}`")
+    rows = [(", ".join(names), keys, sizes) for (keys, sizes), names in of.items()]
+    head = table(
+        "tower, keys of `--mm-processor-kwargs` that act, sizes of `--limit-mm-per-prompt` that act", rows
+    )
+    text = (
+        "What flags state of an item changes the item that start-up runs and the tokens by which it is counted, as vLLM"
+        " 0.32 answers (`tests/fixtures/stated_items_vllm_0.32.json`); what does not act is named beside the activation"
+        f" peak, and towers that are not here plan no stated sizes and say so.\n\n{head}"
+    )
+    section("sizes", f"## Sizes of items\n\n{text}", PAGE)
 
 
 def _changes(row: dict[str, object]) -> str:

@@ -236,8 +236,8 @@ class EngineArgs(Config):
     """Items a prompt may have, as vLLM's JSON: {"image": 4, "video": 0}; start-up profiles no kind that has 0, and
     loads no tower whose kinds all have 0."""
     mm_processor_kwargs: Annotated[str | None, BeforeValidator(processor_text)] = None
-    """What the processor of images and videos is told, as vLLM's JSON: {"max_pixels": 1003520}; acts on Qwen's,
-    GLM's and InternVL's towers."""
+    """What the processor of images and videos is told, as vLLM's JSON: {"max_pixels": 1003520}; which keys act on
+    which tower: docs/support.md."""
     media_io_kwargs: Annotated[str | None, BeforeValidator(processor_text)] = None
     """How media are read, as vLLM's JSON: {"video": {"num_frames": 32}}; start-up heeds it for Nemotron's towers
     alone."""

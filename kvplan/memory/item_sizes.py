@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.engines.mm_limits import mm_sizes
 from kvplan.ground.errors import KvplanError
+from kvplan.memory.stated.rows import GLMS, QWENS, STATED
+from kvplan.memory.stated.ways import FLAG, Asked, Row
+from kvplan.models.spec import VisionSpec
 
 SCOPES = {"image": "images_kwargs", "video": "videos_kwargs"}
 STEEPEST = 200
@@ -42,13 +45,64 @@ def states_sizes(args: ResolvedArgs) -> bool:
     return args.mm_processor_kwargs is not None or sized
 
 
-def told_facts(family: str, facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int] | None:
+def plans_sizes(vision: VisionSpec, facts: Mapping[str, int]) -> bool:
+    """Whether stated sizes are planned for this tower."""
+    return _like_qwen(vision, facts) or "video_pixels" in facts or vision.architecture in STATED
+
+
+def _like_qwen(vision: VisionSpec, facts: Mapping[str, int]) -> bool:
+    return "unit" in facts or vision.family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+def told_facts(vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int] | None:
     """The facts of the largest item under those flags; None for towers of which that is not planned."""
-    if "unit" in facts or family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
-        return _squares(family, facts, args)
-    if "tile_tokens" in facts:
-        return _tiles(facts, args)
-    return dict(facts) if "video_pixels" in facts else None  # GLM's, whose facts hold what flags state
+    if _like_qwen(vision, facts):
+        return _squares(vision.family, facts, args)
+    if "video_pixels" in facts:
+        return dict(facts)  # GLM's, whose facts hold what flags state
+    row = STATED.get(vision.architecture)
+    return None if row is None else _by_row(row, vision, facts, args)
+
+
+def _by_row(row: Row, vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int]:
+    """The facts as a row of the table says."""
+    told = options(args.mm_processor_kwargs, "image")
+    if row.strict and (unknown := sorted(set(told) - set(row.keys))):
+        known = f"; it takes {', '.join(row.keys)}" if row.keys else ""
+        raise KvplanError(f"{FLAG}: this model's processor takes no {unknown[0][:40]!r}{known}")
+    found = dict(facts)
+    if row.way is not None:
+        way = row.way(Asked(facts, {key: told[key] for key in row.keys if key in told}, vision.shapes))
+        sizes = {} if row.fixed else mm_sizes(args.limit_mm_per_prompt, "image")
+        largest = way.made(way.width, way.height)
+        made = way.made(
+            min(way.width, sizes.get("width", 1 << 30)), min(way.height, sizes.get("height", 1 << 30))
+        )
+        found |= {"patches": made.patches, "tokens": largest.tokens if row.most else made.tokens}
+        if "beside" in facts:
+            found["beside"] = max(facts["beside"] + largest.tokens - facts["tokens"], 0)
+    frames = mm_sizes(args.limit_mm_per_prompt, "video").get("num_frames")
+    return found if frames is None or row.video is None else {**found, **row.video(found, frames)}
+
+
+def idle_sizes(vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs) -> list[str]:
+    """What flags state that changes nothing of what start-up profiles of this tower."""
+    row = (
+        QWENS
+        if _like_qwen(vision, facts)
+        else GLMS
+        if "video_pixels" in facts
+        else STATED.get(vision.architecture)
+    )
+    if row is None:
+        return []
+    told = json.loads(args.mm_processor_kwargs) if args.mm_processor_kwargs else {}
+    scoped = {key for scope, keys in told.items() if scope.endswith("_kwargs") and keys for key in keys}
+    keys = {key for key in told if not key.endswith("_kwargs")} | scoped
+    acts = {"image": row.picture_acts, "video": row.video_acts, "audio": row.audio_acts}
+    stated = {kind: mm_sizes(args.limit_mm_per_prompt, kind) for kind in acts}
+    idle = [f"{kind}.{key}" for kind, sizes in stated.items() for key in sizes if key not in acts[kind]]
+    return [*sorted(keys - set(row.keys)), *idle]
 
 
 def media_frames(facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int]:
@@ -71,7 +125,10 @@ def options(text: str | None, kind: str) -> dict[str, Any]:
     told: Mapping[str, Any] = json.loads(text) if text else {}
     flat = {key: value for key, value in told.items() if not key.endswith("_kwargs")}
     scoped = told.get(SCOPES[kind]) or {}
-    size = {**(flat.get("size") or {}), **(scoped.get("size") or {})}
+    both = [told.get("size") or {} for told in (flat, scoped)]
+    if not all(isinstance(size, Mapping) for size in both):
+        raise KvplanError(f'{FLAG}: size must be an object, as in {{"longest_edge": 1024}}')
+    size = {**both[0], **both[1]}
     return {**flat, **scoped, **({"size": size} if size else {})}
 
 
@@ -166,64 +223,3 @@ def _resized(height: int, width: int, unit: int, bounds: tuple[int, int], frames
         grow = math.sqrt(least / (frames * height * width))
         rows, columns = math.ceil(height * grow / unit), math.ceil(width * grow / unit)
     return rows * columns
-
-
-# ---- pictures cut into tiles: InternVL's
-
-
-def _tiles(facts: Mapping[str, int], args: ResolvedArgs) -> dict[str, int]:
-    told, sizes = options(args.mm_processor_kwargs, "image"), mm_sizes(args.limit_mm_per_prompt, "image")
-    known = (
-        () if "frames" in facts else TILE_KEYS
-    )  # vLLM 0.32 tells the processor of videos the same, which ends
-    if unknown := sorted(set(told) - set(known)):
-        raise KvplanError(
-            f"--mm-processor-kwargs: this model's processor takes no {unknown[0][:40]!r}"
-            + (f"; it takes {', '.join(known)}" if known else ", for its videos it takes no such key at all")
-        )
-    most = told.get("max_dynamic_patch", facts["tiles"] - 1)
-    least = told.get("min_dynamic_patch", 1)
-    if not told.get("dynamic_image_size", True):
-        least = most = 1
-    whole = int(told.get("use_thumbnail", True))
-    ratios = _tilings(least, most)
-    if not ratios:
-        raise KvplanError(f"--mm-processor-kwargs: no picture has {least} tiles at least and {most} at most")
-    side = facts["tile_side"]
-    wide, tall = max(ratios, key=lambda ratio: ratio[0] * ratio[1])  # the first of those
-    width = min(wide * side, sizes.get("width", wide * side))
-    height = min(tall * side, sizes.get("height", tall * side))
-    wide, tall = _closest(width, height, ratios, side)
-    tiles = wide * tall + (whole if wide * tall > 1 else 0)
-    return {
-        **facts,
-        "patches": tiles * facts["tile_patches"],
-        "tokens": tiles * facts["tile_tokens"],
-        **({"beside": tiles * facts["tile_tokens"]} if "beside" in facts else {}),
-    }
-
-
-TILE_KEYS = ("min_dynamic_patch", "max_dynamic_patch", "dynamic_image_size", "use_thumbnail")
-
-
-def _tilings(least: int, most: int) -> list[tuple[int, int]]:
-    """Columns and rows that a picture may be cut into, by their number; in vLLM's order, which is that of its set."""
-    found = {
-        (wide, tall)
-        for n in range(least, most + 1)
-        for wide in range(1, n + 1)
-        for tall in range(1, n + 1)
-        if least <= wide * tall <= most
-    }
-    return sorted(found, key=lambda ratio: ratio[0] * ratio[1])
-
-
-def _closest(width: int, height: int, ratios: list[tuple[int, int]], side: int) -> tuple[int, int]:
-    """The tiling nearest to a picture's sides; of equally near ones the larger, if the picture fills half of it."""
-    best, nearest = (1, 1), math.inf
-    for wide, tall in ratios:
-        away = abs(width / height - wide / tall)
-        larger = away == nearest and width * height > 0.5 * side**2 * wide * tall
-        if away < nearest or larger:
-            best, nearest = (wide, tall), away
-    return best

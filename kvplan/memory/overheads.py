@@ -96,11 +96,7 @@ def estimate_overheads(
     inside = profile.graphs_in_budget and args.environment.memory_profiler_estimate_cudagraphs
     if profile.outside_in_second_runner and second_runner(model, args, profile):
         inside = False
-    what += (
-        "; sizes of items that flags state are not planned for this tower"
-        if _sizes_left_out(model, args)
-        else ""
-    )
+    what += _words_of_sizes(model, args)
     return Overheads(activation, f"{what}; {figure.source}", runtime, graphs, runtime_why, why, inside)
 
 
@@ -187,14 +183,18 @@ def _profiles_tower(model: ModelSpec, args: ResolvedArgs) -> bool:
     return model.vision is not None and not args.language_model_only and not args.skip_mm_profiling
 
 
-def _sizes_left_out(model: ModelSpec, args: ResolvedArgs) -> bool:
+def _words_of_sizes(model: ModelSpec, args: ResolvedArgs) -> str:
+    """Of sizes of items that flags state: which do not act."""
     stated = args.mm_processor_kwargs or args.limit_mm_per_prompt
     if not stated or not _profiles_tower(model, args):
-        return False
-    from kvplan.memory.tower_profile import sizes_left_out
+        return ""
+    from kvplan.memory.tower_profile import idle_words, sizes_left_out
 
     assert model.vision is not None
-    return sizes_left_out(model.vision, args)
+    if sizes_left_out(model.vision, args):
+        return "; sizes of items that flags state are not planned for this tower"
+    idle = idle_words(model.vision, args)
+    return f"; {idle}" if idle else ""
 
 
 def _tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> tuple[Range, Figure]:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.engines.mm_limits import mm_limit
 from kvplan.memory.glm_items import glm_facts
-from kvplan.memory.item_sizes import media_frames, states_sizes, told_facts
+from kvplan.memory.item_sizes import idle_sizes, media_frames, plans_sizes, states_sizes, told_facts
 from kvplan.models.spec import VisionSpec
 
 TILES = 13
@@ -148,7 +148,8 @@ def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
     if image is None or not kinds:
         return None
     image = image._replace(kind=kinds[0])
-    if states_sizes(args) and (told := told_facts(vision.family, facts, args)):
+    facts |= {"patches": image.patches, "tokens": image.tokens}
+    if states_sizes(args) and (told := told_facts(vision, facts, args)):
         image, facts = image._replace(patches=told["patches"], tokens=told["tokens"]), told
     if "fills" in facts:
         chunks = -(-args.max_model_len // image.tokens)
@@ -181,6 +182,7 @@ def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
     room = max(facts.get("frame_room", facts["frame_tokens"]), 1)
     counted = min(max((context - facts.get("beside", 0)) // room, 1), facts["frames"])
     run = facts.get("frames_run", min(max(context // room, 1), facts["frames"]))
+    run = min(run, facts.get("most_run", run))
     patches = min(run * facts["frame_patches"], facts.get("most_patches", run * facts["frame_patches"]))
     pixels = facts.get("frame_pixels", image.pixels)
     tokens = counted * facts["frame_tokens"]
@@ -192,7 +194,13 @@ def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
 
 def sizes_left_out(vision: VisionSpec, args: ResolvedArgs) -> bool:
     """Whether flags state sizes of items that are not planned for this tower."""
-    return states_sizes(args) and told_facts(vision.family, _facts(vision), args) is None
+    return states_sizes(args) and not plans_sizes(vision, _facts(vision))
+
+
+def idle_words(vision: VisionSpec, args: ResolvedArgs) -> str:
+    """What flags state that this tower does not heed, in words; nothing where all of it acts."""
+    found = idle_sizes(vision, _facts(vision), args) if states_sizes(args) else []
+    return f"{', '.join(found)}: without effect on this tower" if found else ""
 
 
 def num_items(largest: Largest, args: ResolvedArgs, limit: int = 999) -> int:

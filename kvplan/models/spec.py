@@ -296,6 +296,10 @@ class VisionSpec:
     """Of a declared tower: its weights, whole."""
     towers: tuple[tuple[str, ...], ...] = (("image", "video"),)
     """Kinds of items that each tower in it is for: one for images and another for sound are two."""
+    architecture: str = ""
+    """Of the model that it belongs to."""
+    shapes: tuple[tuple[int, int], ...] = ()
+    """Sides that the config lists for pictures of several tiles, in its order."""
 
     def __getitem__(self, key: str) -> int:
         return dict(self.facts)[key]

@@ -73,7 +73,15 @@ def vision_tower(
     from kvplan.models.towers.kinds import tower_kinds
 
     found = _sized_tower(outer, architecture, text_hidden, multimodal)
-    return found and replace(found, towers=tower_kinds(architecture, outer))
+    kinds = tower_kinds(architecture, outer)
+    return found and replace(found, towers=kinds, architecture=architecture, shapes=_shapes(outer))
+
+
+def _shapes(outer: Keys) -> tuple[tuple[int, int], ...]:
+    """Sides of pictures of several tiles."""
+    found = outer.raw.get("image_grid_pinpoints", outer.raw.get("candidate_resolutions"))
+    pairs = [p for p in found if isinstance(p, list) and len(p) == 2] if isinstance(found, list) else []
+    return tuple((a, b) for a, b in pairs if type(a) is int and type(b) is int and min(a, b) > 0)
 
 
 def _sized_tower(outer: Keys, architecture: str, text_hidden: int, multimodal: bool) -> VisionSpec | None:

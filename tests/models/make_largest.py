@@ -54,10 +54,17 @@ SIZES: dict[str, dict[str, Any]] = {
 """Sizes of public checkpoints, of vLLM's own classes, or that the processor's defaults go with."""
 
 
+TOLD: dict[str, Any] = {}
+"""Keys of --mm-processor-kwargs, with which a processor is loaded (`make_stated.py`)."""
+
+
 def _image_processor(module: str, name: str, **told: Any) -> Any:
     import importlib
 
-    return getattr(importlib.import_module(f"transformers.models.{module}"), name)(**told)
+    made = getattr(importlib.import_module(f"transformers.models.{module}"), name)
+    known = getattr(made, "valid_kwargs", None)
+    stated = {k: v for k, v in TOLD.items() if known and k in known.__annotations__} if known else {}
+    return made(**{**told, **stated})
 
 
 def _with(module: str, name: str, told: Any = None, **more: Any) -> Callable[[Any], Any]:
@@ -137,10 +144,14 @@ def _gemma3(info: Any) -> Any:
     """Gemma 3's, with the options that its processor has where nobody told any."""
     from transformers.models.gemma3.processing_gemma3 import Gemma3ProcessorKwargs
 
-    made = _square("gemma3.image_processing_gemma3", "Gemma3ImageProcessor", 896)(info)
+    pan = {k: v for k, v in Gemma3ProcessorKwargs._defaults["images_kwargs"].items() if k.startswith("pan")}
+    told = {"size": {"height": 896, "width": 896}, **pan}
+    made = _with("gemma3.image_processing_gemma3", "Gemma3ImageProcessor", told)(info)
     made.image_seq_length, made.tokenizer = 256, SimpleNamespace(init_kwargs={})
     own = Gemma3ProcessorKwargs._defaults["images_kwargs"]
-    made._merge_kwargs = lambda *args, **told: {"images_kwargs": {**own, **told}}
+    made._merge_kwargs = lambda *args, images_kwargs={}, **told: {
+        "images_kwargs": {**own, **told, **images_kwargs}
+    }
     return made
 
 
@@ -296,7 +307,7 @@ def _tiled(name: str, image: Any) -> int:
 
 def _image_numbers(name: str, info: Any, image: Any, config: dict[str, Any]) -> int:
     """Numbers that the tower reads of one image."""
-    if "OCR" in name:
+    if name.startswith(("DeepseekOCR", "UnlimitedOCR")):
         return _tiled(name, image)
     if name.startswith("Dots3"):
         return int(info.image_processor.preprocess(image)[0].numel())
@@ -306,6 +317,8 @@ def _image_numbers(name: str, info: Any, image: Any, config: dict[str, Any]) -> 
             return sum(p.numel() for p in processor.dynamic_tiler._images_to_pixel_values_lst(1, [image])[0])
         return sum(p.numel() for p in processor._images_to_pixel_values_lst([image], processor.max_num_tiles))
     processor = info.get_hf_processor()
+    if hasattr(processor, "numbers"):
+        return int(processor.numbers(image))
     if name.startswith("MiMo"):
         h, w = image.size[1], image.size[0]
         return 3 * h * w * config["vision_config"]["temporal_patch_size"]
@@ -340,9 +353,13 @@ def _image_tokens(name: str, info: Any, image: Any) -> int:
         vision = info.get_hf_config().vision_config
         tiles = info.get_hf_processor().image_processor(images=[image], return_tensors="pt")["pixel_values"]
         return len(tiles) * int(info.get_patch_per_chunk(vision))
+    if name in PROCESSORS and hasattr(info.get_hf_processor(), "tokens"):
+        return int(info.get_hf_processor().tokens(image))
     wanted = inspect.signature(info.get_num_image_tokens).parameters
     if "processor" in wanted:
         offered["processor"] = info.get_hf_processor()
+    if "image_processor" in wanted:
+        offered["image_processor"] = info.get_hf_processor().image_processor
     return int(info.get_num_image_tokens(**{k: v for k, v in offered.items() if k in wanted}))
 
 
@@ -351,6 +368,8 @@ def _video_numbers(name: str, info: Any, videos: list[Any], config: dict[str, An
     import torch
 
     frames = videos[0][0] if isinstance(videos[0], tuple) else videos[0]
+    if name in PROCESSORS and hasattr(info.get_hf_processor(), "video_numbers"):
+        return int(info.get_hf_processor().video_numbers(frames))
     if name in GLM_PIXELS:
         own = info.get_hf_processor().video_processor
         sides = config["vision_config"]["patch_size"] ** 2 * config["vision_config"]["temporal_patch_size"]
@@ -359,7 +378,7 @@ def _video_numbers(name: str, info: Any, videos: list[Any], config: dict[str, An
         kind = "Gemma4Unified" if name.startswith("Gemma4Unified") else "Gemma4"
         own = "gemma4_unified" if kind == "Gemma4Unified" else "gemma4"
         made = _image_processor(f"{own}.video_processing_{own}", f"{kind}VideoProcessor")
-        told = {"do_sample_frames": False, "return_tensors": "pt"}
+        told = {"do_sample_frames": False, "return_tensors": "pt", "max_soft_tokens": 70}  # as vLLM tells it
         return int(
             made(videos=[torch.from_numpy(frames).movedim(-1, 1)], **told)["pixel_values_videos"].numel()
         )
@@ -388,6 +407,8 @@ def _video_tokens(info: Any, frames: Any) -> int:
     """Tokens of a video where vLLM finds them by processing it."""
     if hasattr(own := getattr(info.get_hf_processor(), "video_processor", None), "get_num_of_video_patches"):
         return int(own.get_num_of_video_patches(*frames.shape[:3])) // own.merge_size**2
+    if hasattr(info.get_hf_processor(), "video_tokens"):
+        return int(info.get_hf_processor().video_tokens(frames))
     if hasattr(info, "get_num_video_tokens"):
         count, height, width, _ = frames.shape
         return int(info.get_num_video_tokens(video_width=width, video_height=height, num_frames=count))
@@ -411,16 +432,23 @@ def ask(name: str, case: dict[str, Any], length: int) -> dict[str, Any]:
     if name in PROCESSORS:
         stub = PROCESSORS[name](info)
         type(info).get_hf_processor = lambda self, **told: stub
-        type(info).get_supported_mm_processor_kwargs = lambda self: {}  # of options that nobody gave
-    limits = info.get_supported_mm_limits()
+        known = getattr(getattr(stub, "image_processor", None), "valid_kwargs", None) if TOLD else None
+        scopes = (
+            {"images_kwargs": set(known.__annotations__)} if known else {}
+        )  # else: options that nobody gave
+        type(info).get_supported_mm_processor_kwargs = lambda self: scopes
+    limits = [m for m in info.get_supported_mm_limits() if info.allowed_mm_limits.get(m)]
     seen = [m for m in ("image", "video") if m in limits]
     options = made.get_multimodal_config().limit_per_prompt
     told = info.get_mm_max_tokens_per_item(length, dict.fromkeys(limits, 1))
-    images = dummy.get_dummy_mm_data(length, {"image": 1}, options)["image"]
-    numbers = {"image": _image_numbers(name, info, images[0], config)}
-    tokens = dict(told) if told else {"image": _image_tokens(name, info, images[0])}
+    tokens, numbers = dict(told or {}), {}
+    if "image" in seen:
+        images = dummy.get_dummy_mm_data(length, {"image": 1}, options)["image"]
+        numbers["image"] = _image_numbers(name, info, images[0], config)
+        if not told:
+            tokens["image"] = _image_tokens(name, info, images[0])
     if "video" in seen:
-        both = dummy.get_dummy_mm_data(length, {"image": 1, "video": 1}, options)["video"]
+        both = dummy.get_dummy_mm_data(length, dict.fromkeys(seen, 1), options)["video"]
         alone = dummy.get_dummy_mm_data(length, {"video": 1}, options)["video"]
         numbers["video"] = _video_numbers(name, info, alone, config)
         if not told:

@@ -82,7 +82,8 @@ def tiled_square(s: TowerFacts) -> Mapping[str, int]:
 
     most, tiles = max((tokens(h // 384, w // 384), h // 384 * (w // 384)) for h, w in sides)
     patches = (tiles + 1) * (384 // 14) ** 2
-    return item(hidden, width, patches, most, pixels=3 * 14**2)
+    more = {"side": 384, "grid": row, "tile_patches": (384 // 14) ** 2}
+    return item(hidden, width, patches, most, pixels=3 * 14**2, **more)
 
 
 OPENVLA = {

@@ -73,7 +73,9 @@ def pinpoints(s: TowerFacts) -> Mapping[str, int]:
 def one_image(s: TowerFacts, *, gated: bool = False) -> Mapping[str, int]:
     """One image of `image_size`, its patches merged."""
     merged = merge(s.tower) if s.tower.text("mm_projector_id") in ("", "patch_merge") else 1
-    return _item(s.tower, grid(s.tower), grid(s.tower) // merged, gated=gated)
+    sides = {"side": s.tower.count("image_size", high=1 << 20), "joined": merged}
+    patch = {"patch": s.tower.count("patch_size", high=4096)}
+    return _item(s.tower, grid(s.tower), grid(s.tower) // merged, gated=gated, **sides, **patch)
 
 
 def qwen_image(k: Keys, *, gated: bool, videos: bool = True) -> Mapping[str, int]:
@@ -157,8 +159,9 @@ def gated_image(s: TowerFacts) -> Mapping[str, int]:
 
 def kimi_image(s: TowerFacts) -> Mapping[str, int]:
     """1,024 x 1,024, rounded up to whole tokens of four patches (vLLM 0.32 `kimi_vl.py: MaxImageTokenMeta`)."""
-    side = -(-1024 // (2 * s.tower.count("patch_size", default=14, high=4096)))
-    return _item(s.tower, 4 * side**2, side**2)
+    patch = s.tower.count("patch_size", default=14, high=4096)
+    side = -(-1024 // (2 * patch))
+    return _item(s.tower, 4 * side**2, side**2, patch=patch)
 
 
 def deepseek_image(tokens: int, hidden: int, width: int, patch: int, joined: int) -> Mapping[str, int]:
@@ -237,7 +240,8 @@ def split_image(s: TowerFacts) -> Mapping[str, int]:
     `Idefics3ImageProcessor` and `SmolVLMImageProcessor` (transformers 5.19): `size` is four times `max_image_size`.
     """
     merged = s.outer.count("scale_factor", default=2, high=64) ** 2
-    return _item(s.tower, 17 * grid(s.tower), 17 * (grid(s.tower) // merged))
+    side = s.tower.count("image_size", high=1 << 20)
+    return _item(s.tower, 17 * grid(s.tower), 17 * (grid(s.tower) // merged), side=side)
 
 
 def granite4_pinpoints(s: TowerFacts) -> Mapping[str, int]:

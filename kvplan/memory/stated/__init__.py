@@ -1,0 +1,1 @@
+"""Sizes of items that flags state: what each tower's processor makes of them (`rows.py` is the table)."""

@@ -1,0 +1,108 @@
+"""What a row of the table says, and how flags are read for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from kvplan.ground.errors import KvplanError
+
+FLAG = "--mm-processor-kwargs"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A tower's facts, those of its largest item among them, and what flags tell its processor."""
+
+    facts: Mapping[str, int]
+    told: Mapping[str, Any]
+    shapes: tuple[tuple[int, int], ...] = ()
+    """Widths and heights that the config lists for its tiled pictures."""
+
+    def count(self, key: str, default: int, *, low: int = 1) -> int:
+        """A number that flags tell."""
+        found = self.told.get(key, default)
+        if type(found) is not int or not low <= found <= 10**9:
+            raise KvplanError(f"{FLAG}: {key} must be a whole number of {low} at least")
+        return found
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Yes or no, as flags tell."""
+        found = self.told.get(key, default)
+        if type(found) is not bool:
+            raise KvplanError(f"{FLAG}: {key} must be true or false")
+        return found
+
+    def number(self, key: str, default: float) -> float:
+        """A number that need not be whole."""
+        found = self.told.get(key, default)
+        if type(found) not in (int, float) or not 0 < found <= 10**9:
+            raise KvplanError(f"{FLAG}: {key} must be a number above 0")
+        return float(found)
+
+    def edge(self, key: str, default: int) -> int:
+        """A number of pixels in `size`."""
+        return Asked(self.facts, self.told.get("size", {})).count(key, default)
+
+
+class Made(NamedTuple):
+    """What a processor makes of a picture."""
+
+    patches: int
+    tokens: int
+
+
+class Way(NamedTuple):
+    """The picture that start-up profiles where none is stated, and what is made of one of any sides."""
+
+    width: int
+    height: int
+    made: Callable[[int, int], Made]
+    """Of width and height."""
+
+
+class Row(NamedTuple):
+    """How stated sizes act on one tower (vLLM 0.32)."""
+
+    way: Callable[[Asked], Way] | None = None
+    """None: of every picture the same is made."""
+    keys: tuple[str, ...] = ()
+    """Of --mm-processor-kwargs, that act."""
+    most: bool = False
+    """The class states the most tokens by itself: a smaller picture is run, and none is counted less."""
+    sound: Callable[[Mapping[str, int], int], Mapping[str, int]] | None = None
+    """The facts of a sound of so many stated samples; None: they do not act."""
+    video: Callable[[Mapping[str, int], int], Mapping[str, int]] | None = None
+    """The facts of a video of so many stated frames; None: they do not act."""
+    fixed: bool = False
+    """Width and height do not act: its class makes up the profiled item without asking."""
+    strict: bool = False
+    """Other keys end the start."""
+    video_sides: bool = False
+    """Width and height of a video act."""
+
+    @property
+    def picture_acts(self) -> tuple[str, ...]:
+        """Stated sizes of a picture that act."""
+        return () if self.way is None or self.fixed else ("width", "height")
+
+    @property
+    def video_acts(self) -> tuple[str, ...]:
+        """Stated sizes of a video that act."""
+        return ("num_frames",) * (self.video is not None) + ("width", "height") * self.video_sides
+
+    @property
+    def audio_acts(self) -> tuple[str, ...]:
+        """Stated sizes of a sound that act."""
+        return ("length",) * (self.sound is not None)
+
+
+def fewer_run(facts: Mapping[str, int], frames: int) -> Mapping[str, int]:
+    """Fewer frames are run, and none counted less."""
+    return {"most_run": frames}
+
+
+def fewer_counted(facts: Mapping[str, int], frames: int) -> Mapping[str, int]:
+    """Fewer frames are run and counted."""
+    return {"frames": min(facts["frames"], frames)}

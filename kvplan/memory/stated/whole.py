@@ -1,0 +1,173 @@
+"""Pictures that are resized as a whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from kvplan.ground.errors import KvplanError
+from kvplan.memory.stated.ways import FLAG, Asked, Made, Way
+
+SOFT_TOKENS = (70, 140, 280, 560, 1120)
+"""What Gemma 4's processors may make of a picture."""
+
+
+def pan_and_scan(asked: Asked) -> Way:
+    """Gemma 3's: crops of a long picture beside the whole, 256 tokens each.
+
+    Source: vLLM 0.32 `models/gemma3_mm.py: get_num_crops, get_image_size_with_most_features`; defaults of
+    transformers' `Gemma3ProcessorKwargs`.
+    """
+    most = asked.count("pan_and_scan_max_num_crops", 4)
+    least, steep = (
+        asked.count("pan_and_scan_min_crop_size", 256),
+        asked.number("pan_and_scan_min_ratio_to_activate", 1.2),
+    )
+    patches, tokens, side = (asked.facts[key] for key in ("patches", "tokens", "image"))
+
+    def crops(width: int, height: int) -> int:
+        long, short = max(width, height), min(width, height)
+        if not asked.flag("do_pan_and_scan", False) or long / short < steep:
+            return 0
+        found = min(most, max(2, min(long // least, math.floor(long / short + 0.5))))
+        return found if min(math.ceil(long / found), short) >= least else 0
+
+    def made(width: int, height: int) -> Made:
+        pictures = crops(width, height) + 1
+        return Made(pictures * patches, pictures * tokens)
+
+    return Way(side, most * side, made)
+
+
+def soft_tokens(asked: Asked) -> Way:
+    """Gemma 4's: patches for so many tokens, filled up whatever the picture (vLLM 0.32 `models/gemma4_mm.py`)."""
+    patches, tokens = asked.facts["patches"], asked.facts["tokens"]
+    told = asked.count("max_soft_tokens", tokens)
+    if told not in SOFT_TOKENS:
+        known = ", ".join(map(str, SOFT_TOKENS))
+        raise KvplanError(f"{FLAG}: max_soft_tokens {told}: Gemma 4's processors take {known}")
+    return Way(224, 224, lambda width, height: Made(patches // tokens * told, told))
+
+
+def pixtral(asked: Asked) -> Way:
+    """Pixtral's: the longer side within a limit, both rounded up to whole tokens.
+
+    Source: vLLM 0.32 `models/mistral3.py: get_vision_encoder_info, get_patch_grid_size`.
+    """
+    most = asked.edge("longest_edge", asked.facts.get("side", 1540))
+    return _rounded_up(asked, most, most)
+
+
+def pixtral_by_config(asked: Asked) -> Way:
+    """LightOnOCR's: run by the processor's limit, counted by the config's (vLLM 0.32 `models/lightonocr.py`)."""
+    return _rounded_up(asked, asked.facts["side"], asked.edge("longest_edge", asked.facts["side"]))
+
+
+def _rounded_up(asked: Asked, counted: int, run: int) -> Way:
+    joined = asked.facts.get("joined", 4)
+    unit = asked.facts["patch"] * math.isqrt(joined)
+
+    def tokens(width: int, height: int, most: int) -> int:
+        ratio = max(width / most, height / most, 1)
+        width, height = (math.floor(side / ratio) for side in (width, height))
+        return -(-width // unit) * -(-height // unit)
+
+    return Way(counted, counted, lambda w, h: Made(tokens(w, h, run) * joined, tokens(w, h, counted)))
+
+
+def kimi_vl(asked: Asked) -> Way:
+    """Kimi-VL's: shrunk to the limit of patches, padded to whole tokens (vLLM 0.32 `models/kimi_vl.py`)."""
+    patch = asked.facts["patch"]
+    unit, limit = 2 * patch, asked.count("in_token_limit", 16384)
+
+    def made(width: int, height: int) -> Made:
+        patches = (width // patch) * (height // patch)
+        if patches > limit:
+            scale = math.sqrt(limit / patches)
+            width, height = int(width * scale), int(height * scale)
+        tokens = -(-width // unit) * -(-height // unit)
+        return Made(4 * tokens, tokens)
+
+    return Way(1024, 1024, made)
+
+
+def kimi_k3(asked: Asked) -> Way:
+    """Kimi K3's: shrunk to 65,536 patches and 512 a side, padded to whole tokens.
+
+    Source: vLLM 0.32 `models/kimi_k3/common/mm_preprocess.py: get_max_image_size`, `processors/
+    kimi_k25_vision_fused.py: navit_resize_image`.
+    """
+    patch, limit, side = asked.facts["patch"], 65536, 512
+    unit, edge = 2 * patch, side * patch
+
+    def made(width: int, height: int) -> Made:
+        scale = min(1.0, math.sqrt(limit / (max(1.0, width // patch) * max(1.0, height // patch))))
+        scale = min(scale, edge / width, edge / height)
+        width, height = (min(max(1, int(n * scale)), edge) for n in (width, height))
+        tokens = -(-width // unit) * -(-height // unit)
+        return Made(4 * tokens, tokens)
+
+    steps = [min((n + 1) * patch - 1, edge) for n in range(side + 1)]
+    largest = max(((w, h) for i, w in enumerate(steps) for h in steps[i:]), key=lambda s: made(*s).tokens)
+    return Way(*largest, made)
+
+
+Sides = tuple[int, int]
+STEEPEST = 200
+
+
+def within(limits: Sides, *, exact: bool = False, lengthened: bool = False) -> Callable[[Asked], Way]:
+    """Pictures within so many pixels, at least and at most, in whole tokens: Qwen's way and its kin.
+
+    `exact`: the largest has as many tokens as the limit, of sides as equal as they can be; else it is a square that is
+    shrunk. `lengthened`: a side shorter than a token grows to one, the other with it. Source: vLLM 0.32
+    `models/qwen2_vl.py`, `keye.py`, `ernie45_vl.py`, `paddleocr_vl.py: smart_resize, _get_vision_info`.
+    """
+
+    def way(asked: Asked) -> Way:
+        joined = asked.facts.get("joined", 4)
+        unit = asked.facts["patch"] * math.isqrt(joined)
+        bounds = (
+            asked.count("min_pixels", asked.edge("shortest_edge", limits[0])),
+            asked.count("max_pixels", asked.edge("longest_edge", limits[1])),
+        )
+
+        def made(width: int, height: int) -> Made:
+            tokens = _resized(width, height, unit, bounds, lengthened)
+            return Made(tokens * joined, tokens)
+
+        if not exact:
+            side = math.floor(math.sqrt(bounds[1]) / unit) * unit
+            return Way(side, side, made)
+        rows, columns = _factors(bounds[1] // unit**2)
+        return Way(columns * unit, rows * unit, made)
+
+    return way
+
+
+def _factors(tokens: int) -> Sides:
+    """Rows and columns of the most tokens up to so many, of sides as equal as they can be."""
+    for n in range(max(tokens, 1), 0, -1):
+        rows = next(k for k in range(math.isqrt(n), 0, -1) if n % k == 0)
+        if n // rows**2 <= STEEPEST:
+            return rows, n // rows
+    return 1, 1
+
+
+def _resized(width: int, height: int, unit: int, bounds: Sides, lengthened: bool) -> int:
+    """Tokens of a picture whose sides are made whole and whose area fits."""
+    if lengthened and height < unit:
+        width, height = round(width * unit / height), unit
+    if lengthened and width < unit:
+        width, height = unit, round(height * unit / width)
+    if max(width, height) > STEEPEST * min(width, height):
+        raise KvplanError(f"an item of {width} x {height} pixels: its processor refuses sides beyond 1:200")
+    least = 0 if lengthened else 1
+    across, down = (max(round(side / unit), least) for side in (width, height))
+    if across * down * unit**2 > bounds[1]:
+        shrink = math.sqrt(width * height / bounds[1])
+        across, down = (max(math.floor(side / shrink / unit), least) for side in (width, height))
+    elif across * down * unit**2 < bounds[0]:
+        grow = math.sqrt(bounds[0] / (width * height))
+        across, down = (math.ceil(side * grow / unit) for side in (width, height))
+    return across * down

@@ -1,0 +1,146 @@
+"""Sizes that flags state, tower by tower, beside vLLM's own answers (`tests/models/make_stated.py`)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import lzma
+from functools import cache
+from typing import Any
+
+import pytest
+from places import FIXTURES
+
+from kvplan.engines.flags import EngineArgs, ResolvedArgs
+from kvplan.ground.errors import KvplanError
+from kvplan.memory.forward import estimate
+from kvplan.memory.stated.rows import STATED
+from kvplan.memory.tower_profile import idle_words, largest_item
+from kvplan.models.architectures import from_config
+from kvplan.models.load import load_model
+from kvplan.models.spec import ModelSpec, VisionSpec
+
+SAID: dict[str, Any] = json.loads((FIXTURES / "stated_items_vllm_0.32.json").read_text())
+CONFIGS: dict[str, Any] = json.loads(
+    lzma.decompress((FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes())
+)
+MARKED = {
+    "Blip2ForConditionalGeneration": 256,
+    "GLM4VForCausalLM": 6400,
+    "InternVL, with its tower": 1024,
+    "Llama4ForConditionalGeneration": 576,
+    "MolmoForCausalLM": 576,
+    "Phi3VForCausalLM": 576,
+}
+"""Patches to which a class token is added, which has no pixels."""
+
+UNASKED = {
+    "DiffusionGemmaForBlockDiffusion": "Gemma 4's class",
+    "InternS1ForConditionalGeneration": "InternVLForConditionalGeneration's class",
+    "InternVLChatModel": "asked by make_told.py",
+    "QianfanOCRForConditionalGeneration": "asked by make_told.py",
+    "SkyworkR1VChatModel": "asked by make_told.py",
+    "KimiK25ForConditionalGeneration": "its class passes no sizes on, and its processor no keys",
+}
+"""Rows of which vLLM was not asked, and why."""
+
+
+@cache
+def model_of(name: str) -> ModelSpec:
+    config = copy.deepcopy(CONFIGS[name]["config"])
+    for key, value in SAID.get(name, {"sizes": {}})["sizes"].items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    return from_config(config, name)
+
+
+def vision_of(name: str) -> VisionSpec:
+    vision = model_of(name).vision
+    assert vision is not None
+    return vision
+
+
+@cache
+def resolved(length: int) -> ResolvedArgs:
+    return estimate(load_model("Qwen/Qwen3.6-27B"), "h200", EngineArgs(max_model_len=length)).args
+
+
+def args(length: int = 8192, **flags: Any) -> ResolvedArgs:
+    stated = EngineArgs(**flags).model_dump(include=set(flags))
+    return resolved(length).model_copy(update=stated)
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(name, case, id=f"{name} {case['length']} {json.dumps(case['flags'])}")
+        for name, known in SAID.items()
+        for case in known["said"]
+    ]
+
+
+@pytest.mark.parametrize(("name", "case"), cases())
+def test_items_are_counted_and_run_as_vllm_does(name: str, case: dict[str, Any]) -> None:
+    """Tokens of the largest item and the numbers (pixels times colours) of the one that is run."""
+    theirs, flags = case["vllm"], args(case["length"], **case["flags"])
+    if "error" in theirs:
+        with pytest.raises(KvplanError):
+            largest_item(vision_of(name), flags)
+        return
+    kind = max(theirs["tokens"], key=lambda m: (theirs["tokens"][m], m))
+    mine = largest_item(vision_of(name), flags)
+    assert mine is not None
+    assert (mine.kind, mine.tokens) == (kind, theirs["tokens"][kind])
+    marked = MARKED.get(name)
+    patches = mine.patches * marked // (marked + 1) if marked else mine.patches
+    assert patches * mine.pixels == theirs["numbers"][kind]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "idle"),
+    [
+        ("Gemma3ForConditionalGeneration", {"mm_processor_kwargs": {"do_pan_and_scan": True}}, ""),
+        ("Gemma3ForConditionalGeneration", {"mm_processor_kwargs": {"fps": 2, "size": 5}}, "fps, size"),
+        ("Llava, with its tower", {"limit_mm_per_prompt": {"image": {"width": 9}}}, "image.width"),
+        (
+            "Gemma4, with its towers",
+            {"limit_mm_per_prompt": {"video": {"height": 9, "num_frames": 2}}},
+            "video.height",
+        ),
+        ("Qwen2_5_VLForConditionalGeneration", {"mm_processor_kwargs": {"max_pixels": 9, "fps": 2}}, "fps"),
+        ("GlmOcrForConditionalGeneration", {"limit_mm_per_prompt": {"video": {"num_frames": 2}}}, ""),
+    ],
+)
+def test_what_does_not_act_is_said(name: str, flags: dict[str, Any], idle: str) -> None:
+    assert idle_words(vision_of(name), args(**flags)) == (
+        f"{idle}: without effect on this tower" if idle else ""
+    )
+
+
+def test_the_activation_row_says_it() -> None:
+    plan = estimate(
+        "google/gemma-3-4b-it",
+        "l40s",
+        max_model_len=32768,
+        max_num_seqs=8,
+        max_num_batched_tokens=16384,
+        mm_processor_kwargs={"do_pan_and_scan": True, "do_resize": True},
+    )
+    assert "12 images of 1,280 tokens; do_resize: without effect on this tower;" in plan.budget.activation.why
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "message"),
+    [
+        ("Gemma4, with its towers", {"max_soft_tokens": 99}, "70, 140, 280, 560, 1120"),
+        ("Gemma3ForConditionalGeneration", {"do_pan_and_scan": "yes"}, "must be true or false"),
+        ("Phi3VForCausalLM", {"num_crops": 0}, "whole number of 1 at least"),
+        ("Mistral3ForConditionalGeneration", {"size": 700}, "size must be an object"),
+    ],
+)
+def test_values_that_no_processor_takes_are_refused(name: str, told: dict[str, Any], message: str) -> None:
+    with pytest.raises(KvplanError, match=message):
+        largest_item(vision_of(name), args(mm_processor_kwargs=told))
+
+
+def test_every_row_is_held_or_has_a_reason() -> None:
+    asked = {str(CONFIGS[name]["config"]["architectures"][0]) for name in SAID}
+    assert STATED.keys() - asked == UNASKED.keys()

@@ -1,0 +1,335 @@
+"""Asks vLLM itself what its start-up profiles where flags state sizes of items, tower by tower.
+
+    python tests/models/make_stated.py [NAME ...]
+
+Writes `tests/fixtures/stated_items_vllm_0.32.json`: for each architecture, flags and length of the context what
+`make_largest.py` writes without flags: tokens of an item by modality and the numbers of the item that is run; or what
+vLLM refuses. Processors are made as they are loaded, with the keys of --mm-processor-kwargs that they know.
+`tests/memory/test_stated_items.py` holds kvplan to it. Environment: see `make_largest.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import make_largest
+import vllm_meta
+from make_largest import TOLD, _with
+
+WRITTEN = make_largest.FIXTURES / "stated_items_vllm_0.32.json"
+LENGTHS = (8192, 131072)
+
+
+def kwargs(**told: Any) -> dict[str, Any]:
+    return {"mm_processor_kwargs": told}
+
+
+def image(width: int, height: int, **more: Any) -> dict[str, Any]:
+    return {"limit_mm_per_prompt": {"image": {"count": 1, "width": width, "height": height}, **more}}
+
+
+def _pixtral(info: Any) -> Any:
+    """mistral-common's encoder of the config's sizes."""
+    from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
+    from vllm.transformers_utils.processors.pixtral import MistralCommonImageProcessor
+
+    k = info.get_hf_config().vision_config
+    sizes = ImageConfig(k.patch_size, k.image_size, spatial_merge_size=getattr(k, "spatial_merge_size", 1))
+    encoder = ImageEncoder(sizes, SpecialImageIDs(img=1, img_break=2, img_end=3))
+    made = MistralCommonImageProcessor(encoder)
+    unit = sizes.image_patch_size * sizes.spatial_merge_size
+    type(info).get_image_processor = lambda self: made
+    return SimpleNamespace(
+        tokens=lambda image: made.get_number_of_image_patches(image.size[1], image.size[0])[0],
+        numbers=lambda image: made.get_number_of_image_patches(image.size[1], image.size[0])[0] * 3 * unit**2,
+    )
+
+
+def _kimi_vl(info: Any) -> Any:
+    """The limits of Kimi-VL's own image processor; four patches of 14 x 14 a token."""
+    told = {"patch_size": 14, "merge_kernel_size": [2, 2], "in_token_limit": 16384, **TOLD}
+    made = SimpleNamespace(image_processor=SimpleNamespace(**told))
+    made.numbers = lambda image: (
+        4 * 588 * info.get_num_image_tokens(image_width=image.size[0], image_height=image.size[1])
+    )
+    return made
+
+
+def _crops_of_336(info: Any) -> Any:
+    """Phi-3 Vision's own processor counts so (its image_processing_phi3_v.py, as public copies have it)."""
+    most = TOLD.get("num_crops", 4)
+
+    def tokens(*, width: int, height: int) -> int:
+        turned, (long, short) = width < height, (max(width, height), min(width, height))
+        scale = 1
+        while scale * math.ceil(scale / (long / short)) <= most:
+            scale += 1
+        across, down = scale - 1, math.ceil(int((scale - 1) * 336 / (long / short)) / 336)
+        rows, columns = (across, down) if turned else (down, across)
+        return (rows * columns + 1) * 144 + 1 + (rows + 1) * 12
+
+    return SimpleNamespace(
+        calc_num_image_tokens_from_image_size=tokens, numbers=lambda image: (most + 1) * 3 * 336**2
+    )
+
+
+def _crops_of_448(info: Any) -> Any:
+    """Phi-4 Multimodal's own processor looks for proportions as InternVL's does."""
+    from vllm.transformers_utils.processors.internvl import find_closest_aspect_ratio
+
+    def closest(ratio: float, ratios: Any, width: int, height: int, side: int) -> Any:
+        return find_closest_aspect_ratio(ratio, ratios, width=width, height=height, image_size=side)
+
+    most = TOLD.get("dynamic_hd", 36)
+
+    def numbers(image: Any) -> int:
+        (across, down), *_ = info._find_target_aspect_ratio(*image.size, 448, most, 1)
+        return (across * down + 1) * 3 * 448**2
+
+    own = SimpleNamespace(dynamic_hd=most, find_closest_aspect_ratio=closest)
+    return SimpleNamespace(image_processor=own, numbers=numbers)
+
+
+def _candidates(info: Any) -> Any:
+    """vLLM's own processor, without its tokenizer."""
+    from vllm.transformers_utils.processors.deepseek_vl2 import DeepseekVLV2Processor
+
+    made = object.__new__(DeepseekVLV2Processor)
+    config = info.get_hf_config()
+    made.candidate_resolutions = tuple(map(tuple, config.candidate_resolutions))
+    made.image_size, made.patch_size, made.downsample_ratio = 384, 14, 2
+
+    def numbers(image: Any) -> int:
+        width, height = made.select_best_resolution(image.size)
+        return (width // 384 * (height // 384) + 1) * 3 * 378**2  # whole patches
+
+    made.numbers = numbers
+    return made
+
+
+def _molmo(info: Any) -> Any:
+    """Sizes of Molmo's own image processor."""
+    own = SimpleNamespace(
+        max_crops=TOLD.get("max_crops", 12),
+        overlap_margins=(4, 4),
+        base_image_input_size=(336, 336),
+        image_patch_size=14,
+        image_token_length_w=12,
+        image_token_length_h=12,
+    )
+
+    def sizes(image: Any) -> dict[str, Any]:
+        return {"image_width": image.size[0], "image_height": image.size[1], "image_processor": own}
+
+    def tokens(image: Any) -> int:  # ends of rows and marks are not embedded
+        columns, rows = info.get_patches_grid_size(**sizes(image))
+        return (columns + 1) // 2 * ((rows + 1) // 2) + 144
+
+    def numbers(image: Any) -> int:
+        across, down = info.select_tiling(**sizes(image))
+        return int(across * down + 1) * 3 * 336**2
+
+    return SimpleNamespace(image_processor=own, tokens=tokens, numbers=numbers)
+
+
+def _molmo2(info: Any) -> Any:
+    """Sizes of Molmo 2's own processors."""
+    own = SimpleNamespace(
+        max_crops=TOLD.get("max_crops", 8),
+        overlap_margins=(4, 4),
+        size={"height": 378, "width": 378},
+        patch_size=14,
+        pooling_size=(2, 2),
+    )
+    video = SimpleNamespace(size=own.size, patch_size=14, pooling_size=(3, 3), num_frames=384)
+    made = SimpleNamespace(image_processor=own, video_processor=video)
+    made.use_single_crop_col_tokens, made.image_use_col_tokens, made.video_use_col_tokens = None, True, False
+
+    def numbers(image: Any) -> int:
+        sides = {"image_width": image.size[0], "image_height": image.size[1]}
+        across, down = info.select_tiling(**sides, image_processor=own)
+        return int(across * down + 1) * 3 * 378**2
+
+    made.numbers = numbers
+    made.video_tokens = lambda frames: info.get_num_video_tokens(num_frames=len(frames), processor=made)
+    made.video_numbers = lambda frames: len(frames) * 3 * 378**2
+    return made
+
+
+def _kimi_k3(info: Any) -> Any:
+    """vLLM's own processor under the limits of Kimi K3's checkpoint."""
+    from vllm.transformers_utils.processors.kimi_k25_vision_fused import KimiK25FusedVisionProcessor
+
+    limits = {"in_patch_limit": 65536, "patch_limit_on_one_side": 512, "fixed_output_tokens": None}
+    sizes = {"patch_size": 14, "merge_kernel_size": 2, "temporal_merge_kernel_size": 4}
+    made = KimiK25FusedVisionProcessor({**limits, **sizes, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    info.image_processor = made
+
+    def tokens(image: Any) -> int:
+        return made.media_tokens_calculator({"type": "image", "image": image})
+
+    return SimpleNamespace(tokens=tokens, numbers=lambda image: tokens(image) * 4 * 588)
+
+
+STUBS = {
+    "KimiK3, with its tower": _kimi_k3,
+    "PixtralForConditionalGeneration": _pixtral,
+    "LightOnOCRForConditionalGeneration": _with(
+        "pixtral.image_processing_pixtral",
+        "PixtralImageProcessor",
+        {"size": {"longest_edge": 1036}, "patch_size": {"height": 28, "width": 28}},
+    ),
+    "KimiVLForConditionalGeneration": _kimi_vl,
+    "Phi3VForCausalLM": _crops_of_336,
+    "Phi4MMForCausalLM": _crops_of_448,
+    "DeepseekVLV2ForCausalLM": _candidates,
+    "MolmoForCausalLM": _molmo,
+    "Molmo2ForConditionalGeneration": _molmo2,
+    "DotsOCRForCausalLM": _with(
+        "qwen2_vl.image_processing_qwen2_vl",
+        "Qwen2VLImageProcessor",
+        {"size": {"shortest_edge": 3136, "longest_edge": 11289600}, "temporal_patch_size": 1},
+    ),
+    "PaddleOCRVLForConditionalGeneration": _with(
+        "paddleocr_vl.image_processing_paddleocr_vl",
+        "PaddleOCRVLImageProcessor",
+        {"size": {"shortest_edge": 147384, "longest_edge": 28 * 28 * 1280}},
+    ),
+}
+"""Processors of architectures that `make_largest.py` does not ask."""
+SHAPES = [image(512, 512), image(300, 1200), image(2000, 90)]
+"""Pictures that are stated of every tower."""
+CASES: dict[str, list[dict[str, Any]]] = {
+    "Gemma3ForConditionalGeneration": [
+        kwargs(do_pan_and_scan=True),
+        kwargs(do_pan_and_scan=True, pan_and_scan_max_num_crops=2),
+        kwargs(images_kwargs={"do_pan_and_scan": True}),
+        kwargs(do_pan_and_scan=True, pan_and_scan_min_crop_size=1000),
+        {**kwargs(do_pan_and_scan=True), **image(700, 1500)},
+        {**kwargs(do_pan_and_scan=True), **image(700, 800)},
+    ],
+    "Gemma4, with its towers": [
+        *(kwargs(max_soft_tokens=n) for n in (70, 560, 1120)),
+        kwargs(images_kwargs={"max_soft_tokens": 140}),
+        {"limit_mm_per_prompt": {"video": {"num_frames": 4}}},
+        {"limit_mm_per_prompt": {"video": {"num_frames": 100}}},
+    ],
+    "Gemma4UnifiedForConditionalGeneration": [
+        *(kwargs(max_soft_tokens=n) for n in (70, 560, 1120)),
+        {"limit_mm_per_prompt": {"video": {"num_frames": 4}}},
+    ],
+    "Mistral3ForConditionalGeneration": [kwargs(size={"longest_edge": n}) for n in (448, 1000)],
+    "LightOnOCRForConditionalGeneration": [kwargs(size={"longest_edge": 700})],
+    "PixtralForConditionalGeneration": [kwargs(size={"longest_edge": 700})],
+    "KimiVLForConditionalGeneration": [
+        kwargs(in_token_limit=1024),
+        {**kwargs(in_token_limit=900), **image(900, 700)},
+    ],
+    "KimiK3, with its tower": [image(9000, 9000)],
+    "InternVL, with its tower": [
+        kwargs(max_patches=4),
+        kwargs(min_patches=3, max_patches=5),
+        kwargs(crop_to_patches=False),
+        {"limit_mm_per_prompt": {"image": 0, "video": {"num_frames": 5}}},
+        {"limit_mm_per_prompt": {"video": {"num_frames": 5}}},
+        {**kwargs(max_patches=6), **image(900, 500, video=0)},
+    ],
+    "Cohere2Vision, with its tower": [
+        kwargs(max_patches=4),
+        kwargs(crop_to_patches=False),
+        {**kwargs(max_patches=6), **image(900, 500)},
+        image(500, 900),
+        image(1100, 1100),
+    ],
+    "Llama4ForConditionalGeneration": [
+        kwargs(max_patches=4),
+        {**kwargs(max_patches=5), **image(300, 1000)},
+        {**kwargs(resize_to_max_canvas=True), **image(200, 300)},
+        image(336, 700),
+    ],
+    "Idefics3ForConditionalGeneration": [
+        kwargs(size={"longest_edge": 364}),
+        kwargs(size={"longest_edge": 1000}),
+        kwargs(do_image_splitting=False),
+        image(364, 200),
+    ],
+    "SmolVLMForConditionalGeneration": [
+        kwargs(size={"longest_edge": 728}),
+        kwargs(do_image_splitting=False),
+        image(200, 300),
+    ],
+    "Phi3VForCausalLM": [
+        kwargs(num_crops=16),
+        kwargs(num_crops=1),
+        {**kwargs(num_crops=16), **image(50, 60)},
+    ],
+    "Phi4MMForCausalLM": [
+        kwargs(dynamic_hd=4),
+        kwargs(dynamic_hd=16),
+        {**kwargs(dynamic_hd=4), **image(448, 1000)},
+        image(400, 3000),
+    ],
+    "DeepseekVLV2ForCausalLM": [image(384, 384), image(300, 700)],
+    "MolmoForCausalLM": [kwargs(max_crops=4), image(336, 700), image(100, 100)],
+    "Molmo2ForConditionalGeneration": [
+        {"limit_mm_per_prompt": {"video": 0}},
+        {**kwargs(max_crops=4), "limit_mm_per_prompt": {"video": 0}},
+        image(336, 700, video=0),
+        image(900, 300, video=0),
+        {"limit_mm_per_prompt": {"video": {"num_frames": 20}}},
+        {"limit_mm_per_prompt": {"video": {"num_frames": 1}, "image": 0}},
+    ],
+    "Llava, with its tower": [],
+    "PaliGemma, with its tower": [],
+    "AriaForConditionalGeneration": [],
+    "Blip2ForConditionalGeneration": [],
+    "BagelForConditionalGeneration": [],
+    "GLM4VForCausalLM": [],
+    "DeepseekOCRForCausalLM": [],
+    "DeepseekOCR2ForCausalLM": [],
+    "UnlimitedOCRForCausalLM": [],
+}
+"""Architecture -> flags beside those of `SHAPES`."""
+
+
+def main() -> None:
+    vllm_meta.platform()
+    make_largest.PROCESSORS.update(STUBS)
+    packed = json.loads(
+        lzma.decompress((make_largest.FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes())
+    )
+    written = json.loads(WRITTEN.read_text()) if WRITTEN.exists() else {}
+    for name in sys.argv[1:] or CASES:
+        said = [
+            {"flags": flags, "length": length, "vllm": answer(name, packed[name], flags, length)}
+            for flags in [*SHAPES, *CASES[name]]
+            for length in LENGTHS
+        ]
+        written[name] = {"sizes": make_largest.SIZES.get(name, {}), "said": said}
+        for case in said:
+            print(name, case["flags"], case["length"], case["vllm"], flush=True)
+    WRITTEN.write_text(json.dumps(dict(sorted(written.items())), indent=1) + "\n")
+
+
+def answer(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) -> dict[str, Any]:
+    """vLLM's answer of one architecture under these flags."""
+    make_largest.TOLD.clear()
+    told = flags.get("mm_processor_kwargs", {})
+    make_largest.TOLD.update({k: v for k, v in told.items() if not k.endswith("_kwargs")})
+    make_largest.TOLD.update(told.get("images_kwargs", {}))
+    own = {k: v for k, v in case.get("flags", {}).items() if k != "language_model_only"}
+    try:
+        return make_largest.ask(name, {**case, "flags": {**own, **json.loads(json.dumps(flags))}}, length)
+    except Exception as error:  # whatever vLLM stumbles over is the answer
+        return {"error": f"{type(error).__name__}: {str(error)[:160]}"}
+
+
+if __name__ == "__main__":
+    main()
