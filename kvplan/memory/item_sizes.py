@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kvplan.engines.flags import ResolvedArgs
-from kvplan.engines.mm_limits import mm_sizes
+from kvplan.engines.mm_limits import mm_limit, mm_sizes
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.stated.rows import GLMS, QWENS, STATED
-from kvplan.memory.stated.ways import FLAG, Asked, Row
+from kvplan.memory.stated.ways import FLAG, Asked, Row, Shown
 from kvplan.models.spec import VisionSpec
 
 SCOPES = {"image": "images_kwargs", "video": "videos_kwargs"}
@@ -43,6 +43,12 @@ def states_sizes(args: ResolvedArgs) -> bool:
     """Whether any flag states a size."""
     sized = any(mm_sizes(args.limit_mm_per_prompt, kind) for kind in ("image", "video", "audio"))
     return args.mm_processor_kwargs is not None or sized
+
+
+def is_sized(vision: VisionSpec, args: ResolvedArgs) -> bool:
+    """Whether the table is asked what is profiled: where sizes are stated, and of some towers always."""
+    row = STATED.get(vision.architecture)
+    return states_sizes(args) or (row is not None and row.always)
 
 
 def plans_sizes(vision: VisionSpec, facts: Mapping[str, int]) -> bool:
@@ -71,18 +77,19 @@ def _by_row(row: Row, vision: VisionSpec, facts: Mapping[str, int], args: Resolv
         known = f"; it takes {', '.join(row.keys)}" if row.keys else ""
         raise KvplanError(f"{FLAG}: this model's processor takes no {unknown[0][:40]!r}{known}")
     found = dict(facts)
+    way = None
     if row.way is not None:
         way = row.way(Asked(facts, {key: told[key] for key in row.keys if key in told}, vision.shapes))
-        sizes = {} if row.fixed else mm_sizes(args.limit_mm_per_prompt, "image")
         largest = way.made(way.width, way.height)
-        made = way.made(
-            min(way.width, sizes.get("width", 1 << 30)), min(way.height, sizes.get("height", 1 << 30))
-        )
+        made = way.clipped({} if row.fixed else mm_sizes(args.limit_mm_per_prompt, "image"))
         found |= {"patches": made.patches, "tokens": largest.tokens if row.most else made.tokens}
         if "beside" in facts:
             found["beside"] = max(facts["beside"] + largest.tokens - facts["tokens"], 0)
-    frames = mm_sizes(args.limit_mm_per_prompt, "video").get("num_frames")
-    return found if frames is None or row.video is None else {**found, **row.video(found, frames)}
+    if row.video is not None:
+        limits = {kind: mm_limit(args.limit_mm_per_prompt, kind) for kind in ("image", "video")}
+        told_video = mm_sizes(args.limit_mm_per_prompt, "video")
+        found |= row.video(Shown(found, told_video, way, limits, args.max_model_len))
+    return found
 
 
 def idle_sizes(vision: VisionSpec, facts: Mapping[str, int], args: ResolvedArgs) -> list[str]:

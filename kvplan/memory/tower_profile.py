@@ -21,7 +21,7 @@ from typing import NamedTuple
 from kvplan.engines.flags import ResolvedArgs
 from kvplan.engines.mm_limits import mm_limit
 from kvplan.memory.glm_items import glm_facts
-from kvplan.memory.item_sizes import idle_sizes, media_frames, plans_sizes, states_sizes, told_facts
+from kvplan.memory.item_sizes import idle_sizes, is_sized, media_frames, plans_sizes, states_sizes, told_facts
 from kvplan.models.spec import VisionSpec
 
 TILES = 13
@@ -149,7 +149,7 @@ def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
         return None
     image = image._replace(kind=kinds[0])
     facts |= {"patches": image.patches, "tokens": image.tokens}
-    if states_sizes(args) and (told := told_facts(vision, facts, args)):
+    if is_sized(vision, args) and (told := told_facts(vision, facts, args)):
         image, facts = image._replace(patches=told["patches"], tokens=told["tokens"]), told
     if "fills" in facts:
         chunks = -(-args.max_model_len // image.tokens)
@@ -185,7 +185,7 @@ def _video(facts: dict[str, int], image: Largest, context: int) -> Largest:
     run = min(run, facts.get("most_run", run))
     patches = min(run * facts["frame_patches"], facts.get("most_patches", run * facts["frame_patches"]))
     pixels = facts.get("frame_pixels", image.pixels)
-    tokens = counted * facts["frame_tokens"]
+    tokens = counted * facts["frame_tokens"] + facts.get("video_ends", 0)
     if "run_tokens" in facts:
         run = max(-(-tokens // facts["run_tokens"]), facts["run_least"])
         patches = min(run * facts["run_patches"], patches)

@@ -30,6 +30,7 @@ MARKED = {
     "InternVL, with its tower": 1024,
     "Llama4ForConditionalGeneration": 576,
     "MolmoForCausalLM": 576,
+    "NVLM_D": 1024,
     "Phi3VForCausalLM": 576,
 }
 """Patches to which a class token is added, which has no pixels."""

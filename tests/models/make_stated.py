@@ -178,7 +178,117 @@ def _kimi_k3(info: Any) -> Any:
     return SimpleNamespace(tokens=tokens, numbers=lambda image: tokens(image) * 4 * 588)
 
 
+def _anyres(info: Any) -> Any:
+    """Tiles as transformers' classes cut them, by vLLM's function; sizes are the config's."""
+    config = info.get_hf_config()
+    side = config.vision_config.image_size
+    whole = side // config.vision_config.patch_size * config.vision_config.patch_size
+
+    def numbers(image: Any) -> int:
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+        sides = (image.size[1], image.size[0])
+        return int(image_size_to_num_patches(sides, config.image_grid_pinpoints, side)) * 3 * whole**2
+
+    made = SimpleNamespace(numbers=numbers)
+    if hasattr(info, "get_num_video_tokens"):
+        made.video_numbers = lambda frames: len(frames) * 3 * whole**2
+        made.video_tokens = lambda frames: info.get_num_video_tokens(
+            image_width=side, image_height=side, num_frames=len(frames)
+        )
+    return made
+
+
+def _ovis(info: Any) -> Any:
+    """vLLM's own processor, without its tokenizer."""
+    from vllm.transformers_utils.processors.ovis import OvisProcessor
+
+    k = info.get_hf_config().visual_tokenizer_config.backbone_config
+    made = object.__new__(OvisProcessor)
+    size = {"height": k.image_size, "width": k.image_size}
+    made.image_processor = make_largest._image_processor(
+        "siglip.image_processing_siglip", "SiglipImageProcessor", size=size
+    )
+    made.image_segment_len = info.get_image_segment_len()
+    made.get_token_value = lambda name: name
+    told = {
+        "max_partition": 9,
+        "covering_threshold": 0.9,
+        **TOLD,
+        "do_convert_rgb": True,
+        "return_tensors": "pt",
+    }
+    made.tokens = lambda image: len(made.preprocess_image(image, **told)[1])
+    made.numbers = lambda image: made.preprocess_image(image, **told)[0].numel()
+    return made
+
+
+def _step(info: Any) -> Any:
+    """vLLM's own; the windows pass the tower behind the whole."""
+    from vllm.transformers_utils.processors.step3_vl import Step3VLImageProcessor
+
+    made = Step3VLImageProcessor(
+        enable_patch=getattr(info.get_hf_config().vision_config, "enable_patch", True)
+    )
+    k = info.get_hf_config().vision_config
+    patch = getattr(k, "patch_size", 14)
+    more = int(getattr(k, "use_cls_token", not hasattr(k, "mlp_ratio")))  # a class token, counted as a patch
+
+    def numbers(image: Any) -> int:
+        windows = made.patcher.get_num_patches(*image.size)[0]
+        return max((728 // patch) ** 2 + more, windows * ((504 // patch) ** 2 + more)) * 3 * patch**2
+
+    type(info).get_image_processor = lambda self: made
+    return SimpleNamespace(image_processor=made, numbers=numbers)
+
+
+def _dots(info: Any) -> Any:
+    """Qwen 2's, under the limits of dots.ocr's code."""
+    type(info).get_hf_config = lambda self: self.ctx.get_hf_config()
+    told = {"size": {"shortest_edge": 3136, "longest_edge": 11289600}, "temporal_patch_size": 1}
+    return _with("qwen2_vl.image_processing_qwen2_vl", "Qwen2VLImageProcessor", told)(info)
+
+
+def _resized(known: Any) -> Any:
+    """A processor of `make_largest.py`, whose videos are resized as vLLM reckons."""
+
+    def made(info: Any) -> Any:
+        stub = known(info)
+
+        def numbers(frames: Any) -> int:
+            count, height, width, _ = frames.shape
+            told = {"image_processor": stub.image_processor, "mm_kwargs": {}, "num_frames": count}
+            size, _ = info._get_vision_info(image_width=width, image_height=height, **told)
+            return int(count * size.height * size.width * 3)
+
+        stub.video_numbers = numbers
+        return stub
+
+    return made
+
+
 STUBS = {
+    **{
+        name: _resized(make_largest.PROCESSORS[name])
+        for name in (
+            "KeyeForConditionalGeneration",
+            "KeyeVL1_5ForConditionalGeneration",
+            "Ernie4_5_VLMoeForConditionalGeneration",
+        )
+    },
+    **dict.fromkeys(
+        (
+            "LlavaNextForConditionalGeneration",
+            "LlavaOnevisionForConditionalGeneration",
+            "BeeForConditionalGeneration",
+        ),
+        _anyres,
+    ),
+    "RForConditionalGeneration": _anyres,
+    "Ovis": _ovis,
+    "Step3VLForConditionalGeneration": _step,
+    "Step3p7ForConditionalGeneration": _step,
+    "StepVLForConditionalGeneration": _step,
     "KimiK3, with its tower": _kimi_k3,
     "PixtralForConditionalGeneration": _pixtral,
     "LightOnOCRForConditionalGeneration": _with(
@@ -192,11 +302,7 @@ STUBS = {
     "DeepseekVLV2ForCausalLM": _candidates,
     "MolmoForCausalLM": _molmo,
     "Molmo2ForConditionalGeneration": _molmo2,
-    "DotsOCRForCausalLM": _with(
-        "qwen2_vl.image_processing_qwen2_vl",
-        "Qwen2VLImageProcessor",
-        {"size": {"shortest_edge": 3136, "longest_edge": 11289600}, "temporal_patch_size": 1},
-    ),
+    "DotsOCRForCausalLM": _dots,
     "PaddleOCRVLForConditionalGeneration": _with(
         "paddleocr_vl.image_processing_paddleocr_vl",
         "PaddleOCRVLImageProcessor",
@@ -286,6 +392,43 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"limit_mm_per_prompt": {"video": {"num_frames": 20}}},
         {"limit_mm_per_prompt": {"video": {"num_frames": 1}, "image": 0}},
     ],
+    "DotsOCRForCausalLM": [
+        kwargs(max_pixels=1003520),
+        kwargs(size={"shortest_edge": 3136, "longest_edge": 401408}),
+    ],
+    "PaddleOCRVLForConditionalGeneration": [kwargs(max_pixels=501760), image(20, 300)],
+    "KeyeForConditionalGeneration": [
+        kwargs(max_pixels=501760),
+        kwargs(size={"max_pixels": 250880}),
+        {**kwargs(max_pixels=501760), **image(20, 300)},
+        {"limit_mm_per_prompt": {"image": 1, "video": 1}},
+        {"limit_mm_per_prompt": {"image": 2, "video": {"count": 2, "num_frames": 3}}},
+        {
+            "limit_mm_per_prompt": {
+                "image": 0,
+                "video": {"count": 1, "num_frames": 3, "width": 300, "height": 200},
+            }
+        },
+    ],
+    "KeyeVL1_5ForConditionalGeneration": [{"limit_mm_per_prompt": {"image": 1}}, kwargs(max_pixels=501760)],
+    "Ernie4_5_VLMoeForConditionalGeneration": [
+        kwargs(max_pixels=501760),
+        kwargs(size={"shortest_edge": 3136, "longest_edge": 1003520}),
+        {"limit_mm_per_prompt": {"video": {"num_frames": 5}}},
+        {"limit_mm_per_prompt": {"video": {"num_frames": 4, "width": 300, "height": 200}}},
+        image(500, 300, video=0),
+    ],
+    "NVLM_D": [kwargs(max_dynamic_patch=3), kwargs(use_thumbnail=False), kwargs(max_pixels=9)],
+    "Eagle2_5_VLForConditionalGeneration": [kwargs(max_dynamic_patch=3), kwargs(max_pixels=9)],
+    "LlavaNextForConditionalGeneration": [image(672, 300), image(337, 337)],
+    "LlavaOnevisionForConditionalGeneration": [image(1000, 300, video=0), image(385, 385, video=0)],
+    "BeeForConditionalGeneration": [image(900, 700)],
+    "RForConditionalGeneration": [image(900, 700)],
+    "Granite4VisionForConditionalGeneration": [image(384, 700)],
+    "Step3VLForConditionalGeneration": [image(1000, 1100), image(700, 400)],
+    "Step3p7ForConditionalGeneration": [image(1000, 1100)],
+    "StepVLForConditionalGeneration": [],
+    "Ovis": [kwargs(max_partition=4), image(448, 900), image(100, 60)],
     "Llava, with its tower": [],
     "PaliGemma, with its tower": [],
     "AriaForConditionalGeneration": [],

@@ -9,16 +9,47 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kvplan.memory.stated import tiles, whole
-from kvplan.memory.stated.ways import Asked, Row, Way, fewer_counted, fewer_run
+from kvplan.memory.stated.ways import Asked, Row, Shown, Way, fewer_counted, fewer_run
 
-PIXELS = ("size", "min_pixels", "max_pixels")
+PIXELS = "size", "min_pixels", "max_pixels"
 CROPS = ("crop_to_patches", "min_patches", "max_patches")
 
 
-def _gemma4_frames(facts: Mapping[str, int], frames: int) -> Mapping[str, int]:
+def _gemma4_frames(shown: Shown) -> Mapping[str, int]:
     """Two at least are run, eight tokens more than its 70 each are counted."""
-    n = min(frames, 32)
-    return {"frame_patches": facts["frame_patches"] // 32 * max(n, 2), "frame_tokens": n * 78}
+    n = min(shown.frames or 32, 32)
+    return {"frame_patches": shown.facts["frame_patches"] // 32 * max(n, 2), "frame_tokens": n * 78}
+
+
+def _molmo2_frames(shown: Shown) -> Mapping[str, int]:
+    """Two at least."""
+    return {"frames": min(shown.facts["frames"], max(shown.frames, 2))} if shown.frames else {}
+
+
+def _ernie_frames(shown: Shown) -> Mapping[str, int]:
+    """Pairs of the largest picture's sides are counted, frames of stated ones are run.
+
+    Source: vLLM 0.32 `models/ernie45_vl.py: get_max_video_tokens, get_dummy_mm_data`.
+    """
+    assert shown.way is not None
+    counted = shown.way.clipped({}).tokens
+    fitting = shown.facts["pair"] * max(shown.context // counted, 1)
+    run = min(fitting, max(shown.frames or fitting, 2))
+    return {"frame_tokens": counted, "frames_run": 1, "frame_patches": run * shown.frame.patches}
+
+
+def _keye_frames(shown: Shown) -> Mapping[str, int]:
+    """A share of what the pictures of a prompt leave of the context, 16 frames at most; 2,048 since Keye 1.5.
+
+    Source: vLLM 0.32 `models/keye.py: get_num_frames_with_most_features`.
+    """
+    assert shown.way is not None
+    tokens = shown.way.clipped({}).tokens
+    total = max(shown.context - shown.limits["image"] * tokens, 0) // tokens
+    counted = max(min(total // max(shown.limits["video"], 1), shown.facts["most_frames"]), 1)
+    run = min(counted, shown.frames or counted)
+    sizes = {"frames": 1, "frame_tokens": counted * tokens}
+    return sizes | {"frames_run": 1, "frame_patches": run * shown.frame.patches}
 
 
 STATED: dict[str, Row] = {
@@ -63,9 +94,45 @@ STATED: dict[str, Row] = {
     "Phi4MMForCausalLM": Row(tiles.crops_of_448, ("dynamic_hd",)),
     "DeepseekVLV2ForCausalLM": Row(tiles.candidates),
     "MolmoForCausalLM": Row(tiles.molmo, ("max_crops",)),
-    "Molmo2ForConditionalGeneration": Row(
-        tiles.molmo2, ("max_crops",), video=lambda facts, n: fewer_counted(facts, max(n, 2))
+    "Molmo2ForConditionalGeneration": Row(tiles.molmo2, ("max_crops",), video=_molmo2_frames),
+    "DotsOCRForCausalLM": Row(whole.within((3136, 11289600), exact=True), PIXELS, most=True),
+    "PaddleOCRVLForConditionalGeneration": Row(
+        whole.within((147384, 28 * 28 * 1280), lengthened=True, rows_first=True), PIXELS
     ),
+    **dict.fromkeys(
+        ("KeyeForConditionalGeneration", "KeyeVL1_5ForConditionalGeneration"),
+        Row(
+            whole.within((28 * 28 * 130, 28 * 28 * 1280), edges=PIXELS[1:], lengthened=True),
+            PIXELS,
+            most=True,
+            video=_keye_frames,
+            video_sides=True,
+            always=True,
+        ),
+    ),
+    "Ernie4_5_VLMoeForConditionalGeneration": Row(
+        whole.within((56 * 56, 28 * 28 * 6177)), PIXELS, most=True, video=_ernie_frames, video_sides=True
+    ),
+    **dict.fromkeys(
+        ("NVLM_D", "Eagle2_5_VLForConditionalGeneration"),
+        Row(tiles.dynamic, tiles.TILE_KEYS, strict=True),
+    ),
+    "LlavaNextForConditionalGeneration": Row(tiles.pinpoints(), always=True),
+    "LlavaOnevisionForConditionalGeneration": Row(
+        tiles.pinpoints((1153, 944), cut=True), video=fewer_counted, always=True
+    ),
+    "BeeForConditionalGeneration": Row(tiles.pinpoints(cut=True), always=True),
+    "RForConditionalGeneration": Row(tiles.pinpoints(), always=True),
+    "Granite4VisionForConditionalGeneration": Row(tiles.pinpoints(), always=True),
+    **dict.fromkeys(
+        (
+            "Step3VLForConditionalGeneration",
+            "Step3p7ForConditionalGeneration",
+            "StepVLForConditionalGeneration",
+        ),
+        Row(tiles.windows, most=True),
+    ),
+    "Ovis": Row(tiles.covering, ("max_partition", "covering_threshold")),
     **dict.fromkeys(
         (
             "AriaForConditionalGeneration",

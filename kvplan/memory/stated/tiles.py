@@ -43,7 +43,9 @@ TILE_KEYS = ("min_dynamic_patch", "max_dynamic_patch", "dynamic_image_size", "us
 
 def dynamic(asked: Asked) -> Way:
     """InternVL's own: between the least and the most tiles, and the picture whole (vLLM 0.32 `models/internvl.py`)."""
-    if asked.told and "frames" in asked.facts:  # vLLM 0.32 tells the processor of videos the same, which ends
+    if asked.told and asked.facts.get(
+        "tile_frames"
+    ):  # vLLM 0.32 tells the processor of videos the same, which ends
         key = next(iter(asked.told))
         raise KvplanError(
             f"{FLAG}: this model's processor takes no {key!r}, for its videos it takes no such key"
@@ -213,8 +215,8 @@ def windows(asked: Asked) -> Way:
     window, whole = asked.facts["window_patches"], asked.facts["whole_patches"]
 
     def made(width: int, height: int) -> Made:
-        tiles, ends = _step_windows(width, height) if asked.facts["cut"] else (0, 0)
-        return Made(whole + tiles * window, 169 + 2 + tiles * (81 + 2) + ends)
+        tiles, ends = _step_windows(width, height) if window else (0, 0)
+        return Made(max(whole, tiles * window), 169 + 2 + tiles * (81 + 2) + ends)  # one behind the other
 
     return Way(3024, 3024, made)
 
@@ -365,3 +367,47 @@ def _best(width: int, height: int, shapes: tuple[Grid, ...]) -> Grid:
         return area, area - shape[0] * shape[1]
 
     return max(shapes, key=kept)
+
+
+def pinpoints(shown: Grid | None = None, *, cut: bool = False) -> Callable[[Asked], Way]:
+    """LLaVA-NeXT's: the pinpoint that keeps the most of the picture, its padding left out, an end to each row.
+
+    `shown`: width and height that are profiled, where it is not the pinpoint of most tokens; `cut`: features of so many
+    tiles at most are kept (`anyres_max_9`). Source: vLLM 0.32
+    `models/llava_next.py`, `llava_onevision.py`, `bee.py`, `granite4_vision.py: get_num_image_tokens,
+    _get_num_unpadded_features, get_image_size_with_most_features`.
+    """
+
+    def way(asked: Asked) -> Way:
+        sides = tuple((wide, tall) for tall, wide in asked.shapes or _usual(asked.facts["side"]))
+        each = asked.facts["tile_patches"]
+
+        def made(width: int, height: int) -> Made:
+            across, down = (n // asked.facts["side"] for n in _best(width, height, sides))
+            kept = asked.facts["kept_tiles"] if cut else 0
+            tokens = _unpadded((width, height), (across, down), asked.facts["grid"], kept)
+            return Made((across * down + 1) * each, tokens + asked.facts["whole_tokens"])
+
+        return Way(*(shown or max(sides, key=lambda s: made(*s).tokens)), made)
+
+    return way
+
+
+def _usual(side: int) -> tuple[Grid, ...]:
+    """Pinpoints of transformers' `LlavaNextConfig` and `LlavaOnevisionConfig`, where a config names none."""
+    if side == 336:
+        return ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+    return tuple((384 * a, 384 * b) for a in range(1, 7) for b in range(1, 7))
+
+
+def _unpadded(sides: Grid, tiles: Grid, each: int, kept: int) -> int:
+    """Tokens of tiles of `each` tokens a side without padding, and ends of their rows."""
+    (width, height), (wide, tall) = sides, (each * n for n in tiles)
+    if width / height > wide / tall:
+        tall -= (tall - int(round(height * (wide / width), 7))) // 2 * 2
+    else:
+        wide -= (wide - int(round(width * (tall / height), 7))) // 2 * 2
+    shrink = math.sqrt(tall * wide / (kept * each**2)) if kept else 0
+    if shrink > 1.1:
+        wide, tall = int(wide // shrink), int(tall // shrink)
+    return (wide + 1) * tall

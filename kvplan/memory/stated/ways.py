@@ -61,6 +61,39 @@ class Way(NamedTuple):
     made: Callable[[int, int], Made]
     """Of width and height."""
 
+    def clipped(self, told: Mapping[str, int]) -> Made:
+        """Of the profiled picture once sides are stated, which never grow."""
+        width, height = (
+            min(self.width, told.get("width", self.width)),
+            min(self.height, told.get("height", self.height)),
+        )
+        return self.made(width, height)
+
+
+class Shown(NamedTuple):
+    """What a video is made of."""
+
+    facts: Mapping[str, int]
+    """With those of the picture as stated."""
+    told: Mapping[str, int]
+    """Sizes that are stated of a video."""
+    way: Way | None
+    """Of pictures."""
+    limits: Mapping[str, int]
+    """Pictures and videos that a prompt may have."""
+    context: int
+
+    @property
+    def frames(self) -> int:
+        """Frames that are stated; 0: none are."""
+        return self.told.get("num_frames", 0)
+
+    @property
+    def frame(self) -> Made:
+        """A frame of the largest picture's sides, or of those that are stated."""
+        assert self.way is not None
+        return self.way.clipped(self.told)
+
 
 class Row(NamedTuple):
     """How stated sizes act on one tower (vLLM 0.32)."""
@@ -73,12 +106,14 @@ class Row(NamedTuple):
     """The class states the most tokens by itself: a smaller picture is run, and none is counted less."""
     sound: Callable[[Mapping[str, int], int], Mapping[str, int]] | None = None
     """The facts of a sound of so many stated samples; None: they do not act."""
-    video: Callable[[Mapping[str, int], int], Mapping[str, int]] | None = None
-    """The facts of a video of so many stated frames; None: they do not act."""
+    video: Callable[[Shown], Mapping[str, int]] | None = None
+    """The facts of a video as stated; None: nothing that is stated of one acts."""
     fixed: bool = False
     """Width and height do not act: its class makes up the profiled item without asking."""
     strict: bool = False
     """Other keys end the start."""
+    always: bool = False
+    """It says what is profiled where nothing is stated too."""
     video_sides: bool = False
     """Width and height of a video act."""
 
@@ -98,11 +133,11 @@ class Row(NamedTuple):
         return ("length",) * (self.sound is not None)
 
 
-def fewer_run(facts: Mapping[str, int], frames: int) -> Mapping[str, int]:
+def fewer_run(shown: Shown) -> Mapping[str, int]:
     """Fewer frames are run, and none counted less."""
-    return {"most_run": frames}
+    return {"most_run": shown.frames} if shown.frames else {}
 
 
-def fewer_counted(facts: Mapping[str, int], frames: int) -> Mapping[str, int]:
+def fewer_counted(shown: Shown) -> Mapping[str, int]:
     """Fewer frames are run and counted."""
-    return {"frames": min(facts["frames"], frames)}
+    return {"frames": min(shown.facts["frames"], shown.frames)} if shown.frames else {}

@@ -116,26 +116,38 @@ Sides = tuple[int, int]
 STEEPEST = 200
 
 
-def within(limits: Sides, *, exact: bool = False, lengthened: bool = False) -> Callable[[Asked], Way]:
+def within(
+    limits: Sides,
+    *,
+    edges: tuple[str, str] = ("shortest_edge", "longest_edge"),
+    exact: bool = False,
+    lengthened: bool = False,
+    rows_first: bool = False,
+) -> Callable[[Asked], Way]:
     """Pictures within so many pixels, at least and at most, in whole tokens: Qwen's way and its kin.
 
     `exact`: the largest has as many tokens as the limit, of sides as equal as they can be; else it is a square that is
-    shrunk. `lengthened`: a side shorter than a token grows to one, the other with it. Source: vLLM 0.32
-    `models/qwen2_vl.py`, `keye.py`, `ernie45_vl.py`, `paddleocr_vl.py: smart_resize, _get_vision_info`.
+    shrunk, or `rows_first` a rectangle of its rows. `lengthened`: a side shorter than a token grows to one, the other
+    with it. `edges`: what `size` calls the limits. Source: vLLM 0.32 `models/qwen2_vl.py`, `keye.py`,
+    `ernie45_vl.py`, `paddleocr_vl.py: smart_resize, _get_vision_info`.
     """
 
     def way(asked: Asked) -> Way:
         joined = asked.facts.get("joined", 4)
         unit = asked.facts["patch"] * math.isqrt(joined)
         bounds = (
-            asked.count("min_pixels", asked.edge("shortest_edge", limits[0])),
-            asked.count("max_pixels", asked.edge("longest_edge", limits[1])),
+            asked.count("min_pixels", asked.edge(edges[0], limits[0])),
+            asked.count("max_pixels", asked.edge(edges[1], limits[1])),
         )
 
         def made(width: int, height: int) -> Made:
             tokens = _resized(width, height, unit, bounds, lengthened)
             return Made(tokens * joined, tokens)
 
+        if rows_first:  # as many whole columns as rows of the square leave
+            tokens = bounds[1] // unit**2
+            rows = math.isqrt(tokens)
+            return Way(tokens // rows * unit, rows * unit, made)
         if not exact:
             side = math.floor(math.sqrt(bounds[1]) / unit) * unit
             return Way(side, side, made)

@@ -325,7 +325,10 @@ def radio_tiles(s: TowerFacts) -> Mapping[str, int]:
     side = s.outer.count("force_image_size", default=512, high=1 << 20) // patch
     shrunk = s.outer.number("downsample_ratio", 0.5, above=1e-3, high=1000) ** 2
     most = s.outer.count("max_dynamic_patch", default=1) + 1
-    return item(hidden, width, most * side**2, most * int(side**2 * shrunk), pixels=3 * patch**2)
+    pixels = s.outer.count("force_image_size", default=512, high=1 << 20)
+    each = {"tile_patches": side**2, "tile_tokens": int(side**2 * shrunk), "tile_side": pixels}
+    tokens = most * int(side**2 * shrunk)
+    return item(hidden, width, most * side**2, tokens, pixels=3 * patch**2, tiles=most, **each)
 
 
 def _registers(args: Keys) -> int:

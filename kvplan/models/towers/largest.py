@@ -44,7 +44,8 @@ def tiles_or_frames(s: TowerFacts) -> Mapping[str, int]:
     image = stated_tiles(s)
     if s.outer.section("llm_config").text("model_type") not in ("qwen2", "qwen3", "qwen3_moe", "gpt_oss"):
         return image
-    return {**image, **_video(grid(s.tower) + 1, grid(s.tower) // 4, beside=image["tokens"])}
+    video = _video(grid(s.tower) + 1, grid(s.tower) // 4, beside=image["tokens"])
+    return {**image, **video, "tile_frames": 1}
 
 
 def _tile(s: TowerFacts) -> dict[str, int]:
@@ -65,9 +66,40 @@ def pinpoints(s: TowerFacts) -> Mapping[str, int]:
     sizes_of = listed if isinstance(listed, list) else []
     pairs = [p for p in sizes_of if isinstance(p, list) and len(p) == 2 and all(type(n) is int for n in p)]
     tiles = max((h // side * (w // side) for h, w in pairs), default=4)
+    features = min(tiles, _kept(s) or tiles)
+    more = {
+        "side": side,
+        "tile_patches": grid(s.tower),
+        "grid": isqrt(grid(s.tower)),
+        "whole_tokens": _selected(s),
+        "kept_tiles": _kept(s),
+    }
+    return {**_item(s.tower, (tiles + 1) * grid(s.tower), (features + 1) * grid(s.tower)), **more}
+
+
+def onevision(s: TowerFacts) -> Mapping[str, int]:
+    """LLaVA-OneVision's: beside those a video of 16 frames at most, pooled by twos, one token more.
+
+    Source: vLLM 0.32 `models/llava_onevision.py: get_num_video_tokens`.
+    """
+    patches = grid(s.tower)
+    pooled = -(-isqrt(patches) // s.outer.count("spatial_pool_stride", default=2, high=64))
+    video = _video(patches, pooled**2, most=16, beside=1)
+    return {**pinpoints(s), "kept_tiles": 9, **video, "video_ends": 1}
+
+
+def _kept(s: TowerFacts) -> int:
+    """Tiles whose features `anyres_max_9` keeps; 0: of all."""
     kept = s.outer.text("vision_aspect_ratio").rpartition("anyres_max_")[2]
-    features = min(tiles, int(kept)) if kept.isdecimal() and len(kept) < 4 else tiles
-    return _item(s.tower, (tiles + 1) * grid(s.tower), (features + 1) * grid(s.tower))
+    return int(kept) if kept.isdecimal() and len(kept) < 4 else 0
+
+
+def _selected(s: TowerFacts) -> int:
+    """Tokens of the whole picture: a class token is there with CLIP, and `default` leaves the first out."""
+    classed = s.tower.text("model_type") == "clip_vision_model"
+    usual = "default" if classed else "full"
+    strategy = s.outer.text("vision_feature_select_strategy", default=usual)
+    return grid(s.tower) + classed - (strategy == "default")
 
 
 def one_image(s: TowerFacts, *, gated: bool = False) -> Mapping[str, int]:
@@ -120,7 +152,8 @@ def square(pixels: int, *, gated: bool = False) -> Callable[[TowerFacts], Mappin
 
     def found(s: TowerFacts) -> Mapping[str, int]:
         frames = s.tower.count("temporal_patch_size", default=1, high=64)
-        return _item(s.tower, pixels // 196, pixels // 784, pixels=frames * 588, gated=gated)
+        more = {"patch": 14, "joined": 4, "most_pixels": pixels}
+        return _item(s.tower, pixels // 196, pixels // 784, pixels=frames * 588, gated=gated, **more)
 
     return found
 
@@ -231,7 +264,8 @@ def eagle_tiles(s: TowerFacts) -> Mapping[str, int]:
     told = {"image_size": side or s.tower.count("image_size", high=1 << 20)}
     k = Keys(s.tower.name, {**s.tower.raw, **told})
     most = s.outer.count("max_dynamic_patch", default=12) + 1
-    return _item(k, most * grid(k), most * grid(k) // 4)
+    each = {"tile_patches": grid(k), "tile_tokens": grid(k) // 4, "tile_side": told["image_size"]}
+    return {**_item(k, most * grid(k), most * grid(k) // 4), "tiles": most, **each}
 
 
 def split_image(s: TowerFacts) -> Mapping[str, int]:
@@ -260,7 +294,8 @@ def granite4_pinpoints(s: TowerFacts) -> Mapping[str, int]:
     pairs = [p for p in listed if isinstance(p, list) and len(p) == 2] if isinstance(listed, list) else []
     tiled = [(w // image, h // image) for h, w in pairs if type(h) is int and type(w) is int]
     across, down = max(tiled, default=(2, 2), key=lambda t: tokens(*t))
-    return _item(s.tower, (across * down + 1) * grid(s.tower), tokens(across, down))
+    more = {"side": image, "tile_patches": grid(s.tower), "grid": side, "whole_tokens": side**2}
+    return {**_item(s.tower, (across * down + 1) * grid(s.tower), tokens(across, down)), **more}
 
 
 def views(
@@ -300,9 +335,11 @@ def keye_image(s: TowerFacts) -> Mapping[str, int]:
     Its video is one such frame, as vLLM keeps room for 999 images beside it (vLLM 0.32 `keye.py:
     get_num_frames_with_most_features`).
     """
-    return _item(
-        s.tower, *_resized(s, 28 * 28 * 1280, s.tower.count("spatial_merge_size", default=2, high=64))
-    )
+    joined = s.tower.count("spatial_merge_size", default=2, high=64)
+    more = {"patch": s.tower.count("patch_size", default=14, high=4096), "joined": joined**2}
+    newer = s.outer.text("model_type").endswith("1_5")
+    more["most_frames"] = 2048 if newer else 16
+    return {**_item(s.tower, *_resized(s, 28 * 28 * 1280, joined)), **more}
 
 
 def ernie_video(s: TowerFacts) -> Mapping[str, int]:
@@ -313,7 +350,9 @@ def ernie_video(s: TowerFacts) -> Mapping[str, int]:
     """
     patches, tokens = _resized(s, 28 * 28 * 6177, s.outer.count("spatial_conv_size", default=2, high=64))
     pair = s.outer.count("temporal_conv_size", default=2, high=64)
-    return {**_item(s.tower, patches, tokens), **_video(pair * patches, tokens, beside=tokens)}
+    joined = s.outer.count("spatial_conv_size", default=2, high=64) ** 2
+    more = {"patch": s.tower.count("patch_size", default=14, high=4096), "joined": joined, "pair": pair}
+    return {**_item(s.tower, patches, tokens), **more, **_video(pair * patches, tokens, beside=tokens)}
 
 
 def hunyuan_image(s: TowerFacts) -> Mapping[str, int]:
@@ -365,7 +404,9 @@ def nemotron_video(s: TowerFacts) -> Mapping[str, int]:
     frames = s.tower.count("video_temporal_patch_size", default=1, high=64)
     frame = (s.outer.count("force_image_size", default=512, high=1 << 20) // patch) ** 2
     images = 1 if "min_num_patches" in args else 13
-    facts = item(hidden, width, images * frame, images * frame // 4, pixels=3 * patch**2)
+    side = s.outer.count("force_image_size", default=512, high=1 << 20)
+    each = {"tiles": images, "tile_patches": frame, "tile_tokens": frame // 4, "tile_side": side}
+    facts = item(hidden, width, images * frame, images * frame // 4, pixels=3 * patch**2, **each)
     more = {"media_frames": frames, "at_once": 128 // frames * frame, "frame_pixels": 3 * frames * patch**2}
     return {**facts, **_video(frame, frame // 4), **more}
 

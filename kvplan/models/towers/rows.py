@@ -97,6 +97,7 @@ from kvplan.models.towers.largest import (
     nemotron_video,
     omni_image,
     one_image,
+    onevision,
     paddle_image,
     pinpoints,
     qwen_tower,
@@ -253,7 +254,7 @@ DECLARED: dict[str, Tower] = {
         "vision_config", lambda s: llava_next(s, cut=False), largest=llava_video, kind="clip_vision_model"
     ),
     "LlavaOnevisionForConditionalGeneration": Tower(
-        "vision_config", llava_onevision, largest=pinpoints, kind="siglip_vision_model"
+        "vision_config", llava_onevision, largest=onevision, kind="siglip_vision_model"
     ),
     "MiMoV2OmniForCausalLM": Tower("vision_config", mimo_v2_omni, rotary=True, largest=mimo_video),
     "MiniCPMV4_6ForConditionalGeneration": Tower("vision_config", minicpmv4, largest=minicpm4_image),
@@ -268,7 +269,7 @@ DECLARED: dict[str, Tower] = {
     "NemotronParseForConditionalGeneration": Tower(
         "encoder", nemotron_parse, heads=False, largest=parsed_image
     ),
-    "NVLM_D": Tower("vision_config", lambda s: intern_vit(s, bias=False), largest=tiles),
+    "NVLM_D": Tower("vision_config", lambda s: intern_vit(s, bias=False), largest=stated_tiles),
     "OpenCUAForConditionalGeneration": Tower(
         "vision_config",
         lambda s: qwen2_5(s.tower),

@@ -103,7 +103,8 @@ def ovis_image(s: TowerFacts) -> Mapping[str, int]:
     words, gated = 3 * s.tower.count("vocab_size", default=16384), k.text("model_type") == "aimv2"
     outside = _colours(k) + hidden + words // stride**2
     tokens = 10 * (side // stride) ** 2 + 11
-    return item(hidden, width, 10 * side**2, tokens, pixels=_colours(k), gated=gated, outside=outside)
+    more = {"side": k.count("image_size", high=1 << 16), "stride": stride, "outside": outside}
+    return item(hidden, width, 10 * side**2, tokens, pixels=_colours(k), gated=gated, **more)
 
 
 def ovis2_5_image(s: TowerFacts) -> Mapping[str, int]:
@@ -150,9 +151,12 @@ def step_image(s: TowerFacts) -> Mapping[str, int]:
     width = sizes(k)[1] if "mlp_ratio" not in k else round(k.number("mlp_ratio", 4.0, high=1000) * hidden)
     extra = int(k.flag("use_cls_token", "mlp_ratio" not in k))
     if not k.flag("enable_patch", True):
-        return item(hidden, width, (728 // patch) ** 2 + extra, 171, pixels=_colours(k))
+        alone = (728 // patch) ** 2 + extra
+        return item(hidden, width, alone, 171, pixels=_colours(k), window_patches=0, whole_patches=alone)
+    window, whole = ((n // patch) ** 2 + extra for n in (504, 728))
     tokens = 36 * (81 + 2) + (169 + 2) + 5
-    return item(hidden, width, 36 * ((504 // patch) ** 2 + extra), tokens, pixels=_colours(k))
+    more = {"window_patches": window, "whole_patches": whole}
+    return item(hidden, width, 36 * window, tokens, pixels=_colours(k), **more)
 
 
 def moondream_image(s: TowerFacts) -> Mapping[str, int]:
