@@ -85,6 +85,10 @@ def _by_row(row: Row, vision: VisionSpec, facts: Mapping[str, int], args: Resolv
         found |= {"patches": made.patches, "tokens": largest.tokens if row.most else made.tokens}
         if "beside" in facts:
             found["beside"] = max(facts["beside"] + largest.tokens - facts["tokens"], 0)
+    samples = mm_sizes(args.limit_mm_per_prompt, "audio").get("length")
+    if samples and row.sound is not None:
+        heard = row.sound(facts, samples)
+        found |= {key: min(n, facts.get(key, n)) for key, n in heard.items()}
     if row.video is not None:
         limits = {kind: mm_limit(args.limit_mm_per_prompt, kind) for kind in ("image", "video")}
         told_video = mm_sizes(args.limit_mm_per_prompt, "video")

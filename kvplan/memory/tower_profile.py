@@ -153,6 +153,7 @@ def largest_item(vision: VisionSpec, args: ResolvedArgs) -> Largest | None:
         image, facts = image._replace(patches=told["patches"], tokens=told["tokens"]), told
     if "fills" in facts:
         chunks = -(-args.max_model_len // image.tokens)
+        chunks = min(chunks, facts.get("most_windows", chunks))
         return image._replace(patches=chunks * image.patches, tokens=args.max_model_len)
     if "within" in facts:
         return image._replace(tokens=min(image.tokens, args.max_model_len))

@@ -442,6 +442,128 @@ CASES: dict[str, list[dict[str, Any]]] = {
 """Architecture -> flags beside those of `SHAPES`."""
 
 
+def heard(samples: int) -> dict[str, Any]:
+    return {"limit_mm_per_prompt": {"audio": {"count": 1, "length": samples}}}
+
+
+def _lengths(function: Any, frames: int) -> int:
+    import torch
+
+    return int(function(torch.tensor([frames])).item())
+
+
+def _granite(info: Any, samples: int) -> tuple[int, int]:
+    from transformers.models.granite_speech.feature_extraction_granite_speech import (
+        GraniteSpeechFeatureExtractor,
+    )
+
+    made, config = object.__new__(GraniteSpeechFeatureExtractor), info.get_hf_config()
+    made.melspec_kwargs = {"hop_length": 160}
+    made.projector_window_size, made.projector_downsample_rate = config.window_size, config.downsample_rate
+    return int(made._get_num_audio_features([samples])[0]), (samples // 160 + 1) // 2
+
+
+def _fire_red(info: Any, samples: int) -> tuple[int, int]:
+    """Its extractor, over a spectrogram of nothing."""
+    import numpy as np
+    from vllm.transformers_utils.processors import fireredasr2 as module
+
+    frames = (samples - 400) // 160 + 1
+    module.KaldifeatFbank = lambda **told: lambda rate, speech: np.zeros((frames, 80), np.float32)
+    module.CMVN = lambda *args, **told: lambda x: x
+    rate = info.ctx.get_hf_config().encoder_downsample_rate
+    made = module.FireRedASR2FeatureExtractor(downsample_rate=rate)
+    heard = made([np.zeros(samples, np.float32)], sampling_rate=16000)
+    return int(heard["fake_token_lengths"].item()), 750
+
+
+def _fun_asr(info: Any, samples: int) -> tuple[int, int]:
+    """Its extractor, over a spectrogram of nothing; filled up to its `max_length`."""
+    import numpy as np
+    import torch
+    from vllm.transformers_utils.processors import funasr as module
+
+    frames = (samples - 400) // 160 + 1
+    module.WavFrontend = lambda **told: None
+    made = module.FunASRFeatureExtractor(frontend_conf={})
+    joined = module.apply_lfr(torch.zeros(frames, 80), 7, 6)[None]
+    made.extract_fbank = lambda *args, **told: (joined, torch.tensor([joined.shape[1]]))
+    heard = made([np.zeros(samples, np.float32)], sampling_rate=16000)
+    return int(heard["fake_token_lengths"].item()), made.max_length
+
+
+def _sounds() -> dict[str, Any]:
+    """Architecture -> tokens that a sound becomes and frames that pass the tower, by vLLM's own functions."""
+    from vllm.model_executor.models import audioflamingo3, glmasr_utils, midashenglm, moss_audio, qwen3_asr
+
+    def windows(samples: int) -> list[int]:
+        return [min(480000, samples - start) for start in range(0, samples, 480000)]
+
+    def flamingo(info: Any, samples: int) -> tuple[int, int]:
+        frames = sum(-(-n // 160) for n in windows(samples))
+        tokens = _lengths(audioflamingo3._get_audio_post_pool_output_lengths, frames)
+        return tokens, 1500 * len(windows(samples))
+
+    def glm(info: Any, samples: int) -> tuple[int, int]:
+        told = glmasr_utils.DEFAULT_MERGE_FACTOR, glmasr_utils.DEFAULT_CONV_PARAMS
+        found = windows(samples)[:21]
+        counted = glmasr_utils._get_audio_output_lengths_from_lengths
+        return sum(_lengths(lambda x: counted(x, *told), -(-n // 160)) for n in found), 1500 * len(found)
+
+    def qwen3(info: Any, samples: int) -> tuple[int, int]:
+        return (_lengths(qwen3_asr._get_feat_extract_output_lengths, -(-samples // 160)),) * 2
+
+    return {
+        "AudioFlamingo3ForConditionalGeneration": flamingo,
+        "GlmAsrForConditionalGeneration": glm,
+        "Qwen3ASRForConditionalGeneration": qwen3,
+        "Qwen3ASRRealtimeGeneration": qwen3,
+        "GraniteSpeechForConditionalGeneration": _granite,
+        "GraniteSpeechPlusForConditionalGeneration": _granite,
+        "FunASRForConditionalGeneration": _fun_asr,
+        "FireRedASR2ForConditionalGeneration": _fire_red,
+        "MiDashengLMModel": lambda info, n: (
+            midashenglm.calculate_mel_frames_dasheng(n),
+            midashenglm.calculate_mel_frames_dasheng(n, model_subsampling=1),
+        ),
+        "MossAudioModel": lambda info, n: (
+            0,
+            moss_audio.MossAudioEncoder.compute_num_audio_tokens(-(-n // 160)),
+        ),
+        "MossTranscribeDiarizeForConditionalGeneration": lambda info, n: (0, 1500 * len(windows(n))),
+        "VoxtralForConditionalGeneration": lambda info, n: (0, 1500 * len(windows(n))),
+        "WhisperForConditionalGeneration": lambda info, n: (info.get_num_audio_tokens(), 1500),
+        "Qwen2AudioForConditionalGeneration": lambda info, n: (0, 1500),
+    }
+
+
+SOUNDS = [heard(n) for n in (16_000, 100_000, 400_000, 700_000, 10**8)]
+
+
+def sound(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) -> dict[str, Any]:
+    """vLLM's answer of a sound: tokens and the frames that pass the tower."""
+    flags = {**case.get("flags", {}), **json.loads(json.dumps(flags))}
+    flags.pop("language_model_only", None)
+    vllm_meta._Tokenizer.add_tokens = lambda self, *names, **told: 0
+    made, info, dummy = make_largest._info(
+        make_largest.sized(name, case["config"]), flags, length, case.get("beside")
+    )
+    ears = SimpleNamespace(
+        sampling_rate=16000, chunk_length=30, n_samples=480000, hop_length=160, frame_rate=12.5
+    )
+    longest = {"AudioFlamingo3ForConditionalGeneration": 600}.get(name, 655)
+    stub = SimpleNamespace(feature_extractor=ears, audio_merge_size=4, max_audio_len=longest)
+    stub.mel_config = {"mel_sr": 16000, "mel_hop_length": 160}
+    type(info).get_hf_processor = lambda self, **told: stub
+    type(info).get_feature_extractor = lambda self, **told: ears
+    limits = dict.fromkeys(info.get_supported_mm_limits(), 1)
+    told = info.get_mm_max_tokens_per_item(length, limits)
+    options = made.get_multimodal_config().limit_per_prompt
+    samples = len(dummy.get_dummy_mm_data(length, {"audio": 1}, options)["audio"][0])
+    tokens, frames = _sounds()[name](info, samples)
+    return {"tokens": {"audio": int((told or {"audio": tokens})["audio"])}, "frames": {"audio": int(frames)}}
+
+
 def main() -> None:
     vllm_meta.platform()
     make_largest.PROCESSORS.update(STUBS)
@@ -449,10 +571,10 @@ def main() -> None:
         lzma.decompress((make_largest.FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes())
     )
     written = json.loads(WRITTEN.read_text()) if WRITTEN.exists() else {}
-    for name in sys.argv[1:] or CASES:
+    for name in sys.argv[1:] or (*CASES, *_sounds()):
         said = [
             {"flags": flags, "length": length, "vllm": answer(name, packed[name], flags, length)}
-            for flags in [*SHAPES, *CASES[name]]
+            for flags in ([*SHAPES, *CASES[name]] if name in CASES else SOUNDS)
             for length in LENGTHS
         ]
         written[name] = {"sizes": make_largest.SIZES.get(name, {}), "said": said}
@@ -468,6 +590,8 @@ def answer(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) 
     make_largest.TOLD.update({k: v for k, v in told.items() if not k.endswith("_kwargs")})
     make_largest.TOLD.update(told.get("images_kwargs", {}))
     own = {k: v for k, v in case.get("flags", {}).items() if k != "language_model_only"}
+    if name not in CASES:
+        return sound(name, case, flags, length)
     try:
         return make_largest.ask(name, {**case, "flags": {**own, **json.loads(json.dumps(flags))}}, length)
     except Exception as error:  # whatever vLLM stumbles over is the answer

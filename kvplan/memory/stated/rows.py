@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kvplan.memory.stated import tiles, whole
+from kvplan.memory.stated import sounds, tiles, whole
 from kvplan.memory.stated.ways import Asked, Row, Shown, Way, fewer_counted, fewer_run
 
 PIXELS = "size", "min_pixels", "max_pixels"
@@ -133,6 +133,34 @@ STATED: dict[str, Row] = {
         Row(tiles.windows, most=True),
     ),
     "Ovis": Row(tiles.covering, ("max_partition", "covering_threshold")),
+    "AudioFlamingo3ForConditionalGeneration": Row(sound=sounds.flamingo),
+    "GlmAsrForConditionalGeneration": Row(sound=sounds.glm),
+    "MossTranscribeDiarizeForConditionalGeneration": Row(sound=sounds.moss_windows),
+    "VoxtralForConditionalGeneration": Row(sound=sounds.voxtral),
+    **dict.fromkeys(
+        ("GraniteSpeechForConditionalGeneration", "GraniteSpeechPlusForConditionalGeneration"),
+        Row(sound=sounds.granite),
+    ),
+    "FireRedASR2ForConditionalGeneration": Row(sound=sounds.fire_red),
+    "FunASRForConditionalGeneration": Row(sound=sounds.fun_asr),
+    "MiDashengLMModel": Row(sound=sounds.midasheng),
+    **dict.fromkeys(
+        ("Qwen3ASRForConditionalGeneration", "Qwen3ASRRealtimeGeneration"), Row(sound=sounds.qwen3)
+    ),
+    "MossAudioModel": Row(sound=sounds.moss_audio),
+    **dict.fromkeys(
+        (
+            # 30 s however long the sound is
+            "WhisperForConditionalGeneration",
+            "Qwen2AudioForConditionalGeneration",
+            # their classes pass no length on
+            "MoonshotKimiaForCausalLM",
+            "CohereAsrForConditionalGeneration",
+            # its layers run with the language model's
+            "VoxtralRealtimeGeneration",
+        ),
+        Row(),
+    ),
     **dict.fromkeys(
         (
             "AriaForConditionalGeneration",

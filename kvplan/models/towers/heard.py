@@ -80,6 +80,8 @@ def granite_sound(s: TowerFacts) -> Mapping[str, int]:
         limit=1,
         scores=scores,
         kept=hidden * len(k.counts("cat_hidden_layers")),
+        window=window,
+        window_tokens=window // s.outer.count("downsample_rate", default=5),
     )
 
 
