@@ -23,6 +23,7 @@ from kvplan.engines.mm_limits import mm_limit
 from kvplan.memory.glm_items import glm_facts
 from kvplan.memory.item_sizes import idle_sizes, is_sized, media_frames, plans_sizes, states_sizes, told_facts
 from kvplan.models.spec import VisionSpec
+from kvplan.models.towers.kinds import most_items
 
 TILES = 13
 """Tiles of a picture, the thumbnail counted, that InternVL's and Cohere's processors cut at most."""
@@ -216,8 +217,7 @@ def profiled_items(vision: VisionSpec, args: ResolvedArgs) -> tuple[str, str] | 
     largest = largest_item(vision, args)
     if largest is None:
         return None
-    limit = min(_facts(vision).get("limit", 999), mm_limit(args.limit_mm_per_prompt, largest.kind))
-    number = num_items(largest, args, limit)
+    number = num_items(largest, args, _most_items(vision, largest.kind, args))
     plural = "s" if number > 1 and largest.kind != "audio" else ""
     return (
         "audio" if largest.kind == "audio" else "vision",
@@ -227,10 +227,12 @@ def profiled_items(vision: VisionSpec, args: ResolvedArgs) -> tuple[str, str] | 
 
 def _num_patches(vision: VisionSpec, args: ResolvedArgs, largest: Largest) -> int:
     """Patches of all items that start-up profiles."""
-    facts = _facts(vision)
-    told = mm_limit(args.limit_mm_per_prompt, largest.kind)
-    one = largest.kind == "video" and "video_pixels" in facts  # GLM's, one a prompt
-    return num_items(largest, args, min(1 if one else facts.get("limit", 999), told)) * largest.patches
+    return num_items(largest, args, _most_items(vision, largest.kind, args)) * largest.patches
+
+
+def _most_items(vision: VisionSpec, kind: str, args: ResolvedArgs) -> int:
+    """Items of a kind that a prompt may have: by the class, and as flags say."""
+    return min(most_items(vision.architecture, kind), mm_limit(args.limit_mm_per_prompt, kind))
 
 
 def embedded_bytes(vision: VisionSpec, args: ResolvedArgs, hidden: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from kvplan.memory.tower_profile import embedded_bytes, largest_item, num_items,
 from kvplan.models.config import Keys
 from kvplan.models.load import load_model
 from kvplan.models.spec import VisionSpec
+from kvplan.models.towers.kinds import tower_kinds
 from kvplan.models.towers.rows import DECLARED
 from kvplan.models.vision import declared_tower
 
@@ -45,7 +47,7 @@ def tower(name: str, section: str = "", text: int = 1024, **sizes: object) -> Vi
     config = {**config, section: {**config[section], **sizes}} if section else {**config, **sizes}
     found = declared_tower(Keys(name, config), DECLARED[name], text)
     assert found is not None
-    return found
+    return replace(found, architecture=name, towers=tower_kinds(name, Keys(name, config)))
 
 
 def args(context: int = 32768, batch: int = 8192, **flags: Any) -> ResolvedArgs:

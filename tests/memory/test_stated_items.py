@@ -15,10 +15,11 @@ from kvplan.engines.flags import EngineArgs, ResolvedArgs
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.forward import estimate
 from kvplan.memory.stated.rows import STATED
-from kvplan.memory.tower_profile import idle_words, largest_item
+from kvplan.memory.tower_profile import idle_words, largest_item, profiled_items
 from kvplan.models.architectures import from_config
 from kvplan.models.load import load_model
 from kvplan.models.spec import ModelSpec, VisionSpec
+from kvplan.models.towers.kinds import MOST, most_items
 
 SAID: dict[str, Any] = json.loads((FIXTURES / "stated_items_vllm_0.32.json").read_text())
 CONFIGS: dict[str, Any] = json.loads(
@@ -151,3 +152,28 @@ def test_values_that_no_processor_takes_are_refused(name: str, told: dict[str, A
 def test_every_row_is_held_or_has_a_reason() -> None:
     asked = {str(CONFIGS[name]["config"]["architectures"][0]) for name in SAID}
     assert STATED.keys() - asked == UNASKED.keys()
+
+
+LIMITS: dict[str, Any] = json.loads((FIXTURES / "item_limits_vllm_0.32.json").read_text())
+
+
+WHOLE_BATCH = "VoxtralRealtimeGeneration"
+"""Its items are the tokens of a batch, not the one sound of a prompt."""
+
+
+@pytest.mark.parametrize("name", sorted(LIMITS.keys() - {WHOLE_BATCH}))
+def test_a_prompt_has_as_many_items_as_vllms_class_takes(name: str) -> None:
+    for kind, limit in LIMITS[name].items():
+        assert most_items(name, kind) == (limit or 999)
+
+
+def test_every_limit_is_held() -> None:
+    assert MOST.keys() <= LIMITS.keys()
+
+
+def test_paligemma_profiles_one_image_a_prompt() -> None:
+    """Eight prompts of one image each, though 32 fit the batch."""
+    vision = vision_of("PaliGemma, with its tower")
+    few, many = (args(max_num_seqs=n, max_num_batched_tokens=8192) for n in (8, 256))
+    assert profiled_items(vision, few) == ("vision", "8 images of 256 tokens")
+    assert profiled_items(vision, many) == ("vision", "32 images of 256 tokens")

@@ -1,11 +1,14 @@
 """Asks vLLM itself what its start-up profiles where flags state sizes of items, tower by tower.
 
     python tests/models/make_stated.py [NAME ...]
+    python tests/models/make_stated.py limits
 
 Writes `tests/fixtures/stated_items_vllm_0.32.json`: for each architecture, flags and length of the context what
 `make_largest.py` writes without flags: tokens of an item by modality and the numbers of the item that is run; or what
 vLLM refuses. Processors are made as they are loaded, with the keys of --mm-processor-kwargs that they know.
-`tests/memory/test_stated_items.py` holds kvplan to it. Environment: see `make_largest.py`.
+`limits` writes `item_limits_vllm_0.32.json`: how many items of a kind each class takes.
+
+`tests/memory/test_stated_items.py` holds kvplan to them. Environment: see `make_largest.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import vllm_meta
 from make_largest import TOLD, _with
 
 WRITTEN = make_largest.FIXTURES / "stated_items_vllm_0.32.json"
+LIMITS = make_largest.FIXTURES / "item_limits_vllm_0.32.json"
 LENGTHS = (8192, 131072)
 
 
@@ -564,12 +568,30 @@ def sound(name: str, case: dict[str, Any], flags: dict[str, Any], length: int) -
     return {"tokens": {"audio": int((told or {"audio": tokens})["audio"])}, "frames": {"audio": int(frames)}}
 
 
+def limits(packed: dict[str, Any]) -> dict[str, Any]:
+    """Architecture -> the most items of a kind that its class takes a prompt; none is None."""
+    vllm_meta._Tokenizer.add_tokens = lambda self, *names, **told: 0
+    found: dict[str, Any] = {}
+    for name, case in packed.items():
+        flags = {k: v for k, v in case.get("flags", {}).items() if k != "language_model_only"}
+        beside = make_largest._glm_files(name) if name in make_largest.GLM_PIXELS else case.get("beside")
+        try:
+            info = make_largest._info(make_largest.sized(name, case["config"]), flags, 8192, beside)[1]
+            found[case["config"]["architectures"][0]] = info.get_supported_mm_limits()
+        except Exception as error:  # classes of text alone, packages that are not there
+            print(name, type(error).__name__, str(error)[:80])
+    return dict(sorted(found.items()))
+
+
 def main() -> None:
     vllm_meta.platform()
     make_largest.PROCESSORS.update(STUBS)
     packed = json.loads(
         lzma.decompress((make_largest.FIXTURES / "architectures_vllm_0.32.json.xz").read_bytes())
     )
+    if sys.argv[1:] == ["limits"]:
+        LIMITS.write_text(json.dumps(limits(packed), indent=1) + "\n")
+        return
     written = json.loads(WRITTEN.read_text()) if WRITTEN.exists() else {}
     for name in sys.argv[1:] or (*CASES, *_sounds()):
         said = [

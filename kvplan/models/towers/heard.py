@@ -28,17 +28,17 @@ def windows(
     return found
 
 
-whisper_sound = windows(1, 1, limit=1)
+whisper_sound = windows(1, 1)
 """vLLM 0.32 `models/whisper.py: get_supported_mm_limits, get_num_audio_tokens`."""
 qwen2_sound = windows(1, 2, whole=1)
 """vLLM 0.32 `models/qwen2_audio.py: get_mm_max_tokens_per_item`; the encoder is transformers' own."""
-flamingo_sound = windows(20, 2, masked=True, whole=1, limit=1)
+flamingo_sound = windows(20, 2, masked=True, whole=1)
 """Ten minutes, `max_audio_len` of transformers' `AudioFlamingo3Processor`; the encoder is transformers' own."""
 glm_sound = windows(21, 4)
 """655 s, `max_audio_len` of transformers' `GlmAsrProcessor`, in whole windows."""
-moss_sound = windows(180, 4, limit=1, within=1)
+moss_sound = windows(180, 4, within=1)
 """90 minutes (vLLM 0.32 `models/moss_transcribe_diarize.py: MAX_AUDIO_DURATION_S`)."""
-voxtral_sound = windows(1, 4, limit=5, fills=1)
+voxtral_sound = windows(1, 4, fills=1)
 """As long as the context (vLLM 0.32 `models/voxtral.py: get_max_audio_array_len`), in windows of 30 s."""
 
 
@@ -77,7 +77,6 @@ def granite_sound(s: TowerFacts) -> Mapping[str, int]:
         tokens,
         pixels=k.count("input_dim"),
         whole=1,
-        limit=1,
         scores=scores,
         kept=hidden * len(k.counts("cat_hidden_layers")),
         window=window,
@@ -99,7 +98,6 @@ def fire_red_sound(s: TowerFacts) -> Mapping[str, int]:
         frames // s.outer.count("encoder_downsample_rate", default=2, high=64),
         pixels=8 * s.tower.count("idim"),
         whole=1,
-        limit=1,
         scores=6 * s.tower.count("n_head") * frames,
     )
 
@@ -120,7 +118,6 @@ def cohere_asr_sound(s: TowerFacts) -> Mapping[str, int]:
         tokens,
         pixels=2 * bands * factor,
         whole=1,
-        limit=1,
         scores=6 * k.count("n_heads") * tokens,
         outside=k.count("subsampling_conv_channels") * factor * bands // 2,
     )
@@ -136,7 +133,7 @@ def fun_asr_sound(s: TowerFacts) -> Mapping[str, int]:
         tokens = (tokens + 1) // 2
     hidden, width = k.count("output_size", default=256), k.count("linear_units", default=2048)
     heads = k.count("attention_heads", default=4)
-    return item(hidden, width, frames, tokens, pixels=560, whole=1, limit=1, scores=4 * heads * frames)
+    return item(hidden, width, frames, tokens, pixels=560, whole=1, scores=4 * heads * frames)
 
 
 def _thinned(s: TowerFacts, seconds: int, chunk: int, chunks_at_once: int) -> tuple[int, dict[str, int]]:

@@ -129,6 +129,62 @@ OF: dict[str, tuple[Kinds, ...]] = {
 """Architecture -> the kinds of each of its towers; images and videos where it is not listed."""
 
 
+ONE = {
+    "image": (
+        "Blip2ForConditionalGeneration",
+        "GLM4VForCausalLM",
+        "HfMoondream",
+        "Moondream3ForCausalLM",
+        "NemotronParseForConditionalGeneration",
+        "OpenVLAForActionPrediction",
+        "PaliGemmaForConditionalGeneration",
+    ),
+    "video": (
+        "Glm4vForConditionalGeneration",
+        "Glm4vMoeForConditionalGeneration",
+        "Glm5NextForConditionalGeneration",
+        "GlmOcrForConditionalGeneration",
+        "KeyeVL1_5ForConditionalGeneration",
+        "LlavaNextVideoForConditionalGeneration",
+        "Molmo2ForConditionalGeneration",
+        "Ovis2_5",
+        "Ovis2_6ForCausalLM",
+        "Ovis2_6_MoeForCausalLM",
+    ),
+    "audio": (
+        "AudioFlamingo3ForConditionalGeneration",
+        "CohereAsrForConditionalGeneration",
+        "FireRedASR2ForConditionalGeneration",
+        "FunASRForConditionalGeneration",
+        "GraniteSpeechForConditionalGeneration",
+        "GraniteSpeechPlusForConditionalGeneration",
+        "MoonshotKimiaForCausalLM",
+        "MossTranscribeDiarizeForConditionalGeneration",
+        "WhisperForConditionalGeneration",
+    ),
+}
+"""Kind -> architectures whose classes take one a prompt."""
+MOST: dict[str, dict[str, int]] = {
+    **{name: {kind: 1} for kind, names in ONE.items() for name in names},
+    "Dots3NoteForCausalLM": {"image": 512, "video": 1, "audio": 128},
+    "VoxtralForConditionalGeneration": {"audio": 5},
+}
+"""Architecture -> the most items of a kind that its class takes a prompt, where there is a limit.
+
+Source: `get_supported_mm_limits` of vLLM 0.32; held to `fixtures/item_limits_vllm_0.32.json`.
+"""
+UNLIMITED = 999
+
+
+def most_items(architecture: str, kind: str) -> int:
+    """Items of a kind that a prompt may have, whatever flags say.
+
+    >>> most_items("PaliGemmaForConditionalGeneration", "image")
+    1
+    """
+    return MOST.get(architecture, {}).get(kind, UNLIMITED)
+
+
 def tower_kinds(architecture: str, outer: Keys) -> tuple[Kinds, ...]:
     """The kinds of each tower; where a config describes no sound beside images, there is no tower for it."""
     hears = any(outer.raw.get(key) or key in outer.section("thinker_config") for key in HEARD)

@@ -144,7 +144,7 @@ def llava_video(s: TowerFacts) -> Mapping[str, int]:
     """
     patches = grid(s.tower)
     side = -(-isqrt(patches) // s.outer.count("spatial_pool_stride", default=2, high=64))
-    return {**_item(s.tower, patches, side**2, limit=1), **_video(patches, side**2)}
+    return {**_item(s.tower, patches, side**2), **_video(patches, side**2)}
 
 
 def square(pixels: int, *, gated: bool = False) -> Callable[[TowerFacts], Mapping[str, int]]:
@@ -231,13 +231,13 @@ def deepseek_v41_image(s: TowerFacts) -> Mapping[str, int]:
 
 
 def fixed(
-    tokens: Callable[[TowerFacts, int], int], *, extra: int = 0, limit: int = 999
+    tokens: Callable[[TowerFacts, int], int], *, extra: int = 0
 ) -> Callable[[TowerFacts], Mapping[str, int]]:
     """One image of `image_size`; `tokens` of its patches, `extra` marks beside them."""
 
     def found(s: TowerFacts) -> Mapping[str, int]:
         patches = grid(s.tower)
-        return _item(s.tower, patches + extra, tokens(s, patches), limit=limit)
+        return _item(s.tower, patches + extra, tokens(s, patches))
 
     return found
 
@@ -252,9 +252,9 @@ aria_image = fixed(_most_queries)
 """Aria's: as many queries as its projector has (vLLM 0.32 `aria.py: get_num_image_tokens`)."""
 bagel_image = fixed(lambda s, patches: s.outer.count("vit_max_num_patch_per_side", default=70) ** 2)
 """BAGEL's: every patch a token (`bagel.py: get_mm_max_tokens_per_item`)."""
-blip2_image = fixed(lambda s, patches: s.outer.count("num_query_tokens", default=32), extra=1, limit=1)
+blip2_image = fixed(lambda s, patches: s.outer.count("num_query_tokens", default=32), extra=1)
 """BLIP-2's: queries (`blip2.py: get_num_image_tokens`); one image a prompt."""
-glm4v_9b_image = fixed(lambda s, patches: patches // 4, extra=1, limit=1)
+glm4v_9b_image = fixed(lambda s, patches: patches // 4, extra=1)
 """GLM-4V-9B's: four patches a token (`glm4v.py: get_num_image_tokens`); one image a prompt."""
 
 

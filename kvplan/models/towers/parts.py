@@ -61,7 +61,6 @@ def item(
       frames that are run, however many are counted; `run_tokens`, `run_least`, `run_patches`: one for so many of its
       tokens, of so many patches, and so many at least; `frame_pixels`: `pixels` of its patches; `most_patches`: of all.
     * `fills`: the item is as many times patches and tokens as the context holds; `within`: tokens end with the context.
-    * `limit`: items a prompt.
     * `at_once`: patches that the tower runs at a time.
     * `whole`: every rank runs it whole.
     * `scores`: numbers a patch that attention writes out beside Q, K, V; `kept`: of hidden states kept until the end;

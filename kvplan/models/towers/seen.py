@@ -168,7 +168,7 @@ def moondream_image(s: TowerFacts) -> Mapping[str, int]:
     side = k.count("crop_size", default=378, high=1 << 16) // k.count("enc_patch_size", default=14, high=4096)
     sizes_of = k.count("enc_dim", default=SIGLIP[0]), k.count("enc_ff_dim", default=SIGLIP[1])
     patches = 2 * side**2
-    return item(*sizes_of, patches, 730, pixels=588, limit=1, at_once=patches)
+    return item(*sizes_of, patches, 730, pixels=588, at_once=patches)
 
 
 def isaac_image(s: TowerFacts) -> Mapping[str, int]:
