@@ -76,10 +76,10 @@ def _by_row(row: Row, vision: VisionSpec, facts: Mapping[str, int], args: Resolv
     if row.strict and (unknown := sorted(set(told) - set(row.keys))):
         known = f"; it takes {', '.join(row.keys)}" if row.keys else ""
         raise KvplanError(f"{FLAG}: this model's processor takes no {unknown[0][:40]!r}{known}")
-    found = dict(facts)
+    found, keys = dict(facts), {key: told[key] for key in row.keys if key in told}
     way = None
     if row.way is not None:
-        way = row.way(Asked(facts, {key: told[key] for key in row.keys if key in told}, vision.shapes))
+        way = row.way(Asked(facts, keys, vision.shapes))
         largest = way.made(way.width, way.height)
         made = way.clipped({} if row.fixed else mm_sizes(args.limit_mm_per_prompt, "image"))
         found |= {"patches": made.patches, "tokens": largest.tokens if row.most else made.tokens}
@@ -92,7 +92,7 @@ def _by_row(row: Row, vision: VisionSpec, facts: Mapping[str, int], args: Resolv
     if row.video is not None:
         limits = {kind: mm_limit(args.limit_mm_per_prompt, kind) for kind in ("image", "video")}
         told_video = mm_sizes(args.limit_mm_per_prompt, "video")
-        found |= row.video(Shown(found, told_video, way, limits, args.max_model_len))
+        found |= row.video(Shown(found, told_video, way, limits, args.max_model_len, keys))
     return found
 
 

@@ -271,7 +271,62 @@ def _resized(known: Any) -> Any:
     return made
 
 
+def _ovis2_5(info: Any) -> Any:
+    """vLLM's own processor, without its tokenizer."""
+    from vllm.transformers_utils.processors.ovis2_5 import Ovis2_5Processor
+
+    k, made = info.get_hf_config().vit_config, object.__new__(Ovis2_5Processor)
+    made.patch_size, made.hidden_stride, made.temporal_patch_size = (
+        k.patch_size,
+        k.hidden_stride,
+        k.temporal_patch_size,
+    )
+    made.get_token_value = lambda name: name
+    told = {"min_pixels": 448**2, "max_pixels": 1792**2, **TOLD}
+
+    def sides(width: int, height: int) -> tuple[int, int]:
+        return made.smart_resize(height, width, k.patch_size * k.hidden_stride, **told)
+
+    def tokens(image: Any) -> int:
+        tall, wide = (n // k.patch_size for n in sides(*image.size))
+        return len(made.construct_visual_placeholders((1, tall, wide)))
+
+    def numbers(image: Any) -> int:
+        tall, wide = sides(*image.size)
+        return tall * wide * 3
+
+    return SimpleNamespace(tokens=tokens, numbers=numbers, extra_special_tokens=None)
+
+
+def _minicpm4(info: Any) -> Any:
+    """transformers' own; slices are filled up to the largest."""
+    package = f"minicpmv4_{'7' if 'MiniCPMV4_7' in type(info).__name__ else '6'}"
+    kind = f"MiniCPMV4_{package[-1]}ImageProcessorPil"
+    module = f"{package}.image_processing_pil_{package}"
+    own = make_largest._image_processor(module, kind)
+    patch = own.patch_size
+
+    def patches(image: Any, most: int) -> int:
+        side, size = own.scale_resolution, (image.size[1], image.size[0])
+        grid = own.get_sliced_grid(size, most, side)
+        best = own.find_best_resize(size, side, patch, allow_upscale=grid is None)
+        whole = best[0] * best[1] // patch**2
+        if grid is None:
+            return whole
+        refined = own.get_refine_size(size, grid, side, patch, allow_upscale=True)
+        each = refined[0] // grid[0] * (refined[1] // grid[1]) // patch**2
+        return (grid[0] * grid[1] + 1) * max(whole, each)
+
+    video = SimpleNamespace(max_slice_nums=own.max_slice_nums)
+    made = SimpleNamespace(image_processor=own, video_processor=video)
+    made.numbers = lambda image: patches(image, own.max_slice_nums) * 3 * patch**2
+    made.video_numbers = lambda frames: sum(map(made.numbers, frames))
+    return made
+
+
 STUBS = {
+    "MiniCPMV4_6ForConditionalGeneration": _minicpm4,
+    **dict.fromkeys(("Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"), _ovis2_5),
     **{
         name: _resized(make_largest.PROCESSORS[name])
         for name in (
@@ -314,8 +369,11 @@ STUBS = {
     ),
 }
 """Processors of architectures that `make_largest.py` does not ask."""
+make_largest.SIZES["MiniCPMV4_6ForConditionalGeneration"] = {"vision_config": {"patch_size": 14}}
 SHAPES = [image(512, 512), image(300, 1200), image(2000, 90)]
 """Pictures that are stated of every tower."""
+SHAPELESS = {"Ovis2_5"}
+"""Whose videos are more tokens than any picture."""
 CASES: dict[str, list[dict[str, Any]]] = {
     "Gemma3ForConditionalGeneration": [
         kwargs(do_pan_and_scan=True),
@@ -433,6 +491,30 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "Step3p7ForConditionalGeneration": [image(1000, 1100)],
     "StepVLForConditionalGeneration": [],
     "Ovis": [kwargs(max_partition=4), image(448, 900), image(100, 60)],
+    "NemotronH_Nano_VL_V2": [
+        kwargs(max_num_tiles=4),
+        {**kwargs(max_num_tiles=4), "limit_mm_per_prompt": {"video": 0}},
+        kwargs(max_pixels=4),
+        image(900, 400, video=0),
+        {"limit_mm_per_prompt": {"video": {"num_frames": 8}}},
+    ],
+    "NemotronH_Nano_Omni_Reasoning_V3": [{"limit_mm_per_prompt": {"video": {"num_frames": 8}, "audio": 0}}],
+    "MiniCPMV4_6ForConditionalGeneration": [
+        kwargs(max_slice_nums=4),
+        {**kwargs(max_slice_nums=4), "limit_mm_per_prompt": {"video": 0}},
+        image(448, 448, video=0),
+        image(448, 2000, video=0),
+        image(300, 1700, video=0),
+        {"limit_mm_per_prompt": {"video": {"num_frames": 3}}},
+        {"limit_mm_per_prompt": {"video": {"num_frames": 3, "width": 300, "height": 700}}},
+    ],
+    "Ovis2_5": [
+        {**kwargs(max_pixels=501760), "limit_mm_per_prompt": {"video": 0}},
+        image(512, 512, video=0),
+        image(900, 700, video=0),
+        image(20, 700, video=0),
+        image(1792, 8, video=0),
+    ],
     "Llava, with its tower": [],
     "PaliGemma, with its tower": [],
     "AriaForConditionalGeneration": [],
@@ -596,7 +678,7 @@ def main() -> None:
     for name in sys.argv[1:] or (*CASES, *_sounds()):
         said = [
             {"flags": flags, "length": length, "vllm": answer(name, packed[name], flags, length)}
-            for flags in ([*SHAPES, *CASES[name]] if name in CASES else SOUNDS)
+            for flags in ([*([] if name in SHAPELESS else SHAPES), *CASES[name]] if name in CASES else SOUNDS)
             for length in LENGTHS
         ]
         written[name] = {"sizes": make_largest.SIZES.get(name, {}), "said": said}

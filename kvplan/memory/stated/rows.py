@@ -52,6 +52,20 @@ def _keye_frames(shown: Shown) -> Mapping[str, int]:
     return sizes | {"frames_run": 1, "frame_patches": run * shown.frame.patches}
 
 
+def _tubelets(shown: Shown) -> Mapping[str, int]:
+    """Frames of a tubelet are run together."""
+    return {"most_run": -(-shown.frames // shown.facts["media_frames"])} if shown.frames else {}
+
+
+def _sliced_frames(shown: Shown) -> Mapping[str, int]:
+    """Frames are sliced as pictures are."""
+    assert shown.way is not None
+    side = shown.facts["side"]
+    way = shown.way._replace(height=side * shown.keys.get("max_slice_nums", 9))
+    counted, run = way.clipped({}), way.clipped(shown.told)
+    return {"frame_tokens": counted.tokens, "frame_patches": run.patches, **fewer_run(shown)}
+
+
 STATED: dict[str, Row] = {
     "Gemma3ForConditionalGeneration": Row(
         whole.pan_and_scan,
@@ -133,6 +147,28 @@ STATED: dict[str, Row] = {
         Row(tiles.windows, most=True),
     ),
     "Ovis": Row(tiles.covering, ("max_partition", "covering_threshold")),
+    **dict.fromkeys(
+        (
+            "NemotronH_Nano_VL_V2",
+            "NemotronH_Nano_Omni_Reasoning_V3",
+            "NemotronH_Omni_Reasoning_V3",
+            "NemotronH_Super_Omni_Reasoning_V3",
+        ),
+        Row(tiles.radio, ("max_num_tiles",), most=True, strict=True, video=_tubelets),
+    ),
+    "Llama_Nemotron_Nano_VL": Row(tiles.radio, ("max_num_tiles", "use_thumbnail")),
+    **dict.fromkeys(
+        ("MiniCPMV", "MiniCPMO"), Row(tiles.slices(1), ("max_slice_nums",), most=True, video=fewer_run)
+    ),
+    **dict.fromkeys(
+        ("MiniCPMV4_6ForConditionalGeneration", "MiniCPMV4_7ForConditionalGeneration"),
+        Row(tiles.slices(4), ("max_slice_nums",), most=True, video=_sliced_frames, video_sides=True),
+    ),
+    **dict.fromkeys(
+        ("Ovis2_5", "Ovis2_6ForCausalLM", "Ovis2_6_MoeForCausalLM"),
+        Row(whole.ovis2_5, ("min_pixels", "max_pixels"), video=fewer_counted),
+    ),
+    "LlavaNextVideoForConditionalGeneration": Row(video=fewer_counted),
     "AudioFlamingo3ForConditionalGeneration": Row(sound=sounds.flamingo),
     "GlmAsrForConditionalGeneration": Row(sound=sounds.glm),
     "MossTranscribeDiarizeForConditionalGeneration": Row(sound=sounds.moss_windows),
@@ -170,6 +206,11 @@ STATED: dict[str, Row] = {
             "DeepseekOCR2ForCausalLM",
             "UnlimitedOCRForCausalLM",
             "GLM4VForCausalLM",
+            "Gemma3nForConditionalGeneration",
+            "HfMoondream",
+            "Moondream3ForCausalLM",
+            "NemotronParseForConditionalGeneration",
+            "OpenVLAForActionPrediction",
             "LlavaForConditionalGeneration",
             "PaliGemmaForConditionalGeneration",
         ),

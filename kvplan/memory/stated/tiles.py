@@ -411,3 +411,74 @@ def _unpadded(sides: Grid, tiles: Grid, each: int, kept: int) -> int:
     if shrink > 1.1:
         wide, tall = int(wide // shrink), int(tall // shrink)
     return (wide + 1) * tall
+
+
+def radio(asked: Asked) -> Way:
+    """Nemotron's: InternVL's way under `max_num_tiles`; tilers that follow the context make one of everything.
+
+    Source: vLLM 0.32 `models/nano_nemotron_vl.py: get_dummy_image_size_and_max_tokens`, `nemotron_vl.py`.
+    """
+    side, most = asked.facts["tile_side"], asked.facts["tiles"] - 1
+    if not most:
+        whole = Made(asked.facts["patches"], asked.facts["tokens"])
+        return Way(side, side, lambda width, height: whole)
+    grids, thumbnail = tilings(1, asked.count("max_num_tiles", most)), asked.flag("use_thumbnail", True)
+
+    def made(width: int, height: int) -> Made:
+        wide, tall = closest(width, height, grids, side)
+        found = wide * tall + (thumbnail and wide * tall > 1)
+        return Made(found * asked.facts["tile_patches"], found * asked.facts["tile_tokens"])
+
+    wide, tall = max(grids, key=lambda grid: grid[0] * grid[1])
+    return Way(wide * side, tall * side, made)
+
+
+def slices(joined: int) -> Callable[[Asked], Way]:
+    """MiniCPM-V's: slices of about 448 x 448 whose number and proportions fit the picture, and the whole.
+
+    Sides are whole groups of `joined` patches; all are filled up to the larger. Source: vLLM 0.32 `models/minicpmv.py`,
+    transformers' `MiniCPMV4_6ImageProcessor: get_sliced_grid, find_best_resize, get_refine_size`, as MiniCPM-V's own.
+    """
+
+    def way(asked: Asked) -> Way:
+        side, patch, most = asked.facts["side"], asked.facts["patch"], asked.count("max_slice_nums", 9)
+        unit, queries = patch * joined, asked.facts.get("queries", 0)
+
+        def resized(width: float, height: float, *, grow: bool) -> int:
+            """Patches of a picture shrunk, or grown, to the area of one slice."""
+            if width * height > side**2 or grow:
+                tall = int(side / math.sqrt(width / height))
+                width, height = int(tall * (width / height)), tall
+            across, down = (max(round(n / unit) * unit, unit) // patch for n in (width, height))
+            return across * down
+
+        def made(width: int, height: int) -> Made:
+            wide, tall = _sliced(width, height, side, most)
+            if wide * tall == 1:
+                whole = resized(width, height, grow=True)
+                return Made(whole, queries or whole // 16)
+            whole = resized(width, height, grow=False)
+            across, down = (max(round(n / parts), 1) for n, parts in ((width, wide), (height, tall)))
+            each = resized(across, down, grow=True)
+            tokens = queries * (wide * tall + 1) or whole // 16 + wide * tall * (each // 16)
+            return Made((wide * tall + 1) * max(whole, each), tokens)
+
+        return Way(side, side * asked.facts["slices"], made)
+
+    return way
+
+
+def _sliced(width: int, height: int, side: int, most: int) -> Grid:
+    """Columns and rows of slices."""
+    multiple = min(math.ceil(width * height / side**2), most)
+    if multiple <= 1:
+        return 1, 1
+    best, nearest = (1, 1), math.inf
+    for n in (multiple - 1, multiple, multiple + 1):
+        for rows in range(1, n + 1):
+            if n == 1 or n > most or n % rows:
+                continue
+            away = abs(math.log(width / height) - math.log(n // rows / rows))
+            if away < nearest or (away == nearest and rows > best[1]):
+                best, nearest = (n // rows, rows), away
+    return best

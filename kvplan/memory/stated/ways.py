@@ -82,6 +82,8 @@ class Shown(NamedTuple):
     limits: Mapping[str, int]
     """Pictures and videos that a prompt may have."""
     context: int
+    keys: Mapping[str, Any]
+    """Of --mm-processor-kwargs, those that act."""
 
     @property
     def frames(self) -> int:

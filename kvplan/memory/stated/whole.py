@@ -183,3 +183,28 @@ def _resized(width: int, height: int, unit: int, bounds: Sides, lengthened: bool
         grow = math.sqrt(bounds[0] / (width * height))
         across, down = (math.ceil(side * grow / unit) for side in (width, height))
     return across * down
+
+
+def ovis2_5(asked: Asked) -> Way:
+    """Ovis 2.5's: 1,792 x 1,792 at most, in whole tokens, and two marks (vLLM 0.32 `processors/ovis2_5.py:
+    smart_resize, construct_visual_placeholders`)."""
+    joined = asked.facts["joined"]
+    unit = asked.facts["patch"] * math.isqrt(joined)
+    bounds = asked.count("min_pixels", 448**2), asked.count("max_pixels", 1792**2)
+
+    def made(width: int, height: int) -> Made:
+        if min(width, height) < unit:
+            grow = unit / min(width, height)
+            width, height = (unit if side < unit else round(side * grow) for side in (width, height))
+        elif max(width, height) > STEEPEST * min(width, height):
+            width, height = (min(side, STEEPEST * min(width, height)) for side in (width, height))
+        across, down = (round(side / unit) for side in (width, height))
+        if across * down * unit**2 > bounds[1]:
+            shrink = math.sqrt(width * height / bounds[1])
+            across, down = (math.floor(side / shrink / unit) for side in (width, height))
+        elif across * down * unit**2 < bounds[0]:
+            grow = math.sqrt(bounds[0] / (width * height))
+            across, down = (math.ceil(side * grow / unit) for side in (width, height))
+        return Made(across * down * joined, across * down + 2)
+
+    return Way(1792, 1792, made)

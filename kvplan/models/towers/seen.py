@@ -50,6 +50,16 @@ def _sliced(s: TowerFacts, joined: int) -> tuple[int, int, int]:
     return most + 1, (side // patch) ** 2, (tall // patch) * (wide // patch)
 
 
+def _slicing(s: TowerFacts) -> dict[str, int]:
+    """Sides of a slice and a patch, slices at most."""
+    side = s.outer.count("image_size", default=448, high=1 << 16)
+    return {
+        "side": side,
+        "patch": _patch(s.tower),
+        "slices": s.outer.count("max_slice_num", default=9, high=1024),
+    }
+
+
 def minicpm_image(s: TowerFacts, *, heard: bool = False) -> Mapping[str, int]:
     """Queries read each slice; from version 2.6 on, a video of 16 frames (`_MAX_FRAMES_PER_VIDEO`), a slice each.
 
@@ -62,7 +72,7 @@ def minicpm_image(s: TowerFacts, *, heard: bool = False) -> Mapping[str, int]:
     beside = slices * queries + 30 * ((50 - pool) // pool + 1) * heard
     video = {"frames": 16, "frame_tokens": queries, "frame_patches": each, "beside": beside}
     more = {} if s.outer.raw.get("version") in (2.5, "2.5") else video
-    more |= {"outside": _colours(s.tower) + hidden + 6 * s.text}
+    more |= {"outside": _colours(s.tower) + hidden + 6 * s.text, "queries": queries, **_slicing(s)}
     return item(hidden, width, slices * max(each, whole), slices * queries, pixels=_colours(s.tower), **more)
 
 
@@ -77,7 +87,7 @@ def minicpm4_image(s: TowerFacts) -> Mapping[str, int]:
     slices, each, whole = _sliced(s, 4)
     tokens, patches = whole // 16 + (slices - 1) * (each // 16), slices * max(each, whole)
     video = {"frames": 16, "frame_tokens": tokens, "frame_patches": patches, "beside": tokens}
-    return item(hidden, width, patches, tokens, pixels=_colours(s.tower), **video)
+    return item(hidden, width, patches, tokens, pixels=_colours(s.tower), **video, **_slicing(s))
 
 
 def glimmer_image(s: TowerFacts) -> Mapping[str, int]:
@@ -117,7 +127,7 @@ def ovis2_5_image(s: TowerFacts) -> Mapping[str, int]:
     joined, words = merge(s.tower, "hidden_stride"), s.outer.count("visual_vocab_size", default=65536)
     tokens, outside = patches // joined, _colours(s.tower) + hidden + 5 * words // joined
     video = {"frames": ANY_LENGTH, "frame_tokens": tokens, "frame_patches": patches, "frame_room": patches}
-    more = video | {"beside": patches, "outside": outside}
+    more = video | {"beside": patches, "outside": outside, "patch": _patch(s.tower), "joined": joined}
     return item(hidden, width, patches, tokens + 2, pixels=_colours(s.tower), **more)
 
 
