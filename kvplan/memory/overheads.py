@@ -192,9 +192,9 @@ def _words_of_sizes(model: ModelSpec, args: ResolvedArgs) -> str:
 
     assert model.vision is not None
     if sizes_left_out(model.vision, args):
-        return "; sizes of items that flags state are not planned for this tower"
+        return ", stated sizes not planned"
     idle = idle_words(model.vision, args)
-    return f"; {idle}" if idle else ""
+    return f", {idle}" if idle else ""
 
 
 def _tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> tuple[Range, Figure]:

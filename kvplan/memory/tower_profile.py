@@ -202,7 +202,7 @@ def sizes_left_out(vision: VisionSpec, args: ResolvedArgs) -> bool:
 def idle_words(vision: VisionSpec, args: ResolvedArgs) -> str:
     """What flags state that this tower does not heed, in words; nothing where all of it acts."""
     found = idle_sizes(vision, _facts(vision), args) if states_sizes(args) else []
-    return f"{', '.join(found)}: without effect on this tower" if found else ""
+    return f"{', '.join(found)} not heeded" if found else ""
 
 
 def num_items(largest: Largest, args: ResolvedArgs, limit: int = 999) -> int:

@@ -132,9 +132,7 @@ def test_items_are_counted_and_run_as_vllm_does(name: str, case: dict[str, Any])
     ],
 )
 def test_what_does_not_act_is_said(name: str, flags: dict[str, Any], idle: str) -> None:
-    assert idle_words(vision_of(name), args(**flags)) == (
-        f"{idle}: without effect on this tower" if idle else ""
-    )
+    assert idle_words(vision_of(name), args(**flags)) == (f"{idle} not heeded" if idle else "")
 
 
 def test_the_activation_row_says_it() -> None:
@@ -146,7 +144,16 @@ def test_the_activation_row_says_it() -> None:
         max_num_batched_tokens=16384,
         mm_processor_kwargs={"do_pan_and_scan": True, "do_resize": True},
     )
-    assert "12 images of 1,280 tokens; do_resize: without effect on this tower;" in plan.budget.activation.why
+    assert "12 images of 1,280 tokens, do_resize not heeded;" in plan.budget.activation.why
+    assert "12 images of 1,280 tokens, do_resize not heeded" in plan.text()
+
+
+def test_towers_without_a_row_say_that_sizes_are_not_planned() -> None:
+    model = model_of("IsaacForConditionalGeneration")
+    plan = estimate(
+        model, "h100", max_model_len=4096, max_num_seqs=2, limit_mm_per_prompt={"image": {"width": 9}}
+    )
+    assert ", stated sizes not planned;" in plan.budget.activation.why
 
 
 @pytest.mark.parametrize(
