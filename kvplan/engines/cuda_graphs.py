@@ -6,7 +6,7 @@ Mirrors vLLM 0.32 (`config/vllm.py`, `config/compilation.py`); what that refuses
 from __future__ import annotations
 
 from kvplan.engines.compilation_config import CompilationFlags, Compile, compilation_flags
-from kvplan.engines.flags import EngineArgs
+from kvplan.engines.flags import EngineArgs, EngineVersion
 from kvplan.engines.kernel_flags import EAGER_EXCHANGES
 from kvplan.formulas.graphs import (
     MAX_CAPTURE_SIZE,
@@ -23,6 +23,8 @@ from kvplan.models.spec import ModelSpec
 
 OF_LEVEL = ("NONE", "PIECEWISE", "FULL_AND_PIECEWISE", "FULL_AND_PIECEWISE")
 """Graph mode by --optimization-level."""
+LARGER_GRAPHS = (0, 28)
+"""Since when the largest default size is twice as large on Blackwell of data centres (vLLM PR 49390)."""
 WITHOUT_PIECES = {"PIECEWISE": "NONE", "FULL_AND_PIECEWISE": "FULL_DECODE_ONLY"}
 BREAKS_ITSELF = (
     *("DeepseekV32", "DeepseekV4", "DeepseekV41", "Dots3Note", "Glm5Next", "GlmMoeDsa", "HYV4", "Inkling"),
@@ -41,6 +43,7 @@ def find_graphs(
     *,
     support: Support = Support.ALWAYS,
     rounds_all: bool = False,
+    version: EngineVersion = EngineVersion(),  # noqa: B008 (a tuple)
 ) -> Graphs:
     """The graphs that vLLM captures under resolved flags, whose attention can be captured as `support` says.
 
@@ -51,7 +54,8 @@ def find_graphs(
     compiled, mode = _modes(args, model, told)
     seqs, tokens = args.max_num_seqs or MAX_CAPTURE_SIZE, args.max_num_batched_tokens or 1 << 30
     width = 1 + args.num_speculative_tokens
-    sizes = _sizes(args, told, seqs, tokens, compute_capability) if mode != "NONE" else ()
+    ceiling = max_capture_size(compute_capability) if version.is_vllm(*LARGER_GRAPHS) else MAX_CAPTURE_SIZE
+    sizes = _sizes(args, told, seqs, tokens, ceiling) if mode != "NONE" else ()
     mode = _captured(mode, args, model, told, compiled)
     split = compiled and told.splitting_ops is None and not told.pass_config.fuse_attn_quant
     settled = settled_mode(mode, support, width, compiled=compiled, split=split)
@@ -118,9 +122,7 @@ def _captured(mode: str, args: EngineArgs, model: ModelSpec, told: CompilationFl
     return "NONE" if spread and args.all2all_backend in EAGER_EXCHANGES else mode
 
 
-def _sizes(
-    args: EngineArgs, told: CompilationFlags, seqs: int, tokens: int, compute_capability: float
-) -> tuple[int, ...]:
+def _sizes(args: EngineArgs, told: CompilationFlags, seqs: int, tokens: int, ceiling: int) -> tuple[int, ...]:
     for name in ("cudagraph_capture_sizes", "max_cudagraph_capture_size"):
         if getattr(args, name) not in (None, ()) and getattr(told, name) is not None:
             raise KvplanError(
@@ -137,7 +139,7 @@ def _sizes(
             seqs,
             tokens,
             width=1 + args.num_speculative_tokens,
-            ceiling=max_capture_size(compute_capability),
+            ceiling=ceiling,
             stated_max=most,
             fine=args.performance_mode == "interactivity",
         )

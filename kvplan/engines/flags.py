@@ -224,7 +224,7 @@ class EngineArgs(Config):
     cudagraph_capture_sizes: tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...] = ()
     """Batches, in tokens, that are captured as CUDA graphs; none = vLLM's staircase."""
     max_cudagraph_capture_size: Maybe[Annotated[int, Field(ge=0, le=1 << 20)]] = None
-    """Largest batch captured; None = twice the widest decode batch, at most 512 (1,024 on B200 and its like)."""
+    """Largest batch captured; None = twice the widest decode batch, at most 512 (B200 and B300, since 0.28: 1,024)."""
     generation_config: str = "auto"
     """Where requests get sampling parameters that they leave out: auto or a folder, the checkpoint's (often top-k and
     top-p, which cost time per sequence); vllm, none."""

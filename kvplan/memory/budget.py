@@ -110,7 +110,7 @@ def make_budget(
     """Memory of one rank on one pipeline stage that loads so many bytes of weights."""
     learned = profile or memory_profile(engine.engine, engine.version, engine.legacy)
     gpu = _as_seen(gpu, learned)
-    over = estimate_overheads(model, args, gpu, learned, last_stage=last_stage)
+    over = estimate_overheads(model, args, gpu, engine, learned, last_stage=last_stage)
     kind: SourceKind = "measured"
     if not learned.has_seen(gpu):
         over, kind = _unseen(over), "assumed"

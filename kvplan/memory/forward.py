@@ -463,7 +463,7 @@ def _too_few_states(layout: Layout, args: ResolvedArgs, question: Question) -> R
     states = any(group.kind is AttentionKind.STATE for group in layout.groups)
     if not (states and question.engine.is_vllm(0, 17) and args.max_num_seqs > layout.num_blocks):
         return None
-    if engine_graphs(question.model, args, question.gpu).decodes != "full":
+    if engine_graphs(question.model, args, question.gpu, question.engine).decodes != "full":
         return None
     reason = (
         f"max_num_seqs {args.max_num_seqs} exceeds the {layout.num_blocks} blocks that states can take; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from kvplan.engines.cuda_graphs import find_graphs
-from kvplan.engines.flags import EngineArgs, ResolvedArgs
+from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
 from kvplan.formulas.graphs import Graphs, Support
 from kvplan.ground.errors import KvplanError
 from kvplan.ground.gpu import GpuSpec
@@ -17,14 +17,14 @@ from kvplan.models.spec import ModelSpec
 
 
 def engine_graphs(
-    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, *, second_runner: bool = True, is_vllm: bool = True
+    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, engine: EngineVersion, *, second_runner: bool = True
 ) -> Graphs:
     """Graphs under resolved flags; other engines' by the same staircase.
 
     Raises KvplanError for sizes and modes that vLLM refuses.
     """
-    if not is_vllm or gpu.vendor != "nvidia":
-        return find_graphs(args, model, gpu.compute_capability)
+    if engine.engine != "vllm" or gpu.vendor != "nvidia":
+        return find_graphs(args, model, gpu.compute_capability, version=engine)
     major, minor = divmod(round(gpu.compute_capability * 10), 10)
     return find_graphs(
         args,
@@ -32,6 +32,7 @@ def engine_graphs(
         gpu.compute_capability,
         support=_support(model, _of_attention(args), (major, minor)),
         rounds_all=not second_runner,
+        version=engine,
     )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvplan.engines.flags import EngineArgs, ResolvedArgs
+from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.formulas.graphs import Graphs
 from kvplan.ground.gpu import GpuSpec
@@ -68,7 +68,13 @@ class Overheads(NamedTuple):
 
 
 def estimate_overheads(
-    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile, *, last_stage: bool = True
+    model: ModelSpec,
+    args: ResolvedArgs,
+    gpu: GpuSpec,
+    engine: EngineVersion,
+    profile: MemoryProfile,
+    *,
+    last_stage: bool = True,
 ) -> Overheads:
     """Overheads of one rank of `model` under `args`; only the last pipeline stage samples."""
     tokens, rows = args.max_num_batched_tokens, args.max_num_seqs
@@ -90,7 +96,7 @@ def estimate_overheads(
         runtime += exact(buffers)
         runtime_why += f"; {gib(buffers):.2f} GiB of buffers of {args.all2all_backend}"
     per_layer = profile.graph_mib_per_layer.get(gpu.architecture, profile.graph_mib_per_layer["default"])
-    captured = captured_graphs(model, args, gpu, profile)
+    captured = captured_graphs(model, args, gpu, engine, profile)
     graphs = _scaled(MiB * captured.num_captured * _stage_layers(model, args), per_layer)
     why = f"{_told(captured)} x {_stage_layers(model, args)} layers; {per_layer.source}"
     inside = profile.graphs_in_budget and args.environment.memory_profiler_estimate_cudagraphs
@@ -100,15 +106,11 @@ def estimate_overheads(
     return Overheads(activation, f"{what}; {figure.source}", runtime, graphs, runtime_why, why, inside)
 
 
-def captured_graphs(model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile) -> Graphs:
-    """The graphs that the profile's engine captures."""
-    return engine_graphs(
-        model,
-        args,
-        gpu,
-        second_runner=second_runner(model, args, profile),
-        is_vllm=profile.engine == "vllm",
-    )
+def captured_graphs(
+    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, engine: EngineVersion, profile: MemoryProfile
+) -> Graphs:
+    """The graphs that the engine captures."""
+    return engine_graphs(model, args, gpu, engine, second_runner=second_runner(model, args, profile))
 
 
 def _told(graphs: Graphs) -> str:

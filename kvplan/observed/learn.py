@@ -228,7 +228,8 @@ def _with_graphs(log: StartupLog, plan: Plan, profile: MemoryProfile) -> MemoryP
 
 def planned_graphs(plan: Plan, profile: MemoryProfile) -> int:
     """Bytes of CUDA graphs, whether or not the budget holds them."""
-    return estimate_overheads(plan.question.model, plan.args, plan.question.gpu, profile).graphs.value
+    question = plan.question
+    return estimate_overheads(question.model, plan.args, question.gpu, question.engine, profile).graphs.value
 
 
 def with_peak(plan: Plan, profile: MemoryProfile, peak: float, largest: str = "") -> MemoryProfile:

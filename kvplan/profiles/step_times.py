@@ -293,7 +293,7 @@ def _graphs(engine: EngineVersion, model: ModelSpec, gpu: GpuSpec, args: EngineA
         return Graphs()
     if not engine.is_vllm(0, 11):
         return Graphs("FULL", capture_sizes(MAX_CAPTURE_SIZE))
-    return find_graphs(args, model, gpu.compute_capability)
+    return find_graphs(args, model, gpu.compute_capability, version=engine)
 
 
 def _micro_batches(model: ModelSpec, args: EngineArgs) -> MicroBatches:

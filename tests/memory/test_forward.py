@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import TRUTH
 
-from kvplan.engines.flags import EngineArgs, parse_engine
+from kvplan.engines.flags import EngineArgs, EngineVersion, parse_engine
 from kvplan.engines.rank_weights import rank_weights
 from kvplan.engines.resolve import resolve
 from kvplan.engines.sglang_defaults import defaults, mem_fraction_static
@@ -277,7 +277,7 @@ def test_number_of_cuda_graphs(gpu: str, seqs: int, drafts: int, graphs: int) ->
     """1, 2, 4, eights to 256, sixteens to 512 (1,024 on Blackwell), at most twice max_num_seqs; decodes once more."""
     card, model = get_gpu(gpu), load_model(QWEN)
     args = resolve(EngineArgs(max_num_seqs=seqs, num_speculative_tokens=drafts), model, card)
-    assert engine_graphs(model, args, card).num_captured == graphs
+    assert engine_graphs(model, args, card, EngineVersion()).num_captured == graphs
 
 
 # Answers

@@ -8,7 +8,7 @@ import lzma
 import pytest
 from places import FIXTURES
 
-from kvplan.engines.flags import EngineArgs
+from kvplan.engines.flags import EngineArgs, EngineVersion
 from kvplan.engines.resolve import resolve
 from kvplan.formulas.graphs import Support
 from kvplan.ground.errors import KvplanError
@@ -37,7 +37,9 @@ def test_backends_are_captured_as_their_builders_say(name: str) -> None:
 def mode(model: str, gpu: str, asked: str = "FULL", **flags: object) -> str:
     told = {"compilation_config": {"cudagraph_mode": asked}} | flags
     spec, card = load_model(model), get_gpu(gpu)
-    return engine_graphs(spec, resolve(EngineArgs.model_validate(told), spec, card), card).mode
+    return engine_graphs(
+        spec, resolve(EngineArgs.model_validate(told), spec, card), card, EngineVersion()
+    ).mode
 
 
 QWEN = "Qwen/Qwen3-8B"

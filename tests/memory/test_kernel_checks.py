@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from places import FIXTURES
 
-from kvplan.engines.flags import EngineArgs
+from kvplan.engines.flags import EngineArgs, EngineVersion
 from kvplan.engines.kernel_flags import attention_text, kernel_text
 from kvplan.engines.resolve import resolve
 from kvplan.ground.errors import KvplanError
@@ -100,7 +100,7 @@ def test_deployments_are_settled_as_vllm_settles_them(i: int) -> None:
         name: getattr(args, name) for name in ("max_num_batched_tokens", "max_num_seqs", "async_scheduling")
     }
     mine |= {
-        "mode": engine_graphs(model, args, gpu).mode,
+        "mode": engine_graphs(model, args, gpu, EngineVersion()).mode,
         "micro_batches": args.num_micro_batches,
         "second_runner": second_runner(model, args, memory_profile("vllm", (0, 32))),
         "attention_backend": args.attention_backend,

@@ -89,7 +89,9 @@ def _told(start: Start) -> Iterator[Told]:
     elif growth is not None and "NVLink" in start.gpu.interconnect:
         alone = profile.runtime_gib_of.get(card, profile.runtime_gib).value
         yield Told("runtime_gib_joined", "", *key, growth - alone)
-    graphs = captured_graphs(model, plan.args, start.gpu, profile).num_captured * len(model.layers)
+    graphs = captured_graphs(model, plan.args, start.gpu, plan.question.engine, profile).num_captured * len(
+        model.layers
+    )
     if start.graphs_gib and start.engine.version >= (0, 19) and graphs:
         yield Told("graph_mib_per_layer", "", *key, start.graphs_gib * GiB / MiB / graphs)
 
