@@ -85,11 +85,10 @@ def _stages(model: ModelSpec, **options: Any) -> tuple[RankWeights, ...]:
     return stage_weights(model, **options)
 
 
-def rank_weights(
-    model: ModelSpec, args: EngineArgs, legacy: bool = False, *, least_padding: bool = False
-) -> int:
-    """Bytes of weights on the card of the rank that holds most."""
-    return heaviest(weights_of_stages(model, args, legacy, least_padding=least_padding)).loaded
+def rank_weights(model: ModelSpec, args: EngineArgs, stage: int | None = None) -> int:
+    """Bytes of weights on a card of that pipeline stage; None: of the one that holds most."""
+    stages = weights_of_stages(model, args)
+    return (heaviest(stages) if stage is None else stages[stage]).loaded
 
 
 def weights_in_host(model: ModelSpec, args: EngineArgs) -> int:

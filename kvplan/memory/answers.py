@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import kvplan
 from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, ResolvedArgs, beyond_known
 from kvplan.engines.rank_weights import weights_in_host, weights_of_stages
+from kvplan.engines.stages import Stage, stages_of
 from kvplan.engines.weight_offload import weight_offload
 from kvplan.ground.errors import DoesNotFit
 from kvplan.ground.frames import make_frame
@@ -77,7 +78,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
-    """The answer: memory of the fullest GPU, the engine's own figures, and what they mean for the asked load."""
+    """The answer: memory of the tightest GPU, the engine's own figures, and what they mean for the asked load."""
 
     plot: ClassVar[Pictures] = Pictures()
     """Pictures of it, Altair charts: `dir(result.plot)` names them."""
@@ -86,7 +87,7 @@ class Plan:
     args: ResolvedArgs
     """Flags as the engine would resolve them."""
     budget: Budget
-    """Memory of the GPU that has least left for KV."""
+    """Memory of a GPU of the pipeline stage that decides how many blocks there are; of the fullest, where flags do."""
     layout: Layout | None
     """None where the engine refuses."""
     shape: Layout
@@ -112,6 +113,11 @@ class Plan:
         return find_tier(
             question.model, question.gpu, self.args, question.engine, self.shape, self.trace_tokens
         )
+
+    @property
+    def stage(self) -> Stage:
+        """The pipeline stage that decides."""
+        return stages_of(self.question.model, self.args)[self.shape.stage]
 
     @property
     def max_model_len(self) -> int:

@@ -20,6 +20,7 @@ from kvplan.engines.flags import EngineVersion, ResolvedArgs
 from kvplan.engines.mm_limits import unused_towers
 from kvplan.engines.rank_weights import weights_of_stages
 from kvplan.engines.speculative_config import speculation
+from kvplan.engines.stages import Stage
 from kvplan.engines.weight_offload import weight_offload
 from kvplan.ground.gpu import GpuSpec
 from kvplan.ground.units import GiB, gib
@@ -31,7 +32,6 @@ from kvplan.models.kv_sharing import fast_prefill_bytes, reads_fast_prefill
 from kvplan.models.lora import Adapters, lora_bytes
 from kvplan.models.lora_classes import TOWERS_ASKED, UNASKED, WITH_TOWERS
 from kvplan.models.spec import ModelSpec
-from kvplan.models.weights import heaviest
 from kvplan.profiles.memory_profile import UNSEEN_SPREAD, MemoryProfile, memory_profile
 
 SourceKind = Literal["computed", "measured", "assumed"]
@@ -103,34 +103,34 @@ def make_budget(
     engine: EngineVersion,
     loaded: Range,
     *,
+    stage: Stage,
     colocated: tuple[Colocated, ...] = (),
-    last_stage: bool = True,
     profile: MemoryProfile | None = None,
 ) -> Budget:
     """Memory of one rank on one pipeline stage that loads so many bytes of weights."""
     learned = profile or memory_profile(engine.engine, engine.version, engine.legacy)
     gpu = _as_seen(gpu, learned)
-    over = estimate_overheads(model, args, gpu, engine, learned, last_stage=last_stage)
+    over = estimate_overheads(model, args, gpu, engine, learned, stage)
     kind: SourceKind = "measured"
     if not learned.has_seen(gpu):
         over, kind = _unseen(over), "assumed"
     low, high = gpu.total_bytes_range
     total = Row("total", "total", Range(gpu.total_bytes, low, high), _card_kind(gpu), _card_source(gpu))
     others = (
-        *_lora(model, args),
+        *_lora(model, args, stage),
         *_fast_prefill(model, args, engine),
         *_prompt_embeds(model, args),
-        *_eplb(model, args),
+        *_eplb(model, args, stage),
         *_videos(model, args),
         *(_colocated_row(c) for c in colocated),
     )
-    others += (*_draft_logits(model, args, engine), *_extracted(model, args)) if last_stage else ()
-    weights = _weights(model, args, engine, loaded, learned)
+    others += (*_draft_logits(model, args, engine), *_extracted(model, args)) if stage.is_last else ()
+    weights = _weights(model, args, engine, loaded, learned, stage)
     activation, runtime = _activation(over, engine, kind), _runtime(over, kind)
     graphs = _graphs(over, over.graphs_inside and gpu.vendor != "amd", kind)
     taken = [row.size for row in (weights, *others, activation, runtime, graphs)]
     kept = sum(row.size.value for row in others if row.name == "mm_ipc")
-    outside, kv = _split(gpu, args, engine, taken, runtime.size.value, kept)
+    outside, kv = _split(gpu, args, engine, taken, runtime.size.value, kept, stage)
     return Budget(
         total=total,
         outside=outside,
@@ -182,10 +182,15 @@ def _as_seen(gpu: GpuSpec, learned: MemoryProfile) -> GpuSpec:
 
 
 def _weights(
-    model: ModelSpec, args: ResolvedArgs, engine: EngineVersion, loaded: Range, learned: MemoryProfile
+    model: ModelSpec,
+    args: ResolvedArgs,
+    engine: EngineVersion,
+    loaded: Range,
+    learned: MemoryProfile,
+    stage: Stage,
 ) -> Row:
     """Computed weights, and what the profile saw the model load beyond them."""
-    why = _weights_reason(model, args) + _in_host(model, args)
+    why = _weights_reason(model, args, stage) + _in_host(model, args, stage)
     why += "".join(f"; {tower} counted too" for tower in unloaded_towers(model, args, engine))
     more = learned.weights_gib.get(model.name) or learned.weights_gib.get(model.planned_as)
     if more is None:
@@ -196,7 +201,13 @@ def _weights(
 
 
 def _split(
-    gpu: GpuSpec, args: ResolvedArgs, engine: EngineVersion, taken: list[Range], context: int, kept: int
+    gpu: GpuSpec,
+    args: ResolvedArgs,
+    engine: EngineVersion,
+    taken: list[Range],
+    context: int,
+    kept: int,
+    stage: Stage,
 ) -> tuple[Row, Row]:
     """(outside the budget, left for KV); a stated pool gives up `kept` bytes of its own."""
     used = _sum(taken)
@@ -212,7 +223,8 @@ def _split(
     flag = share.flag + ("; the host's own use must fit in it" if gpu.unified_memory else "")
     outside = Row("outside_budget", share.label, exact(total - share.budget), "computed", flag)
     pool = Range(share.budget - used.value, low - used.value - more, high - used.value + less)
-    return outside, Row("kv_pool", "KV cache", pool, "computed", "what weights and overheads leave")
+    why = "what weights and overheads leave" + (f" on {stage}, the tightest" if stage.num > 1 else "")
+    return outside, Row("kv_pool", "KV cache", pool, "computed", why)
 
 
 def with_stated_blocks(budget: Budget, pool_bytes: int) -> Budget:
@@ -255,20 +267,22 @@ def _share(args: ResolvedArgs, engine: EngineVersion, total: int, used: Range, c
     return _Share(ceil(total * fraction), f"outside the {fraction:g} budget", "--gpu-memory-utilization")
 
 
-def _weights_reason(model: ModelSpec, args: ResolvedArgs) -> str:
+def _weights_reason(model: ModelSpec, args: ResolvedArgs, stage: Stage) -> str:
     stated = "as stated" if args.quantization_config else args.quantization
     how = f"quantised ({stated})" if stated else _format_of(model)
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
     share = f", one of {ranks} ranks" if ranks > 1 else ""
+    layers = f"{stage.first_layer}-{stage.end_layer - 1}"
+    share += f", layers {layers} ({stage})" if stage.num > 1 else ""
     share += f", experts over {args.num_gpus} GPUs" if args.enable_expert_parallel and model.is_moe else ""
     return f"parameters of {model.architecture} x {how}{share}"
 
 
-def _in_host(model: ModelSpec, args: ResolvedArgs) -> str:
-    """What of them lies in host memory, on the fullest card."""
+def _in_host(model: ModelSpec, args: ResolvedArgs, stage: Stage) -> str:
+    """What of them lies in host memory."""
     if weight_offload(args) is None:
         return ""
-    host = heaviest(weights_of_stages(model, args)).host
+    host = weights_of_stages(model, args)[stage.rank].host
     buffers = f", {gib(host.buffers):.2f} GiB of buffers counted" if host.buffers else ""
     return f"; {gib(host.host_bytes):.2f} GiB more in host memory{buffers}"
 
@@ -295,7 +309,7 @@ def _colocated_row(other: Colocated) -> Row:
     return Row(f"colocated_{other.role}", f"{other.role} model", size, "computed", why)
 
 
-def _lora(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
+def _lora(model: ModelSpec, args: ResolvedArgs, stage: Stage) -> Iterator[Row]:
     """Memory that adapters may fill, taken at start-up."""
     if not args.enable_lora:
         return
@@ -303,8 +317,7 @@ def _lora(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
         model,
         _adapters(args),
         tensor_parallel_size=args.tensor_parallel_size,
-        pipeline_parallel_size=args.pipeline_parallel_size,
-        pp_layer_partition=args.environment.pp_layer_partition,
+        span=(stage.first_layer, stage.end_layer),
         data_parallel_size=args.data_parallel_size,
         enable_expert_parallel=args.enable_expert_parallel,
         has_tower=model.vision is not None and not args.language_model_only,
@@ -346,9 +359,9 @@ def _adapters(args: ResolvedArgs) -> Adapters:
     return Adapters(**told, itemsize=4 if wide else 2)
 
 
-def _eplb(model: ModelSpec, args: ResolvedArgs) -> Iterator[Row]:
+def _eplb(model: ModelSpec, args: ResolvedArgs, stage: Stage) -> Iterator[Row]:
     """What balancing experts takes at start-up."""
-    if size := eplb_bytes(model, args):
+    if size := eplb_bytes(model, args, stage):
         why = "one layer's experts on their way, maps and loads of every layer (--enable-eplb)"
         yield Row("eplb", "balancing of experts", exact(size), "computed", why)
 

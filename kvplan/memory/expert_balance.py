@@ -9,27 +9,26 @@ from kvplan.engines.eplb import eplb_config
 from kvplan.engines.expert_balance import balances, redundant_experts
 from kvplan.engines.flags import EngineArgs
 from kvplan.engines.rank_weights import weights_of_stages
+from kvplan.engines.stages import Stage
 from kvplan.models.spec import ModelSpec
-from kvplan.models.weights import RankWeights, heaviest
+from kvplan.models.weights import RankWeights
 
 MOST_COPIES = 1024
 """Of one expert that vLLM's maps have room for."""
 
 
-def eplb_bytes(model: ModelSpec, args: EngineArgs) -> int:
-    """One layer's experts, which pass through a buffer, and maps and counts of every layer, on the fullest rank.
+def eplb_bytes(model: ModelSpec, args: EngineArgs, stage: Stage) -> int:
+    """One layer's experts, which pass through a buffer, and maps and counts of every layer, on one rank of a stage.
 
     Maps have 8 bytes an entry, `MOST_COPIES` entries an expert; loads 4, kept for `window_size` steps.
     """
     if not balances(model, args):
         return 0
-    window, rank = eplb_config(args.eplb_config).window_size, heaviest(weights_of_stages(model, args))
+    window, rank = eplb_config(args.eplb_config).window_size, weights_of_stages(model, args)[stage.rank]
     redundant = redundant_experts(model, args)
-    own = [layer.mlp.num_experts for layer in model.layers if layer.mlp.num_experts]
-    stages = args.pipeline_parallel_size
-    held = own[: -(-len(own) // stages)]
+    held = [layer.mlp.num_experts for layer in stage.layers(model) if layer.mlp.num_experts]
     found = _buffer(rank) + _state(held, redundant, window)
-    if args.num_speculative_tokens and args.speculative_method == "mtp":
+    if args.num_speculative_tokens and args.speculative_method == "mtp" and stage.is_last:
         drafting = [layer.mlp.num_experts for layer in model.mtp_layers if layer.mlp.num_experts]
         if drafting:
             found += _buffer(rank) + _state(drafting, redundant, window)

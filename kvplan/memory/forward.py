@@ -21,9 +21,10 @@ from kvplan.engines.flags import EngineArgs, EngineVersion, EntryPoint, Resolved
 from kvplan.engines.kv_transfer import offloading_gib
 from kvplan.engines.late_checks import check_whole
 from kvplan.engines.prefill_context import check_hc_sp, check_prefill_context, expert_replicas
-from kvplan.engines.rank_weights import rank_weights
+from kvplan.engines.rank_weights import rank_weights, weights_of_stages
 from kvplan.engines.resolve import as_read_by, resolve
 from kvplan.engines.speculative_config import NEED_A_MODEL, speculation
+from kvplan.engines.stages import stages_of
 from kvplan.engines.weight_offload import check_weight_offload
 from kvplan.formulas.capacity import pool_blocks
 from kvplan.formulas.hit_places import interval_fault, unit_fault
@@ -46,6 +47,7 @@ from kvplan.models.format_limits import ragged_groups, refused_format
 from kvplan.models.fp8_blocks import ragged_shard
 from kvplan.models.load import load_model
 from kvplan.models.spec import AttentionKind, ModelSpec
+from kvplan.models.weights import heaviest
 from kvplan.profiles.memory_profile import MemoryProfile
 
 __all__ = ["Plan", "Question", "answer", "estimate"]
@@ -202,16 +204,22 @@ def _memory(question: Question) -> _Memory:
     if question.engine.engine == "vllm":
         check_kernels(question.model, args, question.gpu)
     budgets = _stage_budgets(question, args, question.demand.trace_tokens(_length(question, args)))
-    worst = min(budgets, key=lambda b: b.kv.size.value)
     layouts = _layouts(question, args, budgets)
     found = layouts[0]
+    worst = budgets[found.stage]
     refusal: Refusal | None
     if isinstance(found, KvCacheTooSmall):
-        shape, refusal = _shape(question, args, worst), _refusal(found, worst)
+        shape, refusal = _shape(question, args, worst, found.stage), _refusal(found, worst)
     else:
         shape = found
-        if args.num_gpu_blocks_override is not None and question.engine.engine == "vllm":
-            worst = with_stated_blocks(worst, found.num_blocks * found.bytes_per_block)
+        stated = _is_stated(args) and question.engine.engine == "vllm"
+        if stated and args.num_gpu_blocks_override is not None:
+            budgets = [
+                with_stated_blocks(b, found.num_blocks * found.bytes_per_block_of(i))
+                for i, b in enumerate(budgets)
+            ]
+        if stated:
+            worst = min(budgets, key=lambda b: b.outside.size.value)
         refusal = _overflow(worst, found, args) or _too_few_states(found, args, question)
     if question.engine.engine == "vllm":
         _check_hit_places(shape, args)
@@ -342,33 +350,42 @@ def _with_requests(question: Question, args: ResolvedArgs, shape: Layout, budget
 
 
 def _stage_budgets(question: Question, args: ResolvedArgs, trace_tokens: int) -> list[Budget]:
-    """One budget per pipeline stage: each as heavy as the heaviest, but only the last one samples."""
-    loads = args
-    if question.engine.engine == "vllm" and not question.engine.is_vllm(*SKIPS_TOWERS):
-        loads = args.model_copy(update={"language_model_only": False})
-    weights, least = (
-        rank_weights(question.model, loads, question.engine.legacy, least_padding=least)
-        for least in (False, True)
-    )
+    """One budget per pipeline stage; of other engines than vLLM each as heavy as the heaviest."""
     others = tuple(_colocated(question, args, role, model, trace_tokens) for role, model in question.colocate)
-    last = args.pipeline_parallel_size - 1
+    stages = stages_of(question.model, args)
     return [
         make_budget(
             question.model,
             args,
             question.gpu,
             question.engine,
-            Range(weights, least, weights),
-            colocated=others,
-            last_stage=stage == last,
+            loaded,
+            stage=stage,
+            colocated=tuple(one for one in others if one.role != "draft" or stage.is_last),
             profile=question.profile,
         )
-        for stage in range(last + 1)
+        for stage, loaded in zip(stages, _stage_weights(question, args), strict=True)
     ]
+
+
+def _stage_weights(question: Question, args: ResolvedArgs) -> list[Range]:
+    """What a rank of each pipeline stage loads, by the kernel that pads least and by the one that vLLM prefers."""
+    loads, engine = args, question.engine
+    if engine.engine == "vllm" and not engine.is_vllm(*SKIPS_TOWERS):
+        loads = args.model_copy(update={"language_model_only": False})
+    ranks, least = (
+        weights_of_stages(question.model, loads, engine.legacy, least_padding=least)
+        for least in (False, True)
+    )
+    if engine.engine != "vllm":
+        ranks, least = ((heaviest(each),) * len(each) for each in (ranks, least))
+    return [Range(r.loaded, one.loaded, r.loaded) for r, one in zip(ranks, least, strict=True)]
 
 
 def _colocated(question: Question, args: ResolvedArgs, role: str, model: ModelSpec, tokens: int) -> Colocated:
     """A co-located model's share of one rank: its weights, and KV for one trace at a time.
+
+    What drafts lies on the last pipeline stage (vLLM 0.32 `v1/worker/gpu/model_runner.py`).
 
     A draft model's KV lives in the engine's own pool, so its layers are laid out with the main model's.
     """
@@ -397,13 +414,15 @@ def capability(gpu: GpuSpec) -> tuple[int, int]:
 
 def _layout(question: Question, args: ResolvedArgs, available: list[int]) -> Layout | KvCacheTooSmall:
     """The KV layout of these pool sizes, one per stage, or the engine's refusal."""
+    least = available.index(min(available))
     if min(available) <= 0 and args.num_gpu_blocks_override is None:
-        return KvCacheTooSmall("no memory left for KV", 0, min(available), 0)
+        return KvCacheTooSmall("no memory left for KV", 0, min(available), 0, least)
     try:
         if question.engine.engine != "vllm":
-            return pool_layout(
-                question.engine, question.model, args, min(available), capability(question.gpu)
+            found = pool_layout(
+                question.engine, question.model, args, available[least], capability(question.gpu)
             )
+            return replace(found, stage=least)
         return kv_layout(
             question.model,
             args,
@@ -413,19 +432,22 @@ def _layout(question: Question, args: ResolvedArgs, available: list[int]) -> Lay
             version=question.engine.version,
         )
     except KvCacheTooSmall as small:
+        if question.engine.engine != "vllm":
+            small.stage = least
         return small
 
 
-def _shape(question: Question, args: ResolvedArgs, budget: Budget) -> Layout:
-    """The layout of a pool of any size, with the blocks that this budget would give."""
+def _shape(question: Question, args: ResolvedArgs, budget: Budget, stage: int) -> Layout:
+    """The layout of a pool of any size, with the blocks that this stage's budget would give."""
     unbound = args.model_copy(update={"num_gpu_blocks_override": None})
     endless = _layout(question, unbound, [1 << 60] * args.pipeline_parallel_size)
     if isinstance(endless, KvCacheTooSmall):
         raise KvplanError(
             f"{question.model.name}: no pool holds a sequence ({endless}); check its config.json"
         )
-    blocks = pool_blocks(max(0, budget.kv.size.value), max(1, endless.bytes_per_block))
-    return replace(endless, num_blocks=int(blocks))
+    block_bytes = endless.bytes_per_block_of(stage)
+    blocks = pool_blocks(max(0, budget.kv.size.value), max(1, block_bytes))
+    return replace(endless, num_blocks=int(blocks), bytes_per_block=block_bytes, stage=stage)
 
 
 def _refusal(small: KvCacheTooSmall, budget: Budget) -> Refusal:
@@ -446,11 +468,15 @@ def _no_room(budget: Budget) -> Refusal:
     return Refusal(reason, Limit.WEIGHTS, needed, budget.budget_bytes, 0)
 
 
+def _is_stated(args: ResolvedArgs) -> bool:
+    """Whether flags say how large the KV pool is, whatever the card has left."""
+    return (args.kv_cache_memory_bytes, args.num_gpu_blocks_override) != (None, None)
+
+
 def _overflow(budget: Budget, layout: Layout, args: ResolvedArgs) -> Refusal | None:
     """With a stated pool nothing is left to give: the rest of the card may not hold the weights."""
     over = -budget.outside.size.value
-    stated = (args.kv_cache_memory_bytes, args.num_gpu_blocks_override)
-    if stated == (None, None) or over <= 0:
+    if not _is_stated(args) or over <= 0:
         return None
     needed = budget.total.size.value + over
     asked = "weights, overheads and the asked KV pool"

@@ -40,12 +40,16 @@ if TYPE_CHECKING:
 class KvCacheTooSmall(DoesNotFit):
     """One request of the asked length does not fit the KV memory."""
 
-    def __init__(self, message: str, needed_bytes: int, available_bytes: int, max_model_len: int) -> None:
+    def __init__(
+        self, message: str, needed_bytes: int, available_bytes: int, max_model_len: int, stage: int = 0
+    ) -> None:
         super().__init__(message)
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes
         self.max_model_len = max_model_len
         """The longest context that fits, as vLLM estimates it; 0 if not even one token does."""
+        self.stage = stage
+        """The pipeline stage that it does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class KvGroup:
     page_bytes: int
     """Bytes of one layer's page; of all layers' pages together where they differ."""
     bytes_per_block: int
-    """Bytes of all the group's pages."""
+    """Bytes of the group's pages on the pipeline stage that decides."""
     copied_bytes: int
     """Bytes that a copy of one of its blocks to or from host memory moves on the fullest stage: pages without their
     padding, or the whole block where layers are packed into it (vLLM `offloading/worker.py: register_kv_caches`)."""
@@ -76,6 +80,8 @@ class KvGroup:
     """Windows only: kept out of prefix caching, and made again from the end of a hit (DeepSeek V4.1)."""
     holds_last_layer: bool = False
     """Whether the last layer that the engine builds is here: vLLM takes this group for the MTP drafter's."""
+    other_stages_bytes: int = 0
+    """Bytes of its pages on all other pipeline stages together."""
 
     @property
     def block_tokens(self) -> int:
@@ -112,7 +118,7 @@ class Layout:
     num_blocks: int
     """Blocks of the pool, null block included."""
     bytes_per_block: int
-    """Bytes of one block on the fullest pipeline stage."""
+    """Bytes of one block on the pipeline stage that decides."""
     block_size: int
     """The engine's --block-size after start-up has adjusted it."""
     max_model_len: int
@@ -122,6 +128,10 @@ class Layout:
     version: Version = MIRRORED
     counts_pages: bool = False
     """Whether the engine prints the tokens of its pages (SGLang, TensorRT-LLM); vLLM has rules by version."""
+    stage: int = 0
+    """The pipeline stage that decides: its memory holds the fewest blocks, and all stages take as many."""
+    stage_bytes_per_block: tuple[int, ...] = ()
+    """Bytes of one block on each pipeline stage; empty: all alike."""
 
     @property
     def blocks_per_request(self) -> int:
@@ -142,6 +152,15 @@ class Layout:
             return int(self.max_concurrency * self.max_model_len)
         smallest = min(group.block_size for group in self.groups)
         return self.num_blocks // len(self.groups) * smallest * self.groups[0].num_shards
+
+    def bytes_per_block_of(self, stage: int) -> int:
+        """Bytes of one block on a pipeline stage."""
+        return self.stage_bytes_per_block[stage] if self.stage_bytes_per_block else self.bytes_per_block
+
+    @property
+    def most_bytes_per_block(self) -> int:
+        """Bytes of one block on the pipeline stage that keeps most."""
+        return max(self.stage_bytes_per_block, default=self.bytes_per_block)
 
     @property
     def num_usable_blocks(self) -> int:
@@ -229,20 +248,19 @@ def pages_layout(
     if asked == -1:
         length = _fitted_length(stages, request, length)
     _check_fits(stages, request, length)
-    block_bytes = max(stages.block_bytes)
+    stage, packed = stages.tightest, max(stages.block_bytes) if pages.packed and hybrid else None
     return Layout(
-        groups=tuple(
-            _describe(group, request, length, block_bytes if pages.packed and hybrid else None)
-            for group in groups
-        ),
-        num_blocks=min(stages.num_blocks),
-        bytes_per_block=block_bytes,
+        groups=tuple(_describe(group, request, length, stage, packed) for group in groups),
+        num_blocks=stages.num_blocks[stage],
+        bytes_per_block=stages.block_bytes[stage],
         block_size=pages.block_size,
         max_model_len=length,
         max_in_flight_tokens=request.max_in_flight_tokens,
         kv_cache_dtype=pages.kv_cache_dtype,
         attention_backends=pages.backends,
         version=version,
+        stage=stage,
+        stage_bytes_per_block=tuple(stages.block_bytes),
     )
 
 
@@ -299,20 +317,32 @@ class _Stages:
         if len(available) != num:
             raise KvplanError(f"{len(available)} KV memory sizes for {num} pipeline stages")
         sizes = [bytes_per_block(on_stage(groups, stage)) for stage in range(num)]
+        if 0 in sizes:  # vLLM 0.32 `kv_cache_utils.py: _get_kv_cache_bytes_per_block` asserts or divides by 0
+            raise KvplanError(
+                f"pipeline_parallel_size {num}: no layer of stage {sizes.index(0) + 1} keeps KV or a state, and"
+                " vLLM's planner takes no such stage"
+            )
         if args.num_gpu_blocks_override is not None:
             available = [args.num_gpu_blocks_override * size for size in sizes]
         return cls(groups, sizes, available, int(rules.keeps_null_block))
 
     @property
     def num_blocks(self) -> list[int]:
-        pairs = zip(self.available_bytes, self.block_bytes, strict=False)
-        return [int(pool_blocks(available, size)) for available, size in pairs if size]
+        """Blocks that the memory of each stage holds."""
+        pairs = zip(self.available_bytes, self.block_bytes, strict=True)
+        return [int(pool_blocks(available, size)) for available, size in pairs]
+
+    @property
+    def tightest(self) -> int:
+        """The stage with fewest blocks; of equals the one whose blocks are largest."""
+        held = self.num_blocks
+        return min(range(len(held)), key=lambda i: (held[i], -self.block_bytes[i]))
 
     @property
     def usable_bytes(self) -> list[tuple[int, int]]:
-        """(bytes of a block, bytes less the null block) of each stage that holds KV."""
-        pairs = zip(self.available_bytes, self.block_bytes, strict=False)
-        return [(s, a - s * self.num_reserved) for a, s in pairs if s]
+        """(bytes of a block, bytes less the null block) of each stage."""
+        pairs = zip(self.available_bytes, self.block_bytes, strict=True)
+        return [(s, a - s * self.num_reserved) for a, s in pairs]
 
 
 def _longest(stages: _Stages, request: _Request, size: int, usable: int, longest: int) -> int:
@@ -332,26 +362,26 @@ def _longest(stages: _Stages, request: _Request, size: int, usable: int, longest
 
 def _fitted_length(stages: _Stages, request: _Request, longest: int) -> int:
     """The length that --max-model-len -1 settles on."""
-    for size, usable in stages.usable_bytes:
+    for stage, (size, usable) in enumerate(stages.usable_bytes):
         longest = min(longest, _longest(stages, request, size, usable, longest))
-    if longest <= 0:
-        raise KvCacheTooSmall("no KV memory for even one token", 0, 0, 0)
+        if longest <= 0:
+            raise KvCacheTooSmall("no KV memory for even one token", 0, 0, 0, stage)
     return longest
 
 
 def _check_fits(stages: _Stages, request: _Request, length: int) -> None:
     """Refuse what vLLM refuses: one request of full length must fit beside the null block, on every stage."""
-    for size, usable in stages.usable_bytes:
+    for stage, (size, usable) in enumerate(stages.usable_bytes):
         if usable <= 0:
             text = f"no memory left for KV blocks: {gib(usable + size):.2f} GiB, one block is {gib(size):.2f} GiB"
-            raise KvCacheTooSmall(text, size, usable, 0)
+            raise KvCacheTooSmall(text, size, usable, 0, stage)
         needed = request.blocks(stages.groups, length) * size
         if needed <= usable:
             continue
         fits = _longest(stages, request, size, usable, length)
         what = f"one request of {length:,} tokens needs {gib(needed):.2f} GiB of KV cache"
         then = f"{fits:,} tokens would fit (--max-model-len {fits})" if fits else "not even one token fits"
-        raise KvCacheTooSmall(f"{what}, there are {gib(usable):.2f} GiB; {then}", needed, usable, fits)
+        raise KvCacheTooSmall(f"{what}, there are {gib(usable):.2f} GiB; {then}", needed, usable, fits, stage)
 
 
 def _fullest_content(group: Group) -> int:
@@ -362,16 +392,17 @@ def _fullest_content(group: Group) -> int:
     return max(content.values())
 
 
-def _describe(group: Group, request: _Request, length: int, packed_bytes: int | None) -> KvGroup:
+def _describe(group: Group, request: _Request, length: int, stage: int, packed_bytes: int | None) -> KvGroup:
     first = group[0].page
     total = sum(layer.page.num_bytes for layer in group)
+    here = sum(layer.page.num_bytes for layer in group if layer.stage == stage)
     same = len({(layer.page.num_bytes, layer.page.shape) for layer in group}) == 1
     return KvGroup(
         kind=first.kind,
         num_layers=len(group),
         block_size=first.block_size,
         page_bytes=first.num_bytes if same else total,
-        bytes_per_block=total,
+        bytes_per_block=here,
         copied_bytes=_fullest_content(group) if packed_bytes is None else packed_bytes,
         blocks_per_request=request.group_blocks(group, length),
         window=first.window,
@@ -380,4 +411,5 @@ def _describe(group: Group, request: _Request, length: int, packed_bytes: int | 
         checkpoint_alignment=first.checkpoint_alignment if first.aligned else 0,
         bounded_replay=first.bounded_replay,
         holds_last_layer=any(layer.is_last for layer in group),
+        other_stages_bytes=total - here,
     )

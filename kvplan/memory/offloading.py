@@ -188,15 +188,18 @@ def num_copies(model: ModelSpec, args: EngineArgs) -> int:
 
 
 def num_slots(model: ModelSpec, args: EngineArgs, layout: Layout, blocks_per_chunk: int = 1) -> int:
-    """Return the slots of the tier that `--kv-offloading-size` asks for."""
+    """Return the slots of the tier that `--kv-offloading-size` asks for.
+
+    All ranks count as the first pipeline stage's (vLLM 0.32 `kv_cache_utils.py: generate_scheduler_kv_cache_config`).
+    """
     assert args.kv_offloading_size is not None
     size = int(args.kv_offloading_size * GiB)
-    return int(tier_chunks(size, layout.bytes_per_block, blocks_per_chunk, num_copies(model, args)))
+    return int(tier_chunks(size, layout.bytes_per_block_of(0), blocks_per_chunk, num_copies(model, args)))
 
 
 def slot_bytes(model: ModelSpec, args: EngineArgs, layout: Layout, blocks_per_chunk: int = 1) -> int:
     """Return the bytes of a slot, and of a file below it: a chunk's, all copies, rounded up to 4,096."""
-    copied = layout.bytes_per_block * blocks_per_chunk * num_copies(model, args)
+    copied = layout.bytes_per_block_of(0) * blocks_per_chunk * num_copies(model, args)
     return cdiv(copied, SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
 

@@ -85,7 +85,14 @@ def pool_layout(
     if blocks * page < length:
         raise _too_small(engine, length, block // page, left, blocks * page)
     group = KvGroup(
-        cells.kind, cells.num_layers, page, block // cells.num_layers, block, block, cdiv(length, page)
+        cells.kind,
+        cells.num_layers,
+        page,
+        page_bytes=block // cells.num_layers,
+        bytes_per_block=block,
+        copied_bytes=block,
+        blocks_per_request=cdiv(length, page),
+        other_stages_bytes=block * (args.pipeline_parallel_size - 1),
     )
     return Layout(
         groups=(group,),

@@ -17,10 +17,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kvplan.engines.flags import EngineArgs, EngineVersion, ResolvedArgs
+from kvplan.engines.stages import Stage
 from kvplan.formulas.capacity import kv_heads_per_rank
 from kvplan.formulas.graphs import Graphs
 from kvplan.ground.gpu import GpuSpec
-from kvplan.ground.units import GiB, MiB, cdiv, gib
+from kvplan.ground.units import GiB, MiB, gib
 from kvplan.memory.exchange_buffers import batched_workspace, exchange_bytes
 from kvplan.memory.graphs import engine_graphs
 from kvplan.models.spec import AttentionKind, AttentionSpec, LayerSpec, MlpSpec, ModelSpec
@@ -53,7 +54,7 @@ NOTHING = Range(0, 0, 0)
 
 
 class Overheads(NamedTuple):
-    """Per GPU, on the rank that has most."""
+    """Per GPU of one pipeline stage."""
 
     activation: Range
     activation_why: str
@@ -73,21 +74,20 @@ def estimate_overheads(
     gpu: GpuSpec,
     engine: EngineVersion,
     profile: MemoryProfile,
-    *,
-    last_stage: bool = True,
+    stage: Stage,
 ) -> Overheads:
-    """Overheads of one rank of `model` under `args`; only the last pipeline stage samples."""
+    """Overheads of one rank of a pipeline stage of `model` under `args`; only the last one samples."""
     tokens, rows = args.max_num_batched_tokens, args.max_num_seqs
     per_logit = bytes_per_logit(model, args, profile)
-    kept = kept_bytes(model, args, gpu, profile)
+    kept = kept_bytes(model, args, gpu, profile, stage)
     logits = _scaled(rows * model.vocab_size, per_logit)
-    sampler = logits + exact(kept + sampler_inputs(model, args, profile)) if last_stage else NOTHING
-    forward = _scaled(forward_bytes(model, args, profile), profile.forward_scale) + exact(kept)
-    tower, of_tower = _tower(model, args, profile)
+    sampler = logits + exact(kept + sampler_inputs(model, args, profile)) if stage.is_last else NOTHING
+    forward = _scaled(forward_bytes(model, args, profile, stage), profile.forward_scale) + exact(kept)
+    tower, of_tower = _tower(model, args, profile, stage)
     peaks = [
         (sampler, f"sampler of {rows:,} x {model.vocab_size:,} logits", per_logit),
         (forward, f"forward pass of {tokens:,} tokens", profile.forward_scale),
-        (tower, _tower_words(model, args, profile), of_tower),
+        (tower, _tower_words(model, args, profile, stage), of_tower),
     ]
     size, what, figure = max(peaks, key=lambda peak: peak[0].value)
     activation = Range(size.value, max(p[0].low for p in peaks), max(p[0].high for p in peaks))
@@ -97,12 +97,12 @@ def estimate_overheads(
         runtime_why += f"; {gib(buffers):.2f} GiB of buffers of {args.all2all_backend}"
     per_layer = profile.graph_mib_per_layer.get(gpu.architecture, profile.graph_mib_per_layer["default"])
     captured = captured_graphs(model, args, gpu, engine, profile)
-    graphs = _scaled(MiB * captured.num_captured * _stage_layers(model, args), per_layer)
-    why = f"{_told(captured)} x {_stage_layers(model, args)} layers; {per_layer.source}"
+    graphs = _scaled(MiB * captured.num_captured * stage.num_layers, per_layer)
+    why = f"{_told(captured)} x {stage.num_layers} layers; {per_layer.source}"
     inside = profile.graphs_in_budget and args.environment.memory_profiler_estimate_cudagraphs
     if profile.outside_in_second_runner and second_runner(model, args, profile):
         inside = False
-    what += _words_of_sizes(model, args)
+    what += _words_of_sizes(model, args, profile, stage)
     return Overheads(activation, f"{what}; {figure.source}", runtime, graphs, runtime_why, why, inside)
 
 
@@ -143,16 +143,19 @@ def bytes_per_logit(model: ModelSpec, args: EngineArgs, profile: MemoryProfile) 
     return second or profile.sampler_bytes_per_logit
 
 
-def kept_bytes(model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile) -> int:
+def kept_bytes(
+    model: ModelSpec, args: ResolvedArgs, gpu: GpuSpec, profile: MemoryProfile, stage: Stage
+) -> int:
     """What stays allocated from earlier in the profile run, whichever moment peaks."""
     workspace = _GEMM_WORKSPACE.get(gpu.architecture, _USUAL_GEMM_WORKSPACE)
     if profile.keeps_expert_workspace:
-        widths = (_expert_workspace(layer.mlp, model.hidden_size, args) for layer in model.layers)
+        layers = stage.layers(model)
+        widths = (_expert_workspace(layer.mlp, model.hidden_size, args) for layer in layers)
         own = int(2 * min(args.max_num_batched_tokens, _MOE_CHUNK) * max(widths, default=0))
         workspace += batched_workspace(model, args) or own + own * (args.num_micro_batches - 1) // (
             args.num_micro_batches
         )  # each part's own; the first's is for steps that stay whole
-    if profile.legacy or not _profiles_tower(model, args):
+    if profile.legacy or not _profiles_tower(model, args, profile, stage):
         return workspace
     from kvplan.memory.tower_profile import embedded_bytes
 
@@ -181,14 +184,19 @@ def sampler_inputs(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile)
     return 2 * model.hidden_size * (tokens + rows) + thresholds
 
 
-def _profiles_tower(model: ModelSpec, args: ResolvedArgs) -> bool:
-    return model.vision is not None and not args.language_model_only and not args.skip_mm_profiling
+def _profiles_tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> bool:
+    """Whether images run through the tower: on every stage, by vLLM's second runner on the first alone.
+
+    Source: vLLM 0.32 `profile_run` of `v1/worker/gpu_model_runner.py` and `v1/worker/gpu/model_runner.py`.
+    """
+    here = stage.is_first or not second_runner(model, args, profile)
+    return here and model.vision is not None and not args.language_model_only and not args.skip_mm_profiling
 
 
-def _words_of_sizes(model: ModelSpec, args: ResolvedArgs) -> str:
+def _words_of_sizes(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> str:
     """Of sizes of items that flags state: which do not act."""
     stated = args.mm_processor_kwargs or args.limit_mm_per_prompt
-    if not stated or not _profiles_tower(model, args):
+    if not stated or not _profiles_tower(model, args, profile, stage):
         return ""
     from kvplan.memory.tower_profile import idle_words, sizes_left_out
 
@@ -199,9 +207,11 @@ def _words_of_sizes(model: ModelSpec, args: ResolvedArgs) -> str:
     return f", {idle}" if idle else ""
 
 
-def _tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> tuple[Range, Figure]:
+def _tower(
+    model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage
+) -> tuple[Range, Figure]:
     """The peak of profiling the vision tower, and the figure behind it."""
-    if not _profiles_tower(model, args):
+    if not _profiles_tower(model, args, profile, stage):
         return NOTHING, profile.vision_gib
     from kvplan.memory.tower_profile import tower_bytes  # only for models that see: a cold start stays short
 
@@ -212,9 +222,9 @@ def _tower(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> tupl
     return _scaled(known, profile.vision_scale), profile.vision_scale
 
 
-def _tower_words(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> str:
+def _tower_words(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> str:
     """What the tower is profiled on, where its peak is computed from that."""
-    if not _profiles_tower(model, args) or profile.vision_scale is None:
+    if not _profiles_tower(model, args, profile, stage) or profile.vision_scale is None:
         return "vision tower"
     from kvplan.memory.tower_profile import profiled_items
 
@@ -241,11 +251,12 @@ def _scaled(unit: float, figure: Figure) -> Range:
     return Range(int(unit * figure.value), int(unit * figure.low), int(unit * figure.high))
 
 
-def forward_bytes(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile) -> int:
+def forward_bytes(model: ModelSpec, args: ResolvedArgs, profile: MemoryProfile, stage: Stage) -> int:
     """Peak of live tensors in one forward pass of max_num_batched_tokens, 16-bit activations."""
     tokens, tp = args.max_num_batched_tokens, args.tensor_parallel_size
     copied = _quantised_copy(model)
-    widths = (_layer_width(layer, model.hidden_size, tokens, tp, copied, profile) for layer in model.layers)
+    layers = stage.layers(model)
+    widths = (_layer_width(layer, model.hidden_size, tokens, tp, copied, profile) for layer in layers)
     widest = max(widths, default=0.0)
     return int(2 * tokens * (profile.residual_streams * model.hidden_size + widest))
 
@@ -283,8 +294,3 @@ def _attention_width(spec: AttentionSpec, tp: int) -> float:
     heads, kv_heads = spec.num_heads / tp, int(kv_heads_per_rank(spec.num_kv_heads, tp))
     values = spec.v_head_dim or spec.head_dim
     return heads * (spec.head_dim + values) + kv_heads * (spec.head_dim + values)
-
-
-def _stage_layers(model: ModelSpec, args: ResolvedArgs) -> int:
-    stated = args.environment.pp_layer_partition
-    return max(stated) if stated else cdiv(len(model.layers), args.pipeline_parallel_size)

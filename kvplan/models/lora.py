@@ -35,7 +35,7 @@ from kvplan.models.modules import Cut, Module, extra_modules, layer_modules
 from kvplan.models.spec import LayerSpec, ModelSpec, VisionSpec
 from kvplan.models.tensors import PARTS_OF
 from kvplan.models.vision import vision_modules
-from kvplan.models.weights import rank_cut, stage_spans
+from kvplan.models.weights import holds_embedding, holds_head, rank_cut
 
 PART_OF = {
     **{name: (fused, 1) for name, fused in PARTS_OF.items()},
@@ -78,14 +78,13 @@ def lora_bytes(
     adapters: Adapters,
     *,
     tensor_parallel_size: int = 1,
-    pipeline_parallel_size: int = 1,
-    pp_layer_partition: tuple[int, ...] = (),
+    span: tuple[int, int] | None = None,
     data_parallel_size: int = 1,
     enable_expert_parallel: bool = False,
     has_tower: bool = True,
     whole_tower: bool = False,
 ) -> int:
-    """Bytes on the rank with most.
+    """Bytes on the rank with most, of those that hold the layers in `span`; None: all layers.
 
     Raises:
         KvplanError: a class without adapters; experts spread whole and adapters cut over the same ranks; a rank that
@@ -103,21 +102,25 @@ def lora_bytes(
     if adapters.fully_sharded_loras:
         _check_cut(model, adapters, tensor_parallel_size, enable_expert_parallel)
     each = {layer: _layer_elements(model, layer, cut, adapters) for layer in set(model.layers)}
-    spans = stage_spans(len(model.layers), pipeline_parallel_size, pp_layer_partition)
-    elements = max(sum(each[layer] for layer in model.layers[first:last]) for first, last in spans)
-    elements += _around_layers(model, cut, adapters)
+    first, end = span or (0, len(model.layers))
+    elements = sum(each[layer] for layer in model.layers[first:end])
+    elements += _around_layers(model, cut, adapters, first == 0, end == len(model.layers))
     if has_tower and model.vision is not None:
         elements += _of_tower(model, 1 if whole_tower else tensor_parallel_size, adapters)
     return elements * adapters.max_loras * adapters.itemsize
 
 
-def _around_layers(model: ModelSpec, cut: Cut, adapters: Adapters) -> int:
-    """Elements for the embedding, the head or what scores, and linear layers of the model's own."""
+def _around_layers(model: ModelSpec, cut: Cut, adapters: Adapters, first: bool, last: bool) -> int:
+    """Elements for the embedding, the head or what scores, and linear layers of the model's own.
+
+    Of the first and the last pipeline stage, or of one in between.
+    """
     also = of_class(model.architecture, ALSO_ADAPTED, ())
     pairs = zip(extra_modules(model.extras, cut), extra_modules(model.extras, Cut()), strict=True)
     parts = [Part(m.name, m, whole) for m, whole in pairs if m.name in also]
     elements = sum(_of_linear(model, [part], cut, adapters) for part in parts)
-    ends = sum(_is_target(adapters, name) for name in _ends(model.architecture))
+    here = {"embed_tokens": holds_embedding(model, first, last), "lm_head": holds_head(model, last)}
+    ends = sum(here[name] and _is_target(adapters, name) for name in _ends(model.architecture))
     elements += ends * adapters.max_lora_rank * (model.vocab_size + model.hidden_size)
     if model.architecture.endswith(SCORING) and model.score_head:
         elements += _scoring(model.score_head[0], model.hidden_size, adapters)

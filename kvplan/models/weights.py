@@ -54,6 +54,18 @@ EMBEDDING_EVERYWHERE = (*HEAD_EVERYWHERE, "Qwen3_5", "InternS2", "Gemma")
 """Architecture prefixes whose vLLM classes build the head, or the embedding, on every pipeline stage (0.32)."""
 
 
+def holds_embedding(model: ModelSpec, first: bool, last: bool) -> bool:
+    """Whether a pipeline stage builds the embedding: the first, the last where the head is the same matrix."""
+    tied = last and model.tie_word_embeddings and not model.score_head
+    everywhere = model.architecture.startswith(EMBEDDING_EVERYWHERE)
+    return not model.only_drafts and (first or tied or everywhere)
+
+
+def holds_head(model: ModelSpec, last: bool) -> bool:
+    """Whether a pipeline stage builds the head."""
+    return last or model.architecture.startswith(HEAD_EVERYWHERE)
+
+
 class LayerWeights(NamedTuple):
     """One layer's weights on one rank, in bytes; scales of quantised matrices counted."""
 
@@ -343,11 +355,7 @@ class _Loader(NamedTuple):
     def stage(self, span: tuple[int, int], num_layers: int) -> RankWeights:
         """Weights of the layers in `span`, and of what stands at the pipeline's ends."""
         model, first, last = self.model, span[0] == 0, span[1] == num_layers
-        tied = last and model.tie_word_embeddings and not model.score_head
-        embeds = not model.only_drafts and (
-            first or tied or model.architecture.startswith(EMBEDDING_EVERYWHERE)
-        )
-        heads = last or model.architecture.startswith(HEAD_EVERYWHERE)
+        embeds, heads = holds_embedding(model, first, last), holds_head(model, last)
         mtp = mtp_modules(model, self.cut) if self.use_mtp and last else ()
         tower = vision_modules(model.vision, self.tower_tp) if self.vision and model.vision else ()
         return RankWeights(

@@ -48,7 +48,9 @@ def _explain_weights(printed: float, planned: float, plan: Plan, stated: Collect
         if set(update) & set(stated):
             continue
         try:
-            size = gib(rank_weights(plan.question.model, plan.args.model_copy(update=update)))
+            size = gib(
+                rank_weights(plan.question.model, plan.args.model_copy(update=update), plan.stage.rank)
+            )
         except KvplanError:
             continue
         if abs(printed - size) <= max(0.06, 2 * CLOSE * size):

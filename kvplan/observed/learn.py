@@ -94,7 +94,7 @@ def _with_other_format(
     found = []
     for what, update in formats(plan) if counted and not printed else ():
         if "quantization" in update:
-            more = gib(rank_weights(model, plan.args.model_copy(update=update))) - planned
+            more = gib(rank_weights(model, plan.args.model_copy(update=update), plan.stage.rank)) - planned
             weights = _figure(more).model_copy(update={"source": f"no line prints weights; taken {what}"})
             other = profile.model_copy(update={"weights_gib": {model.name: weights}})
             found.append(_with_rest(log, plan, other, pool))
@@ -208,7 +208,7 @@ def _with_weights(log: StartupLog, plan: Plan, profile: MemoryProfile) -> Memory
 def _loadable(plan: Plan) -> tuple[float, float]:
     """Fewest and most GiB of weights a rank may load: from 3.5 to 16 bits a weight, a tenth and a draft head more."""
     plain = replace(plan.question.model, quantization=None)
-    most = gib(rank_weights(plain, plan.args.model_copy(update={"quantization": None})))
+    most = gib(rank_weights(plain, plan.args.model_copy(update={"quantization": None}), plan.stage.rank))
     planned = gib(plan.budget.weights.size.value)
     return min(most * FEWEST_BITS / 16, 0.9 * planned), 1.1 * max(most, planned) + 1
 
@@ -229,18 +229,21 @@ def _with_graphs(log: StartupLog, plan: Plan, profile: MemoryProfile) -> MemoryP
 def planned_graphs(plan: Plan, profile: MemoryProfile) -> int:
     """Bytes of CUDA graphs, whether or not the budget holds them."""
     question = plan.question
-    return estimate_overheads(question.model, plan.args, question.gpu, question.engine, profile).graphs.value
+    overheads = estimate_overheads(
+        question.model, plan.args, question.gpu, question.engine, profile, plan.stage
+    )
+    return overheads.graphs.value
 
 
 def with_peak(plan: Plan, profile: MemoryProfile, peak: float, largest: str = "") -> MemoryProfile:
     """The profile whose largest activation is `peak`: the largest kind scaled to it, the others capped by it."""
     model, args = plan.question.model, plan.args
     logits = args.max_num_seqs * model.vocab_size
-    kept = kept_bytes(model, args, plan.question.gpu, profile)
+    kept = kept_bytes(model, args, plan.question.gpu, profile, plan.stage)
     inputs = kept + sampler_inputs(model, args, profile)
     fits = {
         _of_sampler(plan, profile): max(0.0, peak - inputs) / max(1, logits),
-        "forward_scale": max(0.0, peak - kept) / max(1, forward_bytes(model, args, profile)),
+        "forward_scale": max(0.0, peak - kept) / max(1, forward_bytes(model, args, profile, plan.stage)),
         _of_tower(plan, profile): peak / (_tower(plan) or GiB),
     }
     largest = largest or _largest(plan, profile)

@@ -111,7 +111,7 @@ def _exact(log: StartupLog, plan: Plan, size: float | None) -> int | None:
     name = next((n for n in ("num_gpu_blocks", "cache_tokens") if log.figures.get(n)), None)
     if name is None:
         return None
-    wanted, page = log.figures[name], plan.shape.bytes_per_block
+    wanted, page = log.figures[name], plan.shape.most_bytes_per_block
     low, high = _ends(plan, size)
     if low < 1:
         return None
@@ -130,7 +130,7 @@ def _exact(log: StartupLog, plan: Plan, size: float | None) -> int | None:
 
 def _ends(plan: Plan, size: float | None) -> tuple[int, int]:
     """Fewest and most blocks that the printed GiB leave open; any that the card holds where none are printed."""
-    page = plan.shape.bytes_per_block
+    page = plan.shape.most_bytes_per_block
     if size is None:
         return 1, plan.budget.total.size.value // page
     off = 5 * ROUNDING

@@ -396,8 +396,9 @@ def _sglang_sizes(config: EngineConfig, asked: int | None) -> EngineConfig:
 
 def kv_bytes_per_token(layout: Layout, args: ResolvedArgs) -> float:
     """Bytes by which one more token grows a long sequence, all ranks together; windows and states do not grow."""
-    growing = sum(g.bytes_per_block / g.block_tokens for g in layout.groups if g.kind.is_growing)
-    return growing * args.tensor_parallel_size * args.pipeline_parallel_size
+    kept = (g for g in layout.groups if g.kind.is_growing)
+    growing = sum((g.bytes_per_block + g.other_stages_bytes) / g.block_tokens for g in kept)
+    return growing * args.tensor_parallel_size
 
 
 KINDS: dict[AttentionKind, Kind] = {

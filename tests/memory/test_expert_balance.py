@@ -12,6 +12,7 @@ from places import FIXTURES
 from kvplan.engines.command import read_command
 from kvplan.engines.expert_balance import balances, check_eplb, redundant_experts
 from kvplan.engines.flags import EngineArgs, EngineVersion
+from kvplan.engines.stages import stages_of
 from kvplan.ground.errors import KvplanError
 from kvplan.memory.expert_balance import eplb_bytes
 from kvplan.memory.forward import estimate
@@ -66,7 +67,7 @@ def test_weights_and_state_equal_vllms(name: str) -> None:
     )
     assert more - plain == pytest.approx(theirs["weights"] - theirs["plain"]["weights"], rel=1e-3, abs=4096)
     assert balances(model, args) == theirs["is_mixture"]
-    assert eplb_bytes(model, args) == pytest.approx(
+    assert eplb_bytes(model, args, stages_of(model, args)[0]) == pytest.approx(
         theirs.get("buffer", 0) + theirs.get("state", 0), rel=1e-3
     )
 
